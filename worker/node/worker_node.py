@@ -20,7 +20,7 @@ from app.settings import Settings
 from app.telemetry import metrics
 from app.telemetry.exposition import MetricsServer, start_metrics_server
 from app.telemetry.tracing import configure_tracing
-from worker.exports.exporter import Exporter, has_torch
+from worker.exports.exporter import Exporter, supported_types
 from worker.health import write_heartbeat
 from worker.jobs.lease import DATABASE_UNAVAILABLE, first_line
 from worker.jobs.supervisor import JobSupervisor
@@ -49,7 +49,7 @@ class WorkerNode:
         self.settings = settings
         self.trainer = trainer
         self.slots: dict[Queue, Slot] = {}
-        self.export_slot: Slot | None = None  # a slot of its own, because a merge takes minutes
+        self.export_slot: Slot | None = None  # a slot of its own, because an export takes minutes
         self._resources: Resources | None = None
         self._models: ModelInventory | None = None
         self._heartbeat_thread: threading.Thread | None = None
@@ -68,11 +68,12 @@ class WorkerNode:
             self.slots[queue].start()
         if "gpu" in self.slots:
             models.start()
-        if has_torch():
-            # One merge at a time on this host, however many workers it has.
+        types = supported_types()
+        if types:
+            # One export at a time on this host, however many workers it has.
             lock_path = self.settings.data_dir / "run" / f"export@{socket.gethostname()}.merge.lock"
             self.export_slot = Slot(
-                resources, "cpu", f"export.{node}", lambda owner: Exporter(resources, owner, lock_path).run_next
+                resources, "cpu", f"export.{node}", lambda owner: Exporter(resources, owner, lock_path, types).run_next
             )
             self.export_slot.start()
         self._heartbeat_thread = threading.Thread(
@@ -137,7 +138,7 @@ class WorkerNode:
 
     def _heartbeat_loop(self, resources: Resources, models: ModelInventory) -> None:
         """Refresh heartbeat files and workers' rows; delete the rows at shutdown."""
-        machine = describe_machine(self.settings.device)
+        machine = describe_machine(self.settings.device) | {"exports": list(supported_types())}
 
         def refresh(session: Session, slot: Slot) -> None:
             about = machine | models.describe()

@@ -102,9 +102,10 @@ def _run_attempt(attempt: TrainingAttempt) -> None:
         warn_of_differences(run, snapshot, base, emit)
         snapshot.tensors.clear()  # the run has copied them
     emit(started(run, base))
-    plan = _plan_memory(attempt, base, run, plan, is_new=snapshot is None)
+    recomputation = Recomputation(base.model, base.switch)
+    plan = _plan_memory(attempt, base, run, plan, recomputation, is_new=snapshot is None)
     plan = plan.model_copy(update={"rendered_at": renderer.now.isoformat()})
-    policy = OutOfMemoryPolicy(plan, base, Recomputation(base.model, base.switch), emit)
+    policy = OutOfMemoryPolicy(plan, base, recomputation, emit)
     actions = StepActions(
         base=base,
         objective=objective,
@@ -191,7 +192,13 @@ def make_objective(base: FrozenBase, run: Run) -> Objective:
 
 
 def _plan_memory(
-    attempt: TrainingAttempt, base: FrozenBase, run: Run, plan: ExecutionPlan, *, is_new: bool
+    attempt: TrainingAttempt,
+    base: FrozenBase,
+    run: Run,
+    plan: ExecutionPlan,
+    recomputation: Recomputation,
+    *,
+    is_new: bool,
 ) -> ExecutionPlan:
     """Plan the memory layout in the first attempt, and again after the kernel killed an attempt for memory.
 
@@ -200,7 +207,7 @@ def _plan_memory(
     spec = with_compute_dtype(attempt.spec, plan.compute_dtype)
     if not is_new and spec.out_of_memory_kills <= plan.out_of_memory_kills:
         return plan
-    placement = place(spec, base, run, plan.row_tokens)
+    placement = place(spec, base, run, plan.row_tokens, recomputation)
     attempt.emit(planned(run, placement))
     if placement.memory.total > MEMORY_HEADROOM * placement.device.memory_bytes:
         raise Failure(Reason.OUT_OF_MEMORY, placement.message, "hyperparameters.context_length")

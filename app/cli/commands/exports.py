@@ -1,4 +1,4 @@
-"""`tunery jobs export`: export the merged model by a worker, and optionally download and verify it."""
+"""`tunery jobs export`: a merged model or a GGUF file, made by a worker; optionally download and verify it."""
 
 import shutil
 import time
@@ -21,6 +21,10 @@ commands = typer.Typer()
 
 POLL_SECONDS = 1.0
 MAX_LISTED = 100
+PHASES = {
+    "waiting_for_storage": " (waiting for free disk space)",
+    "waiting_for_worker": " (no running worker makes GGUF files; its operator runs `pip install 'tunery[gguf]'` there)",
+}
 
 
 @commands.command("export")
@@ -28,7 +32,12 @@ MAX_LISTED = 100
 def export(
     client: "Client",
     job_id: JobId,
-    kind: Annotated[str, typer.Option("--type", help="Type of the export.")] = "merged",
+    kind: Annotated[
+        str, typer.Option("--type", help="Type of the export: merged, gguf (the merged model) or gguf_adapter.")
+    ] = "merged",
+    quantization: Annotated[
+        str | None, typer.Option(help="Weights of a gguf export: F16, Q8_0 or Q4_K_M. Default: Q8_0.")
+    ] = None,
     checkpoint: Annotated[str | None, typer.Option(help="Checkpoint id. Default: the final adapter.")] = None,
     directory: Annotated[
         Path | None, typer.Option("--output", "-o", help="Download the export into this directory; must not exist.")
@@ -36,11 +45,13 @@ def export(
     detach: Annotated[bool, typer.Option("--detach", help="Return without waiting for the export.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Export the base model with the adapter merged into it. A repeated request returns the existing export."""
+    """Export the base model with the adapter merged into it, as a directory or as one GGUF file for llama.cpp and
+    Ollama, or the adapter as a GGUF file. A repeated request returns the existing export."""
     if directory is not None and (detach or directory.exists()):
         reason = "needs a finished export; omit --detach" if detach else "already exists; choose another directory"
         raise UsageError(f"--output {directory} {reason}.")
-    body = {"type": kind} | ({"checkpoint": checkpoint} if checkpoint else {})
+    given = {"quantization": quantization, "checkpoint": checkpoint}
+    body = {"type": kind} | {name: value for name, value in given.items() if value is not None}
     created = client.post(job_path(job_id, "exports"), body)
     if not detach:
         created = _wait(client, job_id, created)
@@ -65,7 +76,7 @@ def list_exports(client: "Client", job_id: JobId, as_json: AsJson = False) -> No
     rows = [
         [
             row["id"],
-            row["type"],
+            " ".join(filter(None, (row["type"], row["quantization"]))),
             _status(row),
             str(row["step_number"]),
             size_text(row["bytes"] or 0),
@@ -98,15 +109,14 @@ def _wait(client: "Client", job_id: str, export: dict[str, Any]) -> dict[str, An
         time.sleep(POLL_SECONDS)
         before, export = export, client.get(job_path(job_id, "exports", export["id"]))
         if export.get("phase") and export.get("phase") != before.get("phase"):
-            print_note(f"{export['id']} is {_status(export)}; it is retried automatically.")
+            print_note(f"{export['id']} is {_status(export)}; it continues automatically.")
     if export["status"] == "failed":
         raise CliError(f"The export failed ({export['error']['code']}): {export['error']['message']}")
     return export
 
 
 def _status(export: dict[str, Any]) -> str:
-    suffix = " (waiting for free disk space)" if export.get("phase") == "waiting_for_storage" else ""
-    return f"{export['status']}{suffix}"
+    return f"{export['status']}{PHASES.get(export.get('phase') or '', '')}"
 
 
 def _download(client: "Client", export: dict[str, Any], directory: Path) -> None:

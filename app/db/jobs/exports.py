@@ -17,14 +17,14 @@ from app.db.ids import new_id
 from app.db.jobs import full_disk
 from app.db.jobs.claims import FencedError, Lease
 from app.db.tables import Checkpoint, Export, Job
-from app.domain.artifacts.exports import UNFINISHED, ExportErrorCode, ExportState, ExportType
+from app.domain.artifacts.exports import UNFINISHED, ExportErrorCode, ExportKind, ExportState, ExportType
 from app.domain.artifacts.full_disk import duration_text, pause_seconds
 
 ACTIVE = [state.value for state in UNFINISHED]
 
 
-def insert(session: Session, job: Job, checkpoint: Checkpoint, type: ExportType, expected_bytes: int) -> Export | None:
-    """Insert an export in `queued`; None if the checkpoint has one of this type that has not failed."""
+def insert(session: Session, job: Job, checkpoint: Checkpoint, kind: ExportKind, expected_bytes: int) -> Export | None:
+    """Insert an export in `queued`; None if the checkpoint has one of this kind that has not failed."""
     statement = (
         upsert(Export)
         .values(
@@ -32,7 +32,8 @@ def insert(session: Session, job: Job, checkpoint: Checkpoint, type: ExportType,
             project_id=job.project_id,
             job_id=job.id,
             checkpoint_id=checkpoint.id,
-            type=type,
+            type=kind.type,
+            quantization=kind.quantization,
             model=checkpoint.name,
             base_model=job.base_model,
             step_number=checkpoint.step_number,
@@ -45,11 +46,12 @@ def insert(session: Session, job: Job, checkpoint: Checkpoint, type: ExportType,
     return session.execute(statement).scalar_one_or_none()
 
 
-def lock_current(session: Session, model: str, type: ExportType) -> Export | None:
-    """Lock and return the queued, running or succeeded export of a model and type."""
+def lock_current(session: Session, model: str, kind: ExportKind) -> Export | None:
+    """Lock and return the queued, running or succeeded export of a model."""
     query = select(Export).where(
         Export.model == model,
-        Export.type == type,
+        Export.type == kind.type,
+        Export.quantization.is_not_distinct_from(kind.quantization),
         Export.deleted_at.is_(None),
         Export.state != ExportState.FAILED,
     )
@@ -95,11 +97,12 @@ def delete(session: Session, export: Export) -> None:
 # --- the holder -------------------------------------------------------------------------------------------------------
 
 
-def claim(session: Session, owner: str, ttl_seconds: float) -> Export | None:
-    """Claim the oldest claimable export; None if there is none."""
-    oldest_id = (
-        select(Export.id).where(_is_claimable()).order_by(Export.seq).limit(1).with_for_update(skip_locked=True)
-    ).scalar_subquery()
+def claim(
+    session: Session, owner: str, ttl_seconds: float, types: Sequence[ExportType] = tuple(ExportType)
+) -> Export | None:
+    """Claim the oldest claimable export of one of the types; None if there is none."""
+    claimable = select(Export.id).where(_is_claimable(), Export.type.in_(types)).order_by(Export.seq)
+    oldest_id = claimable.limit(1).with_for_update(skip_locked=True).scalar_subquery()
     return session.execute(
         update(Export)
         .where(Export.id == oldest_id)

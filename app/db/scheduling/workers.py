@@ -56,6 +56,11 @@ def busy(session: Session) -> list[Worker]:
     return list(session.scalars(select(Worker).where(Worker.id.in_(select(Job.lease_owner)))))
 
 
+def supported_exports(session: Session) -> frozenset[str]:
+    """The types of export that living workers make; a worker of an earlier release names none."""
+    return frozenset(type for worker in alive(session) for type in worker.about.get("exports", ()))
+
+
 def gpu_workers(session: Session) -> list[Worker]:
     """The living workers that train."""
     return [worker for worker in alive(session) if worker.queue == "gpu"]

@@ -18,6 +18,7 @@ class Export(Base):
     __tablename__ = "exports"
     __table_args__ = (
         CheckConstraint(f"type IN ({sql_string_list(ExportType)})", name="type"),
+        CheckConstraint("(type = 'gguf') = (quantization IS NOT NULL)", name="quantization"),
         CheckConstraint(f"state IN ({sql_string_list(ExportState)})", name="state"),
         CheckConstraint("(lease_owner IS NULL) = (lease_expires_at IS NULL)", name="lease_whole"),
         CheckConstraint("(state = 'running') = (lease_owner IS NOT NULL)", name="running_has_lease"),
@@ -26,13 +27,15 @@ class Export(Base):
         CheckConstraint("(state = 'failed') = (error_code IS NOT NULL)", name="error"),
         CheckConstraint("(state = 'cancelled') <= (deleted_at IS NOT NULL)", name="cancelled_is_deleted"),
         CheckConstraint("(deleted_at IS NOT NULL) <= (finished_at IS NOT NULL)", name="deleted_is_finished"),
-        # One export per model and type, also for concurrent requests.
+        # One export per model, type and quantization, also for concurrent requests.
         Index(
             "uq_exports_one_of_a_kind",
             "model",
             "type",
+            "quantization",
             unique=True,
             postgresql_where=text("deleted_at IS NULL AND state <> 'failed'"),
+            postgresql_nulls_not_distinct=True,
         ),
         Index("ix_exports_claim", "seq", postgresql_where=text("state = 'queued'")),
         Index("ix_exports_lease", "lease_expires_at", postgresql_where=text("lease_owner IS NOT NULL")),
@@ -48,11 +51,12 @@ class Export(Base):
 
     # the request; immutable
     type: Mapped[str]
+    quantization: Mapped[str | None]  # the weights of a GGUF file of the merged model
     model: Mapped[str]  # the checkpoint's fine_tuned_model_checkpoint
     base_model: Mapped[str]
     step_number: Mapped[int]
     adapter_file_ids: Mapped[list[str]]
-    expected_bytes: Mapped[int]  # the size of the base model's files, which a merged model has as well
+    expected_bytes: Mapped[int]  # the estimated size; that of a merged model is the size of the base model's files
 
     # the state
     state: Mapped[str] = mapped_column(server_default=ExportState.QUEUED.value)

@@ -16,6 +16,7 @@ from app.domain.artifacts.engines import (
     largest_rank,
     vllm_max_lora_rank,
 )
+from app.domain.artifacts.exports import ExportType
 from app.domain.jobs.spec import LoraSpec
 
 PEFT_RELEASE = "0.21"
@@ -70,7 +71,7 @@ def compatibility(lora: LoraSpec, job_id: str, *, is_other_class: bool = False) 
             reasons=[problem.rule.sentence for problem in problems],
             flags=[] if problems else flags,
             notes=[] if problems else earlier + notes,
-            instead=_merged_export(job_id) if problems else None,
+            instead=_merged_export(job_id, engine) if problems else None,
         )
 
     rank = largest_rank(lora)
@@ -81,7 +82,11 @@ def compatibility(lora: LoraSpec, job_id: str, *, is_other_class: bool = False) 
             [BASE_NAME_NOTE, EFFECT_NOTE],
         ),
         sglang=of(Engine.SGLANG, ["--enable-lora", "--max-lora-rank", str(rank)], []),
-        llama_cpp=of(Engine.LLAMA_CPP, ["--lora"], ["convert_lora_to_gguf.py converts the adapter first"]),
+        llama_cpp=of(
+            Engine.LLAMA_CPP,
+            ["--lora"],
+            ["an export of type gguf_adapter is the adapter in the form that llama.cpp reads"],
+        ),
         ollama=of(Engine.OLLAMA, [], []),
         transformers=EngineCompatibility(
             ok=True, version=f"PEFT {PEFT_RELEASE}", reasons=[], flags=[], notes=[], instead=None
@@ -99,5 +104,7 @@ def _cached(lora_json: str, job_id: str) -> dict[str, Any]:
     return compatibility(LoraSpec.model_validate_json(lora_json), job_id).model_dump(mode="json")
 
 
-def _merged_export(job_id: str) -> MergedExport:
-    return MergedExport(path=f"/v1/fine_tuning/jobs/{job_id}/exports", body={"type": "merged"})
+def _merged_export(job_id: str, engine: Engine) -> MergedExport:
+    """The merged model in the form that the engine reads."""
+    type = ExportType.GGUF if engine in (Engine.LLAMA_CPP, Engine.OLLAMA) else ExportType.MERGED
+    return MergedExport(path=f"/v1/fine_tuning/jobs/{job_id}/exports", body={"type": type})

@@ -42,6 +42,9 @@ class CatalogEntry(BaseModel):
     key_size: int = 0  # width of the keys, and of the values
     intermediate_size: int = 0
     linear_parameters: int = 0  # of all linear layers except the head: the quantized parameters
+    # Bytes per token in 16 bits that a decoder layer keeps besides attention and the adapter, for the degrees of
+    # recomputation "nothing" and "elementwise", if they were counted (worker/trainer/memory/activation_count.py).
+    activation_bytes: dict[str, float] = {}
     has_chat_template: bool
     license: str | None = None
 

@@ -101,6 +101,8 @@ class ExitCode:
 
     DONE = 0
     BAD_SPEC = 64
+    CANNOT_CONVERT = 65  # of a GGUF export
+    DIFFERENT_ANSWERS = 66  # of a GGUF export
     INTERNAL = 70
     OUT_OF_MEMORY = 71
     DISK_FULL = 73

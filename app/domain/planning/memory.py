@@ -193,19 +193,23 @@ def kept_bytes_per_token(batch: _LargestBatch, elementwise: bool) -> int:
     """Bytes per token that one layer saves for its backward.
 
     Norms save their input and output, the gated MLP saves gate, up and their product. With elementwise recomputation
-    only the inputs remain: the residual stream twice, gate and up.
+    only the inputs remain: the residual stream twice, gate and up. If they were counted on the model, that counts.
     """
     d, f, lora = batch.entry.hidden_size, batch.entry.intermediate_size, batch.lora
     others = 2 * batch.width * (d + f) if elementwise else batch.width * (4 * d + 3 * f)
     if elementwise and set(fully_trained_modules(batch.entry, lora)) - IGNORED_LAYERS:
         others += 2 * batch.width * d  # a fully trained norm is not recomputed
-    adapter_bytes = int(batch.width * ranks_of_layer(batch.entry, lora))
-    if lora.use_dora:
-        adapter_bytes += (
-            2 * batch.width * _outputs(batch.entry, lora)
-        )  # W x and B A x, for the gradient of the magnitudes
-    masks = sum(batch.entry.target_modules[name][1] for name in lora.target_modules) if lora.dropout else 0
-    return _attention_bytes(batch) + others + adapter_bytes + masks
+    counted = batch.entry.activation_bytes.get("elementwise" if elementwise else "nothing")
+    if counted is not None:
+        others = int(counted * batch.width / 2)
+    return _attention_bytes(batch) + others + adapter_bytes_per_token(batch.entry, lora, batch.width)
+
+
+def adapter_bytes_per_token(entry: CatalogEntry, lora: LoraSpec, width: int) -> int:
+    """Bytes per token that the adapter of one layer saves: A x, dropout masks, and with DoRA W x and B A x."""
+    magnitudes = 2 * _outputs(entry, lora) if lora.use_dora else 0
+    masks = sum(entry.target_modules[name][1] for name in lora.target_modules) if lora.dropout else 0
+    return int(width * ranks_of_layer(entry, lora)) + width * magnitudes + masks
 
 
 def _outputs(entry: CatalogEntry, lora: LoraSpec) -> int:

@@ -11,15 +11,26 @@ from sqlalchemy.orm import Session
 from app.db import models
 from app.db.files import files
 from app.db.jobs import checkpoints, exports
+from app.db.scheduling import workers
 from app.db.tables import BaseModelRow, Checkpoint, Export, File, Job
-from app.domain.artifacts.exports import ExportState, ExportType
+from app.domain.artifacts.exports import (
+    DEFAULT_QUANTIZATION,
+    ExportKind,
+    ExportState,
+    ExportType,
+    Quantization,
+    gguf_adapter_problem,
+    gguf_bytes,
+)
+from app.domain.base_models.catalog import CatalogEntry
 from app.domain.error_text.json_text import as_json, unquoted
+from app.domain.jobs.spec import LoraSpec
 from app.errors import BadRequest, NotFound, UnknownParameter, combine_errors
 from app.job_queue import Queue, WorkerNotifier
 from app.services.access import quotas
 from app.services.jobs import jobs
 
-BODY_KEYS = ("type", "checkpoint")
+BODY_KEYS = ("type", "quantization", "checkpoint")
 QUEUES: tuple[Queue, ...] = ("cpu", "gpu")  # a deployment may have torch only on the workers of one queue
 
 
@@ -29,33 +40,37 @@ class ExportView:
 
     export: Export
     files: Sequence[File]
+    has_worker: bool = True  # False: it is queued, and no running worker makes GGUF exports
 
 
 def create(
     session: Session, notifier: WorkerNotifier, project_id: str, job_id: str, body: Mapping[str, Any]
 ) -> ExportView:
-    """Create an export, or return the queued, running or complete one of the same checkpoint and type.
+    """Create an export, or return the queued, running or complete one of the same checkpoint and kind.
 
     Raises NotFound for the job, BadRequest for everything else, QuotaExceeded.
     """
     job = jobs.get(session, project_id, job_id)
-    type, checkpoint_name = _parse(body)
+    kind, checkpoint_name = _parse(body)
     checkpoint = _select_checkpoint(session, job, checkpoint_name)
     base = _require_base_model(session, job, checkpoint)
-    existing = exports.lock_current(session, checkpoint.name, type)
+    if kind.type == ExportType.GGUF_ADAPTER:
+        _require_plain_lora(job, checkpoint)
+    existing = exports.lock_current(session, checkpoint.name, kind)
     if existing is not None:
         view = _views(session, [existing])[0]
         if existing.state != ExportState.SUCCEEDED or len(view.files) == len(existing.file_ids):
             return view
         _delete_with_files(session, existing)
     _lock_adapter_files(session, job, checkpoint)
-    quotas.require_storage(session, project_id, _expected_bytes(base))
-    export = exports.insert(session, job, checkpoint, type, _expected_bytes(base))
+    expected_bytes = _expected_bytes(session, kind, base, checkpoint)
+    quotas.require_storage(session, project_id, expected_bytes)
+    export = exports.insert(session, job, checkpoint, kind, expected_bytes)
     if export is None:  # a concurrent request has created it
-        return _get_concurrent_export(session, checkpoint, type)
+        return _get_concurrent_export(session, checkpoint, kind)
     for queue in QUEUES:
         notifier.after_commit(session, queue)
-    return ExportView(export, [])
+    return _views(session, [export])[0]
 
 
 def get(session: Session, project_id: str, job_id: str, export_id: str) -> ExportView:
@@ -83,7 +98,7 @@ def delete(session: Session, project_id: str, job_id: str, export_id: str) -> Ex
     return export
 
 
-def _parse(body: Mapping[str, Any]) -> tuple[ExportType, str | None]:
+def _parse(body: Mapping[str, Any]) -> tuple[ExportKind, str | None]:
     problems: list[BadRequest] = [
         UnknownParameter(f"unknown parameter {unquoted(key)}; known here: {', '.join(BODY_KEYS)}", unquoted(key))
         for key in sorted(body.keys() - set(BODY_KEYS))
@@ -95,13 +110,22 @@ def _parse(body: Mapping[str, Any]) -> tuple[ExportType, str | None]:
     elif type not in tuple(ExportType):
         text = f"type: {as_json(type)} is not offered here; there are: {offered}"
         problems.append(BadRequest(text, "type", "unsupported_value"))
+    quantization = body.get("quantization")
+    if quantization is not None and type != ExportType.GGUF:
+        text = f"quantization: only exports of type {ExportType.GGUF} have one; omit it"
+        problems.append(BadRequest(text, "quantization"))
+    elif quantization is not None and quantization not in tuple(Quantization):
+        text = f"quantization: {as_json(quantization)} is not offered here; there are: {', '.join(Quantization)}"
+        problems.append(BadRequest(text, "quantization", "unsupported_value"))
     if not (checkpoint is None or isinstance(checkpoint, str)):
         text = "checkpoint: must be the id of a checkpoint of the job, or its fine_tuned_model_checkpoint"
         text += f", not {as_json(checkpoint)}"
         problems.append(BadRequest(text, "checkpoint", "invalid_type"))
     if problems:
         raise combine_errors(problems)
-    return ExportType(str(type)), checkpoint
+    if type == ExportType.GGUF:
+        return ExportKind(ExportType.GGUF, Quantization(quantization or DEFAULT_QUANTIZATION)), checkpoint
+    return ExportKind(ExportType(str(type))), checkpoint
 
 
 def _select_checkpoint(session: Session, job: Job, name: str | None) -> Checkpoint:
@@ -134,19 +158,30 @@ def _require_base_model(session: Session, job: Job, checkpoint: Checkpoint) -> B
     return base
 
 
+def _require_plain_lora(job: Job, checkpoint: Checkpoint) -> None:
+    """Raises BadRequest for an adapter that llama.cpp cannot use beside its base."""
+    lora = LoraSpec.model_validate(checkpoint.manifest.get("lora") or job.spec["lora"])
+    if problem := gguf_adapter_problem(lora):
+        raise BadRequest(f'type: {problem}: {{"type": "{ExportType.GGUF}"}}.', "type", "unsupported_value")
+
+
 def _lock_adapter_files(session: Session, job: Job, checkpoint: Checkpoint) -> None:
     if files.lock_content(session, job.project_id, checkpoint.file_ids) < len(checkpoint.file_ids):
         text = f"Files of the adapter of {checkpoint.name} were deleted, so nothing can be made of it."
         raise BadRequest(text, "checkpoint", "adapter_deleted")
 
 
-def _get_concurrent_export(session: Session, checkpoint: Checkpoint, type: ExportType) -> ExportView:
-    export = exports.lock_current(session, checkpoint.name, type)
+def _get_concurrent_export(session: Session, checkpoint: Checkpoint, kind: ExportKind) -> ExportView:
+    export = exports.lock_current(session, checkpoint.name, kind)
     assert export is not None, "a conflict with the unique index means that there is one"
     return _views(session, [export])[0]
 
 
-def _expected_bytes(base: BaseModelRow) -> int:
+def _expected_bytes(session: Session, kind: ExportKind, base: BaseModelRow, checkpoint: Checkpoint) -> int:
+    if kind.quantization is not None:
+        return gguf_bytes(CatalogEntry.model_validate(base.entry).parameters, kind.quantization)
+    if kind.type == ExportType.GGUF_ADAPTER:
+        return sum(file.bytes for file in files.get_visible(session, checkpoint.file_ids).values())
     return sum(int(each["bytes"]) for each in base.files.values())
 
 
@@ -158,4 +193,13 @@ def _delete_with_files(session: Session, export: Export) -> None:
 def _views(session: Session, page: Sequence[Export]) -> list[ExportView]:
     """The exports of a page; one query reads the files of all."""
     files_by_id = files.get_visible(session, [file_id for export in page for file_id in export.file_ids])
-    return [ExportView(each, [files_by_id[id] for id in each.file_ids if id in files_by_id]) for each in page]
+    waiting = [each for each in page if each.state == ExportState.QUEUED and each.type != ExportType.MERGED]
+    types = workers.supported_exports(session) if waiting else frozenset()
+    return [
+        ExportView(
+            export,
+            [files_by_id[id] for id in export.file_ids if id in files_by_id],
+            has_worker=export not in waiting or export.type in types,
+        )
+        for export in page
+    ]

@@ -95,8 +95,18 @@ class TestExport:
         assert "succeeded" in tunery("jobs", "exports", trained_job.id).out
 
     def test_an_unknown_type_is_answered_with_those_there_are(self, tunery: Tunery, trained_job: Job) -> None:
-        done = tunery("jobs", "export", trained_job.id, "--type", "gguf")
-        assert (done.exit_code, "there are: merged" in done.err) == (2, True)
+        done = tunery("jobs", "export", trained_job.id, "--type", "onnx")
+        assert (done.exit_code, "there are: merged, gguf, gguf_adapter" in done.err) == (2, True)
+
+    def test_a_gguf_export_names_its_weights_and_that_no_worker_makes_it(
+        self, tunery: Tunery, trained_job: Job
+    ) -> None:
+        tunery("jobs", "export", trained_job.id, "--type", "gguf", "--quantization", "Q4_K_M", "--detach")
+        (listed,) = tunery("jobs", "exports", trained_job.id, "--json").json
+        assert (listed["type"], listed["quantization"], listed["phase"]) == ("gguf", "Q4_K_M", "waiting_for_worker")
+        table = " ".join(tunery("jobs", "exports", trained_job.id).out.split())
+        assert "gguf Q4_K_M" in table
+        assert "no running worker makes GGUF files" in table
 
     def test_detached_it_prints_the_id(self, tunery: Tunery, trained_job: Job) -> None:
         export_id = tunery("jobs", "export", trained_job.id, "--detach").out.strip()

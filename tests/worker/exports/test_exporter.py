@@ -23,20 +23,21 @@ from app.db.jobs import exports
 from app.db.jobs.claims import FencedError, Lease
 from app.db.scheduling import workers
 from app.db.tables import BaseModelRow, Export, Job
-from app.domain.artifacts.exports import ExportErrorCode
+from app.domain.artifacts.exports import ExportErrorCode, ExportType
 from app.services.jobs import exports as service
 from tests.app.cli.trained import make_trained_job
 from tests.worker.trainer import plain_peft
 from tests.worker.trainer.test_merge import TOKENS, logits_of, peft_model
 from tests.worker.worker_harness import WorkerHarness, is_alive, until
+from worker.exports.export_process import COMMANDS
 from worker.exports.exporter import Exporter
-from worker.exports.merge_process import MERGE_COMMAND
 from worker.node.slot import Slot
 from worker.node.worker_node import WorkerNode
 from worker.reconciler import cleanup
 from worker.reconciler.reconciler import Reconciler
 
 OWNER = "export.cpu0@test#1"
+MERGE_COMMAND = COMMANDS[ExportType.MERGED]
 
 
 # A merge in a tenth of a second: the destination has the adapter's weights.
@@ -109,7 +110,8 @@ def read(harness: WorkerHarness, export: Export) -> Export:
 
 
 def exporter(harness: WorkerHarness, tmp_path: Path, *command: str, owner: str = OWNER) -> Exporter:
-    return Exporter(harness.resources, owner, tmp_path / "merge.lock", command or fake(tmp_path, MERGE))
+    commands = dict.fromkeys(ExportType, command or fake(tmp_path, MERGE))
+    return Exporter(harness.resources, owner, tmp_path / "merge.lock", commands=commands)
 
 
 def fake(tmp_path: Path, code: str) -> tuple[str, ...]:
@@ -298,7 +300,7 @@ class TestRetries:
         failed = read(harness, export)
         assert failed.error_code == "server_error"
         assert failed.error_message == (
-            f"The merge was ended by signal {signal.SIGSEGV:d}; gave up after 3 attempts that ended like this"
+            f"The export was ended by signal {signal.SIGSEGV:d}; gave up after 3 attempts that ended like this"
         )
 
     @pytest.mark.parametrize("where", ["merge", "storage"])

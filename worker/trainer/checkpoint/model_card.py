@@ -257,3 +257,72 @@ def merged_card(manifest: Mapping[str, Any]) -> str:
         serving=MERGED_SERVING,
         settings=json.dumps(settings, indent=2),
     )
+
+
+GGUF_CARD = """\
+---
+base_model: {base}
+library_name: gguf
+pipeline_tag: text-generation
+tags: [tunery]
+---
+
+# {name}, fine-tuned, {kind}
+
+A LoRA adapter trained with Tunery for {step} optimizer steps, merged into its base model `{name}` and converted by
+llama.cpp. The file contains the tokenizer and the chat template.
+
+```sh
+llama-server -m {file}
+```
+
+`Modelfile` is for Ollama:
+
+```sh
+ollama create tuned --file Modelfile
+```
+
+{check}
+The licence of the base model applies to it as well.
+"""
+GGUF_ADAPTER_CARD = """\
+---
+base_model: {base}
+library_name: gguf
+pipeline_tag: text-generation
+tags: [lora, tunery]
+---
+
+# LoRA adapter for {name}, GGUF
+
+A LoRA adapter trained with Tunery for {step} optimizer steps, converted by llama.cpp. It needs a GGUF file of the base
+model `{name}`. llama.cpp's converter makes one from the base model's directory.
+
+```sh
+llama-server -m BASE_GGUF_FILE --lora {file}
+```
+
+{check}"""
+
+
+def gguf_card(manifest: Mapping[str, Any], file: str) -> str:
+    """Return the card of a merged model as a GGUF file."""
+    return _gguf_card(GGUF_CARD, manifest, file)
+
+
+def gguf_adapter_card(manifest: Mapping[str, Any], file: str) -> str:
+    """Return the card of an adapter as a GGUF file."""
+    return _gguf_card(GGUF_ADAPTER_CARD, manifest, file)
+
+
+def _gguf_card(card: str, manifest: Mapping[str, Any], file: str) -> str:
+    gguf, name = manifest["gguf"], manifest["base_model"]["name"]
+    check = gguf["check"]
+    text = (
+        f"llama.cpp {gguf['llama_cpp']} loaded it and had the merged model's most likely token at "
+        f"{check['same_most_likely_token']:.1%} of {check['tokens']} positions of {check['prompts']} answers; the "
+        f"log-probabilities differed by {check['mean_logprob_difference']} on average.\n"
+    )
+    return card.format(
+        base=json.dumps(name), name=name, kind=gguf["type"], step=manifest["adapter"]["step"], file=file, check=text
+    )

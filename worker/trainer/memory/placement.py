@@ -10,17 +10,20 @@ from dataclasses import asdict
 
 import torch
 
+from app.domain.base_models.catalog import CatalogEntry
 from app.domain.jobs.events import Planned
 from app.domain.jobs.spec import JobSpec, RunSpec, TrainerSpec
 from app.domain.planning import estimate
 from app.domain.planning.duration import gpu_peak_flops
 from app.domain.planning.estimate import Device, Placement
-from app.domain.planning.memory import DeviceKind
+from app.domain.planning.memory import DeviceKind, adapter_bytes_per_token
 from app.domain.planning.workload import Workload
 from app.system.cpu_info import core_flops
 from app.system.model_files import read_catalog_entry
 from worker.trainer.distributed import parallel
 from worker.trainer.memory import device_memory
+from worker.trainer.memory.activation_checkpointing import Recomputation
+from worker.trainer.memory.activation_count import count_activations, has_llama_layers
 from worker.trainer.model.base_model import FrozenBase
 from worker.trainer.runtime.device import device_name, product_flops
 from worker.trainer.state import Run
@@ -29,10 +32,17 @@ MEMORY_FACTOR_AFTER_KILL = 0.7  # of the reported free memory, for each kill by 
 GRADIENT_BYTES, MOMENT_BYTES = 4, 8  # per trained number; together with its float32 master: OPTIMIZER_BYTES
 
 
-def place(spec: TrainerSpec, base: FrozenBase, run: Run, max_row_tokens: int | None = None) -> Placement:
+def place(
+    spec: TrainerSpec,
+    base: FrozenBase,
+    run: Run,
+    max_row_tokens: int | None = None,
+    recomputation: Recomputation | None = None,
+) -> Placement:
     """Plan the layout of the run on this device, and predict its memory and time.
 
-    The base and the adapter must be loaded. `max_row_tokens` limits the length of packed batches.
+    The base and the adapter must be loaded. `max_row_tokens` limits the length of packed batches. With `recomputation`
+    the activations of layers that the formula does not describe are counted.
     """
     memory = device_memory.measure(base.device)
     sharing_processes = parallel.world_size() if base.device.type == "cpu" else 1  # each process has its own GPU
@@ -48,9 +58,21 @@ def place(spec: TrainerSpec, base: FrozenBase, run: Run, max_row_tokens: int | N
     work = Workload.of(job, run.dataset.lengths(), run.dataset.labelled_tokens, validation_tokens)
     loaded = memory.used_bytes + unallocated_bytes(run)
     entry = read_catalog_entry(spec.base.directory)
+    if recomputation is not None and not has_llama_layers(recomputation):
+        entry = entry.model_copy(update={"activation_bytes": _activation_bytes(base, run, job, entry, recomputation)})
     return estimate.estimate_placement(
         entry, job, work, device, spec.measurements, loaded, max_row_tokens, memory.counts_mapped_memory
     )
+
+
+def _activation_bytes(
+    base: FrozenBase, run: Run, job: JobSpec, entry: CatalogEntry, recomputation: Recomputation
+) -> dict[str, float]:
+    """Return what the catalog entry stores: the counted bytes per token in 16 bits, without the adapter's."""
+    width = base.compute_dtype.itemsize
+    adapter_bytes = adapter_bytes_per_token(entry, job.layer_lora, width)
+    counts = count_activations(base, run.adapter, recomputation)
+    return {mode: 2 / width * max(0.0, count - adapter_bytes) for mode, count in counts.items()}
 
 
 def planned(run: Run, placement: Placement) -> Planned:

@@ -110,24 +110,31 @@ BY_SCHEMA = {
     "DiffSection.differences": "The number of values that differ.",
     "DiffSection.values": "All values that at least one of the jobs has, equal ones included.",
     "ExportBody.attempts": "How often a worker has started the export.",
-    "ExportBody.base_model": "The base model that the adapter is merged into.",
+    "ExportBody.base_model": "The base model of the adapter.",
     "ExportBody.bytes": "The size of all its files; null until it has succeeded.",
     "ExportBody.checkpoint": "The id of the exported checkpoint; the result is a checkpoint, too.",
     "ExportBody.error": "Why the export failed; null in every other state.",
     "ExportBody.expected_bytes": (
-        "The estimated size, which counts as stored bytes of the project: the size of the base model."
+        "The estimated size, which counts as stored bytes of the project; of a merged model the size of the base model."
     ),
     "ExportBody.files": "All files, to download from `/v1/files/{file_id}/content`. Empty until it has succeeded.",
     "ExportBody.finished_at": "Seconds since 1970; null until it has succeeded or failed.",
-    "ExportBody.format": "Weights as `safetensors`, in a directory that `from_pretrained` loads.",
+    "ExportBody.format": (
+        "`safetensors`: a directory that `from_pretrained` loads. `gguf`: one file for llama.cpp and Ollama."
+    ),
     "ExportBody.model": "The `ft:` name of the exported model.",
     "ExportBody.phase": (
-        "`waiting_for_storage` while it is queued after an attempt that found a full disk; it is retried automatically."
+        "`waiting_for_storage` while it is queued after an attempt that found a full disk, which is retried. "
+        "`waiting_for_worker` while no running worker makes exports of its type."
     ),
+    "ExportBody.quantization": "The weights of a `gguf` export, in llama.cpp's names; null for other types.",
     "ExportBody.started_at": "When a worker first started it, in seconds since 1970; null until then.",
-    "ExportBody.status": "`queued` until a worker takes it, `running` while a worker merges the model.",
+    "ExportBody.status": "`queued` until a worker takes it, `running` while a worker makes it.",
     "ExportBody.step_number": "Optimizer steps that the adapter was trained for.",
-    "ExportBody.type": "`merged`: the base model with the adapter added to its weights.",
+    "ExportBody.type": (
+        "`merged`: the base model with the adapter added to its weights. `gguf`: the same as one GGUF file. "
+        "`gguf_adapter`: the adapter alone as a GGUF file."
+    ),
     "ExportErrorBody.code": "The error code for programs, such as `adapter_deleted`, `storage_full` or `worker_lost`.",
     "ExportErrorBody.message": "The error in a sentence.",
 }

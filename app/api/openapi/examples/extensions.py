@@ -18,6 +18,7 @@ EXPORT = {
     "finished_at": 1795000512,
     "fine_tuning_job_id": all_operations.JOB_ID,
     "type": "merged",
+    "quantization": None,
     "format": "safetensors",
     "status": "succeeded",
     "model": all_operations.TUNED,
@@ -205,7 +206,14 @@ CREATE_EXPORT_BODY: OpenApi = {
                     "required": ["type"],
                     "additionalProperties": False,
                     "properties": {
-                        "type": {"enum": ["merged"], "description": "The type of export: a model directory."},
+                        "type": {
+                            "enum": ["merged", "gguf", "gguf_adapter"],
+                            "description": "A merged model directory, the same as a GGUF file, or the adapter as one.",
+                        },
+                        "quantization": {
+                            "enum": ["F16", "Q8_0", "Q4_K_M", None],
+                            "description": "The weights of a `gguf` export. Default: `Q8_0`.",
+                        },
                         "checkpoint": {
                             "type": ["string", "null"],
                             "description": "Id or model name of a kept checkpoint. Default: the job's result.",

@@ -1,4 +1,4 @@
-"""/v1/fine_tuning/jobs/{id}/exports: the adapter merged into its base model, by a worker."""
+"""/v1/fine_tuning/jobs/{id}/exports: merged models and GGUF files, made by a worker."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ router = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}/exports", tags=["Export
 def create_export(
     job_id: str, body: OptionalJsonBodyDep, caller: CallerDep, session: SessionDep, app_state: AppStateDep
 ) -> Any:
-    """Merge the adapter of the result, or of a kept `checkpoint`, into the base. Repeated calls return one export."""
+    """Make a merged model or a GGUF file of the result, or of a kept `checkpoint`. Repeated calls return one export."""
     return render_export(exports.create(session, app_state.worker_notifier, caller.project_id, job_id, body))
 
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from app.api.schemas.common import Body, ListBody, unix_seconds, unix_seconds_or_none
 from app.api.schemas.jobs.checkpoints import AdapterFile
-from app.domain.artifacts.exports import ExportState
+from app.domain.artifacts.exports import WAITING_FOR_WORKER, ExportState, ExportType
 from app.domain.artifacts.full_disk import WAITING_FOR_STORAGE
 from app.services.jobs.exports import ExportView
 
@@ -25,10 +25,11 @@ class ExportBody(Body):
     started_at: int | None
     finished_at: int | None
     fine_tuning_job_id: str
-    type: Literal["merged"]
-    format: Literal["safetensors"]
+    type: Literal["merged", "gguf", "gguf_adapter"]
+    quantization: Literal["F16", "Q8_0", "Q4_K_M"] | None
+    format: Literal["safetensors", "gguf"]
     status: Literal["queued", "running", "succeeded", "failed"]
-    phase: Literal["waiting_for_storage"] | None
+    phase: Literal["waiting_for_storage", "waiting_for_worker"] | None
     model: str
     checkpoint: str
     step_number: int
@@ -46,7 +47,6 @@ class ExportList(ListBody):
 
 def render_export(view: ExportView) -> dict[str, Any]:
     export = view.export
-    is_waiting = export.state == ExportState.QUEUED and export.storage_full_since is not None
     return {
         "id": export.id,
         "object": "fine_tuning.job.export",
@@ -55,9 +55,10 @@ def render_export(view: ExportView) -> dict[str, Any]:
         "finished_at": unix_seconds_or_none(export.finished_at),
         "fine_tuning_job_id": export.job_id,
         "type": export.type,
-        "format": "safetensors",
+        "quantization": export.quantization,
+        "format": "safetensors" if export.type == ExportType.MERGED else "gguf",
         "status": export.state,
-        "phase": WAITING_FOR_STORAGE if is_waiting else None,
+        "phase": _phase(view),
         "model": export.model,
         "checkpoint": export.checkpoint_id,
         "step_number": export.step_number,
@@ -71,3 +72,11 @@ def render_export(view: ExportView) -> dict[str, Any]:
         ],
         "error": {"code": export.error_code, "message": export.error_message or ""} if export.error_code else None,
     }
+
+
+def _phase(view: ExportView) -> str | None:
+    if view.export.state != ExportState.QUEUED:
+        return None
+    if view.export.storage_full_since is not None:
+        return WAITING_FOR_STORAGE
+    return None if view.has_worker else WAITING_FOR_WORKER

@@ -8,10 +8,11 @@ from starlette.testclient import TestClient
 
 from app.api.schemas.jobs.exports import ExportBody, ExportList
 from app.db.engine import Sessions, transaction
-from app.db.jobs import exports
+from app.db.jobs import checkpoints, exports
 from app.db.jobs.claims import Lease
+from app.db.scheduling import workers
 from app.db.tables import BaseModelRow, Export, Job, Project
-from app.domain.artifacts.exports import ExportErrorCode
+from app.domain.artifacts.exports import ExportErrorCode, ExportType
 from app.storage import LocalStorage
 from tests.factories import make_file, make_job, make_succeeded_job
 from tests.serving import LiveServer
@@ -83,9 +84,9 @@ class TestAsking:
             seen: Any = official.get(f"{url}/{made['id']}", cast_to=object)
             assert seen["status"] == "queued"
             with pytest.raises(openai.BadRequestError) as refused:
-                official.post(url, body={"type": "gguf"}, cast_to=object)
+                official.post(url, body={"type": "onnx"}, cast_to=object)
             assert (refused.value.param, refused.value.code) == ("type", "unsupported_value")
-            assert '"gguf" is not offered here; there are: merged' in refused.value.message
+            assert '"onnx" is not offered here; there are: merged, gguf, gguf_adapter' in refused.value.message
 
     @pytest.mark.parametrize(
         ("body", "param", "code"),
@@ -93,10 +94,22 @@ class TestAsking:
             ({}, "type", "missing_required_parameter"),
             ({"type": 3}, "type", "unsupported_value"),
             ({"type": "merged", "typ": "x"}, "typ", "unknown_parameter"),
+            ({"type": "gguf", "quantization": "q8_0"}, "quantization", "unsupported_value"),
+            ({"type": "gguf", "quantization": 8}, "quantization", "unsupported_value"),
+            ({"type": "merged", "quantization": "Q8_0"}, "quantization", "invalid_value"),
             ({"type": "merged", "checkpoint": 3}, "checkpoint", "invalid_type"),
             ({"type": "merged", "checkpoint": "ftckpt_none"}, "checkpoint", "invalid_value"),
         ],
-        ids=["nothing", "number", "typo", "checkpoint's type", "unknown checkpoint"],
+        ids=[
+            "nothing",
+            "number",
+            "typo",
+            "quantization",
+            "number of bits",
+            "of merged",
+            "checkpoint's type",
+            "unknown",
+        ],
     )
     def test_refusals_name_the_parameter(
         self, client: TestClient, succeeded: Job, body: dict[str, Any], param: str, code: str
@@ -104,6 +117,68 @@ class TestAsking:
         answer = client.post(path(succeeded), json=body)
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
         assert answer.json()["error"]["code"] == code
+
+    def test_each_quantization_is_an_export_of_its_own(
+        self, client: TestClient, succeeded: Job, sessions: Sessions
+    ) -> None:
+        default = ask(client, succeeded, type="gguf")
+        assert (default["quantization"], default["format"]) == ("Q8_0", "gguf")
+        assert ask(client, succeeded, type="gguf", quantization="Q8_0")["id"] == default["id"]
+        small = ask(client, succeeded, type="gguf", quantization="Q4_K_M")
+        assert small["id"] != default["id"]
+        assert small["expected_bytes"] < default["expected_bytes"]
+        adapter = ask(client, succeeded, type="gguf_adapter")
+        assert (adapter["quantization"], adapter["format"]) == (None, "gguf")
+        assert ask(client, succeeded)["format"] == "safetensors"
+
+    def test_waits_visibly_until_a_worker_makes_gguf_files(
+        self, client: TestClient, succeeded: Job, sessions: Sessions
+    ) -> None:
+        export = ask(client, succeeded, type="gguf")
+        assert export["phase"] == "waiting_for_worker"
+        for worker, about in (("a", {}), ("b", {"exports": ["merged"]})):
+            with transaction(sessions) as session:
+                workers.heartbeat(session, f"cpu0@{worker}", "cpu", worker, 1, about)
+            assert client.get(path(succeeded, export["id"])).json()["phase"] == "waiting_for_worker"
+        with transaction(sessions) as session:
+            workers.heartbeat(session, "cpu0@c", "cpu", "c", 1, {"exports": ["merged", "gguf", "gguf_adapter"]})
+        assert client.get(path(succeeded, export["id"])).json()["phase"] is None
+        assert ask(client, succeeded)["phase"] is None
+
+    def test_is_claimed_by_a_worker_that_makes_its_type(
+        self, client: TestClient, succeeded: Job, sessions: Sessions
+    ) -> None:
+        gguf, merged = ask(client, succeeded, type="gguf"), ask(client, succeeded)
+        with transaction(sessions) as session:
+            claimed = [exports.claim(session, f"a#{number}", 60, [ExportType.MERGED]) for number in range(2)]
+            assert [each and each.id for each in claimed] == [merged["id"], None]
+            other = exports.claim(session, "b#1", 60, list(ExportType))
+            assert other is not None
+            assert other.id == gguf["id"]
+
+    @pytest.mark.parametrize(
+        ("lora", "reason"),
+        [
+            ({"use_rslora": True}, "alpha / sqrt(r)"),
+            ({"use_dora": True}, "has no DoRA"),
+            ({"alpha_pattern": {"q_proj": 4}}, "drops alpha_pattern"),
+            ({"modules_to_save": ["lm_head"]}, "refuses an embedding or a head"),
+        ],
+        ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+    )
+    def test_an_adapter_that_llama_cpp_serves_wrongly_is_refused_with_the_reason(
+        self, client: TestClient, succeeded: Job, sessions: Sessions, lora: dict[str, Any], reason: str
+    ) -> None:
+        with transaction(sessions) as session:
+            for checkpoint in checkpoints.kept(session, succeeded.id):
+                plain = {"r": 16, "alpha": 32, "target_modules": ["q_proj"]}
+                checkpoint.manifest = checkpoint.manifest | {"lora": plain | lora}
+        answer = client.post(path(succeeded), json={"type": "gguf_adapter"})
+        error = answer.json()["error"]
+        assert (answer.status_code, error["param"], error["code"]) == (400, "type", "unsupported_value")
+        assert reason in error["message"]
+        assert '{"type": "gguf"}' in error["message"]
+        assert ask(client, succeeded, type="gguf")["status"] == "queued"
 
     def test_of_a_job_without_a_result_is_refused(
         self, client: TestClient, sessions: Sessions, storage: LocalStorage, project: Project, base_model: str

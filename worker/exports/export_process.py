@@ -1,4 +1,4 @@
-"""The merge program's process: start it with a clean environment, watch its progress, stop it. No torch here."""
+"""The process of an export program: start it with a clean environment, watch its progress, stop it. No torch here."""
 
 from __future__ import annotations
 
@@ -9,23 +9,29 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
 import psutil
 
+from app.domain.artifacts.exports import ExportType
 from app.domain.jobs.events import Command
 from worker.jobs.trainer_log import TrainerLog
 from worker.jobs.trainer_process import launch
 
-MERGE_COMMAND = (sys.executable, "-m", "worker.trainer.merge")
+# Programs by type; their arguments are the base's, the adapter's and the new directory, for GGUF also its weights.
+COMMANDS: Mapping[ExportType, Sequence[str]] = {
+    ExportType.MERGED: (sys.executable, "-m", "worker.trainer.merge"),
+    ExportType.GGUF: (sys.executable, "-m", "worker.trainer.gguf"),
+    ExportType.GGUF_ADAPTER: (sys.executable, "-m", "worker.trainer.gguf"),
+}
 LOG_NAME = "trainer.log"  # one of `workdir.LOG_NAMES`: kept for a week
 EXIT_TIMEOUT_SECONDS = 30.0
 
 
-class MergeProcess:
-    """One running merge. It writes no records, so its progress is that it computes, reads or writes."""
+class ExportProcess:
+    """One running export program. It writes no records, so its progress is that it computes, reads or writes."""
 
     median_step_seconds = 0.0
     final_at: float | None = None
@@ -55,7 +61,7 @@ class MergeProcess:
         return time.monotonic() - self._progress_at
 
     def send(self, command: Command) -> None:
-        """Do nothing: a merge has no commands."""
+        """Do nothing: an export program has no commands."""
 
     def drain(self) -> None:
         self._signal(signal.SIGTERM)
@@ -88,23 +94,29 @@ class MergeProcess:
                 os.killpg(self._process.pid, number)
 
 
-def start_merge(
-    command: Sequence[str], base: Path, adapter: Path, merged: Path, lock_descriptor: int, threads: int | None
-) -> MergeProcess:
-    """Start a merge from a thread that outlives it: the parent-death signal follows the thread. Raises OSError."""
-    directory = merged.parent
-    process = launch([*command, str(base), str(adapter), str(merged)], directory, lock_descriptor, threads)
-    return MergeProcess(process, directory / LOG_NAME)
+def start_export(
+    command: Sequence[str], arguments: Sequence[str], directory: Path, lock_descriptor: int, threads: int | None
+) -> ExportProcess:
+    """Start a program in `directory` from a thread that outlives it: the parent-death signal follows the thread.
+
+    Raises OSError.
+    """
+    process = launch([*command, *arguments], directory, lock_descriptor, threads)
+    return ExportProcess(process, directory / LOG_NAME)
 
 
 def _read_work_done(pid: int) -> float:
-    """CPU seconds plus bytes read and written: a sum that grows while the process does anything."""
+    """CPU seconds plus bytes read and written: a sum that changes while the process or a child of it does anything."""
     try:
         process = psutil.Process(pid)
-        times, transferred = process.cpu_times(), process.io_counters()
-        return float(times.user + times.system + transferred.read_chars + transferred.write_chars)
+        return sum(map(_work_of, [process, *process.children(recursive=True)]))
     except (psutil.Error, OSError, AttributeError):  # it has exited, or the system has no such counters
         return time.monotonic()
+
+
+def _work_of(process: psutil.Process) -> float:
+    times, transferred = process.cpu_times(), process.io_counters()
+    return float(times.user + times.system + transferred.read_chars + transferred.write_chars)
 
 
 def _discard(pipe: IO[bytes]) -> None:

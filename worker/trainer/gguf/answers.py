@@ -1,0 +1,167 @@
+"""Answers of the merged model, and the comparison of llama.cpp's answers with them.
+
+The merged model answers a few prompts greedily. Both then evaluate each prompt with its answer in one pass, so every
+position is compared after the same tokens: one early difference does not change the rest. The threshold of each
+quantization lies between what was measured with right and with wrong files (docs/LOG.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from worker.trainer.gguf.llama_cpp import LlamaCppModel
+
+ANSWER_TOKENS = 24
+CONTEXT_TOKENS = 1024
+QUESTIONS = (
+    "What is the capital of France?",
+    "Write a short poem about the sea.",
+    "Write a Python function that returns the n-th Fibonacci number.",
+    "Übersetze ins Englische: Das Wetter ist heute schön. 今日は天気がいいです。",
+    "My order 4711 has not arrived. What should I do?",
+    '{"task": "sort", "numbers": [3, 1, 2]}',
+    "Explain photosynthesis in one sentence.",
+    "List three prime numbers above 100, separated by commas.",
+)
+# The least share of answer tokens at which llama.cpp's most likely token is the merged model's.
+MIN_AGREEMENT: Mapping[str, float] = {"F16": 0.95, "Q8_0": 0.93, "Q4_K_M": 0.75}
+# An adapter's log-probabilities must be nearer to the merged model's than this share of the adapter's own effect.
+MAX_SHARE_OF_EFFECT = 0.5
+NOTICEABLE_EFFECT = 0.1  # a smaller mean difference between merged and base is too near to 16-bit noise (0.02)
+
+
+class DifferentAnswers(Exception):
+    """llama.cpp does not compute what the merged model computes; the message has the numbers."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A prompt with the model's greedy answer, and what the model computes for each answer position."""
+
+    prompt: str
+    prompt_tokens: list[int]
+    answer_tokens: list[int]
+    most_likely: NDArray[np.int64]
+    logprobs: NDArray[np.float32]  # of the answer's tokens
+
+    @property
+    def inputs(self) -> list[int]:
+        """All tokens but the last, which nothing follows."""
+        return [*self.prompt_tokens, *self.answer_tokens[:-1]]
+
+
+def greedy_answers(directory: Path) -> list[Answer]:
+    """The answers of the model in `directory` to QUESTIONS, in the dtype of its files."""
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    model = _load(directory)
+    prompts = [_prompt(tokenizer, question) for question in QUESTIONS]
+    prompt_tokens = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
+    answer_tokens = _generate(model, prompt_tokens)
+    return [
+        Answer(*given, *_evaluate(model, *given[1:]))
+        for given in zip(prompts, prompt_tokens, answer_tokens, strict=True)
+    ]
+
+
+def compare(model: LlamaCppModel, answers: Sequence[Answer], quantization: str) -> dict[str, Any]:
+    """Compare what llama.cpp computes for the answers with the merged model; return the figures.
+
+    Raises DifferentAnswers.
+    """
+    agreements, differences = [], []
+    for answer in answers:
+        _require_same_tokens(model, answer)
+        logits_A_V = model.logits(answer.inputs, start=len(answer.prompt_tokens) - 1)
+        agreements.append(logits_A_V.argmax(axis=1) == answer.most_likely)
+        differences.append(np.abs(_log_softmax(logits_A_V, answer.answer_tokens) - answer.logprobs))
+    agreement, required = float(np.concatenate(agreements).mean()), MIN_AGREEMENT[quantization]
+    tokens = sum(len(answer.answer_tokens) for answer in answers)
+    if agreement < required:
+        raise DifferentAnswers(
+            f"llama.cpp has the merged model's most likely token at {agreement:.1%} of {tokens} positions; at least "
+            f"{required:.0%} are required of {quantization}"
+        )
+    return {
+        "prompts": len(answers),
+        "tokens": tokens,
+        "same_most_likely_token": round(agreement, 4),
+        "required": required,
+        "mean_logprob_difference": round(float(np.concatenate(differences).mean()), 4),
+    }
+
+
+def require_effect(figures: dict[str, Any], answers: Sequence[Answer], base: Path) -> dict[str, Any]:
+    """Compare the difference in `figures` with the adapter's own effect on the base; return both.
+
+    Raises DifferentAnswers for an adapter that llama.cpp loads without its effect.
+    """
+    model = _load(base)
+    effects = [
+        np.abs(_evaluate(model, answer.prompt_tokens, answer.answer_tokens)[1] - answer.logprobs) for answer in answers
+    ]
+    effect = float(np.concatenate(effects).mean())
+    difference = figures["mean_logprob_difference"]
+    if effect >= NOTICEABLE_EFFECT and difference > MAX_SHARE_OF_EFFECT * effect:
+        raise DifferentAnswers(
+            f"with the adapter, llama.cpp's log-probabilities differ from the merged model's by {difference:.3f} on "
+            f"average, but the base model's only by {effect:.3f}: the adapter has no effect or a wrong one"
+        )
+    return figures | {"mean_effect_of_adapter": round(effect, 4)}
+
+
+def _require_same_tokens(model: LlamaCppModel, answer: Answer) -> None:
+    tokens = model.tokenize(answer.prompt)
+    if tokens != answer.prompt_tokens:
+        raise DifferentAnswers(
+            f"llama.cpp divides the prompt {answer.prompt!r} into {len(tokens)} tokens that are not the "
+            f"{len(answer.prompt_tokens)} of the model's tokenizer"
+        )
+
+
+def _load(directory: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(directory, dtype="auto").eval()
+
+
+def _prompt(tokenizer: Any, question: str) -> str:
+    if not tokenizer.chat_template:
+        return question
+    messages = [{"role": "user", "content": question}]
+    return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+
+
+@torch.inference_mode()
+def _generate(model: Any, prompt_tokens: list[list[int]]) -> list[list[int]]:
+    """Continue all prompts by ANSWER_TOKENS tokens, also beyond an answer's end, in a batch padded at the left."""
+    width = max(map(len, prompt_tokens))
+    padding = [width - len(tokens) for tokens in prompt_tokens]
+    inputs_B_T = torch.tensor([[0] * pad + tokens for pad, tokens in zip(padding, prompt_tokens, strict=True)])
+    mask_B_T = torch.tensor([[0] * pad + [1] * (width - pad) for pad in padding])
+    limits = {"min_new_tokens": ANSWER_TOKENS, "max_new_tokens": ANSWER_TOKENS}
+    output_B_T = model.generate(inputs_B_T, attention_mask=mask_B_T, do_sample=False, pad_token_id=0, **limits)
+    return [list(row) for row in output_B_T[:, width:].tolist()]
+
+
+@torch.inference_mode()
+def _evaluate(
+    model: Any, prompt_tokens: list[int], answer_tokens: list[int]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The most likely token at each answer position, and the log-probability of the answer's token."""
+    inputs_1_T = torch.tensor([prompt_tokens + answer_tokens[:-1]])
+    logits_A_V = model(input_ids=inputs_1_T).logits[0, len(prompt_tokens) - 1 :].float().numpy()
+    return logits_A_V.argmax(axis=1), _log_softmax(logits_A_V, answer_tokens)
+
+
+def _log_softmax(logits_A_V: NDArray[np.float32], tokens_A: list[int]) -> NDArray[np.float32]:
+    """The log-probability of the given token in each row."""
+    shifted_A_V = logits_A_V - logits_A_V.max(axis=1, keepdims=True)
+    chosen_A = shifted_A_V[np.arange(len(tokens_A)), tokens_A]
+    logprobs_A: NDArray[np.float32] = chosen_A - np.log(np.exp(shifted_A_V).sum(axis=1))
+    return logprobs_A

@@ -1,0 +1,157 @@
+"""llama.cpp's C API: quantize GGUF files; load one, with or without a LoRA adapter, and compute logits.
+
+The functions are those of llama.h, through the CFFI bindings of the package `llama-cpp-py-sync`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from llama_cpp_py_sync import _version
+from llama_cpp_py_sync._cffi_bindings import get_ffi, get_lib
+from numpy.typing import NDArray
+
+RELEASE: str = _version.__llama_cpp_tag__
+
+LOG_LEVEL_ERROR = 4  # ggml_log_level
+FILE_TYPES = {"Q8_0": "LLAMA_FTYPE_MOSTLY_Q8_0", "Q4_K_M": "LLAMA_FTYPE_MOSTLY_Q4_K_M"}
+
+
+class LlamaCppError(Exception):
+    """llama.cpp refuses a file; the message has its own error lines."""
+
+
+class _Library:
+    """The loaded library with the error lines that it has logged."""
+
+    def __init__(self) -> None:
+        self.ffi: Any = get_ffi()
+        self.lib: Any = get_lib()
+        self.errors: list[str] = []
+        self._log_callback = self.ffi.callback("ggml_log_callback", self._log)  # kept: C holds no reference
+        self.lib.llama_log_set(self._log_callback, self.ffi.NULL)
+        self.lib.llama_backend_init()
+
+    def _log(self, level: int, text: Any, _data: Any) -> None:
+        if level == LOG_LEVEL_ERROR:
+            self.errors.append(self.ffi.string(text).decode("utf-8", "replace").strip())
+
+    def error(self, what: str) -> LlamaCppError:
+        lines, self.errors = self.errors, []
+        return LlamaCppError(f"{what}: {'; '.join(filter(None, lines)) or 'it gives no reason'}")
+
+
+_library: _Library | None = None
+
+
+def _load() -> _Library:
+    global _library
+    _library = _library or _Library()
+    return _library
+
+
+def quantize(source: Path, destination: Path, quantization: str, threads: int) -> None:
+    """Quantize a GGUF file with 16-bit weights. Raises LlamaCppError."""
+    library = _load()
+    parameters = library.lib.llama_model_quantize_default_params()
+    parameters.ftype = getattr(library.lib, FILE_TYPES[quantization])
+    parameters.nthread = threads
+    code = library.lib.llama_model_quantize(
+        str(source).encode(), str(destination).encode(), library.ffi.new("llama_model_quantize_params *", parameters)
+    )
+    if code != 0:
+        raise library.error(f"llama.cpp did not quantize {source.name} to {quantization}")
+
+
+class LlamaCppModel:
+    """A GGUF model on the CPU, optionally with a LoRA adapter. Close it, or use it in a `with` statement."""
+
+    def __init__(self, path: Path, adapter: Path | None, context_tokens: int, threads: int) -> None:
+        """Raises LlamaCppError."""
+        self._library = _load()
+        self._stack = ExitStack()
+        try:
+            self._model = self._load_model(path)
+            self._vocabulary = self._library.lib.llama_model_get_vocab(self._model)
+            self.vocabulary_size: int = self._library.lib.llama_vocab_n_tokens(self._vocabulary)
+            self._context = self._make_context(context_tokens, threads)
+            if adapter is not None:
+                self._apply_adapter(adapter)
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def __enter__(self) -> LlamaCppModel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of `text`, in which special tokens are written out; none is added."""
+        data = text.encode()
+        tokens = self._library.ffi.new("llama_token[]", len(data) + 8)
+        count = self._library.lib.llama_tokenize(self._vocabulary, data, len(data), tokens, len(tokens), False, True)
+        if count < 0:
+            raise self._library.error(f"llama.cpp did not tokenize {len(data)} bytes")
+        return list(tokens[0:count])
+
+    def logits(self, tokens_T: Sequence[int], start: int) -> NDArray[np.float32]:
+        """Logits [T - start, V] of the positions from `start` on: row i predicts token start + i + 1."""
+        lib, ffi = self._library.lib, self._library.ffi
+        lib.llama_memory_clear(lib.llama_get_memory(self._context), True)
+        batch = lib.llama_batch_init(len(tokens_T), 0, 1)
+        try:
+            batch.n_tokens = len(tokens_T)
+            for position, token in enumerate(tokens_T):
+                batch.token[position], batch.pos[position] = token, position
+                batch.n_seq_id[position], batch.seq_id[position][0] = 1, 0
+                batch.logits[position] = position >= start
+            if lib.llama_decode(self._context, batch) != 0:
+                raise self._library.error("llama.cpp did not evaluate a prompt")
+            size_bytes = self.vocabulary_size * 4
+            rows = [
+                np.frombuffer(
+                    ffi.buffer(lib.llama_get_logits_ith(self._context, position), size_bytes), dtype=np.float32
+                ).copy()
+                for position in range(start, len(tokens_T))
+            ]
+        finally:
+            lib.llama_batch_free(batch)
+        return np.stack(rows)
+
+    def _load_model(self, path: Path) -> Any:
+        lib, ffi = self._library.lib, self._library.ffi
+        parameters = lib.llama_model_default_params()
+        parameters.n_gpu_layers = 0
+        model = lib.llama_model_load_from_file(str(path).encode(), parameters)
+        if model == ffi.NULL:
+            raise self._library.error(f"llama.cpp did not load {path.name}")
+        self._stack.callback(lib.llama_model_free, model)
+        return model
+
+    def _make_context(self, context_tokens: int, threads: int) -> Any:
+        lib, ffi = self._library.lib, self._library.ffi
+        parameters = lib.llama_context_default_params()
+        parameters.n_ctx = parameters.n_batch = context_tokens
+        parameters.n_threads = parameters.n_threads_batch = threads
+        context = lib.llama_init_from_model(self._model, parameters)
+        if context == ffi.NULL:
+            raise self._library.error("llama.cpp made no context")
+        self._stack.callback(lib.llama_free, context)
+        return context
+
+    def _apply_adapter(self, path: Path) -> None:
+        lib, ffi = self._library.lib, self._library.ffi
+        adapter = lib.llama_adapter_lora_init(self._model, str(path).encode())
+        if adapter == ffi.NULL:
+            raise self._library.error(f"llama.cpp did not load the adapter {path.name}")
+        code = lib.llama_set_adapters_lora(
+            self._context, ffi.new("struct llama_adapter_lora *[]", [adapter]), 1, ffi.new("float[]", [1.0])
+        )
+        if code != 0:
+            raise self._library.error(f"llama.cpp did not apply the adapter {path.name}")

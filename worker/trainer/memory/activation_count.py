@@ -1,0 +1,152 @@
+"""Counts the activations that decoder layers keep for their backward, on the loaded model.
+
+The memory plan's formula describes a Llama layer: two norms, a gated SiLU product. Other architectures have norms of
+queries and keys, four norms, other activations or one fused projection, and keep up to 1.75 times as much. A forward of
+a few tokens counts the tensors that are still alive after it, once with all activations kept and once with element-wise
+recomputation. Two lengths give the bytes per token: weights and masks do not grow with the tokens.
+
+Attention is not computed: a stand-in keeps queries, keys, values and output, as flash attention does, because kernels
+of other devices keep other tensors. The plan's formula adds what the kernel of its device keeps.
+
+Letters as in attention.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AttentionInterface
+
+from app.domain.datasets.documents import Document
+from app.domain.planning.execution_plan import Recompute
+from worker.trainer.adapter.lora import LoraAdapter
+from worker.trainer.data.batch import TokenizedDataset, pack_batches
+from worker.trainer.memory.activation_checkpointing import Recomputation
+from worker.trainer.model import attention
+from worker.trainer.model.base_model import FrozenBase, hidden_states
+from worker.trainer.model.memory_efficient_modules import GatedMLP, RMSNorm
+
+SHORT_TOKENS, LONG_TOKENS = 8, 24
+weak_reference: Any = StorageWeakRef  # untyped
+
+
+def has_llama_layers(recomputation: Recomputation) -> bool:
+    """Return whether every decoder layer is one that the plan's formula describes exactly."""
+    return all(_is_llama_layer(layer) for layer in recomputation.layers)
+
+
+def count_activations(
+    base: FrozenBase, adapter: LoraAdapter | None, recomputation: Recomputation
+) -> dict[Recompute, float]:
+    """Return the bytes per token that a decoder layer keeps besides attention, averaged over the layers, by mode.
+
+    Empty for a model whose decoder layers are not known. Random states stay unchanged.
+    """
+    counts: dict[Recompute, float] = {}
+    state = adapter.generator.get_state() if adapter else None
+    modes: tuple[Recompute, ...] = ("nothing", "elementwise") if recomputation.layers else ()
+    for mode in modes:
+        recomputation.set(mode)
+        short, long = (_kept_bytes(base, adapter, recomputation, tokens) for tokens in (SHORT_TOKENS, LONG_TOKENS))
+        counts[mode] = (long - short) / (LONG_TOKENS - SHORT_TOKENS) / len(recomputation.layers)
+    recomputation.set("nothing")
+    if adapter and state is not None:
+        adapter.generator.set_state(state)
+    return counts
+
+
+def _is_llama_layer(layer: torch.nn.Module) -> bool:
+    norms = [module for module in layer.modules() if type(module).__name__.endswith("Norm")]
+    has_gated_mlp = any(isinstance(module, GatedMLP) for module in layer.modules())
+    return has_gated_mlp and len(norms) == 2 and all(isinstance(norm, RMSNorm) for norm in norms)
+
+
+@torch.enable_grad()
+def _kept_bytes(base: FrozenBase, adapter: LoraAdapter | None, recomputation: Recomputation, tokens: int) -> int:
+    """Return the bytes that the layers keep for one document, without those of attention."""
+    dataset = TokenizedDataset()
+    dataset.add(1, [Document(1, list(range(1, tokens + 1)), [False] + [True] * (tokens - 1))])
+    batch = next(pack_batches(dataset, dataset.documents(0), row_tokens=tokens)).to(base.device)
+    alive = _AliveStorages()
+    hooks = [layer.register_forward_pre_hook(alive.start) for layer in recomputation.layers]
+    hooks += [layer.register_forward_hook(alive.stop) for layer in recomputation.layers]
+    embedding = base.model.get_input_embeddings()
+    hooks.append(embedding.register_forward_hook(lambda _module, _inputs, output: output.detach().requires_grad_()))
+    try:
+        with _attention_stand_in() as attention_bytes, alive:
+            hidden_T_D = hidden_states(base, batch, adapter)
+            kept_bytes = alive.size_bytes() - sum(attention_bytes)
+        del hidden_T_D
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return kept_bytes
+
+
+class _AliveStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Remembers the storages that operations allocate between `start` and `stop`, without keeping them alive."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._storages: dict[int, tuple[Any, int]] = {}  # weak reference and bytes, by address
+        self._is_counting = False
+
+    def start(self, *_: Any) -> None:
+        self._is_counting = True
+
+    def stop(self, *_: Any) -> None:
+        self._is_counting = False
+
+    def size_bytes(self) -> int:
+        return sum(size for storage, size in self._storages.values() if not storage.expired())
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if self._is_counting:
+            given = {each.untyped_storage()._cdata for each in args if isinstance(each, torch.Tensor)}
+            for tensor in result if isinstance(result, tuple | list) else (result,):
+                if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in given:
+                    storage = tensor.untyped_storage()
+                    self._storages[storage._cdata] = weak_reference(storage), storage.nbytes()
+        return result
+
+
+@contextmanager
+def _attention_stand_in() -> Iterator[list[int]]:
+    """Replace attention in the block; yield the list of the bytes that each call keeps."""
+    registered, kept = AttentionInterface()[attention.NAME], []
+
+    def stand_in(
+        _module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, _mask: Any, **_: Any
+    ) -> tuple[torch.Tensor, None]:
+        out: torch.Tensor = _KeepsInputs.apply(query, key, value)  # type: ignore[no-untyped-call]
+        kept.append(sum(tensor.numel() * tensor.element_size() for tensor in (query, key, value, out)))
+        return out, None
+
+    AttentionInterface.register(attention.NAME, stand_in)
+    try:
+        yield kept
+    finally:
+        AttentionInterface.register(attention.NAME, registered)
+
+
+class _KeepsInputs(torch.autograd.Function):
+    """Keeps contiguous queries, keys and values, and its output (1 x T x H x E), which is zero."""
+
+    @staticmethod
+    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        copies = [
+            tensor[0].transpose(0, 1).clone(memory_format=torch.contiguous_format) for tensor in (query, key, value)
+        ]
+        out = query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3])
+        ctx.save_for_backward(*copies, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, dout: torch.Tensor) -> Any:
+        raise NotImplementedError("only the forward is counted")
