@@ -17,7 +17,9 @@ from app.domain.storage_location import S3Location, parse_storage_url
 
 
 class Settings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="TUNERY_", extra="ignore", populate_by_name=True)
+    model_config = SettingsConfigDict(
+        env_prefix="TUNERY_", extra="ignore", populate_by_name=True, hide_input_in_errors=True
+    )  # passwords
 
     # --- addresses and directories
     database_url: str = Field(validation_alias=AliasChoices("DATABASE_URL", "database_url"))

@@ -9,6 +9,8 @@ from sqlalchemy import Connection, select
 
 from app.db.tables import File, Snapshot, UploadPart
 
+MANIFEST = "MANIFEST.json"  # the file of a snapshot whose digest is in its row
+
 
 @dataclass(frozen=True)
 class NamedObject:
@@ -24,10 +26,13 @@ def named_objects(connection: Connection) -> Iterator[NamedObject]:
     files = select(File.id, File.filename, File.storage_key, File.bytes, File.sha256).where(File.purged_at.is_(None))
     for row in connection.execute(files):
         yield NamedObject(row.storage_key, f"file {row.id} ({row.filename})", row.bytes, row.sha256)
-    parts = select(UploadPart.upload_id, UploadPart.storage_key, UploadPart.bytes)
+    parts = select(UploadPart.upload_id, UploadPart.storage_key, UploadPart.bytes, UploadPart.sha256, UploadPart.start)
     for part in connection.execute(parts):
-        # no digest: that of a piece may be of the content up to its end
-        yield NamedObject(part.storage_key, f"upload {part.upload_id}", part.bytes)
-    for snapshot in connection.execute(select(Snapshot.job_id, Snapshot.step, Snapshot.storage_keys)):
-        for key in snapshot.storage_keys.values():
-            yield NamedObject(key, f"snapshot of job {snapshot.job_id} at step {snapshot.step}")
+        # the digest of a later piece of a stream may be that of the content up to its end
+        sha256 = None if part.start else part.sha256
+        yield NamedObject(part.storage_key, f"upload {part.upload_id}", part.bytes, sha256)
+    snapshots = select(Snapshot.job_id, Snapshot.step, Snapshot.storage_keys, Snapshot.manifest_sha256)
+    for snapshot in connection.execute(snapshots):
+        owner = f"snapshot of job {snapshot.job_id} at step {snapshot.step}"
+        for name, key in snapshot.storage_keys.items():
+            yield NamedObject(key, owner, sha256=snapshot.manifest_sha256 if name == MANIFEST else None)

@@ -75,6 +75,10 @@ class ExportInterrupted(Exception):
 class ExportKeeper(LeaseKeeper):
     """The lease of an export: kept as a job's lease is, in a table of its own."""
 
+    def append_event(self, message: str, **_: Any) -> None:
+        """An export has no events: the message is logged."""
+        log.warning(message)
+
     def _poll(self) -> None:
         sent_at = boottime_seconds()
         is_due = sent_at - self._confirmed_at >= self._settings.lease_renew_seconds
@@ -224,7 +228,7 @@ class Exporter:
             return row is not None and row.state == ExportState.SUCCEEDED and row.attempt == export.attempt
 
         with artifacts.delete_unless_committed() as undo:
-            stored = artifacts.put_directory(self.resources, result, prefix, log.warning)
+            stored = artifacts.put_directory(self.resources, keeper, result, prefix)
             undo.callback(artifacts.discard, self.resources.storage, [file.key for file in stored])
             _check_digests(stored, manifest)
             keeper.finish(

@@ -10,7 +10,7 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from app.system.artifact_directory import (
     read_manifest,
     sha256_file,
 )
-from worker.jobs.lease import LeaseUncertain
+from worker.jobs.lease import LeaseKeeper, LeaseUncertain
 from worker.node.resources import Resources
 
 ARCHIVE = "adapter.tar"
@@ -88,24 +88,26 @@ def unique(prefix: str) -> str:
     return f"{prefix}/{secrets.token_hex(4)}"
 
 
-def put_directory(
-    resources: Resources, directory: Path, prefix: str, notify: Callable[[str], None]
-) -> list[StoredFile]:
+def put_directory(resources: Resources, keeper: LeaseKeeper, directory: Path, prefix: str) -> list[StoredFile]:
     """Move every file of `directory` into storage below `prefix`. On an error, delete what was stored."""
     stored: list[StoredFile] = []
     try:
         for path in sorted(directory.iterdir()):
-            stored.append(put_file(resources, path, f"{prefix}/{path.name}", notify))  # noqa: PERF401  (for `discard`)
+            stored.append(put_file(resources, keeper, path, f"{prefix}/{path.name}"))  # noqa: PERF401  (for `discard`)
     except BaseException:
         discard(resources.storage, (file.key for file in stored))
         raise
     return stored
 
 
-def put_file(resources: Resources, path: Path, key: str, notify: Callable[[str], None]) -> StoredFile:
-    """Move a file into storage; `notify` receives a message if the storage is unavailable for some time."""
+def put_file(resources: Resources, keeper: LeaseKeeper, path: Path, key: str) -> StoredFile:
+    """Move a file into storage; an event says if the storage is unavailable for some time. Raises FencedError."""
     sha256 = sha256_file(path)
-    stored = resources.storage_outage.retry(lambda: resources.storage.put(key, path), notify)
+    stored = resources.storage_outage.retry(
+        lambda: resources.storage.put(key, path),
+        notify=lambda message: keeper.append_event(message, level="warn"),
+        check=keeper.check,
+    )
     return StoredFile(path.name, key, stored.size_bytes, sha256)
 
 

@@ -90,7 +90,7 @@ class Publisher:
         copy = self.directory / "outbox" / f"checkpoint-{step:06d}"
         manifest = artifacts.copy_verified(artifacts.resolve_inside(self.directory, directory), copy)
         archive = StoredFile(artifacts.ARCHIVE, f"{prefix}/{artifacts.ARCHIVE}", *describe_archive(copy))
-        parts = artifacts.put_directory(self.resources, copy, f"{prefix}/files", self._warn)
+        parts = artifacts.put_directory(self.resources, self.keeper, copy, f"{prefix}/files")
         undo.callback(artifacts.discard, self.resources.storage, [part.key for part in parts])
         copy.rmdir()
         return StoredCheckpoint(step, name, clean({"step": step} | metrics), clean(manifest), parts, archive)
@@ -101,7 +101,7 @@ class Publisher:
         path.write_bytes(results_csv(rows))
         key = f"{artifacts.unique(self._prefix)}/{RESULTS}"
         undo.callback(artifacts.discard, self.resources.storage, [key])
-        return artifacts.put_file(self.resources, path, key, self._warn)
+        return artifacts.put_file(self.resources, self.keeper, path, key)
 
     def _add_checkpoint(self, session: Session, stored: StoredCheckpoint) -> Checkpoint:
         message = f"Checkpoint created at step {stored.step} with Snapshot ID: {stored.name}"
@@ -159,9 +159,6 @@ class Publisher:
     @property
     def _prefix(self) -> str:
         return f"jobs/{self.job.id}/attempts/{self.job.attempt}"
-
-    def _warn(self, message: str) -> None:
-        self.keeper.append_event(message, level="warn")
 
     def _insert_archive(self, session: Session, stored: StoredCheckpoint) -> str:
         """The archive of the stored files, which is assembled when it is read."""

@@ -49,12 +49,8 @@ def _put(resources: Resources, job: Job, keeper: LeaseKeeper, source: Path, reco
     if sha256_file(source / MANIFEST) != record.manifest_sha256:
         raise ManifestMismatch(f"{record.directory}: the manifest differs from the one in the trainer's record")
     prefix = artifacts.unique(f"jobs/{job.id}/attempts/{job.attempt}/snapshots/step-{record.step:06d}")
-
-    def warn(message: str) -> None:
-        keeper.append_event(message, level="warn")
-
     with artifacts.delete_unless_committed() as undo:
-        stored = artifacts.put_directory(resources, source, prefix, warn)
+        stored = artifacts.put_directory(resources, keeper, source, prefix)
         keys = {file.filename: file.key for file in stored}
         undo.callback(artifacts.discard, resources.storage, list(keys.values()))
         keeper.transact(

@@ -29,10 +29,14 @@ class StorageOutage:
         self._limit_seconds = limit_seconds
         self._began_at: float | None = None
 
-    def retry(self, operation: Callable[[], Result], notify: Callable[[str], None]) -> Result:
-        """The result of `operation`. `notify` receives one message if it must be repeated.
+    def retry(
+        self, operation: Callable[[], Result], notify: Callable[[str], None], check: Callable[[], None]
+    ) -> Result:
+        """The result of `operation`. `notify` receives one message if it must be repeated, `check` runs before each
+        repetition.
 
-        Raises what it raises: at the limit, when the worker stops, for a full bucket and for every other error at once.
+        Raises what `check` raises, and what `operation` raises: at the limit, when the worker stops, and at once for a
+        full bucket and for every other error.
         """
         is_notified = False
         while True:
@@ -48,6 +52,7 @@ class StorageOutage:
                     notify(f"Files cannot be stored: {error.strerror}. This is repeated for {limit}; nothing is lost")
                 if self._stop.wait(RETRY_SECONDS):
                     raise
+                check()
             else:
                 self._began_at = None
                 return result

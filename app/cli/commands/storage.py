@@ -36,7 +36,7 @@ def copy(
     Repeat the command to continue after an interruption. The directory is not changed. Copy while the service runs,
     stop it, copy the rest, and start it with TUNERY_STORAGE_URL.
     """
-    from app.db.files.objects import named_objects
+    from app.db.stored_objects import named_objects
     from app.services.files.storage_copy import CopyLedger, copy_objects
     from app.storage import LocalStorage, StorageError
 
@@ -44,7 +44,7 @@ def copy(
         raise UsageError(f"{directory} has no directory `objects`; give the directory `storage` of a data directory.")
     url, target = _target(directory)
     with database.transaction() as session:
-        objects = list({each.key: each for each in named_objects(session)}.values())
+        objects = list({each.key: each for each in named_objects(session.connection())}.values())
     ledger = CopyLedger(directory / f"copied-to-{hashlib.sha256(url.encode()).hexdigest()[:8]}.txt")
     sizes: list[int] = []
     try:

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
-from app.db.files.objects import NamedObject
+from app.db.stored_objects import NamedObject
 from app.storage import Storage
 
 CHUNK_BYTES = 1 << 20
