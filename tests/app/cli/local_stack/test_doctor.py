@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 from app.cli.local_stack.doctor import CheckResult, print_results, run_checks
+from app.cli.local_stack.errors import CannotStart
+from app.cli.local_stack.preflight import check_bucket
 from app.cli.local_stack.processes import exclusive_lock
+from tests.s3 import S3Server
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +57,23 @@ class TestFindings:
     def test_a_start_in_progress_is_reported(self, place: Path) -> None:
         with exclusive_lock(place / "up.lock", ""):
             assert "is starting" in find(run_checks(place), "tunery up").observed
+
+    def test_a_bucket_is_tried_and_its_problem_named(
+        self, place: Path, rclone: S3Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name, value in rclone.environment.items():
+            monkeypatch.setenv(name, value)
+        found = find(run_checks(place / "data"), "TUNERY_STORAGE_URL")
+        assert (found.level, "can be written, read, listed and deleted" in found.observed) == ("ok", True)
+        check_bucket(place / "data")
+        monkeypatch.setenv("TUNERY_STORAGE_SECRET_ACCESS_KEY", "another")
+        found = find(run_checks(place / "data"), "TUNERY_STORAGE_URL")
+        assert (found.level, "refuses the service's credentials" in found.advice) == ("problem", True)
+        with pytest.raises(CannotStart, match=r"TUNERY_STORAGE_URL=s3://tunery: the bucket refuses"):
+            check_bucket(place / "data")
+        monkeypatch.setenv("TUNERY_STORAGE_URL", "tunery")
+        assert "is no storage URL" in find(run_checks(place / "data"), "TUNERY_STORAGE_URL").advice
+        assert os.listdir(place) == []
 
     def test_a_database_that_is_down_is_a_problem_that_does_not_show_its_password(
         self, place: Path, monkeypatch: pytest.MonkeyPatch

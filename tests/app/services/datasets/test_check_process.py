@@ -43,6 +43,31 @@ class TestRun:
         file = io.BufferedReader(io.BytesIO(b"{}\n"))  # type: ignore[assignment,arg-type]
         assert Check().run(check_lines, 1000, files=[file]) == (1, [])
 
+    def test_a_file_that_cannot_be_read_to_its_end_is_an_error_and_not_a_short_file(self) -> None:
+        class Broken(io.RawIOBase):
+            """A file of a server that goes away after the first lines."""
+
+            reads = 0
+
+            def readable(self) -> bool:
+                return True
+
+            def seekable(self) -> bool:
+                return True
+
+            def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+                return 0
+
+            def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]
+                self.reads += 1
+                if self.reads > 3:
+                    raise OSError("the server is away")
+                buffer[:3] = b"{}\n"
+                return 3
+
+        with pytest.raises(OSError, match="the server is away"):
+            Check().run(check_lines, 1000, files=[io.BufferedReader(Broken())])  # type: ignore[list-item]
+
     def test_ends_when_its_time_is_over(self) -> None:
         with pytest.raises(TimeoutError):
             run(Check(), seconds=0.2)

@@ -1,0 +1,54 @@
+"""Settings of storage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from app.settings import Settings
+
+REQUIRED = {"database_url": "postgresql://nowhere/x", "redis_url": "redis://nowhere"}
+BUCKET = {"storage_url": "s3://bucket/prefix", "storage_access_key_id": "id", "storage_secret_access_key": "hidden"}
+
+
+def test_storage_is_a_directory_of_the_data_directory_unless_a_url_names_another_place(tmp_path: Path) -> None:
+    assert Settings(**REQUIRED, data_dir=tmp_path).storage_dir == tmp_path / "storage"
+    elsewhere = Settings(**REQUIRED, data_dir=tmp_path, storage_url="file:///srv/files")
+    assert (elsewhere.storage_dir, elsewhere.s3_location) == (Path("/srv/files"), None)
+
+
+def test_a_bucket_has_its_staging_in_the_data_directory_and_redirects_only_if_they_are_set(tmp_path: Path) -> None:
+    endpoint = {"storage_endpoint": "http://s3.internal:9000"}
+    settings = Settings(**REQUIRED, **BUCKET, **endpoint, data_dir=tmp_path)
+    location = settings.s3_location
+    assert location is not None
+    assert (location.bucket, location.prefix, location.secret_access_key) == ("bucket", "prefix", "hidden")
+    assert (settings.storage_dir, location.redirect_endpoint) == (tmp_path / "storage", None)
+    for names, expected in (
+        ({}, "http://s3.internal:9000"),
+        ({"storage_redirect_endpoint": "https://s3"}, "https://s3"),
+    ):
+        location = Settings(**REQUIRED, **BUCKET, **endpoint, **names, storage_redirects=True).s3_location
+        assert location is not None
+        assert location.redirect_endpoint == expected
+
+
+@pytest.mark.parametrize(
+    ("changed", "problem"),
+    [
+        ({"storage_url": "bucket"}, "is no storage URL; allowed"),
+        ({"storage_endpoint": "s3.internal"}, "begins with https:// or http://"),
+        ({"storage_access_key_id": None}, "belong together"),
+    ],
+)
+def test_an_invalid_value_is_refused_without_showing_a_secret(changed: dict[str, str], problem: str) -> None:
+    with pytest.raises(ValidationError, match=problem) as caught:
+        Settings(**(REQUIRED | BUCKET | changed))
+    assert "hidden" not in str(caught.value)
+
+
+def test_the_secret_is_in_no_text_of_the_settings() -> None:
+    settings = Settings(**REQUIRED, **BUCKET)
+    assert "hidden" not in repr(settings) + repr(settings.s3_location) + settings.model_dump_json()
