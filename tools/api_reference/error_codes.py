@@ -345,7 +345,7 @@ ERROR_CODES = (
     ErrorCode(
         "service_unavailable",
         503,
-        "PostgreSQL or another dependency of the request does not answer.",
+        "PostgreSQL, the bucket of files or another dependency does not answer; the message has the reason.",
         "Wait for the time in `Retry-After`; the official client does. Nothing was changed.",
         "PostgreSQL does not answer; try again in a few seconds.",
     ),
@@ -360,7 +360,7 @@ ERROR_CODES = (
     ErrorCode(
         "storage_full",
         507,
-        "The disk is full. No partial data is visible.",
+        "The disk or the bucket of files is full. No partial data is visible.",
         "Delete files that are no longer needed, or ask the operator for space.",
         "The disk is full; nothing was stored. Delete files that are no longer needed, or ask the operator for space.",
         is_final=True,
