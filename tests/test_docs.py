@@ -20,7 +20,7 @@ LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
 PYTHON = re.compile(r"```python\n(.*?)```", re.S)
 SHELL = re.compile(r"```sh\n(.*?)```", re.S)
 BUNDLED = re.compile(r"\bsmollm2-135m-instruct\b", re.I)
-MAKE = re.compile(r"`make ([a-z-]+)")
+MAKE = re.compile(r"`make ([a-z0-9-]+)")
 SOURCE = re.compile(r"`((?:[a-z]\w*/)*\w+\.py)`")
 
 
@@ -117,7 +117,7 @@ def test_every_curl_command_uses_the_variables_of_the_readme(path: Path) -> None
 
 
 def test_every_make_target_that_is_named_exists() -> None:
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
     named = {name for path in DOCS for name in MAKE.findall(path.read_text(encoding="utf-8"))}
     assert named <= targets
 
