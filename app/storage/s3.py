@@ -159,13 +159,15 @@ class S3Storage:
         return count
 
     def check(self, size_bytes: int = 1) -> None:
-        if size_bytes == 1 and time.monotonic() - self._checked_at < CHECK_VALID_SECONDS:
-            return
         key = f"{PROBE_PREFIX}/{secrets.token_hex(8)}"
+        if size_bytes > 1:
+            self._check_space(key, size_bytes)
+            return
+        if time.monotonic() - self._checked_at < CHECK_VALID_SECONDS:
+            return
         client, name = self._check_client, self._name(key)
-        with storage_errors(key), tempfile.TemporaryFile(dir=self.staging) as file:
-            file.truncate(size_bytes)
-            client.put_object(Bucket=self._bucket, Key=name, Body=file)
+        with storage_errors(key):
+            client.put_object(Bucket=self._bucket, Key=name, Body=b"x")
             client.head_object(Bucket=self._bucket, Key=name)
             client.list_objects_v2(Bucket=self._bucket, Prefix=name, MaxKeys=1)
             client.delete_object(Bucket=self._bucket, Key=name)
@@ -189,6 +191,16 @@ class S3Storage:
 
     def _copy_source(self, key: str) -> CopySourceTypeDef:
         return {"Bucket": self._bucket, "Key": self._name(key)}
+
+    def _check_space(self, key: str, size_bytes: int) -> None:
+        """Store an object of zeros: a bucket tells its free space in no other way."""
+        with tempfile.NamedTemporaryFile(dir=self.staging, delete=False) as file:
+            file.truncate(size_bytes)
+        try:
+            self.put(key, Path(file.name))
+        finally:
+            Path(file.name).unlink(missing_ok=True)
+        self.delete(key)
 
     def _compose(self, name: str, groups: Sequence[Sequence[StoredObject]]) -> None:
         try:

@@ -23,7 +23,7 @@ from app.cli.local_stack import base_model, first_run
 from app.cli.local_stack.data_directory import Layout
 from app.cli.local_stack.errors import CannotStart
 from app.cli.local_stack.ports import base_url, free_port, http_get, is_loopback, without_password
-from app.cli.local_stack.preflight import check_bucket, check_data_directory, local_postgres_account
+from app.cli.local_stack.preflight import check_bucket, check_data_directory, local_postgres_account, storage_settings
 from app.cli.local_stack.processes import ChildProcess, exclusive_lock, tail, terminate_leftovers
 from app.cli.local_stack.servers.postgres import LocalPostgres
 from app.cli.local_stack.servers.valkey import LocalValkey
@@ -110,6 +110,8 @@ class _LocalStack:
         self._urls["base_url"] = base_url(self._options.host, port)
         self._urls["web_url"] = base_url(self._options.host, web_port)
         self._report("logs", f"{self._layout.logs}, a file for each process")
+        if location := storage_settings(self._layout.root).s3_location:
+            self._report("storage", f"the bucket {location.bucket} at {location.endpoint or 'Amazon S3'}")
         self._start_conversion()
         self._start_servers()
         self._prepare_database()

@@ -81,7 +81,7 @@ def test_a_large_object_is_read_from_any_position(storage: Storage) -> None:
 
 
 def test_the_check_leaves_nothing(storage: Storage) -> None:
-    for size_bytes in (1, 100_000):
+    for size_bytes in (1, 100_000, LARGE_BYTES):
         storage.check(size_bytes)
     assert list(storage.older_than("probes", time.time() + 60)) == []
     assert list(storage.staging.iterdir()) == []
