@@ -26,7 +26,7 @@ from app.api.middleware.request_context import RequestContextMiddleware
 from app.api.middleware.request_spans import telemetry_config
 from app.api.openapi.document import build_openapi
 from app.api.routes import file_reports, files, health, models, permissions, queue, streams, uploads, webhooks
-from app.api.routes.jobs import adapters, clones, exports, jobs, polling, records
+from app.api.routes.jobs import adapters, clones, evaluations, exports, jobs, polling, records
 from app.api.routes.organization import audit_logs, project_keys, projects, status
 from app.api.routes.organization import jobs as organization_jobs
 from app.api.transport.disconnect import on_shutdown_signal
@@ -63,6 +63,7 @@ ROUTERS = (
     streams.router,
     adapters.router,
     exports.router,
+    evaluations.router,
     permissions.router,
     models.router,
     queue.router,

@@ -8,12 +8,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
+from pydantic import AliasChoices, BaseModel, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.domain.access.outbound_networks import Network, parse_networks
 from app.domain.scheduling.worker_capacity import LABEL, LABEL_RULE
 from app.domain.storage_location import S3Location, parse_storage_url
+
+
+class Endpoint(BaseModel):
+    """An OpenAI-compatible endpoint for evaluations. Its key stays in this process's environment."""
+
+    base_url: str  # with /v1
+    api_key: SecretStr = SecretStr("")
+    timeout_seconds: float = Field(default=60, gt=0)  # of one answer
+    concurrency: int = Field(default=4, ge=1, le=64)  # requests at once
 
 
 class Settings(BaseSettings):
@@ -100,6 +109,9 @@ class Settings(BaseSettings):
     )  # data parallel: the GPUs of a slot that share each step's examples
     device: str = "auto"  # auto, cpu or cuda
     threads: int | None = None  # CPU threads of a trainer; default: physical cores, or the faster count of a probe
+
+    # --- evaluations
+    endpoints: dict[str, Endpoint] = {}  # by name: clients choose a name, and never a URL or a key
 
     # --- webhooks
     webhook_allow_http: bool = False  # https only, as a signature does not hide the ids in the body

@@ -22,6 +22,7 @@ from app.api.not_found_hints import hint_for
 from app.domain.artifacts.full_disk import is_disk_full
 from app.domain.error_text.json_text import MAX_PATH_CHARACTERS, printable, unquoted
 from app.domain.error_text.validation_text import error_sentence
+from app.domain.evaluations.graders import GRADER_TYPES
 from app.errors import (
     BadRequest,
     IdempotencyKeyInUse,
@@ -180,7 +181,7 @@ def _as_problem(error: Mapping[str, Any], model: type[BaseModel] | None) -> BadR
     location, subject = list(error["loc"]), ""
     if location[-1:] == ["[key]"]:  # the part before it is the key itself; the object that holds it is reported
         location, subject = location[:-2], "the key "
-    path = ".".join(unquoted(str(part)) for part in location if part not in NON_FIELD_PARTS)
+    path = ".".join(unquoted(str(part)) for part in location if part not in (*NON_FIELD_PARTS, *GRADER_TYPES))
     kind = str(error["type"])
     if kind == "extra_forbidden":
         allowed = ", ".join(sorted(_names_at(model, error["loc"][:-1])))
@@ -197,13 +198,27 @@ def _names_at(model: type[BaseModel] | None, location: Sequence[int | str]) -> l
         return []
     if not location:
         return [field.alias or name for name, field in model.model_fields.items()]
-    annotation = model.model_fields[str(location[0])].annotation
-    inner = next(
-        option
-        for option in (annotation, *get_args(annotation))
-        if isinstance(option, type) and issubclass(option, BaseModel)
-    )
-    return _names_at(inner, location[1:])
+    options = [model]
+    for part in location:
+        if isinstance(part, int):
+            continue
+        if part in GRADER_TYPES:  # pydantic names the member of the union by its tag
+            options = [each for each in options if part in get_args(each.model_fields["type"].annotation)]
+        else:
+            options = [
+                inner
+                for each in options
+                if part in each.model_fields
+                for inner in _models_in(each.model_fields[str(part)].annotation)
+            ]
+    return [name for option in options[:1] for name in _names_at(option, ())]
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The models in a type such as `list[A | B] | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models_in(part)]
 
 
 def _shorten(message: str) -> str:

@@ -17,6 +17,7 @@ from app.cli.commands import (
     audit,
     backups,
     clones,
+    evaluations,
     exports,
     file_reports,
     files,
@@ -111,7 +112,7 @@ app.add_typer(keys.commands, name="keys")
 app.add_typer(audit.commands, name="audit")
 app.add_typer(webhooks.commands, name="webhooks")
 app.add_typer(storage.commands, name="storage")
-for module in (queue, status, backups):  # no name: adds their commands to `tunery`
+for module in (queue, status, backups, evaluations):  # no name: adds their commands to `tunery`
     app.add_typer(module.commands)
 
 

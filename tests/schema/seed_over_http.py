@@ -24,6 +24,7 @@ def seed_over_http(server: LiveServer, seeded: Seeded, receiver_url: str) -> Non
     with httpx2.Client(base_url=server.root, headers=headers, timeout=60.0) as client:
         _uploads(client, seeded)
         _exports(client, seeded)
+        _evaluations(client, seeded)
         _webhooks(client, seeded, receiver_url)
         _projects(client, seeded)
 
@@ -50,6 +51,17 @@ def _exports(client: httpx2.Client, seeded: Seeded) -> None:
         seeded.add_ids("export_id", _post(client, f"{JOBS}/{job['id']}/exports", body)["id"])
     for path in (exports, f"{exports}/{{export_id}}"):
         seeded.set_owner(path, "job_id", job["id"])
+
+
+def _evaluations(client: httpx2.Client, seeded: Seeded) -> None:
+    """Evaluations of one job: the workers of the tests leave them queued."""
+    (job, *_) = (job for job in _all(client, JOBS) if job["status"] == "succeeded")
+    path = f"{JOBS}/{{job_id}}/evaluations"
+    for _ in range(2 * COPIES):
+        made = _post(client, f"{JOBS}/{job['id']}/evaluations", {"file": job["training_file"], "graders": []})
+        seeded.add_ids("evaluation_id", made["id"])
+    for operation in (path, f"{path}/{{evaluation_id}}", f"{path}/{{evaluation_id}}/cancel"):
+        seeded.set_owner(operation, "job_id", job["id"])
 
 
 def _webhooks(client: httpx2.Client, seeded: Seeded, receiver_url: str) -> None:

@@ -55,6 +55,13 @@ ERROR_CODES = (
         "request with a new key",
     ),
     ErrorCode(
+        "invalid_evaluation_state",
+        400,
+        "An evaluation that has ended cannot be cancelled.",
+        "Read it: its status is final.",
+        "Evaluation fteval-… is failed; only one that has not ended can be cancelled.",
+    ),
+    ErrorCode(
         "invalid_endpoint_state",
         400,
         "Redelivery was requested for a disabled webhook endpoint, or for a test.",

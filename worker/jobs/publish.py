@@ -16,9 +16,11 @@ from sqlalchemy.orm import Session
 
 from app.db import models
 from app.db.files import files
-from app.db.jobs import checkpoints, claims, events
+from app.db.jobs import checkpoints, claims, evaluations, events
 from app.db.tables import Checkpoint, Job
+from app.domain.evaluations.plan import make_plan
 from app.domain.jobs.events import CheckpointSaved, Done
+from app.domain.jobs.spec import JobSpec
 from app.domain.jobs.states import Reason
 from app.domain.jobs.step_metrics import results_csv
 from app.system.tar_layout import describe_archive
@@ -125,7 +127,7 @@ class Publisher:
         for checkpoint in checkpoints.kept(session, self.job.id):
             models.add_tuned(session, self.job, checkpoint)
         claims.append_event(session, self.keeper.lease, f"New fine-tuned model created: {stored.name}")
-        return claims.finish_held_attempt(
+        job = claims.finish_held_attempt(
             session,
             self.keeper.lease,
             Reason.DONE,
@@ -138,6 +140,21 @@ class Publisher:
             adapter_archive_file_id=result.archive_file_id,
             crash_streak=0,
         )
+        self._queue_evaluation(session, job, result)
+        return job
+
+    def _queue_evaluation(self, session: Session, job: Job, result: Checkpoint) -> None:
+        """Queue the evaluation that the job was created with."""
+        request = JobSpec.model_validate(job.spec).evaluation
+        if request is None:
+            return
+        settings, file = request.settings(), files.get_even_deleted(session, request.file)
+        assert file is not None, "it was checked when the job was created"
+        rows = None if file.line_count is None else min(file.line_count, settings.max_rows)
+        measured = evaluations.seconds_per_answer(session, job.base_model)
+        plan = make_plan(settings, rows, None, measured, job.progress)
+        evaluations.insert(session, job, result, file.id, settings, plan.model_dump())
+        self.resources.hints.after_commit(session, "gpu")
 
     def _has_succeeded(self, session: Session, stored: StoredCheckpoint) -> bool:
         job = session.get(Job, self.job.id)

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 
 from app.db.engine import transaction
-from app.db.jobs import expired_leases, exports
+from app.db.jobs import evaluations, expired_leases, exports
 from app.job_queue import Queue
 from app.log import get_logger
 from worker.jobs.lease import DATABASE_UNAVAILABLE, first_line
@@ -105,9 +105,10 @@ class Slot:
                     for job in expired_leases.held_by_previous_incarnation(session, self.name, self.owner):
                         log.warning("reaping a job of a previous incarnation", job=job.id, owner=job.lease_owner)
                         expired_leases.reap(session, job, settings.requeue_delay_seconds, settings.max_crash_streak)
-                    exports.reap_previous_incarnation(
-                        session, self.name, self.owner, settings.requeue_delay_seconds, settings.max_crash_streak
-                    )
+                    for queue in (exports, evaluations):
+                        queue.reap_previous_incarnation(
+                            session, self.name, self.owner, settings.requeue_delay_seconds, settings.max_crash_streak
+                        )
                 return
             except DATABASE_UNAVAILABLE as error:
                 log.warning("database unavailable", slot=self.name, error=first_line(error))

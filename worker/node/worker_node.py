@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from prometheus_client import REGISTRY
@@ -125,7 +126,15 @@ class WorkerNode:
         if queue == "cpu":
             return lambda owner: Validator(resources, owner).run_next
         lock_path = self.settings.data_dir / "run" / f"{name}.trainer.lock"
-        return lambda owner: JobSupervisor(resources, owner, lock_path, self.trainer, models.capacity).run_next
+
+        def make(owner: str) -> RunNext:
+            from worker.evaluations.evaluator import Evaluator  # its libraries are not on workers that only validate
+
+            supervisor = JobSupervisor(resources, owner, lock_path, self.trainer, models.capacity)
+            evaluator = Evaluator(resources, owner, supervisor.warm_trainer.lock, models.capacity)
+            return partial(_run_alternately, evaluator.run_next, supervisor.run_next)
+
+        return make
 
     def _on_models_changed(self) -> None:
         """Publish the new inventory at once, and look for a job that it allows."""
@@ -181,6 +190,12 @@ class WorkerNode:
             log.warning("worker rows not written", error=first_line(error))
         except Exception:
             log.exception("worker rows not written")
+
+
+def _run_alternately(evaluate: RunNext, train: RunNext) -> bool:
+    """Run the next evaluation and then the next job, so that neither waits for all of the others."""
+    was_evaluated = evaluate()
+    return train() or was_evaluated
 
 
 def slot_name(queue: Queue, node: str) -> str:

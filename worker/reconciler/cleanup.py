@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 from app.db.access import idempotency
 from app.db.engine import transaction
 from app.db.files import files, uploads
-from app.db.jobs import checkpoints, exports
+from app.db.jobs import checkpoints, evaluations, exports
 from app.db.scheduling import workers
 from app.db.tables import Export, Job
 from app.db.webhooks import deliveries
@@ -168,9 +168,9 @@ def clean_work_directories(resources: Resources) -> None:
                 Job.id.in_({job_id for job_id, _, _ in attempts})
             )
         ).all()
-        exported = exports.active_attempts(session, [each for each, _, _ in attempts])
+        held = [module.active_attempts(session, [each for each, _, _ in attempts]) for module in (exports, evaluations)]
     running = {row.id: row.attempt for row in rows if row.state not in TERMINAL and row.lease_owner is not None}
-    running |= exported
+    running |= held[0] | held[1]
     for job_id, attempt, directory in attempts:
         if running.get(job_id) != attempt:
             workdir.remove_all_but_logs(directory)

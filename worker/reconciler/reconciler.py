@@ -15,7 +15,7 @@ from sqlalchemy import text
 
 from app.db import status
 from app.db.engine import transaction
-from app.db.jobs import claims, expired_leases, exports, full_disk
+from app.db.jobs import claims, evaluations, expired_leases, exports, full_disk
 from app.db.scheduling import workers
 from app.db.scheduling.fair_queue import Kind
 from app.job_queue import Queue
@@ -98,6 +98,7 @@ class Reconciler:
             if is_leader:
                 self.reap()
                 self.reap_exports()
+                self.reap_evaluations()
                 self.pause_overdue()
                 self.find_lost_workers()
                 self.send_hints()
@@ -136,6 +137,19 @@ class Reconciler:
             log.warning("lease of an export reaped", export=export.id, attempt=export.attempt, state=export.state)
         return len(lost)
 
+    def reap_evaluations(self) -> int:
+        """The same for evaluations."""
+        settings = self.settings
+        with transaction(self.resources.sessions) as session:
+            if expired_leases.server_uptime_seconds(session) < self.expiry_guard.ttl_seconds:
+                return 0
+            lost = evaluations.reap_expired(
+                session, settings.reap_grace_seconds, settings.requeue_delay_seconds, settings.max_crash_streak
+            )
+        for row in lost:
+            log.warning("lease of an evaluation reaped", evaluation=row.id, attempt=row.attempt, state=row.state)
+        return len(lost)
+
     def pause_overdue(self) -> None:
         """Pause jobs that have waited for storage for the longest allowed time."""
         with transaction(self.resources.sessions) as session:
@@ -163,6 +177,8 @@ class Reconciler:
                 for queue, kind in KIND_BY_QUEUE.items()
                 if queue in free and claims.has_claimable_job(session, kind)
             ]
+            if "gpu" in free and "gpu" not in hinted and evaluations.has_claimable(session):
+                hinted.append("gpu")
             if exports.has_claimable_export(
                 session
             ):  # any worker that has torch runs exports; busy workers poll by themselves

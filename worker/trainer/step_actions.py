@@ -15,6 +15,7 @@ import torch
 
 from app.domain.artifacts.full_disk import RESERVED_SPACE_FILE, is_disk_full
 from app.domain.datasets.render import Renderer
+from app.domain.evaluations.precision import precision_text
 from app.domain.jobs.events import CheckpointSaved, Command, Done, Measured, Metric, SnapshotSaved, Stopped
 from app.domain.jobs.states import Reason
 from worker.trainer.checkpoint.checkpoint import save_checkpoint
@@ -154,7 +155,9 @@ class StepActions:
 
         reduce = partial(reduce_prompts, len(run.spec.sample_prompts))
         for prompt, base, tuned in self.policy.retry(run, "answering the sample prompts", work, reduce):
-            text = f"Sample after step {run.step}: answers of the base model and of the tuned model."
+            quantization = self.base.quantization
+            precision = precision_text(quantization.model_dump() if quantization else None)
+            text = f"Sample after step {run.step}: answers of the base model in {precision} and of the tuned model."
             self.emit.message(text, step=run.step, prompt=prompt, base=base, tuned=tuned)
 
     def _report_step(self, step: Step, validation: StepMetrics | None) -> None:

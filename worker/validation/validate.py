@@ -13,10 +13,12 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from app.db.files import files
 from app.db.jobs import claims
 from app.db.jobs.claims import FencedError
 from app.db.tables import File, Job
 from app.domain.artifacts.full_disk import is_disk_full
+from app.domain.base_models.catalog import CatalogEntry
 from app.domain.datasets.jsonl import format_findings
 from app.domain.datasets.render import Renderer
 from app.domain.datasets.report import (
@@ -26,14 +28,17 @@ from app.domain.datasets.report import (
     too_few_examples_message,
 )
 from app.domain.datasets.warnings import RowIndex
+from app.domain.evaluations.graders import EvaluationRequest
 from app.domain.jobs.spec import JobSpec
 from app.domain.jobs.states import JobState, Reason
 from app.log import get_logger
 from app.system.tokenizer_files import load_renderer
+from worker.evaluations.inputs import InvalidEvaluationFile, read_inputs
 from worker.jobs.exit_classification import STORAGE_RETRY_FACTOR, AttemptOutcome, storage_outcome
 from worker.jobs.lease import Claimer, LeaseKeeper
 from worker.jobs.observed_attempt import observed_attempt
 from worker.jobs.prepare import Inputs, PreparationError, base_model_error, load_inputs, lost_file_error
+from worker.jobs.sanitize import clean_text
 from worker.node import disk_space
 from worker.node.resources import Resources
 from worker.validation.requirements import requirement_columns
@@ -117,13 +122,37 @@ class Validator:
             if outcome := find_rejection(role, report, spec):
                 raise InvalidFile(outcome, report)
             reports[role.name], training_rows = report, rows
+        if spec.evaluation is not None:
+            self._check_evaluation_file(spec.evaluation, keeper, renderer, inputs)
         return inputs, reports
+
+    def _check_evaluation_file(
+        self, request: EvaluationRequest, keeper: LeaseKeeper, renderer: Renderer, inputs: Inputs
+    ) -> None:
+        """Check the rows of the job's evaluation before anything is trained. Raises PreparationError, OSError."""
+        file = keeper.transact(lambda session: files.get_even_deleted(session, request.file))
+        assert file is not None, "it was checked when the job was created"
+        try:
+            read_inputs(
+                lambda: self.resources.storage.open(file.storage_key),
+                request.settings(),
+                renderer,
+                CatalogEntry.model_validate(inputs.base.entry).context_length,
+                self.settings.max_line_bytes,
+                self._interruption_check(keeper),
+            )
+        except FileNotFoundError as error:
+            raise lost_file_error(file) from error
+        except InvalidEvaluationFile as error:
+            text = f"The job failed due to an invalid evaluation file. {error}"
+            outcome = AttemptOutcome(Reason.INVALID_EVALUATION_FILE, clean_text(text), "evaluation.file")
+            raise PreparationError(outcome) from error
 
     def _files(self, inputs: Inputs) -> list[tuple[FileRole, File]]:
         training = FileRole("training", Reason.INVALID_TRAINING_FILE, self.settings.min_training_examples)
         validation = FileRole("validation", Reason.INVALID_VALIDATION_FILE, 1)
-        files = [(training, inputs.training_file)]
-        return files + ([(validation, inputs.validation_file)] if inputs.validation_file else [])
+        roles = [(training, inputs.training_file)]
+        return roles + ([(validation, inputs.validation_file)] if inputs.validation_file else [])
 
     def _examine(
         self,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from app.api.openapi.examples import all_operations, extensions, organization, uploads, webhooks
+from app.api.openapi.examples import all_operations, evaluations, extensions, organization, uploads, webhooks
 from app.api.openapi.openai_sdk_calls import CALLS, SdkCall
 from app.api.openapi.schema_text import inner_object
 
@@ -23,6 +23,7 @@ PATH_EXAMPLES = {
     "job_id": all_operations.JOB_ID,
     "model": all_operations.TUNED,
     "upload_id": uploads.UPLOAD_ID,
+    "evaluation_id": evaluations.EVALUATION["id"],
     "export_id": extensions.EXPORT["id"],
     "endpoint_id": webhooks.ENDPOINT_ID,
     "delivery_id": webhooks.DELIVERY["id"],

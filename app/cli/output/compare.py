@@ -78,11 +78,6 @@ def _parse_example(file: Path, number: int, line: str) -> HeldOutExample:
     return HeldOutExample(context, last["content"])
 
 
-def precision_text(quantization: dict[str, Any] | None) -> str:
-    """The precision in which `worker.trainer.compare_answers` loads the base model: that of the training."""
-    return f"{quantization['bits']} bits, as in training" if quantization else "16 bits"
-
-
 def compare(base: Path, adapter: Path, examples: Sequence[HeldOutExample]) -> list[AnswerComparison]:
     """Generate the answers of both models to each example. Raises CliError if the child process fails."""
     with tempfile.NamedTemporaryFile("w", suffix=".jsonl", encoding="utf-8") as prompts:
@@ -111,6 +106,19 @@ def print_comparison(answers: Sequence[AnswerComparison], title: str = "Held-out
         )
     console.print(table)
     console.print(_score_text(answers), style="bold", highlight=False)
+
+
+def print_answers(answers: Sequence[AnswerComparison], title: str) -> None:
+    """Print a table of prompts and answers, without an expected answer."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = PIPE_WIDTH
+    table = Table(title=title, title_style="bold", show_lines=True, expand=True)
+    for column in ("prompt", "base model", "tuned model"):
+        table.add_column(column, ratio=1, overflow="fold")
+    for answer in answers:
+        table.add_row(_cell(answer.prompt, "dim"), _cell(answer.base, ""), _cell(answer.tuned, ""))
+    console.print(table)
 
 
 def _score_text(answers: Sequence[AnswerComparison]) -> str:

@@ -33,7 +33,7 @@ SELECT
   job.train_attempts, job.progress, job.trained_tokens, job.fine_tuned_model, job.result_file_ids, job.adapter_sha256,
   job.adapter_bytes, job.adapter_archive_file_id, job.cloned_from, job.error_code, job.error_message, job.error_param,
   checkpoint.file_ids AS adapter_file_ids, checkpoint.manifest -> 'compatibility' AS compatibility,
-  job.priority, job.is_urgent, job.worker_labels, job.warnings,
+  job.priority, job.is_urgent, job.worker_labels, job.warnings, job.evaluation,
   {QUEUE_COLUMNS}
 {FROM_KEY}
 LEFT JOIN checkpoints AS checkpoint ON checkpoint.name = job.fine_tuned_model

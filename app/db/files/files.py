@@ -11,8 +11,9 @@ from sqlalchemy.orm import Session, aliased
 
 from app.db.ids import new_id
 from app.db.jobs.jobs import ACTIVE_STATES
-from app.db.tables import Checkpoint, Export, File, Job
+from app.db.tables import Checkpoint, Evaluation, Export, File, Job
 from app.domain.artifacts.exports import UNFINISHED
+from app.domain.evaluations import states as evaluation_states
 
 
 def insert(
@@ -141,7 +142,8 @@ def lock_content(session: Session, project_id: str, file_ids: Sequence[str]) -> 
 
 
 def lock_purgeable(session: Session, limit: int = 100) -> list[File]:
-    """Lock and return deleted files whose content no unfinished job or export, and no archive, needs any more."""
+    """Lock and return deleted files whose content no unfinished job, export or evaluation, and no archive, needs any
+    more."""
     in_use = select(Job.id).where(
         or_(Job.training_file_id == File.id, Job.validation_file_id == File.id), Job.state.in_(ACTIVE_STATES)
     )
@@ -166,7 +168,17 @@ def lock_purgeable(session: Session, limit: int = 100) -> list[File]:
             archive.deleted_at.is_(None),
         )
     )
-    unneeded = (~in_use.exists(), ~continued.exists(), ~exported.exists(), ~archived.exists())
+    evaluated = select(Evaluation.id).where(
+        or_(Evaluation.file_id == File.id, Evaluation.adapter_file_ids.has_key(File.id)),
+        Evaluation.state.in_([state.value for state in evaluation_states.UNFINISHED]),
+    )
+    requested = select(Job.id).where(
+        Job.spec["evaluation"]["file"].astext == File.id,
+        Job.project_id == File.project_id,
+        Job.state.in_(ACTIVE_STATES),
+    )
+    users = (in_use, continued, exported, archived, evaluated, requested)
+    unneeded = [~user.exists() for user in users]
     query = (
         select(File)
         .where(File.deleted_at.is_not(None), File.purged_at.is_(None), *unneeded)

@@ -1,1 +1,1 @@
-"""Queries for jobs: claims and leases, events, checkpoints, exports, logs, lists."""
+"""Queries for jobs: claims and leases, events, checkpoints, exports, evaluations, logs, lists."""

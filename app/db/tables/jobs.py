@@ -113,6 +113,7 @@ class Job(Base):
     adapter_sha256: Mapped[str | None]  # of the archive
     adapter_bytes: Mapped[int | None]
     adapter_archive_file_id: Mapped[str | None]
+    evaluation: Mapped[dict[str, Any] | None]  # the newest one: {id, seq, status, summary, ...}
     reason: Mapped[str | None]  # a states.Reason
     error_code: Mapped[str | None]
     error_message: Mapped[str | None]

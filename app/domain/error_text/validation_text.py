@@ -28,10 +28,13 @@ RULES: dict[str, str | Callable[[Mapping[str, Any]], str]] = {
     "list_type": ARRAY,
     "dict_type": OBJECT,
     "model_type": OBJECT,
+    "model_attributes_type": OBJECT,
     "literal_error": lambda context: f"must be {_in_json(context['expected'])}",
     "string_pattern_mismatch": lambda context: f"must match the pattern {context['pattern']}",
     "greater_than_equal": lambda context: f"must be at least {_bound(context['ge'])}",
     "less_than_equal": lambda context: f"must be at most {_bound(context['le'])}",
+    "union_tag_invalid": lambda context: f"type must be one of {_in_json(context['expected_tags'])}",
+    "union_tag_not_found": "must have a type",
     "value_error": lambda context: str(context["error"]),
 }
 LENGTHS = ("string_too_long", "too_long", "string_too_short", "too_short")

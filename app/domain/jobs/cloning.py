@@ -35,6 +35,7 @@ def create_request(
         "lora": _without_nulls(plain["lora"]),
         "quantization": _without_nulls(plain["quantization"]) if plain["quantization"] else None,
         "sample_prompts": plain["sample_prompts"],
+        "evaluation": plain["evaluation"],
         "seed": spec.seed,
         "suffix": suffix,
         "metadata": metadata,

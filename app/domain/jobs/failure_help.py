@@ -32,6 +32,13 @@ JOB_ERRORS: dict[str, JobErrorCode] = {
         'The job failed due to an invalid validation file. Line 7: the last message is from "user", but it must be '
         'from "assistant", which is trained.',
     ),
+    Reason.INVALID_EVALUATION_FILE: JobErrorCode(
+        "Invalid rows in the file of the job's `evaluation`, or rows without a field that a grader needs. Nothing was "
+        "trained.",
+        "Correct the listed lines or the grader.",
+        'The job failed due to an invalid evaluation file. Line 2: for the grader "label" there is no '
+        "{{ item.label }}; item has: messages, reference_answer.",
+    ),
     Reason.INVALID_SPEC: JobErrorCode(
         "The trainer found a contradiction between parameters and base model: a module that the model lacks, or a "
         "context length beyond its positions.",

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from app.domain.base_models.catalog import CatalogEntry
+from app.domain.evaluations.graders import EvaluationRequest
 from app.domain.jobs.auto_hyperparameters import auto_learning_rate
 from app.domain.jobs.bounds import LEARNING_RATE
 from app.domain.jobs.parameters.collect import collect
@@ -63,6 +64,7 @@ def resolve(
         dtype_is_free=quantization is not None and request.value("quantization.compute_dtype") is None,
         hyperparameters=hyperparameters,
         sample_prompts=tuple(body.get("sample_prompts") or ()),
+        evaluation=EvaluationRequest.model_validate(body["evaluation"]) if body.get("evaluation") else None,
         seed=random.SystemRandom().randint(0, MAX_SEED) if seed is None else seed,
     )
 

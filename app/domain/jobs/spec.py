@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app.domain.base_models.catalog import StatSignature
+from app.domain.evaluations.graders import EvaluationRequest
 from app.domain.planning.execution_plan import Measurement
 
 SPEC_VERSION: Literal[1] = 1
@@ -125,6 +126,7 @@ class JobSpec(Frozen):
     dtype_is_free: bool = False  # the request set no compute_dtype: bfloat16, or a faster one
     hyperparameters: Hyperparameters
     sample_prompts: SamplePrompts = ()
+    evaluation: EvaluationRequest | None = None  # made when the training has succeeded
     seed: Annotated[int, Field(ge=0, le=2_147_483_647)]
 
     @property

@@ -58,6 +58,7 @@ class Reason(StrEnum):
     INVALID_N_EXAMPLES = "invalid_n_examples"
     INVALID_TRAINING_FILE = "invalid_training_file"
     INVALID_VALIDATION_FILE = "invalid_validation_file"
+    INVALID_EVALUATION_FILE = "invalid_evaluation_file"
     INVALID_SPEC = "invalid_spec"
     MODEL_UNAVAILABLE = "model_unavailable"
     OUT_OF_MEMORY = "out_of_memory"
@@ -84,6 +85,7 @@ FINAL_STATE: dict[Reason, JobState] = {
     Reason.INVALID_N_EXAMPLES: JobState.FAILED,
     Reason.INVALID_TRAINING_FILE: JobState.FAILED,
     Reason.INVALID_VALIDATION_FILE: JobState.FAILED,
+    Reason.INVALID_EVALUATION_FILE: JobState.FAILED,
     Reason.INVALID_SPEC: JobState.FAILED,
     Reason.MODEL_UNAVAILABLE: JobState.FAILED,
     Reason.OUT_OF_MEMORY: JobState.FAILED,

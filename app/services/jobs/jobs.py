@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -44,10 +44,15 @@ class JobView:
 
 
 def create(
-    session: Session, notifier: WorkerNotifier, project_id: str, request: JobRequest, is_admin: bool = False
+    session: Session,
+    notifier: WorkerNotifier,
+    project_id: str,
+    request: JobRequest,
+    is_admin: bool = False,
+    endpoints: Collection[str] | None = None,
 ) -> JobView:
     """Create a job. Raises as `resolve_request`; NotPermitted for an urgent job; QuotaExceeded."""
-    resolved = resolve_request(session, project_id, request)
+    resolved = resolve_request(session, project_id, request, endpoints)
     require_urgent_permission(resolved.project, request.scheduling, is_admin)
     quotas.require_queue_quota(session, resolved.project)
     job = jobs.insert(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -18,7 +18,7 @@ from app.domain.jobs.parameters.fields import ParentAdapter
 from app.domain.jobs.resolve import resolve
 from app.domain.jobs.spec import JobSpec
 from app.errors import BadRequest, NotFound, combine_errors
-from app.services.jobs import parent_adapter
+from app.services.jobs import evaluation_requests, parent_adapter
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,10 @@ class ResolvedRequest:
     spec: JobSpec
 
 
-def resolve_request(session: Session, project_id: str, request: JobRequest) -> ResolvedRequest:
-    """Resolve a request, without writes.
+def resolve_request(
+    session: Session, project_id: str, request: JobRequest, endpoints: Collection[str] | None = None
+) -> ResolvedRequest:
+    """Resolve a request, without writes. `endpoints` are those that the operator has named; None: not checked.
 
     Raises BadRequest with all problems, or NotFound if the only problem is a missing model or file.
     """
@@ -76,6 +78,9 @@ def resolve_request(session: Session, project_id: str, request: JobRequest) -> R
         if request.problems:
             raise combine_errors(request.problems) from None
         raise
+    evaluation_problems = evaluation_requests.problems_of_job(session, project_id, request.body, endpoints)
+    if evaluation_problems:
+        request = replace(request, problems=[*request.problems, *evaluation_problems])
     spec = _resolve_spec(request, base, parent, training_file, validation_file)
     return ResolvedRequest(rows.project, base, training_file, validation_file, spec)
 

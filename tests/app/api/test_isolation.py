@@ -9,10 +9,12 @@ from starlette.testclient import TestClient
 
 from app.db.engine import Sessions, transaction
 from app.db.files import uploads
-from app.db.jobs import checkpoints, exports
+from app.db.jobs import checkpoints, evaluations, exports
 from app.db.tables import Export, Job, Project, Upload, WebhookDelivery
 from app.db.webhooks import endpoints
 from app.domain.artifacts.exports import ExportType
+from app.domain.evaluations.graders import EvaluationSettings
+from app.domain.evaluations.plan import make_plan
 from app.storage import LocalStorage
 from tests.factories import make_succeeded_job
 
@@ -31,6 +33,8 @@ def succeeded(sessions: Sessions, storage: LocalStorage, project: Project, base_
         job = make_succeeded_job(session, storage, project)
         (result, *_) = checkpoints.kept(session, job.id)
         assert exports.insert(session, job, result, ExportType.MERGED, 1) is not None
+        plan = make_plan(EvaluationSettings(), None, None, None, None).model_dump()
+        evaluations.insert(session, job, result, job.training_file_id, EvaluationSettings(), plan)
         return job
 
 
@@ -68,6 +72,7 @@ def operations_on(
         "{model}": job.fine_tuned_model or "",
         "{upload_id}": upload.id,
         "{export_id}": export.id,
+        "{evaluation_id}": (job.evaluation or {})["id"],
         "{endpoint_id}": delivery.endpoint_id,
         "{delivery_id}": delivery.id,
         "{permission_id}": "cp_0a1b2c3d4e5f60718293a4b5",

@@ -19,9 +19,11 @@ from app.api.routes import webhooks as webhook_routes
 from app.db.access import idempotency, keys
 from app.db.access.idempotency import KeyedRequest
 from app.db.engine import transaction
-from app.db.jobs import jobs
+from app.db.jobs import evaluations, jobs
+from app.db.jobs.claims import Lease
 from app.db.tables import Checkpoint, Job, Project, Upload, WebhookDelivery
 from app.db.webhooks import deliveries, endpoints
+from app.domain.evaluations.states import EvaluationErrorCode
 from app.domain.jobs.states import TERMINAL
 from app.services.datasets import check_process, profile, token_counter
 from app.services.files import upload_content
@@ -138,6 +140,18 @@ def export_on_another_base(server: Server) -> Any:
     with transaction(server.sessions) as session:
         session.execute(update(Checkpoint).where(Checkpoint.job_id == job.id).values(manifest=trained_on))
     return server.client.post(f"{JOBS}/{job.id}/exports", json={"type": "merged"})
+
+
+def cancel_an_evaluation_that_has_ended(server: Server) -> Any:
+    job = succeeded(server)
+    path = f"{JOBS}/{job.id}/evaluations"
+    made = server.client.post(path, json={"file": job.training_file_id, "graders": []}).json()
+    with transaction(server.sessions) as session:
+        assert evaluations.claim(session, "a#1", 60) is not None
+        evaluations.fail(
+            session, Lease(made["id"], 1, "a#1"), EvaluationErrorCode.SERVER_ERROR, "The generation crashed"
+        )
+    return server.client.post(f"{path}/{made['id']}/cancel")
 
 
 def succeeded(server: Server) -> Job:
@@ -257,6 +271,7 @@ PROVOCATIONS: dict[str, Provoke] = {
     "file_too_large_to_plan": plan_too_slowly,
     "idempotency_key_reused": send_another_under_one_key,
     "invalid_endpoint_state": deliver_to_a_disabled_endpoint,
+    "invalid_evaluation_state": cancel_an_evaluation_that_has_ended,
     "invalid_job_state": resume_what_runs,
     "invalid_json": post_json("{"),
     "invalid_multipart": lambda s: s.client.post("/v1/files", content=b"{}", headers=JSON),

@@ -13,6 +13,7 @@ from sqlalchemy import select
 
 from app.api.openapi import request_examples
 from app.api.openapi.examples import all_operations, extensions, organization, permissions
+from app.api.openapi.examples import evaluations as evaluation_examples
 from app.api.openapi.examples import uploads as upload_examples
 from app.api.openapi.examples import webhooks as webhook_examples
 from app.api.openapi.request_examples import PARAMETER, ExampleRequest, example_request
@@ -154,12 +155,23 @@ def a_delivery(world: World, ids: Ids) -> Ids:
     return {webhook_examples.ENDPOINT_ID: endpoint, webhook_examples.DELIVERY["id"]: deliveries[0]["id"]}
 
 
+def an_evaluation_file(world: World, _: Ids) -> Ids:
+    with transaction(world.sessions) as session:
+        file = make_file(session, world.storage, world.project, None, "evals", "heldout.jsonl", line_count=None)
+    return {evaluation_examples.EVALUATION_FILE: file.id}
+
+
 # "METHOD path" -> what else its example names: {shown: existing}, made by whatever it takes.
 DELIVERIES = "/v1/webhook_endpoints/{endpoint_id}/deliveries"
+ONE_EVALUATION = "/v1/fine_tuning/jobs/{job_id}/evaluations/{evaluation_id}"
+EVALUATIONS = (
+    "POST /v1/fine_tuning/jobs/{job_id}/evaluations", f"GET {ONE_EVALUATION}", f"POST {ONE_EVALUATION}/cancel"
+)  # fmt: skip
 SPECIAL: dict[str, Callable[[World, Ids], Ids]] = {
     "PUT /v1/uploads/{upload_id}/content": a_declared_upload,
     "POST /v1/uploads/{upload_id}/complete": an_upload_with_its_parts,
     "GET /v1/fine_tuning/jobs/{job_id}/diff": a_clone,
+    **dict.fromkeys(EVALUATIONS, an_evaluation_file),
     f"GET {DELIVERIES}": a_delivery,
     f"GET {DELIVERIES}/{{delivery_id}}": a_delivery,
     f"POST {DELIVERIES}/{{delivery_id}}/redeliver": a_delivery,

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from app.domain.jobs.spec import RunSpec
+from app.domain.jobs.spec import LoraSpec, RunSpec
 from app.domain.jobs.states import Reason
 from app.system.artifact_directory import ADAPTER_WEIGHTS, MANIFEST, ManifestMismatch, sha256_file, verify
 from worker.trainer.adapter.dora import train_magnitudes
@@ -19,12 +19,27 @@ from worker.trainer.runtime.failures import Failure
 
 def initial_adapter(spec: RunSpec, workdir: Path, base: FrozenBase) -> LoraAdapter:
     """Return the initial adapter, and add the layers of DoRA and modules_to_save to the model. Raises Failure."""
-    adapter = make_adapter(spec.lora, spec.seed, base.layers, base.device)
-    if spec.lora.use_dora:
-        train_magnitudes(base, adapter)
-    base.modules_to_save |= train_modules_to_save(base.model, spec.lora.modules_to_save, adapter, base.switch)
+    adapter = _new_adapter(base, spec.lora, spec.seed)
     if spec.start_adapter is not None:
         _load_parent_adapter(workdir / spec.start_adapter, spec.start_adapter_sha256, adapter)
+    return adapter
+
+
+def load_adapter(base: FrozenBase, lora: LoraSpec, directory: Path, manifest_sha256: str) -> LoraAdapter:
+    """Return a saved adapter, and add the layers of DoRA and modules_to_save to the model. Raises Failure.
+
+    `lora` has its patterns by layer, as the adapter's manifest has.
+    """
+    adapter = _new_adapter(base, lora, 0)
+    _load_parent_adapter(directory, manifest_sha256, adapter)
+    return adapter
+
+
+def _new_adapter(base: FrozenBase, lora: LoraSpec, seed: int) -> LoraAdapter:
+    adapter = make_adapter(lora, seed, base.layers, base.device)
+    if lora.use_dora:
+        train_magnitudes(base, adapter)
+    base.modules_to_save |= train_modules_to_save(base.model, lora.modules_to_save, adapter, base.switch)
     return adapter
 
 

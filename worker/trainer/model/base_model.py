@@ -49,6 +49,7 @@ class FrozenBase:
     device: torch.device
     compute_dtype: torch.dtype
     modules_to_save: dict[str, ModuleToSave] = field(default_factory=dict)
+    quantization: QuantizationSpec | None = None
 
     @property
     def head_V_D(self) -> torch.Tensor:  # noqa: N802  shapes stand in names
@@ -111,7 +112,7 @@ def load_base(
     switch = AdapterSwitch()
     layers = _adapt(model, linears, switch)
     use_memory_efficient_modules(model, compute_dtype)
-    return FrozenBase(name, directory, model, layers, switch, device, compute_dtype)
+    return FrozenBase(name, directory, model, layers, switch, device, compute_dtype, quantization=quantization)
 
 
 def hidden_states(

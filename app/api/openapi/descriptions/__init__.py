@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from app.api.openapi.descriptions import basics, files, jobs, organization, plans, queue, webhooks
+from app.api.openapi.descriptions import basics, evaluations, files, jobs, organization, plans, queue, webhooks
 from app.domain.jobs.parameters.hyperparameters import (
     HYPERPARAMETERS,
     METHOD_HYPERPARAMETERS,
@@ -57,6 +57,7 @@ BY_SCHEMA = (
     | files.BY_SCHEMA
     | jobs.BY_SCHEMA
     | organization.BY_SCHEMA
+    | evaluations.BY_SCHEMA
     | plans.BY_SCHEMA
     | queue.BY_SCHEMA
     | webhooks.BY_SCHEMA
@@ -81,6 +82,7 @@ PARAMETERS = {
     "effective_at[lte]": "Only in this second (since 1970) or earlier.",
     "endpoint_id": "The webhook endpoint.",
     "event_types[]": "Only these types of entries, such as `fine_tuning.jobs.cancel`.",
+    "evaluation_id": "The evaluation.",
     "export_id": "The export.",
     "file_id": "The file.",
     "include_archived": "Include archived projects.",

@@ -105,6 +105,7 @@ NEW_JOB = {
     "attempts": 0,
     "cloned_from": None,
     "warnings": [],
+    "evaluation": None,
     "adapter": None,
     "compatibility": job_compatibility({"lora": LORA}, JOB_ID),
 }

@@ -31,9 +31,9 @@ def clone_job(
     original = jobs.get(session, caller.project_id, job_id)
     request = clone_request(original, body)
     clones.check_files(session, original, request)
-    return render(
-        app_state, jobs.create(session, app_state.worker_notifier, caller.project_id, request, caller.is_admin)
-    )
+    endpoints = app_state.settings.endpoints
+    view = jobs.create(session, app_state.worker_notifier, caller.project_id, request, caller.is_admin, endpoints)
+    return render(app_state, view)
 
 
 @router.get("/diff", response_model=DiffBody, summary="Compare two jobs")

@@ -39,9 +39,9 @@ router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["Fine-tuning"], route_cl
 def create_job(body: JsonBodyDep, caller: CallerDep, session: SessionDep, app_state: AppStateDep) -> Any:
     """Returns at once with the status `validating_files`. Errors in the data itself appear in the job later."""
     new_job = job_request(body)
-    return render(
-        app_state, jobs.create(session, app_state.worker_notifier, caller.project_id, new_job, caller.is_admin)
-    )
+    endpoints = app_state.settings.endpoints
+    view = jobs.create(session, app_state.worker_notifier, caller.project_id, new_job, caller.is_admin, endpoints)
+    return render(app_state, view)
 
 
 @router.post("/plan", response_model=PlanBody, summary="Plan a job", openapi_extra=all_operations.CREATE_JOB_BODY)

@@ -8,7 +8,9 @@ from datetime import datetime
 from typing import Any, Literal, Protocol
 
 from app.api.schemas.common import Body, ListBody, WarningBody, unix_seconds, unix_seconds_or_none
+from app.api.schemas.jobs.evaluations import EvaluationError
 from app.domain.artifacts.compatibility import Compatibility, job_compatibility
+from app.domain.evaluations.summary import EvaluationSummary
 from app.domain.jobs.failure_help import JOB_ERRORS
 from app.domain.jobs.spec import Hyperparameters, LoraSpec, QuantizationSpec
 from app.domain.jobs.states import JobState
@@ -68,6 +70,17 @@ class AdapterOfJob(Body):
     base_model: str
 
 
+class EvaluationOfJob(Body):
+    """The newest evaluation of the job; `requested`: it is made when the training has succeeded."""
+
+    id: str | None
+    status: Literal["requested", "queued", "running", "succeeded", "failed", "cancelled"]
+    file: str
+    precision: str | None
+    summary: EvaluationSummary | None
+    error: EvaluationError | None
+
+
 class JobBody(Body):
     id: str
     object: Literal["fine_tuning.job"]
@@ -106,6 +119,7 @@ class JobBody(Body):
     attempts: int
     cloned_from: str | None
     warnings: list[WarningBody]
+    evaluation: EvaluationOfJob | None
     adapter: AdapterOfJob | None
     compatibility: Compatibility
 
@@ -176,6 +190,8 @@ class JobView(Protocol):
     @property
     def warnings(self) -> list[dict[str, Any]]: ...
     @property
+    def evaluation(self) -> dict[str, Any] | None: ...
+    @property
     def adapter_archive_file_id(self) -> str | None: ...
     @property
     def adapter_sha256(self) -> str | None: ...
@@ -235,6 +251,7 @@ def render_job(
         "attempts": job.train_attempts,
         "cloned_from": job.cloned_from,
         "warnings": job.warnings,
+        "evaluation": _evaluation(job),
         "adapter": _adapter(job, adapter_file_ids),
         "compatibility": compatibility or job_compatibility(spec, job.id),
     }
@@ -259,6 +276,16 @@ def _error(job: JobView) -> dict[str, Any] | None:
         "cause": help_text.cause if help_text else None,
         "remedy": help_text.remedy if help_text else None,
     }
+
+
+def _evaluation(job: JobView) -> dict[str, Any] | None:
+    if job.evaluation is not None:
+        return {key: job.evaluation[key] for key in EvaluationOfJob.model_fields}
+    requested = job.spec.get("evaluation")
+    if requested is None or job.state in (JobState.FAILED, JobState.CANCELLED):
+        return None
+    nothing: dict[str, Any] = dict.fromkeys(EvaluationOfJob.model_fields)
+    return nothing | {"status": "requested", "file": requested["file"]}
 
 
 def _adapter(job: JobView, file_ids: Sequence[str] | None) -> dict[str, Any] | None:

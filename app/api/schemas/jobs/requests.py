@@ -12,6 +12,7 @@ from app.api.error_handlers import MAX_PROBLEMS, as_problems
 from app.api.schemas.common import Body
 from app.api.schemas.jobs import parameters
 from app.domain.error_text.json_text import as_json
+from app.domain.evaluations.graders import EvaluationRequest
 from app.domain.jobs.parameters.collect import IN_HYPERPARAMETERS
 from app.domain.jobs.resolve import MAX_SEED
 from app.domain.jobs.spec import MAX_SAMPLE_PROMPTS, SamplePrompt
@@ -108,6 +109,10 @@ class CreateJob(Strict):
             max_length=MAX_SAMPLE_PROMPTS,
             description="Base model and adapter answer each with 64 tokens, at every validation or end of an epoch.",
         ),
+    ] = None
+    evaluation: Annotated[
+        EvaluationRequest | None,
+        Field(description="An evaluation of the result on held-out rows, as soon as the training has succeeded."),
     ] = None
     metadata: Metadata | None = None
     integrations: Annotated[list[Any] | None, Field(description="Not supported: null or empty.")] = None

@@ -22,6 +22,7 @@ from app.api.schemas.jobs import parameters
 from app.api.schemas.jobs.attempts import AttemptList
 from app.api.schemas.jobs.checkpoints import AdapterBody, CheckpointList
 from app.api.schemas.jobs.diffs import DiffBody
+from app.api.schemas.jobs.evaluations import EvaluationBody, EvaluationList
 from app.api.schemas.jobs.events import EventList
 from app.api.schemas.jobs.exports import ExportBody, ExportList
 from app.api.schemas.jobs.jobs import JobBody, JobList, OrganizationJobList
@@ -58,7 +59,7 @@ MODELS: tuple[type[BaseModel], ...] = (
     StepMetricsBody, OrganizationJobList, PartBody, PartList, UploadBody, QueueBody, WorkerList,
     WebhookDeliveryBody, WebhookDeliveryList, WebhookEndpointBody, WebhookEndpointDeleted,
     WebhookEndpointList, WebhookEndpointTestResult, WebhookEndpointWithSecret, WebhookEventTypeList,
-    StatusBody, DiffBody, ExportBody, ExportList, FileReportBody, PermissionList,
+    StatusBody, DiffBody, EvaluationBody, EvaluationList, ExportBody, ExportList, FileReportBody, PermissionList,
 )  # fmt: skip
 
 

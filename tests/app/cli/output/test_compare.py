@@ -46,7 +46,7 @@ def test_the_base_and_the_tuned_model_answer_the_same_prompts(tmp_path: Path, mo
     ("quantization", "words"),
     [
         pytest.param(None, "base model in 16 bits", marks=pytest.mark.slow),
-        ({"bits": 4, "type": "fp4", "double_quant": False}, "base model in 4 bits, as in training"),
+        ({"bits": 4, "type": "fp4", "double_quant": False}, "base model in 4 bits (fp4, as in the training)"),
     ],
     ids=["16 bits", "4 bits"],
 )

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from app.api.error_handlers import as_problems
+from app.api.schemas.jobs.evaluations import CreateEvaluation
 from app.api.schemas.jobs.requests import Strict
 from app.domain.error_text.validation_text import DEFAULT_RULE, LENGTHS, RULES, error_sentence
 from app.domain.jobs.spec import EarlyStopping
@@ -19,7 +20,7 @@ from tests.python_words import python_words
 HOSTILE: tuple[Any, ...] = (
     None, True, False, 0, -1, 2**62, -(2**62), 1.5, -1e308, 1e308, 5e-324, float("nan"), float("inf"), "", " ", "7",
     "true", "null", "\u202e\n\x7f", "🤖" * 3, "x" * 70, "x" * 5_000, [], [None], [True], [1.5], ["x"], [""],
-    ["x" * 300] * 3, [[]], [{}], list(range(300)), ["x"] * 20_000, {}, {"": ""}, {"x": None}, {"x": 1},
+    ["x" * 300] * 3, [[]], [{}], [{"type": "x"}], list(range(300)), ["x"] * 20_000, {}, {"": ""}, {"x": None}, {"x": 1},
     {"x" * 70: "y" * 600},
     {f"k{at}": "v" for at in range(17)}, {"type": 7}, {"anchor": "now", "seconds": 1e9}, {"hyperparameters": [1]},
     {"anchor": "created_at", "seconds": "3600"}, {"anchor": "created_at", "seconds": 1},
@@ -44,7 +45,7 @@ def errors_of(model: type[BaseModel]) -> Iterator[ErrorDetails]:
 @pytest.fixture(scope="module")
 def errors() -> list[tuple[type[BaseModel], ErrorDetails]]:
     assert create_app  # which imports every module that has a body
-    models = [*request_models(), EarlyStopping]
+    models = [*request_models(), CreateEvaluation, EarlyStopping]
     return [(model, error) for model in models for error in errors_of(model)]
 
 

@@ -1,0 +1,217 @@
+"""`tunery eval` and `tunery compare`: base model and adapter on held-out rows, or on a few prompts."""
+
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from app.cli.client.references import FILE, JobId, resolve_id
+from app.cli.client.service_discovery import file_path, job_path
+from app.cli.client.training_files import is_path
+from app.cli.commands.files import upload_with_progress
+from app.cli.errors import CliError, UsageError
+from app.cli.options import AsJson, with_client
+from app.cli.output.compare import AnswerComparison, print_answers
+from app.cli.output.console import print_json, print_line, print_note, print_table
+
+if TYPE_CHECKING:
+    from app.cli.client.http import Client
+
+commands = typer.Typer()
+
+POLL_SECONDS = 1.0
+PURPOSE = "evals"
+OUTPUT, REFERENCE = "{{ sample.output_text }}", "{{ item.reference_answer }}"
+EXACT = {"type": "string_check", "name": "exact", "input": OUTPUT, "reference": REFERENCE, "operation": "eq"}
+
+MaxNewTokens = Annotated[int | None, typer.Option(min=1, help="Longest answer in tokens. Default: 256.")]
+SixteenBit = Annotated[
+    bool, typer.Option("--16-bit", help="Load the base model in 16 bits. Default: as in the training.")
+]
+Checkpoint = Annotated[str | None, typer.Option(help="Checkpoint id. Default: the final adapter.")]
+
+
+@commands.command("eval")
+@with_client
+def evaluate(
+    client: "Client",
+    job_id: JobId,
+    file: Annotated[str, typer.Option("--file", help="JSONL file of held-out rows: a path to upload, or a file id.")],
+    graders: Annotated[
+        Path | None, typer.Option(help="JSON file with a list of graders. Default: the answer equals the expected one.")
+    ] = None,
+    label: Annotated[str | None, typer.Option(help="Grade labels; the value is the field with the label.")] = None,
+    json_fields: Annotated[bool, typer.Option("--json-fields", help="Grade answers that are JSON objects.")] = False,
+    similarity: Annotated[
+        list[str] | None, typer.Option(help="Grade by a metric, such as fuzzy_match, bleu, rouge_l; repeatable.")
+    ] = None,
+    max_rows: Annotated[int | None, typer.Option(min=1, help="Maximum number of rows. Default: 500.")] = None,
+    max_new_tokens: MaxNewTokens = None,
+    sixteen_bit: SixteenBit = False,
+    checkpoint: Checkpoint = None,
+    reference_model: Annotated[str | None, typer.Option(help="Model of an endpoint to compare with.")] = None,
+    reference_endpoint: Annotated[str | None, typer.Option(help="Endpoint that the operator has named.")] = None,
+    reference_field: Annotated[str | None, typer.Option(help="Field of the rows with recorded answers.")] = None,
+    promote_if: Annotated[
+        str | None, typer.Option(metavar="GRADER[:MARGIN]", help="Deliver the adapter only if it is no worse.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Write the report in Markdown to this path.")] = None,
+    results: Annotated[Path | None, typer.Option(help="Write the results per row (JSONL) to this path.")] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Print the id without waiting for the result.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Evaluate an adapter: base model and adapter answer held-out rows, graders score the answers.
+
+    Example: tunery eval @last --file heldout.jsonl --label label
+    """
+    body: dict[str, Any] = {"graders": _graders(graders, label, json_fields, similarity or ())}
+    body |= _options(max_rows=max_rows, max_new_tokens=max_new_tokens, checkpoint=checkpoint)
+    body |= {"base_precision": "16-bit"} if sixteen_bit else {}
+    reference = _options(model=reference_model, endpoint=reference_endpoint, field=reference_field)
+    body |= {"reference": reference} if reference else {}
+    body |= {"promote_if": _promote_if(promote_if)} if promote_if else {}
+    evaluation = _create(client, job_id, file, body)
+    if not detach:
+        evaluation = _wait(client, job_id, evaluation)
+        for path, key in ((report, "report_file"), (results, "results_file")):
+            if path is not None:
+                path.write_text(client.text(file_path(evaluation[key], "content")), encoding="utf-8")
+    if as_json:
+        print_json(evaluation)
+    elif detach:
+        print_line(evaluation["id"])
+    else:
+        _print_summary(evaluation)
+
+
+@commands.command("compare")
+@with_client
+def compare(
+    client: "Client",
+    job_id: JobId,
+    prompt: Annotated[list[str], typer.Option("--prompt", help="A prompt to answer; repeatable.")],
+    system: Annotated[str | None, typer.Option(help="System message before each prompt.")] = None,
+    max_new_tokens: MaxNewTokens = None,
+    sixteen_bit: SixteenBit = False,
+    checkpoint: Checkpoint = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the answers of base model and adapter to a few prompts, side by side. A GPU worker generates them.
+
+    Example: tunery compare @last --prompt "My card has not arrived."
+    """
+    body: dict[str, Any] = _options(max_new_tokens=max_new_tokens, checkpoint=checkpoint)
+    body |= {"base_precision": "16-bit"} if sixteen_bit else {}
+    with tempfile.NamedTemporaryFile("w", suffix=".jsonl", encoding="utf-8") as rows:
+        for text in prompt:
+            messages = [{"role": "system", "content": system}] if system else []
+            rows.write(json.dumps({"messages": [*messages, {"role": "user", "content": text}]}) + "\n")
+        rows.flush()
+        evaluation = _create(client, job_id, rows.name, body)
+    try:
+        evaluation = _wait(client, job_id, evaluation)
+    finally:
+        client.delete(file_path(evaluation["file"]))
+    lines = client.text(file_path(evaluation["results_file"], "content")).split("\n")
+    answers = [json.loads(line) for line in lines if line]
+    if as_json:
+        print_json({"precision": evaluation["precision"], "answers": answers})
+        return
+    rows_shown = [
+        AnswerComparison(row["question"], "", row["answers"]["base"]["text"], row["answers"]["adapter"]["text"])
+        for row in answers
+    ]
+    print_answers(rows_shown, f"The base model answered in {evaluation['precision']}")
+
+
+def _graders(path: Path | None, label: str | None, json_fields: bool, metrics: Sequence[str]) -> list[Any]:
+    graders: list[Any] = []
+    if path is not None:
+        try:
+            given = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UsageError(f"{path} is not JSON ({error}).") from None
+        graders += given if isinstance(given, list) else [given]
+    if label is not None:
+        graders.append({"type": "label_accuracy", "name": "label", "reference": f"{{{{ item.{label} }}}}"})
+    if json_fields:
+        graders += [{"type": "json_valid", "name": "json_valid"}, {"type": "json_fields", "name": "json_fields"}]
+    for metric in metrics:
+        templates = {"input": OUTPUT, "reference": REFERENCE}
+        graders.append({"type": "text_similarity", "name": metric, "evaluation_metric": metric, **templates})
+    return graders or [EXACT]
+
+
+def _promote_if(text: str) -> dict[str, Any]:
+    grader, colon, margin = text.rpartition(":")
+    if not colon:
+        return {"grader": text}
+    try:
+        return {"grader": grader, "margin": float(margin)}
+    except ValueError:
+        raise UsageError(f"--promote-if {text} is not of the form GRADER or GRADER:MARGIN.") from None
+
+
+def _options(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _create(client: "Client", job_id: str, file: str, body: dict[str, Any]) -> dict[str, Any]:
+    """Create an evaluation. A file that was uploaded for it is deleted again if it is refused."""
+    is_local = is_path(file)
+    file_id = (
+        str(upload_with_progress(client, Path(file), PURPOSE)["id"]) if is_local else resolve_id(client, FILE, file)
+    )
+    try:
+        return client.post(job_path(job_id, "evaluations"), {"file": file_id, **body})
+    except UsageError:
+        if is_local:
+            client.delete(file_path(file_id))
+        raise
+
+
+def _wait(client: "Client", job_id: str, evaluation: dict[str, Any]) -> dict[str, Any]:
+    print_note(f"{evaluation['id']} is {evaluation['status']}; Ctrl-C stops waiting and does not cancel it.")
+    shown: Any = None
+    while evaluation["status"] in ("queued", "running"):
+        time.sleep(POLL_SECONDS)
+        evaluation = client.get(job_path(job_id, "evaluations", evaluation["id"]))
+        if evaluation["progress"] not in (None, shown):
+            shown = evaluation["progress"]
+            print_note(f"{shown['answers']} of {shown['total_answers']} answers")
+    if evaluation["status"] == "failed":
+        raise CliError(f"The evaluation failed ({evaluation['error']['code']}): {evaluation['error']['message']}")
+    if evaluation["status"] == "cancelled":
+        raise CliError(f"{evaluation['id']} was cancelled.")
+    return evaluation
+
+
+def _print_summary(evaluation: dict[str, Any]) -> None:
+    summary = evaluation["summary"]
+    has_reference = summary["answers"]["reference"] is not None
+    columns = ["grader", "base", "adapter", *(["reference"] if has_reference else []), "difference", "95 % interval"]
+    rows = []
+    for grader in summary["graders"]:
+        models = ["base", "adapter", *(["reference"] if has_reference else [])]
+        means = ["none" if grader[model]["mean"] is None else f"{grader[model]['mean']:.3f}" for model in models]
+        rows.append([grader["name"], *means, *_difference(grader["difference"])])
+    print_table(columns, rows, f"{summary['rows']} rows were answered; no graders.")
+    print_line(f"{summary['rows']:,} rows; the base model answered in {evaluation['precision']}.")
+    if summary["promotion"] is not None:
+        allowed = "allowed" if summary["promotion"]["allowed"] else "not allowed"
+        print_line(f"Delivery is {allowed}: {summary['promotion']['reason']}.")
+    for warning in summary["warnings"]:
+        print_note(f"Warning: {warning}")
+    print_note(f"Report: tunery files download {evaluation['report_file']}; results: {evaluation['results_file']}")
+
+
+def _difference(difference: dict[str, Any] | None) -> list[str]:
+    if difference is None:
+        return ["", ""]
+    if difference["low"] is None:
+        return [f"{difference['mean']:+.3f}", ""]
+    return [f"{difference['mean']:+.3f}", f"{difference['low']:+.3f} to {difference['high']:+.3f}"]

@@ -1,0 +1,379 @@
+"""Evaluations: a queue with leases, as of exports. All writes of a holder are guarded by attempt, owner and lease.
+
+A guarded UPDATE that returns no row means: cancelled, expired, or claimed by a later attempt. Every change of the state
+is written to the job as well, with an event. Never commits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, Select, and_, case, func, literal, null, select, update
+from sqlalchemy.orm import Session
+
+from app.db.ids import new_id
+from app.db.jobs import events
+from app.db.jobs.claims import FencedError, Lease
+from app.db.tables import Checkpoint, Evaluation, Job
+from app.domain.evaluations.graders import EvaluationSettings
+from app.domain.evaluations.promotion import DeliveryVerdict, delivery_verdict
+from app.domain.evaluations.states import UNFINISHED, EvaluationErrorCode, EvaluationState
+from app.domain.jobs.spec import JobSpec
+from app.domain.scheduling.worker_capacity import WorkerCapacity
+
+ACTIVE = [state.value for state in UNFINISHED]
+
+
+def insert(
+    session: Session,
+    job: Job,
+    checkpoint: Checkpoint,
+    file_id: str,
+    settings: EvaluationSettings,
+    plan: Mapping[str, Any],
+) -> Evaluation:
+    """Insert an evaluation in `queued`."""
+    evaluation = Evaluation(
+        id=new_id("fteval"),
+        project_id=job.project_id,
+        job_id=job.id,
+        checkpoint_id=checkpoint.id,
+        file_id=file_id,
+        settings=settings.model_dump(mode="json"),
+        model=checkpoint.name,
+        base_model=job.base_model,
+        step_number=checkpoint.step_number,
+        adapter_file_ids=checkpoint.file_ids,
+        plan=dict(plan),
+    )
+    session.add(evaluation)
+    session.flush()
+    session.refresh(evaluation)
+    _report(session, evaluation, f"Evaluation {evaluation.id} of {evaluation.model} was queued")
+    return evaluation
+
+
+def get(session: Session, project_id: str, job_id: str, evaluation_id: str) -> Evaluation | None:
+    return session.scalar(_of_job(project_id, job_id).where(Evaluation.id == evaluation_id))
+
+
+def page(
+    session: Session, project_id: str, job_id: str, limit: int, after: Evaluation | None = None
+) -> list[Evaluation]:
+    """A page of evaluations, newest first; `after` is the last evaluation of the previous page."""
+    query = _of_job(project_id, job_id).order_by(Evaluation.seq.desc()).limit(limit)
+    if after is not None:
+        query = query.where(Evaluation.seq < after.seq)
+    return list(session.scalars(query))
+
+
+def cancel(session: Session, evaluation: Evaluation) -> bool:
+    """Cancel an unfinished evaluation, which fences its holder; False if it has ended."""
+    cancelled = session.execute(
+        update(Evaluation)
+        .where(Evaluation.id == evaluation.id, Evaluation.state.in_(ACTIVE))
+        .values(_finished_columns(EvaluationState.CANCELLED))
+        .returning(Evaluation)
+        .execution_options(populate_existing=True)
+    ).scalar_one_or_none()
+    if cancelled is None:
+        session.refresh(evaluation)
+        return False
+    _report(session, cancelled, f"Evaluation {cancelled.id} was cancelled", "warn")
+    return True
+
+
+def unfinished_count(session: Session, project_id: str) -> int:
+    """The number of queued and running evaluations of a project."""
+    query = select(func.count()).where(Evaluation.project_id == project_id, Evaluation.state.in_(ACTIVE))
+    return session.scalar(query) or 0
+
+
+def seconds_per_answer(session: Session, base_model: str) -> float | None:
+    """The measured time per answer of the newest finished evaluation with this base model."""
+    query = (
+        select(Evaluation.summary["seconds_per_answer"].as_float())
+        .where(Evaluation.base_model == base_model, Evaluation.state == EvaluationState.SUCCEEDED)
+        .order_by(Evaluation.seq.desc())
+        .limit(1)
+    )
+    return session.scalar(query)
+
+
+def verdict_on_delivery(session: Session, job: Job) -> DeliveryVerdict:
+    """Whether the job's adapter may be delivered: the newest evaluation of the result with `promote_if` decides.
+
+    Without `promote_if` it may. Cancelled evaluations do not count, unless there are no others.
+    """
+    rows = session.scalars(
+        select(Evaluation)
+        .where(Evaluation.job_id == job.id, Evaluation.model == job.fine_tuned_model)
+        .order_by(Evaluation.seq.desc())
+    ).all()
+    gates = [row for row in rows if row.settings.get("promote_if") is not None]
+    gate = next((row for row in gates if row.state != EvaluationState.CANCELLED), gates[0] if gates else None)
+    request = JobSpec.model_validate(job.spec).evaluation
+    is_requested = request is not None and request.promote_if is not None
+    if gate is None:
+        return delivery_verdict(is_requested, None, None)
+    return delivery_verdict(True, EvaluationState(gate.state), gate.summary)
+
+
+# --- the holder -------------------------------------------------------------------------------------------------------
+
+
+def claim(
+    session: Session, owner: str, ttl_seconds: float, capacity: WorkerCapacity | None = None
+) -> Evaluation | None:
+    """Claim the oldest claimable evaluation that fits the worker; None if there is none.
+
+    Generation needs less memory than the job's training, so its requirements are those of the job.
+    """
+    oldest_id = (
+        select(Evaluation.id)
+        .join(Job, Job.id == Evaluation.job_id)
+        .where(_is_claimable(), *_fits(capacity))
+        .order_by(Evaluation.seq)
+        .limit(1)
+        .with_for_update(skip_locked=True, of=Evaluation)
+    ).scalar_subquery()
+    evaluation = session.execute(
+        update(Evaluation)
+        .where(Evaluation.id == oldest_id)
+        .values(
+            state=EvaluationState.RUNNING,
+            attempt=Evaluation.attempt + 1,
+            progress=null(),
+            lease_owner=owner,
+            lease_expires_at=_lease_expiry(ttl_seconds),
+            started_at=func.clock_timestamp(),
+        )
+        .returning(Evaluation)
+        .execution_options(populate_existing=True)
+    ).scalar_one_or_none()
+    if evaluation is not None:
+        _report(session, evaluation, f"Evaluation {evaluation.id} started")
+    return evaluation
+
+
+def find_held(session: Session, owner: str) -> Evaluation | None:
+    """The evaluation this owner holds; after a COMMIT without a response, it shows whether the claim was committed."""
+    return session.scalar(
+        select(Evaluation)
+        .where(Evaluation.lease_owner == owner, Evaluation.lease_expires_at > func.clock_timestamp())
+        .limit(1)
+    )
+
+
+def renew_lease(session: Session, lease: Lease, ttl_seconds: float) -> None:
+    """Extend the lease to `ttl_seconds` from now. Raises FencedError."""
+    update_held(session, lease, lease_expires_at=_lease_expiry(ttl_seconds))
+
+
+def check_lease(session: Session, lease: Lease) -> None:
+    """Raises FencedError if the lease is lost."""
+    if session.scalar(select(Evaluation.id).where(_held_by(lease))) is None:
+        raise FencedError(lease.job_id)
+
+
+def update_held(session: Session, lease: Lease, **columns: Any) -> Evaluation:
+    """Update columns of the held evaluation. Raises FencedError."""
+    evaluation = session.execute(
+        update(Evaluation)
+        .where(_held_by(lease))
+        .values(**columns)
+        .returning(Evaluation)
+        .execution_options(populate_existing=True)
+    ).scalar_one_or_none()
+    if evaluation is None:
+        raise FencedError(lease.job_id)
+    return evaluation
+
+
+def succeed(session: Session, lease: Lease, message: str, **result: Any) -> Evaluation:
+    """End the attempt with a result: `precision`, `summary` and the ids of the files. Raises FencedError."""
+    evaluation = update_held(session, lease, **_finished_columns(EvaluationState.SUCCEEDED) | result)
+    _report(session, evaluation, message)
+    return evaluation
+
+
+def fail(session: Session, lease: Lease, code: EvaluationErrorCode, message: str) -> Evaluation:
+    """End the attempt and the evaluation with an error. Raises FencedError."""
+    evaluation = update_held(session, lease, **_failed_columns(code, message))
+    _report_failure(session, evaluation)
+    return evaluation
+
+
+def requeue(session: Session, lease: Lease) -> Evaluation:
+    """End the attempt without an error, as the worker stops; the evaluation is queued again. Raises FencedError."""
+    return update_held(session, lease, **_requeued_columns(0.0))
+
+
+def finish_crashed(
+    session: Session, lease: Lease, code: EvaluationErrorCode, message: str, delay_seconds: float, max_streak: int
+) -> Evaluation:
+    """End an attempt that crashed: retry it, or fail after `max_streak` crashes in a row. Raises FencedError."""
+    evaluation = session.execute(select(Evaluation).where(_held_by(lease)).with_for_update()).scalar_one_or_none()
+    if evaluation is None:
+        raise FencedError(lease.job_id)
+    return _retry_or_fail(session, evaluation, code, message, delay_seconds, max_streak)
+
+
+# --- the reconciler ---------------------------------------------------------------------------------------------------
+
+
+def has_claimable(session: Session) -> bool:
+    """Whether there is an evaluation that a worker could claim now."""
+    return session.scalar(select(Evaluation.id).where(_is_claimable()).limit(1)) is not None
+
+
+def reap_expired(session: Session, grace_seconds: float, delay_seconds: float, max_streak: int) -> list[Evaluation]:
+    """End the attempts whose lease expired at least `grace_seconds` ago."""
+    is_expired = Evaluation.lease_expires_at + timedelta(seconds=grace_seconds) < func.clock_timestamp()
+    return _reap(session, is_expired, delay_seconds, max_streak)
+
+
+def reap_previous_incarnation(
+    session: Session, slot: str, owner: str, delay_seconds: float, max_streak: int
+) -> list[Evaluation]:
+    """End the attempts that an earlier process of this slot holds; it is dead, as `owner` has the slot's lock."""
+    is_held = and_(Evaluation.lease_owner.startswith(f"{slot}#", autoescape=True), Evaluation.lease_owner != owner)
+    return _reap(session, is_held, delay_seconds, max_streak)
+
+
+def active_attempts(session: Session, evaluation_ids: Sequence[str]) -> dict[str, int]:
+    """{evaluation id: attempt} of the evaluations that a worker holds."""
+    rows = session.execute(
+        select(Evaluation.id, Evaluation.attempt).where(
+            Evaluation.id.in_(evaluation_ids), Evaluation.lease_owner.is_not(None)
+        )
+    )
+    return {row.id: row.attempt for row in rows}
+
+
+def _reap(session: Session, lost: ColumnElement[bool], delay_seconds: float, max_streak: int) -> list[Evaluation]:
+    rows = session.scalars(select(Evaluation).where(Evaluation.lease_owner.is_not(None), lost).with_for_update()).all()
+    return [
+        _retry_or_fail(
+            session,
+            row,
+            EvaluationErrorCode.WORKER_LOST,
+            f"The worker {row.lease_owner} was lost during attempt {row.attempt}",
+            delay_seconds,
+            max_streak,
+        )
+        for row in rows
+    ]
+
+
+def _retry_or_fail(
+    session: Session,
+    evaluation: Evaluation,
+    code: EvaluationErrorCode,
+    message: str,
+    delay_seconds: float,
+    max_streak: int,
+) -> Evaluation:
+    """End the attempt of an evaluation whose row the caller has locked."""
+    streak = evaluation.crash_streak + 1
+    values = _requeued_columns(delay_seconds * 2 ** (streak - 1)) | {"crash_streak": streak}
+    if streak >= max_streak:
+        message = f"{message}; gave up after {streak} attempts that ended like this"
+        values = _failed_columns(code, message) | {"crash_streak": streak}
+    ended = session.execute(
+        update(Evaluation)
+        .where(Evaluation.id == evaluation.id)
+        .values(**values)
+        .returning(Evaluation)
+        .execution_options(populate_existing=True)
+    ).scalar_one()
+    if ended.state == EvaluationState.FAILED:
+        _report_failure(session, ended)
+    else:
+        _report(session, ended, f"Evaluation {ended.id} will be tried again: {message}", "warn")
+    return ended
+
+
+def _report_failure(session: Session, evaluation: Evaluation) -> None:
+    text = f"Evaluation {evaluation.id} failed ({evaluation.error_code}): {evaluation.error_message}"
+    _report(session, evaluation, text, "error")
+
+
+def _report(session: Session, evaluation: Evaluation, message: str, level: str = "info") -> None:
+    """Append an event to the job, and show the evaluation in it unless it already shows a newer one."""
+    shown = {
+        "id": evaluation.id,
+        "seq": evaluation.seq,
+        "status": evaluation.state,
+        "file": evaluation.file_id,
+        "precision": evaluation.precision,
+        "summary": evaluation.summary,
+        "error": (
+            {"code": evaluation.error_code, "message": evaluation.error_message} if evaluation.error_code else None
+        ),
+    }
+    is_newest = func.coalesce(Job.evaluation["seq"].as_integer(), 0) <= evaluation.seq
+    newest = case((is_newest, literal(shown, Job.__table__.c.evaluation.type)), else_=Job.evaluation)
+    job = session.execute(
+        update(Job)
+        .where(Job.id == evaluation.job_id)
+        .values(evaluation=newest, **events.next_event_seq())
+        .returning(Job)
+        .execution_options(populate_existing=True)
+    ).scalar_one()
+    data = {"evaluation": evaluation.id} | ({"summary": evaluation.summary} if evaluation.summary else {})
+    events.append_event(session, job, message, level, data=data)
+
+
+def _failed_columns(code: EvaluationErrorCode, message: str) -> dict[str, Any]:
+    return _finished_columns(EvaluationState.FAILED) | {"error_code": code, "error_message": message}
+
+
+def _finished_columns(state: EvaluationState) -> dict[str, Any]:
+    return {"state": state, "lease_owner": null(), "lease_expires_at": null(), "finished_at": func.clock_timestamp()}
+
+
+def _requeued_columns(delay_seconds: float) -> dict[str, Any]:
+    return {
+        "state": EvaluationState.QUEUED,
+        "lease_owner": null(),
+        "lease_expires_at": null(),
+        "run_after": func.clock_timestamp() + timedelta(seconds=delay_seconds),
+    }
+
+
+def _fits(capacity: WorkerCapacity | None) -> list[ColumnElement[bool]]:
+    """SQL conditions: the worker has the base model, the job's labels and its memory."""
+    if capacity is None:
+        return []
+    needed_bytes = Job.needed_cuda_bytes if capacity.kind == "cuda" else Job.needed_cpu_bytes
+    conditions = [func.coalesce(needed_bytes, 0) <= capacity.usable_bytes]
+    if capacity.models is not None:
+        conditions.append(Evaluation.base_model.in_(sorted(capacity.models)))
+    if capacity.labels is not None:
+        conditions.append(Job.worker_labels.contained_by(sorted(capacity.labels)))
+    return conditions
+
+
+def _of_job(project_id: str, job_id: str) -> Select[Evaluation]:
+    return select(Evaluation).where(Evaluation.project_id == project_id, Evaluation.job_id == job_id)
+
+
+def _is_claimable() -> ColumnElement[bool]:
+    return and_(Evaluation.state == EvaluationState.QUEUED, Evaluation.run_after <= func.clock_timestamp())
+
+
+def _held_by(lease: Lease) -> ColumnElement[bool]:
+    return and_(
+        Evaluation.id == lease.job_id,
+        Evaluation.attempt == lease.attempt,
+        Evaluation.lease_owner == lease.owner,
+        Evaluation.state == EvaluationState.RUNNING,
+        Evaluation.lease_expires_at > func.clock_timestamp(),
+    )
+
+
+def _lease_expiry(ttl_seconds: float) -> ColumnElement[Any]:
+    return func.clock_timestamp() + timedelta(seconds=ttl_seconds)

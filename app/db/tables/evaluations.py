@@ -1,0 +1,65 @@
+"""Evaluations of adapters: a queue of its own, with leases and fencing tokens as for jobs."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import CheckConstraint, ForeignKey, Identity, Index, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.db.base import Base, now, sql_string_list
+from app.domain.evaluations.states import FINISHED, EvaluationState
+
+
+class Evaluation(Base):
+    """Base model and adapter answer the rows of a file, and graders compare the answers."""
+
+    __tablename__ = "evaluations"
+    __table_args__ = (
+        CheckConstraint(f"state IN ({sql_string_list(EvaluationState)})", name="state"),
+        CheckConstraint("(lease_owner IS NULL) = (lease_expires_at IS NULL)", name="lease_whole"),
+        CheckConstraint("(state = 'running') = (lease_owner IS NOT NULL)", name="running_has_lease"),
+        CheckConstraint(f"(state IN ({sql_string_list(FINISHED)})) = (finished_at IS NOT NULL)", name="finished_at"),
+        CheckConstraint("(state = 'succeeded') = (summary IS NOT NULL)", name="summary"),
+        CheckConstraint("(state = 'failed') = (error_code IS NOT NULL)", name="error"),
+        Index("ix_evaluations_claim", "seq", postgresql_where=text("state = 'queued'")),
+        Index("ix_evaluations_lease", "lease_expires_at", postgresql_where=text("lease_owner IS NOT NULL")),
+        Index("ix_evaluations_page", "job_id", "seq"),
+        Index("ix_evaluations_unfinished", "project_id", postgresql_where=text("state IN ('queued', 'running')")),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    seq: Mapped[int] = mapped_column(Identity(), unique=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    checkpoint_id: Mapped[str] = mapped_column(ForeignKey("checkpoints.id"), index=True)
+    created_at: Mapped[datetime] = now()
+
+    # the request; immutable
+    file_id: Mapped[str] = mapped_column(ForeignKey("files.id"), index=True)
+    settings: Mapped[dict[str, Any]]  # a graders.EvaluationSettings
+    model: Mapped[str]  # the checkpoint's fine_tuned_model_checkpoint
+    base_model: Mapped[str]
+    step_number: Mapped[int]
+    adapter_file_ids: Mapped[list[str]]
+
+    # the state
+    plan: Mapped[dict[str, Any]]  # {rows, prompt_tokens, max_answer_tokens, estimated_seconds}
+    state: Mapped[str] = mapped_column(server_default=EvaluationState.QUEUED.value)
+    progress: Mapped[dict[str, Any] | None]  # {answers, total_answers}
+    attempt: Mapped[int] = mapped_column(server_default="0")  # the fencing token
+    crash_streak: Mapped[int] = mapped_column(server_default="0")
+    run_after: Mapped[datetime] = now()
+    lease_owner: Mapped[str | None]
+    lease_expires_at: Mapped[datetime | None]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+    # the result
+    precision: Mapped[str | None]  # in which the base model answered
+    summary: Mapped[dict[str, Any] | None]
+    results_file_id: Mapped[str | None]
+    report_file_id: Mapped[str | None]
+    error_code: Mapped[str | None]
+    error_message: Mapped[str | None]

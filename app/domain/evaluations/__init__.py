@@ -1,0 +1,1 @@
+"""Rules of evaluations: rows, graders, templates, states, and whether the adapter may be delivered."""

@@ -1,0 +1,169 @@
+"""The rows of an evaluation file: chat lines, or prompts, with any further fields for the graders.
+
+    {"messages": [..., {"role": "assistant", "content": "the expected answer"}], "any": "other field"}
+    {"prompt": "...", "completion": "the expected answer", ...}
+    {"item": {one of these}}, as in OpenAI's evals
+
+Graders see a row as `item`. `item.reference_answer` is the expected answer, unless the row has a field of this name.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from app.domain.datasets.chat_template import content_text
+from app.domain.datasets.jsonl import Finding, json_type, quote_all, read_lines
+from app.domain.datasets.messages import message_findings
+from app.domain.error_text.json_text import as_json
+from app.domain.evaluations.graders import EvaluationSettings, JsonFields, LabelAccuracy, templates_of
+from app.domain.evaluations.templates import ITEM, MissingField, look_up, paths_of, render
+
+REFERENCE_ANSWER = "reference_answer"
+SAMPLE_SEED = 0
+
+
+@dataclass(frozen=True)
+class EvaluationRow:
+    """One question. A chat line has `messages` (and `tools`), a plain line a `prompt`."""
+
+    line: int
+    item: dict[str, Any]
+    messages: tuple[dict[str, Any], ...] = ()
+    tools: tuple[dict[str, Any], ...] = ()
+    prompt: str | None = None
+
+    @property
+    def has_empty_reference(self) -> bool:
+        reference = self.item.get(REFERENCE_ANSWER)
+        return isinstance(reference, str) and not reference.strip()
+
+    @property
+    def question(self) -> str:
+        """The prompt, or the last message of the conversation."""
+        return self.prompt if self.prompt is not None else content_text(self.messages[-1])
+
+
+def read_rows(file: BinaryIO, max_line_bytes: int) -> Iterator[EvaluationRow | Finding]:
+    """Yield each row, or the findings of an invalid line."""
+    for line in read_lines(file, max_line_bytes):
+        if isinstance(line, Finding):
+            yield line
+            continue
+        value = line.value
+        wrapped = value.get("item")
+        if isinstance(wrapped, dict) and not value.keys() & {"messages", "prompt"}:
+            value = wrapped
+        yield from _rows(line.number, value)
+
+
+def selected_indices(row_count: int, max_rows: int) -> range | frozenset[int]:
+    """The indices of all rows, or of a random selection: a file may be sorted, by label for example."""
+    if row_count <= max_rows:
+        return range(row_count)
+    return frozenset(random.Random(SAMPLE_SEED).sample(range(row_count), max_rows))
+
+
+def grader_findings(row: EvaluationRow, settings: EvaluationSettings) -> Iterator[Finding]:
+    """What the graders and the reference need and the row does not have."""
+    for grader in settings.graders:
+        try:
+            for text in templates_of(grader):
+                for path in paths_of(text):
+                    if path.namespace == ITEM:
+                        look_up(path, {ITEM: row.item})
+        except MissingField as error:
+            yield Finding(row.line, f"for the grader {as_json(grader.name)} {error}", "missing_field")
+            continue
+        if isinstance(grader, JsonFields):
+            yield from _json_findings(row, grader)
+        if isinstance(grader, LabelAccuracy):
+            yield from _label_findings(row, grader)
+    field = settings.reference.field if settings.reference is not None else None
+    if field is not None and not isinstance(row.item.get(field), str):
+        yield Finding(row.line, f"{as_json(field)}, the field of recorded answers, must be a string", "missing_field")
+
+
+def label_of(text: str, grader: LabelAccuracy) -> str:
+    """A label as it is compared."""
+    label = text.strip()
+    return label.casefold() if grader.ignore_case else label
+
+
+def parse_json_object(text: str) -> dict[str, Any] | None:
+    """A text that is one JSON object; None for anything else."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _rows(line: int, value: dict[str, Any]) -> Iterator[EvaluationRow | Finding]:
+    if "messages" in value:
+        yield from _chat_row(line, value)
+    elif "prompt" in value:
+        yield from _prompt_row(line, value)
+    else:
+        text = f'expected "messages" or "prompt"; found the keys {quote_all(value)}'
+        yield Finding(line, text, "wrong_format")
+
+
+def _chat_row(line: int, value: dict[str, Any]) -> Iterator[EvaluationRow | Finding]:
+    messages = value["messages"]
+    if not isinstance(messages, list) or not messages:
+        yield Finding(line, '"messages" must be a list with at least one message', "invalid_messages")
+        return
+    if findings := list(message_findings(line, messages)):
+        yield from findings
+        return
+    tools = value.get("tools") or []
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        yield Finding(line, '"tools" must be a list of objects', "invalid_tools")
+        return
+    item, prompt = dict(value), list(messages)
+    if prompt[-1]["role"] == "assistant":
+        answer = prompt.pop()
+        if answer.get("content") is not None:
+            item.setdefault(REFERENCE_ANSWER, content_text(answer))
+    if not prompt or prompt[-1]["role"] == "assistant":
+        text = "before the expected answer there must be a message that is not from the assistant"
+        yield Finding(line, text, "invalid_messages")
+        return
+    yield EvaluationRow(line, item, tuple(prompt), tuple(tools))
+
+
+def _prompt_row(line: int, value: dict[str, Any]) -> Iterator[EvaluationRow | Finding]:
+    for key in ("prompt", "completion"):
+        if key in value and not isinstance(value[key], str):
+            text = f'"{key}" is a JSON {json_type(value[key])}, but it must be a string'
+            yield Finding(line, text, "invalid_completion")
+            return
+    item = dict(value)
+    if "completion" in value:
+        item.setdefault(REFERENCE_ANSWER, value["completion"].strip())
+    yield EvaluationRow(line, item, prompt=value["prompt"])
+
+
+def _json_findings(row: EvaluationRow, grader: JsonFields) -> Iterator[Finding]:
+    expected = parse_json_object(render(grader.reference, row.item, ""))
+    if expected is None:
+        text = f"for the grader {as_json(grader.name)} the expected answer must be a JSON object"
+        yield Finding(row.line, text, "invalid_reference")
+    elif missing := [name for name in grader.fields or () if name not in expected]:
+        names = ", ".join(map(as_json, missing))
+        text = f"for the grader {as_json(grader.name)} the expected answer has no field {names}"
+        yield Finding(row.line, text, "invalid_reference")
+
+
+def _label_findings(row: EvaluationRow, grader: LabelAccuracy) -> Iterator[Finding]:
+    label = label_of(render(grader.reference, row.item, ""), grader)
+    if not label:
+        text = f"for the grader {as_json(grader.name)} the expected label is empty"
+        yield Finding(row.line, text, "invalid_reference")
+    elif grader.labels is not None and label not in {label_of(each, grader) for each in grader.labels}:
+        text = f"for the grader {as_json(grader.name)} the expected label {as_json(label)} is not among its labels"
+        yield Finding(row.line, text, "invalid_reference")

@@ -1,0 +1,65 @@
+"""Checks of an evaluation that a client requests: its file, and the endpoints that it names."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from app.db.files import files
+from app.db.tables import File
+from app.domain.error_text.json_text import as_json, unquoted
+from app.domain.evaluations.graders import EvaluationRequest, EvaluationSettings, ScoreModel
+from app.errors import BadRequest
+
+PURPOSES = ("evals", "fine-tune")
+
+
+def problems_of_job(
+    session: Session, project_id: str, body: Mapping[str, Any], endpoints: Collection[str] | None
+) -> list[BadRequest]:
+    """The problems of the `evaluation` in a create body whose shape was checked."""
+    if not body.get("evaluation"):
+        return []
+    request = EvaluationRequest.model_validate(body["evaluation"])
+    problems = [] if endpoints is None else endpoint_problems(request, endpoints, "evaluation.")
+    find_file(session, project_id, request.file, "evaluation.file", problems)
+    return problems
+
+
+def find_file(session: Session, project_id: str, file_id: str, param: str, problems: list[BadRequest]) -> File | None:
+    """The evaluation file; None after a problem was added."""
+    file = files.get(session, project_id, file_id)
+    if file is None:
+        text = f"invalid {param}: {unquoted(file_id)}. No such File object; upload one with purpose evals."
+        problems.append(BadRequest(text, param))
+    elif file.purpose not in PURPOSES:
+        purpose, allowed = as_json(file.purpose), " or ".join(map(as_json, PURPOSES))
+        text = f"invalid {param}: {file.id}. Its purpose is {purpose}; an evaluation needs the purpose {allowed}"
+        problems.append(BadRequest(text, param))
+        return None
+    return file
+
+
+def endpoint_problems(request: EvaluationSettings, endpoints: Collection[str], prefix: str = "") -> list[BadRequest]:
+    """Endpoints of graders and of the reference that the operator has not named."""
+    asked = [
+        (f"{prefix}graders.{number}.endpoint", grader.endpoint)
+        for number, grader in enumerate(request.graders)
+        if isinstance(grader, ScoreModel)
+    ]
+    if request.reference is not None and request.reference.model is not None:
+        asked.append((f"{prefix}reference.endpoint", request.reference.endpoint))
+    return [problem for param, name in asked if (problem := _endpoint_problem(param, name, endpoints))]
+
+
+def _endpoint_problem(param: str, name: str | None, endpoints: Collection[str]) -> BadRequest | None:
+    known = ", ".join(sorted(endpoints)) or "none"
+    if name is None and len(endpoints) != 1:
+        text = f"{param}: name an endpoint; the operator has configured: {known} (TUNERY_ENDPOINTS)"
+        return BadRequest(text, param, "missing_required_parameter")
+    if name is not None and name not in endpoints:
+        text = f"{param}: there is no endpoint {as_json(name)}; the operator has configured: {known} (TUNERY_ENDPOINTS)"
+        return BadRequest(text, param)
+    return None

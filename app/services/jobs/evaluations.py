@@ -1,0 +1,120 @@
+"""Use cases of evaluations: create, read, cancel. The caller owns the transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from app.db import models
+from app.db.files import files
+from app.db.jobs import checkpoints, evaluations
+from app.db.tables import Checkpoint, Evaluation, File, Job
+from app.domain.error_text.json_text import as_json, unquoted
+from app.domain.evaluations.graders import EvaluationRequest, EvaluationSettings
+from app.domain.evaluations.plan import make_plan
+from app.domain.evaluations.states import EvaluationState
+from app.errors import BadRequest, NotFound, QuotaExceeded, combine_errors
+from app.job_queue import WorkerNotifier
+from app.services.jobs import jobs
+from app.services.jobs.evaluation_requests import endpoint_problems, find_file
+
+MAX_UNFINISHED = 50  # of a project: evaluations share the workers with training jobs
+
+
+def create(
+    session: Session,
+    notifier: WorkerNotifier,
+    project_id: str,
+    job_id: str,
+    request: EvaluationRequest,
+    checkpoint_name: str | None,
+    endpoints: Collection[str],
+) -> Evaluation:
+    """Create an evaluation of the job's result, or of a kept checkpoint.
+
+    Raises NotFound for the job, BadRequest for everything else, QuotaExceeded.
+    """
+    job = jobs.get(session, project_id, job_id)
+    problems = endpoint_problems(request, endpoints)
+    file = find_file(session, project_id, request.file, "file", problems)
+    checkpoint = _select_checkpoint(session, job, checkpoint_name, problems)
+    if models.get_base(session, project_id, job.base_model) is None:
+        text = f"The base model {as_json(job.base_model)} is no longer registered; its operator can register it again."
+        problems.append(BadRequest(text, "model", "model_unavailable"))
+    if checkpoint is not None and files.lock_content(session, project_id, checkpoint.file_ids) < len(
+        checkpoint.file_ids
+    ):
+        text = f"Files of the adapter of {checkpoint.name} were deleted, so it cannot be evaluated."
+        problems.append(BadRequest(text, "checkpoint", "adapter_deleted"))
+    if problems:
+        raise combine_errors(problems)
+    assert file is not None
+    assert checkpoint is not None
+    _require_quota(session, project_id)
+    settings = request.settings()
+    evaluation = evaluations.insert(
+        session, job, checkpoint, file.id, settings, first_plan(session, job, file, settings)
+    )
+    notifier.after_commit(session, "gpu")
+    return evaluation
+
+
+def get(session: Session, project_id: str, job_id: str, evaluation_id: str) -> Evaluation:
+    jobs.get(session, project_id, job_id)
+    evaluation = evaluations.get(session, project_id, job_id, evaluation_id)
+    if evaluation is None:
+        raise NotFound(f"No such evaluation of job {job_id}: {unquoted(evaluation_id)}", "id")
+    return evaluation
+
+
+def page(session: Session, project_id: str, job_id: str, limit: int, after: str | None) -> list[Evaluation]:
+    jobs.get(session, project_id, job_id)
+    last = None
+    if after is not None:
+        last = evaluations.get(session, project_id, job_id, after)
+        if last is None:
+            raise jobs.unknown_cursor_error("evaluation", after)
+    return evaluations.page(session, project_id, job_id, limit, last)
+
+
+def cancel(session: Session, project_id: str, job_id: str, evaluation_id: str) -> Evaluation:
+    """Cancel at once, also a running evaluation; no error if it is cancelled already. Raises NotFound, BadRequest."""
+    evaluation = get(session, project_id, job_id, evaluation_id)
+    if not evaluations.cancel(session, evaluation) and evaluation.state != EvaluationState.CANCELLED:
+        text = f"Evaluation {evaluation.id} is {evaluation.state}; only one that has not ended can be cancelled."
+        raise BadRequest(text, code="invalid_evaluation_state")
+    session.refresh(evaluation)
+    return evaluation
+
+
+def first_plan(session: Session, job: Job, file: File, settings: EvaluationSettings) -> dict[str, Any]:
+    """The plan before a worker has read the file."""
+    rows = None if file.line_count is None else min(file.line_count, settings.max_rows)
+    measured = evaluations.seconds_per_answer(session, job.base_model)
+    return make_plan(settings, rows, None, measured, job.progress).model_dump()
+
+
+def _select_checkpoint(session: Session, job: Job, name: str | None, problems: list[BadRequest]) -> Checkpoint | None:
+    """The job's result, or a kept checkpoint by its id or its model's name; None after a problem was added."""
+    kept = checkpoints.kept(session, job.id)
+    id_or_name = job.fine_tuned_model if name is None else name
+    for checkpoint in kept:
+        if id_or_name in (checkpoint.id, checkpoint.name):
+            return checkpoint
+    steps = ", ".join(f"{each.id} (step {each.step_number})" for each in kept) or "none yet"
+    if name is None:
+        text = f"Job {job.id} is {job.state} and has no result to evaluate. Kept checkpoints: {steps}."
+        problems.append(BadRequest(text, code="invalid_job_state"))
+    else:
+        text = f"checkpoint: job {job.id} keeps no checkpoint {as_json(name)}; it keeps {steps}"
+        problems.append(BadRequest(text, "checkpoint"))
+    return None
+
+
+def _require_quota(session: Session, project_id: str) -> None:
+    unfinished = evaluations.unfinished_count(session, project_id)
+    if unfinished >= MAX_UNFINISHED:
+        text = f"A project may have {MAX_UNFINISHED} unfinished evaluations; wait for some, or cancel one."
+        raise QuotaExceeded(text, "max_unfinished_evaluations")

@@ -1,0 +1,239 @@
+from __future__ import annotations
+
+from typing import Any
+
+import openai
+import pytest
+from starlette.testclient import TestClient
+
+from app.api.schemas.jobs.evaluations import EvaluationBody, EvaluationList
+from app.api.schemas.jobs.jobs import JobBody
+from app.db.engine import Sessions, transaction
+from app.db.jobs import evaluations
+from app.db.jobs.claims import Lease
+from app.db.tables import Job, Project
+from app.domain.evaluations.states import EvaluationErrorCode
+from app.settings import Endpoint, Settings
+from app.storage import LocalStorage
+from tests.factories import make_file, make_job, make_succeeded_job
+from tests.serving import LiveServer
+
+JOBS = "/v1/fine_tuning/jobs"
+EXACT = {
+    "type": "string_check",
+    "name": "exact",
+    "input": "{{ sample.output_text }}",
+    "reference": "{{ item.reference_answer }}",
+    "operation": "eq",
+}
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    return settings.model_copy(update={"endpoints": {"judge": Endpoint(base_url="http://127.0.0.1:9/v1")}})
+
+
+@pytest.fixture
+def succeeded(sessions: Sessions, storage: LocalStorage, project: Project, base_model: str) -> Job:
+    with transaction(sessions) as session:
+        return make_succeeded_job(session, storage, project)
+
+
+@pytest.fixture
+def heldout(sessions: Sessions, storage: LocalStorage, project: Project) -> str:
+    with transaction(sessions) as session:
+        return make_file(session, storage, project, None, "evals", "heldout.jsonl", line_count=None).id
+
+
+def path(job: Job, *rest: str) -> str:
+    return "/".join((JOBS, job.id, "evaluations", *rest))
+
+
+def ask(client: TestClient, job: Job, file_id: str, **body: Any) -> dict[str, Any]:
+    answer = client.post(path(job), json={"file": file_id, "graders": [EXACT]} | body)
+    assert answer.status_code == 200, answer.text
+    EvaluationBody.model_validate(answer.json())
+    return dict(answer.json())
+
+
+class TestAsking:
+    def test_waits_for_a_worker_and_is_seen_in_the_job(self, client: TestClient, succeeded: Job, heldout: str) -> None:
+        evaluation = ask(client, succeeded, heldout)
+        assert (evaluation["status"], evaluation["model"]) == ("queued", succeeded.fine_tuned_model)
+        assert evaluation["settings"]["max_rows"] == 500
+        job = client.get(f"{JOBS}/{succeeded.id}").json()
+        JobBody.model_validate(job)
+        assert (job["evaluation"]["id"], job["evaluation"]["status"]) == (evaluation["id"], "queued")
+        events = client.get(f"{JOBS}/{succeeded.id}/events").json()["data"]
+        assert events[0]["message"] == f"Evaluation {evaluation['id']} of {succeeded.fine_tuned_model} was queued"
+
+    def test_the_plan_has_the_rows_of_a_counted_file(self, client: TestClient, succeeded: Job) -> None:
+        plan = ask(client, succeeded, succeeded.training_file_id, max_rows=5)["plan"]
+        assert (plan["rows"], plan["max_answer_tokens"], plan["basis"]) == (5, 2 * 5 * 256, "training_speed")
+
+    def test_a_kept_checkpoint_is_named_by_id_or_name(self, client: TestClient, succeeded: Job, heldout: str) -> None:
+        first = client.get(f"{JOBS}/{succeeded.id}/checkpoints").json()["data"][-1]
+        assert ask(client, succeeded, heldout, checkpoint=first["id"])["step_number"] == 1
+
+    @pytest.mark.parametrize(
+        ("body", "param", "text"),
+        [
+            ({"file": None}, "file", "must be a string"),
+            ({"file": "file-none"}, "file", "No such File object"),
+            ({"graders": [{"type": "regex"}]}, "graders.0", 'type must be one of "string_check"'),
+            ({"graders": [{"name": "x"}]}, "graders.0", "must have a type"),
+            (
+                {"graders": [EXACT | {"operation": "neq"}]},
+                "graders.0.operation",
+                'must be "eq", "ne", "like" or "ilike", not "neq"',
+            ),
+            ({"graders": [EXACT | {"refrence": "x"}]}, "graders.0.refrence", "known here: input, name, operation"),
+            (
+                {"graders": [EXACT | {"type": "text_similarity", "evaluation_metric": "cosine"}]},
+                "graders.0.evaluation_metric",
+                "not offered here (it needs an embedding model); allowed are fuzzy_match, bleu",
+            ),
+            ({"graders": [EXACT | {"input": "{{ row.x }}"}]}, "graders.0.input", "row is not known"),
+            ({"graders": [EXACT, EXACT]}, "graders", "two graders are named exact"),
+            ({"promote_if": {"grader": "other"}}, "promote_if", "must be the name of a grader"),
+            ({"max_rows": 100_000}, "max_rows", "must be at most 10000"),
+            ({"reference": {"model": "m", "endpoint": "other"}}, "reference.endpoint", "has configured: judge"),
+            ({"reference": {}}, "reference", "give a model (of an endpoint), or a field (of the rows)"),
+            ({"checkpoint": "ftckpt_none"}, "checkpoint", "keeps no checkpoint"),
+            ({"grader": []}, "grader", "known here: base_precision, checkpoint, file, graders"),
+        ],
+    )
+    def test_refusals_name_the_parameter(
+        self, client: TestClient, succeeded: Job, heldout: str, body: dict[str, Any], param: str, text: str
+    ) -> None:
+        answer = client.post(path(succeeded), json={"file": heldout, "graders": [EXACT]} | body)
+        assert answer.status_code == 400, answer.text
+        assert answer.json()["error"]["param"] == param
+        assert text in answer.json()["error"]["message"]
+
+    def test_all_problems_are_told_at_once(self, client: TestClient, succeeded: Job) -> None:
+        body = {"file": "file-none", "graders": [], "reference": {"model": "m", "endpoint": "x"}, "checkpoint": "y"}
+        message = client.post(path(succeeded), json=body).json()["error"]["message"]
+        assert all(part in message for part in ("file-none", "no endpoint", "keeps no checkpoint"))
+
+    def test_a_file_for_another_purpose_is_refused(
+        self, client: TestClient, succeeded: Job, sessions: Sessions, storage: LocalStorage, project: Project
+    ) -> None:
+        with transaction(sessions) as session:
+            other = make_file(session, storage, project, None, "batch").id
+        answer = client.post(path(succeeded), json={"file": other, "graders": []})
+        assert 'an evaluation needs the purpose "evals" or "fine-tune"' in answer.json()["error"]["message"]
+
+    def test_of_a_job_without_a_result_is_refused(
+        self,
+        client: TestClient,
+        sessions: Sessions,
+        storage: LocalStorage,
+        project: Project,
+        base_model: str,
+        heldout: str,
+    ) -> None:
+        with transaction(sessions) as session:
+            waiting = make_job(session, project, make_file(session, storage, project))
+        answer = client.post(path(waiting), json={"file": heldout})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_job_state")
+
+    def test_the_official_client_asks_by_its_generic_calls(
+        self, live_server: LiveServer, api_key: str, succeeded: Job, heldout: str
+    ) -> None:
+        with openai.OpenAI(base_url=live_server.url, api_key=api_key, max_retries=0) as official:
+            url = f"/fine_tuning/jobs/{succeeded.id}/evaluations"
+            made: Any = official.post(url, body={"file": heldout, "graders": [EXACT]}, cast_to=object)
+            seen: Any = official.get(f"{url}/{made['id']}", cast_to=object)
+            assert seen["status"] == "queued"
+
+    def test_a_project_has_a_limit_of_unfinished_ones(
+        self, client: TestClient, succeeded: Job, heldout: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("app.services.jobs.evaluations.MAX_UNFINISHED", 1)
+        ask(client, succeeded, heldout)
+        answer = client.post(path(succeeded), json={"file": heldout, "graders": []})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (429, "insufficient_quota")
+
+
+class TestReading:
+    def test_pages_are_newest_first(self, client: TestClient, succeeded: Job, heldout: str) -> None:
+        made = [ask(client, succeeded, heldout)["id"] for _ in range(3)]
+        first = client.get(path(succeeded), params={"limit": 2}).json()
+        EvaluationList.model_validate(first)
+        assert ([each["id"] for each in first["data"]], first["has_more"]) == (made[:0:-1], True)
+        rest = client.get(path(succeeded), params={"after": first["last_id"]}).json()
+        assert [each["id"] for each in rest["data"]] == made[:1]
+        assert client.get(path(succeeded), params={"after": "fteval-x"}).status_code == 400
+
+    def test_a_failed_one_says_why_there_and_in_the_job(
+        self, client: TestClient, succeeded: Job, heldout: str, sessions: Sessions
+    ) -> None:
+        evaluation_id = ask(client, succeeded, heldout)["id"]
+        with transaction(sessions) as session:
+            held = evaluations.claim(session, "a#1", 60)
+            assert held is not None
+            evaluations.fail(session, Lease(held.id, 1, "a#1"), EvaluationErrorCode.INVALID_FILE, "Line 1: no.")
+        error = {"code": "invalid_evaluation_file", "message": "Line 1: no."}
+        seen = client.get(path(succeeded, evaluation_id)).json()
+        assert (seen["status"], seen["error"]) == ("failed", error)
+        assert client.get(f"{JOBS}/{succeeded.id}").json()["evaluation"]["error"] == error
+
+
+class TestCancelling:
+    def test_ends_it_at_once_and_twice_is_no_error(self, client: TestClient, succeeded: Job, heldout: str) -> None:
+        evaluation_id = ask(client, succeeded, heldout)["id"]
+        for _ in range(2):
+            answer = client.post(path(succeeded, evaluation_id, "cancel"))
+            assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")
+
+    def test_fences_the_worker(self, client: TestClient, succeeded: Job, heldout: str, sessions: Sessions) -> None:
+        evaluation_id = ask(client, succeeded, heldout)["id"]
+        with transaction(sessions) as session:
+            assert evaluations.claim(session, "a#1", 60) is not None
+        client.post(path(succeeded, evaluation_id, "cancel"))
+        with transaction(sessions) as session, pytest.raises(evaluations.FencedError):
+            evaluations.check_lease(session, Lease(evaluation_id, 1, "a#1"))
+
+    def test_of_one_that_has_ended_is_refused(
+        self, client: TestClient, succeeded: Job, heldout: str, sessions: Sessions
+    ) -> None:
+        evaluation_id = ask(client, succeeded, heldout)["id"]
+        with transaction(sessions) as session:
+            evaluations.claim(session, "a#1", 60)
+            evaluations.fail(session, Lease(evaluation_id, 1, "a#1"), EvaluationErrorCode.SERVER_ERROR, "x")
+        answer = client.post(path(succeeded, evaluation_id, "cancel"))
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_evaluation_state")
+
+
+class TestWithAJob:
+    def test_is_requested_with_it_and_cloned(
+        self, client: TestClient, sessions: Sessions, base_model: str, heldout: str, succeeded: Job
+    ) -> None:
+        body = {
+            "model": base_model,
+            "training_file": succeeded.training_file_id,
+            "evaluation": {"file": heldout, "graders": [EXACT], "promote_if": {"grader": "exact", "margin": 0.1}},
+        }
+        made = client.post(JOBS, json=body).json()
+        JobBody.model_validate(made)
+        assert (made["evaluation"]["status"], made["evaluation"]["file"]) == ("requested", heldout)
+        clone = client.post(f"{JOBS}/{made['id']}/clone").json()
+        assert clone["evaluation"]["status"] == "requested"
+        with transaction(sessions) as session:
+            spec = session.get_one(Job, clone["id"]).spec
+        assert spec["evaluation"]["promote_if"] == {"grader": "exact", "margin": 0.1}
+
+    def test_its_problems_are_told_with_the_others_of_the_request(
+        self, client: TestClient, base_model: str, succeeded: Job
+    ) -> None:
+        body = {
+            "model": base_model,
+            "training_file": succeeded.training_file_id,
+            "lora": {"r": 0},
+            "evaluation": {"file": "file-none", "reference": {"model": "m", "endpoint": "other"}},
+        }
+        answer = client.post(JOBS, json=body)
+        assert answer.status_code == 400
+        message = answer.json()["error"]["message"]
+        assert all(part in message for part in ("lora.r", "evaluation.file", "evaluation.reference.endpoint"))

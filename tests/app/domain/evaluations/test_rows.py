@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+from app.domain.datasets.jsonl import Finding
+from app.domain.evaluations.graders import EvaluationSettings
+from app.domain.evaluations.rows import EvaluationRow, grader_findings, read_rows, selected_indices
+
+
+def read(*lines: Any) -> list[EvaluationRow | Finding]:
+    content = "".join(json.dumps(line) + "\n" for line in lines)
+    return list(read_rows(io.BytesIO(content.encode()), 1 << 20))
+
+
+def row(line: Any) -> EvaluationRow:
+    (only,) = read(line)
+    assert isinstance(only, EvaluationRow), only
+    return only
+
+
+USER, ANSWER = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}
+
+
+class TestRows:
+    def test_the_last_answer_of_a_chat_line_is_the_expected_one(self) -> None:
+        made = row({"messages": [USER, ANSWER, USER, ANSWER], "label": 3})
+        assert made.messages == (USER, ANSWER, USER)
+        assert (made.item["reference_answer"], made.item["label"]) == ("hello", 3)
+
+    def test_a_field_of_the_row_has_precedence_over_the_last_answer(self) -> None:
+        assert row({"messages": [USER, ANSWER], "reference_answer": "x"}).item["reference_answer"] == "x"
+
+    def test_a_prompt_may_have_a_completion(self) -> None:
+        assert row({"prompt": "a", "completion": " b"}).item["reference_answer"] == "b"
+        assert "reference_answer" not in row({"prompt": "a"}).item
+
+    def test_the_lines_of_openais_evals_are_accepted(self) -> None:
+        assert row({"item": {"messages": [USER], "label": "x"}}).item["label"] == "x"
+
+    def test_a_conversation_without_a_question_is_a_finding(self) -> None:
+        (finding,) = read({"messages": [ANSWER]})
+        assert isinstance(finding, Finding)
+        assert "there must be a message that is not from the assistant" in finding.message
+
+    def test_a_bad_role_is_a_finding_of_the_training_rules(self) -> None:
+        (finding,) = read({"messages": [{"role": "boss", "content": "x"}]})
+        assert isinstance(finding, Finding)
+        assert finding.code == "invalid_role"
+
+
+class TestFindings:
+    def test_a_field_that_is_not_there_is_named(self) -> None:
+        settings = EvaluationSettings.model_validate(
+            {"graders": [{"type": "label_accuracy", "name": "label", "reference": "{{ item.label }}"}]}
+        )
+        (finding,) = grader_findings(row({"messages": [USER, ANSWER]}), settings)
+        assert finding.message == (
+            'for the grader "label" there is no {{ item.label }}; item has: messages, reference_answer'
+        )
+        assert list(grader_findings(row({"messages": [USER], "label": "x"}), settings)) == []
+
+    def test_recorded_answers_must_be_strings(self) -> None:
+        settings = EvaluationSettings.model_validate({"reference": {"field": "old"}})
+        assert [each.code for each in grader_findings(row({"prompt": "a", "old": 3}), settings)] == ["missing_field"]
+        assert list(grader_findings(row({"prompt": "a", "old": "b"}), settings)) == []
+
+
+def test_a_selection_is_always_the_same_and_from_the_whole_file() -> None:
+    chosen = selected_indices(1_000, 100)
+    assert chosen == selected_indices(1_000, 100)
+    assert len(chosen) == 100
+    assert max(chosen) > 900
+    assert list(selected_indices(5, 100)) == [0, 1, 2, 3, 4]

@@ -1,0 +1,180 @@
+"""Reference endpoints and models that score, against a server of the tests that misbehaves as told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Event, Thread
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from app.domain.evaluations.graders import ScoreModel
+from app.domain.evaluations.rows import EvaluationRow
+from app.settings import Endpoint
+from worker.evaluations.chat_endpoint import ATTEMPTS, ChatEndpoint, EndpointError
+from worker.evaluations.endpoint_graders import MAX_FAILURES, ask_reference, ask_scores, parse_score
+
+Answer = tuple[int, dict[str, str], Any]  # status, headers, body
+ROWS = [EvaluationRow(n, {"answer": str(n)}, prompt=f"say {n}") for n in range(8)]
+
+
+class ChatServer:
+    """Answers each request by `respond(number, body)`; `requests` has the bodies and keys."""
+
+    def __init__(self, respond: Callable[[int, dict[str, Any]], Answer]) -> None:
+        self.requests: list[tuple[dict[str, Any], str]] = []
+        owner = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                owner.requests.append((body, self.headers.get("Authorization", "")))
+                status, headers, answer = respond(len(owner.requests), body)
+                content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+                self.send_response(status)
+                for name, value in ({"Content-Length": str(len(content))} | headers).items():
+                    self.send_header(name, value)
+                self.end_headers()
+                with suppress(BrokenPipeError):  # the client has given up
+                    self.wfile.write(content)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        Thread(target=partial(self._server.serve_forever, 0.02), daemon=True).start()
+        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def said(text: Any) -> Answer:
+    return (
+        200,
+        {},
+        {"choices": [{"message": {"role": "assistant", "content": text}}], "usage": {"completion_tokens": 2}},
+    )
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., tuple[ChatServer, ChatEndpoint]]]:
+    opened: list[Any] = []
+
+    def serve(respond: Callable[[int, dict[str, Any]], Answer], **options: Any) -> tuple[ChatServer, ChatEndpoint]:
+        server = ChatServer(respond)
+        options = {"concurrency": 1, "api_key": SecretStr("secret")} | options
+        pauses: list[float] = []
+        endpoint = ChatEndpoint("old", Endpoint(base_url=server.url, **options), pauses.append)
+        endpoint.pauses = pauses  # type: ignore[attr-defined]
+        opened.extend((endpoint, server))
+        return server, endpoint
+
+    yield serve
+    for each in opened:
+        each.close()
+
+
+class TestReference:
+    def test_answers_every_row_with_the_key_of_the_operator(self, serve: Any) -> None:
+        server, endpoint = serve(lambda _, body: said(f" {body['messages'][0]['content']}! "), concurrency=4)
+        answers = ask_reference(endpoint, "ft:old", ROWS, 17)
+        assert [each.text for each in answers] == [f"say {n}!" for n in range(8)]
+        body, key = server.requests[0]
+        assert (body["model"], body["max_tokens"], body["temperature"]) == ("ft:old", 17, 0)
+        assert key == "Bearer secret"
+
+    def test_a_rate_limit_is_respected(self, serve: Any) -> None:
+        def respond(number: int, _: dict[str, Any]) -> Answer:
+            return (429, {"Retry-After": "7"}, {"error": {"message": "slow down"}}) if number < 3 else said("ok")
+
+        server, endpoint = serve(respond)
+        assert endpoint.answer("m", [])[0] == "ok"
+        assert (len(server.requests), endpoint.pauses) == (3, [7.0, 7.0])
+
+    def test_a_limit_without_an_end_fails_the_row_with_the_reason(self, serve: Any) -> None:
+        server, endpoint = serve(lambda *_: (429, {}, {"error": {"message": "slow down"}}))
+        (answer,) = ask_reference(endpoint, "m", ROWS[:1], 5)
+        assert (answer.text, answer.error) == (None, "The endpoint old answered 429: slow down (5 attempts)")
+        assert len(server.requests) == ATTEMPTS
+
+    def test_another_shape_is_quoted(self, serve: Any) -> None:
+        _, endpoint = serve(lambda *_: (200, {}, {"result": "x"}))
+        with pytest.raises(EndpointError, match=r'answered in another shape: \{"result": "x"\}'):
+            endpoint.answer("m", [])
+
+    def test_a_page_that_is_no_json_is_quoted(self, serve: Any) -> None:
+        _, endpoint = serve(lambda *_: (200, {}, b"<html>login</html>"))
+        with pytest.raises(EndpointError, match="another shape: <html>login"):
+            endpoint.answer("m", [])
+
+    def test_a_silent_endpoint_times_out(self, serve: Any) -> None:
+        silence = Event()
+
+        def respond(*_: Any) -> Answer:
+            silence.wait(5)
+            return said("late")
+
+        _, endpoint = serve(respond, timeout_seconds=0.05)
+        with pytest.raises(EndpointError, match="did not answer in time"):
+            endpoint.answer("m", [])
+        silence.set()
+
+    def test_a_refusal_is_not_repeated_and_ends_the_questions(self, serve: Any) -> None:
+        server, endpoint = serve(lambda *_: (401, {}, {"error": {"message": "no such key"}}))
+        answers = ask_reference(endpoint, "m", ROWS, 5)
+        assert len(server.requests) == MAX_FAILURES
+        assert answers[0].error == "The endpoint old answered 401: no such key"
+        assert answers[-1].error == f"not asked: the endpoint old failed {MAX_FAILURES} times in a row"
+
+    def test_rows_that_worked_are_kept(self, serve: Any) -> None:
+        _, endpoint = serve(
+            lambda number, _: said("ok") if number != 3 else (400, {}, {"error": {"message": "too long"}})
+        )
+        answers = ask_reference(endpoint, "m", ROWS, 5)
+        assert [each.text for each in answers].count("ok") == 7
+        assert answers[2].error == "The endpoint old answered 400: too long"
+
+
+class TestScoreModel:
+    GRADER = ScoreModel.model_validate(
+        {
+            "type": "score_model",
+            "name": "judge",
+            "model": "judge-1",
+            "range": [0, 10],
+            "input": [{"role": "user", "content": "{{ item.answer }} or {{ sample.output_text }}?"}],
+        }
+    )
+
+    def test_asks_with_the_templates_filled_in_and_limits_the_score(self, serve: Any) -> None:
+        server, endpoint = serve(lambda *_: said('Here: {"steps": [], "result": 12.5}'))
+        (scored,) = ask_scores(endpoint, self.GRADER, [(ROWS[3], "four")])
+        assert scored.value == 10
+        body, _ = server.requests[0]
+        assert body["messages"][0] == {"role": "user", "content": "3 or four?"}
+        assert "from 0 to 10" in body["messages"][1]["content"]
+
+    def test_an_answer_without_a_number_is_no_score(self, serve: Any) -> None:
+        _, endpoint = serve(lambda *_: said("I like it"))
+        (scored,) = ask_scores(endpoint, self.GRADER, [(ROWS[0], "x")])
+        assert (scored.value, scored.error) == (None, "The model judge-1 answered without a number: I like it")
+
+    def test_a_row_without_an_answer_is_not_sent(self, serve: Any) -> None:
+        server, endpoint = serve(lambda *_: said("1"))
+        (scored,) = ask_scores(endpoint, self.GRADER, [(ROWS[0], None)])
+        assert (scored.value, server.requests) == (None, [])
+
+    @pytest.mark.parametrize(
+        ("text", "value"),
+        [("0.5", 0.5), (' {"result": 3} ', 3), ("{}", None), ('{"result": true}', None), ("NaN", None), ("", None)],
+    )
+    def test_a_score_is_a_number_in_json_or_alone(self, text: str, value: float | None) -> None:
+        assert parse_score(text) == value

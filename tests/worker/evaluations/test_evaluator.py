@@ -1,0 +1,409 @@
+"""Evaluations from the request to the summary: with the real generation on a tiny model, and with fake ones."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import func, update
+
+from app.db.engine import transaction
+from app.db.files import files
+from app.db.jobs import evaluations
+from app.db.tables import BaseModelRow, Evaluation, Job
+from app.domain.evaluations.graders import EvaluationRequest
+from app.domain.evaluations.states import EvaluationErrorCode
+from app.domain.scheduling.worker_capacity import WorkerCapacity
+from app.services.jobs import evaluations as service
+from app.system import artifact_directory, model_files
+from tests.app.cli.trained import make_trained_job
+from tests.factories import make_file
+from tests.worker.evaluations.plain_answers import plain_answers
+from tests.worker.exports.test_exporter import write_real_adapter
+from tests.worker.worker_harness import WorkerHarness, until
+from worker.evaluations.evaluator import Evaluator
+from worker.evaluations.generation_process import GENERATE_COMMAND
+from worker.node.locks import try_lock
+from worker.node.slot import Slot
+from worker.reconciler import cleanup
+
+OWNER = "gpu0@test#1"
+EXACT = {
+    "type": "string_check",
+    "name": "exact",
+    "input": "{{ sample.output_text }}",
+    "reference": "{{ item.reference_answer }}",
+    "operation": "eq",
+}
+# A generation in a tenth of a second: the adapter is right on every row, the base on each third one.
+GENERATE = """
+prompts = [json.loads(line) for line in open(directory / 'prompts.jsonl')]
+with open(directory / 'answers.jsonl', 'w') as out:
+    print(json.dumps({'device': 'cpu', 'compute_dtype': 'bfloat16'}), file=out)
+    for p in prompts:
+        for model in ('base', 'adapter'):
+            right = model == 'adapter' or p['row'] % 3 == 0
+            text = f"it is {p['row']}" if right else 'no'
+            print(json.dumps({'row': p['row'], 'model': model, 'text': text, 'tokens': 3, 'is_cut': False}), file=out)
+"""
+
+
+def fake(tmp_path: Path, code: str = GENERATE) -> tuple[str, ...]:
+    """A generation program that runs `code`; `directory` is its work directory."""
+    program = tmp_path / "fake_generation.py"
+    start = "import json, os, signal, sys, time\nfrom pathlib import Path\ndirectory = Path(sys.argv[1])\n"
+    program.write_text(start + code)
+    return sys.executable, str(program)
+
+
+def lines(count: int = 12, **extra: Any) -> bytes:
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"say {n}"},
+                {"role": "assistant", "content": f"it is {n}"},
+            ]
+        }
+        | {key: value(n) if callable(value) else value for key, value in extra.items()}
+        for n in range(count)
+    ]
+    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+
+
+def write_light_adapter(base: Path) -> Callable[[Path, int], Path]:
+    """The files that an evaluation reads; only the real generation needs the weights."""
+
+    def write(directory: Path, step: int) -> Path:
+        directory.mkdir(parents=True)
+        (directory / "adapter_model.safetensors").write_bytes(bytes(8))
+        about = {
+            "base_model": {"name": "tiny", "manifest_sha256": model_files.hash_directory(base)[1]},
+            "lora": {"r": 4, "alpha": 8, "target_modules": ["q_proj", "v_proj"]},
+            "step": step,
+        }
+        artifact_directory.write_manifest(directory, about)
+        return directory
+
+    return write
+
+
+@pytest.fixture
+def trained(harness: WorkerHarness, tmp_path: Path, request: pytest.FixtureRequest) -> Job:
+    """A job with an adapter for the registered base model; a real one for the tests of the real generation."""
+    is_real = request.cls is TestRealGeneration
+    write = (write_real_adapter if is_real else write_light_adapter)(tmp_path / "base")
+    with transaction(harness.sessions) as session:
+        return make_trained_job(session, harness.resources.storage, harness.project, tmp_path / "made", write)
+
+
+Ask = Callable[..., Evaluation]
+
+
+@pytest.fixture
+def ask(harness: WorkerHarness, trained: Job) -> Ask:
+    def ask(content: bytes | None = None, **settings: Any) -> Evaluation:
+        with transaction(harness.sessions) as session:
+            file = make_file(
+                session, harness.resources.storage, harness.project, content or lines(), "evals", "heldout.jsonl"
+            )
+            request = EvaluationRequest.model_validate({"file": file.id, "graders": [EXACT]} | settings)
+            endpoints = harness.resources.settings.endpoints
+            project_id, hints = trained.project_id, harness.resources.hints
+            return service.create(session, hints, project_id, trained.id, request, None, endpoints)
+
+    return ask
+
+
+def evaluator(harness: WorkerHarness, tmp_path: Path, *command: str, owner: str = OWNER) -> Evaluator:
+    lock = partial(try_lock, tmp_path / "trainer.lock")
+    return Evaluator(harness.resources, owner, lock, None, command or fake(tmp_path))
+
+
+def read(harness: WorkerHarness, evaluation: Evaluation) -> Evaluation:
+    with transaction(harness.sessions) as session:
+        return session.get_one(Evaluation, evaluation.id)
+
+
+class TestRealGeneration:
+    def test_base_and_adapter_answer_every_row_on_one_loaded_base(
+        self, harness: WorkerHarness, ask: Ask, trained: Job, tmp_path: Path
+    ) -> None:
+        evaluation = ask(lines(5), max_new_tokens=6)
+        assert evaluator(harness, tmp_path, *GENERATE_COMMAND).run_next()
+        done = read(harness, evaluation)
+        assert (done.state, done.error_message) == ("succeeded", None)
+        assert done.summary is not None
+        assert done.precision == "4 bits (nf4, as in the training), computed in bfloat16"
+        assert done.plan["rows"] == 5
+        assert done.plan["prompt_tokens"] > 5 * 10
+        rows = [json.loads(line) for line in harness.content(str(done.results_file_id)).splitlines()]
+        assert [row["question"] for row in rows] == [f"say {n}" for n in range(5)]
+        assert any(row["answers"]["base"]["text"] != row["answers"]["adapter"]["text"] for row in rows)
+        report = harness.content(str(done.report_file_id)).decode()
+        assert "4 bits (nf4, as in the training)" in report
+        assert harness.messages(trained)[-1].startswith(f"Evaluation {evaluation.id} succeeded. exact: base 0.000")
+        assert list(harness.resources.settings.work_dir.rglob("*.safetensors")) == []
+
+    def test_the_answers_are_those_of_transformers_and_peft(
+        self, harness: WorkerHarness, ask: Ask, tmp_path: Path
+    ) -> None:
+        """In 16 bits, row by row, without padding."""
+        evaluation = ask(lines(4), max_new_tokens=8, base_precision="16-bit")
+        assert evaluator(harness, tmp_path, *GENERATE_COMMAND).run_next()
+        done = read(harness, evaluation)
+        assert done.precision == "16 bits, computed in bfloat16"
+        rows = [json.loads(line) for line in harness.content(str(done.results_file_id)).splitlines()]
+        prompts = [[{"role": "user", "content": f"say {n}"}] for n in range(4)]
+        expected = plain_answers(tmp_path / "base", tmp_path / "made" / "step-4", prompts, 8)
+        assert [(row["answers"]["base"]["text"], row["answers"]["adapter"]["text"]) for row in rows] == expected
+
+
+class TestSummary:
+    def test_has_scores_with_an_interval_and_decides_the_delivery(
+        self, harness: WorkerHarness, ask: Ask, trained: Job, tmp_path: Path
+    ) -> None:
+        evaluation = ask(promote_if={"grader": "exact"})
+        with transaction(harness.sessions) as session:
+            assert evaluations.verdict_on_delivery(session, harness.job(trained)).is_allowed is None
+        assert evaluator(harness, tmp_path).run_next()
+        done = read(harness, evaluation)
+        assert done.summary is not None
+        (grader,) = done.summary["graders"]
+        assert (grader["base"]["mean"], grader["adapter"]["mean"]) == (pytest.approx(4 / 12), 1.0)
+        difference = grader["difference"]
+        assert 0 < difference["low"] < difference["mean"] < difference["high"] <= 1
+        assert done.summary["promotion"]["allowed"] is True
+        job = harness.job(trained)
+        assert job.evaluation is not None
+        assert (job.evaluation["status"], job.evaluation["summary"]) == ("succeeded", done.summary)
+        with transaction(harness.sessions) as session:
+            assert evaluations.verdict_on_delivery(session, job).is_allowed is True
+        report = harness.content(str(done.report_file_id)).decode()
+        assert "**The adapter may be delivered**" in report
+        assert "| exact (string_check) | 0.333 | 1.000 | +0.667" in report
+
+    def test_an_adapter_that_is_no_better_is_not_delivered(
+        self, harness: WorkerHarness, ask: Ask, trained: Job, tmp_path: Path
+    ) -> None:
+        ask(promote_if={"grader": "exact"})
+        same = GENERATE.replace("model == 'adapter' or ", "")
+        assert evaluator(harness, tmp_path, *fake(tmp_path, same)).run_next()
+        with transaction(harness.sessions) as session:
+            verdict = evaluations.verdict_on_delivery(session, harness.job(trained))
+        assert verdict.is_allowed is False
+        assert "which is not above" in verdict.reason
+
+    def test_of_a_classification_has_the_true_accuracy_and_confusion(
+        self, harness: WorkerHarness, ask: Ask, tmp_path: Path
+    ) -> None:
+        grader = {"type": "label_accuracy", "name": "label", "reference": "{{ item.label }}"}
+        rows = lines(6, label=lambda n: f"it is {n}" if n < 4 else "it is 0")
+        done = ask(rows, graders=[grader])
+        assert evaluator(harness, tmp_path).run_next()
+        summary = read(harness, done).summary
+        assert summary is not None
+        (label,) = summary["graders"]
+        assert label["adapter"]["mean"] == pytest.approx(4 / 6)
+        assert label["confusion"]["adapter"]["labels"] == ["it is 0", "it is 1", "it is 2", "it is 3"]
+        assert label["confusion"]["adapter"]["counts"] == [
+            [1, 0, 0, 0, 2], [0, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 1, 0]
+        ]  # fmt: skip
+
+    def test_a_large_file_is_sampled_and_says_so(self, harness: WorkerHarness, ask: Ask, tmp_path: Path) -> None:
+        evaluation = ask(lines(300), max_rows=20)
+        evaluator(harness, tmp_path).run_next()
+        done = read(harness, evaluation)
+        assert done.summary is not None
+        assert (done.summary["rows"], done.summary["rows_in_file"]) == (20, 300)
+        assert any("20 of 300 rows were selected" in text for text in done.summary["warnings"])
+        numbers = [json.loads(line)["line"] for line in harness.content(str(done.results_file_id)).splitlines()]
+        assert numbers == sorted(numbers)
+        assert numbers[-1] > 150
+
+    def test_warns_of_empty_expected_answers_and_of_cut_answers(
+        self, harness: WorkerHarness, ask: Ask, tmp_path: Path
+    ) -> None:
+        evaluation = ask(lines(3) + b'{"prompt": "x", "completion": ""}\n')
+        evaluator(harness, tmp_path, *fake(tmp_path, GENERATE.replace("'is_cut': False", "'is_cut': True"))).run_next()
+        done = read(harness, evaluation)
+        assert done.summary is not None
+        first, *cut = done.summary["warnings"]
+        assert first == "1 rows have an empty expected answer (lines 4)."
+        assert len(cut) == 2
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("content", "options", "text"),
+        [
+            (b'{"x": 1}\n', {}, 'Line 1: expected "messages" or "prompt"; found the keys "x".'),
+            (b"not json\n", {}, "Line 1: not valid JSON"),
+            (b"\n", {}, "The evaluation file has no rows."),
+            (
+                b'{"prompt": "a", "completion": "b"}\n{"prompt": "c"}\n',
+                {},
+                'Line 2: for the grader "exact" there is no {{ item.reference_answer }}; item has: prompt.',
+            ),
+            (
+                b'{"prompt": "' + b"long " * 200 + b'", "completion": "b"}\n',
+                {},
+                "with max_new_tokens at most 256 fit into the context of the base model",
+            ),
+            (
+                b'{"prompt": "a", "completion": "b"}\n',
+                {"graders": [{"type": "json_fields", "name": "json"}]},
+                'for the grader "json" the expected answer must be a JSON object',
+            ),
+            (
+                b'{"prompt": "a", "completion": "b"}\n',
+                {"graders": [{"type": "label_accuracy", "name": "label", "labels": ["x", "y"]}]},
+                'for the grader "label" the expected label "b" is not among its labels',
+            ),
+        ],
+        ids=["other shape", "not JSON", "no rows", "no field", "too long", "no JSON answer", "unknown label"],
+    )  # fmt: skip
+    def test_fails_with_the_line_before_anything_is_generated(
+        self, harness: WorkerHarness, ask: Ask, tmp_path: Path, content: bytes, options: dict[str, Any], text: str
+    ) -> None:
+        evaluation = ask(content, **options)
+        assert evaluator(harness, tmp_path, *fake(tmp_path, "raise SystemExit('not expected')")).run_next()
+        done = read(harness, evaluation)
+        assert (done.state, done.error_code) == ("failed", "invalid_evaluation_file")
+        assert text in str(done.error_message)
+
+    def test_names_the_first_problems_of_many(self, harness: WorkerHarness, ask: Ask, tmp_path: Path) -> None:
+        evaluation = ask(b'{"x": 1}\n' * 50)
+        evaluator(harness, tmp_path).run_next()
+        assert "These are the first 10 of 50 problems." in str(read(harness, evaluation).error_message)
+
+
+class TestFailures:
+    def test_a_crash_is_retried_and_fails_in_the_end(
+        self, harness: WorkerHarness, ask: Ask, trained: Job, tmp_path: Path
+    ) -> None:
+        evaluation = ask()
+        runner = evaluator(harness, tmp_path, *fake(tmp_path, "os.kill(os.getpid(), signal.SIGSEGV)"))
+        for _ in range(harness.resources.settings.max_crash_streak):
+            end_the_pause(harness, evaluation)
+            assert runner.run_next()
+        done = read(harness, evaluation)
+        assert (done.state, done.error_code) == ("failed", "server_error")
+        assert "gave up after 3 attempts" in str(done.error_message)
+        with transaction(harness.sessions) as session:
+            assert evaluations.verdict_on_delivery(session, harness.job(trained)).is_allowed is True  # no promote_if
+
+    def test_a_refusal_of_the_program_is_final(self, harness: WorkerHarness, ask: Ask, tmp_path: Path) -> None:
+        evaluation = ask()
+        evaluator(
+            harness, tmp_path, *fake(tmp_path, "print('no such model', file=sys.stderr); sys.exit(64)")
+        ).run_next()
+        done = read(harness, evaluation)
+        assert (done.error_code, done.error_message) == (EvaluationErrorCode.MODEL_UNAVAILABLE, "no such model")
+
+    def test_a_program_that_leaves_out_rows_gives_no_result(
+        self, harness: WorkerHarness, ask: Ask, tmp_path: Path
+    ) -> None:
+        evaluation = ask()
+        runner = evaluator(harness, tmp_path, *fake(tmp_path, GENERATE.replace("in prompts:", "in prompts[1:]:")))
+        assert runner.run_next()
+        assert read(harness, evaluation).state == "queued"
+
+    def test_a_base_model_that_was_removed_is_named(self, harness: WorkerHarness, ask: Ask, tmp_path: Path) -> None:
+        evaluation = ask()
+        with transaction(harness.sessions) as session:
+            session.delete(session.get_one(BaseModelRow, "tiny"))
+        evaluator(harness, tmp_path).run_next()
+        done = read(harness, evaluation)
+        assert (done.state, done.error_code) == ("failed", "model_unavailable")
+
+    def test_a_cancel_kills_the_generation_and_stores_nothing(
+        self, harness: WorkerHarness, ask: Ask, trained: Job, tmp_path: Path
+    ) -> None:
+        evaluation = ask()
+        started = tmp_path / "started"
+        slow = f"Path({str(started)!r}).touch(); time.sleep(60)"
+        thread = threading.Thread(target=evaluator(harness, tmp_path, *fake(tmp_path, slow)).run_next)
+        thread.start()
+        until(started.exists, "the generation")
+        with transaction(harness.sessions) as session:
+            service.cancel(session, trained.project_id, trained.id, evaluation.id)
+        thread.join(20)
+        assert not thread.is_alive()
+        done = read(harness, evaluation)
+        assert (done.state, done.results_file_id) == ("cancelled", None)
+        job = harness.job(trained)
+        assert job.evaluation is not None
+        assert job.evaluation["status"] == "cancelled"
+        assert list(harness.resources.settings.work_dir.rglob("prompts.jsonl")) == []
+
+    def test_a_stopping_worker_queues_it_again(self, harness: WorkerHarness, ask: Ask, tmp_path: Path) -> None:
+        evaluation = ask()
+        started = tmp_path / "started"
+        slow = f"Path({str(started)!r}).touch(); time.sleep(60)"
+        thread = threading.Thread(target=evaluator(harness, tmp_path, *fake(tmp_path, slow)).run_next)
+        thread.start()
+        until(started.exists, "the generation")
+        harness.resources.stop.set()
+        thread.join(20)
+        done = read(harness, evaluation)
+        assert (done.state, done.crash_streak, done.lease_owner) == ("queued", 0, None)
+
+
+class TestLeases:
+    def test_two_workers_never_get_the_same_evaluation(self, harness: WorkerHarness, ask: Ask) -> None:
+        ask()
+        with transaction(harness.sessions) as session:
+            assert evaluations.claim(session, "a#1", 60) is not None
+        with transaction(harness.sessions) as session:
+            assert evaluations.claim(session, "b#1", 60) is None
+
+    def test_an_expired_lease_is_queued_again(self, harness: WorkerHarness, ask: Ask) -> None:
+        evaluation = ask()
+        with transaction(harness.sessions) as session:
+            evaluations.claim(session, "a#1", 60)
+            expired = func.clock_timestamp() - func.make_interval(0, 0, 0, 0, 0, 0, 60)
+            session.execute(update(Evaluation).values(lease_expires_at=expired))
+            assert [row.id for row in evaluations.reap_expired(session, 0, 0, 3)] == [evaluation.id]
+        assert (read(harness, evaluation).state, read(harness, evaluation).crash_streak) == ("queued", 1)
+
+    def test_a_new_incarnation_of_the_slot_takes_it_back(self, harness: WorkerHarness, ask: Ask) -> None:
+        evaluation = ask()
+        with transaction(harness.sessions) as session:
+            evaluations.claim(session, "gpu0@test#old", 600)
+        slot = Slot(harness.resources, "gpu", "gpu0@test", lambda owner: lambda: False)
+        slot._reap_previous_incarnations()
+        assert read(harness, evaluation).state == "queued"
+
+    def test_a_worker_without_the_base_model_leaves_it(self, harness: WorkerHarness, ask: Ask) -> None:
+        ask()
+        with transaction(harness.sessions) as session:
+            other = WorkerCapacity("cpu", 1 << 40, frozenset({"other"}))
+            assert evaluations.claim(session, "a#1", 60, other) is None
+            fitting = WorkerCapacity("cpu", 1 << 40, frozenset({"tiny"}))
+            assert evaluations.claim(session, "a#1", 60, fitting) is not None
+
+    def test_cleanup_keeps_the_files_of_a_running_one(
+        self, harness: WorkerHarness, ask: Ask, trained: Job, tmp_path: Path
+    ) -> None:
+        evaluation = ask()
+        with transaction(harness.sessions) as session:
+            files.delete_all(session, [evaluation.file_id, *evaluation.adapter_file_ids])
+            evaluations.claim(session, OWNER, 60)
+        directory = harness.resources.settings.work_dir / evaluation.id / "attempt-1"
+        directory.mkdir(parents=True)
+        (directory / "prompts.jsonl").touch()
+        cleanup.purge_files(harness.resources)
+        cleanup.clean_work_directories(harness.resources)
+        assert harness.file(evaluation.file_id).purged_at is None
+        assert (directory / "prompts.jsonl").exists()
+
+
+def end_the_pause(harness: WorkerHarness, evaluation: Evaluation) -> None:
+    with transaction(harness.sessions) as session:
+        session.get_one(Evaluation, evaluation.id).run_after = func.clock_timestamp()

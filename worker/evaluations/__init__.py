@@ -1,0 +1,1 @@
+"""Evaluations: a child process generates answers, and graders compare them."""

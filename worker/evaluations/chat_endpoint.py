@@ -1,0 +1,101 @@
+"""Answers of an OpenAI-compatible endpoint that the operator has named, with retries for what may pass."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import httpx2
+
+from app.settings import Endpoint
+
+ATTEMPTS = 5
+RETRIED = (408, 409, 429)  # and every status from 500 on
+MAX_PAUSE_SECONDS = 60.0
+QUOTED_CHARACTERS = 200
+
+Wait = Callable[[float], None]  # waits; raises if the work has to end
+
+
+class EndpointError(Exception):
+    """The endpoint gave no usable answer; the message says what it did instead."""
+
+
+class ChatEndpoint:
+    """A client for `chat/completions` of one endpoint. Threads may share it."""
+
+    def __init__(self, name: str, endpoint: Endpoint, wait: Wait) -> None:
+        self.name = name
+        self.concurrency = endpoint.concurrency
+        self._wait = wait
+        key = endpoint.api_key.get_secret_value()
+        self._client = httpx2.Client(
+            base_url=endpoint.base_url.rstrip("/") + "/",
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=endpoint.timeout_seconds,
+        )
+
+    def close(self) -> None:
+        self._client.close()
+
+    def answer(self, model: str, messages: Sequence[Mapping[str, Any]], **parameters: Any) -> tuple[str, int | None]:
+        """The text of the answer and its tokens, if the endpoint reports them. Raises EndpointError."""
+        body = {"model": model, "messages": list(messages), **parameters}
+        problem = ""
+        for attempt in range(ATTEMPTS):
+            try:
+                response = self._client.post("chat/completions", json=body)
+            except httpx2.TimeoutException:
+                problem, pause = "did not answer in time", _pause(attempt, None)
+            except httpx2.HTTPError as error:
+                problem, pause = f"could not be reached ({error or type(error).__name__})", _pause(attempt, None)
+            else:
+                if response.status_code < 400:
+                    return self._parse(response)
+                problem = f"answered {response.status_code}: {_error_text(response)}"
+                if response.status_code not in RETRIED and response.status_code < 500:
+                    raise EndpointError(f"The endpoint {self.name} {problem}")
+                pause = _pause(attempt, response.headers.get("retry-after"))
+            if attempt + 1 < ATTEMPTS:
+                self._wait(pause)
+        raise EndpointError(f"The endpoint {self.name} {problem} ({ATTEMPTS} attempts)")
+
+    def _parse(self, response: httpx2.Response) -> tuple[str, int | None]:
+        try:
+            body = response.json()
+            text = body["choices"][0]["message"]["content"]
+            tokens = (body.get("usage") or {}).get("completion_tokens")
+        except (ValueError, LookupError, TypeError, AttributeError):
+            seen = response.text[:QUOTED_CHARACTERS]
+            raise EndpointError(f"The endpoint {self.name} answered in another shape: {seen}") from None
+        if text is not None and not isinstance(text, str):
+            raise EndpointError(f"The endpoint {self.name} answered with a content that is no text")
+        return text or "", tokens if isinstance(tokens, int) else None
+
+
+def _pause(attempt: int, retry_after: str | None) -> float:
+    """Seconds until the next attempt: what the endpoint asks for, else 1, 2, 4, ... with jitter."""
+    asked = _retry_after_seconds(retry_after) if retry_after else None
+    pause = 2.0**attempt * random.uniform(0.75, 1.25) if asked is None else asked
+    return min(MAX_PAUSE_SECONDS, max(0.0, pause))
+
+
+def _retry_after_seconds(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        return parsedate_to_datetime(text).timestamp() - time.time()
+    except ValueError:
+        return None
+
+
+def _error_text(response: httpx2.Response) -> str:
+    try:
+        return str(response.json()["error"]["message"])[:QUOTED_CHARACTERS]
+    except (ValueError, LookupError, TypeError):
+        return response.text[:QUOTED_CHARACTERS]

@@ -1,0 +1,134 @@
+"""What only an endpoint can do: the answers of the reference model, and the scores of `score_model`."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from app.domain.evaluations.graders import ScoreModel
+from app.domain.evaluations.rows import EvaluationRow
+from app.domain.evaluations.templates import MissingField, render
+from worker.evaluations.chat_endpoint import ChatEndpoint, EndpointError
+from worker.evaluations.scoring import Scored
+
+MAX_FAILURES = 5  # in a row: then the endpoint is not asked any more
+INSTRUCTION = (
+    'Answer with one JSON object and nothing else: {{"steps": [{{"description": "...", "conclusion": "..."}}], '
+    '"result": NUMBER}}. The result is a number from {low:g} to {high:g}.'
+)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class ReferenceAnswer:
+    """The answer of the reference to one row; without a text, `error` is the reason."""
+
+    text: str | None
+    tokens: int | None = None
+    error: str | None = None
+
+
+def ask_reference(
+    endpoint: ChatEndpoint, model: str, rows: Sequence[EvaluationRow], max_new_tokens: int
+) -> list[ReferenceAnswer]:
+    """The reference's answer to each row."""
+
+    def ask(row: EvaluationRow) -> ReferenceAnswer:
+        tools = {"tools": list(row.tools)} if row.tools else {}
+        text, tokens = endpoint.answer(model, _messages(row), temperature=0, max_tokens=max_new_tokens, **tools)
+        return ReferenceAnswer(text.strip(), tokens)
+
+    return _ask_all(endpoint, rows, ask, lambda why: ReferenceAnswer(None, error=why))
+
+
+def ask_scores(
+    endpoint: ChatEndpoint, grader: ScoreModel, pairs: Sequence[tuple[EvaluationRow, str | None]]
+) -> list[Scored]:
+    """The score of each (row, answer) by the grader's model."""
+
+    def ask(pair: tuple[EvaluationRow, str | None]) -> Scored:
+        row, output = pair
+        if output is None:
+            return Scored(None, "there is no answer to score")
+        try:
+            messages = [
+                {"role": message.role, "content": render(message.content, row.item, output)} for message in grader.input
+            ]
+        except MissingField as error:  # of the answer: the fields of the rows were checked before
+            return Scored(grader.range[0], str(error))
+        low, high = grader.range
+        messages.append({"role": "system", "content": INSTRUCTION.format(low=low, high=high)})
+        text, _ = endpoint.answer(grader.model, messages, **_parameters(grader))
+        value = parse_score(text)
+        if value is None:
+            raise EndpointError(f"The model {grader.model} answered without a number: {text[:200]}")
+        return Scored(min(high, max(low, value)))
+
+    return _ask_all(endpoint, pairs, ask, lambda why: Scored(None, why))
+
+
+def parse_score(text: str) -> float | None:
+    """The number in `{"result": 0.5}`, or a text that is only a number; None for anything else."""
+    start, end = text.find("{"), text.rfind("}")
+    try:
+        value: Any = json.loads(text[start : end + 1])["result"] if 0 <= start < end else float(text)
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if is_number else None
+
+
+def _messages(row: EvaluationRow) -> list[dict[str, Any]]:
+    if row.prompt is not None:
+        return [{"role": "user", "content": row.prompt}]
+    return [{key: value for key, value in message.items() if key != "weight"} for message in row.messages]
+
+
+def _parameters(grader: ScoreModel) -> dict[str, Any]:
+    given = grader.sampling_params.model_dump(exclude_none=True) if grader.sampling_params else {}
+    if (tokens := given.pop("max_completions_tokens", None)) is not None:
+        given["max_completion_tokens"] = tokens
+    return {"temperature": 0, **given} if "reasoning_effort" not in given else given
+
+
+def _ask_all(
+    endpoint: ChatEndpoint,
+    items: Iterable[Item],
+    ask: Callable[[Item], Result],
+    failed: Callable[[str], Result],
+) -> list[Result]:
+    """Ask for each item, several at once. After MAX_FAILURES failures in a row the rest is not asked."""
+    lock = threading.Lock()
+    failures = 0
+
+    def ask_one(item: Item) -> Result:
+        nonlocal failures
+        if failures >= MAX_FAILURES:
+            return failed(f"not asked: the endpoint {endpoint.name} failed {MAX_FAILURES} times in a row")
+        try:
+            result = ask(item)
+        except EndpointError as error:
+            with lock:
+                failures += 1
+            return failed(str(error))
+        with lock:
+            failures = 0
+        return result
+
+    executor = ThreadPoolExecutor(endpoint.concurrency)
+    try:
+        return list(executor.map(ask_one, items))
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def recorded_answers(rows: Sequence[EvaluationRow], field: str) -> list[ReferenceAnswer]:
+    """The answers that a field of the rows has."""
+    return [ReferenceAnswer(str(row.item[field]).strip()) for row in rows]

@@ -1,0 +1,329 @@
+"""Run evaluations: a child process generates the answers, then graders score them and a summary is stored.
+
+A GPU slot runs them between training jobs, as both need the whole device.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+from typing import Any
+
+import structlog
+from sqlalchemy.orm import Session
+
+from app.db.engine import transaction
+from app.db.files import files
+from app.db.jobs import evaluations
+from app.db.jobs.claims import FencedError, Lease
+from app.db.tables import Evaluation
+from app.domain.artifacts.full_disk import is_disk_full
+from app.domain.evaluations.graders import EvaluationSettings
+from app.domain.evaluations.plan import make_plan
+from app.domain.evaluations.spec import ANSWERS, Answer, Started
+from app.domain.evaluations.states import EvaluationErrorCode, EvaluationState
+from app.domain.jobs.states import ExitCode
+from app.domain.scheduling.worker_capacity import WorkerCapacity
+from app.log import get_logger
+from worker.evaluations import prepare
+from worker.evaluations.generation_process import GENERATE_COMMAND, GenerationProcess, start_generation
+from worker.evaluations.grade import grade, reference_name
+from worker.evaluations.inputs import EvaluationInputs
+from worker.evaluations.prepare import EvaluationFailed, Loaded
+from worker.evaluations.report import report, summary_sentence
+from worker.evaluations.summarize import ADAPTER, BASE, ModelAnswer, Outcome, result_rows, summarize
+from worker.jobs import artifacts, workdir
+from worker.jobs.lease import DATABASE_UNAVAILABLE, LeaseKeeper, boottime_seconds
+from worker.jobs.publish import PURPOSE
+from worker.jobs.sanitize import clean, clean_text
+from worker.jobs.watchdog import Watchdog
+from worker.node.device import oom_kill_count
+from worker.node.resources import Resources
+
+RESULTS, REPORT = "evaluation_results.jsonl", "evaluation_report.md"
+
+log = get_logger(__name__)
+
+
+class EvaluationInterrupted(Exception):
+    """The worker shuts down; another worker runs the evaluation."""
+
+
+class EvaluationKeeper(LeaseKeeper):
+    """The lease of an evaluation: kept as a job's lease is, in a table of its own."""
+
+    def _poll(self) -> None:
+        sent_at = boottime_seconds()
+        is_due = sent_at - self._confirmed_at >= self._settings.lease_renew_seconds
+        with transaction(self._resources.sessions) as session:
+            if is_due:
+                evaluations.renew_lease(session, self.lease, self._settings.lease_ttl_seconds)
+            evaluations.check_lease(session, self.lease)
+        if is_due:
+            self._confirmed_at = sent_at
+
+
+class Evaluator:
+    """Runs the evaluations of one GPU slot, one at a time. `lock` holds the slot's device while the block lasts."""
+
+    def __init__(
+        self,
+        resources: Resources,
+        owner: str,
+        lock: Callable[[], AbstractContextManager[int | None]],
+        capacity: Callable[[], WorkerCapacity] | None = None,
+        generate_command: Sequence[str] = GENERATE_COMMAND,
+    ) -> None:
+        self.resources = resources
+        self.settings = resources.settings
+        self.owner = owner
+        self._lock = lock
+        self._capacity = capacity
+        self._generate_command = generate_command
+        self._commit_unknown = False  # the last claim's COMMIT was not confirmed: it may have claimed an evaluation
+
+    def run_next(self) -> bool:
+        """Run one evaluation from its claim to its end; False if none is due, or the device is not free."""
+        with self._lock() as lock:
+            claimed = self._claim_next() if lock is not None else None
+            if lock is None or claimed is None:
+                return False
+            evaluation, keeper = claimed
+            with structlog.contextvars.bound_contextvars(evaluation=evaluation.id, attempt=evaluation.attempt), keeper:
+                self._run(evaluation, keeper, lock)
+        return True
+
+    def _claim_next(self) -> tuple[Evaluation, LeaseKeeper] | None:
+        claimed_at, ttl_seconds = boottime_seconds(), self.settings.lease_ttl_seconds
+        capacity = self._capacity() if self._capacity else None
+        try:
+            with transaction(self.resources.sessions) as session:
+                held = evaluations.find_held(session, self.owner) if self._commit_unknown else None
+                if held is not None:
+                    evaluations.renew_lease(session, Lease(held.id, held.attempt, self.owner), ttl_seconds)
+                evaluation = held or evaluations.claim(session, self.owner, ttl_seconds, capacity)
+        except DATABASE_UNAVAILABLE:
+            self._commit_unknown = True
+            raise
+        self._commit_unknown = False
+        if evaluation is None:
+            return None
+        lease = Lease(evaluation.id, evaluation.attempt, self.owner)
+        return evaluation, EvaluationKeeper(self.resources, lease, claimed_at)
+
+    def _run(self, evaluation: Evaluation, keeper: LeaseKeeper, lock: int) -> None:
+        log.info("evaluation started", model=evaluation.model)
+        directory = workdir.attempt_directory(self.settings.work_dir, evaluation.id, evaluation.attempt)
+        try:
+            self._evaluate(evaluation, keeper, directory, lock)
+            log.info("evaluation succeeded")
+        except FencedError:
+            log.info("lease lost: the evaluation is dropped")
+        except EvaluationInterrupted:
+            self._end(keeper, lambda session: evaluations.requeue(session, keeper.lease))
+        except EvaluationFailed as error:
+            self._end_failed(keeper, error)
+        except Exception:
+            log.exception("the evaluator failed")
+            text = "The worker had an internal error; its log has the details"
+            self._end_failed(keeper, EvaluationFailed(EvaluationErrorCode.SERVER_ERROR, text))
+        finally:
+            workdir.remove_all_but_logs(directory)
+
+    def _evaluate(self, evaluation: Evaluation, keeper: LeaseKeeper, directory: Path, lock: int) -> None:
+        """Read the rows, generate, grade, store. Raises EvaluationFailed, EvaluationInterrupted, FencedError."""
+        try:
+            workdir.create_empty(directory)
+            loaded = prepare.load(keeper, evaluation)
+            settings = loaded.settings
+            inputs = prepare.read_file(self.resources, loaded, lambda: self._check(keeper))
+            self._plan(loaded, inputs, keeper)
+            prepare.write_spec(self.resources, loaded, inputs, directory)
+            self._check(keeper)
+            started, answers, seconds = self._generate(len(inputs.prompts), keeper, directory, lock)
+            precision = loaded.precision(started)
+            outcome = grade(
+                self.settings, settings, inputs, answers, precision, started.device, seconds, self._waiter(keeper)
+            )
+            self._publish(evaluation, settings, outcome, keeper, directory)
+        except OSError as error:
+            log.exception("files or storage failed")
+            is_full = is_disk_full(error)
+            code = EvaluationErrorCode.STORAGE_FULL if is_full else EvaluationErrorCode.STORAGE_UNAVAILABLE
+            text = "The disk is full" if is_full else "Files could not be read or written"
+            raise EvaluationFailed(code, text) from error
+
+    def _plan(self, loaded: Loaded, inputs: EvaluationInputs, keeper: LeaseKeeper) -> None:
+        """Replace the plan by the one with the counted rows and tokens."""
+
+        def write(session: Session) -> None:
+            measured = evaluations.seconds_per_answer(session, loaded.base.name)
+            rows, progress = len(inputs.rows), loaded.job.progress
+            plan = make_plan(loaded.settings, rows, inputs.prompt_tokens, measured, progress)
+            evaluations.update_held(session, keeper.lease, plan=plan.model_dump())
+
+        keeper.transact(write)
+
+    def _generate(
+        self, rows: int, keeper: LeaseKeeper, directory: Path, lock: int
+    ) -> tuple[Started, dict[str, list[ModelAnswer]], float]:
+        """What the program wrote, the answers of each model, and the seconds it took."""
+        kills_before, began = oom_kill_count(), time.monotonic()
+        process = start_generation(self._generate_command, directory, lock, self.settings.threads)
+        try:
+            with Watchdog(process, keeper, self.resources.stop, self.settings) as watchdog:
+                exit_code = self._wait(process, keeper, directory / ANSWERS, 2 * rows)
+        finally:
+            process.close()
+        keeper.check()
+        if exit_code != ExitCode.DONE:
+            log.warning("generation ended", exit_code=exit_code, stderr_line=process.last_stderr_line())
+            if watchdog.drain_requested_at is not None:
+                raise EvaluationInterrupted
+            if watchdog.stalled:
+                text = "The generation made no progress for too long and was stopped"
+                raise EvaluationFailed(EvaluationErrorCode.SERVER_ERROR, text)
+            raise _exit_failure(exit_code, process.last_stderr_line(), oom_kill_count() > kills_before)
+        started, answers = _read_answers(directory / ANSWERS, rows)
+        return started, answers, time.monotonic() - began
+
+    def _wait(self, process: GenerationProcess, keeper: LeaseKeeper, answers: Path, total: int) -> int:
+        """Wait for the exit code, and write the number of answers to the row now and then."""
+        written = -1
+        while (exit_code := process.wait_for(self.settings.watch_seconds)) is None:
+            count = max(0, _count_lines(answers) - 1)
+            if count == written or keeper.fenced:
+                continue
+            written = count
+            with suppress(FencedError):  # the watchdog kills the process
+                self._write_progress(keeper, {"answers": count, "total_answers": total})
+        return exit_code
+
+    def _write_progress(self, keeper: LeaseKeeper, progress: dict[str, int]) -> None:
+        keeper.transact(lambda session: evaluations.update_held(session, keeper.lease, progress=progress))
+
+    def _publish(
+        self,
+        evaluation: Evaluation,
+        settings: EvaluationSettings,
+        outcome: Outcome,
+        keeper: LeaseKeeper,
+        directory: Path,
+    ) -> None:
+        """Store results and report under the attempt's own prefix; the rows that name them make them visible."""
+        summary = summarize(outcome, settings)
+        outbox = directory / "outbox"
+        outbox.mkdir()
+        lines = [json.dumps(clean(row), ensure_ascii=False) + "\n" for row in result_rows(outcome)]
+        (outbox / RESULTS).write_text("".join(lines), encoding="utf-8")
+        text = report(evaluation, summary, outcome, reference_name(settings))
+        (outbox / REPORT).write_text(text, encoding="utf-8")
+        prefix = artifacts.unique(f"jobs/{evaluation.job_id}/evaluations/{evaluation.id}/{evaluation.attempt}")
+
+        def succeed(session: Session) -> None:
+            ids = {
+                file.filename: files.insert(
+                    session,
+                    evaluation.project_id,
+                    PURPOSE,
+                    file.filename,
+                    file.size_bytes,
+                    file.sha256,
+                    file.key,
+                    job_id=evaluation.job_id,
+                ).id
+                for file in stored
+            }
+            evaluations.succeed(
+                session,
+                keeper.lease,
+                f"Evaluation {evaluation.id} succeeded. {clean_text(summary_sentence(summary))}",
+                precision=outcome.precision,
+                summary=clean(summary.model_dump(mode="json")),
+                results_file_id=ids[RESULTS],
+                report_file_id=ids[REPORT],
+            )
+
+        def has_succeeded(session: Session) -> bool:
+            row = session.get(Evaluation, evaluation.id)
+            return row is not None and row.state == EvaluationState.SUCCEEDED and row.attempt == evaluation.attempt
+
+        with artifacts.delete_unless_committed() as undo:
+            stored = artifacts.put_directory(self.resources, keeper, outbox, prefix)
+            undo.callback(artifacts.discard, self.resources.storage, [file.key for file in stored])
+            keeper.finish(succeed, has_succeeded)
+
+    def _check(self, keeper: LeaseKeeper) -> None:
+        """Raises FencedError after a cancel, EvaluationInterrupted at a shutdown."""
+        keeper.check()
+        if self.resources.stop.is_set():
+            raise EvaluationInterrupted
+
+    def _waiter(self, keeper: LeaseKeeper) -> Callable[[float], None]:
+        """A function that waits, and ends the wait with an error after a cancel or at a shutdown."""
+
+        def wait(seconds: float) -> None:
+            deadline = time.monotonic() + seconds
+            self._check(keeper)
+            while (rest := deadline - time.monotonic()) > 0:
+                self.resources.stop.wait(min(rest, self.settings.watch_seconds))
+                self._check(keeper)
+
+        return wait
+
+    def _end_failed(self, keeper: LeaseKeeper, error: EvaluationFailed) -> None:
+        settings, lease, code, text = self.settings, keeper.lease, error.code, error.message
+        log.warning("evaluation failed", code=code.value, why=text)
+
+        def end(session: Session) -> None:
+            if error.is_final:
+                evaluations.fail(session, lease, code, text)
+            else:
+                evaluations.finish_crashed(
+                    session, lease, code, text, settings.requeue_delay_seconds, settings.max_crash_streak
+                )
+
+        self._end(keeper, end)
+
+    def _end(self, keeper: LeaseKeeper, work: Callable[[Session], Any]) -> None:
+        """End the attempt. After a COMMIT without an answer the retry is fenced: then the first try was committed."""
+        try:
+            keeper.finish(work)
+        except FencedError:
+            log.info("lease lost: the evaluation has ended already, or another worker has it")
+
+
+def _read_answers(path: Path, count: int) -> tuple[Started, dict[str, list[ModelAnswer]]]:
+    """The answers by model, in the order of the rows. Raises EvaluationFailed if one is missing."""
+    first, *lines = path.read_bytes().splitlines()
+    by_model: dict[str, dict[int, ModelAnswer]] = {BASE: {}, ADAPTER: {}}
+    for line in lines:
+        answer = Answer.model_validate_json(line)
+        by_model[answer.model][answer.row] = ModelAnswer(answer.text, answer.tokens, answer.is_cut)
+    if any(answers.keys() != set(range(count)) for answers in by_model.values()):
+        raise EvaluationFailed(EvaluationErrorCode.SERVER_ERROR, "The generation left out rows")
+    ordered = {model: [answers[row] for row in range(count)] for model, answers in by_model.items()}
+    return Started.model_validate_json(first), ordered
+
+
+def _count_lines(path: Path) -> int:
+    try:
+        return path.read_bytes().count(b"\n")
+    except FileNotFoundError:
+        return 0
+
+
+def _exit_failure(exit_code: int, reason: str, is_oom: bool) -> EvaluationFailed:
+    if exit_code == ExitCode.BAD_SPEC:
+        return EvaluationFailed(EvaluationErrorCode.MODEL_UNAVAILABLE, reason, is_final=True)
+    if exit_code == ExitCode.OUT_OF_MEMORY:
+        return EvaluationFailed(EvaluationErrorCode.OUT_OF_MEMORY, reason, is_final=True)
+    if exit_code == -signal.SIGKILL and is_oom:
+        text = "The kernel killed the generation because the machine ran out of memory"
+        return EvaluationFailed(EvaluationErrorCode.OUT_OF_MEMORY, text)
+    how = f"was ended by signal {-exit_code}" if exit_code < 0 else f"ended with exit code {exit_code}"
+    return EvaluationFailed(EvaluationErrorCode.SERVER_ERROR, f"The generation {how}")

@@ -1,0 +1,156 @@
+"""Prepare an evaluation: load its rows, read its file, fetch the adapter, and write the spec of the generation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy.orm import Session
+
+from app.db import models
+from app.db.files import files
+from app.db.tables import BaseModelRow, Evaluation, File, Job
+from app.domain.base_models.catalog import CatalogEntry, StatSignature
+from app.domain.evaluations.graders import EvaluationSettings
+from app.domain.evaluations.precision import precision_text
+from app.domain.evaluations.spec import PROMPTS, SPEC, GenerationSpec, Prompt, Started
+from app.domain.evaluations.states import EvaluationErrorCode
+from app.domain.jobs.layer_patterns import PatternError, expand_patterns
+from app.domain.jobs.spec import BaseSpec, JobSpec, LoraSpec
+from app.settings import Settings
+from app.system.artifact_directory import ManifestMismatch, read_manifest
+from app.system.model_files import linear_layers
+from app.system.tokenizer_files import load_renderer
+from worker.evaluations.inputs import EvaluationInputs, InvalidEvaluationFile, read_inputs
+from worker.jobs import parent_adapter
+from worker.jobs.lease import LeaseKeeper
+from worker.jobs.parent_adapter import FetchedParentAdapter
+from worker.jobs.prepare import PreparationError, verify_base_model
+from worker.jobs.sanitize import clean_text
+from worker.node.resources import Resources
+
+
+class EvaluationFailed(Exception):
+    """The attempt failed; `is_final`: another attempt would fail in the same way."""
+
+    def __init__(self, code: EvaluationErrorCode, message: str, is_final: bool = False) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = clean_text(message)
+        self.is_final = is_final
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The rows of an evaluation, read in one transaction, and the base model's files, verified."""
+
+    evaluation: Evaluation
+    job: Job
+    base: BaseModelRow
+    signature: StatSignature  # of the base model's files
+    file: File
+    adapter_files: list[File]
+
+    @property
+    def settings(self) -> EvaluationSettings:
+        return EvaluationSettings.model_validate(self.evaluation.settings)
+
+    @property
+    def is_quantized(self) -> bool:
+        return self.settings.base_precision == "trained"
+
+    def precision(self, started: Started) -> str:
+        """The precision of the base model, as text."""
+        quantization = self.job.spec["quantization"] if self.is_quantized else None
+        return precision_text(quantization, started.compute_dtype)
+
+
+def load(keeper: LeaseKeeper, evaluation: Evaluation) -> Loaded:
+    """Load the rows, and verify the base model's files. Raises EvaluationFailed, FencedError."""
+    loaded = keeper.transact(lambda session: _load_rows(session, evaluation))
+    assert loaded is not None
+    job, base, file, adapter_files = loaded
+    if base is None:
+        name = evaluation.base_model
+        text = f"The base model {name!r} is no longer registered; ask its operator to register it again"
+        raise EvaluationFailed(EvaluationErrorCode.MODEL_UNAVAILABLE, text, is_final=True)
+    try:
+        return Loaded(evaluation, job, base, verify_base_model(base), file, adapter_files)
+    except PreparationError as error:
+        raise EvaluationFailed(EvaluationErrorCode.MODEL_UNAVAILABLE, str(error)) from error
+
+
+def _load_rows(session: Session, evaluation: Evaluation) -> tuple[Job, BaseModelRow | None, File, list[File]]:
+    base = models.get_base(session, evaluation.project_id, evaluation.base_model)
+    adapter_files = [files.get_even_deleted(session, file_id) for file_id in evaluation.adapter_file_ids]
+    file = files.get_even_deleted(session, evaluation.file_id)
+    assert file is not None, "a foreign key protects it"
+    job = session.get_one(Job, evaluation.job_id)
+    return job, base, file, [row for row in adapter_files if row is not None]
+
+
+def read_file(resources: Resources, loaded: Loaded, check: Callable[[], None]) -> EvaluationInputs:
+    """Read and check the evaluation file. Raises EvaluationFailed, OSError, and what `check` raises."""
+    try:
+        return read_inputs(
+            lambda: resources.storage.open(loaded.file.storage_key),
+            loaded.settings,
+            load_renderer(Path(loaded.base.directory)),
+            CatalogEntry.model_validate(loaded.base.entry).context_length,
+            resources.settings.max_line_bytes,
+            check,
+        )
+    except InvalidEvaluationFile as error:
+        raise EvaluationFailed(EvaluationErrorCode.INVALID_FILE, str(error), is_final=True) from error
+    except FileNotFoundError as error:
+        text = f"The content of {loaded.file.id} is missing in storage"
+        raise EvaluationFailed(EvaluationErrorCode.SERVER_ERROR, text) from error
+
+
+def write_spec(resources: Resources, loaded: Loaded, inputs: EvaluationInputs, directory: Path) -> None:
+    """Fetch the adapter into `directory` and write the files of the generation. Raises EvaluationFailed, OSError."""
+    adapter = _fetch_adapter(resources, loaded, directory)
+    spec = _spec(resources.settings, loaded, adapter)
+    (directory / SPEC).write_text(spec.model_dump_json(), encoding="utf-8")
+    prompts = [Prompt(row=index, tokens=tokens) for index, tokens in enumerate(inputs.prompts)]
+    (directory / PROMPTS).write_text("".join(f"{each.model_dump_json()}\n" for each in prompts), encoding="utf-8")
+
+
+def _fetch_adapter(resources: Resources, loaded: Loaded, directory: Path) -> FetchedParentAdapter:
+    try:
+        adapter = parent_adapter.fetch(resources, loaded.adapter_files, directory)
+    except ManifestMismatch as error:
+        text = f"The adapter of {loaded.evaluation.model} is incomplete or altered: {error}"
+        raise EvaluationFailed(EvaluationErrorCode.ADAPTER_DELETED, text, is_final=True) from error
+    if adapter.base_manifest_sha256 != loaded.base.manifest_sha256:
+        text = f"The files registered as {loaded.base.name!r} are not those that the adapter was trained on"
+        raise EvaluationFailed(EvaluationErrorCode.MODEL_UNAVAILABLE, text, is_final=True)
+    return adapter
+
+
+def _spec(settings: Settings, loaded: Loaded, adapter: FetchedParentAdapter) -> GenerationSpec:
+    base, spec = loaded.base, JobSpec.model_validate(loaded.job.spec)
+    lora = LoraSpec.model_validate(read_manifest(adapter.directory)["lora"])
+    if lora.rank_pattern or lora.alpha_pattern:  # older manifests have the patterns of the request
+        layers = CatalogEntry.model_validate(base.entry).layers or linear_layers(Path(base.directory))
+        try:
+            lora = expand_patterns(lora, layers)
+        except PatternError as error:
+            raise EvaluationFailed(EvaluationErrorCode.SERVER_ERROR, f"{error}.", is_final=True) from error
+    return GenerationSpec(
+        base=BaseSpec(
+            name=base.name,
+            directory=Path(base.directory).absolute(),
+            manifest_sha256=base.manifest_sha256,
+            signature=loaded.signature,
+        ),
+        quantization=spec.quantization if loaded.is_quantized else None,
+        dtype_is_free=spec.dtype_is_free,
+        lora=lora,
+        adapter=adapter.directory,
+        adapter_manifest_sha256=adapter.manifest_sha256,
+        max_new_tokens=loaded.settings.max_new_tokens,
+        device=settings.device,
+        threads=settings.threads,
+    )

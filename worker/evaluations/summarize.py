@@ -1,0 +1,217 @@
+"""Scores of all rows -> the summary of the evaluation, and the rows of the results file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from app.domain.evaluations.graders import EvaluationSettings, Grader, LabelAccuracy
+from app.domain.evaluations.promotion import decide
+from app.domain.evaluations.rows import REFERENCE_ANSWER, EvaluationRow, label_of
+from app.domain.evaluations.summary import (
+    AnswerCounts,
+    AnswersByModel,
+    ConfusionByModel,
+    ConfusionMatrix,
+    Difference,
+    EvaluationSummary,
+    FieldAccuracy,
+    GraderSummary,
+    Promotion,
+    Score,
+)
+from app.domain.evaluations.templates import render
+from worker.evaluations.scoring import Scored
+from worker.evaluations.statistics import paired_difference
+
+BASE, ADAPTER, REFERENCE = "base", "adapter", "reference"
+MAX_LISTED_LINES = 10
+NO_ANSWER = "there is no answer to score"
+
+
+@dataclass(frozen=True)
+class ModelAnswer:
+    """The answer of one model to one row; without a text, `error` is the reason."""
+
+    text: str | None
+    tokens: int | None = None
+    is_cut: bool = False
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Everything that was measured. Answers and scores are in the order of `rows`."""
+
+    rows: Sequence[EvaluationRow]
+    rows_in_file: int
+    answers: Mapping[str, Sequence[ModelAnswer]]  # by model: base, adapter, and reference if there is one
+    scores: Mapping[str, Mapping[str, Sequence[Scored]]]  # by grader and model
+    precision: str
+    device: str
+    seconds: float  # of the generation
+
+
+def summarize(outcome: Outcome, settings: EvaluationSettings) -> EvaluationSummary:
+    graders = [_summarize_grader(outcome, grader) for grader in settings.graders]
+    generated = 2 * len(outcome.rows)
+    return EvaluationSummary(
+        rows=len(outcome.rows),
+        rows_in_file=outcome.rows_in_file,
+        precision=outcome.precision,
+        device=outcome.device,
+        seconds=round(outcome.seconds, 3),
+        seconds_per_answer=round(outcome.seconds / generated, 6),
+        answers=AnswersByModel(**{model: _count(answers) for model, answers in outcome.answers.items()}),
+        graders=graders,
+        promotion=_promotion(settings, graders),
+        warnings=list(_warnings(outcome)),
+    )
+
+
+def result_rows(outcome: Outcome) -> list[dict[str, Any]]:
+    """A JSON object per row: question, expected answer, answers, scores, and the reasons of missing scores."""
+    return [_result_row(outcome, index, row) for index, row in enumerate(outcome.rows)]
+
+
+def _result_row(outcome: Outcome, index: int, row: EvaluationRow) -> dict[str, Any]:
+    answers = {model: answers[index] for model, answers in outcome.answers.items()}
+    scores = {
+        grader: {model: scored[index] for model, scored in by_model.items()}
+        for grader, by_model in outcome.scores.items()
+    }
+    return {
+        "line": row.line,
+        "question": row.question,
+        "reference_answer": row.item.get(REFERENCE_ANSWER),
+        "answers": {
+            model: {"text": each.text, "tokens": each.tokens, "cut": each.is_cut, "error": each.error}
+            for model, each in answers.items()
+        },
+        "scores": {
+            grader: {model: each.value for model, each in by_model.items()} for grader, by_model in scores.items()
+        },
+        "errors": {
+            grader: {model: each.error for model, each in by_model.items() if each.error}
+            for grader, by_model in scores.items()
+            if any(each.error for each in by_model.values())
+        },
+    }
+
+
+def _count(answers: Sequence[ModelAnswer]) -> AnswerCounts:
+    texts = [answer for answer in answers if answer.text is not None]
+    tokens = [answer.tokens for answer in texts if answer.tokens is not None]
+    return AnswerCounts(
+        answered=len(texts),
+        failed=len(answers) - len(texts),
+        cut=sum(answer.is_cut for answer in texts),
+        empty=sum(not answer.text for answer in texts),
+        tokens=sum(tokens) if len(tokens) == len(texts) else None,
+    )
+
+
+def _summarize_grader(outcome: Outcome, grader: Grader) -> GraderSummary:
+    scores = outcome.scores[grader.name]
+    by_model = {model: _score(scored, getattr(grader, "pass_threshold", None)) for model, scored in scores.items()}
+    has_reference = REFERENCE in scores
+    return GraderSummary(
+        name=grader.name,
+        type=grader.type,
+        **by_model,
+        difference=_difference(scores[ADAPTER], scores[BASE]),
+        reference_difference=_difference(scores[ADAPTER], scores[REFERENCE]) if has_reference else None,
+        confusion=_confusion(outcome, grader) if isinstance(grader, LabelAccuracy) else None,
+        fields=_fields(scores) if grader.type == "json_fields" else None,
+    )
+
+
+def _score(scored: Sequence[Scored], threshold: float | None) -> Score:
+    values = [each.value for each in scored if each.value is not None]
+    passed = sum(value >= threshold for value in values) if threshold is not None else 0
+    return Score(
+        mean=math.fsum(values) / len(values) if values else None,
+        rows=len(values),
+        failed_rows=len(scored) - len(values),
+        pass_rate=passed / len(values) if values and threshold is not None else None,
+    )
+
+
+def _difference(left: Sequence[Scored], right: Sequence[Scored]) -> Difference | None:
+    pairs = [
+        (a.value, b.value) for a, b in zip(left, right, strict=True) if a.value is not None and b.value is not None
+    ]
+    return paired_difference(*zip(*pairs, strict=True)) if pairs else None
+
+
+def _confusion(outcome: Outcome, grader: LabelAccuracy) -> ConfusionByModel:
+    expected = [label_of(render(grader.reference, row.item, ""), grader) for row in outcome.rows]
+    given = [label_of(label, grader) for label in grader.labels or ()]
+    labels = list(dict.fromkeys(given)) or sorted(set(expected))
+    index = {label: number for number, label in enumerate(labels)}
+
+    def matrix(scored: Sequence[Scored]) -> ConfusionMatrix:
+        counts = [[0] * (len(labels) + 1) for _ in labels]
+        for label, each in zip(expected, scored, strict=True):
+            if each.value is not None:
+                counts[index[label]][index.get(each.label or "", len(labels))] += 1
+        return ConfusionMatrix(labels=labels, counts=counts)
+
+    return ConfusionByModel(**{model: matrix(scored) for model, scored in outcome.scores[grader.name].items()})
+
+
+def _fields(scores: Mapping[str, Sequence[Scored]]) -> list[FieldAccuracy]:
+    def accuracy(model: str, field: str) -> tuple[float, int]:
+        right = [each.fields[field] for each in scores[model] if each.fields is not None and field in each.fields]
+        return (sum(right) / len(right) if right else 0.0), len(right)
+
+    names = dict.fromkeys(name for each in scores[ADAPTER] for name in each.fields or ())
+    return [
+        FieldAccuracy(
+            field=name,
+            rows=accuracy(ADAPTER, name)[1],
+            **{model: accuracy(model, name)[0] for model in scores},
+        )
+        for name in names
+    ]
+
+
+def _promotion(settings: EvaluationSettings, graders: Sequence[GraderSummary]) -> Promotion | None:
+    if settings.promote_if is None:
+        return None
+    grader = next(each for each in graders if each.name == settings.promote_if.grader)
+    failed_rows = grader.base.failed_rows + grader.adapter.failed_rows
+    verdict = decide(settings.promote_if, grader.model_dump(), failed_rows)
+    return Promotion(
+        grader=grader.name,
+        margin=settings.promote_if.margin,
+        allowed=bool(verdict.is_allowed),
+        reason=verdict.reason,
+    )
+
+
+def _warnings(outcome: Outcome) -> list[str]:
+    warnings = []
+    if empty := [row.line for row in outcome.rows if row.has_empty_reference]:
+        lines = ", ".join(map(str, empty[:MAX_LISTED_LINES])) + (", ..." if len(empty) > MAX_LISTED_LINES else "")
+        warnings.append(f"{len(empty)} rows have an empty expected answer (lines {lines}).")
+    if len(outcome.rows) < outcome.rows_in_file:
+        warnings.append(
+            f"{len(outcome.rows):,} of {outcome.rows_in_file:,} rows were selected at random, always the same ones; "
+            "a larger max_rows evaluates more."
+        )
+    for model, answers in outcome.answers.items():
+        counts = _count(answers)
+        if counts.cut:
+            warnings.append(f"{counts.cut} answers of {model} ended at max_new_tokens; a larger one may change scores.")
+        if counts.failed:
+            reason = next(answer.error for answer in answers if answer.text is None)
+            warnings.append(f"{counts.failed} rows have no answer of {model}; the first reason: {reason}")
+    for grader, by_model in outcome.scores.items():
+        failures = [each.error for scored in by_model.values() for each in scored if each.value is None]
+        unexplained = [why for why in failures if why and why != NO_ANSWER]
+        if unexplained:
+            warnings.append(f"{len(unexplained)} scores of {grader} are missing; the first reason: {unexplained[0]}")
+    return warnings
