@@ -9,7 +9,7 @@ DEV := .venv/.dev-ready
 ARGS ?=
 JOBS ?= 2
 
-.PHONY: help setup up demo doctor house test test-fast test-slow test-s3 test-schema test-sdk test-compat test-browser screenshots lint types imports format check migrate bench-train bench-mechanisms bench-start bench-auto bench-fit bench-plan bench-api bench-upload bench-queue bench-linear openapi reference constraints release test-release audit sbom clean
+.PHONY: help setup up demo doctor house test test-fast test-slow test-gguf test-s3 test-schema test-sdk test-compat test-browser screenshots lint types imports format check migrate bench-train bench-mechanisms bench-start bench-auto bench-fit bench-plan bench-api bench-upload bench-queue bench-linear openapi reference constraints release test-release audit sbom clean
 
 help: ## Print this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  \033[1mmake %-12s\033[0m %s\n", $$1, $$2}'
@@ -36,6 +36,10 @@ test-fast: $(DEV) ## The tests that need no real model
 
 test-s3: $(DEV) ## Storage in a bucket: the contract, a server that fails and is killed, the main job, two hosts (20 minutes at a load of 20)
 	$(BIN)/python -m pytest tests/app/storage tests/app/api/test_bucket.py tests/app/cli/commands/test_storage.py tests/worker/test_bucket.py tests/e2e/test_bucket.py $(ARGS)
+
+test-gguf: $(DEV) ## Every GGUF export of the bundled 135M model, and the llama.cpp commands of docs/serving.md (5 minutes)
+	$(PIP) install -q 'xllamacpp>=2026.10'
+	$(BIN)/python -m pytest tests/gguf/real_model.py $(ARGS)
 
 test-schema: $(DEV) ## Generated requests to every operation of the OpenAPI document (CASES=20000, about 20 minutes; ARGS="--seed 1")
 	$(BIN)/python -m tests.schema --cases $(or $(CASES),20000) $(ARGS)
