@@ -9,7 +9,7 @@ DEV := .venv/.dev-ready
 ARGS ?=
 JOBS ?= 2
 
-.PHONY: help setup up demo doctor house test test-fast test-slow test-gguf test-s3 test-schema test-sdk test-compat test-browser screenshots lint types imports format check migrate bench-train bench-mechanisms bench-start bench-auto bench-fit bench-plan bench-api bench-upload bench-queue bench-linear openapi reference constraints release test-release audit sbom clean
+.PHONY: help setup up demo doctor house test test-fast test-slow test-gguf test-s3 test-schema test-sdk test-compat test-browser screenshots lint types imports format check migrate bench-train bench-mechanisms bench-start bench-auto bench-fit bench-plan bench-api bench-upload bench-queue bench-linear openapi reference constraints release test-release audit sbom clean gpu-check
 
 help: ## Print this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  \033[1mmake %-12s\033[0m %s\n", $$1, $$2}'
@@ -55,6 +55,9 @@ test-browser: $(DEV) ## The dashboard in Debian's Chromium (apt-get install chro
 
 screenshots: $(DEV) ## Write docs/screenshots again: every screen of the dashboard, wide and narrow, light and dark
 	TUNERY_WRITE_SCREENSHOTS=1 $(BIN)/python -m pytest -q tests/browser/test_screens.py -k screenshot $(ARGS)
+
+gpu-check: $(DEV) ## What only a GPU runs, checked on this machine: kernels, quantizations, out of memory, resume, plans, NCCL (30 minutes at most; ARGS="--device cpu")
+	$(BIN)/python -m tests.gpu_check $(ARGS)
 
 lint: $(DEV) ## Style: ruff, formatting included
 	$(BIN)/ruff check .

@@ -1,0 +1,86 @@
+"""The checks of `make gpu-check` that need no GPU, and proof that they can fail."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.gpu_check import __main__ as program
+from tests.gpu_check import checks
+from tests.gpu_check.checks import CheckFailed, attention, fall_problem, out_of_memory, resume
+from tests.tiny import make_tiny_base, make_tiny_dataset
+from tests.worker.trainer.helpers import CPU, make_spec, run_trainer
+from worker.trainer.model import attention as kernels
+from worker.trainer.objective import objective
+
+
+class TestAttention:
+    def test_a_kernel_that_mixes_documents_fails(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(checks, "HEAD_SIZES", ((64, 64), (192, 128)))
+        plain = kernels._block_kernel
+        assert attention(CPU, tmp_path).startswith("2 head sizes")
+        monkeypatch.setattr(
+            kernels, "_block_kernel", lambda heads: plain(replace(heads, lengths=(sum(heads.lengths),)))
+        )
+        with pytest.raises(CheckFailed, match="head size 64, bfloat16"):
+            attention(CPU, tmp_path)
+
+
+class TestFallProblem:
+    def test_a_run_that_learns_half_fails(self, tmp_path: Path) -> None:
+        """With half the rate: its losses are within 2 % of the others, which an earlier comparison accepted."""
+        base, data = make_tiny_base(tmp_path / "base"), make_tiny_dataset(tmp_path / "train.jsonl", 12)
+        whole, again, half = (
+            run_trainer(make_spec(base, data, learning_rate=rate, lr_scheduler_type="constant"), tmp_path / name)[
+                1
+            ].losses
+            for name, rate in (("whole", 3e-4), ("again", 3e-4), ("half", 1.5e-4))
+        )
+        assert fall_problem(again, whole) == ""
+        assert half == pytest.approx(whole, rel=0.02)
+        assert fall_problem(half, whole).startswith("the loss falls by")
+        assert fall_problem([whole[0]] * len(whole), whole)
+
+    def test_losses_that_are_no_numbers_fail(self) -> None:
+        assert fall_problem([5.0, float("nan")], [5.0, 4.0])
+        assert fall_problem([5.0], [5.0, 4.0]) == "1 losses, expected 2"
+
+
+class TestTraining:
+    def test_resume_and_out_of_memory_pass_on_a_cpu(self, tmp_path: Path) -> None:
+        assert resume(CPU, tmp_path / "resume") == "difference 0.0e+00"
+        assert "The step is repeated with" in out_of_memory(CPU, tmp_path / "short")
+
+    def test_a_repetition_with_another_result_fails(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        hidden_states, calls = objective.hidden_states, []
+
+        def other_after_a_while(*arguments: object) -> torch.Tensor:
+            calls.append(arguments)
+            return hidden_states(*arguments) * (1.0 if len(calls) < 12 else 0.5)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(objective, "hidden_states", other_after_a_while)
+        with pytest.raises(CheckFailed):
+            out_of_memory(CPU, tmp_path)
+
+
+def test_the_report_has_a_line_for_each_check_and_an_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(device: torch.device, directory: Path) -> str:
+        raise CheckFailed("seen | allowed")
+
+    replaced = [
+        replace(program.CHECKS[0], run=fails),
+        replace(program.CHECKS[1], run=lambda *_: "fine"),
+        program.CHECKS[5],
+    ]
+    monkeypatch.setattr(program, "CHECKS", replaced)
+    monkeypatch.setattr("sys.argv", ["gpu-check", "--device", "cpu", "--json", str(tmp_path / "out.json")])
+    assert program.main() == 1
+    printed = capsys.readouterr().out
+    assert "| attention | failed | 0.0 | seen / allowed |" in printed
+    assert "| two GPUs | skipped | 0.0 | needs 2 GPUs, there are 0 |" in printed
+    assert '"outcome": "passed"' in (tmp_path / "out.json").read_text()
