@@ -21,6 +21,7 @@ from app.cli.commands import (
     exports,
     file_reports,
     files,
+    imports,
     jobs,
     keys,
     models,
@@ -107,6 +108,7 @@ for module in (plans, records, clones, exports):
     jobs.commands.add_typer(module.commands)
 app.add_typer(adapters.commands, name="adapters")
 app.add_typer(models.commands, name="models")
+app.add_typer(imports.commands, name="import")
 app.add_typer(projects.commands, name="projects")
 app.add_typer(keys.commands, name="keys")
 app.add_typer(audit.commands, name="audit")

@@ -12,14 +12,14 @@ from app.db.files import uploads
 from app.db.jobs import checkpoints, evaluations, exports
 from app.db.tables import Export, Job, Project, Upload, WebhookDelivery
 from app.db.webhooks import endpoints
-from app.domain.artifacts.exports import ExportType
+from app.domain.artifacts.exports import ExportKind, ExportType
 from app.domain.evaluations.graders import EvaluationSettings
 from app.domain.evaluations.plan import make_plan
 from app.storage import LocalStorage
 from tests.factories import make_succeeded_job
 
 FAILED = "fine_tuning.job.failed"
-BODIES = {"test": {"event_type": FAILED}, "permissions": {"project_ids": ["proj_x"]}}
+BODIES = {"evaluations": {"file": "file-x"}, "test": {"event_type": FAILED}, "permissions": {"project_ids": ["proj_x"]}}
 WITHOUT_IDS = {
     "/v1/project", "/v1/events/stream", "/v1/files", "/v1/uploads", "/v1/fine_tuning/jobs", "/v1/fine_tuning/jobs/plan",
     "/v1/models",
@@ -32,7 +32,7 @@ def succeeded(sessions: Sessions, storage: LocalStorage, project: Project, base_
     with transaction(sessions) as session:
         job = make_succeeded_job(session, storage, project)
         (result, *_) = checkpoints.kept(session, job.id)
-        assert exports.insert(session, job, result, ExportType.MERGED, 1) is not None
+        assert exports.insert(session, job, result, ExportKind(ExportType.MERGED), 1) is not None
         plan = make_plan(EvaluationSettings(), None, None, None, None).model_dump()
         evaluations.insert(session, job, result, job.training_file_id, EvaluationSettings(), plan)
         return job

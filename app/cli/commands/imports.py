@@ -1,0 +1,209 @@
+"""`tunery import openai`: an organization's fine-tuning files and jobs at OpenAI, stored and recreated here."""
+
+import contextlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from app.cli.client.service_discovery import job_path
+from app.cli.commands.files import upload_with_progress
+from app.cli.errors import CliError, UsageError
+from app.cli.openai_import.record import record
+from app.cli.openai_import.recreate import Outcome, Recreation, recreate
+from app.cli.openai_import.source import OPENAI_URL, FileGone, OpenAISource
+from app.cli.openai_import.state import ImportDirectory
+from app.cli.options import with_client
+from app.cli.output.console import duration_text, print_line, print_note, size_text
+
+if TYPE_CHECKING:
+    from app.cli.client.http import Client
+
+commands = typer.Typer(no_args_is_help=True, help="Bring fine-tuning jobs from other services.")
+
+
+@commands.callback()
+def _group() -> None:
+    """A group, so that `openai` stays a name of a command."""
+
+
+@commands.command("openai")
+@with_client
+def import_openai(
+    client: "Client",
+    model: Annotated[str | None, typer.Option(help="Base model for every job whose model has no --model-map.")] = None,
+    model_map: Annotated[
+        list[str] | None,
+        typer.Option("--model-map", metavar="OPENAI=BASE", help="Base model for one model; repeatable."),
+    ] = None,
+    directory: Annotated[
+        Path, typer.Option(help="Directory for what is read from OpenAI, and for the state of the import.")
+    ] = Path("openai-import"),
+    job: Annotated[list[str] | None, typer.Option(help="Only this job at OpenAI; repeatable.")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Store the files and plan every job; create no job.")] = False,
+    run: Annotated[bool, typer.Option("--run", help="Create the jobs.")] = False,
+    golden: Annotated[
+        Path | None, typer.Option("--record", help="Record answers of the model --from in this JSONL file.")
+    ] = None,
+    source_model: Annotated[str | None, typer.Option("--from", help="Model at OpenAI whose answers to record.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="JSONL file with the questions. Default: the validation file of --from's job.")
+    ] = None,
+    openai_url: Annotated[str, typer.Option(help="URL of OpenAI's API.")] = OPENAI_URL,
+) -> None:
+    """Import fine-tuning files and jobs from OpenAI, which are only read there. The key is OPENAI_API_KEY.
+
+    Saves files, jobs and events in a directory and the files at Tunery, and prints for each job what is kept, replaced
+    or impossible. --plan adds tokens, memory and time, --run creates the jobs. If it is interrupted, run it again.
+    """
+    if (golden is None) != (source_model is None):
+        raise UsageError("--record and --from belong together: the file for the answers, and the model that answers.")
+    if plan and run:
+        raise UsageError("--plan creates no job and --run does; give one of them.")
+    with contextlib.closing(OpenAISource(openai_url)) as source:
+        state = ImportDirectory(directory)
+        if golden is not None and source_model is not None:
+            _record(source, state, source_model, golden, prompts)
+            return
+        bases = _model_map(model_map or ())
+        _save_other_files(source, state)
+        failed = 0
+        for found in _jobs(source, job or ()):
+            recreation = _save_job(client, source, state, found, bases.get(str(found["model"]), model))
+            failed += not _continue_job(client, state, found, recreation, plan, run)
+    print_note(f"Saved in {directory}: {len(state.files)} files, {len(state.jobs)} jobs.")
+    if failed:
+        raise CliError(f"{failed} jobs cannot be recreated; the lines above say why. Everything else is done.")
+
+
+def _jobs(source: OpenAISource, wanted: Sequence[str]) -> list[dict[str, Any]]:
+    """The jobs that succeeded, oldest first, or those that were named."""
+    found = list(source.jobs())
+    if unknown := sorted(set(wanted) - {each["id"] for each in found}):
+        raise UsageError(f"OpenAI has no fine-tuning job {', '.join(unknown)}; it has {len(found)} jobs.")
+    chosen = [each for each in found if each["id"] in wanted] if wanted else found
+    for each in chosen:
+        if not wanted and each["status"] != "succeeded":
+            print_line(f"{each['id']}: skipped, its status is {each['status']}; name it with --job to import it")
+    return [each for each in reversed(chosen) if wanted or each["status"] == "succeeded"]
+
+
+def _model_map(pairs: Sequence[str]) -> dict[str, str]:
+    parts = [pair.partition("=") for pair in pairs]
+    if wrong := [old for old, equals, new in parts if not (old and equals and new)]:
+        raise UsageError(f"--model-map {wrong[0]} is not of the form --model-map gpt-4o-mini-2024-07-18=Qwen3-4B.")
+    return {old: new for old, _, new in parts}
+
+
+def _save_other_files(source: OpenAISource, state: ImportDirectory) -> None:
+    """Save files that no job names, too: OpenAI deletes nothing, but the account may be closed."""
+    for file in source.training_files():
+        _save_file(source, state, file)
+
+
+def _save_file(source: OpenAISource, state: ImportDirectory, file: dict[str, Any]) -> dict[str, Any]:
+    """Download a file unless that has been done; its provenance."""
+    saved = state.files.get(file["id"])
+    if saved is not None and "sha256" in saved:
+        return saved
+    path = state.file_path(file["id"], file["filename"])
+    print_note(f"Downloading {file['id']} ({file['filename']}, {size_text(file['bytes'])})")
+    keys = ("filename", "bytes", "created_at", "purpose")
+    provenance = {key: file[key] for key in keys} | {"sha256": source.download(file["id"], path), "path": str(path)}
+    state.files[file["id"]] = provenance
+    state.save()
+    return provenance
+
+
+def _save_job(
+    client: "Client", source: OpenAISource, state: ImportDirectory, job: dict[str, Any], model: str | None
+) -> Recreation:
+    """Save the job with its events and files, store its files here, and make its request."""
+    job_id = str(job["id"])
+    if not (state.root / "jobs" / f"{job_id}.events.jsonl").exists():
+        state.write(f"jobs/{job_id}.json", json.dumps(job, indent=2, ensure_ascii=False) + "\n")
+        lines = [json.dumps(event, ensure_ascii=False) + "\n" for event in source.events(job_id)]
+        state.write(f"jobs/{job_id}.events.jsonl", "".join(lines))
+    recreation = recreate(job, model)
+    for name, file_id in recreation.files.items():
+        try:
+            saved = state.files.get(file_id) or _save_file(source, state, source.file(file_id))
+        except FileGone as gone:
+            recreation.add(Outcome.IMPOSSIBLE, name, f"{file_id}: OpenAI no longer has it ({gone})")
+            continue
+        if "tunery_file" not in saved:
+            saved["tunery_file"] = str(upload_with_progress(client, Path(saved["path"]))["id"])
+            state.save()
+        recreation.request[name] = saved["tunery_file"]
+        recreation.add(Outcome.KEPT, name, f"{file_id} ({saved['filename']}) -> {saved['tunery_file']}")
+    state.jobs[job_id] = state.jobs.get(job_id, {}) | {"request": recreation.request}
+    state.save()
+    return recreation
+
+
+def _continue_job(
+    client: "Client", state: ImportDirectory, job: dict[str, Any], recreation: Recreation, plan: bool, run: bool
+) -> bool:
+    """Print the notes, and plan or create the job; False if it cannot be recreated."""
+    job_id = recreation.openai_job
+    print_line(f"{job_id} ({job.get('fine_tuned_model') or job['status']})")
+    for note in recreation.notes:
+        print_line(f"  {note.outcome:<10}  {note.name}: {note.text}")
+    if not recreation.is_possible:
+        return False
+    try:
+        if plan:
+            _print_plan(client.post("fine_tuning/jobs/plan", recreation.request))
+        if run:
+            _create(client, state, recreation)
+    except UsageError as error:
+        print_line(f"  {Outcome.IMPOSSIBLE:<10}  request: {error}")
+        return False
+    return True
+
+
+def _print_plan(plan: dict[str, Any]) -> None:
+    print_line(f"  plan        {plan['trained_tokens']:,} tokens in {plan['total_steps']:,} steps")
+    for device in plan["devices"]:
+        time = duration_text(device["seconds"])
+        print_line(f"  plan        {device['name']}: {device['message']} Time about {time}.")
+
+
+def _create(client: "Client", state: ImportDirectory, recreation: Recreation) -> None:
+    """Create the job, once: also if an earlier import was interrupted right after it."""
+    known = state.jobs[recreation.openai_job]
+    if "job" not in known:
+        found = client.get("fine_tuning/jobs", **{"metadata[openai_job]": recreation.openai_job})["data"]
+        created = found[0] if found else client.post("fine_tuning/jobs", recreation.request)
+        known["job"] = created["id"]
+        state.save()
+    job = client.get(job_path(known["job"]))
+    print_line(f"  job         {known['job']} ({job['status']})")
+
+
+def _record(source: OpenAISource, state: ImportDirectory, model: str, golden: Path, prompts: Path | None) -> None:
+    content = prompts.read_bytes() if prompts else _validation_file(source, state, model)
+
+    def show(number: int, total: int) -> None:
+        if number % 20 == 0:
+            print_note(f"{number} of {total} answers")
+
+    count = record(source, model, content, golden, show)
+    print_note(f"{count} new answers of {model} recorded.")
+    print_line(str(golden))
+
+
+def _validation_file(source: OpenAISource, state: ImportDirectory, model: str) -> bytes:
+    """The validation file of the job that made `model`."""
+    made = next((job for job in source.jobs() if job.get("fine_tuned_model") == model), None)
+    if made is None or not made.get("validation_file"):
+        why = "OpenAI has no job that made it" if made is None else "its job has no validation file"
+        raise UsageError(f"Which prompts? {model}: {why}. Give --prompts FILE.")
+    try:
+        saved = _save_file(source, state, source.file(made["validation_file"]))
+    except FileGone as gone:
+        text = f"OpenAI no longer has the validation file {made['validation_file']} ({gone}). Give --prompts FILE."
+        raise UsageError(text) from None
+    return Path(saved["path"]).read_bytes()

@@ -1,0 +1,129 @@
+"""A fine-tuning job at OpenAI -> the create request of the same job here, with a note on each value that changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+Json = dict[str, Any]
+METHODS = ("supervised", "dpo")
+MAX_METADATA_PAIRS = 16
+KEPT_HYPERPARAMETERS = ("n_epochs", "batch_size", "beta")
+MULTIPLIER = "learning_rate_multiplier"
+
+
+class Outcome(StrEnum):
+    KEPT = "kept"
+    REPLACED = "replaced"
+    IMPOSSIBLE = "impossible"
+
+
+@dataclass(frozen=True)
+class Note:
+    """What happens to one value of the job."""
+
+    outcome: Outcome
+    name: str
+    text: str
+
+
+@dataclass
+class Recreation:
+    """The create request of a job, and the notes. `files` are ids at OpenAI; the request has no files yet."""
+
+    openai_job: str
+    request: Json = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)  # {training_file: file-...}
+    notes: list[Note] = field(default_factory=list)
+
+    @property
+    def is_possible(self) -> bool:
+        return not any(note.outcome == Outcome.IMPOSSIBLE and note.name in REQUIRED for note in self.notes)
+
+    def add(self, outcome: Outcome, name: str, text: str) -> None:
+        self.notes.append(Note(outcome, name, text))
+
+
+REQUIRED = ("method", "model", "training_file", "validation_file")
+
+
+def recreate(job: Mapping[str, Any], model: str | None) -> Recreation:
+    """`job` is OpenAI's job object; `model` the base model here, None if no model and no alias was found."""
+    made = Recreation(str(job["id"]))
+    _model(made, job, model)
+    _method(made, job)
+    for name in ("training_file", "validation_file"):
+        if job.get(name):
+            made.files[name] = str(job[name])
+    for name, key in (("seed", "seed"), ("suffix", "user_provided_suffix")):
+        if job.get(key) is not None:
+            made.request[name] = job[key]
+            made.add(Outcome.KEPT, name, str(job[key]))
+    _metadata(made, job)
+    for integration in job.get("integrations") or ():
+        kind = integration.get("type", "unknown")
+        text = f"{kind}: metrics are in the job's events and results file instead"
+        made.add(Outcome.IMPOSSIBLE, "integrations", text)
+    return made
+
+
+def _model(made: Recreation, job: Mapping[str, Any], model: str | None) -> None:
+    old = str(job["model"])
+    if model is None:
+        made.add(
+            Outcome.IMPOSSIBLE,
+            "model",
+            f"{old}: no base model was chosen; give --model BASE, or --model-map {old}=BASE",
+        )
+        return
+    made.request["model"] = model
+    text = f"{old} -> {model}"
+    if old.startswith("ft:"):
+        text += "; an earlier fine-tune was trained further, but OpenAI returns no weights: the base is the start"
+    made.add(Outcome.REPLACED, "model", text)
+
+
+def _method(made: Recreation, job: Mapping[str, Any]) -> None:
+    method = job.get("method") or {}
+    kind = method.get("type") or "supervised"
+    if kind not in METHODS:
+        made.add(Outcome.IMPOSSIBLE, "method", f"{kind} is not offered here; supervised and dpo are")
+        return
+    made.add(Outcome.KEPT, "method", kind)
+    given = dict((method.get(kind) or {}).get("hyperparameters") or job.get("hyperparameters") or {})
+    hyperparameters: Json = {}
+    for name in KEPT_HYPERPARAMETERS:
+        value = given.pop(name, None)
+        if value in (None, "auto"):
+            continue
+        hyperparameters[name] = value
+        made.add(Outcome.KEPT, name, str(value))
+    multiplier = given.pop(MULTIPLIER, None)
+    if multiplier not in (None, "auto", 1, 1.0):
+        text = f"{multiplier} -> auto: it multiplies a learning rate that OpenAI does not publish"
+        made.add(Outcome.REPLACED, MULTIPLIER, text)
+    for name, value in given.items():
+        if value is not None:
+            made.add(Outcome.IMPOSSIBLE, name, f"{value}: there is no such hyperparameter here")
+    made.request["method"] = {"type": kind, kind: {"hyperparameters": hyperparameters}}
+
+
+def _metadata(made: Recreation, job: Mapping[str, Any]) -> None:
+    """The job's own pairs, and where it comes from."""
+    origin = {
+        "openai_job": str(job["id"]),
+        "openai_model": str(job["model"]),
+        "openai_fine_tuned_model": job.get("fine_tuned_model"),
+        "openai_training_file": job.get("training_file"),
+        "openai_validation_file": job.get("validation_file"),
+    }
+    own = dict(job.get("metadata") or {})
+    pairs = own | {key: str(value) for key, value in origin.items() if value}
+    kept = dict(list(pairs.items())[:MAX_METADATA_PAIRS])
+    made.request["metadata"] = kept
+    if own:
+        made.add(Outcome.KEPT, "metadata", ", ".join(own))
+    if dropped := [key for key in pairs if key not in kept]:
+        made.add(Outcome.IMPOSSIBLE, "metadata", f"{', '.join(dropped)}: a job has at most {MAX_METADATA_PAIRS} pairs")

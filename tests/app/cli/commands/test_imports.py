@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.app.cli.conftest import Tunery
+from tests.app.cli.stand_in_openai import KEY, StandInOpenAI, chat_lines, stand_in_openai
+
+
+@pytest.fixture
+def account(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandInOpenAI]:
+    """An account with one job on one file."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")  # the user's scripts have Tunery's address there
+    with stand_in_openai() as account:
+        account.add_file("file-train")
+        account.add_job("ftjob-aaaa")
+        yield account
+
+
+@pytest.fixture
+def bring(tunery: Tunery, account: StandInOpenAI, tmp_path: Path, base_model: str) -> Tunery:
+    def bring(*options: object) -> Any:
+        return tunery("import", "openai", "--directory", tmp_path / "saved", "--openai-url", account.url, *options)
+
+    return bring
+
+
+def jobs(tunery: Tunery) -> list[dict[str, Any]]:
+    return list(tunery("jobs", "list", "--json").json)
+
+
+class TestImport:
+    def test_says_line_by_line_what_is_kept_replaced_and_impossible(
+        self, bring: Tunery, tunery: Tunery, account: StandInOpenAI
+    ) -> None:
+        account.jobs[0]["integrations"] = [{"type": "wandb", "wandb": {"project": "x"}}]
+        done = bring("--model", "tiny")
+        assert done.exit_code == 0, done.err
+        lines = [" ".join(line.split()) for line in done.out.splitlines()]
+        file_id = tunery("files", "list", "--json").json[0]["id"]
+        for line in (
+            "replaced model: gpt-4o-mini-2024-07-18 -> tiny",
+            "kept n_epochs: 3",
+            "kept seed: 42",
+            f"kept training_file: file-train (train.jsonl) -> {file_id}",
+            "replaced learning_rate_multiplier: 1.8 -> auto: it multiplies a learning rate that OpenAI does not "
+            "publish",
+            "impossible integrations: wandb: metrics are in the job's events and results file instead",
+        ):
+            assert line in lines, done.out
+        assert jobs(tunery) == []
+
+    def test_only_reads_at_openai_and_saves_what_it_read(
+        self, bring: Tunery, account: StandInOpenAI, tmp_path: Path
+    ) -> None:
+        account.add_file("file-unused", chat_lines(3))
+        bring("--model", "tiny")
+        assert {method for method, _ in account.requests} == {"GET"}
+        saved = tmp_path / "saved"
+        assert json.loads((saved / "jobs" / "ftjob-aaaa.json").read_text())["seed"] == 42
+        assert "Created fine-tuning job" in (saved / "jobs" / "ftjob-aaaa.events.jsonl").read_text()
+        assert (saved / "files" / "file-unused" / "unused.jsonl").read_bytes() == chat_lines(3)
+        state = json.loads((saved / "state.json").read_text())
+        assert (state["files"]["file-train"]["created_at"], len(state["files"]["file-train"]["sha256"])) == (
+            1_740_000_000, 64
+        )  # fmt: skip
+
+    def test_plans_without_a_job(self, bring: Tunery, tunery: Tunery) -> None:
+        done = bring("--model", "tiny", "--plan")
+        assert done.exit_code == 0, done.err
+        assert "plan        1" in done.out
+        assert "tokens in 9 steps" in done.out
+        assert jobs(tunery) == []
+
+    def test_runs_every_job_with_its_origin_in_the_metadata(
+        self, bring: Tunery, tunery: Tunery, account: StandInOpenAI
+    ) -> None:
+        for job_id in ("ftjob-bbbb", "ftjob-cccc", "ftjob-dddd"):
+            account.add_job(job_id)
+        done = bring("--model", "tiny", "--run")
+        assert done.exit_code == 0, done.err
+        made = jobs(tunery)
+        origins = [job["metadata"]["openai_job"] for job in reversed(made)]
+        assert origins == ["ftjob-aaaa", "ftjob-bbbb", "ftjob-cccc", "ftjob-dddd"]
+        job = made[-1]
+        assert (job["model"], job["seed"], job["user_provided_suffix"]) == ("tiny", 42, "support")
+        assert job["metadata"]["team"] == "search"
+        assert len({each["training_file"] for each in made}) == 1
+
+    def test_again_it_repeats_nothing(self, bring: Tunery, tunery: Tunery, account: StandInOpenAI) -> None:
+        bring("--model", "tiny", "--run")
+        account.requests.clear()
+        assert bring("--model", "tiny", "--run").exit_code == 0
+        assert len(jobs(tunery)) == 1
+        assert len(tunery("files", "list", "--json").json) == 1
+        assert not [path for _, path in account.requests if path.endswith("/content")]
+
+    def test_a_lost_state_file_creates_no_job_twice(
+        self, bring: Tunery, tunery: Tunery, account: StandInOpenAI, tmp_path: Path
+    ) -> None:
+        bring("--model", "tiny", "--run")
+        (tmp_path / "saved" / "state.json").unlink()
+        bring("--model", "tiny", "--run")
+        assert len(jobs(tunery)) == 1
+
+    def test_a_table_names_the_base_of_each_model(self, bring: Tunery, tunery: Tunery) -> None:
+        assert bring("--model-map", "gpt-4o-mini-2024-07-18=tiny", "--run").exit_code == 0
+        (job,) = jobs(tunery)
+        assert (job["model"], job["metadata"]["openai_model"]) == ("tiny", "gpt-4o-mini-2024-07-18")
+
+    def test_preferences_and_reinforcement(self, bring: Tunery, account: StandInOpenAI) -> None:
+        pairs = {"hyperparameters": {"beta": 0.2, "n_epochs": 2}}
+        account.add_job("ftjob-bbbb", method={"type": "dpo", "dpo": pairs}, hyperparameters=None)
+        account.add_job("ftjob-cccc", method={"type": "reinforcement", "reinforcement": {"grader": {}}})
+        done = bring("--model", "tiny")
+        assert done.exit_code == 1
+        assert "kept        beta: 0.2" in done.out
+        assert "impossible  method: reinforcement is not offered here; supervised and dpo are" in done.out
+        assert "1 jobs cannot be recreated" in done.err
+
+
+class TestFaults:
+    def test_a_file_that_openai_no_longer_has(self, bring: Tunery, account: StandInOpenAI) -> None:
+        account.add_job("ftjob-bbbb", training_file="file-gone")
+        done = bring("--model", "tiny")
+        assert done.exit_code == 1
+        text = "training_file: file-gone: OpenAI no longer has it (No such File object: file-gone)"
+        assert f"impossible  {text}" in done.out
+        assert "kept        training_file: file-train" in done.out  # the other job is done
+
+    def test_a_key_that_may_not_read(self, bring: Tunery, account: StandInOpenAI) -> None:
+        account.may_read_jobs = False
+        done = bring("--model", "tiny")
+        assert done.exit_code == 4
+        assert "OpenAI refused to list fine-tuning jobs: You have insufficient permissions" in done.err
+
+    @pytest.mark.parametrize(("key", "text"), [("", "is not set"), ("tnry_x", "is a key of Tunery")])
+    def test_no_key_of_openai(self, bring: Tunery, monkeypatch: pytest.MonkeyPatch, key: str, text: str) -> None:
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+        done = bring("--model", "tiny")
+        assert (done.exit_code, f"OPENAI_API_KEY {text}" in done.err) == (2, True)
+
+    def test_rate_limits_are_respected(self, bring: Tunery, account: StandInOpenAI) -> None:
+        account.limited["/v1/fine_tuning/jobs"] = 3
+        account.limited["/v1/files/file-train/content"] = 2
+        done = bring("--model", "tiny")
+        assert done.exit_code == 0, done.err
+
+    def test_cut_in_the_middle_of_a_file_it_goes_on_where_it_stopped(
+        self, bring: Tunery, tunery: Tunery, account: StandInOpenAI
+    ) -> None:
+        account.add_file("file-second", chat_lines(200))
+        account.cut.add("file-second")
+        done = bring("--model", "tiny", "--run")
+        assert done.exit_code == 1
+        assert "Run the command again to continue." in done.err
+        account.requests.clear()
+        assert bring("--model", "tiny", "--run").exit_code == 0
+        assert ("GET", "/v1/files/file-train/content") not in account.requests
+        assert len(jobs(tunery)) == 1
+
+    def test_without_a_base_model_every_job_says_how_to_choose_one(self, bring: Tunery) -> None:
+        done = bring()
+        assert done.exit_code == 1
+        assert "no base model was chosen; give --model BASE, or --model-map gpt-4o-mini-2024-07-18=BASE" in done.out
+
+    def test_a_base_model_that_is_not_there(self, bring: Tunery, account: StandInOpenAI) -> None:
+        done = bring("--model", "none", "--plan")
+        assert done.exit_code != 0
+        assert "does not exist" in done.out + done.err
+
+
+class TestRecord:
+    def test_asks_the_old_model_each_question_once(self, bring: Tunery, account: StandInOpenAI, tmp_path: Path) -> None:
+        account.add_file("file-valid", chat_lines(5))
+        model = account.add_job("ftjob-bbbb", validation_file="file-valid")["fine_tuned_model"]
+        golden = tmp_path / "golden.jsonl"
+        done = bring("--record", golden, "--from", model)
+        assert (done.exit_code, done.out.strip()) == (0, str(golden)), done.err
+        rows = [json.loads(line) for line in golden.read_text().splitlines()]
+        assert [row["recorded_answer"] for row in rows] == [f"old: say {n}" for n in range(5)]
+        assert rows[0]["messages"][-1]["content"] == "it is 0"  # the expected answer is kept beside it
+        asked = account.requests.count(("POST", "/v1/chat/completions"))
+        assert bring("--record", golden, "--from", model).exit_code == 0
+        assert account.requests.count(("POST", "/v1/chat/completions")) == asked == 5
+
+    def test_goes_on_after_a_cut_line(self, bring: Tunery, account: StandInOpenAI, tmp_path: Path) -> None:
+        prompts, golden = tmp_path / "prompts.jsonl", tmp_path / "golden.jsonl"
+        prompts.write_bytes(chat_lines(3))
+        bring("--record", golden, "--from", "ft:old", "--prompts", prompts)
+        golden.write_bytes(golden.read_bytes()[:-30])
+        assert bring("--record", golden, "--from", "ft:old", "--prompts", prompts).exit_code == 0
+        assert len([json.loads(line) for line in golden.read_text().splitlines()]) == 3
+        assert account.requests.count(("POST", "/v1/chat/completions")) == 4
+
+    def test_without_prompts_it_says_which_file_it_needs(self, bring: Tunery, account: StandInOpenAI) -> None:
+        done = bring("--record", "golden.jsonl", "--from", account.jobs[0]["fine_tuned_model"])
+        assert (done.exit_code, "its job has no validation file. Give --prompts FILE." in done.err) == (2, True)
