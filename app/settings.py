@@ -6,7 +6,7 @@ They start with `TUNERY_`, except `DATABASE_URL` and `REDIS_URL`, which many pla
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
 from pydantic import AliasChoices, BaseModel, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from app.domain.access.outbound_networks import Network, parse_networks
 from app.domain.scheduling.worker_capacity import LABEL, LABEL_RULE
 from app.domain.storage_location import S3Location, parse_storage_url
+from app.domain.webhooks import is_secret
 
 
 class Endpoint(BaseModel):
@@ -124,6 +125,8 @@ class Settings(BaseSettings):
 
     # --- operators
     low_disk_percent: float = Field(default=10, ge=0, le=100)  # of the data directory's disk that should be free
+    operator_webhook_url: str | None = None  # failed jobs, lost workers, low disk; sent by the webhook sender
+    operator_webhook_secret: str | None = Field(default=None, repr=False)  # whsec_ and base64; signs these events
 
     # --- metrics and traces
     metrics_port: int | None = Field(default=None, ge=1, le=65_535)  # of this process; None: no metrics
@@ -155,6 +158,17 @@ class Settings(BaseSettings):
         if invalid := [label for label in labels if not LABEL.fullmatch(label)]:
             raise ValueError(f"{', '.join(map(repr, invalid))}: a label has {LABEL_RULE}")
         return labels
+
+    @model_validator(mode="after")
+    def _check_operator_webhook(self) -> Self:
+        """A URL needs a secret, and the secret must be one that can sign."""
+        secret = self.operator_webhook_secret
+        if self.operator_webhook_url is not None and not is_secret(secret or ""):
+            raise ValueError(
+                "TUNERY_OPERATOR_WEBHOOK_URL needs TUNERY_OPERATOR_WEBHOOK_SECRET: whsec_ followed by the base64 of 24 "
+                "to 64 random bytes, such as the output of: echo whsec_$(openssl rand -base64 32)"
+            )
+        return self
 
     @field_validator("otlp_endpoint")
     @classmethod

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, func, literal, select, text
+from sqlalchemy import ColumnElement, delete, func, literal, select, text
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
@@ -77,6 +77,11 @@ def report(session: Session, name: str, data: Mapping[str, Any] | None = None) -
     values = {"data": dict(data or {}), "updated_at": NOW}
     statement = upsert(ServiceState).values(name=name, **values)
     session.execute(statement.on_conflict_do_update(index_elements=["name"], set_=values))
+
+
+def forget(session: Session, name: str) -> None:
+    """Delete the report of this name."""
+    session.execute(delete(ServiceState).where(ServiceState.name == name))
 
 
 def reports(session: Session) -> dict[str, Report]:

@@ -49,6 +49,15 @@ def new_secret() -> str:
     return SECRET_PREFIX + base64.b64encode(secrets.token_bytes(SECRET_BYTES)).decode()
 
 
+def is_secret(text: str) -> bool:
+    """Whether `text` is a secret that can sign (Standard Webhooks: 24 to 64 bytes)."""
+    try:
+        key = base64.b64decode(text.removeprefix(SECRET_PREFIX), validate=True)
+    except ValueError:
+        return False
+    return text.startswith(SECRET_PREFIX) and 24 <= len(key) <= 64
+
+
 def secret_hint(secret: str) -> str:
     return f"{SECRET_PREFIX}...{secret[-4:]}"
 

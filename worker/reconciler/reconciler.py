@@ -7,6 +7,7 @@ number may run; an advisory lock lets one of them work at a time.
 from __future__ import annotations
 
 import contextlib
+import shutil
 import time
 from collections.abc import Callable, Iterator
 
@@ -18,6 +19,7 @@ from app.db.engine import transaction
 from app.db.jobs import claims, evaluations, expired_leases, exports, full_disk
 from app.db.scheduling import workers
 from app.db.scheduling.fair_queue import Kind
+from app.db.webhooks import operator
 from app.job_queue import Queue
 from app.log import get_logger
 from app.telemetry import metrics
@@ -31,6 +33,8 @@ from worker.reconciler.service_metrics import ServiceMetrics
 ADVISORY_LOCK = 0x7265636F6E63  # "reconc"
 MIN_MASS_EXPIRY = 3  # this many expired leases at once, and more than half of all, indicate an outage, not dead workers
 MIN_SILENT_SECONDS = 60.0  # without a heartbeat, until a worker counts as lost
+DISK_LOW = "disk_low"  # the report of the last announcement
+DISK_LOW_SECONDS = 86_400.0
 CLEANUP_INTERVAL_SECONDS = 60
 ORPHAN_INTERVAL_SECONDS = 3600  # long, because it lists every object in storage
 KIND_BY_QUEUE: dict[Queue, Kind] = {"cpu": "validate", "gpu": "train"}
@@ -163,8 +167,25 @@ class Reconciler:
         with transaction(self.resources.sessions) as session:
             status.report(session, "reconciler")
             lost = workers.mark_lost(session, silent_seconds)
+            for worker in lost:
+                data = {"worker": worker.id, "queue": worker.queue, "hostname": worker.hostname}
+                operator.announce(session, "operator.worker_lost", data)
         for worker in lost:
             log.warning("worker lost", worker=worker.id, queue=worker.queue)
+
+    def check_disk(self) -> None:
+        """Announce to the operator, once a day, that little space is free."""
+        usage = shutil.disk_usage(self.settings.data_dir)
+        with transaction(self.resources.sessions) as session:
+            if usage.free >= usage.total * self.settings.low_disk_percent / 100:
+                status.forget(session, DISK_LOW)
+                return
+            announced = status.reports(session).get(DISK_LOW)
+            if announced is None or announced.age_seconds >= DISK_LOW_SECONDS:
+                data = {"directory": str(self.settings.data_dir), "free_bytes": usage.free, "disk_bytes": usage.total}
+                status.report(session, DISK_LOW, data)
+                operator.announce(session, "operator.disk_low", data)
+                log.warning("little disk space is free", free_bytes=usage.free, disk_bytes=usage.total)
 
     def send_hints(self) -> None:
         """Send hints for due work while a worker is free: a hint was lost, or a delay is over. Busy workers need
@@ -189,6 +210,7 @@ class Reconciler:
     def _clean_up_if_due(self) -> None:
         if time.monotonic() - self._cleaned_up_at >= CLEANUP_INTERVAL_SECONDS:
             self._cleaned_up_at = time.monotonic()
+            self.check_disk()
             clean_up(self.resources)
         if time.monotonic() - self._orphans_deleted_at >= ORPHAN_INTERVAL_SECONDS:
             self._orphans_deleted_at = time.monotonic()

@@ -12,6 +12,7 @@ import random
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -20,9 +21,10 @@ from sqlalchemy.orm import Session
 
 from app.db import status
 from app.db.engine import transaction
-from app.db.webhooks import deliveries, endpoints
+from app.db.webhooks import deliveries, endpoints, operator
 from app.db.webhooks.deliveries import ClaimedDelivery, DeliveryOutcome
 from app.domain import webhooks as rules
+from app.errors import BadRequest
 from app.log import get_logger
 from app.telemetry import metrics
 from worker.health import write_heartbeat
@@ -49,6 +51,7 @@ class WebhookSender:
         self._lock = threading.Lock()
         self._thread_freed = threading.Event()
         self._reported_at = -float("inf")
+        self._is_operator_endpoint_set = False
 
     def run(self) -> None:
         """Run rounds until `resources.stop` is set; deliveries in flight are then finished."""
@@ -58,6 +61,8 @@ class WebhookSender:
                 try:
                     write_heartbeat(self.settings, "webhooks")
                     self._report_if_due()
+                    if not self._is_operator_endpoint_set:
+                        self._set_operator_endpoint()
                     self.round(pool)
                 except DATABASE_UNAVAILABLE as error:
                     log.warning("database unavailable", error=first_line(error))
@@ -65,6 +70,19 @@ class WebhookSender:
                     log.exception("round failed")
                 self._thread_freed.wait(self.settings.webhook_poll_seconds)  # or until it is time to poll again
                 self._thread_freed.clear()
+
+    def _set_operator_endpoint(self) -> None:
+        """Create or delete the operator's endpoint, as the settings say; once, when the database is available."""
+        url, settings = self.settings.operator_webhook_url, self.settings
+        try:
+            if url is not None:
+                url = rules.check_url(url, settings.webhook_allow_http, settings.webhook_networks)
+        except BadRequest as error:
+            log.error("the operator's webhook is off", why=f"TUNERY_OPERATOR_WEBHOOK_URL: {error}")
+            url = None
+        with transaction(self.resources.sessions) as session:
+            operator.set_endpoint(session, url)
+        self._is_operator_endpoint_set = True
 
     def _report_if_due(self) -> None:
         """Report for the operator's status that this sender works."""
@@ -137,7 +155,8 @@ class WebhookSender:
         content = rules.event_body(
             claimed.event_id, claimed.event_type, int(claimed.created_at.timestamp()), claimed.data
         )
-        signature_headers = rules.delivery_headers(claimed.event_id, int(time.time()), content, claimed.signing_secrets)
+        signing_secrets = self._signing_secrets(claimed)
+        signature_headers = rules.delivery_headers(claimed.event_id, int(time.time()), content, signing_secrets)
         headers = {
             "content-type": "application/json",
             "accept-encoding": "identity",
@@ -152,6 +171,11 @@ class WebhookSender:
             settings.webhook_networks,
         )
         return post(claimed.url, headers | signature_headers, content, limits, self._resolve)
+
+    def _signing_secrets(self, claimed: ClaimedDelivery) -> Sequence[str]:
+        if claimed.endpoint_id == operator.ENDPOINT_ID:
+            return [self.settings.operator_webhook_secret or ""]
+        return claimed.signing_secrets
 
     def _outcome(self, claimed: ClaimedDelivery, response: WebhookResponse) -> DeliveryOutcome:
         is_delivered = response.status is not None and 200 <= response.status < 300
@@ -185,4 +209,5 @@ class WebhookSender:
         log.warning("webhook endpoint disabled", endpoint=claimed.endpoint_id, reason=reason)
         endpoints.disable(session, claimed.endpoint_id, reason)
         data = json.dumps({"id": claimed.endpoint_id, "reason": reason})
-        endpoints.announce(session, claimed.project_id, rules.ENDPOINT_DISABLED, data)
+        if claimed.project_id is not None:  # the operator has no other endpoint
+            endpoints.announce(session, claimed.project_id, rules.ENDPOINT_DISABLED, data)

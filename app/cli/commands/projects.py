@@ -65,16 +65,28 @@ def list_projects(
     archived: Annotated[bool, typer.Option("--archived", help="Include archived projects.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List the projects, newest first."""
-    from app.db.access import projects
+    """List the projects with their usage, newest first."""
+    from app.db.access import projects, usage
 
     with database.transaction() as session:
         rows = projects.page(session, limit=10_000, with_archived=archived)
+        used = usage.usage_by_project(session, [project.id for project in rows])
     if as_json:
-        print_json([_as_json(project) for project in rows])
+        print_json([_as_json(project) | {"usage": vars(used[project.id])} for project in rows])
         return
-    cells = [[project.id, project.name, _limits_text(project), _time_text(project.archived_at)] for project in rows]
-    columns = ["id", "name", "limits", "archived"]
+    cells = [
+        [
+            project.id,
+            project.name,
+            size_text(used[project.id].stored_bytes),
+            f"{used[project.id].queued_jobs} queued, {used[project.id].running_jobs} running",
+            f"{used[project.id].gpu_seconds_this_month / 3600:.2f}",
+            _limits_text(project),
+            _time_text(project.archived_at),
+        ]
+        for project in rows
+    ]
+    columns = ["id", "name", "stored", "jobs", "GPU-hours", "limits", "archived"]
     print_table(columns, cells, "No projects. Create one with `tunery projects create NAME`.")
 
 

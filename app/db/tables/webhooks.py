@@ -26,7 +26,7 @@ class WebhookEndpoint(Base):
 
     id: Mapped[str] = mapped_column(primary_key=True)
     seq: Mapped[int] = mapped_column(Identity(), unique=True)
-    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    project_id: Mapped[str | None] = mapped_column(ForeignKey("projects.id"))  # NULL: the operator's
     name: Mapped[str]
     url: Mapped[str]
     event_types: Mapped[list[str]]
@@ -65,7 +65,7 @@ class WebhookDelivery(Base):
 
     id: Mapped[str] = mapped_column(primary_key=True)
     seq: Mapped[int] = mapped_column(Identity(), unique=True)
-    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    project_id: Mapped[str | None] = mapped_column(ForeignKey("projects.id"))  # NULL: the operator's
     endpoint_id: Mapped[str] = mapped_column(ForeignKey("webhook_endpoints.id", ondelete="CASCADE"))
     event_id: Mapped[str]  # the header `webhook-id`: the same in every attempt
     event_type: Mapped[str]
@@ -93,7 +93,7 @@ class WebhookAttempt(Base):
 
     delivery_id: Mapped[str] = mapped_column(ForeignKey("webhook_deliveries.id", ondelete="CASCADE"), primary_key=True)
     attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    project_id: Mapped[str | None] = mapped_column(ForeignKey("projects.id"))  # NULL: the operator's
     finished_at: Mapped[datetime] = now()
     duration_ms: Mapped[int]
     status_code: Mapped[int | None]

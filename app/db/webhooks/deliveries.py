@@ -48,7 +48,7 @@ class ClaimedDelivery:
     """A claimed delivery with the URL and the secrets of its endpoint."""
 
     id: str
-    project_id: str
+    project_id: str | None
     endpoint_id: str
     event_id: str
     event_type: str
