@@ -73,14 +73,13 @@ def pill(text: str, tone: str) -> TextElement:
 
 
 def code_block(text: str, classes: str = "") -> TextElement:
-    """Code with a button that copies it."""
-    with tag("div", classes="t-stack") as element:
+    """Code with a button that copies it. Returns the element with the text."""
+    with tag("div", classes="t-stack"):
         tag("button", "Copy", "t-small-button t-copy", type="button").on(
             "click", js_handler="(event) => copyText(event.currentTarget)"
         )
         with tag("pre", classes=f"t-code {classes}", tabindex="0"):
-            tag("code", text)
-    return element
+            return tag("code", text)
 
 
 def tabs(label: str, panels: Sequence[tuple[str, Callable[[], Any]]], selected: int = 0) -> TextElement:

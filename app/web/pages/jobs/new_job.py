@@ -24,6 +24,8 @@ PLAN_SECONDS = 120.0
 METHODS = {"supervised": "Supervised: learn the answers", "dpo": "DPO: learn a preference between two answers"}
 QUANTIZATIONS = {"4": "QLoRA: base model in 4 bits", "16": "LoRA: base model in 16 bits"}
 
+COMMANDS = {"curl": request_snippets.curl, "Python": request_snippets.python, "Command line": request_snippets.command}
+
 Json = dict[str, Any]
 
 
@@ -43,6 +45,7 @@ class NewJob:
         self._initial = prefilled.values
         self._changes = prefilled.changes
         self._fields: dict[str, Field] = {}
+        self._texts: dict[str, str] = {}  # of the commands
         self._planned = 0  # the number of the latest request of a plan
 
     async def build(self) -> None:
@@ -62,7 +65,7 @@ class NewJob:
                 with card("Plan"):
                     self._plan = tag("div", classes="t-stack", aria_live="polite")
                 with card("The same request"):
-                    self._request = tag("div")
+                    self._build_request()
         ui.timer(0.05, self._update, once=True)
 
     def _build_fields(self, models: list[str], files: dict[str, str]) -> None:
@@ -137,19 +140,24 @@ class NewJob:
             elif isinstance(plan, dict):
                 _show_plan(plan, queue if isinstance(queue, dict) else None)
 
+    def _build_request(self) -> None:
+        self._request_hint = tag("p", "The commands appear when the fields are complete.", "t-muted")
+        self._commands = tag("div")
+        with self._commands:
+            tabs("The same request", [(name, partial(self._show_command, name)) for name in COMMANDS])
+
+    def _show_command(self, name: str) -> None:
+        self._command = name
+        self._code = code_block(self._texts.get(name, ""))
+
     def _show_request(self, body: Json | None) -> None:
-        self._request.clear()
-        with self._request:
-            if body is None:
-                tag("p", "The commands appear when the fields are complete.", "t-muted")
-                return
+        """Change the text in its place: the tabs stay, as one may be pressed at this moment."""
+        self._request_hint.set_visibility(body is None)
+        self._commands.set_visibility(body is not None)
+        if body is not None:
             url = self._view.settings.public_api_url
-            makers = {
-                "curl": request_snippets.curl,
-                "Python": request_snippets.python,
-                "Command line": request_snippets.command,
-            }
-            tabs("The same request", [(name, partial(_show_code, make(body, url))) for name, make in makers.items()])
+            self._texts = {name: make(body, url) for name, make in COMMANDS.items()}
+            self._code.set_text(self._texts[self._command])
 
     async def _create(self) -> None:
         body = self._body()
@@ -167,10 +175,6 @@ class NewJob:
                 error_note(error, "The job was not created")
             return
         ui.navigate.to(f"/jobs/{job['id']}")
-
-
-def _show_code(text: str) -> None:
-    code_block(text)
 
 
 def _show_plan(plan: Json, queue: Json | None) -> None:
