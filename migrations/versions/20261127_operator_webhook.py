@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0021_operator_webhook"
-down_revision = "0020_archives"
+revision = "0022_operator_webhook"
+down_revision = "0021_evaluations"
 branch_labels = None
 depends_on = None
 
