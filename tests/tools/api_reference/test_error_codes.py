@@ -56,7 +56,7 @@ def literals_of(node: ast.AST, names: set[str]) -> Iterator[str]:
             if isinstance(target, ast.Name) and target.id == "code":
                 yield from texts(node.value)
             if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
-                pairs = zip(target.elts, node.value.elts, strict=True)
+                pairs = zip(target.elts, node.value.elts, strict=False)  # a starred value stands for several
                 yield from (t for name, value in pairs if getattr(name, "id", "") == "code" for t in texts(value))
 
 
