@@ -9,7 +9,7 @@ DEV := .venv/.dev-ready
 ARGS ?=
 JOBS ?= 2
 
-.PHONY: help setup up demo doctor house test test-fast test-slow test-gguf test-s3 test-schema test-sdk test-compat test-browser screenshots lint types imports format check migrate bench-train bench-mechanisms bench-start bench-auto bench-fit bench-plan bench-api bench-upload bench-queue bench-linear openapi reference constraints release test-release audit sbom clean gpu-check
+.PHONY: help setup up demo doctor house test test-fast test-slow test-bases test-gguf test-s3 test-schema test-sdk test-compat test-browser screenshots lint types imports format check migrate bench-train bench-mechanisms bench-start bench-auto bench-fit bench-plan bench-api bench-upload bench-queue bench-linear openapi reference constraints release test-release audit sbom clean gpu-check
 
 help: ## Print this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  \033[1mmake %-12s\033[0m %s\n", $$1, $$2}'
@@ -30,6 +30,9 @@ test: $(DEV) ## The tests, with real PostgreSQL, real Valkey and the real 135M m
 
 test-slow: $(DEV) ## The tests that repeat another test at greater length, or in another variant (6 minutes)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "slow and not browser" $(ARGS)
+
+test-bases: $(DEV) ## Every architecture of docs/base-models.md as a tiny model, beside transformers and PEFT (3 minutes); prints the table
+	TUNERY_ALL_BASES=1 $(BIN)/python -m pytest -q --durations=0 tests/worker/trainer/test_bases.py $(ARGS)
 
 test-fast: $(DEV) ## The tests that need no real model
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not e2e and not slow and not browser" $(ARGS)

@@ -12,7 +12,7 @@ DYNAMIC_PATTERNS = {
     "app/api/middleware/request_log.py": "the prefix of our own keys",
     "app/services/access/idempotency.py": "the prefix of our own keys",
     "app/domain/datasets/render.py": "escaped tokens of the base model",
-    "worker/trainer/model/base_model.py": "patterns of the model class in transformers",
+    "worker/trainer/model/checkpoint_tensors.py": "patterns of the model class in transformers",
 }
 
 

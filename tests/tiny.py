@@ -54,7 +54,7 @@ def make_tiny_base(directory: Path, *, seed: int = 0, **config: Any) -> Path:
     generation = {key: value for key, value in merged.items() if key.endswith("_id")}
     _write_json(directory / "generation_config.json", generation)
     _write_weights(directory / "model.safetensors", merged, random.Random(seed))
-    _write_tokenizer(directory)
+    write_tokenizer(directory)
     return directory
 
 
@@ -140,7 +140,7 @@ def _bfloat16(values: array.array[float]) -> bytes:
     return bytes(halves)
 
 
-def _write_tokenizer(directory: Path) -> None:
+def write_tokenizer(directory: Path) -> None:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: number for number, token in enumerate([*SPECIALS, *alphabet])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))

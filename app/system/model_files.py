@@ -13,14 +13,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from app.domain.base_models.architectures import (
+    DEQUANTIZED_METHODS,
+    EXPERTS,
+    OTHER_MODALITIES,
+    is_linear,
+    names_of_experts,
+    quantization_method,
+    quantization_problem,
+    text_config,
+    unsupported_reason,
+)
 from app.domain.base_models.catalog import (
-    IGNORED_LAYERS,
     CatalogEntry,
     RefusedModel,
     StatSignature,
     default_learning_rate,
     max_document_tokens,
 )
+from app.domain.base_models.trainer_report import TrainerReport
+from app.domain.jobs.spec import BaseSpec
 from app.system.artifact_directory import sha256_file
 
 MAX_HEADER_BYTES = 100 << 20
@@ -42,26 +54,59 @@ def read_catalog_entry(
     if problems := list(_problems(directory)):
         raise RefusedModel(f"{directory} cannot be a base model: " + "; ".join(problems))
     config = _read_json(directory / "config.json")
-    tensors = read_tensor_shapes(directory)
-    layers = _linear_layers(tensors)
-    hidden_size = int(config["hidden_size"])
+    text = text_config(config)
+    tensors = {name: shape for name, shape in read_tensor_shapes(directory).items() if not _is_other_modality(name)}
+    linear, taken = _linear_layers(tensors), names_of_experts(tensors)
+    layers = {name: shape for name, shape in linear.items() if name.rpartition(".")[2] not in taken}
+    hidden_size = int(text["hidden_size"])
     architecture = str((config.get("architectures") or ["unknown"])[0])
     return CatalogEntry(
         architecture=architecture,
-        context_length=max_document_tokens(config) or DEFAULT_CONTEXT_LENGTH,
+        context_length=max_document_tokens(text) or DEFAULT_CONTEXT_LENGTH,
         hidden_size=hidden_size,
-        vocab_size=int(config["vocab_size"]),
+        vocab_size=int(text.get("vocab_size") or _embedding_rows(tensors)),
         parameters=sum(math.prod(shape) for shape in tensors.values()),
         size_bytes=sum(path.stat().st_size for path in weight_files(directory)),
         target_modules=_smallest_by_name(layers),
         layers=layers if len(layers) <= MAX_LISTED_LAYERS else {},
-        whole_modules=_whole_modules(tensors, layers),
+        whole_modules=_whole_modules(tensors, linear),
         learning_rate=learning_rate or default_learning_rate(hidden_size, architecture),
         has_chat_template=_has_chat_template(directory),
         license=license_name,
-        **_sizes(config),
-        linear_parameters=sum(math.prod(shape) for shape in layers.values()),
+        **_sizes(text),
+        linear_parameters=sum(math.prod(shape) for shape in linear.values()),
+        expert_parameters=_expert_parameters(tensors),
+        active_experts=_active_experts(text),
     )
+
+
+def is_dequantized_first(directory: Path) -> bool:
+    """Whether the directory has an MXFP4 or FP8 checkpoint, which registration converts to 16 bits."""
+    config = directory / "config.json"
+    return config.is_file() and quantization_method(_read_json(config)) in DEQUANTIZED_METHODS
+
+
+def with_report(entry: CatalogEntry, report: TrainerReport) -> CatalogEntry:
+    """The catalog entry with what the trainer knows better: names, shapes and the defaults of its classes."""
+    layers = report.layers
+    known = {
+        "context_length": max_document_tokens(report.text_config) or entry.context_length,
+        "vocab_size": int(report.text_config.get("vocab_size") or entry.vocab_size),
+        "parameters": report.parameters,
+        "target_modules": _smallest_by_name(layers),
+        "layers": layers if len(layers) <= MAX_LISTED_LAYERS else {},
+        "experts": report.experts if len(report.experts) <= MAX_LISTED_LAYERS else {},
+        "whole_modules": report.whole_modules,
+        "linear_parameters": report.linear_parameters,
+        "expert_parameters": report.expert_parameters,
+        "active_experts": _active_experts(report.text_config),
+    }
+    return entry.model_copy(update={**known, **_sizes(report.text_config | {"hidden_size": entry.hidden_size})})
+
+
+def entry_of(base: BaseSpec) -> CatalogEntry:
+    """The catalog entry of a job's base model, or what its directory tells."""
+    return base.entry or read_catalog_entry(base.directory)
 
 
 def hash_directory(directory: Path) -> tuple[dict[str, dict[str, Any]], str]:
@@ -124,18 +169,44 @@ def _problems(directory: Path) -> list[str]:
         problems += [
             f"config.json has the key {key}, which loads code" for key in FORBIDDEN_CONFIG_KEYS if key in config
         ]
-        problems += [f"config.json has no {key}" for key in ("hidden_size", "vocab_size") if key not in config]
+        unsupported = unsupported_reason(config), quantization_problem(config)
+        problems += [problem for problem in unsupported if problem]
+        if not problems and "hidden_size" not in text_config(config):
+            problems.append("config.json has no hidden_size")
     return problems
 
 
 def _linear_layers(tensors: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, int]]:
-    """Every two-dimensional `<layer>.weight` except embeddings and head, by full name: the meaning of "all-linear"."""
-    layers: dict[str, tuple[int, int]] = {}
-    for name, shape in sorted(tensors.items()):
-        layer, _, parameter = name.rpartition(".")
-        if parameter == "weight" and len(shape) == 2 and layer.rpartition(".")[2] not in IGNORED_LAYERS:
-            layers[layer] = (shape[0], shape[1])
-    return layers
+    """Every linear layer that an adapter may have, by full name: the meaning of "all-linear"."""
+    return {
+        name.rpartition(".")[0]: (shape[0], shape[1])
+        for name, shape in sorted(tensors.items())
+        if is_linear(name, shape)
+    }
+
+
+def _expert_parameters(tensors: dict[str, tuple[int, ...]]) -> int:
+    """The numbers in the weights of all experts, which files store stacked or one by one."""
+    weights = (shape for name, shape in tensors.items() if EXPERTS.search(name) and not name.endswith("bias"))
+    return sum(math.prod(shape) for shape in weights)
+
+
+def _is_other_modality(tensor: str) -> bool:
+    return OTHER_MODALITIES.search(tensor) is not None
+
+
+def _embedding_rows(tensors: dict[str, tuple[int, ...]]) -> int:
+    """The rows of the token embedding, for a config.json that omits the size of the vocabulary as a default."""
+    embeddings = [shape[0] for name, shape in tensors.items() if name.endswith("embed_tokens.weight")]
+    return max(embeddings, default=0)
+
+
+def _active_experts(text: Mapping[str, Any]) -> float:
+    """The share of a layer's experts that a token uses; 1 for a model without experts."""
+    counts = [text.get(key) for key in ("num_experts", "num_local_experts", "n_routed_experts")]
+    total = next((int(count) for count in counts if count), 0)
+    used = int(text.get("num_experts_per_tok") or text.get("top_k_experts") or 0)
+    return min(1.0, used / total) if total and used else 1.0
 
 
 def _smallest_by_name(layers: dict[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
@@ -148,11 +219,11 @@ def _smallest_by_name(layers: dict[str, tuple[int, int]]) -> dict[str, tuple[int
 
 def _whole_modules(tensors: dict[str, tuple[int, ...]], layers: dict[str, tuple[int, int]]) -> tuple[str, ...]:
     """The last names of all other modules, and the head, which no file contains if it is tied to the embedding."""
-    owners = {name.rpartition(".")[0] for name in tensors}
+    owners = {name.rpartition(".")[0] for name in tensors if not EXPERTS.search(name)}
     return tuple(sorted({owner.rpartition(".")[2] for owner in owners - layers.keys() if owner} | {"lm_head"}))
 
 
-def _sizes(config: dict[str, Any]) -> dict[str, int]:
+def _sizes(config: Mapping[str, Any]) -> dict[str, int]:
     """The widths of a decoder layer; zero if config.json does not state them."""
     hidden, heads = int(config["hidden_size"]), int(config.get("num_attention_heads") or 1)
     head = int(config.get("head_dim") or hidden // heads)

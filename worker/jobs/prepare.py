@@ -207,11 +207,15 @@ def trainer_spec(
         start_adapter_sha256=adapter.manifest_sha256 if adapter else None,
         start_adapter_name=spec.continued_from,
     )
+    entry = CatalogEntry.model_validate(inputs.base.entry)
     base = BaseSpec(
         name=inputs.base.name,
         directory=Path(inputs.base.directory).absolute(),
         manifest_sha256=inputs.base.manifest_sha256,
         signature=signature,
+        source=entry.source,
+        revision=entry.revision,
+        entry=entry if entry.decoder_layers else None,  # entries of older releases lack what plans need
     )
     return TrainerSpec.model_validate(
         {

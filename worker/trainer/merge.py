@@ -18,9 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from app.domain.artifacts.full_disk import is_disk_full
 from app.domain.jobs.layer_patterns import PatternError, expand_patterns, scale_of
@@ -38,6 +36,8 @@ from app.system.artifact_directory import (
 from app.system.model_files import INDEX, hash_directory, weight_files
 from worker.trainer.adapter.lora import PEFT_PREFIX
 from worker.trainer.checkpoint.model_card import merged_card
+from worker.trainer.model.architecture import meta_model, read_config
+from worker.trainer.model.checkpoint_tensors import CheckpointNames
 from worker.trainer.runtime.process import die_with_parent
 
 FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors names them
@@ -124,7 +124,9 @@ def _write(base: Path, adapter: Path, directory: Path, adapter_manifest: dict[st
     shards = [_read_header(path) for path in weight_files(base)]
     with ExitStack() as stack:
         trained = stack.enter_context(safe_open(adapter / ADAPTER_WEIGHTS, framework="pt", device="cpu"))
-        weights = _MergedWeights(base, _lora_by_layer(adapter_manifest, shards), shards, trained)
+        model_names = _model_names(base, shards)
+        lora = _lora_by_layer(adapter_manifest, shards, model_names)
+        weights = _MergedWeights(base, lora, shards, trained, model_names)
         weights.check()
         for shard in weights.shards:
             _write_shard(directory / shard.path.name, shard, weights.tensor)
@@ -140,12 +142,18 @@ def _write(base: Path, adapter: Path, directory: Path, adapter_manifest: dict[st
     return manifest
 
 
-def _lora_by_layer(manifest: dict[str, Any], shards: list[Shard]) -> LoraSpec:
+def _model_names(base: Path, shards: list[Shard]) -> dict[str, str]:
+    """Return the name in the model, and so in the adapter, of every tensor of the files."""
+    names = CheckpointNames(meta_model(read_config(base), torch.float32))
+    return {name: names.target(name)[0] for shard in shards for name in shard.tensors}
+
+
+def _lora_by_layer(manifest: dict[str, Any], shards: list[Shard], model_names: dict[str, str]) -> LoraSpec:
     """Return the LoRA settings with patterns by layer; older manifests have the patterns of the request.
 
     Raises CannotMerge.
     """
-    shapes = {name: tensor.shape for shard in shards for name, tensor in shard.tensors.items()}
+    shapes = {model_names[name]: tensor.shape for shard in shards for name, tensor in shard.tensors.items()}
     layers = {name.removesuffix(".weight"): (shape[0], shape[1]) for name, shape in shapes.items() if len(shape) == 2}
     try:
         return expand_patterns(LoraSpec.model_validate(manifest["lora"]), layers)
@@ -156,12 +164,15 @@ def _lora_by_layer(manifest: dict[str, Any], shards: list[Shard]) -> LoraSpec:
 class _MergedWeights:
     """The tensors of the merged model; each is computed when `tensor` is called."""
 
-    def __init__(self, base: Path, lora: LoraSpec, shards: list[Shard], trained: Any) -> None:
+    def __init__(
+        self, base: Path, lora: LoraSpec, shards: list[Shard], trained: Any, model_names: dict[str, str]
+    ) -> None:
         self._lora = lora
         self._trained = trained
         self._trained_names = set(trained.keys())
         self._paths = {name: shard.path for shard in shards for name in shard.tensors}
-        self.embedding, self.head = _tied_names(base) if self._saved_parameters() else ("", "")
+        self._model_names = model_names
+        self.embedding, self.head = self._tied_names(base) if self._saved_parameters() else ("", "")
         self.unties = bool(self._saved_parameters() & {self.embedding, self.head} - {""})
         self.shards = shards
         if self.unties and self.head not in self._paths:
@@ -173,11 +184,14 @@ class _MergedWeights:
     def check(self) -> None:
         """Raises CannotMerge unless every tensor of the adapter belongs to a floating-point tensor of the base."""
         headers = {name: tensor for shard in self.shards for name, tensor in shard.tensors.items()}
-        possible_names = {f"{PEFT_PREFIX}{name}" for name in headers} | {
+        model_names = {self._model_names.get(name, name) for name in headers}
+        possible_names = {f"{PEFT_PREFIX}{name}" for name in model_names} | {
             f"{PEFT_PREFIX}{name.removesuffix('.weight')}.{part}"
-            for name in headers
+            for name in model_names
             for part in ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
         }
+        if self._lora.target_parameters:
+            raise CannotMerge("The adapter adapts experts, which only PEFT merges: PeftModel.merge_and_unload().")
         if unmatched := sorted(self._trained_names - possible_names):
             raise CannotMerge(f"The adapter has {unmatched[0]}, which matches no tensor of the base model's files.")
         integers = [name for name, tensor in headers.items() if self._is_changed(name) and tensor.dtype not in FLOATS]
@@ -194,9 +208,10 @@ class _MergedWeights:
         if not self._is_changed(name):
             return tensor
         self.changed.add(name)
-        if PEFT_PREFIX + name in self._trained_names:
-            return self._get(name).to(tensor.dtype)
-        return self._add_lora(name.removesuffix(".weight"), tensor.float()).to(tensor.dtype)
+        model_name = self._model_names.get(name, name)
+        if PEFT_PREFIX + model_name in self._trained_names:
+            return self._get(model_name).to(tensor.dtype)
+        return self._add_lora(model_name.removesuffix(".weight"), tensor.float()).to(tensor.dtype)
 
     def _add_lora(self, layer: str, W_D_K: torch.Tensor) -> torch.Tensor:
         """Add the layer's LoRA to W in place."""
@@ -211,25 +226,27 @@ class _MergedWeights:
         return tensor
 
     def _is_changed(self, name: str) -> bool:
-        lora_name = f"{PEFT_PREFIX}{name.removesuffix('.weight')}.lora_A.weight"
-        is_adapted = name.endswith(".weight") and lora_name in self._trained_names
-        return PEFT_PREFIX + name in self._trained_names or is_adapted
+        model_name = self._model_names.get(name, name)
+        lora_name = f"{PEFT_PREFIX}{model_name.removesuffix('.weight')}.lora_A.weight"
+        is_adapted = model_name.endswith(".weight") and lora_name in self._trained_names
+        return PEFT_PREFIX + model_name in self._trained_names or is_adapted
+
+    def _tied_names(self, base: Path) -> tuple[str, str]:
+        """Return the names in the files of embedding and head if the model ties them, else two empty names."""
+        model = meta_model(read_config(base), torch.float32)
+        if not model.config.tie_word_embeddings:
+            return "", ""
+        names = {id(module): name for name, module in model.named_modules()}
+        in_files = {model_name: name for name, model_name in self._model_names.items()}
+        ends = (model.get_input_embeddings(), model.get_output_embeddings())
+        embedding, head = (f"{names[id(module)]}.weight" for module in ends)
+        return in_files.get(embedding, embedding), in_files.get(head, head)
 
     def _saved_parameters(self) -> set[str]:
         """Return the names of the parameters of modules_to_save."""
-        return {name.removeprefix(PEFT_PREFIX) for name in self._trained_names if ".lora_" not in name}
-
-
-def _tied_names(base: Path) -> tuple[str, str]:
-    """Return the names of the embedding and the head if the model ties them, else two empty names."""
-    config = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
-    if not config.tie_word_embeddings:
-        return "", ""
-    with init_empty_weights():
-        model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    names = {id(module): name for name, module in model.named_modules()}
-    embedding, head = (names[id(module)] for module in (model.get_input_embeddings(), model.get_output_embeddings()))
-    return f"{embedding}.weight", f"{head}.weight"
+        in_files = {model_name: name for name, model_name in self._model_names.items()}
+        saved = (name.removeprefix(PEFT_PREFIX) for name in self._trained_names if ".lora_" not in name)
+        return {in_files.get(name, name) for name in saved}
 
 
 def _read_header(path: Path) -> Shard:

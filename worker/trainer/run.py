@@ -143,6 +143,10 @@ def _load_base(attempt: TrainingAttempt, device: torch.device, compute_dtype: to
     with loading(spec):
         base = open_base(spec.base, spec.quantization, compute_dtype, device)
         check_base(base)
+    if count := base.skipped_tensors:
+        attempt.emit.message(f"Only text is trained: {count} tensors of images or sound are skipped.")
+    if not base.packs_documents:
+        attempt.emit.message("Each document of a batch runs alone: layers of the base carry state between tokens.")
     return base
 
 
@@ -159,7 +163,7 @@ def prepare(
     """Make everything the run needs before its first step. Raises Failure for an invalid spec or file."""
     hyperparameters = spec.hyperparameters
     check_inputs(spec, workdir)
-    check_context_length(spec, max_document_tokens(base.model.config.to_dict()))
+    check_context_length(spec, max_document_tokens(base.text_config.to_dict()))
     check_prompts(spec, renderer)
 
     def read(path: Path, reason: Reason) -> TokenizedDataset:

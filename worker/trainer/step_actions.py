@@ -210,7 +210,7 @@ class StepActions:
         existing = run.checkpoints.get(run.step)
         if existing and existing.final >= final:
             return existing.directory
-        directory = existing.directory if existing else save_checkpoint(run, self.base.name, self.base.directory)
+        directory = existing.directory if existing else save_checkpoint(run, self.base)
         run.checkpoints[run.step] = SavedCheckpoint(directory, final)
         self.emit(
             CheckpointSaved(

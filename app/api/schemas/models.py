@@ -13,6 +13,7 @@ from app.services.models import ModelRow
 class LoraLimits(Body):
     max_r: int
     target_modules: list[str]
+    target_parameters: list[str] | None = None
 
 
 class ModelBody(Body):
@@ -26,6 +27,8 @@ class ModelBody(Body):
     base_model: str | None = None
     fine_tuning_job_id: str | None = None
     max_context_length: int | None = None
+    source: str | None = None
+    revision: str | None = None
     lora_limits: LoraLimits | None = None
 
 
@@ -48,7 +51,12 @@ def _render_base(model: BaseModelRow) -> dict[str, Any]:
         "owned_by": "tunery",
         "fine_tunable": True,
         "max_context_length": entry.context_length,
-        "lora_limits": {"max_r": min(MAX_RANK, smallest), "target_modules": sorted(entry.target_modules)},
+        **{key: value for key in ("source", "revision") if (value := getattr(entry, key)) is not None},
+        "lora_limits": {
+            "max_r": min(MAX_RANK, smallest),
+            "target_modules": sorted(entry.target_modules),
+            **({"target_parameters": entry.expert_names} if entry.experts else {}),
+        },
     }
 
 

@@ -19,6 +19,8 @@ commands = typer.Typer(no_args_is_help=True, help="Base models and fine-tuned mo
 
 # As on model hubs, such as Qwen/Qwen3-4B. A colon would be a separator in ft:base:organization:suffix:id.
 NAME = re.compile(r"(?=.{1,128}\Z)[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
+SOURCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 ModelName = Annotated[str, typer.Argument(help="Name of the base model, such as Qwen3-4B.", metavar="NAME")]
 
 
@@ -41,15 +43,35 @@ def add(
     license_name: Annotated[
         str | None, typer.Option("--license", help="License of the model, such as apache-2.0.")
     ] = None,
+    source: Annotated[
+        str | None, typer.Option(help="Id of the model on its hub, such as Qwen/Qwen3-4B. Adapters name it.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Commit or tag of the model on its hub.")] = None,
 ) -> None:
-    """Register a base model for all projects (on the server). Replaces a model of the same name. Hashes all files."""
+    """Register a base model for all projects (on the server). Replaces a model of the same name.
+
+    Hashes all files and loads the model once, where torch is installed, to check that it can be trained.
+    """
     from app.db import models
     from app.db.access import audit
-    from app.system import model_files
+    from app.system import model_check, model_files
 
-    _validate_options(name, learning_rate)
+    _validate_options(name, learning_rate, source, revision)
     directory = directory.absolute()
+    if model_files.is_dequantized_first(directory):
+        print_note(f"Converting {directory} to 16 bits, once …")
+        directory = model_check.dequantize(directory)
+        print_note(f"The base model is {directory}. Copy it to the same path on every worker.")
     entry = model_files.read_catalog_entry(directory, learning_rate, license_name)
+    print_note(f"Checking that {directory} can be trained …")
+    report = model_check.check_model(directory)
+    if report is None:
+        print_note("Not checked: this machine has no torch or too little memory. The first job checks the model.")
+    else:
+        entry = model_files.with_report(entry, report)
+        for note in report.notes:
+            print_note(note)
+    entry = entry.model_copy(update={"source": source, "revision": revision})
     print_note(f"Hashing {entry.size_bytes / 1e9:.2f} GB in {directory} …")
     files, manifest_sha256 = model_files.hash_directory(directory)
     with database.transaction() as session:
@@ -114,7 +136,7 @@ def _unknown_model(name: str, registered: list[str]) -> NotFoundError:
     return NotFoundError(f"No base model is named {name!r}; registered: {', '.join(registered) or 'none'}.")
 
 
-def _validate_options(name: str, learning_rate: float | None) -> None:
+def _validate_options(name: str, learning_rate: float | None, source: str | None, revision: str | None) -> None:
     if not NAME.fullmatch(name):
         raise UsageError(
             f"{name!r} is not a model name. Allowed: 1 to 128 letters, digits, dots, dashes and underscores, with "
@@ -122,6 +144,11 @@ def _validate_options(name: str, learning_rate: float | None) -> None:
         )
     if learning_rate is not None and not 0 < learning_rate < 1:
         raise UsageError(f"--learning-rate {learning_rate:g} is not between 0 and 1; usual for LoRA: 1e-4 to 2e-3.")
+    if source is not None and not SOURCE.fullmatch(source):
+        raise UsageError(f"--source {source!r} is not a hub's id; it has the form organization/name.")
+    if revision is not None and (source is None or not REVISION.fullmatch(revision)):
+        text = "needs a --source" if source is None else "is not a commit or tag: letters, digits and ._/- are allowed"
+        raise UsageError(f"--revision {revision!r} {text}.")
 
 
 def _kind(model: dict[str, Any]) -> str:

@@ -44,6 +44,7 @@ class Feature(StrEnum):
     DORA = "DoRA"
     MODULES_TO_SAVE = "modules_to_save"
     OTHER_CLASS = "a base model whose config.json names another class than the trained one"
+    TARGET_PARAMETERS = "target_parameters"
 
 
 class LoadResult(StrEnum):
@@ -82,6 +83,7 @@ RULES: Mapping[Engine, Mapping[Feature, Rule]] = {
         Feature.DORA: Rule(LoadResult.REFUSED, "vLLM has no DoRA", "run"),
         Feature.MODULES_TO_SAVE: Rule(LoadResult.REFUSED, "vLLM has no modules_to_save", "run"),
         Feature.OTHER_CLASS: Rule(LoadResult.UNKNOWN, OTHER_NAMES, "read"),
+        Feature.TARGET_PARAMETERS: Rule(LoadResult.UNKNOWN, "adapters of experts were not tried with vLLM", "read"),
     },
     Engine.LLAMA_CPP: {
         Feature.RSLORA: Rule(LoadResult.WRONG, "llama.cpp scales by alpha / r instead of alpha / sqrt(r)", "run"),
@@ -89,6 +91,9 @@ RULES: Mapping[Engine, Mapping[Feature, Rule]] = {
         Feature.DORA: Rule(LoadResult.REFUSED, "the converter has no DoRA", "read"),
         Feature.MODULES_TO_SAVE: Rule(
             LoadResult.WRONG, "the converter refuses an embedding or a head, and llama.cpp ignores norms", "read"
+        ),
+        Feature.TARGET_PARAMETERS: Rule(
+            LoadResult.UNKNOWN, "adapters of experts were not tried with llama.cpp", "read"
         ),
     },
     Engine.OLLAMA: {
@@ -101,6 +106,7 @@ RULES: Mapping[Engine, Mapping[Feature, Rule]] = {
         Feature.DORA: Rule(LoadResult.REFUSED, "SGLang has no DoRA", "read"),
         Feature.MODULES_TO_SAVE: Rule(LoadResult.UNKNOWN, "modules_to_save was not tried with SGLang", "read"),
         Feature.OTHER_CLASS: Rule(LoadResult.UNKNOWN, OTHER_NAMES, "read"),
+        Feature.TARGET_PARAMETERS: Rule(LoadResult.UNKNOWN, "adapters of experts were not tried with SGLang", "read"),
     },
 }
 # Problems of earlier releases that the releases in RELEASES do not have.
@@ -144,5 +150,6 @@ def _applicable(rules: Mapping[Feature, Rule], lora: LoraSpec, is_other_class: b
         Feature.DORA: lora.use_dora,
         Feature.MODULES_TO_SAVE: bool(lora.modules_to_save),
         Feature.OTHER_CLASS: is_other_class,
+        Feature.TARGET_PARAMETERS: bool(lora.target_parameters),
     }
     return (Incompatibility(feature, rule) for feature, rule in rules.items() if present[feature])

@@ -45,8 +45,18 @@ class CatalogEntry(BaseModel):
     # Bytes per token in 16 bits that a decoder layer keeps besides attention and the adapter, for the degrees of
     # recomputation "nothing" and "elementwise", if they were counted (worker/trainer/memory/activation_count.py).
     activation_bytes: dict[str, float] = {}
+    expert_parameters: int = 0  # of all experts of a mixture of experts: quantized, too, but not cached
+    active_experts: float = 1.0  # the share of the experts that a token uses
     has_chat_template: bool
     license: str | None = None
+    source: str | None = None  # its id on a hub, such as "Qwen/Qwen3-4B"
+    revision: str | None = None  # the commit or tag of that hub
+    experts: dict[str, tuple[int, int, int]] = {}  # [experts, out, in] of the stacked weights that can be adapted
+
+    @property
+    def expert_names(self) -> list[str]:
+        """The names that `lora.target_parameters` accepts, such as "mlp.experts.down_proj"."""
+        return sorted({".".join(name.split(".")[-3:]) for name in self.experts})
 
 
 class RefusedModel(BadRequest):

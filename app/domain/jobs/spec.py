@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from app.domain.base_models.catalog import StatSignature
+from app.domain.base_models.catalog import CatalogEntry, StatSignature
 from app.domain.evaluations.graders import EvaluationRequest
 from app.domain.planning.execution_plan import Measurement
 
@@ -42,6 +42,7 @@ class LoraSpec(Frozen):
     rank_pattern: dict[str, int] = {}
     alpha_pattern: dict[str, float] = {}
     modules_to_save: tuple[str, ...] = ()  # fully trained and saved with A and B
+    target_parameters: tuple[str, ...] = ()  # stacked weights of experts, by the ends of their names, as in PEFT
     bias: Literal["none"] = "none"
     init: Literal["default"] = "default"
 
@@ -141,6 +142,9 @@ class BaseSpec(Frozen):
     name: str
     directory: Path
     manifest_sha256: str  # of the registered files; the trainer refuses a directory that differs
+    source: str | None = None  # its id on a hub, such as "Qwen/Qwen3-4B"
+    revision: str | None = None  # the commit or tag of that hub
+    entry: CatalogEntry | None = None  # absent: read the directory
     signature: StatSignature | None = (
         None  # catalog.stat_signature of the files that gave this hash; absent: hash again
     )

@@ -93,7 +93,7 @@ def step_flop(
 ) -> float:
     """FLOP per training token, with `row_tokens` in a packed batch on average."""
     trained = adapter_parameters(entry, spec.layer_lora)
-    passes = 4 * entry.linear_parameters + 6 * trained + 3 * _attention(entry, work, kind)
+    passes = 4 * _active_parameters(entry) + 6 * trained + 3 * _attention(entry, work, kind)
     passes += 4 * work.labelled_share * _head(entry)
     if spec.method == "dpo":  # the reference model is another forward, without the adapter
         passes += _forward(entry, work, kind)
@@ -133,7 +133,12 @@ def gpu_peak_flops(name: str) -> float | None:
 
 
 def _forward(entry: CatalogEntry, work: Workload, kind: DeviceKind) -> float:
-    return 2 * entry.linear_parameters + 2 * work.labelled_share * _head(entry) + _attention(entry, work, kind)
+    return 2 * _active_parameters(entry) + 2 * work.labelled_share * _head(entry) + _attention(entry, work, kind)
+
+
+def _active_parameters(entry: CatalogEntry) -> float:
+    """The weights of linear layers and experts that a token is multiplied with."""
+    return entry.linear_parameters + entry.active_experts * entry.expert_parameters
 
 
 def _head(entry: CatalogEntry) -> int:

@@ -138,13 +138,14 @@ def compute_dtype_bytes(quantization: QuantizationSpec | None) -> int:
 def base_bytes(entry: CatalogEntry, quantization: QuantizationSpec | None) -> float:
     """NF4 has a float32 scale per block of 64; double quantization has a byte per block and a scale per 256 blocks."""
     width = compute_dtype_bytes(quantization)
-    other_bytes = (entry.parameters - entry.linear_parameters) * width
+    quantized = entry.linear_parameters + entry.expert_parameters
+    other_bytes = (entry.parameters - quantized) * width
     if quantization is None:
-        return entry.linear_parameters * width + other_bytes
+        return quantized * width + other_bytes
     if quantization.bits == 8:
-        return entry.linear_parameters * 1.0 + other_bytes
+        return quantized * 1.0 + other_bytes
     scales = 1 / 64 + 4 / (64 * 256) if quantization.double_quant else 4 / 64
-    return entry.linear_parameters * (0.5 + scales) + other_bytes
+    return quantized * (0.5 + scales) + other_bytes
 
 
 def cache_bytes(entry: CatalogEntry, quantization: QuantizationSpec | None) -> int:
@@ -154,9 +155,16 @@ def cache_bytes(entry: CatalogEntry, quantization: QuantizationSpec | None) -> i
 
 def adapter_parameters(entry: CatalogEntry, lora: LoraSpec) -> int:
     """P: r x (inputs + outputs) of all target layers; rank patterns apply if the entry lists the layers."""
+    experts = sum(
+        lora.r * shape[0] * (shape[1] + shape[2])
+        for name, shape in entry.experts.items()
+        if any(name.endswith(f".{target}") for target in lora.target_parameters)
+    )
     if targets := _targets(entry, lora):
-        return sum(rank_of(lora, name) * sum(shape) for name, shape in targets.items())
-    return entry.decoder_layers * sum(lora.r * sum(entry.target_modules[name]) for name in lora.target_modules)
+        return experts + sum(rank_of(lora, name) * sum(shape) for name, shape in targets.items())
+    return experts + entry.decoder_layers * sum(
+        lora.r * sum(entry.target_modules[name]) for name in lora.target_modules
+    )
 
 
 def ranks_of_layer(entry: CatalogEntry, lora: LoraSpec) -> float:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 from sqlalchemy import make_url
 
 from app.db import models
@@ -12,16 +14,24 @@ from app.db.access import keys, projects
 from app.db.engine import Sessions, transaction
 from app.db.tables import Job
 from app.domain.base_models import catalog
-from app.system import model_files
+from app.system import model_check, model_files
 from tests.app.cli.conftest import Tunery
 from tests.tiny import make_tiny_base
+from tests.worker.trainer.bases import make_base
 
 NOWHERE = "postgresql://nobody@127.0.0.1:1/nothing"
 
 
 @pytest.fixture
 def operator(bare_tunery: Tunery, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Tunery:
-    """Somebody with a database and no API."""
+    """Somebody with a database and no API, on a host without torch: the check of a base model takes seconds."""
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    monkeypatch.setattr(model_check, "can_check", lambda: False)
+    return bare_tunery
+
+
+@pytest.fixture
+def operator_with_torch(bare_tunery: Tunery, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Tunery:
     monkeypatch.setenv("DATABASE_URL", database_url)
     return bare_tunery
 
@@ -84,6 +94,52 @@ class TestModelsAdd:
     @pytest.mark.parametrize("rate", ["0", "1", "nan", "inf"])
     def test_an_impossible_learning_rate_is_refused(self, operator: Tunery, model_directory: Path, rate: str) -> None:
         assert operator("models", "add", "tiny", model_directory, "--learning-rate", rate).exit_code == 2
+
+    def test_a_host_without_torch_says_that_the_model_was_not_checked(
+        self, operator: Tunery, model_directory: Path
+    ) -> None:
+        assert "Not checked" in operator("models", "add", "tiny", model_directory).err
+
+    def test_the_trainer_checks_the_model_and_knows_its_layers(
+        self, operator_with_torch: Tunery, tmp_path: Path, sessions: Sessions
+    ) -> None:
+        directory = make_base("Gemma 3", tmp_path / "gemma")
+        done = operator_with_torch("models", "add", "gemma", directory, "--source", "a/b", "--revision", "v1")
+        assert done.exit_code == 0, done.err
+        assert "Only text is trained" in done.err
+        with transaction(sessions) as session:
+            entry = catalog.CatalogEntry.model_validate(models.list_base(session)[0].entry)
+        assert (entry.source, entry.revision, entry.context_length) == ("a/b", "v1", 512)
+        assert "model.language_model.layers.0.self_attn.q_proj" in entry.layers
+
+    def test_a_model_that_cannot_be_trained_is_refused_with_the_reasons(
+        self, operator_with_torch: Tunery, model_directory: Path, sessions: Sessions
+    ) -> None:
+        weights = load_file(model_directory / "model.safetensors")
+        del weights["model.norm.weight"]
+        weights["model.layers.0.mlp.up_proj.weight"][0, 0] = math.inf
+        save_file(weights, model_directory / "model.safetensors")
+        done = operator_with_torch("models", "add", "tiny", model_directory)
+        assert done.exit_code == 2
+        assert "missing: model.norm.weight" in done.err
+        assert "not finite: model.layers.0.mlp.up_proj.weight" in done.err
+        assert "again" not in done.err
+        with transaction(sessions) as session:
+            assert models.list_base(session) == []
+
+    @pytest.mark.parametrize(
+        ("options", "problem"),
+        [
+            (("--source", "no-slash"), "not a hub's id"),
+            (("--revision", "main"), "needs a --source"),
+            (("--source", "a/b", "--revision", "../x"), "not a commit or tag"),
+        ],
+    )
+    def test_a_wrong_source_is_refused(
+        self, operator: Tunery, model_directory: Path, options: tuple[str, ...], problem: str
+    ) -> None:
+        done = operator("models", "add", "tiny", model_directory, *options)
+        assert (done.exit_code, problem in done.err) == (2, True), done.err
 
 
 class TestModelsRemove:

@@ -18,6 +18,7 @@ from app.system import artifact_directory, model_files
 from tests.tiny import make_tiny_base
 from tests.worker.trainer import plain_peft
 from tests.worker.trainer.adapter.test_variants import PATTERNS, VARIANTS, difference
+from tests.worker.trainer.bases import make_base
 from tests.worker.trainer.helpers import load_tiny_base, make_spec, run_trainer
 from worker.trainer import merge as program
 from worker.trainer.merge import CannotMerge, merge
@@ -71,6 +72,19 @@ class TestMerge:
         merge(tiny, adapter, tmp_path / "merged")
         theirs, ours = logits_of(peft_model(tiny, adapter)), merged_logits(tmp_path / "merged")
         assert difference(theirs, merged_logits(tiny)) > 0.05
+        assert difference(ours, theirs) < 0.01
+
+    def test_a_checkpoint_with_images_is_merged_under_the_names_of_its_files(
+        self, examples: Path, tmp_path: Path
+    ) -> None:
+        base = make_base("Gemma 3", tmp_path / "base")
+        adapter = trained(base, examples, tmp_path / "work")
+        merge(base, adapter, tmp_path / "merged")
+        theirs, ours = logits_of(peft_model(base, adapter)), merged_logits(tmp_path / "merged")
+        assert (
+            load_file(tmp_path / "merged" / "model.safetensors").keys() == load_file(base / "model.safetensors").keys()
+        )
+        assert difference(theirs, merged_logits(base)) > 0.05
         assert difference(ours, theirs) < 0.01
 
     @pytest.mark.parametrize("variant", ["LoRA", "patterns with rsLoRA", "DoRA with a head", "embedding and head"])

@@ -207,7 +207,7 @@ class TestSideEffects:
         spec = make_spec(tiny, examples, dropout=0.2, sample_prompts=("1: red",))
         run = prepare(spec, base, tmp_path)
         make_one_step(base, run)
-        directory = step_actions.save_checkpoint(with_facts(run), "tiny", tiny)
+        directory = step_actions.save_checkpoint(with_facts(run), base)
         before = fingerprint(base, run)
         check_base(base)
         assert fingerprint(base, run) == before

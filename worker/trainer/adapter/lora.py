@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -37,6 +37,7 @@ class LoraWeights:
     B_D_R: torch.nn.Parameter
     scale: float
     magnitude_D: torch.nn.Parameter | None = None  # noqa: N815  only with DoRA
+    saved_name: str | None = None  # in PEFT's files, if it is not the layer's name
 
 
 @dataclass
@@ -54,7 +55,8 @@ class LoraAdapter:
     def named_parameters(self) -> dict[str, torch.nn.Parameter]:
         """Return the parameters by PEFT's names in adapter_model.safetensors."""
         named: dict[str, torch.nn.Parameter] = {}
-        for layer, weights in self.layers.items():
+        for name, weights in self.layers.items():
+            layer = weights.saved_name or name
             named[f"{PEFT_PREFIX}{layer}.lora_A.weight"] = weights.A_R_K
             named[f"{PEFT_PREFIX}{layer}.lora_B.weight"] = weights.B_D_R
             if weights.magnitude_D is not None:
@@ -188,8 +190,29 @@ def _apply_mask(x_T_K: torch.Tensor, keep_T_K: torch.Tensor, rate: float) -> tor
     return x_T_K * keep_T_K / (1 - rate) if rate else x_T_K
 
 
-def make_adapter(lora: LoraSpec, seed: int, layers: dict[str, AdaptedLinear], device: torch.device) -> LoraAdapter:
+class ExpertsShape(Protocol):
+    """The stacked weights of the experts of one layer."""
+
+    @property
+    def in_features(self) -> int: ...
+
+    @property
+    def out_features(self) -> int: ...
+
+    @property
+    def experts(self) -> list[FrozenLinear]: ...
+
+
+def make_adapter(
+    lora: LoraSpec,
+    seed: int,
+    layers: dict[str, AdaptedLinear],
+    device: torch.device,
+    experts: Mapping[str, ExpertsShape] | None = None,
+) -> LoraAdapter:
     """Return a new adapter, initialised as in PEFT: A Kaiming-uniform with a = sqrt(5) (within 1 / sqrt(K)), B zero.
+
+    `experts` are the stacked weights that `lora.target_parameters` may name, by full name.
 
     A is drawn on the CPU in the order of the layers, so a seed gives the same adapter on every device. Raises Failure
     for target modules that the model does not have, for a pattern that is not the name of a target, and for a rank
@@ -197,6 +220,7 @@ def make_adapter(lora: LoraSpec, seed: int, layers: dict[str, AdaptedLinear], de
     """
     generator = torch.Generator().manual_seed(seed)
     weights = {name: _new_weights(layers[name].base, lora, name, generator, device) for name in _targets(lora, layers)}
+    weights |= _expert_weights(lora, experts or {}, generator, device)
     return LoraAdapter(lora.dropout, torch.Generator(device).manual_seed(seed), weights)
 
 
@@ -206,12 +230,48 @@ def frozen_copy(adapter: LoraAdapter) -> LoraAdapter:
 
 
 def _new_weights(
-    base: FrozenLinear, lora: LoraSpec, name: str, generator: torch.Generator, device: torch.device
+    base: FrozenLinear | ExpertsShape,
+    lora: LoraSpec,
+    name: str,
+    generator: torch.Generator,
+    device: torch.device,
+    experts: int = 1,
 ) -> LoraWeights:
-    bound, r = 1 / math.sqrt(base.in_features), rank_of(lora, name)
+    bound, r = 1 / math.sqrt(base.in_features), rank_of(lora, name) * experts
     A_R_K = torch.empty(r, base.in_features).uniform_(-bound, bound, generator=generator)
     B_D_R = torch.zeros(base.out_features, r)
     return LoraWeights(torch.nn.Parameter(A_R_K.to(device)), torch.nn.Parameter(B_D_R.to(device)), scale_of(lora, name))
+
+
+def _expert_weights(
+    lora: LoraSpec, experts: Mapping[str, ExpertsShape], generator: torch.Generator, device: torch.device
+) -> dict[str, LoraWeights]:
+    """Return the weights of the targeted experts. Raises Failure(INVALID_SPEC).
+
+    PEFT wraps the targeted parameters of a module in their order, each around the one before: the tensors of all but
+    the last have a name with `base_layer`.
+    """
+    if unknown := [name for name in lora.target_parameters if not any(_ends(full, name) for full in experts)]:
+        available = ", ".join(sorted({".".join(name.split(".")[-2:]) for name in experts}))
+        has = f"it has {available}" if available else "it has no experts"
+        text = f"lora.target_parameters: no stacked weight of the base model is named {', '.join(unknown)}; {has}."
+        raise Failure(Reason.INVALID_SPEC, text, "lora.target_parameters")
+    if lora.target_parameters and (lora.dropout or lora.use_dora):
+        text = "lora.target_parameters: PEFT adapts experts without dropout and without DoRA; leave those two out."
+        raise Failure(Reason.INVALID_SPEC, text, "lora.target_parameters")
+    names = [full for full in experts if any(_ends(full, name) for name in lora.target_parameters)]
+    weights = {}
+    for name in names:
+        module = name.rpartition(".")[0]
+        later = [other for other in names[names.index(name) + 1 :] if other.rpartition(".")[0] == module]
+        shape = experts[name]
+        weights[name] = _new_weights(shape, lora, name, generator, device, experts=len(shape.experts))
+        weights[name].saved_name = module + ".base_layer" * len(later)
+    return weights
+
+
+def _ends(full_name: str, name: str) -> bool:
+    return full_name == name or full_name.endswith(f".{name}")
 
 
 def _targets(lora: LoraSpec, layers: dict[str, AdaptedLinear]) -> list[str]:

@@ -69,6 +69,11 @@ def train_modules_to_save(
     return replaced
 
 
+def trainable_modules(model: Any) -> list[tuple[str, torch.nn.Module]]:
+    """Return the modules that can be fully trained, with their full names."""
+    return [(name, module) for name, module in _named_modules(model).items() if _is_trainable(module)]
+
+
 def _named_modules(model: Any) -> dict[str, torch.nn.Module]:
     """Return the modules by name, as PEFT sees them: without the frozen layers in our adapted ones."""
     frozen = {id(layer.base) for layer in model.modules() if isinstance(layer, AdaptedLinear)}
@@ -94,7 +99,8 @@ def _check_matches(name: str, matches: dict[str, torch.nn.Module], modules: dict
 
 
 def _is_trainable(module: torch.nn.Module) -> bool:
-    return not any(module.children()) and any(True for _ in module.parameters())
+    has_experts = hasattr(module, "frozen_experts")  # lora.target_parameters adapts them
+    return not has_experts and not any(module.children()) and any(True for _ in module.parameters())
 
 
 def _invalid_modules(problem: str) -> Failure:

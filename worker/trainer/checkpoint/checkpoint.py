@@ -1,7 +1,7 @@
 """Public checkpoints: an adapter directory as PEFT writes it, with a model card and a manifest.
 
     adapter_model.safetensors   all trained tensors, in float32, under PEFT's names
-    adapter_config.json         names the base model by its registered name, never by a path
+    adapter_config.json         names the base model by its hub id or its registered name, never by a path
     tokenizer*, chat_template*  exact copies of the base model's files
     README.md                   the model card
     MANIFEST.json               size and SHA-256 of each file, and the provenance of the adapter
@@ -12,6 +12,7 @@ A directory is written under a temporary name, flushed to disk and renamed, so i
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from app.domain.jobs.spec import LoraSpec
 from app.system.artifact_directory import ADAPTER_CONFIG, ADAPTER_WEIGHTS, publish, write_manifest
 from app.system.snapshot_directories import step_directories
 from worker.trainer.checkpoint.model_card import model_card
+from worker.trainer.model.base_model import FrozenBase
 from worker.trainer.state import Run
 
 CHECKPOINTS = "checkpoints"
@@ -44,11 +46,8 @@ TOKENIZER_FILES = (
 )
 
 
-def save_checkpoint(run: Run, base_name: str, base_directory: Path) -> Path:
-    """Save the adapter after `run.step` steps, keep the newest three checkpoints and the best; return its directory.
-
-    `base_name` is the registered name of the base model.
-    """
+def save_checkpoint(run: Run, base: FrozenBase) -> Path:
+    """Save the adapter after `run.step` steps, keep the newest three checkpoints and the best; return its directory."""
     manifest = {
         **run.provenance,
         "step": run.step,
@@ -58,10 +57,10 @@ def save_checkpoint(run: Run, base_name: str, base_directory: Path) -> Path:
     }
     with staged(run.directory / CHECKPOINTS, run.step, KEPT_CHECKPOINTS, protected_step=run.best.step) as directory:
         save_file(adapter_tensors(run), directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-        write_config(directory / ADAPTER_CONFIG, run.spec.lora, base_name)
+        write_config(directory / ADAPTER_CONFIG, run.spec.lora, base)
         for name in TOKENIZER_FILES:
-            if (base_directory / name).exists():
-                shutil.copyfile(base_directory / name, directory / name)
+            if (base.directory / name).exists():
+                shutil.copyfile(base.directory / name, directory / name)
         (directory / "README.md").write_text(model_card(manifest), encoding="utf-8")
         write_manifest(directory, manifest)
     return step_directory(run.directory / CHECKPOINTS, run.step)
@@ -72,13 +71,20 @@ def adapter_tensors(run: Run) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().cpu().contiguous() for name, parameter in run.adapter.named_parameters().items()}
 
 
-def write_config(path: Path, lora: LoraSpec, base_name: str) -> None:
-    """Write adapter_config.json with PEFT's own class; sets are sorted, so that equal runs give equal bytes."""
+def write_config(path: Path, lora: LoraSpec, base: FrozenBase) -> None:
+    """Write adapter_config.json with PEFT's own class; sets are sorted, so that equal runs give equal bytes.
+
+    The base model is named as on its hub, if it was registered with that name. In a model with other modalities,
+    layers outside of the text model have the same last names, and PEFT must not adapt them.
+    """
+    prefix = base.decoder_prefix
     config = LoraConfig(
         r=lora.r,
         lora_alpha=_number(lora.alpha),
         lora_dropout=lora.dropout,
         target_modules=list(lora.target_modules),
+        target_parameters=list(lora.target_parameters) or None,
+        exclude_modules=None if prefix is None else rf"(?!{re.escape(prefix)}\.).*",
         use_rslora=lora.use_rslora,
         use_dora=lora.use_dora,
         rank_pattern=lora.rank_pattern,
@@ -86,7 +92,8 @@ def write_config(path: Path, lora: LoraSpec, base_name: str) -> None:
         modules_to_save=list(lora.modules_to_save) or None,
         bias=lora.bias,
         task_type="CAUSAL_LM",
-        base_model_name_or_path=base_name,
+        base_model_name_or_path=base.source or base.name,
+        revision=base.revision,
         inference_mode=True,
     )
     text = json.dumps(config.to_dict(), indent=2, sort_keys=True, default=_to_json)

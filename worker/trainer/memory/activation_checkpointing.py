@@ -77,9 +77,16 @@ class Recomputation:
 
 
 def decoder_layers(model: Any) -> Sequence[torch.nn.Module]:
-    """Return the model's decoder layers: the module list of the length in the config. Empty if there is none."""
-    count = getattr(model.config, "num_hidden_layers", 0)
-    stacks = (each for each in model.base_model.modules() if isinstance(each, torch.nn.ModuleList))
+    """Return the model's decoder layers: the module list of the length in the config. Empty if there is none.
+
+    Also empty if a layer has other inputs with a gradient than the hidden states, which recomputation would lose:
+    embeddings of each layer, or keys and values of an earlier layer (Gemma 3n and 4).
+    """
+    config = model.config.get_text_config()
+    if getattr(config, "hidden_size_per_layer_input", 0) or getattr(config, "num_kv_shared_layers", 0):
+        return ()
+    count = getattr(config, "num_hidden_layers", 0)
+    stacks = (each for each in model.get_decoder().modules() if isinstance(each, torch.nn.ModuleList))
     return list(next((stack for stack in stacks if len(stack) == count), ()))
 
 

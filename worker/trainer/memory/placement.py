@@ -19,7 +19,7 @@ from app.domain.planning.estimate import Device, Placement
 from app.domain.planning.memory import DeviceKind, adapter_bytes_per_token
 from app.domain.planning.workload import Workload
 from app.system.cpu_info import core_flops
-from app.system.model_files import read_catalog_entry
+from app.system.model_files import entry_of
 from worker.trainer.distributed import parallel
 from worker.trainer.memory import device_memory
 from worker.trainer.memory.activation_checkpointing import Recomputation
@@ -57,7 +57,7 @@ def place(
     validation_tokens = run.validation_dataset.tokens if run.validation_dataset else 0
     work = Workload.of(job, run.dataset.lengths(), run.dataset.labelled_tokens, validation_tokens)
     loaded = memory.used_bytes + unallocated_bytes(run)
-    entry = read_catalog_entry(spec.base.directory)
+    entry = entry_of(spec.base)
     if recomputation is not None and not has_llama_layers(recomputation):
         entry = entry.model_copy(update={"activation_bytes": _activation_bytes(base, run, job, entry, recomputation)})
     return estimate.estimate_placement(

@@ -29,11 +29,12 @@ from transformers import AttentionInterface
 
 from app.domain.jobs.states import Reason
 from worker.trainer.model.block_attention import MAX_DOCUMENT_TOKENS, block_attention
+from worker.trainer.model.explicit_attention import ScoreOptions, explicit_attention
 from worker.trainer.runtime.failures import Failure
 
 NAME = "tunery_documents"
 # Options that some models pass and this attention does not implement. Each changes the result, so it is refused.
-UNSUPPORTED = ("softcap", "s_aux", "position_bias", "head_mask")
+UNSUPPORTED = ("position_bias", "head_mask")
 MAX_FLASH_HEAD_SIZE = 256
 FLASH_HEAD_SIZE_STEP = 8
 # Flash attention has no backward for these head sizes on these GPUs (torch: transformers/cuda/sdp_utils.cpp).
@@ -51,6 +52,8 @@ class Heads:
     lengths: tuple[int, ...]
     scaling: float | None
     window: int | None
+    score_cap: float | None = None  # Gemma 2
+    sinks_H: torch.Tensor | None = None  # noqa: N815  gpt-oss
 
     @property
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -94,6 +97,8 @@ def document_attention(
     document_lengths: tuple[int, ...] | None = None,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     **rest: Any,
 ) -> tuple[torch.Tensor, None]:
     """Compute causal attention within documents of `document_lengths` tokens end to end. Returns (1, T, H, E).
@@ -109,12 +114,14 @@ def document_attention(
             "yet. Choose another base model.",
             "model",
         )
-    heads = Heads(query_1_H_T_D, key_1_G_T_D, value_1_G_T_E, document_lengths, scaling, sliding_window)
+    heads = Heads(query_1_H_T_D, key_1_G_T_D, value_1_G_T_E, document_lengths, scaling, sliding_window, softcap, s_aux)
     return choose_kernel(heads).compute(heads).unsqueeze(0), None
 
 
 def choose_kernel(heads: Heads) -> Kernel:
     """Return the fastest kernel that supports this input."""
+    if heads.score_cap is not None or heads.sinks_H is not None:
+        return Kernel("a softmax in float32, one document at a time", _explicit)
     if heads.device.type == "cuda":
         if _has_flash(heads, _capability(heads.device)):
             return Kernel("torch.nn.attention.varlen, all documents at once", _variable_length)
@@ -148,6 +155,15 @@ def _block_kernel(heads: Heads) -> torch.Tensor:
 
 def _expanded_by_document(heads: Heads) -> torch.Tensor:
     return _document_by_document(heads.expanded())
+
+
+def _explicit(heads: Heads) -> torch.Tensor:
+    """Capped scores and sinks, one document at a time."""
+    scale = heads.query_1_H_T_D.shape[-1] ** -0.5 if heads.scaling is None else heads.scaling
+    options = ScoreOptions(scale, heads.window, heads.score_cap, heads.sinks_H)
+    documents = zip(*(torch.split(tensor[0], list(heads.lengths), dim=1) for tensor in heads.tensors), strict=True)
+    outs_H_S_D = [explicit_attention(query, key, value, options) for query, key, value in documents]
+    return torch.cat([out.transpose(0, 1) for out in outs_H_S_D])
 
 
 def _document_by_document(heads: Heads) -> torch.Tensor:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -69,6 +69,7 @@ class AttentionCall:
         query, key = empty(self.query_heads, self.query_size), empty(self.key_heads, self.query_size)
         value = empty(self.key_heads, self.value_size)
         heads = attention.Heads(query, key, value, lengths, self.options.get("scaling"), window)
+        heads = replace(heads, score_cap=self.options.get("softcap"), sinks_H=self.options.get("s_aux"))
         return attention.choose_kernel(heads)
 
 
@@ -180,8 +181,14 @@ def _reference(call: AttentionCall, inputs: list[torch.Tensor], lengths: tuple[i
     copies = call.query_heads // call.key_heads
     query, key, value = heads[0], *(tensor.repeat_interleave(copies, dim=1) for tensor in heads[1:])
     scores_1_H_T_T = query @ key.transpose(2, 3) * call.scale
+    cap, sinks_H = call.options.get("softcap"), call.options.get("s_aux")
+    if cap is not None:
+        scores_1_H_T_T = cap * (scores_1_H_T_T / cap).tanh()
     scores_1_H_T_T = scores_1_H_T_T.masked_fill(~_is_visible(lengths, window, call.device), float("-inf"))
-    out_1_H_T_E = scores_1_H_T_T.softmax(-1) @ value
+    if sinks_H is not None:
+        sinks_1_H_T_1 = sinks_H.float()[None, :, None, None].expand(*scores_1_H_T_T.shape[:3], 1)
+        scores_1_H_T_T = torch.cat([scores_1_H_T_T, sinks_1_H_T_1], dim=3)
+    out_1_H_T_E = scores_1_H_T_T.softmax(-1)[..., : value.shape[2]] @ value
     return Result(out_1_H_T_E.detach(), *torch.autograd.grad(out_1_H_T_E, heads, inputs[3].float()))
 
 

@@ -8,8 +8,6 @@ Letters: T tokens of a batch, D the hidden size, V the vocabulary.
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,9 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights  # type: ignore[import-untyped]
-from safetensors import SafetensorError, safe_open
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 
 from app.domain.base_models.catalog import ALTERED_REASON, unusable_model_message
 from app.domain.jobs.spec import BaseSpec, QuantizationSpec
@@ -28,13 +23,22 @@ from app.system.model_files import hash_directory, stat_signature, weight_files
 from worker.trainer.adapter.lora import AdaptedLinear, AdapterSwitch, LoraAdapter
 from worker.trainer.adapter.modules_to_save import ModuleToSave
 from worker.trainer.data.batch import PackedBatch
-from worker.trainer.model import attention
-from worker.trainer.model.frozen_linear import Frozen4, Frozen8, freeze, stored_bytes
+from worker.trainer.model.architecture import (
+    UnsupportedBase,
+    adaptable_names,
+    has_per_layer_embeddings,
+    linear_names,
+    logit_scaling,
+    meta_model,
+    read_config,
+    remove_other_modalities,
+)
+from worker.trainer.model.checkpoint_tensors import CheckpointNames, CheckpointTensors
+from worker.trainer.model.experts import ExpertWeights, freeze_experts, is_experts_parameter
+from worker.trainer.model.frozen_linear import Frozen4, Frozen8, FrozenLinear, freeze, stored_bytes
 from worker.trainer.model.memory_efficient_modules import use_memory_efficient_modules
-from worker.trainer.runtime.failures import Failure, is_out_of_memory
-
-# Settings of heads that are more than one matrix product: the loss would be wrong for such a model.
-HEAD_SETTINGS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+from worker.trainer.objective.linear_cross_entropy import UNSCALED, LogitScaling
+from worker.trainer.runtime.failures import Failure
 
 
 @dataclass
@@ -50,6 +54,32 @@ class FrozenBase:
     compute_dtype: torch.dtype
     modules_to_save: dict[str, ModuleToSave] = field(default_factory=dict)
     quantization: QuantizationSpec | None = None
+    experts: dict[str, ExpertWeights] = field(default_factory=dict)  # by the full name of the stacked parameter
+    adaptable: frozenset[str] = frozenset()  # full names of the layers that an adapter in PEFT's format can name
+    logit_scaling: LogitScaling = UNSCALED
+    packs_documents: bool = True  # False: each document runs alone, as its layers carry state over a batch
+    skipped_tensors: int = 0  # of other modalities, in the files
+    source: str | None = None  # the id on a hub
+    revision: str | None = None
+
+    @property
+    def adaptable_layers(self) -> dict[str, AdaptedLinear]:
+        return {name: layer for name, layer in self.layers.items() if name in self.adaptable}
+
+    @property
+    def decoder(self) -> Any:
+        """The text model without its head."""
+        return self.model.get_decoder()
+
+    @property
+    def text_config(self) -> Any:
+        return self.model.config.get_text_config()
+
+    @property
+    def decoder_prefix(self) -> str | None:
+        """The name of the text model within a model of several modalities; None for a text model."""
+        names = {id(module): name for name, module in self.model.named_modules()}
+        return names[id(self.decoder)] if self.model.config is not self.text_config else None
 
     @property
     def head_V_D(self) -> torch.Tensor:  # noqa: N802  shapes stand in names
@@ -66,23 +96,32 @@ class FrozenBase:
 
     @property
     def frozen_parameters(self) -> int:
-        layers: int = sum(layer.base.in_features * layer.base.out_features for layer in self.layers.values())
-        return layers + sum(parameter.numel() for parameter in self._other_parameters())
+        return sum(layer.in_features * layer.out_features for layer in self._frozen_layers()) + sum(
+            parameter.numel() for parameter in self._other_parameters()
+        )
 
     @property
     def stored_bytes(self) -> int:
-        layers = sum(stored_bytes(layer.base) for layer in self.layers.values())
+        layers = sum(stored_bytes(layer) for layer in self._frozen_layers())
         return layers + sum(parameter.numel() * parameter.element_size() for parameter in self._other_parameters())
 
     def cache_weights(self, are_cached: bool) -> None:
-        """Cache the dequantised weights of quantised layers (2 bytes per weight), or free them. Results stay equal."""
+        """Cache the dequantised weights of quantised layers (2 bytes per weight), or free them. Results stay equal.
+
+        Experts are not cached: a batch uses few of them.
+        """
         for layer in self.layers.values():
             if isinstance(layer.base, Frozen4 | Frozen8):
                 layer.base.cache_weight(are_cached)
 
+    def _frozen_layers(self) -> Iterator[FrozenLinear]:
+        yield from (layer.base for layer in self.layers.values())
+        for weights in self.experts.values():
+            yield from weights.experts
+
     def _other_parameters(self) -> Iterator[torch.nn.Parameter]:
-        weights = {id(layer.base.weight) for layer in self.layers.values()}
-        return (parameter for parameter in self.model.parameters() if id(parameter) not in weights)
+        others = {id(layer.base.weight) for layer in self.layers.values()} | _placeholders(self.model)
+        return (parameter for parameter in self.model.parameters() if id(parameter) not in others)
 
 
 def open_base(
@@ -90,7 +129,9 @@ def open_base(
 ) -> FrozenBase:
     """Check the directory against its registration, then load it. Raises Failure(MODEL_UNAVAILABLE)."""
     _check_files(spec)
-    return load_base(spec.name, spec.directory, quantization, compute_dtype, device)
+    base = load_base(spec.name, spec.directory, quantization, compute_dtype, device)
+    base.source, base.revision = spec.source, spec.revision
+    return base
 
 
 def load_base(
@@ -101,18 +142,38 @@ def load_base(
     device: torch.device,
 ) -> FrozenBase:
     """Load a causal language model with frozen linear layers and no adapter. Raises Failure(MODEL_UNAVAILABLE)."""
-    model = _meta_model(name, directory, compute_dtype)
-    linears = _linear_names(model)
-    for key, tensor in _read_tensors(name, model, directory):
-        _assign(model, key, tensor.to(device), linears, quantization, compute_dtype)
-    model.tie_weights()
-    _check_complete(name, model)
+    try:
+        config = read_config(directory)
+        model = meta_model(config, compute_dtype)
+        names = CheckpointNames(model)
+        removed = remove_other_modalities(model)
+        tensors = CheckpointTensors(names, removed, weight_files(directory))
+        adaptable = frozenset(adaptable_names(model))
+        loader = _Loader(model, quantization, compute_dtype)
+        for key, tensor in tensors:
+            loader.assign(key, tensor.to(device))
+        model.tie_weights()
+        _check_complete(model)
+    except UnsupportedBase as error:
+        raise _unavailable(name, str(error)) from error
     _move_buffers(model, device)
     model.eval().requires_grad_(False)  # disables the dropout of the base model; the adapter's is separate
-    switch = AdapterSwitch()
-    layers = _adapt(model, linears, switch)
+    layers = _adapt(model, loader.linears, loader.switch)
     use_memory_efficient_modules(model, compute_dtype)
-    return FrozenBase(name, directory, model, layers, switch, device, compute_dtype, quantization=quantization)
+    return FrozenBase(
+        name,
+        directory,
+        model,
+        layers,
+        loader.switch,
+        device,
+        compute_dtype,
+        experts={name: loader.experts[name] for name, _ in model.named_parameters() if name in loader.experts},
+        adaptable=adaptable,
+        logit_scaling=logit_scaling(config.get_text_config()),
+        skipped_tensors=tensors.skipped,
+        quantization=quantization,
+    )
 
 
 def hidden_states(
@@ -122,33 +183,55 @@ def hidden_states(
 
     With `float32` the hidden states are float32 throughout, with the same weights.
     """
-    tokens_1_T = batch.tokens_T.unsqueeze(0)
+    lengths = [batch.document_lengths] if base.packs_documents else [(length,) for length in batch.document_lengths]
+    sizes = [sum(part) for part in lengths]
+    parts = zip(torch.split(batch.tokens_T, sizes), torch.split(batch.positions_T, sizes), lengths, strict=True)
     with base.switch.on(adapter):
-        embedded_1_T_D = base.model.get_input_embeddings()(tokens_1_T)
-        output = base.model.base_model(
-            inputs_embeds=embedded_1_T_D.float() if float32 else embedded_1_T_D,
-            position_ids=batch.positions_T.unsqueeze(0),
-            use_cache=False,
-            document_lengths=batch.document_lengths,
-        )
-    hidden_1_T_D: torch.Tensor = output.last_hidden_state
+        hidden = [_decode(base, *part, float32=float32) for part in parts]
+    return hidden[0] if len(hidden) == 1 else torch.cat(hidden)
+
+
+def _decode(
+    base: FrozenBase,
+    tokens_T: torch.Tensor,
+    positions_T: torch.Tensor,
+    document_lengths: tuple[int, ...],
+    *,
+    float32: bool,
+) -> torch.Tensor:
+    def embedded(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.float() if float32 else tensor
+
+    tokens_1_T, decoder = tokens_T.unsqueeze(0), base.decoder
+    options: dict[str, Any] = {}
+    if has_per_layer_embeddings(base.text_config):
+        options["per_layer_inputs"] = embedded(decoder.get_per_layer_inputs(tokens_1_T))
+    hidden_1_T_D: torch.Tensor = decoder(
+        inputs_embeds=embedded(base.model.get_input_embeddings()(tokens_1_T)),
+        position_ids=positions_T.unsqueeze(0),
+        use_cache=False,
+        document_lengths=document_lengths,
+        **options,
+    ).last_hidden_state
     return hidden_1_T_D[0]
 
 
 @contextmanager
 def in_float32(base: FrozenBase) -> Iterator[None]:
-    """Convert norms and biases to float32 in the block, so that the model accepts float32 hidden states.
+    """Convert norms, biases, routers and convolutions to float32 in the block: the model accepts float32 hidden states.
 
-    Matrices keep their dtype; each is converted for its product only.
+    Embeddings, the head and frozen layers keep their dtype; each is converted for its product only.
     """
-    vectors = [parameter for parameter in base.model.parameters() if parameter.ndim == 1]
-    originals = [parameter.data for parameter in vectors]
+    kept = {id(layer.base.weight) for layer in base.layers.values()} | _placeholders(base.model)
+    kept |= {id(parameter) for module in _embeddings(base.model) for parameter in module.parameters()}
+    others = [parameter for parameter in base.model.parameters() if id(parameter) not in kept]
+    originals = [parameter.data for parameter in others]
     try:
-        for parameter in vectors:
+        for parameter in others:
             parameter.data = parameter.data.float()
         yield
     finally:
-        for parameter, data in zip(vectors, originals, strict=True):
+        for parameter, data in zip(others, originals, strict=True):
             parameter.data = data
 
 
@@ -177,92 +260,58 @@ def _check_files(spec: BaseSpec) -> None:
             return
         _, manifest_sha256 = hash_directory(spec.directory)
     except OSError as error:
-        raise _unavailable(spec.name, f"its directory cannot be read ({error.strerror})") from error
+        raise _altered(spec.name, f"its directory cannot be read ({error.strerror})") from error
     if manifest_sha256 != spec.manifest_sha256:
-        raise _unavailable(spec.name, ALTERED_REASON)
+        raise _altered(spec.name, ALTERED_REASON)
 
 
-def _meta_model(name: str, directory: Path, compute_dtype: torch.dtype) -> Any:
-    """Return the model without weights (on the device `meta`), but with the buffers, which no file contains."""
-    try:
-        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:  # the text of the error would show paths
-        model_type = json.loads((directory / "config.json").read_bytes()).get("model_type")
-        raise _unavailable(
-            name, f"transformers does not support its config.json (model_type {model_type!r})"
-        ) from error
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        problem = f"transformers has no causal language model of its type (model_type {config.model_type!r})"
-        raise _unavailable(name, problem)
-    if settings := [key for key in HEAD_SETTINGS if getattr(config, key, None) not in (None, 1, 1.0)]:
-        raise _unavailable(name, f"its head is scaled by {', '.join(settings)}, which Tunery does not support yet")
-    with init_empty_weights(include_buffers=False):
-        return AutoModelForCausalLM.from_config(
-            config, dtype=compute_dtype, attn_implementation=attention.NAME, trust_remote_code=False
-        )
+class _Loader:
+    """Puts tensors into the model; weights of linear layers and of experts become frozen layers."""
+
+    def __init__(self, model: Any, quantization: QuantizationSpec | None, compute_dtype: torch.dtype) -> None:
+        self.linears = linear_names(model)
+        self.switch = AdapterSwitch()
+        self.experts: dict[str, ExpertWeights] = {}
+        self._model = model
+        self._format = quantization, compute_dtype
+        self._is_linear = set(self.linears)
+
+    def assign(self, key: str, tensor: torch.Tensor) -> None:
+        """Put a tensor into the model. Raises UnsupportedBase if its shape differs from the model's."""
+        module_name, _, parameter = key.rpartition(".")
+        module = self._model.get_submodule(module_name)
+        expected = getattr(module, parameter)
+        if expected.shape != tensor.shape:
+            text = f"{key} has the shape {list(tensor.shape)}, but config.json makes it {list(expected.shape)}"
+            raise UnsupportedBase(text)
+        if module_name in self._is_linear and parameter == "weight":
+            layer: Any = freeze(tensor, *self._format)
+            layer.bias = module.bias  # loaded before or still on `meta`: files have their tensors in any order
+            self._model.set_submodule(module_name, layer)
+        elif is_experts_parameter(module, parameter):
+            self.experts[key] = freeze_experts(module, parameter, key, tensor, self.switch, *self._format)
+        else:
+            constant = torch.nn.Parameter(tensor.to(expected.dtype, copy=True), requires_grad=False)
+            setattr(module, parameter, constant if parameter in module._parameters else constant.data)
 
 
-def _linear_names(model: Any) -> list[str]:
-    """Return the names of all linear layers except the head."""
-    head = model.get_output_embeddings()
-    modules = model.named_modules()
-    return [name for name, module in modules if isinstance(module, torch.nn.Linear) and module is not head]
-
-
-def _read_tensors(name: str, model: Any, directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield every tensor of the directory's files. Raises Failure for one that the model does not have."""
-    expected = set(model.state_dict())
-    ignored = re.compile("|".join([r"rotary_emb\.inv_freq", *(model._keys_to_ignore_on_load_unexpected or ())]))
-    for path in weight_files(directory):
-        with _report_broken_file(name, path), safe_open(path, framework="pt", device="cpu") as file:
-            for key in file.keys():  # noqa: SIM118  not a dictionary
-                if key in expected:
-                    yield key, file.get_tensor(key)
-                elif not ignored.search(key):
-                    raise _unavailable(name, f"{path.name} contains {key}, which {type(model).__name__} does not have")
-
-
-@contextmanager
-def _report_broken_file(name: str, path: Path) -> Iterator[None]:
-    """Turn a missing or broken file into a Failure: it was so when the base was registered, so a retry cannot help."""
-    if not path.exists():
-        raise _unavailable(name, f"its file {path.name} is missing")
-    try:
-        yield
-    except SafetensorError as error:
-        if is_out_of_memory(error):
-            raise
-        raise _unavailable(name, f"{path.name} is damaged ({error})") from error
-
-
-def _assign(
-    model: Any,
-    key: str,
-    tensor: torch.Tensor,
-    linears: list[str],
-    quantization: QuantizationSpec | None,
-    compute_dtype: torch.dtype,
-) -> None:
-    """Put a tensor of a file into the model; the weight of a linear layer becomes a frozen layer."""
-    module_name, _, parameter_name = key.rpartition(".")
-    module = model.get_submodule(module_name)
-    if module_name in linears and parameter_name == "weight":
-        layer: Any = freeze(tensor, quantization, compute_dtype)
-        layer.bias = module.bias  # loaded before or still on `meta`: files have their tensors in any order
-        model.set_submodule(module_name, layer)
-    else:
-        constant = torch.nn.Parameter(tensor.to(compute_dtype, copy=True), requires_grad=False)
-        setattr(module, parameter_name, constant if parameter_name in module._parameters else constant.data)
-
-
-def _check_complete(name: str, model: Any) -> None:
+def _check_complete(model: Any) -> None:
     missing = [key for key, parameter in model.named_parameters() if parameter.device.type == "meta"]
     if missing:
         text = f"its files lack {len(missing)} of the weights that {type(model).__name__} needs, such as {missing[0]}"
-        raise _unavailable(name, text)
-    if stacked := [key for key, parameter in model.named_parameters() if parameter.ndim > 2]:
-        text = f"it has experts or other layers in one tensor ({stacked[0]}), which Tunery does not support yet"
-        raise _unavailable(name, text)
+        raise UnsupportedBase(text)
+
+
+def _placeholders(model: Any) -> set[int]:
+    """Return the ids of the parameters that stand for frozen experts and need no memory."""
+    modules = (module for module in model.modules() if hasattr(module, "frozen_experts"))
+    return {id(module._parameters.get(name)) for module in modules for name in module.frozen_experts}
+
+
+def _embeddings(model: Any) -> list[torch.nn.Module]:
+    """Return the embeddings and the head, also those that are fully trained."""
+    embeddings = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
+    return [*embeddings, model.get_output_embeddings()]
 
 
 def _move_buffers(model: Any, device: torch.device) -> None:
@@ -280,4 +329,9 @@ def _adapt(model: Any, linears: list[str], switch: AdapterSwitch) -> dict[str, A
 
 
 def _unavailable(name: str, problem: str) -> Failure:
+    text = f"The base model {name} cannot be used: {problem}. Choose another base model."
+    return Failure(Reason.MODEL_UNAVAILABLE, text, "model")
+
+
+def _altered(name: str, problem: str) -> Failure:
     return Failure(Reason.MODEL_UNAVAILABLE, unusable_model_message(name, problem), "model")

@@ -11,6 +11,7 @@ Letters: N labelled tokens, M labelled tokens of one chunk, D the hidden size, V
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import repeat
 from typing import Any
 
@@ -21,11 +22,36 @@ MIN_CHUNK_TOKENS = 128
 BYTES_PER_LOGIT = 6  # the product's output in 16 bits, and its float32 copy
 
 
+@dataclass(frozen=True)
+class LogitScaling:
+    """How a model computes logits from the product z of hidden state and head: factor * z, then cap * tanh(z / cap).
+
+    Granite and Cohere have a factor, Gemma 2 to 4 a cap (arXiv 2408.00118, section 2).
+    """
+
+    factor: float = 1.0
+    cap: float | None = None
+
+    def apply_(self, z: torch.Tensor) -> torch.Tensor:
+        """Scale and cap z in place."""
+        if self.factor != 1:
+            z.mul_(self.factor)
+        return z if self.cap is None else z.div_(self.cap).tanh_().mul_(self.cap)
+
+    def slope(self, logits: torch.Tensor) -> torch.Tensor | float:
+        """Return the derivative of the logits with respect to z, from the logits."""
+        return self.factor if self.cap is None else (1 - (logits / self.cap).square()).mul_(self.factor)
+
+
+UNSCALED = LogitScaling()
+
+
 def linear_cross_entropy(
     hidden_N_D: torch.Tensor,
     head_V_D: torch.Tensor,
     targets_N: torch.Tensor,
     weights_N: torch.Tensor | None = None,
+    scaling: LogitScaling = UNSCALED,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the sum of the losses (a float32 scalar with a gradient), losses_N (float32, nats), is_correct_N (bool).
 
@@ -34,7 +60,9 @@ def linear_cross_entropy(
     """
     if not torch.is_grad_enabled():  # `needs_input_grad` is true for a trained head even then: V x D unused numbers
         hidden_N_D, head_V_D = hidden_N_D.detach(), head_V_D.detach()
-    total, losses_N, is_correct_N = _LinearCrossEntropy.apply(hidden_N_D, head_V_D, targets_N, weights_N)  # type: ignore[no-untyped-call]
+    total, losses_N, is_correct_N = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        hidden_N_D, head_V_D, targets_N, weights_N, scaling
+    )
     return total, losses_N, is_correct_N
 
 
@@ -46,6 +74,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         head_V_D: torch.Tensor,
         targets_N: torch.Tensor,
         weights_N: torch.Tensor | None,
+        scaling: LogitScaling,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         needs_gradient = any(ctx.needs_input_grad[:2])
         chunk_tokens = max(MIN_CHUNK_TOKENS, CHUNK_BYTES // (BYTES_PER_LOGIT * head_V_D.shape[0]))
@@ -54,7 +83,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         chunks = (torch.split(tensor, chunk_tokens) for tensor in (hidden_N_D, targets_N))
         weights = repeat(None) if weights_N is None else torch.split(weights_N, chunk_tokens)
         results = [
-            _chunk(hidden_M_D, head_V_D, targets_M, weights_M, needs_gradient, ctx.head_gradient_V_D)
+            _chunk(hidden_M_D, head_V_D, targets_M, weights_M, scaling, needs_gradient, ctx.head_gradient_V_D)
             for hidden_M_D, targets_M, weights_M in zip(*chunks, weights, strict=False)
         ]
         losses_N, is_correct_N, gradient_N_D = (torch.cat(parts) for parts in zip(*results, strict=True))
@@ -67,7 +96,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         (gradient_N_D,) = ctx.saved_tensors
         head_gradient_V_D = None if ctx.head_gradient_V_D is None else ctx.head_gradient_V_D.mul_(scale)
         ctx.head_gradient_V_D = None  # the returned tensor becomes .grad; a reference here would outlive the batch
-        return gradient_N_D * scale.to(gradient_N_D.dtype), head_gradient_V_D, None, None
+        return gradient_N_D * scale.to(gradient_N_D.dtype), head_gradient_V_D, None, None, None
 
 
 def _chunk(
@@ -75,6 +104,7 @@ def _chunk(
     head_V_D: torch.Tensor,
     targets_M: torch.Tensor,
     weights_M: torch.Tensor | None,
+    scaling: LogitScaling,
     needs_gradient: bool,
     head_gradient_V_D: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -82,7 +112,8 @@ def _chunk(
 
     One float32 buffer (M x V) holds the logits, then their exponentials, then p - y.
     """
-    z_M_V = (hidden_M_D @ head_V_D.t()).float()
+    z_M_V = scaling.apply_((hidden_M_D @ head_V_D.t()).float())
+    slope = scaling.slope(z_M_V) if needs_gradient and scaling != UNSCALED else None
     targets_M_1 = targets_M[:, None]
     target_M_1 = z_M_V.gather(1, targets_M_1)
     top_M_1 = z_M_V.amax(dim=1, keepdim=True)
@@ -96,6 +127,8 @@ def _chunk(
     z_M_V.scatter_add_(1, targets_M_1, z_M_V.new_full((len(targets_M), 1), -1.0))
     if weights_M is not None:
         z_M_V.mul_(weights_M[:, None])
+    if slope is not None:
+        z_M_V.mul_(slope)
     dz_M_V = z_M_V.to(hidden_M_D.dtype)
     if head_gradient_V_D is not None:
         head_gradient_V_D.add_(dz_M_V.t() @ hidden_M_D)

@@ -41,7 +41,9 @@ class SupervisedObjective:
     def forward_backward(self, batch: PackedBatch, loss_scale: float = 1.0) -> BatchSums:
         hidden_N_D = _hidden_states(self.base, batch, self._adapter)  # W x + scale * B A x in every adapted layer
         head_V_D = self.base.head_with(self._adapter)
-        loss_sum, losses_N, is_correct_N = linear_cross_entropy(hidden_N_D, head_V_D, batch.targets_N)
+        loss_sum, losses_N, is_correct_N = linear_cross_entropy(
+            hidden_N_D, head_V_D, batch.targets_N, scaling=self.base.logit_scaling
+        )
         (loss_sum * loss_scale).backward()  # type: ignore[no-untyped-call]
         return BatchSums.of_tokens(batch, losses_N, is_correct_N)
 
@@ -69,9 +71,13 @@ class DpoObjective:
         hidden_N_D = _hidden_states(self.base, batch, self._adapter)
         head_V_D = self.base.head_with(self._adapter)
         with torch.no_grad():  # the weight of a token depends on the losses of its whole pair
-            losses_N = linear_cross_entropy(hidden_N_D.detach(), head_V_D, batch.targets_N)[1]
+            losses_N = linear_cross_entropy(
+                hidden_N_D.detach(), head_V_D, batch.targets_N, scaling=self.base.logit_scaling
+            )[1]
         pairs = dpo_loss(_pairs_of(batch), self._beta, losses_N, reference_N)
-        loss_sum, _, is_correct_N = linear_cross_entropy(hidden_N_D, head_V_D, batch.targets_N, pairs.weights_N)
+        loss_sum, _, is_correct_N = linear_cross_entropy(
+            hidden_N_D, head_V_D, batch.targets_N, pairs.weights_N, self.base.logit_scaling
+        )
         (loss_sum * loss_scale).backward()  # type: ignore[no-untyped-call]
         return BatchSums.of_pairs(batch, pairs, is_correct_N)
 
@@ -96,7 +102,8 @@ def _token_losses(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return losses_N and is_correct_N of the model with `adapter`; None is the base model."""
     hidden_N_D = _hidden_states(base, batch, adapter)
-    return linear_cross_entropy(hidden_N_D, base.head_with(adapter), batch.targets_N)[1:]
+    head_V_D = base.head_with(adapter)
+    return linear_cross_entropy(hidden_N_D, head_V_D, batch.targets_N, scaling=base.logit_scaling)[1:]
 
 
 def _pairs_of(batch: PackedBatch) -> Pairs:

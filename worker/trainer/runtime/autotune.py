@@ -26,7 +26,7 @@ from app.domain.planning.execution_plan import ExecutionPlan
 from app.domain.planning.packing import SequenceLengths
 from app.domain.planning.workload import Workload
 from app.system.cpu_info import usable_cores
-from app.system.model_files import read_catalog_entry
+from app.system.model_files import entry_of
 from worker.trainer.distributed import parallel
 from worker.trainer.memory import device_memory
 from worker.trainer.memory.placement import job_spec_of
@@ -57,7 +57,7 @@ def fastest_plan(
         return default
     started = time.monotonic()
     try:
-        entry = read_catalog_entry(spec.base.directory)
+        entry = entry_of(spec.base)
         if entry.linear_parameters < MIN_PARAMETERS:
             return default
         result = _autotune(spec, workdir, entry, default)

@@ -32,7 +32,8 @@ def generate(
     padding = [[pad_token] * (longest - len(prompt)) for prompt in prompts]
     tokens_B_T = torch.tensor([pad + prompt for pad, prompt in zip(padding, prompts, strict=True)])
     mask_B_T = torch.tensor([[0] * len(pad) + [1] * (longest - len(pad)) for pad in padding])
-    base.model.set_attn_implementation("sdpa")  # our attention of packed documents has no key-value cache
+    # Our attention of packed documents has no key-value cache.
+    base.decoder.set_attn_implementation("sdpa" if base.decoder._supports_sdpa else "eager")
     try:
         with base.switch.on(adapter):
             output_B_T = base.model.generate(
@@ -44,5 +45,5 @@ def generate(
                 pad_token_id=pad_token,
             )
     finally:
-        base.model.set_attn_implementation(attention.NAME)
+        base.decoder.set_attn_implementation(attention.NAME)
     return [list(takewhile(lambda token: token not in stop_ids, row)) for row in output_B_T[:, longest:].tolist()]

@@ -44,6 +44,7 @@ FIXED_BY_PARENT = (
     "rank_pattern",
     "alpha_pattern",
     "modules_to_save",
+    "target_parameters",
 )
 # PEFT's names for what starts from changed base weights; the refusal says more than that they are unknown.
 INITIALISATIONS = ("init_lora_weights", "loftq_config", "eva_config", "corda_config")
@@ -113,6 +114,24 @@ def _modules_to_save(value: Any, info: Info) -> tuple[str, ...]:
     problems = [problem for name in value if (problem := _module_problem(name, info.context.entry))]
     if problems:
         raise ParameterError(*problems)
+    return tuple(sorted(set(value)))
+
+
+def _target_parameters(value: Any, info: Info) -> tuple[str, ...]:
+    """Names of stacked expert weights: like PEFT, the end of a full name from a dot on matches."""
+    if not isinstance(value, list) or not all(isinstance(name, str) and name for name in value):
+        text = f'must be a list of names such as ["mlp.experts.down_proj"], not {as_json(value)}'
+        raise ParameterError(text, code="invalid_type")
+    experts = info.context.entry.experts
+    unknown = [as_json(name) for name in value if not any(f".{full}".endswith(f".{name}") for full in experts)]
+    if unknown and not experts:
+        raise ParameterError("this model has no experts; leave it out")
+    if unknown:
+        available = ", ".join(info.context.entry.expert_names)
+        raise ParameterError(f"this model does not have {', '.join(unknown)}; it has {available}")
+    excluded = [name for name in ("dropout", "use_dora") if info.data.get(name)]
+    if value and excluded:
+        raise ParameterError(f"excludes {' and '.join(excluded)}: PEFT adapts experts without them")
     return tuple(sorted(set(value)))
 
 
@@ -234,6 +253,17 @@ class LoraParameters(Parameters):
         ),
         CommaSeparated(),
         PlainValidator(_modules_to_save),
+        WithJsonSchema({"anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "string"}]}),
+        Auto(()),
+    ]
+    target_parameters: Annotated[
+        tuple[str, ...],
+        Field(
+            description="Stacked weights of the experts of a mixture of experts to adapt, as in PEFT; none by default.",
+            examples=[["mlp.experts.down_proj"]],
+        ),
+        CommaSeparated(),
+        PlainValidator(_target_parameters),
         WithJsonSchema({"anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "string"}]}),
         Auto(()),
     ]

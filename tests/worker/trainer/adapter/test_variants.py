@@ -98,7 +98,7 @@ def saved(base: FrozenBase, run: Run, where: Path) -> Path:
         "base_model": {"name": "tiny"}, "quantization": None, "hyperparameters": {}, "seed": 7,
         "lora": run.spec.lora.model_dump(mode="json"),
     }  # fmt: skip
-    return save_checkpoint(run, base.name, base.directory)
+    return save_checkpoint(run, base)
 
 
 def a_batch(run: Run) -> PackedBatch:

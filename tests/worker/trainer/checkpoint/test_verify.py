@@ -36,7 +36,7 @@ def train(tiny: Path, examples: Path, where: Path, quantization: QuantizationSpe
     }
     for _ in range(4):
         make_one_step(base, run)
-    return base, run, save_checkpoint(run, base.name, base.directory)
+    return base, run, save_checkpoint(run, base)
 
 
 def change_tensors(directory: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:

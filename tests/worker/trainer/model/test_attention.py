@@ -52,7 +52,7 @@ class TestDocumentAttention:
         out[:, 4:].sum().backward()
         assert all(not tensor.grad[:, :, :4].any() for tensor in tensors)  # type: ignore[index]
 
-    @pytest.mark.parametrize("extra", [{"softcap": 30.0}, {"s_aux": torch.ones(4)}, {"is_causal": False}])
+    @pytest.mark.parametrize("extra", [{"position_bias": torch.ones(4)}, {"is_causal": False}])
     def test_unsupported_options_are_refused(self, extra: dict[str, object]) -> None:
         with pytest.raises(Failure) as caught:
             document_attention(torch.nn.Module(), *heads(4), None, document_lengths=(4,), **extra)  # type: ignore[arg-type]

@@ -99,9 +99,11 @@ class TestLoadBase:
         with pytest.raises(Failure, match=r"contains model\.extra\.weight"):
             load_tiny_base(directory)
 
-    def test_a_scaled_head_is_refused_by_name(self, tmp_path: Path) -> None:
-        with pytest.raises(Failure, match="final_logit_softcapping"):
-            load_tiny_base(make_tiny_base(tmp_path / "base", final_logit_softcapping=30.0))
+    def test_a_weight_of_another_shape_than_in_the_config_is_refused_by_name(self, tmp_path: Path) -> None:
+        directory = make_tiny_base(tmp_path / "base")
+        change_tensors(directory, lambda tensors: tensors.update({"model.norm.weight": torch.ones(65)}))
+        with pytest.raises(Failure, match=r"model\.norm\.weight has the shape \[65\], .* makes it \[64\]"):
+            load_tiny_base(directory)
 
     def test_an_unknown_architecture_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(Failure, match=r"config\.json") as caught:

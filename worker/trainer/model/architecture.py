@@ -1,0 +1,131 @@
+"""The architecture of a base model: the transformers class that is loaded, and which of its modules are trained.
+
+A checkpoint with images or sound is trained by its text path. Its model keeps the class that transformers and vLLM
+load, so the adapter's keys have that class's names; the modules of the other modalities are removed before any weight
+is read.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from accelerate import init_empty_weights  # type: ignore[import-untyped]
+from peft.utils.transformers_weight_conversion import (
+    _MODEL_TO_CONVERSION_PATTERN,
+    _MOE_TARGET_MODULE_MAPPING,
+)
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+from app.domain.base_models.architectures import GATES, unsupported_reason
+from worker.trainer.model import attention, experts
+from worker.trainer.objective.linear_cross_entropy import LogitScaling
+
+
+class UnsupportedBase(Exception):
+    """The message is a clause that says why the base model cannot be trained: "it uses ..."."""
+
+
+def read_config(directory: Path) -> Any:
+    """Return transformers' config of a model directory. Raises UnsupportedBase."""
+    raw = json.loads((directory / "config.json").read_bytes())
+    if reason := unsupported_reason(raw):
+        raise UnsupportedBase(reason)
+    try:
+        return AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:  # the text of the error would show paths
+        kind = raw.get("model_type")
+        raise UnsupportedBase(f"transformers does not support its config.json (model_type {kind!r})") from error
+
+
+def meta_model(config: Any, compute_dtype: torch.dtype) -> Any:
+    """Return the model without weights (on the device `meta`), but with the buffers, which no file contains.
+
+    Raises UnsupportedBase.
+    """
+    model_class = _model_class(config)
+    if not model_class._can_set_attn_implementation():
+        raise UnsupportedBase(f"{model_class.__name__} computes attention in a way that Tunery cannot replace")
+    with init_empty_weights(include_buffers=False):
+        model = model_class._from_config(
+            config,
+            dtype=compute_dtype,
+            attn_implementation=attention.NAME,
+            experts_implementation=experts.NAME,
+        )
+    if not has_output(model):
+        raise UnsupportedBase(f"{model_class.__name__} has no language model head")
+    return model
+
+
+def has_output(model: Any) -> bool:
+    return model.get_output_embeddings() is not None
+
+
+def remove_other_modalities(model: Any) -> set[str]:
+    """Remove the modules that neither the text decoder nor the head contains; return their full names."""
+    kept = {id(module) for part in (model.get_decoder(), model.get_output_embeddings()) for module in part.modules()}
+    removed: set[str] = set()
+    for name, module in list(model.named_modules()):
+        is_inside = any(name.startswith(f"{each}.") for each in removed)
+        if name and not is_inside and not any(id(each) in kept for each in module.modules()):
+            parent, _, last = name.rpartition(".")
+            setattr(model.get_submodule(parent), last, None)
+            removed.add(name)
+    return removed
+
+
+def linear_names(model: Any) -> list[str]:
+    """Return the names of all linear layers except the head, routers and gates."""
+    head = model.get_output_embeddings()
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head and name.rpartition(".")[2] not in GATES
+    ]
+
+
+def adaptable_names(model: Any) -> list[str]:
+    """Return the names of the linear layers that an adapter in PEFT's format can name.
+
+    In some mixtures of experts PEFT takes the names of a shared expert's layers for those of all experts.
+    """
+    model_type = model.config.model_type
+    pattern = _MODEL_TO_CONVERSION_PATTERN.get(model_type) if get_checkpoint_conversion_mapping(model_type) else None
+    taken = _MOE_TARGET_MODULE_MAPPING.get(pattern or "", {})
+    return [name for name in linear_names(model) if name.rpartition(".")[2] not in taken]
+
+
+def carries_state(text_config: Any) -> bool:
+    """Return whether some layers carry state from token to token, as Gated DeltaNet and short convolutions do."""
+    kinds = set(getattr(text_config, "layer_types", None) or ())
+    return any(kind == "linear_attention" or not kind.endswith("attention") for kind in kinds)
+
+
+def has_per_layer_embeddings(text_config: Any) -> bool:
+    """Return whether each decoder layer gets an embedding of the token of its own (Gemma 3n and 4)."""
+    return bool(getattr(text_config, "hidden_size_per_layer_input", 0))
+
+
+def logit_scaling(text_config: Any) -> LogitScaling:
+    """Return how the model scales and caps its logits."""
+    factor = float(getattr(text_config, "logit_scale", None) or getattr(text_config, "lm_head_multiplier", None) or 1)
+    factor /= float(getattr(text_config, "logits_scaling", None) or 1)
+    return LogitScaling(factor, getattr(text_config, "final_logit_softcapping", None))
+
+
+def _model_class(config: Any) -> Any:
+    """Return the class that `architectures` names for a checkpoint with other modalities, else transformers' choice."""
+    if config.get_text_config() is not config:
+        named: Any = getattr(transformers, (config.architectures or [""])[0], None)
+        if named is not None:
+            return named
+    for mapping in (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING):
+        if type(config) in mapping:
+            return mapping[type(config)]
+    kind = config.model_type
+    raise UnsupportedBase(f"transformers has no causal language model of its type (model_type {kind!r})")

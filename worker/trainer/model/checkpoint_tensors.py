@@ -1,0 +1,130 @@
+"""The tensors of a model directory under the names of the model in memory.
+
+Names and layouts of a checkpoint may differ from those of the class that transformers loads: prefixes of multimodal
+checkpoints, experts in one tensor each. transformers' own table of conversions is used. At most the tensors of one
+conversion (the experts of a layer) are in memory at a time.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+
+from worker.trainer.model.architecture import UnsupportedBase
+from worker.trainer.runtime.failures import is_out_of_memory
+
+IGNORED = r"rotary_emb\.inv_freq"
+
+
+class Source(NamedTuple):
+    """A tensor of a file."""
+
+    key: str
+    path: Path
+    pattern: str | None  # the pattern of the conversion that it belongs to, if any
+
+
+class CheckpointNames:
+    """The names of a checkpoint's tensors in `model`, which is complete: with the modules of all modalities."""
+
+    def __init__(self, model: Any) -> None:
+        transforms = get_model_conversion_mapping(model)
+        self._model = model
+        self._renamings = [each for each in transforms if isinstance(each, WeightRenaming)]
+        self._converters = [each for each in transforms if isinstance(each, WeightConverter)]
+        self.expected: dict[str, torch.Tensor] = model.state_dict()
+        self.ignored = re.compile("|".join([IGNORED, *(model._keys_to_ignore_on_load_unexpected or ())]))
+
+    def target(self, key: str) -> tuple[str, str | None]:
+        """Return the name in the model, and the pattern of the conversion that makes it from several tensors."""
+        prefix = self._model.base_model_prefix
+        name, pattern = rename_source_key(key, self._renamings, self._converters, prefix, self.expected)
+        if name not in self.expected and key in self.expected:
+            return key, None
+        return name, pattern
+
+    def convert(self, target: str, tensors: list[tuple[Source, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """Return the model's tensors that a conversion makes."""
+        pattern = tensors[0][0].pattern
+        converter = deepcopy(next(each for each in self._converters if pattern in each.source_patterns))
+        for source, tensor in tensors:
+            assert source.pattern is not None
+            converter.add_tensor(target, source.key, source.pattern, tensor)
+        converted = converter.convert(target, model=self._model, config=self._model.config)
+        return {name: value[0] if isinstance(value, list) else value for name, value in converted.items()}
+
+
+class CheckpointTensors:
+    """The tensors of the weight files `paths` that the text model has. Raises UnsupportedBase for an unknown one."""
+
+    def __init__(self, names: CheckpointNames, removed: set[str], paths: list[Path]) -> None:
+        """`removed` are the full names of the modules of other modalities, whose tensors are skipped."""
+        self._names = names
+        self.skipped = 0
+        self._direct: dict[Path, list[tuple[str, str]]] = {path: [] for path in paths}
+        self._converted: dict[str, list[Source]] = defaultdict(list)
+        self.keys: list[str] = []  # in all files
+        self.targets: set[str] = set()  # names in the model
+        removed_parts = {name.rpartition(".")[2] for name in removed}
+        for path in paths:
+            with report_broken_file(path), safe_open(path, framework="pt", device="cpu") as file:
+                for key in sorted(file.keys(), key=dot_natural_key):
+                    self._add(Source(key, path, None), removed, removed_parts)
+
+    @property
+    def are_converted(self) -> bool:
+        return bool(self._converted)
+
+    def _add(self, source: Source, removed: set[str], removed_parts: set[str]) -> None:
+        self.keys.append(source.key)
+        target, pattern = self._names.target(source.key)
+        if any(target.startswith(f"{name}.") for name in removed) or removed_parts & set(source.key.split(".")):
+            self.skipped += 1
+        elif target not in self._names.expected:
+            if not self._names.ignored.search(source.key):
+                raise UnsupportedBase(
+                    f"{source.path.name} contains {source.key}, which {type(self._names._model).__name__} does not have"
+                )
+        elif pattern is not None:
+            self.targets.add(target)
+            self._converted[target].append(source._replace(pattern=pattern))
+        else:
+            self.targets.add(target)
+            self._direct[source.path].append((source.key, target))
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for path, keys in self._direct.items():
+            with report_broken_file(path), safe_open(path, framework="pt", device="cpu") as file:
+                for key, target in keys:
+                    yield target, file.get_tensor(key)
+        for target, sources in self._converted.items():
+            yield from self._names.convert(target, [(source, _read(source)) for source in sources]).items()
+
+
+def _read(source: Source) -> torch.Tensor:
+    with report_broken_file(source.path), safe_open(source.path, framework="pt", device="cpu") as file:
+        tensor: torch.Tensor = file.get_tensor(source.key)
+        return tensor
+
+
+@contextmanager
+def report_broken_file(path: Path) -> Iterator[None]:
+    """Turn a missing or broken file into UnsupportedBase."""
+    if not path.exists():
+        raise UnsupportedBase(f"its file {path.name} is missing")
+    try:
+        yield
+    except SafetensorError as error:
+        if is_out_of_memory(error):
+            raise
+        raise UnsupportedBase(f"{path.name} is damaged ({error})") from error
