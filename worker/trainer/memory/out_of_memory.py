@@ -194,8 +194,9 @@ def _plans_with_less_memory(
     plan: ExecutionPlan, largest_tokens: int, longest_document: int, layers: int
 ) -> Iterator[ExecutionPlan]:
     """Yield the plan with half as long batches, without cached weights, and with the next degree of recomputation."""
-    half = max(longest_document, largest_tokens // 2)  # a longer document is a batch by itself anyway
-    if half < min(plan.row_tokens, largest_tokens):
+    tokens = min(plan.row_tokens, largest_tokens)
+    half = max(longest_document, tokens // 2)  # a longer document is a batch by itself anyway
+    if half < tokens:
         yield plan.model_copy(update={"row_tokens": half})
     if plan.cache_weights:
         yield plan.model_copy(update={"cache_weights": False})
