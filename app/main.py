@@ -25,8 +25,19 @@ from app.api.middleware.azure import AzureCompatibilityMiddleware
 from app.api.middleware.request_context import RequestContextMiddleware
 from app.api.middleware.request_spans import telemetry_config
 from app.api.openapi.document import build_openapi
-from app.api.routes import file_reports, files, health, models, permissions, queue, streams, uploads, webhooks
-from app.api.routes.jobs import adapters, clones, evaluations, exports, jobs, polling, records
+from app.api.routes import (
+    delivery_targets,
+    file_reports,
+    files,
+    health,
+    models,
+    permissions,
+    queue,
+    streams,
+    uploads,
+    webhooks,
+)
+from app.api.routes.jobs import adapters, clones, deliveries, evaluations, exports, jobs, polling, records
 from app.api.routes.organization import audit_logs, project_keys, projects, status
 from app.api.routes.organization import jobs as organization_jobs
 from app.api.transport.disconnect import on_shutdown_signal
@@ -64,10 +75,12 @@ ROUTERS = (
     adapters.router,
     exports.router,
     evaluations.router,
+    deliveries.router,
     permissions.router,
     models.router,
     queue.router,
     webhooks.router,
+    delivery_targets.router,
     projects.router,
     project_keys.router,
     organization_jobs.router,

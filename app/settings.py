@@ -133,6 +133,16 @@ class Settings(BaseSettings):
     metrics_host: str = "127.0.0.1"  # the port has no authentication
     otlp_endpoint: str | None = None  # URL of an OpenTelemetry collector (OTLP over HTTP); None: no traces
 
+    # --- deliveries of adapters
+    # Fernet keys, comma-separated; the first one encrypts credentials of targets
+    secret_keys: SecretStr = SecretStr("")
+    delivery_allow_http: bool = False  # https only; inference engines in a private network often have http only
+    delivery_allowed_networks: str = ""  # CIDRs, comma-separated: allowed private addresses of targets
+    delivery_directories: Annotated[tuple[str, ...], NoDecode] = ()  # where targets may write on this server
+    delivery_timeout_seconds: float = Field(default=300, gt=0)  # of one request: an engine loads, or answers
+    delivery_poll_seconds: float = Field(default=1, gt=0)  # how often the sender claims due deliveries
+    delivery_recheck_seconds: float = Field(default=60, gt=0)  # how often it looks whether an engine still has them
+
     # --- logs
     log_json: bool = True  # JSON lines; false: text for a terminal
     log_file: Path | None = None  # of this process alone, rotated; default: standard error
@@ -177,7 +187,19 @@ class Settings(BaseSettings):
             raise ValueError(f"{url!r} is no URL of a collector; write it like http://127.0.0.1:4318")
         return url
 
-    @field_validator("webhook_allowed_networks")
+    @field_validator("delivery_directories", mode="before")
+    @classmethod
+    def _split_directories(cls, paths: object) -> object:
+        return tuple(filter(None, map(str.strip, paths.split(",")))) if isinstance(paths, str) else paths
+
+    @field_validator("delivery_directories")
+    @classmethod
+    def _check_directories(cls, paths: tuple[str, ...]) -> tuple[str, ...]:
+        if relative := [path for path in paths if not path.startswith("/")]:
+            raise ValueError(f"{', '.join(map(repr, relative))}: give absolute paths")
+        return paths
+
+    @field_validator("webhook_allowed_networks", "delivery_allowed_networks")
     @classmethod
     def _check_networks(cls, text: str) -> str:
         parse_networks(text)
@@ -206,6 +228,15 @@ class Settings(BaseSettings):
     @property
     def webhook_networks(self) -> tuple[Network, ...]:
         return parse_networks(self.webhook_allowed_networks)
+
+    @property
+    def delivery_networks(self) -> tuple[Network, ...]:
+        return parse_networks(self.delivery_allowed_networks)
+
+    @property
+    def encryption_keys(self) -> tuple[str, ...]:
+        """The keys of `secret_keys`: the first one encrypts, each of them decrypts."""
+        return tuple(filter(None, map(str.strip, self.secret_keys.get_secret_value().split(","))))
 
     @property
     def storage_dir(self) -> Path:

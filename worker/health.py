@@ -1,5 +1,6 @@
-"""Health check: `python -m worker.health gpu|cpu|reconciler|webhooks` exits 0 if that process on this host is alive,
-else 1.
+"""Health check: `python -m worker.health gpu|cpu|reconciler|webhooks|deliveries`.
+
+It exits 0 if that process on this host is alive, else 1.
 
 Each process touches a heartbeat file every few seconds, and the check reads the file's age. `celery inspect ping` would
 take seconds of CPU and depend on the broker; a query to PostgreSQL would report a live worker as dead when PostgreSQL
@@ -39,7 +40,7 @@ def heartbeat_age_seconds(settings: Settings, name: str) -> float | None:
 
 def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
-        print("usage: python -m worker.health gpu|cpu|reconciler|webhooks", file=sys.stderr)
+        print("usage: python -m worker.health gpu|cpu|reconciler|webhooks|deliveries", file=sys.stderr)
         return 1
     try:
         age = heartbeat_age_seconds(load_settings(), arguments[0])

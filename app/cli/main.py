@@ -17,6 +17,7 @@ from app.cli.commands import (
     audit,
     backups,
     clones,
+    deliveries,
     evaluations,
     exports,
     file_reports,
@@ -31,6 +32,7 @@ from app.cli.commands import (
     records,
     status,
     storage,
+    targets,
     webhooks,
 )
 from app.cli.errors import INTERRUPTED, CliError, NotFoundError, UsageError
@@ -104,7 +106,7 @@ def demo(
 app.add_typer(files.commands, name="files")
 app.add_typer(jobs.commands, name="jobs")
 files.commands.add_typer(file_reports.commands)  # no name: adds its command to `tunery files`
-for module in (plans, records, clones, exports):
+for module in (plans, records, clones, exports, deliveries):
     jobs.commands.add_typer(module.commands)
 app.add_typer(adapters.commands, name="adapters")
 app.add_typer(models.commands, name="models")
@@ -114,6 +116,7 @@ app.add_typer(keys.commands, name="keys")
 app.add_typer(audit.commands, name="audit")
 app.add_typer(webhooks.commands, name="webhooks")
 app.add_typer(storage.commands, name="storage")
+app.add_typer(targets.commands, name="targets")
 for module in (queue, status, backups, evaluations):  # no name: adds their commands to `tunery`
     app.add_typer(module.commands)
 

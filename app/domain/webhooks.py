@@ -42,7 +42,8 @@ MAX_URL = 2_048
 MAX_PORT = 65_535
 MAX_HOST_CHARACTERS, MAX_LABEL_CHARACTERS = 253, 63  # a label is the text between two dots
 BRACKETS_PROBLEM = "has brackets without an IPv6 address in them; write it like https://[2606:4700::1111]/"
-HTTP_PROBLEM = "does not begin with https://; the operator can allow http:// (TUNERY_WEBHOOK_ALLOW_HTTP=true)"
+SETTINGS_PREFIX = "TUNERY_WEBHOOK"
+HTTP_PROBLEM = "does not begin with https://; the operator can allow http:// ({prefix}_ALLOW_HTTP=true)"
 
 
 def new_secret() -> str:
@@ -111,19 +112,22 @@ def check_event_types(types: Sequence[str], param: str = "event_types") -> list[
     return list(dict.fromkeys(types))
 
 
-def check_url(url: str, allow_http: bool, networks: Sequence[Network]) -> str:
+def check_url(
+    url: str, allow_http: bool, networks: Sequence[Network], param: str = "url", prefix: str = SETTINGS_PREFIX
+) -> str:
     """The URL with its scheme and host in lower case, which is equivalent (RFC 3986, 6.2.2.1).
 
-    Raises BadRequest for a problem that needs no DNS lookup; the addresses of a name are checked at each delivery.
+    `prefix` is that of the settings which allow more. Raises BadRequest, which names `param`, for a problem that needs
+    no DNS lookup; the addresses of a name are checked at each delivery.
     """
-    problem = _url_problem(url, allow_http, networks)
+    problem = _url_problem(url, allow_http, networks, prefix)
     if problem:
-        raise BadRequest(f"url: {problem}", "url")
+        raise BadRequest(f"{param}: {problem}", param)
     path_start = url.index("://") + 3 + len(urlsplit(url).netloc)
     return url[:path_start].lower() + url[path_start:]
 
 
-def _url_problem(url: str, allow_http: bool, networks: Sequence[Network]) -> str | None:
+def _url_problem(url: str, allow_http: bool, networks: Sequence[Network], prefix: str) -> str | None:
     if len(url) > MAX_URL or not url.isascii() or any(c <= " " or c in '"<>\\^`{|}' or c == "\x7f" for c in url):
         return f"must have at most {MAX_URL:,} printable ASCII characters without spaces; encode others (%20, punycode)"
     try:
@@ -145,11 +149,10 @@ def _url_problem(url: str, allow_http: bool, networks: Sequence[Network]) -> str
         return "must not contain a fragment (#...), which is never sent"
     if problem := _authority_problem(parts):
         return f"{as_json(url, 100)} {problem}"
-    problems = [] if parts.scheme in schemes else [f"{as_json(url, 100)} {HTTP_PROBLEM}"]
+    problems = [] if parts.scheme in schemes else [f"{as_json(url, 100)} {HTTP_PROBLEM.format(prefix=prefix)}"]
     if not _may_be_public(parts, networks):
         problems.append(
-            f"{as_json(host)} is not a public address; the operator can allow private ones "
-            "(TUNERY_WEBHOOK_ALLOWED_NETWORKS)"
+            f"{as_json(host)} is not a public address; the operator can allow private ones ({prefix}_ALLOWED_NETWORKS)"
         )
     return "; ".join(problems) or None
 

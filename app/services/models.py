@@ -5,6 +5,7 @@ from __future__ import annotations
 from sqlalchemy.orm import Session
 
 from app.db import models
+from app.db.deliveries import deliveries
 from app.db.tables import BaseModelRow, TunedModel
 from app.domain.error_text.json_text import as_json
 from app.errors import NotFound, NotPermitted
@@ -28,7 +29,7 @@ def get(session: Session, project_id: str, model_id: str) -> ModelRow:
 
 
 def delete(session: Session, project_id: str, model_id: str) -> None:
-    """Delete an `ft:` model; its files stay. Raises NotFound, NotPermitted."""
+    """Delete an `ft:` model and withdraw its deliveries; its files stay. Raises NotFound, NotPermitted."""
     model = get(session, project_id, model_id)
     if isinstance(model, BaseModelRow):
         raise NotPermitted(
@@ -42,3 +43,4 @@ def delete(session: Session, project_id: str, model_id: str) -> None:
         )
         raise NotPermitted(text, "model")
     models.delete_tuned(session, model)
+    deliveries.withdraw_model(session, model.id)

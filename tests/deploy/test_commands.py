@@ -29,7 +29,7 @@ from tests.tiny import make_tiny_base
 from worker.health import write_heartbeat
 
 STOP_SECONDS = 15.0
-WORKERS = ["cpu-worker", "gpu-worker", "gpu-worker-without-gpu", "reconciler", "webhooks"]
+WORKERS = ["cpu-worker", "gpu-worker", "gpu-worker-without-gpu", "reconciler", "webhooks", "deliveries"]
 
 
 @pytest.fixture(scope="module")

@@ -97,10 +97,15 @@ class TestContainment:
         port = dockerfile.load().environment("api")["UVICORN_PORT"]
         assert published == {"api": [f"127.0.0.1:8000:{port}"], "web": ["127.0.0.1:8001:8001"]}
 
-    def test_only_the_api_the_dashboard_and_the_sender_of_webhooks_have_a_way_out(self) -> None:
+    def test_only_the_api_the_dashboard_and_the_senders_have_a_way_out(self) -> None:
         inside = [name for name, network in DOCUMENT["networks"].items() if (network or {}).get("internal") is True]
         assert inside == ["backend"]
-        assert {name for name, service in ALL.items() if service["networks"] != inside} == {"api", "web", "webhooks"}
+        assert {name for name, service in ALL.items() if service["networks"] != inside} == {
+            "api",
+            "web",
+            "webhooks",
+            "deliveries",
+        }
 
     def test_other_hosts_need_a_network_with_a_way_out(self) -> None:
         assert compose.load({"BACKEND_INTERNAL": "false"})["networks"]["backend"]["internal"] is False

@@ -15,9 +15,11 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from app.db import models
+from app.db.deliveries import deliveries
 from app.db.files import files
 from app.db.jobs import checkpoints, claims, evaluations, events
 from app.db.tables import Checkpoint, Job
+from app.domain.deliveries.served_check import ServedReference
 from app.domain.evaluations.plan import make_plan
 from app.domain.jobs.events import CheckpointSaved, Done
 from app.domain.jobs.spec import JobSpec
@@ -53,6 +55,7 @@ class Publisher:
         self.job = job
         self.keeper = keeper
         self.directory = directory
+        self.reference: ServedReference | None = None  # of the result, as the trainer measured it
 
     def publish_checkpoint(self, record: CheckpointSaved) -> None:
         """Publish an intermediate checkpoint, unless an earlier attempt has. Raises ManifestMismatch, OSError."""
@@ -141,6 +144,9 @@ class Publisher:
             crash_streak=0,
         )
         self._queue_evaluation(session, job, result)
+        if self.reference is not None:
+            deliveries.add_reference(session, result, self.reference.model_dump(mode="json"))
+        deliveries.create_for_result(session, job, result)
         return job
 
     def _queue_evaluation(self, session: Session, job: Job, result: Checkpoint) -> None:

@@ -22,6 +22,7 @@ from app.domain.jobs.events import (
     Metric,
     Planned,
     Probed,
+    ServedReferenceMeasured,
     SnapshotSaved,
     Started,
 )
@@ -109,6 +110,8 @@ class JobRecordWriter:
                 self._write_measurement(record)
             case Message():
                 self._keeper.append_event(clean_text(record.message), level=record.level, data=clean(record.data))
+            case ServedReferenceMeasured():
+                self.publisher.reference = record.reference
             case CheckpointSaved(final=True):
                 self.final_checkpoint = record
             case SnapshotSaved():

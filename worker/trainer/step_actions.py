@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import resource
+import sys
 import time
+import traceback
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,8 +17,18 @@ import torch
 
 from app.domain.artifacts.full_disk import RESERVED_SPACE_FILE, is_disk_full
 from app.domain.datasets.render import Renderer
+from app.domain.deliveries.served_check import MAX_PROMPT_TOKENS, ServedReference
 from app.domain.evaluations.precision import precision_text
-from app.domain.jobs.events import CheckpointSaved, Command, Done, Measured, Metric, SnapshotSaved, Stopped
+from app.domain.jobs.events import (
+    CheckpointSaved,
+    Command,
+    Done,
+    Measured,
+    Metric,
+    ServedReferenceMeasured,
+    SnapshotSaved,
+    Stopped,
+)
 from app.domain.jobs.states import Reason
 from worker.trainer.checkpoint.checkpoint import save_checkpoint
 from worker.trainer.checkpoint.verify import verify_adapter
@@ -37,6 +49,7 @@ from worker.trainer.snapshot.snapshot import save_snapshot
 from worker.trainer.state import Run, SavedCheckpoint, Step
 from worker.trainer.validation.evaluate import evaluate
 from worker.trainer.validation.sample_answers import sample_answers
+from worker.trainer.validation.served_reference import measure_reference
 
 MAX_REPORTED_LINES = 16
 
@@ -115,6 +128,7 @@ class StepActions:
         with run.at_best_step() if run.promotes_earlier_step else nullcontext():
             step, directory = run.step, self._checkpoint(run, final=True)
             self._verify(run, directory)
+            self._measure_reference(run)
             self._sample(run)
         if command := self.stops.strongest:
             self._stop(run, command)
@@ -148,6 +162,25 @@ class StepActions:
             return verify_adapter(self.base, run, directory)
 
         self.policy.retry(run, "comparing the saved adapter", work, partial(drop_moments, run))
+
+    def _measure_reference(self, run: Run) -> None:
+        """Record what an engine must compute. The adapter is saved, so no error of this ends the run."""
+
+        def work() -> ServedReference | None:
+            row_tokens = max(MAX_PROMPT_TOKENS, self.policy.plan.effective_validation_row_tokens)
+            return measure_reference(self.base, run, row_tokens, self.emit.keepalive)
+
+        try:
+            reference = self.policy.retry(
+                run, "recording what an engine must compute", work, partial(drop_moments, run)
+            )
+        except Exception as error:
+            traceback.print_exc(file=sys.stderr)
+            text = f"What an engine must compute was not recorded ({type(error).__name__}): deliveries are not checked."
+            self.emit.message(text, "warn", step=run.step)
+            return
+        if reference is not None:
+            self.emit(ServedReferenceMeasured(run_id=run.id, step=run.step, reference=reference))
 
     def _sample(self, run: Run) -> None:
         def work() -> list[tuple[str, str, str]]:

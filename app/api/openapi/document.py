@@ -9,7 +9,16 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from app.api.openapi.descriptions import add_descriptions
-from app.api.openapi.examples import all_operations, evaluations, extensions, organization, permissions, queue, webhooks
+from app.api.openapi.examples import (
+    all_operations,
+    deliveries,
+    evaluations,
+    extensions,
+    organization,
+    permissions,
+    queue,
+    webhooks,
+)
 from app.api.openapi.examples import uploads as upload_examples
 from app.api.schemas.common import ErrorBody
 from app.domain.access import scopes
@@ -51,7 +60,17 @@ MORE_ERRORS = {
 }
 RESPONSE_EXAMPLES = {
     operation: example
-    for module in (all_operations, evaluations, organization, extensions, permissions, queue, upload_examples, webhooks)
+    for module in (
+        all_operations,
+        deliveries,
+        evaluations,
+        organization,
+        extensions,
+        permissions,
+        queue,
+        upload_examples,
+        webhooks,
+    )
     for operation, example in module.RESPONSE_EXAMPLES.items()
 }
 DESCRIPTION = """\
@@ -89,6 +108,7 @@ def _add_schemas(schemas: dict[str, Any]) -> None:
         ErrorBody.model_json_schema(ref_template="#/components/schemas/{model}"),
         all_operations.CREATE_JOB_SCHEMA,
         evaluations.CREATE_EVALUATION_SCHEMA,
+        *deliveries.BODY_SCHEMAS,
         *extensions.BODY_SCHEMAS,
         *organization.BODY_SCHEMAS,
         *upload_examples.REQUEST_SCHEMAS,

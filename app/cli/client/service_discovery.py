@@ -59,6 +59,11 @@ def job_path(job_id: str, *rest: str) -> str:
     return "/".join(("fine_tuning/jobs", job_id, *rest))
 
 
+def target_path(name: str) -> str:
+    """The API path of a delivery target."""
+    return f"delivery_targets/{quote(name, safe='')}"
+
+
 def file_path(file_id: str, *rest: str) -> str:
     """The API path of a file. Raises NotFoundError for text that cannot be an id."""
     if not ID_PATTERN.fullmatch(file_id):

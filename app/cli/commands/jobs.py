@@ -109,6 +109,9 @@ def create(
     labels: Annotated[
         list[str] | None, typer.Option("--worker-label", help="Run only on a worker with this label; repeatable.")
     ] = None,
+    deliver_to: Annotated[
+        list[str] | None, typer.Option(help="Deliver the adapter to this target; repeatable (`tunery targets list`).")
+    ] = None,
     follow: Annotated[bool, typer.Option("--watch", help="Watch the job until it has finished.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -126,7 +129,12 @@ def create(
         settings=settings or [],
         metadata=metadata or [],
         method=method,
-        queue={"priority": priority, "urgent": urgent or None, "worker_labels": labels or None},
+        queue={
+            "priority": priority,
+            "urgent": urgent or None,
+            "worker_labels": labels or None,
+            "deliver_to": deliver_to,
+        },
     )
     with uploaded_files(client, request) as body:
         job = client.post("fine_tuning/jobs", body)

@@ -3,6 +3,7 @@
 DATA_DIR/         0700; 0711 if PostgreSQL runs as another account, which must pass through
   up.lock         locked by the running `tunery up`; also identifies a data directory
   admin-key       0600, the key that the CLI uses
+  secret-keys     0600, the key that encrypts the credentials of delivery targets
   runtime.json    0600, while `tunery up` runs: URLs and process ids
   metrics.json    0644, while `tunery up` runs: the metrics' addresses, in the format of Prometheus's file_sd_configs
   postgres/       see postgres.py
@@ -43,6 +44,10 @@ class Layout:
     @property
     def admin_key(self) -> Path:
         return self.root / "admin-key"
+
+    @property
+    def secret_keys(self) -> Path:
+        return self.root / "secret-keys"
 
     @property
     def runtime(self) -> Path:

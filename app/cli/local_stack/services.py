@@ -19,6 +19,7 @@ WORKER_GRACE_SECONDS = 120.0
 API_GRACE_SECONDS = 15.0  # open streams are closed after 5 s
 WEB_GRACE_SECONDS = 10.0
 RECONCILER_GRACE_SECONDS = 10.0
+DELIVERIES_GRACE_SECONDS = 20.0  # an attempt that is killed is repeated
 WEBHOOKS_GRACE_SECONDS = 20.0  # a running delivery attempt may take TUNERY_WEBHOOK_TIMEOUT_SECONDS, 15 s
 
 
@@ -55,6 +56,7 @@ def metrics_ports(names: Sequence[str]) -> dict[str, int]:
 def programs(data_dir: Path, host: str, port: int, web_port: int = 8001) -> list[Program]:
     reconciler = [sys.executable, "-m", "worker.reconciler"]
     webhooks = [sys.executable, "-m", "worker.webhooks"]
+    deliveries = [sys.executable, "-m", "worker.deliveries"]
     return [
         Program("api", f"listens on {host} port {port}", _api(host, port), API_GRACE_SECONDS),
         _web(host, port, web_port),
@@ -62,6 +64,7 @@ def programs(data_dir: Path, host: str, port: int, web_port: int = 8001) -> list
         Program("cpu-worker", "validates datasets", _worker("cpu0", data_dir), WORKER_GRACE_SECONDS),
         Program("reconciler", "recovers lost jobs", reconciler, RECONCILER_GRACE_SECONDS),
         Program("webhooks", "delivers webhook events", webhooks, WEBHOOKS_GRACE_SECONDS),
+        Program("deliveries", "brings adapters to targets", deliveries, DELIVERIES_GRACE_SECONDS),
     ]
 
 

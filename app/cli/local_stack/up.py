@@ -35,7 +35,12 @@ READY_TIMEOUT_SECONDS = 120.0  # for a cold disk and two slow cores; usually 4 s
 LEFTOVER_TIMEOUT_SECONDS = 10.0
 MAX_PORT = 65_535
 # Workers first, because they write their saved progress to the database; then the API; the servers last.
-STOP_ORDER = (("reconciler", "webhooks", "web", "gpu-worker", "cpu-worker"), ("api",), ("valkey",), ("postgres",))
+STOP_ORDER = (
+    ("reconciler", "webhooks", "deliveries", "web", "gpu-worker", "cpu-worker"),
+    ("api",),
+    ("valkey",),
+    ("postgres",),
+)
 
 
 @dataclass(frozen=True)
@@ -194,6 +199,7 @@ class _LocalStack:
 
     def _start_services(self, port: int, web_port: int) -> None:
         env = child_environment(self._layout.root, self._urls)
+        env.setdefault(first_run.SECRET_KEYS_VARIABLE, first_run.ensure_secret_key(self._layout))
         started = programs(self._layout.root, self._options.host, port, web_port)
         ports = metrics_ports([program.name for program in started if program.has_metrics])
         for program in started:

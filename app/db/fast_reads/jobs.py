@@ -19,6 +19,14 @@ QUEUE_COLUMNS = """
   CASE WHEN job.state = 'queued'
     THEN coalesce(place.position, 1 + coalesce((SELECT max(position) FROM queue_places), 0)) END AS queue_position
 """
+DELIVERIES = """(
+    SELECT jsonb_agg(jsonb_build_object(
+      'id', delivery.id, 'target', target.name, 'status', delivery.state, 'model', delivery.model,
+      'served_model', delivery.served_model, 'check', delivery.served_check, 'error', delivery.error
+    ) ORDER BY delivery.seq)
+    FROM deliveries AS delivery JOIN delivery_targets AS target ON target.id = delivery.target_id
+    WHERE delivery.job_id = job.id
+  )"""
 FROM_KEY = f"""
 FROM ({KEY_BY_SECRET}) AS key
 LEFT JOIN jobs AS job ON job.project_id = key.project_id AND job.id = %(job_id)s
@@ -33,6 +41,7 @@ SELECT
   job.train_attempts, job.progress, job.trained_tokens, job.fine_tuned_model, job.result_file_ids, job.adapter_sha256,
   job.adapter_bytes, job.adapter_archive_file_id, job.cloned_from, job.error_code, job.error_message, job.error_param,
   checkpoint.file_ids AS adapter_file_ids, checkpoint.manifest -> 'compatibility' AS compatibility,
+  job.deliver_to, {DELIVERIES} AS deliveries,
   job.priority, job.is_urgent, job.worker_labels, job.warnings, job.evaluation,
   {QUEUE_COLUMNS}
 {FROM_KEY}

@@ -7,6 +7,9 @@ pages, as creation times may be equal.
 from app.db.base import Base as Base
 from app.db.tables.audit import AuditEntry as AuditEntry
 from app.db.tables.base_models import BaseModelRow as BaseModelRow
+from app.db.tables.deliveries import Delivery as Delivery
+from app.db.tables.deliveries import DeliveryTarget as DeliveryTarget
+from app.db.tables.deliveries import ServedReferenceRow as ServedReferenceRow
 from app.db.tables.evaluations import Evaluation as Evaluation
 from app.db.tables.exports import Export as Export
 from app.db.tables.files import File as File

@@ -67,6 +67,7 @@ class Job(Base):
     worker_labels: Mapped[list[str]] = mapped_column(
         server_default=text("'[]'::jsonb")
     )  # the worker must have all of them
+    deliver_to: Mapped[list[str]] = mapped_column(server_default=text("'[]'::jsonb"))  # names of delivery targets
     cloned_from: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
     request_id: Mapped[str | None]  # of the request that created the job, for the logs of its attempts
     traceparent: Mapped[str | None]  # of that request's span (W3C Trace Context), if it was traced

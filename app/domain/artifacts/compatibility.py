@@ -16,7 +16,6 @@ from app.domain.artifacts.engines import (
     largest_rank,
     vllm_max_lora_rank,
 )
-from app.domain.artifacts.exports import ExportType
 from app.domain.jobs.spec import LoraSpec
 
 PEFT_RELEASE = "0.21"
@@ -82,11 +81,7 @@ def compatibility(lora: LoraSpec, job_id: str, *, is_other_class: bool = False) 
             [BASE_NAME_NOTE, EFFECT_NOTE],
         ),
         sglang=of(Engine.SGLANG, ["--enable-lora", "--max-lora-rank", str(rank)], []),
-        llama_cpp=of(
-            Engine.LLAMA_CPP,
-            ["--lora"],
-            ["an export of type gguf_adapter is the adapter in the form that llama.cpp reads"],
-        ),
+        llama_cpp=of(Engine.LLAMA_CPP, ["--lora"], ["an export of type gguf_adapter converts the adapter"]),
         ollama=of(Engine.OLLAMA, [], []),
         transformers=EngineCompatibility(
             ok=True, version=f"PEFT {PEFT_RELEASE}", reasons=[], flags=[], notes=[], instead=None
@@ -105,6 +100,7 @@ def _cached(lora_json: str, job_id: str) -> dict[str, Any]:
 
 
 def _merged_export(job_id: str, engine: Engine) -> MergedExport:
-    """The merged model in the form that the engine reads."""
-    type = ExportType.GGUF if engine in (Engine.LLAMA_CPP, Engine.OLLAMA) else ExportType.MERGED
-    return MergedExport(path=f"/v1/fine_tuning/jobs/{job_id}/exports", body={"type": type})
+    """The export of the merged model in the engine's own format."""
+    is_gguf = engine in (Engine.LLAMA_CPP, Engine.OLLAMA)
+    body = {"type": "gguf", "quantization": "Q8_0"} if is_gguf else {"type": "merged"}
+    return MergedExport(path=f"/v1/fine_tuning/jobs/{job_id}/exports", body=body)

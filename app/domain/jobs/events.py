@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from app.domain.deliveries.served_check import ServedReference
 from app.domain.jobs.states import Reason
 from app.domain.planning.execution_plan import PlannedLayout
 
@@ -136,6 +137,14 @@ class SnapshotSaved(Record):
     final: bool = False  # the last of this attempt; the trainer does not remove it
 
 
+class ServedReferenceMeasured(Record):
+    """What an engine that serves the result must compute; before `Done`."""
+
+    kind: Literal["served_reference"] = "served_reference"
+    step: int
+    reference: ServedReference
+
+
 class Done(Record):
     """PEFT has loaded the final checkpoint onto the same base, and its outputs equal those of the trained adapter."""
 
@@ -167,6 +176,7 @@ AnyRecord = Annotated[
     | Message
     | CheckpointSaved
     | SnapshotSaved
+    | ServedReferenceMeasured
     | Done
     | Stopped
     | Failed,

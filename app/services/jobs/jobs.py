@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from app.db.access import audit
+from app.db.deliveries import deliveries
 from app.db.jobs import checkpoints, events, jobs, pages
 from app.db.jobs.pages import JobFilter
 from app.db.scheduling import queue_positions
@@ -19,6 +20,7 @@ from app.domain.jobs.states import Desired, JobState
 from app.errors import BadRequest, NotFound, NotPermitted
 from app.job_queue import WorkerNotifier
 from app.services.access import quotas
+from app.services.deliveries import targets
 from app.services.jobs.requests import JobRequest, SchedulingOptions, resolve_request
 from app.telemetry.tracing import current_traceparent
 
@@ -37,6 +39,7 @@ class JobView:
     expected_start_at: datetime | None = None
     waiting_for: str | None = None
     compatibility: dict[str, Any] | None = None  # of the result's manifest
+    deliveries: Sequence[dict[str, Any]] = ()
 
     @property
     def queue_state(self) -> QueueState:
@@ -52,6 +55,11 @@ def create(
     endpoints: Collection[str] | None = None,
 ) -> JobView:
     """Create a job. Raises as `resolve_request`; NotPermitted for an urgent job; QuotaExceeded."""
+    deliver_to: list[str] = []
+    try:
+        deliver_to = targets.resolve_names(session, project_id, request.deliver_to)
+    except BadRequest as problem:
+        request = replace(request, problems=[*request.problems, problem])
     resolved = resolve_request(session, project_id, request, endpoints)
     require_urgent_permission(resolved.project, request.scheduling, is_admin)
     quotas.require_queue_quota(session, resolved.project)
@@ -66,6 +74,7 @@ def create(
         priority=request.scheduling.priority,
         is_urgent=request.scheduling.is_urgent,
         worker_labels=list(request.scheduling.worker_labels),
+        deliver_to=deliver_to,
         cloned_from=request.cloned_from,
         warnings=request.warnings,
         request_id=audit.request_id(),
@@ -227,15 +236,18 @@ def _wrong_state(job: Job, verb: str, allowed: str) -> BadRequest:
 
 
 def _views(session: Session, page: list[Job]) -> list[JobView]:
-    """The jobs of a page; two queries read the other columns of all."""
+    """The jobs of a page; three queries read the other columns of all."""
     places = queue_positions.get_positions(session, [job.id for job in page if job.state == JobState.QUEUED])
     names = [job.fine_tuned_model for job in page if job.fine_tuned_model is not None]
     results = checkpoints.by_names(session, names)
+    deliveries_by_job = deliveries.of_jobs(session, [job.id for job in page])
     views = []
     for job in page:
         result = results.get(job.fine_tuned_model or "")
         position, expected_start_at, waiting_for = _queue_state(places.get(job.id))
-        view = JobView(job, position, None, expected_start_at, waiting_for)
+        view = JobView(
+            job, position, None, expected_start_at, waiting_for, deliveries=deliveries_by_job.get(job.id, [])
+        )
         if result is not None:
             view = replace(view, adapter_file_ids=result.file_ids, compatibility=result.manifest.get("compatibility"))
         views.append(view)

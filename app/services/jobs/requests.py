@@ -43,6 +43,7 @@ class JobRequest:
     body: Mapping[str, Any]
     problems: Sequence[BadRequest] = ()
     scheduling: SchedulingOptions = SchedulingOptions()
+    deliver_to: Sequence[str] | None = None  # names of delivery targets; None: the defaults of the project
     cloned_from: str | None = None
     warnings: Sequence[str] = ()  # accepted parameters without an effect; they become events of the job
 

@@ -7,10 +7,11 @@ from fastapi import FastAPI
 from sqlalchemy import select
 from starlette.testclient import TestClient
 
+from app.db.deliveries import deliveries, targets
 from app.db.engine import Sessions, transaction
 from app.db.files import uploads
 from app.db.jobs import checkpoints, evaluations, exports
-from app.db.tables import Export, Job, Project, Upload, WebhookDelivery
+from app.db.tables import Delivery, Export, Job, Project, Upload, WebhookDelivery
 from app.db.webhooks import endpoints
 from app.domain.artifacts.exports import ExportKind, ExportType
 from app.domain.evaluations.graders import EvaluationSettings
@@ -19,11 +20,16 @@ from app.storage import LocalStorage
 from tests.factories import make_succeeded_job
 
 FAILED = "fine_tuning.job.failed"
-BODIES = {"evaluations": {"file": "file-x"}, "test": {"event_type": FAILED}, "permissions": {"project_ids": ["proj_x"]}}
+BODIES = {
+    "evaluations": {"file": "file-x"},
+    "deliveries": {"target": "t"},
+    "test": {"event_type": FAILED},
+    "permissions": {"project_ids": ["proj_x"]},
+}
 WITHOUT_IDS = {
     "/v1/project", "/v1/events/stream", "/v1/files", "/v1/uploads", "/v1/fine_tuning/jobs", "/v1/fine_tuning/jobs/plan",
     "/v1/models",
-    "/v1/queue", "/v1/workers", "/v1/webhook_endpoints", "/v1/webhook_event_types",
+    "/v1/queue", "/v1/workers", "/v1/delivery_targets", "/v1/webhook_endpoints", "/v1/webhook_event_types",
 }  # fmt: skip
 
 
@@ -62,8 +68,17 @@ def delivery(sessions: Sessions, project: Project) -> WebhookDelivery:
         return session.scalars(select(WebhookDelivery)).one()
 
 
+@pytest.fixture
+def adapter_delivery(sessions: Sessions, succeeded: Job) -> Delivery:
+    destination = {"kind": "directory", "path": "/srv/adapters"}
+    with transaction(sessions) as session:
+        target = targets.insert(session, succeeded.project_id, name="t", kind="directory", destination=destination)
+        assert target is not None
+        return deliveries.create(session, succeeded, checkpoints.kept(session, succeeded.id)[0], target)
+
+
 def operations_on(
-    app: FastAPI, job: Job, upload: Upload, export: Export, delivery: WebhookDelivery
+    app: FastAPI, job: Job, upload: Upload, export: Export, delivery: WebhookDelivery, adapter_delivery: Delivery
 ) -> Iterator[tuple[str, str]]:
     """(method, path) of every operation that takes an id, with the ids of ours in it."""
     ids = {
@@ -74,12 +89,15 @@ def operations_on(
         "{export_id}": export.id,
         "{evaluation_id}": (job.evaluation or {})["id"],
         "{endpoint_id}": delivery.endpoint_id,
-        "{delivery_id}": delivery.id,
+        "/deliveries/{delivery_id}": f"/deliveries/{adapter_delivery.id}",
+        "{target_id}": adapter_delivery.target_id,
         "{permission_id}": "cp_0a1b2c3d4e5f60718293a4b5",
         "/diff": f"/diff?with={job.id}",
     }
     for template, item in app.openapi()["paths"].items():
         path = template
+        if template.startswith("/v1/webhook_endpoints"):
+            path = path.replace("{delivery_id}", delivery.id)
         if template.startswith("/v1/organization"):
             continue  # closed to every key that is no admin's, and an admin's opens every project: test_organization.py
         for name, value in ids.items():
@@ -98,9 +116,10 @@ class TestAnotherProject:
         upload: Upload,
         export: Export,
         delivery: WebhookDelivery,
+        adapter_delivery: Delivery,
         foreign_headers: dict[str, str],
     ) -> None:
-        operations = list(operations_on(app, succeeded, upload, export, delivery))
+        operations = list(operations_on(app, succeeded, upload, export, delivery, adapter_delivery))
         assert len(operations) >= 12
         for method, path in operations:
             body = {"json": BODIES.get(path.rsplit("/", 1)[1], {})} if method == "POST" else {}

@@ -14,9 +14,11 @@ from pathlib import Path
 import httpx2
 import jsonschema_rs
 import pytest
+from cryptography.fernet import Fernet
 from openai import HttpxBinaryResponseContent, OpenAI
 
 from app.api.openapi import request_examples
+from app.api.openapi.examples import deliveries
 from app.db.access import keys
 from app.db.engine import Sessions, transaction
 from app.db.tables import Project
@@ -33,7 +35,11 @@ STREAM_ENDED = 28  # curl's own word for its time limit: a stream goes on until 
 
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
-    return settings.model_copy(update=TO_LOOPBACK)
+    targets = {
+        "secret_keys": type(settings.secret_keys)(Fernet.generate_key().decode()),
+        "delivery_directories": (deliveries.DESTINATION["shared_path"],),
+    }
+    return settings.model_copy(update=TO_LOOPBACK | targets)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import httpx2
 from sqlalchemy import select
 
 from app.api.openapi import request_examples
-from app.api.openapi.examples import all_operations, extensions, organization, permissions
+from app.api.openapi.examples import all_operations, deliveries, extensions, organization, permissions
 from app.api.openapi.examples import evaluations as evaluation_examples
 from app.api.openapi.examples import uploads as upload_examples
 from app.api.openapi.examples import webhooks as webhook_examples
@@ -102,6 +102,7 @@ class World:
                 all_operations.MODEL: BASE_MODEL,
                 organization.PROJECT["name"]: f"new-{next(NUMBERS)}",
                 webhook_examples.CREATE["url"]: self.receiver_url,
+                deliveries.TARGET_NAME: f"{deliveries.TARGET_NAME}-{next(NUMBERS)}",
             }
 
     def _created(self, request: ExampleRequest, position: int, ids: Ids) -> str:
@@ -161,6 +162,10 @@ def an_evaluation_file(world: World, _: Ids) -> Ids:
     return {evaluation_examples.EVALUATION_FILE: file.id}
 
 
+def a_target(world: World, ids: Ids) -> Ids:
+    return {deliveries.TARGET_ID: world.send("POST /v1/delivery_targets", ids).json()["id"]}
+
+
 # "METHOD path" -> what else its example names: {shown: existing}, made by whatever it takes.
 DELIVERIES = "/v1/webhook_endpoints/{endpoint_id}/deliveries"
 ONE_EVALUATION = "/v1/fine_tuning/jobs/{job_id}/evaluations/{evaluation_id}"
@@ -172,6 +177,9 @@ SPECIAL: dict[str, Callable[[World, Ids], Ids]] = {
     "POST /v1/uploads/{upload_id}/complete": an_upload_with_its_parts,
     "GET /v1/fine_tuning/jobs/{job_id}/diff": a_clone,
     **dict.fromkeys(EVALUATIONS, an_evaluation_file),
+    f"POST {deliveries.DELIVERIES}": a_target,
+    f"GET {deliveries.DELIVERIES}/{{delivery_id}}": a_target,
+    f"DELETE {deliveries.DELIVERIES}/{{delivery_id}}": a_target,
     f"GET {DELIVERIES}": a_delivery,
     f"GET {DELIVERIES}/{{delivery_id}}": a_delivery,
     f"POST {DELIVERIES}/{{delivery_id}}/redeliver": a_delivery,

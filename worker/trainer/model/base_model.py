@@ -8,13 +8,14 @@ Letters: T tokens of a batch, D the hidden size, V the vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from app.domain.base_models.catalog import ALTERED_REASON, unusable_model_message
 from app.domain.jobs.spec import BaseSpec, QuantizationSpec
@@ -35,7 +36,15 @@ from worker.trainer.model.architecture import (
 )
 from worker.trainer.model.checkpoint_tensors import CheckpointNames, CheckpointTensors
 from worker.trainer.model.experts import ExpertWeights, freeze_experts, is_experts_parameter
-from worker.trainer.model.frozen_linear import Frozen4, Frozen8, FrozenLinear, freeze, stored_bytes
+from worker.trainer.model.frozen_linear import (
+    Frozen4,
+    Frozen8,
+    Frozen16,
+    FrozenLinear,
+    StoredLinear,
+    freeze,
+    stored_bytes,
+)
 from worker.trainer.model.memory_efficient_modules import use_memory_efficient_modules
 from worker.trainer.objective.linear_cross_entropy import UNSCALED, LogitScaling
 from worker.trainer.runtime.failures import Failure
@@ -177,17 +186,22 @@ def load_base(
 
 
 def hidden_states(
-    base: FrozenBase, batch: PackedBatch, adapter: LoraAdapter | None = None, *, float32: bool = False
+    base: FrozenBase,
+    batch: PackedBatch,
+    adapter: LoraAdapter | None = None,
+    *,
+    float32: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """Return the last hidden state of every token (T x D), of the base model or of the model with `adapter`.
 
-    With `float32` the hidden states are float32 throughout, with the same weights.
+    With `float32` or a `dtype` the hidden states have that dtype throughout, with the same weights; see `in_dtype`.
     """
     lengths = [batch.document_lengths] if base.packs_documents else [(length,) for length in batch.document_lengths]
     sizes = [sum(part) for part in lengths]
     parts = zip(torch.split(batch.tokens_T, sizes), torch.split(batch.positions_T, sizes), lengths, strict=True)
     with base.switch.on(adapter):
-        hidden = [_decode(base, *part, float32=float32) for part in parts]
+        hidden = [_decode(base, *part, torch.float32 if float32 else dtype) for part in parts]
     return hidden[0] if len(hidden) == 1 else torch.cat(hidden)
 
 
@@ -196,11 +210,10 @@ def _decode(
     tokens_T: torch.Tensor,
     positions_T: torch.Tensor,
     document_lengths: tuple[int, ...],
-    *,
-    float32: bool,
+    dtype: torch.dtype | None,
 ) -> torch.Tensor:
     def embedded(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.float() if float32 else tensor
+        return tensor if dtype is None else tensor.to(dtype)
 
     tokens_1_T, decoder = tokens_T.unsqueeze(0), base.decoder
     options: dict[str, Any] = {}
@@ -216,9 +229,13 @@ def _decode(
     return hidden_1_T_D[0]
 
 
+def in_float32(base: FrozenBase) -> AbstractContextManager[None]:
+    return in_dtype(base, torch.float32)
+
+
 @contextmanager
-def in_float32(base: FrozenBase) -> Iterator[None]:
-    """Convert norms, biases, routers and convolutions to float32 in the block: the model accepts float32 hidden states.
+def in_dtype(base: FrozenBase, dtype: torch.dtype) -> Iterator[None]:
+    """Convert norms, biases, routers and convolutions in the block: the model accepts hidden states of this dtype.
 
     Embeddings, the head and frozen layers keep their dtype; each is converted for its product only.
     """
@@ -228,11 +245,43 @@ def in_float32(base: FrozenBase) -> Iterator[None]:
     originals = [parameter.data for parameter in others]
     try:
         for parameter in others:
-            parameter.data = parameter.data.float()
+            parameter.data = parameter.data.to(dtype)
         yield
     finally:
         for parameter, data in zip(others, originals, strict=True):
             parameter.data = data
+
+
+def stored_layers(base: FrozenBase) -> dict[str, StoredLinear] | None:
+    """Return the quantized layers with the weights of the model's files, by name.
+
+    None if a weight has no tensor of its own in the files: the experts of some models, which are converted.
+    """
+    quantized = {name: layer.base for name, layer in base.layers.items() if not isinstance(layer.base, Frozen16)}
+    if not quantized:
+        return {}
+    names, stored = CheckpointNames(meta_model(read_config(base.directory), base.compute_dtype)), {}
+    for path in weight_files(base.directory):
+        with safe_open(path, framework="pt", device="cpu") as file:
+            for key in file.keys():  # noqa: SIM118  not a dictionary
+                target, pattern = names.target(key)
+                layer = target.removesuffix(".weight")
+                if pattern is None and layer in quantized:
+                    stored[layer] = StoredLinear(quantized[layer], path, key, base.device)
+    return None if base.experts or stored.keys() != quantized.keys() else stored
+
+
+@contextmanager
+def in_place(base: FrozenBase, layers: Mapping[str, FrozenLinear]) -> Iterator[None]:
+    """Have the adapted layers of these names use these frozen layers in the block."""
+    originals = {name: base.layers[name].base for name in layers}
+    try:
+        for name, layer in layers.items():
+            base.layers[name].base = layer
+        yield
+    finally:
+        for name, layer in originals.items():
+            base.layers[name].base = layer
 
 
 @contextmanager

@@ -8,10 +8,12 @@ Letters: T tokens, K inputs and D outputs of a layer.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from safetensors import safe_open
 
 from app.domain.jobs.spec import QuantizationSpec
 from worker.trainer.model.bitsandbytes_import import bitsandbytes
@@ -108,6 +110,24 @@ class Frozen8(bitsandbytes.nn.Linear8bitLt):  # type: ignore[misc]  # untyped li
 
     def forward(self, x_T_K: torch.Tensor) -> torch.Tensor:
         return F.linear(x_T_K, self.weight_in(x_T_K.dtype), self.bias_in(x_T_K.dtype))
+
+
+class StoredLinear(torch.nn.Module):
+    """Takes the place of a quantized layer: the weight is read from the model's file at each use, and is never kept."""
+
+    def __init__(self, quantized: FrozenLinear, path: Path, key: str, device: torch.device) -> None:
+        super().__init__()
+        self.in_features, self.out_features = quantized.in_features, quantized.out_features
+        self.weight, self.bias = quantized.weight, quantized.bias
+        self._path, self._key, self._device = path, key, device
+
+    def weight_in(self, dtype: torch.dtype) -> torch.Tensor:
+        with safe_open(self._path, framework="pt", device="cpu") as file:
+            weight: torch.Tensor = file.get_tensor(self._key)
+        return weight.to(self._device, dtype)
+
+    def bias_in(self, dtype: torch.dtype) -> torch.Tensor | None:
+        return None if self.bias is None else self.bias.to(dtype)
 
 
 def freeze(weight_D_K: torch.Tensor, quantization: QuantizationSpec | None, compute_dtype: torch.dtype) -> FrozenLinear:

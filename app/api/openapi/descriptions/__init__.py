@@ -9,7 +9,17 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from app.api.openapi.descriptions import basics, evaluations, files, jobs, organization, plans, queue, webhooks
+from app.api.openapi.descriptions import (
+    basics,
+    deliveries,
+    evaluations,
+    files,
+    jobs,
+    organization,
+    plans,
+    queue,
+    webhooks,
+)
 from app.domain.jobs.parameters.hyperparameters import (
     HYPERPARAMETERS,
     METHOD_HYPERPARAMETERS,
@@ -54,6 +64,7 @@ BY_FIELD = {
 }
 BY_SCHEMA = (
     basics.BY_SCHEMA
+    | deliveries.BY_SCHEMA
     | files.BY_SCHEMA
     | jobs.BY_SCHEMA
     | organization.BY_SCHEMA
@@ -64,10 +75,12 @@ BY_SCHEMA = (
 )
 # Schemas whose missing descriptions are those of another schema with the same fields.
 FALLBACK_SCHEMAS = {
+    "DeliveryBody": "DeliveryOfJob",
     "NewKey": "KeyBody",
     "OrganizationJob": "JobBody",
     "OwnProject": "ProjectWithUsage",
     "ProjectWithUsage": "ProjectBody",
+    "UpdateDeliveryTarget": "CreateDeliveryTarget",
     "UpdateKey": "CreateKey",
     "UpdateProject": "CreateProject",
     "UpdateWebhookEndpoint": "CreateWebhookEndpoint",
@@ -95,6 +108,7 @@ PARAMETERS = {
     "project_ids[]": "Only changes of these projects, or with their keys.",
     "purpose": "Only files with this purpose.",
     "resource_ids[]": "Only entries with one of these ids: of a job, a file, a key, ...",
+    "target_id": "The delivery target, by its id or name.",
     "upload_id": "The upload.",
 }
 # The models of the request parameters that are fields of these schemas, too.

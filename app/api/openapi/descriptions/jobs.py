@@ -40,6 +40,8 @@ BY_SCHEMA = {
     "JobBody.adapter": "The trained weights, once the job has succeeded.",
     "JobBody.compatibility": "Which inference engines serve the adapter as it is, and what to do for the others.",
     "JobBody.attempts": "How often training has started: more than once after a pause or a lost worker.",
+    "JobBody.deliver_to": "The delivery targets that get the adapter when the job has succeeded.",
+    "JobBody.deliveries": "Where its adapters were or are being delivered, oldest first.",
     "JobBody.error": "Why the job failed; null in every other state.",
     "JobBody.estimated_finish": "Seconds since 1970, while the job runs.",
     "JobBody.fine_tuned_model": "The `ft:` name of the result, once the job has succeeded.",

@@ -108,7 +108,7 @@ NEW_JOB = {
     "evaluation": None,
     "adapter": None,
     "compatibility": job_compatibility({"lora": LORA}, JOB_ID),
-}
+} | {"deliver_to": [], "deliveries": []}
 FINISHED_JOB = NEW_JOB | {
     "started_at": 1795000340,
     "finished_at": 1795000460,
@@ -273,13 +273,8 @@ READY = {
 
 
 def page_of(*items: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "object": "list",
-        "data": list(items),
-        "has_more": False,
-        "first_id": items[0]["id"],
-        "last_id": items[-1]["id"],
-    }
+    ids = {"first_id": items[0]["id"], "last_id": items[-1]["id"]}
+    return {"object": "list", "data": list(items), "has_more": False, **ids}
 
 
 def deleted(item: dict[str, Any]) -> dict[str, Any]:

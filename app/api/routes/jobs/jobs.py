@@ -174,4 +174,5 @@ def render(app_state: AppState, view: JobView) -> dict[str, Any]:
         view.expected_start_at,
         view.waiting_for,
         view.compatibility,
+        view.deliveries,
     )

@@ -64,6 +64,7 @@ async def get_job(request: Request, job_id: str, wait: Wait = 0) -> Response:
         row.expected_start_at,
         row.waiting_for,
         row.compatibility,
+        row.deliveries,
     )
     body = json.dumps(rendered, separators=(",", ":"), ensure_ascii=False).encode()
     return Response(body, headers=etag_headers(_etag(app_state, row)), media_type="application/json")

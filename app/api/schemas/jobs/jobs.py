@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any, Literal, Protocol
 
 from app.api.schemas.common import Body, ListBody, WarningBody, unix_seconds, unix_seconds_or_none
+from app.api.schemas.deliveries import DeliveryOfJob
 from app.api.schemas.jobs.evaluations import EvaluationError
 from app.domain.artifacts.compatibility import Compatibility, job_compatibility
 from app.domain.evaluations.summary import EvaluationSummary
@@ -122,6 +123,8 @@ class JobBody(Body):
     evaluation: EvaluationOfJob | None
     adapter: AdapterOfJob | None
     compatibility: Compatibility
+    deliver_to: list[str]
+    deliveries: list[DeliveryOfJob]
 
 
 class JobList(ListBody):
@@ -186,6 +189,8 @@ class JobView(Protocol):
     @property
     def worker_labels(self) -> list[str]: ...
     @property
+    def deliver_to(self) -> list[str]: ...
+    @property
     def cloned_from(self) -> str | None: ...
     @property
     def warnings(self) -> list[dict[str, Any]]: ...
@@ -207,6 +212,7 @@ def render_job(
     expected_start_at: datetime | None = None,
     waiting_for: str | None = None,
     compatibility: dict[str, Any] | None = None,
+    deliveries: Sequence[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """`compatibility` is that of the result's manifest; without one it follows from the spec."""
     spec = job.spec
@@ -254,6 +260,8 @@ def render_job(
         "evaluation": _evaluation(job),
         "adapter": _adapter(job, adapter_file_ids),
         "compatibility": compatibility or job_compatibility(spec, job.id),
+        "deliver_to": job.deliver_to,
+        "deliveries": list(deliveries or ()),
     }
 
 

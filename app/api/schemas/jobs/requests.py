@@ -136,6 +136,13 @@ class CreateJob(Strict):
         list[WorkerLabel] | None,
         Field(max_length=MAX_LABELS, description="Only a worker with all of these labels runs the job."),
     ] = None
+    deliver_to: Annotated[
+        list[Id] | None,
+        Field(
+            max_length=16,
+            description="Names of delivery targets that get the adapter. Default: targets with `default`; []: none.",
+        ),
+    ] = None
     training_type: Annotated[
         TrainingType | None,
         Field(

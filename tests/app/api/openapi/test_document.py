@@ -16,6 +16,13 @@ from app.api.openapi.document import RESPONSE_EXAMPLES
 from app.api.openapi.examples import all_operations
 from app.api.openapi.examples import uploads as upload_examples
 from app.api.schemas.common import Deleted, ErrorBody
+from app.api.schemas.deliveries import (
+    DeliveryBody,
+    DeliveryList,
+    DeliveryTargetBody,
+    DeliveryTargetDeleted,
+    DeliveryTargetList,
+)
 from app.api.schemas.file_reports import FileReportBody
 from app.api.schemas.files import FileBody, FileList
 from app.api.schemas.jobs import parameters
@@ -60,6 +67,7 @@ MODELS: tuple[type[BaseModel], ...] = (
     WebhookDeliveryBody, WebhookDeliveryList, WebhookEndpointBody, WebhookEndpointDeleted,
     WebhookEndpointList, WebhookEndpointTestResult, WebhookEndpointWithSecret, WebhookEventTypeList,
     StatusBody, DiffBody, EvaluationBody, EvaluationList, ExportBody, ExportList, FileReportBody, PermissionList,
+    DeliveryBody, DeliveryList, DeliveryTargetBody, DeliveryTargetDeleted, DeliveryTargetList,
 )  # fmt: skip
 
 

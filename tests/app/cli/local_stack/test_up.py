@@ -33,7 +33,7 @@ from tests.app.cli.local_stack.support import (
 )
 from tests.tiny import make_tiny_base
 
-SERVICES = {"postgres", "valkey", "api", "web", "gpu-worker", "cpu-worker", "reconciler", "webhooks"}
+SERVICES = {"postgres", "valkey", "api", "web", "gpu-worker", "cpu-worker", "reconciler", "webhooks", "deliveries"}
 START_SECONDS = 120.0
 
 Start = Callable[..., "Running"]

@@ -1,0 +1,54 @@
+"""Descriptions of delivery targets and deliveries."""
+
+from __future__ import annotations
+
+BY_SCHEMA = {
+    "CreateDeliveryTarget.destination": "Where adapters go, by `kind`.",
+    "DeliveryBody.attempts": "The number of attempts so far.",
+    "DeliveryBody.checkpoint": "The checkpoint whose adapter is delivered.",
+    "DeliveryBody.delivered_at": "When the target first had it, in seconds since 1970; null: not yet.",
+    "DeliveryBody.location": "What the target has, as its kind reports it: a path, a revision, objects; null: nothing.",
+    "DeliveryBody.next_attempt_at": (
+        "The next attempt, in seconds since 1970. Of one that is `delivered` it looks whether the engine still has it. "
+        "Null: none is due."
+    ),
+    "DeliveryBody.updated_at": "The last change, in seconds since 1970.",
+    "DeliveryOfJob.check": (
+        "Whether an engine computes with the adapter what the trainer computed; null: not compared, as other kinds do "
+        "not answer, and a checkpoint before the result has nothing to compare with."
+    ),
+    "DeliveryOfJob.error": "Why the last attempt failed and what to do; null: it did not.",
+    "DeliveryOfJob.model": "The `ft:` name.",
+    "DeliveryOfJob.served_model": "The name under which the target has it.",
+    "DeliveryOfJob.status": (
+        "`pending` until an attempt succeeds or eleven have failed; `withdrawing` until the target has forgotten it."
+    ),
+    "DeliveryOfJob.target": "The name of the delivery target.",
+    "DeliveryTargetBody.credentials": "The names of the stored credentials.",
+    "DeliveryTargetBody.default": "Whether jobs without `deliver_to` are delivered there.",
+    "DeliveryTargetBody.destination": "Where adapters go.",
+    "DeliveryTargetBody.kind": "The kind of the destination.",
+    "DeliveryTargetBody.name": "The name, unique in the project.",
+    "DeliveryTargetBody.served_model": "The one name for every adapter delivered there; null: the `ft:` names.",
+    "DeliveryTargetBody.updated_at": "The last change, in seconds since 1970.",
+    "DirectoryDestination.kind": "A directory of the server.",
+    "EngineCompatibility.instead": "What to serve instead; null if `ok`.",
+    "HuggingFaceDestination.kind": "The Hugging Face Hub.",
+    "S3Destination.bucket": "The bucket.",
+    "S3Destination.kind": "A bucket of S3, or of a server that is compatible with it.",
+    "S3Destination.region": "The region of the bucket.",
+    "ServedCheck.difference": "Mean |trainer - engine| under the adapter, in nats per expected token.",
+    "ServedCheck.engine_effect": "Mean |base - adapter| in the engine.",
+    "ServedCheck.largest_difference": "The largest |trainer - engine|; only for information.",
+    "ServedCheck.noise": "The trainer's own mean difference between 16 bits and float32.",
+    "ServedCheck.prompts": "The number of held-out prompts.",
+    "ServedCheck.tokens": "The number of expected tokens.",
+    "ServedCheck.top1_agreement": "The share of tokens at which trainer and engine have the same most likely token.",
+    "ServedCheck.trainer_effect": "Mean |base - adapter| in the trainer.",
+    "ServedCheck.verdict": (
+        "`same`, `differs`, `no_effect` (the engine answers as the base model does), `unclear`, or "
+        "`too_small_to_tell`. `differs` and `no_effect` fail the delivery."
+    ),
+    "SglangDestination.kind": "SGLang.",
+    "VllmDestination.kind": "vLLM.",
+}

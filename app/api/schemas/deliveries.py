@@ -1,0 +1,150 @@
+"""Bodies of delivery targets, and of deliveries of adapters."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from app.api.schemas.common import Body, ListBody, unix_seconds, unix_seconds_or_none
+from app.api.schemas.jobs.requests import Id, Strict
+from app.db.tables import DeliveryTarget
+from app.domain.deliveries.served_check import ServedCheck
+from app.domain.deliveries.targets import MAX_CREDENTIAL_CHARACTERS, AnyDestination
+from app.services.deliveries.deliveries import DeliveryView
+
+CREDENTIALS_DESCRIPTION = (
+    "By kind: `api_key` of an engine; `access_key_id`, `secret_access_key` and `session_token` of S3; `token` of the "
+    "hub. Stored encrypted, never returned."
+)
+Credential = Annotated[str, Field(min_length=1, max_length=MAX_CREDENTIAL_CHARACTERS)]
+Credentials = Annotated[
+    dict[str, Credential],
+    Field(
+        max_length=8,
+        description=CREDENTIALS_DESCRIPTION,
+    ),
+]
+ServedModel = Annotated[
+    str | None,
+    Field(
+        min_length=1,
+        max_length=200,
+        pattern="^[A-Za-z0-9][A-Za-z0-9._:-]*$",
+        description="One name for every adapter delivered there, each replacing the last. Default: the `ft:` name.",
+    ),
+]
+Default = Annotated[bool, Field(description="Jobs that do not have `deliver_to` are delivered there.")]
+DeliveryStatus = Literal["pending", "delivered", "failed", "withdrawing", "withdrawn"]
+
+
+class CreateDeliveryTarget(Strict):
+    name: Annotated[str, Field(min_length=1, max_length=64, description="Unique in the project.")]
+    destination: AnyDestination
+    credentials: Annotated[Credentials | None, Field(description=CREDENTIALS_DESCRIPTION)] = None
+    served_model: ServedModel = None
+    default: Default = False
+
+
+class UpdateDeliveryTarget(Strict):
+    """Absent fields keep their values. What was not delivered yet is tried again at once."""
+
+    destination: Annotated[AnyDestination | None, Field(description="Of the same kind.")] = None
+    credentials: Annotated[Credentials | None, Field(description="Replaces all credentials; {} removes them.")] = None
+    served_model: ServedModel = None
+    default: Annotated[bool | None, Field(description="Whether jobs without `deliver_to` are delivered there.")] = None
+
+
+class CreateDelivery(Strict):
+    target: Annotated[Id, Field(description="The name of a delivery target.")]
+    checkpoint: Annotated[
+        Id | None, Field(description="A kept checkpoint, by its id or its model. Default: the job's result.")
+    ] = None
+
+
+class DeliveryTargetBody(Body):
+    id: str
+    object: Literal["delivery_target"]
+    created_at: int
+    updated_at: int
+    name: str
+    kind: Literal["directory", "vllm", "sglang", "s3", "huggingface"]
+    destination: AnyDestination
+    credentials: list[str]
+    served_model: str | None
+    default: bool
+
+
+class DeliveryTargetList(ListBody):
+    data: list[DeliveryTargetBody]
+
+
+class DeliveryTargetDeleted(Body):
+    id: str
+    object: Literal["delivery_target.deleted"]
+    deleted: Literal[True]
+
+
+class DeliveryOfJob(Body):
+    """A delivery as its job shows it."""
+
+    id: str
+    target: str
+    status: DeliveryStatus
+    model: str
+    served_model: str
+    check: ServedCheck | None
+    error: str | None
+
+
+class DeliveryBody(DeliveryOfJob):
+    object: Literal["fine_tuning.job.delivery"]
+    created_at: int
+    updated_at: int
+    fine_tuning_job_id: str
+    checkpoint: str
+    attempts: int
+    next_attempt_at: int | None
+    delivered_at: int | None
+    location: dict[str, Any] | None
+
+
+class DeliveryList(ListBody):
+    data: list[DeliveryBody]
+
+
+def render_target(target: DeliveryTarget) -> dict[str, Any]:
+    return {
+        "id": target.id,
+        "object": "delivery_target",
+        "created_at": unix_seconds(target.created_at),
+        "updated_at": unix_seconds(target.updated_at),
+        "name": target.name,
+        "kind": target.kind,
+        "destination": target.destination,
+        "credentials": target.credential_names,
+        "served_model": target.served_model,
+        "default": target.is_default,
+    }
+
+
+def render_delivery(view: DeliveryView) -> dict[str, Any]:
+    delivery = view.delivery
+    return {
+        "id": delivery.id,
+        "object": "fine_tuning.job.delivery",
+        "created_at": unix_seconds(delivery.created_at),
+        "updated_at": unix_seconds(delivery.updated_at),
+        "fine_tuning_job_id": delivery.job_id,
+        "target": view.target,
+        "status": delivery.state,
+        "model": delivery.model,
+        "checkpoint": delivery.checkpoint_id,
+        "served_model": delivery.served_model,
+        "check": delivery.served_check,
+        "error": delivery.error,
+        "attempts": delivery.attempt,
+        "next_attempt_at": unix_seconds_or_none(delivery.next_attempt_at),
+        "delivered_at": unix_seconds_or_none(delivery.delivered_at),
+        "location": delivery.location,
+    }

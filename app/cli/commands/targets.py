@@ -1,0 +1,154 @@
+"""`tunery targets`: delivery targets, where finished adapters go."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from app.cli.client.service_discovery import target_path
+from app.cli.errors import UsageError
+from app.cli.options import AsJson, with_client
+from app.cli.output.console import print_json, print_line, print_note, print_table
+
+if TYPE_CHECKING:
+    from app.cli.client.http import Client
+
+LISTS, FLAGS = ("urls",), ("private",)  # keys of a destination that are no strings
+
+commands = typer.Typer(no_args_is_help=True, help="Delivery targets, which get the adapters of finished jobs.")
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the target.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="A key of the destination, such as path=/srv/adapters; repeatable."
+    ),
+]
+CredentialsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--credentials", help='JSON file with the credentials, such as {"api_key": "..."}; - reads standard input.'
+    ),
+]
+ServedModel = Annotated[str | None, typer.Option(help="One name for every adapter, each replacing the last.")]
+Default = Annotated[
+    bool | None, typer.Option("--default/--no-default", help="Deliver the jobs that name no target there.")
+]
+
+
+@commands.command("create")
+@with_client
+def create(
+    client: "Client",
+    name: Name,
+    kind: Annotated[str, typer.Option(help="directory, vllm, sglang, s3 or huggingface.")],
+    settings: Set = None,
+    credentials: CredentialsFile = None,
+    served_model: ServedModel = None,
+    default: Default = None,
+    as_json: AsJson = False,
+) -> None:
+    """Create a target. docs/serving.md lists the keys of each kind."""
+    body = {"name": name, "destination": {"kind": kind} | _destination(settings or [])}
+    target = client.post("delivery_targets", body | _options(credentials, served_model, default))
+    if as_json:
+        print_json(target)
+        return
+    print_line(target["id"])
+    print_note(f"Deliver a job with `tunery jobs deliver JOB --to {name}`, or create it with `--deliver-to {name}`.")
+
+
+@commands.command("list")
+@with_client
+def list_targets(client: "Client", as_json: AsJson = False) -> None:
+    """List the targets of the project."""
+    targets = list(client.pages("delivery_targets", limit=100))
+    if as_json:
+        print_json(targets)
+        return
+    rows = [
+        [
+            row["name"],
+            row["kind"],
+            row["served_model"] or "",
+            "yes" if row["default"] else "",
+            _where(row["destination"]),
+        ]
+        for row in targets
+    ]
+    columns = ["name", "kind", "served model", "default", "destination"]
+    print_table(columns, rows, "No targets. Create one with `tunery targets create NAME --kind KIND`.")
+
+
+@commands.command("show")
+@with_client
+def show(client: "Client", name: Name) -> None:
+    """Print a target as JSON."""
+    print_json(client.get(target_path(name)))
+
+
+@commands.command("update")
+@with_client
+def update(
+    client: "Client",
+    name: Name,
+    settings: Set = None,
+    credentials: CredentialsFile = None,
+    served_model: ServedModel = None,
+    default: Default = None,
+) -> None:
+    """Change a target; what was not delivered yet is tried again at once."""
+    path, body = target_path(name), _options(credentials, served_model, default)
+    if settings:
+        body["destination"] = client.get(path)["destination"] | _destination(settings)
+    if not body:
+        raise UsageError("Nothing to change: give --set, --credentials, --served-model or --default.")
+    client.post(path, body)
+    print_line(f"{name} changed")
+
+
+@commands.command("delete")
+@with_client
+def delete(client: "Client", name: Name) -> None:
+    """Delete a target and its credentials. What was delivered stays there."""
+    client.delete(target_path(name))
+    print_line(f"{name} deleted")
+
+
+def _destination(settings: list[str]) -> dict[str, Any]:
+    destination: dict[str, Any] = {}
+    for setting in settings:
+        key, separator, value = setting.partition("=")
+        if not separator or not key:
+            raise UsageError(f"--set {setting}: write KEY=VALUE.")
+        destination[key] = value
+        if key in LISTS:
+            destination[key] = [part.strip() for part in value.split(",")]
+        elif key in FLAGS and value in ("true", "false"):
+            destination[key] = value == "true"
+    return destination
+
+
+def _options(credentials: Path | None, served_model: str | None, default: bool | None) -> dict[str, Any]:
+    options = {"credentials": _read(credentials), "served_model": served_model, "default": default}
+    return {key: value for key, value in options.items() if value is not None}
+
+
+def _read(path: Path | None) -> Any:
+    """The credentials; never an argument, which the shell's history and the list of processes would show."""
+    if path is None:
+        return None
+    try:
+        return json.loads(sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"--credentials {path}: {getattr(error, 'strerror', None) or 'it is not valid JSON'}."
+        ) from error
+
+
+def _where(destination: dict[str, Any]) -> str:
+    for key in ("path", "bucket", "repo_id"):
+        if key in destination:
+            return str(destination[key])
+    return ", ".join(destination.get("urls", ()))

@@ -1,0 +1,249 @@
+"""Deliveries, the outbox: claims of due deliveries, and the outcomes of their attempts. Never commits.
+
+A claim leases a delivery and increments its attempt number, which guards the writes that follow. A target has one
+attempt at a time, of any sender: two adapters under one name then replace each other in their order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import func, null, select, text, update
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.orm import Session
+
+from app.db.deliveries import targets
+from app.db.ids import new_id
+from app.db.jobs.events import append_event, next_event_seq
+from app.db.tables import Checkpoint, Delivery, DeliveryTarget, Job, ServedReferenceRow
+from app.domain.deliveries.states import DeliveryState
+
+CLAIM_LOCK = text("SELECT pg_advisory_xact_lock(hashtext('deliveries.claim'))")
+CLAIM = text(
+    """
+    UPDATE deliveries d
+    SET attempt = d.attempt + 1, tries = d.tries + 1, leased_until = clock_timestamp() + CAST(:lease AS interval)
+    FROM (
+      SELECT due.id FROM delivery_targets t CROSS JOIN LATERAL (
+        SELECT x.id, x.next_attempt_at FROM deliveries x
+        WHERE x.target_id = t.id AND x.next_attempt_at <= clock_timestamp() AND NOT EXISTS (
+          SELECT FROM deliveries held WHERE held.target_id = t.id AND held.leased_until >= clock_timestamp()
+        )
+        ORDER BY x.next_attempt_at, x.seq LIMIT 1
+      ) due
+      WHERE t.deleted_at IS NULL
+      ORDER BY due.next_attempt_at LIMIT :limit
+    ) chosen
+    WHERE d.id = chosen.id
+    RETURNING d.id
+    """
+)
+
+
+@dataclass(frozen=True)
+class ClaimedDelivery:
+    """A claimed delivery with the rows that its attempt needs."""
+
+    delivery: Delivery
+    target: DeliveryTarget
+    job: Job
+    checkpoint: Checkpoint
+    reference: Mapping[str, Any] | None  # what the trainer recorded; None for a checkpoint without it
+
+
+def create(session: Session, job: Job, checkpoint: Checkpoint, target: DeliveryTarget) -> Delivery:
+    """Insert a delivery that is due at once; an earlier one of the same adapter and target is due again instead."""
+    now = func.clock_timestamp()
+    statement = upsert(Delivery).values(
+        id=new_id("delivery", "_"),
+        project_id=job.project_id,
+        target_id=target.id,
+        job_id=job.id,
+        checkpoint_id=checkpoint.id,
+        model=checkpoint.name,
+        served_model=target.served_model or checkpoint.name,
+        next_attempt_at=now,
+    )
+    again = {"state": DeliveryState.PENDING.value, "tries": 0, "next_attempt_at": now, "error": null()}
+    row = session.execute(
+        statement.on_conflict_do_update(
+            index_elements=["target_id", "model"],
+            index_where=text("state <> 'withdrawn'"),
+            set_=again | {"served_model": statement.excluded.served_model, "updated_at": now},
+        )
+        .returning(Delivery)
+        .execution_options(populate_existing=True)
+    ).scalar_one()
+    add_event(
+        session, job.id, f"Delivery of {checkpoint.name} to {target.name} requested", data=_event_data(row, target)
+    )
+    return row
+
+
+def create_for_result(session: Session, job: Job, checkpoint: Checkpoint) -> None:
+    """Insert the deliveries that the job asked for; a target that was deleted meanwhile becomes an event."""
+    found = targets.by_names(session, job.project_id, job.deliver_to)
+    for name in job.deliver_to:
+        if name in found:
+            create(session, job, checkpoint, found[name])
+        else:
+            add_event(session, job.id, f"Not delivered to {name}: the target was deleted", level="warn")
+
+
+def get(session: Session, project_id: str, job_id: str, delivery_id: str) -> tuple[Delivery, str] | None:
+    """(delivery, name of its target)."""
+    query = _with_target_name().where(
+        Delivery.project_id == project_id, Delivery.job_id == job_id, Delivery.id == delivery_id
+    )
+    row = session.execute(query).one_or_none()
+    return None if row is None else (row[0], row[1])
+
+
+def page(session: Session, job_id: str, limit: int, after: Delivery | None = None) -> list[tuple[Delivery, str]]:
+    """A page of (delivery, name of its target), newest first."""
+    query = _with_target_name().where(Delivery.job_id == job_id)
+    if after is not None:
+        query = query.where(Delivery.seq < after.seq)
+    return [(row[0], row[1]) for row in session.execute(query.order_by(Delivery.seq.desc()).limit(limit))]
+
+
+def of_jobs(session: Session, job_ids: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """{job id: its deliveries as the job shows them, oldest first}, only of jobs that have some."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    query = _with_target_name().where(Delivery.job_id.in_(job_ids)).order_by(Delivery.seq)
+    for delivery, target in session.execute(query) if job_ids else ():
+        shown = {
+            "id": delivery.id,
+            "target": target,
+            "status": delivery.state,
+            "model": delivery.model,
+            "served_model": delivery.served_model,
+            "check": delivery.served_check,
+            "error": delivery.error,
+        }
+        found.setdefault(delivery.job_id, []).append(shown)
+    return found
+
+
+def withdraw(session: Session, delivery: Delivery) -> None:
+    """Have the target forget an adapter; one that was never attempted is withdrawn at once."""
+    if delivery.state in (DeliveryState.WITHDRAWING, DeliveryState.WITHDRAWN):
+        return
+    values: dict[str, Any] = {"state": DeliveryState.WITHDRAWN, "next_attempt_at": null()}
+    if delivery.attempt:
+        values = {"state": DeliveryState.WITHDRAWING, "next_attempt_at": func.clock_timestamp(), "tries": 0}
+    session.execute(
+        update(Delivery)
+        .where(Delivery.id == delivery.id)
+        .values(**values, error=null(), updated_at=func.clock_timestamp())
+        .execution_options(synchronize_session=False)
+    )
+    session.refresh(delivery)
+    add_event(session, delivery.job_id, f"Withdrawal of {delivery.model} from its target requested")
+
+
+def withdraw_model(session: Session, model: str) -> None:
+    """Withdraw every delivery of an `ft:` model, as it is deleted."""
+    for delivery in session.scalars(select(Delivery).where(Delivery.model == model).with_for_update()):
+        withdraw(session, delivery)
+
+
+# --- the sender -------------------------------------------------------------------------------------------------------
+
+
+def claim(session: Session, limit: int, lease_seconds: float) -> list[ClaimedDelivery]:
+    """Claim at most `limit` due deliveries, one per target. Claims are serialized: each must see those before it."""
+    session.execute(CLAIM_LOCK)
+    ids = session.scalars(CLAIM, {"limit": limit, "lease": timedelta(seconds=lease_seconds)}).all()
+    query = (
+        select(Delivery, DeliveryTarget, Job, Checkpoint, ServedReferenceRow.reference)
+        .join(DeliveryTarget, DeliveryTarget.id == Delivery.target_id)
+        .join(Job, Job.id == Delivery.job_id)
+        .join(Checkpoint, Checkpoint.id == Delivery.checkpoint_id)
+        .outerjoin(ServedReferenceRow, ServedReferenceRow.checkpoint_id == Delivery.checkpoint_id)
+        .where(Delivery.id.in_(ids))
+    )
+    return [ClaimedDelivery(*row) for row in session.execute(query)]
+
+
+def renew(session: Session, attempts: Sequence[tuple[str, int]], lease_seconds: float) -> None:
+    """Extend the leases of (delivery id, attempt)."""
+    for delivery_id, attempt in attempts:
+        session.execute(
+            update(Delivery)
+            .where(Delivery.id == delivery_id, Delivery.attempt == attempt, Delivery.leased_until.is_not(None))
+            .values(leased_until=due_in(lease_seconds))
+        )
+
+
+def record(session: Session, claimed: ClaimedDelivery, **columns: Any) -> bool:
+    """Write the outcome of an attempt and end its lease.
+
+    Returns False without writing it if the delivery was claimed again, withdrawn or changed since the claim.
+    """
+    attempt = (Delivery.id == claimed.delivery.id, Delivery.attempt == claimed.delivery.attempt)
+    recorded = session.execute(
+        update(Delivery)
+        .where(*attempt, Delivery.state == claimed.delivery.state)
+        .values(leased_until=null(), updated_at=func.clock_timestamp(), **columns)
+        .returning(Delivery.id)
+    ).scalar_one_or_none()
+    if recorded is None:
+        session.execute(update(Delivery).where(*attempt).values(leased_until=null()))
+    return recorded is not None
+
+
+def end_replaced(session: Session, claimed: ClaimedDelivery) -> None:
+    """End the earlier deliveries whose name at the target is now this one's."""
+    delivery = claimed.delivery
+    session.execute(
+        update(Delivery)
+        .where(
+            Delivery.target_id == delivery.target_id,
+            Delivery.served_model == delivery.served_model,
+            Delivery.seq < delivery.seq,
+            Delivery.state != DeliveryState.WITHDRAWN,
+        )
+        .values(
+            state=DeliveryState.WITHDRAWN,
+            next_attempt_at=null(),
+            error=f"replaced by {delivery.model}",
+            updated_at=func.clock_timestamp(),
+        )
+    )
+
+
+def due_in(seconds: float) -> Any:
+    return func.clock_timestamp() + timedelta(seconds=seconds)
+
+
+def add_event(
+    session: Session, job_id: str, message: str, level: str = "info", data: Mapping[str, Any] | None = None
+) -> None:
+    """Append an event to a job, also to one that has ended; the job's version changes, so clients see the delivery."""
+    job = session.execute(
+        update(Job)
+        .where(Job.id == job_id)
+        .values(**next_event_seq())
+        .returning(Job)
+        .execution_options(populate_existing=True)
+    ).scalar_one()
+    append_event(session, job, message, level, data=data)
+
+
+def add_reference(session: Session, checkpoint: Checkpoint, reference: Mapping[str, Any]) -> None:
+    """Store what the trainer recorded for a result; it replaces that of an earlier attempt."""
+    values = {"project_id": checkpoint.project_id, "reference": dict(reference)}
+    statement = upsert(ServedReferenceRow).values(checkpoint_id=checkpoint.id, **values)
+    session.execute(statement.on_conflict_do_update(index_elements=["checkpoint_id"], set_=values))
+
+
+def _with_target_name() -> Any:
+    return select(Delivery, DeliveryTarget.name).join(DeliveryTarget, DeliveryTarget.id == Delivery.target_id)
+
+
+def _event_data(delivery: Delivery, target: DeliveryTarget) -> dict[str, Any]:
+    return {"delivery": delivery.id, "target": target.name, "served_model": delivery.served_model}

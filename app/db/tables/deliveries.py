@@ -1,0 +1,102 @@
+"""Delivery targets of projects, deliveries of adapters (the outbox), and what the trainer recorded to check them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import CheckConstraint, ForeignKey, Identity, Index, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.db.base import Base, now, sql_string_list
+from app.domain.deliveries.states import DUE_STATES, DeliveryState
+from app.domain.deliveries.targets import TargetKind
+
+
+class DeliveryTarget(Base):
+    """`credentials` are encrypted; a deleted target keeps its row for the history of its deliveries, without them."""
+
+    __tablename__ = "delivery_targets"
+    __table_args__ = (
+        CheckConstraint(f"kind IN ({sql_string_list(TargetKind)})", name="kind"),
+        CheckConstraint("(deleted_at IS NOT NULL) <= (credentials IS NULL)", name="deleted_without_credentials"),
+        Index(
+            "uq_delivery_targets_name", "project_id", "name", unique=True, postgresql_where=text("deleted_at IS NULL")
+        ),
+        Index("ix_delivery_targets_page", "project_id", "seq"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    seq: Mapped[int] = mapped_column(Identity(), unique=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    name: Mapped[str]
+    kind: Mapped[str]
+    destination: Mapped[dict[str, Any]]  # a domain.deliveries.targets.Destination
+    credentials: Mapped[str | None]  # a token of app.db.deliveries.credentials
+    credential_names: Mapped[list[str]] = mapped_column(server_default=text("'[]'::jsonb"))
+    served_model: Mapped[str | None]  # one name for every adapter that is delivered, each replacing the one before
+    is_default: Mapped[bool] = mapped_column(server_default=text("false"))  # of jobs that name no target
+    created_at: Mapped[datetime] = now()
+    updated_at: Mapped[datetime] = now()
+    deleted_at: Mapped[datetime | None]
+
+
+class Delivery(Base):
+    """One adapter for one target. `attempt` is the fencing token: every claim increments it.
+
+    `tries` is the position in the retry schedule. A delivered one has a `next_attempt_at` if its target can lose it:
+    that attempt looks whether it is still there.
+    """
+
+    __tablename__ = "deliveries"
+    __table_args__ = (
+        CheckConstraint(f"state IN ({sql_string_list(DeliveryState)})", name="state"),
+        CheckConstraint(
+            f"(state IN ({sql_string_list(DUE_STATES)})) <= (next_attempt_at IS NOT NULL)", name="next_attempt_at"
+        ),
+        CheckConstraint("(state IN ('failed', 'withdrawn')) <= (next_attempt_at IS NULL)", name="ended"),
+        CheckConstraint("tries BETWEEN 0 AND attempt", name="tries"),
+        Index(
+            "uq_deliveries_one_of_a_model",
+            "target_id",
+            "model",
+            unique=True,
+            postgresql_where=text("state <> 'withdrawn'"),
+        ),
+        Index("ix_deliveries_job", "job_id", "seq"),
+        Index("ix_deliveries_model", "model"),
+        Index(
+            "ix_deliveries_due", "target_id", "next_attempt_at", postgresql_where=text("next_attempt_at IS NOT NULL")
+        ),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    seq: Mapped[int] = mapped_column(Identity(), unique=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    target_id: Mapped[str] = mapped_column(ForeignKey("delivery_targets.id"))
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    checkpoint_id: Mapped[str] = mapped_column(ForeignKey("checkpoints.id"), index=True)
+    model: Mapped[str]  # the `ft:` name
+    served_model: Mapped[str]
+    state: Mapped[str] = mapped_column(server_default=DeliveryState.PENDING.value)
+    attempt: Mapped[int] = mapped_column(server_default="0")
+    tries: Mapped[int] = mapped_column(server_default="0")
+    next_attempt_at: Mapped[datetime | None]
+    leased_until: Mapped[datetime | None]
+    error: Mapped[str | None]  # of the last attempt
+    location: Mapped[dict[str, Any] | None]  # what the target has, as its kind reports it
+    served_check: Mapped[dict[str, Any] | None]  # a domain.deliveries.served_check.ServedCheck
+    created_at: Mapped[datetime] = now()
+    delivered_at: Mapped[datetime | None]
+    updated_at: Mapped[datetime] = now()
+
+
+class ServedReferenceRow(Base):
+    """The log-probabilities that the trainer recorded for a job's result: a domain.deliveries.ServedReference."""
+
+    __tablename__ = "served_references"
+
+    checkpoint_id: Mapped[str] = mapped_column(ForeignKey("checkpoints.id", ondelete="CASCADE"), primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    reference: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = now()

@@ -1,0 +1,87 @@
+"""Use cases of deliveries, which worker.deliveries carries out. The caller owns the transaction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy.orm import Session
+
+from app.db import models
+from app.db.deliveries import deliveries
+from app.db.files import files
+from app.db.jobs import checkpoints
+from app.db.tables import Checkpoint, Delivery, Job
+from app.domain.error_text.json_text import as_json, unquoted
+from app.errors import BadRequest, NotFound
+from app.services.deliveries import targets
+from app.services.jobs import jobs
+
+
+@dataclass(frozen=True)
+class DeliveryView:
+    """A delivery with the name of its target."""
+
+    delivery: Delivery
+    target: str
+
+
+def create(
+    session: Session, project_id: str, job_id: str, target_name: str, checkpoint_name: str | None
+) -> DeliveryView:
+    """Deliver the job's result, or a checkpoint by its id or model; again if it was delivered there before.
+
+    Raises NotFound for the job, BadRequest for everything else.
+    """
+    job = jobs.get(session, project_id, job_id)
+    (name,) = targets.resolve_names(session, project_id, [target_name])
+    target = targets.get(session, project_id, name)
+    checkpoint = _select_checkpoint(session, job, checkpoint_name)
+    if files.lock_content(session, project_id, checkpoint.file_ids) < len(checkpoint.file_ids):
+        text = f"Files of the adapter of {checkpoint.name} were deleted, so it cannot be delivered."
+        raise BadRequest(text, "checkpoint", "adapter_deleted")
+    return DeliveryView(deliveries.create(session, job, checkpoint, target), target.name)
+
+
+def get(session: Session, project_id: str, job_id: str, delivery_id: str) -> DeliveryView:
+    jobs.get(session, project_id, job_id)
+    found = deliveries.get(session, project_id, job_id, delivery_id)
+    if found is None:
+        raise NotFound(f"No such delivery of job {job_id}: {unquoted(delivery_id)}", "delivery_id")
+    return DeliveryView(*found)
+
+
+def page(session: Session, project_id: str, job_id: str, limit: int, after: str | None) -> list[DeliveryView]:
+    jobs.get(session, project_id, job_id)
+    last = deliveries.get(session, project_id, job_id, after) if after is not None else None
+    if after is not None and last is None:
+        raise jobs.unknown_cursor_error("delivery", after)
+    return [DeliveryView(*row) for row in deliveries.page(session, job_id, limit, last[0] if last else None)]
+
+
+def withdraw(session: Session, project_id: str, job_id: str, delivery_id: str) -> DeliveryView:
+    """Have the target forget the adapter; no error if it has done so already."""
+    view = get(session, project_id, job_id, delivery_id)
+    deliveries.withdraw(session, view.delivery)
+    return view
+
+
+def _select_checkpoint(session: Session, job: Job, name: str | None) -> Checkpoint:
+    """The job's result, or a kept checkpoint whose model was not deleted. Raises BadRequest."""
+    id_or_name = job.fine_tuned_model if name is None else name
+    kept = checkpoints.kept(session, job.id)
+    for checkpoint in kept:
+        if id_or_name in (checkpoint.id, checkpoint.name):
+            _refuse_deleted_model(session, job, checkpoint)
+            return checkpoint
+    steps = ", ".join(f"{each.id} (step {each.step_number})" for each in kept) or "none yet"
+    if name is None:
+        text = f"Job {job.id} is {job.state} and has no result to deliver. Kept checkpoints that can be named: {steps}."
+        raise BadRequest(text, code="invalid_job_state")
+    raise BadRequest(f"checkpoint: job {job.id} keeps no checkpoint {as_json(name)}; it keeps {steps}", "checkpoint")
+
+
+def _refuse_deleted_model(session: Session, job: Job, checkpoint: Checkpoint) -> None:
+    """A deleted model must not be served again. A checkpoint of an unfinished job has no model yet."""
+    if job.fine_tuned_model is not None and models.get_tuned(session, job.project_id, checkpoint.name) is None:
+        text = f"checkpoint: the model {as_json(checkpoint.name)} was deleted, so it cannot be delivered"
+        raise BadRequest(text, "checkpoint", "adapter_deleted")

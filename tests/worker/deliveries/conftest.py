@@ -1,0 +1,117 @@
+"""A finished job, targets, and a sender whose attempts run in the test's thread."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.fernet import Fernet
+from sqlalchemy import func, select, update
+
+from app.db.deliveries import credentials as encryption
+from app.db.deliveries import deliveries, targets
+from app.db.engine import transaction
+from app.db.jobs import checkpoints
+from app.db.tables import Delivery, DeliveryTarget, Job
+from app.domain.deliveries.served_check import ReferencePrompt, ServedReference
+from app.services import models
+from app.settings import Settings
+from tests.worker.fake_trainer import TrainerPlan
+from tests.worker.worker_harness import WorkerHarness
+from worker.deliveries.outbound import guard_connections
+from worker.deliveries.sender import DeliverySender
+
+KEY = Fernet.generate_key().decode()
+REFERENCE = ServedReference(
+    dtype="bfloat16",
+    source="validation_file",
+    noise=0.002,
+    top1_agreement=1.0,
+    prompts=[
+        ReferencePrompt(tokens=[7, 8, 9, 10], positions=[2, 3], base=[-4.0, -3.0], adapter=[-0.1, -0.2], top=[9, 10]),
+        ReferencePrompt(tokens=[7, 5, 6], positions=[2], base=[-2.5], adapter=[-0.3], top=[6]),
+    ],
+)
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Path:
+    directory = tmp_path / "shared"
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture
+def settings(settings: Settings, shared: Path) -> Settings:
+    return settings.model_copy(
+        update={
+            "delivery_directories": (str(shared),),
+            "delivery_allow_http": True,
+            "delivery_allowed_networks": "127.0.0.0/8",
+            "delivery_timeout_seconds": 5.0,
+            "secret_keys": type(settings.secret_keys)(KEY),
+        }
+    )
+
+
+@dataclass
+class DeliveryHarness:
+    harness: WorkerHarness
+    sender: DeliverySender
+    shared: Path
+    claimed: list[str] = field(default_factory=list)
+
+    def target(self, destination: dict[str, Any], name: str = "production", **columns: Any) -> DeliveryTarget:
+        secrets = columns.pop("secrets", None)
+        columns["credentials"] = encryption.encrypt([KEY], secrets) if secrets else None
+        with transaction(self.harness.sessions) as session:
+            target = targets.insert(
+                session,
+                self.harness.project.id,
+                name=name,
+                kind=destination["kind"],
+                destination=destination,
+                **columns,
+            )
+            assert target is not None
+            return target
+
+    def finished_job(self, *deliver_to: str, reference: ServedReference | None = None) -> Job:
+        with transaction(self.harness.sessions) as session:
+            job = self.harness.create_queued_job()
+            session.execute(update(Job).where(Job.id == job.id).values(deliver_to=list(deliver_to)))
+        self.harness.run_next_job(TrainerPlan(steps=1))
+        job = self.harness.job(job)
+        if reference is not None:
+            with transaction(self.harness.sessions) as session:
+                (result,) = checkpoints.kept(session, job.id)
+                deliveries.add_reference(session, result, reference.model_dump(mode="json"))
+        return job
+
+    def attempt_due(self) -> None:
+        """Carry out every delivery that is due now."""
+        while claimed := self.sender.claim(10):
+            for each in claimed:
+                self.sender.attempt(each)
+
+    def make_due(self) -> None:
+        with transaction(self.harness.sessions) as session:
+            due = update(Delivery).where(Delivery.next_attempt_at.is_not(None))
+            session.execute(due.values(next_attempt_at=func.clock_timestamp()))
+
+    def delivery(self, job: Job) -> Delivery:
+        with transaction(self.harness.sessions) as session:
+            return session.scalars(select(Delivery).where(Delivery.job_id == job.id).order_by(Delivery.seq)).one()
+
+    def delete_model(self, job: Job) -> None:
+        with transaction(self.harness.sessions) as session:
+            models.delete(session, self.harness.project.id, job.fine_tuned_model or "")
+
+
+@pytest.fixture
+def delivery(harness: WorkerHarness, shared: Path) -> Iterator[DeliveryHarness]:
+    with guard_connections(harness.resources.settings.delivery_networks):
+        yield DeliveryHarness(harness, DeliverySender(harness.resources), shared)

@@ -1,0 +1,133 @@
+"""Deliveries into a directory: atomic, versioned, owned by one target, withdrawn."""
+
+from __future__ import annotations
+
+import json
+
+from app.system import artifact_directory
+from tests.worker.deliveries.conftest import DeliveryHarness
+from worker.deliveries import directory
+
+
+def test_a_finished_job_is_delivered_with_the_name_of_its_base_model(delivery: DeliveryHarness) -> None:
+    delivery.target({"kind": "directory", "path": str(delivery.shared)})
+    job = delivery.finished_job("production")
+    assert delivery.delivery(job).state == "pending"
+    delivery.attempt_due()
+    row, name = delivery.delivery(job), job.fine_tuned_model or ""
+    assert (row.state, row.error, row.next_attempt_at) == ("delivered", None, None)
+    manifest = artifact_directory.verify(delivery.shared / name)
+    config = json.loads((delivery.shared / name / "adapter_config.json").read_text())
+    assert config == {"r": 16, "base_model_name_or_path": job.base_model}
+    assert manifest["step"] == 1
+    assert delivery.harness.messages(job)[-1] == f"Delivered to production as {name}"
+
+
+def test_the_base_name_is_that_which_the_target_asks_for(delivery: DeliveryHarness) -> None:
+    delivery.target({"kind": "directory", "path": str(delivery.shared), "base_name": "/models/base"})
+    job = delivery.finished_job("production")
+    delivery.attempt_due()
+    config = json.loads((delivery.shared / (job.fine_tuned_model or "") / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "/models/base"
+
+
+def test_a_job_that_names_no_target_is_delivered_nowhere(delivery: DeliveryHarness) -> None:
+    delivery.target({"kind": "directory", "path": str(delivery.shared)})
+    delivery.finished_job()
+    delivery.attempt_due()
+    assert list(delivery.shared.iterdir()) == []
+
+
+def test_a_target_that_was_deleted_meanwhile_is_an_event_of_the_job(delivery: DeliveryHarness) -> None:
+    job = delivery.finished_job("gone")
+    assert delivery.harness.messages(job)[-1] == "Not delivered to gone: the target was deleted"
+
+
+def test_one_served_name_is_replaced_and_the_earlier_delivery_ends(delivery: DeliveryHarness) -> None:
+    delivery.target({"kind": "directory", "path": str(delivery.shared)}, served_model="bot")
+    first, second = delivery.finished_job("production"), None
+    delivery.attempt_due()
+    before = (delivery.shared / "bot").resolve()
+    second = delivery.finished_job("production")
+    delivery.attempt_due()
+    assert (delivery.shared / "bot").resolve() != before
+    assert before.exists()  # a reader may still have it open
+    assert delivery.delivery(first).state == "withdrawn"
+    assert delivery.delivery(first).error == f"replaced by {second.fine_tuned_model}"
+    delivery.delete_model(first)  # does not touch what replaced it
+    delivery.attempt_due()
+    assert artifact_directory.verify(delivery.shared / "bot")
+    assert delivery.delivery(second).state == "delivered"
+
+
+def test_it_is_withdrawn_when_its_model_is_deleted(delivery: DeliveryHarness) -> None:
+    delivery.target({"kind": "directory", "path": str(delivery.shared)})
+    job = delivery.finished_job("production")
+    delivery.attempt_due()
+    delivery.delete_model(job)
+    assert delivery.delivery(job).state == "withdrawing"
+    delivery.attempt_due()
+    assert delivery.delivery(job).state == "withdrawn"
+    assert [path.name for path in delivery.shared.iterdir()] == [directory.VERSIONS]
+    assert list((delivery.shared / directory.VERSIONS).iterdir()) == []
+
+
+def test_a_model_deleted_before_the_first_attempt_is_never_delivered(delivery: DeliveryHarness) -> None:
+    delivery.target({"kind": "directory", "path": str(delivery.shared)})
+    job = delivery.finished_job("production")
+    delivery.delete_model(job)
+    delivery.attempt_due()
+    assert delivery.delivery(job).state == "withdrawn"
+    assert list(delivery.shared.iterdir()) == []
+
+
+def test_a_model_deleted_while_it_is_delivered_is_withdrawn_afterwards(delivery: DeliveryHarness) -> None:
+    delivery.target({"kind": "directory", "path": str(delivery.shared)})
+    job = delivery.finished_job("production")
+    (claimed,) = delivery.sender.claim(10)
+    delivery.delete_model(job)
+    delivery.sender.attempt(claimed)  # its outcome is not recorded: the delivery has changed
+    assert delivery.delivery(job).state == "withdrawing"
+    delivery.attempt_due()
+    assert delivery.delivery(job).state == "withdrawn"
+    assert not (delivery.shared / (job.fine_tuned_model or "")).exists()
+
+
+def test_a_path_outside_of_the_allowed_directories_is_refused_at_once(delivery: DeliveryHarness) -> None:
+    delivery.target({"kind": "directory", "path": str(delivery.shared.parent)})
+    job = delivery.finished_job("production")
+    delivery.attempt_due()
+    row = delivery.delivery(job)
+    assert (row.state, row.next_attempt_at) == ("failed", None)
+    assert "TUNERY_DELIVERY_DIRECTORIES" in (row.error or "")
+
+
+def test_a_link_out_of_the_allowed_directories_is_refused(delivery: DeliveryHarness) -> None:
+    (delivery.shared / "out").symlink_to(delivery.shared.parent)
+    delivery.target({"kind": "directory", "path": str(delivery.shared / "out")})
+    job = delivery.finished_job("production")
+    delivery.attempt_due()
+    assert delivery.delivery(job).state == "failed"
+
+
+def test_two_targets_of_one_path_and_name_do_not_overwrite_each_other(delivery: DeliveryHarness) -> None:
+    for name in ("ours", "theirs"):
+        delivery.target({"kind": "directory", "path": str(delivery.shared)}, name, served_model="bot")
+    delivery.finished_job("ours")
+    delivery.attempt_due()
+    before = (delivery.shared / "bot").resolve()
+    other = delivery.finished_job("theirs")
+    delivery.attempt_due()
+    row = delivery.delivery(other)
+    assert row.state == "pending"
+    assert "belongs to the delivery target" in (row.error or "")
+    assert (delivery.shared / "bot").resolve() == before
+
+
+def test_a_directory_that_was_not_made_by_tunery_is_left_alone(delivery: DeliveryHarness) -> None:
+    (delivery.shared / "bot").mkdir()
+    delivery.target({"kind": "directory", "path": str(delivery.shared)}, served_model="bot")
+    job = delivery.finished_job("production")
+    delivery.attempt_due()
+    assert "was not made by Tunery" in (delivery.delivery(job).error or "")
+    assert (delivery.shared / "bot").is_dir()

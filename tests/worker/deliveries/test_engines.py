@@ -1,0 +1,290 @@
+"""Deliveries to inference engines: load, check, replace, find again after a restart, withdraw; and what goes wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import pytest
+
+from app.db.engine import transaction
+from app.db.tables import Checkpoint
+from app.domain.deliveries import states
+from app.domain.deliveries.served_check import Verdict
+from tests.engine_stand_in import BASE, BASE_ROOT, EngineStandIn, serving_engine
+from tests.worker.deliveries.conftest import REFERENCE, DeliveryHarness
+from worker.deliveries.outbound import guard_connections
+
+KINDS: tuple[Literal["vllm", "sglang"], ...] = ("vllm", "sglang")
+
+
+@pytest.fixture(params=KINDS)
+def server(request: pytest.FixtureRequest) -> Iterator[EngineStandIn]:
+    with serving_engine(EngineStandIn(request.param, REFERENCE)) as server:
+        yield server
+
+
+@pytest.fixture
+def vllm() -> Iterator[EngineStandIn]:
+    with serving_engine(EngineStandIn("vllm", REFERENCE)) as server:
+        yield server
+
+
+def destination(delivery: DeliveryHarness, *engines: EngineStandIn, **changes: Any) -> dict[str, Any]:
+    urls = [server.url for server in engines]
+    return {"kind": engines[0].kind, "urls": urls, "shared_path": str(delivery.shared)} | changes
+
+
+class TestDelivery:
+    def test_the_engine_serves_the_adapter_and_is_checked(
+        self, delivery: DeliveryHarness, server: EngineStandIn
+    ) -> None:
+        delivery.target(destination(delivery, server))
+        job = delivery.finished_job("production", reference=REFERENCE)
+        delivery.attempt_due()
+        row, name = delivery.delivery(job), job.fine_tuned_model or ""
+        assert (row.state, row.error) == ("delivered", None)
+        assert server.loaded == {name: (row.location or {})["path"]}
+        assert server.configs[name]["base_model_name_or_path"] == (BASE_ROOT if server.kind == "vllm" else BASE)
+        check = row.served_check or {}
+        assert (check["verdict"], check["difference"], check["tokens"]) == ("same", 0.0, 3)
+        assert delivery.harness.messages(job)[-1] == f"Delivered to production as {name} (check: same)"
+
+    def test_a_job_without_a_recorded_reference_is_delivered_unchecked(
+        self, delivery: DeliveryHarness, server: EngineStandIn
+    ) -> None:
+        delivery.target(destination(delivery, server))
+        job = delivery.finished_job("production")
+        delivery.attempt_due()
+        assert (delivery.delivery(job).state, delivery.delivery(job).served_check) == ("delivered", None)
+
+    def test_an_engine_that_restarts_gets_it_again(self, delivery: DeliveryHarness, server: EngineStandIn) -> None:
+        delivery.target(destination(delivery, server))
+        job = delivery.finished_job("production", reference=REFERENCE)
+        delivery.attempt_due()
+        before = dict(server.loaded)
+        server.restart()
+        delivery.make_due()
+        delivery.attempt_due()
+        assert server.loaded == before
+        assert delivery.harness.messages(job)[-1].startswith("production had lost ")
+        assert delivery.delivery(job).next_attempt_at is not None
+
+    def test_an_engine_that_still_has_it_is_left_alone(self, delivery: DeliveryHarness, server: EngineStandIn) -> None:
+        delivery.target(destination(delivery, server))
+        delivery.finished_job("production")
+        delivery.attempt_due()
+        server.calls.clear()
+        delivery.make_due()
+        delivery.attempt_due()
+        assert server.calls == ["/v1/models"]
+
+    def test_it_is_unloaded_when_its_model_is_deleted(self, delivery: DeliveryHarness, server: EngineStandIn) -> None:
+        delivery.target(destination(delivery, server))
+        job = delivery.finished_job("production")
+        delivery.attempt_due()
+        delivery.delete_model(job)
+        delivery.attempt_due()
+        assert server.loaded == {}
+        assert delivery.delivery(job).state == "withdrawn"
+
+    def test_one_served_name_is_replaced_in_place(self, delivery: DeliveryHarness, server: EngineStandIn) -> None:
+        delivery.target(destination(delivery, server), served_model="bot")
+        delivery.finished_job("production", reference=REFERENCE)
+        delivery.attempt_due()
+        first = server.loaded["bot"]
+        job = delivery.finished_job("production", reference=REFERENCE)
+        delivery.attempt_due()
+        assert list(server.loaded) == ["bot"]
+        assert server.loaded["bot"] == (delivery.delivery(job).location or {})["path"] != first
+
+    def test_every_server_gets_it(self, delivery: DeliveryHarness, vllm: EngineStandIn) -> None:
+        with serving_engine(EngineStandIn("vllm", REFERENCE)) as second:
+            delivery.target(destination(delivery, vllm, second))
+            delivery.finished_job("production")
+            delivery.attempt_due()
+            assert vllm.loaded == second.loaded != {}
+
+    def test_the_engine_sees_the_shared_path_under_another_name(
+        self, delivery: DeliveryHarness, vllm: EngineStandIn
+    ) -> None:
+        (delivery.shared / "alias").symlink_to(".")
+        delivery.target(destination(delivery, vllm, engine_path=str(delivery.shared / "alias")))
+        delivery.finished_job("production")
+        delivery.attempt_due()
+        assert all(path.startswith(f"{delivery.shared}/alias/") for path in vllm.loaded.values())
+
+
+class TestCheck:
+    def test_an_engine_that_serves_the_base_model_fails_the_delivery(
+        self, delivery: DeliveryHarness, server: EngineStandIn
+    ) -> None:
+        server.has_no_effect = True
+        delivery.target(destination(delivery, server))
+        job = delivery.finished_job("production", reference=REFERENCE)
+        delivery.attempt_due()
+        row = delivery.delivery(job)
+        assert (row.state, (row.served_check or {})["verdict"]) == ("failed", Verdict.NO_EFFECT)
+        assert "answers for" in (row.error or "")
+        assert "merged export" in (row.error or "")
+        assert server.loaded == {}
+
+    def test_other_outputs_fail_it_and_the_adapter_before_stays(
+        self, delivery: DeliveryHarness, server: EngineStandIn
+    ) -> None:
+        delivery.target(destination(delivery, server), served_model="bot")
+        delivery.finished_job("production", reference=REFERENCE)
+        delivery.attempt_due()
+        served = dict(server.loaded)
+        server.difference = 0.1
+        job = delivery.finished_job("production", reference=REFERENCE)
+        delivery.attempt_due()
+        assert (delivery.delivery(job).state, server.loaded) == ("failed", served)
+
+    def test_an_adapter_that_the_engine_scales_wrongly_is_not_delivered(
+        self, delivery: DeliveryHarness, server: EngineStandIn
+    ) -> None:
+        delivery.target(destination(delivery, server))
+        job = delivery.finished_job("production")
+        entry = {
+            "ok": False,
+            "reasons": ["Wrong answers without an error: its scale (read)"],
+            "instead": {"path": "/v1/fine_tuning/jobs/x/exports", "body": {"type": "merged"}},
+        }
+        with transaction(delivery.harness.sessions) as session:
+            checkpoint = session.get_one(Checkpoint, delivery.delivery(job).checkpoint_id)
+            checkpoint.manifest = checkpoint.manifest | {"compatibility": {server.kind: entry}}
+        delivery.attempt_due()
+        row = delivery.delivery(job)
+        assert row.state == "failed"
+        assert 'POST /v1/fine_tuning/jobs/x/exports {"type": "merged"}' in (row.error or "")
+        assert server.calls == []
+
+
+class TestFaults:
+    def failed_attempt(self, delivery: DeliveryHarness, server: EngineStandIn, **changes: Any) -> str:
+        """Deliver to a faulty server; the delivery stays pending. Returns its error."""
+        delivery.target(destination(delivery, server, **changes))
+        job = delivery.finished_job("production", reference=REFERENCE)
+        delivery.attempt_due()
+        row = delivery.delivery(job)
+        assert row.state == "pending"
+        assert row.next_attempt_at is not None
+        assert row.error is not None
+        assert row.error in delivery.harness.messages(job)[-1]
+        return row.error
+
+    def test_too_low_a_rank_limit_is_named_and_tried_again(
+        self, delivery: DeliveryHarness, server: EngineStandIn
+    ) -> None:
+        server.max_lora_rank = 8
+        assert "greater than max_lora_rank 8" in self.failed_attempt(delivery, server)
+        server.max_lora_rank = 16
+        delivery.make_due()
+        delivery.attempt_due()
+        assert len(server.loaded) == 1
+
+    def test_an_engine_that_is_away_is_tried_again(self, delivery: DeliveryHarness) -> None:
+        with serving_engine(EngineStandIn("vllm")) as server:
+            pass
+        assert "is not reachable" in self.failed_attempt(delivery, server)
+
+    def test_a_refused_key_is_named(self, delivery: DeliveryHarness, server: EngineStandIn) -> None:
+        server.api_key = "right"
+        assert "refuses the API key (401)" in self.failed_attempt(delivery, server)
+
+    def test_the_stored_key_is_sent(self, delivery: DeliveryHarness, server: EngineStandIn) -> None:
+        server.api_key = "right"
+        delivery.target(destination(delivery, server), secrets={"api_key": "right"})
+        job = delivery.finished_job("production")
+        delivery.attempt_due()
+        assert delivery.delivery(job).state == "delivered"
+
+    def test_a_redirect_is_not_followed(self, delivery: DeliveryHarness, server: EngineStandIn) -> None:
+        server.fault = (307, {"location": "http://169.254.169.254/latest/meta-data"}, "")
+        assert "is a redirect" in self.failed_attempt(delivery, server)
+
+    def test_a_private_address_is_refused_unless_it_is_allowed(
+        self, delivery: DeliveryHarness, server: EngineStandIn
+    ) -> None:
+        with guard_connections(()):
+            assert "TUNERY_DELIVERY_ALLOWED_NETWORKS" in self.failed_attempt(delivery, server)
+        assert server.calls == []
+
+    def test_vllm_that_loads_nothing_while_it_runs_is_named(
+        self, delivery: DeliveryHarness, vllm: EngineStandIn
+    ) -> None:
+        respond = vllm.respond
+        vllm.respond = lambda method, path, body, key: (  # type: ignore[method-assign]
+            (404, {"detail": "Not Found"}) if "lora" in path else respond(method, path, body, key)
+        )
+        assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True" in self.failed_attempt(delivery, vllm)
+
+    def test_a_name_that_the_engine_serves_from_elsewhere_is_not_replaced(
+        self, delivery: DeliveryHarness, server: EngineStandIn
+    ) -> None:
+        server.loaded["bot"] = "/elsewhere/bot"
+        delivery.target(destination(delivery, server), served_model="bot")
+        job = delivery.finished_job("production")
+        delivery.attempt_due()
+        assert "serves bot from /elsewhere/bot" in (delivery.delivery(job).error or "")
+        assert server.loaded == {"bot": "/elsewhere/bot"}
+
+    def test_the_problem_of_one_server_does_not_keep_it_from_the_others(
+        self, delivery: DeliveryHarness, vllm: EngineStandIn
+    ) -> None:
+        with serving_engine(EngineStandIn("vllm", max_lora_rank=8)) as second:
+            error = self.failed_attempt(delivery, vllm, urls=[vllm.url, second.url])
+        assert error.startswith("1 of 2 servers: ")
+        assert len(vllm.loaded) == 1
+
+    def test_an_engine_that_is_away_keeps_the_withdrawal_waiting(self, delivery: DeliveryHarness) -> None:
+        with serving_engine(EngineStandIn("vllm")) as server:
+            delivery.target(destination(delivery, server))
+            job = delivery.finished_job("production")
+            delivery.attempt_due()
+        delivery.delete_model(job)
+        delivery.attempt_due()
+        row = delivery.delivery(job)
+        assert (row.state, "is not reachable" in (row.error or "")) == ("withdrawing", True)
+        with serving_engine(server):
+            delivery.make_due()
+            delivery.attempt_due()
+        assert (delivery.delivery(job).state, server.loaded) == ("withdrawn", {})
+
+    def test_credentials_that_no_key_decrypts_are_named(self, delivery: DeliveryHarness, vllm: EngineStandIn) -> None:
+        delivery.target(destination(delivery, vllm), secrets={"api_key": "x"})
+        job = delivery.finished_job("production")
+        delivery.sender.settings = delivery.sender.settings.model_copy(
+            update={"secret_keys": type(delivery.sender.settings.secret_keys)("")}
+        )
+        delivery.attempt_due()
+        assert "TUNERY_SECRET_KEYS" in (delivery.delivery(job).error or "")
+
+    def test_the_last_attempt_fails_the_delivery(
+        self, delivery: DeliveryHarness, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(states, "RETRY_SECONDS", (0.0,))
+        with serving_engine(EngineStandIn("vllm")) as server:
+            pass
+        delivery.target(destination(delivery, server))
+        job = delivery.finished_job("production")
+        delivery.attempt_due()
+        row = delivery.delivery(job)
+        assert (row.state, row.attempt) == ("failed", 2)
+        assert "it is not tried again" in delivery.harness.messages(job)[-1]
+
+
+def test_stored_credentials_are_no_plain_text(delivery: DeliveryHarness, vllm: EngineStandIn) -> None:
+    target = delivery.target(destination(delivery, vllm), secrets={"api_key": "very-secret"})
+    assert "very-secret" not in (target.credentials or "")
+    assert "very-secret" not in json.dumps(target.destination)
+
+
+def test_a_target_has_one_attempt_at_a_time(delivery: DeliveryHarness, vllm: EngineStandIn) -> None:
+    delivery.target(destination(delivery, vllm))
+    delivery.finished_job("production")
+    delivery.finished_job("production")
+    assert len(delivery.sender.claim(10)) == 1
+    assert delivery.sender.claim(10) == []

@@ -1,0 +1,104 @@
+"""Deliveries into a bucket of a real S3 server (rclone): layout, order, owner, withdrawal, refused keys."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from app.domain.access.outbound_networks import parse_networks
+from app.domain.deliveries.targets import S3Destination
+from app.system.artifact_directory import write_manifest
+from tests.deadline import until
+from tests.deploy.containers import free_port
+from worker.deliveries.destination import DeliveryError, Parcel
+from worker.deliveries.outbound import guard_connections
+from worker.deliveries.s3 import S3Target
+
+KEYS = {"access_key_id": "tunery", "secret_access_key": "very-secret"}
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """(the server's URL, the directory that is the bucket `adapters`)."""
+    root = tmp_path_factory.mktemp("s3")
+    (root / "adapters").mkdir()
+    port = free_port()
+    key = f"{KEYS['access_key_id']},{KEYS['secret_access_key']}"
+    command = [str(Path(sys.executable).parent / "rclone"), "serve", "s3", str(root), "--addr", f"127.0.0.1:{port}"]
+    with (root.parent / "rclone.log").open("wb") as log:
+        server = subprocess.Popen([*command, "--auth-key", key], stdout=log, stderr=log)
+    try:
+        until(lambda: b"Starting s3 server" in (root.parent / "rclone.log").read_bytes(), "the S3 server runs", 30)
+        yield f"http://127.0.0.1:{port}", root / "adapters"
+    finally:
+        server.terminate()
+        server.wait()
+
+
+@pytest.fixture(autouse=True)
+def guard() -> Iterator[None]:
+    with guard_connections(parse_networks("127.0.0.0/8")):
+        yield
+
+
+def target(url: str, **changes: str) -> S3Target:
+    destination = S3Destination(kind="s3", bucket="adapters", prefix="lora", endpoint_url=url)
+    return S3Target(destination, KEYS | changes, 5.0)
+
+
+def parcel(target_id: str = "target_1", **location: object) -> Parcel:
+    return Parcel(target_id, "bucket", "ft:tiny:x", "ft:tiny:x", "tiny", {}, location, None)
+
+
+def adapter(directory: Path) -> Path:
+    directory.mkdir()
+    (directory / "adapter_config.json").write_text('{"base_model_name_or_path": "other"}')
+    (directory / "adapter_model.safetensors").write_bytes(b"weights")
+    write_manifest(directory, {"step": 1})
+    return directory
+
+
+def test_it_has_the_layout_of_resolvers_and_is_withdrawn(bucket: tuple[str, Path], tmp_path: Path) -> None:
+    url, directory = bucket
+    delivered = target(url).deliver(parcel(), adapter(tmp_path / "a"))
+    placed = directory / "lora" / "tiny" / "ft:tiny:x"
+    assert json.loads((placed / "adapter_config.json").read_text()) == {"base_model_name_or_path": "tiny"}
+    assert delivered.location["keys"][-1] == "lora/tiny/ft:tiny:x/adapter_config.json"
+    assert target(url).deliver(parcel(), adapter(tmp_path / "b")).location == delivered.location
+    target(url).withdraw(parcel(**delivered.location))
+    assert [path for path in directory.rglob("*") if path.is_file()] == []
+
+
+def test_a_name_of_another_target_is_neither_replaced_nor_withdrawn(bucket: tuple[str, Path], tmp_path: Path) -> None:
+    url, directory = bucket
+    delivered = target(url).deliver(parcel("target_1"), adapter(tmp_path / "a"))
+    with pytest.raises(DeliveryError, match="belongs to the delivery target target_1"):
+        target(url).deliver(parcel("target_2"), adapter(tmp_path / "b"))
+    target(url).withdraw(parcel("target_2", **delivered.location))
+    assert (directory / delivered.location["keys"][-1]).exists()
+    target(url).withdraw(parcel("target_1", **delivered.location))
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [({"access_key_id": "wrong"}, "set the credentials"), ({"secret_access_key": "wrong"}, "set the credentials")],
+)
+def test_refused_keys_are_named(bucket: tuple[str, Path], tmp_path: Path, changes: dict[str, str], text: str) -> None:
+    with pytest.raises(DeliveryError, match=r"403|401") as refused:
+        target(bucket[0], **changes).deliver(parcel(), adapter(tmp_path / "a"))
+    assert "very-secret" not in str(refused.value)
+
+
+def test_a_server_that_is_away_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DeliveryError, match="is not reachable"):
+        target(f"http://127.0.0.1:{free_port()}").deliver(parcel(), adapter(tmp_path / "a"))
+
+
+def test_a_private_address_is_refused(bucket: tuple[str, Path], tmp_path: Path) -> None:
+    with guard_connections(()), pytest.raises(DeliveryError, match="TUNERY_DELIVERY_ALLOWED_NETWORKS"):
+        target(bucket[0]).deliver(parcel(), adapter(tmp_path / "a"))

@@ -1,0 +1,11 @@
+"""`python -m worker.deliveries`."""
+
+from __future__ import annotations
+
+from app.settings import load_settings
+from worker.deliveries.outbound import guard_connections
+from worker.deliveries.sender import DeliverySender
+from worker.node.service_process import run_service
+
+with guard_connections(load_settings().delivery_networks):
+    run_service("deliveries", DeliverySender)

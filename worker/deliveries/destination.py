@@ -1,0 +1,56 @@
+"""What every kind of delivery target does, and what it gets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from app.domain.deliveries.served_check import ServedCheck, ServedReference
+
+
+class DeliveryError(Exception):
+    """An attempt failed; it is retried. The message says what was seen and what to do."""
+
+
+class DeliveryRefused(DeliveryError):
+    """An attempt failed for a reason that no retry changes."""
+
+    def __init__(self, message: str, check: ServedCheck | None = None) -> None:
+        super().__init__(message)
+        self.check = check
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """An adapter for a target."""
+
+    target_id: str
+    target_name: str
+    model: str  # the `ft:` name
+    served_model: str
+    base_model: str  # its registered name
+    manifest: Mapping[str, Any]
+    location: Mapping[str, Any]  # what the target has of it already
+    reference: ServedReference | None
+
+
+@dataclass(frozen=True)
+class Delivered:
+    location: dict[str, Any]
+    check: ServedCheck | None = None
+
+
+class Target(Protocol):
+    can_forget: bool
+    """Whether what was delivered must be looked for from time to time."""
+
+    def deliver(self, parcel: Parcel, adapter: Path) -> Delivered:
+        """Bring the files in the directory `adapter`, which may be changed. Repeatable. Raises DeliveryError."""
+
+    def has(self, parcel: Parcel) -> bool:
+        """Whether the target still has the adapter. Raises DeliveryError."""
+
+    def withdraw(self, parcel: Parcel) -> None:
+        """Have the target forget the adapter; no error if it has none. Repeatable. Raises DeliveryError."""

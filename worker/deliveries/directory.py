@@ -1,0 +1,133 @@
+"""Targets of kind `directory`: `<path>/<served model>`, replaced atomically.
+
+    <path>/<served model>                       a symbolic link to the version that is current
+    <path>/.tunery/<served model>/<version>/    the files; a version is never changed
+    <path>/.tunery/<served model>/OWNER         the delivery target that writes here
+
+The path may be shared by several servers of Tunery: the first one that delivers a name owns it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from app.domain.deliveries.targets import DirectoryDestination
+from app.system.artifact_directory import publish
+from worker.deliveries.adapter_files import address
+from worker.deliveries.destination import Delivered, DeliveryError, DeliveryRefused, Parcel
+
+VERSIONS = ".tunery"
+OWNER = "OWNER"
+KEPT_VERSIONS = 2  # the current one, and the one before, which an engine may still be reading
+VERSION_CHARACTERS = 16
+
+
+class Placed(NamedTuple):
+    version: str
+    relative_path: str  # of the version, below the target's path
+
+
+@dataclass(frozen=True)
+class DirectoryTarget:
+    destination: DirectoryDestination
+    allowed: Sequence[str]
+    can_forget = False
+
+    def deliver(self, parcel: Parcel, adapter: Path) -> Delivered:
+        base_name = self.destination.base_name or parcel.base_model
+        root = allowed_path(self.destination.path, self.allowed)
+        placed = place(root, parcel, adapter, base_name)
+        link(root, parcel.served_model, placed)
+        return Delivered({"path": str(root / parcel.served_model), "version": placed.version})
+
+    def has(self, parcel: Parcel) -> bool:
+        return (Path(self.destination.path) / parcel.served_model).exists()
+
+    def withdraw(self, parcel: Parcel) -> None:
+        remove(allowed_path(self.destination.path, self.allowed), parcel)
+
+
+def allowed_path(path: str, allowed: Sequence[str]) -> Path:
+    """The real path: a link may lead out of the allowed directories. Raises DeliveryRefused, DeliveryError."""
+    real = Path(path).resolve()
+    if not any(real.is_relative_to(Path(each).resolve()) for each in allowed):
+        names = ", ".join(allowed) or "none"
+        raise DeliveryRefused(
+            f"{path} is not inside a directory that the operator allows (TUNERY_DELIVERY_DIRECTORIES: {names})"
+        )
+    if not real.is_dir():
+        raise DeliveryError(f"The directory {path} does not exist on the server that delivers; create or mount it")
+    return real
+
+
+def place(root: Path, parcel: Parcel, adapter: Path, base_name: str) -> Placed:
+    """Store the files as a version; nothing names it yet. Raises DeliveryError."""
+    version = address(adapter, parcel.model, base_name)[:VERSION_CHARACTERS]
+    versions = root / VERSIONS / parcel.served_model
+    try:
+        versions.mkdir(parents=True, exist_ok=True)
+        _own(versions, parcel)
+        if not (versions / version).exists():
+            staged = versions / f".{version}.staged"
+            shutil.rmtree(staged, ignore_errors=True)  # left by a crash
+            shutil.copytree(adapter, staged)
+            publish(staged, versions / version)
+    except OSError as error:
+        raise _not_writable(root, error) from error
+    return Placed(version, f"{VERSIONS}/{parcel.served_model}/{version}")
+
+
+def link(root: Path, name: str, placed: Placed) -> None:
+    """Make a version the current one, and remove old ones. Raises DeliveryError."""
+    path = root / name
+    if os.path.lexists(path) and not path.is_symlink():
+        raise DeliveryError(f"{path} exists and was not made by Tunery; remove it, or choose another served_model")
+    try:
+        temporary = root / f".{name}.new"
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(placed.relative_path)
+        os.replace(temporary, path)
+        _remove_old_versions(root / VERSIONS / name, placed.version)
+    except OSError as error:
+        raise _not_writable(root, error) from error
+
+
+def remove(root: Path, parcel: Parcel) -> None:
+    """Remove a name with its versions, if it is this target's and still has this adapter. Raises DeliveryError."""
+    versions, path = root / VERSIONS / parcel.served_model, root / parcel.served_model
+    try:
+        if not versions.exists() or (versions / OWNER).read_text() != parcel.target_id:
+            return
+        if path.is_symlink() and path.readlink().name == parcel.location.get("version", path.readlink().name):
+            path.unlink()
+        shutil.rmtree(versions)
+    except OSError as error:
+        raise _not_writable(root, error) from error
+
+
+def _own(versions: Path, parcel: Parcel) -> None:
+    """Raises DeliveryError for a name of another target, which may belong to another server."""
+    try:
+        with (versions / OWNER).open("x") as file:
+            file.write(parcel.target_id)
+    except FileExistsError:
+        if (owner := (versions / OWNER).read_text()) != parcel.target_id:
+            raise DeliveryError(
+                f"{parcel.served_model} in this directory belongs to the delivery target {owner}, perhaps of another "
+                "Tunery server; choose another path or served_model"
+            ) from None
+
+
+def _remove_old_versions(versions: Path, current: str) -> None:
+    others = [path for path in versions.iterdir() if path.is_dir() and path.name != current]
+    for path in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)[KEPT_VERSIONS - 1 :]:
+        shutil.rmtree(path)
+
+
+def _not_writable(root: Path, error: OSError) -> DeliveryError:
+    return DeliveryError(f"The directory {root} cannot be written: {error.strerror or error}")

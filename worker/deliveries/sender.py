@@ -1,0 +1,256 @@
+"""`python -m worker.deliveries`: carries out the deliveries of the outbox. Any number of senders may run.
+
+Claim (a transaction), carry out (no transaction), record (a transaction, guarded by the attempt). A target has one
+attempt at a time, so a slow one delays no other.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from app.db.deliveries import credentials, deliveries
+from app.db.deliveries.credentials import NoSecretKey
+from app.db.deliveries.deliveries import ClaimedDelivery
+from app.db.engine import transaction
+from app.db.files import files
+from app.domain.deliveries import states
+from app.domain.deliveries.served_check import ServedCheck, ServedReference
+from app.domain.deliveries.states import DeliveryState
+from app.domain.deliveries.targets import (
+    DirectoryDestination,
+    HuggingFaceDestination,
+    S3Destination,
+    SglangDestination,
+    VllmDestination,
+    parse_destination,
+)
+from app.log import get_logger
+from worker.deliveries import adapter_files
+from worker.deliveries.destination import Delivered, DeliveryError, DeliveryRefused, Parcel, Target
+from worker.deliveries.directory import DirectoryTarget
+from worker.deliveries.engines import EngineTarget, Sglang, Vllm
+from worker.deliveries.outbound import trust_database
+from worker.health import write_heartbeat
+from worker.jobs.lease import DATABASE_UNAVAILABLE, first_line
+from worker.node.resources import Resources
+
+SENDER_THREADS = 8
+LEASE_SECONDS = 60.0  # how long a delivery rests after its sender was killed
+RENEW_SECONDS = 15.0
+MAX_ERROR_CHARACTERS = 2_000
+
+log = get_logger(__name__)
+
+
+class DeliverySender:
+    def __init__(self, resources: Resources) -> None:
+        self.resources = resources
+        self.settings = resources.settings
+        self._thread_freed = threading.Event()
+        self._in_flight: dict[str, ClaimedDelivery] = {}
+        self._renewed_at = 0.0
+        self._lock = threading.Lock()
+        trust_database(resources.engine)
+
+    def run(self) -> None:
+        """Run rounds until `resources.stop` is set; attempts in flight are then finished."""
+        log.info("delivery sender started")
+        shutil.rmtree(self._staging, ignore_errors=True)  # left by a crash
+        with ThreadPoolExecutor(SENDER_THREADS, thread_name_prefix="delivery") as pool:
+            while not self.resources.stop.is_set():
+                try:
+                    write_heartbeat(self.settings, "deliveries")
+                    self._renew_leases()
+                    for claimed in self.claim(SENDER_THREADS - len(self._in_flight)):
+                        with self._lock:
+                            self._in_flight[claimed.delivery.id] = claimed
+                        pool.submit(self._attempt_and_release, claimed)
+                except DATABASE_UNAVAILABLE as error:
+                    log.warning("database unavailable", error=first_line(error))
+                except Exception:
+                    log.exception("round failed")
+                self._thread_freed.wait(self.settings.delivery_poll_seconds)
+                self._thread_freed.clear()
+
+    def claim(self, limit: int) -> list[ClaimedDelivery]:
+        if limit <= 0:
+            return []
+        with transaction(self.resources.sessions) as session:
+            return deliveries.claim(session, limit, LEASE_SECONDS)
+
+    def attempt(self, claimed: ClaimedDelivery) -> None:
+        """Carry out one attempt and record its outcome, unless another process has claimed the delivery since."""
+        try:
+            target = self._target(claimed)
+            match claimed.delivery.state:
+                case DeliveryState.WITHDRAWING:
+                    target.withdraw(_parcel(claimed))
+                    self._record_withdrawn(claimed)
+                case DeliveryState.DELIVERED if target.has(_parcel(claimed)):
+                    self._record(claimed, None, error=None, tries=0, next_attempt_at=self._next_look(target))
+                case _:
+                    self._record_delivered(claimed, target, self._deliver(claimed, target))
+        except DeliveryError as error:
+            self._record_failure(claimed, error)
+        except DATABASE_UNAVAILABLE:
+            raise
+        except Exception as error:
+            log.exception("delivery failed", delivery=claimed.delivery.id)
+            self._record_failure(claimed, DeliveryError(f"An error of the server: {type(error).__name__}; see its log"))
+
+    @property
+    def _staging(self) -> Path:
+        return self.settings.work_dir / "deliveries"
+
+    def _renew_leases(self) -> None:
+        """Extend the leases of the attempts in flight, however long they take."""
+        if time.monotonic() - self._renewed_at < RENEW_SECONDS:
+            return
+        with self._lock:
+            attempts = [(each.delivery.id, each.delivery.attempt) for each in self._in_flight.values()]
+        with transaction(self.resources.sessions) as session:
+            deliveries.renew(session, attempts, LEASE_SECONDS)
+        self._renewed_at = time.monotonic()
+
+    def _attempt_and_release(self, claimed: ClaimedDelivery) -> None:
+        try:
+            self.attempt(claimed)
+        except DATABASE_UNAVAILABLE as error:  # its lease expires, and it is claimed again
+            log.warning("delivery not recorded", delivery=claimed.delivery.id, error=first_line(error))
+        finally:
+            with self._lock:
+                self._in_flight.pop(claimed.delivery.id, None)
+            self._thread_freed.set()
+
+    def _target(self, claimed: ClaimedDelivery) -> Target:
+        """Raises DeliveryError."""
+        settings, row = self.settings, claimed.target
+        try:
+            secrets = credentials.decrypt(settings.encryption_keys, row.credentials) if row.credentials else {}
+        except NoSecretKey as error:
+            raise DeliveryError(str(error)) from error
+        timeout_seconds, allowed = settings.delivery_timeout_seconds, settings.delivery_directories
+        match parse_destination(row.destination):
+            case DirectoryDestination() as destination:
+                return DirectoryTarget(destination, allowed)
+            case VllmDestination() as destination:
+                return EngineTarget(destination, Vllm(), secrets.get("api_key"), allowed, timeout_seconds)
+            case SglangDestination() as destination:
+                return EngineTarget(destination, Sglang(), secrets.get("api_key"), allowed, timeout_seconds)
+            case S3Destination() as destination:
+                from worker.deliveries.s3 import S3Target  # boto3 takes 0.3 s and 30 MB
+
+                return S3Target(destination, secrets, timeout_seconds)
+            case HuggingFaceDestination() as destination:
+                from worker.deliveries.huggingface import HuggingFaceTarget
+
+                return HuggingFaceTarget(destination, secrets.get("token", ""), timeout_seconds)
+
+    def _deliver(self, claimed: ClaimedDelivery, target: Target) -> Delivered:
+        """Raises DeliveryError."""
+        directory = self._staging / f"{claimed.delivery.id}-{claimed.delivery.attempt}"
+        with transaction(self.resources.sessions) as session:
+            rows = files.get_visible(session, claimed.checkpoint.file_ids)
+        if len(rows) < len(claimed.checkpoint.file_ids):
+            raise DeliveryRefused("Files of the adapter were deleted, so it cannot be delivered")
+        try:
+            adapter_files.fetch(self.resources.storage, list(rows.values()), directory)
+            return target.deliver(_parcel(claimed), directory)
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+
+    def _next_look(self, target: Target) -> Any:
+        return deliveries.due_in(self.settings.delivery_recheck_seconds) if target.can_forget else None
+
+    def _record_delivered(self, claimed: ClaimedDelivery, target: Target, delivered: Delivered) -> None:
+        delivery, name = claimed.delivery, claimed.target.name
+        was_lost = delivery.state == DeliveryState.DELIVERED
+        text = f"Delivered to {name} as {delivery.served_model}"
+        if was_lost:
+            text = f"{name} had lost {delivery.served_model}; it was delivered again"
+        self._record(
+            claimed,
+            text + (f" (check: {delivered.check.verdict})" if delivered.check else ""),
+            state=DeliveryState.DELIVERED,
+            error=None,
+            tries=0,
+            location=delivered.location,
+            served_check=_dumped(delivered.check),
+            next_attempt_at=self._next_look(target),
+            delivered_at=delivery.delivered_at or deliveries.due_in(0),
+        )
+
+    def _record_withdrawn(self, claimed: ClaimedDelivery) -> None:
+        text = f"Withdrawn from {claimed.target.name}: {claimed.delivery.served_model}"
+        self._record(claimed, text, state=DeliveryState.WITHDRAWN, error=None, next_attempt_at=None, location=None)
+
+    def _record_failure(self, claimed: ClaimedDelivery, error: DeliveryError) -> None:
+        """Schedule the next attempt, or end the delivery; what is delivered or to be withdrawn is tried for ever."""
+        delivery, jitter = claimed.delivery, random.random()
+        seconds: float | None
+        match delivery.state:
+            case DeliveryState.WITHDRAWING:
+                seconds = states.withdrawal_delay_seconds(delivery.tries, jitter)
+            case DeliveryState.DELIVERED:
+                seconds = self.settings.delivery_recheck_seconds
+            case _:
+                seconds = states.retry_delay_seconds(delivery.tries, jitter)
+        columns: dict[str, Any] = {"error": str(error)[:MAX_ERROR_CHARACTERS]}
+        if isinstance(error, DeliveryRefused):
+            seconds = None
+            columns["served_check"] = _dumped(error.check)
+        if seconds is None:
+            columns |= {"state": DeliveryState.FAILED, "next_attempt_at": None}
+        else:
+            columns["next_attempt_at"] = deliveries.due_in(seconds)
+        then = "it is not tried again" if seconds is None else f"it is tried again in {seconds:.0f} s"
+        is_news = seconds is None or delivery.error != columns["error"]
+        text = f"{claimed.target.name}: {delivery.served_model} was not {_verb(delivery.state)}: {error}; {then}"
+        self._record(claimed, text if is_news else None, "error" if seconds is None else "warn", **columns)
+
+    def _record(self, claimed: ClaimedDelivery, message: str | None, level: str = "info", **columns: Any) -> None:
+        def write(session: Session) -> bool:
+            if not deliveries.record(session, claimed, **columns):
+                return False
+            if columns.get("state") == DeliveryState.DELIVERED:
+                deliveries.end_replaced(session, claimed)
+            if message is not None:
+                data = {"delivery": claimed.delivery.id, "target": claimed.target.name}
+                deliveries.add_event(session, claimed.job.id, message, level, data)
+            return True
+
+        with transaction(self.resources.sessions) as session:
+            if not write(session):
+                log.info("delivery not recorded: it has changed since the claim", delivery=claimed.delivery.id)
+
+
+def _parcel(claimed: ClaimedDelivery) -> Parcel:
+    delivery, reference = claimed.delivery, claimed.reference
+    return Parcel(
+        target_id=claimed.target.id,
+        target_name=claimed.target.name,
+        model=delivery.model,
+        served_model=delivery.served_model,
+        base_model=claimed.job.base_model,
+        manifest=claimed.checkpoint.manifest,
+        location=delivery.location or {},
+        reference=ServedReference.model_validate(reference) if reference else None,
+    )
+
+
+def _dumped(check: ServedCheck | None) -> dict[str, Any] | None:
+    return check.model_dump(mode="json") if check else None
+
+
+def _verb(state: str) -> str:
+    return {DeliveryState.WITHDRAWING: "withdrawn", DeliveryState.DELIVERED: "found"}.get(
+        DeliveryState(state), "delivered"
+    )

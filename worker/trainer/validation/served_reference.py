@@ -1,0 +1,123 @@
+"""What an engine that serves the adapter must compute: log-probabilities of some expected answers, in 16 bits.
+
+The pass uses the original weights of the base model, never quantized ones, as engines serve those: the rounding of NF4
+changes as much as a wrong checkpoint does. A quantized layer reads its weight from the model's files for each product,
+so the pass needs no memory for a second copy of the base.
+
+Letters: N expected tokens of a batch, D the hidden size, V the vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+
+from app.domain.datasets.documents import Document
+from app.domain.deliveries.served_check import MAX_PROMPT_TOKENS, MAX_PROMPTS, ReferencePrompt, ServedReference
+from worker.trainer.adapter.lora import LoraAdapter
+from worker.trainer.data.batch import TokenizedDataset, pack_batches
+from worker.trainer.model.base_model import FrozenBase, hidden_states, in_dtype, in_place, stored_layers
+from worker.trainer.records import Keepalive
+from worker.trainer.state import Run
+
+POSITIONS_AT_ONCE = 64  # whose logits are in memory: 39 MB at V = 151,936
+HEAD_CHUNK_ROWS = 8192  # of the head in the dtype of the pass
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class _Pass(NamedTuple):
+    """The result of one pass, over the expected tokens of all prompts in their order."""
+
+    logprobs: list[float]
+    top: list[int]
+
+
+@torch.no_grad()
+def measure_reference(base: FrozenBase, run: Run, row_tokens: int, keepalive: Keepalive) -> ServedReference | None:
+    """Measure base model and adapter on held-out answers; None if there are none, or quantized experts."""
+    held_out = run.validation_dataset or run.dataset
+    chosen = _choose(held_out)
+    if not len(chosen) or (layers := stored_layers(base)) is None:
+        return None
+    dtype = _stored_dtype(base)
+
+    def measure(adapter: LoraAdapter | None, dtype: torch.dtype) -> _Pass:
+        return _measure(base, chosen, adapter, dtype, row_tokens, keepalive)
+
+    with in_place(base, layers):
+        of_base, of_adapter = measure(None, dtype), measure(run.adapter, dtype)
+        exact = measure(run.adapter, torch.float32)
+    differences = [abs(a - b) for a, b in zip(of_adapter.logprobs, exact.logprobs, strict=True)]
+    agreeing = [a == b for a, b in zip(of_adapter.top, exact.top, strict=True)]
+    return ServedReference(
+        dtype=str(dtype).removeprefix("torch."),
+        source="training_file" if run.validation_dataset is None else "validation_file",
+        noise=sum(differences) / len(differences),
+        top1_agreement=sum(agreeing) / len(agreeing),
+        prompts=list(_prompts(chosen, of_base, of_adapter)),
+    )
+
+
+def _choose(dataset: TokenizedDataset) -> TokenizedDataset:
+    """Return the first documents with an expected token among their first MAX_PROMPT_TOKENS; of pairs the preferred."""
+    chosen = TokenizedDataset()
+    for example in range(len(dataset)):
+        documents = [each for each in dataset.documents(example) if dataset.pair_role(each) >= 0]
+        tokens, labels = dataset.tokens_and_labels(documents[0])
+        labelled = [bool(label) for label in labels[:MAX_PROMPT_TOKENS]]
+        labelled[0] = False  # nothing predicts the first token
+        if any(labelled):
+            chosen.add(example, [Document(example, tokens[:MAX_PROMPT_TOKENS].tolist(), labelled)])
+        if len(chosen) == MAX_PROMPTS:
+            break
+    return chosen
+
+
+def _measure(
+    base: FrozenBase,
+    chosen: TokenizedDataset,
+    adapter: LoraAdapter | None,
+    dtype: torch.dtype,
+    row_tokens: int,
+    keepalive: Keepalive,
+) -> _Pass:
+    logprobs: list[float] = []
+    top: list[int] = []
+    with in_dtype(base, dtype):
+        for batch in pack_batches(chosen, chosen.documents_of(range(len(chosen))), row_tokens):
+            keepalive("recording what an engine must compute")
+            batch = batch.to(base.device)
+            hidden_N_D = hidden_states(base, batch, adapter, dtype=dtype)[batch.logit_positions_N]
+            head_V_D = base.head_with(adapter)
+            parts = (torch.split(each, POSITIONS_AT_ONCE) for each in (hidden_N_D, batch.targets_N))
+            for some_N_D, targets_N in zip(*parts, strict=True):
+                logits = [some_N_D @ rows.to(dtype).t() for rows in torch.split(head_V_D, HEAD_CHUNK_ROWS)]
+                logits_N_V = base.logit_scaling.apply_(torch.cat(logits, dim=1).float())
+                logprobs += logits_N_V.log_softmax(dim=1).gather(1, targets_N[:, None])[:, 0].tolist()
+                top += logits_N_V.argmax(dim=1).tolist()
+    return _Pass(logprobs, top)
+
+
+def _prompts(chosen: TokenizedDataset, of_base: _Pass, of_adapter: _Pass) -> Iterator[ReferencePrompt]:
+    start = 0
+    for document in chosen.documents_of(range(len(chosen))):
+        tokens, labels = chosen.tokens_and_labels(document)
+        positions = [position for position, label in enumerate(labels) if label]
+        end = start + len(positions)
+        yield ReferencePrompt(
+            tokens=tokens.tolist(),
+            positions=positions,
+            base=of_base.logprobs[start:end],
+            adapter=of_adapter.logprobs[start:end],
+            top=of_adapter.top[start:end],
+        )
+        start = end
+
+
+def _stored_dtype(base: FrozenBase) -> torch.dtype:
+    """Return the 16-bit dtype in which engines serve the base model: that of its files, else bfloat16."""
+    config = json.loads((base.directory / "config.json").read_bytes())
+    return DTYPES.get(str(config.get("dtype") or config.get("torch_dtype")), torch.bfloat16)
