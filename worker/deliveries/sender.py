@@ -21,6 +21,7 @@ from app.db.deliveries.credentials import NoSecretKey
 from app.db.deliveries.deliveries import ClaimedDelivery
 from app.db.engine import transaction
 from app.db.files import files
+from app.db.jobs import evaluations
 from app.domain.deliveries import states
 from app.domain.deliveries.served_check import ServedCheck, ServedReference
 from app.domain.deliveries.states import DeliveryState
@@ -159,6 +160,11 @@ class DeliverySender:
         directory = self._staging / f"{claimed.delivery.id}-{claimed.delivery.attempt}"
         with transaction(self.resources.sessions) as session:
             rows = files.get_visible(session, claimed.checkpoint.file_ids)
+            is_result = claimed.delivery.model == claimed.job.fine_tuned_model
+            verdict = evaluations.verdict_on_delivery(session, claimed.job) if is_result else None
+        if verdict is not None and not verdict.is_allowed:
+            refusal = DeliveryError if verdict.is_allowed is None else DeliveryRefused
+            raise refusal(f"The condition of the evaluation (promote_if) does not allow it: {verdict.reason}")
         if len(rows) < len(claimed.checkpoint.file_ids):
             raise DeliveryRefused("Files of the adapter were deleted, so it cannot be delivered")
         try:

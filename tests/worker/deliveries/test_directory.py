@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
+from app.db.jobs import evaluations
+from app.domain.evaluations.promotion import DeliveryVerdict
 from app.system import artifact_directory
 from tests.worker.deliveries.conftest import DeliveryHarness
 from worker.deliveries import directory
@@ -91,6 +95,23 @@ def test_a_model_deleted_while_it_is_delivered_is_withdrawn_afterwards(delivery:
     delivery.attempt_due()
     assert delivery.delivery(job).state == "withdrawn"
     assert not (delivery.shared / (job.fine_tuned_model or "")).exists()
+
+
+def test_an_adapter_is_delivered_only_if_its_evaluation_allows_that(
+    delivery: DeliveryHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verdicts = [
+        DeliveryVerdict(None, "the evaluation has not ended yet"),
+        DeliveryVerdict(False, "label: adapter 0.5, base 0.75; the adapter is below the base"),
+    ]
+    monkeypatch.setattr(evaluations, "verdict_on_delivery", lambda *_: verdicts.pop(0))
+    delivery.target({"kind": "directory", "path": str(delivery.shared)})
+    job = delivery.finished_job("production")
+    for state, reason in (("pending", "has not ended yet"), ("failed", "the adapter is below the base")):
+        delivery.make_due()
+        delivery.attempt_due()
+        assert (delivery.delivery(job).state, reason in (delivery.delivery(job).error or "")) == (state, True)
+    assert list(delivery.shared.iterdir()) == []
 
 
 def test_a_path_outside_of_the_allowed_directories_is_refused_at_once(delivery: DeliveryHarness) -> None:
