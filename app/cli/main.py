@@ -30,6 +30,7 @@ from app.cli.commands import (
     projects,
     queue,
     records,
+    retention,
     status,
     storage,
     targets,
@@ -117,7 +118,7 @@ app.add_typer(audit.commands, name="audit")
 app.add_typer(webhooks.commands, name="webhooks")
 app.add_typer(storage.commands, name="storage")
 app.add_typer(targets.commands, name="targets")
-for module in (queue, status, backups, evaluations):  # no name: adds their commands to `tunery`
+for module in (queue, status, retention, backups, evaluations):  # no name: adds their commands to `tunery`
     app.add_typer(module.commands)
 
 

@@ -17,12 +17,13 @@ from pathlib import Path
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from app.db import retention
 from app.db.access import idempotency
 from app.db.engine import transaction
 from app.db.files import files, uploads
 from app.db.jobs import checkpoints, evaluations, exports
 from app.db.scheduling import workers
-from app.db.tables import Export, Job
+from app.db.tables import Export, Job, RetentionRule
 from app.db.webhooks import deliveries
 from app.domain.artifacts.full_disk import RESERVED_SPACE_FILE
 from app.domain.jobs.states import TERMINAL
@@ -54,6 +55,26 @@ def clean_up(resources: Resources) -> None:
     purge_files(resources)  # what needs storage comes last: a bucket that is away must not stop the rest
     purge_upload_parts(resources)
     drop_snapshots(resources)
+
+
+def apply_retention(resources: Resources) -> None:
+    """Delete what the retention rules of projects name, in batches. Raises DATABASE_UNAVAILABLE."""
+    with transaction(resources.sessions) as session:
+        rules = [(rule.project_id, rule.kind) for _, rule in retention.rules(session)]
+    for project_id, kind in rules:
+        deleted, size_bytes = 0, 0
+        while batch := _delete_batch(resources, project_id, kind):
+            deleted, size_bytes = deleted + batch.count, size_bytes + batch.size_bytes
+        if deleted:
+            log.info("retention", project=project_id, kind=kind, deleted=deleted, size_bytes=size_bytes)
+
+
+def _delete_batch(resources: Resources, project_id: str, kind: str) -> retention.Due | None:
+    """Delete a batch, unless the rule was removed meanwhile; None if nothing is due."""
+    with transaction(resources.sessions) as session:
+        rule = session.get(RetentionRule, (project_id, kind))
+        batch = retention.delete_due(session, rule) if rule is not None else None
+    return batch if batch is not None and batch.count else None
 
 
 def expire_files(resources: Resources) -> None:

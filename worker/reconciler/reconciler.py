@@ -26,7 +26,7 @@ from app.telemetry import metrics
 from worker.health import write_heartbeat
 from worker.jobs.lease import DATABASE_UNAVAILABLE, boottime_seconds, first_line
 from worker.node.resources import Resources
-from worker.reconciler.cleanup import clean_up, delete_orphans
+from worker.reconciler.cleanup import apply_retention, clean_up, delete_orphans
 from worker.reconciler.scheduler import QueueScheduler
 from worker.reconciler.service_metrics import ServiceMetrics
 
@@ -214,6 +214,7 @@ class Reconciler:
             clean_up(self.resources)
         if time.monotonic() - self._orphans_deleted_at >= ORPHAN_INTERVAL_SECONDS:
             self._orphans_deleted_at = time.monotonic()
+            apply_retention(self.resources)
             delete_orphans(self.resources)
 
     @contextlib.contextmanager

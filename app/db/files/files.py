@@ -141,9 +141,8 @@ def lock_content(session: Session, project_id: str, file_ids: Sequence[str]) -> 
     return len(session.scalars(query).all())
 
 
-def lock_purgeable(session: Session, limit: int = 100) -> list[File]:
-    """Lock and return deleted files whose content no unfinished job, export or evaluation, and no archive, needs any
-    more."""
+def unneeded_by_work() -> list[ColumnElement[bool]]:
+    """SQL conditions: no unfinished job, export or evaluation needs the content of the file."""
     in_use = select(Job.id).where(
         or_(Job.training_file_id == File.id, Job.validation_file_id == File.id), Job.state.in_(ACTIVE_STATES)
     )
@@ -157,6 +156,21 @@ def lock_purgeable(session: Session, limit: int = 100) -> list[File]:
         Export.adapter_file_ids.has_key(File.id),
         Export.state.in_([state.value for state in UNFINISHED]),
     )
+    evaluated = select(Evaluation.id).where(
+        or_(Evaluation.file_id == File.id, Evaluation.adapter_file_ids.has_key(File.id)),
+        Evaluation.state.in_([state.value for state in evaluation_states.UNFINISHED]),
+    )
+    requested = select(Job.id).where(
+        Job.spec["evaluation"]["file"].astext == File.id,
+        Job.project_id == File.project_id,
+        Job.state.in_(ACTIVE_STATES),
+    )
+    return [~user.exists() for user in (in_use, continued, exported, evaluated, requested)]
+
+
+def lock_purgeable(session: Session, limit: int = 100) -> list[File]:
+    """Lock and return deleted files whose content no unfinished job, export or evaluation, and no archive, needs any
+    more."""
     archive = aliased(File)
     archived = (
         select(Checkpoint.id)
@@ -168,20 +182,9 @@ def lock_purgeable(session: Session, limit: int = 100) -> list[File]:
             archive.deleted_at.is_(None),
         )
     )
-    evaluated = select(Evaluation.id).where(
-        or_(Evaluation.file_id == File.id, Evaluation.adapter_file_ids.has_key(File.id)),
-        Evaluation.state.in_([state.value for state in evaluation_states.UNFINISHED]),
-    )
-    requested = select(Job.id).where(
-        Job.spec["evaluation"]["file"].astext == File.id,
-        Job.project_id == File.project_id,
-        Job.state.in_(ACTIVE_STATES),
-    )
-    users = (in_use, continued, exported, archived, evaluated, requested)
-    unneeded = [~user.exists() for user in users]
     query = (
         select(File)
-        .where(File.deleted_at.is_not(None), File.purged_at.is_(None), *unneeded)
+        .where(File.deleted_at.is_not(None), File.purged_at.is_(None), ~archived.exists(), *unneeded_by_work())
         .limit(limit)
         .with_for_update(skip_locked=True, of=File)
     )

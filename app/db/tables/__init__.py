@@ -26,6 +26,7 @@ from app.db.tables.queue import QueuePlace as QueuePlace
 from app.db.tables.results import Checkpoint as Checkpoint
 from app.db.tables.results import Snapshot as Snapshot
 from app.db.tables.results import TunedModel as TunedModel
+from app.db.tables.retention import RetentionRule as RetentionRule
 from app.db.tables.service_state import ServiceState as ServiceState
 from app.db.tables.uploads import Upload as Upload
 from app.db.tables.uploads import UploadPart as UploadPart
