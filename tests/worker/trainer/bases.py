@@ -77,13 +77,13 @@ BASES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "num_kv_shared_layers": 0,
         },
     ),
-    "Cohere": (SCALED, "CohereForCausalLM", {"logit_scale": 0.25, "tie_word_embeddings": True}),
-    "Cohere 2": (SCALED, "Cohere2ForCausalLM", SLIDING | {"logit_scale": 0.25, "tie_word_embeddings": True}),
+    "Cohere": (SCALED, "CohereForCausalLM", {"logit_scale": 2.0, "tie_word_embeddings": True}),
+    "Cohere 2": (SCALED, "Cohere2ForCausalLM", SLIDING | {"logit_scale": 2.0, "tie_word_embeddings": True}),
     "Granite": (
         SCALED,
         "GraniteForCausalLM",
         {
-            "logits_scaling": 4.0,
+            "logits_scaling": 0.5,
             "embedding_multiplier": 3.0,
             "attention_multiplier": 0.1,
             "residual_multiplier": 0.5,
