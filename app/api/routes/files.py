@@ -14,6 +14,7 @@ from app.api.auth import CallerDep
 from app.api.dependencies import AppStateDep, SessionDep
 from app.api.idempotency import IdempotentRequestDep, IdempotentRoute
 from app.api.openapi.examples import all_operations
+from app.api.openapi.examples import files as files_examples
 from app.api.schemas.common import Deleted
 from app.api.schemas.files import FileBody, FileList, render_file
 from app.api.transport.file_response import content_response
@@ -48,7 +49,7 @@ MAX_LIST = 10_000
 router = APIRouter(prefix="/v1/files", tags=["Files"], route_class=IdempotentRoute)
 
 
-@router.post("", response_model=FileBody, summary="Upload a file", openapi_extra=all_operations.UPLOAD_BODY)
+@router.post("", response_model=FileBody, summary="Upload a file", openapi_extra=files_examples.UPLOAD_BODY)
 async def create_file(
     request: Request, caller: CallerDep, app_state: AppStateDep, idempotent_request: IdempotentRequestDep
 ) -> Any:

@@ -1,4 +1,8 @@
-"""Native form fields with a label, a hint and an error; the value is on the server."""
+"""Native form fields with a label, a hint and an error; the value is on the server.
+
+An input has its first value as `defaultValue`: Vue sets a property `value` again at every update of the page, which
+would take back what is being typed.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +32,6 @@ class Field:
             self._error.set_text(text)
         self.element.props["aria-invalid"] = "true" if text else "false"
 
-    def set_value(self, value: str) -> None:
-        self.value = value
-        self.element.props["value"] = value
-
 
 def text_field(
     label: str,
@@ -44,14 +44,14 @@ def text_field(
 ) -> Field:
     with tag("div", classes=f"t-field {classes}"):
         name = _label(label)
-        element = tag("input", classes="t-input", type=kind, value=value, **attributes)
+        element = tag("input", classes="t-input", type=kind, defaultValue=value, **attributes)
         return _connect(element, name, value, hint, on_change, "input")
 
 
 def text_area(label: str, value: str = "", hint: str = "", on_change: Callable[[], Any] | None = None) -> Field:
     with tag("div", classes="t-field"):
         name = _label(label)
-        element = tag("textarea", classes="t-input", value=value)
+        element = tag("textarea", classes="t-input", defaultValue=value)
         return _connect(element, name, value, hint, on_change, "input")
 
 
@@ -67,7 +67,7 @@ def select_field(
     value = value if value in options else next(iter(options), "")
     with tag("div", classes=f"t-field {classes}"):
         name = _label(label)
-        with tag("select", classes="t-input", value=value) as element:
+        with tag("select", classes="t-input") as element:
             for option, text in options.items():
                 tag("option", text, value=option, selected=option == value or None)
         return _connect(element, name, value, hint, on_change, "change")
@@ -75,14 +75,16 @@ def select_field(
 
 def filter_select(label: str, options: Mapping[str, str], value: str, on_change: Callable[[], Any]) -> Field:
     """A select without a visible label."""
-    with tag("select", classes="t-input", value=value, aria_label=label) as element:
+    with tag("select", classes="t-input", aria_label=label) as element:
         for option, text in options.items():
             tag("option", text, value=option, selected=option == value or None)
     return _connect(element, None, value, "", on_change, "change")
 
 
 def filter_text(label: str, value: str, on_change: Callable[[], Any]) -> Field:
-    element = tag("input", classes="t-input t-search", type="search", value=value, placeholder=label, aria_label=label)
+    element = tag(
+        "input", classes="t-input t-search", type="search", defaultValue=value, placeholder=label, aria_label=label
+    )
     return _connect(element, None, value, "", on_change, "input")
 
 
