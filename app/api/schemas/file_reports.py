@@ -42,7 +42,7 @@ class Coverage(Body):
     validation_file_complete: bool | None
 
 
-class TokenLengths(Body):
+class Lengths(Body):
     """Tokens of each row's longest document before truncation, to compare with `context_length`."""
 
     min: int
@@ -53,7 +53,7 @@ class TokenLengths(Body):
     max: int
 
 
-class LengthBucket(Body):
+class Bucket(Body):
     """Rows with `least` to `most` tokens, both inclusive."""
 
     least: int
@@ -66,8 +66,8 @@ class Tokens(Body):
 
     total: int
     trained: int
-    lengths: TokenLengths | None
-    histogram: list[LengthBucket]
+    lengths: Lengths | None
+    histogram: list[Bucket]
 
 
 class DuplicateGroup(Body):

@@ -82,7 +82,7 @@ class WaitingBody(Body):
     created_at: int
 
 
-class ProjectShareBody(Body):
+class StandingBody(Body):
     project_id: str
     gpu_seconds: float
     held_gpu_seconds: float
@@ -100,7 +100,7 @@ class QueueBody(Body):
     running: list[RunningBody]
     waiting: list[WaitingBody]
     has_more: bool
-    projects: list[ProjectShareBody]
+    projects: list[StandingBody]
 
 
 def render_worker(view: WorkerView) -> dict[str, Any]:

@@ -56,14 +56,14 @@ BY_SCHEMA = {
     "WaitingBody.urgent": "Whether it runs before all jobs that are not urgent.",
     "WaitingBody.waiting_for": "What no live worker offers, in a sentence; null if a worker can run the job.",
     "WaitingBody.worker_labels": "Only a worker with all of these labels runs it.",
-    "ProjectShareBody.gpu_seconds": (
+    "StandingBody.gpu_seconds": (
         "Past usage with exponential decay; the half-life is a day unless the operator changes it."
     ),
-    "ProjectShareBody.held_gpu_seconds": "What its running jobs are still planned to use.",
-    "ProjectShareBody.max_running_jobs": "The maximum number of running jobs; null: no limit.",
-    "ProjectShareBody.running_jobs": "The number of running jobs.",
-    "ProjectShareBody.share": (
+    "StandingBody.held_gpu_seconds": "What its running jobs are still planned to use.",
+    "StandingBody.max_running_jobs": "The maximum number of running jobs; null: no limit.",
+    "StandingBody.running_jobs": "The number of running jobs.",
+    "StandingBody.share": (
         "The sum of `gpu_seconds` and `held_gpu_seconds`, divided by `share_weight`: the smallest goes first."
     ),
-    "ProjectShareBody.share_weight": "The share of the GPUs when several projects have queued jobs.",
+    "StandingBody.share_weight": "The share of the GPUs when several projects have queued jobs.",
 }

@@ -35,7 +35,7 @@ class MemoryBody(Body):
     peak: int
 
 
-class ExecutionModeBody(Body):
+class Mode(Body):
     """The layout of a step. It changes results by rounding only, and only `row_tokens` changes the rounding.
 
     `row_tokens` also changes the dropout masks, which are drawn per packed batch.
@@ -54,7 +54,7 @@ class DeviceBody(Body):
     workers: int
     fits: bool
     message: str
-    mode: ExecutionModeBody
+    mode: Mode
     memory: MemoryBody
     seconds: float
     basis: Literal["formula", "measured"]
