@@ -280,7 +280,7 @@ class TestStorageErrors:
         self, harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         job = harness.create_queued_job()
-        before(harness, monkeypatch, ".tar", no_space)
+        before(harness, monkeypatch, "adapter_model", no_space)
         harness.run_next_job(TrainerPlan(steps=2))
         waiting = harness.job(job)
         assert (waiting.state, waiting.phase, waiting.error_code) == ("queued", "waiting_for_storage", None)
@@ -291,7 +291,7 @@ class TestStorageErrors:
         self, harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         job = harness.create_queued_job()
-        before(harness, monkeypatch, ".tar", lambda: os.stat("/proc/self/fd/999"))
+        before(harness, monkeypatch, "adapter_model", lambda: os.stat("/proc/self/fd/999"))
         harness.run_next_job(TrainerPlan(steps=2))
         assert (harness.job(job).state, harness.job(job).reason) == ("queued", "storage_unavailable")
         assert harness.job(job).crash_streak == 0

@@ -24,7 +24,7 @@ class TestRun:
         assert code == ExitCode.DONE
         assert [record.kind for record in log.records] == [
             "started", "planned", "probed", "snapshot", "metric", "metric", "checkpoint", "metric", "metric",
-            "checkpoint", "measured", "done",
+            "checkpoint", "served_reference", "measured", "done",
         ]  # fmt: skip
 
     def test_started_describes_the_run(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ class TestFailing:
     def test_running_out_of_memory(
         self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def too_much(*_: object) -> None:
+        def too_much(*_: object, **_named: object) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
         monkeypatch.setattr("worker.trainer.objective.objective.linear_cross_entropy", too_much)

@@ -42,7 +42,8 @@ class TestDefinitions:
         field = model.model_fields[key]
         assert field.description
         assert field.examples
-        entry = ENTRY.model_copy(update={"whole_modules": ("norm",)})
+        experts = {"model.layers.0.mlp.experts.down_proj": (8, 64, 128)}
+        entry = ENTRY.model_copy(update={"whole_modules": ("norm",), "experts": experts})
         for example in field.examples:
             request = RequestParameters()
             request.add(model.prefix + key, example, key)
