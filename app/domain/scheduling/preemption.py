@@ -1,4 +1,5 @@
-"""Preemption: which running jobs are stopped for urgent jobs: no more than help, none too early or too often."""
+"""Preemption: selects the running jobs that stop for urgent jobs: as few as free enough GPUs, and none that ran too
+briefly or was preempted too often."""
 
 from __future__ import annotations
 

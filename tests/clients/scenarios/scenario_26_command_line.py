@@ -46,7 +46,7 @@ def ask_for_all(*arguments: str) -> list[dict[str, Any]]:
 @pytest.fixture
 def data_set(tmp_path: Path) -> str:
     path = tmp_path / "train.jsonl"
-    path.write_bytes(lines(chats(10)))
+    path.write_bytes(lines(chats(100)))
     return str(path)
 
 
