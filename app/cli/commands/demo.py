@@ -71,7 +71,7 @@ def run(directory: Path | None, examples: Path | None = None) -> None:
     print_line(f"Sign in with the key in {Layout(demo_directory / 'data').admin_key}.")
 
 
-def _example_directory(requested: Path | None) -> Path:
+def _example_directory(requested: Path | None = None) -> Path:
     """The directory of the dataset: the requested one, else that of the repository."""
     directory = (requested or REPOSITORY / "examples" / "support-tickets").absolute()
     missing = [name for name in ("train.jsonl", "heldout.jsonl") if not (directory / name).is_file()]
