@@ -98,7 +98,7 @@ def test_an_idle_worker_exits_at_once_and_deletes_its_row(harness: WorkerHarness
     worker = start(poll_seconds=60.0)
     harness.until(lambda: alive(harness), "the worker's row")
     worker.send_signal(signal.SIGTERM)
-    assert worker.wait(10) == 0
+    assert worker.wait(30) == 0
     assert alive(harness) == []
 
 
