@@ -155,7 +155,7 @@ class TestALife:
 
     def _exposes_metrics(self, running: Running) -> None:
         targets = json.loads(running.layout.metrics_targets.read_text())
-        assert {each["labels"]["process"] for each in targets} == SERVICES - {"postgres", "valkey", "web"}
+        assert {each["labels"]["process"] for each in targets} == SERVICES - {"postgres", "valkey"}
         for each in targets:
             answer = httpx2.get(f"http://{each['targets'][0]}/metrics", trust_env=False)
             assert "tunery_build_info{process=" in answer.text
@@ -215,7 +215,7 @@ class TestServersOfOnesOwn:
         with background.running(with_a_model(tmp_path / "data"), tmp_path / "up.log") as service:
             layout = Layout(service.data_dir)
             runtime = layout.read_runtime() or {}
-            assert set(runtime["pids"]) == SERVICES - {"postgres", "valkey", "web"}
+            assert set(runtime["pids"]) == SERVICES - {"postgres", "valkey"}
             assert "external" in service.log.read_text()
             assert not layout.postgres.exists()
             assert not layout.valkey.exists()
