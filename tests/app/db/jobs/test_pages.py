@@ -59,7 +59,7 @@ def test_a_rare_state_is_found_by_an_index(many: Sessions, engine: Engine, proje
     with transaction(many) as session:
         plan, found = plan_of(session, engine, JobFilter(project_id, states=["failed"]))
     assert found == ["ftjob-10000", "ftjob-7500", "ftjob-5000", "ftjob-2500"]
-    assert "ix_jobs_state" in plan
+    assert "ix_jobs_state" in plan or "ix_jobs_failed" in plan
     assert "Rows Removed" not in plan
 
 
