@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import io
-from bisect import bisect_right
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import BinaryIO
 
 from app.storage.base import Storage
+from app.storage.readers import PartsReader
 from app.system.tar_layout import tar_frames
 
 BUFFER_BYTES = 1 << 20
@@ -38,42 +37,23 @@ def open_archive(storage: Storage, members: Sequence[ArchiveMember]) -> BinaryIO
     return io.BufferedReader(ConcatenatedReader(parts, [*lengths, sizes[-1]]), BUFFER_BYTES)
 
 
-class ConcatenatedReader(io.RawIOBase):
+class ConcatenatedReader(PartsReader):
     """Reads files one after the other as one file; closes them."""
 
     def __init__(self, parts: Sequence[BinaryIO], sizes_bytes: Sequence[int]) -> None:
+        super().__init__(sizes_bytes)
         self._parts = parts
-        self._ends = list(accumulate(sizes_bytes))
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._ends[-1]}[whence]
-        if base + offset < 0:
-            raise ValueError(f"a negative position: {base + offset}")
-        self._position = base + offset
-        return self._position
-
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        """Read at most to the end of the current part; the buffered reader calls again for more."""
-        index = bisect_right(self._ends, self._position)
-        if index == len(self._ends):
-            return 0
-        start, part = (self._ends[index - 1] if index else 0), self._parts[index]
-        part.seek(self._position - start)
-        data = part.read(min(len(buffer), self._ends[index] - self._position))
-        if not data:
-            raise OSError(f"a stored object is shorter than the archive that contains it, at byte {self._position:,}")
-        buffer[: len(data)] = data
-        self._position += len(data)
-        return len(data)
 
     def close(self) -> None:
         for part in self._parts:
             part.close()
         super().close()
+
+    def _read_part(self, index: int, offset: int, buffer: memoryview) -> int:
+        part = self._parts[index]
+        part.seek(offset)
+        data = part.read(len(buffer))
+        if not data:
+            raise OSError(f"a stored object is shorter than the archive that contains it, at byte {self._position:,}")
+        buffer[: len(data)] = data
+        return len(data)

@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 from app.storage.base import DownloadHeaders, StoredObject, check_key
 from app.storage.segments import SEGMENT_PREFIX, link_segments, open_segments, segments_of
+from app.system.durable_files import sync
 
 
 class LocalStorage:
@@ -28,10 +29,10 @@ class LocalStorage:
         destination = self._path(key)
         destination.parent.mkdir(parents=True, exist_ok=True)
         staged = self._on_this_filesystem(source)
-        _fsync(staged)
+        sync(staged)
         size_bytes = staged.stat().st_size
         os.replace(staged, destination)
-        _fsync(destination.parent)
+        sync(destination.parent)
         return StoredObject(key, size_bytes)
 
     def compose(self, key: str, parts: Sequence[str]) -> StoredObject:
@@ -45,7 +46,7 @@ class LocalStorage:
             raise _object_not_found(self._key_of(error.filename)) from None
         finally:
             _remove(staged)
-        _fsync(destination.parent)
+        sync(destination.parent)
         return StoredObject(key, size_bytes)
 
     def open(self, key: str) -> BinaryIO:
@@ -116,7 +117,7 @@ class LocalStorage:
         else:
             staged.touch()
             size_bytes = 0
-        _fsync(staged)
+        sync(staged)
         return size_bytes
 
     def _on_this_filesystem(self, source: Path) -> Path:
@@ -150,11 +151,3 @@ def _remove(staged: Path) -> None:
         shutil.rmtree(staged)
     else:
         staged.unlink(missing_ok=True)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

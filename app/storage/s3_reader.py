@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from botocore.exceptions import BotoCoreError
 
 from app.storage.base import StorageError
+from app.storage.readers import SeekableReader
 
 if TYPE_CHECKING:
     from botocore.response import StreamingBody
@@ -17,28 +18,18 @@ if TYPE_CHECKING:
 MAX_BREAKS = 5  # consecutive broken responses without a byte between them
 
 
-class ObjectReader(io.RawIOBase):
+class ObjectReader(SeekableReader):
     """Reads from `open_at(position)`, which opens a response that begins there."""
 
     def __init__(self, open_at: Callable[[int], StreamingBody], size_bytes: int) -> None:
+        super().__init__(size_bytes)
         self._open_at = open_at
-        self._size_bytes = size_bytes
-        self._position = 0
         self._body: StreamingBody | None = None
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size_bytes}[whence]
-        if base + offset < 0:
-            raise ValueError(f"a negative position: {base + offset}")
-        if base + offset != self._position:
+        before = self._position
+        if super().seek(offset, whence) != before:
             self._drop()
-            self._position = base + offset
         return self._position
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import io
 import os
-from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import accumulate
 from pathlib import Path
 from typing import BinaryIO
+
+from app.storage.readers import PartsReader
 
 BUFFER_BYTES = 1 << 20
 SEGMENT_PREFIX = "."
@@ -39,44 +39,24 @@ def open_segments(directory: Path) -> BinaryIO:
     return io.BufferedReader(SegmentReader(paths), BUFFER_BYTES)
 
 
-class SegmentReader(io.RawIOBase):
+class SegmentReader(PartsReader):
     """Reads segments as one file, with only one of them open at a time."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
+        super().__init__([path.stat().st_size for path in paths])
         self._paths = paths
-        self._ends = list(accumulate(path.stat().st_size for path in paths))
-        self._position = 0
         self._index = -1
         self._file: io.FileIO | None = None
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._ends[-1]}[whence]
-        if base + offset < 0:
-            raise ValueError(f"a negative position: {base + offset}")
-        self._position = base + offset
-        return self._position
-
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        """Read at most to the end of the current segment; the buffered reader calls again for more."""
-        index = bisect_right(self._ends, self._position)
-        if index == len(self._ends):
-            return 0
-        file = self._segment(index)
-        file.seek(self._position - (self._ends[index - 1] if index else 0))
-        count = file.readinto(buffer) or 0
-        self._position += count
-        return count
 
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
         super().close()
+
+    def _read_part(self, index: int, offset: int, buffer: memoryview) -> int:
+        file = self._segment(index)
+        file.seek(offset)
+        return file.readinto(buffer) or 0
 
     def _segment(self, index: int) -> io.FileIO:
         if self._file is None or index != self._index:

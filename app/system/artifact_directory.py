@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from app.system.durable_files import sync
+
 MANIFEST = "MANIFEST.json"
 SEAL = "seal"  # key of a manifest: the SHA-256 of its other entries
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -43,15 +45,15 @@ def write_manifest(directory: Path, entries: Mapping[str, Any]) -> str:
     text = _as_text({**body, SEAL: _seal(body)})
     (directory / MANIFEST).write_text(text, encoding="utf-8")
     for path in directory.rglob("*"):
-        _fsync(path)
-    _fsync(directory)
+        sync(path)
+    sync(directory)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def publish(staged: Path, destination: Path) -> None:
     """Rename a complete directory into place: after a crash it exists completely or not at all."""
     os.rename(staged, destination)
-    _fsync(destination.parent)
+    sync(destination.parent)
 
 
 def read_manifest(directory: Path, *, sealed: bool = False) -> dict[str, Any]:
@@ -99,11 +101,3 @@ def _difference(name: str, expected: Mapping[str, Any], actual: Mapping[str, Any
     if actual["sha256"] != expected["sha256"]:
         return f"{name} was altered (its SHA-256 differs)"
     return None
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -6,7 +6,6 @@ so the stored files are those of the manifest, whatever happens to the originals
 
 from __future__ import annotations
 
-import hashlib
 import os
 import secrets
 import shutil
@@ -14,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from app.log import get_logger
 from app.storage import Storage
@@ -24,11 +23,11 @@ from app.system.artifact_directory import (
     read_manifest,
     sha256_file,
 )
+from app.system.durable_files import copy_and_hash
 from worker.jobs.lease import LeaseKeeper, LeaseUncertain
 from worker.node.resources import Resources
 
 ARCHIVE = "adapter.tar"
-CHUNK_BYTES = 1 << 20
 
 log = get_logger(__name__)
 
@@ -45,7 +44,7 @@ def fetch(storage: Storage, key: str, destination: Path) -> str:
     """Copy an object to a new file and return its SHA-256. Raises FileNotFoundError, OSError."""
     destination.parent.mkdir(parents=True, exist_ok=True)
     with storage.open(key) as source, destination.open("xb") as target:
-        return _copy(source, target)
+        return copy_and_hash(source, target)[1]
 
 
 def copy_verified(directory: Path, destination: Path) -> dict[str, Any]:
@@ -151,12 +150,4 @@ def _copy_file(source: Path, destination: Path) -> str:
     except FileNotFoundError as error:
         raise ManifestMismatch(f"{source.parent.name}: {source.name} is missing") from error
     with os.fdopen(descriptor, "rb") as opened, destination.open("xb") as target:
-        return _copy(opened, target)
-
-
-def _copy(source: BinaryIO, target: BinaryIO) -> str:
-    digest = hashlib.sha256()
-    while chunk := source.read(CHUNK_BYTES):
-        digest.update(chunk)
-        target.write(chunk)
-    return digest.hexdigest()
+        return copy_and_hash(opened, target)[1]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -17,6 +16,8 @@ import gguf
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from transformers.utils import logging
+
+from app.system.durable_files import sync
 
 
 def main(arguments: list[str]) -> int:
@@ -35,9 +36,9 @@ def convert(source: Path, destination: Path) -> None:
     _cache_gguf_parsing()
     _save(source, temporary)
     for path in (*temporary.iterdir(), temporary):
-        _sync(path)
+        sync(path)
     temporary.rename(destination)
-    _sync(destination.parent)
+    sync(destination.parent)
 
 
 def _save(source: Path, directory: Path) -> None:
@@ -67,14 +68,6 @@ def _name_tokenizer_class(path: Path) -> None:
     config = json.loads(path.read_text(encoding="utf-8"))
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import os
 import secrets
 import shutil
@@ -24,11 +23,11 @@ from typing import BinaryIO
 
 from app.domain.backups import BackupError, BackupManifest, ObjectDigest
 from app.storage.base import check_key
+from app.system.durable_files import copy_and_hash, sync
 
 MARKER = "tunery-backups"
 DUMP = "database.dump"
 MANIFEST = "manifest.json"
-CHUNK_BYTES = 4 << 20
 
 
 class BackupRepository:
@@ -120,18 +119,4 @@ class BackupRepository:
 
 def copy(source: BinaryIO, target: BinaryIO | None = None) -> ObjectDigest:
     """Read `source` to its end, into `target` if there is one; its size and digest."""
-    digest, size_bytes = hashlib.sha256(), 0
-    while chunk := source.read(CHUNK_BYTES):
-        digest.update(chunk)
-        size_bytes += len(chunk)
-        if target is not None:
-            target.write(chunk)
-    return ObjectDigest(size_bytes, digest.hexdigest())
-
-
-def sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return ObjectDigest(*copy_and_hash(source, target))

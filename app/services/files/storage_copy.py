@@ -5,18 +5,16 @@ A ledger has a line for each object that was read back and verified. Objects of 
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
 
 from app.db.stored_objects import NamedObject
 from app.storage import Storage
+from app.system.durable_files import copy_and_hash
 
-CHUNK_BYTES = 1 << 20
 THREADS = 4
 
 
@@ -66,7 +64,7 @@ def _copy_object(
         with tempfile.NamedTemporaryFile(dir=target.staging, prefix="copy-", delete=False) as staged:
             try:
                 with source.open(key) as file:
-                    sha256 = _hash(file, staged)
+                    _, sha256 = copy_and_hash(file, staged.file)
                 if named.sha256 not in (None, sha256) or named.size_bytes not in (None, size_bytes):
                     return f"{key} differs from its row: its SHA-256 is {sha256}, in the database {named.sha256}."
                 staged.flush()
@@ -90,13 +88,4 @@ def _is_stored(storage: Storage, key: str, size_bytes: int) -> bool:
 
 def _sha256_of(storage: Storage, key: str) -> str:
     with storage.open(key) as file:
-        return _hash(file)
-
-
-def _hash(file: BinaryIO, copy: tempfile._TemporaryFileWrapper[bytes] | None = None) -> str:
-    digest = hashlib.sha256()
-    while chunk := file.read(CHUNK_BYTES):
-        digest.update(chunk)
-        if copy is not None:
-            copy.write(chunk)
-    return digest.hexdigest()
+        return copy_and_hash(file)[1]
