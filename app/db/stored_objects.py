@@ -9,6 +9,7 @@ from sqlalchemy import Connection, select
 
 from app.db.tables import File, Snapshot, UploadPart
 
+PREFIXES = ("files", "jobs", "uploads", "exports")  # of all keys that rows name
 MANIFEST = "MANIFEST.json"  # the file of a snapshot whose digest is in its row
 
 

@@ -16,10 +16,9 @@ from typing import Any
 import structlog
 from sqlalchemy.orm import Session
 
-from app.db.engine import transaction
 from app.db.files import files
-from app.db.jobs import evaluations
-from app.db.jobs.claims import FencedError, Lease
+from app.db.jobs import evaluations, leased_rows
+from app.db.jobs.claims import FencedError
 from app.db.tables import Evaluation
 from app.domain.artifacts.full_disk import is_disk_full
 from app.domain.evaluations.graders import EvaluationSettings
@@ -37,7 +36,8 @@ from worker.evaluations.prepare import EvaluationFailed, Loaded
 from worker.evaluations.report import report, summary_sentence
 from worker.evaluations.summarize import ADAPTER, BASE, ModelAnswer, Outcome, result_rows, summarize
 from worker.jobs import artifacts, workdir
-from worker.jobs.lease import DATABASE_UNAVAILABLE, LeaseKeeper, boottime_seconds
+from worker.jobs.lease import LeaseKeeper
+from worker.jobs.leased_rows import RowClaimer
 from worker.jobs.publish import PURPOSE
 from worker.jobs.sanitize import clean, clean_text
 from worker.jobs.watchdog import Watchdog
@@ -51,20 +51,6 @@ log = get_logger(__name__)
 
 class EvaluationInterrupted(Exception):
     """The worker shuts down; another worker runs the evaluation."""
-
-
-class EvaluationKeeper(LeaseKeeper):
-    """The lease of an evaluation: kept as a job's lease is, in a table of its own."""
-
-    def _poll(self) -> None:
-        sent_at = boottime_seconds()
-        is_due = sent_at - self._confirmed_at >= self._settings.lease_renew_seconds
-        with transaction(self._resources.sessions) as session:
-            if is_due:
-                evaluations.renew_lease(session, self.lease, self._settings.lease_ttl_seconds)
-            evaluations.check_lease(session, self.lease)
-        if is_due:
-            self._confirmed_at = sent_at
 
 
 class Evaluator:
@@ -84,12 +70,12 @@ class Evaluator:
         self._lock = lock
         self._capacity = capacity
         self._generate_command = generate_command
-        self._commit_unknown = False  # the last claim's COMMIT was not confirmed: it may have claimed an evaluation
+        self._claimer = RowClaimer(resources, Evaluation, owner)
 
     def run_next(self) -> bool:
         """Run one evaluation from its claim to its end; False if none is due, or the device is not free."""
         with self._lock() as lock:
-            claimed = self._claim_next() if lock is not None else None
+            claimed = self._claimer.claim_next(self._claim) if lock is not None else None
             if lock is None or claimed is None:
                 return False
             evaluation, keeper = claimed
@@ -97,23 +83,9 @@ class Evaluator:
                 self._run(evaluation, keeper, lock)
         return True
 
-    def _claim_next(self) -> tuple[Evaluation, LeaseKeeper] | None:
-        claimed_at, ttl_seconds = boottime_seconds(), self.settings.lease_ttl_seconds
+    def _claim(self, session: Session) -> Evaluation | None:
         capacity = self._capacity() if self._capacity else None
-        try:
-            with transaction(self.resources.sessions) as session:
-                held = evaluations.find_held(session, self.owner) if self._commit_unknown else None
-                if held is not None:
-                    evaluations.renew_lease(session, Lease(held.id, held.attempt, self.owner), ttl_seconds)
-                evaluation = held or evaluations.claim(session, self.owner, ttl_seconds, capacity)
-        except DATABASE_UNAVAILABLE:
-            self._commit_unknown = True
-            raise
-        self._commit_unknown = False
-        if evaluation is None:
-            return None
-        lease = Lease(evaluation.id, evaluation.attempt, self.owner)
-        return evaluation, EvaluationKeeper(self.resources, lease, claimed_at)
+        return evaluations.claim(session, self.owner, self.settings.lease_ttl_seconds, capacity)
 
     def _run(self, evaluation: Evaluation, keeper: LeaseKeeper, lock: int) -> None:
         log.info("evaluation started", model=evaluation.model)
@@ -164,7 +136,7 @@ class Evaluator:
             measured = evaluations.seconds_per_answer(session, loaded.base.name)
             rows, progress = len(inputs.rows), loaded.job.progress
             plan = make_plan(loaded.settings, rows, inputs.prompt_tokens, measured, progress)
-            evaluations.update_held(session, keeper.lease, plan=plan.model_dump())
+            leased_rows.update_held(session, Evaluation, keeper.lease, plan=plan.model_dump())
 
         keeper.transact(write)
 
@@ -204,7 +176,7 @@ class Evaluator:
         return exit_code
 
     def _write_progress(self, keeper: LeaseKeeper, progress: dict[str, int]) -> None:
-        keeper.transact(lambda session: evaluations.update_held(session, keeper.lease, progress=progress))
+        keeper.transact(lambda session: leased_rows.update_held(session, Evaluation, keeper.lease, progress=progress))
 
     def _publish(
         self,

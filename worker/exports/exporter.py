@@ -15,7 +15,6 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from app.db import models
-from app.db.engine import transaction
 from app.db.files import files
 from app.db.jobs import exports
 from app.db.jobs.claims import FencedError, Lease
@@ -29,7 +28,8 @@ from app.system.artifact_directory import MANIFEST, ManifestMismatch, read_manif
 from worker.exports.export_process import COMMANDS, ExportProcess, start_export
 from worker.jobs import artifacts, parent_adapter, workdir
 from worker.jobs.artifacts import StoredFile
-from worker.jobs.lease import DATABASE_UNAVAILABLE, LeaseKeeper, boottime_seconds
+from worker.jobs.lease import LeaseKeeper
+from worker.jobs.leased_rows import RowClaimer
 from worker.jobs.observed_attempt import observed_attempt
 from worker.jobs.publish import PURPOSE
 from worker.jobs.sanitize import clean, clean_text
@@ -72,24 +72,6 @@ class ExportInterrupted(Exception):
     """The worker shuts down; another worker runs the export."""
 
 
-class ExportKeeper(LeaseKeeper):
-    """The lease of an export: kept as a job's lease is, in a table of its own."""
-
-    def append_event(self, message: str, **_: Any) -> None:
-        """An export has no events: the message is logged."""
-        log.warning(message)
-
-    def _poll(self) -> None:
-        sent_at = boottime_seconds()
-        is_due = sent_at - self._confirmed_at >= self._settings.lease_renew_seconds
-        with transaction(self._resources.sessions) as session:
-            if is_due:
-                exports.renew_lease(session, self.lease, self._settings.lease_ttl_seconds)
-            exports.check_lease(session, self.lease)
-        if is_due:
-            self._confirm_renewal(sent_at)
-
-
 class Exporter:
     """Runs the exports of one slot, one at a time."""
 
@@ -107,12 +89,12 @@ class Exporter:
         self._lock_path = lock_path
         self._types = types
         self._commands = commands
-        self._commit_unknown = False  # the last claim's COMMIT was not confirmed: it may have claimed an export
+        self._claimer = RowClaimer(resources, Export, owner)
 
     def run_next(self) -> bool:
         """Run one export from its claim to its end; False if none is due, or an earlier program cannot be killed."""
         with try_lock(self._lock_path) as lock:
-            claimed = self._claim_next() if lock is not None else None
+            claimed = self._claimer.claim_next(self._claim) if lock is not None else None
             if lock is None or claimed is None:
                 return False
             export, keeper = claimed
@@ -120,21 +102,8 @@ class Exporter:
                 self._run_export(export, keeper, lock)
         return True
 
-    def _claim_next(self) -> tuple[Export, LeaseKeeper] | None:
-        claimed_at, ttl_seconds = boottime_seconds(), self.settings.lease_ttl_seconds
-        try:
-            with transaction(self.resources.sessions) as session:
-                export = exports.find_held_export(session, self.owner) if self._commit_unknown else None
-                export = export or exports.claim(session, self.owner, ttl_seconds, self._types)
-                if export is not None and self._commit_unknown:
-                    exports.renew_lease(session, Lease(export.id, export.attempt, self.owner), ttl_seconds)
-        except DATABASE_UNAVAILABLE:
-            self._commit_unknown = True
-            raise
-        self._commit_unknown = False
-        if export is None:
-            return None
-        return export, ExportKeeper(self.resources, Lease(export.id, export.attempt, self.owner), claimed_at)
+    def _claim(self, session: Session) -> Export | None:
+        return exports.claim(session, self.owner, self.settings.lease_ttl_seconds, self._types)
 
     def _run_export(self, export: Export, keeper: LeaseKeeper, lock: int) -> None:
         log.info("export started", type=export.type, model=export.model)

@@ -21,9 +21,10 @@ from app.db import retention
 from app.db.access import idempotency
 from app.db.engine import transaction
 from app.db.files import files, uploads
-from app.db.jobs import checkpoints, evaluations, exports
+from app.db.jobs import checkpoints, leased_rows
 from app.db.scheduling import workers
-from app.db.tables import Export, Job, RetentionRule
+from app.db.stored_objects import PREFIXES
+from app.db.tables import Evaluation, Export, Job, RetentionRule
 from app.db.webhooks import deliveries
 from app.domain.artifacts.full_disk import RESERVED_SPACE_FILE
 from app.domain.jobs.states import TERMINAL
@@ -35,7 +36,7 @@ from worker.node.resources import Resources
 STAGED_FILE_MAX_AGE_SECONDS = 3600  # an upload without a write for this long was interrupted
 MIN_ORPHAN_AGE_SECONDS = 24 * 3600  # an object's row follows within milliseconds, or within minutes under heavy load
 # Prefixes for which `_keys_without_row` reads every table with keys; "probes" are never named by one.
-ORPHAN_PREFIXES = ("files", "jobs", "uploads", "exports", "probes")
+ORPHAN_PREFIXES = (*PREFIXES, "probes")
 BATCH_SIZE = 500
 
 log = get_logger(__name__)
@@ -189,9 +190,11 @@ def clean_work_directories(resources: Resources) -> None:
                 Job.id.in_({job_id for job_id, _, _ in attempts})
             )
         ).all()
-        held = [module.active_attempts(session, [each for each, _, _ in attempts]) for module in (exports, evaluations)]
+        ids = [each for each, _, _ in attempts]
+        exported = leased_rows.active_attempts(session, Export, ids)
+        evaluated = leased_rows.active_attempts(session, Evaluation, ids)
     running = {row.id: row.attempt for row in rows if row.state not in TERMINAL and row.lease_owner is not None}
-    running |= held[0] | held[1]
+    running |= exported | evaluated
     for job_id, attempt, directory in attempts:
         if running.get(job_id) != attempt:
             workdir.remove_all_but_logs(directory)

@@ -9,16 +9,18 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from prometheus_client import REGISTRY
 from sqlalchemy import text
+from sqlalchemy.orm import Session
 
 from app.db import status
 from app.db.engine import transaction
-from app.db.jobs import claims, evaluations, expired_leases, exports, full_disk
+from app.db.jobs import claims, evaluations, expired_leases, exports, full_disk, leased_rows
 from app.db.scheduling import workers
 from app.db.scheduling.fair_queue import Kind
+from app.db.tables import Evaluation, Export
 from app.db.webhooks import operator
 from app.job_queue import Queue
 from app.log import get_logger
@@ -124,34 +126,27 @@ class Reconciler:
         return len(lost)
 
     def reap_exports(self) -> int:
-        """The same for exports. Does nothing right after PostgreSQL's start, because no worker could renew while it was
-        down.
-
-        Returns the number of exports.
-        """
-        settings = self.settings
-        with transaction(self.resources.sessions) as session:
-            if expired_leases.server_uptime_seconds(session) < self.expiry_guard.ttl_seconds:
-                return 0
-            lost = exports.reap_expired(
-                session, settings.reap_grace_seconds, settings.requeue_delay_seconds, settings.max_crash_streak
-            )
-        metrics.LEASES_REAPED.labels("export").inc(len(lost))
-        for export in lost:
-            log.warning("lease of an export reaped", export=export.id, attempt=export.attempt, state=export.state)
-        return len(lost)
+        """The same for exports; returns their number."""
+        return self._reap_rows("export", exports.reap_expired)
 
     def reap_evaluations(self) -> int:
-        """The same for evaluations."""
+        """The same for evaluations; returns their number."""
+        return self._reap_rows("evaluation", evaluations.reap_expired)
+
+    def _reap_rows(
+        self, kind: str, reap_expired: Callable[[Session, float, float, int], Sequence[Export | Evaluation]]
+    ) -> int:
+        """Do nothing right after PostgreSQL's start, because no worker could renew while it was down."""
         settings = self.settings
         with transaction(self.resources.sessions) as session:
             if expired_leases.server_uptime_seconds(session) < self.expiry_guard.ttl_seconds:
                 return 0
-            lost = evaluations.reap_expired(
+            lost = reap_expired(
                 session, settings.reap_grace_seconds, settings.requeue_delay_seconds, settings.max_crash_streak
             )
+        metrics.LEASES_REAPED.labels(kind).inc(len(lost))
         for row in lost:
-            log.warning("lease of an evaluation reaped", evaluation=row.id, attempt=row.attempt, state=row.state)
+            log.warning(f"lease of an {kind} reaped", **{kind: row.id}, attempt=row.attempt, state=row.state)
         return len(lost)
 
     def pause_overdue(self) -> None:
@@ -198,11 +193,10 @@ class Reconciler:
                 for queue, kind in KIND_BY_QUEUE.items()
                 if queue in free and claims.has_claimable_job(session, kind)
             ]
-            if "gpu" in free and "gpu" not in hinted and evaluations.has_claimable(session):
+            if "gpu" in free and "gpu" not in hinted and leased_rows.has_claimable(session, Evaluation):
                 hinted.append("gpu")
-            if exports.has_claimable_export(
-                session
-            ):  # any worker that has torch runs exports; busy workers poll by themselves
+            if leased_rows.has_claimable(session, Export):
+                # any worker that has torch runs exports; busy workers poll by themselves
                 hinted = [queue for queue in KIND_BY_QUEUE if queue in free]
         for queue in hinted:
             self.resources.hints.send(queue)

@@ -1,21 +1,18 @@
-"""Evaluations: a queue with leases, as of exports. All writes of a holder are guarded by attempt, owner and lease.
-
-A guarded UPDATE that returns no row means: cancelled, expired, or claimed by a later attempt. Every change of the state
-is written to the job as well, with an event. Never commits.
+"""Evaluations: a queue with leases (`leased_rows`). Every change of the state is written to the job as well, with an
+event. Never commits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, case, func, literal, null, select, update
+from sqlalchemy import ColumnElement, Select, case, func, literal, null, select, update
 from sqlalchemy.orm import Session
 
 from app.db.ids import new_id
-from app.db.jobs import events
-from app.db.jobs.claims import FencedError, Lease
+from app.db.jobs import events, leased_rows
+from app.db.jobs.claims import Lease
 from app.db.tables import Checkpoint, Evaluation, Job
 from app.domain.evaluations.graders import EvaluationSettings
 from app.domain.evaluations.promotion import DeliveryVerdict, delivery_verdict
@@ -74,7 +71,7 @@ def cancel(session: Session, evaluation: Evaluation) -> bool:
     cancelled = session.execute(
         update(Evaluation)
         .where(Evaluation.id == evaluation.id, Evaluation.state.in_(ACTIVE))
-        .values(_finished_columns(EvaluationState.CANCELLED))
+        .values(leased_rows.finished_columns(EvaluationState.CANCELLED))
         .returning(Evaluation)
         .execution_options(populate_existing=True)
     ).scalar_one_or_none()
@@ -134,7 +131,7 @@ def claim(
     oldest_id = (
         select(Evaluation.id)
         .join(Job, Job.id == Evaluation.job_id)
-        .where(_is_claimable(), *_fits(capacity))
+        .where(leased_rows.is_claimable(Evaluation), *_fits(capacity))
         .order_by(Evaluation.seq)
         .limit(1)
         .with_for_update(skip_locked=True, of=Evaluation)
@@ -143,12 +140,10 @@ def claim(
         update(Evaluation)
         .where(Evaluation.id == oldest_id)
         .values(
-            state=EvaluationState.RUNNING,
             attempt=Evaluation.attempt + 1,
             progress=null(),
-            lease_owner=owner,
-            lease_expires_at=_lease_expiry(ttl_seconds),
             started_at=func.clock_timestamp(),
+            **leased_rows.lease_columns(owner, ttl_seconds),
         )
         .returning(Evaluation)
         .execution_options(populate_existing=True)
@@ -158,113 +153,56 @@ def claim(
     return evaluation
 
 
-def find_held(session: Session, owner: str) -> Evaluation | None:
-    """The evaluation this owner holds; after a COMMIT without a response, it shows whether the claim was committed."""
-    return session.scalar(
-        select(Evaluation)
-        .where(Evaluation.lease_owner == owner, Evaluation.lease_expires_at > func.clock_timestamp())
-        .limit(1)
-    )
-
-
-def renew_lease(session: Session, lease: Lease, ttl_seconds: float) -> None:
-    """Extend the lease to `ttl_seconds` from now. Raises FencedError."""
-    update_held(session, lease, lease_expires_at=_lease_expiry(ttl_seconds))
-
-
-def check_lease(session: Session, lease: Lease) -> None:
-    """Raises FencedError if the lease is lost."""
-    if session.scalar(select(Evaluation.id).where(_held_by(lease))) is None:
-        raise FencedError(lease.job_id)
-
-
-def update_held(session: Session, lease: Lease, **columns: Any) -> Evaluation:
-    """Update columns of the held evaluation. Raises FencedError."""
-    evaluation = session.execute(
-        update(Evaluation)
-        .where(_held_by(lease))
-        .values(**columns)
-        .returning(Evaluation)
-        .execution_options(populate_existing=True)
-    ).scalar_one_or_none()
-    if evaluation is None:
-        raise FencedError(lease.job_id)
-    return evaluation
-
-
 def succeed(session: Session, lease: Lease, message: str, **result: Any) -> Evaluation:
     """End the attempt with a result: `precision`, `summary` and the ids of the files. Raises FencedError."""
-    evaluation = update_held(session, lease, **_finished_columns(EvaluationState.SUCCEEDED) | result)
+    evaluation = leased_rows.update_held(
+        session, Evaluation, lease, **leased_rows.finished_columns(EvaluationState.SUCCEEDED) | result
+    )
     _report(session, evaluation, message)
     return evaluation
 
 
 def fail(session: Session, lease: Lease, code: EvaluationErrorCode, message: str) -> Evaluation:
     """End the attempt and the evaluation with an error. Raises FencedError."""
-    evaluation = update_held(session, lease, **_failed_columns(code, message))
+    evaluation = leased_rows.update_held(session, Evaluation, lease, **leased_rows.failed_columns(code, message))
     _report_failure(session, evaluation)
     return evaluation
 
 
 def requeue(session: Session, lease: Lease) -> Evaluation:
     """End the attempt without an error, as the worker stops; the evaluation is queued again. Raises FencedError."""
-    return update_held(session, lease, **_requeued_columns(0.0))
+    return leased_rows.update_held(session, Evaluation, lease, **leased_rows.requeued_columns(0.0))
 
 
 def finish_crashed(
     session: Session, lease: Lease, code: EvaluationErrorCode, message: str, delay_seconds: float, max_streak: int
 ) -> Evaluation:
     """End an attempt that crashed: retry it, or fail after `max_streak` crashes in a row. Raises FencedError."""
-    evaluation = session.execute(select(Evaluation).where(_held_by(lease)).with_for_update()).scalar_one_or_none()
-    if evaluation is None:
-        raise FencedError(lease.job_id)
+    evaluation = leased_rows.lock_held(session, Evaluation, lease)
     return _retry_or_fail(session, evaluation, code, message, delay_seconds, max_streak)
 
 
 # --- the reconciler ---------------------------------------------------------------------------------------------------
 
 
-def has_claimable(session: Session) -> bool:
-    """Whether there is an evaluation that a worker could claim now."""
-    return session.scalar(select(Evaluation.id).where(_is_claimable()).limit(1)) is not None
-
-
 def reap_expired(session: Session, grace_seconds: float, delay_seconds: float, max_streak: int) -> list[Evaluation]:
     """End the attempts whose lease expired at least `grace_seconds` ago."""
-    is_expired = Evaluation.lease_expires_at + timedelta(seconds=grace_seconds) < func.clock_timestamp()
-    return _reap(session, is_expired, delay_seconds, max_streak)
+    return _reap(session, leased_rows.lock_expired(session, Evaluation, grace_seconds), delay_seconds, max_streak)
 
 
 def reap_previous_incarnation(
     session: Session, slot: str, owner: str, delay_seconds: float, max_streak: int
 ) -> list[Evaluation]:
     """End the attempts that an earlier process of this slot holds; it is dead, as `owner` has the slot's lock."""
-    is_held = and_(Evaluation.lease_owner.startswith(f"{slot}#", autoescape=True), Evaluation.lease_owner != owner)
-    return _reap(session, is_held, delay_seconds, max_streak)
+    lost = leased_rows.lock_previous_incarnation(session, Evaluation, slot, owner)
+    return _reap(session, lost, delay_seconds, max_streak)
 
 
-def active_attempts(session: Session, evaluation_ids: Sequence[str]) -> dict[str, int]:
-    """{evaluation id: attempt} of the evaluations that a worker holds."""
-    rows = session.execute(
-        select(Evaluation.id, Evaluation.attempt).where(
-            Evaluation.id.in_(evaluation_ids), Evaluation.lease_owner.is_not(None)
-        )
-    )
-    return {row.id: row.attempt for row in rows}
-
-
-def _reap(session: Session, lost: ColumnElement[bool], delay_seconds: float, max_streak: int) -> list[Evaluation]:
-    rows = session.scalars(select(Evaluation).where(Evaluation.lease_owner.is_not(None), lost).with_for_update()).all()
+def _reap(session: Session, lost: Sequence[Evaluation], delay_seconds: float, max_streak: int) -> list[Evaluation]:
+    code = EvaluationErrorCode.WORKER_LOST
     return [
-        _retry_or_fail(
-            session,
-            row,
-            EvaluationErrorCode.WORKER_LOST,
-            f"The worker {row.lease_owner} was lost during attempt {row.attempt}",
-            delay_seconds,
-            max_streak,
-        )
-        for row in rows
+        _retry_or_fail(session, row, code, leased_rows.lost_worker_message(row), delay_seconds, max_streak)
+        for row in lost
     ]
 
 
@@ -276,19 +214,8 @@ def _retry_or_fail(
     delay_seconds: float,
     max_streak: int,
 ) -> Evaluation:
-    """End the attempt of an evaluation whose row the caller has locked."""
-    streak = evaluation.crash_streak + 1
-    values = _requeued_columns(delay_seconds * 2 ** (streak - 1)) | {"crash_streak": streak}
-    if streak >= max_streak:
-        message = f"{message}; gave up after {streak} attempts that ended like this"
-        values = _failed_columns(code, message) | {"crash_streak": streak}
-    ended = session.execute(
-        update(Evaluation)
-        .where(Evaluation.id == evaluation.id)
-        .values(**values)
-        .returning(Evaluation)
-        .execution_options(populate_existing=True)
-    ).scalar_one()
+    """End the attempt of an evaluation whose row the caller has locked, and report it to the job."""
+    ended = leased_rows.retry_or_fail(session, evaluation, code, message, delay_seconds, max_streak)
     if ended.state == EvaluationState.FAILED:
         _report_failure(session, ended)
     else:
@@ -327,23 +254,6 @@ def _report(session: Session, evaluation: Evaluation, message: str, level: str =
     events.append_event(session, job, message, level, data=data)
 
 
-def _failed_columns(code: EvaluationErrorCode, message: str) -> dict[str, Any]:
-    return _finished_columns(EvaluationState.FAILED) | {"error_code": code, "error_message": message}
-
-
-def _finished_columns(state: EvaluationState) -> dict[str, Any]:
-    return {"state": state, "lease_owner": null(), "lease_expires_at": null(), "finished_at": func.clock_timestamp()}
-
-
-def _requeued_columns(delay_seconds: float) -> dict[str, Any]:
-    return {
-        "state": EvaluationState.QUEUED,
-        "lease_owner": null(),
-        "lease_expires_at": null(),
-        "run_after": func.clock_timestamp() + timedelta(seconds=delay_seconds),
-    }
-
-
 def _fits(capacity: WorkerCapacity | None) -> list[ColumnElement[bool]]:
     """SQL conditions: the worker has the base model, the job's labels and its memory."""
     if capacity is None:
@@ -359,21 +269,3 @@ def _fits(capacity: WorkerCapacity | None) -> list[ColumnElement[bool]]:
 
 def _of_job(project_id: str, job_id: str) -> Select[Evaluation]:
     return select(Evaluation).where(Evaluation.project_id == project_id, Evaluation.job_id == job_id)
-
-
-def _is_claimable() -> ColumnElement[bool]:
-    return and_(Evaluation.state == EvaluationState.QUEUED, Evaluation.run_after <= func.clock_timestamp())
-
-
-def _held_by(lease: Lease) -> ColumnElement[bool]:
-    return and_(
-        Evaluation.id == lease.job_id,
-        Evaluation.attempt == lease.attempt,
-        Evaluation.lease_owner == lease.owner,
-        Evaluation.state == EvaluationState.RUNNING,
-        Evaluation.lease_expires_at > func.clock_timestamp(),
-    )
-
-
-def _lease_expiry(ttl_seconds: float) -> ColumnElement[Any]:
-    return func.clock_timestamp() + timedelta(seconds=ttl_seconds)

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from app.db.engine import transaction
 from app.db.files import files
-from app.db.jobs import exports
+from app.db.jobs import exports, leased_rows
 from app.db.jobs.claims import FencedError, Lease
 from app.db.scheduling import workers
 from app.db.tables import BaseModelRow, Export, Job
@@ -371,8 +371,8 @@ class TestRetries:
         for write in (
             lambda session: exports.succeed(session, lease, {}, [], 0),
             lambda session: exports.fail(session, lease, ExportErrorCode.SERVER_ERROR, "late"),
-            lambda session: exports.renew_lease(session, lease, 60),
-            lambda session: exports.check_lease(session, lease),
+            lambda session: leased_rows.renew_lease(session, Export, lease, 60),
+            lambda session: leased_rows.check_lease(session, Export, lease),
         ):
             with pytest.raises(FencedError), transaction(harness.sessions) as session:
                 write(session)

@@ -9,9 +9,9 @@ from starlette.testclient import TestClient
 from app.api.schemas.jobs.evaluations import EvaluationBody, EvaluationList
 from app.api.schemas.jobs.jobs import JobBody
 from app.db.engine import Sessions, transaction
-from app.db.jobs import evaluations
-from app.db.jobs.claims import Lease
-from app.db.tables import Job, Project
+from app.db.jobs import evaluations, leased_rows
+from app.db.jobs.claims import FencedError, Lease
+from app.db.tables import Evaluation, Job, Project
 from app.domain.evaluations.states import EvaluationErrorCode
 from app.settings import Endpoint, Settings
 from app.storage import LocalStorage
@@ -192,8 +192,8 @@ class TestCancelling:
         with transaction(sessions) as session:
             assert evaluations.claim(session, "a#1", 60) is not None
         client.post(path(succeeded, evaluation_id, "cancel"))
-        with transaction(sessions) as session, pytest.raises(evaluations.FencedError):
-            evaluations.check_lease(session, Lease(evaluation_id, 1, "a#1"))
+        with transaction(sessions) as session, pytest.raises(FencedError):
+            leased_rows.check_lease(session, Evaluation, Lease(evaluation_id, 1, "a#1"))
 
     def test_of_one_that_has_ended_is_refused(
         self, client: TestClient, succeeded: Job, heldout: str, sessions: Sessions

@@ -1,0 +1,75 @@
+"""Claims and leases of exports and evaluations, which are kept as those of jobs are, in tables of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Generic
+
+from sqlalchemy.orm import Session
+
+from app.db.engine import transaction
+from app.db.jobs import leased_rows
+from app.db.jobs.claims import Lease
+from app.db.jobs.leased_rows import Row
+from app.log import get_logger
+from worker.jobs.lease import DATABASE_UNAVAILABLE, LeaseKeeper, boottime_seconds
+from worker.node.resources import Resources
+
+log = get_logger(__name__)
+
+
+class RowLeaseKeeper(LeaseKeeper, Generic[Row]):
+    """One held lease of an export or an evaluation."""
+
+    def __init__(self, resources: Resources, table: type[Row], lease: Lease, claimed_at: float) -> None:
+        super().__init__(resources, lease, claimed_at)
+        self._table: type[Row] = table
+
+    def append_event(self, message: str, **_: Any) -> None:
+        """The row has no events of its own: the message is logged."""
+        log.warning(message)
+
+    def _poll(self) -> None:
+        sent_at = boottime_seconds()
+        is_due = sent_at - self._confirmed_at >= self._settings.lease_renew_seconds
+        with transaction(self._resources.sessions) as session:
+            if is_due:
+                leased_rows.renew_lease(session, self._table, self.lease, self._settings.lease_ttl_seconds)
+            leased_rows.check_lease(session, self._table, self.lease)
+        if is_due:
+            self._confirm_renewal(sent_at)
+
+
+class RowClaimer(Generic[Row]):
+    """Claims the rows of one table for one slot, one at a time."""
+
+    def __init__(self, resources: Resources, table: type[Row], owner: str) -> None:
+        self._resources = resources
+        self._table: type[Row] = table
+        self._owner = owner
+        self._commit_unknown = False  # the last claim's COMMIT was not confirmed: it may have claimed a row
+
+    def claim_next(self, claim: Callable[[Session], Row | None]) -> tuple[Row, RowLeaseKeeper[Row]] | None:
+        """The next row by `claim`, and its lease; None if none is due. Raises DATABASE_UNAVAILABLE."""
+        claimed_at = boottime_seconds()
+        try:
+            with transaction(self._resources.sessions) as session:
+                row = self._recover_claim(session) or claim(session)
+        except DATABASE_UNAVAILABLE:
+            self._commit_unknown = True
+            raise
+        self._commit_unknown = False
+        if row is None:
+            return None
+        return row, RowLeaseKeeper(self._resources, self._table, self._lease_of(row), claimed_at)
+
+    def _recover_claim(self, session: Session) -> Row | None:
+        """The row that an unconfirmed claim did claim, with its lease renewed."""
+        row = leased_rows.find_held(session, self._table, self._owner) if self._commit_unknown else None
+        if row is not None:
+            ttl_seconds = self._resources.settings.lease_ttl_seconds
+            leased_rows.renew_lease(session, self._table, self._lease_of(row), ttl_seconds)
+        return row
+
+    def _lease_of(self, row: Row) -> Lease:
+        return Lease(row.id, row.attempt, self._owner)
