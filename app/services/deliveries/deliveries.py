@@ -9,12 +9,12 @@ from sqlalchemy.orm import Session
 from app.db import models
 from app.db.deliveries import deliveries
 from app.db.files import files
-from app.db.jobs import checkpoints
 from app.db.tables import Checkpoint, Delivery, Job
 from app.domain.error_text.json_text import as_json, unquoted
 from app.errors import BadRequest, NotFound
 from app.services.deliveries import targets
 from app.services.jobs import jobs
+from app.services.jobs.checkpoints import select_checkpoint
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ def create(
     job = jobs.get(session, project_id, job_id)
     (name,) = targets.resolve_names(session, project_id, [target_name])
     target = targets.get(session, project_id, name)
-    checkpoint = _select_checkpoint(session, job, checkpoint_name)
+    checkpoint = select_checkpoint(session, job, checkpoint_name, "deliver")
+    _refuse_deleted_model(session, job, checkpoint)
     if files.lock_content(session, project_id, checkpoint.file_ids) < len(checkpoint.file_ids):
         text = f"Files of the adapter of {checkpoint.name} were deleted, so it cannot be delivered."
         raise BadRequest(text, "checkpoint", "adapter_deleted")
@@ -63,21 +64,6 @@ def withdraw(session: Session, project_id: str, job_id: str, delivery_id: str) -
     view = get(session, project_id, job_id, delivery_id)
     deliveries.withdraw(session, view.delivery)
     return view
-
-
-def _select_checkpoint(session: Session, job: Job, name: str | None) -> Checkpoint:
-    """The job's result, or a kept checkpoint whose model was not deleted. Raises BadRequest."""
-    id_or_name = job.fine_tuned_model if name is None else name
-    kept = checkpoints.kept(session, job.id)
-    for checkpoint in kept:
-        if id_or_name in (checkpoint.id, checkpoint.name):
-            _refuse_deleted_model(session, job, checkpoint)
-            return checkpoint
-    steps = ", ".join(f"{each.id} (step {each.step_number})" for each in kept) or "none yet"
-    if name is None:
-        text = f"Job {job.id} is {job.state} and has no result to deliver. Kept checkpoints that can be named: {steps}."
-        raise BadRequest(text, code="invalid_job_state")
-    raise BadRequest(f"checkpoint: job {job.id} keeps no checkpoint {as_json(name)}; it keeps {steps}", "checkpoint")
 
 
 def _refuse_deleted_model(session: Session, job: Job, checkpoint: Checkpoint) -> None:

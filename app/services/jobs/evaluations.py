@@ -9,8 +9,8 @@ from sqlalchemy.orm import Session
 
 from app.db import models
 from app.db.files import files
-from app.db.jobs import checkpoints, evaluations
-from app.db.tables import Checkpoint, Evaluation, File, Job
+from app.db.jobs import evaluations
+from app.db.tables import Evaluation, File, Job
 from app.domain.error_text.json_text import as_json, unquoted
 from app.domain.evaluations.graders import EvaluationRequest, EvaluationSettings
 from app.domain.evaluations.plan import make_plan
@@ -18,6 +18,7 @@ from app.domain.evaluations.states import EvaluationState
 from app.errors import BadRequest, NotFound, QuotaExceeded, combine_errors
 from app.job_queue import WorkerNotifier
 from app.services.jobs import jobs
+from app.services.jobs.checkpoints import select_checkpoint
 from app.services.jobs.evaluation_requests import endpoint_problems, find_file
 
 MAX_UNFINISHED = 50  # of a project: evaluations share the workers with training jobs
@@ -39,7 +40,11 @@ def create(
     job = jobs.get(session, project_id, job_id)
     problems = endpoint_problems(request, endpoints)
     file = find_file(session, project_id, request.file, "file", problems)
-    checkpoint = _select_checkpoint(session, job, checkpoint_name, problems)
+    checkpoint = None
+    try:
+        checkpoint = select_checkpoint(session, job, checkpoint_name, "evaluate")
+    except BadRequest as problem:
+        problems.append(problem)
     if models.get_base(session, project_id, job.base_model) is None:
         text = f"The base model {as_json(job.base_model)} is no longer registered; its operator can register it again."
         problems.append(BadRequest(text, "model", "model_unavailable"))
@@ -94,23 +99,6 @@ def first_plan(session: Session, job: Job, file: File, settings: EvaluationSetti
     rows = None if file.line_count is None else min(file.line_count, settings.max_rows)
     measured = evaluations.seconds_per_answer(session, job.base_model)
     return make_plan(settings, rows, None, measured, job.progress).model_dump()
-
-
-def _select_checkpoint(session: Session, job: Job, name: str | None, problems: list[BadRequest]) -> Checkpoint | None:
-    """The job's result, or a kept checkpoint by its id or its model's name; None after a problem was added."""
-    kept = checkpoints.kept(session, job.id)
-    id_or_name = job.fine_tuned_model if name is None else name
-    for checkpoint in kept:
-        if id_or_name in (checkpoint.id, checkpoint.name):
-            return checkpoint
-    steps = ", ".join(f"{each.id} (step {each.step_number})" for each in kept) or "none yet"
-    if name is None:
-        text = f"Job {job.id} is {job.state} and has no result to evaluate. Kept checkpoints: {steps}."
-        problems.append(BadRequest(text, code="invalid_job_state"))
-    else:
-        text = f"checkpoint: job {job.id} keeps no checkpoint {as_json(name)}; it keeps {steps}"
-        problems.append(BadRequest(text, "checkpoint"))
-    return None
 
 
 def _require_quota(session: Session, project_id: str) -> None:

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from app.db import models
 from app.db.files import files
-from app.db.jobs import checkpoints, exports
+from app.db.jobs import exports
 from app.db.scheduling import workers
 from app.db.tables import BaseModelRow, Checkpoint, Export, File, Job
 from app.domain.artifacts.exports import (
@@ -29,6 +29,7 @@ from app.errors import BadRequest, NotFound, UnknownParameter, combine_errors
 from app.job_queue import Queue, WorkerNotifier
 from app.services.access import quotas
 from app.services.jobs import jobs
+from app.services.jobs.checkpoints import select_checkpoint
 
 BODY_KEYS = ("type", "quantization", "checkpoint")
 QUEUES: tuple[Queue, ...] = ("cpu", "gpu")  # a deployment may have torch only on the workers of one queue
@@ -52,7 +53,7 @@ def create(
     """
     job = jobs.get(session, project_id, job_id)
     kind, checkpoint_name = _parse(body)
-    checkpoint = _select_checkpoint(session, job, checkpoint_name)
+    checkpoint = select_checkpoint(session, job, checkpoint_name, "export")
     base = _require_base_model(session, job, checkpoint)
     if kind.type == ExportType.GGUF_ADAPTER:
         _require_plain_lora(job, checkpoint)
@@ -126,21 +127,6 @@ def _parse(body: Mapping[str, Any]) -> tuple[ExportKind, str | None]:
     if type == ExportType.GGUF:
         return ExportKind(ExportType.GGUF, Quantization(quantization or DEFAULT_QUANTIZATION)), checkpoint
     return ExportKind(ExportType(str(type))), checkpoint
-
-
-def _select_checkpoint(session: Session, job: Job, name: str | None) -> Checkpoint:
-    """The job's result, or a kept checkpoint by its id or its model's name."""
-    kept = checkpoints.kept(session, job.id)
-    id_or_name = job.fine_tuned_model if name is None else name
-    for checkpoint in kept:
-        if id_or_name in (checkpoint.id, checkpoint.name):
-            return checkpoint
-    steps = ", ".join(f"{each.id} (step {each.step_number})" for each in kept) or "none yet"
-    if name is None:
-        text = f"Job {job.id} is {job.state} and has no result to export. Kept checkpoints that can be named: {steps}."
-        raise BadRequest(text, code="invalid_job_state")
-    text = f"checkpoint: job {job.id} keeps no checkpoint {as_json(name)}; it keeps {steps}"
-    raise BadRequest(text, "checkpoint")
 
 
 def _require_base_model(session: Session, job: Job, checkpoint: Checkpoint) -> BaseModelRow:
