@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from sqlalchemy import func, select, text
+from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
 
 from app.db.jobs import claims
@@ -26,6 +26,12 @@ def lock_expired(session: Session, grace_seconds: float, limit: int = 100) -> li
             .with_for_update(skip_locked=True)
         )
     )
+
+
+def expire_all(session: Session) -> None:
+    """Let every lease have expired an hour ago, in a restored database: its holders are of another service."""
+    an_hour_ago = func.clock_timestamp() - timedelta(hours=1)
+    session.execute(update(Job).where(Job.lease_owner.is_not(None)).values(lease_expires_at=an_hour_ago))
 
 
 def count_held(session: Session) -> int:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from sqlalchemy import Engine
 
-from app.db.stored_objects import NamedObject, named_objects
+from app.db.stored_objects import PREFIXES, NamedObject, named_objects
 from app.domain.backups import ObjectDigest
 from app.services.backups.repository import BackupRepository, copy
 from app.services.backups.restore import restore_object
 from app.storage import Storage
 
-PREFIXES = ("files", "jobs", "uploads")
 MIN_ORPHAN_AGE_SECONDS = 24 * 3600  # the row of a younger object may not be committed yet
 
 
@@ -37,11 +36,10 @@ def check(
     with engine.connect() as connection:
         rows = list(named_objects(connection))
     digests = backups.digests() if backups is not None else {}
-    for row in rows:
-        problem = _problem(storage, row, read_content)
-        if problem is not None and _still_names(engine, row):
-            is_restored = is_repairing and backups is not None and _restore(storage, row, backups, digests)
-            yield Finding(row.key, problem, row.owner, "restored from the backup" if is_restored else None)
+    problems = {row: problem for row in rows if (problem := _problem(storage, row, read_content)) is not None}
+    for row in _still_named(engine, problems):
+        is_restored = is_repairing and backups is not None and _restore(storage, row, backups, digests)
+        yield Finding(row.key, problems[row], row.owner, "restored from the backup" if is_restored else None)
     named = {row.key for row in rows}
     for prefix in PREFIXES:
         for key in storage.older_than(prefix, time.time() - MIN_ORPHAN_AGE_SECONDS):
@@ -65,10 +63,13 @@ def _problem(storage: Storage, row: NamedObject, read_content: bool) -> str | No
     return None
 
 
-def _still_names(engine: Engine, row: NamedObject) -> bool:
-    """Whether a row names the object now: it may have been deleted with its row during the check."""
+def _still_named(engine: Engine, objects: Collection[NamedObject]) -> list[NamedObject]:
+    """Those that a row names now: an object may have been deleted with its row during the check."""
+    if not objects:
+        return []
     with engine.connect() as connection:
-        return any(each.key == row.key for each in named_objects(connection))
+        keys = {row.key for row in named_objects(connection)}
+    return [each for each in objects if each.key in keys]
 
 
 def _restore(storage: Storage, row: NamedObject, backups: BackupRepository, digests: dict[str, ObjectDigest]) -> bool:

@@ -5,18 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from sqlalchemy import text
-
 from app.db import dump, migrate
-from app.db.engine import make_engine
+from app.db.engine import make_engine, make_sessions, transaction
+from app.db.jobs import expired_leases
+from app.db.stored_objects import PREFIXES
 from app.domain.backups import BackupError, BackupManifest, ObjectDigest, check_schema
 from app.services.backups.repository import DUMP, BackupRepository, copy
 from app.storage import Storage
 
 Report = Callable[[str], None]
-
-# The workers of the backup's time are gone, so their jobs need not wait for the end of the leases.
-END_LEASES = "UPDATE jobs SET lease_expires_at = now() - interval '1 hour' WHERE lease_owner IS NOT NULL"
 
 
 def check_restorable(repository: BackupRepository, name: str | None, may_migrate: bool) -> BackupManifest:
@@ -47,8 +44,9 @@ def restore(
         _restore_objects(storage, repository, manifest, report)
         dump.restore(database_url, repository.backups / manifest.name / DUMP)
         migrate.upgrade(engine)
-        with engine.begin() as connection:
-            connection.execute(text(END_LEASES))
+        with transaction(make_sessions(engine)) as session:
+            # the workers of the backup's time are gone, so their jobs need not wait for the end of the leases
+            expired_leases.expire_all(session)
     except dump.DumpError as error:
         raise BackupError(str(error)) from None
     finally:
@@ -56,7 +54,7 @@ def restore(
 
 
 def _restore_objects(storage: Storage, repository: BackupRepository, manifest: BackupManifest, report: Report) -> None:
-    stored = {key for prefix in ("files", "jobs", "uploads") for key in storage.older_than(prefix, time.time() + 1)}
+    stored = {key for prefix in PREFIXES for key in storage.older_than(prefix, time.time() + 1)}
     if foreign := stored - manifest.objects.keys():
         raise BackupError(
             f"The storage has objects that are not in the backup, such as {min(foreign)}. A backup is restored into an "
