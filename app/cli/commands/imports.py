@@ -11,7 +11,6 @@ import typer
 from app.cli.client.service_discovery import job_path
 from app.cli.commands.files import upload_with_progress
 from app.cli.errors import CliError, UsageError
-from app.cli.openai_import.record import record
 from app.cli.openai_import.recreate import Outcome, Recreation, recreate
 from app.cli.openai_import.source import OPENAI_URL, FileGone, OpenAISource
 from app.cli.openai_import.state import ImportDirectory
@@ -184,6 +183,8 @@ def _create(client: "Client", state: ImportDirectory, recreation: Recreation) ->
 
 
 def _record(source: OpenAISource, state: ImportDirectory, model: str, golden: Path, prompts: Path | None) -> None:
+    from app.cli.openai_import.record import record  # its rules for rows take 35 ms, which `--help` does not need
+
     content = prompts.read_bytes() if prompts else _validation_file(source, state, model)
 
     def show(number: int, total: int) -> None:
