@@ -78,6 +78,19 @@ def without_cached_weights() -> None:
     FrozenBase.cache_weights = lambda self, _: cache_weights(self, False)  # type: ignore[method-assign]
 
 
+def without_cpu_autotuning() -> None:
+    """The defaults of the device; compare it with --threads 0, as autotuning leaves a requested number of threads."""
+    from worker.trainer import run
+
+    run.fastest_plan = lambda spec, workdir, device, default, emit: default
+
+
+def without_heap_trimming() -> None:
+    from worker.trainer.memory import device_memory
+
+    device_memory.trim_heap = lambda *_, **__: False
+
+
 MECHANISMS: dict[str, Callable[[], None]] = {
     "everything": lambda: None,
     "norms and gated layers": without_norms_and_gated_layers,
@@ -87,6 +100,8 @@ MECHANISMS: dict[str, Callable[[], None]] = {
     "compiler-free bitsandbytes": without_compiler_free_bitsandbytes,
     "limited product cache": without_limited_product_cache,
     "cached weights": without_cached_weights,
+    "CPU autotuning": without_cpu_autotuning,
+    "heap trimming": without_heap_trimming,
 }
 
 
@@ -120,7 +135,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--data", type=Path, default=HERE / "gsm8k-512.jsonl", help="a chat JSONL file")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1, help="0: as the trainer chooses")
     parser.add_argument("--wall", action="store_true", help="compare the time on the clock")
     parser.add_argument("--only", nargs="*", choices=[name for name in MECHANISMS if name != "everything"])
     parser.add_argument("--child", choices=MECHANISMS, help=argparse.SUPPRESS)
@@ -134,7 +149,7 @@ def prepare(directory: Path, options: argparse.Namespace) -> str:
 
     base = convert(directory / "base")
     spec = make_spec(base, options.data, None, options.steps, 1e-3, "cpu")
-    return spec.model_copy(update={"threads": options.threads}).model_dump_json()
+    return spec.model_copy(update={"threads": options.threads or None}).model_dump_json()
 
 
 def run(workdir: Path, spec: str, name: str, figures: Figures, options: argparse.Namespace) -> None:

@@ -1,4 +1,8 @@
-"""No request costs much more than an ordinary one of its size: CPU time, so another process's load does not matter."""
+"""No request costs far more than an ordinary one of its size.
+
+CPU time is compared, which another process's load changes by less than MAX_RATIO leaves room for. A quadratic parser
+takes thousands of times as long at these sizes; `make bench-linear` finds the exponents.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from _pytest.mark import ParameterSet
 from benchmarks.linear import Growth, cpu_seconds
 from benchmarks.request_parsers import PARSERS, Make, Parser, hostile_inputs
 
-MAX_RATIO = 10
+MAX_RATIO = 40
 MIN_SECONDS = 0.02  # parsing a megabyte of 96,000 keys took 0.12 s of CPU time beside other work
 RUNS = 3
 SLOW_BYTES = 256 << 10  # of what takes seconds for the largest input; one of its inputs is tried in full
@@ -34,7 +38,7 @@ def ordinary_seconds() -> dict[tuple[str, int], float]:
 
 
 @pytest.mark.parametrize(("parser", "name", "make"), list(cases()))
-def test_the_largest_hostile_input_takes_at_most_ten_times_as_long_as_an_ordinary_one(
+def test_the_largest_hostile_input_does_not_take_far_longer_than_an_ordinary_one(
     parser: Parser, name: str, make: Make, ordinary_seconds: dict[tuple[str, int], float]
 ) -> None:
     size = size_of(parser, name)

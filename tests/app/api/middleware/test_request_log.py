@@ -143,7 +143,8 @@ class TestEveryRoute:
         headers = served.headers | {"X-Request-Id": request_id}
         url = served.server.root + route.format(job_id=served.job_id)
         with httpx2.stream("GET", url, headers=headers, trust_env=False) as answer:
-            next(answer.iter_raw())
+            chunks = answer.iter_raw()  # held, as a collected iterator closes the connection
+            next(chunks)
             assert f'"request_id": "{request_id}"' not in served.log.read_text()
         line = served.line(request_id)
         assert (line["route"], line["status"], line["outcome"]) == (route, 200, "client_disconnected")
