@@ -12,30 +12,11 @@ import typer
 from typer.core import TyperGroup
 
 from app.cli.client.service_discovery import find_layout
-from app.cli.commands import (
-    adapters,
-    audit,
-    backups,
-    clones,
-    deliveries,
-    evaluations,
-    exports,
-    file_reports,
-    files,
-    imports,
-    jobs,
-    keys,
-    models,
-    plans,
-    projects,
-    queue,
-    records,
-    retention,
-    status,
-    storage,
-    targets,
-    webhooks,
-)
+from app.cli.commands import delivery_targets, imports, models, queue, webhooks
+from app.cli.commands.files import file_reports, files
+from app.cli.commands.jobs import adapters, clones, deliveries, evaluations, exports, jobs, plans, records
+from app.cli.commands.operations import backups, retention, status, storage
+from app.cli.commands.organization import audit, keys, projects
 from app.cli.errors import INTERRUPTED, CliError, NotFoundError, UsageError
 from app.cli.local_stack.errors import CannotStart
 from app.cli.options import DataDir
@@ -117,7 +98,7 @@ app.add_typer(keys.commands, name="keys")
 app.add_typer(audit.commands, name="audit")
 app.add_typer(webhooks.commands, name="webhooks")
 app.add_typer(storage.commands, name="storage")
-app.add_typer(targets.commands, name="targets")
+app.add_typer(delivery_targets.commands, name="targets")
 for module in (queue, status, retention, backups, evaluations):  # no name: adds their commands to `tunery`
     app.add_typer(module.commands)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from app.cli.client.references import FILE, LAST, resolve_id
 from app.cli.client.service_discovery import file_path
-from app.cli.commands import files
+from app.cli.commands.files import files
 from app.cli.errors import CliError, ServiceUnreachable, UsageError
 from app.cli.output.console import print_note
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from app.cli.client.service_discovery import job_path
-from app.cli.commands.files import upload_with_progress
+from app.cli.commands.files.files import upload_with_progress
 from app.cli.errors import CliError, UsageError
 from app.cli.openai_import.recreate import Outcome, Recreation, recreate
 from app.cli.openai_import.source import OPENAI_URL, FileGone, OpenAISource

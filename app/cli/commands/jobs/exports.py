@@ -9,7 +9,7 @@ import typer
 
 from app.cli.client.references import JobId
 from app.cli.client.service_discovery import ID_PATTERN, job_path
-from app.cli.commands.files import download_file
+from app.cli.commands.files.files import download_file
 from app.cli.errors import CliError, NotFoundError, UsageError
 from app.cli.options import AsJson, with_client
 from app.cli.output.console import print_json, print_line, print_note, print_table, size_text, time_text

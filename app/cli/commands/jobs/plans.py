@@ -6,7 +6,7 @@ import typer
 
 from app.cli.client.job_request import build_job_body, target_modules
 from app.cli.client.training_files import uploaded_files
-from app.cli.commands.file_reports import lines_text
+from app.cli.commands.files.file_reports import lines_text
 from app.cli.job_options import (
     BatchSize,
     Epochs,

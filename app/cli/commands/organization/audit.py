@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.commands.projects import find_project
+from app.cli.commands.organization.projects import find_project
 from app.cli.errors import NotFoundError
 from app.cli.options import AsJson, with_database
 from app.cli.output.console import print_json, print_note, print_table

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from app.cli.client.http import Client
-from app.cli.commands.jobs import item_text
+from app.cli.commands.jobs.jobs import item_text
 from app.cli.errors import AccessDenied, ServiceUnreachable
 from app.db.access import keys
 from app.db.engine import Sessions, transaction
@@ -265,7 +265,7 @@ class TestRead:
             for number in range(150):
                 job.event_seq += 1
                 append_event(session, job, f"event {number}")
-        monkeypatch.setattr("app.cli.commands.jobs.EVENTS_PER_PAGE", 60)
+        monkeypatch.setattr("app.cli.commands.jobs.jobs.EVENTS_PER_PAGE", 60)
         done = tunery("jobs", "events", trained_job.id)
         lines = done.out.splitlines()
         assert "Created fine-tuning job" in lines[1]
@@ -333,7 +333,7 @@ class TestWatch:
     def test_for_a_job_with_many_events_a_note_says_that_earlier_ones_are_not_shown(
         self, tunery: Tunery, trained_job: Job, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("app.cli.commands.watch.MAX_EARLIER_EVENTS", 2)
+        monkeypatch.setattr("app.cli.commands.jobs.watch.MAX_EARLIER_EVENTS", 2)
         done = tunery("jobs", "watch", trained_job.id)
         assert "Created fine-tuning job" not in done.out
         assert f"`tunery jobs events {trained_job.id}` shows all" in done.err
@@ -373,7 +373,7 @@ class TestWatch:
         def interrupt(_seconds: float) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("app.cli.commands.watch.time.sleep", interrupt)
+        monkeypatch.setattr("app.cli.commands.jobs.watch.time.sleep", interrupt)
         done = tunery("jobs", "watch", waiting_job.id)
         assert done.exit_code == 130
         assert f"tunery jobs watch {waiting_job.id}" in done.err

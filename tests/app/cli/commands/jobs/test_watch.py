@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from app.cli.commands import watch
+from app.cli.commands.jobs import watch
 from app.cli.errors import NotFoundError, ServiceUnreachable
 
 

@@ -1,0 +1,1 @@
+"""`tunery files`: upload, list, validate, convert and download files."""

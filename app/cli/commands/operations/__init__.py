@@ -1,0 +1,1 @@
+"""Commands for operators: status, backup and restore, retention rules, storage."""
