@@ -22,8 +22,8 @@ from rich.console import Console
 
 from app.cli.client.http import Client
 from app.cli.client.service_discovery import ServiceAddress, job_path
-from app.cli.commands.jobs.adapters import Download, download
 from app.cli.commands.files.files import upload_with_progress
+from app.cli.commands.jobs.adapters import Download, download
 from app.cli.commands.jobs.plans import estimate_text
 from app.cli.commands.jobs.watch import raise_unless_succeeded, watch
 from app.cli.errors import CliError
