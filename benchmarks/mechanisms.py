@@ -82,7 +82,7 @@ def without_cpu_autotuning() -> None:
     """The defaults of the device; compare it with --threads 0, as autotuning leaves a requested number of threads."""
     from worker.trainer import run
 
-    run.fastest_plan = lambda spec, workdir, device, default, emit: default
+    run.fastest_plan = lambda spec, workdir, device, default, emit: default  # noqa: ARG005
 
 
 def without_heap_trimming() -> None:
