@@ -16,8 +16,11 @@
     +- RangeNotSatisfiable          416 range_not_satisfiable
     +- RateLimited                  429 rate_limit_exceeded, with Retry-After
     +- QuotaExceeded                429 insufficient_quota: waiting seconds does not help, so clients must not retry
+    +- EngineFailed                 502 engine_failed: an inference engine failed
     +- Unavailable                  503 service_unavailable, with Retry-After
     |  +- NotBootstrapped           503 no_api_key: loopback only until an API key exists
+    |  +- EngineUnavailable         503 engine_unavailable: no engine that serves the model responds
+    +- ModelNotServed               503 model_not_served: nothing serves the model; clients must not retry
     +- StorageFull                  507 storage_full
 
 A wrong state is a 400, not a 409: OpenAI's clients retry 409, 429 and every 5xx twice by default. The one 409 relies on
@@ -149,6 +152,11 @@ class QuotaExceeded(TuneryError):
     retry_after_seconds = 60  # the longest delay that all official clients respect; 1.x ignores longer ones
 
 
+class EngineFailed(TuneryError):
+    status = 502
+    code = "engine_failed"
+
+
 class Unavailable(TuneryError):
     status = 503
     type = "server_error"
@@ -158,6 +166,15 @@ class Unavailable(TuneryError):
 
 class NotBootstrapped(Unavailable):
     code = "no_api_key"
+
+
+class EngineUnavailable(Unavailable):
+    code = "engine_unavailable"
+
+
+class ModelNotServed(TuneryError):
+    status = 503
+    code = "model_not_served"
 
 
 class StorageFull(TuneryError):

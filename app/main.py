@@ -26,6 +26,7 @@ from app.api.middleware.request_context import RequestContextMiddleware
 from app.api.middleware.request_spans import telemetry_config
 from app.api.openapi.document import build_openapi
 from app.api.routes import (
+    answers,
     delivery_targets,
     file_reports,
     files,
@@ -50,6 +51,7 @@ from app.job_queue import WorkerNotifier
 from app.log import configure_logging, get_logger
 from app.services.access.bootstrap_key import ensure_first_key
 from app.services.access.rate_limit import RateLimiter
+from app.services.answers.engine_client import EngineClient
 from app.services.datasets.token_counter import TokenCounter
 from app.services.files.ingest import delete_stale_staged_files
 from app.services.health import HealthChecks
@@ -77,6 +79,7 @@ ROUTERS = (
     evaluations.router,
     deliveries.router,
     permissions.router,
+    answers.router,
     models.router,
     queue.router,
     webhooks.router,
@@ -179,6 +182,7 @@ def _build_app_state(settings: Settings, storage: Storage | None) -> AppState:
         connection_limiter=FairLimiter(settings.database_pool_size),
         check_limiter=CheckLimiter(settings.check_processes or usable_cores()),
         health_checks=HealthChecks(sessions, storage, notifier, settings.data_dir, settings.low_disk_percent),
+        engine_client=EngineClient(settings),
     )
 
 
@@ -190,6 +194,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     with on_shutdown_signal(app_state.notifications.close_subscriptions):
         yield {"settings": app_state.settings}
     await app_state.notifications.close()
+    await app_state.engine_client.close()
     await app_state.connections.close()
     app_state.worker_notifier.close()
     app_state.database.dispose()

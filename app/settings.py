@@ -143,6 +143,9 @@ class Settings(BaseSettings):
     delivery_poll_seconds: float = Field(default=1, gt=0)  # how often the sender claims due deliveries
     delivery_recheck_seconds: float = Field(default=60, gt=0)  # how often it looks whether an engine still has them
 
+    # --- answers
+    answer_timeout_seconds: float = Field(default=600, gt=0)  # without a byte of an engine's answer; OpenAI's clients'
+
     # --- logs
     log_json: bool = True  # JSON lines; false: text for a terminal
     log_file: Path | None = None  # of this process alone, rotated; default: standard error

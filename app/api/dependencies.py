@@ -20,6 +20,7 @@ from app.db.fast_reads.pool import AsyncConnections
 from app.db.notifications import NotificationListener
 from app.job_queue import WorkerNotifier
 from app.services.access.rate_limit import RateLimiter
+from app.services.answers.engine_client import EngineClient
 from app.services.datasets.token_counter import TokenCounter
 from app.services.files.rolling_digest import RollingDigestCache
 from app.services.health import HealthChecks
@@ -45,6 +46,7 @@ class AppState:
     connection_limiter: FairLimiter
     check_limiter: CheckLimiter
     health_checks: HealthChecks
+    engine_client: EngineClient
     io_pools: IoPools = field(default_factory=IoPools)
     upload_digests: RollingDigestCache = field(default_factory=RollingDigestCache)
 

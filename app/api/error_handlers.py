@@ -27,6 +27,7 @@ from app.errors import (
     BadRequest,
     IdempotencyKeyInUse,
     InvalidApiKey,
+    ModelNotServed,
     QuotaExceeded,
     RangeNotSatisfiable,
     RateLimited,
@@ -93,7 +94,8 @@ def _headers(error: TuneryError) -> dict[str, str]:
         return {"Connection": "close"}  # RFC 9110, 15.5.9: the server does not read the rest of the body
     if isinstance(error, QuotaExceeded):
         return {"Retry-After": str(error.retry_after_seconds), "X-Should-Retry": "false"}
-    if isinstance(error, StorageFull):  # the official client would send a large file three times
+    # The official client would send a large file three times, and ask three times for what nothing serves.
+    if isinstance(error, StorageFull | ModelNotServed):
         return {"X-Should-Retry": "false"}
     if isinstance(error, InvalidApiKey):
         return {"WWW-Authenticate": "Bearer"}

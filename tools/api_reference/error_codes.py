@@ -32,6 +32,13 @@ ERROR_CODES = (
         "lora.alpha = 8 contradicts hyperparameters.lora_alpha = 16; give it once, or twice with one value",
     ),
     ErrorCode(
+        "context_length_exceeded",
+        400,
+        "The prompt, or the prompt and the requested new tokens, are longer than the model's context.",
+        "Shorten the conversation, or lower `max_tokens`.",
+        "This model's maximum context length is … tokens. However, …",
+    ),
+    ErrorCode(
         "file_deleted",
         400,
         "A clone would use a file of the original job that has been deleted.",
@@ -348,6 +355,31 @@ ERROR_CODES = (
         "A defect of the server.",
         "Give the operator the `x-request-id`: the server log has the details under it.",
         "Internal server error. The server log has the details under the x-request-id of this response.",
+    ),
+    ErrorCode(
+        "engine_failed",
+        502,
+        "The inference engine that serves the model failed with an error of its own, or stopped within a stream.",
+        "Send the request again; if it fails again, the engine's log has the cause.",
+        "The engine failed with status …: …",
+    ),
+    ErrorCode(
+        "engine_unavailable",
+        503,
+        "No inference engine that serves the model can be asked: it does not respond, has lost the model or refuses "
+        "the key of its delivery target. The message has the reasons.",
+        "Wait for the time in `Retry-After`. If it stays so, start the engine or correct its delivery target.",
+        'No engine that serves "…" can be asked: 1 server was tried (…). Try again in a few seconds; if it stays so, '
+        "start the engine, or correct its delivery target (`tunery targets list`).",
+    ),
+    ErrorCode(
+        "model_not_served",
+        503,
+        "The model exists, but nothing serves it: it was not delivered to an inference engine.",
+        "Create a delivery target of kind `vllm` or `sglang`, and deliver the model to it.",
+        'Nothing serves "…": it was not delivered to an inference engine. Create a delivery target of kind vllm or '
+        "sglang (`tunery targets create`), and deliver the model to it (`tunery jobs deliver JOB --to TARGET`).",
+        is_final=True,
     ),
     ErrorCode(
         "service_unavailable",

@@ -11,6 +11,7 @@ from fastapi.openapi.utils import get_openapi
 from app.api.openapi.descriptions import add_descriptions
 from app.api.openapi.examples import (
     all_operations,
+    answers,
     deliveries,
     evaluations,
     extensions,
@@ -37,7 +38,15 @@ DUPLICATE_ERROR = {
     "409": "The first request with this `Idempotency-Key` is still running; retry after `Retry-After` seconds.",
 }
 POST_ERRORS = {"408": "The body arrived too slowly.", "413": "The body is too large."}
+ANSWER_ERRORS = {
+    "413": "The body is longer than 16 MiB.",
+    "415": "The body is compressed.",
+    "502": "The engine failed.",
+    "503": "Nothing serves the model (`model_not_served`), or no engine that serves it responds; or PostgreSQL.",
+}
 MORE_ERRORS = {
+    answers.CHAT: ANSWER_ERRORS,
+    answers.COMPLETIONS: ANSWER_ERRORS,
     "POST /v1/files": {
         "408": "The body arrived too slowly.",
         "413": "The file is too large.",
@@ -62,6 +71,7 @@ RESPONSE_EXAMPLES = {
     operation: example
     for module in (
         all_operations,
+        answers,
         deliveries,
         evaluations,
         organization,
@@ -107,6 +117,7 @@ def _add_schemas(schemas: dict[str, Any]) -> None:
     for schema in (
         ErrorBody.model_json_schema(ref_template="#/components/schemas/{model}"),
         all_operations.CREATE_JOB_SCHEMA,
+        *answers.SCHEMAS,
         evaluations.CREATE_EVALUATION_SCHEMA,
         *deliveries.BODY_SCHEMAS,
         *extensions.BODY_SCHEMAS,

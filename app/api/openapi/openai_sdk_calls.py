@@ -34,6 +34,19 @@ CREATE_JOB = (
     "integrations",
 )
 
+CREATE_CHAT_COMPLETION = (
+    "model", "messages", "audio", "frequency_penalty", "function_call", "functions", "logit_bias", "logprobs",
+    "max_completion_tokens", "max_tokens", "metadata", "modalities", "moderation", "n", "parallel_tool_calls",
+    "prediction", "presence_penalty", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention",
+    "reasoning_effort", "response_format", "safety_identifier", "seed", "service_tier", "stop", "store", "stream",
+    "stream_options", "temperature", "tool_choice", "tools", "top_logprobs", "top_p", "user", "verbosity",
+    "web_search_options",
+)  # fmt: skip
+CREATE_COMPLETION = (
+    "model", "prompt", "best_of", "echo", "frequency_penalty", "logit_bias", "logprobs", "max_tokens", "n",
+    "presence_penalty", "seed", "stop", "stream", "stream_options", "suffix", "temperature", "top_p", "user",
+)  # fmt: skip
+
 # "METHOD path" -> call, with {} for each path parameter.
 CALLS: dict[str, SdkCall] = {
     "POST /v1/files": SdkCall("files.create", body=("file", "purpose", "expires_after")),
@@ -58,6 +71,8 @@ CALLS: dict[str, SdkCall] = {
     f"DELETE {PERMISSIONS}/{{}}": SdkCall(
         "fine_tuning.checkpoints.permissions.delete", (1,), {"fine_tuned_model_checkpoint": 0}
     ),
+    "POST /v1/chat/completions": SdkCall("chat.completions.create", body=CREATE_CHAT_COMPLETION),
+    "POST /v1/completions": SdkCall("completions.create", body=CREATE_COMPLETION),
     "GET /v1/models": SdkCall("models.list"),
     "GET /v1/models/{}": SdkCall("models.retrieve", (0,)),
     "DELETE /v1/models/{}": SdkCall("models.delete", (0,)),

@@ -5,15 +5,20 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from types import FrameType
+from typing import Any, TypeVar
 
 from fastapi import Request
+from starlette.requests import ClientDisconnect
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from app.db.notifications import Subscription
 from app.errors import RequestTimeout
 
+Result = TypeVar("Result")
 SHUTDOWN_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -37,6 +42,42 @@ async def close_on_disconnect(request: Request, subscription: Subscription) -> A
         yield
     finally:
         task.cancel()
+
+
+async def run_until_disconnect(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """Await `work`, which is cancelled when the client disconnects. The body must have been read.
+
+    Raises ClientDisconnect.
+    """
+    return await _first_of(wait_for_disconnect(request), work)
+
+
+class CancelledStream(StreamingResponse):
+    """A stream whose iterator is closed at once when the client disconnects, also while it has nothing to send.
+
+    Starlette's own class notices a disconnect only when it sends the next chunk.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        try:
+            await _first_of(self.listen_for_disconnect(receive), self.stream_response(send))
+        finally:
+            await self.body_iterator.aclose()  # type: ignore[attr-defined]
+
+
+async def _first_of(disconnect: Coroutine[Any, Any, None], work: Coroutine[Any, Any, Result]) -> Result:
+    tasks = asyncio.create_task(disconnect), asyncio.create_task(work)
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not tasks[1].done():
+            raise ClientDisconnect
+        return tasks[1].result()
+    except OSError as error:  # the server refuses to send to a client that has disconnected
+        raise ClientDisconnect from error
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @contextmanager

@@ -14,19 +14,14 @@ from app.domain.datasets.jsonl import MAX_DEPTH, LineError, check_text, decode_j
 from app.errors import BadRequest, TooLarge, UnknownParameter
 
 MAX_BODY_BYTES = 1 << 20
+MAX_LARGE_BODY_BYTES = 16 << 20
 MAX_LISTED_NAMES, MAX_NAME_CHARS = 10, 60  # unknown names in one message
 MAX_KEY_CHARS = 60  # of a key in the path of a message
 
 
 async def read_body(request: Request, _caller: CallerDep) -> bytes:
     """Read the body. `_caller` makes FastAPI authenticate before the body is read. Raises TooLarge."""
-    refuse_compressed(request.headers)
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise TooLarge(f"The body is longer than {MAX_BODY_BYTES:,} bytes.", code="request_too_large")
-    return bytes(body)
+    return await _read(request, MAX_BODY_BYTES)
 
 
 BodyBytesDep = Annotated[bytes, Depends(read_body)]
@@ -37,6 +32,15 @@ async def read_json_object(request: Request, body: BodyBytesDep, caller: CallerD
 
 
 JsonBodyDep = Annotated[dict[str, Any], Depends(read_json_object)]
+
+
+async def read_large_json_object(request: Request, caller: CallerDep) -> dict[str, Any]:
+    """The body of a call with up to MAX_LARGE_BODY_BYTES: a conversation may contain images."""
+    body = await _read(request, MAX_LARGE_BODY_BYTES)
+    return await app_state_of(request).io_pools.parse(caller.key_id, parse_json_object, body)
+
+
+LargeJsonBodyDep = Annotated[dict[str, Any], Depends(read_large_json_object)]
 
 
 async def read_optional_json_object(request: Request, body: BodyBytesDep, caller: CallerDep) -> dict[str, Any]:
@@ -54,6 +58,17 @@ async def refuse_parameters(request: Request, body: BodyBytesDep, caller: Caller
 
 
 NO_BODY = Depends(refuse_parameters)
+
+
+async def _read(request: Request, max_bytes: int) -> bytes:
+    """Raises TooLarge."""
+    refuse_compressed(request.headers)
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > max_bytes:
+            raise TooLarge(f"The body is longer than {max_bytes:,} bytes.", code="request_too_large")
+    return bytes(body)
 
 
 def parse_json_object(data: bytes) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The scopes of an API key. The method and the path of a request determine the scope it requires, for new routes too.
 
     files:read  files:write  jobs:read  jobs:write  models:read  models:write
-    webhooks:read  webhooks:write  targets:read  targets:write
+    webhooks:read  webhooks:write  targets:read  targets:write  answers:read  answers:write
     all, all:read    read and write, or read, everything in the key's own project
     admin            read and write projects, keys and the audit log: /v1/organization
 
@@ -31,6 +31,8 @@ RESOURCE_BY_PREFIX = {  # the longest prefix decides
     "/v1/webhook_endpoints": "webhooks",
     "/v1/webhook_event_types": "webhooks",
     "/v1/delivery_targets": "targets",
+    "/v1/chat/completions": "answers",
+    "/v1/completions": "answers",
 }
 RESOURCES = tuple(dict.fromkeys(RESOURCE_BY_PREFIX.values()))
 SCOPES = (ALL, ALL_READ, ADMIN, *(f"{resource}:{access}" for resource in RESOURCES for access in ("read", "write")))

@@ -27,6 +27,7 @@ BODIES = {
     "permissions": {"project_ids": ["proj_x"]},
 }
 WITHOUT_IDS = {
+    "/v1/chat/completions", "/v1/completions",  # the name is in the body: test_answers.py
     "/v1/project", "/v1/events/stream", "/v1/files", "/v1/uploads", "/v1/fine_tuning/jobs", "/v1/fine_tuning/jobs/plan",
     "/v1/models",
     "/v1/queue", "/v1/workers", "/v1/delivery_targets", "/v1/webhook_endpoints", "/v1/webhook_event_types",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -27,10 +28,13 @@ from app.domain.evaluations.states import EvaluationErrorCode
 from app.domain.jobs.states import TERMINAL
 from app.services.datasets import check_process, profile, token_counter
 from app.services.files import upload_content
+from tests.answering_engine import TO_ENGINES, AnsweringEngine, answering, deliver
 from tests.factories import chat_lines, make_project, make_succeeded_job
 
 JSON = {"Content-Type": "application/json"}
 JOBS = "/v1/fine_tuning/jobs"
+CHAT = "/v1/chat/completions"
+TOO_LONG = "This model's maximum context length is 8 tokens. However, you requested 9."
 EVENT = "fine_tuning.job.succeeded"
 Provoke = Callable[["Server"], Any]
 
@@ -62,6 +66,11 @@ class Server:
         changed = app_state.settings.model_copy(update=settings)
         self.monkeypatch.setitem(self.app.state._state, "app_state", replace(app_state, settings=changed))
 
+    def reach_loopback(self) -> None:
+        """Have the API connect to engines on loopback."""
+        client = self.app.state.app_state.engine_client
+        self.monkeypatch.setattr(client, "_settings", client._settings.model_copy(update=TO_ENGINES))
+
     def upload(self, content: bytes = chat_lines(), filename: str = "train.jsonl", **how: Any) -> Any:
         file = {"file": (filename, content)}
         return self.client.post("/v1/files", data={"purpose": "fine-tune"}, files=file, **how)
@@ -89,6 +98,16 @@ def plan_too_slowly(server: Server) -> Any:
     server.monkeypatch.setattr(check_process, "MAX_IN_PROCESS_BYTES", 0)
     file_id = server.upload().json()["id"]
     return server.client.post("/v1/fine_tuning/jobs/plan", json={"model": "tiny", "training_file": file_id})
+
+
+def ask(server: Server, fault: tuple[int, dict[str, str], bytes]) -> Any:
+    """Ask a model whose engine responds with this."""
+    job = succeeded(server)
+    server.reach_loopback()
+    with answering(AnsweringEngine(fault=fault)) as engine:
+        with transaction(server.sessions) as session:
+            deliver(session, job, engine.url)
+        return server.client.post(CHAT, json={"model": job.fine_tuned_model, "messages": []})
 
 
 def upload_too_much(server: Server) -> Any:
@@ -307,6 +326,10 @@ PROVOCATIONS: dict[str, Provoke] = {
     "insufficient_quota": queue_more_than_allowed,
     "rate_limit_exceeded": ask_too_often,
     "server_error": lambda s: s.raising(ZeroDivisionError("secret")),
+    "context_length_exceeded": lambda s: ask(s, (400, {}, json.dumps({"error": {"message": TOO_LONG}}).encode())),
+    "engine_failed": lambda s: ask(s, (500, {}, b'{"error": {"message": "CUDA error"}}')),
+    "engine_unavailable": lambda s: ask(s, (503, {}, b"")),
+    "model_not_served": lambda s: s.client.post(CHAT, json={"model": "tiny"}, headers=s.as_another("unserved")),
     "service_unavailable": lambda s: s.raising(OperationalError("SELECT 1", {}, Exception("gone"))),
     "no_api_key": knock_from_outside,
     "storage_full": lambda s: s.raising(OSError(28, "No space left on device")),

@@ -24,6 +24,7 @@ from app.db.engine import Sessions, transaction
 from app.db.tables import Project
 from app.settings import Settings
 from app.storage import LocalStorage
+from tests.answering_engine import TO_ENGINES, AnsweringEngine, answering
 from tests.receiver import Receiver
 from tests.sending import TO_LOOPBACK, sending
 from tests.serving import LiveServer
@@ -39,13 +40,19 @@ def settings(settings: Settings) -> Settings:
         "secret_keys": type(settings.secret_keys)(Fernet.generate_key().decode()),
         "delivery_directories": (deliveries.DESTINATION["shared_path"],),
     }
-    return settings.model_copy(update=TO_LOOPBACK | targets)
+    return settings.model_copy(update=TO_LOOPBACK | TO_ENGINES | targets)
 
 
 @pytest.fixture
 def receiver(settings: Settings) -> Iterator[Receiver]:
     with sending(settings) as receiver:
         yield receiver
+
+
+@pytest.fixture
+def engine_server() -> Iterator[AnsweringEngine]:
+    with answering() as server:
+        yield server
 
 
 @pytest.fixture
@@ -64,13 +71,13 @@ def http(live_server: LiveServer, admin_key: str, monkeypatch: pytest.MonkeyPatc
 @pytest.fixture
 def world(
     sessions: Sessions, storage: LocalStorage, project: Project, base_model: str, http: httpx2.Client, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, receiver: Receiver,
+    monkeypatch: pytest.MonkeyPatch, receiver: Receiver, engine_server: AnsweringEngine,
 ) -> World:  # fmt: skip
     here = tmp_path / "here"
     here.mkdir()
     (here / request_examples.FILE_NAME).write_bytes(TRAINING_DATA)
     monkeypatch.chdir(here)
-    return World(sessions, storage, project, http, receiver.url)
+    return World(sessions, storage, project, http, receiver.url, engine_server.url)
 
 
 def check_body(name: str, status: int, media_type: str, body: bytes) -> None:

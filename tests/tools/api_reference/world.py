@@ -12,7 +12,7 @@ import httpx2
 from sqlalchemy import select
 
 from app.api.openapi import request_examples
-from app.api.openapi.examples import all_operations, deliveries, extensions, organization, permissions
+from app.api.openapi.examples import all_operations, answers, deliveries, extensions, organization, permissions
 from app.api.openapi.examples import evaluations as evaluation_examples
 from app.api.openapi.examples import uploads as upload_examples
 from app.api.openapi.examples import webhooks as webhook_examples
@@ -23,6 +23,7 @@ from app.db.tables import Job, Project
 from app.db.webhooks import endpoints
 from app.domain.jobs.states import TERMINAL
 from app.storage import LocalStorage
+from tests.answering_engine import deliver
 from tests.factories import (
     BASE_MODEL,
     NUMBERS,
@@ -53,6 +54,7 @@ class World:
     project: Project
     http: httpx2.Client  # with an admin key of the project
     receiver_url: str  # of webhooks
+    engine_url: str  # of an inference engine
 
     def operations(self) -> dict[str, Mapping[str, Any]]:
         return {
@@ -166,6 +168,13 @@ def a_target(world: World, ids: Ids) -> Ids:
     return {deliveries.TARGET_ID: world.send("POST /v1/delivery_targets", ids).json()["id"]}
 
 
+def a_delivered_model(world: World, ids: Ids) -> Ids:
+    with transaction(world.sessions) as session:
+        job = session.get_one(Job, ids[all_operations.JOB_ID])
+        deliver(session, job, world.engine_url)
+    return {}
+
+
 # "METHOD path" -> what else its example names: {shown: existing}, made by whatever it takes.
 DELIVERIES = "/v1/webhook_endpoints/{endpoint_id}/deliveries"
 ONE_EVALUATION = "/v1/fine_tuning/jobs/{job_id}/evaluations/{evaluation_id}"
@@ -177,6 +186,8 @@ SPECIAL: dict[str, Callable[[World, Ids], Ids]] = {
     "POST /v1/uploads/{upload_id}/complete": an_upload_with_its_parts,
     "GET /v1/fine_tuning/jobs/{job_id}/diff": a_clone,
     **dict.fromkeys(EVALUATIONS, an_evaluation_file),
+    answers.CHAT: a_delivered_model,
+    answers.COMPLETIONS: a_delivered_model,
     f"POST {deliveries.DELIVERIES}": a_target,
     f"GET {deliveries.DELIVERIES}/{{delivery_id}}": a_target,
     f"DELETE {deliveries.DELIVERIES}/{{delivery_id}}": a_target,

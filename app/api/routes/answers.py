@@ -1,0 +1,77 @@
+"""POST /v1/chat/completions and /v1/completions: answers of a model, by the inference engine that it was delivered to.
+
+A request holds no database connection while it waits for the engine.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from app.api.auth import CallerDep
+from app.api.dependencies import AppState, AppStateDep
+from app.api.middleware.request_log import record_of
+from app.api.openapi.examples import answers as examples
+from app.api.transport.disconnect import CancelledStream, run_until_disconnect
+from app.api.transport.json_body import LargeJsonBodyDep
+from app.domain.error_text.json_text import as_json
+from app.errors import BadRequest
+from app.services.answers import answers
+from app.services.answers.answers import EVENT_STREAM, EngineAnswer, Question
+
+ANSWERED_BY = "X-Tunery-Answered-By"
+STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx would buffer the events
+
+router = APIRouter(prefix="/v1", tags=["Answers"])
+
+
+@router.post(
+    "/chat/completions",
+    response_class=Response,
+    responses=examples.CHAT_RESPONSES,
+    openapi_extra=examples.CHAT_BODY,
+    summary="Ask a model in a chat",
+)
+async def create_chat_completion(
+    request: Request, body: LargeJsonBodyDep, caller: CallerDep, app_state: AppStateDep
+) -> Response:
+    """The request goes to an engine that the model was delivered to, with every field that the engine knows."""
+    return await _answer(request, app_state, caller.project_id, body)
+
+
+@router.post(
+    "/completions",
+    response_class=Response,
+    responses=examples.COMPLETION_RESPONSES,
+    openapi_extra=examples.COMPLETION_BODY,
+    summary="Let a model continue a text",
+)
+async def create_completion(
+    request: Request, body: LargeJsonBodyDep, caller: CallerDep, app_state: AppStateDep
+) -> Response:
+    """The same for a prompt without a chat template."""
+    return await _answer(request, app_state, caller.project_id, body)
+
+
+async def _answer(request: Request, app_state: AppState, project_id: str, body: dict[str, Any]) -> Response:
+    model = body.get("model")
+    if not isinstance(model, str) or not model:
+        problem = "you must provide model" if model is None else f"model: must be a name, not {as_json(model, 80)}"
+        raise BadRequest(problem, "model", "missing_required_parameter" if model is None else "invalid_type")
+    record = record_of(request.scope)
+    question = Question(project_id, request.url.path, body, record.request_id if record else "")
+    answer = await run_until_disconnect(request, _ask(app_state, question))
+    headers = {ANSWERED_BY: "engine"}
+    if answer.events is not None:
+        return CancelledStream(answer.events, answer.status, headers | STREAM_HEADERS, media_type=EVENT_STREAM)
+    return Response(answer.body, answer.status, headers, media_type="application/json")
+
+
+async def _ask(app_state: AppState, question: Question) -> EngineAnswer:
+    keys = app_state.settings.encryption_keys
+    engines = await answers.find_engines(app_state.connections, keys, question.project_id, question.model)
+    if not engines:
+        raise answers.not_served_error(question.model)
+    return await answers.ask(app_state.engine_client, engines, question)

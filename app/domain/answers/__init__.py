@@ -1,0 +1,1 @@
+"""Rules of answers: errors and events of engines, under the requested name."""

@@ -1,0 +1,67 @@
+"""Errors of inference engines, as errors of the service in OpenAI's shape."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from app.errors import BadRequest, EngineFailed, RateLimited, TooLarge, TuneryError
+
+MAX_MESSAGE_CHARACTERS = 2_000
+# vLLM: "This model's maximum context length is 1024 tokens"; SGLang: "is longer than the model's context length".
+CONTEXT_LENGTH = re.compile(r"context length|context_length|maximum (input|model) length", re.IGNORECASE)
+RETRY_AFTER_SECONDS = 1.0  # of a 429 without a Retry-After
+# Another server of the engine may answer: an adapter is missing, the server starts, or a proxy has lost it.
+OTHER_SERVER_STATUSES = frozenset({401, 403, 404, 500, 502, 503, 504})
+
+
+def engine_message(content: bytes) -> str:
+    """The message of an error in the shape of OpenAI, vLLM or SGLang; else the body, shortened."""
+    try:
+        parsed = json.loads(content)
+    except ValueError:
+        parsed = None
+    return " ".join((_message_in(parsed) or content.decode(errors="replace")).split())[:MAX_MESSAGE_CHARACTERS]
+
+
+def engine_error(status: int, content: bytes, retry_after: str | None, served: str, requested: str) -> TuneryError:
+    """The error for a response with `status`; the message has the requested name in place of the served one."""
+    message = with_name(engine_message(content), served, requested) or f"the engine responded with status {status}"
+    if status == 429:
+        return RateLimited(f"The engine has too many requests: {message}", _seconds(retry_after))
+    if status == 413:
+        return TooLarge(message, code="request_too_large")
+    if 400 <= status < 500:
+        code = "context_length_exceeded" if CONTEXT_LENGTH.search(message) else None
+        return BadRequest(message, _param_in(content), code)
+    return EngineFailed(f"The engine failed with status {status}: {message}")
+
+
+def with_name(text: str, served: str, requested: str) -> str:
+    """`text` with the requested name in place of the name that the engine serves."""
+    return (
+        text if served == requested else re.sub(rf"(?<![\w-]){re.escape(served)}(?![\w-])", lambda _: requested, text)
+    )
+
+
+def _message_in(parsed: Any) -> str:
+    if not isinstance(parsed, dict):
+        return ""
+    error = parsed.get("error", parsed)
+    if isinstance(error, str):
+        return error
+    found = error.get("message") or error.get("error_message") if isinstance(error, dict) else None
+    return str(found or parsed.get("error_message") or parsed.get("detail") or "")
+
+
+def _param_in(content: bytes) -> str | None:
+    try:
+        param = json.loads(content)["error"]["param"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return param if isinstance(param, str) else None
+
+
+def _seconds(retry_after: str | None) -> float:
+    return float(retry_after) if retry_after and retry_after.isdecimal() else RETRY_AFTER_SECONDS

@@ -1,0 +1,65 @@
+"""Server-sent events of a streamed answer: complete events, under the requested name."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from app.domain.answers.engine_errors import CONTEXT_LENGTH, engine_message, with_name
+from app.errors import TuneryError
+
+MAX_EVENT_BYTES = 16 << 20
+DONE = b"[DONE]"
+_END = re.compile(rb"\r\n\r\n|\n\n|\r\r")
+
+
+class EventTranslator:
+    """Cuts the bytes of an engine into events, and gives each one the requested name.
+
+    An event is passed on as soon as it is complete, so a connection that breaks never leaves half of one.
+    """
+
+    def __init__(self, served: str, requested: str) -> None:
+        self._served, self._requested = served, requested
+        self._rest = b""
+        self.is_complete = False  # the engine has sent its last event, or an error
+
+    def add(self, chunk: bytes) -> bytes:
+        """The events that `chunk` completes. Raises ValueError for an event of more than MAX_EVENT_BYTES."""
+        *events, self._rest = _END.split(self._rest + chunk)
+        if len(self._rest) > MAX_EVENT_BYTES:
+            raise ValueError(f"the engine sent an event of more than {MAX_EVENT_BYTES:,} bytes")
+        return b"".join(map(self._translate, events))
+
+    def _translate(self, event: bytes) -> bytes:
+        data = b"\n".join(line[5:].strip() for line in event.splitlines() if line.startswith(b"data:"))
+        if data == DONE:
+            self.is_complete = True
+            return b"data: [DONE]\n\n"
+        try:
+            value = json.loads(data)
+        except ValueError:  # a comment that keeps the connection open
+            return event + b"\n\n"
+        if isinstance(value, dict) and value.get("error"):
+            self.is_complete = True
+            message = with_name(engine_message(data), self._served, self._requested)
+            code = "context_length_exceeded" if CONTEXT_LENGTH.search(message) else "engine_failed"
+            return error_event(message, "server_error", code)
+        if self._served == self._requested or not isinstance(value, dict) or "model" not in value:
+            return event + b"\n\n"
+        return b"data: " + to_json(value | {"model": self._requested}) + b"\n\n"
+
+
+def error_event(message: str, kind: str, code: str | None) -> bytes:
+    """The last event of a stream that failed: the official client raises an APIError for it."""
+    error = {"message": message, "type": kind, "param": None, "code": code}
+    return b"data: " + to_json({"error": error}) + b"\n\n"
+
+
+def event_of(error: TuneryError) -> bytes:
+    return error_event(error.message, error.type, error.code)
+
+
+def to_json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()

@@ -1,0 +1,181 @@
+"""Pass a request for an answer on to an engine that serves its model."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpcore2
+
+from app.db.deliveries.credentials import NoSecretKey, decrypt
+from app.db.fast_reads.answers import ServedModel, ServingTarget, find_served_model
+from app.db.fast_reads.pool import AsyncConnections
+from app.domain.answers.engine_errors import OTHER_SERVER_STATUSES, engine_error
+from app.domain.answers.events import EventTranslator, event_of, to_json
+from app.domain.error_text.json_text import as_json
+from app.errors import EngineFailed, EngineUnavailable, ModelNotServed, NotFound
+from app.log import get_logger
+from app.services.answers.engine_client import (
+    NETWORK_ERRORS,
+    Engine,
+    EngineAway,
+    EngineClient,
+    away_text,
+    header,
+    read_body,
+)
+
+EVENT_STREAM = "text/event-stream"
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A request for an answer: its path, its body, and who sends it."""
+
+    project_id: str
+    path: str
+    body: Mapping[str, Any]
+    request_id: str = ""
+
+    @property
+    def model(self) -> str:
+        return str(self.body["model"])
+
+
+@dataclass(frozen=True)
+class EngineAnswer:
+    """A response of 2xx of an engine: a body, or `events` that are passed on as they arrive."""
+
+    target: str
+    status: int
+    body: bytes = b""
+    events: AsyncIterator[bytes] | None = None
+
+
+async def find_engines(
+    connections: AsyncConnections, encryption_keys: Sequence[str], project_id: str, model: str
+) -> list[Engine]:
+    """The servers that have the model, in a random order; none if it was not delivered. Raises NotFound."""
+    served = await find_served_model(connections, project_id, model)
+    if served is None:
+        raise NotFound(
+            f"The model {as_json(model)} does not exist; GET /v1/models lists those that do.",
+            "model",
+            "model_not_found",
+        )
+    engines = [engine for target in served.targets for engine in _servers(target, served, encryption_keys)]
+    return random.sample(engines, len(engines))
+
+
+def not_served_error(model: str) -> ModelNotServed:
+    return ModelNotServed(
+        f"Nothing serves {as_json(model)}: it was not delivered to an inference engine. Create a delivery target of "
+        "kind vllm or sglang (`tunery targets create`), and deliver the model to it (`tunery jobs deliver JOB --to "
+        "TARGET`).",
+        "model",
+    )
+
+
+async def ask(client: EngineClient, engines: Sequence[Engine], question: Question) -> EngineAnswer:
+    """The answer of the first server that gives one.
+
+    Raises what `engine_error` returns for a refusal, EngineFailed, and EngineUnavailable if no server can be asked.
+    """
+    problems: list[str] = []
+    failed: EngineFailed | None = None
+    for engine in client.in_order(engines):
+        try:
+            return await _ask_server(client, engine, question)
+        except EngineAway as error:
+            log.warning("engine not asked", target=engine.target, reason=str(error))
+            problems.append(str(error))
+        except EngineFailed as error:
+            log.warning("engine failed", target=engine.target, reason=error.message)
+            failed = error
+    if failed is not None:
+        raise failed
+    servers = "1 server was" if len(problems) == 1 else f"{len(problems)} servers were"
+    raise EngineUnavailable(
+        f"No engine that serves {as_json(question.model)} can be asked: {servers} tried "
+        f"({'; '.join(dict.fromkeys(problems))}). Try again in a few seconds; if it stays so, start the engine, or "
+        "correct its delivery target (`tunery targets list`)."
+    )
+
+
+async def _ask_server(client: EngineClient, engine: Engine, question: Question) -> EngineAnswer:
+    """Raises EngineAway, and what `engine_error` returns."""
+    served = engine.served_model or await client.base_model(engine)
+    body = to_json({**question.body, "model": served})
+    response = await client.send(engine, "POST", question.path, body, question.request_id)
+    if 200 <= response.status < 300 and (header(response, b"content-type") or "").startswith(EVENT_STREAM):
+        return EngineAnswer(engine.target, response.status, events=_events(response, served, question.model, client))
+    content = await read_body(response, client.timeout_seconds)
+    if 200 <= response.status < 300:
+        return EngineAnswer(engine.target, response.status, _renamed(content, served, question.model))
+    if response.status in OTHER_SERVER_STATUSES or 300 <= response.status < 400:
+        raise _cannot_serve(response.status, content, served, question.model)
+    raise engine_error(response.status, content, header(response, b"retry-after"), served, question.model)
+
+
+def _cannot_serve(status: int, content: bytes, served: str, requested: str) -> Exception:
+    """The error after which another server is asked."""
+    if status in (401, 403):
+        return EngineAway(f"it refuses the API key ({status}): set credentials.api_key of its delivery target")
+    if status == 404:
+        return EngineAway(
+            "it does not have the model now (404); what an engine has lost is delivered again in a minute"
+        )
+    if 300 <= status < 400:
+        return EngineAway("it responds with a redirect, which is not followed: set the final URL in its target")
+    if status in (502, 503, 504):
+        return EngineAway(f"it responds with status {status}")
+    return engine_error(status, content, None, served, requested)
+
+
+async def _events(
+    response: httpcore2.Response, served: str, requested: str, client: EngineClient
+) -> AsyncIterator[bytes]:
+    """The events of the engine, each as soon as it is complete; a stream that breaks ends with an error event.
+
+    Closing the iterator closes the connection, and the engine then ends the generation.
+    """
+    translator = EventTranslator(served, requested)
+    problem = "it ended the stream without its last event"
+    try:
+        async for chunk in response.aiter_stream():
+            if events := translator.add(chunk):
+                yield events
+    except (*NETWORK_ERRORS, ValueError) as error:
+        problem = away_text(error, client.timeout_seconds)
+    finally:
+        await response.aclose()
+    if not translator.is_complete:
+        log.warning("engine ended a stream", reason=problem)
+        yield event_of(
+            EngineFailed(f"The engine stopped in the middle of its answer: {problem}. Send the request again.")
+        )
+
+
+def _renamed(content: bytes, served: str, requested: str) -> bytes:
+    try:
+        value = json.loads(content)
+    except ValueError as error:
+        raise EngineFailed("The engine responded with something that is not JSON.") from error
+    if served == requested or not isinstance(value, dict) or "model" not in value:
+        return content
+    return to_json(value | {"model": requested})
+
+
+def _servers(target: ServingTarget, served: ServedModel, encryption_keys: Sequence[str]) -> list[Engine]:
+    try:
+        credentials = decrypt(encryption_keys, target.credentials) if target.credentials else {}
+    except NoSecretKey as error:  # the engine then refuses the request, and the error says what to set
+        log.warning("credentials not decrypted", target=target.name, reason=str(error))
+        credentials = {}
+    name = target.destination.get("base_model") if served.is_base else target.served_model
+    return [Engine(target.name, url, name, credentials.get("api_key")) for url in target.destination["urls"]]

@@ -1,0 +1,146 @@
+"""The HTTP client of engines: one pool of connections for an API process, without redirects, proxies or cookies."""
+
+from __future__ import annotations
+
+import json
+import ssl
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpcore2
+
+from app.services.answers.checked_network import CheckedNetwork
+from app.settings import Settings
+
+CONNECT_SECONDS = 5.0
+AWAY_SECONDS = 10.0  # a server that did not respond is tried last for so long
+MAX_KEPT_CONNECTIONS = 100
+MAX_BODY_BYTES = 64 << 20  # of a response that is not streamed
+NETWORK_ERRORS = (
+    httpcore2.NetworkError,
+    httpcore2.ProtocolError,
+    httpcore2.TimeoutException,
+    httpcore2.UnsupportedProtocol,
+    OSError,
+)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One server of a delivery target. `served_model` is None for its base model, whose name the server knows."""
+
+    target: str
+    url: str
+    served_model: str | None
+    api_key: str | None
+
+
+class EngineAway(Exception):
+    """The server cannot be asked; the message says why, without its address."""
+
+
+class EngineClient:
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._away_until: dict[str, float] = {}
+
+    @property
+    def timeout_seconds(self) -> float:
+        return self._settings.answer_timeout_seconds
+
+    def in_order(self, engines: Sequence[Engine]) -> list[Engine]:
+        """The servers in their order, those that did not respond lately at the end."""
+        now = time.monotonic()
+        return sorted(engines, key=lambda engine: self._away_until.get(engine.url, 0.0) > now)
+
+    async def send(
+        self, engine: Engine, method: str, path: str, body: bytes | None = None, request_id: str = ""
+    ) -> httpcore2.Response:
+        """The response, whose body is not read yet; the caller closes it. Raises EngineAway."""
+        seconds = self.timeout_seconds
+        timeouts = {"connect": CONNECT_SECONDS, "read": seconds, "write": seconds, "pool": CONNECT_SECONDS}
+        if not engine.url.startswith("https://") and not self._settings.delivery_allow_http:
+            raise EngineAway("the operator allows https only (TUNERY_DELIVERY_ALLOW_HTTP)")
+        request = httpcore2.Request(
+            method,
+            engine.url.rstrip("/") + path,
+            headers=_headers(engine, body, request_id),
+            content=body,
+            extensions={"timeout": timeouts},
+        )
+        try:
+            response = await self._pool.handle_async_request(request)
+        except NETWORK_ERRORS as error:
+            self._away_until[engine.url] = time.monotonic() + AWAY_SECONDS
+            raise EngineAway(away_text(error, seconds)) from error
+        self._away_until.pop(engine.url, None)
+        return response
+
+    async def base_model(self, engine: Engine) -> str:
+        """The name under which a server serves its base model: its first. Raises EngineAway."""
+        response = await self.send(engine, "GET", "/v1/models")
+        content = await read_body(response, self.timeout_seconds)
+        try:
+            models: list[dict[str, Any]] = json.loads(content)["data"]
+            return next(str(model["id"]) for model in models if model.get("parent") is None)
+        except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+            raise EngineAway(f"it lists no base model (status {response.status})") from error
+
+    async def close(self) -> None:
+        if "_pool" in self.__dict__:
+            await self._pool.aclose()
+
+    @cached_property
+    def _pool(self) -> httpcore2.AsyncConnectionPool:
+        return httpcore2.AsyncConnectionPool(
+            ssl_context=ssl.create_default_context(),
+            max_connections=None,
+            max_keepalive_connections=MAX_KEPT_CONNECTIONS,
+            keepalive_expiry=30.0,
+            network_backend=CheckedNetwork(self._settings.delivery_networks),
+        )
+
+
+async def read_body(response: httpcore2.Response, timeout_seconds: float) -> bytes:
+    """The whole body; closes the response. Raises EngineAway."""
+    content = b""
+    try:
+        async for chunk in response.aiter_stream():
+            content += chunk
+            if len(content) > MAX_BODY_BYTES:
+                raise EngineAway(f"its response is longer than {MAX_BODY_BYTES:,} bytes")
+    except NETWORK_ERRORS as error:
+        raise EngineAway(away_text(error, timeout_seconds)) from error
+    finally:
+        await response.aclose()
+    return content
+
+
+def header(response: httpcore2.Response, name: bytes) -> str | None:
+    return next((value.decode("latin-1") for key, value in response.headers if key.lower() == name), None)
+
+
+def away_text(error: BaseException, timeout_seconds: float) -> str:
+    if isinstance(error, httpcore2.ConnectTimeout):
+        return f"no connection within {CONNECT_SECONDS:g} s"
+    if isinstance(error, httpcore2.TimeoutException):
+        return f"it sent nothing for {timeout_seconds:g} s"
+    return str(error) or "it closed the connection"
+
+
+def _headers(engine: Engine, body: bytes | None, request_id: str) -> list[tuple[bytes | str, bytes | str]]:
+    headers: list[tuple[bytes | str, bytes | str]] = [
+        ("host", urlsplit(engine.url).netloc),
+        ("accept-encoding", "identity"),
+    ]
+    if body is not None:
+        headers += [("content-type", "application/json"), ("content-length", str(len(body)))]
+    if request_id:
+        headers.append(("x-request-id", request_id))
+    if engine.api_key:
+        headers.append(("authorization", f"Bearer {engine.api_key}"))
+    return headers
