@@ -109,7 +109,7 @@ class Settings(BaseSettings):
         default=1, ge=1, le=64
     )  # data parallel: the GPUs of a slot that share each step's examples
     device: str = "auto"  # auto, cpu or cuda
-    threads: int | None = None  # CPU threads of a trainer; default: physical cores, or the faster count of a probe
+    threads: int | None = None  # CPU threads of a trainer; default: physical cores
 
     # --- evaluations
     endpoints: dict[str, Endpoint] = {}  # by name: clients choose a name, and never a URL or a key

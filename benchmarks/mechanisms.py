@@ -79,10 +79,10 @@ def without_cached_weights() -> None:
 
 
 def without_cpu_autotuning() -> None:
-    """The defaults of the device; compare it with --threads 0, as autotuning leaves a requested number of threads."""
+    """The default dtype. ONEDNN_MAX_CPU_ISA=AVX512_CORE makes a processor emulate 16-bit products."""
     from worker.trainer import run
 
-    run.fastest_plan = lambda spec, workdir, device, default, emit: default  # noqa: ARG005
+    run.with_fastest_dtype = lambda spec, workdir, device, default, emit: default  # noqa: ARG005
 
 
 def without_heap_trimming() -> None:

@@ -36,7 +36,7 @@ from worker.trainer.model.base_model import FrozenBase, open_base
 from worker.trainer.objective.objective import DpoObjective, Objective, SupervisedObjective
 from worker.trainer.objective.optimizer import allocate_moments, make_optimizer
 from worker.trainer.records import Emit, Keepalive, RecordWriter
-from worker.trainer.runtime.autotune import fastest_plan
+from worker.trainer.runtime.autotune import with_fastest_dtype
 from worker.trainer.runtime.device import (
     choose_compute_dtype,
     choose_device,
@@ -122,7 +122,7 @@ def _run_attempt(attempt: TrainingAttempt) -> None:
 
 
 def _initial_plan(attempt: TrainingAttempt, device: torch.device) -> ExecutionPlan:
-    """Choose dtype, threads and batch length: the default, or a faster choice measured by autotuning.
+    """Choose dtype, threads and batch length by rules, and a faster dtype where autotuning measures one.
 
     Memory is planned once the base is loaded.
     """
@@ -133,7 +133,7 @@ def _initial_plan(attempt: TrainingAttempt, device: torch.device) -> ExecutionPl
         threads=spec.threads or parallel.threads_per_process(choose_threads()),
         device=device_name(device),
     )
-    return fastest_plan(spec, attempt.workdir, device, default, attempt.emit)
+    return with_fastest_dtype(spec, attempt.workdir, device, default, attempt.emit)
 
 
 def _load_base(attempt: TrainingAttempt, device: torch.device, compute_dtype: torch.dtype) -> FrozenBase:

@@ -93,7 +93,7 @@ def _device_type(device: str) -> str:
 
 def warn_of_slow_dtype(dtype: torch.dtype, device: torch.device, emit: RecordWriter) -> None:
     """Warn if a requested dtype is slow on this processor; it is used nevertheless."""
-    if device.type == "cuda" or dtype == torch.float32 or (ratio := times_float32(dtype, device)) < SLOW_RATIO:
+    if device.type == "cuda" or dtype == torch.float32 or (ratio := times_float32(dtype)) < SLOW_RATIO:
         return
     text = (
         f"This processor has no instructions for {dtype_name(dtype)}: a matrix product takes {ratio:.1f} times as long "

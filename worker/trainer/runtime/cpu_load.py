@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 import psutil
 
-TOLERATED_CORES = 0.25  # that other programs may use of the cores our threads need
-
 
 @dataclass(frozen=True)
 class CpuSample:
@@ -27,17 +25,8 @@ def take_sample() -> CpuSample:
     return CpuSample(time.monotonic(), busy_seconds, time.process_time())
 
 
-def is_crowded(before: CpuSample, after: CpuSample, cores: int, threads: int) -> bool:
-    """Return whether, between the samples, other programs left fewer of `cores` free than `threads` need."""
-    return _others_cores(before, after) > cores - threads + TOLERATED_CORES
-
-
 def others_share(before: CpuSample, after: CpuSample, cores: int) -> float:
     """Return the share of `cores` (0 to 1) that other programs used between the samples."""
-    return min(1.0, max(0.0, _others_cores(before, after) / cores))
-
-
-def _others_cores(before: CpuSample, after: CpuSample) -> float:
     elapsed_seconds = max(after.at_seconds - before.at_seconds, 1e-9)
     others_seconds = (after.busy_seconds - before.busy_seconds) - (after.own_seconds - before.own_seconds)
-    return others_seconds / elapsed_seconds
+    return min(1.0, max(0.0, others_seconds / elapsed_seconds / cores))

@@ -4,34 +4,7 @@ import time
 
 import pytest
 
-from worker.trainer.runtime.cpu_load import CpuSample, is_crowded, others_share, take_sample
-
-
-class TestIsCrowded:
-    @pytest.mark.parametrize(
-        ("others_cores", "cores", "threads", "expected"),
-        [
-            (0.0, 2, 2, False),
-            (0.2, 2, 2, False),
-            (0.3, 2, 2, True),
-            (1.0, 2, 1, False),
-            (1.3, 2, 1, True),
-            (7.5, 16, 8, False),
-            (8.5, 16, 8, True),
-        ],
-    )
-    def test_other_programs_may_use_the_cores_our_threads_do_not_need(
-        self, others_cores: float, cores: int, threads: int, expected: bool
-    ) -> None:
-        before = CpuSample(100.0, 1000.0, 50.0)
-        after = CpuSample(102.0, 1000.0 + 2 * (threads + others_cores), 50.0 + 2 * threads)
-
-        assert is_crowded(before, after, cores, threads) is expected
-
-    def test_the_work_of_this_process_does_not_count(self) -> None:
-        before = CpuSample(0.0, 0.0, 0.0)
-
-        assert not is_crowded(before, CpuSample(1.0, 2.0, 2.0), cores=2, threads=2)
+from worker.trainer.runtime.cpu_load import CpuSample, others_share, take_sample
 
 
 class TestOthersShare:
