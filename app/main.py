@@ -39,7 +39,7 @@ from app.api.routes import (
     webhooks,
 )
 from app.api.routes.jobs import adapters, clones, deliveries, evaluations, exports, jobs, polling, records
-from app.api.routes.organization import audit_logs, project_keys, projects, status
+from app.api.routes.organization import audit_logs, model_aliases, project_keys, projects, status
 from app.api.routes.organization import jobs as organization_jobs
 from app.api.transport.disconnect import on_shutdown_signal
 from app.api.transport.head import HeadResponseMiddleware, head_routes
@@ -87,6 +87,7 @@ ROUTERS = (
     projects.router,
     project_keys.router,
     organization_jobs.router,
+    model_aliases.router,
     audit_logs.router,
     status.router,
     health.router,

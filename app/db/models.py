@@ -1,15 +1,15 @@
-"""Registered base models, and the `ft:` models trained from them. Never commits."""
+"""Registered base models, their aliases, and the `ft:` models trained from them. Never commits."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, SQLColumnExpression, func, or_, select
+from sqlalchemy import ColumnElement, Select, SQLColumnExpression, delete, func, or_, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
-from app.db.tables import BaseModelRow, Checkpoint, CheckpointPermission, Job, TunedModel
+from app.db.tables import BaseModelRow, Checkpoint, CheckpointPermission, Job, ModelAlias, TunedModel
 from app.domain.base_models.catalog import CatalogEntry
 
 
@@ -56,6 +56,31 @@ def list_base(session: Session, project_id: str | None = None) -> list[BaseModel
     query = select(BaseModelRow).order_by(BaseModelRow.name)
     if project_id is not None:
         query = query.where(is_offered_to(project_id))
+    return list(session.scalars(query))
+
+
+def set_alias(session: Session, name: str, base_model: str) -> ModelAlias:
+    """Insert an alias of a base model, or replace the one of this name."""
+    statement = upsert(ModelAlias).values(name=name, base_model=base_model)
+    statement = statement.on_conflict_do_update(index_elements=["name"], set_={"base_model": base_model})
+    return session.scalars(statement.returning(ModelAlias), execution_options={"populate_existing": True}).one()
+
+
+def delete_alias(session: Session, name: str) -> bool:
+    """False if there is no alias of this name."""
+    statement = delete(ModelAlias).where(ModelAlias.name == name).returning(ModelAlias.name)
+    return session.execute(statement).first() is not None
+
+
+def get_alias(session: Session, name: str) -> ModelAlias | None:
+    return session.get(ModelAlias, name)
+
+
+def list_aliases(session: Session, project_id: str | None = None) -> list[ModelAlias]:
+    """The aliases of the base models that a project may use; without a project, all of them."""
+    query = select(ModelAlias).order_by(ModelAlias.name)
+    if project_id is not None:
+        query = query.join(BaseModelRow, BaseModelRow.name == ModelAlias.base_model).where(is_offered_to(project_id))
     return list(session.scalars(query))
 
 

@@ -210,6 +210,7 @@ def trainer_spec(
     entry = CatalogEntry.model_validate(inputs.base.entry)
     base = BaseSpec(
         name=inputs.base.name,
+        alias=spec.model_alias,
         directory=Path(inputs.base.directory).absolute(),
         manifest_sha256=inputs.base.manifest_sha256,
         signature=signature,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from app.api.schemas.common import Body, unix_seconds
-from app.db.tables import BaseModelRow, TunedModel
+from app.db.tables import BaseModelRow, ModelAlias, TunedModel
 from app.domain.base_models.catalog import MAX_RANK, CatalogEntry
 from app.services.models import ModelRow
 
@@ -17,7 +17,7 @@ class LoraLimits(Body):
 
 
 class ModelBody(Body):
-    """A base model has its limits, an `ft:` model its base model and its job."""
+    """A base model has its limits, an alias its base model, an `ft:` model its base model and its job."""
 
     id: str
     object: Literal["model"]
@@ -25,6 +25,7 @@ class ModelBody(Body):
     owned_by: str
     fine_tunable: bool
     base_model: str | None = None
+    alias_of: str | None = None
     fine_tuning_job_id: str | None = None
     max_context_length: int | None = None
     source: str | None = None
@@ -38,7 +39,20 @@ class ModelList(Body):
 
 
 def render_model(model: ModelRow, organization: str) -> dict[str, Any]:
+    if isinstance(model, ModelAlias):
+        return _render_alias(model)
     return _render_tuned(model, organization) if isinstance(model, TunedModel) else _render_base(model)
+
+
+def _render_alias(alias: ModelAlias) -> dict[str, Any]:
+    return {
+        "id": alias.name,
+        "object": "model",
+        "created": unix_seconds(alias.created_at),
+        "owned_by": "tunery",
+        "fine_tunable": True,
+        "alias_of": alias.base_model,
+    }
 
 
 def _render_base(model: BaseModelRow) -> dict[str, Any]:

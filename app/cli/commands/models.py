@@ -1,4 +1,4 @@
-"""`tunery models`: list models over the API; register and remove base models in the database."""
+"""`tunery models`: list models over the API; base models and their aliases in the database."""
 
 import re
 from pathlib import Path
@@ -10,6 +10,7 @@ from app.cli.client.service_discovery import model_path
 from app.cli.errors import NotFoundError, UsageError
 from app.cli.options import AsJson, with_client, with_database
 from app.cli.output.console import print_json, print_line, print_note, print_table, time_text
+from app.domain.base_models.names import NAME, NAME_RULE
 
 if TYPE_CHECKING:
     from app.cli.client.database import Database
@@ -17,10 +18,9 @@ if TYPE_CHECKING:
 
 commands = typer.Typer(no_args_is_help=True, help="Base models and fine-tuned models.")
 
-# As on model hubs, such as Qwen/Qwen3-4B. A colon would be a separator in ft:base:organization:suffix:id.
-NAME = re.compile(r"(?=.{1,128}\Z)[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 SOURCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
+AliasName = Annotated[str, typer.Argument(help="The alias, such as gpt-4o-mini-2024-07-18.", metavar="ALIAS")]
 ModelName = Annotated[str, typer.Argument(help="Name of the base model, such as Qwen3-4B.", metavar="NAME")]
 
 
@@ -54,10 +54,13 @@ def add(
     """
     from app.db import models
     from app.db.access import audit
+    from app.services.models import refuse_alias_name
     from app.system import model_check, model_files
 
     _validate_options(name, learning_rate, source, revision)
     directory = directory.absolute()
+    with database.transaction() as session:  # before the long check, and again with the registration
+        refuse_alias_name(session, name)
     if model_files.is_dequantized_first(directory):
         print_note(f"Converting {directory} to 16 bits, once …")
         directory = model_check.dequantize(directory)
@@ -76,6 +79,7 @@ def add(
     files, manifest_sha256 = model_files.hash_directory(directory)
     with database.transaction() as session:
         audit.add_object(name, None)
+        refuse_alias_name(session, name)
         models.register(session, name, directory, files, manifest_sha256, entry)
     print_line(
         f"{name}: {entry.architecture}, {entry.parameters / 1e6:,.0f} M parameters, context {entry.context_length}, "
@@ -110,6 +114,53 @@ def where(database: "Database", name: ModelName) -> None:
     print_line(directories[name])
 
 
+@commands.command("alias")
+@with_database
+def set_alias(database: "Database", name: AliasName, base_model: ModelName) -> None:
+    """Let another name stand for a base model (on the server), such as the name that clients sent to OpenAI.
+
+    A job that names the alias trains the base model and shows both names. Replaces an alias of this name.
+    """
+    from app.db.access import audit
+    from app.services import models
+
+    with database.transaction() as session:
+        audit.add_object(name, None)
+        models.set_alias(session, name, base_model)
+    print_line(f"{name} -> {base_model}")
+
+
+@commands.command("aliases")
+@with_database
+def list_aliases(database: "Database", as_json: AsJson = False) -> None:
+    """List the aliases of base models (on the server)."""
+    from app.services import models
+
+    with database.transaction() as session:
+        found = [
+            {"name": alias.name, "model": alias.base_model, "registered": is_registered}
+            for alias, is_registered in models.list_aliases(session)
+        ]
+    if as_json:
+        print_json(found)
+        return
+    rows = [[each["name"], each["model"] if each["registered"] else f"{each['model']} (removed)"] for each in found]
+    print_table(["alias", "base model"], rows, "No aliases. Set one with `tunery models alias ALIAS NAME`.")
+
+
+@commands.command("unalias")
+@with_database
+def remove_alias(database: "Database", name: AliasName) -> None:
+    """Remove an alias (on the server). Jobs that were created by it are kept."""
+    from app.db.access import audit
+    from app.services import models
+
+    with database.transaction() as session:
+        audit.add_object(name, None)
+        models.remove_alias(session, name)
+    print_line(f"{name} removed")
+
+
 @commands.command("delete")
 @with_client
 def delete(
@@ -138,10 +189,7 @@ def _unknown_model(name: str, registered: list[str]) -> NotFoundError:
 
 def _validate_options(name: str, learning_rate: float | None, source: str | None, revision: str | None) -> None:
     if not NAME.fullmatch(name):
-        raise UsageError(
-            f"{name!r} is not a model name. Allowed: 1 to 128 letters, digits, dots, dashes and underscores, with "
-            "slashes between parts that start with a letter or a digit (no colon: it is a separator in ft: names)."
-        )
+        raise UsageError(f"{name!r} is not a model name. {NAME_RULE}")
     if learning_rate is not None and not 0 < learning_rate < 1:
         raise UsageError(f"--learning-rate {learning_rate:g} is not between 0 and 1; usual for LoRA: 1e-4 to 2e-3.")
     if source is not None and not SOURCE.fullmatch(source):
@@ -152,6 +200,8 @@ def _validate_options(name: str, learning_rate: float | None, source: str | None
 
 
 def _kind(model: dict[str, Any]) -> str:
+    if "alias_of" in model:
+        return f"alias of {model['alias_of']}"
     return "trained" if model["id"].startswith("ft:") else "base"
 
 

@@ -7,6 +7,7 @@ pages, as creation times may be equal.
 from app.db.base import Base as Base
 from app.db.tables.audit import AuditEntry as AuditEntry
 from app.db.tables.base_models import BaseModelRow as BaseModelRow
+from app.db.tables.base_models import ModelAlias as ModelAlias
 from app.db.tables.deliveries import Delivery as Delivery
 from app.db.tables.deliveries import DeliveryTarget as DeliveryTarget
 from app.db.tables.deliveries import ServedReferenceRow as ServedReferenceRow

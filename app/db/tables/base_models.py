@@ -1,4 +1,4 @@
-"""Base models."""
+"""Base models and their aliases."""
 
 from __future__ import annotations
 
@@ -22,4 +22,14 @@ class BaseModelRow(Base):
     manifest_sha256: Mapped[str]
     files: Mapped[dict[str, Any]]
     entry: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = now()
+
+
+class ModelAlias(Base):
+    """Another name of a base model. Not a foreign key: a base model may be removed and registered again."""
+
+    __tablename__ = "model_aliases"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    base_model: Mapped[str]
     created_at: Mapped[datetime] = now()

@@ -28,7 +28,7 @@ def create_request(
     if spec.dtype_is_free:
         plain["quantization"].pop("compute_dtype")  # the original request did not set it
     body = {
-        "model": spec.continued_from or spec.base_model,
+        "model": spec.continued_from or spec.base_model,  # not its alias, which may name another base model today
         "training_file": training_file,
         "validation_file": validation_file,
         "method": {"type": spec.method, spec.method: {"hyperparameters": _without_nulls(hyperparameters)}},

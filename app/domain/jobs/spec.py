@@ -118,6 +118,9 @@ SamplePrompts = Annotated[tuple[SamplePrompt, ...], Field(max_length=MAX_SAMPLE_
 class JobSpec(Frozen):
     version: Literal[1] = SPEC_VERSION
     base_model: str
+    # The name in the request, if it is an alias of the base model. Stored only then: workers of a release without
+    # aliases refuse unknown keys.
+    model_alias: Annotated[str | None, Field(exclude_if=lambda alias: alias is None)] = None
     method: Method = "supervised"
     line_rules: LineRules = 1  # absent: a job of a release with only these
     continued_from: str | None = None  # the "ft:..." model of this project from which training continues
@@ -140,6 +143,7 @@ class BaseSpec(Frozen):
     """A registered base model on disk."""
 
     name: str
+    alias: str | None = None  # the name in the job's request, if that is an alias
     directory: Path
     manifest_sha256: str  # of the registered files; the trainer refuses a directory that differs
     source: str | None = None  # its id on a hub, such as "Qwen/Qwen3-4B"

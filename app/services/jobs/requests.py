@@ -18,6 +18,7 @@ from app.domain.jobs.parameters.fields import ParentAdapter
 from app.domain.jobs.resolve import resolve
 from app.domain.jobs.spec import JobSpec
 from app.errors import BadRequest, NotFound, combine_errors
+from app.services import models as model_services
 from app.services.jobs import evaluation_requests, parent_adapter
 
 
@@ -102,10 +103,11 @@ def _find_base_and_parent(
     parent = parent_adapter.find_parent_adapter(session, project_id, name)
     if parent is not None:
         return parent
-    available = ", ".join(row.name for row in models.list_base(session, project_id)) or "none yet"
-    raise NotFound(
-        f"The model {as_json(name)} does not exist. Available models: {available}.", "model", "model_not_found"
-    )
+    aliased = model_services.resolve_alias(session, project_id, name)
+    if aliased is not None:
+        return aliased, None
+    available = model_services.available_models(session, project_id)
+    raise NotFound(f"The model {as_json(name)} does not exist. {available}", "model", "model_not_found")
 
 
 def _require_file(file: File | None, file_id: str, param: str) -> File:
@@ -130,6 +132,8 @@ def _resolve_spec(
     try:
         entry = CatalogEntry.model_validate(base.entry)
         spec = resolve(request.body, base.name, entry, training_file.line_count or 0, parent)
+        if parent is None and request.model != base.name:
+            spec = spec.model_copy(update={"model_alias": request.model})
     except BadRequest as error:
         problems.append(error)
     if spec is None or problems:

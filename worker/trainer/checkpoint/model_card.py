@@ -33,7 +33,7 @@ Trained with Tunery: {step} optimizer steps, {epoch:.2f} epochs, {tokens:,} toke
 
 In the commands, `ADAPTER_DIRECTORY` is this directory and `BASE_DIRECTORY` that of the base model, which is not part
 of the adapter. The base model was registered as `{name}`; on the Tunery server, `tunery models where {name}` prints
-its directory.
+its directory.{alias}
 
 ## Use it with PEFT
 
@@ -155,10 +155,11 @@ NOT_MEASURED = "How much the adapter's answers differ on the 16-bit base has not
 def model_card(manifest: Mapping[str, Any]) -> str:
     """Return the card of a checkpoint with this manifest."""
     name, lora = manifest["base_model"]["name"], LoraSpec.model_validate(manifest["lora"])
-    quantization = manifest["quantization"]
+    alias, quantization = manifest["base_model"].get("alias"), manifest["quantization"]
     return CARD.format(
         base=json.dumps(name),
         name=name,
+        alias=f" The job named it by its alias `{alias}`." if alias else "",
         step=manifest["step"],
         epoch=manifest["epoch"],
         tokens=manifest["trained_tokens"],

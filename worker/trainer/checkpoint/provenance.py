@@ -25,7 +25,8 @@ def provenance_of(spec: TrainerSpec, base: FrozenBase) -> dict[str, Any]:
     """Return the provenance for the manifests: base, data, configuration, device, versions."""
     run_spec, quantization = spec.run, with_compute_dtype(spec, dtype_name(base.compute_dtype)).quantization
     return {
-        "base_model": {"name": spec.base.name, "manifest_sha256": spec.base.manifest_sha256},
+        "base_model": {"name": spec.base.name, "manifest_sha256": spec.base.manifest_sha256}
+        | ({"alias": spec.base.alias} if spec.base.alias else {}),
         "method": run_spec.method,
         "training_file_sha256": run_spec.training_file_sha256,
         "validation_file_sha256": run_spec.validation_file_sha256,

@@ -10,6 +10,7 @@ BY_SCHEMA = {
     "LoraLimits.max_r": "The largest rank.",
     "LoraLimits.target_modules": "The layers that an adapter can have.",
     "LoraLimits.target_parameters": "The stacked weights of experts that an adapter can have; absent without experts.",
+    "ModelBody.alias_of": "The base model, if this name is an alias of it.",
     "ModelBody.created": "Seconds since 1970.",
     "ModelBody.fine_tunable": "Whether a job can use it as its `model`.",
     "ModelBody.id": "The name to send as `model` of a job.",

@@ -50,6 +50,7 @@ BY_SCHEMA = {
     "JobBody.integrations": "Empty.",
     "JobBody.method": "The method with the resolved hyperparameters.",
     "JobBody.model": "The requested model: a base model, or the `ft:` model that the job trains further.",
+    "JobBody.model_alias": "The name in the request, if it is an alias of the base model; else null.",
     "JobBody.organization_id": "The server's name (`TUNERY_ORGANIZATION`).",
     "JobBody.phase": (
         "The current stage of a running job, finer than `status`. `waiting_for_storage` for a queued job whose last "

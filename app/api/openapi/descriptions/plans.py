@@ -37,6 +37,7 @@ BY_SCHEMA = {
     "PlanBody.longest_document_tokens": "The length of the longest document after truncation.",
     "PlanBody.masked": "The examples of `empty` that have no token to learn even before truncation.",
     "PlanBody.method": "The method: `supervised` or `dpo`.",
+    "PlanBody.model_alias": "The name in the request, if it is an alias of the base model; else null.",
     "PlanBody.message": "The verdict in a sentence.",
     "PlanBody.tokens_per_epoch": "The number of tokens that the model processes.",
     "PlanBody.trained_examples": "The number of examples without the empty ones.",

@@ -75,6 +75,7 @@ NEW_JOB = {
     "finished_at": None,
     "estimated_finish": None,
     "model": MODEL,
+    "model_alias": None,
     "fine_tuned_model": None,
     "organization_id": "tunery",
     "status": "validating_files",
@@ -135,6 +136,7 @@ QUEUED_JOB = NEW_JOB | {"status": "queued", "queue_position": 1, "expected_start
 PLAN = {
     "object": "fine_tuning.plan",
     "model": MODEL,
+    "model_alias": None,
     "training_file": FILE_ID,
     "verdict": "fits",
     "message": "Fits NVIDIA L4: 1.93 GB of 24.15 GB, with packed batches of 8,192 tokens, no recomputation.",

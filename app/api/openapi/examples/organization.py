@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from app.api.openapi.examples import all_operations
+from app.api.schemas.organization.model_aliases import SetModelAlias
 from app.api.schemas.organization.project_keys import CreateKey, RotateKey, UpdateKey
 from app.api.schemas.organization.projects import ArchiveProject, CreateProject, UpdateProject
 
@@ -15,7 +16,17 @@ PROJECT_ID = "proj_7a1b2c3d4e5f60718293a4b5"
 KEY_ID = "key_0123456789ab"
 PROJECTS = "/v1/organization/projects"
 KEYS = f"{PROJECTS}/{{project_id}}/api_keys"
-BODIES: tuple[type[BaseModel], ...] = (ArchiveProject, CreateKey, CreateProject, RotateKey, UpdateKey, UpdateProject)
+ALIASES = "/v1/organization/model_aliases"
+ALIAS_NAME = "gpt-4o-mini-2024-07-18"
+BODIES: tuple[type[BaseModel], ...] = (
+    ArchiveProject,
+    CreateKey,
+    CreateProject,
+    RotateKey,
+    SetModelAlias,
+    UpdateKey,
+    UpdateProject,
+)
 
 LIMITS = {
     "max_stored_bytes": 100_000_000_000,
@@ -70,7 +81,13 @@ ENTRY = {
     "ip_address": "192.0.2.7",
     "request_id": "req_5d41402abc4b2a76b9719d911017c592",
 }
-
+MODEL_ALIAS = {
+    "id": ALIAS_NAME,
+    "object": "organization.model_alias",
+    "model": all_operations.MODEL,
+    "registered": True,
+    "created_at": 1795000000,
+}
 
 STATUS = {
     "object": "organization.status",
@@ -145,6 +162,9 @@ RESPONSE_EXAMPLES: dict[str, Any] = {
     f"POST {KEYS}/{{key_id}}/rotate": NEW_KEY
     | {"rotated_at": 1795000400, "previous_value_expires_at": 1795086800, "last_used_at": 1795000300},
     f"DELETE {KEYS}/{{key_id}}": {"id": KEY_ID, "object": "organization.project.api_key.deleted", "deleted": True},
+    f"POST {ALIASES}": MODEL_ALIAS,
+    f"GET {ALIASES}": {"object": "list", "data": [MODEL_ALIAS]},
+    f"DELETE {ALIASES}/{{name}}": {"id": ALIAS_NAME, "object": "organization.model_alias", "deleted": True},
     "GET /v1/organization/jobs": _page(all_operations.FINISHED_JOB | {"project_id": PROJECT_ID}),
     "GET /v1/organization/audit_logs": _page(ENTRY),
     "GET /v1/organization/status": STATUS,
@@ -163,6 +183,7 @@ CREATE_KEY_BODY = _body(
     CreateKey,
     {"name": "nightly", "scopes": ["files:write", "jobs:write", "models:read"], "expires_in_seconds": 7_776_000},
 )
+SET_MODEL_ALIAS_BODY = _body(SetModelAlias, {"name": ALIAS_NAME, "model": all_operations.MODEL})
 UPDATE_KEY_BODY = _body(UpdateKey, {"scopes": ["all:read"]})
 ROTATE_KEY_BODY = _body(RotateKey, {"overlap_seconds": 3600}, required=False)
 BODY_SCHEMAS = [model.model_json_schema(ref_template="#/components/schemas/{model}") for model in BODIES]

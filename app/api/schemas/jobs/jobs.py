@@ -90,6 +90,7 @@ class JobBody(Body):
     finished_at: int | None
     estimated_finish: int | None
     model: str
+    model_alias: str | None
     fine_tuned_model: str | None
     organization_id: str
     status: Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
@@ -227,6 +228,7 @@ def render_job(
         "finished_at": unix_seconds_or_none(job.finished_at),
         "estimated_finish": _estimated_finish(job, progress),
         "model": spec.get("continued_from") or job.base_model,
+        "model_alias": spec.get("model_alias"),
         "fine_tuned_model": job.fine_tuned_model,
         "organization_id": organization,
         "status": job.state,

@@ -63,6 +63,7 @@ class DeviceBody(Body):
 class PlanBody(Body):
     object: Literal["fine_tuning.plan"]
     model: str
+    model_alias: str | None
     training_file: str
     verdict: Literal["fits", "no_device_fits", "no_worker"]
     message: str
@@ -90,6 +91,7 @@ def render_plan(answer: JobPlan) -> dict[str, Any]:
     return {
         "object": "fine_tuning.plan",
         "model": spec.base_model,
+        "model_alias": spec.model_alias,
         "training_file": answer.inputs.training_file.id,
         "verdict": answer.verdict,
         "message": answer.message,

@@ -290,7 +290,7 @@ def _fields(job: dict[str, Any]) -> list[tuple[str, str]]:
         ("error", f"{error['code']}: {error['message']}" if error.get("code") else ""),
         ("warnings", "\n".join(each["message"] for each in job.get("warnings") or [])),
         ("progress", numbers_text(job, Losses())),
-        ("model", job["model"]),
+        ("model", job["model"] + (f" (requested as {job['model_alias']})" if job.get("model_alias") else "")),
         ("fine-tuned model", job.get("fine_tuned_model") or ""),
         ("adapter", f"{size_text(adapter['bytes'])}, SHA-256 {adapter['sha256']}" if adapter.get("sha256") else ""),
         ("training file", job["training_file"]),

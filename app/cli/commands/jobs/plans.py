@@ -88,6 +88,8 @@ def estimate_text(estimate: dict[str, Any]) -> str | None:
 
 def _print_estimate(estimate: dict[str, Any]) -> None:
     print_line(estimate["message"])
+    if estimate.get("model_alias"):
+        print_line(f"{estimate['model_alias']} is an alias: the job trains {estimate['model']}.")
     tokens = f"{estimate['tokens_per_epoch']:,} per epoch, {estimate['labelled_tokens_per_epoch']:,} of them trained"
     print_fields(
         [

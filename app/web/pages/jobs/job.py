@@ -126,6 +126,8 @@ class JobPage:
         with tag("div", classes="t-row t-muted"):
             tag("span", job["id"], "t-mono t-wrap")
             tag("bdi", clean(job["model"], 100))
+            if job["model_alias"]:
+                tag("bdi", f"requested as {clean(job['model_alias'], 130)}")
             link("Training file", f"/datasets/{job['training_file']}")
             if job["validation_file"]:
                 link("Validation file", f"/datasets/{job['validation_file']}")

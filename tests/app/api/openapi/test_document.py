@@ -39,6 +39,7 @@ from app.api.schemas.jobs.plans import PlanBody
 from app.api.schemas.jobs.requests import CreateJob
 from app.api.schemas.models import ModelBody, ModelList
 from app.api.schemas.organization.audit_logs import AuditList
+from app.api.schemas.organization.model_aliases import ModelAliasBody, ModelAliasList
 from app.api.schemas.organization.project_keys import KeyBody, KeyList, KeyRevoked, NewKey
 from app.api.schemas.organization.projects import OwnProject, ProjectBody, ProjectList, ProjectWithUsage
 from app.api.schemas.organization.status import StatusBody
@@ -62,7 +63,7 @@ from app.settings import Settings
 SNAPSHOT = Path(__file__).with_name("openapi.json")
 MODELS: tuple[type[BaseModel], ...] = (
     AdapterBody, AttemptList, CheckpointList, Deleted, EventList,
-    FileBody, FileList, JobBody, JobList, ModelBody, ModelList,
+    FileBody, FileList, JobBody, JobList, ModelAliasBody, ModelAliasList, ModelBody, ModelList,
     PlanBody, AuditList, KeyBody, KeyList, KeyRevoked, NewKey, OwnProject, ProjectBody, ProjectList, ProjectWithUsage,
     StepMetricsBody, OrganizationJobList, PartBody, PartList, UploadBody, QueueBody, WorkerList,
     WebhookDeliveryBody, WebhookDeliveryList, WebhookEndpointBody, WebhookEndpointDeleted,

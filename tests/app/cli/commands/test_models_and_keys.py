@@ -41,6 +41,32 @@ def model_directory(tmp_path: Path) -> Path:
     return make_tiny_base(tmp_path / "a-model")
 
 
+class TestModelAliases:
+    def test_are_set_listed_and_removed(self, operator: Tunery, model_directory: Path) -> None:
+        operator("models", "add", "tiny", model_directory)
+        done = operator("models", "alias", "gpt-4o-mini-2024-07-18", "tiny")
+        assert (done.exit_code, done.out) == (0, "gpt-4o-mini-2024-07-18 -> tiny\n"), done.err
+        assert operator("models", "aliases", "--json").json == [
+            {"name": "gpt-4o-mini-2024-07-18", "model": "tiny", "registered": True}
+        ]
+        operator("models", "remove", "tiny")
+        assert "tiny (removed)" in operator("models", "aliases").out
+        assert operator("models", "unalias", "gpt-4o-mini-2024-07-18").exit_code == 0
+        missing = operator("models", "unalias", "gpt-4o-mini-2024-07-18")
+        assert (missing.exit_code, "aliases: none" in missing.err) == (3, True)
+
+    def test_a_base_model_never_takes_the_name_of_an_alias(self, operator: Tunery, model_directory: Path) -> None:
+        operator("models", "add", "tiny", model_directory)
+        operator("models", "alias", "other", "tiny")
+        done = operator("models", "add", "other", model_directory)
+        assert (done.exit_code, "is an alias of" in done.err) == (2, True)
+
+    def test_of_an_unknown_base_model_says_which_there_are(self, operator: Tunery, model_directory: Path) -> None:
+        operator("models", "add", "tiny", model_directory)
+        done = operator("models", "alias", "other", "none")
+        assert (done.exit_code, "registered: tiny" in done.err) == (2, True)
+
+
 class TestModelsAdd:
     def test_the_directory_is_described_hashed_and_offered(
         self, operator: Tunery, model_directory: Path, sessions: Sessions
