@@ -245,7 +245,7 @@ class TestWhatIsNotOffered:
                 with subtests.test(param), pytest.raises(openai.BadRequestError) as refused:
                     jobs.create(model=base_model, training_file=file.id, extra_body=body)
                 assert (refused.value.param, refused.value.code) == (param, code)
-            for path in ("/fine_tuning/alpha/graders/run", "/chat/completions", "/batches", "/evals"):
+            for path in ("/fine_tuning/alpha/graders/run", "/batches", "/evals"):
                 with subtests.test(path), pytest.raises(openai.NotFoundError) as unknown:
                     client.post(path, body={}, cast_to=object)
                 assert unknown.value.code == "unknown_url"

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from app.cli.client.service_discovery import find_layout
-from app.cli.commands import delivery_targets, imports, models, queue, webhooks
+from app.cli.commands import delivery_targets, imports, model_memory, models, queue, webhooks
 from app.cli.commands.files import file_reports, files
 from app.cli.commands.jobs import adapters, clones, deliveries, evaluations, exports, jobs, plans, records
 from app.cli.commands.operations import backups, retention, status, storage
@@ -92,6 +92,7 @@ for module in (plans, records, clones, exports, deliveries):
     jobs.commands.add_typer(module.commands)
 app.add_typer(adapters.commands, name="adapters")
 app.add_typer(models.commands, name="models")
+models.commands.add_typer(model_memory.commands)
 app.add_typer(imports.commands, name="import")
 app.add_typer(projects.commands, name="projects")
 app.add_typer(keys.commands, name="keys")

@@ -197,6 +197,7 @@ def trainer_spec(
         lora=_layer_lora(spec, inputs.base),
         hyperparameters=spec.hyperparameters,
         seed=spec.seed,
+        file_origins=spec.file_origins,
         training_file=training_file,
         training_file_sha256=inputs.training_file.sha256,
         validation_file=validation_file,

@@ -13,11 +13,13 @@ from starlette.responses import Response
 from app.api.auth import CallerDep
 from app.api.dependencies import AppStateDep, SessionDep
 from app.api.idempotency import IdempotentRequestDep, IdempotentRoute
-from app.api.openapi.examples import all_operations
+from app.api.openapi.examples import all_operations, extensions
 from app.api.openapi.examples import files as files_examples
 from app.api.schemas.common import Deleted
-from app.api.schemas.files import FileBody, FileList, render_file
+from app.api.schemas.files import FileBody, FileList, UpdateFile, render_file
+from app.api.schemas.jobs.requests import parse_body
 from app.api.transport.file_response import content_response
+from app.api.transport.json_body import JsonBodyDep
 from app.api.transport.multipart import MAX_FORM_OVERHEAD_BYTES, Form, read_form
 from app.api.transport.pagination import After, Limit, list_page
 from app.api.transport.upload_io import limit_body
@@ -102,6 +104,12 @@ def list_files(
 def get_file(file_id: str, caller: CallerDep, session: SessionDep) -> Any:
     """Size, digest and expiry of a file."""
     return render_file(files.get(session, caller.project_id, file_id))
+
+
+@router.post("/{file_id}", response_model=FileBody, summary="Change a file", openapi_extra=extensions.UPDATE_FILE_BODY)
+def update_file(file_id: str, body: JsonBodyDep, caller: CallerDep, session: SessionDep) -> Any:
+    """Set where an imported file comes from; null removes it. Jobs that are created later on the file show it, too."""
+    return render_file(files.set_origin(session, caller.project_id, file_id, parse_body(UpdateFile, body).origin))
 
 
 @router.delete("/{file_id}", response_model=Deleted, summary="Delete a file")

@@ -1,11 +1,13 @@
-"""Response bodies of files."""
+"""Bodies of files."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
 from app.api.schemas.common import Body, ListBody, unix_seconds, unix_seconds_or_none
+from app.api.schemas.jobs.requests import Strict
 from app.db.tables import File
+from app.domain.files import FileOrigin
 
 
 class FileBody(Body):
@@ -20,6 +22,11 @@ class FileBody(Body):
     expires_at: int | None
     sha256: str
     line_count: int | None
+    origin: FileOrigin | None
+
+
+class UpdateFile(Strict):
+    origin: FileOrigin | None
 
 
 class FileList(ListBody):
@@ -39,4 +46,5 @@ def render_file(file: File) -> dict[str, Any]:
         "expires_at": unix_seconds_or_none(file.expires_at),
         "sha256": file.sha256,
         "line_count": file.line_count,
+        "origin": file.origin,
     }

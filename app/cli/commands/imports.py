@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -111,6 +112,7 @@ def _save_file(source: OpenAISource, state: ImportDirectory, file: dict[str, Any
     print_note(f"Downloading {file['id']} ({file['filename']}, {size_text(file['bytes'])})")
     keys = ("filename", "bytes", "created_at", "purpose")
     provenance = {key: file[key] for key in keys} | {"sha256": source.download(file["id"], path), "path": str(path)}
+    provenance["saved_at"] = int(time.time())
     state.files[file["id"]] = provenance
     state.save()
     return provenance
@@ -133,13 +135,32 @@ def _save_job(
             recreation.add(Outcome.IMPOSSIBLE, name, f"{file_id}: OpenAI no longer has it ({gone})")
             continue
         if "tunery_file" not in saved:
-            saved["tunery_file"] = str(upload_with_progress(client, Path(saved["path"]))["id"])
+            saved["tunery_file"] = _find_uploaded(client, saved) or str(
+                upload_with_progress(client, Path(saved["path"]))["id"]
+            )
+            state.save()
+        if not saved.get("has_origin"):
+            client.post(f"files/{saved['tunery_file']}", {"origin": _origin(file_id, saved)})
+            saved["has_origin"] = True
             state.save()
         recreation.request[name] = saved["tunery_file"]
         recreation.add(Outcome.KEPT, name, f"{file_id} ({saved['filename']}) -> {saved['tunery_file']}")
     state.jobs[job_id] = state.jobs.get(job_id, {}) | {"request": recreation.request}
     state.save()
     return recreation
+
+
+def _find_uploaded(client: "Client", saved: dict[str, Any]) -> str | None:
+    """The file here with this content: an earlier import was killed after the upload, or lost its state."""
+    facts = {key: saved[key] for key in ("filename", "bytes", "sha256")} | {"expires_at": None}
+    found = (each for each in client.get("files", purpose="fine-tune")["data"] if facts.items() <= each.items())
+    return next((str(each["id"]) for each in found), None)
+
+
+def _origin(file_id: str, saved: dict[str, Any]) -> dict[str, Any]:
+    """Where a file comes from, as its object here shows it."""
+    facts = {"filename": saved["filename"], "created_at": saved["created_at"], "imported_at": saved.get("saved_at")}
+    return {"service": "openai", "id": file_id} | {key: value for key, value in facts.items() if value is not None}
 
 
 def _continue_job(

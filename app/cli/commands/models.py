@@ -137,7 +137,7 @@ def list_aliases(database: "Database", as_json: AsJson = False) -> None:
     from app.services import models
 
     with database.transaction() as session:
-        found = [
+        found: list[dict[str, Any]] = [
             {"name": alias.name, "model": alias.base_model, "registered": is_registered}
             for alias, is_registered in models.list_aliases(session)
         ]

@@ -38,6 +38,7 @@ class File(Base):
     created_at: Mapped[datetime] = now()
     expires_at: Mapped[datetime | None]
     deleted_at: Mapped[datetime | None]
+    origin: Mapped[dict[str, Any] | None]  # a files.FileOrigin: where an imported file comes from
     purged_at: Mapped[datetime | None]  # since when storage has no object of this row: its content was deleted
     archive_members: Mapped[
         list[dict[str, Any]] | None

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app.domain.base_models.catalog import CatalogEntry, StatSignature
 from app.domain.evaluations.graders import EvaluationRequest
+from app.domain.files import JobFileOrigins
 from app.domain.planning.execution_plan import Measurement
 
 SPEC_VERSION: Literal[1] = 1
@@ -123,6 +124,8 @@ class JobSpec(Frozen):
     model_alias: Annotated[str | None, Field(exclude_if=lambda alias: alias is None)] = None
     method: Method = "supervised"
     line_rules: LineRules = 1  # absent: a job of a release with only these
+    # {training_file, validation_file: a FileOrigin} of files that were imported; stored only then, as `model_alias`.
+    file_origins: Annotated[JobFileOrigins | None, Field(exclude_if=lambda origins: origins is None)] = None
     continued_from: str | None = None  # the "ft:..." model of this project from which training continues
     lora: LoraSpec  # as requested
     layer_patterns: LayerPatterns | None = None  # its patterns, matched; None: it has none, or they are not matched yet
@@ -166,6 +169,7 @@ class RunSpec(Frozen):
     start_adapter_name: str | None = None  # its "ft:..." name, for the new adapter's manifest
     hyperparameters: Hyperparameters
     seed: int
+    file_origins: JobFileOrigins | None = None  # of imported files, for the manifest
     training_file: Path
     training_file_sha256: str
     validation_file: Path | None = None

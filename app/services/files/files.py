@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 from app.db.files import files
 from app.db.tables import File
 from app.domain.error_text.json_text import as_json, unquoted
+from app.domain.files import FileOrigin
 from app.errors import BadRequest, NotFound
 from app.storage import ArchiveMember, Storage, open_archive
 
@@ -35,6 +36,14 @@ def page(
             text = f"after: there is no file {as_json(after)} here; give the id of the last item of the page before"
             raise BadRequest(text, "after")
     return files.page(session, project_id, limit, last, order, purpose)
+
+
+def set_origin(session: Session, project_id: str, file_id: str, origin: FileOrigin | None) -> File:
+    """Set where the file comes from; None removes it. Raises NotFound."""
+    file = get(session, project_id, file_id)
+    file.origin = origin.model_dump(exclude_none=True) if origin is not None else None
+    session.flush()
+    return file
 
 
 def delete(session: Session, project_id: str, file_id: str) -> File:

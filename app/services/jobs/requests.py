@@ -14,6 +14,7 @@ from app.db.jobs import references
 from app.db.tables import BaseModelRow, File, Project
 from app.domain.base_models.catalog import CatalogEntry
 from app.domain.error_text.json_text import as_json, unquoted
+from app.domain.files import JobFileOrigins
 from app.domain.jobs.parameters.fields import ParentAdapter
 from app.domain.jobs.resolve import resolve
 from app.domain.jobs.spec import JobSpec
@@ -134,11 +135,18 @@ def _resolve_spec(
         spec = resolve(request.body, base.name, entry, training_file.line_count or 0, parent)
         if parent is None and request.model != base.name:
             spec = spec.model_copy(update={"model_alias": request.model})
+        if origins := _file_origins(training_file, validation_file):
+            spec = spec.model_copy(update={"file_origins": origins})
     except BadRequest as error:
         problems.append(error)
     if spec is None or problems:
         raise combine_errors(problems)
     return spec
+
+
+def _file_origins(training_file: File, validation_file: File | None) -> JobFileOrigins:
+    files_by_param = {"training_file": training_file, "validation_file": validation_file}
+    return {param: file.origin for param, file in files_by_param.items() if file is not None and file.origin}
 
 
 def require_fine_tune_purpose(file: File, validation_file: File | None, param: str) -> None:

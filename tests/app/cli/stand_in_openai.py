@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -38,6 +38,9 @@ class StandInOpenAI:
     requests: list[tuple[str, str]] = field(default_factory=list)
     limited: Counter[str] = field(default_factory=Counter)  # path -> how many requests are answered with a 429
     cut: set[str] = field(default_factory=set)  # file ids whose content breaks off in the middle, once
+    stalled: str | None = None  # a file id whose content stops in the middle until `go_on` is set
+    has_stalled: Event = field(default_factory=Event)
+    go_on: Event = field(default_factory=Event)
     may_read_jobs: bool = True
     answer: Callable[[Json], str] = lambda body: f"old: {body['messages'][-1]['content']}"
     url: str = ""
@@ -178,6 +181,11 @@ class _Handler(BaseHTTPRequestHandler):
         if url.path.endswith("/content") and file_id in account.cut:
             account.cut.discard(file_id)
             content = content[: len(content) // 2]
+        if url.path.endswith("/content") and file_id == account.stalled:
+            self.wfile.write(content[: len(content) // 2])
+            account.has_stalled.set()
+            account.go_on.wait(60)
+            return
         self.wfile.write(content)
 
 

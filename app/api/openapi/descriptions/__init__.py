@@ -102,6 +102,7 @@ PARAMETERS = {
     "include_revoked": "Include revoked keys.",
     "job_id": "The job.",
     "model": "The name of the model; slashes may be raw or encoded.",
+    "name": "The alias; slashes may be raw or encoded.",
     "key_id": "The API key.",
     "permission_id": "The permission.",
     "project_id": "The project.",

@@ -5,6 +5,8 @@ from __future__ import annotations
 BY_SCHEMA = {
     "FileBody.expires_at": "When the file is deleted automatically, in seconds since 1970; null: never.",
     "FileBody.line_count": "The number of lines of a JSONL file that are not blank.",
+    "FileBody.origin": "Where an imported file comes from; null for other files.",
+    "UpdateFile.origin": "Where the file comes from; null removes it.",
     "FileBody.status": "`processed`: the file was checked and can be used.",
     "FileBody.status_details": "Null; OpenAI's older place for findings. The error of a refused upload has them.",
     "FileBody.purpose": "The purpose of the upload, or `fine-tune-results` for a file that a job created.",

@@ -29,6 +29,7 @@ FILE = {
     "expires_at": None,
     "sha256": SHA256,
     "line_count": 120,
+    "origin": None,
 }
 HYPERPARAMETERS = {
     "n_epochs": 3,
@@ -83,6 +84,7 @@ NEW_JOB = {
     "method": {"type": "supervised", "supervised": {"hyperparameters": HYPERPARAMETERS}},
     "training_file": FILE_ID,
     "validation_file": None,
+    "file_origins": None,
     "result_files": [],
     "trained_tokens": None,
     "seed": 7,

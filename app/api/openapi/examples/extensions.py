@@ -1,4 +1,4 @@
-"""Examples of extensions of OpenAI's API: exports, clones, diffs, reports on files."""
+"""Examples of extensions of OpenAI's API: exports, clones, diffs, reports on files, origins of files."""
 
 from __future__ import annotations
 
@@ -6,10 +6,18 @@ from typing import Any
 
 from app.api.openapi.examples import all_operations
 from app.api.openapi.examples.all_operations import OpenApi
+from app.api.schemas.files import UpdateFile
 from app.api.schemas.jobs.requests import CreateJob, UpdateJob
 
 REF = "#/components/schemas/{model}"
 
+ORIGIN = {
+    "service": "openai",
+    "id": "file-XjGxS3KTG0uNmNOK362iJua3",
+    "filename": "train.jsonl",
+    "created_at": 1740000000,
+    "imported_at": 1795000000,
+}
 EXPORT = {
     "id": "ftexport-7a1b2c3d4e5f60718293a4b5",
     "object": "fine_tuning.job.export",
@@ -188,6 +196,7 @@ REPORT = {
 
 RESPONSE_EXAMPLES: dict[str, Any] = {
     "POST /v1/fine_tuning/jobs/{job_id}": CHANGED_JOB,
+    "POST /v1/files/{file_id}": all_operations.FILE | {"origin": ORIGIN},
     "POST /v1/fine_tuning/jobs/{job_id}/exports": QUEUED_EXPORT,
     "GET /v1/fine_tuning/jobs/{job_id}/exports": all_operations.page_of(EXPORT),
     "GET /v1/fine_tuning/jobs/{job_id}/exports/{export_id}": EXPORT,
@@ -249,6 +258,8 @@ def _body(schema: dict[str, Any], example: dict[str, Any], required: bool = True
 
 CLONE_JOB = _clone_of(CreateJob.model_json_schema(ref_template=REF))
 UPDATE_JOB = UpdateJob.model_json_schema(ref_template=REF)
-BODY_SCHEMAS = [CLONE_JOB, UPDATE_JOB]
+UPDATE_FILE = UpdateFile.model_json_schema(ref_template=REF)
+BODY_SCHEMAS = [CLONE_JOB, UPDATE_JOB, UPDATE_FILE]
+UPDATE_FILE_BODY = _body(UPDATE_FILE, {"origin": ORIGIN})
 CLONE_BODY = _body(CLONE_JOB, {"lora": {"r": 32}}, required=False)
 UPDATE_JOB_BODY = _body(UPDATE_JOB, {"priority": 10, "metadata": {"team": "search", "for": "release 3"}})

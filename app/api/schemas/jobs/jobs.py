@@ -12,6 +12,7 @@ from app.api.schemas.deliveries import DeliveryOfJob
 from app.api.schemas.jobs.evaluations import EvaluationError
 from app.domain.artifacts.compatibility import Compatibility, job_compatibility
 from app.domain.evaluations.summary import EvaluationSummary
+from app.domain.files import FileOrigin
 from app.domain.jobs.failure_help import JOB_ERRORS
 from app.domain.jobs.spec import Hyperparameters, LoraSpec, QuantizationSpec
 from app.domain.jobs.states import JobState
@@ -82,6 +83,13 @@ class EvaluationOfJob(Body):
     error: EvaluationError | None
 
 
+class FileOrigins(Body):
+    """Where the job's files come from, if they were imported."""
+
+    training_file: FileOrigin | None
+    validation_file: FileOrigin | None
+
+
 class JobBody(Body):
     id: str
     object: Literal["fine_tuning.job"]
@@ -98,6 +106,7 @@ class JobBody(Body):
     method: SupervisedMethod | DpoMethod
     training_file: str
     validation_file: str | None
+    file_origins: FileOrigins | None
     result_files: list[str]
     trained_tokens: int | None
     seed: int
@@ -236,6 +245,7 @@ def render_job(
         "method": {"type": method, method: {"hyperparameters": hyperparameters}},
         "training_file": job.training_file_id,
         "validation_file": job.validation_file_id,
+        "file_origins": _file_origins(spec),
         "result_files": job.result_file_ids,
         "trained_tokens": job.trained_tokens,
         "seed": spec["seed"],
@@ -265,6 +275,11 @@ def render_job(
         "deliver_to": job.deliver_to,
         "deliveries": list(deliveries or ()),
     }
+
+
+def _file_origins(spec: Mapping[str, Any]) -> dict[str, Any] | None:
+    origins = spec.get("file_origins")
+    return {param: origins.get(param) for param in FileOrigins.model_fields} if origins else None
 
 
 def _estimated_finish(job: JobView, progress: Mapping[str, Any]) -> int | None:

@@ -133,6 +133,7 @@ def _fields(file: dict[str, Any]) -> list[tuple[str, str]]:
         ("size", size_text(file["bytes"])),
         ("lines", f"{file['line_count']:,}" if file.get("line_count") is not None else ""),
         ("SHA-256", file["sha256"]),
+        ("origin", f"{file['origin']['service']} {file['origin']['id']}" if file.get("origin") else ""),
         ("purpose", file["purpose"]),
         ("created", time_text(file["created_at"])),
         ("expires", time_text(file["expires_at"]) if file.get("expires_at") else ""),

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,10 @@ import pytest
 
 from tests.app.cli.conftest import Tunery
 from tests.app.cli.stand_in_openai import KEY, StandInOpenAI, chat_lines, stand_in_openai
+from tests.deadline import until
+from tests.serving import LiveServer
+
+ROOT = Path(__file__).parents[4]
 
 
 @pytest.fixture
@@ -70,6 +77,16 @@ class TestImport:
             1_740_000_000, 64
         )  # fmt: skip
 
+    def test_the_file_and_the_job_show_where_the_file_comes_from(self, bring: Tunery, tunery: Tunery) -> None:
+        bring("--model", "tiny", "--run")
+        (file,) = tunery("files", "list", "--json").json
+        origin = file["origin"]
+        assert (origin["service"], origin["id"], origin["filename"]) == ("openai", "file-train", "train.jsonl")
+        assert (origin["created_at"], origin["imported_at"] >= origin["created_at"]) == (1_740_000_000, True)
+        (job,) = jobs(tunery)
+        assert job["file_origins"] == {"training_file": origin, "validation_file": None}
+        assert "openai file-train" in tunery("files", "get", file["id"]).out
+
     def test_plans_without_a_job(self, bring: Tunery, tunery: Tunery) -> None:
         done = bring("--model", "tiny", "--plan")
         assert done.exit_code == 0, done.err
@@ -107,6 +124,7 @@ class TestImport:
         (tmp_path / "saved" / "state.json").unlink()
         bring("--model", "tiny", "--run")
         assert len(jobs(tunery)) == 1
+        assert len(tunery("files", "list", "--json").json) == 1
 
     def test_a_table_names_the_base_of_each_model(self, bring: Tunery, tunery: Tunery) -> None:
         assert bring("--model-map", "gpt-4o-mini-2024-07-18=tiny", "--run").exit_code == 0
@@ -163,6 +181,40 @@ class TestFaults:
         assert bring("--model", "tiny", "--run").exit_code == 0
         assert ("GET", "/v1/files/file-train/content") not in account.requests
         assert len(jobs(tunery)) == 1
+
+    def test_killed_in_the_middle_it_goes_on_where_it_stopped(
+        self,
+        bring: Tunery,
+        tunery: Tunery,
+        account: StandInOpenAI,
+        tmp_path: Path,
+        live_server: LiveServer,
+        api_key: str,
+    ) -> None:
+        """Killed while it downloads: the process has no chance to write anything."""
+        account.add_file("file-slow", chat_lines(200))
+        account.add_job("ftjob-bbbb", training_file="file-slow")
+        account.stalled = "file-slow"
+        arguments = ["import", "openai", "--directory", tmp_path / "saved", "--openai-url", account.url]
+        variables = os.environ | {
+            "TUNERY_BASE_URL": live_server.root,
+            "TUNERY_API_KEY": api_key,
+            "PYTHONPATH": str(ROOT),
+        }
+        command = [sys.executable, "-m", "app.cli", *map(str, arguments), "--model", "tiny", "--run"]
+        with subprocess.Popen(command, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            until(account.has_stalled.is_set, "the download has begun", seconds=60)
+            process.kill()
+        account.stalled = None
+        account.go_on.set()
+        saved = json.loads((tmp_path / "saved" / "state.json").read_text())
+        assert list(saved["files"]) == ["file-train"]
+        account.requests.clear()
+        done = bring("--model", "tiny", "--run")
+        assert done.exit_code == 0, done.err
+        assert ("GET", "/v1/files/file-train/content") not in account.requests
+        assert len(jobs(tunery)) == 2
+        assert len(tunery("files", "list", "--json").json) == 2
 
     def test_without_a_base_model_every_job_says_how_to_choose_one(self, bring: Tunery) -> None:
         done = bring()

@@ -1,0 +1,62 @@
+"""Where imported files come from, in the file object and in the jobs that use the file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from app.api.schemas.files import FileBody
+from app.api.schemas.jobs.jobs import JobBody
+
+ORIGIN: dict[str, Any] = {"service": "openai", "id": "file-abc", "filename": "train.jsonl", "created_at": 1_740_000_000}
+
+
+def set_origin(client: TestClient, file_id: str, origin: Any) -> Any:
+    return client.post(f"/v1/files/{file_id}", json={"origin": origin})
+
+
+def test_is_null_until_it_is_set_and_after_it_was_removed(client: TestClient, training_file: str) -> None:
+    assert client.get(f"/v1/files/{training_file}").json()["origin"] is None
+    changed = set_origin(client, training_file, ORIGIN).json()
+    FileBody.model_validate(changed)
+    assert changed["origin"] == ORIGIN | {"imported_at": None}
+    assert client.get(f"/v1/files/{training_file}").json() == changed
+    assert set_origin(client, training_file, None).json()["origin"] is None
+
+
+@pytest.mark.usefixtures("base_model")
+def test_is_in_every_job_that_is_created_on_the_file(client: TestClient, training_file: str) -> None:
+    request = {"model": "tiny", "training_file": training_file}
+    assert client.post("/v1/fine_tuning/jobs", json=request).json()["file_origins"] is None
+    set_origin(client, training_file, ORIGIN)
+    job = client.post("/v1/fine_tuning/jobs", json=request).json()
+    JobBody.model_validate(job)
+    assert job["file_origins"] == {"training_file": ORIGIN | {"imported_at": None}, "validation_file": None}
+    clone = client.post(f"/v1/fine_tuning/jobs/{job['id']}/clone", json={}).json()
+    assert clone["file_origins"] == job["file_origins"]
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"origin": {"service": "openai"}}, "origin.id"),
+        ({"origin": ORIGIN | {"url": "x"}}, "origin.url"),
+        ({"origin": ORIGIN | {"created_at": -1}}, "origin.created_at"),
+        ({"origin": ORIGIN, "filename": "x"}, "filename"),
+        ({}, "origin"),
+    ],
+)
+def test_of_another_shape_is_refused_by_name(
+    client: TestClient, training_file: str, body: dict[str, Any], param: str
+) -> None:
+    answer = client.post(f"/v1/files/{training_file}", json=body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text
+
+
+def test_of_another_projects_file_is_a_404(
+    client: TestClient, training_file: str, foreign_headers: dict[str, str]
+) -> None:
+    answer = client.post(f"/v1/files/{training_file}", json={"origin": ORIGIN}, headers=foreign_headers)
+    assert answer.status_code == 404
