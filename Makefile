@@ -9,7 +9,7 @@ DEV := .venv/.dev-ready
 ARGS ?=
 JOBS ?= 2
 
-.PHONY: help setup up demo doctor house test test-fast test-slow test-bases test-gguf test-s3 test-schema test-sdk test-compat test-browser test-serving screenshots lint types imports format check migrate bench-train bench-mechanisms bench-start bench-auto bench-fit bench-plan bench-api bench-upload bench-queue bench-linear openapi reference constraints release test-release audit sbom clean gpu-check
+.PHONY: help setup up demo doctor house test test-fast test-slow test-bases test-gguf test-s3 test-schema test-sdk test-compat test-browser test-serving screenshots lint types imports format check migrate bench-train bench-mechanisms bench-start bench-auto bench-fit bench-plan bench-api bench-upload bench-queue bench-linear bench-dashboard openapi reference constraints release test-release audit sbom clean gpu-check
 
 help: ## Print this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  \033[1mmake %-12s\033[0m %s\n", $$1, $$2}'
@@ -116,6 +116,9 @@ bench-upload: $(DEV) ## Uploads beside a script that writes and hashes, a downlo
 
 bench-linear: $(DEV) ## Does the time of every parser of requests grow linearly? (5 minutes; ARGS="--only json")
 	$(BIN)/python -m benchmarks.linear $(ARGS)
+
+bench-dashboard: $(DEV) ## The dashboard with 10,000 jobs and a job of 100,000 steps: seconds until a browser shows them (3 minutes)
+	$(BIN)/python -m benchmarks.dashboard $(ARGS)
 
 openapi: $(DEV) ## Write the OpenAPI snapshot again after a wanted change
 	TUNERY_WRITE_SNAPSHOTS=1 $(BIN)/python -m pytest -q tests/app/api/openapi/test_document.py

@@ -18,7 +18,7 @@ def job_request(body: Mapping[str, Any]) -> JobRequest:
     parsed, problems = check_shape(CreateJob, body)
     if parsed is None:
         raise combine_errors(problems)
-    return _request(parsed, parsed.model_dump(exclude_unset=True), problems)
+    return _request(parsed, parsed.model_dump(exclude_unset=True), problems, asked=body)
 
 
 def clone_request(job: Job, overrides: Mapping[str, Any]) -> JobRequest:
@@ -36,7 +36,7 @@ def clone_request(job: Job, overrides: Mapping[str, Any]) -> JobRequest:
     parsed, more = check_shape(CreateJob, body)
     if parsed is None:
         raise combine_errors([*problems, *more])
-    return _request(parsed, body, [*problems, *more], cloned_from=job.id)
+    return _request(parsed, body, [*problems, *more], asked=overrides, cloned_from=job.id)
 
 
 def job_changes(asked: UpdateJob) -> dict[str, Any]:
@@ -47,7 +47,11 @@ def job_changes(asked: UpdateJob) -> dict[str, Any]:
 
 
 def _request(
-    parsed: CreateJob, body: dict[str, Any], problems: list[BadRequest], cloned_from: str | None = None
+    parsed: CreateJob,
+    body: dict[str, Any],
+    problems: list[BadRequest],
+    asked: Mapping[str, Any],
+    cloned_from: str | None = None,
 ) -> JobRequest:
     return JobRequest(
         model=parsed.model,
@@ -57,6 +61,7 @@ def _request(
         metadata=parsed.metadata,
         integrations=parsed.integrations or (),
         body=body,
+        asked=asked,
         problems=problems,
         scheduling=SchedulingOptions(
             parsed.priority or 0, parsed.urgent or False, sorted(set(parsed.worker_labels or ()))

@@ -49,6 +49,7 @@ def test_a_valid_file_is_shown_as_chats_and_as_the_model_sees_it(open_page: Open
     expect(page.get_by_text("You answer support tickets briefly.").first).to_be_visible()
     page.get_by_role("spinbutton", name="Context length").fill("32")
     expect(page.get_by_text(re.compile(r"\(100\.0 %\)"))).to_be_visible()
+    expect(tokens.locator("s.t-cut").first).to_be_visible()
 
 
 def test_hostile_rows_stay_text(open_page: Open, world: World) -> None:

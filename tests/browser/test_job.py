@@ -40,11 +40,21 @@ def test_every_tab_shows_its_subject(open_page: Open, world: World) -> None:
     page.get_by_role("tab", name="Samples").click()
     expect(page.get_by_text(ANSWERS[1]).first).to_be_visible()
     page.get_by_role("tab", name="Settings").click()
-    expect(page.get_by_text("learning_rate", exact=True)).to_be_visible()
+    expect(page.get_by_role("row").filter(has_text="n_epochs")).to_contain_text("auto")
+    expect(page.get_by_role("row").filter(has_text="lora.r").first).to_contain_text("16")
+    expect(page.get_by_text('"rank": 16')).to_be_visible()
     page.get_by_role("tab", name="Attempts").click()
     expect(page.get_by_role("row").filter(has_text="Training").filter(has_text="finished")).to_be_visible()
     page.get_by_role("tab", name="Checkpoints").click()
     expect(page.get_by_role("link", name="Download").first).to_be_visible()
+    page.get_by_role("tab", name="Evaluations").click()
+    row = page.get_by_role("row").filter(has_text="label_accuracy")
+    expect(row).to_contain_text(re.compile(r"0\.410.*0\.930.*\+0\.520"))
+    expect(page.get_by_text("The adapter may be delivered")).to_be_visible()
+    page.get_by_role("tab", name="Deliveries").click()
+    expect(page.get_by_role("row").filter(has_text="staging")).to_contain_text("serves what was trained")
+    expect(page.get_by_role("row").filter(has_text="production")).to_contain_text("serves the base model")
+    expect(page.get_by_role("row").filter(has_text="vLLM")).to_contain_text("--enable-lora")
 
 
 def test_the_metrics_can_be_downloaded_as_csv(open_page: Open, world: World) -> None:

@@ -39,11 +39,24 @@ def test_filters_search_order_and_selection_are_in_the_url(open_page: Open) -> N
     expect(page.get_by_label("Select long-context")).to_be_checked()
 
 
-def test_the_oldest_jobs_can_come_first(open_page: Open) -> None:
-    page = open_page("/jobs")
-    page.get_by_role("button", name="Created").click()
-    expect(page.get_by_role("row").nth(1)).to_contain_text("support-bot-v3")
-    page.wait_for_url("**/jobs?sort=created")
+def test_every_column_sorts_and_the_order_is_in_the_url(open_page: Open) -> None:
+    page = open_page("/jobs?status=succeeded,running")
+    first = page.get_by_role("row").nth(1)
+    for label, name, sort in (
+        ("Created", "support-bot-v3", "created"),
+        ("Job", "<img src=x", "name"),
+        ("Best valid. loss", "support-bot-v", "valid_loss"),
+        ("Progress", "support-bot-v4", "progress"),
+        ("Status", "support-bot-v4", "status"),
+    ):
+        page.get_by_role("button", name=label, exact=True).click()
+        page.wait_for_url(f"**sort={sort}")
+        expect(first).to_contain_text(name)
+    page.get_by_role("button", name="Status ↑").or_(page.get_by_role("button", name="Status")).first.click()
+    page.wait_for_url("**sort=-status")
+    page.reload()
+    expect(page.get_by_role("columnheader", name="Status")).to_have_attribute("aria-sort", "descending")
+    expect(page.get_by_role("row").last).to_contain_text("support-bot-v4")
 
 
 def test_a_search_without_a_match_says_what_to_change(open_page: Open) -> None:

@@ -9,16 +9,19 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy.orm import Session
 
+from app.api.openapi.examples import deliveries, evaluations
 from app.db.access import keys
 from app.db.engine import Sessions, make_engine, make_sessions, transaction
-from app.db.jobs import claims
+from app.db.ids import new_id
+from app.db.jobs import checkpoints, claims
 from app.db.scheduling import workers
-from app.db.tables import File, Job, Project
+from app.db.tables import Delivery, DeliveryTarget, Evaluation, File, Job, Project
 from app.domain.jobs.states import Reason
 from app.main import create_app
 from app.services.jobs import jobs
@@ -35,6 +38,7 @@ ANSWERS = [
     "Please restart the router.",
     "Thanks for writing!",
 ]
+REQUEST = {"model": MODEL, "suffix": "support-bot-v3", "hyperparameters": {"n_epochs": "auto"}, "lora": {"rank": 16}}
 GB = 1_000_000_000
 HEARTBEAT_SECONDS = 15.0
 
@@ -93,9 +97,11 @@ def _living_worker(sessions: Sessions) -> Iterator[None]:
 
     thread = threading.Thread(target=beat)
     thread.start()
-    yield
-    ended.set()
-    thread.join()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _fill(session: Session, storage: LocalStorage, project: Project) -> tuple[dict[str, str], dict[str, str]]:
@@ -122,7 +128,38 @@ def _fill(session: Session, storage: LocalStorage, project: Project) -> tuple[di
         factories.validate_job(session)
         made[f"queued-{number}"] = queued
     made["cancelled"] = _cancelled(session, project, tickets)
+    _add_results(session, made["succeeded"], held_out)
+    made["succeeded"].request = REQUEST | {"training_file": tickets.id}
     return {name: file.id for name, file in files.items()}, {name: job.id for name, job in made.items()}
+
+
+def _add_results(session: Session, job: Job, file: File) -> None:
+    """An evaluation of the adapter, and its deliveries to an engine that serves it and to one that does not."""
+    result = checkpoints.by_names(session, [job.fine_tuned_model or ""])[job.fine_tuned_model or ""]
+    of_job = {"project_id": job.project_id, "job_id": job.id, "checkpoint_id": result.id}
+    now = datetime.now(UTC)
+    session.add(
+        Evaluation(
+            id=new_id("fteval"), **of_job, file_id=file.id, settings=evaluations.SETTINGS, model=result.name,
+            base_model=MODEL, step_number=result.step_number, adapter_file_ids=result.file_ids, plan=evaluations.PLAN,
+            state="succeeded", started_at=now, finished_at=now, precision="bfloat16", summary=evaluations.SUMMARY,
+        )
+    )  # fmt: skip
+    for name, state, verdict in (("staging", "delivered", "same"), ("production", "failed", "no_effect")):
+        target = DeliveryTarget(
+            id=new_id("target"), project_id=job.project_id, name=name, kind="vllm",
+            destination=deliveries.TARGET["destination"],
+        )  # fmt: skip
+        session.add(target)
+        session.flush()
+        session.add(
+            Delivery(
+                id=new_id("delivery"), **of_job, target_id=target.id, model=result.name, served_model=result.name,
+                state=state, attempt=1, tries=1, served_check=deliveries.CHECK | {"verdict": verdict},
+                error="The engine answers as the base model does." if state == "failed" else None,
+                delivered_at=now if state == "delivered" else None,
+            )
+        )  # fmt: skip
 
 
 def tickets_jsonl(rows: int, seed: int = 1) -> bytes:

@@ -106,6 +106,8 @@ class PreviewDocument(Body):
     trained_tokens: int
     omitted_tokens: int
     segments: list[Segment]
+    truncated_tokens: int
+    truncated_segments: list[Segment]
 
 
 class PreviewRow(Body):

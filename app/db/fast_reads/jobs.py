@@ -42,7 +42,7 @@ SELECT
   job.adapter_bytes, job.adapter_archive_file_id, job.cloned_from, job.error_code, job.error_message, job.error_param,
   checkpoint.file_ids AS adapter_file_ids, checkpoint.manifest -> 'compatibility' AS compatibility,
   job.deliver_to, {DELIVERIES} AS deliveries,
-  job.priority, job.is_urgent, job.worker_labels, job.warnings, job.evaluation,
+  job.priority, job.is_urgent, job.worker_labels, job.warnings, job.evaluation, job.request,
   {QUEUE_COLUMNS}
 {FROM_KEY}
 LEFT JOIN checkpoints AS checkpoint ON checkpoint.name = job.fine_tuned_model

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import insert, select
+from sqlalchemy import insert, select, text
 from sqlalchemy.orm import Session
 
 from app.db.base import core_table
@@ -14,6 +15,34 @@ from app.db.tables import Job, JobEvent
 from app.domain.jobs.step_metrics import Point
 
 INSERT = insert(core_table(JobEvent))
+# The arrays are compared by their first element; numbers of events are exact in a double up to 2^53.
+LOSS_POINTS = text("""
+WITH measured AS (
+  SELECT (data ->> 'step')::bigint AS step, seq, (data ->> 'train_loss')::float8 AS loss,
+    (data ->> 'full_valid_loss')::float8 AS valid_loss
+  FROM job_events WHERE job_id = :job_id AND type = 'metrics'
+), latest AS (
+  SELECT DISTINCT ON (step) * FROM measured ORDER BY step, seq DESC
+), bucketed AS (
+  SELECT *, ntile(:buckets) OVER (ORDER BY step) AS bucket FROM latest
+)
+SELECT count(*) AS steps,
+  min(ARRAY[step, step, loss, valid_loss, seq]) AS first,
+  max(ARRAY[step, step, loss, valid_loss, seq]) AS last,
+  min(ARRAY[loss, step, loss, valid_loss, seq]) FILTER (WHERE loss IS NOT NULL) AS lowest,
+  max(ARRAY[loss, step, loss, valid_loss, seq]) FILTER (WHERE loss IS NOT NULL) AS highest,
+  min(ARRAY[valid_loss, step, loss, valid_loss, seq]) FILTER (WHERE valid_loss IS NOT NULL) AS best,
+  min(ARRAY[step, step, loss, valid_loss, seq]) FILTER (WHERE loss IS NULL) AS not_finite
+FROM bucketed GROUP BY bucket
+""")
+
+
+@dataclass(frozen=True)
+class LossPoints:
+    """Points of a loss curve, oldest first, with the event's number as their `row`; selected out of `total` steps."""
+
+    points: list[Point]
+    total: int
 
 
 def next_event_seq() -> dict[str, Any]:
@@ -61,27 +90,23 @@ def page(
     return list(session.scalars(query))
 
 
-def loss_points(session: Session, job_id: str) -> list[Point]:
-    """The loss of every step, oldest first, with the event's number as its `row`: a tenth of the size of all metrics.
+def loss_points(session: Session, job_id: str, buckets: int) -> LossPoints:
+    """The points of the loss curve that a thinned chart may need: of each of `buckets` equal ranges of steps the first,
+    the last, the lowest, the highest, the best validated and one without a finite loss.
 
-    A loss that was not finite is 0 here: a spike in a chart, which thinning keeps.
+    A selection by PostgreSQL, as 100,000 steps take seconds to read and thin in Python. Bounds of buckets are those of
+    M4 (Jugel et al., 2014), which lose nothing that a chart of as many columns shows.
     """
-    data = JobEvent.data
-    rows = session.execute(
-        select(
-            JobEvent.seq,
-            data["step"].as_integer().label("step"),
-            data["train_loss"].as_float().label("loss"),
-            data["full_valid_loss"].astext.is_not(None).label("is_validated"),
-        )
-        .where(JobEvent.job_id == job_id, JobEvent.type == "metrics")
-        .order_by(JobEvent.seq)
-    )
-    latest = {
-        row.step: Point(row.step, row.loss or 0.0, row.is_validated, row.seq, is_finite=row.loss is not None)
-        for row in rows
-    }
-    return [point for _, point in sorted(latest.items())]
+    rows = session.execute(LOSS_POINTS, {"job_id": job_id, "buckets": buckets}).all()
+    points = {}
+    for row in rows:
+        for found in (row.first, row.last, row.lowest, row.highest, row.best, row.not_finite):
+            if found is not None:
+                _, step, loss, valid_loss, seq = found
+                points[step] = Point(
+                    int(step), loss or 0.0, valid_loss is not None, int(seq), loss is not None, valid_loss
+                )
+    return LossPoints([point for _, point in sorted(points.items())], sum(row.steps for row in rows))
 
 
 def event_data(session: Session, job_id: str, seqs: Sequence[int]) -> list[dict[str, Any]]:

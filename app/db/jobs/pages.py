@@ -1,4 +1,4 @@
-"""Pages of jobs, newest first, of one project or of all, with filters. Never commits."""
+"""Pages of jobs, by default newest first, of one project or of all, with filters. Never commits."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from sqlalchemy import ColumnElement, Select, exists, func, or_, select
 from sqlalchemy.orm import Session
 
+from app.db.jobs.job_order import JobColumn, is_after, order_by
 from app.db.tables import File, Job
 
 Query = TypeVar("Query", bound=Select[*tuple[Any, ...]])
@@ -26,7 +27,8 @@ class JobFilter:
     metadata: Mapping[str, str] = field(default_factory=dict)  # every pair must match
     without_metadata: bool = False
     search: str | None = None  # a part of the id, suffix, model, `ft:` name or name of the training file
-    is_oldest_first: bool = False
+    order_by: JobColumn = "created_at"
+    is_ascending: bool = False
 
     @property
     def is_selective(self) -> bool:
@@ -57,10 +59,10 @@ def page_versions(
 
 
 def _page(query: Query, job_filter: JobFilter, limit: int, after: Job | None) -> Query:
-    is_ascending = job_filter.is_oldest_first
-    query = query.order_by(Job.seq.asc() if is_ascending else Job.seq.desc()).limit(limit)
+    column, is_ascending = job_filter.order_by, job_filter.is_ascending
+    query = query.order_by(*order_by(column, is_ascending)).limit(limit)
     if after is not None:
-        query = query.where(Job.seq > after.seq if is_ascending else Job.seq < after.seq)
+        query = query.where(is_after(column, is_ascending, after))
     if job_filter.project_id is not None:
         query = query.where(Job.project_id == job_filter.project_id)
     if job_filter.states:

@@ -69,6 +69,7 @@ class Job(Base):
     )  # the worker must have all of them
     deliver_to: Mapped[list[str]] = mapped_column(server_default=text("'[]'::jsonb"))  # names of delivery targets
     cloned_from: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
+    request: Mapped[dict[str, Any] | None]  # the body as it was sent; NULL in old rows
     request_id: Mapped[str | None]  # of the request that created the job, for the logs of its attempts
     traceparent: Mapped[str | None]  # of that request's span (W3C Trace Context), if it was traced
 

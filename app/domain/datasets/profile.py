@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any, BinaryIO
 
@@ -183,17 +183,28 @@ def _preview(line: int, name: str, rendered: RenderedExample, renderer: Renderer
         "trained": bool(rendered.kept),
         "tokens": total_tokens,
         "cut_tokens": 0 if shown[:1] and shown[0].is_text else total_tokens - sum(map(len, shown)),
-        "documents": [_document(document, renderer) for document in shown],
+        "documents": [_document(document, _truncated(document, rendered.documents), renderer) for document in shown],
     }
 
 
-def _document(document: Document, renderer: Renderer) -> dict[str, Any]:
+def _truncated(document: Document, whole: Iterable[Document]) -> Document:
+    """The tokens after the end of a truncated document; a plain text is split and loses none."""
+    length = len(document)
+    for one in () if document.is_text else whole:
+        if one.pair_role == document.pair_role and len(one) > length and one.tokens[:length] == document.tokens:
+            return replace(one, tokens=one.tokens[length:], labelled=one.labelled[length:])
+    return replace(document, tokens=[], labelled=[])
+
+
+def _document(document: Document, truncated: Document, renderer: Renderer) -> dict[str, Any]:
     return {
         "side": PAIR_ROLE_NAMES[document.pair_role],
         "tokens": len(document),
         "trained_tokens": document.labelled_count,
         "omitted_tokens": max(0, len(document) - PREVIEW_TOKENS),
         "segments": list(_segments(document, renderer)),
+        "truncated_tokens": len(truncated),
+        "truncated_segments": list(_segments(truncated, renderer)),
     }
 
 

@@ -47,6 +47,7 @@ class Point:
     is_validated: bool
     row: int
     is_finite: bool = True
+    valid_loss: float | None = None
 
 
 def results_csv(rows: Iterable[dict[str, Any]]) -> bytes:
@@ -65,27 +66,33 @@ def results_csv(rows: Iterable[dict[str, Any]]) -> bytes:
 def downsample(points: Sequence[Point], max_points: int) -> list[Point]:
     """At most `max_points` (at least 2) of the points, including the first and the last; measured points, not means.
 
-    From MIN_POINTS_WITH_EXTREMES on, the points with the lowest and the highest loss are among them. Largest triangle
+    From MIN_POINTS_WITH_EXTREMES on, the points with the lowest and the highest loss and with the best validation are
+    among them. Largest triangle
     three buckets (Steinarsson 2013): the point of each bucket that is farthest from a line through its neighbours, so
     that spikes remain. Points with a validation are preferred.
     """
     if len(points) <= max_points:
         return list(points)
     chosen = _largest_triangles(points, max_points)
-    losses = [point for point in points if point.is_finite]
-    if max_points >= MIN_POINTS_WITH_EXTREMES and losses:
-        for extreme in (min(losses, key=_loss), max(losses, key=_loss)):
-            _replace_nearest(chosen, extreme)
+    if max_points >= MIN_POINTS_WITH_EXTREMES:
+        _insert_extremes(chosen, _extremes(points))
     return chosen
 
 
-def _replace_nearest(chosen: list[Point], extreme: Point) -> None:
-    """Put `extreme` in the place of the chosen point nearest to it, but of neither end."""
-    if extreme in chosen:
-        return
-    inner = range(1, len(chosen) - 1)
-    nearest = min(inner, key=lambda index: abs(chosen[index].step - extreme.step))
-    chosen[nearest] = extreme
+def _extremes(points: Sequence[Point]) -> list[Point]:
+    losses = [point for point in points if point.is_finite]
+    found = [min(losses, key=_loss), max(losses, key=_loss)] if losses else []
+    validations = [(point.valid_loss, point.step, point) for point in points if point.valid_loss is not None]
+    return [*found, min(validations)[2]] if validations else found
+
+
+def _insert_extremes(chosen: list[Point], extremes: Sequence[Point]) -> None:
+    """Put each extreme in the place of the chosen point nearest to it, but of neither end nor another extreme."""
+    for extreme in extremes:
+        if extreme not in chosen:
+            free = [index for index in range(1, len(chosen) - 1) if chosen[index] not in extremes]
+            nearest = min(free, key=lambda index: abs(chosen[index].step - extreme.step))
+            chosen[nearest] = extreme
 
 
 def _loss(point: Point) -> float:

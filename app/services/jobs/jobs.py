@@ -76,6 +76,7 @@ def create(
         worker_labels=list(request.scheduling.worker_labels),
         deliver_to=deliver_to,
         cloned_from=request.cloned_from,
+        request=dict(request.asked),
         warnings=request.warnings,
         request_id=audit.request_id(),
         traceparent=current_traceparent(),

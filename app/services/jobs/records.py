@@ -14,6 +14,8 @@ from app.domain.jobs.step_metrics import downsample
 from app.errors import NotFound
 from app.services.jobs import jobs
 
+MIN_BUCKETS = 250  # the shape of a curve of few points is chosen among more of them
+
 
 @dataclass(frozen=True)
 class MetricRows:
@@ -29,9 +31,9 @@ def metrics(session: Session, project_id: str, job_id: str, max_points: int | No
     if max_points is None:
         rows = events.all_metrics(session, job.id)
         return MetricRows(rows, len(rows))
-    points = events.loss_points(session, job.id)
-    chosen = downsample(points, max_points)
-    return MetricRows(events.event_data(session, job.id, [point.row for point in chosen]), len(points))
+    found = events.loss_points(session, job.id, max(max_points, MIN_BUCKETS))
+    chosen = downsample(found.points, max_points)
+    return MetricRows(events.event_data(session, job.id, [point.row for point in chosen]), found.total)
 
 
 def attempts(session: Session, project_id: str, job_id: str) -> list[Attempt]:

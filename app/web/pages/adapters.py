@@ -23,13 +23,6 @@ COLUMNS = (
     column("finished", "Finished", "number"),
     column("file", "Archive"),
 )
-ENGINE_NAMES = {
-    "transformers": "PEFT",
-    "vllm": "vLLM",
-    "sglang": "SGLang",
-    "llama_cpp": "llama.cpp",
-    "ollama": "Ollama",
-}
 
 Json = dict[str, Any]
 
@@ -123,10 +116,10 @@ def _show_files(adapter: Json) -> None:
 
 def _show_engines(job: Json, adapter: Json) -> None:
     compatibility = job.get("compatibility") or {}
-    engines = [name for name in ENGINE_NAMES if name in compatibility] or list(ENGINE_NAMES)
+    engines = [name for name in wording.ENGINES if name in compatibility] or list(wording.ENGINES)
     with card("Use it"):
         panels = [
-            (ENGINE_NAMES[one], partial(_show_engine, one, compatibility.get(one), job, adapter)) for one in engines
+            (wording.ENGINES[one], partial(_show_engine, one, compatibility.get(one), job, adapter)) for one in engines
         ]
         tabs("Ways to use the adapter", panels)
 

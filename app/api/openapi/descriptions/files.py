@@ -95,6 +95,8 @@ BY_SCHEMA = {
     "PreviewRow.tokens": "The number of tokens before truncation.",
     "PreviewRow.trained": "False: the row has no token to learn, and a job skips it.",
     "PreviewDocument.omitted_tokens": "Tokens at the end that the preview omits: those after the first 2,000.",
+    "PreviewDocument.truncated_tokens": "Tokens after the context length, which are not trained.",
+    "PreviewDocument.truncated_segments": "Their text, split in the same way; at most its first 2,000 tokens.",
     "PreviewDocument.segments": "The text, split where learning starts or stops.",
     "PreviewDocument.side": "The answer of a preference pair; null: the row is not a pair.",
     "PreviewDocument.tokens": "The number of tokens of the document.",

@@ -67,6 +67,10 @@ BY_SCHEMA = {
     "JobBody.trained_steps": "Optimizer steps done.",
     "JobBody.trained_tokens": "Tokens that the model processed, in all epochs; null until the job has ended.",
     "JobBody.cloned_from": "The job that it was cloned from; null: it is not a clone.",
+    "JobBody.request": (
+        "The body of the request that created the job, as it was sent; of a clone, its changes. Null for a job of an "
+        "earlier release."
+    ),
     "JobBody.expected_start": (
         "A forecast, in seconds since 1970; null unless the job is queued and a live worker can run it."
     ),

@@ -111,7 +111,7 @@ NEW_JOB = {
     "evaluation": None,
     "adapter": None,
     "compatibility": job_compatibility({"lora": LORA}, JOB_ID),
-} | {"deliver_to": [], "deliveries": []}
+} | {"deliver_to": [], "deliveries": [], "request": CREATE_JOB}
 FINISHED_JOB = NEW_JOB | {
     "started_at": 1795000340,
     "finished_at": 1795000460,

@@ -66,6 +66,7 @@ CLONE = all_operations.NEW_JOB | {
     "id": CLONE_ID,
     "lora": all_operations.LORA | {"r": 32},
     "cloned_from": all_operations.JOB_ID,
+    "request": {"lora": {"r": 32}},
 }
 CHANGED_JOB = all_operations.QUEUED_JOB | {"priority": 10, "metadata": {"team": "search", "for": "release 3"}}
 DIFF = {
@@ -188,6 +189,8 @@ REPORT = {
                         },
                         {"text": "hello<|im_end|>", "trained": True, "token_ids": [28120, 2]},
                     ],
+                    "truncated_tokens": 0,
+                    "truncated_segments": [],
                 }
             ],
         }

@@ -17,6 +17,7 @@ from app.api.schemas.jobs.requests import MAX_METADATA_PAIRS
 from app.api.transport.byte_ranges import matches_etag
 from app.api.transport.etags import jobs_etag, json_response, not_modified, queue_position_tag
 from app.api.transport.pagination import list_page
+from app.db.jobs.job_order import JobColumn
 from app.db.jobs.pages import JobFilter
 from app.domain.error_text.json_text import as_json
 from app.domain.jobs.states import JobState
@@ -67,6 +68,14 @@ async def job_filter(
         ),
     ] = None,
     order: Annotated[Literal["asc", "desc"], Query(description="`desc`: newest first; `asc`: oldest first.")] = "desc",
+    order_by: Annotated[
+        JobColumn,
+        Query(
+            description="The value by which `order` sorts: `name` is the suffix, `train_loss` that of the last step, "
+            "`valid_loss` that of the best checkpoint, `duration` the time since the training first started. Jobs "
+            "without the value are last."
+        ),
+    ] = "created_at",
 ) -> JobFilter:
     """The filter of a request. Times are compared in whole seconds, as jobs show them.
 
@@ -80,7 +89,8 @@ async def job_filter(
         metadata=metadata,
         without_metadata=without_metadata,
         search=search,
-        is_oldest_first=order == "asc",
+        order_by=order_by,
+        is_ascending=order == "asc",
     )
 
 

@@ -129,6 +129,7 @@ class JobBody(Body):
     worker_labels: list[str]
     attempts: int
     cloned_from: str | None
+    request: dict[str, Any] | None
     warnings: list[WarningBody]
     evaluation: EvaluationOfJob | None
     adapter: AdapterOfJob | None
@@ -203,6 +204,8 @@ class JobView(Protocol):
     @property
     def cloned_from(self) -> str | None: ...
     @property
+    def request(self) -> dict[str, Any] | None: ...
+    @property
     def warnings(self) -> list[dict[str, Any]]: ...
     @property
     def evaluation(self) -> dict[str, Any] | None: ...
@@ -268,6 +271,7 @@ def render_job(
         "worker_labels": job.worker_labels,
         "attempts": job.train_attempts,
         "cloned_from": job.cloned_from,
+        "request": job.request,
         "warnings": job.warnings,
         "evaluation": _evaluation(job),
         "adapter": _adapter(job, adapter_file_ids),

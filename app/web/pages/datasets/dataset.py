@@ -177,6 +177,7 @@ def _show_row(row: Json) -> None:
             tokens = f"{count(document['tokens'])} tokens, {count(document['trained_tokens'])} trained"
             cut = f", {count(row['cut_tokens'])} truncated" if row["cut_tokens"] else ""
             tag("div", f"Line {row['line']:,}{side}: {tokens}{cut}", "t-label")
-            TokenView(document["segments"])
+            truncated = [{**segment, "cut": True} for segment in document["truncated_segments"]]
+            TokenView([*document["segments"], *([] if document["omitted_tokens"] else truncated)])
             if document["omitted_tokens"]:
                 tag("div", f"… {counted(document['omitted_tokens'], 'more token')} not shown", "t-hint")

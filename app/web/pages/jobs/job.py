@@ -13,16 +13,13 @@ from app.web.formatting import clean, count, duration, moment, per_second
 from app.web.frame import View, error_note, refresh_live, screen, set_query
 from app.web.pages.jobs import wording
 from app.web.pages.jobs.actions import ACTIONS, confirm
-from app.web.pages.jobs.job_metrics import MetricsPanel
-from app.web.pages.jobs.job_panels import (
-    AttemptsPanel,
-    CheckpointsPanel,
-    ConfigurationPanel,
-    EventsPanel,
-    LogPanel,
-    SamplesPanel,
-)
-from app.web.pages.jobs.opened_job import OpenedJob
+from app.web.pages.jobs.panels.attempts import AttemptsPanel, CheckpointsPanel
+from app.web.pages.jobs.panels.configuration import ConfigurationPanel
+from app.web.pages.jobs.panels.deliveries import DeliveriesPanel
+from app.web.pages.jobs.panels.evaluations import EvaluationsPanel
+from app.web.pages.jobs.panels.metrics import MetricsPanel
+from app.web.pages.jobs.panels.opened_job import OpenedJob
+from app.web.pages.jobs.panels.records import EventsPanel, LogPanel, SamplesPanel
 
 
 class Panel(Protocol):
@@ -36,9 +33,11 @@ PANELS: dict[str, tuple[str, Callable[[OpenedJob], Panel]]] = {
     "events": ("Events", EventsPanel),
     "log": ("Log", LogPanel),
     "samples": ("Samples", SamplesPanel),
+    "evaluations": ("Evaluations", EvaluationsPanel),
     "settings": ("Settings", ConfigurationPanel),
     "attempts": ("Attempts", AttemptsPanel),
     "files": ("Checkpoints", CheckpointsPanel),
+    "deliveries": ("Deliveries", DeliveriesPanel),
 }
 
 Json = dict[str, Any]

@@ -27,17 +27,18 @@ STATUS_OPTIONS = {
     "paused": "Paused",
 }
 COLUMNS = (
-    column("name", "Job", lead=True),
-    column("status", "Status"),
-    column("model", "Base model and data"),
-    column("progress", "Progress"),
+    column("name", "Job", lead=True, sortable=True),
+    column("status", "Status", sortable=True),
+    column("model", "Base model and data", sortable=True),
+    column("progress", "Progress", sortable=True),
     column("spark", "Loss"),
-    column("train_loss", "Train loss", "number"),
-    column("valid_loss", "Best valid. loss", "number"),
-    column("time", "Time", "number"),
+    column("train_loss", "Train loss", "number", sortable=True),
+    column("valid_loss", "Best valid. loss", "number", sortable=True),
+    column("time", "Time", "number", sortable=True),
     column("created", "Created", "number", sortable=True),
 )
-ORDERS = {"created": "asc", "-created": "desc"}
+ORDERS = {one["key"]: one["key"] for one in COLUMNS if one["sortable"]} | {"time": "duration", "created": "created_at"}
+NEWEST_FIRST = "-created"
 
 Json = dict[str, Any]
 
@@ -50,7 +51,8 @@ async def build(view: View) -> None:
 class JobsPage:
     def __init__(self, view: View) -> None:
         self._view = view
-        self._sort = view.query("sort", "-created")
+        asked = view.query("sort", NEWEST_FIRST)
+        self._sort = asked if asked.removeprefix("-") in ORDERS else NEWEST_FIRST
         self._after = view.query("after")
         self._selected = [one for one in view.query("select").split(",") if one][:MAX_COMPARED]
         self._curves = Curves(view.api)
@@ -81,7 +83,8 @@ class JobsPage:
             after=self._after or None,
             status=self._status.value or None,
             search=self._search.value.strip() or None,
-            order=ORDERS.get(self._sort),
+            order="desc" if self._sort.startswith("-") else "asc",
+            order_by=ORDERS[self._sort.removeprefix("-")],
         )
         self._jobs = page["data"]
         self._show()
@@ -155,8 +158,8 @@ class JobsPage:
         self._after = ""
         await self._reload()
 
-    async def _toggle_sort(self, _column: str) -> None:
-        self._sort = "created" if self._sort == "-created" else "-created"
+    async def _toggle_sort(self, column: str) -> None:
+        self._sort = f"-{column}" if self._sort == column else column
         await self._change()
 
     async def _reload(self) -> None:
@@ -178,7 +181,7 @@ class JobsPage:
             "/jobs",
             q=self._search.value.strip(),
             status=self._status.value,
-            sort="" if self._sort == "-created" else self._sort,
+            sort="" if self._sort == NEWEST_FIRST else self._sort,
             after=self._after,
             select=",".join(self._selected),
         )

@@ -33,6 +33,13 @@ PHASES = {
     "publishing": "Saving the adapter",
     "waiting_for_storage": "Waiting for disk space",
 }
+ENGINES = {
+    "transformers": "PEFT",
+    "vllm": "vLLM",
+    "sglang": "SGLang",
+    "llama_cpp": "llama.cpp",
+    "ollama": "Ollama",
+}
 UNFINISHED = ("validating_files", "queued", "running", "paused")
 
 

@@ -6,11 +6,12 @@ import threading
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, text
 
 from app.db.engine import Sessions, transaction
 from app.db.jobs import claims, events
 from app.db.tables import Job, JobEvent, Project
+from app.domain.jobs.step_metrics import downsample
 from app.storage import LocalStorage
 from tests.factories import append_step_event, lease_of, make_base_model, make_file, make_job, start_job, validate_job
 
@@ -22,6 +23,35 @@ def running(sessions: Sessions, storage: LocalStorage, project: Project, tmp_pat
         make_job(session, project, make_file(session, storage, project))
         validate_job(session)
         return start_job(session)
+
+
+MANY_STEPS = """
+INSERT INTO job_events (id, project_id, job_id, seq, attempt, level, type, message, data)
+SELECT 'ftevent-' || n, project_id, id, event_seq + n, attempt, 'info', 'metrics', '', jsonb_build_object(
+    'step', CASE WHEN n > 3000 THEN n - 1000 ELSE n END,
+    'train_loss', CASE n WHEN 777 THEN 99 WHEN 778 THEN 0.001 WHEN 1234 THEN NULL WHEN 2500 THEN 500 ELSE 1 + n % 7 END)
+  || CASE WHEN n % 50 = 0 THEN jsonb_build_object('full_valid_loss', 2 - (n = 1350)::int) ELSE '{}' END
+FROM jobs, generate_series(1, 4000) AS n WHERE id = :job_id
+"""
+
+
+def test_the_points_of_a_thinned_curve_have_its_ends_extremes_and_best_validation(
+    sessions: Sessions, running: Job
+) -> None:
+    """Of 3,000 steps, the last thousand of which were trained again; the first run of them had the highest loss."""
+    with transaction(sessions) as session:
+        session.execute(text(MANY_STEPS), {"job_id": running.id})
+        found = events.loss_points(session, running.id, 100)
+    assert found.total == 3000
+    assert len(found.points) <= 6 * 100
+    by_step = {point.step: point for point in found.points}
+    assert list(by_step) == sorted(by_step)
+    assert {1, 777, 778, 1234, 1350, 3000} <= by_step.keys()
+    assert (by_step[777].loss, by_step[1350].valid_loss, by_step[1234].is_finite) == (99.0, 1.0, False)
+    assert max(point.loss for point in found.points) == 99.0
+    assert by_step[3000].row == running.event_seq + 4000
+    chosen = {point.step for point in downsample(found.points, 100)}
+    assert {1, 777, 778, 1350, 3000} <= chosen
 
 
 def numbers(sessions: Sessions, job: Job) -> list[int]:

@@ -40,6 +40,12 @@ def test_the_lowest_and_the_highest_loss_stay(losses: list[float], most: int) ->
     assert {min(losses), max(losses)} <= chosen
 
 
+@given(st.integers(0, 398), st.integers(100, 200))
+def test_the_best_validation_stays(best: int, most: int) -> None:
+    made = [Point(n, 2.0 + n % 3, True, n, valid_loss=0.5 if n == best else 1.0 + n % 5) for n in range(400)]
+    assert made[best] in downsample(made, most)
+
+
 def test_a_loss_that_was_not_finite_is_no_extreme() -> None:
     made = [Point(step, 2.0 if step != 50 else 0.0, False, step, is_finite=step != 50) for step in range(500)]
     made[250] = Point(250, 1.0, False, 250)

@@ -75,6 +75,12 @@ class TestReport:
         assert body["empty"] == {"count": 2, "first_lines": [11, 12]}
         assert body["masked"] == {"count": 1, "first_lines": [12]}
         assert body["rows"][12]["cut_tokens"] == body["rows"][12]["tokens"] - 64
+        (document,) = body["rows"][12]["documents"]
+        assert document["truncated_tokens"] == body["rows"][12]["cut_tokens"]
+        text = "".join(segment["text"] for segment in document["segments"] + document["truncated_segments"])
+        assert text == f"<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n{'y' * 80}<|im_end|>\n"
+        (shown,) = body["rows"][0]["documents"]
+        assert (shown["truncated_tokens"], shown["truncated_segments"]) == (0, [])
         assert [row["trained"] for row in body["rows"][10:]] == [False, False, True]
 
     def test_duplicates_and_overlap_are_by_meaning(self, client: TestClient, upload: Upload) -> None:

@@ -52,7 +52,9 @@ class TestClone:
         JobBody.model_validate(clone)
         assert clone["id"] != original["id"]
         assert (clone["cloned_from"], original["cloned_from"]) == (original["id"], None)
+        assert original["request"]["lora"] == {"r": 4}  # as it was asked, without the resolved values
         assert {key: clone[key] for key in SAME} == {key: original[key] for key in SAME}
+        assert clone["request"] == {}
         written_out = {"learning_rate_multiplier": None}
         assert knobs(clone) == knobs(original) | written_out
         assert client.get(f"{JOBS}/{clone['id']}").json()["cloned_from"] == original["id"]
@@ -62,6 +64,7 @@ class TestClone:
         clone = client.post(f"{JOBS}/{original['id']}/clone", json=changes).json()
         assert clone["lora"] == original["lora"] | {"alpha": 32}
         assert (knobs(clone)["n_epochs"], knobs(clone)["eval_steps"]) == (5, 3)
+        assert clone["request"] == changes
         assert (clone["metadata"], clone["seed"]) == ({"team": "a", "try": "2"}, 9)
 
     def test_the_official_client_makes_one_by_its_generic_post(

@@ -15,10 +15,12 @@ from starlette.testclient import TestClient
 from app.db.access import keys
 from app.db.engine import Sessions, transaction
 from app.db.jobs import jobs
+from app.db.jobs.job_order import JOB_COLUMNS
 from app.db.tables import ApiKey, Job, Project
 from app.domain.jobs.states import JobState
 from app.storage import LocalStorage
 from tests.factories import (
+    append_step_event,
     make_failed_job,
     make_file,
     make_job,
@@ -89,6 +91,47 @@ def made_at(sessions: Sessions, storage: LocalStorage, project: Project, times: 
             moment = datetime.fromtimestamp(0, UTC) + timedelta(seconds=seconds)
             session.execute(update(Job).where(Job.id == job.id).values(created_at=moment))
         return [job.id for job in made]
+
+
+@pytest.fixture
+def by_result(sessions: Sessions, storage: LocalStorage, project: Project) -> list[str]:
+    """Ids of four jobs: three with the names c, a and b, of which the first two trained, and one without a name."""
+    with transaction(sessions) as session:
+        done = make_succeeded_job(session, storage, project, suffix="c")
+        file = make_file(session, storage, project)
+        make_job(session, project, file, suffix="a")
+        validate_job(session)
+        running = start_job(session)
+        append_step_event(session, running, 1, 4, loss=0.01)
+        rest = [make_job(session, project, file, suffix=suffix).id for suffix in ("b", None)]
+        return [done.id, running.id, *rest]
+
+
+class TestOrder:
+    @pytest.mark.parametrize("order", ["asc", "desc"])
+    @pytest.mark.parametrize("column", JOB_COLUMNS)
+    def test_pages_by_every_column_have_each_job_once(
+        self, client: TestClient, by_result: list[str], column: str, order: str
+    ) -> None:
+        whole = ids(client.get(JOBS, params={"order_by": column, "order": order}))
+        assert pages(client, JOBS, order_by=column, order=order) == whole
+        assert sorted(whole) == sorted(by_result)
+
+    @pytest.mark.parametrize(
+        ("column", "order", "first"),
+        [("name", "asc", [1, 2, 0]), ("status", "desc", [2 + 1, 2, 0, 1]), ("progress", "desc", [0, 1, 3, 2]),
+         ("progress", "asc", [1, 0, 2, 3]), ("train_loss", "asc", [1, 0]), ("train_loss", "desc", [0, 1])],
+    )  # fmt: skip
+    def test_a_job_without_the_value_is_last(
+        self, client: TestClient, by_result: list[str], column: str, order: str, first: list[int]
+    ) -> None:
+        found = ids(client.get(JOBS, params={"order_by": column, "order": order}))
+        assert found[: len(first)] == [by_result[number] for number in first]
+
+    def test_an_unknown_column_is_refused_with_those_that_exist(self, client: TestClient) -> None:
+        error = error_of(client.get(JOBS, params={"order_by": "colour"}))
+        assert error["param"] == "order_by"
+        assert "train_loss" in error["message"]
 
 
 class TestStatus:

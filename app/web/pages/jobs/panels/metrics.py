@@ -10,7 +10,7 @@ from app.web.components.forms import checkbox, filter_select
 from app.web.formatting import loss, short
 from app.web.pages.jobs import metrics_chart, wording
 from app.web.pages.jobs.metrics_chart import AXES, SMOOTHING, Look, Run
-from app.web.pages.jobs.opened_job import OpenedJob
+from app.web.pages.jobs.panels.opened_job import OpenedJob
 
 MAX_POINTS = 2_000
 CHART_PAUSE_SECONDS = 3.0  # a running job sends all points again

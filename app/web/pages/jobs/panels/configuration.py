@@ -1,0 +1,80 @@
+"""The settings of a job: as the request asked for them, beside the values that they became."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from app.domain.jobs.parameters.collect import collect
+from app.web.components.data_table import DataTable, Row, column
+from app.web.components.elements import card, code_block, facts, note
+from app.web.formatting import clean, clean_lines
+from app.web.pages.jobs.panels.opened_job import OpenedJob
+
+MAX_REQUEST_CHARACTERS = 20_000
+COLUMNS = (column("name", "Setting", lead=True), column("asked", "As asked"), column("value", "As resolved"))
+
+Json = dict[str, Any]
+
+
+class ConfigurationPanel:
+    def __init__(self, opened: OpenedJob) -> None:
+        job = opened.job
+        asked = asked_values(job)
+        for title, values in _groups(job).items():
+            DataTable(title, COLUMNS, [_row(name, value, asked) for name, value in values.items()])
+        if job["metadata"]:
+            with card("Metadata"):
+                facts({clean(name, 80): clean(value, 600) for name, value in job["metadata"].items()})
+        if job["request"] is None:
+            note("The request is not stored", "This job was created by a release that kept only the resolved values.")
+            return
+        title = "Request as it was sent: changes to the original" if job["cloned_from"] else "Request as it was sent"
+        with card(title):
+            text = json.dumps(job["request"], indent=2, ensure_ascii=False)
+            code_block(clean_lines(text, MAX_REQUEST_CHARACTERS))
+
+    async def refresh(self, _job: Json) -> None:
+        """The settings of a job never change."""
+
+
+def asked_values(job: Json) -> Json:
+    """The values of the request by the names of the resolved settings; those under an alias among them."""
+    request = job["request"] or {}
+    named = {name: request[name] for name in ("seed", "priority", "urgent", "worker_labels") if name in request}
+    if "method" in request:
+        named["method"] = (request["method"] or {}).get("type")
+    if request.get("quantization", "") is None:
+        named["quantization"] = "none"
+    return {name: given.value for name, given in collect(request).given.items()} | named
+
+
+def _groups(job: Json) -> dict[str, Json]:
+    """The resolved settings by title; their names are those of `asked_values`."""
+    method = job["method"]["type"]
+    quantization = {f"quantization.{name}": value for name, value in (job["quantization"] or {}).items()}
+    return {
+        "Training": {"method": method, "seed": job["seed"]} | job["method"][method]["hyperparameters"],
+        "LoRA": {f"lora.{name}": value for name, value in job["lora"].items()},
+        "Quantization": quantization or {"quantization": "none: the base model is trained in 16 bits"},
+        "Queue": {name: job[name] for name in ("priority", "urgent", "worker_labels")},
+    }
+
+
+def _row(name: str, value: Any, asked: Json) -> Row:
+    return {
+        "id": name,
+        "name": clean(name, 80),
+        "asked": _text(asked[name]) if name in asked else "–",
+        "value": _text(value),
+    }
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return clean(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), 400)

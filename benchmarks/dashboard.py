@@ -1,0 +1,122 @@
+"""The dashboard with 10,000 jobs and a job of 100,000 steps: seconds until a browser shows them.
+
+python -m benchmarks.dashboard
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx2
+from playwright.sync_api import Page, sync_playwright
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from app.db import migrate
+from app.db.engine import make_engine, transaction
+from benchmarks.table import machine
+from tests.browser.conftest import CHROMIUM, FLAGS, sign_in
+from tests.browser.dashboard import dashboard
+from tests.browser.world import World, serving_world
+from tests.stack import start_postgres, start_valkey
+
+JOBS, STEPS, TIMES = 10_000, 100_000, 5
+MORE_JOBS = """
+INSERT INTO jobs (id, project_id, base_model, training_file_id, spec, suffix, state, event_seq, finished_at, progress)
+SELECT 'ftjob-many' || n, project_id, base_model, training_file_id, spec, 'run-' || n, 'cancelled', 1, now(),
+  jsonb_build_object('step', n % 300, 'total_steps', 300)
+FROM jobs, generate_series(1, :jobs) AS n WHERE id = :template
+"""
+MORE_STEPS = """
+INSERT INTO job_events (id, project_id, job_id, seq, attempt, level, type, message, data)
+SELECT 'ftevent-many' || n, project_id, id, event_seq + n, attempt, 'info', 'metrics', 'Step ' || n || '/' || :steps,
+  jsonb_build_object('step', 1000 + n, 'total_steps', :steps, 'train_loss', 0.4 + exp(-3.0 * n / :steps) + random() / 9,
+    'train_mean_token_accuracy', random(), 'learning_rate', 2e-4 * (1 - 1.0 * n / :steps), 'grad_norm', random(),
+    'epoch', 3.0 * n / :steps, 'labelled_tokens', 300, 'num_tokens', 900 * n, 'tokens_per_second', 880 + random(),
+    'eta_seconds', 1.2 * (:steps - n), 'peak_memory_bytes', 1100000000)
+  || CASE WHEN n % 100 = 0 THEN jsonb_build_object('full_valid_loss', 0.5 + random() / 9) ELSE '{}' END
+FROM jobs, generate_series(1, :steps) AS n WHERE id = :job_id
+"""
+
+
+def main() -> None:
+    print(f"{machine()}; a list of {JOBS:,} jobs and a job of {STEPS:,} steps")
+    postgres_url, stop_postgres = start_postgres()
+    valkey_url, stop_valkey = start_valkey()
+    try:
+        engine = make_engine(postgres_url)
+        migrate.upgrade(engine)
+        engine.dispose()
+        with (
+            tempfile.TemporaryDirectory() as directory,
+            serving_world(postgres_url, valkey_url, Path(directory)) as world,
+            dashboard(world.api_url) as url,
+        ):
+            with transaction(world.sessions) as session:
+                fill(session, world)
+            measure(world, url)
+    finally:
+        stop_valkey()
+        stop_postgres()
+
+
+def fill(session: Session, world: World) -> None:
+    job_id = world.jobs["earlier"]
+    session.execute(text(MORE_JOBS), {"jobs": JOBS, "template": world.jobs["cancelled"]})
+    session.execute(text(MORE_STEPS), {"steps": STEPS, "job_id": job_id})
+    session.execute(text("UPDATE jobs SET event_seq = event_seq + :n WHERE id = :id"), {"n": STEPS, "id": job_id})
+    session.execute(text("ANALYZE"))
+
+
+def measure(world: World, url: str) -> None:
+    job_path = f"/jobs/{world.jobs['earlier']}"
+    with httpx2.Client(base_url=f"{world.api_url}/v1/fine_tuning/", trust_env=False) as api:
+        api.headers["Authorization"] = f"Bearer {world.admin_key}"
+        for path in ("jobs?limit=50", "jobs?limit=50&search=run-77", f"{job_path[1:]}/metrics?max_points=2000"):
+            row(f"API: {path}", lambda path=path: api.get(path).raise_for_status())
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page()
+        sign_in(page, url, world.admin_key)
+        row("browser: list, first row", lambda: open_page(page, f"{url}/jobs", "tbody tr a"))
+        row("browser: list, searched", lambda: open_page(page, f"{url}/jobs?q=run-77", "tbody tr a"))
+        row("browser: job, chart, first visit", lambda: first_visit(browser.new_page(), url, job_path, world), times=3)
+        row("browser: job, chart, again", lambda: open_page(page, url + job_path, ".t-chart canvas"))
+        browser.close()
+
+
+def first_visit(page: Page, url: str, path: str, world: World) -> float:
+    """Seconds of a new session, whose client has nothing cached."""
+    sign_in(page, url, world.admin_key)
+    seconds = timed(lambda: open_page(page, url + path, ".t-chart canvas"))
+    page.close()
+    return seconds
+
+
+def open_page(page: Page, url: str, selector: str) -> None:
+    page.goto(url, wait_until="commit")
+    page.wait_for_selector(selector)
+
+
+def row(name: str, work: Callable[[], object], times: int = TIMES) -> None:
+    """Print the median and the range of the seconds; `work` may return its own measure."""
+    seconds = []
+    for _ in range(times):
+        result: list[object] = []
+        whole = timed(lambda result=result: result.append(work()))
+        seconds.append(result[0] if isinstance(result[0], float) else whole)
+    print(f"{name}: {statistics.median(seconds):.2f} s ({min(seconds):.2f} to {max(seconds):.2f})", flush=True)
+
+
+def timed(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()
