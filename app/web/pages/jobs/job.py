@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
-from nicegui import ui
+from nicegui import background_tasks, ui
 
 from app.web.api_client import ApiError
 from app.web.components.elements import busy, button, card, facts, link, note, pill, tag
@@ -66,7 +66,8 @@ class JobPage:
         self._body = tag("div", classes="t-stack", role="tabpanel", tabindex="0")
         for name, element in self._tabs.items():
             element.on("click", lambda name=name: self._select(name))
-        await self._select(self._tab if self._tab in PANELS else "metrics", is_new=False)
+        first = self._select(self._tab if self._tab in PANELS else "metrics", is_new=False)
+        background_tasks.create(first, name="first panel of a job")  # while the browser loads the page
         refresh_live(self._view, self._refresh, self._job_id)
 
     async def _select(self, tab: str, is_new: bool = True) -> None:
@@ -77,16 +78,18 @@ class JobPage:
         self._body.clear()
         with self._body:
             waiting = busy("Loading ...")
-            self._panel = PANELS[tab][1](OpenedJob(self._view, self._job))
+            panel = self._panel = PANELS[tab][1](OpenedJob(self._view, self._job))
         if is_new:
             set_query(f"/jobs/{self._job_id}", tab="" if tab == "metrics" else tab)
         try:
             with self._body:
-                await self._panel.refresh(self._job)
+                await panel.refresh(self._job)
         except ApiError as error:
-            with self._body:
-                error_note(error)
-        waiting.delete()
+            if panel is self._panel:
+                with self._body:
+                    error_note(error)
+        if not waiting.is_deleted:  # another tab was opened meanwhile
+            waiting.delete()
 
     async def _refresh(self) -> None:
         job = await self._view.api.get(self._path)

@@ -71,7 +71,7 @@ def options(runs: Sequence[Run], look: Look) -> Json:
         x = x_values(run.rows, look.axis)
         series += _loss_series(run, x, look, number, is_single=len(runs) == 1)
         for index, metric in enumerate(shown, start=1):
-            values = [(at, _divided(row.get(metric.key), metric.divisor)) for at, row in zip(x, run.rows, strict=True)]
+            values = [(at, _rounded(row.get(metric.key), metric.divisor)) for at, row in zip(x, run.rows, strict=True)]
             series.append(_line(run.name, values, index, COLOURS[number % len(COLOURS)], 1.2))
     indexes = list(range(len(grids)))
     return {
@@ -142,7 +142,7 @@ def _training_seconds(rows: Sequence[Json]) -> list[float]:
 
 
 def _loss_series(run: Run, x: Sequence[float], look: Look, number: int, is_single: bool) -> list[Json]:
-    train = [row.get("train_loss") for row in run.rows]
+    train = [_rounded(row.get("train_loss")) for row in run.rows]
     valid: Points = [
         (at, row["full_valid_loss"])
         for at, row in zip(x, run.rows, strict=True)
@@ -226,5 +226,6 @@ def _tooltip_colours() -> Json:
     }
 
 
-def _divided(value: float | None, divisor: float) -> float | None:
-    return None if value is None else value / divisor
+def _rounded(value: float | None, divisor: float = 1.0) -> float | None:
+    """Six significant digits: a third of the bytes."""
+    return None if value is None else float(f"{value / divisor:.6g}")
