@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any, BinaryIO
 
-from app.domain.datasets.documents import NON_PREFERRED, PREFERRED, Document
+from app.domain.datasets.documents import NON_PREFERRED, PREFERRED, Document, cut_at_end
 from app.domain.datasets.examples import CHAT, COMPLETION, PAIR, TEXT, Example, Format, detect_format, read_examples
 from app.domain.datasets.jsonl import Finding, Line, read_lines
 from app.domain.datasets.render import Renderer
@@ -126,7 +126,7 @@ def _profile_example(profile: DatasetProfile, example: Example, renderer: Render
         return
     profile.lengths[max(map(len, rendered.documents), default=0)] += 1
     if len(profile.previews) < limits.preview_rows:
-        profile.previews.append(_preview(example.line, name, rendered, renderer))
+        profile.previews.append(_preview(example.line, name, rendered, renderer, limits.context_length))
 
 
 def _format_name(example: Example) -> str:
@@ -173,9 +173,13 @@ def _read_validation_rows(
 # --- what the model sees ----------------------------------------------------------------------------------------------
 
 
-def _preview(line: int, name: str, rendered: RenderedExample, renderer: Renderer) -> dict[str, Any]:
-    """The trained documents of a row; all its documents if none is trained."""
-    shown = rendered.kept or rendered.documents
+def _preview(
+    line: int, name: str, rendered: RenderedExample, renderer: Renderer, context_length: int
+) -> dict[str, Any]:
+    """The trained documents of a row; all its documents, truncated, if none is trained."""
+    shown = rendered.kept or [
+        document if document.is_text else cut_at_end(document, context_length) for document in rendered.documents
+    ]
     total_tokens = sum(map(len, rendered.documents))
     return {
         "line": line,

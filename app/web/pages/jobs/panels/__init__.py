@@ -1,1 +1,1 @@
-"""The tabs of a job: each shows one subject, requested when it is opened and again after each change of the job."""
+"""The tabs of one job: metrics, records, evaluations, settings, attempts, deliveries."""

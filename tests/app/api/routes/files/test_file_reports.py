@@ -79,6 +79,8 @@ class TestReport:
         assert document["truncated_tokens"] == body["rows"][12]["cut_tokens"]
         text = "".join(segment["text"] for segment in document["segments"] + document["truncated_segments"])
         assert text == f"<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n{'y' * 80}<|im_end|>\n"
+        beyond = body["rows"][10]
+        assert (beyond["trained"], beyond["cut_tokens"]) == (False, beyond["tokens"] - 64)
         (shown,) = body["rows"][0]["documents"]
         assert (shown["truncated_tokens"], shown["truncated_segments"]) == (0, [])
         assert [row["trained"] for row in body["rows"][10:]] == [False, False, True]
