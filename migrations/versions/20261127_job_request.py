@@ -6,8 +6,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-revision = "0025_job_request"
-down_revision = "0024_retention"
+revision = "0027_job_request"
+down_revision = "0026_file_origins"
 branch_labels = None
 depends_on = None
 
