@@ -20,6 +20,7 @@ from app.domain.deliveries.served_check import ServedReference
 
 BASE = "base"
 BASE_ROOT = "/models/base"
+OTHER = 999  # a token that no answer expects
 
 
 @dataclass
@@ -30,6 +31,7 @@ class EngineStandIn:
     max_lora_rank: int = 16
     has_no_effect: bool = False  # it answers as the base model does, as if no name matched
     difference: float = 0.0  # of its log-probabilities under an adapter from the trainer's
+    has_prompt_logprobs: bool = True  # else it has those of its own tokens only
     fault: tuple[int, dict[str, str], str] | None = None  # (status, headers, body) of every response
     loaded: dict[str, str] = field(default_factory=dict)  # name -> path
     configs: dict[str, dict[str, Any]] = field(default_factory=dict)  # name -> adapter_config.json at the load
@@ -58,7 +60,7 @@ class EngineStandIn:
                 return self._unload(body)
             case "/v1/completions":
                 return self._completions(body)
-            case "/generate":
+            case "/generate" if self.has_prompt_logprobs:
                 return self._generate(body)
         return 404, {"detail": "Not Found"}
 
@@ -88,11 +90,38 @@ class EngineStandIn:
         if body["model"] not in (BASE, *self.loaded):
             return 404, self._error(f"The model `{body['model']}` does not exist.")
         tokens = body["prompt"]
+        if "logprobs" in body:
+            return 200, {"choices": [self._greedy(tokens, body)]}
+        if not self.has_prompt_logprobs:
+            return 200, {"choices": [{"index": 0, "text": "x", "prompt_logprobs": None}]}
         entries: list[Any] = [None]
         for token, (logprob, top) in zip(tokens[1:], self._scores(tokens, body["model"] != BASE)[1:], strict=True):
             expected = {str(token): {"logprob": logprob, "rank": 2 - (top == token)}}
             entries.append({str(top): {"logprob": -0.01, "rank": 1}} | expected)
         return 200, {"choices": [{"index": 0, "text": "x", "prompt_logprobs": entries}]}
+
+    def _greedy(self, start: list[int], body: dict[str, Any]) -> dict[str, Any]:
+        """An answer in OpenAI's shape, with token ids as both engines add them for `return_token_ids`.
+
+        The base generates an expected token if its log-probability is above -1; after another one, only others.
+        """
+        assert self.reference is not None
+        assert body["temperature"] == 0
+        prompt = next(each for each in self.reference.prompts if each.tokens[: each.positions[0]] == start)
+        is_adapter = (body["model"] != BASE or body.get("lora_path") is not None) and not self.has_no_effect
+        ids, logprobs, tops = [], [], []
+        for number, position in enumerate(prompt.positions[: body["max_tokens"]]):
+            expected, score = prompt.tokens[position], prompt.base[number]
+            likely = expected if score > -1 else OTHER
+            if is_adapter:
+                likely, score = prompt.top[number], prompt.adapter[number] - self.difference
+            if ids != prompt.tokens[prompt.positions[0] : position]:
+                expected = likely = OTHER
+            ids.append(likely)
+            logprobs.append(score if likely == expected else -0.01)
+            tops.append({f"<{likely}>": logprobs[-1]} | ({f"<{expected}>": score} if likely != expected else {}))
+        found = {"tokens": [f"<{id}>" for id in ids], "token_logprobs": logprobs, "top_logprobs": tops}
+        return {"index": 0, "text": "x", "token_ids": ids, "logprobs": found}
 
     def _generate(self, body: dict[str, Any]) -> tuple[int, Any]:
         tokens, adapter = body["input_ids"], body["lora_path"]

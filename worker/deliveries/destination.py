@@ -29,6 +29,7 @@ class Parcel:
     target_id: str
     target_name: str
     model: str  # the `ft:` name
+    is_result: bool  # of its job, and not an earlier checkpoint
     served_model: str
     base_model: str  # its registered name
     manifest: Mapping[str, Any]

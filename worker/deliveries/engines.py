@@ -10,93 +10,18 @@ Sources: vLLM 0.32.0 `entrypoints/serve/lora`, `entrypoints/openai/models`; SGLa
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx2
-
-from app.domain.deliveries.served_check import FAILING, ServedCheck, ServedPrompt, ServedReference, explain, judge
+from app.domain.deliveries.served_check import FAILING, ServedCheck, explain, judge, unchecked
 from app.domain.deliveries.targets import EngineDestination
 from worker.deliveries import directory
 from worker.deliveries.destination import Delivered, DeliveryError, DeliveryRefused, Parcel
 from worker.deliveries.directory import Placed
-from worker.deliveries.outbound import refused_address
-
-CONNECT_SECONDS = 5.0
-MAX_RESPONSE_BYTES = 64 << 20  # prompt_logprobs of a prompt take some 100 kB
-MAX_MESSAGE_CHARACTERS = 600
-
-
-@dataclass(frozen=True)
-class ServedModel:
-    """An entry of GET /v1/models. `root` is the path of an adapter, or what a base model was loaded from."""
-
-    id: str
-    root: str
-    is_adapter: bool
-
-
-class Server:
-    """One server of an engine over HTTP. Every method raises DeliveryError."""
-
-    def __init__(self, url: str, api_key: str | None, timeout_seconds: float) -> None:
-        self.url = url.rstrip("/")
-        self._headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
-        self._timeout_seconds = timeout_seconds
-
-    def models(self) -> list[ServedModel]:
-        data = self.request("GET", "/v1/models").get("data", [])
-        return [
-            ServedModel(str(each["id"]), str(each.get("root") or each["id"]), each.get("parent") is not None)
-            for each in data
-        ]
-
-    def request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """The JSON of a 2xx response. Redirects are not followed, and the whole response is limited in time."""
-        status, content = self._send(method, path, body)
-        if 300 <= status < 400:
-            raise DeliveryError(f"{self.url}{path} is a redirect, which is not followed: set `urls` to the final URL")
-        if status in (401, 403):
-            raise DeliveryError(f"{self.url} refuses the API key ({status}); set credentials.api_key of the target")
-        if status >= 300:
-            raise EngineRefusal(f"{self.url}{path} responded with {status}: {_message(content)}", status)
-        try:
-            parsed = json.loads(content or b"{}")
-        except ValueError:
-            parsed = None
-        return parsed if isinstance(parsed, dict) else {"text": content.decode(errors="replace")}
-
-    def _send(self, method: str, path: str, body: Mapping[str, Any] | None) -> tuple[int, bytes]:
-        deadline = time.monotonic() + self._timeout_seconds
-        timeout = httpx2.Timeout(self._timeout_seconds, connect=CONNECT_SECONDS)
-        try:
-            with (
-                httpx2.Client(timeout=timeout, trust_env=False, headers=self._headers) as client,
-                client.stream(method, self.url + path, json=body) as response,
-            ):
-                content = b""
-                for chunk in response.iter_bytes():
-                    content += chunk
-                    if time.monotonic() > deadline or len(content) > MAX_RESPONSE_BYTES:
-                        raise DeliveryError(
-                            f"{self.url}{path} sent no complete response in {self._timeout_seconds:g} s"
-                        )
-                return response.status_code, content
-        except httpx2.TimeoutException as error:
-            raise DeliveryError(f"{self.url} did not respond within {self._timeout_seconds:g} s") from error
-        except (httpx2.HTTPError, OSError) as error:
-            raise DeliveryError(f"{self.url} is not reachable: {refused_address(error) or error}") from error
-
-
-class EngineRefusal(DeliveryError):
-    """The engine responded with an error."""
-
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message)
-        self.status = status
+from worker.deliveries.engine_server import EngineRefusal, ServedModel, Server
+from worker.deliveries.served_prompts import served_prompts
 
 
 class Vllm:
@@ -118,12 +43,17 @@ class Vllm:
     def ask(self, server: Server, base: str, adapter: str | None, prompt: Sequence[int]) -> list[Any]:
         """For each token (log-probability, most likely token); None for the first token.
 
-        One prompt at a time: vLLM 0.32.0 for CPUs, with LoRA enabled, ends with an error in `bgmv_shrink` if the
-        log-probabilities of a prompt are computed in a batch with another request.
+        Raises KeyError, TypeError or ValueError for a response without them. One prompt at a time: vLLM 0.32.0 for
+        CPUs, with LoRA enabled, ends with an error in `bgmv_shrink` if the log-probabilities of a prompt are computed
+        in a batch with another request.
         """
         body = {"model": adapter or base, "prompt": prompt, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 1}
         (choice,) = server.request("POST", "/v1/completions", body)["choices"]
         return [_of_vllm(entry, token) for entry, token in zip(choice["prompt_logprobs"], prompt, strict=True)]
+
+    def completion_model(self, _base: str, adapter: str) -> dict[str, str]:
+        """The fields of /v1/completions that name an adapter."""
+        return {"model": adapter}
 
 
 class Sglang:
@@ -149,8 +79,20 @@ class Sglang:
         }
         return _of_sglang(server.request("POST", "/generate", body)["meta_info"])
 
+    def completion_model(self, base: str, adapter: str) -> dict[str, str]:
+        return {"model": base, "lora_path": adapter}
+
 
 Engine = Vllm | Sglang
+
+NO_RECORD_OF_CHECKPOINT = (
+    "the trainer records log-probabilities of a job's result only, and this is an earlier checkpoint; compare some of "
+    "its answers yourself"
+)
+NO_RECORD_OF_RESULT = (
+    "the trainer recorded no log-probabilities in this job, as those of earlier releases and of quantized experts; "
+    "compare some of its answers yourself"
+)
 
 
 @dataclass(frozen=True)
@@ -167,11 +109,10 @@ class EngineTarget:
         base = _base_model(self.destination, self._servers()[0])
         root = directory.allowed_path(self.destination.shared_path, self.allowed)
         placed = directory.place(root, parcel, adapter, self.destination.base_name or base.root)
-        checks: list[ServedCheck | None] = []
+        checks: list[ServedCheck] = []
         self._on_every_server(lambda server: checks.append(self._serve(server, parcel, self._path(placed))))
         directory.link(root, parcel.served_model, placed)
-        found = [check for check in checks if check is not None]
-        worst = max(found, key=lambda check: check.difference, default=None)
+        worst = max(checks, key=lambda check: check.difference)
         return Delivered({"path": self._path(placed), "version": placed.version}, worst)
 
     def has(self, parcel: Parcel) -> bool:
@@ -187,7 +128,7 @@ class EngineTarget:
         self._on_every_server(lambda server: self._forget(server, parcel))
         directory.remove(directory.allowed_path(self.destination.shared_path, self.allowed), parcel)
 
-    def _serve(self, server: Server, parcel: Parcel, path: str) -> ServedCheck | None:
+    def _serve(self, server: Server, parcel: Parcel, path: str) -> ServedCheck:
         """Load the adapter, check it, and give it its served name. Raises DeliveryError, DeliveryRefused."""
         base, loaded = _base_model(self.destination, server), _adapters(server)
         if (current := loaded.get(parcel.served_model)) and not self._is_ours(current):
@@ -203,10 +144,10 @@ class EngineTarget:
             self.engine.unload(server, parcel.model)
         return check
 
-    def _check(self, server: Server, base: str, parcel: Parcel) -> ServedCheck | None:
+    def _check(self, server: Server, base: str, parcel: Parcel) -> ServedCheck:
         """Compare what the server computes with what the trainer recorded. Raises DeliveryRefused for a bad verdict."""
         if parcel.reference is None:
-            return None
+            return unchecked(NO_RECORD_OF_RESULT if parcel.is_result else NO_RECORD_OF_CHECKPOINT)
         check = judge(parcel.reference, served_prompts(self.engine, server, base, parcel.model, parcel.reference))
         if check.verdict in FAILING:
             self.engine.unload(server, parcel.model)
@@ -256,29 +197,6 @@ class EngineTarget:
             raise DeliveryError(text)
 
 
-def served_prompts(
-    engine: Engine, server: Server, base: str, adapter: str, reference: ServedReference
-) -> list[ServedPrompt]:
-    """The log-probabilities of the expected tokens under base model and adapter, by teacher forcing."""
-    served = []
-    for prompt in reference.prompts:
-        try:
-            of_base = engine.ask(server, base, None, prompt.tokens)
-            of_adapter = engine.ask(server, base, adapter, prompt.tokens)
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise DeliveryError(
-                f"{server.url} returns no log-probabilities of the prompt, so it cannot be checked ({error!r})"
-            ) from error
-        served.append(
-            ServedPrompt(
-                [of_base[position][0] for position in prompt.positions],
-                [of_adapter[position][0] for position in prompt.positions],
-                [of_adapter[position][1] for position in prompt.positions],
-            )
-        )
-    return served
-
-
 def _of_vllm(entry: Mapping[str, Any] | None, token: int) -> tuple[float, int] | None:
     """An entry has the token of the prompt, and the most likely one with rank 1."""
     if entry is None:
@@ -306,14 +224,3 @@ def _base_model(destination: EngineDestination, server: Server) -> ServedModel:
 def _adapters(server: Server) -> dict[str, str]:
     """{name: path} of the adapters that a server has loaded."""
     return {each.id: each.root for each in server.models() if each.is_adapter}
-
-
-def _message(content: bytes) -> str:
-    """The message of an error in OpenAI's shape or SGLang's, else the body."""
-    try:
-        parsed = json.loads(content)
-        error = parsed.get("error", parsed)
-        text = error.get("message") or error.get("error_message") or parsed.get("error_message") or content.decode()
-    except (ValueError, AttributeError):
-        text = content.decode(errors="replace")
-    return " ".join(str(text).split())[:MAX_MESSAGE_CHARACTERS]

@@ -8,9 +8,9 @@ the noise is twenty times larger on uncertain text than on certain text.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
@@ -21,6 +21,7 @@ SAME_NOISES, DIFFERENT_NOISES = 4.0, 8.0
 MIN_TOP1_AGREEMENT = 0.995
 # Kernels differ by this even in float32. The floor of the noise is for answers that both passes are certain of.
 MIN_NOISE = 2e-4
+MIN_ANSWER_TOKENS = 16  # that an engine must have generated as expected; fewer tell too little
 
 
 class Verdict(StrEnum):
@@ -29,6 +30,7 @@ class Verdict(StrEnum):
     NO_EFFECT = "no_effect"
     UNCLEAR = "unclear"
     TOO_SMALL_TO_TELL = "too_small_to_tell"
+    UNCHECKED = "unchecked"  # the trainer recorded nothing to compare with
 
 
 FAILING = frozenset({Verdict.DIFFERS, Verdict.NO_EFFECT})
@@ -60,15 +62,21 @@ class ServedReference(BaseModel):
     @property
     def effect(self) -> float:
         """mean |base - adapter| of the trainer."""
-        return _mean(abs(b - a) for prompt in self.prompts for b, a in zip(prompt.base, prompt.adapter, strict=True))
+        return _mean([abs(b - a) for each in self.prompts for b, a in zip(each.base, each.adapter, strict=True)])
 
 
 class ServedPrompt(NamedTuple):
-    """What the engine returned for one prompt, in the order of the prompt's `positions`."""
+    """What the engine returned for one prompt, in the order of the prompt's `positions`.
+
+    One that was generated ends where the engine's answer differs from the expected one: `top` has one token more than
+    `adapter`, and `base` may be shorter than both.
+    """
 
     base: Sequence[float]
     adapter: Sequence[float]
     top: Sequence[int]
+    is_generated: bool = False
+    is_answer_of_base: bool = False  # base model and adapter generated the same tokens
 
 
 class ServedCheck(BaseModel):
@@ -85,6 +93,8 @@ class ServedCheck(BaseModel):
     difference: float
     largest_difference: float
     top1_agreement: float
+    method: Literal["prompt", "answer"] = "prompt"
+    reason: str | None = None  # of `unchecked`
 
 
 def judge(reference: ServedReference, served: Sequence[ServedPrompt]) -> ServedCheck:
@@ -93,22 +103,51 @@ def judge(reference: ServedReference, served: Sequence[ServedPrompt]) -> ServedC
     differences = [
         abs(ours - theirs)
         for prompt, found in pairs
-        for ours, theirs in zip(prompt.adapter, found.adapter, strict=True)
+        for ours, theirs in zip(prompt.adapter, found.adapter, strict=not found.is_generated)
     ]
-    engine_effect = _mean(abs(b - a) for _, found in pairs for b, a in zip(found.base, found.adapter, strict=True))
-    agreeing = [ours == theirs for prompt, found in pairs for ours, theirs in zip(prompt.top, found.top, strict=True)]
-    top1_agreement = _mean(map(float, agreeing))
-    difference, noise = _mean(differences), max(reference.noise, MIN_NOISE)
-    return ServedCheck(
-        verdict=_verdict(reference, noise, engine_effect, difference, top1_agreement),
+    effects = [  # (the trainer's, the engine's) where the engine's is known
+        (abs(base - adapter), abs(served_base - served_adapter))
+        for prompt, found in pairs
+        for base, adapter, served_base, served_adapter in zip(
+            prompt.base, prompt.adapter, found.base, found.adapter, strict=not found.is_generated
+        )
+    ]
+    agreeing = [
+        ours == theirs
+        for prompt, found in pairs
+        for ours, theirs in zip(prompt.top, found.top, strict=not found.is_generated)
+    ]
+    is_generated = any(found.is_generated for found in served)
+    check = ServedCheck(
+        verdict=Verdict.UNCLEAR,
         prompts=len(pairs),
         tokens=len(differences),
         noise=reference.noise,
-        trainer_effect=reference.effect,
-        engine_effect=engine_effect,
-        difference=difference,
+        trainer_effect=_mean([ours for ours, _ in effects]) if effects else reference.effect,
+        engine_effect=_mean([theirs for _, theirs in effects]),
+        difference=_mean(differences),
         largest_difference=max(differences, default=0.0),
-        top1_agreement=top1_agreement,
+        top1_agreement=_mean(list(map(float, agreeing))),
+        method="answer" if is_generated else "prompt",
+    )
+    if is_generated and not all(found.is_answer_of_base for found in served) and len(differences) < MIN_ANSWER_TOKENS:
+        return check
+    return check.model_copy(update={"verdict": _verdict(reference, check)})
+
+
+def unchecked(reason: str) -> ServedCheck:
+    """The check of an adapter for which there is nothing to compare with."""
+    return ServedCheck(
+        verdict=Verdict.UNCHECKED,
+        prompts=0,
+        tokens=0,
+        noise=0.0,
+        trainer_effect=0.0,
+        engine_effect=0.0,
+        difference=0.0,
+        largest_difference=0.0,
+        top1_agreement=0.0,
+        reason=reason,
     )
 
 
@@ -135,25 +174,26 @@ def explain(check: ServedCheck, target: str, model: str) -> str:
             return f"{target} serves {model} with a difference that rounding does not explain well: {numbers}"
         case Verdict.TOO_SMALL_TO_TELL:
             return f"The adapter changes less than rounding does, so {target} cannot be checked: {numbers}"
+        case Verdict.UNCHECKED:
+            return f"{target} serves {model}, and nothing was compared: {check.reason}"
         case Verdict.SAME:
             return f"{target} serves {model} as it was trained: {numbers}"
 
 
-def _verdict(
-    reference: ServedReference, noise: float, engine_effect: float, difference: float, top1_agreement: float
-) -> Verdict:
-    if reference.effect < noise:
+def _verdict(reference: ServedReference, check: ServedCheck) -> Verdict:
+    noise = max(reference.noise, MIN_NOISE)
+    if check.trainer_effect < noise:
         return Verdict.TOO_SMALL_TO_TELL
-    if engine_effect < NO_EFFECT_SHARE * reference.effect:
+    if check.engine_effect < NO_EFFECT_SHARE * check.trainer_effect:
         return Verdict.NO_EFFECT
-    if difference > DIFFERENT_NOISES * noise:
+    if check.difference > DIFFERENT_NOISES * noise:
         return Verdict.DIFFERS
     # Rounding alone changes the most likely token where two are nearly equal. Measured between two 16-bit programs: 1.5
     # to 3 times as often as between the trainer's own passes.
     min_agreement = min(MIN_TOP1_AGREEMENT, 1 - SAME_NOISES * (1 - reference.top1_agreement))
-    return Verdict.SAME if difference <= SAME_NOISES * noise and top1_agreement >= min_agreement else Verdict.UNCLEAR
+    is_same = check.difference <= SAME_NOISES * noise and check.top1_agreement >= min_agreement
+    return Verdict.SAME if is_same else Verdict.UNCLEAR
 
 
-def _mean(values: Iterator[float] | Sequence[float]) -> float:
-    listed = list(values)
-    return sum(listed) / len(listed) if listed else 0.0
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0

@@ -7,11 +7,14 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import pytest
+from sqlalchemy import delete
 
+from app.db.deliveries import deliveries
 from app.db.engine import transaction
-from app.db.tables import Checkpoint
+from app.db.jobs import checkpoints
+from app.db.tables import Checkpoint, ServedReferenceRow
 from app.domain.deliveries import states
-from app.domain.deliveries.served_check import Verdict
+from app.domain.deliveries.served_check import ReferencePrompt, ServedReference, Verdict
 from tests.engine_stand_in import BASE, BASE_ROOT, EngineStandIn, serving_engine
 from tests.worker.deliveries.conftest import REFERENCE, DeliveryHarness
 from worker.deliveries.outbound import guard_connections
@@ -57,7 +60,24 @@ class TestDelivery:
         delivery.target(destination(delivery, server))
         job = delivery.finished_job("production")
         delivery.attempt_due()
-        assert (delivery.delivery(job).state, delivery.delivery(job).served_check) == ("delivered", None)
+        check = delivery.delivery(job).served_check or {}
+        assert (delivery.delivery(job).state, check["verdict"]) == ("delivered", "unchecked")
+        assert "recorded no log-probabilities" in check["reason"]
+        assert delivery.harness.messages(job)[-1].endswith("(check: unchecked)")
+
+    def test_a_checkpoint_before_the_result_is_delivered_unchecked_with_the_reason(
+        self, delivery: DeliveryHarness, server: EngineStandIn
+    ) -> None:
+        target = delivery.target(destination(delivery, server))
+        job = delivery.finished_job(reference=REFERENCE)
+        with transaction(delivery.harness.sessions) as session:
+            (result,) = checkpoints.kept(session, job.id)
+            result.name = f"{job.fine_tuned_model}:ckpt-step-1"
+            session.execute(delete(ServedReferenceRow))
+            deliveries.create(session, job, result, target)
+        delivery.attempt_due()
+        check = delivery.delivery(job).served_check or {}
+        assert (check["verdict"], "earlier checkpoint" in check["reason"]) == ("unchecked", True)
 
     def test_an_engine_that_restarts_gets_it_again(self, delivery: DeliveryHarness, server: EngineStandIn) -> None:
         delivery.target(destination(delivery, server))
@@ -162,6 +182,79 @@ class TestCheck:
         assert server.calls == []
 
 
+class TestCheckByAnswers:
+    """An engine without log-probabilities of prompts is asked for answers, up to where they differ."""
+
+    LONG = ServedReference(
+        dtype="bfloat16",
+        source="validation_file",
+        noise=0.002,
+        top1_agreement=1.0,
+        prompts=[
+            ReferencePrompt(
+                tokens=[number, 1, *range(10, 22), 2, 5],
+                positions=[*range(2, 14), 15],
+                base=[-0.3, -4.0, *[-3.0] * 11],
+                adapter=[-0.1] * 13,
+                top=[*range(10, 22), 5],
+            )
+            for number in range(3)
+        ],
+    )
+
+    def check(self, delivery: DeliveryHarness, server: EngineStandIn, **changes: Any) -> tuple[str, dict[str, Any]]:
+        """(state of the delivery, its check)."""
+        reference = changes.pop("reference", self.LONG)
+        server.has_prompt_logprobs, server.reference = False, reference
+        for name, value in changes.items():
+            setattr(server, name, value)
+        delivery.target(destination(delivery, server))
+        job = delivery.finished_job("production", reference=reference)
+        delivery.attempt_due()
+        row = delivery.delivery(job)
+        return row.state, row.served_check or {}
+
+    def test_the_first_answer_is_compared_with_the_expected_one(
+        self, delivery: DeliveryHarness, server: EngineStandIn
+    ) -> None:
+        state, check = self.check(delivery, server)
+        assert (state, check["verdict"], check["method"], check["difference"]) == ("delivered", "same", "answer", 0)
+        assert check["tokens"] == 3 * 12  # without the second answer of the conversation
+        assert check["engine_effect"] == pytest.approx(check["trainer_effect"])  # where the base is known: two tokens
+
+    def test_an_engine_that_serves_the_base_model_fails_the_delivery(
+        self, delivery: DeliveryHarness, server: EngineStandIn
+    ) -> None:
+        state, check = self.check(delivery, server, has_no_effect=True)
+        assert (state, check["verdict"], check["engine_effect"]) == ("failed", Verdict.NO_EFFECT, 0)
+
+    def test_other_log_probabilities_fail_it(self, delivery: DeliveryHarness, server: EngineStandIn) -> None:
+        state, check = self.check(delivery, server, difference=0.1)
+        assert (state, check["verdict"]) == ("failed", Verdict.DIFFERS)
+
+    def test_answers_that_differ_at_once_tell_too_little(
+        self, delivery: DeliveryHarness, server: EngineStandIn
+    ) -> None:
+        prompts = [each.model_copy(update={"top": [8, *each.top[1:]]}) for each in self.LONG.prompts]
+        state, check = self.check(delivery, server, reference=self.LONG.model_copy(update={"prompts": prompts}))
+        assert (state, check["verdict"], check["tokens"]) == ("delivered", Verdict.UNCLEAR, 0)
+
+    def test_an_engine_without_any_log_probabilities_is_named(
+        self, delivery: DeliveryHarness, server: EngineStandIn
+    ) -> None:
+        respond = server.respond
+        server.respond = lambda method, path, body, key: (  # type: ignore[method-assign]
+            (200, {"choices": [{"text": "x", "logprobs": None}]})
+            if path in ("/v1/completions", "/generate")
+            else respond(method, path, body, key)
+        )
+        delivery.target(destination(delivery, server))
+        job = delivery.finished_job("production", reference=REFERENCE)
+        delivery.attempt_due()
+        assert delivery.delivery(job).state == "pending"
+        assert "cannot be checked" in (delivery.delivery(job).error or "")
+
+
 class TestFaults:
     def failed_attempt(self, delivery: DeliveryHarness, server: EngineStandIn, **changes: Any) -> str:
         """Deliver to a faulty server; the delivery stays pending. Returns its error."""
@@ -189,6 +282,65 @@ class TestFaults:
         with serving_engine(EngineStandIn("vllm")) as server:
             pass
         assert "is not reachable" in self.failed_attempt(delivery, server)
+
+    def test_an_engine_that_is_away_for_a_day_gets_it_when_it_is_back(self, delivery: DeliveryHarness) -> None:
+        """Time passes by making the next attempt due: the sum of the delays is the time that has passed."""
+        with serving_engine(EngineStandIn("vllm", REFERENCE)) as server:
+            pass
+        delivery.target(destination(delivery, server))
+        job = delivery.finished_job("production", reference=REFERENCE)
+        passed_seconds = 0.0
+        while passed_seconds < 86_400:
+            delivery.attempt_due()
+            row = delivery.delivery(job)
+            assert (row.state, "is not reachable" in (row.error or "")) == ("pending", True)
+            passed_seconds += states.retry_delay_seconds(row.tries, 0.0) or 0.0
+            delivery.make_due()
+        messages = [each for each in delivery.harness.messages(job) if "is not reachable" in each]
+        assert len(messages) == 1  # the same reason is one event, not one for each attempt
+        with serving_engine(server):
+            delivery.attempt_due()
+        assert (delivery.delivery(job).state, len(server.loaded)) == ("delivered", 1)
+
+    def test_a_model_deleted_while_the_engine_is_asked_is_unloaded_afterwards(
+        self, delivery: DeliveryHarness, server: EngineStandIn
+    ) -> None:
+        delivery.target(destination(delivery, server))
+        job = delivery.finished_job("production", reference=REFERENCE)
+        respond, deleted = server.respond, []
+
+        def delete_first(method: str, path: str, body: dict[str, Any], key: str | None) -> tuple[int, Any]:
+            if path in ("/v1/completions", "/generate") and not deleted:
+                deleted.append(path)
+                delivery.delete_model(job)
+            return respond(method, path, body, key)
+
+        server.respond = delete_first  # type: ignore[method-assign]
+        (claimed,) = delivery.sender.claim(10)
+        delivery.sender.attempt(claimed)
+        assert (delivery.delivery(job).state, len(server.loaded)) == ("withdrawing", 1)
+        delivery.attempt_due()
+        assert (delivery.delivery(job).state, server.loaded) == ("withdrawn", {})
+        assert delivery.harness.messages(job)[-1].startswith("Withdrawn from production")
+
+    @pytest.mark.parametrize("is_path_shared", [True, False])
+    def test_two_servers_of_tunery_do_not_take_a_name_from_each_other(
+        self, delivery: DeliveryHarness, server: EngineStandIn, is_path_shared: bool
+    ) -> None:
+        """Each has a target of its own for one engine; here both are in one database."""
+        others = delivery.shared if is_path_shared else delivery.shared / "others"
+        others.mkdir(exist_ok=True)
+        delivery.target(destination(delivery, server), served_model="bot")
+        delivery.target(destination(delivery, server, shared_path=str(others)), "theirs", served_model="bot")
+        delivery.finished_job("production", reference=REFERENCE)
+        delivery.attempt_due()
+        served = dict(server.loaded)
+        other = delivery.finished_job("theirs", reference=REFERENCE)
+        delivery.attempt_due()
+        row = delivery.delivery(other)
+        reason = "belongs to the delivery target" if is_path_shared else "which this target did not deliver"
+        assert (row.state, reason in (row.error or ""), server.loaded) == ("pending", True, served)
+        assert "choose another" in (row.error or "")
 
     def test_a_refused_key_is_named(self, delivery: DeliveryHarness, server: EngineStandIn) -> None:
         server.api_key = "right"

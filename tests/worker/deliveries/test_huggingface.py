@@ -137,7 +137,7 @@ def target(hub: Hub, token: str = TOKEN) -> HuggingFaceTarget:
 
 
 def parcel(**location: object) -> Parcel:
-    return Parcel("target_1", "hub", "ft:tiny:x", "ft:tiny:x", "tiny", {}, location, None)
+    return Parcel("target_1", "hub", "ft:tiny:x", True, "ft:tiny:x", "tiny", {}, location, None)
 
 
 def adapter(directory: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,9 @@ from app.domain.deliveries.targets import S3Destination
 from app.system.artifact_directory import write_manifest
 from tests.deadline import until
 from tests.deploy.containers import free_port
+from tests.faulty_proxy import Fault, FaultyProxy
+from tests.s3 import ACCESS_KEY_ID, BUCKET, SECRET_ACCESS_KEY, S3Server
+from tests.worker.deliveries.conftest import DeliveryHarness
 from worker.deliveries.destination import DeliveryError, Parcel
 from worker.deliveries.outbound import guard_connections
 from worker.deliveries.s3 import S3Target
@@ -52,7 +56,7 @@ def target(url: str, **changes: str) -> S3Target:
 
 
 def parcel(target_id: str = "target_1", **location: object) -> Parcel:
-    return Parcel(target_id, "bucket", "ft:tiny:x", "ft:tiny:x", "tiny", {}, location, None)
+    return Parcel(target_id, "bucket", "ft:tiny:x", True, "ft:tiny:x", "tiny", {}, location, None)
 
 
 def adapter(directory: Path) -> Path:
@@ -102,3 +106,54 @@ def test_a_server_that_is_away_is_named(tmp_path: Path) -> None:
 def test_a_private_address_is_refused(bucket: tuple[str, Path], tmp_path: Path) -> None:
     with guard_connections(()), pytest.raises(DeliveryError, match="TUNERY_DELIVERY_ALLOWED_NETWORKS"):
         target(bucket[0]).deliver(parcel(), adapter(tmp_path / "a"))
+
+
+class TestFaultyBucket:
+    """What a bucket refuses stays pending with the reason and what to do, and is delivered once the cause is gone."""
+
+    @pytest.mark.parametrize(
+        ("status", "code", "advice"),
+        [
+            (507, "XMinioStorageFull", "free space there"),
+            (403, "QuotaExceeded", "free space there"),
+            (403, "RequestTimeTooSkewed", "the clocks of this server and of the bucket differ by minutes"),
+            (403, "AccessDenied", "allow s3:PutObject, s3:GetObject and s3:DeleteObject"),
+            (503, "SlowDown", "it is tried again"),
+        ],
+    )
+    def test_the_reason_is_visible_and_nothing_is_lost(
+        self, delivery: DeliveryHarness, rclone: S3Server, status: int, code: str, advice: str
+    ) -> None:
+        proxy = FaultyProxy(rclone)
+        proxy.fault = Fault(methods=("PUT",), status=status, code=code)
+        destination = {"kind": "s3", "bucket": BUCKET, "prefix": code, "endpoint_url": proxy.endpoint}
+        secrets = {"access_key_id": ACCESS_KEY_ID, "secret_access_key": SECRET_ACCESS_KEY}
+        with proxy.running():
+            delivery.target(destination, secrets=secrets)
+            job = delivery.finished_job("production")
+            delivery.attempt_due()
+            row = delivery.delivery(job)
+            assert (row.state, row.next_attempt_at is not None) == ("pending", True)
+            assert row.error is not None
+            assert re.search(rf"responded with {code} \({status}\): .*{re.escape(advice)}", row.error)
+            assert row.error in delivery.harness.messages(job)[-1]
+            proxy.fault = None
+            delivery.make_due()
+            delivery.attempt_due()
+            assert (delivery.delivery(job).state, delivery.delivery(job).error) == ("delivered", None)
+
+    def test_a_bucket_that_is_full_half_way_has_no_adapter_that_readers_find(
+        self, delivery: DeliveryHarness, rclone: S3Server
+    ) -> None:
+        proxy = FaultyProxy(rclone)
+        proxy.fault = Fault(methods=("PUT",), status=507, code="XMinioStorageFull", skip=2)
+        destination = {"kind": "s3", "bucket": BUCKET, "prefix": "half", "endpoint_url": proxy.endpoint}
+        secrets = {"access_key_id": ACCESS_KEY_ID, "secret_access_key": SECRET_ACCESS_KEY}
+        with proxy.running():
+            delivery.target(destination, secrets=secrets)
+            job = delivery.finished_job("production")
+            delivery.attempt_due()
+        keys = [path.rpartition("/")[2] for path in proxy.requests if path.startswith("PUT")]
+        assert keys[0] == ".tunery-owner"
+        assert "adapter_config.json" not in keys  # which a reader looks for
+        assert delivery.delivery(job).state == "pending"

@@ -40,14 +40,19 @@ BY_SCHEMA = {
     "ServedCheck.difference": "Mean |trainer - engine| under the adapter, in nats per expected token.",
     "ServedCheck.engine_effect": "Mean |base - adapter| in the engine.",
     "ServedCheck.largest_difference": "The largest |trainer - engine|; only for information.",
+    "ServedCheck.method": (
+        "`prompt`: the log-probabilities of every expected token. `answer`: those of the engine's own answers, up to "
+        "where they differ from the expected ones, as it has none of prompts."
+    ),
     "ServedCheck.noise": "The trainer's own mean difference between 16 bits and float32.",
     "ServedCheck.prompts": "The number of held-out prompts.",
     "ServedCheck.tokens": "The number of expected tokens.",
+    "ServedCheck.reason": "Why nothing was compared (`unchecked`); else null.",
     "ServedCheck.top1_agreement": "The share of tokens at which trainer and engine have the same most likely token.",
     "ServedCheck.trainer_effect": "Mean |base - adapter| in the trainer.",
     "ServedCheck.verdict": (
-        "`same`, `differs`, `no_effect` (the engine answers as the base model does), `unclear`, or "
-        "`too_small_to_tell`. `differs` and `no_effect` fail the delivery."
+        "`same`, `differs`, `no_effect` (the engine answers as the base model does), `unclear`, "
+        "`too_small_to_tell`, or `unchecked` (nothing to compare with). `differs` and `no_effect` fail the delivery."
     ),
     "SglangDestination.kind": "SGLang.",
     "VllmDestination.kind": "vLLM.",

@@ -32,7 +32,8 @@ TARGET = {
 }  # fmt: skip
 CHECK = {
     "verdict": "same", "prompts": 16, "tokens": 645, "noise": 0.0015, "trainer_effect": 1.862, "engine_effect": 1.861,
-    "difference": 0.0017, "largest_difference": 0.086, "top1_agreement": 1.0,
+    "difference": 0.0017, "largest_difference": 0.086, "top1_agreement": 1.0, "method": "prompt",
+    "reason": None,
 }  # fmt: skip
 OF_JOB = {
     "id": DELIVERY_ID, "target": TARGET_NAME, "status": "delivered", "model": TUNED, "served_model": "support-bot",

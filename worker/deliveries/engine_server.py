@@ -1,0 +1,98 @@
+"""One server of an inference engine over HTTP."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+
+from worker.deliveries.destination import DeliveryError
+from worker.deliveries.outbound import refused_address
+
+CONNECT_SECONDS = 5.0
+MAX_RESPONSE_BYTES = 64 << 20  # prompt_logprobs of a prompt take some 100 kB
+MAX_MESSAGE_CHARACTERS = 600
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """An entry of GET /v1/models. `root` is the path of an adapter, or what a base model was loaded from."""
+
+    id: str
+    root: str
+    is_adapter: bool
+
+
+class Server:
+    """One server of an engine over HTTP. Every method raises DeliveryError."""
+
+    def __init__(self, url: str, api_key: str | None, timeout_seconds: float) -> None:
+        self.url = url.rstrip("/")
+        self._headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+        self._timeout_seconds = timeout_seconds
+
+    def models(self) -> list[ServedModel]:
+        data = self.request("GET", "/v1/models").get("data", [])
+        return [
+            ServedModel(str(each["id"]), str(each.get("root") or each["id"]), each.get("parent") is not None)
+            for each in data
+        ]
+
+    def request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The JSON of a 2xx response. Redirects are not followed, and the whole response is limited in time."""
+        status, content = self._send(method, path, body)
+        if 300 <= status < 400:
+            raise DeliveryError(f"{self.url}{path} is a redirect, which is not followed: set `urls` to the final URL")
+        if status in (401, 403):
+            raise DeliveryError(f"{self.url} refuses the API key ({status}); set credentials.api_key of the target")
+        if status >= 300:
+            raise EngineRefusal(f"{self.url}{path} responded with {status}: {_message(content)}", status)
+        try:
+            parsed = json.loads(content or b"{}")
+        except ValueError:
+            parsed = None
+        return parsed if isinstance(parsed, dict) else {"text": content.decode(errors="replace")}
+
+    def _send(self, method: str, path: str, body: Mapping[str, Any] | None) -> tuple[int, bytes]:
+        deadline = time.monotonic() + self._timeout_seconds
+        timeout = httpx2.Timeout(self._timeout_seconds, connect=CONNECT_SECONDS)
+        try:
+            with (
+                httpx2.Client(timeout=timeout, trust_env=False, headers=self._headers) as client,
+                client.stream(method, self.url + path, json=body) as response,
+            ):
+                content = b""
+                for chunk in response.iter_bytes():
+                    content += chunk
+                    if time.monotonic() > deadline or len(content) > MAX_RESPONSE_BYTES:
+                        raise DeliveryError(
+                            f"{self.url}{path} sent no complete response in {self._timeout_seconds:g} s"
+                        )
+                return response.status_code, content
+        except httpx2.TimeoutException as error:
+            raise DeliveryError(f"{self.url} did not respond within {self._timeout_seconds:g} s") from error
+        except (httpx2.HTTPError, OSError) as error:
+            raise DeliveryError(f"{self.url} is not reachable: {refused_address(error) or error}") from error
+
+
+class EngineRefusal(DeliveryError):
+    """The engine responded with an error."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def _message(content: bytes) -> str:
+    """The message of an error in OpenAI's shape or SGLang's, else the body."""
+    try:
+        parsed = json.loads(content)
+        error = parsed.get("error", parsed)
+        text = error.get("message") or error.get("error_message") or parsed.get("error_message") or content.decode()
+    except (ValueError, AttributeError):
+        text = content.decode(errors="replace")
+    return " ".join(str(text).split())[:MAX_MESSAGE_CHARACTERS]

@@ -1,0 +1,104 @@
+"""What an engine computes for the expected answers: by teacher forcing, else from its own answers.
+
+Teacher forcing gives the log-probability of every expected token. An engine, or a gateway in front of one, that has no
+log-probabilities of prompts answers the same prompts greedily instead, as token ids through /v1/completions: what it
+generates equals the expected answer up to the first divergence, and its log-probabilities are comparable up to there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import Any, NamedTuple, Protocol
+
+from app.domain.deliveries.served_check import ReferencePrompt, ServedPrompt, ServedReference
+from worker.deliveries.destination import DeliveryError
+from worker.deliveries.engine_server import EngineRefusal, Server
+
+TOP_LOGPROBS = 5  # the most that OpenAI's contract has
+# A server without the call, or one that refuses the field.
+NOT_SUPPORTED = frozenset({400, 404, 405, 422, 501})
+
+
+class PromptEngine(Protocol):
+    def ask(self, server: Server, base: str, adapter: str | None, prompt: Sequence[int]) -> list[Any]: ...
+
+    def completion_model(self, base: str, adapter: str) -> dict[str, str]: ...
+
+
+class _Answer(NamedTuple):
+    """A greedy answer; `tokens` are the engine's texts of its tokens, `tops` {text: log-probability} by position."""
+
+    ids: list[int]
+    tokens: list[str]
+    logprobs: list[float]
+    tops: list[dict[str, float]]
+
+
+def served_prompts(
+    engine: PromptEngine, server: Server, base: str, adapter: str, reference: ServedReference
+) -> list[ServedPrompt]:
+    """The log-probabilities of the expected tokens under base model and adapter. Raises DeliveryError."""
+    try:
+        return [by_teacher_forcing(engine, server, base, adapter, prompt) for prompt in reference.prompts]
+    except EngineRefusal as error:
+        if error.status not in NOT_SUPPORTED:
+            raise
+    except (KeyError, TypeError, ValueError, IndexError):
+        pass  # a response without log-probabilities of the prompt
+    try:
+        return [by_answers(engine, server, base, adapter, prompt) for prompt in reference.prompts]
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise DeliveryError(
+            f"{server.url} returns no log-probabilities, neither of the prompt nor of its own tokens with their ids "
+            f"(return_token_ids), so it cannot be checked ({error!r})"
+        ) from error
+
+
+def by_teacher_forcing(
+    engine: PromptEngine, server: Server, base: str, adapter: str, prompt: ReferencePrompt
+) -> ServedPrompt:
+    of_base = engine.ask(server, base, None, prompt.tokens)
+    of_adapter = engine.ask(server, base, adapter, prompt.tokens)
+    return ServedPrompt(
+        [of_base[position][0] for position in prompt.positions],
+        [of_adapter[position][0] for position in prompt.positions],
+        [of_adapter[position][1] for position in prompt.positions],
+    )
+
+
+def by_answers(engine: PromptEngine, server: Server, base: str, adapter: str, prompt: ReferencePrompt) -> ServedPrompt:
+    """The first answer of the conversation, up to where the engine's differs from the expected one."""
+    start = prompt.positions[0]
+    expected = [
+        prompt.tokens[position]
+        for number, position in takewhile(lambda each: each[1] == start + each[0], enumerate(prompt.positions))
+    ]
+    fields = {"prompt": prompt.tokens[:start], "max_tokens": len(expected)}
+    of_base = _answer(server, {"model": base} | fields)
+    of_adapter = _answer(server, engine.completion_model(base, adapter) | fields)
+    agreeing = _common_length(of_adapter.ids, expected)
+    # At the first position at which base model and adapter differ, the base's value is among its most likely ones, or
+    # below the last of them.
+    known = min(_common_length(of_base.ids, of_adapter.ids) + 1, agreeing, len(of_base.tops))
+    return ServedPrompt(
+        [of_base.tops[n].get(of_adapter.tokens[n], min(of_base.tops[n].values())) for n in range(known)],
+        of_adapter.logprobs[:agreeing],
+        of_adapter.ids[: agreeing + 1],
+        is_generated=True,
+        is_answer_of_base=of_base.ids == of_adapter.ids,
+    )
+
+
+def _answer(server: Server, fields: dict[str, Any]) -> _Answer:
+    options = {"temperature": 0, "logprobs": TOP_LOGPROBS, "return_token_ids": True, "ignore_eos": True}
+    (choice,) = server.request("POST", "/v1/completions", fields | options)["choices"]
+    found = choice["logprobs"]
+    answer = _Answer(choice["token_ids"], found["tokens"], found["token_logprobs"], found["top_logprobs"])
+    if not len(answer.ids) == len(answer.tokens) == len(answer.logprobs) == len(answer.tops):
+        raise ValueError("token_ids and logprobs have different lengths")
+    return answer
+
+
+def _common_length(left: Sequence[int], right: Sequence[int]) -> int:
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(left, right, strict=False)))
