@@ -98,6 +98,7 @@ done
 If both answers have the same text and every `logprob` agrees to two decimals, the adapter has no effect.
 
 """
+SGLANG = "python -m sglang.launch_server --model-path BASE_DIRECTORY --enable-lora --lora-paths tuned=ADAPTER_DIRECTORY"
 LLAMA_CPP = """\
 ### llama.cpp
 
@@ -178,10 +179,7 @@ def _verdict(engine: Engine, lora: LoraSpec) -> str:
     if current := incompatibilities(engine, lora):
         return f"merge it first. {_reasons(current)}"
     if engine is Engine.SGLANG:
-        return (
-            "loads it (read): `python -m sglang.launch_server --model-path BASE_DIRECTORY --enable-lora "
-            "--lora-paths tuned=ADAPTER_DIRECTORY`"
-        )
+        return f"loads it (read): `{SGLANG}`"
     earlier = earlier_incompatibilities(engine, lora)
     return "loads it, see below" + (f". Merge it for an earlier release. {_reasons(earlier)}" if earlier else "")
 
