@@ -280,6 +280,10 @@ class WebSettings(BaseSettings):
     session_seconds: float = Field(default=43_200, gt=0)  # 12 hours: a working day
     log_json: bool = Field(default=True, validation_alias=AliasChoices("TUNERY_LOG_JSON", "log_json"))
     log_file: Path | None = Field(default=None, validation_alias=AliasChoices("TUNERY_LOG_FILE", "log_file"))
+    metrics_port: int | None = Field(
+        default=None, ge=1, le=65_535, validation_alias=AliasChoices("TUNERY_METRICS_PORT", "metrics_port")
+    )
+    metrics_host: str = Field(default="127.0.0.1", validation_alias=AliasChoices("TUNERY_METRICS_HOST", "metrics_host"))
 
     @field_validator("api_url", "api_public_url")
     @classmethod

@@ -33,7 +33,7 @@ def variable_of(name: str) -> str:
 
 
 def web_variable_of(name: str) -> str:
-    return f"TUNERY_{name.upper()}" if name.startswith("log_") else f"TUNERY_WEB_{name.upper()}"
+    return f"TUNERY_{name.upper()}" if name.startswith(("log_", "metrics_")) else f"TUNERY_WEB_{name.upper()}"
 
 
 @pytest.mark.parametrize("name", sorted(Settings.model_fields))

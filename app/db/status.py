@@ -11,8 +11,19 @@ from sqlalchemy import ColumnElement, delete, func, literal, select, text
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
-from app.db.tables import Export, File, Job, Project, ServiceState, WebhookDelivery, WebhookEndpoint
+from app.db.tables import (
+    Delivery,
+    DeliveryTarget,
+    Export,
+    File,
+    Job,
+    Project,
+    ServiceState,
+    WebhookDelivery,
+    WebhookEndpoint,
+)
 from app.domain.artifacts.exports import UNFINISHED
+from app.domain.deliveries.states import DUE_STATES, DeliveryState
 from app.domain.jobs.states import TERMINAL, Desired, JobState
 
 UNFINISHED_STATES = [state.value for state in JobState if state not in TERMINAL]
@@ -55,10 +66,22 @@ class Report:
 
 @dataclass(frozen=True)
 class Backlog:
-    """Pending webhook deliveries that are due, of enabled endpoints."""
+    """Deliveries that are due: of webhook events to enabled endpoints, or of adapters to targets."""
 
     deliveries: int
     oldest_seconds: float
+
+
+@dataclass(frozen=True)
+class FailedDelivery:
+    id: str
+    project_id: str
+    project: str
+    target: str
+    job_id: str
+    model: str
+    failed_at: datetime
+    error: str | None
 
 
 @dataclass(frozen=True)
@@ -73,7 +96,7 @@ class FailedJob:
 
 
 def report(session: Session, name: str, data: Mapping[str, Any] | None = None) -> None:
-    """Store that a process of the service works: `reconciler`, `webhooks`, or `backup` after a complete backup."""
+    """Store that a process works: `reconciler`, `webhooks` or `deliveries`; or `backup`, after a complete backup."""
     values = {"data": dict(data or {}), "updated_at": NOW}
     statement = upsert(ServiceState).values(name=name, **values)
     session.execute(statement.on_conflict_do_update(index_elements=["name"], set_=values))
@@ -190,6 +213,56 @@ def webhook_backlog(session: Session) -> Backlog:
     )
     count, seconds = session.execute(query).one()
     return Backlog(count, float(seconds or 0))
+
+
+def has_delivery_targets(session: Session) -> bool:
+    return session.scalar(select(DeliveryTarget.id).where(DeliveryTarget.deleted_at.is_(None)).limit(1)) is not None
+
+
+def deliveries_by_state(session: Session) -> dict[str, int]:
+    """The number of deliveries in each state in which an attempt is planned to change it."""
+    states = sorted(DUE_STATES)
+    query = select(Delivery.state, func.count()).where(Delivery.state.in_(states)).group_by(Delivery.state)
+    counts = {str(state): int(count) for state, count in session.execute(query)}
+    return {state.value: counts.get(state, 0) for state in states}
+
+
+def delivery_backlog(session: Session) -> Backlog:
+    """Deliveries whose next attempt is due and does not run yet."""
+    oldest_seconds = func.extract("epoch", NOW - func.min(Delivery.next_attempt_at))
+    query = select(func.count(), oldest_seconds).where(
+        Delivery.state.in_(sorted(DUE_STATES)),
+        Delivery.next_attempt_at <= NOW,
+        func.coalesce(Delivery.leased_until, NOW) <= NOW,
+    )
+    count, seconds = session.execute(query).one()
+    return Backlog(count, float(seconds or 0))
+
+
+def failed_deliveries(session: Session, within: timedelta, limit: int) -> list[FailedDelivery]:
+    """The deliveries that failed within the last time, the latest first; not those whose target was deleted."""
+    query = (
+        select(
+            Delivery.id,
+            Delivery.project_id,
+            Project.name.label("project"),
+            DeliveryTarget.name.label("target"),
+            Delivery.job_id,
+            Delivery.model,
+            Delivery.updated_at.label("failed_at"),
+            Delivery.error,
+        )
+        .join(DeliveryTarget, DeliveryTarget.id == Delivery.target_id)
+        .join(Project, Project.id == Delivery.project_id)
+        .where(
+            Delivery.state == DeliveryState.FAILED,
+            Delivery.updated_at > NOW - within,
+            DeliveryTarget.deleted_at.is_(None),
+        )
+        .order_by(Delivery.updated_at.desc())
+        .limit(limit)
+    )
+    return [FailedDelivery(**row._mapping) for row in session.execute(query)]
 
 
 def _failed_within(within: timedelta) -> tuple[ColumnElement[bool], ColumnElement[bool]]:

@@ -9,7 +9,7 @@ from typing import Literal
 from app.domain.jobs.remedies import OPERATOR_REASONS
 from app.domain.jobs.states import JobState
 
-MAX_SILENT_SECONDS = 60.0  # of a reconciler or webhook sender, which report every few seconds
+MAX_SILENT_SECONDS = 60.0  # of a reconciler or a sender, which report every few seconds
 MAX_IDLE_WAIT_SECONDS = 900.0  # of a due job beside an idle worker
 MAX_BACKLOG_SECONDS = 600.0
 MAX_BACKUP_AGE_SECONDS = 7 * 86_400.0
@@ -22,7 +22,7 @@ CHECK_REMEDIES = {
 }
 
 Level = Literal["problem", "advice"]
-Service = Literal["reconciler", "webhooks"]
+Service = Literal["reconciler", "webhooks", "deliveries"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,9 @@ class ServiceFacts:
     silent_seconds: Mapping[Service, float | None]
     has_webhooks: bool
     backlog_age_seconds: float
+    has_delivery_targets: bool
+    delivery_backlog_age_seconds: float
+    failed_deliveries: Mapping[str, int]  # of the last day, by target
     backup_age_seconds: float | None
     failed_checks: Sequence[tuple[str, bool, str]] = field(default=())  # (name, is required, detail)
 
@@ -60,6 +63,7 @@ def find_problems(facts: ServiceFacts) -> list[Problem]:
         *_queue(facts),
         *_failures(facts),
         *_webhooks(facts),
+        *_deliveries(facts),
         *_backups(facts),
     ]
     return sorted(found, key=lambda each: each.level != "problem")
@@ -98,6 +102,10 @@ def _processes(facts: ServiceFacts) -> Iterator[Problem]:
     if facts.has_webhooks and (silent is None or silent > MAX_SILENT_SECONDS):
         message = f"No webhook sender runs ({_last_seen(silent)}): deliveries wait."
         yield Problem("no_webhook_sender", "problem", message, "Start `python -m worker.webhooks` and read its log.")
+    silent = facts.silent_seconds.get("deliveries")
+    if facts.has_delivery_targets and (silent is None or silent > MAX_SILENT_SECONDS):
+        message = f"No delivery sender runs ({_last_seen(silent)}): adapters are neither delivered nor withdrawn."
+        yield Problem("no_delivery_sender", "problem", message, "Start `python -m worker.deliveries` and read its log.")
 
 
 def _queue(facts: ServiceFacts) -> Iterator[Problem]:
@@ -119,6 +127,17 @@ def _webhooks(facts: ServiceFacts) -> Iterator[Problem]:
     if facts.backlog_age_seconds > MAX_BACKLOG_SECONDS:
         message = f"A webhook delivery has been due for {facts.backlog_age_seconds / 60:.0f} minutes."
         yield Problem("webhooks_delayed", "problem", message, "Read the log of the webhook sender.")
+
+
+def _deliveries(facts: ServiceFacts) -> Iterator[Problem]:
+    if facts.delivery_backlog_age_seconds > MAX_BACKLOG_SECONDS:
+        message = f"The delivery of an adapter has been due for {facts.delivery_backlog_age_seconds / 60:.0f} minutes."
+        yield Problem("deliveries_delayed", "problem", message, "Read the log of the delivery sender.")
+    if facts.failed_deliveries:
+        targets = ", ".join(f"{count} x {name}" for name, count in sorted(facts.failed_deliveries.items()))
+        message = f"Deliveries of adapters failed within the last day: {targets}."
+        remedy = "The failed deliveries below have the reasons; request a delivery again when its cause is gone."
+        yield Problem("deliveries_failed", "advice", message, remedy)
 
 
 def _backups(facts: ServiceFacts) -> Iterator[Problem]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -18,8 +19,8 @@ from app.services.health import Check
 from app.services.queue import WorkerView
 
 PERIOD = timedelta(days=1)
-MAX_FAILED_JOBS = 20
-SERVICES: tuple[Service, ...] = ("reconciler", "webhooks")
+MAX_FAILED_JOBS = MAX_FAILED_DELIVERIES = 20
+SERVICES: tuple[Service, ...] = ("reconciler", "webhooks", "deliveries")
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,9 @@ class StatusView:
     oldest: Sequence[status.WaitingJob]
     failed: Sequence[status.FailedJob]  # the latest of the last day
     failed_by_code: Mapping[str, int]
+    deliveries: Mapping[str, int]  # unfinished, by state
+    delivery_backlog: status.Backlog
+    failed_deliveries: Sequence[status.FailedDelivery]  # the latest of the last day
     storage: Sequence[status.ProjectStorage]
     disk_free_bytes: int
     disk_bytes: int
@@ -48,6 +52,8 @@ def view(session: Session, project_id: str, checks: Sequence[Check], data_dir: P
     facts_jobs, oldest = status.jobs_by_state(session), status.oldest_waiting(session)
     reports = status.reports(session)
     failed_by_code = status.failures_by_code(session, PERIOD)
+    delivery_backlog = status.delivery_backlog(session)
+    failed_deliveries = status.failed_deliveries(session, PERIOD, MAX_FAILED_DELIVERIES)
     backup = reports.get("backup")
     facts = ServiceFacts(
         jobs=facts_jobs,
@@ -60,6 +66,9 @@ def view(session: Session, project_id: str, checks: Sequence[Check], data_dir: P
         silent_seconds={name: reports[name].age_seconds if name in reports else None for name in SERVICES},
         has_webhooks=status.has_webhooks(session),
         backlog_age_seconds=status.webhook_backlog(session).oldest_seconds,
+        has_delivery_targets=status.has_delivery_targets(session),
+        delivery_backlog_age_seconds=delivery_backlog.oldest_seconds,
+        failed_deliveries=Counter(each.target for each in failed_deliveries),
         backup_age_seconds=None if backup is None else backup.age_seconds,
         failed_checks=[(check.name, check.required, check.detail) for check in checks if not check.ok],
     )
@@ -72,6 +81,9 @@ def view(session: Session, project_id: str, checks: Sequence[Check], data_dir: P
         oldest=oldest,
         failed=status.failed_jobs(session, PERIOD, MAX_FAILED_JOBS),
         failed_by_code=failed_by_code,
+        deliveries=status.deliveries_by_state(session),
+        delivery_backlog=delivery_backlog,
+        failed_deliveries=failed_deliveries,
         storage=status.storage_by_project(session),
         disk_free_bytes=disk.free,
         disk_bytes=disk.total,

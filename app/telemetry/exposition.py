@@ -18,7 +18,7 @@ from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from app.log import get_logger
-from app.settings import Settings
+from app.settings import Settings, WebSettings
 from app.telemetry import metrics
 from app.telemetry.multiprocess import MULTIPROCESS_VARIABLE
 
@@ -43,7 +43,7 @@ class MetricsServer:
         self._server.server_close()
 
 
-def start_metrics_server(settings: Settings, process: str) -> MetricsServer | None:
+def start_metrics_server(settings: Settings | WebSettings, process: str) -> MetricsServer | None:
     """Serve the metrics of this process if the settings name a port. A port that is in use costs the metrics only."""
     if settings.metrics_port is None:
         return None

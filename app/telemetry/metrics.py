@@ -74,6 +74,19 @@ WEBHOOK_SECONDS = Histogram(
 )
 WEBHOOKS_DISABLED = Counter("tunery_webhook_endpoints_disabled", "Webhook endpoints disabled after failures.")
 
+# --- deliveries of adapters; kind is that of the target
+DELIVERY_ATTEMPTS = Counter(
+    "tunery_delivery_attempts",
+    "Attempts to deliver an adapter to a target, or to withdraw it.",
+    ["kind", "outcome"],  # delivered, withdrawn, present, failed, refused
+)
+DELIVERY_SECONDS = Histogram(
+    "tunery_delivery_attempt_duration_seconds",
+    "Duration of these attempts.",
+    ["kind"],
+    buckets=(0.05, 0.25, 1, 5, 15, 60, 300, 900, 3_600),
+)
+
 # --- the reconciler
 ROUNDS = Counter("tunery_reconciler_rounds", "Rounds of the reconciler.", ["outcome"])  # done, standby, failed
 ROUND_SECONDS = Gauge("tunery_reconciler_round_duration_seconds", "Duration of the last round.")

@@ -6,6 +6,7 @@ import uvicorn
 
 from app.log import configure_logging
 from app.settings import WebSettings
+from app.telemetry.exposition import start_metrics_server
 from app.web.server import create_app
 
 STOP_SECONDS = 3  # open web sockets are closed after it
@@ -14,6 +15,7 @@ STOP_SECONDS = 3  # open web sockets are closed after it
 def main() -> None:
     settings = WebSettings()
     configure_logging(settings.log_json, settings.log_file)
+    start_metrics_server(settings, "web")
     uvicorn.run(
         create_app(settings),
         host=settings.host,

@@ -16,6 +16,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from app.db import status
 from app.db.deliveries import credentials, deliveries
 from app.db.deliveries.credentials import NoSecretKey
 from app.db.deliveries.deliveries import ClaimedDelivery
@@ -34,6 +35,7 @@ from app.domain.deliveries.targets import (
     parse_destination,
 )
 from app.log import get_logger
+from app.telemetry import metrics
 from worker.deliveries import adapter_files
 from worker.deliveries.destination import Delivered, DeliveryError, DeliveryRefused, Parcel, Target
 from worker.deliveries.directory import DirectoryTarget
@@ -46,6 +48,7 @@ from worker.node.resources import Resources
 SENDER_THREADS = 8
 LEASE_SECONDS = 60.0  # how long a delivery rests after its sender was killed
 RENEW_SECONDS = 15.0
+REPORT_SECONDS = 10.0
 MAX_ERROR_CHARACTERS = 2_000
 
 log = get_logger(__name__)
@@ -58,6 +61,7 @@ class DeliverySender:
         self._thread_freed = threading.Event()
         self._in_flight: dict[str, ClaimedDelivery] = {}
         self._renewed_at = 0.0
+        self._reported_at = -float("inf")
         self._lock = threading.Lock()
         trust_database(resources.engine)
 
@@ -69,6 +73,7 @@ class DeliverySender:
             while not self.resources.stop.is_set():
                 try:
                     write_heartbeat(self.settings, "deliveries")
+                    self._report_if_due()
                     self._renew_leases()
                     for claimed in self.claim(SENDER_THREADS - len(self._in_flight)):
                         with self._lock:
@@ -89,27 +94,45 @@ class DeliverySender:
 
     def attempt(self, claimed: ClaimedDelivery) -> None:
         """Carry out one attempt and record its outcome, unless another process has claimed the delivery since."""
+        started_at = time.monotonic()
         try:
-            target = self._target(claimed)
-            match claimed.delivery.state:
-                case DeliveryState.WITHDRAWING:
-                    target.withdraw(_parcel(claimed))
-                    self._record_withdrawn(claimed)
-                case DeliveryState.DELIVERED if target.has(_parcel(claimed)):
-                    self._record(claimed, None, error=None, tries=0, next_attempt_at=self._next_look(target))
-                case _:
-                    self._record_delivered(claimed, target, self._deliver(claimed, target))
+            outcome = self._carry_out(claimed)
         except DeliveryError as error:
             self._record_failure(claimed, error)
+            outcome = "refused" if isinstance(error, DeliveryRefused) else "failed"
         except DATABASE_UNAVAILABLE:
             raise
         except Exception as error:
             log.exception("delivery failed", delivery=claimed.delivery.id)
             self._record_failure(claimed, DeliveryError(f"An error of the server: {type(error).__name__}; see its log"))
+            outcome = "failed"
+        metrics.DELIVERY_ATTEMPTS.labels(claimed.target.kind, outcome).inc()
+        metrics.DELIVERY_SECONDS.labels(claimed.target.kind).observe(time.monotonic() - started_at)
+
+    def _carry_out(self, claimed: ClaimedDelivery) -> str:
+        """Deliver, look, or withdraw, as the state says, and record it. Raises DeliveryError."""
+        target = self._target(claimed)
+        match claimed.delivery.state:
+            case DeliveryState.WITHDRAWING:
+                target.withdraw(_parcel(claimed))
+                self._record_withdrawn(claimed)
+                return "withdrawn"
+            case DeliveryState.DELIVERED if target.has(_parcel(claimed)):
+                self._record(claimed, None, error=None, tries=0, next_attempt_at=self._next_look(target))
+                return "present"
+        self._record_delivered(claimed, target, self._deliver(claimed, target))
+        return "delivered"
 
     @property
     def _staging(self) -> Path:
         return self.settings.work_dir / "deliveries"
+
+    def _report_if_due(self) -> None:
+        """Report for the operator's status that this sender works."""
+        if time.monotonic() - self._reported_at >= REPORT_SECONDS:
+            with transaction(self.resources.sessions) as session:
+                status.report(session, "deliveries")
+            self._reported_at = time.monotonic()
 
     def _renew_leases(self) -> None:
         """Extend the leases of the attempts in flight, however long they take."""
@@ -244,6 +267,7 @@ def _parcel(claimed: ClaimedDelivery) -> Parcel:
         target_id=claimed.target.id,
         target_name=claimed.target.name,
         model=delivery.model,
+        is_result=delivery.model == claimed.job.fine_tuned_model,
         served_model=delivery.served_model,
         base_model=claimed.job.base_model,
         manifest=claimed.checkpoint.manifest,

@@ -36,6 +36,8 @@ class ServiceState:
     snapshot_age_seconds: float
     crash_streak: int
     backlog: status.Backlog
+    deliveries: dict[str, int]  # unfinished ones by state
+    delivery_backlog: status.Backlog
     read_at: float
 
 
@@ -100,6 +102,8 @@ def read_state(session: Session) -> ServiceState:
         snapshot_age_seconds=status.oldest_snapshot_seconds(session),
         crash_streak=status.longest_crash_streak(session),
         backlog=status.webhook_backlog(session),
+        deliveries=status.deliveries_by_state(session),
+        delivery_backlog=status.delivery_backlog(session),
         read_at=time.time(),
     )
 
@@ -127,6 +131,16 @@ def _families(state: ServiceState) -> Iterator[GaugeMetricFamily]:
     yield _gauge("crash_streak_max", "The most consecutive crashed attempts of an unfinished job.", state.crash_streak)
     yield _gauge("webhook_backlog", "Due webhook deliveries.", state.backlog.deliveries)
     yield _gauge("webhook_backlog_age_seconds", "How long the oldest has been due.", state.backlog.oldest_seconds)
+    deliveries = GaugeMetricFamily(
+        "tunery_deliveries", "Deliveries of adapters that have not ended, by state.", labels=["state"]
+    )
+    for name, count in state.deliveries.items():
+        deliveries.add_metric([name], count)
+    yield deliveries
+    yield _gauge("delivery_backlog", "Due deliveries of adapters.", state.delivery_backlog.deliveries)
+    yield _gauge(
+        "delivery_backlog_age_seconds", "How long the oldest has been due.", state.delivery_backlog.oldest_seconds
+    )
     yield _gauge("service_state_timestamp_seconds", "When these values were read.", state.read_at)
 
 

@@ -30,7 +30,6 @@ class Program:
     command: list[str]
     grace_seconds: float
     environment: Mapping[str, str] = field(default_factory=dict)
-    has_metrics: bool = True  # listens on TUNERY_METRICS_PORT
 
 
 def metrics_ports(names: Sequence[str]) -> dict[str, int]:
@@ -80,14 +79,8 @@ def _web(host: str, port: int, web_port: int) -> Program:
         "TUNERY_WEB_PORT": str(web_port),
     }
     command = [sys.executable, "-m", "app.web"]
-    return Program(
-        "web",
-        f"dashboard, listens on {host} port {web_port}",
-        command,
-        WEB_GRACE_SECONDS,
-        environment,
-        has_metrics=False,
-    )
+    description = f"dashboard, listens on {host} port {web_port}"
+    return Program("web", description, command, WEB_GRACE_SECONDS, environment)
 
 
 def _gpu_worker(number: int, visible_devices: str | None, data_dir: Path) -> Program:

@@ -201,7 +201,7 @@ class _LocalStack:
         env = child_environment(self._layout.root, self._urls)
         env.setdefault(first_run.SECRET_KEYS_VARIABLE, first_run.ensure_secret_key(self._layout))
         started = programs(self._layout.root, self._options.host, port, web_port)
-        ports = metrics_ports([program.name for program in started if program.has_metrics])
+        ports = metrics_ports([program.name for program in started])
         for program in started:
             log = self._layout.log(program.name)
             environment = {**env, **program.environment, "TUNERY_LOG_FILE": str(log)}

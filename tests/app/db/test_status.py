@@ -7,12 +7,13 @@ from datetime import timedelta
 from sqlalchemy import func, update
 
 from app.db import status
+from app.db.deliveries import deliveries, targets
 from app.db.engine import Sessions, transaction
 from app.db.jobs import checkpoints, jobs
-from app.db.tables import Attempt, Job, Project
+from app.db.tables import Attempt, Delivery, Job, Project
 from app.domain.jobs.states import JobState
 from app.storage import LocalStorage
-from tests.factories import make_file, make_job, make_project, start_job, validate_job
+from tests.factories import make_file, make_job, make_project, make_succeeded_job, start_job, validate_job
 
 
 def test_an_empty_service_has_nothing_to_report(sessions: Sessions, project: Project) -> None:
@@ -23,6 +24,9 @@ def test_an_empty_service_has_nothing_to_report(sessions: Sessions, project: Pro
         assert status.oldest_snapshot_seconds(session) == 0
         assert status.longest_crash_streak(session) == 0
         assert status.webhook_backlog(session) == status.Backlog(0, 0.0)
+        assert status.delivery_backlog(session) == status.Backlog(0, 0.0)
+        assert status.deliveries_by_state(session) == {"pending": 0, "withdrawing": 0}
+        assert not status.has_delivery_targets(session)
         assert [(each.name, each.stored_bytes) for each in status.storage_by_project(session)] == [("default", 0)]
 
 
@@ -73,3 +77,37 @@ def test_storage_is_counted_by_project(sessions: Sessions, project: Project, sto
     with transaction(sessions) as session:
         found = [(each.name, each.stored_bytes) for each in status.storage_by_project(session)]
     assert found == [("other", 7), ("default", 5)]
+
+
+def test_deliveries_are_due_until_they_are_claimed_and_fail_until_their_target_is_deleted(
+    sessions: Sessions, project: Project, storage: LocalStorage, base_model: str
+) -> None:
+    day = timedelta(days=1)
+    with transaction(sessions) as session:
+        job = make_succeeded_job(session, storage, project)
+        (checkpoint, *_) = checkpoints.kept(session, job.id)
+        target = targets.insert(session, project.id, name="production", kind="s3", destination={"kind": "s3"})
+        assert target is not None
+        deliveries.create(session, job, checkpoint, target)
+        session.execute(update(Delivery).values(next_attempt_at=func.clock_timestamp() - timedelta(minutes=5)))
+    with transaction(sessions) as session:
+        assert status.has_delivery_targets(session)
+        backlog = status.delivery_backlog(session)
+        assert (backlog.deliveries, 300 <= backlog.oldest_seconds < 400) == (1, True)
+        deliveries.claim(session, 1, 60.0)
+    with transaction(sessions) as session:
+        assert status.delivery_backlog(session) == status.Backlog(0, 0.0)
+        assert status.deliveries_by_state(session) == {"pending": 1, "withdrawing": 0}
+        session.execute(update(Delivery).values(state="failed", error="away", next_attempt_at=None, leased_until=None))
+    with transaction(sessions) as session:
+        (failed,) = status.failed_deliveries(session, day, 20)
+        assert (failed.target, failed.job_id, failed.model, failed.error) == (
+            "production",
+            job.id,
+            checkpoint.name,
+            "away",
+        )
+        targets.delete(session, session.merge(target))
+    with transaction(sessions) as session:
+        assert status.failed_deliveries(session, day, 20) == []
+        assert not status.has_delivery_targets(session)

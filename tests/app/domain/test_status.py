@@ -17,9 +17,12 @@ HEALTHY = ServiceFacts(
     expired_leases=0,
     oldest_age_seconds={"queued": 7200.0},
     failed_by_code={"invalid_training_file": 3},
-    silent_seconds={"reconciler": 5.0, "webhooks": 10.0},
+    silent_seconds={"reconciler": 5.0, "webhooks": 10.0, "deliveries": 5.0},
     has_webhooks=True,
     backlog_age_seconds=2.0,
+    has_delivery_targets=True,
+    delivery_backlog_age_seconds=3.0,
+    failed_deliveries={},
     backup_age_seconds=3600.0,
 )
 
@@ -35,9 +38,12 @@ def test_a_busy_service_with_failed_files_of_users_is_healthy() -> None:
         ({"living_workers": {"gpu": 1}}, "no_cpu_worker", "problem"),
         ({"lost_workers": ["gpu0@host#1"]}, "workers_lost", "advice"),
         ({"expired_leases": 1}, "leases_expired", "problem"),
-        ({"silent_seconds": {"reconciler": 300.0, "webhooks": 1.0}}, "no_reconciler", "problem"),
-        ({"silent_seconds": {"reconciler": None, "webhooks": 1.0}}, "no_reconciler", "problem"),
-        ({"silent_seconds": {"reconciler": 1.0, "webhooks": None}}, "no_webhook_sender", "problem"),
+        ({"silent_seconds": {"reconciler": 300.0, "webhooks": 1.0, "deliveries": 1.0}}, "no_reconciler", "problem"),
+        ({"silent_seconds": {"reconciler": None, "webhooks": 1.0, "deliveries": 1.0}}, "no_reconciler", "problem"),
+        ({"silent_seconds": {"reconciler": 1.0, "webhooks": None, "deliveries": 1.0}}, "no_webhook_sender", "problem"),
+        ({"silent_seconds": {"reconciler": 1.0, "webhooks": 1.0}}, "no_delivery_sender", "problem"),
+        ({"delivery_backlog_age_seconds": 3600.0}, "deliveries_delayed", "problem"),
+        ({"failed_deliveries": {"production": 2}}, "deliveries_failed", "advice"),
         ({"idle_workers": {"gpu": 1}}, "queue_stalled", "advice"),
         ({"failed_by_code": {"worker_crash_loop": 1}}, "jobs_failed", "problem"),
         ({"backlog_age_seconds": 3600.0}, "webhooks_delayed", "problem"),
@@ -56,8 +62,9 @@ def test_each_fault_is_found_alone_with_a_remedy(change: dict[str, Any], code: s
     assert problem.remedy
 
 
-def test_a_silent_webhook_sender_is_no_problem_without_endpoints() -> None:
-    facts = replace(HEALTHY, has_webhooks=False, silent_seconds={"reconciler": 1.0, "webhooks": None})
+def test_silent_senders_are_no_problem_without_endpoints_and_targets() -> None:
+    silent = {"reconciler": 1.0, "webhooks": None, "deliveries": None}
+    facts = replace(HEALTHY, has_webhooks=False, has_delivery_targets=False, silent_seconds=silent)
     assert find_problems(facts) == []
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from prometheus_client import REGISTRY
 
 from app.db.jobs import evaluations
 from app.domain.evaluations.promotion import DeliveryVerdict
@@ -152,3 +153,23 @@ def test_a_directory_that_was_not_made_by_tunery_is_left_alone(delivery: Deliver
     delivery.attempt_due()
     assert "was not made by Tunery" in (delivery.delivery(job).error or "")
     assert (delivery.shared / "bot").is_dir()
+
+
+def test_attempts_are_counted_by_kind_and_outcome(delivery: DeliveryHarness) -> None:
+    def counted(outcome: str) -> float:
+        labels = {"kind": "directory", "outcome": outcome}
+        return REGISTRY.get_sample_value("tunery_delivery_attempts_total", labels) or 0
+
+    outcomes = ("delivered", "failed", "refused", "withdrawn")
+    before = [counted(outcome) for outcome in outcomes]
+    (delivery.shared / "file").mkdir()
+    delivery.target({"kind": "directory", "path": str(delivery.shared)})
+    delivery.target({"kind": "directory", "path": str(delivery.shared)}, "occupied", served_model="file")
+    delivery.target({"kind": "directory", "path": "/elsewhere"}, "outside")
+    job = delivery.finished_job("production", "occupied", "outside")
+    delivery.attempt_due()
+    delivery.delete_model(job)
+    (delivery.shared / "file").rmdir()
+    delivery.attempt_due()
+    after = [counted(outcome) for outcome in outcomes]
+    assert [new - old for new, old in zip(after, before, strict=True)] == [1, 1, 2, 2]

@@ -36,6 +36,8 @@ def test_the_state_of_the_service_is_exposed(resources: Resources, project: Proj
     assert registry.get_sample_value("tunery_workers", {"queue": "gpu", "status": "idle"}) == 1
     assert registry.get_sample_value("tunery_workers", {"queue": "cpu", "status": "busy"}) == 0
     assert 0 < registry.get_sample_value("tunery_queue_oldest_age_seconds", {"state": "validating_files"}) < 60
+    assert registry.get_sample_value("tunery_deliveries", {"state": "pending"}) == 0
+    assert registry.get_sample_value("tunery_delivery_backlog_age_seconds") == 0
     labels = {"project": "default", "project_id": project.id}
     assert registry.get_sample_value("tunery_stored_bytes", labels) == 7
     assert registry.get_sample_value("tunery_data_disk_free_bytes") > 0

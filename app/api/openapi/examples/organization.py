@@ -134,6 +134,24 @@ STATUS = {
             }
         ],
     },
+    "deliveries": {
+        "pending": 1,
+        "withdrawing": 0,
+        "due": 0,
+        "oldest_due_seconds": 0.0,
+        "failed": [
+            {
+                "id": "delivery_0123456789abcdef01234567",
+                "project_id": PROJECT_ID,
+                "project": "research",
+                "target": "production",
+                "job_id": all_operations.JOB_ID,
+                "model": f"ft:{all_operations.MODEL}:tunery:demo:1f8a20c4",
+                "failed_at": 1794990000,
+                "error": "http://10.0.0.5:8000 is not reachable: Connection refused",
+            }
+        ],
+    },
     "storage": {
         "disk_free_bytes": 412_000_000_000,
         "disk_bytes": 1_000_000_000_000,

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from app.api.schemas.common import Body, unix_seconds
 from app.api.schemas.queue import WorkerBody, render_worker
-from app.db.status import FailedJob
+from app.db.status import FailedDelivery, FailedJob
 from app.domain.jobs.remedies import remedy
 from app.domain.jobs.states import JobState
 from app.services.status import StatusView
@@ -59,6 +59,25 @@ class FailureStatus(Body):
     data: list[FailedJobBody]
 
 
+class FailedDeliveryBody(Body):
+    id: str
+    project_id: str
+    project: str
+    target: str
+    job_id: str
+    model: str
+    failed_at: int
+    error: str | None
+
+
+class DeliveryStatus(Body):
+    pending: int
+    withdrawing: int
+    due: int
+    oldest_due_seconds: float
+    failed: list[FailedDeliveryBody]
+
+
 class ProjectStorageBody(Body):
     project_id: str
     project: str
@@ -85,6 +104,7 @@ class StatusBody(Body):
     workers: list[WorkerBody]
     queue: QueueStatus
     failed_jobs: FailureStatus
+    deliveries: DeliveryStatus
     storage: StorageStatus
     last_backup: BackupStatus | None
 
@@ -105,6 +125,12 @@ def render_status(view: StatusView) -> dict[str, Any]:
             "total": sum(view.failed_by_code.values()),
             "by_code": dict(view.failed_by_code),
             "data": [_failed_job(job) for job in view.failed],
+        },
+        "deliveries": {
+            **view.deliveries,
+            "due": view.delivery_backlog.deliveries,
+            "oldest_due_seconds": round(view.delivery_backlog.oldest_seconds, 1),
+            "failed": [_failed_delivery(each) for each in view.failed_deliveries],
         },
         "storage": {
             "disk_free_bytes": view.disk_free_bytes,
@@ -146,3 +172,7 @@ def _failed_job(job: FailedJob) -> dict[str, Any]:
         "message": job.message,
         "remedy": remedy(job.code),
     }
+
+
+def _failed_delivery(delivery: FailedDelivery) -> dict[str, Any]:
+    return vars(delivery) | {"failed_at": unix_seconds(delivery.failed_at)}

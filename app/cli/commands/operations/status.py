@@ -29,12 +29,12 @@ UNHEALTHY = 1  # the exit code, for scripts
 def show(
     client: "Client",
     as_json: AsJson = False,
-    failed: Annotated[int, typer.Option(min=0, max=20, help="Maximum number of failed jobs.")] = 5,
+    failed: Annotated[int, typer.Option(min=0, max=20, help="Maximum number of failed jobs and deliveries.")] = 5,
 ) -> None:
     """Show whether the service is healthy, and what to do if it is not. Requires an admin key.
 
-    Workers, queue, jobs that failed within the last day, storage by project, last backup. The exit code is 1 if there
-    is a problem.
+    Workers, queue, jobs and deliveries that failed within the last day, storage by project, last backup. The exit code
+    is 1 if there is a problem.
     """
     status = client.get("organization/status")
     if as_json:
@@ -54,6 +54,7 @@ def _print(status: dict[str, Any], failed_limit: int) -> None:
         [
             ("queue", _queue_text(status["queue"])),
             ("oldest due", _oldest_text(status["queue"]["oldest"])),
+            ("deliveries", _deliveries_text(status["deliveries"])),
             ("disk", _disk_text(status["storage"])),
             ("last backup", _backup_text(status["last_backup"])),
         ]
@@ -62,6 +63,7 @@ def _print(status: dict[str, Any], failed_limit: int) -> None:
     rows = [[w["name"] or w["id"], w["queue"], w["status"], w["job_id"] or ""] for w in status["workers"]]
     print_table(["worker", "queue", "status", "job"], rows, "No worker is alive.")
     _print_failed(status["failed_jobs"], failed_limit)
+    _print_failed_deliveries(status["deliveries"]["failed"], failed_limit)
     print_line("\nStorage by project")
     projects = [[each["project"], size_text(each["stored_bytes"])] for each in status["storage"]["projects"]]
     print_table(["project", "stored"], projects[:MAX_PROJECTS], "No projects.")
@@ -80,6 +82,14 @@ def _print_failed(failures: dict[str, Any], limit: int) -> None:
             print_line(f"    -> {job['remedy']}")
 
 
+def _print_failed_deliveries(failed: list[dict[str, Any]], limit: int) -> None:
+    if failed and limit:
+        print_line("\nDeliveries that failed within the last day")
+    for delivery in failed[:limit]:
+        print_line(f"  {delivery['job_id']}  {delivery['project']}  {delivery['target']}  {delivery['model']}")
+        print_line(f"    {delivery['error'] or ''}")
+
+
 def _queue_text(queue: dict[str, Any]) -> str:
     names = {"running": "running", "queued": "queued", "validating_files": "validating", "paused": "paused"}
     return ", ".join(f"{queue[state]} {name}" for state, name in names.items())
@@ -87,6 +97,13 @@ def _queue_text(queue: dict[str, Any]) -> str:
 
 def _oldest_text(oldest: list[dict[str, Any]]) -> str:
     return ", ".join(f"{job['id']} ({job['status']}) for {duration_text(job['waiting_seconds'])}" for job in oldest)
+
+
+def _deliveries_text(deliveries: dict[str, Any]) -> str:
+    text = f"{deliveries['pending']} pending, {deliveries['withdrawing']} to be withdrawn"
+    if deliveries["due"]:
+        text += f", {deliveries['due']} due for {duration_text(deliveries['oldest_due_seconds'])}"
+    return text
 
 
 def _disk_text(storage: dict[str, Any]) -> str:

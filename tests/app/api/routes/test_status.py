@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import pytest
+from sqlalchemy import update
 from starlette.testclient import TestClient
 
 from app.db import status
 from app.db.access import keys
+from app.db.deliveries import deliveries, targets
 from app.db.engine import Sessions, transaction
+from app.db.jobs import checkpoints
 from app.db.scheduling import workers
-from app.db.tables import Project
+from app.db.tables import Delivery, Project
 from app.storage import LocalStorage
-from tests.factories import make_failed_job, make_file, make_job
+from tests.factories import make_failed_job, make_file, make_job, make_succeeded_job
 
 PATH = "/v1/organization/status"
 
@@ -41,11 +44,29 @@ def test_after_a_night_of_faults_one_answer_has_each_of_them(
         status.report(session, "backup", {"directory": "/backup"})
         workers.heartbeat(session, "gpu0@host#1", "gpu", "host", 1, {})
         workers.mark_lost(session, silent_seconds=-1)
+        job = make_succeeded_job(session, storage, project)
+        target = targets.insert(session, project.id, name="production", kind="s3", destination={"kind": "s3"})
+        assert target is not None
+        deliveries.create(session, job, checkpoints.kept(session, job.id)[0], target)
+        session.execute(update(Delivery).values(state="failed", error="the bucket is full", next_attempt_at=None))
     body = client.get(PATH, headers=admin).json()
     assert body["healthy"] is False
-    assert {problem["code"] for problem in body["problems"]} == {"no_cpu_worker", "no_reconciler", "workers_lost"}
+    assert {problem["code"] for problem in body["problems"]} == {
+        "no_cpu_worker",
+        "no_reconciler",
+        "workers_lost",
+        "no_delivery_sender",
+        "deliveries_failed",
+    }
     assert body["queue"]["validating_files"] == 1
     assert [job["id"] for job in body["queue"]["oldest"]] == [waiting.id]
+    (delivery,) = body["deliveries"]["failed"]
+    assert (delivery["target"], delivery["project"], delivery["error"]) == (
+        "production",
+        "default",
+        "the bucket is full",
+    )
+    assert (body["deliveries"]["pending"], body["deliveries"]["due"]) == (0, 0)
     (job,) = body["failed_jobs"]["data"]
     assert (job["id"], job["project"], job["code"]) == (failed.id, "default", "invalid_training_file")
     assert job["remedy"].startswith("Correct the listed lines")

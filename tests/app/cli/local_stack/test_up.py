@@ -155,7 +155,7 @@ class TestALife:
 
     def _exposes_metrics(self, running: Running) -> None:
         targets = json.loads(running.layout.metrics_targets.read_text())
-        assert {each["labels"]["process"] for each in targets} == SERVICES - {"postgres", "valkey", "web"}
+        assert {each["labels"]["process"] for each in targets} == SERVICES - {"postgres", "valkey"}
         for each in targets:
             answer = httpx2.get(f"http://{each['targets'][0]}/metrics", trust_env=False)
             assert "tunery_build_info{process=" in answer.text
