@@ -25,7 +25,7 @@ from tests.engines.vllm_server import EXAMPLE, VllmServer
 from tests.stack import open_directory
 from tests.up import Service
 
-pytestmark = pytest.mark.timeout(480)
+pytestmark = pytest.mark.timeout(900)  # on a busy machine
 
 MODEL = "SmolLM2-135M-Instruct"
 JOBS = "/v1/fine_tuning/jobs"
@@ -58,7 +58,7 @@ class World:
         return [each["message"] for each in self.get(f"{JOBS}/{self.facts['job']}/events")["data"]]
 
     def until_delivery(self, *statuses: str) -> Any:
-        until(lambda: self.delivery()["status"] in statuses, f"the delivery is {statuses}", 180, interval_seconds=1.0)
+        until(lambda: self.delivery()["status"] in statuses, f"the delivery is {statuses}", 400, interval_seconds=1.0)
         return self.delivery()
 
 
@@ -118,7 +118,7 @@ def test_a_finished_job_is_delivered_and_the_check_finds_what_was_trained(world:
     world.facts["job"] = job["id"]
     world.vllm.wait()
     path = f"{JOBS}/{job['id']}"
-    until(lambda: world.get(path)["finished_at"], "the job has ended", 300, interval_seconds=1.0)
+    until(lambda: world.get(path)["finished_at"], "the job has ended", 600, interval_seconds=1.0)
     ended = world.get(path)
     assert ended["status"] == "succeeded", ended["error"]
     world.facts["model"] = ended["fine_tuned_model"]
@@ -143,7 +143,7 @@ def test_a_restarted_vllm_gets_it_again(world: World) -> None:
     world.vllm.start()
     world.vllm.wait()
     # The answer is asked for after the check: vLLM for CPUs ends if both are computed in one batch.
-    until(lambda: any("had lost" in message for message in world.messages()), "it is back", 180, interval_seconds=1.0)
+    until(lambda: any("had lost" in message for message in world.messages()), "it is back", 400, interval_seconds=1.0)
     assert world.facts["model"] in world.vllm.models()
     assert world.vllm.ask(world.facts["model"]).is_success
     assert world.until_delivery("delivered")["check"]["verdict"] == "same"

@@ -60,7 +60,7 @@ class VllmServer:
         self.start()
 
     def wait(self) -> None:
-        until(self._is_healthy, "vLLM is healthy", 240, interval_seconds=1.0)
+        until(self._is_healthy, "vLLM is healthy", 600, interval_seconds=1.0)
 
     def stop(self) -> None:
         if self.process is not None:
