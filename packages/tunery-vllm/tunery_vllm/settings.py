@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+REQUIRED = ("TUNERY_BASE_URL", "TUNERY_API_KEY")
+
 
 class SettingsError(ValueError):
     """Environment variables are missing or wrong; the message names each."""
@@ -22,7 +24,7 @@ class Settings:
 
 def load_settings(environment: Mapping[str, str]) -> Settings:
     """Raises SettingsError."""
-    problems = [f"{name} is not set" for name in ("TUNERY_BASE_URL", "TUNERY_API_KEY") if not environment.get(name)]
+    problems = [f"{name} is not set" for name in REQUIRED if not environment.get(name)]
     base_url = environment.get("TUNERY_BASE_URL", "").rstrip("/").removesuffix("/v1")
     if base_url and not base_url.startswith(("http://", "https://")):
         problems.append(f"TUNERY_BASE_URL is {base_url!r}; it must begin with http:// or https://")

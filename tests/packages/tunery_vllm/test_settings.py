@@ -39,3 +39,18 @@ def test_vllm_gets_one_resolver_also_when_a_process_loads_the_plugin_twice(
     from vllm.lora.resolver import LoRAResolverRegistry  # type: ignore[import-not-found]
 
     assert list(LoRAResolverRegistry.resolvers) == ["Tunery"]
+
+
+def test_a_server_without_the_variables_starts_without_the_plugin(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in COMPLETE:
+        monkeypatch.delenv(name, raising=False)
+    register()
+    from vllm.lora.resolver import LoRAResolverRegistry  # type: ignore[import-not-found]
+
+    assert LoRAResolverRegistry.resolvers == {}
+    assert "TUNERY_BASE_URL and TUNERY_API_KEY are not set" in caplog.text
+    monkeypatch.setenv("TUNERY_API_KEY", "tnry_secret")
+    with pytest.raises(SettingsError, match="TUNERY_BASE_URL is not set"):
+        register()
