@@ -28,7 +28,7 @@ CARDS = (
 )  # fmt: skip
 
 HERE = "tests/test_serving_commands.py::test_the_command_that_shows_the_compatibility_prints_it"
-TARGETS = "tests/app/cli/commands/test_targets.py::test_the_commands_of_the_page_run_in_their_order"
+TARGETS = "::test_the_commands_of_the_page_run_in_their_order"
 VLLM = "tests/engines/vllm_scenario.py::test_a_finished_job_is_delivered_and_the_check_finds_what_was_trained"
 ASK = "tests/engines/vllm_scenario.py::test_vllm_answers_under_the_name_of_the_model_and_not_as_the_base_model"
 PLUGIN = "tests/engines/vllm_scenario.py::test_vllm_with_the_plugin_finds_the_model_by_its_name"

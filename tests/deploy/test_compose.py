@@ -130,6 +130,7 @@ class TestSecrets:
     @each
     def test_who_names_a_secret_has_it(self, name: str) -> None:
         named = {Path(value).name for value in _environment(ALL[name]).values() if value.startswith("/run/secrets/")}
+        named |= set(re.findall(r"/run/secrets/(\w+)", str(ALL[name].get("command", ""))))
         assert named == set(ALL[name].get("secrets", []))
 
     def test_only_the_api_sees_the_admin_key(self) -> None:
