@@ -108,6 +108,9 @@ class Settings(BaseSettings):
     gpus_per_job: int = Field(
         default=1, ge=1, le=64
     )  # data parallel: the GPUs of a slot that share each step's examples
+    slots_per_gpu: int = Field(
+        default=1, ge=1, le=16
+    )  # workers that share a GPU, each with an equal part of its memory; the same value for all workers of a GPU
     device: str = "auto"  # auto, cpu or cuda
     threads: int | None = None  # CPU threads of a trainer; default: physical cores
 

@@ -28,6 +28,7 @@ from worker.jobs.lease import LeaseKeeper
 from worker.jobs.parent_adapter import FetchedParentAdapter
 from worker.jobs.prepare import PreparationError, verify_base_model
 from worker.jobs.sanitize import clean_text
+from worker.node.device import training_device
 from worker.node.resources import Resources
 
 
@@ -138,6 +139,7 @@ def _spec(settings: Settings, loaded: Loaded, adapter: FetchedParentAdapter) -> 
             lora = expand_patterns(lora, layers)
         except PatternError as error:
             raise EvaluationFailed(EvaluationErrorCode.SERVER_ERROR, f"{error}.", is_final=True) from error
+    budget = loaded.evaluation.budget_bytes
     return GenerationSpec(
         base=BaseSpec(
             name=base.name,
@@ -153,4 +155,5 @@ def _spec(settings: Settings, loaded: Loaded, adapter: FetchedParentAdapter) -> 
         max_new_tokens=loaded.settings.max_new_tokens,
         device=settings.device,
         threads=settings.threads,
+        memory_budget_bytes=budget if budget and budget < training_device(settings.device).memory_bytes else None,
     )

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from app.db import models
 from app.db.files import files
-from app.db.jobs import checkpoints, measurements
+from app.db.jobs import attempts, checkpoints, measurements
 from app.db.tables import BaseModelRow, File, Job, Snapshot
 from app.domain.artifacts.full_disk import DiskSpace, is_disk_full
 from app.domain.base_models.catalog import (
@@ -55,6 +55,7 @@ class Inputs:
     parent_adapter_files: list[File] | None
     measurements: list[Measurement]
     memory_kills: int
+    slot_bytes: int | None  # the budget of a slot that shares its GPU; None: the job has the whole GPU
 
 
 def prepare(resources: Resources, job: Job, keeper: LeaseKeeper, directory: Path) -> DiskSpace:
@@ -127,6 +128,7 @@ def load_inputs(session: Session, job: Job, device_name: str = "") -> Inputs:
         parent_adapter_files=parent_adapter.load(session, job),
         measurements=measurements.similar(session, device_name, base.manifest_sha256, spec.quantization, spec.method),
         memory_kills=measurements.count_memory_kills(session, job.id),
+        slot_bytes=attempts.slot_bytes(session, job.id, job.attempt),
     )
 
 
@@ -231,6 +233,7 @@ def trainer_spec(
             "world_size": settings.gpus_per_job,
             "measurements": tuple(inputs.measurements),
             "out_of_memory_kills": inputs.memory_kills,
+            "memory_budget_bytes": inputs.slot_bytes,
         }
     )
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from sqlalchemy.orm import Session
 
 from app.db.engine import transaction
-from app.db.jobs import checkpoints, claims, measurements
+from app.db.jobs import attempts, checkpoints, claims, measurements
 from app.db.jobs.claims import FencedError, NoLongerDesiredError
 from app.db.tables import Job
 from app.domain.artifacts.full_disk import DiskSpace, is_disk_full
@@ -107,6 +107,8 @@ class JobSupervisor:
         try:
             needed = self._prepare(job, keeper, directory)
             outcome = self._stop_request(keeper) or self._train(job, keeper, directory, lock)
+            if outcome.reason == Reason.OUT_OF_MEMORY:
+                return self._out_of_memory(job, keeper, outcome)
             return outcome if outcome.reason != Reason.STORAGE_FULL else self._disk_full(job, directory, needed)
         except FencedError:
             raise
@@ -125,6 +127,15 @@ class JobSupervisor:
         except Exception:
             log.exception("the supervisor failed")
             return AttemptOutcome(Reason.TRAINER_CRASHED, "The worker had an internal error; its log has the details")
+
+    def _out_of_memory(self, job: Job, keeper: LeaseKeeper, outcome: AttemptOutcome) -> AttemptOutcome:
+        """A job that ran out of the memory of a slot is repeated with a whole GPU. Raises FencedError."""
+        slot_bytes = keeper.transact(lambda session: attempts.slot_bytes(session, job.id, job.attempt))
+        if slot_bytes is None:
+            return outcome
+        keeper.transact(lambda session: claims.update_held_job(session, keeper.lease, needed_cuda_bytes=slot_bytes))
+        text = f"The memory of a slot ({slot_bytes / 1e9:.2f} GB) was too small; the job is queued for a whole GPU"
+        return AttemptOutcome(Reason.SLOT_TOO_SMALL, text)
 
     def _disk_full(
         self, job: Job, directory: Path, needed: DiskSpace | None, error: OSError | None = None
@@ -249,7 +260,9 @@ class JobSupervisor:
 
     def _delay_seconds(self, reason: Reason) -> float:
         """How long the job waits before its next attempt."""
-        if reason in (Reason.PAUSED, Reason.PREEMPTED) or (reason == Reason.DRAINED and self.resources.stop.is_set()):
+        if reason in (Reason.PAUSED, Reason.PREEMPTED, Reason.SLOT_TOO_SMALL) or (
+            reason == Reason.DRAINED and self.resources.stop.is_set()
+        ):
             return 0.0
         if reason == Reason.STORAGE_UNAVAILABLE:
             return STORAGE_RETRY_FACTOR * self.settings.requeue_delay_seconds

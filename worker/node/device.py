@@ -72,6 +72,17 @@ def visible_gpus(gpus: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 @lru_cache(maxsize=4)
+def training_gpu_uuids(gpus: int, device_setting: str = "auto") -> tuple[str, ...]:
+    """The UUIDs of the GPUs that a job of this worker trains on; empty on a CPU, and for MIG slices.
+
+    A slice has a part of the memory that nvidia-smi reports for its GPU, so nothing can be reserved on it.
+    """
+    if device_setting == "cpu" or "MIG" in os.environ.get("CUDA_VISIBLE_DEVICES", ""):
+        return ()
+    return tuple(gpu["uuid"] for gpu in list_gpus()[:gpus])
+
+
+@lru_cache(maxsize=4)
 def training_device(device_setting: str = "auto") -> Device:
     """The device that trainers of this worker use: the first GPU, or the CPU with the memory it may use."""
     gpus = list_gpus() if device_setting != "cpu" else []

@@ -17,7 +17,7 @@ from app.domain.scheduling.worker_capacity import WorkerCapacity
 from app.log import get_logger
 from worker.jobs.lease import DATABASE_UNAVAILABLE, first_line
 from worker.jobs.prepare import PreparationError, verify_base_model
-from worker.node.device import training_device
+from worker.node.device import training_device, training_gpu_uuids
 from worker.node.resources import Resources
 
 log = get_logger(__name__)
@@ -42,7 +42,15 @@ class ModelInventory:
         settings = self._resources.settings
         device = training_device(settings.device)
         labels = frozenset(settings.labels)
-        return WorkerCapacity(device.kind, device.memory_bytes, self._names, labels, settings.gpus_per_job)
+        return WorkerCapacity(
+            device.kind,
+            device.memory_bytes,
+            self._names,
+            labels,
+            settings.gpus_per_job,
+            settings.slots_per_gpu,
+            training_gpu_uuids(settings.gpus_per_job, settings.device),
+        )
 
     def describe(self) -> dict[str, Any]:
         """The inventory's part of the workers' row."""
@@ -51,6 +59,8 @@ class ModelInventory:
             "models": sorted(self._names),
             "labels": sorted(settings.labels),
             "gpus_per_job": settings.gpus_per_job,
+            "slots_per_gpu": settings.slots_per_gpu,
+            "gpu_uuids": list(training_gpu_uuids(settings.gpus_per_job, settings.device)),
         }
 
     def refresh(self) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 
 from sqlalchemy.orm import Session
 
 from app.db.engine import transaction
 from app.db.scheduling import fair_queue, queue_positions, workers
+from app.db.scheduling.queue_positions import RunningAttempt
 from app.domain.scheduling.forecast import JobForecast, QueuedJob, WorkerSlot, forecast
 from app.domain.scheduling.preemption import PreemptionPolicy, RunningJob, UrgentJob, select_victims
 from app.domain.scheduling.worker_capacity import WorkerCapacity, worker_capacity
@@ -75,13 +77,23 @@ class _QueueSnapshot:
         for job in self.running:
             if job.lease_owner in slots:
                 capacity = self.capacities[job.lease_owner]
-                slots[job.lease_owner] = WorkerSlot(capacity, job.seconds_left, job.project_id)
+                slots[job.lease_owner] = WorkerSlot(capacity, job.seconds_left, job.project_id, job.reserved_bytes)
         return list(slots.values())
 
     @property
     def free_capacities(self) -> list[WorkerCapacity]:
+        """What idle workers offer now: of a GPU that is partly reserved one slot."""
         owners = {job.lease_owner for job in self.running}
-        return [capacity for owner, capacity in self.capacities.items() if owner not in owners]
+        reserved: Counter[str] = Counter()
+        for job in self.running:
+            if job.lease_owner in self.capacities:
+                reserved.update(dict.fromkeys(self.capacities[job.lease_owner].gpu_uuids, job.reserved_bytes))
+        free = []
+        for capacity in (capacity for owner, capacity in self.capacities.items() if owner not in owners):
+            held = max((reserved[uuid] for uuid in capacity.gpu_uuids), default=0)
+            if capacity.has_room_for_slot(held):
+                free.append(capacity.as_slot if held else capacity)
+        return free
 
     @property
     def free_job_counts(self) -> dict[str, int]:
@@ -97,7 +109,7 @@ class _QueueSnapshot:
             RunningJob(
                 job.id,
                 job.project_id,
-                self.capacities[job.lease_owner],
+                self._capacity_of(job),
                 self.shares[job.project_id].share if job.project_id in self.shares else 0.0,
                 job.ran_seconds,
                 job.seconds_left,
@@ -111,6 +123,11 @@ class _QueueSnapshot:
             if job.lease_owner in self.capacities
         ]
 
+    def _capacity_of(self, job: RunningAttempt) -> WorkerCapacity:
+        """What becomes free with the job: its slot, or the whole GPU if it has that."""
+        capacity = self.capacities[job.lease_owner]
+        return capacity.as_slot if job.reserved_bytes < capacity.memory_bytes else capacity
+
     def urgent(self, forecasts: Sequence[JobForecast]) -> list[UrgentJob]:
         """Urgent jobs that some worker could run now, in queue order."""
         by_id: dict[str, QueuedJob] = {
@@ -119,5 +136,5 @@ class _QueueSnapshot:
         return [
             UrgentJob(each.job_id, each.project_id, by_id[each.job_id].requirements)
             for each in forecasts
-            if each.job_id in by_id and each.waiting_for is None
+            if each.job_id in by_id and each.start_in_seconds is not None
         ]

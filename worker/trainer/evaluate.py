@@ -75,6 +75,7 @@ def main(arguments: list[str]) -> int:
 
 def _answer(spec: GenerationSpec, prompts: list[Prompt], workdir: Path) -> None:
     device = choose_device(spec.device)
+    device_memory.set_budget(device, spec.memory_budget_bytes)
     make_repeatable(device, spec.threads or choose_threads())
     dtype = choose_compute_dtype(spec.quantization, device, spec.dtype_is_free)
     base = open_base(spec.base, spec.quantization, dtype, device)

@@ -90,6 +90,7 @@ def _run_attempt(attempt: TrainingAttempt) -> None:
     spec, emit = attempt.spec, attempt.emit
     device_memory.set_mmap_threshold()
     device = choose_device(spec.device)
+    device_memory.set_budget(device, spec.memory_budget_bytes)
     snapshot = attempt.open_snapshot()
     plan = snapshot.plan if snapshot else _initial_plan(attempt, device)
     make_repeatable(device, plan.threads)
@@ -204,12 +205,14 @@ def _plan_memory(
     *,
     is_new: bool,
 ) -> ExecutionPlan:
-    """Plan the memory layout in the first attempt, and again after the kernel killed an attempt for memory.
+    """Plan the memory layout in the first attempt, and again with less memory.
 
+    That is after the kernel killed an attempt for memory, and in a slot with less memory than the earlier plan takes.
     Raises Failure(OUT_OF_MEMORY) if even the smallest layout does not fit.
     """
     spec = with_compute_dtype(attempt.spec, plan.compute_dtype)
-    if not is_new and spec.out_of_memory_kills <= plan.out_of_memory_kills:
+    fits_slot = spec.memory_budget_bytes is None or plan.peak_bytes <= spec.memory_budget_bytes
+    if not is_new and fits_slot and spec.out_of_memory_kills <= plan.out_of_memory_kills:
         return plan
     placement = place(spec, base, run, plan.row_tokens, recomputation)
     attempt.emit(planned(run, placement))

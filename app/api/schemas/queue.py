@@ -12,6 +12,7 @@ from app.api.schemas.common import Body, ListBody, unix_seconds, unix_seconds_or
 from app.db.tables import Job, QueuePlace
 from app.domain.jobs.states import JobState
 from app.domain.scheduling.fair_share import ProjectShare
+from app.domain.scheduling.worker_capacity import worker_capacity
 from app.services.queue import QueueView, WorkerView, public_worker_id
 
 
@@ -20,6 +21,8 @@ class WorkerDevice(Body):
     name: str | None
     memory_bytes: int | None
     count: int
+    slots_per_gpu: int
+    slot_bytes: int | None
 
 
 class WorkerBody(Body):
@@ -104,7 +107,7 @@ class QueueBody(Body):
 
 
 def render_worker(view: WorkerView) -> dict[str, Any]:
-    row, about = view.row, view.row.about
+    row, about, capacity = view.row, view.row.about, worker_capacity(view.row.about)
     admin_fields = {"name": row.id, "hostname": row.hostname, "pid": row.pid, "versions": about.get("versions")}
     return {
         "id": view.id,
@@ -115,7 +118,9 @@ def render_worker(view: WorkerView) -> dict[str, Any]:
             "kind": about.get("kind"),
             "name": about.get("device"),
             "memory_bytes": about.get("memory_bytes"),
-            "count": int(about.get("gpus_per_job") or 1),
+            "count": capacity.gpus,
+            "slots_per_gpu": capacity.slots_per_gpu if capacity.shares_gpus else 1,
+            "slot_bytes": capacity.slot_bytes if capacity.shares_gpus else None,
         },
         "models": list(view.models),
         "labels": about.get("labels") or [],

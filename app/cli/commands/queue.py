@@ -119,4 +119,7 @@ def _device_text(device: dict[str, Any]) -> str:
     if device["name"] is None:
         return ""
     count = f"{device['count']} x " if device["count"] > 1 else ""
-    return f"{count}{device['name']}, {size_text(device['memory_bytes'])}"
+    text = f"{count}{device['name']}, {size_text(device['memory_bytes'])}"
+    if device["slot_bytes"] is None:
+        return text
+    return f"1 of {device['slots_per_gpu']} slots ({size_text(device['slot_bytes'])}) of {text}"

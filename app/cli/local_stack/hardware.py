@@ -17,7 +17,10 @@ def gpus() -> list[str]:
 
 
 def gpu_groups() -> list[str | None]:
-    """CUDA_VISIBLE_DEVICES of each GPU worker, with TUNERY_GPUS_PER_JOB GPUs each; [None] for one worker without it."""
+    """CUDA_VISIBLE_DEVICES of each GPU worker, with TUNERY_GPUS_PER_JOB GPUs each; None for a worker without it.
+
+    Each GPU has TUNERY_SLOTS_PER_GPU workers; several GPUs of one job have one.
+    """
     visible_devices = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpu_names = gpus() if os.environ.get("TUNERY_DEVICE", "auto") != "cpu" else []
     if visible_devices is None:
@@ -25,10 +28,12 @@ def gpu_groups() -> list[str | None]:
     else:
         devices = [*filter(None, visible_devices.split(","))]
     size = max(1, int(os.environ.get("TUNERY_GPUS_PER_JOB") or 1))
+    slots = max(1, int(os.environ.get("TUNERY_SLOTS_PER_GPU") or 1)) if gpu_names and size == 1 else 1
     groups = len(devices) // size
     if not gpu_names or groups < 2:
-        return [None]
-    return [",".join(devices[size * number : size * (number + 1)]) for number in range(groups)]
+        return [None] * slots
+    each = [",".join(devices[size * number : size * (number + 1)]) for number in range(groups)]
+    return [group for group in each for _ in range(slots)]
 
 
 def nvidia_smi(*arguments: str) -> str | None:

@@ -12,14 +12,14 @@ from app.db.tables import File, Job
 from app.domain.jobs.states import JobState
 
 QUEUED_STATES = (JobState.VALIDATING, JobState.QUEUED)
-# The month is a calendar month in UTC. `held` are the seconds that running attempts will still take: the estimate of
-# the last metrics, else the plan.
+# The month is a calendar month in UTC. A slot of a shared GPU counts as its share of it. `held` are the seconds that
+# running attempts will still take: the estimate of the last metrics, else the plan.
 GPU_SECONDS = """
 SELECT
   attempt.project_id,
-  coalesce(sum(attempt.gpus * extract(epoch FROM
+  coalesce(sum(attempt.gpus * attempt.gpu_share * extract(epoch FROM
     coalesce(attempt.ended_at, clock_timestamp()) - greatest(attempt.started_at, month.began))), 0)::float AS used,
-  coalesce(sum(attempt.gpus * CASE WHEN attempt.ended_at IS NULL THEN coalesce(
+  coalesce(sum(attempt.gpus * attempt.gpu_share * CASE WHEN attempt.ended_at IS NULL THEN coalesce(
     (job.progress ->> 'eta_seconds')::float,
     greatest(0, plan.predicted_seconds - extract(epoch FROM clock_timestamp() - attempt.started_at)),
     0) END), 0)::float AS held

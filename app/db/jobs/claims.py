@@ -17,7 +17,7 @@ from sqlalchemy import ColumnElement, and_, func, null, select, update
 from sqlalchemy.orm import Session
 
 from app.db.jobs import events, full_disk
-from app.db.scheduling import fair_queue
+from app.db.scheduling import fair_queue, gpu_reservations
 from app.db.scheduling.fair_queue import Kind
 from app.db.tables import Attempt, Job
 from app.domain.jobs.states import CRASHES, FINAL_STATE, TERMINAL, Desired, JobState, Reason
@@ -68,10 +68,18 @@ def claim(
     Four statements in the caller's transaction: a check without a lock whether any job is claimable, the lock of
     claims, the UPDATE that selects and takes the row, and the inserts of the attempt and its event. The selection
     skips locked rows, so that a concurrent cancel or pause of a job blocks no worker.
+
+    On a GPU that several slots share, the attempt reserves its memory. While a part of the GPU is reserved, a job that
+    needs it whole is not claimed, and no later job passes it; otherwise small jobs would keep it waiting forever.
     """
     if not has_claimable_job(session, kind):
         return None
     fair_queue.lock_claims(session, kind)
+    fits_in_rest: list[ColumnElement[bool]] = []
+    if offer is not None and offer.shares_gpus and (reserved := gpu_reservations.reserved_bytes(session, offer, owner)):
+        if not offer.has_room_for_slot(reserved):
+            return None
+        fits_in_rest = [Job.needed_cuda_bytes <= offer.usable_slot_bytes]
     next_job_id = (
         fair_queue.select_training_job(offer, half_life_seconds)
         if kind == "train"
@@ -79,7 +87,7 @@ def claim(
     )
     job = session.execute(
         update(Job)
-        .where(Job.id == next_job_id)
+        .where(Job.id == next_job_id, *fits_in_rest)
         .values(
             attempt=Job.attempt + 1,
             lease_owner=owner,
@@ -101,7 +109,7 @@ def claim(
             project_id=job.project_id,
             kind=kind,
             worker=owner,
-            gpus=offer.gpus if offer else 1,
+            **(_held_gpus(offer, job) if offer else {}),
         )
     )
     events.append_event(session, job, _started_message(kind, job))
@@ -286,6 +294,14 @@ def _started_columns(kind: Kind) -> dict[str, Any]:
         "train_attempts": Job.train_attempts + 1,
         "started_at": func.coalesce(Job.started_at, func.clock_timestamp()),
     }
+
+
+def _held_gpus(offer: WorkerCapacity, job: Job) -> dict[str, Any]:
+    """The columns of an attempt that say what it has of the GPUs."""
+    columns: dict[str, Any] = {"gpus": offer.gpus, "gpu_share": offer.gpu_share(job.needed_cuda_bytes)}
+    if offer.shares_gpus:
+        columns |= {"gpu_uuids": [*offer.gpu_uuids], "budget_bytes": offer.budget_bytes(job.needed_cuda_bytes)}
+    return columns
 
 
 def _is_claimable(kind: Kind) -> ColumnElement[bool]:

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from app.db.ids import new_id
 from app.db.jobs import events, leased_rows
 from app.db.jobs.claims import Lease
+from app.db.scheduling import fair_queue, gpu_reservations
 from app.db.tables import Checkpoint, Evaluation, Job
 from app.domain.evaluations.graders import EvaluationSettings
 from app.domain.evaluations.promotion import DeliveryVerdict, delivery_verdict
@@ -126,12 +127,22 @@ def claim(
 ) -> Evaluation | None:
     """Claim the oldest claimable evaluation that fits the worker; None if there is none.
 
-    Generation needs less memory than the job's training, so its requirements are those of the job.
+    Generation needs less memory than the job's training, so its requirements are those of the job. On a GPU that
+    several slots share it reserves memory as a job does; a base model that is not quantized needs the whole GPU.
     """
+    is_reserved = False
+    if capacity is not None and capacity.shares_gpus:
+        if not leased_rows.has_claimable(session, Evaluation):
+            return None
+        fair_queue.lock_claims(session, "train")
+        reserved = gpu_reservations.reserved_bytes(session, capacity, owner)
+        if not capacity.has_room_for_slot(reserved):
+            return None
+        is_reserved = reserved > 0
     oldest_id = (
         select(Evaluation.id)
         .join(Job, Job.id == Evaluation.job_id)
-        .where(leased_rows.is_claimable(Evaluation), *_fits(capacity))
+        .where(leased_rows.is_claimable(Evaluation), *_fits(capacity, is_reserved))
         .order_by(Evaluation.seq)
         .limit(1)
         .with_for_update(skip_locked=True, of=Evaluation)
@@ -143,11 +154,20 @@ def claim(
             attempt=Evaluation.attempt + 1,
             progress=null(),
             started_at=func.clock_timestamp(),
+            worker=owner,
+            gpu_uuids=null(),
+            budget_bytes=null(),
             **leased_rows.lease_columns(owner, ttl_seconds),
         )
         .returning(Evaluation)
         .execution_options(populate_existing=True)
     ).scalar_one_or_none()
+    if evaluation is not None and capacity is not None and capacity.shares_gpus:
+        needed_bytes = session.get_one(Job, evaluation.job_id).needed_cuda_bytes
+        if evaluation.settings.get("base_precision") != "trained":
+            needed_bytes = None
+        evaluation.gpu_uuids, evaluation.budget_bytes = [*capacity.gpu_uuids], capacity.budget_bytes(needed_bytes)
+        session.flush()
     if evaluation is not None:
         _report(session, evaluation, f"Evaluation {evaluation.id} started")
     return evaluation
@@ -254,12 +274,18 @@ def _report(session: Session, evaluation: Evaluation, message: str, level: str =
     events.append_event(session, job, message, level, data=data)
 
 
-def _fits(capacity: WorkerCapacity | None) -> list[ColumnElement[bool]]:
-    """SQL conditions: the worker has the base model, the job's labels and its memory."""
+def _fits(capacity: WorkerCapacity | None, is_reserved: bool = False) -> list[ColumnElement[bool]]:
+    """SQL conditions: the worker has the base model, the job's labels and its memory.
+
+    Of a GPU that is partly reserved, the memory of a slot.
+    """
     if capacity is None:
         return []
     needed_bytes = Job.needed_cuda_bytes if capacity.kind == "cuda" else Job.needed_cpu_bytes
     conditions = [func.coalesce(needed_bytes, 0) <= capacity.usable_bytes]
+    if is_reserved:
+        is_as_trained = Evaluation.settings["base_precision"].as_string() == "trained"
+        conditions += [needed_bytes <= capacity.usable_slot_bytes, is_as_trained]
     if capacity.models is not None:
         conditions.append(Evaluation.base_model.in_(sorted(capacity.models)))
     if capacity.labels is not None:

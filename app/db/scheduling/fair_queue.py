@@ -33,7 +33,7 @@ greatest(0, coalesce(
 PROJECT_SHARE = f"""
 moment AS MATERIALIZED (SELECT clock_timestamp() AS now),
 active AS (
-  SELECT attempt.project_id, attempt.gpus, attempt.ended_at IS NULL AS is_open,
+  SELECT attempt.project_id, attempt.gpus * attempt.gpu_share AS gpus, attempt.ended_at IS NULL AS is_open,
     CASE WHEN attempt.ended_at IS NULL THEN {SECONDS_LEFT} ELSE 0 END AS seconds_left,
     least({MAX_HALF_LIVES}, extract(epoch FROM moment.now - attempt.started_at)::float8 / :half_life) AS began,
     least({MAX_HALF_LIVES},
@@ -114,7 +114,7 @@ WITH moment AS MATERIALIZED (SELECT clock_timestamp() AS now),
 done AS (
   UPDATE attempts AS attempt SET is_counted = true FROM moment
   WHERE NOT is_counted AND kind = 'train' AND ended_at IS NOT NULL
-  RETURNING attempt.project_id, attempt.gpus * CAST(:half_life AS float8) / ln(2::float8) * (
+  RETURNING attempt.project_id, attempt.gpus * attempt.gpu_share * CAST(:half_life AS float8) / ln(2::float8) * (
     power(0.5::float8, least({MAX_HALF_LIVES},
       greatest(0, extract(epoch FROM moment.now - attempt.ended_at)::float8) / :half_life))
     - power(0.5::float8, least({MAX_HALF_LIVES},

@@ -28,7 +28,8 @@ WITH moment AS MATERIALIZED (SELECT clock_timestamp() AS now)
 SELECT job.id, job.project_id, job.lease_owner, job.attempt, job.priority, job.is_urgent, job.times_yielded,
   job.yield_requested_at IS NOT NULL AS is_preemption_requested,
   job.phase = 'training' AND job.desired = 'run' AS can_be_preempted,
-  extract(epoch FROM moment.now - attempt.started_at)::float8 AS ran_seconds, {SECONDS_LEFT} AS seconds_left
+  extract(epoch FROM moment.now - attempt.started_at)::float8 AS ran_seconds, {SECONDS_LEFT} AS seconds_left,
+  coalesce(attempt.budget_bytes, 0) AS reserved_bytes
 FROM moment, attempts AS attempt JOIN jobs AS job ON job.id = attempt.job_id
 WHERE NOT attempt.is_counted AND attempt.kind = 'train' AND attempt.ended_at IS NULL AND job.state = 'running'
 ORDER BY job.seq
@@ -84,6 +85,7 @@ class RunningAttempt:
     can_be_preempted: bool
     ran_seconds: float
     seconds_left: float
+    reserved_bytes: int  # on each of the GPUs that the slot shares with others; 0 without sharing
 
 
 def running_attempts(session: Session) -> list[RunningAttempt]:
@@ -141,7 +143,8 @@ def get_positions(session: Session, job_ids: Sequence[str]) -> dict[str, QueuePl
 def append_wait_events(session: Session, delay_seconds: float) -> int:
     """Append an event to each job that no living worker has been able to take for `delay_seconds`.
 
-    Appends another event when a worker can take it again. Returns the number of events.
+    So does a wait for a whole GPU. Appends another event when nothing is missing any more. Returns the number of
+    events.
     """
     has_lasted = QueuePlace.waiting_since < func.clock_timestamp() - func.make_interval(0, 0, 0, 0, 0, 0, delay_seconds)
     return _append_wait_event(session, ~QueuePlace.is_told & has_lasted, True) + _append_wait_event(

@@ -23,9 +23,11 @@ class Evaluation(Base):
         CheckConstraint(f"(state IN ({sql_string_list(FINISHED)})) = (finished_at IS NOT NULL)", name="finished_at"),
         CheckConstraint("(state = 'succeeded') = (summary IS NOT NULL)", name="summary"),
         CheckConstraint("(state = 'failed') = (error_code IS NOT NULL)", name="error"),
+        CheckConstraint("(gpu_uuids IS NULL) = (budget_bytes IS NULL)", name="reservation_whole"),
         Index("ix_evaluations_claim", "seq", postgresql_where=text("state = 'queued'")),
         Index("ix_evaluations_lease", "lease_expires_at", postgresql_where=text("lease_owner IS NOT NULL")),
         Index("ix_evaluations_page", "job_id", "seq"),
+        Index("ix_evaluations_reserved", "finished_at", postgresql_where=text("budget_bytes IS NOT NULL")),
         Index("ix_evaluations_unfinished", "project_id", postgresql_where=text("state IN ('queued', 'running')")),
     )
 
@@ -55,6 +57,10 @@ class Evaluation(Base):
     lease_expires_at: Mapped[datetime | None]
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
+    # of the newest attempt: its worker, and its reservation on GPUs that several slots share; NULL on others
+    worker: Mapped[str | None]
+    gpu_uuids: Mapped[list[str] | None]
+    budget_bytes: Mapped[int | None]
 
     # the result
     precision: Mapped[str | None]  # in which the base model answered

@@ -129,7 +129,10 @@ class Attempt(Base):
         Index("ix_attempts_usage", "project_id", "ended_at", postgresql_where=text("kind = 'train'")),
         CheckConstraint("kind IN ('validate', 'train')", name="kind"),
         CheckConstraint("gpus >= 1", name="gpus"),
+        CheckConstraint("(gpu_uuids IS NULL) = (budget_bytes IS NULL)", name="reservation_whole"),
+        CheckConstraint("gpu_share > 0 AND gpu_share <= 1", name="gpu_share"),
         Index("ix_attempts_uncounted", "project_id", postgresql_where=text("NOT is_counted AND kind = 'train'")),
+        Index("ix_attempts_reserved", "ended_at", postgresql_where=text("budget_bytes IS NOT NULL")),
     )
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
@@ -138,6 +141,10 @@ class Attempt(Base):
     kind: Mapped[str]
     worker: Mapped[str]
     gpus: Mapped[int] = mapped_column(server_default="1")
+    gpu_share: Mapped[float] = mapped_column(server_default="1")  # of each GPU: a slot of several has a part of it
+    # the reservation on GPUs that several slots share; NULL on others
+    gpu_uuids: Mapped[list[str] | None]
+    budget_bytes: Mapped[int | None]  # of memory on each of them; fixed by the claim
     is_counted: Mapped[bool] = mapped_column(server_default=text("false"))  # whether `project_usage` includes it
     started_at: Mapped[datetime] = now()
     ended_at: Mapped[datetime | None]

@@ -28,6 +28,7 @@ class GenerationSpec(Frozen):
     max_new_tokens: Annotated[int, Field(ge=1)]
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = None
+    memory_budget_bytes: Annotated[int, Field(gt=0)] | None = None  # of a slot that shares its GPU; None: all of it
 
 
 class Prompt(Frozen):

@@ -88,6 +88,7 @@ _MEANINGS: dict[Reason, str] = {
     Reason.TRAINER_CRASHED: "the trainer ended by a signal or an unexpected error",
     Reason.KILLED_FOR_MEMORY: "the kernel killed the trainer for lack of memory; the next attempt uses less; the "
     "third time the job fails with `out_of_memory`",
+    Reason.SLOT_TOO_SMALL: "the memory of a slot that shares its GPU was too small; the next attempt has a whole GPU",
     Reason.STALLED: "the watchdog stopped the trainer: no record for ten minutes, or for the duration of twenty steps",
     Reason.STORAGE_FULL: "a disk is full; the job waits with the phase `waiting_for_storage` and is retried from its "
     "last snapshot; after `TUNERY_STORAGE_FULL_WAIT_SECONDS` it is paused: delete files, or ask the operator for "

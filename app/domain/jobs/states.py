@@ -53,6 +53,7 @@ class Reason(StrEnum):
     WORKER_LOST = "worker_lost"
     TRAINER_CRASHED = "trainer_crashed"
     KILLED_FOR_MEMORY = "killed_for_memory"
+    SLOT_TOO_SMALL = "slot_too_small"
     STALLED = "stalled"
     WORKER_CRASH_LOOP = "worker_crash_loop"
     INVALID_N_EXAMPLES = "invalid_n_examples"
@@ -78,6 +79,7 @@ FINAL_STATE: dict[Reason, JobState] = {
     Reason.WORKER_LOST: JobState.QUEUED,
     Reason.TRAINER_CRASHED: JobState.QUEUED,
     Reason.KILLED_FOR_MEMORY: JobState.QUEUED,  # the next attempt uses less memory
+    Reason.SLOT_TOO_SMALL: JobState.QUEUED,  # the next attempt has a whole GPU
     Reason.STALLED: JobState.QUEUED,
     Reason.STORAGE_UNAVAILABLE: JobState.QUEUED,  # retried until the storage is available
     Reason.STORAGE_FULL: JobState.QUEUED,  # retried with growing pauses; `paused` in the end

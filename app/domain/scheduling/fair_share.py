@@ -4,8 +4,9 @@
     held(t)   = gpus * planned seconds left, summed over the running jobs             GPU seconds about to be used
     share(t)  = (usage(t) + held(t)) / weight
 
-The time of a running job counts as it runs. What is left of its plan counts from its start, so that a project that was
-idle cannot take every GPU at once for jobs of a day each. docs/decisions/0023-a-fair-queue.md has the sources.
+A slot of a GPU that several slots share counts as its share of that GPU. The time of a running job counts as it runs.
+What is left of its plan counts from its start, so that a project that was idle cannot take every GPU at once for jobs
+of a day each. docs/decisions/0023-a-fair-queue.md has the sources.
 app.db.scheduling.fair_queue computes the same in SQL, for the claim; a property test compares the two.
 """
 

@@ -1,7 +1,8 @@
 """When will each queued job start? A simulation of the queue with planned durations.
 
 The order is that of the claim: urgent jobs first, then the project with the smallest share, within a project by
-priority, then by age. Approximations: durations are estimates, no job or worker arrives or leaves during the
+priority, then by age. On a GPU that several slots share, a job that needs it whole waits until it is free, and no later
+job passes it. Approximations: durations are estimates, no job or worker arrives or leaves during the
 simulation, and a job's whole duration counts towards its project's share when the job starts.
 """
 
@@ -9,9 +10,9 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left
-from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from app.domain.scheduling.fair_share import (
@@ -20,7 +21,13 @@ from app.domain.scheduling.fair_share import (
     MAX_HALF_LIVES,
     ProjectShare,
 )
-from app.domain.scheduling.worker_capacity import JobRequirements, WorkerCapacity, fits, missing_requirements
+from app.domain.scheduling.worker_capacity import (
+    JobRequirements,
+    WorkerCapacity,
+    fits,
+    missing_requirements,
+    whole_gpu_reason,
+)
 
 UNLIMITED_CAPACITY = WorkerCapacity("cuda", 1 << 62, models=None, labels=None)
 UNLIMITED_CLASS = frozenset({0})
@@ -33,6 +40,7 @@ class WorkerSlot:
     capacity: WorkerCapacity
     free_in_seconds: float = 0.0
     project_id: str | None = None
+    reserved_bytes: int = 0  # by that job, on each of the slot's GPUs, if other slots share them
 
 
 # A forecast makes 50,000 of each, and a frozen dataclass takes four times as long to make.
@@ -56,7 +64,7 @@ class JobForecast(NamedTuple):
     project_id: str
     position: int
     start_in_seconds: float | None  # None: no worker can run it
-    waiting_for: str | None  # the missing requirement, in a sentence
+    waiting_for: str | None  # in a sentence: the missing requirement, or that only a whole shared GPU fits the job
 
 
 # A job, and the numbers of the worker classes (distinct capacities) that meet its requirements.
@@ -92,10 +100,11 @@ class _ProjectQueue:
 
 
 class _SlotState(NamedTuple):
-    """A slot during the simulation: the number of its worker class, and its GPUs."""
+    """A slot during the simulation: the number of its worker class, and what its last job reserved on its GPUs."""
 
     worker_class: int
-    gpus: int
+    capacity: WorkerCapacity
+    reserved_bytes: int = 0
 
 
 def forecast(
@@ -106,7 +115,7 @@ def forecast(
 ) -> list[JobForecast]:
     """All queued jobs in the expected order of their starts; the jobs that no worker can run come last."""
     share_by_project = {share.project_id: share for share in shares}
-    capacities = list({slot.capacity: None for slot in slots})
+    capacities = list({_worker_class(slot.capacity): None for slot in slots})
     classes = _WorkerClasses(capacities)
     jobs = [(job, classes.matching(job.requirements)) for job in queued]
     started = _QueueSimulation(slots, capacities, jobs, share_by_project, half_life).run()
@@ -121,7 +130,7 @@ def forecast(
     ).run()
     return [
         *(
-            JobForecast(job.job_id, job.project_id, position, start, None)
+            JobForecast(job.job_id, job.project_id, position, start, classes.whole_gpu_reason(job.requirements))
             for position, (job, start) in enumerate(started, 1)
         ),
         *(
@@ -131,6 +140,11 @@ def forecast(
     ]
 
 
+def _worker_class(capacity: WorkerCapacity) -> WorkerCapacity:
+    """The capacity that equal slots of different GPUs have in common."""
+    return replace(capacity, gpu_uuids=("shared",)) if capacity.shares_gpus else replace(capacity, gpu_uuids=())
+
+
 class _WorkerClasses:
     """The worker classes that meet given requirements, cached: thousands of jobs have a few distinct requirements."""
 
@@ -138,6 +152,7 @@ class _WorkerClasses:
         self._capacities = capacities
         self._matching: dict[JobRequirements, frozenset[int]] = {}
         self._missing: dict[JobRequirements, str | None] = {}
+        self._whole: dict[JobRequirements, str | None] = {}
 
     def matching(self, requirements: JobRequirements) -> frozenset[int]:
         classes = self._matching.get(requirements)
@@ -152,6 +167,11 @@ class _WorkerClasses:
         if requirements not in self._missing:
             self._missing[requirements] = missing_requirements(self._capacities, requirements)
         return self._missing[requirements]
+
+    def whole_gpu_reason(self, requirements: JobRequirements) -> str | None:
+        if requirements not in self._whole:
+            self._whole[requirements] = whole_gpu_reason(self._capacities, requirements)
+        return self._whole[requirements]
 
 
 class _QueueSimulation:
@@ -168,6 +188,7 @@ class _QueueSimulation:
         self.half_life = half_life
         paused = [job for job in jobs if job[0].pause_seconds > 0 and job[1]]
         ready = [job for job in jobs if job[0].pause_seconds <= 0 and job[1]]
+        self.shared_capacities = [capacity for capacity in capacities if capacity.shares_gpus]
         self.jobs_left = len(ready) + len(paused)
         self.projects = _project_queues(ready, shares)
         for job, _ in paused:
@@ -176,13 +197,16 @@ class _QueueSimulation:
                 self.projects[job.project_id] = _ProjectQueue.of(share)
         self.candidates: list[list[tuple[bool, float, int, int, str, deque[QueuedJob]]]] = [[] for _ in capacities]
         self.idle: list[_SlotState] = []
+        self.reserved_bytes: Counter[str] = Counter()  # by UUID of a shared GPU
+        for slot in slots:
+            self._reserve(slot.capacity, slot.reserved_bytes)
         # (time, number, the slot that is free then, the project whose job ended, the job whose pause is over)
-        classes = {capacity: number for number, capacity in enumerate(capacities)}
+        numbers = {capacity: number for number, capacity in enumerate(capacities)}
         self.events: list[tuple[float, int, _SlotState | None, str | None, ClassifiedJob | None]] = [
             (
                 slot.free_in_seconds,
                 number,
-                _SlotState(classes[slot.capacity], slot.capacity.gpus),
+                _SlotState(numbers[_worker_class(slot.capacity)], slot.capacity, slot.reserved_bytes),
                 slot.project_id,
                 None,
             )
@@ -201,18 +225,50 @@ class _QueueSimulation:
         number = len(self.events)
         while self.jobs_left and self.events:
             now, _, slot, ended_project_id, resumed = heapq.heappop(self.events)
-            free_slots = self._end_pause(resumed) if slot is None else [slot, *self._end_job(ended_project_id)]
+            free_slots = self._end_pause(resumed) if slot is None else self._release(slot, ended_project_id)
             for free_slot in free_slots:
-                job = self._pop_next(free_slot.worker_class)
+                job = self._take_next(free_slot)
                 if job is None:
                     self.idle.append(free_slot)
                     continue
                 starts.append((job, now))
                 seconds = DEFAULT_DURATION_SECONDS if job.seconds is None else job.seconds
-                self._charge(job, now, seconds * free_slot.gpus)
+                capacity, needed_bytes = free_slot.capacity, job.requirements.cuda_bytes
+                self._charge(job, now, seconds * capacity.gpus * capacity.gpu_share(needed_bytes))
+                if capacity.shares_gpus:
+                    free_slot = free_slot._replace(reserved_bytes=capacity.budget_bytes(needed_bytes))
+                    self._reserve(capacity, free_slot.reserved_bytes)
+                if any(each.needs_whole_gpu(needed_bytes) for each in self.shared_capacities):
+                    free_slots += self.idle  # slots that this job kept idle
+                    self.idle = []
                 number += 1
                 heapq.heappush(self.events, (now + max(1.0, seconds), number, free_slot, job.project_id, None))
         return starts
+
+    def _release(self, slot: _SlotState, ended_project_id: str | None) -> list[_SlotState]:
+        """End the job of a slot; return the slots that may take a job now."""
+        self._reserve(slot.capacity, -slot.reserved_bytes)
+        free = [slot._replace(reserved_bytes=0), *self._end_job(ended_project_id)]
+        if slot.reserved_bytes:
+            uuids = set(slot.capacity.gpu_uuids)
+            free += [each for each in self.idle if uuids & set(each.capacity.gpu_uuids)]
+            self.idle = [each for each in self.idle if not uuids & set(each.capacity.gpu_uuids)]
+        return free
+
+    def _reserve(self, capacity: WorkerCapacity, size_bytes: int) -> None:
+        if capacity.shares_gpus:
+            for uuid in capacity.gpu_uuids:
+                self.reserved_bytes[uuid] += size_bytes
+
+    def _take_next(self, slot: _SlotState) -> QueuedJob | None:
+        """The next job of a free slot; None if there is none, or if its memory is not free on the slot's GPUs."""
+        capacity = slot.capacity
+        reserved = max((self.reserved_bytes[uuid] for uuid in capacity.gpu_uuids), default=0)
+        if not capacity.shares_gpus or not reserved:
+            return self._pop_next(slot.worker_class)
+        if not capacity.has_room_for_slot(reserved):
+            return None
+        return self._pop_next(slot.worker_class, lambda job: not capacity.needs_whole_gpu(job.requirements.cuda_bytes))
 
     def _end_pause(self, resumed: ClassifiedJob | None) -> list[_SlotState]:
         """Put a job whose pause is over into its queue; return the idle slots."""
@@ -236,14 +292,19 @@ class _QueueSimulation:
         idle, self.idle = self.idle, []
         return idle
 
-    def _pop_next(self, worker_class: int) -> QueuedJob | None:
+    def _pop_next(self, worker_class: int, may_start: Callable[[QueuedJob], bool] | None = None) -> QueuedJob | None:
+        """The first job that the worker class can run; None if there is none, or if it may not start now."""
         candidates = self.candidates[worker_class]
         while candidates:
-            _, _, _, version, project_id, queue = heapq.heappop(candidates)
+            _, _, _, version, project_id, queue = candidates[0]
             project = self.projects[project_id]
             if version == project.version and not project.is_at_limit:
+                if may_start is not None and not may_start(queue[0]):
+                    return None
+                heapq.heappop(candidates)
                 self.jobs_left -= 1
                 return queue.popleft()
+            heapq.heappop(candidates)
         return None
 
     def _charge(self, job: QueuedJob, now: float, gpu_seconds: float) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from app.domain.error_text.json_text import as_json
@@ -15,21 +15,70 @@ from app.domain.planning.memory import DeviceKind
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=/:-]{0,62}")
 LABEL_RULE = "1 to 63 letters, digits and . _ - = / :, the first a letter or a digit"
 MAX_LABELS = 8
+# Of the memory that nvidia-smi reports; the driver keeps the rest (an H100 reports 85.5 GB and offers 85.0, an L4 24.2
+# and 23.7). The CUDA context of each trainer is a part of its plan, and so of its budget.
+SHARED_MEMORY_SHARE = 0.98
 
 
 @dataclass(frozen=True)
 class WorkerCapacity:
-    """The capacity of one GPU slot. None: unknown, so it does not limit the jobs."""
+    """The capacity of one GPU slot. None: unknown, so it does not limit the jobs.
+
+    Several slots may share a GPU. A job has the budget of one slot, an equal part of the memory, or the whole GPU if it
+    needs more; on several GPUs it always has them whole.
+    """
 
     kind: DeviceKind
-    memory_bytes: int
+    memory_bytes: int  # of one GPU
     models: frozenset[str] | None = None
     labels: frozenset[str] | None = frozenset()
     gpus: int = 1
+    slots_per_gpu: int = 1
+    gpu_uuids: tuple[str, ...] = ()  # of the GPUs of a job; empty: unknown, so nothing is reserved on them
 
     @property
     def usable_bytes(self) -> int:
+        """The memory that a plan may use on the whole GPU."""
         return int(USABLE_MEMORY_SHARE * self.memory_bytes)
+
+    @property
+    def shares_gpus(self) -> bool:
+        """Whether other slots use the same GPUs, so that each job reserves its memory there."""
+        return self.kind == "cuda" and self.slots_per_gpu > 1 and bool(self.gpu_uuids)
+
+    @property
+    def slot_bytes(self) -> int:
+        """The budget of a slot."""
+        if not self.shares_gpus:
+            return self.memory_bytes
+        return int(SHARED_MEMORY_SHARE * self.memory_bytes) // self.slots_per_gpu
+
+    @property
+    def usable_slot_bytes(self) -> int:
+        """The memory that a plan may use in one slot."""
+        return int(USABLE_MEMORY_SHARE * self.slot_bytes)
+
+    @property
+    def as_slot(self) -> WorkerCapacity:
+        """The capacity without the other slots of the GPU, for a job that fits one slot."""
+        return replace(self, memory_bytes=self.slot_bytes, slots_per_gpu=1)
+
+    def has_room_for_slot(self, reserved_bytes: int) -> bool:
+        """Whether a job of one slot may start beside those that reserve so many bytes of the GPU."""
+        return not reserved_bytes or (self.gpus == 1 and reserved_bytes + self.slot_bytes <= self.memory_bytes)
+
+    def needs_whole_gpu(self, needed_bytes: int | None) -> bool:
+        """Whether a job with this requirement takes all slots of its GPUs. None: unknown."""
+        fits_slot = self.gpus == 1 and needed_bytes is not None and needed_bytes <= self.usable_slot_bytes
+        return self.shares_gpus and not fits_slot
+
+    def budget_bytes(self, needed_bytes: int | None) -> int:
+        """The memory that a job reserves on each of its GPUs."""
+        return self.memory_bytes if self.needs_whole_gpu(needed_bytes) else self.slot_bytes
+
+    def gpu_share(self, needed_bytes: int | None) -> float:
+        """The share of each GPU that a job has, which counts as its usage."""
+        return 1.0 if not self.shares_gpus or self.needs_whole_gpu(needed_bytes) else 1 / self.slots_per_gpu
 
 
 @dataclass(frozen=True)
@@ -84,6 +133,23 @@ def missing_requirements(capacities: Sequence[WorkerCapacity], requirements: Job
     )
 
 
+def whole_gpu_reason(capacities: Sequence[WorkerCapacity], requirements: JobRequirements) -> str | None:
+    """A sentence for a job that fits no slot and waits for a whole shared GPU; None if a slot fits it."""
+    fitting = [capacity for capacity in capacities if fits(capacity, requirements)]
+    if not fitting or not all(capacity.needs_whole_gpu(requirements.cuda_bytes) for capacity in fitting):
+        return None
+    if all(capacity.gpus > 1 for capacity in fitting):
+        return "The job runs on several GPUs: it starts when they are free as a whole."
+    largest_gb = max(capacity.slot_bytes for capacity in fitting) / 1e9
+    needed = (
+        "an unknown amount of memory" if requirements.cuda_bytes is None else f"{requirements.cuda_bytes / 1e9:.2f} GB"
+    )
+    return (
+        f"The job needs {needed}, and the largest slot of a GPU has {largest_gb:.2f} GB: it starts when a whole GPU "
+        "is free."
+    )
+
+
 def worker_capacity(description: Mapping[str, Any]) -> WorkerCapacity:
     """The capacity in a worker's own description; memory that it does not state counts as unlimited."""
     device = worker_device(description)
@@ -94,6 +160,8 @@ def worker_capacity(description: Mapping[str, Any]) -> WorkerCapacity:
         models=None if models is None else frozenset(models),
         labels=frozenset(description.get("labels") or ()),
         gpus=int(description.get("gpus_per_job") or 1),
+        slots_per_gpu=int(description.get("slots_per_gpu") or 1),
+        gpu_uuids=tuple(description.get("gpu_uuids") or ()),
     )
 
 

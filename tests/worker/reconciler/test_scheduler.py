@@ -6,8 +6,10 @@ import pytest
 from sqlalchemy import func, text, update
 
 from app.db.engine import transaction
+from app.db.jobs import claims
 from app.db.scheduling import queue_positions, workers
 from app.db.tables import Job, QueuePlace
+from app.domain.scheduling.worker_capacity import worker_capacity
 from tests.worker.fake_trainer import TrainerPlan
 from tests.worker.jobs.test_interruptions import slow
 from tests.worker.worker_harness import OWNER, StepLog, WorkerHarness
@@ -93,6 +95,25 @@ class TestPreemption:
         assert sum("preempts this job" in message for message in harness.messages(long)) == 1
         harness.cancel(long)
         assert harness.job(long).yield_requested_at is None
+
+    @pytest.mark.parametrize(("needed_gb", "is_preempted"), [(5, True), (15, False)])
+    def test_an_urgent_job_preempts_a_slot_only_if_it_fits_there(
+        self, harness: WorkerHarness, scheduler: QueueScheduler, needed_gb: int, is_preempted: bool
+    ) -> None:
+        about = {"kind": "cuda", "memory_bytes": 24 * 10**9, "slots_per_gpu": 2, "gpu_uuids": ["GPU-1"]}
+        jobs = [harness.create_queued_job() for _ in range(2)]
+        for number, job in enumerate(jobs):
+            update_job(harness, job, needed_cuda_bytes=5 * 10**9)
+            register_worker(harness, f"gpu{number}", **about)
+            with transaction(harness.sessions) as session:
+                assert claims.claim(session, "train", f"gpu{number}", 60, worker_capacity(DESCRIPTION | about))
+            update_job(harness, job, phase="training", planned_seconds=36_000.0)
+        urgent = harness.create_queued_job()
+        update_job(harness, urgent, is_urgent=True, needed_cuda_bytes=needed_gb * 10**9)
+        scheduler.refresh()
+        requests = [harness.job(job).yield_requested_at for job in jobs]
+        assert sum(request is not None for request in requests) == is_preempted
+        assert ("a whole GPU" in (queue_position(harness, urgent).waiting_for or "")) is not is_preempted
 
     def running(self, harness: WorkerHarness, **of_urgent: object) -> Job:
         """A long job that trains, and an urgent one that is queued."""

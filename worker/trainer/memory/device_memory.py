@@ -15,8 +15,10 @@ from pathlib import Path
 
 import torch
 
+from app.domain.jobs.states import Reason
 from app.domain.planning.memory import PROCESS_BYTES
 from app.system.cgroups import control_groups, read_integer
+from worker.trainer.runtime.failures import Failure
 
 STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -39,11 +41,36 @@ class DeviceMemory:
         return self.capacity_bytes - self.used_bytes
 
 
+def set_budget(device: torch.device, budget_bytes: int | None) -> None:
+    """Limit this process to a budget of the GPU's memory, of which its CUDA context is a part. None: no limit.
+
+    An allocation above it is an out-of-memory error here, and other processes on the GPU keep their memory. Raises
+    Failure(OUT_OF_MEMORY) for a budget without space for anything but the context.
+    """
+    if budget_bytes is None or device.type != "cuda":
+        return
+    allocator_bytes = budget_bytes - PROCESS_BYTES["cuda"]
+    if allocator_bytes <= 0:
+        text = (
+            f"The slot has {budget_bytes / 1e9:.2f} GB of the GPU, and its CUDA context takes "
+            f"{PROCESS_BYTES['cuda'] / 1e9:.2f} GB. The operator can lower TUNERY_SLOTS_PER_GPU."
+        )
+        raise Failure(Reason.OUT_OF_MEMORY, text)
+    total_bytes = torch.cuda.mem_get_info(device)[1]
+    torch.cuda.set_per_process_memory_fraction(min(1.0, allocator_bytes / total_bytes), device)
+
+
 def measure(device: torch.device) -> DeviceMemory:
-    """Return the memory of the device; on a CPU, that of the limit with the fewest free bytes."""
+    """Return the memory of the device; on a CPU, that of the limit with the fewest free bytes.
+
+    With a budget (`set_budget`) it is the budget, whatever other processes on the GPU use at this moment.
+    """
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
+        free, total = torch.cuda.mem_get_info(device)
         used = torch.cuda.memory_allocated(device)
+        fraction = torch.cuda.get_per_process_memory_fraction(device)
+        if fraction < 1:
+            return DeviceMemory(int(fraction * total) + PROCESS_BYTES["cuda"], used + PROCESS_BYTES["cuda"])
         cached = torch.cuda.memory_reserved(device) - used
         return DeviceMemory(free + cached + used + PROCESS_BYTES["cuda"], used + PROCESS_BYTES["cuda"])
     return min(_cpu_memories(), key=lambda memory: memory.free_bytes)

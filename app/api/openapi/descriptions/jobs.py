@@ -14,6 +14,10 @@ BY_SCHEMA = {
     "AttemptBody.attempt": "The number of the attempt; checks and trainings count together.",
     "AttemptBody.ended_at": "Seconds since 1970; null while it runs.",
     "AttemptBody.gpus": "GPUs that the attempt held.",
+    "AttemptBody.gpu_share": "The share of each GPU that it held: less than 1 in a slot of several.",
+    "AttemptBody.memory_budget_bytes": (
+        "The memory that it reserved on each GPU; null on GPUs that are not shared by several slots."
+    ),
     "AttemptBody.kind": "`validate` checks the files, `train` trains.",
     "AttemptBody.reason": "Why it ended (docs/errors.md); null while it runs, and for a successful check.",
     "AttemptBody.started_at": "Seconds since 1970.",
@@ -83,7 +87,8 @@ BY_SCHEMA = {
         "Problems of the request and, after validation, of the files that do not fail the job but may be unintended."
     ),
     "JobBody.waiting_for": (
-        "What no live worker offers (a model, labels, memory), in a sentence; null if a worker can run the job."
+        "What no live worker offers (a model, labels, memory), or that the job is too large for a slot and waits for "
+        "a whole GPU, in a sentence; null if a worker can run the job."
     ),
     "JobBody.worker_labels": "Only a worker with all of these labels runs the job.",
     "JobBody.user_provided_suffix": "The `suffix` of the request.",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 BY_SCHEMA = {
     "WorkerDevice.count": "The number of GPUs that it assigns to a job.",
+    "WorkerDevice.slots_per_gpu": "The number of workers that share the GPU, each with an equal part of its memory.",
+    "WorkerDevice.slot_bytes": "The memory of a job in one slot; null on a GPU that is not shared.",
     "WorkerDevice.kind": "`cpu` or `cuda`; null: unknown.",
     "WorkerDevice.memory_bytes": "The memory of the GPU, or the memory that the worker may use; null: unknown.",
     "WorkerDevice.name": "The name that the driver reports; null: unknown.",
@@ -54,7 +56,9 @@ BY_SCHEMA = {
     "WaitingBody.priority": "Order among the queued jobs of its project: higher runs first.",
     "WaitingBody.project_id": "The project of the job.",
     "WaitingBody.urgent": "Whether it runs before all jobs that are not urgent.",
-    "WaitingBody.waiting_for": "What no live worker offers, in a sentence; null if a worker can run the job.",
+    "WaitingBody.waiting_for": (
+        "What no live worker offers, or that the job waits for a whole GPU, in a sentence; null if a worker can run it."
+    ),
     "WaitingBody.worker_labels": "Only a worker with all of these labels runs it.",
     "StandingBody.gpu_seconds": (
         "Past usage with exponential decay; the half-life is a day unless the operator changes it."

@@ -37,6 +37,8 @@ def _render_attempt(attempt: Attempt) -> dict[str, Any]:
         "kind": attempt.kind,
         "worker_id": public_worker_id(attempt.worker),
         "gpus": attempt.gpus,
+        "gpu_share": attempt.gpu_share,
+        "memory_budget_bytes": attempt.budget_bytes,
         "started_at": unix_seconds(attempt.started_at),
         "ended_at": unix_seconds_or_none(attempt.ended_at),
         "reason": attempt.reason,

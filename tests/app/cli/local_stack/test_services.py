@@ -19,12 +19,16 @@ from app.cli.local_stack import hardware, services
         (3, {"TUNERY_GPUS_PER_JOB": "2"}, [None]),
         (8, {"CUDA_VISIBLE_DEVICES": "5,GPU-1a"}, ["5", "GPU-1a"]),
         (2, {"TUNERY_DEVICE": "cpu"}, [None]),
+        (0, {"TUNERY_SLOTS_PER_GPU": "2"}, [None]),
+        (1, {"TUNERY_SLOTS_PER_GPU": "2"}, [None, None]),
+        (2, {"TUNERY_SLOTS_PER_GPU": "2"}, ["0", "0", "1", "1"]),
+        (4, {"TUNERY_SLOTS_PER_GPU": "2", "TUNERY_GPUS_PER_JOB": "2"}, ["0,1", "2,3"]),
     ],
 )
 def test_every_gpu_gets_a_worker(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gpus: int, environment: dict[str, str], groups: list[str | None]
 ) -> None:
-    for name in ("CUDA_VISIBLE_DEVICES", "TUNERY_GPUS_PER_JOB", "TUNERY_DEVICE"):
+    for name in ("CUDA_VISIBLE_DEVICES", "TUNERY_GPUS_PER_JOB", "TUNERY_SLOTS_PER_GPU", "TUNERY_DEVICE"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)

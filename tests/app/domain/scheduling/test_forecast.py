@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from app.domain.scheduling.fair_share import ProjectShare, decayed
@@ -103,6 +105,52 @@ class TestLimits:
 
     def test_a_project_that_may_run_no_job_has_no_start(self) -> None:
         assert starts(forecast([WorkerSlot(CARD)], [job("j1")], [ProjectShare("a", max_running=0)])) == [("j1", None)]
+
+
+class TestSharedGpus:
+    SLOT = WorkerCapacity("cuda", 24 * GB, frozenset({"m"}), slots_per_gpu=2, gpu_uuids=("GPU-1",))
+    OTHER = replace(SLOT, gpu_uuids=("GPU-2",))
+    SMALL, LARGE = JobRequirements("m", cuda_bytes=5 * GB), JobRequirements("m", cuda_bytes=15 * GB)
+
+    def test_two_jobs_run_beside_each_other(self) -> None:
+        queued = [job(f"j{number}", requirements=self.SMALL) for number in range(1, 4)]
+        forecasts = forecast([WorkerSlot(self.SLOT), WorkerSlot(self.SLOT)], queued, [])
+        assert starts(forecasts) == [("j1", 0.0), ("j2", 0.0), ("j3", 100.0)]
+        assert {each.waiting_for for each in forecasts} == {None}
+
+    def test_a_job_for_a_whole_gpu_waits_for_it_says_so_and_is_not_passed(self) -> None:
+        queued = [job("j1", requirements=self.LARGE), job("j2", requirements=self.SMALL)]
+        slots = [WorkerSlot(self.SLOT, 60.0, "b", self.SLOT.slot_bytes), WorkerSlot(self.SLOT)]
+        forecasts = forecast(slots, queued, [])
+        assert starts(forecasts) == [("j1", 60.0), ("j2", 160.0)]
+        assert (forecasts[0].waiting_for or "").endswith("it starts when a whole GPU is free.")
+        assert forecasts[1].waiting_for is None
+
+    def test_slots_that_a_large_job_kept_idle_continue_when_it_starts_elsewhere(self) -> None:
+        queued = [job("j1", requirements=self.LARGE), job("j2", requirements=self.SMALL)]
+        slots = [
+            WorkerSlot(self.SLOT, 500.0, "b", self.SLOT.slot_bytes),
+            WorkerSlot(self.SLOT),
+            WorkerSlot(self.OTHER, 60.0, "b", 24 * GB),
+        ]
+        assert starts(forecast(slots, queued, [])) == [("j1", 60.0), ("j2", 60.0)]
+
+    def test_a_job_on_several_gpus_waits_for_all_of_them(self) -> None:
+        pair = replace(self.SLOT, gpus=2, gpu_uuids=("GPU-1", "GPU-2"), labels=frozenset({"pair"}))
+        needs_pair = JobRequirements("m", frozenset({"pair"}), cuda_bytes=5 * GB)
+        slots = [
+            WorkerSlot(self.SLOT, 60.0, "b", self.SLOT.slot_bytes),
+            WorkerSlot(self.OTHER, 80.0, "b", self.SLOT.slot_bytes),
+            WorkerSlot(pair),
+        ]
+        assert starts(forecast(slots, [job("j1", requirements=needs_pair)], [])) == [("j1", 80.0)]
+
+    def test_a_slot_counts_as_its_part_of_the_gpu(self) -> None:
+        queued = [job("j1", requirements=self.SMALL), job("j2", requirements=self.SMALL), job("j3", "b", seconds=50.0)]
+        slots = [WorkerSlot(self.SLOT)]
+        # The job of project a counts 50 GPU seconds, so project b with 60 comes after its second job.
+        assert [each.job_id for each in forecast(slots, queued, [ProjectShare("b", usage=30.0)])] == ["j1", "j3", "j2"]
+        assert [each.job_id for each in forecast(slots, queued, [ProjectShare("b", usage=60.0)])] == ["j1", "j2", "j3"]
 
 
 def test_usage_halves_with_every_half_life() -> None:
