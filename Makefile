@@ -59,7 +59,7 @@ test-browser: $(DEV) ## The dashboard in Debian's Chromium (apt-get install chro
 screenshots: $(DEV) ## Write docs/screenshots again: every screen of the dashboard, wide and narrow, light and dark
 	TUNERY_WRITE_SCREENSHOTS=1 $(BIN)/python -m pytest -q tests/browser/test_screens.py -k screenshot $(ARGS)
 
-gpu-check: $(DEV) ## What only a GPU runs, checked on this machine: kernels, quantizations, out of memory, resume, plans, NCCL (30 minutes at most; ARGS="--device cpu")
+gpu-check: $(DEV) ## What only a GPU runs, checked on this machine: kernels, quantizations, out of memory, resume, plans, slots, NCCL; then its speed beside TRL and Unsloth (30 minutes at most; ARGS="--device cpu")
 	$(BIN)/python -m tests.gpu_check $(ARGS)
 
 test-serving: $(DEV) ## Deliveries to a real vLLM on the CPU, in .venv-serving (3.3 GB; 5 minutes; exits 3 where vLLM cannot be installed)

@@ -63,6 +63,7 @@ def make_trainer(directory: Path, work: dict, options: dict) -> SFTTrainer:
         gradient_accumulation_steps=max(1, work["batch_size"] // options["micro_batch"]),
         gradient_checkpointing=options["checkpointing"],
         packing=False,
+        padding_free=options.get("padding_free", False),
         max_length=LONGEST,
         bf16=True,
         optim="adamw_torch_fused",

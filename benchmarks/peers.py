@@ -65,14 +65,15 @@ def why_not_importable(python: Path, package: str) -> str | None:
     return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
 
 
-def build_trl() -> None:
+def build_trl(limit_seconds: float | None = None) -> None:
+    """Build the environment unless it exists. The limit is that of the installation. Raises SubprocessError."""
     if (TRL_ENVIRONMENT / ".ready").exists():
         return
     print("Building the peer's environment (.venv-peer) ...", flush=True)
     subprocess.run([sys.executable, "-m", "venv", TRL_ENVIRONMENT], check=True)
     pip = [TRL_PYTHON, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
     subprocess.run([*pip, "--upgrade", "pip"], check=True)
-    subprocess.run([*pip, *TRL_PACKAGES], check=True)
+    subprocess.run([*pip, *TRL_PACKAGES], check=True, timeout=limit_seconds)
     (TRL_ENVIRONMENT / ".ready").touch()
 
 

@@ -9,9 +9,11 @@ import argparse
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -150,12 +152,12 @@ def compare(
     return rows, bounds
 
 
-def run_tunery(work: Workload, number: int) -> Measured:
+def run_tunery(work: Workload, number: int, limit_seconds: float | None = None) -> Measured:
     directory = work.directory / f"tunery-{number}"
     directory.mkdir()
     (directory / "spec.json").write_text(work.spec.model_dump_json())
     measured = Measured()
-    for at, record in watch([sys.executable, "-m", "worker.trainer", str(directory)], measured):
+    for at, record in watch([sys.executable, "-m", "worker.trainer", str(directory)], measured, limit_seconds):
         if record["kind"] == "started":
             measured.start_seconds, previous = at, at
         elif record["kind"] == "metric":
@@ -170,9 +172,9 @@ def run_tunery(work: Workload, number: int) -> Measured:
     return measured
 
 
-def run_peer(work: Workload, peer: Peer, **more: object) -> Measured:
+def run_peer(work: Workload, peer: Peer, limit_seconds: float | None = None, **more: object) -> Measured:
     measured = Measured()
-    for at, record in watch(peer.command(work.directory, **more), measured):
+    for at, record in watch(peer.command(work.directory, **more), measured, limit_seconds):
         if record["kind"] == "ready":
             measured.start_seconds, previous = at, at
         elif record["kind"] == "step":
@@ -188,12 +190,18 @@ def run_peer(work: Workload, peer: Peer, **more: object) -> Measured:
     return measured
 
 
-def watch(command: list[str], measured: Measured):
-    """(seconds since the start, record) of each JSON line a child prints; its peak memory when it has ended."""
+def watch(command: list[str], measured: Measured, limit_seconds: float | None = None):
+    """(seconds since the start, record) of each JSON line a child prints; its peak memory when it has ended.
+
+    A child that runs longer than the limit is killed. Raises RuntimeError for a child that failed or was killed.
+    """
     began = time.monotonic()
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
     with tempfile.TemporaryFile() as errors:
         child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, env=environment)
+        timer = threading.Timer(limit_seconds, child.kill) if limit_seconds is not None else None
+        if timer is not None:
+            timer.start()
         for line in child.stdout:
             if line.startswith(b"{"):
                 try:
@@ -204,9 +212,14 @@ def watch(command: list[str], measured: Measured):
                     yield time.monotonic() - began, record
         _, status, usage = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)
+        if timer is not None and timer.finished.is_set() and child.returncode == -signal.SIGKILL:
+            raise RuntimeError(f"not finished within {limit_seconds:.0f} s")
+        if timer is not None:
+            timer.cancel()
         if child.returncode:
             errors.seek(0)
-            raise RuntimeError(errors.read().decode(errors="replace").strip().splitlines()[-1])
+            lines = errors.read().decode(errors="replace").strip().splitlines()
+            raise RuntimeError(lines[-1] if lines else f"exit code {child.returncode}")
         measured.resident_bytes = usage.ru_maxrss * 1024
 
 

@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from app.domain.jobs.events import Command, Measured, Message, Planned, parse_record
 from tests.tiny import make_tiny_base, make_tiny_dataset
 from tests.worker.trainer.helpers import ALL_LINEAR, RecordLog, final_adapter, make_spec, run_trainer
+from worker.trainer.memory import device_memory
 from worker.trainer.model.attention import document_attention
 from worker.trainer.model.attention_check import AttentionCall, check_attention
 from worker.trainer.objective import objective
@@ -41,6 +42,7 @@ class Check:
     name: str
     run: Callable[[torch.device, Path], str]  # returns what was measured
     needs_gpus: int = 0
+    limit_seconds: float = 240.0
 
 
 def attention(device: torch.device, _directory: Path) -> str:
@@ -139,6 +141,22 @@ def plans(device: torch.device, directory: Path) -> str:
     return text
 
 
+def slot_budget(device: torch.device, _directory: Path) -> str:
+    """A process with the budget of a slot has no more: an allocation above it fails, one below it does not."""
+    total_bytes = torch.cuda.mem_get_info(device)[1]
+    budget_bytes = total_bytes // 4
+    device_memory.set_budget(device, budget_bytes)
+    measured = device_memory.measure(device).capacity_bytes
+    if abs(measured - budget_bytes) > 1e-3 * budget_bytes:
+        raise CheckFailed(f"a budget of {budget_bytes} bytes is measured as {measured}")
+    torch.empty(budget_bytes // 2, dtype=torch.uint8, device=device)
+    try:
+        torch.empty(budget_bytes, dtype=torch.uint8, device=device)
+    except torch.OutOfMemoryError:
+        return f"{budget_bytes / 1e9:.1f} of {total_bytes / 1e9:.1f} GB"
+    raise CheckFailed(f"{1.5 * budget_bytes:.0f} bytes were allocated under a budget of {budget_bytes}")
+
+
 def two_gpus(device: torch.device, directory: Path) -> str:
     """Two processes (NCCL on CUDA) learn as one does."""
     base, data = _tiny(directory)
@@ -169,6 +187,7 @@ CHECKS = (
     Check("out of memory", out_of_memory),
     Check("resume", resume),
     Check("plans", plans, needs_gpus=1),
+    Check("slot budget", slot_budget, needs_gpus=1, limit_seconds=60.0),
     Check("two GPUs", two_gpus, needs_gpus=2),
 )
 

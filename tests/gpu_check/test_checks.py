@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,15 +73,60 @@ def test_the_report_has_a_line_for_each_check_and_an_exit_code(
     def fails(device: torch.device, directory: Path) -> str:
         raise CheckFailed("seen | allowed")
 
-    replaced = [
-        replace(program.CHECKS[0], run=fails),
-        replace(program.CHECKS[1], run=lambda *_: "fine"),
-        program.CHECKS[5],
-    ]
+    two_gpus = next(check for check in program.CHECKS if check.name == "two GPUs")
+    replaced = [replace(program.CHECKS[0], run=fails), replace(program.CHECKS[1], run=lambda *_: "fine"), two_gpus]
     monkeypatch.setattr(program, "CHECKS", replaced)
+    monkeypatch.setattr(program, "run_in_child", lambda check, device, limit_seconds: program.run_here(check, device))
+    card = {"rows": [], "absent": {"Unsloth": "not here"}, "loss_problem": ""}
+    monkeypatch.setattr(program.speed_card, "measure", lambda *_: card)
     monkeypatch.setattr("sys.argv", ["gpu-check", "--device", "cpu", "--json", str(tmp_path / "out.json")])
     assert program.main() == 1
     printed = capsys.readouterr().out
     assert "| attention | failed | 0.0 | seen / allowed |" in printed
     assert "| two GPUs | skipped | 0.0 | needs 2 GPUs, there are 0 |" in printed
-    assert '"outcome": "passed"' in (tmp_path / "out.json").read_text()
+    assert "Absent: Unsloth: not here" in printed
+    results = json.loads((tmp_path / "out.json").read_text())
+    assert [check["outcome"] for check in results["checks"]] == ["failed", "passed", "skipped"]
+    assert results["speed"] == card
+
+
+class TestChild:
+    def test_a_check_runs_in_a_process_of_its_own(self) -> None:
+        check = next(check for check in program.CHECKS if check.name == "out of memory")
+        outcome, seen = program.run_in_child(check, CPU, 300)
+        assert outcome == "passed", seen
+
+    def test_a_check_that_takes_too_long_fails(self) -> None:
+        outcome, seen = program.run_in_child(program.CHECKS[0], CPU, 0.05)
+        assert (outcome, seen) == ("failed", "not finished within 0 s")
+        assert program.run_in_child(program.CHECKS[0], CPU, 0) == ("failed", "no time was left for it")
+
+    def test_a_check_that_breaks_is_a_finding(self, capsys: pytest.CaptureFixture[str]) -> None:
+        def breaks(device: torch.device, directory: Path) -> str:
+            raise KeyError("a typo")
+
+        assert program.run_here(replace(program.CHECKS[0], run=breaks), CPU) == ("failed", "KeyError: 'a typo'")
+        assert "Traceback" in capsys.readouterr().err
+
+
+def test_the_budget_of_a_slot_is_checked_with_torch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """On a fake GPU of 24 GB: torch with and without the limit."""
+    fraction = [1.0]
+
+    def empty(size_bytes: int, **_: object) -> None:
+        if size_bytes > fraction[0] * 24e9:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    for name, replacement in {
+        "mem_get_info": lambda device: (20_000_000_000, 24_000_000_000),
+        "memory_allocated": lambda device: 0,
+        "memory_reserved": lambda device: 0,
+        "get_per_process_memory_fraction": lambda device: fraction[0],
+        "set_per_process_memory_fraction": lambda value, device: fraction.__setitem__(0, value),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, replacement)
+    monkeypatch.setattr(torch, "empty", empty)
+    assert checks.slot_budget(torch.device("cuda", 0), tmp_path) == "6.0 of 24.0 GB"
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda value, device: None)
+    with pytest.raises(CheckFailed, match="is measured as"):
+        checks.slot_budget(torch.device("cuda", 0), tmp_path)

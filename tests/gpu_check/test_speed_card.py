@@ -1,0 +1,89 @@
+"""The speed card on a CPU with a tiny model, and its report of what is absent, slow or learns too little."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import peers, train
+from benchmarks.table import Measured
+from tests.gpu_check import speed_card
+from tests.tiny import make_tiny_base
+
+
+def no_environment(limit_seconds: float | None = None) -> None:
+    raise subprocess.TimeoutExpired("pip install", limit_seconds or 0)
+
+
+@pytest.fixture
+def without_peers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "build_trl", no_environment)
+
+
+def measured(loss: float, seconds: float = 1.0) -> Measured:
+    steps = range(1, train.MIN_STEPS + 1)
+    return Measured([seconds for _ in steps], [100 for _ in steps], dict.fromkeys(steps, loss), cuda_peak_bytes=10**9)
+
+
+@pytest.mark.usefixtures("without_peers")
+def test_tunery_trains_and_absent_sides_have_their_reason(tmp_path: Path) -> None:
+    card = speed_card.measure("cpu", make_tiny_base(tmp_path / "base"), None, 600)
+    (ours,) = card["rows"]
+    assert (ours["name"], card["loss_problem"]) == ("Tunery", "")
+    assert ours["tokens_per_second"] > 0
+    assert card["absent"]["TRL"].startswith("its environment could not be built")
+    assert card["absent"]["Unsloth"] == "Unsloth is left out: it needs an NVIDIA GPU (DEVICE=cuda)."
+    table = "\n".join(speed_card.lines(card))
+    assert f"| Tunery | {ours['tokens_per_second']:,.0f} | 1.00 |" in table
+    assert "Absent: TRL: its environment could not be built" in table
+
+
+@pytest.mark.usefixtures("without_peers")
+def test_a_side_without_time_left_is_absent(tmp_path: Path) -> None:
+    card = speed_card.measure("cpu", make_tiny_base(tmp_path / "base"), None, 0)
+    assert card["rows"] == []
+    assert card["absent"]["Tunery"] == "no time was left for it"
+    assert speed_card.lines(card)[-1].startswith("Absent: ")
+
+
+def test_a_base_that_cannot_be_read_is_reported(tmp_path: Path) -> None:
+    card = speed_card.measure("cpu", tmp_path / "nothing", None, 600)
+    assert card["absent"]["every side"].startswith("the rows could not be made: ")
+    assert speed_card.lines(card)
+
+
+def test_the_peers_get_packed_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(peers, "build_trl", lambda limit_seconds=None: None)
+    monkeypatch.setattr(peers, "why_not_importable", lambda python, package: None)
+    seen = {}
+
+    def run_peer(work: object, peer: peers.Peer, seconds: float) -> Measured:
+        seen[peer.name] = peer.options
+        return measured(2.0)
+
+    monkeypatch.setattr(train, "prepare", lambda directory, options: None)
+    monkeypatch.setattr(train, "run_tunery", lambda work, number, seconds: measured(2.0, 0.5))
+    monkeypatch.setattr(train, "run_peer", run_peer)
+    card = speed_card.measure("cuda", tmp_path, Path(sys.executable), 600)
+    assert list(seen) == ["TRL", "TRL, keeping all", "Unsloth", "Unsloth, keeping all"]
+    assert all(options["padding_free"] and options["micro_batch"] == 8 for options in seen.values())
+    assert (card["absent"], card["loss_problem"]) == ({}, "")
+    assert "| Unsloth | 100 | 2.00 | 1.00 GB | 2.0000 | 0.0 s |" in speed_card.lines(card)
+
+
+def test_a_side_that_learned_less_is_named() -> None:
+    rows = [speed_card.row("Tunery", measured(2.0)), speed_card.row("TRL", measured(2.03))]
+    assert speed_card.loss_problem(rows) == "TRL ends with a loss of 2.0300, Tunery with 2.0000"
+    assert speed_card.loss_problem([rows[0], speed_card.row("TRL", measured(2.01))]) == ""
+    assert speed_card.loss_problem([rows[0], speed_card.row("TRL", measured(float("nan")))])
+    assert speed_card.loss_problem(rows[1:]) == ""
+
+
+def test_a_child_is_killed_after_its_limit() -> None:
+    with pytest.raises(RuntimeError, match="not finished within 0 s"):
+        list(train.watch([sys.executable, "-c", "import time; time.sleep(600)"], Measured(), limit_seconds=0.05))
+    with pytest.raises(RuntimeError, match="exit code 3"):
+        list(train.watch([sys.executable, "-c", "raise SystemExit(3)"], Measured(), limit_seconds=60))
