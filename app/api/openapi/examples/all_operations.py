@@ -227,6 +227,8 @@ ATTEMPTS = {
             "kind": "train",
             "worker_id": "worker_4f2a9c1d7e3b5a60",
             "gpus": 1,
+            "gpu_share": 1.0,
+            "memory_budget_bytes": None,
             "started_at": 1795000340,
             "ended_at": 1795000460,
             "reason": "done",

@@ -16,6 +16,8 @@ class AttemptBody(Body):
     kind: Literal["validate", "train"]
     worker_id: str
     gpus: int
+    gpu_share: float
+    memory_budget_bytes: int | None
     started_at: int
     ended_at: int | None
     reason: str | None
