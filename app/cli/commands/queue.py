@@ -120,6 +120,6 @@ def _device_text(device: dict[str, Any]) -> str:
         return ""
     count = f"{device['count']} x " if device["count"] > 1 else ""
     text = f"{count}{device['name']}, {size_text(device['memory_bytes'])}"
-    if device["slot_bytes"] is None:
+    if device.get("slot_bytes") is None:  # a server of an earlier release has no slots
         return text
     return f"1 of {device['slots_per_gpu']} slots ({size_text(device['slot_bytes'])}) of {text}"
