@@ -6,8 +6,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-revision = "0025_gpu_slots"
-down_revision = "0024_retention"
+revision = "0026_gpu_slots"
+down_revision = "0025_model_aliases"
 branch_labels = None
 depends_on = None
 
