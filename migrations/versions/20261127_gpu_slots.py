@@ -6,8 +6,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-revision = "0026_gpu_slots"
-down_revision = "0025_model_aliases"
+revision = "0027_gpu_slots"
+down_revision = "0026_file_origins"
 branch_labels = None
 depends_on = None
 
