@@ -6,8 +6,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-revision = "0027_gpu_slots"
-down_revision = "0026_file_origins"
+revision = "0028_gpu_slots"
+down_revision = "0027_job_request"
 branch_labels = None
 depends_on = None
 
