@@ -12,6 +12,7 @@ from app.web.components.data_table import DataTable, column
 from app.web.components.elements import card, code_block, facts, link, note, tabs, tag
 from app.web.formatting import age, clean, count, counted, moment, size
 from app.web.frame import View, error_note, screen
+from app.web.pages.answers import TryIt
 from app.web.pages.jobs import wording
 
 PAGE_JOBS = 100
@@ -77,6 +78,7 @@ async def build(view: View) -> None:
         error_note(error, "This job has no adapter")
         return
     _show_provenance(job, adapter)
+    TryIt(view, adapter["base_model"], adapter["fine_tuned_model"])
     _show_files(adapter)
     _show_engines(job, adapter)
 

@@ -1,0 +1,105 @@
+"""Try it: the answers of base model and adapter to one prompt, side by side, as they are generated."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from nicegui import background_tasks, ui
+from nicegui.elements.mixins.text_element import TextElement
+
+from app.web.api_client import ApiClient, ApiError
+from app.web.chat_stream import stream_answer
+from app.web.components.elements import button, card, tag
+from app.web.components.forms import text_area, text_field
+from app.web.formatting import clean, clean_lines, counted, duration
+from app.web.frame import View, error_note
+
+MAX_ANSWER_CHARACTERS = 20_000
+MAX_TOKENS, DEFAULT_TOKENS = 4_096, 256
+UPDATE_SECONDS = 0.1  # a page gets the text at most this often
+NOTHING_ASKED = "Write a question first."
+
+
+class TryIt:
+    """The form, and a column for each model."""
+
+    def __init__(self, view: View, base_model: str, tuned_model: str) -> None:
+        self._api = view.api
+        self._client = ui.context.client
+        self._task: asyncio.Task[None] | None = None
+        with card("Try it"):
+            hint = "Both models get the same messages. An engine that the adapter was delivered to answers."
+            self._prompt = text_area("Question", hint=hint)
+            with tag("div", classes="t-grid"):
+                self._system = text_field("System prompt", hint="Optional; as in the training data.")
+                tokens = {"min": "1", "max": str(MAX_TOKENS), "step": "1"}
+                self._tokens = text_field("Longest answer (tokens)", str(DEFAULT_TOKENS), kind="number", **tokens)
+            with tag("div", classes="t-actions"):
+                self._button = button("Ask both", self._toggle, "t-primary")
+            with tag("div", classes="t-grid"):
+                self._answers = [_Answer("Base model", base_model), _Answer("Adapter", tuned_model)]
+        self._client.on_delete(self._stop)
+
+    def _toggle(self) -> None:
+        if self._task is not None and not self._task.done():
+            self._stop()
+            return
+        for field in (self._prompt, self._tokens):
+            field.set_error("")
+        if not self._prompt.value.strip():
+            self._prompt.set_error(NOTHING_ASKED)
+        elif not self._tokens.value.isdecimal() or not 1 <= int(self._tokens.value) <= MAX_TOKENS:
+            self._tokens.set_error(f"A whole number from 1 to {MAX_TOKENS:,}.")
+        else:
+            self._task = background_tasks.create(self._ask(), name="answers of two models")
+
+    def _stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _ask(self) -> None:
+        system = self._system.value.strip()
+        messages = [{"role": "system", "content": system}] if system else []
+        messages.append({"role": "user", "content": self._prompt.value})
+        body = {"messages": messages, "max_tokens": int(self._tokens.value), "temperature": 0}
+        self._button.set_text("Stop")
+        try:
+            await asyncio.gather(*(one.show(self._api, body) for one in self._answers))
+        finally:
+            if not self._button.is_deleted:
+                self._button.set_text("Ask both")
+
+
+class _Answer:
+    def __init__(self, label: str, model: str) -> None:
+        self._model = model
+        with tag("section", classes="t-stack", aria_label=f"Answer of the {label.lower()}"):
+            tag("div", label, "t-label t-muted")
+            tag("bdi", clean(model, 160), "t-mono t-wrap")
+            self._text = tag("p", "", "t-answer", dir="auto", aria_live="polite")
+            self._state: TextElement = tag("div", classes="t-hint", role="status")
+
+    async def show(self, api: ApiClient, body: dict[str, Any]) -> None:
+        """Ask the model and show its answer as it arrives; an error stands below what has arrived."""
+        text, pieces, started, shown_at = "", 0, time.monotonic(), 0.0
+        self._state.clear()
+        self._text.set_text("")
+        self._state.set_text("Waiting for the first token ...")
+        try:
+            async for piece in stream_answer(api, {"model": self._model, **body}):
+                text, pieces = text + piece, pieces + 1
+                if time.monotonic() - shown_at > UPDATE_SECONDS:
+                    self._text.set_text(clean_lines(text, MAX_ANSWER_CHARACTERS))
+                    shown_at = time.monotonic()
+            self._state.set_text(f"{counted(pieces, 'piece')} in {duration(time.monotonic() - started)}")
+        except ApiError as error:
+            self._state.set_text("")
+            with self._state:
+                error_note(error, "No complete answer")
+        except asyncio.CancelledError:
+            self._state.set_text("Stopped.")
+            raise
+        finally:
+            self._text.set_text(clean_lines(text, MAX_ANSWER_CHARACTERS) or "–")
