@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
+from sqlalchemy import update
 
+from app.db.engine import transaction
+from app.db.tables import Job
+from tests import factories
 from tests.browser.conftest import Open
-from tests.browser.world import World
+from tests.browser.world import MODEL, World
 
 ROOT = Path(__file__).resolve().parents[2]
 SCREENSHOTS = ROOT / "docs" / "screenshots"
@@ -22,6 +27,9 @@ SCREENS = {
     "job-failed": "/jobs/{failed}",
     "job-running": "/jobs/{running}",
     "job-samples": "/jobs/{succeeded}?tab=samples",
+    "job-evaluations": "/jobs/{succeeded}?tab=evaluations",
+    "job-settings": "/jobs/{succeeded}?tab=settings",
+    "job-deliveries": "/jobs/{succeeded}?tab=deliveries",
     "datasets": "/datasets",
     "dataset": "/datasets/{file:tickets}",
     "new-job": "/jobs/new?file={file:tickets}",
@@ -62,11 +70,38 @@ def test_a_screen_is_accessible_and_fits_its_width(open_page: Open, world: World
     for is_narrow, is_dark in ((False, False), (True, True)):
         page = open_page(path_of(screen, world), key=key, is_narrow=is_narrow, is_dark=is_dark)
         settle(page)
-        found = Axe().run(page).response["violations"]
-        serious = [(one["id"], one["nodes"][0]["html"][:200]) for one in found if one["impact"] in SERIOUS]
-        assert serious == []
-        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        require_accessible(page)
         page.context.close()
+
+
+def test_a_list_of_fifty_jobs_is_accessible(open_page: Open, world: World) -> None:
+    """One of them is running, and one has failed."""
+    with transaction(world.sessions) as session:
+        project = factories.make_project(session, "crowded")
+        key = factories.make_key(session, project)
+        file = factories.make_file(session, world.storage, project)
+        running, failed, *_ = (factories.make_job(session, project, file, MODEL).id for _ in range(50))
+        now = datetime.now(UTC)
+        later = now + timedelta(days=1)
+        session.execute(update(Job).where(Job.id == running).values(state="queued"))
+        lease = {"lease_owner": "worker", "lease_expires_at": later}
+        progress = {"step": 3, "total_steps": 9, "epoch": 1.0, "tokens_per_second": 90.0, "eta_seconds": 60.0}
+        values = {"state": "running", "phase": "training", "started_at": now, "progress": progress, **lease}
+        session.execute(update(Job).where(Job.id == running).values(values))
+        error = {"error_code": "out_of_memory", "error_message": "It does not fit.", "finished_at": now}
+        session.execute(update(Job).where(Job.id == failed).values(state="failed", **error))
+    page = open_page("/jobs", key=key)
+    settle(page)
+    expect(page.get_by_text("50 jobs shown")).to_be_visible()
+    expect(page.get_by_role("progressbar")).to_have_attribute("aria-valuenow", "33")
+    require_accessible(page)
+
+
+def require_accessible(page: Page) -> None:
+    found = Axe().run(page).response["violations"]
+    serious = [(one["id"], one["nodes"][0]["html"][:200]) for one in found if one["impact"] in SERIOUS]
+    assert serious == []
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 
 @pytest.mark.skipif("TUNERY_WRITE_SCREENSHOTS" not in os.environ, reason="writes docs/screenshots: make screenshots")

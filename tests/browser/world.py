@@ -21,13 +21,14 @@ from app.db.engine import Sessions, make_engine, make_sessions, transaction
 from app.db.ids import new_id
 from app.db.jobs import checkpoints, claims
 from app.db.scheduling import workers
-from app.db.tables import Delivery, DeliveryTarget, Evaluation, File, Job, Project
+from app.db.tables import Evaluation, File, Job, Project
 from app.domain.jobs.states import Reason
 from app.main import create_app
 from app.services.jobs import jobs
 from app.settings import Settings
 from app.storage import LocalStorage
 from tests import factories
+from tests.answering_engine import BASE, TO_ENGINES, AnsweringEngine, answering, deliver
 from tests.serving import serve
 
 MODEL = "SmolLM2-135M-Instruct"
@@ -52,6 +53,7 @@ class World:
     storage: LocalStorage
     jobs: Mapping[str, str]  # ids by a short name
     files: Mapping[str, str]
+    engine: AnsweringEngine  # which has the adapter of the succeeded job
 
 
 @contextmanager
@@ -64,6 +66,7 @@ def serving_world(database_url: str, redis_url: str, directory: Path) -> Iterato
         device="cpu",
         threads=1,
         min_training_examples=10,
+        **TO_ENGINES,
     )
     storage = LocalStorage(settings.storage_dir)
     engine = make_engine(database_url)
@@ -73,10 +76,11 @@ def serving_world(database_url: str, redis_url: str, directory: Path) -> Iterato
         admin_key = keys.issue(session, project, "browser", keys.ADMIN_SCOPES).secret
         member_key = factories.make_key(session, project, "member")
         factories.make_base_model(session, directory / "models" / MODEL, MODEL)
-    with transaction(sessions) as session:
-        files, jobs = _fill(session, storage, factories.make_project(session))
-    with serve(create_app(settings, storage=storage)) as server, _living_worker(sessions):
-        yield World(server.root, admin_key, member_key, sessions, storage, jobs, files)
+    with answering() as answerer:
+        with transaction(sessions) as session:
+            files, jobs = _fill(session, storage, factories.make_project(session), answerer)
+        with serve(create_app(settings, storage=storage)) as server, _living_worker(sessions):
+            yield World(server.root, admin_key, member_key, sessions, storage, jobs, files, answerer)
     engine.dispose()
 
 
@@ -104,7 +108,9 @@ def _living_worker(sessions: Sessions) -> Iterator[None]:
         thread.join()
 
 
-def _fill(session: Session, storage: LocalStorage, project: Project) -> tuple[dict[str, str], dict[str, str]]:
+def _fill(
+    session: Session, storage: LocalStorage, project: Project, engine: AnsweringEngine
+) -> tuple[dict[str, str], dict[str, str]]:
     tickets = factories.make_file(session, storage, project, tickets_jsonl(240), filename="support-tickets.jsonl")
     held_out = factories.make_file(session, storage, project, tickets_jsonl(24, seed=2), filename="held-out.jsonl")
     hostile = factories.make_file(
@@ -128,13 +134,13 @@ def _fill(session: Session, storage: LocalStorage, project: Project) -> tuple[di
         factories.validate_job(session)
         made[f"queued-{number}"] = queued
     made["cancelled"] = _cancelled(session, project, tickets)
-    _add_results(session, made["succeeded"], held_out)
+    _add_results(session, made["succeeded"], held_out, engine)
     made["succeeded"].request = REQUEST | {"training_file": tickets.id}
     return {name: file.id for name, file in files.items()}, {name: job.id for name, job in made.items()}
 
 
-def _add_results(session: Session, job: Job, file: File) -> None:
-    """An evaluation of the adapter, and its deliveries to an engine that serves it and to one that does not."""
+def _add_results(session: Session, job: Job, file: File, engine: AnsweringEngine) -> None:
+    """An evaluation of the adapter, and its deliveries: the engine serves it, and another one the base model."""
     result = checkpoints.by_names(session, [job.fine_tuned_model or ""])[job.fine_tuned_model or ""]
     of_job = {"project_id": job.project_id, "job_id": job.id, "checkpoint_id": result.id}
     now = datetime.now(UTC)
@@ -145,21 +151,13 @@ def _add_results(session: Session, job: Job, file: File) -> None:
             state="succeeded", started_at=now, finished_at=now, precision="bfloat16", summary=evaluations.SUMMARY,
         )
     )  # fmt: skip
-    for name, state, verdict in (("staging", "delivered", "same"), ("production", "failed", "no_effect")):
-        target = DeliveryTarget(
-            id=new_id("target"), project_id=job.project_id, name=name, kind="vllm",
-            destination=deliveries.TARGET["destination"],
-        )  # fmt: skip
-        session.add(target)
-        session.flush()
-        session.add(
-            Delivery(
-                id=new_id("delivery"), **of_job, target_id=target.id, model=result.name, served_model=result.name,
-                state=state, attempt=1, tries=1, served_check=deliveries.CHECK | {"verdict": verdict},
-                error="The engine answers as the base model does." if state == "failed" else None,
-                delivered_at=now if state == "delivered" else None,
-            )
-        )  # fmt: skip
+    staging = deliver(session, job, engine.url, name="staging", base_model=BASE)
+    staging.served_check, staging.delivered_at = deliveries.CHECK, now
+    production = deliver(session, job, "http://127.0.0.1:9", name="production", base_model=BASE)
+    session.refresh(production)
+    production.served_check = deliveries.CHECK | {"verdict": "no_effect"}
+    production.state, production.next_attempt_at = "failed", None
+    production.error = "The engine answers as the base model does."
 
 
 def tickets_jsonl(rows: int, seed: int = 1) -> bytes:

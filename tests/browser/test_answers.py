@@ -1,0 +1,68 @@
+"""Try it: one question to base model and adapter."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.answering_engine import BASE, WORDS, AnsweringEngine
+from tests.browser.conftest import Open
+from tests.browser.world import World
+
+ANSWER = "".join(WORDS)
+
+
+@pytest.fixture
+def engine(world: World) -> Iterator[AnsweringEngine]:
+    world.engine.asked.clear()
+    yield world.engine
+    world.engine.gate.set()
+    world.engine.dies_after = None
+
+
+def ask(page: Page) -> None:
+    page.get_by_label("Question").fill("Where is my parcel?")
+    page.get_by_role("button", name="Ask both").click()
+
+
+def test_both_answers_appear_side_by_side_as_they_are_generated(
+    open_page: Open, world: World, engine: AnsweringEngine
+) -> None:
+    engine.gate.clear()
+    page = open_page(f"/adapters/{world.jobs['succeeded']}")
+    page.get_by_label("System prompt").fill("You are brief.")
+    ask(page)
+    base, adapter = (page.get_by_role("region", name=f"Answer of the {one}") for one in ("base model", "adapter"))
+    for answer in (base, adapter):
+        expect(answer.locator(".t-answer")).to_have_text(WORDS[0].strip())
+    expect(page.get_by_role("button", name="Stop")).to_be_visible()
+    engine.gate.set()
+    for answer in (base, adapter):
+        expect(answer.locator(".t-answer")).to_have_text(ANSWER)
+        expect(answer.get_by_role("status")).to_contain_text(re.compile("5 pieces in"))
+    expect(page.get_by_role("button", name="Ask both")).to_be_visible()
+    first, second = (one.body for one in engine.asked)
+    assert {BASE} < {first["model"], second["model"]}
+    assert first["messages"] == second["messages"]
+    assert [message["role"] for message in first["messages"]] == ["system", "user"]
+
+
+def test_an_answer_that_breaks_off_is_kept_and_named(open_page: Open, world: World, engine: AnsweringEngine) -> None:
+    engine.dies_after = 2
+    page = open_page(f"/adapters/{world.jobs['succeeded']}")
+    ask(page)
+    answer = page.get_by_role("region", name="Answer of the adapter")
+    expect(answer.get_by_role("alert")).to_contain_text("No complete answer")
+    expect(answer.locator(".t-answer")).to_have_text("My parcel")
+
+
+def test_an_adapter_that_no_engine_has_says_what_to_do(open_page: Open, world: World) -> None:
+    page = open_page(f"/adapters/{world.jobs['earlier']}")
+    page.get_by_role("button", name="Ask both").click()
+    expect(page.get_by_text("Write a question first.")).to_be_visible()
+    ask(page)
+    answer = page.get_by_role("region", name="Answer of the adapter")
+    expect(answer.get_by_role("alert")).to_contain_text("deliver")

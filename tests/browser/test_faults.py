@@ -1,0 +1,127 @@
+"""What breaks beside a page: the API, the network, the disk, and the process that knows the session."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.browser.conftest import Open
+from tests.browser.dashboard import dashboard
+from tests.browser.link import Link, link
+from tests.browser.world import World, tickets_jsonl
+from tests.full_disk import SmallDisk, small_disk
+
+MEGABYTE = 1 << 20
+SLOW = {"offline": False, "latency": 400, "downloadThroughput": 60_000, "uploadThroughput": 60_000}
+
+
+@pytest.fixture(scope="module")
+def api_link(world: World) -> Iterator[Link]:
+    with link(int(urlsplit(world.api_url).port or 0)) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallDisk]:
+    with small_disk(tmp_path_factory.mktemp("disk") / "small", 8 * MEGABYTE) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def other_url(api_link: Link, disk: SmallDisk) -> Iterator[str]:
+    """A second process of the dashboard: behind the link, with its temporary files on the small disk."""
+    with dashboard(api_link.url, {"TMPDIR": str(disk.path)}) as url:
+        yield url
+
+
+class TestApi:
+    def test_a_page_continues_by_itself_after_a_restart(
+        self, open_page: Open, world: World, api_link: Link, other_url: str
+    ) -> None:
+        page = open_page("/queue", url=other_url)
+        expect(page.get_by_role("heading", name="Queue", level=1)).to_be_visible()
+        api_link.cut()
+        try:
+            expect(page.get_by_role("alert")).to_contain_text("The API does not answer", timeout=60_000)
+        finally:
+            api_link.mend()
+        expect(page.get_by_role("alert")).to_have_count(0, timeout=60_000)
+
+    def test_a_dead_one_is_named_with_a_way_to_try_again(
+        self, open_page: Open, world: World, api_link: Link, other_url: str
+    ) -> None:
+        page = open_page("/datasets", url=other_url)
+        api_link.cut()
+        try:
+            page.goto(f"{other_url}/jobs/{world.jobs['succeeded']}")
+            expect(page.get_by_role("alert")).to_contain_text("cannot be reached")
+            assert "Traceback" not in page.content()
+        finally:
+            api_link.mend()
+        page.get_by_role("button", name="Try again").click()
+        expect(page.get_by_role("heading", name=re.compile("support-bot-v3"))).to_be_visible()
+
+    def test_a_signed_in_browser_stays_signed_in_meanwhile(
+        self, open_page: Open, api_link: Link, other_url: str
+    ) -> None:
+        page = open_page("/jobs", url=other_url)
+        api_link.cut()
+        try:
+            page.goto(f"{other_url}/project")
+            expect(page.get_by_role("alert")).to_be_visible()
+        finally:
+            api_link.mend()
+        page.goto(f"{other_url}/project")
+        expect(page.get_by_text("Usage and limits")).to_be_visible()
+
+
+def test_a_full_disk_is_named_and_the_upload_continues_when_there_is_space(
+    open_page: Open, disk: SmallDisk, other_url: str, tmp_path: Path
+) -> None:
+    rows = "".join(f"question {number};{'answer ' * 20}{number}\n" for number in range(20_000))
+    (tmp_path / "table.csv").write_text(f"question;answer\n{rows}")
+    page = open_page("/datasets", url=other_url)
+    disk.fill()
+    page.locator("input[type=file]").set_input_files(tmp_path / "table.csv")
+    expect(page.get_by_text("The dashboard's disk is full")).to_be_visible()
+    disk.empty()
+    page.get_by_role("button", name="Try again").click()
+    page.wait_for_url(re.compile("/datasets/convert/table-"))
+    expect(page.get_by_label("User (question)")).to_have_value("question")
+
+
+def test_on_a_slow_network_pages_work_and_an_upload_shows_its_progress(open_page: Open, tmp_path: Path) -> None:
+    (tmp_path / "slow.jsonl").write_bytes(tickets_jsonl(800))
+    page = open_page("/datasets")
+    throttle(page)
+    page.locator("input[type=file]").set_input_files(tmp_path / "slow.jsonl")
+    expect(page.get_by_role("progressbar").first).to_be_visible()
+    page.wait_for_url(re.compile(r"/datasets/file-"), timeout=60_000)
+    expect(page.get_by_text("Valid", exact=True)).to_be_visible(timeout=60_000)
+
+
+def test_a_session_of_another_process_is_sent_to_the_form(
+    open_page: Open, world: World, web_url: str, other_url: str
+) -> None:
+    """As behind a proxy that sends the requests of one browser to different processes."""
+    page = open_page("/jobs", url=other_url)
+    answer = page.goto(f"{web_url}/jobs/{world.jobs['succeeded']}?tab=events")
+    assert answer is not None
+    assert answer.status == 200
+    expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
+    page.get_by_label("API key").fill(world.admin_key)
+    page.get_by_role("button", name="Sign in").click()
+    page.wait_for_url(f"**/jobs/{world.jobs['succeeded']}?tab=events")
+    expect(page.get_by_text("The job has successfully completed")).to_be_visible()
+
+
+def throttle(page: Page) -> None:
+    """60 kB/s with 400 ms for each round trip."""
+    session = page.context.new_cdp_session(page)
+    session.send("Network.enable")
+    session.send("Network.emulateNetworkConditions", SLOW)
