@@ -34,8 +34,9 @@ class TryIt:
             self._prompt = text_area("Question", hint=hint)
             with tag("div", classes="t-grid"):
                 self._system = text_field("System prompt", hint="Optional; as in the training data.")
-                tokens = {"min": "1", "max": str(MAX_TOKENS), "step": "1"}
-                self._tokens = text_field("Longest answer (tokens)", str(DEFAULT_TOKENS), kind="number", **tokens)
+                self._tokens = text_field(
+                    "Longest answer (tokens)", str(DEFAULT_TOKENS), kind="number", min="1", step="1"
+                )
             with tag("div", classes="t-actions"):
                 self._button = button("Ask both", self._toggle, "t-primary")
             with tag("div", classes="t-grid"):
