@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,24 +12,33 @@ from sqlalchemy.orm import Session
 
 from app.db import models
 from app.db.scheduling import fair_queue, queue_view, workers
-from app.db.tables import Job, QueuePlace, Worker
+from app.db.tables import Evaluation, Job, QueuePlace, Worker
 from app.domain.jobs.states import JobState
 from app.domain.scheduling.fair_share import ProjectShare
 
 
 @dataclass(frozen=True)
 class WorkerView:
-    """A worker; `job_id` is None if the caller may not see the job."""
+    """A worker; `job_id` and `evaluation_id` are None if it has none, or the caller may not see it."""
 
     row: Worker
     models: Sequence[str]
     is_busy: bool
     job_id: str | None
+    evaluation_id: str | None
     is_admin_view: bool
 
     @property
     def id(self) -> str:
         return public_worker_id(self.row.id)
+
+
+@dataclass(frozen=True)
+class Holders:
+    """{worker id: (id, project id)} of the jobs and of the evaluations that workers hold."""
+
+    jobs: Mapping[str, tuple[str, str]]
+    evaluations: Mapping[str, tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,7 @@ class QueueView:
     last_position: int
     shares: Sequence[ProjectShare]  # of the caller's project; for an admin of all projects
     workers: Sequence[WorkerView]
+    evaluations: Sequence[Evaluation]
     is_admin_view: bool
 
     def count(self, state: JobState, own: bool) -> int:
@@ -48,11 +58,9 @@ class QueueView:
 
 def view_workers(session: Session, project_id: str, is_admin: bool) -> list[WorkerView]:
     """The workers with a heartbeat within the last minute."""
-    lease_owners = queue_view.lease_owners(session)
+    holders = Holders(queue_view.lease_owners(session), queue_view.evaluation_owners(session))
     model_names = {row.name for row in models.list_base(session, None if is_admin else project_id)}
-    return [
-        _worker_view(row, lease_owners.get(row.id), model_names, project_id, is_admin) for row in workers.alive(session)
-    ]
+    return [_worker_view(row, holders, model_names, project_id, is_admin) for row in workers.alive(session)]
 
 
 def view_queue(session: Session, project_id: str, is_admin: bool, limit: int, half_life_seconds: float) -> QueueView:
@@ -65,6 +73,7 @@ def view_queue(session: Session, project_id: str, is_admin: bool, limit: int, ha
         last_position=queue_view.last_position(session),
         shares=[each for each in shares if is_admin or each.project_id == project_id],
         workers=view_workers(session, project_id, is_admin),
+        evaluations=queue_view.unfinished_evaluations(session, visible_project_id, limit),
         is_admin_view=is_admin,
     )
 
@@ -74,14 +83,16 @@ def public_worker_id(name: str) -> str:
     return f"worker_{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
-def _worker_view(
-    row: Worker, held: tuple[str, str] | None, model_names: set[str], project_id: str, is_admin: bool
-) -> WorkerView:
-    job_id, owner = held or (None, None)
+def _worker_view(row: Worker, holders: Holders, model_names: set[str], project_id: str, is_admin: bool) -> WorkerView:
+    def visible(held: tuple[str, str] | None) -> str | None:
+        return held[0] if held is not None and (is_admin or held[1] == project_id) else None
+
+    job, evaluation = holders.jobs.get(row.id), holders.evaluations.get(row.id)
     return WorkerView(
         row=row,
         models=[name for name in row.about.get("models") or () if name in model_names],
-        is_busy=held is not None,
-        job_id=job_id if is_admin or owner == project_id else None,
+        is_busy=job is not None or evaluation is not None,
+        job_id=visible(job),
+        evaluation_id=visible(evaluation),
         is_admin_view=is_admin,
     )

@@ -31,8 +31,8 @@ SENT_BYTES = Counter("tunery_http_sent_bytes", "Bytes of response bodies.")
 HINTS_SENT = Counter("tunery_hints_sent", "Hints to workers.", ["queue", "outcome"])  # sent, failed
 HINTS_RECEIVED = Counter("tunery_hints_received", "Hints that this worker received.", ["queue"])
 
-# --- attempts: kind is validate, train or export
-CLAIMS = Counter("tunery_claims", "Claimed jobs and exports.", ["kind"])
+# --- attempts: kind is validate, train, export or evaluate
+CLAIMS = Counter("tunery_claims", "Claimed jobs, exports and evaluations.", ["kind"])
 LEASE_RENEWALS = Counter("tunery_lease_renewals", "Renewals of leases.", ["outcome"])  # confirmed, failed
 LEASES_LOST = Counter(
     "tunery_leases_lost",

@@ -13,7 +13,6 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
-import structlog
 from sqlalchemy.orm import Session
 
 from app.db.files import files
@@ -25,7 +24,7 @@ from app.domain.evaluations.graders import EvaluationSettings
 from app.domain.evaluations.plan import make_plan
 from app.domain.evaluations.spec import ANSWERS, Answer, Started
 from app.domain.evaluations.states import EvaluationErrorCode, EvaluationState
-from app.domain.jobs.states import ExitCode
+from app.domain.jobs.states import ExitCode, Reason
 from app.domain.scheduling.worker_capacity import WorkerCapacity
 from app.log import get_logger
 from worker.evaluations import prepare
@@ -38,6 +37,7 @@ from worker.evaluations.summarize import ADAPTER, BASE, ModelAnswer, Outcome, re
 from worker.jobs import artifacts, workdir
 from worker.jobs.lease import LeaseKeeper
 from worker.jobs.leased_rows import RowClaimer
+from worker.jobs.observed_attempt import observed_attempt
 from worker.jobs.publish import PURPOSE
 from worker.jobs.sanitize import clean, clean_text
 from worker.jobs.watchdog import Watchdog
@@ -79,7 +79,7 @@ class Evaluator:
             if lock is None or claimed is None:
                 return False
             evaluation, keeper = claimed
-            with structlog.contextvars.bound_contextvars(evaluation=evaluation.id, attempt=evaluation.attempt), keeper:
+            with observed_attempt("evaluate", keeper), keeper:
                 self._run(evaluation, keeper, lock)
         return True
 
@@ -92,11 +92,12 @@ class Evaluator:
         directory = workdir.attempt_directory(self.settings.work_dir, evaluation.id, evaluation.attempt)
         try:
             self._evaluate(evaluation, keeper, directory, lock)
+            keeper.outcome = Reason.DONE
             log.info("evaluation succeeded")
         except FencedError:
             log.info("lease lost: the evaluation is dropped")
         except EvaluationInterrupted:
-            self._end(keeper, lambda session: evaluations.requeue(session, keeper.lease))
+            self._end(keeper, Reason.DRAINED, lambda session: evaluations.requeue(session, keeper.lease))
         except EvaluationFailed as error:
             self._end_failed(keeper, error)
         except Exception:
@@ -259,12 +260,13 @@ class Evaluator:
                     session, lease, code, text, settings.requeue_delay_seconds, settings.max_crash_streak
                 )
 
-        self._end(keeper, end)
+        self._end(keeper, code, end)
 
-    def _end(self, keeper: LeaseKeeper, work: Callable[[Session], Any]) -> None:
+    def _end(self, keeper: LeaseKeeper, outcome: str, work: Callable[[Session], Any]) -> None:
         """End the attempt. After a COMMIT without an answer the retry is fenced: then the first try was committed."""
         try:
             keeper.finish(work)
+            keeper.outcome = outcome
         except FencedError:
             log.info("lease lost: the evaluation has ended already, or another worker has it")
 

@@ -14,7 +14,8 @@ from app.domain.jobs.states import FINAL_STATE, JobState, Reason
 from app.telemetry import metrics, tracing
 from worker.jobs.lease import LEASE_LOST, LeaseKeeper
 
-AttemptKind = Literal["validate", "train", "export"]
+AttemptKind = Literal["validate", "train", "export", "evaluate"]
+ID_NAMES = {"export": "export", "evaluate": "evaluation"}  # of the row that the attempt belongs to; else "job"
 GOOD_REASONS = {reason.value for reason in Reason if FINAL_STATE[reason] != JobState.FAILED} | {LEASE_LOST}
 
 
@@ -26,7 +27,7 @@ def observed_attempt(kind: AttemptKind, keeper: LeaseKeeper, job: Job | None = N
     the same context if they run `contextvars.copy_context().run`.
     """
     lease, began_at = keeper.lease, time.monotonic()
-    ids: dict[str, str | int] = {"export" if kind == "export" else "job": lease.job_id, "attempt": lease.attempt}
+    ids: dict[str, str | int] = {ID_NAMES.get(kind, "job"): lease.job_id, "attempt": lease.attempt}
     if job is not None and job.request_id is not None:
         ids["request_id"] = job.request_id
     metrics.CLAIMS.labels(kind).inc()

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from sqlalchemy import Row
 
 from app.api.schemas.common import Body, ListBody, unix_seconds, unix_seconds_or_none
-from app.db.tables import Job, QueuePlace
+from app.db.tables import Evaluation, Job, QueuePlace
 from app.domain.jobs.states import JobState
 from app.domain.scheduling.fair_share import ProjectShare
 from app.domain.scheduling.worker_capacity import worker_capacity
@@ -34,6 +34,7 @@ class WorkerBody(Body):
     models: list[str]
     labels: list[str]
     job_id: str | None
+    evaluation_id: str | None
     started_at: int
     seen_at: int
     name: str | None
@@ -85,6 +86,20 @@ class WaitingBody(Body):
     created_at: int
 
 
+class QueuedEvaluation(Body):
+    id: str
+    fine_tuning_job_id: str
+    project_id: str
+    model: str
+    status: Literal["queued", "running"]
+    worker_id: str | None
+    created_at: int
+    started_at: int | None
+    answers: int | None
+    total_answers: int | None
+    estimated_seconds: float | None
+
+
 class StandingBody(Body):
     project_id: str
     gpu_seconds: float
@@ -103,6 +118,7 @@ class QueueBody(Body):
     running: list[RunningBody]
     waiting: list[WaitingBody]
     has_more: bool
+    evaluations: list[QueuedEvaluation]
     projects: list[StandingBody]
 
 
@@ -125,6 +141,7 @@ def render_worker(view: WorkerView) -> dict[str, Any]:
         "models": list(view.models),
         "labels": about.get("labels") or [],
         "job_id": view.job_id,
+        "evaluation_id": view.evaluation_id,
         "started_at": unix_seconds(row.started_at),
         "seen_at": unix_seconds(row.seen_at),
     } | {key: value if view.is_admin_view else None for key, value in admin_fields.items()}
@@ -140,6 +157,7 @@ def render_queue(view: QueueView, limit: int) -> dict[str, Any]:
         "running": [_running(row) for row in view.running],
         "waiting": [_waiting(job, place, view.last_position) for job, place in view.waiting[:limit]],
         "has_more": len(view.waiting) > limit,
+        "evaluations": [_evaluation(row) for row in view.evaluations[:limit]],
         "projects": _standings(view.shares),
     }
 
@@ -179,6 +197,23 @@ def _waiting(job: Job, place: QueuePlace | None, last_position: int) -> dict[str
         "worker_labels": job.worker_labels,
         "planned_seconds": job.planned_seconds,
         "created_at": unix_seconds(job.created_at),
+    }
+
+
+def _evaluation(row: Evaluation) -> dict[str, Any]:
+    progress = row.progress or {}
+    return {
+        "id": row.id,
+        "fine_tuning_job_id": row.job_id,
+        "project_id": row.project_id,
+        "model": row.base_model,
+        "status": row.state,
+        "worker_id": public_worker_id(row.lease_owner) if row.lease_owner else None,
+        "created_at": unix_seconds(row.created_at),
+        "started_at": unix_seconds_or_none(row.started_at) if row.lease_owner else None,
+        "answers": progress.get("answers"),
+        "total_answers": progress.get("total_answers"),
+        "estimated_seconds": row.plan.get("estimated_seconds"),
     }
 
 

@@ -21,7 +21,7 @@ Limit = Annotated[int, typer.Option(min=1, max=1000, help="Maximum number of que
 @commands.command("queue")
 @with_client
 def show(client: "Client", limit: Limit = 50, as_json: AsJson = False) -> None:
-    """Show running and queued jobs with position and expected start.
+    """Show running and queued jobs with position and expected start, and unfinished evaluations.
 
     Jobs of other projects are shown only as totals, unless you use an admin key.
     """
@@ -55,6 +55,18 @@ def show(client: "Client", limit: Limit = 50, as_json: AsJson = False) -> None:
         ]
         for job in queue["waiting"]
     ]
+    rows += [
+        [
+            evaluation["id"],
+            evaluation["status"],
+            "",
+            time_text(evaluation["started_at"]),
+            duration_text(evaluation["estimated_seconds"]),
+            "evaluation",
+            _answers_text(evaluation),
+        ]
+        for evaluation in queue["evaluations"]
+    ]
     columns = ["job", "status", "position", "start", "duration", "type", "reason"]
     print_table(columns, rows, "This project has no running or queued jobs.")
     if others["running"] or others["waiting"]:
@@ -64,7 +76,7 @@ def show(client: "Client", limit: Limit = 50, as_json: AsJson = False) -> None:
 @commands.command("workers")
 @with_client
 def list_workers(client: "Client", as_json: AsJson = False) -> None:
-    """List the live workers with device, models, labels and current job."""
+    """List the live workers with device, models, labels and current job or evaluation."""
     workers = client.get("workers")["data"]
     if as_json:
         print_json(workers)
@@ -77,7 +89,7 @@ def list_workers(client: "Client", as_json: AsJson = False) -> None:
             _device_text(worker["device"]),
             ", ".join(worker["models"]),
             ", ".join(worker["labels"]),
-            worker["job_id"] or "",
+            worker["job_id"] or worker["evaluation_id"] or "",
         ]
         for worker in workers
     ]
@@ -109,6 +121,12 @@ def _remaining_text(finish_seconds: int) -> str:
 
 def _reason_text(job: dict[str, Any]) -> str:
     return "waiting for free disk space" if job.get("phase") == "waiting_for_storage" else job["waiting_for"] or ""
+
+
+def _answers_text(evaluation: dict[str, Any]) -> str:
+    if evaluation["answers"] is None:
+        return f"of {evaluation['fine_tuning_job_id']}"
+    return f"{evaluation['answers']} of {evaluation['total_answers']} answers"
 
 
 def _type_text(job: dict[str, Any]) -> str:

@@ -13,22 +13,34 @@ from app.domain.jobs.states import JobState
 
 QUEUED_STATES = (JobState.VALIDATING, JobState.QUEUED)
 # The month is a calendar month in UTC. A slot of a shared GPU counts as its share of it. `held` are the seconds that
-# running attempts will still take: the estimate of the last metrics, else the plan.
+# running attempts will still take: the estimate of the last metrics, else the plan. Attempts are those of trainings
+# and of evaluations.
 GPU_SECONDS = """
+WITH month AS (SELECT date_trunc('month', clock_timestamp(), 'UTC') AS began),
+attempt AS (
+  SELECT training.project_id, training.gpus * training.gpu_share AS gpus, training.started_at, training.ended_at,
+    coalesce((job.progress ->> 'eta_seconds')::float,
+    plan.predicted_seconds - extract(epoch FROM clock_timestamp() - training.started_at)) AS seconds_left
+  FROM month JOIN attempts AS training ON training.kind = 'train'
+    AND training.project_id = ANY(CAST(:project_ids AS text[]))
+    AND (training.ended_at IS NULL OR training.ended_at > month.began)
+  JOIN jobs AS job ON job.id = training.job_id
+  LEFT JOIN measurements AS plan ON plan.job_id = training.job_id AND plan.attempt = training.attempt
+  UNION ALL
+  SELECT generation.project_id, generation.gpus, generation.started_at, generation.ended_at,
+    (evaluation.plan ->> 'estimated_seconds')::float - extract(epoch FROM clock_timestamp() - generation.started_at)
+  FROM month JOIN evaluation_attempts AS generation
+    ON generation.project_id = ANY(CAST(:project_ids AS text[]))
+    AND (generation.ended_at IS NULL OR generation.ended_at > month.began)
+  JOIN evaluations AS evaluation ON evaluation.id = generation.evaluation_id
+)
 SELECT
-  attempt.project_id,
-  coalesce(sum(attempt.gpus * attempt.gpu_share * extract(epoch FROM
-    coalesce(attempt.ended_at, clock_timestamp()) - greatest(attempt.started_at, month.began))), 0)::float AS used,
-  coalesce(sum(attempt.gpus * attempt.gpu_share * CASE WHEN attempt.ended_at IS NULL THEN coalesce(
-    (job.progress ->> 'eta_seconds')::float,
-    greatest(0, plan.predicted_seconds - extract(epoch FROM clock_timestamp() - attempt.started_at)),
-    0) END), 0)::float AS held
-FROM (SELECT date_trunc('month', clock_timestamp(), 'UTC') AS began) AS month
-JOIN attempts AS attempt ON attempt.kind = 'train' AND attempt.project_id = ANY(CAST(:project_ids AS text[]))
-  AND (attempt.ended_at IS NULL OR attempt.ended_at > month.began)
-JOIN jobs AS job ON job.id = attempt.job_id
-LEFT JOIN measurements AS plan ON plan.job_id = attempt.job_id AND plan.attempt = attempt.attempt
-GROUP BY attempt.project_id
+  project_id,
+  coalesce(sum(gpus * extract(epoch FROM
+    coalesce(ended_at, clock_timestamp()) - greatest(started_at, month.began))), 0)::float AS used,
+  coalesce(sum(gpus * CASE WHEN ended_at IS NULL THEN greatest(0, seconds_left) END), 0)::float AS held
+FROM month, attempt
+GROUP BY project_id
 """
 
 

@@ -14,7 +14,7 @@ from app.db.ids import new_id
 from app.db.jobs import events, leased_rows
 from app.db.jobs.claims import Lease
 from app.db.scheduling import fair_queue, gpu_reservations
-from app.db.tables import Checkpoint, Evaluation, Job
+from app.db.tables import Checkpoint, Evaluation, EvaluationAttempt, Job
 from app.domain.evaluations.graders import EvaluationSettings
 from app.domain.evaluations.promotion import DeliveryVerdict, delivery_verdict
 from app.domain.evaluations.states import UNFINISHED, EvaluationErrorCode, EvaluationState
@@ -162,15 +162,33 @@ def claim(
         .returning(Evaluation)
         .execution_options(populate_existing=True)
     ).scalar_one_or_none()
-    if evaluation is not None and capacity is not None and capacity.shares_gpus:
-        needed_bytes = session.get_one(Job, evaluation.job_id).needed_cuda_bytes
-        if evaluation.settings.get("base_precision") != "trained":
-            needed_bytes = None
-        evaluation.gpu_uuids, evaluation.budget_bytes = [*capacity.gpu_uuids], capacity.budget_bytes(needed_bytes)
-        session.flush()
-    if evaluation is not None:
-        _report(session, evaluation, f"Evaluation {evaluation.id} started")
+    if evaluation is None:
+        return None
+    gpus = 1.0
+    if capacity is not None:
+        gpus = _reserve_gpus(session, evaluation, capacity)
+    session.add(
+        EvaluationAttempt(
+            evaluation_id=evaluation.id,
+            attempt=evaluation.attempt,
+            project_id=evaluation.project_id,
+            worker=owner,
+            gpus=gpus,
+        )
+    )
+    session.flush()
+    _report(session, evaluation, f"Evaluation {evaluation.id} started")
     return evaluation
+
+
+def _reserve_gpus(session: Session, evaluation: Evaluation, capacity: WorkerCapacity) -> float:
+    """Reserve memory on shared GPUs; the GPUs that the attempt has, with a part of one for a slot."""
+    needed_bytes = session.get_one(Job, evaluation.job_id).needed_cuda_bytes
+    if evaluation.settings.get("base_precision") != "trained":
+        needed_bytes = None
+    if capacity.shares_gpus:
+        evaluation.gpu_uuids, evaluation.budget_bytes = [*capacity.gpu_uuids], capacity.budget_bytes(needed_bytes)
+    return capacity.gpus * capacity.gpu_share(needed_bytes)
 
 
 def succeed(session: Session, lease: Lease, message: str, **result: Any) -> Evaluation:

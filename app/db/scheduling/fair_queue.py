@@ -40,6 +40,16 @@ active AS (
       extract(epoch FROM moment.now - coalesce(attempt.ended_at, moment.now))::float8 / :half_life) AS ended
   FROM moment, attempts AS attempt JOIN jobs AS job ON job.id = attempt.job_id
   WHERE NOT attempt.is_counted AND attempt.kind = 'train'
+  UNION ALL  -- evaluations use GPU time, but are no running jobs
+  SELECT attempt.project_id, attempt.gpus, false,
+    CASE WHEN attempt.ended_at IS NULL THEN greatest(0, coalesce(
+      (evaluation.plan->>'estimated_seconds')::float8
+        - extract(epoch FROM moment.now - attempt.started_at)::float8, 0)) ELSE 0 END,
+    least({MAX_HALF_LIVES}, extract(epoch FROM moment.now - attempt.started_at)::float8 / :half_life),
+    least({MAX_HALF_LIVES},
+      extract(epoch FROM moment.now - coalesce(attempt.ended_at, moment.now))::float8 / :half_life)
+  FROM moment, evaluation_attempts AS attempt JOIN evaluations AS evaluation ON evaluation.id = attempt.evaluation_id
+  WHERE NOT attempt.is_counted
 ),
 activity AS MATERIALIZED (
   SELECT project_id, count(*) FILTER (WHERE is_open) AS running, sum(gpus * seconds_left) AS held,
@@ -111,14 +121,21 @@ LIMIT 1 FOR UPDATE OF waiting SKIP LOCKED
 """
 COUNT_USAGE = f"""
 WITH moment AS MATERIALIZED (SELECT clock_timestamp() AS now),
+trained AS (
+  UPDATE attempts SET is_counted = true WHERE NOT is_counted AND kind = 'train' AND ended_at IS NOT NULL
+  RETURNING project_id, gpus * gpu_share AS gpus, started_at, ended_at
+),
+evaluated AS (
+  UPDATE evaluation_attempts SET is_counted = true WHERE NOT is_counted AND ended_at IS NOT NULL
+  RETURNING project_id, gpus, started_at, ended_at
+),
 done AS (
-  UPDATE attempts AS attempt SET is_counted = true FROM moment
-  WHERE NOT is_counted AND kind = 'train' AND ended_at IS NOT NULL
-  RETURNING attempt.project_id, attempt.gpus * attempt.gpu_share * CAST(:half_life AS float8) / ln(2::float8) * (
+  SELECT attempt.project_id, attempt.gpus * CAST(:half_life AS float8) / ln(2::float8) * (
     power(0.5::float8, least({MAX_HALF_LIVES},
       greatest(0, extract(epoch FROM moment.now - attempt.ended_at)::float8) / :half_life))
     - power(0.5::float8, least({MAX_HALF_LIVES},
       greatest(0, extract(epoch FROM moment.now - attempt.started_at)::float8) / :half_life))) AS used
+  FROM moment, (SELECT * FROM trained UNION ALL SELECT * FROM evaluated) AS attempt
 )
 INSERT INTO project_usage AS usage (project_id, gpu_seconds, counted_at)
 SELECT done.project_id, sum(greatest(0, done.used)), max(moment.now) FROM done, moment GROUP BY done.project_id

@@ -8,7 +8,8 @@ from sqlalchemy import Row, case, func, select, text
 from sqlalchemy.orm import Session
 
 from app.db.scheduling.fair_queue import SECONDS_LEFT
-from app.db.tables import Job, QueuePlace
+from app.db.tables import Evaluation, Job, QueuePlace
+from app.domain.evaluations.states import UNFINISHED
 from app.domain.jobs.states import Desired, JobState
 
 SHOWN_STATES = (JobState.VALIDATING, JobState.QUEUED, JobState.RUNNING)
@@ -58,3 +59,18 @@ def lease_owners(session: Session) -> dict[str, tuple[str, str]]:
     """{worker id: (id of the job it holds, id of its project)}."""
     query = select(Job.lease_owner, Job.id, Job.project_id).where(Job.lease_owner.is_not(None))
     return {owner: (job_id, project_id) for owner, job_id, project_id in session.execute(query) if owner}
+
+
+def unfinished_evaluations(session: Session, project_id: str | None, limit: int) -> list[Evaluation]:
+    """The evaluations of a project, or of all: running ones, then queued ones in the order of their claims."""
+    query = select(Evaluation).where(Evaluation.state.in_([state.value for state in UNFINISHED]))
+    if project_id is not None:
+        query = query.where(Evaluation.project_id == project_id)
+    return list(session.scalars(query.order_by(Evaluation.lease_owner.is_(None), Evaluation.seq).limit(limit)))
+
+
+def evaluation_owners(session: Session) -> dict[str, tuple[str, str]]:
+    """{worker id: (id of the evaluation it holds, id of its project)}."""
+    query = select(Evaluation.lease_owner, Evaluation.id, Evaluation.project_id)
+    rows = session.execute(query.where(Evaluation.lease_owner.is_not(None)))
+    return {owner: (evaluation_id, project_id) for owner, evaluation_id, project_id in rows if owner}

@@ -12,6 +12,7 @@ from app.db.tables.deliveries import Delivery as Delivery
 from app.db.tables.deliveries import DeliveryTarget as DeliveryTarget
 from app.db.tables.deliveries import ServedReferenceRow as ServedReferenceRow
 from app.db.tables.evaluations import Evaluation as Evaluation
+from app.db.tables.evaluations import EvaluationAttempt as EvaluationAttempt
 from app.db.tables.exports import Export as Export
 from app.db.tables.files import File as File
 from app.db.tables.idempotency import IdempotencyKey as IdempotencyKey

@@ -69,3 +69,23 @@ class Evaluation(Base):
     report_file_id: Mapped[str | None]
     error_code: Mapped[str | None]
     error_message: Mapped[str | None]
+
+
+class EvaluationAttempt(Base):
+    """When a worker held an evaluation, for usage and fair share. A trigger on `evaluations` writes the end."""
+
+    __tablename__ = "evaluation_attempts"
+    __table_args__ = (
+        CheckConstraint("gpus > 0", name="gpus"),
+        Index("ix_evaluation_attempts_usage", "project_id", "ended_at"),
+        Index("ix_evaluation_attempts_uncounted", "project_id", postgresql_where=text("NOT is_counted")),
+    )
+
+    evaluation_id: Mapped[str] = mapped_column(ForeignKey("evaluations.id"), primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    worker: Mapped[str]
+    gpus: Mapped[float]  # that it had; a slot of a shared GPU is a part of one
+    is_counted: Mapped[bool] = mapped_column(server_default=text("false"))  # whether `project_usage` includes it
+    started_at: Mapped[datetime] = now()
+    ended_at: Mapped[datetime | None]

@@ -22,6 +22,7 @@ WORKER = {
     "models": [MODEL],
     "labels": ["site=berlin"],
     "job_id": JOB_ID,
+    "evaluation_id": None,
     "started_at": 1794990000,
     "seen_at": 1795000300,
     "name": None,
@@ -65,6 +66,21 @@ QUEUE = {
         }
     ],
     "has_more": False,
+    "evaluations": [
+        {
+            "id": "fteval-5d6e7f8a9b0c1d2e3f4a5b6c",
+            "fine_tuning_job_id": JOB_ID,
+            "project_id": "proj_1a2b3c4d5e6f",
+            "model": MODEL,
+            "status": "running",
+            "worker_id": "worker_91c0aa54e7d3f2b8",
+            "created_at": 1795000120,
+            "started_at": 1795000130,
+            "answers": 180,
+            "total_answers": 400,
+            "estimated_seconds": 95.0,
+        }
+    ],
     "projects": [
         {
             "project_id": "proj_1a2b3c4d5e6f",

@@ -1,0 +1,89 @@
+"""The accuracy and the confusion matrix of labels against a count by hand; a file of 100,000 rows."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.domain.evaluations.graders import EvaluationRequest, EvaluationSettings
+from app.domain.evaluations.rows import EvaluationRow, read_rows
+from app.domain.evaluations.summary import GraderSummary
+from app.settings import Settings
+from app.system.tokenizer_files import load_renderer
+from tests.tiny import make_tiny_base
+from worker.evaluations.grade import grade
+from worker.evaluations.inputs import EvaluationInputs, InvalidEvaluationFile, read_inputs
+from worker.evaluations.summarize import ADAPTER, BASE, ModelAnswer, summarize
+
+MAX_LINE_BYTES = 1 << 20
+SERVICE = Settings(database_url="postgresql://nowhere/x", redis_url="redis://nowhere")  # no endpoints
+LABELS = ("refund", "card lost", "other")
+GRADER = {"type": "label_accuracy", "name": "label", "reference": "{{ item.label }}"}
+answers = st.sampled_from([*LABELS, "  refund\n", "Refund", "", "refund, I think"])  # only white space is ignored
+
+
+def settings_of(**options: object) -> EvaluationSettings:
+    return EvaluationRequest.model_validate({"file": "file-x", "graders": [GRADER]} | options).settings()
+
+
+def lines(labels: Sequence[str]) -> bytes:
+    rows = [
+        {"messages": [{"role": "user", "content": f"message {number}"}], "label": label}
+        for number, label in enumerate(labels)
+    ]
+    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+
+
+def label_summary(expected: Sequence[str], base: Sequence[str], adapter: Sequence[str]) -> GraderSummary:
+    rows = [row for row in read_rows(io.BytesIO(lines(expected)), MAX_LINE_BYTES) if isinstance(row, EvaluationRow)]
+    given = {BASE: [ModelAnswer(text) for text in base], ADAPTER: [ModelAnswer(text) for text in adapter]}
+    inputs, settings = EvaluationInputs(rows, [[1]] * len(rows), len(rows)), settings_of()
+    outcome = grade(SERVICE, settings, inputs, given, "16 bits", "cpu", 1.0, lambda _: None)
+    (summary,) = summarize(outcome, settings).graders
+    return summary
+
+
+@given(st.lists(st.tuples(st.sampled_from(LABELS), answers, answers), min_size=1, max_size=60))
+def test_accuracy_and_confusion_are_those_of_a_count_by_hand(rows: list[tuple[str, str, str]]) -> None:
+    expected, base, adapter = zip(*rows, strict=True)
+    summary = label_summary(expected, base, adapter)
+    assert summary.confusion is not None
+    for score, matrix, given_answers in (
+        (summary.base, summary.confusion.base, base),
+        (summary.adapter, summary.confusion.adapter, adapter),
+    ):
+        pairs = Counter((label, answer.strip()) for label, answer in zip(expected, given_answers, strict=True))
+        right = sum(count for (label, answer), count in pairs.items() if label == answer)
+        assert score.mean == pytest.approx(right / len(rows), abs=1e-12)
+        assert matrix.labels == sorted(set(expected))
+        for label, counts in zip(matrix.labels, matrix.counts, strict=True):
+            assert counts[:-1] == [pairs[label, answer] for answer in matrix.labels]
+            others = sum(count for (each, answer), count in pairs.items() if each == label and answer not in expected)
+            assert counts[-1] == others
+
+
+def test_a_file_of_100_000_rows_is_checked_whole_and_sampled(tmp_path: Path) -> None:
+    renderer = load_renderer(make_tiny_base(tmp_path / "base"))
+    content = lines([LABELS[number % 3] for number in range(100_000)])
+    checks: list[None] = []
+
+    settings = settings_of(max_new_tokens=8)
+    inputs = read_inputs(
+        lambda: io.BytesIO(content), settings, renderer, 512, MAX_LINE_BYTES, lambda: checks.append(None)
+    )
+    assert (len(inputs.rows), len(inputs.prompts), inputs.rows_in_file) == (500, 500, 100_000)
+    assert len(checks) == 100  # a cancel ends the reading
+
+
+def test_a_line_that_is_not_selected_is_checked_too(tmp_path: Path) -> None:
+    renderer = load_renderer(make_tiny_base(tmp_path / "base"))
+    content = lines(["other"] * 50) + b'{"messages": []}\n'
+    with pytest.raises(InvalidEvaluationFile, match="Line 51: "):
+        read_inputs(lambda: io.BytesIO(content), settings_of(max_rows=1), renderer, 512, MAX_LINE_BYTES, lambda: None)
