@@ -130,7 +130,8 @@ def test_events_arrive_while_the_stream_is_open(
     path = f"/v1/fine_tuning/jobs/{job.id}/events/stream"
     with proxy.send("GET", HOSTS[0], path, headers={"Authorization": f"Bearer {api_key}"}) as answer:
         assert answer.status_code == 200
-        first = next(line for line in answer.iter_lines() if line.startswith("data:"))
+        lines = answer.iter_lines()  # held, as a collected iterator closes the connection
+        first = next(line for line in lines if line.startswith("data:"))
     assert "fine_tuning.job.event" in first
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -57,6 +56,9 @@ def running(sessions: Sessions, job: Job) -> Job:
         return start_job(session)
 
 
+AT_ONCE = 45.0  # the client's timeout, below the 60 seconds for which the server would wait
+
+
 @pytest.fixture
 def http(live_server: LiveServer, api_key: str) -> Iterator[httpx2.Client]:
     with client_of(live_server, api_key) as client:
@@ -105,8 +107,7 @@ class TestWait:
     def test_answers_when_the_job_changes(
         self, http: httpx2.Client, running: Job, sessions: Sessions, aside: Callable[..., Any]
     ) -> None:
-        began = time.monotonic()
-        waiting = aside(http.get, path_of(running), params={"wait": 20})
+        waiting = aside(http.get, path_of(running), params={"wait": 60}, timeout=AT_ONCE)
         steps = itertools.count(1)
 
         def is_answered() -> bool:
@@ -118,16 +119,13 @@ class TestWait:
         until(is_answered, "an answer", interval_seconds=0.2)
         answer = waiting.result()
         assert (answer.status_code, answer.json()["status"]) == (200, "running")
-        assert time.monotonic() - began < 15
 
     def test_answers_at_once_who_has_an_older_one(self, http: httpx2.Client, job: Job, sessions: Sessions) -> None:
         etag = http.get(path_of(job)).headers["etag"]
         with transaction(sessions) as session:
             validate_job(session)
-        began = time.monotonic()
-        answer = http.get(path_of(job), params={"wait": 20}, headers={"If-None-Match": etag})
+        answer = http.get(path_of(job), params={"wait": 60}, headers={"If-None-Match": etag}, timeout=AT_ONCE)
         assert answer.json()["status"] == "queued"
-        assert time.monotonic() - began < 10
 
     def test_is_a_304_when_time_is_over_and_a_200_for_who_has_nothing(self, http: httpx2.Client, job: Job) -> None:
         first = http.get(path_of(job), params={"wait": 0.2})
@@ -145,9 +143,7 @@ class TestWait:
     def test_a_job_that_is_over_is_not_waited_for(self, http: httpx2.Client, job: Job, sessions: Sessions) -> None:
         with transaction(sessions) as session:
             jobs.cancel(session, job.project_id, job.id)
-        began = time.monotonic()
-        assert http.get(path_of(job), params={"wait": 20}).json()["status"] == "cancelled"
-        assert time.monotonic() - began < 10
+        assert http.get(path_of(job), params={"wait": 60}, timeout=AT_ONCE).json()["status"] == "cancelled"
 
     def test_a_place_in_the_queue_is_a_change(
         self, http: httpx2.Client, job: Job, sessions: Sessions, storage: LocalStorage, project: Project,

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 
 import httpx2
 import pytest
@@ -40,7 +39,7 @@ def test_a_stopping_server_ends_its_streams_at_once(
         "DATABASE_URL": settings.database_url, "REDIS_URL": settings.redis_url,
         "TUNERY_DATA_DIR": str(settings.data_dir),
     }  # fmt: skip
-    server = subprocess.Popen([*command, "--timeout-graceful-shutdown", "20"], env=environment)
+    server = subprocess.Popen([*command, "--timeout-graceful-shutdown", "100"], env=environment)
     try:
         root = f"http://127.0.0.1:{port}"
         until(lambda: is_up(root), "the API", seconds=30)
@@ -49,8 +48,7 @@ def test_a_stopping_server_ends_its_streams_at_once(
         if "wait" in path:
             first = httpx2.get(url.partition("?")[0], headers=headers, trust_env=False)
             headers["If-None-Match"] = first.headers["etag"]
-        with httpx2.Client(headers=headers, trust_env=False, timeout=30) as client:
-            began = time.monotonic()
+        with httpx2.Client(headers=headers, trust_env=False, timeout=50) as client:
             if "stream" in path:
                 with client.stream("GET", url) as answer:
                     server.send_signal(signal.SIGTERM)
@@ -58,8 +56,7 @@ def test_a_stopping_server_ends_its_streams_at_once(
             else:
                 stop_soon(server)
                 assert client.get(url).status_code == 304
-        server.wait(20)
-        assert time.monotonic() - began < 15
+        server.wait(50)  # not the 100 seconds for which uvicorn waits for open requests, nor the 60 of `?wait=`
     finally:
         server.kill()
         server.wait()

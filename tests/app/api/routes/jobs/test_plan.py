@@ -257,7 +257,7 @@ class TestPatterns:
         keys = {r"(\w|.|[^!])" * 20 + f"!|{number}": 4 for number in range(64)}
         began = time.process_time()
         answer = client.post(PLAN, json={"model": "tiny", "training_file": training_file, "lora": {param: keys}})
-        assert time.process_time() - began < 2
+        assert time.process_time() - began < 20  # they would take for ever
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, f"lora.{param}")
 
     def test_that_re2_refuses_are_refused_with_its_reason(self, client: TestClient, training_file: str) -> None:
