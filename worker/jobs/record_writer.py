@@ -162,8 +162,8 @@ class JobRecordWriter:
 
         self._keeper.transact(add)
         text = (
-            f"Memory check: the largest row ({record.row_tokens:,} tokens) used {gigabytes(record.peak_bytes)} "
-            f"(estimated {gigabytes(planned.peak_bytes)})"
+            f"Memory check: the largest packed batch ({record.row_tokens:,} tokens) used "
+            f"{gigabytes(record.peak_bytes)} (estimated {gigabytes(planned.peak_bytes)})"
         )
         data = {"predicted_peak_bytes": planned.peak_bytes, **record.model_dump(exclude={"kind", "run_id"})}
         self._keeper.append_event(text, data=clean(data))

@@ -17,7 +17,9 @@ from app.domain.jobs.states import Reason
 from worker.trainer.runtime.failures import failed
 
 Emit = Callable[[Record], None]
-Keepalive = Callable[[str], None]  # called often during long work, with a description such as "at the next step"
+# Called often during long work, with what is being done, such as "reading the training file". Emits an event only after
+# KEEPALIVE_SECONDS without another record.
+Keepalive = Callable[[str], None]
 Level = Literal["info", "warn", "error"]
 
 KEEPALIVE_SECONDS = 120.0  # the watchdog stops a trainer after ten minutes of silence, and one step may take longer

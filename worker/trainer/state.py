@@ -59,8 +59,9 @@ class Run:
     step_seconds: float = 0.0  # duration of this attempt's steps
     step_tokens: int = 0  # processed in this attempt's steps
     validation_seconds: float = 0.0
-    # The gradients are sums over all processes: a repetition of the step would wait for processes that have made it.
-    is_reduced: bool = False
+    # The gradients are sums over all processes. From then on the step cannot be repeated: the other processes do not
+    # repeat it, so its next all-reduce would wait for them without end.
+    gradients_are_all_reduced: bool = False
     skipped_steps: int = 0  # the last ones in a row, after an overflow in float16
     recent_step_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=ETA_WINDOW_STEPS))
 
@@ -87,7 +88,7 @@ class Run:
 
     def clear_gradients(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        self.is_reduced = False
+        self.gradients_are_all_reduced = False
 
     @contextmanager
     def at_best_step(self) -> Iterator[None]:
@@ -117,8 +118,8 @@ class Run:
         return sorted({self.dataset.lines[example] for example in self.schedule.examples_of(self.step)})
 
 
-class Step(StepMetrics):
-    """One optimizer step: its lines, its metrics and its duration."""
+class StepResult(StepMetrics):
+    """The result of one optimizer step: its lines, its metrics and its duration."""
 
     def __init__(self, run: Run, device: torch.device) -> None:
         super().__init__(device)

@@ -46,7 +46,7 @@ from worker.trainer.runtime.process import working_seconds
 from worker.trainer.runtime.result_messages import result_messages
 from worker.trainer.runtime.stop import StopRequests
 from worker.trainer.snapshot.snapshot import save_snapshot
-from worker.trainer.state import Run, SavedCheckpoint, Step
+from worker.trainer.state import Run, SavedCheckpoint, StepResult
 from worker.trainer.validation.evaluate import evaluate
 from worker.trainer.validation.sample_answers import sample_answers
 from worker.trainer.validation.served_reference import measure_reference
@@ -70,15 +70,15 @@ class StepActions:
     full_disk_error: Exception | None = None  # raised by the checkpoint of the previous step
     cpu_at_start: CpuSample = field(default_factory=take_sample)
 
-    def after_step(self, step: Step) -> None:
+    def after_step(self, result: StepResult) -> None:
         """Validate, report and save a checkpoint, each if it is due. Raises Failure(NON_FINITE_LOSS)."""
-        run = step.run
-        if not step.is_finite:
-            raise _non_finite_loss(step)
+        run = result.run
+        if not result.is_finite:
+            raise _non_finite_loss(result)
         is_validation_due, started = run.schedule.is_validation_due(run.step), time.monotonic()
         validation = self._validate(run) if is_validation_due else None
         run.validation_seconds += time.monotonic() - started if validation else 0.0
-        self._report_step(step, validation)
+        self._report_step(result, validation)
         is_best = validation is not None and self._update_best(run, validation)
         if run.schedule.is_checkpoint_due(run.step) or run.is_complete or is_best:
             self._checkpoint_unless_disk_full(run)
@@ -193,9 +193,9 @@ class StepActions:
             text = f"Sample after step {run.step}: answers of the base model in {precision} and of the tuned model."
             self.emit.message(text, step=run.step, prompt=prompt, base=base, tuned=tuned)
 
-    def _report_step(self, step: Step, validation: StepMetrics | None) -> None:
-        run = step.run
-        run.metrics = step.metrics("train")
+    def _report_step(self, result: StepResult, validation: StepMetrics | None) -> None:
+        run = result.run
+        run.metrics = result.metrics("train")
         if validation:  # every validation reads the complete file, so both scopes have the same values
             run.metrics |= validation.metrics("valid") | validation.metrics("full_valid")
             if not math.isfinite(validation.loss):
@@ -207,11 +207,11 @@ class StepActions:
                 step=run.step,
                 total_steps=run.schedule.total_steps,
                 epoch=run.schedule.epoch(run.step),
-                learning_rate=step.learning_rate,
-                grad_norm=step.grad_norm,
+                learning_rate=result.learning_rate,
+                grad_norm=result.grad_norm,
                 trained_tokens=run.trained_tokens,
-                labelled_tokens=step.labelled_tokens,
-                tokens_per_second=step.tokens / step.seconds,
+                labelled_tokens=result.labelled_tokens,
+                tokens_per_second=result.tokens / result.seconds,
                 eta_seconds=run.eta_seconds,
                 peak_memory_bytes=peak_memory_bytes(self.base.device),
                 **run.metrics,
@@ -305,12 +305,12 @@ def peak_memory_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _non_finite_loss(step: Step) -> Failure:
-    lines = ", ".join(map(str, step.lines[:MAX_REPORTED_LINES]))
-    more = f" and {len(step.lines) - MAX_REPORTED_LINES} more" if len(step.lines) > MAX_REPORTED_LINES else ""
+def _non_finite_loss(result: StepResult) -> Failure:
+    lines = ", ".join(map(str, result.lines[:MAX_REPORTED_LINES]))
+    more = f" and {len(result.lines) - MAX_REPORTED_LINES} more" if len(result.lines) > MAX_REPORTED_LINES else ""
     return Failure(
         Reason.NON_FINITE_LOSS,
-        f"Step {step.run.step + 1} has the loss {step.loss} and the gradient norm {step.grad_norm}. It trained on the "
-        f"lines {lines}{more} of the training file. Check those lines, or lower hyperparameters.learning_rate.",
+        f"Step {result.run.step + 1} has the loss {result.loss} and the gradient norm {result.grad_norm}. It trained "
+        f"on the lines {lines}{more} of the training file. Check those lines, or lower hyperparameters.learning_rate.",
         "hyperparameters.learning_rate",
     )

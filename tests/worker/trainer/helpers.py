@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from _pytest.mark import ParameterSet
 from safetensors.torch import load_file
 
 from app.domain.jobs.events import Command, Done, Failed, Metric, Record
@@ -24,7 +25,7 @@ from worker.trainer.data.batch import PackedBatch, pack_batches
 from worker.trainer.loop import optimizer_step
 from worker.trainer.model.base_model import FrozenBase, load_base
 from worker.trainer.runtime.stop import StopRequests
-from worker.trainer.state import Run, Step
+from worker.trainer.state import Run, StepResult
 
 ALL_LINEAR = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
 CPU = torch.device("cpu")
@@ -153,7 +154,7 @@ def prepare(spec: TrainerSpec, base: FrozenBase, workdir: Path) -> Run:
     return program.prepare(spec.run, workdir, base, renderer, {"versions": {}}, no_keepalive)
 
 
-def make_one_step(base: FrozenBase, run: Run, row_tokens: int = 2048) -> Step:
+def make_one_step(base: FrozenBase, run: Run, row_tokens: int = 2048) -> StepResult:
     return optimizer_step(run, program.make_objective(base, run), row_tokens, no_keepalive)
 
 
@@ -170,6 +171,16 @@ def set_row_tokens(patch: pytest.MonkeyPatch, row_tokens: int) -> None:
         return replace(placement, plan=placement.plan.model_copy(update={"row_tokens": row_tokens}))
 
     patch.setattr(program, "place", place_with_row_tokens)
+
+
+def slow_but(kept: Collection[Any], values: Iterable[Any]) -> list[ParameterSet]:
+    """Return parameters of a test, marked `slow` except those in `kept`: they repeat the test with other values."""
+    return [
+        pytest.param(
+            *(value if isinstance(value, tuple) else (value,)), marks=[] if value in kept else pytest.mark.slow
+        )
+        for value in values
+    ]
 
 
 def no_keepalive(doing: str) -> None:

@@ -22,9 +22,9 @@ from tests.worker.trainer.helpers import (
 from worker.trainer.data.batch import PackedBatch
 from worker.trainer.model.base_model import hidden_states
 from worker.trainer.objective.optimizer import learning_rate
-from worker.trainer.state import Run, Step
+from worker.trainer.state import Run, StepResult
 
-Training = tuple[list[Step], Run]
+Training = tuple[list[StepResult], Run]
 NF4 = BitsAndBytesConfig(
     load_in_4bit=True,
     bnb_4bit_quant_type="nf4",

@@ -83,8 +83,8 @@ def own_examples(examples: Sequence[int], tokens: Callable[[int], int]) -> list[
     return [example for index, example in enumerate(examples) if index in own]
 
 
-class Sums(Protocol):
-    """The sums of a step other than gradients."""
+class MetricSums(Protocol):
+    """The sums of a step other than gradients: losses and counts (`StepMetrics`)."""
 
     def sums(self) -> torch.Tensor: ...
 
@@ -113,10 +113,10 @@ def out_of_memory_in_all() -> Iterator[None]:
         raise error or MemoryError("out of memory in another process of this job")
 
 
-def sums_of(parameters: Sequence[torch.nn.Parameter], step: Sums) -> list[torch.Tensor]:
-    """Return what the processes add: all gradients as one tensor (P), and the other sums. Empty with one process.
+def flatten_sums(parameters: Sequence[torch.nn.Parameter], metrics: MetricSums) -> list[torch.Tensor]:
+    """Return the tensors to all-reduce: all gradients as one tensor (P), and the metrics. Empty with one process.
 
-    The gradients become views of that tensor, so that `all_reduce` allocates nothing.
+    The gradients become views of that tensor, so that `all_reduce_sums` allocates nothing.
     """
     if world_size() == 1:
         return []
@@ -124,15 +124,15 @@ def sums_of(parameters: Sequence[torch.nn.Parameter], step: Sums) -> list[torch.
     parts = torch.split(gradient_P, [parameter.numel() for parameter in parameters])
     for parameter, part in zip(parameters, parts, strict=True):
         parameter.grad = part.view_as(parameter)
-    return [gradient_P, step.sums()]
+    return [gradient_P, metrics.sums()]
 
 
-def all_reduce(sums: Sequence[torch.Tensor], step: Sums) -> None:
-    """Replace the gradients and sums of this process's examples (`sums_of`) by those of all processes."""
+def all_reduce_sums(sums: Sequence[torch.Tensor], metrics: MetricSums) -> None:
+    """Replace the sums over this process's examples (`flatten_sums`) by the sums over those of all processes."""
     for tensor in sums:
         _run_collective(partial(dist.all_reduce, tensor))
     if sums:
-        step.set_sums(sums[-1])
+        metrics.set_sums(sums[-1])
 
 
 def broadcast(value: T) -> T:

@@ -61,7 +61,7 @@ class OutOfMemoryPolicy:
         """
         state, step, is_repeated = run.adapter.generator.get_state(), run.step, False
         while True:
-            with SuppressOutOfMemory(lambda: run.step == step and not run.is_reduced):
+            with SuppressOutOfMemory(lambda: run.step == step and not run.gradients_are_all_reduced):
                 return work(self.plan.row_tokens)
             run.adapter.generator.set_state(state)
             self._free(run)
@@ -102,8 +102,8 @@ class OutOfMemoryPolicy:
             self.plan = self.plan.with_layout(agreed)
             self._apply()
 
-    def trim_between_batches(self, keepalive: Keepalive) -> Keepalive:
-        """Return a keepalive, called between batches, that also trims the heap if it exceeds the planned peak."""
+    def before_batch(self, keepalive: Keepalive) -> Keepalive:
+        """Return what to call before each batch: it calls `keepalive`, and trims a heap above the planned peak."""
 
         def keep_alive_and_trim(doing: str) -> None:
             keepalive(doing)

@@ -16,23 +16,23 @@ import torch
 
 from worker.trainer.memory.out_of_memory import OutOfMemoryPolicy
 from worker.trainer.records import RecordWriter
-from worker.trainer.state import Step
+from worker.trainer.state import StepResult
 
 LOSS_SCALE_FACTOR = 2.0**-4
 MIN_LOSS_SCALE = 2.0**-12
 MAX_SKIPPED_STEPS = 3
 
 
-def recover(step: Step, policy: OutOfMemoryPolicy, dtype: torch.dtype, emit: RecordWriter) -> bool:
+def recover(result: StepResult, policy: OutOfMemoryPolicy, dtype: torch.dtype, emit: RecordWriter) -> bool:
     """If the step was not finite: prepare its repetition, or skip it, with an event. Return whether one was possible.
 
     All processes of a job have the same sums, so they decide the same.
     """
-    if step.is_finite or dtype != torch.float16:
+    if result.is_finite or dtype != torch.float16:
         return False
-    run, number, scale = step.run, step.run.step + 1, policy.plan.loss_scale
-    seen = f"Step {number} has the loss {step.loss:.4g} and the gradient norm {step.grad_norm:.4g} in float16"
-    if math.isfinite(step.loss) and scale > MIN_LOSS_SCALE:
+    run, number, scale = result.run, result.run.step + 1, policy.plan.loss_scale
+    seen = f"Step {number} has the loss {result.loss:.4g} and the gradient norm {result.grad_norm:.4g} in float16"
+    if math.isfinite(result.loss) and scale > MIN_LOSS_SCALE:
         scale *= LOSS_SCALE_FACTOR
         policy.plan = policy.plan.model_copy(update={"loss_scale": scale})
         text = f"{seen}. It is repeated with the loss scaled by 1/{1 / scale:,.0f}, which does not change the result."
@@ -40,7 +40,7 @@ def recover(step: Step, policy: OutOfMemoryPolicy, dtype: torch.dtype, emit: Rec
     elif run.skipped_steps < MAX_SKIPPED_STEPS:
         run.skipped_steps += 1
         run.step += 1
-        emit.message(f"{seen}. It is skipped: its examples are not trained.", "warn", step=number, lines=step.lines)
+        emit.message(f"{seen}. It is skipped: its examples are not trained.", "warn", step=number, lines=result.lines)
     else:
         return False
     return True

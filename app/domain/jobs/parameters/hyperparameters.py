@@ -78,7 +78,10 @@ class TrainingParameters(Parameters):
     ]
     packing: Annotated[
         bool,
-        Field(description="Several examples in one row; never changes the result. true by default.", examples=[True]),
+        Field(
+            description="Several examples in one packed batch; never changes the result. true by default.",
+            examples=[True],
+        ),
         Auto(True),
     ]
     max_steps: Annotated[

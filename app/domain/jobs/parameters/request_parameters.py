@@ -105,8 +105,8 @@ class RequestParameters:
             for text in error.texts:
                 self.refuse(name, text, error.code)
         else:
-            rule, code = _rule(definition, context)
-            self.refuse(name, f"{as_json(self.value(name))} is not {rule}", code)
+            allowed, code = _allowed_values(definition, context)
+            self.refuse(name, f"{as_json(self.value(name))} is not {allowed}", code)
 
 
 @cache
@@ -132,17 +132,22 @@ def _problem_inside(path: str, inner: list[int | str], definition: FieldInfo, pr
     return BadRequest(f"{where}: {error_sentence(problem)}", where)
 
 
-def _rule(definition: FieldInfo, context: ResolutionContext) -> tuple[str, str]:
-    """What the value has to be, and the error code where it is not."""
+def _allowed_values(definition: FieldInfo, context: ResolutionContext) -> tuple[str, str]:
+    """Return a text with the allowed values of a parameter, and the error code of other values.
+
+    Every number must be defined with `ge`, and with `le` or `AtMost`: a missing bound is an error of the definition.
+    """
     kind = definition.annotation
     if kind is bool:
         return "true or false", "invalid_type"
     if kind not in (int, float):
         return f"offered; allowed: {', '.join(map(str, get_args(kind)))}", "unsupported_value"
-    minimum: Any = next(item.ge for item in definition.metadata if isinstance(item, Ge))
-    maximum: Any = next(
+    minimums: list[Any] = [item.ge for item in definition.metadata if isinstance(item, Ge)]
+    maximums: list[Any] = [
         item.limit(context) if isinstance(item, AtMost) else item.le
         for item in definition.metadata
         if isinstance(item, AtMost | Le)
-    )
-    return f"a {'whole ' if kind is int else ''}number {Bounds(minimum, maximum)}", "invalid_value"
+    ]
+    if not (minimums and maximums):
+        raise TypeError(f"a number needs a minimum (ge) and a maximum (le or AtMost), but has {definition!r}")
+    return f"a {'whole ' if kind is int else ''}number {Bounds(minimums[0], maximums[0])}", "invalid_value"

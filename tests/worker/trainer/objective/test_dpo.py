@@ -30,14 +30,16 @@ from worker.trainer.objective import linear_cross_entropy
 from worker.trainer.objective.dpo import dpo_loss
 from worker.trainer.objective.objective import DpoObjective
 from worker.trainer.objective.optimizer import learning_rate
-from worker.trainer.state import Run, Step
+from worker.trainer.state import Run, StepResult
 
 BETA = 0.2
 STEPS = 6  # two epochs of three
 FLOAT32_LORA: dict[str, Any] = {"method": "dpo", "beta": BETA}
 
 
-def trained(tiny: Path, pairs: Path, steps: int = 5, row_tokens: int = 2048, **changes: Any) -> tuple[list[Step], Run]:
+def trained(
+    tiny: Path, pairs: Path, steps: int = 5, row_tokens: int = 2048, **changes: Any
+) -> tuple[list[StepResult], Run]:
     """Make `steps` steps in float32 on a newly loaded base."""
     base = load_tiny_base(tiny, None)
     run = prepare(make_spec(tiny, pairs, **FLOAT32_LORA | changes), base, Path("unused"))
