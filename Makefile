@@ -26,16 +26,16 @@ doctor: $(RUN) ## Check this machine and say what to do about each finding
 	$(BIN)/tunery doctor $(ARGS)
 
 test: $(DEV) ## The tests, with real PostgreSQL, real Valkey and the real 135M model (ARGS="-k name", JOBS=4 at a time)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow and not browser" $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow and not browser" $(ARGS)
 
 test-slow: $(DEV) ## The tests that repeat another test at greater length, or in another variant (6 minutes)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "slow and not browser" $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "slow and not browser" $(ARGS)
 
 test-bases: $(DEV) ## Every architecture of docs/base-models.md as a tiny model, beside transformers and PEFT (3 minutes); prints the table
 	TUNERY_ALL_BASES=1 $(BIN)/python -m pytest -q --durations=0 tests/worker/trainer/test_bases.py $(ARGS)
 
 test-fast: $(DEV) ## The tests that need no real model
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not e2e and not slow and not browser" $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not e2e and not slow and not browser" $(ARGS)
 
 test-s3: $(DEV) ## Storage in a bucket: the contract, a server that fails and is killed, the main job, two hosts (20 minutes at a load of 20)
 	$(BIN)/python -m pytest tests/app/storage tests/app/api/routes/files/test_bucket.py tests/app/cli/commands/operations/test_storage.py tests/worker/test_bucket.py tests/e2e/test_bucket.py $(ARGS)

@@ -35,12 +35,13 @@ from app.domain.jobs.spec import TrainerSpec
 from app.domain.jobs.states import ExitCode
 from app.system import artifact_directory
 from tests.tiny import make_tiny_base
-from tests.worker.trainer.helpers import RecordLog, make_spec, run_trainer, set_row_tokens, write_answers
+from tests.worker.trainer.helpers import RecordLog, make_spec, run_trainer, set_row_tokens, slow_but, write_answers
 from worker.trainer import run as program
 from worker.trainer.run import run
 from worker.trainer.runtime.stop import StopRequests
 
 STEPS, BEST = 8, 4
+SOME_STEPS = (1, BEST, BEST + 1, STEPS)  # the others repeat a step within an epoch, far from the best
 ROOT = Path(__file__).parents[3]
 SNAPSHOTS = Path("runs/run-a/snapshots")
 CHANGES: dict[str, Any] = {
@@ -108,7 +109,7 @@ def seen(log: RecordLog) -> list[Any]:
 
 
 class TestAnyStep:
-    @pytest.mark.parametrize("step", range(1, STEPS + 1))
+    @pytest.mark.parametrize("step", slow_but(SOME_STEPS, range(1, STEPS + 1)))
     def test_stopped_at_a_step(self, setup: Setup, whole: tuple[RecordLog, Path], tmp_path: Path, step: int) -> None:
         code, log = run_trainer(setup.spec(), tmp_path / "first", stop_at=(step, Command.DRAIN))
         assert code == ExitCode.DRAINED
@@ -117,7 +118,7 @@ class TestAnyStep:
         assert again.of(Started)[0].start_step == step
         assert_same_result(whole, (again, tmp_path / "second"))
 
-    @pytest.mark.parametrize("step", range(1, STEPS + 1))
+    @pytest.mark.parametrize("step", slow_but(SOME_STEPS, range(1, STEPS + 1)))
     def test_killed_at_a_step(self, setup: Setup, whole: tuple[RecordLog, Path], tmp_path: Path, step: int) -> None:
         killed_at(step, setup.spec(), tmp_path / "first")
         _, log = run_trainer(setup.spec(resume_from=tmp_path / "first" / SNAPSHOTS), tmp_path / "second")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +44,24 @@ def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def trained(base: Path, examples: Path, workdir: Path, **changes: Any) -> Path:
-    code, log = run_trainer(make_spec(base, examples, **changes), workdir)
-    assert code == 0, log.last
-    return workdir / str(log.last.directory)
+Train = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def trained(examples: Path, tmp_path_factory: pytest.TempPathFactory) -> Train:
+    """`trained(base, workdir, **changes)`: a copy of the adapter in `workdir`; each request is trained once."""
+    adapters: dict[str, Path] = {}
+
+    def train(base: Path, workdir: Path, **changes: Any) -> Path:
+        request = f"{base} {changes}"
+        if request not in adapters:
+            directory = tmp_path_factory.mktemp("trained")
+            code, log = run_trainer(make_spec(base, examples, **changes), directory)
+            assert code == 0, log.last
+            adapters[request] = directory / str(log.last.directory)
+        return shutil.copytree(adapters[request], workdir)
+
+    return train
 
 
 def peft_model(base: Path, adapter: Path) -> Any:
@@ -66,19 +82,19 @@ def merged_logits(directory: Path) -> torch.Tensor:
 class TestMerge:
     @pytest.mark.parametrize("variant", VARIANTS)
     def test_has_the_logits_of_base_plus_adapter_within_the_rounding_of_bfloat16(
-        self, tiny: Path, examples: Path, tmp_path: Path, variant: str
+        self, tiny: Path, trained: Train, tmp_path: Path, variant: str
     ) -> None:
-        adapter = trained(tiny, examples, tmp_path / "work", **VARIANTS[variant])
+        adapter = trained(tiny, tmp_path / "work", **VARIANTS[variant])
         merge(tiny, adapter, tmp_path / "merged")
         theirs, ours = logits_of(peft_model(tiny, adapter)), merged_logits(tmp_path / "merged")
         assert difference(theirs, merged_logits(tiny)) > 0.05
         assert difference(ours, theirs) < 0.01
 
     def test_a_checkpoint_with_images_is_merged_under_the_names_of_its_files(
-        self, examples: Path, tmp_path: Path
+        self, trained: Train, tmp_path: Path
     ) -> None:
         base = make_base("Gemma 3", tmp_path / "base")
-        adapter = trained(base, examples, tmp_path / "work")
+        adapter = trained(base, tmp_path / "work")
         merge(base, adapter, tmp_path / "merged")
         theirs, ours = logits_of(peft_model(base, adapter)), merged_logits(tmp_path / "merged")
         assert (
@@ -89,9 +105,9 @@ class TestMerge:
 
     @pytest.mark.parametrize("variant", ["LoRA", "patterns with rsLoRA", "DoRA with a head", "embedding and head"])
     def test_has_the_tensors_of_pefts_own_merge_rounded_once(
-        self, sharded: Path, examples: Path, tmp_path: Path, variant: str
+        self, sharded: Path, trained: Train, tmp_path: Path, variant: str
     ) -> None:
-        adapter = trained(sharded, examples, tmp_path / "work", **VARIANTS[variant])
+        adapter = trained(sharded, tmp_path / "work", **VARIANTS[variant])
         merge(sharded, adapter, tmp_path / "merged")
         with plain_peft.quiet():
             theirs = peft_model(sharded, adapter).merge_and_unload().state_dict()
@@ -104,9 +120,9 @@ class TestMerge:
             torch.testing.assert_close(tensor.float(), theirs[name], rtol=2**-8, atol=1e-6)  # half a step of bfloat16
 
     def test_accepts_an_adapter_whose_manifest_has_the_patterns_of_the_request(
-        self, tiny: Path, examples: Path, tmp_path: Path
+        self, tiny: Path, trained: Train, tmp_path: Path
     ) -> None:
-        adapter = trained(tiny, examples, tmp_path / "work", **PATTERNS)
+        adapter = trained(tiny, tmp_path / "work", **PATTERNS)
         merge(tiny, adapter, tmp_path / "merged")
         manifest = artifact_directory.verify(adapter)
         artifact_directory.write_manifest(adapter, manifest | {"lora": manifest["lora"] | PATTERNS})
@@ -114,8 +130,8 @@ class TestMerge:
         one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("merged", "older"))
         assert all(torch.equal(one[name], other[name]) for name in one)
 
-    def test_refuses_an_older_pattern_that_cannot_be_matched(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
-        adapter = trained(tiny, examples, tmp_path / "work", **PATTERNS)
+    def test_refuses_an_older_pattern_that_cannot_be_matched(self, tiny: Path, trained: Train, tmp_path: Path) -> None:
+        adapter = trained(tiny, tmp_path / "work", **PATTERNS)
         manifest = artifact_directory.verify(adapter)
         artifact_directory.write_manifest(
             adapter, manifest | {"lora": manifest["lora"] | {"rank_pattern": {r"(q)\1": 2}}}
@@ -124,9 +140,9 @@ class TestMerge:
             merge(tiny, adapter, tmp_path / "older")
 
     def test_makes_an_ordinary_directory_with_the_shards_of_the_base(
-        self, sharded: Path, examples: Path, tmp_path: Path
+        self, sharded: Path, trained: Train, tmp_path: Path
     ) -> None:
-        adapter = trained(sharded, examples, tmp_path / "work")
+        adapter = trained(sharded, tmp_path / "work")
         about = merge(sharded, adapter, tmp_path / "merged")
         merged = tmp_path / "merged"
         names = {path.name for path in sharded.iterdir()}
@@ -146,8 +162,8 @@ class TestMerge:
         assert merged_entry.target_modules == base_entry.target_modules
         assert load_tiny_base(merged).name == "tiny"
 
-    def test_the_manifest_has_the_provenance(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
-        adapter = trained(tiny, examples, tmp_path / "work")
+    def test_the_manifest_has_the_provenance(self, tiny: Path, trained: Train, tmp_path: Path) -> None:
+        adapter = trained(tiny, tmp_path / "work")
         merge(tiny, adapter, tmp_path / "merged")
         manifest = artifact_directory.verify(tmp_path / "merged")
         assert manifest["base_model"]["manifest_sha256"] == model_files.hash_directory(tiny)[1]
@@ -159,9 +175,9 @@ class TestMerge:
 
     @pytest.mark.parametrize("module", ["lm_head", "embed_tokens"])
     def test_a_tied_head_becomes_a_separate_matrix(
-        self, tiny: Path, examples: Path, tmp_path: Path, module: str
+        self, tiny: Path, trained: Train, tmp_path: Path, module: str
     ) -> None:
-        adapter = trained(tiny, examples, tmp_path / "work", modules_to_save=[module])
+        adapter = trained(tiny, tmp_path / "work", modules_to_save=[module])
         merge(tiny, adapter, tmp_path / "merged")
         found = load_file(tmp_path / "merged" / "model.safetensors")
         before = load_file(tiny / "model.safetensors")["model.embed_tokens.weight"]
@@ -171,9 +187,9 @@ class TestMerge:
         assert json.loads((tmp_path / "merged" / "config.json").read_text())["tie_word_embeddings"] is False
 
     def test_keeps_one_tensor_in_memory_at_a_time(
-        self, sharded: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, sharded: Path, trained: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        adapter = trained(sharded, examples, tmp_path / "work")
+        adapter = trained(sharded, tmp_path / "work")
         alive: list[weakref.ref[torch.Tensor]] = []
         make = program._MergedWeights.tensor
 
@@ -189,30 +205,30 @@ class TestMerge:
 
 
 class TestRefusals:
-    def test_another_base_is_refused(self, tiny: Path, sharded: Path, examples: Path, tmp_path: Path) -> None:
-        adapter = trained(tiny, examples, tmp_path / "work")
+    def test_another_base_is_refused(self, tiny: Path, sharded: Path, trained: Train, tmp_path: Path) -> None:
+        adapter = trained(tiny, tmp_path / "work")
         with pytest.raises(CannotMerge, match="are not the base model tiny of the adapter"):
             merge(sharded, adapter, tmp_path / "merged")
         with pytest.raises(CannotMerge, match="cannot be read"):
             merge(tmp_path / "nowhere", adapter, tmp_path / "merged")
         assert not (tmp_path / "merged").exists()
 
-    def test_an_altered_adapter_is_refused(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
-        adapter = trained(tiny, examples, tmp_path / "work")
+    def test_an_altered_adapter_is_refused(self, tiny: Path, trained: Train, tmp_path: Path) -> None:
+        adapter = trained(tiny, tmp_path / "work")
         (adapter / "adapter_config.json").write_text("{}")
         with pytest.raises(CannotMerge, match=r"damaged.*adapter_config.json"):
             merge(tiny, adapter, tmp_path / "merged")
 
-    def test_an_existing_directory_is_refused(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
-        adapter = trained(tiny, examples, tmp_path / "work")
+    def test_an_existing_directory_is_refused(self, tiny: Path, trained: Train, tmp_path: Path) -> None:
+        adapter = trained(tiny, tmp_path / "work")
         (tmp_path / "merged").mkdir()
         with pytest.raises(CannotMerge, match="exists already"):
             merge(tiny, adapter, tmp_path / "merged")
 
     def test_a_failure_in_the_middle_leaves_nothing(
-        self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, tiny: Path, trained: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        adapter = trained(tiny, examples, tmp_path / "work")
+        adapter = trained(tiny, tmp_path / "work")
         monkeypatch.setattr(program, "_copy_other_files", lambda *_: (_ for _ in ()).throw(OSError("full")))
         with pytest.raises(OSError, match="full"):
             merge(tiny, adapter, tmp_path / "out" / "merged")
@@ -221,9 +237,9 @@ class TestRefusals:
 
 class TestProgram:
     def test_prints_one_line_or_the_reason_of_a_refusal(
-        self, tiny: Path, examples: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+        self, tiny: Path, trained: Train, tmp_path: Path, capfd: pytest.CaptureFixture[str]
     ) -> None:
-        adapter = trained(tiny, examples, tmp_path / "work")
+        adapter = trained(tiny, tmp_path / "work")
         arguments = [str(tiny), str(adapter), str(tmp_path / "merged")]
         capfd.readouterr()
         assert program.main(arguments) == ExitCode.DONE

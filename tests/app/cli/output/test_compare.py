@@ -30,10 +30,19 @@ peft.get_peft_model(base, config).save_pretrained(sys.argv[2])
 """
 
 
-def test_the_base_and_the_tuned_model_answer_the_same_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # tiny matrices: a second thread only waits
-    base, adapter = make_tiny_base(tmp_path / "base"), tmp_path / "adapter"
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random adapter, for every base of the size of the tiny one."""
+    base, adapter = make_tiny_base(tmp_path_factory.mktemp("base")), tmp_path_factory.mktemp("adapter")
     subprocess.run([sys.executable, "-c", MAKE_ADAPTER, base, adapter], check=True, capture_output=True)
+    return adapter
+
+
+def test_the_base_and_the_tuned_model_answer_the_same_prompts(
+    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # tiny matrices: a second thread only waits
+    base = make_tiny_base(tmp_path / "base")
     prompts = [
         HeldOutExample([{"role": "user", "content": text}], "x") for text in ("red", "a much longer prompt: blue")
     ]
@@ -52,14 +61,13 @@ def test_the_base_and_the_tuned_model_answer_the_same_prompts(tmp_path: Path, mo
 )
 def test_the_command_compares_on_the_base_as_it_was_in_training(
     tunery: Tunery, sessions: Sessions, storage: LocalStorage, project: Project, base_model: str, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, quantization: dict[str, object] | None, words: str,
+    monkeypatch: pytest.MonkeyPatch, adapter: Path, quantization: dict[str, object] | None, words: str,
 ) -> None:  # fmt: skip
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    base, peft = tmp_path / "tiny", tmp_path / "peft"
-    subprocess.run([sys.executable, "-c", MAKE_ADAPTER, base, peft], check=True, capture_output=True)
+    base = tmp_path / "tiny"
 
     def write(directory: Path, step: int) -> Path:
-        shutil.copytree(peft, directory)
+        shutil.copytree(adapter, directory)
         write_manifest(directory, {"step": step, "quantization": quantization})
         return directory
 

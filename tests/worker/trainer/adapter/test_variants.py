@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from tests.worker.trainer.helpers import (
     no_keepalive,
     prepare,
     run_trainer,
+    slow_but,
 )
 from worker.trainer.adapter.lora import LoraAdapter
 from worker.trainer.checkpoint.checkpoint import save_checkpoint
@@ -63,6 +65,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "DoRA with a head": {"use_dora": True, "modules_to_save": ["lm_head", "model.norm"]},
 }
 STEPS = 5
+# Each variant with one width and each width with some variants is tested always, every other pair by `make test-slow`.
+PAIRS = list(product(VARIANTS, WIDTHS))
+KEPT_PAIRS = [pair for pair in PAIRS if pair[1] == "NF4" or pair[0] in ("LoRA", "DoRA", "embedding and head")]
 
 
 @pytest.fixture(scope="module")
@@ -115,8 +120,7 @@ def difference(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 class TestTraining:
-    @pytest.mark.parametrize("width", ["16 bits", "NF4", "8 bits"])
-    @pytest.mark.parametrize("variant", VARIANTS)
+    @pytest.mark.parametrize(("variant", "width"), slow_but(KEPT_PAIRS, [pair for pair in PAIRS if pair[1] != "FP4"]))
     def test_equals_plain_pefts_step_by_step(self, tiny: Path, examples: Path, variant: str, width: str) -> None:
         self.compare(tiny, examples, VARIANTS[variant], WIDTHS[width])
 
@@ -171,8 +175,7 @@ class TestTraining:
 
 
 class TestSaved:
-    @pytest.mark.parametrize("width", WIDTHS)
-    @pytest.mark.parametrize("variant", VARIANTS)
+    @pytest.mark.parametrize(("variant", "width"), slow_but(KEPT_PAIRS, PAIRS))
     def test_plain_peft_loads_it_and_has_the_logits_of_the_trained_model(
         self, tiny: Path, examples: Path, tmp_path: Path, variant: str, width: str
     ) -> None:
@@ -257,7 +260,7 @@ class TestSaved:
 
 
 class TestResume:
-    @pytest.mark.parametrize("step", [1, 3, 4])
+    @pytest.mark.parametrize("step", slow_but([4], [1, 3, 4]))
     @pytest.mark.parametrize(
         "changes",
         [
