@@ -1,4 +1,4 @@
-"""`tunery jobs logs` and `tunery jobs metrics`: the trainer's log and the metrics of each step."""
+"""`tunery jobs attempts`, `logs` and `metrics`: a job's attempts, the trainer's log, the metrics of each step."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -7,7 +7,7 @@ import typer
 from app.cli.client.references import JobId
 from app.cli.client.service_discovery import job_path
 from app.cli.options import AsJson, with_client
-from app.cli.output.console import print_json, print_note, print_table
+from app.cli.output.console import duration_text, print_json, print_note, print_table, time_text
 from app.cli.output.progress import is_finished
 
 if TYPE_CHECKING:
@@ -19,6 +19,28 @@ COLUMNS = ("step", "train_loss", "full_valid_loss", "learning_rate", "tokens_per
 MaxPoints = Annotated[
     int | None, typer.Option(min=2, help="Maximum number of steps, selected to preserve the shape of the loss curve.")
 ]
+
+
+@commands.command("attempts")
+@with_client
+def list_attempts(client: "Client", job_id: JobId, as_json: AsJson = False) -> None:
+    """List a job's attempts, oldest first, with the reason for which each ended."""
+    attempts = client.get(job_path(job_id, "attempts"))["data"]
+    if as_json:
+        print_json(attempts)
+        return
+    rows = [
+        [
+            str(attempt["attempt"]),
+            "training" if attempt["kind"] == "train" else "validation of the files",
+            time_text(attempt["started_at"]),
+            duration_text(attempt["ended_at"] - attempt["started_at"]) if attempt["ended_at"] else "running",
+            attempt["reason"] or "",
+            attempt["worker_id"],
+        ]
+        for attempt in attempts
+    ]
+    print_table(["attempt", "task", "started", "duration", "reason", "worker"], rows, "No attempts yet.")
 
 
 @commands.command("logs")

@@ -11,6 +11,33 @@ from tests.app.cli.conftest import Tunery
 from tests.factories import make_file, make_job, start_job, validate_job
 
 
+class TestAttempts:
+    def test_are_listed_with_the_reason_for_which_each_ended(
+        self, tunery: Tunery, sessions: Sessions, trained_job: Job
+    ) -> None:
+        title, validation, training = tunery("jobs", "attempts", trained_job.id).out.splitlines()
+        assert title.split() == ["attempt", "task", "started", "duration", "reason", "worker"]
+        assert ("validation of the files" in validation, "training" in training, "done" in training) == (True,) * 3
+        found = tunery("jobs", "attempts", trained_job.id, "--json").json
+        assert [(each["attempt"], each["kind"], each["reason"]) for each in found] == [
+            (1, "validate", "done"),
+            (2, "train", "done"),
+        ]
+
+    def test_a_running_one_has_no_reason(
+        self, tunery: Tunery, sessions: Sessions, storage: LocalStorage, project: Project, base_model: str
+    ) -> None:
+        with transaction(sessions) as session:
+            make_job(session, project, make_file(session, storage, project))
+            validate_job(session)
+            job = start_job(session)
+        *_, training = tunery("jobs", "attempts", job.id).out.splitlines()
+        assert "running" in training
+
+    def test_of_an_unknown_job_are_not_found(self, tunery: Tunery) -> None:
+        assert tunery("jobs", "attempts", "ftjob-nothere").exit_code == 3
+
+
 class TestLogs:
     def test_are_printed_as_they_are(self, tunery: Tunery, sessions: Sessions, trained_job: Job) -> None:
         said = tunery("jobs", "logs", trained_job.id).err
