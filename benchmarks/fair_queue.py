@@ -40,8 +40,8 @@ def main() -> None:
     print_waits("project", [(name, _of(name)) for name in sorted({each.project for each in arrivals})], plain, fair)
     print_waits("size", [(name, _between(low, high)) for name, low, high in SIZES], plain, fair)
     print_shares(plain, fair)
-    yields = sum(run.attempt - 1 for run in fair)
-    print(f"jobs gave way {yields} times; the service's part took {time.monotonic() - began:.0f} s of real time")
+    preemptions = sum(run.attempt - 1 for run in fair)
+    print(f"{preemptions} preemptions; the service's part took {time.monotonic() - began:.0f} s of real time")
 
 
 def parse() -> argparse.Namespace:

@@ -17,15 +17,15 @@ from app.db.scheduling import fair_queue, queue_positions
 from app.db.tables import File, Job, Project
 from app.domain.jobs.states import Reason
 from app.domain.scheduling.forecast import QueuedJob
-from app.domain.scheduling.preemption import PreemptionPolicy, RunningJob, UrgentJob, select_victims
+from app.domain.scheduling.preemption import PreemptionPolicy, RunningJob, UrgentJob, select_preemptions
 from app.domain.scheduling.worker_capacity import JobRequirements, WorkerCapacity
 from benchmarks.traffic import Arrival
 from benchmarks.virtual_time import set_clock
 
 LEASE_SECONDS = 90 * 86_400.0
-STEP_SECONDS = 20.0  # until a job that is asked to give way has done so
+STEP_SECONDS = 20.0  # until a preempted job has stopped
 RESUME_SECONDS = 30.0  # what starting again costs
-ROUND_SECONDS = 5.0  # of the reconciler, which counts usage and asks
+ROUND_SECONDS = 5.0  # of the reconciler, which counts usage and requests preemptions
 
 
 class Queue(Protocol):
@@ -34,7 +34,7 @@ class Queue(Protocol):
     def add(self, number: int, arrival: Arrival, now: float) -> None: ...
     def take(self, slot: int, offer: WorkerCapacity, now: float) -> int | None: ...
     def end(self, number: int, now: float) -> None: ...
-    def give_way(self, number: int, now: float) -> None: ...
+    def preempt(self, number: int, now: float) -> None: ...
     def to_interrupt(self, held: dict[int, int], offers: Sequence[WorkerCapacity], now: float) -> list[int]: ...
 
 
@@ -79,13 +79,13 @@ def simulate(arrivals: Sequence[Arrival], gpus: Sequence[int], queue: Queue) -> 
                 queue.end(number, now)
             else:
                 run.left = max(1.0, run.left - (now - run.started)) + RESUME_SECONDS
-                queue.give_way(number, now)
+                queue.preempt(number, now)
         for number, slot in _fill(queue, held, offers, now):
             _start(runs[number], number, now, moments)
             held[slot] = number
         for number in queue.to_interrupt(held, offers, now + ROUND_SECONDS):
             stop_at = now + ROUND_SECONDS + STEP_SECONDS
-            heapq.heappush(moments, (stop_at, number, "yield", number, runs[number].attempt))
+            heapq.heappush(moments, (stop_at, number, "preempt", number, runs[number].attempt))
     return runs
 
 
@@ -126,7 +126,7 @@ class FirstComeFirstServed:
 
     def end(self, number: int, now: float) -> None: ...
 
-    def give_way(self, number: int, now: float) -> None: ...
+    def preempt(self, number: int, now: float) -> None: ...
 
     def to_interrupt(self, *_: object) -> list[int]:
         return []
@@ -184,9 +184,9 @@ class TheService:
             claims.finish_held_attempt(self.session, self.leases.pop(number), Reason.DONE, "done", adapter_sha256="x")
             fair_queue.count_usage(self.session, self.half_life)
 
-    def give_way(self, number: int, now: float) -> None:
+    def preempt(self, number: int, now: float) -> None:
         with self._at(now):
-            claims.finish_held_attempt(self.session, self.leases.pop(number), Reason.PREEMPTED, "gave way")
+            claims.finish_held_attempt(self.session, self.leases.pop(number), Reason.PREEMPTED, "preempted")
 
     def to_interrupt(self, held: dict[int, int], offers: Sequence[WorkerCapacity], now: float) -> list[int]:
         if self.policy is None:
@@ -195,11 +195,11 @@ class TheService:
             urgent = [job for job in queue_positions.waiting_jobs(self.session) if job.is_urgent]
             holders = self._holders(held, offers) if urgent else []
             free = [offer for slot, offer in enumerate(offers) if slot not in held]
-            chosen = select_victims([_urgent(job) for job in urgent], free, holders, {}, self.policy)
-            for holder in chosen:
-                lease = self.leases[self.numbers[holder.job_id]]
-                assert queue_positions.request_preemption(self.session, holder.job_id, lease.attempt)
-        return [self.numbers[holder.job_id] for holder in chosen]
+            chosen = select_preemptions([_urgent(job) for job in urgent], free, holders, {}, self.policy)
+            for each in chosen:
+                lease = self.leases[self.numbers[each.victim.job_id]]
+                assert queue_positions.request_preemption(self.session, each, lease.attempt)
+        return [self.numbers[each.victim.job_id] for each in chosen]
 
     def _holders(self, held: dict[int, int], offers: Sequence[WorkerCapacity]) -> list[RunningJob]:
         shares = {each.project_id: each.share for each in fair_queue.project_shares(self.session, self.half_life)}
@@ -207,7 +207,8 @@ class TheService:
         return [
             RunningJob(
                 job.id, job.project_id, offers[slots[job.id]], shares[job.project_id], job.ran_seconds,
-                job.seconds_left, job.priority, job.is_urgent, job.is_asked, True, job.times_yielded,
+                job.seconds_left, job.priority, job.is_urgent, job.is_preemption_requested, True,
+                job.preemption_count,
             )
             for job in queue_positions.running_attempts(self.session)
         ]  # fmt: skip

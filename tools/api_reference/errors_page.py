@@ -84,7 +84,8 @@ def _attempt_outcomes() -> str:
     head = """\
 ## Reasons for the end of an attempt
 
-An attempt can end without failing the job. The events have these reasons, and the job gets another state.
+An attempt can end without failing the job, which then gets another state. The reason is in `data.reason` of the event
+that reports the end, and in the list of the job's attempts (`tunery jobs attempts JOB`).
 
 | reason | new state | meaning |
 |---|---|---|"""

@@ -12,7 +12,7 @@ from app.db.engine import transaction
 from app.db.scheduling import fair_queue, queue_positions, workers
 from app.db.scheduling.queue_positions import RunningAttempt
 from app.domain.scheduling.forecast import JobForecast, QueuedJob, WorkerSlot, forecast
-from app.domain.scheduling.preemption import PreemptionPolicy, RunningJob, UrgentJob, select_victims
+from app.domain.scheduling.preemption import PreemptionPolicy, RunningJob, UrgentJob, select_preemptions
 from app.domain.scheduling.worker_capacity import WorkerCapacity, worker_capacity
 from app.log import get_logger
 from worker.node.resources import Resources
@@ -54,12 +54,14 @@ class QueueScheduler:
     def _request_preemptions(self, queue: _QueueSnapshot, forecasts: Sequence[JobForecast]) -> None:
         policy = PreemptionPolicy(self.settings.give_way_after_seconds, self.settings.give_way_limit)
         urgent = queue.urgent(forecasts)
-        victims = select_victims(urgent, queue.free_capacities, queue.running_jobs, queue.free_job_counts, policy)
+        preemptions = select_preemptions(
+            urgent, queue.free_capacities, queue.running_jobs, queue.free_job_counts, policy
+        )
         attempts = {job.id: job.attempt for job in queue.running}
-        for victim in victims:
+        for each in preemptions:
             with transaction(self.resources.sessions) as session:
-                if queue_positions.request_preemption(session, victim.job_id, attempts[victim.job_id]):
-                    log.info("preemption requested", job=victim.job_id)
+                if queue_positions.request_preemption(session, each, attempts[each.victim.job_id]):
+                    log.info("preemption requested", job=each.victim.job_id, urgent_job=each.urgent.job_id)
 
 
 class _QueueSnapshot:
@@ -117,7 +119,7 @@ class _QueueSnapshot:
                 job.is_urgent,
                 job.is_preemption_requested,
                 job.can_be_preempted,
-                job.times_yielded,
+                job.preemption_count,
             )
             for job in self.running
             if job.lease_owner in self.capacities

@@ -269,7 +269,7 @@ def finish_attempt(
         update(Job).where(Job.id == job.id).values(**values).returning(Job).execution_options(populate_existing=True)
     ).scalar_one()
     _close_attempt(session, ended, reason)
-    events.append_event(session, ended, message, level, data=data)
+    events.append_event(session, ended, message, level, data={"reason": outcome, **(data or {})})
     return ended
 
 

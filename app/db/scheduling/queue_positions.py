@@ -14,8 +14,9 @@ from app.db.jobs.events import append_event, next_event_seq
 from app.db.notifications import CHANNEL, QUEUE_CHANGED
 from app.db.scheduling.fair_queue import SECONDS_LEFT
 from app.db.tables import Job, QueuePlace
-from app.domain.jobs.states import JobState
+from app.domain.jobs.states import JobState, Reason
 from app.domain.scheduling.forecast import JobForecast, QueuedJob
+from app.domain.scheduling.preemption import Preemption
 from app.domain.scheduling.worker_capacity import JobRequirements
 
 MAX_EVENTS_PER_ROUND = 100  # as thousands of jobs may wait for one missing model
@@ -25,7 +26,8 @@ POSITION_TOLERANCE_SHARE = 0.01  # the first hundred positions are exact; one fi
 
 RUNNING = f"""
 WITH moment AS MATERIALIZED (SELECT clock_timestamp() AS now)
-SELECT job.id, job.project_id, job.lease_owner, job.attempt, job.priority, job.is_urgent, job.times_yielded,
+SELECT job.id, job.project_id, job.lease_owner, job.attempt, job.priority, job.is_urgent,
+  job.times_yielded AS preemption_count,
   job.yield_requested_at IS NOT NULL AS is_preemption_requested,
   job.phase = 'training' AND job.desired = 'run' AS can_be_preempted,
   extract(epoch FROM moment.now - attempt.started_at)::float8 AS ran_seconds, {SECONDS_LEFT} AS seconds_left,
@@ -80,7 +82,7 @@ class RunningAttempt:
     attempt: int
     priority: int
     is_urgent: bool
-    times_yielded: int
+    preemption_count: int
     is_preemption_requested: bool
     can_be_preempted: bool
     ran_seconds: float
@@ -152,22 +154,30 @@ def append_wait_events(session: Session, delay_seconds: float) -> int:
     )
 
 
-def request_preemption(session: Session, job_id: str, attempt: int) -> bool:
+def request_preemption(session: Session, preemption: Preemption, attempt: int) -> bool:
     """Request the preemption of a running attempt; False if it is over or requested already.
 
-    It has its own column, so that the user's `desired` stays.
+    It has its own column, so that the user's `desired` stays. The event names the urgent job only to its own project.
     """
+    victim, urgent = preemption.victim, preemption.urgent
     job = session.scalar(
         update(Job)
         .where(
-            Job.id == job_id, Job.attempt == attempt, Job.state == JobState.RUNNING, Job.yield_requested_at.is_(None)
+            Job.id == victim.job_id,
+            Job.attempt == attempt,
+            Job.state == JobState.RUNNING,
+            Job.yield_requested_at.is_(None),
         )
         .values(yield_requested_at=func.clock_timestamp(), **next_event_seq())
         .returning(Job)
         .execution_options(populate_existing=True)
     )
     if job is not None:
-        append_event(session, job, "An urgent job preempts this job at its next step; it will resume from there later")
+        is_own = victim.project_id == urgent.project_id
+        name = f"The urgent job {urgent.job_id}" if is_own else "An urgent job of another project"
+        text = f"{name} preempts this job at its next step; it will resume from there later"
+        data = {"reason": Reason.PREEMPTED, "urgent_job": urgent.job_id if is_own else None}
+        append_event(session, job, text, data=data)
     return job is not None
 
 

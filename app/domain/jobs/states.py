@@ -47,7 +47,7 @@ class Reason(StrEnum):
 
     DONE = "done"
     DRAINED = "drained"
-    PREEMPTED = "gave_way"
+    PREEMPTED = "gave_way"  # the stored name of a preemption
     PAUSED = "paused"
     CANCELLED = "cancelled"
     WORKER_LOST = "worker_lost"

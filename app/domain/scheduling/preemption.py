@@ -45,20 +45,28 @@ class RunningJob:
         return self.is_preempting or self.seconds_left <= ENDS_SOON_SECONDS
 
 
-def select_victims(
+@dataclass(frozen=True)
+class Preemption:
+    """A running job that stops at its next step, and the urgent job that gets its slot."""
+
+    victim: RunningJob
+    urgent: UrgentJob
+
+
+def select_preemptions(
     urgent: Sequence[UrgentJob],
     free: Sequence[WorkerCapacity],
     running: Sequence[RunningJob],
     jobs_allowed: Mapping[str, int],
     policy: PreemptionPolicy,
-) -> list[RunningJob]:
-    """The running jobs whose preemption must be requested now.
+) -> list[Preemption]:
+    """The preemptions that must be requested now.
 
     `urgent` is in the order of the queue. `jobs_allowed` is the number of jobs that each project with a limit may
     still start.
     """
     free, running, jobs_allowed = list(free), list(running), dict(jobs_allowed)
-    victims = []
+    preemptions = []
     for job in urgent:
         is_at_limit = jobs_allowed.get(job.project_id, 1) <= 0
         if not is_at_limit and (capacity := next((each for each in free if fits(each, job.requirements)), None)):
@@ -66,12 +74,12 @@ def select_victims(
         elif victim := _victim(job, running, is_at_limit, policy):
             running.remove(victim)
             if not victim.frees_its_slot:
-                victims.append(victim)
+                preemptions.append(Preemption(victim, job))
         else:
             continue
         if job.project_id in jobs_allowed and not is_at_limit:
             jobs_allowed[job.project_id] -= 1
-    return victims
+    return preemptions
 
 
 def _victim(

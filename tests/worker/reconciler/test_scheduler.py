@@ -10,6 +10,7 @@ from app.db.jobs import claims
 from app.db.scheduling import queue_positions, workers
 from app.db.tables import Job, QueuePlace
 from app.domain.scheduling.worker_capacity import worker_capacity
+from tests.factories import make_project
 from tests.worker.fake_trainer import TrainerPlan
 from tests.worker.jobs.test_interruptions import slow
 from tests.worker.worker_harness import OWNER, StepLog, WorkerHarness
@@ -50,15 +51,19 @@ class TestPreemption:
         harness.until(lambda: harness.has_reached(long, 3), "some steps")
         urgent = harness.create_queued_job()
         update_job(harness, urgent, is_urgent=True)
-        harness.until(lambda: scheduler.refresh() or harness.job(long).state == "queued", "giving way")
+        harness.until(lambda: scheduler.refresh() or harness.job(long).state == "queued", "a preemption")
         thread.join(10)
 
         preempted = harness.job(long)
         assert (preempted.reason, preempted.desired, preempted.yield_requested_at) == ("gave_way", "run", None)
         assert (preempted.times_yielded, preempted.crash_streak) == (1, 0)
-        messages = harness.messages(long)
-        assert "An urgent job preempts this job at its next step; it will resume from there later" in messages
-        assert messages[-1].startswith("The job was preempted at step ")
+        *_, requested, stopped = [event for event in harness.events(long) if event.type == "message"]
+        assert requested.message == (
+            f"The urgent job {urgent.id} preempts this job at its next step; it will resume from there later"
+        )
+        assert requested.data == {"reason": "gave_way", "urgent_job": urgent.id}
+        assert stopped.message.startswith("The job was preempted at step ")
+        assert stopped.data["reason"] == "gave_way"
 
         harness.run_next_job(TrainerPlan(steps=2))
         assert (harness.job(urgent).state, harness.job(long).state) == ("succeeded", "queued")
@@ -114,6 +119,18 @@ class TestPreemption:
         requests = [harness.job(job).yield_requested_at for job in jobs]
         assert sum(request is not None for request in requests) == is_preempted
         assert ("a whole GPU" in (queue_position(harness, urgent).waiting_for or "")) is not is_preempted
+
+    def test_the_event_does_not_name_an_urgent_job_of_another_project(
+        self, harness: WorkerHarness, scheduler: QueueScheduler
+    ) -> None:
+        long = self.running(harness)
+        with transaction(harness.sessions) as session:
+            other = make_project(session, "other")
+            session.execute(update(Job).where(Job.is_urgent).values(project_id=other.id))
+        scheduler.refresh()
+        event = harness.events(long)[-1]
+        assert event.message.startswith("An urgent job of another project preempts this job")
+        assert event.data == {"reason": "gave_way", "urgent_job": None}
 
     def running(self, harness: WorkerHarness, **of_urgent: object) -> Job:
         """A long job that trains, and an urgent one that is queued."""

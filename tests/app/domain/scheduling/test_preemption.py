@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.domain.scheduling.preemption import PreemptionPolicy, RunningJob, UrgentJob, select_victims
+from app.domain.scheduling.preemption import PreemptionPolicy, RunningJob, UrgentJob, select_preemptions
 from app.domain.scheduling.worker_capacity import JobRequirements, WorkerCapacity
 
 POLICY = PreemptionPolicy(min_run_seconds=600, max_preemptions=3)
@@ -22,12 +22,19 @@ def victims(
     free: list[WorkerCapacity] | None = None,
     **jobs_allowed: int,
 ) -> list[str]:
-    return [each.job_id for each in select_victims(urgent or [URGENT], free or [], running, jobs_allowed, POLICY)]
+    chosen = select_preemptions(urgent or [URGENT], free or [], running, jobs_allowed, POLICY)
+    return [each.victim.job_id for each in chosen]
 
 
 def test_a_long_job_is_preempted_if_no_slot_is_free() -> None:
     assert victims([running_job()]) == ["long"]
     assert victims([running_job()], free=[SMALL]) == []
+
+
+def test_a_preemption_has_the_urgent_job_that_gets_the_slot() -> None:
+    fits_nowhere = UrgentJob("u0", "ops", JobRequirements("m", cuda_bytes=60 * 10**9))
+    (chosen,) = select_preemptions([fits_nowhere, URGENT], [], [running_job()], {}, POLICY)
+    assert (chosen.victim.job_id, chosen.urgent.job_id) == ("long", "u1")
 
 
 def test_the_victim_is_of_the_project_with_the_largest_share_and_of_the_lowest_priority() -> None:
