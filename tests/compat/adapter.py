@@ -33,8 +33,8 @@ API_WITH_SHORT_WAITS = (str(HERE / "short_waits.py"), str(CHECKOUT))
 MIGRATE = ("-m", "app.db.migrate")
 WEBHOOKS = ("-m", "worker.webhooks")
 
-START_SECONDS = 60.0
-STOP_SECONDS = 30.0
+START_SECONDS = 300.0
+STOP_SECONDS = 120.0
 
 
 def main() -> None:
