@@ -10,13 +10,18 @@ import os
 import subprocess
 import sys
 import time
+import tomllib
 
 from tests.compat.earlier import CHECKOUT, COMMIT, ROOT, check_out, is_in_history
 
 ADAPTER = ROOT / "tests" / "compat" / "adapter.py"
 LOG = CHECKOUT / "service.log"
+EXCEPTIONS = tomllib.loads((ROOT / "tests" / "compat" / "exceptions.toml").read_text(encoding="utf-8"))
 # The adapter has imported a plugin of pytest's by then.
-PYTEST = ("pytest", "-q", "--durations=5", "-W", "ignore::pytest.PytestAssertRewriteWarning")
+PYTEST = (
+    "pytest", "-q", "--durations=5", "-W", "ignore::pytest.PytestAssertRewriteWarning",
+    *(f"--deselect={test['id']}" for test in EXCEPTIONS["test"]),
+)  # fmt: skip
 EXAMPLES = "tests/app/api/reference/test_examples.py"  # every example of the reference, by curl and the official client
 WITHOUT_TRAINING = "01_connect or 03_files or 07_uploads or 08_create or 24_once"
 SHORT = {
