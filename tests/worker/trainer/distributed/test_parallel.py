@@ -30,7 +30,7 @@ from app.domain.jobs.events import (
     parse_record,
 )
 from app.domain.jobs.states import ExitCode, Reason
-from tests.worker.trainer.helpers import failure, final_adapter, make_spec, run_trainer
+from tests.worker.trainer.helpers import failure, final_adapter, make_spec, run_trainer, slow_but
 from tests.worker.worker_harness import until
 from worker.node.locks import try_lock
 from worker.trainer.distributed import parallel
@@ -179,7 +179,7 @@ class TestResume:
 
 
 class TestOutOfMemory:
-    @pytest.mark.parametrize("planted", ["rows", "update"])
+    @pytest.mark.parametrize("planted", slow_but(["rows"], ["rows", "update"]))
     def test_in_one_process_all_go_on_together_with_the_same_result(
         self, start: Callable[..., Trainer], tiny: Path, examples: Path, tmp_path: Path, planted: str
     ) -> None:
@@ -227,7 +227,10 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch, calls: list[object], reduce: Call
 
 
 class TestEnd:
-    @pytest.mark.parametrize("command", [Command.CANCEL, None], ids=["cancelled", "SIGTERM"])
+    @pytest.mark.parametrize(
+        "command",
+        [pytest.param(Command.CANCEL, marks=pytest.mark.slow, id="cancelled"), pytest.param(None, id="SIGTERM")],
+    )
     def test_a_cancel_or_a_drain_ends_it_and_every_process_holds_the_slots_lock(
         self, start: Callable[..., Trainer], tmp_path: Path, command: Command | None
     ) -> None:
