@@ -9,9 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 Recompute = Literal["nothing", "elementwise", "layers", "everything"]
 
 MAX_SIZE_RATIO = 2.0  # between similar jobs; the share of constant memory depends on the size
-STABLE_HEAP_TOKENS = (
-    10_000  # from so many on a C heap grows no more; two rows of 1,000 took 0.81 of the formula, nine 0.98
-)
+# From so many tokens on, a C heap grows no more: two packed batches of 1,000 took 0.81 of the formula, nine 0.98.
+STABLE_HEAP_TOKENS = 10_000
 RECOMPUTE_TEXTS: dict[Recompute, str] = {
     "nothing": "no recomputation",
     "elementwise": "norms and activations recomputed",
@@ -30,7 +29,9 @@ class ExecutionPlan(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    row_tokens: Annotated[int, Field(ge=1)]  # maximum of a packed batch; a longer sequence has a batch of its own
+    # The maximum of a packed batch; a longer sequence has a batch of its own. Snapshots and the API call it a row; any
+    # other row is one of a data set or of a table.
+    row_tokens: Annotated[int, Field(ge=1)]
     recompute: Recompute = "nothing"
     recompute_layers: Annotated[int, Field(ge=0)] = 0  # with "layers": recompute so many layers, from the first
     cache_weights: bool = False  # keep the dequantized weights besides the quantized ones
