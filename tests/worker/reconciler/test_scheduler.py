@@ -10,7 +10,7 @@ from app.db.jobs import claims
 from app.db.scheduling import queue_positions, workers
 from app.db.tables import Job, QueuePlace
 from app.domain.scheduling.worker_capacity import worker_capacity
-from tests.factories import make_project
+from tests.factories import make_file, make_job, make_project, validate_job
 from tests.worker.fake_trainer import TrainerPlan
 from tests.worker.jobs.test_interruptions import slow
 from tests.worker.worker_harness import OWNER, StepLog, WorkerHarness
@@ -123,10 +123,13 @@ class TestPreemption:
     def test_the_event_does_not_name_an_urgent_job_of_another_project(
         self, harness: WorkerHarness, scheduler: QueueScheduler
     ) -> None:
-        long = self.running(harness)
+        long = self.running(harness, priority=-1)
         with transaction(harness.sessions) as session:
+            session.execute(update(Job).where(Job.is_urgent).values(is_urgent=False))
             other = make_project(session, "other")
-            session.execute(update(Job).where(Job.is_urgent).values(project_id=other.id))
+            job = make_job(session, other, make_file(session, harness.resources.storage, other))
+            validate_job(session)
+            session.execute(update(Job).where(Job.id == job.id).values(is_urgent=True))
         scheduler.refresh()
         event = harness.events(long)[-1]
         assert event.message.startswith("An urgent job of another project preempts this job")

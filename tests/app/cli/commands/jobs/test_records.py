@@ -16,7 +16,7 @@ class TestAttempts:
         self, tunery: Tunery, sessions: Sessions, trained_job: Job
     ) -> None:
         title, validation, training = tunery("jobs", "attempts", trained_job.id).out.splitlines()
-        assert title.split() == ["attempt", "task", "started", "duration", "reason", "worker"]
+        assert title.split() == ["ATTEMPT", "TASK", "STARTED", "DURATION", "REASON", "WORKER"]
         assert ("validation of the files" in validation, "training" in training, "done" in training) == (True,) * 3
         found = tunery("jobs", "attempts", trained_job.id, "--json").json
         assert [(each["attempt"], each["kind"], each["reason"]) for each in found] == [
