@@ -42,7 +42,7 @@ def test_a_stopping_server_ends_its_streams_at_once(
     server = subprocess.Popen([*command, "--timeout-graceful-shutdown", "100"], env=environment)
     try:
         root = f"http://127.0.0.1:{port}"
-        until(lambda: is_up(root), "the API", seconds=30)
+        until(lambda: is_up(root), "the API", seconds=120)
         headers = {"Authorization": f"Bearer {api_key}"}
         url = f"{root}/v1/{path.format(job=waiting_job)}"
         if "wait" in path:
