@@ -52,13 +52,57 @@ def add(
 
     Hashes all files and loads the model once, where torch is installed, to check that it can be trained.
     """
+    _validate_options(name, learning_rate, source, revision)
+    _register(database, name, directory.absolute(), learning_rate, license_name, source, revision)
+
+
+@commands.command("pull")
+@with_database
+def pull(
+    database: "Database",
+    model: Annotated[
+        str,
+        typer.Argument(help="Id of the model on its hub, with a branch, tag or commit: org/name@revision."),
+    ],
+    directory: Annotated[
+        Path, typer.Argument(help="Directory of all models; the same path on every worker. The model gets one in it.")
+    ],
+    name: Annotated[str | None, typer.Option(help="Name of the base model. Default: its id on the hub.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="As in `tunery models add`.")] = None,
+    license_name: Annotated[
+        str | None, typer.Option("--license", help="License of the model, such as apache-2.0.")
+    ] = None,
+) -> None:
+    """Download a base model from a model hub and register it (on the server).
+
+    The hub is huggingface.co, or HF_ENDPOINT; HF_TOKEN is the token. After an interruption the same command downloads
+    the files that are missing.
+    """
+    from app.services.models import refuse_alias_name
+    from app.system import model_hub
+
+    source, _, revision = model.partition("@")
+    _validate_options(name or source, learning_rate, source, revision or None)
+    with database.transaction() as session:
+        refuse_alias_name(session, name or source)
+    pulled = model_hub.pull(source, revision or None, directory.absolute(), print_note)
+    _register(database, name or source, pulled.directory, learning_rate, license_name, source, pulled.commit)
+
+
+def _register(
+    database: "Database",
+    name: str,
+    directory: Path,
+    learning_rate: float | None,
+    license_name: str | None,
+    source: str | None,
+    revision: str | None,
+) -> None:
     from app.db import models
     from app.db.access import audit
     from app.services.models import refuse_alias_name
     from app.system import model_check, model_files
 
-    _validate_options(name, learning_rate, source, revision)
-    directory = directory.absolute()
     with database.transaction() as session:  # before the long check, and again with the registration
         refuse_alias_name(session, name)
     if model_files.is_dequantized_first(directory):
@@ -69,7 +113,10 @@ def add(
     print_note(f"Checking that {directory} can be trained …")
     report = model_check.check_model(directory)
     if report is None:
-        print_note("Not checked: this machine has no torch or too little memory. The first job checks the model.")
+        print_note(
+            "Not checked: this machine has no torch or too little memory. The first job checks the model "
+            "and counts its memory; plans before it are rough."
+        )
     else:
         entry = model_files.with_report(entry, report)
         for note in report.notes:
@@ -193,7 +240,7 @@ def _validate_options(name: str, learning_rate: float | None, source: str | None
     if learning_rate is not None and not 0 < learning_rate < 1:
         raise UsageError(f"--learning-rate {learning_rate:g} is not between 0 and 1; usual for LoRA: 1e-4 to 2e-3.")
     if source is not None and not SOURCE.fullmatch(source):
-        raise UsageError(f"--source {source!r} is not a hub's id; it has the form organization/name.")
+        raise UsageError(f"{source!r} is not a model's id on a hub; it has the form organization/name.")
     if revision is not None and (source is None or not REVISION.fullmatch(revision)):
         text = "needs a --source" if source is None else "is not a commit or tag: letters, digits and ._/- are allowed"
         raise UsageError(f"--revision {revision!r} {text}.")
