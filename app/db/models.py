@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from app.db.tables import BaseModelRow, Checkpoint, CheckpointPermission, Job, ModelAlias, TunedModel
 from app.domain.base_models.catalog import CatalogEntry
+from app.domain.planning.execution_plan import Recompute
 
 
 def register(
@@ -40,6 +42,16 @@ def unregister(session: Session, name: str) -> bool:
     session.delete(row)
     session.flush()
     return True
+
+
+def add_activation_bytes(
+    session: Session, project_id: str, name: str, activation_bytes: Mapping[Recompute, float]
+) -> None:
+    """Complete the entry of a base model that was registered without them."""
+    row = get_base(session, project_id, name)
+    if row is not None and not row.entry.get("activation_bytes"):
+        row.entry = row.entry | {"activation_bytes": dict(activation_bytes)}
+        session.flush()
 
 
 def get_base(session: Session, project_id: str, name: str) -> BaseModelRow | None:

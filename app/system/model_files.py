@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,16 @@ REQUIRED_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
 DEFAULT_CONTEXT_LENGTH = 2048
+SIZE_KEYS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "max_position_embeddings",
+)
 MAX_LISTED_LAYERS = 4096  # a database row lists all of them; a dense 70B model has 560
 
 
@@ -100,6 +110,7 @@ def with_report(entry: CatalogEntry, report: TrainerReport) -> CatalogEntry:
         "linear_parameters": report.linear_parameters,
         "expert_parameters": report.expert_parameters,
         "active_experts": _active_experts(report.text_config),
+        "activation_bytes": report.activation_bytes,
     }
     return entry.model_copy(update={**known, **_sizes(report.text_config | {"hidden_size": entry.hidden_size})})
 
@@ -171,9 +182,22 @@ def _problems(directory: Path) -> list[str]:
         ]
         unsupported = unsupported_reason(config), quantization_problem(config)
         problems += [problem for problem in unsupported if problem]
-        if not problems and "hidden_size" not in text_config(config):
-            problems.append("config.json has no hidden_size")
+        if not problems:
+            problems += _number_problems(text_config(config))
     return problems
+
+
+def _number_problems(text: Mapping[str, Any]) -> Iterator[str]:
+    if "hidden_size" not in text:
+        yield "config.json has no hidden_size"
+    for key in SIZE_KEYS:
+        sizes = text.get(key)
+        for size in sizes if isinstance(sizes, list) else [sizes]:
+            if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
+                yield f"config.json has {key} {json.dumps(sizes)}; only positive integers are sizes"
+                break
+    if text.get("max_position_embeddings") == 1:
+        yield "config.json gives it a context of 1 token, which leaves none to predict"
 
 
 def _linear_layers(tensors: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, int]]:
@@ -232,8 +256,13 @@ def _sizes(config: Mapping[str, Any]) -> dict[str, int]:
         "attention_heads": heads,
         "query_size": heads * head,
         "key_size": int(config.get("num_key_value_heads") or heads) * head,
-        "intermediate_size": int(config.get("intermediate_size") or 4 * hidden),
+        "intermediate_size": _largest(config.get("intermediate_size")) or 4 * hidden,
     }
+
+
+def _largest(size: int | list[int] | None) -> int:
+    """The largest of a size that config.json gives for each layer; zero without one."""
+    return max(size) if isinstance(size, list) else size or 0
 
 
 def _read_header(path: Path) -> dict[str, Any]:

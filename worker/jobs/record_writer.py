@@ -100,10 +100,7 @@ class JobRecordWriter:
                 step = {"step": record.start_step, "total_steps": record.total_steps}
                 self._keeper.append_event(started_message(record), data=data, phase="training", progress=step)
             case Planned():
-                self._planned = record
-                self._keeper.append_event(
-                    planned_message(record), data=clean(record.model_dump(exclude={"kind", "run_id"}))
-                )
+                self._write_plan(record)
             case Probed():
                 self._write_probe(record)
             case Measured():
@@ -123,6 +120,16 @@ class JobRecordWriter:
                 self._store_directory(record)
             case _:
                 pass
+
+    def _write_plan(self, record: Planned) -> None:
+        """Report the plan, and store what the trainer counted because the model's registration did not."""
+        self._planned, job, counted = record, self._job, record.activation_bytes
+        if counted:
+            self._keeper.transact(
+                lambda session: models.add_activation_bytes(session, job.project_id, job.base_model, counted)
+            )
+        data = record.model_dump(exclude={"kind", "run_id", *(() if counted else ("activation_bytes",))})
+        self._keeper.append_event(planned_message(record), data=clean(data))
 
     def _count_step(self, record: Metric) -> None:
         """Update the metrics. `trained_tokens` counts from the start of the job, so the first record of an attempt
@@ -205,9 +212,12 @@ class JobRecordWriter:
 
 def planned_message(planned: Planned) -> str:
     basis = "" if planned.basis == "measured" else ". First job of this kind here, so the estimate is rough"
+    counted = ""
+    if kept_bytes := planned.activation_bytes.get("nothing"):
+        counted = f". Counted now, for later plans too: a layer keeps {kept_bytes / 1e3:.1f} kB per token"
     return (
         f"Estimated peak memory {gigabytes(planned.peak_bytes)} of {gigabytes(planned.memory_bytes)}, "
-        f"training time about {_duration(planned.seconds)}; execution plan: {planned.mode}{basis}"
+        f"training time about {_duration(planned.seconds)}; execution plan: {planned.mode}{basis}{counted}"
     )
 
 

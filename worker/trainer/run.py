@@ -29,7 +29,7 @@ from worker.trainer.loop import train
 from worker.trainer.memory import device_memory
 from worker.trainer.memory.activation_checkpointing import Recomputation
 from worker.trainer.memory.out_of_memory import OutOfMemoryPolicy, reduce_after_kills
-from worker.trainer.memory.placement import place, planned
+from worker.trainer.memory.placement import count_missing, place, planned
 from worker.trainer.memory.probe import probe
 from worker.trainer.model.base_check import check_base
 from worker.trainer.model.base_model import FrozenBase, open_base
@@ -214,8 +214,9 @@ def _plan_memory(
     fits_slot = spec.memory_budget_bytes is None or plan.peak_bytes <= spec.memory_budget_bytes
     if not is_new and fits_slot and spec.out_of_memory_kills <= plan.out_of_memory_kills:
         return plan
-    placement = place(spec, base, run, plan.row_tokens, recomputation)
-    attempt.emit(planned(run, placement))
+    counted = count_missing(spec, base, run, recomputation)
+    placement = place(spec, base, run, plan.row_tokens, counted)
+    attempt.emit(planned(run, placement, counted))
     if placement.memory.total > MEMORY_HEADROOM * placement.device.memory_bytes:
         raise Failure(Reason.OUT_OF_MEMORY, placement.message, "hyperparameters.context_length")
     plan = reduce_after_kills(plan.with_layout(placement.plan), spec.out_of_memory_kills)

@@ -43,7 +43,8 @@ class CatalogEntry(BaseModel):
     intermediate_size: int = 0
     linear_parameters: int = 0  # of all linear layers except the head: the quantized parameters
     # Bytes per token in 16 bits that a decoder layer keeps besides attention and the adapter, for the degrees of
-    # recomputation "nothing" and "elementwise", if they were counted (worker/trainer/memory/activation_count.py).
+    # recomputation "nothing" and "elementwise" (worker/trainer/memory/activation_count.py). Counted at registration; by
+    # the first job if the model was registered by an earlier release or on a host without torch: empty until then.
     activation_bytes: dict[str, float] = {}
     expert_parameters: int = 0  # of all experts of a mixture of experts: quantized, too, but not cached
     active_experts: float = 1.0  # the share of the experts that a token uses
@@ -52,6 +53,11 @@ class CatalogEntry(BaseModel):
     source: str | None = None  # its id on a hub, such as "Qwen/Qwen3-4B"
     revision: str | None = None  # the commit or tag of that hub
     experts: dict[str, tuple[int, int, int]] = {}  # [experts, out, in] of the stacked weights that can be adapted
+
+    @property
+    def can_recompute(self) -> bool:
+        """Whether the trainer can compute a layer's activations again in the backward; assumed until it was tried."""
+        return not self.activation_bytes or "elementwise" in self.activation_bytes
 
     @property
     def expert_names(self) -> list[str]:

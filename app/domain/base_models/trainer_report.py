@@ -21,3 +21,4 @@ class TrainerReport(BaseModel):
     parameters: int = 0  # of the text model
     linear_parameters: int = 0
     expert_parameters: int = 0
+    activation_bytes: dict[str, float] = {}  # as in CatalogEntry

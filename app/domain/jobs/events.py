@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from app.domain.deliveries.served_check import ServedReference
 from app.domain.jobs.states import Reason
-from app.domain.planning.execution_plan import PlannedLayout
+from app.domain.planning.execution_plan import PlannedLayout, Recompute
 
 
 class Record(BaseModel):
@@ -56,6 +56,7 @@ class Planned(Record):
     step_flop: float  # per token, by the formula (app.domain.planning.duration)
     seconds: float
     basis: Literal["formula", "measured"]
+    activation_bytes: dict[Recompute, float] = {}  # counted, because the catalog entry of the base model has none
 
 
 class Probed(Record):

@@ -207,6 +207,8 @@ def _candidates(entry: CatalogEntry, spec: JobSpec, candidate_row_tokens: Sequen
         for is_cached in (True, False) if is_quantized else (False,):
             plan = ExecutionPlan(row_tokens=row_tokens, cache_weights=is_cached)
             yield plan
+            if not entry.can_recompute:
+                continue
             yield plan.model_copy(update={"recompute": "elementwise"})
             for count in range(1, entry.decoder_layers):
                 yield plan.model_copy(update={"recompute": "layers", "recompute_layers": count})

@@ -17,6 +17,7 @@ from app.domain.jobs.spec import JobSpec, LoraSpec, QuantizationSpec
 from app.domain.planning.execution_plan import ExecutionPlan
 
 DeviceKind = Literal["cpu", "cuda"]
+DESCRIBED_ARCHITECTURES = frozenset({"LlamaForCausalLM", "MistralForCausalLM"})  # exactly, without a count
 
 PROCESS_BYTES = {"cpu": 440_000_000, "cuda": 500_000_000}  # Python, torch and transformers; the CUDA context
 KERNEL_BYTES = {"cpu": 100_000_000, "cuda": 0}  # measured: 55 MB after the first batch, then what oneDNN compiles
@@ -203,14 +204,20 @@ def kept_bytes_per_token(batch: _LargestBatch, elementwise: bool) -> int:
     Norms save their input and output, the gated MLP saves gate, up and their product. With elementwise recomputation
     only the inputs remain: the residual stream twice, gate and up. If they were counted on the model, that counts.
     """
-    d, f, lora = batch.entry.hidden_size, batch.entry.intermediate_size, batch.lora
-    others = 2 * batch.width * (d + f) if elementwise else batch.width * (4 * d + 3 * f)
-    if elementwise and set(fully_trained_modules(batch.entry, lora)) - IGNORED_LAYERS:
-        others += 2 * batch.width * d  # a fully trained norm is not recomputed
-    counted = batch.entry.activation_bytes.get("elementwise" if elementwise else "nothing")
+    entry, width = batch.entry, batch.width
+    d, f = entry.hidden_size, entry.intermediate_size
+    others = 2 * width * (d + f) if elementwise else width * (4 * d + 3 * f)
+    counted = entry.activation_bytes.get("elementwise" if elementwise else "nothing")
     if counted is not None:
-        others = int(counted * batch.width / 2)
-    return _attention_bytes(batch) + others + adapter_bytes_per_token(batch.entry, lora, batch.width)
+        others = int(counted * width / 2)
+    if elementwise:
+        others += trained_norm_bytes_per_token(entry, batch.lora, width)
+    return _attention_bytes(batch) + others + adapter_bytes_per_token(entry, batch.lora, width)
+
+
+def trained_norm_bytes_per_token(entry: CatalogEntry, lora: LoraSpec, width: int) -> int:
+    """Bytes per token that a layer keeps with elementwise recomputation, because a fully trained norm has none."""
+    return 2 * width * entry.hidden_size if set(fully_trained_modules(entry, lora)) - IGNORED_LAYERS else 0
 
 
 def adapter_bytes_per_token(entry: CatalogEntry, lora: LoraSpec, width: int) -> int:

@@ -20,6 +20,7 @@ from app.domain.datasets.report import DatasetReport, no_trainable_tokens_messag
 from app.domain.jobs.layer_patterns import PatternError, match_spec
 from app.domain.jobs.spec import JobSpec
 from app.domain.planning.estimate import Placement, estimate_placement
+from app.domain.planning.memory import DESCRIBED_ARCHITECTURES
 from app.domain.planning.requirements import DeviceGroup
 from app.domain.planning.workload import Workload
 from app.domain.scheduling.worker_capacity import JobRequirements, missing_requirements, worker_capacity
@@ -32,6 +33,10 @@ from app.storage import Storage
 from app.system.model_files import read_catalog_entry
 
 PlanVerdict = Literal["fits", "no_device_fits", "no_worker"]
+UNCOUNTED = (
+    "The memory is that of a Llama of the same size: the layers of this base model were not counted when it was "
+    "registered, and will be in its first job."
+)
 
 
 @dataclass(frozen=True)
@@ -82,10 +87,15 @@ class JobPlan:
             lack = self.inputs.lack or "No worker that may take the job reports its device."
             return f"{lack} Memory and time cannot be compared with a device; the job would wait."
         fitting = [each for each in self.placements if each.fits]
+        entry = self.inputs.entry
+        is_exact = entry.activation_bytes or entry.architecture in DESCRIBED_ARCHITECTURES
+        uncounted = "" if is_exact else f" {UNCOUNTED}"
         if fitting:
-            return min(fitting, key=lambda each: each.seconds).message
+            return min(fitting, key=lambda each: each.seconds).message + uncounted
         nearest = min(self.placements, key=lambda each: each.memory.total / each.device.memory_bytes)
-        return f"No device has enough memory for this job; it would fail with out_of_memory. {nearest.message}"
+        return (
+            f"No device has enough memory for this job; it would fail with out_of_memory. {nearest.message}{uncounted}"
+        )
 
 
 def read_inputs(session: Session, project_id: str, request: JobRequest, is_admin: bool = False) -> PlanInputs:

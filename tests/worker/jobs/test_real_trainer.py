@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from app.db.tables import Job
+from app.db.engine import transaction
+from app.db.tables import BaseModelRow, Job
 from tests.factories import chat_lines
 from tests.tiny import make_tiny_pairs
 from tests.worker.worker_harness import OWNER, WorkerHarness, until
@@ -41,9 +42,16 @@ def test_a_drained_job_gives_the_same_adapter_as_an_uninterrupted_one(harness: W
         pass
 
     train(harness)
+    with transaction(harness.sessions) as session:  # it was registered without a count, and this was the first job
+        counted = session.get_one(BaseModelRow, left_alone.base_model).entry["activation_bytes"]
+    assert counted.keys() == {"nothing", "elementwise"}
     drain_after(harness, drained, step=2)
     train(harness)
 
+    counting = [event for event in harness.events(left_alone) if "activation_bytes" in event.data]
+    assert [event.data["activation_bytes"] for event in counting] == [counted]
+    assert f"a layer keeps {counted['nothing'] / 1e3:.1f} kB per token" in counting[0].message
+    assert not any("activation_bytes" in event.data for event in harness.events(drained))
     for job in (left_alone, drained):
         assert harness.job(job).state == "succeeded", harness.messages(job)
         assert [row["step"] for row in harness.metrics(job)] == list(range(1, STEPS + 1))

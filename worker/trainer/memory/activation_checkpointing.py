@@ -77,7 +77,7 @@ class Recomputation:
 
 
 def decoder_layers(model: Any) -> Sequence[torch.nn.Module]:
-    """Return the model's decoder layers: the module list of the length in the config. Empty if there is none.
+    """Return the decoder layers that can be recomputed. Empty if they are not known.
 
     Also empty if a layer has other inputs with a gradient than the hidden states, which recomputation would lose:
     embeddings of each layer, or keys and values of an earlier layer (Gemma 3n and 4).
@@ -85,6 +85,12 @@ def decoder_layers(model: Any) -> Sequence[torch.nn.Module]:
     config = model.config.get_text_config()
     if getattr(config, "hidden_size_per_layer_input", 0) or getattr(config, "num_kv_shared_layers", 0):
         return ()
+    return layer_stack(model)
+
+
+def layer_stack(model: Any) -> Sequence[torch.nn.Module]:
+    """Return the module list of the text model that has as many modules as its config has layers; empty without one."""
+    config = model.config.get_text_config()
     count = getattr(config, "num_hidden_layers", 0)
     stacks = (each for each in model.get_decoder().modules() if isinstance(each, torch.nn.ModuleList))
     return list(next((stack for stack in stacks if len(stack) == count), ()))

@@ -13,7 +13,7 @@ Letters as in attention.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,21 +23,29 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AttentionInterface
 
 from app.domain.datasets.documents import Document
+from app.domain.jobs.spec import LoraSpec
 from app.domain.planning.execution_plan import Recompute
-from worker.trainer.adapter.lora import LoraAdapter
+from worker.trainer.adapter.lora import LoraAdapter, make_adapter
 from worker.trainer.data.batch import TokenizedDataset, pack_batches
-from worker.trainer.memory.activation_checkpointing import Recomputation
+from worker.trainer.memory.activation_checkpointing import Recomputation, layer_stack
 from worker.trainer.model import attention
 from worker.trainer.model.base_model import FrozenBase, hidden_states
-from worker.trainer.model.memory_efficient_modules import GatedMLP, RMSNorm
 
 SHORT_TOKENS, LONG_TOKENS = 8, 24
 weak_reference: Any = StorageWeakRef  # untyped
 
 
-def has_llama_layers(recomputation: Recomputation) -> bool:
-    """Return whether every decoder layer is one that the plan's formula describes exactly."""
-    return all(_is_llama_layer(layer) for layer in recomputation.layers)
+def count_without_adapter(base: FrozenBase, recomputation: Recomputation) -> dict[Recompute, float]:
+    """Return the bytes per token that a decoder layer keeps besides attention and the adapter, by mode.
+
+    An adapter of rank 1 on every layer that can have one keeps the inputs of these layers, as every adapter does.
+    """
+    layers, stack = base.adaptable_layers, layer_stack(base.model)
+    targets = sorted({name.rpartition(".")[2] for name in layers})
+    adapter = make_adapter(LoraSpec(r=1, alpha=1, target_modules=tuple(targets)), 0, layers, base.device)
+    counts = count_activations(base, adapter, recomputation)
+    adapter_bytes = base.compute_dtype.itemsize * len(layers) / max(1, len(stack))
+    return {mode: count - adapter_bytes for mode, count in counts.items()}
 
 
 def count_activations(
@@ -45,36 +53,32 @@ def count_activations(
 ) -> dict[Recompute, float]:
     """Return the bytes per token that a decoder layer keeps besides attention, averaged over the layers, by mode.
 
-    Empty for a model whose decoder layers are not known. Random states stay unchanged.
+    Only "nothing" for a model whose layers cannot be recomputed, empty for one whose layers are not known. Random
+    states stay unchanged.
     """
     counts: dict[Recompute, float] = {}
     state = adapter.generator.get_state() if adapter else None
-    modes: tuple[Recompute, ...] = ("nothing", "elementwise") if recomputation.layers else ()
-    for mode in modes:
+    layers = layer_stack(base.model)
+    modes: tuple[Recompute, ...] = ("nothing", "elementwise") if recomputation.layers else ("nothing",)
+    for mode in modes if layers else ():
         recomputation.set(mode)
-        short, long = (_kept_bytes(base, adapter, recomputation, tokens) for tokens in (SHORT_TOKENS, LONG_TOKENS))
-        counts[mode] = (long - short) / (LONG_TOKENS - SHORT_TOKENS) / len(recomputation.layers)
+        short, long = (_kept_bytes(base, adapter, layers, tokens) for tokens in (SHORT_TOKENS, LONG_TOKENS))
+        counts[mode] = (long - short) / (LONG_TOKENS - SHORT_TOKENS) / len(layers)
     recomputation.set("nothing")
     if adapter and state is not None:
         adapter.generator.set_state(state)
     return counts
 
 
-def _is_llama_layer(layer: torch.nn.Module) -> bool:
-    norms = [module for module in layer.modules() if type(module).__name__.endswith("Norm")]
-    has_gated_mlp = any(isinstance(module, GatedMLP) for module in layer.modules())
-    return has_gated_mlp and len(norms) == 2 and all(isinstance(norm, RMSNorm) for norm in norms)
-
-
 @torch.enable_grad()
-def _kept_bytes(base: FrozenBase, adapter: LoraAdapter | None, recomputation: Recomputation, tokens: int) -> int:
+def _kept_bytes(base: FrozenBase, adapter: LoraAdapter | None, layers: Sequence[torch.nn.Module], tokens: int) -> int:
     """Return the bytes that the layers keep for one document, without those of attention."""
     dataset = TokenizedDataset()
     dataset.add(1, [Document(1, list(range(1, tokens + 1)), [False] + [True] * (tokens - 1))])
     batch = next(pack_batches(dataset, dataset.documents(0), row_tokens=tokens)).to(base.device)
     alive = _AliveStorages()
-    hooks = [layer.register_forward_pre_hook(alive.start) for layer in recomputation.layers]
-    hooks += [layer.register_forward_hook(alive.stop) for layer in recomputation.layers]
+    hooks = [layer.register_forward_pre_hook(alive.start) for layer in layers]
+    hooks += [layer.register_forward_hook(alive.stop) for layer in layers]
     embedding = base.model.get_input_embeddings()
     hooks.append(embedding.register_forward_hook(lambda _module, _inputs, output: output.detach().requires_grad_()))
     try:

@@ -6,24 +6,25 @@ memory than the system reports.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 
 import torch
 
-from app.domain.base_models.catalog import CatalogEntry
 from app.domain.jobs.events import Planned
-from app.domain.jobs.spec import JobSpec, RunSpec, TrainerSpec
+from app.domain.jobs.spec import JobSpec, LoraSpec, RunSpec, TrainerSpec
 from app.domain.planning import estimate
 from app.domain.planning.duration import gpu_peak_flops
 from app.domain.planning.estimate import Device, Placement
-from app.domain.planning.memory import DeviceKind, adapter_bytes_per_token
+from app.domain.planning.execution_plan import RECOMPUTE_TEXTS, Recompute
+from app.domain.planning.memory import DeviceKind, adapter_bytes_per_token, trained_norm_bytes_per_token
 from app.domain.planning.workload import Workload
 from app.system.cpu_info import core_flops
 from app.system.model_files import entry_of
 from worker.trainer.distributed import parallel
 from worker.trainer.memory import device_memory
 from worker.trainer.memory.activation_checkpointing import Recomputation
-from worker.trainer.memory.activation_count import count_activations, has_llama_layers
+from worker.trainer.memory.activation_count import count_activations, count_without_adapter
 from worker.trainer.model.base_model import FrozenBase
 from worker.trainer.runtime.device import device_name, product_flops
 from worker.trainer.state import Run
@@ -37,12 +38,12 @@ def place(
     base: FrozenBase,
     run: Run,
     max_row_tokens: int | None = None,
-    recomputation: Recomputation | None = None,
+    activation_bytes: Mapping[Recompute, float] | None = None,
 ) -> Placement:
     """Plan the layout of the run on this device, and predict its memory and time.
 
-    The base and the adapter must be loaded. `max_row_tokens` limits the length of packed batches. With `recomputation`
-    the activations of layers that the formula does not describe are counted.
+    The base and the adapter must be loaded. `max_row_tokens` limits the length of packed batches. `activation_bytes`
+    (`count_missing`) take the place of a catalog entry's that has none.
     """
     memory = device_memory.measure(base.device)
     sharing_processes = parallel.world_size() if base.device.type == "cpu" else 1  # each process has its own GPU
@@ -58,25 +59,42 @@ def place(
     work = Workload.of(job, run.dataset.lengths(), run.dataset.labelled_tokens, validation_tokens)
     loaded = memory.used_bytes + unallocated_bytes(run)
     entry = entry_of(spec.base)
-    if recomputation is not None and not has_llama_layers(recomputation):
-        entry = entry.model_copy(update={"activation_bytes": _activation_bytes(base, run, job, entry, recomputation)})
+    if activation_bytes and not entry.activation_bytes:
+        entry = entry.model_copy(update={"activation_bytes": dict(activation_bytes)})
     return estimate.estimate_placement(
         entry, job, work, device, spec.measurements, loaded, max_row_tokens, memory.counts_mapped_memory
     )
 
 
-def _activation_bytes(
-    base: FrozenBase, run: Run, job: JobSpec, entry: CatalogEntry, recomputation: Recomputation
-) -> dict[str, float]:
-    """Return what the catalog entry stores: the counted bytes per token in 16 bits, without the adapter's."""
-    width = base.compute_dtype.itemsize
-    adapter_bytes = adapter_bytes_per_token(entry, job.layer_lora, width)
+def count_missing(
+    spec: TrainerSpec, base: FrozenBase, run: Run, recomputation: Recomputation
+) -> dict[Recompute, float]:
+    """Return `activation_bytes` of a catalog entry that has none; empty for another.
+
+    The bytes per token in 16 bits, without the adapter's. They are those of registration if the adapter is plain.
+    """
+    entry = entry_of(spec.base)
+    if entry.activation_bytes:
+        return {}
+    width, lora = base.compute_dtype.itemsize, job_spec_of(spec, run.spec).layer_lora
+    if is_plain(lora):
+        return {mode: 2 / width * count for mode, count in count_without_adapter(base, recomputation).items()}
+    adapter_bytes = dict.fromkeys(RECOMPUTE_TEXTS, adapter_bytes_per_token(entry, lora, width))
+    adapter_bytes["elementwise"] += trained_norm_bytes_per_token(entry, lora, width)
     counts = count_activations(base, run.adapter, recomputation)
-    return {mode: 2 / width * max(0.0, count - adapter_bytes) for mode, count in counts.items()}
+    return {mode: 2 / width * max(0.0, count - adapter_bytes[mode]) for mode, count in counts.items()}
 
 
-def planned(run: Run, placement: Placement) -> Planned:
-    """Return the record of the plan, with the uncorrected predictions of the formula: later jobs correct those."""
+def is_plain(lora: LoraSpec) -> bool:
+    """Return whether the adapter changes nothing about what the layers of the base keep."""
+    return not (lora.dropout or lora.use_dora or lora.modules_to_save)
+
+
+def planned(run: Run, placement: Placement, counted: Mapping[Recompute, float]) -> Planned:
+    """Return the record of the plan, with the uncorrected predictions of the formula: later jobs correct those.
+
+    `counted` are the activations that the catalog entry lacks.
+    """
     return Planned(
         run_id=run.id,
         device_kind=placement.device.kind,
@@ -91,6 +109,7 @@ def planned(run: Run, placement: Placement) -> Planned:
         step_flop=placement.step_flop,
         seconds=placement.seconds,
         basis=placement.basis,
+        activation_bytes={**counted} if is_plain(run.spec.lora) else {},
     )
 
 

@@ -10,12 +10,16 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from app.domain.jobs.events import Planned
 from app.domain.jobs.spec import LoraSpec
+from app.system.model_files import read_catalog_entry, with_report
+from tests.worker.trainer.bases import make_base
 from tests.worker.trainer.helpers import CPU, make_spec, prepare, run_trainer
 from worker.trainer.adapter.lora import LoraAdapter, make_adapter
+from worker.trainer.check_model import check_model
 from worker.trainer.memory import placement
 from worker.trainer.memory.activation_checkpointing import Recomputation
-from worker.trainer.memory.activation_count import count_activations, has_llama_layers
+from worker.trainer.memory.activation_count import count_activations, count_without_adapter
 from worker.trainer.model.base_model import FrozenBase, load_base
 
 HIDDEN, INNER, HEADS, GROUPS, HEAD_SIZE, RANK = 64, 192, 4, 2, 16, 4
@@ -63,7 +67,8 @@ class TestCountActivations:
         counted = (counts["nothing"] + ATTENTION_BYTES) / (LLAMA_BYTES + ATTENTION_BYTES + adapter_bytes)
         assert counted == pytest.approx(ratio, rel=0.03)
         assert counts["elementwise"] < counts["nothing"]
-        assert has_llama_layers(recomputation) == (ratio == 1.0)
+        plain = count_without_adapter(base, recomputation)
+        assert plain == {mode: pytest.approx(count - adapter_bytes) for mode, count in counts.items()}
 
     def test_it_changes_nothing(self, load: Callable[..., Any]) -> None:
         base, adapter, recomputation = load("gemma3_text")
@@ -75,27 +80,46 @@ class TestCountActivations:
         assert recomputation.mode == "nothing"
         assert all(parameter.grad is None for parameter in adapter.parameters())
 
+    def test_counts_layers_that_cannot_be_recomputed(self, tmp_path: Path) -> None:
+        base = load_base("tiny", make_base("Gemma 4 text", tmp_path / "base"), None, torch.bfloat16, CPU)
+        counts = count_without_adapter(base, Recomputation(base.model, base.switch))
+        assert counts.keys() == {"nothing"}
+        assert counts["nothing"] > LLAMA_BYTES / HIDDEN * base.text_config.hidden_size * 0.5
+
 
 class TestPlan:
-    def test_uses_the_count_where_the_formula_does_not_describe_the_layers(
-        self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize(
+        "options", [{}, {"dropout": 0.1}, {"modules_to_save": ["norm"]}, {"use_dora": True}], ids=str
+    )
+    def test_counts_what_the_catalog_entry_lacks(
+        self, tiny: Path, examples: Path, tmp_path: Path, options: dict[str, Any]
     ) -> None:
-        monkeypatch.setattr(placement, "has_llama_layers", lambda recomputation: False)
-        spec = make_spec(tiny, examples, dropout=0.1, quantization=None)
+        spec = make_spec(tiny, examples, quantization=None, **options)
         base = load_base("tiny", tiny, None, torch.bfloat16, CPU)
         run = prepare(spec, base, tmp_path)
-        recomputation = Recomputation(base.model, base.switch)
-        formula, counted = placement.place(spec, base, run), placement.place(spec, base, run, None, recomputation)
-        assert counted.formula.activations == pytest.approx(formula.formula.activations, rel=0.02)  # a Llama
-        twice = {"nothing": 4 * LLAMA_BYTES, "elementwise": 4 * LLAMA_BYTES}
-        monkeypatch.setattr(placement, "count_activations", lambda *_: twice)
-        assert placement.place(spec, base, run, None, recomputation).formula.activations > counted.formula.activations
+        counted = placement.count_missing(spec, base, run, Recomputation(base.model, base.switch))
+        formula, by_count = placement.place(spec, base, run), placement.place(spec, base, run, None, counted)
+        assert by_count.formula.activations == pytest.approx(formula.formula.activations, rel=0.03)  # a Llama
+        assert bool(placement.planned(run, by_count, counted).activation_bytes) == (not options)
 
-    def test_a_job_trains_with_it(
-        self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        _, plain = run_trainer(make_spec(tiny, examples, dropout=0.1), tmp_path / "plain")
-        monkeypatch.setattr(placement, "has_llama_layers", lambda recomputation: False)
-        code, counted = run_trainer(make_spec(tiny, examples, dropout=0.1), tmp_path / "counted")
+    def test_uses_the_entry_that_has_them(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
+        spec = make_spec(tiny, examples, quantization=None)
+        base = load_base("tiny", tiny, None, torch.bfloat16, CPU)
+        run = prepare(spec, base, tmp_path)
+        entry = with_report(read_catalog_entry(tiny), check_model(tiny))
+        recomputation = Recomputation(base.model, base.switch)
+        assert entry.activation_bytes == pytest.approx(placement.count_missing(spec, base, run, recomputation))
+        twice = {mode: 2 * count for mode, count in entry.activation_bytes.items()}
+        plans = []
+        for counts in (entry.activation_bytes, twice):
+            changed = entry.model_copy(update={"activation_bytes": counts})
+            registered = spec.model_copy(update={"base": spec.base.model_copy(update={"entry": changed})})
+            assert placement.count_missing(registered, base, run, recomputation) == {}
+            plans.append(placement.place(registered, base, run).formula.activations)
+        assert plans[1] > 1.3 * plans[0]
+
+    def test_a_job_reports_what_it_counted(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
+        code, log = run_trainer(make_spec(tiny, examples), tmp_path / "work")
         assert code == 0
-        assert counted.losses == plain.losses
+        (record,) = log.of(Planned)
+        assert record.activation_bytes == pytest.approx(check_model(tiny).activation_bytes)

@@ -100,6 +100,22 @@ class TestPlan:
         assert "Choose a smaller base model or a worker with more memory" in body["message"]
         assert "context_length" not in body["message"]
 
+    @pytest.mark.parametrize(
+        "activation_bytes", [{}, {"nothing": 4000.0, "elementwise": 2000.0}], ids=["not", "counted"]
+    )
+    def test_the_message_says_that_the_layers_of_the_model_were_not_counted(
+        self, client: TestClient, training_file: str, sessions: Sessions, activation_bytes: dict[str, float]
+    ) -> None:
+        ask = {"model": "tiny", "training_file": training_file, "seed": 1}
+        llama = client.post(PLAN, json=ask).json()
+        with transaction(sessions) as session:
+            row = session.get_one(BaseModelRow, "tiny")
+            row.entry = row.entry | {"architecture": "Gemma3ForCausalLM", "activation_bytes": activation_bytes}
+        gemma = client.post(PLAN, json=ask).json()
+        assert "layers of this base model were not counted" not in llama["message"]
+        assert ("layers of this base model were not counted" in gemma["message"]) == (not activation_bytes)
+        assert (gemma["devices"] == llama["devices"]) == (not activation_bytes)
+
     def test_an_entry_from_before_there_were_plans_is_completed_from_its_directory(
         self, client: TestClient, training_file: str, sessions: Sessions
     ) -> None:
