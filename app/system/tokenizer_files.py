@@ -11,6 +11,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, processors
 
+from app.domain.base_models.architectures import text_config
 from app.domain.datasets.render import Renderer
 
 CACHED_TOKENIZERS = 4  # of the last base models that a process read; a file of 3.5 MB takes 29 MB of memory
@@ -25,7 +26,8 @@ def load_renderer(directory: Path, now: datetime | None = None) -> Renderer:
     status = file.stat()
     tokenizer, bos_tokens = _load_tokenizer(file, status.st_mtime_ns, status.st_size)
     template, stops = _read_template(directory, config), _read_stops(directory, tokenizer)
-    return Renderer(tokenizer, template, special_tokens, stops, bos_tokens, now)
+    rows = _read_embedding_rows(directory)
+    return Renderer(tokenizer, template, special_tokens, stops, bos_tokens, now, rows)
 
 
 @lru_cache(maxsize=CACHED_TOKENIZERS)
@@ -67,6 +69,13 @@ def _read_stops(directory: Path, tokenizer: Tokenizer) -> list[str]:
     added = tokenizer.get_added_tokens_decoder()
     stop_ids = ids if isinstance(ids, list) else [ids]
     return [added[token_id].content for token_id in stop_ids if token_id in added]
+
+
+def _read_embedding_rows(directory: Path) -> int | None:
+    """The rows of the token embedding; None if config.json does not state them."""
+    file = directory / "config.json"
+    rows = text_config(_read_json(file)).get("vocab_size") if file.exists() else None
+    return rows if isinstance(rows, int) else None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from app.domain.datasets.chat_template import normalize_messages
 from app.domain.datasets.jsonl import Finding, format_findings
 from app.domain.datasets.render import Renderer, TemplateRefused
 from app.domain.evaluations.graders import EvaluationSettings, LabelAccuracy
@@ -102,7 +101,7 @@ def _prompt(row: EvaluationRow, renderer: Renderer, max_tokens: int, findings: l
         if row.prompt is not None:
             tokens = renderer.encode_plain(row.prompt)
         else:
-            tokens = renderer.encode(renderer.text(normalize_messages(row.messages), row.tools, prompt=True))
+            tokens = renderer.encode(renderer.text(renderer.normalized(row.messages), row.tools, prompt=True))
     except TemplateRefused as error:
         findings.append(Finding(row.line, str(error), "template_refused"))
         return []

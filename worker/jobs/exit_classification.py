@@ -18,7 +18,7 @@ from worker.jobs.sanitize import clean_text
 # Reasons that a trainer's own record may give. A success, a pause or a crash loop needs more evidence than its record.
 CREDIBLE_REASONS = frozenset(
     reason for reason, state in FINAL_STATE.items() if state == JobState.FAILED and reason != Reason.WORKER_CRASH_LOOP
-) | {Reason.STORAGE_FULL}
+) | {Reason.STORAGE_FULL, Reason.DEVICE_LOST}
 
 # Unavailable storage is retried after a minute instead of five seconds, because each attempt leaves two events.
 STORAGE_RETRY_FACTOR = 12

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,13 @@ from safetensors import safe_open
 
 from app.domain.base_models.trainer_report import TrainerReport
 from app.domain.datasets.chat_template import TemplateRefused
+from app.domain.error_text.json_text import as_json
 from app.domain.jobs.spec import QuantizationSpec
 from app.system.model_files import weight_files
 from app.system.tokenizer_files import load_renderer
 from worker.trainer.adapter.modules_to_save import trainable_modules
+from worker.trainer.memory.activation_checkpointing import Recomputation
+from worker.trainer.memory.activation_count import count_without_adapter
 from worker.trainer.model.architecture import (
     UnsupportedBase,
     meta_model,
@@ -31,12 +33,11 @@ from worker.trainer.model.architecture import (
 )
 from worker.trainer.model.base_check import check_base
 from worker.trainer.model.base_model import FrozenBase, load_base
-from worker.trainer.model.checkpoint_tensors import CheckpointNames, CheckpointTensors
+from worker.trainer.model.checkpoint_tensors import FLOATS, CheckpointNames, CheckpointTensors
 from worker.trainer.runtime.failures import Failure, is_out_of_memory
 from worker.trainer.runtime.process import die_with_parent
 
 SHOWN = 3  # tensors of each problem
-FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 CONVERSATION = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Goodbye"}]
 
 
@@ -87,6 +88,7 @@ def _report(base: FrozenBase, directory: Path) -> TrainerReport:
         parameters=base.frozen_parameters,
         linear_parameters=sum(out * width for out, width in layers.values()),
         expert_parameters=sum(count * out * width for count, out, width in experts.values()),
+        activation_bytes=count_without_adapter(base, Recomputation(base.model, base.switch)),
     )
 
 
@@ -98,6 +100,9 @@ def _notes(base: FrozenBase, directory: Path) -> Iterator[str]:
     if base.experts:
         yield "Experts are not adapted unless lora.target_parameters names them."
     renderer = load_renderer(directory)
+    if rowless := renderer.rowless_tokens:
+        shown = ", ".join(as_json(token) for token in rowless[:SHOWN]) + (" and more" if len(rowless) > SHOWN else "")
+        yield f"Its embedding has no rows for {shown}: examples with these tokens are refused."
     if renderer.template is None:
         yield "It has no chat template: only text and prompt/completion lines can be trained."
         return
@@ -106,8 +111,10 @@ def _notes(base: FrozenBase, directory: Path) -> Iterator[str]:
     except TemplateRefused as error:
         yield f"Its chat template refuses a question with an answer ({error})."
         return
-    if not complete.startswith(prompt) or prompt == renderer.text(CONVERSATION[:1]):
-        yield "Its chat template has no generation prompt before an answer, so conversations will be refused."
+    if not complete.startswith(prompt):
+        yield "Its chat template does not start an answer with its generation prompt: conversations will be refused."
+    elif prompt == renderer.text(CONVERSATION[:1]):
+        yield "Its chat template has no generation prompt: the words that begin an answer are trained and generated."
 
 
 def _tensor_problems(directory: Path) -> Iterator[str]:
@@ -117,8 +124,7 @@ def _tensor_problems(directory: Path) -> Iterator[str]:
     removed = remove_other_modalities(model)
     paths = weight_files(directory)
     sources = CheckpointTensors(names, removed, paths)
-    counts = Counter(sources.keys)
-    yield from _problem("are in more than one file", [key for key, count in counts.items() if count > 1])
+    yield from _problem("are in more than one file", sources.doubled)
     found = sources.targets
     if not sources.are_converted:  # of conversions only the result tells what is missing
         missing = [key for key in model.state_dict() if key not in found and not _is_tied(model, key)]
@@ -157,10 +163,16 @@ def _is_tied(model: Any, key: str) -> bool:
 
 
 def _tokenizer_problems(directory: Path) -> Iterator[str]:
-    config = read_config(directory).get_text_config()
-    tokens = max(load_renderer(directory).tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+    """Added tokens may have no row, as that of images in Gemma 3; those of ordinary text, and the stops, need one."""
+    renderer, config = load_renderer(directory), read_config(directory).get_text_config()
+    tokens = max(renderer.tokenizer.get_vocab(with_added_tokens=False).values(), default=-1) + 1
     if tokens > config.vocab_size:
         yield f"its tokenizer has {tokens:,} tokens, but its embedding only {config.vocab_size:,} rows"
+    yield from (
+        f"its embedding has no row for the token {as_json(token)}, which ends a text"
+        for token in renderer.rowless_tokens
+        if token in renderer.stops
+    )
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from functools import cached_property
 from itertools import pairwise
 
 from tokenizers import Tokenizer
@@ -30,6 +31,7 @@ from app.domain.datasets.template_checks import (
 from app.domain.error_text.json_text import as_json
 
 MAX_MESSAGES_IN_ONE_RENDERING = 64  # a longer conversation is rendered in parts
+_QUESTION, _REASONING = {"role": "user", "content": "a"}, "reasoning of an answer"
 MAX_MESSAGES = 1_000  # of a conversation that cannot be rendered in parts: quadratic time, at most some seconds
 
 
@@ -44,10 +46,12 @@ class Renderer:
         stops: Sequence[str] = (),
         bos_tokens: Sequence[int] = (),
         now: datetime | None = None,
+        embedding_rows: int | None = None,
     ) -> None:
         """`stops` end generation besides the eos token; `bos_tokens` begin every text that has no chat template.
 
-        `now` is the time that a template prints, as Llama 3's do; default: the current time.
+        `now` is the time that a template prints, as Llama 3's do; default: the current time. Texts with a token that
+        has none of the `embedding_rows` are refused.
         """
         self.tokenizer = tokenizer
         self.special_tokens = special_tokens
@@ -56,10 +60,17 @@ class Renderer:
         self.bos_tokens = list(bos_tokens)
         self.now = now or datetime.now()
         self.template = ChatTemplate(chat_template, special_tokens, self.now) if chat_template else None
+        self._rowless = _rowless_tokens(tokenizer, embedding_rows)
+        self._embedding_rows = embedding_rows
         self._stop = _alternation(self.stops)
         self._can_encode_in_parts = _can_encode_in_parts(tokenizer)
         self.special_pattern = _alternation(_special_texts(tokenizer))
         self._last_special = _alternation(_special_texts(tokenizer), r"\s*\Z")
+
+    @property
+    def rowless_tokens(self) -> list[str]:
+        """The tokens for which the embedding of the model has no row."""
+        return list(self._rowless.values())
 
     @property
     def stop_ids(self) -> list[int]:
@@ -91,6 +102,14 @@ class Renderer:
             raise TemplateRefused("the base model's tokenizer has no chat template; use prompt/completion lines")
         return self.template.text(messages, tools, prompt)
 
+    def normalized(self, messages: Sequence[Message]) -> list[Message]:
+        """The messages as this template expects them, their reasoning under the key that it prints."""
+        normalized = normalize_messages(messages)
+        if not any(key in message for message in normalized for key in REASONING_KEYS):
+            return normalized
+        key = self._reasoning_key
+        return [_with_reasoning_as(key, message) for message in normalized] if key else normalized
+
     def renders_differently(
         self, messages: list[Message], tools: Sequence[Message], fewer: list[Message], fewer_tools: Sequence[Message]
     ) -> bool:
@@ -101,7 +120,10 @@ class Renderer:
             return True
 
     def encode(self, text: str) -> list[int]:
-        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+        """The tokens of a text. Raises TemplateRefused for one without a row in the embedding."""
+        tokens = list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+        self._check_rows(tokens)
+        return tokens
 
     def encode_plain(self, text: str) -> list[int]:
         """The tokens of a text without a chat template, as at inference: after the beginning-of-sequence token."""
@@ -111,13 +133,22 @@ class Renderer:
     def decode(self, tokens: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
 
+    @cached_property
+    def _reasoning_key(self) -> str | None:
+        """The key of an answer's reasoning that the template prints; None if it prints both keys or neither."""
+        answer = {"role": "assistant", "content": "b"}
+        printed = [
+            key for key in REASONING_KEYS if _is_printed(self, [_QUESTION, answer | {key: _REASONING}], _REASONING)
+        ]
+        return printed[0] if len(printed) == 1 else None
+
     # --- a conversation ----------------------------------------------------------------------------------------------
 
     def _conversation(self, example: Example, messages: Sequence[Message], first: int = 0) -> list[Document]:
         """The trained turns are the assistant messages from index `first` on whose weight is not 0."""
         line, tools = example.line, example.tools
         trained = [i for i, message in enumerate(messages) if i >= first and _is_trained(message)]
-        normalized = normalize_messages(messages)
+        normalized = self.normalized(messages)
         text = self.text(normalized, tools)
         check_tools(self.renders_differently, normalized, tools)
         parts, spans = self._by_parts(normalized, trained, tools, text) or ([Part.whole(normalized, tools)], None)
@@ -253,7 +284,30 @@ class Renderer:
             encoding = self.tokenizer.encode(text[begin:end], add_special_tokens=False)
             tokens += encoding.ids
             starts += [begin + start for start, _ in encoding.offsets]
+        self._check_rows(tokens)
         return tokens, starts
+
+    def _check_rows(self, tokens: Sequence[int]) -> None:
+        if self._rowless and (rowless := next((token for token in tokens if token in self._rowless), None)):
+            raise TemplateRefused(
+                f"the token {as_json(self._rowless[rowless])} ({rowless:,}) has no row in the embedding of the base "
+                f"model, which has {self._embedding_rows:,}; remove it from the text"
+            )
+
+
+def _is_printed(renderer: Renderer, messages: Sequence[Message], text: str) -> bool:
+    try:
+        return text in renderer.text(messages)
+    except TemplateRefused:
+        return False
+
+
+def _with_reasoning_as(key: str, message: Message) -> Message:
+    """The message with its reasoning under `key`; unchanged if it has two reasonings or none."""
+    other = next(name for name in REASONING_KEYS if name != key)
+    if not message.get(other) or message.get(key):
+        return message
+    return {name: value for name, value in message.items() if name != other} | {key: message[other]}
 
 
 def _is_trained(message: Message) -> bool:
@@ -268,6 +322,15 @@ def _alternation(words: Iterable[str], tail: str = "") -> re.Pattern[str] | None
 
 def _special_texts(tokenizer: Tokenizer) -> list[str]:
     return [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
+
+
+def _rowless_tokens(tokenizer: Tokenizer, rows: int | None) -> dict[int, str]:
+    """The tokens beyond the embedding's rows, by id."""
+    if rows is None or tokenizer.get_vocab_size(with_added_tokens=True) <= rows:
+        return {}
+    return {
+        token_id: token for token, token_id in tokenizer.get_vocab(with_added_tokens=True).items() if token_id >= rows
+    }
 
 
 def _can_encode_in_parts(tokenizer: Tokenizer) -> bool:

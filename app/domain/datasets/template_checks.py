@@ -54,13 +54,9 @@ def check_reasoning(prints: RendersDifferently, part: Part, turn: int, trained_t
         is_printed = prints([*before, message], tools, [*before, without], tools)
         if is_printed and (not trained_text or reasoning in trained_text):
             continue
-        other = next(name for name in REASONING_KEYS if name != key)
-        renamed = without | {other: message[key]}
-        remedy = f"write it into the content as the template writes it, or choose a model whose template prints {key}"
-        if other not in message and prints([*before, renamed], tools, [*before, without], tools):
-            remedy = f"rename the key to {other}, which it prints"
         raise TemplateRefused(
-            f"message {turn + 1}: the model's chat template does not print {key}, so it would be left out; {remedy}"
+            f"message {turn + 1}: the model's chat template does not print {key}, so it would be left out; write it "
+            f"into the content as the template writes it, or choose a model whose template prints {key}"
         )
 
 

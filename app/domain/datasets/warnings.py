@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from app.domain.datasets.chat_template import Message, content_text, normalize_messages
+from app.domain.datasets.chat_template import Message, content_text
 from app.domain.datasets.examples import Example
 from app.domain.datasets.messages import REASONING_KEYS
 from app.domain.datasets.render import Renderer
@@ -188,9 +188,9 @@ def _calls_unknown_function(example: Example) -> bool:
 def _omits_names(messages: Sequence[Message], tools: Sequence[Message], renderer: Renderer) -> bool:
     """The name of a `function` message does not count: it is required, and the call before it contains it."""
     roles = {message["role"] for message in messages if message.get("name") and message["role"] != "function"}
-    normalized = normalize_messages(messages)
+    normalized = renderer.normalized(messages)
     return any(
-        not renderer.renders_differently(normalized, tools, normalize_messages(_without_names(messages, role)), tools)
+        not renderer.renders_differently(normalized, tools, renderer.normalized(_without_names(messages, role)), tools)
         for role in roles
     )
 
@@ -204,7 +204,7 @@ def _omits_content(messages: Sequence[Message], tools: Sequence[Message], render
     }
     if not turns_with_both:
         return False
-    normalized = normalize_messages(messages)
+    normalized = renderer.normalized(messages)
     without_content = [
         message | {"content": ""} if turn in turns_with_both else message for turn, message in enumerate(normalized)
     ]

@@ -85,6 +85,7 @@ _MEANINGS: dict[Reason, str] = {
     Reason.PAUSED: "on request",
     Reason.CANCELLED: "on request",
     Reason.WORKER_LOST: "the lease expired without a renewal",
+    Reason.DEVICE_LOST: "a GPU failed or disappeared while the job ran on it",
     Reason.TRAINER_CRASHED: "the trainer ended by a signal or an unexpected error",
     Reason.KILLED_FOR_MEMORY: "the kernel killed the trainer for lack of memory; the next attempt uses less; the "
     "third time the job fails with `out_of_memory`",

@@ -54,6 +54,7 @@ class Reason(StrEnum):
     TRAINER_CRASHED = "trainer_crashed"
     KILLED_FOR_MEMORY = "killed_for_memory"
     SLOT_TOO_SMALL = "slot_too_small"
+    DEVICE_LOST = "device_lost"
     STALLED = "stalled"
     WORKER_CRASH_LOOP = "worker_crash_loop"
     INVALID_N_EXAMPLES = "invalid_n_examples"
@@ -80,6 +81,7 @@ FINAL_STATE: dict[Reason, JobState] = {
     Reason.TRAINER_CRASHED: JobState.QUEUED,
     Reason.KILLED_FOR_MEMORY: JobState.QUEUED,  # the next attempt uses less memory
     Reason.SLOT_TOO_SMALL: JobState.QUEUED,  # the next attempt has a whole GPU
+    Reason.DEVICE_LOST: JobState.QUEUED,
     Reason.STALLED: JobState.QUEUED,
     Reason.STORAGE_UNAVAILABLE: JobState.QUEUED,  # retried until the storage is available
     Reason.STORAGE_FULL: JobState.QUEUED,  # retried with growing pauses; `paused` in the end
@@ -97,7 +99,15 @@ FINAL_STATE: dict[Reason, JobState] = {
 }
 
 # Crashed attempts count towards the crash streak; drained and paused ones do not.
-CRASHES = frozenset({Reason.WORKER_LOST, Reason.TRAINER_CRASHED, Reason.KILLED_FOR_MEMORY, Reason.STALLED})
+CRASHES = frozenset(
+    {
+        Reason.WORKER_LOST,
+        Reason.TRAINER_CRASHED,
+        Reason.KILLED_FOR_MEMORY,
+        Reason.DEVICE_LOST,
+        Reason.STALLED,
+    }
+)
 
 
 class ExitCode:
@@ -107,6 +117,7 @@ class ExitCode:
     BAD_SPEC = 64
     CANNOT_CONVERT = 65  # of a GGUF export
     DIFFERENT_ANSWERS = 66  # of a GGUF export
+    DEVICE_LOST = 69
     INTERNAL = 70
     OUT_OF_MEMORY = 71
     DISK_FULL = 73

@@ -329,9 +329,20 @@ class TestReasoning:
             renderer_of(CHATML).documents(pair)
         assert renderer_of(THINKING).documents(pair)
 
-    def test_is_refused_with_the_name_that_the_template_knows(self, renderer_of: Any) -> None:
-        with pytest.raises(TemplateRefused, match="rename the key to thinking, which it prints"):
-            learned_by(renderer_of(THINKING), QUESTION, {"role": "assistant", "content": "a", "reasoning_content": "x"})
+    @pytest.mark.parametrize(
+        ("template", "given"), [(THINKING, "reasoning_content"), (REASONING, "thinking")], ids=["thinking", "reasoning"]
+    )
+    @pytest.mark.parametrize("unused", [{}, {"reasoning_content": "", "thinking": None}], ids=["absent", "empty"])
+    def test_is_rendered_in_the_place_that_the_template_has(
+        self, renderer_of: Any, template: str, given: str, unused: Message
+    ) -> None:
+        answer = {"role": "assistant", "content": "a"} | unused | {given: "x"}
+        assert learned_by(renderer_of(template), QUESTION, answer) == ["<think>\nx\n</think>\n\na<|im_end|>"]
+
+    def test_of_two_kinds_in_one_answer_one_is_refused(self, renderer_of: Any) -> None:
+        answer = {"role": "assistant", "content": "a", "reasoning_content": "x", "thinking": "y"}
+        with pytest.raises(TemplateRefused, match="does not print reasoning_content"):
+            learned_by(renderer_of(THINKING), QUESTION, answer)
 
     @pytest.mark.parametrize("nothing", [None, "", " \n"])
     def test_that_is_empty_is_no_loss(self, renderer_of: Any, nothing: str | None) -> None:

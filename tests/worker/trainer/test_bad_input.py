@@ -6,6 +6,7 @@ Every case is a process of its own, forked from one that has imported everything
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import AddedToken, Tokenizer
 
 from app.domain.jobs.events import Failed, Started, parse_record
 from app.domain.jobs.spec import TrainerSpec
@@ -23,6 +27,7 @@ from tests.tiny import make_tiny_base, make_tiny_dataset
 from tests.worker.trainer.helpers import make_spec
 
 ROOT = Path(__file__).parents[3]
+UP = "model.layers.0.mlp.up_proj.weight"
 CONTEXT_LENGTH = "hyperparameters.context_length"
 
 
@@ -56,9 +61,34 @@ def refuse(base: Path, content: str, message: str) -> None:
     template.write_text(check + template.read_text())
 
 
-def set_model_type(base: Path, model_type: str) -> None:
+def change_config(base: Path, **changes: Any) -> None:
     path = base / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": model_type}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def change_weights(base: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = load_file(base / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, base / "model.safetensors")
+
+
+def store_twice(base: Path) -> None:
+    tensors = load_file(base / "model.safetensors")
+    save_file({UP: tensors[UP]}, base / "more.safetensors")
+    files = dict.fromkeys(tensors, "model.safetensors") | {UP: "more.safetensors"}
+    (base / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+
+
+def extend_tokenizer(base: Path) -> None:
+    """Add a word of the data set as a token for which the embedding has no row."""
+    tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
+    tokenizer.add_tokens([AddedToken("amber", normalized=False)])
+    tokenizer.save(str(base / "tokenizer.json"))
+
+
+def change_generation_prompt(base: Path) -> None:
+    template = base / "chat_template.jinja"
+    template.write_text(template.read_text().replace("<|im_start|>assistant", "<|im_start|>bot"))
 
 
 def remove_one_shard(base: Path) -> None:
@@ -98,15 +128,43 @@ CASES = (
          "its directory cannot be read (No such file or directory)", damage=shutil.rmtree),
     Case("a base of an unknown model type", Reason.MODEL_UNAVAILABLE, "model",
          "transformers does not support its config.json (model_type 'ours')",
-         edit=lambda base: set_model_type(base, "ours")),
+         edit=lambda base: change_config(base, model_type="ours")),
     Case("a base that is no causal language model", Reason.MODEL_UNAVAILABLE, "model",
          "transformers has no causal language model of its type (model_type 'modernbert')",
-         edit=lambda base: set_model_type(base, "modernbert")),
+         edit=lambda base: change_config(base, model_type="modernbert")),
     Case("a base that was registered without one of its files", Reason.MODEL_UNAVAILABLE, "model",
          "its file model-00002-of-00002.safetensors is missing",
          edit=remove_one_shard),
     Case("a base that was registered with truncated weights", Reason.MODEL_UNAVAILABLE, "model",
          "model.safetensors is damaged (", edit=truncate_weights),
+    Case("a base whose config has no heads", Reason.MODEL_UNAVAILABLE, "model",
+         "transformers refuses its config.json (ZeroDivisionError",
+         edit=lambda base: change_config(base, num_attention_heads=0, head_dim=None)),
+    Case("a base whose config has a text for a number", Reason.MODEL_UNAVAILABLE, "model",
+         "transformers refuses its config.json (", edit=lambda base: change_config(base, num_hidden_layers="two")),
+    Case("a base whose config contradicts its shapes", Reason.MODEL_UNAVAILABLE, "model",
+         "but config.json makes it [", edit=lambda base: change_config(base, intermediate_size=96)),
+    Case("a base with a tensor missing", Reason.MODEL_UNAVAILABLE, "model",
+         f"lack 1 of the weights that LlamaForCausalLM needs, such as {UP}",
+         edit=lambda base: change_weights(base, lambda tensors: tensors.pop(UP))),
+    Case("a base with a tensor in two files", Reason.MODEL_UNAVAILABLE, "model", f"{UP} is in more than one file",
+         edit=store_twice),
+    Case("a base with a tensor of another dtype", Reason.MODEL_UNAVAILABLE, "model", f"{UP} is stored as int8",
+         edit=lambda base: change_weights(base, lambda tensors: tensors.update({UP: tensors[UP].to(torch.int8)}))),
+    Case("a base with an infinite weight", Reason.MODEL_UNAVAILABLE, "model", "not finite",
+         edit=lambda base: change_weights(base, lambda tensors: tensors[UP][3, 3].fill_(torch.inf))),
+    Case("a base with infinite weights in 16 bits", Reason.MODEL_UNAVAILABLE, "model", "not finite",
+         {"quantization": None},
+         edit=lambda base: change_weights(base, lambda tensors: tensors[UP][3, 3].fill_(torch.inf))),
+    Case("a token without a row in the embedding", Reason.INVALID_TRAINING_FILE, "training_file",
+         'the token "amber" (259) has no row in the embedding of the base model, which has 259',
+         edit=extend_tokenizer),
+    Case("a template whose answers do not start with its generation prompt", Reason.INVALID_TRAINING_FILE,
+         "training_file", "does not start an answer with its generation prompt", edit=change_generation_prompt),
+    Case("a context of one token", Reason.INVALID_TRAINING_FILE, CONTEXT_LENGTH,
+         "No example has a token to train on within 1 token", {"context_length": 1}),
+    Case("experts of a dense base", Reason.INVALID_SPEC, "lora.target_parameters", "it has no experts",
+         {"target_parameters": ["mlp.experts.down_proj"]}),
 )  # fmt: skip
 
 
@@ -125,7 +183,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
     for case in CASES:
         (workdirs[case.name] / "spec.json").write_text(spec_of(case, workdirs[case.name]).model_dump_json())
     command = [sys.executable, "-c", PROGRAM, *map(str, workdirs.values())]
-    subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, check=True)
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, env=one_thread, check=True)
     return {name: read_result(workdir) for name, workdir in workdirs.items()}
 
 

@@ -15,7 +15,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from app.domain.base_models.catalog import RefusedModel
 from app.system.model_files import read_catalog_entry
-from tests.tiny import make_tiny_base, write_tokenizer
+from tests.tiny import CHAT_TEMPLATE, make_tiny_base, write_tokenizer
 from tests.worker.trainer.bases import SIZES, make_base
 from worker.trainer.check_model import check_model
 
@@ -72,12 +72,44 @@ def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
     assert f"more than one file: {UP}" in check_model(directory).problems[0]
 
 
-def test_a_tokenizer_that_is_larger_than_the_embedding_is_refused(tmp_path: Path) -> None:
+def test_a_tokenizer_whose_words_have_no_row_in_the_embedding_is_refused(tmp_path: Path) -> None:
+    directory = make_tiny_base(tmp_path / "base")
+    path = directory / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    tokenizer["model"]["vocab"]["ab"] = 259
+    path.write_text(json.dumps(tokenizer))
+    assert "260 tokens, but its embedding only 259 rows" in check_model(directory).problems[0]
+
+
+def test_an_added_token_without_a_row_is_noted_and_one_that_ends_texts_is_refused(tmp_path: Path) -> None:
+    """Gemma 3 has such a token, for images."""
     directory = make_tiny_base(tmp_path / "base")
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
     tokenizer.add_special_tokens([AddedToken("<|extra|>", special=True)])
     tokenizer.save(str(directory / "tokenizer.json"))
-    assert "260 tokens, but its embedding only 259 rows" in check_model(directory).problems[0]
+    report = check_model(directory)
+    assert report.problems == ()
+    assert 'no rows for "<|extra|>": examples with these tokens are refused' in report.notes[0]
+    path = directory / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token": "<|extra|>"}))
+    assert 'no row for the token "<|extra|>", which ends a text' in check_model(directory).problems[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"hidden_size": 0}, "hidden_size 0; only positive integers"),
+        ({"num_hidden_layers": "two"}, 'num_hidden_layers "two"; only positive integers'),
+        ({"max_position_embeddings": 1}, "a context of 1 token"),
+    ],
+)
+def test_sizes_that_no_model_has_are_refused_without_torch(
+    tmp_path: Path, changes: dict[str, Any], problem: str
+) -> None:
+    directory = make_tiny_base(tmp_path / "base")
+    change_config(directory, **changes)
+    with pytest.raises(RefusedModel, match=problem):
+        read_catalog_entry(directory)
 
 
 def test_a_template_without_a_generation_prompt_is_noted(tmp_path: Path) -> None:
@@ -86,7 +118,11 @@ def test_a_template_without_a_generation_prompt_is_noted(tmp_path: Path) -> None
     template.write_text(template.read_text().partition("{% if add_generation_prompt")[0])
     report = check_model(directory)
     assert report.problems == ()
-    assert "no generation prompt" in report.notes[0]
+    assert "no generation prompt: the words that begin an answer are trained and generated" in report.notes[0]
+    template.write_text(CHAT_TEMPLATE.replace("<|im_start|>assistant", "<|im_start|>bot"))
+    assert (
+        "does not start an answer with its generation prompt: conversations will be" in check_model(directory).notes[0]
+    )
 
 
 @pytest.mark.parametrize("name", UNSUPPORTED)

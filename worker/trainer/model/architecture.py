@@ -24,6 +24,7 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from app.domain.base_models.architectures import GATES, unsupported_reason
 from worker.trainer.model import attention, experts
 from worker.trainer.objective.linear_cross_entropy import LogitScaling
+from worker.trainer.runtime.failures import is_out_of_memory
 
 
 class UnsupportedBase(Exception):
@@ -40,6 +41,8 @@ def read_config(directory: Path) -> Any:
     except (OSError, ValueError, KeyError, TypeError) as error:  # the text of the error would show paths
         kind = raw.get("model_type")
         raise UnsupportedBase(f"transformers does not support its config.json (model_type {kind!r})") from error
+    except Exception as error:  # the checks and the arithmetic of its class
+        raise UnsupportedBase(f"transformers refuses its config.json ({_one_line(error)})") from error
 
 
 def meta_model(config: Any, compute_dtype: torch.dtype) -> Any:
@@ -50,13 +53,18 @@ def meta_model(config: Any, compute_dtype: torch.dtype) -> Any:
     model_class = _model_class(config)
     if not model_class._can_set_attn_implementation():
         raise UnsupportedBase(f"{model_class.__name__} computes attention in a way that Tunery cannot replace")
-    with init_empty_weights(include_buffers=False):
-        model = model_class._from_config(
-            config,
-            dtype=compute_dtype,
-            attn_implementation=attention.NAME,
-            experts_implementation=experts.NAME,
-        )
+    try:
+        with init_empty_weights(include_buffers=False):
+            model = model_class._from_config(
+                config,
+                dtype=compute_dtype,
+                attn_implementation=attention.NAME,
+                experts_implementation=experts.NAME,
+            )
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise UnsupportedBase(f"transformers cannot make a model from its config.json ({_one_line(error)})") from error
     if not has_output(model):
         raise UnsupportedBase(f"{model_class.__name__} has no language model head")
     return model
@@ -116,6 +124,10 @@ def logit_scaling(text_config: Any) -> LogitScaling:
     factor = float(getattr(text_config, "logit_scale", None) or getattr(text_config, "lm_head_multiplier", None) or 1)
     factor /= float(getattr(text_config, "logits_scaling", None) or 1)
     return LogitScaling(factor, getattr(text_config, "final_logit_softcapping", None))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _model_class(config: Any) -> Any:

@@ -19,7 +19,7 @@ from worker.trainer.model.architecture import carries_state
 from worker.trainer.model.attention_check import check_attention, recorded_attention
 from worker.trainer.model.base_model import FrozenBase, hidden_states, in_float32
 from worker.trainer.runtime.device import dtype_name
-from worker.trainer.runtime.failures import Failure
+from worker.trainer.runtime.failures import Failure, is_device_lost, is_out_of_memory
 
 DOCUMENT_TOKENS = 12
 MAX_LEAK = 1e-3  # of the largest value, in float32: rounding causes 1e-6, the influence of another document about 1
@@ -29,9 +29,22 @@ MAX_DTYPE_DIFFERENCE = 0.2
 MAX_ROUTED_DIFFERENCE = 0.5  # the same with experts: rounding may give a token other experts
 
 
-@torch.no_grad()
 def check_base(base: FrozenBase) -> None:
     """Raises Failure: MODEL_UNAVAILABLE if it would be trained wrongly, INVALID_SPEC if the dtype overflows."""
+    try:
+        _check_base(base)
+    except (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError) as error:
+        if is_out_of_memory(error) or is_device_lost(error):
+            raise
+        text = (
+            f"The base model {base.name} cannot be used: its forward fails ({type(error).__name__}: "
+            f"{' '.join(str(error).split())}). Choose another base model."
+        )
+        raise Failure(Reason.MODEL_UNAVAILABLE, text, "model") from error
+
+
+@torch.no_grad()
+def _check_base(base: FrozenBase) -> None:
     vocabulary = base.head_V_D.shape[0]
     first, second = (_document(start, vocabulary) for start in (1, 1 + vocabulary // 2))
     single, pair = _pack(second).to(base.device), _pack(first, second).to(base.device)

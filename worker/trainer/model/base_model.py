@@ -34,7 +34,7 @@ from worker.trainer.model.architecture import (
     read_config,
     remove_other_modalities,
 )
-from worker.trainer.model.checkpoint_tensors import CheckpointNames, CheckpointTensors
+from worker.trainer.model.checkpoint_tensors import FLOATS, CheckpointNames, CheckpointTensors
 from worker.trainer.model.experts import ExpertWeights, freeze_experts, is_experts_parameter
 from worker.trainer.model.frozen_linear import (
     Frozen4,
@@ -47,6 +47,7 @@ from worker.trainer.model.frozen_linear import (
 )
 from worker.trainer.model.memory_efficient_modules import use_memory_efficient_modules
 from worker.trainer.objective.linear_cross_entropy import UNSCALED, LogitScaling
+from worker.trainer.runtime.device import dtype_name
 from worker.trainer.runtime.failures import Failure
 
 
@@ -157,6 +158,8 @@ def load_base(
         names = CheckpointNames(model)
         removed = remove_other_modalities(model)
         tensors = CheckpointTensors(names, removed, weight_files(directory))
+        if tensors.doubled:
+            raise UnsupportedBase(f"{tensors.doubled[0]} is in more than one file")
         adaptable = frozenset(adaptable_names(model))
         loader = _Loader(model, quantization, compute_dtype)
         for key, tensor in tensors:
@@ -326,13 +329,15 @@ class _Loader:
         self._is_linear = set(self.linears)
 
     def assign(self, key: str, tensor: torch.Tensor) -> None:
-        """Put a tensor into the model. Raises UnsupportedBase if its shape differs from the model's."""
+        """Put a tensor into the model. Raises UnsupportedBase if its shape or the kind of its dtype differ."""
         module_name, _, parameter = key.rpartition(".")
         module = self._model.get_submodule(module_name)
         expected = getattr(module, parameter)
         if expected.shape != tensor.shape:
             text = f"{key} has the shape {list(tensor.shape)}, but config.json makes it {list(expected.shape)}"
             raise UnsupportedBase(text)
+        if expected.is_floating_point() and tensor.dtype not in FLOATS:
+            raise UnsupportedBase(f"{key} is stored as {dtype_name(tensor.dtype)}, not as 16-bit or 32-bit floats")
         if module_name in self._is_linear and parameter == "weight":
             layer: Any = freeze(tensor, *self._format)
             layer.bias = module.bias  # loaded before or still on `meta`: files have their tensors in any order

@@ -8,7 +8,7 @@ conversion (the experts of a layer) are in memory at a time.
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -23,6 +23,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, dot
 from worker.trainer.model.architecture import UnsupportedBase
 from worker.trainer.runtime.failures import is_out_of_memory
 
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 IGNORED = r"rotary_emb\.inv_freq"
 
 
@@ -80,6 +81,11 @@ class CheckpointTensors:
             with report_broken_file(path), safe_open(path, framework="pt", device="cpu") as file:
                 for key in sorted(file.keys(), key=dot_natural_key):
                     self._add(Source(key, path, None), removed, removed_parts)
+
+    @property
+    def doubled(self) -> list[str]:
+        """The names that are in more than one file."""
+        return [key for key, count in Counter(self.keys).items() if count > 1]
 
     @property
     def are_converted(self) -> bool:

@@ -27,6 +27,19 @@ OUT_OF_MEMORY_TEXTS = (
     "failed to cuda malloc",
     "failed to cuda host alloc",
 )
+# CUDA's texts for a GPU that failed, was removed, or is used up by another process. Errors that a program causes, such
+# as an illegal address, are not among them.
+DEVICE_LOST_TEXTS = (
+    "no cuda-capable device",
+    "cuda-capable device(s) is/are busy or unavailable",
+    "uncorrectable ecc error",
+    "uncorrectable nvlink error",
+    "hardware stack error",
+    "gpu is lost",
+    "fallen off the bus",
+    "cuda error: unknown error",
+    "system not yet initialized",
+)
 ONEDNN_TEXT = "could not create a primitive"  # out of memory for compiled code; other oneDNN errors have a longer text
 
 # BAD_SPEC is for input with which every attempt fails. A reason that is not in this table is INTERNAL.
@@ -42,6 +55,7 @@ EXIT_CODES = {
     Reason.INVALID_VALIDATION_FILE: ExitCode.BAD_SPEC,
     Reason.MODEL_UNAVAILABLE: ExitCode.BAD_SPEC,
     Reason.NON_FINITE_LOSS: ExitCode.BAD_SPEC,
+    Reason.DEVICE_LOST: ExitCode.DEVICE_LOST,
 }
 
 
@@ -74,6 +88,12 @@ def explain(error: BaseException, run: RunSpec) -> Failure:
         return error
     if is_out_of_memory(error):
         return out_of_memory(run)
+    if is_device_lost(error):
+        text = (
+            f"The GPU stopped working during the job ({str(error).strip().splitlines()[0]}). The job is tried again "
+            "from its last snapshot. The operator can look at nvidia-smi and at the kernel's log on this worker."
+        )
+        return Failure(Reason.DEVICE_LOST, text)
     if is_disk_full(error):
         return Failure(Reason.STORAGE_FULL, "The disk is full: no further checkpoint could be saved.")
     return Failure(
@@ -135,6 +155,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     text = str(error).lower()
     matches = text == ONEDNN_TEXT or any(known_text in text for known_text in OUT_OF_MEMORY_TEXTS)
     return matches and (isinstance(error, RuntimeError | OSError) or type(error).__name__ == "SafetensorError")
+
+
+def is_device_lost(error: BaseException) -> bool:
+    """Return whether the error means that the GPU failed or disappeared (torch's errors are RuntimeErrors)."""
+    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in DEVICE_LOST_TEXTS)
 
 
 def _base_too_large(name: str, quantization: QuantizationSpec | None) -> Failure:

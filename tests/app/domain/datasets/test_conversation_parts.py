@@ -21,7 +21,6 @@ from tests.app.domain.families import (
     HERMES,
     REASONING,
     SMOLLM2,
-    THINKING,
     Family,
     make_tokenizer,
     write_family,
@@ -179,18 +178,13 @@ class TestWhatIsRefused:
             renderer_of(tmp_path, MUTE, "</s>").documents(Example(1, messages=tuple(messages)))
 
     @pytest.mark.parametrize("more", [{"weight": 1}, {"weight": 0}])
-    @pytest.mark.parametrize(
-        ("template", "remedy"), [(CHATML, "write it into the content"), (THINKING, "rename the key to thinking")]
-    )
-    def test_reasoning_that_is_not_printed_is_found_in_every_part(
-        self, tmp_path: Path, template: str, remedy: str, more: Message
-    ) -> None:
+    def test_reasoning_that_is_not_printed_is_found_in_every_part(self, tmp_path: Path, more: Message) -> None:
         for turn in (1, 75, 159):
             messages = chat(80)
             messages[turn] |= {"reasoning_content": "hm"} | more
-            refusal = f"message {turn + 1}: .* does not print reasoning_content, so it would be left out; {remedy}"
+            refusal = f"message {turn + 1}: .* does not print reasoning_content, so it would be left out; write it into"
             with pytest.raises(TemplateRefused, match=refusal):
-                renderer_of(tmp_path, template).documents(Example(1, messages=tuple(messages)))
+                renderer_of(tmp_path, CHATML).documents(Example(1, messages=tuple(messages)))
 
     def test_a_second_call_that_is_not_printed_is_found_in_every_part(self, tmp_path: Path) -> None:
         """By the second line rules; a job of the first ones keeps what it was told is valid."""

@@ -47,6 +47,26 @@ class TestExplain:
     def test_a_full_disk_has_its_own_reason(self, run: RunSpec, error: Exception) -> None:
         assert explain(error, run).reason is Reason.STORAGE_FULL
 
+    @pytest.mark.parametrize(
+        "error",
+        [
+            RuntimeError("CUDA error: uncorrectable ECC error encountered\nCUDA kernel errors might be asynchronously"),
+            RuntimeError("No CUDA-capable device is detected"),
+            torch.distributed.DistBackendError("ncclUnhandledCudaError\nLast error:\nGPU is lost"),
+            torch.AcceleratorError("CUDA error: CUDA-capable device(s) is/are busy or unavailable", 46),
+        ],
+        ids=["ecc", "no device", "lost", "busy"],
+    )
+    def test_a_lost_gpu_has_its_own_reason_and_exit_code(self, run: RunSpec, error: Exception) -> None:
+        failure = explain(error, run)
+        assert failure.reason is Reason.DEVICE_LOST
+        assert failure.message.startswith(f"The GPU stopped working during the job ({str(error).splitlines()[0]}).")
+        assert exit_code(failure.reason) == ExitCode.DEVICE_LOST
+
+    def test_an_error_that_a_kernel_causes_is_no_lost_gpu(self, run: RunSpec) -> None:
+        error = RuntimeError("CUDA error: an illegal memory access was encountered")
+        assert explain(error, run).reason is Reason.TRAINER_CRASHED
+
     def test_an_unknown_error_is_a_crash_without_its_text(self, run: RunSpec) -> None:
         failure = explain(ValueError("/srv/secret/path"), run)
         assert failure.reason is Reason.TRAINER_CRASHED

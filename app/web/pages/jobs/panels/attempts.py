@@ -18,6 +18,7 @@ REASONS = {
     "cancelled": "cancelled",
     "worker_lost": "worker lost",
     "trainer_crashed": "trainer crashed",
+    "device_lost": "GPU lost",
     "killed_for_memory": "out of memory; the next attempt uses less",
     "stalled": "no progress; stopped by the watchdog",
     "storage_full": "disk full; retried",
