@@ -78,8 +78,8 @@ def pull(
     The hub is huggingface.co, or HF_ENDPOINT; HF_TOKEN is the token. After an interruption the same command downloads
     the files that are missing.
     """
+    from app.services import model_hub
     from app.services.models import refuse_alias_name
-    from app.system import model_hub
 
     source, _, revision = model.partition("@")
     _validate_options(name or source, learning_rate, source, revision or None)

@@ -16,6 +16,7 @@ from app.db.tables import Job
 from app.domain.base_models import catalog
 from app.system import model_check, model_files
 from tests.app.cli.conftest import Tunery
+from tests.app.services.test_model_hub import COMMIT, SOURCE, Hub, hub  # noqa: F401  a fixture
 from tests.tiny import make_tiny_base
 from tests.worker.trainer.bases import make_base
 
@@ -65,6 +66,26 @@ class TestModelAliases:
         operator("models", "add", "tiny", model_directory)
         done = operator("models", "alias", "other", "none")
         assert (done.exit_code, "registered: tiny" in done.err) == (2, True)
+
+
+class TestModelsPull:
+    def test_the_model_is_downloaded_and_registered_with_its_source_and_commit(
+        self,
+        operator: Tunery,
+        hub: Hub,  # noqa: F811
+        tmp_path: Path,
+        sessions: Sessions,
+    ) -> None:
+        done = operator("models", "pull", f"{SOURCE}@v1", tmp_path / "models", "--license", "mit")
+        assert done.exit_code == 0, done.err
+        with transaction(sessions) as session:
+            [row] = models.list_base(session)
+        assert (row.name, row.directory) == (SOURCE, str(tmp_path / "models" / f"tiny-{COMMIT[:12]}"))
+        assert (row.entry["source"], row.entry["revision"], row.entry["license"]) == (SOURCE, COMMIT, "mit")
+        hub.token = "secret"
+        refused = operator("models", "pull", SOURCE, tmp_path / "models")
+        assert refused.exit_code == 2
+        assert "or set HF_TOKEN to a token that can read it" in refused.err
 
 
 class TestModelsAdd:

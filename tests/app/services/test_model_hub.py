@@ -17,7 +17,7 @@ import pytest
 
 from app.domain.base_models.catalog import RefusedModel
 from app.errors import Unavailable
-from app.system import model_hub
+from app.services import model_hub
 from app.system.model_files import read_catalog_entry
 from tests.tiny import make_tiny_base
 
