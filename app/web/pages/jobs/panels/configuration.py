@@ -7,7 +7,7 @@ from typing import Any
 
 from app.domain.jobs.parameters.collect import collect
 from app.web.components.data_table import DataTable, Row, column
-from app.web.components.elements import card, code_block, facts, note
+from app.web.components.elements import card, code_block, facts, note, tag
 from app.web.formatting import clean, clean_lines
 from app.web.pages.jobs.panels.opened_job import OpenedJob
 
@@ -22,6 +22,7 @@ class ConfigurationPanel:
         job = opened.job
         asked = asked_values(job)
         for title, values in _groups(job).items():
+            tag("h2", title)
             DataTable(title, COLUMNS, [_row(name, value, asked) for name, value in values.items()])
         if job["metadata"]:
             with card("Metadata"):

@@ -85,7 +85,7 @@ def _show_summary(summary: Json) -> None:
     facts(
         {
             "Rows": f"{count(summary['rows'])} of {count(summary['rows_in_file'])}",
-            "Precision": clean(summary["precision"], 40),
+            "Precision": clean(summary["precision"], 120),
             "Duration": duration(summary["seconds"]),
             "Base model": _answers_text(answers["base"]),
             "Adapter": _answers_text(answers["adapter"]),
