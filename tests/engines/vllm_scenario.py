@@ -149,36 +149,6 @@ def test_a_restarted_vllm_gets_it_again(world: World) -> None:
     assert world.until_delivery("delivered")["check"]["verdict"] == "same"
 
 
-def test_an_adapter_whose_names_match_nothing_is_caught(world: World, tmp_path: Path) -> None:
-    """vLLM loads it and answers 200. The stored file is replaced, with its digest, as no job makes such an adapter."""
-    job = world.get(f"{JOBS}/{world.facts['job']}")
-    (weights_id,) = [
-        each["id"]
-        for each in world.get(f"{JOBS}/{job['id']}/adapter")["files"]
-        if each["filename"].endswith(".safetensors")
-    ]
-    runtime = json.loads(world.service.runtime.read_text())
-    engine = make_engine(runtime["database_url"])
-    with transaction(make_sessions(engine)) as session:
-        row = session.get_one(File, weights_id)
-        stored = world.service.data / "storage" / "objects" / row.storage_key
-        renamed = {
-            name.replace("self_attn", "attn").replace("mlp", "ffn"): each for name, each in load_file(stored).items()
-        }
-        save_file(renamed, tmp_path / "renamed")
-        stored.chmod(0o600)
-        stored.write_bytes((tmp_path / "renamed").read_bytes())
-        digest = subprocess.run(["sha256sum", stored], capture_output=True, text=True, check=True).stdout.split()[0]
-        row.sha256, row.bytes = digest, stored.stat().st_size
-    engine.dispose()
-    world.post(f"{JOBS}/{job['id']}/deliveries", {"target": "vllm"})
-    delivery = world.until_delivery("failed")
-    print(json.dumps(delivery))
-    assert delivery["check"]["verdict"] == "no_effect"
-    assert "match no module" in delivery["error"]
-    assert world.facts["model"] not in world.vllm.models()
-
-
 def test_vllm_with_a_refused_key_finds_nothing_and_logs_why(world: World) -> None:
     world.by_name.restart(TUNERY_BASE_URL=world.service.url, TUNERY_API_KEY="tnry_wrong")
     world.by_name.wait()
@@ -209,6 +179,39 @@ def test_a_restarted_server_and_a_new_replica_find_it_without_a_list(world: Worl
         server.wait()
         assert world.facts["model"] not in server.models()
         assert answer_of(server.ask(world.facts["model"])) == world.facts["answer"]
+
+
+def test_an_adapter_whose_names_match_nothing_is_caught(world: World, tmp_path: Path) -> None:
+    """vLLM loads it and answers 200. The stored file is replaced, with its digest, as no job makes such an adapter.
+
+    The archive consists of the stored files, so it is damaged from here on, and no plugin can fetch it any more.
+    """
+    job = world.get(f"{JOBS}/{world.facts['job']}")
+    (weights_id,) = [
+        each["id"]
+        for each in world.get(f"{JOBS}/{job['id']}/adapter")["files"]
+        if each["filename"].endswith(".safetensors")
+    ]
+    runtime = json.loads(world.service.runtime.read_text())
+    engine = make_engine(runtime["database_url"])
+    with transaction(make_sessions(engine)) as session:
+        row = session.get_one(File, weights_id)
+        stored = world.service.data / "storage" / "objects" / row.storage_key
+        renamed = {
+            name.replace("self_attn", "attn").replace("mlp", "ffn"): each for name, each in load_file(stored).items()
+        }
+        save_file(renamed, tmp_path / "renamed")
+        stored.chmod(0o600)
+        stored.write_bytes((tmp_path / "renamed").read_bytes())
+        digest = subprocess.run(["sha256sum", stored], capture_output=True, text=True, check=True).stdout.split()[0]
+        row.sha256, row.bytes = digest, stored.stat().st_size
+    engine.dispose()
+    world.post(f"{JOBS}/{job['id']}/deliveries", {"target": "vllm"})
+    delivery = world.until_delivery("failed")
+    print(json.dumps(delivery))
+    assert delivery["check"]["verdict"] == "no_effect"
+    assert "match no module" in delivery["error"]
+    assert world.facts["model"] not in world.vllm.models()
 
 
 def test_a_deleted_model_is_unknown_to_vllm(world: World) -> None:
