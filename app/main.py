@@ -39,7 +39,16 @@ from app.api.routes import (
     webhooks,
 )
 from app.api.routes.jobs import adapters, clones, deliveries, evaluations, exports, jobs, polling, records
-from app.api.routes.organization import audit_logs, model_aliases, project_keys, projects, status
+from app.api.routes.organization import (
+    audit_logs,
+    base_models,
+    model_aliases,
+    project_keys,
+    projects,
+    retention,
+    secrets,
+    status,
+)
 from app.api.routes.organization import jobs as organization_jobs
 from app.api.transport.disconnect import on_shutdown_signal
 from app.api.transport.head import HeadResponseMiddleware, head_routes
@@ -86,6 +95,10 @@ ROUTERS = (
     delivery_targets.router,
     projects.router,
     project_keys.router,
+    project_keys.all_keys,
+    retention.router,
+    base_models.router,
+    secrets.router,
     organization_jobs.router,
     model_aliases.router,
     audit_logs.router,

@@ -63,6 +63,9 @@ class Settings(BaseSettings):
     admin_key_file: Path | None = None  # containers: a file with the first admin key
     web_url: str | None = None  # the dashboard's address, to which `/` refers browsers
 
+    # Where directories of base models may be that are registered over HTTP; all processes need the same values
+    base_model_directories: Annotated[tuple[str, ...], NoDecode] = ()
+
     # --- connections: timeouts for slow or silent clients
     header_timeout_seconds: float = Field(default=10, gt=0)  # for complete request headers, from the first byte
     keep_alive_seconds: float = Field(
@@ -193,12 +196,12 @@ class Settings(BaseSettings):
             raise ValueError(f"{url!r} is no URL of a collector; write it like http://127.0.0.1:4318")
         return url
 
-    @field_validator("delivery_directories", mode="before")
+    @field_validator("delivery_directories", "base_model_directories", mode="before")
     @classmethod
     def _split_directories(cls, paths: object) -> object:
         return tuple(filter(None, map(str.strip, paths.split(",")))) if isinstance(paths, str) else paths
 
-    @field_validator("delivery_directories")
+    @field_validator("delivery_directories", "base_model_directories")
     @classmethod
     def _check_directories(cls, paths: tuple[str, ...]) -> tuple[str, ...]:
         if relative := [path for path in paths if not path.startswith("/")]:

@@ -16,7 +16,7 @@ from app.cli.commands import delivery_targets, imports, model_memory, models, qu
 from app.cli.commands.files import file_reports, files
 from app.cli.commands.jobs import adapters, clones, deliveries, evaluations, exports, jobs, plans, records
 from app.cli.commands.operations import backups, retention, status, storage
-from app.cli.commands.organization import audit, keys, projects
+from app.cli.commands.organization import audit, keys, projects, secrets
 from app.cli.errors import INTERRUPTED, CliError, NotFoundError, UsageError
 from app.cli.local_stack.errors import CannotStart
 from app.cli.options import DataDir
@@ -62,10 +62,26 @@ def up(data_dir: DataDir = None, host: Host = "127.0.0.1", port: Port = 8000, we
 
 
 @app.command()
-def doctor(data_dir: DataDir = None, host: Host = "127.0.0.1", port: Port = 8000) -> None:
-    """Check this machine and the running service, and print what to install or change."""
+def doctor(
+    data_dir: DataDir = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    before_upgrade: Annotated[
+        bool,
+        typer.Option("--before-upgrade", help="Check with a new release, before it is started, what it will change."),
+    ] = False,
+) -> None:
+    """Check this machine and the running service, and print what to install or change.
+
+    With --before-upgrade: schema, backup, disk, running jobs, settings that this release does not know, and workers of
+    another release. Install the new release beside the running one, and run its command. Nothing is changed.
+    """
     from app.cli.local_stack.doctor import print_results, run_checks
 
+    if before_upgrade:
+        from app.cli.local_stack.before_upgrade import run_upgrade_checks
+
+        raise typer.Exit(print_results(run_upgrade_checks(data_dir)))
     raise typer.Exit(print_results(run_checks(find_layout(data_dir).root, host, port)))
 
 
@@ -79,7 +95,7 @@ def demo(
         typer.Option(help="Directory with train.jsonl and heldout.jsonl. Default: that of the repository."),
     ] = None,
 ) -> None:
-    """Fine-tune the bundled model with a local service and compare its answers. Takes a few minutes."""
+    """Fine-tune the bundled model with a service on this machine and compare its answers. Takes a few minutes."""
     from app.cli.commands.demo import run
 
     run(directory, examples)
@@ -97,6 +113,7 @@ app.add_typer(imports.commands, name="import")
 app.add_typer(projects.commands, name="projects")
 app.add_typer(keys.commands, name="keys")
 app.add_typer(audit.commands, name="audit")
+app.add_typer(secrets.commands, name="secrets")
 app.add_typer(webhooks.commands, name="webhooks")
 app.add_typer(storage.commands, name="storage")
 app.add_typer(delivery_targets.commands, name="targets")

@@ -1,7 +1,8 @@
-"""Decorators that add `--base-url` and `--data-dir` to a command and pass it a client or the database.
+"""Decorators that add `--base-url` and `--data-dir` to a command and pass it a client, the database or both ways of
+administration.
 
-    @with_client                            @with_database
-    def show(client: "Client", ...): ...    def add(database: "Database", ...): ...
+    @with_client                            @with_database                              @with_administration
+    def show(client: "Client", ...): ...    def copy(database: "Database", ...): ...    def add(admin: "...", ...): ...
 
 A module of commands has no `from __future__ import annotations`: typer reads the annotations as objects. Only the type
 of the first parameter is a string, because importing it is slow.
@@ -19,9 +20,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec, get_ar
 import typer
 
 from app.cli.client.references import ResourceType, resolve_id
-from app.cli.client.service_discovery import find_database, find_service
+from app.cli.client.service_discovery import (
+    administers_over_http,
+    find_database,
+    find_encryption_keys,
+    find_layout,
+    find_service,
+)
 
 if TYPE_CHECKING:
+    from app.cli.administration.records import Administration
     from app.cli.client.database import Database
     from app.cli.client.http import Client
 
@@ -56,16 +64,41 @@ def with_client(command: Callable[Concatenate[Client, P], None]) -> Callable[...
 
 
 def with_database(command: Callable[Concatenate[Database, P], None]) -> Callable[..., None]:
-    """Pass the operator's database as the first argument."""
+    """Pass the operator's database as the first argument: for commands that need the server's host."""
 
     @functools.wraps(command)
     def run(*args: Any, data_dir: Path | None, **values: Any) -> None:
-        from app.cli.client.database import Database  # slow import, which `--help` and remote clients do not need
-
-        action = f"{command.__module__.rpartition('.')[2]}.{command.__name__}"
-        command(Database(find_database(data_dir), action), *args, **values)
+        command(_open_database(command, data_dir), *args, **values)
 
     return _with_options(run, command, data_dir=DataDir)
+
+
+def with_administration(command: Callable[Concatenate[Administration, P], None]) -> Callable[..., None]:
+    """Pass the administration over HTTP or on the database, as the address and the key at hand say."""
+
+    @functools.wraps(command)
+    def run(*args: Any, base_url: str | None, data_dir: Path | None, **values: Any) -> None:
+        if administers_over_http(base_url, data_dir):
+            from app.cli.administration.http import HttpAdministration
+            from app.cli.client.http import Client
+
+            with contextlib.closing(Client(find_service(base_url, data_dir))) as client:
+                command(HttpAdministration(client), *args, **values)
+        else:
+            from app.cli.administration.database import DatabaseAdministration
+
+            database, keys = _open_database(command, data_dir), find_encryption_keys(data_dir)
+            admin_key_file = find_layout(data_dir).admin_key
+            command(DatabaseAdministration(database, keys, admin_key_file), *args, **values)
+
+    return _with_options(run, command, base_url=BaseUrl, data_dir=DataDir)
+
+
+def _open_database(command: Callable[..., None], data_dir: Path | None) -> Database:
+    from app.cli.client.database import Database  # slow import, which `--help` and remote clients do not need
+
+    action = f"{command.__module__.rpartition('.')[2]}.{command.__name__}"
+    return Database(find_database(data_dir), action)
 
 
 def _reference_parameters(command: Callable[..., None]) -> dict[str, ResourceType]:

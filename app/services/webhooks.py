@@ -23,10 +23,11 @@ SAMPLE_JOB = "ftjob-sample"
 
 @dataclass(frozen=True)
 class EndpointRules:
-    """The URLs that the operator allows: plain HTTP, and private networks."""
+    """The URLs that the operator allows: plain HTTP, and private networks; and the keys that encrypt secrets."""
 
     allow_http: bool
     networks: Sequence[Network]
+    encryption_keys: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -45,14 +46,17 @@ class DeliveryView:
     attempts: list[WebhookAttempt]  # latest first
 
 
-def create(session: Session, rules: EndpointRules, project_id: str, changes: EndpointChanges) -> WebhookEndpoint:
-    """Create an endpoint. Raises BadRequest with all problems."""
+def create(
+    session: Session, rules: EndpointRules, project_id: str, changes: EndpointChanges
+) -> tuple[WebhookEndpoint, str]:
+    """Create an endpoint. Returns it with its secret. Raises BadRequest with all problems."""
     changes = _validated(rules, changes)
     if webhooks.count(session, project_id) >= MAX_ENDPOINTS:
         raise BadRequest(f"A project has at most {MAX_ENDPOINTS} webhook endpoints; delete one that is not needed.")
     types = check_event_types(changes.event_types or [])
-    enabled = changes.enabled is not False
-    return webhooks.insert(session, project_id, changes.name or "", changes.url or "", types, new_secret(), enabled)
+    secret, name, url = new_secret(), changes.name or "", changes.url or ""
+    is_enabled, keys = changes.enabled is not False, rules.encryption_keys
+    return webhooks.insert(session, project_id, name, url, types, secret, is_enabled, keys), secret
 
 
 def get(session: Session, project_id: str, endpoint_id: str, lock: bool = False) -> WebhookEndpoint:
@@ -90,8 +94,12 @@ def delete(session: Session, project_id: str, endpoint_id: str) -> None:
     webhooks.delete_endpoint(session, get(session, project_id, endpoint_id))
 
 
-def rotate_secret(session: Session, project_id: str, endpoint_id: str, keep_old: bool) -> WebhookEndpoint:
-    return webhooks.rotate(session, get(session, project_id, endpoint_id, lock=True), new_secret(), keep_old)
+def rotate_secret(
+    session: Session, rules: EndpointRules, project_id: str, endpoint_id: str, keep_old: bool
+) -> tuple[WebhookEndpoint, str]:
+    """Replace the secret. Returns the endpoint with the new one. Raises NotFound."""
+    endpoint, secret = get(session, project_id, endpoint_id, lock=True), new_secret()
+    return webhooks.rotate(session, endpoint, secret, keep_old, rules.encryption_keys), secret
 
 
 def create_test_delivery(session: Session, project_id: str, endpoint_id: str, event_type: str) -> WebhookDelivery:

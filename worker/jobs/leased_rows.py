@@ -1,4 +1,4 @@
-"""Claims and leases of exports and evaluations, which are kept as those of jobs are, in tables of their own."""
+"""Claims and leases of exports, evaluations and registrations, which are kept as those of jobs are."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log = get_logger(__name__)
 
 
 class RowLeaseKeeper(LeaseKeeper, Generic[Row]):
-    """One held lease of an export or an evaluation."""
+    """One held lease of such a row."""
 
     def __init__(self, resources: Resources, table: type[Row], lease: Lease, claimed_at: float) -> None:
         super().__init__(resources, lease, claimed_at)

@@ -14,8 +14,8 @@ from app.domain.jobs.states import FINAL_STATE, JobState, Reason
 from app.telemetry import metrics, tracing
 from worker.jobs.lease import LEASE_LOST, LeaseKeeper
 
-AttemptKind = Literal["validate", "train", "export", "evaluate"]
-ID_NAMES = {"export": "export", "evaluate": "evaluation"}  # of the row that the attempt belongs to; else "job"
+AttemptKind = Literal["validate", "train", "export", "evaluate", "registration"]
+ID_NAMES = {"export": "export", "evaluate": "evaluation", "registration": "registration"}  # of the row; else "job"
 GOOD_REASONS = {reason.value for reason in Reason if FINAL_STATE[reason] != JobState.FAILED} | {LEASE_LOST}
 
 

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prometheus_client import REGISTRY
@@ -15,12 +16,14 @@ from sqlalchemy.orm import Session
 
 from app.db.engine import transaction
 from app.db.scheduling import workers
+from app.domain.artifacts.exports import ExportType
 from app.job_queue import Queue
 from app.log import get_logger
 from app.settings import Settings
 from app.telemetry import metrics
 from app.telemetry.exposition import MetricsServer, start_metrics_server
 from app.telemetry.tracing import configure_tracing
+from worker.base_models.registrar import Registrar
 from worker.exports.exporter import Exporter, supported_types
 from worker.health import write_heartbeat
 from worker.jobs.lease import DATABASE_UNAVAILABLE, first_line
@@ -50,7 +53,7 @@ class WorkerNode:
         self.settings = settings
         self.trainer = trainer
         self.slots: dict[Queue, Slot] = {}
-        self.export_slot: Slot | None = None  # a slot of its own, because an export takes minutes
+        self.export_slot: Slot | None = None  # also for registrations; a slot of its own, because they take minutes
         self._resources: Resources | None = None
         self._models: ModelInventory | None = None
         self._heartbeat_thread: threading.Thread | None = None
@@ -74,7 +77,10 @@ class WorkerNode:
             # One export at a time on this host, however many workers it has.
             lock_path = self.settings.data_dir / "run" / f"export@{socket.gethostname()}.merge.lock"
             self.export_slot = Slot(
-                resources, "cpu", f"export.{node}", lambda owner: Exporter(resources, owner, lock_path, types).run_next
+                resources,
+                "cpu",
+                f"export.{node}",
+                lambda owner: _run_export_or_registration(resources, owner, lock_path, types),
             )
             self.export_slot.start()
         self._heartbeat_thread = threading.Thread(
@@ -201,3 +207,10 @@ def _run_alternately(evaluate: RunNext, train: RunNext) -> bool:
 def slot_name(queue: Queue, node: str) -> str:
     """A name that is unique among the slots of one process, because it is also the name of the slot's lock."""
     return node if node.startswith(queue) else f"{queue}.{node}"
+
+
+def _run_export_or_registration(
+    resources: Resources, owner: str, lock_path: Path, types: Sequence[ExportType]
+) -> RunNext:
+    exporter, registrar = Exporter(resources, owner, lock_path, types), Registrar(resources, owner)
+    return lambda: exporter.run_next() or registrar.run_next()

@@ -15,12 +15,12 @@ from prometheus_client import REGISTRY
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from app.db import status
+from app.db import base_model_registrations, status
 from app.db.engine import transaction
 from app.db.jobs import claims, evaluations, expired_leases, exports, full_disk, leased_rows
 from app.db.scheduling import workers
 from app.db.scheduling.fair_queue import Kind
-from app.db.tables import Evaluation, Export
+from app.db.tables import BaseModelRegistration, Evaluation, Export
 from app.db.webhooks import operator
 from app.job_queue import Queue
 from app.log import get_logger
@@ -105,6 +105,7 @@ class Reconciler:
                 self.reap()
                 self.reap_exports()
                 self.reap_evaluations()
+                self.reap_registrations()
                 self.pause_overdue()
                 self.find_lost_workers()
                 self.send_hints()
@@ -133,8 +134,14 @@ class Reconciler:
         """The same for evaluations; returns their number."""
         return self._reap_rows("evaluation", evaluations.reap_expired)
 
+    def reap_registrations(self) -> int:
+        """The same for registrations of base models; returns their number."""
+        return self._reap_rows("registration", base_model_registrations.reap_expired)
+
     def _reap_rows(
-        self, kind: str, reap_expired: Callable[[Session, float, float, int], Sequence[Export | Evaluation]]
+        self,
+        kind: str,
+        reap_expired: Callable[[Session, float, float, int], Sequence[Export | Evaluation | BaseModelRegistration]],
     ) -> int:
         """Do nothing right after PostgreSQL's start, because no worker could renew while it was down."""
         settings = self.settings
@@ -146,7 +153,7 @@ class Reconciler:
             )
         metrics.LEASES_REAPED.labels(kind).inc(len(lost))
         for row in lost:
-            log.warning(f"lease of an {kind} reaped", **{kind: row.id}, attempt=row.attempt, state=row.state)
+            log.warning("lease reaped", **{kind: row.id}, attempt=row.attempt, state=row.state)
         return len(lost)
 
     def pause_overdue(self) -> None:

@@ -7,6 +7,7 @@ Any number may run. Claim (a transaction), send (no transaction), record (a tran
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import threading
@@ -19,7 +20,8 @@ from http import HTTPStatus
 
 from sqlalchemy.orm import Session
 
-from app.db import status
+from app.db import encryption, status
+from app.db.encryption import LostKey, NoSecretKey
 from app.db.engine import transaction
 from app.db.webhooks import deliveries, endpoints, operator
 from app.db.webhooks.deliveries import ClaimedDelivery, DeliveryOutcome
@@ -36,6 +38,10 @@ SENDER_THREADS = 32
 MAX_CONCURRENT_PER_ENDPOINT = 4  # per process; 1 for an endpoint whose last delivery failed
 LEASE_MARGIN_SECONDS = 60.0  # in addition to the timeout: resolving a name may hang, PostgreSQL may be unavailable
 REPORT_SECONDS = 10.0
+LOST_KEY_REASON = (
+    "none of TUNERY_SECRET_KEYS decrypts its signing secret: rotate the secret, or let the operator add the key, and "
+    "enable the endpoint again"
+)
 USER_AGENT = "Tunery-Webhooks/1"
 
 log = get_logger(__name__)
@@ -102,7 +108,12 @@ class WebhookSender:
 
     def deliver(self, claimed: ClaimedDelivery) -> None:
         """Send one delivery and record the outcome, unless another process has claimed it since."""
-        response = self._send(claimed)
+        is_key_lost = False
+        try:
+            response = self._send(claimed, self._signing_secrets(claimed))
+        except NoSecretKey as error:
+            response = WebhookResponse(0, error=f"The event cannot be signed: {error}")
+            is_key_lost = isinstance(error, LostKey)
         outcome = self._outcome(claimed, response)
         metrics.WEBHOOK_ATTEMPTS.labels("delivered" if outcome.is_delivered else "failed").inc()
         metrics.WEBHOOK_SECONDS.observe(outcome.duration_ms / 1000)
@@ -116,7 +127,9 @@ class WebhookSender:
                     attempt=claimed.attempt,
                 )
                 return
-            if not claimed.is_test:
+            if is_key_lost:  # the delivery stays pending, and is sent once the endpoint is enabled again
+                self._disable(session, claimed, LOST_KEY_REASON)
+            elif not claimed.is_test:
                 self._update_endpoint(session, claimed, response, outcome)
 
     def _claim(self) -> list[ClaimedDelivery]:
@@ -151,11 +164,10 @@ class WebhookSender:
                 self._in_flight += Counter()  # drops zeros
             self._thread_freed.set()
 
-    def _send(self, claimed: ClaimedDelivery) -> WebhookResponse:
+    def _send(self, claimed: ClaimedDelivery, signing_secrets: Sequence[str]) -> WebhookResponse:
         content = rules.event_body(
             claimed.event_id, claimed.event_type, int(claimed.created_at.timestamp()), claimed.data
         )
-        signing_secrets = self._signing_secrets(claimed)
         signature_headers = rules.delivery_headers(claimed.event_id, int(time.time()), content, signing_secrets)
         headers = {
             "content-type": "application/json",
@@ -173,9 +185,15 @@ class WebhookSender:
         return post(claimed.url, headers | signature_headers, content, limits, self._resolve)
 
     def _signing_secrets(self, claimed: ClaimedDelivery) -> Sequence[str]:
+        """Raises NoSecretKey, LostKey."""
         if claimed.endpoint_id == operator.ENDPOINT_ID:
             return [self.settings.operator_webhook_secret or ""]
-        return claimed.signing_secrets
+        keys = self.settings.encryption_keys
+        signing = [encryption.reveal(keys, claimed.secret)]
+        with contextlib.suppress(LostKey):  # the current secret is enough
+            if claimed.previous_secret is not None:
+                signing.append(encryption.reveal(keys, claimed.previous_secret))
+        return signing
 
     def _outcome(self, claimed: ClaimedDelivery, response: WebhookResponse) -> DeliveryOutcome:
         is_delivered = response.status is not None and 200 <= response.status < 300

@@ -57,8 +57,8 @@ router = APIRouter(prefix="/v1", tags=["Webhooks"], route_class=IdempotentRoute)
 def create_endpoint(body: JsonBodyDep, caller: CallerDep, session: SessionDep, app_state: AppStateDep) -> Any:
     """The response to this call and to a rotation contains `signing_secret`; no other response does."""
     parsed = parse_body(CreateWebhookEndpoint, body)
-    endpoint = webhooks.create(session, _rules(app_state), caller.project_id, EndpointChanges(**parsed.model_dump()))
-    return render_with_secret(endpoint)
+    changes = EndpointChanges(**parsed.model_dump())
+    return render_with_secret(*webhooks.create(session, _rules(app_state), caller.project_id, changes))
 
 
 @router.get("/webhook_endpoints", response_model=WebhookEndpointList, summary="List webhook endpoints")
@@ -109,11 +109,14 @@ def delete_endpoint(endpoint_id: str, caller: CallerDep, session: SessionDep) ->
     summary="Rotate the secret of a webhook endpoint",
     openapi_extra=examples.ROTATE_BODY,
 )
-def rotate_secret(endpoint_id: str, body: BodyBytesDep, caller: CallerDep, session: SessionDep) -> Any:
+def rotate_secret(
+    endpoint_id: str, body: BodyBytesDep, caller: CallerDep, session: SessionDep, app_state: AppStateDep
+) -> Any:
     """With `keep_old_secret_active_for_24_hours`, messages are signed with both secrets for a day."""
     parsed = parse_body(RotateSecret, parse_json_object(body) if body else {})
     keep_old = parsed.keep_old_secret_active_for_24_hours
-    return render_with_secret(webhooks.rotate_secret(session, caller.project_id, endpoint_id, keep_old))
+    rotated = webhooks.rotate_secret(session, _rules(app_state), caller.project_id, endpoint_id, keep_old)
+    return render_with_secret(*rotated)
 
 
 @router.post(
@@ -179,7 +182,8 @@ def redeliver(endpoint_id: str, delivery_id: str, caller: CallerDep, session: Se
 
 
 def _rules(app_state: AppState) -> EndpointRules:
-    return EndpointRules(app_state.settings.webhook_allow_http, app_state.settings.webhook_networks)
+    settings = app_state.settings
+    return EndpointRules(settings.webhook_allow_http, settings.webhook_networks, settings.encryption_keys)
 
 
 def _begin_test(app_state: AppState, project_id: str, endpoint_id: str, event_type: str) -> WebhookDelivery:

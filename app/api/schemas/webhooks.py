@@ -130,7 +130,7 @@ def render_endpoint(endpoint: WebhookEndpoint) -> dict[str, Any]:
         "name": endpoint.name,
         "url": endpoint.url,
         "event_types": endpoint.event_types,
-        "signing_secret_hint": webhooks.secret_hint(endpoint.secret),
+        "signing_secret_hint": endpoint.secret_hint or webhooks.secret_hint(endpoint.secret),
         "old_secret_active_until": unix_seconds_or_none(endpoint.previous_secret_expires_at),
         "enabled": endpoint.enabled,
         "disabled_at": unix_seconds_or_none(endpoint.disabled_at),
@@ -139,8 +139,8 @@ def render_endpoint(endpoint: WebhookEndpoint) -> dict[str, Any]:
     }
 
 
-def render_with_secret(endpoint: WebhookEndpoint) -> dict[str, Any]:
-    return render_endpoint(endpoint) | {"signing_secret": endpoint.secret}
+def render_with_secret(endpoint: WebhookEndpoint, secret: str) -> dict[str, Any]:
+    return render_endpoint(endpoint) | {"signing_secret": secret}
 
 
 def render_delivery(view: DeliveryView) -> dict[str, Any]:

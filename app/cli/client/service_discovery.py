@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, urlsplit
@@ -39,17 +40,37 @@ def find_layout(data_dir: Path | None) -> Layout:
     return Layout((data_dir or default_data_dir()).absolute())
 
 
+def administers_over_http(base_url: str | None, data_dir: Path | None) -> bool:
+    """Whether a command of operators uses HTTP: with an address and a key, unless the database is at hand.
+
+    DATABASE_URL precedes an address, and an address precedes the `tunery up` of this machine.
+    """
+    if os.environ.get("DATABASE_URL"):
+        return False
+    has_key = bool(os.environ.get("TUNERY_API_KEY", "").strip())
+    if base_url:
+        return has_key or find_service(base_url, data_dir).api_key is None
+    return has_key and "database_url" not in (find_layout(data_dir).read_runtime() or {})
+
+
 def find_database(data_dir: Path | None) -> str:
     """DATABASE_URL, or else that of `tunery up`. Raises CliError without either."""
     layout = find_layout(data_dir)
     url = os.environ.get("DATABASE_URL") or (layout.read_runtime() or {}).get("database_url")
     if not url:
         raise CliError(
-            "This command must run on the Tunery server, with access to its database: DATABASE_URL is not set, and no "
-            f"`tunery up` runs with the data directory {layout.root}. Start it, give its --data-dir, or set "
-            "DATABASE_URL."
+            "This command needs the database of the Tunery server: DATABASE_URL is not set, and no `tunery up` runs "
+            f"with the data directory {layout.root}. On the server start it, give its --data-dir, or set DATABASE_URL. "
+            "From elsewhere commands for projects, keys, models, retention and the audit log need TUNERY_BASE_URL, "
+            "and in TUNERY_API_KEY a key with the scope admin."
         )
     return str(url)
+
+
+def find_encryption_keys(data_dir: Path | None) -> Sequence[str]:
+    """TUNERY_SECRET_KEYS, or else the keys of `tunery up`; empty without either."""
+    text = os.environ.get("TUNERY_SECRET_KEYS") or _read_key(find_layout(data_dir).secret_keys) or ""
+    return [key.strip() for key in text.split(",") if key.strip()]
 
 
 def job_path(job_id: str, *rest: str) -> str:

@@ -5,12 +5,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.errors import NotFoundError
-from app.cli.options import AsJson, with_client, with_database
+from app.cli.options import AsJson, with_administration, with_client
 from app.cli.output.console import duration_text, print_json, print_line, print_note, print_table, size_text, time_text
 
 if TYPE_CHECKING:
-    from app.cli.client.database import Database
+    from app.cli.administration.records import Administration
     from app.cli.client.http import Client
 
 commands = typer.Typer()
@@ -97,20 +96,14 @@ def list_workers(client: "Client", as_json: AsJson = False) -> None:
 
 
 @commands.command("allow-urgent")
-@with_database
+@with_administration
 def allow_urgent(
-    database: "Database",
-    project: Annotated[str, typer.Argument(help="Name of the project.", metavar="PROJECT")],
+    admin: "Administration",
+    project: Annotated[str, typer.Argument(help="Name or id of the project.", metavar="PROJECT")],
     forbid: Annotated[bool, typer.Option("--forbid", help="Revoke the permission.")] = False,
 ) -> None:
-    """Allow a project to create `urgent` jobs, which start before all others (on the server)."""
-    from app.db.access import keys
-
-    with database.transaction() as session:
-        row = keys.get_project(session, project)
-        if row is None:
-            raise NotFoundError(f"No project is named {project!r}.")
-        row.may_be_urgent = not forbid
+    """Allow a project to create `urgent` jobs, which start before all others. For administrators."""
+    admin.allow_urgent(project, not forbid)
     print_line(f"{project}: urgent jobs are {'refused' if forbid else 'allowed'}")
 
 

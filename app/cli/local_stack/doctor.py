@@ -27,6 +27,7 @@ from app.cli.local_stack.errors import CannotStart
 from app.cli.local_stack.ports import free_port, http_get, without_password
 from app.cli.local_stack.preflight import check_data_directory, storage_settings
 from app.cli.local_stack.servers.valkey import as_redis_py
+from app.domain.upgrade import UpgradeCheck
 from app.storage import StorageError, open_storage
 from app.system.cpu_info import cpu_flags, usable_cores
 
@@ -80,7 +81,7 @@ def run_checks(data_dir: Path, host: str = "127.0.0.1", port: int = 8000) -> lis
     return [result for check in checks for result in check()]
 
 
-def print_results(results: Iterable[CheckResult]) -> int:
+def print_results(results: Iterable[CheckResult | UpgradeCheck]) -> int:
     """Print the results. Returns the exit code: 1 if there is a problem, else 0."""
     exit_code = 0
     for result in results:

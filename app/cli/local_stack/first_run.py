@@ -107,10 +107,10 @@ def _store_key(sessions: Sessions, secret: str) -> str | None:
     try:
         with transaction(sessions) as session:
             project = keys.ensure_project(session, keys.DEFAULT_PROJECT)
-            if keys.find_by_secret(session, secret) is not None:
+            if keys.was_issued(session, secret):  # also a revoked or a replaced one, which stays so
                 return None
             keys.issue(session, project, KEY_NAME, keys.ADMIN_SCOPES, secret=secret)
-    except IntegrityError:  # a revoked key: its hash exists, and it stays revoked
+    except IntegrityError:  # another process issued it
         return None
     return secret
 

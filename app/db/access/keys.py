@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from app.db.access.projects import DEFAULT_PROJECT as DEFAULT_PROJECT
 from app.db.access.projects import ensure as ensure_project
 from app.db.access.projects import get_by_name as get_project
-from app.db.tables import ApiKey, Project
+from app.db.tables import ApiKey, Project, RetiredApiKey
 from app.domain.access import scopes
 
 __all__ = ["DEFAULT_PROJECT", "ensure_project", "get_project"]
@@ -65,6 +65,8 @@ def issue(
 def rotate(session: Session, key: ApiKey, overlap_seconds: int) -> str:
     """Replace the secret and return the new one; the previous one stays valid for `overlap_seconds`."""
     secret = _new_secret(key.id.removeprefix("key_"))
+    if key.previous_secret_sha256 is not None:
+        session.merge(RetiredApiKey(secret_sha256=key.previous_secret_sha256, key_id=key.id))
     key.previous_secret_sha256 = key.secret_sha256
     key.previous_expires_at = _in_seconds(overlap_seconds)
     key.secret_sha256 = hash_key(secret)
@@ -89,10 +91,11 @@ def find_by_secret(session: Session, secret: str) -> ApiKey | None:
 
 
 def was_issued(session: Session, secret: str) -> bool:
-    """Whether the secret is or was a key's, revoked keys included."""
+    """Whether the secret is or was a key's, revoked keys and earlier rotations included."""
     digest = hash_key(secret)
     has_secret = or_(ApiKey.secret_sha256 == digest, ApiKey.previous_secret_sha256 == digest)
-    return session.scalar(select(ApiKey.id).where(has_secret)) is not None
+    is_known = session.scalar(select(ApiKey.id).where(has_secret)) is not None
+    return is_known or session.get(RetiredApiKey, digest) is not None
 
 
 def get(session: Session, key_id: str, project_id: str | None = None, lock: bool = False) -> ApiKey | None:
@@ -107,14 +110,19 @@ def get(session: Session, key_id: str, project_id: str | None = None, lock: bool
 
 def page(
     session: Session,
-    project_id: str,
+    project_id: str | None,
     limit: int,
     after: ApiKey | None = None,
     with_revoked: bool = False,
     is_active: bool | None = None,
 ) -> list[ApiKey]:
-    """A page of keys, newest first; `after` is the last key of the previous page. `is_active` None: active or not."""
-    query = select(ApiKey).where(ApiKey.project_id == project_id).order_by(ApiKey.seq.desc()).limit(limit)
+    """A page of keys, newest first; `after` is the last key of the previous page. `is_active` None: active or not.
+
+    Without `project_id`: the keys of all projects.
+    """
+    query = select(ApiKey).order_by(ApiKey.seq.desc()).limit(limit)
+    if project_id is not None:
+        query = query.where(ApiKey.project_id == project_id)
     if after is not None:
         query = query.where(ApiKey.seq < after.seq)
     if not with_revoked:

@@ -1,4 +1,4 @@
-"""The lease of a row in the queues beside that of jobs: exports and evaluations.
+"""The lease of a row in the queues beside that of jobs: exports, evaluations and registrations of base models.
 
 All writes of a holder are guarded by attempt, owner and lease. A guarded UPDATE that returns no row means: cancelled,
 deleted, expired, or claimed by a later attempt. Never commits.
@@ -14,11 +14,11 @@ from sqlalchemy import ColumnElement, and_, func, null, select, update
 from sqlalchemy.orm import Session
 
 from app.db.jobs.claims import FencedError, Lease
-from app.db.tables import Evaluation, Export
+from app.db.tables import BaseModelRegistration, Evaluation, Export
 
-Row = TypeVar("Row", Export, Evaluation)
+Row = TypeVar("Row", Export, Evaluation, BaseModelRegistration)
 
-QUEUED, RUNNING, FAILED = "queued", "running", "failed"  # the same in the states of both tables
+QUEUED, RUNNING, FAILED = "queued", "running", "failed"  # the same in the states of all tables
 
 
 def is_claimable(table: type[Row]) -> ColumnElement[bool]:
@@ -108,7 +108,7 @@ def retry_or_fail(session: Session, row: Row, code: str, message: str, delay_sec
     return ended
 
 
-def lost_worker_message(row: Export | Evaluation) -> str:
+def lost_worker_message(row: Export | Evaluation | BaseModelRegistration) -> str:
     return f"The worker {row.lease_owner} was lost during attempt {row.attempt}"
 
 

@@ -6,6 +6,7 @@ pages, as creation times may be equal.
 
 from app.db.base import Base as Base
 from app.db.tables.audit import AuditEntry as AuditEntry
+from app.db.tables.base_models import BaseModelRegistration as BaseModelRegistration
 from app.db.tables.base_models import BaseModelRow as BaseModelRow
 from app.db.tables.base_models import ModelAlias as ModelAlias
 from app.db.tables.deliveries import Delivery as Delivery
@@ -23,6 +24,7 @@ from app.db.tables.logs import JobLog as JobLog
 from app.db.tables.permissions import CheckpointPermission as CheckpointPermission
 from app.db.tables.projects import ApiKey as ApiKey
 from app.db.tables.projects import Project as Project
+from app.db.tables.projects import RetiredApiKey as RetiredApiKey
 from app.db.tables.queue import ProjectUsage as ProjectUsage
 from app.db.tables.queue import QueuePlace as QueuePlace
 from app.db.tables.results import Checkpoint as Checkpoint

@@ -1,14 +1,15 @@
-"""Base models and their aliases."""
+"""Base models, their aliases, and their registrations by HTTP."""
 
 from __future__ import annotations
 
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ForeignKey
+from sqlalchemy import CheckConstraint, ForeignKey, Identity, Index, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.db.base import Base, now
+from app.db.base import Base, now, sql_string_list
+from app.domain.base_models.registrations import FINISHED, UNFINISHED, RegistrationState
 
 
 class BaseModelRow(Base):
@@ -33,3 +34,44 @@ class ModelAlias(Base):
     name: Mapped[str] = mapped_column(primary_key=True)
     base_model: Mapped[str]
     created_at: Mapped[datetime] = now()
+
+
+class BaseModelRegistration(Base):
+    """A directory that a worker checks, hashes and registers, with a lease as exports have."""
+
+    __tablename__ = "base_model_registrations"
+    __table_args__ = (
+        CheckConstraint(f"state IN ({sql_string_list(RegistrationState)})", name="state"),
+        CheckConstraint("(lease_owner IS NULL) = (lease_expires_at IS NULL)", name="lease_whole"),
+        CheckConstraint("(state = 'running') = (lease_owner IS NOT NULL)", name="running_has_lease"),
+        CheckConstraint(f"(state IN ({sql_string_list(FINISHED)})) = (finished_at IS NOT NULL)", name="finished_at"),
+        CheckConstraint("(state = 'failed') = (error_code IS NOT NULL)", name="error"),
+        Index(
+            "uq_base_model_registrations_unfinished",
+            "name",
+            unique=True,
+            postgresql_where=text(f"state IN ({sql_string_list(UNFINISHED)})"),
+        ),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    seq: Mapped[int] = mapped_column(Identity(), unique=True)
+    name: Mapped[str]
+    directory: Mapped[str]
+    learning_rate: Mapped[float | None]
+    license: Mapped[str | None]
+    source: Mapped[str | None]
+    revision: Mapped[str | None]
+    created_at: Mapped[datetime] = now()
+
+    state: Mapped[str] = mapped_column(server_default=RegistrationState.QUEUED.value)
+    attempt: Mapped[int] = mapped_column(server_default="0")  # the fencing token
+    crash_streak: Mapped[int] = mapped_column(server_default="0")
+    run_after: Mapped[datetime] = now()
+    lease_owner: Mapped[str | None]
+    lease_expires_at: Mapped[datetime | None]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    notes: Mapped[list[str]] = mapped_column(server_default=text("'[]'::jsonb"))
+    error_code: Mapped[str | None]
+    error_message: Mapped[str | None]

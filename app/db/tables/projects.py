@@ -80,3 +80,12 @@ class ApiKey(Base):
     @property
     def is_admin(self) -> bool:
         return scopes.ADMIN in self.scopes
+
+
+class RetiredApiKey(Base):
+    """The SHA-256 of a secret that two rotations have replaced. A file may still have it, and it stays invalid."""
+
+    __tablename__ = "retired_api_keys"
+
+    secret_sha256: Mapped[str] = mapped_column(primary_key=True)
+    key_id: Mapped[str]

@@ -12,11 +12,11 @@ from app.db.base import Base, now
 
 
 class WebhookEndpoint(Base):
-    """The secret is stored in plain text, as signing needs it. During a rotation the previous one signs as well."""
+    """Secrets are stored as `app.db.encryption.protect` returns them. During a rotation the previous one signs, too."""
 
     __tablename__ = "webhook_endpoints"
     __table_args__ = (
-        CheckConstraint("secret LIKE 'whsec_%'", name="secret"),
+        CheckConstraint("secret LIKE 'whsec_%' OR secret LIKE 'gAAAA%'", name="secret"),
         CheckConstraint("(previous_secret IS NULL) = (previous_secret_expires_at IS NULL)", name="previous_secret"),
         CheckConstraint("jsonb_array_length(event_types) > 0", name="event_types"),
         CheckConstraint("enabled = (disabled_at IS NULL)", name="disabled_at"),
@@ -35,6 +35,9 @@ class WebhookEndpoint(Base):
     disabled_reason: Mapped[str | None]
     failing_since: Mapped[datetime | None]  # the first failure after the last success
     secret: Mapped[str]
+    secret_hint: Mapped[
+        str | None
+    ]  # its last characters; NULL for a secret of an earlier release, stored in plain text
     previous_secret: Mapped[str | None]
     previous_secret_expires_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = now()

@@ -45,7 +45,7 @@ CLAIM = text(
 
 @dataclass(frozen=True)
 class ClaimedDelivery:
-    """A claimed delivery with the URL and the secrets of its endpoint."""
+    """A claimed delivery with the URL and the secrets of its endpoint, as they are stored."""
 
     id: str
     project_id: str | None
@@ -60,12 +60,7 @@ class ClaimedDelivery:
     url: str
     secret: str
     failing_since: Any
-    previous_secret: str | None
-
-    @property
-    def signing_secrets(self) -> Sequence[str]:
-        """The secrets that sign the request: the current one and, during a rotation, the previous one."""
-        return [secret for secret in (self.secret, self.previous_secret) if secret is not None]
+    previous_secret: str | None  # during a rotation it signs as well
 
 
 @dataclass(frozen=True)

@@ -2,24 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import delete, func, null, select, text, update
 from sqlalchemy.orm import Session
 
+from app.db import encryption
 from app.db.ids import new_id
 from app.db.tables import WebhookEndpoint
+from app.domain.webhooks import secret_hint
 
 PREVIOUS_SECRET_LIFETIME = timedelta(hours=24)  # OpenAI: keep_old_secret_active_for_24_hours
 ANNOUNCE = text("SELECT announce_event(:project_id, :type, CAST(:data AS jsonb))")
 
 
 def insert(
-    session: Session, project_id: str, name: str, url: str, event_types: list[str], secret: str, enabled: bool
+    session: Session,
+    project_id: str,
+    name: str,
+    url: str,
+    event_types: list[str],
+    secret: str,
+    enabled: bool,
+    encryption_keys: Sequence[str] = (),
 ) -> WebhookEndpoint:
+    """`secret` is what signs; it is stored encrypted if there are keys."""
     endpoint = WebhookEndpoint(
-        id=new_id("wh", "_"), project_id=project_id, name=name, url=url, event_types=event_types, secret=secret
+        id=new_id("wh", "_"),
+        project_id=project_id,
+        name=name,
+        url=url,
+        event_types=event_types,
+        secret=encryption.protect(encryption_keys, secret),
+        secret_hint=secret_hint(secret),
     )
     session.add(endpoint)
     session.flush()
@@ -52,7 +69,9 @@ def change(session: Session, endpoint: WebhookEndpoint, **columns: Any) -> Webho
     return _update(session, endpoint.id, updated_at=func.clock_timestamp(), **columns)
 
 
-def rotate(session: Session, endpoint: WebhookEndpoint, secret: str, keep_old: bool) -> WebhookEndpoint:
+def rotate(
+    session: Session, endpoint: WebhookEndpoint, secret: str, keep_old: bool, encryption_keys: Sequence[str] = ()
+) -> WebhookEndpoint:
     """Replace the secret; with `keep_old` the previous one signs as well for PREVIOUS_SECRET_LIFETIME."""
     previous: dict[str, Any] = {"previous_secret": null(), "previous_secret_expires_at": null()}
     if keep_old:
@@ -60,7 +79,8 @@ def rotate(session: Session, endpoint: WebhookEndpoint, secret: str, keep_old: b
             "previous_secret": endpoint.secret,
             "previous_secret_expires_at": func.clock_timestamp() + PREVIOUS_SECRET_LIFETIME,
         }
-    return change(session, endpoint, secret=secret, **previous)
+    stored = encryption.protect(encryption_keys, secret)
+    return change(session, endpoint, secret=stored, secret_hint=secret_hint(secret), **previous)
 
 
 def enable(session: Session, endpoint: WebhookEndpoint) -> WebhookEndpoint:

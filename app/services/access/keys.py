@@ -86,8 +86,14 @@ def get(session: Session, project_id: str | None, key_id: str, lock: bool = Fals
 
 
 def page(
-    session: Session, project_id: str, limit: int, after: str | None, with_revoked: bool, is_active: bool | None = None
+    session: Session,
+    project_id: str | None,
+    limit: int,
+    after: str | None,
+    with_revoked: bool,
+    is_active: bool | None = None,
 ) -> list[ApiKey]:
+    """A page of keys of the project, or of all projects without `project_id`. Raises BadRequest for `after`."""
     last = None
     if after is not None:
         last = keys.get(session, after, project_id)

@@ -19,7 +19,7 @@ MAX_LISTED_JOBS = 5
 
 
 def create(session: Session, name: str, settings: Mapping[str, int | float | None]) -> Project:
-    """Create a project; `settings` are limits and `share_weight`. Raises BadRequest for a name that exists."""
+    """Create a project; `settings` are limits, `share_weight`, `may_be_urgent`. Raises BadRequest for a used name."""
     name = validate_name(name)
     with _refuse_duplicate_name(name), session.begin_nested():
         project = projects.insert(session, name)

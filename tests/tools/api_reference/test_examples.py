@@ -18,7 +18,7 @@ from cryptography.fernet import Fernet
 from openai import HttpxBinaryResponseContent, OpenAI
 
 from app.api.openapi import request_examples
-from app.api.openapi.examples import deliveries
+from app.api.openapi.examples import deliveries, organization
 from app.db.access import keys
 from app.db.engine import Sessions, transaction
 from app.db.tables import Project
@@ -39,6 +39,7 @@ def settings(settings: Settings) -> Settings:
     targets = {
         "secret_keys": type(settings.secret_keys)(Fernet.generate_key().decode()),
         "delivery_directories": (deliveries.DESTINATION["shared_path"],),
+        "base_model_directories": (str(Path(organization.REGISTER["directory"]).parent),),
     }
     return settings.model_copy(update=TO_LOOPBACK | TO_ENGINES | targets)
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -17,10 +18,12 @@ from app.api.openapi.examples import evaluations as evaluation_examples
 from app.api.openapi.examples import uploads as upload_examples
 from app.api.openapi.examples import webhooks as webhook_examples
 from app.api.openapi.request_examples import PARAMETER, ExampleRequest, example_request
+from app.db import models
 from app.db.engine import Sessions, transaction
 from app.db.jobs import jobs
 from app.db.tables import Job, Project
 from app.db.webhooks import endpoints
+from app.domain.base_models.catalog import CatalogEntry
 from app.domain.jobs.states import TERMINAL
 from app.storage import LocalStorage
 from tests.answering_engine import deliver
@@ -103,6 +106,7 @@ class World:
                 permissions.OTHER_PROJECT: other.id,
                 all_operations.MODEL: BASE_MODEL,
                 organization.PROJECT["name"]: f"new-{next(NUMBERS)}",
+                organization.REGISTERED: f"new-base-{next(NUMBERS)}",
                 webhook_examples.CREATE["url"]: self.receiver_url,
                 deliveries.TARGET_NAME: f"{deliveries.TARGET_NAME}-{next(NUMBERS)}",
             }
@@ -175,6 +179,16 @@ def a_delivered_model(world: World, ids: Ids) -> Ids:
     return {}
 
 
+def a_base_model(world: World, ids: Ids) -> Ids:
+    """One that no other example needs."""
+    with transaction(world.sessions) as session:
+        [row] = [row for row in models.list_base(session) if row.name == BASE_MODEL]
+        entry = CatalogEntry.model_validate(row.entry)
+        name = ids[organization.REGISTERED]
+        models.register(session, name, Path(row.directory), row.files, row.manifest_sha256, entry)
+    return {}
+
+
 # "METHOD path" -> what else its example names: {shown: existing}, made by whatever it takes.
 DELIVERIES = "/v1/webhook_endpoints/{endpoint_id}/deliveries"
 ONE_EVALUATION = "/v1/fine_tuning/jobs/{job_id}/evaluations/{evaluation_id}"
@@ -188,6 +202,7 @@ SPECIAL: dict[str, Callable[[World, Ids], Ids]] = {
     **dict.fromkeys(EVALUATIONS, an_evaluation_file),
     answers.CHAT: a_delivered_model,
     answers.COMPLETIONS: a_delivered_model,
+    "DELETE /v1/organization/base_models/{model}": a_base_model,
     f"POST {deliveries.DELIVERIES}": a_target,
     f"GET {deliveries.DELIVERIES}/{{delivery_id}}": a_target,
     f"DELETE {deliveries.DELIVERIES}/{{delivery_id}}": a_target,

@@ -13,6 +13,8 @@ from typing import Any
 
 import openai
 import pytest
+from cryptography.fernet import Fernet
+from pydantic import SecretStr
 from sqlalchemy import func, select, update
 
 from app.db.access import idempotency
@@ -443,3 +445,45 @@ def test_the_timestamp_is_wall_clock_time(
     announce(sessions, project)
     deliver_due(sender)
     assert abs(int(receiver.received[0].headers["webhook-timestamp"]) - time.time()) < 60
+
+
+class TestEncryptedSecrets:
+    KEY = Fernet.generate_key().decode()
+
+    @pytest.fixture
+    def settings(self, settings: Settings) -> Settings:
+        return settings.model_copy(update={"secret_keys": SecretStr(self.KEY)})
+
+    def endpoint(self, sessions: Sessions, project: Project, url: str, secret: str, key: str) -> WebhookEndpoint:
+        with transaction(sessions) as session:
+            return endpoints.insert(session, project.id, "test", url, [CANCELLED], secret, True, [key])
+
+    def test_sign_as_they_were_given(
+        self, sender: WebhookSender, sessions: Sessions, project: Project, receiver: Receiver
+    ) -> None:
+        secret = new_secret()
+        assert secret not in self.endpoint(sessions, project, receiver.url, secret, self.KEY).secret
+        announce(sessions, project)
+        deliver_due(sender)
+        [message] = receiver.received
+        openai.OpenAI(api_key="x", webhook_secret=secret).webhooks.verify_signature(message.body, message.headers)
+
+    def test_a_lost_key_disables_its_endpoint_with_the_reason_and_no_other(
+        self, sender: WebhookSender, sessions: Sessions, project: Project, receiver: Receiver
+    ) -> None:
+        lost = self.endpoint(sessions, project, receiver.url, new_secret(), Fernet.generate_key().decode())
+        kept = self.endpoint(sessions, project, receiver.url, new_secret(), self.KEY)
+        announce(sessions, project)
+        deliver_due(sender)
+        assert len(receiver.received) == 1
+        with transaction(sessions) as session:
+            assert session.get_one(WebhookEndpoint, kept.id).enabled
+            row = session.get_one(WebhookEndpoint, lost.id)
+            assert not row.enabled
+            assert "none of TUNERY_SECRET_KEYS decrypts its signing secret" in (row.disabled_reason or "")
+            endpoints.rotate(session, row, new_secret(), False, [self.KEY])
+            endpoints.enable(session, row)
+        assert {each.state for each in outbox(sessions)} == {"pending", "delivered"}
+        make_due(sessions)
+        deliver_due(sender)
+        assert len(receiver.received) == 2

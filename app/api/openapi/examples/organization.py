@@ -7,9 +7,11 @@ from typing import Any
 from pydantic import BaseModel
 
 from app.api.openapi.examples import all_operations
+from app.api.schemas.organization.base_models import RegisterBaseModel
 from app.api.schemas.organization.model_aliases import SetModelAlias
 from app.api.schemas.organization.project_keys import CreateKey, RotateKey, UpdateKey
 from app.api.schemas.organization.projects import ArchiveProject, CreateProject, UpdateProject
+from app.api.schemas.organization.retention import ChangeRetention
 
 OpenApi = dict[str, Any]
 PROJECT_ID = "proj_7a1b2c3d4e5f60718293a4b5"
@@ -20,8 +22,10 @@ ALIASES = "/v1/organization/model_aliases"
 ALIAS_NAME = "gpt-4o-mini-2024-07-18"
 BODIES: tuple[type[BaseModel], ...] = (
     ArchiveProject,
+    ChangeRetention,
     CreateKey,
     CreateProject,
+    RegisterBaseModel,
     RotateKey,
     SetModelAlias,
     UpdateKey,
@@ -44,6 +48,7 @@ PROJECT = {
     "status": "active",
     "limits": LIMITS,
     "share_weight": 1.0,
+    "may_be_urgent": False,
 }
 USAGE = {
     "stored_bytes": 51_240_000,
@@ -68,6 +73,69 @@ KEY = {
     "previous_value_expires_at": None,
     "owner": {"type": None},
     "owner_project_access": "active",
+}
+REGISTERED = "Qwen3-0.6B"
+REGISTER = {
+    "name": REGISTERED,
+    "directory": "/srv/models/Qwen3-0.6B",
+    "license": "apache-2.0",
+    "source": "Qwen/Qwen3-0.6B",
+    "revision": "c1899de289a04d12100db370d81485cdf75e47ca",
+}
+REGISTRATION_ID = "basereg_7a1b2c3d4e5f60718293a4b5"
+REGISTRATION: dict[str, Any] = REGISTER | {
+    "id": REGISTRATION_ID,
+    "object": "organization.base_model_registration",
+    "learning_rate": None,
+    "status": "queued",
+    "created_at": 1795000000,
+    "started_at": None,
+    "finished_at": None,
+    "notes": [],
+    "error": None,
+}
+ORGANIZATION_BASE_MODEL = {
+    "id": REGISTERED,
+    "object": "organization.base_model",
+    "project_id": None,
+    "directory": REGISTER["directory"],
+    "architecture": "Qwen3ForCausalLM",
+    "parameters": 596_049_920,
+    "size_bytes": 1_503_300_328,
+    "max_context_length": 40_960,
+    "learning_rate": 0.0009,
+    "target_modules": ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"],
+    "license": "apache-2.0",
+    "source": REGISTER["source"],
+    "revision": REGISTER["revision"],
+    "manifest_sha256": all_operations.SHA256,
+    "created_at": 1795000060,
+}
+SECRETS = {
+    "object": "list",
+    "data": [
+        {
+            "object": "organization.secret",
+            "kind": "webhook_endpoint",
+            "id": "wh_7a1b2c3d4e5f60718293a4b5",
+            "name": "results",
+            "project_id": PROJECT_ID,
+            "protection": "old_key",
+            "key": "5d41402a",
+        }
+    ],
+    "keys": [
+        {"fingerprint": "9f86d081", "encrypts": True, "protects": 0},
+        {"fingerprint": "5d41402a", "encrypts": False, "protects": 1},
+    ],
+}
+RETENTION_RULE = {
+    "object": "organization.retention_rule",
+    "project_id": PROJECT_ID,
+    "project": "research",
+    "kind": "logs",
+    "days": 90,
+    "due": {"count": 12, "size_bytes": 3_400_000},
 }
 NEW_KEY = KEY | {"last_used_at": None, "value": "tnry_0123456789ab_Vq3fJmY7c0uHn2ZtXwRk5sLbDpEa8gTi1oGyBjM9xQk"}
 ENTRY = {
@@ -183,6 +251,25 @@ RESPONSE_EXAMPLES: dict[str, Any] = {
     f"POST {ALIASES}": MODEL_ALIAS,
     f"GET {ALIASES}": {"object": "list", "data": [MODEL_ALIAS]},
     f"DELETE {ALIASES}/{{name}}": {"id": ALIAS_NAME, "object": "organization.model_alias", "deleted": True},
+    "GET /v1/organization/api_keys": _page(KEY),
+    "GET /v1/organization/retention_rules": {"object": "list", "data": [RETENTION_RULE | {"due": None}]},
+    f"POST {PROJECTS}/{{project_id}}/retention_rules": {"object": "list", "data": [RETENTION_RULE]},
+    "GET /v1/organization/secrets": SECRETS,
+    "POST /v1/organization/secrets/rotate": {
+        "object": "organization.secret_rotation",
+        "rotated": 2,
+        "remaining": 0,
+        "lost": 0,
+    },
+    "GET /v1/organization/base_models": {"object": "list", "data": [ORGANIZATION_BASE_MODEL]},
+    "DELETE /v1/organization/base_models/{model}": {
+        "id": REGISTERED,
+        "object": "organization.base_model.deleted",
+        "deleted": True,
+    },
+    "POST /v1/organization/base_model_registrations": REGISTRATION,
+    "GET /v1/organization/base_model_registrations": _page(REGISTRATION),
+    "GET /v1/organization/base_model_registrations/{registration_id}": REGISTRATION,
     "GET /v1/organization/jobs": _page(all_operations.FINISHED_JOB | {"project_id": PROJECT_ID}),
     "GET /v1/organization/audit_logs": _page(ENTRY),
     "GET /v1/organization/status": STATUS,
@@ -194,6 +281,7 @@ def _body(model: type[BaseModel], example: dict[str, Any], required: bool = True
     return {"requestBody": {"required": required, "content": {"application/json": content}}}
 
 
+REGISTER_BASE_MODEL_BODY = _body(RegisterBaseModel, REGISTER)
 CREATE_PROJECT_BODY = _body(CreateProject, {"name": "research", "limits": {"max_queued_jobs": 50}})
 UPDATE_PROJECT_BODY = _body(UpdateProject, {"limits": {"max_gpu_seconds_per_month": 720_000}})
 ARCHIVE_PROJECT_BODY = _body(ArchiveProject, {"cancel_jobs": True}, required=False)
@@ -202,6 +290,7 @@ CREATE_KEY_BODY = _body(
     {"name": "nightly", "scopes": ["files:write", "jobs:write", "models:read"], "expires_in_seconds": 7_776_000},
 )
 SET_MODEL_ALIAS_BODY = _body(SetModelAlias, {"name": ALIAS_NAME, "model": all_operations.MODEL})
+CHANGE_RETENTION_BODY = _body(ChangeRetention, {"rules": {"logs": 90}, "dry_run": True})
 UPDATE_KEY_BODY = _body(UpdateKey, {"scopes": ["all:read"]})
 ROTATE_KEY_BODY = _body(RotateKey, {"overlap_seconds": 3600}, required=False)
 BODY_SCHEMAS = [model.model_json_schema(ref_template="#/components/schemas/{model}") for model in BODIES]

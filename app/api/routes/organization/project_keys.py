@@ -1,4 +1,4 @@
-"""/v1/organization/projects/{project_id}/api_keys, for admins."""
+"""/v1/organization/projects/{project_id}/api_keys and /v1/organization/api_keys, for admins."""
 
 from __future__ import annotations
 
@@ -27,12 +27,20 @@ from app.services.access import keys, projects
 
 MAX_KEYS = 100
 
+all_keys = APIRouter(prefix="/v1/organization/api_keys", tags=["Projects and keys"], dependencies=[AUTHENTICATED])
 router = APIRouter(
     prefix="/v1/organization/projects/{project_id}/api_keys",
     tags=["Projects and keys"],
     dependencies=[AUTHENTICATED],
     route_class=IdempotentRoute,
 )
+
+
+@all_keys.get("", response_model=KeyList, summary="List the API keys of every project")
+def list_all_keys(session: SessionDep, after: After = None, limit: Limit = 20, include_revoked: bool = False) -> Any:
+    """Newest first, without their secrets."""
+    limit = min(limit, MAX_KEYS)
+    return list_page(keys.page(session, None, limit + 1, after, include_revoked), limit, render_key)
 
 
 @router.post("", response_model=NewKey, summary="Create an API key", openapi_extra=examples.CREATE_KEY_BODY)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 
 from app.api.auth import AUTHENTICATED, CallerDep
 from app.api.dependencies import SessionDep
@@ -54,10 +54,20 @@ def create_project(body: JsonBodyDep, session: SessionDep) -> Any:
 
 
 @router.get("/v1/organization/projects", response_model=ProjectList, summary="List projects")
-def list_projects(session: SessionDep, after: After = None, limit: Limit = 20, include_archived: bool = False) -> Any:
+def list_projects(
+    session: SessionDep,
+    after: After = None,
+    limit: Limit = 20,
+    include_archived: bool = False,
+    include_usage: Annotated[bool, Query(description="Add the `usage` of each project.")] = False,
+) -> Any:
     """Newest first."""
     limit = min(limit, MAX_PROJECTS)
-    return list_page(projects.page(session, limit + 1, after, include_archived), limit, render_project)
+    rows = projects.page(session, limit + 1, after, include_archived)
+    if not include_usage:
+        return list_page(rows, limit, render_project)
+    used = usage.usage_by_project(session, [row.id for row in rows])
+    return list_page(rows, limit, lambda row: render_with_usage(row, used[row.id]))
 
 
 @router.get("/v1/organization/projects/{project_id}", response_model=ProjectWithUsage, summary="Get a project")
@@ -74,7 +84,7 @@ def get_project(project_id: str, session: SessionDep) -> Any:
     openapi_extra=examples.UPDATE_PROJECT_BODY,
 )
 def update_project(project_id: str, body: JsonBodyDep, session: SessionDep) -> Any:
-    """Change name, limits or weight. A lower limit removes nothing that exists."""
+    """Change name, limits, weight or permission. A lower limit removes nothing that exists."""
     parsed = parse_body(UpdateProject, body)
     return render_project(projects.modify(session, project_id, parsed.name, settings_of(parsed)))
 

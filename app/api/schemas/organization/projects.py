@@ -14,6 +14,7 @@ from app.db.tables.projects import LIMITS
 from app.domain.jobs.bounds import SHARE_WEIGHT
 
 MAX_BIGINT = (1 << 63) - 1
+MAY_BE_URGENT = "Whether keys of the project may create `urgent` jobs, which start before those of all projects."
 Count = Annotated[int, Field(ge=0, le=MAX_BIGINT)]
 
 
@@ -38,6 +39,7 @@ class CreateProject(Strict):
             description="Its share of the GPUs when several projects have queued jobs.",
         ),
     ] = 1.0
+    may_be_urgent: Annotated[bool, Field(description=MAY_BE_URGENT)] = False
 
 
 class UpdateProject(Strict):
@@ -46,6 +48,7 @@ class UpdateProject(Strict):
     name: Annotated[str, Field(min_length=1, max_length=100)] | None = None
     limits: Limits | None = None
     share_weight: Annotated[float, Field(ge=SHARE_WEIGHT.minimum, le=SHARE_WEIGHT.maximum)] | None = None
+    may_be_urgent: Annotated[bool | None, Field(description=MAY_BE_URGENT)] = None
 
 
 class ArchiveProject(Strict):
@@ -69,6 +72,7 @@ class ProjectBody(Body):
     status: Literal["active", "archived"]
     limits: Limits
     share_weight: float
+    may_be_urgent: Annotated[bool, Field(description=MAY_BE_URGENT)]
 
 
 class ProjectWithUsage(ProjectBody):
@@ -87,7 +91,7 @@ class OwnProject(ProjectWithUsage):
 
 
 class ProjectList(ListBody):
-    data: list[ProjectBody]
+    data: list[ProjectWithUsage | ProjectBody]
 
 
 def render_project(project: Project) -> dict[str, Any]:
@@ -100,6 +104,7 @@ def render_project(project: Project) -> dict[str, Any]:
         "status": "active" if project.archived_at is None else "archived",
         "limits": {limit: getattr(project, limit) for limit in LIMITS},
         "share_weight": project.share_weight,
+        "may_be_urgent": project.may_be_urgent,
     }
 
 
@@ -116,10 +121,12 @@ def render_with_usage(project: Project, usage: Usage) -> dict[str, Any]:
 
 
 def settings_of(body: CreateProject | UpdateProject) -> dict[str, int | float | None]:
-    """The limits and the weight that the body sets."""
+    """The limits, the weight and the permission that the body sets."""
     values: dict[str, int | float | None] = {}
     if body.limits is not None:
         values |= body.limits.model_dump(exclude_unset=True)
     if body.share_weight is not None and "share_weight" in body.model_fields_set:
         values["share_weight"] = body.share_weight
+    if body.may_be_urgent is not None:
+        values["may_be_urgent"] = body.may_be_urgent
     return values

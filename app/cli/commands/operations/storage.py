@@ -31,10 +31,10 @@ def copy(
     database: "Database",
     directory: Annotated[Path, typer.Argument(help="The directory to copy from: DATA-DIR/storage.")],
 ) -> None:
-    """Copy every file, adapter and snapshot from a directory to the bucket of TUNERY_STORAGE_URL, and verify each.
+    """Copy every file, adapter and snapshot from a directory to the bucket (on the server), and verify each.
 
-    Repeat the command to continue after an interruption. The directory is not changed. Copy while the service runs,
-    stop it, copy the rest, and start it with TUNERY_STORAGE_URL.
+    The bucket is that of TUNERY_STORAGE_URL. Repeat the command to continue after an interruption. The directory is
+    not changed. Copy while the service runs, stop it, copy the rest, and start it with TUNERY_STORAGE_URL.
     """
     from app.db.stored_objects import named_objects
     from app.services.files.storage_copy import CopyLedger, copy_objects

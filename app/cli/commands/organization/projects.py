@@ -1,22 +1,19 @@
-"""`tunery projects`: projects and their limits, managed in the database."""
+"""`tunery projects`: projects and their limits."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.errors import NotFoundError, UsageError
-from app.cli.options import AsJson, with_database
+from app.cli.errors import UsageError
+from app.cli.options import AsJson, with_administration
 from app.cli.output.console import print_fields, print_json, print_line, print_note, print_table, size_text
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from sqlalchemy.orm import Session
+    from app.cli.administration.records import Administration, ProjectRecord
 
-    from app.cli.client.database import Database
-    from app.db.tables import Project
-
-commands = typer.Typer(no_args_is_help=True, help="Projects and their limits (on the server).")
+commands = typer.Typer(no_args_is_help=True, help="Projects and their limits, for administrators.")
 
 NO_LIMIT = "none"
 ProjectName = Annotated[str, typer.Argument(metavar="PROJECT", help="Name or id of the project.")]
@@ -35,9 +32,9 @@ UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 @commands.command("create")
-@with_database
+@with_administration
 def create(
-    database: "Database",
+    admin: "Administration",
     name: Annotated[str, typer.Argument(help="Name of the project.")],
     max_stored_bytes: MaxBytes = None,
     max_queued_jobs: MaxQueued = None,
@@ -48,69 +45,59 @@ def create(
     as_json: AsJson = False,
 ) -> None:
     """Create a project. Create its keys with `tunery keys create --project NAME`."""
-    from app.services.access import projects
-
     settings = _settings(
         max_stored_bytes, max_queued_jobs, max_running_jobs, max_gpu_hours, max_requests_per_second, share_weight
     )
-    with database.transaction() as session:
-        project = projects.create(session, name, settings)
-    _print(project, as_json)
+    _print(admin.create_project(name, settings), as_json)
 
 
 @commands.command("list")
-@with_database
+@with_administration
 def list_projects(
-    database: "Database",
+    admin: "Administration",
     archived: Annotated[bool, typer.Option("--archived", help="Include archived projects.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """List the projects with their usage, newest first."""
-    from app.db.access import projects, usage
-
-    with database.transaction() as session:
-        rows = projects.page(session, limit=10_000, with_archived=archived)
-        used = usage.usage_by_project(session, [project.id for project in rows])
+    rows = admin.projects(archived)
     if as_json:
-        print_json([_as_json(project) | {"usage": vars(used[project.id])} for project in rows])
+        print_json([_as_json(project) | {"usage": project.usage} for project in rows])
         return
     cells = [
         [
             project.id,
             project.name,
-            size_text(used[project.id].stored_bytes),
-            f"{used[project.id].queued_jobs} queued, {used[project.id].running_jobs} running",
-            f"{used[project.id].gpu_seconds_this_month / 3600:.2f}",
+            size_text(used["stored_bytes"]),
+            f"{used['queued_jobs']} queued, {used['running_jobs']} running",
+            f"{used['gpu_seconds_this_month'] / 3600:.2f}",
             _limits_text(project),
             _time_text(project.archived_at),
         ]
         for project in rows
+        if (used := project.usage)
     ]
     columns = ["id", "name", "stored", "jobs", "GPU-hours", "limits", "archived"]
     print_table(columns, cells, "No projects. Create one with `tunery projects create NAME`.")
 
 
 @commands.command("show")
-@with_database
-def show(database: "Database", project: ProjectName, as_json: AsJson = False) -> None:
+@with_administration
+def show(admin: "Administration", project: ProjectName, as_json: AsJson = False) -> None:
     """Show the limits and the usage of a project."""
-    from app.db.access import usage
-
-    with database.transaction() as session:
-        row = find_project(session, project)
-        used = usage.project_usage(session, row.id)
+    row = admin.project(project)
+    used = row.usage or {}
     if as_json:
-        print_json(_as_json(row) | {"usage": vars(used)})
+        print_json(_as_json(row) | {"usage": used})
         return
-    hours = f"{used.gpu_seconds_this_month / 3600:.2f} this month, {used.held_gpu_seconds / 3600:.2f} reserved"
+    hours = f"{used['gpu_seconds_this_month'] / 3600:.2f} this month, {used['held_gpu_seconds'] / 3600:.2f} reserved"
     print_fields(
         [
             ("id", row.id),
             ("name", row.name),
             ("limits", _limits_text(row)),
             ("share weight", f"{row.share_weight:g}"),
-            ("stored", size_text(used.stored_bytes)),
-            ("jobs", f"{used.queued_jobs} queued, {used.running_jobs} running"),
+            ("stored", size_text(used["stored_bytes"])),
+            ("jobs", f"{used['queued_jobs']} queued, {used['running_jobs']} running"),
             ("GPU-hours", hours),
             ("archived", _time_text(row.archived_at)),
         ]
@@ -118,9 +105,9 @@ def show(database: "Database", project: ProjectName, as_json: AsJson = False) ->
 
 
 @commands.command("set")
-@with_database
+@with_administration
 def set_project(
-    database: "Database",
+    admin: "Administration",
     project: ProjectName,
     name: Annotated[str | None, typer.Option(help="New name.")] = None,
     max_stored_bytes: MaxBytes = None,
@@ -132,52 +119,30 @@ def set_project(
     as_json: AsJson = False,
 ) -> None:
     """Change the name, limits or weight of a project. Omitted options are not changed."""
-    from app.services.access import projects
-
     settings = _settings(
         max_stored_bytes, max_queued_jobs, max_running_jobs, max_gpu_hours, max_requests_per_second, share_weight
     )
-    with database.transaction() as session:
-        changed = projects.modify(session, find_project(session, project).id, name, settings)
-    _print(changed, as_json)
+    _print(admin.change_project(project, name, settings), as_json)
 
 
 @commands.command("archive")
-@with_database
+@with_administration
 def archive(
-    database: "Database",
+    admin: "Administration",
     project: ProjectName,
     cancel_jobs: Annotated[
         bool, typer.Option("--cancel-jobs", help="Cancel the unfinished jobs of the project.")
     ] = False,
 ) -> None:
     """Archive a project: its keys are rejected until it is unarchived. Files and results are kept."""
-    from app.services.access import projects
-
-    with database.transaction() as session:
-        archived = projects.archive(session, find_project(session, project).id, None, cancel_jobs)
-    print_line(f"{archived.name} is archived")
+    print_line(f"{admin.archive_project(project, cancel_jobs).name} is archived")
 
 
 @commands.command("unarchive")
-@with_database
-def unarchive(database: "Database", project: ProjectName) -> None:
+@with_administration
+def unarchive(admin: "Administration", project: ProjectName) -> None:
     """Unarchive a project. Its keys are valid again unless they were revoked or have expired."""
-    from app.services.access import projects
-
-    with database.transaction() as session:
-        unarchived = projects.unarchive(session, find_project(session, project).id)
-    print_line(f"{unarchived.name} is active")
-
-
-def find_project(session: "Session", project: str) -> "Project":
-    """The project with this name or id. Raises NotFoundError."""
-    from app.db.access import projects
-
-    row = projects.get_by_name(session, project) or projects.get(session, project)
-    if row is None:
-        raise NotFoundError(f"No such project: {project!r}; see `tunery projects list`.")
-    return row
+    print_line(f"{admin.unarchive_project(project).name} is active")
 
 
 def _settings(
@@ -225,7 +190,7 @@ def _parse_limit(name: str, text: str, factors: dict[str, int]) -> int | None:
     return value
 
 
-def _print(project: "Project", as_json: bool) -> None:
+def _print(project: "ProjectRecord", as_json: bool) -> None:
     if as_json:
         print_json(_as_json(project))
         return
@@ -233,21 +198,16 @@ def _print(project: "Project", as_json: bool) -> None:
     print_note(f"{project.name}: {_limits_text(project) or 'no limits'}, share weight {project.share_weight:g}")
 
 
-def _limits_text(project: "Project") -> str:
-    from app.db.tables.projects import LIMITS
-
-    values = ((limit, getattr(project, limit)) for limit in LIMITS)
-    return " ".join(f"{limit}={value}" for limit, value in values if value is not None)
+def _limits_text(project: "ProjectRecord") -> str:
+    return " ".join(f"{limit}={value}" for limit, value in project.limits.items() if value is not None)
 
 
-def _as_json(project: "Project") -> dict[str, Any]:
-    from app.db.tables.projects import LIMITS
-
+def _as_json(project: "ProjectRecord") -> dict[str, Any]:
     return {
         "id": project.id,
         "name": project.name,
         "archived": _time_text(project.archived_at) or None,
-        "limits": {limit: getattr(project, limit) for limit in LIMITS},
+        "limits": project.limits,
         "share_weight": project.share_weight,
     }
 

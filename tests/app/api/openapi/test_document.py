@@ -39,9 +39,17 @@ from app.api.schemas.jobs.plans import PlanBody
 from app.api.schemas.jobs.requests import CreateJob
 from app.api.schemas.models import ModelBody, ModelList
 from app.api.schemas.organization.audit_logs import AuditList
+from app.api.schemas.organization.base_models import (
+    BaseModelRemoved,
+    OrganizationBaseModelList,
+    RegistrationBody,
+    RegistrationList,
+)
 from app.api.schemas.organization.model_aliases import ModelAliasBody, ModelAliasList
 from app.api.schemas.organization.project_keys import KeyBody, KeyList, KeyRevoked, NewKey
 from app.api.schemas.organization.projects import OwnProject, ProjectBody, ProjectList, ProjectWithUsage
+from app.api.schemas.organization.retention import RetentionRuleList
+from app.api.schemas.organization.secrets import RotationBody, SecretList
 from app.api.schemas.organization.status import StatusBody
 from app.api.schemas.permissions import PermissionList
 from app.api.schemas.queue import QueueBody, WorkerList
@@ -68,8 +76,9 @@ MODELS: tuple[type[BaseModel], ...] = (
     StepMetricsBody, OrganizationJobList, PartBody, PartList, UploadBody, QueueBody, WorkerList,
     WebhookDeliveryBody, WebhookDeliveryList, WebhookEndpointBody, WebhookEndpointDeleted,
     WebhookEndpointList, WebhookEndpointTestResult, WebhookEndpointWithSecret, WebhookEventTypeList,
-    StatusBody, DiffBody, EvaluationBody, EvaluationList, ExportBody, ExportList, FileReportBody, PermissionList,
-    DeliveryBody, DeliveryList, DeliveryTargetBody, DeliveryTargetDeleted, DeliveryTargetList,
+    BaseModelRemoved, OrganizationBaseModelList, RegistrationBody, RegistrationList, RetentionRuleList, RotationBody,
+    SecretList, StatusBody, DiffBody, EvaluationBody, EvaluationList, ExportBody, ExportList, FileReportBody,
+    PermissionList, DeliveryBody, DeliveryList, DeliveryTargetBody, DeliveryTargetDeleted, DeliveryTargetList,
     ChatCompletionBody, CompletionBody,
 )  # fmt: skip
 

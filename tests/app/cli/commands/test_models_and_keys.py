@@ -178,7 +178,7 @@ class TestModelsAdd:
         ("options", "problem"),
         [
             (("--source", "no-slash"), "not a hub's id"),
-            (("--revision", "main"), "needs a --source"),
+            (("--revision", "main"), "needs a source"),
             (("--source", "a/b", "--revision", "../x"), "not a commit or tag"),
         ],
     )

@@ -66,6 +66,16 @@ class TestAdminKey:
         with transaction(sessions) as session:
             assert keys.find_by_secret(session, created) is None
 
+    def test_a_secret_that_two_rotations_replaced_stays_invalid(self, sessions: Sessions, layout: Layout) -> None:
+        created = first_run.ensure_admin_key(sessions, layout)
+        assert created is not None
+        for _ in range(2):
+            with transaction(sessions) as session:
+                keys.rotate(session, session.scalars(select(ApiKey)).one(), overlap_seconds=60)
+        assert first_run.ensure_admin_key(sessions, layout) is None
+        with transaction(sessions) as session:
+            assert keys.find_by_secret(session, created) is None
+
     def test_an_owner_who_took_the_file_away_does_not_get_another_key(self, sessions: Sessions, layout: Layout) -> None:
         first_run.ensure_admin_key(sessions, layout)
         layout.admin_key.unlink()

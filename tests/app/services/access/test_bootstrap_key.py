@@ -49,6 +49,16 @@ class TestEnsureFirstKey:
         (key,) = key_rows(sessions)
         assert key.revoked_at is not None
 
+    def test_leaves_a_secret_that_two_rotations_replaced_invalid(self, sessions: Sessions, key_file: Path) -> None:
+        ensure_first_key(sessions, key_file)
+        for _ in range(2):
+            with transaction(sessions) as session:
+                keys.rotate(session, session.scalars(select(ApiKey)).one(), overlap_seconds=60)
+        ensure_first_key(sessions, key_file)
+        assert len(key_rows(sessions)) == 1
+        with transaction(sessions) as session:
+            assert keys.find_by_secret(session, SECRET) is None
+
     @pytest.mark.parametrize("content", ["", "short", "with spaces in it, and long", "nötig-nötig-nötig-nötig"])
     def test_refuses_an_invalid_secret(self, sessions: Sessions, key_file: Path, content: str) -> None:
         key_file.write_text(content, encoding="utf-8")

@@ -1,0 +1,88 @@
+"""Base models of the whole service, for admins. Names may contain slashes, raw or as %2F."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, HTTPException, Path
+
+from app.api.auth import AUTHENTICATED
+from app.api.dependencies import AppStateDep, SessionDep
+from app.api.idempotency import IdempotentRoute
+from app.api.openapi.examples import organization as examples
+from app.api.schemas.jobs.requests import parse_body
+from app.api.schemas.organization.base_models import (
+    BaseModelRemoved,
+    OrganizationBaseModelList,
+    RegisterBaseModel,
+    RegistrationBody,
+    RegistrationList,
+    render_base_model,
+    render_registration,
+)
+from app.api.transport.json_body import JsonBodyDep
+from app.api.transport.pagination import After, Limit, list_page
+from app.services import base_models
+from app.system.model_registration import RegistrationOptions
+
+MAX_REGISTRATIONS = 100
+
+router = APIRouter(
+    prefix="/v1/organization",
+    tags=["Base models"],
+    dependencies=[AUTHENTICATED],
+    route_class=IdempotentRoute,
+)
+
+
+@router.get("/base_models", response_model=OrganizationBaseModelList, summary="List base models with their directories")
+def list_base_models(session: SessionDep) -> Any:
+    """By name. `GET /v1/models` has what users may know."""
+    return {"object": "list", "data": [render_base_model(row) for row in base_models.list_all(session)]}
+
+
+@router.delete("/base_models/{model:path}", response_model=BaseModelRemoved, summary="Remove a base model")
+def remove_base_model(model: str, session: SessionDep) -> Any:
+    """New jobs cannot use it any more. Its files and the adapters trained on it are kept."""
+    if not model:
+        raise HTTPException(404)
+    base_models.remove(session, model)
+    return {"id": model, "object": "organization.base_model.deleted", "deleted": True}
+
+
+@router.post(
+    "/base_model_registrations",
+    response_model=RegistrationBody,
+    summary="Register a base model from a directory on the server",
+    openapi_extra=examples.REGISTER_BASE_MODEL_BODY,
+)
+def register_base_model(body: JsonBodyDep, session: SessionDep, app_state: AppStateDep) -> Any:
+    """A worker with torch checks that the model can be trained, and hashes its files, which takes minutes: read the
+    registration until it has ended. A model of the same name is replaced."""
+    parsed = parse_body(RegisterBaseModel, body)
+    options = RegistrationOptions(parsed.learning_rate, parsed.license, parsed.source, parsed.revision)
+    allowed = app_state.settings.base_model_directories
+    row = base_models.register(session, allowed, parsed.name, parsed.directory, options)
+    app_state.worker_notifier.after_commit(session, "cpu")
+    return render_registration(row)
+
+
+@router.get(
+    "/base_model_registrations", response_model=RegistrationList, summary="List the registrations of base models"
+)
+def list_registrations(session: SessionDep, after: After = None, limit: Limit = 20) -> Any:
+    """Newest first."""
+    limit = min(limit, MAX_REGISTRATIONS)
+    return list_page(base_models.registration_page(session, limit + 1, after), limit, render_registration)
+
+
+@router.get(
+    "/base_model_registrations/{registration_id}",
+    response_model=RegistrationBody,
+    summary="Get the registration of a base model",
+)
+def get_registration(
+    registration_id: Annotated[str, Path(description="The id of the registration.")], session: SessionDep
+) -> Any:
+    """Its status, what the worker noted, and the reasons if the model was refused."""
+    return render_registration(base_models.get_registration(session, registration_id))

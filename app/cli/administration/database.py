@@ -1,0 +1,254 @@
+"""Administration on the database of the server. One method is one transaction, with an entry in the audit log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from app.cli.administration.records import (
+    AliasRecord,
+    AuditRecord,
+    BaseModelRecord,
+    KeyRecord,
+    NewKey,
+    ProjectRecord,
+    ProjectSettings,
+    RetentionRecord,
+    RotatedKey,
+    RotationRecord,
+    SecretRecord,
+)
+from app.cli.client.database import Database
+from app.cli.errors import NotFoundError
+from app.cli.local_stack.data_directory import write_secret
+from app.db import models
+from app.db.access import audit, usage
+from app.db.access import keys as key_rows
+from app.db.access import projects as project_rows
+from app.db.tables import ApiKey, AuditEntry, BaseModelRow, Project
+from app.db.tables.projects import LIMITS
+from app.domain.base_models.catalog import CatalogEntry
+from app.domain.base_models.registrations import option_problems
+from app.domain.retention import RetentionKind
+from app.errors import combine_errors
+from app.services import base_models, retention, secrets
+from app.services import models as model_services
+from app.services.access import keys, projects
+from app.services.retention import RuleView
+from app.system.model_registration import RegistrationOptions, check_and_hash
+
+MAX_PROJECTS = 10_000
+MAX_ROTATED = 500  # secrets in one transaction
+
+
+class DatabaseAdministration:
+    def __init__(self, database: Database, encryption_keys: Sequence[str], admin_key_file: Path) -> None:
+        """`admin_key_file` is that of the data directory, which need not exist."""
+        self._database = database
+        self._encryption_keys = encryption_keys
+        self._admin_key_file = admin_key_file
+
+    def projects(self, with_archived: bool) -> list[ProjectRecord]:
+        with self._database.transaction() as session:
+            rows = project_rows.page(session, limit=MAX_PROJECTS, with_archived=with_archived)
+            used = usage.usage_by_project(session, [row.id for row in rows])
+            return [_project(row, vars(used[row.id])) for row in rows]
+
+    def project(self, project: str) -> ProjectRecord:
+        with self._database.transaction() as session:
+            row = _find_project(session, project)
+            return _project(row, vars(usage.project_usage(session, row.id)))
+
+    def create_project(self, name: str, settings: ProjectSettings) -> ProjectRecord:
+        with self._database.transaction() as session:
+            return _project(projects.create(session, name, settings))
+
+    def change_project(self, project: str, name: str | None, settings: ProjectSettings) -> ProjectRecord:
+        with self._database.transaction() as session:
+            return _project(projects.modify(session, _find_project(session, project).id, name, settings))
+
+    def archive_project(self, project: str, cancel_jobs: bool) -> ProjectRecord:
+        with self._database.transaction() as session:
+            return _project(projects.archive(session, _find_project(session, project).id, None, cancel_jobs))
+
+    def unarchive_project(self, project: str) -> ProjectRecord:
+        with self._database.transaction() as session:
+            return _project(projects.unarchive(session, _find_project(session, project).id))
+
+    def allow_urgent(self, project: str, is_allowed: bool) -> None:
+        with self._database.transaction() as session:
+            _find_project(session, project).may_be_urgent = is_allowed
+
+    def api_keys(self) -> list[KeyRecord]:
+        with self._database.transaction() as session:
+            return [_key(key, owner) for key, owner in key_rows.list_keys(session)]
+
+    def create_key(
+        self, project: str, name: str, scopes: Sequence[str], expires_in_seconds: int | None, create_project: bool
+    ) -> NewKey:
+        with self._database.transaction() as session:
+            existing = project_rows.get(session, project) or project_rows.get_by_name(session, project)
+            owner = existing or _create_project(session, project, create_project)
+            issued = keys.create(session, owner, name, scopes, expires_in_seconds)
+            return NewKey(issued.id, issued.project, issued.secret, existing is None)
+
+    def rotate_key(self, key_id: str, overlap_seconds: int) -> RotatedKey:
+        """Also in the file of the data directory, if that has the key: `tunery up` and its commands read it."""
+        file_secret = _read(self._admin_key_file)
+        with self._database.transaction() as session:
+            in_file = key_rows.find_by_secret(session, file_secret) if file_secret else None
+            is_in_file = in_file is not None and in_file.id == key_id
+            key, secret = keys.rotate(session, None, key_id, overlap_seconds)
+            rotated = RotatedKey(key.id, secret, key.previous_expires_at)
+        if not is_in_file:
+            return rotated
+        write_secret(self._admin_key_file, f"{secret}\n")
+        return replace(rotated, replaced_file=self._admin_key_file)
+
+    def revoke_key(self, key_id: str) -> None:
+        with self._database.transaction() as session:
+            key = key_rows.get(session, key_id)
+            audit.add_object(key_id, key.project_id if key else None)
+            if not key_rows.revoke(session, key_id):
+                raise NotFoundError(f"No active key has the id {key_id!r}; see `tunery keys list`.")
+
+    def base_models(self) -> list[BaseModelRecord]:
+        with self._database.transaction() as session:
+            return [_base_model(row) for row in base_models.list_all(session)]
+
+    def register_base_model(
+        self, name: str, directory: str, options: RegistrationOptions, on_note: Callable[[str], None]
+    ) -> BaseModelRecord:
+        """On this host; a relative path is allowed."""
+        if problems := option_problems(name, options.learning_rate, options.source, options.revision):
+            raise combine_errors(problems)
+        with self._database.transaction() as session:  # before the long check, and again with the registration
+            model_services.refuse_alias_name(session, name)
+        checked = check_and_hash(Path(directory).absolute(), options, on_note)
+        with self._database.transaction() as session:
+            audit.add_object(name, None)
+            model_services.refuse_alias_name(session, name)
+            models.register(session, name, checked.directory, checked.files, checked.manifest_sha256, checked.entry)
+        return _record(name, str(checked.directory), checked.entry)
+
+    def remove_base_model(self, name: str) -> None:
+        with self._database.transaction() as session:
+            base_models.remove(session, name)
+
+    def aliases(self) -> list[AliasRecord]:
+        with self._database.transaction() as session:
+            found = model_services.list_aliases(session)
+            return [AliasRecord(alias.name, alias.base_model, is_registered) for alias, is_registered in found]
+
+    def set_alias(self, name: str, base_model: str) -> None:
+        with self._database.transaction() as session:
+            audit.add_object(name, None)
+            model_services.set_alias(session, name, base_model)
+
+    def remove_alias(self, name: str) -> None:
+        with self._database.transaction() as session:
+            audit.add_object(name, None)
+            model_services.remove_alias(session, name)
+
+    def secrets(self) -> list[SecretRecord]:
+        with self._database.transaction() as session:
+            return [SecretRecord(**vars(each)) for each in secrets.view(session, self._encryption_keys)]
+
+    def rotate_secrets(self) -> RotationRecord:
+        with self._database.transaction() as session:
+            return RotationRecord(**vars(secrets.rotate(session, self._encryption_keys, MAX_ROTATED)))
+
+    def audit_entries(
+        self, limit: int, after: str | None, project: str | None, actor_id: str | None, object_id: str | None
+    ) -> tuple[list[AuditRecord], bool]:
+        with self._database.transaction() as session:
+            after_entry = None if after is None else audit.get(session, after)
+            if after is not None and after_entry is None:
+                raise NotFoundError(f"The audit log has no entry {after!r}.")
+            rows = audit.page(
+                session,
+                limit + 1,
+                after_entry,
+                project_ids=[_find_project(session, project).id] if project else [],
+                actor_ids=[actor_id] if actor_id else [],
+                object_ids=[object_id] if object_id else [],
+            )
+            return [_audit_entry(row) for row in rows[:limit]], len(rows) > limit
+
+    def retention_rules(
+        self, project: str | None, changes: Mapping[RetentionKind, int | None], dry_run: bool
+    ) -> list[RetentionRecord]:
+        with self._database.transaction() as session:
+            project_id = _find_project(session, project).id if project is not None else None
+            if changes and project_id is not None:
+                views = (retention.preview if dry_run else retention.change)(session, project_id, changes)
+            else:
+                views = retention.view(session, project_id, dry_run)
+            return [_retention(view) for view in views]
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
+
+
+def _find_project(session: Session, project: str) -> Project:
+    """The project with this name or id. Raises NotFoundError."""
+    row = project_rows.get_by_name(session, project) or project_rows.get(session, project)
+    if row is None:
+        raise NotFoundError(f"No such project: {project!r}; see `tunery projects list`.")
+    return row
+
+
+def _create_project(session: Session, name: str, is_requested: bool) -> Project:
+    """Create the project of a key if that is requested (a typo must not create one) or this is the first key."""
+    if not is_requested and key_rows.has_usable_key(session):
+        raise NotFoundError(
+            f"No such project: {name!r}; see `tunery projects list`, or create it with `tunery projects create` or "
+            "--create-project."
+        )
+    return project_rows.ensure(session, projects.validate_name(name, "--project"))
+
+
+def _project(row: Project, used: dict[str, Any] | None = None) -> ProjectRecord:
+    limits = {limit: getattr(row, limit) for limit in LIMITS}
+    return ProjectRecord(row.id, row.name, row.archived_at, limits, row.share_weight, used)
+
+
+def _key(row: ApiKey, owner: Project) -> KeyRecord:
+    times = (row.created_at, row.last_used_at, row.expires_at, row.revoked_at)
+    return KeyRecord(row.id, owner.name, row.name, row.scopes, *times)
+
+
+def _base_model(row: BaseModelRow) -> BaseModelRecord:
+    return _record(row.name, row.directory, CatalogEntry.model_validate(row.entry))
+
+
+def _record(name: str, directory: str, entry: CatalogEntry) -> BaseModelRecord:
+    sizes = (entry.architecture, entry.parameters, entry.context_length, entry.learning_rate)
+    return BaseModelRecord(name, directory, *sizes, sorted(entry.target_modules))
+
+
+def _audit_entry(row: AuditEntry) -> AuditRecord:
+    return AuditRecord(
+        row.id,
+        row.created_at,
+        row.actor_type,
+        row.actor_id,
+        row.action,
+        row.project_id,
+        row.object_ids,
+        row.address,
+        row.request_id,
+    )
+
+
+def _retention(view: RuleView) -> RetentionRecord:
+    due = (None, None) if view.due is None else (view.due.count, view.due.size_bytes)
+    return RetentionRecord(view.project.name, view.rule.kind, view.rule.days, *due)

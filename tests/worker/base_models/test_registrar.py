@@ -1,0 +1,134 @@
+"""Registrations of base models on a worker: checks, symbolic links, lost workers."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+from sqlalchemy import func, update
+
+from app.db import base_model_registrations, models
+from app.db.engine import transaction
+from app.db.tables import BaseModelRegistration
+from app.services import base_models
+from app.settings import Settings
+from app.system import model_check, model_files
+from app.system.model_registration import RegistrationOptions
+from tests.tiny import make_tiny_base
+from worker.base_models.registrar import Registrar
+from worker.node.resources import Resources
+
+OWNER = "export.cpu0@test#1"
+
+
+@pytest.fixture
+def models_root(tmp_path: Path) -> Path:
+    return tmp_path / "models"
+
+
+@pytest.fixture
+def settings(settings: Settings, models_root: Path) -> Settings:
+    return settings.model_copy(update={"base_model_directories": (str(models_root),)})
+
+
+@pytest.fixture
+def model_directory(models_root: Path) -> Path:
+    return make_tiny_base(models_root / "tiny")
+
+
+@pytest.fixture
+def without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trainer's check takes seconds, and most tests are about something else."""
+    monkeypatch.setattr(model_check, "can_check", lambda: False)
+
+
+def register(resources: Resources, directory: Path, **options: str) -> str:
+    with transaction(resources.sessions) as session:
+        allowed = resources.settings.base_model_directories
+        return base_models.register(session, allowed, "tiny", str(directory), RegistrationOptions(**options)).id  # type: ignore[arg-type]
+
+
+def run(resources: Resources, registration_id: str) -> BaseModelRegistration:
+    assert Registrar(resources, OWNER).run_next()
+    with transaction(resources.sessions) as session:
+        return base_models.get_registration(session, registration_id)
+
+
+def test_a_model_is_checked_by_the_trainer_hashed_and_offered(resources: Resources, model_directory: Path) -> None:
+    ended = run(resources, register(resources, model_directory, source="a/b", revision="v1"))
+    assert (ended.state, ended.error_message) == ("succeeded", None)
+    assert any("can be trained" in note for note in ended.notes)
+    with transaction(resources.sessions) as session:
+        [row] = models.list_base(session)
+    assert (row.name, row.directory) == ("tiny", str(model_directory))
+    assert (row.entry["source"], row.entry["revision"]) == ("a/b", "v1")
+    assert (row.files, row.manifest_sha256) == model_files.hash_directory(model_directory)
+    assert not Registrar(resources, OWNER).run_next()
+
+
+def test_a_model_that_cannot_be_trained_fails_with_every_reason(resources: Resources, model_directory: Path) -> None:
+    weights = load_file(model_directory / "model.safetensors")
+    del weights["model.norm.weight"]
+    weights["model.layers.0.mlp.up_proj.weight"][0, 0] = math.inf
+    save_file(weights, model_directory / "model.safetensors")
+    ended = run(resources, register(resources, model_directory))
+    assert (ended.state, ended.error_code) == ("failed", "refused_model")
+    assert "missing: model.norm.weight" in (ended.error_message or "")
+    assert "not finite: model.layers.0.mlp.up_proj.weight" in (ended.error_message or "")
+    with transaction(resources.sessions) as session:
+        assert models.list_base(session) == []
+
+
+@pytest.mark.usefixtures("without_torch")
+@pytest.mark.parametrize("linked", ["directory", "file"])
+def test_a_symbolic_link_that_leads_out_of_the_allowed_directories_is_refused(
+    resources: Resources, models_root: Path, tmp_path: Path, linked: str
+) -> None:
+    outside = make_tiny_base(tmp_path / "outside")
+    if linked == "directory":
+        models_root.mkdir()
+        (models_root / "tiny").symlink_to(outside)
+    else:
+        inside = make_tiny_base(models_root / "tiny")
+        (inside / "model.safetensors").unlink()
+        (inside / "model.safetensors").symlink_to(outside / "model.safetensors")
+    ended = run(resources, register(resources, models_root / "tiny"))
+    assert (ended.state, ended.error_code) == ("failed", "directory_not_allowed")
+    assert str(outside) in (ended.error_message or "")
+
+
+@pytest.mark.usefixtures("without_torch")
+def test_a_link_within_the_allowed_directories_is_followed(
+    resources: Resources, models_root: Path, model_directory: Path
+) -> None:
+    (models_root / "latest").symlink_to(model_directory)
+    assert run(resources, register(resources, models_root / "latest")).state == "succeeded"
+
+
+@pytest.mark.usefixtures("without_torch")
+def test_a_directory_that_this_host_lacks_is_named(resources: Resources, models_root: Path) -> None:
+    ended = run(resources, register(resources, models_root / "nothing"))
+    assert (ended.state, ended.error_code) == ("failed", "refused_model")
+    assert "No such file or directory" in (ended.error_message or "")
+
+
+@pytest.mark.usefixtures("without_torch")
+def test_a_stopping_worker_queues_it_again(resources: Resources, model_directory: Path) -> None:
+    registration_id = register(resources, model_directory)
+    resources.stop.set()
+    assert run(resources, registration_id).state == "queued"
+    resources.stop.clear()
+    assert run(resources, registration_id).state == "succeeded"
+
+
+def test_a_lost_worker_is_replaced_three_times(resources: Resources, model_directory: Path) -> None:
+    registration_id = register(resources, model_directory)
+    for expected in ("queued", "queued", "failed"):
+        with transaction(resources.sessions) as session:
+            assert base_model_registrations.claim(session, OWNER, ttl_seconds=10.0)
+            session.execute(update(BaseModelRegistration).values(lease_expires_at=func.clock_timestamp()))
+            [reaped] = base_model_registrations.reap_expired(session, 0.0, 0.0, 3)
+        assert (reaped.id, reaped.state) == (registration_id, expected)
+    assert reaped.error_code == "worker_lost"

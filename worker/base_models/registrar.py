@@ -1,0 +1,130 @@
+"""Run registrations of base models: one at a time on this host, beside its exports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from sqlalchemy.orm import Session
+
+from app.db import base_model_registrations, models
+from app.db.jobs.claims import FencedError
+from app.db.tables import BaseModelRegistration
+from app.domain.base_models.catalog import RefusedModel
+from app.domain.base_models.registrations import MAX_NOTES, RegistrationErrorCode, is_inside
+from app.domain.jobs.states import Reason
+from app.log import get_logger
+from app.system.model_registration import CheckedModel, RegistrationOptions, check_and_hash
+from worker.jobs.lease import LeaseKeeper
+from worker.jobs.leased_rows import RowClaimer
+from worker.jobs.observed_attempt import observed_attempt
+from worker.jobs.sanitize import clean_text
+from worker.node.resources import Resources
+
+log = get_logger(__name__)
+
+
+class RegistrationFailed(Exception):
+    def __init__(self, code: RegistrationErrorCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = clean_text(message)
+
+
+class RegistrationInterrupted(Exception):
+    """The worker shuts down; another worker runs the registration."""
+
+
+class Registrar:
+    """Runs the registrations of one slot, one at a time."""
+
+    def __init__(self, resources: Resources, owner: str) -> None:
+        self.resources = resources
+        self.settings = resources.settings
+        self.owner = owner
+        self._claimer = RowClaimer(resources, BaseModelRegistration, owner)
+
+    def run_next(self) -> bool:
+        """Run one registration from its claim to its end; False if none is due."""
+        claimed = self._claimer.claim_next(self._claim)
+        if claimed is None:
+            return False
+        row, keeper = claimed
+        with observed_attempt("registration", keeper), keeper:
+            self._run(row, keeper)
+        return True
+
+    def _claim(self, session: Session) -> BaseModelRegistration | None:
+        return base_model_registrations.claim(session, self.owner, self.settings.lease_ttl_seconds)
+
+    def _run(self, row: BaseModelRegistration, keeper: LeaseKeeper) -> None:
+        log.info("registration started", model=row.name, directory=row.directory)
+        try:
+            self._register(row, keeper)
+            keeper.outcome = Reason.DONE
+            log.info("registration succeeded")
+        except FencedError:
+            log.info("lease lost: the registration is dropped")
+        except RegistrationInterrupted:
+            self._end(keeper, Reason.DRAINED, lambda session: base_model_registrations.requeue(session, keeper.lease))
+        except RegistrationFailed as error:
+            self._fail(keeper, error.code, error.message)
+        except Exception:
+            log.exception("the registrar failed")
+            text = "The worker had an internal error; its log has the details"
+            self._fail(keeper, RegistrationErrorCode.SERVER_ERROR, text)
+
+    def _register(self, row: BaseModelRegistration, keeper: LeaseKeeper) -> None:
+        """Raises RegistrationFailed, RegistrationInterrupted, FencedError."""
+        notes: list[str] = []
+
+        def on_note(text: str) -> None:
+            keeper.check()
+            if self.resources.stop.is_set():
+                raise RegistrationInterrupted
+            notes.append(clean_text(text))
+
+        options = RegistrationOptions(row.learning_rate, row.license, row.source, row.revision)
+        try:
+            _check_inside(Path(row.directory), self.settings.base_model_directories)
+            checked = check_and_hash(Path(row.directory), options, on_note)
+        except RefusedModel as error:
+            raise RegistrationFailed(RegistrationErrorCode.REFUSED_MODEL, str(error)) from error
+        except OSError as error:
+            text = f"{row.directory} cannot be read: {error.strerror or error}"
+            raise RegistrationFailed(RegistrationErrorCode.REFUSED_MODEL, text) from error
+        keeper.finish(lambda session: self._store(session, row, keeper, checked, notes[-MAX_NOTES:]))
+
+    def _store(
+        self, session: Session, row: BaseModelRegistration, keeper: LeaseKeeper, checked: CheckedModel, notes: list[str]
+    ) -> None:
+        if (alias := models.get_alias(session, row.name)) is not None:
+            text = f"{row.name} is an alias of {alias.base_model} by now; remove the alias first"
+            raise RegistrationFailed(RegistrationErrorCode.REFUSED_MODEL, text)
+        base_model_registrations.succeed(session, keeper.lease, str(checked.directory), notes)
+        models.register(session, row.name, checked.directory, checked.files, checked.manifest_sha256, checked.entry)
+
+    def _fail(self, keeper: LeaseKeeper, code: RegistrationErrorCode, message: str) -> None:
+        log.warning("registration failed", code=code.value, why=message)
+        self._end(keeper, code, lambda session: base_model_registrations.fail(session, keeper.lease, code, message))
+
+    def _end(self, keeper: LeaseKeeper, outcome: str, work: Callable[[Session], None]) -> None:
+        """End the attempt. After a COMMIT without an answer the retry is fenced: then the first try was committed."""
+        try:
+            keeper.finish(work)
+            keeper.outcome = outcome
+        except FencedError:
+            log.info("lease lost: the registration has ended already, or another worker has it")
+
+
+def _check_inside(directory: Path, allowed: Sequence[str]) -> None:
+    """Check where the directory and its files really are: symbolic links must not lead out of the allowed directories.
+
+    Raises RegistrationFailed, OSError.
+    """
+    roots = [str(Path(root).resolve()) for root in allowed]
+    places = [directory.resolve(strict=True), *(path.resolve(strict=True) for path in directory.iterdir())]
+    outside = [place for place in places if not any(is_inside(str(place), root) for root in roots)]
+    if outside:
+        text = f"{directory} leads to {outside[0]}, which is outside {', '.join(allowed) or 'any allowed directory'}"
+        raise RegistrationFailed(RegistrationErrorCode.DIRECTORY_NOT_ALLOWED, text)
