@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -43,6 +44,8 @@ from app.storage import StorageError
 
 MAX_PROBLEMS = 200
 MAX_MESSAGE_CHARS = 4_000  # the first problems of a huge request are enough
+# Of the disk or of what mounts it, and not of a request or of this program
+FAILING_DISK = {errno.EIO, errno.EROFS, errno.ESTALE, errno.ENXIO, errno.ENODEV}
 NON_FIELD_PARTS = ("body", "query", "path", "header", "[key]")  # parts of pydantic's locations that are no names
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
@@ -166,6 +169,12 @@ def _os_error(request: Request, error: Exception) -> Response:
     if isinstance(error, StorageError):
         text = f"The storage of files cannot be used: {error.strerror}. Nothing was changed; try again later."
         return _tunery_error(request, _with_cause((StorageFull if is_disk_full(error) else Unavailable)(text), error))
+    if error.errno in FAILING_DISK:
+        text = (
+            f"The disk of the server cannot be used: {error.strerror}. Nothing was stored; try again once the operator "
+            "has repaired it."
+        )
+        return _tunery_error(request, _with_cause(Unavailable(text), error))
     if not is_disk_full(error):
         raise error
     text = (

@@ -168,6 +168,19 @@ class TestRestore:
                 assert [job.state for job in session.query(Job)] == ["succeeded"]
             engine.dispose()
 
+    def test_of_a_backup_of_a_restored_service_gives_the_same_again(
+        self, service: Service, blank_database_url: str, target: LocalStorage, tmp_path: Path
+    ) -> None:
+        restore.restore(blank_database_url, target, service.backups, service.back_up().manifest, lambda _: None)
+        engine, again = make_engine(blank_database_url), BackupRepository(tmp_path / "again")
+        manifest = backup.back_up(blank_database_url, target, again, [], lambda _: None).manifest
+        before = contents(engine, target)
+        with engine.begin() as connection:
+            connection.execute(text("DROP SCHEMA public CASCADE; CREATE SCHEMA public"))
+        restore.restore(blank_database_url, LocalStorage(tmp_path / "last"), again, manifest, lambda _: None)
+        assert contents(engine, LocalStorage(tmp_path / "last")) == before == contents(service.engine, service.storage)
+        engine.dispose()
+
     def test_over_a_used_database_or_storage_is_refused(
         self, service: Service, blank_database_url: str, target: LocalStorage
     ) -> None:
