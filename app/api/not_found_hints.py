@@ -24,11 +24,14 @@ def hint_for(request: Request) -> str:
     segments[0] = segments[0].removeprefix(
         "v1"
     )  # the 1.x command line of OpenAI (`openai -b URL/v1`) joins the parts without a slash
-    if segments[0] in INFERENCE:
-        return "Tunery trains models and does not serve them: load the adapter into an inference server such as vLLM."
     suggested_path = "/".join(["/v1", *OLDER_NAMES.get(segments[0], (segments[0],)), *segments[1:]])
     if suggested_path != path and _route_exists(request, suggested_path):
         return f"Did you mean {suggested_path}?"
+    if segments[0] in INFERENCE:
+        return (
+            "Models answer at /v1/chat/completions and /v1/completions; for other routes, load the adapter into an "
+            "inference server such as vLLM."
+        )
     return "Please check the URL for typos."
 
 

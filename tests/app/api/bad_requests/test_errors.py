@@ -40,6 +40,7 @@ class TestEveryError:
             ("/v1/fine-tunes", "/v1/fine_tuning/jobs"),
             ("/v1/fine_tunes/ft-x/events", "/v1/fine_tuning/jobs/ft-x/events"),
             ("/v1/finetune", "/v1/fine_tuning/jobs"),
+            ("/chat/completions", "/v1/chat/completions"),
         ],
     )
     def test_of_a_url_with_a_usual_slip_names_the_one_that_is_meant(
@@ -49,9 +50,7 @@ class TestEveryError:
         assert answer.status_code == 404
         assert f"Did you mean {meant}?" in str(error_of(answer)["message"])
 
-    @pytest.mark.parametrize(
-        "path", ["/v1/chat/completions", "/v1/responses", "/chat/completions", "/openai/deployments/mine/completions"]
-    )
+    @pytest.mark.parametrize("path", ["/v1/responses", "/v1/embeddings", "/openai/deployments/mine/completions"])
     def test_of_a_url_for_inference_says_where_that_is_to_be_had(self, client: TestClient, path: str) -> None:
         answer = client.post(path, json={"model": "ft:tiny:org::1"})
         assert answer.status_code == 404
@@ -64,7 +63,7 @@ class TestEveryError:
     def test_of_a_wrong_method_names_the_right_one(self, client: TestClient) -> None:
         for url, allowed in (
             ("/v1/files", "GET, HEAD, POST"),
-            ("/v1/files/x", "GET, HEAD, DELETE"),
+            ("/v1/files/x", "GET, HEAD, POST, DELETE"),
             ("/v1/queue", "GET, HEAD"),
         ):
             answer = client.put(url)
