@@ -59,10 +59,10 @@ def test_classify_exit_returns_the_reason(exit_fields: dict[str, Any], reason: R
 
 
 @pytest.mark.parametrize("reason", list(Reason))
-def test_a_trainers_reason_counts_only_if_it_fails_the_job_or_is_a_full_disk(reason: Reason) -> None:
+def test_a_trainers_reason_counts_if_it_fails_the_job_or_is_a_full_disk_or_a_lost_gpu(reason: Reason) -> None:
     outcome = classify_exit(TrainerExit(exit_code=70, final=failed(reason)))
     fails = FINAL_STATE[reason] == JobState.FAILED and reason != Reason.WORKER_CRASH_LOOP
-    if fails or reason == Reason.STORAGE_FULL:
+    if fails or reason in (Reason.STORAGE_FULL, Reason.DEVICE_LOST):
         assert (outcome.reason, outcome.message, outcome.param) == (reason, "because", "lora.r")
     else:
         assert outcome.reason == Reason.TRAINER_CRASHED
