@@ -209,12 +209,13 @@ def fall_problem(losses: Sequence[float], expected: Sequence[float]) -> str:
     return ""
 
 
-def make_family(model_type: str, directory: Path) -> Path:
-    """Make a random model with the tokenizer of the tiny one: 8 layers of width 512."""
+def make_family(model_type: str, directory: Path, **changes: int) -> Path:
+    """Make a random model with the tokenizer of the tiny one: 8 layers of width 512, or other sizes."""
     base = make_tiny_base(directory)
     vocabulary = int(AutoConfig.from_pretrained(base).vocab_size)
     sizes = {"hidden_size": 512, "intermediate_size": 1536, "num_attention_heads": 8, "num_key_value_heads": 2}
     sizes |= {"num_hidden_layers": 8, "vocab_size": vocabulary, "max_position_embeddings": 2048}
+    sizes |= changes
     tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     head = {} if model_type in ("llama", "phi3") else {"head_dim": 64}
     config = AutoConfig.for_model(model_type, **sizes, **tokens, **head)

@@ -234,6 +234,7 @@ def trainer_spec(
             "measurements": tuple(inputs.measurements),
             "out_of_memory_kills": inputs.memory_kills,
             "memory_budget_bytes": inputs.slot_bytes,
+            "cuda_kernels": settings.cuda_kernels,
         }
     )
 

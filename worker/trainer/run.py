@@ -94,7 +94,7 @@ def _run_attempt(attempt: TrainingAttempt) -> None:
     snapshot = attempt.open_snapshot()
     plan = snapshot.plan if snapshot else _initial_plan(attempt, device)
     make_repeatable(device, plan.threads)
-    base = _load_base(attempt, device, torch_dtype(plan.compute_dtype))
+    base = _load_base(attempt, device, plan)
     renderer = load_renderer(spec.base.directory, _render_time(plan))
     run = prepare(spec.run, attempt.workdir, base, renderer, provenance_of(spec, base), emit.keepalive)
     objective = make_objective(base, run)
@@ -133,17 +133,22 @@ def _initial_plan(attempt: TrainingAttempt, device: torch.device) -> ExecutionPl
         compute_dtype=dtype_name(choose_compute_dtype(spec.quantization, device, spec.dtype_is_free)),
         threads=spec.threads or parallel.threads_per_process(choose_threads()),
         device=device_name(device),
+        cuda_kernels=spec.cuda_kernels and device.type == "cuda",
     )
     return with_fastest_dtype(spec, attempt.workdir, device, default, attempt.emit)
 
 
-def _load_base(attempt: TrainingAttempt, device: torch.device, compute_dtype: torch.dtype) -> FrozenBase:
-    spec = attempt.spec
+def _load_base(attempt: TrainingAttempt, device: torch.device, plan: ExecutionPlan) -> FrozenBase:
+    spec, compute_dtype = attempt.spec, torch_dtype(plan.compute_dtype)
     if not spec.dtype_is_free:
         warn_of_slow_dtype(compute_dtype, device, attempt.emit)
     with loading(spec):
-        base = open_base(spec.base, spec.quantization, compute_dtype, device)
+        base = open_base(spec.base, spec.quantization, compute_dtype, device, cuda_kernels=plan.cuda_kernels)
         check_base(base)
+    if base.cuda_kernels:
+        fused = ", ".join(f"{count} {kind}" for kind, count in base.fused_modules.items()) or "no modules"
+        problem = f": {base.fused_problem}" if base.fused_problem else ""
+        attempt.emit.message(f"TUNERY_CUDA_KERNELS: fused kernels for {fused}{problem}.", "warn" if problem else "info")
     if count := base.skipped_tensors:
         attempt.emit.message(f"Only text is trained: {count} tensors of images or sound are skipped.")
     if not base.packs_documents:
@@ -175,7 +180,8 @@ def prepare(
     dataset = read(spec.training_file, Reason.INVALID_TRAINING_FILE)
     validation = read(spec.validation_file, Reason.INVALID_VALIDATION_FILE) if spec.validation_file else None
     parallel.seed_own_dropout(adapter.generator, spec.seed)
-    return Run(
+    adapter.draws_masks_again = base.cuda_kernels
+    run = Run(
         spec=spec,
         schedule=make_schedule(hyperparameters, len(dataset), spec.seed),
         dataset=dataset,
@@ -185,6 +191,9 @@ def prepare(
         directory=workdir / "runs" / spec.run_id,
         provenance=provenance,
     )
+    if base.cuda_kernels:
+        run.make_ahead(pin=base.device.type == "cuda")
+    return run
 
 
 def make_objective(base: FrozenBase, run: Run) -> Objective:

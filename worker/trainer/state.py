@@ -17,6 +17,7 @@ from app.domain.jobs.spec import RunSpec
 from app.domain.planning.execution_plan import ExecutionPlan
 from worker.trainer.adapter.lora import LoraAdapter
 from worker.trainer.data.batch import PackedBatch, TokenizedDataset, pack_batches
+from worker.trainer.data.batches_ahead import BatchesAhead
 from worker.trainer.data.schedule import StepSchedule
 from worker.trainer.distributed import parallel
 from worker.trainer.objective.metrics import StepMetrics
@@ -63,6 +64,7 @@ class Run:
     # repeat it, so its next all-reduce would wait for them without end.
     gradients_are_all_reduced: bool = False
     skipped_steps: int = 0  # the last ones in a row, after an overflow in float16
+    ahead: BatchesAhead | None = None  # makes the batches of the next step while a step computes
     recent_step_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=ETA_WINDOW_STEPS))
 
     @property
@@ -109,9 +111,15 @@ class Run:
 
     def batches(self, row_tokens: int, step: int | None = None) -> Iterator[PackedBatch]:
         """Pack this process's examples of a step, by default of the next one."""
+        if step is None and self.ahead is not None:
+            return iter(self.ahead.of_step(self.step, row_tokens, self.schedule.total_steps))
         examples = self.schedule.examples_of(self.step if step is None else step)
         documents = self.dataset.documents_of(parallel.own_examples(examples, self.dataset.tokens_of))
         return pack_batches(self.dataset, documents, row_tokens, packing=self.spec.hyperparameters.packing)
+
+    def make_ahead(self, *, pin: bool) -> None:
+        """Make each step's batches while the one before computes."""
+        self.ahead = BatchesAhead(lambda step, row_tokens: self.batches(row_tokens, step), pin=pin)
 
     def lines(self) -> list[int]:
         """Return the next step's lines in the training file."""

@@ -143,16 +143,18 @@ def estimate_placement(
     loaded_bytes: int | None = None,
     max_row_tokens: int | None = None,
     counts_mapped_memory: bool = False,
+    cuda_kernels: bool = False,
 ) -> Placement:
     """The fastest plan that fits into the memory of `device`; if none fits, the one with the least memory.
 
     The trainer, which has loaded the base, passes the measured `loaded_bytes` instead of estimating them. It also
-    passes whether a limit of its process counts memory that is mapped but never touched (`counts_mapped_memory`).
+    passes whether a limit of its process counts memory that is mapped but never touched (`counts_mapped_memory`), and
+    whether it uses what waits for a measurement on CUDA (`cuda_kernels`).
     """
     candidate_row_tokens = _candidate_row_tokens(device, work.lengths.max_tokens, max_row_tokens)
     batches_by_row_tokens = {tokens: _packed_batches(spec, work, tokens) for tokens in candidate_row_tokens}
     placements = []
-    for plan in _candidates(entry, spec, candidate_row_tokens):
+    for plan in _candidates(entry, spec, candidate_row_tokens, cuda_kernels):
         batches = batches_by_row_tokens[plan.row_tokens]
         formula = estimate_memory(
             entry,
@@ -200,12 +202,14 @@ def _packed_batches(spec: JobSpec, work: Workload, row_tokens: int) -> _PackedBa
     )
 
 
-def _candidates(entry: CatalogEntry, spec: JobSpec, candidate_row_tokens: Sequence[int]) -> Iterator[ExecutionPlan]:
+def _candidates(
+    entry: CatalogEntry, spec: JobSpec, candidate_row_tokens: Sequence[int], cuda_kernels: bool
+) -> Iterator[ExecutionPlan]:
     """Every combination of batch length, cached weights and recomputation."""
     is_quantized = spec.quantization is not None
     for row_tokens in candidate_row_tokens:
         for is_cached in (True, False) if is_quantized else (False,):
-            plan = ExecutionPlan(row_tokens=row_tokens, cache_weights=is_cached)
+            plan = ExecutionPlan(row_tokens=row_tokens, cache_weights=is_cached, cuda_kernels=cuda_kernels)
             yield plan
             if not entry.can_recompute:
                 continue
@@ -213,6 +217,8 @@ def _candidates(entry: CatalogEntry, spec: JobSpec, candidate_row_tokens: Sequen
             for count in range(1, entry.decoder_layers):
                 yield plan.model_copy(update={"recompute": "layers", "recompute_layers": count})
             yield plan.model_copy(update={"recompute": "everything"})
+            if cuda_kernels:
+                yield plan.model_copy(update={"recompute": "everything", "offload": True})
 
 
 def _corrected(predicted: MemoryEstimate, correction: Correction, loaded_bytes: int | None) -> MemoryEstimate:

@@ -44,17 +44,25 @@ class ExecutionPlan(BaseModel):
     validation_row_tokens: int | None = None  # fewer than `row_tokens` after a validation ran out of memory
     prompts_at_once: int | None = None  # batch size of sample prompts; None: all, 0: none is answered
     rendered_at: str | None = None  # ISO 8601: the time that chat templates print
+    cuda_kernels: bool = (
+        False  # fused kernels, longer chunks of the loss, dropout masks drawn twice, batches made ahead
+    )
+    offload: bool = False  # with "everything": the inputs of the layers wait for the backward in host memory
     loss_scale: float = 1.0  # less after a gradient overflowed in float16; gradients are divided by it again
 
     def __str__(self) -> str:
         recompute = RECOMPUTE_TEXTS[self.recompute].format(self.recompute_layers)
         cache = ", dequantized weights cached" if self.cache_weights else ""
-        return f"packed batches of {self.row_tokens:,} tokens, {recompute}{cache}"
+        offload = ", layer inputs in host memory" if self.offload else ""
+        return f"packed batches of {self.row_tokens:,} tokens, {recompute}{cache}{offload}"
 
     @property
     def layout(self) -> dict[str, Any]:
         """The fields that determine memory and time of a step, as events and the API show them."""
-        return self.model_dump(include={"row_tokens", "recompute", "recompute_layers", "cache_weights"})
+        names = {"row_tokens", "recompute", "recompute_layers", "cache_weights"} | (
+            {"offload"} if self.offload else set()
+        )
+        return self.model_dump(include=names)
 
     @property
     def effective_validation_row_tokens(self) -> int:

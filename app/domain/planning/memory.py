@@ -23,6 +23,8 @@ PROCESS_BYTES = {"cpu": 440_000_000, "cuda": 500_000_000}  # Python, torch and t
 KERNEL_BYTES = {"cpu": 100_000_000, "cuda": 0}  # measured: 55 MB after the first batch, then what oneDNN compiles
 LOSS_BYTES = 32 << 20  # of logits in one chunk: worker/trainer/objective/linear_cross_entropy.py
 MIN_LOSS_ROWS = 128
+CUDA_LOSS_ROWS = 2048  # on CUDA with `cuda_kernels`: the head is read twice for each chunk
+OFFLOADED_LAYERS = 2  # with `offload`, so many inputs of layers are on the GPU at once
 BYTES_PER_LOGIT = 6
 OPTIMIZER_BYTES = 16  # per trained parameter: master copy, gradient and two moments in float32
 MAX_BLOCK_ATTENTION_TOKENS = 512  # tokens of a document: worker/trainer/model/block_attention.py
@@ -125,7 +127,7 @@ def estimate_memory(
         cache=cache_bytes(entry, spec.quantization) if plan.cache_weights else 0,
         activations=int(overhead * _activations(batch)),
         live_layer=int(overhead * _live_layer(batch)) + _embedding(batch),
-        loss=int(overhead * _loss(entry, row_tokens, width)) + _head(batch),
+        loss=int(overhead * _loss(batch)) + _head(batch),
         verify=int(overhead * _verification(entry, trained)),
         kernels=KERNEL_BYTES[kind],
     )
@@ -212,7 +214,7 @@ def kept_bytes_per_token(batch: _LargestBatch, elementwise: bool) -> int:
         others = int(counted * width / 2)
     if elementwise:
         others += trained_norm_bytes_per_token(entry, batch.lora, width)
-    return _attention_bytes(batch) + others + adapter_bytes_per_token(entry, batch.lora, width)
+    return _attention_bytes(batch) + others + adapter_bytes_per_token(entry, batch.lora, width, batch.plan.cuda_kernels)
 
 
 def trained_norm_bytes_per_token(entry: CatalogEntry, lora: LoraSpec, width: int) -> int:
@@ -220,10 +222,11 @@ def trained_norm_bytes_per_token(entry: CatalogEntry, lora: LoraSpec, width: int
     return 2 * width * entry.hidden_size if set(fully_trained_modules(entry, lora)) - IGNORED_LAYERS else 0
 
 
-def adapter_bytes_per_token(entry: CatalogEntry, lora: LoraSpec, width: int) -> int:
+def adapter_bytes_per_token(entry: CatalogEntry, lora: LoraSpec, width: int, draws_masks_again: bool = False) -> int:
     """Bytes per token that the adapter of one layer saves: A x, dropout masks, and with DoRA W x and B A x."""
     magnitudes = 2 * _outputs(entry, lora) if lora.use_dora else 0
-    masks = sum(entry.target_modules[name][1] for name in lora.target_modules) if lora.dropout else 0
+    has_masks = lora.dropout and (lora.use_dora or not draws_masks_again)
+    masks = sum(entry.target_modules[name][1] for name in lora.target_modules) if has_masks else 0
     return int(width * ranks_of_layer(entry, lora)) + width * magnitudes + masks
 
 
@@ -256,9 +259,8 @@ def _activations(batch: _LargestBatch) -> int:
     saved = kept_bytes_per_token(batch, elementwise=batch.plan.recompute != "nothing")
     ends = (4 + 3 * batch.width) * entry.hidden_size
     factors = adapter_parameters(entry, batch.lora) * batch.width * (layers - recomputed) // max(1, layers)
-    return (
-        batch.tokens * (recomputed * batch.width * entry.hidden_size + (layers - recomputed) * saved + ends) + factors
-    )
+    kept = min(recomputed, OFFLOADED_LAYERS) if batch.plan.offload else recomputed
+    return batch.tokens * (kept * batch.width * entry.hidden_size + (layers - recomputed) * saved + ends) + factors
 
 
 def _live_layer(batch: _LargestBatch) -> int:
@@ -274,11 +276,11 @@ def _live_layer(batch: _LargestBatch) -> int:
     return batch.tokens * per_token + weight
 
 
-def _loss(entry: CatalogEntry, row_tokens: int, width: int) -> int:
+def _loss(batch: _LargestBatch) -> int:
     """One chunk of logits in the compute dtype and in float32; the labelled hidden states and their gradient."""
-    vocabulary = entry.vocab_size
-    rows = min(row_tokens, max(MIN_LOSS_ROWS, LOSS_BYTES // (BYTES_PER_LOGIT * vocabulary)))
-    return rows * vocabulary * (4 + width) + 2 * row_tokens * width * entry.hidden_size
+    vocabulary, min_rows = batch.entry.vocab_size, CUDA_LOSS_ROWS if batch.plan.cuda_kernels else MIN_LOSS_ROWS
+    rows = min(batch.tokens, max(min_rows, LOSS_BYTES // (BYTES_PER_LOGIT * vocabulary)))
+    return rows * vocabulary * (4 + batch.width) + 2 * batch.tokens * batch.width * batch.entry.hidden_size
 
 
 def _embedding(batch: _LargestBatch) -> int:

@@ -48,6 +48,7 @@ class LoraAdapter:
     generator: torch.Generator  # only for dropout masks
     layers: dict[str, LoraWeights]
     module_masters: dict[str, torch.nn.Parameter] = field(default_factory=dict)  # float32, by names in the base
+    draws_masks_again: bool = False  # in the backward, from the generator's state, instead of keeping a byte per input
 
     def parameters(self) -> list[torch.nn.Parameter]:
         return list(self.named_parameters().values())
@@ -109,7 +110,8 @@ def frozen_linear(x_T_K: torch.Tensor, base: FrozenLinear) -> torch.Tensor:
 
 def lora_linear(x_T_K: torch.Tensor, base: FrozenLinear, weights: LoraWeights, adapter: LoraAdapter) -> torch.Tensor:
     """Return x W^T + bias + scale * (drop(x) A^T) B^T; dropout applies only if gradients are enabled."""
-    dropout = _Dropout(adapter.dropout if torch.is_grad_enabled() else 0.0, adapter.generator)
+    rate = adapter.dropout if torch.is_grad_enabled() else 0.0
+    dropout = _Dropout(rate, adapter.generator, adapter.draws_masks_again)
     y_T_D: torch.Tensor = _LoraLinear.apply(x_T_K, base, dropout, weights.scale, weights.A_R_K, weights.B_D_R)  # type: ignore[no-untyped-call]
     return y_T_D
 
@@ -142,9 +144,12 @@ class _LoraLinear(torch.autograd.Function):
     ) -> torch.Tensor:
         A_R_K, B_D_R = A_R_K.to(x_T_K.dtype), B_D_R.to(x_T_K.dtype)
         y_T_D = F.linear(x_T_K, base.weight_in(x_T_K.dtype), base.bias_in(x_T_K.dtype))
+        ctx.dropout, ctx.state = dropout, dropout.state()
         dropped_T_K, keep_T_K = drop(x_T_K, dropout.rate, dropout.generator)
         u_T_R = dropped_T_K @ A_R_K.t()
         y_T_D.addmm_(u_T_R, B_D_R.t(), alpha=scale)
+        if ctx.state is not None:
+            keep_T_K = keep_T_K.new_empty(0)
         ctx.base, ctx.scale, ctx.rate = base, scale, dropout.rate
         ctx.save_for_backward(x_T_K, A_R_K, B_D_R, u_T_R, keep_T_K)
         return y_T_D
@@ -152,6 +157,8 @@ class _LoraLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy_T_D: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x_T_K, A_R_K, B_D_R, u_T_R, keep_T_K = ctx.saved_tensors
+        if ctx.state is not None:
+            keep_T_K = ctx.dropout.mask_of(ctx.state, x_T_K)
         dx_T_K = dy_T_D @ ctx.base.weight_in(dy_T_D.dtype) if ctx.needs_input_grad[0] else None
         du_T_R = (dy_T_D @ B_D_R).mul_(ctx.scale)
         dA_R_K = _sum_of_products(du_T_R, _apply_mask(x_T_K, keep_T_K, ctx.rate))
@@ -176,14 +183,31 @@ def _sum_of_products(left_T_M: torch.Tensor, right_T_N: torch.Tensor, scale: flo
 class _Dropout:
     rate: float
     generator: torch.Generator
+    draws_masks_again: bool = False
+
+    def state(self) -> torch.Tensor | None:
+        """Return what the backward needs to draw the next mask again; None if it keeps the mask, or has none."""
+        return self.generator.get_state() if self.rate and self.draws_masks_again else None
+
+    def mask_of(self, state: torch.Tensor, x_T_K: torch.Tensor) -> torch.Tensor:
+        """Draw the mask again that `drop` drew in this state. The generator's own state stays."""
+        current = self.generator.get_state()
+        self.generator.set_state(state)
+        keep_T_K = _draw_mask(x_T_K, self.rate, self.generator)
+        self.generator.set_state(current)
+        return keep_T_K
 
 
 def drop(x_T_K: torch.Tensor, rate: float, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """Apply dropout to LoRA's input, as PEFT does; return it and the mask. Without dropout the mask is empty."""
     if not rate:
         return x_T_K, x_T_K.new_empty(0, dtype=torch.bool)
-    keep_T_K = torch.empty_like(x_T_K, dtype=torch.bool).bernoulli_(1 - rate, generator=generator)
+    keep_T_K = _draw_mask(x_T_K, rate, generator)
     return _apply_mask(x_T_K, keep_T_K, rate), keep_T_K
+
+
+def _draw_mask(x_T_K: torch.Tensor, rate: float, generator: torch.Generator) -> torch.Tensor:
+    return torch.empty_like(x_T_K, dtype=torch.bool).bernoulli_(1 - rate, generator=generator)
 
 
 def _apply_mask(x_T_K: torch.Tensor, keep_T_K: torch.Tensor, rate: float) -> torch.Tensor:

@@ -136,7 +136,7 @@ class OutOfMemoryPolicy:
 
     def _apply(self) -> None:
         """Set recomputation and cached weights as planned; cache no weights if they do not fit."""
-        self._recomputation.set(self.plan.recompute, self.plan.recompute_layers)
+        self._recomputation.set(self.plan.recompute, self.plan.recompute_layers, offload=self.plan.offload)
         with SuppressOutOfMemory():
             self._base.cache_weights(self.plan.cache_weights)
             return
@@ -172,6 +172,7 @@ def smallest_plan(plans: Sequence[ExecutionPlan]) -> ExecutionPlan:
             "recompute": recompute,
             "recompute_layers": max(plan.recompute_layers for plan in plans) if recompute == "layers" else 0,
             "cache_weights": all(plan.cache_weights for plan in plans),
+            "offload": any(plan.offload for plan in plans),
         }
     )
 
@@ -207,6 +208,8 @@ def _plans_with_less_memory(
         is_partial = recomputed < layers
         recompute: Recompute = "layers" if is_partial else "everything"
         yield plan.model_copy(update={"recompute": recompute, "recompute_layers": recomputed if is_partial else 0})
+    elif plan.cuda_kernels and layers and not plan.offload:
+        yield plan.model_copy(update={"offload": True})
 
 
 def reduce_validation(dataset: TokenizedDataset, plan: ExecutionPlan) -> Reduction:

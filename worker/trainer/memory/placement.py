@@ -62,7 +62,15 @@ def place(
     if activation_bytes and not entry.activation_bytes:
         entry = entry.model_copy(update={"activation_bytes": dict(activation_bytes)})
     return estimate.estimate_placement(
-        entry, job, work, device, spec.measurements, loaded, max_row_tokens, memory.counts_mapped_memory
+        entry,
+        job,
+        work,
+        device,
+        spec.measurements,
+        loaded,
+        max_row_tokens,
+        memory.counts_mapped_memory,
+        base.cuda_kernels,
     )
 
 
@@ -79,7 +87,7 @@ def count_missing(
     width, lora = base.compute_dtype.itemsize, job_spec_of(spec, run.spec).layer_lora
     if is_plain(lora):
         return {mode: 2 / width * count for mode, count in count_without_adapter(base, recomputation).items()}
-    adapter_bytes = dict.fromkeys(RECOMPUTE_TEXTS, adapter_bytes_per_token(entry, lora, width))
+    adapter_bytes = dict.fromkeys(RECOMPUTE_TEXTS, adapter_bytes_per_token(entry, lora, width, base.cuda_kernels))
     adapter_bytes["elementwise"] += trained_norm_bytes_per_token(entry, lora, width)
     counts = count_activations(base, run.adapter, recomputation)
     return {mode: 2 / width * max(0.0, count - adapter_bytes[mode]) for mode, count in counts.items()}

@@ -45,8 +45,9 @@ from worker.trainer.model.frozen_linear import (
     freeze,
     stored_bytes,
 )
+from worker.trainer.model.fused_modules import use_fused_modules
 from worker.trainer.model.memory_efficient_modules import use_memory_efficient_modules
-from worker.trainer.objective.linear_cross_entropy import UNSCALED, LogitScaling
+from worker.trainer.objective.linear_cross_entropy import CUDA_CHUNK_TOKENS, UNSCALED, LogitScaling
 from worker.trainer.runtime.device import dtype_name
 from worker.trainer.runtime.failures import Failure
 
@@ -67,6 +68,9 @@ class FrozenBase:
     experts: dict[str, ExpertWeights] = field(default_factory=dict)  # by the full name of the stacked parameter
     adaptable: frozenset[str] = frozenset()  # full names of the layers that an adapter in PEFT's format can name
     logit_scaling: LogitScaling = UNSCALED
+    cuda_kernels: bool = False  # fused modules, and what else is off until it is measured on CUDA
+    fused_modules: dict[str, int] = field(default_factory=dict)  # replaced modules by kind
+    fused_problem: str = ""  # why there are none
     packs_documents: bool = True  # False: each document runs alone, as its layers carry state over a batch
     skipped_tensors: int = 0  # of other modalities, in the files
     source: str | None = None  # the id on a hub
@@ -75,6 +79,10 @@ class FrozenBase:
     @property
     def adaptable_layers(self) -> dict[str, AdaptedLinear]:
         return {name: layer for name, layer in self.layers.items() if name in self.adaptable}
+
+    @property
+    def min_loss_chunk_tokens(self) -> int | None:
+        return CUDA_CHUNK_TOKENS if self.cuda_kernels else None
 
     @property
     def decoder(self) -> Any:
@@ -135,11 +143,16 @@ class FrozenBase:
 
 
 def open_base(
-    spec: BaseSpec, quantization: QuantizationSpec | None, compute_dtype: torch.dtype, device: torch.device
+    spec: BaseSpec,
+    quantization: QuantizationSpec | None,
+    compute_dtype: torch.dtype,
+    device: torch.device,
+    *,
+    cuda_kernels: bool = False,
 ) -> FrozenBase:
     """Check the directory against its registration, then load it. Raises Failure(MODEL_UNAVAILABLE)."""
     _check_files(spec)
-    base = load_base(spec.name, spec.directory, quantization, compute_dtype, device)
+    base = load_base(spec.name, spec.directory, quantization, compute_dtype, device, cuda_kernels=cuda_kernels)
     base.source, base.revision = spec.source, spec.revision
     return base
 
@@ -150,6 +163,8 @@ def load_base(
     quantization: QuantizationSpec | None,
     compute_dtype: torch.dtype,
     device: torch.device,
+    *,
+    cuda_kernels: bool = False,
 ) -> FrozenBase:
     """Load a causal language model with frozen linear layers and no adapter. Raises Failure(MODEL_UNAVAILABLE)."""
     try:
@@ -172,6 +187,7 @@ def load_base(
     model.eval().requires_grad_(False)  # disables the dropout of the base model; the adapter's is separate
     layers = _adapt(model, loader.linears, loader.switch)
     use_memory_efficient_modules(model, compute_dtype)
+    fused, fused_problem = use_fused_modules(model, compute_dtype) if cuda_kernels else ({}, "")
     return FrozenBase(
         name,
         directory,
@@ -185,6 +201,9 @@ def load_base(
         logit_scaling=logit_scaling(config.get_text_config()),
         skipped_tensors=tensors.skipped,
         quantization=quantization,
+        cuda_kernels=cuda_kernels,
+        fused_modules=fused,
+        fused_problem=fused_problem,
     )
 
 

@@ -11,6 +11,7 @@ Letters: T tokens, K the width, F the inner width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,22 +35,29 @@ class RMSNorm(torch.nn.Module):
         return y
 
 
-class GatedMLP(torch.nn.Module):
-    """down(silu(gate(x)) * up(x)) (arXiv 2002.05202)."""
-
-    def __init__(self, gate_proj: torch.nn.Module, up_proj: torch.nn.Module, down_proj: torch.nn.Module) -> None:
-        super().__init__()
-        self.gate_proj, self.up_proj, self.down_proj = gate_proj, up_proj, down_proj
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
-        return out
-
-
 def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """silu(gate) * up, each T x F."""
     inner: torch.Tensor = _SwiGLU.apply(gate, up)  # type: ignore[no-untyped-call]
     return inner
+
+
+class GatedMLP(torch.nn.Module):
+    """down(silu(gate(x)) * up(x)), or with another product of gate and up (arXiv 2002.05202)."""
+
+    def __init__(
+        self,
+        gate_proj: torch.nn.Module,
+        up_proj: torch.nn.Module,
+        down_proj: torch.nn.Module,
+        product: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = swiglu,  # keeps only its inputs
+    ) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = gate_proj, up_proj, down_proj
+        self.product = product
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.down_proj(self.product(self.gate_proj(x), self.up_proj(x)))
+        return out
 
 
 @torch.no_grad()
@@ -57,27 +65,42 @@ def use_memory_efficient_modules(model: Any, dtype: torch.dtype) -> None:
     """Replace norms and gated MLPs of `model`, which computes in `dtype`, if the replacement has equal outputs."""
     for name, module in list(model.named_modules()):
         replacement = _replacement(module)
-        if replacement is not None and _is_equal(module, replacement, dtype):
+        if replacement is not None and is_equal(module, replacement, dtype, TOLERANCE):
             model.set_submodule(name, replacement)
 
 
-def _replacement(module: torch.nn.Module) -> torch.nn.Module | None:
-    epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+def norm_parameters(module: torch.nn.Module) -> tuple[torch.nn.Parameter, float] | None:
+    """Return weight and epsilon of an RMS norm; None for another module."""
+    names = ("variance_epsilon", "eps", "epsilon")
+    epsilon = next((getattr(module, name) for name in names if hasattr(module, name)), None)
     weight = getattr(module, "weight", None)
     if type(module).__name__.endswith("RMSNorm") and epsilon is not None and weight is not None and weight.ndim == 1:
-        return RMSNorm(weight, epsilon)
-    if sorted(name for name, _ in module.named_children() if name != "act_fn") == sorted(GATED_MLP_LAYERS):
-        return GatedMLP(*(getattr(module, name) for name in GATED_MLP_LAYERS))
+        return weight, epsilon
     return None
 
 
-def _is_equal(module: torch.nn.Module, replacement: Any, dtype: torch.dtype) -> bool:
+def gated_layers(module: torch.nn.Module) -> list[torch.nn.Module] | None:
+    """Return gate, up and down of a gated MLP; None for another module."""
+    if sorted(name for name, _ in module.named_children() if name != "act_fn") == sorted(GATED_MLP_LAYERS):
+        return [getattr(module, name) for name in GATED_MLP_LAYERS]
+    return None
+
+
+def _replacement(module: torch.nn.Module) -> torch.nn.Module | None:
+    if parameters := norm_parameters(module):
+        return RMSNorm(*parameters)
+    layers = gated_layers(module)
+    return GatedMLP(*layers) if layers else None
+
+
+def is_equal(module: torch.nn.Module, replacement: Any, dtype: torch.dtype, tolerance: float) -> bool:
+    """Return whether both have the same output on random tokens; `tolerance` is relative to the largest value."""
     is_norm = isinstance(replacement, RMSNorm)
     weight = replacement.weight if is_norm else replacement.gate_proj.base.weight
     width = weight.shape[0] if is_norm else replacement.gate_proj.base.in_features
     x_T_K = torch.randn(COMPARED_TOKENS, width, generator=torch.Generator().manual_seed(0)).to(weight.device, dtype)
     expected = module(x_T_K).float()
-    return bool((replacement(x_T_K).float() - expected).abs().max() <= TOLERANCE * expected.abs().max())
+    return bool((replacement(x_T_K).float() - expected).abs().max() <= tolerance * expected.abs().max())
 
 
 class _RMSNorm(torch.autograd.Function):

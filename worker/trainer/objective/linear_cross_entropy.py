@@ -19,6 +19,7 @@ import torch
 
 CHUNK_BYTES = 32 << 20  # of logits: 128 tokens at V = 49,152, so that most of a chunk fits into the cache
 MIN_CHUNK_TOKENS = 128
+CUDA_CHUNK_TOKENS = 2048  # a chunk reads the head twice: with 128 tokens on an H100 that takes longer than the products
 BYTES_PER_LOGIT = 6  # the product's output in 16 bits, and its float32 copy
 
 
@@ -52,6 +53,7 @@ def linear_cross_entropy(
     targets_N: torch.Tensor,
     weights_N: torch.Tensor | None = None,
     scaling: LogitScaling = UNSCALED,
+    min_chunk_tokens: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the sum of the losses (a float32 scalar with a gradient), losses_N (float32, nats), is_correct_N (bool).
 
@@ -61,7 +63,7 @@ def linear_cross_entropy(
     if not torch.is_grad_enabled():  # `needs_input_grad` is true for a trained head even then: V x D unused numbers
         hidden_N_D, head_V_D = hidden_N_D.detach(), head_V_D.detach()
     total, losses_N, is_correct_N = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden_N_D, head_V_D, targets_N, weights_N, scaling
+        hidden_N_D, head_V_D, targets_N, weights_N, scaling, min_chunk_tokens
     )
     return total, losses_N, is_correct_N
 
@@ -75,9 +77,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         targets_N: torch.Tensor,
         weights_N: torch.Tensor | None,
         scaling: LogitScaling,
+        min_chunk_tokens: int | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         needs_gradient = any(ctx.needs_input_grad[:2])
-        chunk_tokens = max(MIN_CHUNK_TOKENS, CHUNK_BYTES // (BYTES_PER_LOGIT * head_V_D.shape[0]))
+        chunk_tokens = max(min_chunk_tokens or MIN_CHUNK_TOKENS, CHUNK_BYTES // (BYTES_PER_LOGIT * head_V_D.shape[0]))
         ctx.head_gradient_V_D = torch.zeros_like(head_V_D) if ctx.needs_input_grad[1] else None
         head_V_D = head_V_D.to(hidden_N_D.dtype)
         chunks = (torch.split(tensor, chunk_tokens) for tensor in (hidden_N_D, targets_N))
@@ -96,7 +99,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         (gradient_N_D,) = ctx.saved_tensors
         head_gradient_V_D = None if ctx.head_gradient_V_D is None else ctx.head_gradient_V_D.mul_(scale)
         ctx.head_gradient_V_D = None  # the returned tensor becomes .grad; a reference here would outlive the batch
-        return gradient_N_D * scale.to(gradient_N_D.dtype), head_gradient_V_D, None, None, None
+        return gradient_N_D * scale.to(gradient_N_D.dtype), head_gradient_V_D, None, None, None, None
 
 
 def _chunk(

@@ -41,9 +41,7 @@ class SupervisedObjective:
     def forward_backward(self, batch: PackedBatch, loss_scale: float = 1.0) -> BatchSums:
         hidden_N_D = _hidden_states(self.base, batch, self._adapter)  # W x + scale * B A x in every adapted layer
         head_V_D = self.base.head_with(self._adapter)
-        loss_sum, losses_N, is_correct_N = linear_cross_entropy(
-            hidden_N_D, head_V_D, batch.targets_N, scaling=self.base.logit_scaling
-        )
+        loss_sum, losses_N, is_correct_N = _cross_entropy(self.base, hidden_N_D, head_V_D, batch)
         (loss_sum * loss_scale).backward()  # type: ignore[no-untyped-call]
         return BatchSums.of_tokens(batch, losses_N, is_correct_N)
 
@@ -71,13 +69,9 @@ class DpoObjective:
         hidden_N_D = _hidden_states(self.base, batch, self._adapter)
         head_V_D = self.base.head_with(self._adapter)
         with torch.no_grad():  # the weight of a token depends on the losses of its whole pair
-            losses_N = linear_cross_entropy(
-                hidden_N_D.detach(), head_V_D, batch.targets_N, scaling=self.base.logit_scaling
-            )[1]
+            losses_N = _cross_entropy(self.base, hidden_N_D.detach(), head_V_D, batch)[1]
         pairs = dpo_loss(_pairs_of(batch), self._beta, losses_N, reference_N)
-        loss_sum, _, is_correct_N = linear_cross_entropy(
-            hidden_N_D, head_V_D, batch.targets_N, pairs.weights_N, self.base.logit_scaling
-        )
+        loss_sum, _, is_correct_N = _cross_entropy(self.base, hidden_N_D, head_V_D, batch, pairs.weights_N)
         (loss_sum * loss_scale).backward()  # type: ignore[no-untyped-call]
         return BatchSums.of_pairs(batch, pairs, is_correct_N)
 
@@ -103,7 +97,20 @@ def _token_losses(
     """Return losses_N and is_correct_N of the model with `adapter`; None is the base model."""
     hidden_N_D = _hidden_states(base, batch, adapter)
     head_V_D = base.head_with(adapter)
-    return linear_cross_entropy(hidden_N_D, head_V_D, batch.targets_N, scaling=base.logit_scaling)[1:]
+    return _cross_entropy(base, hidden_N_D, head_V_D, batch)[1:]
+
+
+def _cross_entropy(
+    base: FrozenBase,
+    hidden_N_D: torch.Tensor,
+    head_V_D: torch.Tensor,
+    batch: PackedBatch,
+    weights_N: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the sum of the losses, losses_N and is_correct_N (linear_cross_entropy.py)."""
+    return linear_cross_entropy(
+        hidden_N_D, head_V_D, batch.targets_N, weights_N, base.logit_scaling, base.min_loss_chunk_tokens
+    )
 
 
 def _pairs_of(batch: PackedBatch) -> Pairs:

@@ -218,6 +218,33 @@ class TestEstimatePlacement:
         assert not estimate_placement(LLAMA_8B, spec(quantization=None), work(job), can).plan.cache_weights
 
 
+class TestCudaKernels:
+    def test_longer_chunks_of_the_loss_take_memory_and_masks_take_none(self) -> None:
+        job = spec(lora={"r": 16, "alpha": 32, "target_modules": sorted(LINEAR), "dropout": 0.1})
+        plain, kernels = (
+            estimate_memory(LLAMA_8B, job, ExecutionPlan(row_tokens=8192, cuda_kernels=each), "cuda", 8192)
+            for each in (False, True)
+        )
+        assert plain.loss < 0.25e9 < 1.5e9 < kernels.loss < 2e9
+        inputs = sum(columns for _, columns in LINEAR.values())
+        assert plain.activations - kernels.activations == pytest.approx(1.04 * 32 * 8192 * inputs, rel=1e-3)
+
+    def test_a_long_document_fits_with_the_inputs_of_the_layers_in_host_memory(self) -> None:
+        job, small = spec(), replace(L4, memory_bytes=16 << 30)
+        job = job.model_copy(
+            update={"hyperparameters": job.hyperparameters.model_copy(update={"context_length": 16_384})}
+        )
+        long = work(job, 16_384, 64)
+        assert not estimate_placement(LLAMA_8B, job, long, small).fits
+        placement = estimate_placement(LLAMA_8B, job, long, small, cuda_kernels=True)
+        assert placement.fits, placement.message
+        assert (placement.plan.recompute, placement.plan.offload) == ("everything", True)
+
+    def test_with_enough_memory_nothing_is_offloaded(self) -> None:
+        job = spec()
+        assert not estimate_placement(LLAMA_8B, job, work(job), H100, cuda_kernels=True).plan.offload
+
+
 class TestCorrection:
     def measured(self, **changes: object) -> Measurement:
         plain = {"recompute": "nothing", "cache_weights": True, "loaded_ratio": 1.1, "working_ratio": 0.9}

@@ -72,10 +72,12 @@ class TestAdaptedLinear:
         with adapted._switch.on(adapter):
             assert torch.equal(adapted(x()), F.linear(x(), adapted.base.weight))
 
+    @pytest.mark.parametrize("draws_masks_again", [False, True])
     @pytest.mark.parametrize("dropout", [0.0, 0.3])
-    def test_gradients_equal_those_of_autograd(self, dropout: float) -> None:
+    def test_gradients_equal_those_of_autograd(self, dropout: float, draws_masks_again: bool) -> None:
         adapted = layer(QuantizationSpec(compute_dtype="float32"))
         adapter = adapt(adapted, lora(dropout=dropout))
+        adapter.draws_masks_again = draws_masks_again
         A, B = adapter.parameters()
         mine, theirs = x().requires_grad_(), x().requires_grad_()
         keep = torch.empty(T, K, dtype=torch.bool).bernoulli_(1 - dropout, generator=torch.Generator().manual_seed(1))
@@ -88,6 +90,26 @@ class TestAdaptedLinear:
         (theirs @ W.t() + adapter.layers["model.q_proj"].scale * (dropped @ A.t() @ B.t())).square().sum().backward()
         for one, other in zip(got, [theirs.grad, A.grad, B.grad], strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+    def test_a_mask_that_is_drawn_again_is_not_kept_and_leaves_the_generator_as_it_was(self) -> None:
+        adapted = layer()
+        adapter = adapt(adapted, lora(dropout=0.3))
+        states, kept_masks = [], []
+
+        def keep(saved: torch.Tensor) -> torch.Tensor:
+            if saved.dtype == torch.bool and saved.numel():
+                kept_masks.append(adapter.draws_masks_again)
+            return saved
+
+        for adapter.draws_masks_again in (False, True):
+            adapter.generator.manual_seed(1)
+            with adapted._switch.on(adapter), torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
+                both = adapted(x().requires_grad_()) + adapted(x().requires_grad_())
+            states.append(adapter.generator.get_state())
+            both.sum().backward()
+            assert torch.equal(adapter.generator.get_state(), states[-1])
+        assert torch.equal(*states)
+        assert kept_masks == [False, False]
 
     def test_in_float16_a_gradient_above_its_largest_number_is_finite(self) -> None:
         """One channel of 150 and 8,192 gradients of 0.1: the sum over tokens is 122,880 times a factor of B."""

@@ -45,9 +45,11 @@ class Bench:
     def parameters(self) -> list[torch.nn.Parameter]:
         return self.run.parameters
 
-    def step(self, mode: Recompute, count: int = 0) -> tuple[float, list[torch.Tensor], torch.Tensor, int]:
+    def step(
+        self, mode: Recompute, count: int = 0, *, offload: bool = False
+    ) -> tuple[float, list[torch.Tensor], torch.Tensor, int]:
         """Return (loss, gradients, state of the generator afterwards, bytes kept between forward and backward)."""
-        self.recomputation.set(mode, count)
+        self.recomputation.set(mode, count, offload=offload)
         self.run.adapter.generator.set_state(self.state)
         self.run.optimizer.zero_grad()
         kept: weakref.WeakSet[Kept] = weakref.WeakSet()
@@ -112,6 +114,24 @@ def test_each_mode_keeps_less_than_the_one_before(tiny: Path, examples: Path, tm
     assert len(set(kept)) == 4
 
 
+def test_offloaded_inputs_of_layers_give_equal_gradients(
+    tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied: list[torch.Size] = []
+    host_copy = activation_checkpointing._host_copy
+    monkeypatch.setattr(
+        activation_checkpointing, "_host_copy", lambda hidden: (copied.append(hidden.shape), host_copy(hidden))[1]
+    )
+    bench = Bench(tiny, examples, tmp_path, "bfloat16")
+    loss, gradients, state, _ = bench.step("everything")
+    assert copied == []
+    offloaded = bench.step("everything", offload=True)
+    assert len(copied) == len(bench.recomputation.layers)
+    assert offloaded[0] == loss
+    assert all(torch.equal(one, other) for one, other in zip(offloaded[1], gradients, strict=True))
+    assert torch.equal(offloaded[2], state)
+
+
 def test_without_gradients_nothing_is_wrapped(tiny: Path, examples: Path, tmp_path: Path) -> None:
     bench = Bench(tiny, examples, tmp_path, "float32")
     batch, adapter = next(bench.run.batches(4096)), bench.run.adapter
@@ -130,7 +150,8 @@ def test_a_gated_product_is_recomputed_once_and_not_for_its_own_gradient(
         made.append(gate.shape)
         return swiglu(gate, up)
 
-    monkeypatch.setattr(activation_checkpointing, "swiglu", counted)
     bench = Bench(tiny, examples, tmp_path, "float32")
+    for layer in bench.recomputation.layers:
+        monkeypatch.setattr(layer.mlp, "product", counted)
     bench.step("elementwise")
     assert len(made) == 2 * len(bench.recomputation.layers)

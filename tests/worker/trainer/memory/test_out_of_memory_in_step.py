@@ -297,6 +297,14 @@ class TestReducePlan:
         ]
         assert plans[-1] == ExecutionPlan(row_tokens=300, recompute="everything")
 
+    def test_with_cuda_kernels_the_inputs_of_the_layers_leave_the_gpu_last(self) -> None:
+        plans = self.plans_below(ExecutionPlan(row_tokens=300, recompute="everything", cuda_kernels=True))
+        assert [str(plan) for plan in plans] == [
+            "packed batches of 300 tokens, every layer recomputed, layer inputs in host memory"
+        ]
+        assert plans[0].layout["offload"]
+        assert self.plans_below(ExecutionPlan(row_tokens=300, recompute="everything")) == []
+
     def test_recomputation_grows_by_a_quarter_of_the_layers(self) -> None:
         plans = self.plans_below(ExecutionPlan(row_tokens=300, recompute="layers", recompute_layers=3), "cpu")
         assert [plan.recompute_layers for plan in plans] == [11, 19, 27, 0]

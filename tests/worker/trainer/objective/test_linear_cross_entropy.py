@@ -59,6 +59,20 @@ class TestLinearCrossEntropy:
         for one, other in zip(in_one_chunk, linear_cross_entropy(hidden, head, targets), strict=True):
             torch.testing.assert_close(one, other)
 
+    @pytest.mark.parametrize(("min_chunk_tokens", "chunks"), [(None, 2), (module.CUDA_CHUNK_TOKENS, 1)])
+    def test_a_caller_may_ask_for_longer_chunks(
+        self, monkeypatch: pytest.MonkeyPatch, min_chunk_tokens: int | None, chunks: int
+    ) -> None:
+        hidden, head, targets = inputs()
+        hidden, targets = hidden.detach().repeat(3, 1)[:200], targets.repeat(3)[:200]
+        monkeypatch.setattr(module, "CHUNK_BYTES", 0)
+        made: list[int] = []
+        chunk = module._chunk
+        monkeypatch.setattr(module, "_chunk", lambda part, *rest: (made.append(len(part)), chunk(part, *rest))[1])
+        total, *_ = linear_cross_entropy(hidden, head, targets, min_chunk_tokens=min_chunk_tokens)
+        assert (len(made), sum(made)) == (chunks, len(targets))
+        torch.testing.assert_close(total, F.cross_entropy(hidden @ head.t(), targets, reduction="sum"))
+
     @pytest.mark.parametrize("chunk_tokens", [16, 128])
     def test_weights_multiply_the_sum_and_its_gradient_but_not_the_token_losses(
         self, monkeypatch: pytest.MonkeyPatch, chunk_tokens: int

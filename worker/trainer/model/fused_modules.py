@@ -1,0 +1,125 @@
+"""Fused kernels of Liger Kernel (arXiv 2410.10989, an optional extra) on CUDA: norms, gated MLPs, rotary embeddings.
+
+Each takes the place of several element-wise passes over the hidden states. They change the order of roundings, so a
+module is replaced only if the replacement has the same output on a few random tokens within one rounding of the compute
+dtype; what remains is a module of memory_efficient_modules.py or of transformers.
+
+Two kernels write into their inputs: the gated products store the gradients of gate and up in place of them, and the
+rotary embedding rotates queries and keys in place. The gate and up are used by nothing after the backward of their
+product. Queries and keys may be the output of a norm, which activation checkpointing recognizes by its address, so they
+are copied before they are rotated.
+
+Letters: T tokens, H heads, D per head, K the width.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from worker.trainer.model.memory_efficient_modules import (
+    COMPARED_TOKENS,
+    GatedMLP,
+    RMSNorm,
+    gated_layers,
+    is_equal,
+    norm_parameters,
+)
+
+ROUNDINGS = 2.0  # of the compute dtype, relative to the largest value: one each of two orders of the same operations
+COMPARED_HEADS, COMPARED_HEAD_SIZE = 2, 64
+ROTARY_FUNCTION = "apply_rotary_pos_emb"  # of the modeling modules of transformers
+# LigerRMSNormFunction: what is added to the weight, and where it casts to float32
+NORM_VARIANTS = ((0.0, "llama"), (1.0, "gemma"), (0.0, "gemma"))
+
+Rotate = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+
+
+class FusedRMSNorm(RMSNorm):
+    """LigerRMSNormFunction; like `RMSNorm` it keeps only its input for the backward."""
+
+    def __init__(self, weight_K: torch.nn.Parameter, epsilon: float, offset: float, casting: str, apply: Any) -> None:
+        super().__init__(weight_K, epsilon)
+        self._offset, self._casting, self._apply_kernel = offset, casting, apply
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self._apply_kernel(x, self.weight, self.epsilon, self._offset, self._casting, False)
+        return y
+
+
+@torch.no_grad()
+def use_fused_modules(model: Any, dtype: torch.dtype) -> tuple[dict[str, int], str]:
+    """Replace modules of `model`, which computes in `dtype`. Returns the number of each kind, and why there is none.
+
+    The rotary function is replaced in its module, so for every model of this architecture in this process.
+    """
+    try:
+        from liger_kernel import ops
+    except ImportError as error:
+        return {}, f"liger-kernel cannot be imported ({error})"
+    replaced: Counter[str] = Counter()
+    tolerance = ROUNDINGS * torch.finfo(dtype).eps
+    for name, module in list(model.named_modules()):
+        for kind, replacement in _replacements(module, ops):
+            if is_equal(module, replacement, dtype, tolerance):
+                model.set_submodule(name, replacement)
+                replaced[kind] += 1
+                break
+    replaced["rotary embeddings"] = _replace_rotary(model, ops, dtype, tolerance)
+    return {kind: count for kind, count in replaced.items() if count}, ""
+
+
+def _replacements(module: torch.nn.Module, ops: Any) -> Iterator[tuple[str, torch.nn.Module]]:
+    """Yield the fused modules that may equal the module."""
+    if parameters := norm_parameters(module):
+        for offset, casting in NORM_VARIANTS:
+            yield "norms", FusedRMSNorm(*parameters, offset, casting, ops.LigerRMSNormFunction.apply)
+    if layers := gated_layers(module):
+        for function in (ops.LigerSiLUMulFunction, ops.LigerGELUMulFunction):
+            yield "gated MLPs", GatedMLP(*layers, product=function.apply)
+
+
+def _replace_rotary(model: Any, ops: Any, dtype: torch.dtype, tolerance: float) -> int:
+    """Replace the rotary functions of the model's modeling modules; return how many."""
+
+    def rotate(
+        query_1_H_T_D: torch.Tensor, key_1_H_T_D: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        # Copies in the order T, H, D, which the kernel needs; it would copy others itself.
+        query, key = (
+            x.transpose(1, 2).clone(memory_format=torch.contiguous_format) for x in (query_1_H_T_D, key_1_H_T_D)
+        )
+        rotated: tuple[torch.Tensor, torch.Tensor] = ops.LigerRopeFunction.apply(
+            query.transpose(1, 2), key.transpose(1, 2), cos, sin
+        )
+        return rotated
+
+    device = next(model.parameters()).device
+    modules = {sys.modules[type(module).__module__] for module in model.modules()}
+    found = [module for module in modules if callable(getattr(module, ROTARY_FUNCTION, None))]
+    equal = [
+        each for each in found if _rotates_equally(getattr(each, ROTARY_FUNCTION), rotate, device, dtype, tolerance)
+    ]
+    for module in equal:
+        setattr(module, ROTARY_FUNCTION, rotate)
+    return len(equal)
+
+
+def _rotates_equally(
+    original: Rotate, replacement: Rotate, device: torch.device, dtype: torch.dtype, tolerance: float
+) -> bool:
+    generator = torch.Generator().manual_seed(0)
+    shape = (1, COMPARED_HEADS, COMPARED_TOKENS, COMPARED_HEAD_SIZE)
+    query, key = (torch.randn(shape, generator=generator).to(device, dtype) for _ in range(2))
+    angle = torch.rand(1, COMPARED_TOKENS, COMPARED_HEAD_SIZE // 2, generator=generator).repeat(1, 1, 2).to(device)
+    inputs = (query, key, angle.cos().to(dtype), angle.sin().to(dtype))
+    try:
+        expected = original(*inputs)
+    except (TypeError, RuntimeError):  # another signature, or other shapes of cos and sin
+        return False
+    pairs = zip(replacement(*inputs), expected, strict=True)
+    return all(bool((one - two).abs().max() <= tolerance * two.abs().max()) for one, two in pairs)
