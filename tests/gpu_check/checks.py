@@ -141,6 +141,22 @@ def plans(device: torch.device, directory: Path) -> str:
     return text
 
 
+def cuda_kernels(device: torch.device, directory: Path) -> str:
+    """A run with TUNERY_CUDA_KERNELS learns as one without; a run on a CPU ignores the setting."""
+    base, data = _tiny(directory)
+    plain = _train(base, data, directory / "plain", device=device.type)
+    spec = make_spec(base, data, device=device.type).model_copy(update={"cuda_kernels": True})
+    code, log = run_trainer(spec, directory / "kernels")
+    if code:
+        raise CheckFailed(f"the run ended with exit code {code}: {log.last}")
+    if problem := fall_problem(log.losses, plain.losses):
+        raise CheckFailed(problem)
+    messages = [message.message for message in log.of(Message) if message.message.startswith("TUNERY_CUDA_KERNELS")]
+    if device.type == "cuda" and not messages:
+        raise CheckFailed("no event names the replaced modules")
+    return messages[0] if messages else "ignored on this device"
+
+
 def slot_budget(device: torch.device, _directory: Path) -> str:
     """A process with the budget of a slot has no more: an allocation above it fails, one below it does not."""
     total_bytes = torch.cuda.mem_get_info(device)[1]
@@ -187,6 +203,7 @@ CHECKS = (
     Check("out of memory", out_of_memory),
     Check("resume", resume),
     Check("plans", plans, needs_gpus=1),
+    Check("CUDA kernels", cuda_kernels),
     Check("slot budget", slot_budget, needs_gpus=1, limit_seconds=60.0),
     Check("two GPUs", two_gpus, needs_gpus=2),
 )

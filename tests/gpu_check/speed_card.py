@@ -94,6 +94,9 @@ def _sides(
     work: train.Workload, device: str, unsloth_python: Path | None, absent: dict[str, str], ends_at: float
 ) -> list[Side]:
     sides: list[Side] = [("Tunery", partial(train.run_tunery, work, 0))]
+    if device == "cuda":
+        with_kernels = replace(work, spec=work.spec.model_copy(update={"cuda_kernels": True}))
+        sides.append(("Tunery, TUNERY_CUDA_KERNELS", partial(train.run_tunery, with_kernels, 1)))
     found: list[Peer] = []
     try:
         peers.build_trl(max(1.0, min(TRL_BUILD_SECONDS, ends_at - time.monotonic())))

@@ -51,6 +51,9 @@ class TestFallProblem:
 
 
 class TestTraining:
+    def test_the_setting_of_kernels_is_ignored_on_a_cpu(self, tmp_path: Path) -> None:
+        assert checks.cuda_kernels(CPU, tmp_path) == "ignored on this device"
+
     def test_resume_and_out_of_memory_pass_on_a_cpu(self, tmp_path: Path) -> None:
         assert resume(CPU, tmp_path / "resume") == "difference 0.0e+00"
         assert "The step is repeated with" in out_of_memory(CPU, tmp_path / "short")

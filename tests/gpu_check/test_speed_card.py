@@ -10,8 +10,10 @@ import pytest
 
 from benchmarks import peers, train
 from benchmarks.table import Measured
+from benchmarks.workload import Workload
 from tests.gpu_check import speed_card
-from tests.tiny import make_tiny_base
+from tests.tiny import make_tiny_base, make_tiny_dataset
+from tests.worker.trainer.helpers import make_spec
 
 
 def no_environment(limit_seconds: float | None = None) -> None:
@@ -55,7 +57,11 @@ def test_a_base_that_cannot_be_read_is_reported(tmp_path: Path) -> None:
     assert speed_card.lines(card)
 
 
-def test_the_peers_get_packed_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_peers_get_packed_rows_and_tunery_runs_with_and_without_kernels(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    base, data = make_tiny_base(tmp_path / "base"), make_tiny_dataset(tmp_path / "train.jsonl", 12)
+    spec = make_spec(base, data)
     monkeypatch.setattr(peers, "build_trl", lambda limit_seconds=None: None)
     monkeypatch.setattr(peers, "why_not_importable", lambda python, package: None)
     seen = {}
@@ -64,10 +70,18 @@ def test_the_peers_get_packed_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         seen[peer.name] = peer.options
         return measured(2.0)
 
-    monkeypatch.setattr(train, "prepare", lambda directory, options: None)
-    monkeypatch.setattr(train, "run_tunery", lambda work, number, seconds: measured(2.0, 0.5))
+    workload = Workload(tmp_path, tmp_path, spec, [], [])
+    monkeypatch.setattr(train, "prepare", lambda directory, options: workload)
+    kernels = []
+
+    def run_tunery(work: Workload, number: int, seconds: float) -> Measured:
+        kernels.append(work.spec.cuda_kernels)
+        return measured(2.0, 0.5)
+
+    monkeypatch.setattr(train, "run_tunery", run_tunery)
     monkeypatch.setattr(train, "run_peer", run_peer)
     card = speed_card.measure("cuda", tmp_path, Path(sys.executable), 600)
+    assert kernels == [False, True]
     assert list(seen) == ["TRL", "TRL, keeping all", "Unsloth", "Unsloth, keeping all"]
     assert all(options["padding_free"] and options["micro_batch"] == 8 for options in seen.values())
     assert (card["absent"], card["loss_problem"]) == ({}, "")

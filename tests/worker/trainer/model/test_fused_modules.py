@@ -20,7 +20,6 @@ from worker.trainer.model.base_model import FrozenBase, load_base
 from worker.trainer.model.fused_modules import FusedRMSNorm
 from worker.trainer.model.memory_efficient_modules import GatedMLP, swiglu
 
-
 SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2, "num_hidden_layers": 2}
 
 
