@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-
-import torch
+from typing import Any
 
 from worker.trainer.data.batch import PackedBatch, Pairs
 
@@ -45,7 +44,7 @@ class BatchesAhead:
 def pinned(batch: PackedBatch) -> PackedBatch:
     """Return the batch in pinned memory, from which a copy to the GPU does not wait for the computation."""
     names = ("tokens_T", "positions_T", "logit_positions_N", "targets_N")
-    tensors: dict[str, torch.Tensor] = {name: getattr(batch, name).pin_memory() for name in names}
+    tensors: dict[str, Any] = {name: getattr(batch, name).pin_memory() for name in names}
     pairs: Pairs | None = batch.pairs
     if pairs is not None:
         pairs = replace(pairs, pair_N=pairs.pair_N.pin_memory(), sign_N=pairs.sign_N.pin_memory())

@@ -14,6 +14,7 @@ Letters: T tokens, H heads, D per head, K the width.
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -58,7 +59,7 @@ def use_fused_modules(model: Any, dtype: torch.dtype) -> tuple[dict[str, int], s
     The rotary function is replaced in its module, so for every model of this architecture in this process.
     """
     try:
-        from liger_kernel import ops
+        ops = importlib.import_module("liger_kernel.ops")
     except ImportError as error:
         return {}, f"liger-kernel cannot be imported ({error})"
     replaced: Counter[str] = Counter()
@@ -80,7 +81,8 @@ def _replacements(module: torch.nn.Module, ops: Any) -> Iterator[tuple[str, torc
             yield "norms", FusedRMSNorm(*parameters, offset, casting, ops.LigerRMSNormFunction.apply)
     if layers := gated_layers(module):
         for function in (ops.LigerSiLUMulFunction, ops.LigerGELUMulFunction):
-            yield "gated MLPs", GatedMLP(*layers, product=function.apply)
+            gate, up, down = layers
+            yield "gated MLPs", GatedMLP(gate, up, down, function.apply)
 
 
 def _replace_rotary(model: Any, ops: Any, dtype: torch.dtype, tolerance: float) -> int:
