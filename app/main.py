@@ -69,6 +69,7 @@ from app.settings import Settings, load_settings
 from app.storage import Storage, open_storage
 from app.system.cpu_info import usable_cores
 from app.telemetry.tracing import configure_tracing
+from app.trial_queue import TrialQueue
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -197,6 +198,7 @@ def _build_app_state(settings: Settings, storage: Storage | None) -> AppState:
         check_limiter=CheckLimiter(settings.check_processes or usable_cores()),
         health_checks=HealthChecks(sessions, storage, notifier, settings.data_dir, settings.low_disk_percent),
         engine_client=EngineClient(settings),
+        trial_queue=TrialQueue(settings.redis_url),
     )
 
 
@@ -209,6 +211,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         yield {"settings": app_state.settings}
     await app_state.notifications.close()
     await app_state.engine_client.close()
+    await app_state.trial_queue.close()
     await app_state.connections.close()
     app_state.worker_notifier.close()
     app_state.database.dispose()

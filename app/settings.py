@@ -151,6 +151,7 @@ class Settings(BaseSettings):
     delivery_recheck_seconds: float = Field(default=60, gt=0)  # how often it looks whether an engine still has them
 
     # --- answers
+    trial_answers: bool = False  # idle GPU slots answer small requests; `tunery up` turns it on
     answer_timeout_seconds: float = Field(default=600, gt=0)  # without a byte of an engine's answer; OpenAI's clients'
 
     # --- logs

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from app.cli.local_stack.servers.postgres import LocalPostgres
-from app.cli.local_stack.servers.valkey import LocalValkey, as_redis_py
+from app.cli.local_stack.servers.valkey import LocalValkey
+from app.trial_queue import as_redis_py
 
 __all__ = ["as_redis_py", "open_directory", "start_postgres", "start_valkey"]
 

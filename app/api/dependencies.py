@@ -27,6 +27,7 @@ from app.services.health import HealthChecks
 from app.services.jobs.event_fanout import EventFanout
 from app.settings import Settings
 from app.storage import Storage
+from app.trial_queue import TrialQueue
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class AppState:
     check_limiter: CheckLimiter
     health_checks: HealthChecks
     engine_client: EngineClient
+    trial_queue: TrialQueue
     io_pools: IoPools = field(default_factory=IoPools)
     upload_digests: RollingDigestCache = field(default_factory=RollingDigestCache)
 

@@ -375,7 +375,8 @@ ERROR_CODES = (
     ErrorCode(
         "model_not_served",
         503,
-        "The model exists, but nothing serves it: it was not delivered to an inference engine.",
+        "The model exists, but nothing serves it: it was not delivered to an inference engine, and no worker answers "
+        "on trial.",
         "Create a delivery target of kind `vllm` or `sglang`, and deliver the model to it.",
         'Nothing serves "…": it was not delivered to an inference engine. Create a delivery target of kind vllm or '
         "sglang (`tunery targets create`), and deliver the model to it (`tunery jobs deliver JOB --to TARGET`).",

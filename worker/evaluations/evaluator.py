@@ -9,7 +9,7 @@ import json
 import signal
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +63,16 @@ class Evaluator:
         lock: Callable[[], AbstractContextManager[int | None]],
         capacity: Callable[[], WorkerCapacity] | None = None,
         generate_command: Sequence[str] = GENERATE_COMMAND,
+        alone: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
+        """`alone` ends what else the idle slot does, while its block lasts."""
         self.resources = resources
         self.settings = resources.settings
         self.owner = owner
         self._lock = lock
         self._capacity = capacity
         self._generate_command = generate_command
+        self._alone = alone
         self._claimer = RowClaimer(resources, Evaluation, owner)
 
     def run_next(self) -> bool:
@@ -79,7 +82,7 @@ class Evaluator:
             if lock is None or claimed is None:
                 return False
             evaluation, keeper = claimed
-            with observed_attempt("evaluate", keeper), keeper:
+            with observed_attempt("evaluate", keeper), keeper, self._alone():
                 self._run(evaluation, keeper, lock)
         return True
 

@@ -7,6 +7,7 @@ drops its results and writes no row any more.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from sqlalchemy.orm import Session
@@ -56,9 +57,12 @@ class JobSupervisor:
         trainer_lock: Path,
         trainer: Sequence[str] = TRAINER_COMMAND,
         capacity: Callable[[], WorkerCapacity] | None = None,
+        alone: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
+        """`alone` ends what else the idle slot does, while its block lasts."""
         self.resources = resources
         self.settings = resources.settings
+        self._alone = alone
         self.claimer = Claimer(resources, "train", owner, capacity)
         self.trainer_lock = trainer_lock
         self.trainer = trainer
@@ -81,7 +85,7 @@ class JobSupervisor:
                 self.warm_trainer.ensure(lock)
                 return False
             job, keeper = claimed
-            with observed_attempt("train", keeper, job), keeper:
+            with observed_attempt("train", keeper, job), keeper, self._alone():
                 self._run_job(job, keeper, lock)
         return True
 

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +41,8 @@ from worker.validation.validate import Validator
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
+    from worker.answers.trial import TrialAnswers
+
 CLEANUP_INTERVAL_SECONDS = 600
 SHUTDOWN_TIMEOUT_SECONDS = 15  # in addition to the grace period of a drain: to end the attempts in the database
 
@@ -58,6 +61,7 @@ class WorkerNode:
         self._models: ModelInventory | None = None
         self._heartbeat_thread: threading.Thread | None = None
         self._heartbeat_due = threading.Event()
+        self._trial_answers: TrialAnswers | None = None
         self._metrics_server: MetricsServer | None = None
         self._tracer_provider: TracerProvider | None = None
 
@@ -117,6 +121,8 @@ class WorkerNode:
         for slot in self._all_slots():
             if not slot.join(grace_seconds):
                 log.error("a slot did not stop in time", slot=slot.name)
+        if self._trial_answers is not None:
+            self._trial_answers.close()
         if self._heartbeat_thread is not None:
             self._heartbeat_thread.join(timeout=SHUTDOWN_TIMEOUT_SECONDS)
         if self._metrics_server is not None:
@@ -136,11 +142,25 @@ class WorkerNode:
         def make(owner: str) -> RunNext:
             from worker.evaluations.evaluator import Evaluator  # its libraries are not on workers that only validate
 
-            supervisor = JobSupervisor(resources, owner, lock_path, self.trainer, models.capacity)
-            evaluator = Evaluator(resources, owner, supervisor.warm_trainer.lock, models.capacity)
+            alone = self._start_trial_answers(resources, models, owner, name)
+            supervisor = JobSupervisor(resources, owner, lock_path, self.trainer, models.capacity, alone)
+            lock = supervisor.warm_trainer.lock
+            evaluator = Evaluator(resources, owner, lock, models.capacity, alone=alone)
             return partial(_run_alternately, evaluator.run_next, supervisor.run_next)
 
         return make
+
+    def _start_trial_answers(
+        self, resources: Resources, models: ModelInventory, owner: str, name: str
+    ) -> Callable[[], AbstractContextManager[None]]:
+        """Offer the idle slot for trial answers, if they are on; returns what suspends them."""
+        if not self.settings.trial_answers:
+            return nullcontext
+        from worker.answers.trial import TrialAnswers  # its libraries are not on workers that only validate
+
+        self._trial_answers = TrialAnswers(resources, owner, name, lambda: models.capacity().models or frozenset())
+        self._trial_answers.start()
+        return self._trial_answers.suspended
 
     def _on_models_changed(self) -> None:
         """Publish the new inventory at once, and look for a job that it allows."""

@@ -80,7 +80,7 @@ def _answer(spec: GenerationSpec, prompts: list[Prompt], workdir: Path) -> None:
     dtype = choose_compute_dtype(spec.quantization, device, spec.dtype_is_free)
     base = open_base(spec.base, spec.quantization, dtype, device)
     adapter = load_adapter(base, spec.lora, workdir / spec.adapter, spec.adapter_manifest_sha256)
-    _cache_weights_if_they_fit(base)
+    cache_weights_if_they_fit(base)
     renderer = load_renderer(spec.base.directory)
     stop_ids = renderer.stop_ids
     with (workdir / ANSWERS).open("w", encoding="utf-8", buffering=1) as answers:  # the worker reads complete lines
@@ -124,7 +124,7 @@ def _generate_all(
         waiting = waiting[size:]
 
 
-def _cache_weights_if_they_fit(base: FrozenBase) -> None:
+def cache_weights_if_they_fit(base: FrozenBase) -> None:
     """Keep dequantised weights: without them each generated token dequantises the whole model again."""
     cached_bytes = 2 * sum(layer.base.in_features * layer.base.out_features for layer in base.layers.values())
     if cached_bytes <= CACHE_SHARE * device_memory.measure(base.device).free_bytes:

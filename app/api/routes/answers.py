@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions and /v1/completions: answers of a model, by the inference engine that it was delivered to.
+"""POST /v1/chat/completions and /v1/completions: answers of a model, by an inference engine or on trial by a worker.
 
 A request holds no database connection while it waits for the engine.
 """
@@ -14,14 +14,20 @@ from app.api.auth import CallerDep
 from app.api.dependencies import AppState, AppStateDep
 from app.api.middleware.request_log import record_of
 from app.api.openapi.examples import answers as examples
+from app.api.schemas.jobs.requests import parse_body
 from app.api.transport.disconnect import CancelledStream, run_until_disconnect
 from app.api.transport.json_body import LargeJsonBodyDep
+from app.domain.answers.trial import TrialRequest, check_supported, question_of
 from app.domain.error_text.json_text import as_json
 from app.errors import BadRequest
-from app.services.answers import answers
+from app.services.answers import answers, trial
 from app.services.answers.answers import EVENT_STREAM, EngineAnswer, Question
 
 ANSWERED_BY = "X-Tunery-Answered-By"
+TRIAL = "trial; for trying a model and not for serving it"
+CHAT_PATH = "/chat/completions"
+FIELDS = frozenset(TrialRequest.model_fields) - {"messages", "max_completion_tokens"}
+CHAT_FIELDS = frozenset(TrialRequest.model_fields) - {"prompt"}
 STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx would buffer the events
 
 router = APIRouter(prefix="/v1", tags=["Answers"])
@@ -37,7 +43,10 @@ router = APIRouter(prefix="/v1", tags=["Answers"])
 async def create_chat_completion(
     request: Request, body: LargeJsonBodyDep, caller: CallerDep, app_state: AppStateDep
 ) -> Response:
-    """The request goes to an engine that the model was delivered to, with every field that the engine knows."""
+    """The request goes to an engine that the model was delivered to, with every field that the engine knows.
+
+    Without one, an idle worker may answer on trial: one request at a time, at most 256 new tokens.
+    """
     return await _answer(request, app_state, caller.project_id, body)
 
 
@@ -63,7 +72,7 @@ async def _answer(request: Request, app_state: AppState, project_id: str, body: 
     record = record_of(request.scope)
     question = Question(project_id, request.url.path, body, record.request_id if record else "")
     answer = await run_until_disconnect(request, _ask(app_state, question))
-    headers = {ANSWERED_BY: "engine"}
+    headers = {ANSWERED_BY: TRIAL if answer.target is None else "engine"}
     if answer.events is not None:
         return CancelledStream(answer.events, answer.status, headers | STREAM_HEADERS, media_type=EVENT_STREAM)
     return Response(answer.body, answer.status, headers, media_type="application/json")
@@ -72,6 +81,11 @@ async def _answer(request: Request, app_state: AppState, project_id: str, body: 
 async def _ask(app_state: AppState, question: Question) -> EngineAnswer:
     keys = app_state.settings.encryption_keys
     engines = await answers.find_engines(app_state.connections, keys, question.project_id, question.model)
-    if not engines:
+    if engines:
+        return await answers.ask(app_state.engine_client, engines, question)
+    if not app_state.settings.trial_answers:
         raise answers.not_served_error(question.model)
-    return await answers.ask(app_state.engine_client, engines, question)
+    is_chat = question.path.endswith(CHAT_PATH)
+    trial_request = parse_body(TrialRequest, check_supported(question.body, CHAT_FIELDS if is_chat else FIELDS))
+    trial_question = question_of(trial_request, trial.new_question_id(), question.project_id, is_chat)
+    return await trial.ask(app_state.connections, app_state.trial_queue, trial_question, trial_request)

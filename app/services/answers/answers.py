@@ -49,9 +49,9 @@ class Question:
 
 @dataclass(frozen=True)
 class EngineAnswer:
-    """A response of 2xx of an engine: a body, or `events` that are passed on as they arrive."""
+    """A response of 2xx: a body, or `events` that are passed on as they arrive."""
 
-    target: str
+    target: str | None  # None: a worker, on trial
     status: int
     body: bytes = b""
     events: AsyncIterator[bytes] | None = None

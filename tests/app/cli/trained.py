@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy.orm import Session
 
@@ -27,9 +28,10 @@ def make_trained_job(
     project: Project,
     directory: Path,
     write: Callable[[Path, int], Path] | None = None,
+    **job_arguments: Any,
 ) -> Job:
     write = write or write_adapter
-    make_job(session, project, make_file(session, storage, project), suffix="demo")
+    make_job(session, project, make_file(session, storage, project), suffix="demo", **job_arguments)
     validate_job(session)
     job = start_job(session)
     made = [

@@ -5,7 +5,8 @@ Letters: B prompts, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import takewhile
 
 import torch
@@ -32,18 +33,23 @@ def generate(
     padding = [[pad_token] * (longest - len(prompt)) for prompt in prompts]
     tokens_B_T = torch.tensor([pad + prompt for pad, prompt in zip(padding, prompts, strict=True)])
     mask_B_T = torch.tensor([[0] * len(pad) + [1] * (longest - len(pad)) for pad in padding])
-    # Our attention of packed documents has no key-value cache.
+    with without_packing(base), base.switch.on(adapter):
+        output_B_T = base.model.generate(
+            tokens_B_T.to(base.device),
+            attention_mask=mask_B_T.to(base.device),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=list(stop_ids) or None,
+            pad_token_id=pad_token,
+        )
+    return [list(takewhile(lambda token: token not in stop_ids, row)) for row in output_B_T[:, longest:].tolist()]
+
+
+@contextmanager
+def without_packing(base: FrozenBase) -> Iterator[None]:
+    """Use an attention with a key-value cache in the block, which ours of packed documents has not."""
     base.decoder.set_attn_implementation("sdpa" if base.decoder._supports_sdpa else "eager")
     try:
-        with base.switch.on(adapter):
-            output_B_T = base.model.generate(
-                tokens_B_T.to(base.device),
-                attention_mask=mask_B_T.to(base.device),
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                eos_token_id=list(stop_ids) or None,
-                pad_token_id=pad_token,
-            )
+        yield
     finally:
         base.decoder.set_attn_implementation(attention.NAME)
-    return [list(takewhile(lambda token: token not in stop_ids, row)) for row in output_B_T[:, longest:].tolist()]

@@ -19,6 +19,7 @@ from app.cli.local_stack.errors import CannotStart
 from app.cli.local_stack.processes import ChildProcess, tail, terminate_leftovers
 from app.cli.local_stack.servers.server import LocalServer
 from app.cli.local_stack.servers.sockets import check_socket_length
+from app.trial_queue import as_redis_py
 
 START_TIMEOUT_SECONDS = 20.0
 
@@ -90,11 +91,6 @@ class LocalValkey(LocalServer):
             "set-proc-title": "no",
         }
         return [str(binary()), *(word for name, value in settings.items() for word in (f"--{name}", value))]
-
-
-def as_redis_py(url: str) -> str:
-    """Convert kombu's `redis+socket://` to redis-py's `unix://`; other URLs are the same in both."""
-    return url.replace("redis+socket://", "unix://", 1)
 
 
 def binary() -> Path:

@@ -13,7 +13,8 @@ from celery import Celery
 from kombu import Connection
 
 from app.cli.local_stack.errors import CannotStart
-from app.cli.local_stack.servers.valkey import LocalValkey, as_redis_py
+from app.cli.local_stack.servers.valkey import LocalValkey
+from app.trial_queue import as_redis_py
 from tests.app.cli.local_stack.support import eventually, is_alive, processes_naming, start_python
 
 HOLD = """

@@ -1,0 +1,157 @@
+"""Trial answers: small requests that an idle worker answers, for trying a model and not for serving it.
+
+Also the records that travel from the program that generates, through the worker, to the API.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.domain.datasets.messages import message_findings
+from app.domain.error_text.json_text import as_json
+from app.domain.jobs.spec import BaseSpec, Frozen, LoraSpec, QuantizationSpec
+from app.errors import BadRequest, combine_errors
+
+MAX_NEW_TOKENS = 256
+MAX_SECONDS = 60.0  # of generation
+IDLE_SECONDS = 300.0  # after the last answer the base model is unloaded
+MAX_STOPS = 4
+INSTEAD = "deliver the model to an engine for it (docs/answers.md)"
+# What changes nothing in the answer of one model on one worker.
+IGNORED = frozenset({"user", "store", "metadata", "safety_identifier", "prompt_cache_key", "service_tier"})
+# Values that ask for nothing special.
+NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "n": (1,), "best_of": (1,), "frequency_penalty": (0,), "presence_penalty": (0,), "logprobs": (False,),
+    "logit_bias": ({},), "tools": ([],), "tool_choice": ("none", "auto"), "response_format": ({"type": "text"},),
+    "echo": (False,), "parallel_tool_calls": (True, False), "modalities": (["text"],), "top_logprobs": (0,),
+}  # fmt: skip
+
+
+class _Options(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    include_usage: bool = False
+
+
+class TrialRequest(BaseModel):
+    """The fields of a body that a trial answer obeys."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    model: str
+    messages: list[Any] | None = None
+    prompt: str | None = None
+    max_tokens: Annotated[int | None, Field(ge=1)] = None
+    max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
+    temperature: Annotated[float | None, Field(ge=0, le=2)] = None
+    top_p: Annotated[float | None, Field(gt=0, le=1)] = None
+    seed: Annotated[int | None, Field(ge=-(2**63), lt=2**63)] = None
+    stop: str | Annotated[list[str], Field(max_length=MAX_STOPS)] | None = None
+    stream: bool | None = None
+    stream_options: _Options | None = None
+
+
+class TrialQuestion(Frozen):
+    """What a worker gets. `messages` or `prompt` is None."""
+
+    id: str
+    project_id: str
+    model: str
+    messages: list[dict[str, Any]] | None
+    prompt: str | None
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    seed: int | None
+    stop: list[str]
+
+
+class AnswerSpec(Frozen):
+    """WORKDIR/spec.json of the program that generates: one base model."""
+
+    base: BaseSpec
+    quantization: QuantizationSpec | None
+    dtype_is_free: bool
+    context_length: int
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = None
+
+
+class AdapterOfAnswer(Frozen):
+    directory: Path
+    manifest_sha256: str
+    lora: LoraSpec
+
+
+class Control(Frozen):
+    """A line to the program: a question, or the id of one that nobody waits for any more."""
+
+    question: TrialQuestion | None = None
+    adapter: AdapterOfAnswer | None = None
+    stop: str | None = None
+
+
+class TrialRecord(Frozen):
+    """A line from the program. The last one of a question is `end` or `error`."""
+
+    id: str
+    type: Literal["alive", "text", "end", "error"]
+    text: str = ""
+    finish_reason: Literal["stop", "length"] = "stop"
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    code: Literal["busy", "context_length_exceeded", "invalid_value", "model_not_found", "failed"] = "failed"
+    message: str = ""
+
+    @property
+    def is_last(self) -> bool:
+        return self.type in ("end", "error")
+
+
+def check_supported(body: Mapping[str, Any], known: frozenset[str]) -> dict[str, Any]:
+    """The fields that a trial answer obeys. Raises BadRequest that names every field that it would have to ignore."""
+    problems: list[BadRequest] = []
+    given: dict[str, Any] = {}
+    for name, value in body.items():
+        if name in known:
+            given[name] = value
+        elif value is not None and name not in IGNORED and value not in NEUTRAL.get(name, ()):
+            text = f"{name}: a trial answer does not support {as_json(value, 60)}; {INSTEAD}"
+            problems.append(BadRequest(text, name, "unsupported_parameter"))
+    if problems:
+        raise combine_errors(problems)
+    return given
+
+
+def question_of(request: TrialRequest, id: str, project_id: str, is_chat: bool) -> TrialQuestion:
+    """The question of a request. Raises BadRequest with every problem of its messages."""
+    stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
+    asked = request.max_completion_tokens or request.max_tokens or MAX_NEW_TOKENS
+    if is_chat:
+        _check_messages(request.messages)
+    elif request.prompt is None:
+        raise BadRequest("you must provide prompt", "prompt", "missing_required_parameter")
+    return TrialQuestion(
+        id=id,
+        project_id=project_id,
+        model=request.model,
+        messages=request.messages if is_chat else None,
+        prompt=None if is_chat else request.prompt,
+        max_new_tokens=min(asked, MAX_NEW_TOKENS),
+        temperature=1.0 if request.temperature is None else request.temperature,
+        top_p=1.0 if request.top_p is None else request.top_p,
+        seed=request.seed,
+        stop=[text for text in stop if text],
+    )
+
+
+def _check_messages(messages: list[Any] | None) -> None:
+    if not messages:
+        raise BadRequest("you must provide messages", "messages", "missing_required_parameter")
+    problems = [BadRequest(finding.message, "messages") for finding in message_findings(0, messages)]
+    if problems:
+        raise combine_errors(problems)

@@ -1,0 +1,184 @@
+"""Trial answers: a model that no engine serves is asked on an idle worker, in small."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any
+
+from app.db.fast_reads.pool import AsyncConnections
+from app.db.ids import new_id
+from app.domain.answers.events import event_of, to_json
+from app.domain.answers.trial import TrialQuestion, TrialRecord, TrialRequest
+from app.domain.error_text.json_text import as_json
+from app.errors import BadRequest, EngineFailed, EngineUnavailable, ModelNotServed, NotFound, RateLimited, TuneryError
+from app.services.answers.answers import EngineAnswer
+from app.trial_queue import QUEUE_UNAVAILABLE, TrialQueue
+
+SILENCE_SECONDS = 10.0  # without a sign of life of the worker
+LOAD_SECONDS = 180.0  # until the first text: the worker may have to load the base model
+RETRY_AFTER_SECONDS = 5.0
+INSTEAD = "For serving, deliver the model to an inference engine (`tunery targets create`, `tunery jobs deliver`)."
+GPU_WORKERS = """
+SELECT count(*) AS alive FROM workers WHERE queue = 'gpu' AND seen_at > clock_timestamp() - interval '60 seconds'
+"""
+
+
+async def ask(
+    connections: AsyncConnections, queue: TrialQueue, question: TrialQuestion, request: TrialRequest
+) -> EngineAnswer:
+    """The answer of an idle worker.
+
+    Raises RateLimited if every slot is busy, ModelNotServed if there is no worker, and the worker's error.
+    """
+    base_model = question.model.split(":")[1] if question.model.startswith("ft:") else question.model
+    try:
+        is_taken = await queue.ask(question, base_model)
+    except QUEUE_UNAVAILABLE as error:
+        raise EngineUnavailable("The broker does not answer, so no worker can be asked; try again later.") from error
+    if not is_taken:
+        raise await _refusal(connections, question.model)
+    answer = _Answer(queue, question, request)
+    try:
+        first = await answer.first_record()
+    except BaseException:
+        await answer.give_up()
+        raise
+    if request.stream:
+        return EngineAnswer(None, 200, events=answer.events(first))
+    return EngineAnswer(None, 200, to_json(await answer.body(first)))
+
+
+async def _refusal(connections: AsyncConnections, model: str) -> TuneryError:
+    workers = await connections.fetch_one(GPU_WORKERS, {})
+    if not workers.alive:
+        return ModelNotServed(
+            f"Nothing serves {as_json(model)}: it was not delivered to an inference engine, and no GPU worker runs "
+            f"that could answer on trial. {INSTEAD}",
+            "model",
+        )
+    return _busy()
+
+
+def _busy() -> RateLimited:
+    return RateLimited(
+        "Every worker trains, or answers another trial request, of which each takes one at a time; try again in "
+        f"{RETRY_AFTER_SECONDS:g} s. {INSTEAD}",
+        RETRY_AFTER_SECONDS,
+    )
+
+
+class _Answer:
+    """The records of one answer, as OpenAI's bodies or chunks."""
+
+    def __init__(self, queue: TrialQueue, question: TrialQuestion, request: TrialRequest) -> None:
+        self._queue, self._question, self._request = queue, question, request
+        self._is_chat = question.messages is not None
+        self._created = int(time.time())
+        self._is_over = False
+
+    async def first_record(self) -> TrialRecord:
+        """The first text, or the end. Raises the worker's error."""
+        return await self._next(LOAD_SECONDS)
+
+    async def give_up(self) -> None:
+        """Tell the worker that nobody waits any more."""
+        if not self._is_over:
+            self._is_over = True
+            with suppress(*QUEUE_UNAVAILABLE):
+                await self._queue.give_up(self._question.id)
+
+    async def body(self, record: TrialRecord) -> dict[str, Any]:
+        text = ""
+        try:
+            while record.type == "text":
+                text += record.text
+                record = await self._next()
+        finally:
+            await self.give_up()
+        said = {"message": {"role": "assistant", "content": text}} if self._is_chat else {"text": text}
+        kind = "chat.completion" if self._is_chat else "text_completion"
+        choice = {"index": 0, **said, "logprobs": None, "finish_reason": record.finish_reason}
+        return self._object(kind, [choice]) | {"usage": _usage(record)}
+
+    async def events(self, record: TrialRecord) -> AsyncIterator[bytes]:
+        try:
+            if self._is_chat:
+                yield self._chunk({"role": "assistant", "content": ""}, None)
+            while record.type == "text":
+                yield self._chunk({"content": record.text} if self._is_chat else record.text, None)
+                record = await self._next()
+            yield self._chunk({} if self._is_chat else "", record.finish_reason)
+            if self._request.stream_options and self._request.stream_options.include_usage:
+                yield _event(self._object(self._chunk_kind, []) | {"usage": _usage(record)})
+            yield b"data: [DONE]\n\n"
+        except TuneryError as error:
+            yield event_of(error)
+        finally:
+            await self.give_up()
+
+    async def _next(self, patience_seconds: float = SILENCE_SECONDS) -> TrialRecord:
+        """The next record that is no sign of life. Raises the worker's error."""
+        deadline = time.monotonic() + patience_seconds
+        while time.monotonic() < deadline:
+            try:
+                record = await self._queue.next_record(self._question.id, SILENCE_SECONDS)
+            except QUEUE_UNAVAILABLE as error:
+                raise EngineUnavailable("The broker does not answer any more; send the request again.") from error
+            if record is None:
+                raise EngineFailed("The worker that answered is lost; send the request again.")
+            if record.is_last:
+                self._is_over = True
+            if record.type == "error":
+                raise _error_of(record)
+            if record.type != "alive":
+                return record
+        text = f"The worker did not load the model within {patience_seconds:g} s; it goes on, so try again in a minute."
+        raise EngineUnavailable(text)
+
+    @property
+    def _chunk_kind(self) -> str:
+        return "chat.completion.chunk" if self._is_chat else "text_completion"
+
+    def _chunk(self, said: Any, finish_reason: str | None) -> bytes:
+        choice = {"index": 0, ("delta" if self._is_chat else "text"): said, "logprobs": None}
+        return _event(self._object(self._chunk_kind, [choice | {"finish_reason": finish_reason}]))
+
+    def _object(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        id = self._question.id if self._is_chat else self._question.id.replace("chatcmpl", "cmpl", 1)
+        return {
+            "id": id,
+            "object": kind,
+            "created": self._created,
+            "model": self._question.model,
+            "choices": choices,
+        }
+
+
+def new_question_id() -> str:
+    return new_id("chatcmpl", "-")
+
+
+def _error_of(record: TrialRecord) -> TuneryError:
+    match record.code:
+        case "busy":
+            return _busy()
+        case "context_length_exceeded":
+            return BadRequest(record.message, "messages", "context_length_exceeded")
+        case "invalid_value":
+            return BadRequest(record.message, "messages")
+        case "model_not_found":
+            return NotFound(record.message, "model", "model_not_found")
+    return EngineFailed(record.message)
+
+
+def _usage(record: TrialRecord) -> dict[str, int]:
+    total = record.prompt_tokens + record.completion_tokens
+    return {
+        "prompt_tokens": record.prompt_tokens, "completion_tokens": record.completion_tokens, "total_tokens": total
+    }  # fmt: skip
+
+
+def _event(value: dict[str, Any]) -> bytes:
+    return b"data: " + to_json(value) + b"\n\n"

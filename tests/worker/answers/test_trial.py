@@ -1,0 +1,250 @@
+"""Trial answers over the API, the real broker and a worker's slot: with the real program, and with one that waits."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import redis
+
+from app.db.engine import transaction
+from app.db.scheduling import workers
+from app.db.tables import Job
+from app.settings import Settings
+from app.trial_queue import PREFIX, as_redis_py
+from tests.app.cli.trained import make_trained_job
+from tests.deadline import until
+from tests.serving import LiveServer
+from tests.worker.evaluations.plain_answers import plain_answers
+from tests.worker.exports.test_exporter import write_real_adapter
+from tests.worker.fake_trainer import TrainerPlan
+from tests.worker.worker_harness import OWNER, WorkerHarness
+from worker.answers import trial
+from worker.answers.trial import ANSWER_COMMAND, TrialAnswers
+from worker.jobs.supervisor import JobSupervisor
+
+BASE = "tiny"
+CHAT = "/v1/chat/completions"
+SAY = [{"role": "user", "content": "say 3"}]
+# A program that says one word, and goes on when the file `go` exists; it writes `stopped` if nobody waits any more.
+WAITING = """
+import json, sys, threading, time
+from pathlib import Path
+directory = Path(sys.argv[1])
+go, stopped = directory.parent / "go", directory.parent / "stopped"
+def read():
+    for line in sys.stdin:
+        control = json.loads(line)
+        if control["stop"]:
+            stopped.write_text(control["stop"])
+        else:
+            threading.Thread(target=answer, args=(control["question"]["id"],)).start()
+def answer(id):
+    print(json.dumps({"id": id, "type": "text", "text": "one"}), flush=True)
+    while not go.exists() and not stopped.exists():
+        time.sleep(0.01)
+    print(json.dumps({"id": id, "type": "text", "text": " two"}), flush=True)
+    print(json.dumps({"id": id, "type": "end", "prompt_tokens": 3, "completion_tokens": 2}), flush=True)
+read()
+"""
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    return settings.model_copy(update={"trial_answers": True})
+
+
+@pytest.fixture
+def http(live_server: LiveServer, api_key: str) -> Iterator[httpx2.Client]:
+    headers = {"Authorization": f"Bearer {api_key}"}
+    with httpx2.Client(base_url=live_server.root, headers=headers, trust_env=False, timeout=120) as client:
+        yield client
+
+
+Start = Callable[..., TrialAnswers]
+
+
+@pytest.fixture
+def start(harness: WorkerHarness) -> Iterator[Start]:
+    started: list[TrialAnswers] = []
+
+    def start(*command: str) -> TrialAnswers:
+        answers = TrialAnswers(harness.resources, OWNER, "gpu0@test", lambda: {BASE}, command or ANSWER_COMMAND)
+        answers.start()
+        started.append(answers)
+        with redis.Redis.from_url(as_redis_py(harness.resources.settings.redis_url)) as client:
+            until(lambda: client.exists(f"{PREFIX}:idle:{OWNER}"), "the slot is offered")
+        with transaction(harness.sessions) as session:
+            workers.heartbeat(session, OWNER, "gpu", "host", 1, {})
+        return answers
+
+    yield start
+    harness.resources.stop.set()
+    for answers in started:
+        answers.close()
+
+
+@pytest.fixture
+def waiting(tmp_path: Path, harness: WorkerHarness) -> tuple[tuple[str, str], Path]:
+    """(a program that waits, the directory of its files)."""
+    program = tmp_path / "waiting.py"
+    program.write_text(WAITING)
+    directory = harness.resources.settings.data_dir / "run"
+    directory.mkdir(parents=True, exist_ok=True)
+    return (sys.executable, str(program)), directory
+
+
+def ask(http: httpx2.Client, model: str = BASE, path: str = CHAT, **more: Any) -> httpx2.Response:
+    """The first answer that is not a 429: the slot is offered a moment after its start."""
+    asked = {"messages": SAY} if path == CHAT else {}
+    body = {"model": model, "temperature": 0, "max_tokens": 6} | asked | more
+    found: list[httpx2.Response] = []
+    until(lambda: found.append(http.post(path, json=body)) or found[-1].status_code != 429, "a free slot", 30)
+    return found[-1]
+
+
+def chunks_of(response: httpx2.Response) -> list[Any]:
+    lines = [line.removeprefix("data: ") for line in response.text.split("\n") if line]
+    assert lines[-1] == "[DONE]"
+    return [json.loads(line) for line in lines[:-1]]
+
+
+@pytest.mark.timeout(240)
+class TestTheRealProgram:
+    def test_base_and_adapter_answer_as_peft_does_on_one_loaded_base(
+        self, harness: WorkerHarness, http: httpx2.Client, start: Start, tmp_path: Path
+    ) -> None:
+        with transaction(harness.sessions) as session:
+            write = write_real_adapter(tmp_path / "base")
+            directory = tmp_path / "made"
+            storage, body = harness.resources.storage, {"quantization": None}
+            job = make_trained_job(session, storage, harness.project, directory, write, body=body)
+        model = job.fine_tuned_model or ""
+        answers = start()
+        adapter = ask(http, model)
+        assert adapter.headers["x-tunery-answered-by"].startswith("trial")
+        process = answers._process
+        ((_, of_adapter),) = plain_answers(tmp_path / "base", tmp_path / "made" / "step-4", [SAY], 6)
+        assert (adapter.status_code, adapter.json()["model"]) == (200, model)
+        assert adapter.json()["choices"][0]["message"]["content"].strip() == of_adapter
+        assert adapter.json()["usage"]["completion_tokens"] in range(1, 7)
+        again = ask(http, model, stream=True, stream_options={"include_usage": True})
+        *chunks, usage = chunks_of(again)
+        said = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+        assert said == adapter.json()["choices"][0]["message"]["content"]
+        assert usage["usage"] == adapter.json()["usage"]
+        assert answers._process is process
+
+        long = ask(http, model, messages=[{"role": "user", "content": "say 3 " * 20_000}])
+        assert (long.status_code, long.json()["error"]["code"]) == (400, "context_length_exceeded")
+        stop = said[1:3]
+        cut = ask(http, model, stop=stop).json()["choices"][0]
+        assert (cut["message"]["content"], cut["finish_reason"]) == (said[: said.index(stop)], "stop")
+        assert ask(http, BASE, path="/v1/completions", prompt="say").json()["object"] == "text_completion"
+
+
+class TestOneAtATime:
+    def test_of_many_requests_one_is_answered_and_the_others_are_refused_at_once(
+        self, http: httpx2.Client, start: Start, waiting: tuple[tuple[str, str], Path], live_server: LiveServer
+    ) -> None:
+        command, directory = waiting
+        start(*command)
+        body = {"model": BASE, "messages": SAY}
+        with ThreadPoolExecutor(40) as pool:
+            asked = [pool.submit(http.post, CHAT, json=body) for _ in range(200)]
+            until(lambda: sum(each.done() for each in asked) == 199, "199 refusals", 60)
+            assert http.get("/healthz").status_code == 200
+            (directory / "go").touch()
+            responses = [each.result() for each in asked]
+        assert sorted(response.status_code for response in responses) == [200] + [429] * 199
+        refused = next(response for response in responses if response.status_code == 429)
+        assert refused.headers["retry-after"] == "5"
+        assert "deliver" in refused.json()["error"]["message"]
+        answered = next(response for response in responses if response.status_code == 200)
+        assert answered.json()["choices"][0]["message"]["content"] == "one two"
+
+    def test_a_claimed_job_ends_it_within_two_seconds(
+        self, harness: WorkerHarness, http: httpx2.Client, start: Start, waiting: tuple[tuple[str, str], Path]
+    ) -> None:
+        answers = start(*waiting[0])
+        with http.stream("POST", CHAT, json={"model": BASE, "messages": SAY, "stream": True}) as stream:
+            lines = stream.iter_lines()
+            until(lambda: "one" in next(lines), "the first text")
+            process = answers._process
+            assert process is not None
+            job: Job = harness.create_queued_job()
+            began = time.monotonic()
+            with answers.suspended():
+                assert not process.is_running
+                assert time.monotonic() - began < trial.KILL_SECONDS
+                rest = [line for line in lines if line]
+                assert http.post(CHAT, json={"model": BASE, "messages": SAY}).status_code == 429
+        assert "training job" in json.loads(rest[-1].removeprefix("data: "))["error"]["message"]
+        plan, lock = TrainerPlan(steps=1), harness.trainer_lock
+        assert JobSupervisor(harness.resources, OWNER, lock, plan.command(), None, answers.suspended).run_next()
+        assert harness.job(job).state == "succeeded"
+        (waiting[1] / "go").touch()
+        assert ask(http).status_code == 200
+
+    def test_a_client_that_disconnects_stops_the_generation(
+        self, http: httpx2.Client, start: Start, waiting: tuple[tuple[str, str], Path]
+    ) -> None:
+        start(*waiting[0])
+        with http.stream("POST", CHAT, json={"model": BASE, "messages": SAY, "stream": True}) as stream:
+            lines = stream.iter_lines()
+            until(lambda: "one" in next(lines), "the first text")
+        until((waiting[1] / "stopped").exists, "the program learns that nobody waits", 20)
+
+    def test_a_program_that_dies_is_an_error_and_the_next_question_starts_another(
+        self, http: httpx2.Client, start: Start, waiting: tuple[tuple[str, str], Path]
+    ) -> None:
+        answers = start(*waiting[0])
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(http.post, CHAT, json={"model": BASE, "messages": SAY})
+            until(lambda: answers._process is not None, "the program")
+            process = answers._process
+            assert process is not None
+            process.kill()
+            response = asked.result()
+        assert (response.status_code, response.json()["error"]["code"]) == (502, "engine_failed")
+        (waiting[1] / "go").touch()
+        assert ask(http).status_code == 200
+
+
+class TestRefusals:
+    def test_without_a_worker(self, harness: WorkerHarness, http: httpx2.Client) -> None:
+        response = http.post(CHAT, json={"model": BASE, "messages": SAY})
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "model_not_served")
+        assert response.headers["x-should-retry"] == "false"
+        assert "no GPU worker" in response.json()["error"]["message"]
+
+    @pytest.mark.parametrize(
+        ("body", "param"),
+        [
+            ({"tools": [{"type": "function"}]}, "tools"),
+            ({"n": 2}, "n"),
+            ({"logprobs": True, "made_up": 1}, "logprobs"),
+            ({"messages": []}, "messages"),
+            ({"messages": [{"role": "wizard", "content": "x"}]}, "messages"),
+            ({"messages": None}, "messages"),
+            ({"temperature": "hot"}, "temperature"),
+            ({"max_tokens": 0}, "max_tokens"),
+        ],
+    )
+    def test_what_it_would_have_to_ignore(
+        self, harness: WorkerHarness, http: httpx2.Client, body: dict[str, Any], param: str
+    ) -> None:
+        response = http.post(CHAT, json={"model": BASE, "messages": SAY} | body)
+        assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+
+    def test_neutral_values_are_accepted(self, harness: WorkerHarness, http: httpx2.Client) -> None:
+        neutral = {"n": 1, "frequency_penalty": 0, "tools": [], "user": "me", "logprobs": False, "seed": None}
+        response = http.post(CHAT, json={"model": BASE, "messages": SAY} | neutral)
+        assert response.json()["error"]["code"] == "model_not_served"

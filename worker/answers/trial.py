@@ -1,0 +1,229 @@
+"""Trial answers of one GPU slot: while it is idle, a thread offers it and answers one question at a time.
+
+A claim of a job, or of an evaluation, never waits: `suspended` kills the program that generates, and the question ends
+with an error. The program holds a lock of its own, so that one which cannot be killed is not started twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+from queue import Empty, Queue
+
+from pydantic import ValidationError
+
+from app.domain.answers.trial import IDLE_SECONDS, Control, TrialQuestion, TrialRecord
+from app.log import get_logger
+from app.trial_queue import QUEUE_UNAVAILABLE, TrialSlot
+from worker.answers.prepare import CannotAnswer, Prepared, prepare
+from worker.jobs.lease import DATABASE_UNAVAILABLE, first_line
+from worker.jobs.trainer_log import TrainerLog
+from worker.jobs.trainer_process import launch
+from worker.node.locks import try_lock
+from worker.node.resources import Resources
+
+ANSWER_COMMAND = (sys.executable, "-m", "worker.trainer.answer")
+LOG_NAME = "trainer.log"
+SPEC = "spec.json"
+KILL_SECONDS = 2.0  # the longest time that a claimed job waits for the end of the program
+ALIVE_SECONDS = 1.0  # between two signs of life while the base model is loaded
+RETRY_SECONDS = 5.0
+SUSPENDED_TEXT = "The worker has begun a training job, which ends trial answers. Send the request again."
+
+log = get_logger(__name__)
+
+
+class AnswerProcess:
+    """One running program with one base model. A thread reads its records; None is the end of its output."""
+
+    def __init__(self, command: Sequence[str], directory: Path, lock: int, threads: int | None, program: str) -> None:
+        """Raises OSError. The parent-death signal follows the calling thread."""
+        self.program = program
+        self.records: Queue[TrialRecord | None] = Queue()
+        self._process = launch([*command, str(directory)], directory, lock, threads)
+        self._log = TrainerLog(directory / LOG_NAME)
+        self._threads = [
+            threading.Thread(target=target, args=(pipe,), daemon=True)
+            for target, pipe in ((self._read, self._process.stdout), (self._log.copy_from, self._process.stderr))
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    def send(self, control: Control) -> None:
+        """A program that has ended is noticed by the end of its output."""
+        with contextlib.suppress(OSError, ValueError):
+            assert self._process.stdin is not None
+            self._process.stdin.write(control.model_dump_json().encode() + b"\n")
+            self._process.stdin.flush()
+
+    def kill(self) -> bool:
+        """Kill it and wait for its end, KILL_SECONDS at most. Returns whether it has ended."""
+        with contextlib.suppress(ProcessLookupError):
+            if self._process.poll() is None:
+                os.killpg(self._process.pid, signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(KILL_SECONDS)
+            for thread in self._threads:  # they have read everything: no process of the group is left
+                thread.join(KILL_SECONDS)
+            for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
+                with contextlib.suppress(OSError, ValueError):
+                    if pipe is not None:
+                        pipe.close()
+        return not self.is_running
+
+    def log_tail(self) -> str:
+        return self._log.tail()
+
+    def _read(self, pipe: Iterator[bytes]) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            for line in pipe:
+                with contextlib.suppress(ValidationError):  # a library prints to standard output
+                    self.records.put(TrialRecord.model_validate_json(line))
+        self.records.put(None)
+
+
+class TrialAnswers:
+    def __init__(
+        self,
+        resources: Resources,
+        owner: str,
+        slot_name: str,
+        models: Callable[[], Collection[str]],
+        command: Sequence[str] = ANSWER_COMMAND,
+    ) -> None:
+        self._resources = resources
+        self._slot = TrialSlot(resources.settings.redis_url, owner)
+        self._models = models
+        self._command = command
+        self._lock_path = resources.settings.data_dir / "run" / f"{slot_name}.trial.lock"
+        self._directory = resources.settings.data_dir / "run" / f"{slot_name}.trial"  # `work` is cleaned up by job
+        self._guard = threading.Lock()  # of the two fields below: a suspension sees every process that was started
+        self._suspensions = 0
+        self._process: AnswerProcess | None = None
+        self._used_at = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name=f"trial.{slot_name}", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @contextlib.contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Answer nothing in the block, and end what is being answered."""
+        with self._guard:
+            self._suspensions += 1
+            process, self._process = self._process, None
+        if process is not None and not process.kill():
+            log.error("the program of trial answers does not end", seconds=KILL_SECONDS)
+        try:
+            yield
+        finally:
+            with self._guard:
+                self._suspensions -= 1
+
+    def close(self) -> None:
+        """Call it after `resources.stop` was set."""
+        self._thread.join(2 * RETRY_SECONDS)
+        self._unload()
+        self._slot.close()
+
+    def _run(self) -> None:
+        stop = self._resources.stop
+        while not stop.is_set():
+            if self._suspensions or not self._models():
+                stop.wait(ALIVE_SECONDS / 4)
+                continue
+            try:
+                self._answer_next()
+            except QUEUE_UNAVAILABLE as error:
+                log.warning("no trial answers: the broker does not answer", error=str(error))
+                stop.wait(RETRY_SECONDS)
+            except Exception:
+                log.exception("trial answers failed")
+                stop.wait(RETRY_SECONDS)
+            if time.monotonic() - self._used_at > IDLE_SECONDS:
+                self._unload()
+
+    def _answer_next(self) -> None:
+        question = self._slot.next_question(self._models())
+        if question is None:
+            return
+        log.info("trial answer", model=question.model, question=question.id)
+        self._slot.send(TrialRecord(id=question.id, type="alive"))
+        try:
+            self._answer(question)
+        except CannotAnswer as error:
+            self._slot.send(TrialRecord(id=question.id, type="error", message=str(error)))
+        except (OSError, *DATABASE_UNAVAILABLE) as error:
+            if isinstance(error, QUEUE_UNAVAILABLE[0]):
+                raise
+            log.warning("trial answer failed", error=first_line(error))
+            text = "The worker could not read the files of the model; send the request again."
+            self._slot.send(TrialRecord(id=question.id, type="error", message=text))
+        finally:
+            self._slot.refuse_others()
+            self._used_at = time.monotonic()
+
+    def _answer(self, question: TrialQuestion) -> None:
+        prepared = prepare(self._resources, question, self._directory / "adapters")
+        process = self._loaded(prepared)
+        if process is None:
+            self._slot.send(TrialRecord(id=question.id, type="error", code="busy"))
+            return
+        process.send(Control(question=question, adapter=prepared.adapter))
+        is_awaited = True
+        while True:
+            try:
+                record = process.records.get(timeout=ALIVE_SECONDS)
+            except Empty:
+                record = TrialRecord(id=question.id, type="alive")
+            if record is None:
+                record = TrialRecord(id=question.id, type="error", message=self._end_text(process))
+            if is_awaited and not self._slot.send(record):
+                is_awaited = False
+                process.send(Control(stop=question.id))
+            if record.is_last or self._resources.stop.is_set():
+                return
+
+    def _loaded(self, prepared: Prepared) -> AnswerProcess | None:
+        """The program with the base model; None if the slot has claimed a job meanwhile. Raises CannotAnswer."""
+        process = self._process
+        if process is not None and process.program == prepared.program and process.is_running:
+            return process
+        self._unload()
+        self._directory.mkdir(parents=True, exist_ok=True)
+        (self._directory / SPEC).write_text(prepared.spec.model_dump_json(), encoding="utf-8")
+        with try_lock(self._lock_path) as lock:
+            if lock is None:
+                raise CannotAnswer("An earlier program of trial answers still runs on this worker.")
+            with self._guard:
+                if self._suspensions:
+                    return None
+                threads = self._resources.settings.threads
+                self._process = AnswerProcess(self._command, self._directory, lock, threads, prepared.program)
+                return self._process
+
+    def _end_text(self, process: AnswerProcess) -> str:
+        if self._suspensions or self._process is not process:
+            return SUSPENDED_TEXT
+        log.warning("the program of trial answers ended", log_tail=process.log_tail()[-2_000:])
+        self._unload()
+        return "The worker's program ended; its log has the details. Send the request again."
+
+    def _unload(self) -> None:
+        with self._guard:
+            process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            shutil.rmtree(self._directory, ignore_errors=True)
