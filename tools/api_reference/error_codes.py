@@ -168,6 +168,13 @@ ERROR_CODES = (
         "unknown parameter lora.rnak; known here: …",
     ),
     ErrorCode(
+        "unsupported_parameter",
+        400,
+        "A trial answer does not support the parameter or its value, and ignores nothing silently.",
+        "Leave it out, or deliver the model to an inference engine, which gets every parameter.",
+        "tools: a trial answer does not support …; deliver the model to an engine for it (docs/answers.md)",
+    ),
+    ErrorCode(
         "unsupported_value",
         400,
         "A value of OpenAI or PEFT that this server does not support: `reinforcement`, `integrations`, PiSSA, ...",

@@ -79,13 +79,14 @@ async def _answer(request: Request, app_state: AppState, project_id: str, body: 
 
 
 async def _ask(app_state: AppState, question: Question) -> EngineAnswer:
-    keys = app_state.settings.encryption_keys
-    engines = await answers.find_engines(app_state.connections, keys, question.project_id, question.model)
-    if engines:
+    settings = app_state.settings
+    served = await answers.find_model(app_state.connections, question.project_id, question.model)
+    if engines := answers.engines_of(served, settings.encryption_keys):
         return await answers.ask(app_state.engine_client, engines, question)
-    if not app_state.settings.trial_answers:
+    if not settings.trial_answers:
         raise answers.not_served_error(question.model)
     is_chat = question.path.endswith(CHAT_PATH)
     trial_request = parse_body(TrialRequest, check_supported(question.body, CHAT_FIELDS if is_chat else FIELDS))
-    trial_question = question_of(trial_request, trial.new_question_id(), question.project_id, is_chat)
+    id = trial.new_question_id()
+    trial_question = question_of(trial_request, id, question.project_id, served.name, is_chat)
     return await trial.ask(app_state.connections, app_state.trial_queue, trial_question, trial_request)

@@ -10,7 +10,7 @@ from app.db.fast_reads.pool import AsyncConnections
 from app.domain.deliveries.states import DeliveryState
 from app.domain.deliveries.targets import ENGINES
 
-# An `ft:` model of the project or shared with it, or a base model that is offered to it.
+# An `ft:` model of the project or shared with it, or a base model that is offered to it, by its name or an alias.
 USABLE_MODEL = """
 SELECT tuned.id, tuned.project_id, false AS is_base FROM tuned_models AS tuned
 WHERE tuned.id = %(model)s AND tuned.deleted_at IS NULL AND (
@@ -21,11 +21,12 @@ WHERE tuned.id = %(model)s AND tuned.deleted_at IS NULL AND (
 )
 UNION ALL
 SELECT base.name, %(project_id)s, true FROM base_models AS base
-WHERE base.name = %(model)s AND (base.project_id IS NULL OR base.project_id = %(project_id)s)
+WHERE (base.project_id IS NULL OR base.project_id = %(project_id)s)
+  AND base.name = coalesce((SELECT base_model FROM model_aliases WHERE name = %(model)s), %(model)s)
 """
 # The engines of the model's own project. A base model is served by every engine that has an adapter of it.
 SERVED_MODEL = f"""
-SELECT model.is_base, model.project_id AS owner_id, served.*
+SELECT model.id AS name, model.is_base, model.project_id AS owner_id, served.*
 FROM ({USABLE_MODEL}) AS model
 LEFT JOIN LATERAL (
   SELECT DISTINCT ON (target.id, CASE WHEN model.is_base THEN '' ELSE delivery.served_model END)
@@ -52,6 +53,7 @@ class ServingTarget:
 
 @dataclass(frozen=True)
 class ServedModel:
+    name: str  # an alias stands for its base model
     is_base: bool
     owner_id: str  # the project of an `ft:` model, which may share it
     targets: Sequence[ServingTarget]
@@ -69,4 +71,4 @@ async def find_served_model(connections: AsyncConnections, project_id: str, mode
         for row in rows
         if row.target_id is not None
     ]
-    return ServedModel(first.is_base, first.owner_id, targets)
+    return ServedModel(first.name, first.is_base, first.owner_id, targets)

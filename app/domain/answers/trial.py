@@ -127,8 +127,11 @@ def check_supported(body: Mapping[str, Any], known: frozenset[str]) -> dict[str,
     return given
 
 
-def question_of(request: TrialRequest, id: str, project_id: str, is_chat: bool) -> TrialQuestion:
-    """The question of a request. Raises BadRequest with every problem of its messages."""
+def question_of(request: TrialRequest, id: str, project_id: str, model: str, is_chat: bool) -> TrialQuestion:
+    """The question of a request; `model` is what its name stands for.
+
+    Raises BadRequest with every problem of its messages.
+    """
     stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
     asked = request.max_completion_tokens or request.max_tokens or MAX_NEW_TOKENS
     if is_chat:
@@ -138,7 +141,7 @@ def question_of(request: TrialRequest, id: str, project_id: str, is_chat: bool) 
     return TrialQuestion(
         id=id,
         project_id=project_id,
-        model=request.model,
+        model=model,
         messages=request.messages if is_chat else None,
         prompt=None if is_chat else request.prompt,
         max_new_tokens=min(asked, MAX_NEW_TOKENS),

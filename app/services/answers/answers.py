@@ -57,10 +57,8 @@ class EngineAnswer:
     events: AsyncIterator[bytes] | None = None
 
 
-async def find_engines(
-    connections: AsyncConnections, encryption_keys: Sequence[str], project_id: str, model: str
-) -> list[Engine]:
-    """The servers that have the model, in a random order; none if it was not delivered. Raises NotFound."""
+async def find_model(connections: AsyncConnections, project_id: str, model: str) -> ServedModel:
+    """The model, with the targets that have it. Raises NotFound."""
     served = await find_served_model(connections, project_id, model)
     if served is None:
         raise NotFound(
@@ -68,6 +66,11 @@ async def find_engines(
             "model",
             "model_not_found",
         )
+    return served
+
+
+def engines_of(served: ServedModel, encryption_keys: Sequence[str]) -> list[Engine]:
+    """The servers that have the model, in a random order; none if it was not delivered."""
     engines = [engine for target in served.targets for engine in _servers(target, served, encryption_keys)]
     return random.sample(engines, len(engines))
 

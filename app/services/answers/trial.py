@@ -38,7 +38,7 @@ async def ask(
     except QUEUE_UNAVAILABLE as error:
         raise EngineUnavailable("The broker does not answer, so no worker can be asked; try again later.") from error
     if not is_taken:
-        raise await _refusal(connections, question.model)
+        raise await _refusal(connections, request.model)
     answer = _Answer(queue, question, request)
     try:
         first = await answer.first_record()
@@ -151,7 +151,7 @@ class _Answer:
             "id": id,
             "object": kind,
             "created": self._created,
-            "model": self._question.model,
+            "model": self._request.model,
             "choices": choices,
         }
 

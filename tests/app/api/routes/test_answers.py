@@ -13,6 +13,7 @@ from cryptography.fernet import Fernet
 from sqlalchemy import update
 from starlette.testclient import TestClient
 
+from app.db import models
 from app.db.access import keys, permissions
 from app.db.engine import Sessions, transaction
 from app.db.tables import Delivery, DeliveryTarget, Job, Project, TunedModel
@@ -107,6 +108,15 @@ class TestPassedOn:
             session.execute(update(DeliveryTarget).values(destination=destination))
         assert client.post(CHAT, json=body).status_code == 200
         assert [asked.body["model"] for asked in server.asked] == [BASE, "named"]
+
+    def test_an_alias_stands_for_its_base_model(
+        self, client: TestClient, server: AnsweringEngine, delivered: Deliverer, base_model: str
+    ) -> None:
+        delivered(server.url)
+        with transaction(delivered.sessions) as session:
+            models.set_alias(session, "gpt-4o-mini", base_model)
+        answer = client.post(CHAT, json={"model": "gpt-4o-mini", "messages": MESSAGES})
+        assert (answer.json()["model"], server.asked[0].body["model"]) == ("gpt-4o-mini", BASE)
 
     def test_the_engine_gets_the_targets_key_and_never_the_clients(
         self, client: TestClient, server: AnsweringEngine, delivered: Deliverer, api_key: str

@@ -1,0 +1,71 @@
+"""28: asking the model that was trained, with the same client: whole, streamed, and a stream that is cut.
+
+No engine serves it here, so an idle worker answers on trial, one request at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import openai
+import pytest
+from material import Created
+from world import succeeded, until
+
+QUESTION: Any = [{"role": "user", "content": "say 3"}]
+
+
+@pytest.fixture(scope="module")
+def model(default: openai.OpenAI, jobs: Created) -> str:
+    for job in (jobs.plain, jobs.dpo, jobs.masked, jobs.main):  # a worker that trains answers nothing
+        done = succeeded(default, job)
+    return str(done.fine_tuned_model)
+
+
+def asked(client: openai.OpenAI, model: str, **more: Any) -> Any:
+    """The first answer that is no refusal of a busy worker."""
+
+    def ask() -> Any:
+        with contextlib.suppress(openai.RateLimitError):
+            return client.chat.completions.create(
+                model=model, messages=QUESTION, temperature=0, max_tokens=8, timeout=120, **more
+            )
+        return None
+
+    return until(ask, "an idle worker")
+
+
+def test_the_trained_model_answers(client: openai.OpenAI, model: str) -> None:
+    answer = asked(client, model)
+    assert (answer.object, answer.model) == ("chat.completion", model)
+    assert answer.choices[0].message.role == "assistant"
+    assert answer.choices[0].finish_reason in ("stop", "length")
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+
+
+def test_a_stream_has_the_same_text(client: openai.OpenAI, model: str) -> None:
+    whole = asked(client, model).choices[0].message.content
+    chunks = list(asked(client, model, stream=True))
+    assert {chunk.model for chunk in chunks} == {model}
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == whole
+    assert chunks[-1].choices[0].finish_reason in ("stop", "length")
+
+
+def test_a_stream_that_is_cut_leaves_the_worker_free(client: openai.OpenAI, model: str) -> None:
+    stream = asked(client, model, stream=True)
+    assert next(iter(stream)).model == model
+    stream.close()
+    assert asked(client, model).choices[0].message is not None
+
+
+def test_a_name_that_does_not_exist(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as raised:
+        client.chat.completions.create(model="ft:nothing:tunery::00000000", messages=QUESTION)
+    assert raised.value.code == "model_not_found"
+
+
+def test_what_a_trial_would_have_to_ignore(client: openai.OpenAI, model: str) -> None:
+    with pytest.raises(openai.BadRequestError) as raised:
+        client.chat.completions.create(model=model, messages=QUESTION, n=2)
+    assert (raised.value.param, raised.value.code) == ("n", "unsupported_parameter")
