@@ -154,7 +154,7 @@ class WorkerNode:
         self, resources: Resources, models: ModelInventory, owner: str, name: str
     ) -> Callable[[], AbstractContextManager[None]]:
         """Offer the idle slot for trial answers, if they are on; returns what suspends them."""
-        if not self.settings.trial_answers:
+        if not self.settings.trial_answers or self.settings.slots_per_gpu > 1:  # jobs of other slots need the memory
             return nullcontext
         from worker.answers.trial import TrialAnswers  # its libraries are not on workers that only validate
 
