@@ -53,7 +53,7 @@ class TrialSlot:
         self._redis.delete(f"{PREFIX}:idle:{self._owner}")
         while (found := self._redis.lpop(f"{PREFIX}:ask:{self._owner}")) is not None:
             other = TrialQuestion.model_validate_json(str(found))
-            self.send(TrialRecord(id=other.id, type="error", code="busy"))
+            self.send(TrialRecord(id=other.id, type="error", reason="busy"))
 
     def send(self, record: TrialRecord) -> bool:
         """Send a record; False if nobody waits for it any more."""

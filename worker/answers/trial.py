@@ -179,7 +179,7 @@ class TrialAnswers:
         prepared = prepare(self._resources, question, self._directory / "adapters")
         process = self._loaded(prepared)
         if process is None:
-            self._slot.send(TrialRecord(id=question.id, type="error", code="busy"))
+            self._slot.send(TrialRecord(id=question.id, type="error", reason="busy"))
             return
         process.send(Control(question=question, adapter=prepared.adapter))
         is_awaited = True

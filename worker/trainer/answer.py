@@ -125,14 +125,14 @@ class Program:
         try:
             tokens = self._prompt(question)
         except TemplateRefused as error:
-            return TrialRecord(id=question.id, type="error", code="invalid_value", message=f"messages: {error}")
+            return TrialRecord(id=question.id, type="error", reason="invalid_value", message=f"messages: {error}")
         free = self._context_length - len(tokens)
         if free < 1:
             text = (
                 f"This model's maximum context length is {self._context_length} tokens. However, your messages have "
                 f"{len(tokens)} tokens. Please reduce the length of the messages."
             )
-            return TrialRecord(id=question.id, type="error", code="context_length_exceeded", message=text)
+            return TrialRecord(id=question.id, type="error", reason="context_length_exceeded", message=text)
         writer = AnswerWriter(question, self._renderer, self._questions)
         self._generate(question, tokens, min(question.max_new_tokens, free), self._loaded(adapter), writer)
         return TrialRecord(

@@ -104,7 +104,7 @@ class TrialRecord(Frozen):
     finish_reason: Literal["stop", "length"] = "stop"
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    code: Literal["busy", "context_length_exceeded", "invalid_value", "model_not_found", "failed"] = "failed"
+    reason: Literal["busy", "context_length_exceeded", "invalid_value", "model_not_found", "failed"] = "failed"
     message: str = ""
 
     @property

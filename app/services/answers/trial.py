@@ -161,7 +161,7 @@ def new_question_id() -> str:
 
 
 def _error_of(record: TrialRecord) -> TuneryError:
-    match record.code:
+    match record.reason:
         case "busy":
             return _busy()
         case "context_length_exceeded":
