@@ -12,8 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatch
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import httpx2
 from huggingface_hub import HfApi, RepoFile, constants
@@ -58,7 +57,7 @@ def pull(source: str, revision: str | None, parent: Path, say: Callable[[str], N
         files = [
             file
             for file in api.list_repo_tree(source, revision=commit)
-            if isinstance(file, RepoFile) and any(fnmatch(file.path, pattern) for pattern in WANTED)
+            if isinstance(file, RepoFile) and any(map(PurePosixPath(file.path).match, WANTED))
         ]
         directory = parent / f"{source.rpartition('/')[2]}-{commit[:COMMIT_CHARACTERS]}"
         missing_bytes = _check_space(source, files, directory)

@@ -28,27 +28,25 @@ from worker.trainer.model.architecture import (
     UnsupportedBase,
     adaptable_names,
     has_per_layer_embeddings,
-    linear_names,
     logit_scaling,
     meta_model,
     read_config,
     remove_other_modalities,
 )
-from worker.trainer.model.checkpoint_tensors import FLOATS, CheckpointNames, CheckpointTensors
-from worker.trainer.model.experts import ExpertWeights, freeze_experts, is_experts_parameter
+from worker.trainer.model.checkpoint_tensors import CheckpointNames, CheckpointTensors
+from worker.trainer.model.experts import ExpertWeights
 from worker.trainer.model.frozen_linear import (
     Frozen4,
     Frozen8,
     Frozen16,
     FrozenLinear,
     StoredLinear,
-    freeze,
     stored_bytes,
 )
 from worker.trainer.model.fused_modules import use_fused_modules
 from worker.trainer.model.memory_efficient_modules import use_memory_efficient_modules
+from worker.trainer.model.weight_loader import WeightLoader, check_complete
 from worker.trainer.objective.linear_cross_entropy import CUDA_CHUNK_TOKENS, UNSCALED, LogitScaling
-from worker.trainer.runtime.device import dtype_name
 from worker.trainer.runtime.failures import Failure
 
 
@@ -176,11 +174,11 @@ def load_base(
         if tensors.doubled:
             raise UnsupportedBase(f"{tensors.doubled[0]} is in more than one file")
         adaptable = frozenset(adaptable_names(model))
-        loader = _Loader(model, quantization, compute_dtype)
+        loader = WeightLoader(model, quantization, compute_dtype)
         for key, tensor in tensors:
             loader.assign(key, tensor.to(device))
         model.tie_weights()
-        _check_complete(model)
+        check_complete(model)
     except UnsupportedBase as error:
         raise _unavailable(name, str(error)) from error
     _move_buffers(model, device)
@@ -334,45 +332,6 @@ def _check_files(spec: BaseSpec) -> None:
         raise _altered(spec.name, f"its directory cannot be read ({error.strerror})") from error
     if manifest_sha256 != spec.manifest_sha256:
         raise _altered(spec.name, ALTERED_REASON)
-
-
-class _Loader:
-    """Puts tensors into the model; weights of linear layers and of experts become frozen layers."""
-
-    def __init__(self, model: Any, quantization: QuantizationSpec | None, compute_dtype: torch.dtype) -> None:
-        self.linears = linear_names(model)
-        self.switch = AdapterSwitch()
-        self.experts: dict[str, ExpertWeights] = {}
-        self._model = model
-        self._format = quantization, compute_dtype
-        self._is_linear = set(self.linears)
-
-    def assign(self, key: str, tensor: torch.Tensor) -> None:
-        """Put a tensor into the model. Raises UnsupportedBase if its shape or the kind of its dtype differ."""
-        module_name, _, parameter = key.rpartition(".")
-        module = self._model.get_submodule(module_name)
-        expected = getattr(module, parameter)
-        if expected.shape != tensor.shape:
-            text = f"{key} has the shape {list(tensor.shape)}, but config.json makes it {list(expected.shape)}"
-            raise UnsupportedBase(text)
-        if expected.is_floating_point() and tensor.dtype not in FLOATS:
-            raise UnsupportedBase(f"{key} is stored as {dtype_name(tensor.dtype)}, not as 16-bit or 32-bit floats")
-        if module_name in self._is_linear and parameter == "weight":
-            layer: Any = freeze(tensor, *self._format)
-            layer.bias = module.bias  # loaded before or still on `meta`: files have their tensors in any order
-            self._model.set_submodule(module_name, layer)
-        elif is_experts_parameter(module, parameter):
-            self.experts[key] = freeze_experts(module, parameter, key, tensor, self.switch, *self._format)
-        else:
-            constant = torch.nn.Parameter(tensor.to(expected.dtype, copy=True), requires_grad=False)
-            setattr(module, parameter, constant if parameter in module._parameters else constant.data)
-
-
-def _check_complete(model: Any) -> None:
-    missing = [key for key, parameter in model.named_parameters() if parameter.device.type == "meta"]
-    if missing:
-        text = f"its files lack {len(missing)} of the weights that {type(model).__name__} needs, such as {missing[0]}"
-        raise UnsupportedBase(text)
 
 
 def _placeholders(model: Any) -> set[int]:

@@ -140,6 +140,8 @@ BY_SCHEMA = {
     "DeliveryStatus.withdrawing": "Adapters that a target still has and must forget.",
     "FailedDeliveryBody.error": "The reason, with what to do.",
     "FailedDeliveryBody.failed_at": "When the last attempt failed, in seconds since 1970.",
+    "FailedDeliveryBody.job_id": "The job whose adapter was not delivered.",
+    "FailedDeliveryBody.project": "The name of the project.",
     "FailedDeliveryBody.target": "The name of the delivery target.",
     "QueueStatus.oldest": "The oldest due job of `validating_files` and of `queued`; paused jobs are not due.",
     "QueueStatus.paused": "The number of paused jobs.",

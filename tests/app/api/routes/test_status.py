@@ -40,11 +40,11 @@ def test_after_a_night_of_faults_one_answer_has_each_of_them(
 ) -> None:
     with transaction(sessions) as session:
         failed = make_failed_job(session, storage, project)
+        job = make_succeeded_job(session, storage, project)
         waiting = make_job(session, project, make_file(session, storage, project))
         status.report(session, "backup", {"directory": "/backup"})
         workers.heartbeat(session, "gpu0@host#1", "gpu", "host", 1, {})
         workers.mark_lost(session, silent_seconds=-1)
-        job = make_succeeded_job(session, storage, project)
         target = targets.insert(session, project.id, name="production", kind="s3", destination={"kind": "s3"})
         assert target is not None
         deliveries.create(session, job, checkpoints.kept(session, job.id)[0], target)
