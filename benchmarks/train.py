@@ -202,14 +202,15 @@ def watch(command: list[str], measured: Measured, limit_seconds: float | None = 
         timer = threading.Timer(limit_seconds, child.kill) if limit_seconds is not None else None
         if timer is not None:
             timer.start()
-        for line in child.stdout:
-            if line.startswith(b"{"):
-                try:
-                    record = json.loads(line)
-                except ValueError:
-                    continue  # a log line of the peer's
-                if "kind" in record:
-                    yield time.monotonic() - began, record
+        with child.stdout:
+            for line in child.stdout:
+                if line.startswith(b"{"):
+                    try:
+                        record = json.loads(line)
+                    except ValueError:
+                        continue  # a log line of the peer's
+                    if "kind" in record:
+                        yield time.monotonic() - began, record
         _, status, usage = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)
         if timer is not None and timer.finished.is_set() and child.returncode == -signal.SIGKILL:

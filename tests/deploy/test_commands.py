@@ -221,10 +221,10 @@ def test_the_s3_server_of_the_profile_stores_for_the_key_of_the_guide_and_refuse
     port = free_port()
     (script,) = host.service("s3")["command"]
     for inside, outside in (
+        ("--cache-dir /tmp", f"--cache-dir {host.directory}"),
+        ("--config /tmp/", f"--config {host.directory}/"),
         ("/var/lib/tunery", host.directory / "data"),
         ("/run/secrets", host.directory / "secrets"),
-        ("/tmp/", f"{host.directory}/"),
-        ("--cache-dir /tmp", f"--cache-dir {host.directory}"),
         ("0.0.0.0:9000", f"127.0.0.1:{port}"),
     ):
         assert inside in script

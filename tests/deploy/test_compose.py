@@ -207,7 +207,7 @@ class TestTrainers:
 
     def test_each_profile_has_one_and_a_start_without_profile_has_none(self) -> None:
         profiles = {name: service["profiles"] for name, service in ALL.items() if "profiles" in service}
-        assert profiles == {"gpu-worker": ["gpu"], "gpu-worker-without-gpu": ["nogpu"]}
+        assert profiles == {"gpu-worker": ["gpu"], "gpu-worker-without-gpu": ["nogpu"], "s3": ["s3"]}
 
     def test_without_a_gpu_only_the_device_differs(self) -> None:
         with_gpu, without = (dict(service) for service in TRAINERS.values())

@@ -21,12 +21,12 @@ Override.add_constructor("!override", lambda loader, node: loader.construct_mapp
 
 
 def test_every_container_is_in_the_table() -> None:
-    assert set(re.findall(r"^\| `([a-z-]+)` \|", guide.text(), re.MULTILINE)) == SERVICES.keys()
+    assert set(re.findall(r"^\| `([a-z0-9-]+)` \|", guide.text(), re.MULTILINE)) == SERVICES.keys()
 
 
 def test_every_variable_of_the_compose_file_is_explained() -> None:
     table = guide.text().partition("## Variables and settings")[2].partition("\n## ")[0]
-    explained = set(re.findall(r"`([A-Z_]+)`", "".join(re.findall(r"^\| (`[^|]*) \|", table, re.MULTILINE))))
+    explained = set(re.findall(r"`([A-Z0-9_]+)`", "".join(re.findall(r"^\| (`[^|]*) \|", table, re.MULTILINE))))
     assert explained == compose.variables() | {"COMPOSE_PROFILES"}
 
 

@@ -130,6 +130,7 @@ def test_the_budget_of_a_slot_is_checked_with_torch(monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(torch.cuda, name, replacement)
     monkeypatch.setattr(torch, "empty", empty)
     assert checks.slot_budget(torch.device("cuda", 0), tmp_path) == "6.0 of 24.0 GB"
+    fraction[0] = 1.0
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda value, device: None)
     with pytest.raises(CheckFailed, match="is measured as"):
         checks.slot_budget(torch.device("cuda", 0), tmp_path)

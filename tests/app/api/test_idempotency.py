@@ -30,6 +30,8 @@ from tests.factories import chat_lines
 
 # POST routes that create nothing, with the reason; every other one takes the key.
 WITHOUT_A_KEY = {
+    "/v1/chat/completions": "creates nothing: an answer is stored nowhere",
+    "/v1/completions": "creates nothing: an answer is stored nowhere",
     "/v1/fine_tuning/jobs/plan": "creates nothing: the same question has the same answer anyway",
     "/v1/files/{file_id}/validate": "creates nothing: it reads a file and answers a report",
     "/v1/uploads/{upload_id}/complete": "repeats by itself: the same again answers the same file",

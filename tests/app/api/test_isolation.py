@@ -23,6 +23,7 @@ FAILED = "fine_tuning.job.failed"
 BODIES = {
     "evaluations": {"file": "file-x"},
     "deliveries": {"target": "t"},
+    "file": {"origin": None},
     "test": {"event_type": FAILED},
     "permissions": {"project_ids": ["proj_x"]},
 }
@@ -123,7 +124,8 @@ class TestAnotherProject:
         operations = list(operations_on(app, succeeded, upload, export, delivery, adapter_delivery))
         assert len(operations) >= 12
         for method, path in operations:
-            body = {"json": BODIES.get(path.rsplit("/", 1)[1], {})} if method == "POST" else {}
+            last = path.rsplit("/", 1)[1]
+            body = {"json": BODIES.get("file" if last.startswith("file-") else last, {})} if method == "POST" else {}
             foreign = client.request(method, path, headers=foreign_headers, **body)
             assert foreign.status_code == 404, (method, path, foreign.text)
         for method, path in operations:

@@ -349,7 +349,7 @@ class TestCrashes:
         make_endpoint(sessions, project, receiver.url)
         announce(sessions, project)
         (dead,) = claim(sessions, lease_seconds=0.05)
-        sender._send(dead)  # it dies before it records the outcome
+        sender._send(dead, sender._signing_secrets(dead))  # it dies before it records the outcome
         until(lambda: deliver_due(sender) == 1, "the lease runs out")
         first, second = receiver.received
         assert (first.headers["webhook-id"], first.body) == (second.headers["webhook-id"], second.body)

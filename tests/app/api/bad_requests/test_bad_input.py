@@ -313,7 +313,9 @@ class TestEveryUrl:
         """A redirect would turn a POST into a GET in some clients, and drop the key in others."""
         for method, path, _ in operations(document):
             answer = client.request(method, with_id(path, "nothere") + "/", follow_redirects=False)
-            assert answer.status_code in (404, 405), f"{method} {path}/"
+            # 403: names of base models and aliases may have slashes, and the key is no admin's.
+            has_name = path.endswith(("base_models/{model}", "model_aliases/{name}"))
+            assert answer.status_code in ((403,) if has_name else (404, 405)), path
             error_of(answer, f"{method} {path}/")
 
     def test_that_is_nearly_right_is_a_404(self, client: TestClient) -> None:

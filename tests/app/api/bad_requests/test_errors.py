@@ -103,7 +103,7 @@ class TestEveryError:
             (Unavailable("later"), 503),
             (OSError(28, "No space left on device"), 507),
             (OSError(122, "Disk quota exceeded"), 507),
-            (OSError(5, "Input/output error"), 500),
+            (OSError(5, "Input/output error"), 503),
             (IntegrityError("INSERT", {}, Exception("twice")), 500),
             (TuneryError("bad luck"), 500),
         ],

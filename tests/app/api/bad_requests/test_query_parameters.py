@@ -92,7 +92,7 @@ class TestAnUnknownParameter:
         error = error_of(client.get(f"{prefix}/fine_tuning/jobs?statu=failed"))
         assert error["message"] == (
             'unknown query parameter "statu" (did you mean "status"?); known here: after, created_after, '
-            "created_before, limit, metadata[key], order, search, status"
+            "created_before, limit, metadata[key], order, order_by, search, status"
         )
 
     def test_is_named_together_with_everything_else_that_is_wrong(self, client: TestClient) -> None:

@@ -333,6 +333,7 @@ class TestSaveSnapshot:
             "compute_dtype": "bfloat16", "device": f"cpu ({cpu_name()})", "row_tokens": 1024, "threads": 1,
             "recompute": "elementwise", "recompute_layers": 0, "cache_weights": True, "probed": True,
             "out_of_memory_kills": 0, "validation_row_tokens": None, "prompts_at_once": None, "loss_scale": 1.0,
+            "cuda_kernels": False, "offload": False,
         }  # fmt: skip
 
     def test_the_record_names_the_manifests_hash(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
