@@ -149,7 +149,7 @@ def test_a_restarted_vllm_gets_it_again(world: World) -> None:
     assert world.until_delivery("delivered")["check"]["verdict"] == "same"
 
 
-def test_vllm_with_a_refused_key_finds_nothing_and_logs_why(world: World) -> None:
+def test_the_plugin_with_a_refused_key_finds_nothing_and_logs_why(world: World) -> None:
     world.by_name.restart(TUNERY_BASE_URL=world.service.url, TUNERY_API_KEY="tnry_wrong")
     world.by_name.wait()
     assert world.by_name.ask(world.facts["model"]).status_code == 404
@@ -157,7 +157,7 @@ def test_vllm_with_a_refused_key_finds_nothing_and_logs_why(world: World) -> Non
     assert "tnry_wrong" not in world.by_name.log.read_text()
 
 
-def test_vllm_with_the_plugin_finds_the_model_by_its_name(world: World) -> None:
+def test_the_plugin_finds_the_model_by_its_name(world: World) -> None:
     (project,) = world.get("/v1/organization/projects")["data"]
     path = f"/v1/organization/projects/{project['id']}/api_keys"
     world.facts["key"] = world.post(path, {"name": "vllm", "scopes": ["models:read", "jobs:read"]})["value"]
@@ -169,7 +169,7 @@ def test_vllm_with_the_plugin_finds_the_model_by_its_name(world: World) -> None:
     assert world.by_name.ask("ft:unknown").status_code == 404
 
 
-def test_a_restarted_server_and_a_new_replica_find_it_without_a_list(world: World) -> None:
+def test_the_plugins_of_a_restarted_server_and_of_a_new_replica_find_it_without_a_list(world: World) -> None:
     cache = str(world.adapters.parent / "cache-of-the-replica")
     world.by_name.restart()
     world.replica.restart(
@@ -220,7 +220,11 @@ def test_a_deleted_model_is_unknown_to_vllm(world: World) -> None:
     world.until_delivery("withdrawn")
     assert world.vllm.ask(model).status_code == 404
     assert world.vllm.ask("base").is_success
-    # Without a delivery nothing unloads it: vLLM asks the plugin again once it is unloaded.
+
+
+def test_a_deleted_model_is_unknown_to_the_plugin(world: World) -> None:
+    """Without a delivery nothing unloads it: vLLM asks the plugin again once it is unloaded."""
+    model = world.facts["model"]
     assert httpx2.post(f"{world.by_name.url}/v1/unload_lora_adapter", json={"lora_name": model}).is_success
     assert world.by_name.ask(model).status_code == 404
 
