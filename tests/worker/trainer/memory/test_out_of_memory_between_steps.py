@@ -18,7 +18,7 @@ from tests.worker.trainer.helpers import FLOAT32, RecordLog, failure, final_adap
 from worker.trainer import compare_answers, step_actions
 from worker.trainer.checkpoint import verify
 from worker.trainer.memory.out_of_memory import reduce_after_kills
-from worker.trainer.model import base_check, base_model
+from worker.trainer.model import base_check, base_model, weight_loader
 from worker.trainer.model.frozen_linear import Frozen4
 from worker.trainer.objective import objective
 from worker.trainer.validation import sample_answers
@@ -253,7 +253,7 @@ class TestLoading:
         self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         quantization: dict[str, Any] | None, param: str, bits: str,
     ) -> None:  # fmt: skip
-        monkeypatch.setattr(base_model, "freeze", Shortage(base_model.freeze, lambda *_: True))
+        monkeypatch.setattr(weight_loader, "freeze", Shortage(weight_loader.freeze, lambda *_: True))
         code, log = run_trainer(make_spec(tiny, examples, quantization=quantization), tmp_path)
         assert code == ExitCode.OUT_OF_MEMORY
         assert (failure(log).reason, failure(log).param) == (Reason.OUT_OF_MEMORY, param)
