@@ -5,10 +5,11 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import CheckConstraint, ForeignKey, Identity, Index, text
+from sqlalchemy import ForeignKey, Identity, Index, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db.base import Base, now, sql_string_list
+from app.db.tables.leased_row import LeasedRow, lease_constraints
 from app.domain.base_models.registrations import FINISHED, UNFINISHED, RegistrationState
 
 
@@ -36,16 +37,12 @@ class ModelAlias(Base):
     created_at: Mapped[datetime] = now()
 
 
-class BaseModelRegistration(Base):
+class BaseModelRegistration(LeasedRow, Base):
     """A directory that a worker checks, hashes and registers, with a lease as exports have."""
 
     __tablename__ = "base_model_registrations"
     __table_args__ = (
-        CheckConstraint(f"state IN ({sql_string_list(RegistrationState)})", name="state"),
-        CheckConstraint("(lease_owner IS NULL) = (lease_expires_at IS NULL)", name="lease_whole"),
-        CheckConstraint("(state = 'running') = (lease_owner IS NOT NULL)", name="running_has_lease"),
-        CheckConstraint(f"(state IN ({sql_string_list(FINISHED)})) = (finished_at IS NOT NULL)", name="finished_at"),
-        CheckConstraint("(state = 'failed') = (error_code IS NOT NULL)", name="error"),
+        *lease_constraints(RegistrationState, FINISHED),
         Index(
             "uq_base_model_registrations_unfinished",
             "name",
@@ -64,14 +61,4 @@ class BaseModelRegistration(Base):
     revision: Mapped[str | None]
     created_at: Mapped[datetime] = now()
 
-    state: Mapped[str] = mapped_column(server_default=RegistrationState.QUEUED.value)
-    attempt: Mapped[int] = mapped_column(server_default="0")  # the fencing token
-    crash_streak: Mapped[int] = mapped_column(server_default="0")
-    run_after: Mapped[datetime] = now()
-    lease_owner: Mapped[str | None]
-    lease_expires_at: Mapped[datetime | None]
-    started_at: Mapped[datetime | None]
-    finished_at: Mapped[datetime | None]
     notes: Mapped[list[str]] = mapped_column(server_default=text("'[]'::jsonb"))
-    error_code: Mapped[str | None]
-    error_message: Mapped[str | None]

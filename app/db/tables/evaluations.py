@@ -8,21 +8,18 @@ from typing import Any
 from sqlalchemy import CheckConstraint, ForeignKey, Identity, Index, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.db.base import Base, now, sql_string_list
+from app.db.base import Base, now
+from app.db.tables.leased_row import LeasedRow, lease_constraints
 from app.domain.evaluations.states import FINISHED, EvaluationState
 
 
-class Evaluation(Base):
+class Evaluation(LeasedRow, Base):
     """Base model and adapter answer the rows of a file, and graders compare the answers."""
 
     __tablename__ = "evaluations"
     __table_args__ = (
-        CheckConstraint(f"state IN ({sql_string_list(EvaluationState)})", name="state"),
-        CheckConstraint("(lease_owner IS NULL) = (lease_expires_at IS NULL)", name="lease_whole"),
-        CheckConstraint("(state = 'running') = (lease_owner IS NOT NULL)", name="running_has_lease"),
-        CheckConstraint(f"(state IN ({sql_string_list(FINISHED)})) = (finished_at IS NOT NULL)", name="finished_at"),
+        *lease_constraints(EvaluationState, FINISHED),
         CheckConstraint("(state = 'succeeded') = (summary IS NOT NULL)", name="summary"),
-        CheckConstraint("(state = 'failed') = (error_code IS NOT NULL)", name="error"),
         CheckConstraint("(gpu_uuids IS NULL) = (budget_bytes IS NULL)", name="reservation_whole"),
         Index("ix_evaluations_claim", "seq", postgresql_where=text("state = 'queued'")),
         Index("ix_evaluations_lease", "lease_expires_at", postgresql_where=text("lease_owner IS NOT NULL")),
@@ -46,17 +43,9 @@ class Evaluation(Base):
     step_number: Mapped[int]
     adapter_file_ids: Mapped[list[str]]
 
-    # the state
+    # the state, beside that of every LeasedRow
     plan: Mapped[dict[str, Any]]  # {rows, prompt_tokens, max_answer_tokens, estimated_seconds}
-    state: Mapped[str] = mapped_column(server_default=EvaluationState.QUEUED.value)
     progress: Mapped[dict[str, Any] | None]  # {answers, total_answers}
-    attempt: Mapped[int] = mapped_column(server_default="0")  # the fencing token
-    crash_streak: Mapped[int] = mapped_column(server_default="0")
-    run_after: Mapped[datetime] = now()
-    lease_owner: Mapped[str | None]
-    lease_expires_at: Mapped[datetime | None]
-    started_at: Mapped[datetime | None]
-    finished_at: Mapped[datetime | None]
     # of the newest attempt: its worker, and its reservation on GPUs that several slots share; NULL on others
     worker: Mapped[str | None]
     gpu_uuids: Mapped[list[str] | None]
@@ -67,8 +56,6 @@ class Evaluation(Base):
     summary: Mapped[dict[str, Any] | None]
     results_file_id: Mapped[str | None]
     report_file_id: Mapped[str | None]
-    error_code: Mapped[str | None]
-    error_message: Mapped[str | None]
 
 
 class EvaluationAttempt(Base):

@@ -9,22 +9,19 @@ from sqlalchemy import CheckConstraint, ForeignKey, Identity, Index, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db.base import Base, now, sql_string_list
+from app.db.tables.leased_row import LeasedRow, lease_constraints
 from app.domain.artifacts.exports import FINISHED, ExportState, ExportType
 
 
-class Export(Base):
+class Export(LeasedRow, Base):
     """`model` names the content: a checkpoint that is published again gets another name in the same row."""
 
     __tablename__ = "exports"
     __table_args__ = (
         CheckConstraint(f"type IN ({sql_string_list(ExportType)})", name="type"),
         CheckConstraint("(type = 'gguf') = (quantization IS NOT NULL)", name="quantization"),
-        CheckConstraint(f"state IN ({sql_string_list(ExportState)})", name="state"),
-        CheckConstraint("(lease_owner IS NULL) = (lease_expires_at IS NULL)", name="lease_whole"),
-        CheckConstraint("(state = 'running') = (lease_owner IS NOT NULL)", name="running_has_lease"),
-        CheckConstraint(f"(state IN ({sql_string_list(FINISHED)})) = (finished_at IS NOT NULL)", name="finished_at"),
+        *lease_constraints(ExportState, FINISHED),
         CheckConstraint("(state = 'succeeded') = (manifest IS NOT NULL)", name="manifest"),
-        CheckConstraint("(state = 'failed') = (error_code IS NOT NULL)", name="error"),
         CheckConstraint("(state = 'cancelled') <= (deleted_at IS NOT NULL)", name="cancelled_is_deleted"),
         CheckConstraint("(deleted_at IS NOT NULL) <= (finished_at IS NOT NULL)", name="deleted_is_finished"),
         # One export per model, type and quantization, also for concurrent requests.
@@ -58,21 +55,11 @@ class Export(Base):
     adapter_file_ids: Mapped[list[str]]
     expected_bytes: Mapped[int]  # the estimated size; that of a merged model is the size of the base model's files
 
-    # the state
-    state: Mapped[str] = mapped_column(server_default=ExportState.QUEUED.value)
-    attempt: Mapped[int] = mapped_column(server_default="0")  # the fencing token
-    crash_streak: Mapped[int] = mapped_column(server_default="0")
-    run_after: Mapped[datetime] = now()
+    # the state, beside that of every LeasedRow
     storage_full_since: Mapped[datetime | None]  # when the first of consecutive attempts ended on a full disk
-    lease_owner: Mapped[str | None]
-    lease_expires_at: Mapped[datetime | None]
-    started_at: Mapped[datetime | None]
-    finished_at: Mapped[datetime | None]
     deleted_at: Mapped[datetime | None]
 
     # the result
     file_ids: Mapped[list[str]] = mapped_column(server_default=text("'[]'::jsonb"))
     size_bytes: Mapped[int | None]
     manifest: Mapped[dict[str, Any] | None]
-    error_code: Mapped[str | None]
-    error_message: Mapped[str | None]
