@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from sqlalchemy.orm import Session
@@ -15,8 +15,7 @@ from app.domain.base_models.registrations import MAX_NOTES, RegistrationErrorCod
 from app.domain.jobs.states import Reason
 from app.log import get_logger
 from app.system.model_registration import CheckedModel, RegistrationOptions, check_and_hash
-from worker.jobs.lease import LeaseKeeper
-from worker.jobs.leased_rows import RowClaimer
+from worker.jobs.leased_rows import RowClaimer, RowLeaseKeeper
 from worker.jobs.observed_attempt import observed_attempt
 from worker.jobs.sanitize import clean_text
 from worker.node.resources import Resources
@@ -57,7 +56,7 @@ class Registrar:
     def _claim(self, session: Session) -> BaseModelRegistration | None:
         return base_model_registrations.claim(session, self.owner, self.settings.lease_ttl_seconds)
 
-    def _run(self, row: BaseModelRegistration, keeper: LeaseKeeper) -> None:
+    def _run(self, row: BaseModelRegistration, keeper: RowLeaseKeeper[BaseModelRegistration]) -> None:
         log.info("registration started", model=row.name, directory=row.directory)
         try:
             self._register(row, keeper)
@@ -66,7 +65,7 @@ class Registrar:
         except FencedError:
             log.info("lease lost: the registration is dropped")
         except RegistrationInterrupted:
-            self._end(keeper, Reason.DRAINED, lambda session: base_model_registrations.requeue(session, keeper.lease))
+            keeper.end(Reason.DRAINED, lambda session: base_model_registrations.requeue(session, keeper.lease))
         except RegistrationFailed as error:
             self._fail(keeper, error.code, error.message)
         except Exception:
@@ -74,7 +73,7 @@ class Registrar:
             text = "The worker had an internal error; its log has the details"
             self._fail(keeper, RegistrationErrorCode.SERVER_ERROR, text)
 
-    def _register(self, row: BaseModelRegistration, keeper: LeaseKeeper) -> None:
+    def _register(self, row: BaseModelRegistration, keeper: RowLeaseKeeper[BaseModelRegistration]) -> None:
         """Raises RegistrationFailed, RegistrationInterrupted, FencedError."""
         notes: list[str] = []
 
@@ -96,7 +95,12 @@ class Registrar:
         keeper.finish(lambda session: self._store(session, row, keeper, checked, notes[-MAX_NOTES:]))
 
     def _store(
-        self, session: Session, row: BaseModelRegistration, keeper: LeaseKeeper, checked: CheckedModel, notes: list[str]
+        self,
+        session: Session,
+        row: BaseModelRegistration,
+        keeper: RowLeaseKeeper[BaseModelRegistration],
+        checked: CheckedModel,
+        notes: list[str],
     ) -> None:
         if (alias := models.get_alias(session, row.name)) is not None:
             text = f"{row.name} is an alias of {alias.base_model} by now; remove the alias first"
@@ -104,17 +108,9 @@ class Registrar:
         base_model_registrations.succeed(session, keeper.lease, str(checked.directory), notes)
         models.register(session, row.name, checked.directory, checked.files, checked.manifest_sha256, checked.entry)
 
-    def _fail(self, keeper: LeaseKeeper, code: RegistrationErrorCode, message: str) -> None:
+    def _fail(self, keeper: RowLeaseKeeper[BaseModelRegistration], code: RegistrationErrorCode, message: str) -> None:
         log.warning("registration failed", code=code.value, why=message)
-        self._end(keeper, code, lambda session: base_model_registrations.fail(session, keeper.lease, code, message))
-
-    def _end(self, keeper: LeaseKeeper, outcome: str, work: Callable[[Session], None]) -> None:
-        """End the attempt. After a COMMIT without an answer the retry is fenced: then the first try was committed."""
-        try:
-            keeper.finish(work)
-            keeper.outcome = outcome
-        except FencedError:
-            log.info("lease lost: the registration has ended already, or another worker has it")
+        keeper.end(code, lambda session: base_model_registrations.fail(session, keeper.lease, code, message))
 
 
 def _check_inside(directory: Path, allowed: Sequence[str]) -> None:

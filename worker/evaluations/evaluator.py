@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
 
 from sqlalchemy.orm import Session
 
@@ -35,8 +34,7 @@ from worker.evaluations.prepare import EvaluationFailed, Loaded
 from worker.evaluations.report import report, summary_sentence
 from worker.evaluations.summarize import ADAPTER, BASE, ModelAnswer, Outcome, result_rows, summarize
 from worker.jobs import artifacts, workdir
-from worker.jobs.lease import LeaseKeeper
-from worker.jobs.leased_rows import RowClaimer
+from worker.jobs.leased_rows import RowClaimer, RowLeaseKeeper
 from worker.jobs.observed_attempt import observed_attempt
 from worker.jobs.publish import PURPOSE
 from worker.jobs.sanitize import clean, clean_text
@@ -90,7 +88,7 @@ class Evaluator:
         capacity = self._capacity() if self._capacity else None
         return evaluations.claim(session, self.owner, self.settings.lease_ttl_seconds, capacity)
 
-    def _run(self, evaluation: Evaluation, keeper: LeaseKeeper, lock: int) -> None:
+    def _run(self, evaluation: Evaluation, keeper: RowLeaseKeeper[Evaluation], lock: int) -> None:
         log.info("evaluation started", model=evaluation.model)
         directory = workdir.attempt_directory(self.settings.work_dir, evaluation.id, evaluation.attempt)
         try:
@@ -100,7 +98,7 @@ class Evaluator:
         except FencedError:
             log.info("lease lost: the evaluation is dropped")
         except EvaluationInterrupted:
-            self._end(keeper, Reason.DRAINED, lambda session: evaluations.requeue(session, keeper.lease))
+            keeper.end(Reason.DRAINED, lambda session: evaluations.requeue(session, keeper.lease))
         except EvaluationFailed as error:
             self._end_failed(keeper, error)
         except Exception:
@@ -110,7 +108,7 @@ class Evaluator:
         finally:
             workdir.remove_all_but_logs(directory)
 
-    def _evaluate(self, evaluation: Evaluation, keeper: LeaseKeeper, directory: Path, lock: int) -> None:
+    def _evaluate(self, evaluation: Evaluation, keeper: RowLeaseKeeper[Evaluation], directory: Path, lock: int) -> None:
         """Read the rows, generate, grade, store. Raises EvaluationFailed, EvaluationInterrupted, FencedError."""
         try:
             workdir.create_empty(directory)
@@ -133,7 +131,7 @@ class Evaluator:
             text = "The disk is full" if is_full else "Files could not be read or written"
             raise EvaluationFailed(code, text) from error
 
-    def _plan(self, loaded: Loaded, inputs: EvaluationInputs, keeper: LeaseKeeper) -> None:
+    def _plan(self, loaded: Loaded, inputs: EvaluationInputs, keeper: RowLeaseKeeper[Evaluation]) -> None:
         """Replace the plan by the one with the counted rows and tokens."""
 
         def write(session: Session) -> None:
@@ -145,7 +143,7 @@ class Evaluator:
         keeper.transact(write)
 
     def _generate(
-        self, rows: int, keeper: LeaseKeeper, directory: Path, lock: int
+        self, rows: int, keeper: RowLeaseKeeper[Evaluation], directory: Path, lock: int
     ) -> tuple[Started, dict[str, list[ModelAnswer]], float]:
         """What the program wrote, the answers of each model, and the seconds it took."""
         kills_before, began = oom_kill_count(), time.monotonic()
@@ -167,7 +165,7 @@ class Evaluator:
         started, answers = _read_answers(directory / ANSWERS, rows)
         return started, answers, time.monotonic() - began
 
-    def _wait(self, process: GenerationProcess, keeper: LeaseKeeper, answers: Path, total: int) -> int:
+    def _wait(self, process: GenerationProcess, keeper: RowLeaseKeeper[Evaluation], answers: Path, total: int) -> int:
         """Wait for the exit code, and write the number of answers to the row now and then."""
         written = -1
         while (exit_code := process.wait_for(self.settings.watch_seconds)) is None:
@@ -179,7 +177,7 @@ class Evaluator:
                 self._write_progress(keeper, {"answers": count, "total_answers": total})
         return exit_code
 
-    def _write_progress(self, keeper: LeaseKeeper, progress: dict[str, int]) -> None:
+    def _write_progress(self, keeper: RowLeaseKeeper[Evaluation], progress: dict[str, int]) -> None:
         keeper.transact(lambda session: leased_rows.update_held(session, Evaluation, keeper.lease, progress=progress))
 
     def _publish(
@@ -187,7 +185,7 @@ class Evaluator:
         evaluation: Evaluation,
         settings: EvaluationSettings,
         outcome: Outcome,
-        keeper: LeaseKeeper,
+        keeper: RowLeaseKeeper[Evaluation],
         directory: Path,
     ) -> None:
         """Store results and report under the attempt's own prefix; the rows that name them make them visible."""
@@ -233,13 +231,13 @@ class Evaluator:
             undo.callback(artifacts.discard, self.resources.storage, [file.key for file in stored])
             keeper.finish(succeed, has_succeeded)
 
-    def _check(self, keeper: LeaseKeeper) -> None:
+    def _check(self, keeper: RowLeaseKeeper[Evaluation]) -> None:
         """Raises FencedError after a cancel, EvaluationInterrupted at a shutdown."""
         keeper.check()
         if self.resources.stop.is_set():
             raise EvaluationInterrupted
 
-    def _waiter(self, keeper: LeaseKeeper) -> Callable[[float], None]:
+    def _waiter(self, keeper: RowLeaseKeeper[Evaluation]) -> Callable[[float], None]:
         """A function that waits, and ends the wait with an error after a cancel or at a shutdown."""
 
         def wait(seconds: float) -> None:
@@ -251,7 +249,7 @@ class Evaluator:
 
         return wait
 
-    def _end_failed(self, keeper: LeaseKeeper, error: EvaluationFailed) -> None:
+    def _end_failed(self, keeper: RowLeaseKeeper[Evaluation], error: EvaluationFailed) -> None:
         settings, lease, code, text = self.settings, keeper.lease, error.code, error.message
         log.warning("evaluation failed", code=code.value, why=text)
 
@@ -263,15 +261,7 @@ class Evaluator:
                     session, lease, code, text, settings.requeue_delay_seconds, settings.max_crash_streak
                 )
 
-        self._end(keeper, code, end)
-
-    def _end(self, keeper: LeaseKeeper, outcome: str, work: Callable[[Session], Any]) -> None:
-        """End the attempt. After a COMMIT without an answer the retry is fenced: then the first try was committed."""
-        try:
-            keeper.finish(work)
-            keeper.outcome = outcome
-        except FencedError:
-            log.info("lease lost: the evaluation has ended already, or another worker has it")
+        keeper.end(code, end)
 
 
 def _read_answers(path: Path, count: int) -> tuple[Started, dict[str, list[ModelAnswer]]]:

@@ -7,7 +7,7 @@ must not wait for it. GGUF exports are claimed only by workers that have llama.c
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,7 @@ from app.system.artifact_directory import MANIFEST, ManifestMismatch, read_manif
 from worker.exports.export_process import COMMANDS, ExportProcess, start_export
 from worker.jobs import artifacts, parent_adapter, workdir
 from worker.jobs.artifacts import StoredFile
-from worker.jobs.lease import LeaseKeeper
-from worker.jobs.leased_rows import RowClaimer
+from worker.jobs.leased_rows import RowClaimer, RowLeaseKeeper
 from worker.jobs.observed_attempt import observed_attempt
 from worker.jobs.publish import PURPOSE
 from worker.jobs.sanitize import clean, clean_text
@@ -105,7 +104,7 @@ class Exporter:
     def _claim(self, session: Session) -> Export | None:
         return exports.claim(session, self.owner, self.settings.lease_ttl_seconds, self._types)
 
-    def _run_export(self, export: Export, keeper: LeaseKeeper, lock: int) -> None:
+    def _run_export(self, export: Export, keeper: RowLeaseKeeper[Export], lock: int) -> None:
         log.info("export started", type=export.type, model=export.model)
         directory = workdir.attempt_directory(self.settings.work_dir, export.id, export.attempt)
         try:
@@ -115,7 +114,7 @@ class Exporter:
         except FencedError:
             log.info("lease lost: the export is dropped")
         except ExportInterrupted:
-            self._end(keeper, Reason.DRAINED, lambda session: exports.requeue(session, keeper.lease))
+            keeper.end(Reason.DRAINED, lambda session: exports.requeue(session, keeper.lease))
         except ExportFailed as error:
             self._end_failed(keeper, error)
         except Exception:
@@ -127,7 +126,7 @@ class Exporter:
         finally:
             workdir.remove_all_but_logs(directory)
 
-    def _export(self, export: Export, keeper: LeaseKeeper, directory: Path, lock: int) -> None:
+    def _export(self, export: Export, keeper: RowLeaseKeeper[Export], directory: Path, lock: int) -> None:
         """Fetch, make and publish. Raises ExportFailed, ExportInterrupted, FencedError."""
         try:
             workdir.create_empty(directory)
@@ -143,7 +142,7 @@ class Exporter:
             log.exception("files or storage failed")
             raise _storage_failure(error) from error
 
-    def _fetch(self, export: Export, keeper: LeaseKeeper, directory: Path) -> tuple[Path, Path]:
+    def _fetch(self, export: Export, keeper: RowLeaseKeeper[Export], directory: Path) -> tuple[Path, Path]:
         """The base model's directory, and the directory into which the adapter's files were fetched."""
 
         def load(session: Session) -> tuple[Path | None, list[File]]:
@@ -165,7 +164,9 @@ class Exporter:
             text = f"The adapter of {export.model} is incomplete or altered: {error}"
             raise ExportFailed(ExportErrorCode.ADAPTER_DELETED, text, is_final=True) from error
 
-    def _make(self, export: Export, base: Path, adapter: Path, result: Path, keeper: LeaseKeeper, lock: int) -> None:
+    def _make(
+        self, export: Export, base: Path, adapter: Path, result: Path, keeper: RowLeaseKeeper[Export], lock: int
+    ) -> None:
         """Run the export's program, which writes `result`. Raises ExportFailed, ExportInterrupted, FencedError."""
         kills_before = oom_kill_count()
         arguments = [str(base), str(adapter), str(result), *_weights_argument(export)]
@@ -187,7 +188,7 @@ class Exporter:
             raise ExportFailed(ExportErrorCode.SERVER_ERROR, text)
         raise _exit_failure(exit_code, program, oom_kill_count() > kills_before)
 
-    def _publish(self, export: Export, keeper: LeaseKeeper, result: Path) -> None:
+    def _publish(self, export: Export, keeper: RowLeaseKeeper[Export], result: Path) -> None:
         """Store the files under the attempt's own prefix; the rows that name them make them visible."""
         manifest = read_manifest(result)
         prefix = artifacts.unique(f"exports/{export.id}/attempts/{export.attempt}")
@@ -224,7 +225,7 @@ class Exporter:
         size_bytes = sum(file.size_bytes for file in stored)
         exports.succeed(session, lease, clean(manifest), [row.id for row in rows], size_bytes)
 
-    def _end_failed(self, keeper: LeaseKeeper, error: ExportFailed) -> None:
+    def _end_failed(self, keeper: RowLeaseKeeper[Export], error: ExportFailed) -> None:
         settings, lease, code, text = self.settings, keeper.lease, error.code, error.message
         log.warning("export failed", code=code.value, why=text)
 
@@ -238,15 +239,7 @@ class Exporter:
                     session, lease, code, text, settings.requeue_delay_seconds, settings.max_crash_streak
                 )
 
-        self._end(keeper, code, end)
-
-    def _end(self, keeper: LeaseKeeper, outcome: str, work: Callable[[Session], Any]) -> None:
-        """End the attempt. After a COMMIT without an answer the retry is fenced: then the first try was committed."""
-        try:
-            keeper.finish(work)
-            keeper.outcome = outcome
-        except FencedError:
-            log.info("lease lost: the export has ended already, or another worker has it")
+        keeper.end(code, end)
 
 
 def _check_digests(stored: Sequence[StoredFile], manifest: dict[str, Any]) -> None:

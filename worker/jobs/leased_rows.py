@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from app.db.engine import transaction
 from app.db.jobs import leased_rows
-from app.db.jobs.claims import Lease
+from app.db.jobs.claims import FencedError, Lease
 from app.db.jobs.leased_rows import Row
 from app.log import get_logger
 from worker.jobs.lease import DATABASE_UNAVAILABLE, LeaseKeeper, boottime_seconds
@@ -28,6 +28,14 @@ class RowLeaseKeeper(LeaseKeeper, Generic[Row]):
     def append_event(self, message: str, **_: Any) -> None:
         """The row has no events of its own: the message is logged."""
         log.warning(message)
+
+    def end(self, outcome: str, work: Callable[[Session], Any]) -> None:
+        """End the attempt. After a COMMIT without an answer the retry is fenced: then the first try was committed."""
+        try:
+            self.finish(work)
+            self.outcome = outcome
+        except FencedError:
+            log.info("lease lost: the row has ended already, or another worker has it")
 
     def _poll(self) -> None:
         sent_at = boottime_seconds()
