@@ -16,7 +16,7 @@ from typing import Any
 
 from sqlalchemy import Engine, event
 
-from app.domain.access.outbound_networks import Network, is_allowed, parse_address
+from app.domain.access.outbound_networks import Network, refused_address_text
 
 _thread = threading.local()
 
@@ -80,10 +80,7 @@ def refused_address(error: BaseException) -> RefusedAddress | None:
 
 
 def _check(host: Any, address: str, networks: Sequence[Network]) -> None:
-    parsed = parse_address(address)
-    if parsed is None or not is_allowed(parsed, networks):
-        name = host.decode() if isinstance(host, bytes) else host
-        raise RefusedAddress(
-            f"{name} resolves to {address}, which is not a public address; the operator can allow private ones "
-            "(TUNERY_DELIVERY_ALLOWED_NETWORKS)"
-        )
+    name = host.decode() if isinstance(host, bytes) else host
+    text = refused_address_text(name, [address], networks, "TUNERY_DELIVERY_ALLOWED_NETWORKS")
+    if text is not None:
+        raise RefusedAddress(text)

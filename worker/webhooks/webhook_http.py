@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import httpcore2
 
-from app.domain.access.outbound_networks import Network, is_allowed, parse_address
+from app.domain.access.outbound_networks import Network, parse_address, refused_address_text
 
 MAX_RESPONSE_BYTES = 1_024
 MAX_ADDRESSES = 4
@@ -149,17 +149,12 @@ class _CheckedNetwork(httpcore2.NetworkBackend):
         raise failed
 
     def _checked_addresses(self, host: str, port: int) -> list[str]:
-        """Resolve a host. One forbidden address refuses all, because a host with private and public ones is
-        suspicious."""
+        """Resolve a host. Raises RefusedAddressError."""
         literal = parse_address(host)
         addresses = [str(literal)] if literal is not None else self._resolve(host, port)
-        for address in addresses:
-            parsed = parse_address(address)
-            if parsed is None or not is_allowed(parsed, self._limits.networks):
-                raise RefusedAddressError(
-                    f"{host} resolves to {address}, which is not a public address; the operator can allow private ones "
-                    "(TUNERY_WEBHOOK_ALLOWED_NETWORKS)"
-                )
+        setting = "TUNERY_WEBHOOK_ALLOWED_NETWORKS"
+        if (text := refused_address_text(host, addresses, self._limits.networks, setting)) is not None:
+            raise RefusedAddressError(text)
         return addresses[:MAX_ADDRESSES]
 
 

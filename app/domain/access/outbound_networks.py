@@ -10,7 +10,7 @@ its networks, or embeds an IPv4 address. The newest rows are those of RFC 9602, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 Address = IPv4Address | IPv6Address
@@ -83,6 +83,21 @@ def is_allowed(address: Address, networks: Sequence[Network] = ()) -> bool:
     """Whether the address, or the IPv4 address embedded in it, is public or in one of the operator's `networks`."""
     embedded = _embedded(address)
     return any(embedded in network for network in networks) or not any(embedded in network for network in REFUSED)
+
+
+def refused_address_text(host: str, addresses: Iterable[str], networks: Sequence[Network], setting: str) -> str | None:
+    """The reason why a host with these addresses must not be connected to, with the operator's setting; None if it may.
+
+    One forbidden address refuses all, because a host with private and public ones is suspicious.
+    """
+    for address in addresses:
+        parsed = parse_address(address)
+        if parsed is None or not is_allowed(parsed, networks):
+            return (
+                f"{host} resolves to {address}, which is not a public address; the operator can allow private ones "
+                f"({setting})"
+            )
+    return None
 
 
 def _embedded(address: Address) -> Address:

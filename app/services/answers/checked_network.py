@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 
 import httpcore2
 
-from app.domain.access.outbound_networks import Network, is_allowed, parse_address
+from app.domain.access.outbound_networks import Network, refused_address_text
 
 
 class CheckedNetwork(httpcore2.AsyncNetworkBackend):
@@ -55,11 +55,7 @@ class CheckedNetwork(httpcore2.AsyncNetworkBackend):
         except (OSError, UnicodeError) as error:
             raise httpcore2.ConnectError(f"the host {host} was not found") from error
         addresses = list(dict.fromkeys(str(entry[4][0]) for entry in entries))
-        for address in addresses:
-            parsed = parse_address(address)
-            if parsed is None or not is_allowed(parsed, self._networks):
-                raise httpcore2.ConnectError(
-                    f"{host} resolves to {address}, which is not a public address; the operator can allow private ones "
-                    "(TUNERY_DELIVERY_ALLOWED_NETWORKS)"
-                )
+        text = refused_address_text(host, addresses, self._networks, "TUNERY_DELIVERY_ALLOWED_NETWORKS")
+        if text is not None:
+            raise httpcore2.ConnectError(text)
         return addresses
