@@ -107,7 +107,7 @@ class EngineClient:
 
 async def read_body(response: httpcore2.Response, timeout_seconds: float) -> bytes:
     """The whole body; closes the response. Raises EngineAway."""
-    content = b""
+    content = bytearray()  # bytes would be copied for each chunk
     try:
         async for chunk in response.aiter_stream():
             content += chunk
@@ -117,7 +117,7 @@ async def read_body(response: httpcore2.Response, timeout_seconds: float) -> byt
         raise EngineAway(away_text(error, timeout_seconds)) from error
     finally:
         await response.aclose()
-    return content
+    return bytes(content)
 
 
 def header(response: httpcore2.Response, name: bytes) -> str | None:
