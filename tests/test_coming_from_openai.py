@@ -21,14 +21,24 @@ from typing import Any
 import openai
 import pytest
 from fastapi import FastAPI, Request
-from sqlalchemy import select
 
 from app.db.engine import Sessions, transaction
-from app.db.tables import Job, Project
+from app.db.jobs import claims
+from app.db.tables import Project
 from app.domain.datasets.examples import Example, read_examples
-from app.domain.jobs.states import JobState
 from app.storage import LocalStorage
-from tests.factories import chat_lines, finish_job, make_base_model, make_file, make_job, start_job, validate_job
+from tests.factories import (
+    TTL_SECONDS,
+    WORKER,
+    chat_lines,
+    finish_job,
+    lease_of,
+    make_base_model,
+    make_file,
+    make_job,
+    start_job,
+    validate_job,
+)
 from tests.serving import LiveServer, serve
 
 PAGE = Path(__file__).parents[1] / "docs" / "coming-from-openai.md"
@@ -46,9 +56,9 @@ def worker(sessions: Sessions, storage: LocalStorage, project: Project) -> Itera
     def work() -> None:
         while not stop.wait(POLL_SECONDS):
             with transaction(sessions) as session:
-                waiting_state = session.scalars(select(Job.state).where(Job.state == JobState.VALIDATING)).first()
-                if waiting_state is not None:
-                    validate_job(session)
+                job = claims.claim(session, "validate", WORKER, TTL_SECONDS)  # skips a row that a request has locked
+                if job is not None:
+                    claims.finish_validation(session, lease_of(job), "Files validated, moving job to queued state")
                     finish_job(session, storage, project, start_job(session))
 
     thread = threading.Thread(target=work)

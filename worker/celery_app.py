@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from celery import Celery, signals
+from celery import Celery, bootsteps, signals
 
 from app.job_queue import LOOK_FOR_WORK, make_celery
 from app.log import configure_logging
@@ -40,20 +40,25 @@ def make_worker(settings: Settings, trainer: Sequence[str] = TRAINER_COMMAND) ->
     celery = make_celery(settings.redis_url)
     node = WorkerNode(settings, trainer)
     tasks.register(celery, node)
-    _connect(settings, node)
+    _connect(celery, settings, node)
     return celery
 
 
-def _connect(settings: Settings, node: WorkerNode) -> None:
-    """Start the slots with the worker, not when it is ready: without Redis it never is, and the slots poll
-    PostgreSQL."""
+def _connect(celery: Celery, settings: Settings, node: WorkerNode) -> None:
+    """Open the node when Celery has installed its signal handlers, and close it when the worker stops."""
+
+    class StartSlots(bootsteps.StartStopStep):  # type: ignore[misc]
+        """Not at `celeryd_after_setup`: until Celery's handlers are installed, SIGTERM kills a process whose row is
+        already written. Not at `worker_ready`: without Redis it never comes, and the slots poll PostgreSQL."""
+
+        requires = ("celery.worker.components:Pool",)
+
+        def start(self, worker: Any) -> None:
+            consumed = worker.app.amqp.queues.consume_from
+            node.open(worker.hostname, [queue for queue in LOOK_FOR_WORK if queue in consumed])
 
     def configure(**_: Any) -> None:
         configure_logging(settings.log_json, settings.log_file)
-
-    def open_node(sender: str, instance: Any, **_: Any) -> None:
-        consumed = instance.app.amqp.queues.consume_from
-        node.open(sender, [queue for queue in LOOK_FOR_WORK if queue in consumed])
 
     def stop_node(**_: Any) -> None:
         node.stop()
@@ -61,7 +66,7 @@ def _connect(settings: Settings, node: WorkerNode) -> None:
     def close_node(**_: Any) -> None:
         node.close()
 
+    celery.steps["worker"].add(StartSlots)
     signals.setup_logging.connect(configure, weak=False)
-    signals.celeryd_after_setup.connect(open_node, weak=False)
     signals.worker_shutting_down.connect(stop_node, weak=False)
     signals.worker_shutdown.connect(close_node, weak=False)
