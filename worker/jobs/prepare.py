@@ -228,6 +228,7 @@ def trainer_spec(
             "runs": (run,),
             "snapshot_interval_seconds": settings.snapshot_interval_seconds,
             "device": settings.device,
+            "worker_has_gpu": training_device(settings.device).kind == "cuda",
             "threads": settings.threads,
             "dtype_is_free": spec.dtype_is_free,
             "world_size": settings.gpus_per_job,

@@ -41,7 +41,7 @@ from worker.jobs.trainer_process import TRAINER_COMMAND, TrainerProcess, start_t
 from worker.jobs.warm_trainer import WarmTrainer
 from worker.jobs.watchdog import Watchdog
 from worker.node import disk_space
-from worker.node.device import oom_kill_count
+from worker.node.device import gpu_problem, oom_kill_count
 from worker.node.resources import Resources
 
 log = get_logger(__name__)
@@ -70,12 +70,19 @@ class JobSupervisor:
             self.settings.spare_trainer and self.settings.gpus_per_job == 1
         )  # torchrun starts its own processes
         self.warm_trainer = WarmTrainer(trainer, trainer_lock, self.settings.threads, is_enabled)
+        self._must_check_gpus = True  # at the start, and after a GPU was lost until it is there again
 
     def run_next(self) -> bool:
         """Run one job from its claim to its end; False when no job is due, or the GPU is not free.
 
         The lock comes before the claim: while a trainer that cannot be killed holds the GPU, no job is claimed for it.
+        Without its GPUs a worker claims nothing, because each of its attempts would count as a crash of a job.
         """
+        if self._must_check_gpus:
+            if problem := gpu_problem(self.settings.gpus_per_job, self.settings.device):
+                log.error("no job is claimed: a GPU is missing", problem=problem)
+                return False
+            self._must_check_gpus = False
         with self.warm_trainer.lock() as lock:
             if lock is None:
                 log.error("a trainer of an earlier attempt still holds this slot", lock=str(self.trainer_lock))
@@ -97,6 +104,7 @@ class JobSupervisor:
             if outcome.reason != Reason.DONE:  # a success ends the attempt in the transaction that publishes it
                 self._end_attempt(keeper, outcome)
             keeper.outcome = outcome.reason
+            self._must_check_gpus = outcome.reason == Reason.DEVICE_LOST
             log.info("attempt ended", reason=outcome.reason.value)
         except FencedError:
             log.info("lease lost: the result is dropped")

@@ -82,6 +82,19 @@ def training_gpu_uuids(gpus: int, device_setting: str = "auto") -> tuple[str, ..
     return tuple(gpu["uuid"] for gpu in list_gpus()[:gpus])
 
 
+def gpu_problem(gpus_per_job: int, device_setting: str = "auto") -> str | None:
+    """A sentence if this worker has too few GPUs for its jobs, or one of them has disappeared; None otherwise."""
+    if training_device(device_setting).kind == "cpu":
+        return None
+    present = [gpu["uuid"] for gpu in list_gpus()]
+    if lost := [uuid for uuid in training_gpu_uuids(gpus_per_job, device_setting) if uuid not in present]:
+        return f"nvidia-smi does not list {', '.join(lost)} any more. Reset the GPU or reboot the machine."
+    if len(present) < gpus_per_job:
+        seen = f"this worker sees {len(present)} of the {gpus_per_job} GPUs of a job"
+        return f"{seen}. Lower TUNERY_GPUS_PER_JOB, or make more GPUs visible to it."
+    return None
+
+
 @lru_cache(maxsize=4)
 def training_device(device_setting: str = "auto") -> Device:
     """The device that trainers of this worker use: the first GPU, or the CPU with the memory it may use."""

@@ -89,7 +89,7 @@ def run_rank(spec: TrainerSpec, workdir: Path, emit: Emit, stops: StopRequests) 
 def _run_attempt(attempt: TrainingAttempt) -> None:
     spec, emit = attempt.spec, attempt.emit
     device_memory.set_mmap_threshold()
-    device = choose_device(spec.device)
+    device = choose_device(spec.device, spec.worker_has_gpu)
     device_memory.set_budget(device, spec.memory_budget_bytes)
     snapshot = attempt.open_snapshot()
     plan = snapshot.plan if snapshot else _initial_plan(attempt, device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import timedelta
 from typing import Any
 
@@ -70,16 +71,21 @@ def candidate_devices(
     session: Session, spec: JobSpec, manifest_sha256: str, need: JobRequirements
 ) -> list[DeviceGroup]:
     """The kinds of devices of living workers that may take the job, with measurements of similar jobs on them."""
-    counts: dict[Device, int] = {}
+    counts: Counter[tuple[Device, int, int]] = Counter()
     for worker in gpu_workers(session):
         offer, device = worker_capacity(worker.about), worker_device(worker.about)
         if device and has_model(offer, need) and has_labels(offer, need):
-            counts[device] = counts.get(device, 0) + 1
+            slots = offer.slots_per_gpu if offer.shares_gpus and offer.gpus == 1 else 1
+            counts[device, slots, offer.slot_bytes] += 1
     return [
         DeviceGroup(
-            device, count, measurements.similar(session, device.name, manifest_sha256, spec.quantization, spec.method)
+            device,
+            count,
+            measurements.similar(session, device.name, manifest_sha256, spec.quantization, spec.method),
+            slots,
+            slot_bytes,
         )
-        for device, count in counts.items()
+        for (device, slots, slot_bytes), count in counts.items()
     ]
 
 

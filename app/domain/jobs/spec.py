@@ -193,6 +193,7 @@ class TrainerSpec(Frozen):
     runs: Annotated[tuple[RunSpec, ...], Field(min_length=1)]  # exactly one
     snapshot_interval_seconds: float = 300.0
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    worker_has_gpu: bool = False  # when the worker started: with `auto`, the job does not train on the CPU instead
     threads: int | None = None  # CPU threads of each process; absent = physical cores, or what is faster
     dtype_is_free: bool = False  # the request set no compute_dtype: the fastest one is used
     world_size: Annotated[int, Field(ge=1, le=64)] = 1  # processes that share each step's documents, one a GPU

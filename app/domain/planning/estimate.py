@@ -54,6 +54,11 @@ class Device:
     cores: int = 1
     core_flops: float = DEFAULT_CORE_FLOPS  # FLOP/s of one CPU core, estimated from its flags
     product_flops: float | None = None  # FLOP/s of one large matrix product, measured on a GPU without a known peak
+    slots: int = 1  # jobs that share the GPU: `memory_bytes` is then the budget of one of them
+
+    @property
+    def label(self) -> str:
+        return self.name if self.slots == 1 else f"one of {self.slots} slots of {self.name}"
 
     @property
     def estimated_flops(self) -> float:
@@ -117,11 +122,11 @@ class Placement:
     def message(self) -> str:
         required, available = _gigabytes(self.memory.total), _gigabytes(self.device.memory_bytes)
         if self.fits:
-            return f"Fits {self.device.name}: {required} of {available}, with {self.plan}."
+            return f"Fits {self.device.label}: {required} of {available}, with {self.plan}."
         remedy = "Lower hyperparameters.context_length first, then lora.r; without quantization, use 4 bits."
         if self.memory.process + self.memory.base > USABLE_MEMORY_SHARE * self.device.memory_bytes:
             remedy = "Choose a smaller base model or a worker with more memory; without quantization, use 4 bits."
-        return f"Does not fit {self.device.name}: it needs {required} of {available}, even with {self.plan}. {remedy}"
+        return f"Does not fit {self.device.label}: it needs {required} of {available}, even with {self.plan}. {remedy}"
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from app.domain.datasets.jsonl import format_findings
 from app.domain.datasets.report import DatasetReport, no_trainable_tokens_message, too_few_examples_message
 from app.domain.jobs.layer_patterns import PatternError, match_spec
 from app.domain.jobs.spec import JobSpec
-from app.domain.planning.estimate import Placement, estimate_placement
+from app.domain.planning.estimate import Placement
 from app.domain.planning.memory import DESCRIBED_ARCHITECTURES
-from app.domain.planning.requirements import DeviceGroup
+from app.domain.planning.requirements import DeviceGroup, estimate_on
 from app.domain.planning.workload import Workload
 from app.domain.scheduling.worker_capacity import JobRequirements, missing_requirements, worker_capacity
 from app.errors import BadRequest, InvalidDataset, NotFound, Unavailable, combine_errors
@@ -139,7 +139,7 @@ def make_plan(
     work = Workload.of(inputs.spec, report.lengths, report.labelled_tokens, validation_tokens)
     entry = _with_layer_widths(inputs.entry, inputs.directory)
     spec = _with_matched_layers(inputs.spec, entry)
-    placements = [estimate_placement(entry, spec, work, each.device, each.measurements) for each in inputs.places]
+    placements = [estimate_on(entry, spec, work, each) for each in inputs.places]
     return JobPlan(inputs, report, work, placements)
 
 

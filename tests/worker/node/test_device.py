@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from worker.node.device import visible_gpus
+from app.domain.planning.estimate import Device
+from worker.node import device
+from worker.node.device import gpu_problem, visible_gpus
 
 
 @pytest.mark.parametrize(
@@ -18,3 +20,26 @@ def test_the_gpus_of_a_worker_are_those_that_cuda_visible_devices_names(
     if setting is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", setting)
     assert "".join(gpu["uuid"] for gpu in visible_gpus([{"uuid": name} for name in "abc"])) == visible
+
+
+@pytest.mark.parametrize(
+    ("present", "gpus_per_job", "text"),
+    [
+        ("abc", 2, None),
+        ("a", 2, "does not list GPU-b any more"),
+        ("", 1, "does not list GPU-a any more"),
+        ("ab", 3, "sees 2 of the 3 GPUs of a job. Lower TUNERY_GPUS_PER_JOB"),
+    ],
+)
+def test_a_gpu_that_is_missing_is_named(
+    monkeypatch: pytest.MonkeyPatch, present: str, gpus_per_job: int, text: str | None
+) -> None:
+    monkeypatch.setattr(device, "training_device", lambda setting: Device("cuda", "NVIDIA L4", 24 << 30))
+    monkeypatch.setattr(device, "training_gpu_uuids", lambda gpus, setting: ("GPU-a", "GPU-b")[:gpus])
+    monkeypatch.setattr(device, "list_gpus", lambda: [{"uuid": f"GPU-{name}"} for name in present])
+    problem = gpu_problem(gpus_per_job)
+    assert problem is text if text is None else text in str(problem)
+
+
+def test_a_worker_without_a_gpu_has_no_problem_of_that_kind() -> None:
+    assert gpu_problem(4, "cpu") is None

@@ -50,7 +50,7 @@ def is_first() -> bool:
 def join(device: str) -> None:
     """Join the process group of torchrun's environment; on CUDA, one process per GPU.
 
-    Raises Failure: INVALID_SPEC for too few GPUs, OUT_OF_MEMORY if NCCL's buffers do not fit.
+    Raises Failure: DEVICE_LOST for too few GPUs, OUT_OF_MEMORY if NCCL's buffers do not fit.
     """
     on_cuda = device != "cpu" and torch.cuda.is_available()
     if on_cuda:
@@ -181,7 +181,7 @@ def _set_gpu(local_rank: int, processes: int) -> None:
             f"This worker trains each job on {processes} GPUs, but torch finds {torch.cuda.device_count()}. The "
             "operator can lower TUNERY_GPUS_PER_JOB or make more GPUs visible to the worker."
         )
-        raise Failure(Reason.INVALID_SPEC, text, "world_size")
+        raise Failure(Reason.DEVICE_LOST, text)
     torch.cuda.set_device(local_rank)
 
 

@@ -31,11 +31,19 @@ def torch_dtype(name: str) -> torch.dtype:
     return dtype
 
 
-def choose_device(requested: str) -> torch.device:
-    """Return a GPU if there is one, unless the spec names a device. Raises Failure(INVALID_SPEC)."""
-    if requested == "cuda" and not torch.cuda.is_available():
-        text = "The spec requests the device cuda, but torch finds no NVIDIA GPU on this machine. Set auto or cpu."
-        raise Failure(Reason.INVALID_SPEC, text, "device")
+def choose_device(requested: str, worker_has_gpu: bool = False) -> torch.device:
+    """Return a GPU if there is one, unless the spec names a device.
+
+    Raises Failure(DEVICE_LOST) if a GPU is requested, or the worker had one, and torch finds none: the request of the
+    user is not the cause, and another attempt may find one. Without CUDA, torch never uses the GPU of the worker.
+    """
+    needs_gpu = requested == "cuda" or (requested == "auto" and worker_has_gpu and torch.version.cuda is not None)
+    if needs_gpu and not torch.cuda.is_available():
+        text = (
+            "This job trains on a GPU, but torch finds no NVIDIA GPU on this worker. The job is tried again. The "
+            "operator can look at nvidia-smi, install torch for CUDA, or set TUNERY_DEVICE to auto or cpu."
+        )
+        raise Failure(Reason.DEVICE_LOST, text)
     if requested == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", torch.cuda.current_device())

@@ -31,6 +31,7 @@ OUT_OF_MEMORY_TEXTS = (
 # as an illegal address, are not among them.
 DEVICE_LOST_TEXTS = (
     "no cuda-capable device",
+    "no cuda gpus are available",
     "cuda-capable device(s) is/are busy or unavailable",
     "uncorrectable ecc error",
     "uncorrectable nvlink error",

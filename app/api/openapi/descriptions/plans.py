@@ -7,7 +7,7 @@ BY_SCHEMA = {
     "DeviceBody.fits": "Whether the job fits into the memory of the device.",
     "DeviceBody.kind": "CPU or NVIDIA GPU.",
     "DeviceBody.memory": "The estimated memory by component.",
-    "DeviceBody.memory_bytes": "The memory of the device.",
+    "DeviceBody.memory_bytes": "The memory of the device, or the budget of a slot of a shared GPU.",
     "DeviceBody.message": "The verdict in a sentence.",
     "DeviceBody.mode": "The fastest layout of a step on this device.",
     "DeviceBody.name": "The name that the driver reports.",

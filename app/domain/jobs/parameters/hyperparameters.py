@@ -72,7 +72,7 @@ class TrainingParameters(Parameters):
     ]
     context_length: Annotated[
         int,
-        Field(ge=1, description="In tokens; the base model's by default. Longer is cut.", examples=[2048]),
+        Field(ge=2, description="In tokens; the base model's by default. Longer is cut.", examples=[2048]),
         AtMost(lambda context: context.entry.context_length),
         Auto(rule=lambda context, _: context.entry.context_length),
     ]

@@ -173,6 +173,7 @@ class TestRefusals:
             (hyper(warmup_ratio=1.1), "method.supervised.hyperparameters.warmup_ratio"),
             (hyper(weight_decay=-1), "method.supervised.hyperparameters.weight_decay"),
             (hyper(context_length=2049), "method.supervised.hyperparameters.context_length"),
+            (hyper(context_length=1), "method.supervised.hyperparameters.context_length"),  # nothing to predict
             (hyper(lr_scheduler_type="polynomial"), "method.supervised.hyperparameters.lr_scheduler_type"),
             (hyper(packing="yes"), "method.supervised.hyperparameters.packing"),
             (hyper(learning_rate=1e-3, learning_rate_multiplier=2), "method.supervised.hyperparameters.learning_rate"),

@@ -15,6 +15,8 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from app.domain.jobs.events import (
@@ -213,6 +215,13 @@ class TestJoin:
             parallel.join("auto")
         assert caught.value.reason is Reason.OUT_OF_MEMORY
 
+    def test_too_few_gpus_are_no_error_of_the_request(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        fake_cuda(monkeypatch, [], reduce=lambda tensor: None)
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+        with pytest.raises(Failure, match="trains each job on 3 GPUs, but torch finds 1") as caught:
+            parallel.join("auto")
+        assert (caught.value.reason, caught.value.param) == (Reason.DEVICE_LOST, None)
+
 
 def fake_cuda(monkeypatch: pytest.MonkeyPatch, calls: list[object], reduce: Callable[[torch.Tensor], None]) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -293,6 +302,19 @@ class TestOwnExamples:
             two(rank)
             both += parallel.own_examples([5, 5, 6], lambda example: 7)
         assert sorted(both) == [5, 5, 6]
+
+    @given(st.lists(st.integers(1, 99), max_size=20), st.integers(1, 64))
+    def test_any_number_of_processes_divides_any_step(self, lengths: list[int], processes: int) -> None:
+        """Every example is trained once; with fewer examples than processes, some processes have none."""
+        assigned = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(parallel, "world_size", lambda: processes)
+            for rank in range(processes):
+                patch.setattr(parallel, "rank", lambda rank=rank: rank)
+                assigned.append(parallel.own_examples(range(len(lengths)), lengths.__getitem__))
+        assert sorted(example for own in assigned for example in own) == list(range(len(lengths)))
+        loads = [sum(lengths[example] for example in own) for own in assigned]
+        assert max(loads) - min(loads) <= max(lengths, default=0)
 
     def test_one_process_has_all_of_them(self) -> None:
         assert parallel.own_examples([3, 1, 2], lambda example: example) == [3, 1, 2]

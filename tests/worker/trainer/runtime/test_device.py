@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from app.domain.jobs.spec import QuantizationSpec
+from app.domain.jobs.states import Reason
 from tests.worker.trainer.helpers import CPU
 from worker.trainer.runtime import device
 from worker.trainer.runtime.device import (
@@ -59,10 +60,23 @@ class TestChooseDevice:
         assert choose_device("cpu").type == "cpu"
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-    def test_without_a_gpu_cuda_is_refused_and_auto_takes_the_cpu(self) -> None:
+    def test_without_a_gpu_auto_takes_the_cpu(self) -> None:
         assert choose_device("auto").type == "cpu"
-        with pytest.raises(Failure, match="no NVIDIA GPU"):
-            choose_device("cuda")
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+    @pytest.mark.parametrize(("requested", "worker_has_gpu"), [("cuda", False), ("cuda", True), ("auto", True)])
+    def test_a_gpu_that_has_disappeared_is_no_error_of_the_request(
+        self, monkeypatch: pytest.MonkeyPatch, requested: str, worker_has_gpu: bool
+    ) -> None:
+        monkeypatch.setattr(torch.version, "cuda", "12.8")
+        with pytest.raises(Failure, match="no NVIDIA GPU") as caught:
+            choose_device(requested, worker_has_gpu)
+        assert (caught.value.reason, caught.value.param) == (Reason.DEVICE_LOST, None)
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+    def test_torch_without_cuda_trains_on_the_cpu_of_a_worker_with_a_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.version, "cuda", None)
+        assert choose_device("auto", worker_has_gpu=True).type == "cpu"
 
 
 class TestMakeRepeatable:

@@ -52,10 +52,11 @@ class TestExplain:
         [
             RuntimeError("CUDA error: uncorrectable ECC error encountered\nCUDA kernel errors might be asynchronously"),
             RuntimeError("No CUDA-capable device is detected"),
+            RuntimeError("No CUDA GPUs are available"),
             torch.distributed.DistBackendError("ncclUnhandledCudaError\nLast error:\nGPU is lost"),
             torch.AcceleratorError("CUDA error: CUDA-capable device(s) is/are busy or unavailable", 46),
         ],
-        ids=["ecc", "no device", "lost", "busy"],
+        ids=["ecc", "no device", "none", "lost", "busy"],
     )
     def test_a_lost_gpu_has_its_own_reason_and_exit_code(self, run: RunSpec, error: Exception) -> None:
         failure = explain(error, run)

@@ -239,6 +239,41 @@ class TestPlan:
         assert answer.status_code == 404
 
 
+SHARED = ABOUT | {"slots_per_gpu": 2, "gpu_uuids": ["GPU-1"], "gpus_per_job": 1}
+
+
+class TestSharedGpu:
+    """The claim reserves the budget of a slot, or the whole GPU for a job that does not fit one."""
+
+    @pytest.fixture(autouse=True)
+    def _workers(self, sessions: Sessions) -> None:
+        for number in range(2):
+            have_worker(sessions, f"gpu{number}@a#1", SHARED)
+
+    def test_a_job_that_fits_a_slot_is_planned_within_its_budget(self, client: TestClient, training_file: str) -> None:
+        body = client.post(PLAN, json={"model": "tiny", "training_file": training_file}).json()
+        (device,) = body["devices"]
+        assert (device["memory_bytes"], device["workers"]) == (int(0.98 * (24 << 30)) // 2, 2)
+        assert body["message"].startswith("Fits one of 2 slots of NVIDIA L4: ")
+        assert "of 12.63 GB" in body["message"]
+
+    def test_a_larger_job_is_planned_for_the_whole_gpu(
+        self, client: TestClient, training_file: str, sessions: Sessions
+    ) -> None:
+        with transaction(sessions) as session:
+            row = session.get_one(BaseModelRow, "tiny")
+            row.entry = row.entry | {"parameters": 30 * 10**9, "linear_parameters": 30 * 10**9}
+        (device,) = client.post(PLAN, json={"model": "tiny", "training_file": training_file}).json()["devices"]
+        assert (device["memory_bytes"], device["fits"]) == (24 << 30, True)
+        assert device["message"].startswith("Fits NVIDIA L4: ")
+
+    def test_several_gpus_are_whole(self, client: TestClient, training_file: str, sessions: Sessions) -> None:
+        for number in range(2):
+            have_worker(sessions, f"gpu{number}@a#1", SHARED | {"gpus_per_job": 2})
+        (device,) = client.post(PLAN, json={"model": "tiny", "training_file": training_file}).json()["devices"]
+        assert device["memory_bytes"] == 24 << 30
+
+
 class TestWorkersThatMayNotTakeTheJob:
     def test_are_no_devices_of_the_plan_of_a_job_with_labels(
         self, client: TestClient, training_file: str, sessions: Sessions
