@@ -9,20 +9,25 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx2
 from sqlalchemy.orm import Session
 
 from app.api.openapi.examples import deliveries, evaluations
+from app.db import status
 from app.db.access import keys
 from app.db.engine import Sessions, make_engine, make_sessions, transaction
 from app.db.ids import new_id
 from app.db.jobs import checkpoints, claims
 from app.db.scheduling import workers
-from app.db.tables import Evaluation, File, Job, Project
+from app.db.tables import Evaluation, File, Job, Project, WebhookEndpoint
+from app.db.webhooks import deliveries as webhook_deliveries
 from app.domain.jobs.states import Reason
+from app.domain.scheduling.forecast import WorkerSlot
+from app.domain.scheduling.worker_capacity import worker_capacity
 from app.main import create_app
 from app.services.jobs import jobs
 from app.settings import Settings
@@ -42,6 +47,15 @@ ANSWERS = [
 REQUEST = {"model": MODEL, "suffix": "support-bot-v3", "hyperparameters": {"n_epochs": "auto"}, "lora": {"rank": 16}}
 GB = 1_000_000_000
 HEARTBEAT_SECONDS = 15.0
+ABOUT_WORKER = {
+    "kind": "cuda", "device": "NVIDIA H100 80GB HBM3", "memory_bytes": 80 * GB, "gpus_per_job": 1,
+    "models": [MODEL], "labels": ["h100"], "versions": {"torch": "2.14.0"},
+}  # fmt: skip
+WEBHOOK: dict[str, Any] = {
+    "name": "pipeline",
+    "url": "https://hooks.example.com/tunery",
+    "event_types": ["fine_tuning.job.succeeded", "fine_tuning.job.failed"],
+}
 
 
 @dataclass(frozen=True)
@@ -80,23 +94,22 @@ def serving_world(database_url: str, redis_url: str, directory: Path) -> Iterato
         with transaction(sessions) as session:
             files, jobs = _fill(session, storage, factories.make_project(session), answerer)
         with serve(create_app(settings, storage=storage)) as server, _living_worker(sessions):
+            _add_webhook(server.root, admin_key, sessions)
             yield World(server.root, admin_key, member_key, sessions, storage, jobs, files, answerer)
     engine.dispose()
 
 
 @contextmanager
 def _living_worker(sessions: Sessions) -> Iterator[None]:
-    """A worker with a GPU that sends heartbeats until the block ends."""
-    about = {
-        "kind": "cuda", "device": "NVIDIA H100 80GB HBM3", "memory_bytes": 80 * GB, "gpus_per_job": 1,
-        "models": [MODEL], "labels": ["h100"], "versions": {"torch": "2.14.0"},
-    }  # fmt: skip
+    """A worker with a GPU and the other processes of a service, whose heartbeats are sent until the block ends."""
     ended = threading.Event()
 
     def beat() -> None:
         while not ended.is_set():
             with transaction(sessions) as session:
-                workers.heartbeat(session, factories.WORKER, "gpu", "gpu-host-1", 4242, about)
+                for service in ("reconciler", "webhooks", "deliveries"):
+                    status.report(session, service)
+                workers.heartbeat(session, factories.WORKER, "gpu", "gpu-host-1", 4242, ABOUT_WORKER)
             ended.wait(HEARTBEAT_SECONDS)
 
     thread = threading.Thread(target=beat)
@@ -106,6 +119,16 @@ def _living_worker(sessions: Sessions) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
+
+
+def _add_webhook(api_url: str, key: str, sessions: Sessions) -> None:
+    """An endpoint, which the audit log has, with a delivery that is due."""
+    headers = {"Authorization": f"Bearer {key}"}
+    with httpx2.Client(base_url=f"{api_url}/v1/", headers=headers, trust_env=False) as api:
+        endpoint_id = api.post("webhook_endpoints", json=WEBHOOK).raise_for_status().json()["id"]
+    with transaction(sessions) as session:
+        endpoint = session.get_one(WebhookEndpoint, endpoint_id)
+        webhook_deliveries.add_test(session, endpoint, WEBHOOK["event_types"][0], {})
 
 
 def _fill(
@@ -133,6 +156,7 @@ def _fill(
         queued = factories.make_job(session, project, tickets, MODEL, suffix=f"sweep-lr-{number + 1}")
         factories.validate_job(session)
         made[f"queued-{number}"] = queued
+    factories.forecast_queue(session, WorkerSlot(worker_capacity(ABOUT_WORKER), 190.0, project.id))
     made["cancelled"] = _cancelled(session, project, tickets)
     _add_results(session, made["succeeded"], held_out, engine)
     made["succeeded"].request = REQUEST | {"training_file": tickets.id}
@@ -259,6 +283,7 @@ def _finished(
 def _running(session: Session, project: Project, file: File, validation_file: File) -> Job:
     job = _start(session, project, file, suffix="support-bot-v4", validation_file=validation_file)
     append_steps(session, job, 1, 140, 300, 2.2, validate_every=20)
+    job.lease_expires_at = datetime.now(UTC) + timedelta(days=1)
     return job
 
 

@@ -5,16 +5,28 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from app.web.api_client import ApiError
 from app.web.components.data_table import DataTable, column
-from app.web.components.elements import facts, note, tag
-from app.web.formatting import age, clean, count, duration, moment, size
-from app.web.frame import View, screen
+from app.web.components.elements import card, facts, note, tag
+from app.web.formatting import age, clean, count, counted, duration, moment, size
+from app.web.frame import View, error_note, screen
 from app.web.models import base_models
 from app.web.pages.jobs import wording
 from app.web.pages.project import show_audit
 
 MAX_PROJECTS = 100
 MAX_FAILED = 50
+CHECK_COLUMNS = (
+    column("name", "Check", lead=True),
+    column("state", "Result"),
+    column("seen", "Observed"),
+)
+DELIVERY_COLUMNS = (
+    column("target", "Target", lead=True),
+    column("project", "Project"),
+    column("error", "Cause"),
+    column("time", "Time", "number"),
+)
 PROJECT_COLUMNS = (
     column("name", "Project", lead=True),
     column("status", "Status"),
@@ -47,8 +59,7 @@ async def build(view: View) -> None:
         note("Only for administrators", "Sign in with a key that has the scope admin.", "warn")
         return
     projects = await _projects(view)
-    stored = sum(one["usage"]["stored_bytes"] for one in projects)
-    facts({"Projects": count(len(projects)), "Stored": size(stored)})
+    await _show_status(view, sum(one["usage"]["stored_bytes"] for one in projects))
     tag("h2", "Projects")
     DataTable("Projects", PROJECT_COLUMNS, [_project_row(project) for project in projects])
     tag("h2", "Base models")
@@ -60,8 +71,64 @@ async def build(view: View) -> None:
     tag("h2", "Failed jobs")
     failed = await view.api.get("organization/jobs", status="failed", limit=MAX_FAILED)
     names = {project["id"]: project["name"] for project in projects}
-    DataTable("Failed jobs", FAILED_COLUMNS, [_failed_row(job, names) for job in failed["data"]])
+    DataTable(
+        "Failed jobs", FAILED_COLUMNS, [_failed_row(job, names, view.session.project["id"]) for job in failed["data"]]
+    )
     await show_audit(view, None)
+
+
+async def _show_status(view: View, stored_bytes: int) -> None:
+    """What is wrong with the service and what to do, and how full it is."""
+    try:
+        status = await view.api.get("organization/status")
+    except ApiError as error:
+        error_note(error, "The status cannot be shown")
+        return
+    if status["healthy"]:
+        note("The service is healthy", "Every check of the last seconds passed.", "ok")
+    for problem in status["problems"]:
+        text = clean(problem["message"], 1_000)
+        note(text, clean(problem["remedy"], 1_000).replace("`", ""), "bad" if problem["level"] == "problem" else "warn")
+    storage, backup = status["storage"], status["last_backup"]
+    with card("Service"):
+        facts(
+            {
+                "Stored by all projects": size(stored_bytes),
+                "Free disk space": f"{size(storage['disk_free_bytes'])} of {size(storage['disk_bytes'])}",
+                "Workers": counted(len(status["workers"]), "worker"),
+                "Queued": counted(status["queue"]["queued"], "job"),
+                "Running": counted(status["queue"]["running"], "job"),
+                "Failed within a day": counted(status["failed_jobs"]["total"], "job"),
+                "Pending deliveries": count(status["deliveries"]["pending"]),
+                "Last backup": age(backup["finished_at"]) if backup else "none",
+            }
+        )
+    tag("h2", "Checks")
+    DataTable("Checks", CHECK_COLUMNS, [_check_row(check) for check in status["checks"]])
+    if status["deliveries"]["failed"]:
+        tag("h2", "Failed deliveries")
+        rows = [_delivery_row(delivery) for delivery in status["deliveries"]["failed"]]
+        DataTable("Failed deliveries", DELIVERY_COLUMNS, rows)
+
+
+def _delivery_row(delivery: Json) -> Json:
+    return {
+        "id": delivery["id"],
+        "target": {"text": clean(delivery["target"], 80), "sub": clean(delivery["model"], 160)},
+        "project": clean(delivery["project"], 80),
+        "error": clean(delivery["error"], 400) or "–",
+        "time": {"text": age(delivery["failed_at"]), "title": moment(delivery["failed_at"])},
+    }
+
+
+def _check_row(check: Json) -> Json:
+    tone = "ok" if check["ok"] else "bad" if check["required"] else "warn"
+    return {
+        "id": check["name"],
+        "name": check["name"],
+        "state": {"text": "ok" if check["ok"] else "failed", "tone": tone},
+        "seen": clean(check["observed"], 300) or "–",
+    }
 
 
 async def _projects(view: View) -> list[Json]:
@@ -96,12 +163,13 @@ def _model_row(model: Json) -> Json:
     }
 
 
-def _failed_row(job: Json, project_names: dict[str, str]) -> Json:
+def _failed_row(job: Json, project_names: dict[str, str], own_project_id: str) -> Json:
     error = job["error"] or {}
+    page = f"/jobs/{job['id']}" if job["project_id"] == own_project_id else None  # a key reads its own project's jobs
     return {
         "id": job["id"],
         "label": wording.name(job),
-        "name": {"text": wording.name(job), "sub": job["id"]},
+        "name": {"text": wording.name(job), "href": page, "sub": job["id"]},
         "project": clean(project_names.get(job["project_id"], job["project_id"]), 80),
         "cause": {"text": str(error.get("code", "–")), "sub": clean(error.get("message"), 200)},
         "time": {"text": age(job["finished_at"]), "title": moment(job["finished_at"])},

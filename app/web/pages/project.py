@@ -21,6 +21,14 @@ STATE_TONES = {
     "revoked": "bad",
 }
 
+KINDS = {
+    "directory": "directory",
+    "vllm": "vLLM",
+    "sglang": "SGLang",
+    "s3": "S3 bucket",
+    "huggingface": "Hugging Face Hub",
+}
+
 Json = dict[str, Any]
 
 
@@ -28,12 +36,14 @@ Json = dict[str, Any]
 async def build(view: View) -> None:
     project = await view.api.get("project")
     with tag("h1"):
+        tag("span", "Project ")
         tag("bdi", clean(project["name"], 100))
     show_usage(project)
     with card("Your key"):
         facts({"Id": project["api_key"]["id"], "Scopes": ", ".join(project["api_key"]["scopes"])})
     if view.session.is_admin:
         await show_keys(view, project["id"])
+    await _show_targets(view)
     await _show_webhooks(view)
     if view.session.is_admin:
         await show_audit(view, project["id"])
@@ -89,6 +99,50 @@ async def show_keys(view: View, project_id: str) -> None:
     DataTable("API keys", columns, rows)
 
 
+async def _show_targets(view: View) -> None:
+    tag("h2", "Delivery targets")
+    try:
+        targets = await view.api.items("delivery_targets", MAX_ROWS)
+    except ApiError as error:
+        error_note(error, "Delivery targets cannot be shown")
+        return
+    if not targets:
+        text = "A target gets the adapter of each finished job. Create one with: tunery targets create --help"
+        note("No delivery targets", text)
+        return
+    rows = [
+        {
+            "id": target["id"],
+            "label": clean(target["name"], 80),
+            "name": {"text": clean(target["name"], 80), "sub": target["id"]},
+            "kind": KINDS.get(target["kind"], target["kind"]),
+            "place": _place(target["destination"]),
+            "default": "yes" if target["default"] else "no",
+            "credentials": clean(", ".join(target["credentials"]), 120) or "none",
+            "changed": {"text": age(target["updated_at"]), "title": moment(target["updated_at"])},
+        }
+        for target in targets
+    ]
+    columns = (
+        column("name", "Target", lead=True),
+        column("kind", "Kind"),
+        column("place", "Place"),
+        column("default", "Gets every job"),
+        column("credentials", "Credentials"),
+        column("changed", "Changed", "number"),
+    )
+    DataTable("Delivery targets", columns, rows)
+
+
+def _place(destination: Json) -> str:
+    """The address of a target: its servers, directory, bucket or repository."""
+    if "urls" in destination:
+        return clean(", ".join(destination["urls"]), 300)
+    if "bucket" in destination:
+        return clean("/".join(filter(None, (destination["bucket"], destination.get("prefix")))), 300)
+    return clean(str(destination.get("path") or destination.get("repo_id") or "–"), 300)
+
+
 async def _show_webhooks(view: View) -> None:
     tag("h2", "Webhooks")
     try:
@@ -123,7 +177,8 @@ async def _show_endpoint(view: View, endpoint: Json) -> None:
         column("created", "Created", "number"),
     )
     with card(clean(endpoint["name"], 80)):
-        facts({"Address": clean(endpoint["url"], 300), "Events": ", ".join(endpoint["event_types"])})
+        tag("bdi", clean(endpoint["url"], 300), "t-mono t-wrap")
+        tag("p", f"Events: {', '.join(endpoint['event_types'])}", "t-muted t-wrap")
         if not endpoint["enabled"]:
             note("Disabled", clean(endpoint["disabled_reason"] or "by its owner", 300), "warn")
         DataTable(f"Deliveries to {clean(endpoint['name'], 80)}", columns, rows)

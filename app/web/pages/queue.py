@@ -9,6 +9,7 @@ from app.web.components.data_table import DataTable, column
 from app.web.components.elements import card, facts, note, tag
 from app.web.formatting import age, clean, count, counted, duration, moment, size
 from app.web.frame import View, refresh_live, screen
+from app.web.pages.jobs import wording
 
 MAX_WAITING = 100
 REFRESH_SECONDS = 5.0
@@ -66,10 +67,12 @@ class QueuePage:
     async def refresh(self) -> None:
         queue = await self._view.api.get("queue", limit=MAX_WAITING)
         workers = await self._view.api.get("workers")
+        own = await self._view.api.get("fine_tuning/jobs", status=",".join(wording.UNFINISHED), limit=MAX_WAITING)
+        names = {job["id"]: wording.name(job) for job in own["data"]}
         self._show_head(queue)
-        self._workers.set_rows([_worker_row(worker) for worker in workers["data"]])
-        self._running.set_rows([_running_row(job) for job in queue["running"]])
-        self._waiting.set_rows([_waiting_row(job) for job in queue["waiting"]])
+        self._workers.set_rows([_worker_row(worker, names) for worker in workers["data"]])
+        self._running.set_rows([_running_row(job, names) for job in queue["running"]])
+        self._waiting.set_rows([_waiting_row(job, names) for job in queue["waiting"]])
         self._show_shares(queue["projects"])
 
     def _show_head(self, queue: Json) -> None:
@@ -118,7 +121,16 @@ def _both(queue: Json, state: str) -> str:
     return f"{counted(own, 'job')}, {count(others)} of other projects" if others else counted(own, "job")
 
 
-def _worker_row(worker: Json) -> Json:
+def _job_cell(job_id: str, names: dict[str, str], note: str | None = None) -> Json:
+    """The name of an own job with its page; of another project's job only the id."""
+    short_id = wording.short_id(job_id)
+    if job_id not in names:
+        return {"text": short_id, "sub": note}
+    sub = " · ".join(part for part in (short_id, note) if part)
+    return {"text": names[job_id], "href": f"/jobs/{job_id}", "sub": sub}
+
+
+def _worker_row(worker: Json, names: dict[str, str]) -> Json:
     device, job_id = worker["device"], worker["job_id"]
     name = clean(worker["name"] or worker["id"], 80)
     kind = f"{device['count']} × {device['name']}" if device["count"] > 1 else device["name"]
@@ -129,24 +141,24 @@ def _worker_row(worker: Json) -> Json:
         "status": {"text": worker["status"], "tone": "run" if worker["status"] == "busy" else "ok"},
         "device": clean(kind, 80) or "–",
         "memory": size(device["memory_bytes"]),
-        "job": {"text": job_id[:14], "href": f"/jobs/{job_id}"} if job_id else "–",
+        "job": _job_cell(job_id, names) if job_id else "–",
         "models": clean(", ".join(worker["models"]), 200) or "–",
         "seen": {"text": age(worker["seen_at"]), "title": moment(worker["seen_at"])},
     }
 
 
-def _running_row(job: Json) -> Json:
+def _running_row(job: Json, names: dict[str, str]) -> Json:
     return {
         "id": job["id"],
-        "job": {"text": job["id"][:14], "href": f"/jobs/{job['id']}", "sub": "urgent" if job["urgent"] else None},
+        "job": _job_cell(job["id"], names, "urgent" if job["urgent"] else None),
         "model": clean(job["model"], 80),
-        "phase": clean(job["phase"], 40) or "–",
+        "phase": wording.PHASES.get(job["phase"], clean(job["phase"], 40)) or "–",
         "started": {"text": age(job["started_at"]), "title": moment(job["started_at"])},
         "finish": _in(job["expected_finish"]),
     }
 
 
-def _waiting_row(job: Json) -> Json:
+def _waiting_row(job: Json, names: dict[str, str]) -> Json:
     reason = job["waiting_for"] or ("disk space" if job["phase"] == "waiting_for_storage" else "its turn")
     notes = [f"priority {job['priority']}"] if job["priority"] else []
     notes += ["urgent"] if job["urgent"] else []
@@ -154,7 +166,7 @@ def _waiting_row(job: Json) -> Json:
     return {
         "id": job["id"],
         "position": str(job["position"]),
-        "job": {"text": job["id"][:14], "href": f"/jobs/{job['id']}", "sub": clean(", ".join(notes), 120) or None},
+        "job": _job_cell(job["id"], names, clean(", ".join(notes), 120)),
         "model": clean(job["model"], 80),
         "start": _in(job["expected_start"]),
         "time": duration(job["planned_seconds"]),

@@ -1,0 +1,57 @@
+"""The queue, the project and the administration."""
+
+from __future__ import annotations
+
+import re
+
+from playwright.sync_api import expect
+
+from tests.browser.conftest import Open
+from tests.browser.world import World
+
+
+def test_the_queue_has_workers_running_jobs_and_who_is_next(open_page: Open, world: World) -> None:
+    page = open_page("/queue")
+    worker = page.get_by_role("region", name="Workers").get_by_role("row").filter(has_text="NVIDIA H100")
+    expect(worker).to_contain_text("80.0 GB")
+    expect(worker.get_by_role("link", name="support-bot-v4")).to_be_visible()
+    running = page.get_by_role("region", name="Running jobs").get_by_role("row").filter(has_text="support-bot-v4")
+    expect(running).to_contain_text(re.compile(r"in \d+ min"))
+    waiting = page.get_by_role("region", name="Waiting jobs")
+    expect(waiting.get_by_role("row").filter(has_text="sweep-lr-2")).to_contain_text(re.compile("2.*its turn"))
+    waiting.get_by_role("link", name="sweep-lr-1").click()
+    page.wait_for_url(f"**/jobs/{world.jobs['queued-0']}")
+
+
+def test_the_project_has_its_targets_webhooks_keys_and_audit_log(open_page: Open) -> None:
+    page = open_page("/project")
+    expect(page.get_by_role("heading", name="Project default")).to_be_visible()
+    target = page.get_by_role("region", name="Delivery targets").get_by_role("row").filter(has_text="production")
+    expect(target).to_contain_text("http://127.0.0.1:9")
+    delivery = page.get_by_role("region", name="Deliveries to pipeline").get_by_role("row").filter(has_text="succeeded")
+    expect(delivery).to_contain_text("pending")
+    expect(page.get_by_role("region", name="API keys").get_by_role("row").filter(has_text="member")).to_be_visible()
+    audit = page.get_by_role("region", name="Audit log")
+    expect(audit.get_by_role("row").filter(has_text="webhook").first).to_be_visible()
+
+
+def test_a_member_sees_no_keys_and_no_administration(open_page: Open, world: World) -> None:
+    page = open_page("/project", key=world.member_key)
+    expect(page.get_by_text("Usage and limits")).to_be_visible()
+    expect(page.get_by_role("region", name="API keys")).to_have_count(0)
+    expect(page.get_by_role("link", name="Admin")).to_have_count(0)
+    page.goto(page.url.replace("/project", "/admin"))
+    expect(page.get_by_text("Only for administrators")).to_be_visible()
+
+
+def test_the_administration_has_the_status_storage_and_failed_jobs(open_page: Open, world: World) -> None:
+    page = open_page("/admin")
+    expect(page.get_by_text("Free disk space")).to_be_visible()
+    expect(page.get_by_role("region", name="Checks").get_by_role("row").filter(has_text="database")).to_contain_text(
+        "ok"
+    )
+    expect(page.get_by_role("region", name="Projects").get_by_role("row").filter(has_text="default")).to_contain_text(
+        "kB"
+    )
+    page.get_by_role("region", name="Failed jobs").get_by_role("link", name="long-context").click()
+    page.wait_for_url(f"**/jobs/{world.jobs['failed']}")
