@@ -20,7 +20,7 @@ def engine(world: World) -> Iterator[AnsweringEngine]:
     world.engine.asked.clear()
     yield world.engine
     world.engine.gate.set()
-    world.engine.dies_after = None
+    world.engine.dies_after = world.engine.fault = None
 
 
 def ask(page: Page) -> None:
@@ -57,6 +57,20 @@ def test_an_answer_that_breaks_off_is_kept_and_named(open_page: Open, world: Wor
     answer = page.get_by_role("region", name="Answer of the adapter")
     expect(answer.get_by_role("alert")).to_contain_text("No complete answer")
     expect(answer.locator(".t-answer")).to_have_text("My parcel")
+
+
+def test_a_busy_worker_is_asked_again(open_page: Open, world: World, engine: AnsweringEngine) -> None:
+    """As while the only idle worker answers the first of the two questions."""
+    body = b'{"error": {"message": "Every worker trains, or answers another request."}}'
+    engine.fault = (429, {"retry-after": "1"}, body)
+    engine.gate.set()
+    page = open_page(f"/adapters/{world.jobs['succeeded']}")
+    ask(page)
+    answer = page.get_by_role("region", name="Answer of the adapter")
+    expect(answer.get_by_role("status")).to_contain_text("Every worker is busy")
+    engine.fault = None
+    expect(answer.locator(".t-answer")).to_have_text(ANSWER)
+    expect(answer.get_by_role("alert")).to_have_count(0)
 
 
 def test_an_adapter_that_no_engine_has_says_what_to_do(open_page: Open, world: World) -> None:

@@ -19,6 +19,7 @@ from app.web.frame import View, error_note
 MAX_ANSWER_CHARACTERS = 20_000
 MAX_TOKENS, DEFAULT_TOKENS = 4_096, 256
 UPDATE_SECONDS = 0.1  # a page gets the text at most this often
+BUSY_STATUS, BUSY_PAUSE_SECONDS, BUSY_SECONDS = 429, 2.0, 240.0  # a worker answers one question at a time
 NOTHING_ASKED = "Write a question first."
 
 
@@ -30,7 +31,10 @@ class TryIt:
         self._client = ui.context.client
         self._task: asyncio.Task[None] | None = None
         with card("Try it"):
-            hint = "Both models get the same messages. An engine that the adapter was delivered to answers."
+            hint = (
+                "Both models get the same messages. An engine that the adapter was delivered to answers; without one, "
+                "an idle worker, which loads the model first and answers one question at a time."
+            )
             self._prompt = text_area("Question", hint=hint)
             with tag("div", classes="t-grid"):
                 self._system = text_field("System prompt", hint="Optional; as in the training data.")
@@ -80,21 +84,18 @@ class _Answer:
             tag("div", label, "t-label t-muted")
             tag("bdi", clean(model, 160), "t-mono t-wrap")
             self._text = tag("p", "", "t-answer", dir="auto", aria_live="polite")
+            self._text.set_visibility(False)
             self._state: TextElement = tag("div", classes="t-hint", role="status")
 
     async def show(self, api: ApiClient, body: dict[str, Any]) -> None:
-        """Ask the model and show its answer as it arrives; an error stands below what has arrived."""
-        text, pieces, started, shown_at = "", 0, time.monotonic(), 0.0
+        """Ask the model until it has the time to answer; an error stands below what has arrived."""
         self._state.clear()
-        self._text.set_text("")
-        self._state.set_text("Waiting for the first token ...")
+        self._show_text("")
+        deadline = time.monotonic() + BUSY_SECONDS
         try:
-            async for piece in stream_answer(api, {"model": self._model, **body}):
-                text, pieces = text + piece, pieces + 1
-                if time.monotonic() - shown_at > UPDATE_SECONDS:
-                    self._text.set_text(clean_lines(text, MAX_ANSWER_CHARACTERS))
-                    shown_at = time.monotonic()
-            self._state.set_text(f"{counted(pieces, 'piece')} in {duration(time.monotonic() - started)}")
+            while not await self._is_answered(api, body, deadline):
+                self._state.set_text("Every worker is busy: the question is asked again every 2 s ...")
+                await asyncio.sleep(BUSY_PAUSE_SECONDS)
         except ApiError as error:
             self._state.set_text("")
             with self._state:
@@ -102,5 +103,28 @@ class _Answer:
         except asyncio.CancelledError:
             self._state.set_text("Stopped.")
             raise
+
+    async def _is_answered(self, api: ApiClient, body: dict[str, Any], deadline: float) -> bool:
+        """Show the answer as it arrives; False if nobody has the time before the deadline. Raises ApiError."""
+        text, pieces, started, shown_at = "", 0, time.monotonic(), 0.0
+        self._state.set_text("Waiting for the first token ...")
+        try:
+            async for piece in stream_answer(api, {"model": self._model, **body}):
+                text, pieces = text + piece, pieces + 1
+                if time.monotonic() - shown_at > UPDATE_SECONDS:
+                    self._show_text(text)
+                    shown_at = time.monotonic()
+        except ApiError as error:
+            if error.status == BUSY_STATUS and time.monotonic() < deadline:
+                return False
+            raise
         finally:
-            self._text.set_text(clean_lines(text, MAX_ANSWER_CHARACTERS) or "–")
+            self._show_text(text)
+        if not text:
+            self._show_text("(an empty answer)")
+        self._state.set_text(f"{counted(pieces, 'piece')} in {duration(time.monotonic() - started)}")
+        return True
+
+    def _show_text(self, text: str) -> None:
+        self._text.set_text(clean_lines(text, MAX_ANSWER_CHARACTERS))
+        self._text.set_visibility(bool(text))
