@@ -33,6 +33,7 @@ class WebSession:
     project: dict[str, Any]
     expires_at: float  # of time.monotonic
     on_end: set[Callable[[str], None]] = field(default_factory=set, repr=False)  # called with the reason
+    kept: dict[str, Any] = field(default_factory=dict, repr=False)  # objects of screens, by name, between visits
 
     @property
     def is_admin(self) -> bool:

@@ -25,6 +25,11 @@ def test_every_job_is_listed_with_its_state_curve_and_losses(open_page: Open) ->
     expect(running).to_contain_text("left")
 
 
+def test_a_failed_job_says_why_in_a_few_words(open_page: Open) -> None:
+    page = open_page("/jobs?status=failed")
+    expect(page.get_by_role("row").filter(has_text="long-context")).to_contain_text("out of memory")
+
+
 def test_filters_search_order_and_selection_are_in_the_url(open_page: Open) -> None:
     page = open_page("/jobs")
     page.get_by_label("Status").select_option("failed")

@@ -1,4 +1,7 @@
-"""The losses of listed jobs: requested after the list itself is shown, and again only if a job has moved on."""
+"""The losses of listed jobs: requested after the list itself is shown, and again only if a job has moved on.
+
+A session keeps them, so that a list that is opened again requests only what has changed.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from app.web.api_client import ApiClient, ApiError
 
 POINTS = 40
 PARALLEL_REQUESTS = 6
+MAX_KEPT = 5_000  # curves and file names, each; a curve takes about a kilobyte
 
 Json = dict[str, Any]
 
@@ -25,7 +29,7 @@ class Curve:
 
 
 class Curves:
-    """The curves of the jobs of one page, and the names of their training files."""
+    """The curves of jobs, and the names of their training files."""
 
     def __init__(self, api: ApiClient) -> None:
         self._api = api
@@ -58,16 +62,23 @@ class Curves:
                 return
         train = [row["train_loss"] for row in metrics["data"] if row.get("train_loss") is not None]
         valid = [row["full_valid_loss"] for row in metrics["data"] if row.get("full_valid_loss") is not None]
-        self._curves[job["id"]] = (_version(job), Curve(train, min(valid, default=None)))
+        _keep(self._curves, job["id"], (_version(job), Curve(train, min(valid, default=None))))
 
     async def _load_filename(self, file_id: str) -> None:
         async with self._limit:
             try:
                 file = await self._api.get(f"files/{file_id}")
-                self._filenames[file_id] = str(file["filename"])
+                _keep(self._filenames, file_id, str(file["filename"]))
             except ApiError as error:
                 if error.status == 404:
-                    self._filenames[file_id] = "deleted file"
+                    _keep(self._filenames, file_id, "deleted file")
+
+
+def _keep(found: dict[str, Any], name: str, value: Any) -> None:
+    """Add a value; the oldest one makes room."""
+    while len(found) >= MAX_KEPT:
+        del found[next(iter(found))]
+    found[name] = value
 
 
 def _version(job: Json) -> tuple[Any, ...]:

@@ -7,7 +7,7 @@ from typing import Any
 from nicegui import background_tasks, ui
 
 from app.web.components.data_table import DataTable, Row, column, sparkline
-from app.web.components.elements import button, link, note, tag
+from app.web.components.elements import busy, button, link, note, tag
 from app.web.components.forms import filter_select, filter_text
 from app.web.formatting import age, clean, counted, duration, loss, moment
 from app.web.frame import View, refresh_live, screen, set_query
@@ -55,7 +55,7 @@ class JobsPage:
         self._sort = asked if asked.removeprefix("-") in ORDERS else NEWEST_FIRST
         self._after = view.query("after")
         self._selected = [one for one in view.query("select").split(",") if one][:MAX_COMPARED]
-        self._curves = Curves(view.api)
+        self._curves: Curves = view.session.kept.setdefault("curves", Curves(view.api))
         self._jobs: list[Json] = []
 
     async def build(self) -> None:
@@ -67,8 +67,9 @@ class JobsPage:
             self._search = filter_text("Search name, id, model, file", view.query("q"), self._change)
             self._status = filter_select("Status", STATUS_OPTIONS, view.query("status"), self._change)
             self._compare = link("Compare", "#", "t-button")
+            self._waiting = tag("div")
         self._message = tag("div")
-        self._table = DataTable("Jobs", COLUMNS)
+        self._table = DataTable("Jobs", COLUMNS).classes("t-fit")
         self._table.on_sort(self._toggle_sort)
         self._table.on_select(self._select)
         self._footer = tag("div", classes="t-row")
@@ -111,12 +112,12 @@ class JobsPage:
         curve = self._curves.of(job)
         filename = self._curves.filename(job)
         job_name = wording.name(job)
-        waits = wording.waiting(job) if job["status"] == "queued" else None
+        why = wording.waiting(job) if job["status"] == "queued" else wording.failure(job)
         return {
             "id": job["id"],
             "label": job_name,
             "name": {"text": job_name, "href": f"/jobs/{job['id']}", "sub": wording.short_id(job["id"])},
-            "status": {"text": wording.label(job), "tone": wording.TONES[job["status"]], "sub": waits},
+            "status": {"text": wording.label(job), "tone": wording.TONES[job["status"]], "sub": why},
             "model": {"text": clean(job["model"], 80), "sub": clean(filename, 80) if filename else "…"},
             "progress": _progress(job),
             "spark": sparkline(curve.train_losses, f"Train loss of {job_name}") if curve else None,
@@ -140,6 +141,8 @@ class JobsPage:
             return
         with self._footer:
             tag("span", f"{counted(len(self._jobs), 'job')} shown", "t-muted", role="status")
+            if len(self._jobs) > 1 and not self._selected:
+                tag("span", f"Select 2 to {MAX_COMPARED} jobs to compare them.", "t-muted")
             if self._after:
                 button("First page", lambda: self._turn(""))
             if page["has_more"]:
@@ -164,7 +167,13 @@ class JobsPage:
 
     async def _reload(self) -> None:
         self._write_url()
-        await self._refresh_all()
+        with self._waiting:
+            busy("Loading ...")
+        try:
+            await self.refresh()
+        finally:
+            self._waiting.clear()
+        await self._load_curves()
 
     def _select(self, job_id: str, is_selected: bool) -> None:
         if is_selected and len(self._selected) >= MAX_COMPARED:

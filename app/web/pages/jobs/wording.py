@@ -99,6 +99,12 @@ def waiting(job: Json, now: float | None = None) -> str:
     return f"{text}, starts in about {duration(seconds)}." if seconds > 5 else f"{text}, starts soon."
 
 
+def failure(job: Json) -> str | None:
+    """Why a job failed, in a few words."""
+    error = job["error"]
+    return clean(error["code"].replace("_", " "), 80) if error and error.get("code") else None
+
+
 def sentence(job: Json, now: float | None = None) -> str:
     """What is happening with the job, in one or two sentences."""
     match job["status"]:

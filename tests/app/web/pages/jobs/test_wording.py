@@ -48,3 +48,9 @@ def test_a_queued_job_says_what_it_waits_for(changes: dict[str, Any], text: str)
 
 def test_a_finished_job_has_steps_tokens_time_and_size() -> None:
     assert wording.sentence(FINISHED_JOB) == "Trained 90 steps on 51,840 tokens in 2 min. The adapter has 9.8 MB."
+
+
+def test_a_failed_job_has_its_reason_in_a_few_words() -> None:
+    error = {"code": "invalid_training_file", "message": "Line 1: ...", "param": None}
+    assert wording.failure(NEW_JOB | {"status": "failed", "error": error}) == "invalid training file"
+    assert wording.failure(NEW_JOB) is None

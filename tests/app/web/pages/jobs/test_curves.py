@@ -1,0 +1,55 @@
+"""The losses of listed jobs, requested once for each state of a job."""
+
+from __future__ import annotations
+
+import asyncio
+
+import httpx2
+
+from app.web.api_client import ApiClient
+from app.web.pages.jobs import curves
+from app.web.pages.jobs.curves import Curves
+
+JOB = {"id": "ftjob-1", "status": "running", "trained_steps": 2, "training_file": "file-1"}
+ROWS = [{"step": 1, "train_loss": 2.0, "full_valid_loss": 1.5}, {"step": 2, "train_loss": 1.0, "full_valid_loss": 1.7}]
+
+
+class Answers:
+    """An API with one job, which remembers the paths of its requests."""
+
+    def __init__(self) -> None:
+        self.paths: list[str] = []
+        transport = httpx2.MockTransport(self._answer)
+        self.client = ApiClient(httpx2.AsyncClient(base_url="http://api/v1/", transport=transport), "key", lambda: None)
+
+    def _answer(self, request: httpx2.Request) -> httpx2.Response:
+        self.paths.append(request.url.path)
+        is_file = "/files/" in request.url.path
+        return httpx2.Response(200, json={"filename": "a.jsonl"} if is_file else {"data": ROWS})
+
+
+def test_a_curve_is_requested_again_only_when_its_job_has_moved_on() -> None:
+    answers = Answers()
+    kept = Curves(answers.client)
+    asyncio.run(kept.load([JOB]))
+    asyncio.run(kept.load([JOB]))
+    assert sorted(answers.paths) == ["/v1/files/file-1", "/v1/fine_tuning/jobs/ftjob-1/metrics"]
+    curve = kept.of(JOB)
+    assert curve is not None
+    assert (curve.last_train_loss, curve.best_valid_loss, kept.filename(JOB)) == (1.0, 1.5, "a.jsonl")
+    asyncio.run(kept.load([JOB | {"trained_steps": 3}]))
+    assert len(answers.paths) == 3
+
+
+def test_a_job_without_a_step_has_no_curve_to_request() -> None:
+    answers = Answers()
+    asyncio.run(Curves(answers.client).load([JOB | {"status": "queued", "trained_steps": None}]))
+    assert answers.paths == ["/v1/files/file-1"]
+
+
+def test_the_oldest_curves_make_room() -> None:
+    kept: dict[str, int] = {str(number): number for number in range(curves.MAX_KEPT)}
+    curves._keep(kept, "new", 1)
+    assert len(kept) == curves.MAX_KEPT
+    assert "0" not in kept
+    assert kept["new"] == 1
