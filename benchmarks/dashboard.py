@@ -1,10 +1,15 @@
-"""The dashboard with 10,000 jobs and a job of 100,000 steps: seconds until a browser shows them.
+"""The dashboard with 10,000 jobs and a job of 100,000 steps: seconds until a browser shows them, and processor seconds.
+
+Processor seconds are those of each process from the request until all is quiet again: what a page starts after it is
+shown, such as the curves of a list, belongs to its cost.
 
 python -m benchmarks.dashboard
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import statistics
 import tempfile
 import time
@@ -12,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx2
+import psutil
 from playwright.sync_api import Page, sync_playwright
 from sqlalchemy import text
 from sqlalchemy.orm import Session
@@ -25,6 +31,9 @@ from tests.browser.world import World, serving_world
 from tests.stack import start_postgres, start_valkey
 
 JOBS, STEPS, TIMES = 10_000, 100_000, 5
+QUIET_SECONDS, QUIET_SHARE, MAX_SETTLE_SECONDS = 0.5, 0.05, 20.0  # all processes together use less than a twentieth
+PARTS = {"postgres": "PostgreSQL", "chrom": "browser", "headless": "browser"}  # by the start of the process's name
+SORTS = ("created_at", "name", "status", "model", "progress", "train_loss", "valid_loss", "duration")
 MORE_JOBS = """
 INSERT INTO jobs (id, project_id, base_model, training_file_id, spec, suffix, state, event_seq, finished_at, progress)
 SELECT 'ftjob-many' || n, project_id, base_model, training_file_id, spec, 'run-' || n, 'cancelled', 1, now(),
@@ -58,6 +67,7 @@ def main() -> None:
         ):
             with transaction(world.sessions) as session:
                 fill(session, world)
+            logging.getLogger().setLevel(logging.WARNING)
             measure(world, url)
     finally:
         stop_valkey()
@@ -76,7 +86,8 @@ def measure(world: World, url: str) -> None:
     job_path = f"/jobs/{world.jobs['earlier']}"
     with httpx2.Client(base_url=f"{world.api_url}/v1/fine_tuning/", trust_env=False) as api:
         api.headers["Authorization"] = f"Bearer {world.admin_key}"
-        for path in ("jobs?limit=50", "jobs?limit=50&search=run-77", f"{job_path[1:]}/metrics?max_points=2000"):
+        paths = ["jobs?limit=50", "jobs?limit=50&search=run-77", f"{job_path[1:]}/metrics?max_points=2000"]
+        for path in [*paths, *(f"jobs?limit=50&order_by={column}" for column in SORTS)]:
             row(f"API: {path}", lambda path=path: api.get(path).raise_for_status())
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
@@ -103,13 +114,48 @@ def open_page(page: Page, url: str, selector: str) -> None:
 
 
 def row(name: str, work: Callable[[], object], times: int = TIMES) -> None:
-    """Print the median and the range of the seconds; `work` may return its own measure."""
-    seconds = []
+    """Print the median and the range of the seconds, and the median processor seconds of each part.
+
+    `work` may return its own measure.
+    """
+    seconds, busy = [], []
     for _ in range(times):
-        result: list[object] = []
+        before, result = processor_seconds(), []
         whole = timed(lambda result=result: result.append(work()))
         seconds.append(result[0] if isinstance(result[0], float) else whole)
-    print(f"{name}: {statistics.median(seconds):.2f} s ({min(seconds):.2f} to {max(seconds):.2f})", flush=True)
+        after = settled_processor_seconds()
+        busy.append({part: after[part] - before.get(part, 0.0) for part in after})
+    parts = {part: statistics.median(one.get(part, 0.0) for one in busy) for part in busy[-1]}
+    split = ", ".join(f"{part} {used:.2f}" for part, used in parts.items() if used >= 0.005)
+    spread = f"{min(seconds):.2f} to {max(seconds):.2f}"
+    print(f"{name}: {statistics.median(seconds):.2f} s ({spread}); processor: {split or 'below 0.01'} s", flush=True)
+
+
+def settled_processor_seconds() -> dict[str, float]:
+    """The processor seconds when all processes have become quiet, or after some time."""
+    deadline, last = time.monotonic() + MAX_SETTLE_SECONDS, processor_seconds()
+    while time.monotonic() < deadline:
+        time.sleep(QUIET_SECONDS)
+        now = processor_seconds()
+        if sum(now.values()) - sum(last.values()) < QUIET_SHARE * QUIET_SECONDS:
+            return now
+        last = now
+    return last
+
+
+def processor_seconds() -> dict[str, float]:
+    """Of this process (the API) and of those that it started, by part, since their start."""
+    this = psutil.Process()
+    found = {"API": sum(this.cpu_times()[:2])}
+    for process in this.children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            name = process.name()
+            part = next((part for start, part in PARTS.items() if name.startswith(start)), None)
+            if part is None and "app.web" in process.cmdline():
+                part = "dashboard"
+            if part is not None:
+                found[part] = found.get(part, 0.0) + sum(process.cpu_times()[:2])
+    return found
 
 
 def timed(work: Callable[[], object]) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import uvicorn
 
 from app.log import configure_logging
@@ -15,6 +17,7 @@ STOP_SECONDS = 3  # open web sockets are closed after it
 def main() -> None:
     settings = WebSettings()
     configure_logging(settings.log_json, settings.log_file)
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # the API logs each request already
     start_metrics_server(settings, "web")
     uvicorn.run(
         create_app(settings),
