@@ -7,9 +7,10 @@ import io
 import re
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Page, expect
 
 from app.db.engine import transaction
+from app.db.jobs import logs
 from app.db.tables import Job
 from tests.browser.conftest import Open
 from tests.browser.world import ANSWERS, MODEL, World, append_steps
@@ -65,11 +66,68 @@ def test_the_metrics_can_be_downloaded_as_csv(open_page: Open, world: World) -> 
     assert [rows[0]["step"], rows[-1]["step"]] == ["1", "120"]
 
 
+def test_the_controls_change_the_axes_and_the_smoothing_and_one_cursor_crosses_all_curves(
+    open_page: Open, world: World
+) -> None:
+    page = open_page(f"/jobs/{world.jobs['succeeded']}")
+    expect(page.locator(".t-chart canvas").first).to_be_visible()
+    page.get_by_label("Horizontal axis").select_option("Tokens")
+    wait_for_chart(page, "last(options.xAxis).name === 'Tokens'")
+    page.get_by_label("Horizontal axis").select_option("Training time (s)")
+    wait_for_chart(page, "last(options.xAxis).name === 'Training time (s)'")
+    page.get_by_label("Smoothing").select_option("Very smooth")
+    wait_for_chart(page, "options.series.some((one) => one.name === 'Train loss (raw)')")
+    page.get_by_label("Log scale").check()
+    wait_for_chart(page, "options.yAxis[0].type === 'log' && options.yAxis[1].type === 'value'")
+    wait_for_chart(page, "options.axisPointer[0].link[0].xAxisIndex === 'all'")
+    wait_for_chart(page, "options.series.flatMap((one) => one.markPoint?.data ?? []).length === 1")
+
+
+def test_the_chart_can_be_downloaded_as_png(open_page: Open, world: World) -> None:
+    page = open_page(f"/jobs/{world.jobs['succeeded']}")
+    expect(page.locator(".t-chart canvas").first).to_be_visible()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="PNG").click()
+    assert download.value.suggested_filename == f"{world.jobs['succeeded']}.png"
+    assert download.value.path().read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_log_follows_and_can_be_searched_and_downloaded(open_page: Open, world: World) -> None:
+    with transaction(world.sessions) as session:
+        job = session.get_one(Job, world.jobs["running"])
+        logs.put(session, job.id, job.project_id, job.attempt, "step 1 loss 2.1\nwarning: slow disk\n", 0)
+    page = open_page(f"/jobs/{world.jobs['running']}?tab=log")
+    text = page.get_by_label("Log of the trainer")
+    expect(text).to_contain_text("warning: slow disk")
+    page.get_by_role("button", name="Following", pressed=True).click()
+    expect(page.get_by_role("button", name="Follow", exact=True, pressed=False)).to_be_visible()
+    page.get_by_label("Search the log").fill("SLOW")
+    expect(text).not_to_contain_text("step 1")
+    expect(text).to_contain_text("warning: slow disk")
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download").click()
+    assert "slow disk" in download.value.path().read_text()
+
+
+def test_the_attempts_are_on_a_time_line(open_page: Open, world: World) -> None:
+    page = open_page(f"/jobs/{world.jobs['succeeded']}?tab=attempts")
+    expect(page.get_by_text(re.compile(r"^Attempt 2, training: finished, "))).to_be_visible()
+    expect(page.locator(".t-track .t-span")).to_have_count(2)
+
+
+def wait_for_chart(page: Page, condition: str) -> None:
+    """Wait until the options of the chart, as ECharts has them, fulfil a condition in JavaScript."""
+    page.wait_for_function(
+        "() => { const element = document.querySelector('.t-chart'), last = (list) => list[list.length - 1];"
+        f" const options = getElement(Number(element.id.slice(1))).chart.getOption(); return {condition}; }}"
+    )
+
+
 def test_a_failed_job_has_its_cause_its_remedy_and_a_repaired_form(open_page: Open, world: World) -> None:
     page = open_page(f"/jobs/{world.jobs['failed']}")
     alert = page.get_by_role("alert")
     expect(alert).to_contain_text("do not fit into memory")
-    expect(alert).to_contain_text("What to do")
+    expect(alert).to_contain_text("Change hyperparameters.context_length")
     page.get_by_role("link", name="Create a repaired job").click()
     expect(page.get_by_text("context length: 512 → 256 tokens")).to_be_visible()
     page.get_by_text("More settings").click()

@@ -6,8 +6,10 @@ import re
 
 from playwright.sync_api import expect
 
+from app.db.engine import transaction
 from tests.browser.conftest import Open
 from tests.browser.world import World
+from tests.factories import make_key, make_project
 
 
 def test_the_plan_and_the_commands_follow_the_fields_and_the_job_is_created(open_page: Open, world: World) -> None:
@@ -33,6 +35,14 @@ def test_a_wrong_value_is_marked_at_its_field(open_page: Open, world: World) -> 
     expect(page.get_by_text("'many' is not a whole number.")).to_be_visible()
     page.get_by_label("Epochs").fill("99")
     expect(page.get_by_role("alert")).to_contain_text("n_epochs")
+
+
+def test_without_a_file_the_form_leads_to_the_upload(open_page: Open, world: World) -> None:
+    with transaction(world.sessions) as session:
+        key = make_key(session, make_project(session, "without files"))
+    page = open_page("/jobs/new", key=key)
+    page.get_by_role("link", name="Upload a data set").click()
+    expect(page.get_by_role("button", name="Choose files")).to_be_visible()
 
 
 def test_a_clone_has_the_settings_of_its_original(open_page: Open, world: World) -> None:

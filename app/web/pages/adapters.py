@@ -85,9 +85,9 @@ async def build(view: View) -> None:
 
 def _show_provenance(job: Json, adapter: Json) -> None:
     with card("Provenance"):
+        tag("bdi", clean(adapter["fine_tuned_model"], 160), "t-mono t-wrap")
         facts(
             {
-                "Model": clean(adapter["fine_tuned_model"], 160),
                 "Base model": clean(adapter["base_model"], 100),
                 "Step": count(adapter["step_number"]),
                 "LoRA": f"rank {job['lora']['r']}, alpha {job['lora']['alpha']:g}",
@@ -152,7 +152,13 @@ def snippet(engine: str, is_served: bool, flags: list[str], job_id: str, adapter
             f"# {download}\n"
             "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
             f"base = AutoModelForCausalLM.from_pretrained({json.dumps(adapter['base_model'])})  # or its directory\n"
-            'model = PeftModel.from_pretrained(base, "adapter")\ntokenizer = AutoTokenizer.from_pretrained("adapter")'
+            'model = PeftModel.from_pretrained(base, "adapter")\n'
+            'tokenizer = AutoTokenizer.from_pretrained("adapter")\n\n'
+            'messages = [{"role": "user", "content": "..."}]\n'
+            "inputs = tokenizer.apply_chat_template(\n"
+            '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"\n)\n'
+            "output = model.generate(**inputs, max_new_tokens=200)\n"
+            'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))'
         )
     if engine == "vllm":
         served = f"vllm serve {base} {options or '--enable-lora'} --lora-modules {name}=adapter"

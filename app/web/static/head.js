@@ -17,3 +17,21 @@ window.copyText = async (button) => {
   button.textContent = "Copied";
   setTimeout(() => (button.textContent = "Copy"), 2000);
 };
+window.savePng = (chart, filename) => {
+  const url = chart.getDataURL({ pixelRatio: 2, backgroundColor: cssColor("--surface") });
+  Object.assign(document.createElement("a"), { href: url, download: filename }).click();
+};
+// A page that takes longer than 0.3 s shows a bar at the top until it replaces this one.
+let leaving = null;
+const leave = () => (leaving ??= setTimeout(() => document.body.classList.add("t-leaving"), 300));
+document.addEventListener("click", (event) => {
+  const link = event.target.closest?.("a[href]");
+  const isPlain = event.button === 0 && !(event.ctrlKey || event.metaKey || event.shiftKey || event.altKey);
+  if (link && isPlain && !link.hasAttribute("download") && !link.getAttribute("href").startsWith("#")) leave();
+});
+document.addEventListener("submit", leave);
+window.addEventListener("pageshow", () => {
+  clearTimeout(leaving);
+  leaving = null;
+  document.body?.classList.remove("t-leaving");
+});

@@ -43,3 +43,9 @@ def test_shown_text_has_no_control_or_direction_character(text: str) -> None:
 
 def test_a_long_text_is_cut_with_an_ellipsis() -> None:
     assert formatting.clean("x" * 10_000) == "x" * formatting.MAX_TEXT_CHARACTERS + "…"
+
+
+def test_a_moment_is_exact_to_the_minute_or_to_the_second() -> None:
+    assert formatting.moment(1_795_000_485) == "2026-11-18 11:14 UTC"
+    assert formatting.moment(1_795_000_485, is_exact=True) == "2026-11-18 11:14:45 UTC"
+    assert formatting.moment(None) == "–"

@@ -49,10 +49,12 @@ class DatasetPage:
                     "Lines": count(file["line_count"]),
                     "Size": size(file["bytes"]),
                     "Uploaded": moment(file["created_at"]),
-                    "Id": file["id"],
-                    "SHA-256": f"{file['sha256'][:16]}…",
                 }
             )
+            for label, value in (("Id", file["id"]), ("SHA-256", file["sha256"])):
+                with tag("div", classes="t-row t-muted"):
+                    tag("span", label)
+                    tag("span", value, "t-mono t-wrap")
         await self._build_choices()
         self._report = tag("div", classes="t-stack")
         ui.timer(0.05, self._load_report, once=True)  # after the page is shown: a large file takes a while
@@ -110,7 +112,7 @@ class DatasetPage:
 def _show_report(report: Json) -> None:
     note(
         "Valid" if report["valid"] else "Not usable for training",
-        clean(report["message"], 2_000),
+        clean(report["message"].removeprefix("Valid: ").capitalize() if report["valid"] else report["message"], 2_000),
         "ok" if report["valid"] else "bad",
     )
     for warning in report["warnings"]:

@@ -50,7 +50,11 @@ class _Curves:
                 self._axis = filter_select("Horizontal axis", AXES, "step", self._draw)
                 self._smoothing = filter_select("Smoothing", SMOOTHING, "0.6", self._draw)
                 checkbox("Log scale", False, self._set_log)
+                tag("span", classes="t-grow")
+                downloads = tag("div", classes="t-actions")
             self._chart = metrics_chart.metrics_chart("Curves of the compared jobs")
+            with downloads:
+                metrics_chart.png_button(self._chart, "compared-jobs.png")
         self._draw()
 
     def _set_log(self, is_log: bool) -> None:

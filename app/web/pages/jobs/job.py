@@ -151,7 +151,7 @@ class JobPage:
     def _facts(self) -> dict[str, str]:
         job, progress = self._job, self._job["progress"] or {}
         values = {
-            "Step": wording.steps(job),
+            "Progress": wording.steps(job),
             "Speed": per_second(progress.get("tokens_per_second")) if job["status"] == "running" else None,
             "Training time": duration(wording.elapsed_seconds(job)) if job["started_at"] else None,
             "Remaining": duration(remaining) if (remaining := wording.remaining_seconds(job)) is not None else None,
@@ -171,7 +171,8 @@ class JobPage:
                 tag("p", error["cause"].replace("`", ""))
             if error.get("remedy"):
                 tag("div", "What to do", "t-strong")
-                tag("p", error["remedy"].replace("`", ""))
+                parameter = clean(error["param"], 200) if error["param"] else "the parameter"
+                tag("p", error["remedy"].replace("the parameter in `param`", parameter).replace("`", ""))
             with tag("div", classes="t-actions"):
                 link("Create a repaired job", f"/jobs/new?repair={self._job_id}", "t-button t-primary")
 

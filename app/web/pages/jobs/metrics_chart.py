@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from nicegui import ui
+
+from app.web.components.elements import button
 
 Json = dict[str, Any]
 Points = list[tuple[float, float | None]]
@@ -61,6 +64,11 @@ def metrics_chart(label: str) -> ui.echart:
     return chart
 
 
+def png_button(chart: ui.echart, filename: str) -> None:
+    """A button that downloads the chart as it is shown, on the background of the page."""
+    button("PNG").on("click", js_handler=f"() => savePng(getElement({chart.id}).chart, {json.dumps(filename)})")
+
+
 def options(runs: Sequence[Run], look: Look) -> Json:
     """One job: train and validation loss. Several: one colour for each, validation dashed."""
     shown = [metric for metric in METRICS if any(row.get(metric.key) is not None for run in runs for row in run.rows)]
@@ -83,7 +91,7 @@ def options(runs: Sequence[Run], look: Look) -> Json:
         "toolbox": {
             "right": 4,
             "top": 0,
-            "feature": {"saveAsImage": {"title": "PNG", "name": "curves"}, "restore": {}},
+            "feature": {"restore": {"title": "Whole range"}},
         },
         "tooltip": {"trigger": "axis", "confine": True, **_tooltip_colours()},
         "axisPointer": {"link": [{"xAxisIndex": "all"}]},

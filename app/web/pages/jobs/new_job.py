@@ -11,7 +11,7 @@ from typing import Any
 from nicegui import ui
 
 from app.web.api_client import ApiError
-from app.web.components.elements import busy, button, card, code_block, facts, note, pill, tabs, tag
+from app.web.components.elements import busy, button, card, code_block, facts, link, note, pill, tabs, tag
 from app.web.components.forms import Field, select_field, text_area, text_field
 from app.web.formatting import clean, count, counted, duration, size
 from app.web.frame import View, error_note, screen
@@ -74,10 +74,15 @@ class NewJob:
             model_names[current] = clean(current, 80)
         if not model_names:
             note("No base model", "An operator registers one: tunery models add NAME DIRECTORY", "warn")
+        if not files:
+            with note(
+                "No training file yet", "Upload a JSONL or CSV file first; its page leads back to this form.", "warn"
+            ):
+                link("Upload a data set", "/datasets", "t-button")
         with tag("div", classes="t-form"):
             self._add("model", partial(select_field, "Base model", model_names))
             self._add("suffix", partial(text_field, "Name", hint="A word for the name of the result."))
-            choose = {"": "Choose a file"} if files else {"": "Upload a file on the page Datasets first"}
+            choose = {"": "Choose a file"} if files else {"": "No file yet"}
             self._add("training_file", partial(select_field, "Training file", choose | files))
             self._add("validation_file", partial(select_field, "Validation file", {"": "None"} | files))
             self._add("n_epochs", partial(text_field, "Epochs", hint="1 to 50; empty: auto."))
@@ -105,18 +110,19 @@ class NewJob:
     def _add(self, name: str, make: Callable[..., Field]) -> None:
         self._fields[name] = make(value=self._initial.get(name, ""), on_change=self._update)
 
-    def _body(self) -> Json | None:
-        """The request; None, with an error at its field, if a value is not usable."""
+    def _body(self, is_marked: bool = True) -> Json | None:
+        """The request; None, with an error at its field if `is_marked`, if a value is not usable."""
         for field in self._fields.values():
             field.set_error("")
         try:
             return job_form.request_body({name: field.value for name, field in self._fields.items()})
         except FieldError as error:
-            self._fields[error.field].set_error(error.message)
+            if is_marked:
+                self._fields[error.field].set_error(error.message)
             return None
 
     async def _update(self) -> None:
-        body = self._body()
+        body = self._body(is_marked=self._planned > 0)  # a form that was just opened has no errors yet
         self._show_request(body)
         self._planned += 1
         number = self._planned

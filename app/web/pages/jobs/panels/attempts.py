@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from app.web.components.data_table import DataTable, column
@@ -55,30 +56,47 @@ class AttemptsPanel:
 
 def _attempt_row(attempt: Json) -> Json:
     ended = attempt["ended_at"]
-    reason = attempt["reason"]
     return {
         "id": str(attempt["attempt"]),
         "attempt": str(attempt["attempt"]),
-        "kind": "Training" if attempt["kind"] == "train" else "Check of the files",
-        "started": moment(attempt["started_at"]),
+        "kind": _task(attempt),
+        "started": moment(attempt["started_at"], is_exact=True),
         "time": duration(ended - attempt["started_at"]) if ended else "running",
         "worker": attempt["worker_id"],
-        "result": REASONS.get(reason, reason) if reason else "running" if ended is None else "valid",
+        "result": _result(attempt),
     }
 
 
+def _task(attempt: Json) -> str:
+    return "Training" if attempt["kind"] == "train" else "Check of the files"
+
+
+def _result(attempt: Json) -> str:
+    if attempt["ended_at"] is None:
+        return "running"
+    return REASONS.get(attempt["reason"], str(attempt["reason"])) if attempt["reason"] else "valid"
+
+
 def _time_line(attempts: list[Json]) -> None:
+    """A bar for each attempt, from the start of the first one to the end of the last one, or until now."""
+    now = time.time()
     start = min(attempt["started_at"] for attempt in attempts)
-    end = max(attempt["ended_at"] or attempt["started_at"] for attempt in attempts)
+    end = max(attempt["ended_at"] or now for attempt in attempts)
     span = max(end - start, 1)
     for attempt in attempts:
-        left = 100 * (attempt["started_at"] - start) / span
-        width = max(100 * ((attempt["ended_at"] or end) - attempt["started_at"]) / span, 0.8)
-        tone = "train" if attempt["kind"] == "train" else "check"
-        with tag("div", classes="t-track"):
-            title = f"Attempt {attempt['attempt']}"
-            style = f"margin-left: {min(left, 99):.1f}%; width: {min(width, 100 - left):.1f}%"
-            tag("div", classes=f"t-span t-span-{tone}", style=style, title=title)
+        ended = attempt["ended_at"] or now
+        left = min(100 * (attempt["started_at"] - start) / span, 99)
+        width = min(max(100 * (ended - attempt["started_at"]) / span, 0.8), 100 - left)
+        kind = "train" if attempt["kind"] == "train" else "check"
+        result = f"{_result(attempt)}, {duration(ended - attempt['started_at'])}"
+        with tag("div"):
+            tag("div", f"Attempt {attempt['attempt']}, {_task(attempt).lower()}: {result}", "t-hint")
+            with tag("div", classes="t-track"):
+                tag("div", classes=f"t-span t-span-{kind}", style=f"margin-left: {left:.1f}%; width: {width:.1f}%")
+    with tag("div", classes="t-row t-hint"):
+        tag("span", moment(start, is_exact=True))
+        tag("span", classes="t-grow")
+        tag("span", f"{duration(span)} later")
 
 
 class CheckpointsPanel:

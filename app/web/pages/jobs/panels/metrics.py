@@ -28,18 +28,21 @@ class MetricsPanel:
         self._facts = tag("div")
         self._empty = tag("div")
         with card() as self._card:
-            self._build_controls(job)
+            self._build_controls()
             self._chart = metrics_chart.metrics_chart(f"Curves of {self._name}")
+            with self._downloads:
+                link("CSV", f"/jobs/{job['id']}/metrics.csv", "t-button", download="")
+                metrics_chart.png_button(self._chart, f"{job['id']}.png")
         self._card.set_visibility(False)
 
-    def _build_controls(self, job: Json) -> None:
+    def _build_controls(self) -> None:
         with tag("div", classes="t-filters"):
             self._axis = filter_select("Horizontal axis", AXES, "step", self._redraw)
             self._smoothing = filter_select("Smoothing", SMOOTHING, "", self._redraw)
             checkbox("Log scale", False, self._set_log)
-            tag("span", "Ctrl and the mouse wheel, or the bar below, zoom.", "t-hint")
+            tag("span", "Ctrl and the mouse wheel, or the bar below, zoom.", "t-hint t-mouse")
             tag("span", classes="t-grow")
-            link("CSV", f"/jobs/{job['id']}/metrics.csv", "t-button", download="")
+            self._downloads = tag("div", classes="t-actions")
 
     async def refresh(self, job: Json) -> None:
         metrics = await self._view.api.get(f"fine_tuning/jobs/{job['id']}/metrics", max_points=MAX_POINTS)

@@ -32,7 +32,7 @@ class EventsPanel:
             [
                 {
                     "id": event["id"],
-                    "time": moment(event["created_at"]),
+                    "time": moment(event["created_at"], is_exact=True),
                     "level": {"text": event["level"], "tone": LEVEL_TONES[event["level"]]},
                     "message": clean(event["message"], 2_000),
                 }
@@ -53,6 +53,7 @@ class LogPanel:
             self._search = filter_text("Search the log", "", self._show)
             self._attempt = filter_select("Attempt", attempts, "", self._load)
             self._follow_button = button("Following", self._toggle)
+            self._follow_button.props["aria-pressed"] = "true"
             self._download = link("Download", f"/jobs/{job['id']}/log.txt", "t-button", download="")
         self._is_following = True
         self._output = tag("pre", classes="t-code t-log", tabindex="0", aria_label="Log of the trainer")
@@ -79,6 +80,7 @@ class LogPanel:
     def _toggle(self) -> None:
         self._is_following = not self._is_following
         self._follow_button.set_text("Following" if self._is_following else "Follow")
+        self._follow_button.props["aria-pressed"] = "true" if self._is_following else "false"
 
 
 class SamplesPanel:
