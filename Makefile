@@ -32,7 +32,7 @@ test-slow: $(DEV) ## The tests that repeat another test at greater length, or in
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "slow and not browser" $(ARGS)
 
 test-bases: $(DEV) ## Every architecture of docs/base-models.md as a tiny model, beside transformers and PEFT (3 minutes); prints the table
-	TUNERY_ALL_BASES=1 $(BIN)/python -m pytest -q --durations=0 tests/worker/trainer/test_bases.py $(ARGS)
+	TUNERY_ALL_BASES=1 $(BIN)/python -m pytest -q --durations=0 tests/worker/trainer/model/test_bases.py $(ARGS)
 
 test-fast: $(DEV) ## The tests that need no real model
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not e2e and not slow and not browser" $(ARGS)

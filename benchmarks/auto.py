@@ -31,9 +31,9 @@ from benchmarks.score import Score, load_adapter, score
 from benchmarks.tasks import TASKS, Task, write
 from worker.trainer.data.batch import TokenizedDataset, read_dataset
 from worker.trainer.model.base_model import FrozenBase, open_base
-from worker.trainer.run import run
 from worker.trainer.runtime.device import choose_compute_dtype, choose_device, choose_threads
 from worker.trainer.runtime.stop import StopRequests
+from worker.trainer.training.run import run
 
 ROOT = Path(__file__).resolve().parents[1]
 RATES = (2e-4, 5e-4, 1e-3, 2e-3, 4e-3)
@@ -93,7 +93,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def convert(destination: Path) -> Path:
-    command = [sys.executable, "-m", "worker.trainer.convert", str(gguf_file()), destination]
+    command = [sys.executable, "-m", "worker.trainer.gguf.to_safetensors", str(gguf_file()), destination]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     return destination
 

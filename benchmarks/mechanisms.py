@@ -33,7 +33,7 @@ def without_norms_and_gated_layers() -> None:
 
 
 def without_blocks_of_documents() -> None:
-    from worker.trainer.model import attention
+    from worker.trainer.model.attention import attention
 
     attention.MAX_DOCUMENT_TOKENS = 0
 
@@ -80,7 +80,7 @@ def without_cached_weights() -> None:
 
 def without_cpu_autotuning() -> None:
     """The default dtype. ONEDNN_MAX_CPU_ISA=AVX512_CORE makes a processor emulate 16-bit products."""
-    from worker.trainer import run
+    from worker.trainer.training import run
 
     run.with_fastest_dtype = lambda spec, workdir, device, default, emit: default  # noqa: ARG005
 

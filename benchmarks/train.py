@@ -93,7 +93,7 @@ def prepare(directory: Path, options: argparse.Namespace) -> Workload:
 
 
 def convert(destination: Path) -> Path:
-    command = [sys.executable, "-m", "worker.trainer.convert", str(gguf_file()), destination]
+    command = [sys.executable, "-m", "worker.trainer.gguf.to_safetensors", str(gguf_file()), destination]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     return destination
 

@@ -48,7 +48,7 @@ CONTRACTS = [
     ),
     # torch's inductor imports redis for a remote cache of its own if it is installed, so redis is not listed here
     (
-        "worker.trainer.run",
+        "worker.trainer.training.run",
         (*WEB, "sqlalchemy", "psycopg", "celery", "app.db", "app.storage", "app.job_queue", "app.log"),
     ),
 ]

@@ -26,7 +26,7 @@ def dequantize(directory: Path) -> Path:
         return destination
     if not can_check():
         raise RefusedModel(f"{directory} is quantized already. Register it on a host with torch, which converts it")
-    command = [sys.executable, "-m", "worker.trainer.dequantize", str(directory), str(destination)]
+    command = [sys.executable, "-m", "worker.trainer.model.dequantize_checkpoint", str(directory), str(destination)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["it was killed, for memory perhaps"])[-1]
@@ -41,7 +41,7 @@ def check_model(directory: Path) -> TrainerReport | None:
     """
     if not can_check():
         return None
-    command = [sys.executable, "-m", "worker.trainer.check_model", str(directory)]
+    command = [sys.executable, "-m", "worker.trainer.model.check_model", str(directory)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode in KILLED:
         return None

@@ -29,7 +29,7 @@ KINDS = ["F16", "Q8_0", "Q4_K_M", "adapter"]
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source, directory = gguf_file(), tmp_path_factory.mktemp("real") / "base"
     assert source is not None
-    program("worker.trainer.convert", source, directory)
+    program("worker.trainer.gguf.to_safetensors", source, directory)
     return directory
 
 

@@ -20,8 +20,8 @@ from app.domain.jobs.events import Command, Measured, Message, Planned, parse_re
 from tests.tiny import make_tiny_base, make_tiny_dataset
 from tests.worker.trainer.helpers import ALL_LINEAR, RecordLog, final_adapter, make_spec, run_trainer
 from worker.trainer.memory import device_memory
-from worker.trainer.model.attention import document_attention
-from worker.trainer.model.attention_check import AttentionCall, check_attention
+from worker.trainer.model.attention.attention import document_attention
+from worker.trainer.model.attention.attention_check import AttentionCall, check_attention
 from worker.trainer.objective import objective
 from worker.trainer.runtime.device import dtype_name
 from worker.trainer.runtime.failures import Failure

@@ -30,7 +30,7 @@ from worker.jobs.trainer_process import launch
 from worker.node.locks import try_lock
 from worker.node.resources import Resources
 
-ANSWER_COMMAND = (sys.executable, "-m", "worker.trainer.answer")
+ANSWER_COMMAND = (sys.executable, "-m", "worker.trainer.answers.trial")
 LOG_NAME = "trainer.log"
 SPEC = "spec.json"
 KILL_SECONDS = 2.0  # the longest time that a claimed job waits for the end of the program

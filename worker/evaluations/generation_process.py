@@ -10,7 +10,7 @@ from pathlib import Path
 from worker.exports.export_process import LOG_NAME, ExportProcess
 from worker.jobs.trainer_process import launch
 
-GENERATE_COMMAND = (sys.executable, "-m", "worker.trainer.evaluate")
+GENERATE_COMMAND = (sys.executable, "-m", "worker.trainer.answers.evaluation")
 
 
 class GenerationProcess(ExportProcess):

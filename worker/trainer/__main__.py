@@ -22,9 +22,9 @@ from app.domain.jobs.events import Begin
 from app.domain.jobs.spec import TrainerSpec
 from app.domain.jobs.states import ExitCode
 from worker.trainer.distributed.torchrun import run_ranks
-from worker.trainer.records import claim_standard_output
 from worker.trainer.runtime.onednn import limit_primitive_cache
 from worker.trainer.runtime.process import control_lines, die_with_parent, start_working_time
+from worker.trainer.runtime.records import claim_standard_output
 from worker.trainer.runtime.stop import StopRequests
 
 WARM_OPTION = "--spare"
@@ -50,7 +50,9 @@ def main(arguments: list[str]) -> int:
     stops = StopRequests(spec.run.run_id)
     stops.handle_signals()
     stops.listen(control)
-    from worker.trainer.run import run  # imports torch and transformers, which takes seconds: only for a valid spec
+    from worker.trainer.training.run import (
+        run,  # imports torch and transformers, which takes seconds: only for a valid spec
+    )
 
     return run(spec, workdir, emit, stops)
 
@@ -60,7 +62,7 @@ def wait_for_work(control: IO[bytes]) -> Path:
 
     The current directory and the directory for temporary files become those of the work directory.
     """
-    import worker.trainer.run  # noqa: F401  everything that a job imports; none of it initialises a GPU
+    import worker.trainer.training.run  # noqa: F401  everything that a job imports; none of it initialises a GPU
 
     line = control.readline()
     if not line:

@@ -45,7 +45,7 @@ def conversion_process(destination: Path, log: Path, mark: Path, env: Mapping[st
     """The process that converts the model, in about ten seconds on two cores. It creates `destination` by a rename."""
     source = gguf_file()
     assert source is not None, "missing_dependency() is not None"
-    command = [sys.executable, "-m", "worker.trainer.convert", str(source), str(destination)]
+    command = [sys.executable, "-m", "worker.trainer.gguf.to_safetensors", str(source), str(destination)]
     return ChildProcess("convert", command, log, mark, {**env, "TQDM_DISABLE": "1"}, cwd=destination.parent)
 
 

@@ -25,7 +25,7 @@ LINE_FORMAT = (
     "Each line must be a conversation that ends with the expected answer: "
     '{"messages": [..., {"role": "assistant", ...}]}.'
 )
-SAMPLER = "worker.trainer.compare_answers"  # runs in a child process: the CLI never imports torch
+SAMPLER = "worker.trainer.answers.compare"  # runs in a child process: the CLI never imports torch
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Which architectures can be trained, and which parts of a checkpoint are what, from names alone: without torch.
 
-The trainer's own check, which has the model, decides (worker/trainer/check_model.py). These rules are for hosts without
-torch, and for refusals that need no weights.
+The trainer's own check, which has the model, decides (worker/trainer/model/check_model.py). These rules are for hosts
+without torch, and for refusals that need no weights.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class TrainerReport(BaseModel):
-    """Printed by `python -m worker.trainer.check_model` as one line of JSON. Shapes are [out, in]."""
+    """Printed by `python -m worker.trainer.model.check_model` as one line of JSON. Shapes are [out, in]."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -27,7 +27,7 @@ CUDA_LOSS_ROWS = 2048  # on CUDA with `cuda_kernels`: the head is read twice for
 OFFLOADED_LAYERS = 2  # with `offload`, so many inputs of layers are on the GPU at once
 BYTES_PER_LOGIT = 6
 OPTIMIZER_BYTES = 16  # per trained parameter: master copy, gradient and two moments in float32
-MAX_BLOCK_ATTENTION_TOKENS = 512  # tokens of a document: worker/trainer/model/block_attention.py
+MAX_BLOCK_ATTENTION_TOKENS = 512  # tokens of a document: worker/trainer/model/attention/block_attention.py
 VERIFY_TOKENS = 512  # the final verification has so many tokens in float32, and logits of 64 of them
 VERIFY_HEAD_ROWS = 8192  # of the vocabulary in one chunk: worker/trainer/checkpoint/verify.py
 VERIFY_LOGITS = 64
@@ -239,7 +239,7 @@ def _attention_bytes(batch: _LargestBatch) -> int:
     """Bytes per token for queries, keys, values and output.
 
     On a CPU short documents also save their softmax, and long documents or float32 save everything in float32 besides
-    the output (worker/trainer/model/block_attention.py).
+    the output (worker/trainer/model/attention/block_attention.py).
     """
     q, kv = batch.entry.query_size, batch.entry.key_size
     if batch.kind == "cuda":  # in float32 with a key and a value head for every query head: attention.py

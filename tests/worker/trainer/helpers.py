@@ -20,12 +20,12 @@ from app.domain.jobs.spec import Frozen, Hyperparameters, LoraSpec, Quantization
 from app.domain.planning.estimate import Placement
 from app.system.model_files import hash_directory, linear_layers
 from app.system.tokenizer_files import load_renderer
-from worker.trainer import run as program
 from worker.trainer.data.batch import PackedBatch, pack_batches
-from worker.trainer.loop import optimizer_step
 from worker.trainer.model.base_model import FrozenBase, load_base
 from worker.trainer.runtime.stop import StopRequests
-from worker.trainer.state import Run, StepResult
+from worker.trainer.training import run as program
+from worker.trainer.training.loop import optimizer_step
+from worker.trainer.training.state import Run, StepResult
 
 ALL_LINEAR = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
 CPU = torch.device("cpu")

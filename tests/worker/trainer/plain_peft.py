@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from app.domain.jobs.spec import LoraSpec, QuantizationSpec
 from worker.trainer.objective.optimizer import learning_rate
-from worker.trainer.state import Run
+from worker.trainer.training.state import Run
 
 
 def plain_base(directory: Path, quantization: QuantizationSpec | None) -> Any:

@@ -20,8 +20,8 @@ from app.system import artifact_directory, model_files
 from tests.tiny import make_tiny_base
 from tests.worker.trainer import plain_peft
 from tests.worker.trainer.adapter.test_variants import PATTERNS, VARIANTS, difference
-from tests.worker.trainer.bases import make_base
 from tests.worker.trainer.helpers import load_tiny_base, make_spec, run_trainer
+from tests.worker.trainer.model.bases import make_base
 from worker.trainer import merge as program
 from worker.trainer.merge import CannotMerge, merge
 

@@ -28,7 +28,7 @@ from app.system.artifact_directory import ADAPTER_CONFIG, ADAPTER_WEIGHTS, publi
 from app.system.snapshot_directories import step_directories
 from worker.trainer.checkpoint.model_card import model_card
 from worker.trainer.model.base_model import FrozenBase
-from worker.trainer.state import Run
+from worker.trainer.training.state import Run
 
 CHECKPOINTS = "checkpoints"
 KEPT_CHECKPOINTS = 3

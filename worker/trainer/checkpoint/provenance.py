@@ -12,10 +12,10 @@ from app.domain.artifacts.compatibility import compatibility
 from app.domain.jobs.events import Started
 from app.domain.jobs.spec import RunSpec, TrainerSpec
 from worker.trainer.model.base_model import FrozenBase
-from worker.trainer.records import RecordWriter
 from worker.trainer.runtime.device import device_name, dtype_name, times_float32, with_compute_dtype
+from worker.trainer.runtime.records import RecordWriter
 from worker.trainer.snapshot.snapshot import LoadedSnapshot
-from worker.trainer.state import Run
+from worker.trainer.training.state import Run
 
 PACKAGES = ("tunery", "torch", "transformers", "peft", "bitsandbytes", "safetensors", "tokenizers")
 SLOW_RATIO = 1.5  # times float32: other programs on the same cores do not slow the usual 0.5 down so much

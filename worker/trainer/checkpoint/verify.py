@@ -24,7 +24,7 @@ from worker.trainer.data.batch import PackedBatch, TokenizedDataset, pack_batche
 from worker.trainer.model.base_model import FrozenBase, hidden_states, in_float32, unwrapped
 from worker.trainer.model.frozen_linear import Frozen4, Frozen8
 from worker.trainer.runtime.failures import Failure
-from worker.trainer.state import Run
+from worker.trainer.training.state import Run
 
 MAX_TOKENS = 512
 HEAD_CHUNK_ROWS = 8192  # of the head in float32 at a time: 134 MB at D = 4,096, where all 151,936 would take 2.5 GB

@@ -32,8 +32,8 @@ from app.domain.datasets.report import no_trainable_tokens_message
 from app.domain.jobs.spec import LINE_RULES, LineRules, Method
 from app.domain.jobs.states import Reason
 from app.domain.planning.packing import SequenceLengths, pack
-from worker.trainer.records import Keepalive
 from worker.trainer.runtime.failures import Failure
+from worker.trainer.runtime.records import Keepalive
 
 
 class TokenizedDataset:

@@ -21,8 +21,8 @@ from typing import IO
 from app.domain.jobs.events import Command, Control
 from app.domain.jobs.spec import TrainerSpec
 from app.domain.jobs.states import ExitCode
-from worker.trainer.records import RecordStream
 from worker.trainer.runtime.process import PARENT_PID_VARIABLE
+from worker.trainer.runtime.records import RecordStream
 
 PROGRAM = "worker.trainer.distributed.torchrun_rank"
 EXIT_CODE_FILE = "exit_code"  # in the work directory: the exit code of the first rank

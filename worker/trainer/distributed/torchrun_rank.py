@@ -15,8 +15,8 @@ from pathlib import Path
 from app.domain.jobs.events import Record
 from app.domain.jobs.spec import TrainerSpec
 from worker.trainer.distributed.torchrun import EXIT_CODE_FILE
-from worker.trainer.records import claim_standard_output
 from worker.trainer.runtime.process import control_lines, die_with_parent
+from worker.trainer.runtime.records import claim_standard_output
 from worker.trainer.runtime.stop import StopRequests
 
 
@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
     stops.handle_signals()  # torchrun sends SIGTERM when another rank has failed; a record must not be cut off by it
     if is_first:
         stops.listen(control)
-    from worker.trainer.run import CLEAN_EXITS, run_rank
+    from worker.trainer.training.run import CLEAN_EXITS, run_rank
 
     code = run_rank(spec, workdir, emit if is_first else emit_nothing, stops)
     if is_first:

@@ -28,7 +28,7 @@ from app.domain.planning.execution_plan import Recompute
 from worker.trainer.adapter.lora import LoraAdapter, make_adapter
 from worker.trainer.data.batch import TokenizedDataset, pack_batches
 from worker.trainer.memory.activation_checkpointing import Recomputation, layer_stack
-from worker.trainer.model import attention
+from worker.trainer.model.attention import attention
 from worker.trainer.model.base_model import FrozenBase, hidden_states
 
 SHORT_TOKENS, LONG_TOKENS = 8, 24

@@ -28,9 +28,9 @@ from worker.trainer.distributed import parallel
 from worker.trainer.memory import device_memory
 from worker.trainer.memory.activation_checkpointing import Recomputation
 from worker.trainer.model.base_model import FrozenBase
-from worker.trainer.records import Keepalive, RecordWriter
 from worker.trainer.runtime.failures import Failure, SuppressOutOfMemory, out_of_memory
-from worker.trainer.state import Run
+from worker.trainer.runtime.records import Keepalive, RecordWriter
+from worker.trainer.training.state import Run
 
 MAX_HEAP_GROWTH = 1.1  # of the planned peak: the heap is trimmed when fragmentation has added more
 RECOMPUTE_LEVELS: Sequence[Recompute] = ("nothing", "elementwise", "layers", "everything")  # by falling memory

@@ -27,7 +27,7 @@ from worker.trainer.memory.activation_checkpointing import Recomputation
 from worker.trainer.memory.activation_count import count_activations, count_without_adapter
 from worker.trainer.model.base_model import FrozenBase
 from worker.trainer.runtime.device import device_name, product_flops
-from worker.trainer.state import Run
+from worker.trainer.training.state import Run
 
 MEMORY_FACTOR_AFTER_KILL = 0.7  # of the reported free memory, for each kill by the kernel
 GRADIENT_BYTES, MOMENT_BYTES = 4, 8  # per trained number; together with its float32 master: OPTIMIZER_BYTES

@@ -15,7 +15,7 @@ from worker.trainer.data.batch import PackedBatch
 from worker.trainer.memory import device_memory
 from worker.trainer.memory.placement import unallocated_bytes, unallocated_moment_bytes
 from worker.trainer.objective.objective import Objective
-from worker.trainer.state import Run
+from worker.trainer.training.state import Run
 
 
 def probe(objective: Objective, run: Run, row_tokens: int) -> Probed | None:

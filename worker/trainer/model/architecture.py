@@ -22,7 +22,8 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TE
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 from app.domain.base_models.architectures import GATES, unsupported_reason
-from worker.trainer.model import attention, experts
+from worker.trainer.model import experts
+from worker.trainer.model.attention import attention
 from worker.trainer.objective.linear_cross_entropy import LogitScaling
 from worker.trainer.runtime.failures import is_out_of_memory
 

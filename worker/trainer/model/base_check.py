@@ -16,7 +16,7 @@ from app.domain.datasets.documents import Document
 from app.domain.jobs.states import Reason
 from worker.trainer.data.batch import PackedBatch, TokenizedDataset, pack_batches
 from worker.trainer.model.architecture import carries_state
-from worker.trainer.model.attention_check import check_attention, recorded_attention
+from worker.trainer.model.attention.attention_check import check_attention, recorded_attention
 from worker.trainer.model.base_model import FrozenBase, hidden_states, in_float32
 from worker.trainer.runtime.device import dtype_name
 from worker.trainer.runtime.failures import Failure, is_device_lost, is_out_of_memory

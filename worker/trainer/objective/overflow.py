@@ -15,8 +15,8 @@ import math
 import torch
 
 from worker.trainer.memory.out_of_memory import OutOfMemoryPolicy
-from worker.trainer.records import RecordWriter
-from worker.trainer.state import StepResult
+from worker.trainer.runtime.records import RecordWriter
+from worker.trainer.training.state import StepResult
 
 LOSS_SCALE_FACTOR = 2.0**-4
 MIN_LOSS_SCALE = 2.0**-12

@@ -24,8 +24,8 @@ from app.system.model_files import entry_of
 from worker.trainer.distributed import parallel
 from worker.trainer.memory import device_memory
 from worker.trainer.memory.placement import job_spec_of
-from worker.trainer.records import RecordWriter
 from worker.trainer.runtime.device import device_name, times_float32, torch_dtype, with_compute_dtype
+from worker.trainer.runtime.records import RecordWriter
 
 # Time of a 16-bit product, in times of a float32 one, from which float32 is chosen: the other operations move twice as
 # many bytes in float32.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from worker.trainer.state import Run
+from worker.trainer.training.state import Run
 
 
 def result_messages(run: Run) -> Iterator[str]:

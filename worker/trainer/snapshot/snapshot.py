@@ -30,7 +30,7 @@ from worker.trainer.checkpoint.checkpoint import staged, step_directory
 from worker.trainer.distributed import parallel
 from worker.trainer.runtime.failures import Failure
 from worker.trainer.snapshot.identity import differences
-from worker.trainer.state import Run
+from worker.trainer.training.state import Run
 from worker.trainer.validation.early_stopping import TENSOR_PREFIX, BestValidation
 
 SNAPSHOTS = "snapshots"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from worker.trainer.data.batch import TokenizedDataset, pack_batches
 from worker.trainer.objective.metrics import StepMetrics
 from worker.trainer.objective.objective import Objective
-from worker.trainer.records import Keepalive
+from worker.trainer.runtime.records import Keepalive
 
 
 def evaluate(objective: Objective, dataset: TokenizedDataset, row_tokens: int, keepalive: Keepalive) -> StepMetrics:

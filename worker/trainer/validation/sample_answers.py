@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from app.domain.datasets.render import Renderer
 from worker.trainer.adapter.lora import LoraAdapter
+from worker.trainer.answers.generate import generate
 from worker.trainer.model.base_model import FrozenBase
-from worker.trainer.state import Run
-from worker.trainer.validation.generate import generate
+from worker.trainer.training.state import Run
 
 MAX_NEW_TOKENS = 64
 

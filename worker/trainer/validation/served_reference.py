@@ -20,8 +20,8 @@ from app.domain.deliveries.served_check import MAX_PROMPT_TOKENS, MAX_PROMPTS, R
 from worker.trainer.adapter.lora import LoraAdapter
 from worker.trainer.data.batch import TokenizedDataset, pack_batches
 from worker.trainer.model.base_model import FrozenBase, hidden_states, in_dtype, in_place, stored_layers
-from worker.trainer.records import Keepalive
-from worker.trainer.state import Run
+from worker.trainer.runtime.records import Keepalive
+from worker.trainer.training.state import Run
 
 POSITIONS_AT_ONCE = 64  # whose logits are in memory: 39 MB at V = 151,936
 HEAD_CHUNK_ROWS = 8192  # of the head in the dtype of the pass

@@ -18,7 +18,7 @@ from app.system import model_check, model_files
 from tests.app.cli.conftest import Tunery
 from tests.app.services.test_model_hub import COMMIT, SOURCE, Hub, hub  # noqa: F401  a fixture
 from tests.tiny import make_tiny_base
-from tests.worker.trainer.bases import make_base
+from tests.worker.trainer.model.bases import make_base
 
 NOWHERE = "postgresql://nobody@127.0.0.1:1/nothing"
 

@@ -35,9 +35,9 @@ from worker.trainer.checkpoint.checkpoint import save_checkpoint
 from worker.trainer.checkpoint.verify import TOLERANCE, verify_adapter
 from worker.trainer.data.batch import PackedBatch
 from worker.trainer.model.base_model import FrozenBase, hidden_states
-from worker.trainer.run import make_objective
 from worker.trainer.runtime.failures import Failure
-from worker.trainer.state import Run
+from worker.trainer.training.run import make_objective
+from worker.trainer.training.state import Run
 from worker.trainer.validation.evaluate import evaluate
 
 EIGHT_BITS = QuantizationSpec(bits=8, compute_dtype="float32")

@@ -17,7 +17,7 @@ from worker.trainer.checkpoint.checkpoint import save_checkpoint
 from worker.trainer.checkpoint.verify import TOLERANCE, verify_adapter
 from worker.trainer.model.base_model import FrozenBase
 from worker.trainer.runtime.failures import Failure
-from worker.trainer.state import Run
+from worker.trainer.training.state import Run
 
 Trained = tuple[FrozenBase, Run, Path]
 

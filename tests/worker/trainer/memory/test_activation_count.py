@@ -13,14 +13,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from app.domain.jobs.events import Planned
 from app.domain.jobs.spec import LoraSpec
 from app.system.model_files import read_catalog_entry, with_report
-from tests.worker.trainer.bases import make_base
 from tests.worker.trainer.helpers import CPU, make_spec, prepare, run_trainer
+from tests.worker.trainer.model.bases import make_base
 from worker.trainer.adapter.lora import LoraAdapter, make_adapter
-from worker.trainer.check_model import check_model
 from worker.trainer.memory import placement
 from worker.trainer.memory.activation_checkpointing import Recomputation
 from worker.trainer.memory.activation_count import count_activations, count_without_adapter
 from worker.trainer.model.base_model import FrozenBase, load_base
+from worker.trainer.model.check_model import check_model
 
 HIDDEN, INNER, HEADS, GROUPS, HEAD_SIZE, RANK = 64, 192, 4, 2, 16, 4
 SIZES = {

@@ -15,12 +15,13 @@ from app.domain.jobs.spec import TrainerSpec
 from app.domain.jobs.states import ExitCode, Reason
 from app.domain.planning.execution_plan import ExecutionPlan
 from tests.worker.trainer.helpers import FLOAT32, RecordLog, failure, final_adapter, make_spec, run_trainer
-from worker.trainer import compare_answers, step_actions
+from worker.trainer.answers import compare
 from worker.trainer.checkpoint import verify
 from worker.trainer.memory.out_of_memory import reduce_after_kills
 from worker.trainer.model import base_check, base_model, weight_loader
 from worker.trainer.model.frozen_linear import Frozen4
 from worker.trainer.objective import objective
+from worker.trainer.training import step_actions
 from worker.trainer.validation import sample_answers
 
 SENTENCE = "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"
@@ -207,9 +208,9 @@ class TestSamples:
             return [prompt[0]["content"].upper() for prompt in prompts]
 
         shortage = Shortage(answered, lambda model, tokenizer, prompts, device: len(prompts) > 2)
-        monkeypatch.setattr(compare_answers, "_answer_batch", shortage)
+        monkeypatch.setattr(compare, "_answer_batch", shortage)
         prompts = [[{"content": letter}] for letter in "abcde"]
-        assert compare_answers._answers(None, None, prompts, "cpu") == ["A", "B", "C", "D", "E"]
+        assert compare._answers(None, None, prompts, "cpu") == ["A", "B", "C", "D", "E"]
         assert "Out of memory with 5 prompts per batch" in capsys.readouterr().err
 
 

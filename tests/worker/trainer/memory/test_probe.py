@@ -8,10 +8,10 @@ import torch
 from app.domain.jobs.events import Planned, Probed
 from app.domain.jobs.states import ExitCode
 from tests.worker.trainer.helpers import final_adapter, load_tiny_base, make_spec, prepare, run_trainer
-from worker.trainer import run as program
 from worker.trainer.distributed import parallel
 from worker.trainer.memory.probe import probe
-from worker.trainer.run import make_objective
+from worker.trainer.training import run as program
+from worker.trainer.training.run import make_objective
 
 
 def test_it_runs_the_largest_planned_batch_and_changes_nothing(

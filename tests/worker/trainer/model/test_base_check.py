@@ -8,7 +8,7 @@ import torch
 
 from app.domain.jobs.spec import QuantizationSpec
 from tests.worker.trainer.helpers import load_tiny_base
-from worker.trainer.model import attention
+from worker.trainer.model.attention import attention
 from worker.trainer.model.base_check import check_base
 from worker.trainer.runtime.failures import Failure
 

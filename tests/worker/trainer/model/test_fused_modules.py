@@ -13,12 +13,12 @@ from tests.gpu_check.checks import make_family
 from tests.tiny import make_tiny_base, make_tiny_dataset
 from tests.worker.trainer.helpers import CPU, make_spec, run_trainer
 from tests.worker.trainer.model import fake_liger_kernel
-from worker.trainer import run as trainer
 from worker.trainer.memory.activation_checkpointing import Recomputation
 from worker.trainer.model import fused_modules
 from worker.trainer.model.base_model import FrozenBase, load_base
 from worker.trainer.model.fused_modules import FusedRMSNorm
 from worker.trainer.model.memory_efficient_modules import GatedMLP, swiglu
+from worker.trainer.training import run as trainer
 
 SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2, "num_hidden_layers": 2}
 

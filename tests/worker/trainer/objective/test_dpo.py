@@ -25,12 +25,12 @@ from tests.worker.trainer.helpers import (
 )
 from worker.trainer.adapter.lora import frozen_copy
 from worker.trainer.data.batch import Pairs, pack_batches
-from worker.trainer.loop import optimizer_step
 from worker.trainer.objective import linear_cross_entropy
 from worker.trainer.objective.dpo import dpo_loss
 from worker.trainer.objective.objective import DpoObjective
 from worker.trainer.objective.optimizer import learning_rate
-from worker.trainer.state import Run, StepResult
+from worker.trainer.training.loop import optimizer_step
+from worker.trainer.training.state import Run, StepResult
 
 BETA = 0.2
 STEPS = 6  # two epochs of three

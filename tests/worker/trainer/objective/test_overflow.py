@@ -13,8 +13,8 @@ import torch
 from app.domain.jobs.events import Message, Metric, SnapshotSaved
 from app.domain.jobs.states import ExitCode, Reason
 from tests.worker.trainer.helpers import RecordLog, failure, final_adapter, make_spec, run_trainer
-from worker.trainer import loop
 from worker.trainer.objective import objective
+from worker.trainer.training import loop
 
 FLOAT16 = {"compute_dtype": "float16"}
 

@@ -19,10 +19,10 @@ from app.system import artifact_directory
 from tests.worker.trainer.helpers import final_adapter, make_spec, run_trainer
 from worker.trainer.memory import device_memory
 from worker.trainer.memory.device_memory import DeviceMemory
-from worker.trainer.records import RecordWriter
 from worker.trainer.runtime import autotune
 from worker.trainer.runtime.autotune import with_fastest_dtype
 from worker.trainer.runtime.device import times_float32
+from worker.trainer.runtime.records import RecordWriter
 
 CPU = torch.device("cpu")
 DEFAULT = ExecutionPlan(row_tokens=1024, compute_dtype="bfloat16", threads=2)

@@ -16,7 +16,7 @@ from app.domain.jobs.spec import JobSpec, TrainerSpec
 from app.domain.jobs.states import ExitCode, Reason
 from app.system.model_files import read_catalog_entry
 from tests.worker.trainer.helpers import RecordLog, failure, final_adapter, make_spec, run_trainer
-from worker.trainer import step_actions
+from worker.trainer.training import step_actions
 
 STEPS = 6  # two epochs of three
 

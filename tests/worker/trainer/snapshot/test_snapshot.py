@@ -17,8 +17,8 @@ from app.system.cpu_info import cpu_name
 from tests.tiny import CHAT_TEMPLATE, make_tiny_base, make_tiny_dataset
 from tests.worker.trainer.helpers import RecordLog, failure, final_adapter, make_spec, run_trainer, slow_but
 from worker.trainer.memory import device_memory
-from worker.trainer.run import run
 from worker.trainer.runtime.stop import StopRequests
+from worker.trainer.training.run import run
 
 STEPS = 6  # two epochs of three
 FILES = ("state.safetensors", "MANIFEST.json")

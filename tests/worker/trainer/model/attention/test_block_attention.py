@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from worker.trainer.model.attention.block_attention import (
+    MAX_CELLS,
+    MIN_FILL,
+    SHORT_TOKENS,
+    block_attention,
+    make_blocks,
+)
+
+HEADS, GROUPS, WIDTH = 4, 2, 8
+LENGTHS = st.lists(st.integers(1, 150), min_size=1, max_size=12).map(tuple)
+
+
+def heads(tokens: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, ...]:
+    dice = torch.Generator().manual_seed(0)
+    return tuple(
+        torch.randn(tokens, count, WIDTH, generator=dice).to(dtype).requires_grad_()
+        for count in (HEADS, GROUPS, GROUPS)
+    )
+
+
+def one_by_one(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: tuple[int, ...]) -> torch.Tensor:
+    outs = [
+        torch.nn.functional.scaled_dot_product_attention(
+            *(part.transpose(0, 1) for part in parts), is_causal=True, scale=0.3, enable_gqa=True
+        ).transpose(0, 1)
+        for parts in zip(*(tensor.split(list(lengths)) for tensor in (query, key, value)), strict=True)
+    ]
+    return torch.cat(outs)
+
+
+class TestBlockAttention:
+    @settings(deadline=None, max_examples=25)
+    @given(LENGTHS)
+    def test_equals_causal_attention_of_each_document_with_its_gradients(self, lengths: tuple[int, ...]) -> None:
+        tokens = sum(lengths)
+        dout = torch.randn(tokens, HEADS, WIDTH, generator=torch.Generator().manual_seed(1))
+        results = []
+        for attend in (lambda *qkv: block_attention(*qkv, lengths, 0.3), lambda *qkv: one_by_one(*qkv, lengths)):
+            tensors = heads(tokens)
+            out = attend(*tensors)
+            out.backward(dout)
+            results.append([out, *(tensor.grad for tensor in tensors)])
+        for ours, theirs in zip(*results, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize("lengths", [(5,), (70, 70, 3), (100, 20, 90, 1)])
+    def test_in_16_bits_it_is_close_to_float32(self, lengths: tuple[int, ...]) -> None:
+        narrow = heads(sum(lengths), torch.bfloat16)
+        wide = tuple(tensor.detach().float() for tensor in narrow)
+        difference = block_attention(*narrow, lengths, 0.3).float() - one_by_one(*wide, lengths)
+        assert difference.abs().max() < 0.03
+
+
+class TestMakeBlocks:
+    @given(st.lists(st.integers(1, 512), min_size=1, max_size=30).map(tuple))
+    def test_every_token_has_one_position_and_there_is_little_padding(self, lengths: tuple[int, ...]) -> None:
+        plan = make_blocks(lengths)
+        tokens = torch.cat([block.tokens_BS for block in plan.blocks])
+        assert torch.equal(tokens[plan.positions_T], torch.arange(sum(lengths)))
+        for block in plan.blocks:
+            size = block.documents * block.length
+            assert len(block.padding) <= (1 - MIN_FILL) * size or block.length <= SHORT_TOKENS
+            assert block.documents == 1 or size * block.length <= MAX_CELLS
+
+    def test_padding_never_has_the_position_of_a_token(self) -> None:
+        plan = make_blocks((100, 81, 95))
+        (block,) = plan.blocks
+        assert not set(block.padding.tolist()) & set(plan.positions_T.tolist())

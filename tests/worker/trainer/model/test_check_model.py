@@ -1,0 +1,158 @@
+"""What registration refuses, each with its true reason, and all reasons at once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from tokenizers import AddedToken, Tokenizer
+
+from app.domain.base_models.catalog import RefusedModel
+from app.system.model_files import read_catalog_entry
+from tests.tiny import CHAT_TEMPLATE, make_tiny_base, write_tokenizer
+from tests.worker.trainer.model.bases import SIZES, make_base
+from worker.trainer.model.check_model import check_model
+
+UP = "model.layers.0.mlp.up_proj.weight"
+LATENT = {"kv_lora_rank": 16, "q_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16}
+UNSUPPORTED = {
+    "DeepseekV3": (LATENT | {"first_k_dense_replace": 2}, "multi-head latent attention"),
+    "Falcon": ({"new_decoder_architecture": False}, "computes its own attention"),
+    "GPT2": ({"n_embd": 64, "n_layer": 2, "n_head": 4}, "transposed convolutions"),
+    "Mamba2": ({"num_heads": 8, "head_dim": 16, "state_size": 16, "n_groups": 1}, "state-space layers"),
+}
+
+
+def change(directory: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = load_file(directory / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, directory / "model.safetensors")
+
+
+def change_config(directory: Path, **changes: Any) -> None:
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("edit", "problem"),
+    [
+        (lambda tensors: tensors.pop(UP), f"are missing: {UP}"),
+        (lambda tensors: tensors.update({UP: torch.ones(3, 64)}), f"{UP} [3, 64] instead of [128, 64]"),
+        (lambda tensors: tensors.update({UP: torch.ones(128, 64, dtype=torch.int8)}), f"{UP} torch.int8"),
+        (lambda tensors: tensors[UP].fill_(torch.inf), f"not finite: {UP}"),
+    ],
+    ids=["missing", "shape", "dtype", "inf"],
+)
+def test_a_damaged_tensor_is_named(tmp_path: Path, edit: Any, problem: str) -> None:
+    directory = make_tiny_base(tmp_path / "base")
+    change(directory, edit)
+    assert problem in check_model(directory).problems[0]
+
+
+def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
+    directory = make_tiny_base(tmp_path / "base")
+    change(directory, lambda tensors: tensors.update({UP: torch.ones(3, 64)}))
+    change_config(directory, vocab_size=200)
+    assert len(check_model(directory).problems) == 2  # the shapes of both, and the tokenizer
+
+
+def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
+    directory = make_tiny_base(tmp_path / "base")
+    tensors = load_file(directory / "model.safetensors")
+    save_file({UP: tensors[UP]}, directory / "more.safetensors")
+    index = {"weight_map": dict.fromkeys(tensors, "model.safetensors") | {UP: "more.safetensors"}}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert f"more than one file: {UP}" in check_model(directory).problems[0]
+
+
+def test_a_tokenizer_whose_words_have_no_row_in_the_embedding_is_refused(tmp_path: Path) -> None:
+    directory = make_tiny_base(tmp_path / "base")
+    path = directory / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    tokenizer["model"]["vocab"]["ab"] = 259
+    path.write_text(json.dumps(tokenizer))
+    assert "260 tokens, but its embedding only 259 rows" in check_model(directory).problems[0]
+
+
+def test_an_added_token_without_a_row_is_noted_and_one_that_ends_texts_is_refused(tmp_path: Path) -> None:
+    """Gemma 3 has such a token, for images."""
+    directory = make_tiny_base(tmp_path / "base")
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    tokenizer.add_special_tokens([AddedToken("<|extra|>", special=True)])
+    tokenizer.save(str(directory / "tokenizer.json"))
+    report = check_model(directory)
+    assert report.problems == ()
+    assert 'no rows for "<|extra|>": examples with these tokens are refused' in report.notes[0]
+    path = directory / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token": "<|extra|>"}))
+    assert 'no row for the token "<|extra|>", which ends a text' in check_model(directory).problems[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"hidden_size": 0}, "hidden_size 0; only positive integers"),
+        ({"num_hidden_layers": "two"}, 'num_hidden_layers "two"; only positive integers'),
+        ({"max_position_embeddings": 1}, "a context of 1 token"),
+    ],
+)
+def test_sizes_that_no_model_has_are_refused_without_torch(
+    tmp_path: Path, changes: dict[str, Any], problem: str
+) -> None:
+    directory = make_tiny_base(tmp_path / "base")
+    change_config(directory, **changes)
+    with pytest.raises(RefusedModel, match=problem):
+        read_catalog_entry(directory)
+
+
+def test_a_template_without_a_generation_prompt_is_noted(tmp_path: Path) -> None:
+    directory = make_tiny_base(tmp_path / "base")
+    template = directory / "chat_template.jinja"
+    template.write_text(template.read_text().partition("{% if add_generation_prompt")[0])
+    report = check_model(directory)
+    assert report.problems == ()
+    assert "no generation prompt: the words that begin an answer are trained and generated" in report.notes[0]
+    template.write_text(CHAT_TEMPLATE.replace("<|im_start|>assistant", "<|im_start|>bot"))
+    assert (
+        "does not start an answer with its generation prompt: conversations will be" in check_model(directory).notes[0]
+    )
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_an_architecture_that_cannot_be_trained_is_refused_with_the_true_reason(tmp_path: Path, name: str) -> None:
+    changes, reason = UNSUPPORTED[name]
+    directory = tmp_path / "base"
+    model_class = getattr(
+        transformers, f"{name.replace('GPT2', 'GPT2LMHead')}Model" if name == "GPT2" else f"{name}ForCausalLM"
+    )
+    sizes = {key: value for key, value in SIZES.items() if key != "head_dim"}
+    model_class(model_class.config_class(**sizes | changes)).save_pretrained(directory)
+    write_tokenizer(directory)
+    assert reason in check_model(directory).problems[0]
+    with pytest.raises(RefusedModel, match=reason):  # the same without torch
+        read_catalog_entry(directory)
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes"])
+def test_a_checkpoint_of_another_quantization_is_refused_with_what_to_use(tmp_path: Path, method: str) -> None:
+    directory = make_tiny_base(tmp_path / "base")
+    change_config(directory, quantization_config={"quant_method": method})
+    with pytest.raises(RefusedModel, match="Register the original checkpoint in 16 bits"):
+        read_catalog_entry(directory)
+
+
+@pytest.mark.parametrize("name", ["Mixtral", "Gemma 4 text", "Gemma 3", "Qwen3-Next"])
+def test_routers_convolutions_and_embeddings_are_no_linear_layers(tmp_path: Path, name: str) -> None:
+    """Names alone, without torch, give the targets that the trainer's own model has."""
+    directory = make_base(name, tmp_path / "base")
+    report, entry = check_model(directory), read_catalog_entry(directory)
+    assert set(entry.target_modules) == {layer.rpartition(".")[2] for layer in report.layers}
+    assert entry.linear_parameters == report.linear_parameters
+    assert entry.expert_parameters == report.expert_parameters

@@ -1,0 +1,246 @@
+"""Invalid input, as the worker receives it: an exit code, a reason and a message; the log has the details.
+
+Every case is a process of its own, forked from one that has imported everything: that takes four seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import AddedToken, Tokenizer
+
+from app.domain.jobs.events import Failed, Started, parse_record
+from app.domain.jobs.spec import TrainerSpec
+from app.domain.jobs.states import ExitCode, Reason
+from tests.tiny import make_tiny_base, make_tiny_dataset
+from tests.worker.trainer.helpers import make_spec
+
+ROOT = Path(__file__).parents[4]
+UP = "model.layers.0.mlp.up_proj.weight"
+CONTEXT_LENGTH = "hyperparameters.context_length"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One invalid input. `edit` changes the base's directory before it is registered, `damage` afterwards."""
+
+    name: str
+    reason: Reason
+    param: str
+    text: str
+    changes: dict[str, Any] = field(default_factory=dict)
+    edit: Callable[[Path], object] = lambda base: None
+    damage: Callable[[Path], object] = lambda base: None
+    is_silent: bool = False
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def flip_a_bit(base: Path) -> None:
+    path = base / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def refuse(base: Path, content: str, message: str) -> None:
+    template = base / "chat_template.jinja"
+    check = f"{{% if messages[-1]['content'] == {content!r} %}}{{{{ raise_exception({message!r}) }}}}{{% endif %}}"
+    template.write_text(check + template.read_text())
+
+
+def change_config(base: Path, **changes: Any) -> None:
+    path = base / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def change_weights(base: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = load_file(base / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, base / "model.safetensors")
+
+
+def store_twice(base: Path) -> None:
+    tensors = load_file(base / "model.safetensors")
+    save_file({UP: tensors[UP]}, base / "more.safetensors")
+    files = dict.fromkeys(tensors, "model.safetensors") | {UP: "more.safetensors"}
+    (base / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+
+
+def extend_tokenizer(base: Path) -> None:
+    """Add a word of the data set as a token for which the embedding has no row."""
+    tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
+    tokenizer.add_tokens([AddedToken("amber", normalized=False)])
+    tokenizer.save(str(base / "tokenizer.json"))
+
+
+def change_generation_prompt(base: Path) -> None:
+    template = base / "chat_template.jinja"
+    template.write_text(template.read_text().replace("<|im_start|>assistant", "<|im_start|>bot"))
+
+
+def remove_one_shard(base: Path) -> None:
+    """Leave the directory as an interrupted download does."""
+    (base / "model.safetensors").rename(base / "model-00001-of-00002.safetensors")
+    files = {
+        "model.norm.weight": "model-00001-of-00002.safetensors",
+        "lm_head.weight": "model-00002-of-00002.safetensors",
+    }
+    (base / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+
+
+def truncate_weights(base: Path) -> None:
+    path = base / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+CASES = (
+    Case("a module that the base does not have", Reason.INVALID_SPEC, "lora.target_modules",
+         "it has down_proj, gate_proj", {"target_modules": ["c_attn"]}),
+    Case("a rank over the size of a layer", Reason.INVALID_SPEC, "lora.r", "choose a rank up to 32", {"r": 33}),
+    Case("a context longer than the model's", Reason.INVALID_SPEC, CONTEXT_LENGTH,
+         "is 513, but the base model reads at most 512 tokens; choose up to 512", {"context_length": 513}),
+    Case("a data set with no supervised token", Reason.INVALID_TRAINING_FILE, CONTEXT_LENGTH,
+         "No example has a token to train on within 512 tokens", is_silent=True),
+    Case("chats for a tokenizer without a template", Reason.INVALID_TRAINING_FILE, "training_file",
+         "no chat template; use prompt/completion lines", edit=lambda base: (base / "chat_template.jinja").unlink()),
+    Case("a sample prompt that the template refuses", Reason.INVALID_SPEC, "sample_prompts.1",
+         "sample_prompts.1: the model's chat template refuses this conversation: no shouting. Change this prompt, or",
+         {"sample_prompts": ["say 3", "SAY 3"]}, edit=lambda base: refuse(base, "SAY 3", "no shouting")),
+    Case("a base without one of its files", Reason.MODEL_UNAVAILABLE, "model",
+         "one of its files is missing or has changed since it was registered",
+         damage=lambda base: (base / "model.safetensors").unlink()),
+    Case("a base with a flipped bit", Reason.MODEL_UNAVAILABLE, "model",
+         "one of its files is missing or has changed since it was registered", damage=flip_a_bit),
+    Case("a base whose directory is missing", Reason.MODEL_UNAVAILABLE, "model",
+         "its directory cannot be read (No such file or directory)", damage=shutil.rmtree),
+    Case("a base of an unknown model type", Reason.MODEL_UNAVAILABLE, "model",
+         "transformers does not support its config.json (model_type 'ours')",
+         edit=lambda base: change_config(base, model_type="ours")),
+    Case("a base that is no causal language model", Reason.MODEL_UNAVAILABLE, "model",
+         "transformers has no causal language model of its type (model_type 'modernbert')",
+         edit=lambda base: change_config(base, model_type="modernbert")),
+    Case("a base that was registered without one of its files", Reason.MODEL_UNAVAILABLE, "model",
+         "its file model-00002-of-00002.safetensors is missing",
+         edit=remove_one_shard),
+    Case("a base that was registered with truncated weights", Reason.MODEL_UNAVAILABLE, "model",
+         "model.safetensors is damaged (", edit=truncate_weights),
+    Case("a base whose config has no heads", Reason.MODEL_UNAVAILABLE, "model",
+         "transformers refuses its config.json (ZeroDivisionError",
+         edit=lambda base: change_config(base, num_attention_heads=0, head_dim=None)),
+    Case("a base whose config has a text for a number", Reason.MODEL_UNAVAILABLE, "model",
+         "transformers refuses its config.json (", edit=lambda base: change_config(base, num_hidden_layers="two")),
+    Case("a base whose config contradicts its shapes", Reason.MODEL_UNAVAILABLE, "model",
+         "but config.json makes it [", edit=lambda base: change_config(base, intermediate_size=96)),
+    Case("a base with a tensor missing", Reason.MODEL_UNAVAILABLE, "model",
+         f"lack 1 of the weights that LlamaForCausalLM needs, such as {UP}",
+         edit=lambda base: change_weights(base, lambda tensors: tensors.pop(UP))),
+    Case("a base with a tensor in two files", Reason.MODEL_UNAVAILABLE, "model", f"{UP} is in more than one file",
+         edit=store_twice),
+    Case("a base with a tensor of another dtype", Reason.MODEL_UNAVAILABLE, "model", f"{UP} is stored as int8",
+         edit=lambda base: change_weights(base, lambda tensors: tensors.update({UP: tensors[UP].to(torch.int8)}))),
+    Case("a base with an infinite weight", Reason.MODEL_UNAVAILABLE, "model", "not finite",
+         edit=lambda base: change_weights(base, lambda tensors: tensors[UP][3, 3].fill_(torch.inf))),
+    Case("a base with infinite weights in 16 bits", Reason.MODEL_UNAVAILABLE, "model", "not finite",
+         {"quantization": None},
+         edit=lambda base: change_weights(base, lambda tensors: tensors[UP][3, 3].fill_(torch.inf))),
+    Case("a token without a row in the embedding", Reason.INVALID_TRAINING_FILE, "training_file",
+         'the token "amber" (259) has no row in the embedding of the base model, which has 259',
+         edit=extend_tokenizer),
+    Case("a template whose answers do not start with its generation prompt", Reason.INVALID_TRAINING_FILE,
+         "training_file", "does not start an answer with its generation prompt", edit=change_generation_prompt),
+    Case("a context of one token", Reason.INVALID_TRAINING_FILE, CONTEXT_LENGTH,
+         "No example has a token to train on within 1 token", {"context_length": 1}),
+    Case("experts of a dense base", Reason.INVALID_SPEC, "lora.target_parameters", "it has no experts",
+         {"target_parameters": ["mlp.experts.down_proj"]}),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    output: bytes
+    log: str
+    workdir: Path
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
+    """Return the result of each case by its name."""
+    workdirs = {case.name: tmp_path_factory.mktemp("bad") for case in CASES}
+    for case in CASES:
+        (workdirs[case.name] / "spec.json").write_text(spec_of(case, workdirs[case.name]).model_dump_json())
+    command = [sys.executable, "-c", PROGRAM, *map(str, workdirs.values())]
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, env=one_thread, check=True)
+    return {name: read_result(workdir) for name, workdir in workdirs.items()}
+
+
+def read_result(workdir: Path) -> Result:
+    code = int((workdir / "code").read_text())
+    return Result(code, (workdir / "out").read_bytes(), (workdir / "log").read_text(), workdir)
+
+
+def spec_of(case: Case, workdir: Path) -> TrainerSpec:
+    base, data = make_tiny_base(workdir / "base"), make_tiny_dataset(workdir / "train.jsonl")
+    if case.is_silent:
+        lines = [json.loads(line) for line in data.read_text().splitlines()]
+        for line in lines:
+            line["messages"][-1]["weight"] = 0
+        data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    case.edit(base)
+    spec = make_spec(base, data, **case.changes)
+    case.damage(base)
+    return spec
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_it_ends_with_a_reason_and_a_message_and_the_log_has_the_details(
+    case: Case, results: dict[str, Result]
+) -> None:
+    end = results[case.name]
+    assert end.code == ExitCode.BAD_SPEC, end.log
+    records = [parse_record(line) for line in end.output.splitlines()]
+    (last,) = (record for record in records if isinstance(record, Failed))
+    assert last is records[-1]
+    assert not any(isinstance(record, Started) for record in records)
+    assert (last.reason, last.param) == (case.reason, case.param)
+    assert case.text in last.message
+    assert last.message[-1] == "."
+
+    assert b"Traceback" not in end.output  # what a user may come to see
+    assert str(end.workdir).encode() not in end.output
+    assert "Traceback (most recent call last):" in end.log
+    assert f"worker.trainer.runtime.failures.Failure: {last.message}" in end.log
+
+
+PROGRAM = """
+import os, sys
+import worker.trainer.training.run
+from worker.trainer.__main__ import main
+
+def train(workdir):
+    for number, name in ((1, "out"), (2, "log")):
+        os.dup2(os.open(os.path.join(workdir, name), os.O_WRONLY | os.O_CREAT), number)
+    sys.exit(main([workdir]))
+
+for workdir in sys.argv[1:]:
+    child = os.fork()
+    if child == 0:
+        train(workdir)
+    _, status = os.waitpid(child, 0)
+    with open(os.path.join(workdir, "code"), "w") as file:
+        file.write(str(os.waitstatus_to_exitcode(status)))
+"""

@@ -1,0 +1,1 @@
+"""Programs that generate answers: trial answers, evaluations, a comparison of an adapter with its base."""

@@ -1,0 +1,115 @@
+"""Answers of a base model without and with an adapter: `python -m worker.trainer.answers.compare BASE ADAPTER PROMPTS`.
+
+It loads the adapter with transformers and PEFT, as a user would. PROMPTS is a JSONL file of {"messages": [...]}; for
+each line it prints one JSON line {"prompt", "base", "tuned"}. Decoding is greedy, so only the adapter makes a
+difference.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.utils import logging as transformers_logging
+
+from app.system.artifact_directory import MANIFEST
+from worker.trainer.runtime.failures import is_out_of_memory
+
+MAX_NEW_TOKENS = 64
+
+Messages = list[dict[str, Any]]
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 3:
+        print("usage: python -m worker.trainer.answers.compare BASE_DIR ADAPTER_DIR PROMPTS_FILE", file=sys.stderr)
+        return 2
+    _silence_libraries()
+    base, adapter, prompts_file = map(Path, arguments)
+    lines = prompts_file.read_text(encoding="utf-8").split("\n")
+    for answers in sample(base, adapter, [json.loads(line)["messages"] for line in lines if line.strip()]):
+        print(json.dumps(answers, ensure_ascii=False), flush=True)
+    return 0
+
+
+def sample(base: Path, adapter: Path, prompts: list[Messages]) -> list[dict[str, str]]:
+    """Return {"prompt", "base", "tuned"} for each conversation; the prompt is its last message."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left")
+    model = PeftModel.from_pretrained(_load_base(base, device, _quantization(adapter)), adapter).eval()
+    tuned_answers = _answers(model, tokenizer, prompts, device)
+    with model.disable_adapter():
+        base_answers = _answers(model, tokenizer, prompts, device)
+    answers = zip(prompts, base_answers, tuned_answers, strict=True)
+    return [{"prompt": prompt[-1]["content"], "base": base, "tuned": tuned} for prompt, base, tuned in answers]
+
+
+def _load_base(directory: Path, device: str, quantization: dict[str, Any] | None) -> Any:
+    """Load the base in bfloat16, or quantised as in the training of the adapter."""
+    return AutoModelForCausalLM.from_pretrained(
+        directory,
+        quantization_config=_bitsandbytes(quantization) if quantization else None,
+        dtype=torch.bfloat16,
+        device_map={"": device},
+    )
+
+
+def _bitsandbytes(quantization: dict[str, Any]) -> BitsAndBytesConfig:
+    if quantization["bits"] == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quantization["type"],
+        bnb_4bit_use_double_quant=quantization["double_quant"],
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+
+
+def _quantization(adapter: Path) -> dict[str, Any] | None:
+    """Return the quantization in the adapter's manifest; None for 16 bits, or without a manifest."""
+    path = adapter / MANIFEST
+    quantization: dict[str, Any] | None = json.loads(path.read_text()).get("quantization") if path.exists() else None
+    return quantization
+
+
+@torch.inference_mode()
+def _answers(model: Any, tokenizer: Any, prompts: list[Messages], device: str) -> list[str]:
+    """Answer all prompts in one batch, which dequantises each weight once per token; halve it if memory runs out."""
+    try:
+        return _answer_batch(model, tokenizer, prompts, device)
+    except Exception as error:
+        if len(prompts) == 1 or not is_out_of_memory(error):
+            raise
+    half = len(prompts) // 2  # outside of the handler: the exception would keep the tensors of the batch
+    print(f"Out of memory with {len(prompts)} prompts per batch; continuing with {half}.", file=sys.stderr)
+    return [answer for part in (prompts[:half], prompts[half:]) for answer in _answers(model, tokenizer, part, device)]
+
+
+def _answer_batch(model: Any, tokenizer: Any, prompts: list[Messages], device: str) -> list[str]:
+    inputs = tokenizer.apply_chat_template(
+        prompts, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
+    ).to(device)
+    tokens_B_T = model.generate(
+        **inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, pad_token_id=tokenizer.pad_token_id
+    )
+    answers_B_T = tokens_B_T[:, inputs["input_ids"].shape[1] :]
+    return [text.strip() for text in tokenizer.batch_decode(answers_B_T, skip_special_tokens=True)]
+
+
+def _silence_libraries() -> None:
+    """Hide warnings, such as bitsandbytes' advice to install a package with CVE-2026-4372."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

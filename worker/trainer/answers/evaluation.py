@@ -1,0 +1,136 @@
+"""Answers of a base model without and with an adapter: `python -m worker.trainer.answers.evaluation WORKDIR`.
+
+WORKDIR has the files that app.domain.evaluations.spec describes. The base is loaded once; the adapter is switched on
+and off. Decoding is greedy, so only the adapter makes a difference.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+
+from app.domain.evaluations.spec import (
+    ANSWERS,
+    PROMPTS,
+    ROLES,
+    SPEC,
+    Answer,
+    GenerationSpec,
+    ModelRole,
+    Prompt,
+    Started,
+)
+from app.domain.jobs.states import ExitCode
+from app.system.tokenizer_files import load_renderer
+from worker.trainer.adapter.initial_adapter import load_adapter
+from worker.trainer.adapter.lora import LoraAdapter
+from worker.trainer.answers.generate import generate
+from worker.trainer.memory import device_memory
+from worker.trainer.model.base_model import FrozenBase, open_base
+from worker.trainer.runtime.device import (
+    choose_compute_dtype,
+    choose_device,
+    choose_threads,
+    device_name,
+    dtype_name,
+    make_repeatable,
+)
+from worker.trainer.runtime.failures import Failure, exit_code, is_out_of_memory
+from worker.trainer.runtime.onednn import limit_primitive_cache
+from worker.trainer.runtime.process import die_with_parent
+
+MAX_BATCH = {"cpu": 16, "cuda": 64}  # prompts; halved when memory runs out
+CACHE_SHARE = 0.5  # of the free memory that dequantised weights may take
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 1:
+        print("usage: python -m worker.trainer.answers.evaluation WORKDIR", file=sys.stderr)
+        return ExitCode.BAD_SPEC
+    die_with_parent()
+    limit_primitive_cache()
+    workdir = Path(arguments[0])
+    try:
+        spec = GenerationSpec.model_validate_json((workdir / SPEC).read_bytes())
+        prompts = [Prompt.model_validate_json(line) for line in (workdir / PROMPTS).read_bytes().splitlines()]
+    except (OSError, ValidationError) as error:
+        print(f"The files in {workdir} cannot be read: {error}", file=sys.stderr)
+        return ExitCode.BAD_SPEC
+    try:
+        _answer(spec, prompts, workdir)
+    except Failure as error:
+        print(error.message.replace("\n", " "), file=sys.stderr)
+        return exit_code(error.reason)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        print("Out of memory with one prompt; lower max_new_tokens, or leave out the longest prompts.", file=sys.stderr)
+        return ExitCode.OUT_OF_MEMORY
+    return ExitCode.DONE
+
+
+def _answer(spec: GenerationSpec, prompts: list[Prompt], workdir: Path) -> None:
+    device = choose_device(spec.device)
+    device_memory.set_budget(device, spec.memory_budget_bytes)
+    make_repeatable(device, spec.threads or choose_threads())
+    dtype = choose_compute_dtype(spec.quantization, device, spec.dtype_is_free)
+    base = open_base(spec.base, spec.quantization, dtype, device)
+    adapter = load_adapter(base, spec.lora, workdir / spec.adapter, spec.adapter_manifest_sha256)
+    cache_weights_if_they_fit(base)
+    renderer = load_renderer(spec.base.directory)
+    stop_ids = renderer.stop_ids
+    with (workdir / ANSWERS).open("w", encoding="utf-8", buffering=1) as answers:  # the worker reads complete lines
+        answers.write(Started(device=device_name(device), compute_dtype=dtype_name(dtype)).model_dump_json() + "\n")
+        for role, batch, tokens in _generate_all(base, adapter, prompts, stop_ids, spec.max_new_tokens):
+            for prompt, answer in zip(batch, tokens, strict=True):
+                line = Answer(
+                    row=prompt.row,
+                    model=role,
+                    text=renderer.decode(answer).strip(),
+                    tokens=len(answer),
+                    is_cut=len(answer) >= spec.max_new_tokens,
+                )
+                answers.write(line.model_dump_json() + "\n")
+
+
+def _generate_all(
+    base: FrozenBase, adapter: LoraAdapter, prompts: list[Prompt], stop_ids: list[int], max_new_tokens: int
+) -> Iterator[tuple[ModelRole, list[Prompt], list[list[int]]]]:
+    """Yield the answers batch by batch, the longest prompts first, so that memory runs out early if at all."""
+    waiting = sorted(prompts, key=lambda prompt: -len(prompt.tokens))
+    size = MAX_BATCH[base.device.type]
+    adapters: dict[ModelRole, LoraAdapter | None] = {"base": None, "adapter": adapter}
+    while waiting:
+        batch = waiting[:size]
+        tokens = [prompt.tokens for prompt in batch]
+        try:
+            both = [(role, generate(base, tokens, adapters[role], stop_ids, max_new_tokens)) for role in ROLES]
+        except Exception as error:
+            if size == 1 or not is_out_of_memory(error):
+                raise
+            both = []
+        if not both:  # outside of the handler: the exception would keep the tensors of the batch
+            device_memory.free(base.device)
+            base.cache_weights(False)
+            size = max(1, len(batch) // 2)
+            print(f"Out of memory with {len(batch)} prompts per batch; continuing with {size}.", file=sys.stderr)
+            continue
+        for role, answers in both:
+            yield role, batch, answers
+        waiting = waiting[size:]
+
+
+def cache_weights_if_they_fit(base: FrozenBase) -> None:
+    """Keep dequantised weights: without them each generated token dequantises the whole model again."""
+    cached_bytes = 2 * sum(layer.base.in_features * layer.base.out_features for layer in base.layers.values())
+    if cached_bytes <= CACHE_SHARE * device_memory.measure(base.device).free_bytes:
+        with torch.no_grad():
+            base.cache_weights(True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

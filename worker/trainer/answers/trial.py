@@ -1,0 +1,232 @@
+"""Trial answers: `python -m worker.trainer.answers.trial WORKDIR`, one base model and adapters that change by question.
+
+Reads control lines from standard input and writes records to standard output (app.domain.answers.trial).
+"""
+
+from __future__ import annotations
+
+import queue
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import ValidationError
+from transformers import StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
+
+from app.domain.answers.trial import MAX_SECONDS, AdapterOfAnswer, AnswerSpec, Control, TrialQuestion, TrialRecord
+from app.domain.datasets.chat_template import normalize_messages
+from app.domain.datasets.render import Renderer, TemplateRefused
+from app.domain.jobs.states import ExitCode
+from app.system.tokenizer_files import load_renderer
+from worker.trainer.adapter.initial_adapter import load_adapter
+from worker.trainer.adapter.lora import LoraAdapter
+from worker.trainer.answers.evaluation import cache_weights_if_they_fit
+from worker.trainer.answers.generate import without_packing
+from worker.trainer.model.base_model import FrozenBase, open_base
+from worker.trainer.runtime.device import choose_compute_dtype, choose_device, choose_threads, make_repeatable
+from worker.trainer.runtime.failures import Failure, exit_code, is_out_of_memory
+from worker.trainer.runtime.onednn import limit_primitive_cache
+from worker.trainer.runtime.process import control_lines, die_with_parent
+
+MAX_ADAPTERS = 4  # in memory; the last ones
+INCOMPLETE = "\ufffd"  # the text of a token that is a part of a character
+
+
+class Questions:
+    """The control lines, read by a thread, so that a question can be stopped while it is answered."""
+
+    def __init__(self) -> None:
+        self.waiting: queue.Queue[Control | None] = queue.Queue()
+        self._stopped: set[str] = set()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def is_stopped(self, id: str) -> bool:
+        return id in self._stopped
+
+    def _read(self) -> None:
+        for line in control_lines():
+            control = Control.model_validate_json(line)
+            if control.stop is not None:
+                self._stopped.add(control.stop)
+            else:
+                self.waiting.put(control)
+        self.waiting.put(None)
+
+
+class AnswerWriter(BaseStreamer):  # type: ignore[misc]
+    """Writes text as soon as it is certain: not a part of a character, and not the beginning of a stop text."""
+
+    def __init__(self, question: TrialQuestion, renderer: Renderer, questions: Questions) -> None:
+        self._question, self._renderer, self._questions = question, renderer, questions
+        self._prompt_is_next = True
+        self._deadline = time.monotonic() + MAX_SECONDS
+        self._written = 0
+        self.tokens: list[int] = []
+        self.has_stopped = False
+
+    def put(self, value: torch.Tensor) -> None:
+        """Called with the prompt first, then with each new token."""
+        if self._prompt_is_next:
+            self._prompt_is_next = False
+            return
+        self.tokens += value.reshape(-1).tolist()
+        text = self._text()
+        ends = [at for at in (text.find(stop) for stop in self._question.stop) if at >= 0]
+        if ends:
+            self.has_stopped = True
+            self._write(text, min(ends))
+        elif not text.endswith(INCOMPLETE):
+            self._write(text, len(text) - max((_overlap(text, stop) for stop in self._question.stop), default=0))
+
+    def end(self) -> None:
+        if not self.has_stopped:
+            text = self._text()
+            self._write(text, len(text))
+
+    def must_end(self, *_: Any, **__: Any) -> bool:
+        """A stopping criterion of transformers."""
+        is_late = time.monotonic() > self._deadline
+        return self.has_stopped or is_late or self._questions.is_stopped(self._question.id)
+
+    @property
+    def finish_reason(self) -> Literal["stop", "length"]:
+        ended = self.tokens[-1:] and self.tokens[-1] in self._renderer.stop_ids
+        return "stop" if ended or self.has_stopped else "length"
+
+    def _text(self) -> str:
+        stops = self._renderer.stop_ids
+        return self._renderer.decode([token for token in self.tokens if token not in stops])
+
+    def _write(self, text: str, end: int) -> None:
+        if end > self._written:
+            write(TrialRecord(id=self._question.id, type="text", text=text[self._written : end]))
+            self._written = end
+
+
+class Program:
+    def __init__(self, spec: AnswerSpec, questions: Questions) -> None:
+        """Load the base model. Raises Failure."""
+        device = choose_device(spec.device)
+        make_repeatable(device, spec.threads or choose_threads())
+        dtype = choose_compute_dtype(spec.quantization, device, spec.dtype_is_free)
+        self._base: FrozenBase = open_base(spec.base, spec.quantization, dtype, device)
+        cache_weights_if_they_fit(self._base)
+        self._renderer = load_renderer(spec.base.directory)
+        self._context_length = spec.context_length
+        self._questions = questions
+        self._adapters: dict[Path, LoraAdapter] = {}
+
+    def answer(self, question: TrialQuestion, adapter: AdapterOfAnswer | None) -> TrialRecord:
+        """Write the text, and return the last record. Raises Failure."""
+        try:
+            tokens = self._prompt(question)
+        except TemplateRefused as error:
+            return TrialRecord(id=question.id, type="error", reason="invalid_value", message=f"messages: {error}")
+        free = self._context_length - len(tokens)
+        if free < 1:
+            text = (
+                f"This model's maximum context length is {self._context_length} tokens. However, your messages have "
+                f"{len(tokens)} tokens. Please reduce the length of the messages."
+            )
+            return TrialRecord(id=question.id, type="error", reason="context_length_exceeded", message=text)
+        writer = AnswerWriter(question, self._renderer, self._questions)
+        self._generate(question, tokens, min(question.max_new_tokens, free), self._loaded(adapter), writer)
+        return TrialRecord(
+            id=question.id,
+            type="end",
+            finish_reason=writer.finish_reason,
+            prompt_tokens=len(tokens),
+            completion_tokens=len(writer.tokens),
+        )
+
+    @torch.no_grad()
+    def _generate(
+        self,
+        question: TrialQuestion,
+        tokens: list[int],
+        new_tokens: int,
+        adapter: LoraAdapter | None,
+        writer: AnswerWriter,
+    ) -> None:
+        if question.seed is not None:
+            torch.manual_seed(question.seed)
+        samples = question.temperature > 0
+        sampling = {"temperature": question.temperature, "top_p": question.top_p, "top_k": 0} if samples else {}
+        prompt_B_T = torch.tensor([tokens], device=self._base.device)
+        with without_packing(self._base), self._base.switch.on(adapter):
+            self._base.model.generate(
+                prompt_B_T,
+                attention_mask=torch.ones_like(prompt_B_T),
+                max_new_tokens=new_tokens,
+                do_sample=samples,
+                eos_token_id=self._renderer.stop_ids or None,
+                pad_token_id=(self._renderer.stop_ids or [0])[0],
+                streamer=writer,
+                stopping_criteria=StoppingCriteriaList([writer.must_end]),
+                **sampling,
+            )
+
+    def _prompt(self, question: TrialQuestion) -> list[int]:
+        if question.messages is None:
+            return self._renderer.encode_plain(question.prompt or "")
+        return self._renderer.encode(self._renderer.text(normalize_messages(question.messages), prompt=True))
+
+    def _loaded(self, adapter: AdapterOfAnswer | None) -> LoraAdapter | None:
+        if adapter is None:
+            return None
+        loaded = self._adapters.pop(adapter.directory, None)
+        if loaded is None:
+            while len(self._adapters) >= MAX_ADAPTERS:
+                self._adapters.pop(next(iter(self._adapters)))
+            loaded = load_adapter(self._base, adapter.lora, adapter.directory, adapter.manifest_sha256)
+        self._adapters[adapter.directory] = loaded
+        return loaded
+
+
+def main(arguments: list[str]) -> int:
+    die_with_parent()
+    limit_primitive_cache()
+    try:
+        spec = AnswerSpec.model_validate_json((Path(arguments[0]) / "spec.json").read_bytes())
+    except (IndexError, OSError, ValidationError) as error:
+        print(f"usage: python -m worker.trainer.answers.trial WORKDIR ({error})", file=sys.stderr)
+        return ExitCode.BAD_SPEC
+    questions = Questions()
+    current: TrialQuestion | None = None
+    try:
+        program: Program | None = None
+        while (control := questions.waiting.get()) is not None:
+            current = control.question
+            assert current is not None
+            program = program or Program(spec, questions)
+            write(program.answer(current, control.adapter))
+    except Failure as error:
+        return _fail(current, error.message, exit_code(error.reason))
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return _fail(current, "The worker has too little memory for this prompt.", ExitCode.OUT_OF_MEMORY)
+    return ExitCode.DONE
+
+
+def write(record: TrialRecord) -> None:
+    print(record.model_dump_json(), flush=True)
+
+
+def _fail(question: TrialQuestion | None, message: str, code: int) -> int:
+    if question is not None:
+        write(TrialRecord(id=question.id, type="error", message=message))
+    return code
+
+
+def _overlap(text: str, stop: str) -> int:
+    """The number of characters at the end of `text` with which `stop` begins."""
+    return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

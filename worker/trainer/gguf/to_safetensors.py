@@ -1,0 +1,75 @@
+"""Convert a GGUF file to a safetensors directory: `python -m worker.trainer.gguf.to_safetensors GGUF_FILE DESTINATION`.
+
+Weights become bfloat16, which is more precise than the 4-bit source; QLoRA loads them as NF4 anyway. The directory is
+written under a temporary name, synced and renamed, so it is always complete.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import gguf
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers.utils import logging
+
+from app.system.durable_files import sync
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 2:
+        print("usage: python -m worker.trainer.gguf.to_safetensors GGUF_FILE DESTINATION", file=sys.stderr)
+        return 2
+    convert(Path(arguments[0]), Path(arguments[1]))
+    return 0
+
+
+def convert(source: Path, destination: Path) -> None:
+    """Convert the file `source` to the directory `destination`. Raises SystemExit without a chat template."""
+    temporary = destination.with_name(destination.name + ".new")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    _cache_gguf_parsing()
+    _save(source, temporary)
+    for path in (*temporary.iterdir(), temporary):
+        sync(path)
+    temporary.rename(destination)
+    sync(destination.parent)
+
+
+def _save(source: Path, directory: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(
+        source.parent,
+        gguf_file=source.name,
+        quantization_config=GgufConfig(dequantize=True),
+        dtype=torch.bfloat16,
+    )
+    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+    if not tokenizer.chat_template:
+        raise SystemExit(f"{source} has no chat template, which is needed to render conversations. Use another file.")
+    tokenizer.model_max_length = model.config.max_position_embeddings
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    _name_tokenizer_class(directory / "tokenizer_config.json")
+
+
+def _cache_gguf_parsing() -> None:
+    """Cache what transformers repeats: it reads the file three times and builds the name map per module (17 -> 9 s)."""
+    for name in ("GGUFReader", "get_tensor_name_map"):
+        setattr(gguf, name, functools.cache(getattr(gguf, name)))
+
+
+def _name_tokenizer_class(path: Path) -> None:
+    """Set the old name of TokenizersBackend: transformers 4 and its dependents have only that, transformers 5 both."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    logging.disable_progress_bar()
+    raise SystemExit(main(sys.argv[1:]))

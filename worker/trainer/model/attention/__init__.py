@@ -1,0 +1,1 @@
+"""Attention kernels of packed batches, and their check before a job trains."""

@@ -1,0 +1,210 @@
+"""A check of the attention kernels that training calls: they isolate documents and equal a softmax in float32.
+
+The model's own forward records each kind of attention call. Each is repeated, forward and backward, in the compute
+dtype, on random heads of the same sizes. Random queries and keys give every score a variance of one, so that a leak
+between documents or a wrong scale changes the result by its own size, whatever the weights of the model are.
+
+    packed against float32    a masked softmax over the whole batch, by autograd
+    packed against alone      the same kernel on one document
+    with other neighbours     other tokens in the other documents change neither the output nor a gradient
+
+Letters as in attention.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from transformers import AttentionInterface
+
+from app.domain.jobs.states import Reason
+from worker.trainer.model.attention import attention
+from worker.trainer.model.attention.block_attention import MAX_DOCUMENT_TOKENS
+from worker.trainer.runtime.device import dtype_name
+from worker.trainer.runtime.failures import Failure
+
+# The second document exceeds one tile of flash attention, and it does not begin with a tile.
+SHORT_LENGTHS, LONG_LENGTHS = (5, 70, 24), (5, MAX_DOCUMENT_TOKENS + 1)
+CHECKED_DOCUMENT = 1
+BAND_TOKENS = 4  # a sliding window is also checked with this width: no document here exceeds the width of a real one
+NEIGHBOUR_SCALE = 4.0  # of the replaced tokens: a leak of them changes the result more
+# Of the largest value. In 16 bits rounding causes 0.5 to 1 %; a leak or a doubled scale causes 30 % and more.
+TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 5e-3}
+# The same kernel rounds the same numbers; on CUDA the gradient of the queries is added in varying order.
+MAX_LEAKS = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+# The options of a call that may differ between layers and change the result.
+OPTIONS = ("scaling", "sliding_window", "softcap")
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """One kind of attention call of a model."""
+
+    function: Any  # as it is registered with transformers
+    module: torch.nn.Module
+    options: Mapping[str, Any]
+    query_heads: int
+    key_heads: int
+    query_size: int
+    value_size: int
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def scale(self) -> float:
+        scaling: float | None = self.options.get("scaling")
+        return self.query_size**-0.5 if scaling is None else scaling
+
+    def kernel(self, lengths: tuple[int, ...], window: int | None) -> attention.Kernel:
+        """Return the kernel that the call chooses for documents of these lengths."""
+
+        def empty(heads: int, size: int) -> torch.Tensor:
+            return torch.empty(1, heads, 1, size, dtype=self.dtype, device=self.device)
+
+        query, key = empty(self.query_heads, self.query_size), empty(self.key_heads, self.query_size)
+        value = empty(self.key_heads, self.value_size)
+        heads = attention.Heads(query, key, value, lengths, self.options.get("scaling"), window)
+        heads = replace(heads, score_cap=self.options.get("softcap"), sinks_H=self.options.get("s_aux"))
+        return attention.choose_kernel(heads)
+
+
+@dataclass(frozen=True)
+class Result:
+    """The output and the gradients of one call, each with the tokens in the third dimension."""
+
+    out: torch.Tensor
+    dquery: torch.Tensor
+    dkey: torch.Tensor
+    dvalue: torch.Tensor
+
+    def slice(self, tokens: slice) -> Result:
+        return Result(*(tensor[:, :, tokens] for tensor in vars(self).values()))
+
+    def difference(self, other: Result) -> float:
+        """Return the largest difference in any tensor, relative to its largest value; inf if one is not finite."""
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        parts = [float((one.float() - two.float()).abs().max() / one.float().abs().max()) for one, two in pairs]
+        return max(part if math.isfinite(part) else math.inf for part in parts)
+
+
+@contextmanager
+def recorded_attention() -> Iterator[list[AttentionCall]]:
+    """Yield a list to which every attention call in the block is added, one of each kind."""
+    registered = AttentionInterface()[attention.NAME]
+    calls: dict[Any, AttentionCall] = {}
+
+    def record(module: torch.nn.Module, query: Any, key: Any, value: Any, mask: Any, **options: Any) -> Any:
+        sizes = query.shape[1], key.shape[1], query.shape[-1], value.shape[-1]
+        kind = (*sizes, query.dtype, *(options.get(name) for name in OPTIONS))
+        if kind not in calls:
+            calls[kind] = AttentionCall(registered, module, options, *sizes, query.device, query.dtype)
+            found.append(calls[kind])
+        return registered(module, query, key, value, mask, **options)
+
+    found: list[AttentionCall] = []
+    AttentionInterface.register(attention.NAME, record)
+    try:
+        yield found
+    finally:
+        AttentionInterface.register(attention.NAME, registered)
+
+
+def check_attention(base_name: str, calls: list[AttentionCall]) -> None:
+    """Check every kernel that these calls may choose.
+
+    Raises Failure(MODEL_UNAVAILABLE), which names the kernel, if one mixes documents or computes another result.
+    """
+    for call in calls:
+        window = call.options.get("sliding_window")
+        layouts: list[tuple[tuple[int, ...], int | None]] = [(SHORT_LENGTHS, window)]
+        if window is not None and window > BAND_TOKENS:
+            layouts.append((SHORT_LENGTHS, BAND_TOKENS))
+        if call.kernel(LONG_LENGTHS, window) != call.kernel(SHORT_LENGTHS, window):
+            layouts.append((LONG_LENGTHS, window))
+        for lengths, width in layouts:
+            if problem := _problem(call, lengths, width):
+                raise _wrong(base_name, call, call.kernel(lengths, width), problem)
+
+
+@torch.enable_grad()
+def _problem(call: AttentionCall, lengths: tuple[int, ...], window: int | None) -> str:
+    """Return what is wrong with the kernel, as the end of a sentence; empty if nothing is."""
+    generator = torch.Generator().manual_seed(0)
+    inputs, others = (_random_inputs(call, sum(lengths), generator) for _ in range(2))
+    start = sum(lengths[:CHECKED_DOCUMENT])
+    document = slice(start, start + lengths[CHECKED_DOCUMENT])
+    replaced = [NEIGHBOUR_SCALE * tensor for tensor in others]
+    for tensor, original in zip(replaced, inputs, strict=True):
+        tensor[:, :, document] = original[:, :, document]
+    packed = _run(call, inputs, lengths, window)
+    mine = packed.slice(document)
+    leak = mine.difference(_run(call, replaced, lengths, window).slice(document))
+    alone = _run(call, [tensor[:, :, document] for tensor in inputs], lengths[CHECKED_DOCUMENT:][:1], window)
+    if leak > MAX_LEAKS[call.dtype]:
+        return f"mixes the documents of a packed batch (other neighbours change a document's result by {leak:.1%})"
+    if (difference := alone.difference(mine)) > TOLERANCES[call.dtype]:
+        return f"computes another result for a packed document than for the document alone ({difference:.1%})"
+    if (difference := _reference(call, inputs, lengths, window).difference(packed)) > TOLERANCES[call.dtype]:
+        return f"computes another result than a softmax in float32 ({difference:.1%})"
+    return ""
+
+
+def _random_inputs(call: AttentionCall, tokens: int, generator: torch.Generator) -> list[torch.Tensor]:
+    """Return queries, keys, values and the gradient of the output in the compute dtype."""
+    sizes = (
+        (call.query_heads, call.query_size),
+        (call.key_heads, call.query_size),
+        (call.key_heads, call.value_size),
+        (call.query_heads, call.value_size),
+    )
+    tensors = [torch.randn(1, heads, tokens, size, generator=generator) for heads, size in sizes]
+    tensors[0] /= call.scale * call.query_size**0.5  # scores then have a variance of one
+    return [tensor.to(call.device, call.dtype) for tensor in tensors]
+
+
+def _run(call: AttentionCall, inputs: list[torch.Tensor], lengths: tuple[int, ...], window: int | None) -> Result:
+    options = {**call.options, "document_lengths": lengths, "sliding_window": window}
+    heads = [tensor.detach().requires_grad_() for tensor in inputs[:3]]
+    out_1_T_H_E, _ = call.function(call.module, *heads, None, **options)
+    out_1_H_T_E = out_1_T_H_E.transpose(1, 2)
+    return Result(out_1_H_T_E.detach(), *torch.autograd.grad(out_1_H_T_E, heads, inputs[3]))
+
+
+def _reference(call: AttentionCall, inputs: list[torch.Tensor], lengths: tuple[int, ...], window: int | None) -> Result:
+    """The same attention as a softmax over the whole batch in float32, with a mask of T x T."""
+    heads = [tensor.float().requires_grad_() for tensor in inputs[:3]]
+    copies = call.query_heads // call.key_heads
+    query, key, value = heads[0], *(tensor.repeat_interleave(copies, dim=1) for tensor in heads[1:])
+    scores_1_H_T_T = query @ key.transpose(2, 3) * call.scale
+    cap, sinks_H = call.options.get("softcap"), call.options.get("s_aux")
+    if cap is not None:
+        scores_1_H_T_T = cap * (scores_1_H_T_T / cap).tanh()
+    scores_1_H_T_T = scores_1_H_T_T.masked_fill(~_is_visible(lengths, window, call.device), float("-inf"))
+    if sinks_H is not None:
+        sinks_1_H_T_1 = sinks_H.float()[None, :, None, None].expand(*scores_1_H_T_T.shape[:3], 1)
+        scores_1_H_T_T = torch.cat([scores_1_H_T_T, sinks_1_H_T_1], dim=3)
+    out_1_H_T_E = scores_1_H_T_T.softmax(-1)[..., : value.shape[2]] @ value
+    return Result(out_1_H_T_E.detach(), *torch.autograd.grad(out_1_H_T_E, heads, inputs[3].float()))
+
+
+def _is_visible(lengths: tuple[int, ...], window: int | None, device: torch.device) -> torch.Tensor:
+    document_T = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(device)
+    position_T = torch.arange(sum(lengths), device=device)
+    distance_T_T = position_T[:, None] - position_T[None, :]
+    is_visible_T_T = (document_T[:, None] == document_T[None, :]) & (distance_T_T >= 0)
+    return is_visible_T_T if window is None else is_visible_T_T & (distance_T_T < window)
+
+
+def _wrong(base_name: str, call: AttentionCall, kernel: attention.Kernel, problem: str) -> Failure:
+    text = (
+        f"The attention kernel of this worker ({kernel.name}; {dtype_name(call.dtype)}, {call.query_heads} query and "
+        f"{call.key_heads} key heads of size {call.query_size}) {problem}. Training {base_name} with it would give a "
+        'wrong adapter. Set quantization {"compute_dtype": "float32"}, which uses another kernel; the operator can '
+        "install another version of torch or of the driver."
+    )
+    return Failure(Reason.MODEL_UNAVAILABLE, text, "model")

@@ -1,0 +1,179 @@
+"""Can a model directory be trained? `python -m worker.trainer.model.check_model DIRECTORY` prints a TrainerReport.
+
+The report is one line of JSON; the exit code is 0 also for a model that cannot be trained. Names, shapes and numbers of
+all tensors are checked first, so that every problem is reported at once. Then the base is loaded in 4 bits on the CPU
+and passes the check that a job makes before its first step.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from app.domain.base_models.trainer_report import TrainerReport
+from app.domain.datasets.chat_template import TemplateRefused
+from app.domain.error_text.json_text import as_json
+from app.domain.jobs.spec import QuantizationSpec
+from app.system.model_files import weight_files
+from app.system.tokenizer_files import load_renderer
+from worker.trainer.adapter.modules_to_save import trainable_modules
+from worker.trainer.memory.activation_checkpointing import Recomputation
+from worker.trainer.memory.activation_count import count_without_adapter
+from worker.trainer.model.architecture import (
+    UnsupportedBase,
+    meta_model,
+    read_config,
+    remove_other_modalities,
+)
+from worker.trainer.model.base_check import check_base
+from worker.trainer.model.base_model import FrozenBase, load_base
+from worker.trainer.model.checkpoint_tensors import FLOATS, CheckpointNames, CheckpointTensors
+from worker.trainer.runtime.failures import Failure, is_out_of_memory
+from worker.trainer.runtime.process import die_with_parent
+
+SHOWN = 3  # tensors of each problem
+CONVERSATION = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Goodbye"}]
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 1:
+        print("usage: python -m worker.trainer.model.check_model DIRECTORY", file=sys.stderr)
+        return 2
+    die_with_parent()
+    descriptor = os.dup(1)
+    os.dup2(2, 1)  # what libraries print goes to standard error
+    report = check_model(Path(arguments[0]))
+    os.write(descriptor, report.model_dump_json().encode() + b"\n")
+    return 0
+
+
+def check_model(directory: Path) -> TrainerReport:
+    """Check the files, then load the base and compare it with transformers."""
+    try:
+        problems = [*_tensor_problems(directory), *_tokenizer_problems(directory)]
+        if problems:
+            return TrainerReport(problems=tuple(problems))
+        base = load_base(directory.name, directory, QuantizationSpec(), torch.bfloat16, torch.device("cpu"))
+        check_base(base)
+    except UnsupportedBase as error:
+        return TrainerReport(problems=(str(error),))
+    except Failure as failure:
+        return TrainerReport(problems=(failure.message.rstrip("."),))
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return TrainerReport(problems=("its weights do not fit into the memory of this machine, not even in 4 bits",))
+    return _report(base, directory)
+
+
+def _report(base: FrozenBase, directory: Path) -> TrainerReport:
+    layers = {name: (layer.base.out_features, layer.base.in_features) for name, layer in base.layers.items()}
+    experts = {
+        name: (len(weights.experts), weights.out_features, weights.in_features)
+        for name, weights in base.experts.items()
+    }
+    modules = (name for name, _ in trainable_modules(base.model))
+    return TrainerReport(
+        notes=tuple(_notes(base, directory)),
+        text_config=base.text_config.to_dict(),
+        layers={name: shape for name, shape in layers.items() if name in base.adaptable},
+        experts=experts,
+        whole_modules=tuple(sorted({name.rpartition(".")[2] for name in modules})),
+        parameters=base.frozen_parameters,
+        linear_parameters=sum(out * width for out, width in layers.values()),
+        expert_parameters=sum(count * out * width for count, out, width in experts.values()),
+        activation_bytes=count_without_adapter(base, Recomputation(base.model, base.switch)),
+    )
+
+
+def _notes(base: FrozenBase, directory: Path) -> Iterator[str]:
+    if base.skipped_tensors:
+        yield f"Only text is trained: {base.skipped_tensors} tensors of images or sound are skipped."
+    if not base.packs_documents:
+        yield "Its layers carry state from token to token, so each document of a batch runs alone, which is slower."
+    if base.experts:
+        yield "Experts are not adapted unless lora.target_parameters names them."
+    renderer = load_renderer(directory)
+    if rowless := renderer.rowless_tokens:
+        shown = ", ".join(as_json(token) for token in rowless[:SHOWN]) + (" and more" if len(rowless) > SHOWN else "")
+        yield f"Its embedding has no rows for {shown}: examples with these tokens are refused."
+    if renderer.template is None:
+        yield "It has no chat template: only text and prompt/completion lines can be trained."
+        return
+    try:
+        prompt, complete = renderer.text(CONVERSATION[:1], prompt=True), renderer.text(CONVERSATION)
+    except TemplateRefused as error:
+        yield f"Its chat template refuses a question with an answer ({error})."
+        return
+    if not complete.startswith(prompt):
+        yield "Its chat template does not start an answer with its generation prompt: conversations will be refused."
+    elif prompt == renderer.text(CONVERSATION[:1]):
+        yield "Its chat template has no generation prompt: the words that begin an answer are trained and generated."
+
+
+def _tensor_problems(directory: Path) -> Iterator[str]:
+    """Yield the problems of names, shapes and dtypes, and numbers that are not finite."""
+    model = meta_model(read_config(directory), torch.bfloat16)
+    names = CheckpointNames(model)
+    removed = remove_other_modalities(model)
+    paths = weight_files(directory)
+    sources = CheckpointTensors(names, removed, paths)
+    yield from _problem("are in more than one file", sources.doubled)
+    found = sources.targets
+    if not sources.are_converted:  # of conversions only the result tells what is missing
+        missing = [key for key in model.state_dict() if key not in found and not _is_tied(model, key)]
+        yield from _problem(f"of {type(model).__name__} are missing", missing)
+    wrong_shape, wrong_dtype, not_finite = [], [], []
+    for path in paths:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            for key in file.keys():  # noqa: SIM118  not a dictionary
+                target, pattern = names.target(key)
+                if target not in found:
+                    continue
+                tensor = file.get_tensor(key)
+                expected = tuple(names.expected[target].shape)
+                if pattern is None and tuple(tensor.shape) != expected:
+                    wrong_shape.append(f"{key} {list(tensor.shape)} instead of {list(expected)}")
+                if tensor.dtype not in FLOATS:
+                    wrong_dtype.append(f"{key} {tensor.dtype}")
+                elif not torch.isfinite(tensor).all():
+                    not_finite.append(key)
+    yield from _problem("do not have the shapes that config.json gives them", wrong_shape)
+    yield from _problem("are not stored as 16-bit or 32-bit floats", wrong_dtype)
+    yield from _problem("contain numbers that are not finite", not_finite)
+
+
+def _problem(what: str, tensors: list[str]) -> Iterator[str]:
+    if tensors:
+        shown = ", ".join(tensors[:SHOWN]) + (" and more" if len(tensors) > SHOWN else "")
+        yield f"{len(tensors)} of its tensors {what}: {shown}"
+
+
+def _is_tied(model: Any, key: str) -> bool:
+    """Return whether another parameter takes the place of this one, or it is a buffer that no file has."""
+    tied = getattr(model, "_tied_weights_keys", None) or {}
+    is_head = model.config.get_text_config().tie_word_embeddings and key in tied
+    return is_head or key not in dict(model.named_parameters(remove_duplicate=False))
+
+
+def _tokenizer_problems(directory: Path) -> Iterator[str]:
+    """Added tokens may have no row, as that of images in Gemma 3; those of ordinary text, and the stops, need one."""
+    renderer, config = load_renderer(directory), read_config(directory).get_text_config()
+    tokens = max(renderer.tokenizer.get_vocab(with_added_tokens=False).values(), default=-1) + 1
+    if tokens > config.vocab_size:
+        yield f"its tokenizer has {tokens:,} tokens, but its embedding only {config.vocab_size:,} rows"
+    yield from (
+        f"its embedding has no row for the token {as_json(token)}, which ends a text"
+        for token in renderer.rowless_tokens
+        if token in renderer.stops
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,38 @@
+"""One attempt to train the run: spec, work directory, records, and the snapshot from which it resumes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from app.domain.jobs.snapshots import resume_message
+from app.domain.jobs.spec import TrainerSpec
+from worker.trainer.runtime.records import RecordWriter
+from worker.trainer.runtime.stop import StopRequests
+from worker.trainer.snapshot.identity import identity_of
+from worker.trainer.snapshot.snapshot import LoadedSnapshot, open_newest
+
+
+@dataclass(frozen=True)
+class TrainingAttempt:
+    spec: TrainerSpec
+    workdir: Path
+    emit: RecordWriter
+    stops: StopRequests
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Return the values that a snapshot and the run that resumes from it must share."""
+        return identity_of(self.spec.run, self.spec.base, self.spec.quantization)
+
+    def open_snapshot(self) -> LoadedSnapshot | None:
+        """Open the newest valid snapshot of an earlier attempt, if any; report damaged newer ones. Raises Failure."""
+        resume_from = self.spec.run.resume_from
+        if resume_from is None:
+            return None
+        snapshot, problems = open_newest(self.workdir / resume_from, self.identity, self.spec.base.directory)
+        if problems or snapshot is None:  # otherwise `Started` with its `start_step` is enough
+            level, text = resume_message(snapshot.step if snapshot else None, problems)
+            self.emit.message(text, level)
+        return snapshot

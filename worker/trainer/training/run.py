@@ -1,0 +1,247 @@
+"""The trainer from spec to exit code: device, base model, run, training loop."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from app.domain.base_models.catalog import max_document_tokens
+from app.domain.datasets.render import Renderer
+from app.domain.jobs.spec import RunSpec, TrainerSpec
+from app.domain.jobs.states import ExitCode, Reason
+from app.domain.planning.estimate import CANDIDATE_ROW_TOKENS
+from app.domain.planning.execution_plan import ExecutionPlan
+from app.system.tokenizer_files import load_renderer
+from worker.trainer.adapter.initial_adapter import initial_adapter
+from worker.trainer.adapter.lora import frozen_copy
+from worker.trainer.checkpoint.provenance import provenance_of, started, warn_of_differences, warn_of_slow_dtype
+from worker.trainer.data.batch import TokenizedDataset, read_dataset
+from worker.trainer.data.inputs import check_context_length, check_inputs, check_prompts
+from worker.trainer.data.schedule import make_schedule
+from worker.trainer.distributed import parallel
+from worker.trainer.memory import device_memory
+from worker.trainer.memory.activation_checkpointing import Recomputation
+from worker.trainer.memory.out_of_memory import OutOfMemoryPolicy, reduce_after_kills
+from worker.trainer.memory.placement import count_missing, place, planned
+from worker.trainer.memory.probe import probe
+from worker.trainer.model.base_check import check_base
+from worker.trainer.model.base_model import FrozenBase, open_base
+from worker.trainer.objective.objective import DpoObjective, Objective, SupervisedObjective
+from worker.trainer.objective.optimizer import allocate_moments, make_optimizer
+from worker.trainer.runtime.autotune import with_fastest_dtype
+from worker.trainer.runtime.device import (
+    choose_compute_dtype,
+    choose_device,
+    choose_threads,
+    device_name,
+    dtype_name,
+    make_repeatable,
+    torch_dtype,
+    with_compute_dtype,
+)
+from worker.trainer.runtime.failures import Failure, exit_code, explain, failed, loading
+from worker.trainer.runtime.records import Emit, Keepalive, RecordWriter
+from worker.trainer.runtime.stop import StopRequests
+from worker.trainer.snapshot.snapshot import restore
+from worker.trainer.training.attempt import TrainingAttempt
+from worker.trainer.training.loop import train
+from worker.trainer.training.state import Run
+from worker.trainer.training.step_actions import StepActions
+
+CLEAN_EXITS = (ExitCode.DONE, ExitCode.DRAINED, ExitCode.PAUSED, ExitCode.CANCELLED)  # all processes have the same
+
+MEMORY_HEADROOM = 1.05  # a plan that needs more than this times the memory fails without a probe
+
+
+def run(spec: TrainerSpec, workdir: Path, emit: Emit, stops: StopRequests) -> int:
+    """Train the run of the spec and return the exit code. The last record is `Done`, `Stopped` or `Failed`."""
+    writer = RecordWriter(emit, spec.run)
+    with writer.fail_run_on_error():
+        try:
+            _run_attempt(TrainingAttempt(spec, workdir, writer, stops))
+        except Exception as error:
+            if parallel.is_first():
+                raise
+            traceback.print_exc(file=sys.stderr)
+            sys.exit(exit_code(explain(error, spec.run).reason))  # torchrun reports the exit code
+    assert writer.ending is not None
+    return exit_code(writer.ending)
+
+
+def run_rank(spec: TrainerSpec, workdir: Path, emit: Emit, stops: StopRequests) -> int:
+    """Train as one of `spec.world_size` processes and return the exit code."""
+    try:
+        parallel.join(spec.device)
+    except Failure as error:
+        emit(failed(error, spec.run))
+        return exit_code(error.reason)
+    code = run(spec, workdir, emit, stops)
+    if code in CLEAN_EXITS:
+        parallel.leave()
+    return code
+
+
+def _run_attempt(attempt: TrainingAttempt) -> None:
+    spec, emit = attempt.spec, attempt.emit
+    device_memory.set_mmap_threshold()
+    device = choose_device(spec.device, spec.worker_has_gpu)
+    device_memory.set_budget(device, spec.memory_budget_bytes)
+    snapshot = attempt.open_snapshot()
+    plan = snapshot.plan if snapshot else _initial_plan(attempt, device)
+    make_repeatable(device, plan.threads)
+    base = _load_base(attempt, device, plan)
+    renderer = load_renderer(spec.base.directory, _render_time(plan))
+    run = prepare(spec.run, attempt.workdir, base, renderer, provenance_of(spec, base), emit.keepalive)
+    objective = make_objective(base, run)
+    if snapshot:
+        restore(run, snapshot)
+        warn_of_differences(run, snapshot, base, emit)
+        snapshot.tensors.clear()  # the run has copied them
+    emit(started(run, base))
+    recomputation = Recomputation(base.model, base.switch)
+    plan = _plan_memory(attempt, base, run, plan, recomputation, is_new=snapshot is None)
+    plan = plan.model_copy(update={"rendered_at": renderer.now.isoformat()})
+    policy = OutOfMemoryPolicy(plan, base, recomputation, emit)
+    actions = StepActions(
+        base=base,
+        objective=objective,
+        policy=policy,
+        renderer=renderer,
+        workdir=attempt.workdir,
+        identity=attempt.identity,
+        snapshot_interval_seconds=spec.snapshot_interval_seconds,
+        emit=emit,
+        stops=attempt.stops,
+    )
+    _probe(run, objective, policy, emit)
+    train(run, objective, policy, actions)
+
+
+def _initial_plan(attempt: TrainingAttempt, device: torch.device) -> ExecutionPlan:
+    """Choose dtype, threads and batch length by rules, and a faster dtype where autotuning measures one.
+
+    Memory is planned once the base is loaded.
+    """
+    spec = attempt.spec
+    default = ExecutionPlan(
+        row_tokens=CANDIDATE_ROW_TOKENS["cuda" if device.type == "cuda" else "cpu"][0],
+        compute_dtype=dtype_name(choose_compute_dtype(spec.quantization, device, spec.dtype_is_free)),
+        threads=spec.threads or parallel.threads_per_process(choose_threads()),
+        device=device_name(device),
+        cuda_kernels=spec.cuda_kernels and device.type == "cuda",
+    )
+    return with_fastest_dtype(spec, attempt.workdir, device, default, attempt.emit)
+
+
+def _load_base(attempt: TrainingAttempt, device: torch.device, plan: ExecutionPlan) -> FrozenBase:
+    spec, compute_dtype = attempt.spec, torch_dtype(plan.compute_dtype)
+    if not spec.dtype_is_free:
+        warn_of_slow_dtype(compute_dtype, device, attempt.emit)
+    with loading(spec):
+        base = open_base(spec.base, spec.quantization, compute_dtype, device, cuda_kernels=plan.cuda_kernels)
+        check_base(base)
+    if base.cuda_kernels:
+        fused = ", ".join(f"{count} {kind}" for kind, count in base.fused_modules.items()) or "no modules"
+        problem = f": {base.fused_problem}" if base.fused_problem else ""
+        attempt.emit.message(f"TUNERY_CUDA_KERNELS: fused kernels for {fused}{problem}.", "warn" if problem else "info")
+    if count := base.skipped_tensors:
+        attempt.emit.message(f"Only text is trained: {count} tensors of images or sound are skipped.")
+    if not base.packs_documents:
+        attempt.emit.message("Each document of a batch runs alone: layers of the base carry state between tokens.")
+    return base
+
+
+def _render_time(plan: ExecutionPlan) -> datetime:
+    """Return the time that chat templates get: that of the first attempt, so that later ones have the same tokens."""
+    if plan.rendered_at:
+        return datetime.fromisoformat(plan.rendered_at)
+    return parallel.gather(datetime.now())[0]
+
+
+def prepare(
+    spec: RunSpec, workdir: Path, base: FrozenBase, renderer: Renderer, provenance: dict[str, Any], keepalive: Keepalive
+) -> Run:
+    """Make everything the run needs before its first step. Raises Failure for an invalid spec or file."""
+    hyperparameters = spec.hyperparameters
+    check_inputs(spec, workdir)
+    check_context_length(spec, max_document_tokens(base.text_config.to_dict()))
+    check_prompts(spec, renderer)
+
+    def read(path: Path, reason: Reason) -> TokenizedDataset:
+        length, rules = hyperparameters.context_length, spec.line_rules
+        return read_dataset(renderer, workdir / path, length, reason, keepalive, spec.method, rules)
+
+    adapter = initial_adapter(spec, workdir, base)
+    dataset = read(spec.training_file, Reason.INVALID_TRAINING_FILE)
+    validation = read(spec.validation_file, Reason.INVALID_VALIDATION_FILE) if spec.validation_file else None
+    parallel.seed_own_dropout(adapter.generator, spec.seed)
+    adapter.draws_masks_again = base.cuda_kernels
+    run = Run(
+        spec=spec,
+        schedule=make_schedule(hyperparameters, len(dataset), spec.seed),
+        dataset=dataset,
+        validation_dataset=validation,
+        adapter=adapter,
+        optimizer=make_optimizer(adapter.named_parameters(), hyperparameters),
+        directory=workdir / "runs" / spec.run_id,
+        provenance=provenance,
+    )
+    if base.cuda_kernels:
+        run.make_ahead(pin=base.device.type == "cuda")
+    return run
+
+
+def make_objective(base: FrozenBase, run: Run) -> Objective:
+    """Return the objective of a run. Call it before a snapshot is restored: the reference is the initial adapter."""
+    beta = run.spec.hyperparameters.beta
+    if run.spec.method != "dpo" or beta is None:
+        return SupervisedObjective(base, run.adapter)
+    reference = frozen_copy(run.adapter) if run.spec.start_adapter is not None else None
+    return DpoObjective(base, run.adapter, beta, reference)
+
+
+def _plan_memory(
+    attempt: TrainingAttempt,
+    base: FrozenBase,
+    run: Run,
+    plan: ExecutionPlan,
+    recomputation: Recomputation,
+    *,
+    is_new: bool,
+) -> ExecutionPlan:
+    """Plan the memory layout in the first attempt, and again with less memory.
+
+    That is after the kernel killed an attempt for memory, and in a slot with less memory than the earlier plan takes.
+    Raises Failure(OUT_OF_MEMORY) if even the smallest layout does not fit.
+    """
+    spec = with_compute_dtype(attempt.spec, plan.compute_dtype)
+    fits_slot = spec.memory_budget_bytes is None or plan.peak_bytes <= spec.memory_budget_bytes
+    if not is_new and fits_slot and spec.out_of_memory_kills <= plan.out_of_memory_kills:
+        return plan
+    counted = count_missing(spec, base, run, recomputation)
+    placement = place(spec, base, run, plan.row_tokens, counted)
+    attempt.emit(planned(run, placement, counted))
+    if placement.memory.total > MEMORY_HEADROOM * placement.device.memory_bytes:
+        raise Failure(Reason.OUT_OF_MEMORY, placement.message, "hyperparameters.context_length")
+    plan = reduce_after_kills(plan.with_layout(placement.plan), spec.out_of_memory_kills)
+    return plan.model_copy(update={"peak_bytes": placement.memory.total})
+
+
+def _probe(run: Run, objective: Objective, policy: OutOfMemoryPolicy, emit: RecordWriter) -> None:
+    """Run the largest batch of a new plan before the first step; reduce the plan if it runs out of memory.
+
+    The moments are allocated first, also without a probe: one of several processes cannot repeat a step that fails in
+    the optimizer.
+    """
+    policy.retry_step(run, lambda _: allocate_moments(run.optimizer))
+    if policy.plan.probed:
+        return
+    measured = policy.retry_step(run, lambda row_tokens: probe(objective, run, row_tokens))
+    if measured is not None:
+        emit(measured)
+    policy.set_probed(measured.peak_bytes if measured else None)
