@@ -65,6 +65,11 @@ class Settings(BaseSettings):
 
     # Where directories of base models may be that are registered over HTTP; all processes need the same values
     base_model_directories: Annotated[tuple[str, ...], NoDecode] = ()
+    # The directory of models that workers download at a request over HTTP; unset: none are
+    base_model_pull_directory: str | None = None
+    hub_token: SecretStr | None = Field(
+        default=None, validation_alias=AliasChoices("TUNERY_HUB_TOKEN", "HF_TOKEN", "hub_token")
+    )  # of the model hub, for workers
 
     # --- connections: timeouts for slow or silent clients
     header_timeout_seconds: float = Field(default=10, gt=0)  # for complete request headers, from the first byte
@@ -202,6 +207,13 @@ class Settings(BaseSettings):
     @classmethod
     def _split_directories(cls, paths: object) -> object:
         return tuple(filter(None, map(str.strip, paths.split(",")))) if isinstance(paths, str) else paths
+
+    @field_validator("base_model_pull_directory")
+    @classmethod
+    def _check_directory(cls, path: str | None) -> str | None:
+        if path and not path.startswith("/"):
+            raise ValueError(f"{path!r}: give an absolute path")
+        return path or None
 
     @field_validator("delivery_directories", "base_model_directories")
     @classmethod

@@ -58,10 +58,11 @@ def claim(session: Session, owner: str, ttl_seconds: float) -> BaseModelRegistra
     )
 
 
-def succeed(session: Session, lease: Lease, directory: str, notes: Sequence[str]) -> None:
-    """End the attempt; `directory` is the registered one, which a conversion makes. Raises FencedError."""
+def succeed(session: Session, lease: Lease, directory: str, revision: str | None, notes: Sequence[str]) -> None:
+    """End the attempt; `directory` and `revision` are the registered ones: a download or a conversion makes the
+    directory, and a branch is a commit then. Raises FencedError."""
     columns = leased_rows.finished_columns(RegistrationState.SUCCEEDED)
-    columns |= {"directory": directory, "notes": list(notes)}
+    columns |= {"directory": directory, "revision": revision, "notes": list(notes)}
     leased_rows.update_held(session, BaseModelRegistration, lease, **columns)
 
 

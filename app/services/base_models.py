@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from app.db import base_model_registrations as registrations
 from app.db import models
 from app.db.tables import BaseModelRegistration, BaseModelRow
-from app.domain.base_models.registrations import directory_problem, option_problems
+from app.domain.base_models.registrations import directory_problem, option_problems, pull_problems
 from app.domain.error_text.json_text import as_json, unquoted
 from app.errors import BadRequest, NotFound, combine_errors
 from app.services.models import refuse_alias_name
@@ -36,8 +36,26 @@ def register(
         problems.append(problem)
     if problems:
         raise combine_errors(problems)
+    return _queue(session, name, directory, options, is_pull=False)
+
+
+def pull(
+    session: Session, pull_directory: str | None, name: str, options: RegistrationOptions
+) -> BaseModelRegistration:
+    """Queue a registration for a worker with torch, which downloads the model first. Raises BadRequest with all
+    problems."""
+    problems = option_problems(name, options.learning_rate, options.source, options.revision)
+    problems += pull_problems(pull_directory, options.source)
+    if problems or pull_directory is None:
+        raise combine_errors(problems)
+    return _queue(session, name, pull_directory, options, is_pull=True)
+
+
+def _queue(
+    session: Session, name: str, directory: str, options: RegistrationOptions, is_pull: bool
+) -> BaseModelRegistration:
     refuse_alias_name(session, name)
-    row = registrations.insert(session, name=name, directory=directory, **vars(options))
+    row = registrations.insert(session, name=name, directory=directory, is_pull=is_pull, **vars(options))
     if row is None:
         other = registrations.unfinished(session, name)
         text = f"name: {as_json(name)} is being registered already"

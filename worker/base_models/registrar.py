@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from sqlalchemy.orm import Session
@@ -13,7 +14,9 @@ from app.db.tables import BaseModelRegistration
 from app.domain.base_models.catalog import RefusedModel
 from app.domain.base_models.registrations import MAX_NOTES, RegistrationErrorCode, is_inside
 from app.domain.jobs.states import Reason
+from app.errors import Unavailable
 from app.log import get_logger
+from app.model_hub import PulledModel, pull
 from app.system.model_registration import CheckedModel, RegistrationOptions, check_and_hash
 from worker.jobs.leased_rows import RowClaimer, RowLeaseKeeper
 from worker.jobs.observed_attempt import observed_attempt
@@ -77,22 +80,43 @@ class Registrar:
         """Raises RegistrationFailed, RegistrationInterrupted, FencedError."""
         notes: list[str] = []
 
-        def on_note(text: str) -> None:
+        def check() -> None:
             keeper.check()
             if self.resources.stop.is_set():
                 raise RegistrationInterrupted
+
+        def on_note(text: str) -> None:
+            check()
             notes.append(clean_text(text))
 
         options = RegistrationOptions(row.learning_rate, row.license, row.source, row.revision)
         try:
-            _check_inside(Path(row.directory), self.settings.base_model_directories)
-            checked = check_and_hash(Path(row.directory), options, on_note)
+            directory = Path(row.directory)
+            if row.is_pull:
+                pulled = self._pull(row, on_note, check)
+                directory, options = pulled.directory, replace(options, revision=pulled.commit)
+            else:
+                _check_inside(directory, self.settings.base_model_directories)
+            checked = check_and_hash(directory, options, on_note)
         except RefusedModel as error:
             raise RegistrationFailed(RegistrationErrorCode.REFUSED_MODEL, str(error)) from error
+        except Unavailable as error:
+            raise RegistrationFailed(RegistrationErrorCode.HUB_UNAVAILABLE, str(error)) from error
         except OSError as error:
             text = f"{row.directory} cannot be read: {error.strerror or error}"
             raise RegistrationFailed(RegistrationErrorCode.REFUSED_MODEL, text) from error
         keeper.finish(lambda session: self._store(session, row, keeper, checked, notes[-MAX_NOTES:]))
+
+    def _pull(
+        self, row: BaseModelRegistration, on_note: Callable[[str], None], check: Callable[[], None]
+    ) -> PulledModel:
+        """Download the model into the directory of all downloads, as this host knows it."""
+        parent, token = self.settings.base_model_pull_directory, self.settings.hub_token
+        if parent is None or row.source is None:
+            text = "This worker downloads no models: set TUNERY_BASE_MODEL_PULL_DIRECTORY as for the API"
+            raise RegistrationFailed(RegistrationErrorCode.DIRECTORY_NOT_ALLOWED, text)
+        secret = token.get_secret_value() if token is not None else None
+        return pull(row.source, row.revision, Path(parent), on_note, secret, check)
 
     def _store(
         self,
@@ -105,8 +129,9 @@ class Registrar:
         if (alias := models.get_alias(session, row.name)) is not None:
             text = f"{row.name} is an alias of {alias.base_model} by now; remove the alias first"
             raise RegistrationFailed(RegistrationErrorCode.REFUSED_MODEL, text)
-        base_model_registrations.succeed(session, keeper.lease, str(checked.directory), notes)
-        models.register(session, row.name, checked.directory, checked.files, checked.manifest_sha256, checked.entry)
+        entry = checked.entry
+        base_model_registrations.succeed(session, keeper.lease, str(checked.directory), entry.revision, notes)
+        models.register(session, row.name, checked.directory, checked.files, checked.manifest_sha256, entry)
 
     def _fail(self, keeper: RowLeaseKeeper[BaseModelRegistration], code: RegistrationErrorCode, message: str) -> None:
         log.warning("registration failed", code=code.value, why=message)

@@ -23,7 +23,7 @@ from app.cli.administration.records import (
     SecretRecord,
 )
 from app.cli.client.database import Database
-from app.cli.errors import NotFoundError
+from app.cli.errors import NotFoundError, UsageError
 from app.cli.local_stack.data_directory import write_secret
 from app.db import models
 from app.db.access import audit, usage
@@ -134,6 +134,22 @@ class DatabaseAdministration:
             model_services.refuse_alias_name(session, name)
             models.register(session, name, checked.directory, checked.files, checked.manifest_sha256, checked.entry)
         return _record(name, str(checked.directory), checked.entry)
+
+    def pull_base_model(
+        self, name: str, parent: Path | None, options: RegistrationOptions, on_note: Callable[[str], None]
+    ) -> BaseModelRecord:
+        """On this host; a relative path is allowed."""
+        if parent is None or options.source is None:
+            raise UsageError("Name the directory of all models: `tunery models pull ORGANIZATION/NAME DIRECTORY`.")
+        if problems := option_problems(name, options.learning_rate, options.source, options.revision):
+            raise combine_errors(problems)
+        with self._database.transaction() as session:
+            model_services.refuse_alias_name(session, name)
+        from app import model_hub  # slow import
+
+        pulled = model_hub.pull(options.source, options.revision, parent.absolute(), on_note)
+        options = replace(options, revision=pulled.commit)
+        return self.register_base_model(name, str(pulled.directory), options, on_note)
 
     def remove_base_model(self, name: str) -> None:
         with self._database.transaction() as session:

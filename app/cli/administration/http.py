@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
+from pathlib import Path
 from urllib.parse import quote
 
 from app.cli.administration.records import (
@@ -97,7 +98,19 @@ class HttpAdministration:
         self, name: str, directory: str, options: RegistrationOptions, on_note: Callable[[str], None]
     ) -> BaseModelRecord:
         """On a worker with torch: the path is one on its host."""
-        body = {"name": name, "directory": directory} | vars(options)
+        return self._register(name, {"name": name, "directory": directory} | vars(options), on_note)
+
+    def pull_base_model(
+        self, name: str, parent: Path | None, options: RegistrationOptions, on_note: Callable[[str], None]
+    ) -> BaseModelRecord:
+        """On a worker with torch, into its own directory of all models."""
+        if parent is not None:
+            raise UsageError(
+                "Over HTTP the directory is the server's TUNERY_BASE_MODEL_PULL_DIRECTORY: leave DIRECTORY out."
+            )
+        return self._register(name, {"name": name} | vars(options), on_note)
+
+    def _register(self, name: str, body: Json, on_note: Callable[[str], None]) -> BaseModelRecord:
         row = self._client.post(f"{ORGANIZATION}/base_model_registrations", body)
         on_note(f"{row['id']} waits for a worker with torch. It goes on if this command is interrupted.")
         while row["status"] not in FINISHED:

@@ -5,14 +5,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.client.service_discovery import find_layout, model_path
+from app.cli.client.service_discovery import model_path
 from app.cli.errors import NotFoundError
-from app.cli.options import AsJson, with_administration, with_client, with_database
+from app.cli.options import AsJson, with_administration, with_client
 from app.cli.output.console import print_json, print_line, print_note, print_table, time_text
 
 if TYPE_CHECKING:
     from app.cli.administration.records import Administration, BaseModelRecord
-    from app.cli.client.database import Database
     from app.cli.client.http import Client
 
 commands = typer.Typer(no_args_is_help=True, help="Base models and fine-tuned models.")
@@ -57,43 +56,36 @@ def add(
 
 
 @commands.command("pull")
-@with_database
+@with_administration
 def pull(
-    database: "Database",
+    admin: "Administration",
     model: Annotated[
         str,
         typer.Argument(help="Id of the model on its hub, with a branch, tag or commit: org/name@revision."),
     ],
     directory: Annotated[
-        Path, typer.Argument(help="Directory of all models; the same path on every worker. The model gets one in it.")
-    ],
+        Path | None,
+        typer.Argument(
+            help="On the server: the directory of all models; the same path on every worker. The model gets one in it."
+        ),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the base model. Default: its id on the hub.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="As in `tunery models add`.")] = None,
     license_name: Annotated[
         str | None, typer.Option("--license", help="License of the model, such as apache-2.0.")
     ] = None,
 ) -> None:
-    """Download a base model from a model hub and register it (on the server).
+    """Download a base model from a model hub and register it, for administrators.
 
     The hub is huggingface.co, or HF_ENDPOINT; HF_TOKEN is the token. After an interruption the same command downloads
-    the files that are missing.
+    the files that are missing. On the server this command downloads into DIRECTORY. Over HTTP a worker does it, with
+    its own environment, into TUNERY_BASE_MODEL_PULL_DIRECTORY.
     """
-    from app.cli.administration.database import DatabaseAdministration
-    from app.domain.base_models.registrations import option_problems
-    from app.errors import combine_errors
-    from app.services import model_hub
-    from app.services.models import refuse_alias_name
     from app.system.model_registration import RegistrationOptions
 
     source, _, revision = model.partition("@")
-    if problems := option_problems(name or source, learning_rate, source, revision or None):
-        raise combine_errors(problems)
-    with database.transaction() as session:
-        refuse_alias_name(session, name or source)
-    pulled = model_hub.pull(source, revision or None, directory.absolute(), print_note)
-    admin = DatabaseAdministration(database, (), find_layout(None).admin_key)
-    options = RegistrationOptions(learning_rate, license_name, source, pulled.commit)
-    _print_registered(admin.register_base_model(name or source, str(pulled.directory), options, print_note))
+    options = RegistrationOptions(learning_rate, license_name, source, revision or None)
+    _print_registered(admin.pull_base_model(name or source, directory, options, print_note))
 
 
 def _print_registered(model: "BaseModelRecord") -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ForeignKey, Identity, Index, text
+from sqlalchemy import CheckConstraint, ForeignKey, Identity, Index, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db.base import Base, now, sql_string_list
@@ -38,11 +38,16 @@ class ModelAlias(Base):
 
 
 class BaseModelRegistration(LeasedRow, Base):
-    """A directory that a worker checks, hashes and registers, with a lease as exports have."""
+    """A directory that a worker checks, hashes and registers, with a lease as exports have.
+
+    With `is_pull` the worker downloads `source` first: `directory` is then the one of all downloads, until the model
+    has one of its own.
+    """
 
     __tablename__ = "base_model_registrations"
     __table_args__ = (
         *lease_constraints(RegistrationState, FINISHED),
+        CheckConstraint("source IS NOT NULL OR NOT is_pull", name="pull_has_source"),
         Index(
             "uq_base_model_registrations_unfinished",
             "name",
@@ -59,6 +64,7 @@ class BaseModelRegistration(LeasedRow, Base):
     license: Mapped[str | None]
     source: Mapped[str | None]
     revision: Mapped[str | None]
+    is_pull: Mapped[bool] = mapped_column(server_default=text("false"))
     created_at: Mapped[datetime] = now()
 
     notes: Mapped[list[str]] = mapped_column(server_default=text("'[]'::jsonb"))

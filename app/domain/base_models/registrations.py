@@ -34,6 +34,7 @@ class RegistrationErrorCode(StrEnum):
 
     REFUSED_MODEL = "refused_model"
     DIRECTORY_NOT_ALLOWED = "directory_not_allowed"
+    HUB_UNAVAILABLE = "hub_unavailable"
     WORKER_LOST = "worker_lost"
     SERVER_ERROR = "server_error"
 
@@ -74,6 +75,21 @@ def directory_problem(directory: str, allowed: Sequence[str]) -> BadRequest | No
         'without "." and ".."'
     )
     return BadRequest(text, "directory")
+
+
+def pull_problems(pull_directory: str | None, source: str | None) -> list[BadRequest]:
+    """Every reason to refuse a request that names no directory, which is one to download `source` from its hub."""
+    problems = []
+    if source is None:
+        text = "source: give the id of a model on its hub, as organization/name, or the `directory` of its files"
+        problems.append(BadRequest(text, "source"))
+    if pull_directory is None:
+        text = (
+            "directory: this server downloads no models over HTTP; the operator sets TUNERY_BASE_MODEL_PULL_DIRECTORY. "
+            "Or give the directory of the model's files"
+        )
+        problems.append(BadRequest(text, "directory"))
+    return problems
 
 
 def is_inside(path: str, root: str) -> bool:

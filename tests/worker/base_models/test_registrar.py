@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 from safetensors.torch import load_file, save_file
 from sqlalchemy import func, update
 
@@ -16,6 +17,7 @@ from app.services import base_models
 from app.settings import Settings
 from app.system import model_check, model_files
 from app.system.model_registration import RegistrationOptions
+from tests.app.test_model_hub import COMMIT, SOURCE, Hub, hub  # noqa: F401  a fixture
 from tests.tiny import make_tiny_base
 from worker.base_models.registrar import Registrar
 from worker.node.resources import Resources
@@ -30,7 +32,13 @@ def models_root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def settings(settings: Settings, models_root: Path) -> Settings:
-    return settings.model_copy(update={"base_model_directories": (str(models_root),)})
+    return settings.model_copy(
+        update={
+            "base_model_directories": (str(models_root),),
+            "base_model_pull_directory": str(models_root),
+            "hub_token": SecretStr("secret"),
+        }
+    )
 
 
 @pytest.fixture
@@ -119,6 +127,48 @@ def test_a_stopping_worker_queues_it_again(resources: Resources, model_directory
     registration_id = register(resources, model_directory)
     resources.stop.set()
     assert run(resources, registration_id).state == "queued"
+    resources.stop.clear()
+    assert run(resources, registration_id).state == "succeeded"
+
+
+def queue_pull(resources: Resources, revision: str = "main") -> str:
+    with transaction(resources.sessions) as session:
+        parent = resources.settings.base_model_pull_directory
+        return base_models.pull(session, parent, "pulled", RegistrationOptions(source=SOURCE, revision=revision)).id
+
+
+@pytest.mark.usefixtures("without_torch")
+def test_a_model_is_downloaded_with_the_token_of_the_settings_and_registered(
+    resources: Resources,
+    hub: Hub,  # noqa: F811
+    models_root: Path,
+) -> None:
+    hub.token = "secret"
+    ended = run(resources, queue_pull(resources))
+    directory = models_root / f"tiny-{COMMIT[:12]}"
+    assert (ended.state, ended.directory, ended.revision) == ("succeeded", str(directory), COMMIT)
+    with transaction(resources.sessions) as session:
+        [row] = models.list_base(session)
+    assert (row.directory, row.entry["source"], row.entry["revision"]) == (str(directory), SOURCE, COMMIT)
+
+
+def test_a_worker_without_a_network_says_what_to_do(resources: Resources, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+    ended = run(resources, queue_pull(resources))
+    assert (ended.state, ended.error_code) == ("failed", "hub_unavailable")
+    assert "http://127.0.0.1:1 cannot be reached" in (ended.error_message or "")
+    assert f"`tunery models add NAME DIRECTORY --source {SOURCE}" in (ended.error_message or "")
+
+
+@pytest.mark.usefixtures("without_torch")
+def test_a_download_stops_with_its_worker_and_goes_on_later(
+    resources: Resources,
+    hub: Hub,  # noqa: F811
+) -> None:
+    hub.token, registration_id = "secret", queue_pull(resources)
+    hub.on_weights = resources.stop.set
+    assert run(resources, registration_id).state == "queued"
+    hub.on_weights = None
     resources.stop.clear()
     assert run(resources, registration_id).state == "succeeded"
 

@@ -73,25 +73,32 @@ BY_SCHEMA = {
     "ProjectBody.status": "`archived`: the keys are disabled; files and results are kept.",
     "ProjectWithUsage.usage": "The current usage.",
     "RegisterBaseModel.directory": (
-        "An absolute path inside one of the directories of `TUNERY_BASE_MODEL_DIRECTORIES`, the same on every worker."
+        "An absolute path inside one of the directories of `TUNERY_BASE_MODEL_DIRECTORIES`, the same on every worker. "
+        "Null: the worker downloads `source` first."
     ),
     "RegisterBaseModel.learning_rate": "The default of jobs; null: derived from the hidden size.",
     "RegisterBaseModel.license": "The license, such as apache-2.0.",
     "RegisterBaseModel.name": "The name that jobs give as `model`.",
-    "RegisterBaseModel.revision": "The commit or tag on its hub; needs `source`.",
+    "RegisterBaseModel.revision": "The commit or tag on its hub, for a download also a branch; needs `source`.",
     "RegisterBaseModel.source": "The id on its hub, which adapters name.",
-    "RegistrationBody.directory": "The directory; after a conversion to 16 bits that of the converted model.",
+    "RegistrationBody.directory": (
+        "The directory; after a conversion to 16 bits that of the converted model. Of a download the directory of all "
+        "downloads, and after its success that of the model."
+    ),
     "RegistrationBody.error": "Why it failed; null: it did not.",
     "RegistrationBody.finished_at": "Seconds since 1970; null: it has not ended.",
     "RegistrationBody.learning_rate": "As requested.",
     "RegistrationBody.license": "As requested.",
     "RegistrationBody.name": "The name of the base model.",
     "RegistrationBody.notes": "What the worker noted, such as that it could not check the model.",
-    "RegistrationBody.revision": "As requested.",
+    "RegistrationBody.pull": "Whether the worker downloads `source` first.",
+    "RegistrationBody.revision": "As requested; of a download, after its success, the commit.",
     "RegistrationBody.source": "As requested.",
     "RegistrationBody.started_at": "When a worker claimed it, in seconds since 1970; null: it waits for one.",
     "RegistrationBody.status": "`queued` until a worker with torch has time.",
-    "RegistrationError.code": "`refused_model`, `directory_not_allowed`, `worker_lost` or `server_error`.",
+    "RegistrationError.code": (
+        "`refused_model`, `directory_not_allowed`, `hub_unavailable`, `worker_lost` or `server_error`."
+    ),
     "RegistrationError.message": "Every reason.",
     "RetentionRuleBody.days": "The age at which they are deleted.",
     "RetentionRuleBody.due": "What the rule deletes now; null unless it was asked for.",

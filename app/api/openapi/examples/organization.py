@@ -87,6 +87,7 @@ REGISTRATION: dict[str, Any] = REGISTER | {
     "id": REGISTRATION_ID,
     "object": "organization.base_model_registration",
     "learning_rate": None,
+    "pull": False,
     "status": "queued",
     "created_at": 1795000000,
     "started_at": None,

@@ -53,16 +53,21 @@ def remove_base_model(model: str, session: SessionDep) -> Any:
 @router.post(
     "/base_model_registrations",
     response_model=RegistrationBody,
-    summary="Register a base model from a directory on the server",
+    summary="Register a base model from a directory on the server or from its hub",
     openapi_extra=examples.REGISTER_BASE_MODEL_BODY,
 )
 def register_base_model(body: JsonBodyDep, session: SessionDep, app_state: AppStateDep) -> Any:
     """A worker with torch checks that the model can be trained, and hashes its files, which takes minutes: read the
-    registration until it has ended. A model of the same name is replaced."""
+    registration until it has ended. A model of the same name is replaced. Without `directory` the worker downloads
+    `source` from its hub first, into a directory of its own in `TUNERY_BASE_MODEL_PULL_DIRECTORY`."""
     parsed = parse_body(RegisterBaseModel, body)
     options = RegistrationOptions(parsed.learning_rate, parsed.license, parsed.source, parsed.revision)
-    allowed = app_state.settings.base_model_directories
-    row = base_models.register(session, allowed, parsed.name, parsed.directory, options)
+    settings = app_state.settings
+    if parsed.directory is None:
+        row = base_models.pull(session, settings.base_model_pull_directory, parsed.name, options)
+    else:
+        allowed = settings.base_model_directories
+        row = base_models.register(session, allowed, parsed.name, parsed.directory, options)
     app_state.worker_notifier.after_commit(session, "cpu")
     return render_registration(row)
 

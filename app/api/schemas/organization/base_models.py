@@ -17,7 +17,7 @@ Text = Annotated[str, Field(min_length=1, max_length=4096)]
 
 class RegisterBaseModel(Strict):
     name: Text
-    directory: Text
+    directory: Text | None = None
     learning_rate: float | None = None
     license: Annotated[str, Field(min_length=1, max_length=100)] | None = None
     source: Text | None = None
@@ -67,6 +67,7 @@ class RegistrationBody(Body):
     license: str | None
     source: str | None
     revision: str | None
+    pull: bool
     status: RegistrationState
     created_at: int
     started_at: int | None
@@ -111,6 +112,7 @@ def render_registration(row: BaseModelRegistration) -> dict[str, Any]:
         "license": row.license,
         "source": row.source,
         "revision": row.revision,
+        "pull": row.is_pull,
         "status": row.state,
         "created_at": unix_seconds(row.created_at),
         "started_at": unix_seconds_or_none(row.started_at),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,7 @@ from app.settings import Settings
 from app.system import model_check
 from tests.app.cli.conftest import Tunery
 from tests.app.db.test_retention import age_everything
+from tests.app.test_model_hub import COMMIT, SOURCE, Hub, hub  # noqa: F401  a fixture
 from tests.serving import LiveServer
 from tests.tiny import make_tiny_base
 from worker.base_models.registrar import Registrar
@@ -35,7 +37,7 @@ from worker.node.resources import open_resources
 
 DEADLINE_SECONDS = 60
 MACHINE_COMMANDS = {"up", "doctor", "demo"}  # they start or look at the service of the host that they run on
-DATABASE_COMMANDS = {"backup", "restore", "fsck", "storage copy", "models pull"}
+DATABASE_COMMANDS = {"backup", "restore", "fsck", "storage copy"}
 
 
 @pytest.fixture
@@ -54,7 +56,11 @@ def model_directory(tmp_path: Path) -> Path:
 def settings(settings: Settings, tmp_path: Path) -> Settings:
     secret_keys = SecretStr(Fernet.generate_key().decode())
     return settings.model_copy(
-        update={"base_model_directories": (str(tmp_path / "models"),), "secret_keys": secret_keys}
+        update={
+            "base_model_directories": (str(tmp_path / "models"),),
+            "base_model_pull_directory": str(tmp_path / "pulled"),
+            "secret_keys": secret_keys,
+        }
     )
 
 
@@ -189,6 +195,41 @@ def test_base_models_are_registered_shown_and_removed(
     assert operator("models", "remove", "Org/Tiny").exit_code == 0
     again = operator("models", "remove", "Org/Tiny")
     assert (again.exit_code, "registered: none" in again.err) == (3, True)
+
+
+def test_a_base_model_is_pulled_from_its_hub_by_a_branch_and_registered_with_its_commit(
+    operator: Tunery,
+    settings: Settings,
+    hub: Hub,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(model_check, "can_check", lambda: False)
+    monkeypatch.setattr("app.cli.administration.http.POLL_SECONDS", 0.05)
+    is_remote = "TUNERY_BASE_URL" in os.environ
+    directory = () if is_remote else (tmp_path / "pulled",)
+    with registering(settings):
+        done = operator("models", "pull", f"{SOURCE}@v1", *directory, "--name", "tiny")
+        assert done.exit_code == 0, done.err
+        assert f"Downloading 0.00 GB of {SOURCE} ({COMMIT})" in done.err
+        unknown = operator("models", "pull", f"{SOURCE}@v9", *directory)
+        assert (unknown.exit_code, f"{SOURCE} has no revision v9" in unknown.err) == (2, True)
+        wrong_side = operator("models", "pull", SOURCE, *(() if not is_remote else (tmp_path,)))
+        assert (wrong_side.exit_code, "DIRECTORY" in wrong_side.err) == (2, True)
+    assert operator("models", "where", "tiny").out == f"{tmp_path / 'pulled' / f'tiny-{COMMIT[:12]}'}\n"
+
+
+def test_aliases_are_set_listed_and_removed(
+    operator: Tunery, base_model: str, sessions: Sessions, tmp_path: Path
+) -> None:
+    assert operator("models", "alias", "gpt-old", base_model).out == f"gpt-old -> {base_model}\n"
+    [alias] = operator("models", "aliases", "--json").json
+    assert alias == {"name": "gpt-old", "model": base_model, "registered": True}
+    unknown = operator("models", "alias", "gpt-old", "nothing")
+    assert (unknown.exit_code, f"registered: {base_model}" in unknown.err) == (2, True)
+    assert operator("models", "unalias", "gpt-old").exit_code == 0
+    assert operator("models", "aliases", "--json").json == []
+    assert operator("models", "unalias", "gpt-old").exit_code == 3
 
 
 def test_urgent_jobs_are_allowed_and_forbidden(operator: Tunery, sessions: Sessions, project: Project) -> None:

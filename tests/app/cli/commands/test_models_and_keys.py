@@ -16,7 +16,7 @@ from app.db.tables import Job
 from app.domain.base_models import catalog
 from app.system import model_check, model_files
 from tests.app.cli.conftest import Tunery
-from tests.app.services.test_model_hub import COMMIT, SOURCE, Hub, hub  # noqa: F401  a fixture
+from tests.app.test_model_hub import COMMIT, SOURCE, Hub, hub  # noqa: F401  a fixture
 from tests.tiny import make_tiny_base
 from tests.worker.trainer.model.bases import make_base
 

@@ -69,6 +69,23 @@ def test_two_operators_who_register_the_same_name_at_once_get_one_registration(a
     assert refusals == {f'name: "new" is being registered already ({made})'}
 
 
+def test_without_a_directory_a_worker_downloads_the_source(admin: TestClient, settings: Settings) -> None:
+    refused = admin.post(REGISTRATIONS, json={"name": "new"})
+    message = refused.json()["error"]["message"]
+    assert refused.status_code == 400
+    assert "source: give the id of a model on its hub" in message
+    assert "TUNERY_BASE_MODEL_PULL_DIRECTORY" in message
+    settings.base_model_pull_directory = "/srv/pulled"
+    made = admin.post(REGISTRATIONS, json={"name": "new", "source": "Org/New-1B", "revision": "main"}).json()
+    assert (made["pull"], made["status"], made["directory"], made["revision"]) == (
+        True,
+        "queued",
+        "/srv/pulled",
+        "main",
+    )
+    assert admin.get(f"{REGISTRATIONS}/{made['id']}").json() == made
+
+
 @pytest.mark.parametrize(
     "directory",
     [

@@ -1,7 +1,7 @@
 """Downloads a base model from a model hub: huggingface.co, or the server that HF_ENDPOINT names.
 
-The client is huggingface_hub's: HF_TOKEN is the token, a broken connection is resumed, and a second call downloads the
-files that are missing. Each commit has a directory of its own, so a download never changes the files of a registered
+The client is huggingface_hub's: a broken connection is resumed, and a second call downloads the files that are
+missing. Each commit has a directory of its own, so a download never changes the files of a registered
 model.
 """
 
@@ -24,6 +24,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils.tqdm import tqdm
 
 from app.domain.base_models.catalog import RefusedModel
 from app.errors import Unavailable
@@ -44,14 +45,22 @@ class PulledModel:
     directory: Path
 
 
-def pull(source: str, revision: str | None, parent: Path, say: Callable[[str], None]) -> PulledModel:
+def pull(
+    source: str,
+    revision: str | None,
+    parent: Path,
+    say: Callable[[str], None],
+    token: str | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> PulledModel:
     """Download the files of a base model into a directory of its own in `parent`, as far as they are missing.
 
-    `revision` is a branch, a tag or a commit; None is the main branch. Raises RefusedModel for what the hub does not
+    `revision` is a branch, a tag or a commit; None is the main branch. `token` is HF_TOKEN by default. `check` is
+    called after each block of bytes, and its exceptions end the download. Raises RefusedModel for what the hub does not
     have or does not give, or for which the disk is too small, and Unavailable if the hub cannot be reached.
     """
     endpoint = os.environ.get("HF_ENDPOINT", constants.ENDPOINT)
-    api = HfApi(endpoint=endpoint)
+    api = HfApi(endpoint=endpoint, token=token)
     with _explained(source, revision, endpoint):
         commit = str(api.model_info(source, revision=revision).sha)
         files = [
@@ -62,8 +71,25 @@ def pull(source: str, revision: str | None, parent: Path, say: Callable[[str], N
         directory = parent / f"{source.rpartition('/')[2]}-{commit[:COMMIT_CHARACTERS]}"
         missing_bytes = _check_space(source, files, directory)
         say(f"Downloading {missing_bytes / 1e9:.2f} GB of {source} ({commit}) into {directory} …")
-        api.snapshot_download(source, revision=commit, local_dir=directory, allow_patterns=[one.path for one in files])
+        api.snapshot_download(
+            source,
+            revision=commit,
+            local_dir=directory,
+            allow_patterns=[one.path for one in files],
+            tqdm_class=_checked_progress(check),
+        )
     return PulledModel(source, commit, directory)
+
+
+def _checked_progress(check: Callable[[], None]) -> type[tqdm]:
+    """A progress bar that calls `check`, as the client has no other hook into its downloads."""
+
+    class CheckedProgress(tqdm):
+        def update(self, n: float | None = 1) -> None:
+            check()
+            super().update(n)
+
+    return CheckedProgress
 
 
 def _check_space(source: str, files: Sequence[RepoFile], directory: Path) -> int:

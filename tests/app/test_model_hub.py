@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,9 +15,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from app import model_hub
 from app.domain.base_models.catalog import RefusedModel
 from app.errors import Unavailable
-from app.services import model_hub
 from app.system.model_files import read_catalog_entry
 from tests.tiny import make_tiny_base
 
@@ -35,6 +35,7 @@ class Hub:
     is_gated: bool = False
     breaks_after_bytes: int = 0  # the first connection for the weights ends after so many bytes
     is_weightless: bool = False  # requests for the weights are answered with 503
+    on_weights: Callable[[], None] | None = None  # called before the weights are sent
     requests: list[tuple[str, str]] = field(default_factory=list)  # for files: name and range
 
 
@@ -92,6 +93,8 @@ def _handler_of(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
             if self.command == "GET":
                 hub.requests.append((name, self.headers.get("range", "")))
+            if self.command == "GET" and name == WEIGHTS and hub.on_weights:
+                hub.on_weights()
             if self.command == "GET" and name == WEIGHTS and hub.is_weightless:
                 self._send(503, b"")
                 return
