@@ -21,21 +21,22 @@ MAX_HEARTBEAT_AGE_SECONDS = 60
 
 
 def write_heartbeat(settings: Settings, name: str) -> None:
-    """Touch the heartbeat file, with this host's time and not a file server's, because it is compared with the
-    former."""
+    """Touch the heartbeat file. Its time is this host's time since boot: nobody sets that clock, and all processes and
+    containers of a host share it."""
     path = _path(settings, name)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
-    now = time.time()
+    now = time.monotonic()
     os.utime(path, (now, now))
 
 
 def heartbeat_age_seconds(settings: Settings, name: str) -> float | None:
-    """The age of the last heartbeat; None if there was none."""
+    """The age of the last heartbeat; None if there was none since the host booted."""
     try:
-        return time.time() - _path(settings, name).stat().st_mtime
+        age_seconds = time.monotonic() - _path(settings, name).stat().st_mtime
     except FileNotFoundError:
         return None
+    return age_seconds if age_seconds >= 0 else None
 
 
 def main(arguments: list[str]) -> int:

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from app.cli.client.service_discovery import find_layout
-from app.cli.commands import delivery_targets, imports, model_memory, models, queue, webhooks
+from app.cli.commands import answers, delivery_targets, imports, model_memory, models, queue, webhooks
 from app.cli.commands.files import file_reports, files
 from app.cli.commands.jobs import adapters, clones, deliveries, evaluations, exports, jobs, plans, records
 from app.cli.commands.operations import backups, retention, status, storage
@@ -117,7 +117,7 @@ app.add_typer(secrets.commands, name="secrets")
 app.add_typer(webhooks.commands, name="webhooks")
 app.add_typer(storage.commands, name="storage")
 app.add_typer(delivery_targets.commands, name="targets")
-for module in (queue, status, retention, backups, evaluations):  # no name: adds their commands to `tunery`
+for module in (answers, queue, status, retention, backups, evaluations):  # no name: adds their commands to `tunery`
     app.add_typer(module.commands)
 
 

@@ -86,7 +86,9 @@ class Evaluator:
 
     def _claim(self, session: Session) -> Evaluation | None:
         capacity = self._capacity() if self._capacity else None
-        return evaluations.claim(session, self.owner, self.settings.lease_ttl_seconds, capacity)
+        settings = self.settings
+        half_life_seconds = settings.fair_share_half_life_seconds
+        return evaluations.claim(session, self.owner, settings.lease_ttl_seconds, capacity, half_life_seconds)
 
     def _run(self, evaluation: Evaluation, keeper: RowLeaseKeeper[Evaluation], lock: int) -> None:
         log.info("evaluation started", model=evaluation.model)

@@ -42,17 +42,19 @@ BATCH_SIZE = 500
 log = get_logger(__name__)
 
 
-def clean_up(resources: Resources) -> None:
-    """Do everything but `delete_orphans`. Raises DATABASE_UNAVAILABLE, OSError."""
+def clean_up(resources: Resources, are_ages_known: bool = True) -> None:
+    """Do everything but `delete_orphans`; nothing by the age of files unless it is known. Raises DATABASE_UNAVAILABLE,
+    OSError."""
     expire_files(resources)
     expire_uploads(resources)
     with transaction(resources.sessions) as session:
         workers.delete_stale(session)
         idempotency.delete_expired(session)
         deliveries.delete_old(session, resources.settings.webhook_keep_seconds)
-    delete_staged_files(resources.storage.staging)
+    if are_ages_known:
+        delete_staged_files(resources.storage.staging)
     delete_reserved_space(resources)
-    clean_work_directories(resources)
+    clean_work_directories(resources, are_ages_known)
     purge_files(resources)  # what needs storage comes last: a bucket that is away must not stop the rest
     purge_upload_parts(resources)
     drop_snapshots(resources)
@@ -178,9 +180,9 @@ def delete_staged_files(staging: Path) -> None:
                 log.info("staged file removed", name=path.name)
 
 
-def clean_work_directories(resources: Resources) -> None:
+def clean_work_directories(resources: Resources, are_ages_known: bool = True) -> None:
     """Empty the directories of attempts that are no longer running, in this process's data directory. Logs are kept for
-    a week."""
+    a week, and as long as their age is not known."""
     attempts = workdir.attempts(resources.settings.work_dir)
     if not attempts:
         return
@@ -198,4 +200,5 @@ def clean_work_directories(resources: Resources) -> None:
     for job_id, attempt, directory in attempts:
         if running.get(job_id) != attempt:
             workdir.remove_all_but_logs(directory)
-            workdir.remove_old_logs(directory)
+            if are_ages_known:
+                workdir.remove_old_logs(directory)

@@ -28,7 +28,8 @@ from app.telemetry import metrics
 from worker.health import write_heartbeat
 from worker.jobs.lease import DATABASE_UNAVAILABLE, boottime_seconds, first_line
 from worker.node.resources import Resources
-from worker.reconciler.cleanup import apply_retention, clean_up, delete_orphans
+from worker.reconciler.cleanup import MIN_ORPHAN_AGE_SECONDS, apply_retention, clean_up, delete_orphans
+from worker.reconciler.clock_steps import StepDetector
 from worker.reconciler.scheduler import QueueScheduler
 from worker.reconciler.service_metrics import ServiceMetrics
 
@@ -74,6 +75,9 @@ class Reconciler:
         self.expiry_guard = MassExpiryGuard(self.settings.lease_ttl_seconds)
         self.scheduler = QueueScheduler(resources)
         self.service_metrics = ServiceMetrics(resources)
+        # After a step of PostgreSQL's clock living workers need a renewal to have leases by the new time.
+        self.server_clock = StepDetector("PostgreSQL", self.settings.lease_ttl_seconds)
+        self.host_clock = StepDetector("host", MIN_ORPHAN_AGE_SECONDS)
         self._cleaned_up_at = -float("inf")
         self._orphans_deleted_at = -float("inf")
 
@@ -102,16 +106,21 @@ class Reconciler:
         """Run one round, unless another reconciler is running one. Returns whether it was run."""
         with self._leader_lock() as is_leader:
             if is_leader:
-                self.reap()
-                self.reap_exports()
-                self.reap_evaluations()
-                self.reap_registrations()
+                if self._is_server_clock_steady():
+                    self.reap()
+                    self.reap_exports()
+                    self.reap_evaluations()
+                    self.reap_registrations()
+                    self.find_lost_workers()
                 self.pause_overdue()
-                self.find_lost_workers()
                 self.send_hints()
                 self.scheduler.tick()
                 self._clean_up_if_due()
         return is_leader
+
+    def _is_server_clock_steady(self) -> bool:
+        with transaction(self.resources.sessions) as session:
+            return self.server_clock.is_steady(expired_leases.server_clock_seconds(session))
 
     def reap(self) -> int:
         """End the attempts whose leases expired longer than the grace period ago. Returns their number."""
@@ -209,14 +218,17 @@ class Reconciler:
             self.resources.hints.send(queue)
 
     def _clean_up_if_due(self) -> None:
+        """The ages of files are differences of the host's clock: after a step of it, none is deleted for a day."""
+        are_ages_known = self.host_clock.is_steady(time.time())
         if time.monotonic() - self._cleaned_up_at >= CLEANUP_INTERVAL_SECONDS:
             self._cleaned_up_at = time.monotonic()
             self.check_disk()
-            clean_up(self.resources)
+            clean_up(self.resources, are_ages_known)
         if time.monotonic() - self._orphans_deleted_at >= ORPHAN_INTERVAL_SECONDS:
             self._orphans_deleted_at = time.monotonic()
             apply_retention(self.resources)
-            delete_orphans(self.resources)
+            if are_ages_known:
+                delete_orphans(self.resources)
 
     @contextlib.contextmanager
     def _leader_lock(self) -> Iterator[bool]:

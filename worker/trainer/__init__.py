@@ -7,6 +7,9 @@ because it needs no database, no broker and no settings.
 import logging
 import os
 import sys
+import time
+
+PROCESS_STARTED_AT = time.monotonic()  # this package is loaded first
 
 # If the package `kernels` is installed, transformers and bitsandbytes download code and run it (CVE-2026-4372). This
 # line hides the package from them. bitsandbytes' advice to install it is not logged.

@@ -18,6 +18,7 @@ CONNECT_TIMEOUT_SECONDS = 5
 RESPONSE_TIMEOUT_SECONDS = 120  # the server hashes an upload of 512 MiB and flushes it to disk before it responds
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 NOT_MODIFIED = 304
+END_OF_STREAM = "[DONE]"
 MISSING_KEY_MESSAGE = "No API key: set TUNERY_API_KEY, or give the --data-dir of a running `tunery up` on this machine."
 ERRORS_BY_STATUS = {
     403: AccessDenied,
@@ -64,6 +65,23 @@ class Client:
 
     def post(self, path: str, body: Mapping[str, Any] | None = None, **params: Any) -> Json:
         return self._request_json("POST", path, json=body, params=params)
+
+    def stream(self, path: str, body: Mapping[str, Any]) -> Iterator[Json]:
+        """The events of a streamed answer, in OpenAI's form. An error in the middle is raised as one before it."""
+        with self._transport_errors(), self._http.stream("POST", path, json=body) as response:
+            if response.is_error:
+                response.read()
+                raise _error_of(response, self.address)
+            for line in response.iter_lines():
+                data = line.removeprefix("data:").strip()
+                if data == END_OF_STREAM:
+                    return
+                if line.startswith("data:"):
+                    event = json.loads(data)
+                    if "error" in event:
+                        raise CliError(str(event["error"]["message"]))
+                    yield event
+        raise CliError("The answer ended before its last part. Ask again.")
 
     def delete(self, path: str) -> Json:
         return self._request_json("DELETE", path)

@@ -19,6 +19,7 @@ from app.domain.evaluations.graders import EvaluationSettings
 from app.domain.evaluations.promotion import DeliveryVerdict, delivery_verdict
 from app.domain.evaluations.states import UNFINISHED, EvaluationErrorCode, EvaluationState
 from app.domain.jobs.spec import JobSpec
+from app.domain.scheduling.fair_share import HALF_LIFE_SECONDS
 from app.domain.scheduling.worker_capacity import WorkerCapacity
 
 ACTIVE = [state.value for state in UNFINISHED]
@@ -123,33 +124,40 @@ def verdict_on_delivery(session: Session, job: Job) -> DeliveryVerdict:
 
 
 def claim(
-    session: Session, owner: str, ttl_seconds: float, capacity: WorkerCapacity | None = None
+    session: Session,
+    owner: str,
+    ttl_seconds: float,
+    capacity: WorkerCapacity | None = None,
+    half_life_seconds: float = HALF_LIFE_SECONDS,
 ) -> Evaluation | None:
-    """Claim the oldest claimable evaluation that fits the worker; None if there is none.
+    """Claim the next claimable evaluation that fits the worker: the oldest of the project with the lowest share, which
+    is the one that orders jobs. None if there is none.
 
     Generation needs less memory than the job's training, so its requirements are those of the job. On a GPU that
     several slots share it reserves memory as a job does; a base model that is not quantized needs the whole GPU.
     """
+    if not leased_rows.has_claimable(session, Evaluation):
+        return None
     is_reserved = False
     if capacity is not None and capacity.shares_gpus:
-        if not leased_rows.has_claimable(session, Evaluation):
-            return None
         fair_queue.lock_claims(session, "train")
         reserved = gpu_reservations.reserved_bytes(session, capacity, owner)
         if not capacity.has_room_for_slot(reserved):
             return None
         is_reserved = reserved > 0
-    oldest_id = (
+    shares = fair_queue.select_shares(half_life_seconds)
+    next_id = (
         select(Evaluation.id)
         .join(Job, Job.id == Evaluation.job_id)
+        .join(shares, shares.c.project_id == Evaluation.project_id)
         .where(leased_rows.is_claimable(Evaluation), *_fits(capacity, is_reserved))
-        .order_by(Evaluation.seq)
+        .order_by(shares.c.share, Evaluation.seq)
         .limit(1)
         .with_for_update(skip_locked=True, of=Evaluation)
     ).scalar_subquery()
     evaluation = session.execute(
         update(Evaluation)
-        .where(Evaluation.id == oldest_id)
+        .where(Evaluation.id == next_id)
         .values(
             attempt=Evaluation.attempt + 1,
             progress=null(),

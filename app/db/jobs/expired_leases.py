@@ -66,6 +66,11 @@ def reap(session: Session, job: Job, delay_seconds: float, max_crash_streak: int
     )
 
 
+def server_clock_seconds(session: Session) -> float:
+    """PostgreSQL's time, which decides leases, in seconds since 1970."""
+    return float(session.scalar(text("SELECT extract(epoch FROM clock_timestamp())")) or 0)
+
+
 def server_uptime_seconds(session: Session) -> float:
     """Seconds since the start of PostgreSQL; before it, no worker could renew a lease."""
     seconds = session.scalar(text("SELECT extract(epoch FROM clock_timestamp() - pg_postmaster_start_time())"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any, Literal
 
-from sqlalchemy import ScalarSelect, func, select, text
+from sqlalchemy import Double, ScalarSelect, Subquery, Text, column, func, select, text
 from sqlalchemy.orm import Session
 
 from app.db.tables import Job
@@ -68,6 +68,10 @@ project_share AS MATERIALIZED (
 READ_PROJECT_SHARES = f"""
 WITH {PROJECT_SHARE}
 SELECT project_id, used, held, weight, running, max_running FROM project_share
+"""
+SELECT_SHARES = f"""
+WITH {PROJECT_SHARE}
+SELECT project_id, (used + held) / weight AS share FROM project_share
 """
 # The first jobs of each project, then among them the job whose project has the lowest share. PostgreSQL evaluates the
 # last WHERE again on the newest version of the row when it has locked it.
@@ -185,6 +189,12 @@ def select_training_job(offer: WorkerCapacity | None, half_life: float = HALF_LI
         values["labels"] = None if offer.labels is None else json.dumps(sorted(offer.labels))
         values["usable_bytes"], values["device_kind"] = offer.usable_bytes, offer.kind
     return text(SELECT_TRAINING_JOB).bindparams(**values).columns(Job.id).scalar_subquery()
+
+
+def select_shares(half_life: float = HALF_LIFE_SECONDS) -> Subquery:
+    """Subquery with `project_id` and `share` of every project, by which other queues order their projects."""
+    statement = text(SELECT_SHARES).bindparams(half_life=half_life)
+    return statement.columns(column("project_id", Text), column("share", Double)).subquery("shares")
 
 
 def project_shares(session: Session, half_life: float = HALF_LIFE_SECONDS) -> list[ProjectShare]:

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 from prometheus_client import REGISTRY
 from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
 
 from app.db.access import usage
 from app.db.engine import transaction
 from app.db.jobs import evaluations
 from app.db.jobs.claims import Lease
 from app.db.scheduling import fair_queue
-from app.db.tables import Evaluation, EvaluationAttempt, Job
+from app.db.tables import Evaluation, EvaluationAttempt, Job, Project
 from app.domain.evaluations.graders import EvaluationRequest
 from app.domain.scheduling.worker_capacity import WorkerCapacity
 from app.services import queue
@@ -59,6 +60,40 @@ def used_seconds(harness: WorkerHarness) -> tuple[float, float]:
     with transaction(harness.sessions) as session:
         share = next(each for each in fair_queue.project_shares(session) if each.project_id == harness.project.id)
         return usage.gpu_seconds(session, harness.project.id)[0], share.usage
+
+
+class TestOrder:
+    def test_the_project_that_used_less_comes_first_and_its_oldest_evaluation(
+        self, harness: WorkerHarness, evaluation: Evaluation
+    ) -> None:
+        """`default` has trained a job, and its two evaluations are older than that of the other project."""
+        with transaction(harness.sessions) as session:
+            second = queue_again(harness, session, evaluation)
+            other = make_project(session, "other")
+            third = queue_again(harness, session, evaluation)
+            session.execute(update(Evaluation).where(Evaluation.id == third).values(project_id=other.id))
+        assert [claim(harness).id for _ in range(3)] == [third, evaluation.id, second]
+
+    def test_a_project_of_a_larger_weight_may_have_used_more(
+        self, harness: WorkerHarness, evaluation: Evaluation
+    ) -> None:
+        with transaction(harness.sessions) as session:
+            second = queue_again(harness, session, evaluation)
+            other = make_project(session, "other")
+            third, fourth = queue_again(harness, session, evaluation), queue_again(harness, session, evaluation)
+            of_other = Evaluation.id.in_([third, fourth])
+            session.execute(update(Evaluation).where(of_other).values(project_id=other.id))
+            session.execute(update(Project).where(Project.id == harness.project.id).values(share_weight=1000.0))
+        assert claim(harness).id == third
+        began_a_minute_ago(harness)
+        assert [claim(harness).id for _ in range(3)] == [evaluation.id, second, fourth]
+
+
+def queue_again(harness: WorkerHarness, session: Session, evaluation: Evaluation) -> str:
+    """Another evaluation of the same checkpoint and file."""
+    request = EvaluationRequest.model_validate({"file": evaluation.file_id})
+    hints, project_id, job_id = harness.resources.hints, evaluation.project_id, evaluation.job_id
+    return service.create(session, hints, project_id, job_id, request, None, []).id
 
 
 class TestUsage:

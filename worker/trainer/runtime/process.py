@@ -7,14 +7,13 @@ import sys
 import time
 from typing import IO
 
-import psutil
-
 from app.domain.jobs.states import ExitCode
 from app.system import parent_death
+from worker.trainer import PROCESS_STARTED_AT
 
 PARENT_PID_VARIABLE = "TUNERY_PARENT_PID"
 
-_work_started_at: float | None = None  # by time.time(); only in a warm trainer
+_work_started_at: float | None = None  # by time.monotonic(); only in a warm trainer
 
 
 def control_lines() -> IO[bytes]:
@@ -45,9 +44,9 @@ def die_with_parent() -> None:
 def start_working_time() -> None:
     """Start to count `working_seconds`: the time in which a warm trainer waits does not belong to the job."""
     global _work_started_at
-    _work_started_at = time.time()
+    _work_started_at = time.monotonic()
 
 
 def working_seconds() -> float:
     """Return the seconds since the process, or the work of a warm trainer, started."""
-    return time.time() - (_work_started_at or psutil.Process().create_time())
+    return time.monotonic() - (_work_started_at or PROCESS_STARTED_AT)

@@ -1,0 +1,139 @@
+"""A clock that is set forward or back by an hour costs no attempt, no upload and no session."""
+
+from __future__ import annotations
+
+import os
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import update
+
+from app.db.engine import transaction
+from app.db.jobs import expired_leases
+from app.db.tables import Job
+from app.settings import Settings
+from tests.worker.fake_trainer import TrainerPlan
+from tests.worker.worker_harness import WorkerHarness
+from worker import health
+from worker.reconciler.clock_steps import StepDetector
+from worker.reconciler.reconciler import Reconciler
+from worker.trainer.runtime import process
+
+HOUR = 3600.0
+STEPS = pytest.mark.parametrize("step_seconds", [HOUR, -HOUR])
+
+
+class Clock:
+    """The host's wall clock, as every module reads it, and how far it was set."""
+
+    def __init__(self) -> None:
+        self._real = time.time
+        self.step_seconds = 0.0
+
+    def __call__(self) -> float:
+        return self._real() + self.step_seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(time, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def reconciler(harness: WorkerHarness) -> Reconciler:
+    reconciler = Reconciler(harness.resources)
+    reconciler.expiry_guard.ttl_seconds = 0.0
+    return reconciler
+
+
+class TestStepDetector:
+    def test_a_clock_that_runs_is_steady_and_one_that_was_set_is_not_for_a_while(self) -> None:
+        now = [100.0]
+        detector = StepDetector("test", 300, boottime=lambda: now[0])
+        assert detector.is_steady(1000)
+        now[0] += 60
+        assert detector.is_steady(1060)
+        assert not detector.is_steady(1060 - HOUR)
+        now[0] += 299
+        assert not detector.is_steady(1359 - HOUR)
+        now[0] += 1
+        assert detector.is_steady(1360 - HOUR)
+
+
+def set_server_clock(harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch, step_seconds: float) -> None:
+    """What an hour's step of PostgreSQL's clock is to the reconciler: other times, and leases as much nearer."""
+    read = expired_leases.server_clock_seconds
+    monkeypatch.setattr(expired_leases, "server_clock_seconds", lambda session: read(session) + step_seconds)
+    with transaction(harness.sessions) as session:
+        moved = Job.lease_expires_at - timedelta(seconds=step_seconds)
+        session.execute(update(Job).where(Job.lease_owner.is_not(None)).values(lease_expires_at=moved))
+
+
+def test_a_step_of_the_server_s_clock_ends_no_attempt_of_a_living_worker(
+    harness: WorkerHarness, reconciler: Reconciler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = harness.create_queued_job()
+    claimed = harness.claim()
+    assert reconciler.round()
+    set_server_clock(harness, monkeypatch, HOUR)
+    assert reconciler.round()
+    held = harness.job(job)
+    assert (held.state, held.attempt, held.lease_owner) == ("running", claimed.attempt, claimed.lease_owner)
+    reconciler.server_clock._quiet_until = 0.0  # a lease later, without a renewal, the worker is dead
+    assert reconciler.round()
+    assert harness.job(job).state == "queued"
+
+
+@STEPS
+def test_a_job_goes_on_while_the_host_s_clock_is_set(
+    harness: WorkerHarness, reconciler: Reconciler, clock: Clock, step_seconds: float
+) -> None:
+    job = harness.create_queued_job()
+    thread = harness.start_next_job(TrainerPlan(steps=40, step_seconds=0.05))
+    harness.until(lambda: harness.has_reached(job, 3), "the job trains")
+    clock.step_seconds = step_seconds
+    assert reconciler.round()
+    thread.join()
+    done = harness.job(job)
+    assert (done.state, done.attempt) == ("succeeded", 2)
+
+
+@STEPS
+def test_a_step_of_the_host_s_clock_deletes_no_file_that_is_being_written(
+    harness: WorkerHarness, reconciler: Reconciler, clock: Clock, step_seconds: float
+) -> None:
+    assert reconciler.round()
+    upload = harness.resources.storage.staging / "upload-in-progress"
+    upload.write_bytes(b"x")
+    clock.step_seconds = step_seconds
+    reconciler._cleaned_up_at = reconciler._orphans_deleted_at = -float("inf")
+    assert reconciler.round()
+    assert upload.exists()
+
+
+@STEPS
+def test_a_heartbeat_has_its_true_age(settings: Settings, clock: Clock, step_seconds: float) -> None:
+    health.write_heartbeat(settings, "gpu")
+    clock.step_seconds = step_seconds
+    age_seconds = health.heartbeat_age_seconds(settings, "gpu")
+    assert age_seconds is not None
+    assert 0 <= age_seconds < 60
+
+
+def test_a_heartbeat_of_an_earlier_boot_is_none(settings: Settings, tmp_path: Path) -> None:
+    health.write_heartbeat(settings, "gpu")
+    [path] = (settings.data_dir / "run").iterdir()
+    later_than_now = time.monotonic() + HOUR
+    os.utime(path, (later_than_now, later_than_now))
+    assert health.heartbeat_age_seconds(settings, "gpu") is None
+
+
+@STEPS
+def test_the_working_time_of_a_trainer_is_that_of_its_work(clock: Clock, step_seconds: float) -> None:
+    before = process.working_seconds()
+    clock.step_seconds = step_seconds
+    assert before <= process.working_seconds() < before + 60
