@@ -101,6 +101,42 @@ def test_a_file_that_is_no_table_says_what_to_save(open_page: Open, tmp_path: Pa
     expect(page.get_by_role("alert")).to_contain_text("Save the sheet as CSV (UTF-8)")
 
 
+def test_a_jsonl_file_that_is_none_is_not_usable_and_says_why(open_page: Open, tmp_path: Path) -> None:
+    (tmp_path / "picture.jsonl").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 20)
+    page = open_page("/datasets")
+    drop(page, tmp_path / "picture.jsonl")
+    expect(page.get_by_role("alert").or_(page.get_by_text("Not usable for training"))).to_be_visible()
+    expect(page.get_by_text(re.compile("UTF-8|JSON")).first).to_be_visible()
+    assert "Traceback" not in page.content()
+
+
+def test_a_csv_above_two_gigabytes_is_refused_before_it_is_sent(open_page: Open, tmp_path: Path) -> None:
+    with (tmp_path / "huge.csv").open("wb") as sparse:
+        sparse.truncate((2 << 30) + 1)
+    page = open_page("/datasets")
+    drop(page, tmp_path / "huge.csv")
+    expect(page.get_by_text("a CSV may have at most 2,147,483,648")).to_be_visible()
+    expect(page.get_by_text("0.0 MB of 2147.5 MB")).to_be_visible()
+
+
+def test_an_upload_continues_after_its_page_was_closed(open_page: Open, tmp_path: Path) -> None:
+    """The second piece fails until the page is closed; the same file, dropped again, begins with the second piece."""
+    file = tmp_path / "half.jsonl"
+    file.write_bytes(tickets_jsonl(30_000, seed=3))
+    page = open_page("/datasets")
+    page.route("**/uploads/*/content?offset=4194304", lambda route: route.abort())
+    drop(page, file)
+    expect(page.get_by_text("The connection was lost; it continues by itself.")).to_be_visible()
+    again = page.context.new_page()
+    page.close()
+    offsets: list[str] = []
+    again.on("request", lambda request: offsets.extend(re.findall(r"offset=(\d+)", request.url)))
+    again.goto(page.url)
+    drop(again, file)
+    again.wait_for_url(re.compile(r"/datasets/file-"), timeout=60_000)
+    assert offsets[0] == "4194304"
+
+
 def test_an_interrupted_upload_continues(open_page: Open, tmp_path: Path) -> None:
     """The second piece fails twice; the upload continues at the byte that the server has."""
     file = tmp_path / "large.jsonl"

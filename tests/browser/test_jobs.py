@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 from app.db.engine import transaction
 from tests import factories
@@ -87,6 +87,17 @@ def test_a_project_without_jobs_gets_the_first_job_as_curl_python_and_cli(open_p
     expect(page.get_by_text(f"{world.api_url} KEY=")).to_be_visible()
     page.get_by_role("tab", name="Command line").click()
     expect(page.get_by_text(f"tunery jobs create --model {MODEL}")).to_be_visible()
+
+
+def test_a_page_that_loads_slowly_shows_a_bar(open_page: Open) -> None:
+    page = open_page("/jobs")
+    held: list[Route] = []
+    page.route("**/queue", lambda route: held.append(route))
+    page.get_by_role("link", name="Queue").click(no_wait_after=True)
+    expect(page.locator("body.t-leaving")).to_be_attached()
+    held[0].fallback()
+    page.wait_for_url("**/queue")
+    expect(page.locator("body.t-leaving")).to_have_count(0)
 
 
 def test_a_hostile_name_is_shown_as_text(open_page: Open) -> None:
