@@ -93,8 +93,12 @@ def test_a_page_that_loads_slowly_shows_a_bar(open_page: Open) -> None:
     page = open_page("/jobs")
     held: list[Route] = []
     page.route("**/queue", lambda route: held.append(route))
-    page.get_by_role("link", name="Queue").click(no_wait_after=True)
-    expect(page.locator("body.t-leaving")).to_be_attached()
+    page.evaluate(
+        "new MutationObserver(() => document.body.matches('.t-leaving') && console.log('the bar is shown'))"
+        ".observe(document.body, {attributes: true})"
+    )
+    with page.expect_console_message(lambda message: message.text == "the bar is shown"):
+        page.get_by_role("link", name="Queue").click(no_wait_after=True)
     held[0].fallback()
     page.wait_for_url("**/queue")
     expect(page.locator("body.t-leaving")).to_have_count(0)

@@ -117,7 +117,8 @@ export default {
       </div>
       <div class="t-bar" role="progressbar" aria-valuemin="0" aria-valuemax="100" :aria-valuenow="percent(entry)"
            :aria-label="'Upload of ' + entry.name"><div :style="{ width: percent(entry) + '%' }"></div></div>
-      <div v-if="entry.message" :class="entry.state === 'failed' ? 't-error' : 't-muted'">{{ entry.message }}</div>
+      <div v-if="entry.message && entry.state === 'failed'" class="t-error" role="alert">{{ entry.message }}</div>
+      <div v-else-if="entry.message" class="t-muted">{{ entry.message }}</div>
     </div>
   </div>`,
 };

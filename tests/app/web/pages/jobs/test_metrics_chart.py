@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,14 +15,20 @@ ROWS = [
     {"step": 2, "train_loss": None, "num_tokens": 300, "tokens_per_second": 100.0, "full_valid_loss": 1.8},
     {"step": 3, "train_loss": 1.0, "num_tokens": 400, "tokens_per_second": 100.0, "full_valid_loss": 1.9},
 ]
+Json = dict[str, Any]
 finite = st.floats(-1e6, 1e6)
+
+
+def points_of(series: Json) -> Any:
+    """The points of a series, which are an expression in JavaScript."""
+    return json.loads(series[":data"].removeprefix("Object.freeze(JSON.parse('").removesuffix("'))"))
 
 
 def test_losses_share_their_axes_and_the_best_validation_is_marked() -> None:
     series = options([Run("job", ROWS)], Look())["series"]
     train, valid = (next(one for one in series if one["name"] == name) for name in ("Train loss", "Validation loss"))
     assert train["yAxisIndex"] == valid["yAxisIndex"] == 0
-    assert train["data"] == [(1.0, 2.0), (2.0, None), (3.0, 1.0)]
+    assert points_of(train) == [[1.0, 2.0], [2.0, None], [3.0, 1.0]]
     assert valid["markPoint"]["data"][0]["coord"] == [2.0, 1.8]
 
 
