@@ -12,14 +12,14 @@ from fastapi.routing import APIRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
-def head_routes(router: APIRouter) -> APIRouter:
-    """A new router with a HEAD route for each GET route of `router`."""
-    heads = APIRouter()
+def head_routes(router: APIRouter) -> list[APIRoute]:
+    """A HEAD route for each GET route of `router`."""
+    heads = []
     for route in router.routes:
         if isinstance(route, APIRoute) and "GET" in (route.methods or ()):
             head = copy.copy(route)
             head.methods, head.include_in_schema = {"HEAD"}, False
-            heads.routes.append(head)
+            heads.append(head)
     return heads
 
 
