@@ -22,6 +22,10 @@ class DeliveryRefused(DeliveryError):
         self.check = check
 
 
+class CredentialsLost(DeliveryError):
+    """The target's credentials cannot be decrypted; the attempt does not count."""
+
+
 @dataclass(frozen=True)
 class Parcel:
     """An adapter for a target."""

@@ -37,7 +37,7 @@ from app.domain.deliveries.targets import (
 from app.log import get_logger
 from app.telemetry import metrics
 from worker.deliveries import adapter_files
-from worker.deliveries.destination import Delivered, DeliveryError, DeliveryRefused, Parcel, Target
+from worker.deliveries.destination import CredentialsLost, Delivered, DeliveryError, DeliveryRefused, Parcel, Target
 from worker.deliveries.directory import DirectoryTarget
 from worker.deliveries.engines import EngineTarget, Sglang, Vllm
 from worker.deliveries.outbound import trust_database
@@ -49,6 +49,7 @@ SENDER_THREADS = 8
 LEASE_SECONDS = 60.0  # how long a delivery rests after its sender was killed
 RENEW_SECONDS = 15.0
 REPORT_SECONDS = 10.0
+LOST_CREDENTIALS_SECONDS = 60.0  # until it looks for the key again, which connects to nothing
 MAX_ERROR_CHARACTERS = 2_000
 
 log = get_logger(__name__)
@@ -160,7 +161,7 @@ class DeliverySender:
         try:
             secrets = credentials.decrypt(settings.encryption_keys, row.credentials) if row.credentials else {}
         except NoSecretKey as error:
-            raise DeliveryError(str(error)) from error
+            raise CredentialsLost(str(error)) from error
         timeout_seconds, allowed = settings.delivery_timeout_seconds, settings.delivery_directories
         match parse_destination(row.destination):
             case DirectoryDestination() as destination:
@@ -233,6 +234,8 @@ class DeliverySender:
             case _:
                 seconds = states.retry_delay_seconds(delivery.tries, jitter)
         columns: dict[str, Any] = {"error": str(error)[:MAX_ERROR_CHARACTERS]}
+        if isinstance(error, CredentialsLost):
+            seconds, columns["tries"] = LOST_CREDENTIALS_SECONDS, delivery.tries - 1
         if isinstance(error, DeliveryRefused):
             seconds = None
             columns["served_check"] = _dumped(error.check)

@@ -21,6 +21,7 @@ from app.api.schemas.deliveries import (
 from app.api.schemas.jobs.requests import parse_body
 from app.api.transport.json_body import JsonBodyDep
 from app.api.transport.pagination import After, Limit, list_page
+from app.db.tables import DeliveryTarget
 from app.domain.deliveries.targets import TargetRules
 from app.services.deliveries import targets
 from app.services.deliveries.targets import Operator, TargetChanges
@@ -37,20 +38,24 @@ def create_target(body: JsonBodyDep, caller: CallerDep, session: SessionDep, app
     """Register a directory, inference engines, a bucket or a hub. Credentials are stored encrypted, never returned."""
     parsed = parse_body(CreateDeliveryTarget, body)
     changes = _changes(parsed)
-    return render_target(targets.create(session, _operator(app_state), caller.project_id, parsed.name, changes))
+    created = targets.create(session, _operator(app_state), caller.project_id, parsed.name, changes)
+    return _rendered(app_state, created)
 
 
 @router.get("", response_model=DeliveryTargetList, summary="List delivery targets")
-def list_targets(caller: CallerDep, session: SessionDep, after: After = None, limit: Limit = 20) -> Any:
+def list_targets(
+    caller: CallerDep, session: SessionDep, app_state: AppStateDep, after: After = None, limit: Limit = 20
+) -> Any:
     """Newest first."""
     limit = min(limit, MAX_PAGE)
-    return list_page(targets.page(session, caller.project_id, limit + 1, after), limit, render_target)
+    found = targets.page(session, caller.project_id, limit + 1, after)
+    return list_page(found, limit, lambda target: _rendered(app_state, target))
 
 
 @router.get("/{target_id}", response_model=DeliveryTargetBody, summary="Get a delivery target")
-def get_target(target_id: str, caller: CallerDep, session: SessionDep) -> Any:
+def get_target(target_id: str, caller: CallerDep, session: SessionDep, app_state: AppStateDep) -> Any:
     """By its id or its name. `credentials` has the names of those that are stored."""
-    return render_target(targets.get(session, caller.project_id, target_id))
+    return _rendered(app_state, targets.get(session, caller.project_id, target_id))
 
 
 @router.post(
@@ -64,7 +69,7 @@ def update_target(
 ) -> Any:
     """Absent fields keep their values. Deliveries that have not succeeded yet are tried again at once."""
     changes = _changes(parse_body(UpdateDeliveryTarget, body))
-    return render_target(targets.change(session, _operator(app_state), caller.project_id, target_id, changes))
+    return _rendered(app_state, targets.change(session, _operator(app_state), caller.project_id, target_id, changes))
 
 
 @router.delete("/{target_id}", response_model=DeliveryTargetDeleted, summary="Delete a delivery target")
@@ -72,6 +77,10 @@ def delete_target(target_id: str, caller: CallerDep, session: SessionDep) -> Any
     """Its credentials are deleted and its pending deliveries fail. What was delivered stays there."""
     target = targets.delete(session, caller.project_id, target_id)
     return {"id": target.id, "object": "delivery_target.deleted", "deleted": True}
+
+
+def _rendered(app_state: AppState, target: DeliveryTarget) -> dict[str, Any]:
+    return render_target(target, targets.problem(app_state.settings.encryption_keys, target))
 
 
 def _changes(parsed: CreateDeliveryTarget | UpdateDeliveryTarget) -> TargetChanges:

@@ -10,7 +10,7 @@ from app.api.schemas.common import Body, ListBody, unix_seconds, unix_seconds_or
 from app.api.schemas.jobs.requests import Id, Strict
 from app.db.tables import DeliveryTarget
 from app.domain.deliveries.served_check import ServedCheck
-from app.domain.deliveries.targets import MAX_CREDENTIAL_CHARACTERS, AnyDestination
+from app.domain.deliveries.targets import MAX_CREDENTIAL_CHARACTERS, AnyDestination, TargetStatus
 from app.services.deliveries.deliveries import DeliveryView
 
 CREDENTIALS_DESCRIPTION = (
@@ -73,6 +73,8 @@ class DeliveryTargetBody(Body):
     credentials: list[str]
     served_model: str | None
     default: bool
+    status: Literal["ready", "credentials_lost"]
+    error: str | None
 
 
 class DeliveryTargetList(ListBody):
@@ -113,7 +115,8 @@ class DeliveryList(ListBody):
     data: list[DeliveryBody]
 
 
-def render_target(target: DeliveryTarget) -> dict[str, Any]:
+def render_target(target: DeliveryTarget, problem: str | None) -> dict[str, Any]:
+    """`problem`: why its credentials cannot be used."""
     return {
         "id": target.id,
         "object": "delivery_target",
@@ -125,6 +128,8 @@ def render_target(target: DeliveryTarget) -> dict[str, Any]:
         "credentials": target.credential_names,
         "served_model": target.served_model,
         "default": target.is_default,
+        "status": TargetStatus.READY if problem is None else TargetStatus.CREDENTIALS_LOST,
+        "error": problem,
     }
 
 

@@ -73,12 +73,16 @@ def list_targets(client: "Client", as_json: AsJson = False) -> None:
             row["kind"],
             row["served_model"] or "",
             "yes" if row["default"] else "",
+            row["status"].replace("_", " "),
             _where(row["destination"]),
         ]
         for row in targets
     ]
-    columns = ["name", "kind", "served model", "default", "destination"]
+    columns = ["name", "kind", "served model", "default", "status", "destination"]
     print_table(columns, rows, "No targets. Create one with `tunery targets create NAME --kind KIND`.")
+    for row in targets:
+        if row["error"]:
+            print_note(f"{row['name']}: {row['error']}")
 
 
 @commands.command("show")

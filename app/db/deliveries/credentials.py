@@ -24,4 +24,4 @@ def decrypt(keys: Sequence[str], token: str) -> dict[str, str]:
         return dict(json.loads(encryption.decrypt(keys, token)))
     except LostKey:
         text = "none of TUNERY_SECRET_KEYS decrypts the credentials of this target; add the key that encrypted them, "
-        raise LostKey(f"{text}or set the credentials again") from None
+        raise LostKey(f"{text}or set the credentials again (`tunery targets update NAME --credentials FILE`)") from None

@@ -28,6 +28,11 @@ class TargetKind(StrEnum):
     HUGGINGFACE = "huggingface"
 
 
+class TargetStatus(StrEnum):
+    READY = "ready"
+    CREDENTIALS_LOST = "credentials_lost"  # no encryption key of the service decrypts them
+
+
 ENGINES = frozenset({TargetKind.VLLM, TargetKind.SGLANG})
 # The names that the credentials of a kind may have.
 CREDENTIALS: Mapping[TargetKind, tuple[str, ...]] = {

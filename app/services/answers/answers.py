@@ -112,6 +112,8 @@ async def ask(client: EngineClient, engines: Sequence[Engine], question: Questio
 
 async def _ask_server(client: EngineClient, engine: Engine, question: Question) -> EngineAnswer:
     """Raises EngineAway, and what `engine_error` returns."""
+    if engine.problem is not None:
+        raise EngineAway(engine.problem)
     served = engine.served_model or await client.base_model(engine)
     body = to_json({**question.body, "model": served})
     response = await client.send(engine, "POST", question.path, body, question.request_id)
@@ -175,10 +177,11 @@ def _renamed(content: bytes, served: str, requested: str) -> bytes:
 
 
 def _servers(target: ServingTarget, served: ServedModel, encryption_keys: Sequence[str]) -> list[Engine]:
+    credentials, problem = {}, None
     try:
-        credentials = decrypt(encryption_keys, target.credentials) if target.credentials else {}
-    except NoSecretKey as error:  # the engine then refuses the request, and the error says what to set
-        log.warning("credentials not decrypted", target=target.name, reason=str(error))
-        credentials = {}
+        if target.credentials:
+            credentials = decrypt(encryption_keys, target.credentials)
+    except NoSecretKey as error:
+        problem = str(error)
     name = target.destination.get("base_model") if served.is_base else target.served_model
-    return [Engine(target.name, url, name, credentials.get("api_key")) for url in target.destination["urls"]]
+    return [Engine(target.name, url, name, credentials.get("api_key"), problem) for url in target.destination["urls"]]

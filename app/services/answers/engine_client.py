@@ -37,6 +37,7 @@ class Engine:
     url: str
     served_model: str | None
     api_key: str | None
+    problem: str | None = None  # why it cannot be asked
 
 
 class EngineAway(Exception):

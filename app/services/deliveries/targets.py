@@ -74,6 +74,16 @@ def get(session: Session, project_id: str, target_id: str, lock: bool = False) -
     return target
 
 
+def problem(encryption_keys: Sequence[str], target: DeliveryTarget) -> str | None:
+    """Why the target's credentials cannot be used, and what to do; None if they can."""
+    try:
+        if target.credentials is not None:
+            encryption.decrypt(encryption_keys, target.credentials)
+    except NoSecretKey as error:
+        return str(error)
+    return None
+
+
 def page(session: Session, project_id: str, limit: int, after: str | None) -> list[DeliveryTarget]:
     last = targets.get(session, project_id, after) if after is not None else None
     if after is not None and last is None:

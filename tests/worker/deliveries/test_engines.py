@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import pytest
+from cryptography.fernet import Fernet
 from sqlalchemy import delete
 
 from app.db.deliveries import deliveries
@@ -19,6 +20,7 @@ from tests.engine_stand_in import BASE, BASE_ROOT, EngineStandIn, serving_engine
 from tests.worker.deliveries.conftest import REFERENCE, DeliveryHarness
 from worker.deliveries.outbound import guard_connections
 
+OTHER_KEY = Fernet.generate_key().decode()
 KINDS: tuple[Literal["vllm", "sglang"], ...] = ("vllm", "sglang")
 
 
@@ -405,14 +407,26 @@ class TestFaults:
             delivery.attempt_due()
         assert (delivery.delivery(job).state, server.loaded) == ("withdrawn", {})
 
-    def test_credentials_that_no_key_decrypts_are_named(self, delivery: DeliveryHarness, vllm: EngineStandIn) -> None:
+    @pytest.mark.parametrize("keys", ["", OTHER_KEY], ids=["no-key", "another-key"])
+    def test_credentials_that_no_key_decrypts_are_named_and_use_up_no_attempt(
+        self, delivery: DeliveryHarness, vllm: EngineStandIn, keys: str
+    ) -> None:
         delivery.target(destination(delivery, vllm), secrets={"api_key": "x"})
-        job = delivery.finished_job("production")
-        delivery.sender.settings = delivery.sender.settings.model_copy(
-            update={"secret_keys": type(delivery.sender.settings.secret_keys)("")}
-        )
+        job, sender = delivery.finished_job("production"), delivery.sender
+        right = sender.settings
+        sender.settings = right.model_copy(update={"secret_keys": type(right.secret_keys)(keys)})
+        for _ in range(len(states.RETRY_SECONDS) + 2):
+            delivery.make_due()
+            delivery.attempt_due()
+        row = delivery.delivery(job)
+        assert (row.state, row.tries, vllm.loaded) == ("pending", 0, {})
+        assert "TUNERY_SECRET_KEYS" in (row.error or "")
+        assert sum("TUNERY_SECRET_KEYS" in message for message in delivery.harness.messages(job)) == 1
+        sender.settings = right
+        delivery.make_due()
         delivery.attempt_due()
-        assert "TUNERY_SECRET_KEYS" in (delivery.delivery(job).error or "")
+        row = delivery.delivery(job)
+        assert (row.state, row.error) == ("delivered", None)
 
     def test_the_last_attempt_fails_the_delivery(
         self, delivery: DeliveryHarness, monkeypatch: pytest.MonkeyPatch

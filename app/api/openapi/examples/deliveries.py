@@ -28,7 +28,7 @@ CREATE_TARGET = {
 TARGET = {
     "id": TARGET_ID, "object": "delivery_target", "created_at": 1795000000, "updated_at": 1795000000,
     "name": TARGET_NAME, "kind": "vllm", "destination": DESTINATION, "credentials": ["api_key"],
-    "served_model": "support-bot", "default": False,
+    "served_model": "support-bot", "default": False, "status": "ready", "error": None,
 }  # fmt: skip
 CHECK = {
     "verdict": "same", "prompts": 16, "tokens": 645, "noise": 0.0015, "trainer_effect": 1.862, "engine_effect": 1.861,

@@ -15,6 +15,7 @@ from starlette.testclient import TestClient
 
 from app.db import models
 from app.db.access import keys, permissions
+from app.db.deliveries.credentials import encrypt
 from app.db.engine import Sessions, transaction
 from app.db.tables import Delivery, DeliveryTarget, Job, Project, TunedModel
 from app.settings import Settings
@@ -127,6 +128,17 @@ class TestPassedOn:
         assert answer.status_code == 200
         assert server.asked[0].headers["x-request-id"] == "trace-1"
         assert api_key not in str(server.asked[0].headers)
+
+    def test_an_engine_whose_key_cannot_be_decrypted_is_not_asked(
+        self, client: TestClient, server: AnsweringEngine, delivered: Deliverer
+    ) -> None:
+        model = delivered(server.url, api_key="engine-secret")
+        with transaction(delivered.sessions) as session:
+            lost = encrypt([Fernet.generate_key().decode()], {"api_key": "engine-secret"})
+            session.execute(update(DeliveryTarget).values(credentials=lost))
+        status, code, message = error_of(client.post(CHAT, json={"model": model, "messages": MESSAGES}))
+        assert (status, code, server.asked) == (503, "engine_unavailable", [])
+        assert "none of TUNERY_SECRET_KEYS decrypts the credentials" in message
 
 
 class TestAccess:

@@ -11,7 +11,7 @@ from sqlalchemy import select
 from starlette.testclient import TestClient
 
 from app.db.access import keys
-from app.db.deliveries.credentials import decrypt
+from app.db.deliveries.credentials import decrypt, encrypt
 from app.db.engine import Sessions, transaction
 from app.db.tables import DeliveryTarget, Project
 from app.settings import Settings
@@ -98,6 +98,26 @@ class TestWithoutASecretKey:
     def test_credentials_are_refused_and_targets_without_them_are_not(self, client: TestClient, tmp_path: Path) -> None:
         assert "TUNERY_SECRET_KEYS" in error(client.post(PATH, json=vllm(tmp_path, credentials={"api_key": "x"})))
         assert client.post(PATH, json=vllm(tmp_path)).status_code == 200
+
+
+class TestALostKey:
+    def test_is_a_state_of_the_target_until_the_credentials_are_set_again(
+        self, client: TestClient, tmp_path: Path, sessions: Sessions
+    ) -> None:
+        assert client.post(PATH, json=vllm(tmp_path, credentials={"api_key": "x"})).json()["status"] == "ready"
+        with transaction(sessions) as session:
+            row = session.scalars(select(DeliveryTarget)).one()
+            row.credentials = encrypt([Fernet.generate_key().decode()], {"api_key": "x"})
+        lost = client.get(f"{PATH}/production").json()
+        assert client.get(PATH).json()["data"] == [lost]
+        assert (lost["status"], lost["credentials"]) == ("credentials_lost", ["api_key"])
+        assert "add the key that encrypted them, or set the credentials again" in lost["error"]
+        changed = client.post(f"{PATH}/production", json={"credentials": {"api_key": "y"}}).json()
+        assert (changed["status"], changed["error"]) == ("ready", None)
+
+    def test_a_target_without_credentials_is_ready(self, client: TestClient, tmp_path: Path) -> None:
+        created = client.post(PATH, json=vllm(tmp_path)).json()
+        assert (created["status"], created["error"]) == ("ready", None)
 
 
 class TestChange:
