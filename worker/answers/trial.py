@@ -201,7 +201,7 @@ class TrialAnswers:
         process = self._process
         if process is not None and process.program == prepared.program and process.is_running:
             return process
-        self._unload()
+        self._end_process()  # the directory has the adapter of this question already
         self._directory.mkdir(parents=True, exist_ok=True)
         (self._directory / SPEC).write_text(prepared.spec.model_dump_json(), encoding="utf-8")
         with try_lock(self._lock_path) as lock:
@@ -222,8 +222,13 @@ class TrialAnswers:
         return "The worker's program ended; its log has the details. Send the request again."
 
     def _unload(self) -> None:
+        if self._end_process():
+            shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _end_process(self) -> bool:
+        """Whether there was one."""
         with self._guard:
             process, self._process = self._process, None
         if process is not None:
             process.kill()
-            shutil.rmtree(self._directory, ignore_errors=True)
+        return process is not None
