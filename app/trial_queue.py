@@ -59,7 +59,7 @@ class TrialSlot:
         """Send a record; False if nobody waits for it any more."""
         answer = f"{PREFIX}:answer:{record.id}"
         with self._redis.pipeline(transaction=False) as pipeline:
-            pipeline.rpush(answer, record.model_dump_json())
+            pipeline.rpush(answer, record.model_dump_json(exclude_defaults=True))
             pipeline.expire(answer, ANSWER_TTL_SECONDS)
             pipeline.exists(f"{PREFIX}:gone:{record.id}")
             return not pipeline.execute()[2]
@@ -84,7 +84,8 @@ class TrialQueue:
                 continue
             ask = f"{PREFIX}:ask:{key.removeprefix(f'{PREFIX}:idle:')}"
             async with client.pipeline(transaction=True) as pipeline:
-                pipeline.rpush(ask, question.model_dump_json())
+                # an earlier release does not know every field
+                pipeline.rpush(ask, question.model_dump_json(exclude_defaults=True))
                 pipeline.expire(ask, ASK_TTL_SECONDS)
                 await pipeline.execute()
             return True

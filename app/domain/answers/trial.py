@@ -20,12 +20,15 @@ MAX_NEW_TOKENS = 256
 MAX_SECONDS = 60.0  # of generation
 IDLE_SECONDS = 300.0  # after the last answer the base model is unloaded
 MAX_STOPS = 4
+MAX_CHOICES = 4  # one after another, within MAX_SECONDS together
+MAX_TOP_LOGPROBS = 20  # OpenAI's, of a chat
+MAX_COMPLETION_LOGPROBS = 5  # OpenAI's, of a completion
 INSTEAD = "deliver the model to an engine for it (docs/answers.md)"
 # What changes nothing in the answer of one model on one worker.
 IGNORED = frozenset({"user", "store", "metadata", "safety_identifier", "prompt_cache_key", "service_tier"})
 # Values that ask for nothing special.
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    "n": (1,), "best_of": (1,), "frequency_penalty": (0,), "presence_penalty": (0,), "logprobs": (False,),
+    "best_of": (1,), "frequency_penalty": (0,), "presence_penalty": (0,),
     "logit_bias": ({},), "tools": ([],), "tool_choice": ("none", "auto"), "response_format": ({"type": "text"},),
     "echo": (False,), "parallel_tool_calls": (True, False), "modalities": (["text"],), "top_logprobs": (0,),
 }  # fmt: skip
@@ -53,6 +56,9 @@ class TrialRequest(BaseModel):
     stop: str | Annotated[list[str], Field(max_length=MAX_STOPS)] | None = None
     stream: bool | None = None
     stream_options: _Options | None = None
+    n: Annotated[int | None, Field(ge=1, le=MAX_CHOICES)] = None
+    logprobs: bool | int | None = None
+    top_logprobs: Annotated[int | None, Field(ge=0, le=MAX_TOP_LOGPROBS)] = None
 
 
 class TrialQuestion(Frozen):
@@ -68,6 +74,8 @@ class TrialQuestion(Frozen):
     top_p: float
     seed: int | None
     stop: list[str]
+    n: int = 1
+    top_logprobs: int | None = None  # None: no log-probabilities
 
 
 class AnswerSpec(Frozen):
@@ -95,12 +103,23 @@ class Control(Frozen):
     stop: str | None = None
 
 
+class TokenLogprob(Frozen):
+    """A token of an answer with its log-probability in nats, and the most likely tokens in its place."""
+
+    text: str
+    start: int  # characters of the answer before it
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
 class TrialRecord(Frozen):
-    """A line from the program. The last one of a question is `end` or `error`."""
+    """A line from the program. The last one of a question is `end`, which also ends its last choice, or `error`."""
 
     id: str
-    type: Literal["alive", "text", "end", "error"]
+    type: Literal["alive", "text", "choice", "end", "error"]
+    choice: int = 0
     text: str = ""
+    tokens: tuple[TokenLogprob, ...] = ()  # of `text`, if the question asks for them
     finish_reason: Literal["stop", "length"] = "stop"
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -149,7 +168,27 @@ def question_of(request: TrialRequest, id: str, project_id: str, model: str, is_
         top_p=1.0 if request.top_p is None else request.top_p,
         seed=request.seed,
         stop=[text for text in stop if text],
+        n=request.n or 1,
+        top_logprobs=_top_logprobs(request, is_chat),
     )
+
+
+def _top_logprobs(request: TrialRequest, is_chat: bool) -> int | None:
+    """The number of most likely tokens beside each token; None: no log-probabilities. Raises BadRequest."""
+    given = request.logprobs
+    if given is None or given is False:
+        if request.top_logprobs:
+            raise BadRequest("top_logprobs: it needs logprobs: true beside it", "top_logprobs")
+        return None
+    if is_chat:
+        if given is not True:
+            text = f"logprobs: must be true or false in a chat, not {given}; top_logprobs has the number of tokens"
+            raise BadRequest(text, "logprobs")
+        return request.top_logprobs or 0
+    if given is True or not 0 <= given <= MAX_COMPLETION_LOGPROBS:
+        text = f"logprobs: must be a number from 0 to {MAX_COMPLETION_LOGPROBS} here, not {as_json(given)}"
+        raise BadRequest(text, "logprobs")
+    return given
 
 
 def _check_messages(messages: list[Any] | None) -> None:

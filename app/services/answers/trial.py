@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from typing import Any
 
 from app.db.fast_reads.pool import AsyncConnections
 from app.db.ids import new_id
 from app.domain.answers.events import event_of, to_json
-from app.domain.answers.trial import TrialQuestion, TrialRecord, TrialRequest
+from app.domain.answers.trial import TokenLogprob, TrialQuestion, TrialRecord, TrialRequest
 from app.domain.error_text.json_text import as_json
 from app.errors import BadRequest, EngineFailed, EngineUnavailable, ModelNotServed, NotFound, RateLimited, TuneryError
 from app.services.answers.answers import EngineAnswer
@@ -90,26 +90,38 @@ class _Answer:
                 await self._queue.give_up(self._question.id)
 
     async def body(self, record: TrialRecord) -> dict[str, Any]:
-        text = ""
+        records = [record]
         try:
-            while record.type == "text":
-                text += record.text
+            while not record.is_last:
                 record = await self._next()
+                records.append(record)
         finally:
             await self.give_up()
-        said = {"message": {"role": "assistant", "content": text}} if self._is_chat else {"text": text}
         kind = "chat.completion" if self._is_chat else "text_completion"
-        choice = {"index": 0, **said, "logprobs": None, "finish_reason": record.finish_reason}
-        return self._object(kind, [choice]) | {"usage": _usage(record)}
+        choices = [
+            self._choice(index, [each for each in records if each.choice == index]) for index in range(self._question.n)
+        ]
+        return self._object(kind, choices) | {"usage": _usage(record)}
+
+    def _choice(self, index: int, records: Sequence[TrialRecord]) -> dict[str, Any]:
+        text = "".join(record.text for record in records)
+        said = {"message": {"role": "assistant", "content": text}} if self._is_chat else {"text": text}
+        logprobs = self._logprobs([token for record in records for token in record.tokens])
+        return {"index": index, **said, "logprobs": logprobs, "finish_reason": records[-1].finish_reason}
 
     async def events(self, record: TrialRecord) -> AsyncIterator[bytes]:
         try:
-            if self._is_chat:
-                yield self._chunk({"role": "assistant", "content": ""}, None)
-            while record.type == "text":
-                yield self._chunk({"content": record.text} if self._is_chat else record.text, None)
+            for index in range(self._question.n if self._is_chat else 0):
+                yield self._chunk(index, {"role": "assistant", "content": ""})
+            while True:
+                if record.type == "text":
+                    said = {"content": record.text} if self._is_chat else record.text
+                    yield self._chunk(record.choice, said, logprobs=self._logprobs(record.tokens))
+                else:
+                    yield self._chunk(record.choice, {} if self._is_chat else "", record.finish_reason)
+                if record.is_last:
+                    break
                 record = await self._next()
-            yield self._chunk({} if self._is_chat else "", record.finish_reason)
             if self._request.stream_options and self._request.stream_options.include_usage:
                 yield _event(self._object(self._chunk_kind, []) | {"usage": _usage(record)})
             yield b"data: [DONE]\n\n"
@@ -141,9 +153,28 @@ class _Answer:
     def _chunk_kind(self) -> str:
         return "chat.completion.chunk" if self._is_chat else "text_completion"
 
-    def _chunk(self, said: Any, finish_reason: str | None) -> bytes:
-        choice = {"index": 0, ("delta" if self._is_chat else "text"): said, "logprobs": None}
+    def _chunk(
+        self, index: int, said: Any, finish_reason: str | None = None, logprobs: dict[str, Any] | None = None
+    ) -> bytes:
+        choice = {"index": index, ("delta" if self._is_chat else "text"): said, "logprobs": logprobs}
         return _event(self._object(self._chunk_kind, [choice | {"finish_reason": finish_reason}]))
+
+    def _logprobs(self, tokens: Sequence[TokenLogprob]) -> dict[str, Any] | None:
+        """The tokens in OpenAI's shape; null if the request does not ask for them."""
+        if self._question.top_logprobs is None:
+            return None
+        if not self._is_chat:
+            return {
+                "tokens": [token.text for token in tokens],
+                "token_logprobs": [token.logprob for token in tokens],
+                "top_logprobs": [dict(token.top) for token in tokens],
+                "text_offset": [token.start for token in tokens],
+            }
+        content = [
+            _chat_token(token.text, token.logprob) | {"top_logprobs": [_chat_token(*each) for each in token.top]}
+            for token in tokens
+        ]
+        return {"content": content, "refusal": None}
 
     def _object(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         id = self._question.id if self._is_chat else self._question.id.replace("chatcmpl", "cmpl", 1)
@@ -171,6 +202,11 @@ def _error_of(record: TrialRecord) -> TuneryError:
         case "model_not_found":
             return NotFound(record.message, "model", "model_not_found")
     return EngineFailed(record.message)
+
+
+def _chat_token(text: str, logprob: float) -> dict[str, Any]:
+    """The bytes of a token that is a part of a character are not known."""
+    return {"token": text, "logprob": logprob, "bytes": None if "\ufffd" in text else list(text.encode())}
 
 
 def _usage(record: TrialRecord) -> dict[str, int]:

@@ -67,5 +67,5 @@ def test_a_name_that_does_not_exist(client: openai.OpenAI) -> None:
 
 def test_what_a_trial_would_have_to_ignore(client: openai.OpenAI, model: str) -> None:
     with pytest.raises(openai.BadRequestError) as raised:
-        client.chat.completions.create(model=model, messages=QUESTION, n=2)
-    assert (raised.value.param, raised.value.code) == ("n", "unsupported_parameter")
+        client.chat.completions.create(model=model, messages=QUESTION, frequency_penalty=1)
+    assert (raised.value.param, raised.value.code) == ("frequency_penalty", "unsupported_parameter")

@@ -148,6 +148,47 @@ class TestTheRealProgram:
         cut = ask(http, model, stop=stop).json()["choices"][0]
         assert (cut["message"]["content"], cut["finish_reason"]) == (said[: said.index(stop)], "stop")
         assert ask(http, BASE, path="/v1/completions", prompt="say").json()["object"] == "text_completion"
+        # The base model by itself is loaded in 4 bits, by another program, and then the adapter's again.
+        assert ask(http, model).json()["choices"] == adapter.json()["choices"]
+        self.has_log_probabilities(http, model, adapter.json())
+        self.has_several_choices(http, model, adapter.json())
+
+    def has_log_probabilities(self, http: httpx2.Client, model: str, plain: dict[str, Any]) -> None:
+        asked = ask(http, model, logprobs=True, top_logprobs=2).json()
+        (choice,) = asked["choices"]
+        assert choice["message"] == plain["choices"][0]["message"]
+        found = choice["logprobs"]["content"]
+        assert "".join(each["token"] for each in found) == choice["message"]["content"]
+        for each in found:
+            assert each["top_logprobs"][0] == {key: each[key] for key in ("token", "logprob", "bytes")}  # it is greedy
+            assert 0 >= each["logprob"] >= each["top_logprobs"][1]["logprob"]
+        chunks = chunks_of(ask(http, model, logprobs=True, top_logprobs=2, stream=True))
+        streamed = [chunk["choices"][0]["logprobs"] for chunk in chunks]
+        assert [each for logprobs in streamed if logprobs for each in logprobs["content"]] == found
+        (text,) = ask(http, model, path="/v1/completions", prompt="say 3", logprobs=1).json()["choices"]
+        logprobs = text["logprobs"]
+        assert [text["text"][start:][: len(token)] for token, start in zip(
+            logprobs["tokens"], logprobs["text_offset"], strict=True
+        )] == logprobs["tokens"]  # fmt: skip
+        assert [list(top.values()) for top in logprobs["top_logprobs"]] == [
+            [each] for each in logprobs["token_logprobs"]
+        ]
+
+    def has_several_choices(self, http: httpx2.Client, model: str, plain: dict[str, Any]) -> None:
+        greedy = ask(http, model, n=2).json()
+        assert [each["index"] for each in greedy["choices"]] == [0, 1]
+        assert [each["message"] for each in greedy["choices"]] == [plain["choices"][0]["message"]] * 2
+        assert greedy["usage"]["completion_tokens"] == 2 * plain["usage"]["completion_tokens"]
+        sampled = ask(http, BASE, n=3, temperature=2, seed=7, max_tokens=8).json()
+        texts = [each["message"]["content"] for each in sampled["choices"]]
+        assert len(set(texts)) > 1
+        said, ends = ["", "", ""], [[], [], []]  # type: ignore[var-annotated]
+        for chunk in chunks_of(ask(http, BASE, n=3, temperature=2, seed=7, max_tokens=8, stream=True)):
+            (choice,) = chunk["choices"]
+            said[choice["index"]] += choice["delta"].get("content", "")
+            ends[choice["index"]] += [choice["finish_reason"]] if choice["finish_reason"] else []
+        assert said == texts
+        assert ends == [[each["finish_reason"]] for each in sampled["choices"]]
 
 
 class TestOneAtATime:
@@ -229,8 +270,10 @@ class TestRefusals:
         ("body", "param"),
         [
             ({"tools": [{"type": "function"}]}, "tools"),
-            ({"n": 2}, "n"),
-            ({"logprobs": True, "made_up": 1}, "logprobs"),
+            ({"n": 5}, "n"),
+            ({"logprobs": 3}, "logprobs"),
+            ({"top_logprobs": 3}, "top_logprobs"),
+            ({"logprobs": True, "logit_bias": {"5": 1}}, "logit_bias"),
             ({"messages": []}, "messages"),
             ({"messages": [{"role": "wizard", "content": "x"}]}, "messages"),
             ({"messages": None}, "messages"),

@@ -14,10 +14,18 @@ from typing import Any, Literal
 
 import torch
 from pydantic import ValidationError
-from transformers import StoppingCriteriaList
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from app.domain.answers.trial import MAX_SECONDS, AdapterOfAnswer, AnswerSpec, Control, TrialQuestion, TrialRecord
+from app.domain.answers.trial import (
+    MAX_SECONDS,
+    AdapterOfAnswer,
+    AnswerSpec,
+    Control,
+    TokenLogprob,
+    TrialQuestion,
+    TrialRecord,
+)
 from app.domain.datasets.chat_template import normalize_messages
 from app.domain.datasets.render import Renderer, TemplateRefused
 from app.domain.jobs.states import ExitCode
@@ -57,14 +65,29 @@ class Questions:
         self.waiting.put(None)
 
 
+class LogprobRecorder(LogitsProcessor):  # type: ignore[misc]
+    """Keeps the log-probabilities of the next token. It is called before temperature and top_p change them."""
+
+    def __init__(self) -> None:
+        self.logprobs_V = torch.empty(0)
+
+    def __call__(self, _: torch.Tensor, scores_1_V: torch.Tensor) -> torch.Tensor:
+        self.logprobs_V = scores_1_V[0].float().log_softmax(-1)
+        return scores_1_V
+
+
 class AnswerWriter(BaseStreamer):  # type: ignore[misc]
     """Writes text as soon as it is certain: not a part of a character, and not the beginning of a stop text."""
 
-    def __init__(self, question: TrialQuestion, renderer: Renderer, questions: Questions) -> None:
-        self._question, self._renderer, self._questions = question, renderer, questions
+    def __init__(
+        self, question: TrialQuestion, choice: int, deadline: float, renderer: Renderer, questions: Questions
+    ) -> None:
+        self._question, self._choice, self._deadline = question, choice, deadline
+        self._renderer, self._questions = renderer, questions
         self._prompt_is_next = True
-        self._deadline = time.monotonic() + MAX_SECONDS
         self._written = 0
+        self._unwritten: list[TokenLogprob] = []
+        self.recorder = None if question.top_logprobs is None else LogprobRecorder()
         self.tokens: list[int] = []
         self.has_stopped = False
 
@@ -73,7 +96,10 @@ class AnswerWriter(BaseStreamer):  # type: ignore[misc]
         if self._prompt_is_next:
             self._prompt_is_next = False
             return
-        self.tokens += value.reshape(-1).tolist()
+        token = int(value)
+        if self.recorder is not None:
+            self._unwritten.append(self._with_logprob(token, self.recorder.logprobs_V))
+        self.tokens.append(token)
         text = self._text()
         ends = [at for at in (text.find(stop) for stop in self._question.stop) if at >= 0]
         if ends:
@@ -103,8 +129,26 @@ class AnswerWriter(BaseStreamer):  # type: ignore[misc]
 
     def _write(self, text: str, end: int) -> None:
         if end > self._written:
-            write(TrialRecord(id=self._question.id, type="text", text=text[self._written : end]))
+            tokens = tuple(each for each in self._unwritten if each.start < end)
+            del self._unwritten[: len(tokens)]
+            said = text[self._written : end]
+            write(TrialRecord(id=self._question.id, type="text", choice=self._choice, text=said, tokens=tokens))
             self._written = end
+
+    def _with_logprob(self, token: int, logprobs_V: torch.Tensor) -> TokenLogprob:
+        top = logprobs_V.topk(self._question.top_logprobs or 0)
+        return TokenLogprob(
+            text=self._piece(token),
+            start=len(self._text()),
+            logprob=float(logprobs_V[token]),
+            top=tuple(zip(map(self._piece, top.indices.tolist()), top.values.tolist(), strict=True)),
+        )
+
+    def _piece(self, token: int) -> str:
+        """The text of a token after the last one; the name of one that has no text, such as an end of turn."""
+        last = self.tokens[-1:]
+        text = self._renderer.decode([*last, token]).removeprefix(self._renderer.decode(last))
+        return text or self._renderer.tokenizer.id_to_token(token) or ""
 
 
 class Program:
@@ -133,14 +177,22 @@ class Program:
                 f"{len(tokens)} tokens. Please reduce the length of the messages."
             )
             return TrialRecord(id=question.id, type="error", reason="context_length_exceeded", message=text)
-        writer = AnswerWriter(question, self._renderer, self._questions)
-        self._generate(question, tokens, min(question.max_new_tokens, free), self._loaded(adapter), writer)
+        if question.seed is not None:
+            torch.manual_seed(question.seed)
+        loaded, deadline, completion_tokens = self._loaded(adapter), time.monotonic() + MAX_SECONDS, 0
+        for choice in range(question.n):
+            writer = AnswerWriter(question, choice, deadline, self._renderer, self._questions)
+            self._generate(question, tokens, min(question.max_new_tokens, free), loaded, writer)
+            completion_tokens += len(writer.tokens)
+            if choice < question.n - 1:
+                write(TrialRecord(id=question.id, type="choice", choice=choice, finish_reason=writer.finish_reason))
         return TrialRecord(
             id=question.id,
             type="end",
+            choice=choice,
             finish_reason=writer.finish_reason,
             prompt_tokens=len(tokens),
-            completion_tokens=len(writer.tokens),
+            completion_tokens=completion_tokens,
         )
 
     @torch.no_grad()
@@ -152,8 +204,6 @@ class Program:
         adapter: LoraAdapter | None,
         writer: AnswerWriter,
     ) -> None:
-        if question.seed is not None:
-            torch.manual_seed(question.seed)
         samples = question.temperature > 0
         sampling = {"temperature": question.temperature, "top_p": question.top_p, "top_k": 0} if samples else {}
         prompt_B_T = torch.tensor([tokens], device=self._base.device)
@@ -167,6 +217,7 @@ class Program:
                 pad_token_id=(self._renderer.stop_ids or [0])[0],
                 streamer=writer,
                 stopping_criteria=StoppingCriteriaList([writer.must_end]),
+                logits_processor=LogitsProcessorList([writer.recorder] if writer.recorder else []),
                 **sampling,
             )
 
