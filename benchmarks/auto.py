@@ -103,9 +103,8 @@ def prepare(directory: Path, base: Path, entry: CatalogEntry, task: Task, option
     training_file = write(directory / f"{task.name}.jsonl", task, pairs)
     held_out_file = write(directory / f"{task.name}-held-out.jsonl", task, task.held_out_rows(options.held_out))
     renderer, job = load_renderer(base), job_spec(base, entry, len(pairs), options)
-    context_length = job.hyperparameters.context_length
-    dataset = read_dataset(renderer, training_file, context_length, Reason.INVALID_TRAINING_FILE, _silent)
-    held_out = read_dataset(renderer, held_out_file, context_length, Reason.INVALID_VALIDATION_FILE, _silent)
+    dataset = read_dataset(renderer, training_file, job.data_parameters, Reason.INVALID_TRAINING_FILE, _silent)
+    held_out = read_dataset(renderer, held_out_file, job.data_parameters, Reason.INVALID_VALIDATION_FILE, _silent)
     return Work(task, training_file, held_out, len(pairs), dataset.tokens, job)
 
 

@@ -36,6 +36,7 @@ from app.domain.datasets.chat_template import TemplateRefused
 from app.domain.datasets.jsonl import MAX_LINE_BYTES, read_lines
 from app.domain.datasets.render import Renderer
 from app.domain.datasets.report import build_report
+from app.domain.jobs.spec import DataParameters
 from app.errors import TuneryError
 from app.system.tokenizer_files import load_renderer
 from tests.tiny import make_tiny_base
@@ -160,7 +161,7 @@ def _renderer() -> Renderer:
 
 def _chat(line: bytes) -> object:
     """The findings, warnings and tokens that a report, a plan and a job compute for one line."""
-    return build_report(io.BytesIO(line), _renderer(), 1 << 30, MAX_LINE_BYTES, lambda: None)
+    return build_report(io.BytesIO(line), _renderer(), DataParameters(), MAX_LINE_BYTES, lambda: None)
 
 
 def _form(body: bytes) -> object:

@@ -52,13 +52,11 @@ def make_workload(
     spec = make_spec(base, data, validation, steps, learning_rate, device)
     run = spec.run
     renderer = load_renderer(base)
-    dataset = read_dataset(renderer, data, run.hyperparameters.context_length, Reason.INVALID_TRAINING_FILE, _silent)
+    dataset = read_dataset(renderer, data, run.data_parameters, Reason.INVALID_TRAINING_FILE, _silent)
     plan = make_schedule(run.hyperparameters, len(dataset), run.seed)
     batches = [plan.examples_of(step) for step in range(steps)]
     _write_rows(directory / "rows.jsonl", dataset, [example for batch in batches for example in batch])
-    held_out = read_dataset(
-        renderer, validation, run.hyperparameters.context_length, Reason.INVALID_VALIDATION_FILE, _silent
-    )
+    held_out = read_dataset(renderer, validation, run.data_parameters, Reason.INVALID_VALIDATION_FILE, _silent)
     _write_rows(directory / "validation-rows.jsonl", held_out, list(range(len(held_out))))
     _write_start(directory / "adapter-start.safetensors", spec)
     return Workload(

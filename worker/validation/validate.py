@@ -171,11 +171,9 @@ class Validator:
             return build_report(
                 opened,
                 renderer,
-                spec.hyperparameters.context_length,
+                spec.data_parameters,
                 self.settings.max_line_bytes,
                 self._interruption_check(keeper),
-                spec.method,
-                spec.line_rules,
                 rows,
                 training_rows,
             )

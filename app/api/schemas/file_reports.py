@@ -156,7 +156,7 @@ def render_report(profile: Profile) -> dict[str, Any]:
         "sha256": inputs.file.sha256,
         "model": inputs.model,
         "method": report["method"],
-        "context_length": inputs.limits.context_length,
+        "context_length": inputs.parameters.context_length,
         "valid": problem is None,
         "message": " ".join([problem or _accepted(len(warnings)), *_coverage_notes(profile)]),
         "format": next(iter(formats)) if len(formats) == 1 else "mixed" if formats else None,
@@ -188,7 +188,7 @@ def _failure(report: Json, inputs: ProfileInputs) -> str | None:
     if report["rows"] < inputs.least_examples and report["is_complete"]:
         return f"The file has {report['rows']} example(s), but must have at least {inputs.least_examples}."
     if not report["labelled_tokens"]:
-        return no_trainable_tokens_message(report["method"], inputs.limits.context_length)
+        return no_trainable_tokens_message(report["method"], inputs.parameters.context_length)
     return None
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from app.domain.jobs.spec import DataParameters
+
 PREFERRED, NON_PREFERRED = 1, -1  # roles in a preference pair: the signs of their terms in its margin
 
 
@@ -26,12 +28,12 @@ class Document:
         return sum(self.labelled)
 
 
-def truncate(documents: Iterable[Document], context_length: int) -> list[Document]:
+def truncate(documents: Iterable[Document], parameters: DataParameters) -> list[Document]:
     """The trainable documents of one example, within the context length.
 
     Plain text is split, other documents are truncated at their end, and a pair is kept only with both of its answers.
     """
-    return trainable(piece for document in documents for piece in _pieces(document, context_length))
+    return trainable(piece for document in documents for piece in _pieces(document, parameters.context_length))
 
 
 def trainable(documents: Iterable[Document]) -> list[Document]:

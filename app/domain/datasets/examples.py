@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 from app.domain.datasets.contradictions import conversation_findings, parallel_findings, tool_findings
 from app.domain.datasets.jsonl import MAX_LINE_BYTES, WHITESPACE, Finding, Line, json_type, quote_all, read_lines
 from app.domain.datasets.messages import message_findings
-from app.domain.jobs.spec import LINE_RULES, LineRules, Method
+from app.domain.jobs.spec import DataParameters, LineRules, Method
 
 MAX_FINDINGS = 10
 CHAT_KEYS = frozenset({"messages", "tools", "parallel_tool_calls", "functions"})
@@ -19,6 +19,7 @@ INPUT_KEYS = frozenset({"messages", "tools", "parallel_tool_calls"})
 # OpenAI's guide has the first spelling, its specification of March 2025 the second.
 PAIR_SPELLINGS = (("preferred_output", "non_preferred_output"), ("preferred_completion", "non_preferred_completion"))
 OUTPUT_KEYS = frozenset(key for spelling in PAIR_SPELLINGS for key in spelling)
+DEFAULT_PARAMETERS = DataParameters()
 ANSWER_ROLES = frozenset({"assistant", "tool", "function"})
 
 
@@ -38,7 +39,7 @@ class Example:
     text: str | None = None
     preferred: tuple[dict[str, Any], ...] = ()
     non_preferred: tuple[dict[str, Any], ...] = ()
-    rules: LineRules = LINE_RULES  # by which its line was checked
+    parameters: DataParameters = DEFAULT_PARAMETERS  # by which its line was checked, and its documents are made
 
     @property
     def is_pair(self) -> bool:
@@ -66,13 +67,10 @@ class Format:
 def read_examples(
     file: BinaryIO,
     max_line_bytes: int = MAX_LINE_BYTES,
-    method: Method = "supervised",
-    rules: LineRules = LINE_RULES,
+    parameters: DataParameters = DEFAULT_PARAMETERS,
 ) -> Iterator[Example | Finding]:
-    """Yield each example of a data set for `method`, or the findings of an invalid line.
-
-    `rules` are those under which the job was created.
-    """
+    """Yield each example of a data set for the method of `parameters`, or the findings of an invalid line."""
+    method, rules = parameters.method, parameters.line_rules
     first: tuple[int, Format] | None = (
         None  # plain text is trained completely, so it must not be mixed with other formats
     )
@@ -88,7 +86,7 @@ def read_examples(
         if line_format is not first[1] and TEXT in (line_format, first[1]):
             yield _mixed_formats(line, line_format, *first)
             continue
-        yield from line_format.refusals(line, rules) or (replace(line_format.example(line), rules=rules),)
+        yield from line_format.refusals(line, rules) or (replace(line_format.example(line), parameters=parameters),)
 
 
 def detect_format(value: Mapping[str, Any]) -> Format | None:

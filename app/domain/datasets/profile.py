@@ -20,7 +20,7 @@ from app.domain.datasets.jsonl import Finding, Line, read_lines
 from app.domain.datasets.render import Renderer
 from app.domain.datasets.report import DatasetReport, RenderedExample, add_example
 from app.domain.datasets.warnings import RowIndex, row_digest, warning_codes
-from app.domain.jobs.spec import Method
+from app.domain.jobs.spec import DataParameters, Method
 
 FORMAT_BY_NAME: dict[str, Format] = {"chat": CHAT, "completion": COMPLETION, "text": TEXT, "preference": PAIR}
 PAIR_ROLE_NAMES = {PREFERRED: "preferred", NON_PREFERRED: "non_preferred", 0: None}
@@ -33,7 +33,6 @@ PREVIEW_TOKENS = 2_000  # per document
 
 @dataclass(frozen=True)
 class ProfileLimits:
-    context_length: int
     max_line_bytes: int
     preview_rows: int = 3
     max_findings: int = 100
@@ -62,17 +61,21 @@ class DatasetProfile:
 
 
 def profile_dataset(
-    file: BinaryIO, renderer: Renderer, method: Method, limits: ProfileLimits, validation_file: BinaryIO | None = None
+    file: BinaryIO,
+    renderer: Renderer,
+    parameters: DataParameters,
+    limits: ProfileLimits,
+    validation_file: BinaryIO | None = None,
 ) -> DatasetProfile:
     """Read a data set once, after its validation file, whose rows are compared with it."""
     deadline = time.monotonic() + limits.timeout_seconds
     profile = DatasetProfile(DatasetReport(max_findings=limits.max_findings))
     validation_rows = (
-        _read_validation_rows(validation_file, method, limits, deadline, profile) if validation_file else RowIndex()
+        _read_validation_rows(validation_file, parameters, limits, deadline, profile) if validation_file else RowIndex()
     )
     overlapping: set[int] = set()
     rows = RowIndex()
-    for item in read_examples(file, limits.max_line_bytes, method):
+    for item in read_examples(file, limits.max_line_bytes, parameters):
         profile.lines_read = item.line
         if isinstance(item, Finding):
             profile.report.add_finding(item)
@@ -121,12 +124,12 @@ def _profile_example(profile: DatasetProfile, example: Example, renderer: Render
         return
     profile.tokenized += 1
     profile.report.examples += 1
-    rendered = add_example(example, renderer, limits.context_length, profile.report)
+    rendered = add_example(example, renderer, profile.report)
     if rendered is None:
         return
     profile.lengths[max(map(len, rendered.documents), default=0)] += 1
     if len(profile.previews) < limits.preview_rows:
-        profile.previews.append(_preview(example.line, name, rendered, renderer, limits.context_length))
+        profile.previews.append(_preview(example, name, rendered, renderer))
 
 
 def _format_name(example: Example) -> str:
@@ -156,12 +159,12 @@ def _add_overlap(profile: DatasetProfile, line: int, validation_line: int) -> No
 
 
 def _read_validation_rows(
-    file: BinaryIO, method: Method, limits: ProfileLimits, deadline: float, profile: DatasetProfile
+    file: BinaryIO, parameters: DataParameters, limits: ProfileLimits, deadline: float, profile: DatasetProfile
 ) -> RowIndex:
     """The valid rows of the validation file; reading them may take half of the time limit."""
     rows = RowIndex()
     half_time = time.monotonic() + (deadline - time.monotonic()) / 2
-    for item in read_examples(file, limits.max_line_bytes, method):
+    for item in read_examples(file, limits.max_line_bytes, parameters):
         if isinstance(item, Example):
             rows.add(row_digest(item), item.line)
         if rows.is_full or time.monotonic() > half_time:
@@ -173,16 +176,15 @@ def _read_validation_rows(
 # --- what the model sees ----------------------------------------------------------------------------------------------
 
 
-def _preview(
-    line: int, name: str, rendered: RenderedExample, renderer: Renderer, context_length: int
-) -> dict[str, Any]:
+def _preview(example: Example, name: str, rendered: RenderedExample, renderer: Renderer) -> dict[str, Any]:
     """The trained documents of a row; all its documents, truncated, if none is trained."""
+    length = example.parameters.context_length
     shown = rendered.kept or [
-        document if document.is_text else cut_at_end(document, context_length) for document in rendered.documents
+        document if document.is_text else cut_at_end(document, length) for document in rendered.documents
     ]
     total_tokens = sum(map(len, rendered.documents))
     return {
-        "line": line,
+        "line": example.line,
         "format": name,
         "trained": bool(rendered.kept),
         "tokens": total_tokens,

@@ -162,7 +162,7 @@ class Renderer:
         else:
             self._check_trained(parts, dict(zip(trained, spans, strict=True)), text)
             documents = [self._document(line, text, spans)]
-        if example.rules > 1:
+        if example.parameters.line_rules > 1:
             for part in parts:
                 check_each_call(self.renders_differently, part, trained_turns)
         return documents

@@ -12,7 +12,7 @@ from app.domain.datasets.examples import MAX_FINDINGS, Example, read_examples
 from app.domain.datasets.jsonl import Finding
 from app.domain.datasets.render import Renderer
 from app.domain.datasets.warnings import DatasetWarning, LineCount, RowIndex, build_warnings, row_digest, warning_codes
-from app.domain.jobs.spec import LINE_RULES, LineRules, Method
+from app.domain.jobs.spec import DataParameters, Method
 from app.domain.planning.packing import SequenceLengths
 
 MAX_FINDINGS_READ = 100  # reading stops after so many
@@ -86,21 +86,19 @@ class DatasetReport:
 def build_report(
     file: BinaryIO,
     renderer: Renderer,
-    context_length: int,
+    parameters: DataParameters,
     max_line_bytes: int,
     between_lines: Callable[[], None],
-    method: Method = "supervised",
-    rules: LineRules = LINE_RULES,
     rows: RowIndex | None = None,
     training_rows: RowIndex | None = None,
 ) -> DatasetReport:
-    """Read a file as the trainer of the method does. `between_lines` may raise to stop early.
+    """Read a file as the trainer does. `between_lines` may raise to stop early.
 
     `rows` is filled with the rows of this file. For a validation file, `training_rows` are those of the training file;
     rows in both are reported.
     """
     report, rows = DatasetReport(), RowIndex() if rows is None else rows
-    for item in read_examples(file, max_line_bytes, method, rules):
+    for item in read_examples(file, max_line_bytes, parameters):
         between_lines()
         if isinstance(item, Finding):
             report.add_finding(item)
@@ -109,7 +107,7 @@ def build_report(
             _compare_row(item, report, rows, training_rows)
             for code in warning_codes(item, renderer):
                 report.add_warning(code, item.line)
-            add_example(item, renderer, context_length, report)
+            add_example(item, renderer, report)
         if report.finding_count >= MAX_FINDINGS_READ:
             break
     return report
@@ -133,18 +131,16 @@ class RenderedExample:
     kept: list[Document]
 
 
-def add_example(
-    example: Example, renderer: Renderer, context_length: int, report: DatasetReport
-) -> RenderedExample | None:
+def add_example(example: Example, renderer: Renderer, report: DatasetReport) -> RenderedExample | None:
     """Render an example and add it to the report; None, with a finding, if the template refuses it."""
     try:
         documents = renderer.documents(example)
     except TemplateRefused as error:
         report.add_finding(Finding(example.line, str(error), "template_refused"))
         return None
-    if any(exceeds_context(document, context_length) for document in documents):
+    if any(exceeds_context(document, example.parameters.context_length) for document in documents):
         report.cut.add(example.line)
-    kept = truncate(documents, context_length)
+    kept = truncate(documents, example.parameters)
     if not kept:
         report.empty.add(example.line)
         if not any(document.labelled_count for document in documents):

@@ -6,6 +6,7 @@ reads: one base model, one quantization, and one run.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -109,6 +110,22 @@ class Hyperparameters(Frozen):
 Method = Literal["supervised", "dpo"]
 
 
+class DataParameters(Frozen):
+    """The fields of a spec and of its hyperparameters that decide which tokens and labels a file has.
+
+    Validation, plans and their cache, data set reports and the trainer all read a file by one of these.
+    """
+
+    method: Method = "supervised"
+    line_rules: LineRules = LINE_RULES
+    context_length: Annotated[int, Field(ge=1)] = sys.maxsize  # tokens
+
+    @classmethod
+    def of(cls, spec: JobSpec | RunSpec) -> Self:
+        values = dict(spec.hyperparameters) | dict(spec)
+        return cls(**{name: values[name] for name in cls.model_fields})
+
+
 MAX_SAMPLE_PROMPTS = 4  # each is answered with up to 64 tokens at every validation
 MAX_SAMPLE_PROMPT_CHARACTERS = 2_000
 
@@ -135,6 +152,10 @@ class JobSpec(Frozen):
     sample_prompts: SamplePrompts = ()
     evaluation: EvaluationRequest | None = None  # made when the training has succeeded
     seed: Annotated[int, Field(ge=0, le=2_147_483_647)]
+
+    @property
+    def data_parameters(self) -> DataParameters:
+        return DataParameters.of(self)
 
     @property
     def layer_lora(self) -> LoraSpec:
@@ -176,6 +197,10 @@ class RunSpec(Frozen):
     validation_file_sha256: str | None = None
     resume_from: Path | None = None  # a snapshot's directory, or one of snapshots: the newest whole one is taken then
     sample_prompts: SamplePrompts = ()  # answered by the base and by the adapter at every validation
+
+    @property
+    def data_parameters(self) -> DataParameters:
+        return DataParameters.of(self)
 
     @model_validator(mode="after")
     def _has_beta_for_dpo_alone(self) -> RunSpec:

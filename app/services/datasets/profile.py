@@ -26,7 +26,7 @@ from app.domain.datasets.profile import (
     quantiles,
 )
 from app.domain.error_text.json_text import as_json
-from app.domain.jobs.spec import Method
+from app.domain.jobs.spec import DataParameters, Method
 from app.errors import BadRequest, Unavailable
 from app.services.datasets.check_process import Check, takes_long
 from app.services.files import files
@@ -64,7 +64,8 @@ class ProfileInputs:
     validation_file: File | None
     model: str
     directory: Path
-    method: Method | None
+    method: Method | None  # None: the method of the first row
+    parameters: DataParameters  # with any method
     limits: ProfileLimits
     least_examples: int
 
@@ -95,8 +96,8 @@ def load_inputs(
         model=request.model,
         directory=Path(base.directory),
         method=_method(request.method),
+        parameters=DataParameters(context_length=_context_length(request.context_length, entry)),
         limits=ProfileLimits(
-            context_length=_context_length(request.context_length, entry),
             max_line_bytes=settings.max_line_bytes,
             preview_rows=_within("rows", request.rows, 0, MAX_PREVIEW_ROWS),
             tokenize_every=max(1, -(-file.bytes // SAMPLED_ABOVE_BYTES)),
@@ -122,7 +123,8 @@ def make_profile(storage: Storage, inputs: ProfileInputs, check: Check) -> Profi
         other = opened.enter_context(open_content(storage, validation_file)) if validation_file else None
         method = inputs.method or method_of_file(file, inputs.limits.max_line_bytes)
         file.seek(0)
-        arguments = inputs.directory, method, inputs.limits
+        parameters = inputs.parameters.model_copy(update={"method": method})
+        arguments = inputs.directory, parameters, inputs.limits
         files = [file, *([other] if other else [])]
         report = (
             _profile_in_child(arguments, files, check) if needs_process(inputs) else profile_files(*arguments, *files)
@@ -135,17 +137,23 @@ def _total_bytes(inputs: ProfileInputs) -> int:
 
 
 def profile_files(
-    directory: Path, method: Method, limits: ProfileLimits, file: BinaryIO, validation_file: BinaryIO | None = None
+    directory: Path,
+    parameters: DataParameters,
+    limits: ProfileLimits,
+    file: BinaryIO,
+    validation_file: BinaryIO | None = None,
 ) -> Json:
     """Read the files with the tokenizer of `directory`."""
     try:
         renderer = load_renderer(directory)
     except Exception as error:  # tokenizers raises a bare Exception
         raise _no_tokenizer() from error
-    return _plain(profile_dataset(file, renderer, method, limits, validation_file), method, limits.context_length)
+    return _plain(profile_dataset(file, renderer, parameters, limits, validation_file), parameters)
 
 
-def _profile_in_child(arguments: tuple[Path, Method, ProfileLimits], files: Sequence[BinaryIO], check: Check) -> Json:
+def _profile_in_child(
+    arguments: tuple[Path, DataParameters, ProfileLimits], files: Sequence[BinaryIO], check: Check
+) -> Json:
     seconds = arguments[2].timeout_seconds + KILL_AFTER_SECONDS
     try:
         return check.run(profile_files, *arguments, files=files, deadline_seconds=seconds)
@@ -161,10 +169,10 @@ def _no_tokenizer() -> Unavailable:
     return Unavailable("The tokenizer of this base model cannot be read by the API; ask its operator.", "model")
 
 
-def _plain(found: DatasetProfile, method: Method, context_length: int) -> Json:
+def _plain(found: DatasetProfile, parameters: DataParameters) -> Json:
     report = found.report
     return {
-        "method": method,
+        "method": parameters.method,
         "rows": found.rows,
         "tokenized_rows": found.tokenized,
         "is_complete": found.is_complete,
@@ -174,7 +182,7 @@ def _plain(found: DatasetProfile, method: Method, context_length: int) -> Json:
         "findings": [vars(finding) for finding in report.findings],
         "finding_count": report.finding_count,
         "bad_lines": report.bad_lines,
-        "warnings": [asdict(warning) for warning in report.warnings(method, context_length)],
+        "warnings": [asdict(warning) for warning in report.warnings(parameters.method, parameters.context_length)],
         "tokens": report.tokens,
         "labelled_tokens": report.labelled_tokens,
         **{name: vars(getattr(report, name)) for name in ("cut", "empty", "masked")},

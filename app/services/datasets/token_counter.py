@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from app.domain.datasets.report import DatasetReport, build_report
-from app.domain.jobs.spec import Method
+from app.domain.jobs.spec import DataParameters
 from app.errors import BadRequest, Unavailable
 from app.services.datasets.check_process import Check, takes_long
 from app.system.tokenizer_files import load_renderer
@@ -21,7 +21,7 @@ from app.system.tokenizer_files import load_renderer
 DEADLINE_SECONDS = 300.0
 MAX_CACHED_REPORTS = 16
 
-Key = tuple[str, str, int, Method]
+Key = tuple[str, str, DataParameters]
 
 
 class NotCountedError(Exception):
@@ -29,7 +29,7 @@ class NotCountedError(Exception):
 
 
 class TokenCounter:
-    """Counts tokens; caches reports by (hash of the model, hash of the file, context length, method)."""
+    """Counts tokens; caches reports by (hash of the model, hash of the file, data parameters)."""
 
     def __init__(self, max_line_bytes: int) -> None:
         self._max_line_bytes = max_line_bytes
@@ -90,8 +90,8 @@ def count_tokens(
         renderer = load_renderer(model_directory)
     except Exception as error:  # tokenizers raises a bare Exception
         raise _no_tokenizer() from error
-    _, _, context_length, method = key
-    return build_report(file, renderer, context_length, max_line_bytes, between_lines, method)
+    _, _, parameters = key
+    return build_report(file, renderer, parameters, max_line_bytes, between_lines)
 
 
 def _no_tokenizer() -> Unavailable:

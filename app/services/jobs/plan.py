@@ -147,7 +147,7 @@ def _count(
     storage: Storage, counter: TokenCounter, inputs: PlanInputs, source: SourceFile, check: Check | None
 ) -> DatasetReport:
     spec = inputs.spec
-    key = (inputs.manifest_sha256, source.sha256, spec.hyperparameters.context_length, spec.method)
+    key = (inputs.manifest_sha256, source.sha256, spec.data_parameters)
     try:
         with storage.open(source.storage_key) as file:
             report = counter.count(key, inputs.directory, file, source.size_bytes, source.param, check)

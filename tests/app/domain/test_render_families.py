@@ -14,6 +14,7 @@ from app.domain.datasets.chat_template import TemplateRefused
 from app.domain.datasets.documents import Document
 from app.domain.datasets.examples import Example
 from app.domain.datasets.render import Renderer
+from app.domain.jobs.spec import DataParameters
 from app.system.tokenizer_files import load_renderer
 from tests.app.domain.families import (
     CHATML,
@@ -205,7 +206,9 @@ class TestTools:
         answer = {"role": "assistant", "content": "I ask weather.", "tool_calls": [CALL]}
         with pytest.raises(TemplateRefused, match=r'2: .* does not print tool calls, so "weather" would not'):
             learned_by(renderer_of(CHATML), QUESTION, answer)
-        earlier = Example(1, messages=(QUESTION, answer), rules=1)  # of a job that was validated before this was seen
+        earlier = Example(
+            1, messages=(QUESTION, answer), parameters=DataParameters(line_rules=1)
+        )  # of a job that was validated before this was seen
         assert renderer_of(CHATML).documents(earlier)
         assert learned_by(renderer_of(HERMES), QUESTION, answer)
 

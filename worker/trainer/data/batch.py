@@ -29,7 +29,7 @@ from app.domain.datasets.examples import read_examples
 from app.domain.datasets.jsonl import Finding
 from app.domain.datasets.render import Renderer
 from app.domain.datasets.report import no_trainable_tokens_message
-from app.domain.jobs.spec import LINE_RULES, LineRules, Method
+from app.domain.jobs.spec import DataParameters
 from app.domain.jobs.states import Reason
 from app.domain.planning.packing import SequenceLengths, pack
 from worker.trainer.runtime.failures import Failure
@@ -123,20 +123,18 @@ class TokenizedDataset:
 def read_dataset(
     renderer: Renderer,
     path: Path,
-    context_length: int,
+    parameters: DataParameters,
     failure_reason: Reason,
     keepalive: Keepalive,
-    method: Method = "supervised",
-    rules: LineRules = LINE_RULES,
 ) -> TokenizedDataset:
-    """Render a JSONL file with the base model's own chat template; no document exceeds `context_length` tokens.
+    """Render a JSONL file with the base model's own chat template; no document exceeds the context length.
 
     Raises Failure(failure_reason) for an invalid line, for a conversation that the template refuses, and for a file
     without a labelled token.
     """
     dataset, param = TokenizedDataset(), failure_reason.removeprefix("invalid_")  # training_file or validation_file
     with path.open("rb") as file:
-        for example in read_examples(file, method=method, rules=rules):
+        for example in read_examples(file, parameters=parameters):
             keepalive(f"reading the {param.replace('_', ' ')}")
             if isinstance(example, Finding):
                 raise Failure(failure_reason, f"{example}.", param)
@@ -144,11 +142,10 @@ def read_dataset(
                 documents = renderer.documents(example)
             except TemplateRefused as error:
                 raise Failure(failure_reason, f"Line {example.line}: {error}.", param) from error
-            dataset.add(example.line, truncate(documents, context_length))
+            dataset.add(example.line, truncate(documents, parameters))
     if not len(dataset):
-        raise Failure(
-            failure_reason, no_trainable_tokens_message(method, context_length), "hyperparameters.context_length"
-        )
+        text = no_trainable_tokens_message(parameters.method, parameters.context_length)
+        raise Failure(failure_reason, text, "hyperparameters.context_length")
     return dataset
 
 

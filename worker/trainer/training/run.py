@@ -173,8 +173,7 @@ def prepare(
     check_prompts(spec, renderer)
 
     def read(path: Path, reason: Reason) -> TokenizedDataset:
-        length, rules = hyperparameters.context_length, spec.line_rules
-        return read_dataset(renderer, workdir / path, length, reason, keepalive, spec.method, rules)
+        return read_dataset(renderer, workdir / path, spec.data_parameters, reason, keepalive)
 
     adapter = initial_adapter(spec, workdir, base)
     dataset = read(spec.training_file, Reason.INVALID_TRAINING_FILE)

@@ -13,6 +13,7 @@ from app.domain.datasets.chat_template import TemplateRefused
 from app.domain.datasets.documents import Document
 from app.domain.datasets.examples import Example
 from app.domain.datasets.render import Renderer
+from app.domain.jobs.spec import DataParameters
 from app.system.tokenizer_files import load_renderer
 from tests.app.domain.families import (
     CHATML,
@@ -194,7 +195,9 @@ class TestWhatIsRefused:
         renderer = renderer_of(tmp_path, FIRST_CALL)
         with pytest.raises(TemplateRefused, match=r'message 92: .* does not print tool calls, so "look" would not be'):
             renderer.documents(Example(1, messages=tuple(messages), tools=(TOOL,)))
-        assert renderer.documents(Example(1, messages=tuple(messages), tools=(TOOL,), rules=1))
+        assert renderer.documents(
+            Example(1, messages=tuple(messages), tools=(TOOL,), parameters=DataParameters(line_rules=1))
+        )
 
     def test_a_call_that_is_not_learned_is_found_in_every_part(self, tmp_path: Path) -> None:
         messages = chat(60)

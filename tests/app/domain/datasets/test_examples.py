@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from app.domain.datasets.examples import Example, read_examples
 from app.domain.datasets.jsonl import Finding, Line, LineError, format_findings, parse_object, read_lines
-from app.domain.jobs.spec import LineRules, Method
+from app.domain.jobs.spec import DataParameters, LineRules, Method
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
 GOOD = json.dumps(CHAT).encode()
@@ -35,7 +35,11 @@ def findings_of(*examples: Any, method: Method = "supervised") -> list[str]:
 
 def found_in(*examples: Any, method: Method = "supervised", rules: LineRules = 2) -> list[Finding]:
     file = io.BytesIO("\n".join(map(json.dumps, examples)).encode())
-    return [item for item in read_examples(file, method=method, rules=rules) if isinstance(item, Finding)]
+    return [
+        item
+        for item in read_examples(file, parameters=DataParameters(method=method, line_rules=rules))
+        if isinstance(item, Finding)
+    ]
 
 
 class TestReadLines:
@@ -96,7 +100,7 @@ class TestReadLines:
         assert str(found[1]).startswith("Line 2: not valid JSON")
 
     def test_for_jobs_from_before_it_was_blank_by_ascii(self) -> None:
-        found = list(read_examples(io.BytesIO(GOOD + b"\n\x0b\n\x0c\n"), rules=1))
+        found = list(read_examples(io.BytesIO(GOOD + b"\n\x0b\n\x0c\n"), parameters=DataParameters(line_rules=1)))
         assert [type(item) for item in found] == [Example]
 
     @pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\u0085"])
@@ -401,9 +405,10 @@ class TestPairs:
             f"preferred_{spelling}": [SAID],
             f"non_preferred_{spelling}": PAIR["non_preferred_output"],
         }
-        (example,) = read_examples(io.BytesIO(json.dumps(line).encode()), method="dpo")
+        parameters = DataParameters(method="dpo")
+        (example,) = read_examples(io.BytesIO(json.dumps(line).encode()), parameters=parameters)
         answers = {"preferred": (SAID,), "non_preferred": tuple(PAIR["non_preferred_output"])}
-        assert example == Example(1, messages=(ASKED,), tools=(tool,), **answers)
+        assert example == Example(1, messages=(ASKED,), tools=(tool,), parameters=parameters, **answers)
         assert example.is_pair
 
     def test_an_answer_may_call_tools_and_go_on(self) -> None:

@@ -18,10 +18,11 @@ from app.domain.datasets.profile import ProfileLimits, profile_dataset
 from app.domain.datasets.render import Renderer
 from app.domain.datasets.report import DatasetReport, build_report
 from app.domain.datasets.warnings import MESSAGES, DatasetWarning, RowIndex, row_digest, warning_codes
-from app.domain.jobs.spec import Method
+from app.domain.jobs.spec import DataParameters, Method
 from app.system.tokenizer_files import load_renderer
 from tests.app.domain.families import CHATML, HERMES, MISTRAL, NAMED, REASONING, Family, make_tokenizer, write_family
 
+PARAMETERS = DataParameters(context_length=64)
 ASKED = {"role": "user", "content": "hm"}
 SAID = {"role": "assistant", "content": "no"}
 TOOL = {"type": "function", "function": {"name": "weather"}}
@@ -37,7 +38,7 @@ def renderer_of(tmp_path: Path) -> Any:
 
 
 def example(row: Any, method: Method = "supervised") -> Example:
-    (found,) = read_examples(io.BytesIO(json.dumps(row).encode()), method=method)
+    (found,) = read_examples(io.BytesIO(json.dumps(row).encode()), parameters=DataParameters(method=method))
     assert isinstance(found, Example), found
     return found
 
@@ -144,7 +145,7 @@ class TestWholeFiles:
     def test_repeated_rows_and_rows_of_both_files_are_counted_alike(
         self, training: list[tuple[str, int]], validation: list[tuple[str, int]]
     ) -> None:
-        renderer, limits = plain_renderer(), ProfileLimits(64, 1000)
+        renderer, limits = plain_renderer(), ProfileLimits(1000)
         rows = RowIndex()
         report = self.examined(training, renderer, rows)
         other = self.examined(validation, renderer, RowIndex(), rows)
@@ -154,7 +155,7 @@ class TestWholeFiles:
         shared = sorted(line for row, line in first.items() if row in training)
         assert self.lines(other, "overlap") == shared
         assert other.different_rows == len(set(validation))
-        surveyed = profile_dataset(self.file(training), renderer, "supervised", limits, self.file(validation))
+        surveyed = profile_dataset(self.file(training), renderer, PARAMETERS, limits, self.file(validation))
         assert self.lines(surveyed.report, "duplicate_rows") == repeats(training)
         assert self.lines(surveyed.report, "overlap") == shared
         assert surveyed.overlap_rows == sum(row in validation for row in training)
@@ -169,8 +170,8 @@ class TestWholeFiles:
         renderer = renderer_of(CHATML)
         rows = [chat_row("a", ""), chat_row("<|im_end|>", "b"), chat_row("a", ""), chat_row("x" * 90, "y")]
         content = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
-        wanted = build_report(io.BytesIO(content), renderer, 64, 1000, lambda: None).warnings("supervised", 64)
-        found = profile_dataset(io.BytesIO(content), renderer, "supervised", ProfileLimits(64, 1000)).report.warnings(
+        wanted = build_report(io.BytesIO(content), renderer, PARAMETERS, 1000, lambda: None).warnings("supervised", 64)
+        found = profile_dataset(io.BytesIO(content), renderer, PARAMETERS, ProfileLimits(1000)).report.warnings(
             "supervised", 64
         )
         assert found == wanted
@@ -205,7 +206,9 @@ class TestWholeFiles:
     def examined(
         self, rows: list[tuple[str, int]], renderer: Renderer, seen: RowIndex, training: RowIndex | None = None
     ) -> DatasetReport:
-        return build_report(self.file(rows), renderer, 64, 1000, lambda: None, rows=seen, training_rows=training)
+        return build_report(
+            self.file(rows), renderer, PARAMETERS, 1000, lambda: None, rows=seen, training_rows=training
+        )
 
     def file(self, rows: list[tuple[str, int]]) -> io.BytesIO:
         return io.BytesIO(b"".join(json.dumps(chat_row(a, str(b))).encode() + b"\n" for a, b in rows))

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from app.domain.jobs.spec import TrainerSpec
+from app.domain.jobs.spec import DataParameters, JobSpec, TrainerSpec
 
 RUN: dict[str, Any] = {
     "run_id": "a",
@@ -36,3 +36,13 @@ class TestTrainerSpec:
     def test_none_is_refused(self) -> None:
         with pytest.raises(ValidationError, match="at least 1 item"):
             TrainerSpec.model_validate(SPEC | {"runs": []})
+
+
+class TestDataParameters:
+    def test_the_job_and_its_trainer_read_a_file_by_the_same(self) -> None:
+        hyperparameters = RUN["hyperparameters"] | {"beta": 0.1}
+        shared = {"method": "dpo", "line_rules": 1, "lora": RUN["lora"], "hyperparameters": hyperparameters, "seed": 7}
+        job = JobSpec.model_validate(shared | {"base_model": "tiny", "quantization": None})
+        trainer = TrainerSpec.model_validate(SPEC | {"runs": [RUN | shared]})
+        wanted = DataParameters(method="dpo", line_rules=1, context_length=16)
+        assert job.data_parameters == trainer.run.data_parameters == wanted

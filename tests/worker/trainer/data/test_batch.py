@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.domain.datasets.documents import Document
+from app.domain.jobs.spec import DataParameters
 from app.domain.jobs.states import Reason
 from app.system.tokenizer_files import load_renderer
 from tests.worker.trainer.helpers import no_keepalive
@@ -59,7 +60,13 @@ class TestPackBatches:
 
 class TestReadDataset:
     def read(self, tiny: Path, path: Path, context_length: int = 512) -> TokenizedDataset:
-        return read_dataset(load_renderer(tiny), path, context_length, Reason.INVALID_TRAINING_FILE, no_keepalive)
+        return read_dataset(
+            load_renderer(tiny),
+            path,
+            DataParameters(context_length=context_length),
+            Reason.INVALID_TRAINING_FILE,
+            no_keepalive,
+        )
 
     def test_labels_are_the_assistants_message_and_its_end_token(self, tiny: Path, tmp_path: Path) -> None:
         (tmp_path / "a.jsonl").write_text(
@@ -78,8 +85,11 @@ class TestReadDataset:
         )
         reason = Reason.INVALID_TRAINING_FILE
         with pytest.raises(Failure, match=r"Line 1: message 2 \(assistant\): has both content and refusal"):
-            read_dataset(renderer, path, 512, reason, no_keepalive)
-        assert len(read_dataset(renderer, path, 512, reason, no_keepalive, rules=1)) == 1
+            read_dataset(renderer, path, DataParameters(context_length=512), reason, no_keepalive)
+        assert (
+            len(read_dataset(renderer, path, DataParameters(line_rules=1, context_length=512), reason, no_keepalive))
+            == 1
+        )
 
     def test_documents_are_cut_at_the_context_length(self, tiny: Path, examples: Path) -> None:
         dataset = self.read(tiny, examples, context_length=60)

@@ -12,7 +12,7 @@ import pytest
 from app.domain.datasets.profile import ProfileLimits, profile_dataset
 from app.domain.datasets.render import Renderer
 from app.domain.datasets.report import build_report
-from app.domain.jobs.spec import Method
+from app.domain.jobs.spec import DataParameters, Method
 from app.domain.jobs.states import Reason
 from app.system.tokenizer_files import load_renderer
 from tests.factories import chat_lines
@@ -49,9 +49,10 @@ NAMES = ("chat", "chat with bad lines", "completions", "texts", "pairs", "nothin
 @pytest.mark.parametrize("name", NAMES)
 def test_the_counts_are_those_of_validation(renderer: Renderer, tmp_path: Path, name: str) -> None:
     method, content = files(tmp_path)[name]
-    limits = ProfileLimits(CONTEXT_LENGTH, 4096)
-    found = profile_dataset(io.BytesIO(content), renderer, method, limits).report
-    wanted = build_report(io.BytesIO(content), renderer, CONTEXT_LENGTH, 4096, lambda: None, method)
+    parameters = DataParameters(method=method, context_length=CONTEXT_LENGTH)
+    limits = ProfileLimits(4096)
+    found = profile_dataset(io.BytesIO(content), renderer, parameters, limits).report
+    wanted = build_report(io.BytesIO(content), renderer, parameters, 4096, lambda: None)
     assert found.counts() == wanted.counts()
     assert (found.cut, found.empty) == (wanted.cut, wanted.empty)
     assert (found.masked, found.findings, found.finding_count) == (wanted.masked, wanted.findings, wanted.finding_count)
@@ -61,15 +62,14 @@ def test_the_counts_are_those_of_validation(renderer: Renderer, tmp_path: Path, 
 @pytest.mark.parametrize("name", NAMES[:-1])
 def test_the_rows_shown_are_what_the_trainer_trains(renderer: Renderer, tmp_path: Path, name: str) -> None:
     method, content = files(tmp_path)[name]
+    parameters = DataParameters(method=method, context_length=CONTEXT_LENGTH)
     if name == "chat with bad lines":
         content = chat_lines(15)  # the trainer never meets a bad line: validation has failed the job
     (tmp_path / "data.jsonl").write_bytes(content)
-    found = profile_dataset(
-        io.BytesIO(content), renderer, method, ProfileLimits(CONTEXT_LENGTH, 1 << 20, preview_rows=50)
-    )
+    found = profile_dataset(io.BytesIO(content), renderer, parameters, ProfileLimits(1 << 20, preview_rows=50))
     shown = [document for row in found.previews if row["trained"] for document in row["documents"]]
     reason = Reason.INVALID_TRAINING_FILE
-    dataset = read_dataset(renderer, tmp_path / "data.jsonl", CONTEXT_LENGTH, reason, lambda _: None, method)
+    dataset = read_dataset(renderer, tmp_path / "data.jsonl", parameters, reason, lambda _: None)
     documents = [
         dataset.tokens_and_labels(number) for example in range(len(dataset)) for number in dataset.documents(example)
     ]

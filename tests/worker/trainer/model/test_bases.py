@@ -21,7 +21,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
 from app.domain.jobs.events import Done
-from app.domain.jobs.spec import LoraSpec, QuantizationSpec
+from app.domain.jobs.spec import DataParameters, LoraSpec, QuantizationSpec
 from app.domain.jobs.states import Reason
 from app.system.tokenizer_files import load_renderer
 from tests.worker.trainer.helpers import CPU, make_spec, run_trainer
@@ -137,7 +137,13 @@ def test_the_first_loss_and_gradient_are_those_of_transformers_and_peft(
     base = load_base("tiny", directory, *FORMATS[weights], CPU)
     check_base(base)
     lora = _lora(base, with_experts=bool(base.experts))
-    dataset = read_dataset(load_renderer(directory), training_file, 512, Reason.INVALID_TRAINING_FILE, lambda _: None)
+    dataset = read_dataset(
+        load_renderer(directory),
+        training_file,
+        DataParameters(context_length=512),
+        Reason.INVALID_TRAINING_FILE,
+        lambda _: None,
+    )
     batch = next(pack_batches(dataset, dataset.documents_of(range(len(dataset))), 4096))
     adapter = _with_effect(make_adapter(lora, 0, base.adaptable_layers, CPU, base.experts))
     ours = SupervisedObjective(base, adapter).forward_backward(batch)
