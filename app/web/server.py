@@ -10,7 +10,8 @@ from typing import Any
 
 from fastapi import FastAPI
 from nicegui import core, ui
-from starlette.responses import RedirectResponse
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from app.settings import WebSettings
@@ -28,6 +29,7 @@ CONTENT_SECURITY_POLICY = (
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' ws: wss:; object-src 'none'; "
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
+NOT_FOUND = (STATIC / "not_found.html").read_text(encoding="utf-8")
 SECURITY_HEADERS = (
     (b"content-security-policy", CONTENT_SECURITY_POLICY.encode()),
     (b"x-content-type-options", b"nosniff"),
@@ -80,7 +82,12 @@ def create_app(settings: WebSettings) -> FastAPI:
     return app
 
 
+async def _not_found(_request: Request, _error: Exception) -> Response:
+    return HTMLResponse(NOT_FOUND, 404)
+
+
 def _configure_nicegui(app: FastAPI) -> None:
+    core.app.add_exception_handler(404, _not_found)
     core.sio.eio.cors_allowed_origins = None  # only pages of the same origin may connect; NiceGUI allows every site
 
     ui.add_head_html(

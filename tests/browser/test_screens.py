@@ -117,6 +117,14 @@ def test_a_list_of_fifty_jobs_is_accessible(open_page: Open, world: World) -> No
     require_accessible(page)
 
 
+def test_an_unknown_page_leads_to_the_jobs(open_page: Open) -> None:
+    page = open_page("/nothing-like-this")
+    expect(page.get_by_role("heading", name="There is no such page")).to_be_visible()
+    require_accessible(page)
+    page.get_by_role("link", name="Jobs").click()
+    expect(page.get_by_role("heading", name="Jobs", level=1)).to_be_visible()
+
+
 def require_accessible(page: Page) -> None:
     found = Axe().run(page).response["violations"]
     serious = [(one["id"], one["nodes"][0]["html"][:200]) for one in found if one["impact"] in SERIOUS]
