@@ -23,13 +23,9 @@ window.savePng = (chart, filename) => {
 };
 // A page that takes longer than 0.3 s shows a bar at the top until it replaces this one.
 let leaving = null;
-const leave = () => (leaving ??= setTimeout(() => document.body.classList.add("t-leaving"), 300));
-document.addEventListener("click", (event) => {
-  const link = event.target.closest?.("a[href]");
-  const isPlain = event.button === 0 && !(event.ctrlKey || event.metaKey || event.shiftKey || event.altKey);
-  if (link && isPlain && !link.hasAttribute("download") && !link.getAttribute("href").startsWith("#")) leave();
+window.addEventListener("beforeunload", () => {
+  leaving ??= setTimeout(() => document.body.classList.add("t-leaving"), 300);
 });
-document.addEventListener("submit", leave);
 window.addEventListener("pageshow", () => {
   clearTimeout(leaving);
   leaving = null;

@@ -173,10 +173,13 @@ class NewJob:
                 note("A field has a value that cannot be used", "It is marked above.", "bad", role="alert")
             return
         self._create_button.props["disabled"] = True
+        with self._result:
+            busy("Creating the job ...")
         try:
             job = await self._view.api.post("fine_tuning/jobs", body)
         except ApiError as error:
             self._create_button.props["disabled"] = False
+            self._result.clear()
             with self._result:
                 error_note(error, "The job was not created")
             return

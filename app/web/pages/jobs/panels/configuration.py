@@ -73,7 +73,7 @@ def _row(name: str, value: Any, asked: Json) -> Row:
 
 def _text(value: Any) -> str:
     if value is None:
-        return "–"
+        return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
