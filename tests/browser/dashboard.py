@@ -39,7 +39,7 @@ def dashboard(api_url: str, environment: Mapping[str, str] | None = None) -> Ite
 def sign_in(url: str, api_key: str) -> dict[str, str]:
     """The session cookie of a browser that signed in with the key."""
     form = {"api_key": api_key, "next": "/jobs"}
-    response = httpx2.post(f"{url}/sign-in", data=form, trust_env=False, follow_redirects=False)
+    response = httpx2.post(f"{url}/sign-in", data=form, trust_env=False, follow_redirects=False, timeout=START_SECONDS)
     return dict(response.cookies)
 
 

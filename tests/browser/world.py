@@ -262,7 +262,12 @@ def _finished(
     job = _start(session, project, file, suffix=suffix, validation_file=validation_file, body=body)
     append_steps(session, job, 1, steps - 3, steps, start_loss, validate_every=10 if validation_file else 0)
     for step in (10, steps // 2):
-        data = {"step": step, "prompt": "My card has not arrived", "base": "I am sorry to hear that. What is your card?", "tuned": ANSWERS[1]}
+        data = {
+            "step": step,
+            "prompt": "My card has not arrived",
+            "base": "What kind of card is it?",
+            "tuned": ANSWERS[1],
+        }
         claims.append_event(session, factories.lease_of(job), "Sample answers", data=data)
     name = f"ft:{MODEL}:tunery:{''.join(c for c in suffix if c.isalnum() or c == '-')}:{job.id[-8:]}"
     last = None
