@@ -87,10 +87,10 @@ def options(runs: Sequence[Run], look: Look) -> Json:
         "aria": {"enabled": True, "label": {"description": description}},
         "grid": grids,
         "title": [_title(text, grid) for text, grid in zip(["Loss", *(m.label for m in shown)], grids, strict=True)],
-        "legend": {"top": 4, "right": 80, "type": "scroll", "left": 90, "textStyle": _text(), "data": _legend(series)},
+        "legend": {"top": 4, "right": 16, "type": "scroll", "left": 90, "textStyle": _text(), "data": _legend(series)},
         "toolbox": {
             "right": 4,
-            "top": 0,
+            "top": 26,
             "feature": {"restore": {"title": "Whole range"}},
         },
         "tooltip": {"trigger": "axis", "confine": True, **_tooltip_colours()},
