@@ -23,6 +23,9 @@ UVICORN_OPTIONS = (
     "--http=app.api.transport.connection:LimitedConnection",
     "--ws=none",
     "--timeout-graceful-shutdown=5",
+    # uvicorn kills a process that does not answer in this time, also one that still starts. Its default of 5 seconds is
+    # less than a start takes on a busy machine, so that with --workers no process ever served.
+    "--timeout-worker-healthcheck=60",
 )
 
 

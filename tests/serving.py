@@ -84,7 +84,7 @@ def api_process(
         output = None if log is None else stack.enter_context(log.open("wb"))
         process = subprocess.Popen(command, env=process_environment, stdout=output, stderr=output)
         try:
-            until(lambda: _answers(server), "the API", seconds=60)
+            until(lambda: _answers(server), "the API", seconds=120)
             yield server, process
         finally:
             process.kill()
