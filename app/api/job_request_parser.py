@@ -1,4 +1,4 @@
-"""A body whose shape was checked -> what the service is asked for."""
+"""A body whose shape was checked -> the request that the service takes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def job_request(body: Mapping[str, Any]) -> JobRequest:
     parsed, problems = check_shape(CreateJob, body)
     if parsed is None:
         raise combine_errors(problems)
-    return _request(parsed, parsed.model_dump(exclude_unset=True), problems, asked=body)
+    return _request(parsed, parsed.model_dump(exclude_unset=True), problems, sent_body=body)
 
 
 def clone_request(job: Job, overrides: Mapping[str, Any]) -> JobRequest:
@@ -36,13 +36,13 @@ def clone_request(job: Job, overrides: Mapping[str, Any]) -> JobRequest:
     parsed, more = check_shape(CreateJob, body)
     if parsed is None:
         raise combine_errors([*problems, *more])
-    return _request(parsed, body, [*problems, *more], asked=overrides, cloned_from=job.id)
+    return _request(parsed, body, [*problems, *more], sent_body=overrides, cloned_from=job.id)
 
 
-def job_changes(asked: UpdateJob) -> dict[str, Any]:
+def job_changes(body: UpdateJob) -> dict[str, Any]:
     """{column: value} of what an update gives."""
-    changes: dict[str, Any] = {"priority": asked.priority or 0, "user_metadata": asked.metadata}
-    given = {"user_metadata" if name == "metadata" else name for name in asked.model_fields_set}
+    changes: dict[str, Any] = {"priority": body.priority or 0, "user_metadata": body.metadata}
+    given = {"user_metadata" if name == "metadata" else name for name in body.model_fields_set}
     return {column: value for column, value in changes.items() if column in given}
 
 
@@ -50,7 +50,7 @@ def _request(
     parsed: CreateJob,
     body: dict[str, Any],
     problems: list[BadRequest],
-    asked: Mapping[str, Any],
+    sent_body: Mapping[str, Any],
     cloned_from: str | None = None,
 ) -> JobRequest:
     return JobRequest(
@@ -61,7 +61,7 @@ def _request(
         metadata=parsed.metadata,
         integrations=parsed.integrations or (),
         body=body,
-        asked=asked,
+        sent_body=sent_body,
         problems=problems,
         scheduling=SchedulingOptions(
             parsed.priority or 0, parsed.urgent or False, sorted(set(parsed.worker_labels or ()))

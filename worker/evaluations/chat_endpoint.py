@@ -78,8 +78,8 @@ class ChatEndpoint:
 
 def _pause(attempt: int, retry_after: str | None) -> float:
     """Seconds until the next attempt: what the endpoint asks for, else 1, 2, 4, ... with jitter."""
-    asked = _retry_after_seconds(retry_after) if retry_after else None
-    pause = 2.0**attempt * random.uniform(0.75, 1.25) if asked is None else asked
+    requested_seconds = _retry_after_seconds(retry_after) if retry_after else None
+    pause = 2.0**attempt * random.uniform(0.75, 1.25) if requested_seconds is None else requested_seconds
     return min(MAX_PAUSE_SECONDS, max(0.0, pause))
 
 

@@ -29,8 +29,8 @@ def record(source: OpenAISource, model: str, prompts: bytes, golden: Path, on_ro
         for number, row in enumerate(waiting):
             on_row(len(rows) - len(waiting) + number, len(rows))
             messages = row.messages or ({"role": "user", "content": row.prompt},)
-            asked = [{key: value for key, value in each.items() if key != "weight"} for each in messages]
-            answer = source.answer(model, asked, row.tools)
+            prompt = [{key: value for key, value in each.items() if key != "weight"} for each in messages]
+            answer = source.answer(model, prompt, row.tools)
             line: dict[str, Any] = {**row.item, ANSWER: (answer.get("content") or "").strip(), MODEL: model}
             if answer.get("tool_calls"):
                 line["recorded_tool_calls"] = answer["tool_calls"]

@@ -28,10 +28,18 @@ INSTEAD = "deliver the model to an engine for it (docs/answers.md)"
 IGNORED = frozenset({"user", "store", "metadata", "safety_identifier", "prompt_cache_key", "service_tier"})
 # Values that ask for nothing special.
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    "best_of": (1,), "frequency_penalty": (0,), "presence_penalty": (0,),
-    "logit_bias": ({},), "tools": ([],), "tool_choice": ("none", "auto"), "response_format": ({"type": "text"},),
-    "echo": (False,), "parallel_tool_calls": (True, False), "modalities": (["text"],), "top_logprobs": (0,),
-}  # fmt: skip
+    "best_of": (1,),
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "logit_bias": ({},),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "echo": (False,),
+    "parallel_tool_calls": (True, False),
+    "modalities": (["text"],),
+    "top_logprobs": (0,),
+}
 
 
 class _Options(BaseModel):
@@ -152,7 +160,7 @@ def question_of(request: TrialRequest, id: str, project_id: str, model: str, is_
     Raises BadRequest with every problem of its messages.
     """
     stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
-    asked = request.max_completion_tokens or request.max_tokens or MAX_NEW_TOKENS
+    requested = request.max_completion_tokens or request.max_tokens or MAX_NEW_TOKENS
     if is_chat:
         _check_messages(request.messages)
     elif request.prompt is None:
@@ -163,7 +171,7 @@ def question_of(request: TrialRequest, id: str, project_id: str, model: str, is_
         model=model,
         messages=request.messages if is_chat else None,
         prompt=None if is_chat else request.prompt,
-        max_new_tokens=min(asked, MAX_NEW_TOKENS),
+        max_new_tokens=min(requested, MAX_NEW_TOKENS),
         temperature=1.0 if request.temperature is None else request.temperature,
         top_p=1.0 if request.top_p is None else request.top_p,
         seed=request.seed,

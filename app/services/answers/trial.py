@@ -211,9 +211,7 @@ def _chat_token(text: str, logprob: float) -> dict[str, Any]:
 
 def _usage(record: TrialRecord) -> dict[str, int]:
     total = record.prompt_tokens + record.completion_tokens
-    return {
-        "prompt_tokens": record.prompt_tokens, "completion_tokens": record.completion_tokens, "total_tokens": total
-    }  # fmt: skip
+    return {"prompt_tokens": record.prompt_tokens, "completion_tokens": record.completion_tokens, "total_tokens": total}
 
 
 def _event(value: dict[str, Any]) -> bytes:

@@ -197,21 +197,21 @@ def _plain(found: DatasetProfile, parameters: DataParameters) -> Json:
     }
 
 
-def _method(asked: str | None) -> Method | None:
-    if asked is None:
+def _method(requested: str | None) -> Method | None:
+    if requested is None:
         return None
-    known = next((method for method in METHODS if method == asked), None)
+    known = next((method for method in METHODS if method == requested), None)
     if known is None:
-        text = f"method: {as_json(asked)} is not offered here; allowed are {' and '.join(map(as_json, METHODS))}"
+        text = f"method: {as_json(requested)} is not offered here; allowed are {' and '.join(map(as_json, METHODS))}"
         raise BadRequest(text, "method", "unsupported_value")
     return known
 
 
-def _context_length(asked: int | None, entry: CatalogEntry) -> int:
-    return entry.context_length if asked is None else _within("context_length", asked, 1, entry.context_length)
+def _context_length(requested: int | None, entry: CatalogEntry) -> int:
+    return entry.context_length if requested is None else _within("context_length", requested, 1, entry.context_length)
 
 
-def _within(name: str, asked: int, least: int, most: int) -> int:
-    if not least <= asked <= most:
-        raise BadRequest(f"{name}: {asked} is not a whole number from {least} to {most}", name)
-    return asked
+def _within(name: str, requested: int, least: int, most: int) -> int:
+    if not least <= requested <= most:
+        raise BadRequest(f"{name}: {requested} is not a whole number from {least} to {most}", name)
+    return requested

@@ -44,14 +44,14 @@ def find_file(session: Session, project_id: str, file_id: str, param: str, probl
 
 def endpoint_problems(request: EvaluationSettings, endpoints: Collection[str], prefix: str = "") -> list[BadRequest]:
     """Endpoints of graders and of the reference that the operator has not named."""
-    asked = [
+    endpoint_params = [
         (f"{prefix}graders.{number}.endpoint", grader.endpoint)
         for number, grader in enumerate(request.graders)
         if isinstance(grader, ScoreModel)
     ]
     if request.reference is not None and request.reference.model is not None:
-        asked.append((f"{prefix}reference.endpoint", request.reference.endpoint))
-    return [problem for param, name in asked if (problem := _endpoint_problem(param, name, endpoints))]
+        endpoint_params.append((f"{prefix}reference.endpoint", request.reference.endpoint))
+    return [problem for param, name in endpoint_params if (problem := _endpoint_problem(param, name, endpoints))]
 
 
 def _endpoint_problem(param: str, name: str | None, endpoints: Collection[str]) -> BadRequest | None:

@@ -76,7 +76,7 @@ def create(
         worker_labels=list(request.scheduling.worker_labels),
         deliver_to=deliver_to,
         cloned_from=request.cloned_from,
-        request=dict(request.asked),
+        request=dict(request.sent_body),
         warnings=request.warnings,
         request_id=audit.request_id(),
         traceparent=current_traceparent(),

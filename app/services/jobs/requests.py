@@ -43,7 +43,7 @@ class JobRequest:
     metadata: dict[str, str] | None
     integrations: Sequence[Any]
     body: Mapping[str, Any]
-    asked: Mapping[str, Any]  # the body as it was sent; of a clone, its changes
+    sent_body: Mapping[str, Any]  # the body as it was sent; of a clone, its changes
     problems: Sequence[BadRequest] = ()
     scheduling: SchedulingOptions = SchedulingOptions()
     deliver_to: Sequence[str] | None = None  # names of delivery targets; None: the defaults of the project

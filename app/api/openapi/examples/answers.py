@@ -13,20 +13,28 @@ from app.api.schemas.answers import ChatCompletionBody, CompletionBody, CreateCh
 CHAT, COMPLETIONS = "POST /v1/chat/completions", "POST /v1/completions"
 USAGE = {"prompt_tokens": 21, "completion_tokens": 3, "total_tokens": 24}
 CREATE_CHAT = {
-    "model": TUNED, "messages": [{"role": "user", "content": "My parcel has not arrived."}], "max_tokens": 64,
+    "model": TUNED,
+    "messages": [{"role": "user", "content": "My parcel has not arrived."}],
+    "max_tokens": 64,
     "temperature": 0,
-}  # fmt: skip
+}
 CHAT_ANSWER = {
-    "id": "chatcmpl-0f7d4c0e6b0a4c55", "object": "chat.completion", "created": 1795000480, "model": TUNED,
+    "id": "chatcmpl-0f7d4c0e6b0a4c55",
+    "object": "chat.completion",
+    "created": 1795000480,
+    "model": TUNED,
     "choices": [{"index": 0, "message": {"role": "assistant", "content": "shipping"}, "finish_reason": "stop"}],
     "usage": USAGE,
-}  # fmt: skip
+}
 CREATE = {"model": TUNED, "prompt": "My parcel has", "max_tokens": 16, "temperature": 0}
 ANSWER = {
-    "id": "cmpl-0f7d4c0e6b0a4c55", "object": "text_completion", "created": 1795000480, "model": TUNED,
+    "id": "cmpl-0f7d4c0e6b0a4c55",
+    "object": "text_completion",
+    "created": 1795000480,
+    "model": TUNED,
     "choices": [{"index": 0, "text": " not arrived.", "finish_reason": "stop", "logprobs": None}],
     "usage": USAGE,
-}  # fmt: skip
+}
 
 CHUNK_SCHEMA = {
     "type": "object",

@@ -13,38 +13,71 @@ TARGET_ID = "target_7a1b2c3d4e5f60718293a4b5"
 TARGET_NAME = "production"
 DELIVERY_ID = "delivery_0f7d4c0e6b0a4c55b1a1f0e2"
 DESTINATION = {
-    "kind": "vllm", "urls": ["https://vllm.example.com"], "shared_path": "/srv/adapters", "engine_path": "/adapters",
-    "base_model": None, "base_name": None,
-}  # fmt: skip
+    "kind": "vllm",
+    "urls": ["https://vllm.example.com"],
+    "shared_path": "/srv/adapters",
+    "engine_path": "/adapters",
+    "base_model": None,
+    "base_name": None,
+}
 CREATE_TARGET = {
     "name": TARGET_NAME,
     "destination": {
-        "kind": "vllm", "urls": ["https://vllm.example.com"], "shared_path": "/srv/adapters",
+        "kind": "vllm",
+        "urls": ["https://vllm.example.com"],
+        "shared_path": "/srv/adapters",
         "engine_path": "/adapters",
     },
     "credentials": {"api_key": "vllm-key"},
     "served_model": "support-bot",
-}  # fmt: skip
+}
 TARGET = {
-    "id": TARGET_ID, "object": "delivery_target", "created_at": 1795000000, "updated_at": 1795000000,
-    "name": TARGET_NAME, "kind": "vllm", "destination": DESTINATION, "credentials": ["api_key"],
-    "served_model": "support-bot", "default": False, "status": "ready", "error": None,
-}  # fmt: skip
+    "id": TARGET_ID,
+    "object": "delivery_target",
+    "created_at": 1795000000,
+    "updated_at": 1795000000,
+    "name": TARGET_NAME,
+    "kind": "vllm",
+    "destination": DESTINATION,
+    "credentials": ["api_key"],
+    "served_model": "support-bot",
+    "default": False,
+    "status": "ready",
+    "error": None,
+}
 CHECK = {
-    "verdict": "same", "prompts": 16, "tokens": 645, "noise": 0.0015, "trainer_effect": 1.862, "engine_effect": 1.861,
-    "difference": 0.0017, "largest_difference": 0.086, "top1_agreement": 1.0, "method": "prompt",
+    "verdict": "same",
+    "prompts": 16,
+    "tokens": 645,
+    "noise": 0.0015,
+    "trainer_effect": 1.862,
+    "engine_effect": 1.861,
+    "difference": 0.0017,
+    "largest_difference": 0.086,
+    "top1_agreement": 1.0,
+    "method": "prompt",
     "reason": None,
-}  # fmt: skip
+}
 OF_JOB = {
-    "id": DELIVERY_ID, "target": TARGET_NAME, "status": "delivered", "model": TUNED, "served_model": "support-bot",
-    "check": CHECK, "error": None,
-}  # fmt: skip
+    "id": DELIVERY_ID,
+    "target": TARGET_NAME,
+    "status": "delivered",
+    "model": TUNED,
+    "served_model": "support-bot",
+    "check": CHECK,
+    "error": None,
+}
 DELIVERY = OF_JOB | {
-    "object": "fine_tuning.job.delivery", "created_at": 1795000460, "updated_at": 1795000475,
-    "fine_tuning_job_id": JOB_ID, "checkpoint": "ftckpt_6a1b2c3d4e5f60718293a4b5", "attempts": 1,
-    "next_attempt_at": 1795000535, "delivered_at": 1795000475,
+    "object": "fine_tuning.job.delivery",
+    "created_at": 1795000460,
+    "updated_at": 1795000475,
+    "fine_tuning_job_id": JOB_ID,
+    "checkpoint": "ftckpt_6a1b2c3d4e5f60718293a4b5",
+    "attempts": 1,
+    "next_attempt_at": 1795000535,
+    "delivered_at": 1795000475,
     "location": {"path": "/adapters/.tunery/support-bot/0f7d4c0e6b0a4c55"},
-}  # fmt: skip
+}
 PAGE = {"object": "list", "has_more": False}
 DELIVERIES = "/v1/fine_tuning/jobs/{job_id}/deliveries"
 

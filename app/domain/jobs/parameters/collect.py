@@ -81,10 +81,9 @@ def _hyperparameter_objects(
         if key not in OPENAI_METHODS:
             request.problems.append(_unknown(f"method.{key}", ("type", method_type)))
         elif method[key] is not None:
-            owner, asked = as_json(key), as_json(method_type)
-            text = (
-                f"method.{key} belongs to the type {owner}, but method.type is {asked}; give only method.{method_type}"
-            )
+            owner, type_name = as_json(key), as_json(method_type)
+            text = f"method.{key} belongs to the type {owner}, but method.type is {type_name}"
+            text += f"; give only method.{method_type}"
             request.problems.append(UnknownParameter(text, f"method.{key}"))
     chosen = method.get(method_type) or {}
     for key in chosen.keys() - {"hyperparameters"}:
