@@ -240,7 +240,7 @@ class TestFailing:
     def test_a_gpu_that_is_not_there(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         if torch.cuda.is_available():
             pytest.skip("there is one")
-        self.fails(tmp_path, make_spec(tiny, examples, device="cuda"), 64, Reason.INVALID_SPEC, "device", "NVIDIA")
+        self.fails(tmp_path, make_spec(tiny, examples, device="cuda"), 69, Reason.DEVICE_LOST, None, "NVIDIA")
 
     def test_a_diverging_run_stops_at_that_step(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         spec = make_spec(tiny, examples, learning_rate=1e30, batch_size=3, quantization=FLOAT32)
