@@ -9,7 +9,7 @@ DEV := .venv/.dev-ready
 ARGS ?=
 JOBS ?= 2
 
-.PHONY: help setup up demo doctor house test test-fast test-slow test-bases test-gguf test-s3 test-schema test-sdk test-compat test-browser test-serving screenshots lint types imports format check migrate bench-train bench-mechanisms bench-start bench-auto bench-fit bench-plan bench-api bench-upload bench-queue bench-linear bench-dashboard openapi reference constraints release test-release audit sbom clean gpu-check
+.PHONY: help setup up demo doctor house test test-fast test-slow test-bases test-gguf test-s3 test-schema test-sdk test-upgrade test-compat test-browser test-serving screenshots lint types imports format check migrate bench-train bench-mechanisms bench-start bench-auto bench-fit bench-plan bench-api bench-upload bench-queue bench-linear bench-dashboard openapi reference constraints release test-release audit sbom clean gpu-check
 
 help: ## Print this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  \033[1mmake %-12s\033[0m %s\n", $$1, $$2}'
@@ -49,6 +49,9 @@ test-schema: $(DEV) ## Generated requests to every operation of the OpenAPI docu
 
 test-sdk: $(DEV) ## The official client's scenarios, three generations of it, against the whole service (ARGS="--only newest -- -k uploads")
 	$(BIN)/python -m tests.clients $(ARGS)
+
+test-upgrade: $(DEV) ## Data of an earlier release under this one, and a rolling restart beside an earlier commit under load (10 minutes)
+	$(BIN)/python -m pytest -q tests/upgrade $(ARGS)
 
 test-compat: $(DEV) ## The tests of an earlier commit, unchanged, against this service (3 minutes; ALL=1: all of them, 40; ARGS="--only schema")
 	$(BIN)/python -m tests.compat $(if $(ALL),--all) $(ARGS)

@@ -59,6 +59,13 @@ def is_current(connection: Connection) -> bool:
     return revision_of(connection) == head()
 
 
+def is_newer(connection: Connection) -> bool:
+    """Whether a later release has migrated the schema: this one does not know the revision. Migrations only add, so
+    the processes of this release go on until they are restarted."""
+    revision = revision_of(connection)
+    return revision is not None and revision not in revisions()
+
+
 def head() -> str | None:
     return ScriptDirectory(str(MIGRATIONS)).get_current_head()
 

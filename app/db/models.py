@@ -29,6 +29,7 @@ def register(
         "files": files,
         "manifest_sha256": manifest_sha256,
         "entry": entry.model_dump(mode="json"),
+        "counted_activation_bytes": None,
     }
     statement = upsert(BaseModelRow).values(name=name, **values)
     session.execute(statement.on_conflict_do_update(index_elements=["name"], set_=values))
@@ -47,10 +48,10 @@ def unregister(session: Session, name: str) -> bool:
 def add_activation_bytes(
     session: Session, project_id: str, name: str, activation_bytes: Mapping[Recompute, float]
 ) -> None:
-    """Complete the entry of a base model that was registered without them."""
+    """Complete a base model that was registered without them."""
     row = get_base(session, project_id, name)
-    if row is not None and not row.entry.get("activation_bytes"):
-        row.entry = row.entry | {"activation_bytes": dict(activation_bytes)}
+    if row is not None and not row.catalog_entry.activation_bytes:
+        row.counted_activation_bytes = {str(degree): size for degree, size in activation_bytes.items()}
         session.flush()
 
 

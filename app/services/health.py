@@ -102,13 +102,15 @@ def _database(sessions: Sessions) -> list[Check]:
     try:
         with sessions() as session:
             connection: Connection = session.connection()
-            current = migrate.is_current(connection)
-            registered = current and bool(models.list_base(session))
+            is_newer = migrate.is_newer(connection)
+            usable = is_newer or migrate.is_current(connection)
+            registered = usable and bool(models.list_base(session))
     except SQLAlchemyError:
         return [_check("database", False, "", "PostgreSQL does not answer")]
+    revision_text = "of a later release: restart this process with it" if is_newer else "at the newest revision"
     return [
         _check("database", True, "reachable", ""),
-        _check("migrations", current, "at the newest revision", "run the migrations: `make migrate`"),
+        _check("migrations", usable, revision_text, "run the migrations: `make migrate`"),
         _check("base_model", registered, "registered", "register one: `tunery models add NAME DIR`"),
     ]
 

@@ -13,7 +13,6 @@ from app.db.engine import transaction
 from app.db.files import files
 from app.db.tables import BaseModelRow, Checkpoint, File, Job
 from app.domain.answers.trial import AdapterOfAnswer, AnswerSpec, TrialQuestion
-from app.domain.base_models.catalog import CatalogEntry
 from app.domain.jobs.layer_patterns import PatternError, expand_patterns
 from app.domain.jobs.spec import BaseSpec, JobSpec, LoraSpec, QuantizationSpec
 from app.system.artifact_directory import ManifestMismatch, read_manifest
@@ -51,7 +50,7 @@ def prepare(resources: Resources, question: TrialQuestion, directory: Path) -> P
         signature = verify_base_model(base)
     except PreparationError as error:
         raise CannotAnswer(f"The base model {base.name} cannot be used on this worker: {error}") from error
-    entry, settings = CatalogEntry.model_validate(base.entry), resources.settings
+    entry, settings = base.catalog_entry, resources.settings
     job_spec = JobSpec.model_validate(job.spec) if job else None
     spec = AnswerSpec(
         base=BaseSpec(
@@ -97,7 +96,7 @@ def _adapter(resources: Resources, base: BaseModelRow, rows: list[File], directo
         raise CannotAnswer(f"The files registered as {base.name} are not those that the adapter was trained on.")
     lora = LoraSpec.model_validate(read_manifest(fetched.directory)["lora"])
     if lora.rank_pattern or lora.alpha_pattern:  # older manifests have the patterns of the request
-        layers = CatalogEntry.model_validate(base.entry).layers or linear_layers(Path(base.directory))
+        layers = base.catalog_entry.layers or linear_layers(Path(base.directory))
         try:
             lora = expand_patterns(lora, layers)
         except PatternError as error:

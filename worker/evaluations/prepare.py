@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from app.db import models
 from app.db.files import files
 from app.db.tables import BaseModelRow, Evaluation, File, Job
-from app.domain.base_models.catalog import CatalogEntry, StatSignature
+from app.domain.base_models.catalog import StatSignature
 from app.domain.evaluations.graders import EvaluationSettings
 from app.domain.evaluations.precision import precision_text
 from app.domain.evaluations.spec import PROMPTS, SPEC, GenerationSpec, Prompt, Started
@@ -98,7 +98,7 @@ def read_file(resources: Resources, loaded: Loaded, check: Callable[[], None]) -
             lambda: resources.storage.open(loaded.file.storage_key),
             loaded.settings,
             load_renderer(Path(loaded.base.directory)),
-            CatalogEntry.model_validate(loaded.base.entry).context_length,
+            loaded.base.catalog_entry.context_length,
             resources.settings.max_line_bytes,
             check,
         )
@@ -134,7 +134,7 @@ def _spec(settings: Settings, loaded: Loaded, adapter: FetchedParentAdapter) -> 
     base, spec = loaded.base, JobSpec.model_validate(loaded.job.spec)
     lora = LoraSpec.model_validate(read_manifest(adapter.directory)["lora"])
     if lora.rank_pattern or lora.alpha_pattern:  # older manifests have the patterns of the request
-        layers = CatalogEntry.model_validate(base.entry).layers or linear_layers(Path(base.directory))
+        layers = base.catalog_entry.layers or linear_layers(Path(base.directory))
         try:
             lora = expand_patterns(lora, layers)
         except PatternError as error:

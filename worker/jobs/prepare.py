@@ -15,7 +15,6 @@ from app.db.tables import BaseModelRow, File, Job, Snapshot
 from app.domain.artifacts.full_disk import DiskSpace, is_disk_full
 from app.domain.base_models.catalog import (
     ALTERED_REASON,
-    CatalogEntry,
     RefusedModel,
     StatSignature,
     unusable_model_message,
@@ -89,7 +88,7 @@ def prepare(resources: Resources, job: Job, keeper: LeaseKeeper, directory: Path
 def reserve_space(resources: Resources, job: Job, base: BaseModelRow, directory: Path) -> DiskSpace:
     """Reserve the space of the last snapshot. After a full disk the result must have space, too, because otherwise the
     training would be lost. Raises PreparationError."""
-    entry, spec = CatalogEntry.model_validate(base.entry), JobSpec.model_validate(job.spec)
+    entry, spec = base.catalog_entry, JobSpec.model_validate(job.spec)
     try:
         needed = disk_space.required_space(entry, Path(base.directory), spec)
     except RefusedModel as error:
@@ -210,7 +209,7 @@ def trainer_spec(
         start_adapter_sha256=adapter.manifest_sha256 if adapter else None,
         start_adapter_name=spec.continued_from,
     )
-    entry = CatalogEntry.model_validate(inputs.base.entry)
+    entry = inputs.base.catalog_entry
     base = BaseSpec(
         name=inputs.base.name,
         alias=spec.model_alias,
@@ -248,7 +247,7 @@ def _layer_lora(spec: JobSpec, base: BaseModelRow) -> LoraSpec:
     """
     if not (spec.lora.rank_pattern or spec.lora.alpha_pattern):
         return spec.lora
-    layers = CatalogEntry.model_validate(base.entry).layers or linear_layers(Path(base.directory))
+    layers = base.catalog_entry.layers or linear_layers(Path(base.directory))
     try:
         return match_spec(spec, layers).layer_lora
     except PatternError as error:

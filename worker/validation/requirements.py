@@ -7,7 +7,6 @@ from typing import Any
 
 from app.db.scheduling import workers
 from app.db.tables import Job
-from app.domain.base_models.catalog import CatalogEntry
 from app.domain.datasets.report import DatasetReport
 from app.domain.jobs.layer_patterns import match_spec
 from app.domain.jobs.spec import JobSpec
@@ -29,7 +28,7 @@ def requirement_columns(
     Any worker may claim a job without an estimate, and its trainer plans the job again. Raises FencedError.
     """
     spec = JobSpec.model_validate(job.spec)
-    entry = CatalogEntry.model_validate(inputs.base.entry)
+    entry = inputs.base.catalog_entry
     if not entry.decoder_layers:  # registered before entries had the fields of a plan
         return {}
     need, sha256 = JobRequirements(spec.base_model, frozenset(job.worker_labels)), inputs.base.manifest_sha256

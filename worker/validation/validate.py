@@ -18,7 +18,6 @@ from app.db.jobs import claims
 from app.db.jobs.claims import FencedError
 from app.db.tables import File, Job
 from app.domain.artifacts.full_disk import is_disk_full
-from app.domain.base_models.catalog import CatalogEntry
 from app.domain.datasets.jsonl import format_findings
 from app.domain.datasets.render import Renderer
 from app.domain.datasets.report import (
@@ -137,7 +136,7 @@ class Validator:
                 lambda: self.resources.storage.open(file.storage_key),
                 request.settings(),
                 renderer,
-                CatalogEntry.model_validate(inputs.base.entry).context_length,
+                inputs.base.catalog_entry.context_length,
                 self.settings.max_line_bytes,
                 self._interruption_check(keeper),
             )

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from app.api.schemas.common import Body, unix_seconds
 from app.db.tables import BaseModelRow, ModelAlias, TunedModel
-from app.domain.base_models.catalog import MAX_RANK, CatalogEntry
+from app.domain.base_models.catalog import MAX_RANK
 from app.services.models import ModelRow
 
 
@@ -56,7 +56,7 @@ def _render_alias(alias: ModelAlias) -> dict[str, Any]:
 
 
 def _render_base(model: BaseModelRow) -> dict[str, Any]:
-    entry = CatalogEntry.model_validate(model.entry)
+    entry = model.catalog_entry
     smallest = min((min(shape) for shape in entry.target_modules.values()), default=MAX_RANK)
     return {
         "id": model.name,

@@ -243,7 +243,7 @@ def _key(row: ApiKey, owner: Project) -> KeyRecord:
 
 
 def _base_model(row: BaseModelRow) -> BaseModelRecord:
-    return _record(row.name, row.directory, CatalogEntry.model_validate(row.entry))
+    return _record(row.name, row.directory, row.catalog_entry)
 
 
 def _record(name: str, directory: str, entry: CatalogEntry) -> BaseModelRecord:

@@ -10,11 +10,12 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db.base import Base, now, sql_string_list
 from app.db.tables.leased_row import LeasedRow, lease_constraints
+from app.domain.base_models.catalog import CatalogEntry
 from app.domain.base_models.registrations import FINISHED, UNFINISHED, RegistrationState
 
 
 class BaseModelRow(Base):
-    """A registered base model. With `project_id` NULL every project may use it. `entry` is a catalog.CatalogEntry."""
+    """A registered base model. With `project_id` NULL every project may use it."""
 
     __tablename__ = "base_models"
 
@@ -23,8 +24,18 @@ class BaseModelRow(Base):
     directory: Mapped[str]
     manifest_sha256: Mapped[str]
     files: Mapped[dict[str, Any]]
-    entry: Mapped[dict[str, Any]]
+    entry: Mapped[dict[str, Any]]  # a catalog.CatalogEntry, as it was registered
+    # What the first job counted if the registration did not. Beside the entry, so that processes of an earlier release,
+    # which know no such key of it, can still read it.
+    counted_activation_bytes: Mapped[dict[str, Any] | None]
     created_at: Mapped[datetime] = now()
+
+    @property
+    def catalog_entry(self) -> CatalogEntry:
+        entry = CatalogEntry.model_validate(self.entry)
+        if entry.activation_bytes or self.counted_activation_bytes is None:
+            return entry
+        return entry.model_copy(update={"activation_bytes": self.counted_activation_bytes})
 
 
 class ModelAlias(Base):

@@ -19,9 +19,12 @@ LLAMA_EXPONENT, QWEN_EXPONENT = 0.781, 0.0775  # of the learning rate over the h
 
 
 class CatalogEntry(BaseModel):
-    """The properties of a base model. Lengths are in tokens, sizes in bytes, shapes are [out, in]."""
+    """The properties of a base model. Lengths are in tokens, sizes in bytes, shapes are [out, in].
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    Keys that a later release added are ignored: its processes may register models while those of this one still run.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
     architecture: str
     context_length: int

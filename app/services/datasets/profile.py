@@ -85,7 +85,7 @@ def load_inputs(
         text = "model: is missing; name the model whose tokenizer and template are to be used"
         raise BadRequest(text, "model", "missing_required_parameter")
     base, _ = requests.find_model(session, project_id, request.model)
-    entry = CatalogEntry.model_validate(base.entry)
+    entry = base.catalog_entry
     validation_file = None
     if request.validation_file is not None:
         validation_file = requests.find_file(session, project_id, request.validation_file, "validation_file")

@@ -22,7 +22,6 @@ from app.domain.artifacts.exports import (
     gguf_adapter_problem,
     gguf_bytes,
 )
-from app.domain.base_models.catalog import CatalogEntry
 from app.domain.error_text.json_text import as_json, unquoted
 from app.domain.jobs.spec import LoraSpec
 from app.errors import BadRequest, NotFound, UnknownParameter, combine_errors
@@ -165,7 +164,7 @@ def _get_concurrent_export(session: Session, checkpoint: Checkpoint, kind: Expor
 
 def _expected_bytes(session: Session, kind: ExportKind, base: BaseModelRow, checkpoint: Checkpoint) -> int:
     if kind.quantization is not None:
-        return gguf_bytes(CatalogEntry.model_validate(base.entry).parameters, kind.quantization)
+        return gguf_bytes(base.catalog_entry.parameters, kind.quantization)
     if kind.type == ExportType.GGUF_ADAPTER:
         return sum(file.bytes for file in files.get_visible(session, checkpoint.file_ids).values())
     return sum(int(each["bytes"]) for each in base.files.values())

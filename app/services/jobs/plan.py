@@ -107,7 +107,7 @@ def read_inputs(session: Session, project_id: str, request: JobRequest, is_admin
     capacities = [worker_capacity(worker.about) for worker in workers.gpu_workers(session)]
     return PlanInputs(
         spec=resolved.spec,
-        entry=CatalogEntry.model_validate(resolved.base.entry),
+        entry=resolved.base.catalog_entry,
         directory=Path(resolved.base.directory),
         manifest_sha256=resolved.base.manifest_sha256,
         training_file=SourceFile.of("training_file", resolved.training_file),

@@ -12,7 +12,6 @@ from app.db import models
 from app.db.files import files
 from app.db.jobs import references
 from app.db.tables import BaseModelRow, File, Project
-from app.domain.base_models.catalog import CatalogEntry
 from app.domain.error_text.json_text import as_json, unquoted
 from app.domain.files import JobFileOrigins
 from app.domain.jobs.parameters.fields import ParentAdapter
@@ -132,7 +131,7 @@ def _resolve_spec(
         problems += _purpose_problems(validation_file, "validation_file")
     spec = None
     try:
-        entry = CatalogEntry.model_validate(base.entry)
+        entry = base.catalog_entry
         spec = resolve(request.body, base.name, entry, training_file.line_count or 0, parent)
         if parent is None and request.model != base.name:
             spec = spec.model_copy(update={"model_alias": request.model})

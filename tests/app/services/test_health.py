@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-from app.db.engine import Sessions
+from sqlalchemy import text
+
+from app.db.engine import Sessions, transaction
 from app.job_queue import WorkerNotifier
 from app.services.health import HealthChecks, disk_check
 from app.settings import Settings
@@ -60,3 +62,18 @@ def test_low_disk_space_is_reported_and_not_required(tmp_path: Path) -> None:
 
 def test_a_data_directory_that_cannot_be_read_is_reported(tmp_path: Path) -> None:
     assert disk_check(tmp_path / "nowhere", 0).detail.startswith("the data directory cannot be read: ")
+
+
+def test_processes_stay_ready_on_the_schema_of_a_later_release(
+    sessions: Sessions, settings: Settings, storage: LocalStorage, tmp_path: Path, base_model: str
+) -> None:
+    """During a rolling restart the schema is migrated first, and a load balancer asks `/readyz`."""
+    notifier = WorkerNotifier(settings.redis_url)
+    checks = HealthChecks(sessions, storage, notifier, tmp_path, 0)
+    for revision, is_ready in (("9999_later", True), ("0001", False)):
+        with transaction(sessions) as session:
+            session.execute(text("UPDATE alembic_version SET version_num = :revision"), {"revision": revision})
+        results = {check.name: check for check in checks.run()}
+        assert (results["migrations"].ok, results["base_model"].ok) == (is_ready, is_ready)
+    assert "run the migrations" in results["migrations"].detail
+    notifier.close()

@@ -43,7 +43,7 @@ def test_a_drained_job_gives_the_same_adapter_as_an_uninterrupted_one(harness: W
 
     train(harness)
     with transaction(harness.sessions) as session:  # it was registered without a count, and this was the first job
-        counted = session.get_one(BaseModelRow, left_alone.base_model).entry["activation_bytes"]
+        counted = session.get_one(BaseModelRow, left_alone.base_model).counted_activation_bytes
     assert counted.keys() == {"nothing", "elementwise"}
     drain_after(harness, drained, step=2)
     train(harness)

@@ -9,7 +9,6 @@ from pydantic import Field
 from app.api.schemas.common import Body, ListBody, unix_seconds, unix_seconds_or_none
 from app.api.schemas.jobs.requests import Strict
 from app.db.tables import BaseModelRegistration, BaseModelRow
-from app.domain.base_models.catalog import CatalogEntry
 from app.domain.base_models.registrations import RegistrationState
 
 Text = Annotated[str, Field(min_length=1, max_length=4096)]
@@ -81,7 +80,7 @@ class RegistrationList(ListBody):
 
 
 def render_base_model(row: BaseModelRow) -> dict[str, Any]:
-    entry = CatalogEntry.model_validate(row.entry)
+    entry = row.catalog_entry
     return {
         "id": row.name,
         "object": "organization.base_model",
