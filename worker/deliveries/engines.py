@@ -157,7 +157,10 @@ class EngineTarget:
 
     def _forget(self, server: Server, parcel: Parcel) -> None:
         for name, path in _adapters(server).items():
-            if name in (parcel.model, parcel.served_model) and path == parcel.location.get("path", path):
+            is_delivered = path == parcel.location.get("path", path)
+            # An attempt that ended in its check has loaded another version, which is under the `ft:` name.
+            is_loaded = name == parcel.model and self._is_ours(path)
+            if name in (parcel.model, parcel.served_model) and (is_delivered or is_loaded):
                 self.engine.unload(server, name)
 
     def _refuse_incompatible(self, parcel: Parcel) -> None:

@@ -393,6 +393,18 @@ class TestFaults:
         assert error.startswith("1 of 2 servers: ")
         assert len(vllm.loaded) == 1
 
+    def test_a_version_of_an_attempt_that_ended_in_its_check_is_withdrawn(
+        self, delivery: DeliveryHarness, vllm: EngineStandIn
+    ) -> None:
+        delivery.target(destination(delivery, vllm))
+        job = delivery.finished_job("production")
+        delivery.attempt_due()
+        model = job.fine_tuned_model or ""
+        vllm.loaded[model] = f"{delivery.shared}/.tunery/{model}/0123456789abcdef"
+        delivery.delete_model(job)
+        delivery.attempt_due()
+        assert (delivery.delivery(job).state, vllm.loaded) == ("withdrawn", {})
+
     def test_an_engine_that_is_away_keeps_the_withdrawal_waiting(self, delivery: DeliveryHarness) -> None:
         with serving_engine(EngineStandIn("vllm")) as server:
             delivery.target(destination(delivery, server))
