@@ -24,7 +24,7 @@ PYTHON = HOME / "bin" / "python"
 UNUSABLE = ("torchaudio", "torchcodec")
 PLUGIN = ROOT / "packages" / "tunery-vllm"
 PIP = (str(PYTHON), "-m", "pip", "--disable-pip-version-check")
-SCENARIO = Path(__file__).with_name("vllm_scenario.py")
+SCENARIOS = sorted(map(str, Path(__file__).parent.glob("scenario_*.py")))
 
 
 def main() -> int:
@@ -36,7 +36,7 @@ def main() -> int:
     if sys.argv[1:] == ["--install-only"]:
         return 0
     install_plugin()
-    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:randomly", str(SCENARIO), *sys.argv[1:]]
+    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:randomly", *SCENARIOS, *sys.argv[1:]]
     return subprocess.run(command, cwd=ROOT, env={**os.environ, "TUNERY_VLLM_PYTHON": str(PYTHON)}).returncode
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx2
 
@@ -18,6 +19,7 @@ from tests.serving import free_port
 from tests.up import ROOT
 
 EXAMPLE = ROOT / "examples" / "support-tickets"
+MAX_MODEL_LEN = 1024  # tokens
 ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
@@ -25,6 +27,11 @@ ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "HF_HUB_OFFLINE": "1",
 }
+
+
+def question() -> Any:
+    """The messages of a held-out row without the answer."""
+    return json.loads((EXAMPLE / "heldout.jsonl").read_text().splitlines()[0])["messages"][:-1]
 
 
 @dataclass
@@ -42,8 +49,9 @@ class VllmServer:
     def start(self) -> None:
         command = [os.environ["TUNERY_VLLM_PYTHON"], "-m", "vllm.entrypoints.openai.api_server"]
         command += ["--model", str(self.model), "--served-model-name", "base", "--host", "127.0.0.1"]
-        command += ["--port", str(self.port), "--dtype", "bfloat16", "--max-model-len", "1024"]
+        command += ["--port", str(self.port), "--dtype", "bfloat16", "--max-model-len", str(MAX_MODEL_LEN)]
         command += ["--enable-lora", "--max-lora-rank", "8", "--max-loras", "4", "--max-cpu-loras", "8"]
+        command += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
         command += ["--enforce-eager"]  # compiling takes a minute, and saves less in these few requests
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -74,9 +82,24 @@ class VllmServer:
         return [each["id"] for each in httpx2.get(f"{self.url}/v1/models").json()["data"]]
 
     def ask(self, model: str) -> httpx2.Response:
-        question = json.loads((EXAMPLE / "heldout.jsonl").read_text().splitlines()[0])["messages"][:-1]
-        body = {"model": model, "messages": question, "temperature": 0, "max_tokens": 24}
+        body = {"model": model, "messages": question(), "temperature": 0, "max_tokens": 24}
         return httpx2.post(f"{self.url}/v1/chat/completions", json=body, timeout=120)
+
+    def answer(self, model: str) -> str:
+        response = self.ask(model)
+        assert response.is_success, response.text
+        return str(response.json()["choices"][0]["message"]["content"])
+
+    def running(self) -> float:
+        """The number of requests that it generates an answer to."""
+        return self._metric("vllm:num_requests_running")
+
+    def generated_tokens(self) -> float:
+        return self._metric("vllm:generation_tokens_total")
+
+    def _metric(self, name: str) -> float:
+        page = httpx2.get(f"{self.url}/metrics").text
+        return sum(float(line.rpartition(" ")[2]) for line in page.splitlines() if line.startswith(name + "{"))
 
     def _is_healthy(self) -> bool:
         assert self.process is not None
