@@ -3,7 +3,7 @@
 Three assumptions could fail silently: documents of one packed batch influence each other only through attention,
 attention isolates them (attention_check.py, with the kernels that training calls), and the head is one matrix product.
 The check compares them with the model's own output on a few tokens, and looks at the gradient of one document beside
-two different others. Weights and random states stay unchanged.
+two different others. Weights and random states stay unchanged. If flash-linear-attention fails, it is switched off.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from worker.trainer.data.batch import PackedBatch, TokenizedDataset, pack_batche
 from worker.trainer.model.architecture import carries_state
 from worker.trainer.model.attention.attention_check import check_attention, recorded_attention
 from worker.trainer.model.base_model import FrozenBase, hidden_states, in_float32
+from worker.trainer.model.recurrent_layers import fused_rules
 from worker.trainer.runtime.device import dtype_name
 from worker.trainer.runtime.failures import Failure, is_device_lost, is_out_of_memory
 
@@ -30,7 +31,22 @@ MAX_ROUTED_DIFFERENCE = 0.5  # the same with experts: rounding may give a token 
 
 
 def check_base(base: FrozenBase) -> None:
-    """Raises Failure: MODEL_UNAVAILABLE if it would be trained wrongly, INVALID_SPEC if the dtype overflows."""
+    """Switch flash-linear-attention off if it fails. Raises Failure: MODEL_UNAVAILABLE if the base would be trained
+    wrongly, INVALID_SPEC if the dtype overflows.
+    """
+    rules = fused_rules(base.model)
+    try:
+        _check_with_reason(base)
+    except Exception as error:
+        if not rules or is_out_of_memory(error) or is_device_lost(error):
+            raise
+        for rule in rules:
+            rule.is_fused = False
+        base.recurrence_problem = " ".join(str(error).split()) or type(error).__name__
+        _check_with_reason(base)
+
+
+def _check_with_reason(base: FrozenBase) -> None:
     try:
         _check_base(base)
     except (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError) as error:
@@ -111,7 +127,7 @@ def _hidden_and_gradients(
 def _run_documents_alone(base: FrozenBase) -> None:
     """Raises Failure unless the base has layers that carry state from token to token (hybrids, short convolutions).
 
-    transformers' own form of these layers knows no documents; the kernels of flash-linear-attention do.
+    recurrent_layers.py replaces the functions of those that it knows.
     """
     if not carries_state(base.text_config):
         raise _unsupported(base, "mixes the documents of a packed batch")

@@ -45,6 +45,7 @@ from worker.trainer.model.frozen_linear import (
 )
 from worker.trainer.model.fused_modules import use_fused_modules
 from worker.trainer.model.memory_efficient_modules import use_memory_efficient_modules
+from worker.trainer.model.recurrent_layers import pack_recurrent_layers
 from worker.trainer.model.weight_loader import WeightLoader, check_complete
 from worker.trainer.objective.linear_cross_entropy import CUDA_CHUNK_TOKENS, UNSCALED, LogitScaling
 from worker.trainer.runtime.failures import Failure
@@ -70,6 +71,7 @@ class FrozenBase:
     fused_modules: dict[str, int] = field(default_factory=dict)  # replaced modules by kind
     fused_problem: str = ""  # why there are none
     packs_documents: bool = True  # False: each document runs alone, as its layers carry state over a batch
+    recurrence_problem: str = ""  # why flash-linear-attention is installed, but not used
     skipped_tensors: int = 0  # of other modalities, in the files
     source: str | None = None  # the id on a hub
     revision: str | None = None
@@ -184,6 +186,7 @@ def load_base(
     _move_buffers(model, device)
     model.eval().requires_grad_(False)  # disables the dropout of the base model; the adapter's is separate
     layers = _adapt(model, loader.linears, loader.switch)
+    pack_recurrent_layers(model)
     use_memory_efficient_modules(model, compute_dtype)
     fused, fused_problem = use_fused_modules(model, compute_dtype) if cuda_kernels else ({}, "")
     return FrozenBase(

@@ -151,6 +151,8 @@ def _load_base(attempt: TrainingAttempt, device: torch.device, plan: ExecutionPl
         attempt.emit.message(f"TUNERY_CUDA_KERNELS: fused kernels for {fused}{problem}.", "warn" if problem else "info")
     if count := base.skipped_tensors:
         attempt.emit.message(f"Only text is trained: {count} tensors of images or sound are skipped.")
+    if problem := base.recurrence_problem:
+        attempt.emit.message(f"flash-linear-attention is installed, but not used: {problem}", "warn")
     if not base.packs_documents:
         attempt.emit.message("Each document of a batch runs alone: layers of the base carry state between tokens.")
     return base
