@@ -81,7 +81,9 @@ def open_page(browser: Browser, world: World, web_url: str) -> Iterator[Open]:
         page.on("console", lambda message: _record_violation(message, problems))
         if key is not None:  # without the form and the list of jobs that follows it, which take half of a test's time
             cookies = session_cookies(url, key).items()
-            context.add_cookies([{"name": name, "value": value, "url": url} for name, value in cookies])
+            context.add_cookies(
+                [{"name": name, "value": value, "url": url, "httpOnly": True} for name, value in cookies]
+            )
         page.goto(f"{url}{path}")
         return page
 

@@ -9,6 +9,7 @@ from playwright.sync_api import expect
 from app.db.access import keys
 from app.db.engine import transaction
 from tests.browser.conftest import Open
+from tests.browser.conftest import sign_in as fill_in_form
 from tests.browser.dashboard import dashboard, sign_in
 from tests.browser.world import World
 from tests.factories import make_key, make_project
@@ -32,8 +33,9 @@ class TestSignIn:
         page.get_by_role("button", name="Sign in").click()
         expect(page.get_by_role("alert")).to_contain_text("does not accept this key")
 
-    def test_the_key_is_in_no_page_no_script_and_no_storage(self, open_page: Open, world: World) -> None:
-        page = open_page("/jobs")
+    def test_the_key_is_in_no_page_no_script_and_no_storage(self, open_page: Open, world: World, web_url: str) -> None:
+        page = open_page("/sign-in", key=None)
+        fill_in_form(page, web_url, world.admin_key)
         page.get_by_role("link", name="support-bot-v3").wait_for()
         stores = page.evaluate("JSON.stringify([localStorage, sessionStorage, document.cookie])")
         assert world.admin_key not in page.content() + stores
