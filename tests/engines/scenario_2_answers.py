@@ -24,6 +24,7 @@ TOOL: Any = {
     "type": "function",
     "function": {
         "name": "route_ticket",
+        "strict": True,
         "parameters": {
             "type": "object",
             "properties": {"team": {"type": "string", "enum": ["billing", "returns"]}},
@@ -135,7 +136,7 @@ def test_a_named_tool_is_called(served: Served) -> None:
             model=model,
             messages=question(),
             temperature=0,
-            max_tokens=32,
+            max_tokens=96,
             tools=[TOOL],
             tool_choice={"type": "function", "function": {"name": "route_ticket"}},
         )
