@@ -103,6 +103,8 @@ def by_result(sessions: Sessions, storage: LocalStorage, project: Project) -> li
         validate_job(session)
         running = start_job(session)
         append_step_event(session, running, 1, 4, loss=0.01)
+        assert running.started_at is not None
+        running.started_at -= timedelta(hours=1)  # so that its duration does not pass another one during a test
         rest = [make_job(session, project, file, suffix=suffix).id for suffix in ("b", None)]
         return [done.id, running.id, *rest]
 
