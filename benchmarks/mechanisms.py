@@ -85,12 +85,6 @@ def without_cpu_autotuning() -> None:
     run.with_fastest_dtype = lambda spec, workdir, device, default, emit: default  # noqa: ARG005
 
 
-def without_heap_trimming() -> None:
-    from worker.trainer.memory import device_memory
-
-    device_memory.trim_heap = lambda *_, **__: False
-
-
 MECHANISMS: dict[str, Callable[[], None]] = {
     "everything": lambda: None,
     "norms and gated layers": without_norms_and_gated_layers,
@@ -101,7 +95,6 @@ MECHANISMS: dict[str, Callable[[], None]] = {
     "limited product cache": without_limited_product_cache,
     "cached weights": without_cached_weights,
     "CPU autotuning": without_cpu_autotuning,
-    "heap trimming": without_heap_trimming,
 }
 
 

@@ -32,7 +32,6 @@ from worker.trainer.runtime.failures import Failure, SuppressOutOfMemory, out_of
 from worker.trainer.runtime.records import Keepalive, RecordWriter
 from worker.trainer.training.state import Run
 
-MAX_HEAP_GROWTH = 1.1  # of the planned peak: the heap is trimmed when fragmentation has added more
 RECOMPUTE_LEVELS: Sequence[Recompute] = ("nothing", "elementwise", "layers", "everything")  # by falling memory
 RECOMPUTE_DEGREES = 4  # from "elementwise" to "everything": a quarter of the layers each
 MAX_UNCHANGED_REPETITIONS = 3  # of steps in one attempt: fragmentation that returns needs a smaller plan
@@ -103,14 +102,12 @@ class OutOfMemoryPolicy:
             self._apply()
 
     def before_batch(self, keepalive: Keepalive) -> Keepalive:
-        """Return what to call before each batch: it calls `keepalive`, and trims a heap above the planned peak."""
+        """Return what to call before each batch: `keepalive`, and a trim of the heap if the memory is almost full."""
+        device = self._base.device
 
         def keep_alive_and_trim(doing: str) -> None:
             keepalive(doing)
-            if self.plan.peak_bytes:  # older snapshots have none
-                planned_bytes = int(MAX_HEAP_GROWTH * self.plan.peak_bytes)
-                threshold_bytes = min(planned_bytes, device_memory.trim_threshold_bytes(self._base.device))
-                device_memory.trim_heap(self._base.device, threshold_bytes)
+            device_memory.trim_heap(device, device_memory.trim_threshold_bytes(device))
 
         return keep_alive_and_trim
 

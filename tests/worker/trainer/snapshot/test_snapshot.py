@@ -16,7 +16,6 @@ from app.system import artifact_directory
 from app.system.cpu_info import cpu_name
 from tests.tiny import CHAT_TEMPLATE, make_tiny_base, make_tiny_dataset
 from tests.worker.trainer.helpers import RecordLog, failure, final_adapter, make_spec, run_trainer, slow_but
-from worker.trainer.memory import device_memory
 from worker.trainer.runtime.stop import StopRequests
 from worker.trainer.training.run import run
 
@@ -209,15 +208,6 @@ class TestResume:
         code, log = run_trainer(make_spec(tiny, examples, resume_from=older, **self.patterns), tmp_path / "b")
         assert code == ExitCode.BAD_SPEC
         assert "lora.rank_pattern." in failure(log).message
-
-    def test_one_from_before_peaks_were_stored_does_not_trim_the_heap_before_every_batch(
-        self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        older = rewritten(drained_at(2, tiny, examples, tmp_path / "a"), choices={"peak_bytes": ...})
-        trimmed: list[int] = []
-        monkeypatch.setattr(device_memory, "trim_heap", lambda device, above_bytes: trimmed.append(above_bytes))
-        _, log = run_trainer(make_spec(tiny, examples, resume_from=older), tmp_path / "b")
-        assert trimmed.count(0) < len(log.of(Metric))
 
     def test_one_from_when_a_trainer_had_several_runs_resumes_to_the_bit(
         self, tiny: Path, examples: Path, tmp_path: Path
