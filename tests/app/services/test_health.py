@@ -20,6 +20,7 @@ class HangingStorage(LocalStorage):
     def __init__(self, root: Path) -> None:
         self.calls = 0
         self.release = threading.Event()
+        self.release.set()  # the constructor has access
         super().__init__(root)
 
     @property
