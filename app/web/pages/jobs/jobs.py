@@ -57,6 +57,7 @@ class JobsPage:
         self._selected = [one for one in view.query("select").split(",") if one][:MAX_COMPARED]
         self._curves: Curves = view.session.kept.setdefault("curves", Curves(view.api))
         self._jobs: list[Json] = []
+        self._empty_state = ""
 
     async def build(self) -> None:
         view = self._view
@@ -128,16 +129,9 @@ class JobsPage:
         }
 
     async def _show_footer(self, page: Json) -> None:
-        self._message.clear()
         self._footer.clear()
-        is_filtered = bool(self._search.value.strip() or self._status.value or self._after)
+        await self._show_empty_state()
         if not self._jobs:
-            with self._message:
-                if is_filtered:
-                    note("No job matches", "Change the search or the status filter.")
-                    button("Show all jobs", lambda: ui.navigate.to("/jobs"))
-                else:
-                    first_job.show(self._view.settings.public_api_url, await self._first_model())
             return
         with self._footer:
             tag("span", f"{counted(len(self._jobs), 'job')} shown", "t-muted", role="status")
@@ -147,6 +141,22 @@ class JobsPage:
                 button("First page", lambda: self._turn(""))
             if page["has_more"]:
                 button("Next page", lambda: self._turn(self._jobs[-1]["id"]))
+
+    async def _show_empty_state(self) -> None:
+        """Build it only when it changes: a refresh must not take the selected tab and the focus away."""
+        is_filtered = bool(self._search.value.strip() or self._status.value or self._after)
+        state = "" if self._jobs else "filtered" if is_filtered else "first"
+        if state == self._empty_state:
+            return
+        model = await self._first_model() if state == "first" else ""
+        self._empty_state = state
+        self._message.clear()
+        with self._message:
+            if state == "filtered":
+                note("No job matches", "Change the search or the status filter.")
+                button("Show all jobs", lambda: ui.navigate.to("/jobs"))
+            elif state == "first":
+                first_job.show(self._view.settings.public_api_url, model)
 
     async def _first_model(self) -> str:
         models = await self._view.api.get("models")
