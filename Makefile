@@ -28,7 +28,7 @@ doctor: $(RUN) ## Check this machine and say what to do about each finding
 test: $(DEV) ## The tests, with real PostgreSQL, real Valkey and the real 135M model (ARGS="-k name", JOBS=4 at a time)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow and not browser" $(ARGS)
 
-test-slow: $(DEV) ## The tests that repeat another test at greater length, or in another variant (6 minutes)
+test-slow: $(DEV) ## The tests that repeat another test at greater length, or in another variant (10 minutes)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "slow and not browser" $(ARGS)
 
 test-bases: $(DEV) ## Every architecture of docs/base-models.md as a tiny model, beside transformers and PEFT (3 minutes); prints the table

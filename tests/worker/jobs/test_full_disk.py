@@ -233,6 +233,9 @@ class TestEndOfTheWait:
 class TestRealTrainer:
     """The adapter is bit for bit that of a job without a full disk, and no step has two events."""
 
+    @pytest.mark.parametrize(
+        "disk", ["one file system", pytest.param("storage on its own", marks=pytest.mark.slow)], indirect=True
+    )
     def test_with_a_disk_that_is_full_at_the_last_step(self, disk: SmallDisk, harness: WorkerHarness) -> None:
         """With r = 4 the result would fit into the reserved space, next to the snapshot."""
         lines, one_epoch = chat_lines(120), {"hyperparameters": {"n_epochs": 1, "batch_size": 1}, "lora": {"r": 32}}

@@ -1,4 +1,7 @@
-"""Preemption with a worker process, the real trainer, a reconciler, and an urgent job that arrives later."""
+"""Preemption with a worker process, the real trainer, a reconciler, and an urgent job that arrives later.
+
+tests/worker/jobs/test_real_trainer.py has the shorter version: a drained job gives the same adapter.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ from worker.jobs.trainer_process import TRAINER_COMMAND
 from worker.reconciler.reconciler import Reconciler
 from worker.validation.validate import Validator
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 STEPS = 240  # many, so that a request at step 3 comes before the end: 60 steps took a second on a fast machine
 LONG = {"hyperparameters": {"n_epochs": 2, "batch_size": 1}, "lora": {"r": 4}, "quantization": None}
 SHORT = {"hyperparameters": {"max_steps": 2}, "lora": {"r": 4}, "quantization": None}

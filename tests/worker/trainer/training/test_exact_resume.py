@@ -154,6 +154,7 @@ class TestAnyStep:
         _, again = run_trainer(setup.spec(resume_from=tmp_path / "first" / saved.directory), tmp_path / "second")
         assert_same_result(whole, (again, tmp_path / "second"))
 
+    @pytest.mark.slow
     @pytest.mark.timeout(240)
     def test_sigkill_of_the_process(self, setup: Setup, whole: tuple[RecordLog, Path], tmp_path: Path) -> None:
         (tmp_path / "spec.json").write_text(setup.spec(resume_from=SNAPSHOTS).model_dump_json())
