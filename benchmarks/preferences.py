@@ -1,0 +1,45 @@
+"""Preference pairs from chat lines of GSM8K: the right answer is preferred to one with another result.
+
+Pairs of people are on no package registry, so these are made: in every second pair the rejected answer is the right one
+with another number as its result, in the others it is the answer to another question.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+RESULT = re.compile(r"#### ?-?[\d,.]+\s*$")
+MAX_CHARACTERS = 420  # of question and answer: about 120 tokens, so that a run takes minutes on a CPU
+
+
+def write_pairs(chats: Path, destination: Path, pairs: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Write the pairs of the first short lines as JSONL, and return them. Raises ValueError if there are too few."""
+    lines = [json.loads(line)["messages"] for line in chats.read_text(encoding="utf-8").splitlines()]
+    short = [messages for messages in lines if sum(len(each["content"]) for each in messages) <= MAX_CHARACTERS]
+    if len(short) < pairs:
+        raise ValueError(f"{chats.name} has {len(short)} lines of up to {MAX_CHARACTERS} characters, not {pairs}")
+    rng = random.Random(seed)
+    made = [_pair(short, number, rng) for number in range(pairs)]
+    destination.write_text("".join(json.dumps(pair) + "\n" for pair in made), encoding="utf-8")
+    return made
+
+
+def _pair(chats: list[list[dict[str, Any]]], number: int, rng: random.Random) -> dict[str, Any]:
+    *question, answer = chats[number]
+    rejected = chats[(number + 1) % len(chats)][-1]["content"] if number % 2 else _other_result(answer["content"], rng)
+    return {
+        "input": {"messages": question},
+        "preferred_output": [answer],
+        "non_preferred_output": [{"role": "assistant", "content": rejected}],
+    }
+
+
+def _other_result(answer: str, rng: random.Random) -> str:
+    result = RESULT.search(answer)
+    assert result is not None, answer
+    digits = int(re.sub(r"\D", "", result.group()))
+    return answer[: result.start()] + f"#### {digits + rng.choice((-1, 1)) * rng.randint(1, max(2, digits // 4))}"
