@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, set_peft_model_state_dict
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 
@@ -67,8 +67,17 @@ def quantization() -> BitsAndBytesConfig:
     )
 
 
+def quantized_base(work: dict) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(work["base"], quantization_config=quantization(), dtype=torch.bfloat16)
+
+
+def lora_config(work: dict) -> LoraConfig:
+    return LoraConfig(
+        r=work["r"], lora_alpha=work["alpha"], target_modules="all-linear", task_type="CAUSAL_LM", lora_dropout=0.0
+    )
+
+
 def make_trainer(directory: Path, work: dict, options: dict) -> SFTTrainer:
-    model = AutoModelForCausalLM.from_pretrained(work["base"], quantization_config=quantization(), dtype=torch.bfloat16)
     micro_batch = options["micro_batch"]
     config = SFTConfig(
         output_dir=str(directory / "trl-out"),
@@ -94,13 +103,11 @@ def make_trainer(directory: Path, work: dict, options: dict) -> SFTTrainer:
         seed=0,
     )
     return SFTTrainer(
-        model=model,
+        model=quantized_base(work),
         args=config,
         train_dataset=Dataset.from_list(read(directory / "rows.jsonl")),
         processing_class=AutoTokenizer.from_pretrained(work["base"]),
-        peft_config=LoraConfig(
-            r=work["r"], lora_alpha=work["alpha"], target_modules="all-linear", task_type="CAUSAL_LM", lora_dropout=0.0
-        ),
+        peft_config=lora_config(work),
     )
 
 

@@ -13,9 +13,8 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from peer_trl import Tell, quantization, read, say
-from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from peer_trl import Tell, lora_config, quantized_base, read, say
+from transformers import AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
 
@@ -44,16 +43,12 @@ def main(directory: Path, options: dict) -> None:
         **options,
     )
     trainer = DPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(
-            work["base"], quantization_config=quantization(), dtype=torch.bfloat16
-        ),
+        model=quantized_base(work),
         args=config,
         train_dataset=conversations(directory / "train.jsonl"),
         eval_dataset=conversations(directory / "held-out.jsonl"),
         processing_class=AutoTokenizer.from_pretrained(work["base"]),
-        peft_config=LoraConfig(
-            r=work["r"], lora_alpha=work["alpha"], target_modules="all-linear", task_type="CAUSAL_LM", lora_dropout=0.0
-        ),
+        peft_config=lora_config(work),
     )
     tell = Tell()
     trainer.add_callback(tell)

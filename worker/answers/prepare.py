@@ -13,10 +13,9 @@ from app.db.engine import transaction
 from app.db.files import files
 from app.db.tables import BaseModelRow, Checkpoint, File, Job
 from app.domain.answers.trial import AdapterOfAnswer, AnswerSpec, TrialQuestion
-from app.domain.jobs.layer_patterns import PatternError, expand_patterns
-from app.domain.jobs.spec import BaseSpec, JobSpec, LoraSpec, QuantizationSpec
-from app.system.artifact_directory import ManifestMismatch, read_manifest
-from app.system.model_files import linear_layers
+from app.domain.jobs.layer_patterns import PatternError
+from app.domain.jobs.spec import BaseSpec, JobSpec, QuantizationSpec
+from app.system.artifact_directory import ManifestMismatch
 from worker.jobs import parent_adapter
 from worker.jobs.prepare import PreparationError, verify_base_model
 from worker.node.resources import Resources
@@ -94,11 +93,8 @@ def _adapter(resources: Resources, base: BaseModelRow, rows: list[File], directo
         raise CannotAnswer(f"The adapter is incomplete or altered: {error}") from error
     if fetched.base_manifest_sha256 != base.manifest_sha256:
         raise CannotAnswer(f"The files registered as {base.name} are not those that the adapter was trained on.")
-    lora = LoraSpec.model_validate(read_manifest(fetched.directory)["lora"])
-    if lora.rank_pattern or lora.alpha_pattern:  # older manifests have the patterns of the request
-        layers = base.catalog_entry.layers or linear_layers(Path(base.directory))
-        try:
-            lora = expand_patterns(lora, layers)
-        except PatternError as error:
-            raise CannotAnswer(f"The adapter cannot be used: {error}.") from error
+    try:
+        lora = parent_adapter.layer_lora(fetched, base)
+    except PatternError as error:
+        raise CannotAnswer(f"The adapter cannot be used: {error}.") from error
     return AdapterOfAnswer(directory=fetched.directory, manifest_sha256=fetched.manifest_sha256, lora=lora)

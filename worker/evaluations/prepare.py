@@ -16,11 +16,10 @@ from app.domain.evaluations.graders import EvaluationSettings
 from app.domain.evaluations.precision import precision_text
 from app.domain.evaluations.spec import PROMPTS, SPEC, GenerationSpec, Prompt, Started
 from app.domain.evaluations.states import EvaluationErrorCode
-from app.domain.jobs.layer_patterns import PatternError, expand_patterns
-from app.domain.jobs.spec import BaseSpec, JobSpec, LoraSpec
+from app.domain.jobs.layer_patterns import PatternError
+from app.domain.jobs.spec import BaseSpec, JobSpec
 from app.settings import Settings
-from app.system.artifact_directory import ManifestMismatch, read_manifest
-from app.system.model_files import linear_layers
+from app.system.artifact_directory import ManifestMismatch
 from app.system.tokenizer_files import load_renderer
 from worker.evaluations.inputs import EvaluationInputs, InvalidEvaluationFile, read_inputs
 from worker.jobs import parent_adapter
@@ -132,13 +131,10 @@ def _fetch_adapter(resources: Resources, loaded: Loaded, directory: Path) -> Fet
 
 def _spec(settings: Settings, loaded: Loaded, adapter: FetchedParentAdapter) -> GenerationSpec:
     base, spec = loaded.base, JobSpec.model_validate(loaded.job.spec)
-    lora = LoraSpec.model_validate(read_manifest(adapter.directory)["lora"])
-    if lora.rank_pattern or lora.alpha_pattern:  # older manifests have the patterns of the request
-        layers = base.catalog_entry.layers or linear_layers(Path(base.directory))
-        try:
-            lora = expand_patterns(lora, layers)
-        except PatternError as error:
-            raise EvaluationFailed(EvaluationErrorCode.SERVER_ERROR, f"{error}.", is_final=True) from error
+    try:
+        lora = parent_adapter.layer_lora(adapter, base)
+    except PatternError as error:
+        raise EvaluationFailed(EvaluationErrorCode.SERVER_ERROR, f"{error}.", is_final=True) from error
     budget = loaded.evaluation.budget_bytes
     return GenerationSpec(
         base=BaseSpec(

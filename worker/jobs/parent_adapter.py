@@ -1,4 +1,4 @@
-"""The parent adapter, with which a job continues: fetch its files from storage and verify each."""
+"""A published adapter that a job continues or that answers: fetch its files, verify each, read its spec."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from sqlalchemy.orm import Session
 
 from app.db.files import files
 from app.db.jobs import checkpoints
-from app.db.tables import File, Job
-from app.system.artifact_directory import MANIFEST, ManifestMismatch, sha256_file, verify
+from app.db.tables import BaseModelRow, File, Job
+from app.domain.jobs.layer_patterns import expand_patterns
+from app.domain.jobs.spec import LoraSpec
+from app.system.artifact_directory import MANIFEST, ManifestMismatch, read_manifest, sha256_file, verify
+from app.system.model_files import linear_layers
 from worker.jobs import artifacts
 from worker.node.resources import Resources
 
@@ -53,3 +56,19 @@ def fetch(resources: Resources, rows: list[File], directory: Path) -> FetchedPar
     manifest = verify(destination)
     base_manifest_sha256 = manifest.get("base_model", {}).get("manifest_sha256", "")
     return FetchedParentAdapter(destination, sha256_file(destination / MANIFEST), base_manifest_sha256)
+
+
+def layer_lora(adapter: FetchedParentAdapter, base: BaseModelRow) -> LoraSpec:
+    """The adapter's LoRA spec, with rank and alpha patterns resolved to single layers.
+
+    Older manifests have the patterns of the request. Raises PatternError.
+    """
+    lora = LoraSpec.model_validate(read_manifest(adapter.directory)["lora"])
+    if lora.rank_pattern or lora.alpha_pattern:
+        return expand_patterns(lora, layers_of(base))
+    return lora
+
+
+def layers_of(base: BaseModelRow) -> dict[str, tuple[int, int]]:
+    """The shapes [out, in] of the linear layers by name, from the files where the registration did not store them."""
+    return base.catalog_entry.layers or linear_layers(Path(base.directory))

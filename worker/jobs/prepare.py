@@ -25,7 +25,7 @@ from app.domain.jobs.states import Reason
 from app.domain.planning.execution_plan import Measurement
 from app.settings import Settings
 from app.system.artifact_directory import ManifestMismatch
-from app.system.model_files import hash_directory, linear_layers, stat_signature
+from app.system.model_files import hash_directory, stat_signature
 from worker.jobs import artifacts, parent_adapter, snapshots
 from worker.jobs.exit_classification import AttemptOutcome
 from worker.jobs.lease import LeaseKeeper
@@ -247,9 +247,8 @@ def _layer_lora(spec: JobSpec, base: BaseModelRow) -> LoraSpec:
     """
     if not (spec.lora.rank_pattern or spec.lora.alpha_pattern):
         return spec.lora
-    layers = base.catalog_entry.layers or linear_layers(Path(base.directory))
     try:
-        return match_spec(spec, layers).layer_lora
+        return match_spec(spec, parent_adapter.layers_of(base)).layer_lora
     except PatternError as error:
         raise PreparationError(AttemptOutcome(Reason.INVALID_SPEC, f"{error}.", error.problems[0].param)) from error
 
