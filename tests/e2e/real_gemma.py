@@ -1,4 +1,4 @@
-"""A second real family through the whole service, Gemma 3 270M from PyPI: `make test-gemma` (7 minutes, 3 GB).
+"""A second real family through the whole service, Gemma 3 270M from PyPI: `make test-gemma`.
 
 pytest does not collect this file by itself; `make test` has the same architecture as a tiny random model
 (tests/worker/trainer/model/test_bases.py). The file on PyPI is a base model in 4 bits without a chat template, so the
@@ -72,8 +72,8 @@ def training_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("lines") / "train.jsonl"
     texts = [(f"My {topic} is broken.", f"Send the {topic} to the workshop in Oldenburg.") for topic in TOPICS]
     lines = (
-        {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]}
-        for asked, said in texts
+        {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+        for question, answer in texts
     )
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path

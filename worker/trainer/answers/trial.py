@@ -131,8 +131,8 @@ class AnswerWriter(BaseStreamer):  # type: ignore[misc]
         if end > self._written:
             tokens = tuple(each for each in self._unwritten if each.start < end)
             del self._unwritten[: len(tokens)]
-            said = text[self._written : end]
-            write(TrialRecord(id=self._question.id, type="text", choice=self._choice, text=said, tokens=tokens))
+            new_text = text[self._written : end]
+            write(TrialRecord(id=self._question.id, type="text", choice=self._choice, text=new_text, tokens=tokens))
             self._written = end
 
     def _with_logprob(self, token: int, logprobs_V: torch.Tensor) -> TokenLogprob:
