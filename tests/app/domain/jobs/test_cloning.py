@@ -41,7 +41,7 @@ KNOBS = st.fixed_dictionaries(
         "max_steps": st.integers(1, 1000),
         "packing": st.booleans(),
         "lr_scheduler_type": st.sampled_from(["linear", "cosine", "constant"]),
-        "context_length": st.integers(1, 512),
+        "context_length": st.integers(2, 512),
         "eval_steps": st.integers(1, 9),
         "early_stopping": st.sampled_from([True, {"patience": 2, "threshold": 0.1}]),
         "learning_rate_multiplier": st.floats(0.01, 10),
