@@ -91,12 +91,19 @@ def compatibility(lora: LoraSpec, job_id: str, *, is_other_class: bool = False) 
 
 def job_compatibility(spec: dict[str, Any], job_id: str) -> dict[str, Any]:
     """The compatibility of the adapter that a job with this stored spec makes."""
-    return _cached(json.dumps(spec["lora"]), job_id)
+    engines = _compatibility_of_lora(json.dumps(spec["lora"]))
+    exports = {
+        engine: entry | {"instead": _merged_export(job_id, Engine[engine.upper()]).model_dump(mode="json")}
+        for engine, entry in engines.items()
+        if entry["instead"]
+    }
+    return engines | exports
 
 
-@lru_cache(maxsize=1024)  # clients poll a job
-def _cached(lora_json: str, job_id: str) -> dict[str, Any]:
-    return compatibility(LoraSpec.model_validate_json(lora_json), job_id).model_dump(mode="json")
+@lru_cache(maxsize=1024)  # most jobs share few settings
+def _compatibility_of_lora(lora_json: str) -> dict[str, Any]:
+    """The entries by engine; `instead`, where there is one, names no job."""
+    return compatibility(LoraSpec.model_validate_json(lora_json), job_id="").model_dump(mode="json")
 
 
 def _merged_export(job_id: str, engine: Engine) -> MergedExport:
