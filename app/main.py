@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
-from app.api.check_limiter import CheckLimiter
 from app.api.dependencies import AppState
 from app.api.docs_page import page
 from app.api.error_handlers import add_error_handlers
-from app.api.fair_limiter import FairLimiter
+from app.api.limits.check_limiter import CheckLimiter
+from app.api.limits.fair_limiter import FairLimiter
 from app.api.middleware import bootstrap_guard
 from app.api.middleware.absolute_targets import AbsoluteTargetMiddleware
 from app.api.middleware.azure import AzureCompatibilityMiddleware
@@ -63,8 +63,8 @@ from app.services.access.rate_limit import RateLimiter
 from app.services.answers.engine_client import EngineClient
 from app.services.datasets.token_counter import TokenCounter
 from app.services.files.ingest import delete_stale_staged_files
-from app.services.health import HealthChecks
 from app.services.jobs.event_fanout import EventFanout
+from app.services.operations.health import HealthChecks
 from app.settings import Settings, load_settings
 from app.storage import Storage, open_storage
 from app.system.cpu_info import usable_cores

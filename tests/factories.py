@@ -17,8 +17,8 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from app.db import models
 from app.db.access import keys
+from app.db.base_models import models
 from app.db.files import files
 from app.db.ids import new_id
 from app.db.jobs import checkpoints, claims, jobs

@@ -11,9 +11,9 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
-from app.api.check_limiter import CheckLimiter
-from app.api.connection_limiter import ConnectionPermit
-from app.api.fair_limiter import FairLimiter
+from app.api.limits.check_limiter import CheckLimiter
+from app.api.limits.connection_limiter import ConnectionPermit
+from app.api.limits.fair_limiter import FairLimiter
 from app.api.transport.upload_io import IoPools
 from app.db.engine import Sessions
 from app.db.fast_reads.pool import AsyncConnections
@@ -23,8 +23,8 @@ from app.services.access.rate_limit import RateLimiter
 from app.services.answers.engine_client import EngineClient
 from app.services.datasets.token_counter import TokenCounter
 from app.services.files.rolling_digest import RollingDigestCache
-from app.services.health import HealthChecks
 from app.services.jobs.event_fanout import EventFanout
+from app.services.operations.health import HealthChecks
 from app.settings import Settings
 from app.storage import Storage
 from app.trial_queue import TrialQueue

@@ -15,8 +15,8 @@ from app.cli.client.service_discovery import find_layout
 from app.cli.commands import answers, delivery_targets, imports, model_memory, models, queue, webhooks
 from app.cli.commands.files import file_reports, files
 from app.cli.commands.jobs import adapters, clones, deliveries, evaluations, exports, jobs, plans, records
-from app.cli.commands.operations import backups, retention, status, storage
-from app.cli.commands.organization import audit, keys, projects, secrets
+from app.cli.commands.operations import backups, retention, secrets, status, storage
+from app.cli.commands.organization import audit, keys, projects
 from app.cli.errors import INTERRUPTED, CliError, NotFoundError, UsageError
 from app.cli.local_stack.errors import CannotStart
 from app.cli.options import DataDir

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Row
 from sqlalchemy.orm import Session
 
-from app.db import models
+from app.db.base_models import models
 from app.db.scheduling import fair_queue, queue_view, workers
 from app.db.tables import Evaluation, Job, QueuePlace, Worker
 from app.domain.jobs.states import JobState

@@ -17,11 +17,11 @@ import httpx2
 from sqlalchemy.orm import Session
 
 from app.api.openapi.examples import deliveries, evaluations
-from app.db import status
 from app.db.access import keys
 from app.db.engine import Sessions, make_engine, make_sessions, transaction
 from app.db.ids import new_id
 from app.db.jobs import checkpoints, claims
+from app.db.operations import status
 from app.db.scheduling import workers
 from app.db.tables import Evaluation, File, Job, Project, WebhookEndpoint
 from app.db.webhooks import deliveries as webhook_deliveries

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sqlalchemy.orm import Session
 
-from app.db import models
+from app.db.base_models import models
 from app.db.engine import transaction
 from app.db.files import files
 from app.db.tables import BaseModelRow, Checkpoint, File, Job
@@ -16,7 +16,7 @@ from app.domain.answers.trial import AdapterOfAnswer, AnswerSpec, TrialQuestion
 from app.domain.jobs.layer_patterns import PatternError
 from app.domain.jobs.spec import BaseSpec, JobSpec, QuantizationSpec
 from app.system.artifact_directory import ManifestMismatch
-from worker.jobs import parent_adapter
+from worker.jobs.artifacts import parent_adapter
 from worker.jobs.prepare import PreparationError, verify_base_model
 from worker.node.resources import Resources
 

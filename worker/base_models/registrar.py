@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sqlalchemy.orm import Session
 
-from app.db import base_model_registrations, models
+from app.db.base_models import models, registrations
 from app.db.jobs.claims import FencedError
 from app.db.tables import BaseModelRegistration
 from app.domain.base_models.catalog import RefusedModel
@@ -57,7 +57,7 @@ class Registrar:
         return True
 
     def _claim(self, session: Session) -> BaseModelRegistration | None:
-        return base_model_registrations.claim(session, self.owner, self.settings.lease_ttl_seconds)
+        return registrations.claim(session, self.owner, self.settings.lease_ttl_seconds)
 
     def _run(self, row: BaseModelRegistration, keeper: RowLeaseKeeper[BaseModelRegistration]) -> None:
         log.info("registration started", model=row.name, directory=row.directory)
@@ -68,7 +68,7 @@ class Registrar:
         except FencedError:
             log.info("lease lost: the registration is dropped")
         except RegistrationInterrupted:
-            keeper.end(Reason.DRAINED, lambda session: base_model_registrations.requeue(session, keeper.lease))
+            keeper.end(Reason.DRAINED, lambda session: registrations.requeue(session, keeper.lease))
         except RegistrationFailed as error:
             self._fail(keeper, error.code, error.message)
         except Exception:
@@ -130,12 +130,12 @@ class Registrar:
             text = f"{row.name} is an alias of {alias.base_model} by now; remove the alias first"
             raise RegistrationFailed(RegistrationErrorCode.REFUSED_MODEL, text)
         entry = checked.entry
-        base_model_registrations.succeed(session, keeper.lease, str(checked.directory), entry.revision, notes)
+        registrations.succeed(session, keeper.lease, str(checked.directory), entry.revision, notes)
         models.register(session, row.name, checked.directory, checked.files, checked.manifest_sha256, entry)
 
     def _fail(self, keeper: RowLeaseKeeper[BaseModelRegistration], code: RegistrationErrorCode, message: str) -> None:
         log.warning("registration failed", code=code.value, why=message)
-        keeper.end(code, lambda session: base_model_registrations.fail(session, keeper.lease, code, message))
+        keeper.end(code, lambda session: registrations.fail(session, keeper.lease, code, message))
 
 
 def _check_inside(directory: Path, allowed: Sequence[str]) -> None:

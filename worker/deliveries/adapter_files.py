@@ -11,7 +11,7 @@ from app.storage import Storage
 from app.system.artifact_directory import ADAPTER_CONFIG, MANIFEST, SEAL, read_manifest, write_manifest
 from worker.deliveries.destination import DeliveryError
 from worker.deliveries.outbound import trusted_connections
-from worker.jobs import artifacts
+from worker.jobs.artifacts import stored_files
 
 
 def fetch(storage: Storage, files: Sequence[File], directory: Path) -> None:
@@ -20,7 +20,7 @@ def fetch(storage: Storage, files: Sequence[File], directory: Path) -> None:
     for file in files:
         try:
             with trusted_connections():
-                sha256 = artifacts.fetch(storage, file.storage_key, directory / Path(file.filename).name)
+                sha256 = stored_files.fetch(storage, file.storage_key, directory / Path(file.filename).name)
         except OSError as error:
             reason = error.strerror or "it is missing"
             raise DeliveryError(

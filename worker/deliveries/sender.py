@@ -16,13 +16,13 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from app.db import status
 from app.db.deliveries import credentials, deliveries
 from app.db.deliveries.credentials import NoSecretKey
 from app.db.deliveries.deliveries import ClaimedDelivery
 from app.db.engine import transaction
 from app.db.files import files
 from app.db.jobs import evaluations
+from app.db.operations import status
 from app.domain.deliveries import states
 from app.domain.deliveries.served_check import ServedCheck, ServedReference
 from app.domain.deliveries.states import DeliveryState

@@ -33,10 +33,11 @@ from worker.evaluations.inputs import EvaluationInputs
 from worker.evaluations.prepare import EvaluationFailed, Loaded
 from worker.evaluations.report import report, summary_sentence
 from worker.evaluations.summarize import ADAPTER, BASE, ModelAnswer, Outcome, result_rows, summarize
-from worker.jobs import artifacts, workdir
+from worker.jobs import workdir
+from worker.jobs.artifacts import stored_files
+from worker.jobs.artifacts.publish import PURPOSE
 from worker.jobs.leased_rows import RowClaimer, RowLeaseKeeper
 from worker.jobs.observed_attempt import observed_attempt
-from worker.jobs.publish import PURPOSE
 from worker.jobs.sanitize import clean, clean_text
 from worker.jobs.watchdog import Watchdog
 from worker.node.device import oom_kill_count
@@ -198,7 +199,7 @@ class Evaluator:
         (outbox / RESULTS).write_text("".join(lines), encoding="utf-8")
         text = report(evaluation, summary, outcome, reference_name(settings))
         (outbox / REPORT).write_text(text, encoding="utf-8")
-        prefix = artifacts.unique(f"jobs/{evaluation.job_id}/evaluations/{evaluation.id}/{evaluation.attempt}")
+        prefix = stored_files.unique(f"jobs/{evaluation.job_id}/evaluations/{evaluation.id}/{evaluation.attempt}")
 
         def succeed(session: Session) -> None:
             ids = {
@@ -228,9 +229,9 @@ class Evaluator:
             row = session.get(Evaluation, evaluation.id)
             return row is not None and row.state == EvaluationState.SUCCEEDED and row.attempt == evaluation.attempt
 
-        with artifacts.delete_unless_committed() as undo:
-            stored = artifacts.put_directory(self.resources, keeper, outbox, prefix)
-            undo.callback(artifacts.discard, self.resources.storage, [file.key for file in stored])
+        with stored_files.delete_unless_committed() as undo:
+            stored = stored_files.put_directory(self.resources, keeper, outbox, prefix)
+            undo.callback(stored_files.discard, self.resources.storage, [file.key for file in stored])
             keeper.finish(succeed, has_succeeded)
 
     def _check(self, keeper: RowLeaseKeeper[Evaluation]) -> None:

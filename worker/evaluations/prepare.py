@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sqlalchemy.orm import Session
 
-from app.db import models
+from app.db.base_models import models
 from app.db.files import files
 from app.db.tables import BaseModelRow, Evaluation, File, Job
 from app.domain.base_models.catalog import StatSignature
@@ -22,9 +22,9 @@ from app.settings import Settings
 from app.system.artifact_directory import ManifestMismatch
 from app.system.tokenizer_files import load_renderer
 from worker.evaluations.inputs import EvaluationInputs, InvalidEvaluationFile, read_inputs
-from worker.jobs import parent_adapter
+from worker.jobs.artifacts import parent_adapter
+from worker.jobs.artifacts.parent_adapter import FetchedParentAdapter
 from worker.jobs.lease import LeaseKeeper
-from worker.jobs.parent_adapter import FetchedParentAdapter
 from worker.jobs.prepare import PreparationError, verify_base_model
 from worker.jobs.sanitize import clean_text
 from worker.node.device import training_device

@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from app.db import models
+from app.db.base_models import models
 from app.db.files import files
 from app.db.jobs import exports
 from app.db.jobs.claims import FencedError, Lease
@@ -26,11 +26,12 @@ from app.log import get_logger
 from app.storage import StorageError
 from app.system.artifact_directory import MANIFEST, ManifestMismatch, read_manifest
 from worker.exports.export_process import COMMANDS, ExportProcess, start_export
-from worker.jobs import artifacts, parent_adapter, workdir
-from worker.jobs.artifacts import StoredFile
+from worker.jobs import workdir
+from worker.jobs.artifacts import parent_adapter, stored_files
+from worker.jobs.artifacts.publish import PURPOSE
+from worker.jobs.artifacts.stored_files import StoredFile
 from worker.jobs.leased_rows import RowClaimer, RowLeaseKeeper
 from worker.jobs.observed_attempt import observed_attempt
-from worker.jobs.publish import PURPOSE
 from worker.jobs.sanitize import clean, clean_text
 from worker.jobs.watchdog import Watchdog
 from worker.node.device import oom_kill_count
@@ -191,15 +192,15 @@ class Exporter:
     def _publish(self, export: Export, keeper: RowLeaseKeeper[Export], result: Path) -> None:
         """Store the files under the attempt's own prefix; the rows that name them make them visible."""
         manifest = read_manifest(result)
-        prefix = artifacts.unique(f"exports/{export.id}/attempts/{export.attempt}")
+        prefix = stored_files.unique(f"exports/{export.id}/attempts/{export.attempt}")
 
         def has_succeeded(session: Session) -> bool:
             row = session.get(Export, export.id)
             return row is not None and row.state == ExportState.SUCCEEDED and row.attempt == export.attempt
 
-        with artifacts.delete_unless_committed() as undo:
-            stored = artifacts.put_directory(self.resources, keeper, result, prefix)
-            undo.callback(artifacts.discard, self.resources.storage, [file.key for file in stored])
+        with stored_files.delete_unless_committed() as undo:
+            stored = stored_files.put_directory(self.resources, keeper, result, prefix)
+            undo.callback(stored_files.discard, self.resources.storage, [file.key for file in stored])
             _check_digests(stored, manifest)
             keeper.finish(
                 lambda session: self._succeed(session, export, keeper.lease, manifest, stored),

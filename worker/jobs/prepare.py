@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sqlalchemy.orm import Session
 
-from app.db import models
+from app.db.base_models import models
 from app.db.files import files
 from app.db.jobs import attempts, checkpoints, measurements
 from app.db.tables import BaseModelRow, File, Job, Snapshot
@@ -26,10 +26,10 @@ from app.domain.planning.execution_plan import Measurement
 from app.settings import Settings
 from app.system.artifact_directory import ManifestMismatch
 from app.system.model_files import hash_directory, stat_signature
-from worker.jobs import artifacts, parent_adapter, snapshots
+from worker.jobs.artifacts import parent_adapter, snapshots, stored_files
+from worker.jobs.artifacts.parent_adapter import FetchedParentAdapter
 from worker.jobs.exit_classification import AttemptOutcome
 from worker.jobs.lease import LeaseKeeper
-from worker.jobs.parent_adapter import FetchedParentAdapter
 from worker.node import disk_space
 from worker.node.device import training_device
 from worker.node.resources import Resources
@@ -151,7 +151,7 @@ def base_model_error(name: str, why: str) -> PreparationError:
 def fetch_dataset(resources: Resources, file: File, destination: Path) -> Path:
     """Copy a data set to `destination`. Raises PreparationError if storage has lost or altered it."""
     try:
-        sha256 = artifacts.fetch(resources.storage, file.storage_key, destination)
+        sha256 = stored_files.fetch(resources.storage, file.storage_key, destination)
     except FileNotFoundError as error:
         raise lost_file_error(file) from error
     if sha256 != file.sha256:

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from app.db import models
+from app.db.base_models import models
 from app.db.jobs import measurements
 from app.db.tables import Job
 from app.domain.jobs.events import (
@@ -29,9 +29,9 @@ from app.domain.jobs.events import (
 from app.log import get_logger
 from app.system.artifact_directory import ManifestMismatch
 from app.telemetry import metrics
-from worker.jobs import snapshots
+from worker.jobs.artifacts import snapshots
+from worker.jobs.artifacts.publish import Publisher
 from worker.jobs.lease import DATABASE_UNAVAILABLE, LeaseKeeper
-from worker.jobs.publish import Publisher
 from worker.jobs.sanitize import clean, clean_text
 from worker.node import disk_space
 from worker.node.device import training_device

@@ -23,7 +23,8 @@ from app.domain.scheduling.worker_capacity import WorkerCapacity
 from app.log import get_logger
 from app.system.artifact_directory import ManifestMismatch
 from app.telemetry import metrics
-from worker.jobs import snapshots, workdir
+from worker.jobs import workdir
+from worker.jobs.artifacts import snapshots
 from worker.jobs.exit_classification import (
     STORAGE_RETRY_FACTOR,
     AttemptOutcome,

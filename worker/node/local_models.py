@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from app.db import models
+from app.db.base_models import models
 from app.db.engine import transaction
 from app.db.tables import BaseModelRow
 from app.domain.scheduling.worker_capacity import WorkerCapacity

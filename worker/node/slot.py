@@ -11,7 +11,7 @@ import secrets
 import threading
 from collections.abc import Callable
 
-from app.db import base_model_registrations
+from app.db.base_models import registrations
 from app.db.engine import transaction
 from app.db.jobs import evaluations, expired_leases, exports
 from app.job_queue import Queue
@@ -106,7 +106,7 @@ class Slot:
                     for job in expired_leases.held_by_previous_incarnation(session, self.name, self.owner):
                         log.warning("reaping a job of a previous incarnation", job=job.id, owner=job.lease_owner)
                         expired_leases.reap(session, job, settings.requeue_delay_seconds, settings.max_crash_streak)
-                    for queue in (exports, evaluations, base_model_registrations):
+                    for queue in (exports, evaluations, registrations):
                         queue.reap_previous_incarnation(
                             session, self.name, self.owner, settings.requeue_delay_seconds, settings.max_crash_streak
                         )

@@ -17,19 +17,20 @@ from pathlib import Path
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.db import retention
 from app.db.access import idempotency
 from app.db.engine import transaction
 from app.db.files import files, uploads
 from app.db.jobs import checkpoints, leased_rows
+from app.db.operations import retention
+from app.db.operations.stored_objects import PREFIXES
 from app.db.scheduling import workers
-from app.db.stored_objects import PREFIXES
 from app.db.tables import Evaluation, Export, Job, RetentionRule
 from app.db.webhooks import deliveries
 from app.domain.artifacts.full_disk import RESERVED_SPACE_FILE
 from app.domain.jobs.states import TERMINAL
 from app.log import get_logger
-from worker.jobs import snapshots, workdir
+from worker.jobs import workdir
+from worker.jobs.artifacts import snapshots
 from worker.node import disk_space
 from worker.node.resources import Resources
 

@@ -15,9 +15,10 @@ from prometheus_client import REGISTRY
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from app.db import base_model_registrations, status
+from app.db.base_models import registrations
 from app.db.engine import transaction
 from app.db.jobs import claims, evaluations, expired_leases, exports, full_disk, leased_rows
+from app.db.operations import status
 from app.db.scheduling import workers
 from app.db.scheduling.fair_queue import Kind
 from app.db.tables import BaseModelRegistration, Evaluation, Export
@@ -145,7 +146,7 @@ class Reconciler:
 
     def reap_registrations(self) -> int:
         """The same for registrations of base models; returns their number."""
-        return self._reap_rows("registration", base_model_registrations.reap_expired)
+        return self._reap_rows("registration", registrations.reap_expired)
 
     def _reap_rows(
         self,

@@ -14,8 +14,8 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from sqlalchemy.orm import Session
 
-from app.db import status
 from app.db.engine import transaction
+from app.db.operations import status
 from app.db.scheduling import workers
 from app.domain.jobs.states import JobState
 from worker.node.resources import Resources

@@ -20,9 +20,10 @@ from http import HTTPStatus
 
 from sqlalchemy.orm import Session
 
-from app.db import encryption, status
+from app.db import encryption
 from app.db.encryption import LostKey, NoSecretKey
 from app.db.engine import transaction
+from app.db.operations import status
 from app.db.webhooks import deliveries, endpoints, operator
 from app.db.webhooks.deliveries import ClaimedDelivery, DeliveryOutcome
 from app.domain import webhooks as rules

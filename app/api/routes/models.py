@@ -10,7 +10,7 @@ from app.api.auth import CallerDep
 from app.api.dependencies import AppStateDep, SessionDep
 from app.api.schemas.common import Deleted
 from app.api.schemas.models import ModelBody, ModelList, render_model
-from app.services import models
+from app.services.base_models import models
 
 router = APIRouter(prefix="/v1/models", tags=["Models"])
 

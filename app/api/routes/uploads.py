@@ -31,7 +31,7 @@ from app.api.transport.pagination import list_page
 from app.api.transport.resumable_upload import receive_content
 from app.api.transport.upload_io import limit_body
 from app.db.engine import transaction
-from app.domain.uploads import MAX_PART_BYTES, MAX_PARTS
+from app.domain.files.uploads import MAX_PART_BYTES, MAX_PARTS
 from app.errors import BadRequest
 from app.services.access.idempotency import fingerprint_of
 from app.services.datasets.check_process import Check

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from app.api.schemas.common import Body, ListBody, unix_seconds, unix_seconds_or_none
 from app.api.schemas.jobs.requests import Strict
 from app.db.tables import File
-from app.domain.files import FileOrigin
+from app.domain.files.files import FileOrigin
 
 
 class FileBody(Body):

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from app.api.schemas.common import Body, unix_seconds
 from app.db.tables import BaseModelRow, ModelAlias, TunedModel
 from app.domain.base_models.catalog import MAX_RANK
-from app.services.models import ModelRow
+from app.services.base_models.models import ModelRow
 
 
 class LoraLimits(Body):

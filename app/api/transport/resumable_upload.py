@@ -8,7 +8,7 @@ from starlette.requests import ClientDisconnect
 from app.api.dependencies import AppState
 from app.api.transport.content_range import ContentRange
 from app.api.transport.upload_io import limit_body, rebatch
-from app.domain.uploads import MAX_PART_BYTES
+from app.domain.files.uploads import MAX_PART_BYTES
 from app.errors import BadRequest, RequestTimeout
 from app.services.files import upload_content
 from app.services.files.ingest import StagedFile

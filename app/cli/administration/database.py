@@ -25,20 +25,21 @@ from app.cli.administration.records import (
 from app.cli.client.database import Database
 from app.cli.errors import NotFoundError, UsageError
 from app.cli.local_stack.data_directory import write_secret
-from app.db import models
 from app.db.access import audit, usage
 from app.db.access import keys as key_rows
 from app.db.access import projects as project_rows
+from app.db.base_models import models
 from app.db.tables import ApiKey, AuditEntry, BaseModelRow, Project
 from app.db.tables.projects import LIMITS
 from app.domain.base_models.catalog import CatalogEntry
 from app.domain.base_models.registrations import option_problems
-from app.domain.retention import RetentionKind
+from app.domain.operations.retention import RetentionKind
 from app.errors import combine_errors
-from app.services import base_models, retention, secrets
-from app.services import models as model_services
 from app.services.access import keys, projects
-from app.services.retention import RuleView
+from app.services.base_models import base_models
+from app.services.base_models import models as model_services
+from app.services.operations import retention, secrets
+from app.services.operations.retention import RuleView
 from app.system.model_registration import RegistrationOptions, check_and_hash
 
 MAX_PROJECTS = 10_000

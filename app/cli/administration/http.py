@@ -26,7 +26,7 @@ from app.cli.client.http import Client, Json
 from app.cli.errors import NotFoundError, UsageError
 from app.domain.access.scopes import validated_scopes
 from app.domain.base_models.registrations import FINISHED
-from app.domain.retention import RetentionKind
+from app.domain.operations.retention import RetentionKind
 from app.system.model_registration import RegistrationOptions
 
 ORGANIZATION = "organization"

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from app.domain.retention import RetentionKind
+from app.domain.operations.retention import RetentionKind
 from app.system.model_registration import RegistrationOptions
 
 ProjectSettings = Mapping[str, int | float | None]  # limits and `share_weight`; None removes a limit

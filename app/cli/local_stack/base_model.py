@@ -14,7 +14,7 @@ from pathlib import Path
 from sqlalchemy.orm import Session
 
 from app.cli.local_stack.processes import ChildProcess
-from app.db import models
+from app.db.base_models import models
 from app.system import model_files
 
 NAME = "SmolLM2-135M-Instruct"

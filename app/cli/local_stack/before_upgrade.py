@@ -13,8 +13,8 @@ from sqlalchemy.exc import OperationalError, ProgrammingError
 from app.cli.client.service_discovery import find_database, find_layout
 from app.cli.errors import CliError
 from app.db.engine import make_engine
-from app.domain.upgrade import UpgradeCheck, check_upgrade
-from app.services import upgrade
+from app.domain.operations.upgrade import UpgradeCheck, check_upgrade
+from app.services.operations import upgrade
 
 
 def run_upgrade_checks(data_dir: Path | None) -> Sequence[UpgradeCheck]:

@@ -14,9 +14,9 @@ from app.cli.local_stack.errors import CannotStart
 from app.cli.local_stack.preflight import local_postgres_account
 from app.cli.local_stack.processes import exclusive_lock
 from app.cli.local_stack.servers.postgres import LocalPostgres
-from app.domain.backups import BackupManifest
-from app.services.backups.repository import BackupRepository
-from app.services.backups.restore import restore
+from app.domain.operations.backups import BackupManifest
+from app.services.operations.backups.repository import BackupRepository
+from app.services.operations.backups.restore import restore
 from app.storage import LocalStorage
 
 

@@ -16,10 +16,10 @@ from typing import Any, Literal
 from sqlalchemy import ARRAY, Text, cast, event, insert, select
 from sqlalchemy.orm import ORMExecuteState, Session
 
-from app.db.base import core_table
 from app.db.engine import Sessions
 from app.db.ids import new_id
 from app.db.tables import AuditEntry, Project
+from app.db.tables.base import core_table
 
 ActorType = Literal["api_key", "operator", "system"]
 CHANGED_KEY = "audit.changed"  # in session.info: [(id, project id)] of changed rows; absent before the first write

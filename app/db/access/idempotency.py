@@ -9,9 +9,9 @@ from datetime import timedelta
 from sqlalchemy import ColumnElement, and_, bindparam, delete, func, select, text, update
 from sqlalchemy.orm import Session
 
-from app.db.base import core_table
 from app.db.fast_reads.pool import AsyncConnections
 from app.db.tables import IdempotencyKey
+from app.db.tables.base import core_table
 
 RETENTION = timedelta(hours=24)
 KEYS = core_table(IdempotencyKey)

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from app.db.ids import new_id
 from app.db.tables import File, Upload, UploadPart
-from app.domain.uploads import UploadStatus
+from app.domain.files.uploads import UploadStatus
 
 COMPLETION_GRACE_SECONDS = 1800  # a completion that runs when its upload expires may take so much longer
 

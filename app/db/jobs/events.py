@@ -9,9 +9,9 @@ from typing import Any
 from sqlalchemy import insert, select, text
 from sqlalchemy.orm import Session
 
-from app.db.base import core_table
 from app.db.ids import new_id
 from app.db.tables import Job, JobEvent
+from app.db.tables.base import core_table
 from app.domain.jobs.step_metrics import Point
 
 INSERT = insert(core_table(JobEvent))

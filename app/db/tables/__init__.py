@@ -4,8 +4,8 @@ Times are `clock_timestamp()` of the server: a worker never compares its own clo
 pages, as creation times may be equal.
 """
 
-from app.db.base import Base as Base
 from app.db.tables.audit import AuditEntry as AuditEntry
+from app.db.tables.base import Base as Base
 from app.db.tables.base_models import BaseModelRegistration as BaseModelRegistration
 from app.db.tables.base_models import BaseModelRow as BaseModelRow
 from app.db.tables.base_models import ModelAlias as ModelAlias

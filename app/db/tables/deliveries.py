@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import CheckConstraint, ForeignKey, Identity, Index, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.db.base import Base, now, sql_string_list
+from app.db.tables.base import Base, now, sql_string_list
 from app.domain.deliveries.states import DUE_STATES, DeliveryState
 from app.domain.deliveries.targets import TargetKind
 

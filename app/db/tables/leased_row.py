@@ -9,7 +9,7 @@ from enum import StrEnum
 from sqlalchemy import CheckConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.db.base import now, sql_string_list
+from app.db.tables.base import now, sql_string_list
 
 
 class LeasedRow:

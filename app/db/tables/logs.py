@@ -7,7 +7,7 @@ from datetime import datetime
 from sqlalchemy import CheckConstraint, ForeignKey
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.db.base import Base, now
+from app.db.tables.base import Base, now
 
 MAX_LOG_BYTES = 64 << 10
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from sqlalchemy import CheckConstraint, ForeignKey
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.db.base import Base, sql_string_list
-from app.domain.retention import MAX_DAYS, RetentionKind
+from app.db.tables.base import Base, sql_string_list
+from app.domain.operations.retention import MAX_DAYS, RetentionKind
 
 
 class RetentionRule(Base):

@@ -7,8 +7,8 @@ from datetime import datetime
 from sqlalchemy import CheckConstraint, ForeignKey, Index, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.db.base import Base, now, sql_string_list
-from app.domain.uploads import UploadStatus
+from app.db.tables.base import Base, now, sql_string_list
+from app.domain.files.uploads import UploadStatus
 
 
 class Upload(Base):

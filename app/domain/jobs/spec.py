@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app.domain.base_models.catalog import CatalogEntry, StatSignature
 from app.domain.evaluations.graders import EvaluationRequest
-from app.domain.files import JobFileOrigins
+from app.domain.files.files import JobFileOrigins
 from app.domain.planning.execution_plan import Measurement
 
 SPEC_VERSION: Literal[1] = 1

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 from sqlalchemy.orm import Session
 
-from app.db import models
 from app.db.access import permissions
 from app.db.access.permissions import Order
+from app.db.base_models import models
 from app.db.tables import CheckpointPermission, TunedModel
 from app.domain.error_text.json_text import as_json, unquoted
 from app.errors import BadRequest, NotFound, NotPermitted

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
 
-from app.db import models
+from app.db.base_models import models
 from app.db.deliveries import deliveries
 from app.db.files import files
 from app.db.tables import Checkpoint, Delivery, Job

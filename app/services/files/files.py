@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from app.db.files import files
 from app.db.tables import File
 from app.domain.error_text.json_text import as_json, unquoted
-from app.domain.files import FileOrigin
+from app.domain.files.files import FileOrigin
 from app.errors import BadRequest, NotFound
 from app.storage import ArchiveMember, Storage, open_archive
 

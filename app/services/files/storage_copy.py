@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from app.db.stored_objects import NamedObject
+from app.db.operations.stored_objects import NamedObject
 from app.storage import Storage
 from app.system.durable_files import copy_and_hash
 

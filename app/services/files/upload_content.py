@@ -14,7 +14,7 @@ from app.db.engine import Sessions, transaction
 from app.db.files import uploads
 from app.db.ids import new_id
 from app.db.tables import Upload, UploadPart
-from app.domain.uploads import UploadStatus
+from app.domain.files.uploads import UploadStatus
 from app.errors import BadRequest
 from app.services.files.ingest import StagedFile, discard_object
 from app.services.files.uploads import UploadView, part_key, require_pending, require_upload, view_of

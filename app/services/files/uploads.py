@@ -16,7 +16,7 @@ from app.db.files import files, uploads
 from app.db.ids import new_id
 from app.db.tables import File, Upload, UploadPart
 from app.domain.error_text.json_text import unquoted
-from app.domain.uploads import MAX_PART_BYTES, MAX_PARTS, UploadStatus, max_stored_bytes
+from app.domain.files.uploads import MAX_PART_BYTES, MAX_PARTS, UploadStatus, max_stored_bytes
 from app.errors import BadRequest, NotFound, TooLarge
 from app.services.access import quotas
 from app.services.files.ingest import StagedFile, discard_object

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from app.db import models
+from app.db.base_models import models
 from app.db.files import files
 from app.db.jobs import evaluations
 from app.db.tables import Evaluation, File, Job

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from app.db import models
+from app.db.base_models import models
 from app.db.files import files
 from app.db.jobs import exports
 from app.db.scheduling import workers

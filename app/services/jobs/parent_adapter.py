@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy.orm import Session
 
-from app.db import models
+from app.db.base_models import models
 from app.db.files import files
 from app.db.jobs import checkpoints, jobs
 from app.db.tables import BaseModelRow

@@ -8,17 +8,17 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from app.db import models
+from app.db.base_models import models
 from app.db.files import files
 from app.db.jobs import references
 from app.db.tables import BaseModelRow, File, Project
 from app.domain.error_text.json_text import as_json, unquoted
-from app.domain.files import JobFileOrigins
+from app.domain.files.files import JobFileOrigins
 from app.domain.jobs.parameters.fields import ParentAdapter
 from app.domain.jobs.resolve import resolve
 from app.domain.jobs.spec import JobSpec
 from app.errors import BadRequest, NotFound, combine_errors
-from app.services import models as model_services
+from app.services.base_models import models as model_services
 from app.services.jobs import evaluation_requests, parent_adapter
 
 

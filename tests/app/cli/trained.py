@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from app.db import models
+from app.db.base_models import models
 from app.db.jobs import checkpoints, claims
 from app.db.tables import Checkpoint, File, Job, Project
 from app.domain.jobs.states import Reason

@@ -16,8 +16,8 @@ from tunery_vllm.adapters import hash_base
 from tunery_vllm.service import Archive, Service, ServiceUnavailable
 from tunery_vllm.settings import Settings as PluginSettings
 
-from app.db import models
 from app.db.access import keys
+from app.db.base_models import models
 from app.db.engine import Sessions, transaction
 from app.db.tables import Job, Project
 from app.settings import Settings

@@ -18,7 +18,7 @@ from app.api.openapi.examples import evaluations as evaluation_examples
 from app.api.openapi.examples import uploads as upload_examples
 from app.api.openapi.examples import webhooks as webhook_examples
 from app.api.openapi.request_examples import PARAMETER, ExampleRequest, example_request
-from app.db import models
+from app.db.base_models import models
 from app.db.engine import Sessions, transaction
 from app.db.jobs import jobs
 from app.db.tables import Job, Project

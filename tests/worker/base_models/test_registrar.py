@@ -10,10 +10,10 @@ from pydantic import SecretStr
 from safetensors.torch import load_file, save_file
 from sqlalchemy import func, update
 
-from app.db import base_model_registrations, models
+from app.db.base_models import models, registrations
 from app.db.engine import transaction
 from app.db.tables import BaseModelRegistration
-from app.services import base_models
+from app.services.base_models import base_models
 from app.settings import Settings
 from app.system import model_check, model_files
 from app.system.model_registration import RegistrationOptions
@@ -177,8 +177,8 @@ def test_a_lost_worker_is_replaced_three_times(resources: Resources, model_direc
     registration_id = register(resources, model_directory)
     for expected in ("queued", "queued", "failed"):
         with transaction(resources.sessions) as session:
-            assert base_model_registrations.claim(session, OWNER, ttl_seconds=10.0)
+            assert registrations.claim(session, OWNER, ttl_seconds=10.0)
             session.execute(update(BaseModelRegistration).values(lease_expires_at=func.clock_timestamp()))
-            [reaped] = base_model_registrations.reap_expired(session, 0.0, 0.0, 3)
+            [reaped] = registrations.reap_expired(session, 0.0, 0.0, 3)
         assert (reaped.id, reaped.state) == (registration_id, expected)
     assert reaped.error_code == "worker_lost"

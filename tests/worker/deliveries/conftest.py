@@ -17,7 +17,7 @@ from app.db.engine import transaction
 from app.db.jobs import checkpoints
 from app.db.tables import Delivery, DeliveryTarget, Job
 from app.domain.deliveries.served_check import ReferencePrompt, ServedReference
-from app.services import models
+from app.services.base_models import models
 from app.settings import Settings
 from tests.worker.fake_trainer import TrainerPlan
 from tests.worker.worker_harness import WorkerHarness

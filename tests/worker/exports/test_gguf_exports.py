@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from app.cli.local_stack.base_model import gguf_file
-from app.db import models
+from app.db.base_models import models
 from app.db.engine import transaction
 from app.db.tables import Job
 from app.domain.artifacts.exports import ExportType

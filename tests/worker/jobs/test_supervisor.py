@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from app.db import models
+from app.db.base_models import models
 from app.db.engine import transaction
 from app.db.files import files
 from app.db.tables import BaseModelRow, File
@@ -323,7 +323,7 @@ class TestBeforeTheTrainer:
         def full(*_: object) -> str:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr("worker.jobs.artifacts.fetch", full)
+        monkeypatch.setattr("worker.jobs.artifacts.stored_files.fetch", full)
         harness.run_next_job(TrainerPlan())
         waiting = harness.job(job)
         assert (waiting.state, waiting.reason, waiting.phase) == ("queued", "storage_full", "waiting_for_storage")

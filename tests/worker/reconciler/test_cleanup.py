@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select, text, update
 
-from app.db import retention
 from app.db.engine import transaction
 from app.db.files import files, uploads
 from app.db.ids import new_id
 from app.db.jobs import checkpoints
+from app.db.operations import retention
 from app.db.tables import Base, File, Job, Upload, UploadPart
-from app.domain.retention import RetentionKind
+from app.domain.operations.retention import RetentionKind
 from tests.factories import make_file, put_bytes
 from tests.worker.worker_harness import WorkerHarness
 from worker.reconciler import cleanup
@@ -137,7 +137,7 @@ def test_staged_files_and_directories_of_killed_processes_are_deleted(
 def test_retention_rules_are_applied_until_nothing_is_due(
     harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.db.retention.BATCH", 2)
+    monkeypatch.setattr("app.db.operations.retention.BATCH", 2)
     with transaction(harness.sessions) as session:
         old = [make_file(session, harness.resources.storage, harness.project) for _ in range(3)]
         session.execute(update(File).values(created_at=text("clock_timestamp() - interval '100 days'")))

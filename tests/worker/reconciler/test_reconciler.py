@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text, update
 
-from app.db import status
 from app.db.engine import transaction
 from app.db.files import files
 from app.db.jobs import checkpoints, claims, expired_leases
+from app.db.operations import status
 from app.db.scheduling import workers
 from app.db.tables import File, Job, Worker
 from app.job_queue import Queue

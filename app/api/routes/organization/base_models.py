@@ -22,7 +22,7 @@ from app.api.schemas.organization.base_models import (
 )
 from app.api.transport.json_body import JsonBodyDep
 from app.api.transport.pagination import After, Limit, list_page
-from app.services import base_models
+from app.services.base_models import base_models
 from app.system.model_registration import RegistrationOptions
 
 MAX_REGISTRATIONS = 100

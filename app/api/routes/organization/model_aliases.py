@@ -15,7 +15,7 @@ from app.api.schemas.jobs.requests import parse_body
 from app.api.schemas.organization.model_aliases import ModelAliasBody, ModelAliasList, SetModelAlias, render_alias
 from app.api.transport.json_body import JsonBodyDep
 from app.db.access import audit
-from app.services import models
+from app.services.base_models import models
 
 router = APIRouter(
     prefix="/v1/organization/model_aliases",

@@ -13,7 +13,7 @@ from app.api.openapi.examples import organization as examples
 from app.api.schemas.jobs.requests import parse_body
 from app.api.schemas.organization.retention import ChangeRetention, RetentionRuleList, changes_of, render_rules
 from app.api.transport.json_body import JsonBodyDep
-from app.services import retention
+from app.services.operations import retention
 
 router = APIRouter(
     prefix="/v1/organization",

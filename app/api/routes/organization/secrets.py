@@ -10,7 +10,7 @@ from app.api.auth import AUTHENTICATED
 from app.api.dependencies import AppStateDep, SessionDep
 from app.api.idempotency import IdempotentRoute
 from app.api.schemas.organization.secrets import RotationBody, SecretList, render_rotation, render_secrets
-from app.services import secrets
+from app.services.operations import secrets
 
 MAX_ROTATED = 500  # in one transaction
 

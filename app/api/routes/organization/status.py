@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from app.api.auth import CallerDep
 from app.api.dependencies import AppStateDep, SessionDep
 from app.api.schemas.organization.status import StatusBody, render_status
-from app.services import status
+from app.services.operations import status
 
 router = APIRouter(prefix="/v1/organization/status", tags=["Health"])
 

@@ -9,8 +9,8 @@ from pydantic import Field
 
 from app.api.schemas.common import Body
 from app.api.schemas.jobs.requests import Strict
-from app.domain.retention import MAX_DAYS, RetentionKind
-from app.services.retention import RuleView
+from app.domain.operations.retention import MAX_DAYS, RetentionKind
+from app.services.operations.retention import RuleView
 
 Days = Annotated[int, Field(ge=1, le=MAX_DAYS)]
 

@@ -10,7 +10,7 @@ from pydantic import Field
 from app.api.schemas.common import Body
 from app.db import encryption
 from app.db.encryption import Protection
-from app.services.secrets import Rotation, SecretView
+from app.services.operations.secrets import Rotation, SecretView
 
 
 class EncryptionKeyBody(Body):

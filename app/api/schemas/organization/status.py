@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 from app.api.schemas.common import Body, unix_seconds
 from app.api.schemas.queue import WorkerBody, render_worker
-from app.db.status import FailedDelivery, FailedJob
+from app.db.operations.status import FailedDelivery, FailedJob
 from app.domain.jobs.remedies import remedy
 from app.domain.jobs.states import JobState
-from app.services.status import StatusView
+from app.services.operations.status import StatusView
 
 
 class ProblemBody(Body):

@@ -1,1 +1,1 @@
-"""Commands for operators: status, backup and restore, retention rules, storage."""
+"""Commands for operators: status, backup and restore, retention rules, storage, secrets."""

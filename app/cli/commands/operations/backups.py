@@ -38,8 +38,8 @@ def create(
     Files that an earlier backup in the same directory has are not copied again. The backup contains secrets: protect
     it as you protect the data directory.
     """
-    from app.services.backups.backup import back_up
-    from app.services.backups.repository import BackupRepository
+    from app.services.operations.backups.backup import back_up
+    from app.services.operations.backups.repository import BackupRepository
 
     database_url, layout = find_database(data_dir), find_layout(data_dir)
     root = directory.resolve()
@@ -79,8 +79,8 @@ def restore_backup(
 ) -> None:
     """Restore a backup into a new data directory, or into the empty database of DATABASE_URL (on the server)."""
     from app.cli.local_stack.restore import restore_data_directory
-    from app.services.backups import restore
-    from app.services.backups.repository import BackupRepository
+    from app.services.operations.backups import restore
+    from app.services.operations.backups.repository import BackupRepository
 
     repository, layout = BackupRepository(directory.resolve()), find_layout(data_dir)
     with _as_cli_errors():
@@ -118,8 +118,8 @@ def check(
     Exit code 1 if something is wrong and was not repaired.
     """
     from app.db.engine import make_engine
-    from app.services.backups import integrity
-    from app.services.backups.repository import BackupRepository
+    from app.services.operations.backups import integrity
+    from app.services.operations.backups.repository import BackupRepository
 
     if backups is not None and not repair:
         raise UsageError("--from restores objects, so it needs --repair.")
@@ -148,7 +148,7 @@ def check(
 
 @contextlib.contextmanager
 def _as_cli_errors() -> Iterator[None]:
-    from app.domain.backups import BackupError
+    from app.domain.operations.backups import BackupError
 
     try:
         yield
@@ -173,8 +173,8 @@ def _storage(database_url: str, data_dir: Path) -> "Storage":
 def _record(database_url: str, name: str) -> None:
     """Write the backup into the audit log, and for `tunery status`, which shows the last one."""
     from app.cli.client.database import Database
-    from app.db import status
     from app.db.access import audit
+    from app.db.operations import status
 
     with Database(database_url, "backups.create").transaction() as session:
         audit.record(session, name)

@@ -35,7 +35,7 @@ def show(
     Files are uploaded files; checkpoints, logs and events are those of ended jobs, never a job's result or its last
     event. With --dry-run and new rules, the rules are shown with their effect and not stored.
     """
-    from app.domain.retention import RetentionKind
+    from app.domain.operations.retention import RetentionKind
 
     given = {"files": files, "checkpoints": checkpoints, "logs": logs, "events": events, "exports": exports}
     changes = {RetentionKind(kind): _days(kind, text) for kind, text in given.items() if text is not None}
@@ -67,7 +67,7 @@ def show(
 
 
 def _days(kind: str, text: str) -> int | None:
-    from app.domain.retention import MAX_DAYS
+    from app.domain.operations.retention import MAX_DAYS
 
     if text.strip().lower() == NONE:
         return None

@@ -36,7 +36,7 @@ def copy(
     The bucket is that of TUNERY_STORAGE_URL. Repeat the command to continue after an interruption. The directory is
     not changed. Copy while the service runs, stop it, copy the rest, and start it with TUNERY_STORAGE_URL.
     """
-    from app.db.stored_objects import named_objects
+    from app.db.operations.stored_objects import named_objects
     from app.services.files.storage_copy import CopyLedger, copy_objects
     from app.storage import LocalStorage, StorageError
 

@@ -13,8 +13,8 @@ from cryptography.fernet import Fernet
 from sqlalchemy import update
 from starlette.testclient import TestClient
 
-from app.db import models
 from app.db.access import keys, permissions
+from app.db.base_models import models
 from app.db.deliveries.credentials import encrypt
 from app.db.engine import Sessions, transaction
 from app.db.tables import Delivery, DeliveryTarget, Job, Project, TunedModel

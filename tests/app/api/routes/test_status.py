@@ -6,11 +6,11 @@ import pytest
 from sqlalchemy import update
 from starlette.testclient import TestClient
 
-from app.db import status
 from app.db.access import keys
 from app.db.deliveries import deliveries, targets
 from app.db.engine import Sessions, transaction
 from app.db.jobs import checkpoints
+from app.db.operations import status
 from app.db.scheduling import workers
 from app.db.tables import Delivery, Project
 from app.storage import LocalStorage

@@ -28,7 +28,7 @@ from app.domain.webhooks import new_secret
 from app.settings import Settings
 from app.system import model_check
 from tests.app.cli.conftest import Tunery
-from tests.app.db.test_retention import age_everything
+from tests.app.db.operations.test_retention import age_everything
 from tests.app.test_model_hub import COMMIT, SOURCE, Hub, hub  # noqa: F401  a fixture
 from tests.serving import LiveServer
 from tests.tiny import make_tiny_base

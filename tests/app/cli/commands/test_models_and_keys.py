@@ -9,8 +9,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 from sqlalchemy import make_url
 
-from app.db import models
 from app.db.access import keys, projects
+from app.db.base_models import models
 from app.db.engine import Sessions, transaction
 from app.db.tables import Job
 from app.domain.base_models import catalog

@@ -11,8 +11,8 @@ from app.cli.local_stack import first_run
 from app.cli.local_stack.base_model import NAME
 from app.cli.local_stack.data_directory import Layout
 from app.cli.local_stack.errors import CannotStart
-from app.db import models
 from app.db.access import keys
+from app.db.base_models import models
 from app.db.engine import Sessions, transaction
 from app.db.tables import ApiKey, Project
 from tests.tiny import make_tiny_base

@@ -15,7 +15,7 @@ from app.domain.datasets.examples import Example
 from app.domain.datasets.render import Renderer
 from app.domain.jobs.spec import DataParameters
 from app.system.tokenizer_files import load_renderer
-from tests.app.domain.families import (
+from tests.app.domain.datasets.families import (
     CHATML,
     FAMILIES,
     FORGETFUL,

@@ -16,7 +16,7 @@ from app.domain.datasets.documents import cut_at_end
 from app.domain.datasets.examples import Example
 from app.domain.datasets.render import Renderer
 from app.system.tokenizer_files import load_renderer
-from tests.app.domain.rendered import trained_texts
+from tests.app.domain.datasets.rendered import trained_texts
 from tests.tiny import make_tiny_base
 
 # Drops what an assistant said before the last question, as templates of reasoning models drop their thoughts.

@@ -20,7 +20,16 @@ from app.domain.datasets.report import DatasetReport, build_report
 from app.domain.datasets.warnings import MESSAGES, DatasetWarning, RowIndex, row_digest, warning_codes
 from app.domain.jobs.spec import DataParameters, Method
 from app.system.tokenizer_files import load_renderer
-from tests.app.domain.families import CHATML, HERMES, MISTRAL, NAMED, REASONING, Family, make_tokenizer, write_family
+from tests.app.domain.datasets.families import (
+    CHATML,
+    HERMES,
+    MISTRAL,
+    NAMED,
+    REASONING,
+    Family,
+    make_tokenizer,
+    write_family,
+)
 
 PARAMETERS = DataParameters(context_length=64)
 ASKED = {"role": "user", "content": "hm"}

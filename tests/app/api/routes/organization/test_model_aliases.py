@@ -11,11 +11,11 @@ from sqlalchemy import select
 from starlette.testclient import TestClient
 
 from app.api.schemas.jobs.jobs import JobBody
-from app.db import models
 from app.db.access import keys
+from app.db.base_models import models
 from app.db.engine import Sessions, transaction
 from app.db.tables import ApiKey, Job
-from app.services import models as model_services
+from app.services.base_models import models as model_services
 from tests.factories import make_base_model
 from tests.serving import LiveServer
 

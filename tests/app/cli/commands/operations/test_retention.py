@@ -5,7 +5,7 @@ from __future__ import annotations
 from app.db.engine import Sessions, transaction
 from app.db.tables import File, Job, Project
 from tests.app.cli.conftest import Tunery
-from tests.app.db.test_retention import age_everything
+from tests.app.db.operations.test_retention import age_everything
 
 
 def test_a_dry_run_shows_the_effect_of_rules_and_stores_and_deletes_nothing(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from app.db import status
 from app.db.access import keys
 from app.db.engine import Sessions, transaction
+from app.db.operations import status
 from app.db.scheduling import workers
 from app.db.tables import Project
 from app.storage import LocalStorage

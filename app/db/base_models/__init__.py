@@ -1,0 +1,1 @@
+"""Queries for base models, their aliases and registrations, and `ft:` models."""

@@ -1,0 +1,1 @@
+"""Rules of operation: status, backups, retention, upgrades."""

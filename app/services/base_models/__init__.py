@@ -1,0 +1,1 @@
+"""Use cases of models: base models with their aliases and registrations, and `ft:` models."""

@@ -1,0 +1,128 @@
+"""Use cases of models: registered base models with their aliases, and `ft:` models. The caller owns the transaction."""
+
+from __future__ import annotations
+
+from sqlalchemy.orm import Session
+
+from app.db.base_models import models
+from app.db.deliveries import deliveries
+from app.db.tables import BaseModelRow, ModelAlias, TunedModel
+from app.domain.base_models.names import NAME, NAME_RULE
+from app.domain.error_text.json_text import as_json
+from app.errors import BadRequest, NotFound, NotPermitted, combine_errors
+
+ModelRow = BaseModelRow | ModelAlias | TunedModel
+
+
+def list_all(session: Session, project_id: str) -> list[ModelRow]:
+    return [
+        *models.list_base(session, project_id),
+        *models.list_aliases(session, project_id),
+        *models.list_usable(session, project_id),
+    ]
+
+
+def get(session: Session, project_id: str, model_id: str) -> ModelRow:
+    model: ModelRow | None = models.get_base(session, project_id, model_id)
+    model = model or models.get_usable(session, project_id, model_id)
+    if model is None:
+        model = next((each for each in models.list_aliases(session, project_id) if each.name == model_id), None)
+    if model is None:
+        raise NotFound(
+            f"The model {as_json(model_id)} does not exist; GET /v1/models lists those that do.",
+            "model",
+            "model_not_found",
+        )
+    return model
+
+
+def delete(session: Session, project_id: str, model_id: str) -> None:
+    """Delete an `ft:` model and withdraw its deliveries; its files stay. Raises NotFound, NotPermitted."""
+    model = get(session, project_id, model_id)
+    if isinstance(model, BaseModelRow):
+        raise NotPermitted(
+            f"{as_json(model_id)} is a base model; only the operator can remove it "
+            f"(`tunery models remove {model_id}`).",
+            "model",
+        )
+    if isinstance(model, ModelAlias):
+        raise NotPermitted(
+            f"{as_json(model_id)} is an alias of {as_json(model.base_model)}; only the operator can remove it "
+            f"(`tunery models unalias {model_id}`).",
+            "model",
+        )
+    if model.project_id != project_id:
+        text = (
+            f"{as_json(model_id)} belongs to another project, which shares it with yours; only its owner can delete it."
+        )
+        raise NotPermitted(text, "model")
+    models.delete_tuned(session, model)
+    deliveries.withdraw_model(session, model.id)
+
+
+def resolve_alias(session: Session, project_id: str, name: str) -> BaseModelRow | None:
+    """The base model of an alias; None if there is no such alias. Raises NotFound if the base model was removed."""
+    alias = models.get_alias(session, name)
+    if alias is None:
+        return None
+    base = models.get_base(session, project_id, alias.base_model)
+    if base is None:
+        raise NotFound(
+            f"The model {as_json(name)} is an alias of {as_json(alias.base_model)}, which is not registered any more. "
+            f"An operator can register it again (`tunery models add {alias.base_model} DIRECTORY`) or choose another "
+            f"base model for the alias (`tunery models alias {name} BASE`). {available_models(session, project_id)}",
+            "model",
+            "model_not_found",
+        )
+    return base
+
+
+def available_models(session: Session, project_id: str) -> str:
+    """A sentence with the names that a project can use as `model` of a job, except `ft:` models."""
+    names = ", ".join(row.name for row in models.list_base(session, project_id)) or "none yet"
+    aliases = ", ".join(f"{row.name} ({row.base_model})" for row in models.list_aliases(session, project_id))
+    return f"Available models: {names}." + (f" Aliases: {aliases}." if aliases else "")
+
+
+def set_alias(session: Session, name: str, base_model: str) -> ModelAlias:
+    """Set or replace an alias, for all projects. Raises BadRequest: an invalid name, or one of a base model; no such
+    base model."""
+    registered = [row.name for row in models.list_base(session)]
+    problems = []
+    if not NAME.fullmatch(name):
+        problems.append(BadRequest(f"name: {as_json(name)} is not a model name. {NAME_RULE}", "name"))
+    elif name in registered:
+        text = f"name: {as_json(name)} is a registered base model, which an alias may not hide; choose another name"
+        problems.append(BadRequest(text, "name"))
+    if base_model not in registered:
+        known = ", ".join(registered) or "none"
+        problems.append(
+            BadRequest(f"model: no base model is named {as_json(base_model)}; registered: {known}", "model")
+        )
+    if problems:
+        raise combine_errors(problems)
+    return models.set_alias(session, name, base_model)
+
+
+def list_aliases(session: Session) -> list[tuple[ModelAlias, bool]]:
+    """Every alias by name, and whether its base model is registered."""
+    registered = {row.name for row in models.list_base(session)}
+    return [(alias, alias.base_model in registered) for alias in models.list_aliases(session)]
+
+
+def remove_alias(session: Session, name: str) -> None:
+    """Remove an alias; jobs that were created by it are kept. Raises NotFound."""
+    if not models.delete_alias(session, name):
+        known = ", ".join(row.name for row in models.list_aliases(session)) or "none"
+        raise NotFound(f"There is no alias {as_json(name)}; aliases: {known}.", "name")
+
+
+def refuse_alias_name(session: Session, name: str) -> None:
+    """Raises BadRequest if `name`, which is to become a base model, is an alias: its requests would change models."""
+    alias = models.get_alias(session, name)
+    if alias is not None:
+        raise BadRequest(
+            f"name: {as_json(name)} is an alias of {as_json(alias.base_model)}; remove the alias first "
+            f"(`tunery models unalias {name}`), or choose another name",
+            "name",
+        )

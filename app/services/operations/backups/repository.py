@@ -1,0 +1,122 @@
+"""A directory of backups, which share their objects.
+
+    DIRECTORY/
+      tunery-backups            marks the directory; locked while a backup is made
+      objects/KEY               the stored objects of all backups
+      backups/NAME/             database.dump, manifest.json, and files of the data directory
+      unfinished/               what an interrupted backup left; deleted by the next one
+
+A file is written in `unfinished`, flushed to disk and renamed, and a backup becomes visible by the rename of its
+directory. So a full disk, or a crash, leaves the earlier backups as they were.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from app.domain.operations.backups import BackupError, BackupManifest, ObjectDigest
+from app.storage.base import check_key
+from app.system.durable_files import copy_and_hash, sync
+
+MARKER = "tunery-backups"
+DUMP = "database.dump"
+MANIFEST = "manifest.json"
+
+
+class BackupRepository:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.marker = root / MARKER
+        self.objects = root / "objects"
+        self.backups = root / "backups"
+        self.unfinished = root / "unfinished"
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Create the directory if it is missing, and lock it. Raises BackupError if it is another's or in use."""
+        if self.root.exists() and not self.marker.exists() and any(self.root.iterdir()):
+            raise BackupError(f"{self.root} is neither empty nor a directory of backups. Choose another directory.")
+        for directory in (self.root, self.objects, self.backups):
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with self.marker.open("a") as marker:
+            try:
+                fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise BackupError(f"Another backup or restore uses {self.root}. Try again when it has ended.") from None
+            shutil.rmtree(self.unfinished, ignore_errors=True)
+            self.unfinished.mkdir(mode=0o700)
+            try:
+                yield
+            finally:
+                shutil.rmtree(self.unfinished, ignore_errors=True)
+
+    def names(self) -> list[str]:
+        """The names of the backups, oldest first."""
+        if not self.marker.exists():
+            raise BackupError(f"{self.root} is not a directory of backups: it has no file {MARKER}.")
+        return sorted(path.name for path in self.backups.iterdir())
+
+    def manifest(self, name: str | None = None) -> BackupManifest:
+        """The manifest of one backup; default: of the newest. Raises BackupError."""
+        names = self.names()
+        if not names:
+            raise BackupError(f"{self.root} contains no complete backup.")
+        if name is not None and name not in names:
+            raise BackupError(f"{self.root} has no backup {name!r}. It has: {', '.join(names)}.")
+        text = (self.backups / (name or names[-1]) / MANIFEST).read_text(encoding="utf-8")
+        return BackupManifest.from_json(text)
+
+    def digests(self) -> dict[str, ObjectDigest]:
+        """The digests of all objects of all backups, by storage key."""
+        digests: dict[str, ObjectDigest] = {}
+        for name in self.names():
+            digests.update(self.manifest(name).objects)
+        return digests
+
+    def path(self, key: str) -> Path:
+        return self.objects / check_key(key)
+
+    def add(self, key: str, source: BinaryIO) -> ObjectDigest:
+        """Write an object, durably. Raises OSError, after which nothing is added."""
+        partial = self.unfinished / secrets.token_hex(8)
+        with partial.open("xb") as target:
+            digest = copy(source, target)
+            target.flush()
+            os.fsync(target.fileno())
+        destination = self.path(key)
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        partial.replace(destination)
+        return digest
+
+    def publish(self, staged: Path, manifest: BackupManifest) -> None:
+        """Make a backup visible: `staged` is a directory below `unfinished` with the dump and the other files."""
+        (staged / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+        for path in (*staged.iterdir(), staged):
+            sync(path)
+        staged.rename(self.backups / manifest.name)
+        sync(self.backups)
+
+    def delete_old(self, keep: int) -> list[str]:
+        """Delete all but the newest `keep` backups, and objects that none of these names. Returns the deleted names."""
+        with self.locked():
+            names = self.names()
+            deleted = names[: max(0, len(names) - keep)]
+            for name in deleted:
+                (self.backups / name).rename(self.unfinished / name)  # a reader sees a whole backup or none
+            named = self.digests()
+            for path in [path for path in self.objects.rglob("*") if path.is_file()]:
+                if path.relative_to(self.objects).as_posix() not in named:
+                    path.unlink()
+            return deleted
+
+
+def copy(source: BinaryIO, target: BinaryIO | None = None) -> ObjectDigest:
+    """Read `source` to its end, into `target` if there is one; its size and digest."""
+    return ObjectDigest(*copy_and_hash(source, target))

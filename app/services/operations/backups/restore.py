@@ -1,0 +1,82 @@
+"""Restore a backup into an empty database and an empty storage."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from app.db import migrate
+from app.db.engine import make_engine, make_sessions, transaction
+from app.db.jobs import expired_leases
+from app.db.operations import dump
+from app.db.operations.stored_objects import PREFIXES
+from app.domain.operations.backups import BackupError, BackupManifest, ObjectDigest, check_schema
+from app.services.operations.backups.repository import DUMP, BackupRepository, copy
+from app.storage import Storage
+
+Report = Callable[[str], None]
+
+
+def check_restorable(repository: BackupRepository, name: str | None, may_migrate: bool) -> BackupManifest:
+    """The manifest of the backup `name` (default: the newest). Raises BackupError if this release can't restore it."""
+    manifest = repository.manifest(name)
+    check_schema(manifest, str(migrate.head()), migrate.revisions(), may_migrate)
+    with (repository.backups / manifest.name / DUMP).open("rb") as file:
+        if copy(file) != manifest.dump:
+            raise BackupError(f"The dump of the backup {manifest.name} has changed on disk. Restore another backup.")
+    return manifest
+
+
+def restore(
+    database_url: str, storage: Storage, repository: BackupRepository, manifest: BackupManifest, report: Report
+) -> None:
+    """Restore objects, then the database, in one transaction. After an error, the same command continues.
+
+    Raises BackupError if the target has data of its own, or an object of the backup has changed on disk.
+    """
+    engine = make_engine(database_url)
+    try:
+        with engine.connect() as connection:
+            if not dump.is_empty(connection):
+                raise BackupError(
+                    "The database is not empty. A backup is restored into an empty database: create one, and set "
+                    "DATABASE_URL to it."
+                )
+        _restore_objects(storage, repository, manifest, report)
+        dump.restore(database_url, repository.backups / manifest.name / DUMP)
+        migrate.upgrade(engine)
+        with transaction(make_sessions(engine)) as session:
+            # the workers of the backup's time are gone, so their jobs need not wait for the end of the leases
+            expired_leases.expire_all(session)
+    except dump.DumpError as error:
+        raise BackupError(str(error)) from None
+    finally:
+        engine.dispose()
+
+
+def _restore_objects(storage: Storage, repository: BackupRepository, manifest: BackupManifest, report: Report) -> None:
+    stored = {key for prefix in PREFIXES for key in storage.older_than(prefix, time.time() + 1)}
+    if foreign := stored - manifest.objects.keys():
+        raise BackupError(
+            f"The storage has objects that are not in the backup, such as {min(foreign)}. A backup is restored into an "
+            "empty storage."
+        )
+    missing = {key: digest for key, digest in manifest.objects.items() if key not in stored}
+    report(f"objects: {len(missing)} to copy, {len(stored)} in storage already")
+    for key, digest in missing.items():
+        restore_object(storage, repository, key, digest)
+
+
+def restore_object(storage: Storage, repository: BackupRepository, key: str, digest: ObjectDigest) -> None:
+    """Copy an object from the backup to storage. Raises BackupError if it is not what the manifest says."""
+    staged = storage.staging / f"restore-{key.replace('/', '-')}"[:200]
+    try:
+        with repository.path(key).open("rb") as source, staged.open("wb") as target:
+            actual = copy(source, target)
+        if actual != digest:
+            raise BackupError(f"{repository.path(key)} has changed on disk: it is not the object of the backup.")
+        storage.put(key, staged)
+    except FileNotFoundError:
+        raise BackupError(f"{repository.path(key)} is missing. Restore another backup.") from None
+    finally:
+        staged.unlink(missing_ok=True)

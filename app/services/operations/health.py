@@ -1,0 +1,137 @@
+"""Readiness: checks of database, storage, disk and broker, at the same time and each with its own timeout."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.db import migrate
+from app.db.base_models import models
+from app.db.engine import Sessions
+from app.domain.artifacts.full_disk import size_text
+from app.job_queue import WorkerNotifier
+from app.storage import Storage, StorageError
+
+TIMEOUT_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Check:
+    name: str
+    ok: bool
+    required: bool
+    detail: str
+
+
+class HealthChecks:
+    """The checks of one process. The broker is not required: jobs are accepted without it, and workers poll the
+    database. Nor is free disk space: a full disk refuses uploads, and reads still work."""
+
+    def __init__(
+        self, sessions: Sessions, storage: Storage, notifier: WorkerNotifier, data_dir: Path, low_disk_percent: float
+    ) -> None:
+        self._probes = [
+            _Probe("database", True, lambda: _database(sessions)),
+            _Probe("storage", True, lambda: [_storage(storage)]),
+            _Probe("disk", False, lambda: [disk_check(data_dir, low_disk_percent)]),
+            _Probe("broker", False, lambda: [_broker(notifier)]),
+        ]
+
+    def run(self, timeout_seconds: float = TIMEOUT_SECONDS) -> list[Check]:
+        """Run all checks at the same time. One that does not end within the timeout has failed."""
+        deadline = time.monotonic() + timeout_seconds
+        futures = [(probe, probe.start()) for probe in self._probes]
+        checks: list[Check] = []
+        for probe, future in futures:
+            try:
+                checks += future.result(timeout=max(0.0, deadline - time.monotonic()))
+            except TimeoutError:
+                detail = f"no response within {timeout_seconds:g} s"
+                checks.append(Check(probe.name, False, probe.is_required, detail))
+        return checks
+
+
+class _Probe:
+    """One check, in a daemon thread. A check that hangs (a file server that is away) is not started a second time."""
+
+    def __init__(self, name: str, is_required: bool, function: Callable[[], list[Check]]) -> None:
+        self.name = name
+        self.is_required = is_required
+        self._function = function
+        self._lock = threading.Lock()
+        self._future: Future[list[Check]] | None = None
+
+    def start(self) -> Future[list[Check]]:
+        with self._lock:
+            if self._future is None or self._future.done():
+                self._future = Future()
+                thread = threading.Thread(
+                    target=self._run, args=(self._future,), name=f"check-{self.name}", daemon=True
+                )
+                thread.start()
+            return self._future
+
+    def _run(self, future: Future[list[Check]]) -> None:
+        try:
+            future.set_result(self._function())
+        except BaseException as error:
+            future.set_exception(error)
+
+
+def disk_check(data_dir: Path, low_disk_percent: float) -> Check:
+    """Whether enough of the data directory's disk is free."""
+    try:
+        usage = shutil.disk_usage(data_dir)
+    except OSError as error:
+        return _check("disk", False, "", f"the data directory cannot be read: {error.strerror}", False)
+    space = f"{size_text(usage.free)} of {size_text(usage.total)} are free"
+    is_low = usage.free < usage.total * low_disk_percent / 100
+    bad = f"only {space}: delete files, checkpoints and exports that are not needed, or enlarge the disk"
+    return _check("disk", not is_low, space, bad, False)
+
+
+def _database(sessions: Sessions) -> list[Check]:
+    try:
+        with sessions() as session:
+            connection: Connection = session.connection()
+            is_newer = migrate.is_newer(connection)
+            usable = is_newer or migrate.is_current(connection)
+            registered = usable and bool(models.list_base(session))
+    except SQLAlchemyError:
+        return [_check("database", False, "", "PostgreSQL does not answer")]
+    revision_text = "of a later release: restart this process with it" if is_newer else "at the newest revision"
+    return [
+        _check("database", True, "reachable", ""),
+        _check("migrations", usable, revision_text, "run the migrations: `make migrate`"),
+        _check("base_model", registered, "registered", "register one: `tunery models add NAME DIR`"),
+    ]
+
+
+def _storage(storage: Storage) -> Check:
+    try:
+        with tempfile.TemporaryFile(dir=storage.staging) as file:
+            file.write(b"ready")
+            file.flush()
+        storage.check()
+    except StorageError as error:
+        return _check("storage", False, "", str(error.strerror))
+    except OSError as error:
+        return _check("storage", False, "", f"not writable: {error.strerror}")
+    return _check("storage", True, "writable", "")
+
+
+def _broker(notifier: WorkerNotifier) -> Check:
+    return _check("broker", notifier.can_connect(), "reachable", "not reachable: jobs start when workers poll", False)
+
+
+def _check(name: str, ok: bool, good: str, bad: str, required: bool = True) -> Check:
+    return Check(name, ok, required, good if ok else bad)

@@ -1,0 +1,99 @@
+"""The state of the whole service on one screen, for operators."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from sqlalchemy.orm import Session
+
+from app.db.operations import status
+from app.db.scheduling import workers
+from app.domain.operations.status import Problem, Service, ServiceFacts, find_problems
+from app.services import queue
+from app.services.operations.health import Check
+from app.services.queue import WorkerView
+
+PERIOD = timedelta(days=1)
+MAX_FAILED_JOBS = MAX_FAILED_DELIVERIES = 20
+SERVICES: tuple[Service, ...] = ("reconciler", "webhooks", "deliveries")
+
+
+@dataclass(frozen=True)
+class StatusView:
+    problems: Sequence[Problem]
+    checks: Sequence[Check]
+    workers: Sequence[WorkerView]
+    jobs: Mapping[str, int]  # unfinished, by state
+    oldest: Sequence[status.WaitingJob]
+    failed: Sequence[status.FailedJob]  # the latest of the last day
+    failed_by_code: Mapping[str, int]
+    deliveries: Mapping[str, int]  # unfinished, by state
+    delivery_backlog: status.Backlog
+    failed_deliveries: Sequence[status.FailedDelivery]  # the latest of the last day
+    storage: Sequence[status.ProjectStorage]
+    disk_free_bytes: int
+    disk_bytes: int
+    last_backup: status.Report | None
+    read_at: datetime
+
+    @property
+    def is_healthy(self) -> bool:
+        return all(problem.level != "problem" for problem in self.problems)
+
+
+def view(session: Session, project_id: str, checks: Sequence[Check], data_dir: Path) -> StatusView:
+    """Read the state of the service. `project_id` is the caller's, who must be an admin. Raises OSError."""
+    living = queue.view_workers(session, project_id, is_admin=True)
+    facts_jobs, oldest = status.jobs_by_state(session), status.oldest_waiting(session)
+    reports = status.reports(session)
+    failed_by_code = status.failures_by_code(session, PERIOD)
+    delivery_backlog = status.delivery_backlog(session)
+    failed_deliveries = status.failed_deliveries(session, PERIOD, MAX_FAILED_DELIVERIES)
+    backup = reports.get("backup")
+    facts = ServiceFacts(
+        jobs=facts_jobs,
+        living_workers=_count_by_queue(living),
+        idle_workers=_count_by_queue([worker for worker in living if not worker.is_busy]),
+        lost_workers=[worker.id for worker in workers.lost(session)],
+        expired_leases=status.leases(session)[1],
+        oldest_age_seconds={each.state: each.age_seconds for each in oldest},
+        failed_by_code=failed_by_code,
+        silent_seconds={name: reports[name].age_seconds if name in reports else None for name in SERVICES},
+        has_webhooks=status.has_webhooks(session),
+        backlog_age_seconds=status.webhook_backlog(session).oldest_seconds,
+        has_delivery_targets=status.has_delivery_targets(session),
+        delivery_backlog_age_seconds=delivery_backlog.oldest_seconds,
+        failed_deliveries=Counter(each.target for each in failed_deliveries),
+        backup_age_seconds=None if backup is None else backup.age_seconds,
+        failed_checks=[(check.name, check.required, check.detail) for check in checks if not check.ok],
+    )
+    disk = shutil.disk_usage(data_dir)
+    return StatusView(
+        problems=find_problems(facts),
+        checks=checks,
+        workers=living,
+        jobs=facts_jobs,
+        oldest=oldest,
+        failed=status.failed_jobs(session, PERIOD, MAX_FAILED_JOBS),
+        failed_by_code=failed_by_code,
+        deliveries=status.deliveries_by_state(session),
+        delivery_backlog=delivery_backlog,
+        failed_deliveries=failed_deliveries,
+        storage=status.storage_by_project(session),
+        disk_free_bytes=disk.free,
+        disk_bytes=disk.total,
+        last_backup=backup,
+        read_at=status.server_time(session),
+    )
+
+
+def _count_by_queue(views: Sequence[WorkerView]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for worker in views:
+        counts[worker.row.queue] = counts.get(worker.row.queue, 0) + 1
+    return counts

@@ -1,0 +1,113 @@
+"""The state of the service as operators see it."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from sqlalchemy import func, update
+
+from app.db.deliveries import deliveries, targets
+from app.db.engine import Sessions, transaction
+from app.db.jobs import checkpoints, jobs
+from app.db.operations import status
+from app.db.tables import Attempt, Delivery, Job, Project
+from app.domain.jobs.states import JobState
+from app.storage import LocalStorage
+from tests.factories import make_file, make_job, make_project, make_succeeded_job, start_job, validate_job
+
+
+def test_an_empty_service_has_nothing_to_report(sessions: Sessions, project: Project) -> None:
+    with transaction(sessions) as session:
+        assert set(status.jobs_by_state(session).values()) == {0}
+        assert status.oldest_waiting(session) == []
+        assert status.leases(session) == (0, 0)
+        assert status.oldest_snapshot_seconds(session) == 0
+        assert status.longest_crash_streak(session) == 0
+        assert status.webhook_backlog(session) == status.Backlog(0, 0.0)
+        assert status.delivery_backlog(session) == status.Backlog(0, 0.0)
+        assert status.deliveries_by_state(session) == {"pending": 0, "withdrawing": 0}
+        assert not status.has_delivery_targets(session)
+        assert [(each.name, each.stored_bytes) for each in status.storage_by_project(session)] == [("default", 0)]
+
+
+def test_the_oldest_due_job_of_each_queue_is_found(
+    sessions: Sessions, project: Project, storage: LocalStorage, base_model: str
+) -> None:
+    with transaction(sessions) as session:
+        first = make_job(session, project, make_file(session, storage, project))
+        validate_job(session)
+        second = make_job(session, project, make_file(session, storage, project))
+        make_job(session, project, make_file(session, storage, project))
+    with transaction(sessions) as session:
+        assert [(each.state, each.job_id) for each in status.oldest_waiting(session)] == [
+            (JobState.VALIDATING, second.id),
+            (JobState.QUEUED, first.id),
+        ]
+        assert status.jobs_by_state(session)[JobState.VALIDATING] == 2
+        jobs.pause(session, project.id, first.id)
+    with transaction(sessions) as session:
+        assert [each.state for each in status.oldest_waiting(session)] == [JobState.VALIDATING]
+
+
+def test_leases_and_the_age_of_snapshots_are_those_of_running_jobs(
+    sessions: Sessions, project: Project, storage: LocalStorage, base_model: str
+) -> None:
+    with transaction(sessions) as session:
+        make_job(session, project, make_file(session, storage, project))
+        validate_job(session)
+        job = start_job(session)
+        hour_ago = func.clock_timestamp() - timedelta(hours=1)
+        session.execute(update(Attempt).values(started_at=hour_ago))
+    with transaction(sessions) as session:
+        assert 3600 <= status.oldest_snapshot_seconds(session) < 3700
+        checkpoints.add_snapshot(session, session.get_one(Job, job.id), 5, "0" * 64, {})
+    with transaction(sessions) as session:
+        assert status.oldest_snapshot_seconds(session) < 60
+        assert status.leases(session) == (1, 0)
+        session.execute(update(Job).values(lease_expires_at=hour_ago))
+    with transaction(sessions) as session:
+        assert status.leases(session) == (1, 1)
+
+
+def test_storage_is_counted_by_project(sessions: Sessions, project: Project, storage: LocalStorage) -> None:
+    with transaction(sessions) as session:
+        other = make_project(session, "other")
+        make_file(session, storage, project, b"12345")
+        make_file(session, storage, other, b"1234567")
+    with transaction(sessions) as session:
+        found = [(each.name, each.stored_bytes) for each in status.storage_by_project(session)]
+    assert found == [("other", 7), ("default", 5)]
+
+
+def test_deliveries_are_due_until_they_are_claimed_and_fail_until_their_target_is_deleted(
+    sessions: Sessions, project: Project, storage: LocalStorage, base_model: str
+) -> None:
+    day = timedelta(days=1)
+    with transaction(sessions) as session:
+        job = make_succeeded_job(session, storage, project)
+        (checkpoint, *_) = checkpoints.kept(session, job.id)
+        target = targets.insert(session, project.id, name="production", kind="s3", destination={"kind": "s3"})
+        assert target is not None
+        deliveries.create(session, job, checkpoint, target)
+        session.execute(update(Delivery).values(next_attempt_at=func.clock_timestamp() - timedelta(minutes=5)))
+    with transaction(sessions) as session:
+        assert status.has_delivery_targets(session)
+        backlog = status.delivery_backlog(session)
+        assert (backlog.deliveries, 300 <= backlog.oldest_seconds < 400) == (1, True)
+        deliveries.claim(session, 1, 60.0)
+    with transaction(sessions) as session:
+        assert status.delivery_backlog(session) == status.Backlog(0, 0.0)
+        assert status.deliveries_by_state(session) == {"pending": 1, "withdrawing": 0}
+        session.execute(update(Delivery).values(state="failed", error="away", next_attempt_at=None, leased_until=None))
+    with transaction(sessions) as session:
+        (failed,) = status.failed_deliveries(session, day, 20)
+        assert (failed.target, failed.job_id, failed.model, failed.error) == (
+            "production",
+            job.id,
+            checkpoint.name,
+            "away",
+        )
+        targets.delete(session, session.merge(target))
+    with transaction(sessions) as session:
+        assert status.failed_deliveries(session, day, 20) == []
+        assert not status.has_delivery_targets(session)

@@ -1,0 +1,80 @@
+"""Readiness: each check has its own timeout, and a check that hangs is not started again."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from sqlalchemy import text
+
+from app.db.engine import Sessions, transaction
+from app.job_queue import WorkerNotifier
+from app.services.operations.health import HealthChecks, disk_check
+from app.settings import Settings
+from app.storage import LocalStorage
+
+
+class HangingStorage(LocalStorage):
+    """A file server that is away: the first access blocks until `release`."""
+
+    def __init__(self, root: Path) -> None:
+        self.calls = 0
+        self.release = threading.Event()
+        self.release.set()  # the constructor has access
+        super().__init__(root)
+
+    @property
+    def staging(self) -> Path:
+        if hasattr(self, "_staging"):
+            self.calls += 1
+            self.release.wait(30)
+        return self._staging
+
+    @staging.setter
+    def staging(self, path: Path) -> None:
+        self._staging = path
+
+
+def test_a_check_that_hangs_fails_alone_and_is_not_started_again(
+    sessions: Sessions, settings: Settings, tmp_path: Path, base_model: str
+) -> None:
+    LocalStorage(tmp_path / "storage")
+    storage = HangingStorage(tmp_path / "storage")
+    calls_before = storage.calls
+    storage.release.clear()
+    notifier = WorkerNotifier(settings.redis_url)
+    checks = HealthChecks(sessions, storage, notifier, tmp_path, 0)
+    for _ in range(2):
+        results = {check.name: check for check in checks.run(timeout_seconds=2)}
+        assert results["storage"].ok is False
+        assert results["storage"].detail == "no response within 2 s"
+        assert all(check.ok for name, check in results.items() if name != "storage")
+    assert storage.calls == calls_before + 1
+    storage.release.set()
+    notifier.close()
+
+
+def test_low_disk_space_is_reported_and_not_required(tmp_path: Path) -> None:
+    assert disk_check(tmp_path, 0).ok
+    low = disk_check(tmp_path, 100)
+    assert (low.ok, low.required) == (False, False)
+    assert "are free: delete files" in low.detail
+
+
+def test_a_data_directory_that_cannot_be_read_is_reported(tmp_path: Path) -> None:
+    assert disk_check(tmp_path / "nowhere", 0).detail.startswith("the data directory cannot be read: ")
+
+
+def test_processes_stay_ready_on_the_schema_of_a_later_release(
+    sessions: Sessions, settings: Settings, storage: LocalStorage, tmp_path: Path, base_model: str
+) -> None:
+    """During a rolling restart the schema is migrated first, and a load balancer asks `/readyz`."""
+    notifier = WorkerNotifier(settings.redis_url)
+    checks = HealthChecks(sessions, storage, notifier, tmp_path, 0)
+    for revision, is_ready in (("9999_later", True), ("0001", False)):
+        with transaction(sessions) as session:
+            session.execute(text("UPDATE alembic_version SET version_num = :revision"), {"revision": revision})
+        results = {check.name: check for check in checks.run()}
+        assert (results["migrations"].ok, results["base_model"].ok) == (is_ready, is_ready)
+    assert "run the migrations" in results["migrations"].detail
+    notifier.close()

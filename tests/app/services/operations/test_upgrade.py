@@ -1,0 +1,64 @@
+"""Facts before an upgrade, read from databases of this release and of the earliest one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import Engine, NullPool, create_engine, make_url, text
+
+from app.db import migrate
+from app.db.engine import Sessions, make_engine, transaction
+from app.db.scheduling import workers
+from app.db.tables import ServiceState
+from app.services.operations import upgrade
+
+
+@pytest.fixture
+def earliest(postgres_server: str) -> Iterator[Engine]:
+    """A database as the first release left it."""
+    url = make_url(postgres_server)
+    admin = create_engine(url.set(database="postgres"), isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    with admin.connect() as connection:
+        connection.execute(text("CREATE DATABASE before_upgrade"))
+    engine = make_engine(url.set(database="before_upgrade").render_as_string(hide_password=False))
+    migrate.upgrade(engine, "0004_tenancy")
+    yield engine
+    engine.dispose()
+    with admin.connect() as connection:
+        connection.execute(text("DROP DATABASE before_upgrade WITH (FORCE)"))
+
+
+def test_the_distance_of_an_earlier_schema_is_known(earliest: Engine) -> None:
+    with earliest.connect() as connection:
+        facts = upgrade.facts(connection, "9.9", (), free_bytes=None)
+    assert facts.schema == "0004_tenancy"
+    assert facts.pending is not None
+    assert facts.pending[0] == "0005_uploads"
+    assert facts.pending[-1] == migrate.head()
+    assert (facts.running_jobs, facts.backup_age_seconds, facts.worker_releases) == (0, None, {})
+
+
+def test_a_revision_of_a_newer_release_is_not_a_distance(earliest: Engine) -> None:
+    with earliest.connect() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999_later'"))
+        assert upgrade.facts(connection, "9.9", (), free_bytes=None).pending is None
+
+
+def test_backups_and_workers_of_the_present_are_read(sessions: Sessions) -> None:
+    with transaction(sessions) as session:
+        session.add(ServiceState(name="backup", data={}))
+        for name, about in (("gpu0@a", {"versions": {"tunery": "0.1.0"}}), ("gpu0@b", {})):
+            workers.heartbeat(session, name, "gpu", "host", 1, about)
+        session.flush()
+        facts = upgrade.facts(session.connection(), "9.9", (), free_bytes=None)
+    assert facts.pending == []
+    assert facts.backup_age_seconds is not None
+    assert 0 <= facts.backup_age_seconds < 60
+    assert facts.worker_releases == {"gpu0@a": "0.1.0", "gpu0@b": "unknown"}
+    assert facts.largest_table_bytes > 0
+
+
+def test_settings_that_nothing_reads_any_more_are_found() -> None:
+    names = ["TUNERY_GONE", "TUNERY_LEASE_TTL_SECONDS", "TUNERY_WEB_PORT", "TUNERY_UPLOAD_IDLE_SECONDS", "PATH"]
+    assert upgrade.unknown_settings([*names, "TUNERY_BASE_URL", "TUNERY_DATA_DIR"]) == ["TUNERY_GONE"]

@@ -1,0 +1,1 @@
+"""Artifacts of jobs: stored files, checkpoints, snapshots, parent adapters."""
