@@ -14,7 +14,7 @@ from types import TracebackType
 from app.db.engine import transaction
 from app.db.jobs import logs
 from app.db.tables import Job
-from app.db.tables.logs import MAX_LOG_BYTES
+from app.db.tables.jobs import MAX_LOG_BYTES
 from app.log import get_logger
 from worker.jobs.lease import DATABASE_UNAVAILABLE, first_line
 from worker.jobs.workdir import LOG_NAMES

@@ -30,7 +30,7 @@ from app.db.access import keys as key_rows
 from app.db.access import projects as project_rows
 from app.db.base_models import models
 from app.db.tables import ApiKey, AuditEntry, BaseModelRow, Project
-from app.db.tables.projects import LIMITS
+from app.db.tables.access import LIMITS
 from app.domain.base_models.catalog import CatalogEntry
 from app.domain.base_models.registrations import option_problems
 from app.domain.operations.retention import RetentionKind

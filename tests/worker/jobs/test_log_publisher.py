@@ -6,7 +6,7 @@ import pytest
 
 from app.db.engine import transaction
 from app.db.jobs import logs
-from app.db.tables.logs import MAX_LOG_BYTES
+from app.db.tables.jobs import MAX_LOG_BYTES
 from tests.deadline import until
 from tests.worker.fake_trainer import TrainerPlan
 from tests.worker.worker_harness import WorkerHarness

@@ -10,7 +10,7 @@ from app.api.schemas.common import Body, ListBody, unix_seconds, unix_seconds_or
 from app.api.schemas.jobs.requests import Strict
 from app.db.access.usage import Usage
 from app.db.tables import Project
-from app.db.tables.projects import LIMITS
+from app.db.tables.access import LIMITS
 from app.domain.jobs.bounds import SHARE_WEIGHT
 
 MAX_BIGINT = (1 << 63) - 1

@@ -1,10 +1,10 @@
-"""Projects with their limits, and their API keys."""
+"""Projects with their limits, API keys, permissions to use `ft:` models, idempotency keys, and the audit log."""
 
 from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import CheckConstraint, ForeignKey, Identity, text
+from sqlalchemy import CheckConstraint, ForeignKey, Identity, Index, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db.tables.base import Base, now
@@ -89,3 +89,66 @@ class RetiredApiKey(Base):
 
     secret_sha256: Mapped[str] = mapped_column(primary_key=True)
     key_id: Mapped[str]
+
+
+class CheckpointPermission(Base):
+    """The project `project_id` owns the model, `grantee_id` may use it; to withdraw the permission deletes the row."""
+
+    __tablename__ = "checkpoint_permissions"
+    __table_args__ = (
+        UniqueConstraint("model_id", "grantee_id"),
+        CheckConstraint("project_id <> grantee_id", name="grantee_is_another"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    seq: Mapped[int] = mapped_column(Identity(), unique=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    model_id: Mapped[str] = mapped_column(ForeignKey("tuned_models.id"))
+    grantee_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), index=True)
+    created_at: Mapped[datetime] = now()
+
+
+class IdempotencyKey(Base):
+    """Written in the transaction that creates the requested object, so either both exist or neither does."""
+
+    __tablename__ = "idempotency_keys"
+    __table_args__ = (
+        CheckConstraint("(status IS NULL) = (answer IS NULL)", name="answer_whole"),
+        CheckConstraint(
+            "status BETWEEN 200 AND 299", name="status"
+        ),  # an error response is not stored, as nothing was created
+        Index("ix_idempotency_keys_created_at", "created_at"),
+    )
+
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    method: Mapped[str]
+    path: Mapped[str]
+    fingerprint: Mapped[str]  # SHA-256 of the request body
+    status: Mapped[int | None]  # NULL, as `answer`, only within the transaction that reserves the key
+    answer: Mapped[str | None]  # JSON
+    created_at: Mapped[datetime] = now()
+
+
+class AuditEntry(Base):
+    """`project_id` is the project of what was changed; NULL for what belongs to none, such as a base model.
+
+    `actor_id` is a key's id, or an operator's account and host; without a foreign key, as an entry outlives its key.
+    """
+
+    __tablename__ = "audit_log"
+    __table_args__ = (
+        CheckConstraint("actor_type IN ('api_key', 'operator', 'system')", name="actor_type"),
+        Index("ix_audit_log_page", "project_id", "seq"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    seq: Mapped[int] = mapped_column(Identity(), unique=True)
+    project_id: Mapped[str | None] = mapped_column(ForeignKey("projects.id"))
+    created_at: Mapped[datetime] = now()
+    action: Mapped[str]
+    actor_type: Mapped[str]
+    actor_id: Mapped[str]
+    object_ids: Mapped[list[str]]
+    address: Mapped[str | None]
+    request_id: Mapped[str | None]

@@ -1,11 +1,14 @@
-"""Retention rules of projects."""
+"""Retention rules of projects, and what processes of the service report about themselves."""
 
 from __future__ import annotations
 
-from sqlalchemy import CheckConstraint, ForeignKey
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import CheckConstraint, ForeignKey, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.db.tables.base import Base, sql_string_list
+from app.db.tables.base import Base, now, sql_string_list
 from app.domain.operations.retention import MAX_DAYS, RetentionKind
 
 
@@ -21,3 +24,13 @@ class RetentionRule(Base):
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), primary_key=True)
     kind: Mapped[str] = mapped_column(primary_key=True)
     days: Mapped[int]
+
+
+class ServiceState(Base):
+    """`reconciler` and `webhooks` update their row every few seconds, `backup` after each complete backup."""
+
+    __tablename__ = "service_state"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    data: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'::jsonb"))
+    updated_at: Mapped[datetime] = now()
