@@ -41,7 +41,7 @@ class EndpointChanges:
 
 
 @dataclass(frozen=True)
-class DeliveryView:
+class WebhookDeliveryView:
     delivery: WebhookDelivery
     attempts: list[WebhookAttempt]  # latest first
 
@@ -112,7 +112,7 @@ def create_test_delivery(session: Session, project_id: str, endpoint_id: str, ev
 
 def delivery_page(
     session: Session, project_id: str, endpoint_id: str, limit: int, after: str | None, state: deliveries.State | None
-) -> list[DeliveryView]:
+) -> list[WebhookDeliveryView]:
     endpoint = get(session, project_id, endpoint_id)
     last = deliveries.get(session, endpoint.id, after) if after is not None else None
     if after is not None and last is None:
@@ -120,11 +120,11 @@ def delivery_page(
     return _views(session, deliveries.page(session, endpoint.id, limit, last, state))
 
 
-def delivery(session: Session, project_id: str, endpoint_id: str, delivery_id: str) -> DeliveryView:
+def delivery(session: Session, project_id: str, endpoint_id: str, delivery_id: str) -> WebhookDeliveryView:
     return _views(session, [_get_delivery(session, project_id, endpoint_id, delivery_id)])[0]
 
 
-def redeliver(session: Session, project_id: str, endpoint_id: str, delivery_id: str) -> DeliveryView:
+def redeliver(session: Session, project_id: str, endpoint_id: str, delivery_id: str) -> WebhookDeliveryView:
     """Deliver the same event again with the same id, from the start of the retry schedule."""
     delivery_row = _get_delivery(session, project_id, endpoint_id, delivery_id)
     if not get(session, project_id, endpoint_id).enabled:
@@ -163,9 +163,9 @@ def _get_delivery(session: Session, project_id: str, endpoint_id: str, delivery_
     return delivery_row
 
 
-def _views(session: Session, page: list[WebhookDelivery]) -> list[DeliveryView]:
+def _views(session: Session, page: list[WebhookDelivery]) -> list[WebhookDeliveryView]:
     attempts = deliveries.attempts(session, [one.id for one in page])
-    return [DeliveryView(one, attempts[one.id]) for one in page]
+    return [WebhookDeliveryView(one, attempts[one.id]) for one in page]
 
 
 def _unknown_cursor(kind: str, after: str) -> BadRequest:

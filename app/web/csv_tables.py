@@ -35,7 +35,7 @@ class Columns:
 
 
 @dataclass(eq=False)
-class Table:
+class CsvTable:
     """A received or partly received CSV file."""
 
     id: str
@@ -107,9 +107,9 @@ class Table:
 class TableStore:
     def __init__(self) -> None:
         self._directory = tempfile.TemporaryDirectory(prefix="tunery-web-")
-        self._tables: dict[str, Table] = {}
+        self._tables: dict[str, CsvTable] = {}
 
-    def create(self, owner: str, filename: str, size_bytes: int) -> Table:
+    def create(self, owner: str, filename: str, size_bytes: int) -> CsvTable:
         """Raises TableError, OSError."""
         if size_bytes > MAX_TABLE_BYTES:
             raise TableError(
@@ -118,16 +118,16 @@ class TableStore:
             )
         self._forget_old()
         table_id = f"table-{secrets.token_hex(12)}"
-        table = Table(table_id, owner, filename, size_bytes, Path(self._directory.name) / table_id)
+        table = CsvTable(table_id, owner, filename, size_bytes, Path(self._directory.name) / table_id)
         table.path.touch()
         self._tables[table_id] = table
         return table
 
-    def get(self, owner: str, table_id: str) -> Table | None:
+    def get(self, owner: str, table_id: str) -> CsvTable | None:
         table = self._tables.get(table_id)
         return table if table is not None and table.owner == owner else None
 
-    def discard(self, table: Table) -> None:
+    def discard(self, table: CsvTable) -> None:
         self._tables.pop(table.id, None)
         table.path.unlink(missing_ok=True)
 

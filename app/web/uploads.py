@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from app.web.api_client import ApiClient, ApiError
-from app.web.csv_tables import Table, TableError, TableStore
+from app.web.csv_tables import CsvTable, TableError, TableStore
 from app.web.sessions import SessionStore, WebSession
 from app.web.sign_in import is_same_origin
 
@@ -106,13 +106,13 @@ async def _upload_state(api: ApiClient, upload: Json) -> Json:
     return {"id": upload["id"], "offset": int(headers["upload-offset"]), "result": None}
 
 
-def _table_state(table: Table) -> Json:
+def _table_state(table: CsvTable) -> Json:
     is_complete = table.offset == table.size_bytes
     result = {"table_id": table.id, "filename": table.filename} if is_complete else None
     return {"id": table.id, "offset": table.offset, "result": result}
 
 
-def _own_table(session: WebSession, tables: TableStore, table_id: str) -> Table:
+def _own_table(session: WebSession, tables: TableStore, table_id: str) -> CsvTable:
     table = tables.get(session.token, table_id)
     if table is None:
         raise TableError("The upload of this file has expired. Drop the file again.")

@@ -20,7 +20,7 @@ from queue import Empty, Queue
 
 from pydantic import ValidationError
 
-from app.domain.answers.trial import IDLE_SECONDS, Control, TrialQuestion, TrialRecord
+from app.domain.answers.trial import IDLE_SECONDS, TrialControl, TrialQuestion, TrialRecord
 from app.log import get_logger
 from app.trial_queue import QUEUE_UNAVAILABLE, TrialSlot
 from worker.answers.prepare import CannotAnswer, Prepared, prepare
@@ -61,7 +61,7 @@ class AnswerProcess:
     def is_running(self) -> bool:
         return self._process.poll() is None
 
-    def send(self, control: Control) -> None:
+    def send(self, control: TrialControl) -> None:
         """A program that has ended is noticed by the end of its output."""
         with contextlib.suppress(OSError, ValueError):
             assert self._process.stdin is not None
@@ -181,7 +181,7 @@ class TrialAnswers:
         if process is None:
             self._slot.send(TrialRecord(id=question.id, type="error", reason="busy"))
             return
-        process.send(Control(question=question, adapter=prepared.adapter))
+        process.send(TrialControl(question=question, adapter=prepared.adapter))
         is_awaited = True
         while True:
             try:
@@ -192,7 +192,7 @@ class TrialAnswers:
                 record = TrialRecord(id=question.id, type="error", message=self._end_text(process))
             if is_awaited and not self._slot.send(record):
                 is_awaited = False
-                process.send(Control(stop=question.id))
+                process.send(TrialControl(stop=question.id))
             if record.is_last or self._resources.stop.is_set():
                 return
 

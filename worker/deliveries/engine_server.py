@@ -19,7 +19,7 @@ MAX_MESSAGE_CHARACTERS = 600
 
 
 @dataclass(frozen=True)
-class ServedModel:
+class EngineModel:
     """An entry of GET /v1/models. `root` is the path of an adapter, or what a base model was loaded from."""
 
     id: str
@@ -35,10 +35,10 @@ class Server:
         self._headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         self._timeout_seconds = timeout_seconds
 
-    def models(self) -> list[ServedModel]:
+    def models(self) -> list[EngineModel]:
         data = self.request("GET", "/v1/models").get("data", [])
         return [
-            ServedModel(str(each["id"]), str(each.get("root") or each["id"]), each.get("parent") is not None)
+            EngineModel(str(each["id"]), str(each.get("root") or each["id"]), each.get("parent") is not None)
             for each in data
         ]
 

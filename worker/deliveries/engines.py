@@ -20,7 +20,7 @@ from app.domain.deliveries.targets import EngineDestination
 from worker.deliveries import directory
 from worker.deliveries.destination import Delivered, DeliveryError, DeliveryRefused, Parcel
 from worker.deliveries.directory import Placed
-from worker.deliveries.engine_server import EngineRefusal, ServedModel, Server
+from worker.deliveries.engine_server import EngineModel, EngineRefusal, Server
 from worker.deliveries.served_prompts import served_prompts
 
 
@@ -214,7 +214,7 @@ def _of_sglang(meta_info: Mapping[str, Any]) -> list[tuple[float, int] | None]:
     return [None if not tops else (float(each[0]), int(tops[0][1])) for each, tops in pairs]
 
 
-def _base_model(destination: EngineDestination, server: Server) -> ServedModel:
+def _base_model(destination: EngineDestination, server: Server) -> EngineModel:
     """The base model of a server: the named one, else its first."""
     bases = [each for each in server.models() if not each.is_adapter]
     for each in bases:

@@ -26,7 +26,7 @@ class PromptEngine(Protocol):
     def completion_model(self, base: str, adapter: str) -> dict[str, str]: ...
 
 
-class _Answer(NamedTuple):
+class _EngineAnswer(NamedTuple):
     """A greedy answer; `tokens` are the engine's texts of its tokens, `tops` {text: log-probability} by position."""
 
     ids: list[int]
@@ -90,11 +90,11 @@ def by_answers(engine: PromptEngine, server: Server, base: str, adapter: str, pr
     )
 
 
-def _answer(server: Server, fields: dict[str, Any]) -> _Answer:
+def _answer(server: Server, fields: dict[str, Any]) -> _EngineAnswer:
     options = {"temperature": 0, "logprobs": TOP_LOGPROBS, "return_token_ids": True, "ignore_eos": True}
     (choice,) = server.request("POST", "/v1/completions", fields | options)["choices"]
     found = choice["logprobs"]
-    answer = _Answer(choice["token_ids"], found["tokens"], found["token_logprobs"], found["top_logprobs"])
+    answer = _EngineAnswer(choice["token_ids"], found["tokens"], found["token_logprobs"], found["top_logprobs"])
     if not len(answer.ids) == len(answer.tokens) == len(answer.logprobs) == len(answer.tops):
         raise ValueError("token_ids and logprobs have different lengths")
     return answer

@@ -21,7 +21,7 @@ from app.db.tables import Evaluation
 from app.domain.artifacts.full_disk import is_disk_full
 from app.domain.evaluations.graders import EvaluationSettings
 from app.domain.evaluations.plan import make_plan
-from app.domain.evaluations.spec import ANSWERS, Answer, Started
+from app.domain.evaluations.spec import ANSWERS, Answer, GenerationStarted
 from app.domain.evaluations.states import EvaluationErrorCode, EvaluationState
 from app.domain.jobs.states import ExitCode, Reason
 from app.domain.scheduling.worker_capacity import WorkerCapacity
@@ -147,7 +147,7 @@ class Evaluator:
 
     def _generate(
         self, rows: int, keeper: RowLeaseKeeper[Evaluation], directory: Path, lock: int
-    ) -> tuple[Started, dict[str, list[ModelAnswer]], float]:
+    ) -> tuple[GenerationStarted, dict[str, list[ModelAnswer]], float]:
         """What the program wrote, the answers of each model, and the seconds it took."""
         kills_before, began = oom_kill_count(), time.monotonic()
         process = start_generation(self._generate_command, directory, lock, self.settings.threads)
@@ -267,7 +267,7 @@ class Evaluator:
         keeper.end(code, end)
 
 
-def _read_answers(path: Path, count: int) -> tuple[Started, dict[str, list[ModelAnswer]]]:
+def _read_answers(path: Path, count: int) -> tuple[GenerationStarted, dict[str, list[ModelAnswer]]]:
     """The answers by model, in the order of the rows. Raises EvaluationFailed if one is missing."""
     first, *lines = path.read_bytes().splitlines()
     by_model: dict[str, dict[int, ModelAnswer]] = {BASE: {}, ADAPTER: {}}
@@ -277,7 +277,7 @@ def _read_answers(path: Path, count: int) -> tuple[Started, dict[str, list[Model
     if any(answers.keys() != set(range(count)) for answers in by_model.values()):
         raise EvaluationFailed(EvaluationErrorCode.SERVER_ERROR, "The generation left out rows")
     ordered = {model: [answers[row] for row in range(count)] for model, answers in by_model.items()}
-    return Started.model_validate_json(first), ordered
+    return GenerationStarted.model_validate_json(first), ordered
 
 
 def _count_lines(path: Path) -> int:

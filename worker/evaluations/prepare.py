@@ -14,7 +14,7 @@ from app.db.tables import BaseModelRow, Evaluation, File, Job
 from app.domain.base_models.catalog import StatSignature
 from app.domain.evaluations.graders import EvaluationSettings
 from app.domain.evaluations.precision import precision_text
-from app.domain.evaluations.spec import PROMPTS, SPEC, GenerationSpec, Prompt, Started
+from app.domain.evaluations.spec import PROMPTS, SPEC, GenerationSpec, GenerationStarted, Prompt
 from app.domain.evaluations.states import EvaluationErrorCode
 from app.domain.jobs.layer_patterns import PatternError
 from app.domain.jobs.spec import BaseSpec, JobSpec
@@ -60,7 +60,7 @@ class Loaded:
     def is_quantized(self) -> bool:
         return self.settings.base_precision == "trained"
 
-    def precision(self, started: Started) -> str:
+    def precision(self, started: GenerationStarted) -> str:
         """The precision of the base model, as text."""
         quantization = self.job.spec["quantization"] if self.is_quantized else None
         return precision_text(quantization, started.compute_dtype)

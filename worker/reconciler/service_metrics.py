@@ -26,7 +26,7 @@ WORKER_QUEUES = ("cpu", "gpu")
 
 
 @dataclass(frozen=True)
-class ServiceState:
+class ServiceGauges:
     jobs: dict[str, int]
     oldest: list[status.WaitingJob]
     exports: int
@@ -47,7 +47,7 @@ class ServiceMetrics(Collector):
 
     def __init__(self, resources: Resources) -> None:
         self._resources = resources
-        self._state: ServiceState | None = None
+        self._gauges: ServiceGauges | None = None
         self._storage: list[status.ProjectStorage] = []
         self._read_at = self._storage_read_at = -float("inf")
 
@@ -60,20 +60,20 @@ class ServiceMetrics(Collector):
         with transaction(self._resources.sessions) as session:
             if now - self._storage_read_at >= READ_STORAGE_SECONDS:
                 self._storage, self._storage_read_at = status.storage_by_project(session), now
-            self._state = read_state(session)
+            self._gauges = read_gauges(session)
 
     def clear(self) -> None:
         """Forget the values, as the database is unavailable; they are read again in the next round that works."""
-        self._state, self._read_at = None, -float("inf")
+        self._gauges, self._read_at = None, -float("inf")
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        state = self._state
-        yield _gauge("database_up", "Whether the last read of the service's state succeeded.", state is not None)
+        gauges = self._gauges
+        yield _gauge("database_up", "Whether the last read of the service's state succeeded.", gauges is not None)
         usage = shutil.disk_usage(self._resources.settings.data_dir)
         yield _gauge("data_disk_free_bytes", "Free space of the data directory's disk.", usage.free)
         yield _gauge("data_disk_bytes", "Size of the data directory's disk.", usage.total)
-        if state is not None:
-            yield from _families(state)
+        if gauges is not None:
+            yield from _families(gauges)
             yield self._stored_bytes()
 
     def _stored_bytes(self) -> GaugeMetricFamily:
@@ -85,14 +85,14 @@ class ServiceMetrics(Collector):
         return family
 
 
-def read_state(session: Session) -> ServiceState:
+def read_gauges(session: Session) -> ServiceGauges:
     busy = {worker.id for worker in workers.busy(session)}
     counts = {(queue, is_busy): 0 for queue in WORKER_QUEUES for is_busy in (False, True)}
     for worker in workers.alive(session):
         key = (worker.queue, worker.id in busy)
         counts[key] = counts.get(key, 0) + 1
     held, expired = status.leases(session)
-    return ServiceState(
+    return ServiceGauges(
         jobs=status.jobs_by_state(session),
         oldest=status.oldest_waiting(session),
         exports=status.unfinished_exports(session),
@@ -108,40 +108,40 @@ def read_state(session: Session) -> ServiceState:
     )
 
 
-def _families(state: ServiceState) -> Iterator[GaugeMetricFamily]:
+def _families(gauges: ServiceGauges) -> Iterator[GaugeMetricFamily]:
     jobs = GaugeMetricFamily("tunery_jobs", "Unfinished jobs by state.", labels=["state"])
-    for name, count in state.jobs.items():
+    for name, count in gauges.jobs.items():
         jobs.add_metric([name], count)
     yield jobs
     oldest = GaugeMetricFamily(
         "tunery_queue_oldest_age_seconds", "How long the oldest due job of a state has waited.", labels=["state"]
     )
-    ages = {each.state: each.age_seconds for each in state.oldest}
+    ages = {each.state: each.age_seconds for each in gauges.oldest}
     for name in (JobState.VALIDATING, JobState.QUEUED):
         oldest.add_metric([name.value], ages.get(name, 0))
     yield oldest
     living = GaugeMetricFamily("tunery_workers", "Workers with a recent heartbeat.", labels=["queue", "status"])
-    for (queue, is_busy), count in state.workers.items():
+    for (queue, is_busy), count in gauges.workers.items():
         living.add_metric([queue, "busy" if is_busy else "idle"], count)
     yield living
-    yield _gauge("exports_unfinished", "Queued and running exports.", state.exports)
-    yield _gauge("leases_held", "Leases of jobs that workers hold.", state.held_leases)
-    yield _gauge("leases_expired", "Held leases that have expired: their workers are lost.", state.expired_leases)
-    yield _gauge("snapshot_age_seconds", "The training time that a crash would cost now.", state.snapshot_age_seconds)
-    yield _gauge("crash_streak_max", "The most consecutive crashed attempts of an unfinished job.", state.crash_streak)
-    yield _gauge("webhook_backlog", "Due webhook deliveries.", state.backlog.deliveries)
-    yield _gauge("webhook_backlog_age_seconds", "How long the oldest has been due.", state.backlog.oldest_seconds)
+    yield _gauge("exports_unfinished", "Queued and running exports.", gauges.exports)
+    yield _gauge("leases_held", "Leases of jobs that workers hold.", gauges.held_leases)
+    yield _gauge("leases_expired", "Held leases that have expired: their workers are lost.", gauges.expired_leases)
+    yield _gauge("snapshot_age_seconds", "The training time that a crash would cost now.", gauges.snapshot_age_seconds)
+    yield _gauge("crash_streak_max", "The most consecutive crashed attempts of an unfinished job.", gauges.crash_streak)
+    yield _gauge("webhook_backlog", "Due webhook deliveries.", gauges.backlog.deliveries)
+    yield _gauge("webhook_backlog_age_seconds", "How long the oldest has been due.", gauges.backlog.oldest_seconds)
     deliveries = GaugeMetricFamily(
         "tunery_deliveries", "Deliveries of adapters that have not ended, by state.", labels=["state"]
     )
-    for name, count in state.deliveries.items():
+    for name, count in gauges.deliveries.items():
         deliveries.add_metric([name], count)
     yield deliveries
-    yield _gauge("delivery_backlog", "Due deliveries of adapters.", state.delivery_backlog.deliveries)
+    yield _gauge("delivery_backlog", "Due deliveries of adapters.", gauges.delivery_backlog.deliveries)
     yield _gauge(
-        "delivery_backlog_age_seconds", "How long the oldest has been due.", state.delivery_backlog.oldest_seconds
+        "delivery_backlog_age_seconds", "How long the oldest has been due.", gauges.delivery_backlog.oldest_seconds
     )
-    yield _gauge("service_state_timestamp_seconds", "When these values were read.", state.read_at)
+    yield _gauge("service_state_timestamp_seconds", "When these values were read.", gauges.read_at)
 
 
 def _gauge(name: str, documentation: str, value: float) -> GaugeMetricFamily:

@@ -25,7 +25,7 @@ from app.db.encryption import LostKey, NoSecretKey
 from app.db.engine import transaction
 from app.db.operations import status
 from app.db.webhooks import deliveries, endpoints, operator
-from app.db.webhooks.deliveries import ClaimedDelivery, DeliveryOutcome
+from app.db.webhooks.deliveries import ClaimedWebhookDelivery, DeliveryOutcome
 from app.domain import webhooks as rules
 from app.errors import BadRequest
 from app.log import get_logger
@@ -107,7 +107,7 @@ class WebhookSender:
             submitted += len(claimed)
         return submitted
 
-    def deliver(self, claimed: ClaimedDelivery) -> None:
+    def deliver(self, claimed: ClaimedWebhookDelivery) -> None:
         """Send one delivery and record the outcome, unless another process has claimed it since."""
         is_key_lost = False
         try:
@@ -133,7 +133,7 @@ class WebhookSender:
             elif not claimed.is_test:
                 self._update_endpoint(session, claimed, response, outcome)
 
-    def _claim(self) -> list[ClaimedDelivery]:
+    def _claim(self) -> list[ClaimedWebhookDelivery]:
         with self._lock:
             free = SENDER_THREADS - self._in_flight.total()
             busy = [
@@ -152,7 +152,7 @@ class WebhookSender:
                 (self._failing.add if each.failing_since else self._failing.discard)(each.endpoint_id)
         return claimed
 
-    def _deliver_and_release(self, claimed: ClaimedDelivery) -> None:
+    def _deliver_and_release(self, claimed: ClaimedWebhookDelivery) -> None:
         try:
             self.deliver(claimed)
         except DATABASE_UNAVAILABLE as error:  # its lease expires, and it is sent again under the same id
@@ -165,7 +165,7 @@ class WebhookSender:
                 self._in_flight += Counter()  # drops zeros
             self._thread_freed.set()
 
-    def _send(self, claimed: ClaimedDelivery, signing_secrets: Sequence[str]) -> WebhookResponse:
+    def _send(self, claimed: ClaimedWebhookDelivery, signing_secrets: Sequence[str]) -> WebhookResponse:
         content = rules.event_body(
             claimed.event_id, claimed.event_type, int(claimed.created_at.timestamp()), claimed.data
         )
@@ -185,7 +185,7 @@ class WebhookSender:
         )
         return post(claimed.url, headers | signature_headers, content, limits, self._resolve)
 
-    def _signing_secrets(self, claimed: ClaimedDelivery) -> Sequence[str]:
+    def _signing_secrets(self, claimed: ClaimedWebhookDelivery) -> Sequence[str]:
         """Raises NoSecretKey, LostKey."""
         if claimed.endpoint_id == operator.ENDPOINT_ID:
             return [self.settings.operator_webhook_secret or ""]
@@ -196,7 +196,7 @@ class WebhookSender:
                 signing.append(encryption.reveal(keys, claimed.previous_secret))
         return signing
 
-    def _outcome(self, claimed: ClaimedDelivery, response: WebhookResponse) -> DeliveryOutcome:
+    def _outcome(self, claimed: ClaimedWebhookDelivery, response: WebhookResponse) -> DeliveryOutcome:
         is_delivered = response.status is not None and 200 <= response.status < 300
         retry_after = rules.parse_retry_after(response.retry_after, datetime.now(UTC))
         retry_seconds = rules.retry_delay_seconds(claimed.tries, random.random(), retry_after)
@@ -211,7 +211,7 @@ class WebhookSender:
         return DeliveryOutcome(is_delivered, response.duration_ms, response.status, error, prefix, retry_seconds)
 
     def _update_endpoint(
-        self, session: Session, claimed: ClaimedDelivery, response: WebhookResponse, outcome: DeliveryOutcome
+        self, session: Session, claimed: ClaimedWebhookDelivery, response: WebhookResponse, outcome: DeliveryOutcome
     ) -> None:
         if outcome.is_delivered:
             deliveries.record_endpoint_success(session, claimed.endpoint_id)
@@ -222,7 +222,7 @@ class WebhookSender:
         elif failing_seconds >= self.settings.webhook_disable_seconds:
             self._disable(session, claimed, f"every delivery has failed for {failing_seconds / 86_400:.1f} days")
 
-    def _disable(self, session: Session, claimed: ClaimedDelivery, reason: str) -> None:
+    def _disable(self, session: Session, claimed: ClaimedWebhookDelivery, reason: str) -> None:
         """Disable the endpoint and announce it to the project's other endpoints."""
         metrics.WEBHOOKS_DISABLED.inc()
         log.warning("webhook endpoint disabled", endpoint=claimed.endpoint_id, reason=reason)

@@ -81,8 +81,8 @@ async def _answer(request: Request, app_state: AppState, project_id: str, body: 
 async def _ask(app_state: AppState, question: Question) -> EngineAnswer:
     settings = app_state.settings
     served = await answers.find_model(app_state.connections, question.project_id, question.model)
-    if engines := answers.engines_of(served, settings.encryption_keys):
-        return await answers.ask(app_state.engine_client, engines, question)
+    if servers := answers.servers_of(served, settings.encryption_keys):
+        return await answers.ask(app_state.engine_client, servers, question)
     if not settings.trial_answers:
         raise answers.not_served_error(question.model)
     is_chat = question.path.endswith(CHAT_PATH)

@@ -25,7 +25,7 @@ Credentials = Annotated[
         description=CREDENTIALS_DESCRIPTION,
     ),
 ]
-ServedModel = Annotated[
+ServedModelName = Annotated[
     str | None,
     Field(
         min_length=1,
@@ -42,7 +42,7 @@ class CreateDeliveryTarget(Strict):
     name: Annotated[str, Field(min_length=1, max_length=64, description="Unique in the project.")]
     destination: AnyDestination
     credentials: Annotated[Credentials | None, Field(description=CREDENTIALS_DESCRIPTION)] = None
-    served_model: ServedModel = None
+    served_model: ServedModelName = None
     default: Default = False
 
 
@@ -51,7 +51,7 @@ class UpdateDeliveryTarget(Strict):
 
     destination: Annotated[AnyDestination | None, Field(description="Of the same kind.")] = None
     credentials: Annotated[Credentials | None, Field(description="Replaces all credentials; {} removes them.")] = None
-    served_model: ServedModel = None
+    served_model: ServedModelName = None
     default: Annotated[bool | None, Field(description="Whether jobs without `deliver_to` are delivered there.")] = None
 
 

@@ -11,7 +11,7 @@ from app.api.schemas.jobs.requests import Strict
 from app.db.tables import WebhookAttempt, WebhookDelivery, WebhookEndpoint
 from app.domain import webhooks
 from app.domain.webhooks import EVENT_TYPES
-from app.services.webhooks import DeliveryView
+from app.services.webhooks import WebhookDeliveryView
 
 EventType = Annotated[str, WithJsonSchema({"enum": list(EVENT_TYPES)})]
 EventTypes = Annotated[list[EventType], Field(min_length=1, max_length=100)]
@@ -143,7 +143,7 @@ def render_with_secret(endpoint: WebhookEndpoint, secret: str) -> dict[str, Any]
     return render_endpoint(endpoint) | {"signing_secret": secret}
 
 
-def render_delivery(view: DeliveryView) -> dict[str, Any]:
+def render_delivery(view: WebhookDeliveryView) -> dict[str, Any]:
     delivery: WebhookDelivery = view.delivery
     return {
         "id": delivery.id,

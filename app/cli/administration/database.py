@@ -13,8 +13,8 @@ from app.cli.administration.records import (
     AliasRecord,
     AuditRecord,
     BaseModelRecord,
+    CreatedKey,
     KeyRecord,
-    NewKey,
     ProjectRecord,
     ProjectSettings,
     RetentionRecord,
@@ -90,12 +90,12 @@ class DatabaseAdministration:
 
     def create_key(
         self, project: str, name: str, scopes: Sequence[str], expires_in_seconds: int | None, create_project: bool
-    ) -> NewKey:
+    ) -> CreatedKey:
         with self._database.transaction() as session:
             existing = project_rows.get(session, project) or project_rows.get_by_name(session, project)
             owner = existing or _create_project(session, project, create_project)
             issued = keys.create(session, owner, name, scopes, expires_in_seconds)
-            return NewKey(issued.id, issued.project, issued.secret, existing is None)
+            return CreatedKey(issued.id, issued.project, issued.secret, existing is None)
 
     def rotate_key(self, key_id: str, overlap_seconds: int) -> RotatedKey:
         """Also in the file of the data directory, if that has the key: `tunery up` and its commands read it."""

@@ -13,8 +13,8 @@ from app.cli.administration.records import (
     AliasRecord,
     AuditRecord,
     BaseModelRecord,
+    CreatedKey,
     KeyRecord,
-    NewKey,
     ProjectRecord,
     ProjectSettings,
     RetentionRecord,
@@ -71,7 +71,7 @@ class HttpAdministration:
 
     def create_key(
         self, project: str, name: str, scopes: Sequence[str], expires_in_seconds: int | None, create_project: bool
-    ) -> NewKey:
+    ) -> CreatedKey:
         scopes = validated_scopes(scopes)  # before a project is created
         existing = self._lookup_project(project)
         if existing is None and not create_project:
@@ -82,7 +82,7 @@ class HttpAdministration:
         owner = existing or self._client.post(PROJECTS, {"name": project})
         body = {"name": name, "scopes": scopes, "expires_in_seconds": expires_in_seconds}
         key = self._client.post(f"{PROJECTS}/{owner['id']}/api_keys", body)
-        return NewKey(key["id"], owner["name"], key["value"], existing is None)
+        return CreatedKey(key["id"], owner["name"], key["value"], existing is None)
 
     def rotate_key(self, key_id: str, overlap_seconds: int) -> RotatedKey:
         key = self._client.post(f"{self._key_path(key_id)}/rotate", {"overlap_seconds": overlap_seconds})

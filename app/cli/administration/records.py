@@ -37,7 +37,7 @@ class KeyRecord:
 
 
 @dataclass(frozen=True)
-class NewKey:
+class CreatedKey:
     """`secret` is shown once. `is_new_project`: the project was created with the key."""
 
     id: str
@@ -136,7 +136,7 @@ class Administration(Protocol):
 
     def create_key(
         self, project: str, name: str, scopes: Sequence[str], expires_in_seconds: int | None, create_project: bool
-    ) -> NewKey: ...
+    ) -> CreatedKey: ...
 
     def rotate_key(self, key_id: str, overlap_seconds: int) -> RotatedKey: ...
 

@@ -31,7 +31,7 @@ CredentialsFile = Annotated[
         "--credentials", help='JSON file with the credentials, such as {"api_key": "..."}; - reads standard input.'
     ),
 ]
-ServedModel = Annotated[str | None, typer.Option(help="One name for every adapter, each replacing the last.")]
+ServedModelName = Annotated[str | None, typer.Option(help="One name for every adapter, each replacing the last.")]
 Default = Annotated[
     bool | None, typer.Option("--default/--no-default", help="Deliver the jobs that name no target there.")
 ]
@@ -45,7 +45,7 @@ def create(
     kind: Annotated[str, typer.Option(help="directory, vllm, sglang, s3 or huggingface.")],
     settings: Set = None,
     credentials: CredentialsFile = None,
-    served_model: ServedModel = None,
+    served_model: ServedModelName = None,
     default: Default = None,
     as_json: AsJson = False,
 ) -> None:
@@ -99,7 +99,7 @@ def update(
     name: Name,
     settings: Set = None,
     credentials: CredentialsFile = None,
-    served_model: ServedModel = None,
+    served_model: ServedModelName = None,
     default: Default = None,
 ) -> None:
     """Change a target; what was not delivered yet is tried again at once."""

@@ -12,7 +12,7 @@ import typer
 from app.cli.client.service_discovery import job_path
 from app.cli.commands.files.files import upload_with_progress
 from app.cli.errors import CliError, UsageError
-from app.cli.openai_import.recreate import Outcome, Recreation, recreate
+from app.cli.openai_import.recreate import ImportOutcome, Recreation, recreate
 from app.cli.openai_import.source import OPENAI_URL, FileGone, OpenAISource
 from app.cli.openai_import.state import ImportDirectory
 from app.cli.options import with_client
@@ -132,7 +132,7 @@ def _save_job(
         try:
             saved = state.files.get(file_id) or _save_file(source, state, source.file(file_id))
         except FileGone as gone:
-            recreation.add(Outcome.IMPOSSIBLE, name, f"{file_id}: OpenAI no longer has it ({gone})")
+            recreation.add(ImportOutcome.IMPOSSIBLE, name, f"{file_id}: OpenAI no longer has it ({gone})")
             continue
         if "tunery_file" not in saved:
             saved["tunery_file"] = _find_uploaded(client, saved) or str(
@@ -144,7 +144,7 @@ def _save_job(
             saved["has_origin"] = True
             state.save()
         recreation.request[name] = saved["tunery_file"]
-        recreation.add(Outcome.KEPT, name, f"{file_id} ({saved['filename']}) -> {saved['tunery_file']}")
+        recreation.add(ImportOutcome.KEPT, name, f"{file_id} ({saved['filename']}) -> {saved['tunery_file']}")
     state.jobs[job_id] = state.jobs.get(job_id, {}) | {"request": recreation.request}
     state.save()
     return recreation
@@ -179,7 +179,7 @@ def _continue_job(
         if run:
             _create(client, state, recreation)
     except UsageError as error:
-        print_line(f"  {Outcome.IMPOSSIBLE:<10}  request: {error}")
+        print_line(f"  {ImportOutcome.IMPOSSIBLE:<10}  request: {error}")
         return False
     return True
 

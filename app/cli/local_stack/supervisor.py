@@ -36,7 +36,7 @@ class Process(Protocol):
 
 
 @dataclass
-class Service:
+class SupervisedService:
     name: str
     process: Process
     log: str
@@ -87,9 +87,9 @@ class ServiceSupervisor:
     def __init__(self, stop: StopSignal, print_line: Print) -> None:
         self._stop = stop
         self._print = print_line
-        self._services: list[Service] = []
+        self._services: list[SupervisedService] = []
 
-    def start(self, service: Service) -> None:
+    def start(self, service: SupervisedService) -> None:
         self._stop.check()
         self._services.append(service)
         service.start()
@@ -98,7 +98,7 @@ class ServiceSupervisor:
     def pids(self) -> dict[str, int | None]:
         return {service.name: service.process.pid for service in self._services}
 
-    def first_exited(self) -> Service | None:
+    def first_exited(self) -> SupervisedService | None:
         return next((service for service in self._services if service.process.exit_code is not None), None)
 
     def watch(self, on_restart: Callable[[], None]) -> None:
@@ -107,7 +107,7 @@ class ServiceSupervisor:
             if [service for service in self._services if self._restart_if_due(service)]:
                 on_restart()
 
-    def _restart_if_due(self, service: Service) -> bool:
+    def _restart_if_due(self, service: SupervisedService) -> bool:
         """Schedule the restart of an exited service, or restart it if that is due. Returns whether it was restarted."""
         now = time.monotonic()
         if service.restart_at is None and service.process.exit_code is not None:
@@ -116,7 +116,7 @@ class ServiceSupervisor:
             return False
         return self._restart(service)
 
-    def _schedule_restart(self, service: Service, now: float) -> None:
+    def _schedule_restart(self, service: SupervisedService, now: float) -> None:
         if now - service.started_at > STABLE_RUN_SECONDS:
             service.restart_delay_seconds = MIN_RESTART_DELAY_SECONDS
         self._print(
@@ -127,7 +127,7 @@ class ServiceSupervisor:
         service.restart_at = now + service.restart_delay_seconds
         service.restart_delay_seconds = min(2 * service.restart_delay_seconds, MAX_RESTART_DELAY_SECONDS)
 
-    def _restart(self, service: Service) -> bool:
+    def _restart(self, service: SupervisedService) -> bool:
         try:
             service.start()
         except (CannotStart, OSError) as error:
@@ -147,7 +147,7 @@ class ServiceSupervisor:
                 self._wait_for(service)
                 service.process.kill()
 
-    def _wait_for(self, service: Service) -> None:
+    def _wait_for(self, service: SupervisedService) -> None:
         stop_requested_at = time.monotonic()
         is_announced = False
         while not service.process.wait(POLL_SECONDS):

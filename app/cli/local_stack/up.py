@@ -28,7 +28,14 @@ from app.cli.local_stack.processes import ChildProcess, exclusive_lock, tail, te
 from app.cli.local_stack.servers.postgres import LocalPostgres
 from app.cli.local_stack.servers.valkey import LocalValkey
 from app.cli.local_stack.services import child_environment, metrics_ports, programs
-from app.cli.local_stack.supervisor import Print, Service, ServiceSupervisor, StopRequested, StopSignal, describe_exit
+from app.cli.local_stack.supervisor import (
+    Print,
+    ServiceSupervisor,
+    StopRequested,
+    StopSignal,
+    SupervisedService,
+    describe_exit,
+)
 from app.db.engine import Sessions
 
 READY_TIMEOUT_SECONDS = 120.0  # for a cold disk and two slow cores; usually 4 s
@@ -161,7 +168,7 @@ class _LocalStack:
         if external_url:
             self._report(server.name, f"external, {without_password(external_url)} ({variable})")
             return external_url
-        self._supervisor.start(Service(server.name, server, str(server.log), server.stop_seconds))
+        self._supervisor.start(SupervisedService(server.name, server, str(server.log), server.stop_seconds))
         self._report(server.name, f"{description} (pid {server.pid})")
         return server.url
 
@@ -210,7 +217,7 @@ class _LocalStack:
             child = ChildProcess(
                 program.name, program.command, log, self._layout.root, environment, cwd=self._layout.root
             )
-            self._supervisor.start(Service(program.name, child, str(log), program.grace_seconds))
+            self._supervisor.start(SupervisedService(program.name, child, str(log), program.grace_seconds))
             self._report(program.name, f"{program.description} (pid {child.pid})")
         self._layout.write_metrics_targets(ports)
         self._report("metrics", f"for Prometheus, on loopback; {self._layout.metrics_targets} lists the addresses")

@@ -14,7 +14,7 @@ KEPT_HYPERPARAMETERS = ("n_epochs", "batch_size", "beta")
 MULTIPLIER = "learning_rate_multiplier"
 
 
-class Outcome(StrEnum):
+class ImportOutcome(StrEnum):
     KEPT = "kept"
     REPLACED = "replaced"
     IMPOSSIBLE = "impossible"
@@ -24,7 +24,7 @@ class Outcome(StrEnum):
 class Note:
     """What happens to one value of the job."""
 
-    outcome: Outcome
+    outcome: ImportOutcome
     name: str
     text: str
 
@@ -40,9 +40,9 @@ class Recreation:
 
     @property
     def is_possible(self) -> bool:
-        return not any(note.outcome == Outcome.IMPOSSIBLE and note.name in REQUIRED for note in self.notes)
+        return not any(note.outcome == ImportOutcome.IMPOSSIBLE and note.name in REQUIRED for note in self.notes)
 
-    def add(self, outcome: Outcome, name: str, text: str) -> None:
+    def add(self, outcome: ImportOutcome, name: str, text: str) -> None:
         self.notes.append(Note(outcome, name, text))
 
 
@@ -60,12 +60,12 @@ def recreate(job: Mapping[str, Any], model: str | None) -> Recreation:
     for name, key in (("seed", "seed"), ("suffix", "user_provided_suffix")):
         if job.get(key) is not None:
             made.request[name] = job[key]
-            made.add(Outcome.KEPT, name, str(job[key]))
+            made.add(ImportOutcome.KEPT, name, str(job[key]))
     _metadata(made, job)
     for integration in job.get("integrations") or ():
         kind = integration.get("type", "unknown")
         text = f"{kind}: metrics are in the job's events and results file instead"
-        made.add(Outcome.IMPOSSIBLE, "integrations", text)
+        made.add(ImportOutcome.IMPOSSIBLE, "integrations", text)
     return made
 
 
@@ -73,7 +73,7 @@ def _model(made: Recreation, job: Mapping[str, Any], model: str | None) -> None:
     old = str(job["model"])
     if model is None:
         made.add(
-            Outcome.IMPOSSIBLE,
+            ImportOutcome.IMPOSSIBLE,
             "model",
             f"{old}: no base model was chosen; give --model BASE, or --model-map {old}=BASE",
         )
@@ -82,16 +82,16 @@ def _model(made: Recreation, job: Mapping[str, Any], model: str | None) -> None:
     text = f"{old} -> {model}"
     if old.startswith("ft:"):
         text += "; an earlier fine-tune was trained further, but OpenAI returns no weights: the base is the start"
-    made.add(Outcome.REPLACED, "model", text)
+    made.add(ImportOutcome.REPLACED, "model", text)
 
 
 def _method(made: Recreation, job: Mapping[str, Any]) -> None:
     method = job.get("method") or {}
     kind = method.get("type") or "supervised"
     if kind not in METHODS:
-        made.add(Outcome.IMPOSSIBLE, "method", f"{kind} is not offered here; supervised and dpo are")
+        made.add(ImportOutcome.IMPOSSIBLE, "method", f"{kind} is not offered here; supervised and dpo are")
         return
-    made.add(Outcome.KEPT, "method", kind)
+    made.add(ImportOutcome.KEPT, "method", kind)
     given = dict((method.get(kind) or {}).get("hyperparameters") or job.get("hyperparameters") or {})
     hyperparameters: Json = {}
     for name in KEPT_HYPERPARAMETERS:
@@ -99,14 +99,14 @@ def _method(made: Recreation, job: Mapping[str, Any]) -> None:
         if value in (None, "auto"):
             continue
         hyperparameters[name] = value
-        made.add(Outcome.KEPT, name, str(value))
+        made.add(ImportOutcome.KEPT, name, str(value))
     multiplier = given.pop(MULTIPLIER, None)
     if multiplier not in (None, "auto", 1, 1.0):
         text = f"{multiplier} -> auto: it multiplies a learning rate that OpenAI does not publish"
-        made.add(Outcome.REPLACED, MULTIPLIER, text)
+        made.add(ImportOutcome.REPLACED, MULTIPLIER, text)
     for name, value in given.items():
         if value is not None:
-            made.add(Outcome.IMPOSSIBLE, name, f"{value}: there is no such hyperparameter here")
+            made.add(ImportOutcome.IMPOSSIBLE, name, f"{value}: there is no such hyperparameter here")
     made.request["method"] = {"type": kind, kind: {"hyperparameters": hyperparameters}}
 
 
@@ -124,6 +124,8 @@ def _metadata(made: Recreation, job: Mapping[str, Any]) -> None:
     kept = dict(list(pairs.items())[:MAX_METADATA_PAIRS])
     made.request["metadata"] = kept
     if own:
-        made.add(Outcome.KEPT, "metadata", ", ".join(own))
+        made.add(ImportOutcome.KEPT, "metadata", ", ".join(own))
     if dropped := [key for key in pairs if key not in kept]:
-        made.add(Outcome.IMPOSSIBLE, "metadata", f"{', '.join(dropped)}: a job has at most {MAX_METADATA_PAIRS} pairs")
+        made.add(
+            ImportOutcome.IMPOSSIBLE, "metadata", f"{', '.join(dropped)}: a job has at most {MAX_METADATA_PAIRS} pairs"
+        )

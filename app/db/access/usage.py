@@ -45,7 +45,7 @@ GROUP BY project_id
 
 
 @dataclass(frozen=True)
-class Usage:
+class QuotaUsage:
     stored_bytes: int
     queued_jobs: int
     running_jobs: int
@@ -53,11 +53,11 @@ class Usage:
     held_gpu_seconds: float
 
 
-def project_usage(session: Session, project_id: str) -> Usage:
+def project_usage(session: Session, project_id: str) -> QuotaUsage:
     return usage_by_project(session, [project_id])[project_id]
 
 
-def usage_by_project(session: Session, project_ids: Sequence[str]) -> dict[str, Usage]:
+def usage_by_project(session: Session, project_ids: Sequence[str]) -> dict[str, QuotaUsage]:
     """The usage of several projects, in three queries."""
     stored_query = (
         select(File.project_id, func.sum(File.bytes))
@@ -74,7 +74,7 @@ def usage_by_project(session: Session, project_ids: Sequence[str]) -> dict[str, 
     jobs = {(project_id, state): count for project_id, state, count in session.execute(job_query)}
     seconds = _gpu_seconds(session, project_ids)
     return {
-        each: Usage(
+        each: QuotaUsage(
             stored.get(each, 0),
             sum(jobs.get((each, state), 0) for state in QUEUED_STATES),
             jobs.get((each, JobState.RUNNING), 0),

@@ -44,7 +44,7 @@ CLAIM = text(
 
 
 @dataclass(frozen=True)
-class ClaimedDelivery:
+class ClaimedWebhookDelivery:
     """A claimed delivery with the URL and the secrets of its endpoint, as they are stored."""
 
     id: str
@@ -75,13 +75,13 @@ class DeliveryOutcome:
     retry_seconds: float | None
 
 
-def claim(session: Session, limit: int, lease_seconds: float, busy: Sequence[str] = ()) -> list[ClaimedDelivery]:
+def claim(session: Session, limit: int, lease_seconds: float, busy: Sequence[str] = ()) -> list[ClaimedWebhookDelivery]:
     """Claim at most `limit` due deliveries, one per endpoint, except of the `busy` endpoints (ids)."""
     values = {"limit": limit, "lease": timedelta(seconds=lease_seconds), "busy": list(busy)}
-    return [ClaimedDelivery(**row._mapping) for row in session.execute(CLAIM, values)]
+    return [ClaimedWebhookDelivery(**row._mapping) for row in session.execute(CLAIM, values)]
 
 
-def record_outcome(session: Session, claimed: ClaimedDelivery, outcome: DeliveryOutcome) -> bool:
+def record_outcome(session: Session, claimed: ClaimedWebhookDelivery, outcome: DeliveryOutcome) -> bool:
     """Store the outcome of an attempt; False if the delivery was claimed again, ended or deleted."""
     recorded = session.execute(
         update(WebhookDelivery)

@@ -103,7 +103,7 @@ class AdapterOfAnswer(Frozen):
     lora: LoraSpec
 
 
-class Control(Frozen):
+class TrialControl(Frozen):
     """A line to the program: a question, or the id of one that nobody waits for any more."""
 
     question: TrialQuestion | None = None

@@ -36,7 +36,7 @@ class Prompt(Frozen):
     tokens: list[int]
 
 
-class Started(Frozen):
+class GenerationStarted(Frozen):
     """The first line of the answers."""
 
     device: str

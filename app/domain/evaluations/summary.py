@@ -9,11 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field
 Method = Literal["paired_wilson", "paired_bootstrap"]
 
 
-class Part(BaseModel):
+class SummaryPart(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class AnswerCounts(Part):
+class AnswerCounts(SummaryPart):
     """The answers of one model."""
 
     answered: Annotated[int, Field(description="Rows with an answer.")]
@@ -23,7 +23,7 @@ class AnswerCounts(Part):
     tokens: Annotated[int | None, Field(description="Generated tokens; null if the endpoint does not report them.")]
 
 
-class AnswersByModel(Part):
+class AnswersByModel(SummaryPart):
     """The answers by model."""
 
     base: Annotated[AnswerCounts, Field(description="The base model.")]
@@ -31,7 +31,7 @@ class AnswersByModel(Part):
     reference: Annotated[AnswerCounts | None, Field(description="The reference; null without one.")] = None
 
 
-class Score(Part):
+class Score(SummaryPart):
     """The scores of one model by one grader."""
 
     mean: Annotated[float | None, Field(description="Mean over the scored rows; null if no row has a score.")]
@@ -42,7 +42,7 @@ class Score(Part):
     )
 
 
-class Difference(Part):
+class Difference(SummaryPart):
     """The mean difference of two models' scores of the same rows."""
 
     mean: Annotated[float, Field(description="The mean difference.")]
@@ -55,7 +55,7 @@ class Difference(Part):
     ]
 
 
-class ConfusionMatrix(Part):
+class ConfusionMatrix(SummaryPart):
     """How often each label was answered, by the expected label."""
 
     labels: Annotated[list[str], Field(description="The labels: the rows, and all columns but the last.")]
@@ -65,7 +65,7 @@ class ConfusionMatrix(Part):
     ]
 
 
-class ConfusionByModel(Part):
+class ConfusionByModel(SummaryPart):
     """The confusion matrices by model."""
 
     base: Annotated[ConfusionMatrix, Field(description="The base model.")]
@@ -73,7 +73,7 @@ class ConfusionByModel(Part):
     reference: Annotated[ConfusionMatrix | None, Field(description="The reference; null without one.")] = None
 
 
-class FieldAccuracy(Part):
+class FieldAccuracy(SummaryPart):
     """The share of rows in which one field is right."""
 
     field: Annotated[str, Field(description="The field.")]
@@ -83,7 +83,7 @@ class FieldAccuracy(Part):
     reference: Annotated[float | None, Field(description="The reference; null without one.")] = None
 
 
-class GraderSummary(Part):
+class GraderSummary(SummaryPart):
     """The result of one grader."""
 
     name: Annotated[str, Field(description="The grader's name.")]
@@ -97,7 +97,7 @@ class GraderSummary(Part):
     fields: Annotated[list[FieldAccuracy] | None, Field(description="For `json_fields`.")] = None
 
 
-class Promotion(Part):
+class Promotion(SummaryPart):
     """The result of `promote_if`."""
 
     grader: Annotated[str, Field(description="The grader that decides.")]
@@ -106,7 +106,7 @@ class Promotion(Part):
     reason: Annotated[str, Field(description="The numbers behind the decision.")]
 
 
-class EvaluationSummary(Part):
+class EvaluationSummary(SummaryPart):
     """The result of an evaluation."""
 
     rows: Annotated[int, Field(description="Evaluated rows.")]

@@ -22,7 +22,7 @@ CHECK_REMEDIES = {
 }
 
 Level = Literal["problem", "advice"]
-Service = Literal["reconciler", "webhooks", "deliveries"]
+ServiceName = Literal["reconciler", "webhooks", "deliveries"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class ServiceFacts:
     expired_leases: int
     oldest_age_seconds: Mapping[str, float]  # of the oldest due job, by state
     failed_by_code: Mapping[str, int]  # jobs of the last day
-    silent_seconds: Mapping[Service, float | None]
+    silent_seconds: Mapping[ServiceName, float | None]
     has_webhooks: bool
     backlog_age_seconds: float
     has_delivery_targets: bool

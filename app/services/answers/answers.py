@@ -20,9 +20,9 @@ from app.errors import EngineFailed, EngineUnavailable, ModelNotServed, NotFound
 from app.log import get_logger
 from app.services.answers.engine_client import (
     NETWORK_ERRORS,
-    Engine,
     EngineAway,
     EngineClient,
+    EngineServer,
     away_text,
     header,
     read_body,
@@ -69,10 +69,10 @@ async def find_model(connections: AsyncConnections, project_id: str, model: str)
     return served
 
 
-def engines_of(served: ServedModel, encryption_keys: Sequence[str]) -> list[Engine]:
+def servers_of(served: ServedModel, encryption_keys: Sequence[str]) -> list[EngineServer]:
     """The servers that have the model, in a random order; none if it was not delivered."""
-    engines = [engine for target in served.targets for engine in _servers(target, served, encryption_keys)]
-    return random.sample(engines, len(engines))
+    servers = [server for target in served.targets for server in _servers(target, served, encryption_keys)]
+    return random.sample(servers, len(servers))
 
 
 def not_served_error(model: str) -> ModelNotServed:
@@ -84,44 +84,44 @@ def not_served_error(model: str) -> ModelNotServed:
     )
 
 
-async def ask(client: EngineClient, engines: Sequence[Engine], question: Question) -> EngineAnswer:
+async def ask(client: EngineClient, servers: Sequence[EngineServer], question: Question) -> EngineAnswer:
     """The answer of the first server that gives one.
 
     Raises what `engine_error` returns for a refusal, EngineFailed, and EngineUnavailable if no server can be asked.
     """
     problems: list[str] = []
     failed: EngineFailed | None = None
-    for engine in client.in_order(engines):
+    for server in client.in_order(servers):
         try:
-            return await _ask_server(client, engine, question)
+            return await _ask_server(client, server, question)
         except EngineAway as error:
-            log.warning("engine not asked", target=engine.target, reason=str(error))
+            log.warning("engine not asked", target=server.target, reason=str(error))
             problems.append(str(error))
         except EngineFailed as error:
-            log.warning("engine failed", target=engine.target, reason=error.message)
+            log.warning("engine failed", target=server.target, reason=error.message)
             failed = error
     if failed is not None:
         raise failed
-    servers = "1 server was" if len(problems) == 1 else f"{len(problems)} servers were"
+    count = "1 server was" if len(problems) == 1 else f"{len(problems)} servers were"
     raise EngineUnavailable(
-        f"No engine that serves {as_json(question.model)} can be asked: {servers} tried "
+        f"No engine that serves {as_json(question.model)} can be asked: {count} tried "
         f"({'; '.join(dict.fromkeys(problems))}). Try again in a few seconds; if it stays so, start the engine, or "
         "correct its delivery target (`tunery targets list`)."
     )
 
 
-async def _ask_server(client: EngineClient, engine: Engine, question: Question) -> EngineAnswer:
+async def _ask_server(client: EngineClient, server: EngineServer, question: Question) -> EngineAnswer:
     """Raises EngineAway, and what `engine_error` returns."""
-    if engine.problem is not None:
-        raise EngineAway(engine.problem)
-    served = engine.served_model or await client.base_model(engine)
+    if server.problem is not None:
+        raise EngineAway(server.problem)
+    served = server.served_model or await client.base_model(server)
     body = to_json({**question.body, "model": served})
-    response = await client.send(engine, "POST", question.path, body, question.request_id)
+    response = await client.send(server, "POST", question.path, body, question.request_id)
     if 200 <= response.status < 300 and (header(response, b"content-type") or "").startswith(EVENT_STREAM):
-        return EngineAnswer(engine.target, response.status, events=_events(response, served, question.model, client))
+        return EngineAnswer(server.target, response.status, events=_events(response, served, question.model, client))
     content = await read_body(response, client.timeout_seconds)
     if 200 <= response.status < 300:
-        return EngineAnswer(engine.target, response.status, _renamed(content, served, question.model))
+        return EngineAnswer(server.target, response.status, _renamed(content, served, question.model))
     if response.status in OTHER_SERVER_STATUSES or 300 <= response.status < 400:
         raise _cannot_serve(response.status, content, served, question.model)
     raise engine_error(response.status, content, header(response, b"retry-after"), served, question.model)
@@ -176,7 +176,7 @@ def _renamed(content: bytes, served: str, requested: str) -> bytes:
     return to_json(value | {"model": requested})
 
 
-def _servers(target: ServingTarget, served: ServedModel, encryption_keys: Sequence[str]) -> list[Engine]:
+def _servers(target: ServingTarget, served: ServedModel, encryption_keys: Sequence[str]) -> list[EngineServer]:
     credentials, problem = {}, None
     try:
         if target.credentials:
@@ -184,4 +184,6 @@ def _servers(target: ServingTarget, served: ServedModel, encryption_keys: Sequen
     except NoSecretKey as error:
         problem = str(error)
     name = target.destination.get("base_model") if served.is_base else target.served_model
-    return [Engine(target.name, url, name, credentials.get("api_key"), problem) for url in target.destination["urls"]]
+    return [
+        EngineServer(target.name, url, name, credentials.get("api_key"), problem) for url in target.destination["urls"]
+    ]

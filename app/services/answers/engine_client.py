@@ -30,7 +30,7 @@ NETWORK_ERRORS = (
 
 
 @dataclass(frozen=True)
-class Engine:
+class EngineServer:
     """One server of a delivery target. `served_model` is None for its base model, whose name the server knows."""
 
     target: str
@@ -53,37 +53,37 @@ class EngineClient:
     def timeout_seconds(self) -> float:
         return self._settings.answer_timeout_seconds
 
-    def in_order(self, engines: Sequence[Engine]) -> list[Engine]:
+    def in_order(self, servers: Sequence[EngineServer]) -> list[EngineServer]:
         """The servers in their order, those that did not respond lately at the end."""
         now = time.monotonic()
-        return sorted(engines, key=lambda engine: self._away_until.get(engine.url, 0.0) > now)
+        return sorted(servers, key=lambda server: self._away_until.get(server.url, 0.0) > now)
 
     async def send(
-        self, engine: Engine, method: str, path: str, body: bytes | None = None, request_id: str = ""
+        self, server: EngineServer, method: str, path: str, body: bytes | None = None, request_id: str = ""
     ) -> httpcore2.Response:
         """The response, whose body is not read yet; the caller closes it. Raises EngineAway."""
         seconds = self.timeout_seconds
         timeouts = {"connect": CONNECT_SECONDS, "read": seconds, "write": seconds, "pool": CONNECT_SECONDS}
-        if not engine.url.startswith("https://") and not self._settings.delivery_allow_http:
+        if not server.url.startswith("https://") and not self._settings.delivery_allow_http:
             raise EngineAway("the operator allows https only (TUNERY_DELIVERY_ALLOW_HTTP)")
         request = httpcore2.Request(
             method,
-            engine.url.rstrip("/") + path,
-            headers=_headers(engine, body, request_id),
+            server.url.rstrip("/") + path,
+            headers=_headers(server, body, request_id),
             content=body,
             extensions={"timeout": timeouts},
         )
         try:
             response = await self._pool.handle_async_request(request)
         except NETWORK_ERRORS as error:
-            self._away_until[engine.url] = time.monotonic() + AWAY_SECONDS
+            self._away_until[server.url] = time.monotonic() + AWAY_SECONDS
             raise EngineAway(away_text(error, seconds)) from error
-        self._away_until.pop(engine.url, None)
+        self._away_until.pop(server.url, None)
         return response
 
-    async def base_model(self, engine: Engine) -> str:
+    async def base_model(self, server: EngineServer) -> str:
         """The name under which a server serves its base model: its first. Raises EngineAway."""
-        response = await self.send(engine, "GET", "/v1/models")
+        response = await self.send(server, "GET", "/v1/models")
         content = await read_body(response, self.timeout_seconds)
         try:
             models: list[dict[str, Any]] = json.loads(content)["data"]
@@ -133,15 +133,15 @@ def away_text(error: BaseException, timeout_seconds: float) -> str:
     return str(error) or "it closed the connection"
 
 
-def _headers(engine: Engine, body: bytes | None, request_id: str) -> list[tuple[bytes | str, bytes | str]]:
+def _headers(server: EngineServer, body: bytes | None, request_id: str) -> list[tuple[bytes | str, bytes | str]]:
     headers: list[tuple[bytes | str, bytes | str]] = [
-        ("host", urlsplit(engine.url).netloc),
+        ("host", urlsplit(server.url).netloc),
         ("accept-encoding", "identity"),
     ]
     if body is not None:
         headers += [("content-type", "application/json"), ("content-length", str(len(body)))]
     if request_id:
         headers.append(("x-request-id", request_id))
-    if engine.api_key:
-        headers.append(("authorization", f"Bearer {engine.api_key}"))
+    if server.api_key:
+        headers.append(("authorization", f"Bearer {server.api_key}"))
     return headers

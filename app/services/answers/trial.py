@@ -39,7 +39,7 @@ async def ask(
         raise EngineUnavailable("The broker does not answer, so no worker can be asked; try again later.") from error
     if not is_taken:
         raise await _refusal(connections, request.model)
-    answer = _Answer(queue, question, request)
+    answer = _AnswerRecords(queue, question, request)
     try:
         first = await answer.first_record()
     except BaseException:
@@ -69,7 +69,7 @@ def _busy() -> RateLimited:
     )
 
 
-class _Answer:
+class _AnswerRecords:
     """The records of one answer, as OpenAI's bodies or chunks."""
 
     def __init__(self, queue: TrialQueue, question: TrialQuestion, request: TrialRequest) -> None:

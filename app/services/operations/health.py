@@ -25,7 +25,7 @@ TIMEOUT_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
-class Check:
+class ProbeResult:
     name: str
     ok: bool
     required: bool
@@ -46,31 +46,31 @@ class HealthChecks:
             _Probe("broker", False, lambda: [_broker(notifier)]),
         ]
 
-    def run(self, timeout_seconds: float = TIMEOUT_SECONDS) -> list[Check]:
+    def run(self, timeout_seconds: float = TIMEOUT_SECONDS) -> list[ProbeResult]:
         """Run all checks at the same time. One that does not end within the timeout has failed."""
         deadline = time.monotonic() + timeout_seconds
         futures = [(probe, probe.start()) for probe in self._probes]
-        checks: list[Check] = []
+        checks: list[ProbeResult] = []
         for probe, future in futures:
             try:
                 checks += future.result(timeout=max(0.0, deadline - time.monotonic()))
             except TimeoutError:
                 detail = f"no response within {timeout_seconds:g} s"
-                checks.append(Check(probe.name, False, probe.is_required, detail))
+                checks.append(ProbeResult(probe.name, False, probe.is_required, detail))
         return checks
 
 
 class _Probe:
     """One check, in a daemon thread. A check that hangs (a file server that is away) is not started a second time."""
 
-    def __init__(self, name: str, is_required: bool, function: Callable[[], list[Check]]) -> None:
+    def __init__(self, name: str, is_required: bool, function: Callable[[], list[ProbeResult]]) -> None:
         self.name = name
         self.is_required = is_required
         self._function = function
         self._lock = threading.Lock()
-        self._future: Future[list[Check]] | None = None
+        self._future: Future[list[ProbeResult]] | None = None
 
-    def start(self) -> Future[list[Check]]:
+    def start(self) -> Future[list[ProbeResult]]:
         with self._lock:
             if self._future is None or self._future.done():
                 self._future = Future()
@@ -80,14 +80,14 @@ class _Probe:
                 thread.start()
             return self._future
 
-    def _run(self, future: Future[list[Check]]) -> None:
+    def _run(self, future: Future[list[ProbeResult]]) -> None:
         try:
             future.set_result(self._function())
         except BaseException as error:
             future.set_exception(error)
 
 
-def disk_check(data_dir: Path, low_disk_percent: float) -> Check:
+def disk_check(data_dir: Path, low_disk_percent: float) -> ProbeResult:
     """Whether enough of the data directory's disk is free."""
     try:
         usage = shutil.disk_usage(data_dir)
@@ -99,7 +99,7 @@ def disk_check(data_dir: Path, low_disk_percent: float) -> Check:
     return _check("disk", not is_low, space, bad, False)
 
 
-def _database(sessions: Sessions) -> list[Check]:
+def _database(sessions: Sessions) -> list[ProbeResult]:
     try:
         with sessions() as session:
             connection: Connection = session.connection()
@@ -116,7 +116,7 @@ def _database(sessions: Sessions) -> list[Check]:
     ]
 
 
-def _storage(storage: Storage) -> Check:
+def _storage(storage: Storage) -> ProbeResult:
     try:
         with tempfile.TemporaryFile(dir=storage.staging) as file:
             file.write(b"ready")
@@ -129,9 +129,9 @@ def _storage(storage: Storage) -> Check:
     return _check("storage", True, "writable", "")
 
 
-def _broker(notifier: WorkerNotifier) -> Check:
+def _broker(notifier: WorkerNotifier) -> ProbeResult:
     return _check("broker", notifier.can_connect(), "reachable", "not reachable: jobs start when workers poll", False)
 
 
-def _check(name: str, ok: bool, good: str, bad: str, required: bool = True) -> Check:
-    return Check(name, ok, required, good if ok else bad)
+def _check(name: str, ok: bool, good: str, bad: str, required: bool = True) -> ProbeResult:
+    return ProbeResult(name, ok, required, good if ok else bad)

@@ -13,20 +13,20 @@ from sqlalchemy.orm import Session
 
 from app.db.operations import status
 from app.db.scheduling import workers
-from app.domain.operations.status import Problem, Service, ServiceFacts, find_problems
+from app.domain.operations.status import Problem, ServiceFacts, ServiceName, find_problems
 from app.services import queue
-from app.services.operations.health import Check
+from app.services.operations.health import ProbeResult
 from app.services.queue import WorkerView
 
 PERIOD = timedelta(days=1)
 MAX_FAILED_JOBS = MAX_FAILED_DELIVERIES = 20
-SERVICES: tuple[Service, ...] = ("reconciler", "webhooks", "deliveries")
+SERVICES: tuple[ServiceName, ...] = ("reconciler", "webhooks", "deliveries")
 
 
 @dataclass(frozen=True)
 class StatusView:
     problems: Sequence[Problem]
-    checks: Sequence[Check]
+    checks: Sequence[ProbeResult]
     workers: Sequence[WorkerView]
     jobs: Mapping[str, int]  # unfinished, by state
     oldest: Sequence[status.WaitingJob]
@@ -46,7 +46,7 @@ class StatusView:
         return all(problem.level != "problem" for problem in self.problems)
 
 
-def view(session: Session, project_id: str, checks: Sequence[Check], data_dir: Path) -> StatusView:
+def view(session: Session, project_id: str, checks: Sequence[ProbeResult], data_dir: Path) -> StatusView:
     """Read the state of the service. `project_id` is the caller's, who must be an admin. Raises OSError."""
     living = queue.view_workers(session, project_id, is_admin=True)
     facts_jobs, oldest = status.jobs_by_state(session), status.oldest_waiting(session)

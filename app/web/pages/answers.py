@@ -44,7 +44,7 @@ class TryIt:
             with tag("div", classes="t-actions"):
                 self._button = button("Ask both", self._toggle, "t-primary")
             with tag("div", classes="t-grid"):
-                self._answers = [_Answer("Base model", base_model), _Answer("Adapter", tuned_model)]
+                self._answers = [_AnswerPanel("Base model", base_model), _AnswerPanel("Adapter", tuned_model)]
         self._client.on_delete(self._stop)
 
     def _toggle(self) -> None:
@@ -77,7 +77,7 @@ class TryIt:
                 self._button.set_text("Ask both")
 
 
-class _Answer:
+class _AnswerPanel:
     def __init__(self, label: str, model: str) -> None:
         self._model = model
         with tag("section", classes="t-stack", aria_label=f"Answer of the {label.lower()}"):

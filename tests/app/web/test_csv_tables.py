@@ -11,15 +11,15 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from app.web.csv_tables import Columns, Table, TableError, TableStore, json_line
+from app.web.csv_tables import Columns, CsvTable, TableError, TableStore, json_line
 
 QUESTION_ANSWER = Columns("q", "a")
 
 
-def table(directory: Path, content: bytes) -> Table:
+def table(directory: Path, content: bytes) -> CsvTable:
     path = directory / "table"
     path.write_bytes(content)
-    return Table("table-1", "owner", "t.csv", len(content), path)
+    return CsvTable("table-1", "owner", "t.csv", len(content), path)
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])

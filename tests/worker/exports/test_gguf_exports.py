@@ -26,7 +26,7 @@ from tests.worker.worker_harness import WorkerHarness
 from worker.exports.export_process import COMMANDS
 from worker.exports.exporter import supported_types
 from worker.trainer.gguf import answers as answers_module
-from worker.trainer.gguf.answers import Answer, DifferentAnswers, compare, greedy_answers, require_effect
+from worker.trainer.gguf.answers import DifferentAnswers, GreedyAnswer, compare, greedy_answers, require_effect
 from worker.trainer.gguf.converter import CannotConvert, convert_adapter, convert_model
 from worker.trainer.gguf.llama_cpp import LlamaCppError, LlamaCppModel
 from worker.trainer.merge import merge
@@ -69,7 +69,7 @@ def adapter(known_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def merged_answers(known_base: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Answer]:
+def merged_answers(known_base: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> list[GreedyAnswer]:
     directory = tmp_path_factory.mktemp("known-merged") / "merged"
     merge(known_base, adapter, directory)
     with pytest.MonkeyPatch.context() as patch:
@@ -128,7 +128,7 @@ class TestWorker:
 
 class TestCheck:
     def test_an_adapter_counts_only_with_its_effect(
-        self, known_base: Path, adapter: Path, base_gguf: Path, merged_answers: list[Answer], tmp_path: Path
+        self, known_base: Path, adapter: Path, base_gguf: Path, merged_answers: list[GreedyAnswer], tmp_path: Path
     ) -> None:
         convert_adapter(adapter, known_base, tmp_path / "adapter.gguf")
         with LlamaCppModel(base_gguf, tmp_path / "adapter.gguf", 1024, THREADS) as model:
@@ -148,9 +148,11 @@ class TestCheck:
             assert np.array_equal(loaded.logits(tokens, start=3), ours[3:])  # nothing is left of the call before
         assert np.abs(ours - expected).max() < 0.02 * np.abs(expected).max()
 
-    def test_another_division_into_tokens_is_refused(self, base_gguf: Path, merged_answers: list[Answer]) -> None:
+    def test_another_division_into_tokens_is_refused(self, base_gguf: Path, merged_answers: list[GreedyAnswer]) -> None:
         first = merged_answers[0]
-        other = Answer(first.prompt, first.prompt_tokens[1:], first.answer_tokens, first.most_likely, first.logprobs)
+        other = GreedyAnswer(
+            first.prompt, first.prompt_tokens[1:], first.answer_tokens, first.most_likely, first.logprobs
+        )
         with LlamaCppModel(base_gguf, None, 1024, THREADS) as model, pytest.raises(DifferentAnswers, match="divides"):
             compare(model, [other], "F16")
 

@@ -22,7 +22,7 @@ from app.db.engine import Sessions, transaction
 from app.db.jobs import jobs
 from app.db.tables import Job, Project, WebhookAttempt, WebhookDelivery, WebhookEndpoint
 from app.db.webhooks import deliveries, endpoints
-from app.db.webhooks.deliveries import ClaimedDelivery
+from app.db.webhooks.deliveries import ClaimedWebhookDelivery
 from app.domain.webhooks import EVENT_TYPES, new_secret
 from app.settings import Settings
 from tests.deadline import until
@@ -85,7 +85,7 @@ def endpoint_now(sessions: Sessions, endpoint: WebhookEndpoint) -> WebhookEndpoi
 
 def claim(
     sessions: Sessions, limit: int = 10, lease_seconds: float = 60, busy: tuple[str, ...] = ()
-) -> list[ClaimedDelivery]:
+) -> list[ClaimedWebhookDelivery]:
     with transaction(sessions) as session:
         return deliveries.claim(session, limit, lease_seconds, busy)
 

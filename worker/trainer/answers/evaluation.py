@@ -20,9 +20,9 @@ from app.domain.evaluations.spec import (
     SPEC,
     Answer,
     GenerationSpec,
+    GenerationStarted,
     ModelRole,
     Prompt,
-    Started,
 )
 from app.domain.jobs.states import ExitCode
 from app.system.tokenizer_files import load_renderer
@@ -84,7 +84,9 @@ def _answer(spec: GenerationSpec, prompts: list[Prompt], workdir: Path) -> None:
     renderer = load_renderer(spec.base.directory)
     stop_ids = renderer.stop_ids
     with (workdir / ANSWERS).open("w", encoding="utf-8", buffering=1) as answers:  # the worker reads complete lines
-        answers.write(Started(device=device_name(device), compute_dtype=dtype_name(dtype)).model_dump_json() + "\n")
+        answers.write(
+            GenerationStarted(device=device_name(device), compute_dtype=dtype_name(dtype)).model_dump_json() + "\n"
+        )
         for role, batch, tokens in _generate_all(base, adapter, prompts, stop_ids, spec.max_new_tokens):
             for prompt, answer in zip(batch, tokens, strict=True):
                 line = Answer(

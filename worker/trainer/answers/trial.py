@@ -21,8 +21,8 @@ from app.domain.answers.trial import (
     MAX_SECONDS,
     AdapterOfAnswer,
     AnswerSpec,
-    Control,
     TokenLogprob,
+    TrialControl,
     TrialQuestion,
     TrialRecord,
 )
@@ -48,7 +48,7 @@ class Questions:
     """The control lines, read by a thread, so that a question can be stopped while it is answered."""
 
     def __init__(self) -> None:
-        self.waiting: queue.Queue[Control | None] = queue.Queue()
+        self.waiting: queue.Queue[TrialControl | None] = queue.Queue()
         self._stopped: set[str] = set()
         threading.Thread(target=self._read, daemon=True).start()
 
@@ -57,7 +57,7 @@ class Questions:
 
     def _read(self) -> None:
         for line in control_lines():
-            control = Control.model_validate_json(line)
+            control = TrialControl.model_validate_json(line)
             if control.stop is not None:
                 self._stopped.add(control.stop)
             else:
@@ -151,7 +151,7 @@ class AnswerWriter(BaseStreamer):  # type: ignore[misc]
         return text or self._renderer.tokenizer.id_to_token(token) or ""
 
 
-class Program:
+class TrialProgram:
     def __init__(self, spec: AnswerSpec, questions: Questions) -> None:
         """Load the base model. Raises Failure."""
         device = choose_device(spec.device)
@@ -249,11 +249,11 @@ def main(arguments: list[str]) -> int:
     questions = Questions()
     current: TrialQuestion | None = None
     try:
-        program: Program | None = None
+        program: TrialProgram | None = None
         while (control := questions.waiting.get()) is not None:
             current = control.question
             assert current is not None
-            program = program or Program(spec, questions)
+            program = program or TrialProgram(spec, questions)
             write(program.answer(current, control.adapter))
     except Failure as error:
         return _fail(current, error.message, exit_code(error.reason))

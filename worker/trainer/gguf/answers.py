@@ -43,7 +43,7 @@ class DifferentAnswers(Exception):
 
 
 @dataclass(frozen=True)
-class Answer:
+class GreedyAnswer:
     """A prompt with the model's greedy answer, and what the model computes for each answer position."""
 
     prompt: str
@@ -58,7 +58,7 @@ class Answer:
         return [*self.prompt_tokens, *self.answer_tokens[:-1]]
 
 
-def greedy_answers(directory: Path) -> list[Answer]:
+def greedy_answers(directory: Path) -> list[GreedyAnswer]:
     """The answers of the model in `directory` to QUESTIONS, in the dtype of its files."""
     tokenizer = AutoTokenizer.from_pretrained(directory)
     model = _load(directory)
@@ -66,12 +66,12 @@ def greedy_answers(directory: Path) -> list[Answer]:
     prompt_tokens = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
     answer_tokens = _generate(model, prompt_tokens)
     return [
-        Answer(*given, *_evaluate(model, *given[1:]))
+        GreedyAnswer(*given, *_evaluate(model, *given[1:]))
         for given in zip(prompts, prompt_tokens, answer_tokens, strict=True)
     ]
 
 
-def compare(model: LlamaCppModel, answers: Sequence[Answer], quantization: str) -> dict[str, Any]:
+def compare(model: LlamaCppModel, answers: Sequence[GreedyAnswer], quantization: str) -> dict[str, Any]:
     """Compare what llama.cpp computes for the answers with the merged model; return the figures.
 
     Raises DifferentAnswers.
@@ -98,7 +98,7 @@ def compare(model: LlamaCppModel, answers: Sequence[Answer], quantization: str) 
     }
 
 
-def require_effect(figures: dict[str, Any], answers: Sequence[Answer], base: Path) -> dict[str, Any]:
+def require_effect(figures: dict[str, Any], answers: Sequence[GreedyAnswer], base: Path) -> dict[str, Any]:
     """Compare the difference in `figures` with the adapter's own effect on the base; return both.
 
     Raises DifferentAnswers for an adapter that llama.cpp loads without its effect.
@@ -117,7 +117,7 @@ def require_effect(figures: dict[str, Any], answers: Sequence[Answer], base: Pat
     return figures | {"mean_effect_of_adapter": round(effect, 4)}
 
 
-def _require_same_tokens(model: LlamaCppModel, answer: Answer) -> None:
+def _require_same_tokens(model: LlamaCppModel, answer: GreedyAnswer) -> None:
     tokens = model.tokenize(answer.prompt)
     if tokens != answer.prompt_tokens:
         raise DifferentAnswers(

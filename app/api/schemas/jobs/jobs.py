@@ -150,7 +150,7 @@ class OrganizationJobList(ListBody):
     data: list[OrganizationJob]
 
 
-class JobView(Protocol):
+class JobAttributes(Protocol):
     """The attributes that `render_job` reads, of an ORM row or of a row of the query in app.db.fast_reads.jobs."""
 
     @property
@@ -218,7 +218,7 @@ class JobView(Protocol):
 
 
 def render_job(
-    job: JobView,
+    job: JobAttributes,
     organization: str,
     queue_position: int | None,
     adapter_file_ids: Sequence[str] | None,
@@ -286,14 +286,14 @@ def _file_origins(spec: Mapping[str, Any]) -> dict[str, Any] | None:
     return {param: origins.get(param) for param in FileOrigins.model_fields} if origins else None
 
 
-def _estimated_finish(job: JobView, progress: Mapping[str, Any]) -> int | None:
+def _estimated_finish(job: JobAttributes, progress: Mapping[str, Any]) -> int | None:
     """The estimate of a running job, else None. The worker's estimate is preferred: it only changes with the row."""
     if job.state != JobState.RUNNING or progress.get("eta_seconds") is None:
         return None
     return int(progress.get("estimated_finish") or time.time() + progress["eta_seconds"])
 
 
-def _error(job: JobView) -> dict[str, Any] | None:
+def _error(job: JobAttributes) -> dict[str, Any] | None:
     """Null for a job without an error. OpenAI sends {}, which is easily mistaken for an error."""
     if job.error_code is None:
         return None
@@ -307,7 +307,7 @@ def _error(job: JobView) -> dict[str, Any] | None:
     }
 
 
-def _evaluation(job: JobView) -> dict[str, Any] | None:
+def _evaluation(job: JobAttributes) -> dict[str, Any] | None:
     if job.evaluation is not None:
         return {key: job.evaluation[key] for key in EvaluationOfJob.model_fields}
     requested = job.spec.get("evaluation")
@@ -317,7 +317,7 @@ def _evaluation(job: JobView) -> dict[str, Any] | None:
     return nothing | {"status": "requested", "file": requested["file"]}
 
 
-def _adapter(job: JobView, file_ids: Sequence[str] | None) -> dict[str, Any] | None:
+def _adapter(job: JobAttributes, file_ids: Sequence[str] | None) -> dict[str, Any] | None:
     if job.adapter_sha256 is None:
         return None
     return {

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from app.api.schemas.common import Body, ListBody, unix_seconds, unix_seconds_or_none
 from app.api.schemas.jobs.requests import Strict
-from app.db.access.usage import Usage
+from app.db.access.usage import QuotaUsage
 from app.db.tables import Project
 from app.db.tables.access import LIMITS
 from app.domain.jobs.bounds import SHARE_WEIGHT
@@ -108,7 +108,7 @@ def render_project(project: Project) -> dict[str, Any]:
     }
 
 
-def render_with_usage(project: Project, usage: Usage) -> dict[str, Any]:
+def render_with_usage(project: Project, usage: QuotaUsage) -> dict[str, Any]:
     return render_project(project) | {
         "usage": {
             "stored_bytes": usage.stored_bytes,

@@ -18,7 +18,7 @@ MIN_ORPHAN_AGE_SECONDS = 24 * 3600  # the row of a younger object may not be com
 
 
 @dataclass(frozen=True)
-class Finding:
+class IntegrityFinding:
     key: str
     problem: str  # "missing", "wrong size", "wrong content", "no row"
     owner: str | None = None
@@ -27,7 +27,7 @@ class Finding:
 
 def check(
     engine: Engine, storage: Storage, read_content: bool, is_repairing: bool, backups: BackupRepository | None
-) -> Iterator[Finding]:
+) -> Iterator[IntegrityFinding]:
     """The findings. With `read_content` objects are read and hashed, else only their sizes are compared.
 
     Repairs: an object without a row is deleted; a missing or damaged one is restored from `backups` if it is there with
@@ -39,14 +39,14 @@ def check(
     problems = {row: problem for row in rows if (problem := _problem(storage, row, read_content)) is not None}
     for row in _still_named(engine, problems):
         is_restored = is_repairing and backups is not None and _restore(storage, row, backups, digests)
-        yield Finding(row.key, problems[row], row.owner, "restored from the backup" if is_restored else None)
+        yield IntegrityFinding(row.key, problems[row], row.owner, "restored from the backup" if is_restored else None)
     named = {row.key for row in rows}
     for prefix in PREFIXES:
         for key in storage.older_than(prefix, time.time() - MIN_ORPHAN_AGE_SECONDS):
             if key not in named:
                 if is_repairing:
                     storage.delete(key)
-                yield Finding(key, "no row", repaired="deleted" if is_repairing else None)
+                yield IntegrityFinding(key, "no row", repaired="deleted" if is_repairing else None)
 
 
 def _problem(storage: Storage, row: NamedObject, read_content: bool) -> str | None:

@@ -12,7 +12,7 @@ from nicegui import ui
 from app.web.api_client import ApiError
 from app.web.components.elements import busy, button, card, link, note, tag
 from app.web.components.forms import text_field
-from app.web.csv_tables import Columns, Table, TableError, json_line
+from app.web.csv_tables import Columns, CsvTable, TableError, json_line
 from app.web.formatting import clean, clean_lines, counted, size
 from app.web.frame import View, error_note, screen
 
@@ -43,7 +43,7 @@ async def build(view: View) -> None:
 
 
 class Conversion:
-    def __init__(self, view: View, table: Table, names: list[str]) -> None:
+    def __init__(self, view: View, table: CsvTable, names: list[str]) -> None:
         self._view = view
         self._table = table
         self._names = names

@@ -12,7 +12,7 @@ from app.web.components.forms import checkbox, filter_select
 from app.web.formatting import clean, duration, loss
 from app.web.frame import View, screen
 from app.web.pages.jobs import metrics_chart, wording
-from app.web.pages.jobs.metrics_chart import AXES, SMOOTHING, Look, Run
+from app.web.pages.jobs.metrics_chart import AXES, SMOOTHING, ChartedJob, Look
 
 MAX_POINTS = 1_000
 MIN_JOBS, MAX_JOBS = 2, 5
@@ -32,17 +32,17 @@ async def build(view: View) -> None:
     metrics = await asyncio.gather(
         *(view.api.get(f"fine_tuning/jobs/{one}/metrics", max_points=MAX_POINTS) for one in job_ids)
     )
-    runs = [Run(wording.name(job), one["data"]) for job, one in zip(jobs, metrics, strict=True)]
-    _show_results(jobs, runs)
-    _Curves(runs)
+    charted_jobs = [ChartedJob(wording.name(job), one["data"]) for job, one in zip(jobs, metrics, strict=True)]
+    _show_results(jobs, charted_jobs)
+    _Curves(charted_jobs)
     _show_differences(jobs)
 
 
 class _Curves:
-    def __init__(self, runs: list[Run]) -> None:
-        self._runs = [run for run in runs if run.rows]
+    def __init__(self, charted_jobs: list[ChartedJob]) -> None:
+        self._charted_jobs = [charted for charted in charted_jobs if charted.rows]
         self._is_log = False
-        if not self._runs:
+        if not self._charted_jobs:
             note("No metrics yet", "None of these jobs has trained a step.")
             return
         with card("Curves"):
@@ -63,13 +63,13 @@ class _Curves:
 
     def _draw(self) -> None:
         look = Look(self._axis.value, self._is_log, float(self._smoothing.value or 0))
-        self._chart.style(f"height: {metrics_chart.height_px(self._runs)}px")
+        self._chart.style(f"height: {metrics_chart.height_px(self._charted_jobs)}px")
         self._chart.options.clear()
-        self._chart.options.update(metrics_chart.options(self._runs, look))
+        self._chart.options.update(metrics_chart.options(self._charted_jobs, look))
         self._chart.update()
 
 
-def _show_results(jobs: list[Json], runs: list[Run]) -> None:
+def _show_results(jobs: list[Json], charted_jobs: list[ChartedJob]) -> None:
     columns = (
         column("name", "Job", lead=True),
         column("status", "Status"),
@@ -78,16 +78,16 @@ def _show_results(jobs: list[Json], runs: list[Run]) -> None:
         column("steps", "Progress", "number"),
         column("time", "Training time", "number"),
     )
-    DataTable("Results", columns, [_result_row(job, run) for job, run in zip(jobs, runs, strict=True)])
+    DataTable("Results", columns, [_result_row(job, charted) for job, charted in zip(jobs, charted_jobs, strict=True)])
 
 
-def _result_row(job: Json, run: Run) -> Row:
-    best = metrics_chart.best_validation(run.rows)
-    losses = [row["train_loss"] for row in run.rows if row.get("train_loss") is not None]
+def _result_row(job: Json, charted: ChartedJob) -> Row:
+    best = metrics_chart.best_validation(charted.rows)
+    losses = [row["train_loss"] for row in charted.rows if row.get("train_loss") is not None]
     return {
         "id": job["id"],
-        "label": run.name,
-        "name": {"text": run.name, "href": f"/jobs/{job['id']}", "sub": wording.short_id(job["id"])},
+        "label": charted.name,
+        "name": {"text": charted.name, "href": f"/jobs/{job['id']}", "sub": wording.short_id(job["id"])},
         "status": {"text": wording.label(job), "tone": wording.TONES[job["status"]]},
         "train": loss(losses[-1] if losses else None),
         "valid": loss(best["full_valid_loss"] if best else None),

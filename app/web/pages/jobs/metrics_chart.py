@@ -26,17 +26,17 @@ BYTES_PER_GB = 1e9
 
 
 @dataclass(frozen=True)
-class Metric:
+class ChartMetric:
     key: str
     label: str
     divisor: float = 1.0
 
 
 METRICS = (
-    Metric("learning_rate", "Learning rate"),
-    Metric("grad_norm", "Gradient norm"),
-    Metric("tokens_per_second", "Tokens/s"),
-    Metric("peak_memory_bytes", "Peak memory (GB)", BYTES_PER_GB),
+    ChartMetric("learning_rate", "Learning rate"),
+    ChartMetric("grad_norm", "Gradient norm"),
+    ChartMetric("tokens_per_second", "Tokens/s"),
+    ChartMetric("peak_memory_bytes", "Peak memory (GB)", BYTES_PER_GB),
 )
 
 
@@ -50,7 +50,7 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Run:
+class ChartedJob:
     """The metrics of one job, oldest first."""
 
     name: str
@@ -69,18 +69,18 @@ def png_button(chart: ui.echart, filename: str) -> None:
     button("PNG").on("click", js_handler=f"() => savePng(getElement({chart.id}).chart, {json.dumps(filename)})")
 
 
-def options(runs: Sequence[Run], look: Look) -> Json:
+def options(jobs: Sequence[ChartedJob], look: Look) -> Json:
     """One job: train and validation loss. Several: one colour for each, validation dashed."""
-    shown = [metric for metric in METRICS if any(row.get(metric.key) is not None for run in runs for row in run.rows)]
+    shown = [metric for metric in METRICS if any(row.get(metric.key) is not None for job in jobs for row in job.rows)]
     grids = _grids(len(shown))
-    description = f"Curves of {runs[0].name}" if len(runs) == 1 else "Curves of the compared jobs"
+    description = f"Curves of {jobs[0].name}" if len(jobs) == 1 else "Curves of the compared jobs"
     series: list[Json] = []
-    for number, run in enumerate(runs):
-        x = x_values(run.rows, look.axis)
-        series += _loss_series(run, x, look, number, is_single=len(runs) == 1)
+    for number, job in enumerate(jobs):
+        x = x_values(job.rows, look.axis)
+        series += _loss_series(job, x, look, number, is_single=len(jobs) == 1)
         for index, metric in enumerate(shown, start=1):
-            values = [(at, _rounded(row.get(metric.key), metric.divisor)) for at, row in zip(x, run.rows, strict=True)]
-            series.append(_line(run.name, values, index, COLOURS[number % len(COLOURS)], 1.2))
+            values = [(at, _rounded(row.get(metric.key), metric.divisor)) for at, row in zip(x, job.rows, strict=True)]
+            series.append(_line(job.name, values, index, COLOURS[number % len(COLOURS)], 1.2))
     indexes = list(range(len(grids)))
     return {
         "animation": False,
@@ -105,8 +105,8 @@ def options(runs: Sequence[Run], look: Look) -> Json:
     }
 
 
-def height_px(runs: Sequence[Run]) -> int:
-    grids = _grids(sum(any(row.get(m.key) is not None for run in runs for row in run.rows) for m in METRICS))
+def height_px(jobs: Sequence[ChartedJob]) -> int:
+    grids = _grids(sum(any(row.get(m.key) is not None for job in jobs for row in job.rows) for m in METRICS))
     return int(grids[-1]["top"] + grids[-1]["height"]) + ZOOM_PX
 
 
@@ -149,14 +149,14 @@ def _training_seconds(rows: Sequence[Json]) -> list[float]:
     return found
 
 
-def _loss_series(run: Run, x: Sequence[float], look: Look, number: int, is_single: bool) -> list[Json]:
-    train = [_rounded(row.get("train_loss")) for row in run.rows]
+def _loss_series(job: ChartedJob, x: Sequence[float], look: Look, number: int, is_single: bool) -> list[Json]:
+    train = [_rounded(row.get("train_loss")) for row in job.rows]
     valid: Points = [
         (at, row["full_valid_loss"])
-        for at, row in zip(x, run.rows, strict=True)
+        for at, row in zip(x, job.rows, strict=True)
         if row.get("full_valid_loss") is not None
     ]
-    train_name = "Train loss" if is_single else run.name
+    train_name = "Train loss" if is_single else job.name
     colour = COLOURS[0] if is_single else COLOURS[number % len(COLOURS)]
     series = []
     if look.smoothing:
@@ -164,7 +164,7 @@ def _loss_series(run: Run, x: Sequence[float], look: Look, number: int, is_singl
     train = smoothed(train, look.smoothing) if look.smoothing else train
     series.append(_line(train_name, list(zip(x, train, strict=True)), 0, colour, 2))
     if valid:
-        name = "Validation loss" if is_single else f"{run.name} (validation)"
+        name = "Validation loss" if is_single else f"{job.name} (validation)"
         line = _line(name, valid, 0, "--valid" if is_single else colour, 2, symbol=True)
         line["lineStyle"]["type"] = "solid" if is_single else "dashed"
         best = min(valid, key=lambda point: float(point[1] or 0))

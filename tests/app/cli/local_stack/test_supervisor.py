@@ -12,7 +12,7 @@ import pytest
 
 from app.cli.local_stack import supervisor as module
 from app.cli.local_stack.processes import ChildProcess
-from app.cli.local_stack.supervisor import Service, ServiceSupervisor, StopRequested, StopSignal
+from app.cli.local_stack.supervisor import ServiceSupervisor, StopRequested, StopSignal, SupervisedService
 from tests.app.cli.local_stack.support import eventually
 
 WAIT = "import time; time.sleep(600)"
@@ -27,10 +27,10 @@ class Stage:
         self.stop = StopSignal()
         self.supervisor = ServiceSupervisor(self.stop, self.lines.append)
 
-    def service(self, name: str, code: str, grace_seconds: float = 10.0) -> Service:
+    def service(self, name: str, code: str, grace_seconds: float = 10.0) -> SupervisedService:
         log = self.place / f"{name}.log"
         child = ChildProcess(name, [sys.executable, "-c", code], log, self.place, dict(os.environ), self.place)
-        return Service(name, child, str(log), grace_seconds)
+        return SupervisedService(name, child, str(log), grace_seconds)
 
     def ask_to_stop(self) -> None:
         self.stop._on_signal(signal.SIGTERM, None)

@@ -30,5 +30,5 @@ def test_the_usage_of_each_project_is_counted(
         assert usage.usage_by_project(session, []) == {}
     assert (found[project.id].queued_jobs, found[project.id].running_jobs) == (1, 1)
     assert 0 < found[project.id].gpu_seconds_this_month < 120
-    assert found[other.id] == usage.Usage(5, 0, 0, 0.0, 0.0)
-    assert found[idle.id] == usage.Usage(0, 0, 0, 0.0, 0.0)
+    assert found[other.id] == usage.QuotaUsage(5, 0, 0, 0.0, 0.0)
+    assert found[idle.id] == usage.QuotaUsage(0, 0, 0, 0.0, 0.0)

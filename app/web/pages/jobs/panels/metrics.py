@@ -9,7 +9,7 @@ from app.web.components.elements import card, facts, link, note, tag
 from app.web.components.forms import checkbox, filter_select
 from app.web.formatting import loss, short
 from app.web.pages.jobs import metrics_chart, wording
-from app.web.pages.jobs.metrics_chart import AXES, SMOOTHING, Look, Run
+from app.web.pages.jobs.metrics_chart import AXES, SMOOTHING, ChartedJob, Look
 from app.web.pages.jobs.panels.opened_job import OpenedJob
 
 MAX_POINTS = 2_000
@@ -82,10 +82,10 @@ class MetricsPanel:
 
     def _redraw(self) -> None:
         self._look = Look(self._axis.value, self._look.is_log, float(self._smoothing.value or 0))
-        runs = [Run(self._name, self._rows)]
+        charted_jobs = [ChartedJob(self._name, self._rows)]
         self._card.set_visibility(True)
-        self._chart.style(f"height: {metrics_chart.height_px(runs)}px")
+        self._chart.style(f"height: {metrics_chart.height_px(charted_jobs)}px")
         self._chart.options.clear()
-        self._chart.options.update(metrics_chart.options(runs, self._look))
+        self._chart.options.update(metrics_chart.options(charted_jobs, self._look))
         self._chart.update()
         self._drawn_at = time.monotonic()

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.web.pages.jobs.metrics_chart import Look, Run, best_validation, options, smoothed, x_values
+from app.web.pages.jobs.metrics_chart import ChartedJob, Look, best_validation, options, smoothed, x_values
 
 ROWS = [
     {"step": 1, "train_loss": 2.0, "num_tokens": 100, "tokens_per_second": 50.0, "grad_norm": 1.0},
@@ -25,7 +25,7 @@ def points_of(series: Json) -> Any:
 
 
 def test_losses_share_their_axes_and_the_best_validation_is_marked() -> None:
-    series = options([Run("job", ROWS)], Look())["series"]
+    series = options([ChartedJob("job", ROWS)], Look())["series"]
     train, valid = (next(one for one in series if one["name"] == name) for name in ("Train loss", "Validation loss"))
     assert train["yAxisIndex"] == valid["yAxisIndex"] == 0
     assert points_of(train) == [[1.0, 2.0], [2.0, None], [3.0, 1.0]]
@@ -33,7 +33,7 @@ def test_losses_share_their_axes_and_the_best_validation_is_marked() -> None:
 
 
 def test_only_measured_metrics_have_a_grid() -> None:
-    made = options([Run("job", ROWS)], Look())
+    made = options([ChartedJob("job", ROWS)], Look())
     assert [title["text"] for title in made["title"]] == ["Loss", "Gradient norm", "Tokens/s"]
 
 
