@@ -59,7 +59,7 @@ def test_an_answer_that_breaks_off_is_kept_and_named(open_page: Open, world: Wor
     expect(answer.locator(".t-answer")).to_have_text("My parcel")
 
 
-def test_a_busy_worker_is_asked_again(open_page: Open, world: World, engine: AnsweringEngine) -> None:
+def test_a_busy_worker_gets_the_request_again(open_page: Open, world: World, engine: AnsweringEngine) -> None:
     """As while the only idle worker answers the first of the two questions."""
     body = b'{"error": {"message": "Every worker trains, or answers another request."}}'
     engine.fault = (429, {"retry-after": "1"}, body)

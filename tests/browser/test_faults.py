@@ -52,7 +52,7 @@ class TestApi:
             api_link.mend()
         expect(page.get_by_role("alert")).to_have_count(0, timeout=60_000)
 
-    def test_a_dead_one_is_named_with_a_way_to_try_again(
+    def test_a_dead_one_is_named_with_a_button_to_try_again(
         self, open_page: Open, world: World, api_link: Link, other_url: str
     ) -> None:
         page = open_page("/datasets", url=other_url)

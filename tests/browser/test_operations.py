@@ -10,7 +10,7 @@ from tests.browser.conftest import Open
 from tests.browser.world import World
 
 
-def test_the_queue_has_workers_running_jobs_and_who_is_next(open_page: Open, world: World) -> None:
+def test_the_queue_has_workers_running_jobs_and_the_next_job(open_page: Open, world: World) -> None:
     page = open_page("/queue")
     worker = page.get_by_role("region", name="Workers").get_by_role("row").filter(has_text="NVIDIA H100")
     expect(worker).to_contain_text("80.0 GB")

@@ -100,7 +100,7 @@ class TestFiles:
             assert official.files.wait_for_processing(file.id).status == "processed"
             assert official.files.content(file.id).read() == content
 
-    def test_expire_when_told_to(self, official: OpenAI) -> None:
+    def test_expire_at_the_requested_time(self, official: OpenAI) -> None:
         file = official.files.create(
             file=b"x", purpose="user_data", expires_after={"anchor": "created_at", "seconds": 3600}
         )
@@ -204,7 +204,7 @@ class TestJobs:
         assert official.fine_tuning.jobs.retrieve(job.id) == job
         assert next(iter(official.fine_tuning.jobs.list())) == job
 
-    def test_take_their_knobs_in_every_place(self, official: OpenAI, data_set: Path) -> None:
+    def test_accept_their_hyperparameters_in_every_place(self, official: OpenAI, data_set: Path) -> None:
         file = official.files.create(file=data_set, purpose="fine-tune")
         flat: Any = {"lora_r": 8, "lora_alpha": 4, "lora_trainable_modules": "q_proj,v_proj", "load_in_4bit": False}
         create = official.fine_tuning.jobs.create

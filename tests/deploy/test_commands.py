@@ -111,7 +111,7 @@ class TestBackup:
 
 
 class TestApi:
-    def test_it_becomes_healthy_takes_the_key_of_the_secret_and_stops_when_asked(self, migrated: Host) -> None:
+    def test_it_becomes_healthy_takes_the_key_of_the_secret_and_stops_on_request(self, migrated: Host) -> None:
         root = f"http://127.0.0.1:{migrated.variables['API_PORT']}"
         key = (migrated.directory / "secrets" / "admin_key").read_text().strip()
         assert migrated.health("api").returncode != 0
@@ -135,7 +135,7 @@ class TestApi:
 
 class TestWorkers:
     @pytest.mark.parametrize("name", WORKERS)
-    def test_it_becomes_healthy_and_stops_when_asked(self, migrated: Host, name: str) -> None:
+    def test_it_becomes_healthy_and_stops_on_request(self, migrated: Host, name: str) -> None:
         for sign in migrated.directory.glob("data/run/*.alive"):
             sign.unlink()
         assert migrated.health(name).returncode == 1

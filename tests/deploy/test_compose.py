@@ -101,7 +101,7 @@ class TestContainment:
         port = dockerfile.load().environment("api")["UVICORN_PORT"]
         assert published == {"api": [f"127.0.0.1:8000:{port}"], "web": ["127.0.0.1:8001:8001"]}
 
-    def test_only_the_api_the_dashboard_and_the_senders_have_a_way_out(self) -> None:
+    def test_only_the_api_the_dashboard_and_the_senders_reach_other_networks(self) -> None:
         inside = [name for name, network in DOCUMENT["networks"].items() if (network or {}).get("internal") is True]
         assert inside == ["backend"]
         assert {name for name, service in ALL.items() if service["networks"] != inside} == {
@@ -111,7 +111,7 @@ class TestContainment:
             "deliveries",
         }
 
-    def test_other_hosts_need_a_network_with_a_way_out(self) -> None:
+    def test_other_hosts_need_a_network_that_is_not_internal(self) -> None:
         assert compose.load({"BACKEND_INTERNAL": "false"})["networks"]["backend"]["internal"] is False
 
 
@@ -128,7 +128,7 @@ class TestSecrets:
             assert not re.search(r"://[^/]*:[^/]*@", value), f"{variable} has a password in it"
 
     @each
-    def test_who_names_a_secret_has_it(self, name: str) -> None:
+    def test_a_service_that_names_a_secret_has_it(self, name: str) -> None:
         named = {Path(value).name for value in _environment(ALL[name]).values() if value.startswith("/run/secrets/")}
         named |= set(re.findall(r"/run/secrets/(\w+)", str(ALL[name].get("command", ""))))
         assert named == set(ALL[name].get("secrets", []))
@@ -154,7 +154,7 @@ class TestHealth:
         program = _health_check(ALL[name])[0]
         assert program in {"postgres": ["pg_isready"], "redis": ["valkey-cli"], "s3": ["nc"]}.get(name, ["python"])
 
-    def test_postgres_is_asked_over_tcp_because_its_first_start_answers_on_the_socket_too_early(self) -> None:
+    def test_postgres_is_checked_over_tcp_because_its_first_start_answers_on_the_socket_too_early(self) -> None:
         assert "--host=127.0.0.1" in _health_check(ALL["postgres"])
 
 
@@ -175,7 +175,7 @@ class TestOrder:
         assert others == {"TUNERY_METRICS_HOST", "TUNERY_METRICS_PORT"}
 
     @each
-    def test_whoever_is_waited_for_healthy_is_checked(self, name: str) -> None:
+    def test_a_service_that_others_need_healthy_has_a_check(self, name: str) -> None:
         for other, condition in _waits(ALL[name]).items():
             assert condition != "service_healthy" or _health_check(ALL[other])
 
@@ -223,7 +223,7 @@ class TestState:
         assert ALL["postgres"]["image"].startswith("postgres:18.")
         assert mounts(ALL["postgres"]) == {"/var/lib/postgresql": ("postgres", False)}
 
-    def test_the_broker_keeps_what_it_has_and_refuses_rather_than_forgets(self) -> None:
+    def test_the_broker_refuses_new_keys_rather_than_evict_old_ones(self) -> None:
         settings = _options(ALL["redis"]["command"])
         assert mounts(ALL["redis"]) == {"/data": ("redis", False)}
         assert settings["appendonly"] == "yes"
@@ -239,11 +239,11 @@ class TestState:
         assert mounts(ALL[name])[ALL[name]["environment"]["TUNERY_DATA_DIR"]] == ("data", False)
 
     @each_user
-    def test_base_models_are_read_only_and_at_one_path_for_everybody(self, name: str) -> None:
+    def test_base_models_are_read_only_and_at_one_path_for_all_services(self, name: str) -> None:
         assert mounts(ALL[name])["/models"] == ("./models", True)
 
     @each_trainer
-    def test_every_cache_lies_on_a_volume(self, name: str) -> None:
+    def test_every_cache_is_on_a_volume(self, name: str) -> None:
         caches = {
             variable: value
             for variable, value in dockerfile.load().environment("worker").items()
@@ -270,7 +270,7 @@ class TestSettings:
         assert ALL[name]["env_file"] == [{"path": "tunery.env", "required": False}]
 
     @each_user
-    def test_nobody_calls_home(self, name: str) -> None:
+    def test_no_library_calls_home(self, name: str) -> None:
         environment = ALL[name]["environment"]
         assert [environment[key] for key in ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK")] == 3 * ["1"]
 

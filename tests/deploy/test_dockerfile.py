@@ -40,7 +40,7 @@ class TestBase:
 
 class TestProcess:
     @each_target
-    def test_nobody_is_root_at_the_end(self, target: str) -> None:
+    def test_the_last_user_is_not_root(self, target: str) -> None:
         assert IMAGES.last(target, "USER").text == "10001:10001"
 
     @each_target

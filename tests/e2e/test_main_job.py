@@ -46,7 +46,7 @@ def finished(client: openai.OpenAI, job_id: str, seconds: float = 400) -> FineTu
 
 @pytest.fixture(scope="module")
 def job(service: Service) -> FineTuningJob:
-    """The main job, on the first 24 example tickets: LoRA knobs in extra_body, a validation file, two epochs."""
+    """The main job, on the first 24 example tickets: LoRA parameters in extra_body, a validation file, two epochs."""
     client = connect(service)
     lines = (EXAMPLE / "train.jsonl").read_bytes().splitlines(keepends=True)[:24]
     training = client.files.create(file=("train.jsonl", b"".join(lines)), purpose="fine-tune")
@@ -67,7 +67,7 @@ def job(service: Service) -> FineTuningJob:
     return done
 
 
-def test_the_job_tells_what_was_trained(job: FineTuningJob) -> None:
+def test_the_job_shows_what_was_trained(job: FineTuningJob) -> None:
     extra = job.model_extra or {}
     assert (extra["lora"]["r"], extra["lora"]["alpha"], len(extra["lora"]["target_modules"])) == (8, 16, 7)
     assert extra["quantization"]["type"] == "nf4"
@@ -88,7 +88,7 @@ def test_strict_response_validation_reads_the_same_objects(service: Service, job
     assert [file.id for file in client.files.list(purpose="fine-tune-results") if file.id in job.result_files]
 
 
-def test_the_events_tell_the_run_in_order(service: Service, job: FineTuningJob) -> None:
+def test_the_events_are_in_the_order_of_the_run(service: Service, job: FineTuningJob) -> None:
     events = list(reversed(list(connect(service).fine_tuning.jobs.list_events(job.id, limit=100))))
     messages = [event.message for event in events]
     told = (

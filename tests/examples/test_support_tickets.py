@@ -45,7 +45,7 @@ class TestSupportTickets:
         for mail, ticket in conversations(name):
             assert all(str(ticket[key]) in mail for key in ("product", "order", "customer"))
 
-    def test_what_is_held_out_was_never_seen(self) -> None:
+    def test_held_out_examples_are_not_in_the_training_file(self) -> None:
         seen = conversations("train.jsonl")
         for name in ("valid.jsonl", "heldout.jsonl"):
             for key in ("product", "order", "customer"):

@@ -125,7 +125,7 @@ def base(tmp_path: Path) -> Path:
     return tmp_path / "base"
 
 
-def test_a_queued_job_with_patterns_trains_and_shows_what_was_asked(
+def test_a_queued_job_with_patterns_trains_and_shows_what_was_requested(
     client: Client, base: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     succeed(client, FACTS["queued"])

@@ -150,7 +150,7 @@ class TestEveryRouteUnderV1:
         assert "repeats the name of the header or the word Bearer" in answer.json()["error"]["message"]
         assert "x-1" not in answer.text
 
-    def test_looks_at_the_key_before_it_reads_a_json_body(self, client: TestClient) -> None:
+    def test_checks_the_key_before_it_reads_a_json_body(self, client: TestClient) -> None:
         answer = client.post("/v1/fine_tuning/jobs", content=b"{not json", headers={"Authorization": "Bearer wrong"})
         assert answer.status_code == 401
 

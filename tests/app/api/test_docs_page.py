@@ -47,7 +47,7 @@ def digest(text: str) -> str:
 
 
 class TestThePage:
-    def test_tells_of_every_operation_with_its_examples(self, page: str) -> None:
+    def test_has_every_operation_with_its_examples(self, page: str) -> None:
         for item in document()["paths"].values():
             for operation in item.values():
                 assert f'<section id="{operation["operationId"]}">' in page

@@ -25,7 +25,7 @@ def staged(storage: Storage, content: bytes = b"hello") -> Path:
     return path
 
 
-def test_what_was_put_is_read_back_and_its_source_is_gone(storage: Storage) -> None:
+def test_what_was_put_is_read_back_and_its_source_is_removed(storage: Storage) -> None:
     source = staged(storage)
     assert storage.put("files/file-1", source).size_bytes == 5
     with storage.open("files/file-1") as file:

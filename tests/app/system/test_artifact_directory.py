@@ -65,7 +65,7 @@ def test_a_broken_manifest_is_refused(directory: Path, content: str) -> None:
         artifact_directory.verify(directory)
 
 
-def test_a_missing_manifest_is_told_without_the_path_of_the_machine(directory: Path) -> None:
+def test_a_missing_manifest_is_an_error_without_the_path_of_the_machine(directory: Path) -> None:
     (directory / artifact_directory.MANIFEST).unlink()
     with pytest.raises(artifact_directory.ManifestMismatch) as refused:
         artifact_directory.read_manifest(directory)

@@ -38,7 +38,7 @@ class TestCoreFlops:
             say(cpuinfo, facts, *flags)
             assert core_flops() == expected, (facts, flags)
 
-    def test_is_a_guess_in_the_middle_where_nothing_is_said(self, cpuinfo: Path) -> None:
+    def test_is_a_guess_in_the_middle_where_the_cpu_is_unknown(self, cpuinfo: Path) -> None:
         assert core_flops() == 2e11
         say(cpuinfo, {"Features": "asimd bf16"})
         assert core_flops() == 2e11

@@ -40,7 +40,7 @@ class TestCandidates:
             "step-000009",
         ]
 
-    def test_a_snapshot_is_none_of_several_even_when_its_manifest_is_gone(self, tmp_path: Path) -> None:
+    def test_a_snapshot_is_none_of_several_even_without_its_manifest(self, tmp_path: Path) -> None:
         (tmp_path / "one").mkdir()
         (tmp_path / "one" / MANIFEST).touch()
         assert snapshot_directories(tmp_path / "one") is None

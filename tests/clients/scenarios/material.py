@@ -15,7 +15,7 @@ WORDS = ("red", "green", "blue", "amber", "violet", "white")
 class Created:
     """Ids of what was queued at the start."""
 
-    main: str  # ten examples, a validation file, knobs in extra_body, everything else "auto"
+    main: str  # ten examples, a validation file, hyperparameters in extra_body, everything else "auto"
     plain: str  # nothing but a model and a file, and a bound on the steps
     dpo: str
     masked: str  # tools, and one example of weight 0

@@ -31,7 +31,7 @@ def test_organization_and_project_headers_are_taken(client: openai.OpenAI) -> No
     assert other.models.retrieve(MODEL).object == "model"
 
 
-def test_a_base_url_without_v1_is_told_what_is_missing() -> None:
+def test_a_base_url_without_v1_is_an_error_that_names_what_is_missing() -> None:
     with connect(base_url=BASE_URL.removesuffix("/v1")) as client, pytest.raises(openai.NotFoundError) as caught:
         client.models.list()
     assert "/models" in caught.value.message
@@ -83,7 +83,7 @@ def test_a_wrong_method_is_an_error_in_the_same_shape(client: openai.OpenAI) -> 
     assert caught.value.message
 
 
-def test_an_id_with_a_slash_is_a_model_whichever_way_it_is_encoded(client: openai.OpenAI) -> None:
+def test_an_id_with_a_slash_is_a_model_in_either_encoding(client: openai.OpenAI) -> None:
     slashed = CONTEXT["slashed_model"]
     assert client.models.retrieve(slashed).id == slashed
     for path in (f"/models/{slashed}", f"/models/{slashed.replace('/', '%2F')}"):

@@ -58,7 +58,7 @@ def test_a_purpose_that_is_not_offered_is_refused(client: openai.OpenAI) -> None
 
 
 @pytest.mark.parametrize("seconds", [3600, 2_592_000])
-def test_a_file_expires_when_told_to(client: openai.OpenAI, seconds: int) -> None:
+def test_a_file_expires_at_the_requested_time(client: openai.OpenAI, seconds: int) -> None:
     file = client.files.create(
         file=b"x", purpose="user_data", expires_after={"anchor": "created_at", "seconds": seconds}
     )
@@ -92,7 +92,7 @@ def test_an_unknown_cursor_and_a_limit_of_zero_are_refused(client: openai.OpenAI
     assert client.files.list(limit=1_000_000).data
 
 
-def test_a_deleted_file_is_gone(client: openai.OpenAI) -> None:
+def test_a_deleted_file_is_a_404(client: openai.OpenAI) -> None:
     file = client.files.create(file=DATA, purpose="fine-tune")
     gone = client.files.delete(file.id)
     assert (gone.id, gone.object, gone.deleted) == (file.id, "file", True)

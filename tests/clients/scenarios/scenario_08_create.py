@@ -49,7 +49,7 @@ def test_explicit_nulls_are_taken(create: Any) -> None:
     assert (job.metadata, job.validation_file) == (None, None)
 
 
-def test_the_knobs_are_the_same_wherever_they_stand(create: Any) -> None:
+def test_the_hyperparameters_are_the_same_in_either_place(create: Any) -> None:
     jobs = [
         create(extra_body={"lora": LORA, "quantization": QUANTIZATION}),
         create(method=supervised(**FLAT)),

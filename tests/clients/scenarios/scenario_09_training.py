@@ -53,7 +53,7 @@ def rows_of(client: openai.OpenAI, job: Any) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text)))
 
 
-def test_a_job_that_succeeded_tells_all_of_it(client: openai.OpenAI, main: Any) -> None:
+def test_a_job_that_succeeded_has_every_field(client: openai.OpenAI, main: Any) -> None:
     job = client.fine_tuning.jobs.retrieve(main.id)
     assert job.status == "succeeded"
     assert job.finished_at
@@ -73,7 +73,7 @@ def test_a_job_that_succeeded_tells_all_of_it(client: openai.OpenAI, main: Any) 
     assert next(iter(client.fine_tuning.jobs.list(metadata={"scenario": "main"}))) == job
 
 
-def test_its_events_tell_the_run_newest_first(client: openai.OpenAI, main: Any) -> None:
+def test_its_events_are_newest_first(client: openai.OpenAI, main: Any) -> None:
     events = list(client.fine_tuning.jobs.list_events(main.id, limit=40))
     messages = [event.message for event in reversed(events)]
     places = [next(i for i, text in enumerate(messages) if text.startswith(told)) for told in TOLD]
@@ -117,7 +117,7 @@ def test_the_last_three_checkpoints_are_kept_and_the_first_is_the_model(client: 
     assert client.models.retrieve(checkpoints[1].fine_tuned_model_checkpoint).object == "model"
 
 
-def test_the_adapter_is_the_same_bytes_whichever_way_it_comes(client: openai.OpenAI, main: Any, tmp_path: Path) -> None:
+def test_the_adapter_is_the_same_bytes_by_every_download(client: openai.OpenAI, main: Any, tmp_path: Path) -> None:
     manifest = client.get(f"/fine_tuning/jobs/{main.id}/adapter", cast_to=object)
     archive_id = extra(main)["adapter"]["archive_file_id"]
     client.files.content(archive_id).write_to_file(tmp_path / "whole.tar")
@@ -166,9 +166,9 @@ def test_an_unchanged_job_is_a_304_which_the_client_raises(client: openai.OpenAI
 @pytest.mark.skipif(CONTEXT["real_model"] is None, reason="the real model trains once, with the newest client")
 def test_the_real_135m_model_learns_too(default: openai.OpenAI) -> None:
     file = default.files.create(file=lines(chats(16)), purpose="fine-tune")
-    knobs: Any = {"n_epochs": 2, "batch_size": 4, "context_length": 128}
+    hyperparameters: Any = {"n_epochs": 2, "batch_size": 4, "context_length": 128}
     job = default.fine_tuning.jobs.create(
-        model=CONTEXT["real_model"], training_file=file.id, suffix="real", hyperparameters=knobs
+        model=CONTEXT["real_model"], training_file=file.id, suffix="real", hyperparameters=hyperparameters
     )
     done = succeeded(default, job.id)
     losses = [float(row["train_loss"]) for row in rows_of(default, done)]

@@ -15,7 +15,7 @@ from world import CONTEXT, KEY, MODEL, ROOT_URL, connect, extra, succeeded
 
 
 def test_a_nebius_script_runs_unchanged(default: openai.OpenAI, tmp_path: Path) -> None:
-    """Knobs flat inside `hyperparameters`, progress by trained_steps, the adapter by checkpoint.result_files."""
+    """LoRA values flat inside `hyperparameters`, progress by trained_steps, the adapter by checkpoint.result_files."""
     client = default
     training_dataset = client.files.create(file=("train.jsonl", lines(chats(10))), purpose="fine-tune")
     validation_dataset = client.files.create(file=("valid.jsonl", lines(chats(5, 50))), purpose="fine-tune")

@@ -77,7 +77,9 @@ def test_tools_are_learned_and_what_has_weight_0_is_not(client: openai.OpenAI, j
     assert job.trained_tokens
 
 
-def test_a_wrong_validation_file_is_told_from_a_wrong_training_file(client: openai.OpenAI, training_file: str) -> None:
+def test_a_wrong_validation_file_is_distinguished_from_a_wrong_training_file(
+    client: openai.OpenAI, training_file: str
+) -> None:
     bad = client.files.create(file=json.dumps(NO_ROLE).encode(), purpose="fine-tune")
     job = client.fine_tuning.jobs.create(model=MODEL, training_file=training_file, validation_file=bad.id)
     done = finished(client, job.id)

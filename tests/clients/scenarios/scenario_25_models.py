@@ -14,18 +14,18 @@ from world import CONTEXT, MAJOR, MODEL, connect, extra, need_route, succeeded
 @pytest.fixture(scope="session")
 def continued(default: openai.OpenAI, jobs: Created, training_file: str) -> Any:
     """A job that goes on from the model of another."""
-    ancestor = succeeded(default, jobs.main).fine_tuned_model
+    parent = succeeded(default, jobs.main).fine_tuned_model
     job = default.fine_tuning.jobs.create(
-        model=ancestor, training_file=training_file, suffix="more", hyperparameters={"n_epochs": 1}
+        model=parent, training_file=training_file, suffix="more", hyperparameters={"n_epochs": 1}
     )
-    assert job.model == ancestor
+    assert job.model == parent
     return succeeded(default, job.id)
 
 
 def test_training_goes_on_from_an_earlier_model(client: openai.OpenAI, jobs: Created, continued: Any) -> None:
-    job, ancestor = client.fine_tuning.jobs.retrieve(continued.id), client.fine_tuning.jobs.retrieve(jobs.main)
+    job, parent = client.fine_tuning.jobs.retrieve(continued.id), client.fine_tuning.jobs.retrieve(jobs.main)
     assert job.status == "succeeded"
-    assert extra(job)["lora"] == extra(ancestor)["lora"]
+    assert extra(job)["lora"] == extra(parent)["lora"]
     assert job.fine_tuned_model
     assert job.fine_tuned_model.startswith(f"ft:{MODEL}:")
     model = client.models.retrieve(job.fine_tuned_model)

@@ -15,8 +15,11 @@ from material import LORA, chats, lines
 from world import BASE_URL, KEY, MAJOR, MODEL, extra
 
 pytestmark = pytest.mark.skipif(MAJOR > 1, reason="openai 2.x and 3.x ship no command line client")
-LORA_KNOBS = {"lora_r": 8, "lora_alpha": 16, "lora_dropout": 0.05, "lora_target_modules": "q_proj,v_proj"}
-KNOBS = LORA_KNOBS | {"n_epochs": 50, "batch_size": 1}  # it still runs when the fifth command has started
+LORA_PARAMETERS = {"lora_r": 8, "lora_alpha": 16, "lora_dropout": 0.05, "lora_target_modules": "q_proj,v_proj"}
+HYPERPARAMETERS = LORA_PARAMETERS | {
+    "n_epochs": 50,
+    "batch_size": 1,
+}  # it still runs when the fifth command has started
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -57,10 +60,10 @@ def test_files_are_created_and_listed(data_set: str) -> None:
     assert file["id"] in {listed["id"] for listed in ask_for_all("files.list")}
 
 
-def test_a_job_takes_every_knob_through_one_option(default: openai.OpenAI, data_set: str) -> None:
+def test_a_job_accepts_every_hyperparameter_through_one_option(default: openai.OpenAI, data_set: str) -> None:
     file = ask("files.create", "-f", data_set, "-p", "fine-tune")
     create = ("fine_tuning.jobs.create", "-m", MODEL, "-F", file["id"], "-s", "cli")
-    job = ask(*create, "-H", json.dumps(KNOBS))
+    job = ask(*create, "-H", json.dumps(HYPERPARAMETERS))
     assert ask("fine_tuning.jobs.retrieve", "-i", job["id"])["hyperparameters"]["n_epochs"] == 50
     assert job["id"] in {listed["id"] for listed in ask("fine_tuning.jobs.list")["data"]}
     assert ask("fine_tuning.jobs.list_events", "-i", job["id"])["data"]
@@ -70,13 +73,13 @@ def test_a_job_takes_every_knob_through_one_option(default: openai.OpenAI, data_
     assert job["lora"] == extra(same)["lora"]
 
 
-def test_a_typo_is_told(data_set: str) -> None:
+def test_a_typo_is_reported(data_set: str) -> None:
     file = ask("files.create", "-f", data_set, "-p", "fine-tune")
     done = run("fine_tuning.jobs.create", "-m", MODEL, "-F", file["id"], "-H", '{"lora_rnk": 8}')
     assert done.returncode != 0
     assert "hyperparameters.lora_rnk" in done.stderr + done.stdout
 
 
-def test_models_are_listed_and_told(data_set: str) -> None:
+def test_models_are_listed_and_shown(data_set: str) -> None:
     assert MODEL in {model["id"] for model in ask_for_all("models.list")}
     assert ask("models.retrieve", "-i", MODEL)["id"] == MODEL

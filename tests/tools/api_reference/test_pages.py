@@ -87,7 +87,7 @@ class TestEveryOperation:
                 ]
                 assert not errors, f"{name}: the example of {what}"
 
-    def test_tells_what_every_parameter_and_field_means(self, name: str) -> None:
+    def test_says_what_every_parameter_and_field_means(self, name: str) -> None:
         operation = OPERATIONS[name]
         silent = [one["name"] for one in operation.get("parameters", ()) if not one.get("description")]
         for content in operation.get("requestBody", {}).get("content", {}).values():

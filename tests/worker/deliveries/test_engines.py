@@ -234,7 +234,7 @@ class TestCheckByAnswers:
         state, check = self.check(delivery, server, difference=0.1)
         assert (state, check["verdict"]) == ("failed", Verdict.DIFFERS)
 
-    def test_answers_that_differ_at_once_tell_too_little(
+    def test_answers_that_differ_at_the_first_token_decide_nothing(
         self, delivery: DeliveryHarness, server: EngineStandIn
     ) -> None:
         prompts = [each.model_copy(update={"top": [8, *each.top[1:]]}) for each in self.LONG.prompts]
@@ -304,7 +304,7 @@ class TestFaults:
             delivery.attempt_due()
         assert (delivery.delivery(job).state, len(server.loaded)) == ("delivered", 1)
 
-    def test_a_model_deleted_while_the_engine_is_asked_is_unloaded_afterwards(
+    def test_a_model_deleted_during_the_request_is_unloaded_afterwards(
         self, delivery: DeliveryHarness, server: EngineStandIn
     ) -> None:
         delivery.target(destination(delivery, server))

@@ -142,7 +142,7 @@ class TestFaultyBucket:
             delivery.attempt_due()
             assert (delivery.delivery(job).state, delivery.delivery(job).error) == ("delivered", None)
 
-    def test_a_bucket_that_is_full_half_way_has_no_adapter_that_readers_find(
+    def test_a_bucket_that_becomes_full_has_no_adapter_that_readers_find(
         self, delivery: DeliveryHarness, rclone: S3Server
     ) -> None:
         proxy = FaultyProxy(rclone)

@@ -94,8 +94,8 @@ def test_a_job_with_older_line_rules_is_paused_and_resumes(
 def test_a_job_learns_preferences(harness: WorkerHarness, tmp_path: Path) -> None:
     allow_slow_training(harness)
     pairs, valid = (make_tiny_pairs(tmp_path / f"{seed}.jsonl", 12, seed=seed).read_bytes() for seed in (1, 2))
-    knobs = {"beta": 0.5, "n_epochs": 2, "batch_size": 4, "learning_rate": 0.01}
-    method = {"type": "dpo", "dpo": {"hyperparameters": knobs}}
+    hyperparameters = {"beta": 0.5, "n_epochs": 2, "batch_size": 4, "learning_rate": 0.01}
+    method = {"type": "dpo", "dpo": {"hyperparameters": hyperparameters}}
     job = harness.create_job(pairs, validation=valid, body={"method": method, "lora": {"r": 4}})
     assert Validator(harness.resources, "cpu0@test#1").run_next()
     train(harness)

@@ -68,7 +68,7 @@ TAKEN: dict[str, tuple[Any, ...]] = {
     "quantization": ({},),
 }
 NUMBERS = (7, 1.5)
-TAKEN_KNOBS: dict[str, tuple[Any, ...]] = {
+TAKEN_HYPERPARAMETERS: dict[str, tuple[Any, ...]] = {
     "n_epochs": (7,),
     "batch_size": (7,),
     "learning_rate_multiplier": NUMBERS,
@@ -182,7 +182,9 @@ class TestEveryBody:
             assert error_of(answer, "cancel")["code"] == "invalid_job_state"
 
     @pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "deflate", "br", "zstd", "GZIP", "gzip, gzip", "lzma"])
-    def test_that_is_compressed_is_asked_for_as_it_is(self, client: TestClient, encoding: str) -> None:
+    def test_that_is_compressed_is_refused_with_a_request_for_plain_content(
+        self, client: TestClient, encoding: str
+    ) -> None:
         declared = {"filename": "a.bin", "purpose": "user_data", "bytes": 3, "mime_type": "application/octet-stream"}
         upload = client.post("/v1/uploads", json=declared).json()["id"]
         for method, url in (("POST", JOBS), ("POST", "/v1/files"), ("PUT", f"/v1/uploads/{upload}/content")):
@@ -219,11 +221,13 @@ class TestEveryType:
         for field, taken in TAKEN.items():
             self._try(client, {"model": base_model, "training_file": training_file}, (field,), taken)
 
-    def test_of_a_knob(self, client: TestClient, base_model: str, training_file: str) -> None:
+    def test_of_a_parameter(self, client: TestClient, base_model: str, training_file: str) -> None:
         body = {"model": base_model, "training_file": training_file}
-        for knob, taken in TAKEN_KNOBS.items():
-            self._try(client, body, ("hyperparameters", knob), taken)
-        self._try(client, body, ("method", "supervised", "hyperparameters", "n_epochs"), TAKEN_KNOBS["n_epochs"])
+        for parameter, taken in TAKEN_HYPERPARAMETERS.items():
+            self._try(client, body, ("hyperparameters", parameter), taken)
+        self._try(
+            client, body, ("method", "supervised", "hyperparameters", "n_epochs"), TAKEN_HYPERPARAMETERS["n_epochs"]
+        )
 
     def _try(self, client: TestClient, body: dict[str, Any], path: tuple[str, ...], taken: tuple[Any, ...]) -> None:
         for value in VALUES:

@@ -71,7 +71,7 @@ class TestEveryError:
             assert answer.headers["allow"] == allowed
             assert allowed in str(error_of(answer)["message"])
 
-    def test_of_a_query_is_a_400_with_its_param_and_tells_all(self, client: TestClient) -> None:
+    def test_of_a_query_is_a_400_with_its_param_and_every_problem(self, client: TestClient) -> None:
         answer = client.get("/v1/files?limit=no&order=up")
         assert answer.status_code == 400
         error = error_of(answer)
@@ -79,12 +79,12 @@ class TestEveryError:
         assert "order" in str(error["message"])
         assert '"up"' in str(error["message"])
 
-    def test_of_a_nul_is_told_before_postgresql_sees_it(self, client: TestClient) -> None:
+    def test_of_a_nul_is_raised_before_postgresql_receives_it(self, client: TestClient) -> None:
         assert client.get("/v1/files?after=%00").status_code == 400
         assert client.get("/v1/files/file-%00").status_code == 404
         assert error_of(client.get("/v1/models/a%00"))["code"] == "unknown_url"
 
-    def test_that_nobody_foresaw_tells_nothing_of_the_inside(self, app: FastAPI, client: TestClient) -> None:
+    def test_that_is_unexpected_discloses_no_internals(self, app: FastAPI, client: TestClient) -> None:
         def fail() -> None:
             raise ZeroDivisionError("secret detail")
 
@@ -121,7 +121,7 @@ class TestEveryError:
         assert ("retry-after" in answer.headers) == (status == 503)
         assert answer.headers.get("x-should-retry") == ("false" if status == 507 else None)
 
-    def test_of_a_commit_is_told_instead_of_success(self, app: FastAPI, client: TestClient) -> None:
+    def test_of_a_commit_is_returned_instead_of_success(self, app: FastAPI, client: TestClient) -> None:
         def lose(_session: Session) -> None:
             raise OperationalError("COMMIT", {}, Exception("connection lost"))
 
@@ -134,8 +134,8 @@ class TestEveryError:
         assert client.get("/change").status_code == 503
 
     def test_message_is_bounded(self, client: TestClient) -> None:
-        knobs = {f"knob_{n}": 1 for n in range(10_000)}
-        answer = client.post("/v1/fine_tuning/jobs", json=knobs)
+        hyperparameters = {f"parameter_{n}": 1 for n in range(10_000)}
+        answer = client.post("/v1/fine_tuning/jobs", json=hyperparameters)
         assert len(str(error_of(answer)["message"])) < 5_000
 
 

@@ -27,7 +27,7 @@ HOSTILE: tuple[Any, ...] = (
 )  # fmt: skip
 WORDS = ("", "x", "it's", "-1", "1.5", "9" * 30, "NaN", "null", "[]", "x" * 3_000, "%0a%e2%80%ae", "%ff")
 MAX_DEPTH = 5
-CREATE = "/v1/fine_tuning/jobs"  # the knobs are tried here alone; a plan and a clone read them in the same way
+CREATE = "/v1/fine_tuning/jobs"  # hyperparameters are tried here alone; a plan and a clone read them in the same way
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def admin(client: TestClient, sessions: Sessions, project: Project) -> TestClien
 
 
 class TestEveryMessage:
-    def test_about_a_body_speaks_json(
+    def test_about_a_body_uses_json_terms(
         self, admin: TestClient, app: FastAPI, succeeded: Job, training_file: str
     ) -> None:
         document, said = app.openapi(), set()
@@ -62,7 +62,7 @@ class TestEveryMessage:
         assert len(said) > 300
         check(said)
 
-    def test_about_a_query_speaks_json(self, admin: TestClient, app: FastAPI, succeeded: Job) -> None:
+    def test_about_a_query_uses_json_terms(self, admin: TestClient, app: FastAPI, succeeded: Job) -> None:
         said = set()
         for method, path, operation in operations(app.openapi()):
             for parameter in operation.get("parameters", ()):

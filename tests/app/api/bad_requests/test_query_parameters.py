@@ -103,7 +103,7 @@ class TestAnUnknownParameter:
         for name in ("limit: ", "order: "):
             assert name in error["message"]
 
-    def test_of_a_route_without_parameters_is_told_so(self, client: TestClient) -> None:
+    def test_of_a_route_without_parameters_is_a_400(self, client: TestClient) -> None:
         assert error_of(client.get("/v1/models?limit=1"))["message"] == (
             'unknown query parameter "limit"; GET /v1/models takes none'
         )
@@ -121,7 +121,7 @@ class TestAnUnknownParameter:
             ("/v1/files/file-x/content?download=1", None),
         ],
     )  # fmt: skip
-    def test_in_brackets_or_of_a_stream_is_seen_too(self, admin: TestClient, url: str, meant: str | None) -> None:
+    def test_in_brackets_or_of_a_stream_is_a_400_too(self, admin: TestClient, url: str, meant: str | None) -> None:
         error = error_of(admin.get(url))
         assert error["code"] == "unknown_parameter"
         assert (f'did you mean "{meant}"?' in error["message"]) == (meant is not None)

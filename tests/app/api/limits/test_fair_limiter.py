@@ -53,7 +53,7 @@ def test_no_owner_has_more_than_its_share() -> None:
     assert asyncio.run(scenario()) == ["a1", "b1"]
 
 
-def test_who_gives_up_waiting_leaves_nothing_behind() -> None:
+def test_a_cancelled_wait_leaves_nothing_behind() -> None:
     async def scenario() -> None:
         limiter = FairLimiter(1)
         await limiter.acquire("a")

@@ -35,7 +35,7 @@ def refused(answer: Any, param: str | None, code: str = "insufficient_quota") ->
 
 class TestRequestsPerSecond:
     @pytest.mark.parametrize("path", ["/v1/files", f"{JOBS}/ftjob-none"])
-    def test_above_the_limit_are_429_until_the_time_told(
+    def test_above_the_limit_are_429_until_the_time_in_retry_after(
         self, client: TestClient, sessions: Sessions, path: str
     ) -> None:
         limit(sessions, max_requests_per_second=1)
@@ -46,7 +46,7 @@ class TestRequestsPerSecond:
         assert 0 < int(second.headers["retry-after-ms"]) <= 1000
         assert "x-should-retry" not in second.headers
 
-    def test_are_told_of_with_every_answer(self, client: TestClient, sessions: Sessions) -> None:
+    def test_are_in_the_headers_of_every_response(self, client: TestClient, sessions: Sessions) -> None:
         limit(sessions, max_requests_per_second=1000)
         for path in ("/v1/files", f"{JOBS}/ftjob-none", "/v1/files?limit=no"):
             answer = client.get(path)
@@ -85,7 +85,7 @@ class TestStoredBytes:
         assert len(client.get("/v1/files").json()["data"]) == 2
         assert len([path for path in storage.staging.parent.rglob("file-*") if path.is_file()]) == 2
 
-    def test_count_until_the_bytes_are_gone(self, upload: Upload, client: TestClient, sessions: Sessions) -> None:
+    def test_count_until_the_bytes_are_deleted(self, upload: Upload, client: TestClient, sessions: Sessions) -> None:
         limit(sessions, max_stored_bytes=5)
         file_id = upload(b"12345", purpose="batch").json()["id"]
         client.delete(f"/v1/files/{file_id}")
@@ -129,7 +129,7 @@ class TestQueuedJobs:
         assert (refusal.value.code, refusal.value.param) == ("insufficient_quota", "max_queued_jobs")
         assert len(sent) == 2
 
-    def test_make_room_when_one_of_them_runs_and_count_again_when_it_resumes(
+    def test_do_not_count_one_that_runs_and_count_it_again_when_it_resumes(
         self, client: TestClient, sessions: Sessions, training_file: str, base_model: str
     ) -> None:
         limit(sessions, max_queued_jobs=1)
@@ -142,7 +142,7 @@ class TestQueuedJobs:
         refused(client.post(f"{JOBS}/{first}/resume"), "max_queued_jobs")
         assert client.get(f"{JOBS}/{first}").json()["status"] == "paused"
 
-    def test_a_wrong_state_is_told_before_a_full_queue(
+    def test_a_wrong_state_is_reported_before_a_full_queue(
         self, client: TestClient, sessions: Sessions, training_file: str, base_model: str
     ) -> None:
         job_id = client.post(JOBS, json={"model": base_model, "training_file": training_file}).json()["id"]

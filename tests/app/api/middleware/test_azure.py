@@ -57,12 +57,14 @@ class TestATrainingType:
         assert f"trainingType {as_json(kind)} was ignored" in events[0]["message"]
 
     @pytest.mark.parametrize("kind", ["hourly", "", "1", 0, 2, 1.0, True, {}])
-    def test_of_nobody_is_refused(self, client: TestClient, base_model: str, upload: Upload, kind: object) -> None:
+    def test_that_does_not_exist_is_refused(
+        self, client: TestClient, base_model: str, upload: Upload, kind: object
+    ) -> None:
         body = {"model": base_model, "training_file": upload().json()["id"], "trainingType": kind}
         answer = client.post("/v1/fine_tuning/jobs", json=body)
         assert answer.status_code == 400
         assert answer.json()["error"]["param"] == "trainingType"
 
-    def test_is_among_what_an_unknown_key_is_told(self, client: TestClient) -> None:
+    def test_is_among_the_parameters_that_an_unknown_one_lists(self, client: TestClient) -> None:
         error = client.post("/v1/fine_tuning/jobs", json={"traningType": "standard"}).json()["error"]
         assert "trainingType" in error["message"]

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[4]
 OUTSIDE = "http://192.0.2.7:8000"
 
 
-class TestAskedHost:
+class TestBindHost:
     @pytest.mark.parametrize(
         ("arguments", "environment", "host"),
         [
@@ -35,7 +35,7 @@ class TestAskedHost:
             (["--host"], {}, ""),
         ],
     )
-    def test_is_what_uvicorn_was_told(self, arguments: list[str], environment: dict[str, str], host: str) -> None:
+    def test_is_the_host_given_to_uvicorn(self, arguments: list[str], environment: dict[str, str], host: str) -> None:
         assert bootstrap_guard.bind_host(["uvicorn", *arguments], environment) == host
 
 
@@ -90,7 +90,7 @@ class TestTheStart:
         assert "Uvicorn running" not in done.stderr
 
 
-class TestTheDoor:
+class TestTheGuard:
     """Where a server listens is its own affair; through which address a request came in is on the connection."""
 
     def test_is_closed_to_other_machines_until_there_is_a_key(
@@ -108,7 +108,7 @@ class TestTheDoor:
             assert outside.get("/healthz").status_code == 200
             assert outside.get("/v1/files", headers={"Authorization": f"Bearer {secret}"}).status_code == 200
 
-    def test_stays_closed_while_nobody_can_look(self, storage: LocalStorage, tmp_path: Path) -> None:
+    def test_stays_closed_while_the_database_is_unavailable(self, storage: LocalStorage, tmp_path: Path) -> None:
         away = Settings(database_url="postgresql://me@127.0.0.1:1/x", redis_url="redis://nowhere", data_dir=tmp_path)
         with TestClient(create_app(away, storage=storage), base_url=OUTSIDE) as outside:
             answer = outside.get("/healthz")

@@ -28,7 +28,7 @@ INNER = {"properties": {name: {"type": "integer"} for name in "abcd"}}
         ({}, "anything"),
     ],
 )
-def test_a_schema_is_said_in_a_few_words(schema: dict[str, Any], said: str) -> None:
+def test_a_schema_is_described_in_a_few_words(schema: dict[str, Any], said: str) -> None:
     assert schema_text.type_name(schema) == said
 
 
@@ -41,7 +41,7 @@ class TestFields:
         paths = [row.path for row in schema_text.fields(schema, document)]
         assert paths == ["one", "one.x", "many", "many[].a", "many[].b", "many[].c", "many[].d"]
 
-    def test_that_were_told_before_are_told_once(self) -> None:
+    def test_that_were_listed_before_are_listed_once(self) -> None:
         more = {"properties": INNER["properties"] | {"e": {"type": "string"}}}
         schema = {"properties": {"first": INNER, "same": INNER, "outer": {"properties": {"more": more}}}}
         told = [(row.path, row.description) for row in schema_text.fields(schema, {})][5:]
@@ -50,7 +50,7 @@ class TestFields:
             ("outer.more.*", "As in `first`, and:"), ("outer.more.e", ""),
         ]  # fmt: skip
 
-    def test_are_told_at_the_top_rather_than_deep_inside(self) -> None:
+    def test_are_listed_at_the_top_rather_than_deep_inside(self) -> None:
         deep = {"properties": {"again": INNER}}
         paths = [row.path for row in schema_text.fields({"properties": {"deep": deep, "top": INNER}}, {})]
         assert paths == ["deep", "deep.again", "deep.again.*", "top", "top.a", "top.b", "top.c", "top.d"]

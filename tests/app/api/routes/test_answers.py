@@ -129,7 +129,7 @@ class TestPassedOn:
         assert server.asked[0].headers["x-request-id"] == "trace-1"
         assert api_key not in str(server.asked[0].headers)
 
-    def test_an_engine_whose_key_cannot_be_decrypted_is_not_asked(
+    def test_an_engine_whose_key_cannot_be_decrypted_gets_no_request(
         self, client: TestClient, server: AnsweringEngine, delivered: Deliverer
     ) -> None:
         model = delivered(server.url, api_key="engine-secret")
@@ -168,7 +168,7 @@ class TestAccess:
             permissions.grant(session, session.get_one(TunedModel, model), [other.id])
         assert client.post(CHAT, json=body, headers=headers).json()["model"] == model
 
-    def test_a_withdrawn_or_deleted_model_is_not_asked(
+    def test_a_withdrawn_or_deleted_model_gets_no_request(
         self, client: TestClient, server: AnsweringEngine, delivered: Deliverer
     ) -> None:
         model = delivered(server.url)
@@ -265,7 +265,7 @@ class TestErrors:
         assert "start the engine" in message
 
     @pytest.mark.parametrize("fault", [None, (500, {}, b"{}"), (404, {}, b"{}")])
-    def test_another_server_is_asked_first(
+    def test_another_server_is_tried_first(
         self, client: TestClient, server: AnsweringEngine, delivered: Deliverer, fault: Any
     ) -> None:
         with answering(AnsweringEngine(fault=fault)) as bad:

@@ -132,7 +132,7 @@ class TestChange:
         body = {"destination": {"kind": "directory", "path": str(tmp_path)}}
         assert "cannot become another kind" in error(client.post(f"{PATH}/production", json=body))
 
-    def test_a_deleted_one_is_gone_and_its_name_is_free(self, client: TestClient, tmp_path: Path) -> None:
+    def test_a_deleted_one_is_a_404_and_its_name_is_free(self, client: TestClient, tmp_path: Path) -> None:
         client.post(PATH, json=vllm(tmp_path))
         assert client.delete(f"{PATH}/production").json()["deleted"] is True
         assert client.get(f"{PATH}/production").status_code == 404

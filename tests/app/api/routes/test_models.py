@@ -19,7 +19,7 @@ def succeeded(sessions: Sessions, storage: LocalStorage, project: Project, base_
 
 
 class TestList:
-    def test_has_base_models_with_what_may_be_asked_of_them(self, client: TestClient, base_model: str) -> None:
+    def test_has_base_models_with_their_lora_limits(self, client: TestClient, base_model: str) -> None:
         body = client.get("/v1/models").json()
         assert body["object"] == "list"
         (model,) = body["data"]
@@ -58,14 +58,14 @@ class TestGet:
         answer = client.get("/v1/models/gpt-4o")
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
 
-    def test_without_a_name_is_told_of_the_list(self, client: TestClient) -> None:
+    def test_without_a_name_is_an_error_that_names_the_list(self, client: TestClient) -> None:
         for method in ("GET", "DELETE"):
             error = client.request(method, "/v1/models/").json()["error"]
             assert (error["code"], "/v1/models?" in error["message"]) == ("unknown_url", True)
 
 
 class TestDelete:
-    def test_forgets_a_trained_model(self, client: TestClient, succeeded: Job) -> None:
+    def test_deletes_a_trained_model(self, client: TestClient, succeeded: Job) -> None:
         path = f"/v1/models/{succeeded.fine_tuned_model}"
         assert client.delete(path).json() == {"id": succeeded.fine_tuned_model, "object": "model", "deleted": True}
         assert client.get(path).status_code == 404

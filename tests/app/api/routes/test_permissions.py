@@ -110,8 +110,8 @@ class TestSharing:
         assert (again.status_code, again.json()["error"]["param"]) == (404, "permission_id")
 
 
-class TestWhoMay:
-    def test_an_ordinary_key_looks_and_changes_nothing(
+class TestAllowedKeys:
+    def test_an_ordinary_key_reads_and_changes_nothing(
         self, client: TestClient, share: Any, other: Project, path: str
     ) -> None:
         permission = share(other.id).json()["data"][0]["id"]
@@ -121,7 +121,7 @@ class TestWhoMay:
             assert (answer.status_code, answer.json()["error"]["code"]) == (403, "permission_denied")
             assert "admin key" in answer.json()["error"]["message"]
 
-    def test_a_model_that_does_not_exist_is_a_404_for_everybody(
+    def test_a_model_that_does_not_exist_is_a_404_for_every_key(
         self, client: TestClient, admin: dict[str, str]
     ) -> None:
         for headers in (admin, {}):

@@ -84,7 +84,7 @@ class TestWorkers:
         assert (gpu["status"], gpu["job_id"], gpu["models"], gpu["labels"]) == ("busy", scene[0].id, ["tiny"], ["fast"])
         assert "host7" not in str(listed)
 
-    def test_of_another_projects_job_nothing_is_told(
+    def test_of_another_projects_job_nothing_is_disclosed(
         self, client: TestClient, scene: list[Job], foreign_headers: dict[str, str], admin: dict[str, str]
     ) -> None:
         def gpu(headers: dict[str, str]) -> dict[str, Any]:
@@ -100,7 +100,7 @@ class TestCreate:
     def body(self, training_file: str, **more: Any) -> dict[str, Any]:
         return {"model": "tiny", "training_file": training_file} | more
 
-    def test_echoes_what_was_asked_of_the_queue(self, client: TestClient, base_model: str, training_file: str) -> None:
+    def test_returns_the_requested_queue_options(self, client: TestClient, base_model: str, training_file: str) -> None:
         asked = self.body(training_file, priority=-3, worker_labels=["b=1", "a", "a"])
         job = client.post(JOBS, json=asked).json()
         assert (job["priority"], job["urgent"], job["worker_labels"]) == (-3, False, ["a", "b=1"])
@@ -117,7 +117,7 @@ class TestCreate:
         ],
         ids=str,
     )
-    def test_refuses_what_is_no_wish_of_this_kind(
+    def test_refuses_invalid_queue_options(
         self, client: TestClient, base_model: str, training_file: str, wrong: dict[str, Any]
     ) -> None:
         answer = client.post(JOBS, json=self.body(training_file, **wrong))

@@ -120,14 +120,16 @@ class TestWait:
         answer = waiting.result()
         assert (answer.status_code, answer.json()["status"]) == (200, "running")
 
-    def test_answers_at_once_who_has_an_older_one(self, http: httpx2.Client, job: Job, sessions: Sessions) -> None:
+    def test_returns_at_once_if_the_client_has_an_older_one(
+        self, http: httpx2.Client, job: Job, sessions: Sessions
+    ) -> None:
         etag = http.get(path_of(job)).headers["etag"]
         with transaction(sessions) as session:
             validate_job(session)
         answer = http.get(path_of(job), params={"wait": 60}, headers={"If-None-Match": etag}, timeout=AT_ONCE)
         assert answer.json()["status"] == "queued"
 
-    def test_is_a_304_when_time_is_over_and_a_200_for_who_has_nothing(self, http: httpx2.Client, job: Job) -> None:
+    def test_is_a_304_at_the_timeout_and_a_200_without_an_etag(self, http: httpx2.Client, job: Job) -> None:
         first = http.get(path_of(job), params={"wait": 0.2})
         assert first.status_code == 200
         known = {"If-None-Match": first.headers["etag"]}
@@ -188,7 +190,7 @@ class TestWait:
                 until(lambda: connection.scalar(text(BUSY)) == 0, "idle connections", seconds=2)
             assert {each.result().status_code for each in waiting} == {304}
 
-    def test_fifty_who_hear_of_one_change_share_their_looks(
+    def test_fifty_waiting_requests_share_the_reads_after_one_change(
         self, app: FastAPI, api_key: str, job: Job, sessions: Sessions, engine: Engine, aside: Callable[..., Any],
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:  # fmt: skip
@@ -211,7 +213,7 @@ class TestWait:
             assert {each.result().json()["status"] for each in waiting} == {"queued"}
         assert len(looks) < 50  # three each would be 150
 
-    def test_who_hangs_up_is_waited_for_no_longer(self, app: FastAPI, api_key: str, job: Job) -> None:
+    def test_ends_when_the_client_disconnects(self, app: FastAPI, api_key: str, job: Job) -> None:
         with serve(app) as server, client_of(server, api_key) as http:
             changes = app.state.app_state.notifications
             for path in (f"{path_of(job)}?wait=60", path_of(job, "events", "stream"), "events/stream"):
@@ -257,7 +259,7 @@ class TestLists:
 
 
 class TestJobStream:
-    def test_replays_then_tells_each_event_once_in_order_and_ends_with_the_job(
+    def test_replays_then_sends_each_event_once_in_order_and_ends_with_the_job(
         self, http: httpx2.Client, running: Job, sessions: Sessions, storage: LocalStorage, project: Project,
         aside: Callable[..., Any],
     ) -> None:  # fmt: skip
@@ -286,9 +288,7 @@ class TestJobStream:
             assert [int(frame["id"]) for frame in told] == list(range(1, len(events) + 1))
             assert [json.loads(frame["data"]) for frame in told] == events
 
-    def test_goes_on_after_the_last_event_that_was_seen(
-        self, http: httpx2.Client, job: Job, sessions: Sessions
-    ) -> None:
+    def test_continues_after_the_last_event_id(self, http: httpx2.Client, job: Job, sessions: Sessions) -> None:
         with transaction(sessions) as session:
             jobs.cancel(session, job.project_id, job.id)
         stream = path_of(job, "events", "stream")
@@ -333,7 +333,7 @@ class TestJobStream:
 
 
 class TestProjectStream:
-    def test_tells_which_job_changed_and_of_no_other_project_s(
+    def test_names_the_changed_job_and_none_of_another_project(
         self, http: httpx2.Client, running: Job, sessions: Sessions, storage: LocalStorage, engine: Engine
     ) -> None:
         with transaction(sessions) as session:

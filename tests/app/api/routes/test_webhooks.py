@@ -75,7 +75,7 @@ class TestCreate:
     def test_refuses_what_is_wrong_by_its_name(self, create: Create, changes: dict[str, Any], param: str) -> None:
         assert error_of(create(**changes))["param"] == param
 
-    def test_tells_all_problems_at_once(self, create: Create) -> None:
+    def test_reports_all_problems_at_once(self, create: Create) -> None:
         message = error_of(create(url="http://10.0.0.1/", event_types=["nothing"]))["message"]
         assert "url:" in message
         assert "event_types:" in message

@@ -84,7 +84,7 @@ class TestRequestedSpan:
         assert requested_range({"range": "bytes=0-1", "if-range": ETAG}, ETAG, 100) == ByteRange(0, 2, 100)
 
 
-class TestIsKnown:
+class TestMatchesEtag:
     def test_compares_weakly_and_with_lists(self) -> None:
         assert matches_etag({"if-none-match": ETAG}, ETAG)
         assert matches_etag({"if-none-match": f'"x", W/{ETAG}'}, ETAG)

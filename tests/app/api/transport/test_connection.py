@@ -364,7 +364,7 @@ class TestFraming:
 
 
 class TestAConnectionInThisProcess:
-    def test_parses_a_body_of_tiny_chunks_in_turns_with_everybody_else(self, settings: Settings) -> None:
+    def test_parses_a_body_of_tiny_chunks_without_blocking_other_requests(self, settings: Settings) -> None:
         """A megabyte of them took seconds, in which no other request was answered."""
         size = 20 * MAX_EVENTS_AT_ONCE
         pieces: list[int] = []

@@ -81,7 +81,7 @@ class TestHead:
             client.head(url)
         assert entries() == before
 
-    def test_of_a_job_answers_304_to_who_has_it(self, client: TestClient, succeeded: Job) -> None:
+    def test_of_a_job_is_a_304_with_its_etag(self, client: TestClient, succeeded: Job) -> None:
         url = f"/v1/fine_tuning/jobs/{succeeded.id}"
         etag = client.head(url).headers["etag"]
         assert client.head(url, headers={"If-None-Match": etag}).status_code == 304

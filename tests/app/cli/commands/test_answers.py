@@ -47,7 +47,7 @@ def test_the_answer_is_streamed_to_standard_output(tunery: Tunery, model: str, e
     assert "temperature" not in asked.body
 
 
-def test_an_engine_that_dies_in_the_middle_is_an_error_after_what_it_said(
+def test_an_engine_that_dies_in_the_middle_is_an_error_after_its_text(
     tunery: Tunery, model: str, engine_server: AnsweringEngine
 ) -> None:
     engine_server.dies_after = 2

@@ -58,7 +58,7 @@ class TestPlace:
         assert f"uses {place} instead" in capsys.readouterr().err.replace("\n", " ")
 
 
-class TestTold:
+class TestPrintingNewLines:
     def test_new_lines_of_the_log_are_printed_without_the_key(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

@@ -76,7 +76,7 @@ class TestAdminKey:
         with transaction(sessions) as session:
             assert keys.find_by_secret(session, created) is None
 
-    def test_an_owner_who_took_the_file_away_does_not_get_another_key(self, sessions: Sessions, layout: Layout) -> None:
+    def test_a_removed_key_file_is_not_replaced_by_another_key(self, sessions: Sessions, layout: Layout) -> None:
         first_run.ensure_admin_key(sessions, layout)
         layout.admin_key.unlink()
         assert first_run.ensure_admin_key(sessions, layout) is None

@@ -63,17 +63,17 @@ class TestWidths:
         assert any(TUNED in line for line in shown(("id", "kind"), [(TUNED, "trained")], width))
 
 
-def test_where_there_is_room_everything_stands_in_one_line() -> None:
+def test_with_enough_width_a_row_is_one_line() -> None:
     table = fit_table(TITLES, [ROW], 250)
     assert table.lines[1].plain.split("  ") == list(ROW)
     assert table.hidden_titles == []
 
 
-def test_columns_without_room_are_named() -> None:
+def test_columns_that_do_not_fit_are_named() -> None:
     assert fit_table(TITLES, [ROW], 80).hidden_titles == ["model", "fine-tuned model"]
 
 
-def test_where_nothing_has_room_beside_the_id_a_row_has_several_lines_and_loses_nothing() -> None:
+def test_where_nothing_fits_beside_the_id_a_row_has_several_lines_and_loses_nothing() -> None:
     lines = shown(TITLES, [ROW], 40)
     assert lines[0] == JOB
     assert fit_table(TITLES, [ROW], 40).hidden_titles == []

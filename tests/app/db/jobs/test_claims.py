@@ -275,9 +275,7 @@ class TestEnds:
                 session.execute(update(Job).where(Job.id == job.id).values(run_after=text("clock_timestamp()")))
         assert delays == [pytest.approx(10, abs=2), pytest.approx(20, abs=2)]
 
-    def test_an_attempt_that_dies_while_a_pause_was_asked_for_is_paused(
-        self, sessions: Sessions, queued: MakeJob
-    ) -> None:
+    def test_an_attempt_that_dies_after_a_request_to_pause_is_paused(self, sessions: Sessions, queued: MakeJob) -> None:
         job = queued()
         claimed = claim(sessions)
         assert claimed is not None

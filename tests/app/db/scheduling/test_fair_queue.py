@@ -69,8 +69,8 @@ def two(sessions: Sessions) -> Sessions:
     return sessions
 
 
-class TestTurns:
-    def test_the_project_that_has_used_least_goes_first_whoever_came_first(self, two: Sessions) -> None:
+class TestOrder:
+    def test_the_project_that_has_used_least_goes_first_in_any_order_of_creation(self, two: Sessions) -> None:
         with transaction(two) as session:
             for number in range(2):
                 add_job(session, f"a{number}", "a")

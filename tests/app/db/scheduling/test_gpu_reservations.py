@@ -142,7 +142,7 @@ class TestEnd:
         lose(card, "a0")
         assert take(card, "w1") == "a1"
 
-    def test_a_cancelled_job_keeps_its_memory_until_its_trainer_is_gone(self, card: Sessions) -> None:
+    def test_a_cancelled_job_keeps_its_memory_until_its_trainer_has_ended(self, card: Sessions) -> None:
         add(card, "a0", needed=LARGE)
         add(card, "a1")
         assert take(card, "w0") == "a0"
@@ -156,7 +156,7 @@ class TestEnd:
             session.execute(update(Attempt).where(Attempt.job_id == "a0").values(ended_at=past))
         assert take(card, "w1") == "a1"
 
-    def test_the_slot_of_a_cancelled_job_claims_again_as_its_trainer_is_gone(self, card: Sessions) -> None:
+    def test_the_slot_of_a_cancelled_job_claims_again_as_its_trainer_has_ended(self, card: Sessions) -> None:
         add(card, "a0", needed=LARGE)
         add(card, "a1")
         assert take(card, "w0") == "a0"

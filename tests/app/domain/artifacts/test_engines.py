@@ -53,7 +53,7 @@ def test_an_adapter_has_no_problem_exactly_where_an_engine_computes_what_peft_co
     assert {str(engine) for engine in Engine if not incompatibilities(engine, lora)} == RIGHT[kind]
 
 
-def test_a_wrong_scale_is_told_from_a_refusal() -> None:
+def test_a_wrong_scale_is_distinguished_from_a_refusal() -> None:
     (problem,) = incompatibilities(Engine.LLAMA_CPP, spec(use_rslora=True))
     assert (problem.feature, problem.rule.result) == (Feature.RSLORA, LoadResult.WRONG)
     (problem,) = incompatibilities(Engine.VLLM, spec(use_dora=True))

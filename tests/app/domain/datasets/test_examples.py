@@ -206,7 +206,7 @@ class TestReadExamples:
             ({"prompt": "a", "completion": "b", "label": 1}, 'an extra key "label"'),
         ],
     )
-    def test_what_is_wrong_is_said_with_line_and_message(self, example: Any, said: str) -> None:
+    def test_a_problem_is_reported_with_line_and_message(self, example: Any, said: str) -> None:
         findings = findings_of(example)
         assert findings
         assert findings[0].startswith("Line 1: ")
@@ -223,7 +223,7 @@ class TestReadExamples:
             ({"text": "a"}, "is a JSON object"),
         ],
     )
-    def test_content_that_is_no_text_is_told_what_may_stand_there(self, content: Any, said: str) -> None:
+    def test_content_that_is_no_text_is_an_error_that_names_the_allowed_types(self, content: Any, said: str) -> None:
         (message,) = findings_of({"messages": [{"role": "user", "content": content}, CHAT["messages"][-1]]})
         assert f"message 1 (user): content {said}" in message
         assert 'parts such as {"type": "text", "text": "..."}' in message
@@ -459,7 +459,7 @@ class TestPairs:
             ({"chosen": [SAID]}, 'an extra key "chosen"'),
         ],
     )
-    def test_what_is_wrong_is_said(self, change: Any, said: str) -> None:
+    def test_a_problem_is_reported(self, change: Any, said: str) -> None:
         findings = findings_of(PAIR | change, method="dpo")
         assert findings
         assert said in findings[0]
@@ -478,5 +478,5 @@ class TestPairs:
         ([(2, "a"), (2, "b")], "Line 2: a. Line 2: b."),
     ],
 )
-def test_what_is_wrong_with_several_lines_is_told_once(found: list[tuple[int, str]], text: str) -> None:
+def test_a_problem_of_several_lines_is_reported_once(found: list[tuple[int, str]], text: str) -> None:
     assert format_findings([Finding(line, message) for line, message in found]) == text

@@ -70,7 +70,7 @@ def chat(*turns: tuple[str, str], **extra: Any) -> Example:
     return Example(1, messages=tuple(messages))
 
 
-def test_a_template_that_asks_for_the_time_is_told_the_renderers_each_time(base: Path) -> None:
+def test_a_template_that_reads_the_time_gets_the_renderers_each_time(base: Path) -> None:
     known, then = load_renderer(base), datetime(2026, 11, 26, 23, 59, 59)
     template = "{{ strftime_now('%d %b %Y %H:%M:%S.%f') }}" + MARKED
     renderer = Renderer(known.tokenizer, template, known.special_tokens, now=then)
@@ -99,7 +99,7 @@ def test_the_tokens_before_an_answer_are_those_of_the_prompt_at_serving(
     assert not document.labelled[len(prompt) - 1]
 
 
-def test_a_turn_with_weight_zero_is_seen_but_not_learned(renderer: Renderer) -> None:
+def test_a_turn_with_weight_zero_is_read_but_not_learned(renderer: Renderer) -> None:
     messages = (*chat(("a", "first")).messages, *chat(("b", "second")).messages)
     messages[1]["weight"] = 0
     (document,) = renderer.documents(Example(1, messages=messages))

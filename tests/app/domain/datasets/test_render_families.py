@@ -110,7 +110,7 @@ def _begins_with_the_prompt_at_serving(renderer: Renderer, documents: list[Docum
 
 @given(turns=TURNS, learns=st.lists(st.booleans(), min_size=3, max_size=3))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=20)
-def test_turns_of_weight_zero_are_seen_and_not_learned(
+def test_turns_of_weight_zero_are_read_and_not_learned(
     family: Family, renderer: Renderer, turns: list[tuple[str, str]], learns: list[bool]
 ) -> None:
     messages = conversation(turns, None)
@@ -182,7 +182,7 @@ class TestTools:
             learned_by(renderer_of(CHATML), QUESTION, {"role": "assistant", "content": "no idea"}, tools=(TOOL,))
 
     @pytest.mark.parametrize("is_pair", [False, True])
-    def test_so_are_calls_that_are_seen_and_not_learned(self, renderer_of: Any, is_pair: bool) -> None:
+    def test_so_are_calls_that_are_read_and_not_learned(self, renderer_of: Any, is_pair: bool) -> None:
         call = {"role": "assistant", "content": "", "tool_calls": [CALL]} | ({} if is_pair else {"weight": 0})
         asked, answer = (QUESTION, call, QUESTION), {"role": "assistant", "content": "It is cold."}
         more = {"preferred": (answer,), "non_preferred": (answer,)} if is_pair else {}
@@ -241,7 +241,7 @@ class TestEnds:
         assert renderer.stops == ("<|endoftext|>", "<|end|>")
         assert renderer.stop_ids == [renderer.tokenizer.token_to_id(stop) for stop in renderer.stops]
 
-    def test_config_json_is_asked_where_there_is_no_generation_config(self, tmp_path: Path) -> None:
+    def test_config_json_is_read_where_there_is_no_generation_config(self, tmp_path: Path) -> None:
         tokenizer = make_tokenizer()
         directory = write_family(tmp_path, Family("it", CHATML, "<|endoftext|>", "<|im_end|>"), tokenizer)
         (directory / "config.json").write_text(json.dumps({"eos_token_id": tokenizer.token_to_id("<|im_end|>")}))

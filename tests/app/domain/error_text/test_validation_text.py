@@ -57,7 +57,7 @@ class TestSentence:
         of_a_query = {"bool_parsing", "int_parsing", "int_parsing_size", "float_parsing"}  # in test_messages.py
         assert seen | of_a_query == {*RULES, *LENGTHS}
 
-    def test_speaks_json_and_names_its_field(self, errors: list[tuple[type[BaseModel], ErrorDetails]]) -> None:
+    def test_uses_json_terms_and_names_its_field(self, errors: list[tuple[type[BaseModel], ErrorDetails]]) -> None:
         assert len(errors) > 1_000
         for model, error in errors:
             (problem,) = as_problems([error], model)

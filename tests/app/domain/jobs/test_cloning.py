@@ -32,7 +32,7 @@ def cloned(entry: catalog.CatalogEntry, spec: JobSpec, overrides: dict[str, Any]
 
 
 BODY: dict[str, Any] = {"training_file": "file-t", "model": "tiny", "seed": 5}
-KNOBS = st.fixed_dictionaries(
+HYPERPARAMETERS = st.fixed_dictionaries(
     {},
     optional={
         "n_epochs": st.integers(1, 50),
@@ -68,19 +68,19 @@ METHOD = st.sampled_from(["supervised", "dpo"])
 
 class TestTheSame:
     @settings(max_examples=60, deadline=None)
-    @given(knobs=KNOBS, lora=LORA, quantization=QUANTIZATION, method=METHOD)
+    @given(hyperparameters=HYPERPARAMETERS, lora=LORA, quantization=QUANTIZATION, method=METHOD)
     def test_a_clone_without_overrides_trains_the_same(
-        self, entry: catalog.CatalogEntry, knobs: Any, lora: Any, quantization: Any, method: str
+        self, entry: catalog.CatalogEntry, hyperparameters: Any, lora: Any, quantization: Any, method: str
     ) -> None:
-        kind = {"type": method, method: {"hyperparameters": knobs}}
+        kind = {"type": method, method: {"hyperparameters": hyperparameters}}
         asked = BODY | {"method": kind, "lora": lora, "quantization": quantization, "validation_file": "file-v"}
         spec = spec_of(entry, asked)
         again = cloned(entry, spec, {}, "file-v")
         # The rate is written out as a number, which is all that training reads.
-        knobs_again = again.hyperparameters.model_copy(
+        hyperparameters_again = again.hyperparameters.model_copy(
             update={"learning_rate_multiplier": spec.hyperparameters.learning_rate_multiplier}
         )
-        assert again.model_copy(update={"hyperparameters": knobs_again}) == spec
+        assert again.model_copy(update={"hyperparameters": hyperparameters_again}) == spec
         assert again.hyperparameters.learning_rate_multiplier is None
         assert cloned(entry, again, {}, "file-v") == again
 
@@ -152,7 +152,7 @@ class TestOverrides:
         back = cloned(entry, again, {"method": {"type": "supervised"}}, None)
         assert (back.method, back.hyperparameters.beta) == ("supervised", None)
 
-    def test_a_knob_of_the_originals_method_needs_no_method(self, entry: catalog.CatalogEntry) -> None:
+    def test_a_parameter_of_the_originals_method_needs_no_method(self, entry: catalog.CatalogEntry) -> None:
         spec = spec_of(entry, BODY | {"method": {"type": "dpo"}})
         assert cloned(entry, spec, {"hyperparameters": {"beta": 0.3}}, None).hyperparameters.beta == 0.3
 

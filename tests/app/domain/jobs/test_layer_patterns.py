@@ -82,7 +82,7 @@ class TestMatching:
         assert all(get_pattern_key([key], layer) == layer for layer in LAYERS)
         assert "fits no target module" in problems(rank_pattern={key: 2})[0]
 
-    def test_gives_peft_keys_that_mean_what_was_asked_for(self) -> None:
+    def test_gives_peft_keys_that_select_the_requested_layers(self) -> None:
         asked = lora(
             rank_pattern={"q_proj": 2, r"layers\.1\..*up_proj": 6}, alpha_pattern={"k_proj": 3, r"layers\.\d\.mlp.*": 1}
         )
@@ -95,7 +95,7 @@ class TestMatching:
             assert given.alpha_pattern.get(get_pattern_key(given.alpha_pattern, layer), 8) == alpha_of(given, layer)
         assert given.rank_pattern.keys() <= {re.escape(layer) for layer in LAYERS}
 
-    def test_looks_at_targets_alone(self) -> None:
+    def test_considers_targets_alone(self) -> None:
         assert matched(target_modules=["q_proj"], rank_pattern={".*": 2}).rank_pattern.keys() == {
             re.escape(layer) for layer in LAYERS if layer.endswith("q_proj")
         }

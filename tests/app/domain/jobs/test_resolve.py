@@ -48,7 +48,7 @@ def refusal(**body: Any) -> BadRequest:
 
 
 class TestDefaults:
-    def test_nothing_asked_means_qlora_on_every_linear_layer(self) -> None:
+    def test_the_default_is_qlora_on_every_linear_layer(self) -> None:
         spec = spec_of()
         assert (spec.lora.r, spec.lora.alpha, spec.lora.dropout) == (16, 32.0, 0.0)
         assert spec.lora.target_modules == ("k_proj", "q_proj", "up_proj", "v_proj")
@@ -65,7 +65,7 @@ class TestDefaults:
             (None, False),
         ],
     )
-    def test_only_a_type_that_nobody_named_may_become_a_faster_one(self, quantization: Any, is_free: bool) -> None:
+    def test_only_a_type_that_the_request_omits_may_become_a_faster_one(self, quantization: Any, is_free: bool) -> None:
         assert spec_of(quantization=quantization).dtype_is_free is is_free
         assert spec_of().dtype_is_free
 
@@ -102,12 +102,12 @@ class TestDefaults:
         plain, strong = spec_of(), spec_of(lora={"r": 64})
         assert strong.hyperparameters.learning_rate < plain.hyperparameters.learning_rate
 
-    @pytest.mark.parametrize("knob", ["lora_r", "lora_alpha", "lora_dropout"])
-    def test_a_number_that_came_as_text_is_quoted_as_it_came(self, knob: str) -> None:
-        assert ': "8" is not ' in refusal(**hyper(**{knob: "8"})).message
+    @pytest.mark.parametrize("parameter", ["lora_r", "lora_alpha", "lora_dropout"])
+    def test_a_number_that_came_as_text_is_quoted_as_it_came(self, parameter: str) -> None:
+        assert ': "8" is not ' in refusal(**hyper(**{parameter: "8"})).message
 
     @pytest.mark.parametrize("kind", ["supervised", "dpo"])
-    def test_what_a_job_shows_may_be_asked_for_again(self, kind: str) -> None:
+    def test_what_a_job_shows_may_be_requested_again(self, kind: str) -> None:
         """Scripts copy the `method` of a job; OpenAI's client adds the methods that it knows, as null."""
         nulls = {"supervised": None, "dpo": None, "reinforcement": None}
         first = spec_of(method={**nulls, "type": kind, kind: {"hyperparameters": {"learning_rate_multiplier": 2}}})
@@ -146,13 +146,13 @@ class TestAliases:
     def test_every_spelling_of_no_quantization(self, body: dict[str, Any]) -> None:
         assert spec_of(**body).quantization is None
 
-    def test_one_knob_with_two_values_names_both_paths(self) -> None:
+    def test_one_parameter_with_two_values_names_both_paths(self) -> None:
         error = refusal(lora={"r": 8}, hyperparameters={"lora_r": 16})
         assert error.code == "conflicting_parameters"
         assert "lora.r = 8" in error.message
         assert "hyperparameters.lora_r = 16" in error.message
 
-    def test_quantization_asked_for_and_declined_is_a_conflict(self) -> None:
+    def test_quantization_requested_and_declined_is_a_conflict(self) -> None:
         assert refusal(quantization={"bits": 4}, **hyper(load_in_4bit=False)).code == "conflicting_parameters"
 
 
@@ -214,16 +214,16 @@ class TestRefusals:
 
     @pytest.mark.parametrize("value", [1e308, 5e-324, 1e300, -1e308, 2**62, -(2**62)])
     @pytest.mark.parametrize(
-        "knob",
+        "parameter",
         [
             "learning_rate_multiplier", "learning_rate", "warmup_ratio", "weight_decay", "max_grad_norm", "lora_alpha",
             "lora_dropout", "beta", "n_epochs", "batch_size", "context_length", "max_steps", "eval_steps", "lora_r",
         ],
     )  # fmt: skip
-    def test_an_absurd_number_is_refused_with_the_bounds(self, knob: str, value: float) -> None:
-        if value == 5e-324 and knob in ("warmup_ratio", "weight_decay", "lora_dropout"):
+    def test_an_absurd_number_is_refused_with_the_bounds(self, parameter: str, value: float) -> None:
+        if value == 5e-324 and parameter in ("warmup_ratio", "weight_decay", "lora_dropout"):
             pytest.skip("as good as 0, which is allowed")
-        error = refusal(validation_file="file-1", **dpo(**{knob: value}))
+        error = refusal(validation_file="file-1", **dpo(**{parameter: value}))
         assert re.search(r"is not a (whole )?number from [0-9.e-]+ to [0-9.e+]+$", error.message)
 
     @pytest.mark.parametrize("value", [1e308, 5e-324])
@@ -237,8 +237,13 @@ class TestRefusals:
         assert "allowed are from 1e-12 to 10" in error.message
 
     def test_the_bounds_themselves_and_what_people_use_are_taken(self) -> None:
-        knobs = {"learning_rate_multiplier": 0.1, "weight_decay": 0.1, "max_grad_norm": 1e9, "lora_alpha": 1024}
-        assert spec_of(**hyper(**knobs)).hyperparameters.max_grad_norm == 1e9
+        hyperparameters = {
+            "learning_rate_multiplier": 0.1,
+            "weight_decay": 0.1,
+            "max_grad_norm": 1e9,
+            "lora_alpha": 1024,
+        }
+        assert spec_of(**hyper(**hyperparameters)).hyperparameters.max_grad_norm == 1e9
         for rate in (bounds.LEARNING_RATE.minimum, 1e-6, 1e-2, bounds.LEARNING_RATE.maximum):
             assert spec_of(**hyper(learning_rate=rate)).hyperparameters.learning_rate == rate
 
@@ -262,7 +267,7 @@ class TestRefusals:
         assert isinstance(error, UnknownParameter)
         assert (error.param, error.code) == (param, "unknown_parameter")
 
-    def test_all_problems_are_told_at_once(self) -> None:
+    def test_all_problems_are_reported_at_once(self) -> None:
         lora = {"dropout": 1, "target_modules": ["x"], "rnk": 3}
         error = refusal(lora=lora, quantization={"bits": 3}, **hyper(n_epochs=0, batch_size=0, epochs=1))
         for name in ("lora.dropout", "lora.target_modules", "lora.rnk", "n_epochs", "batch_size", "epochs", "bits"):
@@ -277,18 +282,18 @@ class TestRefusals:
 
 
 class TestDpo:
-    def test_beta_is_a_tenth_when_nothing_or_auto_is_said(self) -> None:
+    def test_beta_is_a_tenth_by_default_and_with_auto(self) -> None:
         for body in (dpo(), dpo(beta="auto"), {"method": {"type": "dpo"}}):
             spec = spec_of(**body)
             assert (spec.method, spec.hyperparameters.beta) == ("dpo", 0.1)
 
-    def test_every_knob_works_as_under_supervised(self) -> None:
-        knobs = {"n_epochs": 2, "batch_size": 3, "learning_rate": 1e-5, "packing": False, "lora_r": 8}
-        one, other = spec_of(seed=1, **dpo(**knobs, beta=0.5)), spec_of(seed=1, **hyper(**knobs))
+    def test_every_hyperparameter_works_as_under_supervised(self) -> None:
+        hyperparameters = {"n_epochs": 2, "batch_size": 3, "learning_rate": 1e-5, "packing": False, "lora_r": 8}
+        one, other = spec_of(seed=1, **dpo(**hyperparameters, beta=0.5)), spec_of(seed=1, **hyper(**hyperparameters))
         assert one.hyperparameters == other.hyperparameters.model_copy(update={"beta": 0.5})
         assert one.lora == other.lora
 
-    def test_the_older_place_of_the_knobs_works_too(self) -> None:
+    def test_the_older_place_of_the_hyperparameters_works_too(self) -> None:
         body = {"method": {"type": "dpo"}, "hyperparameters": {"beta": 0.3, "n_epochs": 2}}
         assert spec_of(**body).hyperparameters.beta == 0.3
 

@@ -19,7 +19,7 @@ def digests() -> RollingDigestCache:
 
 
 class TestGetAt:
-    def test_is_where_the_parts_end_that_were_seen(self, digests: RollingDigestCache) -> None:
+    def test_is_where_the_received_parts_end(self, digests: RollingDigestCache) -> None:
         assert digests.get_at("upload_1", 3) is ABC
         assert digests.get_at("upload_1", 2) is None
         assert digests.get_at("upload_2", 3) is None
@@ -45,7 +45,7 @@ class TestMatchingPrefix:
 
 
 class TestMemory:
-    def test_holds_the_uploads_that_were_seen_last(self, digests: RollingDigestCache) -> None:
+    def test_holds_the_uploads_that_were_used_last(self, digests: RollingDigestCache) -> None:
         digests.store("upload_2", ABC)
         digests.store("upload_1", ABC)
         digests.store("upload_3", ABC)
@@ -54,7 +54,7 @@ class TestMemory:
             "upload_3",
         ]
 
-    def test_forgets_an_upload_that_is_complete(self, digests: RollingDigestCache) -> None:
+    def test_drops_an_upload_that_is_complete(self, digests: RollingDigestCache) -> None:
         digests.remove("upload_1")
         digests.remove("upload_1")
         assert digests.get_at("upload_1", 3) is None

@@ -24,7 +24,7 @@ def dataset_of(*documents: tuple[list[int], list[int]]) -> TokenizedDataset:
 
 
 class TestPackBatches:
-    def test_documents_lie_end_to_end_and_positions_restart_with_each(self) -> None:
+    def test_documents_are_end_to_end_and_positions_restart_with_each(self) -> None:
         dataset = dataset_of(([5, 6, 7], [1, 2]), ([8, 9], [1]))
         (batch,) = pack_batches(dataset, [0, 1], 10)
         assert batch.tokens_T.tolist() == [5, 6, 7, 8, 9]

@@ -106,7 +106,7 @@ class TestContent:
         assert (answer.status_code, answer.content, answer.headers["content-length"]) == (200, b"", "0")
         assert client.get(path, headers={"Range": "bytes=0-"}).status_code == 416
 
-    def test_whose_bytes_are_gone_is_a_404(self, client: TestClient, path: str, storage: LocalStorage) -> None:
+    def test_whose_bytes_are_deleted_is_a_404(self, client: TestClient, path: str, storage: LocalStorage) -> None:
         storage.delete(f"files/{path.split('/')[3]}")
         assert client.get(path).status_code == 404
 

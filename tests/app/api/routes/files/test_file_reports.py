@@ -131,7 +131,7 @@ class TestReport:
         assert [document["side"] for document in body["rows"][0]["documents"]] == ["preferred", "non_preferred"]
         assert report(client, file, method="supervised")["findings"]["count"] == 10
 
-    def test_too_few_rows_are_told_as_a_job_would(self, client: TestClient, upload: Upload) -> None:
+    def test_too_few_rows_are_the_finding_that_a_job_has(self, client: TestClient, upload: Upload) -> None:
         body = report(client, upload(chat_lines(9)).json()["id"])
         assert (body["valid"], body["message"]) == (False, "The file has 9 example(s), but must have at least 10.")
 
@@ -154,7 +154,7 @@ class TestLargeFiles:
         monkeypatch.setattr(check_process, "MAX_IN_PROCESS_BYTES", 0)
         assert report(client, training_file, validation_file=held_out) == here
 
-    def test_are_tokenized_in_part_and_that_is_said(
+    def test_are_tokenized_in_part_and_the_report_says_so(
         self, client: TestClient, upload: Upload, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         content = jsonl(*[chat("a", f"{n:03}") for n in range(40)], {"messages": []})
@@ -165,7 +165,7 @@ class TestLargeFiles:
         assert body["findings"]["count"] == 1
         assert "the file is large, so only one of 4 rows was tokenized" in body["message"]
 
-    def test_that_take_too_long_are_read_in_part_and_that_is_said(
+    def test_that_take_too_long_are_read_in_part_and_the_report_says_so(
         self, client: TestClient, training_file: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(profile, "READ_TIMEOUT_SECONDS", 0.0)

@@ -69,7 +69,7 @@ class TestUpload:
         assert body["filename"] == kept
         assert left_on_disk(storage) == [body["id"]]
 
-    def test_expires_when_it_was_told_to(self, upload: Upload) -> None:
+    def test_expires_at_the_requested_time(self, upload: Upload) -> None:
         fields = {"expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"}
         body = upload(GOOD, **fields).json()
         assert body["expires_at"] == body["created_at"] + 3600
@@ -132,7 +132,7 @@ class TestUploadOfADataset:
         assert reason in error["message"]
         assert (rows(sessions), left_on_disk(storage)) == (0, [])
 
-    def test_tells_ten_findings_at_once_and_no_more(self, upload: Upload) -> None:
+    def test_lists_ten_findings_at_once_and_no_more(self, upload: Upload) -> None:
         message = upload(b"x\n" * 50).json()["error"]["message"]
         assert "Line 10: " in message
         assert "Line 11: " not in message
@@ -229,7 +229,9 @@ class TestOverASocket:
             assert connection.recv(100).startswith(b"HTTP/1.1 400")
         assert left_on_disk(storage) == []
 
-    def test_a_wrong_key_is_told_before_the_body_is_sent(self, live_server: LiveServer, storage: LocalStorage) -> None:
+    def test_a_wrong_key_is_refused_before_the_body_is_sent(
+        self, live_server: LiveServer, storage: LocalStorage
+    ) -> None:
         with raw_connection(live_server) as connection:
             connection.sendall(request_head(live_server, "wrong", 100_000_000))
             assert connection.recv(100).startswith(b"HTTP/1.1 401")

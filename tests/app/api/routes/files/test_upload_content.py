@@ -164,7 +164,7 @@ class TestPut:
         assert "ended at byte 1,000" in error_of(put(url, iter([CONTENT[:1000]])))["message"]
         assert offset(client, url) == 1000
 
-    def test_is_not_there_for_a_stranger(
+    def test_is_a_404_for_another_project(
         self, client: TestClient, begin: Begin, foreign_headers: dict[str, str]
     ) -> None:
         url = begin()

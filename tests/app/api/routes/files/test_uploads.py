@@ -103,7 +103,7 @@ class TestBegin:
         body = {"filename": "a", "purpose": "batch", "mime_type": "text/plain", "bytes": 5} | fields
         assert error_of(client.post("/v1/uploads", json=body))["param"] == param
 
-    def test_tells_all_that_is_missing_at_once(self, client: TestClient) -> None:
+    def test_lists_all_that_is_missing_at_once(self, client: TestClient) -> None:
         error = error_of(client.post("/v1/uploads", json={}))
         assert error["code"] == "missing_required_parameter"
         assert all(name in error["message"] for name in ("filename", "purpose", "bytes", "mime_type"))

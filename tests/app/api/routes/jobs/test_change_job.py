@@ -128,7 +128,7 @@ class TestMetadata:
 
 
 class TestAChange:
-    def test_is_told_of_in_the_events_and_in_the_audit_log(
+    def test_is_in_the_events_and_in_the_audit_log(
         self, client: TestClient, waiting: list[Job], sessions: Sessions
     ) -> None:
         job = waiting[0]
@@ -147,7 +147,7 @@ class TestAChange:
         }
         assert len(entries) == 3
 
-    def test_is_another_etag_for_who_polls(self, client: TestClient, waiting: list[Job]) -> None:
+    def test_changes_the_etag_for_polling_clients(self, client: TestClient, waiting: list[Job]) -> None:
         paths = (f"{JOBS}/{waiting[0].id}", JOBS)
         before = [client.get(path).headers["etag"] for path in paths]
         change(client, waiting[0], metadata={"c": "d"})

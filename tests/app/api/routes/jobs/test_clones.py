@@ -40,7 +40,7 @@ def original(client: TestClient, base_model: str, upload: Upload) -> dict[str, A
     return job
 
 
-def knobs(job: dict[str, Any]) -> dict[str, Any]:
+def hyperparameters(job: dict[str, Any]) -> dict[str, Any]:
     return dict(job["method"]["supervised"]["hyperparameters"])
 
 
@@ -56,14 +56,14 @@ class TestClone:
         assert {key: clone[key] for key in SAME} == {key: original[key] for key in SAME}
         assert clone["request"] == {}
         written_out = {"learning_rate_multiplier": None}
-        assert knobs(clone) == knobs(original) | written_out
+        assert hyperparameters(clone) == hyperparameters(original) | written_out
         assert client.get(f"{JOBS}/{clone['id']}").json()["cloned_from"] == original["id"]
 
     def test_overrides_are_laid_over_it(self, client: TestClient, original: dict[str, Any]) -> None:
         changes = {"lora": {"alpha": 32}, "hyperparameters": {"n_epochs": 5}, "metadata": {"try": "2"}, "seed": 9}
         clone = client.post(f"{JOBS}/{original['id']}/clone", json=changes).json()
         assert clone["lora"] == original["lora"] | {"alpha": 32}
-        assert (knobs(clone)["n_epochs"], knobs(clone)["eval_steps"]) == (5, 3)
+        assert (hyperparameters(clone)["n_epochs"], hyperparameters(clone)["eval_steps"]) == (5, 3)
         assert clone["request"] == changes
         assert (clone["metadata"], clone["seed"]) == ({"team": "a", "try": "2"}, 9)
 
@@ -93,7 +93,7 @@ class TestClone:
             ({"metadata": {str(n): "x" for n in range(16)}}, "metadata", "invalid_value"),
             ({"method": "dpo"}, "method", "invalid_type"),
         ],
-        ids=["bound", "typo", "type", "knob without its file", "null", "too much metadata", "method"],
+        ids=["bound", "typo", "type", "parameter without its file", "null", "too much metadata", "method"],
     )
     def test_what_create_refuses_is_refused(
         self, client: TestClient, original: dict[str, Any], changes: dict[str, Any], param: str, code: str

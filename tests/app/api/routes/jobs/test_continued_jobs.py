@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("base_model")
 
 
 @pytest.fixture
-def ancestor(sessions: Sessions, storage: LocalStorage, project: Project, base_model: str) -> Job:
+def parent(sessions: Sessions, storage: LocalStorage, project: Project, base_model: str) -> Job:
     lora = {
         "r": 4,
         "alpha": 6,
@@ -33,9 +33,9 @@ def ancestor(sessions: Sessions, storage: LocalStorage, project: Project, base_m
 
 
 @pytest.fixture
-def create(client: TestClient, training_file: str, ancestor: Job) -> Any:
+def create(client: TestClient, training_file: str, parent: Job) -> Any:
     def send(**body: Any) -> Response:
-        asked = {"model": ancestor.fine_tuned_model, "training_file": training_file} | body
+        asked = {"model": parent.fine_tuned_model, "training_file": training_file} | body
         return client.post("/v1/fine_tuning/jobs", json=asked)
 
     return send
@@ -53,20 +53,20 @@ def purgeable(sessions: Sessions) -> list[str]:
 
 
 class TestCreate:
-    def test_follows_the_earlier_adapter(self, create: Any, ancestor: Job, client: TestClient) -> None:
+    def test_follows_the_earlier_adapter(self, create: Any, parent: Job, client: TestClient) -> None:
         body = create().json()
         JobBody.model_validate(body)
-        assert body["model"] == ancestor.fine_tuned_model
-        assert body["lora"] == ancestor.spec["lora"]
-        assert client.get(f"/v1/fine_tuning/jobs/{body['id']}").json()["model"] == ancestor.fine_tuned_model
+        assert body["model"] == parent.fine_tuned_model
+        assert body["lora"] == parent.spec["lora"]
+        assert client.get(f"/v1/fine_tuning/jobs/{body['id']}").json()["model"] == parent.fine_tuned_model
 
-    def test_also_goes_on_from_a_checkpoint(self, create: Any, client: TestClient, ancestor: Job) -> None:
-        page = client.get(f"/v1/fine_tuning/jobs/{ancestor.id}/checkpoints").json()["data"]
+    def test_also_goes_on_from_a_checkpoint(self, create: Any, client: TestClient, parent: Job) -> None:
+        page = client.get(f"/v1/fine_tuning/jobs/{parent.id}/checkpoints").json()["data"]
         name = page[1]["fine_tuned_model_checkpoint"]
         assert ":ckpt-step-" in name
         assert create(model=name).json()["model"] == name
 
-    def test_with_a_knob_that_contradicts_it_is_a_400_with_both_values(self, create: Any) -> None:
+    def test_with_a_parameter_that_contradicts_it_is_a_400_with_both_values(self, create: Any) -> None:
         error = create(lora={"r": 8}).json()["error"]
         assert (error["param"], error["code"]) == ("lora.r", "conflicting_parameters")
         assert "8 contradicts the 4" in error["message"]
@@ -76,11 +76,11 @@ class TestCreate:
         eight = create(quantization={"bits": 8}).json()["quantization"]
         assert eight == {"bits": 8, "type": None, "double_quant": None, "compute_dtype": "bfloat16"}
 
-    def test_a_trained_model_says_that_it_can_be_tuned(self, client: TestClient, ancestor: Job) -> None:
-        assert client.get(f"/v1/models/{ancestor.fine_tuned_model}").json()["fine_tunable"] is True
+    def test_a_trained_model_says_that_it_can_be_tuned(self, client: TestClient, parent: Job) -> None:
+        assert client.get(f"/v1/models/{parent.fine_tuned_model}").json()["fine_tunable"] is True
 
     def test_of_another_projects_model_is_a_404(
-        self, client: TestClient, ancestor: Job, foreign_headers: dict[str, str], upload: Any
+        self, client: TestClient, parent: Job, foreign_headers: dict[str, str], upload: Any
     ) -> None:
         theirs = client.post(
             "/v1/files",
@@ -88,31 +88,31 @@ class TestCreate:
             files={"file": ("train.jsonl", b'{"prompt": "a", "completion": "b"}\n' * 12)},
             headers=foreign_headers,
         ).json()["id"]
-        body = {"model": ancestor.fine_tuned_model, "training_file": theirs}
+        body = {"model": parent.fine_tuned_model, "training_file": theirs}
         assert client.post("/v1/fine_tuning/jobs", json=body, headers=foreign_headers).status_code == 404
 
-    def test_of_a_deleted_model_is_a_404(self, create: Any, client: TestClient, ancestor: Job) -> None:
-        client.delete(f"/v1/models/{ancestor.fine_tuned_model}")
+    def test_of_a_deleted_model_is_a_404(self, create: Any, client: TestClient, parent: Job) -> None:
+        client.delete(f"/v1/models/{parent.fine_tuned_model}")
         assert create().status_code == 404
 
     def test_of_a_model_whose_files_were_deleted_is_a_400(
-        self, create: Any, client: TestClient, sessions: Sessions, ancestor: Job
+        self, create: Any, client: TestClient, sessions: Sessions, parent: Job
     ) -> None:
-        client.delete(f"/v1/files/{files_of(sessions, ancestor.fine_tuned_model)[0]}")
+        client.delete(f"/v1/files/{files_of(sessions, parent.fine_tuned_model)[0]}")
         error = create().json()["error"]
         assert error["param"] == "model"
         assert "files of its adapter were deleted" in error["message"]
 
 
-class TestDeletingTheAncestor:
-    """Once a job was accepted, its ancestor can be forgotten like a training file; its bytes stay meanwhile."""
+class TestDeletingTheParentAdapter:
+    """Once a job was accepted, its parent can be forgotten like a training file; its bytes stay meanwhile."""
 
     def test_leaves_the_bytes_until_no_unfinished_job_needs_them(
-        self, create: Any, client: TestClient, sessions: Sessions, ancestor: Job
+        self, create: Any, client: TestClient, sessions: Sessions, parent: Job
     ) -> None:
         job_id = create().json()["id"]
-        needed = files_of(sessions, ancestor.fine_tuned_model)
-        assert client.delete(f"/v1/models/{ancestor.fine_tuned_model}").status_code == 200
+        needed = files_of(sessions, parent.fine_tuned_model)
+        assert client.delete(f"/v1/models/{parent.fine_tuned_model}").status_code == 200
         for file_id in needed:
             assert client.delete(f"/v1/files/{file_id}").status_code == 200
         assert not set(purgeable(sessions)) & set(needed)
@@ -120,18 +120,18 @@ class TestDeletingTheAncestor:
         assert set(purgeable(sessions)) == set(needed)
 
     def test_the_files_of_other_checkpoints_are_not_held(
-        self, create: Any, client: TestClient, sessions: Sessions, ancestor: Job
+        self, create: Any, client: TestClient, sessions: Sessions, parent: Job
     ) -> None:
         create()
-        page = client.get(f"/v1/fine_tuning/jobs/{ancestor.id}/checkpoints").json()["data"]
+        page = client.get(f"/v1/fine_tuning/jobs/{parent.id}/checkpoints").json()["data"]
         other = page[2]["result_files"][0]
         client.delete(f"/v1/files/{other}")
         assert purgeable(sessions) == [other]
 
     def test_while_a_job_is_being_created_nothing_is_purged(
-        self, sessions: Sessions, ancestor: Job, project: Project
+        self, sessions: Sessions, parent: Job, project: Project
     ) -> None:
-        needed = files_of(sessions, ancestor.fine_tuned_model)
+        needed = files_of(sessions, parent.fine_tuned_model)
         with transaction(sessions) as creating:
             assert files.lock_content(creating, project.id, needed) == len(needed)
             with transaction(sessions) as session:

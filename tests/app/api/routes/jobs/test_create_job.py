@@ -66,13 +66,13 @@ class TestCreate:
 
     def test_takes_every_field(self, create: Any, upload: Upload) -> None:
         validation_file = upload().json()["id"]
-        knobs = {"n_epochs": 2, "batch_size": 4, "learning_rate": 0.001, "packing": False, "lora_r": 8}
+        hyperparameters = {"n_epochs": 2, "batch_size": 4, "learning_rate": 0.001, "packing": False, "lora_r": 8}
         body = create(
             validation_file=validation_file,
             suffix="demo",
             seed=7,
             metadata={"team": "search", "empty": ""},
-            method={"type": "supervised", "supervised": {"hyperparameters": knobs}},
+            method={"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
             lora={"alpha": 4, "dropout": 0.1, "target_modules": ["q_proj", "v_proj"]},
             quantization=None,
             integrations=[],
@@ -87,15 +87,15 @@ class TestCreate:
         assert body["method"]["supervised"]["hyperparameters"]["learning_rate"] == 0.001
 
     def test_takes_how_to_measure(self, create: Any, upload: Upload) -> None:
-        knobs = {"eval_steps": 5, "early_stopping": {"patience": 2, "threshold": 0.01}}
+        hyperparameters = {"eval_steps": 5, "early_stopping": {"patience": 2, "threshold": 0.01}}
         body = create(
             validation_file=upload().json()["id"],
-            method={"type": "supervised", "supervised": {"hyperparameters": knobs}},
+            method={"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
             sample_prompts=["What is red?"],
         ).json()
         assert body["sample_prompts"] == ["What is red?"]
         asked = body["method"]["supervised"]["hyperparameters"]
-        assert {key: asked[key] for key in knobs} == knobs
+        assert {key: asked[key] for key in hyperparameters} == hyperparameters
         assert asked["promote_best"] is True
 
     @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ class TestCreate:
         )
         assert create(**dict.fromkeys(optional)).status_code == 200
 
-    def test_takes_the_older_place_of_the_knobs_and_auto(self, create: Any) -> None:
+    def test_accepts_the_older_place_of_the_hyperparameters_and_auto(self, create: Any) -> None:
         body = create(hyperparameters={"n_epochs": 3, "batch_size": "auto"}).json()
         assert body["hyperparameters"]["n_epochs"] == 3
 
@@ -233,7 +233,7 @@ class TestBadInput:
             ({"project_id": "proj_other"}, "project_id"),
         ],
     )
-    def test_of_a_knob_is_a_400_with_its_dotted_param(
+    def test_of_a_hyperparameter_is_a_400_with_its_dotted_param(
         self, create: Any, sessions: Sessions, body: dict[str, Any], param: str
     ) -> None:
         assert error_of(create(**body))["param"] == param
@@ -244,7 +244,7 @@ class TestBadInput:
         assert '"c_attn"' in message
         assert "q_proj, up_proj, v_proj" in message
 
-    def test_is_told_all_at_once(self, create: Any) -> None:
+    def test_is_reported_all_at_once(self, create: Any) -> None:
         error = error_of(
             create(
                 suffix="x" * 65,
@@ -257,11 +257,11 @@ class TestBadInput:
         for word in ("suffix", "sufix", "n_epochs", "lora.r", "wandb"):
             assert word in error["message"]
 
-    @pytest.mark.parametrize("knob", ["n_epochs", "lora_r", "load_in_4bit"])
-    def test_of_a_knob_beside_the_model_says_where_it_belongs(self, create: Any, knob: str) -> None:
-        error = error_of(create(**{knob: 1}))
-        assert (error["code"], error["param"]) == ("unknown_parameter", knob)
-        assert f"method.supervised.hyperparameters.{knob}" in error["message"]
+    @pytest.mark.parametrize("parameter", ["n_epochs", "lora_r", "load_in_4bit"])
+    def test_of_a_hyperparameter_beside_the_model_says_where_it_belongs(self, create: Any, parameter: str) -> None:
+        error = error_of(create(**{parameter: 1}))
+        assert (error["code"], error["param"]) == ("unknown_parameter", parameter)
+        assert f"method.supervised.hyperparameters.{parameter}" in error["message"]
 
     @pytest.mark.parametrize("field", ["method", "hyperparameters"])
     def test_of_a_field_that_is_no_object_says_so_in_json_words(self, create: Any, field: str) -> None:

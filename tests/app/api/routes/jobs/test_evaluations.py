@@ -57,7 +57,7 @@ def ask(client: TestClient, job: Job, file_id: str, **body: Any) -> dict[str, An
 
 
 class TestAsking:
-    def test_waits_for_a_worker_and_is_seen_in_the_job(self, client: TestClient, succeeded: Job, heldout: str) -> None:
+    def test_waits_for_a_worker_and_is_shown_in_the_job(self, client: TestClient, succeeded: Job, heldout: str) -> None:
         evaluation = ask(client, succeeded, heldout)
         assert (evaluation["status"], evaluation["model"]) == ("queued", succeeded.fine_tuned_model)
         assert evaluation["settings"]["max_rows"] == 500
@@ -111,7 +111,7 @@ class TestAsking:
         assert answer.json()["error"]["param"] == param
         assert text in answer.json()["error"]["message"]
 
-    def test_all_problems_are_told_at_once(self, client: TestClient, succeeded: Job) -> None:
+    def test_all_problems_are_reported_at_once(self, client: TestClient, succeeded: Job) -> None:
         body = {"file": "file-none", "graders": [], "reference": {"model": "m", "endpoint": "x"}, "checkpoint": "y"}
         message = client.post(path(succeeded), json=body).json()["error"]["message"]
         assert all(part in message for part in ("file-none", "no endpoint", "keeps no checkpoint"))
@@ -224,7 +224,7 @@ class TestWithAJob:
             spec = session.get_one(Job, clone["id"]).spec
         assert spec["evaluation"]["promote_if"] == {"grader": "exact", "margin": 0.1}
 
-    def test_its_problems_are_told_with_the_others_of_the_request(
+    def test_its_problems_are_reported_with_the_others_of_the_request(
         self, client: TestClient, base_model: str, succeeded: Job
     ) -> None:
         body = {

@@ -97,7 +97,7 @@ class TestList:
     def test_refuses_an_unknown_cursor(self, client: TestClient) -> None:
         assert error_of(client.get(JOBS, params={"after": "ftjob-nothere"}))["param"] == "after"
 
-    def test_tells_the_same_of_a_job_as_get_does(self, client: TestClient, make: Make, sessions: Sessions) -> None:
+    def test_has_the_same_job_objects_as_get(self, client: TestClient, make: Make, sessions: Sessions) -> None:
         for _ in range(3):
             make()
         with transaction(sessions) as session:
@@ -110,7 +110,7 @@ class TestList:
         assert [job["queue_position"] for job in listed] == [2, 1, None]
         assert listed == [client.get(f"{JOBS}/{job['id']}").json() for job in listed]
 
-    def test_has_room_for_a_run_that_has_made_no_step_yet(
+    def test_has_the_total_of_a_run_that_has_made_no_step_yet(
         self, client: TestClient, make: Make, sessions: Sessions
     ) -> None:
         """What the worker writes when a trainer has loaded: the totals, and nothing measured."""
@@ -183,7 +183,7 @@ class TestPauseAndResume:
         with transaction(sessions) as session:
             assert start_job(session).id == job.id
 
-    def test_a_running_job_is_asked_once_and_pauses_at_its_next_step(
+    def test_a_running_job_gets_one_request_and_pauses_at_its_next_step(
         self, client: TestClient, make: Make, sessions: Sessions
     ) -> None:
         make()
@@ -298,7 +298,7 @@ class TestCheckpoints:
 
 
 class TestAFinishedJob:
-    def test_tells_everything(self, client: TestClient, succeeded: Job) -> None:
+    def test_has_every_field(self, client: TestClient, succeeded: Job) -> None:
         body = client.get(f"{JOBS}/{succeeded.id}").json()
         JobBody.model_validate(body)
         assert body["status"] == JobState.SUCCEEDED

@@ -69,7 +69,7 @@ class TestPlan:
         with transaction(sessions) as session:
             assert session.query(Job).count() == 0
 
-    def test_of_an_urgent_job_is_for_those_who_may_create_one(self, client: TestClient, training_file: str) -> None:
+    def test_of_an_urgent_job_needs_the_permission_to_create_one(self, client: TestClient, training_file: str) -> None:
         asked = {"model": "tiny", "training_file": training_file, "urgent": True}
         refused = client.post(PLAN, json=asked)
         assert (refused.status_code, refused.json()) == (403, client.post(JOBS, json=asked).json())
@@ -153,7 +153,7 @@ class TestPlan:
         assert answer.status_code == 400
         assert answer.json()["error"]["code"] == "file_too_large_to_plan"
 
-    def test_a_bad_line_is_told_as_its_job_would(self, client: TestClient, upload: Upload) -> None:
+    def test_a_bad_line_is_the_error_that_its_job_has(self, client: TestClient, upload: Upload) -> None:
         file = upload(lines(*[("a", "b", 1)] * 10) + b'{"messages": []}\n').json()["id"]
         error = client.post(PLAN, json={"model": "tiny", "training_file": file}).json()["error"]
         assert error["code"] == "invalid_training_file"
@@ -171,7 +171,7 @@ class TestPlan:
         assert finding["code"] == "content_and_refusal"
         assert error["message"] == f"Line 11: {finding['message']}."
 
-    def test_too_few_examples_are_told_as_their_job_would(self, client: TestClient, upload: Upload) -> None:
+    def test_too_few_examples_are_the_error_that_their_job_has(self, client: TestClient, upload: Upload) -> None:
         file = upload(lines(*[("a", "b", 1)] * 9)).json()["id"]
         error = client.post(PLAN, json={"model": "tiny", "training_file": file}).json()["error"]
         assert (error["code"], error["param"]) == ("invalid_training_file", "training_file")
@@ -207,9 +207,14 @@ class TestPlan:
         monkeypatch.setattr(measurements, "similar", lambda *_: [learned])
         file = upload(lines(*[("question", "answer", 1)] * 50)).json()["id"]
 
-        def seconds(knobs: dict[str, int], **more: str) -> float:
-            knobs = {"n_epochs": 2, "batch_size": 1} | knobs
-            ask = {"model": "tiny", "training_file": training_file, "seed": 1, "hyperparameters": knobs} | more
+        def seconds(hyperparameters: dict[str, int], **more: str) -> float:
+            hyperparameters = {"n_epochs": 2, "batch_size": 1} | hyperparameters
+            ask = {
+                "model": "tiny",
+                "training_file": training_file,
+                "seed": 1,
+                "hyperparameters": hyperparameters,
+            } | more
             return float(client.post(PLAN, json=ask).json()["devices"][0]["seconds"])
 
         alone, twice = seconds({}), seconds({}, validation_file=file)
@@ -318,7 +323,7 @@ class TestPatterns:
         assert "no back-references" in answer.text
         assert "no look-ahead" in answer.text
 
-    def test_are_shown_as_they_were_asked_for(self, client: TestClient, training_file: str) -> None:
+    def test_are_shown_as_they_were_requested(self, client: TestClient, training_file: str) -> None:
         lora = {"rank_pattern": {r"layers\.1\..*": 4}, "alpha_pattern": {"q_proj": 3.0}}
         asked = {"model": "tiny", "training_file": training_file, "lora": lora}
         planned, created = client.post(PLAN, json=asked), client.post(JOBS, json=asked)

@@ -68,7 +68,7 @@ class TestGetJob:
             forecast_queue(session)
         assert client.get(f"{JOBS}/{later.id}").json()["queue_position"] == 1
 
-    def test_of_a_running_job_tells_progress_and_when_it_will_end(
+    def test_of_a_running_job_has_its_progress_and_its_expected_end(
         self, client: TestClient, job: Job, sessions: Sessions
     ) -> None:
         with transaction(sessions) as session:
@@ -113,7 +113,7 @@ class TestAsyncConnections:
 
         asyncio.run(ask_twice())
 
-    def test_are_unavailable_at_once_when_nobody_answers(self) -> None:
+    def test_are_unavailable_at_once_when_the_server_does_not_respond(self) -> None:
         async def ask() -> None:
             await AsyncConnections(make_engine("postgresql+psycopg://me@127.0.0.1:1/x"), limit=1).fetch_one("", {})
 

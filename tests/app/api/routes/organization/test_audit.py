@@ -49,7 +49,7 @@ def insert_entries(sessions: Sessions, times: list[float]) -> list[str]:
 
 
 class TestEveryChange:
-    def test_is_told_with_who_what_which_when_and_from_where(
+    def test_is_recorded_with_actor_action_object_time_and_address(
         self, admin: TestClient, upload: Upload, project: Project, sessions: Sessions
     ) -> None:
         answer = upload()
@@ -64,7 +64,7 @@ class TestEveryChange:
         assert entry["ip_address"] == "testclient"
         assert abs(entry["effective_at"] - answer.json()["created_at"]) <= 1
 
-    def test_of_every_route_that_changes_something_is_told_once(
+    def test_of_every_route_that_changes_something_is_recorded_once(
         self, admin: TestClient, sessions: Sessions, upload: Upload, base_model: str, storage: LocalStorage,
         project: Project,
     ) -> None:  # fmt: skip
@@ -112,7 +112,7 @@ class TestEveryChange:
         admin.post("/v1/organization/projects", json={"name": "default"})
         assert len(entries(admin)) == before
 
-    def test_of_a_route_that_nobody_thought_of_is_told_too(self, app: FastAPI, admin: TestClient) -> None:
+    def test_of_a_route_without_an_audit_action_is_recorded_too(self, app: FastAPI, admin: TestClient) -> None:
         def make(caller: CallerDep, session: SessionDep) -> dict[str, str]:
             return {"id": make_project(session, "by-a-new-route").id}
 

@@ -36,9 +36,7 @@ def register(admin: TestClient, name: str = "new", directory: str = f"{ROOT}/new
     return admin.post(REGISTRATIONS, json={"name": name, "directory": directory} | body)
 
 
-def test_the_list_has_directories_and_a_removed_model_is_gone(
-    admin: TestClient, base_model: str, tmp_path: Path
-) -> None:
+def test_the_list_has_directories_and_lacks_a_removed_model(admin: TestClient, base_model: str, tmp_path: Path) -> None:
     [listed] = admin.get(MODELS).json()["data"]
     assert (listed["id"], listed["directory"]) == (base_model, str(tmp_path / "models" / base_model))
     assert admin.delete(f"{MODELS}/{base_model}").json()["deleted"] is True

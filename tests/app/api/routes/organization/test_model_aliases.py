@@ -132,7 +132,7 @@ class TestJobs:
         answer = client.post(f"/v1/files/{training_file}/validate?model={alias}")
         assert answer.status_code == 200, answer.text
 
-    def test_an_unknown_model_is_told_of_the_aliases(self, create: Any, alias: str) -> None:
+    def test_an_unknown_model_is_an_error_that_lists_the_aliases(self, create: Any, alias: str) -> None:
         answer = create(model="gpt-4o")
         assert answer.status_code == 404
         assert answer.json()["error"]["message"].endswith(f"Available models: tiny. Aliases: {alias} (tiny).")

@@ -57,7 +57,7 @@ class TestProjects:
         assert (changed["name"], changed["share_weight"]) == ("lab", 1)
         assert (changed["limits"]["max_queued_jobs"], changed["limits"]["max_running_jobs"]) == (None, 1)
 
-    def test_with_an_unknown_limit_are_told_of_the_limits_there_are(self, admin: TestClient) -> None:
+    def test_with_an_unknown_limit_are_a_400_that_lists_the_limits(self, admin: TestClient) -> None:
         message = error_of(admin.post(PROJECTS, json={"name": "a", "limits": {"max_jobs": 1}}))["message"]
         assert "known here: max_gpu_seconds_per_month, max_queued_jobs, " in message
         assert "share_weight" not in message
@@ -95,7 +95,7 @@ class TestProjects:
         assert [each["name"] for each in rest["data"]] == ["p0", "default"]
         assert error_of(admin.get(PROJECTS, params={"after": "proj_none"}))["param"] == "after"
 
-    def test_tell_their_own_keys_what_is_left(self, client: TestClient, project: Project) -> None:
+    def test_show_their_own_keys_what_is_left(self, client: TestClient, project: Project) -> None:
         client.post("/v1/files", data={"purpose": "batch"}, files={"file": b"12345"})
         seen = client.get("/v1/project").json()
         assert (seen["id"], seen["usage"]["stored_bytes"]) == (project.id, 5)
@@ -103,7 +103,7 @@ class TestProjects:
 
 
 class TestArchive:
-    def test_closes_the_door_for_its_keys_and_takes_it_off_the_list(self, admin: TestClient, research: str) -> None:
+    def test_disables_its_keys_and_removes_it_from_the_list(self, admin: TestClient, research: str) -> None:
         key = admin.post(f"{PROJECTS}/{research}/api_keys", json={"name": "a"}).json()["value"]
         theirs = {"Authorization": f"Bearer {key}"}
         assert admin.get("/v1/files", headers=theirs).status_code == 200
@@ -141,7 +141,7 @@ class TestArchive:
 
 
 class TestUnarchive:
-    def test_opens_the_door_for_the_keys_that_have_not_ended(self, admin: TestClient, research: str) -> None:
+    def test_enables_the_keys_that_have_not_expired(self, admin: TestClient, research: str) -> None:
         made = [admin.post(f"{PROJECTS}/{research}/api_keys", json={"name": name}).json() for name in "ab"]
         admin.post(f"{PROJECTS}/{research}/archive")
         admin.delete(f"{PROJECTS}/{research}/api_keys/{made[1]['id']}")
@@ -191,7 +191,7 @@ class TestKeys:
         assert admin.get("/v1/fine_tuning/jobs", headers=theirs).status_code == 200
         assert admin.get("/v1/files", headers=theirs).status_code == 403
 
-    def test_expire_when_they_are_told_to(self, admin: TestClient, research: str) -> None:
+    def test_expire_at_the_requested_time(self, admin: TestClient, research: str) -> None:
         made = admin.post(f"{PROJECTS}/{research}/api_keys", json={"name": "a", "expires_in_seconds": 3600}).json()
         assert made["expires_at"] - made["created_at"] in (3600, 3601)
 
@@ -204,7 +204,7 @@ class TestKeys:
         theirs = {"Authorization": f"Bearer {made['value']}"}
         assert admin.get("/v1/models", headers=theirs).status_code == 403
 
-    def test_rotate_with_an_overlap_of_a_day_or_of_what_is_asked(self, admin: TestClient, research: str) -> None:
+    def test_rotate_with_an_overlap_of_a_day_or_as_requested(self, admin: TestClient, research: str) -> None:
         made = admin.post(f"{PROJECTS}/{research}/api_keys", json={"name": "a"}).json()
         path = f"{PROJECTS}/{research}/api_keys/{made['id']}"
         turned = admin.post(f"{path}/rotate").json()

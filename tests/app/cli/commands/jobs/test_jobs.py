@@ -434,7 +434,9 @@ class TestPlan:
         assert "DEVICE" in done.out
         assert tunery("jobs", "list", "--json").json == []
 
-    def test_where_nothing_has_room_it_exits_with_1(self, tunery: Tunery, dataset: Path, sessions: Sessions) -> None:
+    def test_without_a_worker_with_enough_memory_it_exits_with_1(
+        self, tunery: Tunery, dataset: Path, sessions: Sessions
+    ) -> None:
         about = {"device": "NVIDIA Toy", "kind": "cuda", "memory_bytes": 1 << 20}
         with transaction(sessions) as session:
             workers.heartbeat(session, "gpu0@a#1", "gpu", "host", 1, about)

@@ -52,7 +52,7 @@ class TestStart:
         with client(server) as direct:
             assert direct.ping()
 
-    def test_it_listens_on_a_socket_in_a_0700_directory_only_and_forgets_nothing(self, server: LocalValkey) -> None:
+    def test_it_listens_on_a_socket_in_a_0700_directory_only_and_evicts_nothing(self, server: LocalValkey) -> None:
         server.start()
         assert server.directory.stat().st_mode & 0o777 == 0o700
         with client(server) as direct:

@@ -12,33 +12,37 @@ FILE = {"validation_file": "file-1"}
 AT = "method.supervised.hyperparameters"
 
 
-def knobs_of(**values: Any) -> Hyperparameters:
+def hyperparameters_of(**values: Any) -> Hyperparameters:
     return spec_of(**FILE, **hyper(**values)).hyperparameters
 
 
 class TestMeasuring:
     @pytest.mark.parametrize("values", [{}, {"eval_steps": None}, {"eval_steps": "auto", "early_stopping": "auto"}])
-    def test_nothing_asked_measures_each_epoch_and_keeps_the_last_adapter(self, values: dict[str, Any]) -> None:
-        knobs = knobs_of(**values)
-        assert (knobs.eval_steps, knobs.early_stopping, knobs.promote_best) == (None, None, False)
+    def test_the_default_measures_each_epoch_and_keeps_the_last_adapter(self, values: dict[str, Any]) -> None:
+        hyperparameters = hyperparameters_of(**values)
+        assert (hyperparameters.eval_steps, hyperparameters.early_stopping, hyperparameters.promote_best) == (
+            None,
+            None,
+            False,
+        )
 
     @pytest.mark.parametrize(
         ("asked", "patience", "threshold"),
         [(True, 3, 0.0), ({}, 3, 0.0), ({"patience": 5}, 5, 0.0), ({"patience": 1, "threshold": 0.02}, 1, 0.02)],
     )
     def test_early_stopping_promotes_the_best(self, asked: Any, patience: int, threshold: float) -> None:
-        knobs = knobs_of(early_stopping=asked)
-        assert knobs.early_stopping == EarlyStopping(patience=patience, threshold=threshold)
-        assert knobs.promote_best
+        hyperparameters = hyperparameters_of(early_stopping=asked)
+        assert hyperparameters.early_stopping == EarlyStopping(patience=patience, threshold=threshold)
+        assert hyperparameters.promote_best
 
     def test_false_is_no_early_stopping(self) -> None:
-        assert knobs_of(early_stopping=False).early_stopping is None
+        assert hyperparameters_of(early_stopping=False).early_stopping is None
 
-    def test_either_can_be_asked_for_without_the_other(self) -> None:
-        assert not knobs_of(early_stopping=True, promote_best=False).promote_best
-        assert knobs_of(promote_best=True).promote_best
-        assert knobs_of(load_best_model_at_end=True).promote_best
-        assert knobs_of(eval_steps=50).eval_steps == 50
+    def test_either_can_be_requested_without_the_other(self) -> None:
+        assert not hyperparameters_of(early_stopping=True, promote_best=False).promote_best
+        assert hyperparameters_of(promote_best=True).promote_best
+        assert hyperparameters_of(load_best_model_at_end=True).promote_best
+        assert hyperparameters_of(eval_steps=50).eval_steps == 50
 
     @pytest.mark.parametrize(
         ("values", "param", "said"),

@@ -50,7 +50,7 @@ def refusal(entry: CatalogEntry = ENTRY, parent: ParentAdapter | None = None, **
 
 
 class TestVariants:
-    def test_what_is_asked_for_is_in_the_spec(self) -> None:
+    def test_what_is_requested_is_in_the_spec(self) -> None:
         asked = {
             "use_dora": True,
             "rank_pattern": {"q_proj": 64, r"layers\.1\..*up_proj": 8},
@@ -141,21 +141,21 @@ class TestEightBits:
         assert spec is not None
         assert (spec.type, spec.double_quant, spec.compute_dtype) == (None, None, "bfloat16")
 
-    @pytest.mark.parametrize("knob", [{"type": "nf4"}, {"double_quant": False}])
-    def test_refuse_the_knobs_of_4_bits(self, knob: dict[str, Any]) -> None:
-        error = refusal(quantization={"bits": 8} | knob)
-        assert error.param == f"quantization.{next(iter(knob))}"
+    @pytest.mark.parametrize("parameter", [{"type": "nf4"}, {"double_quant": False}])
+    def test_refuse_the_parameters_of_4_bits(self, parameter: dict[str, Any]) -> None:
+        error = refusal(quantization={"bits": 8} | parameter)
+        assert error.param == f"quantization.{next(iter(parameter))}"
         with pytest.raises(ValueError, match="4 bits"):
-            QuantizationSpec.model_validate({"bits": 8} | knob)
+            QuantizationSpec.model_validate({"bits": 8} | parameter)
 
 
-class TestAncestor:
-    def test_its_adapter_is_followed_where_nothing_is_said(self) -> None:
+class TestParentAdapter:
+    def test_its_adapter_gives_the_values_that_the_request_omits(self) -> None:
         spec = spec_of(parent=PARENT)
         assert spec.lora == EARLIER
         assert (spec.base_model, spec.continued_from) == ("base", PARENT.model)
 
-    def test_the_same_said_again_is_no_contradiction(self) -> None:
+    def test_an_equal_value_in_the_request_is_no_contradiction(self) -> None:
         asked = {"r": 4, "alpha": 6, "target_modules": "v_proj,q_proj", "use_dora": True, "rank_pattern": {"v_proj": 2}}
         assert spec_of(parent=PARENT, lora=asked | {"modules_to_save": ["norm"]}).lora == EARLIER
 
@@ -172,7 +172,7 @@ class TestAncestor:
             ({"modules_to_save": ["lm_head"]}, "lora.modules_to_save", '["lm_head"] contradicts the ["norm"]'),
         ],
     )
-    def test_a_knob_that_contradicts_it_is_refused_with_both_values(
+    def test_a_parameter_that_contradicts_it_is_refused_with_both_values(
         self, lora: dict[str, Any], param: str, said: str
     ) -> None:
         error = refusal(parent=PARENT, lora=lora)

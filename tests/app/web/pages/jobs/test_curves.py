@@ -47,7 +47,7 @@ def test_a_job_without_a_step_has_no_curve_to_request() -> None:
     assert answers.paths == ["/v1/files/file-1"]
 
 
-def test_the_oldest_curves_make_room() -> None:
+def test_the_oldest_curves_are_evicted() -> None:
     kept: dict[str, int] = {str(number): number for number in range(curves.MAX_KEPT)}
     curves._keep(kept, "new", 1)
     assert len(kept) == curves.MAX_KEPT
