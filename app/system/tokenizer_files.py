@@ -30,6 +30,12 @@ def load_renderer(directory: Path, now: datetime | None = None) -> Renderer:
     return Renderer(tokenizer, template, special_tokens, stops, bos_tokens, now, rows)
 
 
+def read_response_template(directory: Path) -> dict[str, Any] | None:
+    """How a generated text is divided into content, reasoning and tool calls (transformers' `parse_response`)."""
+    template = _read_json(directory / "tokenizer_config.json").get("response_template")
+    return template if isinstance(template, dict) else None
+
+
 @lru_cache(maxsize=CACHED_TOKENIZERS)
 def _load_tokenizer(file: Path, _mtime_ns: int, _size_bytes: int) -> tuple[Tokenizer, list[int]]:
     """The tokenizer and the tokens that it adds before a text.

@@ -26,8 +26,9 @@ from app.services.answers.answers import EVENT_STREAM, EngineAnswer, Question
 ANSWERED_BY = "X-Tunery-Answered-By"
 TRIAL = "trial; for trying a model and not for serving it"
 CHAT_PATH = "/chat/completions"
-FIELDS = frozenset(TrialRequest.model_fields) - {"messages", "max_completion_tokens", "top_logprobs"}
 CHAT_FIELDS = frozenset(TrialRequest.model_fields) - {"prompt"}
+OF_CHATS = {"messages", "max_completion_tokens", "top_logprobs", "tools", "tool_choice", "parallel_tool_calls"}
+FIELDS = frozenset(TrialRequest.model_fields) - OF_CHATS
 STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx would buffer the events
 
 router = APIRouter(prefix="/v1", tags=["Answers"])

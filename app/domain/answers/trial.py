@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.domain.datasets.contradictions import tool_findings
 from app.domain.datasets.messages import message_findings
 from app.domain.error_text.json_text import as_json
 from app.domain.jobs.spec import BaseSpec, Frozen, LoraSpec, QuantizationSpec
@@ -24,6 +25,7 @@ MAX_CHOICES = 4  # one after another, within MAX_SECONDS together
 MAX_TOP_LOGPROBS = 20  # OpenAI's, of a chat
 MAX_COMPLETION_LOGPROBS = 5  # OpenAI's, of a completion
 INSTEAD = "deliver the model to an engine for it (docs/answers.md)"
+Reason = Literal["busy", "context_length_exceeded", "invalid_value", "invalid_tools", "model_not_found", "failed"]
 # What changes nothing in the answer of one model on one worker.
 IGNORED = frozenset({"user", "store", "metadata", "safety_identifier", "prompt_cache_key", "service_tier"})
 # Values that ask for nothing special.
@@ -67,6 +69,9 @@ class TrialRequest(BaseModel):
     n: Annotated[int | None, Field(ge=1, le=MAX_CHOICES)] = None
     logprobs: bool | int | None = None
     top_logprobs: Annotated[int | None, Field(ge=0, le=MAX_TOP_LOGPROBS)] = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
 
 
 class TrialQuestion(Frozen):
@@ -84,6 +89,7 @@ class TrialQuestion(Frozen):
     stop: list[str]
     n: int = 1
     top_logprobs: int | None = None  # None: no log-probabilities
+    tools: tuple[dict[str, Any], ...] = ()
 
 
 class AnswerSpec(Frozen):
@@ -120,6 +126,13 @@ class TokenLogprob(Frozen):
     top: tuple[tuple[str, float], ...] = ()
 
 
+class ToolCall(Frozen):
+    """A call of a tool by the model; `arguments` is JSON."""
+
+    name: str
+    arguments: str
+
+
 class TrialRecord(Frozen):
     """A line from the program. The last one of a question is `end`, which also ends its last choice, or `error`."""
 
@@ -128,10 +141,12 @@ class TrialRecord(Frozen):
     choice: int = 0
     text: str = ""
     tokens: tuple[TokenLogprob, ...] = ()  # of `text`, if the question asks for them
-    finish_reason: Literal["stop", "length"] = "stop"
+    reasoning: str = ""  # before `tool_calls`
+    tool_calls: tuple[ToolCall, ...] = ()
+    finish_reason: Literal["stop", "length", "tool_calls"] = "stop"
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    reason: Literal["busy", "context_length_exceeded", "invalid_value", "model_not_found", "failed"] = "failed"
+    reason: Reason = "failed"
     message: str = ""
 
     @property
@@ -178,7 +193,25 @@ def question_of(request: TrialRequest, id: str, project_id: str, model: str, is_
         stop=[text for text in stop if text],
         n=request.n or 1,
         top_logprobs=_top_logprobs(request, is_chat),
+        tools=_tools(request),
     )
+
+
+def _tools(request: TrialRequest) -> tuple[dict[str, Any], ...]:
+    """The tools that the prompt describes: none if the model may not call them. Raises BadRequest."""
+    problems = [BadRequest(finding.message, "tools") for finding in tool_findings(0, {"tools": request.tools})]
+    if request.tool_choice is not None and request.tool_choice not in NEUTRAL["tool_choice"]:
+        text = (
+            f"tool_choice: a trial answer cannot force the model to call a tool, so {as_json(request.tool_choice, 60)} "
+            f'is refused; allowed are "auto" and "none"; {INSTEAD}'
+        )
+        problems.append(BadRequest(text, "tool_choice", "unsupported_parameter"))
+    if request.tools and request.parallel_tool_calls is False:
+        text = f"parallel_tool_calls: a trial answer cannot limit the model to one call; leave it out, or {INSTEAD}"
+        problems.append(BadRequest(text, "parallel_tool_calls", "unsupported_parameter"))
+    if problems:
+        raise combine_errors(problems)
+    return () if request.tool_choice == "none" else tuple(request.tools or ())
 
 
 def _top_logprobs(request: TrialRequest, is_chat: bool) -> int | None:

@@ -119,6 +119,14 @@ class Renderer:
         except TemplateRefused:
             return True
 
+    def check_prompt(self, messages: list[Message], tools: Sequence[Message]) -> None:
+        """Raise TemplateRefused for tools, and for calls and results of tools in the first messages, that the template
+        does not print."""
+        check_tools(self.renders_differently, messages, tools)
+        if tools or any(message["role"] == "tool" or message.get("tool_calls") for message in messages):
+            part = Part.whole(messages[:MAX_MESSAGES_IN_ONE_RENDERING], tools)
+            check_context_messages(self.renders_differently, part, trained=frozenset())
+
     def encode(self, text: str) -> list[int]:
         """The tokens of a text. Raises TemplateRefused for one without a row in the embedding."""
         tokens = list(self.tokenizer.encode(text, add_special_tokens=False).ids)

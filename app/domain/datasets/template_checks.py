@@ -17,10 +17,15 @@ from app.domain.error_text.json_text import as_json
 RendersDifferently = Callable[[list[Message], Sequence[Message], list[Message], Sequence[Message]], bool]
 
 
+class ToolsNotPrinted(TemplateRefused):
+    """The template has no place for tools."""
+
+
 def check_tools(prints: RendersDifferently, messages: list[Message], tools: Sequence[Message]) -> None:
-    """Raise TemplateRefused for tools that the template does not print."""
+    """Raise ToolsNotPrinted for tools that the template does not print."""
     if tools and not prints(messages, tools, messages, ()):
-        raise _not_printed_error("tools", "the tools of this line would be left out", "describe them in a message")
+        text = _not_printed_text("tools", "the tools of this line would be left out", "describe them in a message")
+        raise ToolsNotPrinted(text)
 
 
 def check_context_messages(prints: RendersDifferently, part: Part, trained: Collection[int]) -> None:
@@ -31,16 +36,15 @@ def check_context_messages(prints: RendersDifferently, part: Part, trained: Coll
     for turn in part.turns:
         message, before, through = part.message(turn), part.before(turn), part.through(turn)
         if message["role"] == "tool" and not prints(through, part.tools, before, part.tools):
-            raise _not_printed_error(
-                "the results of tools", f"message {turn + 1} would be left out", "write it as a user's message"
-            )
+            left_out = f"message {turn + 1} would be left out"
+            raise TemplateRefused(_not_printed_text("the results of tools", left_out, "write it as a user's message"))
         if message["role"] == "assistant" and turn not in trained:
             check_reasoning(prints, part, turn)
         if message.get("tool_calls") and turn not in trained:
             without_calls = {key: value for key, value in message.items() if key != "tool_calls"}
             if not prints(through, part.tools, [*before, without_calls], part.tools):
                 what = f"the call of message {turn + 1} would be left out"
-                raise _not_printed_error("tool calls", what, "write the call into the content")
+                raise TemplateRefused(_not_printed_text("tool calls", what, "write the call into the content"))
 
 
 def check_reasoning(prints: RendersDifferently, part: Part, turn: int, trained_text: str = "") -> None:
@@ -99,8 +103,8 @@ def _call_not_printed_error(turn: int, call: Message) -> TemplateRefused:
     )
 
 
-def _not_printed_error(what: str, left_out: str, instead: str) -> TemplateRefused:
-    return TemplateRefused(
+def _not_printed_text(what: str, left_out: str, instead: str) -> str:
+    return (
         f"the model's chat template does not print {what}, so {left_out}; {instead}, or choose a base model whose "
         "template knows tools"
     )

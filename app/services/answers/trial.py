@@ -10,7 +10,7 @@ from typing import Any
 from app.db.fast_reads.pool import AsyncConnections
 from app.db.ids import new_id
 from app.domain.answers.events import event_of, to_json
-from app.domain.answers.trial import TokenLogprob, TrialQuestion, TrialRecord, TrialRequest
+from app.domain.answers.trial import TokenLogprob, ToolCall, TrialQuestion, TrialRecord, TrialRequest
 from app.domain.error_text.json_text import as_json
 from app.errors import BadRequest, EngineFailed, EngineUnavailable, ModelNotServed, NotFound, RateLimited, TuneryError
 from app.services.answers.answers import EngineAnswer
@@ -105,7 +105,7 @@ class _AnswerRecords:
 
     def _choice(self, index: int, records: Sequence[TrialRecord]) -> dict[str, Any]:
         text = "".join(record.text for record in records)
-        said = {"message": {"role": "assistant", "content": text}} if self._is_chat else {"text": text}
+        said = {"message": _message(text, records)} if self._is_chat else {"text": text}
         logprobs = self._logprobs([token for record in records for token in record.tokens])
         return {"index": index, **said, "logprobs": logprobs, "finish_reason": records[-1].finish_reason}
 
@@ -115,7 +115,7 @@ class _AnswerRecords:
                 yield self._chunk(index, {"role": "assistant", "content": ""})
             while True:
                 if record.type == "text":
-                    said = {"content": record.text} if self._is_chat else record.text
+                    said = _delta(record) if self._is_chat else record.text
                     yield self._chunk(record.choice, said, logprobs=self._logprobs(record.tokens))
                 else:
                     yield self._chunk(record.choice, {} if self._is_chat else "", record.finish_reason)
@@ -199,9 +199,33 @@ def _error_of(record: TrialRecord) -> TuneryError:
             return BadRequest(record.message, "messages", "context_length_exceeded")
         case "invalid_value":
             return BadRequest(record.message, "messages")
+        case "invalid_tools":
+            return BadRequest(record.message, "tools")
         case "model_not_found":
             return NotFound(record.message, "model", "model_not_found")
     return EngineFailed(record.message)
+
+
+def _message(text: str, records: Sequence[TrialRecord]) -> dict[str, Any]:
+    """The message of a whole answer; its content is null if it has calls and no text, as OpenAI's."""
+    calls = [_tool_call(call) for record in records for call in record.tool_calls]
+    message = {"role": "assistant", "content": None if calls and not text else text}
+    if reasoning := "".join(record.reasoning for record in records):
+        message["reasoning_content"] = reasoning
+    return message | ({"tool_calls": calls} if calls else {})
+
+
+def _delta(record: TrialRecord) -> dict[str, Any]:
+    delta: dict[str, Any] = {"content": record.text} if record.text or not record.tool_calls else {}
+    if record.reasoning:
+        delta["reasoning_content"] = record.reasoning
+    if record.tool_calls:
+        delta["tool_calls"] = [{"index": at} | _tool_call(call) for at, call in enumerate(record.tool_calls)]
+    return delta
+
+
+def _tool_call(call: ToolCall) -> dict[str, Any]:
+    return {"id": new_id("call", "_"), "type": "function", "function": call.model_dump()}
 
 
 def _chat_token(text: str, logprob: float) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from material import Created
 from world import succeeded, until
 
 QUESTION: Any = [{"role": "user", "content": "say 3"}]
+TOOLS: Any = [{"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}}}]
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +58,16 @@ def test_a_stream_that_is_cut_leaves_the_worker_free(client: openai.OpenAI, mode
     assert next(iter(stream)).model == model
     stream.close()
     assert asked(client, model).choices[0].message is not None
+
+
+def test_tools_are_in_the_prompt(client: openai.OpenAI, model: str) -> None:
+    plain, asked_with_tools = asked(client, model), asked(client, model, tools=TOOLS)
+    assert asked_with_tools.usage.prompt_tokens > plain.usage.prompt_tokens
+    assert asked_with_tools.choices[0].message.role == "assistant"
+    assert asked(client, model, tools=TOOLS, tool_choice="none").usage.prompt_tokens == plain.usage.prompt_tokens
+    with pytest.raises(openai.BadRequestError) as raised:
+        client.chat.completions.create(model=model, messages=QUESTION, tools=TOOLS, tool_choice="required")
+    assert raised.value.param == "tool_choice"
 
 
 def test_a_name_that_does_not_exist(client: openai.OpenAI) -> None:

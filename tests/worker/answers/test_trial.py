@@ -14,14 +14,18 @@ import httpx2
 import pytest
 import redis
 
+from app.db.base_models import models
 from app.db.engine import transaction
 from app.db.scheduling import workers
 from app.db.tables import Job
 from app.settings import Settings
+from app.system.model_files import hash_directory, read_catalog_entry
+from app.system.tokenizer_files import load_renderer
 from app.trial_queue import PREFIX, as_redis_py
 from tests.app.cli.trained import make_trained_job
 from tests.deadline import until
 from tests.serving import LiveServer
+from tests.tiny import make_tiny_base
 from tests.worker.evaluations.plain_answers import plain_answers
 from tests.worker.exports.test_exporter import write_real_adapter
 from tests.worker.fake_trainer import TrainerPlan
@@ -32,6 +36,27 @@ from worker.jobs.supervisor import JobSupervisor
 
 BASE = "tiny"
 CHAT = "/v1/chat/completions"
+WITH_TOOLS = "with-tools"
+TOOLS = [{"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}}}]
+# Prints tools, and begins every answer with a call; the text of the call is the argument.
+TOOL_TEMPLATE = (
+    "{% if tools %}{{ '<|im_start|>system\n' }}{{ tools | tojson }}{{ '<|im_end|>\n' }}{% endif %}"
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% if tools %}<call>{% endif %}{% endif %}"
+)
+RESPONSE_TEMPLATE = {
+    "start_anchor": "<|im_start|>assistant\n",
+    "fields": {
+        "tool_calls": {
+            "open": "<call>",
+            "close": "<|im_end|>",
+            "repeats": True,
+            "content": "text",
+            "transform": {"type": "function", "function": {"name": "look_up", "arguments": {"said": "{content}"}}},
+        },
+        "content": {"content": "text"},
+    },
+}
 SAY = [{"role": "user", "content": "say 3"}]
 # A program that says one word, and goes on when the file `go` exists; it writes `stopped` if nobody waits any more.
 WAITING = """
@@ -76,7 +101,8 @@ def start(harness: WorkerHarness) -> Iterator[Start]:
     started: list[TrialAnswers] = []
 
     def start(*command: str) -> TrialAnswers:
-        answers = TrialAnswers(harness.resources, OWNER, "gpu0@test", lambda: {BASE}, command or ANSWER_COMMAND)
+        models = {BASE, WITH_TOOLS}
+        answers = TrialAnswers(harness.resources, OWNER, "gpu0@test", lambda: models, command or ANSWER_COMMAND)
         answers.start()
         started.append(answers)
         with redis.Redis.from_url(as_redis_py(harness.resources.settings.redis_url)) as client:
@@ -144,6 +170,7 @@ class TestTheRealProgram:
 
         long = ask(http, model, messages=[{"role": "user", "content": "say 3 " * 20_000}])
         assert (long.status_code, long.json()["error"]["code"]) == (400, "context_length_exceeded")
+        self.is_refused(ask(http, model, tools=TOOLS), "tools")
         stop = said[1:3]
         cut = ask(http, model, stop=stop).json()["choices"][0]
         assert (cut["message"]["content"], cut["finish_reason"]) == (said[: said.index(stop)], "stop")
@@ -189,6 +216,47 @@ class TestTheRealProgram:
             ends[choice["index"]] += [choice["finish_reason"]] if choice["finish_reason"] else []
         assert said == texts
         assert ends == [[each["finish_reason"]] for each in sampled["choices"]]
+
+    def test_tools_are_in_the_prompt_and_calls_in_the_answer(
+        self, harness: WorkerHarness, http: httpx2.Client, start: Start, tmp_path: Path
+    ) -> None:
+        self.register_base_with_tools(harness, tmp_path / WITH_TOOLS)
+        start()
+        answered = ask(http, WITH_TOOLS, tools=TOOLS, logprobs=True).json()
+        (choice,) = answered["choices"]
+        (call,) = choice["message"]["tool_calls"]
+        said = "".join(each["token"] for each in choice["logprobs"]["content"]).strip()
+        assert call["id"].startswith("call_")
+        assert (call["type"], call["function"]["name"]) == ("function", "look_up")
+        assert json.loads(call["function"]["arguments"]) == {"said": said}
+        assert choice["message"]["content"] is None
+        renderer = load_renderer(tmp_path / WITH_TOOLS)
+        prompt = renderer.encode(renderer.text(SAY, TOOLS, prompt=True))
+        assert answered["usage"]["prompt_tokens"] == len(prompt)
+
+        deltas = [each["choices"][0]["delta"] for each in chunks_of(ask(http, WITH_TOOLS, tools=TOOLS, stream=True))]
+        (streamed,) = (call for delta in deltas for call in delta.get("tool_calls", ()))
+        assert (streamed["index"], streamed["function"]) == (0, call["function"])
+
+        plain = ask(http, WITH_TOOLS, tools=TOOLS, tool_choice="none").json()
+        assert plain["usage"]["prompt_tokens"] < len(prompt)
+        assert "tool_calls" not in plain["choices"][0]["message"]
+        called = {"role": "assistant", "tool_calls": [{"id": "c", "type": "function", "function": call["function"]}]}
+        self.is_refused(ask(http, WITH_TOOLS, messages=[*SAY, called, *SAY]), "messages")
+
+    def is_refused(self, response: httpx2.Response, param: str) -> None:
+        error = response.json()["error"]
+        assert (response.status_code, error["param"]) == (400, param)
+        assert "template" in error["message"]
+
+    def register_base_with_tools(self, harness: WorkerHarness, directory: Path) -> None:
+        make_tiny_base(directory)
+        (directory / "chat_template.jinja").write_text(TOOL_TEMPLATE)
+        config = json.loads((directory / "tokenizer_config.json").read_text())
+        (directory / "tokenizer_config.json").write_text(json.dumps(config | {"response_template": RESPONSE_TEMPLATE}))
+        entry, (described, manifest_sha256) = read_catalog_entry(directory), hash_directory(directory)
+        with transaction(harness.sessions) as session:
+            models.register(session, WITH_TOOLS, directory, described, manifest_sha256, entry)
 
 
 class TestOneAtATime:
@@ -270,6 +338,11 @@ class TestRefusals:
         ("body", "param"),
         [
             ({"tools": [{"type": "function"}]}, "tools"),
+            ({"tools": ["look_up"]}, "tools.0"),
+            ({"tools": TOOLS, "tool_choice": "required"}, "tool_choice"),
+            ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "look_up"}}}, "tool_choice"),
+            ({"tools": TOOLS, "parallel_tool_calls": False}, "parallel_tool_calls"),
+            ({"functions": [{"name": "look_up"}]}, "functions"),
             ({"n": 5}, "n"),
             ({"logprobs": 3}, "logprobs"),
             ({"top_logprobs": 3}, "top_logprobs"),
@@ -288,6 +361,7 @@ class TestRefusals:
         assert (response.status_code, response.json()["error"]["param"]) == (400, param)
 
     def test_neutral_values_are_accepted(self, harness: WorkerHarness, http: httpx2.Client) -> None:
-        neutral = {"n": 1, "frequency_penalty": 0, "tools": [], "user": "me", "logprobs": False, "seed": None}
+        neutral = {"n": 1, "frequency_penalty": 0, "tools": [], "tool_choice": "none", "parallel_tool_calls": False}
+        neutral |= {"user": "me", "logprobs": False, "seed": None}
         response = http.post(CHAT, json={"model": BASE, "messages": SAY} | neutral)
         assert response.json()["error"]["code"] == "model_not_served"

@@ -26,14 +26,15 @@ from app.domain.answers.trial import (
     TrialQuestion,
     TrialRecord,
 )
-from app.domain.datasets.chat_template import normalize_messages
 from app.domain.datasets.render import Renderer, TemplateRefused
+from app.domain.datasets.template_checks import ToolsNotPrinted
 from app.domain.jobs.states import ExitCode
-from app.system.tokenizer_files import load_renderer
+from app.system.tokenizer_files import load_renderer, read_response_template
 from worker.trainer.adapter.initial_adapter import load_adapter
 from worker.trainer.adapter.lora import LoraAdapter
 from worker.trainer.answers.evaluation import cache_weights_if_they_fit
 from worker.trainer.answers.generate import without_packing
+from worker.trainer.answers.tool_calls import AnswerParser
 from worker.trainer.model.base_model import FrozenBase, open_base
 from worker.trainer.runtime.device import choose_compute_dtype, choose_device, choose_threads, make_repeatable
 from worker.trainer.runtime.failures import Failure, exit_code, is_out_of_memory
@@ -41,6 +42,10 @@ from worker.trainer.runtime.onednn import limit_primitive_cache
 from worker.trainer.runtime.process import control_lines, die_with_parent
 
 MAX_ADAPTERS = 4  # in memory; the last ones
+TOOLS_NOT_PRINTED = (
+    "tools: the model's chat template has no place for tools, so they would be left out; describe them in a message, "
+    "or ask a model whose template knows tools"
+)
 INCOMPLETE = "\ufffd"  # the text of a token that is a part of a character
 
 
@@ -77,13 +82,23 @@ class LogprobRecorder(LogitsProcessor):  # type: ignore[misc]
 
 
 class AnswerWriter(BaseStreamer):  # type: ignore[misc]
-    """Writes text as soon as it is certain: not a part of a character, and not the beginning of a stop text."""
+    """Writes text as soon as it is certain: not a part of a character, and not the beginning of a stop text.
+
+    With a parser, which needs the whole text, it is written at the end.
+    """
 
     def __init__(
-        self, question: TrialQuestion, choice: int, deadline: float, renderer: Renderer, questions: Questions
+        self,
+        question: TrialQuestion,
+        choice: int,
+        deadline: float,
+        renderer: Renderer,
+        questions: Questions,
+        parser: AnswerParser | None = None,
     ) -> None:
         self._question, self._choice, self._deadline = question, choice, deadline
-        self._renderer, self._questions = renderer, questions
+        self._renderer, self._questions, self._parser = renderer, questions, parser
+        self._has_calls = False
         self._prompt_is_next = True
         self._written = 0
         self._unwritten: list[TokenLogprob] = []
@@ -101,17 +116,21 @@ class AnswerWriter(BaseStreamer):  # type: ignore[misc]
             self._unwritten.append(self._with_logprob(token, self.recorder.logprobs_V))
         self.tokens.append(token)
         text = self._text()
-        ends = [at for at in (text.find(stop) for stop in self._question.stop) if at >= 0]
-        if ends:
-            self.has_stopped = True
-            self._write(text, min(ends))
+        stop_at = self._stop_at(text)
+        self.has_stopped = stop_at is not None
+        if self._parser is not None:
+            return
+        if stop_at is not None:
+            self._write(text, stop_at)
         elif not text.endswith(INCOMPLETE):
             self._write(text, len(text) - max((_overlap(text, stop) for stop in self._question.stop), default=0))
 
     def end(self) -> None:
-        if not self.has_stopped:
-            text = self._text()
-            self._write(text, len(text))
+        if self._parser is not None and self._write_with_calls(self._parser):
+            return
+        text = self._text()
+        stop_at = self._stop_at(text)
+        self._write(text, len(text) if stop_at is None else stop_at)
 
     def must_end(self, *_: Any, **__: Any) -> bool:
         """A stopping criterion of transformers."""
@@ -119,13 +138,38 @@ class AnswerWriter(BaseStreamer):  # type: ignore[misc]
         return self.has_stopped or is_late or self._questions.is_stopped(self._question.id)
 
     @property
-    def finish_reason(self) -> Literal["stop", "length"]:
+    def finish_reason(self) -> Literal["stop", "length", "tool_calls"]:
         ended = self.tokens[-1:] and self.tokens[-1] in self._renderer.stop_ids
-        return "stop" if ended or self.has_stopped else "length"
+        if not (ended or self.has_stopped):
+            return "length"
+        return "tool_calls" if self._has_calls else "stop"
 
     def _text(self) -> str:
         stops = self._renderer.stop_ids
         return self._renderer.decode([token for token in self.tokens if token not in stops])
+
+    def _stop_at(self, text: str) -> int | None:
+        return min((at for at in (text.find(stop) for stop in self._question.stop) if at >= 0), default=None)
+
+    def _write_with_calls(self, parser: AnswerParser) -> bool:
+        """Write the answer as content and calls; False if it has no calls."""
+        text = str(self._renderer.tokenizer.decode(self.tokens, skip_special_tokens=False))
+        answer = parser.parse(text[: self._stop_at(text)])
+        if answer is None:
+            return False
+        self._has_calls = True
+        write(
+            TrialRecord(
+                id=self._question.id,
+                type="text",
+                choice=self._choice,
+                text=answer.content,
+                tokens=tuple(self._unwritten),
+                reasoning=answer.reasoning,
+                tool_calls=answer.tool_calls,
+            )
+        )
+        return True
 
     def _write(self, text: str, end: int) -> None:
         if end > self._written:
@@ -160,6 +204,7 @@ class TrialProgram:
         self._base: FrozenBase = open_base(spec.base, spec.quantization, dtype, device)
         cache_weights_if_they_fit(self._base)
         self._renderer = load_renderer(spec.base.directory)
+        self._response_template = read_response_template(spec.base.directory)
         self._context_length = spec.context_length
         self._questions = questions
         self._adapters: dict[Path, LoraAdapter] = {}
@@ -167,7 +212,9 @@ class TrialProgram:
     def answer(self, question: TrialQuestion, adapter: AdapterOfAnswer | None) -> TrialRecord:
         """Write the text, and return the last record. Raises Failure."""
         try:
-            tokens = self._prompt(question)
+            prompt, tokens = self._prompt(question)
+        except ToolsNotPrinted:
+            return TrialRecord(id=question.id, type="error", reason="invalid_tools", message=TOOLS_NOT_PRINTED)
         except TemplateRefused as error:
             return TrialRecord(id=question.id, type="error", reason="invalid_value", message=f"messages: {error}")
         free = self._context_length - len(tokens)
@@ -179,9 +226,11 @@ class TrialProgram:
             return TrialRecord(id=question.id, type="error", reason="context_length_exceeded", message=text)
         if question.seed is not None:
             torch.manual_seed(question.seed)
+        has_parser = question.tools and self._response_template
+        parser = AnswerParser(self._response_template or {}, prompt, question.tools) if has_parser else None
         loaded, deadline, completion_tokens = self._loaded(adapter), time.monotonic() + MAX_SECONDS, 0
         for choice in range(question.n):
-            writer = AnswerWriter(question, choice, deadline, self._renderer, self._questions)
+            writer = AnswerWriter(question, choice, deadline, self._renderer, self._questions, parser)
             self._generate(question, tokens, min(question.max_new_tokens, free), loaded, writer)
             completion_tokens += len(writer.tokens)
             if choice < question.n - 1:
@@ -221,10 +270,16 @@ class TrialProgram:
                 **sampling,
             )
 
-    def _prompt(self, question: TrialQuestion) -> list[int]:
+    def _prompt(self, question: TrialQuestion) -> tuple[str, list[int]]:
+        """The prompt, and its tokens. Raises TemplateRefused for what the chat template would leave out."""
         if question.messages is None:
-            return self._renderer.encode_plain(question.prompt or "")
-        return self._renderer.encode(self._renderer.text(normalize_messages(question.messages), prompt=True))
+            return question.prompt or "", self._renderer.encode_plain(question.prompt or "")
+        messages = self._renderer.normalized(question.messages)
+        prompt = self._renderer.text(messages, question.tools, prompt=True)
+        tokens = self._renderer.encode(prompt)
+        if len(tokens) < self._context_length:
+            self._renderer.check_prompt(messages, question.tools)
+        return prompt, tokens
 
     def _loaded(self, adapter: AdapterOfAnswer | None) -> LoraAdapter | None:
         if adapter is None:

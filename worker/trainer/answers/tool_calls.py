@@ -1,0 +1,53 @@
+"""Tool calls in a generated text, by the response template of the base model's tokenizer."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers.utils.chat_parsing import parse_response
+
+from app.domain.answers.trial import ToolCall
+from app.domain.datasets.messages import REASONING_KEYS
+
+KEYS = frozenset({"role", "content", "tool_calls", *REASONING_KEYS})
+
+
+@dataclass(frozen=True)
+class AnswerWithCalls:
+    content: str
+    reasoning: str
+    tool_calls: tuple[ToolCall, ...]
+
+
+@dataclass(frozen=True)
+class AnswerParser:
+    template: dict[str, Any]
+    prompt: str  # it may have the beginning of the answer
+    tools: Sequence[dict[str, Any]]
+
+    def parse(self, text: str) -> AnswerWithCalls | None:
+        """The parts of `text`, which has its special tokens; None if it has no calls, or not the template's form."""
+        try:
+            message = parse_response(text, self.template, prefix=self.prompt, tools=list(self.tools))
+            calls = tuple(_call(call["function"]) for call in message.get("tool_calls", ()))
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            print(f"the answer does not have the form of the response template: {error}", file=sys.stderr)
+            return None
+        if not calls or not message.keys() <= KEYS:
+            return None
+        reasoning = "".join(str(message.get(key) or "") for key in REASONING_KEYS)
+        return AnswerWithCalls(str(message.get("content") or ""), reasoning, calls)
+
+
+def _call(function: dict[str, Any]) -> ToolCall:
+    """Raises ValueError for one without a name or with arguments that are no object."""
+    name, arguments = function["name"], function.get("arguments") or {}
+    if isinstance(arguments, str):
+        arguments = json.loads(arguments)
+    if not isinstance(name, str) or not isinstance(arguments, dict):
+        raise ValueError(f"a call must have a name and an object of arguments, not {function}")
+    return ToolCall(name=name, arguments=json.dumps(arguments, ensure_ascii=False))
