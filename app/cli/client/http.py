@@ -13,11 +13,13 @@ import httpx2
 
 from app.cli.client.service_discovery import ServiceAddress
 from app.cli.errors import AccessDenied, CliError, NotFoundError, ServiceUnreachable, UsageError
+from app.domain.error_text.json_text import as_json
 
 CONNECT_TIMEOUT_SECONDS = 5
 RESPONSE_TIMEOUT_SECONDS = 120  # the server hashes an upload of 512 MiB and flushes it to disk before it responds
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 NOT_MODIFIED = 304
+EVENT_STREAM = "text/event-stream"
 END_OF_STREAM = "[DONE]"
 MISSING_KEY_MESSAGE = "No API key: set TUNERY_API_KEY, or give the --data-dir of a running `tunery up` on this machine."
 ERRORS_BY_STATUS = {
@@ -67,20 +69,19 @@ class Client:
         return self._request_json("POST", path, json=body, params=params)
 
     def stream(self, path: str, body: Mapping[str, Any]) -> Iterator[Json]:
-        """The events of a streamed answer, in OpenAI's form. An error in the middle is raised as one before it."""
+        """The chunks of a streamed chat completion. An error in the middle is raised as one before it."""
         with self._transport_errors(), self._http.stream("POST", path, json=body) as response:
             if response.is_error:
                 response.read()
                 raise _error_of(response, self.address)
+            if not response.headers.get("content-type", "").startswith(EVENT_STREAM):
+                raise _unexpected_response(response, self.address)
             for line in response.iter_lines():
                 data = line.removeprefix("data:").strip()
                 if data == END_OF_STREAM:
                     return
                 if line.startswith("data:"):
-                    event = json.loads(data)
-                    if "error" in event:
-                        raise CliError(str(event["error"]["message"]))
-                    yield event
+                    yield _chunk_of(data)
         raise CliError("The answer ended before its last part. Ask again.")
 
     def delete(self, path: str) -> Json:
@@ -187,6 +188,25 @@ class _CountingReader:
 
     def __iter__(self) -> Iterator[bytes]:
         return iter(lambda: self.read(1 << 16), b"")
+
+
+def _chunk_of(data: str) -> Json:
+    """The chunk that an event has. Raises CliError for an error of the server, and for anything else."""
+    try:
+        event = json.loads(data)
+    except (ValueError, RecursionError):
+        event = None
+    if isinstance(event, dict) and (error := event.get("error")):
+        raise CliError(str(error.get("message") or error) if isinstance(error, dict) else str(error))
+    choices = event.get("choices") if isinstance(event, dict) else None
+    if not isinstance(choices, list) or not all(
+        isinstance(choice, dict) and isinstance(choice.get("delta"), dict | None) for choice in choices
+    ):
+        raise CliError(
+            f"The answer has an event that is not a chunk of a chat completion: {as_json(data, 80)}. Ask again; if it "
+            "stays so, check the engine that serves the model, and any proxy before it."
+        )
+    return dict(event)
 
 
 def _error_of(response: httpx2.Response, address: ServiceAddress) -> CliError:

@@ -47,7 +47,7 @@ def ask(
     reason = None
     for event in client.stream("chat/completions", body):
         for choice in event["choices"]:
-            print(choice["delta"].get("content") or "", end="", flush=True)
+            print((choice.get("delta") or {}).get("content") or "", end="", flush=True)
             reason = choice.get("finish_reason") or reason
     print(flush=True)
     if reason not in (None, "stop"):

@@ -7,12 +7,15 @@ from collections.abc import Iterator
 import pytest
 from cryptography.fernet import Fernet
 
+from app.cli.client.http import EVENT_STREAM
 from app.db.engine import Sessions, transaction
+from app.domain.error_text.json_text import as_json
 from app.settings import Settings
 from app.storage import LocalStorage
 from tests.answering_engine import TO_ENGINES, WORDS, AnsweringEngine, answering, deliver
 from tests.app.cli.conftest import Tunery
 from tests.factories import make_project, make_succeeded_job
+from tests.receiver import receiving
 
 KEY = Fernet.generate_key().decode()
 
@@ -55,6 +58,36 @@ def test_an_engine_that_dies_in_the_middle_is_an_error_after_its_text(
     assert done.exit_code == 1
     assert done.out.startswith(WORDS[0])
     assert done.err.startswith("Error: ")
+
+
+@pytest.mark.parametrize(
+    "event", [b"not json", b"[]", b"7", b"{}", b'{"choices": {}}', b'{"choices": [1]}', b'{"choices": [{"delta": 1}]}']
+)
+def test_an_event_of_another_form_is_an_error_that_shows_it(bare_tunery: Tunery, event: bytes) -> None:
+    with receiving() as server:
+        first = b'data: {"choices": [{"delta": {"content": "My"}}]}\n\n'
+        server.answers = [(200, {"Content-Type": EVENT_STREAM}, first + b"data: " + event + b"\n\n" + first)]
+        done = bare_tunery("ask", "tiny", "Where?", env={"TUNERY_BASE_URL": f"http://127.0.0.1:{server.port}"})
+    assert (done.exit_code, done.out) == (1, "My")
+    shown = as_json(event.decode())
+    text = f"Error: The answer has an event that is not a chunk of a chat completion: {shown}. Ask again;"
+    assert " ".join(done.err.split()).startswith(text)
+
+
+@pytest.mark.parametrize("error", [b'{"message": "It is full."}', b'"It is full."'])
+def test_an_error_event_is_the_error(bare_tunery: Tunery, error: bytes) -> None:
+    with receiving() as server:
+        server.answers = [(200, {"Content-Type": EVENT_STREAM}, b'data: {"error": ' + error + b"}\n\n")]
+        done = bare_tunery("ask", "tiny", "Where?", env={"TUNERY_BASE_URL": f"http://127.0.0.1:{server.port}"})
+    assert (done.exit_code, done.err) == (1, "Error: It is full.\n")
+
+
+def test_a_page_in_place_of_events_is_named_as_one(bare_tunery: Tunery) -> None:
+    with receiving() as server:
+        server.answers = [(200, {"Content-Type": "text/html"}, b"<p>Sign in</p>")]
+        done = bare_tunery("ask", "tiny", "Where?", env={"TUNERY_BASE_URL": f"http://127.0.0.1:{server.port}"})
+    assert done.exit_code == 1
+    assert "answered 200 (text/html), which is not a response of Tunery" in " ".join(done.err.split())
 
 
 def test_an_unknown_model_and_an_empty_prompt_are_refused(tunery: Tunery, model: str) -> None:
