@@ -92,15 +92,27 @@ def retry_delay_seconds(attempts: int, jitter: float, retry_after_seconds: float
     return max(scheduled, min(retry_after_seconds or 0.0, MAX_RETRY_AFTER_SECONDS))
 
 
-def parse_retry_after(value: str | None, now: datetime) -> float | None:
-    """The seconds in a Retry-After header, which has seconds or a date; None if it has neither."""
+def parse_retry_after(value: str | None, server_date: str | None, now: datetime) -> float | None:
+    """The seconds in a Retry-After header, which has seconds or a date; None if it has neither.
+
+    A date counts from the Date header of the same response, so that the clock of this host may be wrong; from `now` if
+    the response has none.
+    """
     text = (value or "").strip()
     if text.isascii() and text.isdigit():
         return float(text[:10])
     try:
-        return max(0.0, (parsedate_to_datetime(text) - now).total_seconds())
+        return max(0.0, (parsedate_to_datetime(text) - (_server_time(server_date) or now)).total_seconds())
     except (ValueError, TypeError, OverflowError):
         return None
+
+
+def _server_time(server_date: str | None) -> datetime | None:
+    try:
+        time = parsedate_to_datetime(server_date or "")
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return time if time.tzinfo is not None else None
 
 
 def check_event_types(types: Sequence[str], param: str = "event_types") -> list[str]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable, Mapping, Sequence
-from email.utils import parsedate_to_datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx2
 
+from app.domain.webhooks import parse_retry_after
 from app.settings import Endpoint
 
 ATTEMPTS = 5
@@ -58,7 +58,7 @@ class ChatEndpoint:
                 problem = f"answered {response.status_code}: {_error_text(response)}"
                 if response.status_code not in RETRIED and response.status_code < 500:
                     raise EndpointError(f"The endpoint {self.name} {problem}")
-                pause = _pause(attempt, response.headers.get("retry-after"))
+                pause = _pause(attempt, response)
             if attempt + 1 < ATTEMPTS:
                 self._wait(pause)
         raise EndpointError(f"The endpoint {self.name} {problem} ({ATTEMPTS} attempts)")
@@ -76,22 +76,19 @@ class ChatEndpoint:
         return text or "", tokens if isinstance(tokens, int) else None
 
 
-def _pause(attempt: int, retry_after: str | None) -> float:
+def _pause(attempt: int, response: httpx2.Response | None) -> float:
     """Seconds until the next attempt: what the endpoint asks for, else 1, 2, 4, ... with jitter."""
-    requested_seconds = _retry_after_seconds(retry_after) if retry_after else None
+    requested_seconds = _retry_after_seconds(response) if response is not None else None
     pause = 2.0**attempt * random.uniform(0.75, 1.25) if requested_seconds is None else requested_seconds
     return min(MAX_PAUSE_SECONDS, max(0.0, pause))
 
 
-def _retry_after_seconds(text: str) -> float | None:
+def _retry_after_seconds(response: httpx2.Response) -> float | None:
+    text = response.headers.get("retry-after", "")
     try:
         return float(text)
     except ValueError:
-        pass
-    try:
-        return parsedate_to_datetime(text).timestamp() - time.time()
-    except ValueError:
-        return None
+        return parse_retry_after(text, response.headers.get("date"), datetime.now(UTC))
 
 
 def _error_text(response: httpx2.Response) -> str:

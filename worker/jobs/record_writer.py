@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from app.db.base_models import models
-from app.db.jobs import measurements
+from app.db.jobs import claims, measurements
 from app.db.tables import Job
 from app.domain.jobs.events import (
     AnyRecord,
@@ -91,8 +90,13 @@ class JobRecordWriter:
     def _write(self, record: AnyRecord) -> None:
         match record:
             case Metric():
+                values = clean(record.model_dump())
+                progress = {key: values[key] for key in PROGRESS_KEYS}
                 self._keeper.append_event(
-                    metric_message(record), type="metrics", data=metric_data(record), progress=progress(record)
+                    metric_message(record),
+                    type="metrics",
+                    data=metric_data(record),
+                    progress=claims.progress_with_finish(progress, values["eta_seconds"]),
                 )
                 self._count_step(record)
             case Started():
@@ -243,13 +247,6 @@ def metric_data(metric: Metric) -> dict[str, Any]:
     data = {key: values[key] for key in (*METRIC_KEYS, *OWN_METRIC_KEYS)}
     data |= {key: values[key] for key in OPTIONAL_METRIC_KEYS if values[key] is not None}
     return data | {"num_tokens": metric.trained_tokens}
-
-
-def progress(metric: Metric) -> dict[str, Any]:
-    """The job's progress. `estimated_finish` is fixed here: computed at each poll, it would move during a long step."""
-    values = clean(metric.model_dump())
-    finish = int(time.time() + values["eta_seconds"]) if values["eta_seconds"] is not None else None
-    return {key: values[key] for key in PROGRESS_KEYS} | {"estimated_finish": finish}
 
 
 def started_message(started: Started) -> str:

@@ -43,19 +43,22 @@ BATCH_SIZE = 500
 log = get_logger(__name__)
 
 
-def clean_up(resources: Resources, are_ages_known: bool = True) -> None:
-    """Do everything but `delete_orphans`; nothing by the age of files unless it is known. Raises DATABASE_UNAVAILABLE,
-    OSError."""
-    expire_files(resources)
-    expire_uploads(resources)
-    with transaction(resources.sessions) as session:
-        workers.delete_stale(session)
-        idempotency.delete_expired(session)
-        deliveries.delete_old(session, resources.settings.webhook_keep_seconds)
-    if are_ages_known:
+def clean_up(resources: Resources, are_file_ages_known: bool = True, are_row_ages_known: bool = True) -> None:
+    """Do everything but `delete_orphans` and `apply_retention`; nothing by an age that is not known.
+
+    Raises DATABASE_UNAVAILABLE, OSError.
+    """
+    if are_row_ages_known:
+        expire_files(resources)
+        expire_uploads(resources)
+        with transaction(resources.sessions) as session:
+            workers.delete_stale(session)
+            idempotency.delete_expired(session)
+            deliveries.delete_old(session, resources.settings.webhook_keep_seconds)
+    if are_file_ages_known:
         delete_staged_files(resources.storage.staging)
     delete_reserved_space(resources)
-    clean_work_directories(resources, are_ages_known)
+    clean_work_directories(resources, are_file_ages_known)
     purge_files(resources)  # what needs storage comes last: a bucket that is away must not stop the rest
     purge_upload_parts(resources)
     drop_snapshots(resources)

@@ -22,6 +22,7 @@ class StepDetector:
         self._boottime = boottime
         self._offset_seconds: float | None = None
         self._quiet_until = -float("inf")
+        self._stepped_at = -float("inf")
 
     def is_steady(self, clock_seconds: float) -> bool:
         """Whether the clock, which says `clock_seconds`, was not set since the first call or for `quiet_seconds`."""
@@ -29,5 +30,9 @@ class StepDetector:
         earlier, self._offset_seconds = self._offset_seconds, clock_seconds - now
         if earlier is not None and abs(step_seconds := self._offset_seconds - earlier) > TOLERANCE_SECONDS:
             log.error("the clock was set", clock=self._name, step_seconds=round(step_seconds))
-            self._quiet_until = now + self._quiet_seconds
+            self._stepped_at, self._quiet_until = now, now + self._quiet_seconds
         return now >= self._quiet_until
+
+    def has_run_for(self, seconds: float) -> bool:
+        """Whether the last step that `is_steady` has seen is as long ago."""
+        return self._boottime() - self._stepped_at >= seconds

@@ -219,16 +219,19 @@ class Reconciler:
             self.resources.hints.send(queue)
 
     def _clean_up_if_due(self) -> None:
-        """The ages of files are differences of the host's clock: after a step of it, none is deleted for a day."""
-        are_ages_known = self.host_clock.is_steady(time.time())
+        """The ages of files are differences of the host's clock, those of rows of PostgreSQL's: after a step of one,
+        nothing is deleted by them for a day."""
+        are_file_ages_known = self.host_clock.is_steady(time.time())
+        are_row_ages_known = self.server_clock.has_run_for(MIN_ORPHAN_AGE_SECONDS)
         if time.monotonic() - self._cleaned_up_at >= CLEANUP_INTERVAL_SECONDS:
             self._cleaned_up_at = time.monotonic()
             self.check_disk()
-            clean_up(self.resources, are_ages_known)
+            clean_up(self.resources, are_file_ages_known, are_row_ages_known)
         if time.monotonic() - self._orphans_deleted_at >= ORPHAN_INTERVAL_SECONDS:
             self._orphans_deleted_at = time.monotonic()
-            apply_retention(self.resources)
-            if are_ages_known:
+            if are_row_ages_known:
+                apply_retention(self.resources)
+            if are_file_ages_known:
                 delete_orphans(self.resources)
 
     @contextlib.contextmanager

@@ -198,7 +198,7 @@ class WebhookSender:
 
     def _outcome(self, claimed: ClaimedWebhookDelivery, response: WebhookResponse) -> DeliveryOutcome:
         is_delivered = response.status is not None and 200 <= response.status < 300
-        retry_after = rules.parse_retry_after(response.retry_after, datetime.now(UTC))
+        retry_after = rules.parse_retry_after(response.retry_after, response.date, datetime.now(UTC))
         retry_seconds = rules.retry_delay_seconds(claimed.tries, random.random(), retry_after)
         if claimed.is_test:
             retry_seconds = None

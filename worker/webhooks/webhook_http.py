@@ -42,6 +42,7 @@ class WebhookResponse:
     duration_ms: int
     status: int | None = None
     retry_after: str | None = None
+    date: str | None = None  # when the endpoint responded, by its own clock
     content: bytes = b""  # the first `MAX_RESPONSE_BYTES` of the body
     error: str | None = None
 
@@ -67,8 +68,8 @@ def post(
     began = time.monotonic()
     try:
         network = _CheckedNetwork(limits, began, resolve)
-        status, retry_after, prefix = _post(url, headers, content, limits, network)
-        return WebhookResponse(_milliseconds_since(began), status, retry_after, prefix)
+        status, retry_after, date, prefix = _post(url, headers, content, limits, network)
+        return WebhookResponse(_milliseconds_since(began), status, retry_after, date, prefix)
     except RefusedAddressError as refused:
         error = str(refused)
     except httpcore2.TimeoutException:
@@ -82,8 +83,8 @@ def post(
 
 def _post(
     url: str, headers: Mapping[str, str], content: bytes, limits: PostLimits, network: _CheckedNetwork
-) -> tuple[int, str | None, bytes]:
-    """(status, Retry-After header, first bytes of the body). Raises what `post` catches."""
+) -> tuple[int, str | None, str | None, bytes]:
+    """(status, Retry-After header, Date header, first bytes of the body). Raises what `post` catches."""
     if urlsplit(url).scheme != "https" and not limits.allow_http:
         raise RefusedAddressError(
             "only https URLs are allowed; the operator can allow http (TUNERY_WEBHOOK_ALLOW_HTTP)"
@@ -93,11 +94,11 @@ def _post(
         httpcore2.ConnectionPool(ssl_context=_tls_context(), network_backend=network) as pool,
         pool.stream("POST", url, headers=raw_headers, content=content) as response,
     ):
-        response_headers = {name.lower(): value for name, value in response.headers}
-        retry_after = response_headers.get(b"retry-after")
+        response_headers = {name.lower(): value.decode("latin-1") for name, value in response.headers}
         return (
             response.status,
-            retry_after.decode("latin-1") if retry_after is not None else None,
+            response_headers.get(b"retry-after"),
+            response_headers.get(b"date"),
             _read_prefix(response),
         )
 

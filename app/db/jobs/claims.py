@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, func, null, select, update
+from sqlalchemy import ColumnElement, Double, and_, cast, func, literal, null, select, update
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
 from app.db.jobs import events, full_disk
@@ -160,6 +161,17 @@ def update_held_job(session: Session, lease: Lease, **columns: Any) -> Job:
     if job is None:
         raise FencedError(lease.job_id)
     return job
+
+
+def progress_with_finish(progress: Mapping[str, Any], seconds_left: float | None) -> ColumnElement[Any]:
+    """The value of `progress` with the end of the job, in seconds since 1970 by PostgreSQL's clock.
+
+    It is fixed here: computed at each poll, it would move during a long step.
+    """
+    if seconds_left is None:
+        return literal({**progress, "estimated_finish": None}, JSONB)
+    finish = func.floor(func.extract("epoch", func.clock_timestamp()) + cast(seconds_left, Double))
+    return literal(dict(progress), JSONB).concat(func.jsonb_build_object("estimated_finish", finish))
 
 
 def finish_held_attempt(

@@ -106,7 +106,17 @@ class TestSchedule:
         ],
     )
     def test_retry_after_is_seconds_or_a_date(self, header: str | None, seconds: float | None) -> None:
-        assert webhooks.parse_retry_after(header, NOW) == seconds
+        assert webhooks.parse_retry_after(header, None, NOW) == seconds
+
+    @pytest.mark.parametrize("server_date", ["Wed, 25 Nov 2026 13:00:00 GMT", "Tue, 25 Nov 2025 13:00:00 +0000"])
+    def test_a_date_counts_from_the_date_of_the_response(self, server_date: str) -> None:
+        until = server_date.replace("13:00:00", "13:02:05")
+        assert webhooks.parse_retry_after(until, server_date, NOW) == 125
+        assert webhooks.parse_retry_after("7", server_date, NOW) == 7
+
+    @pytest.mark.parametrize("server_date", ["now", "", "Wed, 25 Nov 2026 13:00:00"])
+    def test_without_a_valid_date_of_the_response_it_counts_from_now(self, server_date: str) -> None:
+        assert webhooks.parse_retry_after("Wed, 25 Nov 2026 12:01:00 GMT", server_date, NOW) == 60
 
 
 def refused(url: str, allow_http: bool = False, networks: str = "") -> str:

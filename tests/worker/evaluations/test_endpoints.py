@@ -36,7 +36,7 @@ class ChatServer:
                 owner.requests.append((body, self.headers.get("Authorization", "")))
                 status, headers, answer = respond(len(owner.requests), body)
                 content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-                self.send_response(status)
+                self.send_response_only(status)
                 for name, value in ({"Content-Length": str(len(content))} | headers).items():
                     self.send_header(name, value)
                 self.end_headers()
@@ -98,6 +98,14 @@ class TestReference:
         server, endpoint = serve(respond)
         assert endpoint.answer("m", [])[0] == "ok"
         assert (len(server.requests), endpoint.pauses) == (3, [7.0, 7.0])
+
+    @pytest.mark.parametrize("year", [2020, 2040], ids=["a clock that is years ahead", "years behind"])
+    def test_a_rate_limit_until_a_date_counts_from_the_date_of_the_answer(self, serve: Any, year: int) -> None:
+        headers = {"Date": f"Tue, 25 Nov {year} 12:00:00 GMT", "Retry-After": f"Tue, 25 Nov {year} 12:00:07 GMT"}
+        limited = (429, headers, {"error": {"message": "slow down"}})
+        _, endpoint = serve(lambda number, _: limited if number < 2 else said("ok"))
+        assert endpoint.answer("m", [])[0] == "ok"
+        assert endpoint.pauses == [7.0]
 
     def test_a_limit_without_an_end_fails_the_row_with_the_reason(self, serve: Any) -> None:
         server, endpoint = serve(lambda *_: (429, {}, {"error": {"message": "slow down"}}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,7 @@ from worker.evaluations.generation_process import GENERATE_COMMAND
 from worker.node.locks import try_lock
 from worker.node.slot import Slot
 from worker.reconciler import cleanup
+from worker.reconciler.reconciler import Reconciler
 
 OWNER = "gpu0@test#1"
 EXACT = {
@@ -341,6 +343,30 @@ class TestFailures:
         assert job.evaluation is not None
         assert job.evaluation["status"] == "cancelled"
         assert list(harness.resources.settings.work_dir.rglob("prompts.jsonl")) == []
+
+    @pytest.mark.parametrize("step_seconds", [3600.0, -3600.0])
+    def test_a_clock_that_is_set_changes_no_limit(
+        self, harness: WorkerHarness, ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step_seconds: float
+    ) -> None:
+        evaluation, reconciler = ask(max_rows=5), Reconciler(harness.resources)
+        reconciler.expiry_guard.ttl_seconds = 0.0
+        assert reconciler.round()
+        started, go = tmp_path / "started", tmp_path / "go"
+        code = f"Path({str(started)!r}).touch()\nwhile not Path({str(go)!r}).exists(): time.sleep(0.01)\n"
+        thread = threading.Thread(target=evaluator(harness, tmp_path, *fake(tmp_path, code + GENERATE)).run_next)
+        thread.start()
+        until(started.exists, "the generation")
+        real_time = time.time
+        monkeypatch.setattr(time, "time", lambda: real_time() + step_seconds)
+        reconciler._cleaned_up_at = -float("inf")
+        assert reconciler.round()
+        go.touch()
+        thread.join(20)
+        done = read(harness, evaluation)
+        assert (done.state, done.error_message, done.attempt) == ("succeeded", None, 1)
+        assert done.summary is not None
+        assert done.summary["rows"] == 5
+        assert 0 <= done.summary["seconds"] < 60
 
     def test_a_stopping_worker_queues_it_again(self, harness: WorkerHarness, ask: Ask, tmp_path: Path) -> None:
         evaluation = ask()

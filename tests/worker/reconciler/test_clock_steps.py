@@ -1,4 +1,4 @@
-"""A clock that is set forward or back by an hour costs no attempt, no upload and no session."""
+"""A clock that is set forward or back costs no attempt, no upload, no session and no row that a rule keeps."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import func, update
 
 from app.db.engine import transaction
 from app.db.jobs import expired_leases
-from app.db.tables import Job
+from app.db.operations import retention
+from app.db.tables import File, Job
+from app.domain.operations.retention import RetentionKind
 from app.settings import Settings
+from tests.factories import make_file
 from tests.worker.fake_trainer import TrainerPlan
 from tests.worker.worker_harness import WorkerHarness
 from worker import health
@@ -62,6 +65,8 @@ class TestStepDetector:
         assert not detector.is_steady(1359 - HOUR)
         now[0] += 1
         assert detector.is_steady(1360 - HOUR)
+        assert detector.has_run_for(300)
+        assert not detector.has_run_for(301)
 
 
 def set_server_clock(harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch, step_seconds: float) -> None:
@@ -100,6 +105,9 @@ def test_a_job_goes_on_while_the_host_s_clock_is_set(
     thread.join()
     done = harness.job(job)
     assert (done.state, done.attempt) == ("succeeded", 2)
+    assert done.progress is not None
+    with transaction(harness.sessions) as session:  # by PostgreSQL's clock
+        assert abs(done.progress["estimated_finish"] - expired_leases.server_clock_seconds(session)) < HOUR / 2
 
 
 @STEPS
@@ -110,9 +118,63 @@ def test_a_step_of_the_host_s_clock_deletes_no_file_that_is_being_written(
     upload = harness.resources.storage.staging / "upload-in-progress"
     upload.write_bytes(b"x")
     clock.step_seconds = step_seconds
+    round_with_cleanup(reconciler)
+    assert upload.exists()
+
+
+class TestRetention:
+    """A file of ten days under a rule of thirty days."""
+
+    @pytest.fixture
+    def file_id(self, harness: WorkerHarness) -> str:
+        with transaction(harness.sessions) as session:
+            file = make_file(session, harness.resources.storage, harness.project)
+            retention.set_rule(session, harness.project.id, RetentionKind.FILES, 30)
+        move_back(harness, timedelta(days=10))
+        return file.id
+
+    @STEPS
+    def test_the_host_s_clock_deletes_and_keeps_nothing(
+        self, harness: WorkerHarness, reconciler: Reconciler, clock: Clock, file_id: str, step_seconds: float
+    ) -> None:
+        clock.step_seconds = step_seconds * 24 * 365
+        round_with_cleanup(reconciler)
+        assert harness.file(file_id).deleted_at is None
+        move_back(harness, timedelta(days=21))
+        round_with_cleanup(reconciler)
+        assert harness.file(file_id).deleted_at is not None
+
+    def test_after_a_step_of_the_server_s_clock_nothing_is_due_for_a_day(
+        self, harness: WorkerHarness, reconciler: Reconciler, monkeypatch: pytest.MonkeyPatch, file_id: str
+    ) -> None:
+        expiring = self.expire(harness)
+        round_with_cleanup(reconciler)
+        set_server_clock(harness, monkeypatch, 365 * 24 * HOUR)
+        move_back(harness, timedelta(days=365))
+        round_with_cleanup(reconciler)
+        assert harness.file(file_id).deleted_at is None
+        assert harness.file(expiring).deleted_at is None
+        reconciler.server_clock._stepped_at = -float("inf")  # a day later
+        round_with_cleanup(reconciler)
+        assert harness.file(file_id).deleted_at is not None
+        assert harness.file(expiring).deleted_at is not None
+
+    def expire(self, harness: WorkerHarness) -> str:
+        """A file that its owner lets expire in a month."""
+        with transaction(harness.sessions) as session:
+            month = func.clock_timestamp() + timedelta(days=30)
+            return make_file(session, harness.resources.storage, harness.project, expires_at=month).id
+
+
+def move_back(harness: WorkerHarness, age: timedelta) -> None:
+    """What a step of PostgreSQL's clock is to the rows of files: times that are as much longer ago."""
+    with transaction(harness.sessions) as session:
+        session.execute(update(File).values(created_at=File.created_at - age, expires_at=File.expires_at - age))
+
+
+def round_with_cleanup(reconciler: Reconciler) -> None:
     reconciler._cleaned_up_at = reconciler._orphans_deleted_at = -float("inf")
     assert reconciler.round()
-    assert upload.exists()
 
 
 @STEPS

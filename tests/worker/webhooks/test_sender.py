@@ -7,7 +7,8 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import datetime, timedelta
+from functools import partial
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
@@ -98,6 +99,26 @@ def deliver_due(sender: WebhookSender) -> int:
             sender.deliver(each)
         done += len(claimed)
     return done
+
+
+def set_host_clock(monkeypatch: pytest.MonkeyPatch, step_seconds: float) -> None:
+    """Set what the sender reads as the time; signatures and a Retry-After that is a date need one."""
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return datetime.now(tz) + timedelta(seconds=step_seconds)
+
+    real_time = time.time
+    monkeypatch.setattr(time, "time", lambda: real_time() + step_seconds)
+    monkeypatch.setattr("worker.webhooks.sender.datetime", Clock)
+
+
+def answer_limited(date: str, until: str, handler: BaseHTTPRequestHandler) -> None:
+    handler.send_response_only(429)
+    for name, value in (("Date", date), ("Retry-After", until), ("Content-Length", "0")):
+        handler.send_header(name, value)
+    handler.end_headers()
 
 
 def make_due(sessions: Sessions) -> None:
@@ -248,6 +269,27 @@ class TestRetries:
         make_endpoint(sessions, project, receiver.url)
         announce(sessions, project)
         deliver_due(sender)
+        assert 3590 < seconds_until_next(sessions) <= 3600
+
+    @pytest.mark.parametrize("step_seconds", [7200.0, -7200.0], ids=["ahead", "behind"])
+    def test_a_clock_of_this_host_that_is_set_changes_no_retry(
+        self,
+        sender: WebhookSender,
+        receiver: Receiver,
+        sessions: Sessions,
+        project: Project,
+        monkeypatch: pytest.MonkeyPatch,
+        step_seconds: float,
+    ) -> None:
+        set_host_clock(monkeypatch, step_seconds)
+        date, later = "Wed, 25 Nov 2026 12:00:00 GMT", "Wed, 25 Nov 2026 13:00:00 GMT"
+        receiver.answers = [500, partial(answer_limited, date, later)]
+        make_endpoint(sessions, project, receiver.url)
+        announce(sessions, project)
+        assert deliver_due(sender) == 1
+        assert 4 < seconds_until_next(sessions) <= 6
+        make_due(sessions)
+        assert deliver_due(sender) == 1
         assert 3590 < seconds_until_next(sessions) <= 3600
 
     def test_the_tenth_try_is_the_last(
