@@ -54,7 +54,7 @@ test-schema: $(DEV) ## Generated requests to every operation of the OpenAPI docu
 test-sdk: $(DEV) ## The official client's scenarios, three generations of it, against the whole service (ARGS="--only newest -- -k uploads")
 	$(BIN)/python -m tests.clients $(ARGS)
 
-test-upgrade: $(DEV) ## Data of an earlier release under this one, and a rolling restart beside an earlier commit under load (10 minutes)
+test-upgrade: $(DEV) ## Data of an earlier release under this one, a rolling restart beside an earlier commit under load, and webhook senders of both (11 minutes)
 	$(BIN)/python -m pytest -q tests/upgrade $(ARGS)
 
 test-compat: $(DEV) ## The tests of an earlier commit, unchanged, against this service (3 minutes; ALL=1: all of them, 40; ARGS="--only schema")
