@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from typing import Any
 
 from app.domain.answers.engine_errors import CONTEXT_LENGTH, engine_message, with_name
+from app.domain.error_text.json_text import as_json
 from app.errors import TuneryError
 
 MAX_EVENT_BYTES = 16 << 20
@@ -26,10 +28,11 @@ class EventTranslator:
         self.is_complete = False  # the engine has sent its last event, or an error
 
     def add(self, chunk: bytes) -> bytes:
-        """The events that `chunk` completes. Raises ValueError for an event of more than MAX_EVENT_BYTES."""
+        """The events that `chunk` completes. Raises ValueError for an event that is no JSON object, or of more than
+        MAX_EVENT_BYTES."""
         *events, self._rest = _END.split(self._rest + chunk)
         if len(self._rest) > MAX_EVENT_BYTES:
-            raise ValueError(f"the engine sent an event of more than {MAX_EVENT_BYTES:,} bytes")
+            raise ValueError(f"it sent an event of more than {MAX_EVENT_BYTES:,} bytes")
         return b"".join(map(self._translate, events))
 
     def _translate(self, event: bytes) -> bytes:
@@ -37,18 +40,26 @@ class EventTranslator:
         if data == DONE:
             self.is_complete = True
             return b"data: [DONE]\n\n"
-        try:
-            value = json.loads(data)
-        except ValueError:  # a comment that keeps the connection open
+        if not data:  # a comment that keeps the connection open
             return event + b"\n\n"
-        if isinstance(value, dict) and value.get("error"):
+        value = _object(data)
+        if value.get("error"):
             self.is_complete = True
             message = with_name(engine_message(data), self._served, self._requested)
             code = "context_length_exceeded" if CONTEXT_LENGTH.search(message) else "engine_failed"
             return error_event(message, "server_error", code)
-        if self._served == self._requested or not isinstance(value, dict) or "model" not in value:
+        if self._served == self._requested or "model" not in value:
             return event + b"\n\n"
         return b"data: " + to_json(value | {"model": self._requested}) + b"\n\n"
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    """Raises ValueError."""
+    with contextlib.suppress(ValueError, RecursionError):
+        value = json.loads(data)
+        if isinstance(value, dict):
+            return value
+    raise ValueError(f"it sent an event that is no JSON object: {as_json(data.decode(errors='replace'))}")
 
 
 def error_event(message: str, kind: str, code: str | None) -> bytes:

@@ -309,6 +309,16 @@ class TestStreams:
         assert (error["type"], error["code"]) == ("server_error", "engine_failed")
         assert "in the middle" in error["message"]
 
+    def test_an_event_that_is_no_json_ends_the_stream_with_an_error(
+        self, live_server: LiveServer, api_key: str, server: AnsweringEngine, delivered: Deliverer
+    ) -> None:
+        server.fault = (200, {"Content-Type": "text/event-stream"}, b": ping\n\ndata: not json\n\ndata: [DONE]\n\n")
+        with streaming(live_server, api_key, delivered(server.url)) as lines:
+            received = [line for line in lines if line]
+        error = json.loads(received[-1].removeprefix("data: "))["error"]
+        assert (len(received), error["code"]) == (1, "engine_failed")
+        assert 'no JSON object: "not json"' in error["message"]
+
     def test_no_database_connection_is_held(
         self, live_server: LiveServer, api_key: str, server: AnsweringEngine, delivered: Deliverer, settings: Settings
     ) -> None:

@@ -46,6 +46,12 @@ def test_an_error_of_the_engine_has_the_shape_of_openai() -> None:
     }
 
 
+@pytest.mark.parametrize("data", [b"not json", b"[]", b"7", b"\xff", b"[" * 5_000])
+def test_an_event_that_is_no_object_is_refused(data: bytes) -> None:
+    with pytest.raises(ValueError, match="no JSON object"):
+        EventTranslator("bot", "bot").add(b"data: " + data + b"\n\n")
+
+
 def test_an_event_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events, "MAX_EVENT_BYTES", 10)
     with pytest.raises(ValueError, match="more than 10 bytes"):
