@@ -101,7 +101,10 @@ def _prompt(row: EvaluationRow, renderer: Renderer, max_tokens: int, findings: l
         if row.prompt is not None:
             tokens = renderer.encode_plain(row.prompt)
         else:
-            tokens = renderer.encode(renderer.text(renderer.normalized(row.messages), row.tools, prompt=True))
+            messages = renderer.normalized(row.messages)
+            tokens = renderer.encode(renderer.text(messages, row.tools, prompt=True))
+            if len(tokens) <= max_tokens:
+                renderer.check_prompt(messages, row.tools)
     except TemplateRefused as error:
         findings.append(Finding(row.line, str(error), "template_refused"))
         return []

@@ -267,8 +267,13 @@ class TestBadInput:
                 {"graders": [{"type": "label_accuracy", "name": "label", "labels": ["x", "y"]}]},
                 'for the grader "label" the expected label "b" is not among its labels',
             ),
+            (
+                lines(1, tools=[{"type": "function", "function": {"name": "look_up"}}]),
+                {},
+                "Line 1: the model's chat template does not print tools",
+            ),
         ],
-        ids=["other shape", "not JSON", "no rows", "no field", "too long", "no JSON answer", "unknown label"],
+        ids=["other shape", "not JSON", "no rows", "no field", "too long", "no JSON answer", "unknown label", "tools"],
     )  # fmt: skip
     def test_fails_with_the_line_before_anything_is_generated(
         self, harness: WorkerHarness, ask: Ask, tmp_path: Path, content: bytes, options: dict[str, Any], text: str
