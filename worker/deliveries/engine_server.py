@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +10,13 @@ from typing import Any
 import httpx2
 
 from worker.deliveries.destination import DeliveryError
-from worker.deliveries.outbound import refused_address
+from worker.deliveries.outbound import limited_connections, refused_address
 
 CONNECT_SECONDS = 5.0
 MAX_RESPONSE_BYTES = 64 << 20  # prompt_logprobs of a prompt take some 100 kB
 MAX_MESSAGE_CHARACTERS = 600
+AWAY = "check that the server runs and that `urls` of the target has its address"
+SLOW = "lower its load, or raise TUNERY_DELIVERY_TIMEOUT_SECONDS of the delivery sender"
 
 
 @dataclass(frozen=True)
@@ -58,25 +59,29 @@ class Server:
         return parsed if isinstance(parsed, dict) else {"text": content.decode(errors="replace")}
 
     def _send(self, method: str, path: str, body: Mapping[str, Any] | None) -> tuple[int, bytes]:
-        deadline = time.monotonic() + self._timeout_seconds
         timeout = httpx2.Timeout(self._timeout_seconds, connect=CONNECT_SECONDS)
-        try:
-            with (
-                httpx2.Client(timeout=timeout, trust_env=False, headers=self._headers) as client,
-                client.stream(method, self.url + path, json=body) as response,
-            ):
-                content = b""
-                for chunk in response.iter_bytes():
-                    content += chunk
-                    if time.monotonic() > deadline or len(content) > MAX_RESPONSE_BYTES:
-                        raise DeliveryError(
-                            f"{self.url}{path} sent no complete response in {self._timeout_seconds:g} s"
-                        )
-                return response.status_code, content
-        except httpx2.TimeoutException as error:
-            raise DeliveryError(f"{self.url} did not respond within {self._timeout_seconds:g} s") from error
-        except (httpx2.HTTPError, OSError) as error:
-            raise DeliveryError(f"{self.url} is not reachable: {refused_address(error) or error}") from error
+        with limited_connections(self._timeout_seconds) as limit:
+            try:
+                with (
+                    httpx2.Client(timeout=timeout, trust_env=False, headers=self._headers) as client,
+                    client.stream(method, self.url + path, json=body) as response,
+                ):
+                    content = b""
+                    for chunk in response.iter_bytes():
+                        content += chunk
+                        if len(content) > MAX_RESPONSE_BYTES:
+                            text = f"{self.url}{path} sent more than {MAX_RESPONSE_BYTES >> 20} MiB; check that `urls`"
+                            raise DeliveryError(f"{text} of the target has the address of the engine")
+                    return response.status_code, content
+            except (httpx2.HTTPError, OSError) as error:
+                raise DeliveryError(self._reason(path, error, is_late=limit.is_over)) from error
+
+    def _reason(self, path: str, error: Exception, *, is_late: bool) -> str:
+        if is_late or isinstance(error, httpx2.ReadTimeout | httpx2.WriteTimeout):
+            return f"{self.url}{path} sent no complete response in {self._timeout_seconds:g} s; {SLOW}"
+        if refusal := refused_address(error):
+            return f"{self.url} is not reachable: {refusal}"
+        return f"{self.url} is not reachable: {error or type(error).__name__}; {AWAY}"
 
 
 class EngineRefusal(DeliveryError):
