@@ -1,4 +1,4 @@
-"""A gateway in front of an engine that has no log-probabilities of prompts, as many hosted ones."""
+"""A gateway in front of an engine that has no log-probabilities of prompts, or only chats, as many hosted ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REFUSED = "prompt_logprobs"
 
 
 @contextmanager
-def gateway(upstream: str) -> Iterator[str]:
+def gateway(upstream: str, *, is_chat_only: bool = False) -> Iterator[str]:
     """The address of a gateway to `upstream`, until the block ends."""
 
     async def forward(request: Request) -> Response:
@@ -26,6 +26,8 @@ def gateway(upstream: str) -> Iterator[str]:
         if body and REFUSED in json.loads(body):
             error = {"message": f"{REFUSED} is not supported", "type": "invalid_request_error"}
             return JSONResponse({"error": error}, status_code=400)
+        if is_chat_only and request.url.path == "/v1/completions":
+            return JSONResponse({"error": {"message": "only chats"}}, status_code=404)
         async with httpx2.AsyncClient(timeout=300) as client:
             headers = {"content-type": "application/json"}
             response = await client.request(request.method, upstream + request.url.path, content=body, headers=headers)

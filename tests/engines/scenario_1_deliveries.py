@@ -56,11 +56,20 @@ def test_a_gateway_without_logprobs_of_prompts_is_checked_by_answers(world: Worl
     assert delivery["check"]["verdict"] == "same", delivery["check"]
 
 
+def test_a_gateway_that_only_chats_is_checked_by_chats(world: World) -> None:
+    with gateway(world.vllm.url, is_chat_only=True) as url:
+        delivery = world.deliver_through(url)
+    print(json.dumps(delivery))
+    assert delivery["status"] == "delivered", delivery["error"]
+    assert delivery["check"]["method"] == "chat"
+    assert delivery["check"]["verdict"] == "same", delivery["check"]
+
+
 def test_a_restarted_vllm_gets_it_again(world: World) -> None:
     world.vllm.restart()
     world.vllm.wait()
     # The answer is asked for after the check: vLLM for CPUs ends if both are computed in one batch.
     until(lambda: any("had lost" in message for message in world.messages()), "it is back", 400, interval_seconds=1.0)
     assert world.model in world.vllm.models()
-    assert world.vllm.ask(world.model).is_success
+    assert world.vllm.answer(world.model) == world.facts["answer"]
     assert world.until_delivery("delivered")["check"]["verdict"] == "same"

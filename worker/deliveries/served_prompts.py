@@ -1,8 +1,9 @@
 """What an engine computes for the expected answers: by teacher forcing, else from its own answers.
 
 Teacher forcing gives the log-probability of every expected token. An engine, or a gateway in front of one, that has no
-log-probabilities of prompts answers the same prompts greedily instead, as token ids through /v1/completions: what it
-generates equals the expected answer up to the first divergence, and its log-probabilities are comparable up to there.
+log-probabilities of prompts answers the same prompts greedily instead, as token ids through /v1/completions, else as
+messages through /v1/chat/completions: what it generates equals the expected answer up to the first divergence, and its
+log-probabilities are comparable up to there.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from worker.deliveries.destination import DeliveryError
 from worker.deliveries.engine_server import EngineRefusal, Server
 
 TOP_LOGPROBS = 5  # the most that OpenAI's contract has
+OTHER = -1  # a token that no prompt expects
 # A server without the call, or one that refuses the field.
 NOT_SUPPORTED = frozenset({400, 404, 405, 422, 501})
 
@@ -39,20 +41,23 @@ def served_prompts(
     engine: PromptEngine, server: Server, base: str, adapter: str, reference: ServedReference
 ) -> list[ServedPrompt]:
     """The log-probabilities of the expected tokens under base model and adapter. Raises DeliveryError."""
-    try:
-        return [by_teacher_forcing(engine, server, base, adapter, prompt) for prompt in reference.prompts]
-    except EngineRefusal as error:
-        if error.status not in NOT_SUPPORTED:
-            raise
-    except (KeyError, TypeError, ValueError, IndexError):
-        pass  # a response without log-probabilities of the prompt
-    try:
-        return [by_answers(engine, server, base, adapter, prompt) for prompt in reference.prompts]
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise DeliveryError(
-            f"{server.url} returns no log-probabilities, neither of the prompt nor of its own tokens with their ids "
-            f"(return_token_ids), so it cannot be checked ({error!r})"
-        ) from error
+    problems = []
+    for method in (by_teacher_forcing, by_answers, by_chat):
+        if method is by_chat and not any(prompt.messages for prompt in reference.prompts):
+            break
+        try:
+            return [method(engine, server, base, adapter, prompt) for prompt in reference.prompts]
+        except EngineRefusal as error:
+            if error.status not in NOT_SUPPORTED:
+                raise
+            problems.append(str(error))
+        except (KeyError, TypeError, ValueError, IndexError) as error:  # a response without what the method needs
+            problems.append(repr(error))
+    raise DeliveryError(
+        f"{server.url} returns no log-probabilities, neither of the prompt, nor of its own tokens with their ids "
+        f"(return_token_ids), nor of a chat, so it cannot be checked: let `urls` lead to the engine itself "
+        f"({'; '.join(problems)})"
+    )
 
 
 def by_teacher_forcing(
@@ -90,6 +95,39 @@ def by_answers(engine: PromptEngine, server: Server, base: str, adapter: str, pr
     )
 
 
+def by_chat(engine: PromptEngine, server: Server, base: str, adapter: str, prompt: ReferencePrompt) -> ServedPrompt:
+    """As `by_answers`, for messages; tokens are compared by their texts. Nothing where the messages are not known."""
+    if not prompt.messages:
+        return ServedPrompt([], [], [], is_generated=True, is_answer_of_base=True, is_chat=True)
+    fields = {"messages": prompt.messages, "max_tokens": len(prompt.answer)}
+    of_base = _chat_answer(server, {"model": base} | fields)
+    of_adapter = _chat_answer(server, engine.completion_model(base, adapter) | fields)
+    agreeing = _common_length(of_adapter.tokens, prompt.answer)
+    known = min(_common_length(of_base.tokens, of_adapter.tokens) + 1, agreeing, len(of_base.tops))
+    expected = [prompt.tokens[position] for position in prompt.positions]
+    top = expected[:agreeing]
+    # The id of the token that differs is not known. It is one that the trainer did not find most likely either, if that
+    # was the expected one.
+    if agreeing < min(len(of_adapter.tokens), len(prompt.answer)) and prompt.top[agreeing] == expected[agreeing]:
+        top.append(OTHER)
+    return ServedPrompt(
+        [of_base.tops[n].get(of_adapter.tokens[n], min(of_base.tops[n].values())) for n in range(known)],
+        of_adapter.logprobs[:agreeing],
+        top,
+        is_generated=True,
+        is_answer_of_base=of_base.tokens == of_adapter.tokens,
+        is_chat=True,
+    )
+
+
+def _chat_answer(server: Server, fields: dict[str, Any]) -> _EngineAnswer:
+    options = {"temperature": 0, "logprobs": True, "top_logprobs": TOP_LOGPROBS}
+    (choice,) = server.request("POST", "/v1/chat/completions", fields | options)["choices"]
+    found = choice["logprobs"]["content"]
+    tops = [{top["token"]: top["logprob"] for top in each["top_logprobs"]} for each in found]
+    return _EngineAnswer([], [each["token"] for each in found], [each["logprob"] for each in found], tops)
+
+
 def _answer(server: Server, fields: dict[str, Any]) -> _EngineAnswer:
     options = {"temperature": 0, "logprobs": TOP_LOGPROBS, "return_token_ids": True, "ignore_eos": True}
     (choice,) = server.request("POST", "/v1/completions", fields | options)["choices"]
@@ -100,5 +138,5 @@ def _answer(server: Server, fields: dict[str, Any]) -> _EngineAnswer:
     return answer
 
 
-def _common_length(left: Sequence[int], right: Sequence[int]) -> int:
+def _common_length(left: Sequence[object], right: Sequence[object]) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(left, right, strict=False)))

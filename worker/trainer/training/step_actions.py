@@ -168,7 +168,7 @@ class StepActions:
 
         def work() -> ServedReference | None:
             row_tokens = max(MAX_PROMPT_TOKENS, self.policy.plan.effective_validation_row_tokens)
-            return measure_reference(self.base, run, row_tokens, self.emit.keepalive)
+            return measure_reference(self.base, run, self.renderer, row_tokens, self.emit.keepalive)
 
         try:
             reference = self.policy.retry(

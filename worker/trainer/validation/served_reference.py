@@ -16,12 +16,15 @@ from typing import NamedTuple
 import torch
 
 from app.domain.datasets.documents import Document
+from app.domain.datasets.examples import Example
+from app.domain.datasets.render import Renderer
 from app.domain.deliveries.served_check import MAX_PROMPT_TOKENS, MAX_PROMPTS, ReferencePrompt, ServedReference
 from worker.trainer.adapter.lora import LoraAdapter
 from worker.trainer.data.batch import TokenizedDataset, pack_batches
 from worker.trainer.model.base_model import FrozenBase, hidden_states, in_dtype, in_place, stored_layers
 from worker.trainer.runtime.records import Keepalive
 from worker.trainer.training.state import Run
+from worker.trainer.validation.chat_prompts import chat_prompt, examples_at
 
 POSITIONS_AT_ONCE = 64  # whose logits are in memory: 39 MB at V = 151,936
 HEAD_CHUNK_ROWS = 8192  # of the head in the dtype of the pass
@@ -36,10 +39,11 @@ class _Pass(NamedTuple):
 
 
 @torch.no_grad()
-def measure_reference(base: FrozenBase, run: Run, row_tokens: int, keepalive: Keepalive) -> ServedReference | None:
+def measure_reference(
+    base: FrozenBase, run: Run, renderer: Renderer, row_tokens: int, keepalive: Keepalive
+) -> ServedReference | None:
     """Measure base model and adapter on held-out answers; None if there are none, or quantized experts."""
-    held_out = run.validation_dataset or run.dataset
-    chosen = _choose(held_out)
+    chosen, chosen_lines = _choose(run.validation_dataset or run.dataset)
     if not len(chosen) or (layers := stored_layers(base)) is None:
         return None
     dtype = _stored_dtype(base)
@@ -50,6 +54,9 @@ def measure_reference(base: FrozenBase, run: Run, row_tokens: int, keepalive: Ke
     with in_place(base, layers):
         of_base, of_adapter = measure(None, dtype), measure(run.adapter, dtype)
         exact = measure(run.adapter, torch.float32)
+    file = run.spec.training_file if run.validation_dataset is None else run.spec.validation_file
+    assert file is not None
+    examples = examples_at(file, set(chosen_lines), run.spec.data_parameters)
     differences = [abs(a - b) for a, b in zip(of_adapter.logprobs, exact.logprobs, strict=True)]
     agreeing = [a == b for a, b in zip(of_adapter.top, exact.top, strict=True)]
     return ServedReference(
@@ -57,13 +64,19 @@ def measure_reference(base: FrozenBase, run: Run, row_tokens: int, keepalive: Ke
         source="training_file" if run.validation_dataset is None else "validation_file",
         noise=sum(differences) / len(differences),
         top1_agreement=sum(agreeing) / len(agreeing),
-        prompts=list(_prompts(chosen, of_base, of_adapter)),
+        prompts=[
+            _with_messages(renderer, examples.get(line), prompt)
+            for line, prompt in zip(chosen_lines, _prompts(chosen, of_base, of_adapter), strict=True)
+        ],
     )
 
 
-def _choose(dataset: TokenizedDataset) -> TokenizedDataset:
-    """Return the first documents with an expected token among their first MAX_PROMPT_TOKENS; of pairs the preferred."""
-    chosen = TokenizedDataset()
+def _choose(dataset: TokenizedDataset) -> tuple[TokenizedDataset, list[int]]:
+    """Return the first documents with an expected token among their first MAX_PROMPT_TOKENS, and their lines.
+
+    Of pairs it is the preferred answer.
+    """
+    chosen, lines = TokenizedDataset(), []
     for example in range(len(dataset)):
         documents = [each for each in dataset.documents(example) if dataset.pair_role(each) >= 0]
         tokens, labels = dataset.tokens_and_labels(documents[0])
@@ -71,9 +84,10 @@ def _choose(dataset: TokenizedDataset) -> TokenizedDataset:
         labelled[0] = False  # nothing predicts the first token
         if any(labelled):
             chosen.add(example, [Document(example, tokens[:MAX_PROMPT_TOKENS].tolist(), labelled)])
+            lines.append(dataset.lines[example])
         if len(chosen) == MAX_PROMPTS:
             break
-    return chosen
+    return chosen, lines
 
 
 def _measure(
@@ -115,6 +129,12 @@ def _prompts(chosen: TokenizedDataset, of_base: _Pass, of_adapter: _Pass) -> Ite
             top=of_adapter.top[start:end],
         )
         start = end
+
+
+def _with_messages(renderer: Renderer, example: Example | None, prompt: ReferencePrompt) -> ReferencePrompt:
+    """Add the conversation, if a chat API makes the same tokens of it."""
+    found = chat_prompt(renderer, example, prompt.tokens, prompt.positions) if example is not None else None
+    return prompt.model_copy(update=found._asdict()) if found is not None else prompt
 
 
 def _stored_dtype(base: FrozenBase) -> torch.dtype:

@@ -47,7 +47,7 @@ BY_SCHEMA = {
     "ServedCheck.largest_difference": "The largest |trainer - engine|; only for information.",
     "ServedCheck.method": (
         "`prompt`: the log-probabilities of every expected token. `answer`: those of the engine's own answers, up to "
-        "where they differ from the expected ones, as it has none of prompts."
+        "where they differ from the expected ones, as it has none of prompts. `chat`: the same in a chat."
     ),
     "ServedCheck.noise": "The trainer's own mean difference between 16 bits and float32.",
     "ServedCheck.prompts": "The number of held-out prompts.",

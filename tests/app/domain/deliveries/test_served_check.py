@@ -88,6 +88,6 @@ def test_every_verdict_has_a_sentence_with_its_numbers(
 ) -> None:
     of = reference(noise, effect)
     check = judge(of, served(of, difference, engine_effect))
-    text = explain(check, "vLLM", "ft:x")
+    text = explain(check, "vLLM", "ft:x", "ftjob-1")
     assert f"{check.difference:.4f}" in text
     assert ("merged export" in text) == (check.verdict in FAILING)

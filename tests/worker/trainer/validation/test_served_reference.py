@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from app.domain.deliveries.served_check import ServedPrompt, ServedReference, Verdict, judge
 from app.domain.jobs.events import ServedReferenceMeasured
+from app.system.tokenizer_files import load_renderer
 from tests.worker.trainer.helpers import FLOAT32, make_spec, run_trainer
 
 NF4 = {"bits": 4, "type": "nf4", "double_quant": True, "compute_dtype": "float32"}
@@ -70,3 +71,7 @@ def test_the_validation_file_is_preferred_and_every_answer_has_its_tokens(
     for prompt in reference.prompts:
         assert len(prompt.positions) == len(prompt.base) == len(prompt.adapter) == len(prompt.top)
         assert 0 < prompt.positions[0] <= prompt.positions[-1] < len(prompt.tokens) <= 512
+        assert prompt.messages is not None  # of which a chat API makes the same tokens
+        renderer = load_renderer(tiny)
+        assert renderer.encode(renderer.text(prompt.messages, prompt=True)) == prompt.tokens[: prompt.positions[0]]
+        assert 0 < len(prompt.answer) <= len(prompt.positions)
