@@ -29,6 +29,7 @@ class Fault:
     times: int | None = None
     status: int | None = None
     code: str = ""
+    location: str = ""  # the header of a redirect
     break_after_bytes: int | None = None
     action: Callable[[], None] = lambda: None
     skip: int = 0  # so many requests pass before
@@ -98,10 +99,12 @@ class FaultyProxy:
                 elif fault.status is None:
                     self.close_connection = True
                 else:
-                    self.answer(fault.status, XML.format(code=fault.code).encode())
+                    self.answer(fault.status, XML.format(code=fault.code).encode(), fault.location)
 
-            def answer(self, status: int, body: bytes) -> None:
+            def answer(self, status: int, body: bytes, location: str) -> None:
                 self.send_response(status)
+                if location:
+                    self.send_header("Location", location)
                 self.send_header("Content-Type", "application/xml")
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()

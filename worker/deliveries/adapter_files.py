@@ -30,8 +30,8 @@ def fetch(storage: Storage, files: Sequence[File], directory: Path) -> None:
             raise DeliveryError(f"The file {file.filename} of the adapter is damaged in storage; its SHA-256 differs")
 
 
-def address(directory: Path, model: str, base_name: str) -> str:
-    """Set `base_model_name_or_path`, and the manifest accordingly, which then also names the model.
+def address(directory: Path, model: str, base_name: str, **entries: str) -> str:
+    """Set `base_model_name_or_path`, and the manifest accordingly, which then also names the model and has `entries`.
 
     Returns the manifest's SHA-256: the version.
     """
@@ -42,4 +42,4 @@ def address(directory: Path, model: str, base_name: str) -> str:
         path.write_text(text + "\n", encoding="utf-8")
     manifest = {key: value for key, value in read_manifest(directory).items() if key not in ("files", SEAL)}
     (directory / MANIFEST).unlink()
-    return write_manifest(directory, manifest | {"fine_tuned_model": model})
+    return write_manifest(directory, manifest | {"fine_tuned_model": model} | entries)

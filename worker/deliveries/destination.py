@@ -39,6 +39,7 @@ class Parcel:
     manifest: Mapping[str, Any]
     location: Mapping[str, Any]  # what the target has of it already
     reference: ServedReference | None
+    job_id: str
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from app.domain.deliveries.targets import DirectoryDestination
-from app.system.artifact_directory import publish
+from app.system.artifact_directory import ManifestMismatch, publish, read_manifest
 from worker.deliveries.adapter_files import address
 from worker.deliveries.destination import Delivered, DeliveryError, DeliveryRefused, Parcel
 
@@ -49,7 +49,9 @@ class DirectoryTarget:
         return (Path(self.destination.path) / parcel.served_model).exists()
 
     def withdraw(self, parcel: Parcel) -> None:
-        remove(allowed_path(self.destination.path, self.allowed), parcel)
+        """Remove it from where it was delivered; the target may have another path by now."""
+        path = parcel.location.get("path")
+        remove(allowed_path(str(Path(path).parent) if path else self.destination.path, self.allowed), parcel)
 
 
 def allowed_path(path: str, allowed: Sequence[str]) -> Path:
@@ -98,16 +100,38 @@ def link(root: Path, name: str, placed: Placed) -> None:
 
 
 def remove(root: Path, parcel: Parcel) -> None:
-    """Remove a name with its versions, if it is this target's and still has this adapter. Raises DeliveryError."""
+    """Remove the versions of an adapter, if the name is this target's. Raises DeliveryError.
+
+    The name goes with them, and its other versions, if this adapter is the current one; another one stays.
+    """
     versions, path = root / VERSIONS / parcel.served_model, root / parcel.served_model
     try:
         if not versions.exists() or (versions / OWNER).read_text() != parcel.target_id:
             return
-        if path.is_symlink() and path.readlink().name == parcel.location.get("version", path.readlink().name):
+        ours = versions_of(root, parcel)
+        is_current = path.is_symlink() and path.readlink().name in ours
+        if is_current:
             path.unlink()
-        shutil.rmtree(versions)
+        for version in ours:
+            shutil.rmtree(versions / version)
+        if is_current or {each.name for each in versions.iterdir()} == {OWNER}:
+            shutil.rmtree(versions)
     except OSError as error:
         raise _not_writable(root, error) from error
+
+
+def versions_of(root: Path, parcel: Parcel) -> list[str]:
+    """The stored versions that are this adapter, and not another one under the same name. Raises OSError."""
+    versions = root / VERSIONS / parcel.served_model
+    found = [path for path in versions.iterdir() if path.is_dir()] if versions.is_dir() else []
+    return [path.name for path in found if path.name == parcel.location.get("version") or _is_of(path, parcel.model)]
+
+
+def _is_of(version: Path, model: str) -> bool:
+    try:
+        return bool(read_manifest(version).get("fine_tuned_model") == model)
+    except ManifestMismatch:
+        return False
 
 
 def _own(versions: Path, parcel: Parcel) -> None:

@@ -1,23 +1,34 @@
-"""Targets of kind `huggingface`: one commit of a repository for each delivery, whose revision is recorded."""
+"""Targets of kind `huggingface`: one commit of a repository for each delivery, whose revision is recorded.
+
+A repository holds one adapter, so a delivery replaces the one before. MANIFEST.json in it names the adapter and the
+delivery target that owns the repository. Each commit names its parent: of two at the same time one is refused.
+"""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 os.environ["HF_HUB_DISABLE_XET"] = "1"  # its transfers are made by native code, which the check of addresses cannot see
 
 import httpx2
-from huggingface_hub import CommitOperationDelete, HfApi, constants, set_client_factory
+from huggingface_hub import CommitOperationDelete, HfApi, constants, hf_hub_url, set_client_factory
 from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils._headers import build_hf_headers
+from huggingface_hub.utils._http import get_session, hf_raise_for_status
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from app.domain.deliveries.targets import HuggingFaceDestination
+from app.system.artifact_directory import MANIFEST
 from worker.deliveries.adapter_files import address
 from worker.deliveries.destination import Delivered, DeliveryError, Parcel
 from worker.deliveries.outbound import refused_address
 
+OWNER = "delivery_target"  # key of the manifest
 constants.HF_HUB_DISABLE_XET = True  # also if something has imported the library before
 disable_progress_bars()
 FAILURES = (HfHubHTTPError, httpx2.HTTPError, OSError, ValueError, RuntimeError)  # the last one of a failed upload
@@ -31,12 +42,20 @@ class HuggingFaceTarget:
     can_forget = False
 
     def deliver(self, parcel: Parcel, adapter: Path) -> Delivered:
-        address(adapter, parcel.model, self.destination.base_name or parcel.base_model)
+        base_name, owner = self.destination.base_name or parcel.base_model, {OWNER: parcel.target_id}
+        address(adapter, parcel.model, base_name, **owner)
         repo_id = self.destination.repo_id
         try:
             api = self._api()
             api.create_repo(repo_id, private=self.destination.private, exist_ok=True)
-            commit = api.upload_folder(repo_id=repo_id, folder_path=adapter, commit_message=f"Deliver {parcel.model}")
+            parent = api.repo_info(repo_id).sha
+            self._refuse_other_owner(self._manifest(parent), parcel)
+            commit = api.upload_folder(
+                repo_id=repo_id,
+                folder_path=adapter,
+                commit_message=f"Deliver {parcel.model}",
+                parent_commit=parent,
+            )
         except FAILURES as error:
             raise self._error(error) from error
         files = sorted(path.name for path in adapter.iterdir())
@@ -46,22 +65,46 @@ class HuggingFaceTarget:
         return bool(parcel.location)
 
     def withdraw(self, parcel: Parcel) -> None:
-        """Delete the files in a further commit, if no later commit is there; the history keeps them."""
+        """Delete the files in a further commit, unless another adapter is there by now; the history keeps them."""
+        repo_id = parcel.location.get("repo_id", self.destination.repo_id)
+        if repo_id != self.destination.repo_id:  # the target has another one by now
+            earlier = self.destination.model_copy(update={"repo_id": repo_id})
+            return replace(self, destination=earlier).withdraw(parcel)
         try:
-            api, repo_id = self._api(), self.destination.repo_id
-            if parcel.location.get("revision") != api.repo_info(repo_id).sha:
-                return
-            files = [CommitOperationDelete(name) for name in parcel.location["files"]]
-            api.create_commit(repo_id, files, commit_message=f"Withdraw {parcel.model}")
+            api = self._api()
+            repository = api.model_info(repo_id)
+            manifest = self._manifest(repository.sha)
+            is_ours = manifest.get(OWNER, parcel.target_id) == parcel.target_id
+            if not is_ours or manifest.get("fine_tuned_model") != parcel.model:
+                return None
+            there = {each.rfilename for each in repository.siblings or ()} & {MANIFEST, *manifest["files"]}
+            files = [CommitOperationDelete(name) for name in sorted(there)]
+            message = f"Withdraw {parcel.model}"
+            api.create_commit(repo_id, files, commit_message=message, parent_commit=repository.sha)
         except FAILURES as error:
-            raise self._error(error) from error
+            if not (isinstance(error, HfHubHTTPError) and error.response.status_code == 404):  # deleted by its owner
+                raise self._error(error) from error
+
+    def _manifest(self, revision: str | None) -> dict[str, Any]:
+        """MANIFEST.json of the repository; empty if there is none. Raises HfHubHTTPError, ValueError."""
+        url = hf_hub_url(self.destination.repo_id, MANIFEST, revision=revision, endpoint=self.destination.endpoint_url)
+        response = get_session().get(url, headers=build_hf_headers(token=self.token))
+        if response.status_code == 404:
+            return {}
+        hf_raise_for_status(response)
+        return dict(response.json())
+
+    def _refuse_other_owner(self, manifest: Mapping[str, Any], parcel: Parcel) -> None:
+        """Raises DeliveryError for a repository of another target, which may belong to another server."""
+        if (owner := manifest.get(OWNER, parcel.target_id)) != parcel.target_id:
+            raise DeliveryError(
+                f"The repository {self.destination.repo_id} belongs to the delivery target {owner}, perhaps of another "
+                f"Tunery server; choose another repository, or delete {MANIFEST} there"
+            )
 
     def _api(self) -> HfApi:
-        set_client_factory(self._client)
+        _set_client(self.timeout_seconds)
         return HfApi(endpoint=self.destination.endpoint_url, token=self.token)
-
-    def _client(self) -> httpx2.Client:
-        return httpx2.Client(timeout=self.timeout_seconds, follow_redirects=True, trust_env=False)
 
     def _error(self, error: Exception) -> DeliveryError:
         where = f"The repository {self.destination.repo_id}"
@@ -74,3 +117,13 @@ class HuggingFaceTarget:
         ):
             return DeliveryError(f"{where}: the hub refuses the token; set credentials.token, with the right to write")
         return DeliveryError(f"{where}: {' '.join(str(error).split())[:600]}")
+
+
+@lru_cache(maxsize=1)  # every call closes the connections of all threads
+def _set_client(timeout_seconds: float) -> None:
+    limits = httpx2.Limits(max_keepalive_connections=0)  # an attempt has connections of its own, which its limit ends
+
+    def client() -> httpx2.Client:
+        return httpx2.Client(timeout=timeout_seconds, follow_redirects=True, trust_env=False, limits=limits)
+
+    set_client_factory(client)

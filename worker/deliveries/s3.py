@@ -1,13 +1,15 @@
 """Targets of kind `s3`: objects `<prefix>/<base>/<served model>/<file>`, adapter_config.json last.
 
-A reader that finds adapter_config.json finds all other files. The object OWNER beside it names the delivery target that
-owns the served model; it is written first and deleted last.
+A reader that finds adapter_config.json finds all other files of the same adapter. The object OWNER beside it names the
+delivery target that owns the served model; it is written first and deleted last, and MANIFEST.json names the adapter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +18,15 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from app.domain.deliveries.targets import S3Destination
-from app.system.artifact_directory import ADAPTER_CONFIG
+from app.system.artifact_directory import ADAPTER_CONFIG, MANIFEST
 from worker.deliveries.adapter_files import address
-from worker.deliveries.destination import Delivered, DeliveryError, Parcel
+from worker.deliveries.destination import Delivered, DeliveryError, DeliveryRefused, Parcel
 from worker.deliveries.outbound import refused_address
 
 OWNER = ".tunery-owner"
 CONNECT_SECONDS = 5
 NO_BUCKET = "NoSuchBucket"
-MAX_READ_BYTES = 200
+MAX_READ_BYTES = 1 << 20
 RETRIES = 3  # of botocore, within an attempt
 ADVICE = {
     "AccessDenied": "the credentials may not write there; allow s3:PutObject, s3:GetObject and s3:DeleteObject",
@@ -32,9 +34,13 @@ ADVICE = {
     "SignatureDoesNotMatch": "the secret key is wrong; set the credentials of the target",
     "RequestTimeTooSkewed": "the clocks of this server and of the bucket differ by minutes; synchronize them",
     NO_BUCKET: "the bucket does not exist; create it, or set the right one",
+    "SlowDown": "it limits requests; it is tried again, and fewer requests of other programs help",
     "XMinioStorageFull": "the bucket is full; free space there",
     "QuotaExceeded": "the bucket is full; free space there",
 }
+# The last one: botocore asks a server for the region of a bucket that it redirects, and is redirected again.
+FAILURES = (BotoCoreError, ClientError, OSError, RecursionError)
+REDIRECT = "a redirect, which is not followed: set `endpoint_url` and `region` of the target to the final ones"
 
 
 @dataclass(frozen=True)
@@ -45,36 +51,51 @@ class S3Target:
     can_forget = False
 
     def deliver(self, parcel: Parcel, adapter: Path) -> Delivered:
-        base_name = self.destination.base_name or parcel.base_model
-        version = address(adapter, parcel.model, base_name)
-        prefix = "/".join(filter(None, [self.destination.prefix.strip("/"), base_name, parcel.served_model]))
+        version = address(adapter, parcel.model, self._base_name(parcel))
+        prefix = self._prefix(parcel)
         files = sorted(adapter.iterdir(), key=lambda path: (path.name == ADAPTER_CONFIG, path.name))
         try:
             client = self._client()
             self._own(client, prefix, parcel)
+            self._remove_replaced(client, prefix, version)
             for path in files:
                 with path.open("rb") as file:
                     client.put_object(Bucket=self.destination.bucket, Key=f"{prefix}/{path.name}", Body=file)
-        except (BotoCoreError, ClientError, OSError) as error:
+        except FAILURES as error:
             raise self._error(error) from error
         keys = [f"{prefix}/{path.name}" for path in files]
-        location = {"bucket": self.destination.bucket, "prefix": prefix, "keys": keys, "version": version}
-        return Delivered(location)
+        where = {"bucket": self.destination.bucket, "endpoint_url": self.destination.endpoint_url, "prefix": prefix}
+        return Delivered(where | {"keys": keys, "version": version})
 
     def has(self, parcel: Parcel) -> bool:
         return bool(parcel.location)
 
     def withdraw(self, parcel: Parcel) -> None:
-        if not parcel.location:
-            return
-        prefix, keys = parcel.location["prefix"], parcel.location["keys"]
+        """Delete the objects, also those of an attempt that ended half way, unless another adapter has the name now."""
+        bucket, endpoint_url = self.destination.bucket, self.destination.endpoint_url
+        there = self.destination.model_copy(update={"bucket": parcel.location.get("bucket", bucket)})
+        if there != self.destination:  # the target has another one by now
+            return replace(self, destination=there).withdraw(parcel)
+        if parcel.location.get("endpoint_url", endpoint_url) != endpoint_url:
+            text = f"s3://{bucket} at {parcel.location['endpoint_url']}, before the target got another endpoint_url"
+            raise DeliveryRefused(f"It was delivered to {text}; delete {parcel.location['prefix']} there")
+        prefix = parcel.location.get("prefix") or self._prefix(parcel)
         try:
             client = self._client()
-            if self._read(client, f"{prefix}/{OWNER}") == parcel.target_id:
-                for key in [*reversed(keys), f"{prefix}/{OWNER}"]:  # adapter_config.json first
-                    client.delete_object(Bucket=self.destination.bucket, Key=key)
-        except (BotoCoreError, ClientError, OSError) as error:
+            if self._read(client, f"{prefix}/{OWNER}") != parcel.target_id:
+                return None
+            manifest = _manifest(self._read(client, f"{prefix}/{MANIFEST}"))
+            if manifest.get("fine_tuned_model", parcel.model) == parcel.model:
+                self._delete(client, prefix, [*_file_names(manifest or parcel.manifest), MANIFEST, OWNER])
+        except FAILURES as error:
             raise self._error(error) from error
+
+    def _base_name(self, parcel: Parcel) -> str:
+        return self.destination.base_name or parcel.base_model
+
+    def _prefix(self, parcel: Parcel) -> str:
+        parts = [self.destination.prefix.strip("/"), self._base_name(parcel), parcel.served_model]
+        return "/".join(filter(None, parts))
 
     def _client(self) -> Any:
         return boto3.session.Session().client(
@@ -105,6 +126,16 @@ class S3Target:
             )
         client.put_object(Bucket=self.destination.bucket, Key=f"{prefix}/{OWNER}", Body=parcel.target_id.encode())
 
+    def _remove_replaced(self, client: Any, prefix: str, version: str) -> None:
+        """Delete the files of another version, so that no reader finds files of both."""
+        manifest = self._read(client, f"{prefix}/{MANIFEST}")
+        if manifest is not None and hashlib.sha256(manifest.encode()).hexdigest() != version:
+            self._delete(client, prefix, _file_names(_manifest(manifest)))
+
+    def _delete(self, client: Any, prefix: str, names: Sequence[str]) -> None:
+        for name in names:
+            client.delete_object(Bucket=self.destination.bucket, Key=f"{prefix}/{name}")
+
     def _read(self, client: Any, key: str) -> str | None:
         """The content of a small object; None if there is none."""
         try:
@@ -125,6 +156,23 @@ class S3Target:
         if isinstance(error, ClientError):
             code = str(error.response.get("Error", {}).get("Code", "error"))
             status = error.response["ResponseMetadata"]["HTTPStatusCode"]
-            advice = ADVICE.get(code) or ADVICE.get({403: "AccessDenied"}.get(status, ""), "it is tried again")
+            by_status = {403: ADVICE["AccessDenied"]} | dict.fromkeys((301, 302, 307, 308), REDIRECT)
+            advice = ADVICE.get(code) or by_status.get(status, "it is tried again")
             return DeliveryError(f"{where} responded with {code} ({status}): {advice}")
-        return DeliveryError(f"{where} is not reachable: {error}")
+        if isinstance(error, RecursionError):
+            return DeliveryError(f"{where}: {REDIRECT}")
+        text = "check `endpoint_url` and `region` of the target, and that the server runs"
+        return DeliveryError(f"{where} is not reachable: {error}; {text}")
+
+
+def _manifest(text: str | None) -> dict[str, Any]:
+    """Empty if it is missing or damaged."""
+    try:
+        return dict(json.loads(text or "{}"))
+    except (ValueError, TypeError):
+        return {}
+
+
+def _file_names(manifest: Mapping[str, Any]) -> list[str]:
+    """adapter_config.json first: without it a reader finds no adapter."""
+    return sorted({ADAPTER_CONFIG, *manifest.get("files", {})}, key=lambda name: (name != ADAPTER_CONFIG, name))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import func, null, select, text, update
+from sqlalchemy import func, null, select, text, true, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
@@ -20,6 +20,7 @@ from app.db.ids import new_id
 from app.db.jobs.events import append_event, next_event_seq
 from app.db.tables import Checkpoint, Delivery, DeliveryTarget, Job, ServedReferenceRow
 from app.domain.deliveries.states import DeliveryState
+from app.domain.deliveries.targets import ONE_ADAPTER
 
 CLAIM_LOCK = text("SELECT pg_advisory_xact_lock(hashtext('deliveries.claim'))")
 CLAIM = text(
@@ -77,9 +78,8 @@ def create(session: Session, job: Job, checkpoint: Checkpoint, target: DeliveryT
         .returning(Delivery)
         .execution_options(populate_existing=True)
     ).scalar_one()
-    add_event(
-        session, job.id, f"Delivery of {checkpoint.name} to {target.name} requested", data=_event_data(row, target)
-    )
+    message = f"Delivery of {checkpoint.name} to {target.name} requested"
+    add_event(session, job.id, message, data=_event_data(row, target.name))
     return row
 
 
@@ -157,6 +157,7 @@ def withdraw_model(session: Session, model: str) -> None:
 def claim(session: Session, limit: int, lease_seconds: float) -> list[ClaimedDelivery]:
     """Claim at most `limit` due deliveries, one per target. Claims are serialized: each must see those before it."""
     session.execute(CLAIM_LOCK)
+    _end_without_target(session)
     ids = session.scalars(CLAIM, {"limit": limit, "lease": timedelta(seconds=lease_seconds)}).all()
     query = (
         select(Delivery, DeliveryTarget, Job, Checkpoint, ServedReferenceRow.reference)
@@ -182,7 +183,8 @@ def renew(session: Session, attempts: Sequence[tuple[str, int]], lease_seconds: 
 def record(session: Session, claimed: ClaimedDelivery, **columns: Any) -> bool:
     """Write the outcome of an attempt and end its lease.
 
-    Returns False without writing it if the delivery was claimed again, withdrawn or changed since the claim.
+    Returns False without writing it if the delivery was claimed again, withdrawn or changed since the claim. What the
+    target has got meanwhile is written all the same, because a withdrawal needs it.
     """
     attempt = (Delivery.id == claimed.delivery.id, Delivery.attempt == claimed.delivery.attempt)
     recorded = session.execute(
@@ -192,18 +194,20 @@ def record(session: Session, claimed: ClaimedDelivery, **columns: Any) -> bool:
         .returning(Delivery.id)
     ).scalar_one_or_none()
     if recorded is None:
-        session.execute(update(Delivery).where(*attempt).values(leased_until=null()))
+        received = {"location": columns["location"]} if columns.get("location") else {}
+        session.execute(update(Delivery).where(*attempt).values(leased_until=null(), **received))
     return recorded is not None
 
 
 def end_replaced(session: Session, claimed: ClaimedDelivery) -> None:
     """End the earlier deliveries whose name at the target is now this one's."""
     delivery = claimed.delivery
+    has_one_name = claimed.target.kind in ONE_ADAPTER
     session.execute(
         update(Delivery)
         .where(
             Delivery.target_id == delivery.target_id,
-            Delivery.served_model == delivery.served_model,
+            true() if has_one_name else Delivery.served_model == delivery.served_model,
             Delivery.seq < delivery.seq,
             Delivery.state != DeliveryState.WITHDRAWN,
         )
@@ -241,9 +245,28 @@ def add_reference(session: Session, checkpoint: Checkpoint, reference: Mapping[s
     session.execute(statement.on_conflict_do_update(index_elements=["checkpoint_id"], set_=values))
 
 
+def _end_without_target(session: Session) -> None:
+    """End deliveries that are due at a deleted target: nothing can be sent there any more."""
+    query = (
+        select(Delivery, DeliveryTarget.name)
+        .join(DeliveryTarget, DeliveryTarget.id == Delivery.target_id)
+        .where(DeliveryTarget.deleted_at.is_not(None), Delivery.next_attempt_at.is_not(None))
+        .with_for_update(of=Delivery)
+    )
+    for delivery, target in session.execute(query).all():
+        is_there = delivery.state == DeliveryState.WITHDRAWING
+        delivery.error = targets.DELETED_BEFORE_WITHDRAWAL if is_there else targets.DELETED
+        delivery.state, delivery.updated_at = DeliveryState.FAILED, func.clock_timestamp()
+        delivery.next_attempt_at = delivery.leased_until = None
+        session.flush()
+        verb = "withdrawn" if is_there else "delivered"
+        message = f"{target}: {delivery.served_model} was not {verb}: {delivery.error}"
+        add_event(session, delivery.job_id, message, "error", _event_data(delivery, target))
+
+
 def _with_target_name() -> Any:
     return select(Delivery, DeliveryTarget.name).join(DeliveryTarget, DeliveryTarget.id == Delivery.target_id)
 
 
-def _event_data(delivery: Delivery, target: DeliveryTarget) -> dict[str, Any]:
-    return {"delivery": delivery.id, "target": target.name, "served_model": delivery.served_model}
+def _event_data(delivery: Delivery, target: str) -> dict[str, Any]:
+    return {"delivery": delivery.id, "target": target, "served_model": delivery.served_model}

@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import func, null, select, update
+from sqlalchemy import case, func, null, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
 from app.db.ids import new_id
 from app.db.tables import Delivery, DeliveryTarget
 from app.domain.deliveries.states import DUE_STATES, DeliveryState
+
+DELETED = "the target was deleted"
+DELETED_BEFORE_WITHDRAWAL = (
+    "the target was deleted before the adapter was withdrawn, so it may still be there; remove or unload it there"
+)
 
 
 def insert(session: Session, project_id: str, **columns: Any) -> DeliveryTarget | None:
@@ -76,7 +81,9 @@ def delete(session: Session, target: DeliveryTarget) -> None:
     of_target = update(Delivery).where(Delivery.target_id == target.id)
     session.execute(
         of_target.where(Delivery.state.in_([DeliveryState.PENDING, DeliveryState.WITHDRAWING])).values(
-            state=DeliveryState.FAILED, error="the target was deleted", **ended
+            state=DeliveryState.FAILED,
+            error=case((Delivery.state == DeliveryState.WITHDRAWING, DELETED_BEFORE_WITHDRAWAL), else_=DELETED),
+            **ended,
         )
     )
     session.execute(of_target.where(Delivery.state == DeliveryState.DELIVERED).values(**ended))

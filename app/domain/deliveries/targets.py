@@ -33,6 +33,7 @@ class TargetStatus(StrEnum):
     CREDENTIALS_LOST = "credentials_lost"  # no encryption key of the service decrypts them
 
 
+ONE_ADAPTER = frozenset({TargetKind.HUGGINGFACE})  # whatever its name, the next adapter takes its place
 ENGINES = frozenset({TargetKind.VLLM, TargetKind.SGLANG})
 # The names that the credentials of a kind may have.
 CREDENTIALS: Mapping[TargetKind, tuple[str, ...]] = {
@@ -75,9 +76,12 @@ class EngineDestination(_Destination):
         Field(min_length=1, max_length=32, description="The servers, such as `http://10.0.0.5:8000`; all load it."),
     ]
     shared_path: Annotated[
-        Path,
-        Field(description="A directory inside `TUNERY_DELIVERY_DIRECTORIES` that the servers can read."),
-    ]
+        Path | None,
+        Field(
+            description="A directory inside `TUNERY_DELIVERY_DIRECTORIES` that the servers can read. Without it the "
+            "servers fetch adapters themselves, by the plugin `tunery-vllm`."
+        ),
+    ] = None
     engine_path: Annotated[
         Path | None, Field(description="The path under which the servers see `shared_path`, if it differs.")
     ] = None
@@ -100,6 +104,9 @@ class SglangDestination(EngineDestination):
     """SGLang with `--enable-lora`. Not yet run against the real engine."""
 
     kind: Literal["sglang"]
+    shared_path: Annotated[
+        Path, Field(description="A directory inside `TUNERY_DELIVERY_DIRECTORIES` that the servers can read.")
+    ]
 
 
 class S3Destination(_Destination):
@@ -163,7 +170,7 @@ def destination_problems(destination: Destination, rules: TargetRules) -> list[B
             return _directory_problems("path", destination.path, rules)
         case EngineDestination():
             urls = [problem for url in destination.urls for problem in _url_problems("urls", url, rules)]
-            return urls + _directory_problems("shared_path", destination.shared_path, rules)
+            return urls + _shared_path_problems(destination, rules)
         case S3Destination() | HuggingFaceDestination():
             return _url_problems("endpoint_url", destination.endpoint_url, rules) if destination.endpoint_url else []
 
@@ -196,6 +203,14 @@ def _url_problems(param: str, url: str, rules: TargetRules) -> list[BadRequest]:
     except BadRequest as problem:
         return [problem]
     return []
+
+
+def _shared_path_problems(destination: EngineDestination, rules: TargetRules) -> list[BadRequest]:
+    if destination.shared_path is not None:
+        return _directory_problems("shared_path", destination.shared_path, rules)
+    text = "destination.{0}: without shared_path the servers fetch the files themselves; give shared_path, or no {0}"
+    given = [name for name in ("engine_path", "base_name") if getattr(destination, name) is not None]
+    return [BadRequest(text.format(name), f"destination.{name}") for name in given]
 
 
 def _directory_problems(param: str, path: str, rules: TargetRules) -> list[BadRequest]:

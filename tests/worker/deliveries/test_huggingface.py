@@ -14,9 +14,13 @@ from typing import Any
 
 import pytest
 
+from app.db.deliveries import targets
+from app.db.engine import transaction
+from app.db.tables import DeliveryTarget
 from app.domain.access.outbound_networks import parse_networks
 from app.domain.deliveries.targets import HuggingFaceDestination
 from app.system.artifact_directory import write_manifest
+from tests.worker.deliveries.conftest import DeliveryHarness
 from worker.deliveries.destination import DeliveryError, Parcel
 from worker.deliveries.huggingface import HuggingFaceTarget
 from worker.deliveries.outbound import guard_connections
@@ -32,7 +36,7 @@ class Hub:
     url: str = ""
     files: dict[str, bytes] = field(default_factory=dict)
     large: dict[str, bytes] = field(default_factory=dict)  # by SHA-256
-    revisions: list[str] = field(default_factory=list)
+    revisions: list[str] = field(default_factory=lambda: ["0" * 40])
     redirect_to: str | None = None
 
     def respond(self, method: str, path: str, body: bytes) -> tuple[int, Any]:
@@ -40,6 +44,8 @@ class Hub:
             self.large[hashlib.sha256(body).hexdigest()] = body
             return 200, {}
         match method, path.partition("?")[0]:
+            case "POST", "/api/validate-yaml":  # of README.md
+                return 200, {"errors": [], "warnings": []}
             case "POST", "/api/repos/create":
                 return 200, {"url": f"{self.url}/{REPO}", "name": REPO}
             case "POST", p if "/preupload/" in p:
@@ -56,12 +62,19 @@ class Hub:
                 ]
                 return 200, {"transfer": "basic", "objects": upload}
             case "POST", p if "/commit/" in p:
-                self._commit([json.loads(line) for line in body.splitlines()])
+                lines = [json.loads(line) for line in body.splitlines()]
+                if lines[0]["value"]["parentCommit"] != self.revisions[-1]:
+                    return 412, {"error": "A commit has happened since. Please refresh and try again."}
+                self._commit(lines)
                 oid = hashlib.sha1(body).hexdigest()
                 self.revisions.append(oid)
                 return 200, {"commitUrl": f"{self.url}/{REPO}/commit/{oid}", "commitOid": oid, "success": True}
+            case "GET", p if "/resolve/" in p:
+                content = self.files.get(p.rpartition("/")[2])
+                return (404, {"error": "Entry not found"}) if content is None else (200, json.loads(content))
             case "GET", _:
-                return 200, {"id": REPO, "sha": self.revisions[-1], "siblings": []}
+                siblings = [{"rfilename": name} for name in self.files]
+                return 200, {"id": REPO, "sha": self.revisions[-1], "siblings": siblings}
         return 404, {"error": "not here"}
 
     def _commit(self, lines: list[dict[str, Any]]) -> None:
@@ -136,8 +149,8 @@ def target(hub: Hub, token: str = TOKEN) -> HuggingFaceTarget:
     return HuggingFaceTarget(destination, token, 10.0)
 
 
-def parcel(**location: object) -> Parcel:
-    return Parcel("target_1", "hub", "ft:tiny:x", True, "ft:tiny:x", "tiny", {}, location, None)
+def parcel(target_id: str = "target_1", model: str = "ft:tiny:x", **location: object) -> Parcel:
+    return Parcel(target_id, "hub", model, True, model, "tiny", {}, location, None, "ftjob-1")
 
 
 def adapter(directory: Path) -> Path:
@@ -157,11 +170,93 @@ def test_it_is_one_commit_whose_revision_is_recorded_and_it_is_withdrawn(hub: Hu
     assert hub.files == {}
 
 
-def test_a_later_commit_is_not_touched_by_a_withdrawal(hub: Hub, tmp_path: Path) -> None:
+def test_an_adapter_that_took_its_place_is_not_withdrawn(hub: Hub, tmp_path: Path) -> None:
     first = target(hub).deliver(parcel(), adapter(tmp_path / "a"))
-    hub.revisions.append("later")
+    target(hub).deliver(parcel(model="ft:tiny:y"), adapter(tmp_path / "b"))
+    before = dict(hub.files)
     target(hub).withdraw(parcel(**first.location))
-    assert hub.files != {}
+    assert hub.files == before
+
+
+def test_a_later_commit_of_other_files_does_not_keep_it_there(hub: Hub, tmp_path: Path) -> None:
+    first = target(hub).deliver(parcel(), adapter(tmp_path / "a"))
+    hub.revisions.append("a" * 40)
+    hub.files["NOTES.md"] = b"theirs"
+    target(hub).withdraw(parcel(**first.location))
+    assert hub.files == {"NOTES.md": b"theirs"}
+
+
+def test_a_repository_of_another_target_is_neither_replaced_nor_withdrawn(hub: Hub, tmp_path: Path) -> None:
+    target(hub).deliver(parcel(), adapter(tmp_path / "a"))
+    before = dict(hub.files)
+    with pytest.raises(DeliveryError, match=r"belongs to the delivery target target_1.*choose another repository"):
+        target(hub).deliver(parcel("target_2"), adapter(tmp_path / "b"))
+    target(hub).withdraw(parcel("target_2"))
+    assert hub.files == before
+
+
+def test_of_two_deliveries_at_the_same_time_one_is_refused(hub: Hub, tmp_path: Path) -> None:
+    """The other one commits after this one has looked for the owner."""
+    respond = hub.respond
+
+    def commit_before(method: str, path: str, body: bytes) -> tuple[int, Any]:
+        if "/commit/" in path:
+            hub.revisions.append("a" * 40)
+        return respond(method, path, body)
+
+    hub.respond = commit_before  # type: ignore[method-assign]
+    with pytest.raises(DeliveryError, match="A commit has happened since"):
+        target(hub).deliver(parcel(), adapter(tmp_path / "a"))
+    assert hub.files == {}
+
+
+def test_a_repository_that_was_deleted_has_nothing_to_withdraw(hub: Hub) -> None:
+    hub.respond = lambda *_: (404, {"error": "Repository not found"})  # type: ignore[method-assign]
+    target(hub).withdraw(parcel())
+
+
+class TestDeliveries:
+    def hub_target(self, delivery: DeliveryHarness, hub: Hub) -> None:
+        destination = {"kind": "huggingface", "repo_id": REPO, "endpoint_url": hub.url}
+        delivery.target(destination, secrets={"token": TOKEN})
+
+    def test_a_model_that_is_deleted_while_it_is_delivered_is_withdrawn(
+        self, delivery: DeliveryHarness, hub: Hub
+    ) -> None:
+        self.hub_target(delivery, hub)
+        job = delivery.finished_job("production")
+        (claimed,) = delivery.sender.claim(10)
+        delivery.delete_model(job)
+        delivery.sender.attempt(claimed)
+        assert hub.files != {}
+        delivery.attempt_due()
+        assert (delivery.delivery(job).state, hub.files) == ("withdrawn", {})
+
+    def test_a_target_with_another_repository_is_withdrawn_from_the_one_before(
+        self, delivery: DeliveryHarness, hub: Hub
+    ) -> None:
+        self.hub_target(delivery, hub)
+        job = delivery.finished_job("production")
+        delivery.attempt_due()
+        assert (delivery.delivery(job).error, "README.md" in hub.files) == (None, True)
+        with transaction(delivery.harness.sessions) as session:
+            target = session.get_one(DeliveryTarget, delivery.delivery(job).target_id)
+            targets.change(session, target, destination=target.destination | {"repo_id": "me/others"})
+        delivery.delete_model(job)
+        delivery.attempt_due()
+        assert (delivery.delivery(job).state, hub.files) == ("withdrawn", {})
+
+    def test_the_next_adapter_of_a_repository_ends_the_delivery_before(
+        self, delivery: DeliveryHarness, hub: Hub
+    ) -> None:
+        self.hub_target(delivery, hub)
+        first = delivery.finished_job("production")
+        delivery.attempt_due()
+        second = delivery.finished_job("production")
+        delivery.attempt_due()
+        row = delivery.delivery(first)
+        assert (row.state, row.error) == ("withdrawn", f"replaced by {second.fine_tuned_model}")
+        assert delivery.delivery(second).state == "delivered"
 
 
 def test_a_refused_token_is_named_and_not_shown(hub: Hub, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -55,8 +56,10 @@ def target(url: str, **changes: str) -> S3Target:
     return S3Target(destination, KEYS | changes, 5.0)
 
 
-def parcel(target_id: str = "target_1", **location: object) -> Parcel:
-    return Parcel(target_id, "bucket", "ft:tiny:x", True, "ft:tiny:x", "tiny", {}, location, None)
+def parcel(
+    target_id: str = "target_1", model: str = "ft:tiny:x", served_model: str = "ft:tiny:x", **location: object
+) -> Parcel:
+    return Parcel(target_id, "bucket", model, True, served_model, "tiny", {}, location, None, "ftjob-1")
 
 
 def adapter(directory: Path) -> Path:
@@ -88,6 +91,33 @@ def test_a_name_of_another_target_is_neither_replaced_nor_withdrawn(bucket: tupl
     target(url).withdraw(parcel("target_1", **delivered.location))
 
 
+def test_a_replacement_is_never_a_mixture_and_leaves_no_file_of_the_version_before(
+    rclone: S3Server, tmp_path: Path
+) -> None:
+    proxy = FaultyProxy(rclone)
+    destination = S3Destination(kind="s3", bucket=BUCKET, prefix="mixture", endpoint_url=proxy.endpoint)
+    secrets = {"access_key_id": ACCESS_KEY_ID, "secret_access_key": SECRET_ACCESS_KEY}
+    served = {"served_model": "bot"}
+    with proxy.running():
+        bucket = S3Target(destination, secrets, 5.0)
+        first = adapter(tmp_path / "a")
+        (first / "extra.json").write_text("{}")
+        write_manifest(first, {"step": 1})
+        before = bucket.deliver(parcel(**served), first)
+        proxy.requests.clear()
+        after = bucket.deliver(parcel(model="ft:tiny:y", **served), adapter(tmp_path / "b"))
+        changes = [each.partition("?")[0] for each in proxy.requests if not each.startswith("GET")]
+        bucket.withdraw(parcel(**served, **before.location))  # whose name is another adapter's by now
+    placed = rclone.log.parent / "objects" / BUCKET / "mixture" / "tiny" / "bot"
+    assert {path.name for path in placed.iterdir()} == {key.rpartition("/")[2] for key in after.location["keys"]} | {
+        ".tunery-owner"
+    }
+    config = f"/{BUCKET}/mixture/tiny/bot/adapter_config.json"
+    uploads = [n for n, each in enumerate(changes) if each.startswith("PUT") and not each.endswith(".tunery-owner")]
+    assert changes.index(f"DELETE {config}") < min(uploads)
+    assert changes[-1] == f"PUT {config}"
+
+
 @pytest.mark.parametrize(
     ("changes", "text"),
     [({"access_key_id": "wrong"}, "set the credentials"), ({"secret_access_key": "wrong"}, "set the credentials")],
@@ -108,6 +138,26 @@ def test_a_private_address_is_refused(bucket: tuple[str, Path], tmp_path: Path) 
         target(bucket[0]).deliver(parcel(), adapter(tmp_path / "a"))
 
 
+@pytest.mark.parametrize(
+    ("status", "code"), [(301, "PermanentRedirect"), (302, ""), (307, "TemporaryRedirect"), (308, "")]
+)
+def test_a_redirect_to_a_private_address_is_not_followed(
+    rclone: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, code: str
+) -> None:
+    proxy = FaultyProxy(rclone)
+    proxy.fault = Fault(status=status, code=code, location="http://169.254.169.254/latest/meta-data")
+    destination = S3Destination(kind="s3", bucket=BUCKET, endpoint_url=proxy.endpoint)
+    hosts, resolve = set(), socket.getaddrinfo
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda host, *rest, **named: hosts.add(host) or resolve(host, *rest, **named)
+    )
+    with proxy.running(), pytest.raises(DeliveryError, match="a redirect, which is not followed"):
+        S3Target(destination, {"access_key_id": "x", "secret_access_key": "x"}, 5.0).deliver(
+            parcel(), adapter(tmp_path / "a")
+        )
+    assert hosts == {"127.0.0.1"}
+
+
 class TestFaultyBucket:
     """What a bucket refuses stays pending with the reason and what to do, and is delivered once the cause is gone."""
 
@@ -118,7 +168,7 @@ class TestFaultyBucket:
             (403, "QuotaExceeded", "free space there"),
             (403, "RequestTimeTooSkewed", "the clocks of this server and of the bucket differ by minutes"),
             (403, "AccessDenied", "allow s3:PutObject, s3:GetObject and s3:DeleteObject"),
-            (503, "SlowDown", "it is tried again"),
+            (503, "SlowDown", "it limits requests; it is tried again"),
         ],
     )
     def test_the_reason_is_visible_and_nothing_is_lost(

@@ -1,0 +1,203 @@
+"""A deleted model leaves its targets, whatever happened before, and takes nothing else with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from sqlalchemy import update
+
+from app.db import status
+from app.db.deliveries import deliveries, targets
+from app.db.engine import transaction
+from app.db.jobs import checkpoints, evaluations
+from app.db.tables import Delivery, DeliveryTarget, Job
+from app.domain.evaluations.promotion import DeliveryVerdict
+from app.system import artifact_directory
+from tests.engine_stand_in import EngineStandIn, serving_engine
+from tests.faulty_proxy import Fault, FaultyProxy
+from tests.s3 import ACCESS_KEY_ID, BUCKET, SECRET_ACCESS_KEY, S3Server
+from tests.worker.deliveries.conftest import REFERENCE, DeliveryHarness
+
+SECRETS = {"access_key_id": ACCESS_KEY_ID, "secret_access_key": SECRET_ACCESS_KEY}
+
+
+def objects(rclone: S3Server, prefix: str) -> list[Path]:
+    directory = rclone.log.parent / "objects" / BUCKET / prefix
+    return [path for path in directory.rglob("*") if path.is_file()]
+
+
+class TestModelDeletedDuringADelivery:
+    def test_a_whole_upload_is_withdrawn_from_the_bucket(self, delivery: DeliveryHarness, rclone: S3Server) -> None:
+        destination = {"kind": "s3", "bucket": BUCKET, "prefix": "whole", "endpoint_url": rclone.endpoint}
+        delivery.target(destination, secrets=SECRETS)
+        job = delivery.finished_job("production")
+        (claimed,) = delivery.sender.claim(10)
+        delivery.delete_model(job)
+        delivery.sender.attempt(claimed)
+        assert (delivery.delivery(job).state, len(objects(rclone, "whole")) > 2) == ("withdrawing", True)
+        delivery.attempt_due()
+        assert (delivery.delivery(job).state, objects(rclone, "whole")) == ("withdrawn", [])
+
+    @pytest.mark.parametrize("uploaded", [1, 2, 3])
+    def test_half_an_upload_is_withdrawn_from_the_bucket(
+        self, delivery: DeliveryHarness, rclone: S3Server, uploaded: int
+    ) -> None:
+        proxy, prefix = FaultyProxy(rclone), f"half-{uploaded}"
+        proxy.fault = Fault(methods=("PUT",), status=403, code="AccessDenied", skip=uploaded)
+        destination = {"kind": "s3", "bucket": BUCKET, "prefix": prefix, "endpoint_url": proxy.endpoint}
+        with proxy.running():
+            delivery.target(destination, secrets=SECRETS)
+            job = delivery.finished_job("production")
+            delivery.attempt_due()
+            assert (delivery.delivery(job).state, len(objects(rclone, prefix))) == ("pending", uploaded)
+            delivery.delete_model(job)
+            delivery.attempt_due()
+        assert (delivery.delivery(job).state, objects(rclone, prefix)) == ("withdrawn", [])
+
+
+class TestTargetWithAnotherAddress:
+    """A withdrawal goes to where the adapter was delivered."""
+
+    def move(self, delivery: DeliveryHarness, job: Job, **changes: str) -> None:
+        with transaction(delivery.harness.sessions) as session:
+            target = session.get_one(DeliveryTarget, delivery.delivery(job).target_id)
+            targets.change(session, target, destination=target.destination | changes)
+        delivery.delete_model(job)
+        delivery.attempt_due()
+
+    def test_a_directory_is_cleared_under_its_earlier_path(self, delivery: DeliveryHarness) -> None:
+        for name in ("old", "new"):
+            (delivery.shared / name).mkdir()
+        delivery.target({"kind": "directory", "path": str(delivery.shared / "old")})
+        job = delivery.finished_job("production")
+        delivery.attempt_due()
+        self.move(delivery, job, path=str(delivery.shared / "new"))
+        assert delivery.delivery(job).state == "withdrawn"
+        assert [path for path in delivery.shared.rglob("*") if path.is_file()] == []
+
+    def test_a_bucket_is_cleared_under_its_earlier_name_and_prefix(
+        self, delivery: DeliveryHarness, rclone: S3Server
+    ) -> None:
+        destination = {"kind": "s3", "bucket": BUCKET, "prefix": "moved", "endpoint_url": rclone.endpoint}
+        delivery.target(destination, secrets=SECRETS)
+        job = delivery.finished_job("production")
+        delivery.attempt_due()
+        self.move(delivery, job, bucket="another", prefix="other")
+        assert (delivery.delivery(job).state, objects(rclone, "moved")) == ("withdrawn", [])
+
+    def test_an_earlier_server_of_a_bucket_is_named(self, delivery: DeliveryHarness, rclone: S3Server) -> None:
+        destination = {"kind": "s3", "bucket": BUCKET, "prefix": "away", "endpoint_url": rclone.endpoint}
+        delivery.target(destination, secrets=SECRETS)
+        job = delivery.finished_job("production")
+        delivery.attempt_due()
+        self.move(delivery, job, endpoint_url="http://127.0.0.1:9")
+        row = delivery.delivery(job)
+        assert row.state == "failed"
+        assert f"s3://{BUCKET} at {rclone.endpoint}" in (row.error or "")
+        assert "delete away/" in (row.error or "")
+
+
+class TestDeletedTarget:
+    def delivered_to_a_deleted_target(self, delivery: DeliveryHarness) -> Job:
+        target = delivery.target({"kind": "directory", "path": str(delivery.shared)})
+        job = delivery.finished_job("production")
+        delivery.attempt_due()
+        with transaction(delivery.harness.sessions) as session:
+            targets.delete(session, session.get_one(DeliveryTarget, target.id))
+        return job
+
+    def test_the_withdrawal_of_what_it_has_ends_with_what_to_do(self, delivery: DeliveryHarness) -> None:
+        job = self.delivered_to_a_deleted_target(delivery)
+        delivery.delete_model(job)
+        delivery.attempt_due()
+        row = delivery.delivery(job)
+        assert (row.state, row.next_attempt_at) == ("failed", None)
+        assert "remove or unload it there" in (row.error or "")
+        assert (row.error or "?") in delivery.harness.messages(job)[-1]
+        with transaction(delivery.harness.sessions) as session:
+            assert status.delivery_backlog(session).deliveries == 0
+
+    def test_a_delivery_that_was_requested_at_the_same_time_fails(self, delivery: DeliveryHarness) -> None:
+        job = self.delivered_to_a_deleted_target(delivery)
+        with transaction(delivery.harness.sessions) as session:
+            (result,) = checkpoints.kept(session, job.id)
+            target = session.get_one(DeliveryTarget, delivery.delivery(job).target_id)
+            deliveries.create(session, job, result, target)
+        delivery.attempt_due()
+        row = delivery.delivery(job)
+        assert (row.state, row.error) == ("failed", "the target was deleted")
+
+    def test_a_target_that_is_deleted_during_a_withdrawal_leaves_the_reason(self, delivery: DeliveryHarness) -> None:
+        with serving_engine(EngineStandIn("vllm")) as server:
+            shared = {"urls": [server.url], "shared_path": str(delivery.shared)}
+            target = delivery.target({"kind": "vllm"} | shared)
+            job = delivery.finished_job("production")
+            delivery.attempt_due()
+        delivery.delete_model(job)
+        with transaction(delivery.harness.sessions) as session:
+            targets.delete(session, session.get_one(DeliveryTarget, target.id))
+        row = delivery.delivery(job)
+        assert (row.state, "remove or unload it there" in (row.error or "")) == ("failed", True)
+
+
+class TestOneNameForSeveralAdapters:
+    """Job 1 is served under the name of the target; the delivery of job 2 failed, and its model is deleted."""
+
+    def test_the_engine_keeps_the_adapter_before(self, delivery: DeliveryHarness) -> None:
+        with serving_engine(EngineStandIn("vllm", REFERENCE)) as server:
+            destination = {"kind": "vllm", "urls": [server.url], "shared_path": str(delivery.shared)}
+            delivery.target(destination, served_model="bot")
+            delivery.finished_job("production", reference=REFERENCE)
+            delivery.attempt_due()
+            served, server.difference = dict(server.loaded), 0.1
+            job = delivery.finished_job("production", reference=REFERENCE)
+            delivery.attempt_due()
+            delivery.delete_model(job)
+            delivery.attempt_due()
+            assert (delivery.delivery(job).state, server.loaded) == ("withdrawn", served)
+        assert artifact_directory.verify(delivery.shared / "bot")
+        assert [path.name for path in (delivery.shared / "bot").resolve().parent.iterdir() if path.is_dir()] == [
+            (delivery.shared / "bot").resolve().name
+        ]
+
+    def test_a_directory_keeps_the_adapter_before(
+        self, delivery: DeliveryHarness, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        delivery.target({"kind": "directory", "path": str(delivery.shared)}, served_model="bot")
+        delivery.finished_job("production")
+        delivery.attempt_due()
+        before = (delivery.shared / "bot").resolve()
+        monkeypatch.setattr(evaluations, "verdict_on_delivery", lambda *_: DeliveryVerdict(False, "it is worse"))
+        job = delivery.finished_job("production")
+        delivery.attempt_due()
+        delivery.delete_model(job)
+        delivery.attempt_due()
+        assert delivery.delivery(job).state == "withdrawn"
+        assert (delivery.shared / "bot").resolve() == before
+        assert artifact_directory.verify(before)
+
+    def test_one_that_took_the_name_before_its_model_was_deleted_ends_the_delivery_before(
+        self, delivery: DeliveryHarness
+    ) -> None:
+        delivery.target({"kind": "directory", "path": str(delivery.shared)}, served_model="bot")
+        first = delivery.finished_job("production")
+        delivery.attempt_due()
+        second = delivery.finished_job("production")
+        (claimed,) = delivery.sender.claim(10)
+        delivery.delete_model(second)
+        delivery.sender.attempt(claimed)
+        assert delivery.delivery(first).error == f"replaced by {second.fine_tuned_model}"
+        delivery.attempt_due()
+        assert delivery.delivery(second).state == "withdrawn"
+        assert not (delivery.shared / "bot").exists()
+
+
+def test_a_claim_ends_what_earlier_releases_left_at_deleted_targets(delivery: DeliveryHarness) -> None:
+    target = delivery.target({"kind": "directory", "path": str(delivery.shared)})
+    job = delivery.finished_job("production")
+    with transaction(delivery.harness.sessions) as session:
+        session.get_one(DeliveryTarget, target.id).deleted_at = job.created_at
+        session.execute(update(Delivery).where(Delivery.job_id == job.id).values(state="withdrawing"))
+    assert delivery.sender.claim(10) == []
+    assert delivery.delivery(job).state == "failed"
