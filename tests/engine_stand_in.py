@@ -32,7 +32,10 @@ class EngineStandIn:
     has_no_effect: bool = False  # it answers as the base model does, as if no name matched
     difference: float = 0.0  # of its log-probabilities under an adapter from the trainer's
     has_prompt_logprobs: bool = True  # else it has those of its own tokens only
+    is_chat_only: bool = False
+    gate: threading.Event | None = None  # a check waits for it
     fault: tuple[int, dict[str, str], str] | None = None  # (status, headers, body) of every response
+    known: dict[str, Path] | None = None  # the adapters that its plugin finds, by their names
     loaded: dict[str, str] = field(default_factory=dict)  # name -> path
     configs: dict[str, dict[str, Any]] = field(default_factory=dict)  # name -> adapter_config.json at the load
     calls: list[str] = field(default_factory=list)
@@ -47,6 +50,8 @@ class EngineStandIn:
 
     def respond(self, method: str, path: str, body: dict[str, Any], key: str | None) -> tuple[int, Any]:
         self.calls.append(path)
+        if self.gate is not None and path in ("/v1/completions", "/generate"):
+            self.gate.wait()
         if self.api_key is not None and key != f"Bearer {self.api_key}":
             return 401, {"error": "Unauthorized"}
         match path:
@@ -58,7 +63,9 @@ class EngineStandIn:
                 return self._load(body)
             case "/v1/unload_lora_adapter" | "/unload_lora_adapter":
                 return self._unload(body)
-            case "/v1/completions":
+            case "/v1/chat/completions" if self.is_chat_only:
+                return self._chat(body)
+            case "/v1/completions" if not self.is_chat_only:
                 return self._completions(body)
             case "/generate" if self.has_prompt_logprobs:
                 return self._generate(body)
@@ -87,9 +94,11 @@ class EngineStandIn:
         return 200, {"success": True, "error_message": None, "loaded_adapters": dict(self.loaded)}
 
     def _completions(self, body: dict[str, Any]) -> tuple[int, Any]:
-        if body["model"] not in (BASE, *self.loaded):
-            return 404, self._error(f"The model `{body['model']}` does not exist.")
+        if body["model"] not in (BASE, *self.loaded) and (refusal := self._resolve(body["model"])):
+            return refusal
         tokens = body["prompt"]
+        if isinstance(tokens, str):
+            return 200, {"choices": [{"index": 0, "text": "x"}]}
         if "logprobs" in body:
             return 200, {"choices": [self._greedy(tokens, body)]}
         if not self.has_prompt_logprobs:
@@ -99,6 +108,33 @@ class EngineStandIn:
             expected = {str(token): {"logprob": logprob, "rank": 2 - (top == token)}}
             entries.append({str(top): {"logprob": -0.01, "rank": 1}} | expected)
         return 200, {"choices": [{"index": 0, "text": "x", "prompt_logprobs": entries}]}
+
+    def _chat(self, body: dict[str, Any]) -> tuple[int, Any]:
+        """An answer in OpenAI's shape, without token ids."""
+        assert self.reference is not None
+        prompt = next(each for each in self.reference.prompts if each.messages == body["messages"])
+        found = self._greedy(prompt.tokens[: prompt.positions[0]], body)["logprobs"]
+        content = [
+            {
+                "token": token,
+                "logprob": logprob,
+                "top_logprobs": [{"token": other, "logprob": value} for other, value in top.items()],
+            }
+            for token, logprob, top in zip(*found.values(), strict=True)
+        ]
+        return 200, {"choices": [{"index": 0, "message": {"content": "x"}, "logprobs": {"content": content}}]}
+
+    def _resolve(self, name: str) -> tuple[int, Any] | None:
+        """Load an adapter that the plugin finds, else return vLLM's refusal."""
+        path = (self.known or {}).get(name)
+        if path is None:
+            text = (
+                f"The model `{name}` does not exist." if self.known is None else f"LoRA adapter {name} does not exist"
+            )
+            return 404, self._error(text)
+        status, _ = self._load({"lora_name": name, "lora_path": str(path)})
+        text = f"LoRA adapter '{name}' was found but could not be loaded."
+        return None if status == 200 else (400, self._error(text))
 
     def _greedy(self, start: list[int], body: dict[str, Any]) -> dict[str, Any]:
         """An answer in OpenAI's shape, with token ids as both engines add them for `return_token_ids`.

@@ -18,6 +18,7 @@ from tests.up import Service
 MODEL = "SmolLM2-135M-Instruct"
 JOBS = "/v1/fine_tuning/jobs"
 TARGET = "vllm"
+BY_NAME = "by-name"  # a target without a shared path
 
 
 @dataclass
@@ -57,8 +58,8 @@ class World:
         files = {"file": (name, content)}
         return str(self.http.post("/v1/files", data={"purpose": "fine-tune"}, files=files).json()["id"])
 
-    def destination(self, url: str) -> dict[str, Any]:
-        return {"kind": "vllm", "urls": [url], "shared_path": str(self.adapters)}
+    def destination(self, *urls: str) -> dict[str, Any]:
+        return {"kind": "vllm", "urls": urls, "shared_path": str(self.adapters)}
 
     def deliver_through(self, url: str) -> Any:
         """Deliver again, to the same vLLM under another address."""
@@ -69,19 +70,21 @@ class World:
         finally:
             self.post(path, {"destination": self.destination(self.vllm.url)})
 
-    def deliver(self) -> Any:
-        self.post(f"{self.job}/deliveries", {"target": TARGET})
-        return self.until_delivery("delivered", "failed")
+    def deliver(self, target: str = TARGET, **checkpoint: str) -> Any:
+        self.post(f"{self.job}/deliveries", {"target": target} | checkpoint)
+        return self.until_delivery("delivered", "failed", target=target)
 
-    def until_delivery(self, *statuses: str) -> Any:
-        until(lambda: self._delivery()["status"] in statuses, f"the delivery is {statuses}", 600, interval_seconds=1.0)
-        return self._delivery()
+    def until_delivery(self, *statuses: str, target: str = TARGET) -> Any:
+        """The latest delivery to the target, in one of the states."""
+        what = f"the delivery to {target} is {statuses}"
+        until(lambda: self._delivery(target)["status"] in statuses, what, 600, interval_seconds=1.0)
+        return self._delivery(target)
 
     def messages(self) -> list[str]:
         return [each["message"] for each in self.get(f"{self.job}/events")["data"]]
 
-    def _delivery(self) -> Any:
-        return self.get(self.job)["deliveries"][0]
+    def _delivery(self, target: str) -> Any:
+        return [each for each in self.get(self.job)["deliveries"] if each["target"] == target][-1]
 
 
 @contextmanager

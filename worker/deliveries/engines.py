@@ -1,4 +1,4 @@
-"""Targets of kind `vllm` and `sglang`: running servers that load an adapter from a shared directory.
+"""Targets of kind `vllm` and `sglang`: running servers that load an adapter.
 
 Each server loads the adapter under its `ft:` name and is checked. Only then a fixed `served_model`, if there is one, is
 replaced in place, so a wrong adapter never takes the place of a right one.
@@ -10,16 +10,16 @@ Sources: vLLM 0.32.0 `entrypoints/serve/lora`, `entrypoints/openai/models`; SGLa
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from app.domain.deliveries.served_check import FAILING, ServedCheck, explain, judge, unchecked
 from app.domain.deliveries.targets import EngineDestination
-from worker.deliveries import directory
 from worker.deliveries.destination import Delivered, DeliveryError, DeliveryRefused, Parcel
-from worker.deliveries.directory import Placed
 from worker.deliveries.engine_server import EngineModel, EngineRefusal, Server
 from worker.deliveries.served_prompts import served_prompts
 
@@ -84,6 +84,7 @@ class Sglang:
 
 
 Engine = Vllm | Sglang
+Result = TypeVar("Result")
 
 NO_RECORD_OF_CHECKPOINT = (
     "the trainer records log-probabilities of a job's result only, and this is an earlier checkpoint; compare some of "
@@ -96,53 +97,88 @@ NO_RECORD_OF_RESULT = (
 
 
 @dataclass(frozen=True)
-class EngineTarget:
+class EngineTarget(ABC):
+    """Servers of one engine. How they get the files is the subclass's."""
+
     destination: EngineDestination
     engine: Engine
     api_key: str | None
-    allowed: Sequence[str]
     timeout_seconds: float
     can_forget = True
 
-    def deliver(self, parcel: Parcel, adapter: Path) -> Delivered:
-        self._refuse_incompatible(parcel)
-        base = _base_model(self.destination, self._servers()[0])
-        root = directory.allowed_path(self.destination.shared_path, self.allowed)
-        placed = directory.place(root, parcel, adapter, self.destination.base_name or base.root)
-        checks: list[ServedCheck] = []
-        self._on_every_server(lambda server: checks.append(self._serve(server, parcel, self._path(placed))))
-        directory.link(root, parcel.served_model, placed)
-        worst = max(checks, key=lambda check: check.difference)
-        return Delivered({"path": self._path(placed), "version": placed.version}, worst)
+    @abstractmethod
+    def deliver(self, parcel: Parcel, adapter: Path) -> Delivered: ...
+
+    @abstractmethod
+    def withdraw(self, parcel: Parcel) -> None: ...
+
+    @abstractmethod
+    def delivered_path(self, server: Server, parcel: Parcel) -> str:
+        """The path from which the server has loaded the adapter; empty if it was not delivered there."""
+
+    @abstractmethod
+    def is_ours(self, loaded: str, path: str) -> bool:
+        """Whether this target has delivered what a server loaded from `loaded`, as it now delivers `path`."""
 
     def has(self, parcel: Parcel) -> bool:
-        path, found = parcel.location.get("path"), []
-        self._on_every_server(
-            lambda server: found.append(
-                any((each.id, each.root) == (parcel.served_model, path) for each in server.models())
-            )
-        )
+        """False if a server lacks it, also while another one is away."""
+        found: list[bool] = []
+
+        def look(server: Server) -> None:
+            found.append(adapters(server).get(parcel.served_model) == self.delivered_path(server, parcel))
+
+        try:
+            self.on_every_server(look)
+        except DeliveryError:
+            if all(found):
+                raise
         return all(found)
 
-    def withdraw(self, parcel: Parcel) -> None:
-        self._on_every_server(lambda server: self._forget(server, parcel))
-        directory.remove(directory.allowed_path(self.destination.shared_path, self.allowed), parcel)
-
-    def _serve(self, server: Server, parcel: Parcel, path: str) -> ServedCheck:
+    def serve(self, server: Server, parcel: Parcel, path: str) -> ServedCheck:
         """Load the adapter, check it, and give it its served name. Raises DeliveryError, DeliveryRefused."""
-        base, loaded = _base_model(self.destination, server), _adapters(server)
-        if (current := loaded.get(parcel.served_model)) and not self._is_ours(current):
+        base, loaded = base_model(self.destination, server), adapters(server)
+        if (current := loaded.get(parcel.served_model)) and not self.is_ours(current, path):
             raise DeliveryError(
                 f"{server.url} serves {parcel.served_model} from {current}, which this target did not deliver; unload "
                 "it there, or choose another served_model"
             )
-        if loaded.get(parcel.model) != path:
-            self.engine.load(server, parcel.model, path, replace=parcel.model in loaded)
-        check = self._check(server, base.id, parcel)
-        if parcel.served_model != parcel.model:
-            self.engine.load(server, parcel.served_model, path, replace=current is not None)
-            self.engine.unload(server, parcel.model)
+        before = loaded.get(parcel.model)
+        was_served = before == path == self.delivered_path(server, parcel)
+        if before != path:
+            self._load(server, parcel, parcel.model, path, replace=before is not None)
+        try:
+            check = self._check(server, base.id, parcel)
+            if parcel.served_model != parcel.model:
+                self._load(server, parcel, parcel.served_model, path, replace=current is not None)
+                self._give_back(server, parcel, before, path)
+        except DeliveryRefused:
+            self._give_back(server, parcel, before, path)
+            raise
+        except DeliveryError:
+            if not was_served:  # what was checked before stays: the server may be slow for a moment
+                with suppress(DeliveryError):  # it is away by now, or has unloaded it
+                    self._give_back(server, parcel, before, path)
+            raise
         return check
+
+    def _give_back(self, server: Server, parcel: Parcel, before: str | None, path: str) -> None:
+        """Unload the `ft:` name, or load what another target serves under it."""
+        if parcel.served_model != parcel.model and before not in (None, path):
+            self.engine.load(server, parcel.model, str(before), replace=True)
+        else:
+            self.engine.unload(server, parcel.model)
+
+    def _load(self, server: Server, parcel: Parcel, name: str, path: str, *, replace: bool) -> None:
+        try:
+            self.engine.load(server, name, path, replace=replace)
+        except EngineRefusal as error:
+            flags = self.needed_flags(parcel)
+            if "rank" not in str(error) or not flags:
+                raise
+            raise DeliveryError(f"{error}; start {self.engine.name} with {' '.join(flags)}") from error
+
+    def needed_flags(self, parcel: Parcel) -> list[str]:
+        return list(self._compatibility(parcel).get("flags", []))
 
     def _check(self, server: Server, base: str, parcel: Parcel) -> ServedCheck:
         """Compare what the server computes with what the trainer recorded. Raises DeliveryRefused for a bad verdict."""
@@ -150,54 +186,64 @@ class EngineTarget:
             return unchecked(NO_RECORD_OF_RESULT if parcel.is_result else NO_RECORD_OF_CHECKPOINT)
         check = judge(parcel.reference, served_prompts(self.engine, server, base, parcel.model, parcel.reference))
         if check.verdict in FAILING:
-            self.engine.unload(server, parcel.model)
-            text = explain(check, f"{self.engine.name} at {server.url}", parcel.model)
+            text = explain(check, f"{self.engine.name} at {server.url}", parcel.model, parcel.job_id)
             raise DeliveryRefused(f"{text}. It was unloaded again", check)
         return check
 
-    def _forget(self, server: Server, parcel: Parcel) -> None:
-        for name, path in _adapters(server).items():
-            is_delivered = path == parcel.location.get("path", path)
-            # An attempt that ended in its check has loaded another version, which is under the `ft:` name.
-            is_loaded = name == parcel.model and self._is_ours(path)
-            if name in (parcel.model, parcel.served_model) and (is_delivered or is_loaded):
-                self.engine.unload(server, name)
-
-    def _refuse_incompatible(self, parcel: Parcel) -> None:
+    def refuse_incompatible(self, parcel: Parcel) -> None:
         """Raises DeliveryRefused for an adapter that the engine refuses or scales wrongly."""
-        entry = parcel.manifest.get("compatibility", {}).get(self.destination.kind)  # type: ignore[attr-defined]
-        if entry is not None and not entry["ok"]:
+        entry = self._compatibility(parcel)
+        if not entry.get("ok", True):
             reasons = "; ".join(entry["reasons"])
             instead = f"{entry['instead']['path']} {json.dumps(entry['instead']['body'])}"
             raise DeliveryRefused(
                 f"{self.engine.name} does not serve this adapter: {reasons}. Make a merged model: POST {instead}"
             )
 
-    def _path(self, placed: Placed) -> str:
-        return f"{self.destination.engine_path or self.destination.shared_path}/{placed.relative_path}"
-
-    def _is_ours(self, path: str) -> bool:
-        return path.startswith(f"{self.destination.engine_path or self.destination.shared_path}/{directory.VERSIONS}/")
+    def _compatibility(self, parcel: Parcel) -> Mapping[str, Any]:
+        """The engine's entry of the manifest; empty if it has none."""
+        return dict(parcel.manifest.get("compatibility", {}).get(self.engine.name.lower(), {}))
 
     def _servers(self) -> list[Server]:
         return [Server(url, self.api_key, self.timeout_seconds) for url in self.destination.urls]
 
-    def _on_every_server(self, work: Callable[[Server], None]) -> None:
-        """Do the work on each server, also after one has failed. Raises one error with all problems."""
+    def first_base(self) -> EngineModel:
+        """The base model of the first server that names one. Raises DeliveryError with the problems of all."""
         problems: list[DeliveryError] = []
         for server in self._servers():
             try:
-                work(server)
+                return base_model(self.destination, server)
             except DeliveryError as error:
                 problems.append(error)
-        refusals = [problem for problem in problems if isinstance(problem, DeliveryRefused)]
+        raise self._combined(problems)
+
+    def on_every_server(self, work: Callable[[Server], Result]) -> list[Result]:
+        """The results of the work on each server, which goes on after one has failed.
+
+        Raises one error with all problems.
+        """
+        problems: list[DeliveryError] = []
+        results: list[Result] = []
+        for server in self._servers():
+            try:
+                results.append(work(server))
+            except DeliveryError as error:
+                problems.append(error)
+        if problems:
+            raise self._combined(problems)
+        return results
+
+    def _combined(self, problems: Sequence[DeliveryError]) -> DeliveryError:
         text = "; ".join(map(str, problems))
         if len(self.destination.urls) > 1:
             text = f"{len(problems)} of {len(self.destination.urls)} servers: {text}"
-        if refusals:
-            raise DeliveryRefused(text, refusals[0].check)
-        if problems:
-            raise DeliveryError(text)
+        refusals = [problem for problem in problems if isinstance(problem, DeliveryRefused)]
+        return DeliveryRefused(text, refusals[0].check) if refusals else DeliveryError(text)
+
+
+def worst(checks: Sequence[ServedCheck]) -> ServedCheck:
+    """The check of the server that differs most."""
+    return max(checks, key=lambda check: check.difference)
 
 
 def _of_vllm(entry: Mapping[str, Any] | None, token: int) -> tuple[float, int] | None:
@@ -214,7 +260,7 @@ def _of_sglang(meta_info: Mapping[str, Any]) -> list[tuple[float, int] | None]:
     return [None if not tops else (float(each[0]), int(tops[0][1])) for each, tops in pairs]
 
 
-def _base_model(destination: EngineDestination, server: Server) -> EngineModel:
+def base_model(destination: EngineDestination, server: Server) -> EngineModel:
     """The base model of a server: the named one, else its first."""
     bases = [each for each in server.models() if not each.is_adapter]
     for each in bases:
@@ -224,6 +270,6 @@ def _base_model(destination: EngineDestination, server: Server) -> EngineModel:
     raise DeliveryError(f"{server.url} serves no base model {destination.base_model!r}; it serves: {names}")
 
 
-def _adapters(server: Server) -> dict[str, str]:
+def adapters(server: Server) -> dict[str, str]:
     """{name: path} of the adapters that a server has loaded."""
     return {each.id: each.root for each in server.models() if each.is_adapter}

@@ -10,7 +10,9 @@ import random
 import shutil
 import threading
 import time
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +41,10 @@ from app.telemetry import metrics
 from worker.deliveries import adapter_files
 from worker.deliveries.destination import CredentialsLost, Delivered, DeliveryError, DeliveryRefused, Parcel, Target
 from worker.deliveries.directory import DirectoryTarget
-from worker.deliveries.engines import EngineTarget, Sglang, Vllm
-from worker.deliveries.outbound import trust_database
+from worker.deliveries.engines import Sglang, Vllm
+from worker.deliveries.outbound import limited_connections, trust_database
+from worker.deliveries.plugin import PluginTarget
+from worker.deliveries.shared_directory import SharedDirectoryTarget
 from worker.health import write_heartbeat
 from worker.jobs.lease import DATABASE_UNAVAILABLE, first_line
 from worker.node.resources import Resources
@@ -51,6 +55,7 @@ RENEW_SECONDS = 15.0
 REPORT_SECONDS = 10.0
 LOST_CREDENTIALS_SECONDS = 60.0  # until it looks for the key again, which connects to nothing
 MAX_ERROR_CHARACTERS = 2_000
+MIN_HIDDEN_CHARACTERS = 8  # fewer are a part of other words, and no secret
 
 log = get_logger(__name__)
 
@@ -97,7 +102,7 @@ class DeliverySender:
         """Carry out one attempt and record its outcome, unless another process has claimed the delivery since."""
         started_at = time.monotonic()
         try:
-            outcome = self._carry_out(claimed)
+            outcome = self._carry_out_in_time(claimed)
         except DeliveryError as error:
             self._record_failure(claimed, error)
             outcome = "refused" if isinstance(error, DeliveryRefused) else "failed"
@@ -110,19 +115,35 @@ class DeliverySender:
         metrics.DELIVERY_ATTEMPTS.labels(claimed.target.kind, outcome).inc()
         metrics.DELIVERY_SECONDS.labels(claimed.target.kind).observe(time.monotonic() - started_at)
 
+    def _carry_out_in_time(self, claimed: ClaimedDelivery) -> str:
+        """Raises DeliveryError."""
+        seconds = self.settings.delivery_attempt_seconds
+        with limited_connections(seconds) as limit:
+            try:
+                return self._carry_out(claimed)
+            except DeliveryError as error:
+                if not limit.is_over or isinstance(error, DeliveryRefused):
+                    raise
+                text = f"The attempt took longer than {seconds:g} s ({error})"
+                raise DeliveryError(
+                    f"{text}; if the target is only slow, raise TUNERY_DELIVERY_ATTEMPT_SECONDS of the delivery sender"
+                ) from error
+
     def _carry_out(self, claimed: ClaimedDelivery) -> str:
         """Deliver, look, or withdraw, as the state says, and record it. Raises DeliveryError."""
-        target = self._target(claimed)
-        match claimed.delivery.state:
-            case DeliveryState.WITHDRAWING:
-                target.withdraw(_parcel(claimed))
-                self._record_withdrawn(claimed)
-                return "withdrawn"
-            case DeliveryState.DELIVERED if target.has(_parcel(claimed)):
-                self._record(claimed, None, error=None, tries=0, next_attempt_at=self._next_look(target))
-                return "present"
-        self._record_delivered(claimed, target, self._deliver(claimed, target))
-        return "delivered"
+        secrets = self._secrets(claimed)
+        target = self._target(claimed, secrets)
+        with hidden(list(secrets.values())):
+            match claimed.delivery.state:
+                case DeliveryState.WITHDRAWING:
+                    target.withdraw(_parcel(claimed))
+                    self._record_withdrawn(claimed)
+                    return "withdrawn"
+                case DeliveryState.DELIVERED if target.has(_parcel(claimed)):
+                    self._record(claimed, None, error=None, tries=0, next_attempt_at=self._next_look(target))
+                    return "present"
+            self._record_delivered(claimed, target, self._deliver(claimed, target))
+            return "delivered"
 
     @property
     def _staging(self) -> Path:
@@ -155,21 +176,27 @@ class DeliverySender:
                 self._in_flight.pop(claimed.delivery.id, None)
             self._thread_freed.set()
 
-    def _target(self, claimed: ClaimedDelivery) -> Target:
-        """Raises DeliveryError."""
-        settings, row = self.settings, claimed.target
+    def _secrets(self, claimed: ClaimedDelivery) -> dict[str, str]:
+        """Raises CredentialsLost."""
+        token = claimed.target.credentials
         try:
-            secrets = credentials.decrypt(settings.encryption_keys, row.credentials) if row.credentials else {}
+            return credentials.decrypt(self.settings.encryption_keys, token) if token else {}
         except NoSecretKey as error:
             raise CredentialsLost(str(error)) from error
+
+    def _target(self, claimed: ClaimedDelivery, secrets: Mapping[str, str]) -> Target:
+        settings, row = self.settings, claimed.target
         timeout_seconds, allowed = settings.delivery_timeout_seconds, settings.delivery_directories
         match parse_destination(row.destination):
             case DirectoryDestination() as destination:
                 return DirectoryTarget(destination, allowed)
-            case VllmDestination() as destination:
-                return EngineTarget(destination, Vllm(), secrets.get("api_key"), allowed, timeout_seconds)
-            case SglangDestination() as destination:
-                return EngineTarget(destination, Sglang(), secrets.get("api_key"), allowed, timeout_seconds)
+            case VllmDestination(shared_path=None) as destination:
+                return PluginTarget(destination, Vllm(), secrets.get("api_key"), timeout_seconds)
+            case VllmDestination() | SglangDestination() as destination:
+                engine = Vllm() if destination.kind == "vllm" else Sglang()
+                shared_path = destination.shared_path or ""
+                key = secrets.get("api_key")
+                return SharedDirectoryTarget(destination, engine, key, timeout_seconds, shared_path, allowed)
             case S3Destination() as destination:
                 from worker.deliveries.s3 import S3Target  # boto3 takes 0.3 s and 30 MB
 
@@ -250,10 +277,11 @@ class DeliverySender:
 
     def _record(self, claimed: ClaimedDelivery, message: str | None, level: str = "info", **columns: Any) -> None:
         def write(session: Session) -> bool:
-            if not deliveries.record(session, claimed, **columns):
-                return False
-            if columns.get("state") == DeliveryState.DELIVERED:
+            is_recorded = deliveries.record(session, claimed, **columns)
+            if columns.get("state") == DeliveryState.DELIVERED:  # there, also if it is to be withdrawn by now
                 deliveries.end_replaced(session, claimed)
+            if not is_recorded:
+                return False
             if message is not None:
                 data = {"delivery": claimed.delivery.id, "target": claimed.target.name}
                 deliveries.add_event(session, claimed.job.id, message, level, data)
@@ -262,6 +290,24 @@ class DeliverySender:
         with transaction(self.resources.sessions) as session:
             if not write(session):
                 log.info("delivery not recorded: it has changed since the claim", delivery=claimed.delivery.id)
+
+
+@contextmanager
+def hidden(secrets: Collection[str]) -> Iterator[None]:
+    """Mask credentials in the text of an error: a server's response may repeat what it was sent."""
+    try:
+        yield
+    except Exception as error:
+        text, found = (
+            str(error),
+            [each for each in secrets if len(each) >= MIN_HIDDEN_CHARACTERS and each in str(error)],
+        )
+        if found:
+            for secret in sorted(found, key=len, reverse=True):
+                text = text.replace(secret, "***")
+            error.args = (text,)
+            error.__cause__ = error.__context__ = None  # they have the same text
+        raise
 
 
 def _parcel(claimed: ClaimedDelivery) -> Parcel:
@@ -276,6 +322,7 @@ def _parcel(claimed: ClaimedDelivery) -> Parcel:
         manifest=claimed.checkpoint.manifest,
         location=delivery.location or {},
         reference=ServedReference.model_validate(reference) if reference else None,
+        job_id=claimed.job.id,
     )
 
 

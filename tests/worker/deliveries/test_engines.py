@@ -199,6 +199,8 @@ class TestCheckByAnswers:
                 base=[-0.3, -4.0, *[-3.0] * 11],
                 adapter=[-0.1] * 13,
                 top=[*range(10, 22), 5],
+                messages=[{"role": "user", "content": str(number)}],
+                answer=[f"<{token}>" for token in range(10, 22)],
             )
             for number in range(3)
         ],
@@ -241,13 +243,47 @@ class TestCheckByAnswers:
         state, check = self.check(delivery, server, reference=self.LONG.model_copy(update={"prompts": prompts}))
         assert (state, check["verdict"], check["tokens"]) == ("delivered", Verdict.UNCLEAR, 0)
 
+    def test_a_chat_is_compared_where_nothing_else_is_answered(
+        self, delivery: DeliveryHarness, server: EngineStandIn
+    ) -> None:
+        state, check = self.check(delivery, server, is_chat_only=True)
+        assert (state, check["verdict"], check["method"], check["difference"]) == ("delivered", "same", "chat", 0)
+        assert check["tokens"] == 3 * 12
+        assert check["engine_effect"] == pytest.approx(check["trainer_effect"])
+
+    @pytest.mark.parametrize(
+        ("fault", "verdict"), [({"has_no_effect": True}, Verdict.NO_EFFECT), ({"difference": 0.1}, Verdict.DIFFERS)]
+    )
+    def test_a_chat_tells_a_wrong_adapter(
+        self, delivery: DeliveryHarness, server: EngineStandIn, fault: dict[str, Any], verdict: Verdict
+    ) -> None:
+        state, check = self.check(delivery, server, is_chat_only=True, **fault)
+        assert (state, check["verdict"], server.loaded) == ("failed", verdict, {})
+
+    def test_prompts_without_messages_are_not_asked_in_a_chat(
+        self, delivery: DeliveryHarness, server: EngineStandIn
+    ) -> None:
+        first, *others = self.LONG.prompts
+        prompts = [first.model_copy(update={"messages": None}), *others]
+        reference = self.LONG.model_copy(update={"prompts": prompts})
+        state, check = self.check(delivery, server, is_chat_only=True, reference=reference)
+        assert (state, check["verdict"], check["tokens"]) == ("delivered", "same", 2 * 12)
+
+    def test_a_chat_alone_cannot_check_a_record_without_messages(
+        self, delivery: DeliveryHarness, server: EngineStandIn
+    ) -> None:
+        prompts = [each.model_copy(update={"messages": None}) for each in self.LONG.prompts]
+        reference = self.LONG.model_copy(update={"prompts": prompts})
+        state, _ = self.check(delivery, server, is_chat_only=True, reference=reference)
+        assert (state, server.loaded) == ("pending", {})
+
     def test_an_engine_without_any_log_probabilities_is_named(
         self, delivery: DeliveryHarness, server: EngineStandIn
     ) -> None:
         respond = server.respond
         server.respond = lambda method, path, body, key: (  # type: ignore[method-assign]
             (200, {"choices": [{"text": "x", "logprobs": None}]})
-            if path in ("/v1/completions", "/generate")
+            if path in ("/v1/completions", "/generate", "/v1/chat/completions")
             else respond(method, path, body, key)
         )
         delivery.target(destination(delivery, server))

@@ -53,6 +53,19 @@ class TestCreate:
             assert "very-secret" not in (row.credentials or "")
             assert decrypt([KEY], row.credentials or "") == {"api_key": "very-secret"}
 
+    def test_vllm_needs_no_shared_path_and_sglang_does(self, client: TestClient) -> None:
+        urls = ["https://engine.example.com"]
+        created = client.post(PATH, json={"name": "plugin", "destination": {"kind": "vllm", "urls": urls}})
+        assert created.json()["destination"]["shared_path"] is None
+        body = {"name": "sglang", "destination": {"kind": "sglang", "urls": urls}}
+        assert "shared_path" in error(client.post(PATH, json=body))
+
+    def test_what_only_a_shared_path_uses_is_refused_without_it(self, client: TestClient) -> None:
+        destination = {"kind": "vllm", "urls": ["https://x.example.com"], "engine_path": "/a", "base_name": "b"}
+        message = error(client.post(PATH, json={"name": "plugin", "destination": destination}))
+        assert "destination.engine_path: without shared_path" in message
+        assert "destination.base_name: without shared_path" in message
+
     def test_a_second_one_of_a_name_is_refused(self, client: TestClient, tmp_path: Path) -> None:
         assert client.post(PATH, json=vllm(tmp_path)).status_code == 200
         assert "has a target" in error(client.post(PATH, json=vllm(tmp_path)))

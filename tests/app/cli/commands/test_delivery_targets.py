@@ -36,7 +36,7 @@ def test_the_commands_of_the_page_run_in_their_order(
     monkeypatch.chdir(tmp_path)
     Path("credentials.json").write_text(json.dumps(CREDENTIALS))
     commands = COMMAND.findall(PAGE.read_text(encoding="utf-8"))
-    assert len(commands) == 8
+    assert len(commands) == 9
     for command in commands:
         done = tunery(*shlex.split(command.replace("JOB", trained_job.id)))
         assert done.exit_code == 0, (command, done.err)

@@ -1,0 +1,192 @@
+"""Engines that fail in the middle: one server of several, the check itself."""
+
+from __future__ import annotations
+
+import socketserver
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from app.db.deliveries import deliveries
+from app.db.engine import transaction
+from app.db.tables import Checkpoint, Delivery
+from app.domain.artifacts.compatibility import compatibility
+from app.domain.jobs.spec import LoraSpec
+from tests.engine_stand_in import EngineStandIn, serving_engine
+from tests.worker.deliveries.conftest import REFERENCE, DeliveryHarness
+
+
+def destination(delivery: DeliveryHarness, *engines: EngineStandIn, **changes: Any) -> dict[str, Any]:
+    urls = [server.url for server in engines]
+    return {"kind": engines[0].kind, "urls": urls, "shared_path": str(delivery.shared)} | changes
+
+
+def fail_checks(server: EngineStandIn, status: int, body: Any) -> None:
+    respond = server.respond
+    server.respond = lambda method, path, sent, key: (  # type: ignore[method-assign]
+        (status, body) if path in ("/v1/completions", "/generate") else respond(method, path, sent, key)
+    )
+
+
+class TestServers:
+    @pytest.mark.parametrize("away", [0, 1])
+    def test_one_that_restarts_gets_it_again_while_another_one_is_away(
+        self, delivery: DeliveryHarness, away: int
+    ) -> None:
+        engines = [EngineStandIn("vllm", REFERENCE), EngineStandIn("vllm", REFERENCE)]
+        with serving_engine(engines[1 - away]) as restarted:
+            with serving_engine(engines[away]):
+                delivery.target(destination(delivery, *engines))
+                job = delivery.finished_job("production", reference=REFERENCE)
+                delivery.attempt_due()
+            before = dict(restarted.loaded)
+            restarted.restart()
+            delivery.make_due()
+            delivery.attempt_due()
+            assert restarted.loaded == before
+        row = delivery.delivery(job)
+        assert (row.state, row.next_attempt_at is not None) == ("delivered", True)
+        assert f"1 of 2 servers: {engines[away].url} is not reachable" in (row.error or "")
+
+    def test_one_that_is_away_is_named_while_the_other_one_has_it(self, delivery: DeliveryHarness) -> None:
+        with serving_engine(EngineStandIn("vllm")) as first:
+            with serving_engine(EngineStandIn("vllm")) as second:
+                delivery.target(destination(delivery, first, second))
+                job = delivery.finished_job("production")
+                delivery.attempt_due()
+            first.calls.clear()
+            delivery.make_due()
+            delivery.attempt_due()
+            assert first.calls == ["/v1/models"]
+        assert "check that the server runs" in (delivery.delivery(job).error or "")
+
+
+@pytest.mark.parametrize("kind", ["vllm", "sglang"])
+def test_two_targets_of_one_engine_serve_one_adapter_under_their_names(delivery: DeliveryHarness, kind: Any) -> None:
+    with serving_engine(EngineStandIn(kind, REFERENCE)) as engine:
+        delivery.target(destination(delivery, engine))
+        delivery.target(destination(delivery, engine), "other", served_model="bot")
+        job = delivery.finished_job("production", "other", reference=REFERENCE)
+        delivery.attempt_due()
+        name = job.fine_tuned_model or ""
+        assert engine.loaded.keys() == {name, "bot"}
+        assert f"/{name}/" in engine.loaded[name]
+        with transaction(delivery.harness.sessions) as session:
+            row = session.scalars(select(Delivery).where(Delivery.served_model == "bot")).one()
+            deliveries.withdraw(session, row)
+        delivery.attempt_due()
+        assert list(engine.loaded) == [name]
+
+
+class TestCheck:
+    @pytest.mark.parametrize("kind", ["vllm", "sglang"])
+    @pytest.mark.parametrize("status", [200, 500])
+    @pytest.mark.parametrize("served_model", [None, "bot"])
+    def test_what_cannot_be_checked_is_not_served(
+        self, delivery: DeliveryHarness, kind: Any, status: int, served_model: str | None
+    ) -> None:
+        with serving_engine(EngineStandIn(kind, REFERENCE)) as server:
+            fail_checks(server, status, {"choices": [{"text": "x", "logprobs": None}]})
+            delivery.target(destination(delivery, server), served_model=served_model)
+            job = delivery.finished_job("production", reference=REFERENCE)
+            delivery.attempt_due()
+            assert (delivery.delivery(job).state, server.loaded) == ("pending", {})
+
+    def test_what_was_checked_stays_while_its_server_cannot_be_asked_again(self, delivery: DeliveryHarness) -> None:
+        with (
+            serving_engine(EngineStandIn("vllm", REFERENCE)) as slow,
+            serving_engine(EngineStandIn("vllm", REFERENCE)) as restarted,
+        ):
+            delivery.target(destination(delivery, slow, restarted))
+            delivery.finished_job("production", reference=REFERENCE)
+            delivery.attempt_due()
+            before = dict(slow.loaded)
+            restarted.restart()
+            fail_checks(slow, 500, {"error": {"message": "busy"}})
+            delivery.make_due()
+            delivery.attempt_due()
+            assert slow.loaded == restarted.loaded == before
+
+
+def test_too_low_a_rank_limit_names_the_option(delivery: DeliveryHarness) -> None:
+    with serving_engine(EngineStandIn("vllm", REFERENCE, max_lora_rank=8)) as server:
+        delivery.target(destination(delivery, server))
+        job = delivery.finished_job("production", reference=REFERENCE)
+        with transaction(delivery.harness.sessions) as session:
+            checkpoint = session.get_one(Checkpoint, delivery.delivery(job).checkpoint_id)
+            lora = LoraSpec.model_validate(job.spec["lora"])
+            entry = compatibility(lora, job.id).model_dump(mode="json")
+            checkpoint.manifest = checkpoint.manifest | {"compatibility": entry}
+        delivery.attempt_due()
+        error = delivery.delivery(job).error or ""
+        assert "greater than max_lora_rank 8" in error
+        assert error.endswith("; start vLLM with --enable-lora --max-lora-rank 16")
+
+
+class TestSlowAnswers:
+    @pytest.mark.parametrize("drips", ["headers", "body"])
+    def test_a_response_that_comes_byte_by_byte_is_given_up(self, delivery: DeliveryHarness, drips: str) -> None:
+        delivery.sender.settings = delivery.sender.settings.model_copy(update={"delivery_timeout_seconds": 0.3})
+        with dripping(drips) as url:
+            delivery.target({"kind": "vllm", "urls": [url], "shared_path": str(delivery.shared)})
+            job = delivery.finished_job("production")
+            delivery.attempt_due()
+        row = delivery.delivery(job)
+        assert (row.state, row.next_attempt_at is not None) == ("pending", True)
+        assert "/v1/models sent no complete response in 0.3 s; lower its load" in (row.error or "")
+
+    def test_an_engine_that_is_silent_is_given_up(self, delivery: DeliveryHarness) -> None:
+        delivery.sender.settings = delivery.sender.settings.model_copy(update={"delivery_timeout_seconds": 0.3})
+        with dripping("nothing") as url:
+            delivery.target({"kind": "vllm", "urls": [url], "shared_path": str(delivery.shared)})
+            job = delivery.finished_job("production")
+            delivery.attempt_due()
+        assert "raise TUNERY_DELIVERY_TIMEOUT_SECONDS" in (delivery.delivery(job).error or "")
+
+    @pytest.mark.parametrize("kind", ["s3", "huggingface"])
+    def test_an_attempt_has_a_limit_of_its_own(self, delivery: DeliveryHarness, kind: str) -> None:
+        """Each of its requests ends in time, or never would: the timeout of the library begins anew with every byte."""
+        delivery.sender.settings = delivery.sender.settings.model_copy(update={"delivery_attempt_seconds": 0.5})
+        with dripping("headers") as url:
+            place = {"bucket": "adapters"} if kind == "s3" else {"repo_id": "me/adapters"}
+            secrets = {"token": "x"} if kind != "s3" else {"access_key_id": "x", "secret_access_key": "x"}
+            delivery.target({"kind": kind, "endpoint_url": url} | place, secrets=secrets)
+            job = delivery.finished_job("production")
+            delivery.attempt_due()
+        row = delivery.delivery(job)
+        assert row.state == "pending"
+        assert (row.error or "").startswith("The attempt took longer than 0.5 s")
+        assert "TUNERY_DELIVERY_ATTEMPT_SECONDS" in (row.error or "")
+
+
+@contextmanager
+def dripping(what: str) -> Iterator[str]:
+    """The address of a server whose responses never end: a byte of the headers, or of the body, every 20 ms."""
+    stopped = threading.Event()
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(1 << 16)
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n" if what != "nothing" else b"")
+            self.wfile.write(b"\r\n" if what == "body" else b"")
+            while not stopped.wait(0.02):  # the pace of the server, not a wait of a test
+                with suppress(OSError):
+                    self.wfile.write({"headers": b"x: 1\r\n", "body": b"x", "nothing": b""}[what])
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+        block_on_close = False
+
+    with Server(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            stopped.set()
+            server.shutdown()
+            thread.join()

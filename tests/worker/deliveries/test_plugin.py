@@ -1,0 +1,153 @@
+"""Deliveries to vLLM with the plugin: no shared directory, each server fetches the adapter when it is asked for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from app.db.engine import transaction
+from app.db.tables import Checkpoint, Job
+from app.domain.artifacts.compatibility import compatibility
+from app.domain.jobs.spec import LoraSpec
+from tests.engine_stand_in import EngineStandIn, serving_engine
+from tests.worker.deliveries.conftest import REFERENCE, DeliveryHarness
+
+
+@pytest.fixture
+def served() -> Iterator[EngineStandIn]:
+    with serving_engine(EngineStandIn("vllm", REFERENCE, known={})) as served:
+        yield served
+
+
+def finished_job(delivery: DeliveryHarness, tmp_path: Path, *engines: EngineStandIn) -> Job:
+    """A job whose adapter the plugins of the engines find; each has a cache of its own."""
+    job = delivery.finished_job("production", reference=REFERENCE)
+    name = job.fine_tuned_model or ""
+    for number, served in enumerate(engines):
+        directory = tmp_path / f"cache-{number}" / "adapters" / f"digest-of-{job.id}"
+        directory.mkdir(parents=True)
+        (directory / "adapter_config.json").write_text(json.dumps({"r": 16}))
+        assert served.known is not None
+        served.known[name] = directory
+    return job
+
+
+def test_every_server_fetches_it_and_is_checked(
+    delivery: DeliveryHarness, served: EngineStandIn, tmp_path: Path
+) -> None:
+    with serving_engine(EngineStandIn("vllm", REFERENCE, known={})) as second:
+        delivery.target({"kind": "vllm", "urls": [served.url, second.url]})
+        job = finished_job(delivery, tmp_path, served, second)
+        delivery.attempt_due()
+        row, name = delivery.delivery(job), job.fine_tuned_model or ""
+        assert (row.state, row.error, (row.served_check or {})["verdict"]) == ("delivered", None, "same")
+        assert (row.location or {})["paths"] == {each.url: each.loaded[name] for each in (served, second)}
+        assert not any("load_lora_adapter" in path for path in served.calls)
+    assert list(delivery.shared.iterdir()) == []
+
+
+def test_a_server_that_restarts_fetches_it_again(
+    delivery: DeliveryHarness, served: EngineStandIn, tmp_path: Path
+) -> None:
+    delivery.target({"kind": "vllm", "urls": [served.url]})
+    job = finished_job(delivery, tmp_path, served)
+    delivery.attempt_due()
+    before = dict(served.loaded)
+    served.restart()
+    delivery.make_due()
+    delivery.attempt_due()
+    assert served.loaded == before
+    assert delivery.harness.messages(job)[-1].startswith("production had lost ")
+    served.calls.clear()
+    delivery.make_due()
+    delivery.attempt_due()
+    assert served.calls == ["/v1/models"]
+
+
+def test_it_is_unloaded_when_its_model_is_deleted(
+    delivery: DeliveryHarness, served: EngineStandIn, tmp_path: Path
+) -> None:
+    delivery.target({"kind": "vllm", "urls": [served.url]})
+    job = finished_job(delivery, tmp_path, served)
+    delivery.attempt_due()
+    delivery.delete_model(job)
+    delivery.attempt_due()
+    assert (delivery.delivery(job).state, served.loaded) == ("withdrawn", {})
+
+
+def test_one_served_name_is_replaced_and_given_again_after_a_restart(
+    delivery: DeliveryHarness, served: EngineStandIn, tmp_path: Path
+) -> None:
+    delivery.target({"kind": "vllm", "urls": [served.url]}, served_model="bot")
+    for _ in range(2):
+        job = finished_job(delivery, tmp_path, served)
+        delivery.attempt_due()
+        assert served.known is not None
+        expected = {"bot": str(served.known[job.fine_tuned_model or ""])}
+        assert served.loaded == expected
+    served.restart()
+    delivery.make_due()
+    delivery.attempt_due()
+    assert served.loaded == expected
+    delivery.delete_model(job)
+    delivery.attempt_due()
+    assert (delivery.delivery(job).state, served.loaded) == ("withdrawn", {})
+
+
+def test_a_name_that_the_engine_serves_from_elsewhere_is_not_replaced(
+    delivery: DeliveryHarness, served: EngineStandIn, tmp_path: Path
+) -> None:
+    served.loaded["bot"] = "/elsewhere/bot"
+    delivery.target({"kind": "vllm", "urls": [served.url]}, served_model="bot")
+    job = finished_job(delivery, tmp_path, served)
+    delivery.attempt_due()
+    assert "serves bot from /elsewhere/bot" in (delivery.delivery(job).error or "")
+    assert served.loaded["bot"] == "/elsewhere/bot"
+
+
+def test_an_adapter_without_an_effect_fails_the_delivery(
+    delivery: DeliveryHarness, served: EngineStandIn, tmp_path: Path
+) -> None:
+    served.has_no_effect = True
+    delivery.target({"kind": "vllm", "urls": [served.url]})
+    job = finished_job(delivery, tmp_path, served)
+    delivery.attempt_due()
+    row = delivery.delivery(job)
+    assert (row.state, (row.served_check or {})["verdict"], served.loaded) == ("failed", "no_effect", {})
+    merged = f'POST /v1/fine_tuning/jobs/{job.id}/exports {{"type": "merged"}}'
+    assert merged in (row.error or "")
+
+
+@pytest.mark.parametrize("known", [None, {}], ids=["no plugin", "not found"])
+def test_a_server_that_does_not_find_it_is_named_with_the_plugin(
+    delivery: DeliveryHarness, served: EngineStandIn, known: dict[str, Path] | None
+) -> None:
+    served.known = known
+    delivery.target({"kind": "vllm", "urls": [served.url]})
+    job = delivery.finished_job("production", reference=REFERENCE)
+    delivery.attempt_due()
+    row = delivery.delivery(job)
+    assert row.state == "pending"
+    assert "responded with 404" in (row.error or "")
+    assert "install the plugin tunery-vllm there" in (row.error or "")
+    assert "TUNERY_API_KEY" in (row.error or "")
+
+
+def test_one_that_cannot_load_it_is_named_with_the_options(
+    delivery: DeliveryHarness, served: EngineStandIn, tmp_path: Path
+) -> None:
+    served.max_lora_rank = 8
+    delivery.target({"kind": "vllm", "urls": [served.url]})
+    job = finished_job(delivery, tmp_path, served)
+    with transaction(delivery.harness.sessions) as session:
+        checkpoint = session.get_one(Checkpoint, delivery.delivery(job).checkpoint_id)
+        entry = compatibility(LoraSpec.model_validate(job.spec["lora"]), job.id).model_dump(mode="json")
+        checkpoint.manifest = checkpoint.manifest | {"compatibility": entry}
+    delivery.attempt_due()
+    row = delivery.delivery(job)
+    assert row.state == "pending"
+    assert "was found but could not be loaded" in (row.error or "")
+    assert (row.error or "").endswith("It needs: --enable-lora --max-lora-rank 16")

@@ -1,0 +1,90 @@
+"""The sender as a process: killed in the middle of an attempt; what it logs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import func, update
+
+from app.db.engine import transaction
+from app.db.tables import Delivery
+from tests.deadline import until
+from tests.engine_stand_in import EngineStandIn, serving_engine
+from tests.worker.deliveries.conftest import KEY, REFERENCE, DeliveryHarness
+
+API_KEY = "very-secret-key"
+START_SECONDS = 60.0
+
+
+@contextmanager
+def sender_process(delivery: DeliveryHarness, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    settings = delivery.sender.settings
+    environment = os.environ | {
+        "DATABASE_URL": settings.database_url,
+        "REDIS_URL": settings.redis_url,
+        "TUNERY_DATA_DIR": str(settings.data_dir),
+        "TUNERY_SECRET_KEYS": KEY,
+        "TUNERY_DELIVERY_DIRECTORIES": str(delivery.shared),
+        "TUNERY_DELIVERY_ALLOW_HTTP": "true",
+        "TUNERY_DELIVERY_ALLOWED_NETWORKS": "127.0.0.0/8",
+        "TUNERY_DELIVERY_POLL_SECONDS": "0.05",
+    }
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "worker.deliveries"], env=environment, stdout=output, stderr=output
+        )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def served() -> Iterator[EngineStandIn]:
+    with serving_engine(EngineStandIn("vllm", REFERENCE, api_key=API_KEY)) as served:
+        yield served
+
+
+def destination(delivery: DeliveryHarness, served: EngineStandIn) -> dict[str, Any]:
+    return {"kind": "vllm", "urls": [served.url], "shared_path": str(delivery.shared)}
+
+
+def test_what_a_killed_sender_had_begun_is_done_by_another_one_after_its_lease(
+    delivery: DeliveryHarness, served: EngineStandIn, tmp_path: Path
+) -> None:
+    served.gate = threading.Event()
+    delivery.target(destination(delivery, served), secrets={"api_key": API_KEY})
+    job = delivery.finished_job("production", reference=REFERENCE)
+    with sender_process(delivery, tmp_path / "log"):
+        until(lambda: "/v1/completions" in served.calls, "the engine is asked", START_SECONDS)
+    served.gate.set()
+    assert delivery.sender.claim(10) == []  # the lease of the killed one
+    with transaction(delivery.harness.sessions) as session:
+        session.execute(update(Delivery).values(leased_until=func.clock_timestamp()))
+    delivery.attempt_due()
+    row = delivery.delivery(job)
+    assert (row.state, row.attempt, row.error) == ("delivered", 2, None)
+    assert list(served.loaded) == [job.fine_tuned_model]
+
+
+def test_no_log_and_no_error_has_the_key(delivery: DeliveryHarness, served: EngineStandIn, tmp_path: Path) -> None:
+    """Also where the engine repeats in its response what it was sent."""
+    served.respond = lambda *sent: (400, {"error": {"message": f"not {sent[3]}"}})  # type: ignore[method-assign]
+    delivery.target(destination(delivery, served), secrets={"api_key": API_KEY})
+    job = delivery.finished_job("production", reference=REFERENCE)
+    with sender_process(delivery, tmp_path / "log"):
+        until(lambda: delivery.delivery(job).error, "an attempt", START_SECONDS)
+    error = delivery.delivery(job).error or ""
+    assert "not Bearer ***" in error
+    assert "delivery sender started" in (tmp_path / "log").read_text()
+    for text in (error, *delivery.harness.messages(job), (tmp_path / "log").read_text()):
+        assert API_KEY not in text
