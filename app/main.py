@@ -83,7 +83,6 @@ ROUTERS = (
     jobs.router,
     clones.router,
     records.router,
-    records.several_jobs,
     streams.router,
     adapters.router,
     exports.router,

@@ -6,11 +6,13 @@ import json
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 from app.db.engine import Sessions, transaction
 from app.db.tables import Project
 from app.storage import LocalStorage
+from tests.engines.__main__ import NOT_INSTALLED
 from tests.factories import make_succeeded_job
 from tests.serving import LiveServer
 from worker.trainer.checkpoint import model_card as cards
@@ -32,16 +34,17 @@ ASK = "test_vllm_answers_under_the_name_of_the_model_and_not_as_the_base_model"
 PLUGIN = "test_the_plugin_finds_the_model_by_its_name"
 ARGUMENTS = "test_every_shell_block_runs_with_complete_arguments"
 MERGE = "test_the_merged_cards_python_block_loads_the_merged_model"
-OPTIONS = "test_the_tunery_commands_and_options_exist"
 GGUF = "test_an_export_answers_as_the_merged_model"
 XLLAMACPP = "test_the_python_block_of_the_serving_page_answers"
-EXPORT = "test_a_gguf_export_names_its_weights_and_that_no_worker_makes_it"
+EXPORT = "test_waits_and_downloads_every_byte_verified"
+MERGE_COMMAND = "test_makes_a_model_of_an_adapter_and_its_base"
+CONVERTERS = "test_the_converters_of_the_card_make_files_that_llama_cpp_loads"
 SENDER = "test_first_start_then_sigterm_then_kill_9_then_ctrl_c"
 
 NO_OLLAMA = "not run: no package of a registry contains Ollama; the tests of the Modelfile read it"
 NO_BINARY = f"not run: no wheel contains llama-server; its library and server, xllamacpp, are run by {XLLAMACPP}"
 NO_SGLANG = "not run: SGLang has no build for CPUs; tests/engine_stand_in.py answers as it does"
-NO_CLONE = f"not run: it needs the network; the same converters, from a wheel, are run by {GGUF}"
+NO_CLONE = f"not run: it needs the network; the same converters, from a wheel, are run by {CONVERTERS}"
 SAME_VLLM = (
     f"run as `python -m vllm.entrypoints.openai.api_server`, because the wheel for CPUs has no `vllm serve`: {VLLM}"
 )
@@ -66,11 +69,11 @@ COMMANDS = {
     "echo 'FROM ./model.gguf' > Modelfile": ARGUMENTS,
     "git clone https://github.com/ggml-org/llama.cpp": NO_CLONE,
     "pip install -r llama.cpp/requirements": NO_CLONE,
-    "python llama.cpp/convert_hf_to_gguf.py": NO_CLONE,
-    "python llama.cpp/convert_lora_to_gguf.py": NO_CLONE,
+    "python llama.cpp/convert_hf_to_gguf.py": CONVERTERS,
+    "python llama.cpp/convert_lora_to_gguf.py": CONVERTERS,
     "tunery models where": "test_prints_the_directory_that_an_adapter_needs",
-    "tunery adapters merge": OPTIONS,
-    "tunery jobs export JOB --output": OPTIONS,
+    "tunery adapters merge": MERGE_COMMAND,
+    "tunery jobs export JOB --output": EXPORT,
     "python -m worker.trainer.merge": MERGE,
     "python -m sglang.launch_server": NO_SGLANG,
 }
@@ -109,3 +112,12 @@ def test_the_command_that_shows_the_compatibility_prints_it(
     command = ["bash", "-euo", "pipefail", "-c", block.replace("ftjob-...", job.id)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["vllm"]["flags"][0] == "--enable-lora"
+
+
+def test_an_environment_that_cannot_be_installed_has_an_exit_code_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    environment = os.environ | {"TUNERY_SERVING_HOME": str(tmp_path / "file" / "home")}
+    command = [sys.executable, "-m", "tests.engines", "--install-only"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == NOT_INSTALLED == 3
+    assert "cannot be installed here" in done.stderr

@@ -18,6 +18,10 @@ import pytest
 from app.cli.local_stack.base_model import gguf_file
 from app.system.artifact_directory import read_manifest
 from tests.worker.exports.test_exporter import write_real_adapter
+from worker.trainer.checkpoint.model_card import LLAMA_CPP
+from worker.trainer.gguf.answers import CONTEXT_TOKENS, compare, greedy_answers
+from worker.trainer.gguf.converter import script_directory
+from worker.trainer.gguf.llama_cpp import LlamaCppModel
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -56,6 +60,20 @@ def test_the_python_block_of_the_serving_page_answers(base: Path, adapter: Path,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip()
+
+
+def test_the_converters_of_the_card_make_files_that_llama_cpp_loads(base: Path, adapter: Path, tmp_path: Path) -> None:
+    """With the scripts of the wheel in place of a clone; the files answer as the merged model does."""
+    (tmp_path / "llama.cpp").symlink_to(script_directory())
+    (block,) = re.findall(r"```sh\n(.*?)```", LLAMA_CPP, re.DOTALL)
+    lines = [line for line in block.splitlines() if line.startswith("python ")]
+    assert len(lines) == 2
+    script = "\n".join(lines).replace("BASE_DIRECTORY", str(base)).replace("ADAPTER_DIRECTORY", str(adapter))
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    subprocess.run(["bash", "-euc", script], cwd=tmp_path, env=environment, check=True, timeout=600)
+    program("worker.trainer.merge", base, adapter, tmp_path / "merged")
+    with LlamaCppModel(tmp_path / "base.gguf", tmp_path / "adapter.gguf", CONTEXT_TOKENS, threads=2) as model:
+        print(json.dumps(compare(model, greedy_answers(tmp_path / "merged"), "Q8_0")))
 
 
 def program(module: str, *arguments: object) -> None:

@@ -26,6 +26,7 @@ async def show_rows(api: ApiClient, file_id: str, parent: Any) -> None:
         return
     with parent:
         body = tag("div", classes="t-stack")
+        more = button("Show more rows")
 
     shown = 0
 
@@ -37,8 +38,7 @@ async def show_rows(api: ApiClient, file_id: str, parent: Any) -> None:
         shown += ROWS_SHOWN
         more.set_visibility(shown < len(rows))
 
-    with parent:
-        more = button("Show more rows", show_more)
+    more.on("click", show_more)
     show_more()
 
 

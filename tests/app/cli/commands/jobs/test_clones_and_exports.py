@@ -81,10 +81,13 @@ class TestExport:
             exports.succeed(session, Lease(export.id, export.attempt, OWNER), {"files": {}}, ids, 99_002)
         return True
 
+    @pytest.mark.parametrize(
+        "options", ["--output", "--type gguf --quantization Q8_0 -o"], ids=["of the card", "of the serving page"]
+    )
     def test_waits_and_downloads_every_byte_verified(
-        self, tunery: Tunery, trained_job: Job, worker: threading.Thread, tmp_path: Path
+        self, tunery: Tunery, trained_job: Job, worker: threading.Thread, tmp_path: Path, options: str
     ) -> None:
-        done = tunery("jobs", "export", trained_job.id, "-o", tmp_path / "merged")
+        done = tunery("jobs", "export", trained_job.id, *options.split(), tmp_path / "merged")
         worker.join()
         assert done.exit_code == 0, done.err
         assert done.out.strip() == str(tmp_path / "merged")
