@@ -13,6 +13,7 @@ from app.domain.answers.events import event_of, to_json
 from app.domain.answers.trial import TokenLogprob, ToolCall, TrialQuestion, TrialRecord, TrialRequest
 from app.domain.error_text.json_text import as_json
 from app.errors import BadRequest, EngineFailed, EngineUnavailable, ModelNotServed, NotFound, RateLimited, TuneryError
+from app.log import get_logger
 from app.services.answers.answers import EngineAnswer
 from app.trial_queue import QUEUE_UNAVAILABLE, TrialQueue
 
@@ -23,6 +24,8 @@ INSTEAD = "For serving, deliver the model to an inference engine (`tunery target
 GPU_WORKERS = """
 SELECT count(*) AS alive FROM workers WHERE queue = 'gpu' AND seen_at > clock_timestamp() - interval '60 seconds'
 """
+
+log = get_logger(__name__)
 
 
 async def ask(
@@ -39,6 +42,7 @@ async def ask(
         raise EngineUnavailable("The broker does not answer, so no worker can be asked; try again later.") from error
     if not is_taken:
         raise await _refusal(connections, request.model)
+    log.info("trial question", question=question.id)  # with the id of the request; the worker logs the question's
     answer = _AnswerRecords(queue, question, request)
     try:
         first = await answer.first_record()

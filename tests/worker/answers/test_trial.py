@@ -13,6 +13,7 @@ from typing import Any
 import httpx2
 import pytest
 import redis
+import structlog
 
 from app.db.base_models import models
 from app.db.engine import transaction
@@ -325,6 +326,22 @@ class TestOneAtATime:
         assert (response.status_code, response.json()["error"]["code"]) == (502, "engine_failed")
         (waiting[1] / "go").touch()
         assert ask(http).status_code == 200
+
+    def test_the_log_of_the_api_names_request_and_question(
+        self, http: httpx2.Client, start: Start, waiting: tuple[tuple[str, str], Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        lines: list[dict[str, Any]] = []
+
+        class Log:
+            def info(self, event: str, **fields: Any) -> None:
+                lines.append({"event": event, **fields, **structlog.contextvars.get_contextvars()})
+
+        monkeypatch.setattr("app.services.answers.trial.log", Log())
+        (waiting[1] / "go").touch()
+        start(*waiting[0])
+        answered = ask(http)
+        expected = {"question": answered.json()["id"], "request_id": answered.headers["x-request-id"]}
+        assert lines == [{"event": "trial question", **expected}]
 
 
 class TestRefusals:
