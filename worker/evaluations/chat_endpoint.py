@@ -24,6 +24,10 @@ class EndpointError(Exception):
     """The endpoint gave no usable answer; the message says what it did instead."""
 
 
+class NoTextError(EndpointError):
+    """The endpoint works, and answered with something else than a text."""
+
+
 class ChatEndpoint:
     """A client for `chat/completions` of one endpoint. Threads may share it."""
 
@@ -66,13 +70,16 @@ class ChatEndpoint:
     def _parse(self, response: httpx2.Response) -> tuple[str, int | None]:
         try:
             body = response.json()
-            text = body["choices"][0]["message"]["content"]
+            message = body["choices"][0]["message"]
+            text, calls = message["content"], message.get("tool_calls")
             tokens = (body.get("usage") or {}).get("completion_tokens")
         except (ValueError, LookupError, TypeError, AttributeError):
             seen = response.text[:QUOTED_CHARACTERS]
             raise EndpointError(f"The endpoint {self.name} answered in another shape: {seen}") from None
         if text is not None and not isinstance(text, str):
             raise EndpointError(f"The endpoint {self.name} answered with a content that is no text")
+        if calls and not text:
+            raise NoTextError(f"The endpoint {self.name} answered with calls of tools and no text to compare")
         return text or "", tokens if isinstance(tokens, int) else None
 
 

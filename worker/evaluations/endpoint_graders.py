@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from app.domain.evaluations.graders import ScoreModel
 from app.domain.evaluations.rows import EvaluationRow
 from app.domain.evaluations.templates import MissingField, render
-from worker.evaluations.chat_endpoint import ChatEndpoint, EndpointError
+from worker.evaluations.chat_endpoint import ChatEndpoint, EndpointError, NoTextError
 from worker.evaluations.scoring import Scored
 
 MAX_FAILURES = 5  # in a row: then the endpoint is not asked any more
@@ -42,7 +42,10 @@ def ask_reference(
 
     def ask(row: EvaluationRow) -> ReferenceAnswer:
         tools = {"tools": list(row.tools)} if row.tools else {}
-        text, tokens = endpoint.answer(model, _messages(row), temperature=0, max_tokens=max_new_tokens, **tools)
+        try:
+            text, tokens = endpoint.answer(model, _messages(row), temperature=0, max_tokens=max_new_tokens, **tools)
+        except NoTextError as error:
+            return ReferenceAnswer(None, error=str(error))
         return ReferenceAnswer(text.strip(), tokens)
 
     return _ask_all(endpoint, rows, ask, lambda why: ReferenceAnswer(None, error=why))

@@ -118,6 +118,16 @@ class TestReference:
         with pytest.raises(EndpointError, match=r'answered in another shape: \{"result": "x"\}'):
             endpoint.answer("m", [])
 
+    def test_calls_without_a_text_are_no_empty_answer(self, serve: Any) -> None:
+        call = {"id": "c", "type": "function", "function": {"name": "look_up", "arguments": "{}"}}
+        message = {"role": "assistant", "content": None, "tool_calls": [call]}
+        server, endpoint = serve(lambda *_: (200, {}, {"choices": [{"message": message}]}))
+        answers = ask_reference(endpoint, "m", ROWS, 5)
+        assert len(server.requests) == len(ROWS) > MAX_FAILURES  # it has not failed
+        assert {(each.text, each.error) for each in answers} == {
+            (None, "The endpoint old answered with calls of tools and no text to compare")
+        }
+
     def test_a_page_that_is_no_json_is_quoted(self, serve: Any) -> None:
         _, endpoint = serve(lambda *_: (200, {}, b"<html>login</html>"))
         with pytest.raises(EndpointError, match="another shape: <html>login"):
