@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
-from app.db import status
 from app.db.deliveries import deliveries, targets
 from app.db.engine import transaction
 from app.db.jobs import checkpoints, evaluations
+from app.db.operations import status
 from app.db.tables import Delivery, DeliveryTarget, Job
 from app.domain.evaluations.promotion import DeliveryVerdict
 from app.system import artifact_directory
