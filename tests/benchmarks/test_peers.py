@@ -57,9 +57,9 @@ class TestUnsloth:
         assert [command[:3] for command in commands] == [
             [str(has_unsloth), str(HERE / "peer_unsloth.py"), str(tmp_path)]
         ] * 2
-        told = [json.loads(command[3]) for command in commands]
-        assert [each["checkpointing"] for each in told] == [True, False]
-        assert all(each["validate"] and each["micro_batch"] == 8 for each in told)
+        received = [json.loads(command[3]) for command in commands]
+        assert [each["checkpointing"] for each in received] == [True, False]
+        assert all(each["validate"] and each["micro_batch"] == 8 for each in received)
 
 
 class Recorder:
@@ -143,10 +143,10 @@ class TestCompare:
     def test_a_peer_that_may_be_left_out_is_when_it_fails(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        told: list[tuple[str, bool]] = []
+        received: list[tuple[str, bool]] = []
 
         def run_peer(work: object, peer: Peer, **more: object) -> Measured:
-            told.append((peer.name, "validate" in more))
+            received.append((peer.name, "validate" in more))
             if peer.name == "Unsloth":
                 raise RuntimeError("CUDA error: no kernel image")
             return measured(10)
@@ -160,7 +160,7 @@ class TestCompare:
         assert [len(each) for each in rows.values()] == [2, 2, 2]
         assert bounds == [100.0, 100.0]
         assert "Unsloth is left out: CUDA error: no kernel image" in capsys.readouterr().out
-        assert told == [
+        assert received == [
             ("TRL, its defaults", False), ("TRL, its best", False), ("Unsloth", False),
             ("TRL, its defaults", True), ("TRL, its best", False),
         ]  # fmt: skip

@@ -144,7 +144,7 @@ def _run_python(directory: Path, generation: Generation, context: dict[str, Any]
     began = time.monotonic()
     command = [str(generation.python), "-m", "pytest", "-c", str(SCENARIOS / "pytest.ini"), str(SCENARIOS), *more]
     name = f"openai {generation.version}"
-    code = _tell(name, command, SCENARIOS, _environment(directory, context))
+    code = _print_lines(name, command, SCENARIOS, _environment(directory, context))
     return Outcome(name, code == 0, time.monotonic() - began)
 
 
@@ -156,12 +156,12 @@ def _run_node(directory: Path, context: dict[str, Any]) -> list[Outcome]:
     began = time.monotonic()
     program = home / "main_path.mjs"  # Node looks for packages beside the program
     program.write_bytes((HERE / "node" / "main_path.mjs").read_bytes())
-    code = _tell(home.name, ["node", "--test", str(program)], home, _environment(directory, context))
+    code = _print_lines(home.name, ["node", "--test", str(program)], home, _environment(directory, context))
     return [Outcome(home.name, code == 0, time.monotonic() - began)]
 
 
-def _tell(name: str, command: list[str], directory: Path, environment: dict[str, str]) -> int:
-    """Run it; each of its lines is told at once, and whose it is."""
+def _print_lines(name: str, command: list[str], directory: Path, environment: dict[str, str]) -> int:
+    """Run it; print each of its lines at once, with its name."""
     options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen(command, cwd=directory, env=environment, **options) as process:
         assert process.stdout is not None

@@ -61,10 +61,10 @@ def test_the_ends_of_jobs_arrive_as_its_typed_events(
     done = create(model="tiny", training_file=file.id)
     work()
     cancelled = official.fine_tuning.jobs.cancel(create(model="tiny", training_file=file.id).id)
-    until(lambda: len(receiver.received) == 2, "both are told")
+    until(lambda: len(receiver.received) == 2, "both deliveries")
     events = [official.webhooks.unwrap(got.body, got.headers, secret=made.signing_secret) for got in receiver.received]
-    told = {(type(event).__name__, event.data.id) for event in events}  # type: ignore[union-attr]
-    assert told == {
+    received_events = {(type(event).__name__, event.data.id) for event in events}  # type: ignore[union-attr]
+    assert received_events == {
         ("FineTuningJobSucceededWebhookEvent", done.id),
         ("FineTuningJobCancelledWebhookEvent", cancelled.id),
     }

@@ -91,7 +91,7 @@ def test_strict_response_validation_reads_the_same_objects(service: Service, job
 def test_the_events_are_in_the_order_of_the_run(service: Service, job: FineTuningJob) -> None:
     events = list(reversed(list(connect(service).fine_tuning.jobs.list_events(job.id, limit=100))))
     messages = [event.message for event in events]
-    told = (
+    wanted = (
         f"Created fine-tuning job: {job.id}",
         "Validating training file",
         "Files validated, moving job to queued state",
@@ -102,7 +102,7 @@ def test_the_events_are_in_the_order_of_the_run(service: Service, job: FineTunin
         f"New fine-tuned model created: {job.fine_tuned_model}",
         "The job has successfully completed",
     )
-    places = [next(i for i, message in enumerate(messages) if message.startswith(text)) for text in told]
+    places = [next(i for i, message in enumerate(messages) if message.startswith(text)) for text in wanted]
     assert places == sorted(places)
     losses = [event.data["train_loss"] for event in events if event.type == "metrics"]  # type: ignore[index]
     assert len(losses) == 12

@@ -43,8 +43,8 @@ def test_content_that_is_not_jsonl_is_refused_with_its_line(client: openai.OpenA
         b"\xff\xfe\n": "Line 1",
         b"%PDF-1.7": "Line 1",
     }
-    for content, told in bad.items():
-        with pytest.raises(openai.BadRequestError, match=told) as caught:
+    for content, message in bad.items():
+        with pytest.raises(openai.BadRequestError, match=message) as caught:
             client.files.create(file=content, purpose="fine-tune")
         assert caught.value.param == "file"
     with pytest.raises(openai.BadRequestError):

@@ -17,7 +17,7 @@ from material import LORA, Created, chats, lines
 from world import CONTEXT, MODEL, connect, extra, succeeded
 
 COLUMNS = ["step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy"]
-TOLD = (
+EXPECTED_MESSAGES = (
     "Created fine-tuning job: ",
     "Validating training file: ",
     "Files validated, moving job to queued state",
@@ -76,7 +76,7 @@ def test_a_job_that_succeeded_has_every_field(client: openai.OpenAI, main: Any) 
 def test_its_events_are_newest_first(client: openai.OpenAI, main: Any) -> None:
     events = list(client.fine_tuning.jobs.list_events(main.id, limit=40))
     messages = [event.message for event in reversed(events)]
-    places = [next(i for i, text in enumerate(messages) if text.startswith(told)) for told in TOLD]
+    places = [next(i for i, text in enumerate(messages) if text.startswith(start)) for start in EXPECTED_MESSAGES]
     assert places == sorted(places), messages
     assert len({event.id for event in events}) == len(events)
     assert {event.level for event in events} <= {"info", "warn", "error"}

@@ -41,12 +41,12 @@ def failed(default: openai.OpenAI) -> dict[str, str]:
 
 @pytest.mark.parametrize("name", BAD)
 def test_what_is_wrong_with_the_data_fails_the_job(client: openai.OpenAI, failed: dict[str, str], name: str) -> None:
-    _, code, told = BAD[name]
+    _, code, words = BAD[name]
     job = finished(client, failed[name])
     assert (job.status, job.fine_tuned_model, job.result_files) == ("failed", None, [])
     assert job.error
     assert (job.error.code, job.error.param) == (code, "training_file"), job.error
-    for word in told:
+    for word in words:
         assert word in job.error.message, job.error.message
     assert job.finished_at
     events = list(client.fine_tuning.jobs.list_events(job.id))

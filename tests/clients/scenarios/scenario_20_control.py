@@ -109,8 +109,8 @@ def test_a_job_whose_worker_is_killed_is_trained_to_its_end(default: openai.Open
     os.kill(json.loads(Path(CONTEXT["runtime"]).read_text())["pids"]["gpu-worker"], signal.SIGKILL)
     done = succeeded(default, job.id, may_go_back=True)
     assert extra(done)["attempts"] == 2
-    told = [event.message for event in default.fine_tuning.jobs.list_events(job.id, limit=1000)]
-    assert any("worker" in message.lower() for message in told), [m for m in told if not m.startswith("Step")]
+    messages = [event.message for event in default.fine_tuning.jobs.list_events(job.id, limit=1000)]
+    assert any("worker" in message.lower() for message in messages), [m for m in messages if not m.startswith("Step")]
 
 
 def test_no_job_of_this_project_is_left_running(default: openai.OpenAI, long_file: str) -> None:

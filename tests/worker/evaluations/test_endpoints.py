@@ -1,4 +1,4 @@
-"""Reference endpoints and models that score, against a server of the tests that misbehaves as told."""
+"""Reference endpoints and models that score, against a server of the tests that misbehaves on request."""
 
 from __future__ import annotations
 

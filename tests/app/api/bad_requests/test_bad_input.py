@@ -106,14 +106,14 @@ def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, A
                 yield method.upper(), path, operation
 
 
-def error_of(answer: Response, told: str) -> dict[str, Any]:
+def error_of(answer: Response, request_text: str) -> dict[str, Any]:
     """Whatever is wrong, it is never our fault, and always in OpenAI's shape."""
-    assert 400 <= answer.status_code < 500, f"{told}: {answer.status_code} {answer.text[:300]}"
+    assert 400 <= answer.status_code < 500, f"{request_text}: {answer.status_code} {answer.text[:300]}"
     body = answer.json()
-    assert body.keys() == {"error"}, told
-    assert body["error"].keys() == {"message", "type", "param", "code"}, told
-    assert body["error"]["message"], told
-    assert answer.headers["x-request-id"], told
+    assert body.keys() == {"error"}, request_text
+    assert body["error"].keys() == {"message", "type", "param", "code"}, request_text
+    assert body["error"]["message"], request_text
+    assert answer.headers["x-request-id"], request_text
     return dict(body["error"])
 
 
@@ -235,13 +235,13 @@ class TestEveryType:
             for key in reversed(path):
                 nested = {key: nested}
             answer = client.post(JOBS, json=body | nested)
-            told = f"{'.'.join(path)} = {value!r}"
+            request_text = f"{'.'.join(path)} = {value!r}"
             if any(value == one and type(value) is type(one) for one in taken):
-                assert answer.status_code == 200, f"{told}: {answer.text}"
+                assert answer.status_code == 200, f"{request_text}: {answer.text}"
                 continue
-            assert answer.status_code == 400, f"{told}: {answer.text[:300]}"
-            param = error_of(answer, told)["param"]
-            assert path[-1] in (param or "") or (param or "").startswith(f"{path[0]}."), f"{told}: {param}"
+            assert answer.status_code == 400, f"{request_text}: {answer.text[:300]}"
+            param = error_of(answer, request_text)["param"]
+            assert path[-1] in (param or "") or (param or "").startswith(f"{path[0]}."), f"{request_text}: {param}"
 
 
 class TestEveryQuery:

@@ -43,8 +43,8 @@ def succeeded(sessions: Sessions, storage: LocalStorage, project: Project, base_
         return make_succeeded_job(session, storage, project)
 
 
-def error_of(answer: Response, told: str = "") -> dict[str, Any]:
-    assert answer.status_code == 400, f"{told}: {answer.status_code} {answer.text[:300]}"
+def error_of(answer: Response, request_text: str = "") -> dict[str, Any]:
+    assert answer.status_code == 400, f"{request_text}: {answer.status_code} {answer.text[:300]}"
     body = answer.json()
     assert body.keys() == {"error"}
     assert body["error"].keys() == {"message", "type", "param", "code"}

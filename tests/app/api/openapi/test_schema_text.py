@@ -44,8 +44,8 @@ class TestFields:
     def test_that_were_listed_before_are_listed_once(self) -> None:
         more = {"properties": INNER["properties"] | {"e": {"type": "string"}}}
         schema = {"properties": {"first": INNER, "same": INNER, "outer": {"properties": {"more": more}}}}
-        told = [(row.path, row.description) for row in schema_text.fields(schema, {})][5:]
-        assert told == [
+        described = [(row.path, row.description) for row in schema_text.fields(schema, {})][5:]
+        assert described == [
             ("same", ""), ("same.*", "As in `first`."), ("outer", ""), ("outer.more", ""),
             ("outer.more.*", "As in `first`, and:"), ("outer.more.e", ""),
         ]  # fmt: skip

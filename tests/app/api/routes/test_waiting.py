@@ -268,12 +268,12 @@ class TestJobStream:
         def follow() -> list[dict[str, str]]:
             with http.stream("GET", path_of(running, "events", "stream")) as answer:
                 assert answer.headers["content-type"].startswith("text/event-stream")
-                told = []
+                received = []
                 for frame in frames(answer.iter_lines()):
-                    told.append(frame)
+                    received.append(frame)
                     if frame.get("id") == "3":
                         ready.wait(20)
-                return told
+                return received
 
         followers = [aside(follow) for _ in range(5)]
         ready.wait(20)
@@ -283,10 +283,10 @@ class TestJobStream:
             finish_job(session, storage, project, session.get_one(Job, running.id))
         events = http.get(path_of(running, "events"), params={"limit": 100}).json()["data"][::-1]
         for follower in followers:
-            told = [frame for frame in follower.result() if "data" in frame]
-            assert told.pop() == {"event": "end", "data": '{"status": "succeeded"}'}
-            assert [int(frame["id"]) for frame in told] == list(range(1, len(events) + 1))
-            assert [json.loads(frame["data"]) for frame in told] == events
+            received = [frame for frame in follower.result() if "data" in frame]
+            assert received.pop() == {"event": "end", "data": '{"status": "succeeded"}'}
+            assert [int(frame["id"]) for frame in received] == list(range(1, len(events) + 1))
+            assert [json.loads(frame["data"]) for frame in received] == events
 
     def test_continues_after_the_last_event_id(self, http: httpx2.Client, job: Job, sessions: Sessions) -> None:
         with transaction(sessions) as session:
@@ -294,8 +294,8 @@ class TestJobStream:
         stream = path_of(job, "events", "stream")
         first = http.get(path_of(job, "events")).json()["data"][-1]["id"]
         for asked in ({"headers": {"Last-Event-ID": "1"}}, {"params": {"after": first}}):
-            told = [frame for frame in frames(iter(http.get(stream, **asked).text.split("\n"))) if "id" in frame]
-            assert [frame["id"] for frame in told] == ["2"]
+            received = [frame for frame in frames(iter(http.get(stream, **asked).text.split("\n"))) if "id" in frame]
+            assert [frame["id"] for frame in received] == ["2"]
         assert http.get(stream, headers={"Last-Event-ID": "2"}).status_code == 204
         for wrong in ("3", "ftevent-nothere", "-1"):
             refused = http.get(stream, headers={"Last-Event-ID": wrong})
@@ -310,26 +310,26 @@ class TestJobStream:
         for path in (path_of(job, "events", "stream"), "events/stream"):
             with transaction(sessions) as session:
                 key = keys.issue(session, session.get_one(Project, job.project_id), "short")
-            told = []
+            received = []
             with http.stream("GET", path, headers={"Authorization": f"Bearer {key.secret}"}) as answer:
                 for frame in frames(answer.iter_lines()):
-                    told.append(frame)
-                    if len(told) == 6:
+                    received.append(frame)
+                    if len(received) == 6:
                         with transaction(sessions) as session:
                             keys.revoke(session, key.id)
-            assert told[5] == {"": "ping"}
+            assert received[5] == {"": "ping"}
 
     def test_loses_nothing_when_postgres_ends_every_connection(
         self, http: httpx2.Client, running: Job, sessions: Sessions, engine: Engine
     ) -> None:
         with http.stream("GET", path_of(running, "events", "stream")) as answer:
-            told = frames(answer.iter_lines())
-            assert next(frame for frame in told if frame.get("id") == "4")
+            received = frames(answer.iter_lines())
+            assert next(frame for frame in received if frame.get("id") == "4")
             until(lambda: is_listening(engine), "a LISTEN connection")
             with engine.connect() as connection:
                 connection.execute(text(DISCONNECT_OTHERS))
             step(sessions, running, 1)
-            assert next(frame for frame in told if "id" in frame)["id"] == "5"
+            assert next(frame for frame in received if "id" in frame)["id"] == "5"
 
 
 class TestProjectStream:
@@ -340,10 +340,10 @@ class TestProjectStream:
             other = keys.ensure_project(session, "other")
             foreign = make_job(session, other, make_file(session, storage, other))
         with http.stream("GET", "events/stream") as answer:
-            told = (json.loads(frame["data"]) for frame in frames(answer.iter_lines()) if "data" in frame)
-            assert next(told) == {"object": "fine_tuning.job.changed", "job_id": None}
+            received = (json.loads(frame["data"]) for frame in frames(answer.iter_lines()) if "data" in frame)
+            assert next(received) == {"object": "fine_tuning.job.changed", "job_id": None}
             until(lambda: is_listening(engine), "a LISTEN connection")
             with transaction(sessions) as session:
                 jobs.cancel(session, other.id, foreign.id)
             step(sessions, running, 1)
-            assert next(each for each in told if each["job_id"])["job_id"] == running.id
+            assert next(each for each in received if each["job_id"])["job_id"] == running.id

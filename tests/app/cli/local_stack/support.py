@@ -44,11 +44,11 @@ def processes_naming(path: Path) -> dict[int, str]:
     found = {}
     for process in psutil.process_iter():
         try:
-            told = " ".join(process.cmdline()) + " ".join(process.environ().values())
+            process_text = " ".join(process.cmdline()) + " ".join(process.environ().values())
         except psutil.Error:
             continue
-        if str(path) in told and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
-            found[process.pid] = told[:200]
+        if str(path) in process_text and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
+            found[process.pid] = process_text[:200]
     return found
 
 

@@ -12,7 +12,7 @@ from app.db.fast_reads.single_flight import SingleFlight
 
 
 class Source:
-    """Reads end when they are told to, with their number."""
+    """Reads that end on request, with their number."""
 
     def __init__(self) -> None:
         self.reads: list[asyncio.Future[int]] = []

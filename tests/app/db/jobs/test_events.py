@@ -98,11 +98,11 @@ def test_a_reader_that_pages_never_misses_one(sessions: Sessions, running: Job) 
 def test_a_rollback_takes_its_number_back(sessions: Sessions, running: Job) -> None:
     before = numbers(sessions, running)
     with sessions() as session:
-        claims.append_event(session, lease_of(running), "never told")
+        claims.append_event(session, lease_of(running), "not stored")
         session.rollback()
     assert numbers(sessions, running) == before
     with transaction(sessions) as session:
-        claims.append_event(session, lease_of(running), "told")
+        claims.append_event(session, lease_of(running), "stored")
     assert numbers(sessions, running) == [*before, before[-1] + 1]
 
 

@@ -33,7 +33,7 @@ class TestExistingRows:
         self, sessions: Sessions, project: Project, file_ids: tuple[str, str]
     ) -> None:
         sent: list[str] = []
-        event.listen(sessions.kw["bind"], "before_cursor_execute", lambda *told: sent.append(told[2]))
+        event.listen(sessions.kw["bind"], "before_cursor_execute", lambda *arguments: sent.append(arguments[2]))
         found = find(sessions, project, *file_ids)
         assert len(sent) == 1
         assert found.training_file is not None

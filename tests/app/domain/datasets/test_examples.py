@@ -260,7 +260,7 @@ class TestReadExamples:
 
 
 def called(*calls: Any, **more: Any) -> dict[str, Any]:
-    """A chat line whose assistant calls functions and is told of one result."""
+    """A chat line whose assistant calls functions and receives one result."""
     result = {"role": "tool", "tool_call_id": "a", "content": "42"}
     return {"messages": [ASKED, {"role": "assistant", "tool_calls": list(calls)} | more, result, SAID]}
 

@@ -191,15 +191,15 @@ class TestWholeFiles:
         for code in set(MESSAGES) - {"cut", "empty"}:
             for line in range(3, 15):
                 report.add_warning(code, line)
-        told = {each.code: each for each in report.warnings("supervised", 512)}
-        assert told["empty_answer"] == DatasetWarning(
+        warning_by_code = {each.code: each for each in report.warnings("supervised", 512)}
+        assert warning_by_code["empty_answer"] == DatasetWarning(
             "empty_answer",
             "rows with an empty answer: 12 (lines 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, …). The model learns to "
             "give an empty answer; fill in the answers, or remove the rows",
             12,
             list(range(3, 13)),
         )
-        assert len(told) == len(MESSAGES) - 2
+        assert len(warning_by_code) == len(MESSAGES) - 2
 
     def test_a_row_takes_little_memory_and_their_number_is_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("app.domain.datasets.warnings.MAX_INDEXED_ROWS", 50_000)

@@ -18,9 +18,9 @@ class TestRateLimiter:
     def test_lets_a_second_s_worth_pass_at_once_and_then_one_at_a_time(self) -> None:
         clock = Clock()
         limiter = RateLimiter(1000, clock)
-        told = [limiter.take("a", 4) for _ in range(5)]
-        assert [each.remaining for each in told] == [3, 2, 1, 0, 0]
-        assert [each.wait_seconds for each in told] == [0, 0, 0, 0, 0.25]
+        taken = [limiter.take("a", 4) for _ in range(5)]
+        assert [each.remaining for each in taken] == [3, 2, 1, 0, 0]
+        assert [each.wait_seconds for each in taken] == [0, 0, 0, 0, 0.25]
         clock.seconds += 0.25
         assert limiter.take("a", 4).wait_seconds == 0
         assert limiter.take("a", 4).wait_seconds == 0.25
@@ -60,7 +60,7 @@ class TestRateLimiter:
         limiter = RateLimiter(1000, clock)
         for pause in pauses:
             clock.seconds += pause
-            told = limiter.take("a", limit)
-            if told.wait_seconds:
-                clock.seconds += told.wait_seconds + 1e-9
+            taken = limiter.take("a", limit)
+            if taken.wait_seconds:
+                clock.seconds += taken.wait_seconds + 1e-9
                 assert limiter.take("a", limit).wait_seconds == 0

@@ -158,10 +158,10 @@ class TestAChange:
 
     @pytest.mark.parametrize("body", [{}, {"priority": 0}, {"metadata": {"a": "b"}}], ids=str)
     def test_to_what_it_is_already_is_none(self, client: TestClient, waiting: list[Job], body: dict[str, Any]) -> None:
-        before, told = client.get(f"{JOBS}/{waiting[0].id}"), messages(client, waiting[0])
+        before, messages_before = client.get(f"{JOBS}/{waiting[0].id}"), messages(client, waiting[0])
         assert change(client, waiting[0], **body).json() == before.json()
         assert client.get(f"{JOBS}/{waiting[0].id}").headers["etag"] == before.headers["etag"]
-        assert messages(client, waiting[0]) == told
+        assert messages(client, waiting[0]) == messages_before
 
     def test_leaves_the_holder_of_a_running_job_its_lease(
         self, client: TestClient, waiting: list[Job], sessions: Sessions

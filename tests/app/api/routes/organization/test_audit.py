@@ -84,8 +84,8 @@ class TestEveryChange:
         admin.post(f"{path}/api_keys/{key_id}/rotate")
         admin.delete(f"{path}/api_keys/{key_id}")
         admin.post(f"{path}/archive")
-        told = [(entry["type"], entry["object_ids"], entry["project"]["id"]) for entry in reversed(entries(admin))]
-        assert told == [
+        recorded = [(entry["type"], entry["object_ids"], entry["project"]["id"]) for entry in reversed(entries(admin))]
+        assert recorded == [
             ("files.create", [file_id], project.id),
             ("fine_tuning.jobs.create", [job_id], project.id),
             ("fine_tuning.jobs.cancel", [job_id], project.id),
@@ -155,9 +155,9 @@ class TestEveryChange:
         with transaction(sessions) as session:
             owners = {file.id: file.project_id for file in session.scalars(select(File))}
             by_key = {key.id: key.project_id for key in session.scalars(select(ApiKey))}
-        told = entries(admin)
-        assert len(told) == 10
-        for entry in told:
+        recorded = entries(admin)
+        assert len(recorded) == 10
+        for entry in recorded:
             assert owners[entry["object_ids"][0]] == entry["project"]["id"] == by_key[entry["actor"]["id"]]
 
 

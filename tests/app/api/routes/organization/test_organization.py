@@ -157,8 +157,8 @@ class TestUnarchive:
     ) -> None:
         def unarchived() -> int:
             assert admin.post(f"{PROJECTS}/{research}/unarchive").json()["status"] == "active"
-            told = admin.get("/v1/organization/audit_logs", params={"project_ids[]": research}).json()["data"]
-            return [entry["type"] for entry in told].count("organization.projects.unarchive")
+            recorded = admin.get("/v1/organization/audit_logs", params={"project_ids[]": research}).json()["data"]
+            return [entry["type"] for entry in recorded].count("organization.projects.unarchive")
 
         assert unarchived() == 0
         admin.post(f"{PROJECTS}/{research}/archive")

@@ -48,9 +48,9 @@ class TestDownload:
         assert [path.name for path in (tmp_path / "out").iterdir()] == ["adapter"]
 
     def test_json_has_the_digests(self, tunery: Tunery, trained_job: Job, tmp_path: Path) -> None:
-        told = tunery("adapters", "download", trained_job.id, "-o", tmp_path / "a", "--json").json
-        assert told["sha256"] == trained_job.adapter_sha256
-        assert sorted(told["files"]) == ["adapter_config.json", "adapter_model.safetensors"]
+        result = tunery("adapters", "download", trained_job.id, "-o", tmp_path / "a", "--json").json
+        assert result["sha256"] == trained_job.adapter_sha256
+        assert sorted(result["files"]) == ["adapter_config.json", "adapter_model.safetensors"]
 
     def test_without_a_name_it_is_the_jobs_id(
         self, tunery: Tunery, trained_job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -179,8 +179,8 @@ class TestMerge:
 
     def test_makes_a_model_of_an_adapter_and_its_base(self, tunery: Tunery, job: Job, tmp_path: Path) -> None:
         base, merged = tmp_path / "tiny", tmp_path / "out" / "merged"
-        told = tunery("adapters", "merge", job.id, "--base", base, "--to", merged, "--json").json
-        assert (told["directory"], told["changed"]) == (str(merged), 1)
+        result = tunery("adapters", "merge", job.id, "--base", base, "--to", merged, "--json").json
+        assert (result["directory"], result["changed"]) == (str(merged), 1)
         assert [path.name for path in merged.parent.iterdir()] == ["merged"]
         name = "model.layers.0.self_attn.q_proj.weight"
         before, after = (load_file(each / "model.safetensors")[name].float() for each in (base, merged))

@@ -173,5 +173,5 @@ class TestValidate:
         done = tunery("files", "validate", file_id, "--model", "tiny")
         assert done.exit_code == 1
         assert any(line.split()[:2] == ["11", "invalid_messages"] for line in done.out.splitlines())
-        told = tunery("files", "validate", file_id, "--model", "tiny", "--json")
-        assert json.loads(told.out)["findings"]["count"] == 1
+        result = tunery("files", "validate", file_id, "--model", "tiny", "--json")
+        assert json.loads(result.out)["findings"]["count"] == 1

@@ -252,9 +252,9 @@ class TestRead:
             assert tunery("jobs", "get", odd).exit_code == 3
 
     def test_events_are_listed_oldest_first(self, tunery: Tunery, trained_job: Job) -> None:
-        told = tunery("jobs", "events", trained_job.id, "--json").json
-        assert told[0]["message"].startswith("Created fine-tuning job")
-        assert told[-1]["message"] == "The job has successfully completed"
+        events = tunery("jobs", "events", trained_job.id, "--json").json
+        assert events[0]["message"].startswith("Created fine-tuning job")
+        assert events[-1]["message"] == "The job has successfully completed"
         assert "Step 2/4" in tunery("jobs", "events", trained_job.id).out
 
     def test_all_events_are_shown_and_with_a_limit_a_note_says_that_there_are_more(

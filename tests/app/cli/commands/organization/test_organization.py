@@ -149,16 +149,16 @@ class TestAudit:
         operator("keys", "revoke", key_id)
         operator("keys", "list")
         operator("keys", "revoke", key_id)
-        told = operator("audit", "list", "--json").json
-        assert [(entry["action"], entry["objects"], entry["project_id"]) for entry in reversed(told)] == [
+        recorded = operator("audit", "list", "--json").json
+        assert [(entry["action"], entry["objects"], entry["project_id"]) for entry in reversed(recorded)] == [
             ("projects.create", [project_id], project_id),
             ("projects.set_project", [project_id], project_id),
             ("keys.create", [key_id], project_id),
             ("keys.rotate", [key_id], project_id),
             ("keys.revoke", [key_id], project_id),
         ]
-        assert {entry["actor_type"] for entry in told} == {"operator"}
-        assert told[0]["actor"].startswith(f"{getpass.getuser()}@")
+        assert {entry["actor_type"] for entry in recorded} == {"operator"}
+        assert recorded[0]["actor"].startswith(f"{getpass.getuser()}@")
 
     def test_is_paged_and_filtered(self, operator: Tunery) -> None:
         for name in ("a", "b", "c"):
