@@ -126,7 +126,7 @@ class TokenLogprob(Frozen):
     top: tuple[tuple[str, float], ...] = ()
 
 
-class ToolCall(Frozen):
+class GeneratedToolCall(Frozen):
     """A call of a tool by the model; `arguments` is JSON."""
 
     name: str
@@ -142,7 +142,7 @@ class TrialRecord(Frozen):
     text: str = ""
     tokens: tuple[TokenLogprob, ...] = ()  # of `text`, if the question asks for them
     reasoning: str = ""  # before `tool_calls`
-    tool_calls: tuple[ToolCall, ...] = ()
+    tool_calls: tuple[GeneratedToolCall, ...] = ()
     finish_reason: Literal["stop", "length", "tool_calls"] = "stop"
     prompt_tokens: int = 0
     completion_tokens: int = 0

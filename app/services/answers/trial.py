@@ -10,7 +10,7 @@ from typing import Any
 from app.db.fast_reads.pool import AsyncConnections
 from app.db.ids import new_id
 from app.domain.answers.events import event_of, to_json
-from app.domain.answers.trial import TokenLogprob, ToolCall, TrialQuestion, TrialRecord, TrialRequest
+from app.domain.answers.trial import GeneratedToolCall, TokenLogprob, TrialQuestion, TrialRecord, TrialRequest
 from app.domain.error_text.json_text import as_json
 from app.errors import BadRequest, EngineFailed, EngineUnavailable, ModelNotServed, NotFound, RateLimited, TuneryError
 from app.log import get_logger
@@ -228,7 +228,7 @@ def _delta(record: TrialRecord) -> dict[str, Any]:
     return delta
 
 
-def _tool_call(call: ToolCall) -> dict[str, Any]:
+def _tool_call(call: GeneratedToolCall) -> dict[str, Any]:
     return {"id": new_id("call", "_"), "type": "function", "function": call.model_dump()}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers.utils.chat_parsing import parse_response
 
-from app.domain.answers.trial import ToolCall
+from app.domain.answers.trial import GeneratedToolCall
 from app.domain.datasets.messages import REASONING_KEYS
 
 KEYS = frozenset({"role", "content", "tool_calls", *REASONING_KEYS})
@@ -20,7 +20,7 @@ KEYS = frozenset({"role", "content", "tool_calls", *REASONING_KEYS})
 class AnswerWithCalls:
     content: str
     reasoning: str
-    tool_calls: tuple[ToolCall, ...]
+    tool_calls: tuple[GeneratedToolCall, ...]
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ class AnswerParser:
         return AnswerWithCalls(str(message.get("content") or ""), reasoning, calls)
 
 
-def _call(function: dict[str, Any]) -> ToolCall:
+def _call(function: dict[str, Any]) -> GeneratedToolCall:
     """Raises ValueError for one without a name or with arguments that are no object."""
     name, arguments = function["name"], function.get("arguments") or {}
     if isinstance(arguments, str):
         arguments = json.loads(arguments)
     if not isinstance(name, str) or not isinstance(arguments, dict):
         raise ValueError(f"a call must have a name and an object of arguments, not {function}")
-    return ToolCall(name=name, arguments=json.dumps(arguments, ensure_ascii=False))
+    return GeneratedToolCall(name=name, arguments=json.dumps(arguments, ensure_ascii=False))
