@@ -83,6 +83,7 @@ ROUTERS = (
     jobs.router,
     clones.router,
     records.router,
+    records.several_jobs,
     streams.router,
     adapters.router,
     exports.router,

@@ -147,6 +147,8 @@ def status_text(job: Json) -> str:
         return f"{status} ({job['waiting_for']})"
     if job["status"] == "queued" and job.get("queue_position"):
         return f"{status} (position {job['queue_position']})"
+    if job.get("pause_requested"):
+        return f"{status} (pauses at its next step)"
     phase = job.get("phase")
     return f"{status}: {phase}" if phase and phase != job["status"] and not is_finished(job) else status
 

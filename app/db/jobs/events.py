@@ -35,6 +35,28 @@ SELECT count(*) AS steps,
   min(ARRAY[step, step, loss, valid_loss, seq]) FILTER (WHERE loss IS NULL) AS not_finite
 FROM bucketed GROUP BY bucket
 """)
+# Points are reads of the primary key, so their number does not depend on that of the steps.
+LOSS_CURVES = text("""
+WITH chosen AS (
+  SELECT id, event_seq FROM jobs WHERE project_id = :project_id AND id = ANY(:job_ids)
+), points AS (
+  SELECT chosen.id, point.* FROM chosen CROSS JOIN generate_series(0, :points - 2) AS n CROSS JOIN LATERAL (
+    SELECT seq, (data ->> 'step')::float8 AS step, (data ->> 'train_loss')::float8 AS loss FROM job_events
+    WHERE job_id = chosen.id AND type = 'metrics' AND seq >= 1 + (event_seq - 1) * n / (:points - 1)
+    ORDER BY seq LIMIT 1
+  ) AS point
+  UNION
+  SELECT chosen.id, point.* FROM chosen CROSS JOIN LATERAL (
+    SELECT seq, (data ->> 'step')::float8, (data ->> 'train_loss')::float8 FROM job_events
+    WHERE job_id = chosen.id AND type = 'metrics' ORDER BY seq DESC LIMIT 1
+  ) AS point
+)
+SELECT chosen.id,
+  ARRAY(SELECT ARRAY[step, loss] FROM points WHERE id = chosen.id ORDER BY seq) AS points,
+  (SELECT min((data ->> 'full_valid_loss')::float8) FROM job_events WHERE job_id = chosen.id AND type = 'metrics')
+    AS best_valid_loss
+FROM chosen
+""")
 
 
 @dataclass(frozen=True)
@@ -43,6 +65,16 @@ class LossPoints:
 
     points: list[Point]
     total: int
+
+
+@dataclass(frozen=True)
+class LossCurve:
+    """Evenly spaced points of a loss curve, oldest first up to the last step, and the lowest full validation loss."""
+
+    job_id: str
+    steps: list[int]
+    train_losses: list[float]
+    best_valid_loss: float | None
 
 
 def next_event_seq() -> dict[str, Any]:
@@ -107,6 +139,24 @@ def loss_points(session: Session, job_id: str, buckets: int) -> LossPoints:
                     int(step), loss or 0.0, valid_loss is not None, int(seq), loss is not None, valid_loss
                 )
     return LossPoints([point for _, point in sorted(points.items())], sum(row.steps for row in rows))
+
+
+def loss_curves(session: Session, project_id: str, job_ids: Sequence[str], points: int) -> dict[str, LossCurve]:
+    """By id, the curves of those jobs that the project has, each of at most `points` (at least 2) points."""
+    values = {"project_id": project_id, "job_ids": list(job_ids), "points": points}
+    rows = session.execute(LOSS_CURVES, values).all()
+    return {row.id: _loss_curve(row.id, row.points, row.best_valid_loss) for row in rows}
+
+
+def _loss_curve(job_id: str, points: Sequence[tuple[float, float | None]], best_valid_loss: float | None) -> LossCurve:
+    """`points` are (step, loss) in order of their events; a repeated step replaces those of the earlier attempt."""
+    kept: list[tuple[int, float]] = []
+    for step, loss in points:
+        while kept and kept[-1][0] >= step:
+            kept.pop()
+        if loss is not None:
+            kept.append((int(step), loss))
+    return LossCurve(job_id, [step for step, _ in kept], [loss for _, loss in kept], best_valid_loss)
 
 
 def event_data(session: Session, job_id: str, seqs: Sequence[int]) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from app.db.jobs import attempts as attempt_rows
 from app.db.jobs import events, logs
+from app.db.jobs.events import LossCurve
 from app.db.tables import Attempt, JobLog
 from app.domain.jobs.step_metrics import downsample
 from app.errors import NotFound
@@ -34,6 +36,14 @@ def metrics(session: Session, project_id: str, job_id: str, max_points: int | No
     found = events.loss_points(session, job.id, max(max_points, MIN_BUCKETS))
     chosen = downsample(found.points, max_points)
     return MetricRows(events.event_data(session, job.id, [point.row for point in chosen]), found.total)
+
+
+def loss_curves(session: Session, project_id: str, job_ids: Sequence[str], points: int) -> list[LossCurve]:
+    """The loss curves of several jobs, in the order of `job_ids`. Raises NotFound, which names every unknown job."""
+    found = events.loss_curves(session, project_id, job_ids, points)
+    if missing := [job_id for job_id in job_ids if job_id not in found]:
+        raise NotFound(f"jobs: this project has no job {', '.join(missing)}", "jobs")
+    return [found[job_id] for job_id in job_ids]
 
 
 def attempts(session: Session, project_id: str, job_id: str) -> list[Attempt]:

@@ -63,6 +63,7 @@ BY_SCHEMA = {
         "The current stage of a running job, finer than `status`. `waiting_for_storage` for a queued job whose last "
         "attempt found a full disk; it is retried automatically."
     ),
+    "JobBody.pause_requested": "Whether a running job will be `paused` at its next step.",
     "JobBody.progress": "The progress, from the start of training on.",
     "JobBody.result_files": "The results file, a CSV with a row per step. The adapter's files are in `adapter`.",
     "JobBody.sample_prompts": "Prompts that the model answers at every validation.",
@@ -106,6 +107,11 @@ BY_SCHEMA = {
     ),
     "StepMetricsBody.fine_tuning_job_id": "The job.",
     "StepMetricsBody.total": "The number of all rows; `data` has fewer if `max_points` reduced them.",
+    "LossCurveBody.best_valid_loss": "The lowest `full_valid_loss` of all steps; null: there was no full validation.",
+    "LossCurveBody.fine_tuning_job_id": "The job.",
+    "LossCurveBody.steps": "Evenly spaced steps up to the last one; of a repeated step, the latest run.",
+    "LossCurveBody.train_losses": "The training loss of each of these steps.",
+    "LossCurveList.data": "A curve for each job, in the order of `jobs`.",
     "DiffBody.config": "All resolved parameters.",
     "DiffBody.data": "The data sets: SHA-256, bytes, rows, tokens.",
     "DiffBody.environment": "The last attempt of each job: device, precision, versions, layout, worker.",

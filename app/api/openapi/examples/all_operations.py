@@ -99,6 +99,7 @@ NEW_JOB = {
     "trained_steps": None,
     "total_steps": None,
     "phase": None,
+    "pause_requested": False,
     "queue_position": None,
     "expected_start": None,
     "waiting_for": None,
@@ -218,6 +219,18 @@ STEP_METRICS = {
         {"step": 90, "total_steps": 90, "train_loss": 0.61, "train_mean_token_accuracy": 0.85, "learning_rate": 0.0},
     ],
 }
+LOSS_CURVES = {
+    "object": "list",
+    "data": [
+        {
+            "object": "fine_tuning.job.loss_curve",
+            "fine_tuning_job_id": JOB_ID,
+            "steps": [1, 45, 90],
+            "train_losses": [2.31, 0.97, 0.61],
+            "best_valid_loss": 0.72,
+        }
+    ],
+}
 ATTEMPTS = {
     "object": "list",
     "data": [
@@ -303,6 +316,7 @@ RESPONSE_EXAMPLES: dict[str, Any] = {
     "GET /v1/fine_tuning/jobs/{job_id}/events": page_of(EVENT),
     "GET /v1/fine_tuning/jobs/{job_id}/checkpoints": page_of(CHECKPOINT),
     "GET /v1/fine_tuning/jobs/{job_id}/metrics": STEP_METRICS,
+    "GET /v1/fine_tuning/loss_curves": LOSS_CURVES,
     "GET /v1/fine_tuning/jobs/{job_id}/attempts": ATTEMPTS,
     "GET /v1/fine_tuning/jobs/{job_id}/adapter": ADAPTER,
     "GET /v1/models": {"object": "list", "data": [BASE_MODEL, TUNED_MODEL]},

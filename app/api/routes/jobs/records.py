@@ -1,4 +1,7 @@
-"""/v1/fine_tuning/jobs/{id}/metrics, /attempts and /logs: the metrics, the attempts and the log of a job."""
+"""/v1/fine_tuning/jobs/{id}/metrics, /attempts and /logs: the metrics, the attempts and the log of a job.
+
+/v1/fine_tuning/loss_curves: the loss curves of several jobs.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,14 @@ from app.api.auth import CallerDep
 from app.api.dependencies import SessionDep
 from app.api.openapi.examples import all_operations
 from app.api.schemas.jobs.attempts import AttemptList, render_attempts
-from app.api.schemas.jobs.metrics import StepMetricsBody, render_metrics
+from app.api.schemas.jobs.metrics import LossCurveList, StepMetricsBody, render_loss_curves, render_metrics
 from app.api.transport.byte_ranges import matches_etag
 from app.api.transport.etags import etag_headers, events_etag, json_response, log_etag, not_modified
 from app.domain.jobs.step_metrics import results_csv
+from app.errors import BadRequest
 from app.services.jobs import jobs, records
 
+MAX_CURVES = 100
 MAX_ATTEMPT = (1 << 31) - 1  # the maximum of the column
 
 Form = Annotated[Literal["json", "csv"], Query(alias="format", description="json or csv.")]
@@ -34,7 +39,20 @@ Attempt = Annotated[
 ]
 Lines = Annotated[int | None, Query(ge=1, description="Only this many lines from the end.")]
 
+JobIds = Annotated[
+    str,
+    Query(
+        alias="jobs",
+        description=f"Ids of at most {MAX_CURVES} jobs, separated by commas.",
+        examples=[all_operations.JOB_ID],
+    ),
+]
+CurvePoints = Annotated[
+    int, Query(alias="max_points", ge=2, le=200, description="Maximum number of points of a curve.")
+]
+
 router = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}", tags=["Fine-tuning"])
+several_jobs = APIRouter(prefix="/v1/fine_tuning", tags=["Fine-tuning"])
 
 
 @router.get(
@@ -60,6 +78,15 @@ def get_metrics(
     if form == "csv":
         return Response(results_csv(metrics.rows), headers=etag_headers(etag), media_type="text/csv")
     return json_response(etag, render_metrics(job_id, metrics))
+
+
+@several_jobs.get("/loss_curves", response_model=LossCurveList, summary="Get the loss curves of several jobs")
+def get_loss_curves(caller: CallerDep, session: SessionDep, jobs: JobIds, max_points: CurvePoints = 40) -> Any:
+    """For lists of jobs: a few evenly spaced steps of each, up to the last one."""
+    job_ids = list(dict.fromkeys(word.strip() for word in jobs.split(",") if word.strip()))
+    if not 1 <= len(job_ids) <= MAX_CURVES:
+        raise BadRequest(f"jobs: {len(job_ids)} ids given; allowed are 1 to {MAX_CURVES}", "jobs")
+    return render_loss_curves(records.loss_curves(session, caller.project_id, job_ids, max_points))
 
 
 @router.get("/attempts", response_model=AttemptList, summary="List the attempts of a job")

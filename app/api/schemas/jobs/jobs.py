@@ -15,7 +15,7 @@ from app.domain.evaluations.summary import EvaluationSummary
 from app.domain.files.files import FileOrigin
 from app.domain.jobs.failure_help import JOB_ERRORS
 from app.domain.jobs.spec import Hyperparameters, LoraSpec, QuantizationSpec
-from app.domain.jobs.states import JobState
+from app.domain.jobs.states import Desired, JobState
 
 OPENAI_HYPERPARAMETERS = ("n_epochs", "batch_size", "learning_rate_multiplier")
 PROGRESS = ("step", "total_steps", "epoch", "tokens_per_second", "eta_seconds")
@@ -121,6 +121,7 @@ class JobBody(Body):
     trained_steps: int | None
     total_steps: int | None
     phase: str | None
+    pause_requested: bool
     queue_position: int | None
     expected_start: int | None
     waiting_for: str | None
@@ -189,6 +190,8 @@ class JobAttributes(Protocol):
     def suffix(self) -> str | None: ...
     @property
     def progress(self) -> dict[str, Any] | None: ...
+    @property
+    def desired(self) -> str: ...
     @property
     def phase(self) -> str | None: ...
     @property
@@ -263,6 +266,7 @@ def render_job(
         "trained_steps": progress.get("step"),
         "total_steps": progress.get("total_steps"),
         "phase": job.phase,
+        "pause_requested": job.state == JobState.RUNNING and job.desired == Desired.PAUSE,
         "queue_position": queue_position,
         "expected_start": unix_seconds_or_none(expected_start_at),
         "waiting_for": waiting_for,

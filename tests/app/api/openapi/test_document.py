@@ -34,7 +34,7 @@ from app.api.schemas.jobs.evaluations import EvaluationBody, EvaluationList
 from app.api.schemas.jobs.events import EventList
 from app.api.schemas.jobs.exports import ExportBody, ExportList
 from app.api.schemas.jobs.jobs import JobBody, JobList, OrganizationJobList
-from app.api.schemas.jobs.metrics import StepMetricsBody
+from app.api.schemas.jobs.metrics import LossCurveList, StepMetricsBody
 from app.api.schemas.jobs.plans import PlanBody
 from app.api.schemas.jobs.requests import CreateJob
 from app.api.schemas.models import ModelBody, ModelList
@@ -73,7 +73,7 @@ MODELS: tuple[type[BaseModel], ...] = (
     AdapterBody, AttemptList, CheckpointList, Deleted, EventList,
     FileBody, FileList, JobBody, JobList, ModelAliasBody, ModelAliasList, ModelBody, ModelList,
     PlanBody, AuditList, KeyBody, KeyList, KeyRevoked, NewKey, OwnProject, ProjectBody, ProjectList, ProjectWithUsage,
-    StepMetricsBody, OrganizationJobList, PartBody, PartList, UploadBody, QueueBody, WorkerList,
+    StepMetricsBody, LossCurveList, OrganizationJobList, PartBody, PartList, UploadBody, QueueBody, WorkerList,
     WebhookDeliveryBody, WebhookDeliveryList, WebhookEndpointBody, WebhookEndpointDeleted,
     WebhookEndpointList, WebhookEndpointTestResult, WebhookEndpointWithSecret, WebhookEventTypeList,
     BaseModelRemoved, OrganizationBaseModelList, RegistrationBody, RegistrationList, RetentionRuleList, RotationBody,

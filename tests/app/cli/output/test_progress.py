@@ -50,6 +50,10 @@ class TestText:
                 "queued (waiting for free disk space)",
             ),
             ({"status": "running", "phase": "loading"}, "running: loading"),
+            (
+                {"status": "running", "phase": "training", "pause_requested": True},
+                "running (pauses at its next step)",
+            ),
             ({"status": "succeeded", "phase": "publishing"}, "succeeded"),
         ],
     )

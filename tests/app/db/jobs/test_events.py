@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,21 @@ def test_the_points_of_a_thinned_curve_have_its_ends_extremes_and_best_validatio
     assert by_step[3000].row == running.event_seq + 4000
     chosen = {point.step for point in downsample(found.points, 100)}
     assert {1, 777, 778, 1350, 3000} <= chosen
+
+
+def test_a_curve_for_a_list_has_its_ends_evenly_spaced_steps_and_the_best_validation(
+    sessions: Sessions, running: Job
+) -> None:
+    with transaction(sessions) as session:
+        session.execute(text(MANY_STEPS), {"job_id": running.id})
+        session.execute(text("UPDATE jobs SET event_seq = event_seq + 4000 WHERE id = :id"), {"id": running.id})
+        curve = events.loss_curves(session, running.project_id, [running.id], 40)[running.id]
+    assert (curve.steps[0], curve.steps[-1], curve.best_valid_loss) == (1, 3000, 1.0)
+    gaps = [later - earlier for earlier, later in pairwise(curve.steps)]
+    assert 25 <= len(curve.steps) <= 40
+    assert min(gaps) > 0
+    assert max(gaps) <= 2 * 4000 / 39
+    assert len(curve.train_losses) == len(curve.steps)
 
 
 def numbers(sessions: Sessions, job: Job) -> list[int]:

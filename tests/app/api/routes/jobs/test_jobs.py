@@ -190,12 +190,16 @@ class TestPauseAndResume:
         with transaction(sessions) as session:
             validate_job(session)
             job = start_job(session)
+        assert client.get(f"{JOBS}/{job.id}").json()["pause_requested"] is False
         for _ in range(2):
-            assert client.post(f"{JOBS}/{job.id}/pause").json()["status"] == "running"
+            answer = client.post(f"{JOBS}/{job.id}/pause").json()
+            assert (answer["status"], answer["pause_requested"]) == ("running", True)
+        assert client.get(f"{JOBS}/{job.id}").json()["pause_requested"] is True
         with transaction(sessions) as session:
             assert claims.read_control(session, lease_of(job)).desired == Desired.PAUSE
             claims.finish_held_attempt(session, lease_of(job), Reason.PAUSED, "The job was paused")
-        assert client.get(f"{JOBS}/{job.id}").json()["status"] == "paused"
+        paused = client.get(f"{JOBS}/{job.id}").json()
+        assert (paused["status"], paused["pause_requested"]) == ("paused", False)
         messages = [event["message"] for event in client.get(f"{JOBS}/{job.id}/events").json()["data"]]
         assert messages.count("The job will pause at its next step") == 1
 

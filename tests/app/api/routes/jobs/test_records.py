@@ -52,6 +52,38 @@ class TestMetrics:
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, *asked)
 
 
+class TestLossCurves:
+    PATH = "/v1/fine_tuning/loss_curves"
+
+    def test_have_both_ends_and_of_repeated_steps_the_latest_run(
+        self, client: TestClient, running: Job, sessions: Sessions, storage: LocalStorage, project: Project
+    ) -> None:
+        with transaction(sessions) as session:
+            waiting = make_job(session, project, make_file(session, storage, project)).id
+        answer = client.get(self.PATH, params={"jobs": f"{waiting},{running.id}", "max_points": 20})
+        none, curve = answer.json()["data"]
+        assert (none["fine_tuning_job_id"], none["steps"], none["train_losses"]) == (waiting, [], [])
+        assert (curve["fine_tuning_job_id"], curve["best_valid_loss"]) == (running.id, None)
+        assert curve["steps"] == sorted(set(curve["steps"]))
+        assert (curve["steps"][0], curve["steps"][-1]) == (1, STEPS)
+        assert 15 <= len(curve["steps"]) == len(curve["train_losses"]) <= 20
+
+    def test_name_every_unknown_job(self, client: TestClient, running: Job) -> None:
+        answer = client.get(self.PATH, params={"jobs": f"ftjob-a,{running.id},ftjob-b"})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (404, "jobs")
+        assert "ftjob-a, ftjob-b" in answer.json()["error"]["message"]
+
+    def test_of_another_project_are_unknown(
+        self, client: TestClient, running: Job, foreign_headers: dict[str, str]
+    ) -> None:
+        assert client.get(self.PATH, params={"jobs": running.id}, headers=foreign_headers).status_code == 404
+
+    @pytest.mark.parametrize("ids", ["", ",", ",".join(f"ftjob-{n}" for n in range(101))])
+    def test_are_those_of_one_to_a_hundred_jobs(self, client: TestClient, running: Job, ids: str) -> None:
+        answer = client.get(self.PATH, params={"jobs": ids})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "jobs")
+
+
 class TestLogs:
     def test_are_empty_before_there_is_one(self, client: TestClient, running: Job) -> None:
         answer = client.get(f"/v1/fine_tuning/jobs/{running.id}/logs")
