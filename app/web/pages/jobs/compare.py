@@ -28,6 +28,7 @@ async def build(view: View) -> None:
         note("Choose two to five jobs", "Select them in the list of jobs, then press Compare.", "warn")
         link("Jobs", "/jobs", "t-button")
         return
+    metrics_chart.request_charts_early()
     jobs = await asyncio.gather(*(view.api.get(f"fine_tuning/jobs/{one}") for one in job_ids))
     metrics = await asyncio.gather(
         *(view.api.get(f"fine_tuning/jobs/{one}/metrics", max_points=MAX_POINTS) for one in job_ids)

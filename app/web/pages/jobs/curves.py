@@ -12,6 +12,7 @@ from typing import Any
 from app.web.api_client import ApiClient, ApiError
 
 POINTS = 40
+JOBS_PER_REQUEST = 25  # so that a request for long jobs stays short
 PARALLEL_REQUESTS = 6
 MAX_KEPT = 5_000  # curves and file names, each; a curve takes about a kilobyte
 
@@ -48,21 +49,22 @@ class Curves:
         """Request what is missing or outdated. A failed request leaves its value unknown."""
         stale = [job for job in jobs if self._is_stale(job)]
         unnamed = {job["training_file"] for job in jobs} - self._filenames.keys()
-        await asyncio.gather(*map(self._load_curve, stale), *map(self._load_filename, unnamed))
+        groups = [stale[start : start + JOBS_PER_REQUEST] for start in range(0, len(stale), JOBS_PER_REQUEST)]
+        await asyncio.gather(*map(self._load_curves, groups), *map(self._load_filename, unnamed))
 
     def _is_stale(self, job: Json) -> bool:
         known = self._curves.get(job["id"])
         return bool(job["trained_steps"]) and (known is None or known[0] != _version(job))
 
-    async def _load_curve(self, job: Json) -> None:
+    async def _load_curves(self, jobs: list[Json]) -> None:
+        ids = ",".join(job["id"] for job in jobs)
         async with self._limit:
             try:
-                metrics = await self._api.get(f"fine_tuning/jobs/{job['id']}/metrics", max_points=POINTS)
+                found = await self._api.get("fine_tuning/loss_curves", jobs=ids, max_points=POINTS)
             except ApiError:
                 return
-        train = [row["train_loss"] for row in metrics["data"] if row.get("train_loss") is not None]
-        valid = [row["full_valid_loss"] for row in metrics["data"] if row.get("full_valid_loss") is not None]
-        _keep(self._curves, job["id"], (_version(job), Curve(train, min(valid, default=None))))
+        for job, curve in zip(jobs, found["data"], strict=True):
+            _keep(self._curves, job["id"], (_version(job), Curve(curve["train_losses"], curve["best_valid_loss"])))
 
     async def _load_filename(self, file_id: str) -> None:
         async with self._limit:

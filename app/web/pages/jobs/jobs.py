@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nicegui import background_tasks, ui
+from nicegui import ui
 
 from app.web.components.data_table import DataTable, Row, column, sparkline
 from app.web.components.elements import busy, button, link, note, tag
@@ -13,6 +13,7 @@ from app.web.formatting import age, clean, counted, duration, loss, moment
 from app.web.frame import View, refresh_live, screen, set_query
 from app.web.pages.jobs import first_job, wording
 from app.web.pages.jobs.curves import Curves
+from app.web.pages.jobs.metrics_chart import request_charts_early
 
 PAGE_JOBS = 50
 MAX_COMPARED = 5
@@ -75,7 +76,8 @@ class JobsPage:
         self._table.on_select(self._select)
         self._footer = tag("div", classes="t-row")
         await self.refresh()
-        background_tasks.create(self._load_curves(), name="curves of jobs")
+        request_charts_early(is_needed_now=False)  # for the page of a job
+        ui.timer(0.05, self._load_curves, once=True)  # after the page is shown, and not at all if it was left before
         refresh_live(view, self._refresh_all)
 
     async def refresh(self) -> None:

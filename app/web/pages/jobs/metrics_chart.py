@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import nicegui
 from nicegui import ui
+from nicegui.dependencies import esm_modules
 
 from app.web.components.elements import button
 
@@ -17,6 +21,8 @@ Points = list[tuple[float, float | None]]
 AXES = {"step": "Step", "tokens": "Tokens", "time": "Training time (s)"}
 SMOOTHING = {"": "No smoothing", "0.6": "Smooth", "0.9": "Very smooth"}
 COLOURS = ("--train", "--valid", "--ok", "--warn", "--bad")
+ECHARTS_MODULE = "nicegui-echart"
+STATIC_IMPORT = re.compile(r'from ?"\./([^"]+)"')
 LOSS_HEIGHT_PX = 250
 METRIC_HEIGHT_PX = 92
 GAP_PX = 46
@@ -62,6 +68,24 @@ def metrics_chart(label: str) -> ui.echart:
     chart.props["role"] = "img"
     chart.props["aria-label"] = label
     return chart
+
+
+def request_charts_early(is_needed_now: bool = True) -> None:
+    """Let the browser request the modules of charts with the page that shows one, or before (`is_needed_now` False).
+
+    Otherwise each is requested when the one that imports it has arrived, the largest one last.
+    """
+    relation = "modulepreload" if is_needed_now else "prefetch"
+    ui.add_head_html("".join(f'<link rel="{relation}" href="{url}">' for url in _module_urls()))
+
+
+@functools.cache
+def _module_urls() -> list[str]:
+    from nicegui.elements import echart  # noqa: F401  (registers its modules)
+
+    ((key, module),) = ((key, one) for key, one in esm_modules.items() if one.name == ECHARTS_MODULE)
+    names = ["index.js", *STATIC_IMPORT.findall((module.path / "index.js").read_text(encoding="utf-8"))]
+    return [f"/_nicegui/{nicegui.__version__}/esm/{key}/{name}" for name in names]
 
 
 def png_button(chart: ui.echart, filename: str) -> None:

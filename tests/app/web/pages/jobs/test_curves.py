@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import httpx2
 
@@ -11,7 +12,7 @@ from app.web.pages.jobs import curves
 from app.web.pages.jobs.curves import Curves
 
 JOB = {"id": "ftjob-1", "status": "running", "trained_steps": 2, "training_file": "file-1"}
-ROWS = [{"step": 1, "train_loss": 2.0, "full_valid_loss": 1.5}, {"step": 2, "train_loss": 1.0, "full_valid_loss": 1.7}]
+CURVE = {"fine_tuning_job_id": "ftjob-1", "steps": [1, 2], "train_losses": [2.0, 1.0], "best_valid_loss": 1.5}
 
 
 class Answers:
@@ -25,7 +26,10 @@ class Answers:
     def _answer(self, request: httpx2.Request) -> httpx2.Response:
         self.paths.append(request.url.path)
         is_file = "/files/" in request.url.path
-        return httpx2.Response(200, json={"filename": "a.jsonl"} if is_file else {"data": ROWS})
+        return httpx2.Response(200, json={"filename": "a.jsonl"} if is_file else {"data": self._curves(request)})
+
+    def _curves(self, request: httpx2.Request) -> list[dict[str, Any]]:
+        return [CURVE | {"fine_tuning_job_id": job_id} for job_id in request.url.params["jobs"].split(",")]
 
 
 def test_a_curve_is_requested_again_only_when_its_job_has_moved_on() -> None:
@@ -33,12 +37,21 @@ def test_a_curve_is_requested_again_only_when_its_job_has_moved_on() -> None:
     kept = Curves(answers.client)
     asyncio.run(kept.load([JOB]))
     asyncio.run(kept.load([JOB]))
-    assert sorted(answers.paths) == ["/v1/files/file-1", "/v1/fine_tuning/jobs/ftjob-1/metrics"]
+    assert sorted(answers.paths) == ["/v1/files/file-1", "/v1/fine_tuning/loss_curves"]
     curve = kept.of(JOB)
     assert curve is not None
     assert (curve.last_train_loss, curve.best_valid_loss, kept.filename(JOB)) == (1.0, 1.5, "a.jsonl")
     asyncio.run(kept.load([JOB | {"trained_steps": 3}]))
     assert len(answers.paths) == 3
+
+
+def test_fifty_jobs_of_one_file_need_three_requests() -> None:
+    answers = Answers()
+    jobs = [JOB | {"id": f"ftjob-{number}"} for number in range(50)]
+    kept = Curves(answers.client)
+    asyncio.run(kept.load(jobs))
+    assert sorted(answers.paths) == ["/v1/files/file-1", *["/v1/fine_tuning/loss_curves"] * 2]
+    assert all(kept.of(job) for job in jobs)
 
 
 def test_a_job_without_a_step_has_no_curve_to_request() -> None:
