@@ -1,4 +1,4 @@
-"""Sign-in and sign-out: an API key for a session cookie. Plain HTML, without scripts."""
+"""Sign-in and sign-out: an API key for a session cookie. Plain HTML, with a script that only shows a wait."""
 
 from __future__ import annotations
 

@@ -37,6 +37,10 @@ def router(sessions: SessionStore, tables: TableStore) -> APIRouter:
     async def append(request: Request, upload_id: str, offset: int) -> Response:
         return await _answer(sessions, request, lambda session: _append(session, tables, request, upload_id, offset))
 
+    @routes.delete("/{upload_id}")
+    async def cancel(request: Request, upload_id: str) -> Response:
+        return await _answer(sessions, request, lambda session: _cancel(session, tables, upload_id))
+
     return routes
 
 
@@ -90,6 +94,14 @@ async def _append(session: WebSession, tables: TableStore, request: Request, upl
         return await _upload_state(session.api, await session.api.post(f"uploads/{upload_id}/complete", {}))
     headers = {"Content-Range": f"bytes {offset}-{offset + len(piece) - 1}/{total}", "Content-Type": MIME_TYPE}
     return await _upload_state(session.api, await session.api.put(f"uploads/{upload_id}/content", piece, headers))
+
+
+async def _cancel(session: WebSession, tables: TableStore, upload_id: str) -> Json:
+    if upload_id.startswith("table-"):
+        tables.discard(_own_table(session, tables, upload_id))
+    else:
+        await session.api.post(f"uploads/{upload_id}/cancel")
+    return {"id": upload_id}
 
 
 async def _upload_state(api: ApiClient, upload: Json) -> Json:

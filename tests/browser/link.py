@@ -1,4 +1,4 @@
-"""A connection to the API that a test can cut and mend: the API is away, as while it restarts."""
+"""A connection to the API that a test can cut and mend, as while it restarts, or hold, as while it is slow."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ CHUNK_BYTES = 1 << 16
 
 
 class Link:
-    """Forwards TCP connections to `target_port`; while it is cut, connections are closed at once."""
+    """Forwards TCP connections to `target_port`; while it is cut, connections are closed at once, and while it is held,
+    their bytes wait.
+    """
 
     def __init__(self, target_port: int) -> None:
         self._target_port = target_port
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._open: list[socket.socket] = []
         self._is_cut = False
+        self._is_flowing = threading.Event()
+        self._is_flowing.set()
         threading.Thread(target=self._accept, daemon=True).start()
 
     @property
@@ -34,6 +38,14 @@ class Link:
     def mend(self) -> None:
         self._is_cut = False
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        self._is_flowing.clear()
+        try:
+            yield
+        finally:
+            self._is_flowing.set()
+
     def close(self) -> None:
         self.cut()
         self._listener.close()
@@ -48,7 +60,14 @@ class Link:
                 server = socket.create_connection(("127.0.0.1", self._target_port))
                 self._open += [client, server]
                 for source, target in ((client, server), (server, client)):
-                    threading.Thread(target=_forward, args=(source, target), daemon=True).start()
+                    threading.Thread(target=self._forward, args=(source, target), daemon=True).start()
+
+    def _forward(self, source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while chunk := source.recv(CHUNK_BYTES):
+                self._is_flowing.wait()
+                target.sendall(chunk)
+        _close(target)
 
 
 @contextmanager
@@ -58,13 +77,6 @@ def link(target_port: int) -> Iterator[Link]:
         yield one
     finally:
         one.close()
-
-
-def _forward(source: socket.socket, target: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while chunk := source.recv(CHUNK_BYTES):
-            target.sendall(chunk)
-    _close(target)
 
 
 def _close(one: socket.socket) -> None:

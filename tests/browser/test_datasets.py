@@ -8,13 +8,18 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx2
+import psutil
+import pytest
 from playwright.sync_api import Page, Route, expect
 
 from tests.browser.conftest import Open
 from tests.browser.dashboard import sign_in
 from tests.browser.world import World, tickets_jsonl
+from tests.deadline import until
 from tests.factories import chat_lines
 
+MEGABYTE = 1 << 20
+HEAP_BYTES = "performance.memory.usedJSHeapSize"
 CSV = "question;answer;note\n" + "".join(f'"What, is {n}?";"It is\n{n}";=1+1\n' for n in range(12))
 
 
@@ -116,6 +121,46 @@ def test_a_csv_above_two_gigabytes_is_refused_before_it_is_sent(open_page: Open,
     drop(page, tmp_path / "huge.csv")
     expect(page.get_by_text("a CSV may have at most 2,147,483,648")).to_be_visible()
     expect(page.get_by_text("0.0 MB of 2147.5 MB")).to_be_visible()
+
+
+@pytest.mark.slow
+def test_a_file_of_two_gigabytes_is_streamed_in_bounded_memory_and_can_be_cancelled(
+    open_page: Open, web_url: str, world: World, tmp_path: Path
+) -> None:
+    with (tmp_path / "huge.jsonl").open("wb") as sparse:
+        sparse.truncate(2_000_000_000)
+    page = open_page("/datasets")
+    page.context.unroute_all()  # the check of hosts would pass every piece through the test
+    contents: list[str] = []
+    page.on("request", lambda request: contents.extend(re.findall(r"/uploads/(upload_[^/]+)/content", request.url)))
+    dashboard_bytes, page_bytes = memory_bytes(web_url), page.evaluate(HEAP_BYTES)
+    drop(page, tmp_path / "huge.jsonl")
+    for percent in (4, 8, 12):  # of 2 GB: 80 to 240 MB
+        bar = "document.querySelector('.t-upload [role=progressbar]')"
+        page.wait_for_function(f"{bar}.ariaValueNow >= {percent}", timeout=90_000)
+        assert memory_bytes(web_url) - dashboard_bytes < 64 * MEGABYTE
+        assert page.evaluate(HEAP_BYTES) - page_bytes < 64 * MEGABYTE
+    expect(page.locator(".t-upload")).to_contain_text(re.compile(r"\d\d\d\.\d MB of 2000\.0 MB"))
+    page.get_by_role("button", name="Cancel the upload of huge.jsonl").click()
+    expect(page.locator(".t-upload")).to_contain_text("cancelled")
+    with httpx2.Client(headers={"Authorization": f"Bearer {world.admin_key}"}, trust_env=False) as api:
+        url = f"{world.api_url}/v1/uploads/{contents[0]}"
+        until(lambda: api.get(url).json()["status"] == "cancelled", "the upload is cancelled")
+
+
+def test_a_cancelled_csv_is_deleted(open_page: Open, web_url: str, world: World) -> None:
+    with signed_in(web_url, world.admin_key) as owner:
+        table_id = owner.post("/uploads", json={"filename": "a.csv", "bytes": 3}).json()["id"]
+        assert owner.delete(f"/uploads/{table_id}").status_code == 200
+        assert owner.get(f"/uploads/{table_id}").json()["message"].startswith("The upload of this file has expired")
+
+
+def memory_bytes(web_url: str) -> int:
+    """The resident memory of the dashboard's process."""
+    port = urlsplit(web_url).port
+    found = [one for one in psutil.Process().children(recursive=True) if "app.web" in one.cmdline()]
+    (process,) = (one for one in found if one.environ().get("TUNERY_WEB_PORT") == str(port))
+    return int(process.memory_info().rss)
 
 
 def test_an_upload_continues_after_its_page_was_closed(open_page: Open, tmp_path: Path) -> None:

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import Page, expect
+from sqlalchemy import update
 
+from app.db.engine import transaction
+from app.db.tables import Job
+from tests import factories
 from tests.browser.conftest import Open
 from tests.browser.dashboard import dashboard
 from tests.browser.link import Link, link
-from tests.browser.world import World, tickets_jsonl
+from tests.browser.world import MODEL, World, tickets_jsonl
 from tests.full_disk import SmallDisk, small_disk
 
 MEGABYTE = 1 << 20
+PROGRESS = {"step": 3, "total_steps": 9, "epoch": 1.0, "tokens_per_second": 90.0, "eta_seconds": 60.0}
+NO_LEASE = {"lease_owner": None, "lease_expires_at": None}
 SLOW = {"offline": False, "latency": 400, "downloadThroughput": 60_000, "uploadThroughput": 60_000}
 
 
@@ -78,6 +85,66 @@ class TestApi:
             api_link.mend()
         page.goto(f"{other_url}/project")
         expect(page.get_by_text("Usage and limits")).to_be_visible()
+
+
+class TestSlowApi:
+    """A button shows that it waits, from 0.3 s on, until the job has changed."""
+
+    def test_a_pause_is_shown_from_the_press_until_the_job_is_paused(
+        self, open_page: Open, world: World, api_link: Link, other_url: str
+    ) -> None:
+        job_id = running_job(world, "to-pause")
+        page = open_page(f"/jobs/{job_id}", url=other_url)
+        expect(page.get_by_role("heading", name="Training")).to_be_visible()
+        with api_link.held():
+            page.get_by_role("button", name="Pause").click()
+            expect_waiting(page, "Pause")
+        expect(page.get_by_text("Pausing: the trainer finishes its current step")).to_be_visible()
+        expect(page.get_by_role("button", name="Pause")).to_have_count(0)
+        with transaction(world.sessions) as session:
+            session.execute(update(Job).where(Job.id == job_id).values(state="paused", **NO_LEASE))
+        expect(page.get_by_text("Paused at step 3.")).to_be_visible()
+        with api_link.held():
+            page.get_by_role("button", name="Resume").click()
+            expect_waiting(page, "Resume")
+        expect(page.get_by_text("The files are valid.")).to_be_visible()
+
+    def test_a_cancel_is_shown_in_its_dialog_which_no_step_of_the_job_closes(
+        self, open_page: Open, world: World, api_link: Link, other_url: str
+    ) -> None:
+        job_id = running_job(world, "to-cancel-slowly")
+        page = open_page(f"/jobs/{job_id}", url=other_url)
+        page.get_by_role("button", name="Cancel job").click()
+        dialog = page.get_by_role("dialog")
+        expect(dialog).to_be_visible()
+        with transaction(world.sessions) as session:
+            session.execute(update(Job).where(Job.id == job_id).values(progress=PROGRESS | {"step": 4}))
+        expect(page.get_by_text(re.compile("step 4 of 9 steps"))).to_be_visible()
+        with api_link.held():
+            dialog.get_by_role("button", name="Cancel job").click()
+            expect_waiting(page, "Cancel job")
+        expect(page.get_by_text("Cancelled after 4 steps.")).to_be_visible()
+        expect(dialog).to_have_count(0)
+
+
+def running_job(world: World, suffix: str) -> str:
+    """A job at step 3 of 9, which no worker has."""
+    with transaction(world.sessions) as session:
+        project = factories.make_project(session)
+        file = factories.make_file(session, world.storage, project)
+        job_id = factories.make_job(session, project, file, MODEL, suffix=suffix).id
+        now = datetime.now(UTC)
+        lease = {"lease_owner": "worker", "lease_expires_at": now + timedelta(days=1)}
+        values = {"state": "running", "phase": "training", "started_at": now, "progress": PROGRESS}
+        session.execute(update(Job).where(Job.id == job_id).values(state="queued"))
+        session.execute(update(Job).where(Job.id == job_id).values(**values, **lease))
+    return job_id
+
+
+def expect_waiting(page: Page, label: str) -> None:
+    button = page.locator("button[aria-busy=true]", has_text=label)
+    expect(button).to_be_visible()
+    page.wait_for_function("(one) => getComputedStyle(one, '::after').opacity === '1'", arg=button.element_handle())
 
 
 def test_a_full_disk_is_named_and_the_upload_continues_when_there_is_space(

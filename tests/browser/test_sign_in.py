@@ -88,9 +88,15 @@ class TestEnd:
         expect(page.get_by_role("status")).to_contain_text("does not accept your key any more")
 
 
-def test_a_dead_api_is_named_at_sign_in_and_on_pages() -> None:
+def test_a_dead_api_is_named_at_sign_in(open_page: Open) -> None:
     api_url = f"http://127.0.0.1:{free_port()}"
     with dashboard(api_url) as url:
+        page = open_page("/sign-in", key=None, url=url)
+        page.get_by_label("API key").fill("tnry_any")
+        page.get_by_role("button", name="Sign in").click()
+        expect(page.get_by_role("alert")).to_contain_text(f"The API at {api_url} cannot be reached")
+        expect(page.get_by_role("alert")).to_contain_text("Check that it runs")
+        assert "Traceback" not in page.content()
         response = httpx2.post(f"{url}/sign-in", data={"api_key": "tnry_any"}, trust_env=False)
         assert response.status_code == 400
         assert f"The API at {api_url} cannot be reached" in response.text

@@ -9,7 +9,19 @@ export default {
     selected: { type: Array, default: () => [] },
     sort: { type: String, default: "" },
   },
+  data() {
+    return { awaited: "" }; // the column whose order was asked for
+  },
+  watch: {
+    sort() {
+      this.awaited = "";
+    },
+  },
   methods: {
+    sortBy(key) {
+      this.awaited = key;
+      this.$emit("sort", key);
+    },
     cell(row, column) {
       const value = row[column.key];
       return value !== null && typeof value === "object" ? value : { text: value ?? "–" };
@@ -34,7 +46,8 @@ export default {
           <th v-if="selectable" scope="col" class="t-check"><span class="t-sr-only">Selection</span></th>
           <th v-for="column in columns" :key="column.key" scope="col" :class="['t-' + (column.kind || 'text')]"
               :aria-sort="column.sortable ? direction(column) : null">
-            <button v-if="column.sortable" type="button" class="t-sort" @click="$emit('sort', column.key)"
+            <button v-if="column.sortable" type="button" class="t-sort" @click="sortBy(column.key)"
+              :aria-busy="awaited === column.key || null"
               >{{ column.label }}<span aria-hidden="true">{{ arrow(column) }}</span></button>
             <template v-else>{{ column.label }}</template>
           </th>

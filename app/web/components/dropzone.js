@@ -16,7 +16,7 @@ export default {
     },
     add(list) {
       for (const file of list) {
-        const entry = { file, name: file.name, sent: 0, state: "sending", message: "" };
+        const entry = { file, name: file.name, id: null, sent: 0, state: "sending", message: "", abort: null };
         this.files.unshift(entry);
         this.send(this.files[0]);
       }
@@ -40,11 +40,11 @@ export default {
       if (response.status >= 500 && response.status !== 507) throw new Error(body.message);
       throw new UploadError(body.message);
     },
-    async begin(file) {
+    async begin({ file, abort: { signal } }) {
       const known = localStorage.getItem(this.key(file));
       if (known) {
         try {
-          return await this.request(`/uploads/${known}`);
+          return await this.request(`/uploads/${known}`, { signal });
         } catch (error) {
           if (!(error instanceof UploadError)) throw error;
           localStorage.removeItem(this.key(file)); // it has expired: begin again
@@ -54,23 +54,27 @@ export default {
         method: "POST",
         headers: { "Content-Type": "application/json" },
         body: JSON.stringify({ filename: file.name, bytes: file.size }),
+        signal,
       });
       localStorage.setItem(this.key(file), upload.id);
       return upload;
     },
     async send(entry) {
       let failures = 0;
-      while (true) {
+      entry.abort = new AbortController();
+      while (entry.state !== "cancelled") {
         try {
           entry.state = "sending";
           entry.message = "";
-          let upload = await this.begin(entry.file);
+          let upload = await this.begin(entry);
+          entry.id = upload.id;
           entry.sent = upload.offset;
           while (!upload.result) {
             const end = Math.min(entry.sent + PIECE_BYTES, entry.file.size);
             upload = await this.request(`/uploads/${upload.id}/content?offset=${entry.sent}`, {
               method: "PUT",
               body: entry.file.slice(entry.sent, end),
+              signal: entry.abort.signal,
             });
             entry.sent = upload.offset;
             failures = 0;
@@ -80,6 +84,7 @@ export default {
           this.$emit("uploaded", upload.result);
           return;
         } catch (error) {
+          if (entry.state === "cancelled") return;
           failures += 1;
           if (error instanceof UploadError || failures >= MAX_FAILURES) {
             entry.state = "failed";
@@ -92,12 +97,22 @@ export default {
         }
       }
     },
+    async cancel(entry) {
+      entry.state = "cancelled";
+      entry.message = "";
+      entry.abort.abort();
+      localStorage.removeItem(this.key(entry.file));
+      if (entry.id) {
+        await this.request(`/uploads/${entry.id}`, { method: "DELETE" }).catch(() => {}); // it expires within an hour
+      }
+    },
     percent(entry) {
       return entry.file.size ? Math.round((100 * entry.sent) / entry.file.size) : 100;
     },
     describe(entry) {
       const mb = (bytes) => (bytes / 1e6).toFixed(1) + " MB";
       if (entry.state === "done") return "uploaded";
+      if (entry.state === "cancelled") return "cancelled";
       return `${mb(entry.sent)} of ${mb(entry.file.size)}`;
     },
   },
@@ -114,6 +129,8 @@ export default {
     <div v-for="entry in files" class="t-upload" role="status">
       <div class="t-row"><bdi class="t-strong t-wrap">{{ entry.name }}</bdi><span class="t-muted">{{ describe(entry) }}</span>
         <button v-if="entry.state === 'failed'" type="button" class="t-small-button" @click="send(entry)">Try again</button>
+        <button v-if="!['done', 'cancelled'].includes(entry.state)" type="button" class="t-small-button"
+                :aria-label="'Cancel the upload of ' + entry.name" @click="cancel(entry)">Cancel</button>
       </div>
       <div class="t-bar" role="progressbar" aria-valuemin="0" aria-valuemax="100" :aria-valuenow="percent(entry)"
            :aria-label="'Upload of ' + entry.name"><div :style="{ width: percent(entry) + '%' }"></div></div>

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from nicegui.elements.mixins.text_element import TextElement
@@ -29,8 +31,24 @@ def user_text(text: str | None, name: str = "bdi", classes: str = "", max_charac
 def button(label: str, on_press: Callable[[], Any] | None = None, classes: str = "") -> TextElement:
     element = tag("button", label, f"t-button {classes}", type="button")
     if on_press is not None:
-        element.on("click", lambda: on_press())
+        handle_press(element, on_press)
     return element
+
+
+def handle_press(element: TextElement, handler: Callable[[], Any]) -> None:
+    """Call `handler` when a button is pressed. Until it has returned, the button shows that it waits."""
+    client, html_id = element.client, element.html_id
+
+    async def pressed() -> None:
+        try:
+            result = handler()
+            if inspect.isawaitable(result):
+                await result
+        finally:
+            if not client.is_deleted:
+                client.run_javascript(f"endPress('{html_id}')")
+
+    element.on("click", pressed, js_handler="(event) => { beginPress(event.currentTarget); emit(); }")
 
 
 def link(label: str, href: str, classes: str = "", **attributes: Any) -> TextElement:
@@ -68,6 +86,15 @@ def busy(text: str) -> TextElement:
     return tag("div", text, "t-busy", role="status")
 
 
+def progress_bar(label: str, fraction: float) -> TextElement:
+    """A bar of which `fraction` (0 to 1) is filled."""
+    percent = f"{100 * fraction:.0f}"
+    values = {"aria_valuenow": percent, "aria_valuemin": "0", "aria_valuemax": "100"}
+    with tag("div", classes="t-bar", role="progressbar", aria_label=label, **values) as element:
+        tag("div", style=f"width: {percent}%")
+    return element
+
+
 def pill(text: str, tone: str) -> TextElement:
     return tag("span", text, f"t-pill t-{tone}")
 
@@ -100,7 +127,7 @@ def tabs(label: str, panels: Sequence[tuple[str, Callable[[], Any]]], selected: 
     with bar:
         for index, (name, _) in enumerate(panels):
             one = tag("button", name, type="button", role="tab")
-            one.on("click", lambda index=index: select(index))
+            handle_press(one, partial(select, index))
             buttons.append(one)
     select(selected)
     return element

@@ -31,3 +31,6 @@ window.addEventListener("pageshow", () => {
   leaving = null;
   document.body?.classList.remove("t-leaving");
 });
+// A pressed button shows that it waits until the server has handled the press.
+window.beginPress = (button) => button.setAttribute("aria-busy", "true");
+window.endPress = (id) => document.getElementById(id)?.removeAttribute("aria-busy");

@@ -26,7 +26,6 @@ async def show_rows(api: ApiClient, file_id: str, parent: Any) -> None:
         return
     with parent:
         body = tag("div", classes="t-stack")
-        more = button("Show more rows")
 
     shown = 0
 
@@ -38,7 +37,8 @@ async def show_rows(api: ApiClient, file_id: str, parent: Any) -> None:
         shown += ROWS_SHOWN
         more.set_visibility(shown < len(rows))
 
-    more.on("click", show_more)
+    with parent:
+        more = button("Show more rows", show_more)
     show_more()
 
 

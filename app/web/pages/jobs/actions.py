@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ class Action:
     question: str | None = None  # asked first
 
     def is_offered(self, job: dict[str, Any]) -> bool:
-        return job["status"] in self.statuses
+        return job["status"] in self.statuses and not (self.name == "pause" and job.get("pause_requested"))
 
 
 ACTIONS = (
@@ -35,19 +36,19 @@ ACTIONS = (
 )
 
 
-async def confirm(name: str) -> bool:
-    """Ask the question of an action, if it has one."""
-    action = next(action for action in ACTIONS if action.name == name)
-    return action.question is None or await ask(action.question, action.label)
+def ask(question: str, label: str, act: Callable[[], Awaitable[None]]) -> None:
+    """Show a dialog with the question. Its button `label` calls `act`, and the dialog stays until that has returned."""
 
+    async def confirm() -> None:
+        try:
+            await act()
+        finally:
+            if not dialog.is_deleted:  # it was closed meanwhile
+                dialog.close()
 
-async def ask(question: str, label: str) -> bool:
-    """Show a dialog with the question; whether it was answered with `label`."""
-    with ui.dialog() as dialog, tag("div", classes="t-card t-dialog", role="document"):
+    with ui.dialog(value=True) as dialog, tag("div", classes="t-card t-dialog", role="document"):
         tag("h2", question)
         with tag("div", classes="t-actions"):
-            button(label, lambda: dialog.submit(True), "t-danger")
-            button("Keep it", lambda: dialog.submit(False))
-    answer = bool(await dialog)
-    dialog.delete()
-    return answer
+            button(label, confirm, "t-danger")
+            button("Keep it", dialog.close)
+    dialog.on("hide", dialog.delete)

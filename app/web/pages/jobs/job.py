@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Protocol
 
 from nicegui import background_tasks, ui
 
 from app.web.api_client import ApiError
-from app.web.components.elements import busy, button, card, facts, link, note, pill, tag
+from app.web.components.elements import busy, button, card, facts, handle_press, link, note, pill, progress_bar, tag
 from app.web.formatting import clean, count, duration, moment, per_second
 from app.web.frame import View, error_note, refresh_live, screen, set_query
 from app.web.pages.jobs import wording
-from app.web.pages.jobs.actions import ACTIONS, confirm
+from app.web.pages.jobs.actions import ACTIONS, Action, ask
+from app.web.pages.jobs.metrics_chart import request_charts_early
 from app.web.pages.jobs.panels.attempts import AttemptsPanel, CheckpointsPanel
 from app.web.pages.jobs.panels.configuration import ConfigurationPanel
 from app.web.pages.jobs.panels.deliveries import DeliveriesPanel
@@ -55,17 +57,22 @@ class JobPage:
         self._job_id = job_id
         self._tab = view.query("tab", "metrics")
         self._job: Json = {}
+        self._title_state: object = None
 
     async def build(self) -> None:
         self._job = await self._view.api.get(self._path)
         ui.page_title(f"{wording.name(self._job)} · Tunery")
-        self._head = tag("div", classes="t-stack")
+        with tag("div", classes="t-stack") as self._head:
+            self._title = tag("div", classes="t-stack")
+            self._state = tag("div", classes="t-stack")
         self._show_head()
         with tag("div", classes="t-tabs", role="tablist", aria_label="Details of the job"):
             self._tabs = {name: tag("button", label, type="button", role="tab") for name, (label, _) in PANELS.items()}
         self._body = tag("div", classes="t-stack", role="tabpanel", tabindex="0")
         for name, element in self._tabs.items():
-            element.on("click", lambda name=name: self._select(name))
+            handle_press(element, partial(self._select, name))
+        if self._tab == "metrics":
+            request_charts_early()
         first = self._select(self._tab if self._tab in PANELS else "metrics", is_new=False)
         background_tasks.create(first, name="first panel of a job")  # while the browser loads the page
         refresh_live(self._view, self._refresh, self._job_id)
@@ -102,9 +109,9 @@ class JobPage:
             await self._panel.refresh(job)
 
     def _show_head(self) -> None:
-        self._head.clear()
-        with self._head:
-            self._show_title()
+        self._show_title()
+        self._state.clear()
+        with self._state:
             with card():
                 tag("p", wording.sentence(self._job), "t-strong", role="status")
                 self._show_progress()
@@ -114,6 +121,19 @@ class JobPage:
                 note("Warning", clean(warning["message"], 1_000), "warn")
 
     def _show_title(self) -> None:
+        """Build it only when it changes: a refresh must not take the focus from a button."""
+        job = self._job
+        offered = [action for action in ACTIONS if action.is_offered(job)]
+        state = (wording.label(job), offered, bool(job["adapter"]))
+        if state == self._title_state:
+            return
+        self._title_state = state
+        self._title.clear()
+        with self._title:
+            self._show_name_and_actions(offered)
+            self._show_origin()
+
+    def _show_name_and_actions(self, offered: list[Action]) -> None:
         job = self._job
         with tag("div", classes="t-title"):
             with tag("h1"):
@@ -121,12 +141,14 @@ class JobPage:
                 tag("span", " ")
                 pill(wording.label(job), wording.TONES[job["status"]])
             with tag("div", classes="t-actions"):
-                for action in ACTIONS:
-                    if action.is_offered(job):
-                        button(action.label, self._perform(action.name), action.classes)
+                for action in offered:
+                    button(action.label, self._perform(action), action.classes)
                 link("Clone", f"/jobs/new?clone={job['id']}", "t-button")
                 if job["adapter"]:
                     link("Adapter", f"/adapters/{job['id']}", "t-button t-primary")
+
+    def _show_origin(self) -> None:
+        job = self._job
         with tag("div", classes="t-row t-muted"):
             tag("span", job["id"], "t-mono t-wrap")
             tag("bdi", clean(job["model"], 100))
@@ -141,12 +163,7 @@ class JobPage:
     def _show_progress(self) -> None:
         fraction = wording.fraction_done(self._job)
         if fraction is not None and self._job["status"] in wording.UNFINISHED:
-            percent = f"{100 * fraction:.0f}"
-            with tag(
-                "div", classes="t-bar", role="progressbar", aria_label="Progress", aria_valuenow=percent,
-                aria_valuemin="0", aria_valuemax="100",
-            ):  # fmt: skip
-                tag("div", style=f"width: {percent}%")
+            progress_bar("Progress", fraction)
 
     def _facts(self) -> dict[str, str]:
         job, progress = self._job, self._job["progress"] or {}
@@ -176,15 +193,20 @@ class JobPage:
             with tag("div", classes="t-actions"):
                 link("Create a repaired job", f"/jobs/new?repair={self._job_id}", "t-button t-primary")
 
-    def _perform(self, name: str) -> Callable[[], Awaitable[None]]:
-        async def perform() -> None:
-            if not await confirm(name):
-                return
+    def _perform(self, action: Action) -> Callable[[], Awaitable[None]]:
+        async def call() -> None:
             try:
-                self._job = await self._view.api.post(f"{self._path}/{name}")
+                self._job = await self._view.api.post(f"{self._path}/{action.name}")
             except ApiError as error:
                 ui.notify(clean(error.message, 500), type="negative", timeout=10_000)
                 return
             self._show_head()
+
+        async def perform() -> None:
+            if action.question is None:
+                await call()
+            else:
+                with self._head:  # not where the button is, which the next change may replace
+                    ask(action.question, action.label, call)
 
         return perform

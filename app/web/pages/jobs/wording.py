@@ -44,6 +44,8 @@ UNFINISHED = ("validating_files", "queued", "running", "paused")
 
 
 def label(job: Json) -> str:
+    if job.get("pause_requested"):
+        return "Pausing"
     if job["status"] in ("running", "queued") and job["phase"] in PHASES:
         return PHASES[job["phase"]]
     return LABELS[job["status"]]
@@ -128,6 +130,8 @@ def sentence(job: Json, now: float | None = None) -> str:
 
 
 def _running_sentence(job: Json, now: float | None) -> str:
+    if job.get("pause_requested"):
+        return "Pausing: the trainer finishes its current step and saves a checkpoint."
     if job["phase"] in ("loading", "publishing"):
         return f"{PHASES[job['phase']]}."
     if job["trained_steps"] is None:

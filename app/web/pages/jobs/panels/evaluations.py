@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from app.web.components.data_table import DataTable, Row, column
-from app.web.components.elements import card, code_block, facts, link, note, pill, tag
+from app.web.components.elements import card, code_block, facts, link, note, pill, progress_bar, tag
 from app.web.formatting import clean, count, counted, duration, moment
 from app.web.pages.jobs.panels.opened_job import OpenedJob
 
@@ -64,6 +64,7 @@ def _show(evaluation: Json) -> None:
         if evaluation["progress"] and summary is None:
             progress = evaluation["progress"]
             tag("p", f"{count(progress['answers'])} of {count(progress['total_answers'])} answers", role="status")
+            progress_bar("Progress of the evaluation", progress["answers"] / max(progress["total_answers"], 1))
         if summary is not None:
             _show_summary(summary)
         with tag("div", classes="t-row"):

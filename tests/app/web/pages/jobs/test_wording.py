@@ -8,6 +8,7 @@ import pytest
 
 from app.api.openapi.examples.all_operations import FINISHED_JOB, NEW_JOB
 from app.web.pages.jobs import wording
+from app.web.pages.jobs.actions import ACTIONS
 
 RUNNING = NEW_JOB | {
     "status": "running",
@@ -24,6 +25,14 @@ def test_every_status_has_a_label_and_a_sentence() -> None:
         job = NEW_JOB | {"status": status}
         assert wording.label(job)
         assert wording.sentence(job)
+
+
+def test_a_job_that_will_pause_says_so_until_it_is_paused() -> None:
+    pausing = RUNNING | {"pause_requested": True}
+    assert wording.label(pausing) == "Pausing"
+    assert wording.sentence(pausing) == "Pausing: the trainer finishes its current step and saves a checkpoint."
+    assert [action.name for action in ACTIONS if action.is_offered(pausing)] == ["cancel"]
+    assert [action.name for action in ACTIONS if action.is_offered(RUNNING)] == ["pause", "cancel"]
 
 
 def test_a_running_job_has_its_step_and_the_remaining_time() -> None:
