@@ -58,6 +58,16 @@ def test_every_tab_shows_its_subject(open_page: Open, world: World) -> None:
     expect(page.get_by_role("row").filter(has_text="vLLM")).to_contain_text("--enable-lora")
 
 
+def test_the_modules_of_the_chart_are_requested_with_the_page(open_page: Open, world: World) -> None:
+    page = open_page(f"/jobs/{world.jobs['succeeded']}")
+    found = page.evaluate(
+        "Promise.all([...document.querySelectorAll('link[rel=modulepreload]')]"
+        ".map(async (link) => [link.pathname ?? new URL(link.href).pathname, (await fetch(link.href)).status]))"
+    )
+    assert {status for _, status in found} == {200}
+    assert sum("/esm/" in path for path, _ in found) == 2  # the entry and ECharts itself
+
+
 def test_the_metrics_can_be_downloaded_as_csv(open_page: Open, world: World) -> None:
     page = open_page(f"/jobs/{world.jobs['succeeded']}")
     with page.expect_download() as download:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Protocol
@@ -22,6 +23,8 @@ from app.web.pages.jobs.panels.evaluations import EvaluationsPanel
 from app.web.pages.jobs.panels.metrics import MetricsPanel
 from app.web.pages.jobs.panels.opened_job import OpenedJob
 from app.web.pages.jobs.panels.records import EventsPanel, LogPanel, SamplesPanel
+
+AT_ONCE_SECONDS = 0.1
 
 
 class Panel(Protocol):
@@ -74,7 +77,8 @@ class JobPage:
         if self._tab == "metrics":
             request_charts_early()
         first = self._select(self._tab if self._tab in PANELS else "metrics", is_new=False)
-        background_tasks.create(first, name="first panel of a job")  # while the browser loads the page
+        # What is there at once is a part of the page; else it follows while the browser loads the page.
+        await asyncio.wait({background_tasks.create(first, name="first panel of a job")}, timeout=AT_ONCE_SECONDS)
         refresh_live(self._view, self._refresh, self._job_id)
 
     async def _select(self, tab: str, is_new: bool = True) -> None:

@@ -21,6 +21,7 @@ Points = list[tuple[float, float | None]]
 AXES = {"step": "Step", "tokens": "Tokens", "time": "Training time (s)"}
 SMOOTHING = {"": "No smoothing", "0.6": "Smooth", "0.9": "Very smooth"}
 COLOURS = ("--train", "--valid", "--ok", "--warn", "--bad")
+MAX_SYMBOLS = 100  # of a curve of validations; more are one band, and take longer to draw than all lines
 ECHARTS_MODULE = "nicegui-echart"
 STATIC_IMPORT = re.compile(r'from ?"\./([^"]+)"')
 LOSS_HEIGHT_PX = 250
@@ -85,7 +86,8 @@ def _module_urls() -> list[str]:
 
     ((key, module),) = ((key, one) for key, one in esm_modules.items() if one.name == ECHARTS_MODULE)
     names = ["index.js", *STATIC_IMPORT.findall((module.path / "index.js").read_text(encoding="utf-8"))]
-    return [f"/_nicegui/{nicegui.__version__}/esm/{key}/{name}" for name in names]
+    files = f"/_nicegui/{nicegui.__version__}"
+    return [*(f"{files}/esm/{key}/{name}" for name in names), f"{files}/static/utils/dynamic_properties.js"]
 
 
 def png_button(chart: ui.echart, filename: str) -> None:
@@ -189,7 +191,7 @@ def _loss_series(job: ChartedJob, x: Sequence[float], look: Look, number: int, i
     series.append(_line(train_name, list(zip(x, train, strict=True)), 0, colour, 2))
     if valid:
         name = "Validation loss" if is_single else f"{job.name} (validation)"
-        line = _line(name, valid, 0, "--valid" if is_single else colour, 2, symbol=True)
+        line = _line(name, valid, 0, "--valid" if is_single else colour, 2, symbol=len(valid) <= MAX_SYMBOLS)
         line["lineStyle"]["type"] = "solid" if is_single else "dashed"
         best = min(valid, key=lambda point: float(point[1] or 0))
         line["markPoint"] = {

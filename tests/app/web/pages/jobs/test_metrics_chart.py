@@ -8,7 +8,15 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.web.pages.jobs.metrics_chart import ChartedJob, Look, best_validation, options, smoothed, x_values
+from app.web.pages.jobs.metrics_chart import (
+    MAX_SYMBOLS,
+    ChartedJob,
+    Look,
+    best_validation,
+    options,
+    smoothed,
+    x_values,
+)
 
 ROWS = [
     {"step": 1, "train_loss": 2.0, "num_tokens": 100, "tokens_per_second": 50.0, "grad_norm": 1.0},
@@ -54,3 +62,13 @@ def test_smoothing_keeps_gaps_and_stays_within_the_values(values: list[float | N
     assert [one is None for one in found] == [one is None for one in values]
     present = [one for one in values if one is not None]
     assert all(min(present) - 1e-3 <= one <= max(present) + 1e-3 for one in found if one is not None)
+
+
+def test_many_validations_are_a_line_without_symbols() -> None:
+    def shows_symbols(validations: int) -> bool:
+        rows = [{"step": step, "train_loss": 1.0, "full_valid_loss": 1.0} for step in range(validations)]
+        series = options([ChartedJob("job", rows)], Look())["series"]
+        return bool(next(one for one in series if one["name"] == "Validation loss")["showSymbol"])
+
+    assert shows_symbols(MAX_SYMBOLS)
+    assert not shows_symbols(MAX_SYMBOLS + 1)
