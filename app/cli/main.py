@@ -76,10 +76,10 @@ def doctor(
     With --before-upgrade: schema, backup, disk, running jobs, settings that this release does not know, and workers of
     another release. Install the new release beside the running one, and run its command. Nothing is changed.
     """
-    from app.cli.local_stack.doctor import print_results, run_checks
+    from app.cli.local_stack.checks.doctor import print_results, run_checks
 
     if before_upgrade:
-        from app.cli.local_stack.before_upgrade import run_upgrade_checks
+        from app.cli.local_stack.checks.before_upgrade import run_upgrade_checks
 
         raise typer.Exit(print_results(run_upgrade_checks(data_dir)))
     raise typer.Exit(print_results(run_checks(find_layout(data_dir).root, host, port)))

@@ -9,9 +9,9 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 
+from app.cli.local_stack.checks.preflight import local_postgres_account
 from app.cli.local_stack.data_directory import LOCK_NAME, Layout, write_secret
 from app.cli.local_stack.errors import CannotStart
-from app.cli.local_stack.preflight import local_postgres_account
 from app.cli.local_stack.processes import exclusive_lock
 from app.cli.local_stack.servers.postgres import LocalPostgres
 from app.domain.operations.backups import BackupManifest

@@ -20,10 +20,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.cli.local_stack import base_model, first_run
+from app.cli.local_stack.checks.preflight import (
+    check_bucket,
+    check_data_directory,
+    local_postgres_account,
+    storage_settings,
+)
 from app.cli.local_stack.data_directory import Layout
 from app.cli.local_stack.errors import CannotStart
 from app.cli.local_stack.ports import base_url, free_port, http_get, is_loopback, without_password
-from app.cli.local_stack.preflight import check_bucket, check_data_directory, local_postgres_account, storage_settings
 from app.cli.local_stack.processes import ChildProcess, exclusive_lock, tail, terminate_leftovers
 from app.cli.local_stack.servers.postgres import LocalPostgres
 from app.cli.local_stack.servers.valkey import LocalValkey

@@ -18,8 +18,8 @@ import httpx2
 import pytest
 
 from app.cli.local_stack import background, base_model
+from app.cli.local_stack.checks.doctor import CheckResult, run_checks
 from app.cli.local_stack.data_directory import Layout
-from app.cli.local_stack.doctor import CheckResult, run_checks
 from tests.app.cli.local_stack.support import (
     AS_ROOT,
     eventually,

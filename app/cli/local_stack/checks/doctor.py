@@ -22,10 +22,10 @@ import psycopg
 import redis
 
 from app.cli.local_stack import base_model, hardware
+from app.cli.local_stack.checks.preflight import check_data_directory, storage_settings
 from app.cli.local_stack.data_directory import Layout
 from app.cli.local_stack.errors import CannotStart
 from app.cli.local_stack.ports import free_port, http_get, without_password
-from app.cli.local_stack.preflight import check_data_directory, storage_settings
 from app.domain.operations.upgrade import UpgradeCheck
 from app.storage import StorageError, open_storage
 from app.system.cpu_info import cpu_flags, usable_cores
