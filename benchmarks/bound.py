@@ -3,7 +3,7 @@
     python -m benchmarks.bound WORKLOAD_DIR
 
 Forward W x and, backwards, W^T g; A, B and their gradients; the head over labelled rows, forwards and backwards. At the
-shapes of the workload's rows, in bfloat16, one product after the other. No attention, no norms, no dequantisation.
+shapes of the workload's rows, in bfloat16, one product after the other. No attention, no norms, no dequantization.
 """
 
 from __future__ import annotations

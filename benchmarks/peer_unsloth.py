@@ -40,7 +40,7 @@ def make_trainer(directory: Path, work: dict, options: dict) -> SFTTrainer:
     checkpointing = "unsloth" if options["checkpointing"] else False
     model, tokenizer = FastLanguageModel.from_pretrained(
         model_name=work["base"],
-        use_exact_model_name=True,  # not its own copy of the model, quantised elsewhere
+        use_exact_model_name=True,  # not its own copy of the model, quantized elsewhere
         max_seq_length=LONGEST,
         dtype=torch.bfloat16,
         load_in_4bit=True,

@@ -1,4 +1,4 @@
-"""`make house`: the size and shape of the source tree, as numbers. A thermometer, not a target.
+"""`make house`: the size and shape of the source tree, as numbers. They are for information; no limit is enforced.
 
 Prints, for app/ and worker/: files; lines of code, comments, docstrings and blank lines; the widest folder; import
 cycles between modules; functions, their median and 90th percentile length, and private functions called once.

@@ -60,7 +60,7 @@ class Storage(Protocol):
         """Delete what was begun before `moment` and never became an object, outside `staging`; the number of them."""
 
     def check(self, size_bytes: int = 1) -> None:
-        """Write, read and delete an object of `size_bytes`. Raises OSError, quickly for a server that is away."""
+        """Write, read and delete an object of `size_bytes`. Raises OSError, quickly for an unreachable server."""
 
     def download_url(self, key: str, headers: DownloadHeaders) -> str | None:
         """An address from which a client can download the object for some minutes; None if the API sends it itself."""

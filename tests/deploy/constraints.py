@@ -41,7 +41,7 @@ def render(report: dict[str, Any]) -> str:
 
 
 def pins(text: str) -> dict[str, str]:
-    """What a constraints file pins, by normalised name."""
+    """What a constraints file pins, by normalized name."""
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
     return {normal(name): version for name, version in (line.split("==") for line in lines)}
 

@@ -59,7 +59,7 @@ def clean_up(resources: Resources, are_file_ages_known: bool = True, are_row_age
         delete_staged_files(resources.storage.staging)
     delete_reserved_space(resources)
     clean_work_directories(resources, are_file_ages_known)
-    purge_files(resources)  # what needs storage comes last: a bucket that is away must not stop the rest
+    purge_files(resources)  # what needs storage comes last: an unreachable bucket must not stop the rest
     purge_upload_parts(resources)
     drop_snapshots(resources)
 

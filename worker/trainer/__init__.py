@@ -18,7 +18,7 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 # Every packed batch has another length: without segments that grow, the allocator of CUDA keeps blocks that fit no
-# later batch. Torch reads the variable when it initialises CUDA; the longer names are its earlier ones.
+# later batch. Torch reads the variable when it initializes CUDA; the longer names are its earlier ones.
 if not os.environ.keys() & {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF"}:
     os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 # By default OpenMP's threads spin while they wait for each other. If other programs use the cores as well, a waiting

@@ -62,7 +62,7 @@ def wait_for_work(control: IO[bytes]) -> Path:
 
     The current directory and the directory for temporary files become those of the work directory.
     """
-    import worker.trainer.training.run  # noqa: F401  everything that a job imports; none of it initialises a GPU
+    import worker.trainer.training.run  # noqa: F401  everything that a job imports; none of it initializes a GPU
 
     line = control.readline()
     if not line:

@@ -3,7 +3,7 @@
 W' = W + scale * B A, with DoRA (m / ||W'||) * W' by rows, in float32 with the base's own weights, rounded once to the
 dtype of the base. One tensor is in memory at a time, and the result has the same shards as the base. modules_to_save
 replace those of the base. If the base has one matrix for embedding and head and either was trained, they become two
-matrices and config.json unties them. An adapter trained on a quantised base is merged into the weights before
+matrices and config.json unties them. An adapter trained on a quantized base is merged into the weights before
 quantization: the result differs from the trained model by the rounding of the base.
 """
 

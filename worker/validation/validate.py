@@ -67,7 +67,7 @@ class InvalidFile(PreparationError):
 
 
 class Validator:
-    """Validates the files of queued jobs, one job at a time."""
+    """Validates the files of jobs in the state `validating_files`, one job at a time."""
 
     def __init__(self, resources: Resources, owner: str) -> None:
         self.resources = resources

@@ -1,4 +1,4 @@
-"""ChildProcess processes that end with their parent: start, stop, and cleanup after a parent that was killed with -9.
+"""Child processes that end with their parent: start, stop, and cleanup after a parent that was killed with -9.
 
 Two mechanisms, because neither covers all cases:
 - the kernel signals the child when the parent dies (PDEATHSIG): Linux only, and not for the child's own children;

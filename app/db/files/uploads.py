@@ -1,4 +1,4 @@
-"""Uploads and their parts. Every change locks the row of the upload, which so decides all races. Never commits."""
+"""Uploads and their parts. Every change locks the row of the upload, which serializes changes. Never commits."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The claim, the lease and all writes of a job's holder, each guarded by attempt, owner and an unexpired lease.
 
 A guarded UPDATE that returns no row means that the lease is lost. The attempt number is the fencing token; it grows
-with every claim. Two modules change a job's state: this one for the holder, app.db.jobs.jobs for the owner (cancel,
+with every claim. Two modules change a job's state: this one for the holder, app.db.jobs.jobs for the user (cancel,
 pause, resume). The trigger of migration 0002 refuses transitions that app.domain.jobs.states does not allow. Never
 commits.
 """
@@ -256,6 +256,8 @@ def finish_attempt(
     state = _next_state(job, outcome)
     if outcome == Reason.WORKER_CRASH_LOOP:
         message = f"{message}; gave up after {streak} attempts in a row that ended like this"
+    elif reason in CRASHES and state == JobState.QUEUED:
+        message = f"{message}; the job is queued again"
     values: dict[str, Any] = {
         "state": state,
         "phase": null(),

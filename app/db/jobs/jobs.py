@@ -1,6 +1,6 @@
-"""Jobs, for their owner: create, read, cancel, pause, resume.
+"""Jobs, for their user: create, read, cancel, pause, resume.
 
-Two modules change a job's state: this one for the owner, app.db.jobs.claims for the holder of the lease. Never commits.
+Two modules change a job's state: this one for the user, app.db.jobs.claims for the holder of the lease. Never commits.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def change(
     session: Session, project_id: str, job_id: str, states: Sequence[str], message: str, **columns: Any
 ) -> Job | None:
     """Update columns that the owner may change, with an event. None if the job is in none of `states`."""
-    job = _update_by_owner(session, project_id, job_id, states, **columns)
+    job = _update_by_user(session, project_id, job_id, states, **columns)
     if job is not None:
         append_event(session, job, message)
     return job
@@ -92,7 +92,7 @@ def unfinished_ids(session: Session, project_id: str) -> list[str]:
 
 def cancel(session: Session, project_id: str, job_id: str) -> Job | None:
     """Cancel an unfinished job at once, also while a worker holds it: the holder is fenced. None if it has ended."""
-    job = _update_by_owner(
+    job = _update_by_user(
         session,
         project_id,
         job_id,
@@ -119,7 +119,7 @@ def pause(session: Session, project_id: str, job_id: str) -> Job | None:
     None if the job is neither queued nor running.
     """
     is_queued = Job.state == JobState.QUEUED
-    job = _update_by_owner(
+    job = _update_by_user(
         session,
         project_id,
         job_id,
@@ -138,7 +138,7 @@ def pause(session: Session, project_id: str, job_id: str) -> Job | None:
 
 def resume(session: Session, project_id: str, job_id: str) -> Job | None:
     """`paused` -> `queued`. None if the job is not paused."""
-    job = _update_by_owner(
+    job = _update_by_user(
         session,
         project_id,
         job_id,
@@ -153,9 +153,7 @@ def resume(session: Session, project_id: str, job_id: str) -> Job | None:
     return job
 
 
-def _update_by_owner(
-    session: Session, project_id: str, job_id: str, states: Sequence[str], **values: Any
-) -> Job | None:
+def _update_by_user(session: Session, project_id: str, job_id: str, states: Sequence[str], **values: Any) -> Job | None:
     """Update the job and take the number of its next event; None if the job is in none of `states`."""
     return session.execute(
         update(Job)

@@ -82,8 +82,8 @@ class QuantizationSpec(Frozen):
 
 
 class EarlyStopping(Frozen):
-    """Stop when the full validation loss was not more than `threshold` nats below its lowest in `patience` validations
-    in a row; that lowest is of the last validation that was."""
+    """Stop when the full validation loss was not more than `threshold` nats below the reference in `patience`
+    validations in a row. The reference is the loss of the last validation that was lower by more than `threshold`."""
 
     patience: Annotated[int, Field(ge=1, le=100)] = 3
     threshold: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0

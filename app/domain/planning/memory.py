@@ -22,8 +22,8 @@ DESCRIBED_ARCHITECTURES = frozenset({"LlamaForCausalLM", "MistralForCausalLM"}) 
 PROCESS_BYTES = {"cpu": 440_000_000, "cuda": 500_000_000}  # Python, torch and transformers; the CUDA context
 KERNEL_BYTES = {"cpu": 100_000_000, "cuda": 0}  # measured: 55 MB after the first batch, then what oneDNN compiles
 LOSS_BYTES = 32 << 20  # of logits in one chunk: worker/trainer/objective/linear_cross_entropy.py
-MIN_LOSS_ROWS = 128
-CUDA_LOSS_ROWS = 2048  # on CUDA with `cuda_kernels`: the head is read twice for each chunk
+MIN_CHUNK_TOKENS = 128
+CUDA_CHUNK_TOKENS = 2048  # on CUDA with `cuda_kernels`: the head is read twice for each chunk
 OFFLOADED_LAYERS = 2  # with `offload`, so many inputs of layers are on the GPU at once
 BYTES_PER_LOGIT = 6
 OPTIMIZER_BYTES = 16  # per trained parameter: master copy, gradient and two moments in float32
@@ -278,7 +278,7 @@ def _live_layer(batch: _LargestBatch) -> int:
 
 def _loss(batch: _LargestBatch) -> int:
     """One chunk of logits in the compute dtype and in float32; the labelled hidden states and their gradient."""
-    vocabulary, min_rows = batch.entry.vocab_size, CUDA_LOSS_ROWS if batch.plan.cuda_kernels else MIN_LOSS_ROWS
+    vocabulary, min_rows = batch.entry.vocab_size, CUDA_CHUNK_TOKENS if batch.plan.cuda_kernels else MIN_CHUNK_TOKENS
     rows = min(batch.tokens, max(min_rows, LOSS_BYTES // (BYTES_PER_LOGIT * vocabulary)))
     return rows * vocabulary * (4 + batch.width) + 2 * batch.tokens * batch.width * batch.entry.hidden_size
 

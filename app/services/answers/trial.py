@@ -1,4 +1,4 @@
-"""Trial answers: a model that no engine serves is asked on an idle worker, in small."""
+"""Trial answers: an idle worker answers small requests to a model that no engine serves."""
 
 from __future__ import annotations
 

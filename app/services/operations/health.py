@@ -61,7 +61,7 @@ class HealthChecks:
 
 
 class _Probe:
-    """One check, in a daemon thread. A check that hangs (a file server that is away) is not started a second time."""
+    """One check, in a daemon thread. A check that hangs (an unreachable file server) is not started a second time."""
 
     def __init__(self, name: str, is_required: bool, function: Callable[[], list[ProbeResult]]) -> None:
         self.name = name

@@ -51,7 +51,8 @@ class TestReaping:
         lost = harness.job(job)
         assert (lost.state, lost.reason, lost.crash_streak, lost.lease_owner) == ("queued", "worker_lost", 1, None)
         event = harness.events(job)[-1]
-        assert (event.level, event.message) == ("warn", "The worker gpu0@test#1 was lost during attempt 2")
+        text = "The worker gpu0@test#1 was lost during attempt 2; the job is queued again"
+        assert (event.level, event.message) == ("warn", text)
 
     def test_no_lease_is_reaped_before_the_end_of_the_grace_period(
         self, harness: WorkerHarness, reconciler: Reconciler

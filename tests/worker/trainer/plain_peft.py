@@ -85,7 +85,7 @@ def train(
     with torch.no_grad():
         for name, tensor in start.items():
             if ".lora_A." in name or ".lora_B." in name:
-                named[name].copy_(tensor)  # PEFT initialises the other tensors: the test compares that, too
+                named[name].copy_(tensor)  # PEFT initializes the other tensors: the test compares that, too
     optimizer = torch.optim.AdamW(named.values(), lr=0.0, weight_decay=hyperparameters.weight_decay)
     losses = []
     for step in range(ours.step):

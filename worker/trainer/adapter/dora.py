@@ -2,7 +2,7 @@
 
     h = g * (W + scale * B A) x + bias,   g = m / ||W + scale * B A||, by rows
 
-m is initialised with the lengths of the rows, so step 0 is the base model. The norm gets no gradient (section 4.3 of
+m is initialized with the lengths of the rows, so step 0 is the base model. The norm gets no gradient (section 4.3 of
 the paper) and is computed again in every forward, which makes DoRA slower than LoRA. Dropout is applied as in PEFT: W
 and B A get the same dropped x in the term that is added to W x.
 

@@ -1,8 +1,8 @@
 """LoRA on frozen linear layers: h = W x + scale * B A x.
 
 A and B are float32 masters, which are cast to the compute dtype for the product; the optimizer updates the masters. B
-is initialised with zeros, so step 0 is the base model. One autograd function computes all of it: the backward
-dequantises W again instead of keeping it, and no T x D delta is allocated.
+is initialized with zeros, so step 0 is the base model. One autograd function computes all of it: the backward
+dequantizes W again instead of keeping it, and no T x D delta is allocated.
 
 Letters: T tokens, K inputs and D outputs of a layer, R the rank.
 """
@@ -103,7 +103,7 @@ class AdaptedLinear(torch.nn.Module):
 
 
 def frozen_linear(x_T_K: torch.Tensor, base: FrozenLinear) -> torch.Tensor:
-    """Return x W^T + bias. The backward dequantises W again; plain autograd would keep it."""
+    """Return x W^T + bias. The backward dequantizes W again; plain autograd would keep it."""
     y_T_D: torch.Tensor = _FrozenLinear.apply(x_T_K, base)  # type: ignore[no-untyped-call]
     return y_T_D
 
@@ -234,7 +234,7 @@ def make_adapter(
     device: torch.device,
     experts: Mapping[str, ExpertsShape] | None = None,
 ) -> LoraAdapter:
-    """Return a new adapter, initialised as in PEFT: A Kaiming-uniform with a = sqrt(5) (within 1 / sqrt(K)), B zero.
+    """Return a new adapter, initialized as in PEFT: A Kaiming-uniform with a = sqrt(5) (within 1 / sqrt(K)), B zero.
 
     `experts` are the stacked weights that `lora.target_parameters` may name, by full name.
 

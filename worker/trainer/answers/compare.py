@@ -52,7 +52,7 @@ def sample(base: Path, adapter: Path, prompts: list[Messages]) -> list[dict[str,
 
 
 def _load_base(directory: Path, device: str, quantization: dict[str, Any] | None) -> Any:
-    """Load the base in bfloat16, or quantised as in the training of the adapter."""
+    """Load the base in bfloat16, or quantized as in the training of the adapter."""
     return AutoModelForCausalLM.from_pretrained(
         directory,
         quantization_config=_bitsandbytes(quantization) if quantization else None,
@@ -81,7 +81,7 @@ def _quantization(adapter: Path) -> dict[str, Any] | None:
 
 @torch.inference_mode()
 def _answers(model: Any, tokenizer: Any, prompts: list[Messages], device: str) -> list[str]:
-    """Answer all prompts in one batch, which dequantises each weight once per token; halve it if memory runs out."""
+    """Answer all prompts in one batch, which dequantizes each weight once per token; halve it if memory runs out."""
     try:
         return _answer_batch(model, tokenizer, prompts, device)
     except Exception as error:

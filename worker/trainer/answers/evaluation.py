@@ -44,7 +44,7 @@ from worker.trainer.runtime.onednn import limit_primitive_cache
 from worker.trainer.runtime.process import die_with_parent
 
 MAX_BATCH = {"cpu": 16, "cuda": 64}  # prompts; halved when memory runs out
-CACHE_SHARE = 0.5  # of the free memory that dequantised weights may take
+CACHE_SHARE = 0.5  # of the free memory that dequantized weights may take
 
 
 def main(arguments: list[str]) -> int:
@@ -127,7 +127,7 @@ def _generate_all(
 
 
 def cache_weights_if_they_fit(base: FrozenBase) -> None:
-    """Keep dequantised weights: without them each generated token dequantises the whole model again."""
+    """Keep dequantized weights: without them each generated token dequantizes the whole model again."""
     cached_bytes = 2 * sum(layer.base.in_features * layer.base.out_features for layer in base.layers.values())
     if cached_bytes <= CACHE_SHARE * device_memory.measure(base.device).free_bytes:
         with torch.no_grad():

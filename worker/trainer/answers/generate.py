@@ -26,7 +26,7 @@ def generate(
 ) -> list[list[int]]:
     """Return the new tokens of each prompt without stop tokens; None as `adapter` stands for the base model.
 
-    The batch is padded on the left: each weight is then dequantised once per new token.
+    The batch is padded on the left: each weight is then dequantized once per new token.
     """
     longest = max(map(len, prompts))
     pad_token = stop_ids[0] if stop_ids else 0

@@ -61,7 +61,7 @@ def _short_batch(run: Run) -> PackedBatch:
 
 
 def _load_with_peft(model: Any, directory: Path, device: torch.device) -> PeftModel:
-    """Load the adapter. PEFT chooses its layer class by two flags, which transformers sets if it quantises a model."""
+    """Load the adapter. PEFT chooses its layer class by two flags, which transformers sets if it quantizes a model."""
     model.is_loaded_in_4bit = any(isinstance(module, Frozen4) for module in model.modules())
     model.is_loaded_in_8bit = any(isinstance(module, Frozen8) for module in model.modules())
     cuda = [device] if device.type == "cuda" else []

@@ -2,7 +2,7 @@
 
     a step           from its start: first unchanged, after freeing the allocator's cache; then with one degree less at
                      a time, whichever costs the least time: shorter batches, more recomputation, no cached weights
-    cached weights   are not cached: every product dequantises its weight
+    cached weights   are not cached: every product dequantizes its weight
     validation       half as long batches, down to the longest document; then without cached weights
     samples          half as many prompts per batch, down to one; without cached weights; then no answers
     last check       without the optimizer's moments, which no step needs any more, and without cached weights
@@ -35,7 +35,7 @@ from worker.trainer.training.state import Run
 RECOMPUTE_LEVELS: Sequence[Recompute] = ("nothing", "elementwise", "layers", "everything")  # by falling memory
 RECOMPUTE_DEGREES = 4  # from "elementwise" to "everything": a quarter of the layers each
 MAX_UNCHANGED_REPETITIONS = 3  # of steps in one attempt: fragmentation that returns needs a smaller plan
-NOT_CACHED = "Dequantised weights are no longer cached: results stay the same to the bit, but every step takes longer."
+NOT_CACHED = "Dequantized weights are no longer cached: results stay the same to the bit, but every step takes longer."
 
 Result = TypeVar("Result")
 Reduction = tuple[ExecutionPlan, str]  # the reduced plan, and a description of the change for the user
@@ -141,7 +141,7 @@ class OutOfMemoryPolicy:
         self._base.cache_weights(False)
         device_memory.free(self._base.device)
         if self._emit.ending is None:  # with several processes, it may have ended in the first before they agreed
-            text = f"Out of memory while the weights were dequantised. {NOT_CACHED}"
+            text = f"Out of memory while the weights were dequantized. {NOT_CACHED}"
             self._emit.message(text, "warn", **_changed_fields(before, self.plan))
 
 

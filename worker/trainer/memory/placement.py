@@ -1,4 +1,5 @@
-"""The memory plan of a run: the layout of its steps, from the memory of this device. The probe (probe.py) tests it.
+"""The execution plan of a run: the layout of its steps, chosen by the memory plan and the memory of this device. The
+probe (probe.py) tests it.
 
 Later attempts keep the plan of the first one. If the kernel killed an earlier attempt for memory, the plan assumes less
 memory than the system reports.

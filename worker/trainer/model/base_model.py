@@ -1,6 +1,6 @@
 """The frozen base model: loaded from a registered directory, with every linear layer but the head adapted.
 
-Weights are read and quantised one tensor at a time, so memory never holds a second copy of the base, nor one in full
+Weights are read and quantized one tensor at a time, so memory never holds a second copy of the base, nor one in full
 precision. Only safetensors are read; no code in the directory is run, and nothing is downloaded.
 
 Letters: T tokens of a batch, D the hidden size, V the vocabulary.
@@ -124,7 +124,7 @@ class FrozenBase:
         return layers + sum(parameter.numel() * parameter.element_size() for parameter in self._other_parameters())
 
     def cache_weights(self, are_cached: bool) -> None:
-        """Cache the dequantised weights of quantised layers (2 bytes per weight), or free them. Results stay equal.
+        """Cache the dequantized weights of quantized layers (2 bytes per weight), or free them. Results stay equal.
 
         Experts are not cached: a batch uses few of them.
         """

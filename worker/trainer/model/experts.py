@@ -1,7 +1,7 @@
 """Mixture-of-experts layers: frozen experts, each a frozen linear layer, and LoRA on them where it was asked for.
 
 transformers 5 has one parameter for the experts of a layer (experts x out x in). Here each expert is a frozen linear
-layer of its own (NF4, 8 or 16 bits), so only the experts that a batch uses are dequantised, one at a time. LoRA on
+layer of its own (NF4, 8 or 16 bits), so only the experts that a batch uses are dequantized, one at a time. LoRA on
 experts has PEFT's form (`target_parameters`): for E experts A is (R E) x K and B is D x (R E).
 
 Letters: T tokens, K inputs and D outputs of an expert's layer, E experts, R the rank, S the tokens of one expert.

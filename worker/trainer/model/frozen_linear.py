@@ -1,4 +1,4 @@
-"""Frozen linear layers: not quantised, in blocks of 4 bits (QLoRA, arXiv 2305.14314), or in rows of 8 bits.
+"""Frozen linear layers: not quantized, in blocks of 4 bits (QLoRA, arXiv 2305.14314), or in rows of 8 bits.
 
 PEFT supports the classes they inherit from, so PEFT can load a saved adapter onto these layers for the last check.
 Unlike the forward of bitsandbytes, this one never repacks the weight for faster inference: W stays equal to the bit.
@@ -33,13 +33,13 @@ class FrozenLinear(Protocol):
     bias: Any
 
     def weight_in(self, dtype: torch.dtype) -> torch.Tensor:
-        """Return W (D x K), dequantised for one use; the stored or cached weight itself if it has that dtype."""
+        """Return W (D x K), dequantized for one use; the stored or cached weight itself if it has that dtype."""
 
     def bias_in(self, dtype: torch.dtype) -> torch.Tensor | None: ...
 
 
 class Frozen16(torch.nn.Linear):
-    """Not quantised: the weight has the compute dtype (16 bits, or float32)."""
+    """Not quantized: the weight has the compute dtype (16 bits, or float32)."""
 
     def weight_in(self, dtype: torch.dtype) -> torch.Tensor:
         return self.weight.to(dtype)
@@ -57,18 +57,18 @@ class Frozen4(bitsandbytes.nn.Linear4bit):  # type: ignore[misc]  # untyped libr
     cached: torch.Tensor | None = None
 
     def cache_weight(self, is_cached: bool) -> None:
-        """Keep the dequantised weight (2 bytes per weight), or free it. Without it each use dequantises the weight.
+        """Keep the dequantized weight (2 bytes per weight), or free it. Without it each use dequantizes the weight.
 
         Results stay equal to the bit. Measured saving: 3 % of a step at 1,519 tokens on two cores; expected: 11 % at
         2,048 tokens on an H100.
         """
         if is_cached != (self.cached is not None):
-            self.cached = self._dequantised() if is_cached else None
+            self.cached = self._dequantized() if is_cached else None
 
     def weight_in(self, dtype: torch.dtype) -> torch.Tensor:
-        return (self._dequantised() if self.cached is None else self.cached).to(dtype)
+        return (self._dequantized() if self.cached is None else self.cached).to(dtype)
 
-    def _dequantised(self) -> torch.Tensor:
+    def _dequantized(self) -> torch.Tensor:
         weight: torch.Tensor = dequantize_4bit(self.weight.data, self.weight.quant_state)
         return weight
 
@@ -86,17 +86,17 @@ class Frozen8(bitsandbytes.nn.Linear8bitLt):  # type: ignore[misc]  # untyped li
     compute_dtype: torch.dtype
 
     def cache_weight(self, is_cached: bool) -> None:
-        """Keep the dequantised weight in the compute dtype, or free it. Results stay equal to the bit."""
+        """Keep the dequantized weight in the compute dtype, or free it. Results stay equal to the bit."""
         if is_cached != (self.cached is not None):
-            self.cached = self._dequantised(self.compute_dtype) if is_cached else None
+            self.cached = self._dequantized(self.compute_dtype) if is_cached else None
 
     def weight_in(self, dtype: torch.dtype) -> torch.Tensor:
         if self.cached is not None and self.cached.dtype == dtype:
             return self.cached
-        return self._dequantised(dtype)
+        return self._dequantized(dtype)
 
-    def _dequantised(self, dtype: torch.dtype) -> torch.Tensor:
-        """Dequantise some rows at a time: bitsandbytes makes two float32 copies."""
+    def _dequantized(self, dtype: torch.dtype) -> torch.Tensor:
+        """Dequantize some rows at a time: bitsandbytes makes two float32 copies."""
         codes_D_K, scales_D = self.weight.data, self.state.SCB
         weight_D_K = torch.empty_like(codes_D_K, dtype=dtype)
         rows = max(1, DEQUANTIZED_NUMBERS // codes_D_K.shape[1])
@@ -156,7 +156,7 @@ def _freeze_16_bits(weight_D_K: torch.Tensor, compute_dtype: torch.dtype) -> Fro
 
 
 def _freeze_8_bits(weight_D_K: torch.Tensor, compute_dtype: torch.dtype) -> Frozen8:
-    """Quantise as bitsandbytes does: from float16, whatever the dtype of the weight."""
+    """Quantize as bitsandbytes does: from float16, whatever the dtype of the weight."""
     codes, scales_D, _ = int8_vectorwise_quant(weight_D_K.contiguous().to(torch.float16))
     layer = Frozen8(weight_D_K.shape[1], weight_D_K.shape[0], bias=False, has_fp16_weights=False, device="meta")
     layer.weight = bitsandbytes.nn.Int8Params(codes, requires_grad=False, has_fp16_weights=False)
@@ -166,7 +166,7 @@ def _freeze_8_bits(weight_D_K: torch.Tensor, compute_dtype: torch.dtype) -> Froz
 
 
 def _freeze_4_bits(weight_D_K: torch.Tensor, quantization: QuantizationSpec, compute_dtype: torch.dtype) -> Frozen4:
-    """Quantise from the precision of the model file; dequantising returns `compute_dtype`."""
+    """Quantize from the precision of the model file; dequantizing returns `compute_dtype`."""
     codes, state = quantize(weight_D_K, quantization)
     state.dtype = compute_dtype
     layer = Frozen4(weight_D_K.shape[1], weight_D_K.shape[0], bias=False, device="meta", compute_dtype=compute_dtype)

@@ -10,6 +10,7 @@ from app.domain.jobs.parameters.fields import Parameters
 from app.domain.jobs.parameters.hyperparameters import HYPERPARAMETERS, METHOD_HYPERPARAMETERS
 from app.domain.jobs.parameters.lora import LoraParameters
 from app.domain.jobs.parameters.quantization import QuantizationParameters
+from app.domain.jobs.spec import Method
 
 JsonSchema = dict[str, Any]
 
@@ -52,5 +53,11 @@ def _hyperparameters(*models: type[Parameters]) -> JsonSchema:
     return {"anyOf": [_object(properties), {"type": "null"}]}
 
 
-SUPERVISED_HYPERPARAMETERS = _hyperparameters(*HYPERPARAMETERS)
-DPO_HYPERPARAMETERS = _hyperparameters(*HYPERPARAMETERS, METHOD_HYPERPARAMETERS["dpo"])
+def _hyperparameters_of(method: Method) -> JsonSchema:
+    own = [METHOD_HYPERPARAMETERS[method]] if method in METHOD_HYPERPARAMETERS else []
+    return _hyperparameters(*HYPERPARAMETERS, *own)
+
+
+SUPERVISED_HYPERPARAMETERS = _hyperparameters_of("supervised")
+DPO_HYPERPARAMETERS = _hyperparameters_of("dpo")
+ALL_HYPERPARAMETERS = _hyperparameters(*HYPERPARAMETERS, *METHOD_HYPERPARAMETERS.values())

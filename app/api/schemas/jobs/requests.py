@@ -26,6 +26,7 @@ MAX_METADATA_PAIRS = 16
 EACH_MAY_BE_ABSENT = 'Each may be absent, null or "auto".'
 Hyperparameters = Annotated[dict[str, Any] | None, WithJsonSchema(parameters.SUPERVISED_HYPERPARAMETERS)]
 DpoHyperparameters = Annotated[dict[str, Any] | None, WithJsonSchema(parameters.DPO_HYPERPARAMETERS)]
+AllHyperparameters = Annotated[dict[str, Any] | None, WithJsonSchema(parameters.ALL_HYPERPARAMETERS)]
 MetadataKey = Annotated[str, Field(max_length=64)]
 MetadataValue = Annotated[str, Field(max_length=512)]
 Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=MAX_METADATA_PAIRS)]
@@ -90,7 +91,7 @@ class CreateJob(Strict):
     validation_file: Id | None = None
     method: Annotated[Method | None, Field(description="Default: `supervised`.")] = None
     hyperparameters: Annotated[
-        DpoHyperparameters, Field(description="OpenAI's older place for the same parameters.")
+        AllHyperparameters, Field(description="OpenAI's older place for the same parameters.")
     ] = None
     suffix: Annotated[
         str | None,

@@ -48,7 +48,7 @@ FIXED_BY_PARENT = (
 )
 # PEFT's names for what starts from changed base weights; the refusal says more than that they are unknown.
 INITIALISATIONS = ("init_lora_weights", "loftq_config", "eva_config", "corda_config")
-NO_INITIALISATION = "PiSSA, LoftQ and other initialisations start from changed base weights, which are not offered"
+NO_INITIALISATION = "PiSSA, LoftQ and other initializations start from changed base weights, which are not offered"
 
 
 def _target_modules(value: Any, info: Info) -> tuple[str, ...]:
@@ -277,7 +277,7 @@ class LoraParameters(Parameters):
     ]
     init: Annotated[
         Literal["default"],
-        Field(description="Other initialisations are not offered.", examples=["default"]),
+        Field(description="Other initializations are not offered.", examples=["default"]),
         _only("default", NO_INITIALISATION),
         Auto("default"),
     ]

@@ -18,7 +18,7 @@ def _ignore_at_8_bits(value: Any, validate: Callable[[Any], Any], info: Info) ->
 
 
 class QuantizationParameters(Parameters):
-    """How the frozen base is held. Absent means QLoRA (4-bit NF4, double quantisation, bf16 compute); an explicit
+    """How the frozen base is held. Absent means QLoRA (4-bit NF4, double quantization, bf16 compute); an explicit
     null means 16-bit LoRA.
     """
 
@@ -39,7 +39,7 @@ class QuantizationParameters(Parameters):
     ]
     double_quant: Annotated[
         bool,
-        Field(description="Of 4 bits: quantise the block scales too; true by default.", examples=[True]),
+        Field(description="Of 4 bits: quantize the block scales too; true by default.", examples=[True]),
         WrapValidator(_ignore_at_8_bits),
         Auto(rule=lambda _, values: None if values["bits"] == 8 else True),
     ]

@@ -177,15 +177,17 @@ class TestTheExamples:
 
 class TestRequestParameters:
     def test_the_document_has_those_that_a_request_may_have(self) -> None:
-        supervised, dpo, lora, quantization = (
+        supervised, dpo, every, lora, quantization = (
             schema["anyOf"][0]["properties"].keys()
             for schema in (
                 parameters.SUPERVISED_HYPERPARAMETERS,
                 parameters.DPO_HYPERPARAMETERS,
+                parameters.ALL_HYPERPARAMETERS,
                 parameters.LORA,
                 parameters.QUANTIZATION,
             )
         )
-        assert dpo == set(collect.IN_HYPERPARAMETERS)
-        assert supervised == dpo - collect.METHOD_OF.keys()
+        assert every == set(collect.IN_HYPERPARAMETERS)
+        for method, names in (("supervised", supervised), ("dpo", dpo)):
+            assert names == {name for name in every if collect.METHOD_OF.get(name, method) == method}
         assert (lora, quantization) == (collect.LORA_KEYS.keys(), collect.QUANTIZATION_KEYS.keys())

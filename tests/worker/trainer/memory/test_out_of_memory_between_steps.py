@@ -285,7 +285,7 @@ class TestLoading:
         assert code == ExitCode.DRAINED
         assert log.of(Planned)[0].mode.cache_weights
         (warning,) = warnings_of(log)
-        assert warning.message.startswith("Out of memory while the weights were dequantised.")
+        assert warning.message.startswith("Out of memory while the weights were dequantized.")
         assert not choices_of(log, tmp_path / "short")["cache_weights"]
         assert all(layer.cached is None for layer in layers)
         assert log.losses == plain.losses[:5]

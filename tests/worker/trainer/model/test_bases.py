@@ -111,7 +111,7 @@ class Plain:
 
 
 def plain_model(base: FrozenBase) -> Any:
-    """Load with transformers, in float32, and replace quantised weights by the dequantised ones."""
+    """Load with transformers, in float32, and replace quantized weights by the dequantized ones."""
     name = json.loads((base.directory / "config.json").read_text())["architectures"][0]
     model = getattr(transformers, name).from_pretrained(
         base.directory, dtype=torch.float32, attn_implementation="eager"

@@ -84,7 +84,7 @@ class TestEightBits:
         assert torch.equal(layer.weight_in(torch.float32), before)
 
     def test_cached_it_is_equal_to_the_bit_and_dequantised_once(self) -> None:
-        layer = freeze(matrix(4096), QuantizationSpec(bits=8), torch.bfloat16)  # dequantised in three parts
+        layer = freeze(matrix(4096), QuantizationSpec(bits=8), torch.bfloat16)  # dequantized in three parts
         fresh, in_float32 = layer.weight_in(torch.bfloat16), layer.weight_in(torch.float32)
         assert isinstance(layer, Frozen8)
         layer.cache_weight(True)

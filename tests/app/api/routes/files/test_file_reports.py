@@ -119,7 +119,7 @@ class TestReport:
             "validation loss of memorized rows is too low; use a file of other rows."
         )
 
-    def test_preferences_are_recognised(self, client: TestClient, upload: Upload) -> None:
+    def test_preferences_are_recognized(self, client: TestClient, upload: Upload) -> None:
         def pair(good: str, bad: str) -> dict[str, Any]:
             said = ([{"role": "assistant", "content": text}] for text in (good, bad))
             asked = {"messages": [{"role": "user", "content": "q"}]}

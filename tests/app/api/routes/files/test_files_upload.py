@@ -290,7 +290,7 @@ class TestAFullDisk:
         assert (rows(sessions), left_on_disk(storage)) == (0, [])
         assert client.get("/v1/files").json()["data"] == []
 
-    def test_that_the_row_meets_takes_the_bytes_away_again(
+    def test_a_failed_insert_of_the_row_deletes_the_stored_bytes(
         self, upload: Upload, storage: LocalStorage, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def fail(*_arguments: object, **_columns: object) -> None:

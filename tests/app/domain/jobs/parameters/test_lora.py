@@ -135,7 +135,7 @@ class TestLayerPatterns:
 
 
 class TestEightBits:
-    def test_have_no_type_and_no_double_quantisation(self) -> None:
+    def test_have_no_type_and_no_double_quantization(self) -> None:
         spec = spec_of(quantization={"bits": 8}).quantization
         assert spec == QuantizationSpec(bits=8)
         assert spec is not None
