@@ -298,11 +298,8 @@ def hidden(secrets: Collection[str]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        text, found = (
-            str(error),
-            [each for each in secrets if len(each) >= MIN_HIDDEN_CHARACTERS and each in str(error)],
-        )
-        if found:
+        text = str(error)
+        if found := [each for each in secrets if len(each) >= MIN_HIDDEN_CHARACTERS and each in text]:
             for secret in sorted(found, key=len, reverse=True):
                 text = text.replace(secret, "***")
             error.args = (text,)

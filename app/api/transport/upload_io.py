@@ -25,9 +25,8 @@ from app.errors import BadRequest, RequestTimeout, TooLarge, UnsupportedEncoding
 Result = TypeVar("Result")
 Arguments = ParamSpec("Arguments")
 
-BATCH_BYTES = (
-    1 << 20
-)  # per call of a thread: large enough that switching threads costs little, small enough to hold in memory
+# Per call of a thread: large enough that switching threads costs little, small enough to hold in memory.
+BATCH_BYTES = 1 << 20
 WRITE_THREADS = 4  # hash and write; more threads only wait for the same disk
 STORE_THREADS = 8  # flush to the disk
 PARSE_THREADS = 2  # parse large JSON bodies; they share the interpreter with the event loop

@@ -95,6 +95,7 @@ def operations_on(
         "{target_id}": adapter_delivery.target_id,
         "{permission_id}": "cp_0a1b2c3d4e5f60718293a4b5",
         "/diff": f"/diff?with={job.id}",
+        "/loss_curves": f"/loss_curves?jobs={job.id}",
     }
     for template, item in app.openapi()["paths"].items():
         path = template

@@ -140,9 +140,8 @@ class TestLimits:
                 handler.wfile.write(b"y" * 1000)
 
         receiver.answers = [pour]
-        assert send(receiver.url)[0] == WebhookResponse(
-            pytest.approx(0, abs=2000), 200, None, b"y" * MAX_RESPONSE_BYTES
-        )
+        response, _ = send(receiver.url)
+        assert (response.status, response.error, response.content) == (200, None, b"y" * MAX_RESPONSE_BYTES)
 
     def test_slow_headers_end_at_the_timeout(self, receiver: Receiver) -> None:
         """Each byte arrives within the timeout of a single read."""
