@@ -14,7 +14,7 @@ from app.db.engine import make_engine, make_sessions, transaction
 from app.db.tables import File
 from tests.engines.gateway import gateway
 from tests.engines.vllm_server import question
-from tests.engines.world import BY_NAME, TARGET, World
+from tests.engines.world import World
 
 pytestmark = pytest.mark.timeout(900)  # on a busy machine
 
@@ -40,10 +40,9 @@ def test_it_is_caught_by_answers_too(world: World) -> None:
 
 def test_a_deleted_model_is_unknown_to_vllm(world: World) -> None:
     assert world.http.delete(f"/v1/models/{world.model}").is_success
-    for target in (TARGET, BY_NAME, "both"):
+    for target in {each["target"] for each in world.get(world.job)["deliveries"]}:
         world.until_delivery("withdrawn", target=target)
-    for server in (world.vllm, world.by_name):
-        assert server.models() == ["base"]
+    assert world.vllm.models() == ["base"]
     assert world.vllm.ask(world.model).status_code == 404
     assert world.vllm.ask("base").is_success
 
@@ -57,6 +56,7 @@ def test_a_deleted_model_is_not_answered(world: World) -> None:
 
 def test_a_deleted_model_is_unknown_to_the_plugin(world: World) -> None:
     """vLLM asks the plugin again, as the withdrawal has unloaded it."""
+    assert world.by_name.models() == ["base"]
     assert world.by_name.ask(world.model).status_code == 404
 
 
