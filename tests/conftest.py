@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 import redis
 import structlog
-from sqlalchemy import Engine, create_engine, make_url, text
+from sqlalchemy import Engine, create_engine
 
 from app.db import migrate
 from app.db.engine import Sessions, make_engine, make_sessions, transaction
@@ -24,7 +24,7 @@ from app.settings import Settings
 from app.storage import LocalStorage
 from tests.factories import BASE_MODEL, make_base_model, make_key, make_project
 from tests.serving import LiveServer, serve
-from tests.stack import as_redis_py, start_postgres, start_valkey
+from tests.stack import as_redis_py, start_postgres, start_valkey, temporary_database
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -127,13 +127,10 @@ def _cleaning_statements() -> str:
 
 
 @pytest.fixture
-def blank_database_url(postgres_server: str, postgres_cleaner: Engine) -> Iterator[str]:
+def blank_database_url(postgres_server: str) -> Iterator[str]:
     """The URL of a new database without tables, for tests of the migrations."""
-    with postgres_cleaner.connect() as connection:
-        connection.execute(text("CREATE DATABASE blank TEMPLATE template0"))
-    yield make_url(postgres_server).set(database="blank").render_as_string(hide_password=False)
-    with postgres_cleaner.connect() as connection:
-        connection.execute(text("DROP DATABASE blank WITH (FORCE)"))
+    with temporary_database(postgres_server, "blank") as url:
+        yield url
 
 
 @pytest.fixture

@@ -11,11 +11,13 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from sqlalchemy import NullPool, create_engine, make_url, text
+
 from app.cli.local_stack.servers.postgres import LocalPostgres
 from app.cli.local_stack.servers.valkey import LocalValkey
 from app.trial_queue import as_redis_py
 
-__all__ = ["as_redis_py", "open_directory", "start_postgres", "start_valkey"]
+__all__ = ["as_redis_py", "open_directory", "start_postgres", "start_valkey", "temporary_database"]
 
 
 def start_postgres() -> tuple[str, Callable[[], None]]:
@@ -41,6 +43,20 @@ def open_directory() -> Iterator[Path]:
         yield directory
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def temporary_database(server_url: str, name: str) -> Iterator[str]:
+    """The URL of a new database without tables beside the one of `server_url`, dropped at the end."""
+    url = make_url(server_url)
+    admin = create_engine(url.set(database="postgres"), isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    with admin.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name} TEMPLATE template0"))
+    try:
+        yield url.set(database=name).render_as_string(hide_password=False)
+    finally:
+        with admin.connect() as connection:
+            connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
 
 
 def _start(resources: contextlib.ExitStack, server: LocalPostgres | LocalValkey) -> tuple[str, Callable[[], None]]:

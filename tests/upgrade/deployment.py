@@ -15,8 +15,9 @@ from typing import Any
 
 import httpx2
 import openai
+import pytest
 
-from tests.compat.earlier import CHECKOUT
+from tests.compat.earlier import CHECKOUT, COMMIT, is_in_history
 from tests.stack import open_directory, start_postgres, start_valkey
 
 EARLIER = CHECKOUT / "project"
@@ -34,6 +35,11 @@ WORKER = ("-m", "celery", "-A", "worker.celery_app", "worker", "-P", "threads", 
 QUIET = ("--without-gossip", "--without-mingle", "-l", "INFO")
 OLD_API = ("-m", "uvicorn", "--factory", "app.main:app_from_environment", "--timeout-graceful-shutdown", "5")
 NEW_API = ("-m", "app.serve")
+MARKS = (
+    pytest.mark.e2e,
+    pytest.mark.slow,
+    pytest.mark.skipif(not is_in_history(), reason=f"commit {COMMIT} is not here: git fetch --unshallow"),
+)
 
 
 @dataclass

@@ -14,11 +14,12 @@ from typing import Any
 import openai
 import pytest
 
-from tests.compat.earlier import COMMIT, ROOT, check_out, is_in_history
+from tests.compat.earlier import ROOT, check_out
 from tests.deadline import until
 from tests.tiny import make_tiny_base, make_tiny_dataset
 from tests.upgrade.deployment import (
     EARLIER,
+    MARKS,
     NEW_API,
     OLD_API,
     Deployment,
@@ -29,12 +30,7 @@ from tests.upgrade.deployment import (
     upload,
 )
 
-pytestmark = [
-    pytest.mark.e2e,
-    pytest.mark.slow,
-    pytest.mark.timeout(1800),
-    pytest.mark.skipif(not is_in_history(), reason=f"commit {COMMIT} is not here: git fetch --unshallow"),
-]
+pytestmark = [*MARKS, pytest.mark.timeout(1800)]
 
 JOBS = "/v1/fine_tuning/jobs"
 MAX_JOBS = 12

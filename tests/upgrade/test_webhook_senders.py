@@ -14,13 +14,14 @@ import openai
 import pytest
 from sqlalchemy import Engine, NullPool, create_engine, text
 
-from tests.compat.earlier import COMMIT, ROOT, check_out, is_in_history
+from tests.compat.earlier import ROOT, check_out
 from tests.deadline import until
 from tests.receiver import Receiver, receiving
 from tests.tiny import make_tiny_base, make_tiny_dataset
 from tests.upgrade.deployment import (
     EARLIER,
     KEY,
+    MARKS,
     NEW_API,
     OLD_API,
     Deployment,
@@ -31,12 +32,7 @@ from tests.upgrade.deployment import (
     upload,
 )
 
-pytestmark = [
-    pytest.mark.e2e,
-    pytest.mark.slow,
-    pytest.mark.timeout(900),
-    pytest.mark.skipif(not is_in_history(), reason=f"commit {COMMIT} is not here: git fetch --unshallow"),
-]
+pytestmark = [*MARKS, pytest.mark.timeout(900)]
 
 SENDER = ("-m", "worker.webhooks")
 SETTINGS = {

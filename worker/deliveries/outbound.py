@@ -48,7 +48,7 @@ class Limit:
             self._sockets.append(socket.socket(fileno=os.dup(connected.fileno())))
 
     def end(self) -> None:
-        """Whoever waits for one of the connections finds it closed."""
+        """Close the connections: a read or write of one of them ends with an error."""
         with self._lock:
             self.is_over = True
             for each in self._sockets:

@@ -83,11 +83,8 @@ def by_answers(engine: PromptEngine, server: Server, base: str, adapter: str, pr
     of_base = _answer(server, {"model": base} | fields)
     of_adapter = _answer(server, engine.completion_model(base, adapter) | fields)
     agreeing = _common_length(of_adapter.ids, expected)
-    # At the first position at which base model and adapter differ, the base's value is among its most likely ones, or
-    # below the last of them.
-    known = min(_common_length(of_base.ids, of_adapter.ids) + 1, agreeing, len(of_base.tops))
     return ServedPrompt(
-        [of_base.tops[n].get(of_adapter.tokens[n], min(of_base.tops[n].values())) for n in range(known)],
+        _logprobs_of_base(of_base, of_adapter, min(_common_length(of_base.ids, of_adapter.ids) + 1, agreeing)),
         of_adapter.logprobs[:agreeing],
         of_adapter.ids[: agreeing + 1],
         is_generated=True,
@@ -103,7 +100,6 @@ def by_chat(engine: PromptEngine, server: Server, base: str, adapter: str, promp
     of_base = _chat_answer(server, {"model": base} | fields)
     of_adapter = _chat_answer(server, engine.completion_model(base, adapter) | fields)
     agreeing = _common_length(of_adapter.tokens, prompt.answer)
-    known = min(_common_length(of_base.tokens, of_adapter.tokens) + 1, agreeing, len(of_base.tops))
     expected = [prompt.tokens[position] for position in prompt.positions]
     top = expected[:agreeing]
     # The id of the token that differs is not known. It is one that the trainer did not find most likely either, if that
@@ -111,7 +107,7 @@ def by_chat(engine: PromptEngine, server: Server, base: str, adapter: str, promp
     if agreeing < min(len(of_adapter.tokens), len(prompt.answer)) and prompt.top[agreeing] == expected[agreeing]:
         top.append(OTHER)
     return ServedPrompt(
-        [of_base.tops[n].get(of_adapter.tokens[n], min(of_base.tops[n].values())) for n in range(known)],
+        _logprobs_of_base(of_base, of_adapter, min(_common_length(of_base.tokens, of_adapter.tokens) + 1, agreeing)),
         of_adapter.logprobs[:agreeing],
         top,
         is_generated=True,
@@ -136,6 +132,16 @@ def _answer(server: Server, fields: dict[str, Any]) -> _EngineAnswer:
     if not len(answer.ids) == len(answer.tokens) == len(answer.logprobs) == len(answer.tops):
         raise ValueError("token_ids and logprobs have different lengths")
     return answer
+
+
+def _logprobs_of_base(of_base: _EngineAnswer, of_adapter: _EngineAnswer, count: int) -> list[float]:
+    """The base's log-probabilities of the first `count` tokens of the adapter's answer, fewer if its own is shorter.
+
+    At the first position at which base model and adapter differ, the base's value is among its most likely ones, or
+    below the last of them.
+    """
+    pairs = zip(of_base.tops[:count], of_adapter.tokens, strict=False)
+    return [tops.get(token, min(tops.values())) for tops, token in pairs]
 
 
 def _common_length(left: Sequence[object], right: Sequence[object]) -> int:

@@ -74,7 +74,7 @@ def get_versions(session: Session, project_id: str, job_id: str) -> tuple[int, i
 def change(
     session: Session, project_id: str, job_id: str, states: Sequence[str], message: str, **columns: Any
 ) -> Job | None:
-    """Update columns that the owner may change, with an event. None if the job is in none of `states`."""
+    """Update columns that the user may change, with an event. None if the job is in none of `states`."""
     job = _update_by_user(session, project_id, job_id, states, **columns)
     if job is not None:
         append_event(session, job, message)

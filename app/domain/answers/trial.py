@@ -110,7 +110,7 @@ class AdapterOfAnswer(Frozen):
 
 
 class TrialControl(Frozen):
-    """A line to the program: a question, or the id of one that nobody waits for any more."""
+    """A line to the program: a question, or the id of one whose client has disconnected."""
 
     question: TrialQuestion | None = None
     adapter: AdapterOfAnswer | None = None

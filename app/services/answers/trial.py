@@ -87,7 +87,7 @@ class _AnswerRecords:
         return await self._next(LOAD_SECONDS)
 
     async def give_up(self) -> None:
-        """Tell the worker that nobody waits any more."""
+        """Let the worker stop: the client has the answer, or has disconnected."""
         if not self._is_over:
             self._is_over = True
             with suppress(*QUEUE_UNAVAILABLE):

@@ -10,7 +10,7 @@ export default {
     sort: { type: String, default: "" },
   },
   data() {
-    return { awaited: "" }; // the column whose order was asked for
+    return { awaited: "" }; // the requested column, until the rows have its order
   },
   watch: {
     sort() {

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, NullPool, create_engine, inspect, make_url, text
+from sqlalchemy import Engine, inspect, text
 
 from app.db import migrate
 from app.db.engine import make_engine
+from tests.stack import temporary_database
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -21,15 +22,10 @@ ROOT = Path(__file__).resolve().parents[3]
 @pytest.fixture
 def empty(postgres_server: str) -> Iterator[Engine]:
     """An empty database beside the tests' own."""
-    url = make_url(postgres_server)
-    admin = create_engine(url.set(database="postgres"), isolation_level="AUTOCOMMIT", poolclass=NullPool)
-    with admin.connect() as connection:
-        connection.execute(text("CREATE DATABASE migrated"))
-    engine = make_engine(url.set(database="migrated").render_as_string(hide_password=False))
-    yield engine
-    engine.dispose()
-    with admin.connect() as connection:
-        connection.execute(text("DROP DATABASE migrated WITH (FORCE)"))
+    with temporary_database(postgres_server, "migrated") as url:
+        engine = make_engine(url)
+        yield engine
+        engine.dispose()
 
 
 def test_the_code_and_the_database_agree(empty: Engine) -> None:

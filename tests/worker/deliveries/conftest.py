@@ -19,6 +19,7 @@ from app.db.tables import Delivery, DeliveryTarget, Job
 from app.domain.deliveries.served_check import ReferencePrompt, ServedReference
 from app.services.base_models import models
 from app.settings import Settings
+from tests.engine_stand_in import EngineStandIn
 from tests.worker.fake_trainer import TrainerPlan
 from tests.worker.worker_harness import WorkerHarness
 from worker.deliveries.outbound import guard_connections
@@ -78,6 +79,11 @@ class DeliveryHarness:
             )
             assert target is not None
             return target
+
+    def engine_destination(self, *engines: EngineStandIn, **changes: Any) -> dict[str, Any]:
+        """The engines as one target, with the shared directory."""
+        urls = [server.url for server in engines]
+        return {"kind": engines[0].kind, "urls": urls, "shared_path": str(self.shared)} | changes
 
     def finished_job(self, *deliver_to: str, reference: ServedReference | None = None) -> Job:
         with transaction(self.harness.sessions) as session:

@@ -20,11 +20,6 @@ from tests.engine_stand_in import EngineStandIn, serving_engine
 from tests.worker.deliveries.conftest import REFERENCE, DeliveryHarness
 
 
-def destination(delivery: DeliveryHarness, *engines: EngineStandIn, **changes: Any) -> dict[str, Any]:
-    urls = [server.url for server in engines]
-    return {"kind": engines[0].kind, "urls": urls, "shared_path": str(delivery.shared)} | changes
-
-
 def fail_checks(server: EngineStandIn, status: int, body: Any) -> None:
     respond = server.respond
     server.respond = lambda method, path, sent, key: (  # type: ignore[method-assign]
@@ -40,7 +35,7 @@ class TestServers:
         engines = [EngineStandIn("vllm", REFERENCE), EngineStandIn("vllm", REFERENCE)]
         with serving_engine(engines[1 - away]) as restarted:
             with serving_engine(engines[away]):
-                delivery.target(destination(delivery, *engines))
+                delivery.target(delivery.engine_destination(*engines))
                 job = delivery.finished_job("production", reference=REFERENCE)
                 delivery.attempt_due()
             before = dict(restarted.loaded)
@@ -55,7 +50,7 @@ class TestServers:
     def test_one_that_is_away_is_named_while_the_other_one_has_it(self, delivery: DeliveryHarness) -> None:
         with serving_engine(EngineStandIn("vllm")) as first:
             with serving_engine(EngineStandIn("vllm")) as second:
-                delivery.target(destination(delivery, first, second))
+                delivery.target(delivery.engine_destination(first, second))
                 job = delivery.finished_job("production")
                 delivery.attempt_due()
             first.calls.clear()
@@ -68,8 +63,8 @@ class TestServers:
 @pytest.mark.parametrize("kind", ["vllm", "sglang"])
 def test_two_targets_of_one_engine_serve_one_adapter_under_their_names(delivery: DeliveryHarness, kind: Any) -> None:
     with serving_engine(EngineStandIn(kind, REFERENCE)) as engine:
-        delivery.target(destination(delivery, engine))
-        delivery.target(destination(delivery, engine), "other", served_model="bot")
+        delivery.target(delivery.engine_destination(engine))
+        delivery.target(delivery.engine_destination(engine), "other", served_model="bot")
         job = delivery.finished_job("production", "other", reference=REFERENCE)
         delivery.attempt_due()
         name = job.fine_tuned_model or ""
@@ -91,7 +86,7 @@ class TestCheck:
     ) -> None:
         with serving_engine(EngineStandIn(kind, REFERENCE)) as server:
             fail_checks(server, status, {"choices": [{"text": "x", "logprobs": None}]})
-            delivery.target(destination(delivery, server), served_model=served_model)
+            delivery.target(delivery.engine_destination(server), served_model=served_model)
             job = delivery.finished_job("production", reference=REFERENCE)
             delivery.attempt_due()
             assert (delivery.delivery(job).state, server.loaded) == ("pending", {})
@@ -101,7 +96,7 @@ class TestCheck:
             serving_engine(EngineStandIn("vllm", REFERENCE)) as slow,
             serving_engine(EngineStandIn("vllm", REFERENCE)) as restarted,
         ):
-            delivery.target(destination(delivery, slow, restarted))
+            delivery.target(delivery.engine_destination(slow, restarted))
             delivery.finished_job("production", reference=REFERENCE)
             delivery.attempt_due()
             before = dict(slow.loaded)
@@ -114,7 +109,7 @@ class TestCheck:
 
 def test_too_low_a_rank_limit_names_the_option(delivery: DeliveryHarness) -> None:
     with serving_engine(EngineStandIn("vllm", REFERENCE, max_lora_rank=8)) as server:
-        delivery.target(destination(delivery, server))
+        delivery.target(delivery.engine_destination(server))
         job = delivery.finished_job("production", reference=REFERENCE)
         with transaction(delivery.harness.sessions) as session:
             checkpoint = session.get_one(Checkpoint, delivery.delivery(job).checkpoint_id)

@@ -36,16 +36,11 @@ def vllm() -> Iterator[EngineStandIn]:
         yield server
 
 
-def destination(delivery: DeliveryHarness, *engines: EngineStandIn, **changes: Any) -> dict[str, Any]:
-    urls = [server.url for server in engines]
-    return {"kind": engines[0].kind, "urls": urls, "shared_path": str(delivery.shared)} | changes
-
-
 class TestDelivery:
     def test_the_engine_serves_the_adapter_and_is_checked(
         self, delivery: DeliveryHarness, server: EngineStandIn
     ) -> None:
-        delivery.target(destination(delivery, server))
+        delivery.target(delivery.engine_destination(server))
         job = delivery.finished_job("production", reference=REFERENCE)
         delivery.attempt_due()
         row, name = delivery.delivery(job), job.fine_tuned_model or ""
@@ -59,7 +54,7 @@ class TestDelivery:
     def test_a_job_without_a_recorded_reference_is_delivered_unchecked(
         self, delivery: DeliveryHarness, server: EngineStandIn
     ) -> None:
-        delivery.target(destination(delivery, server))
+        delivery.target(delivery.engine_destination(server))
         job = delivery.finished_job("production")
         delivery.attempt_due()
         check = delivery.delivery(job).served_check or {}
@@ -70,7 +65,7 @@ class TestDelivery:
     def test_a_checkpoint_before_the_result_is_delivered_unchecked_with_the_reason(
         self, delivery: DeliveryHarness, server: EngineStandIn
     ) -> None:
-        target = delivery.target(destination(delivery, server))
+        target = delivery.target(delivery.engine_destination(server))
         job = delivery.finished_job(reference=REFERENCE)
         with transaction(delivery.harness.sessions) as session:
             (result,) = checkpoints.kept(session, job.id)
@@ -82,7 +77,7 @@ class TestDelivery:
         assert (check["verdict"], "earlier checkpoint" in check["reason"]) == ("unchecked", True)
 
     def test_an_engine_that_restarts_gets_it_again(self, delivery: DeliveryHarness, server: EngineStandIn) -> None:
-        delivery.target(destination(delivery, server))
+        delivery.target(delivery.engine_destination(server))
         job = delivery.finished_job("production", reference=REFERENCE)
         delivery.attempt_due()
         before = dict(server.loaded)
@@ -94,7 +89,7 @@ class TestDelivery:
         assert delivery.delivery(job).next_attempt_at is not None
 
     def test_an_engine_that_still_has_it_is_left_alone(self, delivery: DeliveryHarness, server: EngineStandIn) -> None:
-        delivery.target(destination(delivery, server))
+        delivery.target(delivery.engine_destination(server))
         delivery.finished_job("production")
         delivery.attempt_due()
         server.calls.clear()
@@ -103,7 +98,7 @@ class TestDelivery:
         assert server.calls == ["/v1/models"]
 
     def test_it_is_unloaded_when_its_model_is_deleted(self, delivery: DeliveryHarness, server: EngineStandIn) -> None:
-        delivery.target(destination(delivery, server))
+        delivery.target(delivery.engine_destination(server))
         job = delivery.finished_job("production")
         delivery.attempt_due()
         delivery.delete_model(job)
@@ -112,7 +107,7 @@ class TestDelivery:
         assert delivery.delivery(job).state == "withdrawn"
 
     def test_one_served_name_is_replaced_in_place(self, delivery: DeliveryHarness, server: EngineStandIn) -> None:
-        delivery.target(destination(delivery, server), served_model="bot")
+        delivery.target(delivery.engine_destination(server), served_model="bot")
         delivery.finished_job("production", reference=REFERENCE)
         delivery.attempt_due()
         first = server.loaded["bot"]
@@ -123,7 +118,7 @@ class TestDelivery:
 
     def test_every_server_gets_it(self, delivery: DeliveryHarness, vllm: EngineStandIn) -> None:
         with serving_engine(EngineStandIn("vllm", REFERENCE)) as second:
-            delivery.target(destination(delivery, vllm, second))
+            delivery.target(delivery.engine_destination(vllm, second))
             delivery.finished_job("production")
             delivery.attempt_due()
             assert vllm.loaded == second.loaded != {}
@@ -132,7 +127,7 @@ class TestDelivery:
         self, delivery: DeliveryHarness, vllm: EngineStandIn
     ) -> None:
         (delivery.shared / "alias").symlink_to(".")
-        delivery.target(destination(delivery, vllm, engine_path=str(delivery.shared / "alias")))
+        delivery.target(delivery.engine_destination(vllm, engine_path=str(delivery.shared / "alias")))
         delivery.finished_job("production")
         delivery.attempt_due()
         assert all(path.startswith(f"{delivery.shared}/alias/") for path in vllm.loaded.values())
@@ -143,7 +138,7 @@ class TestCheck:
         self, delivery: DeliveryHarness, server: EngineStandIn
     ) -> None:
         server.has_no_effect = True
-        delivery.target(destination(delivery, server))
+        delivery.target(delivery.engine_destination(server))
         job = delivery.finished_job("production", reference=REFERENCE)
         delivery.attempt_due()
         row = delivery.delivery(job)
@@ -155,7 +150,7 @@ class TestCheck:
     def test_other_outputs_fail_it_and_the_adapter_before_stays(
         self, delivery: DeliveryHarness, server: EngineStandIn
     ) -> None:
-        delivery.target(destination(delivery, server), served_model="bot")
+        delivery.target(delivery.engine_destination(server), served_model="bot")
         delivery.finished_job("production", reference=REFERENCE)
         delivery.attempt_due()
         served = dict(server.loaded)
@@ -167,7 +162,7 @@ class TestCheck:
     def test_an_adapter_that_the_engine_scales_wrongly_is_not_delivered(
         self, delivery: DeliveryHarness, server: EngineStandIn
     ) -> None:
-        delivery.target(destination(delivery, server))
+        delivery.target(delivery.engine_destination(server))
         job = delivery.finished_job("production")
         entry = {
             "ok": False,
@@ -212,7 +207,7 @@ class TestCheckByAnswers:
         server.has_prompt_logprobs, server.reference = False, reference
         for name, value in changes.items():
             setattr(server, name, value)
-        delivery.target(destination(delivery, server))
+        delivery.target(delivery.engine_destination(server))
         job = delivery.finished_job("production", reference=reference)
         delivery.attempt_due()
         row = delivery.delivery(job)
@@ -286,7 +281,7 @@ class TestCheckByAnswers:
             if path in ("/v1/completions", "/generate", "/v1/chat/completions")
             else respond(method, path, body, key)
         )
-        delivery.target(destination(delivery, server))
+        delivery.target(delivery.engine_destination(server))
         job = delivery.finished_job("production", reference=REFERENCE)
         delivery.attempt_due()
         assert delivery.delivery(job).state == "pending"
@@ -296,7 +291,7 @@ class TestCheckByAnswers:
 class TestFaults:
     def failed_attempt(self, delivery: DeliveryHarness, server: EngineStandIn, **changes: Any) -> str:
         """Deliver to a faulty server; the delivery stays pending. Returns its error."""
-        delivery.target(destination(delivery, server, **changes))
+        delivery.target(delivery.engine_destination(server, **changes))
         job = delivery.finished_job("production", reference=REFERENCE)
         delivery.attempt_due()
         row = delivery.delivery(job)
@@ -325,7 +320,7 @@ class TestFaults:
         """Time passes by making the next attempt due: the sum of the delays is the time that has passed."""
         with serving_engine(EngineStandIn("vllm", REFERENCE)) as server:
             pass
-        delivery.target(destination(delivery, server))
+        delivery.target(delivery.engine_destination(server))
         job = delivery.finished_job("production", reference=REFERENCE)
         passed_seconds = 0.0
         while passed_seconds < 86_400:
@@ -343,7 +338,7 @@ class TestFaults:
     def test_a_model_deleted_during_the_request_is_unloaded_afterwards(
         self, delivery: DeliveryHarness, server: EngineStandIn
     ) -> None:
-        delivery.target(destination(delivery, server))
+        delivery.target(delivery.engine_destination(server))
         job = delivery.finished_job("production", reference=REFERENCE)
         respond, deleted = server.respond, []
 
@@ -368,8 +363,8 @@ class TestFaults:
         """Each has a target of its own for one engine; here both are in one database."""
         others = delivery.shared if is_path_shared else delivery.shared / "others"
         others.mkdir(exist_ok=True)
-        delivery.target(destination(delivery, server), served_model="bot")
-        delivery.target(destination(delivery, server, shared_path=str(others)), "theirs", served_model="bot")
+        delivery.target(delivery.engine_destination(server), served_model="bot")
+        delivery.target(delivery.engine_destination(server, shared_path=str(others)), "theirs", served_model="bot")
         delivery.finished_job("production", reference=REFERENCE)
         delivery.attempt_due()
         served = dict(server.loaded)
@@ -386,7 +381,7 @@ class TestFaults:
 
     def test_the_stored_key_is_sent(self, delivery: DeliveryHarness, server: EngineStandIn) -> None:
         server.api_key = "right"
-        delivery.target(destination(delivery, server), secrets={"api_key": "right"})
+        delivery.target(delivery.engine_destination(server), secrets={"api_key": "right"})
         job = delivery.finished_job("production")
         delivery.attempt_due()
         assert delivery.delivery(job).state == "delivered"
@@ -415,7 +410,7 @@ class TestFaults:
         self, delivery: DeliveryHarness, server: EngineStandIn
     ) -> None:
         server.loaded["bot"] = "/elsewhere/bot"
-        delivery.target(destination(delivery, server), served_model="bot")
+        delivery.target(delivery.engine_destination(server), served_model="bot")
         job = delivery.finished_job("production")
         delivery.attempt_due()
         assert "serves bot from /elsewhere/bot" in (delivery.delivery(job).error or "")
@@ -432,7 +427,7 @@ class TestFaults:
     def test_a_version_of_an_attempt_that_ended_in_its_check_is_withdrawn(
         self, delivery: DeliveryHarness, vllm: EngineStandIn
     ) -> None:
-        delivery.target(destination(delivery, vllm))
+        delivery.target(delivery.engine_destination(vllm))
         job = delivery.finished_job("production")
         delivery.attempt_due()
         model = job.fine_tuned_model or ""
@@ -443,7 +438,7 @@ class TestFaults:
 
     def test_an_engine_that_is_away_keeps_the_withdrawal_waiting(self, delivery: DeliveryHarness) -> None:
         with serving_engine(EngineStandIn("vllm")) as server:
-            delivery.target(destination(delivery, server))
+            delivery.target(delivery.engine_destination(server))
             job = delivery.finished_job("production")
             delivery.attempt_due()
         delivery.delete_model(job)
@@ -459,7 +454,7 @@ class TestFaults:
     def test_credentials_that_no_key_decrypts_are_named_and_use_up_no_attempt(
         self, delivery: DeliveryHarness, vllm: EngineStandIn, keys: str
     ) -> None:
-        delivery.target(destination(delivery, vllm), secrets={"api_key": "x"})
+        delivery.target(delivery.engine_destination(vllm), secrets={"api_key": "x"})
         job, sender = delivery.finished_job("production"), delivery.sender
         right = sender.settings
         sender.settings = right.model_copy(update={"secret_keys": type(right.secret_keys)(keys)})
@@ -482,7 +477,7 @@ class TestFaults:
         monkeypatch.setattr(states, "RETRY_SECONDS", (0.0,))
         with serving_engine(EngineStandIn("vllm")) as server:
             pass
-        delivery.target(destination(delivery, server))
+        delivery.target(delivery.engine_destination(server))
         job = delivery.finished_job("production")
         delivery.attempt_due()
         row = delivery.delivery(job)
@@ -491,13 +486,13 @@ class TestFaults:
 
 
 def test_stored_credentials_are_no_plain_text(delivery: DeliveryHarness, vllm: EngineStandIn) -> None:
-    target = delivery.target(destination(delivery, vllm), secrets={"api_key": "very-secret"})
+    target = delivery.target(delivery.engine_destination(vllm), secrets={"api_key": "very-secret"})
     assert "very-secret" not in (target.credentials or "")
     assert "very-secret" not in json.dumps(target.destination)
 
 
 def test_a_target_has_one_attempt_at_a_time(delivery: DeliveryHarness, vllm: EngineStandIn) -> None:
-    delivery.target(destination(delivery, vllm))
+    delivery.target(delivery.engine_destination(vllm))
     delivery.finished_job("production")
     delivery.finished_job("production")
     assert len(delivery.sender.claim(10)) == 1

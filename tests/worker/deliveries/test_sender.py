@@ -9,7 +9,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sqlalchemy import func, update
@@ -54,15 +53,11 @@ def served() -> Iterator[EngineStandIn]:
         yield served
 
 
-def destination(delivery: DeliveryHarness, served: EngineStandIn) -> dict[str, Any]:
-    return {"kind": "vllm", "urls": [served.url], "shared_path": str(delivery.shared)}
-
-
 def test_what_a_killed_sender_had_begun_is_done_by_another_one_after_its_lease(
     delivery: DeliveryHarness, served: EngineStandIn, tmp_path: Path
 ) -> None:
     served.gate = threading.Event()
-    delivery.target(destination(delivery, served), secrets={"api_key": API_KEY})
+    delivery.target(delivery.engine_destination(served), secrets={"api_key": API_KEY})
     job = delivery.finished_job("production", reference=REFERENCE)
     with sender_process(delivery, tmp_path / "log"):
         until(lambda: "/v1/completions" in served.calls, "the engine is asked", START_SECONDS)
@@ -79,7 +74,7 @@ def test_what_a_killed_sender_had_begun_is_done_by_another_one_after_its_lease(
 def test_no_log_and_no_error_has_the_key(delivery: DeliveryHarness, served: EngineStandIn, tmp_path: Path) -> None:
     """Also where the engine repeats in its response what it was sent."""
     served.respond = lambda *sent: (400, {"error": {"message": f"not {sent[3]}"}})  # type: ignore[method-assign]
-    delivery.target(destination(delivery, served), secrets={"api_key": API_KEY})
+    delivery.target(delivery.engine_destination(served), secrets={"api_key": API_KEY})
     job = delivery.finished_job("production", reference=REFERENCE)
     with sender_process(delivery, tmp_path / "log"):
         until(lambda: delivery.delivery(job).error, "an attempt", START_SECONDS)

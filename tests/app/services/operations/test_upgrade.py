@@ -5,28 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from sqlalchemy import Engine, NullPool, create_engine, make_url, text
+from sqlalchemy import Engine, text
 
 from app.db import migrate
 from app.db.engine import Sessions, make_engine, transaction
 from app.db.scheduling import workers
 from app.db.tables import ServiceState
 from app.services.operations import upgrade
+from tests.stack import temporary_database
 
 
 @pytest.fixture
 def earliest(postgres_server: str) -> Iterator[Engine]:
     """A database as the first release left it."""
-    url = make_url(postgres_server)
-    admin = create_engine(url.set(database="postgres"), isolation_level="AUTOCOMMIT", poolclass=NullPool)
-    with admin.connect() as connection:
-        connection.execute(text("CREATE DATABASE before_upgrade"))
-    engine = make_engine(url.set(database="before_upgrade").render_as_string(hide_password=False))
-    migrate.upgrade(engine, "0004_tenancy")
-    yield engine
-    engine.dispose()
-    with admin.connect() as connection:
-        connection.execute(text("DROP DATABASE before_upgrade WITH (FORCE)"))
+    with temporary_database(postgres_server, "before_upgrade") as url:
+        engine = make_engine(url)
+        migrate.upgrade(engine, "0004_tenancy")
+        yield engine
+        engine.dispose()
 
 
 def test_the_distance_of_an_earlier_schema_is_known(earliest: Engine) -> None:
