@@ -3,7 +3,7 @@
     tunery:trial:idle:OWNER     a free slot and the base models of its host; it expires unless the worker renews it
     tunery:trial:ask:OWNER      the question of the API that has deleted that key, and so claimed the slot
     tunery:trial:answer:ID      the records of an answer, as a list
-    tunery:trial:gone:ID        nobody waits for the answer any more
+    tunery:trial:gone:ID        the client of the answer has disconnected
 
 A slot is claimed by deleting its key: of several requests one gets it. PostgreSQL is not involved.
 """
@@ -49,14 +49,14 @@ class TrialSlot:
         return TrialQuestion.model_validate_json(found[1])
 
     def refuse_others(self) -> None:
-        """Tell those who asked meanwhile that the slot is busy, and offer it no longer."""
+        """Withdraw the offer of the slot, and answer the questions that arrived since with "busy"."""
         self._redis.delete(f"{PREFIX}:idle:{self._owner}")
         while (found := self._redis.lpop(f"{PREFIX}:ask:{self._owner}")) is not None:
             other = TrialQuestion.model_validate_json(str(found))
             self.send(TrialRecord(id=other.id, type="error", reason="busy"))
 
     def send(self, record: TrialRecord) -> bool:
-        """Send a record; False if nobody waits for it any more."""
+        """Send a record; False if the client of the answer has disconnected."""
         answer = f"{PREFIX}:answer:{record.id}"
         with self._redis.pipeline(transaction=False) as pipeline:
             pipeline.rpush(answer, record.model_dump_json(exclude_defaults=True))

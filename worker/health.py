@@ -21,7 +21,7 @@ MAX_HEARTBEAT_AGE_SECONDS = 60
 
 
 def write_heartbeat(settings: Settings, name: str) -> None:
-    """Touch the heartbeat file. Its time is this host's time since boot: nobody sets that clock, and all processes and
+    """Touch the heartbeat file. Its time is this host's time since boot: that clock is never set, and all processes and
     containers of a host share it."""
     path = _path(settings, name)
     path.parent.mkdir(parents=True, exist_ok=True)

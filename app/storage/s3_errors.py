@@ -1,4 +1,4 @@
-"""Errors of an S3 server as builtin errors: what was seen, and what to do."""
+"""Errors of an S3 server as builtin errors: what was observed, and what to do."""
 
 from __future__ import annotations
 

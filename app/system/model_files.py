@@ -97,7 +97,7 @@ def is_dequantized_first(directory: Path) -> bool:
 
 
 def with_report(entry: CatalogEntry, report: TrainerReport) -> CatalogEntry:
-    """The catalog entry with what the trainer knows better: names, shapes and the defaults of its classes."""
+    """The catalog entry with the values that the trainer determines: names, shapes and the defaults of its classes."""
     layers = report.layers
     known = {
         "context_length": max_document_tokens(report.text_config) or entry.context_length,

@@ -1,4 +1,4 @@
-"""The metrics that processes count themselves. Metrics that PostgreSQL knows are in worker.reconciler.service_metrics.
+"""The metrics that processes count themselves. Metrics read from PostgreSQL are in worker.reconciler.service_metrics.
 
 A counter costs about a microsecond. Labels have few values: route templates, reasons and queues, never ids of jobs.
 """

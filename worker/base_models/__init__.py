@@ -1,1 +1,1 @@
-"""Registrations of base models that a request asked for: checks, hashes and the catalog entry, on a host with torch."""
+"""Registrations of base models by request: checks, hashes and the catalog entry, on a host with torch."""

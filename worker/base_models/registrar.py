@@ -110,7 +110,7 @@ class Registrar:
     def _pull(
         self, row: BaseModelRegistration, on_note: Callable[[str], None], check: Callable[[], None]
     ) -> PulledModel:
-        """Download the model into the directory of all downloads, as this host knows it."""
+        """Download the model into the directory of all downloads, as this host names it."""
         parent, token = self.settings.base_model_pull_directory, self.settings.hub_token
         if parent is None or row.source is None:
             text = "This worker downloads no models: set TUNERY_BASE_MODEL_PULL_DIRECTORY as for the API"

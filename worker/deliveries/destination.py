@@ -27,7 +27,7 @@ class CredentialsLost(DeliveryError):
 
 
 @dataclass(frozen=True)
-class Parcel:
+class AdapterDelivery:
     """An adapter for a target."""
 
     target_id: str
@@ -52,11 +52,11 @@ class Target(Protocol):
     can_forget: bool
     """Whether what was delivered must be looked for from time to time."""
 
-    def deliver(self, parcel: Parcel, adapter: Path) -> Delivered:
+    def deliver(self, delivery: AdapterDelivery, adapter: Path) -> Delivered:
         """Bring the files in the directory `adapter`, which may be changed. Repeatable. Raises DeliveryError."""
 
-    def has(self, parcel: Parcel) -> bool:
+    def has(self, delivery: AdapterDelivery) -> bool:
         """Whether the target still has the adapter. Raises DeliveryError."""
 
-    def withdraw(self, parcel: Parcel) -> None:
+    def withdraw(self, delivery: AdapterDelivery) -> None:
         """Have the target forget the adapter; no error if it has none. Repeatable. Raises DeliveryError."""

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from app.domain.deliveries.targets import DirectoryDestination
 from app.system.artifact_directory import ManifestMismatch, publish, read_manifest
 from worker.deliveries.adapter_files import address
-from worker.deliveries.destination import Delivered, DeliveryError, DeliveryRefused, Parcel
+from worker.deliveries.destination import AdapterDelivery, Delivered, DeliveryError, DeliveryRefused
 
 VERSIONS = ".tunery"
 OWNER = "OWNER"
@@ -38,20 +38,20 @@ class DirectoryTarget:
     allowed: Sequence[str]
     can_forget = False
 
-    def deliver(self, parcel: Parcel, adapter: Path) -> Delivered:
-        base_name = self.destination.base_name or parcel.base_model
+    def deliver(self, delivery: AdapterDelivery, adapter: Path) -> Delivered:
+        base_name = self.destination.base_name or delivery.base_model
         root = allowed_path(self.destination.path, self.allowed)
-        placed = place(root, parcel, adapter, base_name)
-        link(root, parcel.served_model, placed)
-        return Delivered({"path": str(root / parcel.served_model), "version": placed.version})
+        placed = place(root, delivery, adapter, base_name)
+        link(root, delivery.served_model, placed)
+        return Delivered({"path": str(root / delivery.served_model), "version": placed.version})
 
-    def has(self, parcel: Parcel) -> bool:
-        return (Path(self.destination.path) / parcel.served_model).exists()
+    def has(self, delivery: AdapterDelivery) -> bool:
+        return (Path(self.destination.path) / delivery.served_model).exists()
 
-    def withdraw(self, parcel: Parcel) -> None:
+    def withdraw(self, delivery: AdapterDelivery) -> None:
         """Remove it from where it was delivered; the target may have another path by now."""
-        path = parcel.location.get("path")
-        remove(allowed_path(str(Path(path).parent) if path else self.destination.path, self.allowed), parcel)
+        path = delivery.location.get("path")
+        remove(allowed_path(str(Path(path).parent) if path else self.destination.path, self.allowed), delivery)
 
 
 def allowed_path(path: str, allowed: Sequence[str]) -> Path:
@@ -67,13 +67,13 @@ def allowed_path(path: str, allowed: Sequence[str]) -> Path:
     return real
 
 
-def place(root: Path, parcel: Parcel, adapter: Path, base_name: str) -> Placed:
+def place(root: Path, delivery: AdapterDelivery, adapter: Path, base_name: str) -> Placed:
     """Store the files as a version; nothing names it yet. Raises DeliveryError."""
-    version = address(adapter, parcel.model, base_name)[:VERSION_CHARACTERS]
-    versions = root / VERSIONS / parcel.served_model
+    version = address(adapter, delivery.model, base_name)[:VERSION_CHARACTERS]
+    versions = root / VERSIONS / delivery.served_model
     try:
         versions.mkdir(parents=True, exist_ok=True)
-        _own(versions, parcel)
+        _own(versions, delivery)
         if not (versions / version).exists():
             staged = versions / f".{version}.staged"
             shutil.rmtree(staged, ignore_errors=True)  # left by a crash
@@ -81,7 +81,7 @@ def place(root: Path, parcel: Parcel, adapter: Path, base_name: str) -> Placed:
             publish(staged, versions / version)
     except OSError as error:
         raise _not_writable(root, error) from error
-    return Placed(version, f"{VERSIONS}/{parcel.served_model}/{version}")
+    return Placed(version, f"{VERSIONS}/{delivery.served_model}/{version}")
 
 
 def link(root: Path, name: str, placed: Placed) -> None:
@@ -99,16 +99,16 @@ def link(root: Path, name: str, placed: Placed) -> None:
         raise _not_writable(root, error) from error
 
 
-def remove(root: Path, parcel: Parcel) -> None:
+def remove(root: Path, delivery: AdapterDelivery) -> None:
     """Remove the versions of an adapter, if the name is this target's. Raises DeliveryError.
 
     The name goes with them, and its other versions, if this adapter is the current one; another one stays.
     """
-    versions, path = root / VERSIONS / parcel.served_model, root / parcel.served_model
+    versions, path = root / VERSIONS / delivery.served_model, root / delivery.served_model
     try:
-        if not versions.exists() or (versions / OWNER).read_text() != parcel.target_id:
+        if not versions.exists() or (versions / OWNER).read_text() != delivery.target_id:
             return
-        ours = versions_of(root, parcel)
+        ours = versions_of(root, delivery)
         is_current = path.is_symlink() and path.readlink().name in ours
         if is_current:
             path.unlink()
@@ -120,11 +120,13 @@ def remove(root: Path, parcel: Parcel) -> None:
         raise _not_writable(root, error) from error
 
 
-def versions_of(root: Path, parcel: Parcel) -> list[str]:
+def versions_of(root: Path, delivery: AdapterDelivery) -> list[str]:
     """The stored versions that are this adapter, and not another one under the same name. Raises OSError."""
-    versions = root / VERSIONS / parcel.served_model
+    versions = root / VERSIONS / delivery.served_model
     found = [path for path in versions.iterdir() if path.is_dir()] if versions.is_dir() else []
-    return [path.name for path in found if path.name == parcel.location.get("version") or _is_of(path, parcel.model)]
+    return [
+        path.name for path in found if path.name == delivery.location.get("version") or _is_of(path, delivery.model)
+    ]
 
 
 def _is_of(version: Path, model: str) -> bool:
@@ -134,15 +136,15 @@ def _is_of(version: Path, model: str) -> bool:
         return False
 
 
-def _own(versions: Path, parcel: Parcel) -> None:
+def _own(versions: Path, delivery: AdapterDelivery) -> None:
     """Raises DeliveryError for a name of another target, which may belong to another server."""
     try:
         with (versions / OWNER).open("x") as file:
-            file.write(parcel.target_id)
+            file.write(delivery.target_id)
     except FileExistsError:
-        if (owner := (versions / OWNER).read_text()) != parcel.target_id:
+        if (owner := (versions / OWNER).read_text()) != delivery.target_id:
             raise DeliveryError(
-                f"{parcel.served_model} in this directory belongs to the delivery target {owner}, perhaps of another "
+                f"{delivery.served_model} in this directory belongs to the delivery target {owner}, perhaps of another "
                 "Tunery server; choose another path or served_model"
             ) from None
 

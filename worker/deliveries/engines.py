@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from app.domain.deliveries.served_check import FAILING, ServedCheck, explain, judge, unchecked
 from app.domain.deliveries.targets import EngineDestination
-from worker.deliveries.destination import Delivered, DeliveryError, DeliveryRefused, Parcel
+from worker.deliveries.destination import AdapterDelivery, Delivered, DeliveryError, DeliveryRefused
 from worker.deliveries.engine_server import EngineModel, EngineRefusal, Server
 from worker.deliveries.served_prompts import served_prompts
 
@@ -107,25 +107,25 @@ class EngineTarget(ABC):
     can_forget = True
 
     @abstractmethod
-    def deliver(self, parcel: Parcel, adapter: Path) -> Delivered: ...
+    def deliver(self, delivery: AdapterDelivery, adapter: Path) -> Delivered: ...
 
     @abstractmethod
-    def withdraw(self, parcel: Parcel) -> None: ...
+    def withdraw(self, delivery: AdapterDelivery) -> None: ...
 
     @abstractmethod
-    def delivered_path(self, server: Server, parcel: Parcel) -> str:
+    def delivered_path(self, server: Server, delivery: AdapterDelivery) -> str:
         """The path from which the server has loaded the adapter; empty if it was not delivered there."""
 
     @abstractmethod
     def is_ours(self, loaded: str, path: str) -> bool:
         """Whether this target has delivered what a server loaded from `loaded`, as it now delivers `path`."""
 
-    def has(self, parcel: Parcel) -> bool:
+    def has(self, delivery: AdapterDelivery) -> bool:
         """False if a server lacks it, also while another one is away."""
         found: list[bool] = []
 
         def look(server: Server) -> None:
-            found.append(adapters(server).get(parcel.served_model) == self.delivered_path(server, parcel))
+            found.append(adapters(server).get(delivery.served_model) == self.delivered_path(server, delivery))
 
         try:
             self.on_every_server(look)
@@ -134,65 +134,65 @@ class EngineTarget(ABC):
                 raise
         return all(found)
 
-    def serve(self, server: Server, parcel: Parcel, path: str) -> ServedCheck:
+    def serve(self, server: Server, delivery: AdapterDelivery, path: str) -> ServedCheck:
         """Load the adapter, check it, and give it its served name. Raises DeliveryError, DeliveryRefused."""
         base, loaded = base_model(self.destination, server), adapters(server)
-        if (current := loaded.get(parcel.served_model)) and not self.is_ours(current, path):
+        if (current := loaded.get(delivery.served_model)) and not self.is_ours(current, path):
             raise DeliveryError(
-                f"{server.url} serves {parcel.served_model} from {current}, which this target did not deliver; unload "
-                "it there, or choose another served_model"
+                f"{server.url} serves {delivery.served_model} from {current}, which this target did not deliver; "
+                "unload it there, or choose another served_model"
             )
-        before = loaded.get(parcel.model)
-        was_served = before == path == self.delivered_path(server, parcel)
+        before = loaded.get(delivery.model)
+        was_served = before == path == self.delivered_path(server, delivery)
         if before != path:
-            self._load(server, parcel, parcel.model, path, replace=before is not None)
+            self._load(server, delivery, delivery.model, path, replace=before is not None)
         try:
-            check = self._check(server, base.id, parcel)
-            if parcel.served_model != parcel.model:
-                self._load(server, parcel, parcel.served_model, path, replace=current is not None)
-                self._give_back(server, parcel, before, path)
+            check = self._check(server, base.id, delivery)
+            if delivery.served_model != delivery.model:
+                self._load(server, delivery, delivery.served_model, path, replace=current is not None)
+                self._give_back(server, delivery, before, path)
         except DeliveryRefused:
-            self._give_back(server, parcel, before, path)
+            self._give_back(server, delivery, before, path)
             raise
         except DeliveryError:
             if not was_served:  # what was checked before stays: the server may be slow for a moment
                 with suppress(DeliveryError):  # it is away by now, or has unloaded it
-                    self._give_back(server, parcel, before, path)
+                    self._give_back(server, delivery, before, path)
             raise
         return check
 
-    def _give_back(self, server: Server, parcel: Parcel, before: str | None, path: str) -> None:
+    def _give_back(self, server: Server, delivery: AdapterDelivery, before: str | None, path: str) -> None:
         """Unload the `ft:` name, or load what another target serves under it."""
-        if parcel.served_model != parcel.model and before not in (None, path):
-            self.engine.load(server, parcel.model, str(before), replace=True)
+        if delivery.served_model != delivery.model and before not in (None, path):
+            self.engine.load(server, delivery.model, str(before), replace=True)
         else:
-            self.engine.unload(server, parcel.model)
+            self.engine.unload(server, delivery.model)
 
-    def _load(self, server: Server, parcel: Parcel, name: str, path: str, *, replace: bool) -> None:
+    def _load(self, server: Server, delivery: AdapterDelivery, name: str, path: str, *, replace: bool) -> None:
         try:
             self.engine.load(server, name, path, replace=replace)
         except EngineRefusal as error:
-            flags = self.needed_flags(parcel)
+            flags = self.needed_flags(delivery)
             if "rank" not in str(error) or not flags:
                 raise
             raise DeliveryError(f"{error}; start {self.engine.name} with {' '.join(flags)}") from error
 
-    def needed_flags(self, parcel: Parcel) -> list[str]:
-        return list(self._compatibility(parcel).get("flags", []))
+    def needed_flags(self, delivery: AdapterDelivery) -> list[str]:
+        return list(self._compatibility(delivery).get("flags", []))
 
-    def _check(self, server: Server, base: str, parcel: Parcel) -> ServedCheck:
+    def _check(self, server: Server, base: str, delivery: AdapterDelivery) -> ServedCheck:
         """Compare what the server computes with what the trainer recorded. Raises DeliveryRefused for a bad verdict."""
-        if parcel.reference is None:
-            return unchecked(NO_RECORD_OF_RESULT if parcel.is_result else NO_RECORD_OF_CHECKPOINT)
-        check = judge(parcel.reference, served_prompts(self.engine, server, base, parcel.model, parcel.reference))
+        if delivery.reference is None:
+            return unchecked(NO_RECORD_OF_RESULT if delivery.is_result else NO_RECORD_OF_CHECKPOINT)
+        check = judge(delivery.reference, served_prompts(self.engine, server, base, delivery.model, delivery.reference))
         if check.verdict in FAILING:
-            text = explain(check, f"{self.engine.name} at {server.url}", parcel.model, parcel.job_id)
+            text = explain(check, f"{self.engine.name} at {server.url}", delivery.model, delivery.job_id)
             raise DeliveryRefused(f"{text}. It was unloaded again", check)
         return check
 
-    def refuse_incompatible(self, parcel: Parcel) -> None:
+    def refuse_incompatible(self, delivery: AdapterDelivery) -> None:
         """Raises DeliveryRefused for an adapter that the engine refuses or scales wrongly."""
-        entry = self._compatibility(parcel)
+        entry = self._compatibility(delivery)
         if not entry.get("ok", True):
             reasons = "; ".join(entry["reasons"])
             instead = f"{entry['instead']['path']} {json.dumps(entry['instead']['body'])}"
@@ -200,9 +200,9 @@ class EngineTarget(ABC):
                 f"{self.engine.name} does not serve this adapter: {reasons}. Make a merged model: POST {instead}"
             )
 
-    def _compatibility(self, parcel: Parcel) -> Mapping[str, Any]:
+    def _compatibility(self, delivery: AdapterDelivery) -> Mapping[str, Any]:
         """The engine's entry of the manifest; empty if it has none."""
-        return dict(parcel.manifest.get("compatibility", {}).get(self.engine.name.lower(), {}))
+        return dict(delivery.manifest.get("compatibility", {}).get(self.engine.name.lower(), {}))
 
     def _servers(self) -> list[Server]:
         return [Server(url, self.api_key, self.timeout_seconds) for url in self.destination.urls]

@@ -25,7 +25,7 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 from app.domain.deliveries.targets import HuggingFaceDestination
 from app.system.artifact_directory import MANIFEST
 from worker.deliveries.adapter_files import address
-from worker.deliveries.destination import Delivered, DeliveryError, Parcel
+from worker.deliveries.destination import AdapterDelivery, Delivered, DeliveryError
 from worker.deliveries.outbound import refused_address
 
 OWNER = "delivery_target"  # key of the manifest
@@ -41,19 +41,19 @@ class HuggingFaceTarget:
     timeout_seconds: float
     can_forget = False
 
-    def deliver(self, parcel: Parcel, adapter: Path) -> Delivered:
-        base_name, owner = self.destination.base_name or parcel.base_model, {OWNER: parcel.target_id}
-        address(adapter, parcel.model, base_name, **owner)
+    def deliver(self, delivery: AdapterDelivery, adapter: Path) -> Delivered:
+        base_name, owner = self.destination.base_name or delivery.base_model, {OWNER: delivery.target_id}
+        address(adapter, delivery.model, base_name, **owner)
         repo_id = self.destination.repo_id
         try:
             api = self._api()
             api.create_repo(repo_id, private=self.destination.private, exist_ok=True)
             parent = api.repo_info(repo_id).sha
-            self._refuse_other_owner(self._manifest(parent), parcel)
+            self._refuse_other_owner(self._manifest(parent), delivery)
             commit = api.upload_folder(
                 repo_id=repo_id,
                 folder_path=adapter,
-                commit_message=f"Deliver {parcel.model}",
+                commit_message=f"Deliver {delivery.model}",
                 parent_commit=parent,
             )
         except FAILURES as error:
@@ -61,25 +61,25 @@ class HuggingFaceTarget:
         files = sorted(path.name for path in adapter.iterdir())
         return Delivered({"repo_id": repo_id, "revision": commit.oid, "files": files})
 
-    def has(self, parcel: Parcel) -> bool:
-        return bool(parcel.location)
+    def has(self, delivery: AdapterDelivery) -> bool:
+        return bool(delivery.location)
 
-    def withdraw(self, parcel: Parcel) -> None:
+    def withdraw(self, delivery: AdapterDelivery) -> None:
         """Delete the files in a further commit, unless another adapter is there by now; the history keeps them."""
-        repo_id = parcel.location.get("repo_id", self.destination.repo_id)
+        repo_id = delivery.location.get("repo_id", self.destination.repo_id)
         if repo_id != self.destination.repo_id:  # the target has another one by now
             earlier = self.destination.model_copy(update={"repo_id": repo_id})
-            return replace(self, destination=earlier).withdraw(parcel)
+            return replace(self, destination=earlier).withdraw(delivery)
         try:
             api = self._api()
             repository = api.model_info(repo_id)
             manifest = self._manifest(repository.sha)
-            is_ours = manifest.get(OWNER, parcel.target_id) == parcel.target_id
-            if not is_ours or manifest.get("fine_tuned_model") != parcel.model:
+            is_ours = manifest.get(OWNER, delivery.target_id) == delivery.target_id
+            if not is_ours or manifest.get("fine_tuned_model") != delivery.model:
                 return None
             there = {each.rfilename for each in repository.siblings or ()} & {MANIFEST, *manifest["files"]}
             files = [CommitOperationDelete(name) for name in sorted(there)]
-            message = f"Withdraw {parcel.model}"
+            message = f"Withdraw {delivery.model}"
             api.create_commit(repo_id, files, commit_message=message, parent_commit=repository.sha)
         except FAILURES as error:
             if not (isinstance(error, HfHubHTTPError) and error.response.status_code == 404):  # deleted by its owner
@@ -94,9 +94,9 @@ class HuggingFaceTarget:
         hf_raise_for_status(response)
         return dict(response.json())
 
-    def _refuse_other_owner(self, manifest: Mapping[str, Any], parcel: Parcel) -> None:
+    def _refuse_other_owner(self, manifest: Mapping[str, Any], delivery: AdapterDelivery) -> None:
         """Raises DeliveryError for a repository of another target, which may belong to another server."""
-        if (owner := manifest.get(OWNER, parcel.target_id)) != parcel.target_id:
+        if (owner := manifest.get(OWNER, delivery.target_id)) != delivery.target_id:
             raise DeliveryError(
                 f"The repository {self.destination.repo_id} belongs to the delivery target {owner}, perhaps of another "
                 f"Tunery server; choose another repository, or delete {MANIFEST} there"

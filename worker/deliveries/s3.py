@@ -20,7 +20,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from app.domain.deliveries.targets import S3Destination
 from app.system.artifact_directory import ADAPTER_CONFIG, MANIFEST
 from worker.deliveries.adapter_files import address
-from worker.deliveries.destination import Delivered, DeliveryError, DeliveryRefused, Parcel
+from worker.deliveries.destination import AdapterDelivery, Delivered, DeliveryError, DeliveryRefused
 from worker.deliveries.outbound import refused_address
 
 OWNER = ".tunery-owner"
@@ -50,13 +50,13 @@ class S3Target:
     timeout_seconds: float
     can_forget = False
 
-    def deliver(self, parcel: Parcel, adapter: Path) -> Delivered:
-        version = address(adapter, parcel.model, self._base_name(parcel))
-        prefix = self._prefix(parcel)
+    def deliver(self, delivery: AdapterDelivery, adapter: Path) -> Delivered:
+        version = address(adapter, delivery.model, self._base_name(delivery))
+        prefix = self._prefix(delivery)
         files = sorted(adapter.iterdir(), key=lambda path: (path.name == ADAPTER_CONFIG, path.name))
         try:
             client = self._client()
-            self._own(client, prefix, parcel)
+            self._own(client, prefix, delivery)
             self._remove_replaced(client, prefix, version)
             for path in files:
                 with path.open("rb") as file:
@@ -67,34 +67,34 @@ class S3Target:
         where = {"bucket": self.destination.bucket, "endpoint_url": self.destination.endpoint_url, "prefix": prefix}
         return Delivered(where | {"keys": keys, "version": version})
 
-    def has(self, parcel: Parcel) -> bool:
-        return bool(parcel.location)
+    def has(self, delivery: AdapterDelivery) -> bool:
+        return bool(delivery.location)
 
-    def withdraw(self, parcel: Parcel) -> None:
+    def withdraw(self, delivery: AdapterDelivery) -> None:
         """Delete the objects, also those of an attempt that ended half way, unless another adapter has the name now."""
         bucket, endpoint_url = self.destination.bucket, self.destination.endpoint_url
-        there = self.destination.model_copy(update={"bucket": parcel.location.get("bucket", bucket)})
+        there = self.destination.model_copy(update={"bucket": delivery.location.get("bucket", bucket)})
         if there != self.destination:  # the target has another one by now
-            return replace(self, destination=there).withdraw(parcel)
-        if parcel.location.get("endpoint_url", endpoint_url) != endpoint_url:
-            text = f"s3://{bucket} at {parcel.location['endpoint_url']}, before the target got another endpoint_url"
-            raise DeliveryRefused(f"It was delivered to {text}; delete {parcel.location['prefix']} there")
-        prefix = parcel.location.get("prefix") or self._prefix(parcel)
+            return replace(self, destination=there).withdraw(delivery)
+        if delivery.location.get("endpoint_url", endpoint_url) != endpoint_url:
+            text = f"s3://{bucket} at {delivery.location['endpoint_url']}, before the target got another endpoint_url"
+            raise DeliveryRefused(f"It was delivered to {text}; delete {delivery.location['prefix']} there")
+        prefix = delivery.location.get("prefix") or self._prefix(delivery)
         try:
             client = self._client()
-            if self._read(client, f"{prefix}/{OWNER}") != parcel.target_id:
+            if self._read(client, f"{prefix}/{OWNER}") != delivery.target_id:
                 return None
             manifest = _manifest(self._read(client, f"{prefix}/{MANIFEST}"))
-            if manifest.get("fine_tuned_model", parcel.model) == parcel.model:
-                self._delete(client, prefix, [*_file_names(manifest or parcel.manifest), MANIFEST, OWNER])
+            if manifest.get("fine_tuned_model", delivery.model) == delivery.model:
+                self._delete(client, prefix, [*_file_names(manifest or delivery.manifest), MANIFEST, OWNER])
         except FAILURES as error:
             raise self._error(error) from error
 
-    def _base_name(self, parcel: Parcel) -> str:
-        return self.destination.base_name or parcel.base_model
+    def _base_name(self, delivery: AdapterDelivery) -> str:
+        return self.destination.base_name or delivery.base_model
 
-    def _prefix(self, parcel: Parcel) -> str:
-        parts = [self.destination.prefix.strip("/"), self._base_name(parcel), parcel.served_model]
+    def _prefix(self, delivery: AdapterDelivery) -> str:
+        parts = [self.destination.prefix.strip("/"), self._base_name(delivery), delivery.served_model]
         return "/".join(filter(None, parts))
 
     def _client(self) -> Any:
@@ -114,17 +114,17 @@ class S3Target:
             aws_session_token=self.credentials.get("session_token"),
         )
 
-    def _own(self, client: Any, prefix: str, parcel: Parcel) -> None:
+    def _own(self, client: Any, prefix: str, delivery: AdapterDelivery) -> None:
         """Raises DeliveryError for a name of another target, or of something else."""
         owner = self._read(client, f"{prefix}/{OWNER}")
         if owner is None and self._read(client, f"{prefix}/{ADAPTER_CONFIG}") is not None:
             owner = "of another program"
-        if owner not in (None, parcel.target_id):
+        if owner not in (None, delivery.target_id):
             raise DeliveryError(
                 f"s3://{self.destination.bucket}/{prefix} belongs to the delivery target {owner}; choose another "
                 "prefix or served_model"
             )
-        client.put_object(Bucket=self.destination.bucket, Key=f"{prefix}/{OWNER}", Body=parcel.target_id.encode())
+        client.put_object(Bucket=self.destination.bucket, Key=f"{prefix}/{OWNER}", Body=delivery.target_id.encode())
 
     def _remove_replaced(self, client: Any, prefix: str, version: str) -> None:
         """Delete the files of another version, so that no reader finds files of both."""

@@ -39,7 +39,14 @@ from app.domain.deliveries.targets import (
 from app.log import get_logger
 from app.telemetry import metrics
 from worker.deliveries import adapter_files
-from worker.deliveries.destination import CredentialsLost, Delivered, DeliveryError, DeliveryRefused, Parcel, Target
+from worker.deliveries.destination import (
+    AdapterDelivery,
+    CredentialsLost,
+    Delivered,
+    DeliveryError,
+    DeliveryRefused,
+    Target,
+)
 from worker.deliveries.directory import DirectoryTarget
 from worker.deliveries.engines import Sglang, Vllm
 from worker.deliveries.outbound import limited_connections, trust_database
@@ -136,10 +143,10 @@ class DeliverySender:
         with hidden(list(secrets.values())):
             match claimed.delivery.state:
                 case DeliveryState.WITHDRAWING:
-                    target.withdraw(_parcel(claimed))
+                    target.withdraw(_adapter_delivery(claimed))
                     self._record_withdrawn(claimed)
                     return "withdrawn"
-                case DeliveryState.DELIVERED if target.has(_parcel(claimed)):
+                case DeliveryState.DELIVERED if target.has(_adapter_delivery(claimed)):
                     self._record(claimed, None, error=None, tries=0, next_attempt_at=self._next_look(target))
                     return "present"
             self._record_delivered(claimed, target, self._deliver(claimed, target))
@@ -220,7 +227,7 @@ class DeliverySender:
             raise DeliveryRefused("Files of the adapter were deleted, so it cannot be delivered")
         try:
             adapter_files.fetch(self.resources.storage, list(rows.values()), directory)
-            return target.deliver(_parcel(claimed), directory)
+            return target.deliver(_adapter_delivery(claimed), directory)
         finally:
             shutil.rmtree(directory, ignore_errors=True)
 
@@ -307,9 +314,9 @@ def hidden(secrets: Collection[str]) -> Iterator[None]:
         raise
 
 
-def _parcel(claimed: ClaimedDelivery) -> Parcel:
+def _adapter_delivery(claimed: ClaimedDelivery) -> AdapterDelivery:
     delivery, reference = claimed.delivery, claimed.reference
-    return Parcel(
+    return AdapterDelivery(
         target_id=claimed.target.id,
         target_name=claimed.target.name,
         model=delivery.model,

@@ -16,7 +16,7 @@ from app.domain.evaluations.templates import MissingField, render
 from worker.evaluations.chat_endpoint import ChatEndpoint, EndpointError, NoTextError
 from worker.evaluations.scoring import Scored
 
-MAX_FAILURES = 5  # in a row: then the endpoint is not asked any more
+MAX_FAILURES = 5  # in a row: then the endpoint gets no more requests
 INSTRUCTION = (
     'Answer with one JSON object and nothing else: {{"steps": [{{"description": "...", "conclusion": "..."}}], '
     '"result": NUMBER}}. The result is a number from {low:g} to {high:g}.'
@@ -107,7 +107,7 @@ def _ask_all(
     ask: Callable[[Item], Result],
     failed: Callable[[str], Result],
 ) -> list[Result]:
-    """Ask for each item, several at once. After MAX_FAILURES failures in a row the rest is not asked."""
+    """Ask for each item, several at once. After MAX_FAILURES failures in a row the rest gets no request."""
     lock = threading.Lock()
     failures = 0
 

@@ -51,7 +51,7 @@ log = get_logger(__name__)
 
 
 class WorkerNode:
-    """The slots of one worker process: created before Celery starts, opened when Celery knows its name and queues."""
+    """The slots of one worker process: created before Celery starts, opened when Celery has set its name and queues."""
 
     def __init__(self, settings: Settings, trainer: Sequence[str] = TRAINER_COMMAND) -> None:
         self.settings = settings

@@ -13,7 +13,7 @@ log = get_logger(__name__)
 
 
 class StepDetector:
-    """Compares a clock with the time since boot, which nobody sets. After a step the ages that the clock gives are
+    """Compares a clock with the time since boot, which is never set. After a step the ages that the clock gives are
     wrong for as long as what they limit: `quiet_seconds`."""
 
     def __init__(self, name: str, quiet_seconds: float, boottime: Callable[[], float] = boottime_seconds) -> None:
@@ -34,5 +34,5 @@ class StepDetector:
         return now >= self._quiet_until
 
     def has_run_for(self, seconds: float) -> bool:
-        """Whether the last step that `is_steady` has seen is as long ago."""
+        """Whether the last step that `is_steady` has detected is as long ago."""
         return self._boottime() - self._stepped_at >= seconds

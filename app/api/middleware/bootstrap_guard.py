@@ -1,6 +1,6 @@
 """Bootstrap guard: until an API key exists, the service accepts loopback connections only.
 
-The configured bind address is checked at startup. Only the server knows the address that it actually bound, so the
+The configured bind address is checked at startup. Only the server has the address that it actually bound, so the
 local address of each connection is checked as well, until a key exists.
 """
 

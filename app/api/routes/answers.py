@@ -44,7 +44,7 @@ router = APIRouter(prefix="/v1", tags=["Answers"])
 async def create_chat_completion(
     request: Request, body: LargeJsonBodyDep, caller: CallerDep, app_state: AppStateDep
 ) -> Response:
-    """The request goes to an engine that the model was delivered to, with every field that the engine knows.
+    """The request goes to an engine that the model was delivered to, with every field that the engine takes.
 
     Without one, an idle worker may answer on trial: one request at a time, at most 256 new tokens.
     """

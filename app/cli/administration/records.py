@@ -69,7 +69,7 @@ class AuditRecord:
 
 @dataclass(frozen=True)
 class RetentionRecord:
-    """`due_count` and `due_bytes` are what the rule deletes now; None unless they were asked for."""
+    """`due_count` and `due_bytes` are what the rule deletes now; None unless the request includes them."""
 
     project: str
     kind: str

@@ -1,6 +1,6 @@
 """The audit log: one row for each transaction that changed something, written in that transaction.
 
-The entry point (a request, a command) knows the actor and sets it with `audited_as`; the session knows what changed.
+The entry point (a request, a command) sets the actor with `audited_as`; the session has the changes.
 Sessions of a factory that was given to `audit_sessions` write the entry at commit, so no route and no use case does.
 """
 
@@ -77,7 +77,7 @@ def audit_sessions(sessions: Sessions) -> None:
 
 
 def add_object(object_id: str, project_id: str | None) -> None:
-    """Add the id of an object that a statement changes: the session knows only the ids of changed ORM objects."""
+    """Add the id of an object that a statement changes: the session has only the ids of changed ORM objects."""
     context = CURRENT_CONTEXT.get()
     if context is not None:
         context.object_ids.append(object_id)

@@ -84,7 +84,7 @@ def create(session: Session, job: Job, checkpoint: Checkpoint, target: DeliveryT
 
 
 def create_for_result(session: Session, job: Job, checkpoint: Checkpoint) -> None:
-    """Insert the deliveries that the job asked for; a target that was deleted meanwhile becomes an event."""
+    """Insert the deliveries that the job requests; a target that was deleted meanwhile becomes an event."""
     found = targets.by_names(session, job.project_id, job.deliver_to)
     for name in job.deliver_to:
         if name in found:

@@ -1,1 +1,1 @@
-"""What the service knows of each base model: its files, layers and tokenizer."""
+"""The catalog entry of each base model: its files, layers and tokenizer."""

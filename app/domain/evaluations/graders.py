@@ -201,7 +201,7 @@ class PromoteIf(Shape):
 
 
 class EvaluationSettings(Shape):
-    """What is asked and how it is graded."""
+    """The requested evaluation and its graders."""
 
     graders: Annotated[
         list[Grader],

@@ -29,7 +29,7 @@ from app.domain.jobs.spec import LINE_RULES, Hyperparameters, JobSpec, LoraSpec,
 from app.errors import combine_errors
 
 MAX_SEED = 2_147_483_647
-# DPO wants a lower rate than supervised training. Published pairs of both stages differ by 4 (OLMo 7B: 2e-6, 5e-7) to
+# DPO needs a lower rate than supervised training. Published pairs of both stages differ by 4 (OLMo 7B: 2e-6, 5e-7) to
 # 40 (Zephyr 7B with QLoRA: 2e-4, 5e-6); in the middle of those, on a log scale, is a tenth.
 DPO_RATE = 0.1
 

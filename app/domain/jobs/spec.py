@@ -39,7 +39,7 @@ class LoraSpec(Frozen):
     target_modules: tuple[str, ...]
     use_rslora: bool = False
     use_dora: bool = False  # arXiv 2402.09353
-    # Regular expression for the end of a layer's name -> rank, as it was asked for. In a RunSpec and in everything that
+    # Regular expression for the end of a layer's name -> rank, as requested. In a RunSpec and in everything that
     # is published the keys are single layers: their full names, escaped (app.domain.jobs.layer_patterns).
     rank_pattern: dict[str, int] = {}
     alpha_pattern: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""Retention rules: how long a project keeps what nobody has deleted. Without a rule nothing is deleted for its age."""
+"""Retention rules: how long a project keeps its data. Without a rule nothing is deleted for its age."""
 
 from __future__ import annotations
 

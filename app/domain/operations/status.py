@@ -35,7 +35,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class ServiceFacts:
-    """What is known of the service. Ages are seconds; None: never seen."""
+    """What is known of the service. Ages are seconds; None: never."""
 
     jobs: Mapping[str, int]  # unfinished jobs by state
     living_workers: Mapping[str, int]  # by queue

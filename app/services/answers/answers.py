@@ -20,9 +20,9 @@ from app.errors import EngineFailed, EngineUnavailable, ModelNotServed, NotFound
 from app.log import get_logger
 from app.services.answers.engine_client import (
     NETWORK_ERRORS,
-    EngineAway,
     EngineClient,
     EngineServer,
+    EngineUnreachable,
     away_text,
     header,
     read_body,
@@ -94,7 +94,7 @@ async def ask(client: EngineClient, servers: Sequence[EngineServer], question: Q
     for server in client.in_order(servers):
         try:
             return await _ask_server(client, server, question)
-        except EngineAway as error:
+        except EngineUnreachable as error:
             log.warning("engine not asked", target=server.target, reason=str(error))
             problems.append(str(error))
         except EngineFailed as error:
@@ -111,9 +111,9 @@ async def ask(client: EngineClient, servers: Sequence[EngineServer], question: Q
 
 
 async def _ask_server(client: EngineClient, server: EngineServer, question: Question) -> EngineAnswer:
-    """Raises EngineAway, and what `engine_error` returns."""
+    """Raises EngineUnreachable, and what `engine_error` returns."""
     if server.problem is not None:
-        raise EngineAway(server.problem)
+        raise EngineUnreachable(server.problem)
     served = server.served_model or await client.base_model(server)
     body = to_json({**question.body, "model": served})
     response = await client.send(server, "POST", question.path, body, question.request_id)
@@ -130,15 +130,15 @@ async def _ask_server(client: EngineClient, server: EngineServer, question: Ques
 def _cannot_serve(status: int, content: bytes, served: str, requested: str) -> Exception:
     """The error after which another server is asked."""
     if status in (401, 403):
-        return EngineAway(f"it refuses the API key ({status}): set credentials.api_key of its delivery target")
+        return EngineUnreachable(f"it refuses the API key ({status}): set credentials.api_key of its delivery target")
     if status == 404:
-        return EngineAway(
+        return EngineUnreachable(
             "it does not have the model now (404); what an engine has lost is delivered again in a minute"
         )
     if 300 <= status < 400:
-        return EngineAway("it responds with a redirect, which is not followed: set the final URL in its target")
+        return EngineUnreachable("it responds with a redirect, which is not followed: set the final URL in its target")
     if status in (502, 503, 504):
-        return EngineAway(f"it responds with status {status}")
+        return EngineUnreachable(f"it responds with status {status}")
     return engine_error(status, content, None, served, requested)
 
 

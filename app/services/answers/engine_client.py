@@ -31,17 +31,17 @@ NETWORK_ERRORS = (
 
 @dataclass(frozen=True)
 class EngineServer:
-    """One server of a delivery target. `served_model` is None for its base model, whose name the server knows."""
+    """One server of a delivery target. `served_model` is None for its base model, whose name the server lists."""
 
     target: str
     url: str
     served_model: str | None
     api_key: str | None
-    problem: str | None = None  # why it cannot be asked
+    problem: str | None = None  # why it cannot get a request
 
 
-class EngineAway(Exception):
-    """The server cannot be asked; the message says why, without its address."""
+class EngineUnreachable(Exception):
+    """The server cannot answer now; the message says why, without its address."""
 
 
 class EngineClient:
@@ -61,11 +61,11 @@ class EngineClient:
     async def send(
         self, server: EngineServer, method: str, path: str, body: bytes | None = None, request_id: str = ""
     ) -> httpcore2.Response:
-        """The response, whose body is not read yet; the caller closes it. Raises EngineAway."""
+        """The response, whose body is not read yet; the caller closes it. Raises EngineUnreachable."""
         seconds = self.timeout_seconds
         timeouts = {"connect": CONNECT_SECONDS, "read": seconds, "write": seconds, "pool": CONNECT_SECONDS}
         if not server.url.startswith("https://") and not self._settings.delivery_allow_http:
-            raise EngineAway("the operator allows https only (TUNERY_DELIVERY_ALLOW_HTTP)")
+            raise EngineUnreachable("the operator allows https only (TUNERY_DELIVERY_ALLOW_HTTP)")
         request = httpcore2.Request(
             method,
             server.url.rstrip("/") + path,
@@ -77,19 +77,19 @@ class EngineClient:
             response = await self._pool.handle_async_request(request)
         except NETWORK_ERRORS as error:
             self._away_until[server.url] = time.monotonic() + AWAY_SECONDS
-            raise EngineAway(away_text(error, seconds)) from error
+            raise EngineUnreachable(away_text(error, seconds)) from error
         self._away_until.pop(server.url, None)
         return response
 
     async def base_model(self, server: EngineServer) -> str:
-        """The name under which a server serves its base model: its first. Raises EngineAway."""
+        """The name under which a server serves its base model: its first. Raises EngineUnreachable."""
         response = await self.send(server, "GET", "/v1/models")
         content = await read_body(response, self.timeout_seconds)
         try:
             models: list[dict[str, Any]] = json.loads(content)["data"]
             return next(str(model["id"]) for model in models if model.get("parent") is None)
         except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
-            raise EngineAway(f"it lists no base model (status {response.status})") from error
+            raise EngineUnreachable(f"it lists no base model (status {response.status})") from error
 
     async def close(self) -> None:
         if "_pool" in self.__dict__:
@@ -107,15 +107,15 @@ class EngineClient:
 
 
 async def read_body(response: httpcore2.Response, timeout_seconds: float) -> bytes:
-    """The whole body; closes the response. Raises EngineAway."""
+    """The whole body; closes the response. Raises EngineUnreachable."""
     content = bytearray()  # bytes would be copied for each chunk
     try:
         async for chunk in response.aiter_stream():
             content += chunk
             if len(content) > MAX_BODY_BYTES:
-                raise EngineAway(f"its response is longer than {MAX_BODY_BYTES:,} bytes")
+                raise EngineUnreachable(f"its response is longer than {MAX_BODY_BYTES:,} bytes")
     except NETWORK_ERRORS as error:
-        raise EngineAway(away_text(error, timeout_seconds)) from error
+        raise EngineUnreachable(away_text(error, timeout_seconds)) from error
     finally:
         await response.aclose()
     return bytes(content)

@@ -109,9 +109,9 @@ class _AnswerRecords:
 
     def _choice(self, index: int, records: Sequence[TrialRecord]) -> dict[str, Any]:
         text = "".join(record.text for record in records)
-        said = {"message": _message(text, records)} if self._is_chat else {"text": text}
+        answer = {"message": _message(text, records)} if self._is_chat else {"text": text}
         logprobs = self._logprobs([token for record in records for token in record.tokens])
-        return {"index": index, **said, "logprobs": logprobs, "finish_reason": records[-1].finish_reason}
+        return {"index": index, **answer, "logprobs": logprobs, "finish_reason": records[-1].finish_reason}
 
     async def events(self, record: TrialRecord) -> AsyncIterator[bytes]:
         try:
@@ -119,8 +119,8 @@ class _AnswerRecords:
                 yield self._chunk(index, {"role": "assistant", "content": ""})
             while True:
                 if record.type == "text":
-                    said = _delta(record) if self._is_chat else record.text
-                    yield self._chunk(record.choice, said, logprobs=self._logprobs(record.tokens))
+                    delta = _delta(record) if self._is_chat else record.text
+                    yield self._chunk(record.choice, delta, logprobs=self._logprobs(record.tokens))
                 else:
                     yield self._chunk(record.choice, {} if self._is_chat else "", record.finish_reason)
                 if record.is_last:
@@ -158,9 +158,9 @@ class _AnswerRecords:
         return "chat.completion.chunk" if self._is_chat else "text_completion"
 
     def _chunk(
-        self, index: int, said: Any, finish_reason: str | None = None, logprobs: dict[str, Any] | None = None
+        self, index: int, delta: Any, finish_reason: str | None = None, logprobs: dict[str, Any] | None = None
     ) -> bytes:
-        choice = {"index": index, ("delta" if self._is_chat else "text"): said, "logprobs": logprobs}
+        choice = {"index": index, ("delta" if self._is_chat else "text"): delta, "logprobs": logprobs}
         return _event(self._object(self._chunk_kind, [choice | {"finish_reason": finish_reason}]))
 
     def _logprobs(self, tokens: Sequence[TokenLogprob]) -> dict[str, Any] | None:

@@ -18,7 +18,7 @@ PREVIEW_LIMIT = 1_000_000  # rows
 
 @dataclass(frozen=True)
 class RuleView:
-    """A rule, and what it deletes now, if that was asked for."""
+    """A rule, and what it deletes now, if the request includes that."""
 
     project: Project
     rule: RetentionRule

@@ -88,7 +88,7 @@ class _AnswerPanel:
             self._state: TextElement = tag("div", classes="t-hint", role="status")
 
     async def show(self, api: ApiClient, body: dict[str, Any]) -> None:
-        """Ask the model until it has the time to answer; an error stands below what has arrived."""
+        """Repeat the request until a worker is free; an error stands below what has arrived."""
         self._state.clear()
         self._show_text("")
         deadline = time.monotonic() + BUSY_SECONDS
@@ -105,7 +105,7 @@ class _AnswerPanel:
             raise
 
     async def _is_answered(self, api: ApiClient, body: dict[str, Any], deadline: float) -> bool:
-        """Show the answer as it arrives; False if nobody has the time before the deadline. Raises ApiError."""
+        """Show the answer as it arrives; False if no worker is free before the deadline. Raises ApiError."""
         text, pieces, started, shown_at = "", 0, time.monotonic(), 0.0
         self._state.set_text("Waiting for the first token ...")
         try:

@@ -21,7 +21,7 @@ from app.domain.access.outbound_networks import parse_networks
 from app.domain.deliveries.targets import HuggingFaceDestination
 from app.system.artifact_directory import write_manifest
 from tests.worker.deliveries.conftest import DeliveryHarness
-from worker.deliveries.destination import DeliveryError, Parcel
+from worker.deliveries.destination import AdapterDelivery, DeliveryError
 from worker.deliveries.huggingface import HuggingFaceTarget
 from worker.deliveries.outbound import guard_connections
 
@@ -149,8 +149,8 @@ def target(hub: Hub, token: str = TOKEN) -> HuggingFaceTarget:
     return HuggingFaceTarget(destination, token, 10.0)
 
 
-def parcel(target_id: str = "target_1", model: str = "ft:tiny:x", **location: object) -> Parcel:
-    return Parcel(target_id, "hub", model, True, model, "tiny", {}, location, None, "ftjob-1")
+def delivery(target_id: str = "target_1", model: str = "ft:tiny:x", **location: object) -> AdapterDelivery:
+    return AdapterDelivery(target_id, "hub", model, True, model, "tiny", {}, location, None, "ftjob-1")
 
 
 def adapter(directory: Path) -> Path:
@@ -162,36 +162,36 @@ def adapter(directory: Path) -> Path:
 
 
 def test_it_is_one_commit_whose_revision_is_recorded_and_it_is_withdrawn(hub: Hub, tmp_path: Path) -> None:
-    delivered = target(hub).deliver(parcel(), adapter(tmp_path / "a"))
+    delivered = target(hub).deliver(delivery(), adapter(tmp_path / "a"))
     assert delivered.location["revision"] == hub.revisions[-1]
     assert hub.files["adapter_model.safetensors"] == b"weights"
     assert json.loads(hub.files["adapter_config.json"]) == {"base_model_name_or_path": "tiny"}
-    target(hub).withdraw(parcel(**delivered.location))
+    target(hub).withdraw(delivery(**delivered.location))
     assert hub.files == {}
 
 
 def test_an_adapter_that_took_its_place_is_not_withdrawn(hub: Hub, tmp_path: Path) -> None:
-    first = target(hub).deliver(parcel(), adapter(tmp_path / "a"))
-    target(hub).deliver(parcel(model="ft:tiny:y"), adapter(tmp_path / "b"))
+    first = target(hub).deliver(delivery(), adapter(tmp_path / "a"))
+    target(hub).deliver(delivery(model="ft:tiny:y"), adapter(tmp_path / "b"))
     before = dict(hub.files)
-    target(hub).withdraw(parcel(**first.location))
+    target(hub).withdraw(delivery(**first.location))
     assert hub.files == before
 
 
 def test_a_later_commit_of_other_files_does_not_keep_it_there(hub: Hub, tmp_path: Path) -> None:
-    first = target(hub).deliver(parcel(), adapter(tmp_path / "a"))
+    first = target(hub).deliver(delivery(), adapter(tmp_path / "a"))
     hub.revisions.append("a" * 40)
     hub.files["NOTES.md"] = b"theirs"
-    target(hub).withdraw(parcel(**first.location))
+    target(hub).withdraw(delivery(**first.location))
     assert hub.files == {"NOTES.md": b"theirs"}
 
 
 def test_a_repository_of_another_target_is_neither_replaced_nor_withdrawn(hub: Hub, tmp_path: Path) -> None:
-    target(hub).deliver(parcel(), adapter(tmp_path / "a"))
+    target(hub).deliver(delivery(), adapter(tmp_path / "a"))
     before = dict(hub.files)
     with pytest.raises(DeliveryError, match=r"belongs to the delivery target target_1.*choose another repository"):
-        target(hub).deliver(parcel("target_2"), adapter(tmp_path / "b"))
-    target(hub).withdraw(parcel("target_2"))
+        target(hub).deliver(delivery("target_2"), adapter(tmp_path / "b"))
+    target(hub).withdraw(delivery("target_2"))
     assert hub.files == before
 
 
@@ -206,13 +206,13 @@ def test_of_two_deliveries_at_the_same_time_one_is_refused(hub: Hub, tmp_path: P
 
     hub.respond = commit_before  # type: ignore[method-assign]
     with pytest.raises(DeliveryError, match="A commit has happened since"):
-        target(hub).deliver(parcel(), adapter(tmp_path / "a"))
+        target(hub).deliver(delivery(), adapter(tmp_path / "a"))
     assert hub.files == {}
 
 
 def test_a_repository_that_was_deleted_has_nothing_to_withdraw(hub: Hub) -> None:
     hub.respond = lambda *_: (404, {"error": "Repository not found"})  # type: ignore[method-assign]
-    target(hub).withdraw(parcel())
+    target(hub).withdraw(delivery())
 
 
 class TestDeliveries:
@@ -261,11 +261,11 @@ class TestDeliveries:
 
 def test_a_refused_token_is_named_and_not_shown(hub: Hub, tmp_path: Path) -> None:
     with pytest.raises(DeliveryError, match="refuses the token") as refused:
-        target(hub, "hf_wrong").deliver(parcel(), adapter(tmp_path / "a"))
+        target(hub, "hf_wrong").deliver(delivery(), adapter(tmp_path / "a"))
     assert "hf_wrong" not in str(refused.value)
 
 
 def test_a_redirect_to_a_private_address_is_refused(hub: Hub, tmp_path: Path) -> None:
     hub.redirect_to = "http://169.254.169.254/latest/meta-data"
     with pytest.raises(DeliveryError, match=r"169\.254\.169\.254"):
-        target(hub).deliver(parcel(), adapter(tmp_path / "a"))
+        target(hub).deliver(delivery(), adapter(tmp_path / "a"))

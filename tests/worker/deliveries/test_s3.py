@@ -20,7 +20,7 @@ from tests.deploy.containers import free_port
 from tests.faulty_proxy import Fault, FaultyProxy
 from tests.s3 import ACCESS_KEY_ID, BUCKET, SECRET_ACCESS_KEY, S3Server
 from tests.worker.deliveries.conftest import DeliveryHarness
-from worker.deliveries.destination import DeliveryError, Parcel
+from worker.deliveries.destination import AdapterDelivery, DeliveryError
 from worker.deliveries.outbound import guard_connections
 from worker.deliveries.s3 import S3Target
 
@@ -56,10 +56,10 @@ def target(url: str, **changes: str) -> S3Target:
     return S3Target(destination, KEYS | changes, 5.0)
 
 
-def parcel(
+def delivery(
     target_id: str = "target_1", model: str = "ft:tiny:x", served_model: str = "ft:tiny:x", **location: object
-) -> Parcel:
-    return Parcel(target_id, "bucket", model, True, served_model, "tiny", {}, location, None, "ftjob-1")
+) -> AdapterDelivery:
+    return AdapterDelivery(target_id, "bucket", model, True, served_model, "tiny", {}, location, None, "ftjob-1")
 
 
 def adapter(directory: Path) -> Path:
@@ -72,23 +72,23 @@ def adapter(directory: Path) -> Path:
 
 def test_it_has_the_layout_of_resolvers_and_is_withdrawn(bucket: tuple[str, Path], tmp_path: Path) -> None:
     url, directory = bucket
-    delivered = target(url).deliver(parcel(), adapter(tmp_path / "a"))
+    delivered = target(url).deliver(delivery(), adapter(tmp_path / "a"))
     placed = directory / "lora" / "tiny" / "ft:tiny:x"
     assert json.loads((placed / "adapter_config.json").read_text()) == {"base_model_name_or_path": "tiny"}
     assert delivered.location["keys"][-1] == "lora/tiny/ft:tiny:x/adapter_config.json"
-    assert target(url).deliver(parcel(), adapter(tmp_path / "b")).location == delivered.location
-    target(url).withdraw(parcel(**delivered.location))
+    assert target(url).deliver(delivery(), adapter(tmp_path / "b")).location == delivered.location
+    target(url).withdraw(delivery(**delivered.location))
     assert [path for path in directory.rglob("*") if path.is_file()] == []
 
 
 def test_a_name_of_another_target_is_neither_replaced_nor_withdrawn(bucket: tuple[str, Path], tmp_path: Path) -> None:
     url, directory = bucket
-    delivered = target(url).deliver(parcel("target_1"), adapter(tmp_path / "a"))
+    delivered = target(url).deliver(delivery("target_1"), adapter(tmp_path / "a"))
     with pytest.raises(DeliveryError, match="belongs to the delivery target target_1"):
-        target(url).deliver(parcel("target_2"), adapter(tmp_path / "b"))
-    target(url).withdraw(parcel("target_2", **delivered.location))
+        target(url).deliver(delivery("target_2"), adapter(tmp_path / "b"))
+    target(url).withdraw(delivery("target_2", **delivered.location))
     assert (directory / delivered.location["keys"][-1]).exists()
-    target(url).withdraw(parcel("target_1", **delivered.location))
+    target(url).withdraw(delivery("target_1", **delivered.location))
 
 
 def test_a_replacement_is_never_a_mixture_and_leaves_no_file_of_the_version_before(
@@ -103,11 +103,11 @@ def test_a_replacement_is_never_a_mixture_and_leaves_no_file_of_the_version_befo
         first = adapter(tmp_path / "a")
         (first / "extra.json").write_text("{}")
         write_manifest(first, {"step": 1})
-        before = bucket.deliver(parcel(**served), first)
+        before = bucket.deliver(delivery(**served), first)
         proxy.requests.clear()
-        after = bucket.deliver(parcel(model="ft:tiny:y", **served), adapter(tmp_path / "b"))
+        after = bucket.deliver(delivery(model="ft:tiny:y", **served), adapter(tmp_path / "b"))
         changes = [each.partition("?")[0] for each in proxy.requests if not each.startswith("GET")]
-        bucket.withdraw(parcel(**served, **before.location))  # whose name is another adapter's by now
+        bucket.withdraw(delivery(**served, **before.location))  # whose name is another adapter's by now
     placed = rclone.log.parent / "objects" / BUCKET / "mixture" / "tiny" / "bot"
     assert {path.name for path in placed.iterdir()} == {key.rpartition("/")[2] for key in after.location["keys"]} | {
         ".tunery-owner"
@@ -124,18 +124,18 @@ def test_a_replacement_is_never_a_mixture_and_leaves_no_file_of_the_version_befo
 )
 def test_refused_keys_are_named(bucket: tuple[str, Path], tmp_path: Path, changes: dict[str, str], text: str) -> None:
     with pytest.raises(DeliveryError, match=r"403|401") as refused:
-        target(bucket[0], **changes).deliver(parcel(), adapter(tmp_path / "a"))
+        target(bucket[0], **changes).deliver(delivery(), adapter(tmp_path / "a"))
     assert "very-secret" not in str(refused.value)
 
 
 def test_a_server_that_is_away_is_named(tmp_path: Path) -> None:
     with pytest.raises(DeliveryError, match="is not reachable"):
-        target(f"http://127.0.0.1:{free_port()}").deliver(parcel(), adapter(tmp_path / "a"))
+        target(f"http://127.0.0.1:{free_port()}").deliver(delivery(), adapter(tmp_path / "a"))
 
 
 def test_a_private_address_is_refused(bucket: tuple[str, Path], tmp_path: Path) -> None:
     with guard_connections(()), pytest.raises(DeliveryError, match="TUNERY_DELIVERY_ALLOWED_NETWORKS"):
-        target(bucket[0]).deliver(parcel(), adapter(tmp_path / "a"))
+        target(bucket[0]).deliver(delivery(), adapter(tmp_path / "a"))
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_a_redirect_to_a_private_address_is_not_followed(
     )
     with proxy.running(), pytest.raises(DeliveryError, match="a redirect, which is not followed"):
         S3Target(destination, {"access_key_id": "x", "secret_access_key": "x"}, 5.0).deliver(
-            parcel(), adapter(tmp_path / "a")
+            delivery(), adapter(tmp_path / "a")
         )
     assert hosts == {"127.0.0.1"}
 

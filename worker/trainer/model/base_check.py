@@ -127,7 +127,7 @@ def _hidden_and_gradients(
 def _run_documents_alone(base: FrozenBase) -> None:
     """Raises Failure unless the base has layers that carry state from token to token (hybrids, short convolutions).
 
-    recurrent_layers.py replaces the functions of those that it knows.
+    recurrent_layers.py replaces the functions of the supported ones.
     """
     if not carries_state(base.text_config):
         raise _unsupported(base, "mixes the documents of a packed batch")

@@ -1,4 +1,4 @@
-"""Mixture-of-experts layers: frozen experts, each a frozen linear layer, and LoRA on them where it was asked for.
+"""Mixture-of-experts layers: frozen experts, each a frozen linear layer, and LoRA on them where the request names them.
 
 transformers 5 has one parameter for the experts of a layer (experts x out x in). Here each expert is a frozen linear
 layer of its own (NF4, 8 or 16 bits), so only the experts that a batch uses are dequantized, one at a time. LoRA on

@@ -14,7 +14,7 @@ BY_SCHEMA = {
     "EvaluationBody.progress": "The number of answers so far; null before the first.",
     "EvaluationBody.report_file": "A report in Markdown.",
     "EvaluationBody.results_file": "Questions, answers and scores: a JSON object per row.",
-    "EvaluationBody.settings": "What is asked and how it is graded, with all defaults.",
+    "EvaluationBody.settings": "The requested evaluation and its graders, with all defaults.",
     "EvaluationBody.started_at": "Seconds since 1970; null until a worker has started it.",
     "EvaluationBody.status": "The state.",
     "EvaluationBody.summary": "The result; null until it has succeeded.",

@@ -284,7 +284,7 @@ class LoraParameters(Parameters):
 
 
 class ResolvedLora(NamedTuple):
-    """What was asked for, and its patterns by single layers: None where there are none, or the layers are not known."""
+    """The requested value, and its patterns by single layers: None if there are none, or the layers are unknown."""
 
     lora: LoraSpec
     layer_patterns: LayerPatterns | None

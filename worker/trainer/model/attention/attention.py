@@ -24,7 +24,7 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812  the name every reader knows
+import torch.nn.functional as F  # noqa: N812  the usual name
 from transformers import AttentionInterface
 
 from app.domain.jobs.states import Reason

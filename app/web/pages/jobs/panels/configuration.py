@@ -1,4 +1,4 @@
-"""The settings of a job: as the request asked for them, beside the values that they became."""
+"""The settings of a job: as the request gave them, beside their resolved values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from app.web.formatting import clean, clean_lines
 from app.web.pages.jobs.panels.opened_job import OpenedJob
 
 MAX_REQUEST_CHARACTERS = 20_000
-COLUMNS = (column("name", "Setting", lead=True), column("asked", "As asked"), column("value", "As resolved"))
+COLUMNS = (column("name", "Setting", lead=True), column("requested", "As requested"), column("value", "As resolved"))
 
 Json = dict[str, Any]
 
@@ -20,10 +20,10 @@ Json = dict[str, Any]
 class ConfigurationPanel:
     def __init__(self, opened: OpenedJob) -> None:
         job = opened.job
-        asked = asked_values(job)
+        requested = asked_values(job)
         for title, values in _groups(job).items():
             tag("h2", title)
-            DataTable(title, COLUMNS, [_row(name, value, asked) for name, value in values.items()])
+            DataTable(title, COLUMNS, [_row(name, value, requested) for name, value in values.items()])
         if job["metadata"]:
             with card("Metadata"):
                 facts({clean(name, 80): clean(value, 600) for name, value in job["metadata"].items()})
@@ -62,11 +62,11 @@ def _groups(job: Json) -> dict[str, Json]:
     }
 
 
-def _row(name: str, value: Any, asked: Json) -> Row:
+def _row(name: str, value: Any, requested: Json) -> Row:
     return {
         "id": name,
         "name": clean(name, 80),
-        "asked": _text(asked[name]) if name in asked else "–",
+        "requested": _text(requested[name]) if name in requested else "–",
         "value": _text(value),
     }
 
