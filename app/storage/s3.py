@@ -18,7 +18,7 @@ from contextlib import suppress
 from functools import cache, partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import boto3
 from botocore.config import Config
@@ -265,16 +265,12 @@ def make_client(
 ) -> S3Client:
     """A client of the bucket's server, or of another `endpoint`; it may be used by several threads."""
     is_custom = location.endpoint is not None
-    config = Config(
-        signature_version="s3v4",
+    config = client_config(
+        has_endpoint=is_custom,
         connect_timeout=CONNECT_TIMEOUT_SECONDS,
         read_timeout=read_timeout_seconds,
         retries={"mode": "standard", "total_max_attempts": attempts},
         max_pool_connections=MAX_CONNECTIONS,
-        # The signature has the SHA-256 of the body. Boto3's own checksums are unknown to many compatible servers.
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
-        s3={"payload_signing_enabled": True, "addressing_style": "path" if is_custom else "auto"},
     )
     with _session_lock:  # a session is not thread-safe, its clients are
         return _session().client(
@@ -285,6 +281,18 @@ def make_client(
             aws_secret_access_key=location.secret_access_key,
             config=config,
         )
+
+
+def client_config(*, has_endpoint: bool, **options: Any) -> Config:
+    """The options of every client of a bucket, with which compatible servers work, too."""
+    return Config(
+        signature_version="s3v4",
+        # The signature has the SHA-256 of the body. Boto3's own checksums are unknown to many compatible servers.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        s3={"payload_signing_enabled": True, "addressing_style": "path" if has_endpoint else "auto"},
+        **options,
+    )
 
 
 @cache

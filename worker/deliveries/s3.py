@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import boto3
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from app.domain.deliveries.targets import S3Destination
+from app.domain.deliveries.targets import REQUIRED_CREDENTIALS, S3Destination, TargetKind
+from app.storage.s3 import DEFAULT_REGION, client_config
 from app.system.artifact_directory import ADAPTER_CONFIG, MANIFEST
 from worker.deliveries.adapter_files import address
 from worker.deliveries.destination import AdapterDelivery, Delivered, DeliveryError, DeliveryRefused
@@ -94,23 +94,31 @@ class S3Target:
         return self.destination.base_name or delivery.base_model
 
     def _prefix(self, delivery: AdapterDelivery) -> str:
-        parts = [self.destination.prefix.strip("/"), self._base_name(delivery), delivery.served_model]
-        return "/".join(filter(None, parts))
+        parts = (self.destination.prefix, self._base_name(delivery), delivery.served_model)
+        return "/".join(filter(None, (part.strip("/") for part in parts)))  # a base name may be a path
 
     def _client(self) -> Any:
+        """Raises DeliveryError without credentials: boto3 would use the operator's own, which reach other buckets."""
+        if missing := set(REQUIRED_CREDENTIALS[TargetKind.S3]) - self.credentials.keys():
+            names = ", ".join(sorted(missing))
+            raise DeliveryError(
+                f"s3://{self.destination.bucket}: the target has no {names}, and those of the server are not used for "
+                "targets; set `credentials` of the target"
+            )
         return boto3.session.Session().client(
             "s3",
             endpoint_url=self.destination.endpoint_url,
-            region_name=self.destination.region or "us-east-1",
-            config=Config(
+            region_name=self.destination.region or DEFAULT_REGION,
+            config=client_config(
+                has_endpoint=self.destination.endpoint_url is not None,
                 connect_timeout=CONNECT_SECONDS,
                 read_timeout=self.timeout_seconds,
                 retries={"total_max_attempts": RETRIES, "mode": "standard"},
                 proxies={},
-                s3={"addressing_style": "path"} if self.destination.endpoint_url else {},
+                ignore_configured_endpoint_urls=True,  # AWS_ENDPOINT_URL is the operator's
             ),
-            aws_access_key_id=self.credentials.get("access_key_id"),
-            aws_secret_access_key=self.credentials.get("secret_access_key"),
+            aws_access_key_id=self.credentials["access_key_id"],
+            aws_secret_access_key=self.credentials["secret_access_key"],
             aws_session_token=self.credentials.get("session_token"),
         )
 

@@ -43,7 +43,10 @@ CREDENTIALS: Mapping[TargetKind, tuple[str, ...]] = {
     TargetKind.S3: ("access_key_id", "secret_access_key", "session_token"),
     TargetKind.HUGGINGFACE: ("token",),
 }
-REQUIRED_CREDENTIALS: Mapping[TargetKind, tuple[str, ...]] = {TargetKind.HUGGINGFACE: ("token",)}
+REQUIRED_CREDENTIALS: Mapping[TargetKind, tuple[str, ...]] = {
+    TargetKind.S3: ("access_key_id", "secret_access_key"),
+    TargetKind.HUGGINGFACE: ("token",),
+}
 
 Path = Annotated[str, Field(min_length=1, max_length=1_024, pattern="^/")]
 Url = Annotated[str, Field(min_length=1, max_length=2_048)]
@@ -190,10 +193,6 @@ def credential_problems(kind: TargetKind, credentials: Mapping[str, str]) -> lis
         for name in REQUIRED_CREDENTIALS.get(kind, ())
         if name not in credentials
     ]
-    if kind == TargetKind.S3 and len(credentials.keys() & {"access_key_id", "secret_access_key"}) == 1:
-        problems.append(
-            BadRequest("credentials: access_key_id and secret_access_key belong together; give both", "credentials")
-        )
     return problems
 
 

@@ -8,9 +8,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 
 import pytest
+from botocore.awsrequest import AWSPreparedRequest, AWSResponse
+from botocore.httpsession import URLLib3Session
+from urllib3 import HTTPResponse
 
 from app.domain.access.outbound_networks import parse_networks
 from app.domain.deliveries.targets import S3Destination
@@ -126,6 +130,49 @@ def test_refused_keys_are_named(bucket: tuple[str, Path], tmp_path: Path, change
     with pytest.raises(DeliveryError, match=r"403|401") as refused:
         target(bucket[0], **changes).deliver(delivery(), adapter(tmp_path / "a"))
     assert "very-secret" not in str(refused.value)
+
+
+def test_a_target_without_credentials_does_not_use_those_of_the_server(
+    bucket: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A target of an earlier release may have none; the sender's own reach the buckets of the operator."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEYS["access_key_id"])
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", KEYS["secret_access_key"])
+    without = S3Target(S3Destination(kind="s3", bucket="adapters", endpoint_url=bucket[0]), {}, 5.0)
+    with pytest.raises(DeliveryError, match="set `credentials` of the target"):
+        without.deliver(delivery(), adapter(tmp_path / "a"))
+    with pytest.raises(DeliveryError, match="set `credentials` of the target"):
+        without.withdraw(delivery())
+    assert [path for path in bucket[1].rglob("*") if path.is_file()] == []
+
+
+def test_bodies_over_tls_are_signed_and_have_no_trailing_checksum(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compatible servers refuse the trailing checksums that boto3 sends over TLS by itself."""
+    puts: list[AWSPreparedRequest] = []
+
+    def respond(_: URLLib3Session, request: AWSPreparedRequest) -> AWSResponse:
+        puts.extend([request] if request.method == "PUT" else [])
+        return AWSResponse(request.url, 200 if request.method == "PUT" else 404, {}, HTTPResponse(BytesIO()))
+
+    monkeypatch.setattr(URLLib3Session, "send", respond)
+    target("https://bucket.example").deliver(delivery(), adapter(tmp_path / "a"))
+    assert len(puts) == 4
+    for put in puts:
+        assert re.fullmatch("[0-9a-f]{64}", put.headers["x-amz-content-sha256"].decode())
+        assert "x-amz-trailer" not in put.headers
+
+
+def test_a_base_name_that_is_a_path_makes_no_empty_segment(bucket: tuple[str, Path], tmp_path: Path) -> None:
+    url, directory = bucket
+    destination = S3Destination(kind="s3", bucket="adapters", prefix="lora", endpoint_url=url, base_name="/models/base")
+    to_path = S3Target(destination, KEYS, 5.0)
+    delivered = to_path.deliver(delivery(), adapter(tmp_path / "a"))
+    config = directory / "lora" / "models" / "base" / "ft:tiny:x" / "adapter_config.json"
+    assert json.loads(config.read_text()) == {"base_model_name_or_path": "/models/base"}
+    assert delivered.location["prefix"] == "lora/models/base/ft:tiny:x"
+    to_path.withdraw(delivery(**delivered.location))
 
 
 def test_a_server_that_is_away_is_named(tmp_path: Path) -> None:
