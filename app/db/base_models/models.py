@@ -105,11 +105,12 @@ def add_tuned(session: Session, job: Job, checkpoint: Checkpoint) -> TunedModel:
 
 
 def get_tuned(session: Session, project_id: str, model_id: str) -> TunedModel | None:
-    return session.scalar(
-        select(TunedModel).where(
-            TunedModel.project_id == project_id, TunedModel.id == model_id, TunedModel.deleted_at.is_(None)
-        )
-    )
+    return session.scalar(_tuned(project_id, model_id))
+
+
+def lock_tuned(session: Session, project_id: str, model_id: str) -> bool:
+    """Keep an `ft:` model from being deleted until this transaction ends; False if there is none."""
+    return session.scalar(_tuned(project_id, model_id).with_for_update(read=True)) is not None
 
 
 def get_usable(session: Session, project_id: str, model_id: str) -> TunedModel | None:
@@ -129,6 +130,12 @@ def list_usable(session: Session, project_id: str) -> list[TunedModel]:
 def delete_tuned(session: Session, model: TunedModel) -> None:
     model.deleted_at = func.clock_timestamp()
     session.flush()
+
+
+def _tuned(project_id: str, model_id: str) -> Select[TunedModel]:
+    return select(TunedModel).where(
+        TunedModel.project_id == project_id, TunedModel.id == model_id, TunedModel.deleted_at.is_(None)
+    )
 
 
 def _usable(project_id: str) -> Select[TunedModel]:

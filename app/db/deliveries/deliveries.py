@@ -130,6 +130,7 @@ def of_jobs(session: Session, job_ids: Sequence[str]) -> dict[str, list[dict[str
 
 def withdraw(session: Session, delivery: Delivery) -> None:
     """Have the target forget an adapter; one that was never attempted is withdrawn at once."""
+    session.refresh(delivery, with_for_update=True)  # a sender may have claimed it since it was read
     if delivery.state in (DeliveryState.WITHDRAWING, DeliveryState.WITHDRAWN):
         return
     values: dict[str, Any] = {"state": DeliveryState.WITHDRAWN, "next_attempt_at": null()}
@@ -147,7 +148,7 @@ def withdraw(session: Session, delivery: Delivery) -> None:
 
 def withdraw_model(session: Session, model: str) -> None:
     """Withdraw every delivery of an `ft:` model, as it is deleted."""
-    for delivery in session.scalars(select(Delivery).where(Delivery.model == model).with_for_update()):
+    for delivery in session.scalars(select(Delivery).where(Delivery.model == model)):
         withdraw(session, delivery)
 
 

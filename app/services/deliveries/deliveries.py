@@ -33,7 +33,7 @@ def create(
     Raises NotFound for the job, BadRequest for everything else.
     """
     job = jobs.get(session, project_id, job_id)
-    (name,) = targets.resolve_names(session, project_id, [target_name])
+    (name,) = targets.resolve_names(session, project_id, [target_name], param="target")
     target = targets.get(session, project_id, name)
     checkpoint = select_checkpoint(session, job, checkpoint_name, "deliver")
     _refuse_deleted_model(session, job, checkpoint)
@@ -68,6 +68,6 @@ def withdraw(session: Session, project_id: str, job_id: str, delivery_id: str) -
 
 def _refuse_deleted_model(session: Session, job: Job, checkpoint: Checkpoint) -> None:
     """A deleted model must not be served again. A checkpoint of an unfinished job has no model yet."""
-    if job.fine_tuned_model is not None and models.get_tuned(session, job.project_id, checkpoint.name) is None:
+    if job.fine_tuned_model is not None and not models.lock_tuned(session, job.project_id, checkpoint.name):
         text = f"checkpoint: the model {as_json(checkpoint.name)} was deleted, so it cannot be delivered"
         raise BadRequest(text, "checkpoint", "adapter_deleted")

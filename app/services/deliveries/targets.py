@@ -122,15 +122,17 @@ def delete(session: Session, project_id: str, target_id: str) -> DeliveryTarget:
     return target
 
 
-def resolve_names(session: Session, project_id: str, names: Sequence[str] | None) -> list[str]:
+def resolve_names(
+    session: Session, project_id: str, names: Sequence[str] | None, param: str = "deliver_to"
+) -> list[str]:
     """The targets of a job: those named, or those of its project that are a default. Raises BadRequest."""
     if names is None:
         return targets.names(session, project_id, only_defaults=True)
     unknown = [name for name in names if name not in targets.by_names(session, project_id, names)]
     if unknown:
         existing = ", ".join(targets.names(session, project_id)) or "none yet"
-        text = f"deliver_to: there is no delivery target {', '.join(map(as_json, unknown))}; there are: {existing}"
-        raise BadRequest(text, "deliver_to")
+        text = f"{param}: there is no delivery target {', '.join(map(as_json, unknown))}; there are: {existing}"
+        raise BadRequest(text, param)
     return list(dict.fromkeys(names))
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, text, update
+from sqlalchemy.exc import OperationalError
 
 from app.db.deliveries import deliveries, targets
 from app.db.engine import transaction
@@ -13,6 +14,8 @@ from app.db.jobs import checkpoints, evaluations
 from app.db.operations import status
 from app.db.tables import Delivery, DeliveryTarget, Job
 from app.domain.evaluations.promotion import DeliveryVerdict
+from app.services.base_models import models
+from app.services.deliveries import deliveries as requests
 from app.system import artifact_directory
 from tests.engine_stand_in import EngineStandIn, serving_engine
 from tests.faulty_proxy import Fault, FaultyProxy
@@ -54,6 +57,38 @@ class TestModelDeletedDuringADelivery:
             delivery.delete_model(job)
             delivery.attempt_due()
         assert (delivery.delivery(job).state, objects(rclone, prefix)) == ("withdrawn", [])
+
+
+class TestRequestsAtTheSameTime:
+    def test_a_delivery_that_a_sender_has_just_claimed_is_withdrawn_from_its_target(
+        self, delivery: DeliveryHarness
+    ) -> None:
+        delivery.target({"kind": "directory", "path": str(delivery.shared)})
+        job = delivery.finished_job("production")
+        with transaction(delivery.harness.sessions) as session:
+            row = session.scalars(select(Delivery)).one()
+            (claimed,) = delivery.sender.claim(10)
+            deliveries.withdraw(session, row)
+        delivery.sender.attempt(claimed)
+        assert delivery.delivery(job).state == "withdrawing"
+        delivery.attempt_due()
+        assert (delivery.delivery(job).state, list(delivery.shared.glob("*"))) == (
+            "withdrawn",
+            [delivery.shared / ".tunery"],
+        )
+
+    def test_a_model_is_not_deleted_while_its_delivery_is_requested(self, delivery: DeliveryHarness) -> None:
+        target = delivery.target({"kind": "directory", "path": str(delivery.shared)})
+        job, sessions = delivery.finished_job(), delivery.harness.sessions
+        project_id, model = delivery.harness.project.id, job.fine_tuned_model or ""
+        with transaction(sessions) as requesting:
+            requests.create(requesting, project_id, job.id, target.name, None)
+            with sessions() as deleting:
+                deleting.execute(text("SET LOCAL lock_timeout = '50ms'"))
+                with pytest.raises(OperationalError, match="lock timeout"):
+                    models.delete(deleting, project_id, model)
+        delivery.delete_model(job)
+        assert delivery.delivery(job).state == "withdrawn"
 
 
 class TestTargetWithAnotherAddress:

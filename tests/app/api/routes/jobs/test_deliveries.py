@@ -66,7 +66,9 @@ class TestRequest:
         path = f"{JOBS}/{job.id}/deliveries"
         assert "there are: none yet" in message(client.post(path, json={"target": "x"}))
         make_target(client, tmp_path)
-        assert "there are: production" in message(client.post(path, json={"target": "x"}))
+        unknown = client.post(path, json={"target": "x"})
+        text = 'target: there is no delivery target "x"; there are: production'
+        assert (message(unknown), unknown.json()["error"]["param"]) == (text, "target")
         assert "keeps no checkpoint" in message(client.post(path, json={"target": "production", "checkpoint": "x"}))
 
     def test_a_deleted_model_is_not_delivered(self, client: TestClient, job: Job, tmp_path: Path) -> None:
