@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from app.domain.jobs.events import Command, Measured, Message, Planned, parse_record
 from tests.tiny import make_tiny_base, make_tiny_dataset
 from tests.worker.trainer.helpers import ALL_LINEAR, RecordLog, final_adapter, make_spec, run_trainer
+from tests.worker.trainer.model.bases import make_base
 from worker.trainer.memory import device_memory
 from worker.trainer.model.attention.attention import document_attention
 from worker.trainer.model.attention.attention_check import AttentionCall, check_attention
@@ -30,6 +31,7 @@ MAX_FALL_DIFFERENCE = 0.05  # a run that learns half differs by a half, bfloat16
 MAX_FIRST_LOSS_DIFFERENCE = 0.005
 MAX_PLAN_ERROR = 0.15  # of the measured peak
 HEAD_SIZES = ((64, 64), (96, 96), (128, 128), (192, 128), (256, 256), (512, 512))
+PARTIALLY_ROTATED = ("Phi-4-mini", "Qwen3.5 text")
 FAMILIES = ("llama", "qwen3", "phi3", "glm4", "gemma3_text")
 
 
@@ -142,15 +144,28 @@ def plans(device: torch.device, directory: Path) -> str:
 
 
 def cuda_kernels(device: torch.device, directory: Path) -> str:
-    """A run with TUNERY_CUDA_KERNELS learns as one without; a run on a CPU ignores the setting."""
+    """A run with TUNERY_CUDA_KERNELS learns as one without, also where a part of each head is rotated.
+
+    A run on a CPU ignores the setting.
+    """
     base, data = _tiny(directory)
-    plain = _train(base, data, directory / "plain", device=device.type)
-    spec = make_spec(base, data, device=device.type).model_copy(update={"cuda_kernels": True})
+    seen = [_with_kernels(base, data, directory / "tiny", device)]
+    for name in PARTIALLY_ROTATED:
+        options = {"target_modules": ["down_proj", "o_proj"]}
+        seen.append(
+            _with_kernels(make_base(name, directory / name), data, directory / f"{name}-run", device, **options)
+        )
+    return "; ".join(dict.fromkeys(seen))
+
+
+def _with_kernels(base: Path, data: Path, directory: Path, device: torch.device, **options: Any) -> str:
+    plain = _train(base, data, directory / "plain", device=device.type, **options)
+    spec = make_spec(base, data, device=device.type, **options).model_copy(update={"cuda_kernels": True})
     code, log = run_trainer(spec, directory / "kernels")
     if code:
-        raise CheckFailed(f"the run ended with exit code {code}: {log.last}")
+        raise CheckFailed(f"the run of {base.name} ended with exit code {code}: {log.last}")
     if problem := fall_problem(log.losses, plain.losses):
-        raise CheckFailed(problem)
+        raise CheckFailed(f"{base.name}: {problem}")
     messages = [message.message for message in log.of(Message) if message.message.startswith("TUNERY_CUDA_KERNELS")]
     if device.type == "cuda" and not messages:
         raise CheckFailed("no event names the replaced modules")

@@ -9,6 +9,9 @@ rotary embedding rotates queries and keys in place. The gate and up are used by 
 product. Queries and keys may be the output of a norm, which activation checkpointing recognizes by its address, so they
 are copied before they are rotated.
 
+The rotary kernel takes the size of a head from the queries and reads as many columns of cosines and sines. Where a
+model rotates a part of each head only, they have fewer, so transformers' own function computes these calls.
+
 Letters: T tokens, H heads, D per head, K the width.
 """
 
@@ -30,6 +33,7 @@ from worker.trainer.model.memory_efficient_modules import (
     is_equal,
     norm_parameters,
 )
+from worker.trainer.runtime.failures import is_device_lost, is_out_of_memory
 
 ROUNDINGS = 2.0  # of the compute dtype, relative to the largest value: one each of two orders of the same operations
 COMPARED_HEADS, COMPARED_HEAD_SIZE = 2, 64
@@ -52,26 +56,63 @@ class FusedRMSNorm(RMSNorm):
         return y
 
 
+class FusedRotary:
+    """LigerRopeFunction; transformers' function still computes calls that rotate a part of each head."""
+
+    def __init__(self, original: Rotate, apply: Rotate) -> None:
+        self.original, self._apply_kernel = original, apply
+
+    def __call__(
+        self,
+        query_1_H_T_D: torch.Tensor,
+        key_1_H_T_D: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        **options: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if options or cos.shape[-1] != query_1_H_T_D.shape[-1]:
+            return self.original(query_1_H_T_D, key_1_H_T_D, cos, sin, **options)
+        # Copies in the order T, H, D, which the kernel needs; it would copy others itself.
+        query, key = (
+            x.transpose(1, 2).clone(memory_format=torch.contiguous_format) for x in (query_1_H_T_D, key_1_H_T_D)
+        )
+        return self._apply_kernel(query.transpose(1, 2), key.transpose(1, 2), cos, sin)
+
+
 @torch.no_grad()
 def use_fused_modules(model: Any, dtype: torch.dtype) -> tuple[dict[str, int], str]:
     """Replace modules of `model`, which computes in `dtype`. Returns the number of each kind, and why there is none.
 
-    The rotary function is replaced in its module, so for every model of this architecture in this process.
+    The rotary function is replaced in its module, so for every model of this architecture in this process. All kernels
+    run before the first replacement, so an error of one of them leaves the model as it is.
     """
+    tolerance = ROUNDINGS * torch.finfo(dtype).eps
     try:
         ops = importlib.import_module("liger_kernel.ops")
+        fused = list(_equal_modules(model, ops, dtype, tolerance))
+        rotary = list(_equal_rotary(model, ops, dtype, tolerance))
     except ImportError as error:
         return {}, f"liger-kernel cannot be imported ({error})"
-    replaced: Counter[str] = Counter()
-    tolerance = ROUNDINGS * torch.finfo(dtype).eps
-    for name, module in list(model.named_modules()):
+    except Exception as error:
+        if is_out_of_memory(error) or is_device_lost(error):
+            raise
+        return {}, f"a kernel of liger-kernel failed ({type(error).__name__}: {' '.join(str(error).split())})"
+    for name, _, replacement in fused:
+        model.set_submodule(name, replacement)
+    for module, rotate in rotary:
+        setattr(module, ROTARY_FUNCTION, rotate)
+    return dict(Counter([kind for _, kind, _ in fused] + ["rotary embeddings"] * len(rotary))), ""
+
+
+def _equal_modules(
+    model: Any, ops: Any, dtype: torch.dtype, tolerance: float
+) -> Iterator[tuple[str, str, torch.nn.Module]]:
+    """Yield name, kind and replacement of each module that has an equal one."""
+    for name, module in model.named_modules():
         for kind, replacement in _replacements(module, ops):
             if is_equal(module, replacement, dtype, tolerance):
-                model.set_submodule(name, replacement)
-                replaced[kind] += 1
+                yield name, kind, replacement
                 break
-    replaced["rotary embeddings"] = _replace_rotary(model, ops, dtype, tolerance)
-    return {kind: count for kind, count in replaced.items() if count}, ""
 
 
 def _replacements(module: torch.nn.Module, ops: Any) -> Iterator[tuple[str, torch.nn.Module]]:
@@ -85,30 +126,18 @@ def _replacements(module: torch.nn.Module, ops: Any) -> Iterator[tuple[str, torc
             yield "gated MLPs", GatedMLP(gate, up, down, function.apply)
 
 
-def _replace_rotary(model: Any, ops: Any, dtype: torch.dtype, tolerance: float) -> int:
-    """Replace the rotary functions of the model's modeling modules; return how many."""
-
-    def rotate(
-        query_1_H_T_D: torch.Tensor, key_1_H_T_D: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        # Copies in the order T, H, D, which the kernel needs; it would copy others itself.
-        query, key = (
-            x.transpose(1, 2).clone(memory_format=torch.contiguous_format) for x in (query_1_H_T_D, key_1_H_T_D)
-        )
-        rotated: tuple[torch.Tensor, torch.Tensor] = ops.LigerRopeFunction.apply(
-            query.transpose(1, 2), key.transpose(1, 2), cos, sin
-        )
-        return rotated
-
+def _equal_rotary(model: Any, ops: Any, dtype: torch.dtype, tolerance: float) -> Iterator[tuple[Any, FusedRotary]]:
+    """Yield the model's modeling modules with an equal replacement of their rotary function."""
     device = next(model.parameters()).device
-    modules = {sys.modules[type(module).__module__] for module in model.modules()}
-    found = [module for module in modules if callable(getattr(module, ROTARY_FUNCTION, None))]
-    equal = [
-        each for each in found if _rotates_equally(getattr(each, ROTARY_FUNCTION), rotate, device, dtype, tolerance)
-    ]
-    for module in equal:
-        setattr(module, ROTARY_FUNCTION, rotate)
-    return len(equal)
+    for module in {sys.modules[type(module).__module__] for module in model.modules()}:
+        original = getattr(module, ROTARY_FUNCTION, None)
+        if not callable(original):
+            continue
+        if isinstance(original, FusedRotary):  # by an earlier load
+            original = original.original
+        rotate = FusedRotary(original, ops.LigerRopeFunction.apply)
+        if _rotates_equally(original, rotate, device, dtype, tolerance):
+            yield module, rotate
 
 
 def _rotates_equally(

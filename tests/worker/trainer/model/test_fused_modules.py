@@ -8,15 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from tests.gpu_check.checks import make_family
 from tests.tiny import make_tiny_base, make_tiny_dataset
 from tests.worker.trainer.helpers import CPU, make_spec, run_trainer
 from tests.worker.trainer.model import fake_liger_kernel
+from tests.worker.trainer.model.bases import make_base
 from worker.trainer.memory.activation_checkpointing import Recomputation
 from worker.trainer.model import fused_modules
 from worker.trainer.model.base_model import FrozenBase, load_base
-from worker.trainer.model.fused_modules import FusedRMSNorm
+from worker.trainer.model.fused_modules import FusedRMSNorm, FusedRotary
 from worker.trainer.model.memory_efficient_modules import GatedMLP, swiglu
 from worker.trainer.training import run as trainer
 
@@ -64,6 +66,56 @@ class TestReplacement:
     def test_an_interleaved_rotary_embedding_stays(self, load: Callable[[str], FrozenBase]) -> None:
         assert "rotary embeddings" not in load("glm4").fused_modules
 
+    @pytest.mark.parametrize("name", ["Qwen3.5 text", "Phi-4-mini"])
+    def test_a_rotary_embedding_of_a_part_of_each_head_stays(self, tmp_path: Path, name: str) -> None:
+        """Cosines have fewer columns than a head there, and the kernel would read beyond them."""
+        directory = make_base(name, tmp_path / "base")
+        plain = load_base(name, directory, None, torch.float32, CPU)
+        modeling = sys.modules[type(plain.decoder).__module__]
+        tokens = torch.arange(5, 17).unsqueeze(0)
+        options = {"position_ids": torch.arange(12).unsqueeze(0), "document_lengths": (12,), "use_cache": False}
+        with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+            expected = plain.model(tokens, **options).logits
+            patch.setattr(modeling, "apply_rotary_pos_emb", modeling.apply_rotary_pos_emb)  # restored after the block
+            fused = load_base(name, directory, None, torch.float32, CPU, cuda_kernels=True)
+            assert fused.fused_modules
+            assert torch.allclose(fused.model(tokens, **options).logits, expected, atol=1e-4)
+
+    def test_a_call_with_options_is_transformers_own(self) -> None:
+        query = torch.randn(1, 3, 2, 8)  # T before H, as Gemma 4 has it
+        cos, sin = (torch.randn(1, 3, 8) for _ in range(2))
+        expected = apply_rotary_pos_emb(query, query, cos, sin, unsqueeze_dim=2)
+        rotate = FusedRotary(apply_rotary_pos_emb, lambda *_: pytest.fail("the kernel was called"))
+        assert torch.equal(rotate(query, query, cos, sin, unsqueeze_dim=2)[0], expected[0])
+
+    def test_another_load_replaces_transformers_own_rotary_function(self, load: Callable[[str], FrozenBase]) -> None:
+        base = load("llama")
+        load_base("llama", base.directory, None, torch.float32, CPU, cuda_kernels=True)
+        rotate = sys.modules[type(base.model).__module__].apply_rotary_pos_emb  # type: ignore[attr-defined]
+        assert isinstance(rotate, FusedRotary)
+        assert not isinstance(rotate.original, FusedRotary)
+
+    @pytest.mark.parametrize("name", ["LigerRMSNormFunction", "LigerRopeFunction"])
+    def test_a_kernel_that_fails_replaces_nothing(
+        self, load: Callable[[str], FrozenBase], monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        """As Triton fails without a C compiler or on a GPU that it does not support; the job trains without."""
+        monkeypatch.setattr(sys.modules["liger_kernel.ops"], name, failing("Failed to find\nC compiler"))
+        base = load("llama")
+        assert base.fused_modules == {}
+        assert base.fused_problem == "a kernel of liger-kernel failed (RuntimeError: Failed to find C compiler)"
+        assert not isinstance(base.decoder.layers[0].input_layernorm, FusedRMSNorm)
+        modeling = sys.modules[type(base.model).__module__]
+        assert not isinstance(modeling.apply_rotary_pos_emb, FusedRotary)  # type: ignore[attr-defined]
+
+    @pytest.mark.parametrize("text", ["CUDA out of memory", "CUDA error: unknown error"])
+    def test_memory_and_a_lost_gpu_end_the_load(
+        self, load: Callable[[str], FrozenBase], monkeypatch: pytest.MonkeyPatch, text: str
+    ) -> None:
+        monkeypatch.setattr(sys.modules["liger_kernel.ops"], "LigerRMSNormFunction", failing(text))
+        with pytest.raises(RuntimeError, match=text):
+            load("llama")
+
     def test_a_kernel_with_another_result_replaces_nothing(
         self, load: Callable[[str], FrozenBase], monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -88,6 +140,13 @@ class TestReplacement:
                 plain = gradient(load_base(family, fused.directory, None, torch.float32, CPU), mode)
                 modeling.apply_rotary_pos_emb = rotate
                 assert (ours - plain).norm() < 1e-4 * plain.norm(), (family, mode)
+
+
+def failing(text: str) -> type:
+    def apply(*_arguments: object) -> None:
+        raise RuntimeError(text)
+
+    return type("Failing", (), {"apply": staticmethod(apply)})
 
 
 def _wrong(result: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor | tuple[torch.Tensor, ...]:
