@@ -28,10 +28,12 @@ from app.domain.planning.execution_plan import Recompute
 from worker.trainer.adapter.lora import LoraAdapter, make_adapter
 from worker.trainer.data.batch import TokenizedDataset, pack_batches
 from worker.trainer.memory.activation_checkpointing import Recomputation, layer_stack
+from worker.trainer.model.architecture import carries_state
 from worker.trainer.model.attention import attention
 from worker.trainer.model.base_model import FrozenBase, hidden_states
 
-SHORT_TOKENS, LONG_TOKENS = 8, 24
+LENGTHS = (8, 24)
+LENGTHS_WITH_STATE = (64, 192)  # the gated delta rule of transformers pads each document to a multiple of 64
 weak_reference: Any = StorageWeakRef  # untyped
 
 
@@ -60,10 +62,11 @@ def count_activations(
     state = adapter.generator.get_state() if adapter else None
     layers = layer_stack(base.model)
     modes: tuple[Recompute, ...] = ("nothing", "elementwise") if recomputation.layers else ("nothing",)
+    lengths = LENGTHS_WITH_STATE if carries_state(base.text_config) else LENGTHS
     for mode in modes if layers else ():
         recomputation.set(mode)
-        short, long = (_kept_bytes(base, adapter, layers, tokens) for tokens in (SHORT_TOKENS, LONG_TOKENS))
-        counts[mode] = (long - short) / (LONG_TOKENS - SHORT_TOKENS) / len(layers)
+        short, long = (_kept_bytes(base, adapter, layers, tokens) for tokens in lengths)
+        counts[mode] = (long - short) / (lengths[1] - lengths[0]) / len(layers)
     recomputation.set("nothing")
     if adapter and state is not None:
         adapter.generator.set_state(state)

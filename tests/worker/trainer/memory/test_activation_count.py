@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,11 +81,40 @@ class TestCountActivations:
         assert recomputation.mode == "nothing"
         assert all(parameter.grad is None for parameter in adapter.parameters())
 
+    @pytest.mark.parametrize("name", ["Qwen3.5 text", "Qwen3-Next"])
+    def test_counts_what_the_gated_delta_rule_keeps(self, tmp_path: Path, name: str) -> None:
+        """Against the bytes that autograd saves for documents of several chunks of 64 tokens."""
+        base = load_base("tiny", make_base(name, tmp_path / "base"), None, torch.bfloat16, CPU)
+        counted = count_without_adapter(base, Recomputation(base.model, base.switch))["nothing"]
+        short, long = (delta_rule_bytes(base, tokens) for tokens in (128, 256))
+        of_delta_rule = (long - short) / 128
+        assert of_delta_rule > 1000
+        assert counted * base.text_config.num_hidden_layers > of_delta_rule
+
     def test_counts_layers_that_cannot_be_recomputed(self, tmp_path: Path) -> None:
         base = load_base("tiny", make_base("Gemma 4 text", tmp_path / "base"), None, torch.bfloat16, CPU)
         counts = count_without_adapter(base, Recomputation(base.model, base.switch))
         assert counts.keys() == {"nothing"}
         assert counts["nothing"] > LLAMA_BYTES / HIDDEN * base.text_config.hidden_size * 0.5
+
+
+def delta_rule_bytes(base: FrozenBase, tokens: int) -> int:
+    """Return the bytes that the gated delta rule of the base's one linear-attention layer keeps for a document."""
+    layer, seen = base.decoder.layers[0].linear_attn, {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    rule = sys.modules[type(layer).__module__].torch_chunk_gated_delta_rule  # type: ignore[attr-defined]
+    heads, size = layer.num_v_heads, layer.head_k_dim
+    inputs = [torch.randn(1, tokens, heads, size, requires_grad=True) for _ in range(3)]
+    g, beta = (-torch.rand(1, tokens, heads, requires_grad=True) for _ in range(2))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = rule(*inputs, g=g, beta=beta)
+    del result
+    return sum(seen.values())
 
 
 class TestPlan:
