@@ -82,6 +82,9 @@ def classify_exit(ended: TrainerExit) -> AttemptOutcome:
         return AttemptOutcome(Reason.OUT_OF_MEMORY, "The trainer ran out of memory; lower context_length or lora.r")
     if ended.exit_code == ExitCode.BAD_SPEC:
         return AttemptOutcome(Reason.INVALID_SPEC, "The trainer rejected its spec file and gave no reason")
+    if ended.exit_code == ExitCode.DEVICE_LOST:
+        text = "A GPU of the job failed or disappeared; the job is tried again from its last snapshot"
+        return AttemptOutcome(Reason.DEVICE_LOST, text)
     return _classify_crash(ended)
 
 

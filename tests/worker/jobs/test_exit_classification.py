@@ -29,6 +29,7 @@ def failed(reason: Reason) -> Failed:
         ({"exit_code": 64}, Reason.INVALID_SPEC),
         ({"exit_code": 70}, Reason.TRAINER_CRASHED),
         ({"exit_code": 70, "final": failed(Reason.TRAINER_CRASHED)}, Reason.TRAINER_CRASHED),
+        ({"exit_code": 69}, Reason.DEVICE_LOST),
         ({"exit_code": 69, "final": failed(Reason.DEVICE_LOST)}, Reason.DEVICE_LOST),
         ({"exit_code": 70, "final": failed(Reason.STORAGE_FULL)}, Reason.STORAGE_FULL),
         ({"exit_code": 64, "final": failed(Reason.NON_FINITE_LOSS)}, Reason.NON_FINITE_LOSS),

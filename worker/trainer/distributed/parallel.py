@@ -27,7 +27,7 @@ import torch.distributed as dist
 
 from app.domain.jobs.states import ExitCode, Reason
 from worker.trainer.adapter.lora import LoraAdapter
-from worker.trainer.runtime.failures import Failure, is_out_of_memory
+from worker.trainer.runtime.failures import Failure, is_device_lost, is_out_of_memory
 
 T = TypeVar("T")
 
@@ -208,4 +208,6 @@ def _run_collective(operation: Callable[[], T]) -> T:
         return operation()
     except RuntimeError as error:  # errors of torch.distributed are RuntimeErrors
         traceback.print_exc(file=sys.stderr)
-        sys.exit(ExitCode.OUT_OF_MEMORY if is_out_of_memory(error) else ExitCode.INTERNAL)
+        if is_out_of_memory(error):
+            sys.exit(ExitCode.OUT_OF_MEMORY)
+        sys.exit(ExitCode.DEVICE_LOST if is_device_lost(error) else ExitCode.INTERNAL)

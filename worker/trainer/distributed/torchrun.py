@@ -26,7 +26,8 @@ from worker.trainer.runtime.records import RecordStream
 
 PROGRAM = "worker.trainer.distributed.torchrun_rank"
 EXIT_CODE_FILE = "exit_code"  # in the work directory: the exit code of the first rank
-RANK_EXIT_CODES = (ExitCode.BAD_SPEC, ExitCode.OUT_OF_MEMORY)  # a rank may exit with these before it has joined
+# A rank exits with these before it has joined, or after an error that the first rank has not seen.
+RANK_EXIT_CODES = (ExitCode.BAD_SPEC, ExitCode.OUT_OF_MEMORY, ExitCode.DEVICE_LOST)
 
 
 def run_ranks(spec: TrainerSpec, workdir: Path, records: RecordStream, control: IO[bytes]) -> int:

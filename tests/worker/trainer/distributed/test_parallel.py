@@ -36,6 +36,7 @@ from tests.worker.trainer.helpers import failure, final_adapter, make_spec, run_
 from tests.worker.worker_harness import until
 from worker.node.locks import try_lock
 from worker.trainer.distributed import parallel
+from worker.trainer.distributed.torchrun import combine_exit_codes
 from worker.trainer.runtime.failures import Failure
 
 ROOT = Path(__file__).parents[4]
@@ -279,6 +280,26 @@ class TestEnd:
         trainer = start(learning_rate=1e30)
         assert trainer.wait() == ExitCode.BAD_SPEC, trainer.log_text()
         assert trainer.records[-1].reason == Reason.NON_FINITE_LOSS
+
+
+    def test_a_gpu_that_another_process_loses_has_its_own_exit_code(self, start: Callable[..., Trainer]) -> None:
+        """The first process sees only that a collective failed; the worker must check its GPUs all the same."""
+        trainer = start(planted="gpu", max_steps=MANY_STEPS)
+        assert trainer.wait() == ExitCode.DEVICE_LOST, trainer.log_text()
+
+    @pytest.mark.parametrize(
+        ("failures", "expected"),
+        [
+            ([ExitCode.DEVICE_LOST, ExitCode.INTERNAL], ExitCode.DEVICE_LOST),
+            ([ExitCode.INTERNAL, ExitCode.DEVICE_LOST], ExitCode.DEVICE_LOST),
+            ([ExitCode.INTERNAL, ExitCode.OUT_OF_MEMORY], ExitCode.OUT_OF_MEMORY),
+            ([-signal.SIGKILL, ExitCode.INTERNAL], ExitCode.KILLED),
+            ([-signal.SIGABRT], ExitCode.INTERNAL),
+            ([], ExitCode.INTERNAL),
+        ],
+    )
+    def test_without_a_record_the_most_telling_exit_code_counts(self, failures: list[int], expected: int) -> None:
+        assert combine_exit_codes(failures) == expected
 
 
 class TestOwnExamples:
