@@ -41,6 +41,7 @@ MAX_HEADER_BYTES = 100 << 20
 FORBIDDEN_SUFFIXES = frozenset({".py", ".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack"})
 FORBIDDEN_CONFIG_KEYS = ("auto_map", "_attn_implementation", "_attn_implementation_internal")
 REQUIRED_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
+DEQUANTIZED_FROM = ".dequantized_from"  # in a 16-bit copy: the SHA-256 of the source's manifest; hashes leave it out
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
 DEFAULT_CONTEXT_LENGTH = 2048
@@ -61,8 +62,7 @@ def read_catalog_entry(
     directory: Path, learning_rate: float | None = None, license_name: str | None = None
 ) -> CatalogEntry:
     """The catalog entry of a model directory. Raises RefusedModel that names all its problems."""
-    if problems := list(_problems(directory)):
-        raise RefusedModel(f"{directory} cannot be a base model: " + "; ".join(problems))
+    check_files(directory)
     config = _read_json(directory / "config.json")
     text = text_config(config)
     tensors = {name: shape for name, shape in read_tensor_shapes(directory).items() if not _is_other_modality(name)}
@@ -90,10 +90,28 @@ def read_catalog_entry(
     )
 
 
+def check_files(directory: Path) -> None:
+    """Check names and config.json. Raises RefusedModel that names all problems."""
+    if problems := _problems(directory):
+        raise RefusedModel(f"{directory} cannot be a base model: " + "; ".join(problems))
+
+
 def is_dequantized_first(directory: Path) -> bool:
     """Whether the directory has an MXFP4 or FP8 checkpoint, which registration converts to 16 bits."""
     config = directory / "config.json"
     return config.is_file() and quantization_method(_read_json(config)) in DEQUANTIZED_METHODS
+
+
+def is_dequantized_from(copy: Path, source: Path) -> bool:
+    """Whether `copy` is the 16-bit copy of the files that `source` has now."""
+    mark = copy / DEQUANTIZED_FROM
+    return mark.is_file() and mark.read_text(encoding="utf-8").strip() == hash_directory(source)[1]
+
+
+def dequantized_bytes(directory: Path) -> int:
+    """The bytes of the weights in 16 bits; MXFP4 has two weights in a byte. Scales are counted as weights."""
+    shapes = read_tensor_shapes(directory)
+    return sum(math.prod(shape) * (4 if name.endswith("_blocks") else 2) for name, shape in shapes.items())
 
 
 def with_report(entry: CatalogEntry, report: TrainerReport) -> CatalogEntry:

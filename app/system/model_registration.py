@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app.domain.base_models.catalog import CatalogEntry
+from app.domain.base_models.catalog import CatalogEntry, RefusedModel
 from app.system import model_check, model_files
 
 
@@ -29,15 +30,39 @@ class CheckedModel:
     manifest_sha256: str
 
 
-def check_and_hash(directory: Path, options: RegistrationOptions, on_note: Callable[[str], None]) -> CheckedModel:
-    """Describe a model directory. `on_note` gets a sentence before each long step. Raises RefusedModel, OSError."""
-    if model_files.is_dequantized_first(directory):
-        on_note(f"Converting {directory} to 16 bits, once …")
-        directory = model_check.dequantize(directory)
-        on_note(f"The base model is {directory}. Copy it to the same path on every worker.")
+def check_and_hash(
+    directory: Path,
+    options: RegistrationOptions,
+    on_note: Callable[[str], None],
+    check: Callable[[], None] = lambda: None,
+) -> CheckedModel:
+    """Describe a model directory. Raises RefusedModel, OSError.
+
+    `on_note` gets a sentence before each long step. `check` is called every two seconds of the steps that run in a
+    child process, and ends them by raising.
+    """
+    if not model_files.is_dequantized_first(directory):
+        return _check_and_hash(directory, options, on_note, check)
+    model_files.check_files(directory)  # before a conversion that takes hours and a disk
+    copy = model_check.copy_in_16_bits(directory)
+    is_new = not copy.exists()
+    on_note(f"Converting {directory} to 16 bits, once …")
+    model_check.dequantize(directory, copy, check)
+    on_note(f"The base model is {copy}. Copy it to the same path on every worker.")
+    try:
+        return _check_and_hash(copy, options, on_note, check)
+    except RefusedModel:
+        if is_new:
+            shutil.rmtree(copy, ignore_errors=True)
+        raise
+
+
+def _check_and_hash(
+    directory: Path, options: RegistrationOptions, on_note: Callable[[str], None], check: Callable[[], None]
+) -> CheckedModel:
     entry = model_files.read_catalog_entry(directory, options.learning_rate, options.license)
     on_note(f"Checking that {directory} can be trained …")
-    report = model_check.check_model(directory)
+    report = model_check.check_model(directory, check)
     if report is None:
         on_note(
             "Not checked: this machine has no torch or too little memory. The first job checks the model and counts "

@@ -97,7 +97,7 @@ class Registrar:
                 directory, options = pulled.directory, replace(options, revision=pulled.commit)
             else:
                 _check_inside(directory, self.settings.base_model_directories)
-            checked = check_and_hash(directory, options, on_note)
+            checked = check_and_hash(directory, options, on_note, check)
         except RefusedModel as error:
             raise RegistrationFailed(RegistrationErrorCode.REFUSED_MODEL, str(error)) from error
         except Unavailable as error:

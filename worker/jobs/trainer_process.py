@@ -21,6 +21,7 @@ from pydantic import ValidationError
 import worker
 from app.domain.jobs.events import AnyRecord, Command, Control, Done, Failed, Metric, Stopped, parse_record
 from app.log import get_logger
+from app.system.parent_death import PARENT_PID_VARIABLE
 from worker.jobs.trainer_log import TrainerLog
 
 TRAINER_COMMAND = (sys.executable, "-m", "worker.trainer")
@@ -237,7 +238,7 @@ def clean_environment(parent: Mapping[str, str], temporary: Path, threads: int |
     if threads is not None:
         environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     return environment | {
-        "TUNERY_PARENT_PID": str(os.getpid()),
+        PARENT_PID_VARIABLE: str(os.getpid()),
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",

@@ -1,6 +1,7 @@
 """Can a model directory be trained? `python -m worker.trainer.model.check_model DIRECTORY` prints a TrainerReport.
 
-The report is one line of JSON; the exit code is 0 also for a model that cannot be trained. Names, shapes and numbers of
+The report is one line of JSON; the exit code is 0 also for a model that cannot be trained, and 71 where the memory of
+this machine is too small to tell. Names, shapes and numbers of
 all tensors are checked first, so that every problem is reported at once. Then the base is loaded in 4 bits on the CPU
 and passes the check that a job makes before its first step.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from app.domain.base_models.trainer_report import TrainerReport
 from app.domain.datasets.chat_template import TemplateRefused
 from app.domain.error_text.json_text import as_json
 from app.domain.jobs.spec import QuantizationSpec
+from app.domain.jobs.states import ExitCode
 from app.system.model_files import weight_files
 from app.system.tokenizer_files import load_renderer
 from worker.trainer.adapter.modules_to_save import trainable_modules
@@ -48,7 +51,13 @@ def main(arguments: list[str]) -> int:
     die_with_parent()
     descriptor = os.dup(1)
     os.dup2(2, 1)  # what libraries print goes to standard error
-    report = check_model(Path(arguments[0]))
+    try:
+        report = check_model(Path(arguments[0]))
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        traceback.print_exc(file=sys.stderr)
+        return ExitCode.OUT_OF_MEMORY
     os.write(descriptor, report.model_dump_json().encode() + b"\n")
     return 0
 
@@ -65,10 +74,6 @@ def check_model(directory: Path) -> TrainerReport:
         return TrainerReport(problems=(str(error),))
     except Failure as failure:
         return TrainerReport(problems=(failure.message.rstrip("."),))
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        return TrainerReport(problems=("its weights do not fit into the memory of this machine, not even in 4 bits",))
     return _report(base, directory)
 
 

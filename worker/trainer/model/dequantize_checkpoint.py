@@ -11,10 +11,13 @@ written under a temporary name, synced and renamed, so it is always complete.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -23,7 +26,8 @@ from safetensors.torch import save_file
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from app.system.artifact_directory import publish
-from app.system.model_files import INDEX, weight_files
+from app.system.durable_files import sync
+from app.system.model_files import DEQUANTIZED_FROM, INDEX, hash_directory, weight_files
 from worker.trainer.runtime.process import die_with_parent
 
 FP8_SCALES = ("_scale_inv", "_scale")
@@ -36,21 +40,40 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m worker.trainer.model.dequantize_checkpoint DIRECTORY DESTINATION", file=sys.stderr)
         return 2
     die_with_parent()
-    dequantize(*map(Path, arguments))
+    try:
+        dequantize(*map(Path, arguments))
+    except OSError as error:
+        print(error.strerror or error, file=sys.stderr)
+        return 1
     return 0
 
 
 def dequantize(source: Path, destination: Path) -> None:
     """Write the checkpoint in bfloat16 to `destination`, completely or not at all. Raises OSError."""
-    temporary = destination.with_name(f".{destination.name}.staged")
-    shutil.rmtree(temporary, ignore_errors=True)  # left by a crash
-    temporary.mkdir(parents=True)
-    try:
-        _write(source, temporary)
-        publish(temporary, destination)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with _locked(destination.with_name(f".{destination.name}.lock")):
+        temporary = destination.with_name(f".{destination.name}.staged")
+        shutil.rmtree(temporary, ignore_errors=True)  # left by a crash
+        temporary.mkdir(parents=True)
+        try:
+            (temporary / DEQUANTIZED_FROM).write_text(hash_directory(source)[1] + "\n", encoding="utf-8")
+            _write(source, temporary)
+            for path in temporary.iterdir():
+                sync(path)
+            publish(temporary, destination)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock in the block: two registrations would delete each other's files. Raises BlockingIOError."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BlockingIOError("another process converts it now; try again when that has ended") from error
+        yield
 
 
 def _write(source: Path, directory: Path) -> None:

@@ -11,8 +11,6 @@ from app.domain.jobs.states import ExitCode
 from app.system import parent_death
 from worker.trainer import PROCESS_STARTED_AT
 
-PARENT_PID_VARIABLE = "TUNERY_PARENT_PID"
-
 _work_started_at: float | None = None  # by time.monotonic(); only in a warm trainer
 
 
@@ -33,7 +31,7 @@ def die_with_parent() -> None:
 
     The signal works from this call on, so the process exits here if the parent is dead already.
     """
-    parent_pid = os.environ.get(PARENT_PID_VARIABLE)
+    parent_pid = os.environ.get(parent_death.PARENT_PID_VARIABLE)
     if parent_pid is None:
         return
     if not parent_death.die_with_parent(int(parent_pid)):

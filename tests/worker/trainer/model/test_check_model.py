@@ -17,6 +17,7 @@ from app.domain.base_models.catalog import RefusedModel
 from app.system.model_files import read_catalog_entry
 from tests.tiny import CHAT_TEMPLATE, make_tiny_base, write_tokenizer
 from tests.worker.trainer.model.bases import SIZES, make_base
+from worker.trainer.model import check_model as program
 from worker.trainer.model.check_model import check_model
 
 UP = "model.layers.0.mlp.up_proj.weight"
@@ -110,6 +111,17 @@ def test_sizes_that_no_model_has_are_refused_without_torch(
     change_config(directory, **changes)
     with pytest.raises(RefusedModel, match=problem):
         read_catalog_entry(directory)
+
+
+def test_a_model_for_which_this_machine_is_too_small_is_not_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(program, "load_base", fail)
+    assert program.main([str(make_tiny_base(tmp_path / "base"))]) == 71
+    assert '"problems"' not in capfd.readouterr().out
 
 
 def test_a_template_without_a_generation_prompt_is_noted(tmp_path: Path) -> None:

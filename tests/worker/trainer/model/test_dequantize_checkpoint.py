@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tests.tiny import make_tiny_base
 from tests.worker.trainer.model.bases import make_base
 from worker.trainer.model.check_model import check_model
-from worker.trainer.model.dequantize_checkpoint import dequantize
+from worker.trainer.model.dequantize_checkpoint import dequantize, main
 
 FP4 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
 WEIGHT = "model.layers.0.mlp.down_proj.weight"
@@ -62,3 +63,14 @@ def test_mxfp4_experts_are_unpacked(tmp_path: Path) -> None:
     new = load_file(tmp_path / "new" / "model.safetensors")
     assert all(torch.equal(new[name], values) for name, values in expected.items())
     assert check_model(tmp_path / "new").problems == ()
+
+
+def test_two_conversions_of_a_checkpoint_do_not_run_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = make_tiny_base(tmp_path / "base")
+    set_quantization(directory, quant_method="fp8")
+    with (tmp_path / ".new.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert main([str(directory), str(tmp_path / "new")]) == 1
+    assert capsys.readouterr().err == "another process converts it now; try again when that has ended\n"
+    assert not (tmp_path / "new").exists()
+    assert main([str(directory), str(tmp_path / "new")]) == 0

@@ -1,0 +1,119 @@
+"""MXFP4 and FP8 checkpoints: refused before they are converted, converted once, and never taken for others."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from app.domain.base_models.catalog import RefusedModel
+from app.domain.base_models.trainer_report import TrainerReport
+from app.system import model_check
+from app.system.model_registration import RegistrationOptions, check_and_hash
+from tests.tiny import make_tiny_base
+from worker.trainer.model.dequantize_checkpoint import dequantize
+
+WEIGHT = "model.layers.0.mlp.down_proj.weight"
+
+
+@pytest.fixture
+def fp8(tmp_path: Path) -> Path:
+    directory = make_tiny_base(tmp_path / "tiny")
+    tensors = load_file(directory / "model.safetensors")
+    codes = {WEIGHT: tensors[WEIGHT].to(torch.float8_e4m3fn), f"{WEIGHT}_scale_inv": torch.tensor(0.5)}
+    save_file(tensors | codes, directory / "model.safetensors")
+    change_config(directory, quantization_config={"quant_method": "fp8"})
+    return directory
+
+
+@pytest.fixture
+def programs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Run the programs of the trainer in this process, without the check of the model; return their names."""
+    started = []
+
+    def run(program: str, *paths: Path, check: Callable[[], None]) -> Any:
+        started.append(program)
+        dequantize(*paths)
+        return model_check.subprocess.CompletedProcess([], 0, "", "")
+
+    monkeypatch.setattr(model_check, "_run", run)
+    monkeypatch.setattr(model_check, "check_model", lambda directory, check: None)
+    return started
+
+
+def change_config(directory: Path, **changes: Any) -> None:
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def register(directory: Path) -> Path:
+    return check_and_hash(directory, RegistrationOptions(), lambda text: None).directory
+
+
+class TestBeforeTheConversion:
+    @pytest.mark.parametrize(
+        ("changes", "problem"),
+        [({"kv_lora_rank": 16}, "multi-head latent attention"), ({"auto_map": {}}, "key auto_map, which loads code")],
+    )
+    def test_a_model_that_cannot_be_trained_is_refused(
+        self, fp8: Path, programs: list[str], changes: dict[str, Any], problem: str
+    ) -> None:
+        change_config(fp8, **changes)
+        with pytest.raises(RefusedModel, match=problem):
+            register(fp8)
+        assert (programs, list(fp8.parent.iterdir())) == ([], [fp8])
+
+    def test_a_disk_that_is_too_small_is_named_with_the_bytes(
+        self, fp8: Path, programs: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        weights = 2 * sum(tensor.numel() for tensor in load_file(fp8 / "model.safetensors").values())
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=weights - 1))
+        with pytest.raises(RefusedModel, match=r"needs 0\.00 GB in .*, but 0\.00 GB are free"):
+            register(fp8)
+        assert programs == []
+
+
+class TestConversion:
+    def test_runs_once_and_again_after_the_source_has_changed(self, fp8: Path, programs: list[str]) -> None:
+        copy = fp8.with_name("tiny-bf16")
+        assert register(fp8) == register(fp8) == copy
+        assert programs == ["dequantize_checkpoint"]
+        tensors = load_file(fp8 / "model.safetensors")
+        save_file(tensors | {"model.norm.weight": torch.ones(64)}, fp8 / "model.safetensors")
+        with pytest.raises(RefusedModel, match="tiny-bf16 exists, but it was not converted from the files that"):
+            register(fp8)
+        assert register(copy) == copy
+        shutil.rmtree(copy)
+        assert register(fp8) == copy
+        assert torch.equal(load_file(copy / "model.safetensors")["model.norm.weight"].float(), torch.ones(64))
+
+    def test_a_directory_of_another_origin_is_not_taken_for_the_copy(self, fp8: Path, programs: list[str]) -> None:
+        make_tiny_base(fp8.with_name("tiny-bf16"))
+        with pytest.raises(RefusedModel, match="tiny-bf16 exists"):
+            register(fp8)
+        assert programs == []
+
+    def test_a_new_copy_that_the_check_refuses_is_removed_and_an_earlier_one_stays(
+        self, fp8: Path, programs: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(directory: Path, check: object) -> TrainerReport | None:
+            raise RefusedModel("its weights are wrong")
+
+        copy = fp8.with_name("tiny-bf16")
+        with monkeypatch.context() as patch:
+            patch.setattr(model_check, "check_model", refuse)
+            with pytest.raises(RefusedModel, match="weights are wrong"):
+                register(fp8)
+        assert not copy.exists()
+        register(fp8)
+        monkeypatch.setattr(model_check, "check_model", refuse)
+        with pytest.raises(RefusedModel, match="weights are wrong"):
+            register(fp8)
+        assert copy.exists()
