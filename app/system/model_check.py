@@ -80,8 +80,14 @@ def _run(program: str, *paths: Path, check: Callable[[], None]) -> subprocess.Co
     """Run a program of worker.trainer.model. It ends with this process, and when `check` raises."""
     command = [sys.executable, "-m", f"worker.trainer.model.{program}", *map(str, paths)]
     environment = os.environ | {PARENT_PID_VARIABLE: str(os.getpid())}
-    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, env=environment, text=True, **pipes) as process:
+    with subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
         try:
             while True:
                 try:

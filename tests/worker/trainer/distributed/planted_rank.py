@@ -1,7 +1,8 @@
 """A rank of a data-parallel training in which one process runs out of memory once, or loses its GPU.
 
 `torchrun ... --module tests.worker.trainer.distributed.planted_rank WORKDIR`; the variable PLANTED says where in the
-second process: "rows" in its third packed batch, "update" in its first AdamW step, "full" in all of its AdamW steps; "gpu" is a lost GPU in its third packed batch.
+second process: "rows" in its third packed batch, "update" in its first AdamW step, "full" in all of its AdamW steps;
+"gpu" is a lost GPU in its third packed batch.
 """
 
 from __future__ import annotations

@@ -281,7 +281,6 @@ class TestEnd:
         assert trainer.wait() == ExitCode.BAD_SPEC, trainer.log_text()
         assert trainer.records[-1].reason == Reason.NON_FINITE_LOSS
 
-
     def test_a_gpu_that_another_process_loses_has_its_own_exit_code(self, start: Callable[..., Trainer]) -> None:
         """The first process sees only that a collective failed; the worker must check its GPUs all the same."""
         trainer = start(planted="gpu", max_steps=MANY_STEPS)
