@@ -88,8 +88,8 @@ class ApiClient:
             params["after"] = page["data"][-1]["id"]
         return found
 
-    async def put(self, path: str, content: bytes, headers: Mapping[str, str]) -> Json:
-        return _json(await self._request("PUT", path, content=content, headers=headers))
+    async def put(self, path: str, content: bytes, headers: Mapping[str, str], timeout_seconds: float) -> Json:
+        return _json(await self._request("PUT", path, content=content, headers=headers, timeout=timeout_seconds))
 
     async def head(self, path: str) -> Mapping[str, str]:
         return (await self._request("HEAD", path)).headers

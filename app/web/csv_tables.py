@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import secrets
 import tempfile
 import time
@@ -17,6 +18,8 @@ MAX_FIELD_CHARACTERS = 4 << 20  # the limit for one example
 KEEP_SECONDS = 3_600
 SAMPLE_BYTES = 64 << 10
 DELIMITERS = ",;\t|"
+QUOTED = re.compile('"[^"]*"')
+EXPIRED = "The upload of this file has expired. Drop the file again."
 
 csv.field_size_limit(MAX_FIELD_CHARACTERS)
 
@@ -60,8 +63,16 @@ class CsvTable:
         names = next(self._rows(), None)
         if not names or not any(name.strip() for name in names):
             raise TableError("The file is empty. Its first line must have the names of the columns.")
-        if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
+        while not names[-1].strip():  # spreadsheets write delimiters behind the last column
+            names.pop()
+        named = [name for name in names if name.strip()]
+        if len(named) < 2:
+            raise TableError(
+                f"The file has one column, {named[0][:80]!r}. At least two are required, separated by a comma, a "
+                "semicolon, a tab or a vertical bar."
+            )
+        if len(set(named)) < len(named):
+            twice = next(name for name in named if named.count(name) > 1)
             raise TableError(f"Two columns have the name {twice[:80]!r}. Give each column a name of its own.")
         return names
 
@@ -77,6 +88,8 @@ class CsvTable:
         for number, row in enumerate(self._rows(), start=1):
             if number == 1 or not row:
                 continue
+            if not any(row[len(names) :]):
+                del row[len(names) :]
             if len(row) != len(names):
                 raise TableError(
                     f"Row {number} has {len(row):,} fields, but the header has {len(names):,} columns. A field with "
@@ -89,19 +102,21 @@ class CsvTable:
                     return
 
     def _rows(self) -> Iterator[list[str]]:
-        with self.path.open("rb") as file:
-            sample = file.read(SAMPLE_BYTES)
-        if b"\0" in sample:
-            raise TableError("The file is binary. Save the sheet as CSV (UTF-8) and upload that file.")
-        with self.path.open(encoding="utf-8-sig", newline="") as text:
-            try:
+        try:
+            with self.path.open("rb") as file:
+                sample = file.read(SAMPLE_BYTES)
+            if b"\0" in sample:
+                raise TableError("The file is binary. Save the sheet as CSV (UTF-8) and upload that file.")
+            with self.path.open(encoding="utf-8-sig", newline="") as text:
                 yield from csv.reader(text, delimiter=_delimiter(sample))
-            except UnicodeDecodeError as error:
-                raise TableError(
-                    f"The file is not UTF-8 text ({error.reason} at byte {error.start:,}). Save it as CSV UTF-8."
-                ) from None
-            except csv.Error as error:
-                raise TableError(f"The file is not a valid CSV: {error}.") from None
+        except FileNotFoundError:  # converted in another tab, or older than an hour
+            raise TableError(EXPIRED) from None
+        except UnicodeDecodeError as error:
+            raise TableError(
+                f"The file is not UTF-8 text ({error.reason} at byte {error.start:,}). Save it as CSV UTF-8."
+            ) from None
+        except csv.Error as error:
+            raise TableError(f"The file is not a valid CSV: {error}.") from None
 
 
 class TableStore:
@@ -152,6 +167,6 @@ def _example(user: str, assistant: str, system: str) -> dict[str, Any]:
 
 
 def _delimiter(sample: bytes) -> str:
-    """The delimiter that the first line has most often; a comma if it has none."""
-    first_line = sample.decode("utf-8", "replace").split("\n", 1)[0]
+    """The delimiter that the first line has most often outside of quotes; a comma if it has none."""
+    first_line = QUOTED.sub("", sample.decode("utf-8", "replace")).split("\n", 1)[0]
     return max(DELIMITERS, key=first_line.count)

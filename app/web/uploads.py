@@ -9,13 +9,15 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from app.web.api_client import ApiClient, ApiError
-from app.web.csv_tables import CsvTable, TableError, TableStore
+from app.domain.files.uploads import completion_seconds
+from app.web.api_client import RESPONSE_SECONDS, ApiClient, ApiError
+from app.web.csv_tables import EXPIRED, CsvTable, TableError, TableStore
 from app.web.sessions import SessionStore, WebSession
 from app.web.sign_in import is_same_origin
 
 MAX_PIECE_BYTES = 16 << 20
 CSV_NAMES = (".csv", ".tsv")
+SHEET_NAMES = (".xlsx", ".xls", ".ods", ".numbers")
 MIME_TYPE = "application/jsonl"
 DISK_FULL = "The dashboard's disk is full: {reason}. Ask the operator for space, then try again; the upload continues."
 
@@ -68,6 +70,8 @@ async def _create(session: WebSession, tables: TableStore, request: Request) -> 
     filename, size_bytes = str(body["filename"]), int(body["bytes"])
     if filename.lower().endswith(CSV_NAMES):
         return _table_state(tables.create(session.token, filename, size_bytes))
+    if filename.lower().endswith(SHEET_NAMES):
+        raise TableError("This is a spreadsheet. Save the sheet as CSV (UTF-8) and drop that file.")
     upload = await session.api.post(
         "uploads", {"filename": filename, "purpose": "fine-tune", "bytes": size_bytes, "mime_type": MIME_TYPE}
     )
@@ -89,11 +93,18 @@ async def _append(session: WebSession, tables: TableStore, request: Request, upl
             table.append(piece)
         return _table_state(table)
     upload = await session.api.get(f"uploads/{upload_id}")
-    total = int(upload["bytes"])
-    if total == 0:
-        return await _upload_state(session.api, await session.api.post(f"uploads/{upload_id}/complete", {}))
-    headers = {"Content-Range": f"bytes {offset}-{offset + len(piece) - 1}/{total}", "Content-Type": MIME_TYPE}
-    return await _upload_state(session.api, await session.api.put(f"uploads/{upload_id}/content", piece, headers))
+    return await _upload_state(session.api, await send_piece(session.api, upload, offset, piece))
+
+
+async def send_piece(api: ApiClient, upload: Json, offset: int, piece: bytes) -> Json:
+    """The upload after this piece. The last one waits for the check of all lines; an empty one repeats this check."""
+    path, total = f"uploads/{upload['id']}", int(upload["bytes"])
+    end = offset + len(piece)
+    if not piece:
+        return await api.post(f"{path}/complete", {}, timeout_seconds=completion_seconds(total))
+    headers = {"Content-Range": f"bytes {offset}-{end - 1}/{total}", "Content-Type": MIME_TYPE}
+    seconds = completion_seconds(total) if end == total else RESPONSE_SECONDS
+    return await api.put(f"{path}/content", piece, headers, seconds)
 
 
 async def _cancel(session: WebSession, tables: TableStore, upload_id: str) -> Json:
@@ -127,7 +138,7 @@ def _table_state(table: CsvTable) -> Json:
 def _own_table(session: WebSession, tables: TableStore, table_id: str) -> CsvTable:
     table = tables.get(session.token, table_id)
     if table is None:
-        raise TableError("The upload of this file has expired. Drop the file again.")
+        raise TableError(EXPIRED)
     return table
 
 

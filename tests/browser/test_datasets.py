@@ -112,6 +112,60 @@ def test_a_jsonl_file_that_is_none_is_not_usable_and_says_why(open_page: Open, t
     drop(page, tmp_path / "picture.jsonl")
     expect(page.get_by_role("alert")).to_contain_text(re.compile("UTF-8|JSON"))
     assert "Traceback" not in page.content()
+    page.get_by_role("button", name="Try again").click()
+    expect(page.get_by_text("The server checks every line.")).to_have_count(0)
+    expect(page.get_by_role("alert")).to_contain_text(re.compile("UTF-8|JSON"))
+
+
+def test_a_spreadsheet_says_what_to_save(open_page: Open, tmp_path: Path) -> None:
+    (tmp_path / "sheet.xlsx").write_bytes(b"PK\x03\x04")
+    page = open_page("/datasets")
+    drop(page, tmp_path / "sheet.xlsx")
+    expect(page.get_by_role("alert")).to_contain_text("Save the sheet as CSV (UTF-8)")
+
+
+def test_of_several_files_each_is_sent_to_its_end(open_page: Open, tmp_path: Path) -> None:
+    """The page stays when the first one is complete."""
+    (tmp_path / "small.jsonl").write_bytes(tickets_jsonl(12))
+    (tmp_path / "large.jsonl").write_bytes(tickets_jsonl(30_000))
+    (tmp_path / "table.csv").write_text(CSV)
+    page = open_page("/datasets")
+    drop(page, *(tmp_path / name for name in ("small.jsonl", "large.jsonl", "table.csv")))
+    for name, path in (("large.jsonl", "/datasets/file-"), ("small.jsonl", "/datasets/file-"), ("table.csv", "/conv")):
+        link = page.locator(".t-upload", has_text=name).get_by_role("link", name="Open")
+        expect(link).to_have_attribute("href", re.compile(path), timeout=60_000)
+    page.locator(".t-upload", has_text="small.jsonl").get_by_role("link", name="Open").click()
+    expect(page.get_by_text("Valid", exact=True)).to_be_visible()
+
+
+def test_an_upload_waits_for_the_connection_for_as_long_as_it_takes(open_page: Open, tmp_path: Path) -> None:
+    """More failures than a server's errors are repeated for."""
+    (tmp_path / "small.jsonl").write_bytes(tickets_jsonl(12))
+    page = open_page("/datasets")
+    page.clock.install()
+    page.route("**/uploads", lambda route: route.abort())
+    drop(page, tmp_path / "small.jsonl")
+    for _ in range(8):
+        expect(page.get_by_text("The connection was lost; it continues by itself.")).to_be_visible()
+        with page.expect_request("**/uploads"):
+            page.clock.fast_forward(10_000)
+    page.unroute("**/uploads")
+    expect(page.get_by_text("The connection was lost; it continues by itself.")).to_be_visible()
+    page.clock.fast_forward(10_000)
+    page.wait_for_url(re.compile(r"/datasets/file-"))
+
+
+def test_a_table_that_another_tab_converted_has_expired(open_page: Open, tmp_path: Path) -> None:
+    (tmp_path / "tickets.csv").write_text(CSV)
+    page = open_page("/datasets")
+    drop(page, tmp_path / "tickets.csv")
+    page.wait_for_url(re.compile("/datasets/convert/table-"))
+    other = page.context.new_page()
+    other.goto(page.url)
+    other.get_by_role("button", name="Convert and upload").click()
+    other.wait_for_url(re.compile(r"/datasets/file-"))
+    page.get_by_role("button", name="Convert and upload").click()
+    expect(page.get_by_role("alert")).to_contain_text("The upload of this file has expired. Drop the file again.")
 
 
 def test_a_csv_above_two_gigabytes_is_refused_before_it_is_sent(open_page: Open, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import httpx2
 from app.cli.client.service_discovery import ServiceAddress
 from app.cli.errors import AccessDenied, CliError, NotFoundError, ServiceUnreachable, UsageError
 from app.domain.error_text.json_text import as_json
+from app.domain.files.uploads import completion_seconds
 
 CONNECT_TIMEOUT_SECONDS = 5
 RESPONSE_TIMEOUT_SECONDS = 120  # the server hashes an upload of 512 MiB and flushes it to disk before it responds
@@ -116,7 +117,12 @@ class Client:
         }
         with path.open("rb") as file:
             file.seek(first_byte)
-            return self._request_json("PUT", url, content=iter(_CountingReader(file, on_bytes)), headers=headers)
+            content = iter(_CountingReader(file, on_bytes))
+            return self._request_json("PUT", url, content=content, headers=headers, timeout=_completion(size_bytes))
+
+    def complete_upload(self, url: str, size_bytes: int) -> Json:
+        """Let the server check an upload of which it has all bytes."""
+        return self._request_json("POST", url, json={}, timeout=_completion(size_bytes))
 
     def head(self, path: str) -> Mapping[str, str]:
         with self._transport_errors():
@@ -207,6 +213,11 @@ def _chunk_of(data: str) -> Json:
             "stays so, check the engine that serves the model, and any proxy before it."
         )
     return dict(event)
+
+
+def _completion(size_bytes: int) -> httpx2.Timeout:
+    seconds = max(RESPONSE_TIMEOUT_SECONDS, completion_seconds(size_bytes))
+    return httpx2.Timeout(seconds, connect=CONNECT_TIMEOUT_SECONDS)
 
 
 def _error_of(response: httpx2.Response, address: ServiceAddress) -> CliError:

@@ -91,7 +91,7 @@ def _send_rest(
     client: Client, path: Path, upload_id: str, offset: int, size_bytes: int, on_bytes: Callable[[int], None]
 ) -> Json:
     if offset == size_bytes:
-        upload = client.post(f"uploads/{upload_id}/complete", {})
+        upload = client.complete_upload(f"uploads/{upload_id}/complete", size_bytes)
     else:
         upload = client.put_file(f"uploads/{upload_id}/content", path, offset, size_bytes, on_bytes)
     if upload["status"] != "completed":

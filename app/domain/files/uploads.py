@@ -10,6 +10,8 @@ EXPIRES_SECONDS = (3600, 2_592_000)  # allowed `expires_after[seconds]` of a fil
 MAX_PART_BYTES = 64 << 20
 MAX_PARTS = 10_000
 MAX_FILENAME = 255
+COMPLETION_SECONDS = 30.0
+CHECKED_BYTES_PER_SECOND = 10e6  # a busy machine; a free core checks 50 MB of short lines a second
 
 
 class UploadStatus(StrEnum):
@@ -22,6 +24,11 @@ class UploadStatus(StrEnum):
 def max_stored_bytes(declared_bytes: int) -> int:
     """The limit of the bytes of all parts of one upload, including parts that retries replaced."""
     return 2 * declared_bytes + MAX_PART_BYTES
+
+
+def completion_seconds(size_bytes: int) -> float:
+    """How long a client waits for the request that completes an upload: its response follows the check of all lines."""
+    return COMPLETION_SECONDS + size_bytes / CHECKED_BYTES_PER_SECOND
 
 
 def clean_filename(name: str | None) -> str:

@@ -1,7 +1,9 @@
 // Drag and drop of one or several files, sent in pieces. An interrupted file continues where the server's copy ends,
 // also after a reload of the page: its upload is remembered by name, size and time of change.
 const PIECE_BYTES = 4 * 1024 * 1024;
-const MAX_FAILURES = 6;
+const MAX_FAILURES = 6; // of the server; a lost connection is awaited
+const MAX_PAUSE_MILLISECONDS = 10000;
+const CHANGED = "The file was changed or moved since it was dropped. Drop it again.";
 
 class UploadError extends Error {}
 
@@ -16,7 +18,7 @@ export default {
     },
     add(list) {
       for (const file of list) {
-        const entry = { file, name: file.name, id: null, sent: 0, state: "sending", message: "", abort: null };
+        const entry = { file, name: file.name, id: null, sent: 0, state: "sending", message: "", abort: null, href: "" };
         this.files.unshift(entry);
         this.send(this.files[0]);
       }
@@ -71,6 +73,7 @@ export default {
           entry.sent = upload.offset;
           while (!upload.result) {
             const end = Math.min(entry.sent + PIECE_BYTES, entry.file.size);
+            if (end === entry.file.size) entry.message = "The server checks every line.";
             upload = await this.request(`/uploads/${upload.id}/content?offset=${entry.sent}`, {
               method: "PUT",
               body: entry.file.slice(entry.sent, end),
@@ -80,22 +83,33 @@ export default {
             failures = 0;
           }
           localStorage.removeItem(this.key(entry.file));
-          entry.state = "done";
-          this.$emit("uploaded", upload.result);
+          this.finish(entry, upload.result);
           return;
         } catch (error) {
           if (entry.state === "cancelled") return;
           failures += 1;
-          if (error instanceof UploadError || failures >= MAX_FAILURES) {
+          const isLost = error instanceof TypeError; // of fetch
+          const isChanged = isLost && !(await this.isReadable(entry.file));
+          if (error instanceof UploadError || isChanged || (!isLost && failures >= MAX_FAILURES)) {
             entry.state = "failed";
-            entry.message = error.message || "The connection was lost.";
+            entry.message = isChanged ? CHANGED : error.message;
             return;
           }
           entry.state = "waiting";
           entry.message = "The connection was lost; it continues by itself.";
-          await new Promise((resolve) => setTimeout(resolve, 1000 * failures));
+          await new Promise((resolve) => setTimeout(resolve, Math.min(1000 * failures, MAX_PAUSE_MILLISECONDS)));
         }
       }
+    },
+    finish(entry, result) {
+      entry.state = "done";
+      entry.message = "";
+      entry.href = result.table_id ? `/datasets/convert/${result.table_id}` : `/datasets/${result.file_id}`;
+      const others = this.files.filter((one) => one !== entry && one.state !== "cancelled");
+      if (!others.length) this.$emit("uploaded", entry.href); // to leave the page would end the other uploads
+    },
+    async isReadable(file) {
+      return file.slice(0, 1).arrayBuffer().then(() => true, () => false);
     },
     async cancel(entry) {
       entry.state = "cancelled";
@@ -128,6 +142,7 @@ export default {
     </div>
     <div v-for="entry in files" class="t-upload" role="status">
       <div class="t-row"><bdi class="t-strong t-wrap">{{ entry.name }}</bdi><span class="t-muted">{{ describe(entry) }}</span>
+        <a v-if="entry.href" :href="entry.href" class="t-small-button">Open</a>
         <button v-if="entry.state === 'failed'" type="button" class="t-small-button" @click="send(entry)">Try again</button>
         <button v-if="!['done', 'cancelled'].includes(entry.state)" type="button" class="t-small-button"
                 :aria-label="'Cancel the upload of ' + entry.name" @click="cancel(entry)">Cancel</button>

@@ -9,11 +9,11 @@ from nicegui.element import Element
 
 
 class Dropzone(Element, component="dropzone.js"):
-    """`on_uploaded` gets the result of each complete file: {file_id, filename} or {table_id, filename}."""
+    """`on_uploaded` gets the path of the page of a single complete file; several files get a link each."""
 
-    def __init__(self, label: str, hint: str, accept: str, on_uploaded: Callable[[dict[str, Any]], Any]) -> None:
+    def __init__(self, label: str, hint: str, accept: str, on_uploaded: Callable[[str], Any]) -> None:
         super().__init__()
         self._props["label"] = label
         self._props["hint"] = hint
         self._props["accept"] = accept
-        self.on("uploaded", lambda event: on_uploaded(dict(event.args)))
+        self.on("uploaded", lambda event: on_uploaded(str(event.args)))

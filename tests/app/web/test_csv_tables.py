@@ -49,12 +49,34 @@ def test_rows_without_question_or_answer_are_left_out(tmp_path: Path) -> None:
         ("q,a\nä,b\n".encode("latin-1"), "not UTF-8"),
         (b"q,a\n1,2,3\n", "Row 2 has 3 fields, but the header has 2 columns"),
         (b"q,q\n1,2\n", "Two columns have the name 'q'"),
+        (b"question / answer\n1\n", "one column, 'question / answer'"),
     ],
 )
 def test_what_is_no_table_is_refused_with_the_reason(tmp_path: Path, content: bytes, reason: str) -> None:
     broken = table(tmp_path, content)
     with pytest.raises(TableError, match=reason):
         list(broken.examples(Columns(*broken.header()[:2])))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"q,a,,\n1,2,,\n",
+        b'"a; b","q;",q,a\n-,-,1,2\n',
+        b'"q";a;"x,y,z,"\n1;2;3\n',
+    ],
+)
+def test_what_a_spreadsheet_exports_is_a_table(tmp_path: Path, content: bytes) -> None:
+    """With delimiters behind the last column, and with other delimiters in quotes."""
+    (example,) = table(tmp_path, content).examples(QUESTION_ANSWER)
+    assert [message["content"] for message in example["messages"]] == ["1", "2"]
+
+
+def test_a_table_that_another_tab_converted_has_expired(tmp_path: Path) -> None:
+    gone = table(tmp_path, b"q,a\n1,2\n")
+    gone.path.unlink()
+    with pytest.raises(TableError, match="has expired"):
+        next(gone.examples(QUESTION_ANSWER))
 
 
 @hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

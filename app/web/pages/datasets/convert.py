@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import PurePath
 from typing import Any
 
@@ -15,6 +16,7 @@ from app.web.components.forms import text_field
 from app.web.csv_tables import Columns, CsvTable, TableError, json_line
 from app.web.formatting import clean, clean_lines, counted, size
 from app.web.frame import View, error_note, screen
+from app.web.uploads import send_piece
 
 PREVIEW_ROWS = 3
 PIECE_BYTES = 4 << 20
@@ -83,6 +85,9 @@ class Conversion:
             is_known = field.value in self._names or (not field.value and not is_required)
             field.set_error("" if is_known else "There is no column with this name.")
             is_valid = is_valid and is_known
+        if is_valid and self._user.value == self._assistant.value:
+            self._assistant.set_error("The question and the answer are the same column. Choose two.")
+            is_valid = False
         if not is_valid:
             return None
         return Columns(self._user.value, self._assistant.value, self._system.value or None)
@@ -140,13 +145,21 @@ class Conversion:
             "mime_type": "application/jsonl",
         }
         upload = await api.post("uploads", body)
-        offset, lines = 0, self._lines(columns)
+        try:
+            return await self._send(upload, self._lines(columns), show)
+        except (TableError, ApiError):
+            with suppress(ApiError):  # it expires within an hour
+                await api.post(f"uploads/{upload['id']}/cancel")
+            raise
+
+    async def _send(self, upload: Json, lines: Iterator[bytes], show: Any) -> Json:
+        offset, total = 0, int(upload["bytes"])
         while offset < total:
             piece = await asyncio.to_thread(_next_piece, lines)
-            headers = {"Content-Range": f"bytes {offset}-{offset + len(piece) - 1}/{total}"}
-            upload = await api.put(f"uploads/{upload['id']}/content", piece, headers)
+            is_last = offset + len(piece) == total
+            show("Checking every line ..." if is_last else f"Uploading: {size(offset)} of {size(total)}")
+            upload = await send_piece(self._view.api, upload, offset, piece)
             offset += len(piece)
-            show(f"Uploading: {size(offset)} of {size(total)}")
         return dict(upload["file"])
 
     def _lines(self, columns: Columns) -> Iterator[bytes]:

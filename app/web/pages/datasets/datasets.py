@@ -33,7 +33,7 @@ async def build(view: View) -> None:
     with tag("div", classes="t-title"):
         tag("h1", "Datasets")
     with card():
-        Dropzone("Choose files", HINT, ".jsonl,.json,.csv,.tsv,.txt", open_uploaded)
+        Dropzone("Choose files", HINT, ".jsonl,.json,.csv,.tsv,.txt", ui.navigate.to)
     after = view.query("after")
     page = await view.api.get("files", purpose="fine-tune", limit=PAGE_FILES, after=after or None)
     if not page["data"]:
@@ -46,14 +46,6 @@ async def build(view: View) -> None:
             link("Next page", f"/datasets?after={page['data'][-1]['id']}", "t-button")
         if after:
             button("First page", lambda: ui.navigate.to("/datasets"))
-
-
-def open_uploaded(result: Json) -> None:
-    """Show the report on a complete file, or the columns of a CSV."""
-    if "table_id" in result:
-        ui.navigate.to(f"/datasets/convert/{result['table_id']}")
-    else:
-        ui.navigate.to(f"/datasets/{result['file_id']}")
 
 
 def _row(file: Json) -> Json:
