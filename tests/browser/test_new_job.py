@@ -15,7 +15,7 @@ from tests.factories import make_key, make_project
 def test_the_plan_and_the_commands_follow_the_fields_and_the_job_is_created(open_page: Open, world: World) -> None:
     page = open_page(f"/jobs/new?file={world.files['tickets']}")
     expect(page.get_by_text(re.compile("^Fits NVIDIA H100"))).to_be_visible()
-    expect(page.get_by_text(re.compile(r"513 MB of 80\.0 GB|of 80\.0 GB memory"))).to_be_visible()
+    expect(page.get_by_text(re.compile(r"^\d{3} MB of 80\.0 GB memory, about \d+ (s|min)"))).to_be_visible()
     page.get_by_label("Epochs").fill("2")
     page.get_by_label("LoRA rank").fill("8")
     expect(page.get_by_text('"n_epochs": 2')).to_be_visible()
@@ -37,6 +37,16 @@ def test_a_wrong_value_is_marked_at_its_field(open_page: Open, world: World) -> 
     expect(page.get_by_role("alert")).to_contain_text("n_epochs")
 
 
+def test_a_number_that_is_none_is_marked_and_the_job_can_be_created_afterwards(open_page: Open, world: World) -> None:
+    page = open_page(f"/jobs/new?file={world.files['tickets']}")
+    page.get_by_label("Learning rate").fill("nan")
+    page.get_by_role("button", name="Create job").click()
+    expect(page.get_by_text("'nan' is not a number.")).to_be_visible()
+    page.get_by_label("Learning rate").fill("1e-4")
+    page.get_by_role("button", name="Create job").click()
+    page.wait_for_url(re.compile("/jobs/ftjob-"))
+
+
 def test_without_a_file_the_form_leads_to_the_upload(open_page: Open, world: World) -> None:
     with transaction(world.sessions) as session:
         key = make_key(session, make_project(session, "without files"))
@@ -52,3 +62,7 @@ def test_a_clone_has_the_settings_of_its_original(open_page: Open, world: World)
     page.get_by_text("More settings").click()
     expect(page.get_by_label("Seed")).to_have_value("7")
     expect(page.get_by_label("More hyperparameters")).to_have_value(re.compile('"warmup_ratio": 0.03'))
+    expect(page.get_by_text('"target_modules": [')).to_be_visible()
+    page.get_by_label("Keep the other settings of the original").uncheck()
+    expect(page.get_by_text('"r": 8')).to_be_visible()
+    expect(page.get_by_text('"target_modules": [')).to_have_count(0)

@@ -127,14 +127,15 @@ def flat_settings(job: Json) -> dict[str, str]:
         "lora": job["lora"],
         "quantization": job["quantization"] or "none",
     }
-    return {name: clean(value, 200) for name, value in _flatten(tree)}
+    return {name: clean(value, 200) for name, value in flatten(tree)}
 
 
-def _flatten(tree: Json, prefix: str = "") -> list[tuple[str, str]]:
+def flatten(tree: Json, prefix: str = "") -> list[tuple[str, str]]:
+    """Values as text, by their dotted names."""
     found = []
     for name, value in tree.items():
         if isinstance(value, dict) and value:
-            found += _flatten(value, f"{prefix}{name}.")
+            found += flatten(value, f"{prefix}{name}.")
         else:
             found.append((f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value)))
     return found

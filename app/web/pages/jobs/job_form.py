@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 Json = dict[str, Any]
@@ -22,7 +23,8 @@ SHOWN_HYPERPARAMETERS = frozenset(HYPERPARAMETERS)
 TEXTS = ("model", "training_file", "validation_file", "suffix")
 MIN_CONTEXT_LENGTH = 128
 MIN_RANK = 4
-WITHOUT_QUANTIZATION = "16"
+WITHOUT_QUANTIZATION, AS_ORIGINAL = "16", "original"
+DEFAULT_QUANTIZATION = {"bits": 4, "type": "nf4", "double_quant": True, "compute_dtype": "bfloat16"}
 
 
 class FieldError(Exception):
@@ -37,10 +39,11 @@ class FieldError(Exception):
 @dataclass(frozen=True)
 class Prefilled:
     values: Values
-    changes: list[str]  # what a repair changed, in words
+    changes: list[str] = field(default_factory=list)  # what a repair changed, in words
+    kept: Json = field(default_factory=dict)  # the part of a clone's request that no field of the form has
 
 
-def request_body(values: Mapping[str, str]) -> Json:
+def request_body(values: Mapping[str, str], kept: Json | None = None) -> Json:
     """The body of a create call. Empty fields are left out, so that the server chooses. Raises FieldError."""
     body: Json = {name: values[name] for name in TEXTS if values.get(name)}
     if not body.get("training_file"):
@@ -60,11 +63,16 @@ def request_body(values: Mapping[str, str]) -> Json:
     prompts = [line.strip() for line in values.get("sample_prompts", "").split("\n") if line.strip()]
     if prompts:
         body["sample_prompts"] = prompts
-    return body
+    kept = dict(kept or {})
+    if values.get("quantization") != AS_ORIGINAL:
+        kept.pop("quantization", None)
+    if "lora" in kept:
+        body["lora"] = kept["lora"] | body.get("lora", {})
+    return kept | body
 
 
-def from_job(job: Json) -> Values:
-    """The values of a clone: every setting of the job as it was resolved."""
+def from_job(job: Json) -> Prefilled:
+    """A clone: every setting of the job as it was resolved."""
     method = job["method"]["type"]
     hyperparameters = job["method"][method]["hyperparameters"]
     rest = {
@@ -78,19 +86,49 @@ def from_job(job: Json) -> Values:
         "validation_file": job["validation_file"] or "",
         "suffix": job["user_provided_suffix"] or "",
         "method": method,
-        "quantization": "4" if job["quantization"] else WITHOUT_QUANTIZATION,
+        "quantization": _quantization(job["quantization"]),
         "seed": str(job["seed"]),
-        "sample_prompts": "\n".join(job["sample_prompts"]),
+        "priority": str(job["priority"] or ""),
+        "sample_prompts": "" if _has_line_breaks(job["sample_prompts"]) else "\n".join(job["sample_prompts"]),
         "more": json.dumps(rest, indent=1) if rest else "",
     }
     values |= {name: _text(hyperparameters.get(name)) for name in HYPERPARAMETERS}
-    return values | {name: _text(job["lora"].get(name)) for name in LORA}
+    return Prefilled(values | {name: _text(job["lora"].get(name)) for name in LORA}, kept=_kept(job))
+
+
+def _kept(job: Json) -> Json:
+    """What the form has no field for. Empty values are the defaults; only an empty `deliver_to` is none."""
+    request = job["request"] or {}
+    lora = {name: value for name, value in job["lora"].items() if name not in LORA}
+    kept = {
+        "lora": {name: value for name, value in lora.items() if value and value not in ("none", "default")},
+        "quantization": _without_none(job["quantization"]) if _quantization(job["quantization"]) == AS_ORIGINAL else {},
+        "sample_prompts": job["sample_prompts"] if _has_line_breaks(job["sample_prompts"]) else None,
+        "evaluation": request.get("evaluation"),  # the job has its result instead
+        "metadata": job["metadata"],
+        "worker_labels": job["worker_labels"],
+    }
+    return {name: value for name, value in kept.items() if value} | {"deliver_to": job["deliver_to"]}
+
+
+def _quantization(spec: Json | None) -> str:
+    if spec is None:
+        return WITHOUT_QUANTIZATION
+    return "4" if spec == DEFAULT_QUANTIZATION else AS_ORIGINAL
+
+
+def _without_none(values: Json) -> Json:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _has_line_breaks(prompts: list[str]) -> bool:
+    return any("\n" in prompt for prompt in prompts)
 
 
 def repaired(job: Json) -> Prefilled:
     """The values of a failed job with the change that its error calls for."""
-    values, code = from_job(job), (job["error"] or {}).get("code")
-    changes: list[str] = []
+    prefilled, code = from_job(job), (job["error"] or {}).get("code")
+    values, changes = prefilled.values, prefilled.changes
     if code == "out_of_memory":
         _repair_memory(values, changes)
     elif code == "non_finite_loss":
@@ -104,7 +142,7 @@ def repaired(job: Json) -> Prefilled:
     elif code == "invalid_validation_file":
         values["validation_file"] = ""
         changes.append("validation file: choose the corrected file, or none")
-    return Prefilled(values, changes)
+    return prefilled
 
 
 def _repair_memory(values: Values, changes: list[str]) -> None:
@@ -127,10 +165,13 @@ def _numbers(values: Mapping[str, str], parsers: Mapping[str, Callable[[str], An
 
 def _number(values: Mapping[str, str], name: str, parse: Callable[[str], Any]) -> Any:
     try:
-        return parse(values[name].strip())
-    except ValueError:
+        number = parse(values[name].strip())
+        if not math.isfinite(number):
+            raise ValueError
+    except (ValueError, OverflowError):
         kind = "a whole number" if parse is int else "a number"
         raise FieldError(name, f"{values[name][:40]!r} is not {kind}.") from None
+    return number
 
 
 def _more_hyperparameters(values: Mapping[str, str]) -> Json:
@@ -139,6 +180,7 @@ def _more_hyperparameters(values: Mapping[str, str]) -> Json:
         return {}
     try:
         more = json.loads(text)
+        json.dumps(more, allow_nan=False)  # 1e999 is read as infinity
     except ValueError as error:
         raise FieldError("more", f"This is not JSON: {error}.") from None
     if not isinstance(more, dict):
@@ -147,4 +189,4 @@ def _more_hyperparameters(values: Mapping[str, str]) -> Json:
 
 
 def _text(value: Any) -> str:
-    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    return "" if value is None else str(value).removesuffix(".0")

@@ -12,11 +12,12 @@ from nicegui import ui
 
 from app.web.api_client import ApiError
 from app.web.components.elements import busy, button, card, code_block, facts, link, note, pill, tabs, tag
-from app.web.components.forms import Field, select_field, text_area, text_field
+from app.web.components.forms import Field, checkbox, select_field, text_area, text_field
 from app.web.formatting import clean, count, counted, duration, size
 from app.web.frame import View, error_note, screen
 from app.web.models import base_model_names
 from app.web.pages.jobs import job_form, request_snippets
+from app.web.pages.jobs.compare import flatten
 from app.web.pages.jobs.job_form import FieldError, Prefilled
 
 MAX_FILES = 200
@@ -32,10 +33,10 @@ Json = dict[str, Any]
 @screen("/jobs/new", "New job", "jobs")
 async def build(view: View) -> None:
     source = view.query("repair") or view.query("clone")
-    prefilled = Prefilled({"training_file": view.query("file")}, [])
+    prefilled = Prefilled({"training_file": view.query("file")})
     if source:
         job = await view.api.get(f"fine_tuning/jobs/{source}")
-        prefilled = job_form.repaired(job) if view.query("repair") else Prefilled(job_form.from_job(job), [])
+        prefilled = job_form.repaired(job) if view.query("repair") else job_form.from_job(job)
     await NewJob(view, prefilled).build()
 
 
@@ -44,6 +45,7 @@ class NewJob:
         self._view = view
         self._initial = prefilled.values
         self._changes = prefilled.changes
+        self._kept = prefilled.kept
         self._fields: dict[str, Field] = {}
         self._texts: dict[str, str] = {}  # of the commands
         self._planned = 0  # the number of the latest request of a plan
@@ -58,6 +60,7 @@ class NewJob:
         with tag("div", classes="t-split"):
             with card("Job"):
                 self._build_fields(models, file_names)
+                self._build_kept()
                 with tag("div", classes="t-actions"):
                     self._create_button = button("Create job", self._create, "t-primary")
                 self._result = tag("div")
@@ -94,9 +97,26 @@ class NewJob:
             with tag("div", classes="t-form"):
                 self._build_more_fields()
 
+    def _build_kept(self) -> None:
+        """The settings of the original that have no field, so that none is lost without a word."""
+        if not self._kept:
+            return
+        shown = {name: value for name, value in self._kept.items() if name != "quantization"}
+        kept = self._kept
+
+        def keep(is_kept: bool) -> Any:
+            self._kept = kept if is_kept else {}
+            return self._update()
+
+        checkbox("Keep the other settings of the original", True, keep)
+        facts({clean(name, 80): clean(value, 300) for name, value in flatten(shown)})
+
     def _build_more_fields(self) -> None:
         self._add("method", partial(select_field, "Method", METHODS))
-        self._add("quantization", partial(select_field, "Quantization", QUANTIZATIONS))
+        quantizations = dict(QUANTIZATIONS)
+        if original := self._kept.get("quantization"):
+            quantizations[job_form.AS_ORIGINAL] = f"As in the original: {_quantization_text(original)}"
+        self._add("quantization", partial(select_field, "Quantization", quantizations))
         self._add("context_length", partial(text_field, "Context length (tokens)", hint="Empty: auto."))
         self._add("eval_steps", partial(text_field, "Steps between validations", hint="Empty: each epoch."))
         self._add("alpha", partial(text_field, "LoRA alpha", hint="Empty: twice the rank."))
@@ -115,7 +135,7 @@ class NewJob:
         for field in self._fields.values():
             field.set_error("")
         try:
-            return job_form.request_body({name: field.value for name, field in self._fields.items()})
+            return job_form.request_body({name: field.value for name, field in self._fields.items()}, self._kept)
         except FieldError as error:
             if is_marked:
                 self._fields[error.field].set_error(error.message)
@@ -178,12 +198,17 @@ class NewJob:
         try:
             job = await self._view.api.post("fine_tuning/jobs", body)
         except ApiError as error:
-            self._create_button.props["disabled"] = False
             self._result.clear()
             with self._result:
                 error_note(error, "The job was not created")
             return
+        finally:
+            self._create_button.props["disabled"] = False
         ui.navigate.to(f"/jobs/{job['id']}")
+
+
+def _quantization_text(spec: Json) -> str:
+    return ", ".join(f"{name} {value}" for name, value in spec.items() if value is not None)
 
 
 def _show_plan(plan: Json, queue: Json | None) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 Json = dict[str, Any]
 
 OPENAI_KEYS = ("model", "training_file", "validation_file", "suffix", "seed", "method", "metadata")
+WITHOUT_OPTION = ("sample_prompts", "evaluation")  # of the command line
 
 
 def curl(body: Json, url: str) -> str:
@@ -45,12 +46,19 @@ def command(body: Json, url: str) -> str:
     if method["type"] != "supervised":
         words.append(f"--method {method['type']}")
     settings = method.get(method["type"], {}).get("hyperparameters", {})
-    settings = settings | {f"lora.{name}": value for name, value in body.get("lora", {}).items()}
+    for head in ("lora", "quantization"):
+        settings = settings | {f"{head}.{name}": value for name, value in (body.get(head) or {}).items()}
     words += [f"--set {shlex.quote(f'{name}={_setting(value)}')}" for name, value in settings.items()]
-    if body.get("quantization", {}) is None:
+    if "quantization" in body and body["quantization"] is None:
         words.append("--no-quantization")
+    words += [f"--metadata {shlex.quote(f'{name}={value}')}" for name, value in body.get("metadata", {}).items()]
+    words += [f"--worker-label {shlex.quote(one)}" for one in body.get("worker_labels", [])]
+    words += [f"--deliver-to {shlex.quote(one)}" for one in body.get("deliver_to", [])]
     text = " \\\n  ".join(words)
-    return f"{text}\n# sample_prompts have no option: use curl or Python" if "sample_prompts" in body else text
+    left = ", ".join(name for name in WITHOUT_OPTION if name in body)
+    if body.get("deliver_to") == []:
+        left = ", ".join(filter(None, (left, "an empty deliver_to")))
+    return f"{text}\n# without an option, use curl or Python: {left}" if left else text
 
 
 def _indented(value: Any) -> str:

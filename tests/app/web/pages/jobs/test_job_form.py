@@ -6,8 +6,10 @@ import shlex
 
 import pytest
 
+from app.api.job_request_parser import job_request
 from app.api.openapi.examples.all_operations import FINISHED_JOB
 from app.cli.client.job_request import build_job_body
+from app.domain.jobs.parameters.collect import collect
 from app.web.pages.jobs import job_form, request_snippets
 from app.web.pages.jobs.job_form import FieldError
 
@@ -32,6 +34,11 @@ def test_empty_fields_are_left_to_the_server() -> None:
         ({"n_epochs": "x"}, "n_epochs"),
         ({"more": "{"}, "more"),
         ({"more": "[1]"}, "more"),
+        ({"more": '{"x": 1e999}'}, "more"),
+        ({"more": '{"x": NaN}'}, "more"),
+        ({"learning_rate": "nan"}, "learning_rate"),
+        ({"learning_rate": "1e999"}, "learning_rate"),
+        ({"alpha": "inf"}, "alpha"),
     ],
 )
 def test_an_unusable_value_names_its_field(change: dict[str, str], field: str) -> None:
@@ -41,7 +48,8 @@ def test_an_unusable_value_names_its_field(change: dict[str, str], field: str) -
 
 
 def test_a_clone_requests_what_its_original_resolved() -> None:
-    body = job_form.request_body(job_form.from_job(FINISHED_JOB))
+    prefilled = job_form.from_job(FINISHED_JOB)
+    body = job_form.request_body(prefilled.values, prefilled.kept)
     method = FINISHED_JOB["method"]["type"]
     resolved = FINISHED_JOB["method"][method]["hyperparameters"]
     requested = body["method"][method]["hyperparameters"]
@@ -49,6 +57,49 @@ def test_a_clone_requests_what_its_original_resolved() -> None:
         name: value for name, value in resolved.items() if value is not None and name != "learning_rate_multiplier"
     }
     assert body["seed"] == FINISHED_JOB["seed"]
+
+
+def test_a_clone_repeats_what_the_form_has_no_field_for() -> None:
+    lora = {"use_dora": True, "rank_pattern": {"q_proj": 4}, "modules_to_save": ["lm_head"], "alpha": 0.1234567}
+    job = FINISHED_JOB | {
+        "lora": FINISHED_JOB["lora"] | lora,
+        "quantization": {"bits": 8, "type": None, "double_quant": None, "compute_dtype": "float16"},
+        "sample_prompts": ["one\ntwo"],
+        "deliver_to": ["staging"],
+        "worker_labels": ["h100"],
+        "priority": 3,
+    }
+    prefilled = job_form.from_job(job)
+    body = job_form.request_body(prefilled.values, prefilled.kept)
+    again = job_request(body)
+    assert again.problems == []
+    request = collect(again.body)
+    assert request.problems == []
+    given = {name: one.value for name, one in request.given.items()}
+    assert (
+        given.items()
+        >= {
+            f"lora.{name}": value
+            for name, value in (FINISHED_JOB["lora"] | lora).items()
+            if value not in (False, "none", "default")
+        }.items()
+    )
+    assert (given["quantization.bits"], given["quantization.compute_dtype"]) == (8, "float16")
+    for name in ("sample_prompts", "deliver_to", "worker_labels", "priority", "metadata"):
+        assert body[name] == job[name]
+
+
+def test_a_clone_without_the_rest_is_a_job_of_the_form_alone() -> None:
+    body = job_form.request_body(job_form.from_job(FINISHED_JOB).values)
+    assert body["lora"].keys() == job_form.LORA.keys()
+    assert "metadata" not in body
+
+
+@pytest.mark.parametrize(("choice", "quantization"), [("4", "absent"), ("16", None)])
+def test_another_quantization_replaces_that_of_the_original(choice: str, quantization: object) -> None:
+    prefilled = job_form.from_job(FINISHED_JOB | {"quantization": {"bits": 8}})
+    body = job_form.request_body(prefilled.values | {"quantization": choice}, prefilled.kept)
+    assert body.get("quantization", "absent") == quantization
 
 
 @pytest.mark.parametrize(
@@ -63,8 +114,8 @@ def test_a_clone_requests_what_its_original_resolved() -> None:
 def test_a_repair_changes_what_the_error_calls_for(
     monkeypatch: pytest.MonkeyPatch, code: str, name: str, before: str, after: str
 ) -> None:
-    values = job_form.from_job(FINISHED_JOB) | {name: before}
-    monkeypatch.setattr(job_form, "from_job", lambda job: dict(values))
+    values = job_form.from_job(FINISHED_JOB).values | {name: before}
+    monkeypatch.setattr(job_form, "from_job", lambda job: job_form.Prefilled(dict(values)))
     repaired = job_form.repaired(FAILED | {"error": {"code": code}})
     assert repaired.values == values | {name: after}
     assert len(repaired.changes) == 1
@@ -72,7 +123,7 @@ def test_a_repair_changes_what_the_error_calls_for(
 
 def test_a_repair_of_another_error_changes_nothing() -> None:
     repaired = job_form.repaired(FAILED | {"error": {"code": "server_error"}})
-    assert repaired == job_form.Prefilled(job_form.from_job(FAILED), [])
+    assert repaired == job_form.from_job(FAILED)
 
 
 def test_the_command_line_makes_the_same_body() -> None:
@@ -80,6 +131,16 @@ def test_the_command_line_makes_the_same_body() -> None:
     settings = [words[index + 1] for index, word in enumerate(words) if word == "--set"]
     made = build_job_body("tiny", "file-1", None, None, None, {}, {}, False, settings, [])
     assert made == BODY
+
+
+def test_the_command_line_names_what_it_has_no_option_for() -> None:
+    body = BODY | {"deliver_to": ["staging"], "metadata": {"team": "a b"}, "evaluation": {"file": "file-2"}}
+    text = request_snippets.command(body, "http://api.test")
+    assert "--deliver-to staging" in text
+    assert "--metadata 'team=a b'" in text
+    assert text.endswith("\n# without an option, use curl or Python: evaluation")
+    assert text.count("use curl") == 1
+    assert "an empty deliver_to" in request_snippets.command(BODY | {"deliver_to": []}, "http://api.test")
 
 
 def test_the_python_text_compiles_and_puts_extensions_into_extra_body() -> None:
