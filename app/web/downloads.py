@@ -32,8 +32,10 @@ def router(sessions: SessionStore) -> APIRouter:
         )
 
     @routes.get("/jobs/{job_id}/log.txt")
-    async def log(request: Request, job_id: str) -> Response:
-        return await _download(sessions, request, job_id, "fine_tuning/jobs/{id}/logs", f"{job_id}-log.txt")
+    async def log(request: Request, job_id: str, attempt: int | None = None) -> Response:
+        query, name = (f"?attempt={attempt}", f"-attempt-{attempt}") if attempt is not None else ("", "")
+        path = f"fine_tuning/jobs/{{id}}/logs{query}"
+        return await _download(sessions, request, job_id, path, f"{job_id}-log{name}.txt")
 
     @routes.get("/jobs/{job_id}/adapter.tar")
     async def adapter(request: Request, job_id: str) -> Response:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from urllib.parse import quote
 
 from nicegui import background_tasks, ui
@@ -21,6 +22,8 @@ from app.web.formatting import clean
 from app.web.sessions import SessionStore, WebSession
 
 BUILD_SECONDS = 35.0  # longer than the timeout of a request to the API
+UNEXPECTED = "An error of the dashboard, whose log has its cause. Try again; if it repeats, give the operator the time."
+SLOW = f"The API needs more than {BUILD_SECONDS:.0f} s for this page. Try again when it has less to do."
 REFRESH_PAUSE_SECONDS = 1.0  # a page refreshes at most this often
 THEME_COOKIE = "tunery_theme"
 THEMES = {"dark": True, "light": False}
@@ -45,6 +48,7 @@ class View:
     session: WebSession
     settings: WebSettings
     tables: TableStore
+    banner: TextElement  # of errors, in view wherever the page is scrolled to
 
     @property
     def api(self) -> ApiClient:
@@ -89,26 +93,47 @@ def add_screen(one: Screen, sessions: SessionStore, settings: WebSettings, table
         if session is None:
             target = request.url.path + (f"?{request.url.query}" if request.url.query else "")
             return RedirectResponse(f"/sign-in?next={quote(target, safe='')}", 303)
-        view = View(request, session, settings, tables)
         _follow_session(session)
-        ui.dark_mode(THEMES.get(request.cookies.get(THEME_COOKIE, "")))
-        _header(view, one.section)
+        mode = ui.dark_mode(THEMES.get(request.cookies.get(THEME_COOKIE, "")))
+        _header(session, one.section, mode)
+        view = View(request, session, settings, tables, tag("div", classes="t-banner"))
+        ui.on_exception(partial(_show_in_banner, view.banner))
         with tag("main", classes="t-main", id="content", tabindex="-1") as main:
             await _build(one, view, main)
         return None
 
-    ui.page(one.path, title=f"{one.title} · Tunery", response_timeout=BUILD_SECONDS)(page)
+    ui.page(one.path, title=f"{one.title} · Tunery", response_timeout=BUILD_SECONDS + 5)(page)
 
 
 async def _build(one: Screen, view: View, main: TextElement) -> None:
     try:
-        await one.build(view)
-    except ApiError as error:
+        async with asyncio.timeout(BUILD_SECONDS):
+            await one.build(view)
+    except Exception as error:
         main.clear()
         with main:
             tag("h1", one.title)
-            error_note(error)
-            button("Try again", ui.navigate.reload)
+            _exception_note(error)
+            with tag("div", classes="t-actions"):
+                button("Try again", ui.navigate.reload)
+                if view.request.url.query and "{" not in one.path:  # such as a filter that the API refuses
+                    link("Show all", one.path, "t-button")
+
+
+def _exception_note(error: Exception) -> TextElement:
+    if isinstance(error, ApiError):
+        return error_note(error)
+    if isinstance(error, TimeoutError):
+        return note("The API answers slowly", SLOW, "bad", role="alert")
+    log.error("unexpected error of a page", exc_info=error)
+    return note("This did not work", UNEXPECTED, "bad", role="alert")
+
+
+def _show_in_banner(banner: TextElement, error: Exception) -> None:
+    """The error of an event on the page: nothing else would tell that the event had no effect."""
+    banner.clear()
+    with banner, _exception_note(error):
+        button("Close", banner.clear)
 
 
 def error_note(error: ApiError, title: str | None = None) -> TextElement:
@@ -132,7 +157,6 @@ def refresh_live(
     """
     client = ui.context.client
     slot = ui.context.slot.parent
-    banner = tag("div", role="status")
 
     async def follow() -> None:
         with view.session.changes.subscribe() as changes:
@@ -142,7 +166,7 @@ def refresh_live(
                     return
                 if job_id is None or not changed or changed & {None, job_id}:
                     with slot:
-                        await _refresh(refresh, banner)
+                        await _refresh(refresh, view.banner)
                     await asyncio.sleep(REFRESH_PAUSE_SECONDS)
 
     task = background_tasks.create(follow(), name="refresh page")
@@ -154,9 +178,7 @@ async def _refresh(refresh: Callable[[], Awaitable[object]], banner: TextElement
         await refresh()
         banner.clear()
     except ApiError as error:
-        banner.clear()
-        with banner:
-            error_note(error)
+        _show_in_banner(banner, error)
     except Exception:  # the next refresh may succeed, and the page stays as it was
         log.exception("refresh of a page failed")
 
@@ -172,8 +194,8 @@ def _follow_session(session: WebSession) -> None:
     client.on_delete(lambda: session.on_end.discard(leave))
 
 
-def _header(view: View, section: str) -> None:
-    sections = (*SECTIONS, ADMIN_SECTION) if view.session.is_admin else SECTIONS
+def _header(session: WebSession, section: str, mode: ui.dark_mode) -> None:
+    sections = (*SECTIONS, ADMIN_SECTION) if session.is_admin else SECTIONS
     link("Skip to content", "#content", "t-skip")
     with tag("header", classes="t-header"):
         with link("", "/jobs", "t-brand", aria_label="Tunery: jobs"):
@@ -183,13 +205,14 @@ def _header(view: View, section: str) -> None:
             for name, label, href in sections:
                 link(label, href, aria_current="page" if name == section else None)
         with tag("div", classes="t-account"):
-            tag("bdi", clean(view.session.project["name"], 60), title="The project of your API key")
-            _theme_button()
+            tag("bdi", clean(session.project["name"], 60), title="The project of your API key")
+            _theme_button(mode)
             with tag("form", method="post", action="/sign-out"):
                 tag("button", "Sign out", "t-small-button", type="submit")
 
 
-def _theme_button() -> None:
+def _theme_button(mode: ui.dark_mode) -> None:
+    """The browser switches at once; the server must have the mode, too, or its next update restores the old one."""
     with tag("button", classes="t-icon", type="button", aria_label="Switch between light and dark") as element:
         _icon(
             ("circle", "12 12 4"),
@@ -200,11 +223,12 @@ def _theme_button() -> None:
         )
     element.on(
         "click",
+        lambda event: mode.set_value(bool(event.args)),
         js_handler="""() => {
             const dark = !document.body.classList.contains("body--dark");
             setDark(dark);
             keepTheme(dark ? "dark" : "light");
-            window.dispatchEvent(new Event("themechange"));
+            emit(dark);
         }""",
     )
 

@@ -50,11 +50,12 @@ class TestApi:
     def test_a_page_continues_by_itself_after_a_restart(
         self, open_page: Open, world: World, api_link: Link, other_url: str
     ) -> None:
-        page = open_page("/queue", url=other_url)
-        expect(page.get_by_role("heading", name="Queue", level=1)).to_be_visible()
+        page = open_page(f"/jobs/{world.jobs['running']}", url=other_url)  # longer than the window
+        expect(page.locator(".t-chart canvas").first).to_be_visible()
         api_link.cut()
         try:
             expect(page.get_by_role("alert")).to_contain_text("The API does not answer", timeout=60_000)
+            expect(page.get_by_role("alert")).to_be_in_viewport(ratio=1)
         finally:
             api_link.mend()
         expect(page.get_by_role("alert")).to_have_count(0, timeout=60_000)
@@ -72,6 +73,19 @@ class TestApi:
             api_link.mend()
         page.get_by_role("button", name="Try again").click()
         expect(page.get_by_role("heading", name=re.compile("support-bot-v3"))).to_be_visible()
+
+    def test_a_filter_without_an_answer_is_named_in_view(self, open_page: Open, api_link: Link, other_url: str) -> None:
+        page = open_page("/jobs", url=other_url)
+        expect(page.get_by_role("link", name="support-bot-v3")).to_be_visible()
+        api_link.cut()
+        try:
+            page.get_by_label("Status").select_option("failed")
+            expect(page.get_by_role("alert")).to_contain_text("cannot be reached")
+            expect(page.get_by_role("alert")).to_be_in_viewport(ratio=1)
+            page.get_by_role("button", name="Close").click()
+            expect(page.get_by_role("alert")).to_have_count(0)
+        finally:
+            api_link.mend()
 
     def test_a_signed_in_browser_stays_signed_in_meanwhile(
         self, open_page: Open, api_link: Link, other_url: str

@@ -10,11 +10,13 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from app.db.engine import transaction
-from app.db.jobs import logs
+from app.db.jobs import claims, logs
 from app.db.tables import Job
+from app.domain.jobs.states import Reason
+from app.services.jobs import jobs
 from tests.browser.conftest import Open
 from tests.browser.world import ANSWERS, MODEL, World, append_steps
-from tests.factories import make_file, make_job, make_project
+from tests.factories import lease_of, make_file, make_job, make_project, start_job, validate_job
 
 
 def test_a_running_job_says_what_happens_and_its_step_moves(open_page: Open, world: World) -> None:
@@ -117,6 +119,52 @@ def test_the_log_follows_and_can_be_searched_and_downloaded(open_page: Open, wor
     with page.expect_download() as download:
         page.get_by_role("link", name="Download").click()
     assert "slow disk" in download.value.path().read_text()
+
+
+def test_the_log_of_each_training_can_be_chosen_and_downloaded(open_page: Open, world: World) -> None:
+    """Under the numbers of the attempts, among which the check of the files is one."""
+    with transaction(world.sessions) as session:
+        project = make_project(session)
+        make_job(session, project, make_file(session, world.storage, project), MODEL, suffix="twice")
+        validate_job(session)
+        job = start_job(session)
+        logs.put(session, job.id, job.project_id, job.attempt, "the first training\n", 0)
+        first = job.attempt
+        claims.finish_held_attempt(session, lease_of(job), Reason.DRAINED, "The worker was shut down")
+        job = start_job(session)
+        logs.put(session, job.id, job.project_id, job.attempt, "the second training\n", 0)
+        job_id = job.id
+        jobs.cancel(session, project.id, job_id)
+    page = open_page(f"/jobs/{job_id}?tab=log")
+    text = page.get_by_label("Log of the trainer")
+    expect(text).to_have_text("the second training")
+    expect(page.get_by_label("Attempt").locator("option")).to_have_text(["Last attempt", "Attempt 3", "Attempt 2"])
+    page.get_by_label("Attempt").select_option(f"Attempt {first}")
+    expect(text).to_have_text("the first training")
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download").click()
+    assert download.value.path().read_text() == "the first training\n"
+
+
+def test_curves_take_the_colours_of_another_mode(open_page: Open, world: World) -> None:
+    page = open_page(f"/jobs/{world.jobs['succeeded']}")
+    expect(page.locator(".t-chart canvas").first).to_be_visible()
+    colour = "options.xAxis[0].axisLabel.color === getComputedStyle(document.body).getPropertyValue('--muted').trim()"
+    for theme in ("dark", "light"):
+        page.get_by_role("button", name="Switch between light and dark").click()
+        expect(page.locator(f"body.body--{theme}")).to_have_count(1)
+        wait_for_chart(page, colour)
+    page.emulate_media(color_scheme="dark")
+    page.reload()
+    expect(page.locator("body.body--light")).to_have_count(1)  # the choice is kept
+
+
+def test_curves_follow_the_mode_of_the_system(open_page: Open, world: World) -> None:
+    page = open_page(f"/jobs/{world.jobs['succeeded']}")
+    expect(page.locator(".t-chart canvas").first).to_be_visible()
+    page.emulate_media(color_scheme="dark")
+    expect(page.locator("body.body--dark")).to_have_count(1)
+    wait_for_chart(page, "options.xAxis[0].axisLabel.color === '#a0a9b5'")
 
 
 def test_the_attempts_are_on_a_time_line(open_page: Open, world: World) -> None:

@@ -69,6 +69,18 @@ def test_a_search_without_a_match_says_what_to_change(open_page: Open) -> None:
     expect(page.get_by_text("No job matches")).to_be_visible()
 
 
+def test_a_filter_that_the_api_refuses_is_named_with_the_whole_list(open_page: Open) -> None:
+    page = open_page("/jobs?status=nonsense")
+    expect(page.get_by_role("alert")).to_contain_text("nonsense")
+    page.get_by_role("link", name="Show all").click()
+    expect(page.get_by_role("link", name="support-bot-v3")).to_be_visible()
+
+
+def test_two_statuses_of_an_address_are_shown_as_the_filter(open_page: Open) -> None:
+    page = open_page("/jobs?status=succeeded,running")
+    expect(page.get_by_label("Status").locator("option:checked")).to_have_text("succeeded,running")
+
+
 def test_a_new_job_appears_by_itself(open_page: Open, world: World) -> None:
     page = open_page("/jobs?q=appears")
     expect(page.get_by_text("No job matches")).to_be_visible()

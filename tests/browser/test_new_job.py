@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 
+import httpx2
 from playwright.sync_api import expect
 
 from app.db.engine import transaction
+from app.services.jobs import jobs
 from tests.browser.conftest import Open
-from tests.browser.world import World
-from tests.factories import make_key, make_project
+from tests.browser.world import MODEL, World
+from tests.factories import make_file, make_job, make_key, make_project
 
 
 def test_the_plan_and_the_commands_follow_the_fields_and_the_job_is_created(open_page: Open, world: World) -> None:
@@ -45,6 +47,25 @@ def test_a_number_that_is_none_is_marked_and_the_job_can_be_created_afterwards(o
     page.get_by_label("Learning rate").fill("1e-4")
     page.get_by_role("button", name="Create job").click()
     page.wait_for_url(re.compile("/jobs/ftjob-"))
+
+
+def test_a_clone_names_its_deleted_file(open_page: Open, world: World) -> None:
+    with transaction(world.sessions) as session:
+        project = make_project(session)
+        file = make_file(session, world.storage, project)
+        job_id = make_job(session, project, file, MODEL, suffix="without-its-file").id
+        jobs.cancel(session, project.id, job_id)
+        file_id = file.id
+    with httpx2.Client(headers={"Authorization": f"Bearer {world.admin_key}"}, trust_env=False) as api:
+        api.delete(f"{world.api_url}/v1/files/{file_id}").raise_for_status()
+    page = open_page(f"/jobs/new?clone={job_id}")
+    expect(page.get_by_text("The training file was deleted")).to_be_visible()
+    expect(page.get_by_label("Training file").locator("option:checked")).to_have_text("Choose a file")
+
+
+def test_an_id_that_is_none_is_named(open_page: Open) -> None:
+    page = open_page("/jobs/new?clone=../../models")
+    expect(page.get_by_role("alert")).to_contain_text("models")
 
 
 def test_without_a_file_the_form_leads_to_the_upload(open_page: Open, world: World) -> None:

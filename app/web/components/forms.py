@@ -13,8 +13,10 @@ from nicegui.element import Element
 from nicegui.elements.mixins.text_element import TextElement
 
 from app.web.components.elements import tag
+from app.web.formatting import clean
 
 TYPING_PAUSE_SECONDS = 0.3
+MAX_SEARCH_CHARACTERS = 200  # the limit of the API
 VALUE_OF_EVENT = "(event) => emit(event.target.value)"
 CHECKED_OF_EVENT = "(event) => emit(event.target.checked)"
 
@@ -74,7 +76,8 @@ def select_field(
 
 
 def filter_select(label: str, options: Mapping[str, str], value: str, on_change: Callable[[], Any]) -> Field:
-    """A select without a visible label."""
+    """A select without a visible label; a value that is no option, such as two statuses in an address, is added."""
+    options = options if value in options else {**options, value: clean(value, 60)}
     with tag("select", classes="t-input", aria_label=label) as element:
         for option, text in options.items():
             tag("option", text, value=option, selected=option == value or None)
@@ -82,9 +85,8 @@ def filter_select(label: str, options: Mapping[str, str], value: str, on_change:
 
 
 def filter_text(label: str, value: str, on_change: Callable[[], Any]) -> Field:
-    element = tag(
-        "input", classes="t-input t-search", type="search", defaultValue=value, placeholder=label, aria_label=label
-    )
+    shown = {"placeholder": label, "aria_label": label, "maxlength": str(MAX_SEARCH_CHARACTERS)}
+    element = tag("input", classes="t-input t-search", type="search", defaultValue=value, **shown)
     return _connect(element, None, value, "", on_change, "input")
 
 

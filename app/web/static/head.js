@@ -3,6 +3,15 @@ window.cssColor = (name) => getComputedStyle(document.body).getPropertyValue(nam
 window.keepTheme = (mode) => {
   document.cookie = `tunery_theme=${mode}; path=/; max-age=31536000; samesite=strict`;
 };
+document.addEventListener("DOMContentLoaded", () => {
+  const isDark = () => document.body.classList.contains("body--dark");
+  let wasDark = isDark();
+  new MutationObserver(() => {
+    if (isDark() === wasDark) return;
+    wasDark = isDark();
+    for (const chart of document.querySelectorAll(".t-chart")) chart.dispatchEvent(new Event("themechange"));
+  }).observe(document.body, { attributes: true, attributeFilter: ["class"] });
+});
 window.copyText = async (button) => {
   const text = button.parentElement.querySelector("code").innerText;
   try {

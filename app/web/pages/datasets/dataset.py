@@ -33,6 +33,7 @@ class DatasetPage:
     def __init__(self, view: View, file_id: str) -> None:
         self._view = view
         self._file_id = file_id
+        self._requested = 0  # the number of the latest request of a report
 
     async def build(self) -> None:
         file = await self._view.api.get(f"files/{self._file_id}")
@@ -83,6 +84,8 @@ class DatasetPage:
         await self._load_report()
 
     async def _load_report(self) -> None:
+        self._requested += 1
+        number = self._requested
         self._report.clear()
         if not self._model.value:
             with self._report:
@@ -90,6 +93,7 @@ class DatasetPage:
             return
         with self._report:
             busy("Checking the file ...")
+        report: Json | ApiError
         try:
             report = await self._view.api.post(
                 f"files/{self._file_id}/validate",
@@ -100,13 +104,15 @@ class DatasetPage:
                 timeout_seconds=REPORT_SECONDS,
             )
         except ApiError as error:
-            self._report.clear()
-            with self._report:
-                error_note(error, "The file cannot be checked")
+            report = error
+        if number != self._requested:  # a later choice has its own report
             return
         self._report.clear()
         with self._report:
-            _show_report(report)
+            if isinstance(report, ApiError):
+                error_note(report, "The file cannot be checked")
+            else:
+                _show_report(report)
 
 
 def _show_report(report: Json) -> None:

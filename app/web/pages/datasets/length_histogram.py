@@ -7,19 +7,17 @@ from typing import Any
 
 from nicegui import ui
 
+from app.web.components.chart import chart
+
 HEIGHT_PX = 220
 
 Json = dict[str, Any]
 
 
 def length_histogram(buckets: Sequence[Json], context_length: int) -> ui.echart:
-    chart = ui.echart(options(buckets, context_length)).style(f"height: {HEIGHT_PX}px").classes("t-chart")
-    chart.props["role"] = "img"
     longest = max((bucket["most"] for bucket in buckets), default=0)
-    chart.props["aria-label"] = (
-        f"Histogram of lengths up to {longest:,} tokens; context length {context_length:,} tokens"
-    )
-    return chart
+    label = f"Histogram of lengths up to {longest:,} tokens; context length {context_length:,} tokens"
+    return chart(options(buckets, context_length), label).style(f"height: {HEIGHT_PX}px")
 
 
 def options(buckets: Sequence[Json], context_length: int) -> Json:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 from typing import Any
+from urllib.parse import quote
 
+from app.web.components.chart import chart
 from app.web.components.data_table import DataTable, Row, column
 from app.web.components.elements import card, link, note, tag
 from app.web.components.forms import checkbox, filter_select
@@ -23,7 +25,7 @@ Json = dict[str, Any]
 @screen("/jobs/compare", "Compare jobs", "jobs")
 async def build(view: View) -> None:
     tag("h1", "Compare jobs")
-    job_ids = list(dict.fromkeys(one for one in view.query("jobs").split(",") if one))
+    job_ids = list(dict.fromkeys(quote(one, safe="") for one in view.query("jobs").split(",") if one))
     if not MIN_JOBS <= len(job_ids) <= MAX_JOBS:
         note("Choose two to five jobs", "Select them in the list of jobs, then press Compare.", "warn")
         link("Jobs", "/jobs", "t-button")
@@ -53,7 +55,7 @@ class _Curves:
                 checkbox("Log scale", False, self._set_log)
                 tag("span", classes="t-grow")
                 downloads = tag("div", classes="t-actions")
-            self._chart = metrics_chart.metrics_chart("Curves of the compared jobs")
+            self._chart = chart({}, "Curves of the compared jobs")
             with downloads:
                 metrics_chart.png_button(self._chart, "compared-jobs.png")
         self._draw()

@@ -58,6 +58,7 @@ class JobsPage:
         self._selected = [one for one in view.query("select").split(",") if one][:MAX_COMPARED]
         self._curves: Curves = view.session.kept.setdefault("curves", Curves(view.api))
         self._jobs: list[Json] = []
+        self._requested = 0  # the number of the latest request of the list
         self._empty_state = ""
 
     async def build(self) -> None:
@@ -81,6 +82,8 @@ class JobsPage:
         refresh_live(view, self._refresh_all)
 
     async def refresh(self) -> None:
+        self._requested += 1
+        number = self._requested
         page = await self._view.api.get(
             "fine_tuning/jobs",
             limit=PAGE_JOBS,
@@ -90,6 +93,8 @@ class JobsPage:
             order="desc" if self._sort.startswith("-") else "asc",
             order_by=ORDERS[self._sort.removeprefix("-")],
         )
+        if number != self._requested:  # a later filter has its own answer
+            return
         self._jobs = page["data"]
         self._show()
         await self._show_footer(page)

@@ -64,13 +64,6 @@ class ChartedJob:
     rows: Sequence[Json]
 
 
-def metrics_chart(label: str) -> ui.echart:
-    chart = ui.echart({}).classes("t-chart")
-    chart.props["role"] = "img"
-    chart.props["aria-label"] = label
-    return chart
-
-
 def request_charts_early(is_needed_now: bool = True) -> None:
     """Let the browser request the modules of charts with the page that shows one, or before (`is_needed_now` False).
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+from urllib.parse import quote
 
 from nicegui import ui
 
@@ -21,6 +22,8 @@ from app.web.pages.jobs.compare import flatten
 from app.web.pages.jobs.job_form import FieldError, Prefilled
 
 MAX_FILES = 200
+NOT_FOUND = 404
+FILES_HINT = f"The {MAX_FILES} newest; an older data set has a button for a new job on its page."
 PLAN_SECONDS = 120.0
 METHODS = {"supervised": "Supervised: learn the answers", "dpo": "DPO: learn a preference between two answers"}
 QUANTIZATIONS = {"4": "QLoRA: base model in 4 bits", "16": "LoRA: base model in 16 bits"}
@@ -32,7 +35,7 @@ Json = dict[str, Any]
 
 @screen("/jobs/new", "New job", "jobs")
 async def build(view: View) -> None:
-    source = view.query("repair") or view.query("clone")
+    source = quote(view.query("repair") or view.query("clone"), safe="")
     prefilled = Prefilled({"training_file": view.query("file")})
     if source:
         job = await view.api.get(f"fine_tuning/jobs/{source}")
@@ -56,7 +59,9 @@ class NewJob:
             note("Changed compared with the failed job", "\n".join(self._changes), "warn")
         models = await base_model_names(self._view.api)
         files = await self._view.api.items("files", MAX_FILES, purpose="fine-tune")
-        file_names = {file["id"]: f"{clean(file['filename'], 60)} ({size(file['bytes'])})" for file in files}
+        file_names = {file["id"]: _file_text(file) for file in files}
+        for name in ("training_file", "validation_file"):
+            await self._add_older_file(name, file_names)
         with tag("div", classes="t-split"):
             with card("Job"):
                 self._build_fields(models, file_names)
@@ -70,6 +75,18 @@ class NewJob:
                 with card("The same request"):
                     self._build_request()
         ui.timer(0.05, self._update, once=True)
+
+    async def _add_older_file(self, name: str, file_names: dict[str, str]) -> None:
+        """Offer the file that the form begins with, also if it is none of the newest; name one that was deleted."""
+        file_id = self._initial.get(name, "")
+        if not file_id or file_id in file_names:
+            return
+        try:
+            file_names[file_id] = _file_text(await self._view.api.get(f"files/{quote(file_id, safe='')}"))
+        except ApiError as error:
+            if error.status != NOT_FOUND:
+                raise
+            note(f"The {name.replace('_', ' ')} was deleted", "Choose another one.", "warn")
 
     def _build_fields(self, models: list[str], files: dict[str, str]) -> None:
         model_names = {name: clean(name, 80) for name in models}
@@ -86,7 +103,12 @@ class NewJob:
             self._add("model", partial(select_field, "Base model", model_names))
             self._add("suffix", partial(text_field, "Name", hint="A word for the name of the result."))
             choose = {"": "Choose a file"} if files else {"": "No file yet"}
-            self._add("training_file", partial(select_field, "Training file", choose | files))
+            self._add(
+                "training_file",
+                partial(
+                    select_field, "Training file", choose | files, hint=FILES_HINT if len(files) >= MAX_FILES else ""
+                ),
+            )
             self._add("validation_file", partial(select_field, "Validation file", {"": "None"} | files))
             self._add("n_epochs", partial(text_field, "Epochs", hint="1 to 50; empty: auto."))
             self._add("batch_size", partial(text_field, "Batch size (examples)", hint="1 to 256; empty: auto."))
@@ -205,6 +227,10 @@ class NewJob:
         finally:
             self._create_button.props["disabled"] = False
         ui.navigate.to(f"/jobs/{job['id']}")
+
+
+def _file_text(file: Json) -> str:
+    return f"{clean(file['filename'], 60)} ({size(file['bytes'])})"
 
 
 def _quantization_text(spec: Json) -> str:

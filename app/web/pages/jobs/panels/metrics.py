@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from app.web.components.chart import chart
 from app.web.components.elements import card, facts, link, note, tag
 from app.web.components.forms import checkbox, filter_select
 from app.web.formatting import loss, short
@@ -29,7 +30,7 @@ class MetricsPanel:
         self._empty = tag("div")
         with card() as self._card:
             self._build_controls()
-            self._chart = metrics_chart.metrics_chart(f"Curves of {self._name}")
+            self._chart = chart({}, f"Curves of {self._name}")
             with self._downloads:
                 link("CSV", f"/jobs/{job['id']}/metrics.csv", "t-button", download="")
                 metrics_chart.png_button(self._chart, f"{job['id']}.png")

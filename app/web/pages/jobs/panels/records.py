@@ -45,13 +45,16 @@ class LogPanel:
     """The end of the trainer's log: search, follow, download."""
 
     def __init__(self, opened: OpenedJob) -> None:
-        self._view, self._job = opened.view, opened.job
-        job = opened.job
+        self._view, job = opened.view, opened.job
         self._text = ""
-        attempts = {"": "Last attempt"} | {str(n): f"Attempt {n}" for n in range(job["attempts"], 0, -1)}
+        self._job_id = job["id"]
+        self._path = f"fine_tuning/jobs/{job['id']}"
+        self._offered: object = None  # the number of trainings whose attempts the select has
+        self._requested = 0
         with tag("div", classes="t-filters"):
             self._search = filter_text("Search the log", "", self._show)
-            self._attempt = filter_select("Attempt", attempts, "", self._load)
+            with tag("div") as self._attempts:
+                self._attempt = filter_select("Attempt", {"": "Last attempt"}, "", self._load)
             self._follow_button = button("Following", self._toggle)
             self._follow_button.props["aria-pressed"] = "true"
             self._download = link("Download", f"/jobs/{job['id']}/log.txt", "t-button", download="")
@@ -59,14 +62,30 @@ class LogPanel:
         self._output = tag("pre", classes="t-code t-log", tabindex="0", aria_label="Log of the trainer")
 
     async def refresh(self, job: Json) -> None:
-        self._job = job
+        if job["attempts"] != self._offered:
+            await self._offer_attempts(job)
         if self._is_following:
             await self._load()
 
+    async def _offer_attempts(self, job: Json) -> None:
+        """The attempts that trained, under the numbers of the tab Attempts: a check of the files has no log."""
+        page = await self._view.api.get(f"{self._path}/attempts")
+        numbers = sorted((one["attempt"] for one in page["data"] if one["kind"] == "train"), reverse=True)
+        options = {"": "Last attempt"} | {str(number): f"Attempt {number}" for number in numbers}
+        self._offered = job["attempts"]
+        self._attempts.clear()
+        with self._attempts:
+            self._attempt = filter_select("Attempt", options, self._attempt.value, self._load)
+
     async def _load(self) -> None:
-        attempt = self._attempt.value or None
-        self._text = await self._view.api.text(f"fine_tuning/jobs/{self._job['id']}/logs", attempt=attempt)
-        self._show()
+        self._requested += 1
+        number = self._requested
+        attempt = self._attempt.value
+        self._download.props["href"] = f"/jobs/{self._job_id}/log.txt" + (f"?attempt={attempt}" if attempt else "")
+        text = await self._view.api.text(f"{self._path}/logs", attempt=attempt or None)
+        if number == self._requested:
+            self._text = text
+            self._show()
 
     def _show(self) -> None:
         needle = self._search.value.lower()
