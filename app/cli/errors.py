@@ -21,6 +21,10 @@ class UsageError(CliError):
     exit_code = 2
 
 
+class TooManyRequests(UsageError):
+    """A limit of the API key or its project. The same request may succeed later."""
+
+
 class NotFoundError(CliError):
     exit_code = 3
 

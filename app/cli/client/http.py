@@ -12,7 +12,7 @@ from typing import IO, Any
 import httpx2
 
 from app.cli.client.service_discovery import ServiceAddress
-from app.cli.errors import AccessDenied, CliError, NotFoundError, ServiceUnreachable, UsageError
+from app.cli.errors import AccessDenied, CliError, NotFoundError, ServiceUnreachable, TooManyRequests, UsageError
 from app.domain.error_text.json_text import as_json
 from app.domain.files.uploads import completion_seconds
 
@@ -27,6 +27,7 @@ ERRORS_BY_STATUS = {
     403: AccessDenied,
     404: NotFoundError,
     408: ServiceUnreachable,
+    429: TooManyRequests,
     502: ServiceUnreachable,
     503: ServiceUnreachable,
     504: ServiceUnreachable,

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.client.service_discovery import job_path
+from app.cli.client.service_discovery import file_path, job_path
 from app.cli.commands.files.files import upload_with_progress
-from app.cli.errors import CliError, UsageError
+from app.cli.errors import CliError, NotFoundError, TooManyRequests, UsageError
 from app.cli.openai_import.recreate import ImportOutcome, Recreation, recreate
-from app.cli.openai_import.source import OPENAI_URL, FileGone, OpenAISource
+from app.cli.openai_import.source import OPENAI_URL, FileUnavailable, OpenAISource
 from app.cli.openai_import.state import ImportDirectory
 from app.cli.options import with_client
 from app.cli.output.console import duration_text, print_line, print_note, size_text
@@ -75,7 +75,7 @@ def import_openai(
             failed += not _continue_job(client, state, found, recreation, plan, run)
     print_note(f"Saved in {directory}: {len(state.files)} files, {len(state.jobs)} jobs.")
     if failed:
-        raise CliError(f"{failed} jobs cannot be recreated; the lines above say why. Everything else is done.")
+        raise CliError(f"{failed} jobs cannot be recreated now; the lines above say why. Everything else is done.")
 
 
 def _jobs(source: OpenAISource, wanted: Sequence[str]) -> list[dict[str, Any]]:
@@ -100,22 +100,27 @@ def _model_map(pairs: Sequence[str]) -> dict[str, str]:
 def _save_other_files(source: OpenAISource, state: ImportDirectory) -> None:
     """Save files that no job names, too: OpenAI deletes nothing, but the account may be closed."""
     for file in source.training_files():
-        _save_file(source, state, file)
+        try:
+            _save_file(source, state, file["id"], file)
+        except FileUnavailable as error:
+            print_line(f"{file['id']}: not saved, OpenAI does not return it ({error})")
 
 
-def _save_file(source: OpenAISource, state: ImportDirectory, file: dict[str, Any]) -> dict[str, Any]:
-    """Download a file unless that has been done; its provenance."""
-    saved = state.files.get(file["id"])
-    if saved is not None and "sha256" in saved:
+def _save_file(
+    source: OpenAISource, state: ImportDirectory, file_id: str, listed: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Download a file unless that has been done; its provenance. Raises FileUnavailable."""
+    saved = state.files.get(file_id, {})
+    if saved and state.file_path(file_id, saved["filename"]).is_file():
         return saved
-    path = state.file_path(file["id"], file["filename"])
-    print_note(f"Downloading {file['id']} ({file['filename']}, {size_text(file['bytes'])})")
-    keys = ("filename", "bytes", "created_at", "purpose")
-    provenance = {key: file[key] for key in keys} | {"sha256": source.download(file["id"], path), "path": str(path)}
-    provenance["saved_at"] = int(time.time())
-    state.files[file["id"]] = provenance
+    file = listed or source.file(file_id)
+    path = state.file_path(file_id, file["filename"])
+    print_note(f"Downloading {file_id} ({file['filename']}, {size_text(file['bytes'])})")
+    provenance = {key: file[key] for key in ("filename", "bytes", "created_at", "purpose")}
+    provenance |= {"sha256": source.download(file_id, path), "path": str(path), "saved_at": int(time.time())}
+    state.files[file_id] = saved | provenance
     state.save()
-    return provenance
+    return state.files[file_id]
 
 
 def _save_job(
@@ -130,31 +135,59 @@ def _save_job(
     recreation = recreate(job, model)
     for name, file_id in recreation.files.items():
         try:
-            saved = state.files.get(file_id) or _save_file(source, state, source.file(file_id))
-        except FileGone as gone:
-            recreation.add(ImportOutcome.IMPOSSIBLE, name, f"{file_id}: OpenAI no longer has it ({gone})")
-            continue
-        if "tunery_file" not in saved:
-            saved["tunery_file"] = _find_uploaded(client, saved) or str(
-                upload_with_progress(client, Path(saved["path"]))["id"]
-            )
-            state.save()
-        if not saved.get("has_origin"):
-            client.post(f"files/{saved['tunery_file']}", {"origin": _origin(file_id, saved)})
-            saved["has_origin"] = True
-            state.save()
-        recreation.request[name] = saved["tunery_file"]
-        recreation.add(ImportOutcome.KEPT, name, f"{file_id} ({saved['filename']}) -> {saved['tunery_file']}")
+            saved = _store_file(client, source, state, file_id)
+        except FileUnavailable as error:
+            text = f"{file_id}: OpenAI does not return it ({error})"
+            recreation.add(ImportOutcome.IMPOSSIBLE, name, text)
+        except (UsageError, NotFoundError) as error:
+            recreation.add(_outcome(error), name, f"{file_id}: {error}")
+        else:
+            recreation.request[name] = saved["tunery_file"]
+            recreation.add(ImportOutcome.KEPT, name, f"{file_id} ({saved['filename']}) -> {saved['tunery_file']}")
     state.jobs[job_id] = state.jobs.get(job_id, {}) | {"request": recreation.request}
     state.save()
     return recreation
 
 
-def _find_uploaded(client: "Client", saved: dict[str, Any]) -> str | None:
-    """The file here with this content: an earlier import was killed after the upload, or lost its state."""
+def _store_file(client: "Client", source: OpenAISource, state: ImportDirectory, file_id: str) -> dict[str, Any]:
+    """Store a file here, once, with its origin; its provenance. Raises FileUnavailable, and errors of Tunery."""
+    saved = state.files.get(file_id, {})
+    if "tunery_file" in saved and _get(client, file_path(saved["tunery_file"])) is None:
+        del saved["tunery_file"]  # deleted, or the state is that of an import to another server
+        saved["has_origin"] = False
+    if "tunery_file" not in saved:
+        saved = _save_file(source, state, file_id)
+        path = state.file_path(file_id, saved["filename"])
+        saved["tunery_file"] = _find_uploaded(client, file_id, saved) or str(upload_with_progress(client, path)["id"])
+        state.save()
+    if not saved.get("has_origin"):
+        client.post(file_path(saved["tunery_file"]), {"origin": _origin(file_id, saved)})
+        saved["has_origin"] = True
+        state.save()
+    return saved
+
+
+def _get(client: "Client", path: str) -> dict[str, Any] | None:
+    try:
+        return client.get(path)
+    except NotFoundError:
+        return None
+
+
+def _outcome(error: CliError) -> ImportOutcome:
+    return ImportOutcome.LATER if isinstance(error, TooManyRequests) else ImportOutcome.IMPOSSIBLE
+
+
+def _find_uploaded(client: "Client", file_id: str, saved: dict[str, Any]) -> str | None:
+    """The file here with this content: an earlier import was killed after the upload, or lost its state.
+
+    A file with the origin of another one stays the other one's.
+    """
     facts = {key: saved[key] for key in ("filename", "bytes", "sha256")} | {"expires_at": None}
-    found = (each for each in client.get("files", purpose="fine-tune")["data"] if facts.items() <= each.items())
-    return next((str(each["id"]) for each in found), None)
+    for each in client.get("files", purpose="fine-tune")["data"]:
+        if facts.items() <= each.items() and (each.get("origin") or {}).get("id", file_id) == file_id:
+            return str(each["id"])
+    return None
 
 
 def _origin(file_id: str, saved: dict[str, Any]) -> dict[str, Any]:
@@ -178,14 +211,16 @@ def _continue_job(
             _print_plan(client.post("fine_tuning/jobs/plan", recreation.request))
         if run:
             _create(client, state, recreation)
-    except UsageError as error:
-        print_line(f"  {ImportOutcome.IMPOSSIBLE:<10}  request: {error}")
+    except (UsageError, NotFoundError) as error:
+        print_line(f"  {_outcome(error):<10}  request: {error}")
         return False
     return True
 
 
 def _print_plan(plan: dict[str, Any]) -> None:
     print_line(f"  plan        {plan['trained_tokens']:,} tokens in {plan['total_steps']:,} steps")
+    if not plan["devices"]:
+        print_line(f"  plan        {plan['message']}")
     for device in plan["devices"]:
         time = duration_text(device["seconds"])
         print_line(f"  plan        {device['name']}: {device['message']} Time about {time}.")
@@ -194,12 +229,12 @@ def _print_plan(plan: dict[str, Any]) -> None:
 def _create(client: "Client", state: ImportDirectory, recreation: Recreation) -> None:
     """Create the job, once: also if an earlier import was interrupted right after it."""
     known = state.jobs[recreation.openai_job]
-    if "job" not in known:
+    job = _get(client, job_path(known["job"])) if "job" in known else None
+    if job is None:  # not created yet, or by an import to another server
         found = client.get("fine_tuning/jobs", **{"metadata[openai_job]": recreation.openai_job})["data"]
-        created = found[0] if found else client.post("fine_tuning/jobs", recreation.request)
-        known["job"] = created["id"]
+        job = found[0] if found else client.post("fine_tuning/jobs", recreation.request)
+        known["job"] = job["id"]
         state.save()
-    job = client.get(job_path(known["job"]))
     print_line(f"  job         {known['job']} ({job['status']})")
 
 
@@ -212,9 +247,16 @@ def _record(source: OpenAISource, state: ImportDirectory, model: str, golden: Pa
         if number % 20 == 0:
             print_note(f"{number} of {total} answers")
 
-    count = record(source, model, content, golden, show)
-    print_note(f"{count} new answers of {model} recorded.")
+    recording = record(source, model, content, golden, show)
+    print_note(f"{recording.new_answers} new answers of {model} recorded.")
     print_line(str(golden))
+    if recording.refused:
+        for refusal in recording.refused:
+            print_line(f"refused: {refusal}")
+        raise CliError(
+            f"OpenAI refused {len(recording.refused)} prompts; the lines above say why. The answers to the others are "
+            f"in {golden}."
+        )
 
 
 def _validation_file(source: OpenAISource, state: ImportDirectory, model: str) -> bytes:
@@ -224,8 +266,8 @@ def _validation_file(source: OpenAISource, state: ImportDirectory, model: str) -
         why = "OpenAI has no job that made it" if made is None else "its job has no validation file"
         raise UsageError(f"Which prompts? {model}: {why}. Give --prompts FILE.")
     try:
-        saved = _save_file(source, state, source.file(made["validation_file"]))
-    except FileGone as gone:
-        text = f"OpenAI no longer has the validation file {made['validation_file']} ({gone}). Give --prompts FILE."
+        saved = _save_file(source, state, made["validation_file"])
+    except FileUnavailable as error:
+        text = f"OpenAI does not return the validation file {made['validation_file']} ({error}). Give --prompts FILE."
         raise UsageError(text) from None
-    return Path(saved["path"]).read_bytes()
+    return state.file_path(made["validation_file"], saved["filename"]).read_bytes()

@@ -4,39 +4,73 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from app.cli.errors import UsageError
-from app.cli.openai_import.source import OpenAISource
+from app.cli.openai_import.source import AnswerRefused, OpenAISource
 from app.domain.datasets.jsonl import MAX_LINE_BYTES, Finding
+from app.domain.error_text.json_text import as_json
 from app.domain.evaluations.rows import EvaluationRow, read_rows
 
-ANSWER, MODEL = "recorded_answer", "recorded_model"
+ANSWER, MODEL, TOOL_CALLS = "recorded_answer", "recorded_model", "recorded_tool_calls"
 
 
-def record(source: OpenAISource, model: str, prompts: bytes, golden: Path, on_row: Callable[[int, int], None]) -> int:
-    """Append a line with the model's answer for each question that `golden` does not have; the number of new lines.
+@dataclass(frozen=True)
+class Recording:
+    """What a run has recorded: the number of new lines, and the prompts that OpenAI refused."""
 
-    The lines are those of `prompts` with two more fields. Raises UsageError for an invalid line of `prompts` or
-    `golden`, and errors of OpenAI; the answers up to then are in `golden`.
+    new_answers: int
+    refused: tuple[str, ...]
+
+
+def record(
+    source: OpenAISource, model: str, prompts: bytes, golden: Path, on_row: Callable[[int, int], None]
+) -> Recording:
+    """Append a line with the model's answer for each question that `golden` does not have.
+
+    The lines are those of `prompts` with two more fields; of equal questions the first one is asked. Raises UsageError
+    for an invalid line of `prompts` or `golden`, and errors of OpenAI that concern more than one question; the answers
+    up to then are in `golden`.
     """
-    rows = list(_read(prompts, "prompts"))
-    done = {_key(row) for row in _read(_complete_lines(golden), str(golden))} if golden.exists() else set()
-    waiting = [row for row in rows if _key(row) not in done]
+    rows: dict[str, EvaluationRow] = {}
+    for row in _read(prompts, "prompts"):
+        rows.setdefault(_key(row), row)
+    done = set(_recorded(golden, model)) if golden.exists() else set()
+    waiting = [row for key, row in rows.items() if key not in done]
+    refused = []
     with golden.open("a", encoding="utf-8") as out:
         for number, row in enumerate(waiting):
             on_row(len(rows) - len(waiting) + number, len(rows))
-            messages = row.messages or ({"role": "user", "content": row.prompt},)
-            prompt = [{key: value for key, value in each.items() if key != "weight"} for each in messages]
-            answer = source.answer(model, prompt, row.tools)
-            line: dict[str, Any] = {**row.item, ANSWER: (answer.get("content") or "").strip(), MODEL: model}
-            if answer.get("tool_calls"):
-                line["recorded_tool_calls"] = answer["tool_calls"]
+            try:
+                line = _answered(source, model, row)
+            except AnswerRefused as error:
+                refused.append(f"line {row.line}: {error}")
+                continue
             out.write(json.dumps(line, ensure_ascii=False) + "\n")
             out.flush()
-    return len(waiting)
+    return Recording(len(waiting) - len(refused), tuple(refused))
+
+
+def _answered(source: OpenAISource, model: str, row: EvaluationRow) -> dict[str, Any]:
+    messages = row.messages or ({"role": "user", "content": row.prompt},)
+    prompt = [{key: value for key, value in each.items() if key != "weight"} for each in messages]
+    answer = source.answer(model, prompt, row.tools)
+    line = {**row.item, ANSWER: (answer.get("content") or "").strip(), MODEL: model}
+    return line | ({TOOL_CALLS: answer["tool_calls"]} if answer.get("tool_calls") else {})
+
+
+def _recorded(golden: Path, model: str) -> Iterator[str]:
+    """The keys of the questions that the file has. Raises UsageError for a line with no answer of `model`."""
+    for row in _read(_complete_lines(golden), str(golden)):
+        if row.item.get(MODEL) != model:
+            raise UsageError(
+                f"{golden} has answers of one model, and line {row.line} has {MODEL} {as_json(row.item.get(MODEL))}, "
+                f"not {as_json(model)}. Give --record a file for each model."
+            )
+        yield _key(row)
 
 
 def _read(content: bytes, name: str) -> Iterator[EvaluationRow]:

@@ -18,6 +18,7 @@ class ImportOutcome(StrEnum):
     KEPT = "kept"
     REPLACED = "replaced"
     IMPOSSIBLE = "impossible"
+    LATER = "later"  # a limit refused it for now
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class Recreation:
 
     @property
     def is_possible(self) -> bool:
-        return not any(note.outcome == ImportOutcome.IMPOSSIBLE and note.name in REQUIRED for note in self.notes)
+        missing = (ImportOutcome.IMPOSSIBLE, ImportOutcome.LATER)
+        return not any(note.outcome in missing and note.name in REQUIRED for note in self.notes)
 
     def add(self, outcome: ImportOutcome, name: str, text: str) -> None:
         self.notes.append(Note(outcome, name, text))

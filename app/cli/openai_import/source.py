@@ -7,24 +7,26 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from app.cli.errors import AccessDenied, CliError, ServiceUnreachable, UsageError
-
-if TYPE_CHECKING:
-    pass
 
 Json = dict[str, Any]
 KEY_VARIABLE = "OPENAI_API_KEY"
 OPENAI_URL = "https://api.openai.com/v1"
 TUNERY_KEY_PREFIX = "tnry_"
 MAX_RETRIES = 8  # the client waits as long as `retry-after` says, up to two minutes each time
+ONE_REQUEST_STATUSES = (400, 413, 422)  # they concern one request, and the next one may succeed
 PAGE = 100
 CHUNK_BYTES = 1 << 20
 
 
-class FileGone(Exception):
-    """OpenAI no longer has the file; the message is OpenAI's."""
+class FileUnavailable(Exception):
+    """OpenAI does not return the file, which may be deleted; the message is OpenAI's."""
+
+
+class AnswerRefused(Exception):
+    """OpenAI refused one prompt; the message is OpenAI's."""
 
 
 class OpenAISource:
@@ -63,39 +65,46 @@ class OpenAISource:
                 yield file.to_dict(mode="json")
 
     def file(self, file_id: str) -> Json:
-        """Raises FileGone."""
-        with self._errors(f"read {file_id}"):
-            try:
-                return self._client.files.retrieve(file_id).to_dict(mode="json")
-            except self._openai.NotFoundError as error:
-                raise FileGone(_message(error)) from error
+        """Raises FileUnavailable."""
+        with self._errors(f"read {file_id}"), self._refusals(FileUnavailable):
+            return self._client.files.retrieve(file_id).to_dict(mode="json")
 
     def download(self, file_id: str, path: Path) -> str:
-        """Write the content to `path`, completely or not at all, and return its SHA-256. Raises FileGone."""
+        """Write the content to `path`, completely or not at all, and return its SHA-256. Raises FileUnavailable."""
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.part")
         digest = hashlib.sha256()
-        with self._errors(f"download {file_id}"):
-            try:
-                with (
-                    self._client.files.with_streaming_response.content(file_id) as response,
-                    temporary.open("wb") as out,
-                ):
-                    for chunk in response.iter_bytes(CHUNK_BYTES):
-                        digest.update(chunk)
-                        out.write(chunk)
-            except self._openai.NotFoundError as error:
-                raise FileGone(_message(error)) from error
+        with (
+            self._errors(f"download {file_id}"),
+            self._refusals(FileUnavailable),
+            self._client.files.with_streaming_response.content(file_id) as response,
+            temporary.open("wb") as out,
+        ):
+            for chunk in response.iter_bytes(CHUNK_BYTES):
+                digest.update(chunk)
+                out.write(chunk)
         os.replace(temporary, path)
         return digest.hexdigest()
 
     def answer(self, model: str, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any]) -> Json:
-        """The message with which a model answers."""
+        """The message with which a model answers. Raises AnswerRefused."""
         given: Json = {"tools": list(tools)} if tools else {}
         request: Json = {"model": model, "messages": list(messages), "temperature": 0, **given}
-        with self._errors(f"ask {model}"):
+        with self._errors(f"ask {model}"), self._refusals(AnswerRefused):
             completion: Any = self._client.chat.completions.create(**request)
         return dict(completion.choices[0].message.to_dict(mode="json"))
+
+    @contextmanager
+    def _refusals(self, kind: type[FileUnavailable | AnswerRefused]) -> Iterator[None]:
+        """Raise errors that concern this request only as `kind`. A model that does not exist concerns every prompt."""
+        statuses = ONE_REQUEST_STATUSES if kind is AnswerRefused else (*ONE_REQUEST_STATUSES, 404, 410)
+        errors: Any = self._openai
+        try:
+            yield
+        except errors.APIStatusError as error:
+            if error.status_code not in statuses:
+                raise
+            raise kind(_message(error)) from error
 
     @contextmanager
     def _errors(self, action: str) -> Iterator[None]:

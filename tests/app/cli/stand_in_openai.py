@@ -35,9 +35,12 @@ class StandInOpenAI:
 
     files: dict[str, bytes] = field(default_factory=dict)
     jobs: list[Json] = field(default_factory=list)  # oldest first
+    names: dict[str, str] = field(default_factory=dict)  # of files whose name does not follow from the id
     requests: list[tuple[str, str]] = field(default_factory=list)
     limited: Counter[str] = field(default_factory=Counter)  # path -> how many requests are answered with a 429
     cut: set[str] = field(default_factory=set)  # file ids whose content breaks off in the middle, once
+    without_content: set[str] = field(default_factory=set)  # ids of listed files whose content is a 404
+    refused: dict[str, int] = field(default_factory=dict)  # text of a prompt -> status of the answer
     stalled: str | None = None  # a file id whose content stops in the middle until `go_on` is set
     has_stalled: Event = field(default_factory=Event)
     go_on: Event = field(default_factory=Event)
@@ -86,6 +89,8 @@ class StandInOpenAI:
                 return 403, error("You have insufficient permissions for this operation.", None)
             return self._jobs(parts[2:], query)
         if path == "/v1/chat/completions" and method == "POST":
+            if status := self.refused.get(body["messages"][-1]["content"]):
+                return status, error("Invalid prompt: it was flagged.", None)
             message = {"role": "assistant", "content": self.answer(body), "refusal": None}
             choice = {"index": 0, "finish_reason": "stop", "message": message, "logprobs": None}
             model, created = body["model"], 1_750_000_000
@@ -101,7 +106,7 @@ class StandInOpenAI:
     def _files(self, parts: list[str]) -> tuple[int, Json | bytes]:
         if not parts:
             return 200, page([self._file(file_id) for file_id in self.files])
-        if parts[0] not in self.files:
+        if parts[0] not in self.files or (parts[1:] and parts[0] in self.without_content):
             return 404, error(f"No such File object: {parts[0]}", "id")
         return 200, self.files[parts[0]] if parts[1:] else self._file(parts[0])
 
@@ -111,7 +116,7 @@ class StandInOpenAI:
             "object": "file",
             "bytes": len(self.files[file_id]),
             "created_at": 1_740_000_000,
-            "filename": f"{file_id.removeprefix('file-')}.jsonl",
+            "filename": self.names.get(file_id, f"{file_id.removeprefix('file-')}.jsonl"),
             "purpose": "fine-tune",
             "status": "processed",
         }

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from app.cli.client.http import Client
+from app.cli.errors import TooManyRequests
 from tests.app.cli.conftest import Tunery
 from tests.app.cli.stand_in_openai import KEY, StandInOpenAI, chat_lines, stand_in_openai
 from tests.deadline import until
@@ -126,6 +128,37 @@ class TestImport:
         assert len(jobs(tunery)) == 1
         assert len(tunery("files", "list", "--json").json) == 1
 
+    def test_the_state_of_another_server_is_replaced(self, bring: Tunery, tunery: Tunery, tmp_path: Path) -> None:
+        bring("--model", "tiny", "--run")
+        path = tmp_path / "saved" / "state.json"
+        (file,), (job,) = tunery("files", "list", "--json").json, jobs(tunery)
+        path.write_text(path.read_text().replace(file["id"], "file-0ther").replace(job["id"], "ftjob-0ther"))
+        done = bring("--model", "tiny", "--run")
+        assert done.exit_code == 0, done.err
+        state = json.loads(path.read_text())
+        assert state["files"]["file-train"]["tunery_file"] == file["id"]
+        assert state["jobs"]["ftjob-aaaa"]["job"] == job["id"]
+        assert len(tunery("files", "list", "--json").json) == len(jobs(tunery)) == 1
+
+    def test_a_removed_local_file_is_downloaded_again(
+        self, bring: Tunery, tunery: Tunery, account: StandInOpenAI, tmp_path: Path
+    ) -> None:
+        bring("--model", "tiny")
+        local = tmp_path / "saved" / "files" / "file-train" / "train.jsonl"
+        local.unlink()
+        tunery("files", "delete", tunery("files", "list", "--json").json[0]["id"])
+        assert bring("--model", "tiny").exit_code == 0
+        assert local.read_bytes() == account.files["file-train"]
+        assert len(tunery("files", "list", "--json").json) == 1
+
+    def test_two_equal_files_are_two_files(self, bring: Tunery, tunery: Tunery, account: StandInOpenAI) -> None:
+        account.add_file("file-copy")
+        account.names["file-copy"] = "train.jsonl"
+        account.add_job("ftjob-bbbb", training_file="file-copy")
+        bring("--model", "tiny")
+        origins = {file["origin"]["id"] for file in tunery("files", "list", "--json").json}
+        assert origins == {"file-train", "file-copy"}
+
     def test_a_table_names_the_base_of_each_model(self, bring: Tunery, tunery: Tunery) -> None:
         assert bring("--model-map", "gpt-4o-mini-2024-07-18=tiny", "--run").exit_code == 0
         (job,) = jobs(tunery)
@@ -147,9 +180,45 @@ class TestFaults:
         account.add_job("ftjob-bbbb", training_file="file-gone")
         done = bring("--model", "tiny")
         assert done.exit_code == 1
-        text = "training_file: file-gone: OpenAI no longer has it (No such File object: file-gone)"
+        text = "training_file: file-gone: OpenAI does not return it (No such File object: file-gone)"
         assert f"impossible  {text}" in done.out
         assert "kept        training_file: file-train" in done.out  # the other job is done
+
+    def test_a_listed_file_without_content(self, bring: Tunery, account: StandInOpenAI) -> None:
+        account.add_job("ftjob-bbbb", training_file=account.add_file("file-empty"))
+        account.without_content.add("file-empty")
+        done = bring("--model", "tiny")
+        assert done.exit_code == 1
+        text = "OpenAI does not return it (No such File object: file-empty)"
+        assert f"file-empty: not saved, {text}" in done.out
+        assert f"impossible  training_file: file-empty: {text}" in done.out
+        assert "kept        training_file: file-train" in done.out
+        assert "Saved in" in done.err
+
+    def test_a_file_that_tunery_refuses(self, bring: Tunery, tunery: Tunery, account: StandInOpenAI) -> None:
+        account.add_file("file-broken", b'{"messages": [NaN]}\n')
+        account.jobs.insert(0, account.jobs[0] | {"id": "ftjob-0000", "training_file": "file-broken"})
+        done = bring("--model", "tiny", "--run")
+        assert done.exit_code == 1
+        assert "impossible  training_file: file-broken: " in done.out
+        assert [job["metadata"]["openai_job"] for job in jobs(tunery)] == ["ftjob-aaaa"]
+
+    def test_a_limit_of_tunery_is_no_final_answer(
+        self, bring: Tunery, tunery: Tunery, account: StandInOpenAI, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        account.add_job("ftjob-bbbb")
+        post = Client.post
+
+        def limited(client: Client, path: str, body: Any = None, **params: Any) -> Any:
+            if path == "fine_tuning/jobs" and body["metadata"]["openai_job"] == "ftjob-aaaa":
+                raise TooManyRequests("You exceeded your limit of unfinished jobs.")
+            return post(client, path, body, **params)
+
+        monkeypatch.setattr(Client, "post", limited)
+        done = bring("--model", "tiny", "--run")
+        assert done.exit_code == 1
+        assert "later       request: You exceeded" in done.out
+        assert [job["metadata"]["openai_job"] for job in jobs(tunery)] == ["ftjob-bbbb"]
 
     def test_a_key_that_may_not_read(self, bring: Tunery, account: StandInOpenAI) -> None:
         account.may_read_jobs = False
@@ -222,9 +291,16 @@ class TestFaults:
         assert "no base model was chosen; give --model BASE, or --model-map gpt-4o-mini-2024-07-18=BASE" in done.out
 
     def test_a_base_model_that_is_not_there(self, bring: Tunery, account: StandInOpenAI) -> None:
-        done = bring("--model", "none", "--plan")
-        assert done.exit_code != 0
-        assert "does not exist" in done.out + done.err
+        account.add_job("ftjob-bbbb", model="gpt-4.1-2025-04-14")
+        done = bring("--model-map", "gpt-4o-mini-2024-07-18=none", "--model", "tiny", "--plan")
+        assert done.exit_code == 1
+        (refusal,) = (line for line in done.out.splitlines() if line.startswith("  impossible  request: "))
+        assert "does not exist" in refusal
+        assert "tokens in 9 steps" in done.out  # of the other job
+        assert "Saved in" in done.err
+
+    def test_without_a_worker_the_plan_says_so(self, bring: Tunery) -> None:
+        assert "plan        No training worker is running." in bring("--model", "tiny", "--plan").out
 
 
 class TestRecord:
@@ -249,6 +325,42 @@ class TestRecord:
         assert bring("--record", golden, "--from", "ft:old", "--prompts", prompts).exit_code == 0
         assert len([json.loads(line) for line in golden.read_text().splitlines()]) == 3
         assert account.requests.count(("POST", "/v1/chat/completions")) == 4
+
+    def test_a_refused_prompt_does_not_block_the_others(
+        self, bring: Tunery, account: StandInOpenAI, tmp_path: Path
+    ) -> None:
+        prompts, golden = tmp_path / "prompts.jsonl", tmp_path / "golden.jsonl"
+        prompts.write_bytes(chat_lines(3))
+        account.refused["say 1"] = 400
+        done = bring("--record", golden, "--from", "ft:old", "--prompts", prompts)
+        assert done.exit_code == 1
+        assert "refused: line 2: Invalid prompt: it was flagged." in done.out
+        assert "OpenAI refused 1 prompts" in done.err
+        rows = [json.loads(line) for line in golden.read_text().splitlines()]
+        assert [row["recorded_answer"] for row in rows] == ["old: say 0", "old: say 2"]
+
+    def test_a_model_that_is_gone_ends_it_at_once(self, bring: Tunery, account: StandInOpenAI, tmp_path: Path) -> None:
+        prompts = tmp_path / "prompts.jsonl"
+        prompts.write_bytes(chat_lines(3))
+        account.refused["say 0"] = 404
+        assert bring("--record", tmp_path / "golden.jsonl", "--from", "ft:old", "--prompts", prompts).exit_code == 1
+        assert account.requests.count(("POST", "/v1/chat/completions")) == 1
+
+    def test_a_file_has_the_answers_of_one_model(self, bring: Tunery, account: StandInOpenAI, tmp_path: Path) -> None:
+        prompts, golden = tmp_path / "prompts.jsonl", tmp_path / "golden.jsonl"
+        prompts.write_bytes(chat_lines(2))
+        bring("--record", golden, "--from", "ft:one", "--prompts", prompts)
+        before = golden.read_bytes()
+        done = bring("--record", golden, "--from", "ft:two", "--prompts", prompts)
+        assert done.exit_code == 2
+        assert 'line 1 has recorded_model "ft:one", not "ft:two". Give --record a file for each model.' in done.err
+        assert golden.read_bytes() == before
+
+    def test_a_repeated_prompt_is_asked_once(self, bring: Tunery, account: StandInOpenAI, tmp_path: Path) -> None:
+        prompts, golden = tmp_path / "prompts.jsonl", tmp_path / "golden.jsonl"
+        prompts.write_bytes(chat_lines(2) * 2)
+        assert bring("--record", golden, "--from", "ft:old", "--prompts", prompts).exit_code == 0
+        assert account.requests.count(("POST", "/v1/chat/completions")) == 2
 
     def test_without_prompts_it_says_which_file_it_needs(self, bring: Tunery, account: StandInOpenAI) -> None:
         done = bring("--record", "golden.jsonl", "--from", account.jobs[0]["fine_tuned_model"])
