@@ -186,6 +186,8 @@ def test_the_second_block_saves_the_answers_of_the_old_model(
     _run_saving_block(1)
     saved = [json.loads(line) for line in (reader_directory / "reference-answers.jsonl").read_text().splitlines()]
     assert [row["answer"]["choices"][0]["message"]["content"] for row in saved] == ["unchanged"] * 3
+    assert [row["recorded_answer"] for row in saved] == ["unchanged"] * 3  # what `tunery eval` reads
+    assert [row["messages"] for row in saved] == [json.loads(row)["messages"] for row in rows]
     assert [row["messages"][-1]["role"] for row in openai_server] == ["user"] * 3
     assert [row.get("tools") for row in openai_server] == [None, None, [1]]
     assert {row["temperature"] for row in openai_server} == {0}

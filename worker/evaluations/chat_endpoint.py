@@ -45,6 +45,10 @@ class ChatEndpoint:
     def close(self) -> None:
         self._client.close()
 
+    def check(self) -> None:
+        """Raise what `wait` raises if the work has to end."""
+        self._wait(0.0)
+
     def answer(self, model: str, messages: Sequence[Mapping[str, Any]], **parameters: Any) -> tuple[str, int | None]:
         """The text of the answer and its tokens, if the endpoint reports them. Raises EndpointError."""
         body = {"model": model, "messages": list(messages), **parameters}

@@ -16,6 +16,7 @@ from app.domain.evaluations.templates import MissingField, render
 from worker.evaluations.chat_endpoint import ChatEndpoint, EndpointError, NoTextError
 from worker.evaluations.scoring import Scored
 
+TOOL_CALLS = "recorded_tool_calls"  # of a row, beside a recorded answer without a text
 MAX_FAILURES = 5  # in a row: then the endpoint gets no more requests
 INSTRUCTION = (
     'Answer with one JSON object and nothing else: {{"steps": [{{"description": "...", "conclusion": "..."}}], '
@@ -107,12 +108,16 @@ def _ask_all(
     ask: Callable[[Item], Result],
     failed: Callable[[str], Result],
 ) -> list[Result]:
-    """Ask for each item, several at once. After MAX_FAILURES failures in a row the rest gets no request."""
+    """Ask for each item, several at once. After MAX_FAILURES failures in a row the rest gets no request.
+
+    Raises what the endpoint's `wait` raises after a cancel or at a shutdown; the other items get no request then.
+    """
     lock = threading.Lock()
     failures = 0
 
     def ask_one(item: Item) -> Result:
         nonlocal failures
+        endpoint.check()  # all requests of an evaluation take hours with a slow endpoint
         if failures >= MAX_FAILURES:
             return failed(f"not asked: the endpoint {endpoint.name} failed {MAX_FAILURES} times in a row")
         try:
@@ -134,4 +139,10 @@ def _ask_all(
 
 def recorded_answers(rows: Sequence[EvaluationRow], field: str) -> list[ReferenceAnswer]:
     """The answers that a field of the rows has."""
-    return [ReferenceAnswer(str(row.item[field]).strip()) for row in rows]
+    return [_recorded_answer(row, str(row.item[field]).strip()) for row in rows]
+
+
+def _recorded_answer(row: EvaluationRow, text: str) -> ReferenceAnswer:
+    if not text and row.item.get(TOOL_CALLS):
+        return ReferenceAnswer(None, error="the recorded answer has calls of tools and no text to compare")
+    return ReferenceAnswer(text)

@@ -128,7 +128,7 @@ def _chat_row(line: int, value: dict[str, Any]) -> Iterator[EvaluationRow | Find
     if prompt[-1]["role"] == "assistant":
         answer = prompt.pop()
         if answer.get("content") is not None:
-            item.setdefault(REFERENCE_ANSWER, content_text(answer))
+            item.setdefault(REFERENCE_ANSWER, content_text(answer).strip())
     if not prompt or prompt[-1]["role"] == "assistant":
         text = "before the expected answer there must be a message that is not from the assistant"
         yield Finding(line, text, "invalid_messages")

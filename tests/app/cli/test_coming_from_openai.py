@@ -87,17 +87,22 @@ def commands() -> list[list[str]]:
     return [shlex.split(line) for line in lines if not line.startswith("export ")]
 
 
+@pytest.mark.parametrize("have_answers", [True, False], ids=["expected answers", "prompts only"])
 def test_every_command_runs_in_the_order_of_the_page(
     tunery: Tunery, account: StandInOpenAI, job: Job, evaluating_worker: None, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, have_answers: bool,
 ) -> None:  # fmt: skip
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.chdir(tmp_path)
-    Path("prompts.jsonl").write_bytes(chat_lines(4))
+    prompts = [json.loads(line) for line in chat_lines(4).splitlines()]
+    for line in () if have_answers else prompts:
+        del line["messages"][-1]
+    Path("prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in prompts))
     Path("train.jsonl").write_bytes(chat_lines(12))
     done: dict[str, Result] = {}
     for words in commands():
-        if words[0] in ELSEWHERE:
+        needs_answers = "eval" in words and "--expected-field" not in words
+        if words[0] in ELSEWHERE or (needs_answers and not have_answers):
             continue
         assert words[0] == "tunery", words
         arguments = [job.id if word == "JOB" else word for word in words[1:]]

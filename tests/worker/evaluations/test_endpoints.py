@@ -17,7 +17,13 @@ from app.domain.evaluations.graders import ScoreModel
 from app.domain.evaluations.rows import EvaluationRow
 from app.settings import Endpoint
 from worker.evaluations.chat_endpoint import ATTEMPTS, ChatEndpoint, EndpointError
-from worker.evaluations.endpoint_graders import MAX_FAILURES, ask_reference, ask_scores, parse_score
+from worker.evaluations.endpoint_graders import (
+    MAX_FAILURES,
+    ask_reference,
+    ask_scores,
+    parse_score,
+    recorded_answers,
+)
 
 Answer = tuple[int, dict[str, str], Any]  # status, headers, body
 ROWS = [EvaluationRow(n, {"answer": str(n)}, prompt=f"say {n}") for n in range(8)]
@@ -68,11 +74,13 @@ def said(text: Any) -> Answer:
 def serve() -> Iterator[Callable[..., tuple[ChatServer, ChatEndpoint]]]:
     opened: list[Any] = []
 
-    def serve(respond: Callable[[int, dict[str, Any]], Answer], **options: Any) -> tuple[ChatServer, ChatEndpoint]:
+    def serve(
+        respond: Callable[[int, dict[str, Any]], Answer], wait: Callable[[float], None] | None = None, **options: Any
+    ) -> tuple[ChatServer, ChatEndpoint]:
         server = ChatServer(respond)
         options = {"concurrency": 1, "api_key": SecretStr("secret")} | options
         pauses: list[float] = []
-        endpoint = ChatEndpoint("old", Endpoint(base_url=server.url, **options), pauses.append)
+        endpoint = ChatEndpoint("old", Endpoint(base_url=server.url, **options), wait or pauses.append)
         endpoint.pauses = pauses  # type: ignore[attr-defined]
         opened.extend((endpoint, server))
         return server, endpoint
@@ -151,6 +159,32 @@ class TestReference:
         assert len(server.requests) == MAX_FAILURES
         assert answers[0].error == "The endpoint old answered 401: no such key"
         assert answers[-1].error == f"not asked: the endpoint old failed {MAX_FAILURES} times in a row"
+
+    def test_a_cancel_ends_the_questions_of_an_endpoint_that_works(self, serve: Any) -> None:
+        cancelled = Event()
+
+        def respond(number: int, _: dict[str, Any]) -> Answer:
+            if number == 2:
+                cancelled.set()
+            return said("ok")
+
+        def wait(_: float) -> None:
+            if cancelled.is_set():
+                raise InterruptedError
+
+        server, endpoint = serve(respond, wait)
+        with pytest.raises(InterruptedError):
+            ask_reference(endpoint, "m", ROWS, 5)
+        assert len(server.requests) == 2
+
+    def test_a_recorded_call_without_a_text_is_no_empty_answer(self) -> None:
+        call = EvaluationRow(1, {"old": "", "recorded_tool_calls": [{"id": "c"}]}, prompt="a")
+        empty = EvaluationRow(2, {"old": " "}, prompt="b")
+        of_call, of_empty = recorded_answers([call, empty], "old")
+        assert (of_call.text, of_call.error) == (
+            None, "the recorded answer has calls of tools and no text to compare"
+        )  # fmt: skip
+        assert of_empty.text == ""
 
     def test_rows_that_worked_are_kept(self, serve: Any) -> None:
         _, endpoint = serve(

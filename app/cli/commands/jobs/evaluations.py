@@ -25,8 +25,8 @@ commands = typer.Typer()
 
 POLL_SECONDS = 1.0
 PURPOSE = "evals"
-OUTPUT, REFERENCE = "{{ sample.output_text }}", "{{ item.reference_answer }}"
-EXACT = {"type": "string_check", "name": "exact", "input": OUTPUT, "reference": REFERENCE, "operation": "eq"}
+OUTPUT = "{{ sample.output_text }}"
+EXPECTED_FIELD = "reference_answer"  # the expected answer of a chat line or a completion
 
 MaxNewTokens = Annotated[int | None, typer.Option(min=1, help="Longest answer in tokens. Default: 256.")]
 SixteenBit = Annotated[
@@ -44,11 +44,17 @@ def evaluate(
     graders: Annotated[
         Path | None, typer.Option(help="JSON file with a list of graders. Default: the answer equals the expected one.")
     ] = None,
-    label: Annotated[str | None, typer.Option(help="Grade labels; the value is the field with the label.")] = None,
+    label: Annotated[
+        str | None,
+        typer.Option(help="Grade labels; the value is the field with the label, or reference_answer."),
+    ] = None,
     json_fields: Annotated[bool, typer.Option("--json-fields", help="Grade answers that are JSON objects.")] = False,
     similarity: Annotated[
         list[str] | None, typer.Option(help="Grade by a metric, such as fuzzy_match, bleu, rouge_l; repeatable.")
     ] = None,
+    expected_field: Annotated[
+        str, typer.Option(help="Field of the rows with the expected answer. Default: the answer at the end of the row.")
+    ] = EXPECTED_FIELD,
     max_rows: Annotated[int | None, typer.Option(min=1, help="Maximum number of rows. Default: 500.")] = None,
     max_new_tokens: MaxNewTokens = None,
     sixteen_bit: SixteenBit = False,
@@ -68,7 +74,9 @@ def evaluate(
 
     Example: tunery eval @last --file heldout.jsonl --label label
     """
-    body: dict[str, Any] = {"graders": _graders(graders, label, json_fields, similarity or ())}
+    body: dict[str, Any] = {
+        "graders": _graders(graders, label, json_fields, similarity or (), f"{{{{ item.{expected_field} }}}}")
+    }
     body |= _options(max_rows=max_rows, max_new_tokens=max_new_tokens, checkpoint=checkpoint)
     body |= {"base_precision": "16-bit"} if sixteen_bit else {}
     reference = _options(model=reference_model, endpoint=reference_endpoint, field=reference_field)
@@ -128,7 +136,10 @@ def compare(
     print_answers(rows_shown, f"The base model answered in {evaluation['precision']}")
 
 
-def _graders(path: Path | None, label: str | None, json_fields: bool, metrics: Sequence[str]) -> list[Any]:
+def _graders(
+    path: Path | None, label: str | None, json_fields: bool, metrics: Sequence[str], expected: str
+) -> list[Any]:
+    """The graders of the options; `expected` is the template of the expected answer."""
     graders: list[Any] = []
     if path is not None:
         try:
@@ -139,11 +150,13 @@ def _graders(path: Path | None, label: str | None, json_fields: bool, metrics: S
     if label is not None:
         graders.append({"type": "label_accuracy", "name": "label", "reference": f"{{{{ item.{label} }}}}"})
     if json_fields:
-        graders += [{"type": "json_valid", "name": "json_valid"}, {"type": "json_fields", "name": "json_fields"}]
+        fields = {"type": "json_fields", "name": "json_fields", "reference": expected}
+        graders += [{"type": "json_valid", "name": "json_valid"}, fields]
     for metric in metrics:
-        templates = {"input": OUTPUT, "reference": REFERENCE}
-        graders.append({"type": "text_similarity", "name": metric, "evaluation_metric": metric, **templates})
-    return graders or [EXACT]
+        similar = {"type": "text_similarity", "name": metric, "evaluation_metric": metric}
+        graders.append(similar | {"input": OUTPUT, "reference": expected})
+    exact = {"type": "string_check", "name": "exact", "input": OUTPUT, "reference": expected, "operation": "eq"}
+    return graders or [exact]
 
 
 def _promote_if(text: str) -> dict[str, Any]:

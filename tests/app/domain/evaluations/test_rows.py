@@ -32,6 +32,10 @@ class TestRows:
     def test_a_field_of_the_row_has_precedence_over_the_last_answer(self) -> None:
         assert row({"messages": [USER, ANSWER], "reference_answer": "x"}).item["reference_answer"] == "x"
 
+    def test_white_space_around_the_expected_answer_is_left_out_as_around_generated_ones(self) -> None:
+        answer = {"role": "assistant", "content": " positive\n"}
+        assert row({"messages": [USER, answer]}).item["reference_answer"] == "positive"
+
     def test_a_prompt_may_have_a_completion(self) -> None:
         assert row({"prompt": "a", "completion": " b"}).item["reference_answer"] == "b"
         assert "reference_answer" not in row({"prompt": "a"}).item

@@ -106,6 +106,15 @@ class TestEval:
         assert (settings["max_rows"], settings["base_precision"]) == (9, "16-bit")
         assert (settings["reference"]["field"], settings["promote_if"]) == ("old", {"grader": "label", "margin": 0.05})
 
+    def test_an_own_field_may_have_the_expected_answer(
+        self, tunery: Tunery, trained_job: Job, heldout: Path, sessions: Sessions
+    ) -> None:
+        options = ("--expected-field", "recorded_answer", "--similarity", "rouge_l", "--json-fields")
+        tunery("eval", trained_job.id, "--file", heldout, "--detach", *options)
+        graders = {each["name"]: each.get("reference") for each in settings_of(sessions)["graders"]}
+        field = "{{ item.recorded_answer }}"
+        assert graders == {"json_valid": None, "json_fields": field, "rouge_l": field}
+
     def test_a_refusal_is_a_sentence_and_leaves_no_file_behind(
         self, tunery: Tunery, trained_job: Job, heldout: Path
     ) -> None:
