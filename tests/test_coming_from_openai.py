@@ -1,7 +1,7 @@
 """docs/coming-from-openai.md: its Python blocks run in their order with the official client against a live server.
 
-The blocks of the section on what to save at OpenAI run against a Tunery server with jobs, too. For chat completions and
-evals, which Tunery does not offer, a small server answers in OpenAI's shapes.
+The blocks of the section on what to save at OpenAI run against a Tunery server with jobs, too. For the answers of an
+old model and for evals, a small server answers in OpenAI's shapes.
 """
 
 from __future__ import annotations
@@ -25,8 +25,11 @@ from fastapi import FastAPI, Request
 from app.db.engine import Sessions, transaction
 from app.db.jobs import claims
 from app.db.tables import Project
+from app.domain.answers.trial import TrialRecord
 from app.domain.datasets.examples import Example, read_examples
+from app.settings import Settings
 from app.storage import LocalStorage
+from app.trial_queue import TrialSlot
 from tests.factories import (
     TTL_SECONDS,
     WORKER,
@@ -69,6 +72,31 @@ def worker(sessions: Sessions, storage: LocalStorage, project: Project) -> Itera
 
 
 @pytest.fixture
+def settings(settings: Settings) -> Settings:
+    return settings.model_copy(update={"trial_answers": True})
+
+
+@pytest.fixture
+def idle_slot(settings: Settings) -> Iterator[None]:
+    """A thread that answers every question on trial, as the idle slot of a worker would."""
+    stop = threading.Event()
+    slot = TrialSlot(settings.redis_url, WORKER)
+
+    def work() -> None:
+        while not stop.is_set():
+            if (question := slot.next_question([MODEL_NAME])) is not None:
+                slot.send(TrialRecord(id=question.id, type="text", text=f"an answer of {question.model}"))
+                slot.send(TrialRecord(id=question.id, type="end"))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    yield
+    stop.set()
+    thread.join()
+    slot.close()
+
+
+@pytest.fixture
 def reader_directory(tmp_path: Path, live_server: LiveServer, api_key: str, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory of a reader: it contains a data set, and the two variables are set."""
     directory = tmp_path / "reader"
@@ -83,7 +111,9 @@ def reader_directory(tmp_path: Path, live_server: LiveServer, api_key: str, monk
     return directory
 
 
-def test_every_block_runs_in_order(reader_directory: Path, sessions: Sessions, tmp_path: Path, worker: None) -> None:
+def test_every_block_runs_in_order(
+    reader_directory: Path, sessions: Sessions, tmp_path: Path, worker: None, idle_slot: None
+) -> None:
     with transaction(sessions) as session:
         make_base_model(session, tmp_path / "models" / "base", name=MODEL_NAME)
     namespace, output = {"__name__": "__main__"}, io.StringIO()
@@ -96,6 +126,7 @@ def test_every_block_runs_in_order(reader_directory: Path, sessions: Sessions, t
             exec(compile(block, f"{PAGE.name}, block {number}", "exec"), namespace)
     namespace["client"].close()
     assert MODEL_NAME in output.getvalue()
+    assert f"an answer of ft:{MODEL_NAME}:" in output.getvalue()
     assert "lora.r 8 4" in output.getvalue()
     assert 'trainingType "Standard" was ignored' in output.getvalue()
     assert "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy" in output.getvalue()
