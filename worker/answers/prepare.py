@@ -85,10 +85,14 @@ def _load(session: Session, question: TrialQuestion) -> tuple[BaseModelRow, Job 
 
 
 def _adapter(resources: Resources, base: BaseModelRow, rows: list[File], directory: Path) -> AdapterOfAnswer:
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(parents=True)
     try:
-        fetched = parent_adapter.fetch(resources, rows, directory)
+        if not directory.exists():  # a checkpoint never changes
+            partial = directory.with_suffix(".part")
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            parent_adapter.fetch(resources, rows, partial)
+            partial.rename(directory)
+        fetched = parent_adapter.read(directory)
     except ManifestMismatch as error:
         raise CannotAnswer(f"The adapter is incomplete or altered: {error}") from error
     if fetched.base_manifest_sha256 != base.manifest_sha256:

@@ -20,7 +20,7 @@ from queue import Empty, Queue
 
 from pydantic import ValidationError
 
-from app.domain.answers.trial import IDLE_SECONDS, TrialControl, TrialQuestion, TrialRecord
+from app.domain.answers.trial import IDLE_SECONDS, AdapterOfAnswer, TrialControl, TrialQuestion, TrialRecord
 from app.log import get_logger
 from app.trial_queue import QUEUE_UNAVAILABLE, TrialSlot
 from worker.answers.prepare import CannotAnswer, Prepared, prepare
@@ -116,6 +116,7 @@ class TrialAnswers:
         self._thread = threading.Thread(target=self._run, name=f"trial.{slot_name}", daemon=True)
 
     def start(self) -> None:
+        shutil.rmtree(self._directory, ignore_errors=True)  # adapters of a worker that was killed
         self._thread.start()
 
     @contextlib.contextmanager
@@ -159,6 +160,7 @@ class TrialAnswers:
         question = self._slot.next_question(self._models())
         if question is None:
             return
+        self._slot.refuse_others()  # which have claimed the slot while this question was on its way
         log.info("trial answer", model=question.model, question=question.id)
         self._slot.send(TrialRecord(id=question.id, type="alive"))
         try:
@@ -176,17 +178,45 @@ class TrialAnswers:
             self._used_at = time.monotonic()
 
     def _answer(self, question: TrialQuestion) -> None:
-        prepared = prepare(self._resources, question, self._directory / "adapters")
+        with self._signs_of_life(question):
+            prepared = prepare(self._resources, question, self._directory / "adapters")
         process = self._loaded(prepared)
         if process is None:
             self._slot.send(TrialRecord(id=question.id, type="error", reason="busy"))
             return
-        process.send(TrialControl(question=question, adapter=prepared.adapter))
+        try:
+            self._pass_on(process, question, prepared.adapter)
+        except BaseException:
+            self._end_process()  # its remaining records would be taken for those of the next answer
+            raise
+
+    @contextlib.contextmanager
+    def _signs_of_life(self, question: TrialQuestion) -> Iterator[None]:
+        """Send them in the block: a large adapter takes longer to fetch than the API waits without one."""
+        ended = threading.Event()
+
+        def send() -> None:
+            while not ended.wait(ALIVE_SECONDS):
+                with contextlib.suppress(*QUEUE_UNAVAILABLE):
+                    self._slot.send(TrialRecord(id=question.id, type="alive"))
+
+        thread = threading.Thread(target=send, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def _pass_on(self, process: AnswerProcess, question: TrialQuestion, adapter: AdapterOfAnswer | None) -> None:
+        """Send the question to the program, and its records to the API until the last one."""
+        process.send(TrialControl(question=question, adapter=adapter))
         is_awaited = True
         while True:
             try:
                 record = process.records.get(timeout=ALIVE_SECONDS)
             except Empty:
+                self._slot.refuse_others()
                 record = TrialRecord(id=question.id, type="alive")
             if record is None:
                 record = TrialRecord(id=question.id, type="error", message=self._end_text(process))

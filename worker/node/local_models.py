@@ -60,6 +60,7 @@ class ModelInventory:
             "labels": sorted(settings.labels),
             "gpus_per_job": settings.gpus_per_job,
             "slots_per_gpu": settings.slots_per_gpu,
+            "trial_answers": settings.trial_answers,
             "gpu_uuids": list(training_gpu_uuids(settings.gpus_per_job, settings.device)),
         }
 

@@ -18,11 +18,15 @@ from app.services.answers.answers import EngineAnswer
 from app.trial_queue import QUEUE_UNAVAILABLE, TrialQueue
 
 SILENCE_SECONDS = 10.0  # without a sign of life of the worker
-LOAD_SECONDS = 180.0  # until the first text: the worker may have to load the base model
+TEXT_SECONDS = 180.0  # until the next text: before the first one the worker may have to load the base model
 RETRY_AFTER_SECONDS = 5.0
 INSTEAD = "For serving, deliver the model to an inference engine (`tunery targets create`, `tunery jobs deliver`)."
-GPU_WORKERS = """
-SELECT count(*) AS alive FROM workers WHERE queue = 'gpu' AND seen_at > clock_timestamp() - interval '60 seconds'
+# An earlier release does not say whether it answers on trial.
+ABLE_WORKERS = """
+SELECT count(*) AS workers FROM workers
+WHERE queue = 'gpu' AND seen_at > clock_timestamp() - interval '60 seconds'
+  AND about -> 'models' @> to_jsonb(%(base_model)s::text)
+  AND coalesce((about ->> 'slots_per_gpu')::int, 1) = 1 AND coalesce((about ->> 'trial_answers')::boolean, true)
 """
 
 log = get_logger(__name__)
@@ -33,7 +37,7 @@ async def ask(
 ) -> EngineAnswer:
     """The answer of an idle worker.
 
-    Raises RateLimited if every slot is busy, ModelNotServed if there is no worker, and the worker's error.
+    Raises RateLimited if every slot is busy, ModelNotServed if no worker can answer, and the worker's error.
     """
     base_model = question.model.split(":")[1] if question.model.startswith("ft:") else question.model
     try:
@@ -41,7 +45,7 @@ async def ask(
     except QUEUE_UNAVAILABLE as error:
         raise EngineUnavailable("The broker does not answer, so no worker can be asked; try again later.") from error
     if not is_taken:
-        raise await _refusal(connections, request.model)
+        raise await _refusal(connections, request.model, base_model)
     log.info("trial question", question=question.id)  # with the id of the request; the worker logs the question's
     answer = _AnswerRecords(queue, question, request)
     try:
@@ -54,12 +58,13 @@ async def ask(
     return EngineAnswer(None, 200, to_json(await answer.body(first)))
 
 
-async def _refusal(connections: AsyncConnections, model: str) -> TuneryError:
-    workers = await connections.fetch_one(GPU_WORKERS, {})
-    if not workers.alive:
+async def _refusal(connections: AsyncConnections, model: str, base_model: str) -> TuneryError:
+    able = await connections.fetch_one(ABLE_WORKERS, {"base_model": base_model})
+    if not able.workers:
         return ModelNotServed(
             f"Nothing serves {as_json(model)}: it was not delivered to an inference engine, and no GPU worker runs "
-            f"that could answer on trial. {INSTEAD}",
+            f"that can answer on trial: one with the base model {as_json(base_model)}, TUNERY_TRIAL_ANSWERS=true and "
+            f"TUNERY_SLOTS_PER_GPU=1. {INSTEAD}",
             "model",
         )
     return _busy()
@@ -84,7 +89,7 @@ class _AnswerRecords:
 
     async def first_record(self) -> TrialRecord:
         """The first text, or the end. Raises the worker's error."""
-        return await self._next(LOAD_SECONDS)
+        return await self._next()
 
     async def give_up(self) -> None:
         """Let the worker stop: the client has the answer, or has disconnected."""
@@ -134,9 +139,9 @@ class _AnswerRecords:
         finally:
             await self.give_up()
 
-    async def _next(self, patience_seconds: float = SILENCE_SECONDS) -> TrialRecord:
+    async def _next(self) -> TrialRecord:
         """The next record that is no sign of life. Raises the worker's error."""
-        deadline = time.monotonic() + patience_seconds
+        deadline = time.monotonic() + TEXT_SECONDS
         while time.monotonic() < deadline:
             try:
                 record = await self._queue.next_record(self._question.id, SILENCE_SECONDS)
@@ -147,11 +152,13 @@ class _AnswerRecords:
             if record.is_last:
                 self._is_over = True
             if record.type == "error":
-                raise _error_of(record)
+                raise _error_of(record, "messages" if self._is_chat else "prompt")
             if record.type != "alive":
                 return record
-        text = f"The worker did not load the model within {patience_seconds:g} s; it goes on, so try again in a minute."
-        raise EngineUnavailable(text)
+        raise EngineUnavailable(
+            f"The worker generated no text within {TEXT_SECONDS:g} s. If it still loads the model, it continues to do "
+            "so; try again in a minute."
+        )
 
     @property
     def _chunk_kind(self) -> str:
@@ -195,14 +202,15 @@ def new_question_id() -> str:
     return new_id("chatcmpl", "-")
 
 
-def _error_of(record: TrialRecord) -> TuneryError:
+def _error_of(record: TrialRecord, param: str) -> TuneryError:
+    """`param` is the field with the prompt."""
     match record.reason:
         case "busy":
             return _busy()
         case "context_length_exceeded":
-            return BadRequest(record.message, "messages", "context_length_exceeded")
+            return BadRequest(record.message, param, "context_length_exceeded")
         case "invalid_value":
-            return BadRequest(record.message, "messages")
+            return BadRequest(record.message, param)
         case "invalid_tools":
             return BadRequest(record.message, "tools")
         case "model_not_found":

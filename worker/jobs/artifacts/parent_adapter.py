@@ -53,7 +53,14 @@ def fetch(resources: Resources, rows: list[File], directory: Path) -> FetchedPar
             raise ManifestMismatch(f"{row.filename} ({row.id}) is missing in storage") from error
         if sha256 != row.sha256:
             raise ManifestMismatch(f"{row.filename} ({row.id}) differs from the file that was published")
-    manifest = verify(destination)
+    verify(destination)
+    return read(directory)
+
+
+def read(directory: Path) -> FetchedParentAdapter:
+    """An adapter that was fetched into `directory`. Raises ManifestMismatch."""
+    destination = directory / START_ADAPTER
+    manifest = read_manifest(destination)
     base_manifest_sha256 = manifest.get("base_model", {}).get("manifest_sha256", "")
     return FetchedParentAdapter(destination, sha256_file(destination / MANIFEST), base_manifest_sha256)
 

@@ -217,11 +217,15 @@ class TrialProgram:
             return TrialRecord(id=question.id, type="error", reason="invalid_tools", message=TOOLS_NOT_PRINTED)
         except TemplateRefused as error:
             return TrialRecord(id=question.id, type="error", reason="invalid_value", message=f"messages: {error}")
+        if not tokens:  # an empty text, and a tokenizer that puts no token before it
+            text = "prompt: it has no tokens, and an answer needs at least one; write some text"
+            return TrialRecord(id=question.id, type="error", reason="invalid_value", message=text)
         free = self._context_length - len(tokens)
         if free < 1:
+            name, have = ("messages", "have") if question.messages is not None else ("prompt", "has")
             text = (
-                f"This model's maximum context length is {self._context_length} tokens. However, your messages have "
-                f"{len(tokens)} tokens. Please reduce the length of the messages."
+                f"This model's maximum context length is {self._context_length} tokens. However, your {name} {have} "
+                f"{len(tokens)} tokens. Please reduce the length of the {name}."
             )
             return TrialRecord(id=question.id, type="error", reason="context_length_exceeded", message=text)
         if question.seed is not None:

@@ -1,0 +1,130 @@
+"""What a slot does when broker, storage or a second API process misbehave, with a program that waits."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import redis
+
+from app.db.engine import transaction
+from app.db.scheduling import workers
+from app.domain.answers.trial import TrialQuestion, TrialRecord
+from app.trial_queue import PREFIX, as_redis_py
+from tests.app.cli.trained import make_trained_job
+from tests.deadline import until
+from tests.worker.answers.conftest import BASE, CHAT, SAY, Start, ask
+from tests.worker.exports.test_exporter import write_real_adapter
+from tests.worker.worker_harness import OWNER, WorkerHarness
+from worker.answers import trial
+from worker.answers.prepare import prepare
+from worker.jobs.artifacts import parent_adapter
+
+Waiting = tuple[tuple[str, str], Path]
+
+
+def question(id: str, model: str = BASE, project_id: str = "") -> TrialQuestion:
+    return TrialQuestion(
+        id=id, project_id=project_id, model=model, messages=SAY, prompt=None, max_new_tokens=4, temperature=0, top_p=1,
+        seed=None, stop=[],
+    )  # fmt: skip
+
+
+def test_after_a_broker_that_failed_in_the_middle_the_next_question_gets_its_own_answer(
+    http: httpx2.Client, start: Start, waiting: Waiting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "RETRY_SECONDS", 0.1)
+    monkeypatch.setattr("app.services.answers.trial.SILENCE_SECONDS", 1.0)
+    answers = start(*waiting[0])
+    send, failed = answers._slot.send, threading.Event()
+
+    def fail_once(record: TrialRecord) -> bool:
+        if record.type == "text" and not failed.is_set():
+            failed.set()
+            raise redis.ConnectionError("gone")
+        return send(record)
+
+    monkeypatch.setattr(answers._slot, "send", fail_once)
+    assert ask(http).status_code == 502
+    (waiting[1] / "go").touch()
+    monkeypatch.setattr("app.services.answers.trial.SILENCE_SECONDS", 30.0)
+    answered = ask(http)
+    assert answered.status_code == 200
+    assert answered.json()["choices"][0]["message"]["content"] == "one two"
+
+
+def test_it_shows_that_it_lives_while_it_fetches_an_adapter(
+    http: httpx2.Client, start: Start, waiting: Waiting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "ALIVE_SECONDS", 0.01)
+    (waiting[1] / "go").touch()
+    answers = start(*waiting[0])
+    send, signs, is_shown = answers._slot.send, [], threading.Event()
+
+    def count(record: TrialRecord) -> bool:
+        signs.append(record.type)
+        if signs.count("alive") > 3:
+            is_shown.set()
+        return send(record)
+
+    def fetch_slowly(*arguments: Any) -> Any:
+        assert is_shown.wait(30)
+        return prepare(*arguments)
+
+    monkeypatch.setattr(answers._slot, "send", count)
+    monkeypatch.setattr(trial, "prepare", fetch_slowly)
+    assert ask(http).status_code == 200
+
+
+def test_a_question_that_arrives_during_an_answer_is_refused_at_once(
+    harness: WorkerHarness, http: httpx2.Client, start: Start, waiting: Waiting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two API processes may claim a slot: its key is written anew between the claim and the question."""
+    monkeypatch.setattr(trial, "ALIVE_SECONDS", 0.05)
+    answers = start(*waiting[0])
+    with (
+        redis.Redis.from_url(as_redis_py(harness.resources.settings.redis_url), decode_responses=True) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        asked = pool.submit(ask, http)
+        until(lambda: answers._process is not None, "the first question is being answered")
+        client.rpush(f"{PREFIX}:ask:{OWNER}", question("second").model_dump_json())
+        until(lambda: client.llen(f"{PREFIX}:answer:second"), "the refusal")
+        (record,) = client.lrange(f"{PREFIX}:answer:second", 0, -1)  # type: ignore[misc]
+        (waiting[1] / "go").touch()
+        assert asked.result().status_code == 200
+    assert TrialRecord.model_validate_json(record).reason == "busy"
+
+
+def test_an_adapter_is_fetched_once(harness: WorkerHarness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with transaction(harness.sessions) as session:
+        write, storage = write_real_adapter(tmp_path / "base"), harness.resources.storage
+        job = make_trained_job(session, storage, harness.project, tmp_path / "made", write)
+    asked = question("q", job.fine_tuned_model or "", harness.project.id)
+    first = prepare(harness.resources, asked, tmp_path / "adapters")
+    monkeypatch.setattr(parent_adapter, "fetch", None)
+    assert prepare(harness.resources, asked, tmp_path / "adapters") == first
+
+
+@pytest.mark.parametrize(
+    ("about", "status"),
+    [
+        ({"models": [BASE]}, 429),
+        ({"models": ["another"]}, 503),
+        ({"models": [BASE], "slots_per_gpu": 2}, 503),
+        ({"models": [BASE], "trial_answers": False}, 503),
+    ],
+)
+def test_a_worker_that_can_never_answer_is_no_busy_one(
+    harness: WorkerHarness, http: httpx2.Client, about: dict[str, Any], status: int
+) -> None:
+    with transaction(harness.sessions) as session:
+        workers.heartbeat(session, OWNER, "gpu", "host", 1, about)
+    response = http.post(CHAT, json={"model": BASE, "messages": SAY})
+    assert response.status_code == status
+    if status == 503:
+        assert f'with the base model "{BASE}", TUNERY_TRIAL_ANSWERS=true' in response.json()["error"]["message"]
