@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -40,6 +40,9 @@ class AdapterDelivery:
     location: Mapping[str, Any]  # what the target has of it already
     reference: ServedReference | None
     job_id: str
+    # From where engines have loaded the served name, for this target and for others; known to a delivery only.
+    own_paths: Collection[str] = ()
+    paths_of_others: Collection[str] = ()
 
 
 @dataclass(frozen=True)

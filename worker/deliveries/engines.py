@@ -117,7 +117,7 @@ class EngineTarget(ABC):
         """The path from which the server has loaded the adapter; empty if it was not delivered there."""
 
     @abstractmethod
-    def is_ours(self, loaded: str, path: str) -> bool:
+    def is_ours(self, loaded: str, path: str, delivery: AdapterDelivery) -> bool:
         """Whether this target has delivered what a server loaded from `loaded`, as it now delivers `path`."""
 
     def has(self, delivery: AdapterDelivery) -> bool:
@@ -137,7 +137,7 @@ class EngineTarget(ABC):
     def serve(self, server: Server, delivery: AdapterDelivery, path: str) -> ServedCheck:
         """Load the adapter, check it, and give it its served name. Raises DeliveryError, DeliveryRefused."""
         base, loaded = base_model(self.destination, server), adapters(server)
-        if (current := loaded.get(delivery.served_model)) and not self.is_ours(current, path):
+        if (current := loaded.get(delivery.served_model)) and not self.is_ours(current, path, delivery):
             raise DeliveryError(
                 f"{server.url} serves {delivery.served_model} from {current}, which this target did not deliver; "
                 "unload it there, or choose another served_model"

@@ -37,9 +37,10 @@ class PluginTarget(EngineTarget):
     def delivered_path(self, server: Server, delivery: AdapterDelivery) -> str:
         return str(delivery.location.get("paths", {}).get(server.url, ""))
 
-    def is_ours(self, loaded: str, path: str) -> bool:
-        """The plugin's cache has a directory of each adapter."""
-        return PurePosixPath(loaded).parent == PurePosixPath(path).parent
+    def is_ours(self, loaded: str, path: str, delivery: AdapterDelivery) -> bool:
+        """The plugin's cache has a directory of each adapter, of all targets; an attempt may not be recorded."""
+        is_cached = PurePosixPath(loaded).parent == PurePosixPath(path).parent
+        return loaded == path or (is_cached and loaded not in delivery.paths_of_others)
 
     def _forget(self, server: Server, delivery: AdapterDelivery) -> None:
         for name, path in adapters(server).items():

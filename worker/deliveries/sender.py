@@ -38,7 +38,7 @@ from app.domain.deliveries.targets import (
 )
 from app.log import get_logger
 from app.telemetry import metrics
-from worker.deliveries import adapter_files
+from worker.deliveries import adapter_files, places
 from worker.deliveries.destination import (
     AdapterDelivery,
     CredentialsLost,
@@ -143,7 +143,7 @@ class DeliverySender:
         with hidden(list(secrets.values())):
             match claimed.delivery.state:
                 case DeliveryState.WITHDRAWING:
-                    target.withdraw(_adapter_delivery(claimed))
+                    places.withdraw(target, _adapter_delivery(claimed))
                     self._record_withdrawn(claimed)
                     return "withdrawn"
                 case DeliveryState.DELIVERED if target.has(_adapter_delivery(claimed)):
@@ -220,6 +220,9 @@ class DeliverySender:
             rows = files.get_visible(session, claimed.checkpoint.file_ids)
             is_result = claimed.delivery.model == claimed.job.fine_tuned_model
             verdict = evaluations.verdict_on_delivery(session, claimed.job) if is_result else None
+            adapter = places.with_known_paths(
+                _adapter_delivery(claimed), deliveries.locations_of_name(session, claimed.delivery)
+            )
         if verdict is not None and not verdict.is_allowed:
             refusal = DeliveryError if verdict.is_allowed is None else DeliveryRefused
             raise refusal(f"The condition of the evaluation (promote_if) does not allow it: {verdict.reason}")
@@ -227,7 +230,7 @@ class DeliverySender:
             raise DeliveryRefused("Files of the adapter were deleted, so it cannot be delivered")
         try:
             adapter_files.fetch(self.resources.storage, list(rows.values()), directory)
-            return target.deliver(_adapter_delivery(claimed), directory)
+            return target.deliver(adapter, directory)
         finally:
             shutil.rmtree(directory, ignore_errors=True)
 
@@ -246,7 +249,7 @@ class DeliverySender:
             state=DeliveryState.DELIVERED,
             error=None,
             tries=0,
-            location=delivered.location,
+            location=places.location_of(_adapter_delivery(claimed), delivered),
             served_check=_dumped(delivered.check),
             next_attempt_at=self._next_look(target),
             delivered_at=delivery.delivered_at or deliveries.due_in(0),

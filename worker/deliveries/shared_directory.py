@@ -25,20 +25,22 @@ class SharedDirectoryTarget(EngineTarget):
         path = self._engine_path(placed.relative_path)
         checks = self.on_every_server(lambda server: self.serve(server, delivery, path))
         directory.link(root, delivery.served_model, placed)
-        return Delivered({"path": path, "version": placed.version}, worst(checks))
+        return Delivered({"path": path, "root": self.shared_path, "version": placed.version}, worst(checks))
 
     def withdraw(self, delivery: AdapterDelivery) -> None:
-        versions = directory.versions_of(Path(self.shared_path), delivery)
+        """Unload and remove it where it was delivered; the target may have another path by now."""
+        root = str(delivery.location.get("root", self.shared_path))
+        versions = directory.versions_of(Path(root), delivery)
         paths = {self._engine_path(f"{directory.VERSIONS}/{delivery.served_model}/{version}") for version in versions}
         paths.add(delivery.location.get("path", ""))
         self.on_every_server(lambda server: self._forget(server, delivery, paths))
-        directory.remove(directory.allowed_path(self.shared_path, self.allowed), delivery)
+        directory.remove(directory.allowed_path(root, self.allowed), delivery)
 
     def delivered_path(self, _server: Server, delivery: AdapterDelivery) -> str:
         return str(delivery.location.get("path", ""))
 
-    def is_ours(self, loaded: str, _path: str = "") -> bool:
-        return loaded.startswith(self._engine_path(f"{directory.VERSIONS}/"))
+    def is_ours(self, loaded: str, _path: str, delivery: AdapterDelivery) -> bool:
+        return loaded.startswith(self._engine_path(f"{directory.VERSIONS}/")) or loaded in delivery.own_paths
 
     def _forget(self, server: Server, delivery: AdapterDelivery, paths: Collection[str]) -> None:
         """Unload the adapter. Its served name may have another one by now, or still the one before."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import func, null, select, text, true, update
+from sqlalchemy import case, false, func, null, select, text, true, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
@@ -20,7 +20,7 @@ from app.db.ids import new_id
 from app.db.jobs.events import append_event, next_event_seq
 from app.db.tables import Checkpoint, Delivery, DeliveryTarget, Job, ServedReferenceRow
 from app.domain.deliveries.states import DeliveryState
-from app.domain.deliveries.targets import ONE_ADAPTER
+from app.domain.deliveries.targets import ENGINES, ONE_ADAPTER
 
 CLAIM_LOCK = text("SELECT pg_advisory_xact_lock(hashtext('deliveries.claim'))")
 CLAIM = text(
@@ -68,7 +68,14 @@ def create(session: Session, job: Job, checkpoint: Checkpoint, target: DeliveryT
         served_model=target.served_model or checkpoint.name,
         next_attempt_at=now,
     )
-    again = {"state": DeliveryState.PENDING.value, "tries": 0, "next_attempt_at": now, "error": null()}
+    again = {
+        "state": DeliveryState.PENDING.value,
+        "tries": 0,
+        "next_attempt_at": now,
+        "error": null(),
+        # Those of earlier releases lack the name, which may change now.
+        "location": func.jsonb_build_object("served_model", Delivery.served_model).concat(Delivery.location),
+    }
     row = session.execute(
         statement.on_conflict_do_update(
             index_elements=["target_id", "model"],
@@ -190,7 +197,11 @@ def record(session: Session, claimed: ClaimedDelivery, **columns: Any) -> bool:
     attempt = (Delivery.id == claimed.delivery.id, Delivery.attempt == claimed.delivery.attempt)
     recorded = session.execute(
         update(Delivery)
-        .where(*attempt, Delivery.state == claimed.delivery.state)
+        .where(
+            *attempt,
+            Delivery.state == claimed.delivery.state,
+            Delivery.served_model == claimed.delivery.served_model,
+        )
         .values(leased_until=null(), updated_at=func.clock_timestamp(), **columns)
         .returning(Delivery.id)
     ).scalar_one_or_none()
@@ -201,9 +212,14 @@ def record(session: Session, claimed: ClaimedDelivery, **columns: Any) -> bool:
 
 
 def end_replaced(session: Session, claimed: ClaimedDelivery) -> None:
-    """End the earlier deliveries whose name at the target is now this one's."""
+    """End the earlier deliveries whose name at the target is now this one's.
+
+    One that the target has under another name as well is to be withdrawn from there.
+    """
     delivery = claimed.delivery
     has_one_name = claimed.target.kind in ONE_ADAPTER
+    other_name = Delivery.location["served_model"].astext != Delivery.served_model
+    is_elsewhere = func.coalesce(Delivery.location.has_key("earlier") | other_name, false())
     session.execute(
         update(Delivery)
         .where(
@@ -213,12 +229,29 @@ def end_replaced(session: Session, claimed: ClaimedDelivery) -> None:
             Delivery.state != DeliveryState.WITHDRAWN,
         )
         .values(
-            state=DeliveryState.WITHDRAWN,
-            next_attempt_at=null(),
+            state=case((is_elsewhere, DeliveryState.WITHDRAWING), else_=DeliveryState.WITHDRAWN),
+            next_attempt_at=case((is_elsewhere, func.clock_timestamp()), else_=null()),
+            tries=0,
             error=f"replaced by {delivery.model}",
             updated_at=func.clock_timestamp(),
         )
     )
+
+
+def locations_of_name(session: Session, delivery: Delivery) -> list[tuple[str, Mapping[str, Any]]]:
+    """(target id, location) of what engines have under a served name: of this target also what was replaced."""
+    is_own = Delivery.target_id == delivery.target_id
+    query = (
+        select(Delivery.target_id, Delivery.location)
+        .join(DeliveryTarget, DeliveryTarget.id == Delivery.target_id)
+        .where(
+            DeliveryTarget.kind.in_(sorted(ENGINES)),
+            Delivery.served_model == delivery.served_model,
+            Delivery.location.is_not(None),
+            is_own | (DeliveryTarget.deleted_at.is_(None) & (Delivery.state != DeliveryState.WITHDRAWN)),
+        )
+    )
+    return [(row[0], row[1]) for row in session.execute(query)]
 
 
 def due_in(seconds: float) -> Any:

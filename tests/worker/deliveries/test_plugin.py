@@ -22,9 +22,11 @@ def served() -> Iterator[EngineStandIn]:
         yield served
 
 
-def finished_job(delivery: DeliveryHarness, tmp_path: Path, *engines: EngineStandIn) -> Job:
+def finished_job(
+    delivery: DeliveryHarness, tmp_path: Path, *engines: EngineStandIn, deliver_to: str = "production"
+) -> Job:
     """A job whose adapter the plugins of the engines find; each has a cache of its own."""
-    job = delivery.finished_job("production", reference=REFERENCE)
+    job = delivery.finished_job(deliver_to, reference=REFERENCE)
     name = job.fine_tuned_model or ""
     for number, served in enumerate(engines):
         directory = tmp_path / f"cache-{number}" / "adapters" / f"digest-of-{job.id}"
@@ -106,6 +108,35 @@ def test_a_name_that_the_engine_serves_from_elsewhere_is_not_replaced(
     delivery.attempt_due()
     assert "serves bot from /elsewhere/bot" in (delivery.delivery(job).error or "")
     assert served.loaded["bot"] == "/elsewhere/bot"
+
+
+def test_two_targets_of_one_served_name_do_not_replace_each_other(
+    delivery: DeliveryHarness, served: EngineStandIn, tmp_path: Path
+) -> None:
+    for name in ("production", "staging"):
+        delivery.target({"kind": "vllm", "urls": [served.url]}, name, served_model="bot")
+    first = finished_job(delivery, tmp_path, served)
+    delivery.attempt_due()
+    loaded = dict(served.loaded)
+    second = finished_job(delivery, tmp_path, served, deliver_to="staging")
+    for _ in range(2):
+        delivery.make_due()
+        delivery.attempt_due()
+    assert (delivery.delivery(first).state, served.loaded["bot"]) == ("delivered", loaded["bot"])
+    assert "which this target did not deliver" in (delivery.delivery(second).error or "")
+    assert not any("had lost" in each for each in delivery.harness.messages(first))
+
+
+def test_what_an_unrecorded_attempt_has_loaded_is_replaced(
+    delivery: DeliveryHarness, served: EngineStandIn, tmp_path: Path
+) -> None:
+    delivery.target({"kind": "vllm", "urls": [served.url, "http://127.0.0.1:9"]}, served_model="bot")
+    finished_job(delivery, tmp_path, served)
+    delivery.attempt_due()  # one server is away, so nothing is recorded
+    second = finished_job(delivery, tmp_path, served)
+    delivery.attempt_due()
+    assert served.known is not None
+    assert served.loaded["bot"] == str(served.known[second.fine_tuned_model or ""])
 
 
 def test_an_adapter_without_an_effect_fails_the_delivery(

@@ -111,6 +111,17 @@ class TestTargetWithAnotherAddress:
         assert delivery.delivery(job).state == "withdrawn"
         assert [path for path in delivery.shared.rglob("*") if path.is_file()] == []
 
+    def test_a_shared_directory_is_cleared_under_its_earlier_path(self, delivery: DeliveryHarness) -> None:
+        for name in ("old", "new"):
+            (delivery.shared / name).mkdir()
+        with serving_engine(EngineStandIn("vllm", REFERENCE)) as server:
+            delivery.target(delivery.engine_destination(server, shared_path=str(delivery.shared / "old")))
+            job = delivery.finished_job("production", reference=REFERENCE)
+            delivery.attempt_due()
+            self.move(delivery, job, shared_path=str(delivery.shared / "new"))
+            assert (delivery.delivery(job).state, server.loaded) == ("withdrawn", {})
+        assert [path for path in delivery.shared.rglob("*") if path.is_file() or path.is_symlink()] == []
+
     def test_a_bucket_is_cleared_under_its_earlier_name_and_prefix(
         self, delivery: DeliveryHarness, rclone: S3Server
     ) -> None:
@@ -131,6 +142,80 @@ class TestTargetWithAnotherAddress:
         assert row.state == "failed"
         assert f"s3://{BUCKET} at {rclone.endpoint}" in (row.error or "")
         assert "delete away/" in (row.error or "")
+
+
+class TestDeliveredAgainElsewhere:
+    """The target was changed and the adapter delivered again: a withdrawal goes to both places."""
+
+    def deliver_again(self, delivery: DeliveryHarness, job: Job, served_model: str | None, **changes: str) -> None:
+        with transaction(delivery.harness.sessions) as session:
+            target = session.get_one(DeliveryTarget, delivery.delivery(job).target_id)
+            targets.change(session, target, destination=target.destination | changes, served_model=served_model)
+            (result,) = checkpoints.kept(session, job.id)
+            deliveries.create(session, job, result, target)
+        delivery.attempt_due()
+
+    def test_an_engine_forgets_both_names(self, delivery: DeliveryHarness) -> None:
+        for name in ("old", "new"):
+            (delivery.shared / name).mkdir()
+        with serving_engine(EngineStandIn("vllm", REFERENCE)) as server:
+            destination = delivery.engine_destination(server, shared_path=str(delivery.shared / "old"))
+            delivery.target(destination, served_model="bot")
+            job = delivery.finished_job("production", reference=REFERENCE)
+            delivery.attempt_due()
+            self.deliver_again(delivery, job, "bot2")
+            self.deliver_again(delivery, job, "bot2", shared_path=str(delivery.shared / "new"))
+            assert (delivery.delivery(job).error, set(server.loaded)) == (None, {"bot", "bot2"})
+            delivery.delete_model(job)
+            delivery.attempt_due()
+            assert (delivery.delivery(job).state, server.loaded) == ("withdrawn", {})
+        assert [path for path in delivery.shared.rglob("*") if path.is_file() or path.is_symlink()] == []
+
+    def test_a_bucket_has_neither_prefix(self, delivery: DeliveryHarness, rclone: S3Server) -> None:
+        destination = {"kind": "s3", "bucket": BUCKET, "prefix": "again-1", "endpoint_url": rclone.endpoint}
+        delivery.target(destination, secrets=SECRETS)
+        job = delivery.finished_job("production")
+        delivery.attempt_due()
+        self.deliver_again(delivery, job, None, prefix="again-2")
+        assert all(objects(rclone, prefix) for prefix in ("again-1", "again-2"))
+        delivery.delete_model(job)
+        delivery.attempt_due()
+        assert delivery.delivery(job).state == "withdrawn"
+        assert objects(rclone, "again-1") + objects(rclone, "again-2") == []
+
+    def test_the_same_place_is_one_place(self, delivery: DeliveryHarness) -> None:
+        delivery.target({"kind": "directory", "path": str(delivery.shared)})
+        job = delivery.finished_job("production")
+        delivery.attempt_due()
+        before = delivery.delivery(job).location
+        self.deliver_again(delivery, job, None)
+        assert delivery.delivery(job).location == before
+
+    def test_one_that_is_replaced_leaves_its_earlier_name(self, delivery: DeliveryHarness) -> None:
+        delivery.target({"kind": "directory", "path": str(delivery.shared)}, served_model="bot")
+        first = delivery.finished_job("production")
+        delivery.attempt_due()
+        self.deliver_again(delivery, first, "bot2")
+        second = delivery.finished_job("production")
+        delivery.attempt_due()
+        assert (delivery.delivery(first).state, delivery.delivery(second).state) == ("withdrawn", "delivered")
+        assert not (delivery.shared / "bot").exists()
+        assert artifact_directory.verify(delivery.shared / "bot2")["fine_tuned_model"] == second.fine_tuned_model
+
+    def test_a_name_that_changes_during_an_attempt_is_delivered_afterwards(self, delivery: DeliveryHarness) -> None:
+        target = delivery.target({"kind": "directory", "path": str(delivery.shared)}, served_model="bot")
+        job = delivery.finished_job("production")
+        (claimed,) = delivery.sender.claim(10)
+        with transaction(delivery.harness.sessions) as session:
+            changed = targets.change(session, session.get_one(DeliveryTarget, target.id), served_model="bot2")
+            (result,) = checkpoints.kept(session, job.id)
+            deliveries.create(session, job, result, changed)
+        delivery.sender.attempt(claimed)
+        delivery.attempt_due()
+        assert (delivery.delivery(job).state, (delivery.shared / "bot2").exists()) == ("delivered", True)
+        delivery.delete_model(job)
+        delivery.attempt_due()
+        assert [path.name for path in delivery.shared.iterdir()] == [".tunery"]
 
 
 class TestDeletedTarget:

@@ -7,7 +7,8 @@ BY_SCHEMA = {
     "DeliveryBody.attempts": "The number of attempts so far.",
     "DeliveryBody.checkpoint": "The checkpoint whose adapter is delivered.",
     "DeliveryBody.delivered_at": "When the target first had it, in seconds since 1970; null: not yet.",
-    "DeliveryBody.location": "What the target has, as its kind reports it: a path, a revision, objects; null: nothing.",
+    "DeliveryBody.location": "What the target has, as its kind reports it: a path, a revision, objects, with "
+    "its `served_model`; `earlier` has the places before the target was changed; null: nothing.",
     "DeliveryBody.next_attempt_at": (
         "The next attempt, in seconds since 1970. Of one that is `delivered` it looks whether the engine still has it. "
         "Null: none is due."

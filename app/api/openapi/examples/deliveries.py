@@ -76,7 +76,12 @@ DELIVERY = OF_JOB | {
     "attempts": 1,
     "next_attempt_at": 1795000535,
     "delivered_at": 1795000475,
-    "location": {"path": "/adapters/.tunery/support-bot/0f7d4c0e6b0a4c55"},
+    "location": {
+        "path": "/adapters/.tunery/support-bot/0f7d4c0e6b0a4c55",
+        "root": "/adapters",
+        "version": "0f7d4c0e6b0a4c55",
+        "served_model": "support-bot",
+    },
 }
 PAGE = {"object": "list", "has_more": False}
 DELIVERIES = "/v1/fine_tuning/jobs/{job_id}/deliveries"
