@@ -128,7 +128,7 @@ class S3Storage:
                 raise
 
     def delete(self, key: str) -> None:
-        with storage_errors(key), suppress(FileNotFoundError):
+        with suppress(FileNotFoundError), storage_errors(key):
             self._client.delete_object(Bucket=self._bucket, Key=self._name(key))
 
     def older_than(self, prefix: str, moment: float) -> Iterator[str]:
@@ -149,10 +149,7 @@ class S3Storage:
             try:
                 for found in chain.from_iterable(page.get("Uploads", ()) for page in pages):
                     if found["Initiated"].timestamp() < moment:
-                        self._client.abort_multipart_upload(
-                            Bucket=self._bucket, Key=found["Key"], UploadId=found["UploadId"]
-                        )
-                        count += 1
+                        count += self._abort(found["Key"], found["UploadId"])
             except ClientError as error:
                 if code_of(error) not in NO_UPLOADS_CODES:
                     raise
@@ -191,6 +188,14 @@ class S3Storage:
 
     def _copy_source(self, key: str) -> CopySourceTypeDef:
         return {"Bucket": self._bucket, "Key": self._name(key)}
+
+    def _abort(self, name: str, upload_id: str) -> bool:
+        """False for an upload that has ended by now."""
+        try:
+            self._client.abort_multipart_upload(Bucket=self._bucket, Key=name, UploadId=upload_id)
+        except self._client.exceptions.NoSuchUpload:
+            return False
+        return True
 
     def _check_space(self, key: str, size_bytes: int) -> None:
         """Store an object of zeros: a bucket tells its free space in no other way."""

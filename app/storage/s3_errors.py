@@ -66,7 +66,8 @@ def _answered(error: ClientError) -> StorageError:
     elif code in OVERLOAD_CODES or status == 429:
         text = f"the bucket's server is overloaded ({code}): it must get fewer requests or more capacity"
     elif status in (401, 403):
-        text = f"the bucket refuses access ({code}): allow the service to read, write, delete and list its objects"
+        advice = "allow the service to read, write, delete and list its objects and multipart uploads"
+        text = f"the bucket refuses access ({code}): {advice}"
         return StorageError(errno.EACCES, text)
     else:
         text = f"the bucket's server has an error ({code or status}): its operator must check its log"

@@ -123,9 +123,9 @@ def delete_orphans(resources: Resources, older_than_seconds: float = MIN_ORPHAN_
     committing.
 
     A row is written right after its object, so an object that has none after a day never gets one. What a running
-    attempt has written is kept at any age.
+    attempt has written is kept at any age. Unfinished uploads come last: they need a permission of their own.
     """
-    count = resources.storage.delete_unfinished(time.time() - older_than_seconds)
+    count = 0
     for prefix in ORPHAN_PREFIXES:
         keys = resources.storage.older_than(prefix, time.time() - older_than_seconds)
         while batch := list(islice(keys, BATCH_SIZE)):
@@ -133,7 +133,7 @@ def delete_orphans(resources: Resources, older_than_seconds: float = MIN_ORPHAN_
                 resources.storage.delete(key)
                 log.warning("orphaned object deleted", key=key)
                 count += 1
-    return count
+    return count + resources.storage.delete_unfinished(time.time() - older_than_seconds)
 
 
 def _keys_without_row(resources: Resources, keys: list[str]) -> Iterable[str]:

@@ -97,6 +97,18 @@ class TestAnswers:
         assert patient(storage).put("k", staged(storage)).size_bytes == 5
         assert proxy.fault.times == 0
 
+    def test_deleting_what_is_missing_is_no_error(self, storage: S3Storage, proxy: FaultyProxy) -> None:
+        """Amazon answers 204, Google 404."""
+        proxy.fault = Fault(methods=("DELETE",), status=404, code="NoSuchKey")
+        storage.delete("files/a")
+
+    def test_an_upload_that_ends_meanwhile_does_not_keep_others(self, storage: S3Storage, proxy: FaultyProxy) -> None:
+        for key in "ab":
+            name = f"{storage.location.prefix}/{key}"
+            storage._client.create_multipart_upload(Bucket=storage.location.bucket, Key=name)
+        proxy.fault = Fault(methods=("DELETE",), times=1, status=404, code="NoSuchUpload")
+        assert storage.delete_unfinished(2e9) == 1
+
     def test_a_missing_bucket_is_not_a_missing_object(self, storage: S3Storage, proxy: FaultyProxy) -> None:
         """A job whose data set is missing fails; one whose bucket is missing waits."""
         proxy.fault = Fault(status=404, code="NoSuchBucket")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from datetime import timedelta
@@ -17,6 +18,7 @@ from app.db.jobs import checkpoints
 from app.db.operations import retention
 from app.db.tables import Base, File, Job, Upload, UploadPart
 from app.domain.operations.retention import RetentionKind
+from app.storage import StorageError
 from tests.factories import make_file, put_bytes
 from tests.worker.worker_harness import WorkerHarness
 from worker.reconciler import cleanup
@@ -107,6 +109,18 @@ class TestOrphans:
             files.mark_purged(session, file)
         cleanup.delete_orphans(harness.resources, older_than_seconds=-60)
         assert not is_stored(harness, file.storage_key)
+
+    def test_they_are_deleted_without_the_right_to_list_uploads(
+        self, harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*_: object) -> int:
+            raise StorageError(errno.EACCES, "the bucket refuses access (AccessDenied)")
+
+        put_bytes(harness.resources.storage, "files/file-lost", b"x")
+        monkeypatch.setattr(type(harness.resources.storage), "delete_unfinished", refuse)
+        with pytest.raises(StorageError, match="AccessDenied"):
+            cleanup.delete_orphans(harness.resources, older_than_seconds=-60)
+        assert not is_stored(harness, "files/file-lost")
 
     def test_every_table_with_storage_keys_is_read(self) -> None:
         """A new table in this set must be read by `delete_orphans`, or keep its objects below another prefix."""

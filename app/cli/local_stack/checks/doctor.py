@@ -248,11 +248,14 @@ def _bucket(layout: Layout) -> Iterator[CheckResult]:
     seen = f"s3://{location.bucket}/{location.prefix} at {location.endpoint or 'Amazon S3'}"
     with tempfile.TemporaryDirectory() as directory:
         try:
-            open_storage(Path(directory), location).check()
+            storage = open_storage(Path(directory), location)
+            storage.check()
+            storage.delete_unfinished(0.0)  # lists the multipart uploads; none is as old
         except StorageError as error:
             yield CheckResult(subject, "problem", seen, str(error.strerror))
         else:
-            yield CheckResult(subject, "ok", f"{seen}: objects can be written, read, listed and deleted")
+            text = f"{seen}: objects can be written, read, listed and deleted, and multipart uploads listed"
+            yield CheckResult(subject, "ok", text)
 
 
 def _service(layout: Layout, host: str, port: int) -> Iterator[CheckResult]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from importlib.metadata import version
@@ -13,6 +14,8 @@ from app.cli.local_stack.checks.doctor import CheckResult, print_results, run_ch
 from app.cli.local_stack.checks.preflight import check_bucket
 from app.cli.local_stack.errors import CannotStart
 from app.cli.local_stack.processes import exclusive_lock
+from app.storage import StorageError
+from app.storage.s3 import S3Storage
 from tests.s3 import S3Server
 
 
@@ -74,6 +77,18 @@ class TestFindings:
         monkeypatch.setenv("TUNERY_STORAGE_URL", "tunery")
         assert "is no storage URL" in find(run_checks(place / "data"), "TUNERY_STORAGE_URL").advice
         assert os.listdir(place) == []
+
+    def test_a_bucket_whose_uploads_cannot_be_listed_is_a_problem(
+        self, place: Path, rclone: S3Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*_: object) -> int:
+            raise StorageError(errno.EACCES, "the bucket refuses access (AccessDenied)")
+
+        for name, value in rclone.environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(S3Storage, "delete_unfinished", refuse)
+        found = find(run_checks(place / "data"), "TUNERY_STORAGE_URL")
+        assert (found.level, found.advice) == ("problem", "the bucket refuses access (AccessDenied)")
 
     def test_a_database_that_is_down_is_a_problem_that_does_not_show_its_password(
         self, place: Path, monkeypatch: pytest.MonkeyPatch
