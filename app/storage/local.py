@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from app.storage.base import DownloadHeaders, StoredObject, check_key
-from app.storage.segments import SEGMENT_PREFIX, link_segments, open_segments, segments_of
+from app.storage.segments import link_segments, open_segments, segment_names, segments_of
 from app.system.durable_files import sync
 
 
@@ -77,10 +77,12 @@ class LocalStorage:
     def older_than(self, prefix: str, moment: float) -> Iterator[str]:
         """By ctime, the time of the rename or link that stored the object: its content may have been written before."""
         for parent, directories, names in os.walk(self._path(prefix)):
-            if any(name.startswith(SEGMENT_PREFIX) for name in names):
+            if segment_names([*directories, *names]):
                 directories.clear()
                 names = [""]
             for name in names:
+                if name.startswith("."):
+                    continue  # no key: a file of another program
                 path = Path(parent, name)
                 with contextlib.suppress(FileNotFoundError):
                     if path.stat().st_ctime < moment:

@@ -1,13 +1,14 @@
 """Objects of segments: a directory of hard links to the parts of an object, read as one file.
 
-Gigabytes that were uploaded in parts are neither copied nor stored twice. The name of a segment begins with a dot,
-which no key does, so that such a directory is distinct from one that contains other objects.
+Gigabytes that were uploaded in parts are neither copied nor stored twice. The name of a segment is a dot and six
+digits, and no key begins with a dot, so that such a directory is distinct from one that contains other objects.
 """
 
 from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -15,20 +16,30 @@ from typing import BinaryIO
 from app.storage.readers import PartsReader
 
 BUFFER_BYTES = 1 << 20
-SEGMENT_PREFIX = "."
+SEGMENT = re.compile(r"\.\d{6}")
 
 
 def link_segments(directory: Path, sources: Sequence[Path]) -> int:
     """Create `directory` as an object of `sources` in this order; its size in bytes. Raises FileNotFoundError."""
     directory.mkdir()
     for number, source in enumerate(sources):
-        os.link(source, directory / f"{SEGMENT_PREFIX}{number:06d}")
+        os.link(source, directory / f".{number:06d}")
     return sum(path.stat().st_size for path in segments_of(directory))
 
 
 def segments_of(directory: Path) -> list[Path]:
     """The segments in order; none if `directory` is no object."""
-    return sorted(path for path in directory.iterdir() if path.name.startswith(SEGMENT_PREFIX))
+    return [directory / name for name in segment_names(os.listdir(directory))]
+
+
+def segment_names(entries: Sequence[str]) -> list[str]:
+    """The segments among the entries of a directory, in order; none if an entry is a key, so the directory no object.
+
+    Other names that begin with a dot are files of other programs: rsync, NFS and editors leave some.
+    """
+    if not all(name.startswith(".") for name in entries):
+        return []
+    return sorted(name for name in entries if SEGMENT.fullmatch(name))
 
 
 def open_segments(directory: Path) -> BinaryIO:

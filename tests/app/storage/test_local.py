@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,32 @@ def test_a_source_on_another_filesystem_is_copied_and_removed(tmp_path: Path) ->
     assert not source.exists()
     assert storage.stat("k").size_bytes == 9
     assert list(storage.staging.iterdir()) == []
+
+
+class TestFilesOfOtherPrograms:
+    """Their names begin with a dot: rsync, NFS and editors leave such files."""
+
+    @pytest.mark.parametrize("stray", [".file-1.Xa3k9Q", ".nfs000000000001", ".DS_Store", ".000000.swp"])
+    def test_beside_objects_hide_none_and_delete_none(self, storage: LocalStorage, stray: str) -> None:
+        keys = ["files/file-1", "files/file-2"]
+        for key in keys:
+            storage.put(key, staged(storage))
+        (storage.objects / "files" / stray).touch()
+        assert sorted(storage.older_than("files", time.time() + 60)) == keys
+        storage.delete("files")
+        assert [storage.stat(key).key for key in keys] == keys
+        with pytest.raises(FileNotFoundError):
+            storage.open("files")
+
+    def test_beside_segments_are_no_part_of_the_object(self, storage: LocalStorage) -> None:
+        for part in ("parts/1", "parts/2"):
+            storage.put(part, staged(storage, b"part"))
+        storage.compose("files/whole", ["parts/1", "parts/2"])
+        (storage.objects / "files/whole/.nfs000000000001").write_bytes(b"stray")
+        assert storage.open("files/whole").read() == b"partpart"
+        assert list(storage.older_than("files", time.time() + 60)) == ["files/whole"]
+        storage.delete("files/whole")
+        assert list(storage.older_than("files", time.time() + 60)) == []
 
 
 def test_a_full_disk_raises_and_leaves_nothing_visible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
