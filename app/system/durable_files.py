@@ -5,9 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 CHUNK_BYTES = 1 << 20
+
+
+class ReadableFile(Protocol):
+    def read(self, size: int, /) -> bytes: ...
 
 
 def sync(path: Path) -> None:
@@ -19,7 +23,7 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def copy_and_hash(source: IO[bytes], target: IO[bytes] | None = None) -> tuple[int, str]:
+def copy_and_hash(source: ReadableFile, target: IO[bytes] | None = None) -> tuple[int, str]:
     """Read `source` to its end, into `target` if there is one: (size in bytes, SHA-256)."""
     digest, size_bytes = hashlib.sha256(), 0
     while chunk := source.read(CHUNK_BYTES):

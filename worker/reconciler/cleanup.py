@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterable
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
 from sqlalchemy import select
-from sqlalchemy.orm import Session
 
 from app.db.access import idempotency
 from app.db.engine import transaction
 from app.db.files import files, uploads
 from app.db.jobs import checkpoints, leased_rows
 from app.db.operations import retention
-from app.db.operations.stored_objects import PREFIXES
+from app.db.operations.stored_objects import PREFIXES, keys_without_row
 from app.db.scheduling import workers
 from app.db.tables import Evaluation, Export, Job, RetentionRule
 from app.db.webhooks import deliveries
@@ -36,7 +34,7 @@ from worker.node.resources import Resources
 
 STAGED_FILE_MAX_AGE_SECONDS = 3600  # an upload without a write for this long was interrupted
 MIN_ORPHAN_AGE_SECONDS = 24 * 3600  # an object's row follows within milliseconds, or within minutes under heavy load
-# Prefixes for which `_keys_without_row` reads every table with keys; "probes" are never named by one.
+# Prefixes for which `keys_without_row` reads every table with keys; "probes" are never named by one.
 ORPHAN_PREFIXES = (*PREFIXES, "probes")
 BATCH_SIZE = 500
 
@@ -129,28 +127,13 @@ def delete_orphans(resources: Resources, older_than_seconds: float = MIN_ORPHAN_
     for prefix in ORPHAN_PREFIXES:
         keys = resources.storage.older_than(prefix, time.time() - older_than_seconds)
         while batch := list(islice(keys, BATCH_SIZE)):
-            for key in _keys_without_row(resources, batch):
+            with transaction(resources.sessions) as session:
+                orphans = keys_without_row(session, batch)
+            for key in orphans:
                 resources.storage.delete(key)
                 log.warning("orphaned object deleted", key=key)
                 count += 1
     return count + resources.storage.delete_unfinished(time.time() - older_than_seconds)
-
-
-def _keys_without_row(resources: Resources, keys: list[str]) -> Iterable[str]:
-    with transaction(resources.sessions) as session:
-        named = files.keys_in_use(session, keys) | uploads.keys_in_use(session, keys)
-        running = _running_attempts(session)
-        unnamed = set(keys) - named - checkpoints.snapshot_storage_keys(session)
-    return sorted(key for key in unnamed if tuple(key.split("/")[:4]) not in running)
-
-
-def _running_attempts(session: Session) -> set[tuple[str, ...]]:
-    """The first components of the keys that running attempts write."""
-    running: set[tuple[str, ...]] = set()
-    for prefix, table in (("jobs", Job), ("exports", Export)):
-        held = session.execute(select(table.id, table.attempt).where(table.lease_owner.is_not(None)))
-        running |= {(prefix, row.id, "attempts", str(row.attempt)) for row in held}
-    return running
 
 
 def drop_snapshots(resources: Resources) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, select
+from sqlalchemy.orm import Session
 
-from app.db.tables import File, Snapshot, UploadPart
+from app.db.files import files, uploads
+from app.db.jobs import checkpoints
+from app.db.tables import Export, File, Job, Snapshot, UploadPart
+from app.domain.operations.backups import ObjectDigest
 
 PREFIXES = ("files", "jobs", "uploads", "exports")  # of all keys that rows name
 MANIFEST = "MANIFEST.json"  # the file of a snapshot whose digest is in its row
@@ -22,10 +26,14 @@ class NamedObject:
     size_bytes: int | None = None
     sha256: str | None = None
 
+    def has(self, digest: ObjectDigest) -> bool:
+        """Whether content with this digest is what the row says, as far as the row has it."""
+        return self.sha256 in (None, digest.sha256) and self.size_bytes in (None, digest.size_bytes)
+
 
 def named_objects(connection: Connection) -> Iterator[NamedObject]:
-    files = select(File.id, File.filename, File.storage_key, File.bytes, File.sha256).where(File.purged_at.is_(None))
-    for row in connection.execute(files):
+    stored = select(File.id, File.filename, File.storage_key, File.bytes, File.sha256).where(File.purged_at.is_(None))
+    for row in connection.execute(stored):
         yield NamedObject(row.storage_key, f"file {row.id} ({row.filename})", row.bytes, row.sha256)
     parts = select(UploadPart.upload_id, UploadPart.storage_key, UploadPart.bytes, UploadPart.sha256, UploadPart.start)
     for part in connection.execute(parts):
@@ -37,3 +45,20 @@ def named_objects(connection: Connection) -> Iterator[NamedObject]:
         owner = f"snapshot of job {snapshot.job_id} at step {snapshot.step}"
         for name, key in snapshot.storage_keys.items():
             yield NamedObject(key, owner, sha256=snapshot.manifest_sha256 if name == MANIFEST else None)
+
+
+def keys_without_row(session: Session, keys: Sequence[str]) -> list[str]:
+    """Those that no row names and no running attempt writes."""
+    named = files.keys_in_use(session, keys) | uploads.keys_in_use(session, keys)
+    running = _running_attempts(session)
+    unnamed = set(keys) - named - checkpoints.snapshot_storage_keys(session)
+    return sorted(key for key in unnamed if tuple(key.split("/")[:4]) not in running)
+
+
+def _running_attempts(session: Session) -> set[tuple[str, ...]]:
+    """The first components of the keys that running attempts write."""
+    running: set[tuple[str, ...]] = set()
+    for prefix, table in (("jobs", Job), ("exports", Export)):
+        held = session.execute(select(table.id, table.attempt).where(table.lease_owner.is_not(None)))
+        running |= {(prefix, row.id, "attempts", str(row.attempt)) for row in held}
+    return running

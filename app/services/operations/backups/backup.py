@@ -2,27 +2,34 @@
 
 Objects are copied after the dump. One that was deleted in between, because its row has changed since, is named by no
 row of a later moment: so the dump is repeated, and what was copied is kept. An object that two moments name and
-storage does not have is damaged; the backup says so and is made all the same.
+storage does not have, or that cannot be read, is damaged; the backup says so and is made all the same. A copy of one
+that differs from its row is kept, as no better one exists, until storage has the object of the row again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import BinaryIO
 
 from app.db.migrate import revision_of
 from app.db.operations import dump
 from app.db.operations.stored_objects import NamedObject, named_objects
 from app.domain.operations.backups import BackupError, BackupManifest, ObjectDigest
 from app.services.operations.backups.repository import DUMP, BackupRepository, copy
-from app.storage import Storage
+from app.storage import Storage, StorageError
 
 MAX_ROUNDS = 5
 Report = Callable[[str], None]
+
+
+class UnreadableObject(Exception):
+    """An object in storage cannot be read; the message is the reason. It is no error of the backups' disk."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,8 @@ def back_up(
             return _back_up(database_url, storage, repository, list(files), report)
     except dump.DumpError as error:
         raise BackupError(f"{error} The earlier backups are whole.") from None
+    except StorageError as error:
+        raise BackupError(f"The storage cannot be read: {error.strerror}. The earlier backups are whole.") from None
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
             raise
@@ -58,7 +67,7 @@ def _back_up(
     copier = _Copier(storage, repository)
     damaged: dict[str, str] = {}
     for _ in range(MAX_ROUNDS):
-        manifest, rows = _dump(database_url, staged)
+        manifest, rows = _dump(database_url, staged, repository)
         report(f"database: {manifest.dump.size_bytes} bytes; objects: {len(rows)}")
         before, (objects, damaged) = damaged, copier.copy(rows)
         if damaged.keys() <= before.keys():
@@ -71,9 +80,9 @@ def _back_up(
     return BackupResult(manifest, copier.count, copier.size_bytes)
 
 
-def _dump(database_url: str, staged: Path) -> tuple[BackupManifest, list[NamedObject]]:
+def _dump(database_url: str, staged: Path, repository: BackupRepository) -> tuple[BackupManifest, list[NamedObject]]:
     moment = datetime.now(UTC)
-    name = moment.strftime("%Y-%m-%dT%H-%M-%S.%fZ")
+    name = repository.next_name(moment)
     with dump.exported_snapshot(database_url) as (connection, snapshot_id):
         revision = revision_of(connection)
         if revision is None:
@@ -91,8 +100,7 @@ class _Copier:
     def __init__(self, storage: Storage, repository: BackupRepository) -> None:
         self._storage = storage
         self._repository = repository
-        known = repository.digests()
-        self._known = {key: digest for key, digest in known.items() if repository.path(key).exists()}
+        self._known = repository.digests()
         self.count = self.size_bytes = 0
 
     def copy(self, rows: list[NamedObject]) -> tuple[dict[str, ObjectDigest], dict[str, str]]:
@@ -100,18 +108,56 @@ class _Copier:
         objects, damaged = {}, {}
         for row in rows:
             try:
-                digest = objects[row.key] = self._digest(row.key)
+                digest = objects[row.key] = self._copied(row) or self._copy(row.key)
             except FileNotFoundError:
                 damaged[row.key] = f"missing: {row.owner}"
-                continue
-            if row.sha256 not in (None, digest.sha256) or row.size_bytes not in (None, digest.size_bytes):
-                damaged[row.key] = f"differs from its row: {row.owner}"
+            except UnreadableObject as error:
+                damaged[row.key] = f"cannot be read ({error}): {row.owner}"
+            else:
+                if not row.has(digest):
+                    damaged[row.key] = f"differs from its row: {row.owner}"
         return objects, damaged
 
-    def _digest(self, key: str) -> ObjectDigest:
-        if key not in self._known:
-            with self._storage.open(key) as source:
-                self._known[key] = self._repository.add(key, source)
-            self.count += 1
-            self.size_bytes += self._known[key].size_bytes
-        return self._known[key]
+    def _copied(self, row: NamedObject) -> ObjectDigest | None:
+        """The digest of a copy that is there, also of one that an interrupted backup made; None if it is not good."""
+        path = self._repository.path(row.key)
+        if not path.exists():
+            return None
+        if row.key not in self._known:
+            with path.open("rb") as file:
+                self._known[row.key] = copy(file)
+        digest = self._known[row.key]
+        return digest if row.has(digest) else None
+
+    def _copy(self, key: str) -> ObjectDigest:
+        with _open(self._storage, key) as source:
+            digest = self._known[key] = self._repository.add(key, _ObjectReader(source))
+        self.count += 1
+        self.size_bytes += digest.size_bytes
+        return digest
+
+
+class _ObjectReader:
+    """Reads an object of storage, so that an error of its disk is distinct from one of the backups' disk."""
+
+    def __init__(self, source: BinaryIO) -> None:
+        self._source = source
+
+    def read(self, size: int, /) -> bytes:
+        with _as_unreadable():
+            return self._source.read(size)
+
+
+def _open(storage: Storage, key: str) -> BinaryIO:
+    with _as_unreadable():
+        return storage.open(key)
+
+
+@contextlib.contextmanager
+def _as_unreadable() -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, StorageError):
+        raise
+    except OSError as error:
+        raise UnreadableObject(error.strerror) from None

@@ -18,16 +18,19 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO
 
 from app.domain.operations.backups import BackupError, BackupManifest, ObjectDigest
 from app.storage.base import check_key
-from app.system.durable_files import copy_and_hash, sync
+from app.system.durable_files import ReadableFile, copy_and_hash, sync
 
 MARKER = "tunery-backups"
 DUMP = "database.dump"
 MANIFEST = "manifest.json"
+NAME_FORMAT = "%Y-%m-%dT%H-%M-%S.%fZ"
+IGNORED_NAMES = frozenset({"lost+found"})  # at the root of a mounted disk
 
 
 class BackupRepository:
@@ -37,11 +40,12 @@ class BackupRepository:
         self.objects = root / "objects"
         self.backups = root / "backups"
         self.unfinished = root / "unfinished"
+        self._changed: set[Path] = set()  # directories with new entries that are not flushed yet
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Create the directory if it is missing, and lock it. Raises BackupError if it is another's or in use."""
-        if self.root.exists() and not self.marker.exists() and any(self.root.iterdir()):
+        if self.root.exists() and not self.marker.exists() and set(os.listdir(self.root)) - IGNORED_NAMES:
             raise BackupError(f"{self.root} is neither empty nor a directory of backups. Choose another directory.")
         for directory in (self.root, self.objects, self.backups):
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -57,11 +61,29 @@ class BackupRepository:
             finally:
                 shutil.rmtree(self.unfinished, ignore_errors=True)
 
+    @contextlib.contextmanager
+    def locked_for_reading(self, wait: bool) -> Iterator[None]:
+        """Keep objects from being deleted. Raises BackupError, unless it is to `wait`, while a backup is made."""
+        self._check_marker()
+        with self.marker.open("rb") as marker:
+            try:
+                fcntl.flock(marker, fcntl.LOCK_SH | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                raise BackupError(f"A backup into {self.root} is being made. Try again when it has ended.") from None
+            yield
+
     def names(self) -> list[str]:
         """The names of the backups, oldest first."""
-        if not self.marker.exists():
-            raise BackupError(f"{self.root} is not a directory of backups: it has no file {MARKER}.")
-        return sorted(path.name for path in self.backups.iterdir())
+        self._check_marker()
+        return sorted(path.parent.name for path in self.backups.glob(f"*/{MANIFEST}"))
+
+    def next_name(self, now: datetime) -> str:
+        """The time, or just after the name of the newest backup if the clock was ahead then: names are their order."""
+        names = self.names()
+        name = now.astimezone(UTC).strftime(NAME_FORMAT)
+        if not names or name > names[-1]:
+            return name
+        return (datetime.strptime(names[-1], NAME_FORMAT) + timedelta(microseconds=1)).strftime(NAME_FORMAT)
 
     def manifest(self, name: str | None = None) -> BackupManifest:
         """The manifest of one backup; default: of the newest. Raises BackupError."""
@@ -83,8 +105,8 @@ class BackupRepository:
     def path(self, key: str) -> Path:
         return self.objects / check_key(key)
 
-    def add(self, key: str, source: BinaryIO) -> ObjectDigest:
-        """Write an object, durably. Raises OSError, after which nothing is added."""
+    def add(self, key: str, source: ReadableFile) -> ObjectDigest:
+        """Write an object, which `publish` makes durable. Raises OSError, after which nothing is added."""
         partial = self.unfinished / secrets.token_hex(8)
         with partial.open("xb") as target:
             digest = copy(source, target)
@@ -93,13 +115,15 @@ class BackupRepository:
         destination = self.path(key)
         destination.parent.mkdir(parents=True, exist_ok=True)
         partial.replace(destination)
+        self._changed |= {path for path in destination.parents if path.is_relative_to(self.objects)}
         return digest
 
     def publish(self, staged: Path, manifest: BackupManifest) -> None:
         """Make a backup visible: `staged` is a directory below `unfinished` with the dump and the other files."""
         (staged / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-        for path in (*staged.iterdir(), staged):
+        for path in (*self._changed, *staged.iterdir(), staged):
             sync(path)
+        self._changed.clear()
         staged.rename(self.backups / manifest.name)
         sync(self.backups)
 
@@ -116,7 +140,11 @@ class BackupRepository:
                     path.unlink()
             return deleted
 
+    def _check_marker(self) -> None:
+        if not self.marker.exists():
+            raise BackupError(f"{self.root} is not a directory of backups: it has no file {MARKER}.")
 
-def copy(source: BinaryIO, target: BinaryIO | None = None) -> ObjectDigest:
+
+def copy(source: ReadableFile, target: BinaryIO | None = None) -> ObjectDigest:
     """Read `source` to its end, into `target` if there is one; its size and digest."""
     return ObjectDigest(*copy_and_hash(source, target))

@@ -64,17 +64,26 @@ def _restore_objects(storage: Storage, repository: BackupRepository, manifest: B
     missing = {key: digest for key, digest in manifest.objects.items() if key not in stored}
     report(f"objects: {len(missing)} to copy, {len(stored)} in storage already")
     for key, digest in missing.items():
-        restore_object(storage, repository, key, digest)
+        restore_object(storage, repository, key, None if key in manifest.damaged else digest)
 
 
-def restore_object(storage: Storage, repository: BackupRepository, key: str, digest: ObjectDigest) -> None:
-    """Copy an object from the backup to storage. Raises BackupError if it is not what the manifest says."""
+def restore_object(
+    storage: Storage, repository: BackupRepository, key: str, digest: ObjectDigest | None, is_replacing: bool = False
+) -> None:
+    """Copy an object from the backup to storage; with `is_replacing` a damaged one is deleted when the copy is known
+    to be good.
+
+    Raises BackupError if it does not have `digest`. With None, any copy is good: of an object that was damaged at the
+    time of the backup, a later backup may have replaced the copy by a better one.
+    """
     staged = storage.staging / f"restore-{key.replace('/', '-')}"[:200]
     try:
         with repository.path(key).open("rb") as source, staged.open("wb") as target:
             actual = copy(source, target)
-        if actual != digest:
+        if digest not in (None, actual):
             raise BackupError(f"{repository.path(key)} has changed on disk: it is not the object of the backup.")
+        if is_replacing:
+            storage.delete(key)
         storage.put(key, staged)
     except FileNotFoundError:
         raise BackupError(f"{repository.path(key)} is missing. Restore another backup.") from None

@@ -2,58 +2,32 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy import Engine, delete, text, update
+from sqlalchemy import Engine, text, update
 
-from app.db.engine import Sessions, make_engine, make_sessions, transaction
+from app.db.engine import make_engine, make_sessions, transaction
 from app.db.operations.stored_objects import named_objects
 from app.db.tables import File, Job
 from app.domain.operations.backups import BackupError
-from app.services.operations.backups import backup, integrity, restore
+from app.services.operations.backups import backup, restore
 from app.services.operations.backups.repository import BackupRepository
-from app.settings import Settings
-from app.storage import LocalStorage
-from tests.factories import make_base_model, make_file, make_project, make_succeeded_job, put_bytes
+from app.storage import LocalStorage, StorageError
+from tests.app.services.operations.backups.conftest import BackedUpService
+from tests.factories import make_file, make_project, put_bytes
 from tests.full_disk import SmallDisk, small_disk
 
 
-@dataclass
-class Service:
-    """A database with one finished job, its storage, and a directory of backups."""
-
-    url: str
-    engine: Engine
-    sessions: Sessions
-    storage: LocalStorage
-    backups: BackupRepository
-
-    def back_up(self) -> backup.BackupResult:
-        return backup.back_up(self.url, self.storage, self.backups, [], lambda _: None)
-
-    def check(self, *, repair: bool = False, backups: bool = False) -> list[tuple[str, str, str | None]]:
-        found = integrity.check(self.engine, self.storage, True, repair, self.backups if backups else None)
-        return [(finding.key, finding.problem, finding.repaired) for finding in found]
-
-    def a_key(self) -> str:
-        with transaction(self.sessions) as session:
-            return str(session.scalars(text("SELECT storage_key FROM files ORDER BY seq LIMIT 1")).one())
-
-    def path(self, key: str) -> Path:
-        return self.storage.objects / key
-
-
-@pytest.fixture
-def service(settings: Settings, engine: Engine, sessions: Sessions, storage: LocalStorage, tmp_path: Path) -> Service:
-    with transaction(sessions) as session:
-        project = make_project(session)
-        make_base_model(session, tmp_path / "base")
-        make_succeeded_job(session, storage, project)
-    return Service(settings.database_url, engine, sessions, storage, BackupRepository(tmp_path / "backups"))
+class FutureClock:
+    @staticmethod
+    def now(zone: Any) -> datetime:
+        return datetime(2999, 1, 1, tzinfo=zone)
 
 
 @pytest.fixture
@@ -73,26 +47,26 @@ def contents(engine: Engine, storage: LocalStorage) -> dict[str, str]:
 
 
 class TestBackUp:
-    def test_has_every_object_that_a_row_names(self, service: Service) -> None:
+    def test_has_every_object_that_a_row_names(self, service: BackedUpService) -> None:
         result = service.back_up()
         assert result.manifest.objects.keys() == contents(service.engine, service.storage).keys()
         assert result.copied_count == len(result.manifest.objects) > 3
         assert not result.manifest.damaged
         assert not service.backups.unfinished.exists()
 
-    def test_of_the_same_objects_copies_nothing(self, service: Service) -> None:
+    def test_of_the_same_objects_copies_nothing(self, service: BackedUpService) -> None:
         service.back_up()
         second = service.back_up()
         assert (second.copied_count, second.copied_bytes) == (0, 0)
         assert len(service.backups.names()) == 2
 
     def test_an_object_deleted_after_the_dump_makes_it_repeat_the_dump(
-        self, service: Service, monkeypatch: pytest.MonkeyPatch
+        self, service: BackedUpService, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         key, dump = service.a_key(), backup._dump
 
-        def delete_after_first_dump(url: str, staged: Path) -> object:
-            dumped = dump(url, staged)
+        def delete_after_first_dump(url: str, staged: Path, repository: BackupRepository) -> object:
+            dumped = dump(url, staged, repository)
             if service.path(key).exists():
                 with transaction(service.sessions) as session:
                     session.execute(update(File).where(File.storage_key == key).values(purged_at=text("now()")))
@@ -104,14 +78,14 @@ class TestBackUp:
         assert not manifest.damaged
         assert key not in manifest.objects
 
-    def test_with_a_missing_object_is_made_and_names_it(self, service: Service) -> None:
+    def test_with_a_missing_object_is_made_and_names_it(self, service: BackedUpService) -> None:
         key = service.a_key()
         service.path(key).unlink()
         manifest = service.back_up().manifest
         assert manifest.damaged[key].startswith("missing: file file-")
         assert key not in manifest.objects
 
-    def test_keeps_the_newest_and_their_objects(self, service: Service) -> None:
+    def test_keeps_the_newest_and_their_objects(self, service: BackedUpService) -> None:
         first, key = service.back_up().manifest, service.a_key()
         with transaction(service.sessions) as session:
             session.execute(update(File).where(File.storage_key == key).values(purged_at=text("now()")))
@@ -121,7 +95,7 @@ class TestBackUp:
         assert not service.backups.path(key).exists()
         assert all(service.backups.path(each).exists() for each in second.objects)
 
-    def test_a_full_disk_leaves_the_earlier_backup_whole(self, service: Service, empty_disk: SmallDisk) -> None:
+    def test_a_full_disk_leaves_the_earlier_backup_whole(self, service: BackedUpService, empty_disk: SmallDisk) -> None:
         service.backups = BackupRepository(empty_disk.path / "backups")
         first = service.back_up().manifest
         with transaction(service.sessions) as session:
@@ -133,17 +107,81 @@ class TestBackUp:
         assert service.backups.names() == [first.name]
         assert restore.check_restorable(service.backups, None, may_migrate=False) == first
 
-    def test_two_at_once_are_refused(self, service: Service) -> None:
+    def test_with_an_unreadable_object_is_made_and_names_it(self, service: BackedUpService) -> None:
+        key = service.a_key()
+        service.fail_to_read(key)
+        manifest = service.back_up().manifest
+        assert manifest.damaged[key].startswith("cannot be read (Input/output error): file file-")
+        assert len(manifest.objects) > 2
+        assert key not in manifest.objects
+
+    def test_of_a_bucket_that_does_not_answer_does_not_blame_the_backups(self, service: BackedUpService) -> None:
+        service.fail_to_read(service.a_key(), StorageError(errno.EIO, "the bucket does not answer"))
+        with pytest.raises(BackupError, match=r"^The storage cannot be read: the bucket does not answer\. The earlier"):
+            service.back_up()
+
+    def test_copies_an_object_again_that_was_damaged_and_is_repaired(self, service: BackedUpService) -> None:
+        key = service.a_key()
+        good = service.path(key).read_bytes()
+        service.path(key).write_bytes(good[:-1] + b"#")
+        damaged = service.back_up().manifest
+        assert damaged.damaged[key].startswith("differs from its row: file file-")
+        service.path(key).write_bytes(good)
+        assert not service.back_up().manifest.damaged
+        assert service.backups.path(key).read_bytes() == good
+
+    def test_after_an_interruption_copies_only_what_is_missing(self, service: BackedUpService) -> None:
+        first = service.back_up()
+        for path in service.backups.backups.glob("*/*"):
+            path.unlink()
+        assert service.back_up().copied_count == 0
+        service.backups.path(service.a_key()).write_bytes(b"torn by a crash of the host")
+        for path in service.backups.backups.glob("*/*"):
+            path.unlink()
+        again = service.back_up()
+        assert again.copied_count == 1
+        assert again.manifest.objects == first.manifest.objects
+
+    def test_made_by_a_clock_that_was_set_back_is_the_newest(
+        self, service: BackedUpService, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(backup, "datetime", FutureClock)
+        ahead = service.back_up().manifest
+        monkeypatch.undo()
+        made = service.back_up().manifest
+        assert service.backups.manifest() == made
+        assert made.created_at < ahead.created_at
+        assert service.backups.delete_old(keep=1) == [ahead.name]
+
+    def test_waits_for_no_reader(self, service: BackedUpService) -> None:
+        service.back_up()
+        with service.backups.locked_for_reading(wait=False):
+            with service.backups.locked_for_reading(wait=False):
+                pass
+            with pytest.raises(BackupError, match="Another backup or restore"):
+                service.backups.delete_old(keep=1)
+        with (
+            service.backups.locked(),
+            pytest.raises(BackupError, match="is being made"),
+            service.backups.locked_for_reading(wait=False),
+        ):
+            pass
+
+    def test_into_an_empty_file_system_is_made(self, service: BackedUpService) -> None:
+        (service.backups.root / "lost+found").mkdir(parents=True)
+        assert service.back_up().manifest.objects
+
+    def test_two_at_once_are_refused(self, service: BackedUpService) -> None:
         with service.backups.locked(), pytest.raises(BackupError, match="Another backup or restore"):
             service.back_up()
 
-    def test_into_a_directory_with_other_files_is_refused(self, service: Service) -> None:
+    def test_into_a_directory_with_other_files_is_refused(self, service: BackedUpService) -> None:
         service.backups.root.mkdir()
         (service.backups.root / "thesis.tex").touch()
         with pytest.raises(BackupError, match="neither empty nor a directory of backups"):
             service.back_up()
 
-    def test_of_a_database_without_tables_is_refused(self, service: Service, blank_database_url: str) -> None:
+    def test_of_a_database_without_tables_is_refused(self, service: BackedUpService, blank_database_url: str) -> None:
         service.url = blank_database_url
         with pytest.raises(BackupError, match="nothing to back up"):
             service.back_up()
@@ -155,7 +193,7 @@ class TestRestore:
         return LocalStorage(tmp_path / "target")
 
     def test_gives_the_same_rows_and_bytes(
-        self, service: Service, blank_database_url: str, target: LocalStorage
+        self, service: BackedUpService, blank_database_url: str, target: LocalStorage
     ) -> None:
         manifest = service.back_up().manifest
         for _ in range(2):  # the second finds the objects of an interrupted first
@@ -169,7 +207,7 @@ class TestRestore:
             engine.dispose()
 
     def test_of_a_backup_of_a_restored_service_gives_the_same_again(
-        self, service: Service, blank_database_url: str, target: LocalStorage, tmp_path: Path
+        self, service: BackedUpService, blank_database_url: str, target: LocalStorage, tmp_path: Path
     ) -> None:
         restore.restore(blank_database_url, target, service.backups, service.back_up().manifest, lambda _: None)
         engine, again = make_engine(blank_database_url), BackupRepository(tmp_path / "again")
@@ -182,7 +220,7 @@ class TestRestore:
         engine.dispose()
 
     def test_over_a_used_database_or_storage_is_refused(
-        self, service: Service, blank_database_url: str, target: LocalStorage
+        self, service: BackedUpService, blank_database_url: str, target: LocalStorage
     ) -> None:
         manifest = service.back_up().manifest
         with pytest.raises(BackupError, match="The database is not empty"):
@@ -192,7 +230,7 @@ class TestRestore:
             restore.restore(blank_database_url, target, service.backups, manifest, lambda _: None)
 
     def test_of_a_damaged_backup_is_refused(
-        self, service: Service, blank_database_url: str, target: LocalStorage
+        self, service: BackedUpService, blank_database_url: str, target: LocalStorage
     ) -> None:
         manifest, key = service.back_up().manifest, service.a_key()
         service.backups.path(key).write_bytes(b"other")
@@ -202,46 +240,19 @@ class TestRestore:
         with pytest.raises(BackupError, match="has changed on disk"):
             restore.check_restorable(service.backups, None, may_migrate=False)
 
-    def test_of_an_unknown_name_lists_those_that_exist(self, service: Service) -> None:
+    def test_of_a_damaged_object_takes_the_copy_that_is_there(
+        self, service: BackedUpService, blank_database_url: str, target: LocalStorage
+    ) -> None:
+        key = service.a_key()
+        good = service.path(key).read_bytes()
+        service.path(key).write_bytes(good[:-1] + b"#")
+        damaged = service.back_up().manifest
+        service.path(key).write_bytes(good)
+        service.back_up()
+        restore.restore(blank_database_url, target, service.backups, damaged, lambda _: None)
+        assert (target.objects / key).read_bytes() == good
+
+    def test_of_an_unknown_name_lists_those_that_exist(self, service: BackedUpService) -> None:
         name = service.back_up().manifest.name
         with pytest.raises(BackupError, match=name):
             service.backups.manifest("yesterday")
-
-
-class TestIntegrity:
-    def test_of_a_sound_service_finds_nothing(self, service: Service) -> None:
-        assert service.check() == []
-
-    def test_names_missing_and_damaged_objects(self, service: Service) -> None:
-        key = service.a_key()
-        content = service.path(key).read_bytes()
-        service.path(key).write_bytes(content[:-1] + b"#")
-        assert service.check() == [(key, "wrong content", None)]
-        service.path(key).write_bytes(content[:-1])
-        assert service.check() == [(key, "wrong size", None)]
-        service.path(key).unlink()
-        assert service.check(repair=True) == [(key, "missing", None)]
-
-    def test_restores_damaged_objects_from_a_backup(self, service: Service) -> None:
-        service.back_up()
-        key = service.a_key()
-        service.path(key).write_bytes(b"damaged")
-        assert service.check(repair=True, backups=True) == [(key, "wrong size", "restored from the backup")]
-        assert service.check() == []
-
-    def test_deletes_old_objects_that_no_row_names(self, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-        put_bytes(service.storage, "files/orphan", b"x")
-        assert service.check() == []  # too young: its row may follow
-        monkeypatch.setattr(integrity, "MIN_ORPHAN_AGE_SECONDS", -1)
-        assert service.check() == [("files/orphan", "no row", None)]
-        assert service.check(repair=True) == [("files/orphan", "no row", "deleted")]
-        assert service.check() == []
-
-    def test_an_object_deleted_with_its_row_during_the_check_is_no_finding(self, service: Service) -> None:
-        key = service.a_key()
-        found = integrity.check(service.engine, service.storage, True, False, None)
-        service.path(key).unlink()
-        with transaction(service.sessions) as session:
-            session.execute(text("SET LOCAL session_replication_role = replica"))
-            session.execute(delete(File).where(File.storage_key == key))
-        assert list(found) == []
