@@ -30,7 +30,7 @@ from app.cli.local_stack.servers.unprivileged import postgres_account, suggest_d
 
 PRIVATE_DIRECTORIES = ("models", "storage", "work", "run", "logs")
 LOCK_NAME = "up.lock"
-IGNORED_NAMES = frozenset({"lost+found"})  # at the root of a mounted volume
+IGNORED_NAMES = frozenset({"lost+found", ".restoring.lock"})  # at the root of a mounted volume; of a restore
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Layout:
             for directory in (*reversed(self.root.parents), self.root):
                 if not directory.exists():
                     directory.mkdir(exist_ok=True)
-                    directory.chmod(_mode(is_traversable))
+                    directory.chmod(root_mode(is_traversable))
         except OSError as error:
             raise CannotStart(
                 f"Cannot create the data directory {self.root}: {error.strerror} at {error.filename}. "
@@ -107,7 +107,7 @@ class Layout:
 
     def create_directories(self, is_traversable: bool) -> None:
         """Create the subdirectories. `is_traversable`: PostgreSQL's account may pass through the root."""
-        self.root.chmod(_mode(is_traversable))
+        self.root.chmod(root_mode(is_traversable))
         for name in PRIVATE_DIRECTORIES:
             (self.root / name).mkdir(mode=0o700, exist_ok=True)
 
@@ -158,7 +158,7 @@ def write_secret(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def _mode(is_traversable: bool) -> int:
+def root_mode(is_traversable: bool) -> int:
     return 0o711 if is_traversable else 0o700
 
 

@@ -1,6 +1,7 @@
 """Restore a backup into a new data directory of `tunery up`.
 
-The data directory is made beside its place, under the name DATA_DIR.restoring, and renamed when it is complete.
+It is made in DATA_DIR/.restoring, and moved up when it is complete: DATA_DIR may be a mount point, which nothing can be
+renamed to. The file that identifies a data directory is moved last.
 """
 
 from __future__ import annotations
@@ -8,16 +9,20 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from app.cli.local_stack.checks.preflight import local_postgres_account
-from app.cli.local_stack.data_directory import LOCK_NAME, Layout, write_secret
+from app.cli.local_stack.checks.preflight import local_postgres_account, storage_settings
+from app.cli.local_stack.data_directory import IGNORED_NAMES, LOCK_NAME, Layout, root_mode, write_secret
 from app.cli.local_stack.errors import CannotStart
 from app.cli.local_stack.processes import exclusive_lock
 from app.cli.local_stack.servers.postgres import LocalPostgres
 from app.domain.operations.backups import BackupManifest
 from app.services.operations.backups.repository import BackupRepository
 from app.services.operations.backups.restore import restore
-from app.storage import LocalStorage
+from app.storage import open_storage
+
+UNFINISHED = ".restoring"
+RESTORE_LOCK = ".restoring.lock"
 
 
 def restore_data_directory(
@@ -28,32 +33,53 @@ def restore_data_directory(
     report: Callable[[str], None],
 ) -> None:
     """Raises CannotStart if the directory is in use or not empty, BackupError."""
-    if layout.root.exists() and (not layout.root.is_dir() or any(layout.root.iterdir())):
-        raise CannotStart(f"{layout.root} is not empty. A backup is restored into a new directory: choose another one.")
-    unfinished = Layout(layout.root.with_name(layout.root.name + ".restoring"))
+    _check_unused(layout.root)
+    unfinished = Layout(layout.root / UNFINISHED)
     is_traversable = local_postgres_account() is not None
     umask = os.umask(0o077)
     try:
-        shutil.rmtree(unfinished.root, ignore_errors=True)
-        unfinished.create_root(is_traversable)
-        with exclusive_lock(unfinished.root / LOCK_NAME, f"Another restore uses {unfinished.root}."):
-            unfinished.create_directories(is_traversable)
-            _restore(unfinished, repository, manifest, report)
-            for name in files:
-                source = repository.backups / manifest.name / name
-                if source.exists():
-                    write_secret(unfinished.root / name, source.read_text(encoding="utf-8"))
-            unfinished.root.replace(layout.root)
+        layout.create_root(is_traversable)
+        with exclusive_lock(layout.root / RESTORE_LOCK, f"Another restore uses {layout.root}."):
+            _check_unused(layout.root)  # that another restore has not ended meanwhile
+            layout.root.chmod(root_mode(is_traversable))
+            try:
+                shutil.rmtree(unfinished.root, ignore_errors=True)
+                unfinished.create_root(is_traversable)
+                unfinished.create_directories(is_traversable)
+                _restore(unfinished, repository, manifest, report)
+                _copy_files(unfinished.root, repository.backups / manifest.name, files)
+                _move_up(unfinished)
+            finally:
+                shutil.rmtree(unfinished.root, ignore_errors=True)
     finally:
         os.umask(umask)
-        shutil.rmtree(unfinished.root, ignore_errors=True)
+
+
+def _check_unused(root: Path) -> None:
+    names = set(os.listdir(root)) if root.is_dir() else set()
+    if names - IGNORED_NAMES - {UNFINISHED} or (root.exists() and not root.is_dir()):
+        raise CannotStart(f"{root} is not empty. A backup is restored into a new directory: choose another one.")
 
 
 def _restore(
     layout: Layout, repository: BackupRepository, manifest: BackupManifest, report: Callable[[str], None]
 ) -> None:
     postgres = LocalPostgres(layout.postgres)
+    settings = storage_settings(layout.root)
+    storage = open_storage(settings.storage_dir, settings.s3_location)
     try:
-        restore(postgres.start(), LocalStorage(layout.root / "storage"), repository, manifest, report)
+        restore(postgres.start(), storage, repository, manifest, report)
     finally:
         postgres.stop()
+
+
+def _copy_files(root: Path, backup: Path, files: Sequence[str]) -> None:
+    for source in (backup / name for name in files):
+        if source.exists():
+            write_secret(root / source.name, source.read_text(encoding="utf-8"))
+
+
+def _move_up(unfinished: Layout) -> None:
+    for path in unfinished.root.iterdir():
+        path.rename(unfinished.root.parent / path.name)
+    (unfinished.root.parent / LOCK_NAME).touch()

@@ -46,6 +46,7 @@ from app.db.engine import Sessions
 READY_TIMEOUT_SECONDS = 120.0  # for a cold disk and two slow cores; usually 4 s
 LEFTOVER_TIMEOUT_SECONDS = 10.0
 MAX_PORT = 65_535
+STORAGE_PLACE = {"storage_url", "storage_endpoint", "storage_region"}  # settings, for commands of another environment
 # Workers first, because they write their saved progress to the database; then the API; the servers last.
 STOP_ORDER = (
     ("reconciler", "webhooks", "deliveries", "web", "gpu-worker", "cpu-worker"),
@@ -248,8 +249,10 @@ class _LocalStack:
         return CannotStart(f"The {name} did not become ready ({reason}). The end of {log} says:\n{tail(log)}")
 
     def _write_runtime(self) -> None:
+        storage = storage_settings(self._layout.root).model_dump(include=STORAGE_PLACE)
+        root, pids = str(self._layout.root), self._supervisor.pids
         self._layout.write_runtime(
-            {**self._urls, "data_dir": str(self._layout.root), "pid": os.getpid(), "pids": self._supervisor.pids}
+            {**self._urls, "storage": storage, "data_dir": root, "pid": os.getpid(), "pids": pids}
         )
 
     def _stop_all(self) -> None:

@@ -14,6 +14,9 @@ from app.cli.options import AsJson, DataDir
 from app.cli.output.console import print_fields, print_json, print_line, print_note, size_text
 
 if TYPE_CHECKING:
+    from app.cli.local_stack.data_directory import Layout
+    from app.domain.operations.backups import BackupManifest
+    from app.services.operations.backups.integrity import IntegrityFinding
     from app.storage import Storage
 
 commands = typer.Typer()
@@ -21,6 +24,7 @@ commands = typer.Typer()
 BackupDirectory = Annotated[
     Path, typer.Argument(metavar="DIRECTORY", help="Directory of backups. They share their objects.")
 ]
+MAX_DAMAGED = 20  # in a message
 DATA_FILES = ("admin-key", "secret-keys")  # of the data directory of `tunery up`
 
 
@@ -47,8 +51,8 @@ def create(
     repository = BackupRepository(root)
     with _as_cli_errors():
         files = [layout.root / name for name in DATA_FILES if (layout.root / name).exists()]
-        result = back_up(database_url, _storage(database_url, layout.root), repository, files, print_note)
-        _record(database_url, result.manifest.name)
+        result = back_up(database_url, _storage(database_url, layout), repository, files, print_note)
+        _record(database_url, result.manifest.name, len(result.manifest.damaged))
         deleted = repository.delete_old(keep) if keep is not None else []
     manifest = result.manifest
     if as_json:
@@ -60,9 +64,8 @@ def create(
         if deleted:
             print_line(f"Deleted: {', '.join(deleted)}")
     if manifest.damaged:
-        lines = "\n".join(f"  {key}: {problem}" for key, problem in list(manifest.damaged.items())[:20])
         raise CliError(
-            f"The backup is made, but {len(manifest.damaged)} objects are damaged in storage:\n{lines}\n"
+            f"The backup is made, but {len(manifest.damaged)} objects are damaged in storage:\n{_lines(manifest)}\n"
             "Run `tunery fsck --repair --from DIRECTORY` to restore them from earlier backups."
         )
 
@@ -77,7 +80,10 @@ def restore_backup(
     show: Annotated[bool, typer.Option("--list", help="List the backups and restore nothing.")] = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Restore a backup into a new data directory, or into the empty database of DATABASE_URL (on the server)."""
+    """Restore a backup into a new data directory, or into the empty database of DATABASE_URL (on the server).
+
+    Stored files go to TUNERY_STORAGE_URL if it is set, else into the data directory.
+    """
     from app.cli.local_stack.restore import restore_data_directory
     from app.services.operations.backups import restore
     from app.services.operations.backups.repository import BackupRepository
@@ -88,14 +94,17 @@ def restore_backup(
             for each in repository.names():
                 print_line(each)
             return
-        manifest = restore.check_restorable(repository, name, migrate)
         database_url = os.environ.get("DATABASE_URL")
-        if database_url:
-            restore.restore(database_url, _storage(database_url, layout.root), repository, manifest, print_note)
-        else:
-            _check_apart(repository.root, layout.root)
-            restore_data_directory(layout, repository, manifest, DATA_FILES, print_note)
+        with repository.locked_for_reading(wait=False):
+            manifest = restore.check_restorable(repository, name, migrate)
+            if database_url:
+                restore.restore(database_url, _storage(database_url, layout), repository, manifest, print_note)
+            else:
+                _check_apart(repository.root, layout.root)
+                restore_data_directory(layout, repository, manifest, DATA_FILES, print_note)
     print_line(f"Restored the backup {manifest.name}.")
+    if manifest.damaged:
+        print_note(f"{len(manifest.damaged)} objects were damaged when it was made:\n{_lines(manifest)}")
     if not database_url:
         print_line(f"Start the service: tunery up --data-dir {layout.root}")
     print_line("Base models are not part of a backup: `tunery models where` shows their directories.")
@@ -128,15 +137,16 @@ def check(
     engine = make_engine(database_url)
     try:
         with _as_cli_errors():
-            storage = _storage(database_url, layout.root)
-            findings = list(integrity.check(engine, storage, not sizes_only, repair, repository))
+            storage = _storage(database_url, layout)
+            findings = []
+            for finding in integrity.check(engine, storage, not sizes_only, repair, repository):
+                findings.append(finding)
+                if not as_json:
+                    _print_finding(finding)
     finally:
         engine.dispose()
     if as_json:
         print_json([vars(finding) for finding in findings])
-    for finding in [] if as_json else findings:
-        owner = f" ({finding.owner})" if finding.owner else ""
-        print_line(f"{finding.key}: {finding.problem}{owner}" + (f"; {finding.repaired}" if finding.repaired else ""))
     remaining = [finding for finding in findings if finding.repaired is None]
     if remaining:
         raise CliError(
@@ -162,15 +172,29 @@ def _check_apart(backups: Path, data: Path) -> None:
         raise UsageError(f"{backups} and the data directory {data} are one inside the other. Choose another directory.")
 
 
-def _storage(database_url: str, data_dir: Path) -> "Storage":
+def _lines(manifest: "BackupManifest") -> str:
+    """The first damaged objects of a backup."""
+    return "\n".join(f"  {key}: {problem}" for key, problem in list(manifest.damaged.items())[:MAX_DAMAGED])
+
+
+def _print_finding(finding: "IntegrityFinding") -> None:
+    owner = f" ({finding.owner})" if finding.owner else ""
+    outcome = finding.repaired or (f"not repaired: {finding.failure}" if finding.failure else "")
+    print_line(f"{finding.key}: {finding.problem}{owner}" + (f"; {outcome}" if outcome else ""))
+
+
+def _storage(database_url: str, layout: "Layout") -> "Storage":
+    """The storage that belongs to the database: of the running `tunery up`, or of the environment."""
     from app.settings import Settings
     from app.storage import open_storage
 
-    settings = Settings(database_url=database_url, redis_url="", data_dir=data_dir)
+    running = {} if os.environ.get("DATABASE_URL") else layout.read_runtime() or {}
+    place = running.get("storage", {})
+    settings = Settings(database_url=database_url, redis_url="", data_dir=layout.root, **place)
     return open_storage(settings.storage_dir, settings.s3_location)
 
 
-def _record(database_url: str, name: str) -> None:
+def _record(database_url: str, name: str, damaged_count: int) -> None:
     """Write the backup into the audit log, and for `tunery status`, which shows the last one."""
     from app.cli.client.database import Database
     from app.db.access import audit
@@ -178,4 +202,4 @@ def _record(database_url: str, name: str) -> None:
 
     with Database(database_url, "backups.create").transaction() as session:
         audit.record(session, name)
-        status.report(session, "backup", {"name": name})
+        status.report(session, "backup", {"name": name, "damaged": damaged_count})

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from app.cli.local_stack import restore
+from app.cli.local_stack.data_directory import Layout
+from app.cli.local_stack.errors import CannotStart
+from app.domain.operations.backups import BackupManifest, ObjectDigest
+from app.services.operations.backups.repository import BackupRepository
 from tests.deadline import until
+from tests.full_disk import small_disk
 from tests.stack import open_directory
 from tests.tiny import make_tiny_base, make_tiny_dataset
 from tests.up import Service
@@ -22,6 +29,74 @@ SHORT_LEASES = {
     "TUNERY_REAP_GRACE_SECONDS": "1",
 }
 RESUMED = re.compile(r"Resuming from the snapshot of step (\d+)")
+
+
+class RestoreOfFiles:
+    """A restore into `root`, in which one file stands for database and storage."""
+
+    def __init__(self, root: Path, backups: Path) -> None:
+        self.layout = Layout(root)
+        self.repository = BackupRepository(backups)
+        self.during: Callable[[], None] = lambda: None
+
+    def __call__(self) -> None:
+        manifest = BackupManifest("1", "1", "0.1.0", "x", ObjectDigest(0, ""), {})
+        restore.restore_data_directory(self.layout, self.repository, manifest, ("admin-key",), print)
+
+    def make_files(self, unfinished: Layout, *_: object) -> None:
+        (unfinished.root / "storage" / "object").write_text("restored")
+        self.during()
+
+
+@pytest.fixture
+def restore_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RestoreOfFiles:
+    backup = tmp_path / "backups" / "backups" / "1"
+    backup.mkdir(parents=True)
+    (backup / "admin-key").write_text("tnry_key")
+    restore_files = RestoreOfFiles(tmp_path / "data", tmp_path / "backups")
+    monkeypatch.setattr(restore, "_restore", restore_files.make_files)
+    return restore_files
+
+
+class TestRestoreDataDirectory:
+    def test_makes_a_directory_that_tunery_up_accepts(self, restore_files: RestoreOfFiles) -> None:
+        restore_files()
+        layout = restore_files.layout
+        layout.check_ownership()
+        assert (layout.root / "storage" / "object").read_text() == "restored"
+        assert layout.admin_key.read_text() == "tnry_key"
+        assert not (layout.root / restore.UNFINISHED).exists()
+        with pytest.raises(CannotStart, match="is not empty"):
+            restore_files()
+
+    def test_at_a_mount_point_works(self, restore_files: RestoreOfFiles) -> None:
+        with small_disk(restore_files.layout.root, 1 << 20):
+            (restore_files.layout.root / "lost+found").mkdir()
+            restore_files()
+            assert (restore_files.layout.root / "storage" / "object").read_text() == "restored"
+
+    def test_refuses_a_second_one_at_the_same_time(self, restore_files: RestoreOfFiles) -> None:
+        def restore_again() -> None:
+            with pytest.raises(CannotStart, match="Another restore uses"):
+                restore_files()
+            with pytest.raises(CannotStart, match="neither empty nor a data directory"):
+                restore_files.layout.check_ownership()
+
+        restore_files.during = restore_again
+        restore_files()
+        assert (restore_files.layout.root / "storage" / "object").read_text() == "restored"
+
+    def test_can_be_repeated_after_an_error(self, restore_files: RestoreOfFiles) -> None:
+        def fail() -> None:
+            raise OSError("the disk is full")
+
+        restore_files.during = fail
+        with pytest.raises(OSError, match="the disk is full"):
+            restore_files()
+        restore_files.layout.check_ownership()
+        restore_files.during = lambda: None
+        restore_files()
+        assert restore_files.layout.admin_key.read_text() == "tnry_key"
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,54 @@ def test_a_restore_over_a_used_data_directory_is_refused(
     done = operator("restore", tmp_path / "backups")
     assert done.exit_code == 1
     assert f"{settings.data_dir} is not empty" in done.err
+
+
+def test_a_backup_reads_the_storage_of_the_running_service(
+    bare_tunery: Tunery,
+    stored_key: str,
+    settings: Settings,
+    storage: LocalStorage,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    storage.root.rename(elsewhere)
+    runtime = {"database_url": settings.database_url, "storage": {"storage_url": elsewhere.as_uri()}}
+    settings.data_dir.mkdir(exist_ok=True)
+    (settings.data_dir / "runtime.json").write_text(json.dumps(runtime))
+    monkeypatch.setenv("TUNERY_DATA_DIR", str(settings.data_dir))
+    made = bare_tunery("backup", tmp_path / "backups", "--json").json
+    assert (made["copied"], made["damaged"]) == (1, {})
+
+
+def test_a_repair_that_fails_gives_its_reason(
+    operator: Tunery, stored_key: str, storage: LocalStorage, tmp_path: Path
+) -> None:
+    operator("backup", tmp_path / "backups")
+    (tmp_path / "backups" / "objects" / stored_key).write_bytes(b"damaged")
+    (storage.objects / stored_key).unlink()
+    done = operator("fsck", "--repair", "--from", tmp_path / "backups")
+    assert done.exit_code == 1
+    assert "; not repaired: " in done.out
+    assert "has changed on disk" in done.out
+
+
+def test_a_restore_names_what_was_damaged_at_the_time_of_the_backup(
+    operator: Tunery,
+    stored_key: str,
+    storage: LocalStorage,
+    blank_database_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (storage.objects / stored_key).unlink()
+    operator("backup", tmp_path / "backups")
+    monkeypatch.setenv("DATABASE_URL", blank_database_url)
+    monkeypatch.setenv("TUNERY_DATA_DIR", str(tmp_path / "restored"))
+    done = operator("restore", tmp_path / "backups")
+    assert done.exit_code == 0
+    assert "1 objects were damaged when it was made" in done.err
+    assert f"{stored_key}: missing" in done.err
 
 
 def test_from_needs_repair(operator: Tunery, tmp_path: Path) -> None:
