@@ -15,19 +15,24 @@ import sys
 import time
 from pathlib import Path
 
+from app.log import get_logger
 from app.settings import Settings, load_settings
 
 MAX_HEARTBEAT_AGE_SECONDS = 60
 
+log = get_logger(__name__)
+
 
 def write_heartbeat(settings: Settings, name: str) -> None:
     """Touch the heartbeat file. Its time is this host's time since boot: that clock is never set, and all processes and
-    containers of a host share it."""
-    path = _path(settings, name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
-    now = time.monotonic()
-    os.utime(path, (now, now))
+    containers of a host share it. A data directory that fails is logged, and does not stop the process."""
+    path, now = _path(settings, name), time.monotonic()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        os.utime(path, (now, now))
+    except OSError as error:
+        log.warning("heartbeat file not written", error=str(error))
 
 
 def heartbeat_age_seconds(settings: Settings, name: str) -> float | None:

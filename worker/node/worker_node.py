@@ -204,10 +204,7 @@ class WorkerNode:
     def _write_heartbeat_files(self) -> None:
         for slot in self.slots.values():
             if slot.is_alive:
-                try:
-                    write_heartbeat(self.settings, slot.queue)
-                except OSError as error:
-                    log.warning("heartbeat file not written", error=str(error))
+                write_heartbeat(self.settings, slot.queue)
 
     def _write_rows(self, resources: Resources, write: Callable[[Session, Slot], None]) -> None:
         try:

@@ -27,6 +27,7 @@ from app.db.webhooks import deliveries
 from app.domain.artifacts.full_disk import RESERVED_SPACE_FILE
 from app.domain.jobs.states import TERMINAL
 from app.log import get_logger
+from app.storage import Storage, StorageError
 from worker.jobs import workdir
 from worker.jobs.artifacts import snapshots
 from worker.node import disk_space
@@ -93,10 +94,9 @@ def purge_files(resources: Resources) -> None:
     taken."""
     with transaction(resources.sessions) as session:
         unneeded = files.lock_purgeable(session)
-    for file in unneeded:
-        resources.storage.delete(file.storage_key)
+    deleted = [file for file in unneeded if _delete(resources.storage, file.storage_key)]
     with transaction(resources.sessions) as session:
-        for file in unneeded:
+        for file in deleted:
             files.mark_purged(session, session.merge(file))
 
 
@@ -110,10 +110,9 @@ def purge_upload_parts(resources: Resources) -> None:
     """Delete the parts of uploads that have ended. A file that was composed of parts does not need them."""
     with transaction(resources.sessions) as session:
         unneeded = uploads.leftover_parts(session)
-    for part in unneeded:
-        resources.storage.delete(part.storage_key)
+    deleted = [part for part in unneeded if _delete(resources.storage, part.storage_key)]
     with transaction(resources.sessions) as session:
-        uploads.delete_parts(session, unneeded)
+        uploads.delete_parts(session, deleted)
 
 
 def delete_orphans(resources: Resources, older_than_seconds: float = MIN_ORPHAN_AGE_SECONDS) -> int:
@@ -130,10 +129,23 @@ def delete_orphans(resources: Resources, older_than_seconds: float = MIN_ORPHAN_
             with transaction(resources.sessions) as session:
                 orphans = keys_without_row(session, batch)
             for key in orphans:
-                resources.storage.delete(key)
-                log.warning("orphaned object deleted", key=key)
-                count += 1
+                if _delete(resources.storage, key):
+                    log.warning("orphaned object deleted", key=key)
+                    count += 1
     return count + resources.storage.delete_unfinished(time.time() - older_than_seconds)
+
+
+def _delete(storage: Storage, key: str) -> bool:
+    """Delete an object; False if the disk refuses it, which must not keep the others. Raises StorageError, as a
+    bucket that does not answer answers for none."""
+    try:
+        storage.delete(key)
+    except StorageError:
+        raise
+    except OSError as error:
+        log.error("object not deleted", key=key, error=str(error))
+        return False
+    return True
 
 
 def drop_snapshots(resources: Resources) -> None:

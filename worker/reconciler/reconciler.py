@@ -39,6 +39,7 @@ MIN_MASS_EXPIRY = 3  # this many expired leases at once, and more than half of a
 MIN_SILENT_SECONDS = 60.0  # without a heartbeat, until a worker counts as lost
 DISK_LOW = "disk_low"  # the report of the last announcement
 DISK_LOW_SECONDS = 86_400.0
+DISK_LOW_MARGIN_PERCENT = 1.0  # so that a disk whose space is about the limit is not announced every minute
 CLEANUP_INTERVAL_SECONDS = 60
 ORPHAN_INTERVAL_SECONDS = 3600  # long, because it lists every object in storage
 KIND_BY_QUEUE: dict[Queue, Kind] = {"cpu": "validate", "gpu": "train"}
@@ -107,6 +108,7 @@ class Reconciler:
         """Run one round, unless another reconciler is running one. Returns whether it was run."""
         with self._leader_lock() as is_leader:
             if is_leader:
+                self._report()
                 if self._is_server_clock_steady():
                     self.reap()
                     self.reap_exports()
@@ -118,6 +120,11 @@ class Reconciler:
                 self.scheduler.tick()
                 self._clean_up_if_due()
         return is_leader
+
+    def _report(self) -> None:
+        """Report for the operator's status that this reconciler works, also while leases may not be judged."""
+        with transaction(self.resources.sessions) as session:
+            status.report(session, "reconciler")
 
     def _is_server_clock_steady(self) -> bool:
         with transaction(self.resources.sessions) as session:
@@ -174,10 +181,9 @@ class Reconciler:
             log.warning("job paused: the disk has been full for too long", job=job.id)
 
     def find_lost_workers(self) -> None:
-        """Mark workers whose heartbeats have stopped without a shutdown, and report that this reconciler works."""
+        """Mark workers whose heartbeats have stopped without a shutdown, and announce them to the operator."""
         silent_seconds = max(MIN_SILENT_SECONDS, 3 * self.settings.lease_renew_seconds)
         with transaction(self.resources.sessions) as session:
-            status.report(session, "reconciler")
             lost = workers.mark_lost(session, silent_seconds)
             for worker in lost:
                 data = {"worker": worker.id, "queue": worker.queue, "hostname": worker.hostname}
@@ -187,10 +193,16 @@ class Reconciler:
 
     def check_disk(self) -> None:
         """Announce to the operator, once a day, that little space is free."""
-        usage = shutil.disk_usage(self.settings.data_dir)
+        try:
+            usage = shutil.disk_usage(self.settings.data_dir)
+        except OSError as error:
+            log.error("the data directory cannot be read", error=str(error))
+            return
+        free_percent = 100 * usage.free / usage.total
         with transaction(self.resources.sessions) as session:
-            if usage.free >= usage.total * self.settings.low_disk_percent / 100:
+            if free_percent >= self.settings.low_disk_percent + DISK_LOW_MARGIN_PERCENT:
                 status.forget(session, DISK_LOW)
+            if free_percent >= self.settings.low_disk_percent:
                 return
             announced = status.reports(session).get(DISK_LOW)
             if announced is None or announced.age_seconds >= DISK_LOW_SECONDS:

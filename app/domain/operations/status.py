@@ -16,7 +16,7 @@ MAX_BACKUP_AGE_SECONDS = 7 * 86_400.0
 
 CHECK_REMEDIES = {
     "database": "Start PostgreSQL, or free space on its disk.",
-    "storage": "Check the disk or the bucket, and the permissions of the data directory.",
+    "storage": "Check the disk or the bucket, its free space, and the permissions of the data directory.",
     "disk": "The storage by project below shows who uses the space; exports can be made again.",
     "broker": "Start Redis or Valkey. No job is lost; until then jobs start a few seconds later.",
 }
@@ -51,6 +51,7 @@ class ServiceFacts:
     delivery_backlog_age_seconds: float
     failed_deliveries: Mapping[str, int]  # of the last day, by target
     backup_age_seconds: float | None
+    backup_damaged_count: int  # objects that were missing or damaged when it was made
     failed_checks: Sequence[tuple[str, bool, str]] = field(default=())  # (name, is required, detail)
 
 
@@ -71,7 +72,7 @@ def find_problems(facts: ServiceFacts) -> list[Problem]:
 
 def _checks(facts: ServiceFacts) -> Iterator[Problem]:
     for name, is_required, detail in facts.failed_checks:
-        level: Level = "problem" if is_required or name == "disk" else "advice"
+        level: Level = "problem" if is_required or name in ("disk", "storage") else "advice"
         yield Problem(
             f"{name}_check_failed", level, f"{name}: {detail}.", CHECK_REMEDIES.get(name, "Read the API's log.")
         )
@@ -147,6 +148,11 @@ def _backups(facts: ServiceFacts) -> Iterator[Problem]:
     elif age > MAX_BACKUP_AGE_SECONDS:
         message = f"The last backup is {age / 86_400:.0f} days old."
         yield Problem("backup_old", "advice", message, "Make one: `tunery backup DIRECTORY`.")
+    if facts.backup_damaged_count:
+        count = _count(facts.backup_damaged_count, "object")
+        message = f"{count} were missing or damaged in storage when the last backup was made."
+        remedy = "`tunery fsck` names them; with --repair --from DIRECTORY it restores them from earlier backups."
+        yield Problem("backup_damaged", "problem", message, remedy)
 
 
 def _count(number: int, noun: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import shutil
 import tempfile
 import threading
@@ -22,6 +24,7 @@ from app.job_queue import WorkerNotifier
 from app.storage import Storage, StorageError
 
 TIMEOUT_SECONDS = 5.0
+READ_ONLY = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # errors of a storage that can still be read
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class ProbeResult:
 
 class HealthChecks:
     """The checks of one process. The broker is not required: jobs are accepted without it, and workers poll the
-    database. Nor is free disk space: a full disk refuses uploads, and reads still work."""
+    database. Nor is free space, on the disk or in the bucket: uploads are refused, and files are read and deleted."""
 
     def __init__(
         self, sessions: Sessions, storage: Storage, notifier: WorkerNotifier, data_dir: Path, low_disk_percent: float
@@ -117,15 +120,17 @@ def _database(sessions: Sessions) -> list[ProbeResult]:
 
 
 def _storage(storage: Storage) -> ProbeResult:
+    """Whether files can be read and written. Required is only the first."""
     try:
+        with contextlib.suppress(FileNotFoundError):
+            storage.stat("probes/none")
         with tempfile.TemporaryFile(dir=storage.staging) as file:
             file.write(b"ready")
             file.flush()
         storage.check()
-    except StorageError as error:
-        return _check("storage", False, "", str(error.strerror))
     except OSError as error:
-        return _check("storage", False, "", f"not writable: {error.strerror}")
+        detail = str(error.strerror) if isinstance(error, StorageError) else f"not writable: {error.strerror}"
+        return _check("storage", False, "", detail, required=error.errno not in READ_ONLY)
     return _check("storage", True, "writable", "")
 
 

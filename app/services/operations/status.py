@@ -36,8 +36,8 @@ class StatusView:
     delivery_backlog: status.Backlog
     failed_deliveries: Sequence[status.FailedDelivery]  # the latest of the last day
     storage: Sequence[status.ProjectStorage]
-    disk_free_bytes: int
-    disk_bytes: int
+    disk_free_bytes: int | None  # None: the data directory cannot be read
+    disk_bytes: int | None
     last_backup: status.Report | None
     read_at: datetime
 
@@ -47,7 +47,7 @@ class StatusView:
 
 
 def view(session: Session, project_id: str, checks: Sequence[ProbeResult], data_dir: Path) -> StatusView:
-    """Read the state of the service. `project_id` is the caller's, who must be an admin. Raises OSError."""
+    """Read the state of the service. `project_id` is the caller's, who must be an admin."""
     living = queue.view_workers(session, project_id, is_admin=True)
     facts_jobs, oldest = status.jobs_by_state(session), status.oldest_waiting(session)
     reports = status.reports(session)
@@ -70,9 +70,10 @@ def view(session: Session, project_id: str, checks: Sequence[ProbeResult], data_
         delivery_backlog_age_seconds=delivery_backlog.oldest_seconds,
         failed_deliveries=Counter(each.target for each in failed_deliveries),
         backup_age_seconds=None if backup is None else backup.age_seconds,
+        backup_damaged_count=0 if backup is None else backup.data.get("damaged", 0),
         failed_checks=[(check.name, check.required, check.detail) for check in checks if not check.ok],
     )
-    disk = shutil.disk_usage(data_dir)
+    disk_bytes, disk_free_bytes = _disk_space(data_dir)
     return StatusView(
         problems=find_problems(facts),
         checks=checks,
@@ -85,11 +86,20 @@ def view(session: Session, project_id: str, checks: Sequence[ProbeResult], data_
         delivery_backlog=delivery_backlog,
         failed_deliveries=failed_deliveries,
         storage=status.storage_by_project(session),
-        disk_free_bytes=disk.free,
-        disk_bytes=disk.total,
+        disk_free_bytes=disk_free_bytes,
+        disk_bytes=disk_bytes,
         last_backup=backup,
         read_at=status.server_time(session),
     )
+
+
+def _disk_space(data_dir: Path) -> tuple[int, int] | tuple[None, None]:
+    """Size and free space of the disk; None if it fails, for which the checks have the reason."""
+    try:
+        usage = shutil.disk_usage(data_dir)
+    except OSError:
+        return None, None
+    return usage.total, usage.free
 
 
 def _count_by_queue(views: Sequence[WorkerView]) -> dict[str, int]:

@@ -77,6 +77,12 @@ async def build(view: View) -> None:
     await show_audit(view, None)
 
 
+def _free_space(storage: dict[str, Any]) -> str:
+    if storage["disk_bytes"] is None:
+        return "the data directory cannot be read"
+    return f"{size(storage['disk_free_bytes'])} of {size(storage['disk_bytes'])}"
+
+
 async def _show_status(view: View, stored_bytes: int) -> None:
     """What is wrong with the service and what to do, and how full it is."""
     try:
@@ -94,7 +100,7 @@ async def _show_status(view: View, stored_bytes: int) -> None:
         facts(
             {
                 "Stored by all projects": size(stored_bytes),
-                "Free disk space": f"{size(storage['disk_free_bytes'])} of {size(storage['disk_bytes'])}",
+                "Free disk space": _free_space(storage),
                 "Workers": counted(len(status["workers"]), "worker"),
                 "Queued": counted(status["queue"]["queued"], "job"),
                 "Running": counted(status["queue"]["running"], "job"),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import threading
 import time
 from pathlib import Path
 
 import pytest
+from prometheus_client import REGISTRY
 from sqlalchemy import text, update
 
 from app.db.engine import transaction
@@ -238,6 +241,26 @@ class TestCleanup:
         with pytest.raises(FileNotFoundError):
             harness.resources.storage.stat(file.storage_key)
 
+    def test_an_object_that_cannot_be_deleted_keeps_no_other_one(
+        self, harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        storage = harness.resources.storage
+        with transaction(harness.sessions) as session:
+            first, second = (make_file(session, storage, harness.project) for _ in range(2))
+            files.delete_all(session, [first.id, second.id])
+        delete = storage.delete
+
+        def fail_once(key: str) -> None:
+            if key == first.storage_key:
+                raise OSError(errno.EIO, "Input/output error")
+            delete(key)
+
+        monkeypatch.setattr(storage, "delete", fail_once)
+        cleanup.purge_files(harness.resources)
+        with transaction(harness.sessions) as session:
+            purged = [session.get_one(File, file.id).purged_at is not None for file in (first, second)]
+        assert purged == [False, True]
+
     def test_the_object_of_a_deleted_file_is_kept_while_a_job_reads_it(self, harness: WorkerHarness) -> None:
         job = harness.create_queued_job()
         with transaction(harness.sessions) as session:
@@ -322,6 +345,25 @@ def test_a_round_runs_every_step(harness: WorkerHarness) -> None:
         assert expired_leases.count_held(session) == 0
 
 
+@pytest.mark.parametrize("error", [errno.EIO, errno.EROFS, errno.ESTALE])
+def test_a_data_directory_that_fails_keeps_no_round_from_its_work(
+    harness: WorkerHarness, reconciler: Reconciler, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(error, os.strerror(error))
+
+    def round_and_stop() -> bool:
+        harness.resources.stop.set()
+        return Reconciler.round(reconciler)
+
+    monkeypatch.setattr(Path, "touch", fail)
+    monkeypatch.setattr(shutil, "disk_usage", fail)
+    monkeypatch.setattr(reconciler, "round", round_and_stop)
+    rounds = REGISTRY.get_sample_value("tunery_reconciler_rounds_total", {"outcome": "done"}) or 0
+    reconciler.run()
+    assert REGISTRY.get_sample_value("tunery_reconciler_rounds_total", {"outcome": "done"}) == rounds + 1
+
+
 class TestLostWorkers:
     def test_a_worker_without_heartbeats_is_lost_until_it_returns(
         self, harness: WorkerHarness, reconciler: Reconciler
@@ -341,7 +383,10 @@ class TestLostWorkers:
             workers.heartbeat(session, "gpu0@host#1", "gpu", "host", 1, {})
             assert workers.lost(session) == []
 
-    def test_the_reconciler_reports_that_it_works(self, harness: WorkerHarness, reconciler: Reconciler) -> None:
-        reconciler.find_lost_workers()
+    def test_the_reconciler_reports_that_it_works_also_after_a_step_of_the_clock(
+        self, harness: WorkerHarness, reconciler: Reconciler, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(reconciler, "_is_server_clock_steady", lambda: False)
+        reconciler.round()
         with transaction(harness.sessions) as session:
             assert status.reports(session)["reconciler"].age_seconds < 60

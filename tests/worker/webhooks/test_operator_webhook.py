@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -22,7 +23,7 @@ from tests.factories import make_failed_job
 from tests.receiver import Receiver, receiving
 from tests.worker.worker_harness import WorkerHarness
 from worker.node.resources import Resources
-from worker.reconciler.reconciler import Reconciler
+from worker.reconciler.reconciler import DISK_LOW_MARGIN_PERCENT, Reconciler
 from worker.webhooks.sender import WebhookSender
 
 SECRET = new_secret()
@@ -91,7 +92,13 @@ def test_lost_workers_and_low_disk_space_are_announced_once(harness: WorkerHarne
     assert (lost, worker["worker"], worker["hostname"]) == ("operator.worker_lost", "gpu0@host#1", "host")
     assert low == "operator.disk_low"
     assert 0 < disk["free_bytes"] < disk["disk_bytes"]
-    reconciler.settings = reconciler.settings.model_copy(update={"low_disk_percent": 0})
+    usage = shutil.disk_usage(harness.resources.settings.data_dir)
+    about_the_limit = max(0.0, 100 * usage.free / usage.total - DISK_LOW_MARGIN_PERCENT / 2)
+    for percent in (about_the_limit, 100):
+        reconciler.settings = reconciler.settings.model_copy(update={"low_disk_percent": percent})
+        reconciler.check_disk()
+    assert len(events(harness.sessions)) == 2
+    reconciler.settings = reconciler.settings.model_copy(update={"low_disk_percent": -2})
     reconciler.check_disk()  # enough space is free again
     reconciler.settings = reconciler.settings.model_copy(update={"low_disk_percent": 100})
     reconciler.check_disk()

@@ -85,8 +85,8 @@ class ProjectStorageBody(Body):
 
 
 class StorageStatus(Body):
-    disk_free_bytes: int
-    disk_bytes: int
+    disk_free_bytes: int | None
+    disk_bytes: int | None
     projects: list[ProjectStorageBody]
 
 

@@ -107,6 +107,8 @@ def _deliveries_text(deliveries: dict[str, Any]) -> str:
 
 
 def _disk_text(storage: dict[str, Any]) -> str:
+    if storage["disk_bytes"] is None:
+        return "the data directory cannot be read"
     return f"{size_text(storage['disk_free_bytes'])} of {size_text(storage['disk_bytes'])} are free"
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import shutil
+
 import pytest
 from sqlalchemy import update
 from starlette.testclient import TestClient
@@ -28,6 +31,19 @@ def admin(sessions: Sessions, project: Project) -> dict[str, str]:
 
 def test_only_admins_see_it(client: TestClient) -> None:
     assert client.get(PATH).status_code == 403
+
+
+def test_a_data_directory_that_fails_hides_nothing_else(
+    client: TestClient, admin: dict[str, str], base_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(shutil, "disk_usage", fail)
+    answer = client.get(PATH, headers=admin)
+    assert answer.status_code == 200
+    assert answer.json()["storage"]["disk_free_bytes"] is None
+    assert "disk_check_failed" in {problem["code"] for problem in answer.json()["problems"]}
 
 
 def test_after_a_night_of_faults_one_answer_has_each_of_them(

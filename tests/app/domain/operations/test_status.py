@@ -24,6 +24,7 @@ HEALTHY = ServiceFacts(
     delivery_backlog_age_seconds=3.0,
     failed_deliveries={},
     backup_age_seconds=3600.0,
+    backup_damaged_count=0,
 )
 
 
@@ -49,6 +50,8 @@ def test_a_busy_service_with_failed_files_of_users_is_healthy() -> None:
         ({"backlog_age_seconds": 3600.0}, "webhooks_delayed", "problem"),
         ({"backup_age_seconds": None}, "no_backup", "advice"),
         ({"backup_age_seconds": 30 * 86_400.0}, "backup_old", "advice"),
+        ({"backup_damaged_count": 2}, "backup_damaged", "problem"),
+        ({"failed_checks": [("storage", False, "full")]}, "storage_check_failed", "problem"),
         ({"failed_checks": [("database", True, "away")]}, "database_check_failed", "problem"),
         ({"failed_checks": [("disk", False, "full")]}, "disk_check_failed", "problem"),
         ({"failed_checks": [("broker", False, "away")]}, "broker_check_failed", "advice"),

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from pathlib import Path
 
+import pytest
 from sqlalchemy import text
 
 from app.db.engine import Sessions, transaction
 from app.job_queue import WorkerNotifier
+from app.services.operations import health
 from app.services.operations.health import HealthChecks, disk_check
 from app.settings import Settings
 from app.storage import LocalStorage
+from tests.full_disk import small_disk
 
 
 class HangingStorage(LocalStorage):
@@ -52,6 +56,28 @@ def test_a_check_that_hangs_fails_alone_and_is_not_started_again(
     assert storage.calls == calls_before + 1
     storage.release.set()
     notifier.close()
+
+
+def test_a_full_storage_is_reported_and_not_required_as_files_can_be_read(
+    sessions: Sessions, settings: Settings, tmp_path: Path, base_model: str
+) -> None:
+    with small_disk(tmp_path / "disk", 1 << 20) as disk:
+        storage, notifier = LocalStorage(disk.path / "storage"), WorkerNotifier(settings.redis_url)
+        disk.fill()
+        results = {check.name: check for check in HealthChecks(sessions, storage, notifier, disk.path, 0).run()}
+        notifier.close()
+    assert results["storage"].ok is False
+    assert results["storage"].detail == "not writable: No space left on device"
+    assert all(check.ok for check in results.values() if check.required)
+
+
+@pytest.mark.parametrize(("error", "is_required"), [(errno.EROFS, False), (errno.EDQUOT, False), (errno.EIO, True)])
+def test_a_storage_that_cannot_be_read_is_required(tmp_path: Path, error: int, is_required: bool) -> None:
+    class FailingDisk(LocalStorage):
+        def check(self, size_bytes: int = 1) -> None:
+            raise OSError(error, "it fails")
+
+    assert health._storage(FailingDisk(tmp_path)).required == is_required
 
 
 def test_low_disk_space_is_reported_and_not_required(tmp_path: Path) -> None:
