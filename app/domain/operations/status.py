@@ -150,7 +150,7 @@ def _backups(facts: ServiceFacts) -> Iterator[Problem]:
         yield Problem("backup_old", "advice", message, "Make one: `tunery backup DIRECTORY`.")
     if facts.backup_damaged_count:
         count = _count(facts.backup_damaged_count, "object")
-        message = f"{count} were missing or damaged in storage when the last backup was made."
+        message = f"Missing or damaged in storage when the last backup was made: {count}."
         remedy = "`tunery fsck` names them; with --repair --from DIRECTORY it restores them from earlier backups."
         yield Problem("backup_damaged", "problem", message, remedy)
 
