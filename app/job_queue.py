@@ -33,6 +33,7 @@ class WorkerNotifier:
     def __init__(self, redis_url: str) -> None:
         self.celery = make_celery(redis_url)
         self._senders = {queue: _ThrottledSender(self, queue) for queue in LOOK_FOR_WORK}
+        metrics.begin(metrics.HINTS_SENT, LOOK_FOR_WORK, ["sent", "failed"])
 
     def after_commit(self, session: Session, queue: Queue) -> None:
         """Send a hint once `session` has committed; a rollback sends nothing."""

@@ -19,11 +19,14 @@ import app.telemetry.metrics  # noqa: F401  (registers the metrics)
 from app.domain.jobs.states import Reason
 from app.settings import Settings
 from tests.worker.node.test_gpu_metrics import OUTPUT
+from worker.deliveries.sender import DeliverySender
 from worker.jobs.lease import LEASE_LOST
+from worker.jobs.observed_attempt import begin_metrics
 from worker.node import gpu_metrics
 from worker.node.gpu_metrics import GpuMetrics
 from worker.node.resources import Resources, open_resources
 from worker.reconciler.service_metrics import ServiceMetrics
+from worker.webhooks.sender import WebhookSender
 
 ROOT = Path(__file__).resolve().parents[1]
 OPERATIONS = ROOT / "docs" / "operations"
@@ -112,6 +115,26 @@ def test_dashboard_and_alerts_name_reasons_that_exist() -> None:
     }
     assert named
     assert named - reasons == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "labels"),
+    [
+        ("attempts_ended_total", {"kind": "train", "reason": "trainer_crashed"}),
+        ("lease_renewals_total", {"outcome": "failed"}),
+        ("leases_lost_total", {"cause": "self_fenced"}),
+        ("plan_ratio_count", {"quantity": "memory"}),
+        ("delivery_attempts_total", {"kind": "vllm", "outcome": "failed"}),
+        ("webhook_attempts_total", {"outcome": "failed"}),
+        ("hints_sent_total", {"queue": "gpu", "outcome": "failed"}),
+    ],
+)
+def test_counters_exist_before_their_first_event(resources: Resources, name: str, labels: dict[str, str]) -> None:
+    """Prometheus sees no increase of a series that begins with 1."""
+    begin_metrics()
+    DeliverySender(resources)
+    WebhookSender(resources)
+    assert REGISTRY.get_sample_value(f"tunery_{name}", labels) is not None
 
 
 def test_every_alert_has_a_runbook_page_and_every_page_an_alert() -> None:

@@ -5,7 +5,9 @@ A counter costs about a microsecond. Labels have few values: route templates, re
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
+from itertools import product
 
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -31,8 +33,8 @@ SENT_BYTES = Counter("tunery_http_sent_bytes", "Bytes of response bodies.")
 HINTS_SENT = Counter("tunery_hints_sent", "Hints to workers.", ["queue", "outcome"])  # sent, failed
 HINTS_RECEIVED = Counter("tunery_hints_received", "Hints that this worker received.", ["queue"])
 
-# --- attempts: kind is validate, train, export or evaluate
-CLAIMS = Counter("tunery_claims", "Claimed jobs, exports and evaluations.", ["kind"])
+# --- attempts: kind is validate, train, export, evaluate or registration
+CLAIMS = Counter("tunery_claims", "Claimed jobs, exports, evaluations and registrations.", ["kind"])
 LEASE_RENEWALS = Counter("tunery_lease_renewals", "Renewals of leases.", ["outcome"])  # confirmed, failed
 LEASES_LOST = Counter(
     "tunery_leases_lost",
@@ -41,7 +43,7 @@ LEASES_LOST = Counter(
 )
 LEASES_REAPED = Counter(
     "tunery_leases_reaped", "Attempts of lost workers that the reconciler ended.", ["of"]
-)  # job, export
+)  # job, export, evaluation, registration
 ATTEMPTS_RUNNING = Gauge("tunery_attempts_running", "Attempts that this worker runs now.", ["kind"])
 ATTEMPTS_ENDED = Counter("tunery_attempts_ended", "Ended attempts by reason.", ["kind", "reason"])
 ATTEMPT_SECONDS = Histogram(
@@ -95,6 +97,15 @@ ROUND_SECONDS = Gauge("tunery_reconciler_round_duration_seconds", "Duration of t
 def set_build(process: str) -> None:
     """Set the metric with the version, so that it names this process."""
     BUILD.labels(process, own_version()).set(1)
+
+
+def begin(metric: Counter | Histogram, *values: Iterable[str]) -> None:
+    """Expose every combination of these values of the labels with 0, at the start of a process.
+
+    For Prometheus a series that appears with 1 has not increased, so that an alert would miss the first event.
+    """
+    for labels in product(*values):
+        metric.labels(*labels)
 
 
 def own_version() -> str:

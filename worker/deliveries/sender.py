@@ -33,6 +33,7 @@ from app.domain.deliveries.targets import (
     HuggingFaceDestination,
     S3Destination,
     SglangDestination,
+    TargetKind,
     VllmDestination,
     parse_destination,
 )
@@ -60,6 +61,7 @@ SENDER_THREADS = 8
 LEASE_SECONDS = 60.0  # how long a delivery rests after its sender was killed
 RENEW_SECONDS = 15.0
 REPORT_SECONDS = 10.0
+OUTCOMES = ("delivered", "withdrawn", "present", "failed", "refused")
 LOST_CREDENTIALS_SECONDS = 60.0  # until it looks for the key again, which connects to nothing
 MAX_ERROR_CHARACTERS = 2_000
 MIN_HIDDEN_CHARACTERS = 8  # fewer are a part of other words, and no secret
@@ -75,6 +77,7 @@ class DeliverySender:
         self._in_flight: dict[str, ClaimedDelivery] = {}
         self._renewed_at = 0.0
         self._reported_at = -float("inf")
+        metrics.begin(metrics.DELIVERY_ATTEMPTS, [kind.value for kind in TargetKind], OUTCOMES)
         self._lock = threading.Lock()
         trust_database(resources.engine)
 

@@ -5,18 +5,28 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, get_args
 
 import structlog
 
 from app.db.tables import Job
 from app.domain.jobs.states import FINAL_STATE, JobState, Reason
 from app.telemetry import metrics, tracing
-from worker.jobs.lease import LEASE_LOST, LeaseKeeper
+from worker.jobs.lease import LEASE_LOST, LeaseKeeper, LossCause
 
 AttemptKind = Literal["validate", "train", "export", "evaluate", "registration"]
 ID_NAMES = {"export": "export", "evaluate": "evaluation", "registration": "registration"}  # of the row; else "job"
 GOOD_REASONS = {reason.value for reason in Reason if FINAL_STATE[reason] != JobState.FAILED} | {LEASE_LOST}
+
+
+def begin_metrics() -> None:
+    """Expose the counters of attempts with 0."""
+    kinds = get_args(AttemptKind)
+    metrics.begin(metrics.CLAIMS, kinds)
+    metrics.begin(metrics.ATTEMPTS_ENDED, kinds, [*(reason.value for reason in Reason), LEASE_LOST])
+    metrics.begin(metrics.LEASE_RENEWALS, ["confirmed", "failed"])
+    metrics.begin(metrics.LEASES_LOST, get_args(LossCause))
+    metrics.begin(metrics.PLAN_RATIO, ["memory", "time"])
 
 
 @contextmanager

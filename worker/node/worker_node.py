@@ -28,6 +28,7 @@ from worker.base_models.registrar import Registrar
 from worker.exports.exporter import Exporter, supported_types
 from worker.health import write_heartbeat
 from worker.jobs.lease import DATABASE_UNAVAILABLE, first_line
+from worker.jobs.observed_attempt import begin_metrics
 from worker.jobs.supervisor import JobSupervisor
 from worker.jobs.trainer_process import TRAINER_COMMAND
 from worker.node.device import describe_machine
@@ -93,6 +94,7 @@ class WorkerNode:
             target=self._heartbeat_loop, args=(resources, models), name="heartbeat", daemon=True
         )
         self._heartbeat_thread.start()
+        begin_metrics()
         self._metrics_server = start_metrics_server(self.settings, f"worker:{node.partition('@')[0]}")
         if self._metrics_server is not None and "gpu" in self.slots:
             REGISTRY.register(GpuMetrics())

@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from http import HTTPStatus
 
@@ -59,6 +60,7 @@ class WebhookSender:
         self._thread_freed = threading.Event()
         self._reported_at = -float("inf")
         self._is_operator_endpoint_set = False
+        metrics.begin(metrics.WEBHOOK_ATTEMPTS, ["delivered", "failed"])
 
     def run(self) -> None:
         """Run rounds until `resources.stop` is set; deliveries in flight are then finished."""
@@ -80,15 +82,17 @@ class WebhookSender:
 
     def _set_operator_endpoint(self) -> None:
         """Create or delete the operator's endpoint, as the settings say; once, when the database is available."""
-        url, settings = self.settings.operator_webhook_url, self.settings
+        url, settings, reason = self.settings.operator_webhook_url, self.settings, None
         try:
             if url is not None:
                 url = rules.check_url(url, settings.webhook_allow_http, settings.webhook_networks)
         except BadRequest as error:
-            log.error("the operator's webhook is off", why=f"TUNERY_OPERATOR_WEBHOOK_URL: {error}")
-            url = None
+            reason = f"TUNERY_OPERATOR_WEBHOOK_URL: {error}"
+            log.error("the operator's webhook is off", why=reason)
         with transaction(self.resources.sessions) as session:
             operator.set_endpoint(session, url)
+            if reason is not None:  # `tunery status` shows it
+                endpoints.disable(session, operator.ENDPOINT_ID, reason)
         self._is_operator_endpoint_set = True
 
     def _report_if_due(self) -> None:
@@ -114,8 +118,10 @@ class WebhookSender:
             response = self._send(claimed, self._signing_secrets(claimed))
         except NoSecretKey as error:
             response = WebhookResponse(0, error=f"The event cannot be signed: {error}")
-            is_key_lost = isinstance(error, LostKey)
+            is_key_lost = True
         outcome = self._outcome(claimed, response)
+        if is_key_lost and not claimed.is_test:
+            outcome = replace(outcome, retry_seconds=0, is_try=False)
         metrics.WEBHOOK_ATTEMPTS.labels("delivered" if outcome.is_delivered else "failed").inc()
         metrics.WEBHOOK_SECONDS.observe(outcome.duration_ms / 1000)
         with transaction(self.resources.sessions) as session:

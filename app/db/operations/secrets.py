@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime
 
 from sqlalchemy import select
 from sqlalchemy.exc import InvalidRequestError
@@ -29,9 +30,11 @@ def rows(session: Session) -> Iterator[SecretRow]:
     )
 
 
-def stored(row: SecretRow) -> dict[str, str]:
-    """The stored secrets of a row by column."""
+def stored(row: SecretRow, now: datetime) -> dict[str, str]:
+    """The stored secrets of a row by column; not a previous one that signs no more at this time of PostgreSQL."""
     found = {name: getattr(row, name) for name in COLUMNS[type(row)]}
+    if isinstance(row, WebhookEndpoint) and row.previous_secret_expires_at and row.previous_secret_expires_at <= now:
+        del found["previous_secret"]
     return {name: value for name, value in found.items() if value is not None}
 
 

@@ -65,7 +65,10 @@ class ClaimedWebhookDelivery:
 
 @dataclass(frozen=True)
 class DeliveryOutcome:
-    """The outcome of an attempt. `retry_seconds` is None if there is no further attempt."""
+    """The outcome of an attempt. `retry_seconds` is None if there is no further attempt.
+
+    One that could send nothing is no try: the schedule of retries does not go on.
+    """
 
     is_delivered: bool
     duration_ms: int
@@ -73,6 +76,7 @@ class DeliveryOutcome:
     error: str | None
     response: str | None
     retry_seconds: float | None
+    is_try: bool = True
 
 
 def claim(session: Session, limit: int, lease_seconds: float, busy: Sequence[str] = ()) -> list[ClaimedWebhookDelivery]:
@@ -199,6 +203,7 @@ def delete_old(session: Session, keep_seconds: float, limit: int = 10_000) -> in
 
 def _next_columns(outcome: DeliveryOutcome) -> dict[str, Any]:
     if not outcome.is_delivered and outcome.retry_seconds is not None:
-        return {"next_attempt_at": func.clock_timestamp() + timedelta(seconds=outcome.retry_seconds)}
+        tries = WebhookDelivery.tries - (0 if outcome.is_try else 1)
+        return {"next_attempt_at": func.clock_timestamp() + timedelta(seconds=outcome.retry_seconds), "tries": tries}
     state = "delivered" if outcome.is_delivered else "failed"
     return {"state": state, "next_attempt_at": null(), "finished_at": func.clock_timestamp()}

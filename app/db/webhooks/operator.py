@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from sqlalchemy import delete, func, null, text
+from sqlalchemy import delete, func, null, select, text
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
@@ -31,6 +31,11 @@ def set_endpoint(session: Session, url: str | None) -> None:
     values |= {"disabled_reason": null(), "updated_at": func.clock_timestamp()}
     statement = upsert(WebhookEndpoint).values(id=ENDPOINT_ID, name="operator", secret=NO_SECRET, **values)
     session.execute(statement.on_conflict_do_update(index_elements=["id"], set_=values))
+
+
+def disabled_reason(session: Session) -> str | None:
+    """Why the endpoint is disabled; None if it is enabled, or the operator has none."""
+    return session.scalar(select(WebhookEndpoint.disabled_reason).where(WebhookEndpoint.id == ENDPOINT_ID))
 
 
 def announce(

@@ -46,6 +46,7 @@ class ServiceFacts:
     failed_by_code: Mapping[str, int]  # jobs of the last day
     silent_seconds: Mapping[ServiceName, float | None]
     has_webhooks: bool
+    operator_webhook_off: str | None  # why the operator's webhook is disabled
     backlog_age_seconds: float
     has_delivery_targets: bool
     delivery_backlog_age_seconds: float
@@ -128,6 +129,10 @@ def _webhooks(facts: ServiceFacts) -> Iterator[Problem]:
     if facts.backlog_age_seconds > MAX_BACKLOG_SECONDS:
         message = f"A webhook delivery has been due for {facts.backlog_age_seconds / 60:.0f} minutes."
         yield Problem("webhooks_delayed", "problem", message, "Read the log of the webhook sender.")
+    if facts.operator_webhook_off is not None:
+        message = f"The operator's webhook is off: {facts.operator_webhook_off.removesuffix('.')}."
+        remedy = "Correct its URL or its receiver, and restart the webhook sender, which enables it."
+        yield Problem("operator_webhook_off", "problem", message, remedy)
 
 
 def _deliveries(facts: ServiceFacts) -> Iterator[Problem]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from sqlalchemy.orm import Session
 
@@ -11,6 +12,7 @@ from app.db import encryption
 from app.db.encryption import Protection
 from app.db.operations import secrets
 from app.db.operations.secrets import SecretRow
+from app.db.operations.status import server_time
 from app.db.tables import WebhookEndpoint
 from app.domain.webhooks import secret_hint
 from app.errors import BadRequest
@@ -40,7 +42,8 @@ class Rotation:
 
 def view(session: Session, keys: Sequence[str]) -> list[SecretView]:
     """Every secret with its protection; with several columns, the worst of them."""
-    return [_view(keys, row) for row in secrets.rows(session)]
+    now = server_time(session)
+    return [_view(keys, row, now) for row in secrets.rows(session)]
 
 
 def rotate(session: Session, keys: Sequence[str], limit: int) -> Rotation:
@@ -50,11 +53,12 @@ def rotate(session: Session, keys: Sequence[str], limit: int) -> Rotation:
     """
     if not keys:
         raise BadRequest("This server has no TUNERY_SECRET_KEYS; set it to a key, restart the service, and try again.")
-    due = [row for row in secrets.rows(session) if _view(keys, row).protection in ROTATED]
+    now = server_time(session)
+    due = [row for row in secrets.rows(session) if _is_due(keys, row, now)]
     rotated = 0
     for row in due[:limit]:
         locked = secrets.lock(session, row)
-        for name, value in secrets.stored(locked).items() if locked is not None else ():
+        for name, value in secrets.stored(locked, now).items() if locked is not None else ():
             if encryption.protection(keys, value)[0] in ROTATED:
                 secret = encryption.reveal(keys, value)
                 if isinstance(locked, WebhookEndpoint) and name == "secret":
@@ -66,7 +70,12 @@ def rotate(session: Session, keys: Sequence[str], limit: int) -> Rotation:
     return Rotation(rotated, max(0, len(due) - limit), lost)
 
 
-def _view(keys: Sequence[str], row: SecretRow) -> SecretView:
-    found = [encryption.protection(keys, value) for value in secrets.stored(row).values()]
+def _is_due(keys: Sequence[str], row: SecretRow, now: datetime) -> bool:
+    """Whether a secret of the row is to be re-encrypted, also if another one of it is lost."""
+    return any(encryption.protection(keys, value)[0] in ROTATED for value in secrets.stored(row, now).values())
+
+
+def _view(keys: Sequence[str], row: SecretRow, now: datetime) -> SecretView:
+    found = [encryption.protection(keys, value) for value in secrets.stored(row, now).values()]
     worst, key = min(found, key=lambda each: WORST_FIRST.index(each[0]))
     return SecretView(secrets.KINDS[type(row)], row.id, row.name, row.project_id, worst, key)

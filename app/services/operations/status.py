@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from app.db.operations import status
 from app.db.scheduling import workers
+from app.db.webhooks import operator
 from app.domain.operations.status import Problem, ServiceFacts, ServiceName, find_problems
 from app.services import queue
 from app.services.operations.health import ProbeResult
@@ -65,6 +66,7 @@ def view(session: Session, project_id: str, checks: Sequence[ProbeResult], data_
         failed_by_code=failed_by_code,
         silent_seconds={name: reports[name].age_seconds if name in reports else None for name in SERVICES},
         has_webhooks=status.has_webhooks(session),
+        operator_webhook_off=operator.disabled_reason(session),
         backlog_age_seconds=status.webhook_backlog(session).oldest_seconds,
         has_delivery_targets=status.has_delivery_targets(session),
         delivery_backlog_age_seconds=delivery_backlog.oldest_seconds,

@@ -126,11 +126,31 @@ def test_without_the_setting_the_endpoint_and_its_deliveries_are_deleted(
     assert events(harness.sessions) == []
 
 
-def test_a_url_that_the_rules_refuse_turns_the_webhook_off(sessions: Sessions, sender: WebhookSender) -> None:
-    sender.settings = sender.settings.model_copy(update={"webhook_allow_http": False})
+def test_a_url_that_the_rules_refuse_turns_the_webhook_off_and_the_reason_is_known(
+    sessions: Sessions, sender: WebhookSender
+) -> None:
+    settings = sender.settings
+    sender.settings = settings.model_copy(update={"webhook_allow_http": False})
     sender._set_operator_endpoint()
     with transaction(sessions) as session:
-        assert session.scalars(select(WebhookEndpoint)).all() == []
+        assert not session.get_one(WebhookEndpoint, operator.ENDPOINT_ID).enabled
+        assert (operator.disabled_reason(session) or "").startswith("TUNERY_OPERATOR_WEBHOOK_URL: ")
+    sender.settings = settings
+    sender._set_operator_endpoint()
+    with transaction(sessions) as session:
+        assert operator.disabled_reason(session) is None
+
+
+def test_a_receiver_that_is_gone_turns_the_webhook_off(
+    harness: WorkerHarness, sender: WebhookSender, receiver: Receiver
+) -> None:
+    receiver.answers.append(410)
+    with transaction(harness.sessions) as session:
+        operator.announce(session, "operator.disk_low", {})
+    with ThreadPoolExecutor(1) as pool:
+        sender.round(pool)
+    with transaction(harness.sessions) as session:
+        assert operator.disabled_reason(session) == "it responded with 410 Gone"
 
 
 @pytest.mark.parametrize(

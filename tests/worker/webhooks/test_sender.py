@@ -529,3 +529,23 @@ class TestEncryptedSecrets:
         make_due(sessions)
         deliver_due(sender)
         assert len(receiver.received) == 2
+
+    @pytest.mark.parametrize("keys", ["", Fernet.generate_key().decode()], ids=["no key", "another key"])
+    def test_without_the_key_a_delivery_is_never_given_up(
+        self, sender: WebhookSender, sessions: Sessions, project: Project, receiver: Receiver, keys: str
+    ) -> None:
+        endpoint = self.endpoint(sessions, project, receiver.url, new_secret(), self.KEY)
+        announce(sessions, project)
+        with transaction(sessions) as session:
+            session.execute(update(WebhookDelivery).values(attempt=100, tries=100))  # the next try is the last
+        configured = sender.settings
+        sender.settings = configured.model_copy(update={"secret_keys": SecretStr(keys)})
+        deliver_due(sender)
+        assert not endpoint_now(sessions, endpoint).enabled
+        [delivery] = outbox(sessions)
+        assert (delivery.state, delivery.tries) == ("pending", 100)
+        sender.settings = configured
+        with transaction(sessions) as session:
+            endpoints.enable(session, session.get_one(WebhookEndpoint, endpoint.id))
+        deliver_due(sender)
+        assert len(receiver.received) == 1

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 
 import pytest
 from cryptography.fernet import Fernet
-from sqlalchemy import update
+from sqlalchemy import func, update
 from sqlalchemy.orm import Session
 
 from app.db import encryption
@@ -88,6 +89,24 @@ def test_a_rotation_re_encrypts_everything_but_lost_secrets_and_may_be_interrupt
         assert stored is not None
         assert credentials.decrypt([NEW], stored) == {"api_key": "k"}
         assert secrets.rotate(session, [NEW], limit=10) == secrets.Rotation(0, 0, 1)
+
+
+def test_a_previous_secret_that_is_lost_keeps_no_other_from_being_re_encrypted(
+    sessions: Sessions, project: Project
+) -> None:
+    with transaction(sessions) as session:
+        endpoint, _ = make_endpoint(session, project, [OTHER])
+        row = session.get_one(WebhookEndpoint, endpoint)
+        endpoints.rotate(session, row, "whsec_bmV3ZXI=", True, [OLD])
+    with transaction(sessions) as session:
+        assert protections(session, [NEW, OLD])[endpoint][0] == Protection.LOST
+        assert secrets.rotate(session, [NEW, OLD], limit=10) == secrets.Rotation(1, 0, 1)
+        assert encryption.reveal([NEW], session.get_one(WebhookEndpoint, endpoint).secret) == "whsec_bmV3ZXI="
+        past = func.clock_timestamp() - timedelta(seconds=1)
+        session.execute(update(WebhookEndpoint).values(previous_secret_expires_at=past))
+        session.expire_all()
+        assert protections(session, [NEW])[endpoint][0] == Protection.CURRENT
+        assert secrets.rotate(session, [NEW, OLD], limit=10) == secrets.Rotation(0, 0, 0)
 
 
 def test_two_operators_who_rotate_at_once_lose_nothing(sessions: Sessions, project: Project) -> None:
