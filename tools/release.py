@@ -20,6 +20,7 @@ VERSIONED = {
     "pyproject.toml": r'^version = "([^"]+)"$',
     "docker-compose.yml": r"^  image: tunery-(?:api|worker):(\S+)$",
     "examples/kubernetes/tunery.yaml": r"image: \S+/tunery-(?:api|worker):(\S+)$",
+    "examples/kubernetes/backup.yaml": r"image: \S+/tunery-api:(\S+)$",
     "examples/kubernetes/README.md": r"--tag \S+/tunery-api:(\S+)",
 }
 

@@ -15,6 +15,7 @@ from tests.deploy import compose, dockerfile
 
 FILE = Path(__file__).parents[2] / "examples" / "kubernetes" / "tunery.yaml"
 OBJECTS: list[dict[str, Any]] = list(yaml.safe_load_all(FILE.read_text(encoding="utf-8")))
+BACKUP: list[dict[str, Any]] = list(yaml.safe_load_all(FILE.with_name("backup.yaml").read_text(encoding="utf-8")))
 PODS = {
     each["metadata"]["name"]: each["spec"]["template"]["spec"] for each in OBJECTS if "template" in each.get("spec", {})
 }
@@ -23,7 +24,7 @@ COMPOSE = {name: service for name, service in compose.services().items() if comp
 WITHOUT_SETTINGS = {"web"}  # a client of the API: no database, no secret
 
 
-@pytest.mark.parametrize("body", OBJECTS, ids=lambda body: f"{body['kind']} {body['metadata']['name']}")
+@pytest.mark.parametrize("body", [*OBJECTS, *BACKUP], ids=lambda body: f"{body['kind']} {body['metadata']['name']}")
 def test_every_object_is_valid(body: dict[str, Any]) -> None:
     kubernetes_validate.validate(body, "1.37", strict=True)
 
@@ -73,6 +74,25 @@ class TestPod:
         claimed = {each["metadata"]["name"] for each in owner["spec"].get("volumeClaimTemplates", [])}
         volumes = {volume["name"] for volume in PODS[name].get("volumes", [])} | claimed
         assert {mount["name"] for mount in CONTAINERS[name].get("volumeMounts", [])} == volumes
+
+
+def test_the_upgrade_starts_workers_before_the_api_and_forgets_no_process() -> None:
+    readme = FILE.with_name("README.md").read_text(encoding="utf-8")
+    migrate, workers = re.findall(
+        r"apply --filename tunery.yaml --selector (?:process=|'process in \()([\w,-]+)", readme
+    )
+    labels = {each["metadata"]["labels"]["process"] for each in OBJECTS if "template" in each.get("spec", {})}
+    assert labels == PODS.keys()
+    assert migrate == "migrate"
+    assert set(workers.split(",")) == labels - {"migrate", "api", "web"}
+
+
+def test_the_backup_has_the_settings_and_the_image_of_the_api() -> None:
+    pod = BACKUP[1]["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["args"][:2] == ["tunery", "backup"]
+    assert (container["image"], container["envFrom"]) == (CONTAINERS["api"]["image"], CONTAINERS["api"]["envFrom"])
+    assert {each["name"] for each in container["volumeMounts"]} == {each["name"] for each in pod["volumes"]}
 
 
 def test_every_setting_is_one_that_tunery_reads() -> None:

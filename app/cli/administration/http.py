@@ -23,7 +23,7 @@ from app.cli.administration.records import (
     SecretRecord,
 )
 from app.cli.client.http import Client, Json
-from app.cli.errors import NotFoundError, UsageError
+from app.cli.errors import CliError, NotFoundError, UsageError
 from app.domain.access.scopes import validated_scopes
 from app.domain.base_models.registrations import FINISHED
 from app.domain.operations.retention import RetentionKind
@@ -65,8 +65,9 @@ class HttpAdministration:
 
     def api_keys(self) -> list[KeyRecord]:
         """Oldest first, as on the database."""
-        names = {each["id"]: each["name"] for each in self._client.pages(PROJECTS, MAX_PAGE, include_archived=True)}
         rows = list(self._client.pages(KEYS, MAX_PAGE, include_revoked=True))
+        # after the keys: a project that is created in between has none of these
+        names = {each["id"]: each["name"] for each in self._client.pages(PROJECTS, MAX_PAGE, include_archived=True)}
         return [_key(each, str(names[each["project_id"]])) for each in reversed(rows)]
 
     def create_key(
@@ -122,7 +123,10 @@ class HttpAdministration:
             on_note(note)
         if row["error"] is not None:
             raise UsageError(row["error"]["message"])
-        return next(model for model in self.base_models() if model.name == name)
+        for model in self.base_models():
+            if model.name == name:
+                return model
+        raise CliError(f"The base model {name} was registered, and has been removed since by another command.")
 
     def remove_base_model(self, name: str) -> None:
         self._client.delete(f"{ORGANIZATION}/base_models/{quote(name, safe='')}")

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.core
@@ -17,8 +18,9 @@ from sqlalchemy import select
 from typer.main import get_group
 
 from app.cli.administration.http import HttpAdministration
-from app.cli.client.http import Client
+from app.cli.client.http import Client, Json
 from app.cli.client.service_discovery import ServiceAddress
+from app.cli.errors import CliError
 from app.cli.main import app as command_line
 from app.db.access import keys
 from app.db.engine import Sessions, transaction
@@ -282,6 +284,38 @@ def test_two_operators_who_create_the_same_project_at_once_get_one_project_and_o
         assert len(refusals) == len(operators) - 1
         assert all('a project "lab" exists already' in refusal for refusal in refusals)
         assert sorted(project.name for project in operators[0].projects(with_archived=True)) == ["default", "lab"]
+
+
+def test_keys_are_listed_while_another_operator_creates_a_project(live_server: LiveServer, admin_key: str) -> None:
+    with closing(Client(ServiceAddress(live_server.root, admin_key))) as client:
+        other, get = HttpAdministration(client), client.get
+
+        def get_and_create(path: str, **params: Any) -> Json:
+            found = get(path, **params)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(client, "get", get)
+                other.create_key(f"lab-{len(path)}", "key", ["jobs:read"], None, create_project=True)
+            return found
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(client, "get", get_and_create)
+            assert [key.project for key in other.api_keys()] == ["default"]
+
+
+def test_a_base_model_that_another_operator_removes_at_once_is_named() -> None:
+    class ClientOfTheSecond:
+        def post(self, path: str, _: Json) -> Json:
+            return {"id": "reg_1", "status": "succeeded", "notes": [], "error": None}
+
+        def get(self, path: str, **_: Any) -> Json:
+            return {"data": [], "has_more": False}
+
+        def pages(self, *_: Any, **__: Any) -> Iterator[Json]:
+            return iter(())
+
+    client: Any = ClientOfTheSecond()
+    with pytest.raises(CliError, match="has been removed since"):
+        HttpAdministration(client)._register("Org/Tiny", {}, lambda _: None)
 
 
 def test_commands_that_need_the_host_say_so_in_their_help() -> None:
