@@ -26,6 +26,10 @@ class CredentialsLost(DeliveryError):
     """The target's credentials cannot be decrypted; the attempt does not count."""
 
 
+class EvaluationPending(DeliveryError):
+    """The evaluation that decides on the delivery has not ended; the attempt does not count."""
+
+
 @dataclass(frozen=True)
 class AdapterDelivery:
     """An adapter for a target."""

@@ -46,6 +46,7 @@ from worker.deliveries.destination import (
     Delivered,
     DeliveryError,
     DeliveryRefused,
+    EvaluationPending,
     Target,
 )
 from worker.deliveries.directory import DirectoryTarget
@@ -61,8 +62,10 @@ SENDER_THREADS = 8
 LEASE_SECONDS = 60.0  # how long a delivery rests after its sender was killed
 RENEW_SECONDS = 15.0
 REPORT_SECONDS = 10.0
-OUTCOMES = ("delivered", "withdrawn", "present", "failed", "refused")
-LOST_CREDENTIALS_SECONDS = 60.0  # until it looks for the key again, which connects to nothing
+OUTCOMES = ("delivered", "withdrawn", "present", "failed", "refused", "waiting")
+OUTCOMES_OF_ERRORS: Mapping[type[DeliveryError], str] = {DeliveryRefused: "refused", EvaluationPending: "waiting"}
+# Until it looks again for the key, or for the end of the evaluation, which connects to nothing.
+UNCOUNTED_SECONDS: Mapping[type[DeliveryError], float] = {CredentialsLost: 60.0, EvaluationPending: 20.0}
 MAX_ERROR_CHARACTERS = 2_000
 MIN_HIDDEN_CHARACTERS = 8  # fewer are a part of other words, and no secret
 
@@ -115,7 +118,7 @@ class DeliverySender:
             outcome = self._carry_out_in_time(claimed)
         except DeliveryError as error:
             self._record_failure(claimed, error)
-            outcome = "refused" if isinstance(error, DeliveryRefused) else "failed"
+            outcome = OUTCOMES_OF_ERRORS.get(type(error), "failed")
         except DATABASE_UNAVAILABLE:
             raise
         except Exception as error:
@@ -227,7 +230,7 @@ class DeliverySender:
                 _adapter_delivery(claimed), deliveries.locations_of_name(session, claimed.delivery)
             )
         if verdict is not None and not verdict.is_allowed:
-            refusal = DeliveryError if verdict.is_allowed is None else DeliveryRefused
+            refusal = EvaluationPending if verdict.is_allowed is None else DeliveryRefused
             raise refusal(f"The condition of the evaluation (promote_if) does not allow it: {verdict.reason}")
         if len(rows) < len(claimed.checkpoint.file_ids):
             raise DeliveryRefused("Files of the adapter were deleted, so it cannot be delivered")
@@ -274,8 +277,8 @@ class DeliverySender:
             case _:
                 seconds = states.retry_delay_seconds(delivery.tries, jitter)
         columns: dict[str, Any] = {"error": str(error)[:MAX_ERROR_CHARACTERS]}
-        if isinstance(error, CredentialsLost):
-            seconds, columns["tries"] = LOST_CREDENTIALS_SECONDS, delivery.tries - 1
+        if type(error) in UNCOUNTED_SECONDS:
+            seconds, columns["tries"] = UNCOUNTED_SECONDS[type(error)], delivery.tries - 1
         if isinstance(error, DeliveryRefused):
             seconds = None
             columns["served_check"] = _dumped(error.check)
