@@ -7,12 +7,22 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from app.domain.evaluations.templates import SAMPLE, paths_of
 
 MAX_GRADERS = 16
 MAX_TEMPLATE_CHARACTERS = 20_000
+TEXTS = ("input_text", "output_text")
 OUTPUT, REFERENCE = "{{ sample.output_text }}", "{{ item.reference_answer }}"
 METRICS = ("fuzzy_match", "bleu", "rouge_1", "rouge_2", "rouge_3", "rouge_4", "rouge_5", "rouge_l")
 REFUSED_METRICS = {
@@ -25,6 +35,14 @@ REFUSED_METRICS = {
 def _check_template(text: str) -> str:
     paths_of(text)
     return text
+
+
+def _text_of(content: Any) -> Any:
+    """The text of a content in the shape in which OpenAI's evals return it; anything else as it is."""
+    parts = content if isinstance(content, list) and content else [content]
+    is_text = all(isinstance(part, dict) and set(part) == {"type", "text"} and part["type"] in TEXTS for part in parts)
+    texts = [part["text"] for part in parts] if is_text else []
+    return "".join(texts) if texts and all(isinstance(text, str) for text in texts) else content
 
 
 Template = Annotated[str, Field(max_length=MAX_TEMPLATE_CHARACTERS), AfterValidator(_check_template)]
@@ -76,7 +94,11 @@ class GraderMessage(Shape):
     """A message to the model that scores."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Template
+    content: Annotated[
+        Template,
+        BeforeValidator(_text_of),
+        Field(description='A text; `{"type": "input_text", "text": ...}`, as OpenAI returns it, is one, too.'),
+    ]
     type: Literal["message"] | None = None
 
 

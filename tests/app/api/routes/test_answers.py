@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx2
+import openai
 import pytest
 from cryptography.fernet import Fernet
 from sqlalchemy import update
@@ -308,6 +309,22 @@ class TestStreams:
         error = json.loads(received[-1].removeprefix("data: "))["error"]
         assert (error["type"], error["code"]) == ("server_error", "engine_failed")
         assert "in the middle" in error["message"]
+
+    @pytest.mark.parametrize("path", ["chat", "completions"])
+    def test_the_official_client_raises_an_error_after_the_texts_of_an_engine_that_dies(
+        self, live_server: LiveServer, api_key: str, server: AnsweringEngine, delivered: Deliverer, path: str
+    ) -> None:
+        server.dies_after = 2
+        model, received = delivered(server.url), []
+        with openai.OpenAI(base_url=live_server.url, api_key=api_key, max_retries=0) as client:
+            if path == "chat":
+                stream: Any = client.chat.completions.create(model=model, messages=MESSAGES, stream=True)
+            else:
+                stream = client.completions.create(model=model, prompt="hi", stream=True)
+            with pytest.raises(openai.APIError, match="in the middle of its answer") as raised:
+                received.extend(stream)
+        assert len(received) == 2
+        assert raised.value.code == "engine_failed"
 
     def test_an_event_that_is_no_json_ends_the_stream_with_an_error(
         self, live_server: LiveServer, api_key: str, server: AnsweringEngine, delivered: Deliverer

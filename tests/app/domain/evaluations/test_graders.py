@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from app.domain.evaluations.graders import ScoreModel
+
+TEXT = {"type": "input_text", "text": "{{ sample.output_text }}"}
+
+
+def score_model(content: Any) -> ScoreModel:
+    message = {"type": "message", "role": "user", "content": content}
+    return ScoreModel.model_validate({"type": "score_model", "name": "judge", "model": "m", "input": [message]})
+
+
+class TestScoreModel:
+    @pytest.mark.parametrize("content", [TEXT["text"], TEXT, [TEXT]])
+    def test_a_text_may_have_the_shape_in_which_openais_evals_return_it(self, content: Any) -> None:
+        (message,) = score_model(content).input
+        assert message.content == "{{ sample.output_text }}"
+
+    def test_several_texts_are_one(self) -> None:
+        (message,) = score_model([{"type": "output_text", "text": "a "}, {"type": "input_text", "text": "b"}]).input
+        assert message.content == "a b"
+
+    @pytest.mark.parametrize(
+        "content", [[], {}, [TEXT, {"type": "input_image", "image_url": "x"}], {"type": "input_text", "text": 3}]
+    )
+    def test_anything_else_is_refused(self, content: Any) -> None:
+        with pytest.raises(ValidationError, match="valid string"):
+            score_model(content)
+
+    def test_its_template_is_checked(self) -> None:
+        with pytest.raises(ValidationError, match="item"):
+            score_model({"type": "input_text", "text": "{{ items.a }}"})
