@@ -75,6 +75,9 @@ class EngineStandIn:
         name, path = body["lora_name"], Path(body["lora_path"])
         if name in self.loaded and not body.get("load_inplace"):
             return 400, self._error(f"The lora adapter '{name}' has already been loaded.")
+        if not (path / "adapter_config.json").exists():
+            text = f"Loading lora {name} failed: No adapter found for {path}"
+            return (404 if self.kind == "vllm" else 400), self._error(text)
         config = json.loads((path / "adapter_config.json").read_text())
         if config["r"] > self.max_lora_rank:
             text = f"LoRA rank {config['r']} is greater than max_lora_rank {self.max_lora_rank}."

@@ -16,6 +16,7 @@ CONNECT_SECONDS = 5.0
 MAX_RESPONSE_BYTES = 64 << 20  # prompt_logprobs of a prompt take some 100 kB
 MAX_MESSAGE_CHARACTERS = 600
 AWAY = "check that the server runs and that `urls` of the target has its address"
+NOT_THE_ENGINE = "check that `urls` of the target has the address of the engine"
 SLOW = "lower its load, or raise TUNERY_DELIVERY_TIMEOUT_SECONDS of the delivery sender"
 
 
@@ -37,11 +38,15 @@ class Server:
         self._timeout_seconds = timeout_seconds
 
     def models(self) -> list[EngineModel]:
-        data = self.request("GET", "/v1/models").get("data", [])
-        return [
-            EngineModel(str(each["id"]), str(each.get("root") or each["id"]), each.get("parent") is not None)
-            for each in data
-        ]
+        response = self.request("GET", "/v1/models")
+        try:
+            return [
+                EngineModel(str(each["id"]), str(each.get("root") or each["id"]), each.get("parent") is not None)
+                for each in response["data"]
+            ]
+        except (KeyError, TypeError, AttributeError) as error:
+            text = f"{self.url}/v1/models responded with something else than a list of models; {NOT_THE_ENGINE}"
+            raise DeliveryError(text) from error
 
     def request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The JSON of a 2xx response. Redirects are not followed, and the whole response is limited in time."""
@@ -70,8 +75,8 @@ class Server:
                     for chunk in response.iter_bytes():
                         content += chunk
                         if len(content) > MAX_RESPONSE_BYTES:
-                            text = f"{self.url}{path} sent more than {MAX_RESPONSE_BYTES >> 20} MiB; check that `urls`"
-                            raise DeliveryError(f"{text} of the target has the address of the engine")
+                            text = f"{self.url}{path} sent more than {MAX_RESPONSE_BYTES >> 20} MiB; {NOT_THE_ENGINE}"
+                            raise DeliveryError(text)
                     return response.status_code, content
             except (httpx2.HTTPError, OSError) as error:
                 raise DeliveryError(self._reason(path, error, is_late=limit.is_over)) from error

@@ -23,6 +23,15 @@ from worker.deliveries.destination import AdapterDelivery, Delivered, DeliveryEr
 from worker.deliveries.engine_server import EngineModel, EngineRefusal, Server
 from worker.deliveries.served_prompts import served_prompts
 
+NO_ADAPTER = "No adapter found"  # of vLLM's LoRAAdapterNotFoundError, which is a 404 as an unknown path of the API is
+NOT_SEEN = (
+    "the server does not see the files: mount `shared_path` there, or set `engine_path` of the target to the path that "
+    "it has there"
+)
+NOT_WHILE_IT_RUNS = (
+    "it cannot load adapters while it runs: start vLLM with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
+)
+
 
 class Vllm:
     name = "vLLM"
@@ -34,8 +43,8 @@ class Vllm:
         except EngineRefusal as error:
             if error.status != 404:
                 raise
-            text = "start vLLM with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
-            raise DeliveryError(f"{server.url} cannot load adapters while it runs (404); {text}") from error
+            advice = NOT_SEEN if NO_ADAPTER in str(error) else NOT_WHILE_IT_RUNS
+            raise DeliveryError(f"{error}; {advice}") from error
 
     def unload(self, server: Server, name: str) -> None:
         server.request("POST", "/v1/unload_lora_adapter", {"lora_name": name})
@@ -43,9 +52,9 @@ class Vllm:
     def ask(self, server: Server, base: str, adapter: str | None, prompt: Sequence[int]) -> list[Any]:
         """For each token (log-probability, most likely token); None for the first token.
 
-        Raises KeyError, TypeError or ValueError for a response without them. One prompt at a time: vLLM 0.32.0 for
-        CPUs, with LoRA enabled, ends with an error in `bgmv_shrink` if the log-probabilities of a prompt are computed
-        in a batch with another request.
+        Raises AttributeError, LookupError, TypeError or ValueError for a response without them. One prompt at a time:
+        vLLM 0.32.0 for CPUs, with LoRA enabled, ends with an error in `bgmv_shrink` if the log-probabilities of a
+        prompt are computed in a batch with another request.
         """
         body = {"model": adapter or base, "prompt": prompt, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 1}
         (choice,) = server.request("POST", "/v1/completions", body)["choices"]
@@ -247,11 +256,11 @@ def worst(checks: Sequence[ServedCheck]) -> ServedCheck:
 
 
 def _of_vllm(entry: Mapping[str, Any] | None, token: int) -> tuple[float, int] | None:
-    """An entry has the token of the prompt, and the most likely one with rank 1."""
+    """An entry has the token of the prompt, and the most likely one with rank 1; a tie has two of them."""
     if entry is None:
         return None
-    top = next(int(id) for id, found in entry.items() if found["rank"] == 1)
-    return float(entry[str(token)]["logprob"]), top
+    top = [int(id) for id, found in entry.items() if found["rank"] == 1]
+    return float(entry[str(token)]["logprob"]), top[0]
 
 
 def _of_sglang(meta_info: Mapping[str, Any]) -> list[tuple[float, int] | None]:
@@ -267,7 +276,8 @@ def base_model(destination: EngineDestination, server: Server) -> EngineModel:
         if destination.base_model in (None, each.id):
             return each
     names = ", ".join(each.id for each in bases) or "none"
-    raise DeliveryError(f"{server.url} serves no base model {destination.base_model!r}; it serves: {names}")
+    wanted = "" if destination.base_model is None else f" {destination.base_model!r}"
+    raise DeliveryError(f"{server.url} serves no base model{wanted}; it serves: {names}")
 
 
 def adapters(server: Server) -> dict[str, str]:

@@ -51,7 +51,12 @@ def served_prompts(
             if error.status not in NOT_SUPPORTED:
                 raise
             problems.append(str(error))
-        except (KeyError, TypeError, ValueError, IndexError) as error:  # a response without what the method needs
+        except (
+            AttributeError,
+            LookupError,
+            TypeError,
+            ValueError,
+        ) as error:  # a response without what the method needs
             problems.append(repr(error))
     raise DeliveryError(
         f"{server.url} returns no log-probabilities, neither of the prompt, nor of its own tokens with their ids "

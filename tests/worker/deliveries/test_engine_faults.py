@@ -122,6 +122,53 @@ def test_too_low_a_rank_limit_names_the_option(delivery: DeliveryHarness) -> Non
         assert error.endswith("; start vLLM with --enable-lora --max-lora-rank 16")
 
 
+def test_a_path_that_the_server_does_not_see_is_named(delivery: DeliveryHarness) -> None:
+    with serving_engine(EngineStandIn("vllm", REFERENCE)) as server:
+        delivery.target(delivery.engine_destination(server, engine_path="/not-mounted"))
+        job = delivery.finished_job("production", reference=REFERENCE)
+        delivery.attempt_due()
+        error = delivery.delivery(job).error or ""
+        assert "No adapter found for /not-mounted/.tunery/" in error
+        assert "mount `shared_path` there, or set `engine_path` of the target" in error
+
+
+class TestOtherAnswers:
+    """`urls` lead to something else than the engine."""
+
+    @pytest.mark.parametrize(
+        "answer",
+        ["<html>hello</html>", "{}", '{"data": null}', '{"data": ["x"]}', '{"data": [{"object": "model"}]}', "[]"],
+    )
+    def test_are_named_with_what_to_check(self, delivery: DeliveryHarness, answer: str) -> None:
+        with (
+            serving_engine(EngineStandIn("vllm", REFERENCE)) as engine,
+            serving_engine(EngineStandIn("vllm", fault=(200, {}, answer))) as other,
+        ):
+            delivery.target(delivery.engine_destination(other, engine))
+            job = delivery.finished_job("production", reference=REFERENCE)
+            delivery.attempt_due()
+            error = delivery.delivery(job).error or ""
+            assert error.startswith(f"1 of 2 servers: {other.url}/v1/models responded with something else than a list")
+            assert "check that `urls` of the target has the address of the engine" in error
+            assert list(engine.loaded) == [job.fine_tuned_model]
+
+    def test_a_list_without_a_base_model_is_named(self, delivery: DeliveryHarness) -> None:
+        with serving_engine(EngineStandIn("vllm", fault=(200, {}, '{"data": []}'))) as empty:
+            delivery.target(delivery.engine_destination(empty))
+            job = delivery.finished_job("production", reference=REFERENCE)
+            delivery.attempt_due()
+            assert f"{empty.url} serves no base model; it serves: none" in (delivery.delivery(job).error or "")
+
+    @pytest.mark.parametrize("entry", [{"9": {"logprob": -1.0, "rank": 2}}, []])
+    def test_log_probabilities_of_another_form_are_not_used(self, delivery: DeliveryHarness, entry: Any) -> None:
+        with serving_engine(EngineStandIn("vllm", REFERENCE)) as server:
+            fail_checks(server, 200, {"choices": [{"text": "x", "prompt_logprobs": [None, entry, entry, entry]}]})
+            delivery.target(delivery.engine_destination(server))
+            job = delivery.finished_job("production", reference=REFERENCE)
+            delivery.attempt_due()
+            assert "returns no log-probabilities" in (delivery.delivery(job).error or "")
+
+
 class TestSlowAnswers:
     @pytest.mark.parametrize("drips", ["headers", "body"])
     def test_a_response_that_comes_byte_by_byte_is_given_up(self, delivery: DeliveryHarness, drips: str) -> None:
