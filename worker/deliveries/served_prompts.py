@@ -94,6 +94,7 @@ def by_answers(engine: PromptEngine, server: Server, base: str, adapter: str, pr
         of_adapter.ids[: agreeing + 1],
         is_generated=True,
         is_answer_of_base=of_base.ids == of_adapter.ids,
+        generated_effects=_effects(of_base, of_adapter, _common_length(of_base.ids, of_adapter.ids)),
     )
 
 
@@ -118,6 +119,7 @@ def by_chat(engine: PromptEngine, server: Server, base: str, adapter: str, promp
         is_generated=True,
         is_answer_of_base=of_base.tokens == of_adapter.tokens,
         is_chat=True,
+        generated_effects=_effects(of_base, of_adapter, _common_length(of_base.tokens, of_adapter.tokens)),
     )
 
 
@@ -147,6 +149,10 @@ def _logprobs_of_base(of_base: _EngineAnswer, of_adapter: _EngineAnswer, count: 
     """
     pairs = zip(of_base.tops[:count], of_adapter.tokens, strict=False)
     return [tops.get(token, min(tops.values())) for tops, token in pairs]
+
+
+def _effects(of_base: _EngineAnswer, of_adapter: _EngineAnswer, count: int) -> list[float]:
+    return [abs(base - adapter) for base, adapter in zip(of_base.logprobs[:count], of_adapter.logprobs, strict=False)]
 
 
 def _common_length(left: Sequence[object], right: Sequence[object]) -> int:

@@ -82,6 +82,27 @@ def test_uncertain_text_is_judged_by_its_own_noise() -> None:
     assert judge(of, served(of, 0.0359, wrong_tops=7)).verdict == Verdict.SAME
 
 
+class TestAnswersOfTheBase:
+    """Base model and adapter generate the same tokens, and each of them differs from the expected ones at once."""
+
+    OF = reference(effect=0.075)
+
+    def verdict(self, effect: float, count: int = 100) -> Verdict:
+        generated = ServedPrompt(
+            [], [], [-1], is_generated=True, is_answer_of_base=True, generated_effects=[effect] * count
+        )
+        return judge(self.OF, [generated]).verdict
+
+    def test_with_other_log_probabilities_decide_nothing(self) -> None:
+        assert self.verdict(0.02) == Verdict.UNCLEAR
+
+    def test_with_the_same_ones_have_no_effect(self) -> None:
+        assert self.verdict(0.0) == Verdict.NO_EFFECT
+
+    def test_of_a_few_tokens_decide_nothing(self) -> None:
+        assert self.verdict(0.0, count=15) == Verdict.UNCLEAR
+
+
 @given(noise=st.floats(0, 0.1), effect=st.floats(0, 5), difference=st.floats(0, 5), engine_effect=st.floats(0, 5))
 def test_every_verdict_has_a_sentence_with_its_numbers(
     noise: float, effect: float, difference: float, engine_effect: float
