@@ -55,6 +55,10 @@ SIZE_KEYS = (
     "vocab_size",
     "max_position_embeddings",
 )
+SIZES_BY_LAYER = ("intermediate_size",)  # may be arrays, one size for each layer
+COUNT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "num_experts_per_tok", "top_k_experts")
+ARRAY_KEYS = ("architectures", "layer_types", "layers_block_type")
+OBJECT_KEYS = ("rope_parameters", "rope_scaling")
 MAX_LISTED_LAYERS = 4096  # a database row lists all of them; a dense 70B model has 560
 
 
@@ -201,8 +205,16 @@ def _problems(directory: Path) -> list[str]:
         unsupported = unsupported_reason(config), quantization_problem(config)
         problems += [problem for problem in unsupported if problem]
         if not problems:
+            problems += [*_type_problems({**text_config(config), "architectures": config.get("architectures")})]
             problems += _number_problems(text_config(config))
     return problems
+
+
+def _type_problems(values: Mapping[str, Any]) -> Iterator[str]:
+    for keys, kind, name in ((ARRAY_KEYS, list, "array"), (OBJECT_KEYS, dict, "object")):
+        for key in keys:
+            if values.get(key) is not None and not isinstance(values[key], kind):
+                yield f"config.json has {key} {json.dumps(values[key])}; only an {name} is allowed"
 
 
 def _number_problems(text: Mapping[str, Any]) -> Iterator[str]:
@@ -210,12 +222,18 @@ def _number_problems(text: Mapping[str, Any]) -> Iterator[str]:
         yield "config.json has no hidden_size"
     for key in SIZE_KEYS:
         sizes = text.get(key)
-        for size in sizes if isinstance(sizes, list) else [sizes]:
-            if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
-                yield f"config.json has {key} {json.dumps(sizes)}; only positive integers are sizes"
-                break
+        each = sizes if isinstance(sizes, list) and key in SIZES_BY_LAYER else [sizes]
+        if not all(size is None or _is_integer_from(1, size) for size in each):
+            yield f"config.json has {key} {json.dumps(sizes)}; only positive integers are sizes"
+    for key in COUNT_KEYS:
+        if text.get(key) is not None and not _is_integer_from(0, text[key]):
+            yield f"config.json has {key} {json.dumps(text[key])}; only integers from 0 are allowed"
     if text.get("max_position_embeddings") == 1:
         yield "config.json gives it a context of 1 token, which leaves none to predict"
+
+
+def _is_integer_from(least: int, value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _linear_layers(tensors: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, int]]:
@@ -315,5 +333,5 @@ def _has_chat_template(directory: Path) -> bool:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise RefusedModel(f"{path.name} is not readable JSON: {error}") from error
+    except (OSError, ValueError, TypeError) as error:
+        raise RefusedModel(f"{path.name} is not a readable JSON object: {error}") from error

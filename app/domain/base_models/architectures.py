@@ -29,6 +29,9 @@ UNSUPPORTED_TYPES = {
     "rwkv": "it is a recurrent network (RWKV)",
 }
 STATE_SPACE_TYPES = re.compile(r"mamba|jamba|bamba|zamba|falcon_h1|nemotron_h|granitemoehybrid|recurrent_gemma")
+# These have such layers only where `layer_types` says so: Granite 4.0 micro, 1B and 350M have none.
+OPTIONAL_STATE_SPACE_TYPES = ("granitemoehybrid",)
+ATTENTION_LAYERS = ("attention", "full_attention")
 # Checkpoints of other quantization methods: `quant_method` of config.json -> what to do instead.
 DEQUANTIZED_METHODS = frozenset({"mxfp4", "fp8"})  # registration converts these
 METHOD_NAMES = {"gptq": "GPTQ", "awq": "AWQ", "bitsandbytes": "bitsandbytes", "compressed-tensors": "llm-compressor"}
@@ -44,10 +47,14 @@ def unsupported_reason(config: Mapping[str, Any]) -> str | None:
     """Why this architecture cannot be trained, as a clause; None if config.json does not rule it out."""
     text = text_config(config)
     kind = str(text.get("model_type") or config.get("model_type") or "")
-    layer_types = text.get("layer_types") or text.get("layers_block_type") or ()
+    layer_types = text.get("layer_types") or text.get("layers_block_type")
+    layers = layer_types if isinstance(layer_types, list) else []
+    has_attention_only = bool(layers) and all(layer in ATTENTION_LAYERS for layer in layers)
     if text.get("kv_lora_rank"):
         return LATENT_ATTENTION
-    if STATE_SPACE_TYPES.search(kind) or "mamba" in layer_types:
+    if kind in OPTIONAL_STATE_SPACE_TYPES and has_attention_only:
+        return None
+    if STATE_SPACE_TYPES.search(kind) or "mamba" in layers:
         return STATE_SPACE
     return UNSUPPORTED_TYPES.get(kind)
 

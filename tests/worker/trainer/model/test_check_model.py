@@ -13,6 +13,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer
 
+from app.domain.base_models.architectures import STATE_SPACE, unsupported_reason
 from app.domain.base_models.catalog import RefusedModel
 from app.system.model_files import read_catalog_entry
 from tests.tiny import CHAT_TEMPLATE, make_tiny_base, write_tokenizer
@@ -102,6 +103,12 @@ def test_an_added_token_without_a_row_is_noted_and_one_that_ends_texts_is_refuse
         ({"hidden_size": 0}, "hidden_size 0; only positive integers"),
         ({"num_hidden_layers": "two"}, 'num_hidden_layers "two"; only positive integers'),
         ({"max_position_embeddings": 1}, "a context of 1 token"),
+        ({"hidden_size": [64]}, r"hidden_size \[64\]; only positive integers"),
+        ({"max_position_embeddings": [512]}, r"max_position_embeddings \[512\]; only positive integers"),
+        ({"layer_types": 3}, "layer_types 3; only an array"),
+        ({"architectures": 3}, "architectures 3; only an array"),
+        ({"rope_parameters": [1]}, r"rope_parameters \[1\]; only an object"),
+        ({"num_experts": "four"}, 'num_experts "four"; only integers from 0'),
     ],
 )
 def test_sizes_that_no_model_has_are_refused_without_torch(
@@ -150,6 +157,25 @@ def test_an_architecture_that_cannot_be_trained_is_refused_with_the_true_reason(
     assert reason in check_model(directory).problems[0]
     with pytest.raises(RefusedModel, match=reason):  # the same without torch
         read_catalog_entry(directory)
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"model_type": "granitemoehybrid", "layer_types": ["attention", "attention"]}, None),
+        ({"model_type": "granitemoehybrid", "layer_types": ["full_attention"]}, None),
+        ({"model_type": "granitemoehybrid", "layer_types": ["mamba", "attention"]}, STATE_SPACE),
+        ({"model_type": "granitemoehybrid", "layer_types": ["linear_attention"]}, STATE_SPACE),
+        ({"model_type": "granitemoehybrid"}, STATE_SPACE),
+        ({"model_type": "falcon_h1", "layer_types": ["attention"]}, STATE_SPACE),
+        ({"model_type": "llama", "layer_types": ["mamba"]}, STATE_SPACE),
+        ({"model_type": "qwen3_next", "layer_types": ["linear_attention"]}, None),
+    ],
+)
+def test_the_layers_decide_about_an_architecture_with_optional_state_space_layers(
+    config: dict[str, Any], reason: str | None
+) -> None:
+    assert unsupported_reason(config) == reason
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes"])
