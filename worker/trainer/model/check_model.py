@@ -150,7 +150,7 @@ def _tensor_problems(directory: Path) -> Iterator[str]:
                 elif not torch.isfinite(tensor).all():
                     not_finite.append(key)
     yield from _problem("do not have the shapes that config.json gives them", wrong_shape)
-    yield from _problem("are not stored as 16-bit or 32-bit floats", wrong_dtype)
+    yield from _problem("are not stored as floats of 16 bits or more", wrong_dtype)
     yield from _problem("contain numbers that are not finite", not_finite)
 
 

@@ -35,6 +35,8 @@ def quantize(weight_D_K: torch.Tensor, quantization: QuantizationSpec) -> tuple[
 
 
 def _by_bitsandbytes(weight_D_K: torch.Tensor, quantization: QuantizationSpec) -> tuple[torch.Tensor, QuantState]:
+    if weight_D_K.dtype == torch.float64:  # which bitsandbytes refuses
+        weight_D_K = weight_D_K.float()
     codes, state = quantize_4bit(
         weight_D_K.contiguous(),
         blocksize=BLOCK,

@@ -28,10 +28,14 @@ CONVOLUTION, DELTA_RULE = "causal_conv1d_fn", "torch_chunk_gated_delta_rule"  # 
 
 
 class PackedConvolution:
-    """transformers' causal convolution, within documents of `document_lengths` tokens."""
+    """transformers' causal convolution, within documents of `document_lengths` tokens.
+
+    On CUDA that is the package causal-conv1d, if it is installed, which has no function for a CPU.
+    """
 
     def __init__(self, original: Callable[..., torch.Tensor]) -> None:
         self._original = original
+        self._reference: Callable[..., torch.Tensor] = getattr(original, "__wrapped__", original)
 
     def __call__(
         self,
@@ -41,12 +45,13 @@ class PackedConvolution:
         document_lengths: tuple[int, ...] = (),
         **options: Any,
     ) -> torch.Tensor:
+        convolve = self._original if x_1_C_T.is_cuda else self._reference
         if len(document_lengths) < 2:
-            return self._original(x_1_C_T, weight_C_K, *arguments, **options)
+            return convolve(x_1_C_T, weight_C_K, *arguments, **options)
         places_T = _places_between_gaps(document_lengths, weight_C_K.shape[-1] - 1, x_1_C_T.device)
         size = x_1_C_T.shape[-1] + (len(document_lengths) - 1) * (weight_C_K.shape[-1] - 1)
         x_1_C_L = x_1_C_T.new_zeros(*x_1_C_T.shape[:-1], size).index_copy(-1, places_T, x_1_C_T)
-        return self._original(x_1_C_L, weight_C_K, *arguments, **options).index_select(-1, places_T)
+        return convolve(x_1_C_L, weight_C_K, *arguments, **options).index_select(-1, places_T)
 
 
 class PackedDeltaRule:

@@ -35,7 +35,7 @@ class WeightLoader:
             text = f"{key} has the shape {list(tensor.shape)}, but config.json makes it {list(expected.shape)}"
             raise UnsupportedBase(text)
         if expected.is_floating_point() and tensor.dtype not in FLOATS:
-            raise UnsupportedBase(f"{key} is stored as {dtype_name(tensor.dtype)}, not as 16-bit or 32-bit floats")
+            raise UnsupportedBase(f"{key} is stored as {dtype_name(tensor.dtype)}, not as floats of 16 bits or more")
         if module_name in self._is_linear and parameter == "weight":
             layer: Any = freeze(tensor, *self._format)
             layer.bias = module.bias  # loaded before or still on `meta`: files have their tensors in any order

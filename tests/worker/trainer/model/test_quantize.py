@@ -46,3 +46,10 @@ def test_a_weight_that_is_not_contiguous_is_read_in_its_logical_order() -> None:
     given = weight(128, 64, torch.float32).t()
     codes, _ = quantize(given, QuantizationSpec())
     assert torch.equal(codes, quantize(given.contiguous(), QuantizationSpec())[0])
+
+
+@pytest.mark.parametrize("shape", [(192, 64), (7, 5)], ids=["here", "by bitsandbytes, as on CUDA"])
+def test_a_weight_of_64_bits_is_quantized_as_one_of_32(shape: tuple[int, int]) -> None:
+    given = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    codes, _ = quantize(given.double(), QuantizationSpec())
+    assert torch.equal(codes, quantize(given, QuantizationSpec())[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -68,6 +69,23 @@ def test_packed_documents_have_the_hidden_states_of_documents_alone(
     assert base.packs_documents
     batch = packed(*LENGTHS)
     torch.testing.assert_close(hidden_states(base, batch), alone(base, batch), rtol=1e-4, atol=1e-5)
+
+
+def test_a_cpu_does_not_call_the_package_causal_conv1d(
+    directory: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the package, transformers' function calls it on every device, and it computes on CUDA alone."""
+    module = sys.modules[type(load(directory("LFM2")).model).__module__]
+    plain = getattr(module, CONVOLUTION)._reference
+
+    @functools.wraps(plain)
+    def with_the_package(*_: object, **__: object) -> None:
+        raise RuntimeError("Expected x.is_cuda() to be true")
+
+    monkeypatch.setattr(module, CONVOLUTION, with_the_package)
+    base = load(directory("LFM2"))
+    check_base(base)
+    assert base.packs_documents
 
 
 def test_without_the_functions_of_transformers_each_document_runs_alone(
