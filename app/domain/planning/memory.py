@@ -27,6 +27,11 @@ CUDA_CHUNK_TOKENS = 2048  # on CUDA with `cuda_kernels`: the head is read twice 
 OFFLOADED_LAYERS = 2  # with `offload`, so many inputs of layers are on the GPU at once
 BYTES_PER_LOGIT = 6
 OPTIMIZER_BYTES = 16  # per trained parameter: master copy, gradient and two moments in float32
+# worker/trainer/model/attention/attention.py: flash attention shares key and value heads between query heads, other
+# kernels on CUDA expand them. It has no float32, no larger heads, no capped scores (Gemma 2) and no sinks (gpt-oss).
+MAX_FLASH_HEAD_SIZE = 256
+FLASH_HEAD_SIZE_STEP = 8
+ARCHITECTURES_WITHOUT_FLASH = frozenset({"Gemma2ForCausalLM", "GptOssForCausalLM"})
 MAX_BLOCK_ATTENTION_TOKENS = 512  # tokens of a document: worker/trainer/model/attention/block_attention.py
 VERIFY_TOKENS = 512  # the final verification has so many tokens in float32, and logits of 64 of them
 VERIFY_HEAD_ROWS = 8192  # of the vocabulary in one chunk: worker/trainer/checkpoint/verify.py
@@ -90,6 +95,7 @@ class _LargestBatch:
     mean_attended_tokens: int  # length of a token's document, averaged over all tokens
     max_attended_tokens: int  # the same, averaged over the batch in which it is largest
     weight_bytes: int  # per weight of a frozen layer while it computes
+    has_flash: bool
 
 
 def estimate_memory(
@@ -119,6 +125,7 @@ def estimate_memory(
         mean_attended_tokens,
         max_attended_tokens,
         weight_bytes(spec),
+        _has_flash(entry, spec.quantization),
     )
     return MemoryEstimate(
         process=PROCESS_BYTES[kind],
@@ -235,6 +242,14 @@ def _outputs(entry: CatalogEntry, lora: LoraSpec) -> int:
     return sum(entry.target_modules[name][0] for name in lora.target_modules)
 
 
+def _has_flash(entry: CatalogEntry, quantization: QuantizationSpec | None) -> bool:
+    """Whether a GPU attends by flash attention. In float16, which GPUs before sm80 compute in, it may have none."""
+    dtype = quantization.compute_dtype if quantization is not None else "bfloat16"
+    head_size = entry.query_size // max(1, entry.attention_heads)
+    fits = head_size <= MAX_FLASH_HEAD_SIZE and head_size % FLASH_HEAD_SIZE_STEP == 0
+    return dtype == "bfloat16" and fits and entry.architecture not in ARCHITECTURES_WITHOUT_FLASH
+
+
 def _attention_bytes(batch: _LargestBatch) -> int:
     """Bytes per token for queries, keys, values and output.
 
@@ -242,8 +257,8 @@ def _attention_bytes(batch: _LargestBatch) -> int:
     the output (worker/trainer/model/attention/block_attention.py).
     """
     q, kv = batch.entry.query_size, batch.entry.key_size
-    if batch.kind == "cuda":  # in float32 with a key and a value head for every query head: attention.py
-        return batch.width * (4 * q if batch.width == 4 else 2 * q + 2 * kv)
+    if batch.kind == "cuda":
+        return batch.width * (2 * q + 2 * kv if batch.has_flash else 4 * q)
     if batch.width == 4 or batch.mean_attended_tokens > MAX_BLOCK_ATTENTION_TOKENS:
         return 4 * (2 * q + 2 * kv) + batch.width * q
     softmax = batch.entry.attention_heads * int(

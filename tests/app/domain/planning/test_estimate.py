@@ -62,6 +62,26 @@ def work(job: JobSpec, length: int = 512, examples: int = 640) -> Workload:
 
 
 class TestMemory:
+    @pytest.mark.parametrize(
+        ("changes", "compute_dtype"),
+        [
+            ({}, "float16"),
+            ({"architecture": "GptOssForCausalLM"}, "bfloat16"),
+            ({"architecture": "Gemma2ForCausalLM"}, "bfloat16"),
+            ({"attention_heads": 8}, "bfloat16"),
+        ],
+        ids=["a GPU before sm80", "sinks", "capped scores", "large heads"],
+    )
+    def test_without_flash_attention_keys_and_values_are_kept_for_every_query_head(
+        self, changes: dict[str, object], compute_dtype: str
+    ) -> None:
+        plan = ExecutionPlan(row_tokens=4096)
+        with_flash = estimate_memory(LLAMA_8B, spec(), plan, "cuda", 4096)
+        job = spec(quantization={"compute_dtype": compute_dtype})
+        without = estimate_memory(LLAMA_8B.model_copy(update=changes), job, plan, "cuda", 4096)
+        expanded = 2 * 2 * (LLAMA_8B.query_size - LLAMA_8B.key_size) * 4096 * LLAMA_8B.decoder_layers
+        assert without.activations - with_flash.activations == pytest.approx(1.04 * expanded, rel=1e-6)
+
     def test_the_parts_that_are_known_exactly(self) -> None:
         """QLoRA's 4.127 bits a weight; r (in + out) numbers a layer, 16 bytes each."""
         job = spec()

@@ -8,6 +8,8 @@ silently disable packing, a 4-D mask costs T x T. The kernels:
     by document       otherwise: torch's causal kernel, called once for each document. On CUDA the key and value heads
                       are expanded, because only flash attention shares them between query heads: without it torch
                       would use its math kernel, which keeps S x S numbers for every head
+    explicit          capped scores and sinks, which no kernel has, and on CUDA documents longer than a sliding window
+                      without flash attention, for which torch would need a mask of S x S numbers
 
 attention_check.py compares the kernel in use with a float32 softmax before a job trains.
 
@@ -28,6 +30,7 @@ import torch.nn.functional as F  # noqa: N812  the usual name
 from transformers import AttentionInterface
 
 from app.domain.jobs.states import Reason
+from app.domain.planning.memory import FLASH_HEAD_SIZE_STEP, MAX_FLASH_HEAD_SIZE
 from worker.trainer.model.attention.block_attention import MAX_DOCUMENT_TOKENS, block_attention
 from worker.trainer.model.attention.explicit_attention import ScoreOptions, explicit_attention
 from worker.trainer.runtime.failures import Failure
@@ -35,8 +38,6 @@ from worker.trainer.runtime.failures import Failure
 NAME = "tunery_documents"
 # Options that some models pass and this attention does not implement. Each changes the result, so it is refused.
 UNSUPPORTED = ("position_bias", "head_mask")
-MAX_FLASH_HEAD_SIZE = 256
-FLASH_HEAD_SIZE_STEP = 8
 # Flash attention has no backward for these head sizes on these GPUs (torch: transformers/cuda/sdp_utils.cpp).
 NO_FLASH_BACKWARD_SIZES = range(193, 225)
 NO_FLASH_BACKWARD_CAPABILITIES = ((8, 6), (8, 9), (12, 0), (12, 1))
@@ -120,13 +121,15 @@ def document_attention(
 
 def choose_kernel(heads: Heads) -> Kernel:
     """Return the fastest kernel that supports this input."""
-    if heads.score_cap is not None or heads.sinks_H is not None:
-        return Kernel("a softmax in float32, one document at a time", _explicit)
-    if heads.device.type == "cuda":
-        if _has_flash(heads, _capability(heads.device)):
-            return Kernel("torch.nn.attention.varlen, all documents at once", _variable_length)
-        return Kernel("scaled_dot_product_attention, one document at a time with expanded heads", _expanded_by_document)
     is_banded = heads.window is not None and heads.window < max(heads.lengths)
+    on_cuda = heads.device.type == "cuda"
+    has_flash = on_cuda and _has_flash(heads, _capability(heads.device))
+    if heads.score_cap is not None or heads.sinks_H is not None or (on_cuda and is_banded and not has_flash):
+        return Kernel("a softmax in float32, one document at a time", _explicit)
+    if has_flash:
+        return Kernel("torch.nn.attention.varlen, all documents at once", _variable_length)
+    if on_cuda:
+        return Kernel("scaled_dot_product_attention, one document at a time with expanded heads", _expanded_by_document)
     is_short = max(heads.lengths) <= MAX_DOCUMENT_TOKENS
     if heads.dtype != torch.float32 and is_short and not is_banded and heads.has_equal_sizes:
         return Kernel("blocks of documents of similar length", _block_kernel)
@@ -158,7 +161,7 @@ def _expanded_by_document(heads: Heads) -> torch.Tensor:
 
 
 def _explicit(heads: Heads) -> torch.Tensor:
-    """Capped scores and sinks, one document at a time."""
+    """One document at a time, some queries at a time (explicit_attention.py)."""
     scale = heads.query_1_H_T_D.shape[-1] ** -0.5 if heads.scaling is None else heads.scaling
     options = ScoreOptions(scale, heads.window, heads.score_cap, heads.sinks_H)
     documents = zip(*(torch.split(tensor[0], list(heads.lengths), dim=1) for tensor in heads.tensors), strict=True)
@@ -199,8 +202,7 @@ def _causal(
 
 def _band(length: int, window: int, device: torch.device) -> torch.Tensor:
     """Return the mask of a sliding window: a token attends to itself and the `window` - 1 tokens before it."""
-    distance_S_S = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)[None, :]
-    return (distance_S_S >= 0) & (distance_S_S < window)
+    return torch.ones(length, length, dtype=torch.bool, device=device).tril_().triu_(1 - window)
 
 
 def _variable_length(heads: Heads) -> torch.Tensor:

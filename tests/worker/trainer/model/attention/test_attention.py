@@ -69,13 +69,17 @@ class TestChooseKernel:
     @pytest.fixture
     def on(self, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Callable[[Heads], torch.Tensor]]:
         def choose(
-            capability: tuple[int, int], dtype: torch.dtype, size: int, value_size: int | None = None
+            capability: tuple[int, int],
+            dtype: torch.dtype,
+            size: int,
+            value_size: int | None = None,
+            window: int | None = None,
         ) -> Callable[[Heads], torch.Tensor]:
             monkeypatch.setattr(attention, "_capability", lambda device: capability)
             monkeypatch.setattr(Heads, "device", torch.device("cuda", 0))
             sizes = ((8, size), (2, size), (2, value_size or size))
             tensors = [torch.empty(1, count, 7, width, dtype=dtype, device="meta") for count, width in sizes]
-            return attention.choose_kernel(Heads(*tensors, (4, 3), None, None)).compute
+            return attention.choose_kernel(Heads(*tensors, (4, 3), None, window)).compute
 
         return choose
 
@@ -100,6 +104,14 @@ class TestChooseKernel:
         self, on: Callable[..., object], capability: tuple[int, int], dtype: torch.dtype, size: int, value_size: int
     ) -> None:
         assert on(capability, dtype, size, value_size) is attention._expanded_by_document
+
+    def test_a_sliding_window_without_flash_attention_needs_no_mask_of_the_documents_length_squared(
+        self, on: Callable[..., object]
+    ) -> None:
+        assert on((7, 5), torch.float16, 64, window=3) is attention._explicit
+        assert on((9, 0), torch.float32, 64, window=3) is attention._explicit
+        assert on((7, 5), torch.float16, 64, window=4) is attention._expanded_by_document
+        assert on((9, 0), torch.bfloat16, 64, window=3) is attention._variable_length
 
     @pytest.mark.parametrize("window", [None, 2])
     def test_expanded_heads_give_the_same_result_and_no_call_shares_a_key_head(
