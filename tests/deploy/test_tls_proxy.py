@@ -4,47 +4,23 @@ from __future__ import annotations
 
 import re
 import shutil
-import ssl
-import subprocess
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
 
-import httpx2
 import pytest
 
 from app.db.engine import Sessions, transaction
 from app.db.tables import Project
 from app.storage import LocalStorage
-from tests.deadline import until
-from tests.deploy.containers import free_port
+from tests.deploy.nginx import EXAMPLES, NginxProxy, run_nginx
 from tests.factories import make_base_model, make_file, make_job
 from tests.serving import LiveServer
 
-CONFIGURATION = Path(__file__).parents[2] / "examples" / "tls-proxy" / "nginx.conf"
+CONFIGURATION = EXAMPLES / "tls-proxy" / "nginx.conf"
 HOSTS = ("tunery-api.example.com", "tunery.example.com")
 pytestmark = pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed")
-
-
-@dataclass
-class Proxy:
-    port: int
-    client: httpx2.Client
-
-    @contextmanager
-    def send(
-        self, method: str, host: str, path: str, headers: Mapping[str, str] | None = None, **options: Any
-    ) -> Iterator[httpx2.Response]:
-        """Send a request to the proxy as a client sends it to `host`; the response is open until the block ends."""
-        url = f"https://127.0.0.1:{self.port}{path}"
-        request = self.client.build_request(method, url, headers={"Host": host, **(headers or {})}, **options)
-        request.extensions["sni_hostname"] = host
-        with closing(self.client.send(request, stream=True)) as response:
-            yield response
 
 
 class Upgrades(BaseHTTPRequestHandler):
@@ -72,46 +48,13 @@ def dashboard() -> Iterator[int]:
 
 
 @pytest.fixture
-def proxy(live_server: LiveServer, dashboard: int, tmp_path: Path) -> Iterator[Proxy]:
-    port, certificate, key = free_port(), tmp_path / "fullchain.pem", tmp_path / "privkey.pem"
-    names = ",".join(f"DNS:{host}" for host in HOSTS)
-    request = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=tunery"]
-    subprocess.run(
-        [*request, "-addext", f"subjectAltName={names}", "-keyout", key, "-out", certificate],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    text = CONFIGURATION.read_text(encoding="utf-8").replace("/etc/ssl/tunery", str(tmp_path))
-    text = text.replace("listen 443", f"listen 127.0.0.1:{port}").replace(
-        "127.0.0.1:8000", f"127.0.0.1:{live_server.port}"
-    )
-    text = text.replace("127.0.0.1:8001", f"127.0.0.1:{dashboard}")
-    paths = "\n".join(
-        f"  {kind}_temp_path {tmp_path}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
-    (tmp_path / "nginx.conf").write_text(text.replace("http {", f"http {{\n{paths}", 1))
-    command = ["nginx", "-p", tmp_path, "-c", tmp_path / "nginx.conf", "-e", tmp_path / "error.log"]
-    with subprocess.Popen([*command, "-g", f"daemon off; pid {tmp_path}/nginx.pid;"], stderr=subprocess.PIPE) as nginx:
-        context = ssl.create_default_context(cafile=str(certificate))
-        with httpx2.Client(verify=context, trust_env=False, timeout=20) as client:
-            found = Proxy(port, client)
-            try:
-                until(lambda: is_up(found, nginx), "nginx listens", 20)
-                yield found
-            finally:
-                nginx.terminate()
-                nginx.wait()
+def proxy(live_server: LiveServer, dashboard: int, tmp_path: Path) -> Iterator[NginxProxy]:
+    addresses = {"127.0.0.1:8000": f"127.0.0.1:{live_server.port}", "127.0.0.1:8001": f"127.0.0.1:{dashboard}"}
+    with run_nginx(CONFIGURATION, tmp_path, HOSTS, addresses) as proxy:
+        yield proxy
 
 
-def is_up(proxy: Proxy, nginx: subprocess.Popen[bytes]) -> bool:
-    assert nginx.poll() is None, nginx.stderr and nginx.stderr.read()
-    try:
-        with proxy.send("GET", HOSTS[0], "/healthz") as answer:
-            return answer.status_code == 200
-    except httpx2.TransportError:
-        return False
-
-
-def test_uploads_of_more_than_nginxs_default_pass(proxy: Proxy, api_key: str) -> None:
+def test_uploads_of_more_than_nginxs_default_pass(proxy: NginxProxy, api_key: str) -> None:
     content = b'{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}\n' * 40_000
     headers = {"Authorization": f"Bearer {api_key}"}
     form = {"files": {"file": ("train.jsonl", content)}, "data": {"purpose": "fine-tune"}}
@@ -122,7 +65,7 @@ def test_uploads_of_more_than_nginxs_default_pass(proxy: Proxy, api_key: str) ->
 
 
 def test_events_arrive_while_the_stream_is_open(
-    proxy: Proxy, api_key: str, sessions: Sessions, storage: LocalStorage, project: Project, tmp_path: Path
+    proxy: NginxProxy, api_key: str, sessions: Sessions, storage: LocalStorage, project: Project, tmp_path: Path
 ) -> None:
     with transaction(sessions) as session:
         make_base_model(session, tmp_path / "base")
@@ -135,7 +78,7 @@ def test_events_arrive_while_the_stream_is_open(
     assert "fine_tuning.job.event" in first
 
 
-def test_web_sockets_of_the_dashboard_pass(proxy: Proxy) -> None:
+def test_web_sockets_of_the_dashboard_pass(proxy: NginxProxy) -> None:
     headers = {"Upgrade": "websocket", "Connection": "Upgrade"}
     with proxy.send("GET", HOSTS[1], "/", headers=headers) as answer:
         assert answer.read() == b"websocket upgrade https"
