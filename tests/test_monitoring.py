@@ -18,6 +18,7 @@ from prometheus_client.metrics_core import Metric
 import app.telemetry.metrics  # noqa: F401  (registers the metrics)
 from app.domain.jobs.states import Reason
 from app.settings import Settings
+from app.telemetry.disk_metrics import DiskMetrics
 from tests.worker.node.test_gpu_metrics import OUTPUT
 from worker.deliveries.sender import DeliverySender
 from worker.jobs.lease import LEASE_LOST
@@ -49,7 +50,7 @@ def families(resources: Resources, monkeypatch: pytest.MonkeyPatch) -> list[Metr
     gpus = GpuMetrics(("printf", "%s", OUTPUT))
     gpus.join()
     own = [family for family in REGISTRY.collect() if family.name.startswith("tunery_")]
-    return [*own, *service.collect(), *gpus.collect()]
+    return [*own, *service.collect(), *gpus.collect(), *DiskMetrics(resources.settings.data_dir).collect()]
 
 
 def exposed_name(family: Metric) -> str:

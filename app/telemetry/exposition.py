@@ -20,6 +20,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from app.log import get_logger
 from app.settings import Settings, WebSettings
 from app.telemetry import metrics
+from app.telemetry.disk_metrics import DiskMetrics
 from app.telemetry.multiprocess import MULTIPROCESS_VARIABLE
 
 CACHE_SECONDS = 1.0
@@ -57,6 +58,8 @@ def start_metrics_server(settings: Settings | WebSettings, process: str) -> Metr
     except OSError as error:
         log.warning("no metrics: their port cannot be opened", port=settings.metrics_port, error=str(error))
         return None
+    if isinstance(settings, Settings):
+        registry.register(DiskMetrics(settings.data_dir))
     log.info("metrics", host=settings.metrics_host, port=server.port)
     return server
 

@@ -5,8 +5,6 @@ They are read by the reconciler's own loop and not by a scrape, so scrapers caus
 
 from __future__ import annotations
 
-import contextlib
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -70,10 +68,6 @@ class ServiceMetrics(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily]:
         gauges = self._gauges
         yield _gauge("database_up", "Whether the last read of the service's state succeeded.", gauges is not None)
-        with contextlib.suppress(OSError):  # the other values help to find out what is wrong with the disk
-            usage = shutil.disk_usage(self._resources.settings.data_dir)
-            yield _gauge("data_disk_free_bytes", "Free space of the data directory's disk.", usage.free)
-            yield _gauge("data_disk_bytes", "Size of the data directory's disk.", usage.total)
         if gauges is not None:
             yield from _families(gauges)
             yield self._stored_bytes()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,17 +40,6 @@ def test_the_state_of_the_service_is_exposed(resources: Resources, project: Proj
     assert registry.get_sample_value("tunery_delivery_backlog_age_seconds") == 0
     labels = {"project": "default", "project_id": project.id}
     assert registry.get_sample_value("tunery_stored_bytes", labels) == 7
-    assert registry.get_sample_value("tunery_data_disk_free_bytes") > 0
-
-
-def test_a_disk_that_fails_hides_no_other_value(resources: Resources, tmp_path: Path) -> None:
-    settings = resources.settings.model_copy(update={"data_dir": tmp_path / "nowhere"})
-    service_metrics = ServiceMetrics(replace(resources, settings=settings))
-    service_metrics.read_if_due()
-    registry = values(service_metrics)
-    assert registry.get_sample_value("tunery_database_up") == 1
-    assert registry.get_sample_value("tunery_leases_held") == 0
-    assert registry.get_sample_value("tunery_data_disk_bytes") is None
 
 
 def test_values_are_absent_while_the_database_is_unavailable(resources: Resources) -> None:
