@@ -33,7 +33,10 @@ def _group() -> None:
 @with_client
 def import_openai(
     client: "Client",
-    model: Annotated[str | None, typer.Option(help="Base model for every job whose model has no --model-map.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Base model for every job whose model has no --model-map. Default: the server's aliases."),
+    ] = None,
     model_map: Annotated[
         list[str] | None,
         typer.Option("--model-map", metavar="OPENAI=BASE", help="Base model for one model; repeatable."),
@@ -69,9 +72,12 @@ def import_openai(
             return
         bases = _model_map(model_map or ())
         _save_other_files(source, state)
+        aliases = {each["id"] for each in client.get("models")["data"] if each.get("alias_of")}
         failed = 0
         for found in _jobs(source, job or ()):
-            recreation = _save_job(client, source, state, found, bases.get(str(found["model"]), model))
+            old = str(found["model"])
+            base = bases.get(old) or model or (old if old in aliases else None)
+            recreation = _save_job(client, source, state, found, base)
             failed += not _continue_job(client, state, found, recreation, plan, run)
     print_note(f"Saved in {directory}: {len(state.files)} files, {len(state.jobs)} jobs.")
     if failed:

@@ -52,7 +52,7 @@ REQUIRED = ("method", "model", "training_file", "validation_file")
 
 
 def recreate(job: Mapping[str, Any], model: str | None) -> Recreation:
-    """`job` is OpenAI's job object; `model` the base model here, None if no model and no alias was found."""
+    """`job` is OpenAI's job object; `model` the base model or alias here, None if there is none."""
     made = Recreation(str(job["id"]))
     _model(made, job, model)
     _method(made, job)
@@ -77,10 +77,14 @@ def _model(made: Recreation, job: Mapping[str, Any], model: str | None) -> None:
         made.add(
             ImportOutcome.IMPOSSIBLE,
             "model",
-            f"{old}: no base model was chosen; give --model BASE, or --model-map {old}=BASE",
+            f"{old}: no base model was chosen; give --model BASE, or --model-map {old}=BASE, or let an operator set an "
+            f"alias (tunery models alias {old} BASE)",
         )
         return
     made.request["model"] = model
+    if model == old:
+        made.add(ImportOutcome.KEPT, "model", f"{old}, an alias on this server")
+        return
     text = f"{old} -> {model}"
     if old.startswith("ft:"):
         text += "; an earlier fine-tune was trained further, but OpenAI returns no weights: the base is the start"

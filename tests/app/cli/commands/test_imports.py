@@ -12,6 +12,8 @@ import pytest
 
 from app.cli.client.http import Client
 from app.cli.errors import TooManyRequests
+from app.db.base_models import models
+from app.db.engine import Sessions, transaction
 from tests.app.cli.conftest import Tunery
 from tests.app.cli.stand_in_openai import KEY, StandInOpenAI, chat_lines, stand_in_openai
 from tests.deadline import until
@@ -163,6 +165,17 @@ class TestImport:
         assert bring("--model-map", "gpt-4o-mini-2024-07-18=tiny", "--run").exit_code == 0
         (job,) = jobs(tunery)
         assert (job["model"], job["metadata"]["openai_model"]) == ("tiny", "gpt-4o-mini-2024-07-18")
+
+    def test_without_a_table_the_aliases_of_the_server_name_the_base(
+        self, bring: Tunery, tunery: Tunery, sessions: Sessions
+    ) -> None:
+        with transaction(sessions) as session:
+            models.set_alias(session, "gpt-4o-mini-2024-07-18", "tiny")
+        done = bring("--run")
+        assert done.exit_code == 0, done.err
+        assert "kept        model: gpt-4o-mini-2024-07-18, an alias on this server" in done.out
+        (job,) = jobs(tunery)
+        assert (job["model"], job["model_alias"]) == ("tiny", "gpt-4o-mini-2024-07-18")
 
     def test_preferences_and_reinforcement(self, bring: Tunery, account: StandInOpenAI) -> None:
         pairs = {"hyperparameters": {"beta": 0.2, "n_epochs": 2}}
