@@ -13,7 +13,7 @@ from app.cli.client.service_discovery import file_path, job_path
 from app.cli.commands.files.files import upload_with_progress
 from app.cli.errors import CliError, NotFoundError, TooManyRequests, UsageError
 from app.cli.openai_import.recreate import ImportOutcome, Recreation, recreate
-from app.cli.openai_import.source import OPENAI_URL, FileUnavailable, OpenAISource
+from app.cli.openai_import.source import OPENAI_URL, NotReturned, OpenAISource
 from app.cli.openai_import.state import ImportDirectory
 from app.cli.options import with_client
 from app.cli.output.console import duration_text, print_line, print_note, size_text
@@ -108,14 +108,14 @@ def _save_other_files(source: OpenAISource, state: ImportDirectory) -> None:
     for file in source.training_files():
         try:
             _save_file(source, state, file["id"], file)
-        except FileUnavailable as error:
+        except NotReturned as error:
             print_line(f"{file['id']}: not saved, OpenAI does not return it ({error})")
 
 
 def _save_file(
     source: OpenAISource, state: ImportDirectory, file_id: str, listed: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Download a file unless that has been done; its provenance. Raises FileUnavailable."""
+    """Download a file unless that has been done; its provenance. Raises NotReturned."""
     saved = state.files.get(file_id, {})
     if saved and state.file_path(file_id, saved["filename"]).is_file():
         return saved
@@ -134,15 +134,12 @@ def _save_job(
 ) -> Recreation:
     """Save the job with its events and files, store its files here, and make its request."""
     job_id = str(job["id"])
-    if not (state.root / "jobs" / f"{job_id}.events.jsonl").exists():
-        state.write(f"jobs/{job_id}.json", json.dumps(job, indent=2, ensure_ascii=False) + "\n")
-        lines = [json.dumps(event, ensure_ascii=False) + "\n" for event in source.events(job_id)]
-        state.write(f"jobs/{job_id}.events.jsonl", "".join(lines))
+    _save_events(source, state, job)
     recreation = recreate(job, model)
     for name, file_id in recreation.files.items():
         try:
             saved = _store_file(client, source, state, file_id)
-        except FileUnavailable as error:
+        except NotReturned as error:
             text = f"{file_id}: OpenAI does not return it ({error})"
             recreation.add(ImportOutcome.IMPOSSIBLE, name, text)
         except (UsageError, NotFoundError) as error:
@@ -155,8 +152,22 @@ def _save_job(
     return recreation
 
 
+def _save_events(source: OpenAISource, state: ImportDirectory, job: dict[str, Any]) -> None:
+    """Save a job and its events, unless that has been done."""
+    job_id = str(job["id"])
+    if (state.root / "jobs" / f"{job_id}.events.jsonl").exists():
+        return
+    state.write(f"jobs/{job_id}.json", json.dumps(job, indent=2, ensure_ascii=False) + "\n")
+    try:
+        lines = [json.dumps(event, ensure_ascii=False) + "\n" for event in source.events(job_id)]
+    except NotReturned as error:
+        print_line(f"{job_id}: events not saved, OpenAI does not return them ({error})")
+    else:
+        state.write(f"jobs/{job_id}.events.jsonl", "".join(lines))
+
+
 def _store_file(client: "Client", source: OpenAISource, state: ImportDirectory, file_id: str) -> dict[str, Any]:
-    """Store a file here, once, with its origin; its provenance. Raises FileUnavailable, and errors of Tunery."""
+    """Store a file here, once, with its origin; its provenance. Raises NotReturned, and errors of Tunery."""
     saved = state.files.get(file_id, {})
     if "tunery_file" in saved and _get(client, file_path(saved["tunery_file"])) is None:
         del saved["tunery_file"]  # deleted, or the state is that of an import to another server
@@ -273,7 +284,7 @@ def _validation_file(source: OpenAISource, state: ImportDirectory, model: str) -
         raise UsageError(f"Which prompts? {model}: {why}. Give --prompts FILE.")
     try:
         saved = _save_file(source, state, made["validation_file"])
-    except FileUnavailable as error:
+    except NotReturned as error:
         text = f"OpenAI does not return the validation file {made['validation_file']} ({error}). Give --prompts FILE."
         raise UsageError(text) from None
     return state.file_path(made["validation_file"], saved["filename"]).read_bytes()

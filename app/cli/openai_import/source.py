@@ -21,8 +21,8 @@ PAGE = 100
 CHUNK_BYTES = 1 << 20
 
 
-class FileUnavailable(Exception):
-    """OpenAI does not return the file, which may be deleted; the message is OpenAI's."""
+class NotReturned(Exception):
+    """OpenAI does not return a file or the events of a job, which may be deleted; the message is OpenAI's."""
 
 
 class AnswerRefused(Exception):
@@ -54,8 +54,8 @@ class OpenAISource:
                 yield job.to_dict(mode="json")
 
     def events(self, job_id: str) -> list[Json]:
-        """The events of a job, newest first."""
-        with self._errors(f"list the events of {job_id}"):
+        """The events of a job, newest first. Raises NotReturned."""
+        with self._errors(f"list the events of {job_id}"), self._refusals(NotReturned):
             return [each.to_dict(mode="json") for each in self._client.fine_tuning.jobs.list_events(job_id, limit=PAGE)]
 
     def training_files(self) -> Iterator[Json]:
@@ -65,18 +65,18 @@ class OpenAISource:
                 yield file.to_dict(mode="json")
 
     def file(self, file_id: str) -> Json:
-        """Raises FileUnavailable."""
-        with self._errors(f"read {file_id}"), self._refusals(FileUnavailable):
+        """Raises NotReturned."""
+        with self._errors(f"read {file_id}"), self._refusals(NotReturned):
             return self._client.files.retrieve(file_id).to_dict(mode="json")
 
     def download(self, file_id: str, path: Path) -> str:
-        """Write the content to `path`, completely or not at all, and return its SHA-256. Raises FileUnavailable."""
+        """Write the content to `path`, completely or not at all, and return its SHA-256. Raises NotReturned."""
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.part")
         digest = hashlib.sha256()
         with (
             self._errors(f"download {file_id}"),
-            self._refusals(FileUnavailable),
+            self._refusals(NotReturned),
             self._client.files.with_streaming_response.content(file_id) as response,
             temporary.open("wb") as out,
         ):
@@ -95,7 +95,7 @@ class OpenAISource:
         return dict(completion.choices[0].message.to_dict(mode="json"))
 
     @contextmanager
-    def _refusals(self, kind: type[FileUnavailable | AnswerRefused]) -> Iterator[None]:
+    def _refusals(self, kind: type[NotReturned | AnswerRefused]) -> Iterator[None]:
         """Raise errors that concern this request only as `kind`. A model that does not exist concerns every prompt."""
         statuses = ONE_REQUEST_STATUSES if kind is AnswerRefused else (*ONE_REQUEST_STATUSES, 404, 410)
         errors: Any = self._openai

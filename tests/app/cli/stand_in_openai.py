@@ -45,7 +45,8 @@ class StandInOpenAI:
     has_stalled: Event = field(default_factory=Event)
     go_on: Event = field(default_factory=Event)
     may_read_jobs: bool = True
-    answer: Callable[[Json], str] = lambda body: f"old: {body['messages'][-1]['content']}"
+    without_events: set[str] = field(default_factory=set)  # ids of jobs whose events are a 404
+    answer: Callable[[Json], str | Json] = lambda body: f"old: {body['messages'][-1]['content']}"
     url: str = ""
 
     def add_file(self, file_id: str, content: bytes | None = None) -> str:
@@ -91,7 +92,8 @@ class StandInOpenAI:
         if path == "/v1/chat/completions" and method == "POST":
             if status := self.refused.get(body["messages"][-1]["content"]):
                 return status, error("Invalid prompt: it was flagged.", None)
-            message = {"role": "assistant", "content": self.answer(body), "refusal": None}
+            answer = self.answer(body)
+            message = {"role": "assistant", "content": answer, "refusal": None} if isinstance(answer, str) else answer
             choice = {"index": 0, "finish_reason": "stop", "message": message, "logprobs": None}
             model, created = body["model"], 1_750_000_000
             return 200, {
@@ -128,6 +130,8 @@ class StandInOpenAI:
             begin = next((n + 1 for n, job in enumerate(newest_first) if job["id"] == after), 0)
             size = 2  # small pages, so that the client needs several
             return 200, page(newest_first[begin : begin + size], begin + size < len(newest_first))
+        if parts[0] in self.without_events:
+            return 404, error(f"Could not find fine tune: {parts[0]}", None)
         event = {
             "id": "ftevent-1",
             "object": "fine_tuning.job.event",

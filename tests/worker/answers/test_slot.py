@@ -128,3 +128,37 @@ def test_a_worker_that_can_never_answer_is_no_busy_one(
     assert response.status_code == status
     if status == 503:
         assert f'with the base model "{BASE}", TUNERY_TRIAL_ANSWERS=true' in response.json()["error"]["message"]
+
+
+def test_an_idle_base_model_is_unloaded(
+    http: httpx2.Client, start: Start, waiting: Waiting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (waiting[1] / "go").touch()
+    answers = start(*waiting[0])
+    assert ask(http).status_code == 200
+    process = answers._process
+    assert process is not None
+    assert process.is_running
+    monkeypatch.setattr(trial, "IDLE_SECONDS", 0.0)
+    until(lambda: answers._process is None, "the program is ended")
+    assert not process.is_running
+    until(lambda: not answers._directory.exists(), "its files are deleted")
+
+
+@pytest.mark.parametrize("is_loading", [False, True], ids=["while it generates", "while it loads"])
+def test_a_client_that_gives_up_a_whole_answer_stops_the_generation(
+    http: httpx2.Client, start: Start, waiting: Waiting, monkeypatch: pytest.MonkeyPatch, is_loading: bool
+) -> None:
+    has_given_up = threading.Event()
+
+    def load_slowly(*arguments: Any) -> Any:
+        assert has_given_up.wait(30)
+        return prepare(*arguments)
+
+    start(*waiting[0])
+    if is_loading:
+        monkeypatch.setattr(trial, "prepare", load_slowly)
+    with pytest.raises(httpx2.ReadTimeout):
+        http.post(CHAT, json={"model": BASE, "messages": SAY}, timeout=2)
+    has_given_up.set()
+    until((waiting[1] / "stopped").exists, "the program stops", 20)

@@ -208,6 +208,16 @@ class TestFaults:
         assert "kept        training_file: file-train" in done.out
         assert "Saved in" in done.err
 
+    def test_a_job_without_events(self, bring: Tunery, account: StandInOpenAI, tmp_path: Path) -> None:
+        account.without_events.add("ftjob-aaaa")
+        done = bring("--model", "tiny")
+        assert done.exit_code == 0, done.err
+        assert "ftjob-aaaa: events not saved, OpenAI does not return them (Could not find fine tune: ftjob" in done.out
+        assert (tmp_path / "saved" / "jobs" / "ftjob-aaaa.json").exists()
+        account.without_events.clear()
+        bring("--model", "tiny")
+        assert (tmp_path / "saved" / "jobs" / "ftjob-aaaa.events.jsonl").exists()
+
     def test_a_file_that_tunery_refuses(self, bring: Tunery, tunery: Tunery, account: StandInOpenAI) -> None:
         account.add_file("file-broken", b'{"messages": [NaN]}\n')
         account.jobs.insert(0, account.jobs[0] | {"id": "ftjob-0000", "training_file": "file-broken"})
@@ -368,6 +378,16 @@ class TestRecord:
         assert done.exit_code == 2
         assert 'line 1 has recorded_model "ft:one", not "ft:two". Give --record a file for each model.' in done.err
         assert golden.read_bytes() == before
+
+    def test_calls_of_tools_and_rate_limits(self, bring: Tunery, account: StandInOpenAI, tmp_path: Path) -> None:
+        call = {"id": "call_1", "type": "function", "function": {"name": "look_up", "arguments": "{}"}}
+        account.answer = lambda _: {"role": "assistant", "content": None, "tool_calls": [call]}
+        account.limited["/v1/chat/completions"] = 3
+        prompts, golden = tmp_path / "prompts.jsonl", tmp_path / "golden.jsonl"
+        prompts.write_bytes(chat_lines(1))
+        assert bring("--record", golden, "--from", "ft:old", "--prompts", prompts).exit_code == 0
+        row = json.loads(golden.read_text())
+        assert (row["recorded_answer"], row["recorded_tool_calls"]) == ("", [call])
 
     def test_a_repeated_prompt_is_asked_once(self, bring: Tunery, account: StandInOpenAI, tmp_path: Path) -> None:
         prompts, golden = tmp_path / "prompts.jsonl", tmp_path / "golden.jsonl"
