@@ -6,8 +6,13 @@ import re
 
 from playwright.sync_api import expect
 
+from app.api.openapi.examples import evaluations
+from app.db.engine import transaction
+from app.db.ids import new_id
+from app.db.jobs import checkpoints
+from app.db.tables import Evaluation, Job
 from tests.browser.conftest import Open
-from tests.browser.world import World
+from tests.browser.world import MODEL, World
 
 
 def test_the_queue_has_workers_running_jobs_and_the_next_job(open_page: Open, world: World) -> None:
@@ -23,11 +28,32 @@ def test_the_queue_has_workers_running_jobs_and_the_next_job(open_page: Open, wo
     page.wait_for_url(f"**/jobs/{world.jobs['queued-0']}")
 
 
+def test_the_queue_has_evaluations_and_old_jobs_have_their_names(open_page: Open, world: World) -> None:
+    with transaction(world.sessions) as session:
+        job = session.get_one(Job, world.jobs["earlier"])
+        result = checkpoints.by_names(session, [job.fine_tuned_model or ""])[job.fine_tuned_model or ""]
+        of_job = {"project_id": job.project_id, "job_id": job.id, "checkpoint_id": result.id}
+        evaluation = Evaluation(
+            id=new_id("fteval"), **of_job, file_id=world.files["held_out"], settings=evaluations.SETTINGS,
+            model=result.name, base_model=MODEL, step_number=result.step_number, plan=evaluations.PLAN,
+            adapter_file_ids=result.file_ids, state="queued",
+        )  # fmt: skip
+        session.add(evaluation)
+    page = open_page("/queue")
+    row = page.get_by_role("region", name="Evaluations").get_by_role("row").filter(has_text="queued")
+    expect(row.get_by_role("link", name="support-bot-v2")).to_be_visible()
+    with transaction(world.sessions) as session:
+        session.delete(session.get_one(Evaluation, evaluation.id))
+    expect(page.get_by_role("region", name="Evaluations")).to_have_count(0)
+
+
 def test_the_project_has_its_targets_webhooks_keys_and_audit_log(open_page: Open) -> None:
     page = open_page("/project")
     expect(page.get_by_role("heading", name="Project default")).to_be_visible()
     target = page.get_by_role("region", name="Delivery targets").get_by_role("row").filter(has_text="production")
     expect(target).to_contain_text("http://127.0.0.1:9")
+    expect(target).to_contain_text("ready")
+    expect(page.get_by_text("the service's default")).to_be_visible()
     delivery = page.get_by_role("region", name="Deliveries to pipeline").get_by_role("row").filter(has_text="succeeded")
     expect(delivery).to_contain_text("pending")
     expect(page.get_by_role("region", name="API keys").get_by_role("row").filter(has_text="member")).to_be_visible()

@@ -12,10 +12,12 @@ from app.web.components.data_table import DataTable, column
 from app.web.components.elements import card, code_block, facts, link, note, tabs, tag
 from app.web.formatting import age, clean, count, counted, moment, size
 from app.web.frame import View, error_note, screen
+from app.web.models import base_models
 from app.web.pages.answers import TryIt
 from app.web.pages.jobs import wording
 
 PAGE_JOBS = 100
+BASE_DIRECTORY = "BASE_DIRECTORY"
 COLUMNS = (
     column("name", "Adapter", lead=True),
     column("base", "Base model"),
@@ -58,7 +60,9 @@ def _row(job: Json) -> Json:
         "rank": str(job["lora"]["r"]),
         "size": size(adapter.get("bytes")),
         "finished": {"text": age(job["finished_at"]), "title": moment(job["finished_at"])},
-        "file": {"text": "Download", "href": f"/jobs/{job['id']}/adapter.tar", "download": ""},
+        "file": {"text": "Download", "href": f"/jobs/{job['id']}/adapter.tar", "download": ""}
+        if adapter
+        else "deleted",
     }
 
 
@@ -71,7 +75,8 @@ async def build(view: View) -> None:
             tag("bdi", wording.name(job))
         with tag("div", classes="t-actions"):
             link("Job", f"/jobs/{job_id}", "t-button")
-            link("Download", f"/jobs/{job_id}/adapter.tar", "t-button t-primary", download="")
+            if job["adapter"]:
+                link("Download", f"/jobs/{job_id}/adapter.tar", "t-button t-primary", download="")
     try:
         adapter = await view.api.get(f"fine_tuning/jobs/{job_id}/adapter")
     except ApiError as error:
@@ -80,7 +85,9 @@ async def build(view: View) -> None:
     _show_provenance(job, adapter)
     TryIt(view, adapter["base_model"], adapter["fine_tuned_model"])
     _show_files(adapter)
-    _show_engines(job, adapter)
+    models = await base_models(view.api)
+    source = next((one.get("source") for one in models if one["id"] == adapter["base_model"]), None)
+    _show_engines(job, adapter, source)
 
 
 def _show_provenance(job: Json, adapter: Json) -> None:
@@ -92,7 +99,7 @@ def _show_provenance(job: Json, adapter: Json) -> None:
                 "Step": count(adapter["step_number"]),
                 "LoRA": f"rank {job['lora']['r']}, alpha {job['lora']['alpha']:g}",
                 "Trained with": "4-bit base (QLoRA)" if job["quantization"] else "16-bit base (LoRA)",
-                "Trained tokens": count(job["trained_tokens"]),
+                "Processed tokens": count(job["trained_tokens"]),
                 "Finished": moment(job["finished_at"]),
             }
         )
@@ -116,17 +123,21 @@ def _show_files(adapter: Json) -> None:
     DataTable("Files of the adapter", columns, rows)
 
 
-def _show_engines(job: Json, adapter: Json) -> None:
+def _show_engines(job: Json, adapter: Json, source: str | None) -> None:
     compatibility = job.get("compatibility") or {}
     engines = [name for name in wording.ENGINES if name in compatibility] or list(wording.ENGINES)
     with card("Use it"):
+        if source is None:
+            name = clean(adapter["base_model"], 80)
+            tag("p", f"{BASE_DIRECTORY} is the directory of {name} on the machine that runs the engine.", "t-hint")
         panels = [
-            (wording.ENGINES[one], partial(_show_engine, one, compatibility.get(one), job, adapter)) for one in engines
+            (wording.ENGINES[one], partial(_show_engine, one, compatibility.get(one), job["id"], adapter, source))
+            for one in engines
         ]
         tabs("Ways to use the adapter", panels)
 
 
-def _show_engine(engine: str, verdict: Json | None, job: Json, adapter: Json) -> None:
+def _show_engine(engine: str, verdict: Json | None, job_id: str, adapter: Json, source: str | None) -> None:
     if verdict is not None:
         title = "Serves this adapter as it is" if verdict["ok"] else "Does not serve this adapter as it is"
         texts = [*verdict.get("reasons", []), *verdict.get("notes", [])]
@@ -138,39 +149,50 @@ def _show_engine(engine: str, verdict: Json | None, job: Json, adapter: Json) ->
         )
     is_served = verdict is None or verdict["ok"]
     flags = [str(flag) for flag in (verdict or {}).get("flags", [])]
-    code_block(snippet(engine, is_served, flags, job["id"], adapter))
+    code_block(snippet(engine, is_served, flags, job_id, adapter, source))
 
 
-def snippet(engine: str, is_served: bool, flags: list[str], job_id: str, adapter: Json) -> str:
-    """Commands to paste. An engine that does not serve the adapter gets the merged model."""
+def snippet(engine: str, is_served: bool, flags: list[str], job_id: str, adapter: Json, source: str | None) -> str:
+    """Commands to paste. An engine that does not serve the adapter gets the merged model.
+
+    `source` is the id of the base model on its hub; without one, the directory is to be filled in.
+    """
     download = f"tunery adapters download {job_id} -o adapter"
-    merged = f"tunery jobs export {job_id} -o merged"
-    base, name = shlex.quote(adapter["base_model"]), shlex.quote(adapter["fine_tuned_model"])
-    options = " ".join(shlex.quote(flag) for flag in flags)
     if engine == "transformers":
-        return (
-            f"# {download}\n"
-            "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-            f"base = AutoModelForCausalLM.from_pretrained({json.dumps(adapter['base_model'])})  # or its directory\n"
-            'model = PeftModel.from_pretrained(base, "adapter")\n'
-            'tokenizer = AutoTokenizer.from_pretrained("adapter")\n\n'
-            'messages = [{"role": "user", "content": "..."}]\n'
-            "inputs = tokenizer.apply_chat_template(\n"
-            '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"\n)\n'
-            "output = model.generate(**inputs, max_new_tokens=200)\n"
-            'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))'
+        return f"# {download}\n{_peft(source or BASE_DIRECTORY)}"
+    if engine == "ollama" or (engine == "llama_cpp" and not is_served):
+        export = f"tunery jobs export {job_id} --type gguf --quantization Q8_0 -o tuned"
+        return f"{export}\n" + (
+            "ollama create tuned --file tuned/Modelfile"
+            if engine == "ollama"
+            else "llama-server -m tuned/model-Q8_0.gguf"
         )
-    if engine == "vllm":
-        served = f"vllm serve {base} {options or '--enable-lora'} --lora-modules {name}=adapter"
-        return f"{download}\n{served}" if is_served else f"{merged}\nvllm serve merged"
-    if engine == "sglang":
-        server = "python -m sglang.launch_server --model-path"
-        served = f"{server} {base} {options or '--enable-lora'} --lora-paths {name}=adapter"
-        return f"{download}\n{served}" if is_served else f"{merged}\n{server} merged"
-    convert = "python convert_hf_to_gguf.py merged --outfile model.gguf   # of the llama.cpp repository"
-    if engine == "ollama":
-        return f"{merged}\n{convert}\necho 'FROM ./model.gguf' > Modelfile && ollama create tuned -f Modelfile"
-    if is_served:
-        convert = "python convert_lora_to_gguf.py --base BASE_DIRECTORY adapter"
-        return f"{download}\n{convert}\nllama-server -m base.gguf --lora adapter.gguf"
-    return f"{merged}\n{convert}\nllama-server -m model.gguf"
+    if engine == "llama_cpp":
+        return (
+            f"tunery jobs export {job_id} --type gguf_adapter -o tuned\n"
+            f"# of the llama.cpp repository; {BASE_DIRECTORY}: where the base model is\n"
+            f"python convert_hf_to_gguf.py {BASE_DIRECTORY} --outfile base.gguf\n"
+            "llama-server -m base.gguf --lora tuned/adapter.gguf"
+        )
+    serve = {"vllm": "vllm serve", "sglang": "python -m sglang.launch_server --model-path"}[engine]
+    if not is_served:
+        return f"tunery jobs export {job_id} -o merged\n{serve} merged"
+    options = " ".join(shlex.quote(flag) for flag in flags) or "--enable-lora"
+    modules = {"vllm": "--lora-modules", "sglang": "--lora-paths"}[engine]
+    name = shlex.quote(adapter["fine_tuned_model"])
+    served = f"{serve} {shlex.quote(source or BASE_DIRECTORY)} {options} {modules} {name}=adapter"
+    return f"{download}\n{served}"
+
+
+def _peft(base: str) -> str:
+    return (
+        "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f"base = AutoModelForCausalLM.from_pretrained({json.dumps(base)})\n"
+        'model = PeftModel.from_pretrained(base, "adapter")\n'
+        'tokenizer = AutoTokenizer.from_pretrained("adapter")\n\n'
+        'messages = [{"role": "user", "content": "..."}]\n'
+        "inputs = tokenizer.apply_chat_template(\n"
+        '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"\n)\n'
+        "output = model.generate(**inputs, max_new_tokens=200)\n"
+        'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))'
+    )

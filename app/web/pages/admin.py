@@ -14,7 +14,7 @@ from app.web.models import base_models
 from app.web.pages.jobs import wording
 from app.web.pages.project import show_audit
 
-MAX_PROJECTS = 100
+MAX_PROJECTS = 200
 MAX_FAILED = 50
 CHECK_COLUMNS = (
     column("name", "Check", lead=True),
@@ -59,8 +59,10 @@ async def build(view: View) -> None:
         note("Only for administrators", "Sign in with a key that has the scope admin.", "warn")
         return
     projects = await _projects(view)
-    await _show_status(view, sum(one["usage"]["stored_bytes"] for one in projects))
+    await _show_status(view, projects)
     tag("h2", "Projects")
+    if len(projects) == MAX_PROJECTS:
+        tag("p", f"The {MAX_PROJECTS} newest projects; tunery projects list names all of them.", "t-muted")
     DataTable("Projects", PROJECT_COLUMNS, [_project_row(project) for project in projects])
     tag("h2", "Base models")
     models = await base_models(view.api)
@@ -83,7 +85,7 @@ def _free_space(storage: dict[str, Any]) -> str:
     return f"{size(storage['disk_free_bytes'])} of {size(storage['disk_bytes'])}"
 
 
-async def _show_status(view: View, stored_bytes: int) -> None:
+async def _show_status(view: View, projects: list[Json]) -> None:
     """What is wrong with the service and what to do, and how full it is."""
     try:
         status = await view.api.get("organization/status")
@@ -96,10 +98,11 @@ async def _show_status(view: View, stored_bytes: int) -> None:
         text = clean(problem["message"], 1_000)
         note(text, clean(problem["remedy"], 1_000).replace("`", ""), "bad" if problem["level"] == "problem" else "warn")
     storage, backup = status["storage"], status["last_backup"]
+    stored = f"Stored by {'all' if len(projects) < MAX_PROJECTS else 'the listed'} projects"
     with card("Service"):
         facts(
             {
-                "Stored by all projects": size(stored_bytes),
+                stored: size(sum(one["usage"]["stored_bytes"] for one in projects)),
                 "Free disk space": _free_space(storage),
                 "Workers": counted(len(status["workers"]), "worker"),
                 "Queued": counted(status["queue"]["queued"], "job"),
@@ -138,8 +141,8 @@ def _check_row(check: Json) -> Json:
 
 
 async def _projects(view: View) -> list[Json]:
-    """All projects with their usage, the largest storage first."""
-    listed = await view.api.items("organization/projects", MAX_PROJECTS)
+    """Projects with their usage, archived ones among them, the largest storage first."""
+    listed = await view.api.items("organization/projects", MAX_PROJECTS, include_archived="true")
     found = await asyncio.gather(*(view.api.get(f"organization/projects/{one['id']}") for one in listed))
     return sorted(found, key=lambda project: -int(project["usage"]["stored_bytes"]))
 

@@ -20,7 +20,10 @@ STATE_TONES = {
     "expired": "wait",
     "revoked": "bad",
 }
-
+TARGET_STATES = {
+    "ready": {"text": "ready", "tone": "ok"},
+    "credentials_lost": {"text": "credentials lost", "tone": "bad", "sub": "No key of the service decrypts them."},
+}
 KINDS = {
     "directory": "directory",
     "vllm": "vLLM",
@@ -51,6 +54,7 @@ async def build(view: View) -> None:
 
 def show_usage(project: Json) -> None:
     usage, limits = project["usage"], project["limits"]
+    requests = limits["max_requests_per_second"]
     with card("Usage and limits"):
         facts(
             {
@@ -61,14 +65,13 @@ def show_usage(project: Json) -> None:
                     duration(usage["gpu_seconds_this_month"]), limits["max_gpu_seconds_per_month"], duration
                 ),
                 "Planned GPU time": duration(usage["held_gpu_seconds"]),
-                "Requests per second": _of("", limits["max_requests_per_second"], count),
+                "Requests per second": f"at most {count(requests)}" if requests else "the service's default",
             }
         )
 
 
 def _of(used: str, limit: float | None, format_limit: Any) -> str:
-    text = "no limit" if limit is None else f"at most {format_limit(limit)}"
-    return f"{used}, {text}" if used else text
+    return f"{used}, {'no limit' if limit is None else f'at most {format_limit(limit)}'}"
 
 
 async def show_keys(view: View, project_id: str) -> None:
@@ -117,6 +120,7 @@ async def _show_targets(view: View) -> None:
             "name": {"text": clean(target["name"], 80), "sub": target["id"]},
             "kind": KINDS.get(target["kind"], target["kind"]),
             "place": _place(target["destination"]),
+            "status": TARGET_STATES[target["status"]],
             "default": "yes" if target["default"] else "no",
             "credentials": clean(", ".join(target["credentials"]), 120) or "none",
             "changed": {"text": age(target["updated_at"]), "title": moment(target["updated_at"])},
@@ -127,6 +131,7 @@ async def _show_targets(view: View) -> None:
         column("name", "Target", lead=True),
         column("kind", "Kind"),
         column("place", "Place"),
+        column("status", "Status"),
         column("default", "Gets every job"),
         column("credentials", "Credentials"),
         column("changed", "Changed", "number"),

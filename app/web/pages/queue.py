@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
@@ -12,6 +13,8 @@ from app.web.frame import View, refresh_live, screen
 from app.web.pages.jobs import wording
 
 MAX_WAITING = 100
+MAX_PROJECTS = 100
+FEW = 5
 REFRESH_SECONDS = 5.0
 WORKER_COLUMNS = (
     column("name", "Worker", lead=True),
@@ -38,6 +41,14 @@ WAITING_COLUMNS = (
     column("reason", "Waits for"),
     column("age", "Created", "number"),
 )
+EVALUATION_COLUMNS = (
+    column("job", "Evaluation of", lead=True),
+    column("model", "Model"),
+    column("status", "Status"),
+    column("answers", "Answers", "number"),
+    column("time", "Estimated time", "number"),
+    column("age", "Created", "number"),
+)
 
 Json = dict[str, Any]
 
@@ -50,8 +61,13 @@ async def build(view: View) -> None:
 class QueuePage:
     def __init__(self, view: View) -> None:
         self._view = view
+        self._names: dict[str, str] = {}  # of the project's jobs, which keep their names
+        self._project_names = {view.session.project["id"]: clean(view.session.project["name"], 80)}
 
     async def build(self) -> None:
+        if self._view.session.is_admin:
+            projects = await self._view.api.items("organization/projects", MAX_PROJECTS)
+            self._project_names |= {project["id"]: clean(project["name"], 80) for project in projects}
         tag("h1", "Queue and workers")
         self._head = tag("div", classes="t-stack")
         tag("h2", "Workers")
@@ -60,6 +76,8 @@ class QueuePage:
         self._running = DataTable("Running jobs", RUNNING_COLUMNS)
         tag("h2", "Waiting")
         self._waiting = DataTable("Waiting jobs", WAITING_COLUMNS)
+        self._more = tag("div")
+        self._evaluations = tag("div")
         self._shares = tag("div")
         await self.refresh()
         refresh_live(self._view, self.refresh, interval_seconds=REFRESH_SECONDS)
@@ -67,13 +85,44 @@ class QueuePage:
     async def refresh(self) -> None:
         queue = await self._view.api.get("queue", limit=MAX_WAITING)
         workers = await self._view.api.get("workers")
-        own = await self._view.api.get("fine_tuning/jobs", status=",".join(wording.UNFINISHED), limit=MAX_WAITING)
-        names = {job["id"]: wording.name(job) for job in own["data"]}
+        await self._load_names(queue)
+        names = self._names
         self._show_head(queue)
-        self._workers.set_rows([_worker_row(worker, names) for worker in workers["data"]])
+        evaluated = {one["id"]: one["fine_tuning_job_id"] for one in queue["evaluations"]}
+        self._workers.set_rows([_worker_row(worker, names, evaluated) for worker in workers["data"]])
         self._running.set_rows([_running_row(job, names) for job in queue["running"]])
         self._waiting.set_rows([_waiting_row(job, names) for job in queue["waiting"]])
+        self._show_more(queue["has_more"])
+        self._show_evaluations(queue["evaluations"])
         self._show_shares(queue["projects"])
+
+    async def _load_names(self, queue: Json) -> None:
+        """Request the names of own jobs that are not known: of many, the oldest by one request."""
+        own_id, api = self._view.session.project["id"], self._view.api
+        shown = [(one["id"], one["project_id"]) for one in (*queue["running"], *queue["waiting"])]
+        shown += [(one["fine_tuning_job_id"], one["project_id"]) for one in queue["evaluations"]]
+        own = {job_id for job_id, project_id in shown if project_id == own_id}
+        if len(own - self._names.keys()) > FEW:
+            states = ",".join(wording.UNFINISHED)
+            page = await api.get("fine_tuning/jobs", status=states, limit=MAX_WAITING, order="asc")
+            self._names |= {job["id"]: wording.name(job) for job in page["data"]}
+        missing = sorted(own - self._names.keys())
+        jobs = await asyncio.gather(*(api.get(f"fine_tuning/jobs/{one}") for one in missing))
+        self._names |= {job["id"]: wording.name(job) for job in jobs}
+
+    def _show_more(self, has_more: bool) -> None:
+        self._more.clear()
+        if has_more:
+            with self._more:
+                tag("p", f"The next {MAX_WAITING} jobs are shown; further ones wait behind them.", "t-muted")
+
+    def _show_evaluations(self, evaluations: list[Json]) -> None:
+        self._evaluations.clear()
+        if evaluations:
+            with self._evaluations, tag("div", classes="t-stack"):
+                tag("h2", "Evaluations")
+                rows = [_evaluation_row(one, self._names) for one in evaluations]
+                DataTable("Evaluations", EVALUATION_COLUMNS, rows)
 
     def _show_head(self, queue: Json) -> None:
         workers = queue["workers"]
@@ -98,7 +147,7 @@ class QueuePage:
         rows = [
             {
                 "id": one["project_id"],
-                "project": one["project_id"],
+                "project": self._project_names.get(one["project_id"], one["project_id"]),
                 "used": duration(one["gpu_seconds"]),
                 "weight": f"{one['share_weight']:g}",
                 "running": count(one["running_jobs"]),
@@ -130,8 +179,12 @@ def _job_cell(job_id: str, names: dict[str, str], note: str | None = None) -> Js
     return {"text": names[job_id], "href": f"/jobs/{job_id}", "sub": sub}
 
 
-def _worker_row(worker: Json, names: dict[str, str]) -> Json:
+def _worker_row(worker: Json, names: dict[str, str], evaluated: dict[str, str]) -> Json:
+    """`evaluated` are the jobs of the evaluations in the queue."""
     device, job_id = worker["device"], worker["job_id"]
+    work = _job_cell(job_id, names) if job_id else "–"
+    if evaluation_id := worker["evaluation_id"]:
+        work = _job_cell(evaluated[evaluation_id], names, "evaluation") if evaluation_id in evaluated else "evaluation"
     name = clean(worker["name"] or worker["id"], 80)
     kind = f"{device['count']} × {device['name']}" if device["count"] > 1 else device["name"]
     return {
@@ -141,7 +194,7 @@ def _worker_row(worker: Json, names: dict[str, str]) -> Json:
         "status": {"text": worker["status"], "tone": "run" if worker["status"] == "busy" else "ok"},
         "device": clean(kind, 80) or "–",
         "memory": size(device["memory_bytes"]),
-        "job": _job_cell(job_id, names) if job_id else "–",
+        "job": work,
         "models": clean(", ".join(worker["models"]), 200) or "–",
         "seen": {"text": age(worker["seen_at"]), "title": moment(worker["seen_at"])},
     }
@@ -175,8 +228,21 @@ def _waiting_row(job: Json, names: dict[str, str]) -> Json:
     }
 
 
+def _evaluation_row(evaluation: Json, names: dict[str, str]) -> Json:
+    answers = f"{count(evaluation['answers'])} of {count(evaluation['total_answers'])}"
+    return {
+        "id": evaluation["id"],
+        "job": _job_cell(evaluation["fine_tuning_job_id"], names),
+        "model": clean(evaluation["model"], 160),
+        "status": {"text": evaluation["status"], "tone": "run" if evaluation["status"] == "running" else "wait"},
+        "answers": answers if evaluation["total_answers"] is not None else "–",
+        "time": duration(evaluation["estimated_seconds"]),
+        "age": {"text": age(evaluation["created_at"]), "title": moment(evaluation["created_at"])},
+    }
+
+
 def _in(unix_seconds: float | None) -> str:
     if unix_seconds is None:
         return "–"
     seconds = unix_seconds - time.time()
-    return f"in {duration(seconds)}" if seconds > 5 else "now"
+    return f"in {duration(seconds)}" if seconds > 5 else "soon"

@@ -159,7 +159,7 @@ def _show_lengths(report: Json) -> None:
             {
                 "Rows": count(rows),
                 "Tokens per epoch": count(tokens["total"]),
-                "Trained tokens": f"{count(tokens['trained'])} ({trained_percent:.0f} %)",
+                "Learned tokens": f"{count(tokens['trained'])} ({trained_percent:.0f} %)",
                 "Median": f"{count(lengths['median'])} tokens",
                 "99th percentile": f"{count(lengths['p99'])} tokens",
                 "Longest": f"{count(lengths['max'])} tokens",
@@ -172,7 +172,7 @@ def _show_lengths(report: Json) -> None:
 
 def _legend() -> None:
     with tag("div", classes="t-row t-hint"):
-        tag("mark", "trained tokens")
+        tag("mark", "learned tokens")
         tag("span", "masked tokens", "t-muted")
         tag("span", "special tokens", "t-special")
         tag("s", "truncated", "t-cut")
@@ -182,7 +182,7 @@ def _show_row(row: Json) -> None:
     for document in row["documents"]:
         side = {"preferred": " · preferred answer", "non_preferred": " · other answer"}.get(document["side"], "")
         with tag("div", classes="t-stack"):
-            tokens = f"{count(document['tokens'])} tokens, {count(document['trained_tokens'])} trained"
+            tokens = f"{count(document['tokens'])} tokens, {count(document['trained_tokens'])} learned"
             cut = f", {count(row['cut_tokens'])} truncated" if row["cut_tokens"] else ""
             tag("div", f"Line {row['line']:,}{side}: {tokens}{cut}", "t-label")
             truncated = [{**segment, "cut": True} for segment in document["truncated_segments"]]

@@ -35,10 +35,20 @@ async def build(view: View) -> None:
     metrics = await asyncio.gather(
         *(view.api.get(f"fine_tuning/jobs/{one}/metrics", max_points=MAX_POINTS) for one in job_ids)
     )
-    charted_jobs = [ChartedJob(wording.name(job), one["data"]) for job, one in zip(jobs, metrics, strict=True)]
+    names = distinct_names(jobs)
+    charted_jobs = [ChartedJob(name, one["data"]) for name, one in zip(names, metrics, strict=True)]
     _show_results(jobs, charted_jobs)
     _Curves(charted_jobs)
-    _show_differences(jobs)
+    _show_differences(jobs, names)
+
+
+def distinct_names(jobs: list[Json]) -> list[str]:
+    """A clone has the name of its original: then the short ids tell them apart."""
+    names = [wording.name(job) for job in jobs]
+    return [
+        f"{name} ({wording.short_id(job['id'])})" if names.count(name) > 1 else name
+        for name, job in zip(names, jobs, strict=True)
+    ]
 
 
 class _Curves:
@@ -99,7 +109,7 @@ def _result_row(job: Json, charted: ChartedJob) -> Row:
     }
 
 
-def _show_differences(jobs: list[Json]) -> None:
+def _show_differences(jobs: list[Json], job_names: list[str]) -> None:
     settings = [flat_settings(job) for job in jobs]
     names = list(dict.fromkeys(name for one in settings for name in one))
     differing = [name for name in names if len({one.get(name, "–") for one in settings}) > 1]
@@ -108,7 +118,7 @@ def _show_differences(jobs: list[Json]) -> None:
             tag("p", "All settings are the same.", "t-muted")
             return
         columns = [column("setting", "Setting", lead=True)]
-        columns += [column(f"job{number}", wording.name(job)) for number, job in enumerate(jobs)]
+        columns += [column(f"job{number}", name) for number, name in enumerate(job_names)]
         rows = [
             {"id": name, "setting": name} | {f"job{number}": one.get(name, "–") for number, one in enumerate(settings)}
             for name in differing

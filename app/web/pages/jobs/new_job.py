@@ -243,7 +243,7 @@ def _show_plan(plan: Json, queue: Json | None) -> None:
     facts(
         {
             "Steps": count(plan["total_steps"]),
-            "Trained tokens": count(plan["trained_tokens"]),
+            "Processed tokens": count(plan["trained_tokens"]),
             "Examples": f"{count(plan['trained_examples'])} of {count(plan['examples'])}",
             "Longest example": f"{count(plan['longest_document_tokens'])} tokens",
             "Truncated": counted(plan["cut"]["count"], "example"),

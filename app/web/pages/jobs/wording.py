@@ -90,11 +90,12 @@ def waiting(job: Json, now: float | None = None) -> str:
     """What a queued job waits for."""
     if job["phase"] == "waiting_for_storage":
         return "Waits for disk space; it is retried automatically."
-    if job["waiting_for"]:
-        return clean(job["waiting_for"], 300)
+    reason = clean(job["waiting_for"], 300)
     if job["queue_position"] is None:
-        return "Waits for a worker."
+        return reason or "Waits for a worker."
     text = "Next in the queue" if job["queue_position"] == 1 else f"Position {job['queue_position']} in the queue"
+    if reason:
+        return f"{text}. {reason}"
     if job["expected_start"] is None:
         return f"{text}."
     seconds = job["expected_start"] - (now or time.time())

@@ -46,7 +46,11 @@ def test_a_running_job_has_its_step_and_the_remaining_time() -> None:
     [
         ({"queue_position": 3, "expected_start": 1_720}, "Position 3 in the queue, starts in about 10 min."),
         ({"queue_position": 1}, "Next in the queue."),
-        ({"queue_position": 1, "waiting_for": "No worker has the label a100."}, "No worker has the label a100."),
+        (
+            {"queue_position": 1, "waiting_for": "No worker has the label a100."},
+            "Next in the queue. No worker has the label a100.",
+        ),
+        ({"waiting_for": "No worker has the label a100."}, "No worker has the label a100."),
         ({"phase": "waiting_for_storage"}, "Waits for disk space; it is retried automatically."),
         ({}, "Waits for a worker."),
     ],
