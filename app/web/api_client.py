@@ -14,7 +14,8 @@ RESPONSE_SECONDS = 30.0
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 NOT_MODIFIED = 304
 UNAUTHORIZED = 401
-MAX_CACHED_PATHS = 2_000
+MAX_CACHED_BYTES = 4 << 20  # of JSON, for each session; the objects take several times as much memory
+MAX_CONNECTIONS = 200  # requests at once
 
 Json = dict[str, Any]
 
@@ -33,38 +34,59 @@ class ApiError(Exception):
         return self.status is None or self.status in (502, 503, 504)
 
 
-def make_http(base_url: str) -> httpx2.AsyncClient:
-    """The connections that all sessions share. Requests to this machine use no proxy of the environment."""
+def make_http(base_url: str, max_connections: int | None = MAX_CONNECTIONS) -> httpx2.AsyncClient:
+    """Connections that all sessions share. Requests to this machine use no proxy of the environment."""
     return httpx2.AsyncClient(
         base_url=f"{base_url}/v1/",
         timeout=httpx2.Timeout(RESPONSE_SECONDS, connect=CONNECT_SECONDS),
-        limits=httpx2.Limits(max_connections=200, max_keepalive_connections=20),
+        limits=httpx2.Limits(max_connections=max_connections, max_keepalive_connections=20),
         trust_env=httpx2.URL(base_url).host not in LOOPBACK,
         headers={"User-Agent": "tunery-web"},
     )
 
 
 class ApiClient:
-    def __init__(self, http: httpx2.AsyncClient, api_key: str, on_unauthorized: Callable[[], None]) -> None:
+    """`streams` are connections for open responses: each page has one, which must not take the place of a request."""
+
+    def __init__(
+        self,
+        http: httpx2.AsyncClient,
+        api_key: str,
+        on_unauthorized: Callable[[], None],
+        streams: httpx2.AsyncClient | None = None,
+    ) -> None:
         self._http = http
+        self._streams = streams or http
         self._authorization = {"Authorization": f"Bearer {api_key}"}
         self._on_unauthorized = on_unauthorized
-        self._cached: dict[str, tuple[str, Json]] = {}  # by URL: the ETag and the body
+        self._cached: dict[str, tuple[str, Json, int]] = {}  # by URL: the ETag, the body and its bytes as JSON
+        self._cached_bytes = 0
+
+    def forget_key(self) -> None:
+        """Further requests of open pages are refused by the API."""
+        self._authorization = {}
+        self._cached.clear()
+        self._cached_bytes = 0
 
     async def get(self, path: str, **params: Any) -> Json:
         """An object. An unchanged one (by its ETag) comes from the cache of this client."""
         url = str(httpx2.URL(path, params=_without_none(params)))
-        etag, body = self._cached.get(url, (None, None))
+        etag, body, _ = self._cached.get(url, (None, None, 0))
         headers = {"If-None-Match": etag} if etag else {}
         response = await self._request("GET", url, headers=headers)
         if response.status_code == NOT_MODIFIED and body is not None:
             return body
         found = _json(response)
         if new_etag := response.headers.get("etag"):
-            while len(self._cached) >= MAX_CACHED_PATHS:
-                del self._cached[next(iter(self._cached))]
-            self._cached[url] = (new_etag, found)
+            self._keep(url, new_etag, found, len(response.content))
         return found
+
+    def _keep(self, url: str, etag: str, body: Json, size_bytes: int) -> None:
+        """Add a body; the oldest ones make room."""
+        self._cached_bytes += size_bytes - self._cached.pop(url, ("", {}, 0))[2]
+        self._cached[url] = (etag, body, size_bytes)
+        while self._cached_bytes > MAX_CACHED_BYTES:
+            self._cached_bytes -= self._cached.pop(next(iter(self._cached)))[2]
 
     async def text(self, path: str, **params: Any) -> str:
         return (await self._request("GET", path, params=_without_none(params))).text
@@ -101,8 +123,8 @@ class ApiClient:
         """An open response, for downloads and server-sent events; `read_seconds` limits the pause between bytes."""
         headers = self._authorization | request.pop("headers", {})
         timeout = httpx2.Timeout(RESPONSE_SECONDS, connect=CONNECT_SECONDS, read=read_seconds)
-        with _transport_errors(self._http):
-            async with self._http.stream(method, path, headers=headers, timeout=timeout, **request) as response:
+        with _transport_errors(self._streams):
+            async with self._streams.stream(method, path, headers=headers, timeout=timeout, **request) as response:
                 if response.is_error:
                     await response.aread()
                     self._raise(response)
@@ -128,7 +150,7 @@ def _transport_errors(http: httpx2.AsyncClient) -> Any:
         yield
     except httpx2.TimeoutException:
         raise ApiError(f"The API at {_root(http)} did not answer in time. Try again in a few seconds.") from None
-    except httpx2.TransportError as error:
+    except httpx2.RequestError as error:  # of the connection, or of a body that cannot be decoded
         reason = str(error) or type(error).__name__
         raise ApiError(
             f"The API at {_root(http)} cannot be reached ({reason}). Check that it runs; this page retries by itself."

@@ -1,11 +1,14 @@
-"""CSV files that wait for their conversion: in a temporary directory, one session each, deleted after an hour."""
+"""CSV files that wait for their conversion: in a temporary directory, deleted after an hour or with their session."""
 
 from __future__ import annotations
 
+import asyncio
 import csv
+import errno
 import json
 import re
 import secrets
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -15,7 +18,9 @@ from typing import Any
 
 MAX_TABLE_BYTES = 2 << 30
 MAX_FIELD_CHARACTERS = 4 << 20  # the limit for one example
+MAX_ALL_TABLES_BYTES = 4 << 30  # of all sessions
 KEEP_SECONDS = 3_600
+CLEANUP_SECONDS = 60.0
 SAMPLE_BYTES = 64 << 10
 DELIMITERS = ",;\t|"
 QUOTED = re.compile('"[^"]*"')
@@ -131,7 +136,13 @@ class TableStore:
                 f"The file has {size_bytes:,} bytes; a CSV may have at most {MAX_TABLE_BYTES:,}. Split it, or convert "
                 "it to JSONL yourself: JSONL files may be larger."
             )
-        self._forget_old()
+        own = sum(table.size_bytes for table in self._tables.values() if table.owner == owner)
+        if own + size_bytes > MAX_TABLE_BYTES:
+            raise TableError(
+                f"Your CSV files that wait for their conversion have {own:,} bytes; together they may have at most "
+                f"{MAX_TABLE_BYTES:,}. Convert them, cancel them, or drop this file in an hour, when they are deleted."
+            )
+        self._require_space(size_bytes)
         table_id = f"table-{secrets.token_hex(12)}"
         table = CsvTable(table_id, owner, filename, size_bytes, Path(self._directory.name) / table_id)
         table.path.touch()
@@ -146,13 +157,29 @@ class TableStore:
         self._tables.pop(table.id, None)
         table.path.unlink(missing_ok=True)
 
+    def discard_of(self, owner: str) -> None:
+        """Delete the tables of a session that has ended."""
+        for table in [one for one in self._tables.values() if one.owner == owner]:
+            self.discard(table)
+
+    async def forget_old(self) -> None:
+        """Delete what was not changed for an hour, until cancelled."""
+        while True:
+            await asyncio.sleep(CLEANUP_SECONDS)
+            for table in list(self._tables.values()):
+                if time.monotonic() - table.changed_at > KEEP_SECONDS:
+                    self.discard(table)
+
     def close(self) -> None:
         self._directory.cleanup()
 
-    def _forget_old(self) -> None:
-        for table in list(self._tables.values()):
-            if time.monotonic() - table.changed_at > KEEP_SECONDS:
-                self.discard(table)
+    def _require_space(self, size_bytes: int) -> None:
+        """Raises OSError as a full disk does. What other tables are about to receive is not free."""
+        stored = sum(table.size_bytes for table in self._tables.values())
+        awaited = stored - sum(table.offset for table in self._tables.values())
+        free = min(shutil.disk_usage(self._directory.name).free - awaited, MAX_ALL_TABLES_BYTES - stored)
+        if size_bytes > free:
+            raise OSError(errno.ENOSPC, f"{size_bytes:,} bytes are needed, {max(free, 0):,} are free")
 
 
 def json_line(example: dict[str, Any]) -> bytes:

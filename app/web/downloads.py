@@ -58,7 +58,8 @@ async def _download(
     resources = AsyncExitStack()
     try:
         filename = filename or str((await session.api.get(f"files/{object_id}"))["filename"])
-        headers = {"range": request.headers["range"]} if "range" in request.headers else {}
+        headers = {"accept-encoding": "identity"}  # the bytes are passed on as they are
+        headers |= {"range": request.headers["range"]} if "range" in request.headers else {}
         upstream = await resources.enter_async_context(
             session.api.stream("GET", path.replace("{id}", object_id), headers=headers)
         )

@@ -9,26 +9,35 @@ from datetime import UTC, datetime
 MAX_TEXT_CHARACTERS = 200
 BYTE_UNITS = ("B", "kB", "MB", "GB", "TB")
 HIDDEN_CATEGORIES = ("Cc", "Cf", "Co", "Cs")  # control and format characters, among them changes of direction
-JOINER = "\u200d"  # joins emoji
+JOINERS = "\u200c\u200d"  # between letters of Persian and of Indian scripts, and in emoji
+MARK_CATEGORIES = ("Mn", "Me")
+MAX_MARKS = 6  # on one letter; more are drawn over the lines above and below it
 
 
 def clean(text: str | None, max_characters: int = MAX_TEXT_CHARACTERS) -> str:
     """User text in one line: control and direction characters are shown as escapes, and a long text is cut."""
     text = text or ""
-    shown = "".join(_visible(character) for character in text[:max_characters])
+    shown = _visible_text(text[:max_characters], "")
     return shown if len(text) <= max_characters else f"{shown}…"
 
 
 def clean_lines(text: str, max_characters: int) -> str:
     """As `clean`, with line breaks and tabs as they are."""
-    shown = "".join(character if character in "\n\t" else _visible(character) for character in text[:max_characters])
+    shown = _visible_text(text[:max_characters], "\n\t")
     return shown if len(text) <= max_characters else f"{shown}…"
 
 
-def _visible(character: str) -> str:
-    if character == JOINER or unicodedata.category(character) not in HIDDEN_CATEGORIES:
-        return character
-    return f"\\u{ord(character):04x}"
+def _visible_text(text: str, kept: str) -> str:
+    """`text` with escapes for what has no place of its own, but for the characters `kept`."""
+    if text.isascii() and text.isprintable():
+        return text
+    shown, marks = [], 0
+    for character in text:
+        category = unicodedata.category(character)
+        marks = marks + 1 if category in MARK_CATEGORIES else 0
+        is_hidden = category in HIDDEN_CATEGORIES and character not in JOINERS + kept
+        shown.append(f"\\u{ord(character):04x}" if is_hidden or marks > MAX_MARKS else character)
+    return "".join(shown)
 
 
 def size(size_bytes: float | None) -> str:

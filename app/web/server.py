@@ -50,18 +50,20 @@ def create_app(settings: WebSettings) -> FastAPI:
 
     NiceGUI keeps its pages in the process, so a process has one dashboard.
     """
-    http = make_http(settings.api_url)
-    sessions = SessionStore(http, settings.session_seconds)
+    http, streams = make_http(settings.api_url), make_http(settings.api_url, max_connections=None)
     tables = TableStore()
+    sessions = SessionStore(http, streams, settings.session_seconds, tables.discard_of)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        key_checks = asyncio.create_task(sessions.check_keys())
+        tasks = [asyncio.create_task(sessions.check_keys()), asyncio.create_task(tables.forget_old())]
         yield
-        key_checks.cancel()
-        with suppress(asyncio.CancelledError):
-            await key_checks
+        for task in tasks:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
         await http.aclose()
+        await streams.aclose()
         tables.close()
 
     app = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)

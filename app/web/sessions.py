@@ -19,6 +19,7 @@ from app.web.change_feed import ChangeFeed
 COOKIE = "tunery_session"
 KEY_CHECK_SECONDS = 20.0  # a revoked key loses its sessions within a minute
 MAX_SESSIONS = 10_000
+PARALLEL_CHECKS = 20  # of keys
 
 log = get_logger(__name__)
 
@@ -45,15 +46,25 @@ class WebSession:
 
 
 class SessionStore:
-    def __init__(self, http: httpx2.AsyncClient, session_seconds: float) -> None:
+    """`on_end` gets the token of each session that ends."""
+
+    def __init__(
+        self,
+        http: httpx2.AsyncClient,
+        streams: httpx2.AsyncClient,
+        session_seconds: float,
+        on_end: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self._http = http
+        self._streams = streams
+        self._on_end = on_end
         self.session_seconds = session_seconds
         self._sessions: dict[str, WebSession] = {}
 
     async def sign_in(self, api_key: str) -> WebSession:
         """A new session of a key that the API accepts. Raises ApiError."""
         token = secrets.token_urlsafe(32)
-        api = ApiClient(self._http, api_key, lambda: self.end(token, "revoked"))
+        api = ApiClient(self._http, api_key, lambda: self.end(token, "revoked"), self._streams)
         project = await api.get("project")
         while len(self._sessions) >= MAX_SESSIONS:
             self.end(next(iter(self._sessions)), "expired")
@@ -75,6 +86,8 @@ class SessionStore:
         if session is None:
             return
         log.info("session ended", reason=reason, key_id=session.key_id)
+        session.api.forget_key()
+        self._on_end(token)
         for callback in list(session.on_end):
             callback(reason)
 
@@ -82,11 +95,26 @@ class SessionStore:
         """End expired sessions, and those whose key the API does not accept any more, until cancelled."""
         while True:
             await asyncio.sleep(KEY_CHECK_SECONDS)
-            for session in list(self._sessions.values()):
-                if time.monotonic() > session.expires_at:
-                    self.end(session.token, "expired")
-                    continue
-                try:
-                    session.project = await session.api.get("project")
-                except ApiError as error:  # a 401 has ended the session; an unreachable API ends none
-                    log.debug("key not checked", status=error.status)
+            try:
+                await self.check_all_keys()
+            except Exception:  # the next round may succeed, and without it a revoked key would keep its sessions
+                log.exception("check of keys failed")
+
+    async def check_all_keys(self) -> None:
+        sessions = list(self._sessions.values())
+        for start in range(0, len(sessions), PARALLEL_CHECKS):
+            checks = (self._is_reachable(session) for session in sessions[start : start + PARALLEL_CHECKS])
+            if not all(await asyncio.gather(*checks)):
+                return  # each further request would wait for its timeout; an unreachable API ends no session
+
+    async def _is_reachable(self, session: WebSession) -> bool:
+        """End the session if it has expired or its key is refused. False if the API does not answer."""
+        if time.monotonic() > session.expires_at:
+            self.end(session.token, "expired")
+            return True
+        try:
+            session.project = await session.api.get("project")
+        except ApiError as error:  # a 401 has ended the session
+            log.debug("key not checked", status=error.status)
+            return not error.is_unreachable
+        return True

@@ -9,11 +9,11 @@ from fastapi import APIRouter, Request
 from jinja2 import Environment
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
-from app.web.api_client import ApiError
+from app.web.api_client import UNAUTHORIZED, ApiError
 from app.web.frame import THEME_COOKIE, THEMES
 from app.web.sessions import COOKIE, SessionStore
 
-MAX_FORM_BYTES = 4_096
+MAX_FORM_BYTES = 64 << 10  # a page's address with its filters, and the key
 MAX_KEY_CHARACTERS = 512
 HOME = "/jobs"
 TEMPLATE = Environment(autoescape=True).from_string(
@@ -53,7 +53,9 @@ def router(sessions: SessionStore) -> APIRouter:
         try:
             session = await sessions.sign_in(api_key)
         except ApiError as error:
-            return _form(request, next_path, "", WRONG_KEY if error.status == 401 else error.message, 400)
+            if error.status == UNAUTHORIZED:
+                return _form(request, next_path, "", WRONG_KEY, 400)
+            return _form(request, next_path, "", error.message, error.status or 503)
         response = RedirectResponse(_local_path(next_path), 303)
         response.set_cookie(
             COOKIE,

@@ -55,6 +55,23 @@ class TestSignIn:
         assert "Max-Age=43200" in cookie
         assert world.admin_key not in cookie
 
+    def test_the_cookie_is_for_tls_alone_behind_a_proxy_that_ends_it(self, web_url: str, world: World) -> None:
+        cookies = [
+            httpx2.post(
+                f"{web_url}/sign-in",
+                data={"api_key": world.admin_key},
+                headers={"X-Forwarded-Proto": protocol},
+                trust_env=False,
+            ).headers["set-cookie"]
+            for protocol in ("https", "http")
+        ]
+        assert ["Secure" in cookie for cookie in cookies] == [True, False]
+
+    def test_a_long_address_leads_back_to_its_page(self, web_url: str, world: World) -> None:
+        target = f"/jobs?q={'a' * 6_000}"
+        response = httpx2.post(f"{web_url}/sign-in", data={"api_key": world.admin_key, "next": target}, trust_env=False)
+        assert response.headers["location"] == target
+
     def test_a_form_of_another_site_is_refused(self, web_url: str, world: World) -> None:
         headers = {"Origin": "https://evil.test"}
         response = httpx2.post(
@@ -98,6 +115,6 @@ def test_a_dead_api_is_named_at_sign_in(open_page: Open) -> None:
         expect(page.get_by_role("alert")).to_contain_text("Check that it runs")
         assert "Traceback" not in page.content()
         response = httpx2.post(f"{url}/sign-in", data={"api_key": "tnry_any"}, trust_env=False)
-        assert response.status_code == 400
+        assert response.status_code == 503
         assert f"The API at {api_url} cannot be reached" in response.text
         assert sign_in(url, "tnry_any") == {}

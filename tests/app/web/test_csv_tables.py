@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
+import errno
 import io
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from app.web import csv_tables
 from app.web.csv_tables import Columns, CsvTable, TableError, TableStore, json_line
 
 QUESTION_ANSWER = Columns("q", "a")
@@ -109,4 +113,45 @@ def test_a_table_above_the_limit_is_refused_before_a_byte_is_sent() -> None:
     store = TableStore()
     with pytest.raises(TableError, match="at most 2,147,483,648"):
         store.create("owner", "a.csv", (2 << 30) + 1)
+    store.close()
+
+
+def test_the_tables_of_a_session_have_one_limit_and_end_with_it() -> None:
+    store = TableStore()
+    first = store.create("owner", "a.csv", 1 << 30)
+    with pytest.raises(TableError, match="together they may have at most 2,147,483,648"):
+        store.create("owner", "b.csv", (1 << 30) + 1)
+    other = store.create("other", "b.csv", 3)
+    store.discard_of("owner")
+    assert not first.path.exists()
+    assert other.path.exists()
+    store.close()
+
+
+def test_a_table_that_the_disk_cannot_hold_is_refused_before_a_byte_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes that other tables are about to receive are not free."""
+    monkeypatch.setattr(csv_tables.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
+    store = TableStore()
+    store.create("owner", "a.csv", 60).append(b"x" * 20)
+    with pytest.raises(OSError, match="61 bytes are needed, 60 are free") as raised:
+        store.create("other", "b.csv", 61)
+    assert raised.value.errno == errno.ENOSPC
+    store.create("other", "b.csv", 60)
+    store.close()
+
+
+def test_an_old_table_is_deleted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(csv_tables, "CLEANUP_SECONDS", 0)
+    monkeypatch.setattr(csv_tables, "KEEP_SECONDS", -1)
+    store = TableStore()
+    old = store.create("owner", "a.csv", 3)
+
+    async def clean_up() -> None:
+        task = asyncio.create_task(store.forget_old())
+        while store.get("owner", old.id):
+            await asyncio.sleep(0)
+        task.cancel()
+
+    asyncio.run(clean_up())
+    assert not old.path.exists()
     store.close()

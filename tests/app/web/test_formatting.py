@@ -41,6 +41,17 @@ def test_shown_text_has_no_control_or_direction_character(text: str) -> None:
     assert not any("\u2066" <= character <= "\u2069" for character in shown)
 
 
+def test_letters_keep_their_joiners_and_marks() -> None:
+    persian, marked = "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "e\u0323\u0302"
+    assert formatting.clean(persian) == persian
+    assert formatting.clean_lines(f"{marked}\n", 10) == f"{marked}\n"
+
+
+def test_a_pile_of_marks_does_not_cover_other_lines() -> None:
+    shown = formatting.clean("e" + "\u0301" * 80)
+    assert shown == "e" + "\u0301" * 6 + "\\u0301" * 74
+
+
 def test_a_long_text_is_cut_with_an_ellipsis() -> None:
     assert formatting.clean("x" * 10_000) == "x" * formatting.MAX_TEXT_CHARACTERS + "…"
 
