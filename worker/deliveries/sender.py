@@ -87,7 +87,6 @@ class DeliverySender:
     def run(self) -> None:
         """Run rounds until `resources.stop` is set; attempts in flight are then finished."""
         log.info("delivery sender started")
-        shutil.rmtree(self._staging, ignore_errors=True)  # left by a crash
         with ThreadPoolExecutor(SENDER_THREADS, thread_name_prefix="delivery") as pool:
             while not self.resources.stop.is_set():
                 try:
@@ -158,15 +157,25 @@ class DeliverySender:
             self._record_delivered(claimed, target, self._deliver(claimed, target))
             return "delivered"
 
+    def clean_staging(self) -> None:
+        """Remove the files that killed attempts have left; those of other senders' attempts stay."""
+        found = list(self._staging.glob("*"))  # first: an attempt makes its directory after its lease
+        with transaction(self.resources.sessions) as session:
+            in_use = {_directory_name(*attempt) for attempt in deliveries.leased(session)}
+        for directory in found:
+            if directory.name not in in_use:
+                shutil.rmtree(directory, ignore_errors=True)
+
     @property
     def _staging(self) -> Path:
         return self.settings.work_dir / "deliveries"
 
     def _report_if_due(self) -> None:
-        """Report for the operator's status that this sender works."""
+        """Report for the operator's status that this sender works, and clean up after attempts that were killed."""
         if time.monotonic() - self._reported_at >= REPORT_SECONDS:
             with transaction(self.resources.sessions) as session:
                 status.report(session, "deliveries")
+            self.clean_staging()
             self._reported_at = time.monotonic()
 
     def _renew_leases(self) -> None:
@@ -221,7 +230,7 @@ class DeliverySender:
 
     def _deliver(self, claimed: ClaimedDelivery, target: Target) -> Delivered:
         """Raises DeliveryError."""
-        directory = self._staging / f"{claimed.delivery.id}-{claimed.delivery.attempt}"
+        directory = self._staging / _directory_name(claimed.delivery.id, claimed.delivery.attempt)
         with transaction(self.resources.sessions) as session:
             rows = files.get_visible(session, claimed.checkpoint.file_ids)
             is_result = claimed.delivery.model == claimed.job.fine_tuned_model
@@ -337,6 +346,10 @@ def _adapter_delivery(claimed: ClaimedDelivery) -> AdapterDelivery:
         reference=ServedReference.model_validate(reference) if reference else None,
         job_id=claimed.job.id,
     )
+
+
+def _directory_name(delivery_id: str, attempt: int) -> str:
+    return f"{delivery_id}-{attempt}"
 
 
 def _dumped(check: ServedCheck | None) -> dict[str, Any] | None:

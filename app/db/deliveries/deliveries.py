@@ -178,6 +178,15 @@ def claim(session: Session, limit: int, lease_seconds: float) -> list[ClaimedDel
     return [ClaimedDelivery(*row) for row in session.execute(query)]
 
 
+def leased(session: Session) -> list[tuple[str, int]]:
+    """(delivery id, attempt) of the attempts of all senders; that of a killed one until the delivery is claimed again.
+
+    A lease that is over may still be renewed: its sender could not reach the database.
+    """
+    query = select(Delivery.id, Delivery.attempt).where(Delivery.leased_until.is_not(None))
+    return [(row.id, row.attempt) for row in session.execute(query)]
+
+
 def renew(session: Session, attempts: Sequence[tuple[str, int]], lease_seconds: float) -> None:
     """Extend the leases of (delivery id, attempt)."""
     for delivery_id, attempt in attempts:

@@ -18,6 +18,7 @@ from app.db.tables import Delivery
 from tests.deadline import until
 from tests.engine_stand_in import EngineStandIn, serving_engine
 from tests.worker.deliveries.conftest import KEY, REFERENCE, DeliveryHarness
+from worker.deliveries.sender import DeliverySender
 
 API_KEY = "very-secret-key"
 START_SECONDS = 60.0
@@ -69,6 +70,19 @@ def test_what_a_killed_sender_had_begun_is_done_by_another_one_after_its_lease(
     row = delivery.delivery(job)
     assert (row.state, row.attempt, row.error) == ("delivered", 2, None)
     assert list(served.loaded) == [job.fine_tuned_model]
+
+
+def test_only_files_of_attempts_that_have_ended_are_removed(delivery: DeliveryHarness) -> None:
+    """Another sender may use the same data directory."""
+    delivery.target({"kind": "directory", "path": str(delivery.shared)})
+    delivery.finished_job("production")
+    (claimed,) = DeliverySender(delivery.harness.resources).claim(10)
+    staging = delivery.sender.settings.work_dir / "deliveries"
+    ours = staging / f"{claimed.delivery.id}-{claimed.delivery.attempt}"
+    for directory in (ours, staging / f"{claimed.delivery.id}-0", staging / "delivery_gone-1"):
+        directory.mkdir(parents=True)
+    delivery.sender.clean_staging()
+    assert list(staging.iterdir()) == [ours]
 
 
 def test_no_log_and_no_error_has_the_key(delivery: DeliveryHarness, served: EngineStandIn, tmp_path: Path) -> None:
