@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from app.domain.deliveries.served_check import FAILING, ServedCheck, explain, judge, unchecked
+from app.domain.deliveries.served_check import FAILING, ServedCheck, Verdict, explain, judge, unchecked
 from app.domain.deliveries.targets import EngineDestination
 from worker.deliveries.destination import AdapterDelivery, Delivered, DeliveryError, DeliveryRefused
 from worker.deliveries.engine_server import EngineModel, EngineRefusal, Server
@@ -251,8 +251,8 @@ class EngineTarget(ABC):
 
 
 def worst(checks: Sequence[ServedCheck]) -> ServedCheck:
-    """The check of the server that differs most."""
-    return max(checks, key=lambda check: check.difference)
+    """The check of the server that differs most, among those that are not `same` if there are such."""
+    return max(checks, key=lambda check: (check.verdict != Verdict.SAME, check.difference))
 
 
 def _of_vllm(entry: Mapping[str, Any] | None, token: int) -> tuple[float, int] | None:

@@ -15,9 +15,11 @@ from app.db.deliveries import deliveries
 from app.db.engine import transaction
 from app.db.tables import Checkpoint, Delivery
 from app.domain.artifacts.compatibility import compatibility
+from app.domain.deliveries.served_check import ServedPrompt, Verdict, judge
 from app.domain.jobs.spec import LoraSpec
 from tests.engine_stand_in import EngineStandIn, serving_engine
 from tests.worker.deliveries.conftest import REFERENCE, DeliveryHarness
+from worker.deliveries.engines import worst
 
 
 def fail_checks(server: EngineStandIn, status: int, body: Any) -> None:
@@ -75,6 +77,12 @@ def test_two_targets_of_one_engine_serve_one_adapter_under_their_names(delivery:
             deliveries.withdraw(session, row)
         delivery.attempt_due()
         assert list(engine.loaded) == [name]
+
+
+def test_of_several_checks_the_one_that_is_not_the_same_is_shown() -> None:
+    same = judge(REFERENCE, [ServedPrompt(each.base, each.adapter, each.top) for each in REFERENCE.prompts])
+    unclear = same.model_copy(update={"verdict": Verdict.UNCLEAR, "tokens": 0})
+    assert [worst(checks) for checks in ([same, unclear], [unclear, same])] == [unclear, unclear]
 
 
 class TestCheck:

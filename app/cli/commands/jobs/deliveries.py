@@ -75,4 +75,7 @@ def withdraw(
 
 
 def _verdict(delivery: dict[str, Any]) -> str:
-    return f", check: {delivery['check']['verdict']}" if delivery["check"] else ""
+    check = delivery["check"]
+    if check is None:
+        return ""
+    return f", check: {check['verdict']}" + (f" ({check['reason']})" if check["reason"] else "")

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 from cryptography.fernet import Fernet
+from sqlalchemy import update
 
-from app.db.tables import Job
+from app.db.engine import Sessions, transaction
+from app.db.tables import Delivery, Job
+from app.domain.deliveries.served_check import unchecked
 from app.settings import Settings
 from tests.app.cli.conftest import Tunery
 
@@ -48,6 +51,17 @@ def test_the_commands_of_the_page_run_in_their_order(
     (delivery,) = tunery("jobs", "deliveries", trained_job.id, "--json").json
     assert (delivery["target"], delivery["status"]) == ("archive", "pending")
     assert "is being withdrawn" in tunery("jobs", "withdraw", trained_job.id, delivery["id"]).out
+
+
+def test_the_reason_why_nothing_was_checked_is_shown(
+    tunery: Tunery, trained_job: Job, sessions: Sessions, tmp_path: Path
+) -> None:
+    tunery("targets", "create", "archive", "--kind", "directory", "--set", "path=/srv/adapters")
+    tunery("jobs", "deliver", trained_job.id, "--to", "archive", "--detach")
+    with transaction(sessions) as session:
+        check = unchecked("no record of it").model_dump(mode="json")
+        session.execute(update(Delivery).values(served_check=check, state="delivered", next_attempt_at=None))
+    assert "unchecked (no record of it)" in " ".join(tunery("jobs", "deliveries", trained_job.id).out.split())
 
 
 def test_an_incorrect_option_is_named(tunery: Tunery, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ VERDICTS = {
     "no_effect": ("serves the base model", "bad"),
     "unclear": ("unclear", "warn"),
     "too_small_to_tell": ("effect too small to tell", "warn"),
+    "unchecked": ("nothing to compare with", "warn"),
 }
 DELIVERY_COLUMNS = (
     column("target", "Target", lead=True),
@@ -46,7 +47,7 @@ class DeliveriesPanel:
     async def refresh(self, job: Json) -> None:
         page = await self._view.api.get(f"fine_tuning/jobs/{job['id']}/deliveries", limit=MAX_DELIVERIES)
         self._table.set_visibility(bool(page["data"]))
-        self._table.set_rows([_delivery_row(delivery) for delivery in page["data"]])
+        self._table.set_rows([delivery_row(delivery) for delivery in page["data"]])
         self._engines.set_rows([_engine_row(name, job["compatibility"][name]) for name in ENGINES])
         self._empty.clear()
         if not page["data"]:
@@ -56,7 +57,7 @@ class DeliveriesPanel:
                 note("No deliveries", f"{text} A finished adapter: tunery jobs deliver {job['id']} --to TARGET")
 
 
-def _delivery_row(delivery: Json) -> Row:
+def delivery_row(delivery: Json) -> Row:
     error = clean(delivery["error"], 400) if delivery["error"] else None
     served = clean(delivery["served_model"], 160)
     return {
@@ -78,7 +79,7 @@ def _check(check: Json | None) -> Row:
         f"difference {check['difference']:.4f}, rounding {check['noise']:.4f}, effect {check['engine_effect']:.3f} of "
         f"{check['trainer_effect']:.3f} nats; {count(check['tokens'])} tokens"
     )
-    return {"text": text, "tone": tone, "sub": numbers}
+    return {"text": text, "tone": tone, "sub": clean(check["reason"], 400) if check["reason"] else numbers}
 
 
 def _engine_row(name: str, verdict: Json) -> Row:

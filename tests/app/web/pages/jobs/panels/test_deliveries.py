@@ -1,0 +1,21 @@
+"""The check of what a target serves, as the page of a job shows it."""
+
+from __future__ import annotations
+
+import pytest
+
+from app.api.openapi.examples.deliveries import CHECK, DELIVERY
+from app.domain.deliveries.served_check import Verdict
+from app.web.pages.jobs.panels.deliveries import VERDICTS, delivery_row
+
+
+@pytest.mark.parametrize("verdict", Verdict)
+def test_every_verdict_has_a_text(verdict: Verdict) -> None:
+    assert verdict in VERDICTS
+
+
+def test_an_unchecked_one_has_its_reason_in_place_of_numbers() -> None:
+    check = CHECK | {"verdict": "unchecked", "tokens": 0, "reason": "the trainer recorded nothing"}
+    shown = delivery_row(DELIVERY | {"check": check})["check"]
+    assert shown == {"text": "nothing to compare with", "tone": "warn", "sub": "the trainer recorded nothing"}
+    assert "difference 0.0017" in delivery_row(DELIVERY)["check"]["sub"]
