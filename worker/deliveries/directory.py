@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from worker.deliveries.destination import AdapterDelivery, Delivered, DeliveryEr
 
 VERSIONS = ".tunery"
 OWNER = "OWNER"
+OWNER_WRITE_SECONDS = 60.0
 KEPT_VERSIONS = 2  # the current one, and the one before, which an engine may still be reading
 VERSION_CHARACTERS = 16
 
@@ -142,7 +144,12 @@ def _own(versions: Path, delivery: AdapterDelivery) -> None:
         with (versions / OWNER).open("x") as file:
             file.write(delivery.target_id)
     except FileExistsError:
-        if (owner := (versions / OWNER).read_text()) != delivery.target_id:
+        owner = (versions / OWNER).read_text()
+        if not owner and time.time() - (versions / OWNER).stat().st_mtime > OWNER_WRITE_SECONDS:
+            (versions / OWNER).write_text(delivery.target_id)  # the process that created it was killed
+        elif not owner:
+            raise DeliveryError(f"{versions / OWNER} is being written; it is tried again") from None
+        elif owner != delivery.target_id:
             raise DeliveryError(
                 f"{delivery.served_model} in this directory belongs to the delivery target {owner}, perhaps of another "
                 "Tunery server; choose another path or served_model"

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,12 +128,28 @@ class S3Target:
         owner = self._read(client, f"{prefix}/{OWNER}")
         if owner is None and self._read(client, f"{prefix}/{ADAPTER_CONFIG}") is not None:
             owner = "of another program"
-        if owner not in (None, delivery.target_id):
+        if owner is None:
+            owner = self._claim(client, f"{prefix}/{OWNER}", delivery.target_id)
+        if owner != delivery.target_id:
             raise DeliveryError(
                 f"s3://{self.destination.bucket}/{prefix} belongs to the delivery target {owner}; choose another "
                 "prefix or served_model"
             )
-        client.put_object(Bucket=self.destination.bucket, Key=f"{prefix}/{OWNER}", Body=delivery.target_id.encode())
+
+    def _claim(self, client: Any, key: str, target_id: str) -> str | None:
+        """Write the owner where there is none, and return it: of two targets at the same moment one becomes it."""
+        put = partial(client.put_object, Bucket=self.destination.bucket, Key=key, Body=target_id.encode())
+        try:
+            put(IfNoneMatch="*")
+        except ClientError as error:
+            match error.response["Error"]["Code"]:
+                case "PreconditionFailed":
+                    return self._read(client, key)
+                case "NotImplemented":
+                    put()
+                case _:
+                    raise
+        return target_id
 
     def _remove_replaced(self, client: Any, prefix: str, version: str) -> None:
         """Delete the files of another version, so that no reader finds files of both."""

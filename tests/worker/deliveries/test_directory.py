@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 from prometheus_client import REGISTRY
@@ -144,6 +145,21 @@ def test_two_targets_of_one_path_and_name_do_not_overwrite_each_other(delivery: 
     assert row.state == "pending"
     assert "belongs to the delivery target" in (row.error or "")
     assert (delivery.shared / "bot").resolve() == before
+
+
+def test_an_owner_that_was_never_written_is_replaced_after_a_minute(delivery: DeliveryHarness) -> None:
+    """Its process was killed between the creation of the file and its content."""
+    delivery.target({"kind": "directory", "path": str(delivery.shared)}, served_model="bot")
+    owner = delivery.shared / directory.VERSIONS / "bot" / directory.OWNER
+    owner.parent.mkdir(parents=True)
+    owner.touch()
+    job = delivery.finished_job("production")
+    delivery.attempt_due()
+    assert "is being written" in (delivery.delivery(job).error or "")
+    os.utime(owner, (0, 0))
+    delivery.make_due()
+    delivery.attempt_due()
+    assert (delivery.delivery(job).state, owner.read_text()) == ("delivered", delivery.delivery(job).target_id)
 
 
 def test_a_directory_that_was_not_made_by_tunery_is_left_alone(delivery: DeliveryHarness) -> None:

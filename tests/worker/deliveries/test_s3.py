@@ -95,6 +95,21 @@ def test_a_name_of_another_target_is_neither_replaced_nor_withdrawn(bucket: tupl
     target(url).withdraw(delivery("target_1", **delivered.location))
 
 
+def test_of_two_targets_at_the_same_moment_one_gets_the_name(moto: S3Server, tmp_path: Path) -> None:
+    """The other one writes its name after this one has found none."""
+    proxy = FaultyProxy(moto)
+    secrets = {"access_key_id": ACCESS_KEY_ID, "secret_access_key": SECRET_ACCESS_KEY}
+    here, there = (
+        S3Target(S3Destination(kind="s3", bucket=BUCKET, prefix="moment", endpoint_url=server.endpoint), secrets, 5.0)
+        for server in (proxy, moto)
+    )
+    proxy.fault = Fault(
+        methods=("PUT",), times=1, action=lambda: str(there.deliver(delivery("target_2"), adapter(tmp_path / "b")))
+    )
+    with proxy.running(), pytest.raises(DeliveryError, match="belongs to the delivery target target_2"):
+        here.deliver(delivery("target_1"), adapter(tmp_path / "a"))
+
+
 def test_a_replacement_is_never_a_mixture_and_leaves_no_file_of_the_version_before(
     rclone: S3Server, tmp_path: Path
 ) -> None:
