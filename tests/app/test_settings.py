@@ -41,6 +41,7 @@ def test_a_bucket_has_its_staging_in_the_data_directory_and_redirects_only_if_th
         ({"storage_url": "bucket"}, "is no storage URL; allowed"),
         ({"storage_endpoint": "s3.internal"}, "begins with https:// or http://"),
         ({"storage_access_key_id": None}, "belong together"),
+        ({"delivery_poll_seconds": 31}, "less than or equal to 30"),
     ],
 )
 def test_an_invalid_value_is_refused_without_showing_a_secret(changed: dict[str, str], problem: str) -> None:
