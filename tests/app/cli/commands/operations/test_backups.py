@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
-from app.db.engine import Sessions, transaction
+from app.db import migrate
+from app.db.engine import Sessions, make_engine, transaction
 from app.settings import Settings
 from app.storage import LocalStorage
 from tests.app.cli.conftest import Tunery
@@ -122,6 +124,50 @@ def test_a_restore_names_what_was_damaged_at_the_time_of_the_backup(
     assert done.exit_code == 0
     assert "1 objects were damaged when it was made" in done.err
     assert f"{stored_key}: missing" in done.err
+
+
+def test_keep_deletes_older_backups_and_a_name_selects_one(
+    operator: Tunery, stored_key: str, blank_database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, third = (operator("backup", tmp_path / "backups", "--keep", "2", "--json").json for _ in range(3))
+    assert [each["deleted"] for each in (first, second, third)] == [[], [], [first["name"]]]
+    monkeypatch.setenv("DATABASE_URL", blank_database_url)
+    monkeypatch.setenv("TUNERY_DATA_DIR", str(tmp_path / "restored"))
+    unknown = operator("restore", tmp_path / "backups", "--name", first["name"])
+    assert (unknown.exit_code, third["name"] in unknown.err) == (1, True)
+    done = operator("restore", tmp_path / "backups", "--name", second["name"])
+    assert f"Restored the backup {second['name']}." in done.out
+    assert (tmp_path / "restored" / "storage" / "objects" / stored_key).exists()
+
+
+def test_a_backup_of_an_earlier_schema_is_restored_with_migrate(
+    operator: Tunery, blank_database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", blank_database_url)
+    engine = make_engine(blank_database_url)
+    migrate.upgrade(engine)
+    migrate.downgrade(engine, "-1")
+    operator("backup", tmp_path / "backups")
+    with engine.begin() as connection:
+        connection.execute(text("DROP SCHEMA public CASCADE; CREATE SCHEMA public"))
+    monkeypatch.setenv("TUNERY_DATA_DIR", str(tmp_path / "restored"))
+    refused = operator("restore", tmp_path / "backups")
+    assert (refused.exit_code, "give --migrate" in refused.err) == (1, True)
+    assert operator("restore", tmp_path / "backups", "--migrate").exit_code == 0
+    with engine.connect() as connection:
+        assert migrate.is_current(connection)
+    engine.dispose()
+
+
+def test_a_check_of_sizes_reads_no_file(operator: Tunery, stored_key: str, storage: LocalStorage) -> None:
+    path = storage.objects / stored_key
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + b"#")
+    assert operator("fsck", "--sizes-only").exit_code == 0
+    [finding] = json.loads(operator("fsck", "--json").out)
+    assert (finding["key"], finding["problem"], finding["repaired"]) == (stored_key, "wrong content", None)
+    path.write_bytes(content[:-1])
+    assert f"{stored_key}: wrong size" in operator("fsck", "--sizes-only").out
 
 
 def test_from_needs_repair(operator: Tunery, tmp_path: Path) -> None:
