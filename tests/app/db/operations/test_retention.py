@@ -8,9 +8,13 @@ import pytest
 from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
 
+from app.db.deliveries import deliveries, targets
 from app.db.engine import Sessions, transaction
+from app.db.jobs import evaluations, exports
 from app.db.operations import retention
 from app.db.tables import Checkpoint, Export, File, Job, JobEvent, JobLog, Project, RetentionRule, TunedModel
+from app.domain.artifacts.exports import ExportKind, ExportType
+from app.domain.evaluations.graders import EvaluationSettings
 from app.domain.operations.retention import RetentionKind
 from app.storage import LocalStorage
 from tests.factories import make_file, make_job, make_project, make_succeeded_job
@@ -91,6 +95,28 @@ def test_a_checkpoint_from_which_an_unfinished_job_continues_is_kept(
         deleted = apply(session, project, RetentionKind.CHECKPOINTS).ids
         assert first.id not in deleted
         assert len(deleted) == 1
+
+
+@pytest.mark.parametrize("work", ["export", "evaluation", "delivery"])
+def test_a_checkpoint_that_unfinished_work_needs_is_kept_until_it_has_ended(
+    sessions: Sessions, project: Project, job: Job, work: str
+) -> None:
+    with transaction(sessions) as session:
+        first = session.scalars(select(Checkpoint).order_by(Checkpoint.step_number)).first()
+        assert first is not None
+        if work == "export":
+            exports.insert(session, job, first, ExportKind(ExportType.MERGED), 1)
+        elif work == "evaluation":
+            evaluations.insert(session, job, first, job.training_file_id, EvaluationSettings(), {})
+        else:
+            target = targets.insert(session, project.id, name="s3", kind="s3", destination={"kind": "s3"})
+            assert target is not None
+            deliveries.create(session, job, first, target)
+        assert first.id not in apply(session, project, RetentionKind.CHECKPOINTS).ids
+        session.execute(text("SET LOCAL session_replication_role = replica"))
+        for table in ("exports", "evaluations", "deliveries"):
+            session.execute(text(f"DELETE FROM {table}"))
+        assert list(apply(session, project, RetentionKind.CHECKPOINTS).ids) == [first.id]
 
 
 def test_logs_and_events_of_ended_jobs_are_deleted_and_the_last_event_stays(
