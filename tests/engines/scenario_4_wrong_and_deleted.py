@@ -1,4 +1,4 @@
-"""An adapter without an effect is caught, and a deleted one is served nowhere."""
+"""A path that vLLM does not see and an adapter without an effect are named, and a deleted one is served nowhere."""
 
 from __future__ import annotations
 
@@ -12,11 +12,25 @@ from safetensors.numpy import load_file, save_file
 
 from app.db.engine import make_engine, make_sessions, transaction
 from app.db.tables import File
+from tests.deadline import until
 from tests.engines.gateway import gateway
 from tests.engines.vllm_server import question
 from tests.engines.world import World
 
 pytestmark = pytest.mark.timeout(900)  # on a busy machine
+
+
+def test_a_path_that_vllm_does_not_see_is_named(world: World) -> None:
+    shared = world.adapters / "unseen"
+    shared.mkdir()
+    paths = {"shared_path": str(shared), "engine_path": "/not-mounted"}
+    world.post("/v1/delivery_targets", {"name": "unseen", "destination": world.destination(world.vllm.url) | paths})
+    delivery = world.post(f"{world.job}/deliveries", {"target": "unseen"})
+    path = f"{world.job}/deliveries/{delivery['id']}"
+    until(lambda: world.get(path)["error"], "an attempt", 60, interval_seconds=1.0)
+    error = world.get(path)["error"]
+    assert "No adapter found for /not-mounted/" in error
+    assert "the server does not see the files" in error
 
 
 def test_an_adapter_whose_names_match_nothing_is_caught(world: World, tmp_path: Path) -> None:

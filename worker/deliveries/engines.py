@@ -41,10 +41,11 @@ class Vllm:
         try:
             server.request("POST", "/v1/load_lora_adapter", body)
         except EngineRefusal as error:
-            if error.status != 404:
-                raise
-            advice = NOT_SEEN if NO_ADAPTER in str(error) else NOT_WHILE_IT_RUNS
-            raise DeliveryError(f"{error}; {advice}") from error
+            if NO_ADAPTER in str(error):
+                raise DeliveryError(f"{error}; {NOT_SEEN}") from error
+            if error.status == 404:
+                raise DeliveryError(f"{error}; {NOT_WHILE_IT_RUNS}") from error
+            raise
 
     def unload(self, server: Server, name: str) -> None:
         server.request("POST", "/v1/unload_lora_adapter", {"lora_name": name})
