@@ -85,15 +85,16 @@ class DeliverySender:
         trust_database(resources.engine)
 
     def run(self) -> None:
-        """Run rounds until `resources.stop` is set; attempts in flight are then finished."""
+        """Run rounds until `resources.stop` is set; attempts in flight are then finished, under their leases."""
         log.info("delivery sender started")
         with ThreadPoolExecutor(SENDER_THREADS, thread_name_prefix="delivery") as pool:
-            while not self.resources.stop.is_set():
+            while self._in_flight or not self.resources.stop.is_set():
                 try:
                     write_heartbeat(self.settings, "deliveries")
                     self._report_if_due()
                     self._renew_leases()
-                    for claimed in self.claim(SENDER_THREADS - len(self._in_flight)):
+                    is_stopping = self.resources.stop.is_set()
+                    for claimed in self.claim(0 if is_stopping else SENDER_THREADS - len(self._in_flight)):
                         with self._lock:
                             self._in_flight[claimed.delivery.id] = claimed
                         pool.submit(self._attempt_and_release, claimed)

@@ -18,6 +18,7 @@ from app.db.tables import Delivery
 from tests.deadline import until
 from tests.engine_stand_in import EngineStandIn, serving_engine
 from tests.worker.deliveries.conftest import KEY, REFERENCE, DeliveryHarness
+from worker.deliveries import sender
 from worker.deliveries.sender import DeliverySender
 
 API_KEY = "very-secret-key"
@@ -70,6 +71,28 @@ def test_what_a_killed_sender_had_begun_is_done_by_another_one_after_its_lease(
     row = delivery.delivery(job)
     assert (row.state, row.attempt, row.error) == ("delivered", 2, None)
     assert list(served.loaded) == [job.fine_tuned_model]
+
+
+def test_a_sender_that_stops_keeps_the_lease_of_its_last_attempt(
+    delivery: DeliveryHarness, served: EngineStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sender, "RENEW_SECONDS", 0.0)
+    served.gate, stop = threading.Event(), delivery.harness.resources.stop
+    delivery.target(delivery.engine_destination(served), secrets={"api_key": API_KEY})
+    job = delivery.finished_job("production", reference=REFERENCE)
+    thread = threading.Thread(target=DeliverySender(delivery.harness.resources).run)
+    thread.start()
+    try:
+        until(lambda: "/v1/completions" in served.calls, "the engine is asked", START_SECONDS)
+        stop.set()
+        before = delivery.delivery(job).leased_until
+        assert before is not None
+        until(lambda: (delivery.delivery(job).leased_until or before) > before, "the lease is renewed")
+    finally:
+        stop.set()
+        served.gate.set()
+        thread.join()
+    assert delivery.delivery(job).state == "delivered"
 
 
 def test_only_files_of_attempts_that_have_ended_are_removed(delivery: DeliveryHarness) -> None:

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 from starlette.testclient import TestClient
 
 from app.db.engine import Sessions, transaction
-from app.db.tables import Job, Project
+from app.db.tables import Delivery, Job, Project
 from app.settings import Settings
 from app.storage import LocalStorage
 from tests.factories import make_succeeded_job
@@ -85,6 +86,23 @@ class TestRequest:
         path = f"{JOBS}/{job.id}/deliveries/{delivery['id']}"
         assert client.delete(path).json()["status"] == "withdrawn"
         assert client.delete(path).json()["status"] == "withdrawn"
+
+    def test_one_that_was_delivered_is_to_be_withdrawn(
+        self, client: TestClient, job: Job, tmp_path: Path, sessions: Sessions
+    ) -> None:
+        make_target(client, tmp_path)
+        delivery = client.post(f"{JOBS}/{job.id}/deliveries", json={"target": "production"}).json()
+        with transaction(sessions) as session:
+            session.execute(update(Delivery).values(state="delivered", attempt=1, next_attempt_at=None))
+        path = f"{JOBS}/{job.id}/deliveries/{delivery['id']}"
+        assert [client.delete(path).json()["status"] for _ in range(2)] == ["withdrawing", "withdrawing"]
+
+    def test_an_unknown_delivery_and_cursor_are_named(self, client: TestClient, job: Job) -> None:
+        path = f"{JOBS}/{job.id}/deliveries"
+        for response in (client.get(f"{path}/delivery_none"), client.delete(f"{path}/delivery_none")):
+            assert response.status_code == 404
+            assert "delivery_none" in response.json()["error"]["message"]
+        assert "delivery_none" in message(client.get(path, params={"after": "delivery_none"}))
 
 
 class TestDeliverTo:
