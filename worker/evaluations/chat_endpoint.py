@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -35,6 +36,7 @@ class ChatEndpoint:
         self.name = name
         self.concurrency = endpoint.concurrency
         self._wait = wait
+        self._timeout_seconds = endpoint.timeout_seconds
         key = endpoint.api_key.get_secret_value()
         self._client = httpx2.Client(
             base_url=endpoint.base_url.rstrip("/") + "/",
@@ -55,7 +57,7 @@ class ChatEndpoint:
         problem = ""
         for attempt in range(ATTEMPTS):
             try:
-                response = self._client.post("chat/completions", json=body)
+                response = self._post(body)
             except httpx2.TimeoutException:
                 problem, pause = "did not answer in time", _pause(attempt, None)
             except httpx2.HTTPError as error:
@@ -70,6 +72,16 @@ class ChatEndpoint:
             if attempt + 1 < ATTEMPTS:
                 self._wait(pause)
         raise EndpointError(f"The endpoint {self.name} {problem} ({ATTEMPTS} attempts)")
+
+    def _post(self, body: Mapping[str, Any]) -> httpx2.Response:
+        """The whole response. Raises httpx2.HTTPError, also after the timeout: httpx2 limits each read by itself."""
+        deadline, content = time.monotonic() + self._timeout_seconds, bytearray()
+        with self._client.stream("POST", "chat/completions", json=body) as response:
+            for chunk in response.iter_raw():
+                content += chunk
+                if time.monotonic() > deadline:
+                    raise httpx2.ReadTimeout("the answer is not complete", request=response.request)
+        return httpx2.Response(response.status_code, headers=response.headers, content=bytes(content))
 
     def _parse(self, response: httpx2.Response) -> tuple[str, int | None]:
         try:

@@ -41,8 +41,13 @@ class ChatServer:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 owner.requests.append((body, self.headers.get("Authorization", "")))
                 status, headers, answer = respond(len(owner.requests), body)
-                content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
                 self.send_response_only(status)
+                if callable(answer):
+                    self.end_headers()
+                    with suppress(OSError):
+                        answer(self.wfile.write)
+                    return
+                content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
                 for name, value in ({"Content-Length": str(len(content))} | headers).items():
                     self.send_header(name, value)
                 self.end_headers()
@@ -152,6 +157,18 @@ class TestReference:
         with pytest.raises(EndpointError, match="did not answer in time"):
             endpoint.answer("m", [])
         silence.set()
+
+    def test_an_endpoint_that_sends_its_answer_byte_by_byte_times_out(self, serve: Any) -> None:
+        is_over = Event()
+
+        def drip(write: Callable[[bytes], Any]) -> None:
+            while not is_over.wait(0.01):
+                write(b" ")
+
+        _, endpoint = serve(lambda *_: (200, {}, drip), timeout_seconds=0.2)
+        with pytest.raises(EndpointError, match="did not answer in time"):
+            endpoint.answer("m", [])
+        is_over.set()
 
     def test_a_refusal_is_not_repeated_and_ends_the_questions(self, serve: Any) -> None:
         server, endpoint = serve(lambda *_: (401, {}, {"error": {"message": "no such key"}}))
