@@ -13,6 +13,8 @@ from app.domain.deliveries.served_check import ServedCheck, ServedReference
 class DeliveryError(Exception):
     """An attempt failed; it is retried. The message says what was seen and what to do."""
 
+    location: dict[str, Any] | None = None  # what the target has got all the same, if that cannot be told later
+
 
 class DeliveryRefused(DeliveryError):
     """An attempt failed for a reason that no retry changes."""

@@ -23,13 +23,18 @@ WITHOUT_PLUGIN = (
 class PluginTarget(EngineTarget):
     def deliver(self, delivery: AdapterDelivery, adapter: Path) -> Delivered:  # noqa: ARG002  (each server has its own copy)
         self.refuse_incompatible(delivery)
-        paths: dict[str, str] = {}
+        paths: dict[str, str] = dict(delivery.location.get("paths", {}))
 
         def serve(server: Server) -> ServedCheck:
             paths[server.url] = self._fetched(server, delivery)
             return self.serve(server, delivery, paths[server.url])
 
-        return Delivered({"paths": paths}, worst(self.on_every_server(serve)))
+        try:
+            checks = self.on_every_server(serve)
+        except DeliveryError as error:
+            error.location = {"paths": paths}  # those of the servers before, or beside, the one that failed
+            raise
+        return Delivered({"paths": paths}, worst(checks))
 
     def withdraw(self, delivery: AdapterDelivery) -> None:
         self.on_every_server(lambda server: self._forget(server, delivery))

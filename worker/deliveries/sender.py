@@ -138,9 +138,11 @@ class DeliverySender:
                 if not limit.is_over or isinstance(error, DeliveryRefused):
                     raise
                 text = f"The attempt took longer than {seconds:g} s ({error})"
-                raise DeliveryError(
+                late = DeliveryError(
                     f"{text}; if the target is only slow, raise TUNERY_DELIVERY_ATTEMPT_SECONDS of the delivery sender"
-                ) from error
+                )
+                late.location = error.location
+                raise late from error
 
     def _carry_out(self, claimed: ClaimedDelivery) -> str:
         """Deliver, look, or withdraw, as the state says, and record it. Raises DeliveryError."""
@@ -287,6 +289,8 @@ class DeliverySender:
             case _:
                 seconds = states.retry_delay_seconds(delivery.tries, jitter)
         columns: dict[str, Any] = {"error": str(error)[:MAX_ERROR_CHARACTERS]}
+        if error.location is not None:
+            columns["location"] = places.location_of(_adapter_delivery(claimed), Delivered(error.location))
         if type(error) in UNCOUNTED_SECONDS:
             seconds, columns["tries"] = UNCOUNTED_SECONDS[type(error)], delivery.tries - 1
         if isinstance(error, DeliveryRefused):

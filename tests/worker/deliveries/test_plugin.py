@@ -139,6 +139,21 @@ def test_what_an_unrecorded_attempt_has_loaded_is_replaced(
     assert served.loaded["bot"] == str(served.known[second.fine_tuned_model or ""])
 
 
+def test_what_one_server_has_got_before_another_failed_is_unloaded_with_its_model(
+    delivery: DeliveryHarness, served: EngineStandIn, tmp_path: Path
+) -> None:
+    with serving_engine(EngineStandIn("vllm", REFERENCE, known={})) as second:
+        pass
+    delivery.target({"kind": "vllm", "urls": [served.url, second.url]}, served_model="bot")
+    job = finished_job(delivery, tmp_path, served)
+    delivery.attempt_due()
+    assert list(served.loaded) == ["bot"]
+    delivery.delete_model(job)
+    with serving_engine(second):
+        delivery.attempt_due()
+    assert (delivery.delivery(job).state, served.loaded) == ("withdrawn", {})
+
+
 def test_an_adapter_without_an_effect_fails_the_delivery(
     delivery: DeliveryHarness, served: EngineStandIn, tmp_path: Path
 ) -> None:
