@@ -87,6 +87,17 @@ def test_doctor_reports_on_the_data_directory_it_is_given(bare_tunery: Tunery, t
     assert not (tmp_path / "new").exists()
 
 
+def test_doctor_before_an_upgrade_reads_the_database_of_the_environment(
+    bare_tunery: Tunery, database_url: str, tmp_path: Path
+) -> None:
+    environment = {"DATABASE_URL": database_url, "TUNERY_DATA_DIR": str(tmp_path), "TUNERY_NO_SUCH_SETTING": "1"}
+    done = bare_tunery("doctor", "--before-upgrade", env=environment)
+    assert done.exit_code in (0, 1)
+    assert "TUNERY_NO_SUCH_SETTING" in done.out
+    without = bare_tunery("doctor", "--before-upgrade", "--data-dir", tmp_path)
+    assert (without.exit_code, "DATABASE_URL is not set" in without.err) == (1, True)
+
+
 def test_the_command_works_as_a_module() -> None:
     done = subprocess.run([sys.executable, "-m", "app.cli", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.strip()

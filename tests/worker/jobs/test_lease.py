@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import psycopg
 import pytest
+from prometheus_client import REGISTRY
 from sqlalchemy import select
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
@@ -36,9 +37,14 @@ def row(harness: WorkerHarness, keeper: LeaseKeeper) -> Job:
         return session.get_one(Job, keeper.lease.job_id)
 
 
+def counted(name: str, **labels: str) -> float:
+    return REGISTRY.get_sample_value(f"tunery_{name}_total", labels) or 0
+
+
 def test_the_lease_is_renewed_before_it_expires(harness: WorkerHarness, keeper: LeaseKeeper) -> None:
-    first = row(harness, keeper).lease_expires_at
+    renewals, first = counted("lease_renewals", outcome="confirmed"), row(harness, keeper).lease_expires_at
     harness.until(lambda: row(harness, keeper).lease_expires_at != first, "a renewal")
+    harness.until(lambda: counted("lease_renewals", outcome="confirmed") > renewals, "its count")
     assert keeper.unconfirmed_seconds < 2
 
 
@@ -49,8 +55,10 @@ def test_a_pause_request_is_read(harness: WorkerHarness, keeper: LeaseKeeper) ->
 
 
 def test_a_cancel_ends_the_lease(harness: WorkerHarness, keeper: LeaseKeeper) -> None:
+    lost = counted("leases_lost", cause="fenced")
     harness.cancel(row(harness, keeper))
     harness.until(lambda: keeper.fenced, "the poll")
+    assert counted("leases_lost", cause="fenced") == lost + 1
     with pytest.raises(FencedError):
         keeper.append_event("too late")
 
