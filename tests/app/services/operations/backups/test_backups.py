@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import subprocess
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -95,16 +96,43 @@ class TestBackUp:
         assert not service.backups.path(key).exists()
         assert all(service.backups.path(each).exists() for each in second.objects)
 
-    def test_a_full_disk_leaves_the_earlier_backup_whole(self, service: BackedUpService, empty_disk: SmallDisk) -> None:
+    @pytest.mark.parametrize("full_before", ["dump", "objects"])
+    def test_a_full_disk_leaves_the_earlier_backup_whole(
+        self,
+        service: BackedUpService,
+        empty_disk: SmallDisk,
+        monkeypatch: pytest.MonkeyPatch,
+        full_before: str,
+    ) -> None:
         service.backups = BackupRepository(empty_disk.path / "backups")
         first = service.back_up().manifest
         with transaction(service.sessions) as session:
             make_file(session, service.storage, make_project(session, "second"), b"x" * 4096, "batch", "more.jsonl")
-        empty_disk.fill()
-        with pytest.raises(BackupError, match="The earlier backups are whole"):
+        dump = backup._dump
+
+        def dump_and_fill(url: str, staged: Path, repository: BackupRepository) -> object:
+            dumped = dump(url, staged, repository)
+            empty_disk.fill()
+            return dumped
+
+        if full_before == "dump":
+            empty_disk.fill()
+        else:
+            monkeypatch.setattr(backup, "_dump", dump_and_fill)
+        with pytest.raises(BackupError, match=r"No space left on device.*The earlier backups are whole"):
             service.back_up()
         empty_disk.empty()
         assert service.backups.names() == [first.name]
+        assert restore.check_restorable(service.backups, None, may_migrate=False) == first
+
+    def test_into_a_read_only_directory_is_refused_with_the_way_out(
+        self, service: BackedUpService, empty_disk: SmallDisk
+    ) -> None:
+        service.backups = BackupRepository(empty_disk.path / "backups")
+        first = service.back_up().manifest
+        subprocess.run(["mount", "-o", "remount,ro", empty_disk.path], check=True)
+        with pytest.raises(BackupError, match=r"Read-only file system in .* or choose another directory"):
+            service.back_up()
         assert restore.check_restorable(service.backups, None, may_migrate=False) == first
 
     def test_with_an_unreadable_object_is_made_and_names_it(self, service: BackedUpService) -> None:
