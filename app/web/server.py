@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -27,15 +28,16 @@ from app.web.sessions import SessionStore
 STATIC = Path(__file__).parent / "static"
 RECONNECT_SECONDS = 20.0  # a browser on a slow network keeps its page for so long without a connection
 COMPRESSION_LEVEL = 6  # 9 takes twice as long for one percent
-# NiceGUI compiles templates in the browser, which needs eval; nothing is loaded from another host.
+# NiceGUI compiles templates in the browser, which needs eval; nothing is loaded from another host. Web sockets are
+# named with the host, as not every browser counts them to 'self'.
 CONTENT_SECURITY_POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' ws: wss:; object-src 'none'; "
+    "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'{sockets}; object-src 'none'; "
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
 NOT_FOUND = (STATIC / "not_found.html").read_text(encoding="utf-8")
+HOST = re.compile(r"[A-Za-z0-9.\-]{1,255}(:\d{1,5})?|\[[0-9A-Fa-f:.]{1,45}\](:\d{1,5})?")
 SECURITY_HEADERS = (
-    (b"content-security-policy", CONTENT_SECURITY_POLICY.encode()),
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"same-origin"),
 )
@@ -119,10 +121,16 @@ class SecurityHeadersMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_headers(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *SECURITY_HEADERS]
+                policy = (b"content-security-policy", _content_security_policy(scope).encode())
+                message["headers"] = [*message["headers"], *SECURITY_HEADERS, policy]
             await send(message)
 
         await self._app(scope, receive, send_with_headers if scope["type"] == "http" else send)
+
+
+def _content_security_policy(scope: Scope) -> str:
+    host = Headers(scope=scope).get("host", "")
+    return CONTENT_SECURITY_POLICY.format(sockets=f" ws://{host} wss://{host}" if HOST.fullmatch(host) else "")
 
 
 class CompressOnceMiddleware:

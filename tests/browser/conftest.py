@@ -76,6 +76,7 @@ def open_page(browser: Browser, world: World, web_url: str) -> Iterator[Open]:
         contexts.append(context)
         context.route("**/*", lambda route: _refuse_other_hosts(route, problems))
         page = context.new_page()
+        page.on("websocket", lambda socket: _record_other_host(socket.url, problems))
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("dialog", lambda dialog: problems.append(f"dialog: {dialog.message}"))
         page.on("console", lambda message: _record_violation(message, problems))
@@ -102,11 +103,16 @@ def sign_in(page: Page, url: str, key: str) -> None:
 
 
 def _refuse_other_hosts(route: Route, problems: list[str]) -> None:
-    if urlsplit(route.request.url).hostname == "127.0.0.1" or route.request.url.startswith(("data:", "blob:")):
+    if route.request.url.startswith(("data:", "blob:")) or not _record_other_host(route.request.url, problems):
         route.continue_()
     else:
-        problems.append(f"a request left this machine: {route.request.url}")
         route.abort()
+
+
+def _record_other_host(url: str, problems: list[str]) -> bool:
+    if is_other := urlsplit(url).hostname != "127.0.0.1":
+        problems.append(f"a request left this machine: {url}")
+    return is_other
 
 
 def _record_violation(message: ConsoleMessage, problems: list[str]) -> None:

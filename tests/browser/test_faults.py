@@ -40,9 +40,16 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallDisk]:
 
 
 @pytest.fixture(scope="module")
-def other_url(api_link: Link, disk: SmallDisk) -> Iterator[str]:
-    """A second process of the dashboard: behind the link, with its temporary files on the small disk."""
-    with dashboard(api_link.url, {"TMPDIR": str(disk.path)}) as url:
+def other_url(api_link: Link) -> Iterator[str]:
+    """A second process of the dashboard, behind the link."""
+    with dashboard(api_link.url) as url:
+        yield url
+
+
+@pytest.fixture
+def small_url(world: World, disk: SmallDisk) -> Iterator[str]:
+    """A process of the dashboard with its temporary files on the small disk."""
+    with dashboard(world.api_url, {"TMPDIR": str(disk.path)}) as url:
         yield url
 
 
@@ -162,11 +169,11 @@ def expect_waiting(page: Page, label: str) -> None:
 
 
 def test_a_full_disk_is_named_and_the_upload_continues_when_there_is_space(
-    open_page: Open, disk: SmallDisk, other_url: str, tmp_path: Path
+    open_page: Open, disk: SmallDisk, small_url: str, tmp_path: Path
 ) -> None:
     rows = "".join(f"question {number};{'answer ' * 20}{number}\n" for number in range(20_000))
     (tmp_path / "table.csv").write_text(f"question;answer\n{rows}")
-    page = open_page("/datasets", url=other_url)
+    page = open_page("/datasets", url=small_url)
     disk.fill()
     page.locator("input[type=file]").set_input_files(tmp_path / "table.csv")
     expect(page.get_by_text("The dashboard's disk is full")).to_be_visible()

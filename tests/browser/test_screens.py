@@ -19,6 +19,7 @@ from tests.browser.world import MODEL, World
 
 ROOT = Path(__file__).resolve().parents[2]
 SCREENSHOTS = ROOT / "docs" / "screenshots"
+HOSTILE_COLUMN = "<img src=x onerror=alert(1)>" + "x" * 300
 SERIOUS = ("serious", "critical")
 SCREENS = {
     "sign-in": "/sign-in?reason=signed-out",
@@ -117,6 +118,41 @@ def test_a_list_of_fifty_jobs_is_accessible(open_page: Open, world: World) -> No
     require_accessible(page)
 
 
+@pytest.mark.parametrize("variant", ["wide-light", "narrow-dark"])
+def test_the_conversion_of_a_table_is_accessible_and_fits_its_width(
+    open_page: Open, tmp_path: Path, variant: str
+) -> None:
+    is_narrow, is_dark = VARIANTS[variant]
+    (tmp_path / "table.csv").write_text(f"question,{HOSTILE_COLUMN}\n" + "why,because\n" * 3)
+    page = open_page("/datasets", is_narrow=is_narrow, is_dark=is_dark)
+    page.locator("input[type=file]").set_input_files(tmp_path / "table.csv")
+    page.wait_for_url("**/datasets/convert/**")
+    settle(page)
+    expect(page.get_by_text('"content": "because"').first).to_be_visible()
+    require_accessible(page)
+
+
+def test_an_open_dialog_and_the_further_settings_are_accessible(open_page: Open, world: World) -> None:
+    page = open_page(f"/jobs/{world.jobs['running']}", is_narrow=True)
+    page.get_by_role("button", name="Cancel job").click()
+    expect(page.get_by_role("dialog")).to_be_visible()
+    require_accessible(page)
+    page.goto(page.url.replace(f"/jobs/{world.jobs['running']}", f"/jobs/new?clone={world.jobs['earlier']}"))
+    page.get_by_text("More settings").click()
+    settle(page)
+    require_accessible(page)
+
+
+def test_tabs_are_selected_by_the_arrow_keys(open_page: Open, world: World) -> None:
+    page = open_page(f"/jobs/{world.jobs['succeeded']}?tab=events")
+    page.get_by_role("tab", name="Events").focus()
+    page.keyboard.press("ArrowRight")
+    expect(page.get_by_role("tab", name="Log", selected=True)).to_be_focused()
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowLeft")
+    expect(page.get_by_role("tab", name="Metrics", selected=True)).to_be_focused()
+
+
 def test_an_unknown_page_leads_to_the_jobs(open_page: Open) -> None:
     page = open_page("/nothing-like-this")
     expect(page.get_by_role("heading", name="There is no such page")).to_be_visible()
@@ -142,12 +178,12 @@ def test_write_a_screenshot(open_page: Open, world: World, screen: str, variant:
     settle(page)
     page.wait_for_timeout(500)  # the last animation of a chart
     SCREENSHOTS.mkdir(exist_ok=True)
-    page.screenshot(path=SCREENSHOTS / f"{screen}-{variant}.png", clip=_visible_part(page))
+    page.screenshot(path=SCREENSHOTS / f"{screen}-{variant}.png", clip=_pictured_part(page), full_page=True)
 
 
-def _visible_part(page: Page) -> dict[str, float]:
-    """At most one and a half windows: pictures stay small."""
+def _pictured_part(page: Page) -> dict[str, float]:
+    """The page down to two and a half windows: pictures stay small."""
     size = page.viewport_size
     assert size is not None
-    height = min(page.evaluate("document.documentElement.scrollHeight"), 1.5 * size["height"])
+    height = min(page.evaluate("document.documentElement.scrollHeight"), 2.5 * size["height"])
     return {"x": 0, "y": 0, "width": size["width"], "height": height}

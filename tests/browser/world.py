@@ -6,6 +6,7 @@ import json
 import math
 import random
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -179,7 +180,8 @@ def _add_results(session: Session, job: Job, file: File, engine: AnsweringEngine
     staging.served_check, staging.delivered_at = deliveries.CHECK, now
     production = deliver(session, job, "http://127.0.0.1:9", name="production", base_model=BASE)
     session.refresh(production)
-    production.served_check = deliveries.CHECK | {"verdict": "no_effect"}
+    base_model_served = {"verdict": "no_effect", "engine_effect": 0.002, "difference": 1.86, "top1_agreement": 0.31}
+    production.served_check = deliveries.CHECK | base_model_served
     production.state, production.next_attempt_at = "failed", None
     production.error = "The engine answers as the base model does."
 
@@ -228,13 +230,17 @@ def append_steps(
             "step": step, "total_steps": total, "train_loss": loss, "train_mean_token_accuracy": 1 - loss / 4,
             "learning_rate": 2e-4 * (1 - step / total), "grad_norm": 0.5 + noise.random(), "epoch": 3 * step / total,
             "labelled_tokens": 300, "num_tokens": 900 * step, "tokens_per_second": 880 + noise.uniform(-60, 60),
-            "eta_seconds": (total - step) * 1.2, "peak_memory_bytes": int(1.1 * GB),
+            "eta_seconds": (total - step) * 1.2, "estimated_finish": time.time() + (total - step) * 1.2,
+            "peak_memory_bytes": int(1.1 * GB),
         }  # fmt: skip
         if validate_every and step % validate_every == 0:
             data["full_valid_loss"] = data["valid_loss"] = (
                 0.55 + start_loss * math.exp(-3.2 * step / total) + 0.3 * (step / total) ** 4
             )
-        progress = {key: data[key] for key in ("step", "total_steps", "epoch", "tokens_per_second", "eta_seconds")}
+        progress = {
+            key: data[key]
+            for key in ("step", "total_steps", "epoch", "tokens_per_second", "eta_seconds", "estimated_finish")
+        }
         message = f"Step {step}/{total}: training loss={loss:.2f}"
         claims.append_event(
             session, factories.lease_of(job), message, type="metrics", data=data, progress=progress, phase="training"

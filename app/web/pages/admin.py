@@ -93,7 +93,9 @@ async def _show_status(view: View, projects: list[Json]) -> None:
         error_note(error, "The status cannot be shown")
         return
     if status["healthy"]:
-        note("The service is healthy", "Every check of the last seconds passed.", "ok")
+        warnings = len(status["problems"])
+        title = f"The service is healthy, with {counted(warnings, 'warning')}" if warnings else "The service is healthy"
+        note(title, "Every required check of the last seconds passed.", "ok")
     for problem in status["problems"]:
         text = clean(problem["message"], 1_000)
         note(text, clean(problem["remedy"], 1_000).replace("`", ""), "bad" if problem["level"] == "problem" else "warn")

@@ -12,6 +12,15 @@ document.addEventListener("DOMContentLoaded", () => {
     for (const chart of document.querySelectorAll(".t-chart")) chart.dispatchEvent(new Event("themechange"));
   }).observe(document.body, { attributes: true, attributeFilter: ["class"] });
 });
+// The arrow keys select the next tab.
+document.addEventListener("keydown", (event) => {
+  const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+  if (!step || event.target.getAttribute?.("role") !== "tab") return;
+  const tabs = [...event.target.parentElement.children];
+  const next = tabs[(tabs.indexOf(event.target) + step + tabs.length) % tabs.length];
+  next.focus();
+  next.click();
+});
 window.copyText = async (button) => {
   const text = button.parentElement.querySelector("code").innerText;
   try {

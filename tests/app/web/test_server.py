@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
-from app.web.server import CompressOnceMiddleware
+from app.web.server import CompressOnceMiddleware, SecurityHeadersMiddleware
 
 FILE = f"/_nicegui/{nicegui.__version__}/static/vue.js"
 
@@ -38,6 +38,25 @@ def get(files: Files, path: str, times: int = 2, **headers: str) -> list[httpx2.
             return [await client.get(path, headers=headers) for _ in range(times)]
 
     return asyncio.run(send())
+
+
+@pytest.mark.parametrize(
+    ("host", "sources"),
+    [
+        ("tunery.example.com:8443", "'self' ws://tunery.example.com:8443 wss://tunery.example.com:8443"),
+        ("[::1]:8001", "'self' ws://[::1]:8001 wss://[::1]:8001"),
+        ("a; script-src *", "'self'"),
+    ],
+)
+def test_a_page_connects_to_its_own_host_alone(host: str, sources: str) -> None:
+    async def send() -> httpx2.Response:
+        transport = httpx2.ASGITransport(SecurityHeadersMiddleware(Files()))
+        async with httpx2.AsyncClient(transport=transport, base_url="http://dashboard") as client:
+            return await client.get("/jobs", headers={"Host": host})
+
+    policy = asyncio.run(send()).headers["content-security-policy"]
+    assert f"connect-src {sources};" in policy
+    assert policy.count("script-src") == 1
 
 
 def test_a_file_of_a_version_is_compressed_once_for_all_browsers() -> None:

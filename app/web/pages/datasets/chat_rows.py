@@ -7,7 +7,7 @@ from typing import Any
 
 from app.web.api_client import ApiClient, ApiError
 from app.web.components.elements import button, tag
-from app.web.formatting import clean, clean_lines
+from app.web.formatting import clean, clean_lines, size
 
 FIRST_BYTES = 512 << 10
 ROWS_SHOWN = 5
@@ -19,7 +19,7 @@ Json = dict[str, Any]
 async def show_rows(api: ApiClient, file_id: str, parent: Any) -> None:
     """Read the beginning of the file and show its rows, a few at a time."""
     try:
-        rows = await _first_rows(api, file_id)
+        rows, is_whole = await _first_rows(api, file_id)
     except ApiError as error:
         with parent:
             tag("p", clean(error.message, 500), "t-muted")
@@ -36,14 +36,19 @@ async def show_rows(api: ApiClient, file_id: str, parent: Any) -> None:
                 _show_row(number, row)
         shown += ROWS_SHOWN
         more.set_visibility(shown < len(rows))
+        end.set_visibility(shown >= len(rows) and not is_whole)
 
     with parent:
         more = button("Show more rows", show_more)
+        end = tag("p", f"Rows beyond the first {size(FIRST_BYTES)} are not shown here; Download has all.", "t-muted")
     show_more()
 
 
-async def _first_rows(api: ApiClient, file_id: str) -> list[tuple[int, Any]]:
-    """(line number, row) of the lines that are complete within the first bytes; a line that is no JSON is text."""
+async def _first_rows(api: ApiClient, file_id: str) -> tuple[list[tuple[int, Any]], bool]:
+    """(line number, row) of the lines that are complete within the first bytes, and whether these are all lines.
+
+    A line that is no JSON is text.
+    """
     content = b""
     headers = {"Range": f"bytes=0-{FIRST_BYTES - 1}"}
     async with api.stream("GET", f"files/{file_id}/content", headers=headers, read_seconds=20) as response:
@@ -52,8 +57,9 @@ async def _first_rows(api: ApiClient, file_id: str) -> list[tuple[int, Any]]:
             if len(content) >= FIRST_BYTES:
                 break
     lines = content.split(b"\n")
-    complete = lines if len(content) < FIRST_BYTES else lines[:-1]
-    return [(number, _parse(line)) for number, line in enumerate(complete, start=1) if line.strip()]
+    is_whole = len(content) < FIRST_BYTES
+    complete = lines if is_whole else lines[:-1]
+    return [(number, _parse(line)) for number, line in enumerate(complete, start=1) if line.strip()], is_whole
 
 
 def _parse(line: bytes) -> Any:

@@ -51,4 +51,5 @@ def ask(question: str, label: str, act: Callable[[], Awaitable[None]]) -> None:
         with tag("div", classes="t-actions"):
             button(label, confirm, "t-danger")
             button("Keep it", dialog.close)
+    dialog.props["aria-label"] = question
     dialog.on("hide", dialog.delete)

@@ -120,7 +120,8 @@ def _show_differences(jobs: list[Json], job_names: list[str]) -> None:
         columns = [column("setting", "Setting", lead=True)]
         columns += [column(f"job{number}", name) for number, name in enumerate(job_names)]
         rows = [
-            {"id": name, "setting": name} | {f"job{number}": one.get(name, "–") for number, one in enumerate(settings)}
+            {"id": name, "setting": {"text": name, "sub": wording.UNITS.get(name.removeprefix("hyperparameters."))}}
+            | {f"job{number}": one.get(name, "–") for number, one in enumerate(settings)}
             for name in differing
         ]
         DataTable("Settings that differ", columns, rows)

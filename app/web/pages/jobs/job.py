@@ -193,7 +193,8 @@ class JobPage:
             if error.get("remedy"):
                 tag("div", "What to do", "t-strong")
                 parameter = clean(error["param"], 200) if error["param"] else "the parameter"
-                tag("p", error["remedy"].replace("the parameter in `param`", parameter).replace("`", ""))
+                remedy = error["remedy"].replace("the parameter in `param`", parameter).replace("`", "")
+                tag("p", remedy.replace("POST /v1/fine_tuning/jobs/plan", "the plan in the form of a new job"))
             with tag("div", classes="t-actions"):
                 link("Create a repaired job", f"/jobs/new?repair={self._job_id}", "t-button t-primary")
 

@@ -232,7 +232,7 @@ def _title(text: str, grid: Json) -> Json:
 def _x_axis(index: int, is_last: bool, axis: str) -> Json:
     return {
         "type": "value", "gridIndex": index, "min": "dataMin", "max": "dataMax",
-        "axisLabel": {"show": is_last, **_text()},
+        "axisLabel": {"show": is_last or index == 0, **_text()},
         "name": AXES[axis] if is_last else "", "nameLocation": "middle", "nameGap": 24, "nameTextStyle": _text(),
         "splitLine": {"show": False}, "axisLine": {"lineStyle": {":color": "cssColor('--border')"}},
     }  # fmt: skip

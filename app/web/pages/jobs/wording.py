@@ -40,6 +40,13 @@ ENGINES = {
     "llama_cpp": "llama.cpp",
     "ollama": "Ollama",
 }
+UNITS = {  # of settings
+    "n_epochs": "epochs",
+    "batch_size": "examples",
+    "context_length": "tokens",
+    "eval_steps": "steps",
+    "max_steps": "steps",
+}
 UNFINISHED = ("validating_files", "queued", "running", "paused")
 
 

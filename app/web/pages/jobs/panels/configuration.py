@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from app.domain.jobs.parameters.collect import collect
+from app.domain.jobs.parameters.collect import METHOD_OF, collect
 from app.web.components.data_table import DataTable, Row, column
 from app.web.components.elements import card, code_block, facts, note, tag
 from app.web.formatting import clean, clean_lines
 from app.web.pages.jobs.panels.opened_job import OpenedJob
+from app.web.pages.jobs.wording import UNITS
 
 MAX_REQUEST_CHARACTERS = 20_000
 COLUMNS = (column("name", "Setting", lead=True), column("requested", "As requested"), column("value", "As resolved"))
@@ -55,17 +56,23 @@ def _groups(job: Json) -> dict[str, Json]:
     method = job["method"]["type"]
     quantization = {f"quantization.{name}": value for name, value in (job["quantization"] or {}).items()}
     return {
-        "Training": {"method": method, "seed": job["seed"]} | job["method"][method]["hyperparameters"],
+        "Training": {"method": method, "seed": job["seed"]}
+        | _of_method(method, job["method"][method]["hyperparameters"]),
         "LoRA": {f"lora.{name}": value for name, value in job["lora"].items()},
         "Quantization": quantization or {"quantization": "none: the base model is trained in 16 bits"},
         "Queue": {name: job[name] for name in ("priority", "urgent", "worker_labels")},
     }
 
 
+def _of_method(method: str, hyperparameters: Json) -> Json:
+    """Without those of another method, which are null."""
+    return {name: value for name, value in hyperparameters.items() if METHOD_OF.get(name, method) == method}
+
+
 def _row(name: str, value: Any, requested: Json) -> Row:
     return {
         "id": name,
-        "name": clean(name, 80),
+        "name": {"text": clean(name, 80), "sub": UNITS.get(name)},
         "requested": _text(requested[name]) if name in requested else "–",
         "value": _text(value),
     }

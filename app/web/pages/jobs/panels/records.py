@@ -25,9 +25,12 @@ class EventsPanel:
         self._view = opened.view
         columns = (column("time", "Time"), column("level", "Level"), column("message", "Event", lead=True))
         self._table = DataTable("Events", columns)
+        self._more = tag("p", f"The newest {MAX_EVENTS} events; all: tunery jobs events {opened.job['id']}", "t-muted")
+        self._more.set_visibility(False)
 
     async def refresh(self, job: Json) -> None:
         events = await self._view.api.items(f"fine_tuning/jobs/{job['id']}/events", MAX_EVENTS, type="message")
+        self._more.set_visibility(len(events) == MAX_EVENTS)
         self._table.set_rows(
             [
                 {
