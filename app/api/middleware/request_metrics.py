@@ -12,6 +12,7 @@ from app.api.middleware.request_log import RequestRecord
 from app.telemetry import metrics
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+FAILURES = ("500", "503")  # counted from 0 from a route's first request on, so that alerts see the first of them
 UNKNOWN = "unknown"  # no route matched, or a method that no client should send: both would create endless series
 
 
@@ -31,4 +32,5 @@ def observe_request(scope: Mapping[str, Any], record: RequestRecord) -> None:
 
 @lru_cache(maxsize=4096)  # there are a few hundred combinations; the lookup by labels takes half of the time
 def _series(method: str, route: str, status: str) -> tuple[Counter, Histogram]:
+    metrics.begin(metrics.REQUESTS, [method], [route], FAILURES)
     return metrics.REQUESTS.labels(method, route, status), metrics.REQUEST_SECONDS.labels(method, route)

@@ -26,6 +26,13 @@ def test_requests_are_counted_by_the_template_of_their_route(client: TestClient)
     )
 
 
+def test_failures_of_a_route_that_had_a_request_are_counted_from_0(client: TestClient) -> None:
+    client.get("/healthz")
+    labels = {"method": "GET", "route": "/healthz"}
+    for status in ("500", "503"):
+        assert REGISTRY.get_sample_value("tunery_http_requests_total", labels | {"status": status}) == 0
+
+
 def test_unknown_paths_and_methods_share_one_series(client: TestClient) -> None:
     before = count_of("unknown", "unknown", "404")
     for number in range(3):
