@@ -33,9 +33,7 @@ class MetricsServer:
 
     def __init__(self, host: str, port: int, registry: CollectorRegistry) -> None:
         """Bind and serve in a daemon thread. Raises OSError."""
-        self._server = make_server(
-            host, port, make_metrics_app(registry), server_class=ThreadingWSGIServer, handler_class=_Handler
-        )
+        self._server = make_server(host, port, make_metrics_app(registry), server_class=_Server, handler_class=_Handler)
         self.port: int = self._server.server_port
         threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()
 
@@ -90,6 +88,10 @@ def make_metrics_app(
         return [b"" if environ["REQUEST_METHOD"] == "HEAD" else content]
 
     return answer
+
+
+class _Server(ThreadingWSGIServer):
+    request_queue_size = 128  # with the default of 5, connections at the same moment wait a second for a repeated SYN
 
 
 class _Handler(WSGIRequestHandler):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import socket
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import httpx2
 import pytest
@@ -78,6 +80,16 @@ def test_a_hundred_scrapes_at_once_read_the_values_once(registry: CollectorRegis
     now = 1.0
     scrape(0)
     assert collector.reads == reads_before + 2
+
+
+def test_silent_clients_delay_no_other_scrape(server: MetricsServer) -> None:
+    address = ("127.0.0.1", server.port)
+    with ExitStack() as stack:
+        for _ in range(20):
+            stack.enter_context(socket.create_connection(address))
+        with ThreadPoolExecutor(8) as pool, httpx2.Client(trust_env=False) as client:
+            url = f"http://127.0.0.1:{server.port}/metrics"
+            assert {answer.status_code for answer in pool.map(lambda _: client.get(url), range(100))} == {200}
 
 
 def test_a_port_that_is_in_use_costs_the_metrics_and_not_the_process(settings: Settings, server: MetricsServer) -> None:
