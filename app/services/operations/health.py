@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import shutil
 import tempfile
@@ -120,18 +119,26 @@ def _database(sessions: Sessions) -> list[ProbeResult]:
 
 
 def _storage(storage: Storage) -> ProbeResult:
-    """Whether files can be read and written. Required is only the first."""
+    """Whether files can be written. Without space for that the check is not required, as long as they can be read."""
     try:
-        with contextlib.suppress(FileNotFoundError):
-            storage.stat("probes/none")
         with tempfile.TemporaryFile(dir=storage.staging) as file:
             file.write(b"ready")
             file.flush()
         storage.check()
     except OSError as error:
         detail = str(error.strerror) if isinstance(error, StorageError) else f"not writable: {error.strerror}"
-        return _check("storage", False, "", detail, required=error.errno not in READ_ONLY)
+        return _check("storage", False, "", detail, required=error.errno not in READ_ONLY or not _can_be_read(storage))
     return _check("storage", True, "writable", "")
+
+
+def _can_be_read(storage: Storage) -> bool:
+    try:
+        storage.stat("probes/none")
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def _broker(notifier: WorkerNotifier) -> ProbeResult:

@@ -57,9 +57,7 @@ def check(
                 f"Nothing was deleted: the storage has objects such as {key}, but none of the {len(rows)} objects that "
                 "the database names. Check that DATABASE_URL, TUNERY_STORAGE_URL and --data-dir are of one service."
             )
-        if is_repairing:
-            storage.delete(key)
-        yield IntegrityFinding(key, "no row", repaired="deleted" if is_repairing else None)
+        yield _delete(storage, key) if is_repairing else IntegrityFinding(key, "no row")
 
 
 def _problem(storage: Storage, row: NamedObject, read_content: bool) -> str | None:
@@ -99,6 +97,16 @@ def _restore(
     except OSError as error:
         return replace(finding, failure=error.strerror)
     return replace(finding, repaired="restored from the backup")
+
+
+def _delete(storage: Storage, key: str) -> IntegrityFinding:
+    try:
+        storage.delete(key)
+    except StorageError:
+        raise
+    except OSError as error:
+        return IntegrityFinding(key, "no row", failure=error.strerror)
+    return IntegrityFinding(key, "no row", repaired="deleted")
 
 
 def _orphans(engine: Engine, storage: Storage) -> Iterator[str]:

@@ -77,7 +77,11 @@ def test_a_storage_that_cannot_be_read_is_required(tmp_path: Path, error: int, i
         def check(self, size_bytes: int = 1) -> None:
             raise OSError(error, "it fails")
 
-    assert health._storage(FailingDisk(tmp_path)).required == is_required
+    storage = FailingDisk(tmp_path)
+    assert health._storage(storage).required == is_required
+    storage.objects.rmdir()
+    storage.objects.write_bytes(b"no directory: every stat fails")
+    assert health._storage(storage).required
 
 
 def test_low_disk_space_is_reported_and_not_required(tmp_path: Path) -> None:

@@ -97,6 +97,24 @@ class TestIntegrity:
         assert service.check(repair=True) == [("files/orphan", "no row", "deleted")]
         assert service.check() == []
 
+    def test_names_an_orphan_that_the_disk_does_not_delete_and_goes_on(
+        self, service: BackedUpService, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for key in ("files/first", "files/second"):
+            put_bytes(service.storage, key, b"x")
+        delete_object = service.storage.delete
+
+        def fail_once(key: str) -> None:
+            if key == "files/first":
+                raise OSError(errno.EIO, "Input/output error")
+            delete_object(key)
+
+        monkeypatch.setattr(service.storage, "delete", fail_once)
+        monkeypatch.setattr(integrity, "MIN_ORPHAN_AGE_SECONDS", -1)
+        found = {each.key: each for each in integrity.check(service.engine, service.storage, True, True, None)}
+        assert (found["files/first"].repaired, found["files/first"].failure) == (None, "Input/output error")
+        assert found["files/second"].repaired == "deleted"
+
     def test_an_object_deleted_with_its_row_during_the_check_is_no_finding(self, service: BackedUpService) -> None:
         key = service.a_key()
         found = integrity.check(service.engine, service.storage, True, False, None)
