@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from app.domain.jobs.events import Planned, Probed
 from tests.gpu_check import __main__ as program
 from tests.gpu_check import checks
 from tests.gpu_check.checks import CheckFailed, attention, fall_problem, out_of_memory, resume
@@ -48,6 +50,27 @@ class TestFallProblem:
     def test_losses_that_are_no_numbers_fail(self) -> None:
         assert fall_problem([5.0, float("nan")], [5.0, 4.0])
         assert fall_problem([5.0], [5.0, 4.0]) == "1 losses, expected 2"
+
+
+class TestPlans:
+    @pytest.mark.parametrize(
+        ("working_megabytes", "passes"), [(346, True), (253, False)], ids=["counted", "as for a Llama layer"]
+    )
+    def test_the_working_memory_counts_without_the_base_and_the_context(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, working_megabytes: int, passes: bool
+    ) -> None:
+        """Gemma 3 as docs/LOG.md has it: of the whole peak the wrong plan is 0.85."""
+        planned = Planned.model_construct(working_bytes=working_megabytes * 10**6)
+        probed = Probed.model_construct(loaded_bytes=567 * 10**6, peak_bytes=901 * 10**6)
+        monkeypatch.setattr(checks, "FAMILIES", ("gemma3_text",))
+        monkeypatch.setattr(checks, "make_family", lambda *_: tmp_path)
+        log = SimpleNamespace(of=lambda kind: [planned if kind is Planned else probed])
+        monkeypatch.setattr(checks, "_train", lambda *_, **__: log)
+        if passes:
+            assert checks.plans(CPU, tmp_path) == "gemma3_text +4%"
+        else:
+            with pytest.raises(CheckFailed, match="gemma3_text -24%; 15% is allowed"):
+                checks.plans(CPU, tmp_path)
 
 
 class TestTraining:
