@@ -23,6 +23,8 @@ from worker.trainer.runtime.device import dtype_name
 from worker.trainer.runtime.failures import Failure, is_device_lost, is_out_of_memory
 
 DOCUMENT_TOKENS = 12
+# With flash-linear-attention, whose kernel works in chunks of 64 tokens: documents that begin and end within chunks.
+CHUNKED_DOCUMENT_TOKENS = 70
 MAX_LEAK = 1e-3  # of the largest value, in float32: rounding causes 1e-6, the influence of another document about 1
 MAX_HEAD_DIFFERENCE = 2e-2  # of the largest logit, in the compute dtype: bfloat16 has steps of 4e-3
 # Of the norm, in the compute dtype: rounding in bfloat16 adds up to some per cent in a deep model.
@@ -62,11 +64,12 @@ def _check_with_reason(base: FrozenBase) -> None:
 @torch.no_grad()
 def _check_base(base: FrozenBase) -> None:
     vocabulary = base.head_V_D.shape[0]
-    first, second = (_document(start, vocabulary) for start in (1, 1 + vocabulary // 2))
+    tokens = CHUNKED_DOCUMENT_TOKENS if fused_rules(base.model) else DOCUMENT_TOKENS
+    first, second = (_document(start, vocabulary, tokens) for start in (1, 1 + vocabulary // 2))
     single, pair = _pack(second).to(base.device), _pack(first, second).to(base.device)
     with in_float32(base):
         single_T_D = hidden_states(base, single, float32=True)
-        packed_T_D = hidden_states(base, pair, float32=True)[DOCUMENT_TOKENS:]
+        packed_T_D = hidden_states(base, pair, float32=True)[tokens:]
     if not torch.isfinite(single_T_D).all():
         raise _unsupported(base, "computes values that are not finite")
     if _difference(single_T_D, packed_T_D) > MAX_LEAK:
@@ -84,7 +87,8 @@ def _check_packed_training(base: FrozenBase, first: Document, second: Document, 
 
     The same document is packed twice, behind different neighbours. `alone_T_D` are its hidden states alone, in float32.
     """
-    third = _document(1 + len(first.tokens) + base.head_V_D.shape[0] // 3, base.head_V_D.shape[0])
+    tokens, vocabulary = len(first.tokens), base.head_V_D.shape[0]
+    third = _document(1 + tokens + vocabulary // 3, vocabulary, tokens)
     documents = (first, second, third, second)
     with recorded_attention() as calls:
         hidden, gradients = _hidden_and_gradients(base, _pack(*documents).to(base.device))
@@ -114,14 +118,14 @@ def _hidden_and_gradients(
     hook = base.model.get_input_embeddings().register_forward_hook(keep)
     try:
         with torch.enable_grad():
-            hidden = torch.split(hidden_states(base, batch), DOCUMENT_TOKENS)
+            hidden = torch.split(hidden_states(base, batch), batch.document_lengths)
             weights_S_D = torch.randn(hidden[1].shape, generator=torch.Generator().manual_seed(0)).to(base.device)
             weighted_sum = ((hidden[1].float() + hidden[3].float()) * weights_S_D).sum()
             # Documents that run alone are embedded alone.
             gradients = torch.autograd.grad(weighted_sum, embedded, materialize_grads=True)
     finally:
         hook.remove()
-    return hidden, torch.split(torch.cat(gradients, dim=1)[0], DOCUMENT_TOKENS)
+    return hidden, torch.split(torch.cat(gradients, dim=1)[0], batch.document_lengths)
 
 
 def _run_documents_alone(base: FrozenBase) -> None:
@@ -134,15 +138,15 @@ def _run_documents_alone(base: FrozenBase) -> None:
     base.packs_documents = False
 
 
-def _document(start: int, vocabulary: int) -> Document:
-    tokens = [(start + 7 * i) % vocabulary for i in range(DOCUMENT_TOKENS)]
-    return Document(1, tokens, [False] + [True] * (DOCUMENT_TOKENS - 1))
+def _document(start: int, vocabulary: int, length: int) -> Document:
+    tokens = [(start + 7 * i) % vocabulary for i in range(length)]
+    return Document(1, tokens, [False] + [True] * (length - 1))
 
 
 def _pack(*documents: Document) -> PackedBatch:
     dataset = TokenizedDataset()
     dataset.add(1, documents)
-    return next(pack_batches(dataset, dataset.documents(0), row_tokens=len(documents) * DOCUMENT_TOKENS))
+    return next(pack_batches(dataset, dataset.documents(0), row_tokens=sum(len(each.tokens) for each in documents)))
 
 
 def _logits(base: FrozenBase, batch: PackedBatch) -> torch.Tensor:

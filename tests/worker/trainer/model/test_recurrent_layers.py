@@ -21,6 +21,7 @@ from worker.trainer.model.base_model import FrozenBase, hidden_states, load_base
 from worker.trainer.model.recurrent_layers import CONVOLUTION, DELTA_RULE, PackedDeltaRule, fused_rules
 
 HYBRIDS = ("Qwen3.5 text", "LFM2")
+CHUNK = 64  # of the delta rule
 LENGTHS = (5, 2, 70, 1)  # shorter than the convolution's kernel, longer than a chunk of the delta rule
 
 
@@ -117,9 +118,12 @@ class FlashLinearAttention:
         self.boundaries.append(cu_seqlens)
         if self.computes == "one document":
             return self.__wrapped__(query, *others, **options)[0], None
+        ends = cu_seqlens[1:].tolist()
+        if self.computes == "chunks" and ends[-1] > CHUNK:  # the state is emptied between chunks only
+            ends = sorted({end // CHUNK * CHUNK for end in ends[:-1] if end >= CHUNK} | {ends[-1]})
         rule = PackedDeltaRule(self.__wrapped__)
         rule.is_fused = False
-        return rule(query, *others, document_lengths=tuple(cu_seqlens.diff().tolist()), **options)
+        return rule(query, *others, document_lengths=tuple(torch.tensor([0, *ends]).diff().tolist()), **options)
 
 
 class TestFlashLinearAttention:
@@ -153,7 +157,8 @@ class TestFlashLinearAttention:
         assert boundaries.tolist() == [0, 5, 7, 77, 78]
 
     @pytest.mark.parametrize(
-        ("computes", "problem"), [("one document", "another's loss"), ("nothing", "not supported")]
+        ("computes", "problem"),
+        [("one document", "another's loss"), ("chunks", "another's loss"), ("nothing", "not supported")],
     )
     def test_is_switched_off_where_it_fails_the_check(
         self, install: Callable[[str], tuple[FrozenBase, FlashLinearAttention]], computes: str, problem: str
