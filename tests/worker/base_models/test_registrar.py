@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -87,6 +88,30 @@ def test_a_model_that_cannot_be_trained_fails_with_every_reason(resources: Resou
     assert "not finite: model.layers.0.mlp.up_proj.weight" in (ended.error_message or "")
     with transaction(resources.sessions) as session:
         assert models.list_base(session) == []
+
+
+@pytest.mark.usefixtures("without_torch")
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"model_type": "deepseek_v3", "kv_lora_rank": 16}, "multi-head latent attention"),
+        ({"model_type": "falcon"}, "computes its own attention"),
+        ({"model_type": "gpt2"}, "transposed convolutions"),
+        ({"model_type": "mamba2"}, "state-space layers"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantized with GPTQ, which cannot be trained. Register"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantized with AWQ"),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "quantized with bitsandbytes"),
+        ({"hidden_size": [64]}, "only positive integers are sizes"),
+    ],
+)
+def test_an_architecture_that_cannot_be_trained_is_refused_with_the_true_reason(
+    resources: Resources, model_directory: Path, changes: dict[str, object], reason: str
+) -> None:
+    path = model_directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    ended = run(resources, register(resources, model_directory))
+    assert (ended.state, ended.error_code) == ("failed", "refused_model")
+    assert reason in (ended.error_message or "")
 
 
 @pytest.mark.usefixtures("without_torch")

@@ -6,6 +6,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from app.api.schemas.models import ModelBody
+from app.db.base_models import models
 from app.db.engine import Sessions, transaction
 from app.db.tables import Job, Project
 from app.storage import LocalStorage
@@ -29,6 +30,23 @@ class TestList:
         assert model["max_context_length"] == 512
         assert model["lora_limits"]["max_r"] == 32
         assert "q_proj" in model["lora_limits"]["target_modules"]
+
+    def test_has_the_id_and_the_revision_on_a_hub_and_the_experts(
+        self, client: TestClient, sessions: Sessions, tmp_path: Path
+    ) -> None:
+        with transaction(sessions) as session:
+            make_base_model(session, tmp_path / "plain", name="plain")
+            entry = make_base_model(session, tmp_path / "m", name="moe")
+            found = {"source": "a/b", "revision": "v1", "experts": {"model.layers.0.mlp.experts.down_proj": (4, 8, 8)}}
+            models.register(session, "moe", tmp_path / "m", {}, "0" * 64, entry.model_copy(update=found))
+        body = client.get("/v1/models/moe").json()
+        ModelBody.model_validate(body)
+        assert (body["source"], body["revision"]) == ("a/b", "v1")
+        assert body["lora_limits"]["target_parameters"] == ["mlp.experts.down_proj"]
+        assert body in client.get("/v1/models").json()["data"]
+        plain = client.get("/v1/models/plain").json()
+        assert {"source", "revision"} & plain.keys() == set()
+        assert "target_parameters" not in plain["lora_limits"]
 
     def test_has_the_models_that_were_trained_here(self, client: TestClient, succeeded: Job) -> None:
         names = [model["id"] for model in client.get("/v1/models").json()["data"]]

@@ -14,9 +14,10 @@ from app.domain.artifacts.compatibility import compatibility
 from app.domain.jobs.events import CheckpointSaved
 from app.domain.jobs.spec import LoraSpec
 from app.system import artifact_directory
-from tests.worker.trainer.helpers import FLOAT32, RecordLog, make_spec, run_trainer
+from tests.worker.trainer.helpers import CPU, FLOAT32, RecordLog, make_spec, run_trainer
 from worker.trainer.checkpoint import checkpoint
-from worker.trainer.checkpoint.checkpoint import staged
+from worker.trainer.checkpoint.checkpoint import staged, write_config
+from worker.trainer.model.base_model import load_base
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +75,17 @@ class TestSavedCheckpoint:
         config = LoraConfig.from_pretrained(directory)
         assert config.base_model_name_or_path == "tiny"
         assert (config.r, config.lora_alpha, config.bias, config.task_type) == (4, 8, "none", "CAUSAL_LM")
+
+    @pytest.mark.parametrize("source", ["org/tiny", None])
+    def test_the_config_has_the_id_and_the_revision_on_a_hub(
+        self, tiny: Path, tmp_path: Path, source: str | None
+    ) -> None:
+        base = load_base("registered", tiny, None, torch.float32, CPU)
+        base.source, base.revision = source, source and "v1"
+        write_config(tmp_path / "adapter_config.json", LoraSpec(r=4, alpha=8, target_modules=("q_proj",)), base)
+        config = LoraConfig.from_pretrained(tmp_path)
+        expected = ("org/tiny", "v1") if source else ("registered", None)
+        assert (config.base_model_name_or_path, config.revision) == expected
 
     def test_the_weights_are_float32_under_pefts_names(self, directory: Path) -> None:
         tensors = load_file(directory / "adapter_model.safetensors")

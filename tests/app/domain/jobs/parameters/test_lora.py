@@ -31,6 +31,17 @@ ENTRY = CatalogEntry(
     learning_rate=1e-3,
     has_chat_template=True,
 )
+MIXTURE = ENTRY.model_copy(
+    update={
+        "expert_parameters": 500,
+        "experts": {
+            f"model.layers.{number}.mlp.experts.{name}": (4, 64, 64)
+            for number in range(2)
+            for name in ("gate_up_proj", "down_proj")
+        },
+    }
+)
+EXPERT_NAMES = ["mlp.experts.down_proj", "mlp.experts.gate_up_proj"]
 OLDER_ENTRY = ENTRY.model_copy(update={"layers": {}, "whole_modules": ()})
 EARLIER = LoraSpec(
     r=4, alpha=6, dropout=0.1, target_modules=("q_proj", "v_proj"), use_dora=True, rank_pattern={"v_proj": 2},
@@ -107,6 +118,31 @@ class TestVariants:
     def test_a_base_model_registered_before_its_layers_were_kept_leaves_the_check_to_the_worker(self) -> None:
         assert spec_of(OLDER_ENTRY, lora={"rank_pattern": {"no_such": 2}, "modules_to_save": ["no_such"]})
         assert refusal(OLDER_ENTRY, lora={"rank_pattern": {"(": 2}}).param == "lora.rank_pattern"
+
+
+class TestTargetParameters:
+    @pytest.mark.parametrize("name", ["mlp.experts.down_proj", "experts.down_proj", "down_proj"])
+    def test_a_name_may_begin_at_any_dot(self, name: str) -> None:
+        assert spec_of(MIXTURE, lora={"target_parameters": [name]}).lora.target_parameters == (name,)
+
+    @pytest.mark.parametrize(
+        ("entry", "lora", "said"),
+        [
+            (ENTRY, {"target_parameters": ["mlp.experts.down_proj"]}, "this model has no experts; leave it out"),
+            (MIXTURE, {"target_parameters": ["experts.up_proj"]}, "it has mlp.experts.down_proj, mlp.experts.gate_up"),
+            (MIXTURE, {"target_parameters": ["wn_proj"]}, 'does not have "wn_proj"'),
+            (MIXTURE, {"target_parameters": {"a": 1}}, "must be a list of names"),
+            (MIXTURE, {"target_parameters": EXPERT_NAMES, "dropout": 0.1}, "excludes dropout"),
+            (MIXTURE, {"target_parameters": EXPERT_NAMES, "use_dora": True}, "excludes use_dora"),
+        ],
+    )
+    def test_what_cannot_be_is_refused_by_name(self, entry: CatalogEntry, lora: dict[str, Any], said: str) -> None:
+        error = refusal(entry, lora=lora)
+        assert (error.param, said in error.message) == ("lora.target_parameters", True), error.message
+
+    def test_a_mixture_registered_without_torch_leaves_the_names_to_the_trainer(self) -> None:
+        unchecked = MIXTURE.model_copy(update={"experts": {}})
+        assert spec_of(unchecked, lora={"target_parameters": ["anything"]}).lora.target_parameters == ("anything",)
 
 
 class TestLayerPatterns:
