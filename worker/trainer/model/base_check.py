@@ -110,6 +110,7 @@ def _hidden_and_gradients(
     The gradient is that of a fixed weighted sum of the hidden states of the second and the fourth document.
     """
     embedded: list[torch.Tensor] = []
+    lengths = list(batch.document_lengths)
 
     def keep(_module: torch.nn.Module, _inputs: Any, output_1_T_D: torch.Tensor) -> torch.Tensor:
         embedded.append(output_1_T_D.detach().requires_grad_())
@@ -118,14 +119,14 @@ def _hidden_and_gradients(
     hook = base.model.get_input_embeddings().register_forward_hook(keep)
     try:
         with torch.enable_grad():
-            hidden = torch.split(hidden_states(base, batch), batch.document_lengths)
+            hidden = torch.split(hidden_states(base, batch), lengths)
             weights_S_D = torch.randn(hidden[1].shape, generator=torch.Generator().manual_seed(0)).to(base.device)
             weighted_sum = ((hidden[1].float() + hidden[3].float()) * weights_S_D).sum()
             # Documents that run alone are embedded alone.
             gradients = torch.autograd.grad(weighted_sum, embedded, materialize_grads=True)
     finally:
         hook.remove()
-    return hidden, torch.split(torch.cat(gradients, dim=1)[0], batch.document_lengths)
+    return hidden, torch.split(torch.cat(gradients, dim=1)[0], lengths)
 
 
 def _run_documents_alone(base: FrozenBase) -> None:

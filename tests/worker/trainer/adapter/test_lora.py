@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -207,6 +208,21 @@ class TestMakeAdapter:
         with pytest.raises(Failure, match=r"no linear layer named w1; it has q_proj") as caught:
             make_adapter(lora(target_modules=["q_proj", "w1"]), 1, {"q_proj": layer()}, CPU)
         assert (caught.value.reason, caught.value.param) == (Reason.INVALID_SPEC, "lora.target_modules")
+
+    @pytest.mark.parametrize(
+        ("changes", "said"),
+        [
+            ({"target_parameters": ["experts.up_proj"]}, "is named experts.up_proj; it has experts.down_proj"),
+            ({"target_parameters": ["wn_proj"]}, "is named wn_proj; it has experts.down_proj"),
+            ({"target_parameters": ["down_proj"], "dropout": 0.1}, "without dropout and without DoRA"),
+            ({"target_parameters": ["down_proj"], "use_dora": True}, "without dropout and without DoRA"),
+        ],
+    )
+    def test_experts_that_cannot_be_adapted_are_refused(self, changes: dict[str, object], said: str) -> None:
+        experts = {"model.layers.0.mlp.experts.down_proj": SimpleNamespace(in_features=K, out_features=D, experts=[])}
+        with pytest.raises(Failure, match=said) as caught:
+            make_adapter(lora(**changes), 1, {"q_proj": layer()}, CPU, experts)
+        assert (caught.value.reason, caught.value.param) == (Reason.INVALID_SPEC, "lora.target_parameters")
 
     def test_a_rank_above_the_layers_smaller_dimension_is_refused(self) -> None:
         with pytest.raises(Failure, match="choose a rank up to 12") as caught:
