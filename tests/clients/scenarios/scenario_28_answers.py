@@ -6,6 +6,7 @@ No engine serves it here, so an idle worker answers on trial, one request at a t
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import openai
@@ -25,16 +26,24 @@ def model(default: openai.OpenAI, jobs: Created) -> str:
 
 
 def asked(client: openai.OpenAI, model: str, **more: Any) -> Any:
+    options: dict[str, Any] = {"temperature": 0, "max_tokens": 8, "timeout": 120} | more
+    return of_idle_worker(lambda: client.chat.completions.create(model=model, messages=QUESTION, **options))
+
+
+def continued(client: openai.OpenAI, model: str, **more: Any) -> Any:
+    options: dict[str, Any] = {"temperature": 0, "max_tokens": 8, "timeout": 120} | more
+    return of_idle_worker(lambda: client.completions.create(model=model, prompt="say 3", **options))
+
+
+def of_idle_worker(ask: Callable[[], Any]) -> Any:
     """The first answer that is no refusal of a busy worker."""
 
-    def ask() -> Any:
+    def try_once() -> Any:
         with contextlib.suppress(openai.RateLimitError):
-            return client.chat.completions.create(
-                model=model, messages=QUESTION, temperature=0, max_tokens=8, timeout=120, **more
-            )
+            return ask()
         return None
 
-    return until(ask, "an idle worker")
+    return until(try_once, "an idle worker")
 
 
 def test_the_trained_model_answers(client: openai.OpenAI, model: str) -> None:
@@ -58,6 +67,34 @@ def test_a_stream_that_is_cut_leaves_the_worker_free(client: openai.OpenAI, mode
     assert next(iter(stream)).model == model
     stream.close()
     assert asked(client, model).choices[0].message is not None
+
+
+def test_several_choices_with_log_probabilities(client: openai.OpenAI, model: str) -> None:
+    answer = asked(client, model, n=2, logprobs=True, top_logprobs=2)
+    assert [choice.index for choice in answer.choices] == [0, 1]
+    for choice in answer.choices:
+        tokens = choice.logprobs.content
+        assert len(tokens) in range(1, 9)
+        assert all(token.top_logprobs[0].logprob == token.logprob for token in tokens)  # it is greedy
+    chunks = asked(client, model, n=2, logprobs=True, stream=True)
+    assert {choice.index for chunk in chunks for choice in chunk.choices} == {0, 1}
+
+
+def test_a_text_is_continued(client: openai.OpenAI, model: str) -> None:
+    answer = continued(client, model, logprobs=1)
+    assert (answer.object, answer.model) == ("text_completion", model)
+    (choice,) = answer.choices
+    assert len(choice.logprobs.tokens) == len(choice.logprobs.text_offset) in range(1, 9)
+    assert [list(top.values()) for top in choice.logprobs.top_logprobs] == [
+        [logprob] for logprob in choice.logprobs.token_logprobs
+    ]
+
+
+def test_a_stream_of_a_continued_text(default: openai.OpenAI, model: str) -> None:
+    """Not by the strict client: OpenAI's own chunks have a null `finish_reason` too, which its type excludes."""
+    chunks = list(continued(default, model, stream=True))
+    assert "".join(chunk.choices[0].text for chunk in chunks) == continued(default, model).choices[0].text
+    assert chunks[-1].choices[0].finish_reason in ("stop", "length")
 
 
 def test_tools_are_in_the_prompt(client: openai.OpenAI, model: str) -> None:
