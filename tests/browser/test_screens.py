@@ -176,6 +176,8 @@ def test_write_a_screenshot(open_page: Open, world: World, screen: str, variant:
     key = None if screen == "sign-in" else world.admin_key
     page = open_page(path_of(screen, world), key=key, is_narrow=is_narrow, is_dark=is_dark)
     settle(page)
+    page.wait_for_load_state("networkidle")  # such as the modules of a chart that followed the page
+    settle(page)
     page.wait_for_timeout(500)  # the last animation of a chart
     SCREENSHOTS.mkdir(exist_ok=True)
     page.screenshot(path=SCREENSHOTS / f"{screen}-{variant}.png", clip=_pictured_part(page), full_page=True)

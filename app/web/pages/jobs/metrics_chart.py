@@ -27,6 +27,7 @@ STATIC_IMPORT = re.compile(r'from ?"\./([^"]+)"')
 LOSS_HEIGHT_PX = 250
 METRIC_HEIGHT_PX = 92
 GAP_PX = 46
+LABELS_PX = 14  # of the axis below the losses
 TOP_PX = 56
 ZOOM_PX = 70
 BYTES_PER_GB = 1e9
@@ -217,7 +218,7 @@ def _frozen(points: Points) -> str:
 
 def _grids(metrics: int) -> list[Json]:
     grids = [{"left": 64, "right": 16, "top": TOP_PX, "height": LOSS_HEIGHT_PX}]
-    top = TOP_PX + LOSS_HEIGHT_PX + GAP_PX
+    top = TOP_PX + LOSS_HEIGHT_PX + LABELS_PX + GAP_PX
     for _ in range(metrics):
         grids.append({"left": 64, "right": 16, "top": top, "height": METRIC_HEIGHT_PX})
         top += METRIC_HEIGHT_PX + GAP_PX
