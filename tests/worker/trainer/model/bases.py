@@ -138,6 +138,24 @@ BASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         },
     ),
     "Gemma 3": (MULTIMODAL, "Gemma3ForConditionalGeneration", SLIDING | {"tie_word_embeddings": True}),
+    "Gemma 4": (
+        MULTIMODAL,
+        "Gemma4ForConditionalGeneration",
+        SLIDING
+        | {
+            "tie_word_embeddings": True,
+            "final_logit_softcapping": 5.0,
+            "hidden_size_per_layer_input": 16,
+            "vocab_size_per_layer_input": 272,
+            "global_head_dim": 32,
+            "num_kv_shared_layers": 0,
+        },
+    ),
+    "Qwen3.5-MoE": (
+        MULTIMODAL,
+        "Qwen3_5MoeForConditionalGeneration",
+        EXPERTS | DELTA_NET | {"shared_expert_intermediate_size": 64},
+    ),
     "Mistral Small 3": (MULTIMODAL, "Mistral3ForConditionalGeneration", {}),
     "Qwen3.5": (MULTIMODAL, "Qwen3_5ForConditionalGeneration", DELTA_NET),
     "Qwen3-MoE": (EXPERTS_KIND, "Qwen3MoeForCausalLM", EXPERTS),

@@ -35,7 +35,7 @@ from worker.trainer.objective.objective import SupervisedObjective
 IS_COMPLETE = bool(os.environ.get("TUNERY_ALL_BASES"))
 NAMES = tuple(BASES) if IS_COMPLETE else REPRESENTATIVES
 TRAINED_FORMATS = ("nf4", "16 bits") if IS_COMPLETE else ("nf4",)
-MAX_LOSS_DIFFERENCE = {"float32": 1e-4, "nf4": 1e-4, "16 bits": 2e-2}
+MAX_LOSS_DIFFERENCE = {"float32": 1e-4, "nf4": 1e-4, "16 bits": 2e-2, "nf4, 16 bits": 2e-2}
 MAX_GRADIENT_DIFFERENCE = 5e-2  # of the norm
 # In 16 bits transformers' own gradient may be further from that in float32: then ours may be as far. Rounding may also
 # give a token other experts, and with a hundred tokens one of them changes the gradient by a tenth.
@@ -45,6 +45,7 @@ FORMATS: dict[str, tuple[QuantizationSpec | None, torch.dtype]] = {
     "float32": (None, torch.float32),
     "nf4": (QuantizationSpec(compute_dtype="float32"), torch.float32),
     "16 bits": (None, torch.bfloat16),
+    "nf4, 16 bits": (QuantizationSpec(), torch.bfloat16),  # the default of a job
 }
 STEPS = 30
 TEXTS = (("red green", "blue amber green"), ("one", "two three"), ("amber blue", "red red"), ("nine", "ten eleven"))
