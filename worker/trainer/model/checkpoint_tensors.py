@@ -55,13 +55,18 @@ class CheckpointNames:
         return name, pattern
 
     def convert(self, target: str, tensors: list[tuple[Source, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """Return the model's tensors that a conversion makes."""
+        """Return the model's tensors that a conversion makes. Raises UnsupportedBase if they do not fit together."""
         pattern = tensors[0][0].pattern
         converter = deepcopy(next(each for each in self._converters if pattern in each.source_patterns))
         for source, tensor in tensors:
             assert source.pattern is not None
             converter.add_tensor(target, source.key, source.pattern, tensor)
-        converted = converter.convert(target, model=self._model, config=self._model.config)
+        try:
+            converted = converter.convert(target, model=self._model, config=self._model.config)
+        except (RuntimeError, ValueError) as error:
+            if is_out_of_memory(error):
+                raise
+            raise UnsupportedBase(f"the tensors that make {target} do not fit together ({error})") from error
         return {name: value[0] if isinstance(value, list) else value for name, value in converted.items()}
 
 

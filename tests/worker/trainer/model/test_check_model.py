@@ -22,6 +22,7 @@ from worker.trainer.model import check_model as program
 from worker.trainer.model.check_model import check_model
 
 UP = "model.layers.0.mlp.up_proj.weight"
+EXPERT = "model.layers.0.block_sparse_moe.experts.0.w2.weight"
 LATENT = {"kv_lora_rank": 16, "q_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16}
 UNSUPPORTED = {
     "DeepseekV3": (LATENT | {"first_k_dense_replace": 2}, "multi-head latent attention"),
@@ -54,6 +55,25 @@ def change_config(directory: Path, **changes: Any) -> None:
 )
 def test_a_damaged_tensor_is_named(tmp_path: Path, edit: Any, problem: str) -> None:
     directory = make_tiny_base(tmp_path / "base")
+    change(directory, edit)
+    assert problem in check_model(directory).problems[0]
+
+
+@pytest.mark.parametrize(
+    ("edit", "problem"),
+    [
+        (lambda tensors: tensors.pop(EXPERT), r"experts.down_proj has the shape [3, 64, 128]"),
+        (lambda tensors: tensors.update({EXPERT: torch.ones(3, 128)}), "experts.down_proj do not fit together"),
+        (lambda tensors: tensors.update({EXPERT: torch.ones(64, 128, dtype=torch.int8)}), f"{EXPERT} torch.int8"),
+        (lambda tensors: tensors[EXPERT].fill_(torch.inf), f"not finite: {EXPERT}"),
+        (lambda tensors: [tensors.pop(key) for key in list(tensors) if ".1.block_sparse_moe.experts" in key],
+         "lack 2 of the weights that MixtralForCausalLM needs, such as model.layers.1.mlp.experts"),
+    ],
+    ids=["missing", "shape", "dtype", "inf", "a layer missing"],
+)  # fmt: skip
+def test_a_damaged_expert_is_named(tmp_path: Path, edit: Any, problem: str) -> None:
+    """The files have each expert by itself, the model has them in one tensor."""
+    directory = make_base("Mixtral", tmp_path / "base")
     change(directory, edit)
     assert problem in check_model(directory).problems[0]
 
