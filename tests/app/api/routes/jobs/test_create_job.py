@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,9 +10,11 @@ from httpx2 import Response
 from starlette.testclient import TestClient
 
 from app.api.schemas.jobs.jobs import JobBody
+from app.db.base_models import models
 from app.db.engine import Sessions, transaction
 from app.db.tables import Job
 from tests.app.api.conftest import Upload
+from tests.factories import make_base_model
 from tests.stack import as_redis_py
 from tests.tiny import CONFIG
 
@@ -243,6 +246,24 @@ class TestBadInput:
         message = error_of(create(lora={"target_modules": ["c_attn"]}))["message"]
         assert '"c_attn"' in message
         assert "q_proj, up_proj, v_proj" in message
+
+    @pytest.mark.parametrize(
+        ("model", "lora", "said"),
+        [
+            ("tiny", {"target_parameters": ["mlp.experts.down_proj"]}, "this model has no experts"),
+            ("moe", {"target_parameters": ["experts.up_proj"]}, "it has mlp.experts.down_proj"),
+            ("moe", {"target_parameters": ["experts.down_proj"], "dropout": 0.1}, "excludes dropout"),
+        ],
+    )
+    def test_of_target_parameters_names_the_experts(
+        self, create: Any, sessions: Sessions, tmp_path: Path, model: str, lora: dict[str, Any], said: str
+    ) -> None:
+        with transaction(sessions) as session:
+            entry = make_base_model(session, tmp_path / "m", name="moe")
+            experts = {"experts": {"model.layers.0.mlp.experts.down_proj": (4, 8, 8)}}
+            models.register(session, "moe", tmp_path / "m", {}, "0" * 64, entry.model_copy(update=experts))
+        error = error_of(create(model=model, lora=lora))
+        assert (error["param"], said in error["message"]) == ("lora.target_parameters", True), error
 
     def test_is_reported_all_at_once(self, create: Any) -> None:
         error = error_of(
