@@ -36,6 +36,8 @@ from worker.trainer.model.memory_efficient_modules import (
 from worker.trainer.runtime.failures import is_device_lost, is_out_of_memory
 
 ROUNDINGS = 2.0  # of the compute dtype, relative to the largest value: one each of two orders of the same operations
+# LigerRMSNormFunction has another kernel for so many rows of a small width: the norms of queries and keys.
+MANY_ROWS, SMALL_WIDTH = 32_768, 256
 COMPARED_HEADS, COMPARED_HEAD_SIZE = 2, 64
 ROTARY_FUNCTION = "apply_rotary_pos_emb"  # of the modeling modules of transformers
 # LigerRMSNormFunction: what is added to the weight, and where it casts to float32
@@ -110,7 +112,9 @@ def _equal_modules(
     """Yield name, kind and replacement of each module that has an equal one."""
     for name, module in model.named_modules():
         for kind, replacement in _replacements(module, ops):
-            if is_equal(module, replacement, dtype, tolerance):
+            is_small = isinstance(replacement, FusedRMSNorm) and replacement.weight.numel() <= SMALL_WIDTH
+            sizes = (COMPARED_TOKENS, MANY_ROWS) if is_small else (COMPARED_TOKENS,)
+            if all(is_equal(module, replacement, dtype, tolerance, tokens) for tokens in sizes):
                 yield name, kind, replacement
                 break
 

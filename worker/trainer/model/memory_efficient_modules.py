@@ -93,12 +93,14 @@ def _replacement(module: torch.nn.Module) -> torch.nn.Module | None:
     return GatedMLP(*layers) if layers else None
 
 
-def is_equal(module: torch.nn.Module, replacement: Any, dtype: torch.dtype, tolerance: float) -> bool:
+def is_equal(
+    module: torch.nn.Module, replacement: Any, dtype: torch.dtype, tolerance: float, tokens: int = COMPARED_TOKENS
+) -> bool:
     """Return whether both have the same output on random tokens; `tolerance` is relative to the largest value."""
     is_norm = isinstance(replacement, RMSNorm)
     weight = replacement.weight if is_norm else replacement.gate_proj.base.weight
     width = weight.shape[0] if is_norm else replacement.gate_proj.base.in_features
-    x_T_K = torch.randn(COMPARED_TOKENS, width, generator=torch.Generator().manual_seed(0)).to(weight.device, dtype)
+    x_T_K = torch.randn(tokens, width, generator=torch.Generator().manual_seed(0)).to(weight.device, dtype)
     expected = module(x_T_K).float()
     return bool((replacement(x_T_K).float() - expected).abs().max() <= tolerance * expected.abs().max())
 

@@ -128,6 +128,20 @@ class TestReplacement:
             monkeypatch.setattr(ops, name, wrong)
         assert load("llama").fused_modules == {}
 
+    def test_the_kernel_for_many_rows_is_compared_too(
+        self, load: Callable[[str], FrozenBase], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ops = sys.modules["liger_kernel.ops"]
+        norm = ops.LigerRMSNormFunction.apply
+
+        def wrong_for_many_rows(x: torch.Tensor, *rest: object) -> torch.Tensor:
+            result: torch.Tensor = norm(x, *rest)
+            return 1.01 * result if x.shape[:-1].numel() >= 32_768 else result
+
+        function = type("Norm", (), {"apply": staticmethod(wrong_for_many_rows)})
+        monkeypatch.setattr(ops, "LigerRMSNormFunction", function)
+        assert load("qwen3").fused_modules == {"gated MLPs": 2, "rotary embeddings": 1}
+
     def test_hidden_states_and_gradients_equal_the_plain_ones(self, load: Callable[[str], FrozenBase]) -> None:
         """Also where a norm makes the queries, which the kernel rotates in place, and with recomputation."""
         for family in ("llama", "qwen3", "gemma3_text"):
