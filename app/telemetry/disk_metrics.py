@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 TIMEOUT_SECONDS = 1.0
 
 
-class DiskSpace(NamedTuple):
+class DiskUsage(NamedTuple):
     total: int
     used: int
     free: int
@@ -27,7 +27,7 @@ class DiskMetrics(Collector):
 
     def __init__(self, data_dir: Path) -> None:
         self._data_dir = data_dir
-        self._space: DiskSpace | None = None
+        self._space: DiskUsage | None = None
         self._thread: threading.Thread | None = None
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
@@ -45,4 +45,4 @@ class DiskMetrics(Collector):
 
     def _read(self) -> None:
         with contextlib.suppress(OSError):
-            self._space = DiskSpace(*shutil.disk_usage(self._data_dir))
+            self._space = DiskUsage(*shutil.disk_usage(self._data_dir))
