@@ -16,14 +16,16 @@ import pytest
 
 from app.domain.jobs.events import Begin, Done, Metric, Started, Stopped, parse_record
 from app.domain.jobs.states import ExitCode
-from tests.worker.trainer.helpers import make_spec
+from tests.worker.trainer.helpers import FLOAT32, make_spec
 
 ROOT = Path(__file__).parents[3]
 ENDLESS = 1_000_000
 
 
 def write_spec(workdir: Path, tiny: Path, examples: Path, **changes: Any) -> Path:
-    (workdir / "spec.json").write_text(make_spec(tiny, examples, **changes).model_dump_json())
+    # In float32: a processor that emulates bfloat16 adds a warning to the records.
+    spec = make_spec(tiny, examples, quantization=FLOAT32, **changes)
+    (workdir / "spec.json").write_text(spec.model_dump_json())
     return workdir
 
 

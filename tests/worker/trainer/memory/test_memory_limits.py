@@ -88,6 +88,7 @@ def test_a_plan_that_needs_too_much_memory_is_reduced_and_the_job_succeeds(
             break
     assert code == ExitCode.DONE, log
     warned = [each for each in of("message", records) if each["level"] == "warn"]
+    warned = [each for each in warned if not each["message"].startswith("This processor has no instructions")]
     assert warned
     assert warned[0]["message"].startswith("Out of memory in step 1 with packed batches of 1,024 tokens, norms and")
     assert warned[0]["message"].endswith("the step is repeated unchanged.")
