@@ -21,7 +21,7 @@ from app.api.openapi.examples import deliveries, evaluations
 from app.db.access import keys
 from app.db.engine import Sessions, make_engine, make_sessions, transaction
 from app.db.ids import new_id
-from app.db.jobs import checkpoints, claims
+from app.db.jobs import checkpoints, claims, logs
 from app.db.operations import status
 from app.db.scheduling import workers
 from app.db.tables import Evaluation, File, Job, Project, WebhookEndpoint
@@ -152,6 +152,7 @@ def _fill(
         "paused": _paused(session, project, tickets),
         "hostile": _finished(session, storage, project, hostile, None, HOSTILE[:60], 12, 3.0),
         "running": _running(session, project, tickets, held_out),
+        "resumed": _resumed(session, storage),
     }
     for number in range(3):
         queued = factories.make_job(session, project, tickets, MODEL, suffix=f"sweep-lr-{number + 1}")
@@ -326,6 +327,17 @@ def _paused(session: Session, project: Project, file: File) -> Job:
     append_steps(session, job, 1, 25, 200, 1.8)
     job = jobs.pause(session, project.id, job.id).job
     return claims.finish_held_attempt(session, factories.lease_of(job), Reason.PAUSED, "The job was paused at step 25")
+
+
+def _resumed(session: Session, storage: LocalStorage) -> Job:
+    """A cancelled job of another project, with the logs of two trainings."""
+    project = factories.make_project(session)
+    job = _start(session, project, factories.make_file(session, storage, project), suffix="twice")
+    logs.put(session, job.id, project.id, job.attempt, "the first training\n", 0)
+    claims.finish_held_attempt(session, factories.lease_of(job), Reason.DRAINED, "The worker was shut down")
+    assert factories.start_job(session) is job
+    logs.put(session, job.id, project.id, job.attempt, "the second training\n", 0)
+    return jobs.cancel(session, project.id, job.id).job
 
 
 def _cancelled(session: Session, project: Project, file: File) -> Job:
