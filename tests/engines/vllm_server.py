@@ -14,15 +14,12 @@ from typing import Any
 
 import httpx2
 
-from app.system.cpu_info import cpu_flags
 from tests.deadline import until
 from tests.serving import free_port
 from tests.up import ROOT
 
 EXAMPLE = ROOT / "examples" / "support-tickets"
 MAX_MODEL_LEN = 1024  # tokens
-# Without AVX-512, vLLM emulates bfloat16 and generates 8 tokens a second.
-DTYPE = "bfloat16" if "avx512f" in cpu_flags() else "float32"
 ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
@@ -52,7 +49,7 @@ class VllmServer:
     def start(self) -> None:
         command = [os.environ["TUNERY_VLLM_PYTHON"], "-m", "vllm.entrypoints.openai.api_server"]
         command += ["--model", str(self.model), "--served-model-name", "base", "--host", "127.0.0.1"]
-        command += ["--port", str(self.port), "--dtype", DTYPE, "--max-model-len", str(MAX_MODEL_LEN)]
+        command += ["--port", str(self.port), "--dtype", "bfloat16", "--max-model-len", str(MAX_MODEL_LEN)]
         command += ["--enable-lora", "--max-lora-rank", "8", "--max-loras", "4", "--max-cpu-loras", "8"]
         command += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
         command += ["--enforce-eager"]  # compiling takes a minute, and saves less in these few requests

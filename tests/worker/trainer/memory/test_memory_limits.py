@@ -78,6 +78,7 @@ def test_a_plan_stays_within_the_limit_of_its_process(wide: Path, many: Path, tm
     assert losses[0] == pytest.approx(losses[1], rel=2e-3)  # bfloat16, in rows of other lengths
 
 
+@pytest.mark.timeout(600)  # 3 minutes on an idle processor that emulates bfloat16
 def test_a_plan_that_needs_too_much_memory_is_reduced_and_the_job_succeeds(
     wide: Path, many: Path, tmp_path: Path
 ) -> None:
