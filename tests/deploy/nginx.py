@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ssl
 import subprocess
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,17 @@ class NginxProxy:
         request.extensions["sni_hostname"] = host
         with closing(self.client.send(request, stream=True)) as response:
             yield response
+
+
+@contextmanager
+def upstream(handler: type[BaseHTTPRequestHandler]) -> Iterator[int]:
+    """Serve in a thread what the proxy forwards to; the port."""
+    with HTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_port
+        server.shutdown()
+        thread.join()
 
 
 @contextmanager

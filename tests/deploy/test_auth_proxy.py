@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import shutil
-import threading
 from collections.abc import Iterator, Mapping
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.deploy.nginx import EXAMPLES, NginxProxy, run_nginx
+from tests.deploy.nginx import EXAMPLES, NginxProxy, run_nginx, upstream
 from tests.serving import LiveServer
 
 HOST = "tunery-api.example.com"
@@ -40,12 +39,8 @@ class Gateway(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def gateway() -> Iterator[int]:
-    with HTTPServer(("127.0.0.1", 0), Gateway) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield server.server_port
-        server.shutdown()
-        thread.join()
+    with upstream(Gateway) as port:
+        yield port
 
 
 @pytest.fixture

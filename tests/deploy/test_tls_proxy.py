@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ import pytest
 from app.db.engine import Sessions, transaction
 from app.db.tables import Project
 from app.storage import LocalStorage
-from tests.deploy.nginx import EXAMPLES, NginxProxy, run_nginx
+from tests.deploy.nginx import EXAMPLES, NginxProxy, run_nginx, upstream
 from tests.factories import make_base_model, make_file, make_job
 from tests.serving import LiveServer
 
@@ -39,12 +38,8 @@ class Upgrades(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def dashboard() -> Iterator[int]:
-    with HTTPServer(("127.0.0.1", 0), Upgrades) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield server.server_port
-        server.shutdown()
-        thread.join()
+    with upstream(Upgrades) as port:
+        yield port
 
 
 @pytest.fixture

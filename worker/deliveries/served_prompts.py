@@ -51,12 +51,8 @@ def served_prompts(
             if error.status not in NOT_SUPPORTED:
                 raise
             problems.append(str(error))
-        except (
-            AttributeError,
-            LookupError,
-            TypeError,
-            ValueError,
-        ) as error:  # a response without what the method needs
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            # the response lacks what the method needs
             problems.append(repr(error))
     raise DeliveryError(
         f"{server.url} returns no log-probabilities, neither of the prompt, nor of its own tokens with their ids "

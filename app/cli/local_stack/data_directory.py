@@ -30,7 +30,8 @@ from app.cli.local_stack.servers.unprivileged import postgres_account, suggest_d
 
 PRIVATE_DIRECTORIES = ("models", "storage", "work", "run", "logs")
 LOCK_NAME = "up.lock"
-IGNORED_NAMES = frozenset({"lost+found", ".restoring.lock"})  # at the root of a mounted volume; of a restore
+RESTORE_LOCK = ".restoring.lock"
+IGNORED_NAMES = frozenset({"lost+found", RESTORE_LOCK})  # at the root of a mounted volume; of a restore
 
 
 @dataclass(frozen=True)

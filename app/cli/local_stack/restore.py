@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from app.cli.local_stack.checks.preflight import local_postgres_account, storage_settings
-from app.cli.local_stack.data_directory import IGNORED_NAMES, LOCK_NAME, Layout, root_mode, write_secret
+from app.cli.local_stack.data_directory import IGNORED_NAMES, LOCK_NAME, RESTORE_LOCK, Layout, root_mode, write_secret
 from app.cli.local_stack.errors import CannotStart
 from app.cli.local_stack.processes import exclusive_lock
 from app.cli.local_stack.servers.postgres import LocalPostgres
@@ -22,7 +22,6 @@ from app.services.operations.backups.restore import restore
 from app.storage import open_storage
 
 UNFINISHED = ".restoring"
-RESTORE_LOCK = ".restoring.lock"
 
 
 def restore_data_directory(

@@ -49,7 +49,7 @@ async def ask(
     log.info("trial question", question=question.id)  # with the id of the request; the worker logs the question's
     answer = _AnswerRecords(queue, question, request)
     try:
-        first = await answer.first_record()
+        first = await answer.next_record()
     except BaseException:
         await answer.give_up()
         raise
@@ -87,10 +87,6 @@ class _AnswerRecords:
         self._created = int(time.time())
         self._is_over = False
 
-    async def first_record(self) -> TrialRecord:
-        """The first text, or the end. Raises the worker's error."""
-        return await self._next()
-
     async def give_up(self) -> None:
         """Let the worker stop: the client has the answer, or has disconnected."""
         if not self._is_over:
@@ -102,7 +98,7 @@ class _AnswerRecords:
         records = [record]
         try:
             while not record.is_last:
-                record = await self._next()
+                record = await self.next_record()
                 records.append(record)
         finally:
             await self.give_up()
@@ -130,7 +126,7 @@ class _AnswerRecords:
                     yield self._chunk(record.choice, {} if self._is_chat else "", record.finish_reason)
                 if record.is_last:
                     break
-                record = await self._next()
+                record = await self.next_record()
             if self._request.stream_options and self._request.stream_options.include_usage:
                 yield _event(self._object(self._chunk_kind, []) | {"usage": _usage(record)})
             yield b"data: [DONE]\n\n"
@@ -139,7 +135,7 @@ class _AnswerRecords:
         finally:
             await self.give_up()
 
-    async def _next(self) -> TrialRecord:
+    async def next_record(self) -> TrialRecord:
         """The next record that is no sign of life. Raises the worker's error."""
         deadline = time.monotonic() + TEXT_SECONDS
         while time.monotonic() < deadline:

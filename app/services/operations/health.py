@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,9 +134,8 @@ def _storage(storage: Storage) -> ProbeResult:
 
 def _can_be_read(storage: Storage) -> bool:
     try:
-        storage.stat("probes/none")
-    except FileNotFoundError:
-        return True
+        with suppress(FileNotFoundError):
+            storage.stat("probes/none")
     except OSError:
         return False
     return True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import Any
 from urllib.parse import quote
 
@@ -140,15 +139,4 @@ def flat_settings(job: Json) -> dict[str, str]:
         "lora": job["lora"],
         "quantization": job["quantization"] or "none",
     }
-    return {name: clean(value, 200) for name, value in flatten(tree)}
-
-
-def flatten(tree: Json, prefix: str = "") -> list[tuple[str, str]]:
-    """Values as text, by their dotted names."""
-    found = []
-    for name, value in tree.items():
-        if isinstance(value, dict) and value:
-            found += flatten(value, f"{prefix}{name}.")
-        else:
-            found.append((f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value)))
-    return found
+    return {name: clean(value, 200) for name, value in wording.flatten(tree)}

@@ -17,8 +17,7 @@ from app.web.components.forms import Field, checkbox, select_field, text_area, t
 from app.web.formatting import clean, count, counted, duration, size
 from app.web.frame import View, error_note, screen
 from app.web.models import base_model_names
-from app.web.pages.jobs import job_form, request_snippets
-from app.web.pages.jobs.compare import flatten
+from app.web.pages.jobs import job_form, request_snippets, wording
 from app.web.pages.jobs.job_form import FieldError, Prefilled
 
 MAX_FILES = 200
@@ -131,7 +130,7 @@ class NewJob:
             return self._update()
 
         checkbox("Keep the other settings of the original", True, keep)
-        facts({clean(name, 80): clean(value, 300) for name, value in flatten(shown)})
+        facts({clean(name, 80): clean(value, 300) for name, value in wording.flatten(shown)})
 
     def _build_more_fields(self) -> None:
         self._add("method", partial(select_field, "Method", METHODS))

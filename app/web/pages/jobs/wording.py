@@ -1,7 +1,8 @@
-"""The state of a job in plain words."""
+"""The state and the settings of a job in plain words."""
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
 
@@ -147,3 +148,14 @@ def _running_sentence(job: Json, now: float | None) -> str:
     remaining = remaining_seconds(job, now)
     rest = f" About {duration(remaining)} remain." if remaining is not None else ""
     return f"Training: step {steps(job)}.{rest}".replace("step step", "step")
+
+
+def flatten(tree: Json, prefix: str = "") -> list[tuple[str, str]]:
+    """Values as text, by their dotted names."""
+    found = []
+    for name, value in tree.items():
+        if isinstance(value, dict) and value:
+            found += flatten(value, f"{prefix}{name}.")
+        else:
+            found.append((f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value)))
+    return found

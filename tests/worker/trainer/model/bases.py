@@ -34,6 +34,13 @@ DELTA_NET = {
     "layer_types": ["linear_attention", "full_attention"],
 }
 VISION = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+GEMMA_4 = {
+    "tie_word_embeddings": True,
+    "final_logit_softcapping": 5.0,
+    "hidden_size_per_layer_input": 16,
+    "vocab_size_per_layer_input": 272,
+    "global_head_dim": 32,
+}
 SLIDING = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
 
 # name -> (kind, class, config). The kinds are what the trainer does differently.
@@ -84,25 +91,13 @@ BASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "Gemma 4 text": (
         SCALED,
         "Gemma4ForCausalLM",
-        SLIDING
-        | {
-            "tie_word_embeddings": True,
-            "final_logit_softcapping": 5.0,
-            "hidden_size_per_layer_input": 16,
-            "vocab_size_per_layer_input": 272,
-            "global_head_dim": 32,
-            "num_kv_shared_layers": 0,
-        },
+        SLIDING | GEMMA_4 | {"num_kv_shared_layers": 0},
     ),
     "Gemma 4 text, shared keys": (
         SCALED,
         "Gemma4ForCausalLM",
-        {
-            "tie_word_embeddings": True,
-            "final_logit_softcapping": 5.0,
-            "hidden_size_per_layer_input": 16,
-            "vocab_size_per_layer_input": 272,
-            "global_head_dim": 32,
+        GEMMA_4
+        | {
             "num_hidden_layers": 4,
             "num_kv_shared_layers": 2,
             "sliding_window": 8,
@@ -141,15 +136,7 @@ BASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "Gemma 4": (
         MULTIMODAL,
         "Gemma4ForConditionalGeneration",
-        SLIDING
-        | {
-            "tie_word_embeddings": True,
-            "final_logit_softcapping": 5.0,
-            "hidden_size_per_layer_input": 16,
-            "vocab_size_per_layer_input": 272,
-            "global_head_dim": 32,
-            "num_kv_shared_layers": 0,
-        },
+        SLIDING | GEMMA_4 | {"num_kv_shared_layers": 0},
     ),
     "Qwen3.5-MoE": (
         MULTIMODAL,
