@@ -178,7 +178,7 @@ class TrialAnswers:
             self._used_at = time.monotonic()
 
     def _answer(self, question: TrialQuestion) -> None:
-        with self._signs_of_life(question):
+        with self._keepalives(question):
             prepared = prepare(self._resources, question, self._directory / "adapters")
         process = self._loaded(prepared)
         if process is None:
@@ -191,8 +191,8 @@ class TrialAnswers:
             raise
 
     @contextlib.contextmanager
-    def _signs_of_life(self, question: TrialQuestion) -> Iterator[None]:
-        """Send them in the block: a large adapter takes longer to fetch than the API waits without one."""
+    def _keepalives(self, question: TrialQuestion) -> Iterator[None]:
+        """Send keepalives in the block: a large adapter takes longer to fetch than the API waits for a record."""
         ended = threading.Event()
 
         def send() -> None:

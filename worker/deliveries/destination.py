@@ -13,7 +13,7 @@ from app.domain.deliveries.served_check import ServedCheck, ServedReference
 class DeliveryError(Exception):
     """An attempt failed; it is retried. The message says what was seen and what to do."""
 
-    location: dict[str, Any] | None = None  # what the target has got all the same, if that cannot be told later
+    location: dict[str, Any] | None = None  # what the target has received, if no later attempt can find it
 
 
 class DeliveryRefused(DeliveryError):

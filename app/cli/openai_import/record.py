@@ -31,9 +31,9 @@ def record(
 ) -> Recording:
     """Append a line with the model's answer for each question that `golden` does not have.
 
-    The lines are those of `prompts` with two more fields; of equal questions the first one is asked. Raises UsageError
-    for an invalid line of `prompts` or `golden`, and errors of OpenAI that concern more than one question; the answers
-    up to then are in `golden`.
+    The lines are those of `prompts` with two more fields; of equal prompts only the first one is sent. Raises
+    UsageError for an invalid line of `prompts` or `golden`, and errors of OpenAI that concern more than one question;
+    the answers up to then are in `golden`.
     """
     rows: dict[str, EvaluationRow] = {}
     for row in _read(prompts, "prompts"):
