@@ -188,7 +188,7 @@ def explain(check: ServedCheck, target: str, model: str, job_id: str) -> str:
 
 
 def _of_other_answers(reference: ServedReference, served: Sequence[ServedPrompt], check: ServedCheck) -> ServedCheck:
-    """The verdict with too few expected tokens: `no_effect` if the adapter changes nothing at all, else none."""
+    """With too few expected tokens only an adapter that changes nothing at all has a verdict other than `unclear`."""
     effects = [effect for found in served for effect in found.generated_effects]
     is_base = all(found.is_answer_of_base for found in served) and len(effects) >= MIN_ANSWER_TOKENS
     if not is_base or _mean(effects) >= MIN_NOISE:
