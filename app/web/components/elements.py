@@ -42,7 +42,7 @@ def handle_press(element: TextElement, handler: Callable[[], Any]) -> None:
     async def pressed() -> None:
         try:
             result = handler()
-            if inspect.isawaitable(result):
+            if inspect.iscoroutine(result):  # a dialog is awaitable, and opens again when it is awaited
                 await result
         finally:
             if not client.is_deleted:

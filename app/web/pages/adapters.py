@@ -15,6 +15,9 @@ from app.web.frame import View, error_note, screen
 from app.web.models import base_models
 from app.web.pages.answers import TryIt
 from app.web.pages.jobs import wording
+from app.web.pages.jobs.file_table import FILE_COLUMNS, file_rows
+from app.web.pages.jobs.panels.exports import ExportsPanel
+from app.web.pages.jobs.panels.opened_job import OpenedJob
 
 PAGE_JOBS = 100
 BASE_DIRECTORY = "BASE_DIRECTORY"
@@ -76,6 +79,8 @@ async def build(view: View) -> None:
         with tag("div", classes="t-actions"):
             link("Job", f"/jobs/{job_id}", "t-button")
             if job["adapter"]:
+                link("Evaluate", f"/jobs/{job_id}?tab=evaluations", "t-button")
+                link("Deliver", f"/jobs/{job_id}?tab=deliveries", "t-button")
                 link("Download", f"/jobs/{job_id}/adapter.tar", "t-button t-primary", download="")
     try:
         adapter = await view.api.get(f"fine_tuning/jobs/{job_id}/adapter")
@@ -84,7 +89,10 @@ async def build(view: View) -> None:
         return
     _show_provenance(job, adapter)
     TryIt(view, adapter["base_model"], adapter["fine_tuned_model"])
-    _show_files(adapter)
+    DataTable("Files of the adapter", FILE_COLUMNS, file_rows([*adapter["files"], adapter["archive"]]))
+    with tag("section", classes="t-stack", aria_label="Exports"):
+        tag("h2", "Exports")
+        await ExportsPanel(OpenedJob(view, job)).refresh(job)
     models = await base_models(view.api)
     source = next((one.get("source") for one in models if one["id"] == adapter["base_model"]), None)
     _show_engines(job, adapter, source)
@@ -107,20 +115,6 @@ def _show_provenance(job: Json, adapter: Json) -> None:
             link("Training file", f"/datasets/{job['training_file']}")
             if job["validation_file"]:
                 link("Validation file", f"/datasets/{job['validation_file']}")
-
-
-def _show_files(adapter: Json) -> None:
-    rows = [
-        {
-            "id": file["id"],
-            "name": {"text": clean(file["filename"], 120), "href": f"/files/{file['id']}/content", "download": ""},
-            "size": size(file["bytes"]),
-            "sha256": file["sha256"],
-        }
-        for file in [*adapter["files"], adapter["archive"]]
-    ]
-    columns = (column("name", "File", lead=True), column("size", "Size", "number"), column("sha256", "SHA-256"))
-    DataTable("Files of the adapter", columns, rows)
 
 
 def _show_engines(job: Json, adapter: Json, source: str | None) -> None:

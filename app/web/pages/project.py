@@ -9,6 +9,7 @@ from app.web.components.data_table import DataTable, column
 from app.web.components.elements import card, facts, note, tag
 from app.web.formatting import age, clean, count, duration, moment, size
 from app.web.frame import View, error_note, screen
+from app.web.pages.jobs.wording import TARGET_KINDS
 
 MAX_ROWS = 100
 MAX_DELIVERIES = 20
@@ -23,13 +24,6 @@ STATE_TONES = {
 TARGET_STATES = {
     "ready": {"text": "ready", "tone": "ok"},
     "credentials_lost": {"text": "credentials lost", "tone": "bad", "sub": "No key of the service decrypts them."},
-}
-KINDS = {
-    "directory": "directory",
-    "vllm": "vLLM",
-    "sglang": "SGLang",
-    "s3": "S3 bucket",
-    "huggingface": "Hugging Face Hub",
 }
 
 Json = dict[str, Any]
@@ -118,7 +112,7 @@ async def _show_targets(view: View) -> None:
             "id": target["id"],
             "label": clean(target["name"], 80),
             "name": {"text": clean(target["name"], 80), "sub": target["id"]},
-            "kind": KINDS.get(target["kind"], target["kind"]),
+            "kind": TARGET_KINDS.get(target["kind"], target["kind"]),
             "place": _place(target["destination"]),
             "status": TARGET_STATES[target["status"]],
             "default": "yes" if target["default"] else "no",

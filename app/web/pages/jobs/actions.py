@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
-
-from nicegui import ui
-
-from app.web.components.elements import button, tag
 
 
 @dataclass(frozen=True)
@@ -34,22 +29,3 @@ ACTIONS = (
         "Cancel this job? A cancelled job cannot be resumed; its checkpoints are kept.",
     ),
 )
-
-
-def ask(question: str, label: str, act: Callable[[], Awaitable[None]]) -> None:
-    """Show a dialog with the question. Its button `label` calls `act`, and the dialog stays until that has returned."""
-
-    async def confirm() -> None:
-        try:
-            await act()
-        finally:
-            if not dialog.is_deleted:  # it was closed meanwhile
-                dialog.close()
-
-    with ui.dialog(value=True) as dialog, tag("div", classes="t-card t-dialog", role="document"):
-        tag("h2", question)
-        with tag("div", classes="t-actions"):
-            button(label, confirm, "t-danger")
-            button("Keep it", dialog.close)
-    dialog.props["aria-label"] = question
-    dialog.on("hide", dialog.delete)

@@ -14,12 +14,14 @@ from app.web.components.elements import busy, button, card, facts, handle_press,
 from app.web.formatting import clean, count, duration, moment, per_second
 from app.web.frame import View, error_note, refresh_live, screen, set_query
 from app.web.pages.jobs import wording
-from app.web.pages.jobs.actions import ACTIONS, Action, ask
+from app.web.pages.jobs.actions import ACTIONS, Action
+from app.web.pages.jobs.dialogs import ask
 from app.web.pages.jobs.metrics_chart import request_charts_early
 from app.web.pages.jobs.panels.attempts import AttemptsPanel, CheckpointsPanel
 from app.web.pages.jobs.panels.configuration import ConfigurationPanel
 from app.web.pages.jobs.panels.deliveries import DeliveriesPanel
 from app.web.pages.jobs.panels.evaluations import EvaluationsPanel
+from app.web.pages.jobs.panels.exports import ExportsPanel
 from app.web.pages.jobs.panels.metrics import MetricsPanel
 from app.web.pages.jobs.panels.opened_job import OpenedJob
 from app.web.pages.jobs.panels.records import EventsPanel, LogPanel, SamplesPanel
@@ -42,6 +44,7 @@ PANELS: dict[str, tuple[str, Callable[[OpenedJob], Panel]]] = {
     "settings": ("Settings", ConfigurationPanel),
     "attempts": ("Attempts", AttemptsPanel),
     "files": ("Checkpoints", CheckpointsPanel),
+    "exports": ("Exports", ExportsPanel),
     "deliveries": ("Deliveries", DeliveriesPanel),
 }
 

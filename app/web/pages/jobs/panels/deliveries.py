@@ -5,13 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from app.web.components.data_table import DataTable, Row, column
-from app.web.components.elements import note, tag
+from app.web.components.elements import button, note, tag
+from app.web.components.forms import select_field
 from app.web.formatting import clean, count, moment
-from app.web.pages.jobs.panels.opened_job import OpenedJob
-from app.web.pages.jobs.wording import ENGINES
+from app.web.pages.jobs.dialogs import ask, form_dialog
+from app.web.pages.jobs.panels.opened_job import OpenedJob, refresh_while
+from app.web.pages.jobs.wording import ENGINES, TARGET_KINDS
 
-MAX_DELIVERIES = 100
+MAX_DELIVERIES, MAX_TARGETS = 100, 100
 TONES = {"pending": "run", "delivered": "ok", "failed": "bad", "withdrawing": "wait", "withdrawn": "wait"}
+UNFINISHED = ("pending", "withdrawing")
+WITHDRAWALS = ("withdrawing", "withdrawn")
 VERDICTS = {
     "same": ("serves what was trained", "ok"),
     "differs": ("differs from what was trained", "bad"),
@@ -38,23 +42,67 @@ Json = dict[str, Any]
 
 class DeliveriesPanel:
     def __init__(self, opened: OpenedJob) -> None:
-        self._view = opened.view
+        self._view, self._job = opened.view, opened.job
+        self._path = f"fine_tuning/jobs/{opened.job['id']}/deliveries"
+        self._shown: list[Json] = []
+        self._dialogs = tag("div")
+        if self._job["adapter"]:
+            button("Deliver", self._open_form, "t-primary")
         self._empty = tag("div")
         self._table = DataTable("Deliveries", DELIVERY_COLUMNS)
+        self._table.on_press(self._ask_to_withdraw)
         tag("h2", "Which engines serve the adapter")
         self._engines = DataTable("Compatibility with engines", ENGINE_COLUMNS)
+        refresh_while(lambda: any(one["status"] in UNFINISHED for one in self._shown), self._load)
 
     async def refresh(self, job: Json) -> None:
-        page = await self._view.api.get(f"fine_tuning/jobs/{job['id']}/deliveries", limit=MAX_DELIVERIES)
-        self._table.set_visibility(bool(page["data"]))
-        self._table.set_rows([delivery_row(delivery) for delivery in page["data"]])
+        self._job = job
         self._engines.set_rows([_engine_row(name, job["compatibility"][name]) for name in ENGINES])
+        await self._load()
+
+    async def _load(self) -> None:
+        self._shown = (await self._view.api.get(self._path, limit=MAX_DELIVERIES))["data"]
+        self._table.set_visibility(bool(self._shown))
+        self._table.set_rows([delivery_row(delivery) for delivery in self._shown])
         self._empty.clear()
-        if not page["data"]:
-            targets = ", ".join(clean(name, 64) for name in job["deliver_to"])
-            text = f"The adapter will be delivered to {targets}." if targets else "No target of this job is set."
+        if not self._shown:
             with self._empty:
-                note("No deliveries", f"{text} A finished adapter: tunery jobs deliver {job['id']} --to TARGET")
+                note("No deliveries", _no_deliveries_text(self._job))
+
+    async def _open_form(self) -> None:
+        self._dialogs.clear()
+        found = await self._view.api.items("delivery_targets", MAX_TARGETS)
+        if not found:
+            with self._dialogs:
+                note("No delivery targets", "Create one first, see: tunery targets create --help", "warn", role="alert")
+            return
+        targets = {
+            one["name"]: f"{clean(one['name'], 64)} ({TARGET_KINDS.get(one['kind'], one['kind'])})" for one in found
+        }
+
+        async def send() -> None:
+            await self._view.api.post(self._path, {"target": target.value})
+            await self._load()
+
+        with self._dialogs, form_dialog("Deliver the adapter", "Deliver", send):
+            target = select_field("Target", targets, hint="What was delivered there before is delivered again.")
+
+    def _ask_to_withdraw(self, delivery_id: str, _: str) -> None:
+        (target,) = (clean(one["target"], 64) for one in self._shown if one["id"] == delivery_id)
+
+        async def withdraw() -> None:
+            await self._view.api.delete(f"{self._path}/{delivery_id}")
+            await self._load()
+
+        with self._dialogs:
+            ask(f"Withdraw the adapter from {target}? Requests for it are refused there.", "Withdraw", withdraw)
+
+
+def _no_deliveries_text(job: Json) -> str:
+    targets = ", ".join(clean(name, 64) for name in job["deliver_to"])
+    if targets and not job["adapter"]:
+        return f"The adapter will be delivered to {targets}."
+    return "A delivery brings the adapter to an inference server, a directory, a bucket or a hub."
 
 
 def delivery_row(delivery: Json) -> Row:
@@ -63,12 +111,16 @@ def delivery_row(delivery: Json) -> Row:
     return {
         "id": delivery["id"],
         "label": clean(delivery["target"], 64),
-        "target": {"text": clean(delivery["target"], 64), "sub": f"as {served}"},
+        "target": {"text": clean(delivery["target"], 64), "sub": f"as {served}", "buttons": _buttons(delivery)},
         "status": {"text": delivery["status"].capitalize(), "tone": TONES[delivery["status"]], "sub": error},
         "check": _check(delivery["check"]),
         "attempts": count(delivery["attempts"]),
         "delivered": moment(delivery["delivered_at"]),
     }
+
+
+def _buttons(delivery: Json) -> list[Row]:
+    return [] if delivery["status"] in WITHDRAWALS else [{"name": "withdraw", "label": "Withdraw"}]
 
 
 def _check(check: Json | None) -> Row:

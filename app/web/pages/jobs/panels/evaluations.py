@@ -5,12 +5,38 @@ from __future__ import annotations
 from typing import Any
 
 from app.web.components.data_table import DataTable, Row, column
-from app.web.components.elements import card, code_block, facts, link, note, pill, progress_bar, tag
-from app.web.formatting import clean, count, counted, duration, moment
-from app.web.pages.jobs.panels.opened_job import OpenedJob
+from app.web.components.elements import button, card, facts, link, note, pill, progress_bar, tag
+from app.web.components.forms import select_field, text_field
+from app.web.formatting import clean, count, counted, duration, moment, size
+from app.web.pages.jobs.dialogs import ask, form_dialog
+from app.web.pages.jobs.panels.opened_job import OpenedJob, refresh_while
 
 MAX_EVALUATIONS = 20
 TONES = {"queued": "wait", "running": "run", "succeeded": "ok", "failed": "bad", "cancelled": "wait"}
+UNFINISHED = ("queued", "running")
+MAX_FILES = 100
+FILE_HINT = "Rows that the training has not seen, such as those of the validation file."
+EXPECTED = {"input": "{{ sample.output_text }}", "reference": "{{ item.reference_answer }}"}
+GRADERS: dict[str, tuple[str, list[dict[str, Any]]]] = {
+    "exact": (
+        "Exact: the answer equals the expected one",
+        [{"type": "string_check", "name": "exact", "operation": "eq", **EXPECTED}],
+    ),
+    "label": ("Label: the answer is a class, with a confusion matrix", [{"type": "label_accuracy", "name": "label"}]),
+    "fuzzy_match": (
+        "Similarity: how many characters agree",
+        [{"type": "text_similarity", "name": "fuzzy_match", "evaluation_metric": "fuzzy_match", **EXPECTED}],
+    ),
+    "rouge_l": (
+        "ROUGE-L: the words in the same order, for summaries",
+        [{"type": "text_similarity", "name": "rouge_l", "evaluation_metric": "rouge_l", **EXPECTED}],
+    ),
+    "json": (
+        "JSON: the fields of an object have the expected values",
+        [{"type": "json_valid", "name": "json_valid"}, {"type": "json_fields", "name": "json_fields"}],
+    ),
+    "none": ("None: collect the answers", []),
+}
 COLUMNS = (
     column("grader", "Grader", lead=True),
     column("base", "Before: base model", "number"),
@@ -25,31 +51,75 @@ Json = dict[str, Any]
 
 class EvaluationsPanel:
     def __init__(self, opened: OpenedJob) -> None:
-        self._view = opened.view
+        self._view, self._job = opened.view, opened.job
+        self._path = f"fine_tuning/jobs/{opened.job['id']}/evaluations"
         self._shown: list[Json] | None = None
+        self._dialogs = tag("div")
+        with tag("div", classes="t-actions"):
+            if self._job["adapter"]:
+                button("New evaluation", self._open_form, "t-primary")
+            self._cancel_button = button("Cancel evaluation", self._ask_to_cancel, "t-danger")
         self._body = tag("div", classes="t-stack")
+        refresh_while(lambda: bool(self._unfinished()), self._load)
 
     async def refresh(self, job: Json) -> None:
-        page = await self._view.api.get(f"fine_tuning/jobs/{job['id']}/evaluations", limit=MAX_EVALUATIONS)
+        self._job = job
+        await self._load()
+
+    def _unfinished(self) -> list[Json]:
+        return [one for one in self._shown or () if one["status"] in UNFINISHED]
+
+    async def _load(self) -> None:
+        page = await self._view.api.get(self._path, limit=MAX_EVALUATIONS)
         if page["data"] == self._shown:
             return
         self._shown = page["data"]
+        self._cancel_button.set_visibility(bool(self._unfinished()))
         self._body.clear()
         with self._body:
             for evaluation in page["data"]:
                 _show(evaluation)
             if not page["data"]:
-                _show_none(job)
+                _show_none(self._job)
+
+    async def _open_form(self) -> None:
+        files = [
+            *await self._view.api.items("files", MAX_FILES, purpose="evals"),
+            *await self._view.api.items("files", MAX_FILES, purpose="fine-tune"),
+        ]
+        names = {file["id"]: f"{clean(file['filename'], 60)} ({size(file['bytes'])})" for file in files}
+
+        async def send() -> None:
+            body = {"file": file.value, "graders": GRADERS[grader.value][1]}
+            if max_rows.value:
+                body["max_rows"] = int(max_rows.value) if max_rows.value.isdecimal() else max_rows.value
+            await self._view.api.post(self._path, body)
+            await self._load()
+
+        with self._dialogs, form_dialog("New evaluation", "Evaluate", send):
+            tag("p", "Base model and adapter answer the rows; the grader compares each answer with that of the row.")
+            file = select_field("File with held-out rows", names, self._job["validation_file"] or "", FILE_HINT)
+            labels = {name: label for name, (label, _) in GRADERS.items()}
+            grader = select_field("Grader", labels, hint="Further graders: tunery eval --help")
+            max_rows = text_field("Most rows", hint="A larger file is sampled; empty: 500.", kind="number", min="1")
+
+    def _ask_to_cancel(self) -> None:
+        (evaluation, *_) = self._unfinished()
+
+        async def cancel() -> None:
+            await self._view.api.post(f"{self._path}/{evaluation['id']}/cancel")
+            await self._load()
+
+        with self._dialogs:
+            ask("Cancel this evaluation? Its answers are lost.", "Cancel evaluation", cancel)
 
 
 def _show_none(job: Json) -> None:
-    requested = job["evaluation"]
-    if requested is not None:
+    if job["evaluation"] is not None:
         note("Evaluation requested", "It is made when the training has succeeded.")
         return
-    text = "An evaluation compares the answers of base model and adapter to held-out rows. For a finished adapter:"
-    note("No evaluations", text)
-    code_block(f"tunery eval {job['id']} --file HELD_OUT.jsonl")
+    text = "An evaluation compares the answers of base model and adapter to held-out rows."
+    note("No evaluations", text if job["adapter"] else f"{text} It needs a finished adapter.")
 
 
 def _show(evaluation: Json) -> None:

@@ -1,0 +1,98 @@
+"""What follows a training: exports, evaluations and deliveries, each requested on its page."""
+
+from __future__ import annotations
+
+import pytest
+from playwright.sync_api import expect
+
+from app.db.access import keys
+from app.db.engine import transaction
+from app.db.jobs import exports
+from app.db.jobs.claims import Lease
+from app.db.tables import Job
+from tests.browser.conftest import Open
+from tests.browser.test_screens import require_accessible
+from tests.browser.world import World
+from tests.factories import WORKER, make_file, make_project
+
+
+@pytest.mark.parametrize("path", ["/jobs/{job}?tab=exports", "/adapters/{job}"])
+def test_an_export_is_requested_followed_downloaded_and_deleted(open_page: Open, world: World, path: str) -> None:
+    page = open_page(path.replace("{job}", world.jobs["earlier"]), is_narrow=path.startswith("/adapters"))
+    page.get_by_role("button", name="New export").click()
+    dialog = page.get_by_role("dialog", name="New export")
+    expect(dialog.get_by_label("Quantization")).to_be_hidden()
+    dialog.get_by_label("Type").select_option("gguf")
+    dialog.get_by_label("Quantization").select_option("Q4_K_M")
+    require_accessible(page)
+    dialog.get_by_role("button", name="Export", exact=True).click()
+    card = page.locator(".t-card", has=page.get_by_role("heading", name="GGUF, Q4_K_M of step 80"))
+    expect(card.get_by_text("Queued")).to_be_visible()
+    expect(card.get_by_role("status")).to_contain_text("No running worker makes GGUF files")
+    finish_export(world)
+    expect(card.get_by_text("Succeeded")).to_be_visible()
+    with page.expect_download() as download:
+        card.get_by_role("link", name="model-Q4_K_M.gguf").click()
+    assert download.value.path().read_bytes() == b"GGUF and weights"
+    card.get_by_role("button", name="Delete").click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete export").click()
+    expect(card).to_have_count(0)
+
+
+def finish_export(world: World) -> None:
+    """Make the queued export, as a worker does."""
+    with transaction(world.sessions) as session:
+        export = exports.claim(session, WORKER, 60.0)
+        assert export is not None
+        project, job = make_project(session), session.get_one(Job, export.job_id)
+        content = b"GGUF and weights"
+        file = make_file(session, world.storage, project, content, "fine-tune-results", "model-Q4_K_M.gguf", job)
+        exports.succeed(session, Lease(export.id, export.attempt, WORKER), {"files": {}}, [file.id], len(content))
+
+
+def test_a_refused_request_stays_in_its_dialog_with_the_reason(open_page: Open, world: World) -> None:
+    with transaction(world.sessions) as session:
+        reader = keys.issue(session, make_project(session), "reader", ["all:read"]).secret
+    page = open_page(f"/jobs/{world.jobs['earlier']}?tab=exports", key=reader)
+    page.get_by_role("button", name="New export").click()
+    dialog = page.get_by_role("dialog", name="New export")
+    dialog.get_by_role("button", name="Export", exact=True).click()
+    expect(dialog.get_by_role("alert")).to_contain_text("jobs:write")
+    dialog.get_by_role("button", name="Close").click()
+    expect(dialog).to_have_count(0)
+
+
+def test_an_evaluation_is_requested_and_cancelled(open_page: Open, world: World) -> None:
+    page = open_page(f"/jobs/{world.jobs['earlier']}?tab=evaluations")
+    page.get_by_role("button", name="New evaluation").click()
+    dialog = page.get_by_role("dialog", name="New evaluation")
+    expect(dialog.get_by_label("File with held-out rows")).to_have_value(world.files["held_out"])
+    dialog.get_by_label("Grader").select_option("label")
+    dialog.get_by_label("Most rows").fill("0")
+    dialog.get_by_role("button", name="Evaluate").click()
+    expect(dialog.get_by_role("alert")).to_contain_text("max_rows")
+    dialog.get_by_label("Most rows").fill("20")
+    require_accessible(page)
+    dialog.get_by_role("button", name="Evaluate").click()
+    expect(page.get_by_role("heading", name="Evaluation of step 80")).to_be_visible()
+    expect(page.get_by_text("Queued")).to_be_visible()
+    page.get_by_role("button", name="Cancel evaluation").click()
+    page.get_by_role("dialog").get_by_role("button", name="Cancel evaluation").click()
+    expect(page.get_by_text("Cancelled")).to_be_visible()
+    expect(page.get_by_role("button", name="Cancel evaluation")).to_be_hidden()
+
+
+def test_an_adapter_is_delivered_and_withdrawn(open_page: Open, world: World) -> None:
+    page = open_page(f"/adapters/{world.jobs['earlier']}")
+    page.get_by_role("link", name="Deliver").click()
+    page.get_by_role("button", name="Deliver", exact=True).click()
+    dialog = page.get_by_role("dialog", name="Deliver the adapter")
+    dialog.get_by_label("Target").select_option(label="staging (vLLM)")
+    require_accessible(page)
+    dialog.get_by_role("button", name="Deliver", exact=True).click()
+    row = page.get_by_role("row").filter(has_text="staging")
+    expect(row).to_contain_text("Pending")
+    row.get_by_role("button", name="Withdraw staging").click()
+    page.get_by_role("dialog").get_by_role("button", name="Withdraw").click()
+    expect(row).to_contain_text("Withdrawn")
+    expect(row.get_by_role("button")).to_have_count(0)
