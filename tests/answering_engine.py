@@ -73,6 +73,9 @@ class AnsweringEngine:
                 yield b"data: " + json.dumps(chunk).encode() + b"\n\n"
             if not self.is_endless:
                 break
+        if (asked.body.get("stream_options") or {}).get("include_usage"):
+            usage = {"choices": [], "usage": {"prompt_tokens": 4, "completion_tokens": 5, "total_tokens": 9}}
+            yield b"data: " + json.dumps(usage).encode() + b"\n\n"
         yield b"data: [DONE]\n\n"
 
 

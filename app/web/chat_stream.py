@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from app.web.api_client import ApiClient, ApiError
@@ -14,9 +14,11 @@ END = "[DONE]"
 ENDED_EARLY = "The answer ended before it was complete: the engine or the connection to it failed. Ask again."
 
 
-async def stream_answer(api: ApiClient, body: dict[str, Any]) -> AsyncIterator[str]:
-    """The text of the first choice, piece by piece. Raises ApiError, also for an answer that is not complete."""
-    request = {"json": {**body, "stream": True}}
+async def stream_answer(api: ApiClient, body: dict[str, Any], on_tokens: Callable[[int], None]) -> AsyncIterator[str]:
+    """The text of the first choice, piece by piece; `on_tokens` gets the number of tokens of the answer, if the engine
+    reports it. Raises ApiError, also for an answer that is not complete.
+    """
+    request = {"json": {**body, "stream": True, "stream_options": {"include_usage": True}}}
     async with api.stream("POST", "chat/completions", SILENCE_SECONDS, **request) as response:
         async for line in response.aiter_lines():
             if not line.startswith(PREFIX):
@@ -24,16 +26,21 @@ async def stream_answer(api: ApiClient, body: dict[str, Any]) -> AsyncIterator[s
             data = line.removeprefix(PREFIX).strip()
             if data == END:
                 return
-            if text := _text_of(data):
+            text, tokens = _parse(data)
+            if tokens is not None:
+                on_tokens(tokens)
+            if text:
                 yield text
     raise ApiError(ENDED_EARLY)
 
 
-def _text_of(data: str) -> str:
+def _parse(data: str) -> tuple[str, int | None]:
+    """The text of an event, and the number of tokens of the answer in the last one."""
     try:
         event = json.loads(data)
         if error := event.get("error"):
             raise ApiError(str(error["message"]), code=error.get("code"))
-        return "".join(str(choice["delta"].get("content") or "") for choice in event["choices"] if choice["index"] == 0)
+        texts = [str(one["delta"].get("content") or "") for one in event["choices"] if one["index"] == 0]
+        return "".join(texts), (event.get("usage") or {}).get("completion_tokens")
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ApiError("The API sent an event that is no part of an answer. Check any proxy in between.") from None

@@ -42,6 +42,13 @@ def test_a_dropped_file_is_checked_line_by_line(open_page: Open, tmp_path: Path)
     page.wait_for_url(re.compile(r"/datasets/file-"))
     expect(page.get_by_text("Not usable for training")).to_be_visible()
     expect(page.get_by_role("row").filter(has_text="role").first).to_contain_text("5")
+    page.get_by_role("button", name="Show row of line 5").first.click()
+    row = page.get_by_role("group", name="Row of line 5")
+    expect(row).to_be_in_viewport()
+    expect(row.get_by_text("no role").last).to_be_visible()
+    page.wait_for_url("**line=5")
+    page.reload()
+    expect(row).to_be_in_viewport()
 
 
 def test_a_valid_file_is_shown_as_chats_and_as_the_model_sees_it(open_page: Open, world: World) -> None:

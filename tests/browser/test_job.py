@@ -215,3 +215,16 @@ def test_jobs_are_compared_by_curves_and_differing_settings(open_page: Open, wor
     expect(row.first).to_contain_text("16")
     expect(row.first).to_contain_text("8")
     assert page.get_by_role("row").filter(has_text="batch_size").count() == 0
+
+
+def test_a_comparison_follows_a_running_job(open_page: Open, world: World) -> None:
+    page = open_page(f"/jobs/compare?jobs={world.jobs['running']},{world.jobs['earlier']}")
+    row = page.get_by_role("region", name="Results").get_by_role("row").filter(has_text="support-bot-v4")
+    expect(row).to_contain_text("of 300 steps")
+    expect(page.locator(".t-chart canvas").first).to_be_visible()
+    with transaction(world.sessions) as session:
+        job = session.get_one(Job, world.jobs["running"])
+        step = int((job.progress or {})["step"])
+        append_steps(session, job, step + 1, step + 2, 300, 2.2)
+    expect(row).to_contain_text(f"{step + 2} of 300 steps")
+    wait_for_chart(page, f"last(options.series[0].data)[0] === {step + 2}")

@@ -106,11 +106,12 @@ class _AnswerPanel:
 
     async def _is_answered(self, api: ApiClient, body: dict[str, Any], deadline: float) -> bool:
         """Show the answer as it arrives; False if no worker is free before the deadline. Raises ApiError."""
-        text, pieces, started, shown_at = "", 0, time.monotonic(), 0.0
+        text, started, shown_at = "", time.monotonic(), 0.0
+        tokens: list[int] = []
         self._state.set_text("Waiting for the first token ...")
         try:
-            async for piece in stream_answer(api, {"model": self._model, **body}):
-                text, pieces = text + piece, pieces + 1
+            async for piece in stream_answer(api, {"model": self._model, **body}, tokens.append):
+                text += piece
                 if time.monotonic() - shown_at > UPDATE_SECONDS:
                     self._show_text(text)
                     shown_at = time.monotonic()
@@ -122,7 +123,8 @@ class _AnswerPanel:
             self._show_text(text)
         if not text:
             self._show_text("(an empty answer)")
-        self._state.set_text(f"{counted(pieces, 'piece')} in {duration(time.monotonic() - started)}")
+        size = counted(tokens[-1], "token") if tokens else "Complete"
+        self._state.set_text(f"{size} in {duration(time.monotonic() - started)}")
         return True
 
     def _show_text(self, text: str) -> None:

@@ -52,3 +52,9 @@ window.addEventListener("pageshow", () => {
 // A pressed button shows that it waits until the server has handled the press.
 window.beginPress = (button) => button.setAttribute("aria-busy", "true");
 window.endPress = (id) => document.getElementById(id)?.removeAttribute("aria-busy");
+// Scroll to an element that was just added, and give it the focus.
+window.showElement = (id) => {
+  const element = document.getElementById(id);
+  element?.scrollIntoView({ block: "center" });
+  element?.focus({ preventScroll: true });
+};

@@ -19,18 +19,20 @@ def chunk(text: str | None, index: int = 0) -> str:
     return "data: " + json.dumps({"choices": [{"index": index, "delta": {"content": text}}]}) + "\n\n"
 
 
-def pieces(status: int, content: str, asked: list[Any] | None = None) -> list[str]:
-    """What a client gets of this response; `asked` gets the body of its request."""
+def pieces(status: int, content: str, asked: list[Any] | None = None, tokens: list[int] | None = None) -> list[str]:
+    """What a client gets of this response; `asked` gets the body of its request, `tokens` the number of tokens."""
 
     def answer(request: httpx2.Request) -> httpx2.Response:
         if asked is not None:
             asked.append(json.loads(request.content))
         return httpx2.Response(status, text=content)
 
+    counts = [] if tokens is None else tokens
+
     async def read() -> list[str]:
         http = make_http("http://127.0.0.1:1")
         http._transport = httpx2.MockTransport(answer)
-        return [piece async for piece in stream_answer(ApiClient(http, "key", lambda: None), BODY)]
+        return [piece async for piece in stream_answer(ApiClient(http, "key", lambda: None), BODY, counts.append)]
 
     return asyncio.run(read())
 
@@ -40,8 +42,10 @@ def test_a_whole_answer_is_its_pieces() -> None:
     role = 'data: {"choices": [{"index": 0, "delta": {"role": "assistant"}}]}\n\n'
     usage = 'data: {"choices": [], "usage": {"completion_tokens": 2}}\n\n'
     content = ": comment\n\n" + role + chunk("My ") + chunk(None) + chunk("other", 1) + chunk("card") + usage
-    assert pieces(200, content + "data: [DONE]\n\n", asked) == ["My ", "card"]
-    assert asked == [{**BODY, "stream": True}]
+    tokens: list[int] = []
+    assert pieces(200, content + "data: [DONE]\n\n", asked, tokens) == ["My ", "card"]
+    assert tokens == [2]
+    assert asked == [{**BODY, "stream": True, "stream_options": {"include_usage": True}}]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from app.web.api_client import ApiClient, ApiError
-from app.web.components.elements import button, tag
+from app.web.components.elements import busy, button, tag
 from app.web.formatting import clean, clean_lines, size
 
 FIRST_BYTES = 512 << 10
@@ -60,6 +60,46 @@ async def _first_rows(api: ApiClient, file_id: str) -> tuple[list[tuple[int, Any
     is_whole = len(content) < FIRST_BYTES
     complete = lines if is_whole else lines[:-1]
     return [(number, _parse(line)) for number, line in enumerate(complete, start=1) if line.strip()], is_whole
+
+
+async def show_line(api: ApiClient, file_id: str, number: int, parent: Any) -> None:
+    """Read the file up to a line, and show its row, highlighted and in view."""
+    show_parent = f"showElement('{parent.html_id}')"
+    parent.clear()
+    with parent:
+        waiting = busy(f"Reading up to line {number:,} ...")
+    parent.client.run_javascript(show_parent)
+    try:
+        line = await line_at(api, file_id, number)
+    except ApiError:
+        parent.clear()
+        raise
+    if waiting.is_deleted:  # another line was opened meanwhile
+        return
+    parent.clear()
+    with parent, tag("div", classes="t-opened", role="group", aria_label=f"Row of line {number:,}"):
+        if line is None:
+            tag("p", f"The file has no line {number:,}.")
+        else:
+            _show_row(number, _parse(line))
+    parent.client.run_javascript(show_parent)
+
+
+async def line_at(api: ApiClient, file_id: str, number: int) -> bytes | None:
+    """The first bytes of a line, counted from 1; None beyond the end."""
+    found, ends_before = b"", number - 1
+    async with api.stream("GET", f"files/{file_id}/content", read_seconds=20) as response:
+        async for chunk in response.aiter_bytes():
+            ends = chunk.count(b"\n")
+            if ends < ends_before:
+                ends_before -= ends
+                continue
+            line, end, _ = chunk.split(b"\n", ends_before)[-1].partition(b"\n")
+            ends_before = 0
+            found = (found + line)[:FIRST_BYTES]
+            if end or len(found) == FIRST_BYTES:
+                return found
+    return found or None
 
 
 def _parse(line: bytes) -> Any:

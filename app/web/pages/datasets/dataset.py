@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from nicegui import ui
 
 from app.web.api_client import ApiError
 from app.web.components.data_table import DataTable, column
-from app.web.components.elements import busy, card, facts, link, note, tag
+from app.web.components.elements import busy, button, card, facts, link, note, tag
 from app.web.components.forms import select_field, text_field
 from app.web.components.token_view import TokenView
 from app.web.formatting import clean, count, counted, moment, size
 from app.web.frame import View, error_note, screen, set_query
 from app.web.models import base_model_names
-from app.web.pages.datasets.chat_rows import show_rows
+from app.web.pages.datasets.chat_rows import show_line, show_rows
 from app.web.pages.datasets.length_histogram import length_histogram
 
 REPORT_SECONDS = 120.0
 PREVIEW_ROWS = 5
 MAX_FILES = 100
+MAX_LINES = 20  # of a warning
 
 Json = dict[str, Any]
+OpenLine = Callable[[int], Awaitable[None]]
 
 
 @screen("/datasets/{file_id}", "Dataset", "datasets")
@@ -60,7 +64,10 @@ class DatasetPage:
         self._report = tag("div", classes="t-stack")
         ui.timer(0.05, self._load_report, once=True)  # after the page is shown: a large file takes a while
         with card("Rows as chats") as rows:
+            self._opened = tag("div", tabindex="-1")
             await show_rows(self._view.api, self._file_id, rows)
+        if (line := self._view.query("line")).isdecimal():
+            ui.timer(0.05, lambda: self._open_line(int(line)), once=True)
 
     async def _build_choices(self) -> None:
         models = await base_model_names(self._view.api)
@@ -80,8 +87,15 @@ class DatasetPage:
             )
 
     async def _change(self) -> None:
-        set_query(f"/datasets/{self._file_id}", model=self._model.value, context=self._context.value)
+        self._set_query()
         await self._load_report()
+
+    async def _open_line(self, number: int) -> None:
+        self._set_query(line=str(number))
+        await show_line(self._view.api, self._file_id, number, self._opened)
+
+    def _set_query(self, line: str = "") -> None:
+        set_query(f"/datasets/{self._file_id}", model=self._model.value, context=self._context.value, line=line)
 
     async def _load_report(self) -> None:
         self._requested += 1
@@ -112,19 +126,19 @@ class DatasetPage:
             if isinstance(report, ApiError):
                 error_note(report, "The file cannot be checked")
             else:
-                _show_report(report)
+                _show_report(report, self._open_line)
 
 
-def _show_report(report: Json) -> None:
+def _show_report(report: Json, open_line: OpenLine) -> None:
     note(
         "Valid" if report["valid"] else "Not usable for training",
         clean(report["message"].removeprefix("Valid: ").capitalize() if report["valid"] else report["message"], 2_000),
         "ok" if report["valid"] else "bad",
     )
     for warning in report["warnings"]:
-        note(clean(warning["message"], 1_000), _lines_text(warning), "warn")
+        _show_warning(warning, open_line)
     if report["findings"]["data"]:
-        _show_findings(report["findings"])
+        _show_findings(report["findings"], open_line)
     tokens = report["tokens"]
     if tokens["lengths"]:
         _show_lengths(report)
@@ -136,18 +150,32 @@ def _show_report(report: Json) -> None:
             tag("p", "No row can be shown.", "t-muted")
 
 
-def _lines_text(warning: Json) -> str:
+def _show_warning(warning: Json, open_line: OpenLine) -> None:
     lines = warning.get("lines") or warning.get("first_lines") or []
-    return f"Lines: {', '.join(map(str, lines[:20]))}" if isinstance(lines, list) and lines else ""
+    with note(clean(warning["message"], 1_000), tone="warn"):
+        if isinstance(lines, list) and lines:
+            with tag("div", classes="t-row"):
+                tag("span", "Lines")
+                for line in lines[:MAX_LINES]:
+                    show = button(f"{line:,}", partial(open_line, line), "t-small-button")
+                    show.props["aria-label"] = f"Show the row of line {line:,}"
 
 
-def _show_findings(findings: Json) -> None:
+def _show_findings(findings: Json, open_line: OpenLine) -> None:
+    show = [{"name": "show", "label": "Show row"}]
     with card(f"{counted(findings['count'], 'finding')} in {counted(findings['lines'], 'line')}"):
         rows = [
-            {"id": str(number), "line": f"{one['line']:,}", "message": clean(one["message"], 600)}
+            {
+                "id": str(number),
+                "label": f"of line {one['line']:,}",
+                "line": {"text": f"{one['line']:,}", "buttons": show},
+                "message": clean(one["message"], 600),
+            }
             for number, one in enumerate(findings["data"])
         ]
-        DataTable("Findings", (column("line", "Line", "number"), column("message", "Problem", lead=True)), rows)
+        columns = (column("line", "Line", "number"), column("message", "Problem", lead=True))
+        table = DataTable("Findings", columns, rows)
+        table.on_press(lambda number, _: open_line(findings["data"][int(number)]["line"]))
 
 
 def _show_lengths(report: Json) -> None:

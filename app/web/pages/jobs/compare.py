@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 from urllib.parse import quote
 
+from app.web.api_client import ApiClient
 from app.web.components.chart import chart
 from app.web.components.data_table import DataTable, Row, column
 from app.web.components.elements import card, link, note, tag
 from app.web.components.forms import checkbox, filter_select
 from app.web.formatting import clean, duration, loss
-from app.web.frame import View, screen
+from app.web.frame import View, refresh_live, screen
 from app.web.pages.jobs import metrics_chart, wording
 from app.web.pages.jobs.metrics_chart import AXES, SMOOTHING, ChartedJob, Look
 
 MAX_POINTS = 1_000
 MIN_JOBS, MAX_JOBS = 2, 5
+REFRESH_SECONDS = 3.0
+RESULT_COLUMNS = (
+    column("name", "Job", lead=True),
+    column("status", "Status"),
+    column("train", "Train loss", "number"),
+    column("valid", "Best valid. loss", "number"),
+    column("steps", "Progress", "number"),
+    column("time", "Training time", "number"),
+)
 
 Json = dict[str, Any]
 
@@ -30,15 +41,10 @@ async def build(view: View) -> None:
         link("Jobs", "/jobs", "t-button")
         return
     metrics_chart.request_charts_early()
-    jobs = await asyncio.gather(*(view.api.get(f"fine_tuning/jobs/{one}") for one in job_ids))
-    metrics = await asyncio.gather(
-        *(view.api.get(f"fine_tuning/jobs/{one}/metrics", max_points=MAX_POINTS) for one in job_ids)
-    )
-    names = distinct_names(jobs)
-    charted_jobs = [ChartedJob(name, one["data"]) for name, one in zip(names, metrics, strict=True)]
-    _show_results(jobs, charted_jobs)
-    _Curves(charted_jobs)
-    _show_differences(jobs, names)
+    comparison = _Comparison(view.api, job_ids)
+    await comparison.refresh()
+    _show_differences(comparison.jobs)
+    refresh_live(view, comparison.refresh, interval_seconds=REFRESH_SECONDS)
 
 
 def distinct_names(jobs: list[Json]) -> list[str]:
@@ -50,14 +56,20 @@ def distinct_names(jobs: list[Json]) -> list[str]:
     ]
 
 
-class _Curves:
-    def __init__(self, charted_jobs: list[ChartedJob]) -> None:
-        self._charted_jobs = [charted for charted in charted_jobs if charted.rows]
+class _Comparison:
+    """Results and curves, which follow the jobs."""
+
+    def __init__(self, api: ApiClient, job_ids: list[str]) -> None:
+        self._api = api
+        self._job_ids = job_ids
+        self.jobs: list[Json] = []
+        self._rows: dict[str, list[Json]] = {}  # of the metrics, by job
+        self._drawn_at = float("-inf")
+        self._charted_jobs: list[ChartedJob] = []
         self._is_log = False
-        if not self._charted_jobs:
-            note("No metrics yet", "None of these jobs has trained a step.")
-            return
-        with card("Curves"):
+        self._results = DataTable("Results", RESULT_COLUMNS)
+        self._empty = note("No metrics yet", "None of these jobs has trained a step.")
+        with card("Curves") as self._card:
             with tag("div", classes="t-filters"):
                 self._axis = filter_select("Horizontal axis", AXES, "step", self._draw)
                 self._smoothing = filter_select("Smoothing", SMOOTHING, "0.6", self._draw)
@@ -67,6 +79,26 @@ class _Curves:
             self._chart = chart({}, "Curves of the compared jobs")
             with downloads:
                 metrics_chart.png_button(self._chart, "compared-jobs.png")
+
+    async def refresh(self) -> None:
+        """Request the metrics of the jobs that have moved on; a running one sends all points again, so not often."""
+        jobs = await asyncio.gather(*(self._api.get(f"fine_tuning/jobs/{one}") for one in self._job_ids))
+        moved = [job for job in jobs if job not in self.jobs]
+        is_early = time.monotonic() - self._drawn_at < REFRESH_SECONDS
+        if not moved or (is_early and any(job["status"] in wording.UNFINISHED for job in moved)):
+            return
+        metrics = await asyncio.gather(
+            *(self._api.get(f"fine_tuning/jobs/{job['id']}/metrics", max_points=MAX_POINTS) for job in moved)
+        )
+        self._rows |= {job["id"]: one["data"] for job, one in zip(moved, metrics, strict=True)}
+        self.jobs = jobs
+        charted = [
+            ChartedJob(name, self._rows[job["id"]]) for name, job in zip(distinct_names(jobs), jobs, strict=True)
+        ]
+        self._results.set_rows([_result_row(job, one) for job, one in zip(jobs, charted, strict=True)])
+        self._charted_jobs = [one for one in charted if one.rows]
+        self._empty.set_visibility(not self._charted_jobs)
+        self._card.set_visibility(bool(self._charted_jobs))
         self._draw()
 
     def _set_log(self, is_log: bool) -> None:
@@ -79,18 +111,7 @@ class _Curves:
         self._chart.options.clear()
         self._chart.options.update(metrics_chart.options(self._charted_jobs, look))
         self._chart.update()
-
-
-def _show_results(jobs: list[Json], charted_jobs: list[ChartedJob]) -> None:
-    columns = (
-        column("name", "Job", lead=True),
-        column("status", "Status"),
-        column("train", "Train loss", "number"),
-        column("valid", "Best valid. loss", "number"),
-        column("steps", "Progress", "number"),
-        column("time", "Training time", "number"),
-    )
-    DataTable("Results", columns, [_result_row(job, charted) for job, charted in zip(jobs, charted_jobs, strict=True)])
+        self._drawn_at = time.monotonic()
 
 
 def _result_row(job: Json, charted: ChartedJob) -> Row:
@@ -108,7 +129,7 @@ def _result_row(job: Json, charted: ChartedJob) -> Row:
     }
 
 
-def _show_differences(jobs: list[Json], job_names: list[str]) -> None:
+def _show_differences(jobs: list[Json]) -> None:
     settings = [flat_settings(job) for job in jobs]
     names = list(dict.fromkeys(name for one in settings for name in one))
     differing = [name for name in names if len({one.get(name, "–") for one in settings}) > 1]
@@ -117,7 +138,7 @@ def _show_differences(jobs: list[Json], job_names: list[str]) -> None:
             tag("p", "All settings are the same.", "t-muted")
             return
         columns = [column("setting", "Setting", lead=True)]
-        columns += [column(f"job{number}", name) for number, name in enumerate(job_names)]
+        columns += [column(f"job{number}", name) for number, name in enumerate(distinct_names(jobs))]
         rows = [
             {"id": name, "setting": {"text": name, "sub": wording.UNITS.get(name.removeprefix("hyperparameters."))}}
             | {f"job{number}": one.get(name, "–") for number, one in enumerate(settings)}

@@ -107,6 +107,7 @@ def _kept(job: Json) -> Json:
         "evaluation": request.get("evaluation"),  # the job has its result instead
         "metadata": job["metadata"],
         "worker_labels": job["worker_labels"],
+        "urgent": job["urgent"],
     }
     return {name: value for name, value in kept.items() if value} | {"deliver_to": job["deliver_to"]}
 

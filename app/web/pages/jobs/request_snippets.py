@@ -52,6 +52,7 @@ def command(body: Json, url: str) -> str:
     if "quantization" in body and body["quantization"] is None:
         words.append("--no-quantization")
     words += [f"--metadata {shlex.quote(f'{name}={value}')}" for name, value in body.get("metadata", {}).items()]
+    words += ["--urgent"] if body.get("urgent") else []
     words += [f"--worker-label {shlex.quote(one)}" for one in body.get("worker_labels", [])]
     words += [f"--deliver-to {shlex.quote(one)}" for one in body.get("deliver_to", [])]
     text = " \\\n  ".join(words)

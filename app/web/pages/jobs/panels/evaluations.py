@@ -90,7 +90,7 @@ class EvaluationsPanel:
         names = {file["id"]: f"{clean(file['filename'], 60)} ({size(file['bytes'])})" for file in files}
 
         async def send() -> None:
-            body = {"file": file.value, "graders": GRADERS[grader.value][1]}
+            body: Json = {"file": file.value, "graders": GRADERS[grader.value][1]}
             if max_rows.value:
                 body["max_rows"] = int(max_rows.value) if max_rows.value.isdecimal() else max_rows.value
             await self._view.api.post(self._path, body)

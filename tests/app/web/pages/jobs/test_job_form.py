@@ -68,6 +68,7 @@ def test_a_clone_repeats_what_the_form_has_no_field_for() -> None:
         "deliver_to": ["staging"],
         "worker_labels": ["h100"],
         "priority": 3,
+        "urgent": True,
     }
     prefilled = job_form.from_job(job)
     body = job_form.request_body(prefilled.values, prefilled.kept)
@@ -85,7 +86,7 @@ def test_a_clone_repeats_what_the_form_has_no_field_for() -> None:
         }.items()
     )
     assert (given["quantization.bits"], given["quantization.compute_dtype"]) == (8, "float16")
-    for name in ("sample_prompts", "deliver_to", "worker_labels", "priority", "metadata"):
+    for name in ("sample_prompts", "deliver_to", "worker_labels", "priority", "urgent", "metadata"):
         assert body[name] == job[name]
 
 
@@ -137,6 +138,7 @@ def test_the_command_line_names_what_it_has_no_option_for() -> None:
     body = BODY | {"deliver_to": ["staging"], "metadata": {"team": "a b"}, "evaluation": {"file": "file-2"}}
     text = request_snippets.command(body, "http://api.test")
     assert "--deliver-to staging" in text
+    assert "--urgent" in request_snippets.command(BODY | {"urgent": True}, "http://api.test")
     assert "--metadata 'team=a b'" in text
     assert text.endswith("\n# without an option, use curl or Python: evaluation")
     assert text.count("use curl") == 1
