@@ -134,7 +134,8 @@ def read_dataset(
     """
     dataset, param = TokenizedDataset(), failure_reason.removeprefix("invalid_")  # training_file or validation_file
     with path.open("rb") as file:
-        for example in read_examples(file, parameters=parameters):
+        # The service checked the lengths of lines by its own setting before it accepted the job.
+        for example in read_examples(file, path.stat().st_size, parameters):
             keepalive(f"reading the {param.replace('_', ' ')}")
             if isinstance(example, Finding):
                 raise Failure(failure_reason, f"{example}.", param)

@@ -24,7 +24,7 @@ def examples_at(path: Path, lines: Collection[int], parameters: DataParameters) 
     """{line: its example}; the file is read up to the last of these lines."""
     found: dict[int, Example] = {}
     with path.open("rb") as file:
-        for example in read_examples(file, parameters=parameters):
+        for example in read_examples(file, path.stat().st_size, parameters):
             if not isinstance(example, Finding) and example.line in lines:
                 found[example.line] = example
             if len(found) == len(lines):

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.domain.datasets.documents import Document
+from app.domain.datasets.jsonl import MAX_LINE_BYTES
 from app.domain.jobs.spec import DataParameters
 from app.domain.jobs.states import Reason
 from app.system.tokenizer_files import load_renderer
@@ -90,6 +91,12 @@ class TestReadDataset:
             len(read_dataset(renderer, path, DataParameters(line_rules=1, context_length=512), reason, no_keepalive))
             == 1
         )
+
+    def test_a_line_longer_than_the_default_limit_of_uploads_is_read(self, tiny: Path, tmp_path: Path) -> None:
+        answer = '{"role": "assistant", "content": "yes"}'
+        padding = " " * MAX_LINE_BYTES
+        (tmp_path / "a.jsonl").write_text(f'{{"messages": [{{"role": "user", "content": "q"}}, {answer}]{padding}}}\n')
+        assert len(self.read(tiny, tmp_path / "a.jsonl")) == 1
 
     def test_documents_are_cut_at_the_context_length(self, tiny: Path, examples: Path) -> None:
         dataset = self.read(tiny, examples, context_length=60)
