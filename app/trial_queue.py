@@ -1,4 +1,4 @@
-"""The channel of trial answers in Redis/Valkey, which API and workers share: nothing in it outlives its minute.
+"""The channel of trial answers in Redis/Valkey, which API and workers share; every key in it expires.
 
     tunery:trial:idle:OWNER     a free slot and the base models of its host; it expires unless the worker renews it
     tunery:trial:ask:OWNER      the question of the API that has deleted that key, and so claimed the slot

@@ -25,7 +25,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 VULNERABLE, NO_DATA = 1, 3
-CANARY = "jinja2==2.10"  # it has had advisories since 2019: a source that knows none of them has no data
+CANARY = "jinja2==2.10"  # it has had advisories since 2019: a source without them has no data
 PIP_AUDIT = (".venv-audit/bin/pip-audit", "--no-deps", "--disable-pip", "--progress-spinner", "off", "--format", "json")
 DOWNLOAD = "https://osv-vulnerabilities.storage.googleapis.com/PyPI/all.zip"
 
@@ -52,8 +52,8 @@ def main(arguments: Sequence[str] | None = None, pip_audit: Sequence[str] = PIP_
         parser.error(f"{error.filename}: {error.strerror}")
     except NoData as error:
         print(
-            f"No vulnerability data: {error}.\nThis says nothing about the packages. Download {DOWNLOAD} where the "
-            "network allows it, and run: make audit ADVISORIES=all.zip",
+            f"No vulnerability data: {error}.\nWhether the packages are vulnerable is unknown. "
+            f"Download {DOWNLOAD} where the network allows it, and run: make audit ADVISORIES=all.zip",
             file=sys.stderr,
         )
         return NO_DATA
@@ -147,12 +147,12 @@ def _parsed(text: str) -> Version | None:
 
 
 def _ask_registry(requirement: Path, pip_audit: Sequence[str]) -> Iterator[Finding]:
-    """What pip-audit finds. Raises NoData if it fails, skips a package, or does not know a famous vulnerability."""
+    """What pip-audit finds. Raises NoData if it fails, skips a package, or does not find a known vulnerability."""
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as canary:
         canary.write(f"{CANARY}\n")
         canary.flush()
         if not list(_pip_audit(Path(canary.name), pip_audit)):
-            raise NoData(f"the registry knows no vulnerability of {CANARY}, which has some")
+            raise NoData(f"the registry has no vulnerability of {CANARY}, which has some")
     yield from _pip_audit(requirement, pip_audit)
 
 

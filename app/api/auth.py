@@ -107,7 +107,7 @@ def _has_nested_bearer(header: str, secret: str) -> bool:
 def invalid_key_error() -> InvalidApiKey:
     """The error for an unknown key. It does not repeat the key, because clients log responses."""
     return InvalidApiKey(
-        "Incorrect API key provided: this server does not know it. Create a key with `tunery keys create`."
+        "Incorrect API key provided: this server has no such key. Create a key with `tunery keys create`."
     )
 
 

@@ -74,7 +74,7 @@ def with_database(command: Callable[Concatenate[Database, P], None]) -> Callable
 
 
 def with_administration(command: Callable[Concatenate[Administration, P], None]) -> Callable[..., None]:
-    """Pass the administration over HTTP or on the database, as the address and the key at hand say."""
+    """Pass the administration over HTTP or on the database, by the address and the key that are available."""
 
     @functools.wraps(command)
     def run(*args: Any, base_url: str | None, data_dir: Path | None, **values: Any) -> None:

@@ -130,7 +130,7 @@ def _exception_note(error: Exception) -> TextElement:
 
 
 def _show_in_banner(banner: TextElement, error: Exception) -> None:
-    """The error of an event on the page: nothing else would tell that the event had no effect."""
+    """The error of an event on the page: without it the user would not see that the event had no effect."""
     banner.clear()
     with banner, _exception_note(error):
         button("Close", banner.clear)

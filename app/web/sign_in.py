@@ -23,7 +23,7 @@ REASONS = {
     "revoked": "You were signed out, because the API does not accept your key any more: it was revoked, has expired, "
     "or its project is archived. Sign in with another key, or ask an administrator for one.",
     "expired": "You were signed out, because sessions end after some hours. Sign in again.",
-    "signed-out": "You are signed out. The dashboard has forgotten your key.",
+    "signed-out": "You are signed out. The dashboard has deleted your key.",
 }
 WRONG_KEY = (
     "The API does not accept this key: it was mistyped, revoked, or has expired. Copy it again as it was printed when "

@@ -230,7 +230,7 @@ ERROR_CODES = (
         401,
         "The API key is absent, unknown, expired or revoked.",
         "Send `Authorization: Bearer <key>`; an operator creates keys with `tunery keys create`.",
-        "Incorrect API key provided: this server does not know it. Create a key with `tunery keys create`.",
+        "Incorrect API key provided: this server has no such key. Create a key with `tunery keys create`.",
     ),
     ErrorCode(
         "insufficient_permissions",

@@ -68,4 +68,4 @@ class Target(Protocol):
         """Whether the target still has the adapter. Raises DeliveryError."""
 
     def withdraw(self, delivery: AdapterDelivery) -> None:
-        """Have the target forget the adapter; no error if it has none. Repeatable. Raises DeliveryError."""
+        """Remove the adapter from the target; no error if it has none. Repeatable. Raises DeliveryError."""

@@ -50,7 +50,7 @@ class Vllm:
     def unload(self, server: Server, name: str) -> None:
         server.request("POST", "/v1/unload_lora_adapter", {"lora_name": name})
 
-    def ask(self, server: Server, base: str, adapter: str | None, prompt: Sequence[int]) -> list[Any]:
+    def prompt_logprobs(self, server: Server, base: str, adapter: str | None, prompt: Sequence[int]) -> list[Any]:
         """For each token (log-probability, most likely token); None for the first token.
 
         Raises AttributeError, LookupError, TypeError or ValueError for a response without them. One prompt at a time:
@@ -77,8 +77,8 @@ class Sglang:
     def unload(self, server: Server, name: str) -> None:
         server.request("POST", "/unload_lora_adapter", {"lora_name": name})
 
-    def ask(self, server: Server, _base: str, adapter: str | None, prompt: Sequence[int]) -> list[Any]:
-        """As `Vllm.ask`, by the native call: /v1/completions returns no log-probabilities of the prompt."""
+    def prompt_logprobs(self, server: Server, _base: str, adapter: str | None, prompt: Sequence[int]) -> list[Any]:
+        """As `Vllm.prompt_logprobs`, by the native call: /v1/completions returns no log-probabilities of the prompt."""
         body = {
             "input_ids": prompt,
             "sampling_params": {"max_new_tokens": 1, "temperature": 0},
@@ -131,7 +131,7 @@ class EngineTarget(ABC):
         """Whether this target has delivered what a server loaded from `loaded`, as it now delivers `path`."""
 
     def has(self, delivery: AdapterDelivery) -> bool:
-        """False if a server lacks it, also while another one is away."""
+        """False if a server lacks it, also while another one is unreachable."""
         found: list[bool] = []
 
         def look(server: Server) -> None:
@@ -166,7 +166,7 @@ class EngineTarget(ABC):
             raise
         except DeliveryError:
             if not was_served:  # what was checked before stays: the server may be slow for a moment
-                with suppress(DeliveryError):  # it is away by now, or has unloaded it
+                with suppress(DeliveryError):  # it has become unreachable, or has unloaded it
                     self._give_back(server, delivery, before, path)
             raise
         return check

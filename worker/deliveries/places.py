@@ -29,7 +29,7 @@ def places(delivery: AdapterDelivery) -> list[AdapterDelivery]:
     location = dict(delivery.location)
     earlier = location.pop(EARLIER, [])
     found = [_at(delivery, location), *(_at(delivery, each) for each in earlier)]
-    if found[0].served_model != delivery.served_model:  # attempts under the name of now may have left something
+    if found[0].served_model != delivery.served_model:  # attempts under the current name may have left something
         found.insert(0, replace(delivery, location={}))
     return found
 

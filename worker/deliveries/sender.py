@@ -278,7 +278,7 @@ class DeliverySender:
         self._record(claimed, text, state=DeliveryState.WITHDRAWN, error=None, next_attempt_at=None, location=None)
 
     def _record_failure(self, claimed: ClaimedDelivery, error: DeliveryError) -> None:
-        """Schedule the next attempt, or end the delivery; what is delivered or to be withdrawn is tried for ever."""
+        """Schedule the next attempt, or end the delivery. What is delivered or to be withdrawn has no limit."""
         delivery, jitter = claimed.delivery, random.random()
         seconds: float | None
         match delivery.state:

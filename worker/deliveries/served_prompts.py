@@ -23,7 +23,7 @@ NOT_SUPPORTED = frozenset({400, 404, 405, 422, 501})
 
 
 class PromptEngine(Protocol):
-    def ask(self, server: Server, base: str, adapter: str | None, prompt: Sequence[int]) -> list[Any]: ...
+    def prompt_logprobs(self, server: Server, base: str, adapter: str | None, prompt: Sequence[int]) -> list[Any]: ...
 
     def completion_model(self, base: str, adapter: str) -> dict[str, str]: ...
 
@@ -64,8 +64,8 @@ def served_prompts(
 def by_teacher_forcing(
     engine: PromptEngine, server: Server, base: str, adapter: str, prompt: ReferencePrompt
 ) -> ServedPrompt:
-    of_base = engine.ask(server, base, None, prompt.tokens)
-    of_adapter = engine.ask(server, base, adapter, prompt.tokens)
+    of_base = engine.prompt_logprobs(server, base, None, prompt.tokens)
+    of_adapter = engine.prompt_logprobs(server, base, adapter, prompt.tokens)
     return ServedPrompt(
         [of_base[position][0] for position in prompt.positions],
         [of_adapter[position][0] for position in prompt.positions],

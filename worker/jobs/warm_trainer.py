@@ -3,7 +3,7 @@
 Importing torch and transformers takes longer than the rest of a start. The process has imported everything, has no CUDA
 context, and reads a work directory from its standard input; then it trains there as any other trainer. The slot's
 thread starts it (the parent-death signal follows that thread), and only when the slot is idle: it never shares cores or
-memory with a job, because it *is* the process of the next job.
+memory with a job, because it becomes the process of the next job.
 
 A warm trainer holds the slot's trainer lock from its start, as every trainer does. While it waits, this process keeps
 the lock's descriptor, too, and passes it to the job that gets the trainer. After each job the lock is released and

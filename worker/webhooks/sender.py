@@ -1,7 +1,6 @@
-"""`python -m worker.webhooks`: sends the deliveries of the outbox. The only process that connects to addresses of
-users.
+"""`python -m worker.webhooks`: sends the deliveries of the outbox to the endpoints of users.
 
-It is its own process, so that only it needs outbound network access, and a slow web server never delays the reconciler.
+It is its own process, so that the reconciler needs no outbound network access, and a slow web server never delays it.
 Any number may run. Claim (a transaction), send (no transaction), record (a transaction, guarded by the attempt).
 """
 

@@ -41,7 +41,7 @@ def find_layout(data_dir: Path | None) -> Layout:
 
 
 def administers_over_http(base_url: str | None, data_dir: Path | None) -> bool:
-    """Whether a command of operators uses HTTP: with an address and a key, unless the database is at hand.
+    """Whether a command of operators uses HTTP: with an address and a key, unless the database is available.
 
     DATABASE_URL precedes an address, and an address precedes the `tunery up` of this machine.
     """

@@ -19,14 +19,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from app.cli.local_stack.errors import CannotStart
-from app.cli.local_stack.servers.unprivileged import postgres_account, suggest_data_dir
 
 PRIVATE_DIRECTORIES = ("models", "storage", "work", "run", "logs")
 LOCK_NAME = "up.lock"
@@ -133,18 +131,6 @@ def default_data_dir() -> Path:
     if os.geteuid() == 0:
         return Path("/var/lib/tunery")
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "tunery"
-
-
-@contextlib.contextmanager
-def scratch_data_dir() -> Iterator[Path]:
-    """A temporary data directory for a demo or a test, usable by PostgreSQL's account."""
-    account = postgres_account()
-    parent = Path(tempfile.gettempdir())
-    if account is not None and not account.reaches(parent):  # a private TMPDIR
-        parent = suggest_data_dir(account).parent
-    with tempfile.TemporaryDirectory(prefix="tunery-", dir=parent, ignore_cleanup_errors=True) as directory:
-        os.chmod(directory, 0o711 if account is not None else 0o700)
-        yield Path(directory) / "data"
 
 
 def write_secret(path: Path, text: str) -> None:

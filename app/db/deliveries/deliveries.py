@@ -136,7 +136,7 @@ def of_jobs(session: Session, job_ids: Sequence[str]) -> dict[str, list[dict[str
 
 
 def withdraw(session: Session, delivery: Delivery) -> None:
-    """Have the target forget an adapter; one that was never attempted is withdrawn at once."""
+    """Have an adapter removed from its target; a delivery that was never attempted is withdrawn at once."""
     session.refresh(delivery, with_for_update=True)  # a sender may have claimed it since it was read
     if delivery.state in (DeliveryState.WITHDRAWING, DeliveryState.WITHDRAWN):
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, cast
 
 from sqlalchemy import ColumnElement, Float, case, func, literal, select, tuple_
 from sqlalchemy.orm import aliased
@@ -13,7 +13,6 @@ from app.db.tables import Checkpoint, Job, JobEvent
 from app.domain.jobs.states import JobState
 
 JobColumn = Literal["created_at", "name", "status", "model", "progress", "train_loss", "valid_loss", "duration"]
-JOB_COLUMNS: tuple[JobColumn, ...] = get_args(JobColumn)
 
 Key = ColumnElement[Any]
 

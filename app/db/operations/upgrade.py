@@ -19,7 +19,7 @@ WORKERS = text(
 
 
 def pending_revisions(revision: str | None) -> list[str] | None:
-    """The revisions after this one, oldest first; None if this release does not know it."""
+    """The revisions after this one, oldest first; None if this release does not contain it."""
     if revision is not None and revision not in migrate.revisions():
         return None
     scripts = ScriptDirectory(str(migrate.MIGRATIONS))

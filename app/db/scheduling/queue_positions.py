@@ -143,14 +143,13 @@ def get_positions(session: Session, job_ids: Sequence[str]) -> dict[str, QueuePl
 
 
 def append_wait_events(session: Session, delay_seconds: float) -> int:
-    """Append an event to each job that no living worker has been able to take for `delay_seconds`.
+    """Append an event to each job that no live worker can take, or that waits for a whole GPU, for `delay_seconds`.
 
-    So does a wait for a whole GPU. Appends another event when nothing is missing any more. Returns the number of
-    events.
+    Append another one when a worker can take it. Return the number of events.
     """
     has_lasted = QueuePlace.waiting_since < func.clock_timestamp() - func.make_interval(0, 0, 0, 0, 0, 0, delay_seconds)
-    return _append_wait_event(session, ~QueuePlace.is_told & has_lasted, True) + _append_wait_event(
-        session, QueuePlace.is_told & QueuePlace.waiting_for.is_(None), False
+    return _append_wait_event(session, ~QueuePlace.has_wait_event & has_lasted, True) + _append_wait_event(
+        session, QueuePlace.has_wait_event & QueuePlace.waiting_for.is_(None), False
     )
 
 
@@ -181,7 +180,7 @@ def request_preemption(session: Session, preemption: Preemption, attempt: int) -
     return job is not None
 
 
-def _append_wait_event(session: Session, which: Any, is_told: bool) -> int:
+def _append_wait_event(session: Session, which: Any, waits: bool) -> int:
     places = session.scalars(
         select(QueuePlace).where(which).order_by(QueuePlace.position).limit(MAX_EVENTS_PER_ROUND)
     ).all()
@@ -193,8 +192,8 @@ def _append_wait_event(session: Session, which: Any, is_told: bool) -> int:
             .returning(Job)
             .execution_options(populate_existing=True)
         )
-        place.is_told = is_told
-        if job is not None and is_told:
+        place.has_wait_event = waits
+        if job is not None and waits:
             append_event(session, job, f"The job waits. {place.waiting_for}", "warn")
         elif job is not None:
             append_event(session, job, "A worker that can take the job is available again")

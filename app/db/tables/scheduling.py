@@ -42,9 +42,10 @@ class QueuePlace(Base):
     project_id: Mapped[str]
     position: Mapped[int]
     expected_start_at: Mapped[datetime | None]
-    waiting_for: Mapped[str | None]  # why no living worker can take the job
+    waiting_for: Mapped[str | None]  # why no live worker can take the job
     waiting_since: Mapped[datetime | None]
-    is_told: Mapped[bool] = mapped_column(server_default=text("false"))  # whether the job has an event about it
+    # Whether the job has an event about its wait.
+    has_wait_event: Mapped[bool] = mapped_column("is_told", server_default=text("false"))
 
 
 class Worker(Base):

@@ -15,14 +15,13 @@ from itertools import groupby
 from typing import Any, BinaryIO
 
 from app.domain.datasets.documents import NON_PREFERRED, PREFERRED, Document, cut_at_end
-from app.domain.datasets.examples import CHAT, COMPLETION, PAIR, TEXT, Example, Format, detect_format, read_examples
+from app.domain.datasets.examples import Example, detect_format, read_examples
 from app.domain.datasets.jsonl import Finding, Line, read_lines
 from app.domain.datasets.render import Renderer
 from app.domain.datasets.report import DatasetReport, RenderedExample, add_example
 from app.domain.datasets.warnings import RowIndex, row_digest, warning_codes
 from app.domain.jobs.spec import DataParameters, Method
 
-FORMAT_BY_NAME: dict[str, Format] = {"chat": CHAT, "completion": COMPLETION, "text": TEXT, "preference": PAIR}
 PAIR_ROLE_NAMES = {PREFERRED: "preferred", NON_PREFERRED: "non_preferred", 0: None}
 MAX_SHOWN = 100  # groups of duplicates, overlapping rows
 MAX_LINES_PER_GROUP = 10

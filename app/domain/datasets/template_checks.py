@@ -99,12 +99,12 @@ def _call_not_printed_error(turn: int, call: Message) -> TemplateRefused:
     name = as_json(call["function"]["name"])
     return TemplateRefused(
         f"message {turn + 1}: the model's chat template does not print tool calls, so {name} "
-        "would not be trained; write the call into the content, or choose a base model whose template knows tools"
+        "would not be trained; write the call into the content, or choose a base model whose template supports tools"
     )
 
 
 def _not_printed_text(what: str, left_out: str, instead: str) -> str:
     return (
         f"the model's chat template does not print {what}, so {left_out}; {instead}, or choose a base model whose "
-        "template knows tools"
+        "template supports tools"
     )

@@ -31,5 +31,5 @@ def retry_delay_seconds(attempts: int, jitter: float) -> float | None:
 
 
 def withdrawal_delay_seconds(attempts: int, jitter: float) -> float:
-    """The same delays, the last one for ever: nothing that was deleted stays at a target that comes back."""
+    """The same delays, the last one without a limit: nothing deleted stays at a target that becomes reachable again."""
     return retry_delay_seconds(min(attempts, len(RETRY_SECONDS)), jitter) or RETRY_SECONDS[-1]

@@ -12,7 +12,6 @@ app.db.scheduling.fair_queue computes the same in SQL, for the claim; a property
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 HALF_LIFE_SECONDS = 86_400.0
@@ -36,8 +35,3 @@ class ProjectShare:
     @property
     def share(self) -> float:
         return (self.usage + self.held) / self.weight
-
-
-def decayed(gpu_seconds: float, seconds: float, half_life: float = HALF_LIFE_SECONDS) -> float:
-    """The usage that is left after `seconds`."""
-    return gpu_seconds * math.pow(0.5, min(MAX_HALF_LIVES, max(0.0, seconds) / half_life))

@@ -17,7 +17,7 @@ from app.log import get_logger
 from app.services.answers.answers import EngineAnswer
 from app.trial_queue import QUEUE_UNAVAILABLE, TrialQueue
 
-SILENCE_SECONDS = 10.0  # without a sign of life of the worker
+SILENCE_SECONDS = 10.0  # without a record of the worker
 TEXT_SECONDS = 180.0  # until the next text: before the first one the worker may have to load the base model
 RETRY_AFTER_SECONDS = 5.0
 INSTEAD = "For serving, deliver the model to an inference engine (`tunery targets create`, `tunery jobs deliver`)."
@@ -136,7 +136,7 @@ class _AnswerRecords:
             await self.give_up()
 
     async def next_record(self) -> TrialRecord:
-        """The next record that is no sign of life. Raises the worker's error."""
+        """The next record that is no heartbeat. Raises the worker's error."""
         deadline = time.monotonic() + TEXT_SECONDS
         while time.monotonic() < deadline:
             try:

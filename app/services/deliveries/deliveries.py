@@ -60,7 +60,7 @@ def page(session: Session, project_id: str, job_id: str, limit: int, after: str 
 
 
 def withdraw(session: Session, project_id: str, job_id: str, delivery_id: str) -> DeliveryView:
-    """Have the target forget the adapter; no error if it has done so already."""
+    """Have the adapter removed from the target; no error if it already is."""
     view = get(session, project_id, job_id, delivery_id)
     deliveries.withdraw(session, view.delivery)
     return view

@@ -68,8 +68,8 @@ class TestEveryRouteUnderV1:
             ("Bearer ", "didn't provide"),
             ("Basic dXNlcjpwYXNz", "didn't provide"),
             ("tnry_0123456789ab_wrong", "didn't provide"),
-            ("Bearer tnry_0123456789ab_wrong", "this server does not know it"),
-            ("Bearer größe", "this server does not know it"),
+            ("Bearer tnry_0123456789ab_wrong", "this server has no such key"),
+            ("Bearer größe", "this server has no such key"),
         ],
     )
     def test_refuses_a_missing_or_wrong_key_in_openais_shape(

@@ -44,7 +44,7 @@ from worker.trainer.runtime.process import control_lines, die_with_parent
 MAX_ADAPTERS = 4  # in memory; the last ones
 TOOLS_NOT_PRINTED = (
     "tools: the model's chat template has no place for tools, so they would be left out; describe them in a message, "
-    "or ask a model whose template knows tools"
+    "or send it to a model whose template supports tools"
 )
 INCOMPLETE = "\ufffd"  # the text of a token that is a part of a character
 

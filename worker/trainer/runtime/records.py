@@ -22,7 +22,7 @@ Emit = Callable[[Record], None]
 Keepalive = Callable[[str], None]
 Level = Literal["info", "warn", "error"]
 
-KEEPALIVE_SECONDS = 120.0  # the watchdog stops a trainer after ten minutes of silence, and one step may take longer
+KEEPALIVE_SECONDS = 120.0  # one step may take longer than the watchdog waits for a record
 
 
 class RecordStream:

@@ -22,7 +22,7 @@ BY_SCHEMA = {
     "DeliveryOfJob.model": "The `ft:` name.",
     "DeliveryOfJob.served_model": "The name under which the target has it.",
     "DeliveryOfJob.status": (
-        "`pending` until an attempt succeeds or eleven have failed; `withdrawing` until the target has forgotten it."
+        "`pending` until an attempt succeeds or eleven have failed; `withdrawing` until it is removed from the target."
     ),
     "DeliveryOfJob.target": "The name of the delivery target.",
     "DeliveryTargetBody.credentials": "The names of the stored credentials.",

@@ -144,7 +144,7 @@ BY_SCHEMA = {
     "DeliveryStatus.failed": "The latest that failed within the last day, at most 20.",
     "DeliveryStatus.oldest_due_seconds": "How long the oldest of them has been due; 0 without one.",
     "DeliveryStatus.pending": "Deliveries that wait for their next attempt, or are carried out now.",
-    "DeliveryStatus.withdrawing": "Adapters that a target still has and must forget.",
+    "DeliveryStatus.withdrawing": "Adapters that still have to be removed from a target.",
     "FailedDeliveryBody.error": "The reason, with what to do.",
     "FailedDeliveryBody.failed_at": "When the last attempt failed, in seconds since 1970.",
     "FailedDeliveryBody.job_id": "The job whose adapter was not delivered.",

@@ -43,5 +43,5 @@ def get_delivery(job_id: str, delivery_id: str, caller: CallerDep, session: Sess
 
 @router.delete("/{delivery_id}", response_model=DeliveryBody, summary="Withdraw a delivery of a job")
 def withdraw_delivery(job_id: str, delivery_id: str, caller: CallerDep, session: SessionDep) -> Any:
-    """The target forgets the adapter; the model stays. Deleting the model withdraws all its deliveries."""
+    """Remove the adapter from the target; the model stays. Deleting the model withdraws all its deliveries."""
     return render_delivery(deliveries.withdraw(session, caller.project_id, job_id, delivery_id))

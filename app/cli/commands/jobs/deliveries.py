@@ -67,7 +67,7 @@ def withdraw(
     job_id: JobId,
     delivery_id: Annotated[str, typer.Argument(help="Delivery id; see `tunery jobs deliveries`.", metavar="DELIVERY")],
 ) -> None:
-    """Have the target forget the adapter; the model stays."""
+    """Remove the adapter from the target; the model stays."""
     if not ID_PATTERN.fullmatch(delivery_id):
         raise NotFoundError(f"No such delivery: {delivery_id!r}; see `tunery jobs deliveries {job_id}`.")
     client.delete(job_path(job_id, "deliveries", delivery_id))

@@ -313,7 +313,7 @@ def _check_parent(request: RequestParameters, lora: LoraSpec, parent: ParentAdap
 
 
 def _match_patterns(request: RequestParameters, lora: LoraSpec, entry: CatalogEntry) -> LayerPatterns | None:
-    """None also for an entry without layer names (of before they were kept, or too many): the worker matches then."""
+    """None also for an entry without layer names (an older one, or one of too many layers): the worker matches then."""
     try:
         return match_patterns(lora, entry.layers) if entry.layers else None
     except PatternError as error:

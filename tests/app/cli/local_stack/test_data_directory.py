@@ -7,10 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from app.cli.local_stack.data_directory import Layout, scratch_data_dir, write_secret
+from app.cli.local_stack.data_directory import Layout, write_secret
 from app.cli.local_stack.errors import CannotStart
-from app.cli.local_stack.servers.postgres import LocalPostgres
-from app.cli.local_stack.servers.unprivileged import postgres_account
 
 
 class TestRefuseForeign:
@@ -80,19 +78,3 @@ class TestSecrets:
         layout.write_runtime({"base_url": "http://127.0.0.1:1"})
         assert layout.read_runtime() == {"base_url": "http://127.0.0.1:1"}
         assert layout.runtime.stat().st_mode & 0o777 == 0o600
-
-
-class TestScratch:
-    def test_it_is_usable_by_postgresql_and_removed_afterwards(self) -> None:
-        with scratch_data_dir() as directory:
-            account = postgres_account()
-            assert account is None or account.reaches(directory.parent)
-            LocalPostgres(directory / "postgres").check_usable()
-        assert not directory.parent.exists()
-
-    @pytest.mark.skipif(os.geteuid() != 0, reason="a plain user reaches its own TMPDIR")
-    def test_a_private_tmpdir_of_root_is_passed_over(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        tmp_path.chmod(0o700)
-        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-        with scratch_data_dir() as directory:
-            assert tmp_path not in directory.parents

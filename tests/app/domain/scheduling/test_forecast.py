@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
-
-from app.domain.scheduling.fair_share import ProjectShare, decayed
+from app.domain.scheduling.fair_share import ProjectShare
 from app.domain.scheduling.forecast import JobForecast, QueuedJob, WorkerSlot, forecast
 from app.domain.scheduling.worker_capacity import JobRequirements, WorkerCapacity
 
@@ -151,9 +149,3 @@ class TestSharedGpus:
         # The job of project a counts 50 GPU seconds, so project b with 60 comes after its second job.
         assert [each.job_id for each in forecast(slots, queued, [ProjectShare("b", usage=30.0)])] == ["j1", "j3", "j2"]
         assert [each.job_id for each in forecast(slots, queued, [ProjectShare("b", usage=60.0)])] == ["j1", "j2", "j3"]
-
-
-def test_usage_halves_with_every_half_life() -> None:
-    assert decayed(100.0, 50.0, half_life=50.0) == 50.0
-    assert decayed(decayed(100.0, 30.0, 50.0), 20.0, 50.0) == pytest.approx(50.0)
-    assert decayed(1.0, 1e12, 1.0) < 1e-300

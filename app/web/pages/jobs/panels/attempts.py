@@ -23,6 +23,8 @@ REASONS = {
     "killed_for_memory": "out of memory; the next attempt uses less",
     "stalled": "no progress; stopped by the watchdog",
     "storage_full": "disk full; retried",
+    "storage_unavailable": "storage unreachable; retried",
+    "slot_too_small": "out of memory in its slot; the next attempt has a whole GPU",
 }
 
 Json = dict[str, Any]

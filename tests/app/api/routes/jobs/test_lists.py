@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from httpx2 import Response
@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 from app.db.access import keys
 from app.db.engine import Sessions, transaction
 from app.db.jobs import jobs
-from app.db.jobs.job_order import JOB_COLUMNS
+from app.db.jobs.job_order import JobColumn
 from app.db.tables import ApiKey, Job, Project
 from app.domain.jobs.states import JobState
 from app.storage import LocalStorage
@@ -111,7 +111,7 @@ def by_result(sessions: Sessions, storage: LocalStorage, project: Project) -> li
 
 class TestOrder:
     @pytest.mark.parametrize("order", ["asc", "desc"])
-    @pytest.mark.parametrize("column", JOB_COLUMNS)
+    @pytest.mark.parametrize("column", get_args(JobColumn))
     def test_pages_by_every_column_have_each_job_once(
         self, client: TestClient, by_result: list[str], column: str, order: str
     ) -> None:
