@@ -15,13 +15,23 @@ from app.db.tables.base import core_table
 from app.domain.jobs.step_metrics import Point
 
 INSERT = insert(core_table(JobEvent))
+# Metrics beside the losses, whose lowest and highest values stay in a thinned chart.
+OTHER_METRICS = ("grad_norm", "tokens_per_second", "peak_memory_bytes")
+EXTREMES = "".join(
+    f"""
+UNION ALL (SELECT 0, NULL, NULL, NULL, NULL, NULL, NULL, ARRAY[{name}, step, loss, valid_loss, seq]
+  FROM latest WHERE {name} = (SELECT {bound}({name}) FROM latest) LIMIT 1)"""
+    for name in OTHER_METRICS
+    for bound in ("min", "max")
+)
 # The arrays are compared by their first element; numbers of events are exact in a double up to 2^53.
-LOSS_POINTS = text("""
+LOSS_POINTS = text(f"""
 WITH measured AS (
   SELECT (data ->> 'step')::bigint AS step, seq, (data ->> 'train_loss')::float8 AS loss,
-    (data ->> 'full_valid_loss')::float8 AS valid_loss
+    (data ->> 'full_valid_loss')::float8 AS valid_loss,
+    {", ".join(f"(data ->> '{name}')::float8 AS {name}" for name in OTHER_METRICS)}
   FROM job_events WHERE job_id = :job_id AND type = 'metrics'
-), latest AS (
+), latest AS MATERIALIZED (
   SELECT DISTINCT ON (step) * FROM measured ORDER BY step, seq DESC
 ), bucketed AS (
   SELECT *, ntile(:buckets) OVER (ORDER BY step) AS bucket FROM latest
@@ -32,8 +42,9 @@ SELECT count(*) AS steps,
   min(ARRAY[loss, step, loss, valid_loss, seq]) FILTER (WHERE loss IS NOT NULL) AS lowest,
   max(ARRAY[loss, step, loss, valid_loss, seq]) FILTER (WHERE loss IS NOT NULL) AS highest,
   min(ARRAY[valid_loss, step, loss, valid_loss, seq]) FILTER (WHERE valid_loss IS NOT NULL) AS best,
-  min(ARRAY[step, step, loss, valid_loss, seq]) FILTER (WHERE loss IS NULL) AS not_finite
-FROM bucketed GROUP BY bucket
+  min(ARRAY[step, step, loss, valid_loss, seq]) FILTER (WHERE loss IS NULL) AS not_finite,
+  NULL::float8[] AS extreme
+FROM bucketed GROUP BY bucket{EXTREMES}
 """)
 # Points are reads of the primary key, so their number does not depend on that of the steps.
 LOSS_CURVES = text("""
@@ -61,10 +72,14 @@ FROM chosen
 
 @dataclass(frozen=True)
 class LossPoints:
-    """Points of a loss curve, oldest first, with the event's number as their `row`; selected out of `total` steps."""
+    """Points of a loss curve, oldest first, with the event's number as their `row`; selected out of `total` steps.
+
+    `extremes` are those with the lowest and the highest value of another metric.
+    """
 
     points: list[Point]
     total: int
+    extremes: list[Point]
 
 
 @dataclass(frozen=True)
@@ -124,21 +139,24 @@ def page(
 
 def loss_points(session: Session, job_id: str, buckets: int) -> LossPoints:
     """The points of the loss curve that a thinned chart may need: of each of `buckets` equal ranges of steps the first,
-    the last, the lowest, the highest, the best validated and one without a finite loss.
+    the last, the lowest, the highest, the best validated and one without a finite loss; and the extremes of the other
+    metrics.
 
     A selection by PostgreSQL, as 100,000 steps take seconds to read and thin in Python. Bounds of buckets are those of
     M4 (Jugel et al., 2014), which lose nothing that a chart of as many columns shows.
     """
     rows = session.execute(LOSS_POINTS, {"job_id": job_id, "buckets": buckets}).all()
-    points = {}
+    points, extremes = {}, []
     for row in rows:
-        for found in (row.first, row.last, row.lowest, row.highest, row.best, row.not_finite):
+        for found in (row.first, row.last, row.lowest, row.highest, row.best, row.not_finite, row.extreme):
             if found is not None:
                 _, step, loss, valid_loss, seq = found
                 points[step] = Point(
                     int(step), loss or 0.0, valid_loss is not None, int(seq), loss is not None, valid_loss
                 )
-    return LossPoints([point for _, point in sorted(points.items())], sum(row.steps for row in rows))
+        if row.extreme is not None:
+            extremes.append(points[row.extreme[1]])
+    return LossPoints([point for _, point in sorted(points.items())], sum(row.steps for row in rows), extremes)
 
 
 def loss_curves(session: Session, project_id: str, job_ids: Sequence[str], points: int) -> dict[str, LossCurve]:

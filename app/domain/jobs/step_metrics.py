@@ -63,19 +63,19 @@ def results_csv(rows: Iterable[dict[str, Any]]) -> bytes:
     return text.getvalue().encode()
 
 
-def downsample(points: Sequence[Point], max_points: int) -> list[Point]:
+def downsample(points: Sequence[Point], max_points: int, extremes: Sequence[Point] = ()) -> list[Point]:
     """At most `max_points` (at least 2) of the points, including the first and the last; measured points, not means.
 
-    From MIN_POINTS_WITH_EXTREMES on, the points with the lowest and the highest loss and with the best validation are
-    among them. Largest triangle
-    three buckets (Steinarsson 2013): the point of each bucket that is farthest from a line through its neighbours, so
-    that spikes remain. Points with a validation are preferred.
+    From MIN_POINTS_WITH_EXTREMES on, the points with the lowest and the highest loss, with the best validation, and the
+    given `extremes` of other metrics are among them. Largest triangle three buckets (Steinarsson 2013): the point of
+    each bucket that is farthest from a line through its neighbours, so that spikes remain. Points with a validation are
+    preferred.
     """
     if len(points) <= max_points:
         return list(points)
     chosen = _largest_triangles(points, max_points)
     if max_points >= MIN_POINTS_WITH_EXTREMES:
-        _insert_extremes(chosen, _extremes(points))
+        _insert_extremes(chosen, [*_extremes(points), *extremes])
     return chosen
 
 

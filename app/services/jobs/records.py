@@ -34,7 +34,7 @@ def metrics(session: Session, project_id: str, job_id: str, max_points: int | No
         rows = events.all_metrics(session, job.id)
         return MetricRows(rows, len(rows))
     found = events.loss_points(session, job.id, max(max_points, MIN_BUCKETS))
-    chosen = downsample(found.points, max_points)
+    chosen = downsample(found.points, max_points, found.extremes)
     return MetricRows(events.event_data(session, job.id, [point.row for point in chosen]), found.total)
 
 

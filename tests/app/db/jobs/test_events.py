@@ -30,7 +30,9 @@ MANY_STEPS = """
 INSERT INTO job_events (id, project_id, job_id, seq, attempt, level, type, message, data)
 SELECT 'ftevent-' || n, project_id, id, event_seq + n, attempt, 'info', 'metrics', '', jsonb_build_object(
     'step', CASE WHEN n > 3000 THEN n - 1000 ELSE n END,
-    'train_loss', CASE n WHEN 777 THEN 99 WHEN 778 THEN 0.001 WHEN 1234 THEN NULL WHEN 2500 THEN 500 ELSE 1 + n % 7 END)
+    'train_loss', CASE n WHEN 777 THEN 99 WHEN 778 THEN 0.001 WHEN 1234 THEN NULL WHEN 2500 THEN 500 ELSE 1 + n % 7 END,
+    'grad_norm', CASE n WHEN 901 THEN 50 ELSE 1 END, 'tokens_per_second', CASE n WHEN 903 THEN 2 ELSE 900 END,
+    'peak_memory_bytes', CASE n WHEN 907 THEN 2e9 WHEN 2501 THEN 9e9 ELSE 1e9 END)
   || CASE WHEN n % 50 = 0 THEN jsonb_build_object('full_valid_loss', 2 - (n = 1350)::int) ELSE '{}' END
 FROM jobs, generate_series(1, 4000) AS n WHERE id = :job_id
 """
@@ -39,7 +41,8 @@ FROM jobs, generate_series(1, 4000) AS n WHERE id = :job_id
 def test_the_points_of_a_thinned_curve_have_its_ends_extremes_and_best_validation(
     sessions: Sessions, running: Job
 ) -> None:
-    """Of 3,000 steps, the last thousand of which were trained again; the first run of them had the highest loss."""
+    """Of 3,000 steps, the last thousand of which were trained again; the first run of them had the highest loss
+    and memory."""
     with transaction(sessions) as session:
         session.execute(text(MANY_STEPS), {"job_id": running.id})
         found = events.loss_points(session, running.id, 100)
@@ -51,8 +54,9 @@ def test_the_points_of_a_thinned_curve_have_its_ends_extremes_and_best_validatio
     assert (by_step[777].loss, by_step[1350].valid_loss, by_step[1234].is_finite) == (99.0, 1.0, False)
     assert max(point.loss for point in found.points) == 99.0
     assert by_step[3000].row == running.event_seq + 4000
-    chosen = {point.step for point in downsample(found.points, 100)}
-    assert {1, 777, 778, 1350, 3000} <= chosen
+    assert {901, 903, 907} <= {point.step for point in found.extremes}
+    chosen = {point.step for point in downsample(found.points, 100, found.extremes)}
+    assert {1, 777, 778, 901, 903, 907, 1350, 3000} <= chosen
 
 
 def test_a_curve_for_a_list_has_its_ends_evenly_spaced_steps_and_the_best_validation(
