@@ -30,8 +30,8 @@ MaxPoints = Annotated[
     Query(
         ge=2,
         le=100_000,
-        description="Maximum number of steps; the selection keeps the shape of the loss curve, its "
-        "lowest and highest point (from 100 on), and both ends.",
+        description="Maximum number of steps; the selection keeps the shape of the loss curve, both ends, and from 100 "
+        "on the lowest and the highest loss, gradient norm, speed and memory.",
     ),
 ]
 Attempt = Annotated[
