@@ -42,7 +42,7 @@ from worker.jobs.trainer_process import TRAINER_COMMAND, TrainerProcess, start_t
 from worker.jobs.warm_trainer import WarmTrainer
 from worker.jobs.watchdog import Watchdog
 from worker.node import disk_space
-from worker.node.device import gpu_problem, oom_kill_count
+from worker.node.device import gpu_problem, oom_kill_count, unused_gpu_uuids
 from worker.node.resources import Resources
 
 log = get_logger(__name__)
@@ -84,6 +84,8 @@ class JobSupervisor:
                 log.error("no job is claimed: a GPU is missing", problem=problem)
                 return False
             self._must_check_gpus = False
+            if unused := unused_gpu_uuids(self.settings.gpus_per_job, self.settings.device):
+                log.warning("GPUs that train no job", gpus=unused, gpus_per_job=self.settings.gpus_per_job)
         with self.warm_trainer.lock() as lock:
             if lock is None:
                 log.error("a trainer of an earlier attempt still holds this slot", lock=str(self.trainer_lock))

@@ -95,6 +95,12 @@ def gpu_problem(gpus_per_job: int, device_setting: str = "auto") -> str | None:
     return None
 
 
+def unused_gpu_uuids(gpus_per_job: int, device_setting: str = "auto") -> list[str]:
+    """The GPUs that this worker sees beyond those of its jobs; empty for MIG slices."""
+    used = training_gpu_uuids(gpus_per_job, device_setting)
+    return [gpu["uuid"] for gpu in list_gpus() if gpu["uuid"] not in used] if used else []
+
+
 @lru_cache(maxsize=4)
 def training_device(device_setting: str = "auto") -> Device:
     """The device that trainers of this worker use: the first GPU, or the CPU with the memory it may use."""

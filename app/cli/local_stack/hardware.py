@@ -21,19 +21,35 @@ def gpu_groups() -> list[str | None]:
 
     Each GPU has TUNERY_SLOTS_PER_GPU workers; several GPUs of one job have one.
     """
-    visible_devices = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpu_names = gpus() if os.environ.get("TUNERY_DEVICE", "auto") != "cpu" else []
-    if visible_devices is None:
-        devices = [str(number) for number in range(len(gpu_names))]
-    else:
-        devices = [*filter(None, visible_devices.split(","))]
-    size = max(1, int(os.environ.get("TUNERY_GPUS_PER_JOB") or 1))
-    slots = max(1, int(os.environ.get("TUNERY_SLOTS_PER_GPU") or 1)) if gpu_names and size == 1 else 1
+    devices, size = _training_devices(), _gpus_per_job()
+    slots = max(1, int(os.environ.get("TUNERY_SLOTS_PER_GPU") or 1)) if devices and size == 1 else 1
     groups = len(devices) // size
-    if not gpu_names or groups < 2:
+    if groups < 2:
         return [None] * slots
     each = [",".join(devices[size * number : size * (number + 1)]) for number in range(groups)]
     return [group for group in each for _ in range(slots)]
+
+
+def unused_gpus_text() -> str | None:
+    """Which GPUs are left over when TUNERY_GPUS_PER_JOB does not divide their number; None if none are."""
+    devices, size = _training_devices(), _gpus_per_job()
+    unused = devices[len(devices) - len(devices) % size :]
+    if not unused:
+        return None
+    return f"{', '.join(unused)} of {len(devices)} train no job, because TUNERY_GPUS_PER_JOB is {size}"
+
+
+def _training_devices() -> list[str]:
+    """The GPUs that workers may use, as CUDA_VISIBLE_DEVICES names them; empty without a GPU."""
+    gpu_names = gpus() if os.environ.get("TUNERY_DEVICE", "auto") != "cpu" else []
+    visible_devices = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if not gpu_names or visible_devices is None:
+        return [str(number) for number in range(len(gpu_names))]
+    return [*filter(None, visible_devices.split(","))]
+
+
+def _gpus_per_job() -> int:
+    return max(1, int(os.environ.get("TUNERY_GPUS_PER_JOB") or 1))
 
 
 def nvidia_smi(*arguments: str) -> str | None:

@@ -28,6 +28,7 @@ from app.cli.local_stack.checks.preflight import (
 )
 from app.cli.local_stack.data_directory import Layout
 from app.cli.local_stack.errors import CannotStart
+from app.cli.local_stack.hardware import unused_gpus_text
 from app.cli.local_stack.ports import base_url, free_port, http_get, is_loopback, without_password
 from app.cli.local_stack.processes import ChildProcess, exclusive_lock, tail, terminate_leftovers
 from app.cli.local_stack.servers.postgres import LocalPostgres
@@ -214,6 +215,8 @@ class _LocalStack:
         env = child_environment(self._layout.root, self._urls)
         env.setdefault(first_run.SECRET_KEYS_VARIABLE, first_run.ensure_secret_key(self._layout))
         started = programs(self._layout.root, self._options.host, port, web_port)
+        if unused := unused_gpus_text():
+            self._report("unused GPUs", unused)
         ports = metrics_ports([program.name for program in started])
         for program in started:
             log = self._layout.log(program.name)

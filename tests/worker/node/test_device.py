@@ -6,7 +6,7 @@ import pytest
 
 from app.domain.planning.estimate import Device
 from worker.node import device
-from worker.node.device import gpu_problem, visible_gpus
+from worker.node.device import gpu_problem, unused_gpu_uuids, visible_gpus
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,17 @@ def test_a_gpu_that_is_missing_is_named(
     monkeypatch.setattr(device, "list_gpus", lambda: [{"uuid": f"GPU-{name}"} for name in present])
     problem = gpu_problem(gpus_per_job)
     assert problem is text if text is None else text in str(problem)
+
+
+@pytest.mark.parametrize(("gpus_per_job", "unused"), [(1, ["GPU-b", "GPU-c"]), (2, ["GPU-c"]), (3, [])])
+def test_the_gpus_beyond_those_of_a_job_are_unused(
+    monkeypatch: pytest.MonkeyPatch, gpus_per_job: int, unused: list[str]
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(device, "list_gpus", lambda: [{"uuid": f"GPU-{name}"} for name in "abc"])
+    device.training_gpu_uuids.cache_clear()
+    assert unused_gpu_uuids(gpus_per_job) == unused
+    device.training_gpu_uuids.cache_clear()
 
 
 def test_a_worker_without_a_gpu_has_no_problem_of_that_kind() -> None:

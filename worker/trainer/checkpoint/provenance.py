@@ -11,6 +11,7 @@ import torch
 from app.domain.artifacts.compatibility import compatibility
 from app.domain.jobs.events import Started
 from app.domain.jobs.spec import RunSpec, TrainerSpec
+from worker.trainer.distributed import parallel
 from worker.trainer.model.base_model import FrozenBase
 from worker.trainer.runtime.device import device_name, dtype_name, times_float32, with_compute_dtype
 from worker.trainer.runtime.records import RecordWriter
@@ -75,14 +76,15 @@ def started(run: Run, base: FrozenBase) -> Started:
 
 
 def warn_of_differences(run: Run, snapshot: LoadedSnapshot, base: FrozenBase, emit: RecordWriter) -> None:
-    """Warn if the versions or the device have changed since the snapshot: then the result may differ in its bits."""
-    saved = {**snapshot.versions, "device": snapshot.plan.device}
-    current = {**versions(), "device": device_name(base.device)}
+    """Warn if versions, device or the number of processes have changed: then the result may differ in its bits."""
+    saved = {**snapshot.versions, "device": snapshot.plan.device, "processes": snapshot.world_size}
+    current = {**versions(), "device": device_name(base.device), "processes": parallel.world_size()}
     changes = [
         f"{name} {saved.get(name)} -> {current[name]}" for name in sorted(current) if saved.get(name) != current[name]
     ]
     if changes:
-        has_other_masks = run.adapter.dropout and _device_type(saved["device"]) != _device_type(current["device"])
+        has_other_device = _device_type(snapshot.plan.device) != base.device.type
+        has_other_masks = run.adapter.dropout and (has_other_device or saved["processes"] != current["processes"])
         effect = "dropout masks differ" if has_other_masks else "the result is equal within rounding, not to the bit"
         text = f"Resuming from {snapshot.name} with {', '.join(changes)}: {effect}."
         emit.message(text, "warn")

@@ -13,6 +13,8 @@ from app.system.model_files import linear_layers
 from worker.trainer.checkpoint.checkpoint import TOKENIZER_FILES
 from worker.trainer.distributed import parallel
 
+WORLD_SIZE = "world_size"  # may differ; it is in the identity because earlier releases compare it
+
 
 def identity_of(run: RunSpec, base: BaseSpec, quantization: QuantizationSpec | None) -> dict[str, Any]:
     """Return the identity under dotted names: base, tokenizer, chat template, data, and the complete configuration."""
@@ -28,7 +30,7 @@ def identity_of(run: RunSpec, base: BaseSpec, quantization: QuantizationSpec | N
                 "training_file_sha256": run.training_file_sha256,
                 "validation_file_sha256": run.validation_file_sha256,
                 "tokenizer_sha256": _tokenizer_digests(base.directory),
-                "world_size": parallel.world_size(),
+                WORLD_SIZE: parallel.world_size(),
             }
         )
     )
@@ -37,7 +39,7 @@ def identity_of(run: RunSpec, base: BaseSpec, quantization: QuantizationSpec | N
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any], base_directory: Path) -> Iterator[str]:
     """Describe each difference between the identity in a snapshot and that of the current run."""
     saved = _with_layer_patterns(_defaults() | dict(saved), base_directory)
-    for name in sorted(saved.keys() | current.keys()):
+    for name in sorted((saved.keys() | current.keys()) - {WORLD_SIZE}):
         if saved.get(name) != current.get(name):
             yield f"{name} was {saved.get(name)!r} and is {current.get(name)!r}"
 

@@ -29,7 +29,7 @@ from app.system.snapshot_directories import newest_valid, snapshot_directories, 
 from worker.trainer.checkpoint.checkpoint import staged, step_directory
 from worker.trainer.distributed import parallel
 from worker.trainer.runtime.failures import Failure
-from worker.trainer.snapshot.identity import differences
+from worker.trainer.snapshot.identity import WORLD_SIZE, differences
 from worker.trainer.training.state import Run
 from worker.trainer.validation.early_stopping import TENSOR_PREFIX, BestValidation
 
@@ -49,6 +49,7 @@ class LoadedSnapshot:
     metrics: dict[str, float | None]  # of that step, in case its checkpoint must be written again
     plan: ExecutionPlan
     versions: dict[str, str]
+    world_size: int
     best: BestValidation
     tensors: dict[str, torch.Tensor]
     is_complete: bool = False  # no step is left
@@ -122,6 +123,7 @@ def open_snapshot(directory: Path, identity: Mapping[str, Any], base_directory: 
         metrics=manifest["metrics"],
         plan=_read_plan(manifest["choices"]),
         versions=manifest["versions"],
+        world_size=manifest["identity"].get(WORLD_SIZE, 1),
         best=BestValidation.from_dict(manifest.get("best", {}), tensors),
         tensors=tensors,
         is_complete=manifest.get("is_complete", False),
@@ -159,10 +161,13 @@ def _restore_tensors(run: Run, tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 def _restore_random_state(run: Run, snapshot: LoadedSnapshot) -> None:
-    """Restore the dropout generator. The state of a CPU does not fit a GPU: then seed it by run, process and step."""
+    """Restore the dropout generator of this process, or seed it by run, process and step.
+
+    The snapshot has no state for a process that is new, and the state of a CPU does not fit a GPU.
+    """
     generator, rank, tensors = run.adapter.generator, parallel.rank(), snapshot.tensors
-    state = tensors.get(f"{GENERATOR_PREFIX}/{rank}", tensors[GENERATOR_PREFIX])
-    if len(state) == len(generator.get_state()):
+    state = tensors.get(f"{GENERATOR_PREFIX}/{rank}", None if rank else tensors[GENERATOR_PREFIX])
+    if state is not None and len(state) == len(generator.get_state()):
         generator.set_state(state)
     else:
         generator.manual_seed(random.Random(f"{run.spec.seed}/{rank}/{snapshot.step}").getrandbits(32))

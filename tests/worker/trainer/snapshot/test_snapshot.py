@@ -159,11 +159,16 @@ class TestResume:
         _, log = run_trainer(make_spec(tiny, examples, resume_from=snapshot, validation_file=other), tmp_path / "b")
         assert "validation_file_sha256 was" in failure(log).message
 
-    def test_another_number_of_processes_is_refused_by_name(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
-        snapshot = rewritten(drained_at(1, tiny, examples, tmp_path / "a"), identity={"world_size": 2})
-        code, log = run_trainer(make_spec(tiny, examples, resume_from=snapshot), tmp_path / "b")
-        assert code == ExitCode.BAD_SPEC
-        assert "world_size was 2 and is 1" in failure(log).message
+    @pytest.mark.parametrize(("dropout", "effect"), [(0.0, "equal within rounding"), (0.2, "dropout masks differ")])
+    def test_another_number_of_processes_is_allowed_with_a_warning(
+        self, tiny: Path, examples: Path, tmp_path: Path, dropout: float, effect: str
+    ) -> None:
+        snapshot = rewritten(drained_at(1, tiny, examples, tmp_path / "a", dropout=dropout), identity={"world_size": 2})
+        code, log = run_trainer(make_spec(tiny, examples, resume_from=snapshot, dropout=dropout), tmp_path / "b")
+        assert code == ExitCode.DONE
+        (message,) = (each.message for each in log.of(Message) if "processes" in each.message)
+        assert "with processes 2 -> 1: " in message
+        assert effect in message
 
     def test_a_snapshot_from_before_a_parameter_existed_still_opens(
         self, tiny: Path, examples: Path, tmp_path: Path
