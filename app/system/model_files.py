@@ -45,6 +45,7 @@ DEQUANTIZED_FROM = ".dequantized_from"  # in a 16-bit copy: the SHA-256 of the s
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
 DEFAULT_CONTEXT_LENGTH = 2048
+ORIGINAL_LENGTH = "original_max_position_embeddings"
 SIZE_KEYS = (
     "hidden_size",
     "intermediate_size",
@@ -54,6 +55,7 @@ SIZE_KEYS = (
     "head_dim",
     "vocab_size",
     "max_position_embeddings",
+    ORIGINAL_LENGTH,
 )
 SIZES_BY_LAYER = ("intermediate_size",)  # may be arrays, one size for each layer
 COUNT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "num_experts_per_tok", "top_k_experts")
@@ -224,12 +226,28 @@ def _number_problems(text: Mapping[str, Any]) -> Iterator[str]:
         sizes = text.get(key)
         each = sizes if isinstance(sizes, list) and key in SIZES_BY_LAYER else [sizes]
         if not all(size is None or _is_integer_from(1, size) for size in each):
-            yield f"config.json has {key} {json.dumps(sizes)}; only positive integers are sizes"
+            yield _not_a_size(key, sizes)
+    for name, rope in _rope_parameters(text):
+        if rope.get(ORIGINAL_LENGTH) is not None and not _is_integer_from(1, rope[ORIGINAL_LENGTH]):
+            yield _not_a_size(f"{name}.{ORIGINAL_LENGTH}", rope[ORIGINAL_LENGTH])
     for key in COUNT_KEYS:
         if text.get(key) is not None and not _is_integer_from(0, text[key]):
             yield f"config.json has {key} {json.dumps(text[key])}; only integers from 0 are allowed"
     if text.get("max_position_embeddings") == 1:
         yield "config.json gives it a context of 1 token, which leaves none to predict"
+
+
+def _rope_parameters(text: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The parameters of the rotary embeddings with their names: one for all layers, or one for each kind of layer."""
+    for key in OBJECT_KEYS:
+        rope = text.get(key)
+        if isinstance(rope, dict):
+            yield key, rope
+            yield from ((f"{key}.{kind}", each) for kind, each in rope.items() if isinstance(each, dict))
+
+
+def _not_a_size(key: str, value: object) -> str:
+    return f"config.json has {key} {json.dumps(value)}; only positive integers are sizes"
 
 
 def _is_integer_from(least: int, value: object) -> bool:

@@ -129,6 +129,18 @@ def test_an_added_token_without_a_row_is_noted_and_one_that_ends_texts_is_refuse
         ({"architectures": 3}, "architectures 3; only an array"),
         ({"rope_parameters": [1]}, r"rope_parameters \[1\]; only an object"),
         ({"num_experts": "four"}, 'num_experts "four"; only integers from 0'),
+        (
+            {"original_max_position_embeddings": "4k", "rope_scaling": {"type": "longrope"}},
+            'original_max_position_embeddings "4k"; only positive integers',
+        ),
+        (
+            {"rope_scaling": {"type": "longrope", "original_max_position_embeddings": "4k"}},
+            'rope_scaling.original_max_position_embeddings "4k"; only positive integers',
+        ),
+        (
+            {"rope_parameters": {"full_attention": {"original_max_position_embeddings": [64]}}},
+            r"rope_parameters.full_attention.original_max_position_embeddings \[64\]; only positive integers",
+        ),
     ],
 )
 def test_sizes_that_no_model_has_are_refused_without_torch(
