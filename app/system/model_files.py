@@ -122,10 +122,10 @@ def dequantized_bytes(directory: Path) -> int:
 
 def with_report(entry: CatalogEntry, report: TrainerReport) -> CatalogEntry:
     """The catalog entry with the values that the trainer determines: names, shapes and the defaults of its classes."""
-    layers = report.layers
+    layers, text = report.layers, text_config(report.text_config)
     known = {
-        "context_length": max_document_tokens(report.text_config) or entry.context_length,
-        "vocab_size": int(report.text_config.get("vocab_size") or entry.vocab_size),
+        "context_length": max_document_tokens(text) or entry.context_length,
+        "vocab_size": int(text.get("vocab_size") or entry.vocab_size),
         "parameters": report.parameters,
         "target_modules": _smallest_by_name(layers),
         "layers": layers if len(layers) <= MAX_LISTED_LAYERS else {},
@@ -133,10 +133,10 @@ def with_report(entry: CatalogEntry, report: TrainerReport) -> CatalogEntry:
         "whole_modules": report.whole_modules,
         "linear_parameters": report.linear_parameters,
         "expert_parameters": report.expert_parameters,
-        "active_experts": _active_experts(report.text_config),
+        "active_experts": _active_experts(text),
         "activation_bytes": report.activation_bytes,
     }
-    return entry.model_copy(update={**known, **_sizes(report.text_config | {"hidden_size": entry.hidden_size})})
+    return entry.model_copy(update={**known, **_sizes(text | {"hidden_size": entry.hidden_size})})
 
 
 def entry_of(base: BaseSpec) -> CatalogEntry:

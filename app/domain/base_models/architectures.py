@@ -20,6 +20,9 @@ EXPERT_LAYER = re.compile(r"\.experts\.\d+\.(\w+)\.weight$")
 
 LATENT_ATTENTION = "it uses multi-head latent attention, whose keys and values have different sizes"
 STATE_SPACE = "it has state-space layers (Mamba)"
+CHUNKED_ATTENTION = "it uses chunked attention (Llama 4)"
+ENCODER_DECODER = "it is an encoder with a decoder; only decoders are trained"
+MASKED_TOKENS = "it is an encoder that predicts masked tokens; only models that predict the next token are trained"
 # What cannot be trained yet, by the model_type of config.json.
 UNSUPPORTED_TYPES = {
     "falcon": "transformers' Falcon computes its own attention, which cannot be replaced",
@@ -27,20 +30,37 @@ UNSUPPORTED_TYPES = {
     "mpt": "transformers' MPT computes its own attention with ALiBi, which cannot be replaced",
     "gpt2": "GPT-2 stores its layers as transposed convolutions (Conv1D), not as linear layers",
     "rwkv": "it is a recurrent network (RWKV)",
+    "llama4": CHUNKED_ATTENTION,
+    "llama4_text": CHUNKED_ATTENTION,
 }
 STATE_SPACE_TYPES = re.compile(r"mamba|jamba|bamba|zamba|falcon_h1|nemotron_h|granitemoehybrid|recurrent_gemma")
 # These have such layers only where `layer_types` says so: Granite 4.0 micro, 1B and 350M have none.
 OPTIONAL_STATE_SPACE_TYPES = ("granitemoehybrid",)
 ATTENTION_LAYERS = ("attention", "full_attention")
+# Names of GPT-2 and its successors, of Bloom, and of T5 and XGLM.
+OTHER_NAMES = {
+    "d_model": "hidden_size",
+    "n_embed": "hidden_size",
+    "n_embd": "hidden_size",
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+    "n_inner": "intermediate_size",
+    "n_positions": "max_position_embeddings",
+}
 # Checkpoints of other quantization methods: `quant_method` of config.json -> what to do instead.
 DEQUANTIZED_METHODS = frozenset({"mxfp4", "fp8"})  # registration converts these
 METHOD_NAMES = {"gptq": "GPTQ", "awq": "AWQ", "bitsandbytes": "bitsandbytes", "compressed-tensors": "llm-compressor"}
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The part of config.json that describes the text model; a checkpoint with images has one for each modality."""
+    """The part of config.json that describes the text model, under the names that most architectures use.
+
+    A checkpoint with images has such a part for each modality.
+    """
     nested = config.get("text_config") or config.get("llm_config")
-    return nested if isinstance(nested, Mapping) else config
+    text = nested if isinstance(nested, Mapping) else config
+    others = {name: text[other] for other, name in OTHER_NAMES.items() if other in text and name not in text}
+    return {**text, **others}
 
 
 def unsupported_reason(config: Mapping[str, Any]) -> str | None:
@@ -50,8 +70,14 @@ def unsupported_reason(config: Mapping[str, Any]) -> str | None:
     layer_types = text.get("layer_types") or text.get("layers_block_type")
     layers = layer_types if isinstance(layer_types, list) else []
     has_attention_only = bool(layers) and all(layer in ATTENTION_LAYERS for layer in layers)
+    if "ForMaskedLM" in str(config.get("architectures")):
+        return MASKED_TOKENS
+    if config.get("is_encoder_decoder"):
+        return ENCODER_DECODER
     if text.get("kv_lora_rank"):
         return LATENT_ATTENTION
+    if "chunked_attention" in layers:
+        return CHUNKED_ATTENTION
     if kind in OPTIONAL_STATE_SPACE_TYPES and has_attention_only:
         return None
     if STATE_SPACE_TYPES.search(kind) or "mamba" in layers:

@@ -133,7 +133,11 @@ def _one_line(error: Exception) -> str:
 
 def _model_class(config: Any) -> Any:
     """Return the class that `architectures` names for a checkpoint with other modalities, else transformers' choice."""
-    if config.get_text_config() is not config:
+    try:
+        text = config.get_text_config()
+    except ValueError as error:
+        raise UnsupportedBase(f"it has more than one text model (model_type {config.model_type!r})") from error
+    if text is not config:
         named: Any = getattr(transformers, (config.architectures or [""])[0], None)
         if named is not None:
             return named

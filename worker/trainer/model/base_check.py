@@ -77,6 +77,8 @@ def _check_base(base: FrozenBase) -> None:
     logits_T_V = _own_logits(base, single)
     if not torch.isfinite(logits_T_V).all():
         raise _dtype_overflow(base)
+    if getattr(base.model.get_output_embeddings(), "bias", None) is not None:
+        raise _unsupported(base, "adds a bias to its logits")
     if _difference(logits_T_V, _logits(base, single)) > MAX_HEAD_DIFFERENCE:
         raise _unsupported(base, "computes its logits with more than one matrix product")
     _check_packed_training(base, first, second, single_T_D)

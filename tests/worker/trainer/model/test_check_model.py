@@ -13,9 +13,15 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer
 
-from app.domain.base_models.architectures import STATE_SPACE, unsupported_reason
+from app.domain.base_models.architectures import (
+    CHUNKED_ATTENTION,
+    ENCODER_DECODER,
+    MASKED_TOKENS,
+    STATE_SPACE,
+    unsupported_reason,
+)
 from app.domain.base_models.catalog import RefusedModel
-from app.system.model_files import read_catalog_entry
+from app.system.model_files import read_catalog_entry, with_report
 from tests.tiny import CHAT_TEMPLATE, make_tiny_base, write_tokenizer
 from tests.worker.trainer.model.bases import SIZES, make_base
 from worker.trainer.model import check_model as program
@@ -202,12 +208,30 @@ def test_an_architecture_that_cannot_be_trained_is_refused_with_the_true_reason(
         ({"model_type": "falcon_h1", "layer_types": ["attention"]}, STATE_SPACE),
         ({"model_type": "llama", "layer_types": ["mamba"]}, STATE_SPACE),
         ({"model_type": "qwen3_next", "layer_types": ["linear_attention"]}, None),
+        ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, MASKED_TOKENS),
+        ({"model_type": "t5", "is_encoder_decoder": True}, ENCODER_DECODER),
+        ({"model_type": "llama4", "text_config": {"model_type": "llama4_text"}}, CHUNKED_ATTENTION),
+        ({"model_type": "other", "layer_types": ["chunked_attention"]}, CHUNKED_ATTENTION),
     ],
 )
-def test_the_layers_decide_about_an_architecture_with_optional_state_space_layers(
-    config: dict[str, Any], reason: str | None
-) -> None:
+def test_config_json_tells_which_architectures_cannot_be_trained(config: dict[str, Any], reason: str | None) -> None:
     assert unsupported_reason(config) == reason
+
+
+def test_a_config_with_the_names_of_gpt_is_read(tmp_path: Path) -> None:
+    """StarCoder is trained; GPT-J is refused, but not for a missing hidden_size."""
+    sizes = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_inner": 96, "n_positions": 128, "vocab_size": 272}
+    for name, changes in (("GPTBigCode", {}), ("GPTJ", {"rotary_dim": 8})):
+        model_class = getattr(transformers, f"{name}ForCausalLM")
+        model_class(model_class.config_class(**sizes, **changes)).save_pretrained(tmp_path / name)
+        write_tokenizer(tmp_path / name)
+    report, entry = check_model(tmp_path / "GPTBigCode"), read_catalog_entry(tmp_path / "GPTBigCode")
+    assert report.problems == ()
+    for each in (entry, with_report(entry, report)):
+        assert (each.hidden_size, each.decoder_layers, each.attention_heads, each.intermediate_size) == (64, 2, 4, 96)
+        assert each.context_length == 128
+    assert read_catalog_entry(tmp_path / "GPTJ").hidden_size == 64
+    assert "a bias to its logits" in check_model(tmp_path / "GPTJ").problems[0]
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes"])
