@@ -52,7 +52,7 @@ DEQUANTIZED_METHODS = frozenset({"mxfp4", "fp8"})  # registration converts these
 METHOD_NAMES = {"gptq": "GPTQ", "awq": "AWQ", "bitsandbytes": "bitsandbytes", "compressed-tensors": "llm-compressor"}
 
 
-def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of config.json that describes the text model, under the names that most architectures use.
 
     A checkpoint with images has such a part for each modality.

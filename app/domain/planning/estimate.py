@@ -23,7 +23,14 @@ from app.domain.planning.duration import (
     validation_flop,
 )
 from app.domain.planning.execution_plan import ExecutionPlan, Measurement
-from app.domain.planning.memory import MAX_BLOCK_ATTENTION_TOKENS, DeviceKind, MemoryEstimate, estimate_memory
+from app.domain.planning.memory import (
+    MAX_BLOCK_ATTENTION_TOKENS,
+    DeviceKind,
+    MemoryEstimate,
+    compute_dtype_bytes,
+    estimate_memory,
+    offloaded_bytes,
+)
 from app.domain.planning.packing import largest_batch, max_attention_cost, mean_packed_length
 from app.domain.planning.workload import Workload
 
@@ -54,6 +61,7 @@ class Device:
     cores: int = 1
     core_flops: float = DEFAULT_CORE_FLOPS  # FLOP/s of one CPU core, estimated from its flags
     product_flops: float | None = None  # FLOP/s of one large matrix product, measured on a GPU without a known peak
+    host_bytes: int | None = None  # free memory of the host of a GPU, for offload; None: not known
     slots: int = 1  # jobs that share the GPU: `memory_bytes` is then the budget of one of them
 
     @property
@@ -117,6 +125,7 @@ class Placement:
     step_flop: float  # per token
     seconds: float
     basis: Literal["formula", "measured"]
+    lacking_host_bytes: int = 0  # that offload would take, and the host does not have
 
     @property
     def message(self) -> str:
@@ -126,7 +135,12 @@ class Placement:
         remedy = "Lower hyperparameters.context_length first, then lora.r; without quantization, use 4 bits."
         if self.memory.process + self.memory.base > USABLE_MEMORY_SHARE * self.device.memory_bytes:
             remedy = "Choose a smaller base model or a worker with more memory; without quantization, use 4 bits."
-        return f"Does not fit {self.device.label}: it needs {required} of {available}, even with {self.plan}. {remedy}"
+        host = ""
+        if self.lacking_host_bytes:
+            needed, free = _gigabytes(self.lacking_host_bytes), _gigabytes(self.device.host_bytes or 0)
+            host = f"The inputs of the layers would take {needed} of host memory, of which {free} are free. "
+        seen = f"it needs {required} of {available}, even with {self.plan}"
+        return f"Does not fit {self.device.label}: {seen}. {host}{remedy}"
 
 
 @dataclass(frozen=True)
@@ -158,9 +172,15 @@ def estimate_placement(
     """
     candidate_row_tokens = _candidate_row_tokens(device, work.lengths.max_tokens, max_row_tokens)
     batches_by_row_tokens = {tokens: _packed_batches(spec, work, tokens) for tokens in candidate_row_tokens}
-    placements = []
+    placements, lacking_host_bytes = [], 0
     for plan in _candidates(entry, spec, candidate_row_tokens, cuda_kernels):
         batches = batches_by_row_tokens[plan.row_tokens]
+        if plan.offload and device.host_bytes is not None:
+            width = compute_dtype_bytes(spec.quantization)
+            needed = offloaded_bytes(entry.hidden_size, entry.decoder_layers, width, batches.largest_tokens)
+            if needed > USABLE_MEMORY_SHARE * device.host_bytes:
+                lacking_host_bytes = min(needed, lacking_host_bytes or needed)
+                continue
         formula = estimate_memory(
             entry,
             spec,
@@ -178,7 +198,8 @@ def estimate_placement(
         placements.append(_placement(entry, spec, work, device, correction, plan, formula, corrected, batches))
     if fitting := [each for each in placements if each.fits]:
         return _select(entry, device, fitting)
-    return min(placements, key=lambda each: (each.memory.total, each.memory.activations))
+    smallest = min(placements, key=lambda each: (each.memory.total, each.memory.activations))
+    return replace(smallest, lacking_host_bytes=lacking_host_bytes)
 
 
 def _select(entry: CatalogEntry, device: Device, placements: Sequence[Placement]) -> Placement:

@@ -207,6 +207,12 @@ def _targets(entry: CatalogEntry, lora: LoraSpec) -> dict[str, tuple[int, int]]:
     return {name: shape for name, shape in entry.layers.items() if name.split(".")[-1] in lora.target_modules}
 
 
+def offloaded_bytes(hidden_size: int, layers: int, width: int, row_tokens: int) -> int:
+    """Bytes of host memory for the inputs of the layers: torch rounds pinned blocks up to a power of two."""
+    block_bytes = 1 << (row_tokens * hidden_size * width - 1).bit_length()
+    return layers * block_bytes
+
+
 def kept_bytes_per_token(batch: _LargestBatch, elementwise: bool) -> int:
     """Bytes per token that one layer saves for its backward.
 

@@ -76,6 +76,11 @@ def measure(device: torch.device) -> DeviceMemory:
     return min(_cpu_memories(), key=lambda memory: memory.free_bytes)
 
 
+def free_host_bytes() -> int:
+    """Return the free bytes of the host, by the limit that leaves the fewest."""
+    return min(memory.free_bytes for memory in _cpu_memories())
+
+
 def reset_peak(device: torch.device) -> None:
     """Measure the peak from now on. If the kernel forbids that, it stays the peak since the start of the process."""
     if device.type == "cuda":

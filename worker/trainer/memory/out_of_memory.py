@@ -20,13 +20,15 @@ from typing import Any, TypeVar
 from app.domain.jobs.spec import MAX_SAMPLE_PROMPTS
 from app.domain.jobs.states import Reason
 from app.domain.planning.duration import relative_token_cost
+from app.domain.planning.estimate import USABLE_MEMORY_SHARE
 from app.domain.planning.execution_plan import ExecutionPlan, Recompute
-from app.domain.planning.memory import DeviceKind
+from app.domain.planning.memory import DeviceKind, offloaded_bytes
 from app.domain.planning.packing import largest_batch
 from worker.trainer.data.batch import TokenizedDataset
 from worker.trainer.distributed import parallel
 from worker.trainer.memory import device_memory
 from worker.trainer.memory.activation_checkpointing import Recomputation
+from worker.trainer.memory.placement import offload_bytes
 from worker.trainer.model.base_model import FrozenBase
 from worker.trainer.runtime.failures import Failure, SuppressOutOfMemory, out_of_memory
 from worker.trainer.runtime.records import Keepalive, RecordWriter
@@ -120,7 +122,9 @@ class OutOfMemoryPolicy:
         before, lengths = self.plan, run.dataset.lengths()
         largest_tokens = largest_batch(lengths, run.spec.hyperparameters, run.spec.seed, before.row_tokens)[1]
         kind: DeviceKind = "cuda" if self._base.device.type == "cuda" else "cpu"
-        after = reduce_plan(before, largest_tokens, lengths.max_tokens, len(self._recomputation.layers), kind)
+        layers = len(self._recomputation.layers)
+        can_offload = before.offload or self._has_host_memory(min(before.row_tokens, largest_tokens), layers)
+        after = reduce_plan(before, largest_tokens, lengths.max_tokens, layers, kind, can_offload=can_offload)
         if after is None:
             raise out_of_memory(run.spec)
         self.plan = after
@@ -130,6 +134,12 @@ class OutOfMemoryPolicy:
             f"{_effect_on_result(run, before, after)}."
         )
         self._emit.message(text, "warn", step=run.step + 1, before=before.layout, after=after.layout)
+
+    def _has_host_memory(self, row_tokens: int, layers: int) -> bool:
+        """Return whether the inputs of the layers fit into the host's memory."""
+        width, hidden_size = self._base.compute_dtype.itemsize, self._base.text_config.hidden_size
+        needed = offloaded_bytes(hidden_size, layers, width, row_tokens)
+        return needed <= USABLE_MEMORY_SHARE * offload_bytes()
 
     def _apply(self) -> None:
         """Set recomputation and cached weights as planned; cache no weights if they do not fit."""
@@ -175,7 +185,13 @@ def smallest_plan(plans: Sequence[ExecutionPlan]) -> ExecutionPlan:
 
 
 def reduce_plan(
-    plan: ExecutionPlan, largest_tokens: int, longest_document: int, layers: int, kind: DeviceKind
+    plan: ExecutionPlan,
+    largest_tokens: int,
+    longest_document: int,
+    layers: int,
+    kind: DeviceKind,
+    *,
+    can_offload: bool = True,
 ) -> ExecutionPlan | None:
     """Return the fastest of the plans with one degree less memory; None when nothing is left to reduce.
 
@@ -185,7 +201,8 @@ def reduce_plan(
     def cost(each: ExecutionPlan) -> float:
         return relative_token_cost(layers, each, kind, min(each.row_tokens, largest_tokens))
 
-    return min(_plans_with_less_memory(plan, largest_tokens, longest_document, layers), key=cost, default=None)
+    plans = _plans_with_less_memory(plan, largest_tokens, longest_document, layers)
+    return min((each for each in plans if can_offload or not each.offload), key=cost, default=None)
 
 
 def _plans_with_less_memory(

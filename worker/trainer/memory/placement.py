@@ -51,10 +51,12 @@ def place(
     factor = MEMORY_FACTOR_AFTER_KILL**spec.out_of_memory_kills
     capacity = memory.used_bytes + int(memory.free_bytes / sharing_processes * factor)
     kind: DeviceKind = "cuda" if base.device.type == "cuda" else "cpu"
-    name, flops = device_name(base.device), None
-    if kind == "cuda" and gpu_peak_flops(name) is None:
-        flops = product_flops(base.device, base.compute_dtype)
-    device = Device(kind, name, capacity, torch.get_num_threads(), core_flops(), flops)
+    name, flops, host_bytes = device_name(base.device), None, None
+    if kind == "cuda":
+        host_bytes = offload_bytes()
+        if gpu_peak_flops(name) is None:
+            flops = product_flops(base.device, base.compute_dtype)
+    device = Device(kind, name, capacity, torch.get_num_threads(), core_flops(), flops, host_bytes)
     job = job_spec_of(spec, run.spec)
     validation_tokens = run.validation_dataset.tokens if run.validation_dataset else 0
     work = Workload.of(job, run.dataset.lengths(), run.dataset.labelled_tokens, validation_tokens)
@@ -73,6 +75,11 @@ def place(
         memory.counts_mapped_memory,
         base.cuda_kernels,
     )
+
+
+def offload_bytes() -> int:
+    """Return the free bytes of the host for this process's offload: the processes of a job share the host."""
+    return device_memory.free_host_bytes() // parallel.world_size()
 
 
 def count_missing(

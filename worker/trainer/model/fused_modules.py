@@ -2,7 +2,7 @@
 
 Each takes the place of several element-wise passes over the hidden states. They change the order of roundings, so a
 module is replaced only if the replacement has the same output on a few random tokens within one rounding of the compute
-dtype; what remains is a module of memory_efficient_modules.py or of transformers.
+dtype, and the same gradients; what remains is a module of memory_efficient_modules.py or of transformers.
 
 Two kernels write into their inputs: the gated products store the gradients of gate and up in place of them, and the
 rotary embedding rotates queries and keys in place. The gate and up are used by nothing after the backward of their
@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch.func import functional_call
 
 from worker.trainer.model.memory_efficient_modules import (
     COMPARED_TOKENS,
@@ -36,6 +37,7 @@ from worker.trainer.model.memory_efficient_modules import (
 from worker.trainer.runtime.failures import is_device_lost, is_out_of_memory
 
 ROUNDINGS = 2.0  # of the compute dtype, relative to the largest value: one each of two orders of the same operations
+MAX_GRADIENT_DIFFERENCE = 2e-2  # of the norm: bfloat16 has steps of 4e-3, and a gradient several operations
 # LigerRMSNormFunction has another kernel for so many rows of a small width: the norms of queries and keys.
 MANY_ROWS, SMALL_WIDTH = 32_768, 256
 COMPARED_HEADS, COMPARED_HEAD_SIZE = 2, 64
@@ -114,7 +116,11 @@ def _equal_modules(
         for kind, replacement in _replacements(module, ops):
             is_small = isinstance(replacement, FusedRMSNorm) and replacement.weight.numel() <= SMALL_WIDTH
             sizes = (COMPARED_TOKENS, MANY_ROWS) if is_small else (COMPARED_TOKENS,)
-            if all(is_equal(module, replacement, dtype, tolerance, tokens) for tokens in sizes):
+            if all(
+                is_equal(module, replacement, dtype, tolerance, tokens)
+                and _has_equal_gradients(module, replacement, dtype, tokens)
+                for tokens in sizes
+            ):
                 yield name, kind, replacement
                 break
 
@@ -128,6 +134,39 @@ def _replacements(module: torch.nn.Module, ops: Any) -> Iterator[tuple[str, torc
         for function in (ops.LigerSiLUMulFunction, ops.LigerGELUMulFunction):
             gate, up, down = layers
             yield "gated MLPs", GatedMLP(gate, up, down, function.apply)
+
+
+def _has_equal_gradients(module: torch.nn.Module, replacement: Any, dtype: torch.dtype, tokens: int) -> bool:
+    """Return whether both have the same gradients of the input, and of a norm's weight, which a job may train."""
+    weights = {"weight": replacement.weight} if isinstance(replacement, FusedRMSNorm) else {}
+    width = replacement.weight.shape[0] if weights else replacement.gate_proj.base.in_features
+    device = next(module.parameters()).device
+    x_T_K = torch.randn(tokens, width, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+
+    def gradients(each: torch.nn.Module) -> tuple[torch.Tensor, ...]:
+        return _gradients(
+            lambda x, *values: (functional_call(each, dict(zip(weights, values, strict=True)), (x,)),),
+            (x_T_K, *weights.values()),
+        )
+
+    return _are_close(gradients(replacement), gradients(module))
+
+
+def _gradients(
+    function: Callable[..., tuple[torch.Tensor, ...]], inputs: tuple[torch.Tensor, ...]
+) -> tuple[torch.Tensor, ...]:
+    """Return the gradient of a fixed weighted sum of the outputs, by each input."""
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in inputs]
+    generator = torch.Generator().manual_seed(1)
+    with torch.enable_grad():
+        outputs = function(*leaves)
+        weights = [torch.randn(y.shape, generator=generator).to(y.device, y.dtype) for y in outputs]
+        return torch.autograd.grad(outputs, leaves, weights)
+
+
+def _are_close(gradients: tuple[torch.Tensor, ...], expected: tuple[torch.Tensor, ...]) -> bool:
+    pairs = zip(gradients, expected, strict=True)
+    return all(bool((one - two).norm() <= MAX_GRADIENT_DIFFERENCE * two.norm()) for one, two in pairs)
 
 
 def _equal_rotary(model: Any, ops: Any, dtype: torch.dtype, tolerance: float) -> Iterator[tuple[Any, FusedRotary]]:
@@ -151,10 +190,16 @@ def _rotates_equally(
     shape = (1, COMPARED_HEADS, COMPARED_TOKENS, COMPARED_HEAD_SIZE)
     query, key = (torch.randn(shape, generator=generator).to(device, dtype) for _ in range(2))
     angle = torch.rand(1, COMPARED_TOKENS, COMPARED_HEAD_SIZE // 2, generator=generator).repeat(1, 1, 2).to(device)
-    inputs = (query, key, angle.cos().to(dtype), angle.sin().to(dtype))
+    cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
     try:
-        expected = original(*inputs)
+        expected = original(query, key, cos, sin)
     except (TypeError, RuntimeError):  # another signature, or other shapes of cos and sin
         return False
-    pairs = zip(replacement(*inputs), expected, strict=True)
-    return all(bool((one - two).abs().max() <= tolerance * two.abs().max()) for one, two in pairs)
+    pairs = zip(replacement(query, key, cos, sin), expected, strict=True)
+    if not all(bool((one - two).abs().max() <= tolerance * two.abs().max()) for one, two in pairs):
+        return False
+    ours, theirs = (
+        _gradients(lambda *heads, rotate=rotate: rotate(*heads, cos, sin), (query, key))
+        for rotate in (replacement, original)
+    )
+    return _are_close(ours, theirs)

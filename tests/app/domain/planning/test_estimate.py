@@ -260,6 +260,20 @@ class TestCudaKernels:
         assert placement.fits, placement.message
         assert (placement.plan.recompute, placement.plan.offload) == ("everything", True)
 
+    def test_the_memory_of_the_host_limits_the_offload(self) -> None:
+        """32 inputs of 16,384 tokens x 4,096 numbers in 16 bits, each in a pinned block of 128 MiB: 4.29 GB."""
+        job = spec()
+        hyperparameters = job.hyperparameters.model_copy(update={"context_length": 16_384})
+        job = job.model_copy(update={"hyperparameters": hyperparameters})
+        long, fits = work(job, 16_384, 64), {}
+        for host_bytes in (5_000_000_000, 4_300_000_000):
+            device = replace(L4, memory_bytes=16 << 30, host_bytes=host_bytes)
+            placement = estimate_placement(LLAMA_8B, job, long, device, cuda_kernels=True)
+            fits[host_bytes] = placement.fits
+        assert fits == {5_000_000_000: True, 4_300_000_000: False}
+        assert not placement.plan.offload
+        assert "would take 4.29 GB of host memory, of which 4.30 GB are free." in placement.message
+
     def test_with_enough_memory_nothing_is_offloaded(self) -> None:
         job = spec()
         assert not estimate_placement(LLAMA_8B, job, work(job), H100, cuda_kernels=True).plan.offload

@@ -305,6 +305,10 @@ class TestReducePlan:
         assert plans[0].layout["offload"]
         assert self.plans_below(ExecutionPlan(row_tokens=300, recompute="everything")) == []
 
+    def test_without_host_memory_they_stay(self) -> None:
+        plan = ExecutionPlan(row_tokens=300, recompute="everything", cuda_kernels=True)
+        assert reduce_plan(plan, 300, 300, 32, "cuda", can_offload=False) is None
+
     def test_recomputation_grows_by_a_quarter_of_the_layers(self) -> None:
         plans = self.plans_below(ExecutionPlan(row_tokens=300, recompute="layers", recompute_layers=3), "cpu")
         assert [plan.recompute_layers for plan in plans] == [11, 19, 27, 0]

@@ -31,11 +31,11 @@ class LigerRMSNormFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        leaf = x.detach().requires_grad_()
+        leaves = x.detach().requires_grad_(), weight.detach().requires_grad_()
         with torch.enable_grad():
-            y = _norm(leaf, weight.detach(), ctx.epsilon, ctx.offset, ctx.casting_mode)
-        (dx,) = torch.autograd.grad(y, leaf, dy)
-        return (dy.copy_(dx) if ctx.in_place else dx), None, None, None, None, None, None
+            y = _norm(*leaves, ctx.epsilon, ctx.offset, ctx.casting_mode)
+        dx, dweight = torch.autograd.grad(y, leaves, dy)
+        return (dy.copy_(dx) if ctx.in_place else dx), dweight, None, None, None, None, None
 
 
 def _norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float, offset: float, casting_mode: str) -> torch.Tensor:
