@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from sqlalchemy import func, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import and_, extract, func, or_, select, update
+from sqlalchemy.orm import Session, aliased
 
 from app.db.tables import Attempt, Job, MeasurementRow
 from app.domain.jobs.events import Measured, Planned, Probed
@@ -71,9 +71,38 @@ def finish(session: Session, job: Job, measured: Measured) -> None:
             step_seconds=measured.step_seconds,
             step_tokens=measured.step_tokens,
             validation_seconds=measured.validation_seconds,
-            others_share=measured.others_share,
+            others_share=(
+                _share_of_other_slots(session, job) if measured.others_share is None else measured.others_share
+            ),
         )
     )
+
+
+def _share_of_other_slots(session: Session, job: Job) -> float | None:
+    """The share of its GPU that jobs in other slots had while this attempt ran; None for a GPU without slots.
+
+    Programs on one GPU take turns, so each of them counts as one that computes all the time.
+    """
+    own, other = aliased(Attempt), aliased(Attempt)
+    is_beside = and_(
+        other.gpu_uuids.contains(own.gpu_uuids),
+        other.job_id != own.job_id,
+        or_(other.ended_at.is_(None), other.ended_at > own.started_at),
+    )
+    seconds_beside = func.coalesce(other.ended_at, func.now()) - func.greatest(own.started_at, other.started_at)
+    query = (
+        select(
+            extract("epoch", func.now() - own.started_at),
+            func.coalesce(func.sum(extract("epoch", seconds_beside)).filter(other.job_id.is_not(None)), 0),
+        )
+        .outerjoin(other, is_beside)
+        .where(own.job_id == job.id, own.attempt == job.attempt, own.gpu_uuids.is_not(None))
+        .group_by(own.started_at)
+    )
+    if (row := session.execute(query).one_or_none()) is None:
+        return None
+    own_seconds, others_seconds = float(row[0]), float(row[1])
+    return others_seconds / max(own_seconds + others_seconds, 1e-9)
 
 
 def similar(

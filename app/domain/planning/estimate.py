@@ -286,7 +286,7 @@ def _placement(
 
 
 def _recent_median(values: Sequence[tuple[float, float]]) -> float | None:
-    """The weighted median of (value, share of the CPU that others used), the newest first; None without values.
+    """The weighted median of (value, share of the CPU or GPU that others used), the newest first; None without values.
 
     Two recent runs on a quiet machine outweigh any number of earlier ones, one run does not.
     """

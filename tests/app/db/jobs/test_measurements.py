@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+
 import pytest
+from sqlalchemy import update
 
 from app.db.engine import Sessions, transaction
 from app.db.jobs import measurements
-from app.db.tables import Job, MeasurementRow, Project
+from app.db.tables import Attempt, Job, MeasurementRow, Project
 from app.domain.jobs.events import Measured, Planned, Probed
 from app.domain.jobs.spec import JobSpec, QuantizationSpec
 from app.domain.jobs.states import Reason
@@ -54,6 +57,35 @@ def test_a_job_counts_when_it_is_done(sessions: Sessions, running: Job) -> None:
     assert (row["loaded_ratio"], row["working_ratio"]) == (1.1, 1.6)
     assert (row["working_bytes"], row["tokens"]) == (500, 4_000)
     assert (row["flops"], row["other_seconds"], row["others_share"]) == (200 * 3e9, 5.0, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "seconds_beside", "share"), [("GPU-1", 100, 0.5), ("GPU-1", 25, 0.2), ("GPU-2", 100, 0.0)]
+)
+def test_a_job_beside_another_on_its_gpu_counts_less(
+    sessions: Sessions,
+    storage: LocalStorage,
+    project: Project,
+    running: Job,
+    gpu: str,
+    seconds_beside: int,
+    share: float,
+) -> None:
+    """The other slot has half of the GPU while it runs."""
+    with transaction(sessions) as session:
+        make_job(session, project, make_file(session, storage, project))
+        validate_job(session)
+        other = start_job(session)
+        for job, uuid, seconds in ((running, "GPU-1", 100), (other, gpu, seconds_beside)):
+            started_at = datetime.now(UTC) - timedelta(seconds=seconds)
+            reservation = {"gpu_uuids": [uuid], "budget_bytes": 1, "started_at": started_at}
+            is_training = (Attempt.job_id == job.id) & (Attempt.attempt == job.attempt)
+            session.execute(update(Attempt).where(is_training).values(reservation))
+        measurements.add(session, running, "cuda", "EPYC", "sha", PLANNED, PROBED)
+    with transaction(sessions) as session:
+        measurements.finish(session, running, DONE.model_copy(update={"others_share": None}))
+    (row,) = found(sessions, running)
+    assert row["others_share"] == pytest.approx(share, abs=0.02)
 
 
 def test_a_peak_of_the_probe_stays_where_the_steps_took_less(sessions: Sessions, running: Job) -> None:
