@@ -10,10 +10,14 @@ from typing import Any
 
 import psycopg
 from sqlalchemy import Engine, create_engine, event
-from sqlalchemy.exc import InvalidatePoolError
+from sqlalchemy.exc import InterfaceError, InternalError, InvalidatePoolError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
 
 Sessions = sessionmaker[Session]
+
+# InternalError: PostgreSQL aborted the transaction because this process was stopped in the middle of it.
+DATABASE_UNAVAILABLE = (OperationalError, InterfaceError, InternalError, PoolTimeout)
 
 CONNECT_TIMEOUT_SECONDS = 5
 STATEMENT_TIMEOUT_MS = 30_000  # no query takes a second; a lock of a stuck client must not block the API
@@ -86,3 +90,8 @@ def _is_readable(connection: psycopg.Connection[Any]) -> bool:
     poll = select.poll()
     poll.register(connection.fileno(), select.POLLIN)
     return bool(poll.poll(0))
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text; SQLAlchemy appends the statement and a link."""
+    return str(error).split("\n", 1)[0]

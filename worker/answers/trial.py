@@ -20,11 +20,11 @@ from queue import Empty, Queue
 
 from pydantic import ValidationError
 
+from app.db.engine import DATABASE_UNAVAILABLE, first_line
 from app.domain.answers.trial import IDLE_SECONDS, AdapterOfAnswer, TrialControl, TrialQuestion, TrialRecord
 from app.log import get_logger
 from app.trial_queue import QUEUE_UNAVAILABLE, TrialSlot
 from worker.answers.prepare import CannotAnswer, Prepared, prepare
-from worker.jobs.lease import DATABASE_UNAVAILABLE, first_line
 from worker.jobs.trainer_log import TrainerLog
 from worker.jobs.trainer_process import launch
 from worker.node.locks import try_lock

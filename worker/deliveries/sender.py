@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 from app.db.deliveries import credentials, deliveries
 from app.db.deliveries.credentials import NoSecretKey
 from app.db.deliveries.deliveries import ClaimedDelivery
-from app.db.engine import transaction
+from app.db.engine import DATABASE_UNAVAILABLE, first_line, transaction
 from app.db.files import files
 from app.db.jobs import evaluations
 from app.db.operations import status
@@ -55,7 +55,6 @@ from worker.deliveries.outbound import limited_connections, trust_database
 from worker.deliveries.plugin import PluginTarget
 from worker.deliveries.shared_directory import SharedDirectoryTarget
 from worker.health import write_heartbeat
-from worker.jobs.lease import DATABASE_UNAVAILABLE, first_line
 from worker.node.resources import Resources
 
 SENDER_THREADS = 8

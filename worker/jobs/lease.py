@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import contextvars
 import threading
-import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Literal, TypeVar
 
-from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
-from app.db.engine import transaction
+from app.db.engine import DATABASE_UNAVAILABLE, first_line, transaction
 from app.db.ids import new_id
 from app.db.jobs import claims, events
 from app.db.jobs.claims import FencedError, Lease
@@ -26,22 +23,17 @@ from app.db.tables import Job
 from app.domain.jobs.states import Desired
 from app.domain.scheduling.worker_capacity import WorkerCapacity
 from app.log import get_logger
+from app.system.boot_clock import boottime_seconds
 from app.telemetry import metrics
 from worker.node.resources import Resources
 
 Result = TypeVar("Result")
 LossCause = Literal["fenced", "database_unavailable", "self_fenced"]
-# InternalError: PostgreSQL aborted the transaction because this process was stopped in the middle of it.
-DATABASE_UNAVAILABLE = (OperationalError, InterfaceError, InternalError, PoolTimeout)
 LEASE_LOST = "lease_lost"  # how an attempt ended whose end was not written by its holder
 RETRY_SECONDS = 0.5
 THREAD_EXIT_TIMEOUT_SECONDS = 5
 
 log = get_logger(__name__)
-
-
-def boottime_seconds() -> float:
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 class LeaseUncertain(FencedError):
@@ -220,8 +212,3 @@ class Claimer:
             ttl_seconds = self.resources.settings.lease_ttl_seconds
             claims.renew_lease(session, Lease(job.id, job.attempt, self.owner), ttl_seconds)
         return job
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's text; SQLAlchemy appends the statement and a link."""
-    return str(error).split("\n", 1)[0]

@@ -7,12 +7,13 @@ from typing import Any, Generic
 
 from sqlalchemy.orm import Session
 
-from app.db.engine import transaction
+from app.db.engine import DATABASE_UNAVAILABLE, transaction
 from app.db.jobs import leased_rows
 from app.db.jobs.claims import FencedError, Lease
 from app.db.jobs.leased_rows import Row
 from app.log import get_logger
-from worker.jobs.lease import DATABASE_UNAVAILABLE, LeaseKeeper, boottime_seconds
+from app.system.boot_clock import boottime_seconds
+from worker.jobs.lease import LeaseKeeper
 from worker.node.resources import Resources
 
 log = get_logger(__name__)

@@ -11,12 +11,11 @@ import threading
 from pathlib import Path
 from types import TracebackType
 
-from app.db.engine import transaction
+from app.db.engine import DATABASE_UNAVAILABLE, first_line, transaction
 from app.db.jobs import logs
 from app.db.tables import Job
 from app.db.tables.jobs import MAX_LOG_BYTES
 from app.log import get_logger
-from worker.jobs.lease import DATABASE_UNAVAILABLE, first_line
 from worker.jobs.workdir import LOG_NAMES
 from worker.node.resources import Resources
 

@@ -11,6 +11,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from app.db.base_models import models
+from app.db.engine import DATABASE_UNAVAILABLE
 from app.db.jobs import claims, measurements
 from app.db.tables import Job
 from app.domain.jobs.events import (
@@ -30,7 +31,7 @@ from app.system.artifact_directory import ManifestMismatch
 from app.telemetry import metrics
 from worker.jobs.artifacts import snapshots
 from worker.jobs.artifacts.publish import Publisher
-from worker.jobs.lease import DATABASE_UNAVAILABLE, LeaseKeeper
+from worker.jobs.lease import LeaseKeeper
 from worker.jobs.sanitize import clean, clean_text
 from worker.node import disk_space
 from worker.node.device import training_device

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sqlalchemy.orm import Session
 
-from app.db.engine import transaction
+from app.db.engine import DATABASE_UNAVAILABLE, first_line, transaction
 from app.db.jobs import attempts, checkpoints, claims, measurements
 from app.db.jobs.claims import FencedError, NoLongerDesiredError
 from app.db.tables import Job
@@ -32,7 +32,7 @@ from worker.jobs.exit_classification import (
     classify_exit,
     storage_outcome,
 )
-from worker.jobs.lease import DATABASE_UNAVAILABLE, Claimer, LeaseKeeper, first_line
+from worker.jobs.lease import Claimer, LeaseKeeper
 from worker.jobs.log_publisher import LogPublisher
 from worker.jobs.observed_attempt import observed_attempt
 from worker.jobs.prepare import PreparationError, prepare

@@ -11,11 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 from app.db.base_models import models
-from app.db.engine import transaction
+from app.db.engine import DATABASE_UNAVAILABLE, first_line, transaction
 from app.db.tables import BaseModelRow
 from app.domain.scheduling.worker_capacity import WorkerCapacity
 from app.log import get_logger
-from worker.jobs.lease import DATABASE_UNAVAILABLE, first_line
 from worker.jobs.prepare import PreparationError, verify_base_model
 from worker.node.device import training_device, training_gpu_uuids
 from worker.node.resources import Resources

@@ -12,11 +12,10 @@ import threading
 from collections.abc import Callable
 
 from app.db.base_models import registrations
-from app.db.engine import transaction
+from app.db.engine import DATABASE_UNAVAILABLE, first_line, transaction
 from app.db.jobs import evaluations, expired_leases, exports
 from app.job_queue import Queue
 from app.log import get_logger
-from worker.jobs.lease import DATABASE_UNAVAILABLE, first_line
 from worker.node.locks import try_lock
 from worker.node.resources import Resources
 

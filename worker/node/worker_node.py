@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import REGISTRY
 from sqlalchemy.orm import Session
 
-from app.db.engine import transaction
+from app.db.engine import DATABASE_UNAVAILABLE, first_line, transaction
 from app.db.scheduling import workers
 from app.domain.artifacts.exports import ExportType
 from app.job_queue import Queue
@@ -27,7 +27,6 @@ from app.telemetry.tracing import configure_tracing
 from worker.base_models.registrar import Registrar
 from worker.exports.exporter import Exporter, supported_types
 from worker.health import write_heartbeat
-from worker.jobs.lease import DATABASE_UNAVAILABLE, first_line
 from worker.jobs.observed_attempt import begin_metrics
 from worker.jobs.supervisor import JobSupervisor
 from worker.jobs.trainer_process import TRAINER_COMMAND

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from app.log import get_logger
-from worker.jobs.lease import boottime_seconds
+from app.system.boot_clock import boottime_seconds
 
 TOLERANCE_SECONDS = 10.0  # a clock that is slewed, and the time between two readings, differ by less
 

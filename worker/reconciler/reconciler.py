@@ -16,7 +16,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from app.db.base_models import registrations
-from app.db.engine import transaction
+from app.db.engine import DATABASE_UNAVAILABLE, first_line, transaction
 from app.db.jobs import claims, evaluations, expired_leases, exports, full_disk, leased_rows
 from app.db.operations import status
 from app.db.scheduling import workers
@@ -25,9 +25,9 @@ from app.db.tables import BaseModelRegistration, Evaluation, Export
 from app.db.webhooks import operator
 from app.job_queue import Queue
 from app.log import get_logger
+from app.system.boot_clock import boottime_seconds
 from app.telemetry import metrics
 from worker.health import write_heartbeat
-from worker.jobs.lease import DATABASE_UNAVAILABLE, boottime_seconds, first_line
 from worker.node.resources import Resources
 from worker.reconciler.cleanup import MIN_ORPHAN_AGE_SECONDS, apply_retention, clean_up, delete_orphans
 from worker.reconciler.clock_steps import StepDetector

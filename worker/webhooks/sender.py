@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 
 from app.db import encryption
 from app.db.encryption import LostKey, NoSecretKey
-from app.db.engine import transaction
+from app.db.engine import DATABASE_UNAVAILABLE, first_line, transaction
 from app.db.operations import status
 from app.db.webhooks import deliveries, endpoints, operator
 from app.db.webhooks.deliveries import ClaimedWebhookDelivery, DeliveryOutcome
@@ -31,7 +31,6 @@ from app.errors import BadRequest
 from app.log import get_logger
 from app.telemetry import metrics
 from worker.health import write_heartbeat
-from worker.jobs.lease import DATABASE_UNAVAILABLE, first_line
 from worker.node.resources import Resources
 from worker.webhooks.webhook_http import PostLimits, Resolve, WebhookResponse, post, resolve
 

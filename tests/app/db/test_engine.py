@@ -6,10 +6,9 @@ import pytest
 from sqlalchemy import Engine, create_engine, select, text
 
 from app.db import engine as engine_module
-from app.db.engine import make_engine, make_sessions, transaction
+from app.db.engine import DATABASE_UNAVAILABLE, make_engine, make_sessions, transaction
 from app.db.tables import Project
 from tests.factories import make_project
-from worker.jobs.lease import DATABASE_UNAVAILABLE
 
 
 def test_every_connection_has_a_timeout_for_idle_transactions(database_url: str) -> None:

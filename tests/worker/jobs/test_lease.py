@@ -17,8 +17,9 @@ from app.db.jobs import claims
 from app.db.jobs.claims import FencedError, Lease
 from app.db.tables import Attempt, Job, JobEvent
 from app.domain.scheduling.worker_capacity import WorkerCapacity
+from app.system.boot_clock import boottime_seconds
 from tests.worker.worker_harness import OWNER, WorkerHarness
-from worker.jobs.lease import Claimer, LeaseKeeper, LeaseUncertain, boottime_seconds
+from worker.jobs.lease import Claimer, LeaseKeeper, LeaseUncertain
 
 CONNECTION_LOST = psycopg.OperationalError("server closed the connection unexpectedly")
 UNAVAILABLE = OperationalError("COMMIT", {}, CONNECTION_LOST)

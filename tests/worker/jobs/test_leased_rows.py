@@ -6,8 +6,8 @@ import pytest
 
 from app.db.jobs.claims import Lease
 from app.db.tables import Evaluation, Export
+from app.system.boot_clock import boottime_seconds
 from tests.worker.worker_harness import WorkerHarness
-from worker.jobs.lease import boottime_seconds
 from worker.jobs.leased_rows import RowLeaseKeeper
 
 

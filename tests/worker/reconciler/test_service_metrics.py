@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-from app.db.engine import transaction
+from app.db.engine import DATABASE_UNAVAILABLE, transaction
 from app.db.scheduling import workers
 from app.db.tables import Project
 from tests.factories import make_base_model, make_file, make_job
-from worker.jobs.lease import DATABASE_UNAVAILABLE
 from worker.node.resources import Resources, open_resources
 from worker.reconciler.service_metrics import ServiceMetrics
 

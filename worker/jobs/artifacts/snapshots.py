@@ -8,7 +8,7 @@ from pathlib import Path
 from sqlalchemy import null
 from sqlalchemy.orm import Session
 
-from app.db.engine import transaction
+from app.db.engine import DATABASE_UNAVAILABLE, first_line, transaction
 from app.db.jobs import checkpoints, claims
 from app.db.tables import Job, Snapshot
 from app.domain.jobs.events import SnapshotSaved
@@ -17,7 +17,7 @@ from app.log import get_logger
 from app.system.artifact_directory import MANIFEST, ManifestMismatch, sha256_file, verify
 from app.system.snapshot_directories import newest_valid
 from worker.jobs.artifacts import stored_files
-from worker.jobs.lease import DATABASE_UNAVAILABLE, LeaseKeeper, first_line
+from worker.jobs.lease import LeaseKeeper
 from worker.node.resources import Resources
 
 log = get_logger(__name__)
