@@ -79,9 +79,9 @@ def test_a_csv_becomes_examples_by_choosing_columns(open_page: Open, tmp_path: P
     drop(page, file)
     page.wait_for_url(re.compile("/datasets/convert/table-"))
     expect(page.get_by_label("User (question)")).to_have_value("question")
-    page.get_by_label("Assistant (answer)").fill("missing")
-    expect(page.get_by_text("There is no column with this name.")).to_be_visible()
-    page.get_by_label("Assistant (answer)").fill("answer")
+    page.get_by_label("Assistant (answer)").select_option("question")
+    expect(page.get_by_text("The question and the answer are the same column.")).to_be_visible()
+    page.get_by_label("Assistant (answer)").select_option("answer")
     expect(page.get_by_text('"content": "What, is 0?"')).to_be_visible()
     page.get_by_role("button", name="Convert and upload").click()
     page.wait_for_url(re.compile(r"/datasets/file-"))
@@ -102,8 +102,25 @@ def test_a_csv_of_ten_thousand_columns_can_be_converted(open_page: Open, tmp_pat
     drop(page, tmp_path / "wide.csv")
     page.wait_for_url(re.compile("/datasets/convert/table-"))
     expect(page.get_by_text("10,000 columns")).to_be_visible()
+    page.get_by_label("User (question)").fill("missing")
+    page.get_by_label("Assistant (answer)").fill("column 1")
+    expect(page.get_by_text("There is no column with this name.")).to_be_visible()
     page.get_by_label("User (question)").fill("column 9000")
     expect(page.get_by_text('"content": "=9000"').first).to_be_visible()
+
+
+def test_columns_with_unknown_names_are_not_guessed(open_page: Open, tmp_path: Path) -> None:
+    """A table of two columns has a question and an answer; of more, any two would be wrong more often than right."""
+    (tmp_path / "four.csv").write_text("Ticket no,Customer wrote,We answered,Agent\n" + "1,why,because,Ann\n" * 12)
+    page = open_page("/datasets")
+    drop(page, tmp_path / "four.csv")
+    page.wait_for_url(re.compile("/datasets/convert/table-"))
+    expect(page.get_by_text("The first rows appear when the columns are chosen.")).to_be_visible()
+    page.get_by_role("button", name="Convert and upload").click()
+    expect(page.get_by_text("Choose a column.")).to_have_count(2)
+    page.get_by_label("User (question)").select_option("Customer wrote")
+    page.get_by_label("Assistant (answer)").select_option("We answered")
+    expect(page.get_by_text('"content": "because"').first).to_be_visible()
 
 
 @pytest.mark.parametrize(("name", "content"), [("sheet.csv", b"PK\x03\x04\0\0binary"), ("sheet.xlsx", b"PK\x03\x04")])

@@ -111,5 +111,5 @@ def ask_both(page: Page) -> None:
     page.get_by_role("button", name="Ask both").click()
     for one in ("base model", "adapter"):
         answer = page.get_by_role("region", name=f"Answer of the {one}")
-        expect(answer.get_by_role("status")).to_contain_text(re.compile(r"pieces? in "), timeout=TRAINED_MILLISECONDS)
+        expect(answer.get_by_role("status")).to_contain_text(re.compile(r"tokens? in "), timeout=TRAINED_MILLISECONDS)
         expect(answer.locator(".t-answer")).not_to_be_empty()

@@ -12,7 +12,7 @@ from nicegui import ui
 
 from app.web.api_client import ApiError
 from app.web.components.elements import busy, button, card, link, note, tag
-from app.web.components.forms import text_field
+from app.web.components.forms import Field, select_field, text_field
 from app.web.csv_tables import Columns, CsvTable, TableError, json_line
 from app.web.formatting import clean, clean_lines, counted, size
 from app.web.frame import View, error_note, screen
@@ -60,16 +60,11 @@ class Conversion:
         with card("Columns"):
             text = "Each row becomes a chat: the user's message, and the assistant's answer that the model learns. "
             tag("p", text + "For a classification the answer is the label.", "t-lede")
-            with tag("datalist", id="columns"):
-                for name in names[:MAX_LISTED_COLUMNS]:
-                    tag("option", value=name)
+            first, last = (names[0], names[-1]) if len(names) == 2 else ("", "")
             with tag("div", classes="t-grid"):
-                first, last = _guess(names, USER_NAMES, 0), _guess(names, ASSISTANT_NAMES, len(names) - 1)
-                self._user = text_field("User (question)", first, "", self._show_preview, list="columns")
-                self._assistant = text_field("Assistant (answer)", last, "", self._show_preview, list="columns")
-                self._system = text_field(
-                    "System prompt (optional)", "", "A column; empty: none.", self._show_preview, list="columns"
-                )
+                self._user = self._column_field("User (question)", _guess(names, USER_NAMES, first))
+                self._assistant = self._column_field("Assistant (answer)", _guess(names, ASSISTANT_NAMES, last))
+                self._system = self._column_field("System prompt (optional)", "", "None")
         with card("Preview"):
             self._preview = tag("div", classes="t-stack")
         with tag("div", classes="t-actions"):
@@ -78,12 +73,20 @@ class Conversion:
         self._result = tag("div")
         ui.timer(0.05, self._show_preview, once=True)
 
-    def _columns(self) -> Columns | None:
-        """The chosen columns; None, with an error at the field, if one does not exist."""
+    def _column_field(self, label: str, value: str, nothing: str = "Choose a column") -> Field:
+        """A select, or a text field where a select would be slow."""
+        if len(self._names) > MAX_LISTED_COLUMNS:
+            return text_field(label, value, "The name of a column.", self._show_preview)
+        options = {"": nothing} | {name: clean(name, 100) for name in self._names if name.strip()}
+        return select_field(label, options, value, on_change=self._show_preview)
+
+    def _columns(self, is_marked: bool = True) -> Columns | None:
+        """The chosen columns; None, with an error at the field if `is_marked`, if one does not exist."""
         is_valid = True
         for field, is_required in ((self._user, True), (self._assistant, True), (self._system, False)):
-            is_known = field.value in self._names or (not field.value and not is_required)
-            field.set_error("" if is_known else "There is no column with this name.")
+            is_known = field.value in self._names if field.value else not is_required
+            error = "There is no column with this name." if field.value else "Choose a column."
+            field.set_error("" if is_known or not is_marked else error)
             is_valid = is_valid and is_known
         if is_valid and self._user.value == self._assistant.value:
             self._assistant.set_error("The question and the answer are the same column. Choose two.")
@@ -93,9 +96,11 @@ class Conversion:
         return Columns(self._user.value, self._assistant.value, self._system.value or None)
 
     async def _show_preview(self) -> None:
-        columns = self._columns()
+        columns = self._columns(is_marked=bool(self._user.value and self._assistant.value))
         self._preview.clear()
         if columns is None:
+            with self._preview:
+                tag("p", "The first rows appear when the columns are chosen.", "t-muted")
             return
         try:
             examples = await asyncio.to_thread(lambda: list(self._table.examples(columns, PREVIEW_ROWS)))
@@ -175,5 +180,5 @@ def _next_piece(lines: Iterator[bytes]) -> bytes:
     return bytes(piece)
 
 
-def _guess(names: list[str], likely: tuple[str, ...], default: int) -> str:
-    return next((name for one in likely for name in names if name.strip().lower() == one), names[default])
+def _guess(names: list[str], likely: tuple[str, ...], default: str) -> str:
+    return next((name for one in likely for name in names if name.strip().lower() == one), default)
