@@ -108,7 +108,6 @@ class Reconciler:
         """Run one round, unless another reconciler is running one. Returns whether it was run."""
         with self._leader_lock() as is_leader:
             if is_leader:
-                self._report()
                 if self._is_server_clock_steady():
                     self.reap()
                     self.reap_exports()
@@ -121,14 +120,21 @@ class Reconciler:
                 self._clean_up_if_due()
         return is_leader
 
-    def _report(self) -> None:
-        """Report for the operator's status that this reconciler works, also while leases may not be judged."""
-        with transaction(self.resources.sessions) as session:
-            status.report(session, "reconciler")
-
     def _is_server_clock_steady(self) -> bool:
+        """Whether leases may be judged by PostgreSQL's clock; after a step they begin again.
+
+        Also reports for the operator's status that this reconciler works, with what the next one needs to recognize a
+        step while none ran.
+        """
+        ttl_seconds = self.settings.lease_ttl_seconds
         with transaction(self.resources.sessions) as session:
-            return self.server_clock.is_steady(expired_leases.server_clock_seconds(session))
+            if (earlier := status.reports(session).get("reconciler")) is not None:
+                self.server_clock.go_on_from(earlier.data)
+            if self.server_clock.has_stepped(expired_leases.server_clock_seconds(session)):
+                leased_rows.begin_again(session, ttl_seconds)
+                workers.begin_again(session)
+            status.report(session, "reconciler", self.server_clock.reading())
+        return self.server_clock.has_run_for(ttl_seconds)
 
     def reap(self) -> int:
         """End the attempts whose leases expired longer than the grace period ago. Returns their number."""

@@ -328,12 +328,12 @@ def _is_claimable(kind: Kind) -> ColumnElement[bool]:
 
 
 def _held_by(lease: Lease) -> ColumnElement[bool]:
+    """An expired lease is held until the reconciler ends its attempt: a step of PostgreSQL's clock expires all."""
     return and_(
         Job.id == lease.job_id,
         Job.attempt == lease.attempt,
         Job.lease_owner == lease.owner,
         Job.state.in_(HELD_STATES),
-        Job.lease_expires_at > func.clock_timestamp(),
     )
 
 

@@ -1,7 +1,7 @@
 """The lease of a row in the queues beside that of jobs: exports, evaluations and registrations of base models.
 
-All writes of a holder are guarded by attempt, owner and lease. A guarded UPDATE that returns no row means: cancelled,
-deleted, expired, or claimed by a later attempt. Never commits.
+All writes of a holder are guarded by attempt and owner. A guarded UPDATE that returns no row means: cancelled, deleted,
+or ended by the reconciler after the lease had expired. Never commits.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, and_, func, null, select, update
 from sqlalchemy.orm import Session
 
 from app.db.jobs.claims import FencedError, Lease
-from app.db.tables import BaseModelRegistration, Evaluation, Export
+from app.db.tables import BaseModelRegistration, Evaluation, Export, Job
 
 Row = TypeVar("Row", Export, Evaluation, BaseModelRegistration)
 
@@ -84,6 +84,14 @@ def lock_expired(session: Session, table: type[Row], grace_seconds: float) -> Se
     )
 
 
+def begin_again(session: Session, ttl_seconds: float) -> None:
+    """Let every lease, also of jobs, end `ttl_seconds` from now: after a step of PostgreSQL's clock all have expired,
+    or end too late to find the holders that are dead."""
+    for table in (Job, Export, Evaluation, BaseModelRegistration):
+        is_held = table.lease_owner.is_not(None)
+        session.execute(update(table).where(is_held).values(lease_expires_at=_lease_expiry(ttl_seconds)))
+
+
 def lock_previous_incarnation(session: Session, table: type[Row], slot: str, owner: str) -> Sequence[Row]:
     """Lock the rows that an earlier process of this slot holds; it is dead, as `owner` has the slot's lock."""
     is_held = and_(table.lease_owner.startswith(f"{slot}#", autoescape=True), table.lease_owner != owner)
@@ -140,7 +148,6 @@ def _held_by(table: type[Row], lease: Lease) -> ColumnElement[bool]:
         table.attempt == lease.attempt,
         table.lease_owner == lease.owner,
         table.state == RUNNING,
-        table.lease_expires_at > func.clock_timestamp(),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from datetime import timedelta
@@ -68,6 +69,28 @@ class TestStepDetector:
         assert detector.has_run_for(300)
         assert not detector.has_run_for(301)
 
+    def test_a_step_is_recognized_by_the_reading_of_an_earlier_process_of_this_boot(self) -> None:
+        now = [100.0]
+        earlier = StepDetector("test", 300, boottime=lambda: now[0])
+        earlier.has_stepped(1000)
+        reading = json.loads(json.dumps(earlier.reading()))
+        for boot_id, is_step in ((reading["boot"], True), ("another", False), (None, False)):
+            later = StepDetector("test", 300, boottime=lambda: now[0])
+            later.go_on_from(reading | {"boot": boot_id})
+            assert later.has_stepped(1000 + HOUR) == is_step
+
+    def test_a_later_process_is_quiet_for_the_rest_of_the_time(self) -> None:
+        now = [100.0]
+        earlier = StepDetector("test", 300, boottime=lambda: now[0])
+        earlier.has_stepped(1000)
+        assert earlier.has_stepped(1000 + HOUR)
+        later = StepDetector("test", 300, boottime=lambda: now[0])
+        later.go_on_from(earlier.reading())
+        now[0] += 299
+        assert not later.is_steady(1299 + HOUR)
+        now[0] += 1
+        assert later.is_steady(1300 + HOUR)
+
 
 def set_server_clock(harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch, step_seconds: float) -> None:
     """What an hour's step of PostgreSQL's clock is to the reconciler: other times, and leases as much nearer."""
@@ -88,9 +111,45 @@ def test_a_step_of_the_server_s_clock_ends_no_attempt_of_a_living_worker(
     assert reconciler.round()
     held = harness.job(job)
     assert (held.state, held.attempt, held.lease_owner) == ("running", claimed.attempt, claimed.lease_owner)
-    reconciler.server_clock._quiet_until = 0.0  # a lease later, without a renewal, the worker is dead
+    with transaction(harness.sessions) as session:  # a lease later, without a renewal, the worker is dead
+        expired_leases.expire_all(session)
+    reconciler.server_clock._stepped_at = -float("inf")
     assert reconciler.round()
     assert harness.job(job).state == "queued"
+
+
+@STEPS
+def test_after_a_step_while_no_reconciler_ran_living_workers_are_kept_and_dead_ones_found(
+    harness: WorkerHarness, reconciler: Reconciler, monkeypatch: pytest.MonkeyPatch, step_seconds: float
+) -> None:
+    job = harness.create_queued_job()
+    claimed = harness.claim()
+    assert reconciler.round()
+    set_server_clock(harness, monkeypatch, step_seconds)
+    restarted = Reconciler(harness.resources)
+    restarted.expiry_guard.ttl_seconds = 0.0
+    assert restarted.round()
+    assert harness.job(job).attempt == claimed.attempt
+    restarted.server_clock._stepped_at = -float("inf")  # a lease later
+    grace_seconds = -restarted.settings.lease_ttl_seconds
+    restarted.settings = restarted.settings.model_copy(update={"reap_grace_seconds": grace_seconds})
+    assert restarted.round()
+    assert harness.job(job).state == "queued"
+
+
+@STEPS
+def test_a_job_goes_on_while_the_server_s_clock_is_set(
+    harness: WorkerHarness, reconciler: Reconciler, monkeypatch: pytest.MonkeyPatch, step_seconds: float
+) -> None:
+    job = harness.create_queued_job()
+    thread = harness.start_next_job(TrainerPlan(steps=40, step_seconds=0.05))
+    harness.until(lambda: harness.has_reached(job, 3), "the job trains")
+    assert reconciler.round()
+    set_server_clock(harness, monkeypatch, step_seconds)
+    assert reconciler.round()
+    thread.join()
+    done = harness.job(job)
+    assert (done.state, done.attempt) == ("succeeded", 2)
 
 
 @STEPS

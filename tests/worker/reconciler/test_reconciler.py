@@ -386,7 +386,7 @@ class TestLostWorkers:
     def test_the_reconciler_reports_that_it_works_also_after_a_step_of_the_clock(
         self, harness: WorkerHarness, reconciler: Reconciler, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(reconciler, "_is_server_clock_steady", lambda: False)
+        monkeypatch.setattr(reconciler.server_clock, "has_run_for", lambda seconds: False)
         reconciler.round()
         with transaction(harness.sessions) as session:
             assert status.reports(session)["reconciler"].age_seconds < 60

@@ -154,9 +154,7 @@ class TestGuardedWrites:
     NAMES = ("renew", "look", "say", "note", "end_attempt", "validated")
 
     @pytest.mark.parametrize("write", WRITES, ids=NAMES)
-    @pytest.mark.parametrize(
-        "how", ["another attempt", "another owner", "expired", "cancelled", "ended", "no such job"]
-    )
+    @pytest.mark.parametrize("how", ["another attempt", "another owner", "reaped", "cancelled", "ended", "no such job"])
     def test_without_the_lease_they_change_nothing(
         self, sessions: Sessions, queued: MakeJob, project: Project, write: Callable[..., Any], how: str
     ) -> None:
@@ -169,8 +167,10 @@ class TestGuardedWrites:
                 lease = Lease(job.id, claimed.attempt + 1, "me")
             if how == "another owner":
                 lease = Lease(job.id, claimed.attempt, "somebody")
-            if how == "expired":
-                session.execute(update(Job).values(lease_expires_at=text("clock_timestamp()")))
+            if how == "reaped":
+                expired_leases.expire_all(session)
+                for lost in expired_leases.lock_expired(session, 0):
+                    expired_leases.reap(session, lost, 0, 3)
             if how == "cancelled":
                 jobs.cancel(session, project.id, job.id)
             if how == "ended":
@@ -183,6 +183,18 @@ class TestGuardedWrites:
         after = read(sessions, job)
         names = [column.key for column in Job.__table__.columns if column.key != "metadata"]
         assert {name: getattr(after, name) for name in names} == {name: getattr(before, name) for name in names}
+
+    def test_an_expired_lease_is_held_until_its_attempt_is_ended(self, sessions: Sessions, queued: MakeJob) -> None:
+        """PostgreSQL's clock may have been set forward; what starts another attempt is its end, not the expiry."""
+        job = queued()
+        claimed = claim(sessions)
+        assert claimed is not None
+        with transaction(sessions) as session:
+            expired_leases.expire_all(session)
+        with transaction(sessions) as session:
+            claims.renew_lease(session, lease_of(claimed), 60)
+            assert expired_leases.lock_expired(session, 0) == []
+        assert read(sessions, job).lease_owner == claimed.lease_owner
 
     def test_append_event_writes_the_event_and_the_columns_together(self, sessions: Sessions, queued: MakeJob) -> None:
         queued()
