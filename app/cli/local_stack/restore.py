@@ -30,6 +30,7 @@ def restore_data_directory(
     manifest: BackupManifest,
     files: Sequence[str],
     report: Callable[[str], None],
+    is_copy: bool,
 ) -> None:
     """Raises CannotStart if the directory is in use or not empty, BackupError."""
     _check_unused(layout.root)
@@ -45,7 +46,7 @@ def restore_data_directory(
                 shutil.rmtree(unfinished.root, ignore_errors=True)
                 unfinished.create_root(is_traversable)
                 unfinished.create_directories(is_traversable)
-                _restore(unfinished, repository, manifest, report)
+                _restore(unfinished, repository, manifest, report, is_copy)
                 _copy_files(unfinished.root, repository.backups / manifest.name, files)
                 _move_up(unfinished)
             finally:
@@ -56,18 +57,27 @@ def restore_data_directory(
 
 def _check_unused(root: Path) -> None:
     names = set(os.listdir(root)) if root.is_dir() else set()
+    if RESTORE_LOCK in names and LOCK_NAME not in names and names - IGNORED_NAMES - {UNFINISHED}:
+        raise CannotStart(
+            f"A restore into {root} was interrupted while it moved its files there. Delete everything in {root}, also "
+            "the hidden files, and restore again."
+        )
     if names - IGNORED_NAMES - {UNFINISHED} or (root.exists() and not root.is_dir()):
         raise CannotStart(f"{root} is not empty. A backup is restored into a new directory: choose another one.")
 
 
 def _restore(
-    layout: Layout, repository: BackupRepository, manifest: BackupManifest, report: Callable[[str], None]
+    layout: Layout,
+    repository: BackupRepository,
+    manifest: BackupManifest,
+    report: Callable[[str], None],
+    is_copy: bool,
 ) -> None:
     postgres = LocalPostgres(layout.postgres)
     settings = storage_settings(layout.root)
     storage = open_storage(settings.storage_dir, settings.s3_location)
     try:
-        restore(postgres.start(), storage, repository, manifest, report)
+        restore(postgres.start(), storage, repository, manifest, report, is_copy)
     finally:
         postgres.stop()
 

@@ -35,7 +35,7 @@ CLAIM = text(
         )
         ORDER BY x.next_attempt_at, x.seq LIMIT 1
       ) due
-      WHERE t.deleted_at IS NULL
+      WHERE t.deleted_at IS NULL AND NOT EXISTS (SELECT FROM service_state WHERE name = 'copy')
       ORDER BY due.next_attempt_at LIMIT :limit
     ) chosen
     WHERE d.id = chosen.id

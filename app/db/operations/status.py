@@ -28,6 +28,7 @@ from app.domain.jobs.states import TERMINAL, Desired, JobState
 
 UNFINISHED_STATES = [state.value for state in JobState if state not in TERMINAL]
 NOW = func.clock_timestamp()
+COPY = "copy"  # the report of a database that `tunery restore --copy` made: the claims of both senders find nothing
 # The age of a running attempt's newest snapshot: the training time that a crash would cost now.
 SNAPSHOT_AGE = text(
     """
@@ -105,6 +106,11 @@ def report(session: Session, name: str, data: Mapping[str, Any] | None = None) -
 def forget(session: Session, name: str) -> None:
     """Delete the report of this name."""
     session.execute(delete(ServiceState).where(ServiceState.name == name))
+
+
+def is_copy(session: Session) -> bool:
+    """Whether this service is a copy beside the one that was backed up."""
+    return session.get(ServiceState, COPY) is not None
 
 
 def reports(session: Session) -> dict[str, Report]:

@@ -32,7 +32,7 @@ CLAIM = text(
           AND (w.leased_until IS NULL OR w.leased_until < clock_timestamp()) AND (e.enabled OR w.is_test)
         ORDER BY w.next_attempt_at LIMIT 1 FOR UPDATE SKIP LOCKED
       ) due
-      WHERE e.id <> ALL(CAST(:busy AS text[]))
+      WHERE e.id <> ALL(CAST(:busy AS text[])) AND NOT EXISTS (SELECT FROM service_state WHERE name = 'copy')
       ORDER BY due.next_attempt_at LIMIT :limit
     ) chosen, webhook_endpoints e
     WHERE d.id = chosen.id AND e.id = d.endpoint_id

@@ -45,6 +45,7 @@ class ServiceFacts:
     oldest_age_seconds: Mapping[str, float]  # of the oldest due job, by state
     failed_by_code: Mapping[str, int]  # jobs of the last day
     silent_seconds: Mapping[ServiceName, float | None]
+    is_copy: bool  # a copy beside the service that was backed up: its senders rest
     has_webhooks: bool
     operator_webhook_off: str | None  # why the operator's webhook is disabled
     backlog_age_seconds: float
@@ -126,7 +127,7 @@ def _failures(facts: ServiceFacts) -> Iterator[Problem]:
 
 
 def _webhooks(facts: ServiceFacts) -> Iterator[Problem]:
-    if facts.backlog_age_seconds > MAX_BACKLOG_SECONDS:
+    if facts.backlog_age_seconds > MAX_BACKLOG_SECONDS and not facts.is_copy:
         message = f"A webhook delivery has been due for {facts.backlog_age_seconds / 60:.0f} minutes."
         yield Problem("webhooks_delayed", "problem", message, "Read the log of the webhook sender.")
     if facts.operator_webhook_off is not None:
@@ -136,7 +137,7 @@ def _webhooks(facts: ServiceFacts) -> Iterator[Problem]:
 
 
 def _deliveries(facts: ServiceFacts) -> Iterator[Problem]:
-    if facts.delivery_backlog_age_seconds > MAX_BACKLOG_SECONDS:
+    if facts.delivery_backlog_age_seconds > MAX_BACKLOG_SECONDS and not facts.is_copy:
         message = f"The delivery of an adapter has been due for {facts.delivery_backlog_age_seconds / 60:.0f} minutes."
         yield Problem("deliveries_delayed", "problem", message, "Read the log of the delivery sender.")
     if facts.failed_deliveries:
@@ -147,6 +148,10 @@ def _deliveries(facts: ServiceFacts) -> Iterator[Problem]:
 
 
 def _backups(facts: ServiceFacts) -> Iterator[Problem]:
+    if facts.is_copy:
+        message = "This is a restored copy: it sends no webhook events, and delivers and withdraws no adapters."
+        remedy = "To run it as the service, restore the backup again without --copy, into a new directory."
+        yield Problem("copy", "advice", message, remedy)
     age = facts.backup_age_seconds
     if age is None:
         yield Problem("no_backup", "advice", "No backup was made.", "Make one: `tunery backup DIRECTORY`.")

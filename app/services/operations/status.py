@@ -65,6 +65,7 @@ def view(session: Session, project_id: str, checks: Sequence[ProbeResult], data_
         oldest_age_seconds={each.state: each.age_seconds for each in oldest},
         failed_by_code=failed_by_code,
         silent_seconds={name: reports[name].age_seconds if name in reports else None for name in SERVICES},
+        is_copy=status.is_copy(session),
         has_webhooks=status.has_webhooks(session),
         operator_webhook_off=operator.disabled_reason(session),
         backlog_age_seconds=status.webhook_backlog(session).oldest_seconds,

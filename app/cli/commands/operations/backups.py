@@ -77,6 +77,10 @@ def restore_backup(
     migrate: Annotated[
         bool, typer.Option("--migrate", help="Migrate a backup of an earlier release to this release.")
     ] = False,
+    copy: Annotated[
+        bool,
+        typer.Option("--copy", help="Restore a copy to look at: it sends no webhook events and delivers no adapters."),
+    ] = False,
     show: Annotated[bool, typer.Option("--list", help="List the backups and restore nothing.")] = False,
     data_dir: DataDir = None,
 ) -> None:
@@ -98,13 +102,15 @@ def restore_backup(
         with repository.locked_for_reading(wait=False):
             manifest = restore.check_restorable(repository, name, migrate)
             if database_url:
-                restore.restore(database_url, _storage(database_url, layout), repository, manifest, print_note)
+                restore.restore(database_url, _storage(database_url, layout), repository, manifest, print_note, copy)
             else:
                 _check_apart(repository.root, layout.root)
-                restore_data_directory(layout, repository, manifest, DATA_FILES, print_note)
+                restore_data_directory(layout, repository, manifest, DATA_FILES, print_note, copy)
     print_line(f"Restored the backup {manifest.name}.")
     if manifest.damaged:
         print_note(f"{len(manifest.damaged)} objects were damaged when it was made:\n{_lines(manifest)}")
+    if copy:
+        print_note("It is a copy: its webhook events and deliveries wait, and `tunery status` says so.")
     if not database_url:
         print_line(f"Start the service: tunery up --data-dir {layout.root}")
     print_line("Base models are not part of a backup: `tunery models where` shows their directories.")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from app.db import migrate
 from app.db.engine import make_engine, make_sessions, transaction
 from app.db.jobs import expired_leases
-from app.db.operations import dump
+from app.db.operations import dump, status
 from app.db.operations.stored_objects import PREFIXES
 from app.domain.operations.backups import BackupError, BackupManifest, ObjectDigest, check_schema
 from app.services.operations.backups.repository import DUMP, BackupRepository, copy
@@ -28,9 +28,16 @@ def check_restorable(repository: BackupRepository, name: str | None, may_migrate
 
 
 def restore(
-    database_url: str, storage: Storage, repository: BackupRepository, manifest: BackupManifest, report: Report
+    database_url: str,
+    storage: Storage,
+    repository: BackupRepository,
+    manifest: BackupManifest,
+    report: Report,
+    is_copy: bool = False,
 ) -> None:
     """Restore objects, then the database, in one transaction. After an error, the same command continues.
+
+    A service that `is_copy` sends no webhook event and delivers and withdraws no adapter.
 
     Raises BackupError if the target has data of its own, or an object of the backup has changed on disk.
     """
@@ -46,6 +53,9 @@ def restore(
         dump.restore(database_url, repository.backups / manifest.name / DUMP)
         migrate.upgrade(engine)
         with transaction(make_sessions(engine)) as session:
+            status.forget(session, status.COPY)  # of the service that was backed up
+            if is_copy:
+                status.report(session, status.COPY, {"backup": manifest.name})
             # the workers of the backup's time are gone, so their jobs need not wait for the end of the leases
             expired_leases.expire_all(session)
     except dump.DumpError as error:

@@ -41,7 +41,7 @@ class RestoreOfFiles:
 
     def __call__(self) -> None:
         manifest = BackupManifest("1", "1", "0.1.0", "x", ObjectDigest(0, ""), {})
-        restore.restore_data_directory(self.layout, self.repository, manifest, ("admin-key",), print)
+        restore.restore_data_directory(self.layout, self.repository, manifest, ("admin-key",), print, False)
 
     def make_files(self, unfinished: Layout, *_: object) -> None:
         (unfinished.root / "storage" / "object").write_text("restored")
@@ -97,6 +97,19 @@ class TestRestoreDataDirectory:
         restore_files.during = lambda: None
         restore_files()
         assert restore_files.layout.admin_key.read_text() == "tnry_key"
+
+    def test_after_one_that_was_killed_while_it_moved_the_files_says_what_to_do(
+        self, restore_files: RestoreOfFiles, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def move_and_fail(unfinished: Layout) -> None:
+            unfinished.admin_key.rename(restore_files.layout.admin_key)
+            raise OSError("killed")
+
+        monkeypatch.setattr(restore, "_move_up", move_and_fail)
+        with pytest.raises(OSError, match="killed"):
+            restore_files()
+        with pytest.raises(CannotStart, match="interrupted while it moved its files there"):
+            restore_files()
 
 
 @pytest.mark.slow

@@ -11,11 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, text, update
+from sqlalchemy import Engine, select, text, update
 
+from app.db.deliveries import deliveries
+from app.db.deliveries import targets as delivery_targets
 from app.db.engine import make_engine, make_sessions, transaction
+from app.db.jobs import checkpoints
+from app.db.operations import status
 from app.db.operations.stored_objects import named_objects
 from app.db.tables import File, Job
+from app.db.webhooks import deliveries as webhook_deliveries
+from app.db.webhooks import endpoints
 from app.domain.operations.backups import BackupError
 from app.services.operations.backups import backup, restore
 from app.services.operations.backups.repository import BackupRepository
@@ -246,6 +252,36 @@ class TestRestore:
         restore.restore(blank_database_url, LocalStorage(tmp_path / "last"), again, manifest, lambda _: None)
         assert contents(engine, LocalStorage(tmp_path / "last")) == before == contents(service.engine, service.storage)
         engine.dispose()
+
+    def test_of_a_copy_sends_and_delivers_nothing_until_it_is_restored_without_the_option(
+        self, service: BackedUpService, blank_database_url: str, target: LocalStorage, tmp_path: Path
+    ) -> None:
+        with transaction(service.sessions) as session:
+            job = session.scalars(select(Job)).one()
+            endpoint = endpoints.insert(
+                session, job.project_id, "ops", "https://ops.example", ["fine_tuning.job.succeeded"], "whsec_x", True
+            )
+            webhook_deliveries.add_test(session, endpoint, "fine_tuning.job.succeeded", {})
+            engine = {"kind": "vllm", "urls": ["https://engine.example"]}
+            place = delivery_targets.insert(session, job.project_id, name="prod", kind="vllm", destination=engine)
+            assert place is not None
+            deliveries.create(session, job, checkpoints.kept(session, job.id)[0], place)
+        manifest, engine_of_copy = service.back_up().manifest, make_engine(blank_database_url)
+
+        def claimed() -> tuple[bool, int, int]:
+            with transaction(make_sessions(engine_of_copy)) as session:
+                sent = webhook_deliveries.claim(session, 9, 0.0)
+                return status.is_copy(session), len(sent), len(deliveries.claim(session, 9, 0.0))
+
+        restore.restore(blank_database_url, target, service.backups, manifest, lambda _: None, is_copy=True)
+        assert claimed() == (True, 0, 0)
+        of_copy, again = BackupRepository(tmp_path / "of-copy"), LocalStorage(tmp_path / "again")
+        manifest = backup.back_up(blank_database_url, target, of_copy, [], lambda _: None).manifest
+        with engine_of_copy.begin() as connection:
+            connection.execute(text("DROP SCHEMA public CASCADE; CREATE SCHEMA public"))
+        restore.restore(blank_database_url, again, of_copy, manifest, lambda _: None)
+        assert claimed() == (False, 1, 1)
+        engine_of_copy.dispose()
 
     def test_over_a_used_database_or_storage_is_refused(
         self, service: BackedUpService, blank_database_url: str, target: LocalStorage
