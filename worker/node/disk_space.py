@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from app.db.tables import Job
 from app.domain.artifacts.full_disk import RESERVED_SPACE_FILE, DiskSpace, estimate_disk_space, size_text
@@ -50,6 +51,17 @@ class Disk:
     @property
     def free_bytes(self) -> int:
         return shutil.disk_usage(self.path).free
+
+
+def describe_data_disk(directory: Path, low_percent: float) -> dict[str, Any]:
+    """The disk of this host's data directory, for the workers' row."""
+    try:
+        usage = shutil.disk_usage(directory)
+    except OSError as error:
+        return {"directory": str(directory), "problem": f"it cannot be read: {error.strerror}"}
+    is_low = usage.free < usage.total * low_percent / 100
+    problem = f"only {size_text(usage.free)} of {size_text(usage.total)} are free" if is_low else None
+    return {"directory": str(directory), "problem": problem}
 
 
 def disks(resources: Resources, directory: Path) -> list[Disk]:

@@ -31,6 +31,7 @@ from worker.jobs.observed_attempt import begin_metrics
 from worker.jobs.supervisor import JobSupervisor
 from worker.jobs.trainer_process import TRAINER_COMMAND
 from worker.node.device import describe_machine
+from worker.node.disk_space import describe_data_disk
 from worker.node.gpu_metrics import GpuMetrics
 from worker.node.local_models import ModelInventory
 from worker.node.resources import Resources, open_resources
@@ -179,7 +180,8 @@ class WorkerNode:
         machine = describe_machine(self.settings.device) | {"exports": list(supported_types())}
 
         def refresh(session: Session, slot: Slot) -> None:
-            about = machine | models.describe()
+            disk = describe_data_disk(self.settings.data_dir, self.settings.low_disk_percent)
+            about = machine | models.describe() | {"disk": disk}
             workers.heartbeat(session, slot.owner, slot.queue, socket.gethostname(), os.getpid(), about)
 
         cleaned_up_at = -float("inf")

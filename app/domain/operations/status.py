@@ -41,6 +41,7 @@ class ServiceFacts:
     living_workers: Mapping[str, int]  # by queue
     idle_workers: Mapping[str, int]
     lost_workers: Sequence[str]  # that vanished within the last day without a shutdown
+    worker_disks: Mapping[str, str]  # other hosts' data disks that are almost full or fail: host -> what is wrong
     expired_leases: int
     oldest_age_seconds: Mapping[str, float]  # of the oldest due job, by state
     failed_by_code: Mapping[str, int]  # jobs of the last day
@@ -91,6 +92,10 @@ def _workers(facts: ServiceFacts) -> Iterator[Problem]:
         message = f"{_count(len(facts.lost_workers), 'worker')} vanished within the last day: {names}."
         remedy = "Read the worker's log and the kernel's log of its host. Its jobs continue on other workers."
         yield Problem("workers_lost", "advice", message, remedy)
+    for host, disk_problem in facts.worker_disks.items():
+        message = f"The data disk of the workers on {host}: {disk_problem}."
+        remedy = "`du -sh` of the data directory there shows what uses the space: work directories, base models, logs."
+        yield Problem("worker_disk_check_failed", "problem", message, remedy)
     if facts.expired_leases:
         message = f"{_count(facts.expired_leases, 'lease')} expired: the workers that held the jobs do not respond."
         yield Problem("leases_expired", "problem", message, "The reconciler ends these attempts; check the workers.")

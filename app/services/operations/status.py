@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -61,6 +62,7 @@ def view(session: Session, project_id: str, checks: Sequence[ProbeResult], data_
         living_workers=_count_by_queue(living),
         idle_workers=_count_by_queue([worker for worker in living if not worker.is_busy]),
         lost_workers=[worker.id for worker in workers.lost(session)],
+        worker_disks=_worker_disks(living, data_dir),
         expired_leases=status.leases(session)[1],
         oldest_age_seconds={each.state: each.age_seconds for each in oldest},
         failed_by_code=failed_by_code,
@@ -94,6 +96,16 @@ def view(session: Session, project_id: str, checks: Sequence[ProbeResult], data_
         last_backup=backup,
         read_at=status.server_time(session),
     )
+
+
+def _worker_disks(living: Sequence[WorkerView], data_dir: Path) -> dict[str, str]:
+    """What is wrong with the data disks of workers' hosts, except with this process's own, which has a check."""
+    own, problems = (socket.gethostname(), str(data_dir)), {}
+    for row in (worker.row for worker in living):
+        disk = row.about.get("disk") or {}  # a worker of an earlier release names none
+        if disk.get("problem") and (row.hostname, disk["directory"]) != own:
+            problems[row.hostname] = disk["problem"]
+    return problems
 
 
 def _disk_space(data_dir: Path) -> tuple[int, int] | tuple[None, None]:

@@ -100,3 +100,16 @@ def test_a_service_whose_processes_report_is_healthy(
         status.report(session, "backup")
     body = client.get(PATH, headers=admin).json()
     assert (body["healthy"], body["problems"]) == (True, [])
+
+
+def test_the_disk_of_another_host_is_reported_by_its_workers(
+    client: TestClient, admin: dict[str, str], sessions: Sessions, base_model: str
+) -> None:
+    with transaction(sessions) as session:
+        for host, problem in (("full-host", "only 1 GB of 1 TB are free"), ("empty-host", None)):
+            about = {"disk": {"directory": "/data", "problem": problem}}
+            workers.heartbeat(session, f"gpu0@{host}", "gpu", host, 1, about)
+    found = [each for each in client.get(PATH, headers=admin).json()["problems"] if "worker_disk" in each["code"]]
+    assert [each["message"] for each in found] == [
+        "The data disk of the workers on full-host: only 1 GB of 1 TB are free."
+    ]
