@@ -44,6 +44,7 @@ LEASES_LOST = Counter(
 LEASES_REAPED = Counter(
     "tunery_leases_reaped", "Attempts of lost workers that the reconciler ended.", ["of"]
 )  # job, export, evaluation, registration
+WORKERS_LOST = Counter("tunery_workers_lost", "Workers whose heartbeats stopped without a shutdown.", ["queue"])
 ATTEMPTS_RUNNING = Gauge("tunery_attempts_running", "Attempts that this worker runs now.", ["kind"])
 ATTEMPTS_ENDED = Counter("tunery_attempts_ended", "Ended attempts by reason.", ["kind", "reason"])
 ATTEMPT_SECONDS = Histogram(

@@ -194,6 +194,8 @@ class Reconciler:
             for worker in lost:
                 data = {"worker": worker.id, "queue": worker.queue, "hostname": worker.hostname}
                 operator.announce(session, "operator.worker_lost", data)
+        for queue in KIND_BY_QUEUE:  # with 0 from the start, because Prometheus's increase() needs it
+            metrics.WORKERS_LOST.labels(queue).inc(sum(worker.queue == queue for worker in lost))
         for worker in lost:
             log.warning("worker lost", worker=worker.id, queue=worker.queue)
 
