@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import httpx2
-from huggingface_hub import HfApi, RepoFile, constants
+from huggingface_hub import HfApi, RepoFile, constants, set_client_factory
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -24,6 +24,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils._http import default_client_factory
 from huggingface_hub.utils.tqdm import tqdm
 
 from app.domain.base_models.catalog import RefusedModel
@@ -31,9 +32,30 @@ from app.errors import Unavailable
 
 # Code, pickles, and weights of other formats are not downloaded, nor anything in subdirectories.
 WANTED = ("model*.safetensors", "*.json", "*.jinja", "tokenizer.model", "LICENSE*", "README.md")
+SILENCE_SECONDS = 60.0  # without a byte until a request is given up; the library's default is never
 RESERVE_BYTES = 256 << 20  # that stay free on the disk
 COMMIT_CHARACTERS = 12
 UNREACHABLE = (httpx2.TransportError, OfflineModeIsEnabled, LocalEntryNotFoundError)
+
+
+def _client() -> httpx2.Client:
+    client = default_client_factory()
+    client.event_hooks = {"request": [*client.event_hooks["request"], silence_limit(SILENCE_SECONDS)]}
+    return client
+
+
+def silence_limit(seconds: float) -> Callable[[httpx2.Request], None]:
+    """A hook of clients for huggingface_hub: it passes None, no limit, with each request for metadata, which the
+    timeout of a client does not replace."""
+
+    def limit(request: httpx2.Request) -> None:
+        if None in request.extensions["timeout"].values():
+            request.extensions["timeout"] = httpx2.Timeout(seconds).as_dict()
+
+    return limit
+
+
+set_client_factory(_client)
 
 
 @dataclass(frozen=True)

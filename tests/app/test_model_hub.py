@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import shutil
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from huggingface_hub import close_session
 
 from app import model_hub
 from app.domain.base_models.catalog import RefusedModel
@@ -195,6 +197,18 @@ def test_the_token_of_the_environment_is_sent(hub: Hub, tmp_path: Path, monkeypa
     hub.token = "secret"
     monkeypatch.setenv("HF_TOKEN", "secret")
     assert pull(tmp_path / "models").commit == COMMIT
+
+
+def test_a_hub_that_accepts_a_connection_and_is_silent_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_hub, "SILENCE_SECONDS", 0.2)
+    close_session()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("HF_ENDPOINT", "http://{}:{}".format(*silent.getsockname()))
+        with pytest.raises(Unavailable, match="cannot be reached"):
+            pull(tmp_path)
+    close_session()
 
 
 def test_without_a_network_the_message_names_models_add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

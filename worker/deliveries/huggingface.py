@@ -23,6 +23,7 @@ from huggingface_hub.utils._http import get_session, hf_raise_for_status
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from app.domain.deliveries.targets import HuggingFaceDestination
+from app.model_hub import silence_limit
 from app.system.artifact_directory import MANIFEST
 from worker.deliveries.adapter_files import address
 from worker.deliveries.destination import AdapterDelivery, Delivered, DeliveryError
@@ -124,6 +125,9 @@ def _set_client(timeout_seconds: float) -> None:
     limits = httpx2.Limits(max_keepalive_connections=0)  # an attempt has connections of its own, which its limit ends
 
     def client() -> httpx2.Client:
-        return httpx2.Client(timeout=timeout_seconds, follow_redirects=True, trust_env=False, limits=limits)
+        hooks = {"request": [silence_limit(timeout_seconds)]}
+        return httpx2.Client(
+            timeout=timeout_seconds, follow_redirects=True, trust_env=False, limits=limits, event_hooks=hooks
+        )
 
     set_client_factory(client)

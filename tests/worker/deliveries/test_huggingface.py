@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -269,3 +270,11 @@ def test_a_redirect_to_a_private_address_is_refused(hub: Hub, tmp_path: Path) ->
     hub.redirect_to = "http://169.254.169.254/latest/meta-data"
     with pytest.raises(DeliveryError, match=r"169\.254\.169\.254"):
         target(hub).deliver(delivery(), adapter(tmp_path / "a"))
+
+
+def test_a_hub_that_accepts_a_connection_and_is_silent_is_given_up() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent, guard_connections(parse_networks("127.0.0.0/8")):
+        url = "http://{}:{}".format(*silent.getsockname())
+        destination = HuggingFaceDestination(kind="huggingface", repo_id=REPO, endpoint_url=url)
+        with pytest.raises(DeliveryError, match="timed out"):
+            HuggingFaceTarget(destination, TOKEN, 0.3).withdraw(delivery())
