@@ -170,6 +170,14 @@ class S3Storage:
             client.delete_object(Bucket=self._bucket, Key=name)
         self._checked_at = time.monotonic()
 
+    def check_uploads(self) -> None:
+        """Begin, abort and list multipart uploads. Raises StorageError."""
+        key = f"{PROBE_PREFIX}/{secrets.token_hex(8)}"
+        with storage_errors(key):
+            begun = self._client.create_multipart_upload(Bucket=self._bucket, Key=self._name(key))
+            self._abort(self._name(key), begun["UploadId"])
+        self.delete_unfinished(0.0)  # none is as old
+
     def download_url(self, key: str, headers: DownloadHeaders) -> str | None:
         if self._url_client is None:
             return None

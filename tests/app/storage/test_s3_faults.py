@@ -61,6 +61,7 @@ def operations(storage: S3Storage) -> dict[str, Callable[[], object]]:
         "older_than": lambda: list(storage.older_than("parts", 2e9)),
         "delete_unfinished": lambda: storage.delete_unfinished(2e9),
         "check": storage.check,
+        "check_uploads": storage.check_uploads,
     }
 
 
@@ -89,7 +90,7 @@ class TestAnswers:
             with pytest.raises(StorageError, match="does not answer"):
                 operation()
             proxy.fault = None
-            assert operation() is not None or name in ("delete", "check")
+            assert operation() is not None or name in ("delete", "check", "check_uploads")
 
     @pytest.mark.parametrize("answer", [{"status": 503, "code": "SlowDown"}, {"status": 500, "code": "x"}, {}])
     def test_passing_errors_are_repeated(self, storage: S3Storage, proxy: FaultyProxy, answer: dict[str, str]) -> None:

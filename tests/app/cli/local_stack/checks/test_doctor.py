@@ -78,15 +78,16 @@ class TestFindings:
         assert "is no storage URL" in find(run_checks(place / "data"), "TUNERY_STORAGE_URL").advice
         assert os.listdir(place) == []
 
-    def test_a_bucket_whose_uploads_cannot_be_listed_is_a_problem(
-        self, place: Path, rclone: S3Server, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize("operation", ["delete_unfinished", "_abort"])
+    def test_a_bucket_whose_uploads_cannot_be_listed_or_aborted_is_a_problem(
+        self, place: Path, rclone: S3Server, monkeypatch: pytest.MonkeyPatch, operation: str
     ) -> None:
         def refuse(*_: object) -> int:
             raise StorageError(errno.EACCES, "the bucket refuses access (AccessDenied)")
 
         for name, value in rclone.environment.items():
             monkeypatch.setenv(name, value)
-        monkeypatch.setattr(S3Storage, "delete_unfinished", refuse)
+        monkeypatch.setattr(S3Storage, operation, refuse)
         found = find(run_checks(place / "data"), "TUNERY_STORAGE_URL")
         assert (found.level, found.advice) == ("problem", "the bucket refuses access (AccessDenied)")
 
