@@ -65,6 +65,7 @@ class Delivery(Base):
         ),
         Index("ix_deliveries_job", "job_id", "seq"),
         Index("ix_deliveries_model", "model"),
+        Index("ix_deliveries_served_model", "served_model"),
         Index(
             "ix_deliveries_due", "target_id", "next_attempt_at", postgresql_where=text("next_attempt_at IS NOT NULL")
         ),
