@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from functools import lru_cache
 from typing import Any
 
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.domain.artifacts.engines import (
     RELEASES,
     Engine,
+    Feature,
     earlier_incompatibilities,
     incompatibilities,
     largest_rank,
@@ -58,11 +60,11 @@ class Compatibility(BaseModel):
     transformers: EngineCompatibility
 
 
-def compatibility(lora: LoraSpec, job_id: str, *, is_other_class: bool = False) -> Compatibility:
-    """The compatibility of an adapter with these settings. `is_other_class` as in `engines.incompatibilities`."""
+def compatibility(lora: LoraSpec, job_id: str, of_base: Collection[Feature] = ()) -> Compatibility:
+    """The compatibility of an adapter with these settings. `of_base` as in `engines.incompatibilities`."""
 
     def of(engine: Engine, flags: list[str], notes: list[str]) -> EngineCompatibility:
-        problems = incompatibilities(engine, lora, is_other_class=is_other_class)
+        problems = incompatibilities(engine, lora, of_base)
         earlier = [f"Earlier releases. {each.rule.sentence}" for each in earlier_incompatibilities(engine, lora)]
         return EngineCompatibility(
             ok=not problems,

@@ -10,7 +10,7 @@ SGLang `srt/lora/lora.py`, `srt/lora/lora_manager.py`; Ollama https://github.com
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from enum import StrEnum
 from typing import Literal, NamedTuple
 
@@ -30,6 +30,32 @@ RELEASES = {
     Engine.OLLAMA: "0.34.1",
     Engine.SGLANG: "0.5.23",
 }
+# Of the classes in vLLM's registry that transformers trains: those without the interface SupportsLoRA, for which the
+# server ends at its start with --enable-lora (`model_executor/models`, `v1/worker/lora_model_runner_mixin.py`).
+VLLM_CLASSES_WITHOUT_LORA = frozenset(
+    (
+        "AriaForConditionalGeneration",
+        "BloomForCausalLM",
+        "Cohere2MoeForCausalLM",
+        "Cohere2VisionForConditionalGeneration",
+        "DbrxForCausalLM",
+        "FalconForCausalLM",
+        "FalconMambaForCausalLM",
+        "GPT2LMHeadModel",
+        "GPTJForCausalLM",
+        "Gemma3nForCausalLM",
+        "Gemma3nForConditionalGeneration",
+        "HrmTextForCausalLM",
+        "LlavaOnevisionForConditionalGeneration",
+        "Mamba2ForCausalLM",
+        "MambaForCausalLM",
+        "MiMoV2FlashForCausalLM",
+        "PaddleOCRVLForConditionalGeneration",
+        "Qwen2AudioForConditionalGeneration",
+        "StableLmForCausalLM",
+        "Zamba2ForCausalLM",
+    )
+)
 VLLM_MAX_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the only values that --max-lora-rank accepts
 
 
@@ -44,6 +70,7 @@ class Feature(StrEnum):
     DORA = "DoRA"
     MODULES_TO_SAVE = "modules_to_save"
     OTHER_CLASS = "a base model whose config.json names another class than the trained one"
+    CLASS_WITHOUT_LORA = "a base model of a class that vLLM serves without LoRA"
     TARGET_PARAMETERS = "target_parameters"
 
 
@@ -83,6 +110,9 @@ RULES: Mapping[Engine, Mapping[Feature, Rule]] = {
         Feature.DORA: Rule(LoadResult.REFUSED, "vLLM has no DoRA", "run"),
         Feature.MODULES_TO_SAVE: Rule(LoadResult.REFUSED, "vLLM has no modules_to_save", "run"),
         Feature.OTHER_CLASS: Rule(LoadResult.UNKNOWN, OTHER_NAMES, "read"),
+        Feature.CLASS_WITHOUT_LORA: Rule(
+            LoadResult.REFUSED, "vLLM serves this base model's class without LoRA", "read"
+        ),
         Feature.TARGET_PARAMETERS: Rule(LoadResult.UNKNOWN, "adapters of experts were not tried with vLLM", "read"),
     },
     Engine.LLAMA_CPP: {
@@ -118,17 +148,26 @@ EARLIER_RULES: Mapping[Engine, Mapping[Feature, Rule]] = {
 }
 
 
-def incompatibilities(engine: Engine, lora: LoraSpec, *, is_other_class: bool = False) -> tuple[Incompatibility, ...]:
+def class_features(trained_class: str, served_classes: Collection[str]) -> frozenset[Feature]:
+    """The features of a base model; engines serve the class that its config.json names."""
+    present = {
+        Feature.OTHER_CLASS: bool(served_classes) and trained_class not in served_classes,
+        Feature.CLASS_WITHOUT_LORA: not VLLM_CLASSES_WITHOUT_LORA.isdisjoint(served_classes),
+    }
+    return frozenset(feature for feature, is_present in present.items() if is_present)
+
+
+def incompatibilities(engine: Engine, lora: LoraSpec, of_base: Collection[Feature] = ()) -> tuple[Incompatibility, ...]:
     """The reasons not to load this adapter unmerged into `engine`; empty if its outputs are those of PEFT.
 
-    `is_other_class`: config.json of the base model names another class than the one that was trained.
+    `of_base` are the `class_features` of its base model, as far as they are known.
     """
-    return tuple(_applicable(RULES[engine], lora, is_other_class))
+    return tuple(_applicable(RULES[engine], lora, of_base))
 
 
 def earlier_incompatibilities(engine: Engine, lora: LoraSpec) -> tuple[Incompatibility, ...]:
     """The additional reasons in earlier releases of `engine`."""
-    return tuple(_applicable(EARLIER_RULES.get(engine, {}), lora, False))
+    return tuple(_applicable(EARLIER_RULES.get(engine, {}), lora, ()))
 
 
 def largest_rank(lora: LoraSpec) -> int:
@@ -140,7 +179,9 @@ def vllm_max_lora_rank(lora: LoraSpec) -> int | None:
     return next((rank for rank in VLLM_MAX_LORA_RANKS if rank >= largest_rank(lora)), None)
 
 
-def _applicable(rules: Mapping[Feature, Rule], lora: LoraSpec, is_other_class: bool) -> Iterator[Incompatibility]:
+def _applicable(
+    rules: Mapping[Feature, Rule], lora: LoraSpec, of_base: Collection[Feature]
+) -> Iterator[Incompatibility]:
     present = {
         Feature.ANY: True,
         Feature.RANK_ABOVE_512: vllm_max_lora_rank(lora) is None,
@@ -149,7 +190,7 @@ def _applicable(rules: Mapping[Feature, Rule], lora: LoraSpec, is_other_class: b
         Feature.ALPHA_PATTERN: bool(lora.alpha_pattern),
         Feature.DORA: lora.use_dora,
         Feature.MODULES_TO_SAVE: bool(lora.modules_to_save),
-        Feature.OTHER_CLASS: is_other_class,
         Feature.TARGET_PARAMETERS: bool(lora.target_parameters),
     }
-    return (Incompatibility(feature, rule) for feature, rule in rules.items() if present[feature])
+    found = {feature for feature, is_present in present.items() if is_present}.union(of_base)
+    return (Incompatibility(feature, rule) for feature, rule in rules.items() if feature in found)

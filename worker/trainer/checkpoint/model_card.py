@@ -1,20 +1,18 @@
 """The model card (README.md) of an adapter and of a merged model: metadata for model hubs, and how to use it.
 
-The compatibility with inference engines comes from `app.domain.artifacts.engines`.
+The compatibility with inference engines is that of the manifest.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from app.domain.artifacts.engines import (
     RELEASES,
     Engine,
-    Incompatibility,
     earlier_incompatibilities,
-    incompatibilities,
     vllm_max_lora_rank,
 )
 from app.domain.jobs.spec import LoraSpec
@@ -156,6 +154,7 @@ NOT_MEASURED = "How much the adapter's answers differ on the 16-bit base has not
 def model_card(manifest: Mapping[str, Any]) -> str:
     """Return the card of a checkpoint with this manifest."""
     name, lora = manifest["base_model"]["name"], LoraSpec.model_validate(manifest["lora"])
+    reasons = {engine: manifest["compatibility"][engine.name.lower()]["reasons"] for engine in Engine}
     alias, quantization = manifest["base_model"].get("alias"), manifest["quantization"]
     return CARD.format(
         base=json.dumps(name),
@@ -166,26 +165,25 @@ def model_card(manifest: Mapping[str, Any]) -> str:
         tokens=manifest["trained_tokens"],
         losses=_losses(manifest["metrics"]),
         quantization=_quantization_note(quantization) if quantization else "",
-        verdicts="\n".join(f"| {engine} {RELEASES[engine]} | {_verdict(engine, lora)} |" for engine in Engine),
-        vllm="" if incompatibilities(Engine.VLLM, lora) else VLLM.format(rank=vllm_max_lora_rank(lora)),
-        llama_cpp="" if incompatibilities(Engine.LLAMA_CPP, lora) else LLAMA_CPP,
+        verdicts="\n".join(
+            f"| {engine} {RELEASES[engine]} | {_verdict(engine, lora, reasons[engine])} |" for engine in Engine
+        ),
+        vllm="" if reasons[Engine.VLLM] else VLLM.format(rank=vllm_max_lora_rank(lora)),
+        llama_cpp="" if reasons[Engine.LLAMA_CPP] else LLAMA_CPP,
         merge=MERGE + MERGED_SERVING,
         settings=json.dumps({key: manifest[key] for key in SETTINGS if key in manifest}, indent=2),
     )
 
 
-def _verdict(engine: Engine, lora: LoraSpec) -> str:
-    """Describe whether the engine can load the adapter."""
-    if current := incompatibilities(engine, lora):
-        return f"merge it first. {_reasons(current)}"
+def _verdict(engine: Engine, lora: LoraSpec, reasons: Sequence[str]) -> str:
+    """Describe whether the engine can load the adapter; `reasons` are those against it."""
+    if reasons:
+        return f"merge it first. {'. '.join(reasons)}"
     if engine is Engine.SGLANG:
         return f"loads it (read): `{SGLANG}`"
     earlier = earlier_incompatibilities(engine, lora)
-    return "loads it, see below" + (f". Merge it for an earlier release. {_reasons(earlier)}" if earlier else "")
-
-
-def _reasons(reported: tuple[Incompatibility, ...]) -> str:
-    return ". ".join(each.rule.sentence for each in reported)
+    text = ". ".join(each.rule.sentence for each in earlier)
+    return "loads it, see below" + (f". Merge it for an earlier release. {text}" if earlier else "")
 
 
 def _quantization_note(quantization: Mapping[str, Any]) -> str:

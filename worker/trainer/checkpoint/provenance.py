@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from app.domain.artifacts.compatibility import compatibility
+from app.domain.artifacts.engines import class_features
 from app.domain.jobs.events import Started
 from app.domain.jobs.spec import RunSpec, TrainerSpec
 from worker.trainer.distributed import parallel
@@ -44,10 +45,9 @@ def provenance_of(spec: TrainerSpec, base: FrozenBase) -> dict[str, Any]:
 
 
 def _compatibility(run_spec: RunSpec, base: FrozenBase) -> dict[str, Any]:
-    """Return the compatibility with inference engines, which serve the class that config.json names."""
-    served_classes = base.model.config.architectures or []
-    is_other_class = bool(served_classes) and type(base.model).__name__ not in served_classes
-    return compatibility(run_spec.lora, run_spec.run_id, is_other_class=is_other_class).model_dump(mode="json")
+    """Return the compatibility with inference engines."""
+    of_base = class_features(type(base.model).__name__, base.model.config.architectures or [])
+    return compatibility(run_spec.lora, run_spec.run_id, of_base).model_dump(mode="json")
 
 
 def _parent_adapter(run_spec: RunSpec) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.domain.artifacts.compatibility import PEFT_RELEASE, Compatibility, compatibility, job_compatibility
-from app.domain.artifacts.engines import VLLM_MAX_LORA_RANKS, Engine, incompatibilities
+from app.domain.artifacts.engines import VLLM_MAX_LORA_RANKS, Engine, class_features, incompatibilities
 from app.domain.jobs.spec import LoraSpec
 
 KEYS = {Engine.VLLM: "vllm", Engine.SGLANG: "sglang", Engine.LLAMA_CPP: "llama_cpp", Engine.OLLAMA: "ollama"}
@@ -62,8 +62,15 @@ def test_patterns_are_right_in_this_vllm_and_a_note_names_the_earlier_one() -> N
 
 
 def test_a_base_model_of_another_class_is_not_known_to_work_where_its_own_class_is_served() -> None:
-    found = compatibility(spec(), "ftjob-1", is_other_class=True)
+    found = compatibility(spec(), "ftjob-1", class_features("Qwen3ForCausalLM", ["Qwen3_5ForConditionalGeneration"]))
     assert {key for key, entry in found if not entry.ok} == {"vllm", "sglang", "ollama"}
+    assert class_features("Qwen3ForCausalLM", ["Qwen3ForCausalLM"]) == class_features("Qwen3ForCausalLM", []) == set()
+
+
+def test_a_base_model_whose_class_vllm_serves_without_lora_is_refused_there_alone() -> None:
+    found = compatibility(spec(), "ftjob-1", class_features("FalconForCausalLM", ["FalconForCausalLM"]))
+    assert {key for key, entry in found if not entry.ok} == {"vllm", "ollama"}
+    assert found.vllm.reasons == ["Refused: vLLM serves this base model's class without LoRA (read)"]
 
 
 def test_a_job_has_that_of_its_spec() -> None:

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from typer.testing import CliRunner
 
 from app.cli.main import app as command_line
+from app.domain.artifacts.compatibility import compatibility
 from app.domain.artifacts.engines import VLLM_MAX_LORA_RANKS, Engine, incompatibilities, largest_rank
 from app.domain.jobs.spec import LoraSpec
 from tests.worker.trainer import plain_peft
@@ -53,10 +54,11 @@ printf '%s\\0' "$(basename "$0")" "$@" '--end--' >> "$NOTED"
 
 
 def about(quantization: dict[str, Any] | None = None, method: str = "supervised", **lora: Any) -> dict[str, Any]:
+    lora_spec = LoraSpec.model_validate({"r": 16, "alpha": 32, "target_modules": ["q_proj"]} | lora)
     return {
         "base_model": {"name": "tiny"}, "step": 1, "epoch": 1.0, "trained_tokens": 5, "seed": 1, "method": method,
         "metrics": {"train_loss": 0.5}, "quantization": quantization, "hyperparameters": {},
-        "lora": LoraSpec.model_validate({"r": 16, "alpha": 32, "target_modules": ["q_proj"]} | lora).model_dump(),
+        "lora": lora_spec.model_dump(), "compatibility": compatibility(lora_spec, "ftjob-1").model_dump(),
     }  # fmt: skip
 
 
@@ -94,6 +96,14 @@ class TestEngines:
         assert not re.search(r"\bADAPTER [^_]", card)
         assert "convert_hf_to_gguf.py MODEL_DIRECTORY" in card
         assert "sentencepiece" in card
+
+
+def test_it_agrees_with_the_manifest_about_the_class_of_the_base_model() -> None:
+    manifest = about()
+    manifest["compatibility"]["vllm"]["reasons"] = ["Not known: it serves another class (read)"]
+    card = model_card(manifest)
+    assert row(card, Engine.VLLM) == "merge it first. Not known: it serves another class (read)"
+    assert LOADERS[Engine.VLLM] not in card
 
 
 def test_it_describes_how_to_check_that_the_adapter_has_an_effect() -> None:
