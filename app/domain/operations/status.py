@@ -16,6 +16,8 @@ MAX_BACKUP_AGE_SECONDS = 7 * 86_400.0
 
 CHECK_REMEDIES = {
     "database": "Start PostgreSQL, or free space on its disk.",
+    "migrations": "Run `python -m app.db.migrate`; `tunery up` does it when it starts.",
+    "base_model": "Register one: `tunery models add NAME DIRECTORY`.",
     "storage": "Check the disk or the bucket, its free space, and the permissions of the data directory.",
     "disk": "The storage by project below shows who uses the space; exports can be made again.",
     "broker": "Start Redis or Valkey. No job is lost; until then jobs start a few seconds later.",

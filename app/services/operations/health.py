@@ -114,8 +114,13 @@ def _database(sessions: Sessions) -> list[ProbeResult]:
     revision_text = "of a later release: restart this process with it" if is_newer else "at the newest revision"
     return [
         _check("database", True, "reachable", ""),
-        _check("migrations", usable, revision_text, "run the migrations: `make migrate`"),
-        _check("base_model", registered, "registered", "register one: `tunery models add NAME DIR`"),
+        _check("migrations", usable, revision_text, "the schema is of an earlier release: run the migrations"),
+        _check(
+            "base_model",
+            registered,
+            "registered",
+            "register one: `tunery models add NAME DIR`" if usable else "unknown until then",
+        ),
     ]
 
 

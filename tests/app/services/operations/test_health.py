@@ -107,4 +107,5 @@ def test_processes_stay_ready_on_the_schema_of_a_later_release(
         results = {check.name: check for check in checks.run()}
         assert (results["migrations"].ok, results["base_model"].ok) == (is_ready, is_ready)
     assert "run the migrations" in results["migrations"].detail
+    assert results["base_model"].detail == "unknown until then"
     notifier.close()
