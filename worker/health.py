@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from app.log import get_logger
-from app.settings import Settings, load_settings
+from app.settings import Settings
 
 MAX_HEARTBEAT_AGE_SECONDS = 60
 
@@ -48,13 +48,15 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
         print("usage: python -m worker.health gpu|cpu|reconciler|webhooks|deliveries", file=sys.stderr)
         return 1
+    settings = Settings(database_url="", redis_url="")  # it connects to neither, so an operator need not set them
     try:
-        age = heartbeat_age_seconds(load_settings(), arguments[0])
+        age = heartbeat_age_seconds(settings, arguments[0])
     except OSError as error:
         print(f"cannot read the data directory: {error}", file=sys.stderr)
         return 1
     if age is None or age > MAX_HEARTBEAT_AGE_SECONDS:
         state = "has no heartbeat" if age is None else f"had its last heartbeat {age:.0f} s ago"
+        state += f" in {settings.data_dir.resolve()} (TUNERY_DATA_DIR)"
         print(f"{arguments[0]} on {socket.gethostname()} {state}", file=sys.stderr)
         return 1
     return 0
