@@ -151,7 +151,7 @@ def _require_trained_base(base: Path, manifest: dict[str, Any]) -> None:
     if trained_on is not None and manifest_sha256 != trained_on["manifest_sha256"]:
         raise UsageError(
             f"The files in {base} are not the base model {trained_on['name']} that the adapter was trained on. Give "
-            "the directory that was registered (`tunery models where`)."
+            "the directory that was registered (`tunery models where NAME`)."
         )
 
 

@@ -113,7 +113,7 @@ def restore_backup(
         print_note("It is a copy: its webhook events and deliveries wait, and `tunery status` says so.")
     if not database_url:
         print_line(f"Start the service: tunery up --data-dir {layout.root}")
-    print_line("Base models are not part of a backup: `tunery models where` shows their directories.")
+    print_line("Base models are not part of a backup: `tunery models where NAME` prints the directory of one.")
 
 
 @commands.command("fsck")
