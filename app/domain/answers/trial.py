@@ -24,6 +24,7 @@ MAX_STOPS = 4
 MAX_CHOICES = 4  # one after another, within MAX_SECONDS together
 MAX_TOP_LOGPROBS = 20  # OpenAI's, of a chat
 MAX_COMPLETION_LOGPROBS = 5  # OpenAI's, of a completion
+MAX_BIASES = 300  # OpenAI's
 INSTEAD = "deliver the model to an engine for it (docs/answers.md)"
 Reason = Literal["busy", "context_length_exceeded", "invalid_value", "invalid_tools", "model_not_found", "failed"]
 # What changes nothing in the answer of one model on one worker.
@@ -31,9 +32,6 @@ IGNORED = frozenset({"user", "store", "metadata", "safety_identifier", "prompt_c
 # Values that ask for nothing special.
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "best_of": (1,),
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "logit_bias": ({},),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "response_format": ({"type": "text"},),
@@ -42,6 +40,13 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "modalities": (["text"],),
     "top_logprobs": (0,),
 }
+REASONS: Mapping[str, str] = {
+    "response_format": 'only {"type": "text"}, as nothing limits what the model generates; describe the form in a '
+    "message, or "
+}
+Penalty = Annotated[float | None, Field(ge=-2, le=2)]
+TokenId = Annotated[str, Field(pattern=r"^\d{1,9}$")]  # a key of JSON
+Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
 class _Options(BaseModel):
@@ -62,6 +67,9 @@ class TrialRequest(BaseModel):
     max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
     temperature: Annotated[float | None, Field(ge=0, le=2)] = None
     top_p: Annotated[float | None, Field(gt=0, le=1)] = None
+    frequency_penalty: Penalty = None
+    presence_penalty: Penalty = None
+    logit_bias: Annotated[dict[TokenId, Bias] | None, Field(max_length=MAX_BIASES)] = None
     seed: Annotated[int | None, Field(ge=-(2**63), lt=2**63)] = None
     stop: str | Annotated[list[str], Field(max_length=MAX_STOPS)] | None = None
     stream: bool | None = None
@@ -90,6 +98,9 @@ class TrialQuestion(Frozen):
     n: int = 1
     top_logprobs: int | None = None  # None: no log-probabilities
     tools: tuple[dict[str, Any], ...] = ()
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: dict[int, float] = Field(default_factory=dict)  # by token
 
 
 class AnswerSpec(Frozen):
@@ -148,6 +159,7 @@ class TrialRecord(Frozen):
     completion_tokens: int = 0
     reason: Reason = "failed"
     message: str = ""
+    param: str = ""  # the field of the request that is wrong; by default the one with the prompt
 
     @property
     def is_last(self) -> bool:
@@ -162,7 +174,7 @@ def check_supported(body: Mapping[str, Any], known: frozenset[str]) -> dict[str,
         if name in known:
             given[name] = value
         elif value is not None and name not in IGNORED and value not in NEUTRAL.get(name, ()):
-            text = f"{name}: a trial answer does not support {as_json(value, 60)}; {INSTEAD}"
+            text = f"{name}: a trial answer does not support {as_json(value, 60)}; {REASONS.get(name, '')}{INSTEAD}"
             problems.append(BadRequest(text, name, "unsupported_parameter"))
     if problems:
         raise combine_errors(problems)
@@ -194,6 +206,9 @@ def question_of(request: TrialRequest, id: str, project_id: str, model: str, is_
         n=request.n or 1,
         top_logprobs=_top_logprobs(request, is_chat),
         tools=_tools(request),
+        frequency_penalty=request.frequency_penalty or 0.0,
+        presence_penalty=request.presence_penalty or 0.0,
+        logit_bias={int(token): bias for token, bias in (request.logit_bias or {}).items()},
     )
 
 

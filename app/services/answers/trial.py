@@ -206,7 +206,7 @@ def _error_of(record: TrialRecord, param: str) -> TuneryError:
         case "context_length_exceeded":
             return BadRequest(record.message, param, "context_length_exceeded")
         case "invalid_value":
-            return BadRequest(record.message, param)
+            return BadRequest(record.message, record.param or param)
         case "invalid_tools":
             return BadRequest(record.message, "tools")
         case "model_not_found":

@@ -115,5 +115,13 @@ def test_a_name_that_does_not_exist(client: openai.OpenAI) -> None:
 
 def test_what_a_trial_would_have_to_ignore(client: openai.OpenAI, model: str) -> None:
     with pytest.raises(openai.BadRequestError) as raised:
-        client.chat.completions.create(model=model, messages=QUESTION, frequency_penalty=1)
-    assert (raised.value.param, raised.value.code) == ("frequency_penalty", "unsupported_parameter")
+        client.chat.completions.create(model=model, messages=QUESTION, response_format={"type": "json_object"})
+    assert (raised.value.param, raised.value.code) == ("response_format", "unsupported_parameter")
+
+
+def test_penalties_and_biases(client: openai.OpenAI, model: str) -> None:
+    biased = asked(client, model, frequency_penalty=2, presence_penalty=-2, logit_bias={"5": -100}, logprobs=True)
+    assert len(biased.choices[0].logprobs.content) in range(1, 9)
+    with pytest.raises(openai.BadRequestError) as raised:
+        client.chat.completions.create(model=model, messages=QUESTION, frequency_penalty=2.5)
+    assert raised.value.param == "frequency_penalty"

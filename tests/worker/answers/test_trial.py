@@ -277,7 +277,11 @@ class TestRefusals:
             ({"n": 5}, "n"),
             ({"logprobs": 3}, "logprobs"),
             ({"top_logprobs": 3}, "top_logprobs"),
-            ({"logprobs": True, "logit_bias": {"5": 1}}, "logit_bias"),
+            ({"logit_bias": {"5": 101}}, "logit_bias.5"),
+            ({"logit_bias": {"yes": 1}}, "logit_bias"),
+            ({"frequency_penalty": 2.5}, "frequency_penalty"),
+            ({"presence_penalty": -3}, "presence_penalty"),
+            ({"response_format": {"type": "json_object"}}, "response_format"),
             ({"messages": []}, "messages"),
             ({"messages": [{"role": "wizard", "content": "x"}]}, "messages"),
             ({"messages": None}, "messages"),
@@ -293,6 +297,6 @@ class TestRefusals:
 
     def test_neutral_values_are_accepted(self, harness: WorkerHarness, http: httpx2.Client) -> None:
         neutral = {"n": 1, "frequency_penalty": 0, "tools": [], "tool_choice": "none", "parallel_tool_calls": False}
-        neutral |= {"user": "me", "logprobs": False, "seed": None}
+        neutral |= {"user": "me", "logprobs": False, "seed": None, "response_format": {"type": "text"}}
         response = http.post(CHAT, json={"model": BASE, "messages": SAY} | neutral)
         assert response.json()["error"]["code"] == "model_not_served"

@@ -13,6 +13,8 @@ from transformers.utils.chat_parsing import parse_response
 from app.domain.answers.trial import GeneratedToolCall
 from app.domain.datasets.messages import REASONING_KEYS
 
+HERMES_CALL = "<tool_call>"
+THINK = "<think>"
 KEYS = frozenset({"role", "content", "tool_calls", *REASONING_KEYS})
 
 
@@ -40,7 +42,29 @@ class AnswerParser:
         if not calls or not message.keys() <= KEYS:
             return None
         reasoning = "".join(str(message.get(key) or "") for key in REASONING_KEYS)
-        return AnswerWithCalls(str(message.get("content") or ""), reasoning, calls)
+        return AnswerWithCalls(str(message.get("content") or "").strip(), reasoning, calls)
+
+
+def hermes_parser(prompt: str, tools: Sequence[dict[str, Any]], stops: Sequence[str]) -> AnswerParser:
+    """The form of Hermes and Qwen, `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`.
+
+    It is for templates whose prompt describes it, and which state no response template.
+    """
+    template = {
+        "start_anchor": "<|im_start|>assistant\n",  # required; what is left of the prompt does not have it
+        "fields": {
+            "reasoning_content": {"open": THINK, "close": "</think>", "content": "text"},
+            "tool_calls": {
+                "open": HERMES_CALL,
+                "close": "</tool_call>",
+                "repeats": True,
+                "content": "json",
+                "transform": {"type": "function", "function": "{content}"},
+            },
+            "content": {"content": "text", "repeats": True, "join": "\n"} | ({"close": list(stops)} if stops else {}),
+        },
+    }
+    return AnswerParser(template, THINK if prompt.rstrip().endswith(THINK) else "", tools)
 
 
 def _call(function: dict[str, Any]) -> GeneratedToolCall:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import ValidationError
-from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
+from transformers import LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from app.domain.answers.trial import (
@@ -34,7 +34,8 @@ from worker.trainer.adapter.initial_adapter import load_adapter
 from worker.trainer.adapter.lora import LoraAdapter
 from worker.trainer.answers.evaluation import cache_weights_if_they_fit
 from worker.trainer.answers.generate import without_packing
-from worker.trainer.answers.tool_calls import AnswerParser
+from worker.trainer.answers.logits import LogprobRecorder, PenaltiesAndBiases
+from worker.trainer.answers.tool_calls import HERMES_CALL, AnswerParser, hermes_parser
 from worker.trainer.model.base_model import FrozenBase, open_base
 from worker.trainer.runtime.device import choose_compute_dtype, choose_device, choose_threads, make_repeatable
 from worker.trainer.runtime.failures import Failure, exit_code, is_out_of_memory
@@ -68,17 +69,6 @@ class Questions:
             else:
                 self.waiting.put(control)
         self.waiting.put(None)
-
-
-class LogprobRecorder(LogitsProcessor):  # type: ignore[misc]
-    """Keeps the log-probabilities of the next token. It is called before temperature and top_p change them."""
-
-    def __init__(self) -> None:
-        self.logprobs_V = torch.empty(0)
-
-    def __call__(self, _: torch.Tensor, scores_1_V: torch.Tensor) -> torch.Tensor:
-        self.logprobs_V = scores_1_V[0].float().log_softmax(-1)
-        return scores_1_V
 
 
 class AnswerWriter(BaseStreamer):  # type: ignore[misc]
@@ -211,6 +201,10 @@ class TrialProgram:
 
     def answer(self, question: TrialQuestion, adapter: AdapterOfAnswer | None) -> TrialRecord:
         """Write the text, and return the last record. Raises Failure."""
+        vocabulary = self._base.model.config.get_text_config().vocab_size
+        if unknown := [token for token in question.logit_bias if token >= vocabulary]:
+            text = f"logit_bias: the model has no token {unknown[0]}; its tokens are 0 to {vocabulary - 1}"
+            return TrialRecord(id=question.id, type="error", reason="invalid_value", message=text, param="logit_bias")
         try:
             prompt, tokens = self._prompt(question)
         except ToolsNotPrinted:
@@ -230,8 +224,7 @@ class TrialProgram:
             return TrialRecord(id=question.id, type="error", reason="context_length_exceeded", message=text)
         if question.seed is not None:
             torch.manual_seed(question.seed)
-        has_parser = question.tools and self._response_template
-        parser = AnswerParser(self._response_template or {}, prompt, question.tools) if has_parser else None
+        parser = self._parser(question, prompt)
         loaded, deadline, completion_tokens = self._loaded(adapter), time.monotonic() + MAX_SECONDS, 0
         for choice in range(question.n):
             writer = AnswerWriter(question, choice, deadline, self._renderer, self._questions, parser)
@@ -257,6 +250,9 @@ class TrialProgram:
         adapter: LoraAdapter | None,
         writer: AnswerWriter,
     ) -> None:
+        processors = [writer.recorder] if writer.recorder else []
+        if question.frequency_penalty or question.presence_penalty or question.logit_bias:
+            processors.append(PenaltiesAndBiases(question, len(tokens)))
         samples = question.temperature > 0
         sampling = {"temperature": question.temperature, "top_p": question.top_p, "top_k": 0} if samples else {}
         prompt_B_T = torch.tensor([tokens], device=self._base.device)
@@ -270,7 +266,7 @@ class TrialProgram:
                 pad_token_id=(self._renderer.stop_ids or [0])[0],
                 streamer=writer,
                 stopping_criteria=StoppingCriteriaList([writer.must_end]),
-                logits_processor=LogitsProcessorList([writer.recorder] if writer.recorder else []),
+                logits_processor=LogitsProcessorList(processors),
                 **sampling,
             )
 
@@ -284,6 +280,14 @@ class TrialProgram:
         if len(tokens) < self._context_length:
             self._renderer.check_prompt(messages, question.tools)
         return prompt, tokens
+
+    def _parser(self, question: TrialQuestion, prompt: str) -> AnswerParser | None:
+        """Finds calls of tools in the answer; None if the model has no form for them that is known here."""
+        if not question.tools:
+            return None
+        if self._response_template is not None:
+            return AnswerParser(self._response_template, prompt, question.tools)
+        return hermes_parser(prompt, question.tools, self._renderer.stops) if HERMES_CALL in prompt else None
 
     def _loaded(self, adapter: AdapterOfAnswer | None) -> LoraAdapter | None:
         if adapter is None:

@@ -13,7 +13,7 @@ import torch
 from app.domain.answers.trial import TrialQuestion, TrialRecord
 from app.system.tokenizer_files import load_renderer
 from tests.tiny import make_tiny_base
-from worker.trainer.answers.tool_calls import AnswerParser
+from worker.trainer.answers.tool_calls import AnswerParser, hermes_parser
 from worker.trainer.answers.trial import AnswerWriter, Questions
 
 PROMPT = "<|im_start|>user\nHow warm is it?<|im_end|>\n<|im_start|>assistant\n"
@@ -68,6 +68,39 @@ def test_the_prompt_may_have_the_beginning_of_the_answer() -> None:
 )
 def test_without_a_call_or_with_one_of_another_form_it_stays_text(text: str) -> None:
     assert PARSER.parse(text) is None
+
+
+class TestHermes:
+    PROMPT = "<|im_start|>system\nReturn each call within <tool_call></tool_call>.<|im_end|>\n" + PROMPT
+
+    @pytest.mark.parametrize(
+        ("prompt", "text", "content", "reasoning", "calls"),
+        [
+            (PROMPT, f"{CALL}<|im_end|>", "", "", 1),
+            (PROMPT, f"I look.\n{CALL}\n{CALL}\n<|im_end|>", "I look.", "", 2),
+            (PROMPT, f"<think>\nIt depends.\n</think>\n\n{CALL}<|im_end|>", "", "It depends.", 1),
+            (PROMPT + "<think>\n", f"It depends.\n</think>\n\n{CALL}<|im_end|>", "", "It depends.", 1),
+            (PROMPT + "<think>\n\n</think>\n\n", CALL, "", "", 1),
+        ],
+    )
+    def test_content_reasoning_and_calls(
+        self, prompt: str, text: str, content: str, reasoning: str, calls: int
+    ) -> None:
+        answer = hermes_parser(prompt, TOOLS, ["<|im_end|>"]).parse(text)
+        assert answer is not None
+        assert (answer.content, answer.reasoning) == (content, reasoning)
+        assert [json.loads(call.arguments) for call in answer.tool_calls] == [{"city": "Łódź", "day": 2}] * calls
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "It is warm.<|im_end|>",
+            CALL[:-20],  # cut
+            "<tool_call>\n<function=weather>\n<parameter=city>\nŁódź\n</parameter>\n</function>\n</tool_call>",
+        ],
+    )
+    def test_another_form_stays_text(self, text: str) -> None:
+        assert hermes_parser(PROMPT, TOOLS, []).parse(text) is None
 
 
 @pytest.mark.parametrize("template", [{}, {"fields": {}}, TEMPLATE | {"version": 9}, {"fields": {"content": {}}}])

@@ -6,14 +6,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from app.domain.answers.trial import MAX_NEW_TOKENS, AdapterOfAnswer, AnswerSpec, TrialQuestion, TrialRecord
+from app.domain.answers.trial import (
+    MAX_NEW_TOKENS,
+    AdapterOfAnswer,
+    AnswerSpec,
+    TokenLogprob,
+    TrialQuestion,
+    TrialRecord,
+)
 from app.domain.jobs.spec import BaseSpec, LoraSpec
 from app.system.artifact_directory import MANIFEST, sha256_file
 from app.system.model_files import hash_directory
 from tests.worker.evaluations.plain_answers import plain_answers
 from tests.worker.exports.test_exporter import write_real_adapter
 from worker.trainer.answers import trial
+from worker.trainer.answers.logits import PenaltiesAndBiases
 from worker.trainer.answers.trial import Questions, TrialProgram
 
 SAY = [{"role": "user", "content": "say 3"}]
@@ -94,3 +103,47 @@ def test_the_message_of_a_long_text_names_the_prompt(program: TrialProgram) -> N
     refused = program.answer(question(messages=None, prompt="a" * CONTEXT_LENGTH), None)
     assert refused.reason == "context_length_exceeded"
     assert "your prompt has 400 tokens" in refused.message
+
+
+class TestPenaltiesAndBiases:
+    """The scores of OpenAI's formula: score - count * frequency - (count > 0) * presence + bias."""
+
+    def test_by_the_formula(self) -> None:
+        asked = question(frequency_penalty=0.5, presence_penalty=1.5, logit_bias={"0": 3, "4": -100})
+        tokens_1_T = torch.tensor([[4, 4, 3, 1, 1, 2]])  # the first three are the prompt
+        scores = PenaltiesAndBiases(asked, 3)(tokens_1_T, torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0]]))
+        assert scores.tolist() == [[4.0, 2.0 - 2 * 0.5 - 1.5, 3.0 - 0.5 - 1.5, 4.0, -95.0]]
+
+    @pytest.mark.parametrize("changes", [{"frequency_penalty": 2}, {"presence_penalty": 2}, {"frequency_penalty": -2}])
+    def test_a_penalty_changes_a_greedy_answer(
+        self, program: TrialProgram, capsys: pytest.CaptureFixture[str], changes: dict[str, float]
+    ) -> None:
+        tokens = [tokens_of(program, capsys, max_new_tokens=40, **each) for each in ({}, changes)]
+        different = [len(set(each)) for each in tokens]
+        assert (different[0] < different[1]) == (min(changes.values()) > 0), different
+
+    def test_a_bias_of_100_is_the_answer_and_the_log_probabilities_are_the_models(
+        self, program: TrialProgram, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        chosen = program._renderer.encode_plain("z")[-1]
+        plain, biased = (records_of(program, capsys, top_logprobs=1, **each) for each in ({}, biased_to(chosen)))
+        assert {token.text for token in biased} == {"z"}
+        assert biased[0].top == plain[0].top
+
+    def test_a_token_that_the_model_does_not_have(self, program: TrialProgram) -> None:
+        refused = program.answer(question(logit_bias={"99999999": 1}), None)
+        assert (refused.reason, refused.param) == ("invalid_value", "logit_bias")
+
+
+def biased_to(token: int) -> dict[str, Any]:
+    return {"logit_bias": {str(token): 100}}
+
+
+def records_of(program: TrialProgram, capsys: pytest.CaptureFixture[str], **changes: Any) -> list[TokenLogprob]:
+    program.answer(question(**changes), None)
+    records = map(TrialRecord.model_validate_json, capsys.readouterr().out.splitlines())
+    return [token for record in records for token in record.tokens]
+
+
+def tokens_of(program: TrialProgram, capsys: pytest.CaptureFixture[str], **changes: Any) -> list[str]:
+    return [token.text for token in records_of(program, capsys, top_logprobs=0, **changes)]
