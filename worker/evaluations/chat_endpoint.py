@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import Any
 
 import httpx2
+from anyio import fail_after
+from anyio.from_thread import start_blocking_portal
 
 from app.domain.webhooks import parse_retry_after
 from app.settings import Endpoint
@@ -38,14 +40,18 @@ class ChatEndpoint:
         self._wait = wait
         self._timeout_seconds = endpoint.timeout_seconds
         key = endpoint.api_key.get_secret_value()
-        self._client = httpx2.Client(
+        self._stack = ExitStack()
+        # An event loop, in which a request can be ended: the timeouts of a client begin anew with every byte.
+        self._portal = self._stack.enter_context(start_blocking_portal())
+        client = httpx2.AsyncClient(
             base_url=endpoint.base_url.rstrip("/") + "/",
             headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=endpoint.timeout_seconds,
+            timeout=None,
         )
+        self._client = self._stack.enter_context(self._portal.wrap_async_context_manager(client))
 
     def close(self) -> None:
-        self._client.close()
+        self._stack.close()
 
     def check(self) -> None:
         """Raise what `wait` raises if the work has to end."""
@@ -57,8 +63,8 @@ class ChatEndpoint:
         problem = ""
         for attempt in range(ATTEMPTS):
             try:
-                response = self._post(body)
-            except httpx2.TimeoutException:
+                response = self._portal.call(self._post, body)
+            except TimeoutError:
                 problem, pause = "did not answer in time", _pause(attempt, None)
             except httpx2.HTTPError as error:
                 problem, pause = f"could not be reached ({error or type(error).__name__})", _pause(attempt, None)
@@ -73,15 +79,10 @@ class ChatEndpoint:
                 self._wait(pause)
         raise EndpointError(f"The endpoint {self.name} {problem} ({ATTEMPTS} attempts)")
 
-    def _post(self, body: Mapping[str, Any]) -> httpx2.Response:
-        """The whole response. Raises httpx2.HTTPError, also after the timeout: httpx2 limits each read by itself."""
-        deadline, content = time.monotonic() + self._timeout_seconds, bytearray()
-        with self._client.stream("POST", "chat/completions", json=body) as response:
-            for chunk in response.iter_raw():
-                content += chunk
-                if time.monotonic() > deadline:
-                    raise httpx2.ReadTimeout("the answer is not complete", request=response.request)
-        return httpx2.Response(response.status_code, headers=response.headers, content=bytes(content))
+    async def _post(self, body: Mapping[str, Any]) -> httpx2.Response:
+        """The whole response. Raises httpx2.HTTPError, and TimeoutError."""
+        with fail_after(self._timeout_seconds):
+            return await self._client.post("chat/completions", json=body)
 
     def _parse(self, response: httpx2.Response) -> tuple[str, int | None]:
         try:

@@ -41,9 +41,11 @@ class ChatServer:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 owner.requests.append((body, self.headers.get("Authorization", "")))
                 status, headers, answer = respond(len(owner.requests), body)
-                self.send_response_only(status)
+                if status:
+                    self.send_response_only(status)
                 if callable(answer):
-                    self.end_headers()
+                    if status:
+                        self.end_headers()
                     with suppress(OSError):
                         answer(self.wfile.write)
                     return
@@ -158,14 +160,16 @@ class TestReference:
             endpoint.answer("m", [])
         silence.set()
 
-    def test_an_endpoint_that_sends_its_answer_byte_by_byte_times_out(self, serve: Any) -> None:
+    @pytest.mark.parametrize("status", [200, 0], ids=["its answer", "its headers"])
+    def test_an_endpoint_that_sends_a_byte_now_and_then_times_out(self, serve: Any, status: int) -> None:
         is_over = Event()
 
         def drip(write: Callable[[bytes], Any]) -> None:
+            write(b"" if status else b"HTTP/1.1 200 OK\r\nX-Name: ")
             while not is_over.wait(0.01):
                 write(b" ")
 
-        _, endpoint = serve(lambda *_: (200, {}, drip), timeout_seconds=0.2)
+        _, endpoint = serve(lambda *_: (status, {}, drip), timeout_seconds=0.2)
         with pytest.raises(EndpointError, match="did not answer in time"):
             endpoint.answer("m", [])
         is_over.set()
