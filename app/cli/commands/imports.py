@@ -3,7 +3,7 @@
 import contextlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +12,7 @@ import typer
 from app.cli.client.service_discovery import file_path, job_path
 from app.cli.commands.files.files import upload_with_progress
 from app.cli.errors import CliError, NotFoundError, TooManyRequests, UsageError
-from app.cli.openai_import.recreate import ImportOutcome, Recreation, recreate
+from app.cli.openai_import.recreate import ImportOutcome, Recreation, original_model, recreate
 from app.cli.openai_import.source import OPENAI_URL, NotReturned, OpenAISource
 from app.cli.openai_import.state import ImportDirectory
 from app.cli.options import with_client
@@ -75,8 +75,7 @@ def import_openai(
         aliases = {each["id"] for each in client.get("models")["data"] if each.get("alias_of")}
         failed = 0
         for found in _jobs(source, job or ()):
-            old = str(found["model"])
-            base = bases.get(old) or model or (old if old in aliases else None)
+            base = _base_model(str(found["model"]), bases, model, aliases)
             recreation = _save_job(client, source, state, found, base)
             failed += not _continue_job(client, state, found, recreation, plan, run)
     print_note(f"Saved in {directory}: {len(state.files)} files, {len(state.jobs)} jobs.")
@@ -101,6 +100,13 @@ def _model_map(pairs: Sequence[str]) -> dict[str, str]:
     if wrong := [old for old, equals, new in parts if not (old and equals and new)]:
         raise UsageError(f"--model-map {wrong[0]} is not of the form --model-map gpt-4o-mini-2024-07-18=Qwen3-4B.")
     return {old: new for old, _, new in parts}
+
+
+def _base_model(old: str, bases: Mapping[str, str], default: str | None, aliases: Collection[str]) -> str | None:
+    """What a model at OpenAI is trained on here, by its own name or that of the model it is a fine-tune of."""
+    names = (old, original_model(old))
+    named = next((bases[name] for name in names if name in bases), default)
+    return named or next((name for name in names if name in aliases), None)
 
 
 def _save_other_files(source: OpenAISource, state: ImportDirectory) -> None:

@@ -71,14 +71,20 @@ def recreate(job: Mapping[str, Any], model: str | None) -> Recreation:
     return made
 
 
+def original_model(model: str) -> str:
+    """`gpt-4o-mini-2024-07-18` of `ft:gpt-4o-mini-2024-07-18:acme:support:9xYz`; of another name, the name."""
+    return model.split(":")[1] if model.startswith("ft:") else model
+
+
 def _model(made: Recreation, job: Mapping[str, Any], model: str | None) -> None:
     old = str(job["model"])
     if model is None:
+        name = original_model(old)
         made.add(
             ImportOutcome.IMPOSSIBLE,
             "model",
-            f"{old}: no base model was chosen; give --model BASE, or --model-map {old}=BASE, or let an operator set an "
-            f"alias (tunery models alias {old} BASE)",
+            f"{old}: no base model was chosen; give --model BASE, or --model-map {name}=BASE, or let an operator set "
+            f"an alias (tunery models alias {name} BASE)",
         )
         return
     made.request["model"] = model

@@ -177,6 +177,19 @@ class TestImport:
         (job,) = jobs(tunery)
         assert (job["model"], job["model_alias"]) == ("tiny", "gpt-4o-mini-2024-07-18")
 
+    @pytest.mark.parametrize("options", [["--model-map", "gpt-4o-mini-2024-07-18=tiny"], []], ids=["table", "alias"])
+    def test_a_fine_tune_that_was_trained_further_has_the_base_of_its_base(
+        self, bring: Tunery, account: StandInOpenAI, sessions: Sessions, options: list[str]
+    ) -> None:
+        account.jobs[0]["model"] = "ft:gpt-4o-mini-2024-07-18:acme:first:9xYz"
+        assert "--model-map gpt-4o-mini-2024-07-18=BASE" in bring().out
+        with transaction(sessions) as session:
+            models.set_alias(session, "gpt-4o-mini-2024-07-18", "tiny")
+        done = bring(*options)
+        assert done.exit_code == 0, done.err
+        base = "tiny" if options else "gpt-4o-mini-2024-07-18"
+        assert f"model: ft:gpt-4o-mini-2024-07-18:acme:first:9xYz -> {base}; an earlier fine-tune" in done.out
+
     def test_preferences_and_reinforcement(self, bring: Tunery, account: StandInOpenAI) -> None:
         pairs = {"hyperparameters": {"beta": 0.2, "n_epochs": 2}}
         account.add_job("ftjob-bbbb", method={"type": "dpo", "dpo": pairs}, hyperparameters=None)
