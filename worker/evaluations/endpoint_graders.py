@@ -83,10 +83,11 @@ def parse_score(text: str) -> float | None:
     start, end = text.find("{"), text.rfind("}")
     try:
         value: Any = json.loads(text[start : end + 1])["result"] if 0 <= start < end else float(text)
-    except (ValueError, LookupError, TypeError, RecursionError):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        number = float(value) if is_number else math.nan
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
         return None
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if is_number else None
+    return number if math.isfinite(number) else None
 
 
 def _messages(row: EvaluationRow) -> list[dict[str, Any]]:

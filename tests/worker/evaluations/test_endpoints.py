@@ -247,7 +247,17 @@ class TestScoreModel:
 
     @pytest.mark.parametrize(
         ("text", "value"),
-        [("0.5", 0.5), (' {"result": 3} ', 3), ("{}", None), ('{"result": true}', None), ("NaN", None), ("", None)],
+        [
+            ("0.5", 0.5),
+            (' {"result": 3} ', 3),
+            ("{}", None),
+            ('{"result": true}', None),
+            ('{"result": 1' + 400 * "0" + "}", None),
+            ('{"result": 1e999}', None),
+            ("NaN", None),
+            ("", None),
+        ],
+        ids=["number", "object", "nothing", "boolean", "huge", "infinite", "NaN", "empty"],
     )
     def test_a_score_is_a_number_in_json_or_alone(self, text: str, value: float | None) -> None:
         assert parse_score(text) == value
