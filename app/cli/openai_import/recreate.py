@@ -123,20 +123,19 @@ def _method(made: Recreation, job: Mapping[str, Any]) -> None:
 
 
 def _metadata(made: Recreation, job: Mapping[str, Any]) -> None:
-    """The job's own pairs, and where it comes from."""
+    """The job's own pairs, and where it comes from: first the id, by which a later import finds the job."""
     origin = {
-        "openai_job": str(job["id"]),
         "openai_model": str(job["model"]),
         "openai_fine_tuned_model": job.get("fine_tuned_model"),
         "openai_training_file": job.get("training_file"),
         "openai_validation_file": job.get("validation_file"),
     }
     own = dict(job.get("metadata") or {})
-    pairs = own | {key: str(value) for key, value in origin.items() if value}
+    pairs = {"openai_job": str(job["id"])} | own | {key: str(value) for key, value in origin.items() if value}
     kept = dict(list(pairs.items())[:MAX_METADATA_PAIRS])
     made.request["metadata"] = kept
     if own:
-        made.add(ImportOutcome.KEPT, "metadata", ", ".join(own))
+        made.add(ImportOutcome.KEPT, "metadata", ", ".join(key for key in own if key in kept))
     if dropped := [key for key in pairs if key not in kept]:
         made.add(
             ImportOutcome.IMPOSSIBLE, "metadata", f"{', '.join(dropped)}: a job has at most {MAX_METADATA_PAIRS} pairs"

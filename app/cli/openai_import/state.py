@@ -37,4 +37,5 @@ class ImportDirectory:
         os.replace(temporary, path)
 
     def file_path(self, file_id: str, filename: str) -> Path:
-        return self.root / "files" / Path(file_id).name / (Path(filename).name or "file")
+        name = Path(filename).name
+        return self.root / "files" / Path(file_id).name / ("file" if name in ("", "..") else name)

@@ -130,6 +130,17 @@ class TestImport:
         assert len(jobs(tunery)) == 1
         assert len(tunery("files", "list", "--json").json) == 1
 
+    def test_a_job_with_all_its_metadata_is_found_again(
+        self, bring: Tunery, tunery: Tunery, account: StandInOpenAI, tmp_path: Path
+    ) -> None:
+        account.jobs[0]["metadata"] = {f"key-{n}": "value" for n in range(16)}
+        done = bring("--model", "tiny", "--run")
+        assert "impossible  metadata: key-15, openai_model" in done.out
+        (tmp_path / "saved" / "state.json").unlink()
+        bring("--model", "tiny", "--run")
+        (job,) = jobs(tunery)
+        assert job["metadata"].keys() == {"openai_job", *(f"key-{n}" for n in range(15))}
+
     def test_the_state_of_another_server_is_replaced(self, bring: Tunery, tunery: Tunery, tmp_path: Path) -> None:
         bring("--model", "tiny", "--run")
         path = tmp_path / "saved" / "state.json"
@@ -152,6 +163,16 @@ class TestImport:
         assert bring("--model", "tiny").exit_code == 0
         assert local.read_bytes() == account.files["file-train"]
         assert len(tunery("files", "list", "--json").json) == 1
+
+    @pytest.mark.parametrize("name", ["..", "/", "../../x/tr\u00e4in .jsonl"])
+    def test_a_name_that_is_a_path_stays_in_the_directory(
+        self, bring: Tunery, account: StandInOpenAI, tmp_path: Path, name: str
+    ) -> None:
+        account.names["file-train"] = name
+        done = bring("--model", "tiny")
+        assert done.exit_code == 0, done.err
+        (saved,) = (tmp_path / "saved" / "files" / "file-train").iterdir()
+        assert saved.read_bytes() == account.files["file-train"]
 
     def test_two_equal_files_are_two_files(self, bring: Tunery, tunery: Tunery, account: StandInOpenAI) -> None:
         account.add_file("file-copy")
