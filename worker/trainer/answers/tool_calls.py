@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from app.domain.answers.trial import GeneratedToolCall
 from app.domain.datasets.messages import REASONING_KEYS
 
 HERMES_CALL = "<tool_call>"
+DESCRIBED_HERMES_CALL = re.compile(HERMES_CALL + r"\s*\{")
 THINK = "<think>"
 KEYS = frozenset({"role", "content", "tool_calls", *REASONING_KEYS})
 
@@ -45,11 +47,13 @@ class AnswerParser:
         return AnswerWithCalls(str(message.get("content") or "").strip(), reasoning, calls)
 
 
-def hermes_parser(prompt: str, tools: Sequence[dict[str, Any]], stops: Sequence[str]) -> AnswerParser:
-    """The form of Hermes and Qwen, `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`.
+def hermes_parser(prompt: str, tools: Sequence[dict[str, Any]], stops: Sequence[str]) -> AnswerParser | None:
+    """For the form of Hermes and Qwen, `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`.
 
-    It is for templates whose prompt describes it, and which state no response template.
+    None if the prompt does not describe it: the chat template has another form.
     """
+    if not DESCRIBED_HERMES_CALL.search(prompt):
+        return None
     template = {
         "start_anchor": "<|im_start|>assistant\n",  # required; what is left of the prompt does not have it
         "fields": {

@@ -35,7 +35,7 @@ from worker.trainer.adapter.lora import LoraAdapter
 from worker.trainer.answers.evaluation import cache_weights_if_they_fit
 from worker.trainer.answers.generate import without_packing
 from worker.trainer.answers.logits import LogprobRecorder, PenaltiesAndBiases
-from worker.trainer.answers.tool_calls import HERMES_CALL, AnswerParser, hermes_parser
+from worker.trainer.answers.tool_calls import AnswerParser, hermes_parser
 from worker.trainer.model.base_model import FrozenBase, open_base
 from worker.trainer.runtime.device import choose_compute_dtype, choose_device, choose_threads, make_repeatable
 from worker.trainer.runtime.failures import Failure, exit_code, is_out_of_memory
@@ -287,7 +287,7 @@ class TrialProgram:
             return None
         if self._response_template is not None:
             return AnswerParser(self._response_template, prompt, question.tools)
-        return hermes_parser(prompt, question.tools, self._renderer.stops) if HERMES_CALL in prompt else None
+        return hermes_parser(prompt, question.tools, self._renderer.stops)
 
     def _loaded(self, adapter: AdapterOfAnswer | None) -> LoraAdapter | None:
         if adapter is None:

@@ -71,7 +71,8 @@ def test_without_a_call_or_with_one_of_another_form_it_stays_text(text: str) -> 
 
 
 class TestHermes:
-    PROMPT = "<|im_start|>system\nReturn each call within <tool_call></tool_call>.<|im_end|>\n" + PROMPT
+    FORM = '<tool_call>\n{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>'  # Qwen3's words
+    PROMPT = f"<|im_start|>system\nWithin <tool_call></tool_call> XML tags:\n{FORM}<|im_end|>\n{PROMPT}"
 
     @pytest.mark.parametrize(
         ("prompt", "text", "content", "reasoning", "calls"),
@@ -86,7 +87,9 @@ class TestHermes:
     def test_content_reasoning_and_calls(
         self, prompt: str, text: str, content: str, reasoning: str, calls: int
     ) -> None:
-        answer = hermes_parser(prompt, TOOLS, ["<|im_end|>"]).parse(text)
+        parser = hermes_parser(prompt, TOOLS, ["<|im_end|>"])
+        assert parser is not None
+        answer = parser.parse(text)
         assert answer is not None
         assert (answer.content, answer.reasoning) == (content, reasoning)
         assert [json.loads(call.arguments) for call in answer.tool_calls] == [{"city": "Łódź", "day": 2}] * calls
@@ -100,7 +103,13 @@ class TestHermes:
         ],
     )
     def test_another_form_stays_text(self, text: str) -> None:
-        assert hermes_parser(PROMPT, TOOLS, []).parse(text) is None
+        parser = hermes_parser(self.PROMPT, TOOLS, [])
+        assert parser is not None
+        assert parser.parse(text) is None
+
+    @pytest.mark.parametrize("form", ["", "<tool_call>\n<function=weather>\n</function>\n</tool_call>"])
+    def test_a_prompt_that_describes_another_form_has_no_parser(self, form: str) -> None:
+        assert hermes_parser(form + PROMPT, TOOLS, []) is None
 
 
 @pytest.mark.parametrize("template", [{}, {"fields": {}}, TEMPLATE | {"version": 9}, {"fields": {"content": {}}}])
