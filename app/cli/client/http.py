@@ -78,7 +78,7 @@ class Client:
                 raise _error_of(response, self.address)
             if not response.headers.get("content-type", "").startswith(EVENT_STREAM):
                 raise _unexpected_response(response, self.address)
-            for line in response.iter_lines():
+            for line in _lines_of(response):
                 data = line.removeprefix("data:").strip()
                 if data == END_OF_STREAM:
                     return
@@ -195,6 +195,14 @@ class _CountingReader:
 
     def __iter__(self) -> Iterator[bytes]:
         return iter(lambda: self.read(1 << 16), b"")
+
+
+def _lines_of(response: httpx2.Response) -> Iterator[str]:
+    """The lines of an event stream. `iter_lines` would also end them at characters that a JSON text may contain."""
+    rest = b""
+    for chunk in response.iter_bytes():
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from (line.decode(errors="replace") for line in lines)
 
 
 def _chunk_of(data: str) -> Json:

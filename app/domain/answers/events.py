@@ -73,4 +73,5 @@ def event_of(error: TuneryError) -> bytes:
 
 
 def to_json(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    """In ASCII: some clients end a line of a stream at U+2028 too, and half of a surrogate pair has no bytes."""
+    return json.dumps(value, separators=(",", ":")).encode()

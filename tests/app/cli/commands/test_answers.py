@@ -60,6 +60,14 @@ def test_an_engine_that_dies_in_the_middle_is_an_error_after_its_text(
     assert done.err.startswith("Error: ")
 
 
+def test_an_answer_with_separators_of_lines_is_one_text(bare_tunery: Tunery) -> None:
+    chunk = 'data: {"choices": [{"delta": {"content": "a\u2028b\x85c"}}]}\r\n\r\n'
+    with receiving() as server:
+        server.answers = [(200, {"Content-Type": EVENT_STREAM}, chunk.encode() + b"data: [DONE]\n\n")]
+        done = bare_tunery("ask", "tiny", "Where?", env={"TUNERY_BASE_URL": f"http://127.0.0.1:{server.port}"})
+    assert (done.exit_code, done.out) == (0, "a\u2028b\x85c\n"), done.err
+
+
 @pytest.mark.parametrize(
     "event", [b"not json", b"[]", b"7", b"{}", b'{"choices": {}}', b'{"choices": [1]}', b'{"choices": [{"delta": 1}]}']
 )

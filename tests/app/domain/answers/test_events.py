@@ -28,6 +28,14 @@ def test_pieces_of_any_size_give_the_same_events(cuts: list[int]) -> None:
     assert (lines[-1], translator.is_complete) == ("[DONE]", True)
 
 
+@pytest.mark.parametrize("text", ["a\u2028b\x85c", "\ud83d"], ids=["line separators", "half of a surrogate pair"])
+def test_any_text_is_passed_on_in_one_line(text: str) -> None:
+    chunk = {"model": "bot", "choices": [{"delta": {"content": text}}]}
+    sent = EventTranslator("bot", "ft:x").add(b"data: " + json.dumps(chunk).encode() + b"\n\n").decode()
+    assert len(sent.splitlines()) == 2
+    assert json.loads(sent.removeprefix("data: ")) == chunk | {"model": "ft:x"}
+
+
 def test_an_event_that_is_not_complete_is_not_passed_on() -> None:
     translator = EventTranslator("bot", "bot")
     assert translator.add(b'data: {"choices": []}\n\ndata: {"cho') == b'data: {"choices": []}\n\n'
