@@ -19,6 +19,7 @@ from app.system.cpu_info import cpu_name, usable_cores
 from worker.trainer.runtime.failures import Failure
 
 CPU_QUOTA = "cpu.max"
+OBVIOUS_RATIO = 10.0  # of two matrix products; a larger product shows a larger one
 PRODUCT_SIZE = 4096  # 0.1 TFLOP: a millisecond on a fast GPU, 100 MB in 16 bits
 
 
@@ -74,21 +75,31 @@ def with_compute_dtype(spec: TrainerSpec, dtype: str) -> TrainerSpec:
 def times_float32(dtype: torch.dtype) -> float:
     """Return the CPU time of a matrix product in `dtype` as a multiple of that in float32.
 
-    0.25 with AMX, 1.6 with AVX-512 BF16, 4 where 16 bits are emulated. One thread's processor time is measured, which
-    other programs do not change; the two dtypes alternate, and the shortest of three times each counts.
+    0.25 with AMX, 1.6 with AVX-512 BF16, 4 where AVX-512 emulates 16 bits. Without AVX-512 a product takes 30 times as
+    long, a large one 80 times: the small one decides, as the large ones take two seconds.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        times = [(_product_seconds(dtype), _product_seconds(torch.float32)) for _ in range(4)][1:]  # the first compiles
+        ratio = _product_ratio(dtype, 128)
+        return ratio if ratio > OBVIOUS_RATIO else _product_ratio(dtype, 512)
     finally:
         torch.set_num_threads(threads)
+
+
+def _product_ratio(dtype: torch.dtype, size: int) -> float:
+    """Compare one thread's processor time, which other programs do not change.
+
+    The two dtypes alternate, and the shortest of three times each counts.
+    """
+    _product_seconds(dtype, size)  # compiles
+    times = [(_product_seconds(dtype, size), _product_seconds(torch.float32, size)) for _ in range(3)]
     seconds, float32_seconds = map(min, zip(*times, strict=True))
     return float(seconds / float32_seconds)
 
 
-def _product_seconds(dtype: torch.dtype) -> float:
-    left, right = (torch.ones(shape, dtype=dtype) for shape in ((512, 1024), (1024, 512)))
+def _product_seconds(dtype: torch.dtype, size: int) -> float:
+    left, right = (torch.ones(shape, dtype=dtype) for shape in ((size, 2 * size), (2 * size, size)))
     started = time.thread_time()
     left @ right
     return time.thread_time() - started

@@ -17,6 +17,7 @@ from worker.trainer.runtime.device import (
     granted_cores,
     make_repeatable,
     product_flops,
+    times_float32,
 )
 from worker.trainer.runtime.failures import Failure
 
@@ -53,6 +54,30 @@ class TestChooseComputeDtype:
     ) -> None:
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
         assert choose_compute_dtype(quantization, torch.device("cuda"), True) is torch.float16
+
+
+class TestTimesFloat32:
+    @pytest.mark.parametrize(
+        ("small", "large", "times", "sizes"), [(30.0, 80.0, 30.0, {128}), (4.2, 4.0, 4.0, {128, 512})]
+    )
+    def test_a_large_product_is_measured_only_where_a_small_one_is_not_far_slower(
+        self, monkeypatch: pytest.MonkeyPatch, small: float, large: float, times: float, sizes: set[int]
+    ) -> None:
+        """On a processor without AVX-512 the large products took two seconds at the start of each job."""
+        measured: set[int] = set()
+
+        def seconds(dtype: torch.dtype, size: int) -> float:
+            measured.add(size)
+            return 1.0 if dtype == torch.float32 else {128: small, 512: large}[size]
+
+        monkeypatch.setattr(device, "_product_seconds", seconds)
+        assert times_float32(torch.bfloat16) == times
+        assert measured == sizes
+
+    def test_is_one_for_float32_itself_and_leaves_the_threads(self) -> None:
+        threads = torch.get_num_threads()
+        assert 0.1 < times_float32(torch.float32) < 10
+        assert torch.get_num_threads() == threads
 
 
 class TestChooseDevice:
