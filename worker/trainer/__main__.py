@@ -10,6 +10,7 @@ app.domain.jobs.states.ExitCode.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import tempfile
@@ -54,6 +55,7 @@ def main(arguments: list[str]) -> int:
         run,  # imports torch and transformers, which takes seconds: only for a valid spec
     )
 
+    gc.freeze()  # at the exit the collector then skips the modules: 0.4 s of processor time instead of 1.4
     return run(spec, workdir, emit, stops)
 
 
