@@ -180,7 +180,7 @@ def test_a_job_goes_on_after_everything_was_killed(service: Service, tmp_path: P
     service.tunery("models", "add", "tiny", str(make_tiny_base(tmp_path / "base")))
     training = connect(service).files.create(file=make_tiny_dataset(tmp_path / "tiny.jsonl", 16), purpose="fine-tune")
     created = connect(service).fine_tuning.jobs.create(
-        model="tiny", training_file=training.id, hyperparameters={"n_epochs": 50, "batch_size": 1}
+        model="tiny", training_file=training.id, hyperparameters={"n_epochs": 20, "batch_size": 1}
     )
     retrieve = connect(service).fine_tuning.jobs.retrieve
     until(lambda: ((retrieve(created.id).model_extra or {})["progress"] or {}).get("step", 0) > 3, "it trains", 60)
