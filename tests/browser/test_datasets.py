@@ -142,6 +142,13 @@ def test_a_jsonl_file_that_is_none_is_not_usable_and_says_why(open_page: Open, t
     expect(page.get_by_role("alert")).to_contain_text(re.compile("UTF-8|JSON"))
 
 
+def test_the_name_of_an_upload_shows_what_is_hidden_in_it(open_page: Open) -> None:
+    page = open_page("/datasets")
+    hostile = {"name": "\u202eevil\u200d.jsonl", "mimeType": "text/plain", "buffer": b"no JSON"}
+    page.locator("input[type=file]").set_input_files(hostile)
+    expect(page.locator(".t-upload bdi")).to_have_text("\\u202eevil\u200d.jsonl")
+
+
 def test_of_several_files_each_is_sent_to_its_end(open_page: Open, tmp_path: Path) -> None:
     """The page stays when the first one is complete."""
     (tmp_path / "small.jsonl").write_bytes(tickets_jsonl(12))

@@ -29,9 +29,12 @@ SCREENS = {
     "job": "/jobs/{succeeded}",
     "job-failed": "/jobs/{failed}",
     "job-running": "/jobs/{running}",
+    "job-log": "/jobs/{running}?tab=log",
     "job-samples": "/jobs/{succeeded}?tab=samples",
     "job-evaluations": "/jobs/{succeeded}?tab=evaluations",
     "job-settings": "/jobs/{succeeded}?tab=settings",
+    "job-attempts": "/jobs/{succeeded}?tab=attempts",
+    "job-exports": "/jobs/{succeeded}?tab=exports",
     "job-deliveries": "/jobs/{succeeded}?tab=deliveries",
     "datasets": "/datasets",
     "dataset": "/datasets/{file:tickets}",
@@ -46,8 +49,6 @@ SCREENS = {
 # Further views without a picture.
 VIEWS = SCREENS | {
     "job-events": "/jobs/{succeeded}?tab=events",
-    "job-log": "/jobs/{running}?tab=log",
-    "job-attempts": "/jobs/{succeeded}?tab=attempts",
     "job-files": "/jobs/{succeeded}?tab=files",
     "job-hostile": "/jobs/{hostile}",
     "job-missing": "/jobs/ftjob-000000000000000000000000",
@@ -171,7 +172,12 @@ def require_accessible(page: Page) -> None:
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 
-@pytest.mark.skipif("TUNERY_WRITE_SCREENSHOTS" not in os.environ, reason="writes docs/screenshots: make screenshots")
+WRITES = pytest.mark.skipif(
+    "TUNERY_WRITE_SCREENSHOTS" not in os.environ, reason="writes docs/screenshots: make screenshots"
+)
+
+
+@WRITES
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("screen", SCREENS)
 def test_write_a_screenshot(open_page: Open, world: World, screen: str, variant: str) -> None:
@@ -182,8 +188,44 @@ def test_write_a_screenshot(open_page: Open, world: World, screen: str, variant:
     page.wait_for_load_state("networkidle")  # such as the modules of a chart that followed the page
     settle(page)
     page.wait_for_timeout(500)  # the last animation of a chart
-    SCREENSHOTS.mkdir(exist_ok=True)
     page.screenshot(path=SCREENSHOTS / f"{screen}-{variant}.png", clip=_pictured_part(page), full_page=True)
+
+
+@WRITES
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_write_a_screenshot_of_a_conversion(open_page: Open, tmp_path: Path, variant: str) -> None:
+    is_narrow, is_dark = VARIANTS[variant]
+    rows = "".join(f"{n},Where is order {n}?,Order {n} arrives today.,Anna\n" for n in range(12))
+    (tmp_path / "tickets.csv").write_text(f"number,question,answer,agent\n{rows}")
+    page = open_page("/datasets", is_narrow=is_narrow, is_dark=is_dark)
+    page.locator("input[type=file]").set_input_files(tmp_path / "tickets.csv")
+    page.wait_for_url("**/datasets/convert/**")
+    settle(page)
+    expect(page.get_by_text("Order 0 arrives today.")).to_be_visible()
+    page.screenshot(path=SCREENSHOTS / f"convert-{variant}.png", clip=_pictured_part(page), full_page=True)
+
+
+@WRITES
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    ("name", "screen", "pressed"),
+    [
+        ("dialog-export", "job-exports", "New export"),
+        ("dialog-evaluation", "job-evaluations", "New evaluation"),
+        ("dialog-delivery", "job-deliveries", "Deliver"),
+        ("dataset-row", "dataset-broken", "Show row of line 3"),
+    ],
+)
+def test_write_a_screenshot_after_a_press(
+    open_page: Open, world: World, name: str, screen: str, pressed: str, variant: str
+) -> None:
+    is_narrow, is_dark = VARIANTS[variant]
+    page = open_page(path_of(screen, world), is_narrow=is_narrow, is_dark=is_dark)
+    settle(page)
+    page.get_by_role("button", name=pressed, exact=True).first.click()
+    expect(page.get_by_role("dialog").or_(page.locator(".t-opened"))).to_be_visible()
+    page.evaluate(FADED)
+    page.screenshot(path=SCREENSHOTS / f"{name}-{variant}.png")
 
 
 def _pictured_part(page: Page) -> dict[str, float]:

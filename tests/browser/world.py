@@ -21,11 +21,13 @@ from app.api.openapi.examples import deliveries, evaluations
 from app.db.access import keys
 from app.db.engine import Sessions, make_engine, make_sessions, transaction
 from app.db.ids import new_id
-from app.db.jobs import checkpoints, claims, logs
+from app.db.jobs import checkpoints, claims, exports, logs
+from app.db.jobs.claims import Lease
 from app.db.operations import status
 from app.db.scheduling import workers
 from app.db.tables import Evaluation, File, Job, Project, WebhookEndpoint
 from app.db.webhooks import deliveries as webhook_deliveries
+from app.domain.artifacts.exports import ExportErrorCode, ExportKind, ExportType, Quantization
 from app.domain.jobs.states import Reason
 from app.domain.scheduling.forecast import WorkerSlot
 from app.domain.scheduling.worker_capacity import worker_capacity
@@ -46,6 +48,9 @@ ANSWERS = [
     "Thanks for writing!",
 ]
 REQUEST = {"model": MODEL, "suffix": "support-bot-v3", "hyperparameters": {"n_epochs": "auto"}, "lora": {"rank": 16}}
+LOG = "loading SmolLM2-135M-Instruct: 272 tensors\nattention: flash, packed batches of 4,096 tokens\n" + "".join(
+    f"step {step}/300 loss {2.6 * 0.99**step:.3f} grad_norm 0.61 880 tokens/s\n" for step in range(120, 141)
+)
 GB = 1_000_000_000
 HEARTBEAT_SECONDS = 15.0
 ABOUT_WORKER = {
@@ -161,6 +166,7 @@ def _fill(
     factories.forecast_queue(session, WorkerSlot(worker_capacity(ABOUT_WORKER), 190.0, project.id))
     made["cancelled"] = _cancelled(session, project, tickets)
     _add_results(session, made["succeeded"], held_out, engine)
+    _add_exports(session, storage, project, made["succeeded"])
     made["succeeded"].request = REQUEST | {"training_file": tickets.id}
     return {name: file.id for name, file in files.items()}, {name: job.id for name, job in made.items()}
 
@@ -185,6 +191,24 @@ def _add_results(session: Session, job: Job, file: File, engine: AnsweringEngine
     production.served_check = deliveries.CHECK | base_model_served
     production.state, production.next_attempt_at = "failed", None
     production.error = "The engine answers as the base model does."
+
+
+def _add_exports(session: Session, storage: LocalStorage, project: Project, job: Job) -> None:
+    """A GGUF file, and one that its worker could not make."""
+    result = checkpoints.by_names(session, [job.fine_tuned_model or ""])[job.fine_tuned_model or ""]
+    for quantization in (Quantization.Q8_0, Quantization.Q4_K_M):
+        exports.insert(session, job, result, ExportKind(ExportType.GGUF, quantization), 148_000_000)
+        export = exports.claim(session, factories.WORKER, factories.TTL_SECONDS)
+        assert export is not None
+        lease = Lease(export.id, export.attempt, factories.WORKER)
+        if quantization == Quantization.Q8_0:
+            file = factories.make_file(
+                session, storage, project, b"GGUF", "fine-tune-results", "model-Q8_0.gguf", job, line_count=None
+            )
+            exports.succeed(session, lease, {"files": {}}, [file.id], 144_811_008)
+        else:
+            text = "llama.cpp computes other answers from the file than the merged model. Export Q8_0."
+            exports.fail(session, lease, ExportErrorCode.DIFFERENT_ANSWERS, text)
 
 
 def tickets_jsonl(rows: int, seed: int = 1) -> bytes:
@@ -296,6 +320,7 @@ def _running(session: Session, project: Project, file: File, validation_file: Fi
     job = _start(session, project, file, suffix="support-bot-v4", validation_file=validation_file)
     append_steps(session, job, 1, 140, 300, 2.2, validate_every=20)
     job.lease_expires_at = datetime.now(UTC) + timedelta(days=1)
+    logs.put(session, job.id, project.id, job.attempt, LOG, 0)
     return job
 
 

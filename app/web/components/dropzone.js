@@ -5,6 +5,10 @@ const MAX_FAILURES = 6; // of the server; a lost connection is awaited
 const MAX_PAUSE_MILLISECONDS = 10000;
 const CHANGED = "The file was changed or moved since it was dropped. Drop it again.";
 
+// As `clean` of formatting.py: control characters and changes of direction are escapes.
+const HIDDEN = /(?![\u200c\u200d])[\p{Cc}\p{Cf}\p{Co}\p{Cs}]/gu;
+const visible = (text) => text.replace(HIDDEN, (one) => "\\u" + one.codePointAt(0).toString(16).padStart(4, "0"));
+
 class UploadError extends Error {}
 
 export default {
@@ -18,7 +22,7 @@ export default {
     },
     add(list) {
       for (const file of list) {
-        const entry = { file, name: file.name, id: null, sent: 0, state: "sending", message: "", abort: null, href: "" };
+        const entry = { file, name: visible(file.name), id: null, sent: 0, state: "sending", message: "", abort: null, href: "" };
         this.files.unshift(entry);
         this.send(this.files[0]);
       }

@@ -91,8 +91,9 @@ class EvaluationsPanel:
 
         async def send() -> None:
             body: Json = {"file": file.value, "graders": GRADERS[grader.value][1]}
-            if max_rows.value:
-                body["max_rows"] = int(max_rows.value) if max_rows.value.isdecimal() else max_rows.value
+            for name, field in (("max_rows", max_rows), ("max_new_tokens", longest)):
+                if field.value:
+                    body[name] = int(field.value) if field.value.isdecimal() else field.value
             await self._view.api.post(self._path, body)
             await self._load()
 
@@ -102,6 +103,7 @@ class EvaluationsPanel:
             labels = {name: label for name, (label, _) in GRADERS.items()}
             grader = select_field("Grader", labels, hint="Further graders: tunery eval --help")
             max_rows = text_field("Most rows", hint="A larger file is sampled; empty: 500.", kind="number", min="1")
+            longest = text_field("Longest answer (tokens)", hint="Empty: 256.", kind="number", min="1")
 
     def _ask_to_cancel(self) -> None:
         (evaluation, *_) = self._unfinished()
