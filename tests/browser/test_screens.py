@@ -224,7 +224,7 @@ def test_write_a_screenshot_after_a_press(
     settle(page)
     page.get_by_role("button", name=pressed, exact=True).first.click()
     expect(page.get_by_role("dialog").or_(page.locator(".t-opened"))).to_be_visible()
-    page.evaluate(FADED)
+    page.wait_for_timeout(500)  # a dialog that fades in
     page.screenshot(path=SCREENSHOTS / f"{name}-{variant}.png")
 
 

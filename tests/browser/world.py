@@ -205,7 +205,8 @@ def _add_exports(session: Session, storage: LocalStorage, project: Project, job:
             file = factories.make_file(
                 session, storage, project, b"GGUF", "fine-tune-results", "model-Q8_0.gguf", job, line_count=None
             )
-            exports.succeed(session, lease, {"files": {}}, [file.id], 144_811_008)
+            file.bytes = 144_811_008
+            exports.succeed(session, lease, {"files": {}}, [file.id], file.bytes)
         else:
             text = "llama.cpp computes other answers from the file than the merged model. Export Q8_0."
             exports.fail(session, lease, ExportErrorCode.DIFFERENT_ANSWERS, text)
