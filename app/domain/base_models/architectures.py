@@ -11,7 +11,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 # Linear layers that choose experts, or scale heads with one number each: too narrow for an adapter, and not adapted.
-GATES = frozenset({"gate", "router", "shared_expert_gate", "in_proj_a", "in_proj_b", "in_proj_ba"})
+# So are the mixing coefficients of Gemma 3n's parallel residual streams (AltUp).
+GATES = frozenset({"gate", "router", "shared_expert_gate", "in_proj_a", "in_proj_b", "in_proj_ba"}) | frozenset(
+    {"modality_router", "prediction_coefs", "correction_coefs"}
+)
 HEADS = frozenset({"lm_head", "embed_out"})
 EMBEDDINGS = re.compile(r"embed|^wte$|^wpe$")  # of the last name of a module
 OTHER_MODALITIES = re.compile(r"(^|\.)(vision|visual|audio|image|multi_?modal|mm_|embed_vision|embed_audio)\w*\.")
@@ -111,6 +114,11 @@ def names_of_experts(tensors: Iterable[str]) -> set[str]:
     return {match.group(1) for name in tensors if (match := EXPERT_LAYER.search(name))}
 
 
+def is_target_name(name: str) -> bool:
+    """Whether PEFT can adapt a linear layer of this last name by it: a number is also the name of a decoder layer."""
+    return name not in GATES and not name.isdigit()
+
+
 def is_linear(tensor: str, shape: tuple[int, ...]) -> bool:
     """Whether a tensor of this name is the weight of a linear layer that an adapter may have.
 
@@ -121,7 +129,8 @@ def is_linear(tensor: str, shape: tuple[int, ...]) -> bool:
     return (
         parameter == "weight"
         and len(shape) == 2
-        and last not in GATES | HEADS
+        and is_target_name(last)
+        and last not in HEADS
         and not EMBEDDINGS.search(last)
         and not EXPERTS.search(tensor)
         and not OTHER_MODALITIES.search(tensor)

@@ -21,7 +21,7 @@ from peft.utils.transformers_weight_conversion import (
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
-from app.domain.base_models.architectures import GATES, unsupported_reason
+from app.domain.base_models.architectures import is_target_name, unsupported_reason
 from worker.trainer.model import experts
 from worker.trainer.model.attention import attention
 from worker.trainer.objective.linear_cross_entropy import LogitScaling
@@ -89,12 +89,12 @@ def remove_other_modalities(model: Any) -> set[str]:
 
 
 def linear_names(model: Any) -> list[str]:
-    """Return the names of all linear layers except the head, routers and gates."""
+    """Return the names of all linear layers except the head, routers, gates and those without a name."""
     head = model.get_output_embeddings()
     return [
         name
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not head and name.rpartition(".")[2] not in GATES
+        if isinstance(module, torch.nn.Linear) and module is not head and is_target_name(name.rpartition(".")[2])
     ]
 
 

@@ -104,6 +104,20 @@ BASES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "layer_types": ["sliding_attention", "full_attention"] * 2,
         },
     ),
+    "Gemma 3n text": (
+        SCALED,
+        "Gemma3nForCausalLM",
+        SLIDING
+        | {
+            "tie_word_embeddings": True,
+            "hidden_size_per_layer_input": 16,
+            "vocab_size_per_layer_input": 272,
+            "num_kv_shared_layers": 0,
+            "altup_num_inputs": 2,
+            "laurel_rank": 8,
+            "activation_sparsity_pattern": [0.5, 0.0],
+        },
+    ),
     "Cohere": (SCALED, "CohereForCausalLM", {"logit_scale": 2.0, "tie_word_embeddings": True}),
     "Cohere 2": (SCALED, "Cohere2ForCausalLM", SLIDING | {"logit_scale": 2.0, "tie_word_embeddings": True}),
     "Granite": (

@@ -242,7 +242,7 @@ def test_a_checkpoint_of_another_quantization_is_refused_with_what_to_use(tmp_pa
         read_catalog_entry(directory)
 
 
-@pytest.mark.parametrize("name", ["Mixtral", "Gemma 4 text", "Gemma 3", "Qwen3-Next"])
+@pytest.mark.parametrize("name", ["Mixtral", "Gemma 4 text", "Gemma 3", "Gemma 3n text", "Qwen3-Next"])
 def test_routers_convolutions_and_embeddings_are_no_linear_layers(tmp_path: Path, name: str) -> None:
     """Names alone, without torch, give the targets that the trainer's own model has."""
     directory = make_base(name, tmp_path / "base")
@@ -250,3 +250,4 @@ def test_routers_convolutions_and_embeddings_are_no_linear_layers(tmp_path: Path
     assert set(entry.target_modules) == {layer.rpartition(".")[2] for layer in report.layers}
     assert entry.linear_parameters == report.linear_parameters
     assert entry.expert_parameters == report.expert_parameters
+    assert min(min(shape) for shape in report.layers.values()) > 4
