@@ -56,6 +56,7 @@ SIZE_KEYS = (
     "vocab_size",
     "max_position_embeddings",
     ORIGINAL_LENGTH,
+    "sliding_window",
 )
 SIZES_BY_LAYER = ("intermediate_size",)  # may be arrays, one size for each layer
 COUNT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "num_experts_per_tok", "top_k_experts")
@@ -167,8 +168,10 @@ def weight_files(directory: Path) -> list[Path]:
     """The files that transformers loads: those in the index, or the single file if there is no index."""
     if not (directory / INDEX).exists():
         return [directory / WEIGHTS]
-    names = (_read_json(directory / INDEX).get("weight_map") or {}).values()
-    return [directory / Path(name).name for name in sorted(set(names))]
+    weight_map = _read_json(directory / INDEX).get("weight_map") or {}
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise RefusedModel(f"{INDEX} has a weight_map that does not give a file name for each tensor")
+    return [directory / Path(name).name for name in sorted(set(weight_map.values()))]
 
 
 def read_tensor_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
@@ -233,6 +236,9 @@ def _number_problems(text: Mapping[str, Any]) -> Iterator[str]:
     for key in COUNT_KEYS:
         if text.get(key) is not None and not _is_integer_from(0, text[key]):
             yield f"config.json has {key} {json.dumps(text[key])}; only integers from 0 are allowed"
+    experts, used = _expert_counts(text)
+    if experts and used > experts:
+        yield f"config.json gives each token {used} experts, but has {experts}"
     if text.get("max_position_embeddings") == 1:
         yield "config.json gives it a context of 1 token, which leaves none to predict"
 
@@ -281,10 +287,16 @@ def _embedding_rows(tensors: dict[str, tuple[int, ...]]) -> int:
 
 def _active_experts(text: Mapping[str, Any]) -> float:
     """The share of a layer's experts that a token uses; 1 for a model without experts."""
-    counts = [text.get(key) for key in ("num_experts", "num_local_experts", "n_routed_experts")]
-    total = next((int(count) for count in counts if count), 0)
-    used = int(text.get("num_experts_per_tok") or text.get("top_k_experts") or 0)
+    total, used = _expert_counts(text)
     return min(1.0, used / total) if total and used else 1.0
+
+
+def _expert_counts(text: Mapping[str, Any]) -> tuple[int, int]:
+    """The experts of a layer, and those that a token uses; zero if config.json does not state them as integers."""
+    counts = [text.get(key) for key in ("num_experts", "num_local_experts", "n_routed_experts")]
+    used = text.get("num_experts_per_tok") or text.get("top_k_experts")
+    total = next((count for count in counts if count), 0)
+    return (total if isinstance(total, int) else 0), (used if isinstance(used, int) else 0)
 
 
 def _smallest_by_name(layers: dict[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:

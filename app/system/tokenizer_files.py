@@ -19,7 +19,10 @@ GENERATION_CONFIGS = ("generation_config.json", "config.json")  # transformers r
 
 
 def load_renderer(directory: Path, now: datetime | None = None) -> Renderer:
-    """Read a base model's tokenizer and chat template; `now` is what the template prints as the current time."""
+    """Read a base model's tokenizer and chat template; `now` is what the template prints as the current time.
+
+    Raises OSError, ValueError that names a damaged file, and TemplateSyntaxError.
+    """
     config = _read_json(directory / "tokenizer_config.json")
     special_tokens = {key: _token_text(value) for key, value in config.items() if key.endswith("_token") and value}
     file = directory / "tokenizer.json"
@@ -42,7 +45,10 @@ def _load_tokenizer(file: Path, _mtime_ns: int, _size_bytes: int) -> tuple[Token
 
     Cached, because reading a file of 3.5 MB takes 0.13 s, during which no other thread runs.
     """
-    tokenizer = Tokenizer.from_file(str(file))
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # tokenizers has no class of its own for it
+        raise ValueError(f"{file.name} is not a tokenizer ({error})") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     bos_tokens = _bos_tokens(tokenizer)
@@ -85,7 +91,11 @@ def _read_embedding_rows(directory: Path) -> int | None:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text(encoding="utf-8")))
+    """Raises ValueError that names the file."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path.name} is not a JSON object ({error})") from error
 
 
 def _token_text(value: Any) -> str:

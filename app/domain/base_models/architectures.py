@@ -114,9 +114,13 @@ def names_of_experts(tensors: Iterable[str]) -> set[str]:
     return {match.group(1) for name in tensors if (match := EXPERT_LAYER.search(name))}
 
 
-def is_target_name(name: str) -> bool:
-    """Whether PEFT can adapt a linear layer of this last name by it: a number is also the name of a decoder layer."""
-    return name not in GATES and not name.isdigit()
+def is_target_name(layer: str) -> bool:
+    """Whether a linear layer of this full name is a target: no router, nor a part of one.
+
+    PEFT takes last names: a number would also be that of a decoder layer.
+    """
+    names = layer.split(".")
+    return not GATES.intersection(names) and not names[-1].isdigit()
 
 
 def is_linear(tensor: str, shape: tuple[int, ...]) -> bool:
@@ -129,7 +133,7 @@ def is_linear(tensor: str, shape: tuple[int, ...]) -> bool:
     return (
         parameter == "weight"
         and len(shape) == 2
-        and is_target_name(last)
+        and is_target_name(layer)
         and last not in HEADS
         and not EMBEDDINGS.search(last)
         and not EXPERTS.search(tensor)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateSyntaxError
 from safetensors import safe_open
 
 from app.domain.base_models.trainer_report import TrainerReport
@@ -169,10 +170,23 @@ def _is_tied(model: Any, key: str) -> bool:
 
 def _tokenizer_problems(directory: Path) -> Iterator[str]:
     """Added tokens may have no row, as that of images in Gemma 3; those of ordinary text, and the stops, need one."""
-    renderer, config = load_renderer(directory), read_config(directory).get_text_config()
+    try:
+        renderer = load_renderer(directory)
+    except ValueError as error:
+        yield str(error)
+        return
+    except TemplateSyntaxError as error:
+        yield f"its chat template is invalid ({error})"
+        return
+    config = read_config(directory).get_text_config()
     tokens = max(renderer.tokenizer.get_vocab(with_added_tokens=False).values(), default=-1) + 1
     if tokens > config.vocab_size:
         yield f"its tokenizer has {tokens:,} tokens, but its embedding only {config.vocab_size:,} rows"
+    yield from (
+        f"its tokenizer has no token {as_json(stop)}, which ends a text"
+        for stop in renderer.stops
+        if renderer.tokenizer.token_to_id(stop) is None
+    )
     yield from (
         f"its embedding has no row for the token {as_json(token)}, which ends a text"
         for token in renderer.rowless_tokens

@@ -93,6 +93,19 @@ BASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "Gemma4ForCausalLM",
         SLIDING | GEMMA_4 | {"num_kv_shared_layers": 0},
     ),
+    "Gemma 4 MoE": (
+        SCALED,
+        "Gemma4ForCausalLM",
+        SLIDING
+        | GEMMA_4
+        | EXPERTS
+        | {
+            "num_kv_shared_layers": 0,
+            "hidden_size_per_layer_input": 0,
+            "enable_moe_block": True,
+            "top_k_experts": 2,
+        },
+    ),
     "Gemma 4 text, shared keys": (
         SCALED,
         "Gemma4ForCausalLM",

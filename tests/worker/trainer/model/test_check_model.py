@@ -135,6 +135,8 @@ def test_an_added_token_without_a_row_is_noted_and_one_that_ends_texts_is_refuse
         ({"architectures": 3}, "architectures 3; only an array"),
         ({"rope_parameters": [1]}, r"rope_parameters \[1\]; only an object"),
         ({"num_experts": "four"}, 'num_experts "four"; only integers from 0'),
+        ({"num_experts": 4, "num_experts_per_tok": 5}, "gives each token 5 experts, but has 4"),
+        ({"sliding_window": 0}, "sliding_window 0; only positive integers"),
         (
             {"original_max_position_embeddings": "4k", "rope_scaling": {"type": "longrope"}},
             'original_max_position_embeddings "4k"; only positive integers',
@@ -156,6 +158,36 @@ def test_sizes_that_no_model_has_are_refused_without_torch(
     change_config(directory, **changes)
     with pytest.raises(RefusedModel, match=problem):
         read_catalog_entry(directory)
+
+
+@pytest.mark.parametrize("weight_map", [3, {"model.norm.weight": 3}])
+def test_an_index_without_file_names_is_refused(tmp_path: Path, weight_map: object) -> None:
+    directory = make_tiny_base(tmp_path / "base")
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(RefusedModel, match="does not give a file name for each tensor"):
+        read_catalog_entry(directory)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "problem"),
+    [
+        ("tokenizer.json", "{}", "tokenizer.json is not a tokenizer"),
+        ("tokenizer_config.json", "{", "tokenizer_config.json is not a JSON object"),
+        ("generation_config.json", "3", "generation_config.json is not a JSON object"),
+        ("chat_template.jinja", "{% for message in messages %}", "its chat template is invalid (Unexpected end"),
+        ("tokenizer_config.json", '{"eos_token": "<other>"}', 'no token "<other>", which ends a text'),
+    ],
+)
+def test_a_damaged_tokenizer_file_is_named(tmp_path: Path, name: str, text: str, problem: str) -> None:
+    directory = make_tiny_base(tmp_path / "base")
+    (directory / name).write_text(text)
+    assert problem in check_model(directory).problems[0]
+
+
+def test_a_refusal_of_transformers_is_shown(tmp_path: Path) -> None:
+    directory = make_tiny_base(tmp_path / "base")
+    change_config(directory, rope_parameters={"rope_type": "llama3", "factor": 8.0, "rope_theta": 1e4})
+    assert "low_freq_factor" in check_model(directory).problems[0]
 
 
 def test_a_model_for_which_this_machine_is_too_small_is_not_refused(
@@ -242,7 +274,7 @@ def test_a_checkpoint_of_another_quantization_is_refused_with_what_to_use(tmp_pa
         read_catalog_entry(directory)
 
 
-@pytest.mark.parametrize("name", ["Mixtral", "Gemma 4 text", "Gemma 3", "Gemma 3n text", "Qwen3-Next"])
+@pytest.mark.parametrize("name", ["Mixtral", "Gemma 4 text", "Gemma 3", "Gemma 3n text", "Gemma 4 MoE", "Qwen3-Next"])
 def test_routers_convolutions_and_embeddings_are_no_linear_layers(tmp_path: Path, name: str) -> None:
     """Names alone, without torch, give the targets that the trainer's own model has."""
     directory = make_base(name, tmp_path / "base")
