@@ -12,9 +12,11 @@ import itertools
 import json
 import tempfile
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import func, update
 from sqlalchemy.orm import Session
 
 from app.db.access import keys
@@ -143,6 +145,12 @@ def start_job(session: Session, owner: str = WORKER) -> Job:
     job = claims.claim(session, "train", owner, TTL_SECONDS)
     assert job is not None, "no job waits for a worker"
     return job
+
+
+def expire_leases(session: Session) -> None:
+    """Let the leases of all jobs have expired an hour ago."""
+    an_hour_ago = func.clock_timestamp() - timedelta(hours=1)
+    session.execute(update(Job).where(Job.lease_owner.is_not(None)).values(lease_expires_at=an_hour_ago))
 
 
 def forecast_queue(session: Session, *slots: WorkerSlot) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from sqlalchemy import func, select, text, update
+from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
 from app.db.jobs import claims
@@ -28,10 +28,11 @@ def lock_expired(session: Session, grace_seconds: float, limit: int = 100) -> li
     )
 
 
-def expire_all(session: Session) -> None:
-    """Let every lease have expired an hour ago, in a restored database: its holders are of another service."""
-    an_hour_ago = func.clock_timestamp() - timedelta(hours=1)
-    session.execute(update(Job).where(Job.lease_owner.is_not(None)).values(lease_expires_at=an_hour_ago))
+def end_all(session: Session) -> None:
+    """End all attempts in a restored database: their holders are of another service."""
+    for job in session.scalars(select(Job).where(Job.lease_owner.is_not(None)).with_for_update()):
+        text = f"The service was restored from a backup that was made during attempt {job.attempt}; the job is queued"
+        claims.finish_attempt(session, job, Reason.DRAINED, f"{text} again and resumes from its last snapshot")
 
 
 def count_held(session: Session) -> int:

@@ -92,6 +92,12 @@ def begin_again(session: Session, ttl_seconds: float) -> None:
         session.execute(update(table).where(is_held).values(lease_expires_at=_lease_expiry(ttl_seconds)))
 
 
+def end_all(session: Session) -> None:
+    """Queue all rows that are held again, in a restored database: their holders are of another service."""
+    for table in (Export, Evaluation, BaseModelRegistration):
+        session.execute(update(table).where(table.lease_owner.is_not(None)).values(requeued_columns(0)))
+
+
 def lock_previous_incarnation(session: Session, table: type[Row], slot: str, owner: str) -> Sequence[Row]:
     """Lock the rows that an earlier process of this slot holds; it is dead, as `owner` has the slot's lock."""
     is_held = and_(table.lease_owner.startswith(f"{slot}#", autoescape=True), table.lease_owner != owner)

@@ -99,5 +99,10 @@ def remove(session: Session, worker_id: str) -> None:
     session.execute(delete(Worker).where(Worker.id == worker_id))
 
 
+def delete_all(session: Session) -> None:
+    """Forget all workers, in a restored database: they are of another service."""
+    session.execute(delete(Worker))
+
+
 def delete_stale(session: Session) -> None:
     session.execute(delete(Worker).where(Worker.seen_at < func.clock_timestamp() - STALE_AFTER))

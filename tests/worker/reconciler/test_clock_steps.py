@@ -17,7 +17,7 @@ from app.db.operations import retention
 from app.db.tables import File, Job
 from app.domain.operations.retention import RetentionKind
 from app.settings import Settings
-from tests.factories import make_file
+from tests.factories import expire_leases, make_file
 from tests.worker.fake_trainer import TrainerPlan
 from tests.worker.worker_harness import WorkerHarness
 from worker import health
@@ -112,7 +112,7 @@ def test_a_step_of_the_server_s_clock_ends_no_attempt_of_a_living_worker(
     held = harness.job(job)
     assert (held.state, held.attempt, held.lease_owner) == ("running", claimed.attempt, claimed.lease_owner)
     with transaction(harness.sessions) as session:  # a lease later, without a renewal, the worker is dead
-        expired_leases.expire_all(session)
+        expire_leases(session)
     reconciler.server_clock._stepped_at = -float("inf")
     assert reconciler.round()
     assert harness.job(job).state == "queued"

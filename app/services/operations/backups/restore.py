@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 from app.db import migrate
 from app.db.engine import make_engine, make_sessions, transaction
-from app.db.jobs import expired_leases
+from app.db.jobs import expired_leases, leased_rows
 from app.db.operations import dump, status
 from app.db.operations.stored_objects import PREFIXES
+from app.db.scheduling import workers
 from app.domain.operations.backups import BackupError, BackupManifest, ObjectDigest, check_schema
 from app.services.operations.backups.repository import DUMP, BackupRepository, copy
 from app.storage import Storage
@@ -56,8 +57,9 @@ def restore(
             status.forget(session, status.COPY)  # of the service that was backed up
             if is_copy:
                 status.report(session, status.COPY, {"backup": manifest.name})
-            # the workers of the backup's time are gone, so their jobs need not wait for the end of the leases
-            expired_leases.expire_all(session)
+            expired_leases.end_all(session)
+            leased_rows.end_all(session)
+            workers.delete_all(session)
     except dump.DumpError as error:
         raise BackupError(str(error)) from None
     finally:

@@ -18,7 +18,7 @@ from app.db.tables import Attempt, Job, JobEvent, Project
 from app.domain.artifacts.full_disk import WAITING_FOR_STORAGE
 from app.domain.jobs.states import CRASHES, FINAL_STATE, TERMINAL, JobState, Reason
 from app.storage import LocalStorage
-from tests.factories import lease_of, make_base_model, make_file, make_job, start_job, validate_job
+from tests.factories import expire_leases, lease_of, make_base_model, make_file, make_job, start_job, validate_job
 
 MakeJob = Callable[..., Job]
 
@@ -168,7 +168,7 @@ class TestGuardedWrites:
             if how == "another owner":
                 lease = Lease(job.id, claimed.attempt, "somebody")
             if how == "reaped":
-                expired_leases.expire_all(session)
+                expire_leases(session)
                 for lost in expired_leases.lock_expired(session, 0):
                     expired_leases.reap(session, lost, 0, 3)
             if how == "cancelled":
@@ -190,7 +190,7 @@ class TestGuardedWrites:
         claimed = claim(sessions)
         assert claimed is not None
         with transaction(sessions) as session:
-            expired_leases.expire_all(session)
+            expire_leases(session)
         with transaction(sessions) as session:
             claims.renew_lease(session, lease_of(claimed), 60)
             assert expired_leases.lock_expired(session, 0) == []

@@ -16,18 +16,20 @@ from sqlalchemy import Engine, select, text, update
 from app.db.deliveries import deliveries
 from app.db.deliveries import targets as delivery_targets
 from app.db.engine import make_engine, make_sessions, transaction
-from app.db.jobs import checkpoints
+from app.db.jobs import checkpoints, exports
 from app.db.operations import status
 from app.db.operations.stored_objects import named_objects
-from app.db.tables import File, Job
+from app.db.scheduling import workers
+from app.db.tables import Export, File, Job, Project, Worker
 from app.db.webhooks import deliveries as webhook_deliveries
 from app.db.webhooks import endpoints
+from app.domain.artifacts.exports import ExportKind, ExportType
 from app.domain.operations.backups import BackupError
 from app.services.operations.backups import backup, restore
 from app.services.operations.backups.repository import BackupRepository
 from app.storage import LocalStorage, StorageError
 from tests.app.services.operations.backups.conftest import BackedUpService
-from tests.factories import make_file, make_project, put_bytes
+from tests.factories import make_file, make_job, make_project, put_bytes, start_job, validate_job
 from tests.full_disk import SmallDisk, small_disk
 
 
@@ -252,6 +254,29 @@ class TestRestore:
         restore.restore(blank_database_url, LocalStorage(tmp_path / "last"), again, manifest, lambda _: None)
         assert contents(engine, LocalStorage(tmp_path / "last")) == before == contents(service.engine, service.storage)
         engine.dispose()
+
+    def test_ends_the_attempts_of_the_workers_that_ran_then(
+        self, service: BackedUpService, blank_database_url: str, target: LocalStorage
+    ) -> None:
+        with transaction(service.sessions) as session:
+            project = session.scalars(select(Project)).one()
+            job = make_job(session, project, make_file(session, service.storage, project))
+            validate_job(session)
+            start_job(session)
+            workers.heartbeat(session, "gpu0@host#1", "gpu", "host", 1, {})
+            succeeded = session.scalars(select(Job).where(Job.state == "succeeded")).one()
+            checkpoint = checkpoints.kept(session, succeeded.id)[0]
+            assert exports.insert(session, succeeded, checkpoint, ExportKind(ExportType.MERGED), 1)
+            exports.claim(session, "gpu0@host#1", 60)
+        manifest = service.back_up().manifest
+        restore.restore(blank_database_url, target, service.backups, manifest, lambda _: None)
+        restored = make_engine(blank_database_url)
+        with transaction(make_sessions(restored)) as session:
+            found = session.get_one(Job, job.id)
+            assert (found.state, found.lease_owner, found.crash_streak) == ("queued", None, 0)
+            assert [row.state for row in session.scalars(select(Export))] == ["queued"]
+            assert session.scalars(select(Worker)).all() == []
+        restored.dispose()
 
     def test_of_a_copy_sends_and_delivers_nothing_until_it_is_restored_without_the_option(
         self, service: BackedUpService, blank_database_url: str, target: LocalStorage, tmp_path: Path
