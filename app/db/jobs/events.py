@@ -17,12 +17,12 @@ from app.domain.jobs.step_metrics import Point
 INSERT = insert(core_table(JobEvent))
 # Metrics beside the losses, whose lowest and highest values stay in a thinned chart.
 OTHER_METRICS = ("grad_norm", "tokens_per_second", "peak_memory_bytes")
+BOUNDS = [(name, bound) for name in OTHER_METRICS for bound in ("min", "max")]
 EXTREMES = "".join(
     f"""
 UNION ALL (SELECT 0, NULL, NULL, NULL, NULL, NULL, NULL, ARRAY[{name}, step, loss, valid_loss, seq]
-  FROM latest WHERE {name} = (SELECT {bound}({name}) FROM latest) LIMIT 1)"""
-    for name in OTHER_METRICS
-    for bound in ("min", "max")
+  FROM latest, bounds WHERE {name} = {bound}_{name} LIMIT 1)"""
+    for name, bound in BOUNDS
 )
 # The arrays are compared by their first element; numbers of events are exact in a double up to 2^53.
 LOSS_POINTS = text(f"""
@@ -33,6 +33,8 @@ WITH measured AS (
   FROM job_events WHERE job_id = :job_id AND type = 'metrics'
 ), latest AS MATERIALIZED (
   SELECT DISTINCT ON (step) * FROM measured ORDER BY step, seq DESC
+), bounds AS MATERIALIZED (
+  SELECT {", ".join(f"{bound}({name}) AS {bound}_{name}" for name, bound in BOUNDS)} FROM latest
 ), bucketed AS (
   SELECT *, ntile(:buckets) OVER (ORDER BY step) AS bucket FROM latest
 )
