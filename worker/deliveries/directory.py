@@ -79,8 +79,14 @@ def place(root: Path, delivery: AdapterDelivery, adapter: Path, base_name: str) 
         if not (versions / version).exists():
             staged = versions / f".{version}.staged"
             shutil.rmtree(staged, ignore_errors=True)  # left by a crash
-            shutil.copytree(adapter, staged)
-            publish(staged, versions / version)
+            try:
+                staged.mkdir()
+                for path in adapter.iterdir():
+                    shutil.copy2(path, staged)
+                publish(staged, versions / version)
+            except OSError:  # of a full disk, which these files would keep full
+                shutil.rmtree(staged, ignore_errors=True)
+                raise
     except OSError as error:
         raise _not_writable(root, error) from error
     return Placed(version, f"{VERSIONS}/{delivery.served_model}/{version}")
@@ -163,4 +169,5 @@ def _remove_old_versions(versions: Path, current: str) -> None:
 
 
 def _not_writable(root: Path, error: OSError) -> DeliveryError:
-    return DeliveryError(f"The directory {root} cannot be written: {error.strerror or error}")
+    reason = error.strerror or error
+    return DeliveryError(f"The directory {root} cannot be written: {reason}; make it writable, with free space")

@@ -11,6 +11,7 @@ from prometheus_client import REGISTRY
 from app.db.jobs import evaluations
 from app.domain.evaluations.promotion import DeliveryVerdict
 from app.system import artifact_directory
+from tests.full_disk import small_disk
 from tests.worker.deliveries.conftest import DeliveryHarness
 from worker.deliveries import directory
 
@@ -123,6 +124,19 @@ def test_a_path_outside_of_the_allowed_directories_is_refused_at_once(delivery: 
     row = delivery.delivery(job)
     assert (row.state, row.next_attempt_at) == ("failed", None)
     assert "TUNERY_DELIVERY_DIRECTORIES" in (row.error or "")
+
+
+def test_a_full_disk_is_named_alone_and_keeps_no_part_of_the_adapter(delivery: DeliveryHarness) -> None:
+    with small_disk(delivery.shared / "disk", 8192) as disk:
+        delivery.target({"kind": "directory", "path": str(disk.path)})
+        job = delivery.finished_job("production")
+        delivery.attempt_due()
+        row = delivery.delivery(job)
+        assert (row.state, row.error) == (
+            "pending",
+            f"The directory {disk.path} cannot be written: No space left on device; make it writable, with free space",
+        )
+        assert list(disk.path.rglob("*.staged")) == []
 
 
 def test_a_link_out_of_the_allowed_directories_is_refused(delivery: DeliveryHarness) -> None:
