@@ -15,6 +15,7 @@ from app.domain.access.outbound_networks import Network
 from app.domain.error_text.json_text import as_json, unquoted
 from app.domain.webhooks import EVENT_TYPES, JOB_EVENT, check_event_types, check_url, new_secret
 from app.errors import BadRequest, NotFound, combine_errors
+from app.services.operations.copies import refuse_in_copy
 
 MAX_ENDPOINTS = 50
 BY_REQUEST = "by request"
@@ -105,6 +106,7 @@ def rotate_secret(
 def create_test_delivery(session: Session, project_id: str, endpoint_id: str, event_type: str) -> WebhookDelivery:
     """Create a test delivery, which is attempted once, also for a disabled endpoint."""
     endpoint = get(session, project_id, endpoint_id)
+    refuse_in_copy(session, "sends no events")
     check_event_types([event_type], "event_type")
     sample = {"id": SAMPLE_JOB if event_type.startswith(JOB_EVENT) else endpoint.id}
     return deliveries.add_test(session, endpoint, event_type, sample)

@@ -15,6 +15,7 @@ from app.errors import BadRequest, NotFound
 from app.services.deliveries import targets
 from app.services.jobs import jobs
 from app.services.jobs.checkpoints import select_checkpoint
+from app.services.operations.copies import refuse_in_copy
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ def create(
     Raises NotFound for the job, BadRequest for everything else.
     """
     job = jobs.get(session, project_id, job_id)
+    refuse_in_copy(session, "delivers no adapters")
     (name,) = targets.resolve_names(session, project_id, [target_name], param="target")
     target = targets.get(session, project_id, name)
     checkpoint = select_checkpoint(session, job, checkpoint_name, "deliver")

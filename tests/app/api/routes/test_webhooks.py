@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 
 from app.api.schemas.webhooks import WebhookDeliveryBody, WebhookEndpointBody, WebhookEndpointWithSecret
 from app.db.engine import Sessions, transaction
+from app.db.operations import status
 from app.db.tables import Project, WebhookDelivery
 from app.db.webhooks import endpoints
 from app.services.webhooks import MAX_ENDPOINTS
@@ -190,6 +191,12 @@ class TestTest:
         answer = client.post(f"{PATH}/{endpoint['id']}/test", json={"event_type": SUCCEEDED})
         assert answer.status_code == 503
         assert "python -m worker.webhooks" in answer.json()["error"]["message"]
+
+    def test_in_a_copy_is_refused(self, endpoint: dict[str, Any], client: TestClient, sessions: Sessions) -> None:
+        with transaction(sessions) as session:
+            status.report(session, status.COPY)
+        answer = client.post(f"{PATH}/{endpoint['id']}/test", json={"event_type": SUCCEEDED})
+        assert "is a restored copy" in error_of(answer)["message"]
 
     def test_of_an_event_that_there_is_not_is_refused(self, endpoint: dict[str, Any], client: TestClient) -> None:
         answer = client.post(f"{PATH}/{endpoint['id']}/test", json={"event_type": "batch.completed"})

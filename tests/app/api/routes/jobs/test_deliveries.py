@@ -10,6 +10,7 @@ from sqlalchemy import update
 from starlette.testclient import TestClient
 
 from app.db.engine import Sessions, transaction
+from app.db.operations import status
 from app.db.tables import Delivery, Job, Project
 from app.settings import Settings
 from app.storage import LocalStorage
@@ -62,6 +63,15 @@ class TestRequest:
         first, second = (client.post(f"{JOBS}/{job.id}/deliveries", json=body).json() for body in (by_id, by_model))
         assert first["model"] == second["model"] == checkpoint["fine_tuned_model_checkpoint"]
         assert first["id"] == second["id"]  # the same adapter and target: it is delivered again
+
+    def test_a_copy_refuses_what_would_wait_for_ever(
+        self, client: TestClient, sessions: Sessions, job: Job, tmp_path: Path
+    ) -> None:
+        make_target(client, tmp_path)
+        with transaction(sessions) as session:
+            status.report(session, status.COPY)
+        refused = client.post(f"{JOBS}/{job.id}/deliveries", json={"target": "production"})
+        assert "is a restored copy" in message(refused)
 
     def test_an_unknown_target_and_checkpoint_are_named(self, client: TestClient, job: Job, tmp_path: Path) -> None:
         path = f"{JOBS}/{job.id}/deliveries"
