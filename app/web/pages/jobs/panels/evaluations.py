@@ -99,7 +99,8 @@ class EvaluationsPanel:
 
         with self._dialogs, form_dialog("New evaluation", "Evaluate", send):
             tag("p", "Base model and adapter answer the rows; the grader compares each answer with that of the row.")
-            file = select_field("File with held-out rows", names, self._job["validation_file"] or "", FILE_HINT)
+            options = {"": "Choose a file"} | names  # no file of its own accord: the first one may be the training file
+            file = select_field("File with held-out rows", options, self._job["validation_file"] or "", FILE_HINT)
             labels = {name: label for name, (label, _) in GRADERS.items()}
             grader = select_field("Grader", labels, hint="Further graders: tunery eval --help")
             max_rows = text_field("Most rows", hint="A larger file is sampled; empty: 500.", kind="number", min="1")

@@ -19,3 +19,8 @@ def test_an_unchecked_one_has_its_reason_in_place_of_numbers() -> None:
     shown = delivery_row(DELIVERY | {"check": check})["check"]
     assert shown == {"text": "nothing to compare with", "tone": "warn", "sub": "the trainer recorded nothing"}
     assert "difference 0.0017" in delivery_row(DELIVERY)["check"]["sub"]
+
+
+@pytest.mark.parametrize(("status", "buttons"), [("delivered", 1), ("failed", 1), ("pending", 1), ("withdrawing", 0)])
+def test_what_is_not_withdrawn_can_be(status: str, buttons: int) -> None:
+    assert len(delivery_row(DELIVERY | {"status": status})["target"]["buttons"]) == buttons
