@@ -106,9 +106,11 @@ class Reconciler:
 
     def round(self) -> bool:
         """Run one round, unless another reconciler is running one. Returns whether it was run."""
+        is_server_clock_steady = self._is_server_clock_steady()  # a standby may be the first one after a step
         with self._leader_lock() as is_leader:
             if is_leader:
-                if self._is_server_clock_steady():
+                self._report()
+                if is_server_clock_steady:
                     self.reap()
                     self.reap_exports()
                     self.reap_evaluations()
@@ -121,11 +123,7 @@ class Reconciler:
         return is_leader
 
     def _is_server_clock_steady(self) -> bool:
-        """Whether leases may be judged by PostgreSQL's clock; after a step they begin again.
-
-        Also reports for the operator's status that this reconciler works, with what the next one needs to recognize a
-        step while none ran.
-        """
+        """Whether leases may be judged by PostgreSQL's clock; after a step they begin again."""
         ttl_seconds = self.settings.lease_ttl_seconds
         with transaction(self.resources.sessions) as session:
             if (earlier := status.reports(session).get("reconciler")) is not None:
@@ -133,8 +131,13 @@ class Reconciler:
             if self.server_clock.has_stepped(expired_leases.server_clock_seconds(session)):
                 leased_rows.begin_again(session, ttl_seconds)
                 workers.begin_again(session)
-            status.report(session, "reconciler", self.server_clock.reading())
         return self.server_clock.has_run_for(ttl_seconds)
+
+    def _report(self) -> None:
+        """Report for the operator's status that this reconciler works, also while leases may not be judged, and what
+        the next one needs to recognize a step while none ran."""
+        with transaction(self.resources.sessions) as session:
+            status.report(session, "reconciler", self.server_clock.reading())
 
     def reap(self) -> int:
         """End the attempts whose leases expired longer than the grace period ago. Returns their number."""

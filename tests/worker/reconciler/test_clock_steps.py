@@ -118,18 +118,30 @@ def test_a_step_of_the_server_s_clock_ends_no_attempt_of_a_living_worker(
     assert harness.job(job).state == "queued"
 
 
+def test_a_standby_that_takes_over_after_a_step_recognizes_it(
+    harness: WorkerHarness, reconciler: Reconciler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = harness.create_queued_job()
+    harness.claim()
+    with Reconciler(harness.resources)._leader_lock():
+        assert not reconciler.round()
+    set_server_clock(harness, monkeypatch, HOUR)
+    assert reconciler.round()
+    assert harness.job(job).state == "running"
+
+
 @STEPS
 def test_after_a_step_while_no_reconciler_ran_living_workers_are_kept_and_dead_ones_found(
     harness: WorkerHarness, reconciler: Reconciler, monkeypatch: pytest.MonkeyPatch, step_seconds: float
 ) -> None:
     job = harness.create_queued_job()
-    claimed = harness.claim()
+    harness.claim()
     assert reconciler.round()
     set_server_clock(harness, monkeypatch, step_seconds)
     restarted = Reconciler(harness.resources)
     restarted.expiry_guard.ttl_seconds = 0.0
     assert restarted.round()
-    assert harness.job(job).attempt == claimed.attempt
+    assert harness.job(job).state == "running"
     restarted.server_clock._stepped_at = -float("inf")  # a lease later
     grace_seconds = -restarted.settings.lease_ttl_seconds
     restarted.settings = restarted.settings.model_copy(update={"reap_grace_seconds": grace_seconds})
