@@ -49,7 +49,6 @@ def slope(points: Sequence[tuple[float, float]]) -> float:
 def cpu_seconds(work: Callable[[], object], runs: int = RUNS) -> float:
     """The CPU time of this process for `work`, the least of several runs, without the garbage collector."""
     best = math.inf
-    gc.collect()
     gc.disable()
     try:
         for _ in range(runs):

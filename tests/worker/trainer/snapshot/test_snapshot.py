@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -40,10 +41,20 @@ def snapshot_of(log: RecordLog, workdir: Path) -> Path:
     return workdir / str(log.of(SnapshotSaved)[-1].directory)
 
 
+DRAINED: dict[str, tuple[Path, Path]] = {}  # by its arguments, the directory of the run and its snapshot within it
+
+
 def drained_at(step: int, tiny: Path, examples: Path, workdir: Path, **changes: Any) -> Path:
-    code, log = run_trainer(make_spec(tiny, examples, **changes), workdir, stop_at=(step, Command.DRAIN))
-    assert code == ExitCode.DRAINED
-    return snapshot_of(log, workdir)
+    """Return the snapshot of a run that was drained at this step. Equal runs are made once, and copied to `workdir`."""
+    key = repr((step, tiny, examples, changes))
+    if key not in DRAINED:
+        first = examples.parent / f"drained-{len(DRAINED)}"
+        code, log = run_trainer(make_spec(tiny, examples, **changes), first, stop_at=(step, Command.DRAIN))
+        assert code == ExitCode.DRAINED
+        DRAINED[key] = (first, snapshot_of(log, first).relative_to(first))
+    first, snapshot = DRAINED[key]
+    shutil.copytree(first, workdir, dirs_exist_ok=True)
+    return workdir / snapshot
 
 
 class TestResume:
