@@ -6,6 +6,7 @@ The main fixtures are `sessions` (rows), `storage` (bytes), `settings`, `client`
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -47,6 +48,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         marker = item.get_closest_marker("timeout")
         timeouts[item.path] = max(timeouts.get(item.path, 0.0), marker.args[0] if marker else 0.0)
     items.sort(key=lambda item: -timeouts[item.path])
+
+
+gc.disable()  # until all tests are collected, which took 29 s of processor time with it and takes 20 without
+
+
+def pytest_collection_finish() -> None:
+    """Exclude the modules and tests that are loaded by now from garbage collection: one took 0.6 s with all tests."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
