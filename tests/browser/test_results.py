@@ -62,6 +62,18 @@ def test_a_refused_request_stays_in_its_dialog_with_the_reason(open_page: Open, 
     expect(dialog).to_have_count(0)
 
 
+def test_a_dialog_is_opened_and_closed_by_the_keyboard(open_page: Open, world: World) -> None:
+    page = open_page(f"/jobs/{world.jobs['earlier']}?tab=exports")
+    opener, dialog = page.get_by_role("button", name="New export"), page.get_by_role("dialog", name="New export")
+    opener.press("Enter")
+    expect(dialog).to_be_visible()
+    page.keyboard.press("Tab")
+    expect(dialog.get_by_label("Type")).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(dialog).to_have_count(0)
+    expect(opener).to_be_focused()
+
+
 def test_an_evaluation_is_requested_and_cancelled(open_page: Open, world: World) -> None:
     page = open_page(f"/jobs/{world.jobs['earlier']}?tab=evaluations")
     page.get_by_role("button", name="New evaluation").click()

@@ -59,6 +59,7 @@ class EvaluationsPanel:
             if self._job["adapter"]:
                 button("New evaluation", self._open_form, "t-primary")
             self._cancel_button = button("Cancel evaluation", self._ask_to_cancel, "t-danger")
+        self._cancel_button.set_visibility(False)
         self._body = tag("div", classes="t-stack")
         refresh_while(lambda: bool(self._unfinished()), self._load)
 
