@@ -74,8 +74,14 @@ def check_model(directory: Path) -> TrainerReport:
     except UnsupportedBase as error:
         return TrainerReport(problems=(str(error),))
     except Failure as failure:
-        return TrainerReport(problems=(failure.message.rstrip("."),))
+        return TrainerReport(problems=(_clause(failure.message, directory.name),))
     return _report(base, directory)
+
+
+def _clause(message: str, name: str) -> str:
+    """Return a failure's message as a clause about the model, without the remedy of jobs."""
+    sentence = message.removesuffix(" Choose another base model.").rstrip(".")
+    return sentence.replace(f"The base model {name} ", "it ", 1)
 
 
 def _report(base: FrozenBase, directory: Path) -> TrainerReport:
@@ -99,6 +105,9 @@ def _report(base: FrozenBase, directory: Path) -> TrainerReport:
 
 
 def _notes(base: FrozenBase, directory: Path) -> Iterator[str]:
+    named, loaded = (base.model.config.architectures or ["no class"])[0], type(base.model).__name__
+    if named != loaded:
+        yield f"config.json names {named}, but its model_type is trained as {loaded}: engines may load another model."
     if base.skipped_tensors:
         yield f"Only text is trained: {base.skipped_tensors} tensors of images or sound are skipped."
     if not base.packs_documents:
