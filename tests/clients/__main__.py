@@ -37,6 +37,9 @@ QUICK = {
     "TUNERY_RECONCILE_SECONDS": "1",
     "TUNERY_REQUEUE_DELAY_SECONDS": "0.5",
     "TUNERY_WATCH_SECONDS": "0.5",
+    # The stand-in engine of a scenario.
+    "TUNERY_DELIVERY_ALLOW_HTTP": "true",
+    "TUNERY_DELIVERY_ALLOWED_NETWORKS": "127.0.0.0/8",
 }
 TOOLS_TEMPLATE = (  # ChatML that prints tools and tool calls
     "{% if tools %}<|im_start|>system\n{% for t in tools %}{{ t | tojson }}\n{% endfor %}<|im_end|>\n{% endif %}"
