@@ -1,9 +1,10 @@
-"""The claim, the lease and all writes of a job's holder, each guarded by attempt, owner and an unexpired lease.
+"""The claim, the lease and all writes of a job's holder, each guarded by attempt and owner.
 
-A guarded UPDATE that returns no row means that the lease is lost. The attempt number is the fencing token; it grows
-with every claim. Three modules change a job's state: this one for the holder, app.db.jobs.jobs for the user (cancel,
-pause, resume), app.db.jobs.full_disk after a day of full disks. The trigger of the migration 20261125_state_guard
-refuses transitions that app.domain.jobs.states does not allow. Never commits.
+A guarded UPDATE that returns no row means that the lease is lost: the job was cancelled, or the reconciler ended the
+attempt after its lease had expired. The attempt number is the fencing token; it grows with every claim. Three modules
+change a job's state: this one for the holder, app.db.jobs.jobs for the user (cancel, pause, resume),
+app.db.jobs.full_disk after a day of full disks. The trigger of the migration 20261125_state_guard refuses transitions
+that app.domain.jobs.states does not allow. Never commits.
 """
 
 from __future__ import annotations
