@@ -6,6 +6,8 @@ import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import httpx2
+
 from app.web.api_client import ApiClient, ApiError
 
 SILENCE_SECONDS = 120.0  # until the first token, and between two tokens
@@ -20,7 +22,7 @@ async def stream_answer(api: ApiClient, body: dict[str, Any], on_tokens: Callabl
     """
     request = {"json": {**body, "stream": True, "stream_options": {"include_usage": True}}}
     async with api.stream("POST", "chat/completions", SILENCE_SECONDS, **request) as response:
-        async for line in response.aiter_lines():
+        async for line in _lines_of(response):
             if not line.startswith(PREFIX):
                 continue  # comments and blank lines between events
             data = line.removeprefix(PREFIX).strip()
@@ -32,6 +34,15 @@ async def stream_answer(api: ApiClient, body: dict[str, Any], on_tokens: Callabl
             if text:
                 yield text
     raise ApiError(ENDED_EARLY)
+
+
+async def _lines_of(response: httpx2.Response) -> AsyncIterator[str]:
+    """The lines of an event stream. `aiter_lines` would also end them at characters that a JSON text may contain."""
+    rest = b""
+    async for chunk in response.aiter_bytes():
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            yield line.decode(errors="replace")
 
 
 def _parse(data: str) -> tuple[str, int | None]:

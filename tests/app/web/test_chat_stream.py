@@ -48,6 +48,11 @@ def test_a_whole_answer_is_its_pieces() -> None:
     assert asked == [{**BODY, "stream": True, "stream_options": {"include_usage": True}}]
 
 
+def test_a_text_with_a_separator_of_lines_stays_in_its_event() -> None:
+    event = 'data: {"choices": [{"index": 0, "delta": {"content": "a\u2028b\x85c"}}]}\r\n\r\n'
+    assert pieces(200, event + "data: [DONE]\n\n") == ["a\u2028b\x85c"]
+
+
 @pytest.mark.parametrize(
     ("status", "content", "message"),
     [
