@@ -92,7 +92,7 @@ def test_a_file_without_advisories_is_no_data(
     path = tmp_path / "all.json"
     path.write_text(content)
     assert run(pins, "--advisories", str(path)) == audit.NO_DATA
-    assert "This says nothing about the packages" in capsys.readouterr().err
+    assert "Whether the packages are vulnerable is unknown" in capsys.readouterr().err
 
 
 def registry(tmp_path: Path, program: str) -> tuple[str, ...]:
@@ -116,7 +116,7 @@ print(json.dumps({"dependencies": [{"name": "jinja2", "version": "2.10", "vulns"
         (
             KNOWS_CANARY.replace('"jinja2==2.10" in text', "False"),
             audit.NO_DATA,
-            "knows no vulnerability of jinja2==2.10",
+            "has no vulnerability of jinja2==2.10",
         ),
         ("sys.exit('ServiceError: 403 Forbidden')", audit.NO_DATA, "ServiceError: 403 Forbidden"),
         (

@@ -15,7 +15,7 @@ from app.domain.answers.trial import GeneratedToolCall
 from app.domain.datasets.messages import REASONING_KEYS
 
 HERMES_CALL = "<tool_call>"
-DESCRIBED_HERMES_CALL = re.compile(HERMES_CALL + r"\s*\{")
+DESCRIBED_HERMES_CALL = re.compile(r"<tool_call>\s*\{")
 THINK = "<think>"
 KEYS = frozenset({"role", "content", "tool_calls", *REASONING_KEYS})
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from app.domain.artifacts.compatibility import compatibility
 from app.domain.jobs.events import Command, Done, SnapshotSaved
 from app.domain.jobs.spec import QuantizationSpec
 from app.domain.jobs.states import ExitCode
@@ -102,6 +103,7 @@ def saved(base: FrozenBase, run: Run, where: Path) -> Path:
     run.provenance |= {
         "base_model": {"name": "tiny"}, "quantization": None, "hyperparameters": {}, "seed": 7,
         "lora": run.spec.lora.model_dump(mode="json"),
+        "compatibility": compatibility(run.spec.lora, run.spec.run_id).model_dump(mode="json"),
     }  # fmt: skip
     return save_checkpoint(run, base)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from app.domain.artifacts.compatibility import compatibility
 from app.domain.jobs.spec import QuantizationSpec
 from app.domain.jobs.states import Reason
 from tests.worker.trainer.helpers import FLOAT32, load_tiny_base, make_one_step, make_spec, prepare
@@ -30,6 +31,7 @@ def train(tiny: Path, examples: Path, where: Path, quantization: QuantizationSpe
         "base_model": {"name": "tiny"},
         "quantization": facts["quantization"],
         "lora": facts["runs"][0]["lora"],
+        "compatibility": compatibility(run.spec.lora, run.spec.run_id).model_dump(mode="json"),
         "hyperparameters": facts["runs"][0]["hyperparameters"],
         "seed": 7,
         "versions": {},

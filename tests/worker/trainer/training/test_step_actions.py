@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from app.domain.artifacts.compatibility import compatibility
 from app.domain.jobs.events import CheckpointSaved, Done, Message, Metric
 from app.system import artifact_directory
 from app.system.tokenizer_files import load_renderer
@@ -225,6 +226,7 @@ def with_facts(run: Run) -> Run:
     run.provenance |= {
         "base_model": {"name": "tiny"}, "lora": run.spec.lora.model_dump(mode="json"), "quantization": None,
         "hyperparameters": run.spec.hyperparameters.model_dump(mode="json"), "seed": run.spec.seed,
+        "compatibility": compatibility(run.spec.lora, run.spec.run_id).model_dump(mode="json"),
     }  # fmt: skip
     return run
 
