@@ -50,6 +50,10 @@ SELECT 'ftevent-many' || n, project_id, id, event_seq + n, attempt, 'info', 'met
   || CASE WHEN n % 100 = 0 THEN jsonb_build_object('full_valid_loss', 0.5 + random() / 9) ELSE '{}' END
 FROM jobs, generate_series(1, :steps) AS n WHERE id = :job_id
 """
+MOVED_ON = """
+UPDATE jobs SET event_seq = event_seq + :steps, progress = progress || jsonb_build_object('step', 1000 + :steps)
+WHERE id = :job_id
+"""
 
 
 def main() -> None:
@@ -78,7 +82,7 @@ def fill(session: Session, world: World) -> None:
     job_id = world.jobs["earlier"]
     session.execute(text(MORE_JOBS), {"jobs": JOBS, "template": world.jobs["cancelled"]})
     session.execute(text(MORE_STEPS), {"steps": STEPS, "job_id": job_id})
-    session.execute(text("UPDATE jobs SET event_seq = event_seq + :n WHERE id = :id"), {"n": STEPS, "id": job_id})
+    session.execute(text(MOVED_ON), {"steps": STEPS, "job_id": job_id})
     session.execute(text("ANALYZE"))
 
 

@@ -8,6 +8,7 @@ import re
 
 import pytest
 from playwright.sync_api import Page, expect
+from sqlalchemy import text
 
 from app.db.engine import transaction
 from app.db.jobs import logs
@@ -28,6 +29,31 @@ def test_a_running_job_says_what_happens_and_its_step_moves(open_page: Open, wor
         step = int((job.progress or {})["step"])
         append_steps(session, job, step + 1, step + 2, 300, 2.2)
     expect(page.get_by_text(re.compile(rf"^Training: step {step + 2} of 300"))).to_be_visible()
+
+
+MANY_STEPS = """
+INSERT INTO job_events (id, project_id, job_id, seq, attempt, level, type, message, data)
+SELECT 'ftevent-step' || n, project_id, id, event_seq + n, attempt, 'info', 'metrics', 'Step ' || n,
+  jsonb_build_object('step', n, 'total_steps', :steps, 'train_loss', 1.0 / n, 'learning_rate', 0.0002)
+FROM jobs, generate_series(1, :steps) AS n WHERE id = :job_id
+"""
+
+
+def test_a_long_job_shows_a_few_points_until_its_metrics_arrive(open_page: Open, world: World) -> None:
+    steps = 2_100
+    drawn: list[str] = []
+    with transaction(world.sessions) as session:
+        job = session.get_one(Job, world.jobs["resumed"])
+        session.execute(text(MANY_STEPS), {"steps": steps, "job_id": job.id})
+        job.event_seq += steps
+        job.progress = {"step": steps, "total_steps": steps}
+    page = open_page("/jobs")
+    page.on("websocket", lambda socket: socket.on("framereceived", lambda frame: drawn.append(str(frame))))
+    page.goto(page.url + f"/{world.jobs['resumed']}")
+    expect(page.get_by_text("2,000 of 2,100 steps")).to_be_visible()
+    preview, *_, curves = [frame for frame in drawn if '"series"' in frame]
+    assert "Learning rate" not in preview
+    assert "Learning rate" in curves
 
 
 def test_every_tab_shows_its_subject(open_page: Open, world: World) -> None:

@@ -7,12 +7,15 @@ import re
 from playwright.sync_api import Route, expect
 
 from app.db.engine import transaction
+from app.db.tables import Job
 from tests import factories
 from tests.browser.conftest import Open
 from tests.browser.world import MODEL, World
 
 
-def test_every_job_is_listed_with_its_state_curve_and_losses(open_page: Open) -> None:
+def test_every_job_is_listed_with_its_state_curve_and_losses(open_page: Open, world: World) -> None:
+    with transaction(world.sessions) as session:
+        progress = session.get_one(Job, world.jobs["running"]).progress or {}
     page = open_page("/jobs")
     row = page.get_by_role("row").filter(has_text="support-bot-v3")
     expect(row).to_contain_text("Succeeded")
@@ -21,7 +24,9 @@ def test_every_job_is_listed_with_its_state_curve_and_losses(open_page: Open) ->
     expect(row.get_by_role("img", name="Train loss of support-bot-v3")).to_be_visible()
     expect(row).to_contain_text(re.compile(r"0\.\d{3}"))
     running = page.get_by_role("row").filter(has_text="support-bot-v4")
-    expect(running.get_by_role("progressbar")).to_have_attribute("aria-valuenow", "47")
+    expect(running.get_by_role("progressbar")).to_have_attribute(
+        "aria-valuenow", f"{100 * progress['step'] / progress['total_steps']:.0f}"
+    )
     expect(running).to_contain_text("left")
 
 

@@ -67,6 +67,7 @@ def test_a_dialog_is_opened_and_closed_by_the_keyboard(open_page: Open, world: W
     opener, dialog = page.get_by_role("button", name="New export"), page.get_by_role("dialog", name="New export")
     opener.press("Enter")
     expect(dialog).to_be_visible()
+    page.wait_for_function("document.activeElement.closest('[role=dialog]')")  # it moves there after the transition
     page.keyboard.press("Tab")
     expect(dialog.get_by_label("Type")).to_be_focused()
     page.keyboard.press("Escape")

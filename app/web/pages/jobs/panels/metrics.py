@@ -14,6 +14,7 @@ from app.web.pages.jobs.metrics_chart import AXES, SMOOTHING, ChartedJob, Look
 from app.web.pages.jobs.panels.opened_job import OpenedJob
 
 MAX_POINTS = 2_000
+PREVIEW_POINTS = 200  # read by index, where the metrics of a long job are selected out of all its steps
 CHART_PAUSE_SECONDS = 3.0  # a running job sends all points again
 
 Json = dict[str, Any]
@@ -46,6 +47,8 @@ class MetricsPanel:
             self._downloads = tag("div", classes="t-actions")
 
     async def refresh(self, job: Json) -> None:
+        if not self._rows and (job["trained_steps"] or 0) > MAX_POINTS:
+            await self._show_preview(job["id"])
         metrics = await self._view.api.get(f"fine_tuning/jobs/{job['id']}/metrics", max_points=MAX_POINTS)
         is_late = job["status"] not in wording.UNFINISHED or time.monotonic() - self._drawn_at > CHART_PAUSE_SECONDS
         if metrics["data"] == self._rows and self._rows:
@@ -57,6 +60,16 @@ class MetricsPanel:
             self._empty.clear()
             self._show_facts(metrics["total"])
             self._redraw()
+
+    async def _show_preview(self, job_id: str) -> None:
+        """Draw a few points of the train loss until the metrics arrive."""
+        curves = await self._view.api.get("fine_tuning/loss_curves", jobs=job_id, max_points=PREVIEW_POINTS)
+        (curve,) = curves["data"]
+        points = zip(curve["steps"], curve["train_losses"], strict=True)
+        self._rows = [{"step": step, "train_loss": loss} for step, loss in points]
+        if self._rows:
+            self._redraw()
+        self._drawn_at = 0.0
 
     def _show_empty(self, job: Json) -> None:
         self._empty.clear()
