@@ -28,11 +28,10 @@ def model(default: openai.OpenAI, jobs: Created, engine: Engine) -> Iterator[str
     target: Any = {"name": "scenario-29", "destination": {"kind": "vllm", "urls": [engine.url]}}
     made: Any = default.post("/delivery_targets", body=target, cast_to=object)
     url = f"/fine_tuning/jobs/{jobs.main}/deliveries"
-    default.post(url, body={"target": target["name"], "checkpoint": checkpoint.id}, cast_to=object)
+    created: Any = default.post(url, body={"target": target["name"], "checkpoint": checkpoint.id}, cast_to=object)
 
     def is_delivered() -> bool:
-        listed: Any = default.get(url, cast_to=object)
-        (delivery,) = listed["data"]
+        delivery: Any = default.get(f"{url}/{created['id']}", cast_to=object)
         assert delivery["error"] is None, delivery
         return bool(delivery["status"] == "delivered")
 
