@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
+from app.web.api_client import ApiClient
 from app.web.components.chart import chart
 from app.web.components.elements import card, facts, link, note, tag
 from app.web.components.forms import checkbox, filter_select
@@ -47,9 +49,15 @@ class MetricsPanel:
             self._downloads = tag("div", classes="t-actions")
 
     async def refresh(self, job: Json) -> None:
-        if not self._rows and (job["trained_steps"] or 0) > MAX_POINTS:
-            await self._show_preview(job["id"])
-        metrics = await self._view.api.get(f"fine_tuning/jobs/{job['id']}/metrics", max_points=MAX_POINTS)
+        request = asyncio.ensure_future(
+            self._view.api.get(f"fine_tuning/jobs/{job['id']}/metrics", max_points=MAX_POINTS)
+        )
+        is_long = not self._rows and (job["trained_steps"] or 0) > MAX_POINTS
+        if is_long and (preview := await preview_rows(self._view.api, job["id"], request)):
+            self._rows = preview
+            self._redraw()
+            self._drawn_at = 0.0
+        metrics = await request
         is_late = job["status"] not in wording.UNFINISHED or time.monotonic() - self._drawn_at > CHART_PAUSE_SECONDS
         if metrics["data"] == self._rows and self._rows:
             return
@@ -60,16 +68,6 @@ class MetricsPanel:
             self._empty.clear()
             self._show_facts(metrics["total"])
             self._redraw()
-
-    async def _show_preview(self, job_id: str) -> None:
-        """Draw a few points of the train loss until the metrics arrive."""
-        curves = await self._view.api.get("fine_tuning/loss_curves", jobs=job_id, max_points=PREVIEW_POINTS)
-        (curve,) = curves["data"]
-        points = zip(curve["steps"], curve["train_losses"], strict=True)
-        self._rows = [{"step": step, "train_loss": loss} for step, loss in points]
-        if self._rows:
-            self._redraw()
-        self._drawn_at = 0.0
 
     def _show_empty(self, job: Json) -> None:
         self._empty.clear()
@@ -103,3 +101,15 @@ class MetricsPanel:
         self._chart.options.update(metrics_chart.options(charted_jobs, self._look))
         self._chart.update()
         self._drawn_at = time.monotonic()
+
+
+async def preview_rows(api: ApiClient, job_id: str, metrics: asyncio.Future[Json]) -> list[Json]:
+    """A few points of the train loss to draw until the metrics arrive; none if these arrive first."""
+    request = asyncio.ensure_future(api.get("fine_tuning/loss_curves", jobs=job_id, max_points=PREVIEW_POINTS))
+    await asyncio.wait((request, metrics), return_when=asyncio.FIRST_COMPLETED)
+    if not request.done() or request.exception() is not None or metrics.done():
+        request.cancel()
+        return []
+    (curve,) = request.result()["data"]
+    points = zip(curve["steps"], curve["train_losses"], strict=True)
+    return [{"step": step, "train_loss": loss} for step, loss in points]
