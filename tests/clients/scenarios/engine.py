@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+from local_server import running
 
 BASE = "served-base"
 WORDS = ("My", " parcel", " is", " lost")
@@ -37,16 +38,8 @@ class Engine:
 @contextlib.contextmanager
 def running_engine() -> Iterator[Engine]:
     engine = Engine()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(engine))
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    engine.url = f"http://127.0.0.1:{server.server_port}"
-    try:
+    with running(_handler(engine)) as engine.url:
         yield engine
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def _handler(engine: Engine) -> type[BaseHTTPRequestHandler]:

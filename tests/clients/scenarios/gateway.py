@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import urlsplit
+
+from local_server import running
 
 HOP_BY_HOP = ("connection", "keep-alive", "transfer-encoding", "content-length", "host", "date", "server")
 Fault = Callable[[str, int], bool]
@@ -28,16 +29,8 @@ class Gateway:
 @contextlib.contextmanager
 def gateway(upstream: str, **options: Any) -> Iterator[Gateway]:
     front = Gateway(upstream, **options)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(front))
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    front.url = f"http://127.0.0.1:{server.server_port}"
-    try:
+    with running(_handler(front)) as front.url:
         yield front
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def _handler(front: Gateway) -> type[BaseHTTPRequestHandler]:
