@@ -33,17 +33,16 @@ Json = dict[str, Any]
 
 class ExportsPanel:
     def __init__(self, opened: OpenedJob) -> None:
-        self._view, self._job = opened.view, opened.job
+        self._view = opened.view
         self._path = f"fine_tuning/jobs/{opened.job['id']}/exports"
         self._shown: list[Json] | None = None
         self._dialogs = tag("div")
-        if self._job["adapter"]:
+        if opened.job["adapter"]:
             button("New export", self._open_form, "t-primary")
         self._body = tag("div", classes="t-stack")
         refresh_while(self._is_unfinished, self._load)
 
-    async def refresh(self, job: Json) -> None:
-        self._job = job
+    async def refresh(self, _job: Json) -> None:
         await self._load()
 
     def _is_unfinished(self) -> bool:
