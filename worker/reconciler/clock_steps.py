@@ -50,7 +50,7 @@ class StepDetector:
         stepped_at = None if self._stepped_at == -float("inf") else self._stepped_at
         return {"boot": _boot_id(), "offset_seconds": self._offset_seconds, "stepped_at": stepped_at}
 
-    def go_on_from(self, reading: Mapping[str, Any]) -> None:
+    def continue_from(self, reading: Mapping[str, Any]) -> None:
         """Use the reading of an earlier process, unless this one has its own, or the host was booted since."""
         boot_id = reading.get("boot")
         if self._offset_seconds is not None or boot_id is None or boot_id != _boot_id():

@@ -127,10 +127,10 @@ class Reconciler:
         ttl_seconds = self.settings.lease_ttl_seconds
         with transaction(self.resources.sessions) as session:
             if (earlier := status.reports(session).get("reconciler")) is not None:
-                self.server_clock.go_on_from(earlier.data)
+                self.server_clock.continue_from(earlier.data)
             if self.server_clock.has_stepped(expired_leases.server_clock_seconds(session)):
-                leased_rows.begin_again(session, ttl_seconds)
-                workers.begin_again(session)
+                leased_rows.restart_leases(session, ttl_seconds)
+                workers.limit_heartbeats_to_now(session)
         return self.server_clock.has_run_for(ttl_seconds)
 
     def _report(self) -> None:

@@ -84,7 +84,7 @@ def lock_expired(session: Session, table: type[Row], grace_seconds: float) -> Se
     )
 
 
-def begin_again(session: Session, ttl_seconds: float) -> None:
+def restart_leases(session: Session, ttl_seconds: float) -> None:
     """Let every lease, also of jobs, end `ttl_seconds` from now: after a step of PostgreSQL's clock all have expired,
     or end too late to find the holders that are dead."""
     for table in (Job, Export, Evaluation, BaseModelRegistration):

@@ -41,7 +41,7 @@ def mark_lost(session: Session, silent_seconds: float) -> list[Worker]:
     )
 
 
-def begin_again(session: Session) -> None:
+def limit_heartbeats_to_now(session: Session) -> None:
     """Let no heartbeat be of the future, after a step back of PostgreSQL's clock: a dead worker would seem alive."""
     now = func.clock_timestamp()
     session.execute(update(Worker).where(Worker.seen_at > now).values(seen_at=now))
@@ -100,7 +100,7 @@ def remove(session: Session, worker_id: str) -> None:
 
 
 def delete_all(session: Session) -> None:
-    """Forget all workers, in a restored database: they are of another service."""
+    """Delete all workers, in a restored database: they are of another service."""
     session.execute(delete(Worker))
 
 

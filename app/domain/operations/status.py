@@ -48,7 +48,7 @@ class ServiceFacts:
     oldest_age_seconds: Mapping[str, float]  # of the oldest due job, by state
     failed_by_code: Mapping[str, int]  # jobs of the last day
     silent_seconds: Mapping[ServiceName, float | None]
-    is_copy: bool  # a copy beside the service that was backed up: its senders rest
+    is_copy: bool  # a copy beside the service that was backed up: its senders claim nothing
     has_webhooks: bool
     operator_webhook_off: str | None  # why the operator's webhook is disabled
     backlog_age_seconds: float

@@ -76,7 +76,7 @@ class TestStepDetector:
         reading = json.loads(json.dumps(earlier.reading()))
         for boot_id, is_step in ((reading["boot"], True), ("another", False), (None, False)):
             later = StepDetector("test", 300, boottime=lambda: now[0])
-            later.go_on_from(reading | {"boot": boot_id})
+            later.continue_from(reading | {"boot": boot_id})
             assert later.has_stepped(1000 + HOUR) == is_step
 
     def test_a_later_process_is_quiet_for_the_rest_of_the_time(self) -> None:
@@ -85,7 +85,7 @@ class TestStepDetector:
         earlier.has_stepped(1000)
         assert earlier.has_stepped(1000 + HOUR)
         later = StepDetector("test", 300, boottime=lambda: now[0])
-        later.go_on_from(earlier.reading())
+        later.continue_from(earlier.reading())
         now[0] += 299
         assert not later.is_steady(1299 + HOUR)
         now[0] += 1

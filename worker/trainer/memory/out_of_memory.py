@@ -28,7 +28,7 @@ from worker.trainer.data.batch import TokenizedDataset
 from worker.trainer.distributed import parallel
 from worker.trainer.memory import device_memory
 from worker.trainer.memory.activation_checkpointing import Recomputation
-from worker.trainer.memory.placement import offload_bytes
+from worker.trainer.memory.placement import available_offload_bytes
 from worker.trainer.model.base_model import FrozenBase
 from worker.trainer.runtime.failures import Failure, SuppressOutOfMemory, out_of_memory
 from worker.trainer.runtime.records import Keepalive, RecordWriter
@@ -139,7 +139,7 @@ class OutOfMemoryPolicy:
         """Return whether the inputs of the layers fit into the host's memory."""
         width, hidden_size = self._base.compute_dtype.itemsize, self._base.text_config.hidden_size
         needed = offloaded_bytes(hidden_size, layers, width, row_tokens)
-        return needed <= USABLE_MEMORY_SHARE * offload_bytes()
+        return needed <= USABLE_MEMORY_SHARE * available_offload_bytes()
 
     def _apply(self) -> None:
         """Set recomputation and cached weights as planned; cache no weights if they do not fit."""

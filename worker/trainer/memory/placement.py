@@ -53,7 +53,7 @@ def place(
     kind: DeviceKind = "cuda" if base.device.type == "cuda" else "cpu"
     name, flops, host_bytes = device_name(base.device), None, None
     if kind == "cuda":
-        host_bytes = offload_bytes()
+        host_bytes = available_offload_bytes()
         if gpu_peak_flops(name) is None:
             flops = product_flops(base.device, base.compute_dtype)
     device = Device(kind, name, capacity, torch.get_num_threads(), core_flops(), flops, host_bytes)
@@ -77,7 +77,7 @@ def place(
     )
 
 
-def offload_bytes() -> int:
+def available_offload_bytes() -> int:
     """Return the free bytes of the host for this process's offload: the processes of a job share the host."""
     return device_memory.free_host_bytes() // parallel.world_size()
 
