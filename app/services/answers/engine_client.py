@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import ssl
 import time
@@ -61,7 +62,10 @@ class EngineClient:
     async def send(
         self, server: EngineServer, method: str, path: str, body: bytes | None = None, request_id: str = ""
     ) -> httpcore2.Response:
-        """The response, whose body is not read yet; the caller closes it. Raises EngineUnreachable."""
+        """The response, whose body is not read yet; the caller closes it. Raises EngineUnreachable.
+
+        The timeouts begin anew with every byte, so the headers as a whole have a limit too.
+        """
         seconds = self.timeout_seconds
         timeouts = {"connect": CONNECT_SECONDS, "read": seconds, "write": seconds, "pool": CONNECT_SECONDS}
         if not server.url.startswith("https://") and not self._settings.delivery_allow_http:
@@ -74,7 +78,8 @@ class EngineClient:
             extensions={"timeout": timeouts},
         )
         try:
-            response = await self._pool.handle_async_request(request)
+            async with asyncio.timeout(CONNECT_SECONDS + seconds):
+                response = await self._pool.handle_async_request(request)
         except NETWORK_ERRORS as error:
             self._away_until[server.url] = time.monotonic() + AWAY_SECONDS
             raise EngineUnreachable(away_text(error, seconds)) from error
@@ -110,10 +115,11 @@ async def read_body(response: httpcore2.Response, timeout_seconds: float) -> byt
     """The whole body; closes the response. Raises EngineUnreachable."""
     content = bytearray()  # bytes would be copied for each chunk
     try:
-        async for chunk in response.aiter_stream():
-            content += chunk
-            if len(content) > MAX_BODY_BYTES:
-                raise EngineUnreachable(f"its response is longer than {MAX_BODY_BYTES:,} bytes")
+        async with asyncio.timeout(timeout_seconds):
+            async for chunk in response.aiter_stream():
+                content += chunk
+                if len(content) > MAX_BODY_BYTES:
+                    raise EngineUnreachable(f"its response is longer than {MAX_BODY_BYTES:,} bytes")
     except NETWORK_ERRORS as error:
         raise EngineUnreachable(away_text(error, timeout_seconds)) from error
     finally:
@@ -130,6 +136,8 @@ def away_text(error: BaseException, timeout_seconds: float) -> str:
         return f"no connection within {CONNECT_SECONDS:g} s"
     if isinstance(error, httpcore2.TimeoutException):
         return f"it sent nothing for {timeout_seconds:g} s"
+    if isinstance(error, TimeoutError):
+        return f"it sent no complete response in {timeout_seconds:g} s"
     return str(error) or "it closed the connection"
 
 

@@ -19,10 +19,13 @@ from app.db.base_models import models
 from app.db.deliveries.credentials import encrypt
 from app.db.engine import Sessions, transaction
 from app.db.tables import Delivery, DeliveryTarget, Job, Project, TunedModel
+from app.main import create_app
+from app.services.answers import engine_client
 from app.settings import Settings
 from app.storage import LocalStorage
 from tests.answering_engine import BASE, TO_ENGINES, WORDS, AnsweringEngine, answering, deliver
 from tests.deadline import until
+from tests.dripping import dripping
 from tests.factories import make_key, make_project, make_succeeded_job
 from tests.serving import LiveServer, free_port
 
@@ -199,8 +202,6 @@ class TestAccess:
     def test_a_private_address_is_not_connected_to(
         self, settings: Settings, storage: LocalStorage, api_key: str, server: AnsweringEngine, delivered: Deliverer
     ) -> None:
-        from app.main import create_app
-
         model = delivered(server.url)
         strict = settings.model_copy(update={"delivery_allowed_networks": ""})
         headers = {"Authorization": f"Bearer {api_key}"}
@@ -264,6 +265,19 @@ class TestErrors:
         status, code, message = error_of(response)
         assert (status, code, response.headers["retry-after"]) == (503, "engine_unavailable", "5")
         assert "start the engine" in message
+
+    @pytest.mark.parametrize("drips", ["headers", "body"])
+    def test_a_response_that_comes_byte_by_byte_is_given_up(
+        self, settings: Settings, storage: LocalStorage, api_key: str, delivered: Deliverer, drips: str,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:  # fmt: skip
+        monkeypatch.setattr(engine_client, "CONNECT_SECONDS", 0.2)
+        impatient = settings.model_copy(update={"answer_timeout_seconds": 0.2})
+        app, headers = create_app(impatient, storage=storage), {"Authorization": f"Bearer {api_key}"}
+        with dripping(drips) as url, TestClient(app, headers=headers) as client:
+            response = client.post(CHAT, json={"model": delivered(url), "messages": MESSAGES})
+        assert error_of(response)[:2] == (503, "engine_unavailable")
+        assert "it sent no complete response in 0.2 s" in error_of(response)[2]
 
     @pytest.mark.parametrize("fault", [None, (500, {}, b"{}"), (404, {}, b"{}")])
     def test_another_server_is_tried_first(
