@@ -15,6 +15,8 @@ INTERRUPTED = 130
 
 class CliError(Exception):
     exit_code = 1
+    code: str | None = None  # of the server's error
+    param: str | None = None
 
 
 class UsageError(CliError):

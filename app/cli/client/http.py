@@ -241,7 +241,9 @@ def _error_of(response: httpx2.Response, address: ServiceAddress) -> CliError:
             f"{message} The key is from {address.key_source}." if address.api_key else MISSING_KEY_MESSAGE
         )
     error_class = ERRORS_BY_STATUS.get(response.status_code) or (CliError if response.is_server_error else UsageError)
-    return error_class(message)
+    made = error_class(message)
+    made.code, made.param = error.get("code"), error.get("param")
+    return made
 
 
 def _unexpected_response(response: httpx2.Response, address: ServiceAddress) -> CliError:

@@ -21,6 +21,9 @@ from app.cli.output.console import duration_text, print_line, print_note, size_t
 if TYPE_CHECKING:
     from app.cli.client.http import Client
 
+# The job counts the tokens itself: the file is too large for a plan, or the API cannot read the base model.
+NOT_PLANNED = ("file_too_large_to_plan", "service_unavailable")
+
 commands = typer.Typer(no_args_is_help=True, help="Bring fine-tuning jobs from other services.")
 
 
@@ -230,14 +233,32 @@ def _continue_job(
     if not recreation.is_possible:
         return False
     try:
-        if plan:
-            _print_plan(client.post("fine_tuning/jobs/plan", recreation.request))
+        made = _made_job(client, state, recreation) if run else None
+        if made is None:
+            _plan(client, recreation, plan)
         if run:
-            _create(client, state, recreation)
+            made = made or client.post("fine_tuning/jobs", recreation.request)
+            _remember(state, recreation, made)
     except (UsageError, NotFoundError) as error:
-        print_line(f"  {_outcome(error):<10}  request: {error}")
+        print_line(f"  {_outcome(error):<10}  {error.param or 'request'}: {error}")
         return False
     return True
+
+
+def _plan(client: "Client", recreation: Recreation, is_printed: bool) -> None:
+    """Check the request and every line of its files by the rules of a job, so that none is created which would fail.
+
+    Raises UsageError and NotFoundError.
+    """
+    try:
+        plan = client.post("fine_tuning/jobs/plan", recreation.request)
+    except CliError as error:
+        if error.code not in NOT_PLANNED:
+            raise
+        print_line(f"  plan        unknown: {error}")
+        return
+    if is_printed:
+        _print_plan(plan)
 
 
 def _print_plan(plan: dict[str, Any]) -> None:
@@ -249,16 +270,20 @@ def _print_plan(plan: dict[str, Any]) -> None:
         print_line(f"  plan        {device['name']}: {device['message']} Time about {time}.")
 
 
-def _create(client: "Client", state: ImportDirectory, recreation: Recreation) -> None:
-    """Create the job, once: also if an earlier import was interrupted right after it."""
+def _made_job(client: "Client", state: ImportDirectory, recreation: Recreation) -> dict[str, Any] | None:
+    """The job that an earlier import created, also if it was interrupted right after it."""
     known = state.jobs[recreation.openai_job]
     job = _get(client, job_path(known["job"])) if "job" in known else None
     if job is None:  # not created yet, or by an import to another server
         found = client.get("fine_tuning/jobs", **{"metadata[openai_job]": recreation.openai_job})["data"]
-        job = found[0] if found else client.post("fine_tuning/jobs", recreation.request)
-        known["job"] = job["id"]
-        state.save()
-    print_line(f"  job         {known['job']} ({job['status']})")
+        job = found[0] if found else None
+    return job
+
+
+def _remember(state: ImportDirectory, recreation: Recreation, job: dict[str, Any]) -> None:
+    state.jobs[recreation.openai_job]["job"] = job["id"]
+    state.save()
+    print_line(f"  job         {job['id']} ({job['status']})")
 
 
 def _record(source: OpenAISource, state: ImportDirectory, model: str, golden: Path, prompts: Path | None) -> None:

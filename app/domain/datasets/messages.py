@@ -12,8 +12,8 @@ from pydantic_core import ErrorDetails
 from app.domain.datasets.jsonl import Finding, json_type, quote, quote_all
 
 OR_TEXT_PARTS = (
-    ' or a list of parts such as {"type": "text", "text": "..."}, as trainings, evaluations and trial answers read only '
-    "text"
+    ' or a list of parts such as {"type": "text", "text": "..."}, as trainings, evaluations and trial answers '
+    "read only text"
 )
 REASONING_KEYS = ("reasoning_content", "thinking")  # DeepSeek, Qwen and vLLM; gpt-oss and Ollama
 

@@ -14,6 +14,7 @@ from app.cli.client.http import Client
 from app.cli.errors import TooManyRequests
 from app.db.base_models import models
 from app.db.engine import Sessions, transaction
+from app.errors import BadRequest
 from tests.app.cli.conftest import Tunery
 from tests.app.cli.stand_in_openai import KEY, StandInOpenAI, chat_lines, stand_in_openai
 from tests.deadline import until
@@ -213,7 +214,13 @@ class TestImport:
 
     def test_preferences_and_reinforcement(self, bring: Tunery, account: StandInOpenAI) -> None:
         pairs = {"hyperparameters": {"beta": 0.2, "n_epochs": 2}}
-        account.add_job("ftjob-bbbb", method={"type": "dpo", "dpo": pairs}, hyperparameters=None)
+        answers = {
+            f"{name}_output": [{"role": "assistant", "content": name}] for name in ("preferred", "non_preferred")
+        }
+        pair = {"input": {"messages": [{"role": "user", "content": "hi"}]}} | answers
+        account.add_file("file-pairs", (json.dumps(pair).encode() + b"\n") * 10)
+        method = {"type": "dpo", "dpo": pairs}
+        account.add_job("ftjob-bbbb", method=method, hyperparameters=None, training_file="file-pairs")
         account.add_job("ftjob-cccc", method={"type": "reinforcement", "reinforcement": {"grader": {}}})
         done = bring("--model", "tiny")
         assert done.exit_code == 1
@@ -259,6 +266,33 @@ class TestFaults:
         assert done.exit_code == 1
         assert "impossible  training_file: file-broken: " in done.out
         assert [job["metadata"]["openai_job"] for job in jobs(tunery)] == ["ftjob-aaaa"]
+
+    @pytest.mark.parametrize("options", [(), ("--plan",), ("--run",)])
+    @pytest.mark.parametrize("name", ["training_file", "validation_file"])
+    def test_images_make_a_job_impossible_before_it_is_created(
+        self, bring: Tunery, tunery: Tunery, account: StandInOpenAI, name: str, options: tuple[str, ...]
+    ) -> None:
+        image = [{"type": "image_url", "image_url": {"url": "https://example.com/cat.png"}}]
+        pair = [{"role": "user", "content": image}, {"role": "assistant", "content": "a cat"}]
+        account.add_file("file-vision", json.dumps({"messages": pair}).encode() + b"\n" + chat_lines())
+        account.add_job("ftjob-bbbb", **{name: "file-vision"})
+        done = bring("--model", "tiny", *options)
+        assert done.exit_code == 1
+        assert f'impossible  {name}: Line 1: message 1 (user): content has a part of the type "image_url"' in done.out
+        made = [job["metadata"]["openai_job"] for job in jobs(tunery)]
+        assert made == (["ftjob-aaaa"] if options == ("--run",) else [])
+
+    def test_a_file_that_cannot_be_counted_in_time_is_no_obstacle(
+        self, bring: Tunery, tunery: Tunery, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def too_late(*_: Any, **__: Any) -> None:
+            raise BadRequest("counting its tokens takes too long", "training_file", "file_too_large_to_plan")
+
+        monkeypatch.setattr("app.services.jobs.plan.make_plan", too_late)
+        done = bring("--model", "tiny", "--run")
+        assert done.exit_code == 0, done.err
+        assert "plan        unknown: counting its tokens takes too long" in done.out
+        assert len(jobs(tunery)) == 1
 
     def test_a_limit_of_tunery_is_no_final_answer(
         self, bring: Tunery, tunery: Tunery, account: StandInOpenAI, monkeypatch: pytest.MonkeyPatch
@@ -351,7 +385,7 @@ class TestFaults:
         account.add_job("ftjob-bbbb", model="gpt-4.1-2025-04-14")
         done = bring("--model-map", "gpt-4o-mini-2024-07-18=none", "--model", "tiny", "--plan")
         assert done.exit_code == 1
-        (refusal,) = (line for line in done.out.splitlines() if line.startswith("  impossible  request: "))
+        (refusal,) = (line for line in done.out.splitlines() if line.startswith("  impossible  model: "))
         assert "does not exist" in refusal
         assert "tokens in 9 steps" in done.out  # of the other job
         assert "Saved in" in done.err
