@@ -30,6 +30,7 @@ NOTIFIED_STATES = (
     JobState.PAUSED,
 )
 ENDPOINT_DISABLED = "webhook_endpoint.disabled"
+DISABLED_BY_REQUEST = "by request"  # how the reason begins if a client has disabled an endpoint
 EVENT_TYPES = (*(f"{JOB_EVENT}{state}" for state in NOTIFIED_STATES), ENDPOINT_DISABLED)
 
 # Delays after the first attempt, which is immediate: ten attempts in total, over three and a quarter days.

@@ -13,12 +13,18 @@ from app.db.webhooks import deliveries
 from app.db.webhooks import endpoints as webhooks
 from app.domain.access.outbound_networks import Network
 from app.domain.error_text.json_text import as_json, unquoted
-from app.domain.webhooks import EVENT_TYPES, JOB_EVENT, check_event_types, check_url, new_secret
+from app.domain.webhooks import (
+    DISABLED_BY_REQUEST,
+    EVENT_TYPES,
+    JOB_EVENT,
+    check_event_types,
+    check_url,
+    new_secret,
+)
 from app.errors import BadRequest, NotFound, combine_errors
 from app.services.operations.copies import refuse_in_copy
 
 MAX_ENDPOINTS = 50
-BY_REQUEST = "by request"
 SAMPLE_JOB = "ftjob-sample"
 
 
@@ -88,7 +94,11 @@ def change(
         endpoint = webhooks.change(session, endpoint, **new_values)
     if changes.enabled is None or changes.enabled == endpoint.enabled:
         return endpoint
-    return webhooks.enable(session, endpoint) if changes.enabled else webhooks.disable(session, endpoint.id, BY_REQUEST)
+    return (
+        webhooks.enable(session, endpoint)
+        if changes.enabled
+        else webhooks.disable(session, endpoint.id, DISABLED_BY_REQUEST)
+    )
 
 
 def delete(session: Session, project_id: str, endpoint_id: str) -> None:

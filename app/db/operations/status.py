@@ -25,6 +25,7 @@ from app.db.tables import (
 from app.domain.artifacts.exports import UNFINISHED
 from app.domain.deliveries.states import DUE_STATES, DeliveryState
 from app.domain.jobs.states import TERMINAL, Desired, JobState
+from app.domain.webhooks import DISABLED_BY_REQUEST
 
 UNFINISHED_STATES = [state.value for state in JobState if state not in TERMINAL]
 NOW = func.clock_timestamp()
@@ -82,7 +83,20 @@ class FailedDelivery:
     job_id: str
     model: str
     failed_at: datetime
+    next_attempt_at: datetime | None  # None: no attempt follows
     error: str | None
+
+
+@dataclass(frozen=True)
+class FailingEndpoint:
+    """A webhook endpoint of a project, or the operator's, whose deliveries fail or which the sender has disabled."""
+
+    id: str
+    project_id: str | None
+    project: str | None
+    name: str
+    failing_since: datetime | None
+    disabled_reason: str | None
 
 
 @dataclass(frozen=True)
@@ -247,6 +261,37 @@ def delivery_backlog(session: Session) -> Backlog:
 
 def failed_deliveries(session: Session, within: timedelta, limit: int) -> list[FailedDelivery]:
     """The deliveries that failed within the last time, the latest first; not those whose target was deleted."""
+    return _deliveries(session, limit, Delivery.state == DeliveryState.FAILED, Delivery.updated_at > NOW - within)
+
+
+def retried_deliveries(session: Session, limit: int) -> list[FailedDelivery]:
+    """The deliveries whose last attempt had no success and which have a next one, the latest first."""
+    return _deliveries(session, limit, Delivery.next_attempt_at.is_not(None), Delivery.error.is_not(None))
+
+
+def failing_endpoints(session: Session, limit: int) -> list[FailingEndpoint]:
+    """The endpoints that fail, and those that were disabled after failures; not those disabled by request."""
+    query = (
+        select(
+            WebhookEndpoint.id,
+            WebhookEndpoint.project_id,
+            Project.name.label("project"),
+            WebhookEndpoint.name,
+            WebhookEndpoint.failing_since,
+            WebhookEndpoint.disabled_reason,
+        )
+        .outerjoin(Project, Project.id == WebhookEndpoint.project_id)
+        .where(
+            WebhookEndpoint.failing_since.is_not(None) | WebhookEndpoint.disabled_reason.is_not(None),
+            func.coalesce(WebhookEndpoint.disabled_reason, "").not_like(f"{DISABLED_BY_REQUEST}%"),
+        )
+        .order_by(WebhookEndpoint.failing_since, WebhookEndpoint.seq)
+        .limit(limit)
+    )
+    return [FailingEndpoint(**row._mapping) for row in session.execute(query)]
+
+
+def _deliveries(session: Session, limit: int, *conditions: ColumnElement[bool]) -> list[FailedDelivery]:
     query = (
         select(
             Delivery.id,
@@ -256,15 +301,12 @@ def failed_deliveries(session: Session, within: timedelta, limit: int) -> list[F
             Delivery.job_id,
             Delivery.model,
             Delivery.updated_at.label("failed_at"),
+            Delivery.next_attempt_at,
             Delivery.error,
         )
         .join(DeliveryTarget, DeliveryTarget.id == Delivery.target_id)
         .join(Project, Project.id == Delivery.project_id)
-        .where(
-            Delivery.state == DeliveryState.FAILED,
-            Delivery.updated_at > NOW - within,
-            DeliveryTarget.deleted_at.is_(None),
-        )
+        .where(*conditions, DeliveryTarget.deleted_at.is_(None))
         .order_by(Delivery.updated_at.desc())
         .limit(limit)
     )

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from app.db import encryption
 from app.db.ids import new_id
 from app.db.tables import WebhookEndpoint
-from app.domain.webhooks import secret_hint
+from app.domain.webhooks import DISABLED_BY_REQUEST, secret_hint
 
 PREVIOUS_SECRET_LIFETIME = timedelta(hours=24)  # OpenAI: keep_old_secret_active_for_24_hours
 ANNOUNCE = text("SELECT announce_event(:project_id, :type, CAST(:data AS jsonb))")
@@ -41,7 +41,7 @@ def insert(
     session.add(endpoint)
     session.flush()
     if not enabled:
-        disable(session, endpoint.id, "by request, when it was created")
+        disable(session, endpoint.id, f"{DISABLED_BY_REQUEST}, when it was created")
     session.refresh(endpoint)
     return endpoint
 

@@ -55,6 +55,8 @@ class ServiceFacts:
     has_delivery_targets: bool
     delivery_backlog_age_seconds: float
     failed_deliveries: Mapping[str, int]  # of the last day, by target
+    retried_deliveries: Mapping[str, int]  # that wait for another attempt after one without success, by target
+    failing_endpoints: Sequence[str]  # webhook endpoints of projects
     backup_age_seconds: float | None
     backup_damaged_count: int  # objects that were missing or damaged when it was made
     failed_checks: Sequence[tuple[str, bool, str]] = field(default=())  # (name, is required, detail)
@@ -134,6 +136,11 @@ def _failures(facts: ServiceFacts) -> Iterator[Problem]:
 
 
 def _webhooks(facts: ServiceFacts) -> Iterator[Problem]:
+    if facts.failing_endpoints:
+        names = ", ".join(sorted(facts.failing_endpoints))
+        message = f"Webhook endpoints of projects accept no events, or are disabled because of that: {names}."
+        remedy = "`tunery webhooks deliveries ENDPOINT` with a key of the project has the responses."
+        yield Problem("webhooks_failing", "advice", message, remedy)
     if facts.backlog_age_seconds > MAX_BACKLOG_SECONDS and not facts.is_copy:
         message = f"A webhook delivery has been due for {facts.backlog_age_seconds / 60:.0f} minutes."
         yield Problem("webhooks_delayed", "problem", message, "Read the log of the webhook sender.")
@@ -152,6 +159,11 @@ def _deliveries(facts: ServiceFacts) -> Iterator[Problem]:
         message = f"Deliveries of adapters failed within the last day: {targets}."
         remedy = "The failed deliveries below have the reasons; request a delivery again when its cause is gone."
         yield Problem("deliveries_failed", "advice", message, remedy)
+    if facts.retried_deliveries:
+        targets = ", ".join(f"{count} x {name}" for name, count in sorted(facts.retried_deliveries.items()))
+        message = f"Deliveries of adapters wait for another attempt after one without success: {targets}."
+        remedy = "The list below has the reasons; a change of the target (`tunery targets update`) is tried at once."
+        yield Problem("deliveries_retried", "advice", message, remedy)
 
 
 def _backups(facts: ServiceFacts) -> Iterator[Problem]:

@@ -21,7 +21,7 @@ from app.services.operations.health import ProbeResult
 from app.services.queue import WorkerView
 
 PERIOD = timedelta(days=1)
-MAX_FAILED_JOBS = MAX_FAILED_DELIVERIES = 20
+MAX_FAILED_JOBS = MAX_FAILED_DELIVERIES = MAX_FAILING_ENDPOINTS = 20
 SERVICES: tuple[ServiceName, ...] = ("reconciler", "webhooks", "deliveries")
 
 
@@ -37,6 +37,8 @@ class StatusView:
     deliveries: Mapping[str, int]  # unfinished, by state
     delivery_backlog: status.Backlog
     failed_deliveries: Sequence[status.FailedDelivery]  # the latest of the last day
+    retried_deliveries: Sequence[status.FailedDelivery]
+    failing_endpoints: Sequence[status.FailingEndpoint]
     storage: Sequence[status.ProjectStorage]
     disk_free_bytes: int | None  # None: the data directory cannot be read
     disk_bytes: int | None
@@ -56,6 +58,8 @@ def view(session: Session, project_id: str, checks: Sequence[ProbeResult], data_
     failed_by_code = status.failures_by_code(session, PERIOD)
     delivery_backlog = status.delivery_backlog(session)
     failed_deliveries = status.failed_deliveries(session, PERIOD, MAX_FAILED_DELIVERIES)
+    retried_deliveries = status.retried_deliveries(session, MAX_FAILED_DELIVERIES)
+    failing_endpoints = status.failing_endpoints(session, MAX_FAILING_ENDPOINTS)
     backup = reports.get("backup")
     facts = ServiceFacts(
         jobs=facts_jobs,
@@ -74,6 +78,8 @@ def view(session: Session, project_id: str, checks: Sequence[ProbeResult], data_
         has_delivery_targets=status.has_delivery_targets(session),
         delivery_backlog_age_seconds=delivery_backlog.oldest_seconds,
         failed_deliveries=Counter(each.target for each in failed_deliveries),
+        retried_deliveries=Counter(each.target for each in retried_deliveries),
+        failing_endpoints=[each.name for each in failing_endpoints if each.project_id is not None],
         backup_age_seconds=None if backup is None else backup.age_seconds,
         backup_damaged_count=0 if backup is None else backup.data.get("damaged", 0),
         failed_checks=[(check.name, check.required, check.detail) for check in checks if not check.ok],
@@ -90,6 +96,8 @@ def view(session: Session, project_id: str, checks: Sequence[ProbeResult], data_
         deliveries=status.deliveries_by_state(session),
         delivery_backlog=delivery_backlog,
         failed_deliveries=failed_deliveries,
+        retried_deliveries=retried_deliveries,
+        failing_endpoints=failing_endpoints,
         storage=status.storage_by_project(session),
         disk_free_bytes=disk_free_bytes,
         disk_bytes=disk_bytes,

@@ -129,7 +129,11 @@ BY_SCHEMA = {
     "StatusBody.problems": "What an operator should do, the most urgent first.",
     "StatusBody.queue": "Unfinished jobs by status, and the oldest due ones.",
     "StatusBody.storage": "The disk of the data directory, and the stored bytes of every project.",
+    "StatusBody.webhooks": "Webhook endpoints of all projects, and the operator's.",
     "StatusBody.workers": "The workers with a heartbeat within the last minute.",
+    "WebhookStatus.failing": (
+        "At most 20 that accept no events, or that the sender has disabled; not those disabled by request."
+    ),
     "StatusCheck.observed": "The result in words.",
     "StatusCheck.name": "The dependency.",
     "StatusCheck.ok": "Whether the check passed.",
@@ -144,12 +148,24 @@ BY_SCHEMA = {
     "DeliveryStatus.failed": "The latest that failed within the last day, at most 20.",
     "DeliveryStatus.oldest_due_seconds": "How long the oldest of them has been due; 0 without one.",
     "DeliveryStatus.pending": "Deliveries that wait for their next attempt, or are carried out now.",
+    "DeliveryStatus.retried": (
+        "The latest, at most 20, that wait for another attempt after one without success; `status` of the job's "
+        "deliveries says whether they are to be delivered, to be found again or to be withdrawn."
+    ),
     "DeliveryStatus.withdrawing": "Adapters that still have to be removed from a target.",
     "FailedDeliveryBody.error": "The reason, with what to do.",
     "FailedDeliveryBody.failed_at": "When the last attempt failed, in seconds since 1970.",
     "FailedDeliveryBody.job_id": "The job whose adapter was not delivered.",
+    "FailedDeliveryBody.next_attempt_at": "The next attempt, in seconds since 1970; null: it is not tried again.",
     "FailedDeliveryBody.project": "The name of the project.",
     "FailedDeliveryBody.target": "The name of the delivery target.",
+    "FailingEndpointBody.disabled_reason": "Why the sender has disabled it; null: it is enabled.",
+    "FailingEndpointBody.failing_since": (
+        "The first failure after the last success, in seconds since 1970; null: it was disabled for another reason."
+    ),
+    "FailingEndpointBody.name": "The display name.",
+    "FailingEndpointBody.project": "The name of the project; null: it is the operator's webhook.",
+    "FailingEndpointBody.project_id": "The project; null: it is the operator's webhook.",
     "QueueStatus.oldest": "The oldest due job of `validating_files` and of `queued`; paused jobs are not due.",
     "QueueStatus.paused": "The number of paused jobs.",
     "QueueStatus.queued": "The number of queued jobs.",

@@ -217,9 +217,23 @@ STATUS = {
                 "job_id": all_operations.JOB_ID,
                 "model": f"ft:{all_operations.MODEL}:tunery:demo:1f8a20c4",
                 "failed_at": 1794990000,
+                "next_attempt_at": None,
                 "error": "http://10.0.0.5:8000 is not reachable: Connection refused",
             }
         ],
+        "retried": [],
+    },
+    "webhooks": {
+        "failing": [
+            {
+                "id": "wh_0123456789abcdef01234567",
+                "project_id": PROJECT_ID,
+                "project": "research",
+                "name": "ci",
+                "failing_since": 1794990000,
+                "disabled_reason": None,
+            }
+        ]
     },
     "storage": {
         "disk_free_bytes": 412_000_000_000,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from app.api.schemas.common import Body, unix_seconds
+from app.api.schemas.common import Body, unix_seconds, unix_seconds_or_none
 from app.api.schemas.queue import WorkerBody, render_worker
 from app.db.operations.status import FailedDelivery, FailedJob
 from app.domain.jobs.remedies import remedy
@@ -67,6 +67,7 @@ class FailedDeliveryBody(Body):
     job_id: str
     model: str
     failed_at: int
+    next_attempt_at: int | None
     error: str | None
 
 
@@ -76,6 +77,20 @@ class DeliveryStatus(Body):
     due: int
     oldest_due_seconds: float
     failed: list[FailedDeliveryBody]
+    retried: list[FailedDeliveryBody]
+
+
+class FailingEndpointBody(Body):
+    id: str
+    project_id: str | None
+    project: str | None
+    name: str
+    failing_since: int | None
+    disabled_reason: str | None
+
+
+class WebhookStatus(Body):
+    failing: list[FailingEndpointBody]
 
 
 class ProjectStorageBody(Body):
@@ -105,6 +120,7 @@ class StatusBody(Body):
     queue: QueueStatus
     failed_jobs: FailureStatus
     deliveries: DeliveryStatus
+    webhooks: WebhookStatus
     storage: StorageStatus
     last_backup: BackupStatus | None
 
@@ -131,6 +147,13 @@ def render_status(view: StatusView) -> dict[str, Any]:
             "due": view.delivery_backlog.deliveries,
             "oldest_due_seconds": round(view.delivery_backlog.oldest_seconds, 1),
             "failed": [_failed_delivery(each) for each in view.failed_deliveries],
+            "retried": [_failed_delivery(each) for each in view.retried_deliveries],
+        },
+        "webhooks": {
+            "failing": [
+                vars(each) | {"failing_since": unix_seconds_or_none(each.failing_since)}
+                for each in view.failing_endpoints
+            ]
         },
         "storage": {
             "disk_free_bytes": view.disk_free_bytes,
@@ -175,4 +198,7 @@ def _failed_job(job: FailedJob) -> dict[str, Any]:
 
 
 def _failed_delivery(delivery: FailedDelivery) -> dict[str, Any]:
-    return vars(delivery) | {"failed_at": unix_seconds(delivery.failed_at)}
+    return vars(delivery) | {
+        "failed_at": unix_seconds(delivery.failed_at),
+        "next_attempt_at": unix_seconds_or_none(delivery.next_attempt_at),
+    }

@@ -29,7 +29,9 @@ UNHEALTHY = 1  # the exit code, for scripts
 def show(
     client: "Client",
     as_json: AsJson = False,
-    failed: Annotated[int, typer.Option(min=0, max=20, help="Maximum number of failed jobs and deliveries.")] = 5,
+    failed: Annotated[
+        int, typer.Option(min=0, max=20, help="Maximum number of failed jobs, deliveries and webhooks.")
+    ] = 5,
 ) -> None:
     """Show whether the service is healthy, and what to do if it is not. Requires an admin key.
 
@@ -63,7 +65,9 @@ def _print(status: dict[str, Any], failed_limit: int) -> None:
     rows = [[w["name"] or w["id"], w["queue"], w["status"], w["job_id"] or ""] for w in status["workers"]]
     print_table(["worker", "queue", "status", "job"], rows, "No worker is alive.")
     _print_failed(status["failed_jobs"], failed_limit)
-    _print_failed_deliveries(status["deliveries"]["failed"], failed_limit)
+    _print_deliveries("Deliveries that failed within the last day", status["deliveries"]["failed"], failed_limit)
+    _print_deliveries("Deliveries that are tried again", status["deliveries"].get("retried", []), failed_limit)
+    _print_endpoints(status.get("webhooks", {}).get("failing", []), failed_limit)
     print_line("\nStorage by project")
     projects = [[each["project"], size_text(each["stored_bytes"])] for each in status["storage"]["projects"]]
     print_table(["project", "stored"], projects[:MAX_PROJECTS], "No projects.")
@@ -82,12 +86,24 @@ def _print_failed(failures: dict[str, Any], limit: int) -> None:
             print_line(f"    -> {job['remedy']}")
 
 
-def _print_failed_deliveries(failed: list[dict[str, Any]], limit: int) -> None:
-    if failed and limit:
-        print_line("\nDeliveries that failed within the last day")
-    for delivery in failed[:limit]:
+def _print_deliveries(title: str, deliveries: list[dict[str, Any]], limit: int) -> None:
+    if deliveries and limit:
+        print_line(f"\n{title}")
+    for delivery in deliveries[:limit]:
         print_line(f"  {delivery['job_id']}  {delivery['project']}  {delivery['target']}  {delivery['model']}")
         print_line(f"    {delivery['error'] or ''}")
+        if delivery.get("next_attempt_at"):
+            print_line(f"    -> tried again at {time_text(delivery['next_attempt_at'])}")
+
+
+def _print_endpoints(endpoints: list[dict[str, Any]], limit: int) -> None:
+    if endpoints and limit:
+        print_line("\nWebhook endpoints that accept no events")
+    for endpoint in endpoints[:limit]:
+        since = f"failing since {time_text(endpoint['failing_since'])}" if endpoint["failing_since"] else ""
+        disabled = f"disabled: {endpoint['disabled_reason']}" if endpoint["disabled_reason"] else ""
+        texts = [endpoint["id"], endpoint["project"] or "the operator's", endpoint["name"], disabled or since]
+        print_line("  " + "  ".join(texts))
 
 
 def _queue_text(queue: dict[str, Any]) -> str:

@@ -16,6 +16,8 @@ from app.db.jobs import checkpoints
 from app.db.operations import status
 from app.db.scheduling import workers
 from app.db.tables import Delivery, Project
+from app.db.webhooks import deliveries as webhook_deliveries
+from app.db.webhooks import endpoints
 from app.storage import LocalStorage
 from tests.factories import make_failed_job, make_file, make_job, make_succeeded_job
 
@@ -82,7 +84,7 @@ def test_after_a_night_of_faults_one_answer_has_each_of_them(
         "default",
         "the bucket is full",
     )
-    assert (body["deliveries"]["pending"], body["deliveries"]["due"]) == (0, 0)
+    assert (body["deliveries"]["pending"], body["deliveries"]["due"], body["deliveries"]["retried"]) == (0, 0, [])
     (job,) = body["failed_jobs"]["data"]
     assert (job["id"], job["project"], job["code"]) == (failed.id, "default", "invalid_training_file")
     assert job["remedy"].startswith("Correct the listed lines")
@@ -90,6 +92,38 @@ def test_after_a_night_of_faults_one_answer_has_each_of_them(
     assert body["storage"]["projects"][0]["stored_bytes"] > 0
     assert body["last_backup"]["details"] == {"directory": "/backup"}
     assert [worker["name"] for worker in body["workers"]] == ["gpu0@host#1"]
+
+
+def test_what_is_tried_again_and_endpoints_that_fail_are_advice(
+    client: TestClient,
+    admin: dict[str, str],
+    sessions: Sessions,
+    project: Project,
+    storage: LocalStorage,
+    base_model: str,
+) -> None:
+    with transaction(sessions) as session:
+        for name in ("reconciler", "webhooks", "deliveries", "backup"):
+            status.report(session, name)
+        job = make_succeeded_job(session, storage, project)
+        target = targets.insert(session, project.id, name="production", kind="s3", destination={"kind": "s3"})
+        assert target is not None
+        deliveries.create(session, job, checkpoints.kept(session, job.id)[0], target)
+        session.execute(update(Delivery).values(error="the bucket is full", tries=1, attempt=1))
+        endpoint = endpoints.insert(session, project.id, "ci", "https://example.com", ["*"], "whsec_a", enabled=True)
+        webhook_deliveries.record_endpoint_failure(session, endpoint.id)
+    body = client.get(PATH, headers=admin).json()
+    assert (body["healthy"], {problem["code"] for problem in body["problems"]}) == (
+        True,
+        {"deliveries_retried", "webhooks_failing"},
+    )
+    (delivery,), (failing,) = body["deliveries"]["retried"], body["webhooks"]["failing"]
+    assert (delivery["target"], delivery["error"], delivery["next_attempt_at"] > 0) == (
+        "production",
+        "the bucket is full",
+        True,
+    )
+    assert (failing["id"], failing["project"], failing["disabled_reason"]) == (endpoint.id, "default", None)
 
 
 def test_a_service_whose_processes_report_is_healthy(

@@ -11,7 +11,10 @@ from app.db.engine import Sessions, transaction
 from app.db.jobs import checkpoints, jobs
 from app.db.operations import status
 from app.db.tables import Attempt, Delivery, Job, Project
+from app.db.webhooks import deliveries as webhook_deliveries
+from app.db.webhooks import endpoints, operator
 from app.domain.jobs.states import JobState
+from app.domain.webhooks import DISABLED_BY_REQUEST, EVENT_TYPES
 from app.storage import LocalStorage
 from tests.factories import make_file, make_job, make_project, make_succeeded_job, start_job, validate_job
 
@@ -98,6 +101,12 @@ def test_deliveries_are_due_until_they_are_claimed_and_fail_until_their_target_i
     with transaction(sessions) as session:
         assert status.delivery_backlog(session) == status.Backlog(0, 0.0)
         assert status.deliveries_by_state(session) == {"pending": 1, "withdrawing": 0}
+        assert status.retried_deliveries(session, 20) == []
+        session.execute(update(Delivery).values(error="away", leased_until=None))
+    with transaction(sessions) as session:
+        (retried,) = status.retried_deliveries(session, 20)
+        assert (retried.target, retried.error, retried.next_attempt_at is None) == ("production", "away", False)
+        assert status.failed_deliveries(session, day, 20) == []
         session.execute(update(Delivery).values(state="failed", error="away", next_attempt_at=None, leased_until=None))
     with transaction(sessions) as session:
         (failed,) = status.failed_deliveries(session, day, 20)
@@ -107,7 +116,33 @@ def test_deliveries_are_due_until_they_are_claimed_and_fail_until_their_target_i
             checkpoint.name,
             "away",
         )
+        assert status.retried_deliveries(session, 20) == []
         targets.delete(session, session.merge(target))
     with transaction(sessions) as session:
         assert status.failed_deliveries(session, day, 20) == []
         assert not status.has_delivery_targets(session)
+
+
+def test_endpoints_fail_until_a_success_and_not_if_they_were_disabled_by_request(
+    sessions: Sessions, project: Project
+) -> None:
+    with transaction(sessions) as session:
+        _, failing, gone, off = (
+            endpoints.insert(
+                session, project.id, name, "https://example.com", [*EVENT_TYPES], "whsec_a", enabled=True
+            ).id
+            for name in ("fine", "failing", "gone", "off")
+        )
+        for endpoint_id in (failing, off):
+            webhook_deliveries.record_endpoint_failure(session, endpoint_id)
+        endpoints.disable(session, gone, "it responded with 410 Gone")
+        endpoints.disable(session, off, DISABLED_BY_REQUEST)
+        operator.set_endpoint(session, "https://example.com")
+        webhook_deliveries.record_endpoint_failure(session, operator.ENDPOINT_ID)
+    with transaction(sessions) as session:
+        found = status.failing_endpoints(session, 20)
+        assert [(each.id, each.project, each.failing_since is None, each.disabled_reason) for each in found] == [
+            (failing, "default", False, None),
+            (operator.ENDPOINT_ID, None, False, None),
+            (gone, "default", True, "it responded with 410 Gone"),
+        ]

@@ -26,6 +26,8 @@ HEALTHY = ServiceFacts(
     has_delivery_targets=True,
     delivery_backlog_age_seconds=3.0,
     failed_deliveries={},
+    retried_deliveries={},
+    failing_endpoints=[],
     backup_age_seconds=3600.0,
     backup_damaged_count=0,
 )
@@ -49,6 +51,8 @@ def test_a_busy_service_with_failed_files_of_users_is_healthy() -> None:
         ({"silent_seconds": {"reconciler": 1.0, "webhooks": 1.0}}, "no_delivery_sender", "problem"),
         ({"delivery_backlog_age_seconds": 3600.0}, "deliveries_delayed", "problem"),
         ({"failed_deliveries": {"production": 2}}, "deliveries_failed", "advice"),
+        ({"retried_deliveries": {"production": 2}}, "deliveries_retried", "advice"),
+        ({"failing_endpoints": ["ci"]}, "webhooks_failing", "advice"),
         ({"idle_workers": {"gpu": 1}}, "queue_stalled", "advice"),
         ({"failed_by_code": {"worker_crash_loop": 1}}, "jobs_failed", "problem"),
         ({"backlog_age_seconds": 3600.0}, "webhooks_delayed", "problem"),

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import pytest
+from sqlalchemy import update
 
 from app.db.access import keys
+from app.db.deliveries import deliveries, targets
 from app.db.engine import Sessions, transaction
+from app.db.jobs import checkpoints
 from app.db.operations import status
 from app.db.scheduling import workers
-from app.db.tables import Project
+from app.db.tables import Delivery, Project
+from app.db.webhooks import endpoints
 from app.storage import LocalStorage
 from tests.app.cli.conftest import Tunery
-from tests.factories import make_failed_job
+from tests.factories import make_failed_job, make_succeeded_job
 
 
 @pytest.fixture(autouse=True)
@@ -44,3 +48,20 @@ def test_each_failed_job_is_shown_with_its_reason_and_a_remedy(
     assert "Line 3: message 2 has no role" in shown.out
     assert "-> Correct the listed lines" in shown.out
     assert "Failed within the last day: 1 (1 x invalid_training_file)" in shown.out
+
+
+def test_what_is_tried_again_is_shown_with_its_reason_and_endpoints_that_fail_with_theirs(
+    tunery: Tunery, base_model: str, sessions: Sessions, project: Project, storage: LocalStorage
+) -> None:
+    with transaction(sessions) as session:
+        job = make_succeeded_job(session, storage, project)
+        target = targets.insert(session, project.id, name="production", kind="s3", destination={"kind": "s3"})
+        assert target is not None
+        deliveries.create(session, job, checkpoints.kept(session, job.id)[0], target)
+        session.execute(update(Delivery).values(error="the bucket is full", tries=1, attempt=1))
+        endpoint = endpoints.insert(session, project.id, "ci", "https://example.com", ["*"], "whsec_a", enabled=True)
+        endpoints.disable(session, endpoint.id, "it responded with 410 Gone")
+    shown = tunery("status").out
+    assert f"Deliveries that are tried again\n  {job.id}  default  production" in shown
+    assert "    the bucket is full\n    -> tried again at " in shown
+    assert f"  {endpoint.id}  default  ci  disabled: it responded with 410 Gone" in shown
