@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import structlog
 from sqlalchemy.orm import Session
 
 from app.db.deliveries import credentials, deliveries
@@ -38,7 +39,7 @@ from app.domain.deliveries.targets import (
     parse_destination,
 )
 from app.log import get_logger
-from app.telemetry import metrics
+from app.telemetry import metrics, tracing
 from worker.deliveries import adapter_files, places
 from worker.deliveries.destination import (
     AdapterDelivery,
@@ -62,6 +63,7 @@ LEASE_SECONDS = 60.0  # how long a delivery rests after its sender was killed
 RENEW_SECONDS = 15.0
 REPORT_SECONDS = 10.0
 OUTCOMES = ("delivered", "withdrawn", "present", "failed", "refused", "waiting")
+FAILED_OUTCOMES = ("failed", "refused")
 OUTCOMES_OF_ERRORS: Mapping[type[DeliveryError], str] = {DeliveryRefused: "refused", EvaluationPending: "waiting"}
 # Until it looks again for the key, or for the end of the evaluation, which connects to nothing.
 UNCOUNTED_SECONDS: Mapping[type[DeliveryError], float] = {CredentialsLost: 60.0, EvaluationPending: 20.0}
@@ -111,7 +113,24 @@ class DeliverySender:
             return deliveries.claim(session, limit, LEASE_SECONDS)
 
     def attempt(self, claimed: ClaimedDelivery) -> None:
-        """Carry out one attempt and record its outcome, unless another process has claimed the delivery since."""
+        """Carry out one attempt and record its outcome, unless another process has claimed the delivery since.
+
+        Its span belongs to the trace of the request that created the job.
+        """
+        delivery, job = claimed.delivery, claimed.job
+        ids: dict[str, str | int] = {"delivery": delivery.id, "attempt": delivery.attempt, "job": job.id}
+        if job.request_id is not None:
+            ids["request_id"] = job.request_id
+        attributes = {f"tunery.{name}": value for name, value in ids.items()}
+        with (
+            tracing.span("deliver attempt", job.traceparent, attributes) as span,
+            structlog.contextvars.bound_contextvars(**ids),
+        ):
+            outcome = self._attempt(claimed)
+            tracing.end_reason(span, outcome, outcome in FAILED_OUTCOMES)
+
+    def _attempt(self, claimed: ClaimedDelivery) -> str:
+        """The outcome of the attempt."""
         started_at = time.monotonic()
         try:
             outcome = self._carry_out_in_time(claimed)
@@ -126,6 +145,7 @@ class DeliverySender:
             outcome = "failed"
         metrics.DELIVERY_ATTEMPTS.labels(claimed.target.kind, outcome).inc()
         metrics.DELIVERY_SECONDS.labels(claimed.target.kind).observe(time.monotonic() - started_at)
+        return outcome
 
     def _carry_out_in_time(self, claimed: ClaimedDelivery) -> str:
         """Raises DeliveryError."""

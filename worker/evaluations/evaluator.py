@@ -81,7 +81,7 @@ class Evaluator:
             if lock is None or claimed is None:
                 return False
             evaluation, keeper = claimed
-            with observed_attempt("evaluate", keeper), keeper, self._alone():
+            with observed_attempt("evaluate", keeper, keeper.job), keeper, self._alone():
                 self._run(evaluation, keeper, lock)
         return True
 

@@ -98,7 +98,7 @@ class Exporter:
             if lock is None or claimed is None:
                 return False
             export, keeper = claimed
-            with observed_attempt("export", keeper), keeper:
+            with observed_attempt("export", keeper, keeper.job), keeper:
                 self._run_export(export, keeper, lock)
         return True
 

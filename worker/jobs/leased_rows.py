@@ -11,6 +11,7 @@ from app.db.engine import DATABASE_UNAVAILABLE, transaction
 from app.db.jobs import leased_rows
 from app.db.jobs.claims import FencedError, Lease
 from app.db.jobs.leased_rows import Row
+from app.db.tables import Evaluation, Export, Job
 from app.log import get_logger
 from app.system.boot_clock import boottime_seconds
 from worker.jobs.lease import LeaseKeeper
@@ -20,10 +21,13 @@ log = get_logger(__name__)
 
 
 class RowLeaseKeeper(LeaseKeeper, Generic[Row]):
-    """One held lease of such a row."""
+    """One held lease of such a row. `job` is that of an export or evaluation."""
 
-    def __init__(self, resources: Resources, table: type[Row], lease: Lease, claimed_at: float) -> None:
+    def __init__(
+        self, resources: Resources, table: type[Row], lease: Lease, claimed_at: float, job: Job | None = None
+    ) -> None:
         super().__init__(resources, lease, claimed_at)
+        self.job = job
         self._table: type[Row] = table
 
     def append_event(self, message: str, **_: Any) -> None:
@@ -64,13 +68,14 @@ class RowClaimer(Generic[Row]):
         try:
             with transaction(self._resources.sessions) as session:
                 row = self._recover_claim(session) or claim(session)
+                job = session.get(Job, row.job_id) if isinstance(row, Export | Evaluation) else None
         except DATABASE_UNAVAILABLE:
             self._commit_unknown = True
             raise
         self._commit_unknown = False
         if row is None:
             return None
-        return row, RowLeaseKeeper(self._resources, self._table, self._lease_of(row), claimed_at)
+        return row, RowLeaseKeeper(self._resources, self._table, self._lease_of(row), claimed_at, job)
 
     def _recover_claim(self, session: Session) -> Row | None:
         """The row that an unconfirmed claim did claim, with its lease renewed."""

@@ -33,8 +33,9 @@ def begin_metrics() -> None:
 def observed_attempt(kind: AttemptKind, keeper: LeaseKeeper, job: Job | None = None) -> Iterator[None]:
     """Count the attempt of `keeper`, trace it, and add its ids to all log lines of the block.
 
-    Its span belongs to the trace of the request that created `job`. Threads that are created within the block have
-    the same context if they run `contextvars.copy_context().run`.
+    Its span belongs to the trace of the request that created `job`; an export's or an evaluation's is the job that it
+    belongs to. Threads that are created within the block have the same context if they run
+    `contextvars.copy_context().run`.
     """
     lease, began_at = keeper.lease, time.monotonic()
     ids: dict[str, str | int] = {ID_NAMES.get(kind, "job"): lease.job_id, "attempt": lease.attempt}
