@@ -25,6 +25,7 @@ class StepDetector:
         self._boottime = boottime
         self._offset_seconds: float | None = None
         self._stepped_at = -float("inf")
+        self.step_seconds = 0.0  # of the last step that this process has detected; negative: the clock was set back
 
     def is_steady(self, clock_seconds: float) -> bool:
         """Whether the clock, which says `clock_seconds`, was not set since the first call or for `quiet_seconds`."""
@@ -38,7 +39,7 @@ class StepDetector:
         if earlier is None or abs(step_seconds := self._offset_seconds - earlier) <= TOLERANCE_SECONDS:
             return False
         log.error("the clock was set", clock=self._name, step_seconds=round(step_seconds))
-        self._stepped_at = now
+        self._stepped_at, self.step_seconds = now, step_seconds
         return True
 
     def has_run_for(self, seconds: float) -> bool:

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from app.db.base_models import registrations
 from app.db.engine import DATABASE_UNAVAILABLE, first_line, transaction
 from app.db.jobs import claims, evaluations, expired_leases, exports, full_disk, leased_rows
-from app.db.operations import status
+from app.db.operations import clock_step, status
 from app.db.scheduling import workers
 from app.db.scheduling.fair_queue import Kind
 from app.db.tables import BaseModelRegistration, Evaluation, Export
@@ -131,6 +131,8 @@ class Reconciler:
             if self.server_clock.has_stepped(expired_leases.server_clock_seconds(session)):
                 leased_rows.restart_leases(session, ttl_seconds)
                 workers.limit_heartbeats_to_now(session)
+                if self.server_clock.step_seconds < 0:
+                    clock_step.move_waiting_back(session, -self.server_clock.step_seconds, ttl_seconds)
         return self.server_clock.has_run_for(ttl_seconds)
 
     def _report(self) -> None:

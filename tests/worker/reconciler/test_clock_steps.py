@@ -9,15 +9,18 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import func, update
+from sqlalchemy import func, select, update
 
+from app.db.deliveries import deliveries, targets
 from app.db.engine import transaction
-from app.db.jobs import expired_leases
+from app.db.jobs import checkpoints, expired_leases
 from app.db.operations import retention
-from app.db.tables import File, Job
+from app.db.tables import Delivery, File, Job, WebhookDelivery
+from app.db.webhooks import deliveries as webhook_deliveries
+from app.db.webhooks import endpoints
 from app.domain.operations.retention import RetentionKind
 from app.settings import Settings
-from tests.factories import expire_leases, make_file
+from tests.factories import expire_leases, make_file, make_succeeded_job
 from tests.worker.fake_trainer import TrainerPlan
 from tests.worker.worker_harness import WorkerHarness
 from worker import health
@@ -270,3 +273,40 @@ def test_the_working_time_of_a_trainer_is_that_of_its_work(clock: Clock, step_se
     before = process.working_seconds()
     clock.step_seconds = step_seconds
     assert before <= process.working_seconds() < before + 60
+
+
+def test_after_a_step_back_nothing_waits_for_its_length(
+    harness: WorkerHarness, reconciler: Reconciler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_a_minute = func.clock_timestamp() + timedelta(minutes=1)
+    with transaction(harness.sessions) as session:
+        target = targets.insert(session, harness.project.id, name="t", kind="s3", destination={"kind": "s3"})
+        endpoint = endpoints.insert(session, harness.project.id, "e", "https://e.com", ["*"], "whsec_a", enabled=True)
+        webhook = webhook_deliveries.add_test(session, endpoint, "fine_tuning.job.succeeded", {})
+        finished = make_succeeded_job(session, harness.resources.storage, harness.project)
+        assert target is not None
+        held, waiting = (
+            deliveries.create(session, finished, checkpoint, target).id
+            for checkpoint in checkpoints.kept(session, finished.id)[:2]
+        )
+    job = harness.create_queued_job()
+    assert reconciler.round()
+    set_server_clock(harness, monkeypatch, -HOUR)
+    later = timedelta(seconds=HOUR)  # what the rows of before are by the new time
+    with transaction(harness.sessions) as session:
+        session.execute(update(Job).where(Job.id == job.id).values(run_after=func.clock_timestamp() + later))
+        session.execute(update(Delivery).values(next_attempt_at=in_a_minute + later))
+        session.execute(update(Delivery).where(Delivery.id == held).values(leased_until=in_a_minute + later))
+        session.execute(update(WebhookDelivery).values(next_attempt_at=in_a_minute + later))
+    assert reconciler.round()
+    assert harness.claim().id == job.id
+    with transaction(harness.sessions) as session:
+        lease_end = session.get_one(Delivery, held).leased_until
+        ends = [
+            session.get_one(Delivery, waiting).next_attempt_at,
+            session.get_one(WebhookDelivery, webhook.id).next_attempt_at,
+        ]
+        now = session.scalars(select(func.clock_timestamp())).one()
+    assert all(end is not None and now < end <= now + timedelta(minutes=1) for end in ends)
+    assert lease_end is not None
+    assert lease_end <= now + timedelta(seconds=reconciler.settings.lease_ttl_seconds)
