@@ -74,10 +74,21 @@ def _back_up(
             break
         report(f"{len(damaged)} objects changed since the dump: the dump is repeated")
     for path in files:
-        (staged / path.name).write_bytes(path.read_bytes())
+        (staged / path.name).write_bytes(_content(path))
     manifest = replace(manifest, objects=objects, damaged=damaged)
     repository.publish(staged, manifest)
     return BackupResult(manifest, copier.count, copier.size_bytes)
+
+
+def _content(path: Path) -> bytes:
+    """Of a file of the data directory. Raises BackupError."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BackupError(
+            f"{path} cannot be read: {error.strerror}. The earlier backups are whole. Repair or replace that file, and "
+            "try again."
+        ) from None
 
 
 def _dump(database_url: str, staged: Path, repository: BackupRepository) -> tuple[BackupManifest, list[NamedObject]]:

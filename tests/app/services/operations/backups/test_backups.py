@@ -151,6 +151,14 @@ class TestBackUp:
         assert len(manifest.objects) > 2
         assert key not in manifest.objects
 
+    def test_of_a_data_directory_that_fails_names_the_file_and_does_not_blame_the_backups(
+        self, service: BackedUpService, tmp_path: Path
+    ) -> None:
+        key = tmp_path / "admin-key"
+        key.mkdir()  # its read fails
+        with pytest.raises(BackupError, match=r"admin-key cannot be read: Is a directory.* Repair or replace"):
+            backup.back_up(service.url, service.storage, service.backups, [key], lambda _: None)
+
     def test_of_a_bucket_that_does_not_answer_does_not_blame_the_backups(self, service: BackedUpService) -> None:
         service.fail_to_read(service.a_key(), StorageError(errno.EIO, "the bucket does not answer"))
         with pytest.raises(BackupError, match=r"^The storage cannot be read: the bucket does not answer\. The earlier"):
