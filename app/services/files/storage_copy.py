@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from app.db.operations.stored_objects import NamedObject
-from app.storage import Storage
+from app.storage import Storage, StorageError
 from app.system.durable_files import copy_and_hash
 
 THREADS = 4
@@ -47,9 +47,20 @@ def copy_objects(
     Raises StorageError for a target that fails: a repeated copy continues there.
     """
     with ThreadPoolExecutor(THREADS) as pool:
-        for problem in pool.map(lambda each: _copy_object(source, target, each, ledger, on_copied), objects):
+        for problem in pool.map(lambda each: _try_to_copy(source, target, each, ledger, on_copied), objects):
             if problem is not None:
                 yield problem
+
+
+def _try_to_copy(
+    source: Storage, target: Storage, named: NamedObject, ledger: CopyLedger, on_copied: Callable[[int], None]
+) -> str | None:
+    try:
+        return _copy_object(source, target, named, ledger, on_copied)
+    except StorageError:
+        raise  # of the whole bucket, not of this object
+    except OSError as error:
+        return f"{named.key} was not copied: {error.strerror}."
 
 
 def _copy_object(

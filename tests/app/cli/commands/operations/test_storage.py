@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -130,6 +132,29 @@ def test_names_objects_that_differ_from_their_rows_and_copies_the_others(
     assert f"{missing} is missing in the directory." in done.err
     assert "2 objects were not copied" in done.err
     assert set(stored(bucket)) == set(contents) - {altered, missing}
+
+
+def test_names_objects_that_the_disk_cannot_read_and_copies_the_others(
+    operator: Tunery,
+    storage: LocalStorage,
+    bucket: S3Storage,
+    contents: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    unreadable = next(iter(contents))
+    read = LocalStorage.open
+
+    def fail(self: LocalStorage, key: str) -> BinaryIO:
+        if key == unreadable:
+            raise OSError(errno.EIO, "Input/output error")
+        return read(self, key)
+
+    monkeypatch.setattr(LocalStorage, "open", fail)
+    done = operator("storage", "copy", storage.root)
+    assert done.exit_code == 1
+    assert f"{unreadable} was not copied: Input/output error." in done.err
+    assert "1 objects were not copied" in done.err
+    assert set(stored(bucket)) == set(contents) - {unreadable}
 
 
 def test_without_a_bucket_or_a_directory_is_a_usage_error(
