@@ -26,7 +26,8 @@ def clone_request(job: Job, overrides: Mapping[str, Any]) -> JobRequest:
     original = create_request(
         JobSpec.model_validate(job.spec), job.training_file_id, job.validation_file_id, job.suffix, job.user_metadata
     )
-    original |= {"priority": job.priority, "worker_labels": job.worker_labels, "deliver_to": job.deliver_to}
+    original |= {"priority": job.priority, "urgent": job.is_urgent, "worker_labels": job.worker_labels}
+    original["deliver_to"] = job.deliver_to
     required = {name: original[name] for name in ("model", "training_file")}
     parsed, problems = check_shape(CreateJob, required | dict(overrides))
     if parsed is None:

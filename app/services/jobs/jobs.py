@@ -220,8 +220,8 @@ def require_urgent_permission(project: Project, scheduling: SchedulingOptions, i
     """Raises NotPermitted for an urgent job, unless the project or the caller may create one."""
     if scheduling.is_urgent and not is_admin and not project.may_be_urgent:
         text = (
-            "urgent: the jobs of this project may not precede those of other projects; use priority to order them "
-            "among themselves, or ask the operator (`tunery allow-urgent`)."
+            "urgent: the jobs of this project may not precede those of other projects; send false, and use priority to "
+            "order them among themselves, or ask the operator (`tunery allow-urgent`)."
         )
         raise NotPermitted(text, "urgent")
 

@@ -43,6 +43,9 @@ def clone(
     no_quantization: NoQuantization = False,
     settings: Settings = None,
     metadata: Metadata = None,
+    urgent: Annotated[
+        bool | None, typer.Option("--urgent/--not-urgent", help="Whether to start before all other jobs.")
+    ] = None,
     follow: Annotated[bool, typer.Option("--watch", help="Watch the job until it has finished.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -54,6 +57,7 @@ def clone(
             "validation_file": validation_file,
             "suffix": suffix,
             "seed": seed,
+            "urgent": urgent,
         },
         {"n_epochs": n_epochs, "batch_size": batch_size, "learning_rate": learning_rate},
         {"r": lora_r, "alpha": lora_alpha, "target_modules": target_modules(modules)},

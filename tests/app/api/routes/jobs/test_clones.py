@@ -67,6 +67,20 @@ class TestClone:
         assert clone["request"] == changes
         assert (clone["metadata"], clone["seed"]) == ({"team": "a", "try": "2"}, 9)
 
+    def test_is_as_urgent_as_the_original(
+        self, client: TestClient, sessions: Sessions, project: Project, original: dict[str, Any]
+    ) -> None:
+        """By a key that may not: refused, with the key of the body that decides it."""
+        with transaction(sessions) as session:
+            session.get_one(Job, original["id"]).is_urgent = True
+        refused = client.post(f"{JOBS}/{original['id']}/clone")
+        assert (refused.status_code, refused.json()["error"]["param"]) == (403, "urgent")
+        assert "send false" in refused.json()["error"]["message"]
+        assert client.post(f"{JOBS}/{original['id']}/clone", json={"urgent": False}).json()["urgent"] is False
+        with transaction(sessions) as session:
+            session.get_one(Project, project.id).may_be_urgent = True
+        assert client.post(f"{JOBS}/{original['id']}/clone").json()["urgent"] is True
+
     def test_the_official_client_makes_one_by_its_generic_post(
         self, live_server: LiveServer, api_key: str, original: dict[str, Any]
     ) -> None:

@@ -35,6 +35,16 @@ class TestClone:
         assert job["method"]["supervised"]["hyperparameters"]["warmup_ratio"] == 0.2
         assert job["training_file"] != was["training_file"]
 
+    def test_of_an_urgent_job_is_not_urgent_on_request(
+        self, tunery: Tunery, sessions: Sessions, trained_job: Job
+    ) -> None:
+        with transaction(sessions) as session:
+            session.get_one(Job, trained_job.id).is_urgent = True
+        refused = tunery("jobs", "clone", trained_job.id)
+        assert "urgent: the jobs of this project may not precede" in refused.err
+        clone = tunery("jobs", "clone", trained_job.id, "--not-urgent").out.strip()
+        assert tunery("jobs", "get", clone, "--json").json["urgent"] is False
+
     def test_what_the_server_refuses_is_one_sentence(self, tunery: Tunery, trained_job: Job) -> None:
         done = tunery("jobs", "clone", trained_job.id, "--lora-r", 999)
         assert (done.exit_code, "lora.r: 999 is not a whole number" in done.err) == (2, True)
