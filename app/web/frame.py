@@ -13,10 +13,11 @@ from nicegui.elements.mixins.text_element import TextElement
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
+from app.domain.access.scopes import allows
 from app.log import get_logger
 from app.settings import WebSettings
 from app.web.api_client import ApiClient, ApiError
-from app.web.components.elements import button, link, note, tag
+from app.web.components.elements import button, link, note, pill, tag
 from app.web.csv_tables import TableStore
 from app.web.formatting import clean
 from app.web.sessions import SessionStore, WebSession
@@ -53,6 +54,10 @@ class View:
     @property
     def api(self) -> ApiClient:
         return self.session.api
+
+    def may(self, scope: str) -> bool:
+        """Whether the key has the scope: what it may not do is not offered."""
+        return allows(self.session.project["api_key"]["scopes"], scope)
 
     def path(self, name: str) -> str:
         return str(self.request.path_params[name])
@@ -206,6 +211,8 @@ def _header(session: WebSession, section: str, mode: ui.dark_mode) -> None:
                 link(label, href, aria_current="page" if name == section else None)
         with tag("div", classes="t-account"):
             tag("bdi", clean(session.project["name"], 60), title="The project of your API key")
+            if not allows(session.project["api_key"]["scopes"], "jobs:write"):
+                pill("read only", "wait").props["title"] = "Your key lacks the scope jobs:write"
             _theme_button(mode)
             with tag("form", method="post", action="/sign-out"):
                 tag("button", "Sign out", "t-small-button", type="submit")

@@ -142,6 +142,26 @@ def test_a_jsonl_file_that_is_none_is_not_usable_and_says_why(open_page: Open, t
     expect(page.get_by_role("alert")).to_contain_text(re.compile("UTF-8|JSON"))
 
 
+def test_a_good_file_after_a_refused_one_opens(open_page: Open, tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_bytes(b"\x89PNG\r\n")
+    (tmp_path / "good.jsonl").write_bytes(tickets_jsonl(12))
+    page = open_page("/datasets")
+    drop(page, tmp_path / "bad.jsonl")
+    expect(page.get_by_role("alert")).to_contain_text(re.compile("UTF-8|JSON"))
+    drop(page, tmp_path / "good.jsonl")
+    page.wait_for_url(re.compile(r"/datasets/file-"))
+    expect(page.get_by_role("heading", name="good.jsonl")).to_be_visible()
+
+
+def test_of_two_dropped_files_a_refused_one_stays_in_view(open_page: Open, tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_bytes(b"\x89PNG\r\n")
+    (tmp_path / "good.jsonl").write_bytes(tickets_jsonl(12))
+    page = open_page("/datasets")
+    drop(page, tmp_path / "bad.jsonl", tmp_path / "good.jsonl")
+    expect(page.get_by_role("alert")).to_contain_text(re.compile("UTF-8|JSON"))
+    expect(page.locator(".t-upload", has_text="good.jsonl").get_by_role("link", name="Open")).to_be_visible()
+
+
 def test_the_name_of_an_upload_shows_what_is_hidden_in_it(open_page: Open) -> None:
     page = open_page("/datasets")
     hostile = {"name": "\u202eevil\u200d.jsonl", "mimeType": "text/plain", "buffer": b"no JSON"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from datetime import UTC, datetime
 
 import pytest
 from playwright.sync_api import Page, expect
@@ -12,7 +13,9 @@ from sqlalchemy import text
 
 from app.db.engine import transaction
 from app.db.jobs import logs
+from app.db.jobs.events import append_event
 from app.db.tables import Job
+from app.domain.jobs.states import JobState
 from tests.browser.conftest import Open
 from tests.browser.world import ANSWERS, MODEL, World, append_steps
 from tests.factories import make_file, make_job, make_project
@@ -213,6 +216,27 @@ def test_a_job_is_cancelled_after_a_question(open_page: Open, world: World) -> N
     dialog.get_by_role("button", name="Cancel job").click()
     expect(page.get_by_text("Cancelled after 0 steps.")).to_be_visible()
     expect(page.get_by_role("button", name="Cancel job")).to_have_count(0)
+
+
+def test_an_interrupted_job_has_the_reason_in_view(open_page: Open, world: World) -> None:
+    with transaction(world.sessions) as session:
+        project = make_project(session)
+        job = make_job(session, project, make_file(session, world.storage, project), MODEL, suffix="interrupted")
+        job.state, job.train_attempts, job.started_at = JobState.QUEUED, 1, datetime.now(UTC)
+        job.progress, job.event_seq = {"step": 3, "total_steps": 9}, 2
+        session.flush()
+        append_event(session, job, "The trainer sent no records for too long", "warn", data={"reason": "stalled"})
+        job_id = job.id
+    page = open_page(f"/jobs/{job_id}")
+    expect(page.get_by_text("Interrupted at step 3; it continues by itself.")).to_be_visible()
+    expect(page.get_by_text("The trainer sent no records for too long")).to_be_visible()
+    with transaction(world.sessions) as session:
+        job = session.get_one(Job, job_id)
+        job.state, job.event_seq = JobState.PAUSED, 3
+        session.flush()
+        append_event(session, job, "The job was paused", data={"reason": "paused"})
+    expect(page.get_by_text("Paused at step 3.")).to_be_visible()
+    expect(page.get_by_text("The trainer sent no records for too long")).to_have_count(0)
 
 
 def test_a_paused_job_is_resumed(open_page: Open, world: World) -> None:

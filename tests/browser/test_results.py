@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from playwright.sync_api import expect
 
@@ -9,11 +11,12 @@ from app.db.access import keys
 from app.db.engine import transaction
 from app.db.jobs import exports
 from app.db.jobs.claims import Lease
-from app.db.tables import Job
+from app.db.tables import ApiKey, Job
+from app.services.jobs import jobs
 from tests.browser.conftest import Open
 from tests.browser.test_screens import require_accessible
-from tests.browser.world import World
-from tests.factories import WORKER, make_file, make_project
+from tests.browser.world import MODEL, World
+from tests.factories import WORKER, make_checkpoint, make_file, make_job, make_project
 
 
 @pytest.mark.parametrize("path", ["/jobs/{job}?tab=exports", "/adapters/{job}"])
@@ -51,15 +54,58 @@ def finish_export(world: World) -> None:
 
 
 def test_a_refused_request_stays_in_its_dialog_with_the_reason(open_page: Open, world: World) -> None:
+    """As the key has lost a scope since its page was built, or the files of a checkpoint were deleted."""
     with transaction(world.sessions) as session:
-        reader = keys.issue(session, make_project(session), "reader", ["all:read"]).secret
-    page = open_page(f"/jobs/{world.jobs['earlier']}?tab=exports", key=reader)
+        key = keys.issue(session, make_project(session), "writer", ["all"])
+    page = open_page(f"/jobs/{world.jobs['earlier']}?tab=exports", key=key.secret)
     page.get_by_role("button", name="New export").click()
+    with transaction(world.sessions) as session:
+        session.get_one(ApiKey, key.id).scopes = ["all:read"]
     dialog = page.get_by_role("dialog", name="New export")
     dialog.get_by_role("button", name="Export", exact=True).click()
     expect(dialog.get_by_role("alert")).to_contain_text("jobs:write")
     dialog.get_by_role("button", name="Close").click()
     expect(dialog).to_have_count(0)
+
+
+def test_a_key_without_a_scope_is_not_offered_what_needs_it(open_page: Open, world: World) -> None:
+    with transaction(world.sessions) as session:
+        reader = keys.issue(session, make_project(session), "reader", ["all:read"]).secret
+    page = open_page(f"/jobs/{world.jobs['paused']}", key=reader)
+    url = page.url.removesuffix(f"/jobs/{world.jobs['paused']}")
+    expect(page.get_by_text("read only")).to_be_visible()
+    expect(page.get_by_role("heading", name="night-run")).to_be_visible()
+    for name in ("Resume", "Cancel job"):
+        expect(page.get_by_role("button", name=name)).to_have_count(0)
+    page.goto(f"{url}/jobs/{world.jobs['succeeded']}?tab=deliveries")
+    expect(page.get_by_role("row").filter(has_text="staging")).to_be_visible()
+    expect(page.get_by_role("button", name="Withdraw staging")).to_have_count(0)
+    expect(page.get_by_role("button", name="Deliver", exact=True)).to_be_hidden()
+    page.goto(f"{url}/datasets")
+    expect(page.get_by_role("link", name="support-tickets.jsonl")).to_be_visible()
+    expect(page.get_by_role("button", name="Choose files")).to_have_count(0)
+    page.goto(f"{url}/jobs/new?file={world.files['tickets']}")
+    expect(page.get_by_text("This key may not create jobs")).to_be_visible()
+    expect(page.get_by_text(re.compile("^Fits "))).to_be_visible()
+
+
+def test_a_checkpoint_of_a_job_without_a_result_is_exported(open_page: Open, world: World) -> None:
+    with transaction(world.sessions) as session:
+        project = make_project(session)
+        job = make_job(session, project, make_file(session, world.storage, project), MODEL, suffix="stopped-early")
+        for step in (4, 8):
+            make_checkpoint(session, world.storage, project, job, step)
+        jobs.cancel(session, project.id, job.id)
+        job_id = job.id
+    page = open_page(f"/jobs/{job_id}?tab=exports")
+    page.get_by_role("button", name="New export").click()
+    dialog = page.get_by_role("dialog", name="New export")
+    dialog.get_by_label("Checkpoint").select_option(label="Step 4")
+    dialog.get_by_role("button", name="Export", exact=True).click()
+    card = page.locator(".t-card", has=page.get_by_role("heading", name="Merged model of step 4"))
+    card.get_by_role("button", name="Delete").click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete export").click()
+    expect(card).to_have_count(0)
 
 
 def test_a_dialog_is_opened_and_closed_by_the_keyboard(open_page: Open, world: World) -> None:

@@ -27,7 +27,7 @@ JOB_ERRORS: dict[str, JobErrorCode] = {
         "The job failed due to an invalid training file. Line 3: message 2 has no role; allowed are …",
     ),
     Reason.INVALID_VALIDATION_FILE: JobErrorCode(
-        "The same problems in the validation file.",
+        "Invalid examples in the validation file, or a file for another method.",
         REMEDIES[Reason.INVALID_VALIDATION_FILE],
         'The job failed due to an invalid validation file. Line 7: the last message is from "user", but it must be '
         'from "assistant", which is trained.',

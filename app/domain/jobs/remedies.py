@@ -5,20 +5,22 @@ from __future__ import annotations
 from app.domain.jobs.states import Reason
 
 REMEDIES: dict[Reason, str] = {
-    Reason.INVALID_N_EXAMPLES: "Add some. An operator may lower `TUNERY_MIN_TRAINING_EXAMPLES`.",
+    Reason.INVALID_N_EXAMPLES: "Add examples. An operator may lower `TUNERY_MIN_TRAINING_EXAMPLES`.",
     Reason.INVALID_TRAINING_FILE: (
-        "Correct the listed lines: up to ten findings with line numbers, and the number of the others."
+        "Correct the listed lines (the first ten findings, and the number of the others), and upload the file again."
     ),
-    Reason.INVALID_VALIDATION_FILE: "Correct it, or omit it.",
+    Reason.INVALID_VALIDATION_FILE: (
+        "Correct the listed lines and upload the file again, or create the job without a validation file."
+    ),
     Reason.INVALID_SPEC: "Change the parameter in `param`.",
-    Reason.MODEL_UNAVAILABLE: "Ask the operator to register it again, or choose another.",
+    Reason.MODEL_UNAVAILABLE: "Ask the operator to register the base model again, or choose another one.",
     Reason.OUT_OF_MEMORY: (
         "Change the parameter in `param`; `POST /v1/fine_tuning/jobs/plan` predicts whether a job fits."
     ),
     Reason.NON_FINITE_LOSS: "Check the listed lines, or lower the learning rate.",
     Reason.WORKER_CRASH_LOOP: "Ask the operator: the log of the job has the reason of each crash.",
-    Reason.ADAPTER_MISMATCH: "Report it.",
-    Reason.SERVER_ERROR: "Ask the operator.",
+    Reason.ADAPTER_MISMATCH: "Report it to the operator, with the id of the job.",
+    Reason.SERVER_ERROR: "Ask the operator, with the id of the job.",
     Reason.STORAGE_FULL: "Delete files, or ask the operator for space; then create the job again.",
 }
 # Failures that the user of the job cannot prevent.

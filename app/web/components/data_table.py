@@ -12,7 +12,7 @@ Row = dict[str, Any]
 
 
 def column(key: str, label: str, kind: str = "text", sortable: bool = False, lead: bool = False) -> Row:
-    """`kind` is text or number; `lead` marks the column that names the row."""
+    """`kind` is text, number, or wide (a whole row on narrow screens); `lead` marks the column that names the row."""
     return {"key": key, "label": label, "kind": kind, "sortable": sortable, "lead": lead}
 
 

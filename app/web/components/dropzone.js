@@ -22,7 +22,8 @@ export default {
     },
     add(list) {
       for (const file of list) {
-        const entry = { file, name: visible(file.name), id: null, sent: 0, state: "sending", message: "", abort: null, href: "" };
+        const shown = { name: visible(file.name), id: null, sent: 0, state: "sending", message: "", abort: null, href: "" };
+        const entry = { file, isAlone: list.length === 1, ...shown };
         this.files.unshift(entry);
         this.send(this.files[0]);
       }
@@ -109,8 +110,9 @@ export default {
       entry.state = "done";
       entry.message = "";
       entry.href = result.table_id ? `/datasets/convert/${result.table_id}` : `/datasets/${result.file_id}`;
-      const others = this.files.filter((one) => one !== entry && one.state !== "cancelled");
-      if (!others.length) this.$emit("uploaded", entry.href); // to leave the page would end the other uploads
+      const isLast = entry.isAlone && this.files[0] === entry;
+      const isSending = this.files.some((one) => ["sending", "waiting"].includes(one.state));
+      if (isLast && !isSending) this.$emit("uploaded", entry.href); // to leave the page would end the other uploads
     },
     async isReadable(file) {
       return file.slice(0, 1).arrayBuffer().then(() => true, () => false);

@@ -40,7 +40,8 @@ async def build_list(view: View) -> None:
     page = await view.api.get("fine_tuning/jobs", status="succeeded", limit=PAGE_JOBS, after=after)
     if not page["data"]:
         note("No adapters yet", "Each job that succeeds publishes one.")
-        link("New job", "/jobs/new", "t-button t-primary")
+        if view.may("jobs:write"):
+            link("New job", "/jobs/new", "t-button t-primary")
         return
     DataTable("Adapters", COLUMNS, [_row(job) for job in page["data"]])
     with tag("div", classes="t-row"):
@@ -79,8 +80,9 @@ async def build(view: View) -> None:
         with tag("div", classes="t-actions"):
             link("Job", f"/jobs/{job_id}", "t-button")
             if job["adapter"]:
-                link("Evaluate", f"/jobs/{job_id}?tab=evaluations", "t-button")
-                link("Deliver", f"/jobs/{job_id}?tab=deliveries", "t-button")
+                if view.may("jobs:write"):
+                    link("Evaluate", f"/jobs/{job_id}?tab=evaluations", "t-button")
+                    link("Deliver", f"/jobs/{job_id}?tab=deliveries", "t-button")
                 link("Download", f"/jobs/{job_id}/adapter.tar", "t-button t-primary", download="")
     try:
         adapter = await view.api.get(f"fine_tuning/jobs/{job_id}/adapter")
@@ -88,7 +90,8 @@ async def build(view: View) -> None:
         error_note(error, "This job has no adapter")
         return
     _show_provenance(job, adapter)
-    TryIt(view, adapter["base_model"], adapter["fine_tuned_model"])
+    if view.may("answers:write"):
+        TryIt(view, adapter["base_model"], adapter["fine_tuned_model"])
     DataTable("Files of the adapter", FILE_COLUMNS, file_rows([*adapter["files"], adapter["archive"]]))
     with tag("section", classes="t-stack", aria_label="Exports"):
         tag("h2", "Exports")

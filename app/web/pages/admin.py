@@ -19,7 +19,7 @@ MAX_FAILED = 50
 CHECK_COLUMNS = (
     column("name", "Check", lead=True),
     column("state", "Result"),
-    column("seen", "Observed"),
+    column("seen", "Observed", "wide"),
 )
 DELIVERY_COLUMNS = (
     column("target", "Target", lead=True),
@@ -45,7 +45,7 @@ MODEL_COLUMNS = (
 FAILED_COLUMNS = (
     column("name", "Failed job", lead=True),
     column("project", "Project"),
-    column("cause", "Cause"),
+    column("cause", "Cause", "wide"),
     column("time", "Time", "number"),
 )
 
@@ -136,7 +136,7 @@ def _check_row(check: Json) -> Json:
     tone = "ok" if check["ok"] else "bad" if check["required"] else "warn"
     return {
         "id": check["name"],
-        "name": check["name"],
+        "name": check["name"].replace("_", " "),
         "state": {"text": "ok" if check["ok"] else "failed", "tone": tone},
         "seen": clean(check["observed"], 300) or "–",
     }
@@ -182,6 +182,6 @@ def _failed_row(job: Json, project_names: dict[str, str], own_project_id: str) -
         "label": wording.name(job),
         "name": {"text": wording.name(job), "href": page, "sub": job["id"]},
         "project": clean(project_names.get(job["project_id"], job["project_id"]), 80),
-        "cause": {"text": str(error.get("code", "–")), "sub": clean(error.get("message"), 200)},
+        "cause": {"text": wording.failure(job) or "–", "sub": clean(error.get("message"), 200)},
         "time": {"text": age(job["finished_at"]), "title": moment(job["finished_at"])},
     }

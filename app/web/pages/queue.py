@@ -38,7 +38,7 @@ WAITING_COLUMNS = (
     column("model", "Base model"),
     column("start", "Expected start", "number"),
     column("time", "Planned time", "number"),
-    column("reason", "Waits for"),
+    column("reason", "Waits for", "wide"),
     column("age", "Created", "number"),
 )
 EVALUATION_COLUMNS = (

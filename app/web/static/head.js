@@ -35,6 +35,11 @@ window.copyText = async (button) => {
   button.textContent = "Copied";
   setTimeout(() => (button.textContent = "Copy"), 2000);
 };
+// A label of an axis: 0.00019 as 1.9e-4, which has room beside the chart.
+window.chartNumber = (value) => {
+  const short = Number(value.toPrecision(6)); // without the last digits of 0.1 + 0.2
+  return value && Math.abs(value) < 0.001 ? short.toExponential() : short.toLocaleString("en-US", { maximumFractionDigits: 6 });
+};
 window.savePng = (chart, filename) => {
   const url = chart.getDataURL({ pixelRatio: 2, backgroundColor: cssColor("--surface") });
   Object.assign(document.createElement("a"), { href: url, download: filename }).click();

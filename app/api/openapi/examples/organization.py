@@ -199,7 +199,7 @@ STATUS = {
                 "finished_at": 1794980000,
                 "code": "model_unavailable",
                 "message": "The base model cannot be used: config.json is missing.",
-                "remedy": "Ask the operator to register it again, or choose another.",
+                "remedy": "Ask the operator to register the base model again, or choose another one.",
             }
         ],
     },

@@ -47,7 +47,8 @@ class DatasetPage:
                 tag("bdi", clean(file["filename"], 120))
             with tag("div", classes="t-actions"):
                 link("Download", f"/files/{self._file_id}/content", "t-button", download="")
-                link("New job", f"/jobs/new?file={self._file_id}", "t-button t-primary")
+                if self._view.may("jobs:write"):
+                    link("New job", f"/jobs/new?file={self._file_id}", "t-button t-primary")
         with card():
             facts(
                 {

@@ -32,12 +32,14 @@ Json = dict[str, Any]
 async def build(view: View) -> None:
     with tag("div", classes="t-title"):
         tag("h1", "Datasets")
-    with card():
-        Dropzone("Choose files", HINT, ".jsonl,.json,.csv,.tsv,.txt", ui.navigate.to)
+    if view.may("files:write"):
+        with card():
+            Dropzone("Choose files", HINT, ".jsonl,.json,.csv,.tsv,.txt", ui.navigate.to)
     after = view.query("after")
     page = await view.api.get("files", purpose="fine-tune", limit=PAGE_FILES, after=after or None)
     if not page["data"]:
-        note("No data sets yet", "Upload one above: the page then shows what is wrong with it, line by line.")
+        what_to_do = "Upload one above: the page then shows what is wrong with it, line by line."
+        note("No data sets yet", what_to_do if view.may("files:write") else "This key may not upload any.")
         return
     DataTable("Data sets", COLUMNS, [_row(file) for file in page["data"]])
     with tag("div", classes="t-row"):

@@ -8,7 +8,11 @@ from typing import Any
 from app.web.components.data_table import Row, column
 from app.web.formatting import clean, size
 
-FILE_COLUMNS = (column("name", "File", lead=True), column("size", "Size", "number"), column("sha256", "SHA-256"))
+FILE_COLUMNS = (
+    column("name", "File", lead=True),
+    column("size", "Size", "number"),
+    column("sha256", "SHA-256", "wide"),
+)
 
 
 def file_rows(files: Sequence[dict[str, Any]]) -> list[Row]:

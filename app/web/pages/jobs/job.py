@@ -13,7 +13,7 @@ from app.web.api_client import ApiError
 from app.web.components.elements import busy, button, card, facts, handle_press, link, note, pill, progress_bar, tag
 from app.web.formatting import clean, count, duration, moment, per_second
 from app.web.frame import View, error_note, refresh_live, screen, set_query
-from app.web.pages.jobs import wording
+from app.web.pages.jobs import job_form, wording
 from app.web.pages.jobs.actions import ACTIONS, Action
 from app.web.pages.jobs.dialogs import ask
 from app.web.pages.jobs.metrics_chart import request_charts_early
@@ -59,14 +59,17 @@ async def build(view: View) -> None:
 class JobPage:
     def __init__(self, view: View, job_id: str) -> None:
         self._view = view
+        self._may_write = view.may("jobs:write")
         self._path = f"fine_tuning/jobs/{job_id}"
         self._job_id = job_id
         self._tab = view.query("tab", "metrics")
         self._job: Json = {}
+        self._interruption: str | None = None  # the event that says why a job waits again
         self._title_state: object = None
 
     async def build(self) -> None:
         self._job = await self._view.api.get(self._path)
+        await self._load_interruption()
         ui.page_title(f"{wording.name(self._job)} · Tunery")
         with tag("div", classes="t-stack") as self._head:
             self._title = tag("div", classes="t-stack")
@@ -111,9 +114,18 @@ class JobPage:
         job = await self._view.api.get(self._path)
         if job != self._job:
             self._job = job
+            await self._load_interruption()
             self._show_head()
         with self._body:
             await self._panel.refresh(job)
+
+    async def _load_interruption(self) -> None:
+        """The last event of a job that is paused or queued again has the reason, unless a request stopped it."""
+        job, self._interruption = self._job, None
+        if job["status"] == "paused" or (job["status"] == "queued" and job["attempts"]):
+            last = (await self._view.api.get(f"{self._path}/events", limit=1, type="message"))["data"]
+            stopped = [one for one in last if one["data"].get("reason") not in (None, "paused")]
+            self._interruption = clean(stopped[0]["message"], 2_000) if stopped else None
 
     def _show_head(self) -> None:
         self._show_title()
@@ -124,13 +136,15 @@ class JobPage:
                 self._show_progress()
                 facts(self._facts())
             self._show_failure()
+            if self._interruption:
+                note("Why it was interrupted", self._interruption, "warn")
             for warning in self._job["warnings"]:
                 note("Warning", clean(warning["message"], 1_000), "warn")
 
     def _show_title(self) -> None:
         """Build it only when it changes: a refresh must not take the focus from a button."""
         job = self._job
-        offered = [action for action in ACTIONS if action.is_offered(job)]
+        offered = [action for action in ACTIONS if action.is_offered(job)] if self._may_write else []
         state = (wording.label(job), offered, bool(job["adapter"]))
         if state == self._title_state:
             return
@@ -150,7 +164,8 @@ class JobPage:
             with tag("div", classes="t-actions"):
                 for action in offered:
                     button(action.label, self._perform(action), action.classes)
-                link("Clone", f"/jobs/new?clone={job['id']}", "t-button")
+                if self._may_write:
+                    link("Clone", f"/jobs/new?clone={job['id']}", "t-button")
                 if job["adapter"]:
                     link("Adapter", f"/adapters/{job['id']}", "t-button t-primary")
 
@@ -179,7 +194,7 @@ class JobPage:
             "Speed": per_second(progress.get("tokens_per_second")) if job["status"] == "running" else None,
             "Training time": duration(wording.elapsed_seconds(job)) if job["started_at"] else None,
             "Remaining": duration(remaining) if (remaining := wording.remaining_seconds(job)) is not None else None,
-            "Attempts": count(job["attempts"]),
+            "Training attempts": count(job["attempts"]),
             "Priority": str(job["priority"]) if job["priority"] else None,
             "Created": moment(job["created_at"]),
             "Ended": moment(job["finished_at"]) if job["finished_at"] else None,
@@ -191,15 +206,17 @@ class JobPage:
         if error is None:
             return
         with note("Why it failed", clean(error["message"], 4_000), "bad", role="alert"):
-            if error.get("cause"):
+            if error["cause"]:
                 tag("p", error["cause"].replace("`", ""))
-            if error.get("remedy"):
+            if remedy := wording.remedy(error):
                 tag("div", "What to do", "t-strong")
-                parameter = clean(error["param"], 200) if error["param"] else "the parameter"
-                remedy = error["remedy"].replace("the parameter in `param`", parameter).replace("`", "")
-                tag("p", remedy.replace("POST /v1/fine_tuning/jobs/plan", "the plan in the form of a new job"))
+                tag("p", remedy)
             with tag("div", classes="t-actions"):
-                link("Create a repaired job", f"/jobs/new?repair={self._job_id}", "t-button t-primary")
+                label = "Create a repaired job" if error["code"] in job_form.REPAIRED_ERRORS else "Create it again"
+                if self._may_write:
+                    link(label, f"/jobs/new?repair={self._job_id}", "t-button t-primary")
+                if error["param"] in ("training_file", "validation_file"):
+                    link("Report on the file", f"/datasets/{self._job[error['param']]}", "t-button")
 
     def _perform(self, action: Action) -> Callable[[], Awaitable[None]]:
         async def call() -> None:
@@ -208,6 +225,7 @@ class JobPage:
             except ApiError as error:
                 ui.notify(clean(error.message, 500), type="negative", timeout=10_000)
                 return
+            await self._load_interruption()
             self._show_head()
 
         async def perform() -> None:

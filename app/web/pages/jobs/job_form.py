@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from app.web.pages.jobs import wording
 
 Json = dict[str, Any]
 Values = dict[str, str]
@@ -23,6 +25,14 @@ SHOWN_HYPERPARAMETERS = frozenset(HYPERPARAMETERS)
 TEXTS = ("model", "training_file", "validation_file", "suffix")
 MIN_CONTEXT_LENGTH = 128
 MIN_RANK = 4
+REPAIRED_ERRORS = (
+    "out_of_memory",
+    "non_finite_loss",
+    "invalid_training_file",
+    "invalid_n_examples",
+    "invalid_validation_file",
+    "invalid_evaluation_file",
+)
 WITHOUT_QUANTIZATION, AS_ORIGINAL = "16", "original"
 DEFAULT_QUANTIZATION = {"bits": 4, "type": "nf4", "double_quant": True, "compute_dtype": "bfloat16"}
 
@@ -40,6 +50,7 @@ class FieldError(Exception):
 class Prefilled:
     values: Values
     changes: list[str] = field(default_factory=list)  # what a repair changed, in words
+    advice: str = ""  # what the user should change, as no repair does
     kept: Json = field(default_factory=dict)  # the part of a clone's request that no field of the form has
 
 
@@ -128,7 +139,8 @@ def _has_line_breaks(prompts: list[str]) -> bool:
 
 def repaired(job: Json) -> Prefilled:
     """The values of a failed job with the change that its error calls for."""
-    prefilled, code = from_job(job), (job["error"] or {}).get("code")
+    error = job["error"] or {}
+    prefilled, code = from_job(job), error.get("code")
     values, changes = prefilled.values, prefilled.changes
     if code == "out_of_memory":
         _repair_memory(values, changes)
@@ -143,7 +155,12 @@ def repaired(job: Json) -> Prefilled:
     elif code == "invalid_validation_file":
         values["validation_file"] = ""
         changes.append("validation file: choose the corrected file, or none")
-    return prefilled
+    elif code == "invalid_evaluation_file":
+        prefilled.kept.pop("evaluation", None)
+        changes.append("evaluation: left out; request it on the job's page after the training")
+    if changes or not error:
+        return prefilled
+    return replace(prefilled, advice=" ".join(filter(None, (error["message"], wording.remedy(error)))))
 
 
 def _repair_memory(values: Values, changes: list[str]) -> None:

@@ -65,7 +65,8 @@ class JobsPage:
         view = self._view
         with tag("div", classes="t-title"):
             tag("h1", "Jobs")
-            link("New job", "/jobs/new", "t-button t-primary")
+            if view.may("jobs:write"):
+                link("New job", "/jobs/new", "t-button t-primary")
         with tag("div", classes="t-filters", role="search"):
             self._search = filter_text("Search name, id, model, file", view.query("q"), self._change)
             self._status = filter_select("Status", STATUS_OPTIONS, view.query("status"), self._change)

@@ -112,6 +112,7 @@ def options(jobs: Sequence[ChartedJob], look: Look) -> Json:
             "right": 4,
             "top": 26,
             "feature": {"restore": {"title": "Whole range"}},
+            "iconStyle": {":borderColor": "cssColor('--muted')"},
         },
         "tooltip": {"trigger": "axis", "confine": True, **_tooltip_colours()},
         "axisPointer": {"link": [{"xAxisIndex": "all"}]},
@@ -203,8 +204,8 @@ def _line(
     css = f"cssColor('{colour}')"
     return {
         "type": "line", "name": name, "xAxisIndex": axis, "yAxisIndex": axis, ":data": _frozen(points),
-        "showSymbol": symbol,
-        "symbolSize": 6, "lineStyle": {"width": width, "opacity": opacity, ":color": css}, "itemStyle": {":color": css},
+        "showSymbol": symbol, "symbol": "circle", "symbolSize": 6,
+        "lineStyle": {"width": width, "opacity": opacity, ":color": css}, "itemStyle": {":color": css},
         "emphasis": {"disabled": True},
     }  # fmt: skip
 
@@ -242,7 +243,8 @@ def _x_axis(index: int, is_last: bool, axis: str) -> Json:
 def _y_axis(index: int, is_log: bool) -> Json:
     return {
         "type": "log" if is_log else "value", "gridIndex": index, "scale": True, "splitNumber": 5 if index == 0 else 2,
-        "axisLabel": _text(), "splitLine": {"lineStyle": {":color": "cssColor('--border')"}},
+        "axisLabel": {**_text(), ":formatter": "chartNumber"},
+        "splitLine": {"lineStyle": {":color": "cssColor('--border')"}},
     }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from nicegui import ui
 from app.web.api_client import ApiError
 from app.web.components.elements import busy, button, card, code_block, facts, link, note, pill, tabs, tag
 from app.web.components.forms import Field, checkbox, select_field, text_area, text_field
-from app.web.formatting import clean, count, counted, duration, size
+from app.web.formatting import clean, clean_lines, count, counted, duration, size
 from app.web.frame import View, error_note, screen
 from app.web.models import base_model_names
 from app.web.pages.jobs import job_form, request_snippets, wording
@@ -46,7 +46,7 @@ class NewJob:
     def __init__(self, view: View, prefilled: Prefilled) -> None:
         self._view = view
         self._initial = prefilled.values
-        self._changes = prefilled.changes
+        self._changes, self._advice = prefilled.changes, prefilled.advice
         self._kept = prefilled.kept
         self._fields: dict[str, Field] = {}
         self._texts: dict[str, str] = {}  # of the commands
@@ -54,8 +54,12 @@ class NewJob:
 
     async def build(self) -> None:
         tag("h1", "New job")
+        if not self._view.may("jobs:write"):
+            note("This key may not create jobs", "It lacks the scope jobs:write; it can plan one.", "warn")
         if self._changes:
             note("Changed compared with the failed job", "\n".join(self._changes), "warn")
+        if self._advice:
+            note("Nothing is changed yet compared with the failed job", clean_lines(self._advice, 4_000), "warn")
         models = await base_model_names(self._view.api)
         files = await self._view.api.items("files", MAX_FILES, purpose="fine-tune")
         file_names = {file["id"]: _file_text(file) for file in files}
@@ -67,6 +71,7 @@ class NewJob:
                 self._build_kept()
                 with tag("div", classes="t-actions"):
                     self._create_button = button("Create job", self._create, "t-primary")
+                self._create_button.set_visibility(self._view.may("jobs:write"))
                 self._result = tag("div")
             with tag("div", classes="t-stack"):
                 with card("Plan"):

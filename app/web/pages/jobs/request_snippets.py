@@ -17,7 +17,7 @@ def curl(body: Json, url: str) -> str:
     text = shlex.quote(json.dumps(body, indent=2, ensure_ascii=False))
     return (
         f"curl -s {url}/v1/fine_tuning/jobs \\\n"
-        '  -H "Authorization: Bearer $TUNERY_API_KEY" -H "Content-Type: application/json" \\\n'
+        '  -H "Authorization: Bearer $TUNERY_API_KEY" \\\n  -H "Content-Type: application/json" \\\n'
         f"  -d {text}"
     )
 

@@ -61,7 +61,7 @@ UNFINISHED = ("validating_files", "queued", "running", "paused")
 def label(job: Json) -> str:
     if job.get("pause_requested"):
         return "Pausing"
-    if job["status"] in ("running", "queued") and job["phase"] in PHASES:
+    if job["status"] in ("running", "queued", "validating_files") and job["phase"] in PHASES:
         return PHASES[job["phase"]]
     return LABELS[job["status"]]
 
@@ -96,9 +96,11 @@ def elapsed_seconds(job: Json, now: float | None = None) -> float | None:
 
 
 def remaining_seconds(job: Json, now: float | None = None) -> float | None:
+    """None once the estimate has passed: the time that remains is unknown then."""
     if job["status"] != "running" or job["estimated_finish"] is None:
         return None
-    return max(0.0, float(job["estimated_finish"] - (now or time.time())))
+    seconds = float(job["estimated_finish"] - (now or time.time()))
+    return seconds if seconds > 0 else None
 
 
 def waiting(job: Json, now: float | None = None) -> str:
@@ -123,26 +125,49 @@ def failure(job: Json) -> str | None:
     return clean(error["code"].replace("_", " "), 80) if error and error.get("code") else None
 
 
+def remedy(error: Json) -> str | None:
+    """What to do about the error of a failed job, in terms of the dashboard."""
+    if not error["remedy"]:
+        return None
+    parameter = clean(error["param"], 200) if error["param"] else "the parameter"
+    text = error["remedy"].replace("the parameter in `param`", parameter)
+    plan = "the plan in the form of a new job"
+    return str(text.replace("`POST /v1/fine_tuning/jobs/plan`", plan).replace("`", ""))
+
+
 def sentence(job: Json, now: float | None = None) -> str:
     """What is happening with the job, in one or two sentences."""
     match job["status"]:
         case "validating_files":
+            if job["phase"] == "waiting_for_storage":
+                return "The check of the files waits for disk space; it is repeated by itself."
             return "The files are being checked: format, roles, tokens. This usually takes seconds."
         case "queued":
-            return f"The files are valid. {waiting(job, now)}"
+            return f"{_before_the_queue(job)} {waiting(job, now)}"
         case "running":
             return _running_sentence(job, now)
         case "paused":
-            return f"Paused at step {count(job['trained_steps'] or 0)}. Resume it to continue from there."
+            if not job["trained_steps"]:
+                return "Paused before its first step. Resume it to start the training."
+            return f"Paused at step {count(job['trained_steps'])}. Resume it to continue from there."
         case "succeeded":
             tokens = f" on {count(job['trained_tokens'])} tokens" if job["trained_tokens"] else ""
             adapter = f" The adapter has {size(job['adapter']['bytes'])}." if job["adapter"] else ""
             spent = f" in {duration(elapsed_seconds(job))}" if job["started_at"] else ""
             return f"Trained {counted(job['trained_steps'] or 0, 'step')}{tokens}{spent}.{adapter}"
         case "failed":
-            return "The training ended with an error. The cause and the remedy are below."
+            what = "The training ended with an error" if job["started_at"] else "The job failed before its training"
+            return f"{what}. The cause and the remedy are below."
         case _:
             return f"Cancelled after {counted(job['trained_steps'] or 0, 'step')}."
+
+
+def _before_the_queue(job: Json) -> str:
+    if not job["attempts"]:
+        return "The files are valid."
+    if not job["trained_steps"]:
+        return "Interrupted before its first step; it starts again by itself."
+    return f"Interrupted at step {count(job['trained_steps'])}; it continues by itself."
 
 
 def _running_sentence(job: Json, now: float | None) -> str:
@@ -164,5 +189,11 @@ def flatten(tree: Json, prefix: str = "") -> list[tuple[str, str]]:
         if isinstance(value, dict) and value:
             found += flatten(value, f"{prefix}{name}.")
         else:
-            found.append((f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value)))
+            found.append((f"{prefix}{name}", _value_text(value)))
     return found
+
+
+def _value_text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value)

@@ -24,7 +24,8 @@ class ConfigurationPanel:
         requested = asked_values(job)
         for title, values in _groups(job).items():
             tag("h2", title)
-            DataTable(title, COLUMNS, [_row(name, value, requested) for name, value in values.items()])
+            rows = [_row(name, value, requested) for name, value in values.items()]
+            DataTable(title, COLUMNS, rows).classes("t-even")  # the same columns in each group
         if job["metadata"]:
             with card("Metadata"):
                 facts({clean(name, 80): clean(value, 600) for name, value in job["metadata"].items()})
@@ -79,10 +80,12 @@ def _row(name: str, value: Any, requested: Json) -> Row:
 
 
 def _text(value: Any) -> str:
-    if value is None:
+    if value in (None, [], {}):
         return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:g}"
+    if isinstance(value, list) and all(isinstance(one, str) for one in value):
+        return clean(", ".join(value), 400)
     return clean(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), 400)

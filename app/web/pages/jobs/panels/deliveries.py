@@ -9,6 +9,7 @@ from app.web.components.elements import button, note, tag
 from app.web.components.forms import select_field
 from app.web.formatting import clean, count, moment
 from app.web.pages.jobs.dialogs import ask, form_dialog
+from app.web.pages.jobs.panels.checkpoint_options import checkpoint_options
 from app.web.pages.jobs.panels.opened_job import OpenedJob, refresh_while
 from app.web.pages.jobs.wording import ENGINES, TARGET_KINDS
 
@@ -34,7 +35,7 @@ DELIVERY_COLUMNS = (
 ENGINE_COLUMNS = (
     column("engine", "Engine", lead=True),
     column("serves", "As it is"),
-    column("why", "Reasons and notes"),
+    column("why", "Reasons and notes", "wide"),
 )
 
 Json = dict[str, Any]
@@ -44,10 +45,12 @@ class DeliveriesPanel:
     def __init__(self, opened: OpenedJob) -> None:
         self._view, self._job = opened.view, opened.job
         self._path = f"fine_tuning/jobs/{opened.job['id']}/deliveries"
+        self._may_write = opened.view.may("jobs:write")
+        self._checkpoints: dict[str, str] = {}
         self._shown: list[Json] = []
         self._dialogs = tag("div")
-        if self._job["adapter"]:
-            button("Deliver", self._open_form, "t-primary")
+        self._new_button = button("Deliver", self._open_form, "t-primary")
+        self._new_button.set_visibility(False)
         self._empty = tag("div")
         self._table = DataTable("Deliveries", DELIVERY_COLUMNS)
         self._table.on_press(self._ask_to_withdraw)
@@ -57,13 +60,15 @@ class DeliveriesPanel:
 
     async def refresh(self, job: Json) -> None:
         self._job = job
+        self._checkpoints = await checkpoint_options(self._view.api, job)
+        self._new_button.set_visibility(self._may_write and bool(self._checkpoints))
         self._engines.set_rows([_engine_row(name, job["compatibility"][name]) for name in ENGINES])
         await self._load()
 
     async def _load(self) -> None:
         self._shown = (await self._view.api.get(self._path, limit=MAX_DELIVERIES))["data"]
         self._table.set_visibility(bool(self._shown))
-        self._table.set_rows([delivery_row(delivery) for delivery in self._shown])
+        self._table.set_rows([delivery_row(delivery, self._may_write) for delivery in self._shown])
         self._empty.clear()
         if not self._shown:
             with self._empty:
@@ -81,10 +86,11 @@ class DeliveriesPanel:
         }
 
         async def send() -> None:
-            await self._view.api.post(self._path, {"target": target.value})
+            await self._view.api.post(self._path, {"target": target.value, "checkpoint": checkpoint.value})
             await self._load()
 
         with self._dialogs, form_dialog("Deliver the adapter", "Deliver", send):
+            checkpoint = select_field("Checkpoint", self._checkpoints)
             target = select_field("Target", targets, hint="What was delivered there before is delivered again.")
 
     def _ask_to_withdraw(self, delivery_id: str, _: str) -> None:
@@ -105,22 +111,20 @@ def _no_deliveries_text(job: Json) -> str:
     return "A delivery brings the adapter to an inference server, a directory, a bucket or a hub."
 
 
-def delivery_row(delivery: Json) -> Row:
+def delivery_row(delivery: Json, may_write: bool = True) -> Row:
+    can_be_withdrawn = may_write and delivery["status"] not in WITHDRAWALS
+    buttons = [{"name": "withdraw", "label": "Withdraw"}] if can_be_withdrawn else []
     error = clean(delivery["error"], 400) if delivery["error"] else None
     served = clean(delivery["served_model"], 160)
     return {
         "id": delivery["id"],
         "label": clean(delivery["target"], 64),
-        "target": {"text": clean(delivery["target"], 64), "sub": f"as {served}", "buttons": _buttons(delivery)},
+        "target": {"text": clean(delivery["target"], 64), "sub": f"as {served}", "buttons": buttons},
         "status": {"text": delivery["status"].capitalize(), "tone": TONES[delivery["status"]], "sub": error},
         "check": _check(delivery["check"]),
         "attempts": count(delivery["attempts"]),
         "delivered": moment(delivery["delivered_at"]),
     }
-
-
-def _buttons(delivery: Json) -> list[Row]:
-    return [] if delivery["status"] in WITHDRAWALS else [{"name": "withdraw", "label": "Withdraw"}]
 
 
 def _check(check: Json | None) -> Row:
@@ -140,5 +144,5 @@ def _engine_row(name: str, verdict: Json) -> Row:
         "id": name,
         "engine": {"text": ENGINES[name], "sub": clean(verdict["version"], 40)},
         "serves": {"text": "yes", "tone": "ok"} if verdict["ok"] else {"text": "merged only", "tone": "warn"},
-        "why": clean(" · ".join([*verdict["reasons"], *flags, *verdict["notes"]]), 1_000) or "–",
+        "why": clean(" · ".join([*verdict["reasons"], *flags, *verdict["notes"]]).replace("`", ""), 1_000) or "–",
     }

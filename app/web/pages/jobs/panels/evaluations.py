@@ -9,6 +9,7 @@ from app.web.components.elements import button, card, facts, link, note, pill, p
 from app.web.components.forms import select_field, text_field
 from app.web.formatting import clean, count, counted, duration, moment, size
 from app.web.pages.jobs.dialogs import ask, form_dialog
+from app.web.pages.jobs.panels.checkpoint_options import checkpoint_options
 from app.web.pages.jobs.panels.opened_job import OpenedJob, refresh_while
 
 MAX_EVALUATIONS = 20
@@ -53,11 +54,13 @@ class EvaluationsPanel:
     def __init__(self, opened: OpenedJob) -> None:
         self._view, self._job = opened.view, opened.job
         self._path = f"fine_tuning/jobs/{opened.job['id']}/evaluations"
+        self._may_write = opened.view.may("jobs:write")
+        self._checkpoints: dict[str, str] = {}
         self._shown: list[Json] | None = None
         self._dialogs = tag("div")
         with tag("div", classes="t-actions"):
-            if self._job["adapter"]:
-                button("New evaluation", self._open_form, "t-primary")
+            self._new_button = button("New evaluation", self._open_form, "t-primary")
+            self._new_button.set_visibility(False)
             self._cancel_button = button("Cancel evaluation", self._ask_to_cancel, "t-danger")
         self._cancel_button.set_visibility(False)
         self._body = tag("div", classes="t-stack")
@@ -65,6 +68,8 @@ class EvaluationsPanel:
 
     async def refresh(self, job: Json) -> None:
         self._job = job
+        self._checkpoints = await checkpoint_options(self._view.api, job)
+        self._new_button.set_visibility(self._may_write and bool(self._checkpoints))
         await self._load()
 
     def _unfinished(self) -> list[Json]:
@@ -75,7 +80,7 @@ class EvaluationsPanel:
         if page["data"] == self._shown:
             return
         self._shown = page["data"]
-        self._cancel_button.set_visibility(bool(self._unfinished()))
+        self._cancel_button.set_visibility(self._may_write and bool(self._unfinished()))
         self._body.clear()
         with self._body:
             for evaluation in page["data"]:
@@ -91,7 +96,7 @@ class EvaluationsPanel:
         names = {file["id"]: f"{clean(file['filename'], 60)} ({size(file['bytes'])})" for file in files}
 
         async def send() -> None:
-            body: Json = {"file": file.value, "graders": GRADERS[grader.value][1]}
+            body: Json = {"file": file.value, "graders": GRADERS[grader.value][1], "checkpoint": checkpoint.value}
             for name, field in (("max_rows", max_rows), ("max_new_tokens", longest)):
                 if field.value:
                     body[name] = int(field.value) if field.value.isdecimal() else field.value
@@ -100,6 +105,7 @@ class EvaluationsPanel:
 
         with self._dialogs, form_dialog("New evaluation", "Evaluate", send):
             tag("p", "Base model and adapter answer the rows; the grader compares each answer with that of the row.")
+            checkpoint = select_field("Checkpoint", self._checkpoints)
             options = {"": "Choose a file"} | names  # no file of its own accord: the first one may be the training file
             file = select_field("File with held-out rows", options, self._job["validation_file"] or "", FILE_HINT)
             labels = {name: label for name, (label, _) in GRADERS.items()}
@@ -123,7 +129,7 @@ def _show_none(job: Json) -> None:
         note("Evaluation requested", "It is made when the training has succeeded.")
         return
     text = "An evaluation compares the answers of base model and adapter to held-out rows."
-    note("No evaluations", text if job["adapter"] else f"{text} It needs a finished adapter.")
+    note("No evaluations", text if job["adapter"] else f"{text} It needs a finished adapter or a kept checkpoint.")
 
 
 def _show(evaluation: Json) -> None:
@@ -197,5 +203,6 @@ def _difference(difference: Json) -> Row:
 
 def _answers_text(answers: Json) -> str:
     parts = [counted(answers["answered"], "answer")]
-    parts += [f"{count(answers[key])} {key}" for key in ("failed", "cut", "empty") if answers[key]]
+    kinds = {"failed": "failed", "cut": "truncated", "empty": "empty"}
+    parts += [f"{count(answers[key])} {text}" for key, text in kinds.items() if answers[key]]
     return ", ".join(parts)

@@ -72,8 +72,10 @@ class MetricsPanel:
     def _show_empty(self, job: Json) -> None:
         self._empty.clear()
         with self._empty:
-            text = "Curves appear after the first training step."
-            note("No metrics yet" if job["status"] in wording.UNFINISHED else "No step was trained", text)
+            if job["status"] in wording.UNFINISHED:
+                note("No metrics yet", "Curves appear after the first training step.")
+            else:
+                note("No step was trained", "So there are no curves.")
 
     def _show_facts(self, total: int) -> None:
         last, best = self._rows[-1], metrics_chart.best_validation(self._rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 
 import pytest
 
@@ -122,9 +123,17 @@ def test_a_repair_changes_what_the_error_calls_for(
     assert len(repaired.changes) == 1
 
 
-def test_a_repair_of_another_error_changes_nothing() -> None:
-    repaired = job_form.repaired(FAILED | {"error": {"code": "server_error"}})
-    assert repaired == job_form.from_job(FAILED)
+def test_a_repair_of_another_error_changes_nothing_and_says_what_to_change() -> None:
+    error = {"code": "invalid_spec", "message": "lora.r is 999.", "param": "lora.r"}
+    repaired = job_form.repaired(FAILED | {"error": error | {"remedy": "Change the parameter in `param`."}})
+    assert repaired == replace(job_form.from_job(FAILED), advice="lora.r is 999. Change lora.r.")
+
+
+def test_a_repair_of_an_evaluation_leaves_it_out() -> None:
+    request = {"evaluation": {"file": "file-3", "graders": []}}
+    repaired = job_form.repaired(FAILED | {"request": request, "error": {"code": "invalid_evaluation_file"}})
+    assert "evaluation" not in repaired.kept
+    assert repaired.changes == ["evaluation: left out; request it on the job's page after the training"]
 
 
 def test_the_command_line_makes_the_same_body() -> None:

@@ -37,6 +37,7 @@ def test_a_job_that_will_pause_says_so_until_it_is_paused() -> None:
 
 def test_a_running_job_has_its_step_and_the_remaining_time() -> None:
     assert wording.sentence(RUNNING, now=1_100) == "Training: step 30 of 90 steps. About 2 min remain."
+    assert wording.sentence(RUNNING, now=1_300) == "Training: step 30 of 90 steps."  # longer than estimated
     assert wording.elapsed_seconds(RUNNING, now=1_100) == 100
     assert wording.fraction_done(RUNNING) == pytest.approx(1 / 3)
 
@@ -57,6 +58,47 @@ def test_a_running_job_has_its_step_and_the_remaining_time() -> None:
 )
 def test_a_queued_job_says_what_it_waits_for(changes: dict[str, Any], text: str) -> None:
     assert wording.waiting(NEW_JOB | {"status": "queued"} | changes, now=1_120) == text
+
+
+STEP_12 = {"attempts": 1, "started_at": 1_000, "trained_steps": 12}
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"status": "queued"}, "The files are valid. Waits for a worker."),
+        (
+            {"status": "queued", "attempts": 1},
+            "Interrupted before its first step; it starts again by itself. Waits for",
+        ),
+        ({"status": "queued"} | STEP_12, "Interrupted at step 12; it continues by itself. Waits for a worker."),
+        ({"status": "paused"}, "Paused before its first step. Resume it to start the training."),
+        ({"status": "paused"} | STEP_12, "Paused at step 12. Resume it to continue from there."),
+        ({"status": "failed"}, "The job failed before its training."),
+        ({"status": "failed"} | STEP_12, "The training ended with an error."),
+        ({"status": "validating_files", "phase": "waiting_for_storage"}, "The check of the files waits for disk space"),
+    ],
+)
+def test_a_sentence_is_true_whenever_the_job_was_stopped(changes: dict[str, Any], text: str) -> None:
+    assert wording.sentence(NEW_JOB | changes).startswith(text)
+
+
+def test_a_check_that_waits_for_disk_space_has_it_in_its_label() -> None:
+    job = NEW_JOB | {"status": "validating_files", "phase": "waiting_for_storage"}
+    assert wording.label(job) == "Waiting for disk space"
+
+
+def test_the_remedy_of_an_error_names_what_the_page_has() -> None:
+    error = {
+        "remedy": "Change the parameter in `param`; `POST /v1/fine_tuning/jobs/plan` predicts it.",
+        "param": "lora.r",
+    }
+    assert wording.remedy(error) == "Change lora.r; the plan in the form of a new job predicts it."
+    assert wording.remedy({"remedy": None, "param": None}) is None
+
+
+def test_values_of_settings_have_no_needless_decimals() -> None:
+    assert wording.flatten({"alpha": 32.0, "rate": 2e-05, "n": 3}) == [("alpha", "32"), ("rate", "2e-05"), ("n", "3")]
 
 
 def test_a_finished_job_has_steps_tokens_time_and_size() -> None:
