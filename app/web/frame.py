@@ -202,7 +202,9 @@ def _follow_session(session: WebSession) -> None:
 def _header(session: WebSession, section: str, mode: ui.dark_mode) -> None:
     sections = (*SECTIONS, ADMIN_SECTION) if session.is_admin else SECTIONS
     link("Skip to content", "#content", "t-skip")
-    with tag("header", classes="t-header"):
+    (outer_main,) = (one for one in ui.context.client.elements.values() if one.tag == "q-page")
+    outer_main.props["role"] = "none"  # a page has one landmark `main`
+    with tag("header", classes="t-header", role="banner"):
         with link("", "/jobs", "t-brand", aria_label="Tunery: jobs"):
             _icon(*LOGO)
             tag("span", "Tunery")

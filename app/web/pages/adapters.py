@@ -7,6 +7,8 @@ import shlex
 from functools import partial
 from typing import Any
 
+from nicegui import ui
+
 from app.web.api_client import ApiError
 from app.web.components.data_table import DataTable, column
 from app.web.components.elements import card, code_block, facts, link, note, tabs, tag
@@ -36,8 +38,8 @@ Json = dict[str, Any]
 @screen("/adapters", "Adapters", "adapters")
 async def build_list(view: View) -> None:
     tag("h1", "Adapters")
-    after = view.query("after") or None
-    page = await view.api.get("fine_tuning/jobs", status="succeeded", limit=PAGE_JOBS, after=after)
+    after = view.query("after")
+    page = await view.api.get("fine_tuning/jobs", status="succeeded", limit=PAGE_JOBS, after=after or None)
     if not page["data"]:
         note("No adapters yet", "Each job that succeeds publishes one.")
         if view.may("jobs:write"):
@@ -48,6 +50,8 @@ async def build_list(view: View) -> None:
         tag("span", f"{counted(len(page['data']), 'adapter')} shown", "t-muted")
         if page["has_more"]:
             link("Next page", f"/adapters?after={page['data'][-1]['id']}", "t-button")
+        if after:
+            link("First page", "/adapters", "t-button")
 
 
 def _row(job: Json) -> Json:
@@ -74,6 +78,7 @@ def _row(job: Json) -> Json:
 async def build(view: View) -> None:
     job_id = view.path("job_id")
     job = await view.api.get(f"fine_tuning/jobs/{job_id}")
+    ui.page_title(f"{wording.name(job)} · Adapter · Tunery")
     with tag("div", classes="t-title"):
         with tag("h1"):
             tag("bdi", wording.name(job))
@@ -92,6 +97,7 @@ async def build(view: View) -> None:
     _show_provenance(job, adapter)
     if view.may("answers:write"):
         TryIt(view, adapter["base_model"], adapter["fine_tuned_model"])
+    tag("h2", "Files")
     DataTable("Files of the adapter", FILE_COLUMNS, file_rows([*adapter["files"], adapter["archive"]]))
     with tag("section", classes="t-stack", aria_label="Exports"):
         tag("h2", "Exports")

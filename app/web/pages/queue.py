@@ -15,6 +15,7 @@ from app.web.pages.jobs import wording
 MAX_WAITING = 100
 MAX_PROJECTS = 100
 FEW = 5
+MAX_MODELS = 3  # named in the row of a worker
 REFRESH_SECONDS = 5.0
 WORKER_COLUMNS = (
     column("name", "Worker", lead=True),
@@ -195,9 +196,16 @@ def _worker_row(worker: Json, names: dict[str, str], evaluated: dict[str, str]) 
         "device": clean(kind, 80) or "–",
         "memory": size(device["memory_bytes"]),
         "job": work,
-        "models": clean(", ".join(worker["models"]), 200) or "–",
+        "models": _models(worker["models"]),
         "seen": {"text": age(worker["seen_at"]), "title": moment(worker["seen_at"])},
     }
+
+
+def _models(names: list[str]) -> Json:
+    """The first ones; a table of many workers with many models has no room for all."""
+    shown = clean(", ".join(names[:MAX_MODELS]), 200) or "–"
+    more = f", and {len(names) - MAX_MODELS} more" if len(names) > MAX_MODELS else ""
+    return {"text": shown + more, "title": clean(", ".join(names), 4_000)}
 
 
 def _running_row(job: Json, names: dict[str, str]) -> Json:

@@ -56,7 +56,14 @@ window.addEventListener("pageshow", () => {
 });
 // A pressed button shows that it waits until the server has handled the press.
 window.beginPress = (button) => button.setAttribute("aria-busy", "true");
-window.endPress = (id) => document.getElementById(id)?.removeAttribute("aria-busy");
+window.endPress = (id) => {
+  document.getElementById(id)?.removeAttribute("aria-busy");
+  setTimeout(keepFocus, 600); // when a dialog that the press has closed is gone
+};
+// The pressed button may be gone, too, and the focus with it: the keyboard then continues at the content of the page.
+const keepFocus = () => {
+  if (document.activeElement === document.body) document.getElementById("content")?.focus({ preventScroll: true });
+};
 // Scroll to an element that was just added, and give it the focus.
 window.showElement = (id) => {
   const element = document.getElementById(id);

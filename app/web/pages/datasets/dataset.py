@@ -131,10 +131,12 @@ class DatasetPage:
 
 
 def _show_report(report: Json, open_line: OpenLine) -> None:
+    is_complete, message = report["coverage"]["complete"], report["message"].removeprefix("Valid: ")
+    valid = "Valid" if is_complete else "Valid as far as it was checked"
     note(
-        "Valid" if report["valid"] else "Not usable for training",
-        clean(report["message"].removeprefix("Valid: ").capitalize() if report["valid"] else report["message"], 2_000),
-        "ok" if report["valid"] else "bad",
+        valid if report["valid"] else "Not usable for training",
+        clean(message[:1].upper() + message[1:], 2_000),
+        ("ok" if is_complete else "warn") if report["valid"] else "bad",
     )
     for warning in report["warnings"]:
         _show_warning(warning, open_line)
@@ -180,23 +182,27 @@ def _show_findings(findings: Json, open_line: OpenLine) -> None:
 
 
 def _show_lengths(report: Json) -> None:
-    tokens, lengths, rows = report["tokens"], report["tokens"]["lengths"], report["coverage"]["rows"]
-    cut = report["cut"]["count"]
-    trained_percent = 100 * tokens["trained"] / max(tokens["total"], 1)
     with card("Lengths"):
-        facts(
-            {
-                "Rows": count(rows),
-                "Tokens per epoch": count(tokens["total"]),
-                "Learned tokens": f"{count(tokens['trained'])} ({trained_percent:.0f} %)",
-                "Median": f"{count(lengths['median'])} tokens",
-                "99th percentile": f"{count(lengths['p99'])} tokens",
-                "Longest": f"{count(lengths['max'])} tokens",
-                "Truncated": f"{counted(cut, 'row')} ({100 * cut / max(rows, 1):.1f} %)",
-                "Duplicates": counted(report["duplicates"]["rows"], "row"),
-            }
-        )
-        length_histogram(tokens["histogram"], report["context_length"])
+        facts(length_facts(report))
+        length_histogram(report["tokens"]["histogram"], report["context_length"])
+
+
+def length_facts(report: Json) -> dict[str, str]:
+    """Of a large file, a part of the rows is tokenized, and a part is read if that takes long: the names say so."""
+    tokens, lengths, coverage = report["tokens"], report["tokens"]["lengths"], report["coverage"]
+    tokenized, cut = coverage["tokenized_rows"], report["cut"]["count"]
+    is_whole = coverage["complete"] and tokenized == coverage["rows"]
+    trained_percent = 100 * tokens["trained"] / max(tokens["total"], 1)
+    return {
+        "Rows" if coverage["complete"] else "Rows read": count(coverage["rows"]),
+        "Tokens per epoch" if is_whole else f"Tokens of {counted(tokenized, 'row')}": count(tokens["total"]),
+        "Learned tokens": f"{count(tokens['trained'])} ({trained_percent:.0f} %)",
+        "Median": f"{count(lengths['median'])} tokens",
+        "99th percentile": f"{count(lengths['p99'])} tokens",
+        "Longest": f"{count(lengths['max'])} tokens",
+        "Truncated": f"{counted(cut, 'row')} ({100 * cut / max(tokenized, 1):.1f} %)",
+        "Duplicates": counted(report["duplicates"]["rows"], "row"),
+    }
 
 
 def _legend() -> None:

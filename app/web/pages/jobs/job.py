@@ -74,6 +74,7 @@ class JobPage:
         with tag("div", classes="t-stack") as self._head:
             self._title = tag("div", classes="t-stack")
             self._state = tag("div", classes="t-stack")
+        self._announced = tag("div", classes="t-sr-only", role="status")  # each step would be announced else
         self._show_head()
         with tag("div", classes="t-tabs", role="tablist", aria_label="Details of the job"):
             self._tabs = {name: tag("button", label, type="button", role="tab") for name, (label, _) in PANELS.items()}
@@ -129,10 +130,11 @@ class JobPage:
 
     def _show_head(self) -> None:
         self._show_title()
+        self._announced.set_text(wording.label(self._job))
         self._state.clear()
         with self._state:
             with card():
-                tag("p", wording.sentence(self._job), "t-strong", role="status")
+                tag("p", wording.sentence(self._job), "t-strong")
                 self._show_progress()
                 facts(self._facts())
             self._show_failure()

@@ -23,7 +23,8 @@ from app.web.pages.jobs.job_form import FieldError, Prefilled
 MAX_FILES = 200
 NOT_FOUND = 404
 FILES_HINT = f"The {MAX_FILES} newest; an older data set has a button for a new job on its page."
-PLAN_SECONDS = 120.0
+PLAN_SECONDS = 310.0  # the API stops counting tokens after 300 s, with what to do
+REFUSED, NO_PLAN = "This job would be refused", "There is no plan"
 METHODS = {"supervised": "Supervised: learn the answers", "dpo": "DPO: learn a preference between two answers"}
 QUANTIZATIONS = {"4": "QLoRA: base model in 4 bits", "16": "LoRA: base model in 16 bits"}
 
@@ -75,7 +76,8 @@ class NewJob:
                 self._result = tag("div")
             with tag("div", classes="t-stack"):
                 with card("Plan"):
-                    self._plan = tag("div", classes="t-stack", aria_live="polite")
+                    self._plan = tag("div", classes="t-stack")
+                    self._announced = tag("div", classes="t-sr-only", role="status")  # without the numbers
                 with card("The same request"):
                     self._build_request()
         ui.timer(0.05, self._update, once=True)
@@ -188,8 +190,10 @@ class NewJob:
         self._plan.clear()
         with self._plan:
             if isinstance(plan, ApiError):
-                error_note(plan, "This job would be refused")
+                is_refusal = not plan.is_unreachable and plan.code != "file_too_large_to_plan"
+                error_note(plan, REFUSED if is_refusal else NO_PLAN)
             elif isinstance(plan, dict):
+                self._announced.set_text(clean(plan["message"], 1_000))
                 _show_plan(plan, queue if isinstance(queue, dict) else None)
 
     def _build_request(self) -> None:

@@ -132,7 +132,7 @@ def _sample(sample: Json) -> None:
     with card():
         with tag("div", classes="t-row"):
             tag("span", f"Step {sample.get('step', '–')}", "t-pill t-wait")
-            user_text(sample["prompt"], "h3", max_characters=2_000)
+            user_text(sample["prompt"], "h2", max_characters=2_000)
         with tag("div", classes="t-grid"):
             for label, key in (("Base model", "base"), ("Adapter", "tuned")):
                 with tag("div", classes="t-stack"):
