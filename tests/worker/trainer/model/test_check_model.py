@@ -160,6 +160,13 @@ def test_sizes_that_no_model_has_are_refused_without_torch(
         read_catalog_entry(directory)
 
 
+def test_a_window_of_0_that_is_not_used_is_as_none(tmp_path: Path) -> None:
+    """transformers saves a Qwen2-MoE so."""
+    directory = make_tiny_base(tmp_path / "base")
+    change_config(directory, sliding_window=0, use_sliding_window=False)
+    assert check_model(directory).problems == ()
+
+
 @pytest.mark.parametrize("weight_map", [3, {"model.norm.weight": 3}])
 def test_an_index_without_file_names_is_refused(tmp_path: Path, weight_map: object) -> None:
     directory = make_tiny_base(tmp_path / "base")
