@@ -30,15 +30,18 @@ RELEASES = {
     Engine.OLLAMA: "0.34.1",
     Engine.SGLANG: "0.5.23",
 }
-# Of the classes in vLLM's registry that transformers trains: those without the interface SupportsLoRA, for which the
-# server ends at its start with --enable-lora (`model_executor/models`, `v1/worker/lora_model_runner_mixin.py`).
+# Of the classes in vLLM's registry that transformers has, too: those without the interface SupportsLoRA, for which the
+# server ends at its start with --enable-lora (`v1/worker/lora_model_runner_mixin.py`). `make test-serving` compares.
 VLLM_CLASSES_WITHOUT_LORA = frozenset(
     (
         "AriaForConditionalGeneration",
         "BloomForCausalLM",
         "Cohere2MoeForCausalLM",
         "Cohere2VisionForConditionalGeneration",
+        "Cosmos3EdgeForConditionalGeneration",
         "DbrxForCausalLM",
+        "DeepseekV4ForCausalLM",
+        "DiffusionGemmaForBlockDiffusion",
         "FalconForCausalLM",
         "FalconMambaForCausalLM",
         "GPT2LMHeadModel",
@@ -46,16 +49,24 @@ VLLM_CLASSES_WITHOUT_LORA = frozenset(
         "Gemma3nForCausalLM",
         "Gemma3nForConditionalGeneration",
         "HrmTextForCausalLM",
+        "KimiLinearForCausalLM",
         "LlavaOnevisionForConditionalGeneration",
         "Mamba2ForCausalLM",
         "MambaForCausalLM",
         "MiMoV2FlashForCausalLM",
+        "MiniMaxM3SparseForConditionalGeneration",
+        "MossTranscribeDiarizeForConditionalGeneration",
         "PaddleOCRVLForConditionalGeneration",
         "Qwen2AudioForConditionalGeneration",
         "StableLmForCausalLM",
+        "Step3p7ForConditionalGeneration",
         "Zamba2ForCausalLM",
     )
 )
+# Of a class, the layer whose adapter vLLM takes under other names only, and refuses under its own.
+VLLM_REFUSED_TARGETS = {"Glm4ForCausalLM": "gate_up_proj"}
+# Of a class, the fused layer whose adapter vLLM loads and does not apply.
+VLLM_IGNORED_TARGETS = {"GPTBigCodeForCausalLM": "c_attn", "GraniteMoeSharedForCausalLM": "input_linear"}
 VLLM_MAX_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the only values that --max-lora-rank accepts
 
 
@@ -71,6 +82,8 @@ class Feature(StrEnum):
     MODULES_TO_SAVE = "modules_to_save"
     OTHER_CLASS = "a base model whose config.json names another class than the trained one"
     CLASS_WITHOUT_LORA = "a base model of a class that vLLM serves without LoRA"
+    REFUSED_TARGET = "an adapter of a layer that vLLM refuses in this base model's class"
+    IGNORED_TARGET = "an adapter of a layer that vLLM ignores in this base model's class"
     TARGET_PARAMETERS = "target_parameters"
 
 
@@ -113,6 +126,18 @@ RULES: Mapping[Engine, Mapping[Feature, Rule]] = {
         Feature.CLASS_WITHOUT_LORA: Rule(
             LoadResult.REFUSED, "vLLM serves this base model's class without LoRA", "read"
         ),
+        Feature.REFUSED_TARGET: Rule(
+            LoadResult.REFUSED,
+            "vLLM refuses an adapter of the layers gate_up_proj of this base model's class, and serves one whose "
+            "target_modules leave them out",
+            "run",
+        ),
+        Feature.IGNORED_TARGET: Rule(
+            LoadResult.WRONG,
+            "vLLM ignores the adapter of the fused layers (c_attn, input_linear) of this base model's class, and "
+            "serves one whose target_modules leave them out",
+            "run",
+        ),
         Feature.TARGET_PARAMETERS: Rule(LoadResult.UNKNOWN, "adapters of experts were not tried with vLLM", "read"),
     },
     Engine.LLAMA_CPP: {
@@ -148,9 +173,13 @@ EARLIER_RULES: Mapping[Engine, Mapping[Feature, Rule]] = {
 }
 
 
-def class_features(trained_class: str, served_classes: Collection[str]) -> frozenset[Feature]:
+def class_features(
+    trained_class: str, served_classes: Collection[str], target_modules: Collection[str]
+) -> frozenset[Feature]:
     """The features of a base model; engines serve the class that its config.json names."""
     present = {
+        Feature.REFUSED_TARGET: any(VLLM_REFUSED_TARGETS.get(each) in target_modules for each in served_classes),
+        Feature.IGNORED_TARGET: any(VLLM_IGNORED_TARGETS.get(each) in target_modules for each in served_classes),
         Feature.OTHER_CLASS: bool(served_classes) and trained_class not in served_classes,
         Feature.CLASS_WITHOUT_LORA: not VLLM_CLASSES_WITHOUT_LORA.isdisjoint(served_classes),
     }

@@ -46,8 +46,9 @@ def provenance_of(spec: TrainerSpec, base: FrozenBase) -> dict[str, Any]:
 
 def _compatibility(run_spec: RunSpec, base: FrozenBase) -> dict[str, Any]:
     """Return the compatibility with inference engines."""
-    of_base = class_features(type(base.model).__name__, base.model.config.architectures or [])
-    return compatibility(run_spec.lora, run_spec.run_id, of_base).model_dump(mode="json")
+    architectures, lora = base.model.config.architectures or [], run_spec.lora
+    of_base = class_features(type(base.model).__name__, architectures, lora.target_modules)
+    return compatibility(lora, run_spec.run_id, of_base).model_dump(mode="json")
 
 
 def _parent_adapter(run_spec: RunSpec) -> dict[str, Any] | None:

@@ -62,15 +62,31 @@ def test_patterns_are_right_in_this_vllm_and_a_note_names_the_earlier_one() -> N
 
 
 def test_a_base_model_of_another_class_is_not_known_to_work_where_its_own_class_is_served() -> None:
-    found = compatibility(spec(), "ftjob-1", class_features("Qwen3ForCausalLM", ["Qwen3_5ForConditionalGeneration"]))
+    found = compatibility(
+        spec(), "ftjob-1", class_features("Qwen3ForCausalLM", ["Qwen3_5ForConditionalGeneration"], [])
+    )
     assert {key for key, entry in found if not entry.ok} == {"vllm", "sglang", "ollama"}
-    assert class_features("Qwen3ForCausalLM", ["Qwen3ForCausalLM"]) == class_features("Qwen3ForCausalLM", []) == set()
+    assert class_features("Qwen3ForCausalLM", ["Qwen3ForCausalLM"], ["q_proj"]) == set()
+    assert class_features("Qwen3ForCausalLM", [], ["q_proj"]) == set()
 
 
 def test_a_base_model_whose_class_vllm_serves_without_lora_is_refused_there_alone() -> None:
-    found = compatibility(spec(), "ftjob-1", class_features("FalconForCausalLM", ["FalconForCausalLM"]))
+    found = compatibility(spec(), "ftjob-1", class_features("FalconForCausalLM", ["FalconForCausalLM"], []))
     assert {key for key, entry in found if not entry.ok} == {"vllm", "ollama"}
     assert found.vllm.reasons == ["Refused: vLLM serves this base model's class without LoRA (read)"]
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "words"),
+    [
+        ("Glm4ForCausalLM", "gate_up_proj", "Refused: vLLM refuses"),
+        ("GPTBigCodeForCausalLM", "c_attn", "Wrong answers without an error: vLLM ignores"),
+    ],
+)
+def test_a_layer_that_vllm_does_not_serve_counts_only_if_it_is_adapted(name: str, target: str, words: str) -> None:
+    (reason,) = compatibility(spec(), "ftjob-1", class_features(name, [name], [target, "o_proj"])).vllm.reasons
+    assert reason.startswith(words)
+    assert compatibility(spec(), "ftjob-1", class_features(name, [name], ["o_proj"])).vllm.ok
 
 
 def test_a_job_has_that_of_its_spec() -> None:

@@ -178,7 +178,11 @@ BASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gpt-oss": (EXPERTS_KIND, "GptOssForCausalLM", SLIDING | {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "Qwen3-Next": (HYBRID, "Qwen3NextForCausalLM", EXPERTS | DELTA_NET | {"shared_expert_intermediate_size": 64}),
     "Qwen3.5 text": (HYBRID, "Qwen3_5ForCausalLM", DELTA_NET),
-    "LFM2": (HYBRID, "Lfm2ForCausalLM", {"layer_types": ["conv", "full_attention"], "block_ff_dim": 128}),
+    "LFM2": (
+        HYBRID,
+        "Lfm2ForCausalLM",
+        {"layer_types": ["conv", "full_attention"], "block_ff_dim": 128, "block_dim": 64, "conv_dim": 64},
+    ),
 }
 REPRESENTATIVES = ("Gemma 2", "Gemma 4 text", "Gemma 3", "gpt-oss", "Qwen3-Next")  # dense models: test_base_model.py
 
@@ -186,9 +190,13 @@ REPRESENTATIVES = ("Gemma 2", "Gemma 4 text", "Gemma 3", "gpt-oss", "Qwen3-Next"
 def make_base(name: str, directory: Path) -> Path:
     """Write a random model of this architecture in bfloat16, with the byte-level tokenizer of tests.tiny."""
     _, class_name, changes = BASES[name]
+    return make_model(class_name, changes, directory, torch.bfloat16)
+
+
+def make_model(class_name: str, changes: dict[str, Any], directory: Path, dtype: torch.dtype) -> Path:
     model_class: Any = getattr(transformers, class_name)
     torch.manual_seed(0)
-    model = model_class(_config(model_class, SIZES | changes)).to(torch.bfloat16)
+    model = model_class(_config(model_class, SIZES | changes)).to(dtype)
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             if parameter.ndim == 1 and "norm" not in key and "A_log" not in key:
