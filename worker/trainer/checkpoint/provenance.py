@@ -11,10 +11,10 @@ import torch
 from app.domain.artifacts.compatibility import compatibility
 from app.domain.artifacts.engines import class_features
 from app.domain.jobs.events import Started
-from app.domain.jobs.spec import RunSpec, TrainerSpec
+from app.domain.jobs.spec import QuantizationSpec, RunSpec, TrainerSpec
 from worker.trainer.distributed import parallel
 from worker.trainer.model.base_model import FrozenBase
-from worker.trainer.runtime.device import device_name, dtype_name, times_float32, with_compute_dtype
+from worker.trainer.runtime.device import device_name, dtype_name, float32_request, times_float32, with_compute_dtype
 from worker.trainer.runtime.records import RecordWriter
 from worker.trainer.snapshot.snapshot import LoadedSnapshot
 from worker.trainer.training.state import Run
@@ -96,13 +96,15 @@ def _device_type(device: str) -> str:
     return device.partition(" ")[0]
 
 
-def warn_of_slow_dtype(dtype: torch.dtype, device: torch.device, emit: RecordWriter) -> None:
+def warn_of_slow_dtype(
+    dtype: torch.dtype, quantization: QuantizationSpec | None, device: torch.device, emit: RecordWriter
+) -> None:
     """Warn if a requested dtype is slow on this processor; it is used nevertheless."""
     if device.type == "cuda" or dtype == torch.float32 or (ratio := times_float32(dtype)) < SLOW_RATIO:
         return
     text = (
         f"This processor has no instructions for {dtype_name(dtype)}: a matrix product takes {ratio:.1f} times as long "
-        'as in float32. Set quantization {"compute_dtype": "float32"} to train faster on this worker.'
+        f"as in float32. To train faster on this worker, set {float32_request(quantization)}."
     )
     emit.message(text, "warn")
 

@@ -19,7 +19,7 @@ from worker.trainer.model.architecture import carries_state
 from worker.trainer.model.attention.attention_check import check_attention, recorded_attention
 from worker.trainer.model.base_model import FrozenBase, hidden_states, in_float32
 from worker.trainer.model.recurrent_layers import fused_rules
-from worker.trainer.runtime.device import dtype_name
+from worker.trainer.runtime.device import dtype_name, float32_request
 from worker.trainer.runtime.failures import Failure, is_device_lost, is_out_of_memory
 
 DOCUMENT_TOKENS = 12
@@ -94,7 +94,7 @@ def _check_packed_training(base: FrozenBase, first: Document, second: Document, 
     documents = (first, second, third, second)
     with recorded_attention() as calls:
         hidden, gradients = _hidden_and_gradients(base, _pack(*documents).to(base.device))
-    check_attention(base.name, calls)
+    check_attention(base.name, calls, base.quantization)
     if gradients[0].any() or gradients[2].any():
         raise _unsupported(base, "gives one document of a packed batch a gradient of another's loss")
     if _norm_difference(gradients[1], gradients[3]) > MAX_DTYPE_DIFFERENCE:
@@ -180,7 +180,7 @@ def _norm_difference(expected: torch.Tensor, actual: torch.Tensor) -> float:
 def _dtype_differs(base: FrozenBase) -> Failure:
     text = (
         f"The base model {base.name} computes other hidden states in {dtype_name(base.compute_dtype)} than in float32. "
-        'Set quantization {"compute_dtype": "float32"}, or choose another base model.'
+        f"Set {float32_request(base.quantization)}; or choose another base model."
     )
     return Failure(Reason.INVALID_SPEC, text, "quantization.compute_dtype")
 
@@ -189,7 +189,7 @@ def _dtype_overflow(base: FrozenBase) -> Failure:
     """Return the failure for values that are finite in float32, but not in the compute dtype."""
     text = (
         f"The base model {base.name} computes values that are not finite in {dtype_name(base.compute_dtype)}. Set "
-        'quantization {"compute_dtype": "float32"}, or choose another base model.'
+        f"{float32_request(base.quantization)}; or choose another base model."
     )
     return Failure(Reason.INVALID_SPEC, text, "quantization.compute_dtype")
 

@@ -5,6 +5,7 @@ On a CPU, autotune.py then measures whether float32 is faster.
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
@@ -70,6 +71,17 @@ def with_compute_dtype(spec: TrainerSpec, dtype: str) -> TrainerSpec:
         return spec
     quantization = spec.quantization.model_copy(update={"compute_dtype": dtype})
     return spec.model_copy(update={"quantization": quantization})
+
+
+def float32_request(quantization: QuantizationSpec | None) -> str:
+    """Return what to set to compute in float32; the base stays in its bits, except in 16, which have no float32."""
+    if quantization is None:
+        return 'quantization {"compute_dtype": "float32"}, which also holds the base model in 4 bits instead of 16'
+    defaults = QuantizationSpec().model_dump()
+    given = {
+        name: value for name, value in quantization.model_dump(exclude_none=True).items() if value != defaults[name]
+    }
+    return f"quantization {json.dumps(given | {'compute_dtype': 'float32'})}"
 
 
 def times_float32(dtype: torch.dtype) -> float:

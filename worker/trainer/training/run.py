@@ -141,7 +141,7 @@ def _initial_plan(attempt: TrainingAttempt, device: torch.device) -> ExecutionPl
 def _load_base(attempt: TrainingAttempt, device: torch.device, plan: ExecutionPlan) -> FrozenBase:
     spec, compute_dtype = attempt.spec, torch_dtype(plan.compute_dtype)
     if not spec.dtype_is_free:
-        warn_of_slow_dtype(compute_dtype, device, attempt.emit)
+        warn_of_slow_dtype(compute_dtype, spec.quantization, device, attempt.emit)
     with loading(spec):
         base = open_base(spec.base, spec.quantization, compute_dtype, device, cuda_kernels=plan.cuda_kernels)
         check_base(base)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from worker.trainer.runtime.device import (
     choose_compute_dtype,
     choose_device,
     choose_threads,
+    float32_request,
     granted_cores,
     make_repeatable,
     product_flops,
@@ -54,6 +57,26 @@ class TestChooseComputeDtype:
     ) -> None:
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
         assert choose_compute_dtype(quantization, torch.device("cuda"), True) is torch.float16
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"bits": 8},
+        {"type": "fp4"},
+        {"double_quant": False, "compute_dtype": "float16"},
+        {"compute_dtype": "float32"},
+    ],
+)
+def test_the_request_for_float32_changes_nothing_else(values: dict[str, Any]) -> None:
+    quantization = QuantizationSpec(**values)
+    request = json.loads(float32_request(quantization).removeprefix("quantization "))
+    assert QuantizationSpec(**request) == quantization.model_copy(update={"compute_dtype": "float32"})
+
+
+def test_the_request_for_float32_of_a_16_bit_job_says_what_else_it_changes() -> None:
+    assert "4 bits instead of 16" in float32_request(None)
 
 
 class TestTimesFloat32:

@@ -139,6 +139,7 @@ class TestRun:
         _, log = run_trainer(make_spec(tiny, examples, max_steps=1), tmp_path)
         warned = [message.message for message in log.of(Message) if message.level == "warn"]
         assert warned[0].startswith("This processor has no instructions for bfloat16: a matrix product takes 3.0 times")
+        assert warned[0].endswith('set quantization {"compute_dtype": "float32"}.')
 
 
 class TestStopping:

@@ -22,10 +22,11 @@ from typing import Any
 import torch
 from transformers import AttentionInterface
 
+from app.domain.jobs.spec import QuantizationSpec
 from app.domain.jobs.states import Reason
 from worker.trainer.model.attention import attention
 from worker.trainer.model.attention.block_attention import MAX_DOCUMENT_TOKENS
-from worker.trainer.runtime.device import dtype_name
+from worker.trainer.runtime.device import dtype_name, float32_request
 from worker.trainer.runtime.failures import Failure
 
 # The second document exceeds one tile of flash attention, and it does not begin with a tile.
@@ -114,7 +115,7 @@ def recorded_attention() -> Iterator[list[AttentionCall]]:
         AttentionInterface.register(attention.NAME, registered)
 
 
-def check_attention(base_name: str, calls: list[AttentionCall]) -> None:
+def check_attention(base_name: str, calls: list[AttentionCall], quantization: QuantizationSpec | None = None) -> None:
     """Check every kernel that these calls may choose.
 
     Raises Failure(MODEL_UNAVAILABLE), which names the kernel, if one mixes documents or computes another result.
@@ -128,7 +129,7 @@ def check_attention(base_name: str, calls: list[AttentionCall]) -> None:
             layouts.append((LONG_LENGTHS, window))
         for lengths, width in layouts:
             if problem := _problem(call, lengths, width):
-                raise _wrong(base_name, call, call.kernel(lengths, width), problem)
+                raise _wrong(base_name, call, call.kernel(lengths, width), problem, quantization)
 
 
 @torch.enable_grad()
@@ -200,11 +201,17 @@ def _is_visible(lengths: tuple[int, ...], window: int | None, device: torch.devi
     return is_visible_T_T if window is None else is_visible_T_T & (distance_T_T < window)
 
 
-def _wrong(base_name: str, call: AttentionCall, kernel: attention.Kernel, problem: str) -> Failure:
+def _wrong(
+    base_name: str,
+    call: AttentionCall,
+    kernel: attention.Kernel,
+    problem: str,
+    quantization: QuantizationSpec | None,
+) -> Failure:
     text = (
         f"The attention kernel of this worker ({kernel.name}; {dtype_name(call.dtype)}, {call.query_heads} query and "
         f"{call.key_heads} key heads of size {call.query_size}) {problem}. Training {base_name} with it would give a "
-        'wrong adapter. Set quantization {"compute_dtype": "float32"}, which uses another kernel; the operator can '
-        "install another version of torch or of the driver."
+        f"wrong adapter. For another kernel set {float32_request(quantization)}; the operator can install another "
+        "version of torch or of the driver."
     )
     return Failure(Reason.MODEL_UNAVAILABLE, text, "model")
