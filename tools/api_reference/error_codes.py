@@ -172,8 +172,7 @@ ERROR_CODES = (
         400,
         "A trial answer does not support the parameter or its value, and ignores nothing silently.",
         "Leave it out, or deliver the model to an inference engine, which gets every parameter.",
-        'response_format: a trial answer does not support …; only {"type": "text"}, as nothing limits what the model '
-        "generates; describe the form in a message, or deliver the model to an engine for it (docs/answers.md)",
+        "modalities: a trial answer does not support …; deliver the model to an engine for it (docs/answers.md)",
     ),
     ErrorCode(
         "unsupported_value",

@@ -27,7 +27,10 @@ ANSWERED_BY = "X-Tunery-Answered-By"
 TRIAL = "trial; for trying a model and not for serving it"
 CHAT_PATH = "/chat/completions"
 CHAT_FIELDS = frozenset(TrialRequest.model_fields) - {"prompt"}
-OF_CHATS = {"messages", "max_completion_tokens", "top_logprobs", "tools", "tool_choice", "parallel_tool_calls"}
+OF_CHATS = {
+    "messages", "max_completion_tokens", "top_logprobs", "response_format",
+    "tools", "tool_choice", "parallel_tool_calls",
+}  # fmt: skip
 FIELDS = frozenset(TrialRequest.model_fields) - OF_CHATS
 STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx would buffer the events
 

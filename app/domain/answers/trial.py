@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.domain.answers.events import to_json
 from app.domain.datasets.contradictions import tool_findings
 from app.domain.datasets.messages import message_findings
 from app.domain.error_text.json_text import as_json
@@ -25,6 +26,7 @@ MAX_CHOICES = 4  # one after another, within MAX_SECONDS together
 MAX_TOP_LOGPROBS = 20  # OpenAI's, of a chat
 MAX_COMPLETION_LOGPROBS = 5  # OpenAI's, of a completion
 MAX_BIASES = 300  # OpenAI's
+MAX_SCHEMA_CHARACTERS = 120_000  # OpenAI's
 INSTEAD = "deliver the model to an engine for it (docs/answers.md)"
 Reason = Literal["busy", "context_length_exceeded", "invalid_value", "invalid_tools", "model_not_found", "failed"]
 # What changes nothing in the answer of one model on one worker.
@@ -34,15 +36,11 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "best_of": (1,),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
-    "response_format": ({"type": "text"},),
+    "response_format": ({"type": "text"},),  # of a completion
     "echo": (False,),
     "parallel_tool_calls": (True, False),
     "modalities": (["text"],),
     "top_logprobs": (0,),
-}
-REASONS: Mapping[str, str] = {
-    "response_format": 'only {"type": "text"}, as nothing limits what the model generates; describe the form in a '
-    "message, or "
 }
 Penalty = Annotated[float | None, Field(ge=-2, le=2)]
 TokenId = Annotated[str, Field(pattern=r"^\d{1,9}$")]  # a key of JSON
@@ -53,6 +51,22 @@ class _Options(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     include_usage: bool = False
+
+
+class _JsonSchema(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    name: Annotated[str, Field(pattern="^[a-zA-Z0-9_-]{1,64}$")]
+    description: str | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None  # every answer obeys the schema in any case
+
+
+class _ResponseFormat(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: _JsonSchema | None = None
 
 
 class TrialRequest(BaseModel):
@@ -77,6 +91,7 @@ class TrialRequest(BaseModel):
     n: Annotated[int | None, Field(ge=1, le=MAX_CHOICES)] = None
     logprobs: bool | int | None = None
     top_logprobs: Annotated[int | None, Field(ge=0, le=MAX_TOP_LOGPROBS)] = None
+    response_format: _ResponseFormat | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: Any = None
     parallel_tool_calls: bool | None = None
@@ -98,6 +113,7 @@ class TrialQuestion(Frozen):
     n: int = 1
     top_logprobs: int | None = None  # None: no log-probabilities
     tools: tuple[dict[str, Any], ...] = ()
+    json_schema: dict[str, Any] | None = None  # of the answer
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     logit_bias: dict[int, float] = Field(default_factory=dict)  # by token
@@ -174,7 +190,7 @@ def check_supported(body: Mapping[str, Any], known: frozenset[str]) -> dict[str,
         if name in known:
             given[name] = value
         elif value is not None and name not in IGNORED and value not in NEUTRAL.get(name, ()):
-            text = f"{name}: a trial answer does not support {as_json(value, 60)}; {REASONS.get(name, '')}{INSTEAD}"
+            text = f"{name}: a trial answer does not support {as_json(value, 60)}; {INSTEAD}"
             problems.append(BadRequest(text, name, "unsupported_parameter"))
     if problems:
         raise combine_errors(problems)
@@ -206,6 +222,7 @@ def question_of(request: TrialRequest, id: str, project_id: str, model: str, is_
         n=request.n or 1,
         top_logprobs=_top_logprobs(request, is_chat),
         tools=_tools(request),
+        json_schema=_json_schema(request),
         frequency_penalty=request.frequency_penalty or 0.0,
         presence_penalty=request.presence_penalty or 0.0,
         logit_bias={int(token): bias for token, bias in (request.logit_bias or {}).items()},
@@ -227,6 +244,29 @@ def _tools(request: TrialRequest) -> tuple[dict[str, Any], ...]:
     if problems:
         raise combine_errors(problems)
     return () if request.tool_choice == "none" else tuple(request.tools or ())
+
+
+def _json_schema(request: TrialRequest) -> dict[str, Any] | None:
+    """The JSON schema of the answer. Raises BadRequest."""
+    given = request.response_format
+    if given is None or given.type == "text":
+        return None
+    if request.tools and request.tool_choice != "none":
+        text = (
+            f"response_format: a trial answer has either this form or calls of tools, and {as_json(given.type)} leaves "
+            f'no place for calls; leave out one of both, or set tool_choice to "none", or {INSTEAD}'
+        )
+        raise BadRequest(text, "response_format", "unsupported_parameter")
+    if given.type == "json_object":
+        return {"type": "object"}
+    if given.json_schema is None:
+        text = 'response_format: type "json_schema" needs json_schema: {"name": "...", "schema": {...}} beside it'
+        raise BadRequest(text, "response_format.json_schema", "missing_required_parameter")
+    size = len(to_json(given.json_schema.schema_))
+    if size > MAX_SCHEMA_CHARACTERS:
+        text = f"response_format: the schema has {size:,} characters; at most {MAX_SCHEMA_CHARACTERS:,} are allowed"
+        raise BadRequest(text, "response_format.json_schema.schema")
+    return given.json_schema.schema_
 
 
 def _top_logprobs(request: TrialRequest, is_chat: bool) -> int | None:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import openai
+import pydantic
 import pytest
 from material import Created
 from world import succeeded, until
@@ -115,8 +116,21 @@ def test_a_name_that_does_not_exist(client: openai.OpenAI) -> None:
 
 def test_what_a_trial_would_have_to_ignore(client: openai.OpenAI, model: str) -> None:
     with pytest.raises(openai.BadRequestError) as raised:
-        client.chat.completions.create(model=model, messages=QUESTION, response_format={"type": "json_object"})
-    assert (raised.value.param, raised.value.code) == ("response_format", "unsupported_parameter")
+        client.chat.completions.create(model=model, messages=QUESTION, extra_body={"top_k": 5})
+    assert (raised.value.param, raised.value.code) == ("top_k", "unsupported_parameter")
+
+
+class Ticket(pydantic.BaseModel):
+    label: Literal["refund", "card"]
+    is_open: bool
+
+
+def test_an_answer_in_the_form_of_a_class(client: openai.OpenAI, model: str) -> None:
+    options: dict[str, Any] = {"response_format": Ticket, "max_tokens": 256, "temperature": 0, "timeout": 120}
+    parsed = of_idle_worker(lambda: client.chat.completions.parse(model=model, messages=QUESTION, **options))
+    answer = parsed.choices[0]
+    assert isinstance(answer.message.parsed, Ticket)
+    assert (answer.message.refusal, answer.finish_reason) == (None, "stop")
 
 
 def test_penalties_and_biases(client: openai.OpenAI, model: str) -> None:

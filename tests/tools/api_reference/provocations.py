@@ -110,9 +110,9 @@ def ask(server: Server, fault: tuple[int, dict[str, str], bytes]) -> Any:
         return server.client.post(CHAT, json={"model": job.fine_tuned_model, "messages": []})
 
 
-def ask_a_trial_for_json(server: Server) -> Any:
+def ask_a_trial_for_audio(server: Server) -> Any:
     server.set(trial_answers=True)
-    body = {"model": "tiny", "messages": [], "response_format": {"type": "json_object"}}
+    body = {"model": "tiny", "messages": [], "modalities": ["text", "audio"]}
     return server.client.post(CHAT, json=body, headers=server.as_another("trial"))
 
 
@@ -336,7 +336,7 @@ PROVOCATIONS: dict[str, Provoke] = {
     "engine_failed": lambda s: ask(s, (500, {}, b'{"error": {"message": "CUDA error"}}')),
     "engine_unavailable": lambda s: ask(s, (503, {}, b"")),
     "model_not_served": lambda s: s.client.post(CHAT, json={"model": "tiny"}, headers=s.as_another("unserved")),
-    "unsupported_parameter": ask_a_trial_for_json,
+    "unsupported_parameter": ask_a_trial_for_audio,
     "service_unavailable": lambda s: s.raising(OperationalError("SELECT 1", {}, Exception("gone"))),
     "no_api_key": knock_from_outside,
     "storage_full": lambda s: s.raising(OSError(28, "No space left on device")),

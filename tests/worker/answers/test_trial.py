@@ -51,6 +51,20 @@ RESPONSE_TEMPLATE = {
 }
 
 
+def schema_format(schema: Any, name: str = "answer") -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": name, "schema": schema, "strict": True}}
+
+
+SCHEMA_FORMAT = schema_format(
+    {
+        "type": "object",
+        "properties": {"label": {"enum": ["refund", "card"]}, "is_open": {"type": "boolean"}},
+        "required": ["label", "is_open"],
+        "additionalProperties": False,
+    }
+)
+
+
 def chunks_of(response: httpx2.Response) -> list[Any]:
     lines = [line.removeprefix("data: ") for line in response.text.split("\n") if line]
     assert lines[-1] == "[DONE]"
@@ -94,6 +108,24 @@ class TestTheRealProgram:
         assert ask(http, model).json()["choices"] == adapter.json()["choices"]
         self.has_log_probabilities(http, model, adapter.json())
         self.has_several_choices(http, model, adapter.json())
+        self.has_the_form_of_a_schema(http, model)
+
+    def has_the_form_of_a_schema(self, http: httpx2.Client, model: str) -> None:
+        whole = ask(http, model, response_format=SCHEMA_FORMAT, max_tokens=256).json()["choices"][0]
+        assert (json.loads(whole["message"]["content"]).keys(), whole["finish_reason"]) == (
+            {"label", "is_open"},
+            "stop",
+        )
+        chunks = chunks_of(ask(http, model, response_format=SCHEMA_FORMAT, max_tokens=256, stream=True))
+        said = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+        assert said == whole["message"]["content"]
+        refused = ask(http, model, response_format=schema_format({"type": "object", "dependentSchemas": {}})).json()
+        assert (refused["error"]["param"], "dependentSchemas" in refused["error"]["message"]) == (
+            "response_format",
+            True,
+        )
+        beginning = ask(http, model, response_format={"type": "json_object"}, max_tokens=1).json()["choices"][0]
+        assert (beginning["message"]["content"], beginning["finish_reason"]) == ("{", "length")
 
     def has_log_probabilities(self, http: httpx2.Client, model: str, plain: dict[str, Any]) -> None:
         asked = ask(http, model, logprobs=True, top_logprobs=2).json()
@@ -281,7 +313,13 @@ class TestRefusals:
             ({"logit_bias": {"yes": 1}}, "logit_bias"),
             ({"frequency_penalty": 2.5}, "frequency_penalty"),
             ({"presence_penalty": -3}, "presence_penalty"),
-            ({"response_format": {"type": "json_object"}}, "response_format"),
+            ({"response_format": {"type": "json"}}, "response_format.type"),
+            ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+            ({"response_format": SCHEMA_FORMAT | {"tools": []}}, "response_format.tools"),
+            ({"response_format": {"type": "json_object"}, "tools": TOOLS}, "response_format"),
+            ({"response_format": schema_format({"enum": ["x" * 120_000]})}, "response_format.json_schema.schema"),
+            ({"response_format": schema_format({}, name="a b")}, "response_format.json_schema.name"),
+            ({"response_format": schema_format(True)}, "response_format.json_schema.schema"),
             ({"messages": []}, "messages"),
             ({"messages": [{"role": "wizard", "content": "x"}]}, "messages"),
             ({"messages": None}, "messages"),

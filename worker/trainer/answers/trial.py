@@ -9,6 +9,7 @@ import queue
 import sys
 import threading
 import time
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from app.domain.answers.trial import (
+    INSTEAD,
     MAX_SECONDS,
     AdapterOfAnswer,
     AnswerSpec,
@@ -35,6 +37,7 @@ from worker.trainer.adapter.lora import LoraAdapter
 from worker.trainer.answers.evaluation import cache_weights_if_they_fit
 from worker.trainer.answers.generate import without_packing
 from worker.trainer.answers.logits import LogprobRecorder, PenaltiesAndBiases
+from worker.trainer.answers.response_format import JsonGuide, JsonSchemas, SchemaRefused
 from worker.trainer.answers.tool_calls import AnswerParser, hermes_parser
 from worker.trainer.model.base_model import FrozenBase, open_base
 from worker.trainer.runtime.device import choose_compute_dtype, choose_device, choose_threads, make_repeatable
@@ -196,14 +199,14 @@ class TrialProgram:
         self._renderer = load_renderer(spec.base.directory)
         self._response_template = read_response_template(spec.base.directory)
         self._context_length = spec.context_length
+        self._vocabulary = self._base.model.config.get_text_config().vocab_size
         self._questions = questions
         self._adapters: dict[Path, LoraAdapter] = {}
 
     def answer(self, question: TrialQuestion, adapter: AdapterOfAnswer | None) -> TrialRecord:
         """Write the text, and return the last record. Raises Failure."""
-        vocabulary = self._base.model.config.get_text_config().vocab_size
-        if unknown := [token for token in question.logit_bias if token >= vocabulary]:
-            text = f"logit_bias: the model has no token {unknown[0]}; its tokens are 0 to {vocabulary - 1}"
+        if unknown := [token for token in question.logit_bias if token >= self._vocabulary]:
+            text = f"logit_bias: the model has no token {unknown[0]}; its tokens are 0 to {self._vocabulary - 1}"
             return TrialRecord(id=question.id, type="error", reason="invalid_value", message=text, param="logit_bias")
         try:
             prompt, tokens = self._prompt(question)
@@ -228,7 +231,13 @@ class TrialProgram:
         loaded, deadline, completion_tokens = self._loaded(adapter), time.monotonic() + MAX_SECONDS, 0
         for choice in range(question.n):
             writer = AnswerWriter(question, choice, deadline, self._renderer, self._questions, parser)
-            self._generate(question, tokens, min(question.max_new_tokens, free), loaded, writer)
+            try:
+                self._generate(question, tokens, min(question.max_new_tokens, free), loaded, writer)
+            except SchemaRefused as error:
+                text = f"response_format: {error}; simplify it, or {INSTEAD}"
+                return TrialRecord(
+                    id=question.id, type="error", reason="invalid_value", message=text, param="response_format"
+                )
             completion_tokens += len(writer.tokens)
             if choice < question.n - 1:
                 write(TrialRecord(id=question.id, type="choice", choice=choice, finish_reason=writer.finish_reason))
@@ -250,9 +259,12 @@ class TrialProgram:
         adapter: LoraAdapter | None,
         writer: AnswerWriter,
     ) -> None:
+        """Raises SchemaRefused."""
         processors = [writer.recorder] if writer.recorder else []
         if question.frequency_penalty or question.presence_penalty or question.logit_bias:
             processors.append(PenaltiesAndBiases(question, len(tokens)))
+        if question.json_schema is not None:
+            processors.append(JsonGuide(self._json_schemas.matcher(question.json_schema), len(tokens)))
         samples = question.temperature > 0
         sampling = {"temperature": question.temperature, "top_p": question.top_p, "top_k": 0} if samples else {}
         prompt_B_T = torch.tensor([tokens], device=self._base.device)
@@ -269,6 +281,10 @@ class TrialProgram:
                 logits_processor=LogitsProcessorList(processors),
                 **sampling,
             )
+
+    @cached_property
+    def _json_schemas(self) -> JsonSchemas:
+        return JsonSchemas(self._renderer, self._vocabulary)
 
     def _prompt(self, question: TrialQuestion) -> tuple[str, list[int]]:
         """The prompt, and its tokens. Raises TemplateRefused for what the chat template would leave out."""

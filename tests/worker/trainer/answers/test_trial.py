@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,10 @@ from worker.trainer.answers.trial import Questions, TrialProgram
 
 SAY = [{"role": "user", "content": "say 3"}]
 CONTEXT_LENGTH = 400
+LABEL = {
+    "type": "object", "properties": {"label": {"enum": ["refund", "card"]}, "is_open": {"type": "boolean"}},
+    "required": ["label", "is_open"], "additionalProperties": False,
+}  # fmt: skip
 LORA = LoraSpec.model_validate({"r": 4, "alpha": 8, "target_modules": ["q_proj", "v_proj"]})
 
 
@@ -103,6 +108,30 @@ def test_the_message_of_a_long_text_names_the_prompt(program: TrialProgram) -> N
     refused = program.answer(question(messages=None, prompt="a" * CONTEXT_LENGTH), None)
     assert refused.reason == "context_length_exceeded"
     assert "your prompt has 400 tokens" in refused.message
+
+
+class TestResponseFormat:
+    @pytest.mark.parametrize("temperature", [0, 2])
+    def test_each_choice_obeys_the_schema(
+        self, program: TrialProgram, capsys: pytest.CaptureFixture[str], temperature: float
+    ) -> None:
+        sampling = {"temperature": temperature, "seed": 3, "top_p": 0.5, "frequency_penalty": 2}
+        asked = question(json_schema=LABEL, max_new_tokens=256, n=2, **sampling)
+        end = program.answer(asked, None)
+        records = [TrialRecord.model_validate_json(line) for line in capsys.readouterr().out.splitlines()]
+        texts = ["".join(each.text for each in records if each.choice == choice) for choice in (0, 1)]
+        assert [json.loads(text)["label"] in ("refund", "card") for text in texts] == [True, True]
+        assert end.finish_reason == "stop"
+
+    def test_what_the_limit_cuts_says_so(self, program: TrialProgram) -> None:
+        end = program.answer(question(json_schema=LABEL, max_new_tokens=4), None)
+        assert (end.type, end.finish_reason) == ("end", "length")
+
+    def test_a_schema_that_cannot_be_kept(self, program: TrialProgram) -> None:
+        refused = program.answer(question(json_schema={"not": {}}), None)
+        assert (refused.reason, refused.param) == ("invalid_value", "response_format")
+        assert 'Unimplemented keys: ["not"]' in refused.message
+        assert "deliver the model to an engine" in refused.message
 
 
 class TestPenaltiesAndBiases:

@@ -1,0 +1,65 @@
+"""Answers in JSON: llguidance finds the tokens after which an answer can still obey its schema. Letters: V tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import LogitsProcessor
+
+from app.domain.datasets.render import Renderer
+
+# Between the parts of a value: one indented line. Without a limit, a small model fills its answer with white space.
+WHITESPACE = r"\n?[ \t]{0,40}"
+
+
+class SchemaRefused(Exception):
+    """The message is the client's."""
+
+
+class JsonGuide(LogitsProcessor):  # type: ignore[misc]
+    """Excludes every token after which no answer obeys the schema; after the last brace only stop tokens are left."""
+
+    def __init__(self, matcher: Any, prompt_tokens: int) -> None:
+        """`matcher` is a new one of `JsonSchemas.matcher`."""
+        self._matcher, self._consumed = matcher, prompt_tokens
+
+    def __call__(self, tokens_1_T: torch.Tensor, scores_1_V: torch.Tensor) -> torch.Tensor:
+        """Raises SchemaRefused if the schema turns out to be too complex."""
+        self._matcher.consume_tokens(tokens_1_T[0, self._consumed :].tolist())
+        self._consumed = tokens_1_T.shape[1]
+        is_allowed_V = torch.frombuffer(bytearray(self._matcher.compute_logit_bias()), dtype=torch.uint8).bool()
+        _check(self._matcher)
+        return scores_1_V.masked_fill(~is_allowed_V[: scores_1_V.shape[-1]].to(scores_1_V.device), -torch.inf)
+
+
+class JsonSchemas:
+    """The schemas that answers of one base model can obey."""
+
+    def __init__(self, renderer: Renderer, vocabulary: int) -> None:
+        """`vocabulary` is the number of scores. Takes a second for 150,000 tokens. Raises SchemaRefused."""
+        from llguidance import LLTokenizer  # 40 ms, which most answers do not need
+
+        if not renderer.stop_ids:
+            raise SchemaRefused("the base model has no token that ends an answer, so no form can be kept")
+        size = max(vocabulary, renderer.tokenizer.get_vocab_size())
+        try:
+            self._tokens = LLTokenizer(renderer.tokenizer.to_str(), n_vocab=size, eos_token=renderer.stop_ids)
+        except Exception as error:  # it has no class of its own
+            raise SchemaRefused(f"not possible with the tokenizer of this base model ({error})") from error
+
+    def matcher(self, schema: dict[str, Any]) -> Any:
+        """A matcher at the beginning of an answer. Raises SchemaRefused for a schema with what cannot be kept."""
+        from llguidance import LLMatcher
+
+        grammar = LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_pattern": WHITESPACE})
+        matcher = LLMatcher(self._tokens, grammar, log_level=0)
+        matcher.compute_logit_bias()  # some schemas without any answer are found here
+        _check(matcher)
+        return matcher
+
+
+def _check(matcher: Any) -> None:
+    if matcher.is_error():
+        reason = matcher.get_error().partition("\n<state>")[0]
+        raise SchemaRefused(f"a trial answer cannot obey this schema ({reason})")
