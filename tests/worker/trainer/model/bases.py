@@ -75,6 +75,8 @@ BASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "GLM-4": (DENSE, "Glm4ForCausalLM", {}),
     "EXAONE 4": (DENSE, "Exaone4ForCausalLM", SLIDING),
     "StarCoder2": (DENSE, "Starcoder2ForCausalLM", {}),
+    "StableLM": (DENSE, "StableLmForCausalLM", {"use_parallel_residual": True, "qk_layernorm": True}),
+    "Nemotron": (DENSE, "NemotronForCausalLM", {}),
     "Gemma": (DENSE, "GemmaForCausalLM", {"tie_word_embeddings": True}),
     "Gemma 3 text": (DENSE, "Gemma3ForCausalLM", SLIDING | {"tie_word_embeddings": True}),
     "Gemma 2": (

@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -100,12 +100,15 @@ def document_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
+    position_ids: torch.Tensor | None = None,
     **rest: Any,
 ) -> tuple[torch.Tensor, None]:
     """Compute causal attention within documents of `document_lengths` tokens end to end. Returns (1, T, H, E).
 
     Raises Failure for a model with another kind of attention, whose documents would silently attend to each other.
     """
+    if document_lengths is None and position_ids is not None:
+        document_lengths = _lengths_of(position_ids)  # some decoder layers pass nothing else on (StableLM, Nemotron)
     unsupported = [name for name in UNSUPPORTED if rest.get(name) is not None]
     if unsupported or document_lengths is None or attention_mask is not None or rest.get("is_causal") is False:
         needs = ", ".join(unsupported) or "its own mask"
@@ -117,6 +120,12 @@ def document_attention(
         )
     heads = Heads(query_1_H_T_D, key_1_G_T_D, value_1_G_T_E, document_lengths, scaling, sliding_window, softcap, s_aux)
     return choose_kernel(heads).compute(heads).unsqueeze(0), None
+
+
+def _lengths_of(position_ids_1_T: torch.Tensor) -> tuple[int, ...]:
+    """Return the lengths of the documents of a packed batch: the positions of each begin with 0."""
+    starts = (position_ids_1_T[0] == 0).nonzero()[:, 0].tolist()
+    return tuple(end - start for start, end in pairwise([*starts, position_ids_1_T.shape[1]]))
 
 
 def choose_kernel(heads: Heads) -> Kernel:

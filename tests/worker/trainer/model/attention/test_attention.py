@@ -46,6 +46,13 @@ class TestDocumentAttention:
         )
         torch.testing.assert_close(out, by_hand(query, key, value, lengths, window))
 
+    @pytest.mark.parametrize("lengths", [(4, 3), (1, 1, 5), (7,)])
+    def test_a_layer_that_passes_only_the_positions_gives_the_same(self, lengths: tuple[int, ...]) -> None:
+        positions_1_T = torch.cat([torch.arange(length) for length in lengths]).unsqueeze(0)
+        out, _ = document_attention(torch.nn.Module(), *heads(7), None, position_ids=positions_1_T)
+        expected, _ = document_attention(torch.nn.Module(), *heads(7), None, document_lengths=lengths)
+        assert torch.equal(out, expected)
+
     def test_no_gradient_crosses_from_one_document_to_another(self) -> None:
         tensors = [tensor.requires_grad_() for tensor in heads(7)]
         out, _ = document_attention(torch.nn.Module(), *tensors, None, document_lengths=(4, 3))
