@@ -92,9 +92,14 @@ class ApiClient:
         return (await self._request("GET", path, params=_without_none(params))).text
 
     async def post(self, path: str, body: Mapping[str, Any] | None = None, **params: Any) -> Json:
-        """Send a request; `timeout_seconds` among the parameters replaces the default."""
+        """Send a request; `timeout_seconds` among the parameters replaces the default.
+
+        With an `idempotency_key`, a repetition after a lost response returns what the first request created.
+        """
         timeout = params.pop("timeout_seconds", RESPONSE_SECONDS)
-        return _json(await self._request("POST", path, json=body, params=_without_none(params), timeout=timeout))
+        key = params.pop("idempotency_key", None)
+        request: Json = {"json": body, "params": _without_none(params), "timeout": timeout}
+        return _json(await self._request("POST", path, headers={"Idempotency-Key": key} if key else {}, **request))
 
     async def delete(self, path: str) -> Json:
         return _json(await self._request("DELETE", path))
@@ -153,7 +158,7 @@ def _transport_errors(http: httpx2.AsyncClient) -> Any:
     except httpx2.RequestError as error:  # of the connection, or of a body that cannot be decoded
         reason = str(error) or type(error).__name__
         raise ApiError(
-            f"The API at {_root(http)} cannot be reached ({reason}). Check that it runs; this page retries by itself."
+            f"The API at {_root(http)} cannot be reached ({reason}). Check that it runs, then try again."
         ) from None
 
 

@@ -20,7 +20,7 @@ from app.web.api_client import ApiClient, ApiError
 from app.web.components.elements import button, link, note, pill, tag
 from app.web.csv_tables import TableStore
 from app.web.formatting import clean
-from app.web.sessions import SessionStore, WebSession
+from app.web.sessions import COOKIE, SessionStore, WebSession
 
 BUILD_SECONDS = 35.0  # longer than the timeout of a request to the API
 UNEXPECTED = "An error of the dashboard, whose log has its cause. Try again; if it repeats, give the operator the time."
@@ -97,7 +97,8 @@ def add_screen(one: Screen, sessions: SessionStore, settings: WebSettings, table
         session = sessions.of(request)
         if session is None:
             target = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-            return RedirectResponse(f"/sign-in?next={quote(target, safe='')}", 303)
+            reason = "&reason=expired" if COOKIE in request.cookies else ""
+            return RedirectResponse(f"/sign-in?next={quote(target, safe='')}{reason}", 303)
         _follow_session(session)
         mode = ui.dark_mode(THEMES.get(request.cookies.get(THEME_COOKIE, "")))
         _header(session, one.section, mode)
@@ -193,7 +194,7 @@ def _follow_session(session: WebSession) -> None:
     client = ui.context.client
 
     def leave(reason: str) -> None:
-        client.open(f"/sign-in?reason={reason}")
+        client.run_javascript(f"signIn('{reason}')")
 
     session.on_end.add(leave)
     client.on_delete(lambda: session.on_end.discard(leave))

@@ -22,7 +22,7 @@ TEMPLATE = Environment(autoescape=True).from_string(
 REASONS = {
     "revoked": "You were signed out, because the API does not accept your key any more: it was revoked, has expired, "
     "or its project is archived. Sign in with another key, or ask an administrator for one.",
-    "expired": "You were signed out, because sessions end after some hours. Sign in again.",
+    "expired": "You were signed out: sessions end after some hours, and when the dashboard restarts. Sign in again.",
     "signed-out": "You are signed out. The dashboard has deleted your key.",
 }
 WRONG_KEY = (

@@ -107,6 +107,25 @@ class TestApi:
         page.goto(f"{other_url}/project")
         expect(page.get_by_text("Usage and limits")).to_be_visible()
 
+    def test_a_half_filled_form_is_kept_and_planned_again(
+        self, open_page: Open, world: World, api_link: Link, other_url: str
+    ) -> None:
+        page = open_page(f"/jobs/new?file={world.files['tickets']}", url=other_url)
+        expect(page.get_by_text(re.compile("^Fits "))).to_be_visible()
+        api_link.cut()
+        try:
+            page.get_by_label("Epochs").fill("2")
+            expect(page.get_by_role("alert")).to_contain_text("There is no plan")
+            page.get_by_label("Name").fill("kept")
+            page.get_by_role("button", name="Create job").click()
+            expect(page.get_by_role("alert").filter(has_text="The job was not created")).to_be_visible()
+        finally:
+            api_link.mend()
+        page.get_by_role("button", name="Plan again").click()
+        expect(page.get_by_text(re.compile("^Fits "))).to_be_visible()
+        expect(page.get_by_label("Name")).to_have_value("kept")
+        expect(page.get_by_label("Epochs")).to_have_value("2")
+
 
 class TestSlowApi:
     """A button shows that it waits, from 0.3 s on, until the job has changed."""

@@ -31,6 +31,15 @@ def test_the_plan_and_the_commands_follow_the_fields_and_the_job_is_created(open
     expect(page.get_by_text("n_epochs", exact=True)).to_be_visible()
 
 
+def test_a_double_click_creates_one_job(open_page: Open, world: World) -> None:
+    page = open_page(f"/jobs/new?file={world.files['tickets']}")
+    page.get_by_label("Name").fill("clicked-twice")
+    page.get_by_role("button", name="Create job").dblclick()
+    page.wait_for_url(re.compile("/jobs/ftjob-"))
+    page.goto(f"{page.url.split('/jobs/')[0]}/jobs?q=clicked-twice")
+    expect(page.get_by_text("1 job shown")).to_be_visible()
+
+
 def test_a_wrong_value_is_marked_at_its_field(open_page: Open, world: World) -> None:
     page = open_page(f"/jobs/new?file={world.files['tickets']}")
     page.get_by_label("Epochs").fill("many")

@@ -95,13 +95,14 @@ class TestEnd:
         with transaction(world.sessions) as session:
             project = make_project(session)
             secret = make_key(session, project, "short-lived")
-        page = open_page("/jobs", key=secret)
-        expect(page.get_by_role("heading", name="Jobs", level=1)).to_be_visible()
+        page = open_page("/jobs?q=one", key=secret)
+        page.get_by_label("Search").fill("another")
+        page.wait_for_url("**/jobs?q=another")
         with transaction(world.sessions) as session:
             found = keys.find_by_secret(session, secret)
             assert found is not None
             keys.revoke(session, found.id)
-        page.wait_for_url("**/sign-in?reason=revoked", timeout=60_000)
+        page.wait_for_url("**/sign-in?reason=revoked&next=%2Fjobs%3Fq%3Danother", timeout=60_000)
         expect(page.get_by_role("status")).to_contain_text("does not accept your key any more")
 
 

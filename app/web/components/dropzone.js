@@ -34,7 +34,7 @@ export default {
     async request(url, options) {
       const response = await fetch(window.path_prefix + url, { credentials: "same-origin", ...options });
       if (response.status === 401) {
-        window.location.href = "/sign-in?reason=expired";
+        signIn("expired");
       }
       const text = await response.text();
       let body = {};

@@ -48,7 +48,7 @@ def handle_press(element: TextElement, handler: Callable[[], Any]) -> None:
             if not client.is_deleted:
                 client.run_javascript(f"endPress('{html_id}')")
 
-    element.on("click", pressed, js_handler="(event) => { beginPress(event.currentTarget); emit(); }")
+    element.on("click", pressed, js_handler="(event) => { if (beginPress(event.currentTarget)) emit(); }")
 
 
 def link(label: str, href: str, classes: str = "", **attributes: Any) -> TextElement:

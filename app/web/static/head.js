@@ -54,8 +54,17 @@ window.addEventListener("pageshow", () => {
   leaving = null;
   document.body?.classList.remove("t-leaving");
 });
-// A pressed button shows that it waits until the server has handled the press.
-window.beginPress = (button) => button.setAttribute("aria-busy", "true");
+// When the session has ended. The form leads back to this page.
+window.signIn = (reason) => {
+  const next = encodeURIComponent(location.pathname + location.search);
+  location.href = `/sign-in?reason=${reason}&next=${next}`;
+};
+// A pressed button shows that it waits until the server has handled the press; a second press has no effect until then.
+window.beginPress = (button) => {
+  const isFirst = button.getAttribute("aria-busy") !== "true";
+  button.setAttribute("aria-busy", "true");
+  return isFirst;
+};
 window.endPress = (id) => {
   document.getElementById(id)?.removeAttribute("aria-busy");
   setTimeout(keepFocus, 600); // when a dialog that the press has closed is gone

@@ -40,6 +40,23 @@ def test_an_unchanged_document_is_sent_once() -> None:
     assert statuses(10, 10, 20, 10) == [200, 304, 200, 304]
 
 
+def test_a_repeated_request_has_the_key_of_the_first_one() -> None:
+    keys: list[str | None] = []
+
+    def create(request: httpx2.Request) -> httpx2.Response:
+        keys.append(request.headers.get("idempotency-key"))
+        return httpx2.Response(200, json={})
+
+    async def post() -> None:
+        http = httpx2.AsyncClient(base_url="http://api/v1/", transport=httpx2.MockTransport(create))
+        client = ApiClient(http, "key", lambda: None)
+        await client.post("jobs", {}, idempotency_key="form-1")
+        await client.post("jobs", {})
+
+    asyncio.run(post())
+    assert keys == ["form-1", None]
+
+
 def test_the_oldest_documents_make_room() -> None:
     half = MAX_CACHED_BYTES // 2
     assert statuses(half, half - 100, half - 200, half - 200, half) == [200, 200, 200, 304, 200]

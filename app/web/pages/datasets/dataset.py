@@ -126,6 +126,8 @@ class DatasetPage:
         with self._report:
             if isinstance(report, ApiError):
                 error_note(report, "The file cannot be checked")
+                if report.is_unreachable:
+                    button("Check again", self._load_report)
             else:
                 _show_report(report, self._open_line)
 

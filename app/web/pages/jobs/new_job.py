@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
+import secrets
 import time
 from collections.abc import Callable
 from functools import partial
@@ -24,6 +27,7 @@ MAX_FILES = 200
 NOT_FOUND = 404
 FILES_HINT = f"The {MAX_FILES} newest; an older data set has a button for a new job on its page."
 PLAN_SECONDS = 310.0  # the API stops counting tokens after 300 s, with what to do
+VERDICT_TONES = {"fits": "ok", "no_device_fits": "bad", "no_worker": "warn"}
 REFUSED, NO_PLAN = "This job would be refused", "There is no plan"
 METHODS = {"supervised": "Supervised: learn the answers", "dpo": "DPO: learn a preference between two answers"}
 QUANTIZATIONS = {"4": "QLoRA: base model in 4 bits", "16": "LoRA: base model in 16 bits"}
@@ -51,6 +55,7 @@ class NewJob:
         self._kept = prefilled.kept
         self._fields: dict[str, Field] = {}
         self._texts: dict[str, str] = {}  # of the commands
+        self._form_id = secrets.token_hex(16)
         self._planned = 0  # the number of the latest request of a plan
 
     async def build(self) -> None:
@@ -76,8 +81,8 @@ class NewJob:
                 self._result = tag("div")
             with tag("div", classes="t-stack"):
                 with card("Plan"):
+                    self._verdict = tag("div", classes="t-stack", aria_live="polite")  # without the numbers below
                     self._plan = tag("div", classes="t-stack")
-                    self._announced = tag("div", classes="t-sr-only", role="status")  # without the numbers
                 with card("The same request"):
                     self._build_request()
         ui.timer(0.05, self._update, once=True)
@@ -175,7 +180,8 @@ class NewJob:
         self._planned += 1
         number = self._planned
         self._plan.clear()
-        with self._plan:
+        self._verdict.clear()
+        with self._verdict:
             if body is None:
                 tag("p", "The plan appears when the fields are complete.", "t-muted")
                 return
@@ -187,14 +193,17 @@ class NewJob:
         )
         if number != self._planned:  # a later change has its own plan
             return
-        self._plan.clear()
-        with self._plan:
+        self._verdict.clear()
+        with self._verdict:
             if isinstance(plan, ApiError):
                 is_refusal = not plan.is_unreachable and plan.code != "file_too_large_to_plan"
                 error_note(plan, REFUSED if is_refusal else NO_PLAN)
+                if plan.is_unreachable:
+                    button("Plan again", self._update)
             elif isinstance(plan, dict):
-                self._announced.set_text(clean(plan["message"], 1_000))
-                _show_plan(plan, queue if isinstance(queue, dict) else None)
+                note(clean(plan["message"], 1_000), "", VERDICT_TONES.get(plan["verdict"], ""))
+                with self._plan:
+                    _show_plan(plan, queue if isinstance(queue, dict) else None)
 
     def _build_request(self) -> None:
         self._request_hint = tag("p", "The commands appear when the fields are complete.", "t-muted")
@@ -226,7 +235,7 @@ class NewJob:
         with self._result:
             busy("Creating the job ...")
         try:
-            job = await self._view.api.post("fine_tuning/jobs", body)
+            job = await self._view.api.post("fine_tuning/jobs", body, idempotency_key=self._idempotency_key(body))
         except ApiError as error:
             self._result.clear()
             with self._result:
@@ -235,6 +244,10 @@ class NewJob:
         finally:
             self._create_button.props["disabled"] = False
         ui.navigate.to(f"/jobs/{job['id']}")
+
+    def _idempotency_key(self, body: Json) -> str:
+        """Of this form with these values: pressed again after a lost response, it creates no second job."""
+        return hashlib.sha256(f"{self._form_id} {json.dumps(body)}".encode()).hexdigest()
 
 
 def _file_text(file: Json) -> str:
@@ -246,8 +259,6 @@ def _quantization_text(spec: Json) -> str:
 
 
 def _show_plan(plan: Json, queue: Json | None) -> None:
-    tones = {"fits": "ok", "no_device_fits": "bad", "no_worker": "warn"}
-    note(clean(plan["message"], 1_000), "", tones.get(plan["verdict"], ""))
     facts(
         {
             "Steps": count(plan["total_steps"]),
