@@ -171,8 +171,8 @@ def _os_error(request: Request, error: Exception) -> Response:
         return _tunery_error(request, _with_cause((StorageFull if is_disk_full(error) else Unavailable)(text), error))
     if error.errno in FAILING_DISK:
         text = (
-            f"The disk of the server cannot be used: {error.strerror}. Nothing was stored; try again once the operator "
-            "has repaired it."
+            f"The disk of the server cannot be used: {error.strerror}. Nothing was changed; try again once the "
+            "operator has repaired it."
         )
         return _tunery_error(request, _with_cause(Unavailable(text), error))
     if not is_disk_full(error):

@@ -6,9 +6,9 @@ A thread reads CHUNK_BYTES at a time; the event loop only passes buffers on.
 from __future__ import annotations
 
 import base64
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from pathlib import PurePosixPath
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from urllib.parse import quote
 
 from fastapi import Request
@@ -123,9 +123,18 @@ class _FileStream(StreamingResponse):
             if scope["method"] == "HEAD":
                 await Response(status_code=self.status_code, headers=self.headers)(scope, receive, send)
             else:
+                # Before the headers, so that a disk or bucket that cannot be read is an error response
+                first = await anext(aiter(self.body_iterator), b"")
+                self.body_iterator = _prepended(first, self.body_iterator)
                 await super().__call__(scope, receive, send)
         finally:
             self._reader.close()
+
+
+async def _prepended(first: Any, rest: AsyncIterable[Any]) -> AsyncIterator[Any]:
+    yield first
+    async for chunk in rest:
+        yield chunk
 
 
 async def _chunks(reader: BinaryIO, start: int, length: int, as_base64: bool) -> AsyncIterator[bytes]:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 
 import pytest
 from httpx2 import Response
 from starlette.testclient import TestClient
 
+from app.api.transport import file_response
 from app.api.transport.file_response import CHUNK_BYTES
 from app.db.engine import Sessions, transaction
 from app.db.tables import Project
@@ -25,6 +27,19 @@ def path(upload: Upload) -> str:
 
 def error_of(answer: Response) -> dict[str, str]:
     return dict(answer.json()["error"])
+
+
+def test_a_disk_that_cannot_read_it_is_an_error_response_and_no_broken_one(
+    client: TestClient, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(file_response, "_read", fail)
+    answer = client.get(path)
+    assert answer.status_code == 503
+    assert error_of(answer)["message"].startswith("The disk of the server cannot be used: Input/output error. Nothing")
+    assert client.head(path).status_code == 200
 
 
 class TestContent:
