@@ -131,7 +131,8 @@ class Evaluator:
             log.exception("files or storage failed")
             is_full = is_disk_full(error)
             code = EvaluationErrorCode.STORAGE_FULL if is_full else EvaluationErrorCode.STORAGE_UNAVAILABLE
-            text = "The disk is full" if is_full else "Files could not be read or written"
+            why = f": {error.strerror}" if error.strerror else ""
+            text = "The disk is full" if is_full else f"Files could not be read or written{why}"
             raise EvaluationFailed(code, text) from error
 
     def _plan(self, loaded: Loaded, inputs: EvaluationInputs, keeper: RowLeaseKeeper[Evaluation]) -> None:

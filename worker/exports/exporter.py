@@ -273,9 +273,8 @@ def _exit_failure(exit_code: int, program: ExportProcess, is_oom: bool) -> Expor
 
 
 def _storage_failure(error: OSError) -> ExportFailed:
-    if isinstance(error, StorageError):
-        code = ExportErrorCode.STORAGE_FULL if is_disk_full(error) else ExportErrorCode.STORAGE_UNAVAILABLE
-        return ExportFailed(code, f"Files could not be read or written: {error.strerror}")
-    if is_disk_full(error):
+    if is_disk_full(error) and not isinstance(error, StorageError):
         return ExportFailed(ExportErrorCode.STORAGE_FULL, "The disk is full: there is no space for the export.")
-    return ExportFailed(ExportErrorCode.STORAGE_UNAVAILABLE, "Files could not be read or written")
+    code = ExportErrorCode.STORAGE_FULL if is_disk_full(error) else ExportErrorCode.STORAGE_UNAVAILABLE
+    why = f": {error.strerror}" if error.strerror else ""
+    return ExportFailed(code, f"Files could not be read or written{why}")

@@ -12,7 +12,6 @@ from typing import Any
 
 from app.domain.jobs.events import Done, Failed, Stopped
 from app.domain.jobs.states import CRASHES, FINAL_STATE, ExitCode, JobState, Reason
-from app.storage import StorageError
 from worker.jobs.sanitize import clean_text
 
 # Reasons that a trainer's own record may give. A success, a pause or a crash loop needs more evidence than its record.
@@ -56,8 +55,8 @@ class AttemptOutcome:
 
 
 def storage_outcome(what: str, error: OSError, repeated: str = "the job") -> AttemptOutcome:
-    """The outcome of an attempt whose files could not be read or written. A bucket says why."""
-    why = f": {error.strerror}" if isinstance(error, StorageError) else ""
+    """The outcome of an attempt whose files could not be read or written, with the reason, which names no path."""
+    why = f": {error.strerror}" if error.strerror else ""
     return AttemptOutcome(Reason.STORAGE_UNAVAILABLE, f"{what}{why}; {repeated} will be retried")
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
@@ -170,13 +169,17 @@ def delete_staged_files(staging: Path) -> None:
     for path in staging.iterdir():
         if path.name.startswith(RESERVED_SPACE_FILE):
             continue  # it may be as old as a running attempt: see `delete_reserved_space`
-        with suppress(FileNotFoundError):
+        try:
             if time.time() - path.stat().st_mtime > STAGED_FILE_MAX_AGE_SECONDS:
                 if path.is_dir():
                     shutil.rmtree(path)
                 else:
                     path.unlink()
                 log.info("staged file removed", name=path.name)
+        except FileNotFoundError:
+            continue
+        except OSError as error:  # a file that the disk refuses must not keep the others
+            log.error("staged file not removed", name=path.name, error=str(error))
 
 
 def clean_work_directories(resources: Resources, are_ages_known: bool = True) -> None:

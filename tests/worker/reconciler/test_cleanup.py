@@ -6,6 +6,7 @@ import errno
 import os
 import time
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -146,6 +147,26 @@ def test_staged_files_and_directories_of_killed_processes_are_deleted(
     os.utime(staged, (time.time() - 3700, time.time() - 3700))
     cleanup.delete_staged_files(harness.resources.storage.staging)
     assert not staged.exists()
+
+
+def test_a_staged_file_that_the_disk_refuses_does_not_keep_the_others(
+    harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staging = harness.resources.storage.staging
+    names = ("a", "b", "c")
+    for name in names:
+        (staging / name).write_bytes(b"x")
+        os.utime(staging / name, (0, 0))
+    unlink = Path.unlink
+
+    def fail(self: Path, missing_ok: bool = False) -> None:
+        if self.name == "b":
+            raise OSError(errno.EIO, "Input/output error")
+        unlink(self, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", fail)
+    cleanup.delete_staged_files(staging)
+    assert [path.name for path in staging.iterdir()] == ["b"]
 
 
 def test_retention_rules_are_applied_until_nothing_is_due(

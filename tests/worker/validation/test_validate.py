@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import threading
 import tracemalloc
@@ -393,11 +394,13 @@ class TestInterruptions:
         job = harness.create_job()
 
         def missing(key: str) -> object:
-            raise OSError("no route to host")
+            raise OSError(errno.EIO, "Input/output error", "/data/storage/objects/files/x")
 
         monkeypatch.setattr(harness.resources.storage, "open", missing)
         waiting = validate(harness, job)
         assert (waiting.state, waiting.reason, waiting.crash_streak) == ("validating_files", "storage_unavailable", 0)
+        text = "The files could not be read: Input/output error; the validation will be retried"
+        assert harness.messages(job)[-1] == text
 
     def test_an_internal_error_is_retried_three_times(
         self, harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
