@@ -14,7 +14,14 @@ from app.domain.jobs.events import Started
 from app.domain.jobs.spec import QuantizationSpec, RunSpec, TrainerSpec
 from worker.trainer.distributed import parallel
 from worker.trainer.model.base_model import FrozenBase
-from worker.trainer.runtime.device import device_name, dtype_name, float32_request, times_float32, with_compute_dtype
+from worker.trainer.runtime.device import (
+    OBVIOUS_RATIO,
+    device_name,
+    dtype_name,
+    float32_request,
+    times_float32,
+    with_compute_dtype,
+)
 from worker.trainer.runtime.records import RecordWriter
 from worker.trainer.snapshot.snapshot import LoadedSnapshot
 from worker.trainer.training.state import Run
@@ -102,9 +109,12 @@ def warn_of_slow_dtype(
     """Warn if a requested dtype is slow on this processor; it is used nevertheless."""
     if device.type == "cuda" or dtype == torch.float32 or (ratio := times_float32(dtype)) < SLOW_RATIO:
         return
+    effect = f"a matrix product takes {ratio:.1f} times as long as in float32"
+    if ratio > OBVIOUS_RATIO:
+        effect = "matrix products are converted to float32, and training takes about three times as long as in it"
     text = (
-        f"This processor has no instructions for {dtype_name(dtype)}: a matrix product takes {ratio:.1f} times as long "
-        f"as in float32. To train faster on this worker, set {float32_request(quantization)}."
+        f"This processor has no instructions for {dtype_name(dtype)}: {effect}. "
+        f"To train faster on this worker, set {float32_request(quantization)}."
     )
     emit.message(text, "warn")
 

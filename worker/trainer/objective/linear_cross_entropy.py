@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from worker.trainer.runtime.products import product
+
 CHUNK_BYTES = 32 << 20  # of logits: 128 tokens at V = 49,152, so that most of a chunk fits into the cache
 MIN_CHUNK_TOKENS = 128
 CUDA_CHUNK_TOKENS = 2048  # a chunk reads the head twice: with 128 tokens on an H100 that takes longer than the products
@@ -135,4 +137,4 @@ def _chunk(
     dz_M_V = z_M_V.to(hidden_M_D.dtype)
     if head_gradient_V_D is not None:
         head_gradient_V_D.add_(dz_M_V.t() @ hidden_M_D)
-    return losses_M, is_correct_M, dz_M_V @ head_V_D
+    return losses_M, is_correct_M, product(dz_M_V, head_V_D)

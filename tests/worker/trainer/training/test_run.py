@@ -132,13 +132,17 @@ class TestRun:
         run_trainer(make_spec(tiny, examples, sample_prompts=("1: red",)), tmp_path)
         assert asked == ["base", "adapter", "adapter"]
 
+    @pytest.mark.parametrize(
+        ("ratio", "effect"),
+        [(3.04, "a matrix product takes 3.0 times as long"), (71.0, "matrix products are converted to float32")],
+    )
     def test_a_processor_that_emulates_the_compute_dtype_causes_a_warning(
-        self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ratio: float, effect: str
     ) -> None:
-        monkeypatch.setattr(provenance, "times_float32", lambda *_: 3.04)
+        monkeypatch.setattr(provenance, "times_float32", lambda *_: ratio)
         _, log = run_trainer(make_spec(tiny, examples, max_steps=1), tmp_path)
         warned = [message.message for message in log.of(Message) if message.level == "warn"]
-        assert warned[0].startswith("This processor has no instructions for bfloat16: a matrix product takes 3.0 times")
+        assert warned[0].startswith(f"This processor has no instructions for bfloat16: {effect}")
         assert warned[0].endswith('set quantization {"compute_dtype": "float32"}.')
 
 
