@@ -3,17 +3,17 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from app.db.engine import Sessions, transaction
-from app.db.jobs import measurements
-from app.db.tables import Attempt, Job, MeasurementRow, Project
+from app.db.jobs import evaluations, measurements
+from app.db.tables import Attempt, Checkpoint, Evaluation, Job, MeasurementRow, Project
 from app.domain.jobs.events import Measured, Planned, Probed
 from app.domain.jobs.spec import JobSpec, QuantizationSpec
 from app.domain.jobs.states import Reason
 from app.domain.planning.execution_plan import ExecutionPlan
 from app.storage import LocalStorage
-from tests.factories import lease_of, make_file, make_job, start_job, validate_job
+from tests.factories import lease_of, make_file, make_job, make_succeeded_job, start_job, validate_job
 
 pytestmark = pytest.mark.usefixtures("base_model")
 
@@ -86,6 +86,34 @@ def test_a_job_beside_another_on_its_gpu_counts_less(
         measurements.finish(session, running, DONE.model_copy(update={"others_share": None}))
     (row,) = found(sessions, running)
     assert row["others_share"] == pytest.approx(share, abs=0.02)
+
+
+def test_a_job_beside_an_evaluation_on_its_gpu_counts_less(
+    sessions: Sessions, storage: LocalStorage, project: Project, running: Job
+) -> None:
+    with transaction(sessions) as session:
+        evaluated = make_succeeded_job(session, storage, project)
+        result = session.scalars(select(Checkpoint).where(Checkpoint.job_id == evaluated.id)).all()[-1]
+        session.add(
+            Evaluation(
+                id="fteval-1", project_id=project.id, job_id=evaluated.id, checkpoint_id=result.id,
+                file_id=evaluated.training_file_id, settings={}, model=result.name, base_model="m", step_number=1,
+                adapter_file_ids=[], plan={},
+            )
+        )  # fmt: skip
+        session.flush()
+        evaluation = evaluations.claim(session, "w1", 60)
+        assert evaluation is not None
+        began = datetime.now(UTC) - timedelta(seconds=100)
+        is_training = (Attempt.job_id == running.id) & (Attempt.attempt == running.attempt)
+        reservation = {"gpu_uuids": ["GPU-1"], "budget_bytes": 1, "started_at": began}
+        session.execute(update(Attempt).where(is_training).values(reservation))
+        session.execute(update(Evaluation).values(reservation | {"started_at": began + timedelta(seconds=50)}))
+        measurements.add(session, running, "cuda", "EPYC", "sha", PLANNED, PROBED)
+    with transaction(sessions) as session:
+        measurements.finish(session, running, DONE.model_copy(update={"others_share": None}))
+    (row,) = found(sessions, running)
+    assert row["others_share"] == pytest.approx(1 / 3, abs=0.02)
 
 
 def test_a_peak_of_the_probe_stays_where_the_steps_took_less(sessions: Sessions, running: Job) -> None:
