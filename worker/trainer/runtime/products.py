@@ -21,7 +21,8 @@ def product(left_M_N: torch.Tensor, right_N_P: torch.Tensor) -> torch.Tensor:
     if not _is_slow(left_M_N):
         return left_M_N @ right_N_P
     sum_M_P = torch.zeros(left_M_N.shape[0], right_N_P.shape[1])
-    for left, right in zip(left_M_N.split(CONVERTED_ROWS, dim=1), right_N_P.split(CONVERTED_ROWS), strict=True):
+    parts = torch.split(left_M_N, CONVERTED_ROWS, dim=1), torch.split(right_N_P, CONVERTED_ROWS)
+    for left, right in zip(*parts, strict=True):
         sum_M_P.addmm_(left.float(), right.float())
     return sum_M_P.to(left_M_N.dtype)
 
