@@ -58,7 +58,7 @@ def _answered(source: OpenAISource, model: str, row: EvaluationRow) -> dict[str,
     messages = row.messages or ({"role": "user", "content": row.prompt},)
     prompt = [{key: value for key, value in each.items() if key != "weight"} for each in messages]
     answer = source.answer(model, prompt, row.tools)
-    line = {**row.item, ANSWER: (answer.get("content") or "").strip(), MODEL: model}
+    line = {**row.item, ANSWER: (answer.get("content") or answer.get("refusal") or "").strip(), MODEL: model}
     return line | ({TOOL_CALLS: answer["tool_calls"]} if answer.get("tool_calls") else {})
 
 

@@ -39,8 +39,11 @@ def print_error(text: str) -> None:
 
 
 def stderr_console() -> Console:
-    """A new console for each call, because standard error may have been redirected in between."""
-    return Console(stderr=True)
+    """A new console for each call, because standard error may have been redirected in between.
+
+    Without emoji, as `:x:` is a part of some names of models.
+    """
+    return Console(stderr=True, emoji=False)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], empty: str) -> None:

@@ -42,7 +42,7 @@ class ProgressView(Protocol):
 def bytes_bar(title: str, total_bytes: int | None, done_bytes: int = 0) -> Iterator[Callable[[int], None]]:
     """Show a progress bar on standard error until the block ends; nothing if that is not a terminal."""
     console = stderr_console()
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(
         *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
     ) as bar:
@@ -56,7 +56,12 @@ def job_view(as_json: bool) -> Iterator[ProgressView]:
     if as_json:
         yield JsonLines()
     elif console.is_terminal:
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=30), _NumbersColumn())
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=30),
+            _NumbersColumn(),
+        )
         with Progress(*columns, console=console) as bar:
             yield JobBar(bar)
     else:

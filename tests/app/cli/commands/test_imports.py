@@ -430,6 +430,13 @@ class TestRecord:
         rows = [json.loads(line) for line in golden.read_text().splitlines()]
         assert [row["recorded_answer"] for row in rows] == ["old: say 0", "old: say 2"]
 
+    def test_a_refusal_of_the_model_is_its_answer(self, bring: Tunery, account: StandInOpenAI, tmp_path: Path) -> None:
+        account.answer = lambda _: {"role": "assistant", "content": None, "refusal": "I cannot help with that."}
+        golden, model = tmp_path / "golden.jsonl", account.jobs[0]["fine_tuned_model"]
+        (tmp_path / "prompts.jsonl").write_bytes(chat_lines(1))
+        assert bring("--record", golden, "--from", model, "--prompts", tmp_path / "prompts.jsonl").exit_code == 0
+        assert json.loads(golden.read_text())["recorded_answer"] == "I cannot help with that."
+
     def test_a_model_that_is_gone_ends_it_at_once(self, bring: Tunery, account: StandInOpenAI, tmp_path: Path) -> None:
         prompts = tmp_path / "prompts.jsonl"
         prompts.write_bytes(chat_lines(3))

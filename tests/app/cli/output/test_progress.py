@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import io
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 
-from app.cli.output.console import duration_text, size_text
-from app.cli.output.progress import JobBar, JobLines, Losses, numbers_text, status_text
+from app.cli.output.console import duration_text, print_note, size_text
+from app.cli.output.progress import JobBar, JobLines, Losses, bytes_bar, numbers_text, status_text
 
 RUNNING: dict[str, Any] = {
     "id": "ftjob-1",
@@ -109,3 +110,13 @@ class TestJobLines:
         view.job(RUNNING)
         view.job({**RUNNING, "status": "failed"})
         assert capsys.readouterr().out.strip().split("\n")[-1].startswith("failed: step")
+
+
+def test_a_name_with_brackets_and_colons_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "ft:base:acme:x:1 [/b]a[red].jsonl"
+    print_note(name)
+    assert capsys.readouterr().err == f"{name}\n"
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    with patch("app.cli.output.progress.stderr_console", return_value=console), bytes_bar(f"uploading {name}", 10):
+        pass
+    assert f"uploading {name}" in console.file.getvalue()  # type: ignore[attr-defined]
