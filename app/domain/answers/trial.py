@@ -187,7 +187,10 @@ def check_supported(body: Mapping[str, Any], known: frozenset[str]) -> dict[str,
     problems: list[BadRequest] = []
     given: dict[str, Any] = {}
     for name, value in body.items():
-        if name in known:
+        if name == "prompt" and isinstance(value, list):
+            text = f"prompt: a trial answer continues one text, not {as_json(value, 60)}; send a request for each"
+            problems.append(BadRequest(f"{text}, or {INSTEAD}", name, "unsupported_parameter"))
+        elif name in known:
             given[name] = value
         elif value is not None and name not in IGNORED and value not in NEUTRAL.get(name, ()):
             text = f"{name}: a trial answer does not support {as_json(value, 60)}; {INSTEAD}"

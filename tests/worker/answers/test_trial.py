@@ -333,6 +333,14 @@ class TestRefusals:
         response = http.post(CHAT, json={"model": BASE, "messages": SAY} | body)
         assert (response.status_code, response.json()["error"]["param"]) == (400, param)
 
+    @pytest.mark.parametrize("prompt", [["a", "b"], [1, 2], [[1], [2]]])
+    def test_a_batch_and_tokens_are_refused_with_what_to_do(
+        self, harness: WorkerHarness, http: httpx2.Client, prompt: list[Any]
+    ) -> None:
+        error = http.post("/v1/completions", json={"model": BASE, "prompt": prompt}).json()["error"]
+        assert (error["param"], error["code"]) == ("prompt", "unsupported_parameter")
+        assert "send a request for each, or deliver the model to an engine" in error["message"]
+
     def test_neutral_values_are_accepted(self, harness: WorkerHarness, http: httpx2.Client) -> None:
         neutral = {"n": 1, "frequency_penalty": 0, "tools": [], "tool_choice": "none", "parallel_tool_calls": False}
         neutral |= {"user": "me", "logprobs": False, "seed": None, "response_format": {"type": "text"}}
