@@ -9,8 +9,8 @@ from transformers import LogitsProcessor
 
 from app.domain.datasets.render import Renderer
 
-# Between the parts of a value: one indented line. Without a limit, a small model fills its answer with white space.
-WHITESPACE = r"\n?[ \t]{0,40}"
+# The style of `json.dumps`. With a choice of white space, a small model fills its answer with it.
+STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
 class SchemaRefused(Exception):
@@ -52,7 +52,7 @@ class JsonSchemas:
         """A matcher at the beginning of an answer. Raises SchemaRefused for a schema with what cannot be kept."""
         from llguidance import LLMatcher
 
-        grammar = LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_pattern": WHITESPACE})
+        grammar = LLMatcher.grammar_from_json_schema(schema, overrides=STYLE)
         matcher = LLMatcher(self._tokens, grammar, log_level=0)
         matcher.compute_logit_bias()  # some schemas without any answer are found here
         _check(matcher)

@@ -109,12 +109,12 @@ def test_any_object(seed: int) -> None:
     assert isinstance(json.loads(text or "{}"), dict)
 
 
-def test_fields_come_in_the_order_of_the_schema_with_little_white_space() -> None:
+def test_fields_come_in_the_order_of_the_schema_in_the_style_of_json_dumps() -> None:
     names = ["z", "a", "m"]
     fields: dict[str, Any] = {name: {"enum": [1, 2]} for name in names}
     text = answer({"type": "object", "properties": fields, "required": names, "additionalProperties": False}, 3)
     assert list(json.loads(text or "")) == names
-    assert len(text or "") < 500
+    assert text == json.dumps(json.loads(text or ""))
 
 
 @pytest.mark.parametrize(
