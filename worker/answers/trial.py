@@ -21,7 +21,7 @@ from queue import Empty, Queue
 from pydantic import ValidationError
 
 from app.db.engine import DATABASE_UNAVAILABLE, first_line
-from app.domain.answers.trial import IDLE_SECONDS, AdapterOfAnswer, TrialControl, TrialQuestion, TrialRecord
+from app.domain.answers.trial import IDLE_SECONDS, INSTEAD, AdapterOfAnswer, TrialControl, TrialQuestion, TrialRecord
 from app.log import get_logger
 from app.trial_queue import QUEUE_UNAVAILABLE, TrialSlot
 from worker.answers.prepare import CannotAnswer, Prepared, prepare
@@ -36,7 +36,10 @@ SPEC = "spec.json"
 KILL_SECONDS = 2.0  # the longest time that a claimed job waits for the end of the program
 ALIVE_SECONDS = 1.0  # between two signs of life while the base model is loaded
 RETRY_SECONDS = 5.0
-SUSPENDED_TEXT = "The worker has begun a training job, which ends trial answers. Send the request again."
+SUSPENDED_TEXT = (
+    "The worker has begun a training job or an evaluation, which ends trial answers. Send the request again when "
+    f"it has ended, or {INSTEAD}."
+)
 
 log = get_logger(__name__)
 

@@ -18,7 +18,6 @@ from app.db.jobs import claims
 from app.db.jobs.claims import FencedError
 from app.db.tables import File, Job
 from app.domain.artifacts.full_disk import is_disk_full
-from app.domain.datasets.jsonl import format_findings
 from app.domain.datasets.render import Renderer
 from app.domain.datasets.report import (
     DatasetReport,
@@ -245,10 +244,7 @@ def find_rejection(role: FileRole, report: DatasetReport, spec: JobSpec) -> Atte
     """The outcome that rejects the file, with OpenAI's messages where they exist; None if the file can be used."""
     begin = f"The job failed due to an invalid {role.name} file."
     if report.finding_count:
-        text = format_findings(report.findings)
-        if report.finding_count > len(report.findings):
-            text += f" These are the first {len(report.findings)} of {report.finding_count_text} problems."
-        return AttemptOutcome(role.reason, f"{begin} {text}", role.param)
+        return AttemptOutcome(role.reason, f"{begin} {report.findings_text}", role.param)
     if report.examples < role.min_examples:
         reason = Reason.INVALID_N_EXAMPLES if role.name == "training" else role.reason
         return AttemptOutcome(

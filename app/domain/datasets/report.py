@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 from app.domain.datasets.chat_template import TemplateRefused
 from app.domain.datasets.documents import Document, exceeds_context, split_examples, truncate
 from app.domain.datasets.examples import MAX_FINDINGS, Example, read_examples
-from app.domain.datasets.jsonl import Finding
+from app.domain.datasets.jsonl import Finding, format_findings
 from app.domain.datasets.render import Renderer
 from app.domain.datasets.warnings import DatasetWarning, LineCount, RowIndex, build_warnings, row_digest, warning_codes
 from app.domain.jobs.spec import DataParameters, Method
@@ -72,6 +72,13 @@ class DatasetReport:
     @property
     def finding_count_text(self) -> str:
         return f"at least {self.finding_count}" if self.finding_count >= MAX_FINDINGS_READ else str(self.finding_count)
+
+    @property
+    def findings_text(self) -> str:
+        text = format_findings(self.findings)
+        if self.finding_count > len(self.findings):
+            text += f" These are the first {len(self.findings)} of {self.finding_count_text} problems."
+        return text
 
     def counts(self) -> dict[str, Any]:
         return {

@@ -15,7 +15,6 @@ from sqlalchemy.orm import Session
 from app.db.scheduling import workers
 from app.db.tables import File
 from app.domain.base_models.catalog import CatalogEntry, RefusedModel
-from app.domain.datasets.jsonl import format_findings
 from app.domain.datasets.report import DatasetReport, no_trainable_tokens_message, too_few_examples_message
 from app.domain.jobs.layer_patterns import PatternError, match_spec
 from app.domain.jobs.spec import JobSpec
@@ -161,7 +160,7 @@ def _count(
 def _require_usable(report: DatasetReport, param: str, spec: JobSpec) -> None:
     unfit = InvalidDataset if param == "training_file" else BadRequest
     if report.findings:
-        raise unfit(format_findings(report.findings), param)
+        raise unfit(report.findings_text, param)
     if not len(report.lengths):
         raise unfit(no_trainable_tokens_message(spec.method, spec.hyperparameters.context_length), param)
 
