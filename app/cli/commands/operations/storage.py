@@ -1,6 +1,9 @@
 """`tunery storage`: the place of files, adapters and snapshots, for operators."""
 
 import hashlib
+import os
+import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +15,8 @@ from app.cli.output.console import print_line, print_note, size_text
 from app.cli.output.progress import bytes_bar
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from app.cli.client.database import Database
     from app.storage import Storage
 
@@ -42,23 +47,24 @@ def copy(
 
     if not (directory / "objects").is_dir():
         raise UsageError(f"{directory} has no directory `objects`; give the directory `storage` of a data directory.")
-    url, target = _target(directory)
     with database.transaction() as session:
         objects = list({each.key: each for each in named_objects(session.connection())}.values())
-    ledger = CopyLedger(directory / f"copied-to-{hashlib.sha256(url.encode()).hexdigest()[:8]}.txt")
     sizes: list[int] = []
-    try:
-        with bytes_bar("copying", sum(each.size_bytes or 0 for each in objects)) as advance:
+    with _work_directory(directory) as work_directory:
+        url, target = _target(work_directory)
+        ledger = CopyLedger(work_directory / f"copied-to-{hashlib.sha256(url.encode()).hexdigest()[:8]}.txt")
+        try:
+            with bytes_bar("copying", sum(each.size_bytes or 0 for each in objects)) as advance:
 
-            def on_copied(size_bytes: int) -> None:
-                sizes.append(size_bytes)
-                advance(size_bytes)
+                def on_copied(size_bytes: int) -> None:
+                    sizes.append(size_bytes)
+                    advance(size_bytes)
 
-            problems = list(copy_objects(LocalStorage(directory), target, objects, ledger, on_copied))
-    except StorageError as error:
-        raise CliError(
-            f"Stopped after {len(sizes)} objects: {error.strerror}. Repeat the command to continue."
-        ) from None
+                problems = list(copy_objects(LocalStorage(directory), target, objects, ledger, on_copied))
+        except StorageError as error:
+            raise CliError(
+                f"Stopped after {len(sizes)} objects: {error.strerror}. Repeat the command to continue."
+            ) from None
     for problem in problems[:MAX_PROBLEMS]:
         print_note(problem)
     print_line(
@@ -66,6 +72,19 @@ def copy(
     )
     if problems:
         raise CliError(f"{len(problems)} objects were not copied; the lines above name the first {MAX_PROBLEMS}.")
+
+
+@contextmanager
+def _work_directory(directory: Path) -> "Iterator[Path]":
+    """Where objects pass through, and the ledger is: `directory`, unless its disk failed and is read-only."""
+    if os.access(directory, os.W_OK):
+        yield directory
+        return
+    with tempfile.TemporaryDirectory(prefix="tunery-copy-") as temporary:
+        print_note(
+            f"{directory} is read-only: each object passes through {temporary}, and a repetition reads all again."
+        )
+        yield Path(temporary)
 
 
 def _target(directory: Path) -> "tuple[str, Storage]":

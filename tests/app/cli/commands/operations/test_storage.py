@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import secrets
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -20,6 +22,7 @@ from app.storage.s3 import S3Storage
 from tests.app.cli.conftest import Tunery
 from tests.factories import make_file, make_job, put_bytes
 from tests.faulty_proxy import Fault, FaultyProxy
+from tests.full_disk import small_disk
 from tests.s3 import S3Server, with_prefix
 
 UPLOAD = {"filename": "a", "purpose": "batch", "mime_type": "text/plain", "bytes": 9}
@@ -155,6 +158,18 @@ def test_names_objects_that_the_disk_cannot_read_and_copies_the_others(
     assert f"{unreadable} was not copied: Input/output error." in done.err
     assert "1 objects were not copied" in done.err
     assert set(stored(bucket)) == set(contents) - {unreadable}
+
+
+def test_copies_from_a_disk_that_is_read_only(
+    operator: Tunery, storage: LocalStorage, bucket: S3Storage, contents: dict[str, bytes], tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "disk", 4 << 20) as disk:
+        failed = shutil.copytree(storage.root, disk.path / "storage")
+        subprocess.run(["mount", "-o", "remount,ro", disk.path], check=True)
+        done = operator("storage", "copy", failed)
+    assert done.exit_code == 0, done.err
+    assert f"{failed} is read-only: each object passes through " in done.err
+    assert stored(bucket) == contents
 
 
 def test_without_a_bucket_or_a_directory_is_a_usage_error(
