@@ -24,7 +24,7 @@ def fetch(storage: Storage, files: Sequence[File], directory: Path) -> None:
         except OSError as error:
             reason = error.strerror or "it is missing"
             raise DeliveryError(
-                f"The file {file.filename} of the adapter cannot be read from storage: {reason}"
+                f"The file {file.filename} of the adapter cannot be copied from storage to the sender: {reason}"
             ) from error
         if sha256 != file.sha256:
             raise DeliveryError(f"The file {file.filename} of the adapter is damaged in storage; its SHA-256 differs")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from tests.engine_stand_in import EngineStandIn, serving_engine
 from tests.worker.deliveries.conftest import KEY, REFERENCE, DeliveryHarness
 from worker.deliveries import sender
 from worker.deliveries.sender import DeliverySender
+from worker.jobs.artifacts import stored_files
 
 API_KEY = "very-secret-key"
 START_SECONDS = 60.0
@@ -120,3 +122,18 @@ def test_no_log_and_no_error_has_the_key(delivery: DeliveryHarness, served: Engi
     assert "delivery sender started" in (tmp_path / "log").read_text()
     for text in (error, *delivery.harness.messages(job), (tmp_path / "log").read_text()):
         assert API_KEY not in text
+
+
+def test_a_full_disk_of_the_sender_is_not_an_unreadable_storage(
+    delivery: DeliveryHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fetch(*_: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    delivery.target({"kind": "directory", "path": str(delivery.shared)})
+    job = delivery.finished_job("production")
+    monkeypatch.setattr(stored_files, "fetch", fetch)
+    delivery.attempt_due()
+    row = delivery.delivery(job)
+    assert (row.state, row.error is None) == ("pending", False)
+    assert str(row.error).endswith("cannot be copied from storage to the sender: No space left on device")
