@@ -10,6 +10,9 @@ from worker.evaluations.summarize import Outcome
 
 MAX_EXAMPLES = 5  # rows in which base and adapter differ most
 MAX_CELL_CHARACTERS = 300
+ANSWERS = "failed: rows without an answer; empty: answers without text; cut: answers that ended at max_new_tokens."
+SCORES = "A score is the mean over the rows that have one; a difference, over the rows that have both."
+CONFUSION = "A line for each expected label of the evaluated rows, a column for each answer."
 
 
 def report(evaluation: Evaluation, summary: EvaluationSummary, outcome: Outcome, reference: str | None) -> str:
@@ -68,7 +71,7 @@ def _answers(summary: EvaluationSummary, models: Sequence[str]) -> list[str]:
         counts = getattr(summary.answers, model)
         tokens = "" if counts.tokens is None else f"{counts.tokens:,}"
         rows.append([model, counts.answered, counts.failed, counts.empty, counts.cut, tokens])
-    return ["## Answers", "", *_table(["model", "answered", "failed", "empty", "cut", "tokens"], rows), ""]
+    return ["## Answers", "", *_table(["model", "answered", "failed", "empty", "cut", "tokens"], rows), "", ANSWERS, ""]
 
 
 def _scores(summary: EvaluationSummary, models: Sequence[str]) -> list[str]:
@@ -85,7 +88,7 @@ def _scores(summary: EvaluationSummary, models: Sequence[str]) -> list[str]:
         ]
         for grader in summary.graders
     ]
-    return ["## Scores", "", *_table(columns, rows), ""]
+    return ["## Scores", "", *_table(columns, rows), "", SCORES, ""]
 
 
 def _details(grader: GraderSummary, models: Sequence[str]) -> list[str]:
@@ -94,8 +97,8 @@ def _details(grader: GraderSummary, models: Sequence[str]) -> list[str]:
         for model in models:
             matrix: ConfusionMatrix = getattr(grader.confusion, model)
             rows = [[label, *counts] for label, counts in zip(matrix.labels, matrix.counts, strict=True)]
-            lines += [f"### {grader.name}: labels answered by {model}", ""]
-            lines += [*_table(["expected", *matrix.labels, "(no label)"], rows), ""]
+            lines += [f"### {grader.name}: labels answered by {model}", "", CONFUSION, ""]
+            lines += [*_table(["expected", *matrix.labels, "(none of these)"], rows), ""]
     if grader.fields is not None:
         fields = [
             [each.field, each.rows, *(f"{getattr(each, model):.3f}" for model in models)] for each in grader.fields

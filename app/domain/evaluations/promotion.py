@@ -18,6 +18,9 @@ class DeliveryVerdict:
     reason: str
 
 
+REMEDY = "more rows narrow the interval, and a larger margin accepts more loss"
+
+
 def decide(promote_if: PromoteIf, grader: Mapping[str, Any], failed_rows: int) -> DeliveryVerdict:
     """Apply the condition to the summary of its grader.
 
@@ -28,16 +31,16 @@ def decide(promote_if: PromoteIf, grader: Mapping[str, Any], failed_rows: int) -
     if failed_rows:
         return DeliveryVerdict(False, f"{name} has no score for {failed_rows} rows, so it decides nothing")
     if difference is None or difference["low"] is None:
-        return DeliveryVerdict(False, f"{name} has too few rows for an interval")
+        return DeliveryVerdict(False, f"{name} has too few rows for an interval; evaluate more rows")
     base, adapter, low = grader["base"]["mean"], grader["adapter"]["mean"], difference["low"]
     means = f"{name}: adapter {adapter:.4g}, base {base:.4g}"
     if adapter < base:
         return DeliveryVerdict(False, f"{means}; the adapter is below the base")
-    bound = -promote_if.margin
+    bound = 0 - promote_if.margin  # -0.0 would be shown as -0
     interval = f"the interval of the difference begins at {low:+.4g}"
     if not low > bound:
-        return DeliveryVerdict(False, f"{means}; {interval}, which is not above {bound:+.4g}")
-    return DeliveryVerdict(True, f"{means}; {interval}, above {bound:+.4g}")
+        return DeliveryVerdict(False, f"{means}; {interval}, which is not above {bound:.4g}: {REMEDY}")
+    return DeliveryVerdict(True, f"{means}; {interval}, above {bound:.4g}")
 
 
 def delivery_verdict(

@@ -61,7 +61,7 @@ class ConfusionMatrix(SummaryPart):
     labels: Annotated[list[str], Field(description="The labels: the rows, and all columns but the last.")]
     counts: Annotated[
         list[list[int]],
-        Field(description="A row for each expected label; the last column counts answers that are no label."),
+        Field(description="A row for each expected label; the last column counts answers that are none of the labels."),
     ]
 
 

@@ -189,6 +189,7 @@ class TestSummary:
         report = harness.content(str(done.report_file_id)).decode()
         assert "**The adapter may be delivered**" in report
         assert "| exact (string_check) | 0.333 | 1.000 | +0.667" in report
+        assert "cut: answers that ended at max_new_tokens." in report
 
     def test_an_adapter_that_is_no_better_is_not_delivered(
         self, harness: WorkerHarness, ask: Ask, trained: Job, tmp_path: Path

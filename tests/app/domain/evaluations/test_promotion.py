@@ -33,6 +33,15 @@ def test_the_mean_and_the_lower_bound_decide(
     assert verdict.reason.startswith("exact")
 
 
+@pytest.mark.parametrize(("margin", "bound"), [(0.0, "0"), (0.02, "-0.02")])
+def test_a_refusal_names_the_bound_and_what_to_do(margin: float, bound: str) -> None:
+    verdict = decide(PromoteIf(grader="exact", margin=margin), grader(0.5, 0.5, -0.15), failed_rows=0)
+    assert verdict.reason == (
+        f"exact: adapter 0.5, base 0.5; the interval of the difference begins at -0.15, which is not above {bound}: "
+        "more rows narrow the interval, and a larger margin accepts more loss"
+    )
+
+
 def test_missing_scores_allow_nothing() -> None:
     verdict = decide(PromoteIf(grader="judge"), grader(0.1, 0.9, 0.5), failed_rows=3)
     assert (verdict.is_allowed, verdict.reason) == (False, "judge has no score for 3 rows, so it decides nothing")
