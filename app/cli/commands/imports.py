@@ -184,7 +184,9 @@ def _store_file(client: "Client", source: OpenAISource, state: ImportDirectory, 
     if "tunery_file" not in saved:
         saved = _save_file(source, state, file_id)
         path = state.file_path(file_id, saved["filename"])
-        saved["tunery_file"] = _find_uploaded(client, file_id, saved) or str(upload_with_progress(client, path)["id"])
+        saved["tunery_file"] = _find_uploaded(client, file_id, saved, path) or str(
+            upload_with_progress(client, path)["id"]
+        )
         state.save()
     if not saved.get("has_origin"):
         client.post(file_path(saved["tunery_file"]), {"origin": _origin(file_id, saved)})
@@ -204,12 +206,12 @@ def _outcome(error: CliError) -> ImportOutcome:
     return ImportOutcome.LATER if isinstance(error, TooManyRequests) else ImportOutcome.IMPOSSIBLE
 
 
-def _find_uploaded(client: "Client", file_id: str, saved: dict[str, Any]) -> str | None:
+def _find_uploaded(client: "Client", file_id: str, saved: dict[str, Any], path: Path) -> str | None:
     """The file here with this content: an earlier import was killed after the upload, or lost its state.
 
     A file with the origin of another one stays the other one's.
     """
-    facts = {key: saved[key] for key in ("filename", "bytes", "sha256")} | {"expires_at": None}
+    facts = {"filename": path.name, "bytes": saved["bytes"], "sha256": saved["sha256"], "expires_at": None}
     for each in client.get("files", purpose="fine-tune")["data"]:
         if facts.items() <= each.items() and (each.get("origin") or {}).get("id", file_id) == file_id:
             return str(each["id"])

@@ -165,15 +165,18 @@ class TestImport:
         assert local.read_bytes() == account.files["file-train"]
         assert len(tunery("files", "list", "--json").json) == 1
 
-    @pytest.mark.parametrize("name", ["..", "/", "../../x/tr\u00e4in .jsonl"])
-    def test_a_name_that_is_a_path_stays_in_the_directory(
-        self, bring: Tunery, account: StandInOpenAI, tmp_path: Path, name: str
+    @pytest.mark.parametrize("name", ["..", "/", "../../x/tr\u00e4in .jsonl", "[red]x[/red]<b>.jsonl"])
+    def test_a_name_that_is_a_path_stays_in_the_directory_and_is_found_again(
+        self, bring: Tunery, tunery: Tunery, account: StandInOpenAI, tmp_path: Path, name: str
     ) -> None:
         account.names["file-train"] = name
         done = bring("--model", "tiny")
         assert done.exit_code == 0, done.err
         (saved,) = (tmp_path / "saved" / "files" / "file-train").iterdir()
         assert saved.read_bytes() == account.files["file-train"]
+        (tmp_path / "saved" / "state.json").unlink()
+        bring("--model", "tiny")
+        assert len(tunery("files", "list", "--json").json) == 1
 
     def test_two_equal_files_are_two_files(self, bring: Tunery, tunery: Tunery, account: StandInOpenAI) -> None:
         account.add_file("file-copy")
