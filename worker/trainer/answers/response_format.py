@@ -37,7 +37,7 @@ class JsonSchemas:
     """The schemas that answers of one base model can obey."""
 
     def __init__(self, renderer: Renderer, vocabulary: int) -> None:
-        """`vocabulary` is the number of scores. Takes a second for 150,000 tokens. Raises SchemaRefused."""
+        """`vocabulary` is the number of scores. Reading a tokenizer takes about a second. Raises SchemaRefused."""
         from llguidance import LLTokenizer  # 40 ms, which most answers do not need
 
         if not renderer.stop_ids:
