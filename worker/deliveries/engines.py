@@ -205,10 +205,10 @@ class EngineTarget(ABC):
         entry = self._compatibility(delivery)
         if not entry.get("ok", True):
             reasons = "; ".join(entry["reasons"])
-            instead = f"{entry['instead']['path']} {json.dumps(entry['instead']['body'])}"
-            raise DeliveryRefused(
-                f"{self.engine.name} does not serve this adapter: {reasons}. Make a merged model: POST {instead}"
-            )
+            remedy = "Merge it with PEFT: merge_and_unload()"
+            if instead := entry["instead"]:
+                remedy = f"Make a merged model: POST {instead['path']} {json.dumps(instead['body'])}"
+            raise DeliveryRefused(f"{self.engine.name} does not serve this adapter: {reasons}. {remedy}")
 
     def _compatibility(self, delivery: AdapterDelivery) -> Mapping[str, Any]:
         """The engine's entry of the manifest; empty if it has none."""

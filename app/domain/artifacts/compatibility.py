@@ -45,7 +45,9 @@ class EngineCompatibility(BaseModel):
     reasons: list[str] = Field(description="Why not; empty if `ok`.")
     flags: list[str] = Field(description="Options of the engine's server that the adapter needs; empty unless `ok`.")
     notes: list[str] = Field(description="What else to observe: earlier releases, names, limits of the engine.")
-    instead: MergedExport | None = Field(description="What to serve instead; null if `ok`.")
+    instead: MergedExport | None = Field(
+        description="What to serve instead; null if `ok`, and for adapted experts, which only PEFT merges."
+    )
 
 
 class Compatibility(BaseModel):
@@ -72,7 +74,7 @@ def compatibility(lora: LoraSpec, job_id: str, of_base: Collection[Feature] = ()
             reasons=[problem.rule.sentence for problem in problems],
             flags=[] if problems else flags,
             notes=[] if problems else earlier + notes,
-            instead=_merged_export(job_id, engine) if problems else None,
+            instead=_merged_export(job_id, engine) if problems and not lora.target_parameters else None,
         )
 
     rank = largest_rank(lora)

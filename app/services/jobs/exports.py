@@ -54,6 +54,7 @@ def create(
     kind, checkpoint_name = _parse(body)
     checkpoint = select_checkpoint(session, job, checkpoint_name, "export")
     base = _require_base_model(session, job, checkpoint)
+    _require_mergeable(job, checkpoint)
     if kind.type == ExportType.GGUF_ADAPTER:
         _require_plain_lora(job, checkpoint)
     existing = exports.lock_current(session, checkpoint.name, kind)
@@ -143,10 +144,24 @@ def _require_base_model(session: Session, job: Job, checkpoint: Checkpoint) -> B
     return base
 
 
+def _require_mergeable(job: Job, checkpoint: Checkpoint) -> None:
+    """Raises BadRequest for an adapter of experts, which a worker could neither merge nor convert."""
+    if _lora_of(job, checkpoint).target_parameters:
+        raise BadRequest(
+            "This adapter adapts experts (lora.target_parameters), and no export contains them. PEFT merges it: "
+            "PeftModel.from_pretrained(base, adapter).merge_and_unload().",
+            None,
+            "unsupported_value",
+        )
+
+
+def _lora_of(job: Job, checkpoint: Checkpoint) -> LoraSpec:
+    return LoraSpec.model_validate(checkpoint.manifest.get("lora") or job.spec["lora"])
+
+
 def _require_plain_lora(job: Job, checkpoint: Checkpoint) -> None:
     """Raises BadRequest for an adapter that llama.cpp cannot use beside its base."""
-    lora = LoraSpec.model_validate(checkpoint.manifest.get("lora") or job.spec["lora"])
-    if problem := gguf_adapter_problem(lora):
+    if problem := gguf_adapter_problem(_lora_of(job, checkpoint)):
         raise BadRequest(f'type: {problem}: {{"type": "{ExportType.GGUF}"}}.', "type", "unsupported_value")
 
 

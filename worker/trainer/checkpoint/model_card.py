@@ -123,6 +123,13 @@ With Tunery installed, each of these commands writes `MODEL_DIRECTORY`: the base
 - `python -m worker.trainer.merge BASE_DIRECTORY ADAPTER_DIRECTORY MODEL_DIRECTORY` merges this directory.
 
 """
+MERGE_EXPERTS = """\
+### Merge it
+
+The adapter adapts experts, which PEFT merges into the base model, and no other program that was tried: after
+`model = model.merge_and_unload()` in the block above, `model.save_pretrained("MODEL_DIRECTORY")` writes the model.
+
+"""
 MERGED_SERVING = """\
 ```sh
 vllm serve MODEL_DIRECTORY
@@ -170,7 +177,7 @@ def model_card(manifest: Mapping[str, Any]) -> str:
         ),
         vllm="" if reasons[Engine.VLLM] else VLLM.format(rank=vllm_max_lora_rank(lora)),
         llama_cpp="" if reasons[Engine.LLAMA_CPP] else LLAMA_CPP,
-        merge=MERGE + MERGED_SERVING,
+        merge=MERGE_EXPERTS if lora.target_parameters else MERGE + MERGED_SERVING,
         settings=json.dumps({key: manifest[key] for key in SETTINGS if key in manifest}, indent=2),
     )
 

@@ -76,6 +76,11 @@ def test_a_base_model_whose_class_vllm_serves_without_lora_is_refused_there_alon
     assert found.vllm.reasons == ["Refused: vLLM serves this base model's class without LoRA (read)"]
 
 
+def test_no_request_merges_an_adapter_of_experts() -> None:
+    found = compatibility(spec(target_parameters=["experts.down_proj"]), "ftjob-1")
+    assert (found.vllm.ok, found.vllm.instead) == (found.ollama.ok, found.ollama.instead) == (False, None)
+
+
 @pytest.mark.parametrize(
     ("name", "target", "words"),
     [

@@ -180,6 +180,18 @@ class TestAsking:
         assert '{"type": "gguf"}' in error["message"]
         assert ask(client, succeeded, type="gguf")["status"] == "queued"
 
+    @pytest.mark.parametrize("kind", ["merged", "gguf", "gguf_adapter"])
+    def test_of_an_adapter_of_experts_is_refused_at_once(
+        self, client: TestClient, succeeded: Job, sessions: Sessions, kind: str
+    ) -> None:
+        lora = {"r": 16, "alpha": 32, "target_modules": ["q_proj"], "target_parameters": ["experts.down_proj"]}
+        with transaction(sessions) as session:
+            for checkpoint in checkpoints.kept(session, succeeded.id):
+                checkpoint.manifest = checkpoint.manifest | {"lora": lora}
+        answer = client.post(path(succeeded), json={"type": kind})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unsupported_value")
+        assert "merge_and_unload" in answer.json()["error"]["message"]
+
     def test_of_a_job_without_a_result_is_refused(
         self, client: TestClient, sessions: Sessions, storage: LocalStorage, project: Project, base_model: str
     ) -> None:
