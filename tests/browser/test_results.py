@@ -13,7 +13,7 @@ from app.db.jobs import exports
 from app.db.jobs.claims import Lease
 from app.db.tables import ApiKey, Job
 from app.services.jobs import jobs
-from tests.browser.conftest import Open
+from tests.browser.conftest import NARROW, Open
 from tests.browser.test_screens import require_accessible
 from tests.browser.world import MODEL, World
 from tests.factories import WORKER, make_checkpoint, make_file, make_job, make_project
@@ -74,6 +74,8 @@ def test_a_key_without_a_scope_is_not_offered_what_needs_it(open_page: Open, wor
     page = open_page(f"/jobs/{world.jobs['paused']}", key=reader)
     url = page.url.removesuffix(f"/jobs/{world.jobs['paused']}")
     expect(page.get_by_text("read only")).to_be_visible()
+    page.set_viewport_size(NARROW)
+    require_accessible(page)  # the mark has its place beside the project
     expect(page.get_by_role("heading", name="night-run")).to_be_visible()
     for name in ("Resume", "Cancel job"):
         expect(page.get_by_role("button", name=name)).to_have_count(0)

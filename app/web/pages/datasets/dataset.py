@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
@@ -23,6 +24,7 @@ REPORT_SECONDS = 120.0
 PREVIEW_ROWS = 5
 MAX_FILES = 100
 MAX_LINES = 20  # of a warning
+LINE_NUMBER = re.compile("[1-9][0-9]{0,11}")
 
 Json = dict[str, Any]
 OpenLine = Callable[[int], Awaitable[None]]
@@ -67,7 +69,7 @@ class DatasetPage:
         with card("Rows as chats") as rows:
             self._opened = tag("div", tabindex="-1")
             await show_rows(self._view.api, self._file_id, rows)
-        if (line := self._view.query("line")).isdecimal():
+        if LINE_NUMBER.fullmatch(line := self._view.query("line")):
             ui.timer(0.05, lambda: self._open_line(int(line)), once=True)
 
     async def _build_choices(self) -> None:

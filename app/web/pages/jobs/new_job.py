@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from nicegui import ui
 
-from app.web.api_client import ApiError
+from app.web.api_client import ApiClient, ApiError
 from app.web.components.elements import busy, button, card, code_block, facts, link, note, pill, tabs, tag
 from app.web.components.forms import Field, checkbox, select_field, text_area, text_field
 from app.web.formatting import clean, clean_lines, count, counted, duration, size
@@ -42,9 +42,18 @@ async def build(view: View) -> None:
     source = quote(view.query("repair") or view.query("clone"), safe="")
     prefilled = Prefilled({"training_file": view.query("file")})
     if source:
-        job = await view.api.get(f"fine_tuning/jobs/{source}")
+        job = await with_evaluation(view.api, await view.api.get(f"fine_tuning/jobs/{source}"))
         prefilled = job_form.repaired(job) if view.query("repair") else job_form.from_job(job)
     await NewJob(view, prefilled).build()
+
+
+async def with_evaluation(api: ApiClient, job: Json) -> Json:
+    """The job with the evaluation of its request; the request of a clone has only what differs from its original."""
+    origin = job
+    while origin["cloned_from"] and "evaluation" not in (origin["request"] or {}):
+        origin = await api.get(f"fine_tuning/jobs/{origin['cloned_from']}")
+    evaluation = {name: value for name, value in (origin["request"] or {}).items() if name == "evaluation"}
+    return job | {"request": (job["request"] or {}) | evaluation}
 
 
 class NewJob:
@@ -305,5 +314,6 @@ def _expected_start(queue: Json | None) -> str:
     if workers["busy"] < workers["alive"] and not waiting:
         return "at once"
     ends = [one["expected_finish"] for one in queue["running"]]
-    first = f", first worker free in {duration(max(min(ends) - time.time(), 0))}" if ends else ""
+    seconds = min(ends) - time.time() if ends else 0.0
+    first = f", first worker free in {duration(seconds)}" if seconds > 5 else ", first worker free soon" if ends else ""
     return f"after {counted(waiting, 'queued job')}{first}"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from app.web.pages.datasets.dataset import length_facts
+import pytest
+
+from app.web.pages.datasets.dataset import LINE_NUMBER, length_facts
 
 REPORT: dict[str, Any] = {
     "tokens": {"total": 4_000, "trained": 1_000, "lengths": {"median": 40, "p99": 90, "max": 100}},
@@ -12,6 +14,12 @@ REPORT: dict[str, Any] = {
     "duplicates": {"rows": 1},
     "coverage": {"complete": True, "rows": 100, "tokenized_rows": 100},
 }
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "", "x", "9" * 5_000, "\u0663"])
+def test_no_line_is_opened_that_no_file_has(text: str) -> None:
+    assert LINE_NUMBER.fullmatch(text) is None
+    assert LINE_NUMBER.fullmatch("49999")
 
 
 def test_a_whole_file_has_the_tokens_of_an_epoch() -> None:
