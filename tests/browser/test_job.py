@@ -243,7 +243,7 @@ def test_a_paused_job_is_resumed(open_page: Open, world: World) -> None:
     page = open_page(f"/jobs/{world.jobs['paused']}")
     expect(page.get_by_text("Paused at step 25.")).to_be_visible()
     page.get_by_role("button", name="Resume").click()
-    expect(page.get_by_text("The files are valid.")).to_be_visible()
+    expect(page.get_by_text("Interrupted at step 25; it continues by itself.")).to_be_visible()
 
 
 def test_an_unknown_job_is_named(open_page: Open) -> None:

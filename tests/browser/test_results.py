@@ -117,7 +117,7 @@ def test_a_dialog_is_opened_and_closed_by_the_keyboard(open_page: Open, world: W
     expect(dialog).to_be_visible()
     page.wait_for_function("document.activeElement.closest('[role=dialog]')")  # it moves there after the transition
     page.keyboard.press("Tab")
-    expect(dialog.get_by_label("Type")).to_be_focused()
+    expect(dialog.get_by_label("Checkpoint")).to_be_focused()
     page.keyboard.press("Escape")
     expect(dialog).to_have_count(0)
     expect(opener).to_be_focused()

@@ -163,7 +163,7 @@ def _fill(
         queued = factories.make_job(session, project, tickets, MODEL, suffix=f"sweep-lr-{number + 1}")
         factories.validate_job(session)
         made[f"queued-{number}"] = queued
-    factories.forecast_queue(session, WorkerSlot(worker_capacity(ABOUT_WORKER), 190.0, project.id))
+    factories.forecast_queue(session, WorkerSlot(worker_capacity(ABOUT_WORKER), 3_200.0, project.id))
     made["cancelled"] = _cancelled(session, project, tickets)
     _add_results(session, made["succeeded"], held_out, engine)
     _add_exports(session, storage, project, made["succeeded"])
@@ -246,7 +246,14 @@ def hostile_jsonl() -> bytes:
 
 
 def append_steps(
-    session: Session, job: Job, first: int, last: int, total: int, start_loss: float, validate_every: int = 0
+    session: Session,
+    job: Job,
+    first: int,
+    last: int,
+    total: int,
+    start_loss: float,
+    validate_every: int = 0,
+    step_seconds: float = 1.2,
 ) -> None:
     """Metrics of steps as a trainer sends them: a falling, noisy curve."""
     noise = random.Random(total)
@@ -256,7 +263,8 @@ def append_steps(
             "step": step, "total_steps": total, "train_loss": loss, "train_mean_token_accuracy": 1 - loss / 4,
             "learning_rate": 2e-4 * (1 - step / total), "grad_norm": 0.5 + noise.random(), "epoch": 3 * step / total,
             "labelled_tokens": 300, "num_tokens": 900 * step, "tokens_per_second": 880 + noise.uniform(-60, 60),
-            "eta_seconds": (total - step) * 1.2, "estimated_finish": time.time() + (total - step) * 1.2,
+            "eta_seconds": (total - step) * step_seconds,
+            "estimated_finish": time.time() + (total - step) * step_seconds,
             "peak_memory_bytes": int(1.1 * GB),
         }  # fmt: skip
         if validate_every and step % validate_every == 0:
@@ -319,7 +327,7 @@ def _finished(
 
 def _running(session: Session, project: Project, file: File, validation_file: File) -> Job:
     job = _start(session, project, file, suffix="support-bot-v4", validation_file=validation_file)
-    append_steps(session, job, 1, 140, 300, 2.2, validate_every=20)
+    append_steps(session, job, 1, 140, 300, 2.2, validate_every=20, step_seconds=20.0)  # longer than all tests
     job.lease_expires_at = datetime.now(UTC) + timedelta(days=1)
     logs.put(session, job.id, project.id, job.attempt, LOG, 0)
     return job

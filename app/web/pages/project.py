@@ -218,3 +218,5 @@ async def show_audit(view: View, project_id: str | None) -> None:
     )
     tag("h2", "Audit log")
     DataTable("Audit log", columns, rows)
+    if page["has_more"]:
+        tag("p", f"The newest {MAX_ROWS} entries; all: tunery audit list", "t-muted")
