@@ -28,10 +28,10 @@ def product(left_M_N: torch.Tensor, right_N_P: torch.Tensor) -> torch.Tensor:
 
 
 def linear(x_T_K: torch.Tensor, weight_D_K: torch.Tensor, bias_D: torch.Tensor | None) -> torch.Tensor:
-    """Return x W^T + bias in the dtype of x."""
+    """Return x W^T + bias in the dtype of x, which may have a batch dimension too."""
     if not _is_slow(x_T_K):
         return F.linear(x_T_K, weight_D_K, bias_D)
-    y_T_D = product(x_T_K, weight_D_K.t())
+    y_T_D = product(x_T_K.flatten(0, -2), weight_D_K.t()).reshape(*x_T_K.shape[:-1], -1)
     return y_T_D if bias_D is None else y_T_D.add_(bias_D)
 
 

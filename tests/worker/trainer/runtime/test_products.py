@@ -34,3 +34,10 @@ def test_float32_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "_is_emulated", pytest.fail)
     ones = torch.ones(2, 2)
     assert torch.equal(product(ones, ones), 2 * ones)
+
+
+@pytest.mark.usefixtures("is_emulated")
+def test_a_batch_of_rows_keeps_its_shape() -> None:
+    x_B_T_K, weight_D_K = torch.ones(2, 3, 100, dtype=torch.bfloat16), torch.ones(30, 100, dtype=torch.bfloat16)
+    y_B_T_D = linear(x_B_T_K, weight_D_K, torch.ones(30, dtype=torch.bfloat16))
+    assert torch.equal(y_B_T_D, torch.full((2, 3, 30), 101, dtype=torch.bfloat16))
