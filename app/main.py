@@ -8,7 +8,6 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
@@ -68,6 +67,7 @@ from app.services.operations.health import HealthChecks
 from app.settings import Settings, load_settings
 from app.storage import Storage, open_storage
 from app.system.cpu_info import usable_cores
+from app.telemetry.metrics import own_version
 from app.telemetry.tracing import configure_tracing
 from app.trial_queue import TrialQueue
 
@@ -127,7 +127,7 @@ def create_app(
     """
     app = FastAPI(
         title="Tunery",
-        version=_version(),
+        version=own_version(),
         lifespan=_lifespan,
         openapi_url=None,
         docs_url=None,
@@ -223,10 +223,3 @@ def _prepare(app_state: AppState, host: str) -> None:
     if app_state.settings.admin_key_file is not None:
         ensure_first_key(app_state.sessions, app_state.settings.admin_key_file)
     bootstrap_guard.require_api_key(app_state.sessions, host)
-
-
-def _version() -> str:
-    try:
-        return version("tunery")
-    except PackageNotFoundError:  # run from a checkout that was not installed
-        return "0+unknown"

@@ -10,6 +10,7 @@ import array
 import json
 import random
 import struct
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ def make_tiny_base(directory: Path, *, seed: int = 0, **config: Any) -> Path:
     _write_json(directory / "config.json", merged)
     generation = {key: value for key, value in merged.items() if key.endswith("_id")}
     _write_json(directory / "generation_config.json", generation)
-    _write_weights(directory / "model.safetensors", merged, random.Random(seed))
+    shapes = tuple((name, tuple(shape)) for name, shape in _shapes(merged).items())
+    (directory / "model.safetensors").write_bytes(_weights(shapes, seed))
     write_tokenizer(directory)
     return directory
 
@@ -91,16 +93,19 @@ def _chat(number: int, rng: random.Random) -> dict[str, Any]:
     }
 
 
-def _write_weights(path: Path, config: dict[str, Any], rng: random.Random) -> None:
+@lru_cache(maxsize=8)
+def _weights(shapes: tuple[tuple[str, tuple[int, ...]], ...], seed: int) -> bytes:
+    """The random tensors of these shapes, as a safetensors file. Hundreds of tests have the same."""
+    rng = random.Random(seed)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     blob = bytearray()
-    for name, shape in _shapes(config).items():
+    for name, shape in shapes:
         data = _bfloat16(_values(shape, rng))
         header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [len(blob), len(blob) + len(data)]}
         blob += data
     head = json.dumps(header, separators=(",", ":")).encode()
     head += b" " * (-len(head) % 8)
-    path.write_bytes(struct.pack("<Q", len(head)) + head + blob)
+    return struct.pack("<Q", len(head)) + head + blob
 
 
 def _shapes(config: dict[str, Any]) -> dict[str, list[int]]:
@@ -126,7 +131,7 @@ def _shapes(config: dict[str, Any]) -> dict[str, list[int]]:
     return shapes
 
 
-def _values(shape: list[int], rng: random.Random) -> array.array[float]:
+def _values(shape: tuple[int, ...], rng: random.Random) -> array.array[float]:
     if len(shape) == 1:
         return array.array("f", (1 + 0.1 * rng.uniform(-1, 1) for _ in range(shape[0])))
     bound = (3 / shape[1]) ** 0.5  # uniform with variance 1 / fan-in: activations keep their size

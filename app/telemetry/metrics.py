@@ -6,6 +6,7 @@ A counter costs about a microsecond. Labels have few values: route templates, re
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from itertools import product
 
@@ -109,6 +110,7 @@ def begin(metric: Counter | Histogram, *values: Iterable[str]) -> None:
         metric.labels(*labels)
 
 
+@cache
 def own_version() -> str:
     try:
         return version("tunery")

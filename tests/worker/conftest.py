@@ -11,7 +11,9 @@ from app.db.engine import transaction
 from app.db.tables import Project
 from app.settings import Settings
 from tests.factories import make_base_model
+from tests.kept_engines import kept_engines
 from tests.worker.worker_harness import DEADLINE_SECONDS, StepLog, WorkerHarness
+from worker.node import resources as module_of_resources
 from worker.node.resources import Resources, open_resources
 
 
@@ -39,7 +41,8 @@ def settings(settings: Settings) -> Settings:
 
 @pytest.fixture
 def resources(settings: Settings) -> Iterator[Resources]:
-    resources = open_resources(settings)
+    with kept_engines(module_of_resources):
+        resources = open_resources(settings)
     yield resources
     resources.close()
 

@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from app.cli.client import database
 from app.cli.main import app as command_line
 from app.db.engine import Sessions, transaction
 from app.db.tables import Job, Project
 from app.storage import LocalStorage
 from tests.app.cli.trained import make_trained_job
 from tests.factories import make_base_model
+from tests.kept_engines import kept_engines
 from tests.serving import LiveServer
 
 
@@ -59,12 +61,13 @@ def bare_tunery() -> Tunery:
 @pytest.fixture
 def tunery(
     bare_tunery: Tunery, live_server: LiveServer, api_key: str, database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> Tunery:
+) -> Iterator[Tunery]:
     """The command of somebody who has the address, a key of the project `default`, and the database."""
     monkeypatch.setenv("TUNERY_BASE_URL", live_server.root)
     monkeypatch.setenv("TUNERY_API_KEY", api_key)
     monkeypatch.setenv("DATABASE_URL", database_url)
-    return bare_tunery
+    with kept_engines(database):
+        yield bare_tunery
 
 
 @pytest.fixture

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
-from sqlalchemy import event, func, text, update
+from sqlalchemy import Engine, event, func, text, update
 
 from app.db.engine import Sessions, transaction
 from app.db.files import files
@@ -30,11 +32,16 @@ def find(
 @pytest.mark.usefixtures("base_model")
 class TestExistingRows:
     def test_everything_is_found_in_one_statement(
-        self, sessions: Sessions, project: Project, file_ids: tuple[str, str]
+        self, engine: Engine, sessions: Sessions, project: Project, file_ids: tuple[str, str]
     ) -> None:
         sent: list[str] = []
-        event.listen(sessions.kw["bind"], "before_cursor_execute", lambda *arguments: sent.append(arguments[2]))
+
+        def note(*arguments: Any) -> None:
+            sent.append(arguments[2])
+
+        event.listen(engine, "before_cursor_execute", note)
         found = find(sessions, project, *file_ids)
+        event.remove(engine, "before_cursor_execute", note)
         assert len(sent) == 1
         assert found.training_file is not None
         assert found.validation_file is not None
