@@ -62,6 +62,12 @@ def make_spec(base: Path, training_file: Path, **changes: Any) -> TrainerSpec:
     return TrainerSpec.model_validate(spec)
 
 
+def float32_spec(base: Path, training_file: Path, **changes: Any) -> TrainerSpec:
+    """The same in float32, for tests of what depends on no dtype: a processor that emulates bfloat16 takes twice as
+    long for it."""
+    return make_spec(base, training_file, **{"quantization": FLOAT32} | changes)
+
+
 HYPERPARAMETERS = {
     "n_epochs": 2,
     "batch_size": 4,

@@ -15,7 +15,7 @@ from app.domain.jobs.events import CheckpointSaved, Command, Done, Message, Metr
 from app.domain.jobs.spec import JobSpec, TrainerSpec
 from app.domain.jobs.states import ExitCode, Reason
 from app.system.model_files import read_catalog_entry
-from tests.worker.trainer.helpers import RecordLog, failure, final_adapter, make_spec, run_trainer
+from tests.worker.trainer.helpers import RecordLog, failure, final_adapter, float32_spec, run_trainer
 from worker.trainer.training import step_actions
 
 STEPS = 6  # two epochs of three
@@ -55,7 +55,7 @@ class TestAtTheEnd:
     def test_it_is_saved_before_the_result_if_space_is_reserved(
         self, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
-        spec = make_spec(tiny, examples)
+        spec = float32_spec(tiny, examples)
         code, log = run_trainer(spec, reserve(tmp_path / "a"))
         assert (code, kept(log)) == (ExitCode.DONE, (STEPS, True))
         assert not (tmp_path / "a" / RESERVED_SPACE_FILE).exists()
@@ -67,9 +67,11 @@ class TestAtTheEnd:
         self, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
         changes = {"validation_file": examples, "promote_best": True, "dropout": 0.2}
-        _, first = run_trainer(make_spec(tiny, examples, **changes), reserve(tmp_path / "a"))
+        _, first = run_trainer(float32_spec(tiny, examples, **changes), reserve(tmp_path / "a"))
         snapshot = tmp_path / "a" / first.of(SnapshotSaved)[-1].directory
-        code, again = run_trainer(make_spec(tiny, examples, resume_from=snapshot, **changes), reserve(tmp_path / "b"))
+        code, again = run_trainer(
+            float32_spec(tiny, examples, resume_from=snapshot, **changes), reserve(tmp_path / "b")
+        )
         assert code == ExitCode.DONE
         assert (again.of(Started)[0].start_step, again.of(Metric)) == (STEPS, [])
         one, other = final_adapter(first, tmp_path / "a"), final_adapter(again, tmp_path / "b")
@@ -81,26 +83,26 @@ class TestOnAFullDisk:
     def test_a_checkpoint_that_does_not_fit_ends_the_run_and_the_last_step_is_saved(
         self, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
-        _, log = run_trainer(make_spec(tiny, examples), reserve(tmp_path / "a"))
+        _, log = run_trainer(float32_spec(tiny, examples), reserve(tmp_path / "a"))
         assert failure(log).reason == Reason.STORAGE_FULL
         assert (kept(log), len(log.of(Metric))) == ((3, True), 3)
         warnings = [message.message for message in log.of(Message) if message.level == "warn"]
         assert "The checkpoint of step 3 could not be saved: the disk is full." in warnings
 
     def test_so_does_a_snapshot(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
-        _, log = run_trainer(make_spec(tiny, examples, snapshot_interval_seconds=0), reserve(tmp_path / "a"))
+        _, log = run_trainer(float32_spec(tiny, examples, snapshot_interval_seconds=0), reserve(tmp_path / "a"))
         assert failure(log).reason == Reason.STORAGE_FULL
         assert kept(log) == (1, True)
 
     def test_so_does_the_result(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
-        _, log = run_trainer(make_spec(tiny, examples, n_epochs=1), reserve(tmp_path / "a"))
+        _, log = run_trainer(float32_spec(tiny, examples, n_epochs=1), reserve(tmp_path / "a"))
         assert failure(log).reason == Reason.STORAGE_FULL
         assert (kept(log), log.of(Done), log.of(CheckpointSaved)) == ((3, True), [], [])
 
     def test_a_pause_saves_its_step_although_the_checkpoint_does_not_fit(
         self, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
-        _, log = run_trainer(make_spec(tiny, examples), reserve(tmp_path / "a"), stop_at=(2, Command.PAUSE))
+        _, log = run_trainer(float32_spec(tiny, examples), reserve(tmp_path / "a"), stop_at=(2, Command.PAUSE))
         assert failure(log).reason == Reason.STORAGE_FULL
         assert kept(log) == (2, True)
 
@@ -119,7 +121,7 @@ class TestOnAFullDisk:
 def test_the_reserved_space_is_enough_and_not_much_more(
     tiny: Path, examples: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    spec = make_spec(tiny, examples, validation_file=examples, eval_steps=1, max_steps=2, **changes)
+    spec = float32_spec(tiny, examples, validation_file=examples, eval_steps=1, max_steps=2, **changes)
     code, log = run_trainer(spec, reserve(tmp_path / "a"))
     assert (code, kept(log)) == (ExitCode.DONE, (2, True))
     snapshot = tmp_path / "a" / log.of(SnapshotSaved)[-1].directory

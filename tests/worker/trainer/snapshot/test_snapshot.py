@@ -16,7 +16,7 @@ from app.domain.jobs.states import ExitCode, Reason
 from app.system import artifact_directory
 from app.system.cpu_info import cpu_name
 from tests.tiny import CHAT_TEMPLATE, make_tiny_base, make_tiny_dataset
-from tests.worker.trainer.helpers import RecordLog, failure, final_adapter, make_spec, run_trainer, slow_but
+from tests.worker.trainer.helpers import RecordLog, failure, final_adapter, float32_spec, run_trainer, slow_but
 from worker.trainer.runtime.stop import StopRequests
 from worker.trainer.training.run import run
 
@@ -49,7 +49,7 @@ def drained_at(step: int, tiny: Path, examples: Path, workdir: Path, **changes: 
     key = repr((step, tiny, examples, changes))
     if key not in DRAINED:
         first = examples.parent / f"drained-{len(DRAINED)}"
-        code, log = run_trainer(make_spec(tiny, examples, **changes), first, stop_at=(step, Command.DRAIN))
+        code, log = run_trainer(float32_spec(tiny, examples, **changes), first, stop_at=(step, Command.DRAIN))
         assert code == ExitCode.DRAINED
         DRAINED[key] = (first, snapshot_of(log, first).relative_to(first))
     first, snapshot = DRAINED[key]
@@ -63,9 +63,9 @@ class TestResume:
         self, tiny: Path, examples: Path, tmp_path: Path, step: int
     ) -> None:
         changes = {"dropout": 0.2, "validation_file": examples, "batch_size": 4}
-        _, whole = run_trainer(make_spec(tiny, examples, **changes), tmp_path / "whole")
+        _, whole = run_trainer(float32_spec(tiny, examples, **changes), tmp_path / "whole")
         snapshot = drained_at(step, tiny, examples, tmp_path / "first", **changes)
-        code, second = run_trainer(make_spec(tiny, examples, resume_from=snapshot, **changes), tmp_path / "second")
+        code, second = run_trainer(float32_spec(tiny, examples, resume_from=snapshot, **changes), tmp_path / "second")
         assert code == 0
         assert second.losses == whole.losses[step:]
         assert second.last.trained_tokens == whole.last.trained_tokens
@@ -77,13 +77,13 @@ class TestResume:
 
     def test_started_reports_the_step_from_which_it_resumes(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         snapshot = drained_at(2, tiny, examples, tmp_path / "a")
-        _, log = run_trainer(make_spec(tiny, examples, resume_from=snapshot), tmp_path / "b")
+        _, log = run_trainer(float32_spec(tiny, examples, resume_from=snapshot), tmp_path / "b")
         assert log.of(Started)[0].start_step == 2
         assert [metric.step for metric in log.of(Metric)] == [3, 4, 5, 6]
 
     def test_the_plan_of_the_first_attempt_is_kept(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         snapshot = drained_at(2, tiny, examples, tmp_path / "a", threads=1)
-        _, log = run_trainer(make_spec(tiny, examples, resume_from=snapshot, threads=2), tmp_path / "b")
+        _, log = run_trainer(float32_spec(tiny, examples, resume_from=snapshot, threads=2), tmp_path / "b")
         assert log.of(Started)[0].threads == 1
 
     def test_another_version_of_a_library_is_allowed_with_a_warning(
@@ -91,7 +91,7 @@ class TestResume:
     ) -> None:
         snapshot = drained_at(2, tiny, examples, tmp_path / "a")
         monkeypatch.setattr("worker.trainer.checkpoint.provenance.version", lambda package: "9.9")
-        code, log = run_trainer(make_spec(tiny, examples, resume_from=snapshot), tmp_path / "b")
+        code, log = run_trainer(float32_spec(tiny, examples, resume_from=snapshot), tmp_path / "b")
         assert code == 0
         (message,) = log.of(Message)
         assert message.level == "warn"
@@ -103,13 +103,13 @@ class TestResume:
     def test_from_a_gpu_to_a_cpu_the_generator_is_seeded_again_with_a_warning(
         self, tiny: Path, examples: Path, tmp_path: Path, dropout: float, how: str
     ) -> None:
-        _, whole = run_trainer(make_spec(tiny, examples, dropout=dropout), tmp_path / "whole")
+        _, whole = run_trainer(float32_spec(tiny, examples, dropout=dropout), tmp_path / "whole")
         snapshot = drained_at(2, tiny, examples, tmp_path / "a", dropout=dropout)
         manifest, state = artifact_directory.verify(snapshot), load_file(snapshot / "state.safetensors")
         save_file(state | {"random/dropout": torch.zeros(16, dtype=torch.uint8)}, snapshot / "state.safetensors")
         manifest["choices"]["device"] = "cuda (NVIDIA H100)"
         artifact_directory.write_manifest(snapshot, manifest)
-        code, log = run_trainer(make_spec(tiny, examples, resume_from=snapshot, dropout=dropout), tmp_path / "b")
+        code, log = run_trainer(float32_spec(tiny, examples, resume_from=snapshot, dropout=dropout), tmp_path / "b")
         assert code == ExitCode.DONE
         assert log.of(Message)[0].message.endswith(how)
         assert (log.losses == whole.losses[2:]) == (not dropout)
@@ -119,7 +119,7 @@ class TestResume:
     ) -> None:
         snapshot = drained_at(2, tiny, examples, tmp_path / "a")
         monkeypatch.setattr("worker.trainer.runtime.device.cpu_name", lambda: "Another CPU")
-        code, log = run_trainer(make_spec(tiny, examples, resume_from=snapshot), tmp_path / "b")
+        code, log = run_trainer(float32_spec(tiny, examples, resume_from=snapshot), tmp_path / "b")
         assert code == 0
         (message,) = log.of(Message)
         assert message.level == "warn"
@@ -140,34 +140,34 @@ class TestResume:
         self, tiny: Path, examples: Path, tmp_path: Path, changes: dict[str, Any], named: str
     ) -> None:
         snapshot = drained_at(1, tiny, examples, tmp_path / "a")
-        code, log = run_trainer(make_spec(tiny, examples, resume_from=snapshot, **changes), tmp_path / "b")
+        code, log = run_trainer(float32_spec(tiny, examples, resume_from=snapshot, **changes), tmp_path / "b")
         assert (code, failure(log).reason) == (ExitCode.BAD_SPEC, Reason.INVALID_SPEC)
         assert named in failure(log).message
 
     def test_changed_data_is_refused_by_name(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         snapshot = drained_at(1, tiny, examples, tmp_path / "a")
         other = make_tiny_dataset(tmp_path / "other.jsonl", 12, seed=5)
-        _, log = run_trainer(make_spec(tiny, other, resume_from=snapshot), tmp_path / "b")
+        _, log = run_trainer(float32_spec(tiny, other, resume_from=snapshot), tmp_path / "b")
         assert "training_file_sha256" in failure(log).message
 
     def test_another_tokenizer_is_refused_by_name(self, examples: Path, tmp_path: Path) -> None:
         base = make_tiny_base(tmp_path / "base")
         snapshot = drained_at(1, base, examples, tmp_path / "a")
         (base / "chat_template.jinja").write_text(CHAT_TEMPLATE.replace("\\n", " "))
-        _, log = run_trainer(make_spec(base, examples, resume_from=snapshot), tmp_path / "b")
+        _, log = run_trainer(float32_spec(base, examples, resume_from=snapshot), tmp_path / "b")
         assert "tokenizer_sha256.chat_template.jinja was" in failure(log).message
 
     def test_another_base_is_refused_by_name(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         snapshot = drained_at(1, tiny, examples, tmp_path / "a")
         other = make_tiny_base(tmp_path / "base", seed=1)
-        _, log = run_trainer(make_spec(other, examples, resume_from=snapshot), tmp_path / "b")
+        _, log = run_trainer(float32_spec(other, examples, resume_from=snapshot), tmp_path / "b")
         assert "base_model.manifest_sha256 was" in failure(log).message
         assert "tokenizer" not in failure(log).message
 
     def test_other_validation_data_is_refused_by_name(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         snapshot = drained_at(1, tiny, examples, tmp_path / "a", validation_file=examples)
         other = make_tiny_dataset(tmp_path / "other.jsonl", 12, seed=5)
-        _, log = run_trainer(make_spec(tiny, examples, resume_from=snapshot, validation_file=other), tmp_path / "b")
+        _, log = run_trainer(float32_spec(tiny, examples, resume_from=snapshot, validation_file=other), tmp_path / "b")
         assert "validation_file_sha256 was" in failure(log).message
 
     @pytest.mark.parametrize(("dropout", "effect"), [(0.0, "equal within rounding"), (0.2, "dropout masks differ")])
@@ -175,7 +175,7 @@ class TestResume:
         self, tiny: Path, examples: Path, tmp_path: Path, dropout: float, effect: str
     ) -> None:
         snapshot = rewritten(drained_at(1, tiny, examples, tmp_path / "a", dropout=dropout), identity={"world_size": 2})
-        code, log = run_trainer(make_spec(tiny, examples, resume_from=snapshot, dropout=dropout), tmp_path / "b")
+        code, log = run_trainer(float32_spec(tiny, examples, resume_from=snapshot, dropout=dropout), tmp_path / "b")
         assert code == ExitCode.DONE
         (message,) = (each.message for each in log.of(Message) if "processes" in each.message)
         assert "with processes 2 -> 1: " in message
@@ -184,10 +184,10 @@ class TestResume:
     def test_a_snapshot_from_before_a_parameter_existed_still_opens(
         self, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
-        _, whole = run_trainer(make_spec(tiny, examples), tmp_path / "whole")
+        _, whole = run_trainer(float32_spec(tiny, examples), tmp_path / "whole")
         snapshot = drained_at(2, tiny, examples, tmp_path / "a")
         older = rewritten(snapshot, identity={"hyperparameters.promote_best": ..., "lora.use_dora": ...}, best=...)
-        code, log = run_trainer(make_spec(tiny, examples, resume_from=older), tmp_path / "b")
+        code, log = run_trainer(float32_spec(tiny, examples, resume_from=older), tmp_path / "b")
         assert code == 0
         one, other = final_adapter(whole, tmp_path / "whole"), final_adapter(log, tmp_path / "b")
         assert all(torch.equal(one[name], other[name]) for name in one)
@@ -206,11 +206,11 @@ class TestResume:
         return rewritten(snapshot, identity=dict.fromkeys(names, ...) | given)
 
     def test_one_with_the_patterns_of_the_request_still_opens(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
-        _, whole = run_trainer(make_spec(tiny, examples, **self.patterns), tmp_path / "whole")
+        _, whole = run_trainer(float32_spec(tiny, examples, **self.patterns), tmp_path / "whole")
         older = self.with_asked_patterns(
             drained_at(2, tiny, examples, tmp_path / "a", **self.patterns), **self.patterns
         )
-        code, log = run_trainer(make_spec(tiny, examples, resume_from=older, **self.patterns), tmp_path / "b")
+        code, log = run_trainer(float32_spec(tiny, examples, resume_from=older, **self.patterns), tmp_path / "b")
         assert code == 0, log.last
         one, other = final_adapter(whole, tmp_path / "whole"), final_adapter(log, tmp_path / "b")
         assert all(torch.equal(one[name], other[name]) for name in one)
@@ -221,7 +221,7 @@ class TestResume:
     ) -> None:
         snapshot = drained_at(2, tiny, examples, tmp_path / "a", **self.patterns)
         older = self.with_asked_patterns(snapshot, rank_pattern={key: 2}, alpha_pattern=self.patterns["alpha_pattern"])
-        code, log = run_trainer(make_spec(tiny, examples, resume_from=older, **self.patterns), tmp_path / "b")
+        code, log = run_trainer(float32_spec(tiny, examples, resume_from=older, **self.patterns), tmp_path / "b")
         assert code == ExitCode.BAD_SPEC
         assert "lora.rank_pattern." in failure(log).message
 
@@ -229,16 +229,16 @@ class TestResume:
         self, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
         """Its manifest lists the other runs of the trainer; the list is empty for a single run."""
-        _, whole = run_trainer(make_spec(tiny, examples, dropout=0.2), tmp_path / "whole")
+        _, whole = run_trainer(float32_spec(tiny, examples, dropout=0.2), tmp_path / "whole")
         older = rewritten(drained_at(2, tiny, examples, tmp_path / "a", dropout=0.2), beside={})
-        code, log = run_trainer(make_spec(tiny, examples, resume_from=older, dropout=0.2), tmp_path / "b")
+        code, log = run_trainer(float32_spec(tiny, examples, resume_from=older, dropout=0.2), tmp_path / "b")
         assert (code, log.of(Message)) == (0, [])
         one, other = final_adapter(whole, tmp_path / "whole"), final_adapter(log, tmp_path / "b")
         assert all(torch.equal(one[name], other[name]) for name in one)
 
     def test_a_plan_field_of_a_newer_version_is_refused(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         newer = rewritten(drained_at(1, tiny, examples, tmp_path / "a"), choices={"warp": 9})
-        _, log = run_trainer(make_spec(tiny, examples, resume_from=newer), tmp_path / "b")
+        _, log = run_trainer(float32_spec(tiny, examples, resume_from=newer), tmp_path / "b")
         assert failure(log).reason == Reason.INVALID_SPEC
         assert "its execution plan has warp, which this version does not know" in failure(log).message
 
@@ -249,7 +249,7 @@ class TestDamage:
     @pytest.fixture
     def two(self, tiny: Path, examples: Path, tmp_path: Path) -> Path:
         """The snapshot directory of a run that was stopped after its third step."""
-        spec = make_spec(tiny, examples, snapshot_interval_seconds=0)
+        spec = float32_spec(tiny, examples, snapshot_interval_seconds=0)
         run_trainer(spec, tmp_path / "a", stop_at=(3, Command.DRAIN))
         snapshots = tmp_path / "a" / "runs" / "run-a" / "snapshots"
         assert [path.name for path in sorted(snapshots.iterdir())] == ["step-000002", "step-000003"]
@@ -260,9 +260,9 @@ class TestDamage:
     def test_falls_back_to_the_one_before_with_an_event(
         self, two: Path, tiny: Path, examples: Path, tmp_path: Path, name: str, damage: str
     ) -> None:
-        _, whole = run_trainer(make_spec(tiny, examples), tmp_path / "whole")
+        _, whole = run_trainer(float32_spec(tiny, examples), tmp_path / "whole")
         DAMAGES[damage](two / "step-000003" / name)
-        _, log = run_trainer(make_spec(tiny, examples, resume_from=two), tmp_path / "b")
+        _, log = run_trainer(float32_spec(tiny, examples, resume_from=two), tmp_path / "b")
         (event,) = log.of(Message)
         assert event.level == "warn"
         assert event.message.startswith("Resuming from the snapshot of step 2; not usable: step-000003: ")
@@ -277,14 +277,14 @@ class TestDamage:
         self, two: Path, tiny: Path, examples: Path, tmp_path: Path, name: str, damage: str
     ) -> None:
         DAMAGES[damage](two / "step-000003" / name)
-        code, log = run_trainer(make_spec(tiny, examples, resume_from=two / "step-000003"), tmp_path / "b")
+        code, log = run_trainer(float32_spec(tiny, examples, resume_from=two / "step-000003"), tmp_path / "b")
         assert (code, failure(log).reason) == (ExitCode.INTERNAL, Reason.TRAINER_CRASHED)
         assert name in failure(log).message
 
     def test_of_both_restarts_with_an_event(self, two: Path, tiny: Path, examples: Path, tmp_path: Path) -> None:
         for snapshot in two.iterdir():
             (snapshot / "state.safetensors").unlink()
-        code, log = run_trainer(make_spec(tiny, examples, resume_from=two), tmp_path / "b")
+        code, log = run_trainer(float32_spec(tiny, examples, resume_from=two), tmp_path / "b")
         assert code == 0
         (event,) = log.of(Message)
         assert event.level == "warn"
@@ -294,7 +294,7 @@ class TestDamage:
     def test_of_the_newest_still_leaves_two_valid_snapshots(self, two: Path, tiny: Path, examples: Path) -> None:
         damaged = (two / "step-000003").rename(two / "step-000005")
         (damaged / "state.safetensors").unlink()
-        spec = make_spec(tiny, examples, resume_from=two, snapshot_interval_seconds=0)
+        spec = float32_spec(tiny, examples, resume_from=two, snapshot_interval_seconds=0)
         run_trainer(spec, two.parents[2], stop_at=(3, Command.DRAIN))
         assert [path.name for path in sorted(two.iterdir())] == ["step-000002", "step-000003"]
         assert all(artifact_directory.verify(path) for path in two.iterdir())
@@ -302,7 +302,7 @@ class TestDamage:
     def test_a_valid_one_of_another_run_is_refused_and_no_earlier_one_is_tried(
         self, two: Path, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
-        code, log = run_trainer(make_spec(tiny, examples, resume_from=two, seed=8), tmp_path / "b")
+        code, log = run_trainer(float32_spec(tiny, examples, resume_from=two, seed=8), tmp_path / "b")
         assert code == ExitCode.BAD_SPEC
         assert "seed was 7 and is 8" in failure(log).message
 
@@ -310,7 +310,7 @@ class TestDamage:
         self, two: Path, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
         (two / ".step-000004.staged").mkdir()
-        code, log = run_trainer(make_spec(tiny, examples, resume_from=two), tmp_path / "b")
+        code, log = run_trainer(float32_spec(tiny, examples, resume_from=two), tmp_path / "b")
         assert (code, log.of(Started)[0].start_step, log.of(Message)) == (0, 3, [])
 
 
@@ -336,21 +336,21 @@ class TestSaveSnapshot:
         assert manifest["choices"].pop("peak_bytes") > 0
         assert datetime.fromisoformat(manifest["choices"].pop("rendered_at")) < datetime.now()
         assert manifest["choices"] == {
-            "compute_dtype": "bfloat16", "device": f"cpu ({cpu_name()})", "row_tokens": 1024, "threads": 1,
+            "compute_dtype": "float32", "device": f"cpu ({cpu_name()})", "row_tokens": 1024, "threads": 1,
             "recompute": "elementwise", "recompute_layers": 0, "cache_weights": True, "probed": True,
             "out_of_memory_kills": 0, "validation_row_tokens": None, "prompts_at_once": None, "loss_scale": 1.0,
             "cuda_kernels": False, "offload": False,
         }  # fmt: skip
 
     def test_the_record_names_the_manifests_hash(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
-        _, log = run_trainer(make_spec(tiny, examples), tmp_path, stop_at=(1, Command.DRAIN))
+        _, log = run_trainer(float32_spec(tiny, examples), tmp_path, stop_at=(1, Command.DRAIN))
         *_, record = log.of(SnapshotSaved)
         assert record.manifest_sha256 == artifact_directory.sha256_file(tmp_path / record.directory / "MANIFEST.json")
 
     def test_one_is_written_after_each_interval_and_the_last_two_are_kept(
         self, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
-        _, log = run_trainer(make_spec(tiny, examples, snapshot_interval_seconds=0), tmp_path)
+        _, log = run_trainer(float32_spec(tiny, examples, snapshot_interval_seconds=0), tmp_path)
         assert [record.step for record in log.of(SnapshotSaved)] == [0, 1, 2, 3, 4, 5]
         kept = sorted(path.name for path in (tmp_path / "runs" / "run-a" / "snapshots").iterdir())
         assert kept == ["step-000004", "step-000005"]
@@ -358,19 +358,19 @@ class TestSaveSnapshot:
     def test_before_the_first_interval_there_is_only_the_plan_without_tensors(
         self, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
-        _, log = run_trainer(make_spec(tiny, examples, snapshot_interval_seconds=3600), tmp_path)
+        _, log = run_trainer(float32_spec(tiny, examples, snapshot_interval_seconds=3600), tmp_path)
         (record,) = log.of(SnapshotSaved)
         assert record.step == 0
         assert log.records.index(record) < log.records.index(log.of(Metric)[0])
         assert artifact_directory.verify(tmp_path / record.directory)["files"] == {}
 
     def test_an_optimizer_without_moments_can_be_saved(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
-        spec = make_spec(tiny, examples)
+        spec = float32_spec(tiny, examples)
         stops = StopRequests("run-a")
         stops.add(Command.DRAIN)
         log = RecordLog()
         assert run(spec, tmp_path, log, stops) == ExitCode.DRAINED
         assert json.loads((snapshot_of(log, tmp_path) / "MANIFEST.json").read_text())["step"] == 0
-        again = make_spec(tiny, examples, resume_from=snapshot_of(log, tmp_path))
+        again = float32_spec(tiny, examples, resume_from=snapshot_of(log, tmp_path))
         assert run_trainer(again, tmp_path / "b")[0] == 0
         assert isinstance(log.last, Stopped)

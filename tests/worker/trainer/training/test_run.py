@@ -12,7 +12,7 @@ from app.domain.jobs.events import CheckpointSaved, Command, Done, Message, Metr
 from app.domain.jobs.states import ExitCode, Reason
 from app.system.cpu_info import cpu_name
 from tests.tiny import make_tiny_base, make_tiny_dataset
-from tests.worker.trainer.helpers import FLOAT32, failure, final_adapter, make_spec, run_trainer
+from tests.worker.trainer.helpers import failure, final_adapter, float32_spec, make_spec, run_trainer
 from worker.trainer.checkpoint import provenance
 from worker.trainer.training import step_actions
 from worker.trainer.validation import sample_answers
@@ -20,7 +20,7 @@ from worker.trainer.validation import sample_answers
 
 class TestRun:
     def test_it_reports_start_steps_checkpoints_and_end(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
-        code, log = run_trainer(make_spec(tiny, examples, batch_size=6), tmp_path)
+        code, log = run_trainer(float32_spec(tiny, examples, batch_size=6), tmp_path)
         assert code == ExitCode.DONE
         assert [record.kind for record in log.records] == [
             "started", "planned", "probed", "snapshot", "metric", "metric", "checkpoint", "metric", "metric",
@@ -38,7 +38,7 @@ class TestRun:
         assert 0 < started.labelled_tokens_per_epoch < started.tokens_per_epoch
 
     def test_every_step_has_its_metrics(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
-        _, log = run_trainer(make_spec(tiny, examples, batch_size=5), tmp_path)
+        _, log = run_trainer(float32_spec(tiny, examples, batch_size=5), tmp_path)
         metrics = log.of(Metric)
         assert [metric.step for metric in metrics] == [1, 2, 3, 4, 5, 6]
         assert [round(metric.epoch, 3) for metric in metrics] == [0.333, 0.667, 1.0, 1.333, 1.667, 2.0]
@@ -53,7 +53,7 @@ class TestRun:
         self, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
         valid = make_tiny_dataset(tmp_path / "valid.jsonl", 5, seed=9)
-        _, log = run_trainer(make_spec(tiny, examples, validation_file=valid), tmp_path)
+        _, log = run_trainer(float32_spec(tiny, examples, validation_file=valid), tmp_path)
         measured = [metric for metric in log.of(Metric) if metric.full_valid_loss is not None]
         assert [metric.step for metric in measured] == [3, 6]
         assert all(metric.valid_loss == metric.full_valid_loss for metric in measured)
@@ -61,7 +61,7 @@ class TestRun:
         assert measured[1].full_valid_mean_token_accuracy is not None
 
     def test_the_same_spec_gives_the_same_adapter_to_the_bit(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
-        spec = make_spec(tiny, examples, dropout=0.1)
+        spec = float32_spec(tiny, examples, dropout=0.1)
         one, other = (final_adapter(run_trainer(spec, where)[1], where) for where in (tmp_path / "a", tmp_path / "b"))
         assert all(torch.equal(one[name], other[name]) for name in one)
 
@@ -90,7 +90,7 @@ class TestRun:
     def test_plain_text_is_trained_piece_by_piece(self, tiny: Path, tmp_path: Path) -> None:
         lines = [json.dumps({"text": f"{number} green bottles hanging on the wall " * 4}) for number in range(6)]
         (tmp_path / "text.jsonl").write_text("\n".join(lines))
-        code, log = run_trainer(make_spec(tiny, tmp_path / "text.jsonl", context_length=64, n_epochs=3), tmp_path)
+        code, log = run_trainer(float32_spec(tiny, tmp_path / "text.jsonl", context_length=64, n_epochs=3), tmp_path)
         assert code == 0, log.last
         (started,) = log.of(Started)
         pieces = started.tokens_per_epoch - started.labelled_tokens_per_epoch  # each has one token to begin with
@@ -99,7 +99,7 @@ class TestRun:
 
     def test_relative_paths_are_below_the_work_directory(self, tiny: Path, tmp_path: Path) -> None:
         make_tiny_dataset(tmp_path / "inputs" / "train.jsonl")
-        spec = make_spec(tiny, tmp_path / "inputs" / "train.jsonl")
+        spec = float32_spec(tiny, tmp_path / "inputs" / "train.jsonl")
         run = spec.run.model_copy(update={"training_file": Path("inputs/train.jsonl")})
         assert run_trainer(spec.model_copy(update={"runs": (run,)}), tmp_path)[0] == 0
 
@@ -108,7 +108,7 @@ class TestRun:
     ) -> None:
         prompts = ("1: red blue", "2: amber amber amber")
         changes = {"n_epochs": 2, "batch_size": 1, "learning_rate": 0.02, "r": 16, "alpha": 32}
-        _, log = run_trainer(make_spec(tiny, examples, sample_prompts=prompts, **changes), tmp_path)
+        _, log = run_trainer(float32_spec(tiny, examples, sample_prompts=prompts, **changes), tmp_path)
         samples = [message.data for message in log.of(Message)]
         assert [(sample["step"], sample["prompt"]) for sample in samples] == [
             (step, prompt) for step in (12, 24) for prompt in prompts
@@ -129,7 +129,7 @@ class TestRun:
 
         monkeypatch.setattr(sample_answers, "_generate", counted)
         monkeypatch.setattr(sample_answers, "MAX_NEW_TOKENS", 2)
-        run_trainer(make_spec(tiny, examples, sample_prompts=("1: red",)), tmp_path)
+        run_trainer(float32_spec(tiny, examples, sample_prompts=("1: red",)), tmp_path)
         assert asked == ["base", "adapter", "adapter"]
 
     @pytest.mark.parametrize(
@@ -148,28 +148,28 @@ class TestRun:
 
 class TestStopping:
     def test_cancel_saves_nothing(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
-        code, log = run_trainer(make_spec(tiny, examples), tmp_path, stop_at=(2, Command.CANCEL))
+        code, log = run_trainer(float32_spec(tiny, examples), tmp_path, stop_at=(2, Command.CANCEL))
         assert code == ExitCode.CANCELLED
         assert log.last == Stopped(run_id="run-a", reason=Reason.CANCELLED, step=2)
         assert not log.of(CheckpointSaved)
         assert [saved.step for saved in log.of(SnapshotSaved)] == [0]  # what was decided before the first step
 
     def test_pause_leaves_a_checkpoint_and_a_snapshot(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
-        code, log = run_trainer(make_spec(tiny, examples), tmp_path, stop_at=(2, Command.PAUSE))
+        code, log = run_trainer(float32_spec(tiny, examples), tmp_path, stop_at=(2, Command.PAUSE))
         assert code == ExitCode.PAUSED
         assert [record.kind for record in log.records[-3:]] == ["snapshot", "checkpoint", "stopped"]
         assert [record.step for record in log.records[-3:]] == [2, 2, 2]
         assert not log.of(CheckpointSaved)[0].final
 
     def test_drain_leaves_a_snapshot(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
-        code, log = run_trainer(make_spec(tiny, examples), tmp_path, stop_at=(2, Command.DRAIN))
+        code, log = run_trainer(float32_spec(tiny, examples), tmp_path, stop_at=(2, Command.DRAIN))
         assert code == ExitCode.DRAINED
         assert [record.kind for record in log.records[-2:]] == ["snapshot", "stopped"]
 
     def test_a_checkpoint_is_reported_once_also_with_a_pause_after_an_epoch(
         self, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
-        _, log = run_trainer(make_spec(tiny, examples), tmp_path, stop_at=(3, Command.PAUSE))
+        _, log = run_trainer(float32_spec(tiny, examples), tmp_path, stop_at=(3, Command.PAUSE))
         assert [record.step for record in log.of(CheckpointSaved)] == [3]
 
     @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ class TestStopping:
     def test_a_stop_after_the_last_step_still_stops_the_run(
         self, tiny: Path, examples: Path, tmp_path: Path, command: Command, code: int
     ) -> None:
-        assert run_trainer(make_spec(tiny, examples), tmp_path, stop_at=(6, command))[0] == code
+        assert run_trainer(float32_spec(tiny, examples), tmp_path, stop_at=(6, command))[0] == code
 
 
 class TestFailing:
@@ -191,33 +191,33 @@ class TestFailing:
 
     def test_an_altered_base(self, tmp_path: Path, examples: Path) -> None:
         base = make_tiny_base(tmp_path / "base")
-        spec = make_spec(base, examples)
+        spec = float32_spec(base, examples)
         (base / "tokenizer.json").write_text("{}")
         self.fails(tmp_path, spec, 64, Reason.MODEL_UNAVAILABLE, "model", "missing or has changed")
 
     def test_an_unknown_module(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
-        spec = make_spec(tiny, examples, target_modules=["c_attn"])
+        spec = float32_spec(tiny, examples, target_modules=["c_attn"])
         self.fails(tmp_path, spec, 64, Reason.INVALID_SPEC, "lora.target_modules", "it has down_proj, gate_proj")
 
     def test_a_rank_above_the_layers_size(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
-        spec = make_spec(tiny, examples, r=33)
+        spec = float32_spec(tiny, examples, r=33)
         self.fails(tmp_path, spec, 64, Reason.INVALID_SPEC, "lora.r", "choose a rank up to 32")
 
     def test_a_context_longer_than_the_models(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
-        spec = make_spec(tiny, examples, context_length=513)
+        spec = float32_spec(tiny, examples, context_length=513)
         text = "hyperparameters.context_length is 513, but the base model reads at most 512 tokens; choose up to 512."
         param = "hyperparameters.context_length"
         self.fails(tmp_path, spec, ExitCode.BAD_SPEC, Reason.INVALID_SPEC, param, text)
 
     def test_a_dataset_without_labels(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
-        spec = make_spec(tiny, examples, context_length=5)
+        spec = float32_spec(tiny, examples, context_length=5)
         self.fails(
             tmp_path, spec, 64, Reason.INVALID_TRAINING_FILE, "hyperparameters.context_length", "No example has a token"
         )
 
     def test_an_invalid_line_of_the_validation_file(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         (tmp_path / "valid.jsonl").write_text("{}\n")
-        spec = make_spec(tiny, examples, validation_file=tmp_path / "valid.jsonl")
+        spec = float32_spec(tiny, examples, validation_file=tmp_path / "valid.jsonl")
         self.fails(tmp_path, spec, 64, Reason.INVALID_VALIDATION_FILE, "validation_file", "Line 1")
 
     @pytest.mark.parametrize("parameter", [{"eval_steps": 2}, {"early_stopping": {}}, {"promote_best": True}])
@@ -226,29 +226,29 @@ class TestFailing:
     ) -> None:
         param = f"hyperparameters.{next(iter(parameter))}"
         self.fails(
-            tmp_path, make_spec(tiny, examples, **parameter), 64, Reason.INVALID_SPEC, param, "needs a validation"
+            tmp_path, float32_spec(tiny, examples, **parameter), 64, Reason.INVALID_SPEC, param, "needs a validation"
         )
 
     @pytest.mark.parametrize("which", ["training_file", "validation_file"])
     def test_a_file_that_is_not_the_one_the_spec_names(self, tiny: Path, tmp_path: Path, which: str) -> None:
         files = {name: make_tiny_dataset(tmp_path / name) for name in ("training_file", "validation_file")}
-        spec = make_spec(tiny, **files)
+        spec = float32_spec(tiny, **files)
         make_tiny_dataset(tmp_path / which, seed=1)
         self.fails(tmp_path, spec, 64, Reason(f"invalid_{which}"), which, "is not the")
 
     def test_a_template_the_base_does_not_have(self, tmp_path: Path, examples: Path) -> None:
         base = make_tiny_base(tmp_path / "base")
         (base / "chat_template.jinja").unlink()
-        spec = make_spec(base, examples)
+        spec = float32_spec(base, examples)
         self.fails(tmp_path, spec, 64, Reason.INVALID_TRAINING_FILE, "training_file", "no chat template")
 
     def test_a_gpu_that_is_not_there(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         if torch.cuda.is_available():
             pytest.skip("there is one")
-        self.fails(tmp_path, make_spec(tiny, examples, device="cuda"), 69, Reason.DEVICE_LOST, None, "NVIDIA")
+        self.fails(tmp_path, float32_spec(tiny, examples, device="cuda"), 69, Reason.DEVICE_LOST, None, "NVIDIA")
 
     def test_a_diverging_run_stops_at_that_step(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
-        spec = make_spec(tiny, examples, learning_rate=1e30, batch_size=3, quantization=FLOAT32)
+        spec = float32_spec(tiny, examples, learning_rate=1e30, batch_size=3)
         code, log = run_trainer(spec, tmp_path)
         record = failure(log)
         assert (code, record.reason, record.param) == (64, Reason.NON_FINITE_LOSS, "hyperparameters.learning_rate")
@@ -264,7 +264,7 @@ class TestFailing:
 
         monkeypatch.setattr("worker.trainer.objective.objective.linear_cross_entropy", too_much)
         self.fails(
-            tmp_path, make_spec(tiny, examples), ExitCode.OUT_OF_MEMORY, Reason.OUT_OF_MEMORY,
+            tmp_path, float32_spec(tiny, examples), ExitCode.OUT_OF_MEMORY, Reason.OUT_OF_MEMORY,
             "hyperparameters.context_length", "Lower hyperparameters.context_length",
         )  # fmt: skip
 
@@ -282,4 +282,4 @@ class TestFailing:
             return directory
 
         monkeypatch.setattr(step_actions, "save_checkpoint", save_wrongly)
-        self.fails(tmp_path, make_spec(tiny, examples), 70, Reason.ADAPTER_MISMATCH, None, "It was not published")
+        self.fails(tmp_path, float32_spec(tiny, examples), 70, Reason.ADAPTER_MISMATCH, None, "It was not published")

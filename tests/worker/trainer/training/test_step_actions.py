@@ -18,9 +18,9 @@ from app.system import artifact_directory
 from app.system.tokenizer_files import load_renderer
 from tests.worker.trainer.helpers import (
     RecordLog,
+    float32_spec,
     load_tiny_base,
     make_one_step,
-    make_spec,
     no_keepalive,
     prepare,
     run_trainer,
@@ -81,13 +81,13 @@ class TestSchedule:
     def test_validation_every_eval_steps_else_each_epoch_and_at_the_end(
         self, tiny: Path, examples: Path, tmp_path: Path, changes: dict[str, Any], steps: list[int]
     ) -> None:
-        _, log = run_trainer(make_spec(tiny, examples, validation_file=examples, **changes), tmp_path)
+        _, log = run_trainer(float32_spec(tiny, examples, validation_file=examples, **changes), tmp_path)
         assert measured(log) == steps
 
     def test_validation_by_steps_adds_no_checkpoints_if_the_last_adapter_is_the_result(
         self, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
-        _, log = run_trainer(make_spec(tiny, examples, validation_file=examples, eval_steps=1), tmp_path)
+        _, log = run_trainer(float32_spec(tiny, examples, validation_file=examples, eval_steps=1), tmp_path)
         assert checkpoints(log) == [(3, False), (6, True)]
 
 
@@ -97,7 +97,7 @@ class TestEarlyStopping:
     ) -> None:
         scripted += [3.0, 2.0, 2.1, 2.2, 9.0, 9.0]
         changes = {"eval_steps": 1, "early_stopping": {"patience": 2}}
-        code, log = run_trainer(make_spec(tiny, examples, validation_file=examples, **changes), tmp_path)
+        code, log = run_trainer(float32_spec(tiny, examples, validation_file=examples, **changes), tmp_path)
         assert (code, log.last.step) == (0, 4)
         assert [metric.step for metric in log.of(Metric)] == [1, 2, 3, 4]
         assert {metric.total_steps for metric in log.of(Metric)} == {6}
@@ -114,7 +114,7 @@ class TestEarlyStopping:
     ) -> None:
         scripted += [3.0, 2.8, 2.5, 2.0, 2.1, 2.2]
         changes = {"eval_steps": 1, "early_stopping": {"patience": 2}, "promote_best": True}
-        _, log = run_trainer(make_spec(tiny, examples, validation_file=examples, **changes), tmp_path)
+        _, log = run_trainer(float32_spec(tiny, examples, validation_file=examples, **changes), tmp_path)
         assert log.of(Metric)[-1].step == 6
         assert texts(log) == ["The result is the adapter of step 4, with the lowest full validation loss, 2.0000."]
 
@@ -123,7 +123,7 @@ class TestEarlyStopping:
     ) -> None:
         scripted += [3.0, 2.95, 2.94, 1.0, 1.0, 1.0]
         changes = {"eval_steps": 1, "early_stopping": {"patience": 2, "threshold": 0.1}}
-        _, log = run_trainer(make_spec(tiny, examples, validation_file=examples, **changes), tmp_path)
+        _, log = run_trainer(float32_spec(tiny, examples, validation_file=examples, **changes), tmp_path)
         assert log.last.step == 3
 
 
@@ -133,7 +133,7 @@ class TestPromotion:
     ) -> None:
         scripted += [3.0, 1.0, 2.0, 2.0, 2.0, 2.0]
         changes = {"validation_file": examples, "eval_steps": 1, "promote_best": True}
-        _, log = run_trainer(make_spec(tiny, examples, **changes), tmp_path / "best")
+        _, log = run_trainer(float32_spec(tiny, examples, **changes), tmp_path / "best")
         assert checkpoints(log) == [(1, False), (2, False), (3, False), (6, False), (2, True)]
         assert isinstance(log.last, Done)
         assert (log.last.step, log.last.directory) == (2, "runs/run-a/checkpoints/step-000002")
@@ -144,9 +144,11 @@ class TestPromotion:
         manifest = artifact_directory.verify(tmp_path / "best" / log.last.directory)
         assert (manifest["step"], manifest["metrics"]["full_valid_loss"]) == (2, 1.0)
         assert manifest["trained_tokens"] == log.of(Metric)[1].trained_tokens
-        _, short = run_trainer(make_spec(tiny, examples, max_steps=2, lr_scheduler_type="constant"), tmp_path / "short")
+        _, short = run_trainer(
+            float32_spec(tiny, examples, max_steps=2, lr_scheduler_type="constant"), tmp_path / "short"
+        )
         scripted += [3.0, 1.0, 2.0, 2.0, 2.0, 2.0]
-        spec = make_spec(tiny, examples, lr_scheduler_type="constant", **changes)
+        spec = float32_spec(tiny, examples, lr_scheduler_type="constant", **changes)
         _, long = run_trainer(spec, tmp_path / "long")
         mine, theirs = (
             load_file(tmp_path / name / each.last.directory / "adapter_model.safetensors")
@@ -158,7 +160,7 @@ class TestPromotion:
         self, tiny: Path, examples: Path, tmp_path: Path, scripted: list[float]
     ) -> None:
         scripted += [1.0, 2.0, 3.0, 4.0, 5.0]
-        _, log = run_trainer(make_spec(tiny, examples, validation_file=examples, n_epochs=5), tmp_path)
+        _, log = run_trainer(float32_spec(tiny, examples, validation_file=examples, n_epochs=5), tmp_path)
         kept = sorted(path.name for path in (tmp_path / "runs" / "run-a" / "checkpoints").iterdir())
         assert kept == ["step-000003", "step-000009", "step-000012", "step-000015"]
         assert log.last.step == 15
@@ -167,7 +169,7 @@ class TestPromotion:
         self, tiny: Path, examples: Path, tmp_path: Path, scripted: list[float]
     ) -> None:
         scripted += [1.0, 2.0]
-        _, log = run_trainer(make_spec(tiny, examples, validation_file=examples), tmp_path)
+        _, log = run_trainer(float32_spec(tiny, examples, validation_file=examples), tmp_path)
         assert checkpoints(log) == [(3, False), (6, True)]
         assert log.last.step == 6
         assert "lower after step 3: 1.0000. Set hyperparameters.promote_best" in texts(log)[0]
@@ -176,7 +178,7 @@ class TestPromotion:
         self, tiny: Path, examples: Path, tmp_path: Path, scripted: list[float]
     ) -> None:
         scripted += [float("nan"), float("nan")]
-        code, log = run_trainer(make_spec(tiny, examples, validation_file=examples, promote_best=True), tmp_path)
+        code, log = run_trainer(float32_spec(tiny, examples, validation_file=examples, promote_best=True), tmp_path)
         assert (code, log.last.step) == (0, 6)
         assert texts(log) == [
             f"The full validation loss after step {step} is nan; it counts as an increase." for step in (3, 6)
@@ -192,7 +194,7 @@ class TestSamples:
         monkeypatch.setattr(sampling, "MAX_NEW_TOKENS", 6)
         train, valid = (write_answers(tmp_path / say, 16, say) for say in ("yes", "no"))
         changes = {"n_epochs": 4, "eval_steps": 2, "early_stopping": {"patience": 2}, "promote_best": True}
-        spec = make_spec(tiny, train, validation_file=valid, sample_prompts=("1: red",), **changes)
+        spec = float32_spec(tiny, train, validation_file=valid, sample_prompts=("1: red",), **changes)
         _, log = run_trainer(spec, tmp_path)
         samples = [message.data for message in log.of(Message) if "prompt" in message.data]
         assert [sample["step"] for sample in samples] == [2, 4, 6, 4]
@@ -205,7 +207,7 @@ class TestSideEffects:
 
     def test_weights_and_random_states_stay_unchanged(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         base = load_tiny_base(tiny)
-        spec = make_spec(tiny, examples, dropout=0.2, sample_prompts=("1: red",))
+        spec = float32_spec(tiny, examples, dropout=0.2, sample_prompts=("1: red",))
         run = prepare(spec, base, tmp_path)
         make_one_step(base, run)
         directory = step_actions.save_checkpoint(with_facts(run), base)
