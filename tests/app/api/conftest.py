@@ -10,7 +10,9 @@ from httpx2 import Response
 from starlette.testclient import TestClient
 
 from app.db.engine import Sessions, transaction
-from tests.factories import chat_lines, make_key, make_project
+from app.db.tables import Job, Project
+from app.storage import LocalStorage
+from tests.factories import chat_lines, make_key, make_project, make_succeeded_job
 
 Upload = Callable[..., Response]
 
@@ -40,3 +42,10 @@ def foreign_headers(sessions: Sessions) -> dict[str, str]:
     with transaction(sessions) as session:
         secret = make_key(session, make_project(session, "other"))
     return {"Authorization": f"Bearer {secret}"}
+
+
+@pytest.fixture
+def succeeded(sessions: Sessions, storage: LocalStorage, project: Project, base_model: str) -> Job:
+    """A job that succeeded, with all its files."""
+    with transaction(sessions) as session:
+        return make_succeeded_job(session, storage, project)

@@ -12,10 +12,7 @@ from fastapi import FastAPI
 from httpx2 import Response
 from starlette.testclient import TestClient
 
-from app.db.engine import Sessions, transaction
-from app.db.tables import Job, Project
-from app.storage import LocalStorage
-from tests.factories import make_succeeded_job
+from app.db.tables import Job
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 JOBS = "/v1/fine_tuning/jobs"
@@ -91,12 +88,6 @@ TAKEN_HYPERPARAMETERS: dict[str, tuple[Any, ...]] = {
 @pytest.fixture
 def document(app: FastAPI) -> dict[str, Any]:
     return dict(app.openapi())
-
-
-@pytest.fixture
-def succeeded(sessions: Sessions, storage: LocalStorage, project: Project, base_model: str) -> Job:
-    with transaction(sessions) as session:
-        return make_succeeded_job(session, storage, project)
 
 
 def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:

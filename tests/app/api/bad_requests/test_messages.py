@@ -17,8 +17,6 @@ from app.db.access import keys
 from app.db.engine import Sessions, transaction
 from app.db.tables import Job, Project
 from app.domain.error_text.validation_text import DEFAULT_RULE
-from app.storage import LocalStorage
-from tests.factories import make_succeeded_job
 from tests.python_words import python_words
 
 HOSTILE: tuple[Any, ...] = (
@@ -28,12 +26,6 @@ HOSTILE: tuple[Any, ...] = (
 WORDS = ("", "x", "it's", "-1", "1.5", "9" * 30, "NaN", "null", "[]", "x" * 3_000, "%0a%e2%80%ae", "%ff")
 MAX_DEPTH = 5
 CREATE = "/v1/fine_tuning/jobs"  # hyperparameters are tried here alone; a plan and a clone read them in the same way
-
-
-@pytest.fixture
-def succeeded(sessions: Sessions, storage: LocalStorage, project: Project, base_model: str) -> Job:
-    with transaction(sessions) as session:
-        return make_succeeded_job(session, storage, project)
 
 
 @pytest.fixture

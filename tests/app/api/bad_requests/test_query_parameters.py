@@ -17,13 +17,11 @@ from app.api.query_parameters import allowed_query, check_query
 from app.api.routes.jobs import jobs
 from app.db.access import keys
 from app.db.engine import Sessions, transaction
-from app.db.tables import ApiKey, File, Job, Project
+from app.db.tables import ApiKey, File, Job
 from app.errors import UnknownParameter
-from app.storage import LocalStorage
 from tests.app.api.conftest import Upload
 from tests.app.api.test_auth import asked, every_route
 from tests.clients.scenarios.signatures import known_requests
-from tests.factories import make_succeeded_job
 
 JOBS = "/v1/fine_tuning/jobs"
 LOG = "/v1/organization/audit_logs"
@@ -35,12 +33,6 @@ def admin(client: TestClient, sessions: Sessions) -> TestClient:
     with transaction(sessions) as session:
         session.execute(update(ApiKey).values(scopes=list(keys.ADMIN_SCOPES)))
     return client
-
-
-@pytest.fixture
-def succeeded(sessions: Sessions, storage: LocalStorage, project: Project, base_model: str) -> Job:
-    with transaction(sessions) as session:
-        return make_succeeded_job(session, storage, project)
 
 
 def error_of(answer: Response, request_text: str = "") -> dict[str, Any]:

@@ -2,21 +2,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from starlette.testclient import TestClient
 
 from app.api.schemas.models import ModelBody
 from app.db.base_models import models
 from app.db.engine import Sessions, transaction
-from app.db.tables import Job, Project
-from app.storage import LocalStorage
-from tests.factories import make_base_model, make_succeeded_job
-
-
-@pytest.fixture
-def succeeded(sessions: Sessions, storage: LocalStorage, project: Project, base_model: str) -> Job:
-    with transaction(sessions) as session:
-        return make_succeeded_job(session, storage, project)
+from app.db.tables import Job
+from tests.factories import make_base_model
 
 
 class TestList:

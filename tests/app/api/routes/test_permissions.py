@@ -15,14 +15,7 @@ from app.api.schemas.permissions import PermissionList
 from app.db.access import keys
 from app.db.engine import Sessions, transaction
 from app.db.tables import CheckpointPermission, Job, Project
-from app.storage import LocalStorage
-from tests.factories import chat_lines, make_key, make_project, make_succeeded_job
-
-
-@pytest.fixture
-def succeeded(sessions: Sessions, storage: LocalStorage, project: Project, base_model: str) -> Job:
-    with transaction(sessions) as session:
-        return make_succeeded_job(session, storage, project)
+from tests.factories import chat_lines, make_key, make_project
 
 
 @pytest.fixture

@@ -8,24 +8,15 @@ import socket
 from typing import Any
 
 import httpx2
-import pytest
 from fastapi import FastAPI
 from sqlalchemy import func, select
 from starlette.testclient import TestClient
 
 from app.db.engine import Sessions, transaction
-from app.db.tables import AuditEntry, Job, Project
-from app.storage import LocalStorage
-from tests.factories import make_succeeded_job
+from app.db.tables import AuditEntry, Job
 from tests.serving import LiveServer
 
 DIFFERS = {"x-request-id", "openai-processing-ms", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"}
-
-
-@pytest.fixture
-def succeeded(sessions: Sessions, storage: LocalStorage, project: Project, base_model: str) -> Job:
-    with transaction(sessions) as session:
-        return make_succeeded_job(session, storage, project)
 
 
 def readable(app: FastAPI, job: Job) -> list[str]:

@@ -2,22 +2,15 @@ from __future__ import annotations
 
 import hashlib
 
-import pytest
 from starlette.testclient import TestClient
 
 from app.api.schemas.jobs.checkpoints import AdapterBody
 from app.db.engine import Sessions, transaction
 from app.db.tables import Job, Project
 from app.storage import LocalStorage
-from tests.factories import make_failed_job, make_file, make_job, make_succeeded_job
+from tests.factories import make_failed_job, make_file, make_job
 
 JOBS = "/v1/fine_tuning/jobs"
-
-
-@pytest.fixture
-def succeeded(sessions: Sessions, storage: LocalStorage, project: Project, base_model: str) -> Job:
-    with transaction(sessions) as session:
-        return make_succeeded_job(session, storage, project)
 
 
 class TestManifest:

@@ -15,7 +15,7 @@ from app.db.tables import Evaluation, Job, Project
 from app.domain.evaluations.states import EvaluationErrorCode
 from app.settings import Endpoint, Settings
 from app.storage import LocalStorage
-from tests.factories import make_file, make_job, make_succeeded_job
+from tests.factories import make_file, make_job
 from tests.serving import LiveServer
 
 JOBS = "/v1/fine_tuning/jobs"
@@ -31,12 +31,6 @@ EXACT = {
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
     return settings.model_copy(update={"endpoints": {"judge": Endpoint(base_url="http://127.0.0.1:9/v1")}})
-
-
-@pytest.fixture
-def succeeded(sessions: Sessions, storage: LocalStorage, project: Project, base_model: str) -> Job:
-    with transaction(sessions) as session:
-        return make_succeeded_job(session, storage, project)
 
 
 @pytest.fixture

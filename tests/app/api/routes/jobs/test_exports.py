@@ -14,16 +14,10 @@ from app.db.scheduling import workers
 from app.db.tables import BaseModelRow, Export, Job, Project
 from app.domain.artifacts.exports import ExportErrorCode, ExportType
 from app.storage import LocalStorage
-from tests.factories import make_file, make_job, make_succeeded_job
+from tests.factories import make_file, make_job
 from tests.serving import LiveServer
 
 JOBS = "/v1/fine_tuning/jobs"
-
-
-@pytest.fixture
-def succeeded(sessions: Sessions, storage: LocalStorage, project: Project, base_model: str) -> Job:
-    with transaction(sessions) as session:
-        return make_succeeded_job(session, storage, project)
 
 
 def path(job: Job, *rest: str) -> str:
