@@ -93,7 +93,7 @@ class Client:
         return [event["message"] for event in reversed(events)]
 
     def until_job(self, job_id: str, is_true: Callable[[dict[str, Any]], Any], what: str) -> None:
-        until(lambda: is_true(self.job(job_id)), f"{job_id} {what}", 180)
+        until(lambda: is_true(self.job(job_id)), f"{job_id} {what}", 500)
 
     def until_trained(self, job_id: str, steps: int) -> None:
         self.until_job(job_id, lambda job: (job["progress"] or {}).get("step", 0) >= steps, f"did {steps} steps")
