@@ -21,6 +21,7 @@ from app.db.jobs.claims import FencedError, Lease
 from app.db.tables import Export, File
 from app.domain.artifacts.exports import ExportErrorCode, ExportState, ExportType
 from app.domain.artifacts.full_disk import is_disk_full
+from app.domain.base_models.catalog import ALTERED_REASON, unusable_model_message
 from app.domain.jobs.states import ExitCode, Reason
 from app.log import get_logger
 from app.storage import StorageError
@@ -187,6 +188,9 @@ class Exporter:
         if watchdog.stalled:
             text = "The export made no progress for too long and was stopped"
             raise ExportFailed(ExportErrorCode.SERVER_ERROR, text)
+        if exit_code == ExitCode.OTHER_BASE:  # its text names the worker's directory
+            text = unusable_model_message(export.base_model, ALTERED_REASON)
+            raise ExportFailed(ExportErrorCode.MODEL_UNAVAILABLE, text, is_final=True)
         raise _exit_failure(exit_code, program, oom_kill_count() > kills_before)
 
     def _publish(self, export: Export, keeper: RowLeaseKeeper[Export], result: Path) -> None:

@@ -47,6 +47,10 @@ class CannotMerge(Exception):
     """The message says what was seen and what to do."""
 
 
+class OtherBase(CannotMerge):
+    """The base model's files are not those that the adapter was trained on, or cannot be read."""
+
+
 class TensorHeader(NamedTuple):
     """The entry of one tensor in a safetensors header."""
 
@@ -72,7 +76,7 @@ def main(arguments: list[str]) -> int:
         manifest = merge(*map(Path, arguments))
     except CannotMerge as error:
         print(error, file=sys.stderr)
-        return ExitCode.BAD_SPEC
+        return ExitCode.OTHER_BASE if isinstance(error, OtherBase) else ExitCode.BAD_SPEC
     except OSError as error:
         print(f"The merged model cannot be written: {error.strerror or error}.", file=sys.stderr)
         return ExitCode.DISK_FULL if is_disk_full(error) else ExitCode.STORAGE
@@ -108,12 +112,12 @@ def _check(base: Path, adapter: Path, destination: Path) -> dict[str, Any]:
     except ManifestMismatch as error:
         raise CannotMerge(f"The adapter is damaged: {error}. Download it again.") from error
     except OSError as error:
-        raise CannotMerge(f"The base model's directory {base} cannot be read: {error.strerror}.") from error
+        raise OtherBase(f"The base model's directory {base} cannot be read: {error.strerror}.") from error
     expected = manifest.get("base_model")
     if expected is None or "lora" not in manifest:
         raise CannotMerge(f"The manifest in {adapter} does not name the base model and the LoRA settings.")
     if base_sha256 != expected["manifest_sha256"]:
-        raise CannotMerge(
+        raise OtherBase(
             f"The files in {base} are not the base model {expected['name']} of the adapter: their hash is "
             f"{base_sha256[:12]} instead of {expected['manifest_sha256'][:12]}. Name the registered directory."
         )

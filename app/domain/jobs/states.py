@@ -120,6 +120,7 @@ class ExitCode:
     DEVICE_LOST = 69
     INTERNAL = 70
     OUT_OF_MEMORY = 71
+    OTHER_BASE = 72  # of an export: the base model's files are not those that the adapter was trained on
     DISK_FULL = 73
     STORAGE = 74
     DRAINED = 75

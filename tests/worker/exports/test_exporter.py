@@ -275,15 +275,16 @@ class TestFailures:
         assert (failed.state, failed.error_code) == ("failed", "model_unavailable")
         assert "'tiny' is no longer registered" in str(failed.error_message)
 
-    def test_a_changed_base_model_fails_the_export_with_the_merge_programs_message(
+    def test_a_changed_base_model_fails_the_export_with_the_message_of_a_job(
         self, harness: WorkerHarness, really_trained: Job, base: Path, tmp_path: Path
     ) -> None:
         export = ask(harness, really_trained)
         (base / "generation_config.json").write_text("{}")
         exporter(harness, tmp_path, *MERGE_COMMAND).run_next()
         failed = read(harness, export)
-        assert (failed.state, failed.error_code) == ("failed", "cannot_merge")
-        assert "are not the base model tiny of the adapter" in str(failed.error_message)
+        assert (failed.state, failed.error_code) == ("failed", "model_unavailable")
+        assert "tiny cannot be used: one of its files is missing or has changed" in str(failed.error_message)
+        assert str(base) not in str(failed.error_message)
         assert ask(harness, really_trained).id != export.id  # a failed export does not block another request
 
 

@@ -17,11 +17,12 @@ from worker.trainer.gguf.answers import DifferentAnswers
 from worker.trainer.gguf.converter import CannotConvert
 from worker.trainer.gguf.export import export
 from worker.trainer.gguf.llama_cpp import LlamaCppError
-from worker.trainer.merge import CannotMerge
+from worker.trainer.merge import CannotMerge, OtherBase
 from worker.trainer.runtime.process import die_with_parent
 
 EXIT_CODES: dict[type[Exception], int] = {
     CannotMerge: ExitCode.BAD_SPEC,
+    OtherBase: ExitCode.OTHER_BASE,
     CannotConvert: ExitCode.CANNOT_CONVERT,
     LlamaCppError: ExitCode.CANNOT_CONVERT,
     DifferentAnswers: ExitCode.DIFFERENT_ANSWERS,
