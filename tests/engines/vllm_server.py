@@ -27,6 +27,8 @@ ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "HF_HUB_OFFLINE": "1",
 }
+# Without AVX-512, vLLM emulates bfloat16 and generates 8 tokens a second.
+DTYPE = "bfloat16" if "avx512f" in Path("/proc/cpuinfo").read_text() else "float32"
 
 
 def question() -> Any:
@@ -49,7 +51,7 @@ class VllmServer:
     def start(self) -> None:
         command = [os.environ["TUNERY_VLLM_PYTHON"], "-m", "vllm.entrypoints.openai.api_server"]
         command += ["--model", str(self.model), "--served-model-name", "base", "--host", "127.0.0.1"]
-        command += ["--port", str(self.port), "--dtype", "bfloat16", "--max-model-len", str(MAX_MODEL_LEN)]
+        command += ["--port", str(self.port), "--dtype", DTYPE, "--max-model-len", str(MAX_MODEL_LEN)]
         command += ["--enable-lora", "--max-lora-rank", "8", "--max-loras", "4", "--max-cpu-loras", "8"]
         command += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
         command += ["--enforce-eager"]  # compiling takes a minute, and saves less in these few requests

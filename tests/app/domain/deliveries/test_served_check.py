@@ -82,6 +82,16 @@ def test_uncertain_text_is_judged_by_its_own_noise() -> None:
     assert judge(of, served(of, 0.0359, wrong_tops=7)).verdict == Verdict.SAME
 
 
+@pytest.mark.parametrize(("wrong_tops", "verdict"), [(1, Verdict.SAME), (2, Verdict.UNCLEAR)])
+def test_one_disagreement_among_few_tokens_decides_nothing(wrong_tops: int, verdict: Verdict) -> None:
+    """Measured: 70 expected tokens of answers from vLLM in float32, and 1 other most likely token."""
+    of = reference(noise=0.0091, effect=10.8)
+    (whole,) = served(of, 0.0047)
+    tops = [-1] * wrong_tops + list(whole.top[wrong_tops:71])
+    part = ServedPrompt(whole.base[:70], whole.adapter[:70], tops, is_generated=True)
+    assert judge(of, [part]).verdict == verdict
+
+
 class TestAnswersOfTheBase:
     """Base model and adapter generate the same tokens, and each of them differs from the expected ones at once."""
 
