@@ -206,7 +206,7 @@ def _verdict(reference: ServedReference, check: ServedCheck) -> Verdict:
     if check.difference > DIFFERENT_NOISES * noise:
         return Verdict.DIFFERS
     # Rounding alone changes the most likely token where two are nearly equal. Measured between two 16-bit programs: 1.5
-    # to 3 times as often as between the trainer's own passes. One of fewer than 200 tokens is no sign of a wrong adapter.
+    # to 3 times as often as between the trainer's own passes. One of fewer than 200 tokens proves nothing.
     own = 1 - SAME_NOISES * (1 - reference.top1_agreement)
     min_agreement = min(MIN_TOP1_AGREEMENT, own, 1 - 1 / max(check.tokens, 1))
     is_same = check.difference <= SAME_NOISES * noise and check.top1_agreement >= min_agreement

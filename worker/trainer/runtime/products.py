@@ -17,13 +17,15 @@ CONVERTED_ROWS = 1024  # of the right matrix at once: 4 MB in float32 for each 1
 
 
 def product(left_M_N: torch.Tensor, right_N_P: torch.Tensor) -> torch.Tensor:
-    """Return A B in the dtype of A."""
+    """Return A B in the dtype of A, which may have a batch dimension too."""
     if not _is_slow(left_M_N):
         return left_M_N @ right_N_P
-    sum_M_P = torch.zeros(left_M_N.shape[0], right_N_P.shape[1])
-    parts = torch.split(left_M_N, CONVERTED_ROWS, dim=1), torch.split(right_N_P, CONVERTED_ROWS)
-    for left, right in zip(*parts, strict=True):
-        sum_M_P.addmm_(left.float(), right.float())
+    sum_M_P = torch.zeros(*left_M_N.shape[:-1], right_N_P.shape[1])
+    # Views inside, as autograd refuses later changes in place of a view that a Function returns.
+    left, total = left_M_N.flatten(0, -2), sum_M_P.flatten(0, -2)
+    parts = torch.split(left, CONVERTED_ROWS, dim=1), torch.split(right_N_P, CONVERTED_ROWS)
+    for columns, rows in zip(*parts, strict=True):
+        total.addmm_(columns.float(), rows.float())
     return sum_M_P.to(left_M_N.dtype)
 
 
@@ -31,7 +33,7 @@ def linear(x_T_K: torch.Tensor, weight_D_K: torch.Tensor, bias_D: torch.Tensor |
     """Return x W^T + bias in the dtype of x, which may have a batch dimension too."""
     if not _is_slow(x_T_K):
         return F.linear(x_T_K, weight_D_K, bias_D)
-    y_T_D = product(x_T_K.flatten(0, -2), weight_D_K.t()).reshape(*x_T_K.shape[:-1], -1)
+    y_T_D = product(x_T_K, weight_D_K.t())
     return y_T_D if bias_D is None else y_T_D.add_(bias_D)
 
 

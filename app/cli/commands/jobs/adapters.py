@@ -20,6 +20,7 @@ from app.cli.output.compare import DEFAULT_PROMPT_COUNT, compare, print_comparis
 from app.cli.output.console import print_json, print_line, print_note, size_text, stderr_console
 from app.cli.output.progress import bytes_bar, is_finished
 from app.domain.evaluations.precision import precision_text
+from app.domain.jobs.states import ExitCode
 from app.system.model_files import hash_directory
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 commands = typer.Typer(no_args_is_help=True, help="Trained adapters.")
 
 MERGER = "worker.trainer.merge"  # runs in a child process: the CLI never imports torch
-MERGER_USAGE_ERROR = 64  # its exit code
+MERGER_USAGE_ERRORS = (ExitCode.BAD_SPEC, ExitCode.OTHER_BASE)
 DIGEST_CHARACTERS_IN_NAME = 12  # a partial file is never continued with the bytes of another archive
 
 
@@ -159,7 +160,7 @@ def _merge(base: Path, adapter: Path, directory: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", MERGER, str(base), str(adapter), str(directory)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     last = (done.stderr.strip().split("\n") or [""])[-1]
-    if done.returncode == MERGER_USAGE_ERROR:
+    if done.returncode in MERGER_USAGE_ERRORS:
         raise UsageError(last)
     if done.returncode != 0:
         raise CliError(
