@@ -24,7 +24,9 @@ def test_a_path_that_vllm_does_not_see_is_named(world: World) -> None:
     shared = world.adapters / "unseen"
     shared.mkdir()
     paths = {"shared_path": str(shared), "engine_path": "/not-mounted"}
-    world.post("/v1/delivery_targets", {"name": "unseen", "destination": world.destination(world.vllm.url) | paths})
+    destination = world.destination(world.vllm.url) | paths
+    # A name of its own: vLLM serves that of the model from the path of another target.
+    world.post("/v1/delivery_targets", {"name": "unseen", "destination": destination, "served_model": "unseen"})
     delivery = world.post(f"{world.job}/deliveries", {"target": "unseen"})
     path = f"{world.job}/deliveries/{delivery['id']}"
     until(lambda: world.get(path)["error"], "an attempt", 60, interval_seconds=1.0)
