@@ -21,12 +21,13 @@ from sqlalchemy.orm import Session
 
 from app.db.access import keys
 from app.db.base_models import models
+from app.db.deliveries import deliveries, targets
 from app.db.files import files
 from app.db.ids import new_id
 from app.db.jobs import checkpoints, claims, jobs
 from app.db.jobs.claims import Lease
 from app.db.scheduling import fair_queue, queue_positions
-from app.db.tables import Checkpoint, File, Job, Project
+from app.db.tables import Checkpoint, Delivery, DeliveryTarget, File, Job, Project
 from app.domain.base_models import catalog
 from app.domain.jobs.parameters.fields import ParentAdapter
 from app.domain.jobs.resolve import resolve
@@ -242,6 +243,18 @@ def make_succeeded_job(session: Session, storage: Storage, project: Project, **j
     running = start_job(session)
     assert running.id == job.id, "another job was waiting"
     return finish_job(session, storage, project, running)
+
+
+def make_target(session: Session, project_id: str, name: str = "production") -> DeliveryTarget:
+    """Register a bucket as the target of deliveries."""
+    target = targets.insert(session, project_id, name=name, kind="s3", destination={"kind": "s3"})
+    assert target is not None, f"another target has the name {name}"
+    return target
+
+
+def make_delivery(session: Session, job: Job) -> Delivery:
+    """Create a delivery of the first kept checkpoint of a job to a new target."""
+    return deliveries.create(session, job, checkpoints.kept(session, job.id)[0], make_target(session, job.project_id))
 
 
 def make_failed_job(session: Session, storage: Storage, project: Project, **job_arguments: Any) -> Job:

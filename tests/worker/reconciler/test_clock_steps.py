@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import func, select, update
 
-from app.db.deliveries import deliveries, targets
+from app.db.deliveries import deliveries
 from app.db.engine import transaction
 from app.db.jobs import checkpoints, expired_leases
 from app.db.operations import retention
@@ -20,7 +20,7 @@ from app.db.webhooks import deliveries as webhook_deliveries
 from app.db.webhooks import endpoints
 from app.domain.operations.retention import RetentionKind
 from app.settings import Settings
-from tests.factories import expire_leases, make_file, make_succeeded_job
+from tests.factories import expire_leases, make_file, make_succeeded_job, make_target
 from tests.worker.fake_trainer import TrainerPlan
 from tests.worker.worker_harness import WorkerHarness
 from worker import health
@@ -280,11 +280,10 @@ def test_after_a_step_back_nothing_waits_for_its_length(
 ) -> None:
     in_a_minute = func.clock_timestamp() + timedelta(minutes=1)
     with transaction(harness.sessions) as session:
-        target = targets.insert(session, harness.project.id, name="t", kind="s3", destination={"kind": "s3"})
+        target = make_target(session, harness.project.id)
         endpoint = endpoints.insert(session, harness.project.id, "e", "https://e.com", ["*"], "whsec_a", enabled=True)
         webhook = webhook_deliveries.add_test(session, endpoint, "fine_tuning.job.succeeded", {})
         finished = make_succeeded_job(session, harness.resources.storage, harness.project)
-        assert target is not None
         held, waiting = (
             deliveries.create(session, finished, checkpoint, target).id
             for checkpoint in checkpoints.kept(session, finished.id)[:2]

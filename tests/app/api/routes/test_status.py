@@ -10,16 +10,14 @@ from sqlalchemy import update
 from starlette.testclient import TestClient
 
 from app.db.access import keys
-from app.db.deliveries import deliveries, targets
 from app.db.engine import Sessions, transaction
-from app.db.jobs import checkpoints
 from app.db.operations import status
 from app.db.scheduling import workers
 from app.db.tables import Delivery, Project
 from app.db.webhooks import deliveries as webhook_deliveries
 from app.db.webhooks import endpoints
 from app.storage import LocalStorage
-from tests.factories import make_failed_job, make_file, make_job, make_succeeded_job
+from tests.factories import make_delivery, make_failed_job, make_file, make_job, make_succeeded_job
 
 PATH = "/v1/organization/status"
 
@@ -63,9 +61,7 @@ def test_after_a_night_of_faults_one_answer_has_each_of_them(
         status.report(session, "backup", {"directory": "/backup"})
         workers.heartbeat(session, "gpu0@host#1", "gpu", "host", 1, {})
         workers.mark_lost(session, silent_seconds=-1)
-        target = targets.insert(session, project.id, name="production", kind="s3", destination={"kind": "s3"})
-        assert target is not None
-        deliveries.create(session, job, checkpoints.kept(session, job.id)[0], target)
+        make_delivery(session, job)
         session.execute(update(Delivery).values(state="failed", error="the bucket is full", next_attempt_at=None))
     body = client.get(PATH, headers=admin).json()
     assert body["healthy"] is False
@@ -106,9 +102,7 @@ def test_what_is_tried_again_and_endpoints_that_fail_are_advice(
         for name in ("reconciler", "webhooks", "deliveries", "backup"):
             status.report(session, name)
         job = make_succeeded_job(session, storage, project)
-        target = targets.insert(session, project.id, name="production", kind="s3", destination={"kind": "s3"})
-        assert target is not None
-        deliveries.create(session, job, checkpoints.kept(session, job.id)[0], target)
+        make_delivery(session, job)
         session.execute(update(Delivery).values(error="the bucket is full", tries=1, attempt=1))
         endpoint = endpoints.insert(session, project.id, "ci", "https://example.com", ["*"], "whsec_a", enabled=True)
         webhook_deliveries.record_endpoint_failure(session, endpoint.id)

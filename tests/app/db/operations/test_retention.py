@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
 
-from app.db.deliveries import deliveries, targets
+from app.db.deliveries import deliveries
 from app.db.engine import Sessions, transaction
 from app.db.jobs import evaluations, exports
 from app.db.operations import retention
@@ -17,7 +17,7 @@ from app.domain.artifacts.exports import ExportKind, ExportType
 from app.domain.evaluations.graders import EvaluationSettings
 from app.domain.operations.retention import RetentionKind
 from app.storage import LocalStorage
-from tests.factories import make_file, make_job, make_project, make_succeeded_job
+from tests.factories import make_file, make_job, make_project, make_succeeded_job, make_target
 
 YEAR = func.clock_timestamp() - timedelta(days=365)
 
@@ -109,9 +109,7 @@ def test_a_checkpoint_that_unfinished_work_needs_is_kept_until_it_has_ended(
         elif work == "evaluation":
             evaluations.insert(session, job, first, job.training_file_id, EvaluationSettings(), {})
         else:
-            target = targets.insert(session, project.id, name="s3", kind="s3", destination={"kind": "s3"})
-            assert target is not None
-            deliveries.create(session, job, first, target)
+            deliveries.create(session, job, first, make_target(session, project.id))
         assert first.id not in apply(session, project, RetentionKind.CHECKPOINTS).ids
         session.execute(text("SET LOCAL session_replication_role = replica"))
         for table in ("exports", "evaluations", "deliveries"):

@@ -16,7 +16,7 @@ from app.db.webhooks import endpoints, operator
 from app.domain.jobs.states import JobState
 from app.domain.webhooks import DISABLED_BY_REQUEST, EVENT_TYPES
 from app.storage import LocalStorage
-from tests.factories import make_file, make_job, make_project, make_succeeded_job, start_job, validate_job
+from tests.factories import make_file, make_job, make_project, make_succeeded_job, make_target, start_job, validate_job
 
 
 def test_an_empty_service_has_nothing_to_report(sessions: Sessions, project: Project) -> None:
@@ -89,8 +89,7 @@ def test_deliveries_are_due_until_they_are_claimed_and_fail_until_their_target_i
     with transaction(sessions) as session:
         job = make_succeeded_job(session, storage, project)
         (checkpoint, *_) = checkpoints.kept(session, job.id)
-        target = targets.insert(session, project.id, name="production", kind="s3", destination={"kind": "s3"})
-        assert target is not None
+        target = make_target(session, project.id)
         deliveries.create(session, job, checkpoint, target)
         session.execute(update(Delivery).values(next_attempt_at=func.clock_timestamp() - timedelta(minutes=5)))
     with transaction(sessions) as session:

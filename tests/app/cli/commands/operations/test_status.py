@@ -6,16 +6,14 @@ import pytest
 from sqlalchemy import update
 
 from app.db.access import keys
-from app.db.deliveries import deliveries, targets
 from app.db.engine import Sessions, transaction
-from app.db.jobs import checkpoints
 from app.db.operations import status
 from app.db.scheduling import workers
 from app.db.tables import Delivery, Project
 from app.db.webhooks import endpoints
 from app.storage import LocalStorage
 from tests.app.cli.conftest import Tunery
-from tests.factories import make_failed_job, make_succeeded_job
+from tests.factories import make_delivery, make_failed_job, make_succeeded_job
 
 
 @pytest.fixture(autouse=True)
@@ -55,9 +53,7 @@ def test_what_is_tried_again_is_shown_with_its_reason_and_endpoints_that_fail_wi
 ) -> None:
     with transaction(sessions) as session:
         job = make_succeeded_job(session, storage, project)
-        target = targets.insert(session, project.id, name="production", kind="s3", destination={"kind": "s3"})
-        assert target is not None
-        deliveries.create(session, job, checkpoints.kept(session, job.id)[0], target)
+        make_delivery(session, job)
         session.execute(update(Delivery).values(error="the bucket is full", tries=1, attempt=1))
         endpoint = endpoints.insert(session, project.id, "ci", "https://example.com", ["*"], "whsec_a", enabled=True)
         endpoints.disable(session, endpoint.id, "it responded with 410 Gone")
