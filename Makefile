@@ -69,7 +69,7 @@ screenshots: $(DEV) ## Write docs/screenshots again: every screen of the dashboa
 gpu-check: $(DEV) ## What only a GPU runs, checked on this machine: kernels, quantizations, out of memory, resume, plans, slots, NCCL; then its speed beside TRL and Unsloth (30 minutes at most; ARGS="--device cpu")
 	$(BIN)/python -m tests.gpu_check $(ARGS)
 
-test-serving: $(DEV) ## Deliveries to a real vLLM on the CPU, its answers, and adapters of every base in its classes, in .venv-serving (3.3 GB; 11 minutes; exits 3 where vLLM cannot be installed)
+test-serving: $(DEV) ## Deliveries to a real vLLM on the CPU, its answers, and adapters of every base in its classes, in .venv-serving (3.3 GB; 11 minutes, longer without AVX-512; exits 3 where vLLM cannot be installed)
 	$(BIN)/python -m tests.engines $(ARGS)
 
 lint: $(DEV) ## Style: ruff, formatting included

@@ -9,6 +9,8 @@ from typing import Any
 from app.domain.evaluations.graders import PromoteIf
 from app.domain.evaluations.states import EvaluationState
 
+REMEDY = "more rows narrow the interval, and a larger margin accepts more loss"
+
 
 @dataclass(frozen=True)
 class DeliveryVerdict:
@@ -16,9 +18,6 @@ class DeliveryVerdict:
 
     is_allowed: bool | None
     reason: str
-
-
-REMEDY = "more rows narrow the interval, and a larger margin accepts more loss"
 
 
 def decide(promote_if: PromoteIf, grader: Mapping[str, Any], failed_rows: int) -> DeliveryVerdict:
