@@ -35,7 +35,7 @@ def configure_logging(json: bool = False, file: Path | None = None, level: int =
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    # Plain tracebacks: the default prints local variables, among them API keys and rows of data sets.
+    # Plain tracebacks: the default prints local variables, among them API keys and rows of datasets.
     renderers: list[structlog.typing.Processor] = (
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
         if json

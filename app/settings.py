@@ -59,7 +59,7 @@ class Settings(BaseSettings):
     results_csv_base64: bool = False  # for scripts that expect base64, as OpenAI served for years
     database_pool_size: int = 20  # requests in a transaction at once; a process opens up to 2 n + 6 connections
     max_requests_per_second: int = Field(default=10_000, ge=1)  # default of projects without a limit of their own
-    check_processes: int | None = Field(default=None, ge=1)  # concurrent processes that read data sets; default: cores
+    check_processes: int | None = Field(default=None, ge=1)  # concurrent processes that read datasets; default: cores
     admin_key_file: Path | None = None  # containers: a file with the first admin key
     web_url: str | None = None  # the dashboard's address, to which `/` refers browsers
 

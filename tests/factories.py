@@ -44,7 +44,7 @@ NUMBERS = itertools.count(1)
 
 
 def chat_lines(examples: int = 12) -> bytes:
-    """A valid chat data set."""
+    """A valid chat dataset."""
     lines = [
         {"messages": [{"role": "user", "content": f"say {n}"}, {"role": "assistant", "content": f"it is {n}"}]}
         for n in range(examples)
@@ -80,7 +80,7 @@ def make_file(
     job: Job | None = None,
     **columns: Any,
 ) -> File:
-    """Create a file with its bytes in `storage`; a chat data set unless `content` is given."""
+    """Create a file with its bytes in `storage`; a chat dataset unless `content` is given."""
     content = chat_lines() if content is None else content
     file_id = new_id("file")
     put_bytes(storage, f"files/{file_id}", content)

@@ -98,7 +98,7 @@ def idle_slot(settings: Settings) -> Iterator[None]:
 
 @pytest.fixture
 def reader_directory(tmp_path: Path, live_server: LiveServer, api_key: str, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory of a reader: it contains a data set, and the two variables are set."""
+    """The working directory of a reader: it contains a dataset, and the two variables are set."""
     directory = tmp_path / "reader"
     directory.mkdir()
     (directory / "train.jsonl").write_bytes(chat_lines())

@@ -1,4 +1,4 @@
-"""A tiny base model and data set, made in a tenth of a second, with the same bytes every time, without torch or numpy.
+"""A tiny base model and dataset, made in a tenth of a second, with the same bytes every time, without torch or numpy.
 
 A random two-layer Llama of about 90,000 parameters with a byte-level tokenizer (one token a byte) and a
 ChatML template: all parts of a registered base model, small enough to be trained in a unit test.

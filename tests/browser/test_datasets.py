@@ -1,4 +1,4 @@
-"""Uploads, the conversion of a CSV, and the report on a data set."""
+"""Uploads, the conversion of a CSV, and the report on a dataset."""
 
 from __future__ import annotations
 

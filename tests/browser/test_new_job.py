@@ -81,7 +81,7 @@ def test_without_a_file_the_form_leads_to_the_upload(open_page: Open, world: Wor
     with transaction(world.sessions) as session:
         key = make_key(session, make_project(session, "without files"))
     page = open_page("/jobs/new", key=key)
-    page.get_by_role("link", name="Upload a data set").click()
+    page.get_by_role("link", name="Upload a dataset").click()
     expect(page.get_by_role("button", name="Choose files")).to_be_visible()
 
 

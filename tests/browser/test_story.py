@@ -78,7 +78,7 @@ def show_as(page: Page, variant: str) -> None:
 def upload_and_convert(page: Page, directory: Path) -> None:
     (directory / "tickets.csv").write_text(CSV)
     expect(page.get_by_text("No jobs yet")).to_be_visible()
-    page.get_by_role("link", name="Upload a data set").click()
+    page.get_by_role("link", name="Upload a dataset").click()
     page.locator("input[type=file]").set_input_files(directory / "tickets.csv")
     page.wait_for_url(re.compile("/datasets/convert/table-"))
     expect(page.get_by_label("Assistant (answer)")).to_have_value("label")

@@ -38,7 +38,7 @@ class TestSupportTickets:
         with (HERE / name).open("rb") as file:
             examples = list(read_examples(file))
         assert all(isinstance(example, Example) for example in examples)
-        assert len(examples) >= 10  # fewer than OpenAI's minimum is no data set
+        assert len(examples) >= 10  # fewer than OpenAI's minimum is no dataset
 
     @pytest.mark.parametrize("name", FILES)
     def test_a_ticket_can_be_read_off_its_mail(self, name: str) -> None:

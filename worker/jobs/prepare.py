@@ -1,4 +1,4 @@
-"""Prepare a claimed job: fill the work directory with its data sets, snapshot, parent adapter and spec file."""
+"""Prepare a claimed job: fill the work directory with its datasets, snapshot, parent adapter and spec file."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def base_model_error(name: str, why: str) -> PreparationError:
 
 
 def fetch_dataset(resources: Resources, file: File, destination: Path) -> Path:
-    """Copy a data set to `destination`. Raises PreparationError if storage has lost or altered it."""
+    """Copy a dataset to `destination`. Raises PreparationError if storage has lost or altered it."""
     try:
         sha256 = stored_files.fetch(resources.storage, file.storage_key, destination)
     except FileNotFoundError as error:

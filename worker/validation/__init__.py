@@ -1,1 +1,1 @@
-"""Validation of data sets with the base model's tokenizer, and the requirements of the job."""
+"""Validation of datasets with the base model's tokenizer, and the requirements of the job."""

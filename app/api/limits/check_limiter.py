@@ -1,4 +1,4 @@
-"""A limit on concurrent checks of data sets: API keys share it fairly, and a disconnect ends the check."""
+"""A limit on concurrent checks of datasets: API keys share it fairly, and a disconnect ends the check."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""/v1/files/{id}/validate: a report on a data set, before a job uses it."""
+"""/v1/files/{id}/validate: a report on a dataset, before a job uses it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ router = APIRouter(prefix="/v1/files", tags=["Files"])
 
 
 @router.post(
-    "/{file_id}/validate", response_model=FileReportBody, summary="Report on a data set", dependencies=[NO_BODY]
+    "/{file_id}/validate", response_model=FileReportBody, summary="Report on a dataset", dependencies=[NO_BODY]
 )
 async def validate_file(
     request: Request,

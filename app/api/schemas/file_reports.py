@@ -1,4 +1,4 @@
-"""The report on a data set, and the function that renders it."""
+"""The report on a dataset, and the function that renders it."""
 
 from __future__ import annotations
 

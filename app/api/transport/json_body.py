@@ -1,4 +1,4 @@
-"""JSON bodies: read with a size limit after authentication, and parsed as strictly as data sets."""
+"""JSON bodies: read with a size limit after authentication, and parsed as strictly as datasets."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from app.db.tables import Attempt, JobEvent
 
 
 def last_start_data(session: Session, job_id: str) -> dict[str, Any] | None:
-    """The data of the last event about a started trainer: device, versions, counts of the data set."""
+    """The data of the last event about a started trainer: device, versions, counts of the dataset."""
     return session.scalar(
         select(JobEvent.data)
         .where(JobEvent.job_id == job_id, JobEvent.type == "message", JobEvent.data.has_key("versions"))

@@ -1,6 +1,6 @@
 """A model's chat template: conversations -> text, rendered as in transformers, without importing it.
 
-Data sets have OpenAI's format, but templates do not support all of it. This module converts the rest to what templates
+Datasets have OpenAI's format, but templates do not support all of it. This module converts the rest to what templates
 support.
 """
 

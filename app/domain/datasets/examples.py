@@ -69,7 +69,7 @@ def read_examples(
     max_line_bytes: int = MAX_LINE_BYTES,
     parameters: DataParameters = DEFAULT_PARAMETERS,
 ) -> Iterator[Example | Finding]:
-    """Yield each example of a data set for the method of `parameters`, or the findings of an invalid line."""
+    """Yield each example of a dataset for the method of `parameters`, or the findings of an invalid line."""
     method, rules = parameters.method, parameters.line_rules
     first: tuple[int, Format] | None = (
         None  # plain text is trained completely, so it must not be mixed with other formats

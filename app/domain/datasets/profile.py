@@ -1,4 +1,4 @@
-"""The profile of a data set before there is a job: the findings of validation, statistics, and previews.
+"""The profile of a dataset before there is a job: the findings of validation, statistics, and previews.
 
 It uses the functions of validation and of the trainer (`read_examples`, `add_example`), so the results agree. Memory is
 bounded by what is kept per line, not by the size of the file. The profile states what was not read or not tokenized.
@@ -66,7 +66,7 @@ def profile_dataset(
     limits: ProfileLimits,
     validation_file: BinaryIO | None = None,
 ) -> DatasetProfile:
-    """Read a data set once, after its validation file, whose rows are compared with it."""
+    """Read a dataset once, after its validation file, whose rows are compared with it."""
     deadline = time.monotonic() + limits.timeout_seconds
     profile = DatasetProfile(DatasetReport(max_findings=limits.max_findings))
     validation_rows = (

@@ -1,4 +1,4 @@
-"""The report of a rendered and tokenized data set: counts, findings, and the first lines of each kind."""
+"""The report of a rendered and tokenized dataset: counts, findings, and the first lines of each kind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Warnings: properties of a data set that are valid but probably unintended.
+"""Warnings: properties of a dataset that are valid but probably unintended.
 
 A finding fails the job; a warning is in the report of a file, in an event of the job and in the job's `warnings`.
 """
@@ -212,7 +212,7 @@ def _omits_content(messages: Sequence[Message], tools: Sequence[Message], render
 
 
 def _has_control_token(messages: Sequence[Message], renderer: Renderer) -> bool:
-    """Answers do not count: data sets may contain reasoning and calls with control tokens."""
+    """Answers do not count: datasets may contain reasoning and calls with control tokens."""
     pattern = renderer.special_pattern
     return pattern is not None and any(
         pattern.search(content_text(message)) for message in messages if message["role"] != "assistant"

@@ -18,7 +18,7 @@ from app.domain.files.files import JobFileOrigins
 from app.domain.planning.execution_plan import Measurement
 
 SPEC_VERSION: Literal[1] = 1
-# Which checks a line of a data set must pass. 2 also refuses what 1 accepted and then omitted from training or
+# Which checks a line of a dataset must pass. 2 also refuses what 1 accepted and then omitted from training or
 # changed. A job keeps the rules under which it was created, so its files stay valid.
 LineRules = Literal[1, 2]
 LINE_RULES: LineRules = 2
@@ -113,7 +113,7 @@ Method = Literal["supervised", "dpo"]
 class DataParameters(Frozen):
     """The fields of a spec and of its hyperparameters that decide which tokens and labels a file has.
 
-    Validation, plans and their cache, data set reports and the trainer all read a file by one of these.
+    Validation, plans and their cache, dataset reports and the trainer all read a file by one of these.
     """
 
     method: Method = "supervised"

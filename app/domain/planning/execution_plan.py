@@ -30,7 +30,7 @@ class ExecutionPlan(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     # The maximum of a packed batch; a longer sequence has a batch of its own. Snapshots and the API call it a row; any
-    # other row is one of a data set or of a table.
+    # other row is one of a dataset or of a table.
     row_tokens: Annotated[int, Field(ge=1)]
     recompute: Recompute = "nothing"
     recompute_layers: Annotated[int, Field(ge=0)] = 0  # with "layers": recompute so many layers, from the first

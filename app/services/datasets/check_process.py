@@ -1,8 +1,8 @@
-"""A child process that reads data sets for one request. It has a deadline and ends when the client disconnects.
+"""A child process that reads datasets for one request. It has a deadline and ends when the client disconnects.
 
     python -m app.services.datasets.check_process PARENT_PID < CALL > RESULT
 
-Reading a large data set holds the interpreter's lock, so a child with low priority does it. A pool of processes would
+Reading a large dataset holds the interpreter's lock, so a child with low priority does it. A pool of processes would
 keep an idle interpreter per core in memory, and cannot end one task alone; starting a child takes 0.1 s.
 The kernel kills the child when its parent ends.
 """
@@ -25,13 +25,13 @@ from app.system.parent_death import die_with_parent
 
 Result = TypeVar("Result")
 
-MAX_IN_PROCESS_BYTES = 256 << 10  # of data sets; they take 0.3 s
+MAX_IN_PROCESS_BYTES = 256 << 10  # of datasets; they take 0.3 s
 MAX_IN_PROCESS_TOKENIZER_BYTES = 4 << 20  # they take 0.15 s, and are cached
 NICENESS = 10
 
 
 def takes_long(model_directory: Path, size_bytes: int) -> bool:
-    """Whether reading a data set with a model's tokenizer would block every other request (the interpreter lock).
+    """Whether reading a dataset with a model's tokenizer would block every other request (the interpreter lock).
 
     Loading a large tokenizer alone does: 33 MB take more than a second, in which no other thread runs.
     """
@@ -46,7 +46,7 @@ class CheckCancelledError(Exception):
 
 
 class Check:
-    """The reading of data sets for one request. `cancel` may be called from any thread, at any time."""
+    """The reading of datasets for one request. `cancel` may be called from any thread, at any time."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

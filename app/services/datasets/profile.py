@@ -1,4 +1,4 @@
-"""A profile of a data set for a model: the findings and counts of validation, before a job exists.
+"""A profile of a dataset for a model: the findings and counts of validation, before a job exists.
 
 Small files are read in the API's process, large ones in a child process with a deadline. Of a file above
 SAMPLED_ABOVE_BYTES every line is checked, but only every n-th row is tokenized; a megabyte of chat takes about 1.3 s.

@@ -1,4 +1,4 @@
-"""Exact token counts of a data set, by the rules of validation and of the trainer.
+"""Exact token counts of a dataset, by the rules of validation and of the trainer.
 
 A small file is counted in the API's process, a large one in a child process with a deadline; a megabyte of chat takes
 about 1.3 s. The latest results are cached, because clients repeat a plan with other parameters.

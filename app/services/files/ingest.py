@@ -47,7 +47,7 @@ class NewFile:
 
 @dataclass(frozen=True)
 class StoredContent:
-    """The stored content of a file; `line_count` only of a data set."""
+    """The stored content of a file; `line_count` only of a dataset."""
 
     key: str
     size_bytes: int

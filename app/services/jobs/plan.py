@@ -40,7 +40,7 @@ UNCOUNTED = (
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A data set whose tokens are counted; `param` is its name in the request."""
+    """A dataset whose tokens are counted; `param` is its name in the request."""
 
     param: str
     id: str

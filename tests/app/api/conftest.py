@@ -32,7 +32,7 @@ def upload(client: TestClient) -> Upload:
 
 @pytest.fixture
 def training_file(upload: Upload) -> str:
-    """The id of an uploaded data set of twelve examples."""
+    """The id of an uploaded dataset of twelve examples."""
     return str(upload().json()["id"])
 
 

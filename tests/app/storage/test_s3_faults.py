@@ -111,7 +111,7 @@ class TestAnswers:
         assert storage.delete_unfinished(2e9) == 1
 
     def test_a_missing_bucket_is_not_a_missing_object(self, storage: S3Storage, proxy: FaultyProxy) -> None:
-        """A job whose data set is missing fails; one whose bucket is missing waits."""
+        """A job whose dataset is missing fails; one whose bucket is missing waits."""
         proxy.fault = Fault(status=404, code="NoSuchBucket")
         with pytest.raises(StorageError, match="create it"):
             storage.stat("files/a")

@@ -1,4 +1,4 @@
-"""Data sets of the scenarios, as bytes, and what their jobs are asked for."""
+"""Datasets of the scenarios, as bytes, and what their jobs are asked for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""16 to 18: what a data set may be. What is wrong with it fails the job, with the place in the message."""
+"""16 to 18: what a dataset may be. What is wrong with it fails the job, with the place in the message."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ ENDPOINT = {"name": "a", "url": "https://hooks.example.com/", "event_types": [EV
 
 
 class Server:
-    """The API with a base model, a data set, and ways to make it fail."""
+    """The API with a base model, a dataset, and ways to make it fail."""
 
     def __init__(self, app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
         self.app, self.client, self.monkeypatch = app, client, monkeypatch

@@ -1,4 +1,4 @@
-"""Descriptions of files, uploads and reports on data sets."""
+"""Descriptions of files, uploads and reports on datasets."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ BY_SCHEMA = {
     "LossCurveBody.train_losses": "The training loss of each of these steps.",
     "LossCurveList.data": "A curve for each job, in the order of `jobs`.",
     "DiffBody.config": "All resolved parameters.",
-    "DiffBody.data": "The data sets: SHA-256, bytes, rows, tokens.",
+    "DiffBody.data": "The datasets: SHA-256, bytes, rows, tokens.",
     "DiffBody.environment": "The last attempt of each job: device, precision, versions, layout, worker.",
     "DiffBody.left": "The job in the path.",
     "DiffBody.result": "Status, losses, tokens, times, memory, adapter.",

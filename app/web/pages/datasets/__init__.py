@@ -1,1 +1,1 @@
-"""Screens of data sets: the list with its upload area, one data set with its report, the conversion of a CSV."""
+"""Screens of datasets: the list with its upload area, one dataset with its report, the conversion of a CSV."""

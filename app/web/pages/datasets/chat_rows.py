@@ -1,4 +1,4 @@
-"""The first rows of a data set, each as a chat."""
+"""The first rows of a dataset, each as a chat."""
 
 from __future__ import annotations
 

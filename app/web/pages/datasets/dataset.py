@@ -1,4 +1,4 @@
-"""One data set: the report with warnings and line numbers, rows as a chat and as the model sees them, lengths."""
+"""One dataset: the report with warnings and line numbers, rows as a chat and as the model sees them, lengths."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The list of data sets, with an area for drag and drop."""
+"""The list of datasets, with an area for drag and drop."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from app.web.frame import View, screen
 
 PAGE_FILES = 100
 COLUMNS = (
-    column("name", "Data set", lead=True),
+    column("name", "Dataset", lead=True),
     column("lines", "Lines", "number"),
     column("size", "Size", "number"),
     column("created", "Uploaded", "number"),
@@ -39,9 +39,9 @@ async def build(view: View) -> None:
     page = await view.api.get("files", purpose="fine-tune", limit=PAGE_FILES, after=after or None)
     if not page["data"]:
         what_to_do = "Upload one above: the page then shows what is wrong with it, line by line."
-        note("No data sets yet", what_to_do if view.may("files:write") else "This key may not upload any.")
+        note("No datasets yet", what_to_do if view.may("files:write") else "This key may not upload any.")
         return
-    DataTable("Data sets", COLUMNS, [_row(file) for file in page["data"]])
+    DataTable("Datasets", COLUMNS, [_row(file) for file in page["data"]])
     with tag("div", classes="t-row"):
         tag("span", f"{counted(len(page['data']), 'file')} shown", "t-muted")
         if page["has_more"]:

@@ -7,7 +7,7 @@ from functools import partial
 from app.web.components.elements import card, code_block, link, tabs, tag
 
 INTRODUCTION = (
-    "A job fine-tunes a base model on your examples and returns an adapter. Upload a data set (JSONL or CSV), then "
+    "A job fine-tunes a base model on your examples and returns an adapter. Upload a dataset (JSONL or CSV), then "
     "create a job here; or start from a terminal:"
 )
 CURL = """\
@@ -34,7 +34,7 @@ def show(url: str, model: str) -> None:
     with card("No jobs yet", "t-empty"):
         tag("p", INTRODUCTION, "t-lede")
         with tag("div", classes="t-actions"):
-            link("Upload a data set", "/datasets", "t-button t-primary")
+            link("Upload a dataset", "/datasets", "t-button t-primary")
             link("New job", "/jobs/new", "t-button")
         texts = {"curl": CURL, "Python": PYTHON, "Command line": CLI}
         tabs(

@@ -25,7 +25,7 @@ from app.web.pages.jobs.job_form import FieldError, Prefilled
 
 MAX_FILES = 200
 NOT_FOUND = 404
-FILES_HINT = f"The {MAX_FILES} newest; an older data set has a button for a new job on its page."
+FILES_HINT = f"The {MAX_FILES} newest; an older dataset has a button for a new job on its page."
 PLAN_SECONDS = 310.0  # the API stops counting tokens after 300 s, with what to do
 VERDICT_TONES = {"fits": "ok", "no_device_fits": "bad", "no_worker": "warn"}
 REFUSED, NO_PLAN = "This job would be refused", "There is no plan"
@@ -118,7 +118,7 @@ class NewJob:
             with note(
                 "No training file yet", "Upload a JSONL or CSV file first; its page leads back to this form.", "warn"
             ):
-                link("Upload a data set", "/datasets", "t-button")
+                link("Upload a dataset", "/datasets", "t-button")
         with tag("div", classes="t-form"):
             self._add("model", partial(select_field, "Base model", model_names))
             self._add("suffix", partial(text_field, "Name", hint="A word for the name of the result."))

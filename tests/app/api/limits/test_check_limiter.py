@@ -1,4 +1,4 @@
-"""Hostile bodies and data sets against a real API process: others are answered meanwhile, and nothing goes on alone."""
+"""Hostile bodies and datasets against a real API process: others are answered meanwhile, and nothing goes on alone."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def store_twice(base: Path) -> None:
 
 
 def extend_tokenizer(base: Path) -> None:
-    """Add a word of the data set as a token for which the embedding has no row."""
+    """Add a word of the dataset as a token for which the embedding has no row."""
     tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
     tokenizer.add_tokens([AddedToken("amber", normalized=False)])
     tokenizer.save(str(base / "tokenizer.json"))
@@ -112,7 +112,7 @@ CASES = (
     Case("a rank over the size of a layer", Reason.INVALID_SPEC, "lora.r", "choose a rank up to 32", {"r": 33}),
     Case("a context longer than the model's", Reason.INVALID_SPEC, CONTEXT_LENGTH,
          "is 513, but the base model reads at most 512 tokens; choose up to 512", {"context_length": 513}),
-    Case("a data set with no supervised token", Reason.INVALID_TRAINING_FILE, CONTEXT_LENGTH,
+    Case("a dataset with no supervised token", Reason.INVALID_TRAINING_FILE, CONTEXT_LENGTH,
          "No example has a token to train on within 512 tokens", is_silent=True),
     Case("chats for a tokenizer without a template", Reason.INVALID_TRAINING_FILE, "training_file",
          "no chat template; use prompt/completion lines", edit=lambda base: (base / "chat_template.jinja").unlink()),

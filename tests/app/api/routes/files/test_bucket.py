@@ -114,7 +114,7 @@ class TestABucketThatFails:
         assert client.get(f"/v1/files/{done['file']['id']}/content").content == CONTENT
 
     def test_a_file_that_breaks_off_is_no_short_file(self, client: TestClient, proxy: FaultyProxy) -> None:
-        """The lines of a large data set are checked in a child process, which only sees an early end."""
+        """The lines of a large dataset are checked in a child process, which only sees an early end."""
         content = chat_lines() * 3000
         body = {"filename": "a.jsonl", "purpose": "fine-tune", "mime_type": "application/jsonl", "bytes": len(content)}
         path = f"/v1/uploads/{client.post('/v1/uploads', json=body).json()['id']}"

@@ -1,4 +1,4 @@
-"""What the page of a data set says about a file of which a part was checked."""
+"""What the page of a dataset says about a file of which a part was checked."""
 
 from __future__ import annotations
 
