@@ -3,7 +3,7 @@
     environments -> at the same time for each generation: tunery up -> tiny base models -> keys -> the scenarios
 
 Each generation has a service of its own, as one of the scenarios kills a worker. Node follows on one of them. What
-follows `--` goes to pytest, such as `-- -k uploads`.
+follows `--` goes to pytest, such as `-- -k uploads`. `--last-failed` repeats what failed in the run before.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 from tests.clients import environments
@@ -50,6 +52,8 @@ TOOLS_TEMPLATE = (  # ChatML that prints tools and tool calls
 TINY = "tiny"
 SLASHED = "acme/tiny"
 REAL = "SmolLM2-135M-Instruct"
+LIMIT_SECONDS = 600
+FAILED = environments.HOME / "failed.json"  # the names of the generations that failed in the last run
 
 
 @dataclass(frozen=True)
@@ -64,14 +68,24 @@ def main() -> int:
     chosen = [g for g in environments.python_generations() if options.only in (None, g.name, g.version)]
     if not chosen:
         sys.exit(f"--only {options.only}: no such generation in {environments.PINS}")
+    if options.last_failed:
+        failed = json.loads(FAILED.read_text()) if FAILED.exists() else [g.name for g in chosen]
+        chosen = [generation for generation in chosen if generation.name in failed]
+        options.pytest.append("--last-failed")
     for generation in chosen:
         print(f"environment of openai {generation.version}", flush=True)
         environments.prepare(generation)
+    node_home = None if options.no_node else environments.node_client()
+    FAILED.write_text(json.dumps([generation.name for generation in chosen]))  # true of a run that is cut off
     began = time.monotonic()
     with ThreadPoolExecutor(options.at_once) as pool:
-        found = pool.map(lambda generation: _try(generation, chosen, options), chosen)
-        outcomes = [outcome for outcomes in found for outcome in outcomes]
-    return _summary(outcomes, time.monotonic() - began)
+        found = list(pool.map(lambda generation: _try(generation, chosen, node_home, options), chosen))
+    passed = [all(outcome.passed for outcome in outcomes) for outcomes in found]
+    FAILED.write_text(json.dumps([g.name for g, has_passed in zip(chosen, passed, strict=True) if not has_passed]))
+    print(f"\n===== {time.monotonic() - began:.0f} s in all", flush=True)
+    for outcome in chain.from_iterable(found):
+        print(f"{'passed' if outcome.passed else 'FAILED'}  {outcome.name}  {outcome.seconds:.0f} s")
+    return 0 if all(passed) else 1
 
 
 def _options() -> argparse.Namespace:
@@ -79,22 +93,27 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", help="one generation, by name (oldest, middle, newest) or version")
     parser.add_argument("--at-once", type=int, default=3, help="how many generations")
     parser.add_argument("--no-node", action="store_true", help="leave out the Node client")
+    parser.add_argument("--last-failed", action="store_true", help="only what failed in the last run")
     parser.add_argument("--logs", type=Path, help="keep the service's logs in this directory")
     parser.add_argument("pytest", nargs="*", help="after `--`: arguments for pytest")
     return parser.parse_args()
 
 
-def _try(generation: Generation, chosen: list[Generation], options: argparse.Namespace) -> list[Outcome]:
+def _try(
+    generation: Generation, chosen: list[Generation], node_home: Path | None, options: argparse.Namespace
+) -> list[Outcome]:
     """What goes wrong around the scenarios of one generation leaves those of the others alone."""
     began = time.monotonic()
     try:
-        return _run_all(generation, chosen, options)
+        return _run_all(generation, chosen, node_home, options)
     except Exception:
         print(traceback.format_exc(), flush=True)
         return [Outcome(f"openai {generation.version}", False, time.monotonic() - began)]
 
 
-def _run_all(generation: Generation, chosen: list[Generation], options: argparse.Namespace) -> list[Outcome]:
+def _run_all(
+    generation: Generation, chosen: list[Generation], node_home: Path | None, options: argparse.Namespace
+) -> list[Outcome]:
     with open_directory() as directory:
         service = Service(directory, QUICK)
         try:
@@ -105,8 +124,9 @@ def _run_all(generation: Generation, chosen: list[Generation], options: argparse
                 service.tunery("models", "add", name, str(base))
             context = _context(service, base, generation) | {"real_model": _real(generation, chosen)}
             outcomes = [_run_python(directory, generation, context, options.pytest)]
-            if _brings_node(generation, chosen) and not options.no_node:
-                outcomes += _run_node(directory, _context(service, base, Generation("node", "node")))
+            if node_home is not None and _brings_node(generation, chosen):
+                context = _context(service, base, Generation("node", "node"))
+                outcomes.append(_run_node(node_home, directory, context))
             return outcomes
         finally:
             service.stop(signal.SIGTERM)
@@ -145,31 +165,34 @@ def _brings_node(generation: Generation, chosen: list[Generation]) -> bool:
 
 def _run_python(directory: Path, generation: Generation, context: dict[str, Any], more: list[str]) -> Outcome:
     began = time.monotonic()
-    command = [str(generation.python), "-m", "pytest", "-c", str(SCENARIOS / "pytest.ini"), str(SCENARIOS), *more]
+    cache = environments.HOME / f"cache-{generation.version}"
+    options = ["-c", str(SCENARIOS / "pytest.ini"), "-o", f"cache_dir={cache}", str(SCENARIOS)]
+    command = [str(generation.python), "-m", "pytest", *options, *more]
     name = f"openai {generation.version}"
     code = _print_lines(name, command, SCENARIOS, _environment(directory, context))
     return Outcome(name, code == 0, time.monotonic() - began)
 
 
-def _run_node(directory: Path, context: dict[str, Any]) -> list[Outcome]:
-    home = environments.node_client()
-    if home is None:
-        print("openai for Node: skipped, as `node` or `npm` is not on the PATH", flush=True)
-        return []
+def _run_node(home: Path, directory: Path, context: dict[str, Any]) -> Outcome:
     began = time.monotonic()
     program = home / "main_path.mjs"  # Node looks for packages beside the program
     program.write_bytes((HERE / "node" / "main_path.mjs").read_bytes())
     code = _print_lines(home.name, ["node", "--test", str(program)], home, _environment(directory, context))
-    return [Outcome(home.name, code == 0, time.monotonic() - began)]
+    return Outcome(home.name, code == 0, time.monotonic() - began)
 
 
 def _print_lines(name: str, command: list[str], directory: Path, environment: dict[str, str]) -> int:
-    """Run it; print each of its lines at once, with its name."""
+    """Run it for LIMIT_SECONDS at most; print each of its lines at once, with its name."""
     options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen(command, cwd=directory, env=environment, **options) as process:
+    with subprocess.Popen(command, cwd=directory, env=environment, start_new_session=True, **options) as process:
         assert process.stdout is not None
+        limit = Timer(LIMIT_SECONDS, lambda: os.killpg(process.pid, signal.SIGKILL))  # with what holds its output open
+        limit.start()
         for line in process.stdout:
             print(f"{name} | {line}", end="", flush=True)
+        if not limit.is_alive():
+            print(f"{name} | killed after {LIMIT_SECONDS} s", flush=True)
+        limit.cancel()
     return process.returncode
 
 
@@ -186,13 +209,6 @@ def _keep_logs(service: Service, to: Path | None) -> None:
         to.mkdir(parents=True, exist_ok=True)
         for log in (service.log, *service.data.glob("logs/*")):
             (to / log.name).write_bytes(log.read_bytes())
-
-
-def _summary(outcomes: list[Outcome], seconds: float) -> int:
-    print(f"\n===== {seconds:.0f} s in all", flush=True)
-    for outcome in outcomes:
-        print(f"{'passed' if outcome.passed else 'FAILED'}  {outcome.name}  {outcome.seconds:.0f} s")
-    return 0 if all(outcome.passed for outcome in outcomes) else 1
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ HERE = Path(__file__).resolve().parent
 HOME = Path(os.environ.get("TUNERY_CLIENTS_HOME", HERE.parents[1] / ".venv-clients"))
 PINS = HERE / "generations.toml"
 RUNNERS = ("pytest>=9.0,<10", "pytest-timeout>=2.4,<3")
+NPM_SECONDS = 240
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,9 @@ def prepare(generation: Generation) -> None:
 
 
 def node_client() -> Path | None:
-    """The directory whose `node_modules` has the official Node client; None where Node is not present."""
+    """The directory whose `node_modules` has the official Node client; None where it cannot be installed."""
     if not (shutil.which("node") and shutil.which("npm")):
+        print("openai for Node: skipped, as `node` or `npm` is not on the PATH", flush=True)
         return None
     version = _pins()["node"]["newest"]
     directory = HOME / f"node-{version}"
@@ -57,7 +59,11 @@ def node_client() -> Path | None:
         directory.mkdir(parents=True)
         (directory / "package.json").write_text('{"private": true}\n')
         install = ["npm", "install", "--no-audit", "--no-fund", "--loglevel=error", f"openai@{version}"]
-        subprocess.run(install, cwd=directory, check=True)
+        try:
+            subprocess.run(install, cwd=directory, check=True, timeout=NPM_SECONDS)
+        except subprocess.SubprocessError as error:
+            print(f"openai for Node: skipped, as npm cannot install it: {error}", flush=True)
+            return None
         (directory / ".ready").touch()
     return directory
 

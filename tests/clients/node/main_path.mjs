@@ -9,7 +9,7 @@ import OpenAI, { toFile } from 'openai';
 const context = JSON.parse(readFileSync(process.env.TUNERY_CONTEXT, 'utf-8'));
 const client = new OpenAI({ baseURL: context.base_url, apiKey: context.key });
 const ENDED = ['succeeded', 'failed', 'cancelled'];
-const JOB_MILLISECONDS = 600_000;
+const JOB_MILLISECONDS = 300_000;
 
 const data = Array.from({ length: 10 }, (_, number) =>
   JSON.stringify({
