@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import psycopg
-from sqlalchemy import Engine, create_engine, event
+from psycopg.pq import TransactionStatus
+from sqlalchemy import Connection as SqlConnection
+from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.exc import InterfaceError, InternalError, InvalidatePoolError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
@@ -21,6 +23,7 @@ DATABASE_UNAVAILABLE = (OperationalError, InterfaceError, InternalError, PoolTim
 
 CONNECT_TIMEOUT_SECONDS = 5
 STATEMENT_TIMEOUT_MS = 30_000  # no query takes a second; a lock of a stuck client must not block the API
+ANSWER_TIMEOUT_SECONDS = 40.0  # beyond the statement timeout, which a server that hangs does not enforce
 IDLE_IN_TRANSACTION_MS = 20_000  # a process frozen inside a transaction (SIGSTOP, a paused VM) releases its row locks
 PING_AFTER_IDLE_SECONDS = 1.0  # only a round trip detects a server or network that vanished without closing
 
@@ -34,6 +37,23 @@ CONNECT_ARGS = {
     "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c timezone=UTC "
     f"-c idle_in_transaction_session_timeout={IDLE_IN_TRANSACTION_MS}",
 }
+
+
+class LimitedConnection(psycopg.Connection[Any]):
+    """A connection that does not wait forever for an answer of a server that hangs: its kernel still confirms every
+    packet, so neither the keepalives nor `tcp_user_timeout` end the wait."""
+
+    answer_timeout_seconds: float | None = ANSWER_TIMEOUT_SECONDS
+
+    def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
+        try:
+            return super().wait(gen, interval, timeout or self.answer_timeout_seconds)
+        except psycopg.OperationalError as error:
+            if self.pgconn.transaction_status != TransactionStatus.ACTIVE:  # the server has answered
+                raise
+            self.close()  # a rollback would wait as long again
+            why = f"PostgreSQL did not answer within {self.answer_timeout_seconds:g} s"
+            raise psycopg.OperationalError(why) from error
 
 
 def make_engine(database_url: str, pool_size: int = 5, max_overflow: int = 5) -> Engine:
@@ -51,6 +71,7 @@ def make_engine(database_url: str, pool_size: int = 5, max_overflow: int = 5) ->
         hide_parameters=True,
         connect_args=CONNECT_ARGS,
     )
+    _connect_with_limit(engine)
     _check_connections(engine)
     return engine
 
@@ -64,6 +85,21 @@ def transaction(sessions: Sessions) -> Iterator[Session]:
     """A session with one transaction: committed at the end of the block, rolled back on any error."""
     with sessions() as session, session.begin():
         yield session
+
+
+def remove_time_limits(connection: SqlConnection) -> None:
+    """Allow statements that take longer than a request may, of migrations. The connection leaves its pool."""
+    limited = connection.connection.driver_connection
+    assert isinstance(limited, LimitedConnection)
+    limited.answer_timeout_seconds = None
+    connection.detach()
+    connection.execute(text("SET statement_timeout = 0"))
+
+
+def _connect_with_limit(engine: Engine) -> None:
+    @event.listens_for(engine, "do_connect")
+    def connect(_dialect: Any, _record: Any, arguments: Any, parameters: Any) -> LimitedConnection:
+        return LimitedConnection.connect(*arguments, **parameters)
 
 
 def _check_connections(engine: Engine) -> None:

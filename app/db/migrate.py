@@ -11,7 +11,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, text
 
-from app.db.engine import make_engine
+from app.db.engine import make_engine, remove_time_limits
 from app.settings import load_settings
 
 MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
@@ -27,7 +27,7 @@ def upgrade(engine: Engine, revision: str = "head", on_migrated: OnMigrated | No
     `on_migrated` is called with the revisions before and after, if they differ.
     """
     with engine.connect() as connection:
-        connection.execute(text("SET statement_timeout = 0"))
+        remove_time_limits(connection)
         connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": ADVISORY_LOCK})
         connection.commit()
         try:
@@ -39,7 +39,6 @@ def upgrade(engine: Engine, revision: str = "head", on_migrated: OnMigrated | No
         finally:
             connection.rollback()
             connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": ADVISORY_LOCK})
-            connection.execute(text("RESET statement_timeout"))
             connection.commit()
 
 

@@ -68,6 +68,13 @@ def current_traceparent() -> str | None:
     return carrier.get(TRACEPARENT)
 
 
+def link_to(traceparent: str | None) -> None:
+    """Link the current span to the trace of a job, which has the attempts that this request causes."""
+    if traceparent:
+        linked = trace.get_current_span(_propagator.extract({TRACEPARENT: traceparent}))
+        trace.get_current_span().add_link(linked.get_span_context())
+
+
 @contextmanager
 def span(name: str, traceparent: str | None, attributes: Mapping[str, str | int]) -> Iterator[Span]:
     """A span that lasts as long as the block, as a child of `traceparent` if that is given."""

@@ -34,6 +34,7 @@ class TrainerExit:
     final: Done | Stopped | Failed | None = None
     stalled: bool = False
     drain_requested: bool = False
+    self_fenced: bool = False  # the drain was requested because no renewal of the lease was confirmed
     pause_requested: bool = False
     preempt_requested: bool = False
     oom_killed: bool = False  # the kernel's counter of OOM kills rose while the trainer ran
@@ -75,8 +76,10 @@ def classify_exit(ended: TrainerExit) -> AttemptOutcome:
         text = f"The job was preempted{at_step} by an urgent job; it is queued again and will resume automatically"
         return AttemptOutcome(Reason.PREEMPTED, text)
     if ended.exit_code == ExitCode.DRAINED or _was_killed_during_drain(ended):
-        text = f"The worker shut down{at_step}; the job is queued again and will resume automatically"
-        return AttemptOutcome(Reason.DRAINED, text)
+        why = "The worker shut down"
+        if ended.self_fenced:
+            why = "The worker had no answer from PostgreSQL for too long to keep the job, and stopped the training"
+        return AttemptOutcome(Reason.DRAINED, f"{why}{at_step}; the job is queued again and will resume automatically")
     if ended.exit_code == ExitCode.OUT_OF_MEMORY:
         return AttemptOutcome(Reason.OUT_OF_MEMORY, "The trainer ran out of memory; lower context_length or lora.r")
     if ended.exit_code == ExitCode.BAD_SPEC:

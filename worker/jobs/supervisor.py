@@ -231,6 +231,7 @@ class JobSupervisor:
             final=trainer.final,
             stalled=watchdog.stalled,
             drain_requested=watchdog.drain_requested_at is not None,
+            self_fenced=watchdog.self_fenced,
             pause_requested=watchdog.pause_requested,
             preempt_requested=watchdog.preempt_requested,
             oom_killed=oom_kill_count() > kills_before,

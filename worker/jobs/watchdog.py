@@ -47,6 +47,7 @@ class Watchdog:
     def __init__(self, process: Stoppable, keeper: LeaseKeeper, stop: threading.Event, settings: Settings) -> None:
         self.stalled = False
         self.drain_requested_at: float | None = None
+        self.self_fenced = False  # the drain was requested because no renewal of the lease was confirmed
         self.pause_requested = False
         self.preempt_requested = False
         self._process = process
@@ -93,6 +94,7 @@ class Watchdog:
         elif self._stop.is_set() or unconfirmed_seconds > self._settings.self_fence_seconds:
             if self.drain_requested_at is None:
                 self.drain_requested_at = time.monotonic()
+                self.self_fenced = not self._stop.is_set()
                 self._process.drain()
         # Pause and preemption have no deadline: a step may be long, and losing it costs more than a late stop.
         elif self._keeper.desired == Desired.PAUSE:

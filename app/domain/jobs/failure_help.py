@@ -80,7 +80,8 @@ JOB_ERRORS: dict[str, JobErrorCode] = {
 }
 _MEANINGS: dict[Reason, str] = {
     Reason.DONE: "the adapter was saved, and verified by loading it with PEFT",
-    Reason.DRAINED: "its worker was shut down; a snapshot was saved",
+    Reason.DRAINED: "its worker was shut down, or had no answer from PostgreSQL for `TUNERY_SELF_FENCE_SECONDS`; a "
+    "snapshot was saved",
     Reason.PREEMPTED: "preempted: an urgent job needed its worker; a snapshot was saved",
     Reason.PAUSED: "on request",
     Reason.CANCELLED: "on request",

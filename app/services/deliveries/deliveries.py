@@ -16,6 +16,7 @@ from app.services.deliveries import targets
 from app.services.jobs import jobs
 from app.services.jobs.checkpoints import select_checkpoint
 from app.services.operations.copies import refuse_in_copy
+from app.telemetry.tracing import link_to
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ def create(
     if files.lock_content(session, project_id, checkpoint.file_ids) < len(checkpoint.file_ids):
         text = f"Files of the adapter of {checkpoint.name} were deleted, so it cannot be delivered."
         raise BadRequest(text, "checkpoint", "adapter_deleted")
+    link_to(job.traceparent)
     return DeliveryView(deliveries.create(session, job, checkpoint, target), target.name)
 
 

@@ -20,6 +20,7 @@ from app.job_queue import WorkerNotifier
 from app.services.jobs import jobs
 from app.services.jobs.checkpoints import select_checkpoint
 from app.services.jobs.evaluation_requests import endpoint_problems, find_file
+from app.telemetry.tracing import link_to
 
 MAX_UNFINISHED = 50  # of a project: evaluations share the workers with training jobs
 
@@ -58,6 +59,7 @@ def create(
     assert file is not None
     assert checkpoint is not None
     _require_quota(session, project_id)
+    link_to(job.traceparent)
     settings = request.settings()
     evaluation = evaluations.insert(
         session, job, checkpoint, file.id, settings, first_plan(session, job, file, settings)

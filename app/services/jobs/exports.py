@@ -29,6 +29,7 @@ from app.job_queue import Queue, WorkerNotifier
 from app.services.access import quotas
 from app.services.jobs import jobs
 from app.services.jobs.checkpoints import select_checkpoint
+from app.telemetry.tracing import link_to
 
 BODY_KEYS = ("type", "quantization", "checkpoint")
 QUEUES: tuple[Queue, ...] = ("cpu", "gpu")  # a deployment may have torch only on the workers of one queue
@@ -66,6 +67,7 @@ def create(
     _lock_adapter_files(session, job, checkpoint)
     expected_bytes = _expected_bytes(session, kind, base, checkpoint)
     quotas.require_storage(session, project_id, expected_bytes)
+    link_to(job.traceparent)
     export = exports.insert(session, job, checkpoint, kind, expected_bytes)
     if export is None:  # a concurrent request has created it
         return _get_concurrent_export(session, checkpoint, kind)

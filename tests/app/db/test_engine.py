@@ -6,7 +6,14 @@ import pytest
 from sqlalchemy import Engine, create_engine, select, text
 
 from app.db import engine as engine_module
-from app.db.engine import DATABASE_UNAVAILABLE, make_engine, make_sessions, transaction
+from app.db.engine import (
+    DATABASE_UNAVAILABLE,
+    LimitedConnection,
+    make_engine,
+    make_sessions,
+    remove_time_limits,
+    transaction,
+)
 from app.db.tables import Project
 from tests.factories import make_project
 
@@ -36,6 +43,28 @@ def test_a_frozen_process_keeps_no_row_locked(database_url: str, monkeypatch: py
         assert connection.invalidated
     for each in (frozen, waiting):
         each.dispose()
+
+
+class TestAServerThatHangs:
+    def test_ends_the_wait_for_its_answer_and_the_connection(
+        self, database_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        engine = make_engine(database_url)
+        with engine.connect() as connection:
+            monkeypatch.setattr(LimitedConnection, "answer_timeout_seconds", 0.05)
+            with pytest.raises(DATABASE_UNAVAILABLE, match=r"PostgreSQL did not answer within 0\.05 s"):
+                connection.execute(text("SELECT pg_sleep(1)"))
+            assert connection.invalidated
+        engine.dispose()
+
+    def test_does_not_limit_a_migration(self, database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        engine = make_engine(database_url)
+        monkeypatch.setattr(LimitedConnection, "answer_timeout_seconds", 0.05)
+        with engine.connect() as connection:
+            remove_time_limits(connection)
+            connection.execute(text("SELECT pg_sleep(0.2)"))
+            assert connection.execute(text("SHOW statement_timeout")).scalar_one() == "0"
+        engine.dispose()
 
 
 class TestAConnectionOfThePool:

@@ -20,7 +20,7 @@ from app.main import create_app
 from app.settings import Settings
 from app.storage import LocalStorage
 from app.telemetry.tracing import TracingNotInstalled, configure_tracing
-from tests.factories import WORKER, lease_of, make_file
+from tests.factories import WORKER, lease_of, make_file, make_succeeded_job, make_target
 from worker.jobs.lease import LeaseKeeper
 from worker.jobs.observed_attempt import observed_attempt
 from worker.node.resources import Resources, open_resources
@@ -130,6 +130,32 @@ def test_an_attempt_belongs_to_the_trace_of_the_request_that_created_its_job(
     assert attributes_of(attempt)["tunery.attempt.reason"] == "invalid_training_file"
     assert attempt.status.code == attempt.status.STATUS_CODE_ERROR
     assert attributes_of(spans["GET /v1/models"])["url.query"] == "after=***"
+
+
+@pytest.mark.usefixtures("base_model")
+def test_a_later_request_for_a_finished_job_is_linked_to_the_jobs_trace(
+    settings: Settings,
+    storage: LocalStorage,
+    sessions: Sessions,
+    project: Project,
+    api_key: str,
+    collector: Collector,
+    tracer_provider,
+) -> None:
+    collector.spans.clear()
+    with transaction(sessions) as session:
+        job = make_succeeded_job(session, storage, project)
+        job.traceparent = TRACEPARENT
+        make_target(session, project.id)
+        rows = make_file(session, storage, project).id
+    headers = {"Authorization": f"Bearer {api_key}"}
+    bodies = {"exports": {"type": "merged"}, "evaluations": {"file": rows}, "deliveries": {"target": "production"}}
+    with TestClient(create_app(settings, storage, tracer_provider=tracer_provider), headers=headers) as client:
+        responses = [client.post(f"/v1/fine_tuning/jobs/{job.id}/{name}", json=body) for name, body in bodies.items()]
+    assert [response.status_code for response in responses] == [200, 200, 200], [each.text for each in responses]
+    tracer_provider.force_flush()
+    assert [[link.trace_id.hex() for link in span.links] for span in collector.spans] == [[TRACE_ID]] * 3
+    assert TRACE_ID not in {span.trace_id.hex() for span in collector.spans}
 
 
 def test_without_an_endpoint_nothing_is_traced(settings: Settings) -> None:

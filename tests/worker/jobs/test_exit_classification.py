@@ -89,3 +89,11 @@ def test_characters_that_postgresql_refuses_are_replaced() -> None:
 )
 def test_the_message_of_a_crash_names_the_exit_code_or_signal(exit_code: int | None, text: str) -> None:
     assert classify_exit(TrainerExit(exit_code=exit_code)).message == text
+
+
+def test_a_training_that_its_worker_stopped_without_a_database_says_so_and_what_follows() -> None:
+    ended = TrainerExit(exit_code=75, final=STOPPED, drain_requested=True, self_fenced=True)
+    assert classify_exit(ended).message == (
+        "The worker had no answer from PostgreSQL for too long to keep the job, and stopped the training at step 7; "
+        "the job is queued again and will resume automatically"
+    )

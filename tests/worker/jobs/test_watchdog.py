@@ -85,6 +85,7 @@ def test_without_renewals_it_is_drained_then_killed_before_the_lease_expires(set
     assert setup.check() == []
     setup.keeper.unconfirmed_seconds = 241
     assert setup.check() == ["drain"]
+    assert setup.watchdog.self_fenced
     assert not setup.keeper.fenced
     setup.keeper.unconfirmed_seconds = 271
     assert setup.check() == ["drain", "kill"]
@@ -109,6 +110,7 @@ def test_a_shutdown_drains_once(setup: WatchdogSetup) -> None:
     setup.stop.set()
     setup.check()
     assert setup.check() == ["drain"]
+    assert not setup.watchdog.self_fenced
 
 
 def test_a_drain_has_a_deadline(setup: WatchdogSetup) -> None:

@@ -13,7 +13,7 @@ from app.web.pages.jobs.panels.opened_job import OpenedJob
 
 REASONS = {
     "done": "finished",
-    "drained": "worker shut down; progress saved",
+    "drained": "stopped by its worker; progress saved",
     "gave_way": "preempted by an urgent job; progress saved",
     "paused": "paused",
     "cancelled": "cancelled",
