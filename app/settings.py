@@ -5,25 +5,49 @@ They start with `TUNERY_`, except `DATABASE_URL` and `REDIS_URL`, which many pla
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Self, TypeVar
 
-from pydantic import AliasChoices, BaseModel, Field, SecretStr, field_validator, model_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.domain.access.outbound_networks import Network, parse_networks
+from app.domain.error_text.setting_text import settings_text
 from app.domain.scheduling.worker_capacity import LABEL, LABEL_RULE
 from app.domain.storage_location import S3Location, parse_storage_url
 from app.domain.webhooks import is_secret
+
+ENDPOINTS_EXAMPLE = (
+    '{"judge": {"base_url": "http://10.0.0.5:8000/v1", "api_key": "...", "timeout_seconds": 60, "concurrency": 4}}'
+)
 
 
 class Endpoint(BaseModel):
     """An OpenAI-compatible endpoint for evaluations. Its key stays in this process's environment."""
 
+    model_config = ConfigDict(extra="forbid")
+
     base_url: str  # with /v1
     api_key: SecretStr = SecretStr("")
     timeout_seconds: float = Field(default=60, gt=0)  # of one answer
     concurrency: int = Field(default=4, ge=1, le=64)  # requests at once
+
+    @field_validator("base_url")
+    @classmethod
+    def _check_base_url(cls, url: str) -> str:
+        if not url.startswith(("http://", "https://")):
+            raise ValueError("must begin with https:// or http://")
+        return url
 
 
 class Settings(BaseSettings):
@@ -124,7 +148,8 @@ class Settings(BaseSettings):
     threads: int | None = None  # CPU threads of a trainer; default: physical cores
 
     # --- evaluations
-    endpoints: dict[str, Endpoint] = {}  # by name: clients choose a name, and never a URL or a key
+    # by name: clients choose a name, and never a URL or a key
+    endpoints: Annotated[dict[str, Endpoint], NoDecode] = {}
 
     # --- webhooks
     webhook_allow_http: bool = False  # https only, as a signature does not hide the ids in the body
@@ -186,6 +211,15 @@ class Settings(BaseSettings):
         if invalid := [label for label in labels if not LABEL.fullmatch(label)]:
             raise ValueError(f"{', '.join(map(repr, invalid))}: a label has {LABEL_RULE}")
         return labels
+
+    @field_validator("endpoints", mode="before")
+    @classmethod
+    def _parse_endpoints(cls, endpoints: object) -> object:
+        """Parse JSON here: an error of the library's parser names neither the variable nor the position."""
+        try:
+            return json.loads(endpoints) if isinstance(endpoints, str) else endpoints
+        except ValueError as error:
+            raise ValueError(f"it is no JSON ({error})") from None
 
     @model_validator(mode="after")
     def _check_operator_webhook(self) -> Self:
@@ -318,5 +352,26 @@ class WebSettings(BaseSettings):
         return self.api_public_url or self.api_url
 
 
+Loaded = TypeVar("Loaded", Settings, WebSettings)
+
+
 def load_settings() -> Settings:
-    return Settings()
+    return _load(Settings)
+
+
+def load_web_settings() -> WebSettings:
+    return _load(WebSettings)
+
+
+def _load(kind: type[Loaded]) -> Loaded:
+    """The settings of this process, which ends with a message if some are invalid."""
+    try:
+        return kind()
+    except ValidationError as error:
+        raise SystemExit(invalid_settings(error, kind.model_config["env_prefix"])) from None
+
+
+def invalid_settings(error: ValidationError, prefix: str = "TUNERY_") -> str:
+    concerns_endpoints = any(each["loc"][:1] == ("endpoints",) for each in error.errors())
+    example = f" Write TUNERY_ENDPOINTS like {ENDPOINTS_EXAMPLE}" if concerns_endpoints else ""
+    return f"The environment has invalid settings: {settings_text(error, prefix)}.{example}"

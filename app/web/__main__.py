@@ -7,7 +7,7 @@ import logging
 import uvicorn
 
 from app.log import configure_logging
-from app.settings import WebSettings
+from app.settings import load_web_settings
 from app.telemetry.exposition import start_metrics_server
 from app.web.server import create_app
 
@@ -15,7 +15,7 @@ STOP_SECONDS = 3  # open web sockets are closed after it
 
 
 def main() -> None:
-    settings = WebSettings()
+    settings = load_web_settings()
     configure_logging(settings.log_json, settings.log_file)
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # the API logs each request already
     start_metrics_server(settings, "web")

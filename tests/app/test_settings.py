@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from app.settings import Settings
+from app.settings import Settings, load_settings, load_web_settings
 
 REQUIRED = {"database_url": "postgresql://nowhere/x", "redis_url": "redis://nowhere"}
 BUCKET = {"storage_url": "s3://bucket/prefix", "storage_access_key_id": "id", "storage_secret_access_key": "hidden"}
@@ -53,3 +53,48 @@ def test_an_invalid_value_is_refused_without_showing_a_secret(changed: dict[str,
 def test_the_secret_is_in_no_text_of_the_settings() -> None:
     settings = Settings(**REQUIRED, **BUCKET)
     assert "hidden" not in repr(settings) + repr(settings.s3_location) + settings.model_dump_json()
+
+
+@pytest.mark.parametrize(
+    ("variables", "problems"),
+    [
+        ({"TUNERY_ENDPOINTS": "{old"}, ["TUNERY_ENDPOINTS: it is no JSON (", 'Write TUNERY_ENDPOINTS like {"judge"']),
+        ({"TUNERY_ENDPOINTS": "[1]"}, ["TUNERY_ENDPOINTS must be a JSON object."]),
+        (
+            {"TUNERY_ENDPOINTS": '{"a": {"api_key": "hidden"}, "b": "hidden"}'},
+            ["TUNERY_ENDPOINTS.a.base_url is not set; TUNERY_ENDPOINTS.b must be a JSON object."],
+        ),
+        (
+            {"TUNERY_ENDPOINTS": '{"a": {"base_url": "hidden", "key": "hidden", "concurrency": 65}}'},
+            [
+                "a.base_url must begin with https:// or",
+                'a.concurrency must be at most 64, not "65"',
+                "a.key is not allowed",
+            ],
+        ),
+        (
+            {"TUNERY_METRICS_PORT": "x", "TUNERY_LABELS": "a b", "TUNERY_HEADER_TIMEOUT_SECONDS": "0"},
+            ['_PORT must be a whole number, not "x"', "TUNERY_LABELS: 'a b': a label has", 'greater than 0, not "0"'],
+        ),
+        ({"TUNERY_STORAGE_SECRET_ACCESS_KEY": "hidden"}, [": TUNERY_STORAGE_ACCESS_KEY_ID and TUNERY_STORAGE_SECRET"]),
+    ],
+)
+def test_a_process_ends_with_the_variable_the_entry_and_what_is_allowed(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], problems: list[str]
+) -> None:
+    for name, value in ({"DATABASE_URL": "postgresql://x", "REDIS_URL": "redis://x"} | variables).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as caught:
+        load_settings()
+    text = str(caught.value)
+    assert [problem for problem in problems if problem not in text] == [], text
+    assert "hidden" not in text
+
+
+def test_missing_variables_and_those_of_the_dashboard_have_their_own_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    with pytest.raises(SystemExit, match="DATABASE_URL is not set"):
+        load_settings()
+    monkeypatch.setenv("TUNERY_WEB_PORT", "0")
+    with pytest.raises(SystemExit, match='TUNERY_WEB_PORT must be at least 1, not "0"'):
+        load_web_settings()

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from app.cli.errors import CliError, UsageError
 from app.db.access import audit
 from app.db.engine import make_engine, make_sessions, transaction
-from app.settings import Settings
+from app.settings import Settings, invalid_settings
 
 
 class Database:
@@ -70,7 +70,7 @@ def _validated_url(database_url: str) -> str:
     except ArgumentError:
         is_postgres = False
     except ValidationError as error:
-        raise UsageError(f"The environment has an invalid setting: {error}") from None
+        raise UsageError(invalid_settings(error)) from None
     if not is_postgres:
         raise UsageError("DATABASE_URL is not a PostgreSQL URL such as postgresql://user@host/name.")
     return url

@@ -91,13 +91,13 @@ def _target(directory: Path) -> "tuple[str, Storage]":
     """The URL of the bucket, and its storage."""
     from pydantic import ValidationError
 
-    from app.settings import Settings
+    from app.settings import Settings, invalid_settings
     from app.storage import open_storage
 
     try:
         settings = Settings(database_url="", redis_url="")
     except ValidationError as error:
-        raise UsageError(f"The environment has an invalid setting: {error}") from None
+        raise UsageError(invalid_settings(error)) from None
     if settings.s3_location is None:
         raise UsageError("TUNERY_STORAGE_URL names no bucket; set it, such as s3://bucket/prefix, and its credentials.")
     return settings.storage_url, open_storage(directory, settings.s3_location)

@@ -13,7 +13,7 @@ from app.cli.local_stack.errors import CannotStart
 from app.cli.local_stack.servers.postgres import LocalPostgres
 from app.cli.local_stack.servers.unprivileged import Account, check_reachable, postgres_account
 from app.cli.local_stack.servers.valkey import LocalValkey
-from app.settings import Settings
+from app.settings import Settings, invalid_settings
 from app.storage import StorageError, open_storage
 
 
@@ -32,8 +32,7 @@ def storage_settings(data_dir: Path) -> Settings:
     try:
         return Settings(database_url="", redis_url="", data_dir=data_dir)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
-        raise CannotStart(f"The environment has invalid settings: {problems}") from None
+        raise CannotStart(invalid_settings(error)) from None
 
 
 def check_bucket(data_dir: Path) -> None:
