@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from app.db.base_models import models
 from app.db.engine import transaction
 from app.db.files import files
 from app.db.tables import BaseModelRow, Checkpoint, File, Job
-from app.domain.answers.trial import AdapterOfAnswer, AnswerSpec, TrialQuestion
+from app.domain.answers.trial import MAX_ADAPTERS, AdapterOfAnswer, AnswerSpec, TrialQuestion
 from app.domain.jobs.layer_patterns import PatternError
 from app.domain.jobs.spec import BaseSpec, JobSpec, QuantizationSpec
 from app.system.artifact_directory import ManifestMismatch
@@ -84,14 +85,24 @@ def _load(session: Session, question: TrialQuestion) -> tuple[BaseModelRow, Job 
     return base, job, checkpoint, [row for row in rows if row is not None]
 
 
+def _make_room(directory: Path) -> None:
+    """Delete what was not fetched completely, and the adapters that were not used for the longest time."""
+    for partial in directory.glob("*.part"):
+        shutil.rmtree(partial, ignore_errors=True)
+    last_used_first = sorted(directory.glob("*"), key=lambda each: each.stat().st_mtime, reverse=True)
+    for adapter in last_used_first[MAX_ADAPTERS - 1 :]:
+        shutil.rmtree(adapter, ignore_errors=True)
+
+
 def _adapter(resources: Resources, base: BaseModelRow, rows: list[File], directory: Path) -> AdapterOfAnswer:
     try:
         if not directory.exists():  # a checkpoint never changes
+            _make_room(directory.parent)
             partial = directory.with_suffix(".part")
-            shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             parent_adapter.fetch(resources, rows, partial)
             partial.rename(directory)
+        os.utime(directory)  # for `_make_room`
         fetched = parent_adapter.read(directory)
     except ManifestMismatch as error:
         raise CannotAnswer(f"The adapter is incomplete or altered: {error}") from error

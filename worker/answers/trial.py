@@ -145,6 +145,8 @@ class TrialAnswers:
     def _run(self) -> None:
         stop = self._resources.stop
         while not stop.is_set():
+            if time.monotonic() - self._used_at > IDLE_SECONDS:
+                self._unload()
             if self._suspensions or not self._models():
                 stop.wait(ALIVE_SECONDS / 4)
                 continue
@@ -156,8 +158,6 @@ class TrialAnswers:
             except Exception:
                 log.exception("trial answers failed")
                 stop.wait(RETRY_SECONDS)
-            if time.monotonic() - self._used_at > IDLE_SECONDS:
-                self._unload()
 
     def _answer_next(self) -> None:
         question = self._slot.next_question(self._models())
@@ -255,13 +255,12 @@ class TrialAnswers:
         return "The worker's program ended; its log has the details. Send the request again."
 
     def _unload(self) -> None:
-        if self._end_process():
-            shutil.rmtree(self._directory, ignore_errors=True)
+        """Delete the directory also where a claimed job has ended the program."""
+        self._end_process()
+        shutil.rmtree(self._directory, ignore_errors=True)
 
-    def _end_process(self) -> bool:
-        """Whether there was one."""
+    def _end_process(self) -> None:
         with self._guard:
             process, self._process = self._process, None
         if process is not None:
             process.kill()
-        return process is not None

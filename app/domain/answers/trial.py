@@ -21,6 +21,7 @@ from app.errors import BadRequest, combine_errors
 MAX_NEW_TOKENS = 256
 MAX_SECONDS = 60.0  # of generation
 IDLE_SECONDS = 300.0  # after the last answer the base model is unloaded
+MAX_ADAPTERS = 4  # in the memory and in the directory of a slot: those that were used last
 MAX_STOPS = 4
 MAX_CHOICES = 4  # one after another, within MAX_SECONDS together
 MAX_TOP_LOGPROBS = 20  # OpenAI's, of a chat

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -110,6 +111,32 @@ def test_an_adapter_is_fetched_once(harness: WorkerHarness, tmp_path: Path, monk
     assert prepare(harness.resources, asked, tmp_path / "adapters") == first
 
 
+def test_the_directory_has_the_adapters_that_were_used_last(
+    harness: WorkerHarness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.answers.prepare.MAX_ADAPTERS", 2)
+    with transaction(harness.sessions) as session:
+        write, storage = write_real_adapter(tmp_path / "base"), harness.resources.storage
+        models = [
+            make_trained_job(session, storage, harness.project, tmp_path / name, write).fine_tuned_model
+            for name in "abc"
+        ]
+    directory = tmp_path / "adapters"
+    (directory / "killed.part").mkdir(parents=True)
+
+    def use(model: str | None) -> str:
+        adapter = prepare(harness.resources, question("q", model or "", harness.project.id), directory).adapter
+        assert adapter is not None
+        return adapter.directory.parent.name
+
+    first, second = use(models[0]), use(models[1])
+    os.utime(directory / second, (0, 0))  # the times of a fast test may be equal
+    assert {each.name for each in directory.iterdir()} == {first, second}
+    third = use(models[2])
+    assert {each.name for each in directory.iterdir()} == {first, third}
+    assert use(models[1]) == second
+
+
 @pytest.mark.parametrize(
     ("about", "status"),
     [
@@ -143,6 +170,18 @@ def test_an_idle_base_model_is_unloaded(
     until(lambda: answers._process is None, "the program is ended")
     assert not process.is_running
     until(lambda: not answers._directory.exists(), "its files are deleted")
+
+
+def test_the_files_of_answers_are_deleted_while_the_job_runs_that_ended_them(
+    http: httpx2.Client, start: Start, waiting: Waiting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (waiting[1] / "go").touch()
+    answers = start(*waiting[0])
+    assert ask(http).status_code == 200
+    with answers.suspended():
+        assert answers._directory.exists()
+        monkeypatch.setattr(trial, "IDLE_SECONDS", 0.0)
+        until(lambda: not answers._directory.exists(), "its files are deleted")
 
 
 @pytest.mark.parametrize("is_loading", [False, True], ids=["while it generates", "while it loads"])

@@ -20,6 +20,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from app.domain.answers.trial import (
     INSTEAD,
+    MAX_ADAPTERS,
     MAX_SECONDS,
     AdapterOfAnswer,
     AnswerSpec,
@@ -45,7 +46,6 @@ from worker.trainer.runtime.failures import Failure, exit_code, is_out_of_memory
 from worker.trainer.runtime.onednn import limit_primitive_cache
 from worker.trainer.runtime.process import control_lines, die_with_parent
 
-MAX_ADAPTERS = 4  # in memory; the last ones
 TOOLS_NOT_PRINTED = (
     "tools: the model's chat template has no place for tools, so they would be left out; describe them in a message, "
     "or send it to a model whose template supports tools"
