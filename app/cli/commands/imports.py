@@ -1,8 +1,6 @@
 """`tunery import openai`: an organization's fine-tuning files and jobs at OpenAI, stored and recreated here."""
 
 import contextlib
-import json
-import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,10 +11,11 @@ from app.cli.client.service_discovery import file_path, job_path
 from app.cli.commands.files.files import upload_with_progress
 from app.cli.errors import CliError, NotFoundError, TooManyRequests, UsageError
 from app.cli.openai_import.recreate import ImportOutcome, Recreation, original_model, recreate
+from app.cli.openai_import.save import save_file, save_job, save_training_files
 from app.cli.openai_import.source import OPENAI_URL, NotReturned, OpenAISource
 from app.cli.openai_import.state import ImportDirectory
 from app.cli.options import with_client
-from app.cli.output.console import duration_text, print_line, print_note, size_text
+from app.cli.output.console import duration_text, print_line, print_note
 
 if TYPE_CHECKING:
     from app.cli.client.http import Client
@@ -61,8 +60,8 @@ def import_openai(
 ) -> None:
     """Import fine-tuning files and jobs from OpenAI, which are only read there. The key is OPENAI_API_KEY.
 
-    Saves files, jobs and events in a directory and the files at Tunery, and prints for each job what is kept, replaced
-    or impossible. --plan adds tokens, memory and time, --run creates the jobs. If it is interrupted, run it again.
+    Saves files and jobs in a directory and the files at Tunery, and prints for each job what is kept, replaced or
+    impossible. --plan adds tokens, memory and time, --run creates the jobs. If it is interrupted, run it again.
     """
     if (golden is None) != (source_model is None):
         raise UsageError("--record and --from belong together: the file for the answers, and the model that answers.")
@@ -74,28 +73,30 @@ def import_openai(
             _record(source, state, source_model, golden, prompts)
             return
         bases = _model_map(model_map or ())
-        _save_other_files(source, state)
+        save_training_files(source, state)
+        found = _jobs(source, job or ())
+        for each in found:
+            save_job(source, state, each)
+        print_note(f"Saved in {directory}: {len(state.files)} files, {len(found)} jobs.")
         aliases = {each["id"] for each in client.get("models")["data"] if each.get("alias_of")}
         failed = 0
-        for found in _jobs(source, job or ()):
-            base = _base_model(str(found["model"]), bases, model, aliases)
-            recreation = _save_job(client, source, state, found, base)
-            failed += not _continue_job(client, state, found, recreation, plan, run)
-    print_note(f"Saved in {directory}: {len(state.files)} files, {len(state.jobs)} jobs.")
+        for each in found:
+            if not job and each["status"] != "succeeded":
+                print_line(f"{each['id']}: not recreated, its status is {each['status']}; name it with --job to do so")
+                continue
+            base = _base_model(str(each["model"]), bases, model, aliases)
+            recreation = _recreate(client, source, state, each, base)
+            failed += not _continue_job(client, state, each, recreation, plan, run)
     if failed:
         raise CliError(f"{failed} jobs cannot be recreated now; the lines above say why. Everything else is done.")
 
 
 def _jobs(source: OpenAISource, wanted: Sequence[str]) -> list[dict[str, Any]]:
-    """The jobs that succeeded, oldest first, or those that were named."""
+    """All jobs or those that were named, oldest first."""
     found = list(source.jobs())
     if unknown := sorted(set(wanted) - {each["id"] for each in found}):
         raise UsageError(f"OpenAI has no fine-tuning job {', '.join(unknown)}; it has {len(found)} jobs.")
-    chosen = [each for each in found if each["id"] in wanted] if wanted else found
-    for each in chosen:
-        if not wanted and each["status"] != "succeeded":
-            print_line(f"{each['id']}: skipped, its status is {each['status']}; name it with --job to import it")
-    return [each for each in reversed(chosen) if wanted or each["status"] == "succeeded"]
+    return [each for each in reversed(found) if not wanted or each["id"] in wanted]
 
 
 def _model_map(pairs: Sequence[str]) -> dict[str, str]:
@@ -112,38 +113,10 @@ def _base_model(old: str, bases: Mapping[str, str], default: str | None, aliases
     return named or next((name for name in names if name in aliases), None)
 
 
-def _save_other_files(source: OpenAISource, state: ImportDirectory) -> None:
-    """Save files that no job names, too: OpenAI deletes nothing, but the account may be closed."""
-    for file in source.training_files():
-        try:
-            _save_file(source, state, file["id"], file)
-        except NotReturned as error:
-            print_line(f"{file['id']}: not saved, OpenAI does not return it ({error})")
-
-
-def _save_file(
-    source: OpenAISource, state: ImportDirectory, file_id: str, listed: dict[str, Any] | None = None
-) -> dict[str, Any]:
-    """Download a file unless that has been done; its provenance. Raises NotReturned."""
-    saved = state.files.get(file_id, {})
-    if saved and state.file_path(file_id, saved["filename"]).is_file():
-        return saved
-    file = listed or source.file(file_id)
-    path = state.file_path(file_id, file["filename"])
-    print_note(f"Downloading {file_id} ({file['filename']}, {size_text(file['bytes'])})")
-    provenance = {key: file[key] for key in ("filename", "bytes", "created_at", "purpose")}
-    provenance |= {"sha256": source.download(file_id, path), "path": str(path), "saved_at": int(time.time())}
-    state.files[file_id] = saved | provenance
-    state.save()
-    return state.files[file_id]
-
-
-def _save_job(
+def _recreate(
     client: "Client", source: OpenAISource, state: ImportDirectory, job: dict[str, Any], model: str | None
 ) -> Recreation:
-    """Save the job with its events and files, store its files here, and make its request."""
-    job_id = str(job["id"])
-    _save_events(source, state, job)
+    """Store the files of the job here, and make its request."""
     recreation = recreate(job, model)
     for name, file_id in recreation.files.items():
         try:
@@ -156,23 +129,7 @@ def _save_job(
         else:
             recreation.request[name] = saved["tunery_file"]
             recreation.add(ImportOutcome.KEPT, name, f"{file_id} ({saved['filename']}) -> {saved['tunery_file']}")
-    state.jobs[job_id] = state.jobs.get(job_id, {}) | {"request": recreation.request}
-    state.save()
     return recreation
-
-
-def _save_events(source: OpenAISource, state: ImportDirectory, job: dict[str, Any]) -> None:
-    """Save a job and its events, unless that has been done."""
-    job_id = str(job["id"])
-    if (state.root / "jobs" / f"{job_id}.events.jsonl").exists():
-        return
-    state.write(f"jobs/{job_id}.json", json.dumps(job, indent=2, ensure_ascii=False) + "\n")
-    try:
-        lines = [json.dumps(event, ensure_ascii=False) + "\n" for event in source.events(job_id)]
-    except NotReturned as error:
-        print_line(f"{job_id}: events not saved, OpenAI does not return them ({error})")
-    else:
-        state.write(f"jobs/{job_id}.events.jsonl", "".join(lines))
 
 
 def _store_file(client: "Client", source: OpenAISource, state: ImportDirectory, file_id: str) -> dict[str, Any]:
@@ -182,7 +139,7 @@ def _store_file(client: "Client", source: OpenAISource, state: ImportDirectory, 
         del saved["tunery_file"]  # deleted, or the state is that of an import to another server
         saved["has_origin"] = False
     if "tunery_file" not in saved:
-        saved = _save_file(source, state, file_id)
+        saved = save_file(source, state, file_id)
         path = state.file_path(file_id, saved["filename"])
         saved["tunery_file"] = _find_uploaded(client, file_id, saved, path) or str(
             upload_with_progress(client, path)["id"]
@@ -237,7 +194,7 @@ def _continue_job(
     try:
         made = _made_job(client, state, recreation) if run else None
         if made is None:
-            _plan(client, recreation, plan)
+            _check(client, state, recreation, plan)
         if run:
             made = made or client.post("fine_tuning/jobs", recreation.request)
             _remember(state, recreation, made)
@@ -247,20 +204,26 @@ def _continue_job(
     return True
 
 
-def _plan(client: "Client", recreation: Recreation, is_printed: bool) -> None:
+def _check(client: "Client", state: ImportDirectory, recreation: Recreation, is_plan: bool) -> None:
     """Check the request and every line of its files by the rules of a job, so that none is created which would fail.
 
-    Raises UsageError and NotFoundError.
+    A request that was checked by an earlier import is not checked again, as that takes a second; a plan depends on the
+    workers of the moment. Raises UsageError and NotFoundError.
     """
+    known = state.jobs.setdefault(recreation.openai_job, {})
+    if known.get("checked") == recreation.request and not is_plan:
+        return
     try:
         plan = client.post("fine_tuning/jobs/plan", recreation.request)
     except CliError as error:
         if error.code not in NOT_PLANNED:
             raise
         print_line(f"  plan        unknown: {error}")
-        return
-    if is_printed:
-        _print_plan(plan)
+    else:
+        if is_plan:
+            _print_plan(plan)
+    known["checked"] = recreation.request
+    state.save()
 
 
 def _print_plan(plan: dict[str, Any]) -> None:
@@ -274,7 +237,7 @@ def _print_plan(plan: dict[str, Any]) -> None:
 
 def _made_job(client: "Client", state: ImportDirectory, recreation: Recreation) -> dict[str, Any] | None:
     """The job that an earlier import created, also if it was interrupted right after it."""
-    known = state.jobs[recreation.openai_job]
+    known = state.jobs.setdefault(recreation.openai_job, {})
     job = _get(client, job_path(known["job"])) if "job" in known else None
     if job is None:  # not created yet, or by an import to another server
         found = client.get("fine_tuning/jobs", **{"metadata[openai_job]": recreation.openai_job})["data"]
@@ -316,7 +279,7 @@ def _validation_file(source: OpenAISource, state: ImportDirectory, model: str) -
         why = "OpenAI has no job that made it" if made is None else "its job has no validation file"
         raise UsageError(f"Which prompts? {model}: {why}. Give --prompts FILE.")
     try:
-        saved = _save_file(source, state, made["validation_file"])
+        saved = save_file(source, state, made["validation_file"])
     except NotReturned as error:
         text = f"OpenAI does not return the validation file {made['validation_file']} ({error}). Give --prompts FILE."
         raise UsageError(text) from None

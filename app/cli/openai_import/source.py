@@ -1,4 +1,4 @@
-"""OpenAI's side of an import, read-only: files, jobs with their events, and answers of a model."""
+"""OpenAI's side of an import, read-only: files, jobs with their events and checkpoints, and answers of a model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CHUNK_BYTES = 1 << 20
 
 
 class NotReturned(Exception):
-    """OpenAI does not return a file or the events of a job, which may be deleted; the message is OpenAI's."""
+    """OpenAI does not return a file or a list of a job, which may be deleted; the message is OpenAI's."""
 
 
 class AnswerRefused(Exception):
@@ -57,6 +57,12 @@ class OpenAISource:
         """The events of a job, newest first. Raises NotReturned."""
         with self._errors(f"list the events of {job_id}"), self._refusals(NotReturned):
             return [each.to_dict(mode="json") for each in self._client.fine_tuning.jobs.list_events(job_id, limit=PAGE)]
+
+    def checkpoints(self, job_id: str) -> list[Json]:
+        """The checkpoints of a job, newest first. Raises NotReturned."""
+        with self._errors(f"list the checkpoints of {job_id}"), self._refusals(NotReturned):
+            checkpoints = self._client.fine_tuning.jobs.checkpoints.list(job_id, limit=PAGE)
+            return [each.to_dict(mode="json") for each in checkpoints]
 
     def training_files(self) -> Iterator[Json]:
         """Every file with purpose fine-tune."""

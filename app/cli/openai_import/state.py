@@ -11,7 +11,7 @@ Json = dict[str, Any]
 
 
 class ImportDirectory:
-    """`files/<id>/<name>`, `jobs/<id>.json`, `jobs/<id>.events.jsonl`, and state.json."""
+    """`files/<id>/<name>`, `jobs/<id>.json`, `jobs/<id>.{events,checkpoints}.jsonl`, and state.json."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -19,7 +19,7 @@ class ImportDirectory:
         root.mkdir(parents=True, exist_ok=True)
         state = json.loads(self._path.read_text(encoding="utf-8")) if self._path.exists() else {}
         self.files: dict[str, Json] = state.get("files", {})  # {id at OpenAI: provenance, and the id here}
-        self.jobs: dict[str, Json] = state.get("jobs", {})  # {id at OpenAI: {request, job}}
+        self.jobs: dict[str, Json] = state.get("jobs", {})  # {id at OpenAI: {checked (the request), job (here)}}
 
     def save(self) -> None:
         """Write state.json, completely or not at all."""
@@ -27,6 +27,10 @@ class ImportDirectory:
         temporary = self._path.with_suffix(".part")
         temporary.write_text(text + "\n", encoding="utf-8")
         os.replace(temporary, self._path)
+
+    def read(self, name: str) -> str | None:
+        path = self.root / name
+        return path.read_text(encoding="utf-8") if path.exists() else None
 
     def write(self, name: str, text: str) -> None:
         """Write a file below the directory, completely or not at all."""

@@ -36,6 +36,7 @@ class StandInOpenAI:
     files: dict[str, bytes] = field(default_factory=dict)
     jobs: list[Json] = field(default_factory=list)  # oldest first
     names: dict[str, str] = field(default_factory=dict)  # of files whose name does not follow from the id
+    result_files: set[str] = field(default_factory=set)  # ids of `files` with another purpose than fine-tune
     requests: list[tuple[str, str]] = field(default_factory=list)
     limited: Counter[str] = field(default_factory=Counter)  # path -> how many requests are answered with a 429
     cut: set[str] = field(default_factory=set)  # file ids whose content breaks off in the middle, once
@@ -107,7 +108,7 @@ class StandInOpenAI:
 
     def _files(self, parts: list[str]) -> tuple[int, Json | bytes]:
         if not parts:
-            return 200, page([self._file(file_id) for file_id in self.files])
+            return 200, page([self._file(file_id) for file_id in self.files if file_id not in self.result_files])
         if parts[0] not in self.files or (parts[1:] and parts[0] in self.without_content):
             return 404, error(f"No such File object: {parts[0]}", "id")
         return 200, self.files[parts[0]] if parts[1:] else self._file(parts[0])
@@ -119,7 +120,7 @@ class StandInOpenAI:
             "bytes": len(self.files[file_id]),
             "created_at": 1_740_000_000,
             "filename": self.names.get(file_id, f"{file_id.removeprefix('file-')}.jsonl"),
-            "purpose": "fine-tune",
+            "purpose": "fine-tune-results" if file_id in self.result_files else "fine-tune",
             "status": "processed",
         }
 
@@ -130,6 +131,17 @@ class StandInOpenAI:
             begin = next((n + 1 for n, job in enumerate(newest_first) if job["id"] == after), 0)
             size = 2  # small pages, so that the client needs several
             return 200, page(newest_first[begin : begin + size], begin + size < len(newest_first))
+        if parts[1:] == ["checkpoints"]:
+            checkpoint = {
+                "id": f"ftckpt_{parts[0]}",
+                "object": "fine_tuning.job.checkpoint",
+                "created_at": 1,
+                "fine_tuned_model_checkpoint": "ft:gpt-4o-mini-2024-07-18:acme:support:9xYz:ckpt-step-10",
+                "fine_tuning_job_id": parts[0],
+                "metrics": {"step": 10, "train_loss": 0.5},
+                "step_number": 10,
+            }
+            return 200, page([checkpoint]) | {"first_id": checkpoint["id"], "last_id": checkpoint["id"]}
         if parts[0] in self.without_events:
             return 404, error(f"Could not find fine tune: {parts[0]}", None)
         event = {

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from app.cli.client.http import Client
-from app.cli.errors import TooManyRequests
+from app.cli.errors import ServiceUnreachable, TooManyRequests
 from app.db.base_models import models
 from app.db.engine import Sessions, transaction
 from app.errors import BadRequest
@@ -114,13 +114,58 @@ class TestImport:
         assert job["metadata"]["team"] == "search"
         assert len({each["training_file"] for each in made}) == 1
 
-    def test_again_it_repeats_nothing(self, bring: Tunery, tunery: Tunery, account: StandInOpenAI) -> None:
-        bring("--model", "tiny", "--run")
+    def test_saves_checkpoints_and_result_files_of_every_job(
+        self, bring: Tunery, tunery: Tunery, account: StandInOpenAI, tmp_path: Path
+    ) -> None:
+        account.result_files.add(account.add_file("file-results", b"step,train_loss\n1,0.5\n"))
+        account.add_job("ftjob-bbbb", status="cancelled", fine_tuned_model=None)
+        done = bring("--model", "tiny", "--run")
+        assert done.exit_code == 0, done.err
+        saved = tmp_path / "saved"
+        assert (saved / "files" / "file-results" / "results.jsonl").read_bytes() == account.files["file-results"]
+        for job_id in ("ftjob-aaaa", "ftjob-bbbb"):
+            assert json.loads((saved / "jobs" / f"{job_id}.checkpoints.jsonl").read_text())["step_number"] == 10
+        assert "ftjob-bbbb: not recreated, its status is cancelled; name it with --job to do so" in done.out
+        assert len(jobs(tunery)) == 1
+
+    def test_a_job_that_has_gone_on_is_saved_again(self, bring: Tunery, account: StandInOpenAI, tmp_path: Path) -> None:
+        account.jobs[0]["status"] = "running"
+        bring("--model", "tiny")
+        account.jobs[0]["status"] = "succeeded"
         account.requests.clear()
-        assert bring("--model", "tiny", "--run").exit_code == 0
+        bring("--model", "tiny")
+        assert json.loads((tmp_path / "saved" / "jobs" / "ftjob-aaaa.json").read_text())["status"] == "succeeded"
+        assert ("GET", "/v1/fine_tuning/jobs/ftjob-aaaa/events") in account.requests
+
+    def test_everything_is_saved_before_tunery_is_asked(
+        self, bring: Tunery, account: StandInOpenAI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def unreachable(*_: Any, **__: Any) -> None:
+            raise ServiceUnreachable("Cannot connect to Tunery.")
+
+        monkeypatch.setattr(Client, "get", unreachable)
+        assert bring("--model", "tiny").exit_code == 1
+        assert (tmp_path / "saved" / "jobs" / "ftjob-aaaa.json").exists()
+
+    def test_again_it_repeats_nothing(
+        self, bring: Tunery, tunery: Tunery, account: StandInOpenAI, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        bring("--model", "tiny")
+        account.requests.clear()
+        planned: list[str] = []
+        post = Client.post
+
+        def count(client: Client, path: str, body: Any = None, **params: Any) -> Any:
+            planned.extend([path] if path.endswith("/plan") else [])
+            return post(client, path, body, **params)
+
+        monkeypatch.setattr(Client, "post", count)
+        for _ in range(2):
+            assert bring("--model", "tiny", "--run").exit_code == 0
         assert len(jobs(tunery)) == 1
         assert len(tunery("files", "list", "--json").json) == 1
-        assert not [path for _, path in account.requests if path.endswith("/content")]
+        assert not [path for _, path in account.requests if path.endswith(("/content", "/events", "/checkpoints"))]
+        assert planned == []
 
     def test_a_lost_state_file_creates_no_job_twice(
         self, bring: Tunery, tunery: Tunery, account: StandInOpenAI, tmp_path: Path
