@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from app.web.components.data_table import DataTable, Row, column
-from app.web.components.elements import button, note, tag
+from app.web.components.elements import note, tag
 from app.web.components.forms import select_field
 from app.web.formatting import clean, count, moment
 from app.web.pages.jobs.dialogs import ask, form_dialog
-from app.web.pages.jobs.panels.checkpoint_options import checkpoint_options
+from app.web.pages.jobs.panels.checkpoint_options import CheckpointButton
 from app.web.pages.jobs.panels.opened_job import OpenedJob, refresh_while
 from app.web.pages.jobs.wording import ENGINES, TARGET_KINDS
 
@@ -45,12 +45,9 @@ class DeliveriesPanel:
     def __init__(self, opened: OpenedJob) -> None:
         self._view, self._job = opened.view, opened.job
         self._path = f"fine_tuning/jobs/{opened.job['id']}/deliveries"
-        self._may_write = opened.view.may("jobs:write")
-        self._checkpoints: dict[str, str] = {}
         self._shown: list[Json] = []
         self._dialogs = tag("div")
-        self._new_button = button("Deliver", self._open_form, "t-primary")
-        self._new_button.set_visibility(False)
+        self._new = CheckpointButton(opened, "Deliver", self._open_form)
         self._empty = tag("div")
         self._table = DataTable("Deliveries", DELIVERY_COLUMNS)
         self._table.on_press(self._ask_to_withdraw)
@@ -60,15 +57,14 @@ class DeliveriesPanel:
 
     async def refresh(self, job: Json) -> None:
         self._job = job
-        self._checkpoints = await checkpoint_options(self._view.api, job)
-        self._new_button.set_visibility(self._may_write and bool(self._checkpoints))
+        await self._new.refresh(job)
         self._engines.set_rows([_engine_row(name, job["compatibility"][name]) for name in ENGINES])
         await self._load()
 
     async def _load(self) -> None:
         self._shown = (await self._view.api.get(self._path, limit=MAX_DELIVERIES))["data"]
         self._table.set_visibility(bool(self._shown))
-        self._table.set_rows([delivery_row(delivery, self._may_write) for delivery in self._shown])
+        self._table.set_rows([delivery_row(delivery, self._new.may_write) for delivery in self._shown])
         self._empty.clear()
         if not self._shown:
             with self._empty:
@@ -90,7 +86,7 @@ class DeliveriesPanel:
             await self._load()
 
         with self._dialogs, form_dialog("Deliver the adapter", "Deliver", send):
-            checkpoint = select_field("Checkpoint", self._checkpoints)
+            checkpoint = self._new.select()
             target = select_field("Target", targets, hint="What was delivered there before is delivered again.")
 
     def _ask_to_withdraw(self, delivery_id: str, _: str) -> None:

@@ -9,7 +9,7 @@ from app.web.components.elements import button, card, facts, link, note, pill, p
 from app.web.components.forms import select_field, text_field
 from app.web.formatting import clean, count, counted, duration, moment, size
 from app.web.pages.jobs.dialogs import ask, form_dialog
-from app.web.pages.jobs.panels.checkpoint_options import checkpoint_options
+from app.web.pages.jobs.panels.checkpoint_options import CheckpointButton
 from app.web.pages.jobs.panels.opened_job import OpenedJob, refresh_while
 
 MAX_EVALUATIONS = 20
@@ -54,13 +54,10 @@ class EvaluationsPanel:
     def __init__(self, opened: OpenedJob) -> None:
         self._view, self._job = opened.view, opened.job
         self._path = f"fine_tuning/jobs/{opened.job['id']}/evaluations"
-        self._may_write = opened.view.may("jobs:write")
-        self._checkpoints: dict[str, str] = {}
         self._shown: list[Json] | None = None
         self._dialogs = tag("div")
         with tag("div", classes="t-actions"):
-            self._new_button = button("New evaluation", self._open_form, "t-primary")
-            self._new_button.set_visibility(False)
+            self._new = CheckpointButton(opened, "New evaluation", self._open_form)
             self._cancel_button = button("Cancel evaluation", self._ask_to_cancel, "t-danger")
         self._cancel_button.set_visibility(False)
         self._body = tag("div", classes="t-stack")
@@ -68,8 +65,7 @@ class EvaluationsPanel:
 
     async def refresh(self, job: Json) -> None:
         self._job = job
-        self._checkpoints = await checkpoint_options(self._view.api, job)
-        self._new_button.set_visibility(self._may_write and bool(self._checkpoints))
+        await self._new.refresh(job)
         await self._load()
 
     def _unfinished(self) -> list[Json]:
@@ -80,7 +76,7 @@ class EvaluationsPanel:
         if page["data"] == self._shown:
             return
         self._shown = page["data"]
-        self._cancel_button.set_visibility(self._may_write and bool(self._unfinished()))
+        self._cancel_button.set_visibility(self._new.may_write and bool(self._unfinished()))
         self._body.clear()
         with self._body:
             for evaluation in page["data"]:
@@ -105,7 +101,7 @@ class EvaluationsPanel:
 
         with self._dialogs, form_dialog("New evaluation", "Evaluate", send):
             tag("p", "Base model and adapter answer the rows; the grader compares each answer with that of the row.")
-            checkpoint = select_field("Checkpoint", self._checkpoints)
+            checkpoint = self._new.select()
             options = {"": "Choose a file"} | names  # no file of its own accord: the first one may be the training file
             file = select_field("File with held-out rows", options, self._job["validation_file"] or "", FILE_HINT)
             labels = {name: label for name, (label, _) in GRADERS.items()}

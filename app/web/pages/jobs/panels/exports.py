@@ -11,7 +11,7 @@ from app.web.components.forms import select_field
 from app.web.formatting import clean, count, moment, size
 from app.web.pages.jobs.dialogs import ask, form_dialog
 from app.web.pages.jobs.file_table import FILE_COLUMNS, file_rows
-from app.web.pages.jobs.panels.checkpoint_options import checkpoint_options
+from app.web.pages.jobs.panels.checkpoint_options import CheckpointButton
 from app.web.pages.jobs.panels.opened_job import OpenedJob, refresh_while
 
 MAX_EXPORTS = 100
@@ -35,19 +35,15 @@ Json = dict[str, Any]
 class ExportsPanel:
     def __init__(self, opened: OpenedJob) -> None:
         self._view = opened.view
-        self._may_write = opened.view.may("jobs:write")
         self._path = f"fine_tuning/jobs/{opened.job['id']}/exports"
-        self._checkpoints: dict[str, str] = {}
         self._shown: list[Json] | None = None
         self._dialogs = tag("div")
-        self._new_button = button("New export", self._open_form, "t-primary")
-        self._new_button.set_visibility(False)
+        self._new = CheckpointButton(opened, "New export", self._open_form)
         self._body = tag("div", classes="t-stack")
         refresh_while(self._is_unfinished, self._load)
 
     async def refresh(self, job: Json) -> None:
-        self._checkpoints = await checkpoint_options(self._view.api, job)
-        self._new_button.set_visibility(self._may_write and bool(self._checkpoints))
+        await self._new.refresh(job)
         await self._load()
 
     def _is_unfinished(self) -> bool:
@@ -73,7 +69,7 @@ class ExportsPanel:
                 pill(export["status"].capitalize(), TONES[export["status"]])
                 tag("span", moment(export["created_at"]), "t-muted")
                 tag("span", classes="t-grow")
-                if self._may_write:
+                if self._new.may_write:
                     button("Delete", partial(self._ask_to_delete, export), "t-danger")
             if export["status"] in UNFINISHED:
                 busy(PHASES.get(export["phase"] or "", f"About {size(export['expected_bytes'])} are written."))
@@ -94,7 +90,7 @@ class ExportsPanel:
             await self._load()
 
         with self._dialogs, form_dialog("New export", "Export", send):
-            checkpoint = select_field("Checkpoint", self._checkpoints)
+            checkpoint = self._new.select()
             kind = select_field("Type", TYPES, on_change=choose)
             with tag("div") as of_gguf:
                 weights = select_field("Quantization", QUANTIZATIONS, hint="Of the weights in the file.")
