@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
@@ -106,6 +107,7 @@ def add_screen(one: Screen, sessions: SessionStore, settings: WebSettings, table
         ui.on_exception(partial(_show_in_banner, view.banner))
         with tag("main", classes="t-main", id="content", tabindex="-1") as main:
             await _build(one, view, main)
+        ui.run_javascript(f"restoreForm({json.dumps(session.project['id'])})")
         return None
 
     ui.page(one.path, title=f"{one.title} · Tunery", response_timeout=BUILD_SECONDS + 5)(page)

@@ -21,8 +21,10 @@ TEMPLATE = Environment(autoescape=True).from_string(
 )
 REASONS = {
     "revoked": "You were signed out, because the API does not accept your key any more: it was revoked, has expired, "
-    "or its project is archived. Sign in with another key, or ask an administrator for one.",
-    "expired": "You were signed out: sessions end after some hours, and when the dashboard restarts. Sign in again.",
+    "or its project is archived. Sign in with another key, or ask an administrator for one. This tab keeps what you "
+    "entered into a form, for keys of the same project.",
+    "expired": "You were signed out: sessions end after some hours, and when the dashboard restarts. Sign in again; "
+    "this tab keeps what you entered into a form.",
     "signed-out": "You are signed out. The dashboard has deleted your key.",
 }
 WRONG_KEY = (

@@ -96,3 +96,71 @@ def test_a_clone_has_the_settings_of_its_original(open_page: Open, world: World)
     page.get_by_label("Keep the other settings of the original").uncheck()
     expect(page.get_by_text('"r": 8')).to_be_visible()
     expect(page.get_by_text('"target_modules": [')).to_have_count(0)
+    expect(page.get_by_text("The defaults apply instead of these settings")).to_be_visible()
+
+
+def test_the_quantization_of_the_original_has_its_own_field(open_page: Open, world: World) -> None:
+    """Without the other settings, it is still the one that the field shows."""
+    with transaction(world.sessions) as session:
+        project = make_project(session)
+        file = make_file(session, world.storage, project)
+        quantization = {"quantization": {"bits": 4, "type": "fp4"}}
+        job_id = make_job(session, project, file, MODEL, suffix="four-bits", body=quantization).id
+    page = open_page(f"/jobs/new?clone={job_id}")
+    expect(page.get_by_text('"type": "fp4"')).to_be_visible()
+    page.get_by_label("Keep the other settings of the original").uncheck()
+    expect(page.get_by_text("The defaults apply instead of these settings")).to_be_visible()
+    expect(page.get_by_text('"deliver_to"')).to_have_count(0)
+    expect(page.get_by_text('"type": "fp4"')).to_be_visible()
+
+
+class TestKeptEntries:
+    """What was entered is there again when the page is, for keys of the same project."""
+
+    def test_after_the_end_of_a_session(self, open_page: Open, world: World) -> None:
+        with transaction(world.sessions) as session:
+            project = make_project(session, "with entries")
+            file_id = make_file(session, world.storage, project).id
+            first, second = make_key(session, project, "first"), make_key(session, project, "second")
+        page = open_page(f"/jobs/new?file={file_id}", key=first)
+        expect(page.get_by_text(re.compile("^Fits NVIDIA H100"))).to_be_visible()
+        page.get_by_label("Name").fill("kept")
+        page.get_by_text("More settings").click()
+        page.get_by_label("Quantization").select_option("16")
+        expect(page.get_by_text('"quantization": null')).to_be_visible()
+        page.context.clear_cookies()
+        page.reload()
+        expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
+        page.get_by_label("API key").fill(second)
+        page.get_by_role("button", name="Sign in").click()
+        expect(page.get_by_text('"suffix": "kept"')).to_be_visible()
+        expect(page.get_by_text('"quantization": null')).to_be_visible()
+        expect(page.get_by_label("Quantization")).to_have_value("16")
+        assert second not in page.evaluate("JSON.stringify(sessionStorage)")
+
+    def test_after_back_but_not_on_a_new_visit(self, open_page: Open) -> None:
+        page = open_page("/jobs/new")
+        page.get_by_label("Name").fill("kept")
+        page.get_by_role("link", name="Datasets").click()
+        page.get_by_role("heading", name="Datasets").wait_for()
+        page.go_back()
+        expect(page.get_by_label("Name")).to_have_value("kept")
+        page.goto(page.url)
+        expect(page.get_by_label("Name")).to_have_value("")
+
+    def test_none_after_signing_out_and_none_of_another_project(self, open_page: Open, world: World) -> None:
+        with transaction(world.sessions) as session:
+            other = make_key(session, make_project(session, "of others"))
+        page = open_page("/jobs/new")
+        page.get_by_label("Name").fill("confidential")
+        page.context.clear_cookies()
+        page.reload()
+        page.get_by_label("API key").fill(other)
+        page.get_by_role("button", name="Sign in").click()
+        expect(page.get_by_role("heading", name="New job")).to_be_visible()
+        page.wait_for_function("!JSON.stringify(sessionStorage).includes('confidential')")
+        expect(page.get_by_label("Name")).to_have_value("")
+        page.get_by_label("Name").fill("confidential")
+        page.get_by_role("button", name="Sign out").click()
+        expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
+        assert page.evaluate("sessionStorage.forms") is None

@@ -59,6 +59,42 @@ window.signIn = (reason) => {
   const next = encodeURIComponent(location.pathname + location.search);
   location.href = `/sign-in?reason=${reason}&next=${next}`;
 };
+// What was entered into a form stays in the tab. It is there again after another sign-in, after a lost connection, which
+// reloads the page, and after Back; a new visit begins with an empty form. Entries are those of one project.
+const FORM_FIELD = ".t-field .t-input, label.t-row input";
+let formOwner = null; // the project; the sign-in form has none, and its key is not kept
+const keptForms = () => {
+  const kept = JSON.parse(sessionStorage.getItem("forms") ?? "{}");
+  return kept.owner === formOwner ? kept.pages : {};
+};
+const keepForms = (pages) => sessionStorage.setItem("forms", JSON.stringify({ owner: formOwner, pages }));
+const formPage = () => location.pathname + location.search;
+const fieldName = (field) => field.labels?.[0]?.textContent;
+const fieldState = (field) => (field.type === "checkbox" ? "checked" : "value");
+const keepEntry = ({ target }) => {
+  if (!formOwner || !target.matches(FORM_FIELD)) return;
+  const pages = keptForms();
+  (pages[formPage()] ??= {})[fieldName(target)] = target[fieldState(target)];
+  keepForms(pages);
+};
+document.addEventListener("input", keepEntry);
+document.addEventListener("change", keepEntry);
+window.restoreForm = (project) => {
+  formOwner = project;
+  const pages = keptForms();
+  const [{ type }] = performance.getEntriesByType("navigation");
+  const isReturn = type !== "navigate" || document.referrer.startsWith(`${location.origin}/sign-in`);
+  if (!isReturn) delete pages[formPage()];
+  keepForms(pages);
+  for (const field of document.querySelectorAll(FORM_FIELD)) {
+    const entry = pages[formPage()]?.[fieldName(field)];
+    if (entry === undefined) continue;
+    field[fieldState(field)] = entry;
+    field.closest("details")?.setAttribute("open", "");
+    field.dispatchEvent(new Event("change"));
+  }
+};
+if (location.pathname === "/sign-in" && location.search.includes("reason=signed-out")) sessionStorage.removeItem("forms");
 // A pressed button shows that it waits until the server has handled the press; a second press has no effect until then.
 window.beginPress = (button) => {
   const isFirst = button.getAttribute("aria-busy") !== "true";

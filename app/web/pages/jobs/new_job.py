@@ -143,15 +143,18 @@ class NewJob:
         """The settings of the original that have no field, so that none is lost without a word."""
         if not self._kept:
             return
-        shown = {name: value for name, value in self._kept.items() if name != "quantization"}
-        kept = self._kept
+        rest = {name: value for name, value in self._kept.items() if name != "quantization"}  # which has a field
+        kept, without = self._kept, {name: value for name, value in self._kept.items() if name not in rest}
 
         def keep(is_kept: bool) -> Any:
-            self._kept = kept if is_kept else {}
+            self._kept = kept if is_kept else without
+            dropped.set_visibility(not is_kept)
             return self._update()
 
         checkbox("Keep the other settings of the original", True, keep)
-        facts({clean(name, 80): clean(value, 300) for name, value in wording.flatten(shown)})
+        dropped = note("The defaults apply instead of these settings", "", "warn", role="status")
+        dropped.set_visibility(False)
+        facts({clean(name, 80): clean(value, 300) for name, value in wording.flatten(rest)})
 
     def _build_more_fields(self) -> None:
         self._add("method", partial(select_field, "Method", METHODS))
