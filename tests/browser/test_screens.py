@@ -99,6 +99,28 @@ def test_a_screen_is_accessible_and_fits_its_width(open_page: Open, world: World
     require_accessible(page)
 
 
+def test_wide_content_is_reflowed_at_400_percent(open_page: Open, world: World) -> None:
+    """WCAG 1.4.10: a window of 1,280 px then has 320."""
+    page = open_page(path_of("job-deliveries", world))
+    page.set_viewport_size({"width": 320, "height": 640})
+    settle(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 320
+    page.goto(page.url.replace(path_of("job-deliveries", world), "/jobs"))
+    settle(page)
+    frame = page.locator(".t-table-frame")
+    assert frame.evaluate("(one) => one.scrollWidth <= one.clientWidth")
+
+
+def test_a_small_window_opens_a_job_at_its_beginning(open_page: Open, world: World) -> None:
+    page = open_page("/jobs")
+    page.set_viewport_size({"width": 720, "height": 450})
+    page.goto(page.url.replace("/jobs", f"/jobs/{world.jobs['failed']}?tab=deliveries"))
+    settle(page)
+    expect(page.get_by_role("tab", name="Deliveries")).to_have_attribute("aria-selected", "true")
+    page.wait_for_function("document.querySelector('.t-tabs').scrollLeft > 0")
+    assert page.evaluate("scrollY") == 0
+
+
 def test_a_list_of_fifty_jobs_is_accessible(open_page: Open, world: World) -> None:
     """One of them is running, and one has failed."""
     with transaction(world.sessions) as session:

@@ -21,6 +21,11 @@ document.addEventListener("keydown", (event) => {
   next.focus();
   next.click();
 });
+// The list of tabs scrolls to the selected one; the page stays where it is.
+window.showTab = (id) => {
+  const tab = document.getElementById(id);
+  tab?.parentElement.scrollTo({ left: tab.offsetLeft - tab.parentElement.offsetLeft - 40 });
+};
 window.copyText = async (button) => {
   const text = button.parentElement.querySelector("code").innerText;
   try {

@@ -92,8 +92,7 @@ class JobPage:
         self._tab = tab
         for name, element in self._tabs.items():
             element.props["aria-selected"] = "true" if name == tab else "false"
-        shown = f"getHtmlElement({self._tabs[tab].id})?.scrollIntoView({{block: 'nearest', inline: 'nearest'}})"
-        self._body.client.run_javascript(shown)
+        self._body.client.run_javascript(f"showTab('{self._tabs[tab].html_id}')")
         self._body.props["aria-label"] = PANELS[tab][0]
         self._body.clear()
         with self._body:
