@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from starlette.testclient import TestClient
 
+    from tests.faulty_proxy import FaultyProxy
     from tests.s3 import S3Server
+    from worker.node.resources import Resources
 
 DISCONNECT_OTHERS = f"""
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
@@ -124,6 +126,15 @@ def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
     with moto_server(tmp_path_factory.mktemp("moto")) as server:
         yield server
+
+
+@pytest.fixture
+def proxy(rclone: S3Server) -> Iterator[FaultyProxy]:
+    """A proxy of the server `rclone`, which fails as a test demands."""
+    from tests.faulty_proxy import FaultyProxy
+
+    with FaultyProxy(rclone).running() as proxy:
+        yield proxy
 
 
 @pytest.fixture
@@ -232,6 +243,17 @@ def client(app: FastAPI, api_key: str) -> Iterator[TestClient]:
     headers = {"Authorization": f"Bearer {api_key}"}
     with TestClient(app, headers=headers, raise_server_exceptions=False) as client:
         yield client
+
+
+@pytest.fixture
+def resources(settings: Settings) -> Iterator[Resources]:
+    """The connections of a worker, a reconciler or a sender."""
+    from worker.node import resources as module
+
+    with kept_engines(module):
+        resources = module.open_resources(settings)
+    yield resources
+    resources.close()
 
 
 @pytest.fixture

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
-INTERVAL_SECONDS = 0.05
+Result = TypeVar("Result")
+DEADLINE_SECONDS = 30.0  # for real processes, on a machine with other load
 
 
 def until(
-    condition: Callable[[], object], what: str, seconds: float = 10, interval_seconds: float = INTERVAL_SECONDS
-) -> None:
-    """Poll until `condition` is true. Raises AssertionError after `seconds`, with the description `what`."""
+    condition: Callable[[], Result], what: str, seconds: float = DEADLINE_SECONDS, interval_seconds: float = 0.02
+) -> Result:
+    """Poll until `condition` returns a true value, and return it; AssertionError with `what` after `seconds`."""
     deadline = time.monotonic() + seconds
-    pause = threading.Event()
-    while not condition():
+    while not (result := condition()):
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        pause.wait(interval_seconds)
+        time.sleep(interval_seconds)
+    return result

@@ -16,6 +16,7 @@ from botocore.config import Config
 
 from app.storage import S3Location
 from tests.deadline import until
+from tests.processes import dies_with_tests
 from tests.serving import free_port
 
 BIN = Path(sys.executable).parent
@@ -56,7 +57,9 @@ class S3Server:
     def start(self) -> None:
         with self.log.open("ab") as log:
             command = [part.format(port=self.port) for part in self.command]
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, start_new_session=True, preexec_fn=dies_with_tests()
+            )
         until(self._answers, f"{self.command[0]} answers", START_SECONDS)
 
     def kill(self) -> None:

@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from prometheus_client.metrics_core import Metric
 
 import app.telemetry.metrics  # noqa: F401  (registers the metrics)
 from app.domain.jobs.states import Reason
-from app.settings import Settings
 from app.telemetry.disk_metrics import DiskMetrics
 from tests.worker.node.test_gpu_metrics import OUTPUT
 from worker.deliveries.sender import DeliverySender
@@ -25,20 +23,13 @@ from worker.jobs.lease import LEASE_LOST
 from worker.jobs.observed_attempt import begin_metrics
 from worker.node import gpu_metrics
 from worker.node.gpu_metrics import GpuMetrics
-from worker.node.resources import Resources, open_resources
+from worker.node.resources import Resources
 from worker.reconciler.service_metrics import ServiceMetrics
 from worker.webhooks.sender import WebhookSender
 
 ROOT = Path(__file__).resolve().parents[1]
 OPERATIONS = ROOT / "docs" / "operations"
 METRIC_ROW = re.compile(r"^\| `(tunery_\w+)` \|(.*?)\| .+ \|$", re.M)
-
-
-@pytest.fixture
-def resources(settings: Settings) -> Iterator[Resources]:
-    resources = open_resources(settings)
-    yield resources
-    resources.close()
 
 
 @pytest.fixture

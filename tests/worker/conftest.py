@@ -10,11 +10,10 @@ import pytest
 from app.db.engine import transaction
 from app.db.tables import Project
 from app.settings import Settings
+from tests.deadline import DEADLINE_SECONDS
 from tests.factories import make_base_model
-from tests.kept_engines import kept_engines
-from tests.worker.worker_harness import DEADLINE_SECONDS, StepLog, WorkerHarness
-from worker.node import resources as module_of_resources
-from worker.node.resources import Resources, open_resources
+from tests.worker.worker_harness import StepLog, WorkerHarness
+from worker.node.resources import Resources
 
 
 @pytest.fixture
@@ -37,14 +36,6 @@ def settings(settings: Settings) -> Settings:
             "spare_trainer": False,  # a fake trainer cannot be kept warm; jobs/test_warm_trainer.py has real ones
         }
     )
-
-
-@pytest.fixture
-def resources(settings: Settings) -> Iterator[Resources]:
-    with kept_engines(module_of_resources):
-        resources = open_resources(settings)
-    yield resources
-    resources.close()
 
 
 @pytest.fixture

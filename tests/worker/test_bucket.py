@@ -15,7 +15,7 @@ from app.db.tables import Job
 from app.settings import Settings
 from app.storage.s3 import S3Storage
 from tests.faulty_proxy import Fault, FaultyProxy
-from tests.s3 import S3Server, with_prefix
+from tests.s3 import with_prefix
 from tests.worker.fake_trainer import TrainerPlan
 from tests.worker.worker_harness import WorkerHarness
 from worker.node.resources import Resources, open_resources
@@ -23,12 +23,6 @@ from worker.reconciler import cleanup
 
 AWAY = {"methods": ("PUT", "POST"), "status": 500, "code": "InternalError"}
 FULL = {"methods": ("PUT", "POST"), "status": 507, "code": "XMinioStorageFull"}
-
-
-@pytest.fixture
-def proxy(rclone: S3Server) -> Iterator[FaultyProxy]:
-    with FaultyProxy(rclone).running() as proxy:
-        yield proxy
 
 
 @pytest.fixture

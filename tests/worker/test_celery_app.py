@@ -15,10 +15,12 @@ from app.db.engine import transaction
 from app.db.scheduling import workers
 from app.job_queue import WorkerNotifier
 from app.settings import Settings
+from tests.deadline import until
+from tests.processes import is_alive
 from tests.worker import worker_process
 from tests.worker.fake_trainer import TrainerPlan
 from tests.worker.jobs.test_interruptions import slow
-from tests.worker.worker_harness import StepLog, WorkerHarness, is_alive
+from tests.worker.worker_harness import StepLog, WorkerHarness
 
 Start = Callable[..., subprocess.Popen[bytes]]
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,10 +47,10 @@ def start(settings: Settings, tmp_path: Path) -> Iterator[Start]:
 def test_hints_alone_validate_and_train_a_job(harness: WorkerHarness, start: Start) -> None:
     start(queue="cpu", poll_seconds=60.0)
     start(TrainerPlan(steps=3), queue="gpu", poll_seconds=60.0)
-    harness.until(lambda: len(alive(harness)) == 2, "the workers")
+    until(lambda: len(alive(harness)) == 2, "the workers")
     job = harness.create_job()
     assert WorkerNotifier(harness.resources.settings.redis_url).send("cpu")
-    harness.until(lambda: harness.job(job).state == "succeeded", "the success")
+    until(lambda: harness.job(job).state == "succeeded", "the success")
 
 
 def test_without_redis_the_workers_poll(harness: WorkerHarness, start: Start) -> None:
@@ -56,7 +58,7 @@ def test_without_redis_the_workers_poll(harness: WorkerHarness, start: Start) ->
     cpu = start(queue="cpu", redis_url=nowhere)
     gpu = start(TrainerPlan(steps=3), queue="gpu", redis_url=nowhere)
     job = harness.create_job()
-    harness.until(lambda: harness.job(job).state == "succeeded", "the success")
+    until(lambda: harness.job(job).state == "succeeded", "the success")
     for process in (cpu, gpu):
         process.terminate()
         assert process.wait(10) == 0
@@ -69,11 +71,11 @@ def test_a_killed_workers_trainer_dies_and_a_restarted_worker_resumes_the_job(
     plan = slow(step_log, steps=60, snapshot_every=5)
     worker = start(plan)
     trainer = step_log.pid()
-    harness.until(lambda: harness.has_reached(job, 11), "a snapshot")
+    until(lambda: harness.has_reached(job, 11), "a snapshot")
     worker.kill()
-    harness.until(lambda: not is_alive(trainer), "the trainer's end")
+    until(lambda: not is_alive(trainer), "the trainer's end")
     start(plan)
-    harness.until(lambda: harness.job(job).state == "succeeded", "the success")
+    until(lambda: harness.job(job).state == "succeeded", "the success")
     done = harness.job(job)
     assert (done.train_attempts, done.crash_streak) == (2, 0)
     assert any(message.startswith("The worker gpu0@test#") for message in harness.messages(job))
@@ -96,7 +98,7 @@ def test_sigterm_drains_and_exits_with_zero(harness: WorkerHarness, start: Start
 
 def test_an_idle_worker_exits_at_once_and_deletes_its_row(harness: WorkerHarness, start: Start) -> None:
     worker = start(poll_seconds=60.0)
-    harness.until(lambda: alive(harness), "the worker's row")
+    until(lambda: alive(harness), "the worker's row")
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(30) == 0
     assert alive(harness) == []
@@ -105,7 +107,7 @@ def test_an_idle_worker_exits_at_once_and_deletes_its_row(harness: WorkerHarness
 def test_a_workers_row_describes_its_machine(harness: WorkerHarness, start: Start) -> None:
     worker = start()
     with transaction(harness.sessions) as session:
-        (row,) = harness.until(lambda: workers.alive(session), "the worker's row")
+        (row,) = until(lambda: workers.alive(session), "the worker's row")
     assert (row.queue, row.pid) == ("gpu", worker.pid)
     assert row.id.startswith("gpu0@test#")
     assert row.about["device"]
@@ -122,11 +124,11 @@ def test_a_suspended_worker_that_resumes_fenced_changes_nothing(
     sleeper = start(plan, lease_ttl_seconds=1.0, self_fence_seconds=0.6, self_fence_kill_seconds=0.8)
     trainer = step_log.pid()
     os.kill(sleeper.pid, signal.SIGSTOP)
-    harness.until(lambda: harness.reap_expired(), "the end of the lease")
+    until(lambda: harness.reap_expired(), "the end of the lease")
     harness.claim("gpu1@elsewhere#1")
     event_count = len(harness.events(job))
     os.kill(sleeper.pid, signal.SIGCONT)
-    harness.until(lambda: not is_alive(trainer), "the trainer's end")
+    until(lambda: not is_alive(trainer), "the trainer's end")
     assert len(harness.events(job)) == event_count
     assert harness.job(job).lease_owner == "gpu1@elsewhere#1"
 
@@ -137,7 +139,7 @@ def test_the_documented_command_starts_a_worker(harness: WorkerHarness, settings
     worker = run(settings, *command)
     try:
         job = harness.create_job()
-        harness.until(lambda: harness.job(job).state == "queued", "the validation")
+        until(lambda: harness.job(job).state == "queued", "the validation")
         assert run(settings, "-m", "worker.health", "cpu").wait(10) == 0
         assert run(settings, "-m", "worker.health", "gpu").wait(10) == 1
     finally:
@@ -150,7 +152,7 @@ def test_the_reconciler_requeues_a_lost_job_and_exits_with_zero(harness: WorkerH
     harness.claim("gpu0@dead#1", ttl_seconds=0.1)
     reconciler = run(settings, "-m", "worker.reconciler")
     try:
-        harness.until(lambda: harness.job(job).state == "queued", "the reaping")
+        until(lambda: harness.job(job).state == "queued", "the reaping")
         assert run(settings, "-m", "worker.health", "reconciler").wait(10) == 0
     finally:
         reconciler.terminate()

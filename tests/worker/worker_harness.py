@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,13 +13,13 @@ from app.db.engine import Sessions, transaction
 from app.db.jobs import checkpoints, claims, events, expired_leases, jobs
 from app.db.tables import Attempt, Checkpoint, File, Job, JobEvent, Project, Snapshot
 from app.storage import ArchiveMember, open_archive
+from tests.deadline import until
 from tests.factories import make_file, make_job, validate_job
 from tests.worker.fake_trainer import TrainerPlan
 from worker.jobs.supervisor import JobSupervisor
 from worker.node.resources import Resources
 
 OWNER = "gpu0@test#1"
-DEADLINE_SECONDS = 30.0  # for real processes, on a machine with other load
 
 
 @dataclass
@@ -141,9 +139,6 @@ class WorkerHarness:
         job: Job = until(claim, "a claim")
         return job
 
-    def until(self, is_true: Callable[[], Any], what: str) -> Any:
-        return until(is_true, what)
-
 
 @dataclass(frozen=True)
 class StepLog:
@@ -174,21 +169,3 @@ class StepLog:
     def _lines(self) -> list[list[str]]:
         text = self.path.read_text() if self.path.exists() else ""
         return [line.split() for line in text.splitlines(keepends=True) if line.endswith("\n")]
-
-
-def until(is_true: Callable[[], Any], what: str, seconds: float = DEADLINE_SECONDS) -> Any:
-    """Wait until `is_true` returns a true value, and return it."""
-    deadline = time.monotonic() + seconds
-    while not (result := is_true()):
-        assert time.monotonic() < deadline, f"{what} did not happen within {seconds} s"
-        time.sleep(0.02)
-    return result
-
-
-def is_alive(pid: int) -> bool:
-    """Whether the process runs; a zombie does not."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 from httpx2 import Response
+from sqlalchemy import update
 from starlette.testclient import TestClient
 
+from app.db.access import keys
 from app.db.engine import Sessions, transaction
-from app.db.tables import Job, Project
+from app.db.tables import ApiKey, Job, Project
 from app.storage import LocalStorage
 from tests.factories import chat_lines, make_key, make_project, make_succeeded_job
 
@@ -42,6 +44,22 @@ def foreign_headers(sessions: Sessions) -> dict[str, str]:
     with transaction(sessions) as session:
         secret = make_key(session, make_project(session, "other"))
     return {"Authorization": f"Bearer {secret}"}
+
+
+@pytest.fixture
+def admin(client: TestClient, sessions: Sessions) -> TestClient:
+    """The client of the project `default`, whose key has every scope."""
+    with transaction(sessions) as session:
+        session.execute(update(ApiKey).values(scopes=list(keys.ADMIN_SCOPES)))
+    return client
+
+
+@pytest.fixture
+def admin_headers(sessions: Sessions) -> dict[str, str]:
+    """Headers with the key of an admin, of another project."""
+    with transaction(sessions) as session:
+        issued = keys.issue(session, make_project(session, "operators"), "admin", keys.ADMIN_SCOPES)
+    return {"Authorization": f"Bearer {issued.secret}"}
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from app.db.engine import Sessions, transaction
 from app.db.tables import Job, Project
 from app.storage import LocalStorage
 from tests.app.cli.trained import make_trained_job
-from tests.factories import make_base_model
+from tests.factories import chat_lines, make_base_model
 from tests.kept_engines import kept_engines
 from tests.serving import LiveServer
 
@@ -68,6 +68,13 @@ def tunery(
     monkeypatch.setenv("DATABASE_URL", database_url)
     with kept_engines(database):
         yield bare_tunery
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    path = tmp_path / "train.jsonl"
+    path.write_bytes(chat_lines())
+    return path
 
 
 @pytest.fixture

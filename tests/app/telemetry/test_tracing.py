@@ -23,7 +23,7 @@ from app.telemetry.tracing import TracingNotInstalled, configure_tracing
 from tests.factories import WORKER, lease_of, make_file, make_succeeded_job, make_target
 from worker.jobs.lease import LeaseKeeper
 from worker.jobs.observed_attempt import observed_attempt
-from worker.node.resources import Resources, open_resources
+from worker.node.resources import Resources
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 TRACEPARENT = f"00-{TRACE_ID}-b7ad6b7169203331-01"
@@ -78,13 +78,6 @@ def tracer_provider(collector: Collector) -> Iterator[object]:
     assert provider is not None
     yield provider
     provider.shutdown()
-
-
-@pytest.fixture
-def resources(settings: Settings) -> Iterator[Resources]:
-    resources = open_resources(settings)
-    yield resources
-    resources.close()
 
 
 def attributes_of(span: Span) -> dict[str, str]:

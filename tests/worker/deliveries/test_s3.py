@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -19,34 +17,22 @@ from urllib3 import HTTPResponse
 from app.domain.access.outbound_networks import parse_networks
 from app.domain.deliveries.targets import S3Destination
 from app.system.artifact_directory import write_manifest
-from tests.deadline import until
 from tests.deploy.containers import free_port
 from tests.faulty_proxy import Fault, FaultyProxy
-from tests.s3 import ACCESS_KEY_ID, BUCKET, SECRET_ACCESS_KEY, S3Server
+from tests.s3 import ACCESS_KEY_ID, BUCKET, SECRET_ACCESS_KEY, S3Server, rclone_server
 from tests.worker.deliveries.conftest import DeliveryHarness
 from worker.deliveries.destination import AdapterDelivery, DeliveryError
 from worker.deliveries.outbound import guard_connections
 from worker.deliveries.s3 import S3Target
 
-KEYS = {"access_key_id": "tunery", "secret_access_key": "very-secret"}
+KEYS = {"access_key_id": ACCESS_KEY_ID, "secret_access_key": SECRET_ACCESS_KEY}
 
 
 @pytest.fixture(scope="module")
 def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    """(the server's URL, the directory that is the bucket `adapters`)."""
-    root = tmp_path_factory.mktemp("s3")
-    (root / "adapters").mkdir()
-    port = free_port()
-    key = f"{KEYS['access_key_id']},{KEYS['secret_access_key']}"
-    command = [str(Path(sys.executable).parent / "rclone"), "serve", "s3", str(root), "--addr", f"127.0.0.1:{port}"]
-    with (root.parent / "rclone.log").open("wb") as log:
-        server = subprocess.Popen([*command, "--auth-key", key], stdout=log, stderr=log)
-    try:
-        until(lambda: b"Starting s3 server" in (root.parent / "rclone.log").read_bytes(), "the S3 server runs", 30)
-        yield f"http://127.0.0.1:{port}", root / "adapters"
-    finally:
-        server.terminate()
-        server.wait()
+    """(the server's URL, the directory that is its bucket)."""
+    with rclone_server(tmp_path_factory.mktemp("s3")) as server:
+        yield server.endpoint, server.log.parent / "objects" / BUCKET
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +42,7 @@ def guard() -> Iterator[None]:
 
 
 def target(url: str, **changes: str) -> S3Target:
-    destination = S3Destination(kind="s3", bucket="adapters", prefix="lora", endpoint_url=url)
+    destination = S3Destination(kind="s3", bucket=BUCKET, prefix="lora", endpoint_url=url)
     return S3Target(destination, KEYS | changes, 5.0)
 
 
@@ -98,9 +84,8 @@ def test_a_name_of_another_target_is_neither_replaced_nor_withdrawn(bucket: tupl
 def test_of_two_targets_at_the_same_moment_one_gets_the_name(moto: S3Server, tmp_path: Path) -> None:
     """The other one writes its name after this one has found none."""
     proxy = FaultyProxy(moto)
-    secrets = {"access_key_id": ACCESS_KEY_ID, "secret_access_key": SECRET_ACCESS_KEY}
     here, there = (
-        S3Target(S3Destination(kind="s3", bucket=BUCKET, prefix="moment", endpoint_url=server.endpoint), secrets, 5.0)
+        S3Target(S3Destination(kind="s3", bucket=BUCKET, prefix="moment", endpoint_url=server.endpoint), KEYS, 5.0)
         for server in (proxy, moto)
     )
     proxy.fault = Fault(
@@ -115,10 +100,9 @@ def test_a_replacement_is_never_a_mixture_and_leaves_no_file_of_the_version_befo
 ) -> None:
     proxy = FaultyProxy(rclone)
     destination = S3Destination(kind="s3", bucket=BUCKET, prefix="mixture", endpoint_url=proxy.endpoint)
-    secrets = {"access_key_id": ACCESS_KEY_ID, "secret_access_key": SECRET_ACCESS_KEY}
     served = {"served_model": "bot"}
     with proxy.running():
-        bucket = S3Target(destination, secrets, 5.0)
+        bucket = S3Target(destination, KEYS, 5.0)
         first = adapter(tmp_path / "a")
         (first / "extra.json").write_text("{}")
         write_manifest(first, {"step": 1})
@@ -153,7 +137,7 @@ def test_a_target_without_credentials_does_not_use_those_of_the_server(
     """A target of an earlier release may have none; the sender's own reach the buckets of the operator."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEYS["access_key_id"])
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", KEYS["secret_access_key"])
-    without = S3Target(S3Destination(kind="s3", bucket="adapters", endpoint_url=bucket[0]), {}, 5.0)
+    without = S3Target(S3Destination(kind="s3", bucket=BUCKET, endpoint_url=bucket[0]), {}, 5.0)
     with pytest.raises(DeliveryError, match="set `credentials` of the target"):
         without.deliver(delivery(), adapter(tmp_path / "a"))
     with pytest.raises(DeliveryError, match="set `credentials` of the target"):
@@ -181,7 +165,7 @@ def test_bodies_over_tls_are_signed_and_have_no_trailing_checksum(
 
 def test_a_base_name_that_is_a_path_makes_no_empty_segment(bucket: tuple[str, Path], tmp_path: Path) -> None:
     url, directory = bucket
-    destination = S3Destination(kind="s3", bucket="adapters", prefix="lora", endpoint_url=url, base_name="/models/base")
+    destination = S3Destination(kind="s3", bucket=BUCKET, prefix="lora", endpoint_url=url, base_name="/models/base")
     to_path = S3Target(destination, KEYS, 5.0)
     delivered = to_path.deliver(delivery(), adapter(tmp_path / "a"))
     config = directory / "lora" / "models" / "base" / "ft:tiny:x" / "adapter_config.json"
@@ -239,9 +223,8 @@ class TestFaultyBucket:
         proxy = FaultyProxy(rclone)
         proxy.fault = Fault(methods=("PUT",), status=status, code=code)
         destination = {"kind": "s3", "bucket": BUCKET, "prefix": code, "endpoint_url": proxy.endpoint}
-        secrets = {"access_key_id": ACCESS_KEY_ID, "secret_access_key": SECRET_ACCESS_KEY}
         with proxy.running():
-            delivery.target(destination, secrets=secrets)
+            delivery.target(destination, secrets=KEYS)
             job = delivery.finished_job("production")
             delivery.attempt_due()
             row = delivery.delivery(job)
@@ -260,9 +243,8 @@ class TestFaultyBucket:
         proxy = FaultyProxy(rclone)
         proxy.fault = Fault(methods=("PUT",), status=507, code="XMinioStorageFull", skip=2)
         destination = {"kind": "s3", "bucket": BUCKET, "prefix": "half", "endpoint_url": proxy.endpoint}
-        secrets = {"access_key_id": ACCESS_KEY_ID, "secret_access_key": SECRET_ACCESS_KEY}
         with proxy.running():
-            delivery.target(destination, secrets=secrets)
+            delivery.target(destination, secrets=KEYS)
             job = delivery.finished_job("production")
             delivery.attempt_due()
         keys = [path.rpartition("/")[2] for path in proxy.requests if path.startswith("PUT")]

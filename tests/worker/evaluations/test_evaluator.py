@@ -24,10 +24,11 @@ from app.domain.scheduling.worker_capacity import WorkerCapacity
 from app.services.jobs import evaluations as service
 from app.system import artifact_directory, model_files
 from tests.app.cli.trained import make_trained_job
+from tests.deadline import until
 from tests.factories import make_file
 from tests.worker.evaluations.plain_answers import plain_answers
 from tests.worker.exports.test_exporter import write_real_adapter
-from tests.worker.worker_harness import WorkerHarness, until
+from tests.worker.worker_harness import WorkerHarness
 from worker.evaluations.evaluator import Evaluator
 from worker.evaluations.generation_process import GENERATE_COMMAND
 from worker.node.locks import try_lock

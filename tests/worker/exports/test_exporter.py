@@ -26,9 +26,11 @@ from app.db.tables import BaseModelRow, Export, Job
 from app.domain.artifacts.exports import ExportErrorCode, ExportType
 from app.services.jobs import exports as service
 from tests.app.cli.trained import make_trained_job
+from tests.deadline import until
+from tests.processes import is_alive
 from tests.worker.trainer import plain_peft
 from tests.worker.trainer.test_merge import TOKENS, logits_of, peft_model
-from tests.worker.worker_harness import WorkerHarness, is_alive, until
+from tests.worker.worker_harness import WorkerHarness
 from worker.exports.export_process import COMMANDS
 from worker.exports.exporter import Exporter
 from worker.node.slot import Slot
@@ -396,7 +398,7 @@ class TestRetries:
         self.claim(harness, "export.cpu0@test#old")
         slot = Slot(harness.resources, "cpu", "export.cpu0@test", lambda owner: lambda: False)
         slot.start()
-        harness.until(lambda: read(harness, export).state == "queued", "the reaping of the previous incarnation")
+        until(lambda: read(harness, export).state == "queued", "the reaping of the previous incarnation")
         harness.resources.stop.set()
         slot.wake()
         assert slot.join(10)
@@ -437,7 +439,7 @@ class TestHints:
             workers.heartbeat(session, "cpu0@test#1", "cpu", "test", 1, {})
         Reconciler(harness.resources).send_hints()
         ask(harness, trained)
-        harness.until(lambda: sorted(sent) == ["cpu", "gpu"], "the hints that leave after the commit")
+        until(lambda: sorted(sent) == ["cpu", "gpu"], "the hints that leave after the commit")
         Reconciler(harness.resources).send_hints()
         assert sorted(sent) == ["cpu", "cpu", "gpu"]  # the queues that have a free worker
 
@@ -449,7 +451,7 @@ class TestWorkerNode:
         node = WorkerNode(harness.resources.settings)
         node.open("cpu0@test", ["cpu"])
         try:
-            harness.until(lambda: read(harness, export).state == "failed", "the export's end")
+            until(lambda: read(harness, export).state == "failed", "the export's end")
             with transaction(harness.sessions) as session:
                 names = [worker.id.partition("#")[0] for worker in workers.alive(session)]
             assert names == ["cpu0@test"]

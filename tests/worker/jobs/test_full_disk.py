@@ -16,11 +16,12 @@ from sqlalchemy import func, update
 from app.db.engine import transaction
 from app.db.tables import Job
 from app.settings import Settings
+from tests.deadline import until
 from tests.factories import chat_lines
 from tests.full_disk import SmallDisk, small_disk
 from tests.worker.fake_trainer import TrainerPlan
 from tests.worker.jobs.test_real_trainer import BODY, allow_slow_training, train, weights_of
-from tests.worker.worker_harness import OWNER, StepLog, WorkerHarness, until
+from tests.worker.worker_harness import OWNER, StepLog, WorkerHarness
 from worker.jobs.supervisor import JobSupervisor
 from worker.node import disk_space
 from worker.reconciler import cleanup
@@ -62,7 +63,7 @@ def plan_of(step_log: StepLog, go: Path, **more: Any) -> TrainerPlan:
 def train_while_full(harness: WorkerHarness, disk: SmallDisk, job: Job, plan: TrainerPlan) -> None:
     """Run the job, and fill the disk after the attempt has started and before the first step."""
     thread = harness.start_next_job(plan)
-    harness.until(lambda: harness.job(job).phase == "training", "the start")
+    until(lambda: harness.job(job).phase == "training", "the start")
     disk.fill()
     assert plan.wait_for is not None
     Path(plan.wait_for).touch()
@@ -131,10 +132,10 @@ class TestFullAtTheLastStep:
         job = harness.create_queued_job()
         plan = plan_of(step_log, tmp_path / "go", steps=1000, step_seconds=0.02, weights_bytes=0)
         thread = harness.start_next_job(plan)
-        harness.until(lambda: harness.job(job).phase == "training", "the start")
+        until(lambda: harness.job(job).phase == "training", "the start")
         disk.fill()
         (tmp_path / "go").touch()
-        harness.until(lambda: harness.has_reached(job, 2), "a step")
+        until(lambda: harness.has_reached(job, 2), "a step")
         harness.resources.stop.set()
         thread.join(30)
         drained = harness.job(job)

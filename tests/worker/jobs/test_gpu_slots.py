@@ -12,6 +12,7 @@ from sqlalchemy import update
 from app.db.engine import transaction
 from app.db.tables import Job
 from app.domain.scheduling.worker_capacity import WorkerCapacity
+from tests.deadline import until
 from tests.worker.fake_trainer import TrainerPlan
 from tests.worker.worker_harness import WorkerHarness
 from worker.jobs.supervisor import JobSupervisor
@@ -39,7 +40,7 @@ def test_out_of_memory_in_one_slot_leaves_the_other_running(harness: WorkerHarne
     go_on = tmp_path / "go on"
     waiting = supervisor(harness, tmp_path, "gpu0", TrainerPlan(steps=2, wait_for=str(go_on)))
     thread = harness.start_supervisor(waiting)
-    harness.until(lambda: harness.job(first).phase == "training", "the first job")
+    until(lambda: harness.job(first).phase == "training", "the first job")
 
     second = create_job(harness, 5 * GB)
     short = TrainerPlan(steps=2, faults={"*": {"1": "failed:out_of_memory:71"}})
@@ -74,7 +75,7 @@ def test_the_trainer_gets_the_budget_of_its_slot(harness: WorkerHarness, tmp_pat
         job = create_job(harness, needed_bytes)
         waiting = supervisor(harness, tmp_path, "gpu0", TrainerPlan(steps=1, wait_for=str(tmp_path / job.id)), capacity)
         thread = harness.start_supervisor(waiting)
-        harness.until(lambda job=job: harness.job(job).phase == "training", "the trainer")
+        until(lambda job=job: harness.job(job).phase == "training", "the trainer")
         (spec,) = (harness.resources.settings.work_dir / job.id).glob("*/spec.json")
         budgets.append(json.loads(spec.read_text())["memory_budget_bytes"])
         (tmp_path / job.id).touch()

@@ -19,8 +19,10 @@ from app.db.jobs.claims import Lease
 from app.db.tables import Job
 from app.domain.jobs.states import Reason
 from app.storage import StoredObject
+from tests.deadline import until
+from tests.processes import is_alive
 from tests.worker.fake_trainer import TrainerPlan
-from tests.worker.worker_harness import StepLog, WorkerHarness, is_alive
+from tests.worker.worker_harness import StepLog, WorkerHarness
 from worker.reconciler import cleanup
 
 
@@ -58,7 +60,7 @@ class TestCancel:
         plan = slow(step_log, snapshot_every=1)
         thread = harness.start_next_job(plan)
         pid = step_log.pid()
-        harness.until(lambda: harness.snapshots(job), "a snapshot")
+        until(lambda: harness.snapshots(job), "a snapshot")
         harness.cancel(job)
         event_count = len(harness.events(job))
         thread.join(10)
@@ -72,7 +74,7 @@ class TestCancel:
         job = harness.create_queued_job()
         plan = slow(step_log, snapshot_every=1)
         thread = harness.start_next_job(plan)
-        harness.until(lambda: harness.snapshots(job), "a snapshot")
+        until(lambda: harness.snapshots(job), "a snapshot")
         harness.cancel(job)
         thread.join(10)
         assert harness.snapshots(job) == []
@@ -84,7 +86,7 @@ class TestPause:
         job = harness.create_queued_job()
         plan = slow(step_log, steps=60)
         thread = harness.start_next_job(plan)
-        harness.until(lambda: harness.has_reached(job, 3), "a third step")
+        until(lambda: harness.has_reached(job, 3), "a third step")
         harness.pause(job)
         thread.join(10)
         paused = harness.job(job)
@@ -101,7 +103,7 @@ class TestPause:
     def test_a_pause_during_the_start_of_the_trainer_is_obeyed(self, harness: WorkerHarness, tmp_path: Path) -> None:
         job = harness.create_queued_job()
         thread = harness.start_next_job(TrainerPlan(steps=3, wait_for=str(tmp_path / "never")))
-        harness.until(lambda: harness.job(job).state == "running", "the claim")
+        until(lambda: harness.job(job).state == "running", "the claim")
         harness.pause(job)
         thread.join(10)
         assert harness.job(job).state == "paused"
@@ -141,7 +143,7 @@ class TestPause:
         thread = harness.start_next_job(
             TrainerPlan(steps=0, wait_for=str(tmp_path / "never"))
         )  # it stops at the last step
-        harness.until(lambda: harness.job(job).phase == "training", "the start")
+        until(lambda: harness.job(job).phase == "training", "the start")
         harness.pause(job)
         thread.join(10)
         assert harness.job(job).state == "paused"
@@ -160,7 +162,7 @@ class TestShutdown:
         job = harness.create_queued_job()
         plan = slow(step_log, steps=60)
         thread = harness.start_next_job(plan)
-        harness.until(lambda: harness.has_reached(job, 3), "a third step")
+        until(lambda: harness.has_reached(job, 3), "a third step")
         harness.resources.stop.set()
         thread.join(10)
         drained = harness.job(job)
@@ -210,7 +212,7 @@ class TestFencing:
         with transaction(harness.sessions) as session:
             (held,) = expired_leases.held_by_previous_incarnation(session, "gpu0@test", "gpu0@test#2")
             expired_leases.reap(session, held, 0, 3)
-        harness.until(lambda: harness.run_next_job(plan, "gpu0@test#2"), "the second attempt")
+        until(lambda: harness.run_next_job(plan, "gpu0@test#2"), "the second attempt")
         thread.join(10)
         assert harness.job(job).state == "succeeded"
         times = step_log.times()
@@ -235,7 +237,7 @@ class TestDatabaseUnavailable:
         step_log.pid()
         with database_unavailable(harness):
             step_count = len(step_log.all_steps())
-            harness.until(lambda: len(step_log.all_steps()) > step_count + 20, "twenty steps without a database")
+            until(lambda: len(step_log.all_steps()) > step_count + 20, "twenty steps without a database")
         thread.join(20)
         assert harness.job(job).state == "succeeded"
         steps = [event.data["step"] for event in harness.events(job) if event.type == "metrics"]
@@ -249,10 +251,10 @@ class TestDatabaseUnavailable:
         thread = harness.start_next_job(plan)
         pid = step_log.pid()
         with database_unavailable(harness):
-            harness.until(lambda: not is_alive(pid), "the trainer's end")
+            until(lambda: not is_alive(pid), "the trainer's end")
             thread.join(10)
         assert harness.job(job).state == "running"
-        harness.until(lambda: harness.reap_expired(), "the lease's end")
+        until(lambda: harness.reap_expired(), "the lease's end")
         assert (harness.job(job).state, harness.job(job).reason) == ("queued", "worker_lost")
 
 

@@ -18,6 +18,7 @@ from app.db.jobs.claims import FencedError, Lease
 from app.db.tables import Attempt, Job, JobEvent
 from app.domain.scheduling.worker_capacity import WorkerCapacity
 from app.system.boot_clock import boottime_seconds
+from tests.deadline import until
 from tests.worker.worker_harness import OWNER, WorkerHarness
 from worker.jobs.lease import Claimer, LeaseKeeper, LeaseUncertain
 
@@ -44,21 +45,21 @@ def counted(name: str, **labels: str) -> float:
 
 def test_the_lease_is_renewed_before_it_expires(harness: WorkerHarness, keeper: LeaseKeeper) -> None:
     renewals, first = counted("lease_renewals", outcome="confirmed"), row(harness, keeper).lease_expires_at
-    harness.until(lambda: row(harness, keeper).lease_expires_at != first, "a renewal")
-    harness.until(lambda: counted("lease_renewals", outcome="confirmed") > renewals, "its count")
+    until(lambda: row(harness, keeper).lease_expires_at != first, "a renewal")
+    until(lambda: counted("lease_renewals", outcome="confirmed") > renewals, "its count")
     assert keeper.unconfirmed_seconds < 2
 
 
 def test_a_pause_request_is_read(harness: WorkerHarness, keeper: LeaseKeeper) -> None:
     with transaction(harness.sessions) as session:
         session.get_one(Job, keeper.lease.job_id).desired = "pause"
-    harness.until(lambda: keeper.desired == "pause", "the poll")
+    until(lambda: keeper.desired == "pause", "the poll")
 
 
 def test_a_cancel_ends_the_lease(harness: WorkerHarness, keeper: LeaseKeeper) -> None:
     lost = counted("leases_lost", cause="fenced")
     harness.cancel(row(harness, keeper))
-    harness.until(lambda: keeper.fenced, "the poll")
+    until(lambda: keeper.fenced, "the poll")
     assert counted("leases_lost", cause="fenced") == lost + 1
     with pytest.raises(FencedError):
         keeper.append_event("too late")

@@ -10,9 +10,10 @@ import pytest
 
 from app.db.engine import transaction
 from app.db.tables import BaseModelRow, Job
+from tests.deadline import until
 from tests.factories import chat_lines
 from tests.tiny import make_tiny_pairs
-from tests.worker.worker_harness import OWNER, WorkerHarness, until
+from tests.worker.worker_harness import OWNER, WorkerHarness
 from worker.jobs.supervisor import JobSupervisor
 from worker.validation.validate import Validator
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from app.domain.jobs.events import Command
-from tests.worker.worker_harness import is_alive, until
+from tests.deadline import until
+from tests.processes import is_alive
 from worker.jobs.trainer_log import TrainerLog, redact
 from worker.jobs.trainer_process import TrainerProcess, clean_environment, start_trainer
 from worker.node.locks import try_lock

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.worker.worker_harness import OWNER, WorkerHarness, is_alive, until
+from tests.deadline import until
+from tests.processes import is_alive
+from tests.worker.worker_harness import OWNER, WorkerHarness
 from worker.jobs.supervisor import JobSupervisor
 from worker.jobs.trainer_process import TRAINER_COMMAND
 from worker.jobs.warm_trainer import WarmTrainer

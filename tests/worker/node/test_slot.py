@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from app.db.engine import transaction
+from tests.deadline import until
 from tests.worker.fake_trainer import TrainerPlan
 from tests.worker.worker_harness import WorkerHarness
 from worker.node.locks import try_lock
@@ -69,15 +70,15 @@ def make_slot(harness: WorkerHarness, work: Work) -> Iterator[Callable[[], Slot]
 
 def test_it_finds_work_by_its_own_poll(harness: WorkerHarness, work: Work, make_slot: Callable[[], Slot]) -> None:
     make_slot()
-    harness.until(lambda: work.calls, "the first poll")
+    until(lambda: work.calls, "the first poll")
     work.jobs = 3
-    harness.until(lambda: work.jobs == 0, "the poll")
+    until(lambda: work.jobs == 0, "the poll")
 
 
 def test_a_hint_is_faster_than_the_poll(harness: WorkerHarness, work: Work, make_slot: Callable[[], Slot]) -> None:
     harness.resources.settings.poll_seconds = 60.0
     slot = make_slot()
-    harness.until(lambda: work.calls, "the first poll")
+    until(lambda: work.calls, "the first poll")
     work.jobs = 3
     slot.run_until_idle()
     assert work.jobs == 0
@@ -105,7 +106,7 @@ def test_a_hint_returns_when_the_slot_is_idle(
     work.jobs = 1
     hint = threading.Thread(target=slot.run_until_idle)
     hint.start()
-    harness.until(lambda: work.running, "the job")
+    until(lambda: work.running, "the job")
     assert hint.is_alive()
     work.may_end.set()
     hint.join(5)
@@ -118,7 +119,7 @@ def test_it_survives_every_error_of_a_job(
 ) -> None:
     work.error = error
     slot = make_slot()
-    harness.until(lambda: work.calls >= 2, "another poll")
+    until(lambda: work.calls >= 2, "another poll")
     assert slot.is_alive
 
 
@@ -138,7 +139,7 @@ def test_jobs_of_its_previous_incarnation_are_reaped_at_once(
     harness.claim(f"{NAME}#dead")
     harness.claim("gpu0@test-too#dead")
     make_slot()
-    harness.until(lambda: harness.job(job).state == "queued", "the reaping")
+    until(lambda: harness.job(job).state == "queued", "the reaping")
     assert harness.job(job).reason == "worker_lost"
     assert harness.job(other).state == "running"
 
@@ -154,7 +155,7 @@ def test_a_second_process_of_a_slot_waits_for_the_first(
         slot = make_slot()
         assert not slot.join(0.3)
         assert (work.calls, harness.job(job).state) == (0, "running")
-    harness.until(lambda: work.calls, "its lock")
+    until(lambda: work.calls, "its lock")
     assert harness.job(job).state == "queued"
 
 

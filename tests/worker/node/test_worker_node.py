@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from tests.worker.worker_harness import WorkerHarness, until
+from tests.deadline import until
+from tests.worker.worker_harness import WorkerHarness
 from worker.node.worker_node import WorkerNode
 
 

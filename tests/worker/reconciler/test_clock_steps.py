@@ -20,6 +20,7 @@ from app.db.webhooks import deliveries as webhook_deliveries
 from app.db.webhooks import endpoints
 from app.domain.operations.retention import RetentionKind
 from app.settings import Settings
+from tests.deadline import until
 from tests.factories import expire_leases, make_file, make_succeeded_job, make_target
 from tests.worker.fake_trainer import TrainerPlan
 from tests.worker.worker_harness import WorkerHarness
@@ -158,7 +159,7 @@ def test_a_job_goes_on_while_the_server_s_clock_is_set(
 ) -> None:
     job = harness.create_queued_job()
     thread = harness.start_next_job(TrainerPlan(steps=40, step_seconds=0.05))
-    harness.until(lambda: harness.has_reached(job, 3), "the job trains")
+    until(lambda: harness.has_reached(job, 3), "the job trains")
     assert reconciler.round()
     set_server_clock(harness, monkeypatch, step_seconds)
     assert reconciler.round()
@@ -173,7 +174,7 @@ def test_a_job_goes_on_while_the_host_s_clock_is_set(
 ) -> None:
     job = harness.create_queued_job()
     thread = harness.start_next_job(TrainerPlan(steps=40, step_seconds=0.05))
-    harness.until(lambda: harness.has_reached(job, 3), "the job trains")
+    until(lambda: harness.has_reached(job, 3), "the job trains")
     clock.step_seconds = step_seconds
     assert reconciler.round()
     thread.join()

@@ -16,10 +16,11 @@ from app.db.engine import transaction
 from app.db.tables import Attempt, Job
 from app.domain.jobs.states import TERMINAL
 from app.domain.scheduling import preemption
+from tests.deadline import until
 from tests.factories import chat_lines
 from tests.worker import worker_process
 from tests.worker.jobs.test_real_trainer import allow_slow_training, weights_of
-from tests.worker.worker_harness import WorkerHarness, until
+from tests.worker.worker_harness import WorkerHarness
 from worker.jobs.trainer_process import TRAINER_COMMAND
 from worker.reconciler.reconciler import Reconciler
 from worker.validation.validate import Validator

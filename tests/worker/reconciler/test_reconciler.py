@@ -20,6 +20,7 @@ from app.db.operations import status
 from app.db.scheduling import workers
 from app.db.tables import File, Job, Worker
 from app.job_queue import Queue
+from tests.deadline import until
 from tests.factories import make_file, make_succeeded_job, put_bytes
 from tests.worker.fake_trainer import TrainerPlan
 from tests.worker.worker_harness import WorkerHarness
@@ -140,7 +141,7 @@ class TestMassExpiryGuard:
             expire(harness, harness.claim())
         reconciler.expiry_guard.ttl_seconds = 0.2
         assert reconciler.reap() == 0
-        harness.until(lambda: reconciler.reap() == 3, "the end of the delay")
+        until(lambda: reconciler.reap() == 3, "the end of the delay")
 
 
 class TestSeveralReconcilers:

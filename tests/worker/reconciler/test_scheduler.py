@@ -10,6 +10,7 @@ from app.db.jobs import claims
 from app.db.scheduling import queue_positions, workers
 from app.db.tables import Job, QueuePlace
 from app.domain.scheduling.worker_capacity import worker_capacity
+from tests.deadline import until
 from tests.factories import make_file, make_job, make_project, validate_job
 from tests.worker.fake_trainer import TrainerPlan
 from tests.worker.jobs.test_interruptions import slow
@@ -48,10 +49,10 @@ class TestPreemption:
         long = harness.create_queued_job()
         register_worker(harness)
         thread = harness.start_next_job(slow(step_log, steps=150, step_seconds=0.1, eta_seconds=3600.0))
-        harness.until(lambda: harness.has_reached(long, 3), "some steps")
+        until(lambda: harness.has_reached(long, 3), "some steps")
         urgent = harness.create_queued_job()
         update_job(harness, urgent, is_urgent=True)
-        harness.until(lambda: scheduler.refresh() or harness.job(long).state == "queued", "a preemption")
+        until(lambda: scheduler.refresh() or harness.job(long).state == "queued", "a preemption")
         thread.join(10)
 
         preempted = harness.job(long)

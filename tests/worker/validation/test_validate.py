@@ -15,6 +15,7 @@ from app.db.engine import transaction
 from app.db.tables import BaseModelRow, File, Job
 from app.domain.datasets.documents import Document
 from app.domain.datasets.render import Renderer
+from tests.deadline import until
 from tests.factories import chat_lines
 from tests.worker.worker_harness import WorkerHarness
 from worker.validation.validate import Validator
@@ -350,7 +351,7 @@ class TestInterruptions:
     ) -> None:
         job = harness.create_job(chat_lines(400))
         thread = self.start_validation(harness)
-        harness.until(lambda: harness.job(job).lease_owner, "the claim")
+        until(lambda: harness.job(job).lease_owner, "the claim")
         harness.cancel(job)
         event_count = len(harness.events(job))
         thread.join(10)
@@ -362,7 +363,7 @@ class TestInterruptions:
     ) -> None:
         job = harness.create_job(chat_lines(400))
         thread = self.start_validation(harness)
-        harness.until(lambda: harness.job(job).lease_owner, "the claim")
+        until(lambda: harness.job(job).lease_owner, "the claim")
         harness.resources.stop.set()
         thread.join(10)
         waiting = harness.job(job)
@@ -376,11 +377,11 @@ class TestInterruptions:
     ) -> None:
         job = harness.create_job(chat_lines(400))
         self.start_validation(harness)
-        harness.until(lambda: harness.job(job).lease_owner, "the claim")
+        until(lambda: harness.job(job).lease_owner, "the claim")
         first = harness.job(job).lease_expires_at
-        harness.until(lambda: harness.job(job).lease_expires_at != first, "a renewal")
+        until(lambda: harness.job(job).lease_expires_at != first, "a renewal")
         slow_renderer.release(10_000)
-        harness.until(lambda: harness.job(job).state == "queued", "the end")
+        until(lambda: harness.job(job).state == "queued", "the end")
 
     def test_a_missing_object_fails_the_job(self, harness: WorkerHarness) -> None:
         job = harness.create_job()

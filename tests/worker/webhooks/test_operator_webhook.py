@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import openai
@@ -20,19 +19,13 @@ from app.domain.webhooks import new_secret
 from app.settings import Settings
 from tests.deadline import until
 from tests.factories import make_failed_job
-from tests.receiver import Receiver, receiving
+from tests.receiver import Receiver
 from tests.worker.worker_harness import WorkerHarness
 from worker.node.resources import Resources
 from worker.reconciler.reconciler import DISK_LOW_MARGIN_PERCENT, Reconciler
 from worker.webhooks.sender import WebhookSender
 
 SECRET = new_secret()
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    with receiving() as receiver:
-        yield receiver
 
 
 @pytest.fixture

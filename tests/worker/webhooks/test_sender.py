@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from functools import partial
@@ -44,12 +43,6 @@ DISABLED = "webhook_endpoint.disabled"
 def settings(settings: Settings) -> Settings:
     allowed = {"webhook_allow_http": True, "webhook_allowed_networks": "127.0.0.0/8", "webhook_poll_seconds": 0.05}
     return settings.model_copy(update=allowed | {"webhook_timeout_seconds": 5.0})
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    with receiving() as receiver:
-        yield receiver
 
 
 @pytest.fixture

@@ -22,12 +22,6 @@ OURS = PostLimits(connect_seconds=2, total_seconds=3, allow_http=True, networks=
 PEM = Path(__file__).with_name("hooks.example.com.pem")
 
 
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    with receiving() as receiver:
-        yield receiver
-
-
 def send(
     url: str, limits: PostLimits = OURS, addresses: tuple[str, ...] = ("127.0.0.1",)
 ) -> tuple[WebhookResponse, list[str]]:

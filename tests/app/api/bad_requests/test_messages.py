@@ -9,13 +9,10 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from app.db.access import keys
-from app.db.engine import Sessions, transaction
-from app.db.tables import Job, Project
+from app.db.tables import Job
 from app.domain.error_text.validation_text import DEFAULT_RULE
 from tests.python_words import python_words
 
@@ -26,14 +23,6 @@ HOSTILE: tuple[Any, ...] = (
 WORDS = ("", "x", "it's", "-1", "1.5", "9" * 30, "NaN", "null", "[]", "x" * 3_000, "%0a%e2%80%ae", "%ff")
 MAX_DEPTH = 5
 CREATE = "/v1/fine_tuning/jobs"  # hyperparameters are tried here alone; a plan and a clone read them in the same way
-
-
-@pytest.fixture
-def admin(client: TestClient, sessions: Sessions, project: Project) -> TestClient:
-    with transaction(sessions) as session:
-        secret = keys.issue(session, session.merge(project), "admin", keys.ADMIN_SCOPES).secret
-    client.headers["Authorization"] = f"Bearer {secret}"
-    return client
 
 
 class TestEveryMessage:

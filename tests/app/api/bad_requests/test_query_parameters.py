@@ -10,14 +10,13 @@ from fastapi.routing import APIRoute
 from httpx2 import Response
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import func, select, update
+from sqlalchemy import func, select
 from starlette.testclient import TestClient
 
 from app.api.query_parameters import allowed_query, check_query
 from app.api.routes.jobs import jobs
-from app.db.access import keys
 from app.db.engine import Sessions, transaction
-from app.db.tables import ApiKey, File, Job
+from app.db.tables import File, Job
 from app.errors import UnknownParameter
 from tests.app.api.conftest import Upload
 from tests.app.api.test_auth import asked, every_route
@@ -25,14 +24,6 @@ from tests.clients.scenarios.signatures import known_requests
 
 JOBS = "/v1/fine_tuning/jobs"
 LOG = "/v1/organization/audit_logs"
-
-
-@pytest.fixture
-def admin(client: TestClient, sessions: Sessions) -> TestClient:
-    """A key that every route accepts."""
-    with transaction(sessions) as session:
-        session.execute(update(ApiKey).values(scopes=list(keys.ADMIN_SCOPES)))
-    return client
 
 
 def error_of(answer: Response, request_text: str = "") -> dict[str, Any]:

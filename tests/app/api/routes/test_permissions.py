@@ -12,7 +12,6 @@ from sqlalchemy.exc import IntegrityError
 from starlette.testclient import TestClient
 
 from app.api.schemas.permissions import PermissionList
-from app.db.access import keys
 from app.db.engine import Sessions, transaction
 from app.db.tables import CheckpointPermission, Job, Project
 from tests.factories import chat_lines, make_key, make_project
@@ -32,22 +31,14 @@ def theirs(sessions: Sessions, other: Project) -> dict[str, str]:
 
 
 @pytest.fixture
-def admin(sessions: Sessions) -> dict[str, str]:
-    """Headers with an admin key, of a third project."""
-    with transaction(sessions) as session:
-        issued = keys.issue(session, make_project(session, "operators"), "admin", keys.ADMIN_SCOPES)
-        return {"Authorization": f"Bearer {issued.secret}"}
-
-
-@pytest.fixture
 def path(succeeded: Job) -> str:
     return f"/v1/fine_tuning/checkpoints/{succeeded.fine_tuned_model}/permissions"
 
 
 @pytest.fixture
-def share(client: TestClient, path: str, admin: dict[str, str]) -> Any:
+def share(client: TestClient, path: str, admin_headers: dict[str, str]) -> Any:
     def send(*project_ids: str) -> Response:
-        return client.post(path, json={"project_ids": list(project_ids)}, headers=admin)
+        return client.post(path, json={"project_ids": list(project_ids)}, headers=admin_headers)
 
     return send
 
@@ -91,15 +82,15 @@ class TestSharing:
         share: Any,
         other: Project,
         theirs: dict[str, str],
-        admin: dict[str, str],
+        admin_headers: dict[str, str],
         succeeded: Job,
         path: str,
     ) -> None:
         permission = share(other.id).json()["data"][0]["id"]
-        gone = client.delete(f"{path}/{permission}", headers=admin)
+        gone = client.delete(f"{path}/{permission}", headers=admin_headers)
         assert gone.json() == {"id": permission, "object": "checkpoint.permission", "deleted": True}
         assert client.get(f"/v1/models/{succeeded.fine_tuned_model}", headers=theirs).status_code == 404
-        again = client.delete(f"{path}/{permission}", headers=admin)
+        again = client.delete(f"{path}/{permission}", headers=admin_headers)
         assert (again.status_code, again.json()["error"]["param"]) == (404, "permission_id")
 
 
@@ -115,9 +106,9 @@ class TestAllowedKeys:
             assert "admin key" in answer.json()["error"]["message"]
 
     def test_a_model_that_does_not_exist_is_a_404_for_every_key(
-        self, client: TestClient, admin: dict[str, str]
+        self, client: TestClient, admin_headers: dict[str, str]
     ) -> None:
-        for headers in (admin, {}):
+        for headers in (admin_headers, {}):
             for name in ("ft:nothing", "gpt-4o", "a/b"):
                 answer = client.get(f"/v1/fine_tuning/checkpoints/{name}/permissions", headers=headers)
                 assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
@@ -138,9 +129,9 @@ class TestBadInput:
         [({}, "project_ids"), ({"project_ids": []}, "project_ids"), ({"project_ids": ["p"], "x": 1}, "x")],
     )
     def test_of_a_wrong_shape_is_a_400(
-        self, client: TestClient, path: str, admin: dict[str, str], body: dict[str, Any], param: str
+        self, client: TestClient, path: str, admin_headers: dict[str, str], body: dict[str, Any], param: str
     ) -> None:
-        answer = client.post(path, json=body, headers=admin)
+        answer = client.post(path, json=body, headers=admin_headers)
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
 
     def test_of_an_unknown_cursor_is_a_400(self, client: TestClient, path: str) -> None:
@@ -156,11 +147,11 @@ class TestBadInput:
 
 class TestTheOfficialClient:
     def test_creates_lists_and_deletes(
-        self, client: TestClient, admin: dict[str, str], sessions: Sessions, succeeded: Job, other: Project
+        self, client: TestClient, admin_headers: dict[str, str], sessions: Sessions, succeeded: Job, other: Project
     ) -> None:
         with transaction(sessions) as session:
             third = make_project(session, "third")
-        secret = admin["Authorization"].removeprefix("Bearer ")
+        secret = admin_headers["Authorization"].removeprefix("Bearer ")
         official = OpenAI(api_key=secret, base_url="http://testserver/v1", http_client=client)
         permissions = official.fine_tuning.checkpoints.permissions
         name = str(succeeded.fine_tuned_model)

@@ -22,13 +22,6 @@ ABOUT = {"kind": "cpu", "device": "a CPU", "memory_bytes": 8 << 30, "models": ["
 
 
 @pytest.fixture
-def admin(sessions: Sessions, project: Project) -> dict[str, str]:
-    with transaction(sessions) as session:
-        secret = keys.issue(session, make_project(session, "operators"), "admin", keys.ADMIN_SCOPES).secret
-    return {"Authorization": f"Bearer {secret}"}
-
-
-@pytest.fixture
 def scene(sessions: Sessions, storage: LocalStorage, project: Project, base_model: str) -> list[Job]:
     """A job of ours runs, one waits, and one of another project waits, too."""
     with transaction(sessions) as session:
@@ -58,13 +51,13 @@ class TestQueue:
         assert scene[2].id not in str(seen)
 
     def test_shows_an_admin_everything_in_order(
-        self, client: TestClient, scene: list[Job], admin: dict[str, str]
+        self, client: TestClient, scene: list[Job], admin_headers: dict[str, str]
     ) -> None:
-        seen = client.get("/v1/queue", headers=admin).json()
+        seen = client.get("/v1/queue", headers=admin_headers).json()
         assert [job["id"] for job in seen["waiting"]] == [scene[2].id, scene[1].id]
         assert [job["position"] for job in seen["waiting"]] == [1, 2]
         assert len(seen["projects"]) == 3
-        first = client.get("/v1/queue", headers=admin, params={"limit": 1}).json()
+        first = client.get("/v1/queue", headers=admin_headers, params={"limit": 1}).json()
         assert (len(first["waiting"]), first["has_more"]) == (1, True)
 
     def test_a_waiting_job_says_when_it_may_start(self, client: TestClient, scene: list[Job]) -> None:
@@ -85,14 +78,14 @@ class TestWorkers:
         assert "host7" not in str(listed)
 
     def test_of_another_projects_job_nothing_is_disclosed(
-        self, client: TestClient, scene: list[Job], foreign_headers: dict[str, str], admin: dict[str, str]
+        self, client: TestClient, scene: list[Job], foreign_headers: dict[str, str], admin_headers: dict[str, str]
     ) -> None:
         def gpu(headers: dict[str, str]) -> dict[str, Any]:
             listed = client.get("/v1/workers", headers=headers).json()["data"]
             return next(worker for worker in listed if worker["queue"] == "gpu")
 
         assert (gpu(foreign_headers)["status"], gpu(foreign_headers)["job_id"]) == ("busy", None)
-        seen = gpu(admin)
+        seen = gpu(admin_headers)
         assert (seen["job_id"], seen["hostname"], seen["name"]) == (scene[0].id, "host7", WORKER)
 
 

@@ -9,7 +9,6 @@ import pytest
 from sqlalchemy import update
 from starlette.testclient import TestClient
 
-from app.db.access import keys
 from app.db.engine import Sessions, transaction
 from app.db.operations import status
 from app.db.scheduling import workers
@@ -22,25 +21,18 @@ from tests.factories import make_delivery, make_failed_job, make_file, make_job,
 PATH = "/v1/organization/status"
 
 
-@pytest.fixture
-def admin(sessions: Sessions, project: Project) -> dict[str, str]:
-    with transaction(sessions) as session:
-        secret = keys.issue(session, project, "admin", key_scopes=["all", "admin"]).secret
-    return {"Authorization": f"Bearer {secret}"}
-
-
 def test_only_admins_see_it(client: TestClient) -> None:
     assert client.get(PATH).status_code == 403
 
 
 def test_a_data_directory_that_fails_hides_nothing_else(
-    client: TestClient, admin: dict[str, str], base_model: str, monkeypatch: pytest.MonkeyPatch
+    client: TestClient, admin_headers: dict[str, str], base_model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(shutil, "disk_usage", fail)
-    answer = client.get(PATH, headers=admin)
+    answer = client.get(PATH, headers=admin_headers)
     assert answer.status_code == 200
     assert answer.json()["storage"]["disk_free_bytes"] is None
     assert "disk_check_failed" in {problem["code"] for problem in answer.json()["problems"]}
@@ -48,7 +40,7 @@ def test_a_data_directory_that_fails_hides_nothing_else(
 
 def test_after_a_night_of_faults_one_answer_has_each_of_them(
     client: TestClient,
-    admin: dict[str, str],
+    admin_headers: dict[str, str],
     sessions: Sessions,
     project: Project,
     storage: LocalStorage,
@@ -63,7 +55,7 @@ def test_after_a_night_of_faults_one_answer_has_each_of_them(
         workers.mark_lost(session, silent_seconds=-1)
         make_delivery(session, job)
         session.execute(update(Delivery).values(state="failed", error="the bucket is full", next_attempt_at=None))
-    body = client.get(PATH, headers=admin).json()
+    body = client.get(PATH, headers=admin_headers).json()
     assert body["healthy"] is False
     assert {problem["code"] for problem in body["problems"]} == {
         "no_cpu_worker",
@@ -92,7 +84,7 @@ def test_after_a_night_of_faults_one_answer_has_each_of_them(
 
 def test_what_is_tried_again_and_endpoints_that_fail_are_advice(
     client: TestClient,
-    admin: dict[str, str],
+    admin_headers: dict[str, str],
     sessions: Sessions,
     project: Project,
     storage: LocalStorage,
@@ -106,7 +98,7 @@ def test_what_is_tried_again_and_endpoints_that_fail_are_advice(
         session.execute(update(Delivery).values(error="the bucket is full", tries=1, attempt=1))
         endpoint = endpoints.insert(session, project.id, "ci", "https://example.com", ["*"], "whsec_a", enabled=True)
         webhook_deliveries.record_endpoint_failure(session, endpoint.id)
-    body = client.get(PATH, headers=admin).json()
+    body = client.get(PATH, headers=admin_headers).json()
     assert (body["healthy"], {problem["code"] for problem in body["problems"]}) == (
         True,
         {"deliveries_retried", "webhooks_failing"},
@@ -121,23 +113,24 @@ def test_what_is_tried_again_and_endpoints_that_fail_are_advice(
 
 
 def test_a_service_whose_processes_report_is_healthy(
-    client: TestClient, admin: dict[str, str], sessions: Sessions, base_model: str
+    client: TestClient, admin_headers: dict[str, str], sessions: Sessions, base_model: str
 ) -> None:
     with transaction(sessions) as session:
         status.report(session, "reconciler")
         status.report(session, "backup")
-    body = client.get(PATH, headers=admin).json()
+    body = client.get(PATH, headers=admin_headers).json()
     assert (body["healthy"], body["problems"]) == (True, [])
 
 
 def test_the_disk_of_another_host_is_reported_by_its_workers(
-    client: TestClient, admin: dict[str, str], sessions: Sessions, base_model: str
+    client: TestClient, admin_headers: dict[str, str], sessions: Sessions, base_model: str
 ) -> None:
     with transaction(sessions) as session:
         for host, problem in (("full-host", "only 1 GB of 1 TB are free"), ("empty-host", None)):
             about = {"disk": {"directory": "/data", "problem": problem}}
             workers.heartbeat(session, f"gpu0@{host}", "gpu", host, 1, about)
-    found = [each for each in client.get(PATH, headers=admin).json()["problems"] if "worker_disk" in each["code"]]
+    problems = client.get(PATH, headers=admin_headers).json()["problems"]
+    found = [each for each in problems if "worker_disk" in each["code"]]
     assert [each["message"] for each in found] == [
         "The data disk of the workers on full-host: only 1 GB of 1 TB are free."
     ]

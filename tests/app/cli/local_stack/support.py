@@ -1,4 +1,4 @@
-"""Waiting with a deadline, looking at processes, and being somebody else."""
+"""Looking at processes, and being somebody else."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 import pytest
@@ -17,26 +16,8 @@ import pytest
 from app.cli.local_stack.servers.unprivileged import Account, postgres_account
 from app.cli.local_stack.services import child_environment
 
-Answer = TypeVar("Answer")
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root has to lend PostgreSQL another account")
 REPOSITORY = Path(__file__).resolve().parents[4]
-
-
-def eventually(look: Callable[[], Answer], seconds: float = 60.0) -> Answer:
-    """The first truthy answer."""
-    deadline = time.monotonic() + seconds
-    while not (answer := look()):
-        assert time.monotonic() < deadline, f"not within {seconds} s: {look}"
-        time.sleep(0.02)
-    return answer
-
-
-def is_alive(pid: int | None) -> bool:
-    """A zombie is dead: in a container nobody may ever reap it."""
-    try:
-        return pid is not None and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def processes_naming(path: Path) -> dict[int, str]:

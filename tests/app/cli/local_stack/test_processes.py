@@ -13,7 +13,9 @@ import pytest
 
 from app.cli.local_stack.errors import CannotStart
 from app.cli.local_stack.processes import MAX_LOG_BYTES, ChildProcess, exclusive_lock, open_log, terminate_leftovers
-from tests.app.cli.local_stack.support import eventually, is_alive, start_python
+from tests.app.cli.local_stack.support import start_python
+from tests.deadline import until
+from tests.processes import is_alive
 
 FAMILY = """
 import subprocess, sys, time
@@ -34,7 +36,7 @@ def make_child(place: Path, code: str) -> ChildProcess:
 
 
 def read_pid(log: Path) -> int:
-    return int(eventually(lambda: log.exists() and log.read_text().strip()))
+    return int(until(lambda: log.exists() and log.read_text().strip(), "a line in the log"))
 
 
 class TestChild:
@@ -53,7 +55,7 @@ class TestChild:
         child.start()
         grandchild = read_pid(child.log)
         child.kill()
-        eventually(lambda: not is_alive(grandchild))
+        until(lambda: not is_alive(grandchild), "its end")
 
     def test_stop_kills_a_process_that_ignores_the_signal(self, tmp_path: Path) -> None:
         child = make_child(
@@ -73,7 +75,7 @@ class TestChild:
         child, grandchild = int(parent.stdout.readline()), read_pid(tmp_path / "log")
         parent.kill()
         parent.communicate()
-        eventually(lambda: not is_alive(child))
+        until(lambda: not is_alive(child), "its end")
         assert is_alive(grandchild)
         assert terminate_leftovers(tmp_path, signal.SIGKILL, 10) == [grandchild]
         assert not is_alive(grandchild)

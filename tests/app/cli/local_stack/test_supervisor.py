@@ -13,7 +13,7 @@ import pytest
 from app.cli.local_stack import supervisor as module
 from app.cli.local_stack.processes import ChildProcess
 from app.cli.local_stack.supervisor import ServiceSupervisor, StopRequested, StopSignal, SupervisedService
-from tests.app.cli.local_stack.support import eventually
+from tests.deadline import until
 
 WAIT = "import time; time.sleep(600)"
 
@@ -79,21 +79,21 @@ class TestStop:
         for name in "abc":
             stage.supervisor.start(stage.service(name, note.format(name)))
         for name in "abc":
-            eventually((stage.place / f"{name}.log").read_text)
+            until((stage.place / f"{name}.log").read_text, "its line")
         stage.supervisor.stop([["c"], ["a"], ["b"]])
         assert (stage.place / "order").read_text() == "cab"
 
     def test_a_service_that_exceeds_its_grace_period_is_killed(self, stage: Stage) -> None:
         stubborn = stage.service("x", "import signal; signal.signal(15, signal.SIG_IGN); " + WAIT, grace_seconds=0.3)
         stage.supervisor.start(stubborn)
-        eventually(lambda: stage.supervisor.pids["x"])
+        until(lambda: stage.supervisor.pids["x"], "a new process")
         stage.supervisor.stop([["x"]])
         assert stage.supervisor.pids == {"x": None}
 
     def test_a_second_signal_kills_without_waiting(self, stage: Stage) -> None:
         stubborn = "import signal; signal.signal(15, signal.SIG_IGN); print(1, flush=True); " + WAIT
         stage.supervisor.start(stage.service("x", stubborn, grace_seconds=600))
-        eventually((stage.place / "x.log").read_text)
+        until((stage.place / "x.log").read_text, "its line")
         stage.ask_to_stop()
         stage.ask_to_stop()
         stage.supervisor.stop([["x"]])

@@ -22,15 +22,15 @@ from app.cli.local_stack.checks.doctor import CheckResult, run_checks
 from app.cli.local_stack.data_directory import Layout
 from tests.app.cli.local_stack.support import (
     AS_ROOT,
-    eventually,
     give_away,
-    is_alive,
     look_of,
     plain_user,
     processes_naming,
     program_environment,
     service_account,
 )
+from tests.deadline import until
+from tests.processes import is_alive
 from tests.tiny import make_tiny_base
 
 SERVICES = {"postgres", "valkey", "api", "web", "gpu-worker", "cpu-worker", "reconciler", "webhooks", "deliveries"}
@@ -56,7 +56,7 @@ class Running:
 
     def runtime(self) -> dict[str, Any]:
         """Once it is ready."""
-        eventually(self._is_ready, START_SECONDS)
+        until(self._is_ready, "the service is ready", START_SECONDS)
         return json.loads(self.layout.runtime.read_text())
 
     def end(self, number: signal.Signals) -> int:
@@ -165,7 +165,7 @@ class TestALife:
             results = run_checks(running.layout.root)
             return [result for result in results if result.subject == "service"]
 
-        eventually(lambda: "ok" in {result.level for result in services()}, START_SECONDS)
+        until(lambda: "ok" in {result.level for result in services()}, "a service that is ok", START_SECONDS)
         assert "No backup was made." in {result.observed for result in services()}
 
     def _is_private(self, layout: Layout) -> None:
@@ -188,8 +188,8 @@ class TestALife:
         assert running.layout.root.stat().st_mode & 0o777 == 0o700
 
         os.kill(runtime["pids"]["api"], signal.SIGKILL)
-        again = eventually(lambda: self._new_pid(running, "api", runtime["pids"]["api"]))
-        eventually(lambda: self._answers(running))
+        again = until(lambda: self._new_pid(running, "api", runtime["pids"]["api"]), "a new API process", 60)
+        until(lambda: self._answers(running), "an answer of the new API process", 60)
         assert is_alive(again)
         assert "api exited (killed by SIGKILL" in running.said
         assert running.end(signal.SIGTERM) == 0
@@ -243,6 +243,6 @@ class TestRefuse:
 
     def test_a_signal_while_it_starts_stops_it_cleanly(self, place: Path, start: Start) -> None:
         running = start(with_a_model(place / "data"))
-        eventually(lambda: "postgres " in running.said)
+        until(lambda: "postgres " in running.said, "the line of PostgreSQL", 60)
         assert running.end(signal.SIGTERM) == 0
         assert processes_naming(place / "data") == {}

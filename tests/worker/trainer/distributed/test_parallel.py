@@ -32,8 +32,8 @@ from app.domain.jobs.events import (
     parse_record,
 )
 from app.domain.jobs.states import ExitCode, Reason
+from tests.deadline import until
 from tests.worker.trainer.helpers import final_adapter, make_spec, run_trainer, slow_but
-from tests.worker.worker_harness import until
 from worker.node.locks import try_lock
 from worker.trainer.distributed import parallel
 from worker.trainer.distributed.torchrun import combine_exit_codes

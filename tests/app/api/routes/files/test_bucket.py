@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import random
 import secrets
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -26,12 +25,6 @@ from tests.serving import serve
 CONTENT = random.Random(5).randbytes(7_000_000)
 FULL = Fault(methods=("PUT", "POST"), status=507, code="XMinioStorageFull")
 DENIED = Fault(methods=("PUT", "POST"), status=403, code="AccessDenied")
-
-
-@pytest.fixture
-def proxy(rclone: S3Server) -> Iterator[FaultyProxy]:
-    with FaultyProxy(rclone).running() as proxy:
-        yield proxy
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ from openai import OpenAI
 from sqlalchemy import select, update
 from starlette.testclient import TestClient
 
-from app.db.access import keys
 from app.db.engine import Sessions, transaction
 from app.db.jobs import jobs
 from app.db.jobs.job_order import JobColumn
@@ -247,12 +246,6 @@ class TestTogether:
 
 
 class TestJobsOfEveryProject:
-    @pytest.fixture
-    def admin(self, client: TestClient, sessions: Sessions) -> TestClient:
-        with transaction(sessions) as session:
-            session.execute(update(ApiKey).values(scopes=list(keys.ADMIN_SCOPES)))
-        return client
-
     @pytest.fixture
     def elsewhere(self, sessions: Sessions, storage: LocalStorage) -> tuple[str, list[str]]:
         """Another project, and two jobs of it."""

@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 
 from app.api.auth import CallerDep
 from app.api.dependencies import SessionDep
-from app.db.access import audit, keys
+from app.db.access import audit
 from app.db.engine import Sessions, make_sessions, transaction
 from app.db.tables import ApiKey, AuditEntry, File, Job, Project
 from app.storage import LocalStorage
@@ -22,13 +22,6 @@ from tests.factories import make_project, make_succeeded_job
 LOG = "/v1/organization/audit_logs"
 T = 1_790_000_000
 JOBS = "/v1/fine_tuning/jobs"
-
-
-@pytest.fixture
-def admin(client: TestClient, sessions: Sessions) -> TestClient:
-    with transaction(sessions) as session:
-        session.execute(update(ApiKey).values(scopes=list(keys.ADMIN_SCOPES)))
-    return client
 
 
 def entries(admin: TestClient, **filters: Any) -> list[dict[str, Any]]:

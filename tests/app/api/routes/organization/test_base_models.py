@@ -7,12 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select
 from starlette.testclient import TestClient
 
-from app.db.access import keys
-from app.db.engine import Sessions, transaction
-from app.db.tables import ApiKey
 from app.settings import Settings
 
 MODELS, REGISTRATIONS = "/v1/organization/base_models", "/v1/organization/base_model_registrations"
@@ -22,14 +18,6 @@ ROOT = "/srv/models"
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
     return settings.model_copy(update={"base_model_directories": (ROOT, "/mnt/more/")})
-
-
-@pytest.fixture
-def admin(client: TestClient, sessions: Sessions) -> TestClient:
-    with transaction(sessions) as session:
-        for key in session.scalars(select(ApiKey)):
-            key.scopes = list(keys.ADMIN_SCOPES)
-    return client
 
 
 def register(admin: TestClient, name: str = "new", directory: str = f"{ROOT}/new", **body: Any) -> Any:

@@ -7,14 +7,12 @@ from typing import Any
 
 import openai
 import pytest
-from sqlalchemy import select
 from starlette.testclient import TestClient
 
 from app.api.schemas.jobs.jobs import JobBody
-from app.db.access import keys
 from app.db.base_models import models
 from app.db.engine import Sessions, transaction
-from app.db.tables import ApiKey, Job
+from app.db.tables import Job
 from app.services.base_models import models as model_services
 from tests.factories import make_base_model
 from tests.serving import LiveServer
@@ -23,14 +21,6 @@ ALIASES = "/v1/organization/model_aliases"
 NAME = "gpt-4o-mini-2024-07-18"
 
 pytestmark = pytest.mark.usefixtures("base_model")
-
-
-@pytest.fixture
-def admin(client: TestClient, sessions: Sessions) -> TestClient:
-    with transaction(sessions) as session:
-        for key in session.scalars(select(ApiKey)):
-            key.scopes = list(keys.ADMIN_SCOPES)
-    return client
 
 
 @pytest.fixture

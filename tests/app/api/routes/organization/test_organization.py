@@ -5,10 +5,9 @@ from typing import Any
 import openai
 import pytest
 from fastapi import FastAPI
-from sqlalchemy import func, select, text, update
+from sqlalchemy import func, text, update
 from starlette.testclient import TestClient
 
-from app.db.access import keys
 from app.db.engine import Sessions, transaction
 from app.db.jobs import jobs
 from app.db.tables import ApiKey, Project
@@ -16,15 +15,6 @@ from app.storage import LocalStorage
 from tests.factories import make_file, make_job, make_project
 
 PROJECTS = "/v1/organization/projects"
-
-
-@pytest.fixture
-def admin(client: TestClient, sessions: Sessions) -> TestClient:
-    """A client with the key of an admin, of the project `default`."""
-    with transaction(sessions) as session:
-        for key in session.scalars(select(ApiKey)):
-            key.scopes = list(keys.ADMIN_SCOPES)
-    return client
 
 
 @pytest.fixture

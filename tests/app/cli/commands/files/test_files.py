@@ -20,13 +20,6 @@ from tests.factories import chat_lines, make_file
 from tests.serving import LiveServer
 
 
-@pytest.fixture
-def dataset(tmp_path: Path) -> Path:
-    path = tmp_path / "train.jsonl"
-    path.write_bytes(chat_lines())
-    return path
-
-
 class TestOneFile:
     @pytest.fixture
     def file_id(self, tunery: Tunery, dataset: Path) -> str:

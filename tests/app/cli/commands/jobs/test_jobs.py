@@ -23,7 +23,6 @@ from app.storage import LocalStorage
 from tests.app.cli.conftest import Tunery
 from tests.factories import (
     append_step_event,
-    chat_lines,
     lease_of,
     make_failed_job,
     make_file,
@@ -34,13 +33,6 @@ from tests.factories import (
 )
 
 pytestmark = pytest.mark.usefixtures("base_model")
-
-
-@pytest.fixture
-def dataset(tmp_path: Path) -> Path:
-    path = tmp_path / "train.jsonl"
-    path.write_bytes(chat_lines())
-    return path
 
 
 @pytest.fixture

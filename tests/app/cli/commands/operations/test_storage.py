@@ -7,7 +7,6 @@ import hashlib
 import secrets
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,15 +22,9 @@ from tests.app.cli.conftest import Tunery
 from tests.factories import make_file, make_job, put_bytes
 from tests.faulty_proxy import Fault, FaultyProxy
 from tests.full_disk import small_disk
-from tests.s3 import S3Server, with_prefix
+from tests.s3 import with_prefix
 
 UPLOAD = {"filename": "a", "purpose": "batch", "mime_type": "text/plain", "bytes": 9}
-
-
-@pytest.fixture
-def proxy(rclone: S3Server) -> Iterator[FaultyProxy]:
-    with FaultyProxy(rclone).running() as proxy:
-        yield proxy
 
 
 @pytest.fixture

@@ -15,15 +15,15 @@ from app.cli.local_stack.servers import postgres
 from app.cli.local_stack.servers.postgres import LocalPostgres
 from tests.app.cli.local_stack.support import (
     AS_ROOT,
-    eventually,
     give_away,
-    is_alive,
     look_of,
     plain_user,
     processes_naming,
     service_account,
     start_python,
 )
+from tests.deadline import until
+from tests.processes import is_alive
 
 # Starts a server, says its pid, and waits to be killed.
 HOLD = """
@@ -195,7 +195,7 @@ class TestStop:
         pid = int(parent.stdout.readline())
         parent.kill()
         parent.communicate()
-        eventually(lambda: not is_alive(pid))
+        until(lambda: not is_alive(pid), "its end")
 
     def test_a_server_whose_parent_was_killed_is_replaced_and_keeps_its_data(self, place: Path) -> None:
         """At once, so that the new start meets the old server in the middle of its shutdown."""
@@ -219,7 +219,7 @@ class TestStop:
             remember(server.start())
             assert server.pid is not None
             os.kill(server.pid, signal.SIGKILL)
-            eventually(lambda: server.exit_code is not None)
+            until(lambda: server.exit_code is not None, "its end")
             server.kill()
             assert query(server.start(), "SELECT number FROM kept") == [42]
         finally:

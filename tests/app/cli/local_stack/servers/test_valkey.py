@@ -15,7 +15,9 @@ from kombu import Connection
 from app.cli.local_stack.errors import CannotStart
 from app.cli.local_stack.servers.valkey import LocalValkey
 from app.trial_queue import as_redis_py
-from tests.app.cli.local_stack.support import eventually, is_alive, processes_naming, start_python
+from tests.app.cli.local_stack.support import processes_naming, start_python
+from tests.deadline import until
+from tests.processes import is_alive
 
 HOLD = """
 import sys, time
@@ -97,7 +99,7 @@ class TestStop:
         pid = int(parent.stdout.readline())
         parent.kill()
         parent.communicate()
-        eventually(lambda: not is_alive(pid))
+        until(lambda: not is_alive(pid), "its end")
 
     def test_a_frozen_server_of_a_killed_parent_is_replaced(self, server: LocalValkey) -> None:
         """Frozen, it can't act on PDEATHSIG: only the mark finds it."""
