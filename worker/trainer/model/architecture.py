@@ -14,10 +14,6 @@ from typing import Any
 import torch
 import transformers
 from accelerate import init_empty_weights  # type: ignore[import-untyped]
-from peft.utils.transformers_weight_conversion import (
-    _MODEL_TO_CONVERSION_PATTERN,
-    _MOE_TARGET_MODULE_MAPPING,
-)
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
@@ -104,8 +100,12 @@ def adaptable_names(model: Any) -> list[str]:
     In some mixtures of experts PEFT takes the names of a shared expert's layers for those of all experts.
     """
     model_type = model.config.model_type
-    pattern = _MODEL_TO_CONVERSION_PATTERN.get(model_type) if get_checkpoint_conversion_mapping(model_type) else None
-    taken = _MOE_TARGET_MODULE_MAPPING.get(pattern or "", {})
+    if not get_checkpoint_conversion_mapping(model_type):
+        return linear_names(model)
+    # Imported here: PEFT takes 1.5 s of processor time, and programs that write no adapter need none of it.
+    from peft.utils.transformers_weight_conversion import _MODEL_TO_CONVERSION_PATTERN, _MOE_TARGET_MODULE_MAPPING
+
+    taken = _MOE_TARGET_MODULE_MAPPING.get(_MODEL_TO_CONVERSION_PATTERN.get(model_type, ""), {})
     return [name for name in linear_names(model) if name.rpartition(".")[2] not in taken]
 
 
