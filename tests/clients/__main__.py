@@ -61,6 +61,7 @@ class Outcome:
     name: str
     passed: bool
     seconds: float
+    failed: tuple[str, ...] = ()  # tests
 
 
 def main() -> int:
@@ -85,6 +86,8 @@ def main() -> int:
     print(f"\n===== {time.monotonic() - began:.0f} s in all", flush=True)
     for outcome in chain.from_iterable(found):
         print(f"{'passed' if outcome.passed else 'FAILED'}  {outcome.name}  {outcome.seconds:.0f} s")
+        for test in outcome.failed:
+            print(f"        {test}")
     return 0 if all(passed) else 1
 
 
@@ -170,7 +173,9 @@ def _run_python(directory: Path, generation: Generation, context: dict[str, Any]
     command = [str(generation.python), "-m", "pytest", *options, *more]
     name = f"openai {generation.version}"
     code = _print_lines(name, command, SCENARIOS, _environment(directory, context))
-    return Outcome(name, code == 0, time.monotonic() - began)
+    record = cache / "v" / "cache" / "lastfailed"
+    failed = tuple(json.loads(record.read_text())) if code and record.exists() else ()
+    return Outcome(name, code == 0, time.monotonic() - began, failed)
 
 
 def _run_node(home: Path, directory: Path, context: dict[str, Any]) -> Outcome:
