@@ -134,7 +134,9 @@ def test_every_alert_has_a_runbook_page_and_every_page_an_alert() -> None:
     assert {rule["annotations"]["runbook"] for rule in alert_rules()} == {
         f"docs/operations/runbooks/{name}.md" for name in names
     }
-    assert {path.stem for path in (OPERATIONS / "runbooks").iterdir()} == names
+    pages = {path.stem: path.read_text() for path in (OPERATIONS / "runbooks").iterdir()}
+    assert pages.keys() == names
+    assert [name for name, text in pages.items() if "](../monitoring.md#where-things-are)" not in text] == []
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool (Debian's package promtool)")

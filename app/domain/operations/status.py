@@ -57,6 +57,7 @@ class ServiceFacts:
     failed_deliveries: Mapping[str, int]  # of the last day, by target
     retried_deliveries: Mapping[str, int]  # that wait for another attempt after one without success, by target
     failing_endpoints: Sequence[str]  # webhook endpoints of projects
+    lost_secrets: int  # that none of the encryption keys decrypts
     backup_age_seconds: float | None
     backup_damaged_count: int  # objects that were missing or damaged when it was made
     failed_checks: Sequence[tuple[str, bool, str]] = field(default=())  # (name, is required, detail)
@@ -72,6 +73,7 @@ def find_problems(facts: ServiceFacts) -> list[Problem]:
         *_failures(facts),
         *_webhooks(facts),
         *_deliveries(facts),
+        *_secrets(facts),
         *_backups(facts),
     ]
     return sorted(found, key=lambda each: each.level != "problem")
@@ -164,6 +166,14 @@ def _deliveries(facts: ServiceFacts) -> Iterator[Problem]:
         message = f"Deliveries of adapters wait for another attempt after one without success: {targets}."
         remedy = "The list below has the reasons; a change of the target (`tunery targets update`) is tried at once."
         yield Problem("deliveries_retried", "advice", message, remedy)
+
+
+def _secrets(facts: ServiceFacts) -> Iterator[Problem]:
+    if facts.lost_secrets:
+        count = _count(facts.lost_secrets, "secret")
+        message = f"None of TUNERY_SECRET_KEYS decrypts {count}, so what they protect sends and delivers nothing."
+        remedy = "`tunery secrets list` names them: add the key of then to the end of TUNERY_SECRET_KEYS and restart."
+        yield Problem("secrets_lost", "problem", message, remedy)
 
 
 def _backups(facts: ServiceFacts) -> Iterator[Problem]:

@@ -66,8 +66,12 @@ def rotate(session: Session, keys: Sequence[str], limit: int) -> Rotation:
                 setattr(locked, name, encryption.encrypt(keys, secret))
         rotated += locked is not None
     session.flush()
-    lost = sum(each.protection == Protection.LOST for each in view(session, keys))
-    return Rotation(rotated, max(0, len(due) - limit), lost)
+    return Rotation(rotated, max(0, len(due) - limit), count_lost(session, keys))
+
+
+def count_lost(session: Session, keys: Sequence[str]) -> int:
+    """The secrets that none of the keys decrypts."""
+    return sum(each.protection == Protection.LOST for each in view(session, keys))
 
 
 def _is_due(keys: Sequence[str], row: SecretRow, now: datetime) -> bool:

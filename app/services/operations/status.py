@@ -17,6 +17,7 @@ from app.db.scheduling import workers
 from app.db.webhooks import operator
 from app.domain.operations.status import Problem, ServiceFacts, ServiceName, find_problems
 from app.services import queue
+from app.services.operations import secrets
 from app.services.operations.health import ProbeResult
 from app.services.queue import WorkerView
 
@@ -50,7 +51,9 @@ class StatusView:
         return all(problem.level != "problem" for problem in self.problems)
 
 
-def view(session: Session, project_id: str, checks: Sequence[ProbeResult], data_dir: Path) -> StatusView:
+def view(
+    session: Session, project_id: str, checks: Sequence[ProbeResult], data_dir: Path, encryption_keys: Sequence[str]
+) -> StatusView:
     """Read the state of the service. `project_id` is the caller's, who must be an admin."""
     living = queue.view_workers(session, project_id, is_admin=True)
     facts_jobs, oldest = status.jobs_by_state(session), status.oldest_waiting(session)
@@ -80,6 +83,7 @@ def view(session: Session, project_id: str, checks: Sequence[ProbeResult], data_
         failed_deliveries=Counter(each.target for each in failed_deliveries),
         retried_deliveries=Counter(each.target for each in retried_deliveries),
         failing_endpoints=[each.name for each in failing_endpoints if each.project_id is not None],
+        lost_secrets=secrets.count_lost(session, encryption_keys),
         backup_age_seconds=None if backup is None else backup.age_seconds,
         backup_damaged_count=0 if backup is None else backup.data.get("damaged", 0),
         failed_checks=[(check.name, check.required, check.detail) for check in checks if not check.ok],

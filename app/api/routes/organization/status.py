@@ -18,5 +18,6 @@ router = APIRouter(prefix="/v1/organization/status", tags=["Health"])
 def show_status(caller: CallerDep, session: SessionDep, app_state: AppStateDep) -> Any:
     """Whether the service is healthy and what to do if not; workers, queue, the jobs that failed within the last day,
     storage by project, and the last backup."""
-    checks = app_state.health_checks.run()
-    return render_status(status.view(session, caller.project_id, checks, app_state.settings.data_dir))
+    checks, settings = app_state.health_checks.run(), app_state.settings
+    view = status.view(session, caller.project_id, checks, settings.data_dir, settings.encryption_keys)
+    return render_status(view)

@@ -6,9 +6,11 @@ import errno
 import shutil
 
 import pytest
+from cryptography.fernet import Fernet
 from sqlalchemy import update
 from starlette.testclient import TestClient
 
+from app.db.encryption import encrypt
 from app.db.engine import Sessions, transaction
 from app.db.operations import status
 from app.db.scheduling import workers
@@ -16,13 +18,22 @@ from app.db.tables import Delivery, Project
 from app.db.webhooks import deliveries as webhook_deliveries
 from app.db.webhooks import endpoints
 from app.storage import LocalStorage
-from tests.factories import make_delivery, make_failed_job, make_file, make_job, make_succeeded_job
+from tests.factories import make_delivery, make_failed_job, make_file, make_job, make_succeeded_job, make_target
 
 PATH = "/v1/organization/status"
 
 
 def test_only_admins_see_it(client: TestClient) -> None:
     assert client.get(PATH).status_code == 403
+
+
+def test_a_secret_whose_encryption_key_is_lost_is_a_problem(
+    client: TestClient, admin_headers: dict[str, str], sessions: Sessions, project: Project
+) -> None:
+    with transaction(sessions) as session:
+        make_target(session, project.id).credentials = encrypt([Fernet.generate_key().decode()], "{}")
+    problems = {each["code"]: each for each in client.get(PATH, headers=admin_headers).json()["problems"]}
+    assert problems["secrets_lost"]["message"].startswith("None of TUNERY_SECRET_KEYS decrypts 1 secret,")
 
 
 def test_a_data_directory_that_fails_hides_nothing_else(

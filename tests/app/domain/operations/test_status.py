@@ -28,6 +28,7 @@ HEALTHY = ServiceFacts(
     failed_deliveries={},
     retried_deliveries={},
     failing_endpoints=[],
+    lost_secrets=0,
     backup_age_seconds=3600.0,
     backup_damaged_count=0,
 )
@@ -53,6 +54,7 @@ def test_a_busy_service_with_failed_files_of_users_is_healthy() -> None:
         ({"failed_deliveries": {"production": 2}}, "deliveries_failed", "advice"),
         ({"retried_deliveries": {"production": 2}}, "deliveries_retried", "advice"),
         ({"failing_endpoints": ["ci"]}, "webhooks_failing", "advice"),
+        ({"lost_secrets": 2}, "secrets_lost", "problem"),
         ({"idle_workers": {"gpu": 1}}, "queue_stalled", "advice"),
         ({"failed_by_code": {"worker_crash_loop": 1}}, "jobs_failed", "problem"),
         ({"backlog_age_seconds": 3600.0}, "webhooks_delayed", "problem"),
