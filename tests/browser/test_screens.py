@@ -121,6 +121,18 @@ def test_a_small_window_opens_a_job_at_its_beginning(open_page: Open, world: Wor
     assert page.evaluate("scrollY") == 0
 
 
+def test_state_is_visible_in_the_colours_of_the_system(open_page: Open, world: World) -> None:
+    """Forced colours, as of a high contrast mode, replace backgrounds, which would be all that shows it."""
+    page = open_page(path_of("job-running", world))
+    page.emulate_media(forced_colors="active")
+    style = "(one, name) => getComputedStyle(one)[name]"
+    filled, empty = page.locator(".t-bar > div"), page.locator(".t-bar")
+    assert filled.evaluate(style, "backgroundColor") != empty.evaluate(style, "backgroundColor")
+    edges = [page.get_by_role("tab", name=name).evaluate(style, "borderBottomColor") for name in ("Metrics", "Log")]
+    assert edges[0] != edges[1]
+    assert page.locator("nav a[aria-current]").evaluate(style, "outlineStyle") == "solid"
+
+
 def test_a_list_of_fifty_jobs_is_accessible(open_page: Open, world: World) -> None:
     """One of them is running, and one has failed."""
     with transaction(world.sessions) as session:
