@@ -18,6 +18,7 @@ from app.web.sign_in import is_same_origin
 MAX_PIECE_BYTES = 16 << 20
 CSV_NAMES = (".csv", ".tsv")
 SHEET_NAMES = (".xlsx", ".xls", ".ods", ".numbers")
+REFUSED_CODE = "invalid_training_file"  # of a line that is no JSON object
 MIME_TYPE = "application/jsonl"
 DISK_FULL = "The dashboard's disk is full: {reason}. Ask the operator for space, then try again; the upload continues."
 
@@ -56,7 +57,8 @@ async def _answer(sessions: SessionStore, request: Request, work: Any) -> Respon
     try:
         return JSONResponse(await work(session))
     except ApiError as error:
-        return JSONResponse({"message": error.message}, error.status or 503)
+        is_refused = error.code == REFUSED_CODE
+        return JSONResponse({"message": error.message, "is_refused": is_refused}, error.status or 503)
     except TableError as error:
         return JSONResponse({"message": str(error)}, 400)
     except OSError as error:

@@ -137,9 +137,9 @@ def test_a_jsonl_file_that_is_none_is_not_usable_and_says_why(open_page: Open, t
     drop(page, tmp_path / "picture.jsonl")
     expect(page.get_by_role("alert")).to_contain_text(re.compile("UTF-8|JSON"))
     assert "Traceback" not in page.content()
-    page.get_by_role("button", name="Try again").click()
-    expect(page.get_by_text("The server checks every line.")).to_have_count(0)
-    expect(page.get_by_role("alert")).to_contain_text(re.compile("UTF-8|JSON"))
+    expect(page.get_by_role("alert")).to_contain_text("Correct the file and drop it again.")
+    expect(page.get_by_text("refused", exact=True)).to_be_visible()
+    expect(page.get_by_role("button", name="Try again")).to_have_count(0)
 
 
 def test_a_good_file_after_a_refused_one_opens(open_page: Open, tmp_path: Path) -> None:

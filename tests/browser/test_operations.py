@@ -57,6 +57,7 @@ def test_the_project_has_its_targets_webhooks_keys_and_audit_log(open_page: Open
     delivery = page.get_by_role("region", name="Deliveries to pipeline").get_by_role("row").filter(has_text="succeeded")
     expect(delivery).to_contain_text("pending")
     expect(page.get_by_role("region", name="API keys").get_by_role("row").filter(has_text="member")).to_be_visible()
+    expect(page.get_by_text("--scope all:read")).to_be_visible()
     audit = page.get_by_role("region", name="Audit log")
     expect(audit.get_by_role("cell").first).to_be_visible()  # other tests add more entries than are shown
 

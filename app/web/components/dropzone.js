@@ -10,6 +10,7 @@ const HIDDEN = /(?![\u200c\u200d])[\p{Cc}\p{Cf}\p{Co}\p{Cs}]/gu;
 const visible = (text) => text.replace(HIDDEN, (one) => "\\u" + one.codePointAt(0).toString(16).padStart(4, "0"));
 
 class UploadError extends Error {}
+class RefusedError extends UploadError {} // of the content, which another attempt would not change
 
 export default {
   props: { label: String, hint: String, accept: String },
@@ -44,6 +45,7 @@ export default {
         throw new Error(`The server answered ${response.status}.`);
       }
       if (response.ok) return body;
+      if (body.is_refused) throw new RefusedError(`${body.message} Correct the file and drop it again.`);
       if (response.status >= 500 && response.status !== 507) throw new Error(body.message);
       throw new UploadError(body.message);
     },
@@ -96,7 +98,7 @@ export default {
           const isLost = error instanceof TypeError; // of fetch
           const isChanged = isLost && !(await this.isReadable(entry.file));
           if (error instanceof UploadError || isChanged || (!isLost && failures >= MAX_FAILURES)) {
-            entry.state = "failed";
+            entry.state = error instanceof RefusedError ? "refused" : "failed";
             entry.message = isChanged ? CHANGED : error.message;
             return;
           }
@@ -130,10 +132,11 @@ export default {
       return entry.file.size ? Math.round((100 * entry.sent) / entry.file.size) : 100;
     },
     describe(entry) {
-      const mb = (bytes) => (bytes / 1e6).toFixed(1) + " MB";
+      const [unit, name] = entry.file.size < 1e6 ? [1e3, "kB"] : [1e6, "MB"];
+      const shown = (bytes) => `${(bytes / unit).toFixed(1)} ${name}`;
       if (entry.state === "done") return "uploaded";
-      if (entry.state === "cancelled") return "cancelled";
-      return `${mb(entry.sent)} of ${mb(entry.file.size)}`;
+      if (["cancelled", "refused"].includes(entry.state)) return entry.state;
+      return `${shown(entry.sent)} of ${shown(entry.file.size)}`;
     },
   },
   template: `
@@ -150,12 +153,12 @@ export default {
       <div class="t-row"><bdi class="t-strong t-wrap">{{ entry.name }}</bdi><span class="t-muted">{{ describe(entry) }}</span>
         <a v-if="entry.href" :href="entry.href" class="t-small-button">Open</a>
         <button v-if="entry.state === 'failed'" type="button" class="t-small-button" @click="send(entry)">Try again</button>
-        <button v-if="!['done', 'cancelled'].includes(entry.state)" type="button" class="t-small-button"
+        <button v-if="!['done', 'cancelled', 'refused'].includes(entry.state)" type="button" class="t-small-button"
                 :aria-label="'Cancel the upload of ' + entry.name" @click="cancel(entry)">Cancel</button>
       </div>
       <div class="t-bar" role="progressbar" aria-valuemin="0" aria-valuemax="100" :aria-valuenow="percent(entry)"
            :aria-label="'Upload of ' + entry.name"><div :style="{ width: percent(entry) + '%' }"></div></div>
-      <div v-if="entry.message && entry.state === 'failed'" class="t-error" role="alert">{{ entry.message }}</div>
+      <div v-if="entry.message && ['failed', 'refused'].includes(entry.state)" class="t-error" role="alert">{{ entry.message }}</div>
       <div v-else-if="entry.message" class="t-muted">{{ entry.message }}</div>
     </div>
   </div>`,

@@ -6,7 +6,7 @@ from typing import Any
 
 from app.web.api_client import ApiError
 from app.web.components.data_table import DataTable, column
-from app.web.components.elements import card, facts, note, tag
+from app.web.components.elements import card, code_block, facts, note, tag
 from app.web.formatting import age, clean, count, duration, moment, size
 from app.web.frame import View, error_note, screen
 from app.web.pages.jobs.wording import TARGET_KINDS
@@ -94,6 +94,8 @@ async def show_keys(view: View, project_id: str) -> None:
     )
     tag("h2", "API keys")
     DataTable("API keys", columns, rows)
+    tag("p", "A key that may read everything in the project and change nothing is created with:", "t-muted")
+    code_block(f"tunery keys create --project {project_id} --scope all:read --name NAME")
 
 
 async def _show_targets(view: View) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import dataclass, field
 from typing import Any
 
 from app.web.components.data_table import DataTable, column
@@ -54,6 +55,22 @@ EVALUATION_COLUMNS = (
 Json = dict[str, Any]
 
 
+@dataclass
+class JobCells:
+    """What stands for a job: an own one has its name and a link, another one its short id and its project."""
+
+    names: dict[str, str] = field(default_factory=dict)  # of own jobs, which keep their names
+    projects: dict[str, str] = field(default_factory=dict)  # by job
+
+    def of(self, job_id: str, note: str | None = None) -> Json:
+        short_id = wording.short_id(job_id)
+        if job_id in self.names:
+            sub = " · ".join(part for part in (short_id, note) if part)
+            return {"text": self.names[job_id], "href": f"/jobs/{job_id}", "sub": sub}
+        owner = f"project {self.projects[job_id]}" if job_id in self.projects else None
+        return {"text": short_id, "sub": " · ".join(part for part in (owner, note) if part)}
+
+
 @screen("/queue", "Queue and workers", "queue")
 async def build(view: View) -> None:
     await QueuePage(view).build()
@@ -62,7 +79,7 @@ async def build(view: View) -> None:
 class QueuePage:
     def __init__(self, view: View) -> None:
         self._view = view
-        self._names: dict[str, str] = {}  # of the project's jobs, which keep their names
+        self._cells = JobCells()
         self._project_names = {view.session.project["id"]: clean(view.session.project["name"], 80)}
 
     async def build(self) -> None:
@@ -87,29 +104,30 @@ class QueuePage:
         queue = await self._view.api.get("queue", limit=MAX_WAITING)
         workers = await self._view.api.get("workers")
         await self._load_names(queue)
-        names = self._names
+        cells = self._cells
         self._show_head(queue)
         evaluated = {one["id"]: one["fine_tuning_job_id"] for one in queue["evaluations"]}
-        self._workers.set_rows([_worker_row(worker, names, evaluated) for worker in workers["data"]])
-        self._running.set_rows([_running_row(job, names) for job in queue["running"]])
-        self._waiting.set_rows([_waiting_row(job, names) for job in queue["waiting"]])
+        self._workers.set_rows([_worker_row(worker, cells, evaluated) for worker in workers["data"]])
+        self._running.set_rows([_running_row(job, cells) for job in queue["running"]])
+        self._waiting.set_rows([_waiting_row(job, cells) for job in queue["waiting"]])
         self._show_more(queue["has_more"])
         self._show_evaluations(queue["evaluations"])
         self._show_shares(queue["projects"])
 
     async def _load_names(self, queue: Json) -> None:
-        """Request the names of own jobs that are not known: of many, the oldest by one request."""
-        own_id, api = self._view.session.project["id"], self._view.api
+        """The projects of others' jobs, and the names of own ones; of many unknown, the oldest by one request."""
+        own_id, api, names = self._view.session.project["id"], self._view.api, self._cells.names
         shown = [(one["id"], one["project_id"]) for one in (*queue["running"], *queue["waiting"])]
         shown += [(one["fine_tuning_job_id"], one["project_id"]) for one in queue["evaluations"]]
+        self._cells.projects = {job: self._project_names.get(project, project) for job, project in shown}
         own = {job_id for job_id, project_id in shown if project_id == own_id}
-        if len(own - self._names.keys()) > FEW:
+        if len(own - names.keys()) > FEW:
             states = ",".join(wording.UNFINISHED)
             page = await api.get("fine_tuning/jobs", status=states, limit=MAX_WAITING, order="asc")
-            self._names |= {job["id"]: wording.name(job) for job in page["data"]}
-        missing = sorted(own - self._names.keys())
+            names |= {job["id"]: wording.name(job) for job in page["data"]}
+        missing = sorted(own - names.keys())
         jobs = await asyncio.gather(*(api.get(f"fine_tuning/jobs/{one}") for one in missing))
-        self._names |= {job["id"]: wording.name(job) for job in jobs}
+        names |= {job["id"]: wording.name(job) for job in jobs}
 
     def _show_more(self, has_more: bool) -> None:
         self._more.clear()
@@ -122,7 +140,7 @@ class QueuePage:
         if evaluations:
             with self._evaluations, tag("div", classes="t-stack"):
                 tag("h2", "Evaluations")
-                rows = [_evaluation_row(one, self._names) for one in evaluations]
+                rows = [_evaluation_row(one, self._cells) for one in evaluations]
                 DataTable("Evaluations", EVALUATION_COLUMNS, rows)
 
     def _show_head(self, queue: Json) -> None:
@@ -171,21 +189,12 @@ def _both(queue: Json, state: str) -> str:
     return f"{counted(own, 'job')}, {count(others)} of other projects" if others else counted(own, "job")
 
 
-def _job_cell(job_id: str, names: dict[str, str], note: str | None = None) -> Json:
-    """The name of an own job with its page; of another project's job only the id."""
-    short_id = wording.short_id(job_id)
-    if job_id not in names:
-        return {"text": short_id, "sub": note}
-    sub = " · ".join(part for part in (short_id, note) if part)
-    return {"text": names[job_id], "href": f"/jobs/{job_id}", "sub": sub}
-
-
-def _worker_row(worker: Json, names: dict[str, str], evaluated: dict[str, str]) -> Json:
+def _worker_row(worker: Json, cells: JobCells, evaluated: dict[str, str]) -> Json:
     """`evaluated` are the jobs of the evaluations in the queue."""
     device, job_id = worker["device"], worker["job_id"]
-    work = _job_cell(job_id, names) if job_id else "–"
+    work = cells.of(job_id) if job_id else "–"
     if evaluation_id := worker["evaluation_id"]:
-        work = _job_cell(evaluated[evaluation_id], names, "evaluation") if evaluation_id in evaluated else "evaluation"
+        work = cells.of(evaluated[evaluation_id], "evaluation") if evaluation_id in evaluated else "evaluation"
     name = clean(worker["name"] or worker["id"], 80)
     kind = f"{device['count']} × {device['name']}" if device["count"] > 1 else device["name"]
     return {
@@ -208,10 +217,10 @@ def _models(names: list[str]) -> Json:
     return {"text": shown + more, "title": clean(", ".join(names), 4_000)}
 
 
-def _running_row(job: Json, names: dict[str, str]) -> Json:
+def _running_row(job: Json, cells: JobCells) -> Json:
     return {
         "id": job["id"],
-        "job": _job_cell(job["id"], names, "urgent" if job["urgent"] else None),
+        "job": cells.of(job["id"], "urgent" if job["urgent"] else None),
         "model": clean(job["model"], 80),
         "phase": wording.PHASES.get(job["phase"], clean(job["phase"], 40)) or "–",
         "started": {"text": age(job["started_at"]), "title": moment(job["started_at"])},
@@ -219,7 +228,7 @@ def _running_row(job: Json, names: dict[str, str]) -> Json:
     }
 
 
-def _waiting_row(job: Json, names: dict[str, str]) -> Json:
+def _waiting_row(job: Json, cells: JobCells) -> Json:
     reason = job["waiting_for"] or ("disk space" if job["phase"] == "waiting_for_storage" else "its turn")
     notes = [f"priority {job['priority']}"] if job["priority"] else []
     notes += ["urgent"] if job["urgent"] else []
@@ -227,7 +236,7 @@ def _waiting_row(job: Json, names: dict[str, str]) -> Json:
     return {
         "id": job["id"],
         "position": str(job["position"]),
-        "job": _job_cell(job["id"], names, clean(", ".join(notes), 120)),
+        "job": cells.of(job["id"], clean(", ".join(notes), 120)),
         "model": clean(job["model"], 80),
         "start": _in(job["expected_start"]),
         "time": duration(job["planned_seconds"]),
@@ -236,11 +245,11 @@ def _waiting_row(job: Json, names: dict[str, str]) -> Json:
     }
 
 
-def _evaluation_row(evaluation: Json, names: dict[str, str]) -> Json:
+def _evaluation_row(evaluation: Json, cells: JobCells) -> Json:
     answers = f"{count(evaluation['answers'])} of {count(evaluation['total_answers'])}"
     return {
         "id": evaluation["id"],
-        "job": _job_cell(evaluation["fine_tuning_job_id"], names),
+        "job": cells.of(evaluation["fine_tuning_job_id"]),
         "model": clean(evaluation["model"], 160),
         "status": {"text": evaluation["status"], "tone": "run" if evaluation["status"] == "running" else "wait"},
         "answers": answers if evaluation["total_answers"] is not None else "–",

@@ -137,11 +137,14 @@ class DatasetPage:
 def _show_report(report: Json, open_line: OpenLine) -> None:
     is_complete, message = report["coverage"]["complete"], report["message"].removeprefix("Valid: ")
     valid = "Valid" if is_complete else "Valid as far as it was checked"
-    note(
+    with note(
         valid if report["valid"] else "Not usable for training",
         clean(message[:1].upper() + message[1:], 2_000),
         ("ok" if is_complete else "warn") if report["valid"] else "bad",
-    )
+    ):
+        if report["findings"]["data"]:
+            tag("p", "Correct the lines below in your file, then upload it again: a stored file is not changed.")
+            link("Upload the corrected file", "/datasets", "t-button")
     for warning in report["warnings"]:
         _show_warning(warning, open_line)
     if report["findings"]["data"]:
