@@ -49,6 +49,17 @@ def test_filters_search_order_and_selection_are_in_the_url(open_page: Open) -> N
     expect(page.get_by_label("Select long-context")).to_be_checked()
 
 
+def test_the_comparison_of_the_selected_jobs_is_in_view(open_page: Open) -> None:
+    page = open_page("/jobs")
+    page.set_viewport_size({"width": 1280, "height": 450})
+    for name in ("support-bot-v2", "support-bot-v3"):
+        page.get_by_role("checkbox", name=name).check()
+    compare = page.get_by_role("link", name="Compare 2 jobs")
+    expect(compare).to_be_in_viewport(ratio=1)
+    page.evaluate("scrollTo(0, 0)")
+    expect(compare).to_be_in_viewport(ratio=1)
+
+
 def test_every_column_sorts_and_the_order_is_in_the_url(open_page: Open) -> None:
     page = open_page("/jobs?status=succeeded,running")
     first = page.get_by_role("row").nth(1)

@@ -87,7 +87,7 @@ document.addEventListener("change", keepEntry);
 window.restoreForm = (project) => {
   formOwner = project;
   const pages = keptForms();
-  const [{ type }] = performance.getEntriesByType("navigation");
+  const type = performance.getEntriesByType("navigation")[0]?.type; // undefined after some lost connections
   const isReturn = type !== "navigate" || document.referrer.startsWith(`${location.origin}/sign-in`);
   if (!isReturn) delete pages[formPage()];
   keepForms(pages);

@@ -70,12 +70,12 @@ class JobsPage:
         with tag("div", classes="t-filters", role="search"):
             self._search = filter_text("Search name, id, model, file", view.query("q"), self._change)
             self._status = filter_select("Status", STATUS_OPTIONS, view.query("status"), self._change)
-            self._compare = link("Compare", "#", "t-button")
             self._waiting = tag("div")
         self._message = tag("div")
         self._table = DataTable("Jobs", COLUMNS).classes("t-fit")
         self._table.on_sort(self._toggle_sort)
         self._table.on_select(self._select)
+        self._compare = link("Compare", "#", "t-button t-primary t-stuck")
         self._footer = tag("div", classes="t-row")
         await self.refresh()
         request_charts_early(is_needed_now=False)  # for the page of a job

@@ -196,4 +196,6 @@ def flatten(tree: Json, prefix: str = "") -> list[tuple[str, str]]:
 def _value_text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
+    if isinstance(value, list) and all(isinstance(one, str) for one in value):
+        return ", ".join(value) or "none"
     return value if isinstance(value, str) else json.dumps(value)

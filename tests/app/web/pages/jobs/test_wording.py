@@ -101,6 +101,13 @@ def test_values_of_settings_have_no_needless_decimals() -> None:
     assert wording.flatten({"alpha": 32.0, "rate": 2e-05, "n": 3}) == [("alpha", "32"), ("rate", "2e-05"), ("n", "3")]
 
 
+def test_lists_are_words() -> None:
+    assert wording.flatten({"modules": ["q_proj", "v_proj"], "deliver_to": []}) == [
+        ("modules", "q_proj, v_proj"),
+        ("deliver_to", "none"),
+    ]
+
+
 def test_a_finished_job_has_steps_tokens_time_and_size() -> None:
     assert wording.sentence(FINISHED_JOB) == "Trained 90 steps on 51,840 tokens in 2 min. The adapter has 9.8 MB."
 
