@@ -149,8 +149,8 @@ class EngineTarget(ABC):
         base, loaded = base_model(self.destination, server), adapters(server)
         if (current := loaded.get(delivery.served_model)) and not self.is_ours(current, path, delivery):
             raise DeliveryError(
-                f"{server.url} serves {delivery.served_model} from {current}, which this target did not deliver; "
-                "unload it there, or choose another served_model"
+                f"{server.url} serves {delivery.served_model} from {current}, which this target did not deliver, "
+                "perhaps another Tunery server did; unload it there, or choose another served_model"
             )
         before = loaded.get(delivery.model)
         was_served = before == path == self.delivered_path(server, delivery)
