@@ -60,6 +60,20 @@ def make_tiny_base(directory: Path, *, seed: int = 0, **config: Any) -> Path:
     return directory
 
 
+def make_tiny_adapter(directory: Path, r: int = 4) -> Path:
+    """Write a random adapter of two layers of the tiny base, as PEFT stores it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    targets = ["q_proj", "down_proj"]
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": r, "lora_alpha": 2 * r, "target_modules": targets}
+    _write_json(directory / "adapter_config.json", config)
+    shapes = {}
+    for name, (outputs, inputs) in ((n, s) for n, s in _shapes(CONFIG).items() if n.split(".")[-2] in targets):
+        layer = "base_model.model." + name.removesuffix(".weight")
+        shapes |= {layer + ".lora_A.weight": (r, inputs), layer + ".lora_B.weight": (outputs, r)}
+    (directory / "adapter_model.safetensors").write_bytes(_weights(tuple(shapes.items()), seed=0))
+    return directory
+
+
 def make_tiny_dataset(path: Path, examples: int = 12, *, seed: int = 0) -> Path:
     """Write `examples` chat lines of uneven length: 40 to 120 tokens, 9 to 21 of them labelled."""
     rng = random.Random(seed)

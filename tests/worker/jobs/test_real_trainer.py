@@ -66,9 +66,7 @@ def test_a_drained_job_gives_the_same_adapter_as_an_uninterrupted_one(harness: W
     assert weights_of(harness, left_alone) == weights_of(harness, drained)
 
 
-def test_a_job_with_older_line_rules_is_paused_and_resumes(
-    harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_job_with_older_line_rules_trains(harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its file has what a new job rejects: a refusal next to content, and a line of ASCII white space."""
     allow_slow_training(harness)
     lines = [json.loads(line) for line in chat_lines(12).splitlines()]
@@ -79,17 +77,8 @@ def test_a_job_with_older_line_rules_is_paused_and_resumes(
         earlier.setattr("app.domain.jobs.resolve.LINE_RULES", 1)
         job = harness.create_job(content, body={"hyperparameters": {"n_epochs": 3, "batch_size": 1}, "lora": {"r": 4}})
     assert Validator(harness.resources, "cpu0@test#1").run_next()
-    pausing = threading.Thread(
-        target=lambda: until(lambda: harness.has_reached(job, 2), "a step", 100) and harness.pause(job)
-    )
-    pausing.start()
-    train(harness)
-    pausing.join()
-    assert harness.job(job).state == "paused", harness.messages(job)
-    harness.resume(job)
     train(harness)
     assert harness.job(job).state == "succeeded", harness.messages(job)
-    assert any(message.startswith("Resuming from the snapshot of step") for message in harness.messages(job))
 
 
 def test_a_job_learns_preferences(harness: WorkerHarness, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -14,9 +15,10 @@ from typing import Any
 
 import pytest
 
-from app.domain.jobs.events import Begin, Done, Metric, Started, Stopped, parse_record
+from app.domain.jobs.events import Begin, CheckpointSaved, Done, Metric, Started, Stopped, parse_record
 from app.domain.jobs.states import ExitCode
 from tests.worker.trainer.helpers import FLOAT32, make_spec
+from worker.trainer.__main__ import wait_for_work
 
 ROOT = Path(__file__).parents[3]
 ENDLESS = 1_000_000
@@ -80,11 +82,6 @@ class TestProcess:
         assert isinstance(last, Stopped)
         assert (tmp_path / f"runs/run-a/snapshots/step-{last.step:06d}/MANIFEST.json").exists()
 
-    def test_a_control_line_pauses(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
-        with running(write_spec(tmp_path, tiny, examples, max_steps=ENDLESS)) as process:
-            process.communicate(b'not a control line\n{"command": "pause", "run_id": "run-a"}\n')
-        assert process.returncode == ExitCode.PAUSED
-
     @pytest.mark.parametrize("content", [None, "{", '{"version": 2}', '{"version": 1, "typo": 1}'])
     def test_an_invalid_spec_is_refused(self, tmp_path: Path, content: str | None) -> None:
         if content is not None:
@@ -115,24 +112,18 @@ class TestProcess:
 
 
 class TestWarmTrainer:
-    def test_it_waits_for_a_line_and_trains_in_its_work_directory(
+    def test_it_waits_for_a_line_trains_in_its_work_directory_and_handles_control_lines(
         self, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
-        workdir = write_spec(tmp_path, tiny, examples)
+        workdir = write_spec(tmp_path, tiny, examples, max_steps=ENDLESS)
         process = start("--spare", TUNERY_PARENT_PID=str(os.getpid()))
-        output, log = process.communicate(Begin(work_directory=workdir).model_dump_json().encode() + b"\n")
-        assert process.returncode == ExitCode.DONE, log.decode()
+        begin = Begin(work_directory=workdir).model_dump_json().encode()
+        output, log = process.communicate(begin + b'\nnot a control line\n{"command": "pause", "run_id": "run-a"}\n')
+        assert process.returncode == ExitCode.PAUSED, log.decode()
         records = [parse_record(line) for line in output.splitlines()]
         assert isinstance(records[0], Started)
-        assert isinstance(records[-1], Done)
-        assert (workdir / records[-1].directory / "MANIFEST.json").exists()
-
-    def test_it_handles_control_lines_afterwards(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
-        workdir = write_spec(tmp_path, tiny, examples, max_steps=ENDLESS)
-        begin = Begin(work_directory=workdir).model_dump_json().encode() + b"\n"
-        process = start("--spare")
-        process.communicate(begin + b'{"command": "pause", "run_id": "run-a"}\n')
-        assert process.returncode == ExitCode.PAUSED
+        (saved,) = (record for record in records if isinstance(record, CheckpointSaved))
+        assert (workdir / saved.directory / "MANIFEST.json").exists()
 
     def test_it_makes_no_cuda_context_and_changes_to_the_work_directory(self, tmp_path: Path) -> None:
         program = (
@@ -149,10 +140,10 @@ class TestWarmTrainer:
         done = subprocess.run([sys.executable, "-c", program, begin], cwd=ROOT, capture_output=True, text=True)
         assert done.stdout.split() == [str(tmp_path), temporary, temporary, "False"], done.stderr
 
-    def test_it_exits_at_the_end_of_its_input(self, tmp_path: Path) -> None:
-        process = start("--spare", without_input=True)
-        output, _ = process.communicate()
-        assert (process.returncode, output) == (ExitCode.DONE, b"")
+    def test_it_exits_at_the_end_of_its_input(self) -> None:
+        with pytest.raises(SystemExit) as ended:
+            wait_for_work(io.BytesIO())
+        assert ended.value.code == ExitCode.DONE
 
 
 PARENT = """

@@ -3,52 +3,20 @@
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from app.cli.commands.jobs import adapters
 from app.cli.errors import UsageError
-from app.cli.output.compare import HeldOutExample, compare, read_examples
+from app.cli.output.compare import AnswerComparison, compare, read_examples
 from app.db.engine import Sessions, transaction
 from app.db.tables import Project
 from app.storage import LocalStorage
 from app.system.artifact_directory import write_manifest
 from tests.app.cli.conftest import Tunery
 from tests.app.cli.trained import make_trained_job
-from tests.tiny import make_tiny_base
-
-# In a process of its own: the CLI's tests never load torch.
-MAKE_ADAPTER = """
-import sys, torch, transformers, peft
-torch.manual_seed(0)
-base = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1])
-config = peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
-peft.get_peft_model(base, config).save_pretrained(sys.argv[2])
-"""
-
-
-@pytest.fixture(scope="module")
-def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random adapter, for every base of the size of the tiny one."""
-    base, adapter = make_tiny_base(tmp_path_factory.mktemp("base")), tmp_path_factory.mktemp("adapter")
-    subprocess.run([sys.executable, "-c", MAKE_ADAPTER, base, adapter], check=True, capture_output=True)
-    return adapter
-
-
-def test_the_base_and_the_tuned_model_answer_the_same_prompts(
-    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # tiny matrices: a second thread only waits
-    base = make_tiny_base(tmp_path / "base")
-    prompts = [
-        HeldOutExample([{"role": "user", "content": text}], "x") for text in ("red", "a much longer prompt: blue")
-    ]
-    answers = compare(base, adapter, prompts)
-    assert [answer.prompt for answer in answers] == ["red", "a much longer prompt: blue"]
-    assert all(answer.base != answer.tuned for answer in answers)
+from tests.tiny import make_tiny_adapter
 
 
 @pytest.mark.parametrize(
@@ -61,25 +29,32 @@ def test_the_base_and_the_tuned_model_answer_the_same_prompts(
 )
 def test_the_command_compares_on_the_base_as_it_was_in_training(
     tunery: Tunery, sessions: Sessions, storage: LocalStorage, project: Project, base_model: str, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, adapter: Path, quantization: dict[str, object] | None, words: str,
+    monkeypatch: pytest.MonkeyPatch, quantization: dict[str, object] | None, words: str,
 ) -> None:  # fmt: skip
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # tiny matrices: a second thread only waits
+    answers: list[AnswerComparison] = []
+    monkeypatch.setattr(adapters, "compare", lambda *given: answers.extend(compare(*given)) or answers)
     base = tmp_path / "tiny"
 
     def write(directory: Path, step: int) -> Path:
-        shutil.copytree(adapter, directory)
+        make_tiny_adapter(directory)
         write_manifest(directory, {"step": step, "quantization": quantization})
         return directory
 
     with transaction(sessions) as session:
         job = make_trained_job(session, storage, project, tmp_path / "made", write)
-    lines = [{"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "x"}]} for text in "abc"]
+    lines = [
+        {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "x"}]}
+        for text in ("red", "a much longer prompt: blue", "c")
+    ]
     prompts = tmp_path / "heldout.jsonl"
     prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
     done = tunery("adapters", "compare", job.id, "--base", base, "--prompts", prompts, "--limit", 2)
     assert done.exit_code == 0, done.err
     assert words in done.out
     assert "of 2 held-out prompts" in done.out
+    assert [answer.prompt for answer in answers] == ["red", "a much longer prompt: blue"]
+    assert all(answer.base != answer.tuned for answer in answers)
 
 
 def test_the_command_refuses_a_base_that_the_adapter_was_not_trained_on(

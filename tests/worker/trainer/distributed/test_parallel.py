@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -36,7 +37,7 @@ from tests.deadline import until
 from tests.worker.trainer.helpers import final_adapter, make_spec, run_trainer, slow_but
 from worker.node.locks import try_lock
 from worker.trainer.distributed import parallel
-from worker.trainer.distributed.torchrun import combine_exit_codes
+from worker.trainer.distributed.torchrun import _forward_lines, combine_exit_codes
 from worker.trainer.runtime.failures import Failure
 
 ROOT = Path(__file__).parents[4]
@@ -155,16 +156,23 @@ class TestEqualToOneProcess:
 
 
 class TestResume:
-    def test_is_exact_with_dropout_and_continues_with_another_number_of_processes(
+    def test_after_sigterm_is_exact_with_dropout_and_continues_with_another_number_of_processes(
         self, start: Callable[..., Trainer], tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
+        """Every process holds the slot's lock until SIGTERM, which reaches the group of processes, has drained it."""
         changes = {"n_epochs": 30, "dropout": 0.2}
         uninterrupted = start(**changes)
         assert uninterrupted.wait() == 0, uninterrupted.log_text()
-        first = start(**changes)
-        first.read_metric()
-        first.send(Command.PAUSE)
-        assert first.wait() == ExitCode.PAUSED, first.log_text()
+        with try_lock(tmp_path / "gpu.lock") as lock:
+            first = start(lock=lock, **changes)
+            first.read_metric()
+            for rank in first.ranks():
+                opened = [os.readlink(path) for path in Path(f"/proc/{rank.pid}/fd").iterdir()]
+                assert str(tmp_path / "gpu.lock") in opened
+            os.killpg(first.process.pid, signal.SIGTERM)  # as the worker does
+            assert first.wait() == ExitCode.DRAINED, first.log_text()
+        (stopped,) = (record for record in first.records if isinstance(record, Stopped))
+        assert stopped.reason == Reason.DRAINED
         *_, snapshot = (record for record in first.records if isinstance(record, SnapshotSaved))
         assert 0 < snapshot.step < max(uninterrupted.losses())
         resume_from = first.workdir / snapshot.directory
@@ -237,27 +245,20 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch, calls: list[object], reduce: Call
 
 
 class TestEnd:
-    @pytest.mark.parametrize(
-        "command",
-        [pytest.param(Command.CANCEL, marks=pytest.mark.slow, id="cancelled"), pytest.param(None, id="SIGTERM")],
-    )
-    def test_a_cancel_or_a_drain_ends_it_and_every_process_holds_the_slots_lock(
-        self, start: Callable[..., Trainer], tmp_path: Path, command: Command | None
-    ) -> None:
-        with try_lock(tmp_path / "gpu.lock") as lock:
-            trainer = start(lock=lock, max_steps=MANY_STEPS)
-            trainer.read_metric()
-            for rank in trainer.ranks():
-                opened = [os.readlink(path) for path in Path(f"/proc/{rank.pid}/fd").iterdir()]
-                assert str(tmp_path / "gpu.lock") in opened
-            if command:
-                trainer.send(command)
-            else:
-                os.killpg(trainer.process.pid, signal.SIGTERM)  # as the worker does
-            code, reason = (ExitCode.CANCELLED, Reason.CANCELLED) if command else (ExitCode.DRAINED, Reason.DRAINED)
-            assert trainer.wait() == code, trainer.log_text()
+    def test_control_lines_are_forwarded(self) -> None:
+        reading, writing = os.pipe()
+        with os.fdopen(reading, "rb") as first_rank, os.fdopen(writing, "wb"):
+            _forward_lines(io.BytesIO(b"pause\ncancel\n"), writing)
+            assert os.read(first_rank.fileno(), 100) == b"pause\ncancel\n"
+
+    @pytest.mark.slow
+    def test_a_cancel_ends_it(self, start: Callable[..., Trainer]) -> None:
+        trainer = start(max_steps=MANY_STEPS)
+        trainer.read_metric()
+        trainer.send(Command.CANCEL)
+        assert trainer.wait() == ExitCode.CANCELLED, trainer.log_text()
         (stopped,) = (record for record in trainer.records if isinstance(record, Stopped))
-        assert stopped.reason == reason
+        assert stopped.reason == Reason.CANCELLED
 
     def test_a_killed_process_ends_the_trainer_with_an_exit_code(self, start: Callable[..., Trainer]) -> None:
         trainer = start(max_steps=MANY_STEPS)
