@@ -9,32 +9,20 @@ from pathlib import Path
 from sqlalchemy.orm import Session
 
 from app.db.base_models import models, registrations
-from app.db.jobs.claims import FencedError
+from app.db.jobs.claims import Lease
 from app.db.tables import BaseModelRegistration
 from app.domain.base_models.catalog import RefusedModel
 from app.domain.base_models.registrations import MAX_NOTES, RegistrationErrorCode, is_inside
-from app.domain.jobs.states import Reason
 from app.errors import Unavailable
 from app.log import get_logger
 from app.model_hub import PulledModel, pull
 from app.system.model_registration import CheckedModel, RegistrationOptions, check_and_hash
-from worker.jobs.leased_rows import RowClaimer, RowLeaseKeeper
+from worker.jobs.leased_rows import AttemptFailed, RowClaimer, RowLeaseKeeper
 from worker.jobs.observed_attempt import observed_attempt
 from worker.jobs.sanitize import clean_text
 from worker.node.resources import Resources
 
 log = get_logger(__name__)
-
-
-class RegistrationFailed(Exception):
-    def __init__(self, code: RegistrationErrorCode, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = clean_text(message)
-
-
-class RegistrationInterrupted(Exception):
-    """The worker shuts down; another worker runs the registration."""
 
 
 class Registrar:
@@ -53,58 +41,37 @@ class Registrar:
             return False
         row, keeper = claimed
         with observed_attempt("registration", keeper), keeper:
-            self._run(row, keeper)
+            log.info("registration started", model=row.name, directory=row.directory)
+            keeper.run("registration", lambda: self._register(row, keeper), _fail)
         return True
 
     def _claim(self, session: Session) -> BaseModelRegistration | None:
         return registrations.claim(session, self.owner, self.settings.lease_ttl_seconds)
 
-    def _run(self, row: BaseModelRegistration, keeper: RowLeaseKeeper[BaseModelRegistration]) -> None:
-        log.info("registration started", model=row.name, directory=row.directory)
-        try:
-            self._register(row, keeper)
-            keeper.outcome = Reason.DONE
-            log.info("registration succeeded")
-        except FencedError:
-            log.info("lease lost: the registration is dropped")
-        except RegistrationInterrupted:
-            keeper.end(Reason.DRAINED, lambda session: registrations.requeue(session, keeper.lease))
-        except RegistrationFailed as error:
-            self._fail(keeper, error.code, error.message)
-        except Exception:
-            log.exception("the registrar failed")
-            text = "The worker had an internal error; its log has the details"
-            self._fail(keeper, RegistrationErrorCode.SERVER_ERROR, text)
-
     def _register(self, row: BaseModelRegistration, keeper: RowLeaseKeeper[BaseModelRegistration]) -> None:
-        """Raises RegistrationFailed, RegistrationInterrupted, FencedError."""
+        """Raises AttemptFailed, AttemptInterrupted, FencedError."""
         notes: list[str] = []
 
-        def check() -> None:
-            keeper.check()
-            if self.resources.stop.is_set():
-                raise RegistrationInterrupted
-
         def on_note(text: str) -> None:
-            check()
+            keeper.check_running()
             notes.append(clean_text(text))
 
         options = RegistrationOptions(row.learning_rate, row.license, row.source, row.revision)
         try:
             directory = Path(row.directory)
             if row.is_pull:
-                pulled = self._pull(row, on_note, check)
+                pulled = self._pull(row, on_note, keeper.check_running)
                 directory, options = pulled.directory, replace(options, revision=pulled.commit)
             else:
                 _check_inside(directory, self.settings.base_model_directories)
-            checked = check_and_hash(directory, options, on_note, check)
+            checked = check_and_hash(directory, options, on_note, keeper.check_running)
         except RefusedModel as error:
-            raise RegistrationFailed(RegistrationErrorCode.REFUSED_MODEL, str(error)) from error
+            raise AttemptFailed(RegistrationErrorCode.REFUSED_MODEL, str(error)) from error
         except Unavailable as error:
-            raise RegistrationFailed(RegistrationErrorCode.HUB_UNAVAILABLE, str(error)) from error
+            raise AttemptFailed(RegistrationErrorCode.HUB_UNAVAILABLE, str(error)) from error
         except OSError as error:
             text = f"{row.directory} cannot be read: {error.strerror or error}"
-            raise RegistrationFailed(RegistrationErrorCode.REFUSED_MODEL, text) from error
+            raise AttemptFailed(RegistrationErrorCode.REFUSED_MODEL, text) from error
         keeper.finish(lambda session: self._store(session, row, keeper, checked, notes[-MAX_NOTES:]))
 
     def _pull(
@@ -114,7 +81,7 @@ class Registrar:
         parent, token = self.settings.base_model_pull_directory, self.settings.hub_token
         if parent is None or row.source is None:
             text = "This worker downloads no models: set TUNERY_BASE_MODEL_PULL_DIRECTORY as for the API"
-            raise RegistrationFailed(RegistrationErrorCode.DIRECTORY_NOT_ALLOWED, text)
+            raise AttemptFailed(RegistrationErrorCode.DIRECTORY_NOT_ALLOWED, text)
         secret = token.get_secret_value() if token is not None else None
         return pull(row.source, row.revision, Path(parent), on_note, secret, check)
 
@@ -128,24 +95,24 @@ class Registrar:
     ) -> None:
         if (alias := models.get_alias(session, row.name)) is not None:
             text = f"{row.name} is an alias of {alias.base_model} by now; remove the alias first"
-            raise RegistrationFailed(RegistrationErrorCode.REFUSED_MODEL, text)
+            raise AttemptFailed(RegistrationErrorCode.REFUSED_MODEL, text)
         entry = checked.entry
         registrations.succeed(session, keeper.lease, str(checked.directory), entry.revision, notes)
         models.register(session, row.name, checked.directory, checked.files, checked.manifest_sha256, entry)
 
-    def _fail(self, keeper: RowLeaseKeeper[BaseModelRegistration], code: RegistrationErrorCode, message: str) -> None:
-        log.warning("registration failed", code=code.value, why=message)
-        keeper.end(code, lambda session: registrations.fail(session, keeper.lease, code, message))
+
+def _fail(session: Session, lease: Lease, error: AttemptFailed) -> None:
+    registrations.fail(session, lease, error.code, error.message)
 
 
 def _check_inside(directory: Path, allowed: Sequence[str]) -> None:
     """Check where the directory and its files really are: symbolic links must not lead out of the allowed directories.
 
-    Raises RegistrationFailed, OSError.
+    Raises AttemptFailed, OSError.
     """
     roots = [str(Path(root).resolve()) for root in allowed]
     places = [directory.resolve(strict=True), *(path.resolve(strict=True) for path in directory.iterdir())]
     outside = [place for place in places if not any(is_inside(str(place), root) for root in roots)]
     if outside:
         text = f"{directory} leads to {outside[0]}, which is outside {', '.join(allowed) or 'any allowed directory'}"
-        raise RegistrationFailed(RegistrationErrorCode.DIRECTORY_NOT_ALLOWED, text)
+        raise AttemptFailed(RegistrationErrorCode.DIRECTORY_NOT_ALLOWED, text)

@@ -6,50 +6,46 @@ A GPU slot runs them between training jobs, as both need the whole device.
 from __future__ import annotations
 
 import json
-import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 
 from sqlalchemy.orm import Session
 
 from app.db.files import files
 from app.db.jobs import evaluations, leased_rows
-from app.db.jobs.claims import FencedError
+from app.db.jobs.claims import FencedError, Lease
 from app.db.tables import Evaluation
 from app.domain.artifacts.full_disk import is_disk_full
 from app.domain.evaluations.graders import EvaluationSettings
 from app.domain.evaluations.plan import make_plan
 from app.domain.evaluations.spec import ANSWERS, Answer, GenerationStarted
 from app.domain.evaluations.states import EvaluationErrorCode, EvaluationState
-from app.domain.jobs.states import ExitCode, Reason
+from app.domain.jobs.states import ExitCode
 from app.domain.scheduling.worker_capacity import WorkerCapacity
 from app.log import get_logger
 from worker.evaluations import prepare
-from worker.evaluations.generation_process import GENERATE_COMMAND, GenerationProcess, start_generation
 from worker.evaluations.grade import grade, reference_name
 from worker.evaluations.inputs import EvaluationInputs
-from worker.evaluations.prepare import EvaluationFailed, Loaded
+from worker.evaluations.prepare import Loaded
 from worker.evaluations.report import report, summary_sentence
 from worker.evaluations.summarize import ADAPTER, BASE, ModelAnswer, Outcome, result_rows, summarize
 from worker.jobs import workdir
 from worker.jobs.artifacts import stored_files
 from worker.jobs.artifacts.publish import PURPOSE
-from worker.jobs.leased_rows import RowClaimer, RowLeaseKeeper
+from worker.jobs.leased_rows import AttemptFailed, RowClaimer, RowLeaseKeeper
 from worker.jobs.observed_attempt import observed_attempt
+from worker.jobs.program_process import ProgramProcess, start_program, supervise, unexpected_exit
 from worker.jobs.sanitize import clean, clean_text
-from worker.jobs.watchdog import Watchdog
-from worker.node.device import oom_kill_count
 from worker.node.resources import Resources
 
+GENERATE_COMMAND = (sys.executable, "-m", "worker.trainer.answers.evaluation")
 RESULTS, REPORT = "evaluation_results.jsonl", "evaluation_report.md"
 
 log = get_logger(__name__)
-
-
-class EvaluationInterrupted(Exception):
-    """The worker shuts down; another worker runs the evaluation."""
 
 
 class Evaluator:
@@ -95,32 +91,20 @@ class Evaluator:
         log.info("evaluation started", model=evaluation.model)
         directory = workdir.attempt_directory(self.settings.work_dir, evaluation.id, evaluation.attempt)
         try:
-            self._evaluate(evaluation, keeper, directory, lock)
-            keeper.outcome = Reason.DONE
-            log.info("evaluation succeeded")
-        except FencedError:
-            log.info("lease lost: the evaluation is dropped")
-        except EvaluationInterrupted:
-            keeper.end(Reason.DRAINED, lambda session: evaluations.requeue(session, keeper.lease))
-        except EvaluationFailed as error:
-            self._end_failed(keeper, error)
-        except Exception:
-            log.exception("the evaluator failed")
-            text = "The worker had an internal error; its log has the details"
-            self._end_failed(keeper, EvaluationFailed(EvaluationErrorCode.SERVER_ERROR, text))
+            keeper.run("evaluation", lambda: self._evaluate(evaluation, keeper, directory, lock), self._end_failed)
         finally:
             workdir.remove_all_but_logs(directory)
 
     def _evaluate(self, evaluation: Evaluation, keeper: RowLeaseKeeper[Evaluation], directory: Path, lock: int) -> None:
-        """Read the rows, generate, grade, store. Raises EvaluationFailed, EvaluationInterrupted, FencedError."""
+        """Read the rows, generate, grade, store. Raises AttemptFailed, AttemptInterrupted, FencedError."""
         try:
             workdir.create_empty(directory)
             loaded = prepare.load(keeper, evaluation)
             settings = loaded.settings
-            inputs = prepare.read_file(self.resources, loaded, lambda: self._check(keeper))
+            inputs = prepare.read_file(self.resources, loaded, keeper.check_running)
             self._plan(loaded, inputs, keeper)
             prepare.write_spec(self.resources, loaded, inputs, directory)
-            self._check(keeper)
+            keeper.check_running()
             started, answers, seconds = self._generate(len(inputs.prompts), keeper, directory, lock)
             precision = loaded.precision(started)
             outcome = grade(
@@ -133,7 +117,7 @@ class Evaluator:
             code = EvaluationErrorCode.STORAGE_FULL if is_full else EvaluationErrorCode.STORAGE_UNAVAILABLE
             why = f": {error.strerror}" if error.strerror else ""
             text = "The disk is full" if is_full else f"Files could not be read or written{why}"
-            raise EvaluationFailed(code, text) from error
+            raise AttemptFailed(code, text) from error
 
     def _plan(self, loaded: Loaded, inputs: EvaluationInputs, keeper: RowLeaseKeeper[Evaluation]) -> None:
         """Replace the plan by the one with the counted rows and tokens."""
@@ -150,26 +134,16 @@ class Evaluator:
         self, rows: int, keeper: RowLeaseKeeper[Evaluation], directory: Path, lock: int
     ) -> tuple[GenerationStarted, dict[str, list[ModelAnswer]], float]:
         """What the program wrote, the answers of each model, and the seconds it took."""
-        kills_before, began = oom_kill_count(), time.monotonic()
-        process = start_generation(self._generate_command, directory, lock, self.settings.threads)
-        try:
-            with Watchdog(process, keeper, self.resources.stop, self.settings) as watchdog:
-                exit_code = self._wait(process, keeper, directory / ANSWERS, 2 * rows)
-        finally:
-            process.close()
-        keeper.check()
+        began = time.monotonic()
+        process = start_program([*self._generate_command, str(directory)], directory, lock, self.settings.threads)
+        wait = partial(self._wait, process, keeper, directory / ANSWERS, 2 * rows)
+        exit_code = supervise(process, keeper, self.resources, "generation", wait)
         if exit_code != ExitCode.DONE:
-            log.warning("generation ended", exit_code=exit_code, stderr_line=process.last_stderr_line())
-            if watchdog.drain_requested_at is not None:
-                raise EvaluationInterrupted
-            if watchdog.stalled:
-                text = "The generation made no progress for too long and was stopped"
-                raise EvaluationFailed(EvaluationErrorCode.SERVER_ERROR, text)
-            raise _exit_failure(exit_code, process.last_stderr_line(), oom_kill_count() > kills_before)
+            raise _exit_failure(exit_code, process.last_stderr_line())
         started, answers = _read_answers(directory / ANSWERS, rows)
         return started, answers, time.monotonic() - began
 
-    def _wait(self, process: GenerationProcess, keeper: RowLeaseKeeper[Evaluation], answers: Path, total: int) -> int:
+    def _wait(self, process: ProgramProcess, keeper: RowLeaseKeeper[Evaluation], answers: Path, total: int) -> int:
         """Wait for the exit code, and write the number of answers to the row now and then."""
         written = -1
         while (exit_code := process.wait_for(self.settings.watch_seconds)) is None:
@@ -235,48 +209,37 @@ class Evaluator:
             undo.callback(stored_files.discard, self.resources.storage, [file.key for file in stored])
             keeper.finish(succeed, has_succeeded)
 
-    def _check(self, keeper: RowLeaseKeeper[Evaluation]) -> None:
-        """Raises FencedError after a cancel, EvaluationInterrupted at a shutdown."""
-        keeper.check()
-        if self.resources.stop.is_set():
-            raise EvaluationInterrupted
-
     def _waiter(self, keeper: RowLeaseKeeper[Evaluation]) -> Callable[[float], None]:
         """A function that waits, and ends the wait with an error after a cancel or at a shutdown."""
 
         def wait(seconds: float) -> None:
             deadline = time.monotonic() + seconds
-            self._check(keeper)
+            keeper.check_running()
             while (rest := deadline - time.monotonic()) > 0:
                 self.resources.stop.wait(min(rest, self.settings.watch_seconds))
-                self._check(keeper)
+                keeper.check_running()
 
         return wait
 
-    def _end_failed(self, keeper: RowLeaseKeeper[Evaluation], error: EvaluationFailed) -> None:
-        settings, lease, code, text = self.settings, keeper.lease, error.code, error.message
-        log.warning("evaluation failed", code=code.value, why=text)
-
-        def end(session: Session) -> None:
-            if error.is_final:
-                evaluations.fail(session, lease, code, text)
-            else:
-                evaluations.finish_crashed(
-                    session, lease, code, text, settings.requeue_delay_seconds, settings.max_crash_streak
-                )
-
-        keeper.end(code, end)
+    def _end_failed(self, session: Session, lease: Lease, error: AttemptFailed) -> None:
+        settings, code, text = self.settings, error.code, error.message
+        if error.is_final:
+            evaluations.fail(session, lease, code, text)
+        else:
+            evaluations.finish_crashed(
+                session, lease, code, text, settings.requeue_delay_seconds, settings.max_crash_streak
+            )
 
 
 def _read_answers(path: Path, count: int) -> tuple[GenerationStarted, dict[str, list[ModelAnswer]]]:
-    """The answers by model, in the order of the rows. Raises EvaluationFailed if one is missing."""
+    """The answers by model, in the order of the rows. Raises AttemptFailed if one is missing."""
     first, *lines = path.read_bytes().splitlines()
     by_model: dict[str, dict[int, ModelAnswer]] = {BASE: {}, ADAPTER: {}}
     for line in lines:
         answer = Answer.model_validate_json(line)
         by_model[answer.model][answer.row] = ModelAnswer(answer.text, answer.tokens, answer.is_cut)
     if any(answers.keys() != set(range(count)) for answers in by_model.values()):
-        raise EvaluationFailed(EvaluationErrorCode.SERVER_ERROR, "The generation left out rows")
+        raise AttemptFailed(EvaluationErrorCode.SERVER_ERROR, "The generation left out rows")
     ordered = {model: [answers[row] for row in range(count)] for model, answers in by_model.items()}
     return GenerationStarted.model_validate_json(first), ordered
 
@@ -288,13 +251,9 @@ def _count_lines(path: Path) -> int:
         return 0
 
 
-def _exit_failure(exit_code: int, reason: str, is_oom: bool) -> EvaluationFailed:
+def _exit_failure(exit_code: int, reason: str) -> AttemptFailed:
     if exit_code == ExitCode.BAD_SPEC:
-        return EvaluationFailed(EvaluationErrorCode.MODEL_UNAVAILABLE, reason, is_final=True)
+        return AttemptFailed(EvaluationErrorCode.MODEL_UNAVAILABLE, reason, is_final=True)
     if exit_code == ExitCode.OUT_OF_MEMORY:
-        return EvaluationFailed(EvaluationErrorCode.OUT_OF_MEMORY, reason, is_final=True)
-    if exit_code == -signal.SIGKILL and is_oom:
-        text = "The kernel killed the generation because the machine ran out of memory"
-        return EvaluationFailed(EvaluationErrorCode.OUT_OF_MEMORY, text)
-    how = f"was ended by signal {-exit_code}" if exit_code < 0 else f"ended with exit code {exit_code}"
-    return EvaluationFailed(EvaluationErrorCode.SERVER_ERROR, f"The generation {how}")
+        return AttemptFailed(EvaluationErrorCode.OUT_OF_MEMORY, reason, is_final=True)
+    return unexpected_exit("generation", exit_code)

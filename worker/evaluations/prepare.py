@@ -25,20 +25,10 @@ from worker.evaluations.inputs import EvaluationInputs, InvalidEvaluationFile, r
 from worker.jobs.artifacts import parent_adapter
 from worker.jobs.artifacts.parent_adapter import FetchedParentAdapter
 from worker.jobs.lease import LeaseKeeper
+from worker.jobs.leased_rows import AttemptFailed
 from worker.jobs.prepare import PreparationError, verify_base_model
-from worker.jobs.sanitize import clean_text
 from worker.node.device import training_device
 from worker.node.resources import Resources
-
-
-class EvaluationFailed(Exception):
-    """The attempt failed; `is_final`: another attempt would fail in the same way."""
-
-    def __init__(self, code: EvaluationErrorCode, message: str, is_final: bool = False) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = clean_text(message)
-        self.is_final = is_final
 
 
 @dataclass(frozen=True)
@@ -67,18 +57,18 @@ class Loaded:
 
 
 def load(keeper: LeaseKeeper, evaluation: Evaluation) -> Loaded:
-    """Load the rows, and verify the base model's files. Raises EvaluationFailed, FencedError."""
+    """Load the rows, and verify the base model's files. Raises AttemptFailed, FencedError."""
     loaded = keeper.transact(lambda session: _load_rows(session, evaluation))
     assert loaded is not None
     job, base, file, adapter_files = loaded
     if base is None:
         name = evaluation.base_model
         text = f"The base model {name!r} is no longer registered; ask its operator to register it again"
-        raise EvaluationFailed(EvaluationErrorCode.MODEL_UNAVAILABLE, text, is_final=True)
+        raise AttemptFailed(EvaluationErrorCode.MODEL_UNAVAILABLE, text, is_final=True)
     try:
         return Loaded(evaluation, job, base, verify_base_model(base), file, adapter_files)
     except PreparationError as error:
-        raise EvaluationFailed(EvaluationErrorCode.MODEL_UNAVAILABLE, str(error)) from error
+        raise AttemptFailed(EvaluationErrorCode.MODEL_UNAVAILABLE, str(error)) from error
 
 
 def _load_rows(session: Session, evaluation: Evaluation) -> tuple[Job, BaseModelRow | None, File, list[File]]:
@@ -91,7 +81,7 @@ def _load_rows(session: Session, evaluation: Evaluation) -> tuple[Job, BaseModel
 
 
 def read_file(resources: Resources, loaded: Loaded, check: Callable[[], None]) -> EvaluationInputs:
-    """Read and check the evaluation file. Raises EvaluationFailed, OSError, and what `check` raises."""
+    """Read and check the evaluation file. Raises AttemptFailed, OSError, and what `check` raises."""
     try:
         return read_inputs(
             lambda: resources.storage.open(loaded.file.storage_key),
@@ -102,14 +92,14 @@ def read_file(resources: Resources, loaded: Loaded, check: Callable[[], None]) -
             check,
         )
     except InvalidEvaluationFile as error:
-        raise EvaluationFailed(EvaluationErrorCode.INVALID_FILE, str(error), is_final=True) from error
+        raise AttemptFailed(EvaluationErrorCode.INVALID_FILE, str(error), is_final=True) from error
     except FileNotFoundError as error:
         text = f"The content of {loaded.file.id} is missing in storage"
-        raise EvaluationFailed(EvaluationErrorCode.SERVER_ERROR, text) from error
+        raise AttemptFailed(EvaluationErrorCode.SERVER_ERROR, text) from error
 
 
 def write_spec(resources: Resources, loaded: Loaded, inputs: EvaluationInputs, directory: Path) -> None:
-    """Fetch the adapter into `directory` and write the files of the generation. Raises EvaluationFailed, OSError."""
+    """Fetch the adapter into `directory` and write the files of the generation. Raises AttemptFailed, OSError."""
     adapter = _fetch_adapter(resources, loaded, directory)
     spec = _spec(resources.settings, loaded, adapter)
     (directory / SPEC).write_text(spec.model_dump_json(), encoding="utf-8")
@@ -122,10 +112,10 @@ def _fetch_adapter(resources: Resources, loaded: Loaded, directory: Path) -> Fet
         adapter = parent_adapter.fetch(resources, loaded.adapter_files, directory)
     except ManifestMismatch as error:
         text = f"The adapter of {loaded.evaluation.model} is incomplete or altered: {error}"
-        raise EvaluationFailed(EvaluationErrorCode.ADAPTER_DELETED, text, is_final=True) from error
+        raise AttemptFailed(EvaluationErrorCode.ADAPTER_DELETED, text, is_final=True) from error
     if adapter.base_manifest_sha256 != loaded.base.manifest_sha256:
         text = f"The files registered as {loaded.base.name!r} are not those that the adapter was trained on"
-        raise EvaluationFailed(EvaluationErrorCode.MODEL_UNAVAILABLE, text, is_final=True)
+        raise AttemptFailed(EvaluationErrorCode.MODEL_UNAVAILABLE, text, is_final=True)
     return adapter
 
 
@@ -134,7 +124,7 @@ def _spec(settings: Settings, loaded: Loaded, adapter: FetchedParentAdapter) -> 
     try:
         lora = parent_adapter.layer_lora(adapter, base)
     except PatternError as error:
-        raise EvaluationFailed(EvaluationErrorCode.SERVER_ERROR, f"{error}.", is_final=True) from error
+        raise AttemptFailed(EvaluationErrorCode.SERVER_ERROR, f"{error}.", is_final=True) from error
     budget = loaded.evaluation.budget_bytes
     return GenerationSpec(
         base=BaseSpec(

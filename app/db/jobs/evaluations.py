@@ -208,20 +208,15 @@ def succeed(session: Session, lease: Lease, message: str, **result: Any) -> Eval
     return evaluation
 
 
-def fail(session: Session, lease: Lease, code: EvaluationErrorCode, message: str) -> Evaluation:
+def fail(session: Session, lease: Lease, code: str, message: str) -> Evaluation:
     """End the attempt and the evaluation with an error. Raises FencedError."""
     evaluation = leased_rows.update_held(session, Evaluation, lease, **leased_rows.failed_columns(code, message))
     _report_failure(session, evaluation)
     return evaluation
 
 
-def requeue(session: Session, lease: Lease) -> Evaluation:
-    """End the attempt without an error, as the worker stops; the evaluation is queued again. Raises FencedError."""
-    return leased_rows.update_held(session, Evaluation, lease, **leased_rows.requeued_columns(0.0))
-
-
 def finish_crashed(
-    session: Session, lease: Lease, code: EvaluationErrorCode, message: str, delay_seconds: float, max_streak: int
+    session: Session, lease: Lease, code: str, message: str, delay_seconds: float, max_streak: int
 ) -> Evaluation:
     """End an attempt that crashed: retry it, or fail after `max_streak` crashes in a row. Raises FencedError."""
     evaluation = leased_rows.lock_held(session, Evaluation, lease)
@@ -255,7 +250,7 @@ def _reap(session: Session, lost: Sequence[Evaluation], delay_seconds: float, ma
 def _retry_or_fail(
     session: Session,
     evaluation: Evaluation,
-    code: EvaluationErrorCode,
+    code: str,
     message: str,
     delay_seconds: float,
     max_streak: int,

@@ -122,14 +122,9 @@ def succeed(
     )
 
 
-def fail(session: Session, lease: Lease, code: ExportErrorCode, message: str) -> Export:
+def fail(session: Session, lease: Lease, code: str, message: str) -> Export:
     """End the attempt and the export with an error. Raises FencedError."""
     return leased_rows.update_held(session, Export, lease, **leased_rows.failed_columns(code, message))
-
-
-def requeue(session: Session, lease: Lease) -> Export:
-    """End the attempt without an error, as the worker stops; the export is queued again. Raises FencedError."""
-    return leased_rows.update_held(session, Export, lease, **leased_rows.requeued_columns(0.0))
 
 
 def wait_for_storage(session: Session, lease: Lease, message: str, limit_seconds: float) -> Export:
@@ -144,7 +139,7 @@ def wait_for_storage(session: Session, lease: Lease, message: str, limit_seconds
 
 
 def finish_crashed(
-    session: Session, lease: Lease, code: ExportErrorCode, message: str, delay_seconds: float, max_streak: int
+    session: Session, lease: Lease, code: str, message: str, delay_seconds: float, max_streak: int
 ) -> Export:
     """End an attempt that crashed: retry it, or fail after `max_streak` crashes in a row. Raises FencedError."""
     export = leased_rows.lock_held(session, Export, lease)

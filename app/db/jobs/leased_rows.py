@@ -77,6 +77,11 @@ def update_where(
     ).scalar_one_or_none()
 
 
+def requeue(session: Session, table: type[Row], lease: Lease) -> Row:
+    """End the attempt without an error, as the worker stops; the row is queued again. Raises FencedError."""
+    return update_held(session, table, lease, **requeued_columns(0.0))
+
+
 def lock_expired(session: Session, table: type[Row], grace_seconds: float) -> Sequence[Row]:
     """Lock the rows whose lease expired at least `grace_seconds` ago."""
     return _lock_leased(

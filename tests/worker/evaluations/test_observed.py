@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from app.db.access import usage
 from app.db.engine import transaction
-from app.db.jobs import evaluations
+from app.db.jobs import evaluations, leased_rows
 from app.db.jobs.claims import Lease
 from app.db.scheduling import fair_queue
 from app.db.tables import Evaluation, EvaluationAttempt, Job, Project
@@ -113,7 +113,7 @@ class TestUsage:
         month, share = used_seconds(harness)
         held = claim(harness)
         with transaction(harness.sessions) as session:
-            evaluations.requeue(session, Lease(held.id, held.attempt, OWNER))
+            leased_rows.requeue(session, Evaluation, Lease(held.id, held.attempt, OWNER))
             minute = timedelta(seconds=MINUTE)
             session.execute(update(EvaluationAttempt).values(started_at=EvaluationAttempt.ended_at - minute))
         for _ in range(3):
@@ -128,7 +128,7 @@ class TestUsage:
     ) -> None:
         first = claim(harness)
         with transaction(harness.sessions) as session:
-            evaluations.requeue(session, Lease(first.id, first.attempt, OWNER))
+            leased_rows.requeue(session, Evaluation, Lease(first.id, first.attempt, OWNER))
         claim(harness)
         with transaction(harness.sessions) as session:
             evaluations.cancel(session, session.get_one(Evaluation, evaluation.id))

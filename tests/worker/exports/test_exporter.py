@@ -31,8 +31,7 @@ from tests.processes import is_alive
 from tests.worker.trainer import plain_peft
 from tests.worker.trainer.test_merge import TOKENS, logits_of, peft_model
 from tests.worker.worker_harness import WorkerHarness
-from worker.exports.export_process import COMMANDS
-from worker.exports.exporter import Exporter
+from worker.exports.exporter import COMMANDS, Exporter
 from worker.node.slot import Slot
 from worker.node.worker_node import WorkerNode
 from worker.reconciler import cleanup
@@ -418,7 +417,7 @@ class TestRetries:
         cleanup.clean_work_directories(harness.resources)
         assert (directory / "half").exists()
         with transaction(harness.sessions) as session:
-            exports.requeue(session, Lease(export.id, 1, OWNER))
+            leased_rows.requeue(session, Export, Lease(export.id, 1, OWNER))
         cleanup.clean_work_directories(harness.resources)
         assert not (directory / "half").exists()
 

@@ -23,8 +23,7 @@ from tests.app.cli.trained import make_trained_job
 from tests.tiny import make_tiny_base
 from tests.worker.exports.test_exporter import ask, download, exporter, read, write_real_adapter
 from tests.worker.worker_harness import WorkerHarness
-from worker.exports.export_process import COMMANDS
-from worker.exports.exporter import supported_types
+from worker.exports.exporter import COMMANDS, supported_types
 from worker.trainer.gguf import answers as answers_module
 from worker.trainer.gguf.answers import DifferentAnswers, GreedyAnswer, compare, greedy_answers, require_effect
 from worker.trainer.gguf.converter import CannotConvert, convert_adapter, convert_model

@@ -1,4 +1,5 @@
-"""The process of an export program: start it with a clean environment, watch its progress, stop it. No torch here."""
+"""The process of a program that makes an export or generates answers: start it with a clean environment, watch its
+progress, stop it, and say how it ended. No torch here."""
 
 from __future__ import annotations
 
@@ -6,32 +7,33 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
 import psutil
 
-from app.domain.artifacts.exports import ExportType
 from app.domain.jobs.events import Command
+from app.domain.jobs.states import ExitCode
+from app.log import get_logger
+from worker.jobs.lease import LeaseKeeper
+from worker.jobs.leased_rows import AttemptFailed, AttemptInterrupted
 from worker.jobs.trainer_log import TrainerLog
 from worker.jobs.trainer_process import launch
+from worker.jobs.watchdog import Watchdog
+from worker.node.device import oom_kill_count
+from worker.node.resources import Resources
 
-# Programs by type; their arguments are the base's, the adapter's and the new directory, for GGUF also its weights.
-COMMANDS: Mapping[ExportType, Sequence[str]] = {
-    ExportType.MERGED: (sys.executable, "-m", "worker.trainer.merge"),
-    ExportType.GGUF: (sys.executable, "-m", "worker.trainer.gguf"),
-    ExportType.GGUF_ADAPTER: (sys.executable, "-m", "worker.trainer.gguf"),
-}
 LOG_NAME = "trainer.log"  # one of `workdir.LOG_NAMES`: kept for a week
 EXIT_TIMEOUT_SECONDS = 30.0
 
+log = get_logger(__name__)
 
-class ExportProcess:
-    """One running export program. It writes no records, so its progress is that it computes, reads or writes."""
+
+class ProgramProcess:
+    """One running program. It writes no records, so its progress is that it computes, reads or writes."""
 
     median_step_seconds = 0.0
     final_at: float | None = None
@@ -61,7 +63,7 @@ class ExportProcess:
         return time.monotonic() - self._progress_at
 
     def send(self, command: Command) -> None:
-        """Do nothing: an export program has no commands."""
+        """Do nothing: the program has no commands."""
 
     def drain(self) -> None:
         self._signal(signal.SIGTERM)
@@ -71,6 +73,13 @@ class ExportProcess:
 
     def wait(self) -> int:
         return self._process.wait()
+
+    def wait_for(self, timeout_seconds: float) -> int | None:
+        """The exit code, or None if the process still runs after the timeout."""
+        try:
+            return self._process.wait(timeout_seconds)
+        except subprocess.TimeoutExpired:
+            return None
 
     def close(self) -> None:
         """Kill the process if it still runs, and release threads and pipes."""
@@ -94,15 +103,43 @@ class ExportProcess:
                 os.killpg(self._process.pid, number)
 
 
-def start_export(
-    command: Sequence[str], arguments: Sequence[str], directory: Path, lock_descriptor: int, threads: int | None
-) -> ExportProcess:
+def start_program(command: Sequence[str], directory: Path, lock_descriptor: int, threads: int | None) -> ProgramProcess:
     """Start a program in `directory` from a thread that outlives it: the parent-death signal follows the thread.
 
     Raises OSError.
     """
-    process = launch([*command, *arguments], directory, lock_descriptor, threads)
-    return ExportProcess(process, directory / LOG_NAME)
+    return ProgramProcess(launch(command, directory, lock_descriptor, threads), directory / LOG_NAME)
+
+
+def supervise(
+    program: ProgramProcess, keeper: LeaseKeeper, resources: Resources, name: str, wait: Callable[[], int]
+) -> int:
+    """Stop the program when it must stop, until `wait` returns its exit code, and return that.
+
+    `name` is its name in messages. Raises AttemptFailed if it stalled or took too much memory, AttemptInterrupted,
+    FencedError.
+    """
+    kills_before = oom_kill_count()
+    try:
+        with Watchdog(program, keeper, resources.stop, resources.settings) as watchdog:
+            exit_code = wait()
+    finally:
+        program.close()
+    keeper.check()
+    if exit_code != ExitCode.DONE:
+        log.warning(f"{name} ended", exit_code=exit_code, stderr_line=program.last_stderr_line())
+        if watchdog.drain_requested_at is not None:
+            raise AttemptInterrupted
+        if watchdog.stalled:
+            raise AttemptFailed("server_error", f"The {name} made no progress for too long and was stopped")
+        if exit_code == -signal.SIGKILL and oom_kill_count() > kills_before:
+            raise AttemptFailed("out_of_memory", f"The kernel killed the {name} because the machine ran out of memory")
+    return exit_code
+
+
+def unexpected_exit(name: str, exit_code: int) -> AttemptFailed:
+    how = f"was ended by signal {-exit_code}" if exit_code < 0 else f"ended with exit code {exit_code}"
+    return AttemptFailed("server_error", f"The {name} {how}")
 
 
 def _read_work_done(pid: int) -> float:
