@@ -11,9 +11,8 @@ import secrets
 import threading
 from collections.abc import Callable
 
-from app.db.base_models import registrations
 from app.db.engine import DATABASE_UNAVAILABLE, first_line, transaction
-from app.db.jobs import evaluations, expired_leases, exports
+from app.db.jobs import expired_leases, lost_rows
 from app.job_queue import Queue
 from app.log import get_logger
 from worker.node.locks import try_lock
@@ -105,10 +104,9 @@ class Slot:
                     for job in expired_leases.held_by_previous_incarnation(session, self.name, self.owner):
                         log.warning("reaping a job of a previous incarnation", job=job.id, owner=job.lease_owner)
                         expired_leases.reap(session, job, settings.requeue_delay_seconds, settings.max_crash_streak)
-                    for queue in (exports, evaluations, registrations):
-                        queue.reap_previous_incarnation(
-                            session, self.name, self.owner, settings.requeue_delay_seconds, settings.max_crash_streak
-                        )
+                    lost_rows.reap_previous_incarnation(
+                        session, self.name, self.owner, settings.requeue_delay_seconds, settings.max_crash_streak
+                    )
                 return
             except DATABASE_UNAVAILABLE as error:
                 log.warning("database unavailable", slot=self.name, error=first_line(error))

@@ -9,15 +9,14 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 from prometheus_client import REGISTRY
 from sqlalchemy import text
-from sqlalchemy.orm import Session
 
-from app.db.base_models import registrations
 from app.db.engine import DATABASE_UNAVAILABLE, first_line, transaction
-from app.db.jobs import claims, evaluations, expired_leases, exports, full_disk, leased_rows
+from app.db.jobs import claims, expired_leases, full_disk, leased_rows, lost_rows
+from app.db.jobs.leased_rows import Row
 from app.db.operations import clock_step, status
 from app.db.scheduling import workers
 from app.db.scheduling.fair_queue import Kind
@@ -156,29 +155,24 @@ class Reconciler:
 
     def reap_exports(self) -> int:
         """The same for exports; returns their number."""
-        return self._reap_rows("export", exports.reap_expired)
+        return self._reap_rows("export", Export)
 
     def reap_evaluations(self) -> int:
         """The same for evaluations; returns their number."""
-        return self._reap_rows("evaluation", evaluations.reap_expired)
+        return self._reap_rows("evaluation", Evaluation)
 
     def reap_registrations(self) -> int:
         """The same for registrations of base models; returns their number."""
-        return self._reap_rows("registration", registrations.reap_expired)
+        return self._reap_rows("registration", BaseModelRegistration)
 
-    def _reap_rows(
-        self,
-        kind: str,
-        reap_expired: Callable[[Session, float, float, int], Sequence[Export | Evaluation | BaseModelRegistration]],
-    ) -> int:
+    def _reap_rows(self, kind: str, table: type[Row]) -> int:
         """Do nothing right after PostgreSQL's start, because no worker could renew while it was down."""
         settings = self.settings
         with transaction(self.resources.sessions) as session:
             if expired_leases.server_uptime_seconds(session) < self.expiry_guard.ttl_seconds:
                 return 0
-            lost = reap_expired(
-                session, settings.reap_grace_seconds, settings.requeue_delay_seconds, settings.max_crash_streak
-            )
+            grace_seconds, delay_seconds = settings.reap_grace_seconds, settings.requeue_delay_seconds
+            lost = lost_rows.reap_expired(session, table, grace_seconds, delay_seconds, settings.max_crash_streak)
         metrics.LEASES_REAPED.labels(kind).inc(len(lost))
         for row in lost:
             log.warning("lease reaped", **{kind: row.id}, attempt=row.attempt, state=row.state)

@@ -13,7 +13,7 @@ from app.db.ids import new_id
 from app.db.jobs import leased_rows
 from app.db.jobs.claims import Lease
 from app.db.tables import BaseModelRegistration
-from app.domain.base_models.registrations import UNFINISHED, RegistrationErrorCode, RegistrationState
+from app.domain.base_models.registrations import UNFINISHED, RegistrationState
 
 
 def insert(session: Session, **columns: Any) -> BaseModelRegistration | None:
@@ -69,29 +69,3 @@ def succeed(session: Session, lease: Lease, directory: str, revision: str | None
 def fail(session: Session, lease: Lease, code: str, message: str) -> None:
     """End the attempt and the registration with an error. Raises FencedError."""
     leased_rows.update_held(session, BaseModelRegistration, lease, **leased_rows.failed_columns(code, message))
-
-
-def reap_expired(
-    session: Session, grace_seconds: float, delay_seconds: float, max_streak: int
-) -> list[BaseModelRegistration]:
-    """End the attempts whose lease expired at least `grace_seconds` ago."""
-    lost = leased_rows.lock_expired(session, BaseModelRegistration, grace_seconds)
-    return _reap(session, lost, delay_seconds, max_streak)
-
-
-def reap_previous_incarnation(
-    session: Session, slot: str, owner: str, delay_seconds: float, max_streak: int
-) -> list[BaseModelRegistration]:
-    """End the attempts that an earlier process of this slot holds; it is dead, as `owner` has the slot's lock."""
-    lost = leased_rows.lock_previous_incarnation(session, BaseModelRegistration, slot, owner)
-    return _reap(session, lost, delay_seconds, max_streak)
-
-
-def _reap(
-    session: Session, lost: Sequence[BaseModelRegistration], delay_seconds: float, max_streak: int
-) -> list[BaseModelRegistration]:
-    code = RegistrationErrorCode.WORKER_LOST
-    return [
-        leased_rows.retry_or_fail(session, row, code, leased_rows.lost_worker_message(row), delay_seconds, max_streak)
-        for row in lost
-    ]

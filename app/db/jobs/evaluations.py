@@ -4,7 +4,7 @@ event. Never commits.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, case, func, literal, null, select, update
@@ -17,7 +17,7 @@ from app.db.scheduling import fair_queue, gpu_reservations
 from app.db.tables import Checkpoint, Evaluation, EvaluationAttempt, Job
 from app.domain.evaluations.graders import EvaluationSettings
 from app.domain.evaluations.promotion import DeliveryVerdict, delivery_verdict
-from app.domain.evaluations.states import UNFINISHED, EvaluationErrorCode, EvaluationState
+from app.domain.evaluations.states import UNFINISHED, EvaluationState
 from app.domain.jobs.spec import JobSpec
 from app.domain.scheduling.fair_share import HALF_LIFE_SECONDS
 from app.domain.scheduling.worker_capacity import WorkerCapacity
@@ -220,34 +220,10 @@ def finish_crashed(
 ) -> Evaluation:
     """End an attempt that crashed: retry it, or fail after `max_streak` crashes in a row. Raises FencedError."""
     evaluation = leased_rows.lock_held(session, Evaluation, lease)
-    return _retry_or_fail(session, evaluation, code, message, delay_seconds, max_streak)
+    return retry_or_fail(session, evaluation, code, message, delay_seconds, max_streak)
 
 
-# --- the reconciler ---------------------------------------------------------------------------------------------------
-
-
-def reap_expired(session: Session, grace_seconds: float, delay_seconds: float, max_streak: int) -> list[Evaluation]:
-    """End the attempts whose lease expired at least `grace_seconds` ago."""
-    return _reap(session, leased_rows.lock_expired(session, Evaluation, grace_seconds), delay_seconds, max_streak)
-
-
-def reap_previous_incarnation(
-    session: Session, slot: str, owner: str, delay_seconds: float, max_streak: int
-) -> list[Evaluation]:
-    """End the attempts that an earlier process of this slot holds; it is dead, as `owner` has the slot's lock."""
-    lost = leased_rows.lock_previous_incarnation(session, Evaluation, slot, owner)
-    return _reap(session, lost, delay_seconds, max_streak)
-
-
-def _reap(session: Session, lost: Sequence[Evaluation], delay_seconds: float, max_streak: int) -> list[Evaluation]:
-    code = EvaluationErrorCode.WORKER_LOST
-    return [
-        _retry_or_fail(session, row, code, leased_rows.lost_worker_message(row), delay_seconds, max_streak)
-        for row in lost
-    ]
-
-
-def _retry_or_fail(
+def retry_or_fail(
     session: Session,
     evaluation: Evaluation,
     code: str,

@@ -146,31 +146,5 @@ def finish_crashed(
     return leased_rows.retry_or_fail(session, export, code, message, delay_seconds, max_streak)
 
 
-# --- the reconciler ---------------------------------------------------------------------------------------------------
-
-
-def reap_expired(session: Session, grace_seconds: float, delay_seconds: float, max_streak: int) -> list[Export]:
-    """End the attempts whose lease expired at least `grace_seconds` ago."""
-    return _reap(session, leased_rows.lock_expired(session, Export, grace_seconds), delay_seconds, max_streak)
-
-
-def reap_previous_incarnation(
-    session: Session, slot: str, owner: str, delay_seconds: float, max_streak: int
-) -> list[Export]:
-    """End the attempts that an earlier process of this slot holds; it is dead, as `owner` has the slot's lock."""
-    lost = leased_rows.lock_previous_incarnation(session, Export, slot, owner)
-    return _reap(session, lost, delay_seconds, max_streak)
-
-
-def _reap(session: Session, lost: Sequence[Export], delay_seconds: float, max_streak: int) -> list[Export]:
-    code = ExportErrorCode.WORKER_LOST
-    return [
-        leased_rows.retry_or_fail(
-            session, export, code, leased_rows.lost_worker_message(export), delay_seconds, max_streak
-        )
-        for export in lost
-    ]
-
-
 def _visible(project_id: str, job_id: str) -> Select[Export]:
     return select(Export).where(Export.project_id == project_id, Export.job_id == job_id, Export.deleted_at.is_(None))

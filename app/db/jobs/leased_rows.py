@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from app.db.jobs.claims import FencedError, Lease
 from app.db.tables import BaseModelRegistration, Evaluation, Export, Job
 
-Row = TypeVar("Row", Export, Evaluation, BaseModelRegistration)
+Row = TypeVar("Row", bound=Export | Evaluation | BaseModelRegistration)
 
 QUEUED, RUNNING, FAILED = "queued", "running", "failed"  # the same in the states of all tables
 
@@ -125,10 +125,6 @@ def retry_or_fail(session: Session, row: Row, code: str, message: str, delay_sec
     ended = update_where(session, table, table.id == row.id, columns | {"crash_streak": streak})
     assert ended is not None
     return ended
-
-
-def lost_worker_message(row: Export | Evaluation | BaseModelRegistration) -> str:
-    return f"The worker {row.lease_owner} was lost during attempt {row.attempt}"
 
 
 def finished_columns(state: str) -> dict[str, Any]:
