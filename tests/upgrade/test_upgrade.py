@@ -42,6 +42,7 @@ SHORT_LEASES = {
     "TUNERY_SELF_FENCE_SECONDS": "14",
     "TUNERY_SELF_FENCE_KILL_SECONDS": "17",
     "TUNERY_REAP_GRACE_SECONDS": "1",
+    "TUNERY_SPARE_TRAINER": "false",  # it would import torch after the last job
 }
 AGE = timedelta(minutes=10)  # leases of 5 minutes have expired by then, the upload's hour has not
 

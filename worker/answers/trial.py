@@ -7,16 +7,14 @@ with an error. The program holds a lock of its own, so that one which cannot be 
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
-import signal
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from queue import Empty, Queue
+from typing import IO
 
 from pydantic import ValidationError
 
@@ -25,13 +23,11 @@ from app.domain.answers.trial import IDLE_SECONDS, INSTEAD, AdapterOfAnswer, Tri
 from app.log import get_logger
 from app.trial_queue import QUEUE_UNAVAILABLE, TrialSlot
 from worker.answers.prepare import CannotAnswer, Prepared, prepare
-from worker.jobs.trainer_log import TrainerLog
-from worker.jobs.trainer_process import launch
+from worker.jobs.child_program import LOG_NAME, ChildProgram, launch
 from worker.node.locks import try_lock
 from worker.node.resources import Resources
 
 ANSWER_COMMAND = (sys.executable, "-m", "worker.trainer.answers.trial")
-LOG_NAME = "trainer.log"
 SPEC = "spec.json"
 KILL_SECONDS = 2.0  # the longest time that a claimed job waits for the end of the program
 ALIVE_SECONDS = 1.0  # between two signs of life while the base model is loaded
@@ -44,21 +40,15 @@ SUSPENDED_TEXT = (
 log = get_logger(__name__)
 
 
-class AnswerProcess:
+class AnswerProcess(ChildProgram):
     """One running program with one base model. A thread reads its records; None is the end of its output."""
 
     def __init__(self, command: Sequence[str], directory: Path, lock: int, threads: int | None, program: str) -> None:
         """Raises OSError. The parent-death signal follows the calling thread."""
         self.program = program
         self.records: Queue[TrialRecord | None] = Queue()
-        self._process = launch([*command, str(directory)], directory, lock, threads)
-        self._log = TrainerLog(directory / LOG_NAME)
-        self._threads = [
-            threading.Thread(target=target, args=(pipe,), daemon=True)
-            for target, pipe in ((self._read, self._process.stdout), (self._log.copy_from, self._process.stderr))
-        ]
-        for thread in self._threads:
-            thread.start()
+        process = launch([*command, str(directory)], directory, lock, threads)
+        super().__init__(process, directory / LOG_NAME, self._read)
 
     @property
     def is_running(self) -> bool:
@@ -66,30 +56,9 @@ class AnswerProcess:
 
     def send(self, control: TrialControl) -> None:
         """A program that has ended is noticed by the end of its output."""
-        with contextlib.suppress(OSError, ValueError):
-            assert self._process.stdin is not None
-            self._process.stdin.write(control.model_dump_json().encode() + b"\n")
-            self._process.stdin.flush()
+        self.send_line(control.model_dump_json())
 
-    def kill(self) -> bool:
-        """Kill it and wait for its end, KILL_SECONDS at most. Returns whether it has ended."""
-        with contextlib.suppress(ProcessLookupError):
-            if self._process.poll() is None:
-                os.killpg(self._process.pid, signal.SIGKILL)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(KILL_SECONDS)
-            for thread in self._threads:  # they have read everything: no process of the group is left
-                thread.join(KILL_SECONDS)
-            for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
-                with contextlib.suppress(OSError, ValueError):
-                    if pipe is not None:
-                        pipe.close()
-        return not self.is_running
-
-    def log_tail(self) -> str:
-        return self._log.tail()
-
-    def _read(self, pipe: Iterator[bytes]) -> None:
+    def _read(self, pipe: IO[bytes]) -> None:
         with contextlib.suppress(OSError, ValueError):
             for line in pipe:
                 with contextlib.suppress(ValidationError):  # a library prints to standard output
@@ -128,7 +97,7 @@ class TrialAnswers:
         with self._guard:
             self._suspensions += 1
             process, self._process = self._process, None
-        if process is not None and not process.kill():
+        if process is not None and process.close(KILL_SECONDS) is None:
             log.error("the program of trial answers does not end", seconds=KILL_SECONDS)
         try:
             yield
@@ -263,4 +232,4 @@ class TrialAnswers:
         with self._guard:
             process, self._process = self._process, None
         if process is not None:
-            process.kill()
+            process.close(KILL_SECONDS)

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from functools import partial
 from pathlib import Path
 
 from sqlalchemy.orm import Session
@@ -38,7 +37,7 @@ from worker.jobs.artifacts import stored_files
 from worker.jobs.artifacts.publish import PURPOSE
 from worker.jobs.leased_rows import AttemptFailed, RowClaimer, RowLeaseKeeper
 from worker.jobs.observed_attempt import observed_attempt
-from worker.jobs.program_process import ProgramProcess, start_program, supervise, unexpected_exit
+from worker.jobs.program_process import start_program, supervise, unexpected_exit
 from worker.jobs.sanitize import clean, clean_text
 from worker.node.resources import Resources
 
@@ -136,27 +135,35 @@ class Evaluator:
         """What the program wrote, the answers of each model, and the seconds it took."""
         began = time.monotonic()
         process = start_program([*self._generate_command, str(directory)], directory, lock, self.settings.threads)
-        wait = partial(self._wait, process, keeper, directory / ANSWERS, 2 * rows)
-        exit_code = supervise(process, keeper, self.resources, "generation", wait)
+        write_progress = self._progress_writer(keeper, directory / ANSWERS, 2 * rows)
+        exit_code = supervise(process, keeper, self.resources, "generation", write_progress)
         if exit_code != ExitCode.DONE:
             raise _exit_failure(exit_code, process.last_stderr_line())
         started, answers = _read_answers(directory / ANSWERS, rows)
         return started, answers, time.monotonic() - began
 
-    def _wait(self, process: ProgramProcess, keeper: RowLeaseKeeper[Evaluation], answers: Path, total: int) -> int:
-        """Wait for the exit code, and write the number of answers to the row now and then."""
+    def _progress_writer(self, keeper: RowLeaseKeeper[Evaluation], answers: Path, total: int) -> Callable[[], None]:
+        """A function that writes the number of answers to the row if it has changed."""
         written = -1
-        while (exit_code := process.wait_for(self.settings.watch_seconds)) is None:
+
+        def write() -> None:
+            nonlocal written
             count = max(0, _count_lines(answers) - 1)
             if count == written or keeper.fenced:
-                continue
-            written = count
+                return
+            written, progress = count, {"answers": count, "total_answers": total}
             with suppress(FencedError):  # the watchdog kills the process
-                self._write_progress(keeper, {"answers": count, "total_answers": total})
-        return exit_code
+                keeper.transact(
+                    lambda session: leased_rows.update_held(session, Evaluation, keeper.lease, progress=progress)
+                )
+
+        return write
 
     def _write_progress(self, keeper: RowLeaseKeeper[Evaluation], progress: dict[str, int]) -> None:
-        keeper.transact(lambda session: leased_rows.update_held(session, Evaluation, keeper.lease, progress=progress))
+        with suppress(FencedError):  # the watchdog kills the process
+            keeper.transact(
+                lambda session: leased_rows.update_held(session, Evaluation, keeper.lease, progress=progress)
+            )
 
     def _publish(
         self,

@@ -149,7 +149,7 @@ class Exporter:
         command = [*self._commands[ExportType(export.type)], str(base), str(adapter), str(result)]
         command += _weights_argument(export)
         program = start_program(command, result.parent, lock, self.settings.threads)
-        exit_code = supervise(program, keeper, self.resources, "export", program.wait)
+        exit_code = supervise(program, keeper, self.resources, "export")
         if exit_code == ExitCode.OTHER_BASE:  # its text names the worker's directory
             text = unusable_model_message(export.base_model, ALTERED_REASON)
             raise AttemptFailed(ExportErrorCode.MODEL_UNAVAILABLE, text, is_final=True)

@@ -1,13 +1,10 @@
-"""The process of a program that makes an export or generates answers: start it with a clean environment, watch its
-progress, stop it, and say how it ended. No torch here."""
+"""The process of a program that makes an export or generates answers: its progress, and the reason of its end."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,41 +15,26 @@ import psutil
 from app.domain.jobs.events import Command
 from app.domain.jobs.states import ExitCode
 from app.log import get_logger
+from worker.jobs.child_program import LOG_NAME, ChildProgram, launch
 from worker.jobs.lease import LeaseKeeper
 from worker.jobs.leased_rows import AttemptFailed, AttemptInterrupted
-from worker.jobs.trainer_log import TrainerLog
-from worker.jobs.trainer_process import launch
 from worker.jobs.watchdog import Watchdog
 from worker.node.device import oom_kill_count
 from worker.node.resources import Resources
 
-LOG_NAME = "trainer.log"  # one of `workdir.LOG_NAMES`: kept for a week
-EXIT_TIMEOUT_SECONDS = 30.0
-
 log = get_logger(__name__)
 
 
-class ProgramProcess:
+class ProgramProcess(ChildProgram):
     """One running program. It writes no records, so its progress is that it computes, reads or writes."""
 
     median_step_seconds = 0.0
     final_at: float | None = None
 
     def __init__(self, process: subprocess.Popen[bytes], log_path: Path) -> None:
-        self._process = process
-        self._log = TrainerLog(log_path)
         self._work_done = 0.0
         self._progress_at = time.monotonic()
-        self._threads = [
-            threading.Thread(target=target, args=(pipe,), daemon=True)
-            for target, pipe in ((_discard, process.stdout), (self._log.copy_from, process.stderr))
-        ]
-        for thread in self._threads:
-            thread.start()
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
+        super().__init__(process, log_path, _discard)
 
     @property
     def silent_seconds(self) -> float:
@@ -65,43 +47,6 @@ class ProgramProcess:
     def send(self, command: Command) -> None:
         """Do nothing: the program has no commands."""
 
-    def drain(self) -> None:
-        self._signal(signal.SIGTERM)
-
-    def kill(self) -> None:
-        self._signal(signal.SIGKILL)
-
-    def wait(self) -> int:
-        return self._process.wait()
-
-    def wait_for(self, timeout_seconds: float) -> int | None:
-        """The exit code, or None if the process still runs after the timeout."""
-        try:
-            return self._process.wait(timeout_seconds)
-        except subprocess.TimeoutExpired:
-            return None
-
-    def close(self) -> None:
-        """Kill the process if it still runs, and release threads and pipes."""
-        self.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(EXIT_TIMEOUT_SECONDS)
-        for thread in self._threads:
-            thread.join(EXIT_TIMEOUT_SECONDS)
-        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
-            with contextlib.suppress(OSError):
-                if pipe is not None:
-                    pipe.close()
-
-    def last_stderr_line(self) -> str:
-        """The last line of standard error; after a refusal it is the reason."""
-        return (self._log.tail().strip().split("\n") or [""])[-1]
-
-    def _signal(self, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            if self._process.returncode is None:  # the kernel may reuse the pid of a reaped process
-                os.killpg(self._process.pid, number)
-
 
 def start_program(command: Sequence[str], directory: Path, lock_descriptor: int, threads: int | None) -> ProgramProcess:
     """Start a program in `directory` from a thread that outlives it: the parent-death signal follows the thread.
@@ -112,9 +57,13 @@ def start_program(command: Sequence[str], directory: Path, lock_descriptor: int,
 
 
 def supervise(
-    program: ProgramProcess, keeper: LeaseKeeper, resources: Resources, name: str, wait: Callable[[], int]
+    program: ProgramProcess,
+    keeper: LeaseKeeper,
+    resources: Resources,
+    name: str,
+    on_wait: Callable[[], None] = lambda: None,
 ) -> int:
-    """Stop the program when it must stop, until `wait` returns its exit code, and return that.
+    """Wait for the program and stop it when it must stop; return its exit code. `on_wait` is called now and then.
 
     `name` is its name in messages. Raises AttemptFailed if it stalled or took too much memory, AttemptInterrupted,
     FencedError.
@@ -122,7 +71,8 @@ def supervise(
     kills_before = oom_kill_count()
     try:
         with Watchdog(program, keeper, resources.stop, resources.settings) as watchdog:
-            exit_code = wait()
+            while (exit_code := program.wait(resources.settings.watch_seconds)) is None:
+                on_wait()
     finally:
         program.close()
     keeper.check()

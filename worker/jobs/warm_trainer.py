@@ -21,7 +21,8 @@ from pathlib import Path
 
 from app.domain.jobs.events import Begin
 from app.log import get_logger
-from worker.jobs.trainer_process import LOG_NAME, TEMPORARY, TrainerProcess, launch
+from worker.jobs.child_program import LOG_NAME, TEMPORARY, launch
+from worker.jobs.trainer_process import TrainerProcess
 from worker.node.locks import try_lock
 
 WARM_OPTION = "--spare"  # takes the place of the work directory

@@ -29,7 +29,7 @@ from app.db.access import audit, usage
 from app.db.access import keys as key_rows
 from app.db.access import projects as project_rows
 from app.db.base_models import models
-from app.db.tables import ApiKey, AuditEntry, BaseModelRow, Project
+from app.db.tables import ApiKey, AuditEntry, Project
 from app.db.tables.access import LIMITS
 from app.domain.base_models.catalog import CatalogEntry
 from app.domain.base_models.registrations import option_problems
@@ -119,7 +119,7 @@ class DatabaseAdministration:
 
     def base_models(self) -> list[BaseModelRecord]:
         with self._database.transaction() as session:
-            return [_base_model(row) for row in base_models.list_all(session)]
+            return [_record(row.name, row.directory, row.catalog_entry) for row in base_models.list_all(session)]
 
     def register_base_model(
         self, name: str, directory: str, options: RegistrationOptions, on_note: Callable[[str], None]
@@ -241,10 +241,6 @@ def _project(row: Project, used: dict[str, Any] | None = None) -> ProjectRecord:
 def _key(row: ApiKey, owner: Project) -> KeyRecord:
     times = (row.created_at, row.last_used_at, row.expires_at, row.revoked_at)
     return KeyRecord(row.id, owner.name, row.name, row.scopes, *times)
-
-
-def _base_model(row: BaseModelRow) -> BaseModelRecord:
-    return _record(row.name, row.directory, row.catalog_entry)
 
 
 def _record(name: str, directory: str, entry: CatalogEntry) -> BaseModelRecord:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Select, case, func, null, select, update
+from sqlalchemy import case, func, null, select, update
 from sqlalchemy.orm import Session
 
 from app.db.ids import new_id
@@ -61,7 +61,7 @@ def insert(
 
 
 def get(session: Session, project_id: str, job_id: str) -> Job | None:
-    return session.scalar(_jobs_of(project_id).where(Job.id == job_id))
+    return session.scalar(select(Job).where(Job.project_id == project_id, Job.id == job_id))
 
 
 def get_versions(session: Session, project_id: str, job_id: str) -> tuple[int, int] | None:
@@ -162,10 +162,6 @@ def _update_by_user(session: Session, project_id: str, job_id: str, states: Sequ
         .returning(Job)
         .execution_options(populate_existing=True)
     ).scalar_one_or_none()
-
-
-def _jobs_of(project_id: str) -> Select[Job]:
-    return select(Job).where(Job.project_id == project_id)
 
 
 def _close_attempt(session: Session, job_id: str) -> None:

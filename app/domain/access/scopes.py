@@ -50,7 +50,8 @@ def required_scope(method: str, path: str) -> str | None:
     if _is_within(path, ORGANIZATION):
         return ADMIN
     access = "read" if is_read_only(method, path) else "write"
-    return f"{resource_of(path) or _first_segment(path)}:{access}"
+    first_segment = path.removeprefix("/v1/").split("/")[0]
+    return f"{resource_of(path) or first_segment}:{access}"
 
 
 def is_read_only(method: str, path: str) -> bool:
@@ -85,7 +86,3 @@ def validated_scopes(scopes: Sequence[str]) -> list[str]:
 
 def _is_within(path: str, prefix: str) -> bool:
     return path == prefix or path.startswith(f"{prefix}/")
-
-
-def _first_segment(path: str) -> str:
-    return path.removeprefix("/v1/").split("/")[0]

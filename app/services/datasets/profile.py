@@ -109,7 +109,8 @@ def load_inputs(
 
 def needs_process(inputs: ProfileInputs) -> bool:
     """Whether the files are read in a child process."""
-    return takes_long(inputs.directory, _total_bytes(inputs))
+    validation_bytes = inputs.validation_file.bytes if inputs.validation_file else 0
+    return takes_long(inputs.directory, inputs.file.bytes + validation_bytes)
 
 
 def make_profile(storage: Storage, inputs: ProfileInputs, check: Check) -> Profile:
@@ -130,10 +131,6 @@ def make_profile(storage: Storage, inputs: ProfileInputs, check: Check) -> Profi
             _profile_in_child(arguments, files, check) if needs_process(inputs) else profile_files(*arguments, *files)
         )
     return Profile(inputs, report)
-
-
-def _total_bytes(inputs: ProfileInputs) -> int:
-    return inputs.file.bytes + (inputs.validation_file.bytes if inputs.validation_file else 0)
 
 
 def profile_files(

@@ -14,8 +14,9 @@ import pytest
 from app.domain.jobs.events import Command
 from tests.deadline import until
 from tests.processes import is_alive
+from worker.jobs.child_program import clean_environment
 from worker.jobs.trainer_log import TrainerLog, redact
-from worker.jobs.trainer_process import TrainerProcess, clean_environment, start_trainer
+from worker.jobs.trainer_process import TrainerProcess, start_trainer
 from worker.node.locks import try_lock
 
 RUN = "ftjob-1"

@@ -91,16 +91,11 @@ def warn_of_differences(run: Run, snapshot: LoadedSnapshot, base: FrozenBase, em
         f"{name} {saved.get(name)} -> {current[name]}" for name in sorted(current) if saved.get(name) != current[name]
     ]
     if changes:
-        has_other_device = _device_type(snapshot.plan.device) != base.device.type
+        has_other_device = snapshot.plan.device.partition(" ")[0] != base.device.type  # "cuda (NVIDIA L4)"
         has_other_masks = run.adapter.dropout and (has_other_device or saved["processes"] != current["processes"])
         effect = "dropout masks differ" if has_other_masks else "the result is equal within rounding, not to the bit"
         text = f"Resuming from {snapshot.name} with {', '.join(changes)}: {effect}."
         emit.message(text, "warn")
-
-
-def _device_type(device: str) -> str:
-    """Return "cpu" or "cuda" of a device name such as "cuda (NVIDIA L4)"."""
-    return device.partition(" ")[0]
 
 
 def warn_of_slow_dtype(

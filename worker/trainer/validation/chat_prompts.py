@@ -43,7 +43,9 @@ def chat_prompt(
             continue
         if _rendered(renderer, before) == list(tokens[: positions[0]]):
             messages = [{"role": str(each["role"]), "content": str(each["content"])} for each in before]
-            return ChatPrompt(messages, [_text(renderer, tokens[position]) for position in _first_run(positions)])
+            decode = renderer.tokenizer.decode
+            texts = [decode([tokens[each]], skip_special_tokens=False) for each in _first_run(positions)]
+            return ChatPrompt(messages, texts)
     return None
 
 
@@ -61,7 +63,3 @@ def _rendered(renderer: Renderer, messages: Sequence[dict[str, object]]) -> list
 def _first_run(positions: Sequence[int]) -> list[int]:
     """The positions of the first answer: those without a gap."""
     return [position for number, position in enumerate(positions) if position == positions[0] + number]
-
-
-def _text(renderer: Renderer, token: int) -> str:
-    return str(renderer.tokenizer.decode([token], skip_special_tokens=False))

@@ -21,8 +21,9 @@ HOSTILE: tuple[Any, ...] = (
     {f"k{at}": [True] for at in range(40)},
 )  # fmt: skip
 WORDS = ("", "x", "it's", "-1", "1.5", "9" * 30, "NaN", "null", "[]", "x" * 3_000, "%0a%e2%80%ae", "%ff")
-MAX_DEPTH = 5
-CREATE = "/v1/fine_tuning/jobs"  # hyperparameters are tried here alone; a plan and a clone read them in the same way
+CREATE = "/v1/fine_tuning/jobs"
+# Objects within objects are tried here alone: a plan and a clone read them in the same way.
+DEPTHS = {CREATE: 5, f"{CREATE}/plan": 1, f"{CREATE}/{{job_id}}/clone": 1}
 
 
 class TestEveryMessage:
@@ -36,7 +37,7 @@ class TestEveryMessage:
             if content is None:
                 continue
             given = dict(content.get("example") or {}) | ({"training_file": training_file} if "jobs" in path else {})
-            depth = MAX_DEPTH if path == CREATE else 2
+            depth = DEPTHS.get(path, 2)
             for body in hostile_bodies(resolved(content["schema"], document, depth), given):
                 answer = admin.request(method, url_of(path, ids), json=body)
                 said |= {(f"{method} {path}", message) for message in problems_of(answer)}

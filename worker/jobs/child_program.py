@@ -1,0 +1,154 @@
+"""A child process of the worker: start it with a clean environment, read its output, send lines, drain, kill."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+import worker
+from app.system.parent_death import PARENT_PID_VARIABLE
+from worker.jobs.trainer_log import TrainerLog
+
+LOG_NAME = "trainer.log"  # one of `workdir.LOG_NAMES`: kept for a week
+TEMPORARY = "tmp"  # the temporary directory in a work directory; a warm trainer uses the same name
+
+# A child inherits the variables that describe the machine, never a URL, a key or a password.
+INHERITED_VARIABLES = frozenset(
+    {"PATH", "HOME", "LANG", "TZ", "LD_LIBRARY_PATH", "LD_PRELOAD", "XDG_CACHE_HOME", "USER"}
+)
+INHERITED_PREFIXES = (
+    "LC_",
+    "CUDA",
+    "NVIDIA_",
+    "NCCL_",
+    "PYTORCH_",
+    "TORCH",
+    "TRITON_",
+    "OMP_",
+    "MKL_",
+    "KMP_",
+    "GOMP_",
+    "BNB_",
+)
+
+
+class ChildProgram:
+    """One running program in a session of its own. Threads read its output and its log."""
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], log_path: Path, read_output: Callable[[IO[bytes]], object]
+    ) -> None:
+        """Starts the threads: `read_output` may use everything that a subclass has set before."""
+        self._process = process
+        self._log = TrainerLog(log_path)
+        self._threads = [
+            threading.Thread(target=target, args=(pipe,), name=f"{name}-{process.pid}", daemon=True)
+            for name, target, pipe in (
+                ("output", read_output, process.stdout),
+                ("stderr", self._log.copy_from, process.stderr),
+            )
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def send_line(self, line: str) -> None:
+        """Write a line to its input. A program that has closed its input is about to exit: the error is ignored."""
+        with contextlib.suppress(OSError, ValueError):
+            assert self._process.stdin is not None
+            self._process.stdin.write(line.encode() + b"\n")
+            self._process.stdin.flush()
+
+    def drain(self) -> None:
+        """Send SIGTERM: a trainer writes a snapshot at the next step boundary and exits with 75.
+
+        Before a program has installed its handler, the signal kills it.
+        """
+        self._signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self._signal(signal.SIGKILL)
+
+    def wait(self, timeout_seconds: float) -> int | None:
+        """Wait for the exit code, negative for a signal; None if the process still runs after the timeout."""
+        try:
+            return self._process.wait(timeout_seconds)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def close(self, timeout_seconds: float = 30.0) -> int | None:
+        """Kill the process if it still runs, and return the exit code; None if it cannot be killed.
+
+        Threads and pipes are released once it has ended: closing a pipe waits for the thread that reads it.
+        """
+        self.kill()
+        exit_code = self.wait(timeout_seconds)
+        if exit_code is None:
+            return None
+        for thread in self._threads:
+            thread.join(timeout_seconds)
+        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                if pipe is not None:
+                    pipe.close()
+        return exit_code
+
+    def log_tail(self) -> str:
+        return self._log.tail()
+
+    def last_stderr_line(self) -> str:
+        """The last line of standard error; after a refusal it is the reason."""
+        return (self._log.tail().strip().split("\n") or [""])[-1]
+
+    def _signal(self, number: signal.Signals) -> None:
+        """Send a signal to the process group, whose leader is the program."""
+        with contextlib.suppress(ProcessLookupError):
+            if self._process.returncode is None:  # the kernel may reuse the pid of a reaped process
+                os.killpg(self._process.pid, number)
+
+
+def launch(
+    command: Sequence[str], directory: Path, lock_descriptor: int, threads: int | None
+) -> subprocess.Popen[bytes]:
+    """Start a process in `directory` with its own pipes, session and environment. Raises OSError."""
+    (directory / TEMPORARY).mkdir(exist_ok=True)
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=directory,
+        env=clean_environment(os.environ, directory / TEMPORARY, threads),
+        start_new_session=True,
+        pass_fds=(lock_descriptor,),
+    )
+
+
+def clean_environment(parent: Mapping[str, str], temporary: Path, threads: int | None) -> dict[str, str]:
+    """The environment of a child: the inherited variables of `parent`, and what the child needs."""
+    environment = {
+        name: value
+        for name, value in parent.items()
+        if name in INHERITED_VARIABLES or name.startswith(INHERITED_PREFIXES)
+    }
+    if threads is not None:
+        environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    return environment | {
+        PARENT_PID_VARIABLE: str(os.getpid()),
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONSAFEPATH": "1",  # the work directory holds a user's files: import nothing from there
+        "PYTHONPATH": str(Path(worker.__file__).resolve().parents[2]),
+        "TMPDIR": str(temporary),
+    }
