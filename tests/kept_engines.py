@@ -24,7 +24,7 @@ def keep_engine(owner: str, database_url: str, pool_size: int = 5, max_overflow:
     Each owner has its own, so that the rows that a test reads do not take a connection of the code under test.
     """
     engine = make_engine(database_url, pool_size, max_overflow)
-    event.listen(engine, "do_connect", _name_connection)
+    event.listen(engine, "do_connect", _name_connection, insert=True)  # before the listener that connects
     engine.dispose = lambda close=True: None  # type: ignore[method-assign]
     _engines.append(engine)
     return engine

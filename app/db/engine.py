@@ -39,7 +39,7 @@ CONNECT_ARGS = {
 }
 
 
-class LimitedConnection(psycopg.Connection[Any]):
+class TimeLimitedConnection(psycopg.Connection[Any]):
     """A connection that does not wait forever for an answer of a server that hangs: its kernel still confirms every
     packet, so neither the keepalives nor `tcp_user_timeout` end the wait."""
 
@@ -90,7 +90,7 @@ def transaction(sessions: Sessions) -> Iterator[Session]:
 def remove_time_limits(connection: SqlConnection) -> None:
     """Allow statements that take longer than a request may, of migrations. The connection leaves its pool."""
     limited = connection.connection.driver_connection
-    assert isinstance(limited, LimitedConnection)
+    assert isinstance(limited, TimeLimitedConnection)
     limited.answer_timeout_seconds = None
     connection.detach()
     connection.execute(text("SET statement_timeout = 0"))
@@ -98,8 +98,8 @@ def remove_time_limits(connection: SqlConnection) -> None:
 
 def _connect_with_limit(engine: Engine) -> None:
     @event.listens_for(engine, "do_connect")
-    def connect(_dialect: Any, _record: Any, arguments: Any, parameters: Any) -> LimitedConnection:
-        return LimitedConnection.connect(*arguments, **parameters)
+    def connect(_dialect: Any, _record: Any, arguments: Any, parameters: Any) -> TimeLimitedConnection:
+        return TimeLimitedConnection.connect(*arguments, **parameters)
 
 
 def _check_connections(engine: Engine) -> None:

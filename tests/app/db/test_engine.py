@@ -8,7 +8,7 @@ from sqlalchemy import Engine, create_engine, select, text
 from app.db import engine as engine_module
 from app.db.engine import (
     DATABASE_UNAVAILABLE,
-    LimitedConnection,
+    TimeLimitedConnection,
     make_engine,
     make_sessions,
     remove_time_limits,
@@ -51,7 +51,7 @@ class TestAServerThatHangs:
     ) -> None:
         engine = make_engine(database_url)
         with engine.connect() as connection:
-            monkeypatch.setattr(LimitedConnection, "answer_timeout_seconds", 0.05)
+            monkeypatch.setattr(TimeLimitedConnection, "answer_timeout_seconds", 0.05)
             with pytest.raises(DATABASE_UNAVAILABLE, match=r"PostgreSQL did not answer within 0\.05 s"):
                 connection.execute(text("SELECT pg_sleep(1)"))
             assert connection.invalidated
@@ -59,7 +59,7 @@ class TestAServerThatHangs:
 
     def test_does_not_limit_a_migration(self, database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
         engine = make_engine(database_url)
-        monkeypatch.setattr(LimitedConnection, "answer_timeout_seconds", 0.05)
+        monkeypatch.setattr(TimeLimitedConnection, "answer_timeout_seconds", 0.05)
         with engine.connect() as connection:
             remove_time_limits(connection)
             connection.execute(text("SELECT pg_sleep(0.2)"))
