@@ -86,6 +86,7 @@ def test_a_key_without_a_scope_is_not_offered_what_needs_it(open_page: Open, wor
     page.goto(f"{url}/datasets")
     expect(page.get_by_role("link", name="support-tickets.jsonl")).to_be_visible()
     expect(page.get_by_role("button", name="Choose files")).to_have_count(0)
+    expect(page.get_by_role("link", name="New job")).to_have_count(0)
     page.goto(f"{url}/jobs/new?file={world.files['tickets']}")
     expect(page.get_by_text("This key may not create jobs")).to_be_visible()
     expect(page.get_by_text(re.compile("^Fits "))).to_be_visible()

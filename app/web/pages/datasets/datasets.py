@@ -18,8 +18,8 @@ COLUMNS = (
     column("lines", "Lines", "number"),
     column("size", "Size", "number"),
     column("created", "Uploaded", "number"),
-    column("use", "Use"),
 )
+USE_COLUMN = column("use", "Use")
 HINT = (
     "JSONL (one example per line) or CSV (one row per example; you choose the columns). Several files at once are "
     "possible; an interrupted upload continues when you drop the file again."
@@ -41,7 +41,8 @@ async def build(view: View) -> None:
         what_to_do = "Upload one above: the page then shows what is wrong with it, line by line."
         note("No datasets yet", what_to_do if view.may("files:write") else "This key may not upload any.")
         return
-    DataTable("Datasets", COLUMNS, [_row(file) for file in page["data"]])
+    columns = (*COLUMNS, USE_COLUMN) if view.may("jobs:write") else COLUMNS
+    DataTable("Datasets", columns, [_row(file) for file in page["data"]])
     with tag("div", classes="t-row"):
         tag("span", f"{counted(len(page['data']), 'file')} shown", "t-muted")
         if page["has_more"]:
