@@ -15,7 +15,8 @@ from anyio.from_thread import start_blocking_portal
 from app.domain.webhooks import parse_retry_after
 from app.settings import Endpoint
 
-ATTEMPTS = 5
+ATTEMPTS = 6
+FIRST_PAUSE_SECONDS = 2.0  # doubled with each attempt: the pauses outlast a restart of the endpoint, a minute
 RETRIED = (408, 409, 429)  # and every status from 500 on
 MAX_PAUSE_SECONDS = 60.0
 QUOTED_CHARACTERS = 200
@@ -101,9 +102,13 @@ class ChatEndpoint:
 
 
 def _pause(attempt: int, response: httpx2.Response | None) -> float:
-    """Seconds until the next attempt: what the endpoint asks for, else 1, 2, 4, ... with jitter."""
+    """Seconds until the next attempt: what the endpoint asks for, else 2, 4, 8, ... with jitter."""
     requested_seconds = _retry_after_seconds(response) if response is not None else None
-    pause = 2.0**attempt * random.uniform(0.75, 1.25) if requested_seconds is None else requested_seconds
+    pause = (
+        FIRST_PAUSE_SECONDS * 2.0**attempt * random.uniform(1.0, 1.25)
+        if requested_seconds is None
+        else requested_seconds
+    )
     return min(MAX_PAUSE_SECONDS, max(0.0, pause))
 
 

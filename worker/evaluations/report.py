@@ -5,13 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from app.db.tables import Evaluation
+from app.domain.evaluations.rows import REFERENCE_ANSWER
 from app.domain.evaluations.summary import ConfusionMatrix, Difference, EvaluationSummary, GraderSummary, Score
 from worker.evaluations.summarize import Outcome
 
 MAX_EXAMPLES = 5  # rows in which base and adapter differ most
 MAX_CELL_CHARACTERS = 300
-ANSWERS = "failed: rows without an answer; empty: answers without text; cut: answers that ended at max_new_tokens."
+ANSWERS = (
+    "answered: rows with an answer; failed: rows without one; empty: answers without text; cut: answers that ended at "
+    "max_new_tokens; tokens: those of all answers, if each has a count."
+)
 SCORES = "A score is the mean over the rows that have one; a difference, over the rows that have both."
+PASSED = "passed: the share of the scores that are at least the grader's pass_threshold."
+FIELDS = "The share of the rows with the field in which the answer's value is the expected one."
+CHANGE = "change: the adapter's score minus the base's."
 CONFUSION = "A line for each expected label of the evaluated rows, a column for each answer."
 
 
@@ -38,7 +45,8 @@ def report(evaluation: Evaluation, summary: EvaluationSummary, outcome: Outcome,
         lines += ["## Warnings", "", *(f"- {text}" for text in summary.warnings), ""]
     lines += [
         "Intervals are 95 % intervals of the mean paired difference over rows: for scores of 0 and 1 Newcombe's "
-        "method 10, else a bootstrap with 10,000 resamples and a fixed seed.",
+        "method 10, else a bootstrap with 10,000 resamples and a fixed seed, which is too narrow below some 20 rows. "
+        "One row has no interval.",
         "",
     ]
     return "\n".join(lines)
@@ -88,7 +96,16 @@ def _scores(summary: EvaluationSummary, models: Sequence[str]) -> list[str]:
         ]
         for grader in summary.graders
     ]
-    return ["## Scores", "", *_table(columns, rows), "", SCORES, ""]
+    return ["## Scores", "", *_table(columns, rows), "", SCORES, "", *_passed(summary, models)]
+
+
+def _passed(summary: EvaluationSummary, models: Sequence[str]) -> list[str]:
+    rows = [
+        [f"{grader.name}: passed", *(_share(getattr(grader, model).pass_rate) for model in models)]
+        for grader in summary.graders
+        if grader.adapter.pass_rate is not None or grader.base.pass_rate is not None
+    ]
+    return [*_table(["grader", *models], rows), "", PASSED, ""] if rows else []
 
 
 def _details(grader: GraderSummary, models: Sequence[str]) -> list[str]:
@@ -103,7 +120,7 @@ def _details(grader: GraderSummary, models: Sequence[str]) -> list[str]:
         fields = [
             [each.field, each.rows, *(f"{getattr(each, model):.3f}" for model in models)] for each in grader.fields
         ]
-        lines += [f"### {grader.name}: fields", "", *_table(["field", "rows", *models], fields), ""]
+        lines += [f"### {grader.name}: fields", "", FIELDS, "", *_table(["field", "rows", *models], fields), ""]
     return lines
 
 
@@ -126,6 +143,7 @@ def _examples(summary: EvaluationSummary, outcome: Outcome) -> list[str]:
                 outcome.rows[index].line,
                 f"{change:+.2f}",
                 outcome.rows[index].question,
+                outcome.rows[index].item.get(REFERENCE_ANSWER) or "",
                 outcome.answers["base"][index].text or "",
                 outcome.answers["adapter"][index].text or "",
             ]
@@ -133,8 +151,8 @@ def _examples(summary: EvaluationSummary, outcome: Outcome) -> list[str]:
             if (change > 0) == (what == "gained")
         ]
         if rows:
-            lines += [f"## Rows in which the adapter {what} most ({summary.graders[0].name})", ""]
-            lines += [*_table(["line", "change", "question", "base", "adapter"], rows), ""]
+            lines += [f"## Rows in which the adapter {what} most ({summary.graders[0].name})", "", CHANGE, ""]
+            lines += [*_table(["line", "change", "question", "expected", "base", "adapter"], rows), ""]
     return lines
 
 
@@ -145,9 +163,13 @@ def _number(score: Score) -> str:
     return f"{score.mean:.3f}{missing}"
 
 
+def _share(rate: float | None) -> str:
+    return "none" if rate is None else f"{rate:.3f}"
+
+
 def _interval(difference: Difference | None) -> str:
     if difference is None:
-        return ""
+        return "none"
     if difference.low is None or difference.high is None:
         return f"{difference.mean:+.3f}"
     return f"{difference.mean:+.3f}, 95 % {difference.low:+.3f} to {difference.high:+.3f}"

@@ -125,8 +125,13 @@ class TestReference:
     def test_a_limit_without_an_end_fails_the_row_with_the_reason(self, serve: Any) -> None:
         server, endpoint = serve(lambda *_: (429, {}, {"error": {"message": "slow down"}}))
         (answer,) = ask_reference(endpoint, "m", ROWS[:1], 5)
-        assert (answer.text, answer.error) == (None, "The endpoint old answered 429: slow down (5 attempts)")
+        assert (answer.text, answer.error) == (None, "The endpoint old answered 429: slow down (6 attempts)")
         assert len(server.requests) == ATTEMPTS
+
+    def test_a_restart_of_the_endpoint_costs_no_answer(self, serve: Any) -> None:
+        _, endpoint = serve(lambda number, _: (503, {}, {}) if number < ATTEMPTS else said("ok"))
+        assert endpoint.answer("m", [])[0] == "ok"
+        assert 60 < sum(endpoint.pauses) < 90
 
     def test_another_shape_is_quoted(self, serve: Any) -> None:
         _, endpoint = serve(lambda *_: (200, {}, {"result": "x"}))

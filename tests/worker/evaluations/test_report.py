@@ -1,0 +1,51 @@
+"""The report in Markdown explains each of its numbers."""
+
+from __future__ import annotations
+
+import io
+import json
+
+from app.db.tables import Evaluation
+from app.domain.evaluations.graders import EvaluationRequest
+from app.domain.evaluations.rows import EvaluationRow, read_rows
+from app.settings import Settings
+from worker.evaluations.grade import grade
+from worker.evaluations.inputs import EvaluationInputs
+from worker.evaluations.report import report
+from worker.evaluations.summarize import ADAPTER, BASE, ModelAnswer, summarize
+
+SERVICE = Settings(database_url="postgresql://nowhere/x", redis_url="redis://nowhere")  # no endpoints
+SIMILARITY = {
+    "type": "text_similarity",
+    "name": "similar",
+    "input": "{{ sample.output_text }}",
+    "reference": "{{ item.reference_answer }}",
+    "evaluation_metric": "fuzzy_match",
+    "pass_threshold": 0.9,
+}
+
+
+def report_of(*rows: tuple[str, str, str], **options: object) -> str:
+    """`rows` are (expected, base, adapter)."""
+    lines = [json.dumps({"prompt": f"question {number}", "completion": row[0]}) for number, row in enumerate(rows)]
+    read = [row for row in read_rows(io.BytesIO("\n".join(lines).encode()), 1 << 20) if isinstance(row, EvaluationRow)]
+    settings = EvaluationRequest.model_validate({"file": "file-x", **options}).settings()
+    answers = {BASE: [ModelAnswer(row[1]) for row in rows], ADAPTER: [ModelAnswer(row[2]) for row in rows]}
+    inputs = EvaluationInputs(read, [[1]] * len(read), len(read))
+    outcome = grade(SERVICE, settings, inputs, answers, "16 bits", "cpu", 1.0, lambda _: None)
+    evaluation = Evaluation(id="fteval-1", job_id="ftjob-1", file_id="file-x", model="ft:x", base_model="x")
+    return report(evaluation, summarize(outcome, settings), outcome, None)
+
+
+def test_it_has_the_share_of_passed_rows_and_the_expected_answers() -> None:
+    text = report_of(("yes", "no", "yes"), ("no", "no", "no"), graders=[SIMILARITY])
+    assert "| similar: passed | 0.500 | 1.000 |" in text
+    assert "passed: the share of the scores that are at least the grader's pass_threshold." in text
+    assert "| line | change | question | expected | base | adapter |" in text
+    assert "| question 0 | yes | no | yes |" in text
+
+
+def test_without_a_threshold_it_has_no_share() -> None:
+    text = report_of(("a", "a", "b"), graders=[{"type": "label_accuracy", "name": "label"}])
+    assert "passed" not in text
+    assert "| label (label_accuracy) | 1.000 | 0.000 | -1.000 |" in text  # one row has no interval
