@@ -137,6 +137,7 @@ class Evaluator:
         process = start_program([*self._generate_command, str(directory)], directory, lock, self.settings.threads)
         write_progress = self._progress_writer(keeper, directory / ANSWERS, 2 * rows)
         exit_code = supervise(process, keeper, self.resources, "generation", write_progress)
+        write_progress()  # the last count, which stays while a reference is asked
         if exit_code != ExitCode.DONE:
             raise _exit_failure(exit_code, process.last_stderr_line())
         started, answers = _read_answers(directory / ANSWERS, rows)
@@ -158,12 +159,6 @@ class Evaluator:
                 )
 
         return write
-
-    def _write_progress(self, keeper: RowLeaseKeeper[Evaluation], progress: dict[str, int]) -> None:
-        with suppress(FencedError):  # the watchdog kills the process
-            keeper.transact(
-                lambda session: leased_rows.update_held(session, Evaluation, keeper.lease, progress=progress)
-            )
 
     def _publish(
         self,

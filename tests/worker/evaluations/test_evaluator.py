@@ -176,6 +176,7 @@ class TestSummary:
         assert evaluator(harness, tmp_path).run_next()
         done = read(harness, evaluation)
         assert done.summary is not None
+        assert done.progress == {"answers": 24, "total_answers": 24}
         (grader,) = done.summary["graders"]
         assert (grader["base"]["mean"], grader["adapter"]["mean"]) == (pytest.approx(4 / 12), 1.0)
         difference = grader["difference"]
@@ -189,7 +190,7 @@ class TestSummary:
         report = harness.content(str(done.report_file_id)).decode()
         assert "**The adapter may be delivered**" in report
         assert "| exact (string_check) | 0.333 | 1.000 | +0.667" in report
-        assert "cut: answers that ended at max_new_tokens." in report
+        assert "cut: answers that ended at max_new_tokens;" in report
 
     def test_an_adapter_that_is_no_better_is_not_delivered(
         self, harness: WorkerHarness, ask: Ask, trained: Job, tmp_path: Path

@@ -207,11 +207,13 @@ def _print_summary(evaluation: dict[str, Any]) -> None:
     summary = evaluation["summary"]
     has_reference = summary["answers"]["reference"] is not None
     columns = ["grader", "base", "adapter", *(["reference"] if has_reference else []), "difference", "95 % interval"]
+    columns += ["adapter - reference", "95 % interval"] if has_reference else []
     rows = []
     for grader in summary["graders"]:
         models = ["base", "adapter", *(["reference"] if has_reference else [])]
         means = ["none" if grader[model]["mean"] is None else f"{grader[model]['mean']:.3f}" for model in models]
-        rows.append([grader["name"], *means, *_difference(grader["difference"])])
+        to_reference = _difference(grader["reference_difference"]) if has_reference else []
+        rows.append([grader["name"], *means, *_difference(grader["difference"]), *to_reference])
     print_table(columns, rows, f"{summary['rows']} rows were answered; no graders.")
     print_line(f"{summary['rows']:,} rows; the base model answered in {evaluation['precision']}.")
     if summary["promotion"] is not None:
