@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from types import ModuleType
-from typing import Any
 
 import pytest
-from sqlalchemy import Engine, event
+from sqlalchemy import Engine, make_url
 
 from app.db.engine import make_engine
 
@@ -23,8 +22,8 @@ def keep_engine(owner: str, database_url: str, pool_size: int = 5, max_overflow:
 
     Each owner has its own, so that the rows that a test reads do not take a connection of the code under test.
     """
-    engine = make_engine(database_url, pool_size, max_overflow)
-    event.listen(engine, "do_connect", _name_connection, insert=True)  # before the listener that connects
+    named = make_url(database_url).update_query_dict({"application_name": APPLICATION_NAME})
+    engine = make_engine(named.render_as_string(hide_password=False), pool_size, max_overflow)
     engine.dispose = lambda close=True: None  # type: ignore[method-assign]
     _engines.append(engine)
     return engine
@@ -45,7 +44,3 @@ def close_kept_engines() -> None:
 
 
 _engines: list[Engine] = []
-
-
-def _name_connection(_dialect: Any, _record: Any, _arguments: Any, keywords: dict[str, Any]) -> None:
-    keywords["application_name"] = APPLICATION_NAME
