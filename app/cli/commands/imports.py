@@ -67,8 +67,10 @@ def import_openai(
         raise UsageError("--record and --from belong together: the file for the answers, and the model that answers.")
     if plan and run:
         raise UsageError("--plan creates no job and --run does; give one of them.")
-    with contextlib.closing(OpenAISource(openai_url)) as source:
-        state = ImportDirectory(directory)
+    with (
+        contextlib.closing(OpenAISource(openai_url)) as source,
+        contextlib.closing(ImportDirectory(directory)) as state,
+    ):
         if golden is not None and source_model is not None:
             _record(source, state, source_model, golden, prompts)
             return

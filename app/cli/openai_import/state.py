@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from pathlib import Path
 from typing import Any
+
+from app.cli.errors import UsageError
 
 Json = dict[str, Any]
 
@@ -14,12 +17,24 @@ class ImportDirectory:
     """`files/<id>/<name>`, `jobs/<id>.json`, `jobs/<id>.{events,checkpoints}.jsonl`, and state.json."""
 
     def __init__(self, root: Path) -> None:
+        """Raises UsageError while another import uses the directory: both would create the same jobs."""
         self.root = root
         self._path = root / "state.json"
         root.mkdir(parents=True, exist_ok=True)
+        self._lock = (root / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.close()
+            raise UsageError(
+                f"Another import uses {root}. Wait until it has ended, or choose another --directory."
+            ) from None
         state = json.loads(self._path.read_text(encoding="utf-8")) if self._path.exists() else {}
         self.files: dict[str, Json] = state.get("files", {})  # {id at OpenAI: provenance, and the id here}
         self.jobs: dict[str, Json] = state.get("jobs", {})  # {id at OpenAI: {checked (the request), job (here)}}
+
+    def close(self) -> None:
+        self._lock.close()
 
     def save(self) -> None:
         """Write state.json, completely or not at all."""

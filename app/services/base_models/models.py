@@ -96,9 +96,11 @@ def set_alias(session: Session, name: str, base_model: str) -> ModelAlias:
         problems.append(BadRequest(text, "name"))
     if base_model not in registered:
         known = ", ".join(registered) or "none"
-        problems.append(
-            BadRequest(f"model: no base model is named {as_json(base_model)}; registered: {known}", "model")
+        text = (
+            f"model: no base model is named {as_json(base_model)}; registered: {known}. Register it first (`tunery "
+            "models pull` or `tunery models add`), or choose another one"
         )
+        problems.append(BadRequest(text, "model"))
     if problems:
         raise combine_errors(problems)
     return models.set_alias(session, name, base_model)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 
 from app.cli.client.http import Client
 from app.cli.errors import ServiceUnreachable, TooManyRequests
+from app.cli.openai_import.state import ImportDirectory
 from app.db.base_models import models
 from app.db.engine import Sessions, transaction
 from app.errors import BadRequest
@@ -166,6 +168,15 @@ class TestImport:
         assert len(tunery("files", "list", "--json").json) == 1
         assert not [path for _, path in account.requests if path.endswith(("/content", "/events", "/checkpoints"))]
         assert planned == []
+
+    def test_two_imports_into_one_directory_are_refused(
+        self, bring: Tunery, account: StandInOpenAI, tmp_path: Path
+    ) -> None:
+        with contextlib.closing(ImportDirectory(tmp_path / "saved")):
+            done = bring("--model", "tiny", "--run")
+        assert (done.exit_code, "Another import uses" in done.err) == (2, True)
+        assert account.requests == []
+        assert bring("--model", "tiny").exit_code == 0
 
     def test_a_lost_state_file_creates_no_job_twice(
         self, bring: Tunery, tunery: Tunery, account: StandInOpenAI, tmp_path: Path
