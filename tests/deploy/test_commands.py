@@ -106,6 +106,7 @@ class TestBackup:
         _psql(database, "DROP SCHEMA public CASCADE; CREATE SCHEMA public")
         done = migrated.run("cpu-worker", restore)
         assert done.returncode == 0, done.stderr
+        assert "with TUNERY_SECRET_KEYS of the time of the backup" in done.stdout
         assert "kept" in _psql(database, "SELECT name FROM projects WHERE id = 'proj_kept'")
         assert migrated.run("migrate").returncode == 0
 

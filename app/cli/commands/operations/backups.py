@@ -111,7 +111,9 @@ def restore_backup(
         print_note(f"{len(manifest.damaged)} objects were damaged when it was made:\n{_lines(manifest)}")
     if copy:
         print_note("It is a copy: its webhook events and deliveries wait, and `tunery status` says so.")
-    if not database_url:
+    if database_url:
+        print_line("Start the service with TUNERY_SECRET_KEYS of the time of the backup, which does not contain them.")
+    else:
         print_line(f"Start the service: tunery up --data-dir {layout.root}")
     print_line("Base models are not part of a backup: `tunery models where NAME` prints the directory of one.")
 
