@@ -182,8 +182,8 @@ def _promotion(settings: EvaluationSettings, graders: Sequence[GraderSummary]) -
     if settings.promote_if is None:
         return None
     grader = next(each for each in graders if each.name == settings.promote_if.grader)
-    failed_rows = grader.base.failed_rows + grader.adapter.failed_rows
-    verdict = decide(settings.promote_if, grader.model_dump(), failed_rows)
+    missing_scores = grader.base.failed_rows + grader.adapter.failed_rows
+    verdict = decide(settings.promote_if, grader.model_dump(), missing_scores)
     return Promotion(
         grader=grader.name,
         margin=settings.promote_if.margin,

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from app.domain.error_text.json_text import counted
 from app.domain.evaluations.graders import PromoteIf
 from app.domain.evaluations.states import EvaluationState
 
+REPEAT = "remove the cause, which the report has, and repeat the evaluation"
 REMEDY = "more rows narrow the interval, and a larger margin accepts more loss"
 
 
@@ -20,15 +22,16 @@ class DeliveryVerdict:
     reason: str
 
 
-def decide(promote_if: PromoteIf, grader: Mapping[str, Any], failed_rows: int) -> DeliveryVerdict:
+def decide(promote_if: PromoteIf, grader: Mapping[str, Any], missing_scores: int) -> DeliveryVerdict:
     """Apply the condition to the summary of its grader.
 
     The mean of the adapter must be at least that of the base, and the lower bound of the 95 % interval of the paired
     difference above minus the margin.
     """
     name, difference = promote_if.grader, grader["difference"]
-    if failed_rows:
-        return DeliveryVerdict(False, f"{name} has no score for {failed_rows} rows, so it decides nothing")
+    if missing_scores:
+        text = f"{name} has no score for {counted(missing_scores, 'answer')} of base and adapter; {REPEAT}"
+        return DeliveryVerdict(False, text)
     if difference is None or difference["low"] is None:
         return DeliveryVerdict(False, f"{name} has too few rows for an interval; evaluate more rows")
     base, adapter, low = grader["base"]["mean"], grader["adapter"]["mean"], difference["low"]

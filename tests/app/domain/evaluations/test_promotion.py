@@ -28,14 +28,14 @@ def grader(base: float, adapter: float, low: float | None) -> dict[str, Any]:
 def test_the_mean_and_the_lower_bound_decide(
     base: float, adapter: float, low: float | None, margin: float, is_allowed: bool
 ) -> None:
-    verdict = decide(PromoteIf(grader="exact", margin=margin), grader(base, adapter, low), failed_rows=0)
+    verdict = decide(PromoteIf(grader="exact", margin=margin), grader(base, adapter, low), missing_scores=0)
     assert verdict.is_allowed is is_allowed
     assert verdict.reason.startswith("exact")
 
 
 @pytest.mark.parametrize(("margin", "bound"), [(0.0, "0"), (0.02, "-0.02")])
 def test_a_refusal_names_the_bound_and_what_to_do(margin: float, bound: str) -> None:
-    verdict = decide(PromoteIf(grader="exact", margin=margin), grader(0.5, 0.5, -0.15), failed_rows=0)
+    verdict = decide(PromoteIf(grader="exact", margin=margin), grader(0.5, 0.5, -0.15), missing_scores=0)
     assert verdict.reason == (
         f"exact: adapter 0.5, base 0.5; the interval of the difference begins at -0.15, which is not above {bound}: "
         "more rows narrow the interval, and a larger margin accepts more loss"
@@ -43,8 +43,12 @@ def test_a_refusal_names_the_bound_and_what_to_do(margin: float, bound: str) -> 
 
 
 def test_missing_scores_allow_nothing() -> None:
-    verdict = decide(PromoteIf(grader="judge"), grader(0.1, 0.9, 0.5), failed_rows=3)
-    assert (verdict.is_allowed, verdict.reason) == (False, "judge has no score for 3 rows, so it decides nothing")
+    verdict = decide(PromoteIf(grader="judge"), grader(0.1, 0.9, 0.5), missing_scores=3)
+    assert (verdict.is_allowed, verdict.reason) == (
+        False,
+        "judge has no score for 3 answers of base and adapter; remove the cause, which the report has, and repeat the "
+        "evaluation",
+    )
 
 
 @pytest.mark.parametrize(
