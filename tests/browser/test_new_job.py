@@ -148,6 +148,13 @@ class TestKeptEntries:
         page.goto(page.url)
         expect(page.get_by_label("Name")).to_have_value("")
 
+    def test_after_a_reload_of_a_page_whose_address_follows_its_fields(self, open_page: Open, world: World) -> None:
+        page = open_page(f"/datasets/{world.files['tickets']}")
+        page.get_by_label("Validation file").select_option(world.files["held_out"])
+        page.wait_for_url("**?model=**")
+        page.reload()
+        expect(page.get_by_label("Validation file")).to_have_value(world.files["held_out"])
+
     def test_none_after_signing_out_and_none_of_another_project(self, open_page: Open, world: World) -> None:
         with transaction(world.sessions) as session:
             other = make_key(session, make_project(session, "of others"))

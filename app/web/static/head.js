@@ -67,33 +67,41 @@ window.signIn = (reason) => {
 // What was entered into a form stays in the tab. It is there again after another sign-in, after a lost connection, which
 // reloads the page, and after Back; a new visit begins with an empty form. Entries are those of one project.
 const FORM_FIELD = ".t-field .t-input, label.t-row input";
+const fieldName = (field) => field.labels?.[0]?.textContent;
+const fieldState = (field) => (field.type === "checkbox" ? "checked" : "value");
+const formPage = () => location.pathname + location.search; // the server may change it: the state of a page is in its URL
 let formOwner = null; // the project; the sign-in form has none, and its key is not kept
+let entries = {};
+let keptAs = formPage();
 const keptForms = () => {
   const kept = JSON.parse(sessionStorage.getItem("forms") ?? "{}");
   return kept.owner === formOwner ? kept.pages : {};
 };
-const keepForms = (pages) => sessionStorage.setItem("forms", JSON.stringify({ owner: formOwner, pages }));
-const formPage = () => location.pathname + location.search;
-const fieldName = (field) => field.labels?.[0]?.textContent;
-const fieldState = (field) => (field.type === "checkbox" ? "checked" : "value");
-const keepEntry = ({ target }) => {
-  if (!formOwner || !target.matches(FORM_FIELD)) return;
+const keepEntries = () => {
+  if (!formOwner) return;
   const pages = keptForms();
-  (pages[formPage()] ??= {})[fieldName(target)] = target[fieldState(target)];
-  keepForms(pages);
+  delete pages[keptAs];
+  keptAs = formPage();
+  pages[keptAs] = entries;
+  sessionStorage.setItem("forms", JSON.stringify({ owner: formOwner, pages }));
+};
+const keepEntry = ({ target }) => {
+  if (!target.matches(FORM_FIELD)) return;
+  entries[fieldName(target)] = target[fieldState(target)];
+  keepEntries();
 };
 document.addEventListener("input", keepEntry);
 document.addEventListener("change", keepEntry);
+window.addEventListener("pagehide", keepEntries);
 window.restoreForm = (project) => {
   formOwner = project;
-  const pages = keptForms();
   const type = performance.getEntriesByType("navigation")[0]?.type; // undefined after some lost connections
   const isReturn = type !== "navigate" || document.referrer.startsWith(`${location.origin}/sign-in`);
-  if (!isReturn) delete pages[formPage()];
-  keepForms(pages);
+  if (isReturn) entries = { ...keptForms()[formPage()], ...entries };
+  keepEntries();
   for (const field of document.querySelectorAll(FORM_FIELD)) {
-    const entry = pages[formPage()]?.[fieldName(field)];
-    if (entry === undefined) continue;
+    const entry = entries[fieldName(field)];
+    if (entry === undefined || entry === field[fieldState(field)]) continue;
     field[fieldState(field)] = entry;
     field.closest("details")?.setAttribute("open", "");
     field.dispatchEvent(new Event("change"));
