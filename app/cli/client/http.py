@@ -143,6 +143,14 @@ class Client:
                 raise _error_of(response, self.address)
             yield response
 
+    def failed_checks(self) -> dict[str, str]:
+        """What /readyz reports, which responds without PostgreSQL: {check: reason}. Empty if it does not respond."""
+        try:
+            checks = self._http.get(f"{self.address.base_url}/readyz").json()["checks"]
+            return {name: str(check["detail"]) for name, check in checks.items() if not check["ok"]}
+        except (httpx2.HTTPError, ValueError, LookupError, TypeError):
+            return {}
+
     def close(self) -> None:
         self._http.close()
 

@@ -4,12 +4,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from app.cli.errors import ServiceUnreachable
 from app.cli.options import AsJson, with_client
 from app.cli.output.console import (
     duration_text,
     print_fields,
     print_json,
     print_line,
+    print_note,
     print_table,
     size_text,
     time_text,
@@ -38,13 +40,24 @@ def show(
     Workers, queue, jobs and deliveries that failed within the last day, storage by project, last backup. The exit code
     is 1 if there is a problem.
     """
-    status = client.get("organization/status")
+    try:
+        status = client.get("organization/status")
+    except ServiceUnreachable:
+        _print_failed_checks(client)
+        raise
     if as_json:
         print_json(status)
     else:
         _print(status, failed)
     if not status["healthy"]:
         raise typer.Exit(UNHEALTHY)
+
+
+def _print_failed_checks(client: "Client") -> None:
+    from app.domain.operations.status import CHECK_REMEDIES
+
+    for name, reason in client.failed_checks().items():
+        print_note(f"{name}: {reason}.\n  -> {CHECK_REMEDIES.get(name, 'Read the log of the API.')}")
 
 
 def _print(status: dict[str, Any], failed_limit: int) -> None:

@@ -11,6 +11,9 @@ from app.db.operations import status
 from app.db.scheduling import workers
 from app.db.tables import Delivery, Project
 from app.db.webhooks import endpoints
+from app.errors import Unavailable
+from app.services.operations import health
+from app.services.operations import status as status_service
 from app.storage import LocalStorage
 from tests.app.cli.conftest import Tunery
 from tests.factories import make_delivery, make_failed_job, make_succeeded_job
@@ -32,6 +35,20 @@ def test_a_healthy_service_exits_with_0(tunery: Tunery, base_model: str, session
     assert shown.out.startswith("The service is healthy.\n  advice: No backup was made.\n")
     assert "gpu0@host#1" in shown.out
     assert "No job failed within the last day." in shown.out
+
+
+def test_without_postgresql_it_names_what_fails_with_a_remedy(
+    tunery: Tunery, base_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise Unavailable("PostgreSQL does not answer; try again in a few seconds.")
+
+    away = health.ProbeResult("database", False, True, "PostgreSQL does not answer")
+    monkeypatch.setattr(status_service, "view", fail)
+    monkeypatch.setattr(health, "_database", lambda _: [away])
+    shown = tunery("status")
+    assert (shown.exit_code, shown.out) == (1, "")
+    assert shown.err.startswith("database: PostgreSQL does not answer.\n  -> Start PostgreSQL,")
 
 
 def test_each_failed_job_is_shown_with_its_reason_and_a_remedy(
