@@ -12,6 +12,7 @@ from app.db.engine import transaction
 from app.db.jobs import exports
 from app.db.jobs.claims import Lease
 from app.db.tables import ApiKey, Job
+from app.domain.artifacts.exports import ExportKind, ExportType
 from app.services.jobs import jobs
 from tests.browser.conftest import NARROW, Open
 from tests.browser.test_screens import require_accessible
@@ -40,6 +41,27 @@ def test_an_export_is_requested_followed_downloaded_and_deleted(open_page: Open,
     card.get_by_role("button", name="Delete").click()
     page.get_by_role("dialog").get_by_role("button", name="Delete export").click()
     expect(card).to_have_count(0)
+
+
+def test_an_export_that_another_tab_has_deleted_leaves_the_list(open_page: Open, world: World) -> None:
+    with transaction(world.sessions) as session:
+        project = make_project(session)
+        job = make_job(session, project, make_file(session, world.storage, project), MODEL, suffix="two-tabs")
+        checkpoint = make_checkpoint(session, world.storage, project, job, 4)
+        jobs.cancel(session, project.id, job.id)
+        exports.insert(session, job, checkpoint, ExportKind(ExportType.MERGED, None), 1_000)
+        path = f"/jobs/{job.id}?tab=exports"
+    page = open_page(path)
+    other_tab = page.context.new_page()
+    other_tab.goto(page.url)
+    for tab in (page, other_tab):
+        tab.get_by_role("button", name="Delete").click()
+        expect(tab.get_by_role("dialog")).to_be_visible()
+    page.get_by_role("dialog").get_by_role("button", name="Delete export").click()
+    expect(page.get_by_text("No exports")).to_be_visible()
+    other_tab.get_by_role("dialog").get_by_role("button", name="Delete export").click()
+    expect(other_tab.get_by_role("alert")).to_contain_text("No such export")
+    expect(other_tab.get_by_text("No exports")).to_be_visible()
 
 
 def finish_export(world: World) -> None:

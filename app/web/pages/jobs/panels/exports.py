@@ -98,8 +98,10 @@ class ExportsPanel:
 
     def _ask_to_delete(self, export: Json) -> None:
         async def delete() -> None:
-            await self._view.api.delete(f"{self._path}/{export['id']}")
-            await self._load()
+            try:
+                await self._view.api.delete(f"{self._path}/{export['id']}")
+            finally:
+                await self._load()  # also without an export that another tab has deleted
 
         with self._dialogs:
             ask(f"Delete this export ({name_of(export)}) and its files?", "Delete export", delete)
