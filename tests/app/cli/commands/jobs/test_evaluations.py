@@ -129,6 +129,14 @@ class TestEval:
         done = tunery("eval", trained_job.id, "--file", heldout)
         assert (done.exit_code, "invalid_evaluation_file): Line 1: the prompt is empty." in done.err) == (1, True)
 
+    @pytest.mark.parametrize("option", ["--report", "--results"])
+    def test_a_result_that_could_not_be_written_is_refused_before_the_evaluation(
+        self, tunery: Tunery, trained_job: Job, heldout: Path, tmp_path: Path, option: str
+    ) -> None:
+        done = tunery("eval", trained_job.id, "--file", heldout, option, tmp_path / "none" / "x")
+        assert (done.exit_code, "does not exist; create it first" in done.err) == (2, True)
+        assert tunery("files", "list", "--purpose", "evals", "--json").json == []
+
 
 class TestCompare:
     def test_shows_both_answers_and_the_precision_and_deletes_its_file(
