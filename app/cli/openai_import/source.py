@@ -98,7 +98,10 @@ class OpenAISource:
         request: Json = {"model": model, "messages": list(messages), "temperature": 0, **given}
         with self._errors(f"ask {model}"), self._refusals(AnswerRefused):
             completion: Any = self._client.chat.completions.create(**request)
-        return dict(completion.choices[0].message.to_dict(mode="json"))
+        choice = completion.choices[0]
+        if choice.finish_reason == "content_filter":
+            raise AnswerRefused("the content filter cut the answer.")
+        return dict(choice.message.to_dict(mode="json"))
 
     @contextmanager
     def _refusals(self, kind: type[NotReturned | AnswerRefused]) -> Iterator[None]:

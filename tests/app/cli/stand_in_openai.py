@@ -95,7 +95,8 @@ class StandInOpenAI:
                 return status, error("Invalid prompt: it was flagged.", None)
             answer = self.answer(body)
             message = {"role": "assistant", "content": answer, "refusal": None} if isinstance(answer, str) else answer
-            choice = {"index": 0, "finish_reason": "stop", "message": message, "logprobs": None}
+            reason = message.pop("finish_reason", "stop")
+            choice = {"index": 0, "finish_reason": reason, "message": message, "logprobs": None}
             model, created = body["model"], 1_750_000_000
             return 200, {
                 "id": "c",

@@ -496,6 +496,16 @@ class TestRecord:
         assert bring("--record", golden, "--from", model, "--prompts", tmp_path / "prompts.jsonl").exit_code == 0
         assert json.loads(golden.read_text())["recorded_answer"] == "I cannot help with that."
 
+    def test_an_answer_that_was_filtered_is_not_recorded(
+        self, bring: Tunery, account: StandInOpenAI, tmp_path: Path
+    ) -> None:
+        account.answer = lambda _: {"role": "assistant", "content": "it is", "finish_reason": "content_filter"}
+        prompts, golden = tmp_path / "prompts.jsonl", tmp_path / "golden.jsonl"
+        prompts.write_bytes(chat_lines(1))
+        done = bring("--record", golden, "--from", "ft:old", "--prompts", prompts)
+        assert (done.exit_code, golden.read_text()) == (1, "")
+        assert "refused: line 1: the content filter cut the answer." in done.out
+
     def test_a_model_that_is_gone_ends_it_at_once(self, bring: Tunery, account: StandInOpenAI, tmp_path: Path) -> None:
         prompts = tmp_path / "prompts.jsonl"
         prompts.write_bytes(chat_lines(3))
