@@ -82,9 +82,9 @@ def evaluate(
     reference = _options(model=reference_model, endpoint=reference_endpoint, field=reference_field)
     body |= {"reference": reference} if reference else {}
     body |= {"promote_if": _promote_if(promote_if)} if promote_if else {}
-    for path in filter(None, (report, results)):
-        if not path.parent.is_dir():  # an evaluation may take hours
-            raise UsageError(f"The directory of {path} does not exist; create it first, or choose another path.")
+    for output in filter(None, (report, results)):
+        if not output.parent.is_dir():  # an evaluation may take hours
+            raise UsageError(f"The directory of {output} does not exist; create it first, or choose another path.")
     evaluation = _create(client, job_id, file, body)
     if not detach:
         evaluation = _wait(client, job_id, evaluation)
