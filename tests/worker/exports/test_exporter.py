@@ -25,6 +25,7 @@ from app.db.scheduling import workers
 from app.db.tables import BaseModelRow, Export, Job
 from app.domain.artifacts.exports import ExportErrorCode, ExportType
 from app.services.jobs import exports as service
+from app.system import parent_death
 from tests.app.cli.trained import make_trained_job
 from tests.deadline import until
 from tests.processes import is_alive
@@ -36,6 +37,7 @@ from worker.node.slot import Slot
 from worker.node.worker_node import WorkerNode
 from worker.reconciler import cleanup
 from worker.reconciler.reconciler import Reconciler
+from worker.trainer import merge
 
 OWNER = "export.cpu0@test#1"
 MERGE_COMMAND = COMMANDS[ExportType.MERGED]
@@ -467,11 +469,11 @@ class TestWorkerNode:
         assert node.export_slot is None
 
 
-def test_the_program_dies_with_its_parent() -> None:
+def test_the_program_dies_with_its_parent(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """It gets its parent's pid in the environment, as a trainer does: an orphan would fill the disk."""
-    import subprocess
-
-    environment = os.environ | {"TUNERY_PARENT_PID": "1"}
-    done = subprocess.run([*MERGE_COMMAND, "a", "b", "c"], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 70
-    assert "the parent process 1 has ended" in done.stderr
+    monkeypatch.setenv("TUNERY_PARENT_PID", "1")
+    monkeypatch.setattr(parent_death, "die_with_parent", lambda parent_pid: parent_pid != 1)
+    with pytest.raises(SystemExit) as ended:
+        merge.main(["a", "b", "c"])
+    assert ended.value.code == 70
+    assert "the parent process 1 has ended" in capsys.readouterr().err
