@@ -60,6 +60,17 @@ def test_the_comparison_of_the_selected_jobs_is_in_view(open_page: Open) -> None
     expect(compare).to_be_in_viewport(ratio=1)
 
 
+def test_a_sixth_job_is_not_selected(open_page: Open) -> None:
+    page = open_page("/jobs?status=succeeded,running,failed,paused,cancelled")
+    boxes = page.get_by_role("checkbox")
+    for number in range(5):
+        boxes.nth(number).check()
+    expect(page.get_by_role("link", name="Compare 5 jobs")).to_be_visible()
+    boxes.nth(5).click()
+    expect(page.get_by_text("Up to 5 jobs can be compared")).to_be_visible()
+    expect(boxes.nth(5)).not_to_be_checked()
+
+
 def test_every_column_sorts_and_the_order_is_in_the_url(open_page: Open) -> None:
     page = open_page("/jobs?status=succeeded,running")
     first = page.get_by_role("row").nth(1)

@@ -26,6 +26,9 @@ export default {
       const value = row[column.key];
       return value !== null && typeof value === "object" ? value : { text: value ?? "–" };
     },
+    deselect(id) {
+      for (const box of this.$el.querySelectorAll("td.t-check input")) if (box.value === id) box.checked = false;
+    },
     isVoid(cell) {
       return cell.text === "–" && !cell.sub;
     },
@@ -56,7 +59,8 @@ export default {
       <tbody>
         <tr v-for="row in rows" :key="row.id" :class="{ 't-selected': selected.includes(row.id) }">
           <td v-if="selectable" class="t-check">
-            <input type="checkbox" :checked="selected.includes(row.id)" :aria-label="'Select ' + (row.label || row.id)"
+            <input type="checkbox" :value="row.id" :checked="selected.includes(row.id)"
+                   :aria-label="'Select ' + (row.label || row.id)"
                    @change="$emit('select', row.id, $event.target.checked)">
           </td>
           <td v-for="column in columns" :key="column.key" :data-label="column.label"

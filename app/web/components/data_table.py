@@ -39,6 +39,10 @@ class DataTable(Element, component="data_table.js"):
         self._props["selected"] = list(row_ids)
         self.update()
 
+    def deselect(self, row_id: str) -> None:
+        """Take back a selection that was refused: the browser shows it, and no property has changed."""
+        self.run_method("deselect", row_id)
+
     def on_sort(self, handler: Callable[[str], Any]) -> None:
         """`handler` gets the key of the column whose header was pressed."""
         self.on("sort", lambda event: handler(_arguments(event)[0]))

@@ -195,7 +195,8 @@ class JobsPage:
 
     def _select(self, job_id: str, is_selected: bool) -> None:
         if is_selected and len(self._selected) >= MAX_COMPARED:
-            ui.notify(f"Up to {MAX_COMPARED} jobs can be compared.")
+            self._table.deselect(job_id)
+            ui.notify(f"Up to {MAX_COMPARED} jobs can be compared: take one out of the selection first.")
         elif is_selected:
             self._selected.append(job_id)
         elif job_id in self._selected:
