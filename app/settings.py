@@ -193,10 +193,12 @@ class Settings(BaseSettings):
     @field_validator("database_url")
     @classmethod
     def _use_psycopg(cls, url: str) -> str:
-        """Select psycopg 3, the only installed driver, for `postgres://` and `postgresql://`."""
+        """Select psycopg 3, the only installed driver. Programs that connect to no database give an empty URL."""
         for scheme in ("postgres://", "postgresql://"):
             if url.startswith(scheme):
                 return "postgresql+psycopg://" + url.removeprefix(scheme)
+        if url and not url.startswith("postgresql+psycopg://"):  # the URL may have a password: it is not shown
+            raise ValueError("must begin with postgresql://, such as postgresql://user:password@host:5432/tunery")
         return url
 
     @field_validator("labels", mode="before")
@@ -356,7 +358,11 @@ Loaded = TypeVar("Loaded", Settings, WebSettings)
 
 
 def load_settings() -> Settings:
-    return _load(Settings)
+    settings = _load(Settings)
+    for name, url in (("DATABASE_URL", settings.database_url), ("REDIS_URL", settings.redis_url)):
+        if not url:
+            raise SystemExit(f"The environment has invalid settings: {name} is empty.")
+    return settings
 
 
 def load_web_settings() -> WebSettings:

@@ -21,7 +21,7 @@ from app.db.access import audit
 from app.db.fast_reads import keys as key_reads
 from app.db.fast_reads.keys import KeyRow
 from app.domain.access import audit_actions, scopes
-from app.domain.error_text.json_text import as_json
+from app.domain.error_text.json_text import as_json, counted
 from app.errors import InvalidApiKey, MissingScope, RateLimited
 from app.services.access.rate_limit import RateLimitStatus
 
@@ -68,7 +68,7 @@ def authorize(request: Request, key: KeyRow | None) -> Caller:
     add_response_headers(request.scope, _rate_limit_headers(allowance))
     if allowance.wait_seconds:
         raise RateLimited(
-            f"Rate limit reached: this project may send {allowance.limit} requests a second. "
+            f"Rate limit reached: this project may send {counted(allowance.limit, 'request')} a second. "
             f"Try again in {allowance.wait_seconds:.3f} s.",
             allowance.wait_seconds,
         )
