@@ -193,12 +193,10 @@ class Settings(BaseSettings):
     @field_validator("database_url")
     @classmethod
     def _use_psycopg(cls, url: str) -> str:
-        """Select psycopg 3, the only installed driver. Programs that connect to no database give an empty URL."""
+        """Select psycopg 3, the only installed driver, for `postgres://` and `postgresql://`."""
         for scheme in ("postgres://", "postgresql://"):
             if url.startswith(scheme):
                 return "postgresql+psycopg://" + url.removeprefix(scheme)
-        if url and not url.startswith("postgresql+psycopg://"):  # the URL may have a password: it is not shown
-            raise ValueError("must begin with postgresql://, such as postgresql://user:password@host:5432/tunery")
         return url
 
     @field_validator("labels", mode="before")
@@ -358,10 +356,13 @@ Loaded = TypeVar("Loaded", Settings, WebSettings)
 
 
 def load_settings() -> Settings:
+    """The settings of a process that connects to both servers; others give empty URLs. Raises SystemExit."""
     settings = _load(Settings)
-    for name, url in (("DATABASE_URL", settings.database_url), ("REDIS_URL", settings.redis_url)):
-        if not url:
-            raise SystemExit(f"The environment has invalid settings: {name} is empty.")
+    if not settings.database_url.startswith("postgresql+psycopg://"):
+        text = "DATABASE_URL must begin with postgresql://, such as postgresql://user:password@host:5432/tunery"
+        raise SystemExit(f"The environment has invalid settings: {text}.")  # not with the URL, which has a password
+    if not settings.redis_url:
+        raise SystemExit("The environment has invalid settings: REDIS_URL is empty.")
     return settings
 
 

@@ -76,9 +76,9 @@ def test_the_secret_is_in_no_text_of_the_settings() -> None:
             {"TUNERY_METRICS_PORT": "x", "TUNERY_LABELS": "a b", "TUNERY_HEADER_TIMEOUT_SECONDS": "0"},
             ['_PORT must be a whole number, not "x"', "TUNERY_LABELS: 'a b': a label has", 'greater than 0, not "0"'],
         ),
-        ({"DATABASE_URL": ""}, ["DATABASE_URL is empty"]),
+        ({"DATABASE_URL": ""}, ["DATABASE_URL must begin with postgresql://, such as"]),
         ({"REDIS_URL": ""}, ["REDIS_URL is empty"]),
-        ({"DATABASE_URL": "mysql://me:hidden@x/y"}, ["DATABASE_URL: must begin with postgresql://, such as"]),
+        ({"DATABASE_URL": "mysql://me:hidden@x/y"}, ["DATABASE_URL must begin with postgresql://, such as"]),
         ({"TUNERY_STORAGE_SECRET_ACCESS_KEY": "hidden"}, [": TUNERY_STORAGE_ACCESS_KEY_ID and TUNERY_STORAGE_SECRET"]),
     ],
 )

@@ -345,7 +345,7 @@ ERROR_CODES = (
         "The project sends more requests per second than its limit.",
         "Wait for the time in `Retry-After`; the official client does. The `x-ratelimit-...` headers have the "
         "remaining requests.",
-        "Rate limit reached: this project may send … requests a second. Try again in … s.",
+        "Rate limit reached: this project may send … a second. Try again in … s.",
     ),
     ErrorCode(
         "insufficient_quota",
