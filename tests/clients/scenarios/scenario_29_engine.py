@@ -41,9 +41,14 @@ def model(default: openai.OpenAI, jobs: Created, engine: Engine) -> Iterator[str
 
 
 def streamed(client: openai.OpenAI, model: str) -> Iterator[str]:
-    for chunk in client.chat.completions.create(model=model, messages=QUESTION, stream=True):
-        assert chunk.model == model
-        yield chunk.choices[0].delta.content or ""
+    """`with` closes a stream that ends with an error; openai 1.x leaves it to Python's garbage collector.
+
+    That may close it during a later request, which then waits forever for its own lock (httpcore discussion 990).
+    """
+    with client.chat.completions.create(model=model, messages=QUESTION, stream=True) as stream:
+        for chunk in stream:
+            assert chunk.model == model
+            yield chunk.choices[0].delta.content or ""
 
 
 def test_a_whole_stream(client: openai.OpenAI, model: str, engine: Engine) -> None:
