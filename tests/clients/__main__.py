@@ -52,6 +52,7 @@ TOOLS_TEMPLATE = (  # ChatML that prints tools and tool calls
 TINY = "tiny"
 SLASHED = "acme/tiny"
 REAL = "SmolLM2-135M-Instruct"
+LONG_SCENARIOS = ("real_model", "killed_worker", "uninterrupted_job")  # in which the client has no part
 LIMIT_SECONDS = 600
 FAILED = environments.HOME / "failed.json"  # the names of the generations that failed in the last run
 
@@ -125,7 +126,7 @@ def _run_all(
             (base / "chat_template.jinja").write_text(TOOLS_TEMPLATE, encoding="utf-8")
             for name in (TINY, SLASHED):
                 service.tunery("models", "add", name, str(base))
-            context = _context(service, base, generation) | {"real_model": _real(generation, chosen)}
+            context = _context(service, base, generation) | {"shows": _shown_with(generation, chosen)}
             outcomes = [_run_python(directory, generation, context, options.pytest)]
             if node_home is not None and _brings_node(generation, chosen):
                 context = _context(service, base, Generation("node", "node"))
@@ -146,6 +147,7 @@ def _context(service: Service, base: Path, generation: Generation) -> dict[str, 
         "admin_key": _key(service, "admins", "--scope", "all", "--scope", "admin"),
         "model": TINY,
         "slashed_model": SLASHED,
+        "real_model": REAL,
         "base_directory": str(base),
         "runtime": str(service.runtime),
         "python_with_peft": sys.executable,
@@ -156,13 +158,12 @@ def _key(service: Service, project: str, *options: str) -> str:
     return service.tunery("keys", "create", "--project", project, "--create-project", *options).stdout.strip()
 
 
-def _real(generation: Generation, chosen: list[Generation]) -> str | None:
-    """The real 135M model trains once, for the last generation."""
-    return REAL if generation == chosen[-1] else None
+def _shown_with(generation: Generation, chosen: list[Generation]) -> list[str]:
+    """The long scenarios of this generation: each belongs to one."""
+    return [name for number, name in enumerate(LONG_SCENARIOS) if chosen[number % len(chosen)] == generation]
 
 
 def _brings_node(generation: Generation, chosen: list[Generation]) -> bool:
-    """The one in the middle has neither a command line client nor the real model, so it is finished first."""
     return generation == chosen[len(chosen) // 2]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import openai
 import pytest
 from material import LORA, Created, chats, lines
-from world import CONTEXT, MODEL, connect, extra, of_the_server, succeeded
+from world import CONTEXT, MODEL, connect, extra, shown_once, succeeded
 
 COLUMNS = ["step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy"]
 EXPECTED_MESSAGES = (
@@ -163,7 +163,7 @@ def test_an_unchanged_job_is_a_304_which_the_client_raises(client: openai.OpenAI
     assert caught.value.status_code == 304
 
 
-@of_the_server
+@shown_once("real_model")
 def test_the_real_135m_model_learns_too(default: openai.OpenAI) -> None:
     file = default.files.create(file=lines(chats(16)), purpose="fine-tune")
     hyperparameters: Any = {"n_epochs": 2, "batch_size": 4, "context_length": 128}

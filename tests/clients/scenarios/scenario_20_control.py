@@ -11,7 +11,7 @@ from typing import Any
 import openai
 import pytest
 from material import Created, chats, lines
-from world import CONTEXT, ENDED, MODEL, connect, counting, extra, of_the_server, step_of, succeeded, until
+from world import CONTEXT, ENDED, MODEL, connect, counting, extra, shown_once, step_of, succeeded, until
 
 LONG: Any = {"n_epochs": 50, "batch_size": 1}  # 600 steps, some seconds
 
@@ -91,7 +91,7 @@ def test_a_paused_job_goes_on(default: openai.OpenAI, long_file: str) -> None:
     done = succeeded(default, stopped.id)
     steps = [event.data["step"] for event in jobs.list_events(done.id, limit=1000) if event.type == "metrics"]  # type: ignore[index]
     assert sorted(steps) == list(range(1, 601))
-    if CONTEXT["real_model"] is not None:  # as if it had never stopped: shown once, with the newest client
+    if "uninterrupted_job" in CONTEXT["shows"]:  # as if it had never stopped
         left_alone = succeeded(default, begin(default, long_file, suffix="alone").id)
         assert adapter_weights(default, done.id) == adapter_weights(default, left_alone.id)
 
@@ -104,7 +104,7 @@ def adapter_weights(client: openai.OpenAI, job_id: str) -> bytes:
     raise AssertionError(f"{job_id} has no adapter_model.safetensors")
 
 
-@of_the_server
+@shown_once("killed_worker")
 def test_a_job_whose_worker_is_killed_is_trained_to_its_end(default: openai.OpenAI, long_file: str) -> None:
     job = begin(default, long_file)
     trains(default, job.id)

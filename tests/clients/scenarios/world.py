@@ -27,8 +27,10 @@ ENDED = ("succeeded", "failed", "cancelled")
 ORDER = ("validating_files", "queued", "running", "succeeded")
 JOB_SECONDS = 300.0  # two cores with much else to do
 
-# What the client has no part in, and takes long: shown with the newest generation only.
-of_the_server = pytest.mark.skipif(CONTEXT["real_model"] is None, reason="shown once, with the newest client")
+
+def shown_once(scenario: str) -> pytest.MarkDecorator:
+    """For a long scenario in which the client has no part: it runs with one generation."""
+    return pytest.mark.skipif(scenario not in CONTEXT["shows"], reason="shown with another generation")
 
 
 def connect(**options: Any) -> openai.OpenAI:
