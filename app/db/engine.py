@@ -49,8 +49,8 @@ class TimeLimitedConnection(psycopg.Connection[Any]):
         try:
             return super().wait(gen, interval, timeout or self.answer_timeout_seconds)
         except psycopg.OperationalError as error:
-            if self.pgconn.transaction_status != TransactionStatus.ACTIVE:  # the server has answered
-                raise
+            if self.answer_timeout_seconds is None or self.pgconn.transaction_status != TransactionStatus.ACTIVE:
+                raise  # another error than the end of the wait
             self.close()  # a rollback would wait as long again
             why = f"PostgreSQL did not answer within {self.answer_timeout_seconds:g} s"
             raise psycopg.OperationalError(why) from error

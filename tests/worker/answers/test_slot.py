@@ -157,12 +157,18 @@ def test_a_worker_that_can_never_answer_is_no_busy_one(
         assert f'with the base model "{BASE}", TUNERY_TRIAL_ANSWERS=true' in response.json()["error"]["message"]
 
 
-def test_an_idle_base_model_is_unloaded(
-    http: httpx2.Client, start: Start, waiting: Waiting, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def start_and_ask(http: httpx2.Client, start: Start, waiting: Waiting) -> trial.TrialAnswers:
+    """Trial answers whose program runs, as it has answered once."""
     (waiting[1] / "go").touch()
     answers = start(*waiting[0])
     assert ask(http).status_code == 200
+    return answers
+
+
+def test_an_idle_base_model_is_unloaded(
+    http: httpx2.Client, start: Start, waiting: Waiting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = start_and_ask(http, start, waiting)
     process = answers._process
     assert process is not None
     assert process.is_running
@@ -175,9 +181,7 @@ def test_an_idle_base_model_is_unloaded(
 def test_the_files_of_answers_are_deleted_while_the_job_runs_that_ended_them(
     http: httpx2.Client, start: Start, waiting: Waiting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (waiting[1] / "go").touch()
-    answers = start(*waiting[0])
-    assert ask(http).status_code == 200
+    answers = start_and_ask(http, start, waiting)
     with answers.suspended():
         assert answers._directory.exists()
         monkeypatch.setattr(trial, "IDLE_SECONDS", 0.0)
