@@ -104,11 +104,12 @@ class Client:
         items = list(islice(self.pages(path, min(count or max_page, max_page), **params), count))
         return items[:limit], len(items) > len(items[:limit])
 
-    def upload(self, path: Path, purpose: str, on_bytes: Callable[[int], None]) -> Json:
-        """Upload a file in one request. `purpose` precedes the content, so that the server can reject it early."""
+    def upload(self, path: Path, purpose: str, expires_after: Json | None, on_bytes: Callable[[int], None]) -> Json:
+        """Upload a file in one request. The other fields precede the content, so the server can reject it early."""
+        fields = {f"expires_after[{name}]": value for name, value in (expires_after or {}).items()}
         with path.open("rb") as file:
             content = (path.name, _CountingReader(file, on_bytes), "application/jsonl")
-            return self._request_json("POST", "files", data={"purpose": purpose}, files={"file": content})
+            return self._request_json("POST", "files", data={"purpose": purpose} | fields, files={"file": content})
 
     def put_file(self, url: str, path: Path, first_byte: int, size_bytes: int, on_bytes: Callable[[int], None]) -> Json:
         """Upload a file from `first_byte` to its end."""

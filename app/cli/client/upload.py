@@ -21,14 +21,22 @@ MIME_TYPE = "application/jsonl"
 Json = dict[str, Any]
 
 
-def send_file(client: Client, path: Path, purpose: str, upload_id: str | None, on_bytes: Callable[[int], None]) -> Json:
+def send_file(
+    client: Client,
+    path: Path,
+    purpose: str,
+    upload_id: str | None,
+    expires_after: Json | None,
+    on_bytes: Callable[[int], None],
+) -> Json:
     """Upload a file and return its object. `upload_id` resumes an interrupted upload."""
     size_bytes = path.stat().st_size
     if upload_id is None and size_bytes < MIN_RESUMABLE_BYTES:
-        return client.upload(path, purpose, on_bytes)
-    upload = (
-        _get_upload(client, upload_id, size_bytes) if upload_id else _create_upload(client, path, purpose, size_bytes)
-    )
+        return client.upload(path, purpose, expires_after, on_bytes)
+    if upload_id:
+        upload = _get_upload(client, upload_id, size_bytes)
+    else:
+        upload = _create_upload(client, path, purpose, size_bytes, expires_after)
     if upload["status"] == "completed":
         return dict(upload["file"])
     try:
@@ -41,9 +49,9 @@ def send_file(client: Client, path: Path, purpose: str, upload_id: str | None, o
         raise
 
 
-def _create_upload(client: Client, path: Path, purpose: str, size_bytes: int) -> Json:
+def _create_upload(client: Client, path: Path, purpose: str, size_bytes: int, expires_after: Json | None) -> Json:
     body = {"filename": path.name, "purpose": purpose, "bytes": size_bytes, "mime_type": MIME_TYPE}
-    return client.post("uploads", body)
+    return client.post("uploads", body | {"expires_after": expires_after})
 
 
 def _get_upload(client: Client, upload_id: str, size_bytes: int) -> Json:

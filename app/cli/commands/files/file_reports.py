@@ -40,16 +40,13 @@ def validate(
 ) -> None:
     """Validate a dataset by the rules of training. Exits with 1 if a job would reject the file."""
     files = {"training_file": file, "validation_file": validation_file}
-    paths = {name: path for name, path in files.items() if is_path(path)}
-    if paths:
+    if any(map(is_path, files.values())):
         client.get(model_path(model))  # raises NotFoundError before anything is uploaded
     query = {"model": model, "method": method, "context_length": context_length, "rows": rows}
-    with uploaded_files(client, files) as ids:
+    with uploaded_files(client, files, keep=False) as ids:
         query["validation_file"] = ids["validation_file"]
         query = {name: value for name, value in query.items() if value is not None}
         report = client.post(f"{file_path(ids['training_file'])}/validate", None, **query)
-    for name, path in paths.items():
-        print_note(f"Uploaded {path} as {ids[name]}.")
     if as_json:
         print_json(report)
     else:

@@ -113,17 +113,26 @@ def download_file(client: "Client", file: dict[str, Any], part: Path) -> Path:
 
 
 def upload_with_progress(
-    client: "Client", path: Path, purpose: str = "fine-tune", upload_id: str | None = None
+    client: "Client",
+    path: Path,
+    purpose: str = "fine-tune",
+    upload_id: str | None = None,
+    expires_after: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Upload a file with a progress bar and return its object. Raises UsageError if it cannot be read."""
+    require_readable(path)
+    with bytes_bar(f"uploading {path.name}", path.stat().st_size) as advance:
+        return send_file(client, path, purpose, upload_id, expires_after, advance)
+
+
+def require_readable(path: Path) -> None:
+    """Raises UsageError if `path` is not a file that this user can read."""
     try:
         if not path.is_file():
             raise UsageError(f"{path} is not a file." if path.exists() else f"No such file: {path}.")
         path.open("rb").close()
     except PermissionError:
         raise UsageError(f"This user cannot read {path}.") from None
-    with bytes_bar(f"uploading {path.name}", path.stat().st_size) as advance:
-        return send_file(client, path, purpose, upload_id, advance)
 
 
 def _fields(file: dict[str, Any]) -> list[tuple[str, str]]:

@@ -24,7 +24,6 @@ from app.cli.output.console import (
     print_fields,
     print_json,
     print_line,
-    print_note,
     print_table,
     size_text,
 )
@@ -64,10 +63,8 @@ def plan(
         settings=settings or [],
         metadata=[],
     )
-    with uploaded_files(client, request) as body:
+    with uploaded_files(client, request, keep=False) as body:
         estimate = client.post("fine_tuning/jobs/plan", body)
-    if body["training_file"] != training_file:
-        print_note(f"Uploaded {training_file} as {body['training_file']}.")
     if as_json:
         print_json(estimate)
     else:

@@ -166,6 +166,7 @@ class TestValidate:
         assert "<|im_start|>assistant\n⟦it is 0<|im_end|>⟧" in done.out
         assert "12 rows" in done.out  # that stand in the validation file, too
         assert "400 per epoch, 98 of them trained" in done.out
+        assert tunery("files", "list", "--json").json == []
 
     @pytest.mark.parametrize("wrong", [("--model", "tony"), ("--model", "tiny", "--validation-file", "none.jsonl")])
     def test_nothing_is_uploaded_for_what_cannot_be(

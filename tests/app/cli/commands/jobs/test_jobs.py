@@ -7,9 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from app.cli.client.http import Client
+from app.cli.client.upload import MIN_RESUMABLE_BYTES
 from app.cli.commands.jobs.jobs import item_text
 from app.cli.errors import AccessDenied, ServiceUnreachable
 from app.db.access import keys
@@ -23,6 +25,7 @@ from app.storage import LocalStorage
 from tests.app.cli.conftest import Tunery
 from tests.factories import (
     append_step_event,
+    chat_lines,
     lease_of,
     make_failed_job,
     make_file,
@@ -31,6 +34,7 @@ from tests.factories import (
     start_job,
     validate_job,
 )
+from tests.serving import LiveServer
 
 pytestmark = pytest.mark.usefixtures("base_model")
 
@@ -41,14 +45,45 @@ def waiting_job(sessions: Sessions, storage: LocalStorage, project: Project, bas
         return make_job(session, project, make_file(session, storage, project))
 
 
+@pytest.fixture
+def held_out(tmp_path: Path) -> Path:
+    path = tmp_path / "valid.jsonl"
+    path.write_bytes(chat_lines(11))
+    return path
+
+
 class TestCreate:
-    def test_paths_are_uploaded_and_the_id_is_printed(self, tunery: Tunery, dataset: Path) -> None:
-        arguments = ["--model", "tiny", "--training-file", dataset, "--validation-file", dataset]
+    def test_paths_are_uploaded_and_the_id_is_printed(self, tunery: Tunery, dataset: Path, held_out: Path) -> None:
+        arguments = ["--model", "tiny", "--training-file", dataset, "--validation-file", held_out]
         done = tunery("jobs", "create", *arguments)
         assert done.exit_code == 0, done.err
         job = tunery("jobs", "get", done.out.strip(), "--json").json
         assert job["training_file"] != job["validation_file"]
         assert len(tunery("files", "list", "--json").json) == 2
+
+    def test_a_stored_file_with_the_same_sha256_is_used(
+        self, tunery: Tunery, dataset: Path, tmp_path: Path, held_out: Path
+    ) -> None:
+        """Not one of another purpose, with other bytes, or that expires."""
+        tunery("files", "upload", dataset, "--purpose", "evals")
+        stored, *_ = (tunery("files", "upload", path).out.strip() for path in (dataset, held_out))
+        copy = tmp_path / "another-name.jsonl"
+        copy.write_bytes(dataset.read_bytes())
+        done = tunery("jobs", "create", "--model", "tiny", "--training-file", copy, "--json")
+        assert done.json["training_file"] == stored
+        assert (stored in done.err, len(tunery("files", "list", "--json").json)) == (True, 3)
+
+    def test_a_file_that_expires_is_not_used(
+        self, tunery: Tunery, dataset: Path, live_server: LiveServer, api_key: str
+    ) -> None:
+        """It may be that of a plan which still runs, and is deleted afterwards."""
+        fields = {"purpose": "fine-tune", "expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"}
+        headers = {"Authorization": f"Bearer {api_key}"}
+        answer = httpx2.post(
+            f"{live_server.root}/v1/files", data=fields, files={"file": dataset.read_bytes()}, headers=headers
+        )
+        job = tunery("jobs", "create", "--model", "tiny", "--training-file", dataset, "--json").json
+        assert job["training_file"] != answer.json()["id"]
 
     def test_every_option_reaches_the_job(self, tunery: Tunery, dataset: Path) -> None:
         file = tunery("files", "upload", dataset).out.strip()
@@ -91,12 +126,12 @@ class TestCreate:
         assert tunery("files", "list", "--json").json == []
 
     @pytest.mark.parametrize(
-        "command", [["create", "--validation-file", "{dataset}"], ["plan"]], ids=lambda command: command[0]
+        "command", [["create", "--validation-file", "{held_out}"], ["plan"]], ids=lambda command: command[0]
     )
     def test_files_uploaded_for_a_refused_request_are_deleted_and_named(
-        self, tunery: Tunery, dataset: Path, command: list[str]
+        self, tunery: Tunery, dataset: Path, held_out: Path, command: list[str]
     ) -> None:
-        words = [word.format(dataset=dataset) for word in command]
+        words = [word.format(held_out=held_out) for word in command]
         done = tunery("jobs", *words, "--model", "tiny", "--training-file", dataset, "--set", "lora_rnk=8")
         assert done.exit_code == 2
         assert tunery("files", "list", "--json").json == []
@@ -116,7 +151,7 @@ class TestCreate:
 
     @pytest.mark.parametrize("path", ["files", "fine_tuning/jobs"])
     def test_ctrl_c_deletes_what_was_uploaded(
-        self, tunery: Tunery, dataset: Path, path: str, monkeypatch: pytest.MonkeyPatch
+        self, tunery: Tunery, dataset: Path, held_out: Path, path: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """During the upload of the second file, or while the job is created."""
         ask, uploads = Client._request_json, iter(range(2))
@@ -127,7 +162,7 @@ class TestCreate:
             return ask(client, method, asked, **request)
 
         monkeypatch.setattr(Client, "_request_json", interrupted)
-        done = tunery("jobs", "create", "--model", "tiny", "--training-file", dataset, "--validation-file", dataset)
+        done = tunery("jobs", "create", "--model", "tiny", "--training-file", dataset, "--validation-file", held_out)
         assert done.exit_code == 130
         assert "Deleted the uploaded file" in done.err
         assert tunery("files", "list", "--json").json == []
@@ -425,6 +460,41 @@ class TestPlan:
         assert "Fits NVIDIA L4" in done.out
         assert "DEVICE" in done.out
         assert tunery("jobs", "list", "--json").json == []
+        assert tunery("files", "list", "--json").json == []
+
+    def test_a_stored_file_is_neither_uploaded_nor_deleted(self, tunery: Tunery, dataset: Path) -> None:
+        file = tunery("files", "upload", dataset).out.strip()
+        for named in (dataset, file[:12]):
+            done = tunery("jobs", "plan", "--model", "tiny", "--training-file", named, "--json")
+            assert (done.json["training_file"], "ploaded" in done.err) == (file, False)
+        assert [one["id"] for one in tunery("files", "list", "--json").json] == [file]
+
+    def test_an_upload_that_the_command_cannot_delete_any_more_expires(
+        self, tunery: Tunery, dataset: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As after a kill, in one request and in parts."""
+        monkeypatch.setattr("app.cli.client.training_files._delete_uploaded", lambda *_: None)
+        for limit in (MIN_RESUMABLE_BYTES, 0):
+            monkeypatch.setattr("app.cli.client.upload.MIN_RESUMABLE_BYTES", limit)
+            assert tunery("jobs", "plan", "--model", "tiny", "--training-file", dataset).exit_code == 0
+        expiries = [one["expires_at"] - one["created_at"] for one in tunery("files", "list", "--json").json]
+        assert expiries == [3600, 3600]
+
+    @pytest.mark.parametrize("error", [KeyboardInterrupt, ServiceUnreachable("The connection broke off.")])
+    def test_after_ctrl_c_or_a_lost_connection_nothing_stays(
+        self, tunery: Tunery, dataset: Path, monkeypatch: pytest.MonkeyPatch, error: Any
+    ) -> None:
+        ask = Client._request_json
+
+        def broken(client: Client, method: str, asked: str, **request: Any) -> Any:
+            if asked.endswith("/plan"):
+                raise error
+            return ask(client, method, asked, **request)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Client, "_request_json", broken)
+            assert tunery("jobs", "plan", "--model", "tiny", "--training-file", dataset).exit_code in (1, 130)
+        assert tunery("files", "list", "--json").json == []
 
     def test_without_a_worker_with_enough_memory_it_exits_with_1(
         self, tunery: Tunery, dataset: Path, sessions: Sessions
