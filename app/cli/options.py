@@ -57,6 +57,8 @@ def with_client(command: Callable[Concatenate[Client, P], None]) -> Callable[...
         client = Client(find_service(base_url, data_dir))
         with contextlib.closing(client):
             for name, resource_type in resource_types.items():
+                if values.get("checkpoint") is not None:  # the job of a checkpoint needs no result
+                    resource_type = resource_type._replace(last_status=None)
                 values[name] = _resolve_ids(client, resource_type, values[name])
             command(client, *args, **values)
 

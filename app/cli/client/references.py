@@ -1,6 +1,6 @@
 """Resolution of ids: a full id, a unique prefix of one, or @last for the newest.
 
-`app.cli.options` resolves each parameter that is annotated with `JOB` or `FILE` before the command runs.
+`app.cli.options` resolves each parameter that is annotated with `JOB`, `RESULT` or `FILE` before the command runs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from app.cli.client.service_discovery import ID_PATTERN
+from app.cli.client.service_discovery import ID_PATTERN, job_path
 from app.cli.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
@@ -27,23 +27,36 @@ class ResourceType(NamedTuple):
     prefix: str
     path: str
     page_size: int
+    last_status: str | None = None  # of those that @last refers to; None: of any
 
 
 JOB = ResourceType("job", "ftjob-", "fine_tuning/jobs", 100)
+RESULT = JOB._replace(last_status="succeeded")
 FILE = ResourceType("file", "file-", "files", 1000)
 
 REFERENCE_FORMS = "an id, a unique prefix of one, or @last"
 JobId = Annotated[str, typer.Argument(help=f"Job: {REFERENCE_FORMS}.", metavar="JOB"), JOB]
+JobWithResult = Annotated[str, typer.Argument(help=f"Job: {REFERENCE_FORMS} with a result.", metavar="JOB"), RESULT]
 FileId = Annotated[str, typer.Argument(help=f"File: {REFERENCE_FORMS}.", metavar="FILE"), FILE]
 FileIds = Annotated[list[str], typer.Argument(help=f"Files, each by {REFERENCE_FORMS}.", metavar="FILE..."), FILE]
+
+
+def resolve_model(client: Client, text: str) -> str:
+    """The model of the job that `text` refers to. Raises NotFoundError if the job has none."""
+    job = client.get(job_path(resolve_id(client, RESULT, text)))
+    if not job["fine_tuned_model"]:
+        raise NotFoundError(f"{job['id']} is {job['status']} and has no model.")
+    return str(job["fine_tuned_model"])
 
 
 def resolve_id(client: Client, resource: ResourceType, text: str, **filters: Any) -> str:
     """The full id that `text` refers to. Raises NotFoundError if none matches, UsageError if several do."""
     if text == LAST:
-        newest = client.get(resource.path, limit=1, **filters)["data"]
+        status = {"status": resource.last_status} if resource.last_status else {}
+        newest = client.get(resource.path, limit=1, **filters, **status)["data"]
         if not newest:
-            raise NotFoundError(f"{LAST} refers to the newest {resource.noun}, but there is none yet.")
+            which = " with a result" if status else ""
+            raise NotFoundError(f"{LAST} refers to the newest {resource.noun}{which}, but there is none yet.")
         return str(newest[0]["id"])
     if FULL_ID.fullmatch(text) or not ID_PATTERN.fullmatch(text):
         return text  # `job_path` and `file_path` reject text that cannot be an id

@@ -1,11 +1,13 @@
 """`tunery ask`: one prompt to a model that a delivery serves, or that an idle worker answers for."""
 
+import re
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.errors import UsageError
+from app.cli.client.references import JOB, LAST, REFERENCE_FORMS, resolve_model
+from app.cli.errors import NotFoundError, UsageError
 from app.cli.options import with_client
 from app.cli.output.console import print_note
 
@@ -15,40 +17,52 @@ if TYPE_CHECKING:
 commands = typer.Typer()
 
 STANDARD_INPUT = "-"
+HEXADECIMAL = re.compile("[0-9a-f]+")  # a prefix of a job id without ftjob-, if no model has this name
 
 
 @commands.command("ask")
 @with_client
 def ask(
     client: "Client",
-    model: Annotated[str, typer.Argument(help="An ft: model, a base model or an alias; see `tunery models list`.")],
+    model: Annotated[
+        str, typer.Argument(help=f"Name of a model (`tunery models list`), or a job that made one: {REFERENCE_FORMS}.")
+    ],
     prompt: Annotated[str, typer.Argument(help="The message of the user; - reads it from standard input.")],
     system: Annotated[str | None, typer.Option(help="The system message.")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Maximum number of tokens of the answer.")] = None,
-    temperature: Annotated[float | None, typer.Option(min=0, max=2, help="Default: that of the engine.")] = None,
+    temperature: Annotated[
+        float, typer.Option(min=0, max=2, help="Sampling temperature. Default: 0, always the most likely token.")
+    ] = 0,
 ) -> None:
     """Ask a model one question and print its answer as it comes.
 
     An engine answers for a model that was delivered to it, else an idle worker, if the server has trial answers.
 
-    Examples: `tunery ask ft:Qwen3-4B:tunery:support:7f3a "Where is my parcel?"`, `tunery ask Qwen3-4B - < prompt.txt`
+    Examples: `tunery ask @last "Where is my parcel?"`, `tunery ask Qwen3-4B - < prompt.txt`
     """
     text = sys.stdin.read() if prompt == STANDARD_INPUT else prompt
     if not text.strip():
         raise UsageError("The prompt is empty.")
     messages = [{"role": "system", "content": system}] if system is not None else []
-    limits = {"max_tokens": max_tokens, "temperature": temperature}
-    body: dict[str, Any] = {
-        "model": model,
-        "messages": [*messages, {"role": "user", "content": text}],
-        "stream": True,
-        **{name: value for name, value in limits.items() if value is not None},
-    }
+    body: dict[str, Any] = {"messages": [*messages, {"role": "user", "content": text}], "temperature": temperature}
+    body |= {"stream": True} | ({} if max_tokens is None else {"max_tokens": max_tokens})
+    is_job = model.startswith((LAST, JOB.prefix))
+    try:
+        reason = _print_answer(client, body | {"model": resolve_model(client, model) if is_job else model})
+    except NotFoundError:
+        if is_job or not HEXADECIMAL.fullmatch(model):
+            raise
+        reason = _print_answer(client, body | {"model": resolve_model(client, model)})
+    print(flush=True)
+    if reason not in (None, "stop"):
+        print_note(f"The answer ended with the reason {reason}.")
+
+
+def _print_answer(client: "Client", body: dict[str, Any]) -> str | None:
+    """Print the answer while it arrives, and return why it ended."""
     reason = None
     for event in client.stream("chat/completions", body):
         for choice in event["choices"]:
             print((choice.get("delta") or {}).get("content") or "", end="", flush=True)
             reason = choice.get("finish_reason") or reason
-    print(flush=True)
-    if reason not in (None, "stop"):
-        print_note(f"The answer ended with the reason {reason}.")
+    return reason

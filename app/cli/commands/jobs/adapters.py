@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from app.cli.client.adapter_archive import download_with_resume, unpack, verify_archive
-from app.cli.client.references import JobId
+from app.cli.client.references import JobWithResult
 from app.cli.client.service_discovery import job_path
 from app.cli.errors import CliError, NotFoundError, UsageError
 from app.cli.options import AsJson, with_client
@@ -51,7 +51,7 @@ class Download(NamedTuple):
 @with_client
 def download_adapter(
     client: "Client",
-    job_id: JobId,
+    job_id: JobWithResult,
     directory: Annotated[
         Path | None, typer.Option("--output", "-o", help="Output directory; must not exist. Default: ./<job id>")
     ] = None,
@@ -73,7 +73,7 @@ def download_adapter(
 @with_client
 def merge_adapter(
     client: "Client",
-    job_id: JobId,
+    job_id: JobWithResult,
     base: Annotated[Path, typer.Option("--base", help="The base model's directory, as it was registered.")],
     directory: Annotated[Path, typer.Option("--to", help="Output directory for the merged model; must not exist.")],
     checkpoint: Annotated[int | None, typer.Option(help="The step of a kept checkpoint, instead of the end.")] = None,
@@ -97,7 +97,7 @@ def merge_adapter(
 @with_client
 def compare_answers(
     client: "Client",
-    job_id: JobId,
+    job_id: JobWithResult,
     base: Annotated[Path, typer.Option("--base", help="The base model's directory, as it was registered.")],
     prompts: Annotated[
         Path,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.client.references import JobId
+from app.cli.client.references import JobId, JobWithResult
 from app.cli.client.service_discovery import ID_PATTERN, job_path
 from app.cli.errors import CliError, NotFoundError
 from app.cli.options import AsJson, with_client
@@ -24,7 +24,7 @@ commands = typer.Typer()
 @with_client
 def deliver(
     client: "Client",
-    job_id: JobId,
+    job_id: JobWithResult,
     to: Annotated[str, typer.Option("--to", help="Name of the target; see `tunery targets list`.")],
     checkpoint: Annotated[str | None, typer.Option(help="Checkpoint id. Default: the final adapter.")] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Return without waiting for the delivery.")] = False,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.client.references import FILE, JobId, resolve_id
+from app.cli.client.references import FILE, JobWithResult, resolve_id
 from app.cli.client.service_discovery import file_path, job_path
 from app.cli.client.training_files import is_path
 from app.cli.commands.files.files import upload_with_progress
@@ -39,7 +39,7 @@ Checkpoint = Annotated[str | None, typer.Option(help="Checkpoint id. Default: th
 @with_client
 def evaluate(
     client: "Client",
-    job_id: JobId,
+    job_id: JobWithResult,
     file: Annotated[str, typer.Option("--file", help="JSONL file of held-out rows: a path to upload, or a file id.")],
     graders: Annotated[
         Path | None, typer.Option(help="JSON file with a list of graders. Default: the answer equals the expected one.")
@@ -103,7 +103,7 @@ def evaluate(
 @with_client
 def compare(
     client: "Client",
-    job_id: JobId,
+    job_id: JobWithResult,
     prompt: Annotated[list[str], typer.Option("--prompt", help="A prompt to answer; repeatable.")],
     system: Annotated[str | None, typer.Option(help="System message before each prompt.")] = None,
     max_new_tokens: MaxNewTokens = None,

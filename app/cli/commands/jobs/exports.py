@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.client.references import JobId
+from app.cli.client.references import JobId, JobWithResult
 from app.cli.client.service_discovery import ID_PATTERN, job_path
 from app.cli.commands.files.files import download_file
 from app.cli.errors import CliError, NotFoundError, UsageError
@@ -31,7 +31,7 @@ PHASES = {
 @with_client
 def export(
     client: "Client",
-    job_id: JobId,
+    job_id: JobWithResult,
     kind: Annotated[
         str, typer.Option("--type", help="Type of the export: merged, gguf (the merged model) or gguf_adapter.")
     ] = "merged",

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from app.cli.client.http import Client
+from app.cli.errors import NotFoundError
 from app.db.engine import Sessions, transaction
-from app.db.tables import Project
+from app.db.tables import Job, Project
 from app.storage import LocalStorage
 from tests.app.cli.conftest import Tunery
 from tests.factories import make_file, make_job
@@ -74,6 +76,50 @@ class TestJobs:
 
     def test_so_does_the_other_job_of_a_diff(self, tunery: Tunery, jobs: list[str]) -> None:
         assert f"left: {jobs[2]}, right: {jobs[2]}" in tunery("jobs", "diff", "@last", "def").err
+
+
+class TestLastResult:
+    @pytest.fixture
+    def newer(self, sessions: Sessions, storage: LocalStorage, project: Project, trained_job: Job) -> str:
+        """A job without a result, created after the one with a result."""
+        with transaction(sessions) as session:
+            return make_job(session, project, make_file(session, storage, project)).id
+
+    @pytest.mark.parametrize(
+        ("command", "gets_result"),
+        [
+            (["adapters", "download", "@last"], True),
+            (["adapters", "download", "@last", "--checkpoint", 2], False),
+            (["adapters", "merge", "@last", "--base", "b", "--to", "t"], True),
+            (["adapters", "compare", "@last", "--base", "b", "--prompts", "{dataset}"], True),
+            (["eval", "@last", "--file", "{dataset}"], True),
+            (["compare", "@last", "--prompt", "Why?"], True),
+            (["jobs", "export", "@last"], True),
+            (["jobs", "deliver", "@last", "--to", "engine"], True),
+            (["jobs", "get", "@last"], False),
+            (["jobs", "exports", "@last"], False),
+        ],
+    )
+    def test_is_that_of_commands_on_a_result(
+        self, tunery: Tunery, trained_job: Job, newer: str, dataset: Path, monkeypatch: pytest.MonkeyPatch,
+        command: list[object], gets_result: bool,
+    ) -> None:  # fmt: skip
+        """Which job the first request about a job names."""
+        ask, asked = Client._request, list[str]()
+
+        def recorded(client: Client, method: str, path: str, **request: Any) -> Any:
+            if path.startswith("fine_tuning/jobs/"):
+                asked.append(path.split("/")[2])
+                raise NotFoundError("No such job.")
+            return ask(client, method, path, **request)
+
+        monkeypatch.setattr(Client, "_request", recorded)
+        tunery(*(str(word).format(dataset=dataset) for word in command))
+        assert asked[0] == (trained_job.id if gets_result else newer)
+
+    def test_is_not_found_without_one(self, tunery: Tunery, jobs: list[str]) -> None:
+        done = tunery("adapters", "download", "@last")
+        assert (done.exit_code, "job with a result, but there is none yet" in done.err) == (3, True)
 
 
 class TestFiles:

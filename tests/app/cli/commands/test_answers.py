@@ -9,12 +9,13 @@ from cryptography.fernet import Fernet
 
 from app.cli.client.http import EVENT_STREAM
 from app.db.engine import Sessions, transaction
+from app.db.tables import Job
 from app.domain.error_text.json_text import as_json
 from app.settings import Settings
 from app.storage import LocalStorage
 from tests.answering_engine import TO_ENGINES, WORDS, AnsweringEngine, answering, deliver
 from tests.app.cli.conftest import Tunery
-from tests.factories import make_project, make_succeeded_job
+from tests.factories import make_file, make_job, make_project, make_succeeded_job
 from tests.receiver import receiving
 
 KEY = Fernet.generate_key().decode()
@@ -47,7 +48,24 @@ def test_the_answer_is_streamed_to_standard_output(tunery: Tunery, model: str, e
         {"role": "user", "content": "Where is my parcel?"},
     ]
     assert (asked.body["stream"], asked.body["max_tokens"]) == (True, 9)
-    assert "temperature" not in asked.body
+    assert asked.body["temperature"] == 0
+    tunery("ask", model, "Where is my parcel?", "--temperature", "0.7")
+    assert engine_server.asked[1].body["temperature"] == 0.7
+
+
+def test_a_job_stands_for_its_model(
+    tunery: Tunery, sessions: Sessions, storage: LocalStorage, model: str, engine_server: AnsweringEngine
+) -> None:
+    with transaction(sessions) as session:
+        job_id = session.query(Job.id).filter_by(fine_tuned_model=model).scalar()
+        project = make_project(session)
+        waiting = make_job(session, project, make_file(session, storage, project)).id
+    for text in ("@last", job_id, job_id[:14], job_id.removeprefix("ftjob-")[:12]):
+        done = tunery("ask", text, "Where is my parcel?")
+        assert (done.exit_code, done.out) == (0, "".join(WORDS) + "\n"), done.err
+    assert len(engine_server.asked) == 4
+    without = tunery("ask", waiting, "Where is my parcel?")
+    assert (without.exit_code, "validating_files and has no model" in without.err) == (3, True)
 
 
 def test_an_engine_that_dies_in_the_middle_is_an_error_after_its_text(
