@@ -6,7 +6,6 @@ import asyncio
 import csv
 import errno
 import json
-import re
 import secrets
 import shutil
 import tempfile
@@ -16,14 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from app.domain.datasets.other_formats import delimiter_of
+
 MAX_TABLE_BYTES = 2 << 30
 MAX_FIELD_CHARACTERS = 4 << 20  # the limit for one example
 MAX_ALL_TABLES_BYTES = 4 << 30  # of all sessions
 KEEP_SECONDS = 3_600
 CLEANUP_SECONDS = 60.0
 SAMPLE_BYTES = 64 << 10
-DELIMITERS = ",;\t|"
-QUOTED = re.compile('"[^"]*"')
 EXPIRED = "The upload of this file has expired. Drop the file again."
 
 csv.field_size_limit(MAX_FIELD_CHARACTERS)
@@ -113,7 +112,7 @@ class CsvTable:
             if b"\0" in sample:
                 raise TableError("The file is binary. Save the sheet as CSV (UTF-8) and upload that file.")
             with self.path.open(encoding="utf-8-sig", newline="") as text:
-                yield from csv.reader(text, delimiter=_delimiter(sample))
+                yield from csv.reader(text, delimiter=delimiter_of(sample.decode("utf-8", "replace")))
         except FileNotFoundError:  # converted in another tab, or older than an hour
             raise TableError(EXPIRED) from None
         except UnicodeDecodeError as error:
@@ -191,9 +190,3 @@ def _example(user: str, assistant: str, system: str) -> dict[str, Any]:
     if system.strip():
         messages.insert(0, {"role": "system", "content": system})
     return {"messages": messages}
-
-
-def _delimiter(sample: bytes) -> str:
-    """The delimiter that the first line has most often outside of quotes; a comma if it has none."""
-    first_line = QUOTED.sub("", sample.decode("utf-8", "replace")).split("\n", 1)[0]
-    return max(DELIMITERS, key=first_line.count)

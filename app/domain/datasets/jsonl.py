@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+from app.domain.datasets.other_formats import OTHER_FORMAT, other_format
 from app.domain.error_text.json_errors import syntax_error_text
 
 MAX_LINE_BYTES = 4 << 20
@@ -65,12 +66,16 @@ def read_lines(
 ) -> Iterator[Line | Finding]:
     """Yield each line as a JSON object, or as a finding if it is invalid.
 
-    Lines of only `whitespace` (None: ASCII white space) are skipped. At most `max_line_bytes` + 1 bytes are read at a
-    time, so a line of 100 MB takes no more memory than a valid line.
+    A file of another format (`other_format`) is one finding. Lines of only `whitespace` (None: ASCII white space) are
+    skipped. At most `max_line_bytes` + 1 bytes are read at a time, so a line of 100 MB takes no more memory than a
+    valid line.
     """
     number = 0
     while chunk := file.readline(max_line_bytes + 1):
         number += 1
+        if number == 1 and (seen := other_format(chunk.removeprefix(UTF8_BOM))):
+            yield Finding(number, seen, OTHER_FORMAT)
+            return
         if len(chunk) > max_line_bytes and not chunk.endswith(b"\n"):
             while (rest := file.readline(1 << 20)) and not rest.endswith(b"\n"):  # skip the rest of the line
                 pass

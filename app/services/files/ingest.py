@@ -23,7 +23,7 @@ from app.errors import TooLarge
 from app.log import get_logger
 from app.services.access import quotas
 from app.services.datasets.check_process import Check
-from app.services.datasets.line_check import count_lines
+from app.services.datasets.line_check import CHECKED_PURPOSES, check_content
 from app.storage import Storage
 from app.storage.writeback import begin_writeback
 
@@ -130,10 +130,13 @@ def ingest_file(
     """Validate and store a staged file, then insert its row.
 
     `before_insert` and `after_insert` run in the transaction of the row; if one of them raises, nothing is stored.
-    Raises InvalidDataset with up to ten findings, and what `count_lines` raises.
+    Raises InvalidDataset with up to ten findings, and what `check_content` raises.
     """
     staged.close()
-    line_count = _count_lines(staged, max_line_bytes, check) if new.purpose == "fine-tune" else None
+    line_count = None
+    if new.purpose in CHECKED_PURPOSES:
+        with staged.path.open("rb") as opened:
+            line_count = check_content(new.purpose, opened, staged.size_bytes, max_line_bytes, check)
     file_id = new_id("file")
     content = StoredContent(f"files/{file_id}", staged.size_bytes, staged.sha256, line_count)
     storage.put(content.key, staged.path)
@@ -186,8 +189,3 @@ def delete_stale_staged_files(storage: Storage) -> None:
         with contextlib.suppress(FileNotFoundError):
             if time.time() - path.stat().st_mtime > STALE_AFTER_SECONDS:
                 path.unlink()
-
-
-def _count_lines(staged: StagedFile, max_line_bytes: int, check: Check) -> int:
-    with staged.path.open("rb") as file:
-        return count_lines(file, staged.size_bytes, max_line_bytes, check)

@@ -20,7 +20,7 @@ from app.db.tables import Upload, UploadPart
 from app.domain.files.uploads import UploadStatus
 from app.errors import BadRequest
 from app.services.datasets.check_process import Check
-from app.services.datasets.line_check import count_lines
+from app.services.datasets.line_check import CHECKED_PURPOSES, check_content
 from app.services.files import ingest
 from app.services.files.ingest import NewFile, StoredContent, discard_object
 from app.services.files.rolling_digest import RollingDigest, RollingDigestCache
@@ -114,9 +114,9 @@ def _compose(
             raise RuntimeError(f"stored parts of {upload.id} have {stored.size_bytes:,} bytes, not {upload.bytes:,}")
         sha256 = parts[0].sha256 if len(parts) == 1 and md5 is None else _hash(storage, key, rolling, md5)
         line_count = None
-        if upload.purpose == "fine-tune":
+        if upload.purpose in CHECKED_PURPOSES:
             with storage.open(key) as file:
-                line_count = count_lines(file, upload.bytes, max_line_bytes, check)
+                line_count = check_content(upload.purpose, file, upload.bytes, max_line_bytes, check)
     except BaseException:
         discard_object(storage, key)
         raise

@@ -248,6 +248,7 @@ class TestBadInput:
         [
             (b'{"x": 1}\n', {}, 'Line 1: expected "messages" or "prompt"; found the keys "x".'),
             (b"not json\n", {}, "Line 1: not valid JSON"),
+            (b"a,b\n1,2\n", {}, 'Line 1: a CSV with the columns "a", "b"'),
             (b"\n", {}, "The evaluation file has no rows."),
             (
                 b'{"prompt": "a", "completion": "b"}\n{"prompt": "c"}\n',
@@ -275,7 +276,10 @@ class TestBadInput:
                 "Line 1: the model's chat template does not print tools",
             ),
         ],
-        ids=["other shape", "not JSON", "no rows", "no field", "too long", "no JSON answer", "unknown label", "tools"],
+        ids=[
+            "other shape", "not JSON", "a table", "no rows", "no field", "too long", "no JSON answer", "unknown label",
+            "tools",
+        ],
     )  # fmt: skip
     def test_fails_with_the_line_before_anything_is_generated(
         self, harness: WorkerHarness, ask: Ask, tmp_path: Path, content: bytes, options: dict[str, Any], text: str

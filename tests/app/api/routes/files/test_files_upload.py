@@ -103,6 +103,23 @@ class TestUpload:
         assert left_on_disk(storage) == []
 
 
+class TestUploadOfATable:
+    @pytest.mark.parametrize(("purpose", "code"), [("fine-tune", "invalid_training_file"), ("evals", "invalid_value")])
+    @pytest.mark.parametrize("content", [b"text,label\n" + b"Hello,x\n" * 40, b"PK\x03\x04\x14", b'[{"prompt": "a"}]'])
+    def test_is_refused_in_one_sentence(
+        self, upload: Upload, storage: LocalStorage, content: bytes, purpose: str, code: str
+    ) -> None:
+        answer = upload(content, purpose=purpose)
+        error = answer.json()["error"]
+        assert (answer.status_code, error["param"], error["code"]) == (400, "file", code)
+        assert error["message"].startswith("The file is a")
+        assert error["message"].count("every line must be a JSON object") == 1
+        assert left_on_disk(storage) == []
+
+    def test_of_another_purpose_is_stored(self, upload: Upload) -> None:
+        assert upload(b"text,label\nHello,x\n", purpose="user_data").status_code == 200
+
+
 class TestUploadOfADataset:
     @pytest.mark.parametrize(
         ("content", "line", "reason"),

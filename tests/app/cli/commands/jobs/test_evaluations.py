@@ -122,6 +122,13 @@ class TestEval:
         assert (done.exit_code, "it needs an embedding model" in done.err) == (2, True)
         assert [file["purpose"] for file in tunery("files", "list", "--json").json].count("evals") == 0
 
+    def test_a_table_is_refused_before_there_is_an_evaluation(
+        self, tunery: Tunery, trained_job: Job, heldout: Path
+    ) -> None:
+        heldout.write_text("text,label\nHello,x\n")
+        done = tunery("eval", trained_job.id, "--file", heldout)
+        assert (done.exit_code, 'a CSV with the columns "text", "label"' in done.err) == (2, True)
+
     def test_a_failure_is_an_error_with_the_line(
         self, tunery: Tunery, trained_job: Job, heldout: Path, work: Callable[..., None]
     ) -> None:
