@@ -22,6 +22,7 @@ from app.api.home_page import home_page
 from app.api.not_found_hints import hint_for
 from app.domain.artifacts.full_disk import is_disk_full
 from app.domain.error_text.json_text import MAX_PATH_CHARACTERS, printable, unquoted
+from app.domain.error_text.unknown_names import unknown_parameter
 from app.domain.error_text.validation_text import error_sentence
 from app.domain.evaluations.graders import GRADER_TYPES
 from app.errors import (
@@ -36,7 +37,6 @@ from app.errors import (
     StorageFull,
     TuneryError,
     Unavailable,
-    UnknownParameter,
     combine_errors,
 )
 from app.log import get_logger
@@ -77,7 +77,7 @@ def as_problems(errors: Sequence[Mapping[str, Any]], model: type[BaseModel] | No
 
     At most MAX_PROBLEMS, as a message cannot hold more: a body of a megabyte may have 100,000 errors.
     """
-    return [_as_problem(error, model) for error in errors[:MAX_PROBLEMS]]
+    return [_as_problem(error, model, earlier) for earlier, error in enumerate(errors[:MAX_PROBLEMS])]
 
 
 def _response(
@@ -188,15 +188,14 @@ def _with_cause(error: TuneryError, cause: Exception) -> TuneryError:
     return error
 
 
-def _as_problem(error: Mapping[str, Any], model: type[BaseModel] | None) -> BadRequest:
+def _as_problem(error: Mapping[str, Any], model: type[BaseModel] | None, earlier: int) -> BadRequest:
     location, subject = list(error["loc"]), ""
     if location[-1:] == ["[key]"]:  # the part before it is the key itself; the object that holds it is reported
         location, subject = location[:-2], "the key "
     path = ".".join(unquoted(str(part)) for part in location if part not in (*NON_FIELD_PARTS, *GRADER_TYPES))
     kind = str(error["type"])
     if kind == "extra_forbidden":
-        allowed = ", ".join(sorted(_names_at(model, error["loc"][:-1])))
-        return UnknownParameter(f"unknown parameter {path}; known here: {allowed}", path)
+        return unknown_parameter(path, tuple(_names_at(model, error["loc"][:-1])), earlier)
     if kind == "missing":
         return BadRequest(f"you must provide {path}", path, "missing_required_parameter")
     code = "invalid_type" if kind.endswith("_type") else "invalid_value"

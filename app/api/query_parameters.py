@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, get_origin
 
 from fastapi import Request
@@ -19,11 +18,11 @@ from fastapi.routing import APIRoute
 
 from app.api.error_handlers import as_problems
 from app.domain.error_text.json_text import as_json
+from app.domain.error_text.unknown_names import MAX_NAME_CHARACTERS, suggestion
 from app.errors import BadRequest, UnknownParameter, combine_errors
 
 ACCEPTED_EVERYWHERE = "api-version"  # Azure's clients send it with every request
 MAX_LISTED_NAMES = 10  # unknown names in one message
-MAX_NAME_CHARS = 60  # of a name in a message; also bounds the cost of the search for a similar one
 
 
 @dataclass(frozen=True)
@@ -86,18 +85,14 @@ def _query_fields(dependant: Dependant) -> list[Any]:
 def _unknown(names: Sequence[str], query: AllowedQuery, call: str) -> list[BadRequest]:
     if not names:
         return []
-    as_json = ", ".join(_with_suggestion(name[:MAX_NAME_CHARS], query) for name in names[:MAX_LISTED_NAMES])
+    shown = [name[:MAX_NAME_CHARACTERS] for name in names[:MAX_LISTED_NAMES]]
+    listed = ", ".join(as_json(name) + suggestion(name, query.documented) for name in shown)
     more = f" and {len(names) - MAX_LISTED_NAMES} more" if len(names) > MAX_LISTED_NAMES else ""
     expected = f"known here: {', '.join(query.documented)}" if query.documented else f"{call} takes none"
-    text = f"unknown query parameter{'s' if len(names) > 1 else ''} {as_json}{more}; {expected}"
-    return [UnknownParameter(text, names[0][:MAX_NAME_CHARS])]
-
-
-def _with_suggestion(name: str, query: AllowedQuery) -> str:
-    similar = get_close_matches(name, query.documented, n=1)
-    return f"{as_json(name)} (did you mean {as_json(similar[0])}?)" if similar else as_json(name)
+    text = f"unknown query parameter{'s' if len(names) > 1 else ''} {listed}{more}; {expected}"
+    return [UnknownParameter(text, shown[0])]
 
 
 def _repeated(name: str) -> BadRequest:
-    as_json = name[:MAX_NAME_CHARS]
+    as_json = name[:MAX_NAME_CHARACTERS]
     return BadRequest(f"{as_json}: given more than once in the query; give it once", as_json)

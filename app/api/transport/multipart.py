@@ -13,6 +13,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from app.api.transport.upload_io import IoPools, rebatch
 from app.domain.error_text.json_text import as_json
+from app.domain.error_text.unknown_names import suggestion
 from app.errors import BadRequest, UnknownParameter
 
 MAX_FIELD_BYTES = 64 << 10
@@ -107,10 +108,9 @@ class _FormReader:
         if self._part_name == self._file_field:
             self._begin_file(options.get(b"filename"))
         elif self._part_name not in self._allowed_fields:
-            allowed = ", ".join([self._file_field, *sorted(self._allowed_fields)])
-            raise UnknownParameter(
-                f"unknown form field {as_json(self._part_name)}; known here: {allowed}", self._part_name
-            )
+            allowed = [self._file_field, *sorted(self._allowed_fields)]
+            seen = as_json(self._part_name) + suggestion(self._part_name, allowed)
+            raise UnknownParameter(f"unknown form field {seen}; known here: {', '.join(allowed)}", self._part_name)
         elif self._part_name in self.form.fields or len(self.form.fields) >= MAX_FIELDS:
             raise BadRequest(f"{self._part_name}: the form has this field twice; give it once", self._part_name)
 

@@ -23,8 +23,9 @@ from app.domain.artifacts.exports import (
     gguf_bytes,
 )
 from app.domain.error_text.json_text import as_json, unquoted
+from app.domain.error_text.unknown_names import unknown_parameter
 from app.domain.jobs.spec import LoraSpec
-from app.errors import BadRequest, NotFound, UnknownParameter, combine_errors
+from app.errors import BadRequest, NotFound, combine_errors
 from app.job_queue import Queue, WorkerNotifier
 from app.services.access import quotas
 from app.services.jobs import jobs
@@ -103,8 +104,7 @@ def delete(session: Session, project_id: str, job_id: str, export_id: str) -> Ex
 
 def _parse(body: Mapping[str, Any]) -> tuple[ExportKind, str | None]:
     problems: list[BadRequest] = [
-        UnknownParameter(f"unknown parameter {unquoted(key)}; known here: {', '.join(BODY_KEYS)}", unquoted(key))
-        for key in sorted(body.keys() - set(BODY_KEYS))
+        unknown_parameter(key, BODY_KEYS, earlier) for earlier, key in enumerate(sorted(body.keys() - set(BODY_KEYS)))
     ]
     offered = ", ".join(ExportType)
     type, checkpoint = body.get("type"), body.get("checkpoint")

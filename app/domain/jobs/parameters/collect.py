@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import cache
 from typing import Any
 
 from pydantic import AliasChoices
 
-from app.domain.error_text.json_text import MAX_PATH_CHARACTERS, as_json, unquoted
+from app.domain.error_text.json_text import as_json
 from app.domain.jobs.parameters.fields import AUTO, CommaSeparated, Parameters
 from app.domain.jobs.parameters.hyperparameters import HYPERPARAMETERS, METHOD_HYPERPARAMETERS
 from app.domain.jobs.parameters.lora import ALL_LINEAR, INITIALISATIONS, NO_INITIALISATION, LoraParameters
@@ -79,7 +78,7 @@ def _hyperparameter_objects(
         return
     for key in sorted(method.keys() - {"type", method_type}):
         if key not in OPENAI_METHODS:
-            request.problems.append(_unknown(f"method.{key}", ("type", method_type)))
+            request.refuse_unknown(f"method.{key}", ("type", method_type))
         elif method[key] is not None:
             owner, type_name = as_json(key), as_json(method_type)
             text = f"method.{key} belongs to the type {owner}, but method.type is {type_name}"
@@ -87,7 +86,7 @@ def _hyperparameter_objects(
             request.problems.append(UnknownParameter(text, f"method.{key}"))
     chosen = method.get(method_type) or {}
     for key in chosen.keys() - {"hyperparameters"}:
-        request.problems.append(_unknown(f"method.{method_type}.{key}", ("hyperparameters",)))
+        request.refuse_unknown(f"method.{method_type}.{key}", ("hyperparameters",))
     yield f"method.{method_type}.hyperparameters", chosen.get("hyperparameters") or {}
     yield "hyperparameters", body.get("hyperparameters") or {}
 
@@ -110,7 +109,7 @@ def _collect_hyperparameter(request: RequestParameters, path: str, key: str, val
     elif key == "load_in_4bit":
         _collect_load_in_4bit(request, value, path)
     else:
-        request.problems.append(_unknown(path, IN_HYPERPARAMETERS))
+        request.refuse_unknown(path, IN_HYPERPARAMETERS)
 
 
 def _collect_lora(request: RequestParameters, value: Any, path: str) -> None:
@@ -131,7 +130,7 @@ def _collect_lora(request: RequestParameters, value: Any, path: str) -> None:
         elif key in INITIALISATIONS:
             request.problems.append(UnknownParameter(f"{where}: {NO_INITIALISATION}; leave it out", where))
         else:
-            request.problems.append(_unknown(where, tuple(LORA_KEYS)))
+            request.refuse_unknown(where, tuple(LORA_KEYS))
 
 
 def _collect_quantization(request: RequestParameters, value: Any, path: str) -> None:
@@ -145,7 +144,7 @@ def _collect_quantization(request: RequestParameters, value: Any, path: str) -> 
         if key in QUANTIZATION_KEYS:
             request.add(QUANTIZATION_KEYS[key], item, f"{path}.{key}")
         else:
-            request.problems.append(_unknown(f"{path}.{key}", tuple(QUANTIZATION_KEYS)))
+            request.refuse_unknown(f"{path}.{key}", tuple(QUANTIZATION_KEYS))
 
 
 def _collect_load_in_4bit(request: RequestParameters, value: Any, path: str) -> None:
@@ -159,14 +158,3 @@ def _add(request: RequestParameters, name: str, value: Any, path: str) -> None:
     if name in COMMA_SEPARATED and isinstance(value, str) and value not in (ALL_LINEAR, AUTO):
         value = [item.strip() for item in value.split(",")]
     request.add(name, value, path)
-
-
-def _unknown(path: str, known: tuple[str, ...]) -> UnknownParameter:
-    where = unquoted(path, MAX_PATH_CHARACTERS)
-    return UnknownParameter(f"unknown parameter {where}; known here: {_listed(known)}", where)
-
-
-@cache
-def _listed(names: tuple[str, ...]) -> str:
-    """Cached, as a body may have a hundred thousand unknown keys."""
-    return ", ".join(sorted(set(names)))

@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from app.domain.error_text.json_text import MAX_PATH_CHARACTERS, as_json, unquoted
+from app.domain.error_text.unknown_names import unknown_parameter
 from app.domain.error_text.validation_text import error_sentence
 from app.domain.jobs.bounds import Bounds
 from app.domain.jobs.parameters.fields import (
@@ -27,7 +28,7 @@ from app.domain.jobs.parameters.fields import (
     ResolutionContext,
 )
 from app.domain.jobs.spec import Method
-from app.errors import BadRequest, UnknownParameter
+from app.errors import BadRequest
 
 
 class Given(NamedTuple):
@@ -67,6 +68,9 @@ class RequestParameters:
         path = self.path(name)
         self.problems.append(BadRequest(f"{path}: {text}", path, code))
 
+    def refuse_unknown(self, path: str, known: tuple[str, ...]) -> None:
+        self.problems.append(unknown_parameter(path, known, len(self.problems)))
+
     def resolved(
         self, model: type[Parameters], context: ResolutionContext, inherited: Mapping[str, Any] = MappingProxyType({})
     ) -> dict[str, Any] | None:
@@ -100,7 +104,13 @@ class RequestParameters:
         name, definition = f"{model.prefix}{field_name}", model.model_fields[str(field_name)]
         error = problem.get("ctx", {}).get("error")
         if inner:
-            self.problems.append(_problem_inside(self.path(name), inner, definition, problem))
+            path = ".".join([self.path(name), *map(str, inner)])
+            annotation: Any = definition.annotation
+            if problem["type"] == "extra_forbidden":
+                self.refuse_unknown(path, tuple(annotation.model_fields))
+            else:
+                where = unquoted(path, MAX_PATH_CHARACTERS)
+                self.problems.append(BadRequest(f"{where}: {error_sentence(problem)}", where))
         elif isinstance(error, ParameterError):
             for text in error.texts:
                 self.refuse(name, text, error.code)
@@ -120,16 +130,6 @@ def _fields(model: type[Parameters]) -> tuple[tuple[str, str, bool, Any, AutoRul
         (key, model.prefix + key, model.model_fields[key].annotation is int, auto.value, auto.rule)
         for key, auto in autos.items()
     )
-
-
-def _problem_inside(path: str, inner: list[int | str], definition: FieldInfo, problem: ErrorDetails) -> BadRequest:
-    """A problem of one key in a parameter that is an object."""
-    where = unquoted(".".join([path, *map(str, inner)]), MAX_PATH_CHARACTERS)
-    if problem["type"] == "extra_forbidden":
-        model: Any = definition.annotation
-        known = ", ".join(model.model_fields)
-        return UnknownParameter(f"unknown parameter {where}; known here: {known}", where)
-    return BadRequest(f"{where}: {error_sentence(problem)}", where)
 
 
 def _allowed_values(definition: FieldInfo, context: ResolutionContext) -> tuple[str, str]:
