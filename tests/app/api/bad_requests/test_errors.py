@@ -56,8 +56,30 @@ class TestEveryError:
         assert answer.status_code == 404
         assert "vLLM" in str(error_of(answer)["message"])
 
+    @pytest.mark.parametrize("prefix", ["/v1", "", "/openai", "/openai/v1"])
+    @pytest.mark.parametrize(
+        ("path", "name", "instead"),
+        [
+            ("/evals", "Evals API", "/v1/fine_tuning/jobs/{job_id}/evaluations"),
+            ("/evals/eval_1/runs", "Evals API", "/v1/fine_tuning/jobs/{job_id}/evaluations"),
+            ("/fine_tuning/alpha/graders/run", "Graders", "/v1/fine_tuning/jobs/{job_id}/evaluations"),
+            ("/batches", "Batches", "/v1/chat/completions"),
+            ("/batches/batch_1/cancel", "Batches", "/v1/chat/completions"),
+            ("/responses", "Responses API", "/v1/chat/completions"),
+            ("/responses/resp_1", "Responses API", "/v1/chat/completions"),
+            ("/assistants", "Assistants", "/v1/chat/completions"),
+            ("/threads/t/runs", "Assistants", "/v1/chat/completions"),
+        ],
+    )
+    def test_of_what_is_not_offered_names_it_and_what_takes_its_place(
+        self, client: TestClient, prefix: str, path: str, name: str, instead: str
+    ) -> None:
+        error = error_of(client.post(prefix + path, json={}))
+        assert error["code"] == "unknown_url"
+        assert all(text in str(error["message"]) for text in (name, "not offered", instead))
+
     def test_of_a_url_with_another_slip_guesses_nothing(self, client: TestClient) -> None:
-        for path in ("/v1", "/v1/nowhere", "/nowhere/", "/v1/assistants", "/v1/fine_tuning"):
+        for path in ("/v1", "/v1/nowhere", "/nowhere/", "/v1/fine_tuning/alpha", "/v1/fine_tuning"):
             assert "Did you mean" not in str(error_of(client.get(path))["message"])
 
     def test_of_a_wrong_method_names_the_right_one(self, client: TestClient) -> None:
