@@ -16,7 +16,7 @@ from app.db.fast_reads.pool import AsyncConnections
 from app.domain.answers.engine_errors import OTHER_SERVER_STATUSES, engine_error
 from app.domain.answers.events import EventTranslator, event_of, to_json
 from app.domain.error_text.json_text import as_json
-from app.errors import EngineFailed, EngineUnavailable, ModelNotServed, NotFound
+from app.errors import EngineFailed, EngineUnavailable, ModelNotServed
 from app.log import get_logger
 from app.services.answers.engine_client import (
     NETWORK_ERRORS,
@@ -27,6 +27,7 @@ from app.services.answers.engine_client import (
     header,
     read_body,
 )
+from app.services.base_models.models import model_not_found
 
 EVENT_STREAM = "text/event-stream"
 
@@ -61,11 +62,7 @@ async def find_model(connections: AsyncConnections, project_id: str, model: str)
     """The model, with the targets that have it. Raises NotFound."""
     served = await find_served_model(connections, project_id, model)
     if served is None:
-        raise NotFound(
-            f"The model {as_json(model)} does not exist; GET /v1/models lists those that do.",
-            "model",
-            "model_not_found",
-        )
+        raise model_not_found(model)
     return served
 
 

@@ -11,6 +11,8 @@ from app.domain.base_models.names import NAME, NAME_RULE
 from app.domain.error_text.json_text import as_json
 from app.errors import BadRequest, NotFound, NotPermitted, combine_errors
 
+OPENAI_PREFIXES = ("gpt-", "o1", "o3", "o4", "davinci", "babbage")
+LISTED = "GET /v1/models, or `tunery models list`, lists those that do."
 ModelRow = BaseModelRow | ModelAlias | TunedModel
 
 
@@ -28,11 +30,7 @@ def get(session: Session, project_id: str, model_id: str) -> ModelRow:
     if model is None:
         model = next((each for each in models.list_aliases(session, project_id) if each.name == model_id), None)
     if model is None:
-        raise NotFound(
-            f"The model {as_json(model_id)} does not exist; GET /v1/models lists those that do.",
-            "model",
-            "model_not_found",
-        )
+        raise model_not_found(model_id)
     return model
 
 
@@ -75,6 +73,16 @@ def resolve_alias(session: Session, project_id: str, name: str) -> BaseModelRow 
             "model_not_found",
         )
     return base
+
+
+def model_not_found(name: str, available: str = LISTED) -> NotFound:
+    """The error for an unknown model; for the name of a model of OpenAI it mentions aliases."""
+    remedy = (
+        f" An operator can let this name stand for a base model (`tunery models alias {name} BASE`)."
+        if name.startswith(OPENAI_PREFIXES) and NAME.fullmatch(name)
+        else ""
+    )
+    return NotFound(f"The model {as_json(name)} does not exist. {available}{remedy}", "model", "model_not_found")
 
 
 def available_models(session: Session, project_id: str) -> str:

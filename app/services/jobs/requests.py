@@ -107,8 +107,7 @@ def _find_base_and_parent(
     aliased = model_services.resolve_alias(session, project_id, name)
     if aliased is not None:
         return aliased, None
-    available = model_services.available_models(session, project_id)
-    raise NotFound(f"The model {as_json(name)} does not exist. {available}", "model", "model_not_found")
+    raise model_services.model_not_found(name, model_services.available_models(session, project_id))
 
 
 def _require_file(file: File | None, file_id: str, param: str) -> File:

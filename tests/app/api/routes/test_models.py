@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from starlette.testclient import TestClient
 
 from app.api.schemas.models import ModelBody
@@ -9,6 +10,26 @@ from app.db.base_models import models
 from app.db.engine import Sessions, transaction
 from app.db.tables import Job
 from tests.factories import make_base_model
+
+
+class TestUnknownModel:
+    @pytest.mark.parametrize(
+        ("name", "has_remedy"),
+        [("gpt-4o-mini-2024-07-18", True), ("o3-mini", True), ("Qwen9", False), ("gpt-4 x", False)],
+    )
+    def test_with_a_name_of_openai_names_aliases_as_the_remedy(
+        self, client: TestClient, base_model: str, training_file: str, name: str, has_remedy: bool
+    ) -> None:
+        messages = [{"role": "user", "content": "Hello"}]
+        for answer in (
+            client.post("/v1/fine_tuning/jobs", json={"model": name, "training_file": training_file}),
+            client.post("/v1/fine_tuning/jobs/plan", json={"model": name, "training_file": training_file}),
+            client.post("/v1/chat/completions", json={"model": name, "messages": messages}),
+            client.get(f"/v1/models/{name}"),
+        ):
+            error = answer.json()["error"]
+            assert (answer.status_code, error["code"], error["param"]) == (404, "model_not_found", "model")
+            assert (f"`tunery models alias {name} BASE`" in error["message"]) == has_remedy
 
 
 class TestList:
