@@ -6,6 +6,7 @@ import typer
 
 Model = Annotated[str, typer.Option(help="Base model; see `tunery models list`.")]
 TrainingFile = Annotated[str, typer.Option(help="File id, or path of a file to upload.")]
+ValidationFile = Annotated[str | None, typer.Option(help="File id, or path of a file to upload.")]
 Seed = Annotated[int | None, typer.Option(help="Random seed; the same seed repeats a run.")]
 Epochs = Annotated[int | None, typer.Option(help="Passes over the training file, 1 to 50. Default: auto.")]
 BatchSize = Annotated[int | None, typer.Option(help="Examples per optimizer step, 1 to 256. Default: auto.")]

@@ -29,7 +29,7 @@ def insert(
     validation_file_id: str | None = None,
     suffix: str | None = None,
     metadata: Mapping[str, str] | None = None,
-    warnings: Sequence[str] = (),
+    warnings: Sequence[dict[str, Any]] = (),
     **columns: Any,
 ) -> Job:
     """Create a job in `validating_files` with its first event, and an event for each warning."""
@@ -43,10 +43,7 @@ def insert(
         suffix=suffix,
         user_metadata=dict(metadata) if metadata is not None else None,
         event_seq=1,
-        warnings=[
-            {"code": "without_effect", "message": warning, "file": None, "count": 1, "first_lines": []}
-            for warning in warnings
-        ],
+        warnings=list(warnings),
         **columns,
     )
     session.add(job)
@@ -54,7 +51,7 @@ def insert(
     append_event(session, job, f"Created fine-tuning job: {job.id}")
     for warning in warnings:
         job.event_seq += 1
-        append_event(session, job, warning, level="warn")
+        append_event(session, job, warning["message"], level="warn")
     if warnings:
         session.refresh(job)  # the UPDATE increments `version`; all other defaults are known from the INSERT
     return job

@@ -1,6 +1,7 @@
 """Warnings: properties of a dataset that are valid but probably unintended.
 
-A finding fails the job; a warning is in the report of a file, in an event of the job and in the job's `warnings`.
+A finding fails the job; a warning is in the report of a file, in an event of the job and in the job's `warnings`. Those
+about the request are also in its plan.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from app.domain.datasets.chat_template import Message, content_text
 from app.domain.datasets.examples import Example
@@ -57,6 +59,15 @@ MESSAGES = {
         "that token, as at inference, and may end the turn; remove it if it is meant as text"
     ),
 }
+# About the request; without_effect has the text of the parameter
+SAME_FILE = (
+    "The validation file has the same content as the training file, so its loss cannot show overfitting; give a file "
+    "of other rows"
+)
+NO_VALIDATION_FILE = (
+    "There is no validation file, so there is no validation loss: overfitting stays unseen, and early_stopping and "
+    "promote_best cannot be used; keep some rows out of the training file and give them as validation_file"
+)
 
 
 @dataclass
@@ -84,6 +95,11 @@ class DatasetWarning:
     message: str
     count: int
     first_lines: Sequence[int]
+
+
+def request_warning(code: str, message: str) -> dict[str, Any]:
+    """A warning about a request, in the form in which a job stores those about its files."""
+    return {"code": code, "message": message, "file": None, "count": 1, "first_lines": []}
 
 
 class RowIndex:

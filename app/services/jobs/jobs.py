@@ -77,7 +77,7 @@ def create(
         deliver_to=deliver_to,
         cloned_from=request.cloned_from,
         request=dict(request.sent_body),
-        warnings=request.warnings,
+        warnings=resolved.warnings,
         request_id=audit.request_id(),
         traceparent=current_traceparent(),
     )

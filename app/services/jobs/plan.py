@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from sqlalchemy.orm import Session
 
@@ -16,6 +16,7 @@ from app.db.scheduling import workers
 from app.db.tables import File
 from app.domain.base_models.catalog import CatalogEntry, RefusedModel
 from app.domain.datasets.report import DatasetReport, no_trainable_tokens_message, too_few_examples_message
+from app.domain.datasets.warnings import NO_VALIDATION_FILE, request_warning
 from app.domain.jobs.layer_patterns import PatternError, match_spec
 from app.domain.jobs.spec import JobSpec
 from app.domain.planning.estimate import Placement
@@ -65,6 +66,7 @@ class PlanInputs:
     validation_file: SourceFile | None
     places: Sequence[DeviceGroup]
     lack: str | None  # why no worker may take the job
+    warnings: Sequence[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ def read_inputs(session: Session, project_id: str, request: JobRequest, is_admin
     resolved = resolve_request(session, project_id, request)
     require_urgent_permission(resolved.project, request.scheduling, is_admin)
     validation_file = resolved.validation_file
+    missing = [] if validation_file else [request_warning("no_validation_file", NO_VALIDATION_FILE)]
     requirements = JobRequirements(resolved.spec.base_model, frozenset(request.scheduling.worker_labels))
     capacities = [worker_capacity(worker.about) for worker in workers.gpu_workers(session)]
     return PlanInputs(
@@ -113,6 +116,7 @@ def read_inputs(session: Session, project_id: str, request: JobRequest, is_admin
         validation_file=SourceFile.of("validation_file", validation_file) if validation_file else None,
         places=workers.candidate_devices(session, resolved.spec, resolved.base.manifest_sha256, requirements),
         lack=missing_requirements(capacities, requirements),
+        warnings=[*resolved.warnings, *missing],
     )
 
 

@@ -12,6 +12,7 @@ from app.db.base_models import models
 from app.db.files import files
 from app.db.jobs import references
 from app.db.tables import BaseModelRow, File, Project
+from app.domain.datasets.warnings import SAME_FILE, request_warning
 from app.domain.error_text.json_text import as_json, unquoted
 from app.domain.files.files import JobFileOrigins
 from app.domain.jobs.parameters.fields import ParentAdapter
@@ -59,6 +60,7 @@ class ResolvedRequest:
     training_file: File
     validation_file: File | None
     spec: JobSpec
+    warnings: list[dict[str, Any]]
 
 
 def resolve_request(
@@ -85,7 +87,10 @@ def resolve_request(
     if evaluation_problems:
         request = replace(request, problems=[*request.problems, *evaluation_problems])
     spec = _resolve_spec(request, base, parent, training_file, validation_file)
-    return ResolvedRequest(rows.project, base, training_file, validation_file, spec)
+    warnings = [request_warning("without_effect", text) for text in request.warnings]
+    if validation_file is not None and validation_file.sha256 == training_file.sha256:
+        warnings.append(request_warning("same_file", SAME_FILE))
+    return ResolvedRequest(rows.project, base, training_file, validation_file, spec, warnings)
 
 
 def find_model(session: Session, project_id: str, name: str) -> tuple[BaseModelRow, ParentAdapter | None]:

@@ -41,5 +41,8 @@ BY_SCHEMA = {
     "PlanBody.message": "The verdict in a sentence.",
     "PlanBody.tokens_per_epoch": "The number of tokens that the model processes.",
     "PlanBody.trained_examples": "The number of examples without the empty ones.",
+    "PlanBody.warnings": (
+        "What does not fail the job but may be unintended: `without_effect`, `same_file`, `no_validation_file`."
+    ),
     "PlanBody.verdict": "Whether a live worker can run the job.",
 }

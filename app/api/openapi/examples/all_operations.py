@@ -163,6 +163,7 @@ PLAN = {
     "cut": {"count": 1, "first_lines": [17]},
     "masked": {"count": 2, "first_lines": [4, 60]},
     "empty": {"count": 2, "first_lines": [4, 60]},
+    "warnings": [],
     "devices": [
         {
             "kind": "cuda",

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from app.api.schemas.common import Body
+from app.api.schemas.common import Body, WarningBody
 from app.domain.datasets.warnings import LineCount
 from app.domain.jobs.spec import Hyperparameters, LoraSpec, QuantizationSpec
 from app.domain.planning.estimate import Placement
@@ -82,6 +82,7 @@ class PlanBody(Body):
     cut: LinesBody
     masked: LinesBody
     empty: LinesBody
+    warnings: list[WarningBody]
     devices: list[DeviceBody]
 
 
@@ -110,6 +111,7 @@ def render_plan(answer: JobPlan) -> dict[str, Any]:
         "cut": _lines(report.cut),
         "masked": _lines(report.masked),
         "empty": _lines(report.empty),
+        "warnings": answer.inputs.warnings,
         "devices": [_device(place, placement) for place, placement in places],
     }
 

@@ -57,7 +57,7 @@ def validate(
 
 def _print_report(report: dict[str, Any]) -> None:
     print_line(report["message"])
-    _print_warnings(report["warnings"])
+    print_warnings(report["warnings"])
     print_fields(_fields(report))
     findings = report["findings"]
     if findings["count"]:
@@ -71,7 +71,7 @@ def _print_report(report: dict[str, Any]) -> None:
         _print_row(row)
 
 
-def _print_warnings(warnings: list[dict[str, Any]]) -> None:
+def print_warnings(warnings: list[dict[str, Any]]) -> None:
     """Print the warnings, which do not prevent a job, below the verdict."""
     if warnings:
         print_line("\nWarnings:\n" + "\n".join(f"- {each['message']}" for each in warnings) + "\n")

@@ -23,6 +23,7 @@ from app.cli.job_options import (
     Settings,
     TargetModules,
     TrainingFile,
+    ValidationFile,
 )
 from app.cli.options import AsJson, with_client
 from app.cli.output.console import (
@@ -84,7 +85,7 @@ def create(
     client: "Client",
     model: Model,
     training_file: TrainingFile,
-    validation_file: Annotated[str | None, typer.Option(help="File id, or path of a file to upload.")] = None,
+    validation_file: ValidationFile = None,
     suffix: Annotated[str | None, typer.Option(help="Suffix of the fine-tuned model's name.")] = None,
     seed: Seed = None,
     method: Annotated[str | None, typer.Option(help="supervised or dpo. Default: supervised.")] = None,
@@ -262,6 +263,8 @@ def events(
 
 
 def print_created(job: dict[str, Any], as_json: bool, follow: bool) -> None:
+    for warning in job.get("warnings", ()):
+        print_note(f"Warning: {warning['message']}.")
     if as_json:
         if not follow:
             print_json(job)

@@ -6,7 +6,7 @@ import typer
 
 from app.cli.client.job_request import build_job_body, target_modules
 from app.cli.client.training_files import uploaded_files
-from app.cli.commands.files.file_reports import lines_text
+from app.cli.commands.files.file_reports import lines_text, print_warnings
 from app.cli.job_options import (
     BatchSize,
     Epochs,
@@ -17,6 +17,7 @@ from app.cli.job_options import (
     Settings,
     TargetModules,
     TrainingFile,
+    ValidationFile,
 )
 from app.cli.options import AsJson, with_client
 from app.cli.output.console import (
@@ -41,6 +42,7 @@ def plan(
     client: "Client",
     model: Model,
     training_file: TrainingFile,
+    validation_file: ValidationFile = None,
     seed: Seed = None,
     n_epochs: Epochs = None,
     batch_size: BatchSize = None,
@@ -54,7 +56,7 @@ def plan(
     request = build_job_body(
         model=model,
         training_file=training_file,
-        validation_file=None,
+        validation_file=validation_file,
         suffix=None,
         seed=seed,
         hyperparameters={"n_epochs": n_epochs, "batch_size": batch_size},
@@ -87,6 +89,7 @@ def _print_estimate(estimate: dict[str, Any]) -> None:
     print_line(estimate["message"])
     if estimate.get("model_alias"):
         print_line(f"{estimate['model_alias']} is an alias: the job trains {estimate['model']}.")
+    print_warnings(estimate.get("warnings", []))
     tokens = f"{estimate['tokens_per_epoch']:,} per epoch, {estimate['labelled_tokens_per_epoch']:,} of them trained"
     print_fields(
         [

@@ -17,6 +17,7 @@ from app.db.tables import BaseModelRow, Job
 from app.domain.planning.execution_plan import Measurement
 from app.services.datasets import check_process, token_counter
 from tests.app.api.conftest import Upload
+from tests.factories import chat_lines
 from tests.tiny import make_tiny_pairs
 
 pytestmark = pytest.mark.usefixtures("base_model")
@@ -68,6 +69,25 @@ class TestPlan:
         assert device["mode"]["row_tokens"] == 8192
         with transaction(sessions) as session:
             assert session.query(Job).count() == 0
+
+    def test_warns_of_a_missing_validation_file_of_one_with_the_same_content_and_of_what_has_no_effect(
+        self, client: TestClient, training_file: str, upload: Upload
+    ) -> None:
+        copy, other = (upload(content).json()["id"] for content in (None, chat_lines(11)))
+        for body, codes in (
+            ({}, ["no_validation_file"]),
+            ({"validation_file": other}, []),
+            ({"validation_file": training_file}, ["same_file"]),
+            ({"validation_file": copy, "trainingType": "Standard"}, ["without_effect", "same_file"]),
+        ):
+            asked = {"model": "tiny", "training_file": training_file} | body
+            planned = client.post(PLAN, json=asked).json()["warnings"]
+            assert [warning["code"] for warning in planned] == codes
+            created = client.post(JOBS, json=asked).json()
+            assert created["warnings"] == [each for each in planned if each["code"] != "no_validation_file"]
+            events = client.get(f"{JOBS}/{created['id']}/events").json()["data"]
+            texts = [event["message"] for event in reversed(events) if event["level"] == "warn"]
+            assert texts == [each["message"] for each in created["warnings"]]
 
     def test_of_an_urgent_job_needs_the_permission_to_create_one(self, client: TestClient, training_file: str) -> None:
         asked = {"model": "tiny", "training_file": training_file, "urgent": True}

@@ -462,6 +462,15 @@ class TestPlan:
         assert tunery("jobs", "list", "--json").json == []
         assert tunery("files", "list", "--json").json == []
 
+    def test_it_warns_of_a_missing_validation_file_and_of_the_training_file_in_its_place(
+        self, tunery: Tunery, dataset: Path
+    ) -> None:
+        arguments = ["--model", "tiny", "--training-file", dataset]
+        assert "There is no validation file" in tunery("jobs", "plan", *arguments).out
+        arguments += ["--validation-file", dataset]
+        assert "the same content" in tunery("jobs", "plan", *arguments).out
+        assert "Warning: The validation file has the same content" in tunery("jobs", "create", *arguments).err
+
     def test_a_stored_file_is_neither_uploaded_nor_deleted(self, tunery: Tunery, dataset: Path) -> None:
         file = tunery("files", "upload", dataset).out.strip()
         for named in (dataset, file[:12]):
