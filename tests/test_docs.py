@@ -122,6 +122,12 @@ def test_every_make_target_that_is_named_exists() -> None:
     assert named <= targets
 
 
+def test_nothing_installs_tunery_by_its_name_which_the_package_index_does_not_have() -> None:
+    sources = [path for name in ("app", "worker") for path in (ROOT / name).rglob("*.py")]
+    by_name = re.compile(r"pip install [^\n`]*\btunery(?![\w./-])")
+    assert [path for path in (*DOCS, *sources) if by_name.search(path.read_text(encoding="utf-8"))] == []
+
+
 def test_the_architecture_page_names_only_modules_that_exist() -> None:
     modules = re.findall(r"`((?:app|worker)/[a-z_/]+\.py)`", read("architecture.md"))
     assert modules

