@@ -106,8 +106,8 @@ ERROR_CODES = (
     ErrorCode(
         "invalid_training_file",
         400,
-        "The file is not strict JSON lines, or a plan found examples that a job would refuse.",
-        "Correct the listed lines; an error lists up to ten. For its meaning in `job.error` see below.",
+        "The file is a table or not strict JSON lines, or a plan found examples that a job would refuse.",
+        "Convert a table; correct the listed lines, at most ten. For its meaning in `job.error` see below.",
         "Expected file to have JSONL format, where every line is a valid JSON dictionary. Line 2: …",
     ),
     ErrorCode(
@@ -164,8 +164,8 @@ ERROR_CODES = (
         "unknown_parameter",
         400,
         "A key of a body, a form field or a query parameter does not exist; nothing is ignored silently.",
-        "Correct the spelling: `param` is the dotted path, and the message lists the known names.",
-        "unknown parameter lora.rnak; known here: …",
+        "Correct the spelling: `param` is the dotted path; the message suggests a name and lists the known ones.",
+        'unknown parameter lora.rnak (did you mean "rank"?); known here: …',
     ),
     ErrorCode(
         "unsupported_parameter",
@@ -266,7 +266,7 @@ ERROR_CODES = (
         "model_not_found",
         404,
         "No base model and no `ft:` model of the project has this name.",
-        "GET /v1/models lists them. OpenAI's names exist only if the operator registers a model under such a name.",
+        "GET /v1/models lists them. A name of OpenAI's exists if the operator sets an alias (`tunery models alias`).",
         'The model "gpt-4o" does not exist. Available models: ….',
     ),
     ErrorCode(
@@ -279,8 +279,8 @@ ERROR_CODES = (
     ErrorCode(
         "unknown_url",
         404,
-        "The path does not exist. Often `base_url` lacks `/v1`, or the path ends with a slash.",
-        "Compare with [the reference](reference/README.md).",
+        "Tunery does not have the path. Often `base_url` lacks `/v1`, or the path ends with a slash.",
+        "Follow the message, or compare with [the reference](reference/README.md).",
         "Unknown request URL: GET /files. Did you mean /v1/files? /docs lists all URLs.",
     ),
     ErrorCode(

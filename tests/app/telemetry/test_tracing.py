@@ -164,5 +164,5 @@ def test_without_the_packages_the_start_says_what_to_install(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
-    with pytest.raises(TracingNotInstalled, match=r"tunery\[tracing\]"):
+    with pytest.raises(TracingNotInstalled, match=r"\.\[tracing\]"):
         configure_tracing(settings.model_copy(update={"otlp_endpoint": "http://127.0.0.1:1"}), "api")
