@@ -21,11 +21,12 @@ WAY = 'convert the file in the dashboard (Datasets) or with the code of the READ
 
 def other_format(line: bytes) -> str | None:
     """What a file with this first line is, and how to convert it; None if it may have JSON lines."""
+    line = line[:SAMPLE_BYTES]
     if line.startswith(ZIP):
         return f"an Excel workbook (or another ZIP archive), {RULE}: save the sheet as CSV, then {WAY}"
     if JSON_ARRAY.match(line):
         return f"a JSON array of all examples, {RULE}: write each item into a line of its own (jq -c '.[]')"
-    text = line[:SAMPLE_BYTES].decode("utf-8", "replace")
+    text = line.decode("utf-8", "replace")
     delimiter = delimiter_of(text)
     if NO_TABLE.search(text) or delimiter not in QUOTED.sub("", text):
         return None
