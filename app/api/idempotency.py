@@ -67,7 +67,7 @@ async def acquire_key_lock(
         yield None
         return
     app_state = app_state_of(request)
-    fingerprint = await app_state.io_pools.parse(caller.key_id, _fingerprint, body)
+    fingerprint = await app_state.io_pools.parse(caller.key_id, len(body), _fingerprint, body)
     lock = app_state.io_pools.key_lock(f"key {idempotent_request.project_id} {key}")
     has_duplicate = lock.locked()
     try:

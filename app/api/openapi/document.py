@@ -39,7 +39,7 @@ DUPLICATE_ERROR = {
 }
 POST_ERRORS = {"408": "The body arrived too slowly.", "413": "The body is too large."}
 ANSWER_ERRORS = {
-    "413": "The body is longer than 16 MiB.",
+    "413": "The body is larger than the operator allows, by default 2 MiB.",
     "415": "The body is compressed.",
     "502": "The engine failed.",
     "503": "Nothing serves the model (`model_not_served`), or no engine that serves it responds; or PostgreSQL.",

@@ -9,12 +9,11 @@ from fastapi import Depends, Request
 
 from app.api.auth import CallerDep
 from app.api.dependencies import app_state_of
-from app.api.transport.upload_io import refuse_compressed
+from app.api.transport.upload_io import limit_body
 from app.domain.datasets.jsonl import MAX_DEPTH, LineError, check_text, decode_json, json_type, needs_tree_check
 from app.errors import BadRequest, TooLarge, UnknownParameter
 
 MAX_BODY_BYTES = 1 << 20
-MAX_LARGE_BODY_BYTES = 16 << 20
 MAX_LISTED_NAMES, MAX_NAME_CHARS = 10, 60  # unknown names in one message
 MAX_KEY_CHARS = 60  # of a key in the path of a message
 
@@ -28,19 +27,21 @@ BodyBytesDep = Annotated[bytes, Depends(read_body)]
 
 
 async def read_json_object(request: Request, body: BodyBytesDep, caller: CallerDep) -> dict[str, Any]:
-    return await app_state_of(request).io_pools.parse(caller.key_id, parse_json_object, body)
+    return await app_state_of(request).io_pools.parse(caller.key_id, len(body), parse_json_object, body)
 
 
 JsonBodyDep = Annotated[dict[str, Any], Depends(read_json_object)]
 
 
-async def read_large_json_object(request: Request, caller: CallerDep) -> dict[str, Any]:
-    """The body of a call with up to MAX_LARGE_BODY_BYTES: a conversation may contain images."""
-    body = await _read(request, MAX_LARGE_BODY_BYTES)
-    return await app_state_of(request).io_pools.parse(caller.key_id, parse_json_object, body)
+async def read_answer_body(request: Request, _caller: CallerDep) -> bytes:
+    """The body of a request for an answer, of which the operator sets the size. Raises TooLarge."""
+    max_bytes = app_state_of(request).settings.max_answer_body_bytes
+    return await _read(
+        request, max_bytes, "; shorten the conversation, or the operator raises TUNERY_MAX_ANSWER_BODY_BYTES"
+    )
 
 
-LargeJsonBodyDep = Annotated[dict[str, Any], Depends(read_large_json_object)]
+AnswerBodyDep = Annotated[bytes, Depends(read_answer_body)]
 
 
 async def read_optional_json_object(request: Request, body: BodyBytesDep, caller: CallerDep) -> dict[str, Any]:
@@ -53,22 +54,23 @@ OptionalJsonBodyDep = Annotated[dict[str, Any], Depends(read_optional_json_objec
 
 async def refuse_parameters(request: Request, body: BodyBytesDep, caller: CallerDep) -> None:
     """Refuse parameters in a call without a body. `{}` is accepted: some clients send it with every POST."""
-    if names := await app_state_of(request).io_pools.parse(caller.key_id, _first_names, body):
+    if names := await app_state_of(request).io_pools.parse(caller.key_id, len(body), _first_names, body):
         raise UnknownParameter(f"unknown parameters {', '.join(names)}; this call takes no body", names[0])
 
 
 NO_BODY = Depends(refuse_parameters)
 
 
-async def _read(request: Request, max_bytes: int) -> bytes:
+async def _read(request: Request, max_bytes: int, advice: str = "") -> bytes:
     """Raises TooLarge."""
-    refuse_compressed(request.headers)
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > max_bytes:
-            raise TooLarge(f"The body is longer than {max_bytes:,} bytes.", code="request_too_large")
-    return bytes(body)
+
+    def refusal() -> TooLarge:
+        announced = int(request.headers.get("content-length", 0))
+        seen = f"{announced:,}" if announced else f"more than {max_bytes:,}"
+        text = f"The body has {seen} bytes; at most {max_bytes:,} are allowed{advice}."
+        return TooLarge(text, code="request_too_large")
+
+    return b"".join([chunk async for chunk in limit_body(request, max_bytes, refusal)])
 
 
 def parse_json_object(data: bytes) -> dict[str, Any]:

@@ -69,11 +69,18 @@ class IoPools:
         pool = self._storing if size_bytes <= MAX_SMALL_FILE_BYTES else self._finishing
         return await pool.run(owner, work, *args, **kwargs)
 
-    async def parse(self, owner: str, work: Callable[[bytes], Result], data: bytes) -> Result:
-        """Apply `work` to a JSON body: a small one directly, a large one in a thread."""
-        if len(data) <= MAX_INLINE_PARSE_BYTES:
-            return work(data)
-        return await self._parsing.run(owner, work, data)
+    async def parse(
+        self,
+        owner: str,
+        size_bytes: int,
+        work: Callable[Arguments, Result],
+        *args: Arguments.args,
+        **kwargs: Arguments.kwargs,
+    ) -> Result:
+        """Parse or check a JSON text of `size_bytes`: a small one directly, a large one in a thread."""
+        if size_bytes <= MAX_INLINE_PARSE_BYTES:
+            return work(*args, **kwargs)
+        return await self._parsing.run(owner, work, *args, **kwargs)
 
     def key_lock(self, name: str) -> asyncio.Lock:
         """The lock named `name`. It serializes a request with its retry after a client-side timeout."""

@@ -6,14 +6,15 @@ Also the records that travel from the program that generates, through the worker
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
 from app.domain.answers.events import to_json
 from app.domain.datasets.contradictions import tool_findings
-from app.domain.datasets.messages import message_findings
+from app.domain.datasets.messages import StrictModel, check_key_count, message_findings
 from app.domain.error_text.json_text import as_json
 from app.domain.jobs.spec import BaseSpec, Frozen, LoraSpec, QuantizationSpec
 from app.errors import BadRequest, combine_errors
@@ -26,7 +27,7 @@ MAX_STOPS = 4
 MAX_CHOICES = 4  # one after another, within MAX_SECONDS together
 MAX_TOP_LOGPROBS = 20  # OpenAI's, of a chat
 MAX_COMPLETION_LOGPROBS = 5  # OpenAI's, of a completion
-MAX_BIASES = 300  # OpenAI's
+MAX_PROBLEMS = 10  # of a request, in one message
 MAX_SCHEMA_CHARACTERS = 120_000  # OpenAI's
 INSTEAD = "deliver the model to an engine for it (docs/answers.md)"
 Reason = Literal["busy", "context_length_exceeded", "invalid_value", "invalid_tools", "model_not_found", "failed"]
@@ -48,32 +49,24 @@ TokenId = Annotated[str, Field(pattern=r"^\d{1,9}$")]  # a key of JSON
 Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
-class _Options(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
-
+class _Options(StrictModel):
     include_usage: bool = False
 
 
-class _JsonSchema(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
-
+class _JsonSchema(StrictModel):
     name: Annotated[str, Field(pattern="^[a-zA-Z0-9_-]{1,64}$")]
     description: str | None = None
     schema_: dict[str, Any] = Field(alias="schema")
     strict: bool | None = None  # every answer obeys the schema in any case
 
 
-class _ResponseFormat(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
-
+class _ResponseFormat(StrictModel):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: _JsonSchema | None = None
 
 
-class TrialRequest(BaseModel):
+class TrialRequest(StrictModel):
     """The fields of a body that a trial answer obeys."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
 
     model: str
     messages: list[Any] | None = None
@@ -84,7 +77,7 @@ class TrialRequest(BaseModel):
     top_p: Annotated[float | None, Field(gt=0, le=1)] = None
     frequency_penalty: Penalty = None
     presence_penalty: Penalty = None
-    logit_bias: Annotated[dict[TokenId, Bias] | None, Field(max_length=MAX_BIASES)] = None
+    logit_bias: Annotated[dict[TokenId, Bias] | None, BeforeValidator(check_key_count)] = None  # OpenAI's limit too
     seed: Annotated[int | None, Field(ge=-(2**63), lt=2**63)] = None
     stop: str | Annotated[list[str], Field(max_length=MAX_STOPS)] | None = None
     stream: bool | None = None
@@ -93,7 +86,7 @@ class TrialRequest(BaseModel):
     logprobs: bool | int | None = None
     top_logprobs: Annotated[int | None, Field(ge=0, le=MAX_TOP_LOGPROBS)] = None
     response_format: _ResponseFormat | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
     tool_choice: Any = None
     parallel_tool_calls: bool | None = None
 
@@ -188,6 +181,8 @@ def check_supported(body: Mapping[str, Any], known: frozenset[str]) -> dict[str,
     problems: list[BadRequest] = []
     given: dict[str, Any] = {}
     for name, value in body.items():
+        if len(problems) == MAX_PROBLEMS:
+            break
         if name == "prompt" and isinstance(value, list):
             text = f"prompt: a trial answer continues one text, not {as_json(value, 60)}; send a request for each"
             problems.append(BadRequest(f"{text}, or {INSTEAD}", name, "unsupported_parameter"))
@@ -235,7 +230,8 @@ def question_of(request: TrialRequest, id: str, project_id: str, model: str, is_
 
 def _tools(request: TrialRequest) -> tuple[dict[str, Any], ...]:
     """The tools that the prompt describes: none if the model may not call them. Raises BadRequest."""
-    problems = [BadRequest(finding.message, "tools") for finding in tool_findings(0, {"tools": request.tools})]
+    findings = islice(tool_findings(0, {"tools": request.tools}), MAX_PROBLEMS)
+    problems = [BadRequest(finding.message, "tools") for finding in findings]
     if request.tool_choice is not None and request.tool_choice not in NEUTRAL["tool_choice"]:
         text = (
             f"tool_choice: a trial answer cannot force the model to call a tool, so {as_json(request.tool_choice, 60)} "
@@ -294,6 +290,7 @@ def _top_logprobs(request: TrialRequest, is_chat: bool) -> int | None:
 def _check_messages(messages: list[Any] | None) -> None:
     if not messages:
         raise BadRequest("you must provide messages", "messages", "missing_required_parameter")
-    problems = [BadRequest(finding.message, "messages") for finding in message_findings(0, messages)]
+    findings = islice(message_findings(0, messages), MAX_PROBLEMS)
+    problems = [BadRequest(finding.message, "messages") for finding in findings]
     if problems:
         raise combine_errors(problems)

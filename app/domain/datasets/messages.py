@@ -15,11 +15,21 @@ OR_TEXT_PARTS = (
     ' or a list of parts such as {"type": "text", "text": "..."}, as trainings, evaluations and trial answers '
     "read only text"
 )
+MAX_KEYS = 300  # of an object with known keys
 REASONING_KEYS = ("reasoning_content", "thinking")  # DeepSeek, Qwen and vLLM; gpt-oss and Ollama
+
+
+def check_key_count(value: Any) -> Any:
+    """Raise ValueError for an object with more than MAX_KEYS: pydantic makes an error for each invalid one."""
+    if isinstance(value, dict) and len(value) > MAX_KEYS:
+        raise ValueError(f"must have at most {MAX_KEYS} keys")
+    return value
 
 
 class StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    _check_key_count = model_validator(mode="before")(check_key_count)
 
 
 class TextPart(StrictModel):
@@ -38,7 +48,7 @@ class ToolCall(StrictModel):
     function: FunctionCall
 
 
-Content = str | list[TextPart]
+Content = str | Annotated[list[TextPart], Field(fail_fast=True)]
 
 
 class PromptMessage(StrictModel):
@@ -53,7 +63,7 @@ class AssistantMessage(StrictModel):
     name: str | None = None
     refusal: str | None = None
     weight: Literal[0, 1] | None = None
-    tool_calls: Annotated[list[ToolCall], Field(min_length=1)] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(min_length=1, fail_fast=True)] | None = None
     function_call: FunctionCall | None = None
     # Trained if the base model's template prints it (datasets.render checks that); otherwise the line is refused.
     reasoning_content: str | None = None

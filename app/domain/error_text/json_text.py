@@ -14,8 +14,9 @@ def as_json(value: Any, limit: int = MAX_VALUE_CHARACTERS) -> str:
     """`value` as short JSON: strings are cut at `limit` characters, longer arrays and objects are only counted."""
     if isinstance(value, str):
         return quoted(value, limit) + (f" ({len(value):,} characters)" if len(value) > limit else "")
-    text = printable(json.dumps(value, ensure_ascii=False, default=str))
-    if len(text) <= limit:
+    is_long = isinstance(value, Mapping | Sequence) and len(value) > limit  # its text takes time, and is not shown
+    text = "" if is_long else printable(json.dumps(value, ensure_ascii=False, default=str))
+    if not is_long and len(text) <= limit:
         return text
     if isinstance(value, Mapping):
         return f"an object with {counted(len(value), 'key')}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +15,13 @@ from cryptography.fernet import Fernet
 from sqlalchemy import update
 from starlette.testclient import TestClient
 
+from app.api.routes import answers as answers_routes
 from app.db.access import keys, permissions
 from app.db.base_models import models
 from app.db.deliveries.credentials import encrypt
 from app.db.engine import Sessions, transaction
 from app.db.tables import Delivery, DeliveryTarget, Job, Project, TunedModel
+from app.errors import BadRequest
 from app.main import create_app
 from app.services.answers import engine_client
 from app.settings import Settings
@@ -209,6 +212,38 @@ class TestAccess:
             status, code, message = error_of(client.post(CHAT, json={"model": model, "messages": MESSAGES}))
         assert (status, code, server.asked) == (503, "engine_unavailable", [])
         assert "TUNERY_DELIVERY_ALLOWED_NETWORKS" in message
+
+
+class TestBodies:
+    @pytest.mark.parametrize("chunked", [False, True])
+    def test_a_body_over_the_operators_limit_is_a_413(
+        self, settings: Settings, storage: LocalStorage, api_key: str, chunked: bool
+    ) -> None:
+        app = create_app(settings.model_copy(update={"max_answer_body_bytes": 1_000}), storage=storage)
+        body = json.dumps({"model": "tiny", "messages": [{"role": "user", "content": "x" * 1_000}]}).encode()
+        with TestClient(app, headers={"Authorization": f"Bearer {api_key}"}) as client:
+            response = client.post(CHAT, content=iter([body]) if chunked else body)
+        assert error_of(response)[:2] == (413, "request_too_large")
+        for fact in ("more than 1,000" if chunked else f"{len(body):,}", "1,000", "TUNERY_MAX_ANSWER_BODY_BYTES"):
+            assert fact in error_of(response)[2]
+
+    def test_a_large_body_is_checked_in_a_thread(
+        self, settings: Settings, storage: LocalStorage, api_key: str, base_model: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        threads: list[str] = []
+
+        def check(*_: Any) -> None:
+            threads.append(threading.current_thread().name)
+            raise BadRequest("checked")
+
+        monkeypatch.setattr(answers_routes, "check_supported", check)
+        app = create_app(settings.model_copy(update={"trial_answers": True}), storage=storage)
+        with TestClient(app, headers={"Authorization": f"Bearer {api_key}"}) as client:
+            for size in (1, 100_000):
+                body = {"model": base_model, "messages": [{"role": "user", "content": "x" * size}]}
+                assert client.post(CHAT, json=body).status_code == 400
+        in_loop, in_thread = threads
+        assert (in_loop.startswith("AnyIO"), in_thread.startswith("AnyIO")) == (False, True)
 
 
 class TestErrors:
