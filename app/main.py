@@ -51,6 +51,7 @@ from app.api.routes.organization import (
 from app.api.routes.organization import jobs as organization_jobs
 from app.api.transport.disconnect import on_shutdown_signal
 from app.api.transport.head import HeadResponseMiddleware, head_routes
+from app.api.transport.upload_io import IoPools
 from app.db.access import audit
 from app.db.engine import make_engine, make_sessions
 from app.db.fast_reads.pool import AsyncConnections
@@ -183,7 +184,7 @@ def _build_app_state(settings: Settings, storage: Storage | None) -> AppState:
     sessions = make_sessions(database)
     audit.audit_sessions(sessions)
     storage = storage or open_storage(settings.storage_dir, settings.s3_location)
-    notifier = WorkerNotifier(settings.redis_url)
+    notifier, io_pools = WorkerNotifier(settings.redis_url), IoPools()
     return AppState(
         settings=settings,
         database=database,
@@ -198,7 +199,8 @@ def _build_app_state(settings: Settings, storage: Storage | None) -> AppState:
         connection_limiter=FairLimiter(settings.database_pool_size),
         check_limiter=CheckLimiter(settings.check_processes or usable_cores()),
         health_checks=HealthChecks(sessions, storage, notifier, settings.data_dir, settings.low_disk_percent),
-        engine_client=EngineClient(settings),
+        io_pools=io_pools,
+        engine_client=EngineClient(settings, io_pools.parse),
         trial_queue=TrialQueue(settings.redis_url),
     )
 

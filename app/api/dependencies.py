@@ -49,7 +49,7 @@ class AppState:
     health_checks: HealthChecks
     engine_client: EngineClient
     trial_queue: TrialQueue
-    io_pools: IoPools = field(default_factory=IoPools)
+    io_pools: IoPools
     upload_digests: RollingDigestCache = field(default_factory=RollingDigestCache)
 
 

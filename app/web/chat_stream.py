@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx2
 
+from app.domain.answers.events import MAX_ANSWER_BYTES
 from app.web.api_client import ApiClient, ApiError
 
+MAX_INLINE_CHARACTERS = 16 << 10  # of an event that is parsed in the event loop
 SILENCE_SECONDS = 120.0  # until the first token, and between two tokens
 PREFIX = "data:"
 END = "[DONE]"
+CHECK_PROXIES = "Check any proxy in between."
 ENDED_EARLY = "The answer ended before it was complete: the engine or the connection to it failed. Ask again."
 
 
@@ -28,7 +32,7 @@ async def stream_answer(api: ApiClient, body: dict[str, Any], on_tokens: Callabl
             data = line.removeprefix(PREFIX).strip()
             if data == END:
                 return
-            text, tokens = _parse(data)
+            text, tokens = await asyncio.to_thread(_parse, data) if len(data) > MAX_INLINE_CHARACTERS else _parse(data)
             if tokens is not None:
                 on_tokens(tokens)
             if text:
@@ -37,12 +41,19 @@ async def stream_answer(api: ApiClient, body: dict[str, Any], on_tokens: Callabl
 
 
 async def _lines_of(response: httpx2.Response) -> AsyncIterator[str]:
-    """The lines of an event stream. `aiter_lines` would also end them at characters that a JSON text may contain."""
-    rest = b""
+    """The lines of an event stream. `aiter_lines` would also end them at characters that a JSON text may contain.
+
+    Raises ApiError for a line of more than MAX_ANSWER_BYTES.
+    """
+    rest = bytearray()
     async for chunk in response.aiter_bytes():
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            yield line.decode(errors="replace")
+        first, *others = chunk.split(b"\n")
+        rest += first
+        for other in others:
+            yield rest.decode(errors="replace")
+            rest = bytearray(other)
+        if len(rest) > MAX_ANSWER_BYTES:
+            raise ApiError(f"The API sent an event of more than {MAX_ANSWER_BYTES:,} bytes. {CHECK_PROXIES}")
 
 
 def _parse(data: str) -> tuple[str, int | None]:
@@ -53,5 +64,5 @@ def _parse(data: str) -> tuple[str, int | None]:
             raise ApiError(str(error["message"]), code=error.get("code"))
         texts = [str(one["delta"].get("content") or "") for one in event["choices"] if one["index"] == 0]
         return "".join(texts), (event.get("usage") or {}).get("completion_tokens")
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ApiError("The API sent an event that is no part of an answer. Check any proxy in between.") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise ApiError(f"The API sent an event that is no part of an answer. {CHECK_PROXIES}") from None

@@ -16,10 +16,18 @@ RETRY_AFTER_SECONDS = 1.0  # of a 429 without a Retry-After
 OTHER_SERVER_STATUSES = frozenset({401, 403, 404, 500, 502, 503, 504})
 
 
+def engine_json(content: bytes) -> Any:
+    """Parse JSON of an engine. Raises ValueError."""
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def engine_message(content: bytes) -> str:
     """The message of an error in the shape of OpenAI, vLLM or SGLang; else the body, shortened."""
     try:
-        parsed = json.loads(content)
+        parsed = engine_json(content)
     except ValueError:
         parsed = None
     return " ".join((_message_in(parsed) or content.decode(errors="replace")).split())[:MAX_MESSAGE_CHARACTERS]
@@ -57,7 +65,7 @@ def _message_in(parsed: Any) -> str:
 
 def _param_in(content: bytes) -> str | None:
     try:
-        param = json.loads(content)["error"]["param"]
+        param = engine_json(content)["error"]["param"]
     except (ValueError, KeyError, TypeError):
         return None
     return param if isinstance(param, str) else None

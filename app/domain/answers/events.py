@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 from typing import Any
 
-from app.domain.answers.engine_errors import CONTEXT_LENGTH, engine_message, with_name
+from app.domain.answers.engine_errors import CONTEXT_LENGTH, engine_json, engine_message, with_name
 from app.domain.error_text.json_text import as_json
 from app.errors import TuneryError
 
-MAX_EVENT_BYTES = 16 << 20
+MAX_ANSWER_BYTES = 8 << 20  # of an event, or of an answer that is not streamed
 DONE = b"[DONE]"
 _END = re.compile(rb"\r\n\r\n|\n\n|\r\r")
+_LONGEST_END_BYTES = 4
 
 
 class EventTranslator:
@@ -24,18 +24,27 @@ class EventTranslator:
 
     def __init__(self, served: str, requested: str) -> None:
         self._served, self._requested = served, requested
-        self._rest = b""
+        self._rest = bytearray()
         self.is_complete = False  # the engine has sent its last event, or an error
 
-    def add(self, chunk: bytes) -> bytes:
-        """The events that `chunk` completes. Raises ValueError for an event that is no JSON object, or of more than
-        MAX_EVENT_BYTES."""
-        *events, self._rest = _END.split(self._rest + chunk)
-        if len(self._rest) > MAX_EVENT_BYTES:
-            raise ValueError(f"it sent an event of more than {MAX_EVENT_BYTES:,} bytes")
-        return b"".join(map(self._translate, events))
+    def add(self, chunk: bytes) -> list[bytes]:
+        """The events that `chunk` completes, for `translate`. Raises ValueError for one of more than MAX_ANSWER_BYTES.
 
-    def _translate(self, event: bytes) -> bytes:
+        Only the new bytes are searched, so the time is linear however small the chunks of an event are.
+        """
+        searched = max(0, len(self._rest) - _LONGEST_END_BYTES + 1)
+        self._rest += chunk
+        events, start = [], 0
+        for end in _END.finditer(bytes(self._rest[searched:])):
+            events.append(bytes(self._rest[start : searched + end.start()]))
+            start = searched + end.end()
+        del self._rest[:start]
+        if len(self._rest) > MAX_ANSWER_BYTES:
+            raise ValueError(f"it sent an event of more than {MAX_ANSWER_BYTES:,} bytes")
+        return events
+
+    def translate(self, event: bytes) -> bytes:
+        """The event under the requested name. Raises ValueError if it is no JSON object."""
         data = b"\n".join(line[5:].strip() for line in event.splitlines() if line.startswith(b"data:"))
         if data == DONE:
             self.is_complete = True
@@ -55,10 +64,12 @@ class EventTranslator:
 
 def _object(data: bytes) -> dict[str, Any]:
     """Raises ValueError."""
-    with contextlib.suppress(ValueError, RecursionError):
-        value = json.loads(data)
-        if isinstance(value, dict):
-            return value
+    try:
+        value = engine_json(data)
+    except ValueError:
+        value = None
+    if isinstance(value, dict):
+        return value
     raise ValueError(f"it sent an event that is no JSON object: {as_json(data.decode(errors='replace'))}")
 
 

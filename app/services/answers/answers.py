@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +12,10 @@ import httpcore2
 from app.db.deliveries.credentials import NoSecretKey, decrypt
 from app.db.fast_reads.answers import ServedModel, ServingTarget, find_served_model
 from app.db.fast_reads.pool import AsyncConnections
-from app.domain.answers.engine_errors import OTHER_SERVER_STATUSES, engine_error
+from app.domain.answers.engine_errors import engine_error, engine_json
 from app.domain.answers.events import EventTranslator, event_of, to_json
 from app.domain.error_text.json_text import as_json
-from app.errors import EngineFailed, EngineUnavailable, ModelNotServed
+from app.errors import EngineFailed, EngineUnavailable, ModelNotServed, TuneryError
 from app.log import get_logger
 from app.services.answers.engine_client import (
     NETWORK_ERRORS,
@@ -115,17 +114,18 @@ async def _ask_server(client: EngineClient, server: EngineServer, question: Ques
     body = to_json({**question.body, "model": served})
     response = await client.send(server, "POST", question.path, body, question.request_id)
     if 200 <= response.status < 300 and (header(response, b"content-type") or "").startswith(EVENT_STREAM):
-        return EngineAnswer(server.target, response.status, events=_events(response, served, question.model, client))
+        return EngineAnswer(server.target, response.status, events=_events(response, served, question, client))
     content = await read_body(response, client.timeout_seconds)
-    if 200 <= response.status < 300:
-        return EngineAnswer(server.target, response.status, _renamed(content, served, question.model))
-    if response.status in OTHER_SERVER_STATUSES or 300 <= response.status < 400:
-        raise _cannot_serve(response.status, content, served, question.model)
-    raise engine_error(response.status, content, header(response, b"retry-after"), served, question.model)
+    owner, size_bytes, status = question.project_id, len(content), response.status
+    if 200 <= status < 300:
+        renamed = await client.parse(owner, size_bytes, _renamed, content, served, question.model)
+        return EngineAnswer(server.target, status, renamed)
+    retry_after = header(response, b"retry-after")
+    raise await client.parse(owner, size_bytes, _error, status, content, retry_after, served, question.model)
 
 
-def _cannot_serve(status: int, content: bytes, served: str, requested: str) -> Exception:
-    """The error after which another server is asked."""
+def _error(status: int, content: bytes, retry_after: str | None, served: str, requested: str) -> Exception:
+    """EngineUnreachable and EngineFailed, after which another server is asked, or the engine's refusal."""
     if status in (401, 403):
         return EngineUnreachable(f"it refuses the API key ({status}): set credentials.api_key of its delivery target")
     if status == 404:
@@ -136,38 +136,44 @@ def _cannot_serve(status: int, content: bytes, served: str, requested: str) -> E
         return EngineUnreachable("it responds with a redirect, which is not followed: set the final URL in its target")
     if status in (502, 503, 504):
         return EngineUnreachable(f"it responds with status {status}")
-    return engine_error(status, content, None, served, requested)
+    return engine_error(status, content, retry_after, served, requested)
 
 
 async def _events(
-    response: httpcore2.Response, served: str, requested: str, client: EngineClient
+    response: httpcore2.Response, served: str, question: Question, client: EngineClient
 ) -> AsyncIterator[bytes]:
     """The events of the engine, each as soon as it is complete; a stream that breaks ends with an error event.
 
     Closing the iterator closes the connection, and the engine then ends the generation.
     """
-    translator = EventTranslator(served, requested)
+    translator = EventTranslator(served, question.model)
     problem = "it ended the stream without its last event"
+    kind: type[TuneryError] = EngineFailed
     try:
         async for chunk in response.aiter_stream():
-            if events := translator.add(chunk):
-                yield events
-    except (*NETWORK_ERRORS, ValueError) as error:
+            events = [
+                await client.parse(question.project_id, len(event), translator.translate, event)
+                for event in translator.add(chunk)
+            ]
+            if events:
+                yield b"".join(events)
+    except NETWORK_ERRORS as error:
         problem = away_text(error, client.timeout_seconds)
+    except ValueError as error:
+        problem, kind = str(error), EngineUnavailable
     finally:
         await response.aclose()
     if not translator.is_complete:
         log.warning("engine ended a stream", reason=problem)
-        yield event_of(
-            EngineFailed(f"The engine stopped in the middle of its answer: {problem}. Send the request again.")
-        )
+        yield event_of(kind(f"The engine stopped in the middle of its answer: {problem}. Send the request again."))
 
 
 def _renamed(content: bytes, served: str, requested: str) -> bytes:
+    """Raises EngineUnreachable."""
     try:
-        value = json.loads(content)
+        value = engine_json(content)
     except ValueError as error:
-        raise EngineFailed("The engine responded with something that is not JSON.") from error
+        raise EngineUnreachable(f"it responded with something that is not JSON ({error})") from error
     if served == requested or not isinstance(value, dict) or "model" not in value:
         return content
     return to_json(value | {"model": requested})

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import ssl
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import ParamSpec, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import httpcore2
 
+from app.domain.answers.engine_errors import engine_json
+from app.domain.answers.events import MAX_ANSWER_BYTES
 from app.services.answers.checked_network import CheckedNetwork
 from app.settings import Settings
 
 CONNECT_SECONDS = 5.0
 AWAY_SECONDS = 10.0  # a server that did not respond is tried last for so long
 MAX_KEPT_CONNECTIONS = 100
-MAX_BODY_BYTES = 64 << 20  # of a response that is not streamed
 NETWORK_ERRORS = (
     httpcore2.NetworkError,
     httpcore2.ProtocolError,
@@ -28,6 +28,23 @@ NETWORK_ERRORS = (
     httpcore2.UnsupportedProtocol,
     OSError,
 )
+
+
+Result = TypeVar("Result")
+Arguments = ParamSpec("Arguments")
+
+
+class Parse(Protocol):
+    """Runs `work` on a text of `size_bytes`; a large one outside the event loop, where owners share the threads."""
+
+    async def __call__(
+        self,
+        owner: str,
+        size_bytes: int,
+        work: Callable[Arguments, Result],
+        *args: Arguments.args,
+        **kwargs: Arguments.kwargs,
+    ) -> Result: ...
 
 
 @dataclass(frozen=True)
@@ -46,7 +63,8 @@ class EngineUnreachable(Exception):
 
 
 class EngineClient:
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, parse: Parse) -> None:
+        self.parse = parse
         self._settings = settings
         self._away_until: dict[str, float] = {}
 
@@ -91,8 +109,7 @@ class EngineClient:
         response = await self.send(server, "GET", "/v1/models")
         content = await read_body(response, self.timeout_seconds)
         try:
-            models: list[dict[str, Any]] = json.loads(content)["data"]
-            return next(str(model["id"]) for model in models if model.get("parent") is None)
+            return await self.parse(server.url, len(content), _first_base_model, content)
         except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
             raise EngineUnreachable(f"it lists no base model (status {response.status})") from error
 
@@ -118,13 +135,17 @@ async def read_body(response: httpcore2.Response, timeout_seconds: float) -> byt
         async with asyncio.timeout(timeout_seconds):
             async for chunk in response.aiter_stream():
                 content += chunk
-                if len(content) > MAX_BODY_BYTES:
-                    raise EngineUnreachable(f"its response is longer than {MAX_BODY_BYTES:,} bytes")
+                if len(content) > MAX_ANSWER_BYTES:
+                    raise EngineUnreachable(f"its response is longer than {MAX_ANSWER_BYTES:,} bytes")
     except NETWORK_ERRORS as error:
         raise EngineUnreachable(away_text(error, timeout_seconds)) from error
     finally:
         await response.aclose()
     return bytes(content)
+
+
+def _first_base_model(content: bytes) -> str:
+    return next(str(model["id"]) for model in engine_json(content)["data"] if model.get("parent") is None)
 
 
 def header(response: httpcore2.Response, name: bytes) -> str | None:

@@ -9,6 +9,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from app.domain.answers.events import MAX_ANSWER_BYTES
 from app.web.api_client import ApiClient, ApiError, make_http
 from app.web.chat_stream import ENDED_EARLY, stream_answer
 
@@ -59,6 +60,8 @@ def test_a_text_with_a_separator_of_lines_stays_in_its_event() -> None:
         (200, chunk("half"), ENDED_EARLY),
         (200, chunk("half") + 'data: {"error": {"message": "the engine ended", "code": "x"}}\n\n', "the engine ended"),
         (200, "data: <html>\n\n", "no part of an answer"),
+        (200, "data: " + "[" * 100_000 + "\n\n", "no part of an answer"),
+        (200, "x" * (MAX_ANSWER_BYTES + 1), "more than 8,388,608 bytes"),
         (200, 'data: {"choices": [{}]}\n\n', "no part of an answer"),
         (503, '{"error": {"message": "not delivered to an engine", "code": "model_not_served"}}', "not delivered"),
         (502, "<html>bad gateway</html>", "502"),

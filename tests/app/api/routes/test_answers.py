@@ -21,6 +21,7 @@ from app.db.base_models import models
 from app.db.deliveries.credentials import encrypt
 from app.db.engine import Sessions, transaction
 from app.db.tables import Delivery, DeliveryTarget, Job, Project, TunedModel
+from app.domain.answers.events import MAX_ANSWER_BYTES
 from app.errors import BadRequest
 from app.main import create_app
 from app.services.answers import engine_client
@@ -280,7 +281,10 @@ class TestErrors:
         ("fault", "code"),
         [
             ((500, {}, b'{"error": {"message": "CUDA error"}}'), "engine_failed"),
-            ((200, {}, b"<html>"), "engine_failed"),
+            ((200, {}, b"<html>"), "engine_unavailable"),
+            ((200, {}, b"[" * 100_000), "engine_unavailable"),
+            ((200, {}, b'"' + b"x" * MAX_ANSWER_BYTES), "engine_unavailable"),
+            ((500, {}, b"[" * 100_000), "engine_failed"),
             ((503, {}, b""), "engine_unavailable"),
             ((401, {}, b""), "engine_unavailable"),
             ((404, {}, b""), "engine_unavailable"),
@@ -382,7 +386,7 @@ class TestStreams:
         with streaming(live_server, api_key, delivered(server.url)) as lines:
             received = [line for line in lines if line]
         error = json.loads(received[-1].removeprefix("data: "))["error"]
-        assert (len(received), error["code"]) == (1, "engine_failed")
+        assert (len(received), error["code"]) == (1, "engine_unavailable")
         assert 'no JSON object: "not json"' in error["message"]
 
     def test_no_database_connection_is_held(
