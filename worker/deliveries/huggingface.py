@@ -7,7 +7,7 @@ delivery target that owns the repository. Each commit names its parent: of two a
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -29,6 +29,7 @@ from worker.deliveries.adapter_files import address
 from worker.deliveries.destination import AdapterDelivery, Delivered, DeliveryError
 from worker.deliveries.outbound import refused_address
 
+MAX_RESPONSE_BYTES = 8 << 20  # the library and `_manifest` read responses whole, and a client chooses the server
 OWNER = "delivery_target"  # key of the manifest
 constants.HF_HUB_DISABLE_XET = True  # also if something has imported the library before
 disable_progress_bars()
@@ -120,14 +121,42 @@ class HuggingFaceTarget:
         return DeliveryError(f"{where}: {' '.join(str(error).split())[:600]}")
 
 
+class _LimitedStream(httpx2.SyncByteStream):
+    def __init__(self, stream: httpx2.SyncByteStream) -> None:
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[bytes]:
+        size_bytes = 0
+        for chunk in self._stream:
+            size_bytes += len(chunk)
+            if size_bytes > MAX_RESPONSE_BYTES:
+                raise ValueError(f"a response is longer than {MAX_RESPONSE_BYTES:,} bytes")
+            yield chunk
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+def _limit_size(response: httpx2.Response) -> None:
+    """A hook of the client. Raises ValueError for a compressed response, whose size is not limited."""
+    if response.headers.get("content-encoding", "identity") != "identity":
+        raise ValueError("a response is compressed, which was not asked for")
+    assert isinstance(response.stream, httpx2.SyncByteStream)
+    response.stream = _LimitedStream(response.stream)
+
+
 @lru_cache(maxsize=1)  # every call closes the connections of all threads
 def _set_client(timeout_seconds: float) -> None:
     limits = httpx2.Limits(max_keepalive_connections=0)  # an attempt has connections of its own, which its limit ends
 
     def client() -> httpx2.Client:
-        hooks = {"request": [silence_limit(timeout_seconds)]}
         return httpx2.Client(
-            timeout=timeout_seconds, follow_redirects=True, trust_env=False, limits=limits, event_hooks=hooks
+            timeout=timeout_seconds,
+            follow_redirects=True,
+            trust_env=False,
+            limits=limits,
+            headers={"accept-encoding": "identity"},
+            event_hooks={"request": [silence_limit(timeout_seconds)], "response": [_limit_size]},
         )
 
     set_client_factory(client)

@@ -10,11 +10,12 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import boto3
+from botocore import awsrequest
 from botocore.exceptions import BotoCoreError, ClientError
 
 from app.domain.deliveries.targets import REQUIRED_CREDENTIALS, S3Destination, TargetKind
@@ -28,6 +29,7 @@ OWNER = ".tunery-owner"
 CONNECT_SECONDS = 5
 NO_BUCKET = "NoSuchBucket"
 MAX_READ_BYTES = 1 << 20
+MAX_RESPONSE_BYTES = 8 << 20  # of what botocore reads whole, such as errors: a client chooses the server
 RETRIES = 3  # of botocore, within an attempt
 ADVICE = {
     "AccessDenied": "the credentials may not write there; allow s3:PutObject, s3:GetObject and s3:DeleteObject",
@@ -42,6 +44,19 @@ ADVICE = {
 # The last one: botocore asks a server for the region of a bucket that it redirects, and is redirected again.
 FAILURES = (BotoCoreError, ClientError, OSError, RecursionError)
 REDIRECT = "a redirect, which is not followed: set `endpoint_url` and `region` of the target to the final ones"
+
+
+class _LimitedResponse(awsrequest.AWSResponse):
+    @cached_property
+    def content(self) -> bytes:
+        """Raises OSError for a response that is too long."""
+        content: bytes = self.raw.read(MAX_RESPONSE_BYTES + 1)
+        if len(content) > MAX_RESPONSE_BYTES:
+            raise OSError(f"a response is longer than {MAX_RESPONSE_BYTES:,} bytes")
+        return content
+
+
+awsrequest.AWSResponse = _LimitedResponse  # type: ignore[misc]  # botocore has no setting for it
 
 
 @dataclass(frozen=True)

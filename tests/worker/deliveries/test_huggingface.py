@@ -23,7 +23,7 @@ from app.domain.deliveries.targets import HuggingFaceDestination
 from app.system.artifact_directory import write_manifest
 from tests.worker.deliveries.conftest import DeliveryHarness
 from worker.deliveries.destination import AdapterDelivery, DeliveryError
-from worker.deliveries.huggingface import HuggingFaceTarget
+from worker.deliveries.huggingface import MAX_RESPONSE_BYTES, HuggingFaceTarget
 from worker.deliveries.outbound import guard_connections
 
 # huggingface_hub 2.4.0 passes raw bytes to httpx2 in the older way
@@ -264,6 +264,12 @@ def test_a_refused_token_is_named_and_not_shown(hub: Hub, tmp_path: Path) -> Non
     with pytest.raises(DeliveryError, match="refuses the token") as refused:
         target(hub, "hf_wrong").deliver(delivery(), adapter(tmp_path / "a"))
     assert "hf_wrong" not in str(refused.value)
+
+
+def test_a_response_that_is_too_long_is_not_read_whole(hub: Hub, tmp_path: Path) -> None:
+    hub.files["MANIFEST.json"] = json.dumps("x" * MAX_RESPONSE_BYTES).encode()
+    with pytest.raises(DeliveryError, match=f"longer than {MAX_RESPONSE_BYTES:,} bytes"):
+        target(hub).deliver(delivery(), adapter(tmp_path / "a"))
 
 
 def test_a_redirect_to_a_private_address_is_refused(hub: Hub, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
+from botocore import awsrequest
 from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from botocore.httpsession import URLLib3Session
 from urllib3 import HTTPResponse
@@ -23,7 +24,7 @@ from tests.s3 import ACCESS_KEY_ID, BUCKET, SECRET_ACCESS_KEY, S3Server, rclone_
 from tests.worker.deliveries.conftest import DeliveryHarness
 from worker.deliveries.destination import AdapterDelivery, DeliveryError
 from worker.deliveries.outbound import guard_connections
-from worker.deliveries.s3 import S3Target
+from worker.deliveries.s3 import MAX_RESPONSE_BYTES, S3Target
 
 KEYS = {"access_key_id": ACCESS_KEY_ID, "secret_access_key": SECRET_ACCESS_KEY}
 
@@ -161,6 +162,18 @@ def test_bodies_over_tls_are_signed_and_have_no_trailing_checksum(
     for put in puts:
         assert re.fullmatch("[0-9a-f]{64}", put.headers["x-amz-content-sha256"].decode())
         assert "x-amz-trailer" not in put.headers
+
+
+def test_an_error_that_is_too_long_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def respond(_: URLLib3Session, request: AWSPreparedRequest) -> AWSResponse:
+        return awsrequest.AWSResponse(request.url, 403, {}, HTTPResponse(endless, preload_content=False))
+
+    monkeypatch.setattr(URLLib3Session, "send", respond)
+    with (
+        Path("/dev/zero").open("rb") as endless,
+        pytest.raises(DeliveryError, match=f"longer than {MAX_RESPONSE_BYTES:,} bytes"),
+    ):
+        target("http://127.0.0.1:1").deliver(delivery(), adapter(tmp_path / "a"))
 
 
 def test_a_base_name_that_is_a_path_makes_no_empty_segment(bucket: tuple[str, Path], tmp_path: Path) -> None:
