@@ -4,14 +4,18 @@
     tunery:trial:ask:OWNER      the question of the API that has deleted that key, and so claimed the slot
     tunery:trial:answer:ID      the records of an answer, as a list
     tunery:trial:gone:ID        the client of the answer has disconnected
+    tunery:trial:refused        "PROJECT BASE_MODEL" of requests that found no free slot, by the time of the refusal
+    tunery:trial:answered       projects by the time when they got a slot
 
-A slot is claimed by deleting its key: of several requests one gets it. PostgreSQL is not involved.
+A slot is claimed by deleting its key: of several requests one gets it. PostgreSQL is not involved. Projects take turns:
+see `TrialQueue.ask`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from typing import Any
 
 import redis
 from redis import asyncio as aredis
@@ -23,9 +27,13 @@ IDLE_TTL_SECONDS = 4
 ASK_TTL_SECONDS = 10
 ANSWER_TTL_SECONDS = 300
 POLL_SECONDS = 1.0
-SOCKET_TIMEOUT_SECONDS = 5.0
+SILENCE_SECONDS = 10.0  # the API waits so long for the next record of a worker
+SOCKET_TIMEOUT_SECONDS = 5.0  # beyond the time that a command itself waits
+TURN_SECONDS = 8.0  # a refused project keeps its turn so long; the official client asks again after 5
+TURNS_TTL_SECONDS = 600
 MAX_CONNECTIONS = 64
 PREFIX = "tunery:trial"
+REFUSED, ANSWERED = f"{PREFIX}:refused", f"{PREFIX}:answered"
 QUEUE_UNAVAILABLE = (redis.RedisError, OSError)
 
 
@@ -35,7 +43,10 @@ class TrialSlot:
     def __init__(self, redis_url: str, owner: str) -> None:
         self._owner = owner
         self._redis = redis.Redis.from_url(
-            as_redis_py(redis_url), socket_connect_timeout=SOCKET_TIMEOUT_SECONDS, decode_responses=True
+            as_redis_py(redis_url),
+            socket_connect_timeout=SOCKET_TIMEOUT_SECONDS,
+            socket_timeout=POLL_SECONDS + SOCKET_TIMEOUT_SECONDS,
+            decode_responses=True,
         )
 
     def next_question(self, models: Iterable[str]) -> TrialQuestion | None:
@@ -76,19 +87,33 @@ class TrialQueue:
         self._client: aredis.Redis | None = None
 
     async def ask(self, question: TrialQuestion, base_model: str) -> bool:
-        """Claim a free slot whose host has the base model, and send the question there; False if there is none."""
-        client = self._connected()
-        async for key in client.scan_iter(match=f"{PREFIX}:idle:*", count=1_000):
-            models = await client.get(key)
-            if models is None or base_model not in json.loads(models) or not await client.delete(key):
+        """Claim a free slot whose host has the base model, and send the question there; False if there is none.
+
+        A project that was refused in the last TURN_SECONDS, and whose last answer is older than that of this project,
+        comes first: as many free slots as there are such projects are left to them.
+        """
+        client, project = self._connected(), question.project_id
+        keys = [key async for key in client.scan_iter(match=f"{PREFIX}:idle:*", count=1_000)]
+        slots = {key: json.loads(await client.get(key) or "[]") for key in keys}
+        free = [key for key, models in slots.items() if base_model in models]
+        seconds, microseconds = await client.time()
+        now = seconds + microseconds / 1e6
+        wanted = {model for key in free for model in slots[key]}
+        for key in free[await self._projects_before(project, wanted, now) :]:
+            if not await client.delete(key):
                 continue
             ask = f"{PREFIX}:ask:{key.removeprefix(f'{PREFIX}:idle:')}"
             async with client.pipeline(transaction=True) as pipeline:
                 # an earlier release does not know every field
                 pipeline.rpush(ask, question.model_dump_json(exclude_defaults=True))
                 pipeline.expire(ask, ASK_TTL_SECONDS)
+                pipeline.zadd(ANSWERED, {project: now})
+                pipeline.expire(ANSWERED, TURNS_TTL_SECONDS)
+                pipeline.zrem(REFUSED, f"{project} {base_model}")
                 await pipeline.execute()
             return True
+        await client.zadd(REFUSED, {f"{project} {base_model}": now})
+        await client.expire(REFUSED, TURNS_TTL_SECONDS)
         return False
 
     async def next_record(self, id: str, timeout_seconds: float) -> TrialRecord | None:
@@ -103,6 +128,15 @@ class TrialQueue:
         if self._client is not None:
             await self._client.aclose()
 
+    async def _projects_before(self, project: str, models: Collection[str], now: float) -> int:
+        """The number of projects that were refused one of these models, and whose turn comes before this project's."""
+        client: Any = self._connected()
+        await client.zremrangebyscore(REFUSED, "-inf", now - TURN_SECONDS)
+        refused = [member.split(" ", 1) for member in await client.zrange(REFUSED, 0, -1)]
+        answered = dict(await client.zrange(ANSWERED, 0, -1, withscores=True))
+        others = {other for other, model in refused if model in models and other != project}
+        return sum(answered.get(other, 0.0) < answered.get(project, 0.0) for other in others)
+
     def _connected(self) -> aredis.Redis:
         if self._client is None:  # in the event loop that uses it
             pool = BlockingConnectionPool.from_url(
@@ -110,6 +144,7 @@ class TrialQueue:
                 max_connections=MAX_CONNECTIONS,
                 timeout=SOCKET_TIMEOUT_SECONDS,
                 socket_connect_timeout=SOCKET_TIMEOUT_SECONDS,
+                socket_timeout=SILENCE_SECONDS + SOCKET_TIMEOUT_SECONDS,
                 decode_responses=True,
             )
             self._client = aredis.Redis.from_pool(pool)

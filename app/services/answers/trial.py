@@ -15,9 +15,8 @@ from app.domain.error_text.json_text import as_json
 from app.errors import BadRequest, EngineFailed, EngineUnavailable, ModelNotServed, NotFound, RateLimited, TuneryError
 from app.log import get_logger
 from app.services.answers.answers import EngineAnswer
-from app.trial_queue import QUEUE_UNAVAILABLE, TrialQueue
+from app.trial_queue import QUEUE_UNAVAILABLE, SILENCE_SECONDS, TrialQueue
 
-SILENCE_SECONDS = 10.0  # without a record of the worker
 TEXT_SECONDS = 180.0  # until the next text: before the first one the worker may have to load the base model
 RETRY_AFTER_SECONDS = 5.0
 INSTEAD = "For serving, deliver the model to an inference engine (`tunery targets create`, `tunery jobs deliver`)."
@@ -72,8 +71,8 @@ async def _refusal(connections: AsyncConnections, model: str, base_model: str) -
 
 def _busy() -> RateLimited:
     return RateLimited(
-        "Every worker trains, or answers another trial request, of which each takes one at a time; try again in "
-        f"{RETRY_AFTER_SECONDS:g} s. {INSTEAD}",
+        "Every worker trains, answers another trial request, of which each takes one at a time, or waits for another "
+        f"project, whose turn it is; try again in {RETRY_AFTER_SECONDS:g} s. {INSTEAD}",
         RETRY_AFTER_SECONDS,
     )
 

@@ -225,7 +225,9 @@ def _broker() -> Iterator[CheckResult]:
     if not url:
         return
     try:
-        with redis.Redis.from_url(as_redis_py(url), socket_connect_timeout=CONNECT_TIMEOUT_SECONDS) as client:
+        with redis.Redis.from_url(
+            as_redis_py(url), socket_connect_timeout=CONNECT_TIMEOUT_SECONDS, socket_timeout=CONNECT_TIMEOUT_SECONDS
+        ) as client:
             client.ping()
     except (redis.exceptions.RedisError, ValueError) as error:
         yield CheckResult("REDIS_URL", "problem", f"{without_password(url)}: {error}", "start it, or correct the URL")

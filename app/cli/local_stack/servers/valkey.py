@@ -22,6 +22,7 @@ from app.cli.local_stack.servers.sockets import check_socket_length
 from app.trial_queue import as_redis_py
 
 START_TIMEOUT_SECONDS = 20.0
+ANSWER_SECONDS = 1.0  # of a server that is ready
 
 
 class LocalValkey(LocalServer):
@@ -74,7 +75,11 @@ class LocalValkey(LocalServer):
             time.sleep(0.02)
 
     def _answers(self) -> bool:
-        with contextlib.suppress(redis.exceptions.RedisError), redis.Redis.from_url(as_redis_py(self.url)) as client:
+        url, seconds = as_redis_py(self.url), ANSWER_SECONDS
+        with (
+            contextlib.suppress(redis.exceptions.RedisError),
+            redis.Redis.from_url(url, socket_connect_timeout=seconds, socket_timeout=seconds) as client,
+        ):
             return bool(client.ping())
         return False
 
