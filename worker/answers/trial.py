@@ -7,7 +7,9 @@ with an error. The program holds a lock of its own, so that one which cannot be 
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -19,7 +21,16 @@ from typing import IO
 from pydantic import ValidationError
 
 from app.db.engine import DATABASE_UNAVAILABLE, first_line
-from app.domain.answers.trial import IDLE_SECONDS, INSTEAD, AdapterOfAnswer, TrialControl, TrialQuestion, TrialRecord
+from app.domain.answers.trial import (
+    IDLE_SECONDS,
+    INSTEAD,
+    MAX_SCHEMA_BYTES,
+    MAX_SCHEMA_SECONDS,
+    AdapterOfAnswer,
+    TrialControl,
+    TrialQuestion,
+    TrialRecord,
+)
 from app.log import get_logger
 from app.trial_queue import QUEUE_UNAVAILABLE, TrialSlot
 from worker.answers.prepare import CannotAnswer, Prepared, prepare
@@ -30,8 +41,14 @@ from worker.node.resources import Resources
 ANSWER_COMMAND = (sys.executable, "-m", "worker.trainer.answers.trial")
 SPEC = "spec.json"
 KILL_SECONDS = 2.0  # the longest time that a claimed job waits for the end of the program
+STOP_SECONDS = 5.0  # from the disconnect of a client until a program that computes for it is killed
+SCHEMA_SIGNALS = (-signal.SIGPROF, -signal.SIGABRT)  # exit codes: `schema_limits` of the program were exceeded
 ALIVE_SECONDS = 1.0  # between two signs of life while the base model is loaded
 RETRY_SECONDS = 5.0
+SCHEMA_TEXT = (
+    f"response_format: the schema takes more than {MAX_SCHEMA_SECONDS:g} s or {MAX_SCHEMA_BYTES >> 30} GB to compile; "
+    f"use fewer or simpler patterns, or {INSTEAD}"
+)
 SUSPENDED_TEXT = (
     "The worker has begun a training job or an evaluation, which ends trial answers. Send the request again when "
     f"it has ended, or {INSTEAD}."
@@ -181,19 +198,27 @@ class TrialAnswers:
             thread.join()
 
     def _pass_on(self, process: AnswerProcess, question: TrialQuestion, adapter: AdapterOfAnswer | None) -> None:
-        """Send the question to the program, and its records to the API until the last one."""
-        process.send(TrialControl(question=question, adapter=adapter))
-        is_awaited = True
+        """Send the question to the program, and its records to the API until the last one.
+
+        A program that has loaded the base model is killed if it goes on without a client.
+        """
+        with self._keepalives(question):  # a long question fills the pipe until the program has started
+            process.send(TrialControl(question=question, adapter=adapter))
+        gone_at, is_loaded = math.inf, False
         while True:
             try:
                 record = process.records.get(timeout=ALIVE_SECONDS)
+                is_loaded = True
             except Empty:
                 self._slot.refuse_others()
                 record = TrialRecord(id=question.id, type="alive")
+            if is_loaded and time.monotonic() - gone_at > STOP_SECONDS:
+                self._end_process()
+                return
             if record is None:
-                record = TrialRecord(id=question.id, type="error", message=self._end_text(process))
-            if is_awaited and not self._slot.send(record):
-                is_awaited = False
+                record = self._end_record(process, question)
+            if gone_at == math.inf and not self._slot.send(record):
+                gone_at = time.monotonic()
                 process.send(TrialControl(stop=question.id))
             if record.is_last or self._resources.stop.is_set():
                 return
@@ -216,12 +241,18 @@ class TrialAnswers:
                 self._process = AnswerProcess(self._command, self._directory, lock, threads, prepared.program)
                 return self._process
 
-    def _end_text(self, process: AnswerProcess) -> str:
+    def _end_record(self, process: AnswerProcess, question: TrialQuestion) -> TrialRecord:
         if self._suspensions or self._process is not process:
-            return SUSPENDED_TEXT
-        log.warning("the program of trial answers ended", log_tail=process.log_tail()[-2_000:])
+            return TrialRecord(id=question.id, type="error", message=SUSPENDED_TEXT)
+        exit_code = process.wait(KILL_SECONDS)
+        log.warning("the program of trial answers ended", exit_code=exit_code, log_tail=process.log_tail()[-2_000:])
         self._unload()
-        return "The worker's program ended; its log has the details. Send the request again."
+        if question.json_schema is not None and exit_code in SCHEMA_SIGNALS:
+            return TrialRecord(
+                id=question.id, type="error", reason="invalid_value", message=SCHEMA_TEXT, param="response_format"
+            )
+        text = "The worker's program ended; its log has the details. Send the request again."
+        return TrialRecord(id=question.id, type="error", message=text)
 
     def _unload(self) -> None:
         """Delete the directory also where a claimed job has ended the program."""

@@ -29,6 +29,8 @@ MAX_TOP_LOGPROBS = 20  # OpenAI's, of a chat
 MAX_COMPLETION_LOGPROBS = 5  # OpenAI's, of a completion
 MAX_PROBLEMS = 10  # of a request, in one message
 MAX_SCHEMA_CHARACTERS = 120_000  # OpenAI's
+MAX_SCHEMA_SECONDS = 5.0  # of CPU time, to compile a schema
+MAX_SCHEMA_BYTES = 1 << 30
 INSTEAD = "deliver the model to an engine for it (docs/answers.md)"
 Reason = Literal["busy", "context_length_exceeded", "invalid_value", "invalid_tools", "model_not_found", "failed"]
 # What changes nothing in the answer of one model on one worker.

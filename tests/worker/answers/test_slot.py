@@ -18,6 +18,7 @@ from app.domain.answers.trial import TrialQuestion, TrialRecord
 from app.trial_queue import PREFIX, as_redis_py
 from tests.app.cli.trained import make_trained_job
 from tests.deadline import until
+from tests.factories import make_key, make_project
 from tests.worker.answers.conftest import BASE, CHAT, SAY, Start, ask
 from tests.worker.exports.test_exporter import write_real_adapter
 from tests.worker.worker_harness import OWNER, WorkerHarness
@@ -26,6 +27,24 @@ from worker.answers.prepare import prepare
 from worker.jobs.artifacts import parent_adapter
 
 Waiting = tuple[tuple[str, str], Path]
+# A program that reads nothing until the file `go` exists, and obeys no stop: a schema names the signal that ends it.
+STUBBORN = """
+import json, os, signal, sys, time
+from pathlib import Path
+go = Path(sys.argv[1]).parent / "go"
+while not go.exists():
+    time.sleep(0.01)
+for line in sys.stdin:
+    question = json.loads(line)["question"]
+    if question is None:
+        continue
+    if question["json_schema"]:
+        os.kill(os.getpid(), signal.Signals[question["json_schema"]["title"]])
+    print(json.dumps({"id": question["id"], "type": "text", "text": "one"}), flush=True)
+    if question["messages"][0]["content"] == "hang":
+        time.sleep(600)
+    print(json.dumps({"id": question["id"], "type": "end"}), flush=True)
+"""
 
 
 def question(id: str, model: str = BASE, project_id: str = "") -> TrialQuestion:
@@ -99,6 +118,65 @@ def test_a_question_that_arrives_during_an_answer_is_refused_at_once(
         (waiting[1] / "go").touch()
         assert asked.result().status_code == 200
     assert TrialRecord.model_validate_json(record).reason == "busy"
+
+
+@pytest.fixture
+def stubborn(waiting: Waiting) -> Waiting:
+    """(the program STUBBORN, the directory of its files)."""
+    (python, program), directory = waiting
+    Path(program).write_text(STUBBORN)
+    return (python, program), directory
+
+
+@pytest.mark.parametrize("signal", ["SIGPROF", "SIGABRT"])
+def test_a_schema_that_ends_the_program_is_a_400_and_another_project_is_answered(
+    harness: WorkerHarness, http: httpx2.Client, start: Start, stubborn: Waiting, signal: str
+) -> None:
+    (stubborn[1] / "go").touch()
+    start(*stubborn[0])
+    schema = {"name": "x", "schema": {"title": signal}}
+    refused = ask(http, response_format={"type": "json_schema", "json_schema": schema})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "response_format")
+    with transaction(harness.sessions) as session:
+        http.headers["Authorization"] = f"Bearer {make_key(session, make_project(session, 'other'))}"
+    assert ask(http).status_code == 200
+
+
+def test_a_program_that_goes_on_without_its_client_is_killed(
+    http: httpx2.Client, start: Start, stubborn: Waiting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "STOP_SECONDS", 0.1)
+    monkeypatch.setattr(trial, "ALIVE_SECONDS", 0.1)
+    (stubborn[1] / "go").touch()
+    answers = start(*stubborn[0])
+    hang = [{"role": "user", "content": "hang"}]
+    with http.stream("POST", CHAT, json={"model": BASE, "messages": hang, "stream": True}) as stream:
+        lines = stream.iter_lines()
+        until(lambda: "one" in next(lines), "the first text")
+        process = answers._process
+    assert process is not None
+    until(lambda: not process.is_running, "the program is killed")
+    assert ask(http).status_code == 200
+
+
+def test_it_shows_that_it_lives_while_the_program_does_not_read_a_long_question(
+    http: httpx2.Client, start: Start, stubborn: Waiting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "ALIVE_SECONDS", 0.01)
+    answers = start(*stubborn[0])
+    send, signs = answers._slot.send, []
+
+    def count(record: TrialRecord) -> bool:
+        if answers._process is not None:
+            signs.append(record.type)
+        return send(record)
+
+    monkeypatch.setattr(answers._slot, "send", count)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(ask, http, messages=[{"role": "user", "content": "long " * 100_000}])
+        until(lambda: signs.count("alive") > 3, "signs of life")
+        (stubborn[1] / "go").touch()
+        assert asked.result().status_code == 200
 
 
 def test_an_adapter_is_fetched_once(harness: WorkerHarness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -206,6 +206,17 @@ class TestTheRealProgram:
             models.register(session, WITH_TOOLS, directory, described, manifest_sha256, entry)
 
 
+@pytest.mark.slow  # 5 s of computing, and the base model is loaded twice
+def test_a_schema_that_is_too_expensive_is_a_400_and_the_next_question_is_answered(
+    http: httpx2.Client, start: Start
+) -> None:
+    start()
+    patterns = [{"type": "string", "pattern": f".*{letter}.*"} for letter in "abcdefghijklmnopqrst"]
+    refused = ask(http, response_format=schema_format({"allOf": patterns}))
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "response_format")
+    assert ask(http).status_code == 200
+
+
 class TestOneAtATime:
     def test_of_many_requests_one_is_answered_and_the_others_are_refused_at_once(
         self, http: httpx2.Client, start: Start, waiting: tuple[tuple[str, str], Path], live_server: LiveServer

@@ -8,6 +8,7 @@ import torch
 from transformers import LogitsProcessor
 
 from app.domain.datasets.render import Renderer
+from worker.trainer.answers.schema_limits import schema_limits
 
 # The style of `json.dumps`. With a choice of white space, a small model fills its answer with it.
 STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -49,12 +50,16 @@ class JsonSchemas:
             raise SchemaRefused(f"not possible with the tokenizer of this base model ({error})") from error
 
     def matcher(self, schema: dict[str, Any]) -> Any:
-        """A matcher at the beginning of an answer. Raises SchemaRefused for a schema with what cannot be kept."""
+        """A matcher at the beginning of an answer. Raises SchemaRefused for a schema with what cannot be kept.
+
+        Ends this process for a schema that takes more than `schema_limits`.
+        """
         from llguidance import LLMatcher
 
-        grammar = LLMatcher.grammar_from_json_schema(schema, overrides=STYLE)
-        matcher = LLMatcher(self._tokens, grammar, log_level=0)
-        matcher.compute_logit_bias()  # some schemas without any answer are found here
+        with schema_limits():
+            grammar = LLMatcher.grammar_from_json_schema(schema, overrides=STYLE)
+            matcher = LLMatcher(self._tokens, grammar, log_level=0)
+            matcher.compute_logit_bias()  # some schemas without any answer are found here
         _check(matcher)
         return matcher
 

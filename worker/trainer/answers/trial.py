@@ -333,6 +333,7 @@ def main(arguments: list[str]) -> int:
             current = control.question
             assert current is not None
             program = program or TrialProgram(spec, questions)
+            write(TrialRecord(id=current.id, type="alive"))  # it is loaded, and ends soon after the client has gone
             write(program.answer(current, control.adapter))
     except Failure as error:
         return _fail(current, error.message, exit_code(error.reason))
