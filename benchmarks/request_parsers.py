@@ -23,6 +23,7 @@ from app.api.idempotency import _fingerprint
 from app.api.job_request_parser import job_request
 from app.api.middleware.request_log import masked_query, request_id_of
 from app.api.query_parameters import check_query
+from app.api.routes.answers import _trial_question
 from app.api.routes.jobs.jobs import router
 from app.api.routes.jobs.lists import _metadata_filter
 from app.api.schemas.jobs.requests import check_shape
@@ -32,12 +33,14 @@ from app.api.transport.content_range import parse_content_range
 from app.api.transport.json_body import MAX_BODY_BYTES, parse_json_object
 from app.api.transport.multipart import read_form
 from app.api.transport.upload_io import IoPools
+from app.domain.answers.events import EventTranslator
 from app.domain.datasets.chat_template import TemplateRefused
 from app.domain.datasets.jsonl import MAX_LINE_BYTES, read_lines
 from app.domain.datasets.render import Renderer
 from app.domain.datasets.report import build_report
 from app.domain.jobs.spec import DataParameters
 from app.errors import TuneryError
+from app.services.answers.answers import Question
 from app.system.tokenizer_files import load_renderer
 from tests.tiny import make_tiny_base
 
@@ -211,6 +214,44 @@ def _etags(number: int) -> bytes:
     return b'W/"%d"' % number
 
 
+def _question(body: bytes) -> object:
+    """A body of /v1/chat/completions for a trial answer."""
+    return _trial_question(Question("proj", "/v1/chat/completions", parse_json_object(body)), "m")
+
+
+def _engine_events(stream: bytes) -> None:
+    """What an engine sends, in the smallest pieces in which a network delivers it."""
+    translator = EventTranslator("served", "requested")
+    with suppress(ValueError):
+        for start in range(0, len(stream), 1024):
+            for event in translator.add(stream[start : start + 1024]):
+                translator.translate(event)
+
+
+CHAT = b'{"model":"m","messages":[{"role":"user","content":"a"}]'
+QUESTIONS = {
+    "messages that are none": repeated(b'{"model":"m","messages":[1', b",1", b"]}"),
+    "empty messages": repeated(b'{"model":"m","messages":[{}', b",{}", b"]}"),
+    "messages": repeated(CHAT[:-1], b',{"role":"user","content":"a"}', b"]}"),
+    "parts that are none": repeated(b'{"model":"m","messages":[{"role":"user","content":[1', b",1", b"]}]}"),
+    "unknown keys": filled(CHAT + b",", lambda n: b'"k%d":0' % n, b"}"),
+    "tools that are none": repeated(CHAT + b',"tools":[1', b",1", b"]}"),
+    "empty tools": repeated(CHAT + b',"tools":[{}', b",{}", b"]}"),
+    "biases": filled(CHAT + b',"logit_bias":{', lambda n: b'"%d":0' % n, b"}}"),
+    "unknown keys of a format": filled(CHAT + b',"response_format":{', lambda n: b'"k%d":0' % n, b"}}"),
+    "stops": repeated(CHAT + b',"stop":["a"', b',"a"', b"]}"),
+}
+EVENTS = {
+    "an event without an end": repeated(b"data: ", b"x"),
+    "almost ends": repeated(b"data: ", b"\r\n\r"),
+    "line ends": repeated(b"", b"\n\n"),
+    "comments": repeated(b"", b":\n\n"),
+    "lines of an event": repeated(b"", b"data: 1\n", b"\n"),
+    "brackets": repeated(b"data: ", b"[", b"\n\n"),
+    "empty lists": repeated(b'data: {"model":"served","a":[[]', b",[]", b"]}\n\n"),
+    "an error with many names": repeated(b'data: {"error":{"message":"', b"served ", b'"}}\n\n'),
+}
+
 PARSERS = (
     Parser("JSON body", MAX_BODY_BYTES, parse_json_object, ORDINARY_JSON, HOSTILE_JSON),
     Parser("Idempotency-Key's fingerprint", MAX_BODY_BYTES, _fingerprint, ORDINARY_JSON, HOSTILE_JSON),
@@ -220,6 +261,9 @@ PARSERS = (
            filled(b'{"part_ids":[', lambda n: b'"part_%024d"' % n, b"]}"),
            {"numbers": filled(b'{"part_ids":[', lambda n: b"%d" % n, b"]}"),
             "unknown keys": filled(b"{", lambda n: b'"k%d":0' % n, b"}")}),
+    Parser("question", 2 << 20, _question, repeated(CHAT[:-3], b"word ", b'"}]}'), QUESTIONS),
+    Parser("engine's events", 1 << 20, _engine_events,
+           repeated(b"", b'data: {"model":"served","choices":[{"index":0,"delta":{"content":"word"}}]}\n\n'), EVENTS),
     Parser("JSON line", MAX_LINE_BYTES, lambda data: list(read_lines(io.BytesIO(data))), ORDINARY_JSON, HOSTILE_JSON),
     Parser("chat line and template", MAX_LINE_BYTES, _chat,
            repeated(b'{"messages":[{"role":"user","content":"', b"word ", b'"},' + ANSWER + b"]}"), CHAT_LINES),

@@ -320,9 +320,9 @@ ERROR_CODES = (
     ErrorCode(
         "request_too_large",
         413,
-        "A JSON body has more than 1 MiB.",
-        "Upload data as a file instead.",
-        "The body is longer than … bytes.",
+        "A JSON body has more than 1 MiB, or a question more than TUNERY_MAX_ANSWER_BODY_BYTES (2 MiB by default).",
+        "Upload data as a file instead; shorten a conversation.",
+        "The body has … bytes; at most … are allowed.",
     ),
     ErrorCode(
         "unsupported_content_encoding",
@@ -373,8 +373,8 @@ ERROR_CODES = (
     ErrorCode(
         "engine_unavailable",
         503,
-        "No inference engine that serves the model can be asked: it does not respond, has lost the model or refuses "
-        "the key of its delivery target. The message has the reasons.",
+        "No inference engine that serves the model can be asked: it does not respond, has lost the model, refuses "
+        "the key of its delivery target, or sends what is no answer or more than 8 MiB. The message has the reasons.",
         "Wait for the time in `Retry-After`. If it stays so, start the engine or correct its delivery target.",
         'No engine that serves "…" can be asked: 1 server was tried (…). Try again in a few seconds; if it stays so, '
         "start the engine, or correct its delivery target (`tunery targets list`).",

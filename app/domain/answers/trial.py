@@ -24,6 +24,7 @@ MAX_SECONDS = 60.0  # of generation
 IDLE_SECONDS = 300.0  # after the last answer the base model is unloaded
 MAX_ADAPTERS = 4  # in the memory and in the directory of a slot: those that were used last
 MAX_STOPS = 4
+MAX_TOOLS = 128  # OpenAI's
 MAX_CHOICES = 4  # one after another, within MAX_SECONDS together
 MAX_TOP_LOGPROBS = 20  # OpenAI's, of a chat
 MAX_COMPLETION_LOGPROBS = 5  # OpenAI's, of a completion
@@ -88,7 +89,7 @@ class TrialRequest(StrictModel):
     logprobs: bool | int | None = None
     top_logprobs: Annotated[int | None, Field(ge=0, le=MAX_TOP_LOGPROBS)] = None
     response_format: _ResponseFormat | None = None
-    tools: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
+    tools: Annotated[list[dict[str, Any]], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: Any = None
     parallel_tool_calls: bool | None = None
 

@@ -25,7 +25,7 @@ MANY_KEYS: dict[str, Any] = {f"key{number}": 0 for number in range(COUNT)}
         ("messages", [SAY | {"content": [1] * COUNT}], "messages"),
         ("messages", [SAY | {"content": [{"type": "text", "text": ""} | MANY_KEYS]}], "messages"),
         ("messages", [{"role": "assistant", "tool_calls": [{}] * COUNT}], "messages"),
-        ("tools", [1] * COUNT, "tools.0"),
+        ("tools", [1] * COUNT, "tools"),
         ("tools", [{}] * COUNT, "tools"),
         ("stop", [1] * COUNT, "stop.str"),
         ("logit_bias", MANY_KEYS, "logit_bias"),
