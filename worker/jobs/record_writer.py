@@ -183,7 +183,9 @@ class JobRecordWriter:
     def _write_measurement(self, record: Measured) -> None:
         """Store duration and peak memory of the training, from which later plans are corrected."""
         self._keeper.transact(lambda session: measurements.finish(session, self._job, record))
-        text = f"Training finished in {_duration(record.seconds)}, peak memory {gigabytes(record.peak_bytes)}"
+        attempts = self._job.train_attempts
+        last = f" (the last of {attempts} attempts)" if attempts > 1 else ""
+        text = f"Training finished in {_duration(record.seconds)}{last}, peak memory {gigabytes(record.peak_bytes)}"
         data = record.model_dump(exclude={"kind", "run_id"})
         if planned := self._planned:  # an attempt that resumed from a snapshot trained only a part of the plan
             metrics.PLAN_RATIO.labels("time").observe(record.seconds / max(planned.seconds, 1e-3))

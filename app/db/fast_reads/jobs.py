@@ -27,6 +27,13 @@ DELIVERIES = """(
     FROM deliveries AS delivery JOIN delivery_targets AS target ON target.id = delivery.target_id
     WHERE delivery.job_id = job.id
   )"""
+# As `Job.training_seconds` and `Job.attempt_started_at`.
+TRAINING_TIME = """
+LEFT JOIN LATERAL (
+  SELECT coalesce(extract(epoch FROM sum(ended_at - started_at)), 0)::float8 AS training_seconds,
+    max(started_at) FILTER (WHERE ended_at IS NULL) AS attempt_started_at
+  FROM attempts WHERE attempts.job_id = job.id AND kind = 'train'
+) AS training ON true"""
 FROM_KEY = f"""
 FROM ({KEY_BY_SECRET}) AS key
 LEFT JOIN jobs AS job ON job.project_id = key.project_id AND job.id = %(job_id)s
@@ -43,8 +50,10 @@ SELECT
   checkpoint.file_ids AS adapter_file_ids, checkpoint.manifest -> 'compatibility' AS compatibility,
   job.deliver_to, {DELIVERIES} AS deliveries,
   job.priority, job.is_urgent, job.worker_labels, job.warnings, job.evaluation, job.request,
+  training.training_seconds, training.attempt_started_at,
   {QUEUE_COLUMNS}
 {FROM_KEY}
+{TRAINING_TIME}
 LEFT JOIN checkpoints AS checkpoint ON checkpoint.name = job.fine_tuned_model
 """
 # Only the inputs of the ETag: the cost of a 304 response.

@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 from sqlalchemy import ColumnElement, Float, case, func, literal, select, tuple_
 from sqlalchemy.orm import aliased
 
-from app.db.tables import Checkpoint, Job, JobEvent
+from app.db.tables import Attempt, Checkpoint, Job, JobEvent
 from app.domain.jobs.states import JobState
 
 JobColumn = Literal["created_at", "name", "status", "model", "progress", "train_loss", "valid_loss", "duration"]
@@ -58,8 +58,10 @@ def _valid_loss(job: type[Job]) -> Key:
 
 
 def _seconds(job: type[Job]) -> Key:
-    """From the first start of the training to its end, or until now."""
-    return func.extract("epoch", func.coalesce(job.finished_at, func.now()) - job.started_at).cast(Float)
+    """Of the training attempts, of a running one until now; NULL before the first one."""
+    seconds = func.extract("epoch", func.sum(func.coalesce(Attempt.ended_at, func.now()) - Attempt.started_at))
+    of_trainings = select(seconds.cast(Float)).where(Attempt.job_id == job.id, Attempt.kind == "train")
+    return of_trainings.correlate(job).scalar_subquery()
 
 
 TEXT_KEYS: dict[str, Callable[[type[Job]], Any]] = {

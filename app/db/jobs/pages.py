@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from sqlalchemy import ColumnElement, Select, exists, func, or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, undefer_group
 
 from app.db.jobs.job_order import JobColumn, is_after, order_by
 from app.db.tables import File, Job
@@ -44,9 +44,11 @@ def get(session: Session, project_id: str | None, job_id: str) -> Job | None:
 
 
 def page(session: Session, job_filter: JobFilter, limit: int, after: Job | None = None) -> list[Job]:
-    """A page of jobs; `after` is the last job of the previous page."""
+    """A page of jobs with their training time; `after` is the last job of the previous page."""
     _plan_for(session, job_filter)
-    return list(session.scalars(_page(select(Job), job_filter, limit, after)))
+    ids = _page(select(Job.id), job_filter, limit, after)  # else the training time of all jobs is computed to sort them
+    query = select(Job).options(undefer_group("training_time")).where(Job.id.in_(ids))
+    return list(session.scalars(query.order_by(*order_by(job_filter.order_by, job_filter.is_ascending))))
 
 
 def page_versions(

@@ -8,13 +8,42 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import CheckConstraint, ForeignKey, Identity, Index, UniqueConstraint, text
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy import CheckConstraint, Float, ForeignKey, Identity, Index, UniqueConstraint, func, select, text
+from sqlalchemy.orm import Mapped, column_property, mapped_column
 
 from app.db.tables.base import Base, now, sql_string_list
 from app.domain.jobs.states import TERMINAL, Desired, JobState
 
 MAX_LOG_BYTES = 64 << 10
+
+
+class Attempt(Base):
+    __tablename__ = "attempts"
+    __table_args__ = (
+        Index("uq_attempts_one_open", "job_id", unique=True, postgresql_where=text("ended_at IS NULL")),
+        Index("ix_attempts_usage", "project_id", "ended_at", postgresql_where=text("kind = 'train'")),
+        CheckConstraint("kind IN ('validate', 'train')", name="kind"),
+        CheckConstraint("gpus >= 1", name="gpus"),
+        CheckConstraint("(gpu_uuids IS NULL) = (budget_bytes IS NULL)", name="reservation_whole"),
+        CheckConstraint("gpu_share > 0 AND gpu_share <= 1", name="gpu_share"),
+        Index("ix_attempts_uncounted", "project_id", postgresql_where=text("NOT is_counted AND kind = 'train'")),
+        Index("ix_attempts_reserved", "ended_at", postgresql_where=text("budget_bytes IS NOT NULL")),
+    )
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    kind: Mapped[str]
+    worker: Mapped[str]
+    gpus: Mapped[int] = mapped_column(server_default="1")
+    gpu_share: Mapped[float] = mapped_column(server_default="1")  # of each GPU: a slot of several has a part of it
+    # the reservation on GPUs that several slots share; NULL on others
+    gpu_uuids: Mapped[list[str] | None]
+    budget_bytes: Mapped[int | None]  # of memory on each of them; fixed by the claim
+    is_counted: Mapped[bool] = mapped_column(server_default=text("false"))  # whether `project_usage` includes it
+    started_at: Mapped[datetime] = now()
+    ended_at: Mapped[datetime | None]
+    reason: Mapped[str | None]
 
 
 class Job(Base):
@@ -111,6 +140,21 @@ class Job(Base):
     version: Mapped[int] = mapped_column(server_default="1")  # of everything that clients see; a trigger increments it
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
+    # the training time: that of the attempts that have ended, and since when another one runs
+    training_seconds: Mapped[float] = column_property(
+        select(func.coalesce(func.extract("epoch", func.sum(Attempt.ended_at - Attempt.started_at)), 0).cast(Float))
+        .where(Attempt.job_id == id, Attempt.kind == "train")
+        .scalar_subquery(),
+        deferred=True,
+        group="training_time",
+    )
+    attempt_started_at: Mapped[datetime | None] = column_property(
+        select(Attempt.started_at)
+        .where(Attempt.job_id == id, Attempt.kind == "train", Attempt.ended_at.is_(None))
+        .scalar_subquery(),
+        deferred=True,
+        group="training_time",
+    )
     progress: Mapped[dict[str, Any] | None]  # {step, total_steps, epoch, tokens_per_second, eta_seconds, ...}
 
     # the result
@@ -125,35 +169,6 @@ class Job(Base):
     error_code: Mapped[str | None]
     error_message: Mapped[str | None]
     error_param: Mapped[str | None]
-
-
-class Attempt(Base):
-    __tablename__ = "attempts"
-    __table_args__ = (
-        Index("uq_attempts_one_open", "job_id", unique=True, postgresql_where=text("ended_at IS NULL")),
-        Index("ix_attempts_usage", "project_id", "ended_at", postgresql_where=text("kind = 'train'")),
-        CheckConstraint("kind IN ('validate', 'train')", name="kind"),
-        CheckConstraint("gpus >= 1", name="gpus"),
-        CheckConstraint("(gpu_uuids IS NULL) = (budget_bytes IS NULL)", name="reservation_whole"),
-        CheckConstraint("gpu_share > 0 AND gpu_share <= 1", name="gpu_share"),
-        Index("ix_attempts_uncounted", "project_id", postgresql_where=text("NOT is_counted AND kind = 'train'")),
-        Index("ix_attempts_reserved", "ended_at", postgresql_where=text("budget_bytes IS NOT NULL")),
-    )
-
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
-    attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
-    kind: Mapped[str]
-    worker: Mapped[str]
-    gpus: Mapped[int] = mapped_column(server_default="1")
-    gpu_share: Mapped[float] = mapped_column(server_default="1")  # of each GPU: a slot of several has a part of it
-    # the reservation on GPUs that several slots share; NULL on others
-    gpu_uuids: Mapped[list[str] | None]
-    budget_bytes: Mapped[int | None]  # of memory on each of them; fixed by the claim
-    is_counted: Mapped[bool] = mapped_column(server_default=text("false"))  # whether `project_usage` includes it
-    started_at: Mapped[datetime] = now()
-    ended_at: Mapped[datetime | None]
-    reason: Mapped[str | None]
 
 
 class JobEvent(Base):

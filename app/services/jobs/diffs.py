@@ -130,7 +130,7 @@ def _result(session: Session, job: Job) -> dict[str, Any]:
         "trained_tokens": job.trained_tokens,
         **{key: metrics.get(key) for key in RESULT_METRICS},
         "seconds": _seconds(job),
-        "training_seconds": last.seconds if last else None,
+        "training_seconds": round(job.training_seconds, 1) if job.started_at else None,
         "tokens_per_second": rate,
         "peak_memory_bytes": last.peak_bytes if last else None,
         "train_attempts": job.train_attempts,

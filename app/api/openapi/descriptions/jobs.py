@@ -69,6 +69,13 @@ BY_SCHEMA = {
     "JobBody.sample_prompts": "Prompts that the model answers at every validation.",
     "JobBody.started_at": "When training first started, in seconds since 1970; null until then.",
     "JobBody.status": "OpenAI's statuses, and `paused`.",
+    "JobBody.training_seconds": (
+        "The duration of the training attempts that have ended, without pauses and waits; a running attempt adds the "
+        "time since `attempt_started_at`."
+    ),
+    "JobBody.attempt_started_at": (
+        "When the running training attempt started, in seconds since 1970; null while none runs."
+    ),
     "JobBody.trained_steps": "Optimizer steps done.",
     "JobBody.trained_tokens": "Tokens that the model processed, in all epochs; null until the job has ended.",
     "JobBody.cloned_from": "The job that it was cloned from; null: it is not a clone.",

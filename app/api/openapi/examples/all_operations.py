@@ -74,6 +74,8 @@ NEW_JOB = {
     "created_at": 1795000100,
     "started_at": None,
     "finished_at": None,
+    "training_seconds": 0.0,
+    "attempt_started_at": None,
     "estimated_finish": None,
     "model": MODEL,
     "model_alias": None,
@@ -116,6 +118,7 @@ NEW_JOB = {
 FINISHED_JOB = NEW_JOB | {
     "started_at": 1795000340,
     "finished_at": 1795000460,
+    "training_seconds": 120.0,
     "status": "succeeded",
     "fine_tuned_model": TUNED,
     "trained_tokens": 51840,

@@ -72,7 +72,7 @@ async def job_filter(
         JobColumn,
         Query(
             description="The value by which `order` sorts: `name` is the suffix, `train_loss` that of the last step, "
-            "`valid_loss` that of the best checkpoint, `duration` the time since the training first started. Jobs "
+            "`valid_loss` that of the best checkpoint, `duration` the time of the training attempts. Jobs "
             "without the value are last."
         ),
     ] = "created_at",

@@ -96,6 +96,8 @@ class JobBody(Body):
     created_at: int
     started_at: int | None
     finished_at: int | None
+    training_seconds: float
+    attempt_started_at: int | None
     estimated_finish: int | None
     model: str
     model_alias: str | None
@@ -162,6 +164,10 @@ class JobAttributes(Protocol):
     def started_at(self) -> datetime | None: ...
     @property
     def finished_at(self) -> datetime | None: ...
+    @property
+    def training_seconds(self) -> float: ...
+    @property
+    def attempt_started_at(self) -> datetime | None: ...
     @property
     def base_model(self) -> str: ...
     @property
@@ -241,6 +247,8 @@ def render_job(
         "created_at": unix_seconds(job.created_at),
         "started_at": unix_seconds_or_none(job.started_at),
         "finished_at": unix_seconds_or_none(job.finished_at),
+        "training_seconds": round(job.training_seconds, 1),
+        "attempt_started_at": unix_seconds_or_none(job.attempt_started_at),
         "estimated_finish": _estimated_finish(job, progress),
         "model": spec.get("continued_from") or job.base_model,
         "model_alias": spec.get("model_alias"),

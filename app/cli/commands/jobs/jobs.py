@@ -37,6 +37,7 @@ from app.cli.output.console import (
     time_text,
 )
 from app.cli.output.progress import Losses, numbers_text, status_text
+from app.domain.jobs.training_time import training_seconds
 
 if TYPE_CHECKING:
     from app.cli.client.http import Client
@@ -307,7 +308,8 @@ def _fields(job: dict[str, Any]) -> list[tuple[str, str]]:
         ("metadata", _pairs_text(job.get("metadata") or {})),
         ("trained tokens", f"{job['trained_tokens']:,}" if job.get("trained_tokens") else ""),
         ("created", time_text(job["created_at"])),
-        ("finished", _finished_text(job)),
+        ("finished", time_text(job["finished_at"])),
+        ("training time", duration_text(training_seconds(job))),
     ]
 
 
@@ -324,12 +326,6 @@ def item_text(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"  # as in JSON and as `--set` takes it
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _finished_text(job: dict[str, Any]) -> str:
-    if job.get("finished_at") is None:
-        return ""
-    return f"{time_text(job['finished_at'])} (after {duration_text(job['finished_at'] - job['created_at'])})"
 
 
 def _step_text(job: dict[str, Any]) -> str:

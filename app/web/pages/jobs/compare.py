@@ -7,6 +7,7 @@ import time
 from typing import Any
 from urllib.parse import quote
 
+from app.domain.jobs.training_time import training_seconds
 from app.web.api_client import ApiClient
 from app.web.components.chart import chart
 from app.web.components.data_table import DataTable, Row, column
@@ -125,7 +126,7 @@ def _result_row(job: Json, charted: ChartedJob) -> Row:
         "train": loss(losses[-1] if losses else None),
         "valid": loss(best["full_valid_loss"] if best else None),
         "steps": wording.steps(job),
-        "time": duration(wording.elapsed_seconds(job)),
+        "time": duration(training_seconds(job)),
     }
 
 

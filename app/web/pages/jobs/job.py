@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from nicegui import background_tasks, ui
 
+from app.domain.jobs.training_time import training_seconds
 from app.web.api_client import ApiError
 from app.web.components.elements import busy, button, card, facts, handle_press, link, note, pill, progress_bar, tag
 from app.web.formatting import clean, count, duration, moment, per_second
@@ -193,7 +194,7 @@ class JobPage:
         values = {
             "Progress": wording.steps(job),
             "Speed": per_second(progress.get("tokens_per_second")) if job["status"] == "running" else None,
-            "Training time": duration(wording.elapsed_seconds(job)) if job["started_at"] else None,
+            "Training time": duration(training_seconds(job)) if job["started_at"] else None,
             "Remaining": duration(remaining) if (remaining := wording.remaining_seconds(job)) is not None else None,
             "Training attempts": count(job["attempts"]),
             "Priority": str(job["priority"]) if job["priority"] else None,

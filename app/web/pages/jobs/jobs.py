@@ -6,6 +6,7 @@ from typing import Any
 
 from nicegui import ui
 
+from app.domain.jobs.training_time import training_seconds
 from app.web.components.data_table import DataTable, Row, column, sparkline
 from app.web.components.elements import busy, button, link, note, tag
 from app.web.components.forms import filter_select, filter_text
@@ -223,7 +224,7 @@ def _progress(job: Json) -> Row:
 def _time(job: Json) -> Row:
     remaining = wording.remaining_seconds(job)
     return {
-        "text": duration(wording.elapsed_seconds(job)),
-        "title": "from the first start of the training",
+        "text": duration(training_seconds(job)),
+        "title": "training time, without pauses and waits",
         "sub": f"{duration(remaining)} left" if remaining is not None else None,
     }

@@ -6,6 +6,7 @@ import json
 import time
 from typing import Any
 
+from app.domain.jobs.training_time import training_seconds
 from app.web.formatting import clean, count, counted, duration, size
 
 Json = dict[str, Any]
@@ -88,13 +89,6 @@ def steps(job: Json) -> str:
     return f"{count(job['trained_steps'] or 0)} of {counted(job['total_steps'], 'step')}"
 
 
-def elapsed_seconds(job: Json, now: float | None = None) -> float | None:
-    """From the first start of the training to its end, or until now."""
-    if job["started_at"] is None:
-        return None
-    return max(0.0, float((job["finished_at"] or now or time.time()) - job["started_at"]))
-
-
 def remaining_seconds(job: Json, now: float | None = None) -> float | None:
     """None once the estimate has passed: the time that remains is unknown then."""
     if job["status"] != "running" or job["estimated_finish"] is None:
@@ -153,7 +147,7 @@ def sentence(job: Json, now: float | None = None) -> str:
         case "succeeded":
             tokens = f" on {count(job['trained_tokens'])} tokens" if job["trained_tokens"] else ""
             adapter = f" The adapter has {size(job['adapter']['bytes'])}." if job["adapter"] else ""
-            spent = f" in {duration(elapsed_seconds(job))}" if job["started_at"] else ""
+            spent = f" in {duration(training_seconds(job))}" if job["started_at"] else ""
             return f"Trained {counted(job['trained_steps'] or 0, 'step')}{tokens}{spent}.{adapter}"
         case "failed":
             what = "The training ended with an error" if job["started_at"] else "The job failed before its training"

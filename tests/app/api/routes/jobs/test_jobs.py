@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -11,10 +12,11 @@ from app.api.schemas.jobs.checkpoints import CheckpointBody
 from app.api.schemas.jobs.events import EventBody
 from app.api.schemas.jobs.jobs import JobBody
 from app.db.engine import Sessions, transaction
-from app.db.jobs import checkpoints, claims
+from app.db.jobs import checkpoints, claims, jobs
 from app.db.jobs.claims import FencedError
-from app.db.tables import Job, Project
+from app.db.tables import Attempt, Job, Project
 from app.domain.jobs.states import Desired, JobState, Reason
+from app.domain.jobs.training_time import training_seconds
 from app.storage import LocalStorage
 from tests.factories import (
     append_step_event,
@@ -31,6 +33,7 @@ from tests.stack import as_redis_py
 
 JOBS = "/v1/fine_tuning/jobs"
 pytestmark = pytest.mark.usefixtures("base_model")
+T = 1_790_000_000
 Make = Callable[..., Job]
 
 
@@ -299,6 +302,34 @@ class TestCheckpoints:
         checkpoint = client.get(f"{JOBS}/{succeeded.id}/checkpoints").json()["data"][0]
         for file_id in [*checkpoint["result_files"], checkpoint["adapter_archive_file_id"]]:
             assert client.get(f"/v1/files/{file_id}/content").status_code == 200
+
+
+class TestTrainingTime:
+    def test_is_that_of_the_attempts_and_stands_still_during_a_pause(
+        self, client: TestClient, make: Make, sessions: Sessions, project: Project
+    ) -> None:
+        job_id = make().id
+        with transaction(sessions) as session:
+            validate_job(session)
+        for began, seconds, expected in ((T, 34, 34.0), (T + 3_600, 44, 78.0)):
+            with transaction(sessions) as session:
+                lease = lease_of(start_job(session))
+                open_attempt = session.get_one(Attempt, (job_id, lease.attempt))
+                open_attempt.started_at = datetime.fromtimestamp(began, UTC)
+            running = client.get(f"{JOBS}/{job_id}").json()
+            assert (running["training_seconds"], running["attempt_started_at"]) == (expected - seconds, began)
+            assert training_seconds(running, now=began + 5) == expected - seconds + 5
+            with transaction(sessions) as session:
+                jobs.pause(session, project.id, job_id)
+                claims.finish_held_attempt(session, lease, Reason.PAUSED, "The job was paused at step 1")
+                ended_attempt = session.get_one(Attempt, (job_id, lease.attempt))
+                ended_attempt.ended_at = datetime.fromtimestamp(began + seconds, UTC)
+            body = client.get(f"{JOBS}/{job_id}").json()
+            assert (body["status"], body["training_seconds"], body["attempt_started_at"]) == ("paused", expected, None)
+            assert training_seconds(body, now=began + 86_400) == expected
+            assert client.get(JOBS).json()["data"] == [body]
+            with transaction(sessions) as session:
+                jobs.resume(session, project.id, job_id)
 
 
 class TestAFinishedJob:

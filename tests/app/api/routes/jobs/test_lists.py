@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 from app.db.engine import Sessions, transaction
 from app.db.jobs import jobs
 from app.db.jobs.job_order import JobColumn
-from app.db.tables import ApiKey, Job, Project
+from app.db.tables import ApiKey, Attempt, Job, Project
 from app.domain.jobs.states import JobState
 from app.storage import LocalStorage
 from tests.factories import (
@@ -102,8 +102,8 @@ def by_result(sessions: Sessions, storage: LocalStorage, project: Project) -> li
         validate_job(session)
         running = start_job(session)
         append_step_event(session, running, 1, 4, loss=0.01)
-        assert running.started_at is not None
-        running.started_at -= timedelta(hours=1)  # so that its duration does not pass another one during a test
+        attempt = session.get_one(Attempt, (running.id, running.attempt))
+        attempt.started_at -= timedelta(hours=1)  # so that its duration does not pass another one during a test
         rest = [make_job(session, project, file, suffix=suffix).id for suffix in ("b", None)]
         return [done.id, running.id, *rest]
 
@@ -121,7 +121,8 @@ class TestOrder:
     @pytest.mark.parametrize(
         ("column", "order", "first"),
         [("name", "asc", [1, 2, 0]), ("status", "desc", [2 + 1, 2, 0, 1]), ("progress", "desc", [0, 1, 3, 2]),
-         ("progress", "asc", [1, 0, 2, 3]), ("train_loss", "asc", [1, 0]), ("train_loss", "desc", [0, 1])],
+         ("progress", "asc", [1, 0, 2, 3]), ("duration", "desc", [1, 0, 3, 2]), ("duration", "asc", [0, 1, 2, 3]),
+         ("train_loss", "asc", [1, 0]), ("train_loss", "desc", [0, 1])],
     )  # fmt: skip
     def test_a_job_without_the_value_is_last(
         self, client: TestClient, by_result: list[str], column: str, order: str, first: list[int]
