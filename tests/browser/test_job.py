@@ -61,7 +61,10 @@ def test_every_tab_shows_its_subject(open_page: Open, world: World) -> None:
     expect(page.get_by_text("The job has successfully completed")).to_be_visible()
     page.wait_for_url("**?tab=events")
     page.get_by_role("tab", name="Log").click()
-    expect(page.get_by_text("The trainer has written nothing.")).to_be_visible()
+    expect(
+        page.get_by_text("The trainer has printed no warnings or errors. What happened to the job is in Events.")
+    ).to_be_visible()
+    expect(page.get_by_role("button", name="Follow")).to_be_hidden()
     page.get_by_role("tab", name="Samples").click()
     expect(page.get_by_text(ANSWERS[1]).first).to_be_visible()
     page.get_by_role("tab", name="Settings").click()
@@ -144,16 +147,20 @@ def test_the_log_follows_and_can_be_searched_and_downloaded(open_page: Open, wor
 
 
 def test_the_log_of_each_training_can_be_chosen_and_downloaded(open_page: Open, world: World) -> None:
-    """Under the numbers of the attempts, among which the check of the files is one."""
+    """The check of the files is none of the attempts, as in the header and on the tab Attempts."""
     page = open_page(f"/jobs/{world.jobs['resumed']}?tab=log")
     text = page.get_by_label("Log of the trainer")
     expect(text).to_have_text("the second training")
-    expect(page.get_by_label("Attempt").locator("option")).to_have_text(["Last attempt", "Attempt 3", "Attempt 2"])
-    page.get_by_label("Attempt").select_option("Attempt 2")
+    expect(page.get_by_label("Attempt").locator("option")).to_have_text(["Last attempt", "Attempt 2", "Attempt 1"])
+    page.get_by_label("Attempt").select_option("Attempt 1")
     expect(text).to_have_text("the first training")
     with page.expect_download() as download:
         page.get_by_role("link", name="Download").click()
     assert download.value.path().read_text() == "the first training\n"
+    assert download.value.suggested_filename.endswith("-log-attempt-1.txt")
+    page.get_by_role("tab", name="Attempts").click()
+    expect(page.get_by_role("row").filter(has_text="Check of the files")).to_contain_text("–")
+    expect(page.get_by_text(re.compile("^Attempt 2: "))).to_be_visible()
 
 
 def test_curves_take_the_colours_of_another_mode(open_page: Open, world: World) -> None:
@@ -179,7 +186,7 @@ def test_curves_follow_the_mode_of_the_system(open_page: Open, world: World) -> 
 
 def test_the_attempts_are_on_a_time_line(open_page: Open, world: World) -> None:
     page = open_page(f"/jobs/{world.jobs['succeeded']}?tab=attempts")
-    expect(page.get_by_text(re.compile(r"^Attempt 2, training: finished, "))).to_be_visible()
+    expect(page.get_by_text(re.compile(r"^Attempt 1: finished, "))).to_be_visible()
     expect(page.locator(".t-track .t-span")).to_have_count(2)
 
 

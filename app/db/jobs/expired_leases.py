@@ -31,7 +31,7 @@ def lock_expired(session: Session, grace_seconds: float, limit: int = 100) -> li
 def end_all(session: Session) -> None:
     """End all attempts in a restored database: their holders are of another service."""
     for job in session.scalars(select(Job).where(Job.lease_owner.is_not(None)).with_for_update()):
-        text = f"The service was restored from a backup that was made during attempt {job.attempt}; the job is queued"
+        text = "The service was restored from a backup that was made during an attempt; the job is queued"
         claims.finish_attempt(session, job, Reason.DRAINED, f"{text} again and resumes from its last snapshot")
 
 
@@ -60,7 +60,7 @@ def reap(session: Session, job: Job, delay_seconds: float, max_crash_streak: int
         session,
         job,
         Reason.WORKER_LOST,
-        f"The worker {job.lease_owner} was lost during attempt {job.attempt}",
+        f"The worker {job.lease_owner} was lost",
         level="warn",
         delay_seconds=delay_seconds,
         max_crash_streak=max_crash_streak,

@@ -55,7 +55,7 @@ class TestReaping:
         lost = harness.job(job)
         assert (lost.state, lost.reason, lost.crash_streak, lost.lease_owner) == ("queued", "worker_lost", 1, None)
         event = harness.events(job)[-1]
-        text = "The worker gpu0@test#1 was lost during attempt 2; the job is queued again"
+        text = "The worker gpu0@test#1 was lost; the job is queued again"
         assert (event.level, event.message) == ("warn", text)
 
     def test_no_lease_is_reaped_before_the_end_of_the_grace_period(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from app.web.components.data_table import DataTable, column
@@ -30,6 +31,12 @@ REASONS = {
 Json = dict[str, Any]
 
 
+def training_numbers(attempts: Sequence[Json]) -> dict[int, str]:
+    """The number of each training attempt among those of its job, by the API's, which counts checks of files too."""
+    trainings = sorted(one["attempt"] for one in attempts if one["kind"] == "train")
+    return {attempt: str(number) for number, attempt in enumerate(trainings, 1)}
+
+
 class AttemptsPanel:
     """Each attempt of a worker, as a row and as a bar on the time line of the job."""
 
@@ -49,28 +56,25 @@ class AttemptsPanel:
     async def refresh(self, job: Json) -> None:
         page = await self._view.api.get(f"fine_tuning/jobs/{job['id']}/attempts")
         attempts = page["data"]
-        self._table.set_rows([_attempt_row(attempt) for attempt in attempts])
+        numbers = training_numbers(attempts)
+        self._table.set_rows([_attempt_row(attempt, numbers.get(attempt["attempt"], "–")) for attempt in attempts])
         self._line.clear()
         if attempts:
             with self._line, card("Time line"):
-                _time_line(attempts)
+                _time_line(attempts, numbers)
 
 
-def _attempt_row(attempt: Json) -> Json:
+def _attempt_row(attempt: Json, number: str) -> Json:
     ended = attempt["ended_at"]
     return {
         "id": str(attempt["attempt"]),
-        "attempt": str(attempt["attempt"]),
-        "kind": _task(attempt),
+        "attempt": number,
+        "kind": "Training" if attempt["kind"] == "train" else "Check of the files",
         "started": moment(attempt["started_at"], is_exact=True),
         "time": duration(ended - attempt["started_at"]) if ended else "running",
         "worker": attempt["worker_id"],
         "result": _result(attempt),
     }
-
-
-def _task(attempt: Json) -> str:
-    return "Training" if attempt["kind"] == "train" else "Check of the files"
 
 
 def _result(attempt: Json) -> str:
@@ -79,7 +83,7 @@ def _result(attempt: Json) -> str:
     return REASONS.get(attempt["reason"], str(attempt["reason"])) if attempt["reason"] else "valid"
 
 
-def _time_line(attempts: list[Json]) -> None:
+def _time_line(attempts: list[Json], numbers: dict[int, str]) -> None:
     """A bar for each attempt, from the start of the first one to the end of the last one, or until now."""
     now = time.time()
     start = min(attempt["started_at"] for attempt in attempts)
@@ -89,10 +93,11 @@ def _time_line(attempts: list[Json]) -> None:
         ended = attempt["ended_at"] or now
         left = min(100 * (attempt["started_at"] - start) / span, 99)
         width = min(max(100 * (ended - attempt["started_at"]) / span, 0.8), 100 - left)
-        kind = "train" if attempt["kind"] == "train" else "check"
+        number = numbers.get(attempt["attempt"])
+        kind, title = ("train", f"Attempt {number}") if number else ("check", "Check of the files")
         result = f"{_result(attempt)}, {duration(ended - attempt['started_at'])}"
         with tag("div"):
-            tag("div", f"Attempt {attempt['attempt']}, {_task(attempt).lower()}: {result}", "t-hint")
+            tag("div", f"{title}: {result}", "t-hint")
             with tag("div", classes="t-track"):
                 tag("div", classes=f"t-span t-span-{kind}", style=f"margin-left: {left:.1f}%; width: {width:.1f}%")
     with tag("div", classes="t-row t-hint"):

@@ -8,11 +8,14 @@ from app.web.components.data_table import DataTable, column
 from app.web.components.elements import button, card, link, note, tag, user_text
 from app.web.components.forms import filter_select, filter_text
 from app.web.formatting import clean, clean_lines, moment
+from app.web.pages.jobs import wording
+from app.web.pages.jobs.panels.attempts import training_numbers
 from app.web.pages.jobs.panels.opened_job import OpenedJob
 
 MAX_EVENTS = 200
 MAX_LOG_CHARACTERS = 200_000
 MAX_ANSWER_CHARACTERS = 4_000
+EMPTY_LOG = "The trainer has printed no warnings or errors. What happened to the job is in Events."
 LEVEL_TONES = {"info": "wait", "warn": "warn", "error": "bad"}
 
 Json = dict[str, Any]
@@ -52,6 +55,7 @@ class LogPanel:
         self._text = ""
         self._job_id = job["id"]
         self._path = f"fine_tuning/jobs/{job['id']}"
+        self._numbers: dict[str, str] = {}  # of the trainings, by the API's number
         self._offered: object = None  # the number of trainings whose attempts the select has
         self._requested = 0
         with tag("div", classes="t-filters"):
@@ -61,10 +65,11 @@ class LogPanel:
             self._follow_button = button("Following", self._toggle)
             self._follow_button.props["aria-pressed"] = "true"
             self._download = link("Download", f"/jobs/{job['id']}/log.txt", "t-button", download="")
-        self._is_following = True
+        self._is_following = self._may_grow = True
         self._output = tag("pre", classes="t-code t-log", tabindex="0", aria_label="Log of the trainer")
 
     async def refresh(self, job: Json) -> None:
+        self._may_grow = job["status"] in wording.UNFINISHED
         if job["attempts"] != self._offered:
             await self._offer_attempts(job)
         if self._is_following:
@@ -72,9 +77,9 @@ class LogPanel:
 
     async def _offer_attempts(self, job: Json) -> None:
         """The attempts that trained, under the numbers of the tab Attempts: a check of the files has no log."""
-        page = await self._view.api.get(f"{self._path}/attempts")
-        numbers = sorted((one["attempt"] for one in page["data"] if one["kind"] == "train"), reverse=True)
-        options = {"": "Last attempt"} | {str(number): f"Attempt {number}" for number in numbers}
+        numbers = training_numbers((await self._view.api.get(f"{self._path}/attempts"))["data"])
+        self._numbers = {str(attempt): numbers[attempt] for attempt in reversed(numbers)}
+        options = {"": "Last attempt"} | {each: f"Attempt {number}" for each, number in self._numbers.items()}
         self._offered = job["attempts"]
         self._attempts.clear()
         with self._attempts:
@@ -84,7 +89,8 @@ class LogPanel:
         self._requested += 1
         number = self._requested
         attempt = self._attempt.value
-        self._download.props["href"] = f"/jobs/{self._job_id}/log.txt" + (f"?attempt={attempt}" if attempt else "")
+        query = f"?attempt={attempt}&number={self._numbers[attempt]}" if attempt else ""
+        self._download.props["href"] = f"/jobs/{self._job_id}/log.txt{query}"
         text = await self._view.api.text(f"{self._path}/logs", attempt=attempt or None)
         if number == self._requested:
             self._text = text
@@ -94,8 +100,9 @@ class LogPanel:
         needle = self._search.value.lower()
         lines = [line for line in self._text.split("\n") if needle in line.lower()]
         text = clean_lines("\n".join(lines)[-MAX_LOG_CHARACTERS:], MAX_LOG_CHARACTERS)
-        empty = "No line matches." if self._text.strip() else "The trainer has written nothing."
-        self._output.set_text(text if text.strip() else empty)
+        is_empty = not self._text.strip()
+        self._output.set_text(text if text.strip() else EMPTY_LOG if is_empty else "No line matches.")
+        self._follow_button.set_visibility(self._may_grow and not is_empty)
         if self._is_following:
             self._output.client.run_javascript(f"getHtmlElement({self._output.id})?.scrollTo(0, 1e9)")
 
