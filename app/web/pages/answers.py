@@ -32,8 +32,8 @@ class TryIt:
         self._task: asyncio.Task[None] | None = None
         with card("Try it"):
             hint = (
-                "Both models get the same messages. An engine that the adapter was delivered to answers; without one, "
-                "an idle worker, which loads the model first and answers one question at a time."
+                "Both models get the same messages, the adapter first. An engine that the adapter was delivered to "
+                "answers; without one, an idle worker, which loads the model first and answers one question at a time."
             )
             self._prompt = text_area("Question", hint=hint)
             with tag("div", classes="t-grid"):
@@ -44,7 +44,8 @@ class TryIt:
             with tag("div", classes="t-actions"):
                 self._button = button("Ask both", self._toggle, "t-primary")
             with tag("div", classes="t-grid"):
-                self._answers = [_AnswerPanel("Base model", base_model), _AnswerPanel("Adapter", tuned_model)]
+                self._base = _AnswerPanel("Base model", base_model)
+                self._adapter = _AnswerPanel("Adapter", tuned_model)
         self._client.on_delete(self._stop)
 
     def _toggle(self) -> None:
@@ -71,7 +72,8 @@ class TryIt:
         body = {"messages": messages, "max_tokens": int(self._tokens.value), "temperature": 0}
         self._button.set_text("Stop")
         try:
-            await asyncio.gather(*(one.show(self._api, body) for one in self._answers))
+            adapter = asyncio.create_task(self._adapter.show(self._api, body))
+            await asyncio.gather(adapter, self._base.show(self._api, body, after=adapter))
         finally:
             if not self._button.is_deleted:
                 self._button.set_text("Ask both")
@@ -87,12 +89,18 @@ class _AnswerPanel:
             self._text.set_visibility(False)
             self._state: TextElement = tag("div", classes="t-hint", role="status")
 
-    async def show(self, api: ApiClient, body: dict[str, Any]) -> None:
-        """Repeat the request until a worker is free; an error stands below what has arrived."""
+    async def show(self, api: ApiClient, body: dict[str, Any], after: asyncio.Task[None] | None = None) -> None:
+        """Repeat the request until a worker is free; an error stands below what has arrived.
+
+        With `after` it is sent when that one has ended: a single idle worker answers one question at a time.
+        """
         self._state.clear()
         self._show_text("")
-        deadline = time.monotonic() + BUSY_SECONDS
         try:
+            if after is not None:
+                self._state.set_text("Waits for the adapter's answer ...")
+                await asyncio.wait({after})
+            deadline = time.monotonic() + BUSY_SECONDS
             while not await self._is_answered(api, body, deadline):
                 self._state.set_text("Every worker is busy: the question is asked again every 2 s ...")
                 await asyncio.sleep(BUSY_PAUSE_SECONDS)
@@ -111,6 +119,8 @@ class _AnswerPanel:
         self._state.set_text("Waiting for the first token ...")
         try:
             async for piece in stream_answer(api, {"model": self._model, **body}, tokens.append):
+                if not text:
+                    self._state.set_text("Answering ...")
                 text += piece
                 if time.monotonic() - shown_at > UPDATE_SECONDS:
                     self._show_text(text)
