@@ -62,7 +62,7 @@ async def build(view: View) -> None:
     await _show_status(view, projects)
     tag("h2", "Projects")
     if len(projects) == MAX_PROJECTS:
-        tag("p", f"The {MAX_PROJECTS} newest projects; tunery projects list names all of them.", "t-muted")
+        tag("p", f"The {MAX_PROJECTS} newest projects; all: tunery projects list", "t-muted")
     DataTable("Projects", PROJECT_COLUMNS, [_project_row(project) for project in projects])
     tag("h2", "Base models")
     models = await base_models(view.api)

@@ -152,7 +152,7 @@ async def _show_webhooks(view: View) -> None:
         error_note(error, "Webhooks cannot be shown")
         return
     if not endpoints:
-        note("No webhook endpoints", "Create one with: tunery webhooks create --name NAME --url URL")
+        note("No webhook endpoints", "Create one with: tunery webhooks create URL --name NAME")
     for endpoint in endpoints:
         await _show_endpoint(view, endpoint)
 
