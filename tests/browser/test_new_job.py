@@ -11,7 +11,7 @@ from app.db.engine import transaction
 from app.services.jobs import jobs
 from tests.browser.conftest import Open
 from tests.browser.world import MODEL, World
-from tests.factories import make_file, make_job, make_key, make_project
+from tests.factories import chat_lines, make_file, make_job, make_key, make_project
 
 
 def test_the_plan_and_the_commands_follow_the_fields_and_the_job_is_created(open_page: Open, world: World) -> None:
@@ -29,6 +29,22 @@ def test_the_plan_and_the_commands_follow_the_fields_and_the_job_is_created(open
     expect(page.get_by_role("heading", name=re.compile("made-in-a-browser"))).to_be_visible()
     page.get_by_role("tab", name="Settings").click()
     expect(page.get_by_text("n_epochs", exact=True)).to_be_visible()
+
+
+def test_a_missing_validation_file_and_one_with_the_same_rows_are_warned_of(open_page: Open, world: World) -> None:
+    with transaction(world.sessions) as session:
+        project = make_project(session, "with the same rows twice")
+        key = make_key(session, project)
+        train, again = (make_file(session, world.storage, project).id for _ in range(2))
+        other = make_file(session, world.storage, project, chat_lines(13)).id
+    page = open_page(f"/jobs/new?file={train}", key=key)
+    field = page.locator(".t-field").filter(has=page.get_by_label("Validation file"))
+    expect(field).to_contain_text("Without one there is no validation loss")
+    for same in (train, again):
+        page.get_by_label("Validation file").select_option(same)
+        expect(field).to_contain_text("It has the same rows as the training file")
+    page.get_by_label("Validation file").select_option(other)
+    expect(field.locator(".t-hint").first).to_be_empty()
 
 
 def test_a_double_click_creates_one_job(open_page: Open, world: World) -> None:

@@ -24,9 +24,12 @@ CHECKED_OF_EVENT = "(event) => emit(event.target.checked)"
 class Field:
     """One input. `value` is the text in the browser as of the last event."""
 
-    def __init__(self, element: Element, value: str, error: TextElement | None = None) -> None:
+    def __init__(
+        self, element: Element, value: str, error: TextElement | None = None, hint: TextElement | None = None
+    ) -> None:
         self.element = element
         self.value = value
+        self.hint = hint
         self._error = error
 
     def set_error(self, text: str) -> None:
@@ -108,13 +111,11 @@ def _connect(
     if label is not None:
         element.props["id"] = element.html_id
         label.props["for"] = element.html_id
-    described = []
-    if hint:
-        described.append(tag("div", hint, "t-hint"))
+    hint_element = tag("div", hint, "t-hint", aria_live="polite") if hint else None
     error = tag("div", "", "t-hint t-error", aria_live="polite") if label is not None else None
-    if described:
-        element.props["aria-describedby"] = described[0].html_id
-    field = Field(element, value, error)
+    if hint_element is not None:
+        element.props["aria-describedby"] = hint_element.html_id
+    field = Field(element, value, error, hint_element)
 
     def changed(arguments: Any) -> Any:
         value = str(arguments.args)

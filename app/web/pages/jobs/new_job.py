@@ -26,6 +26,8 @@ from app.web.pages.jobs.job_form import FieldError, Prefilled
 MAX_FILES = 200
 NOT_FOUND = 404
 FILES_HINT = f"The {MAX_FILES} newest; an older dataset has a button for a new job on its page."
+NO_VALIDATION = "Without one there is no validation loss: nothing shows overfitting."
+SAME_FILE = "It has the same rows as the training file: its loss cannot show overfitting."
 PLAN_SECONDS = 310.0  # the API stops counting tokens after 300 s, with what to do
 VERDICT_TONES = {"fits": "ok", "no_device_fits": "bad", "no_worker": "warn"}
 REFUSED, NO_PLAN = "This job would be refused", "There is no plan"
@@ -62,6 +64,7 @@ class NewJob:
         self._initial = prefilled.values
         self._changes, self._advice = prefilled.changes, prefilled.advice
         self._kept = prefilled.kept
+        self._files: dict[str, Json] = {}
         self._fields: dict[str, Field] = {}
         self._texts: dict[str, str] = {}  # of the commands
         self._form_id = secrets.token_hex(16)
@@ -77,12 +80,12 @@ class NewJob:
             note("Nothing is changed yet compared with the failed job", clean_lines(self._advice, 4_000), "warn")
         models = await base_model_names(self._view.api)
         files = await self._view.api.items("files", MAX_FILES, purpose="fine-tune")
-        file_names = {file["id"]: _file_text(file) for file in files}
+        self._files = {file["id"]: file for file in files}
         for name in ("training_file", "validation_file"):
-            await self._add_older_file(name, file_names)
+            await self._add_older_file(name)
         with tag("div", classes="t-split"):
             with card("Job"):
-                self._build_fields(models, file_names)
+                self._build_fields(models, {file_id: _file_text(file) for file_id, file in self._files.items()})
                 self._build_kept()
                 with tag("div", classes="t-actions"):
                     self._create_button = button("Create job", self._create, "t-primary")
@@ -96,13 +99,13 @@ class NewJob:
                     self._build_request()
         ui.timer(0.05, self._update, once=True)
 
-    async def _add_older_file(self, name: str, file_names: dict[str, str]) -> None:
+    async def _add_older_file(self, name: str) -> None:
         """Offer the file that the form begins with, also if it is none of the newest; name one that was deleted."""
         file_id = self._initial.get(name, "")
-        if not file_id or file_id in file_names:
+        if not file_id or file_id in self._files:
             return
         try:
-            file_names[file_id] = _file_text(await self._view.api.get(f"files/{quote(file_id, safe='')}"))
+            self._files[file_id] = await self._view.api.get(f"files/{quote(file_id, safe='')}")
         except ApiError as error:
             if error.status != NOT_FOUND:
                 raise
@@ -129,7 +132,9 @@ class NewJob:
                     select_field, "Training file", choose | files, hint=FILES_HINT if len(files) >= MAX_FILES else ""
                 ),
             )
-            self._add("validation_file", partial(select_field, "Validation file", {"": "None"} | files))
+            self._add(
+                "validation_file", partial(select_field, "Validation file", {"": "None"} | files, hint=NO_VALIDATION)
+            )
             self._add("n_epochs", partial(text_field, "Epochs", hint="1 to 50; empty: auto."))
             self._add("batch_size", partial(text_field, "Batch size (examples)", hint="1 to 256; empty: auto."))
             self._add("learning_rate", partial(text_field, "Learning rate", hint="Such as 2e-4; empty: auto."))
@@ -186,7 +191,15 @@ class NewJob:
                 self._fields[error.field].set_error(error.message)
             return None
 
+    def _warn_of_validation_file(self) -> None:
+        training, validation = (self._fields[name].value for name in ("training_file", "validation_file"))
+        is_same = bool(validation and training) and self._files[validation]["sha256"] == self._files[training]["sha256"]
+        hint = self._fields["validation_file"].hint
+        assert hint is not None
+        hint.classes("t-warn").set_text(SAME_FILE if is_same else "" if validation else NO_VALIDATION)
+
     async def _update(self) -> None:
+        self._warn_of_validation_file()
         body = self._body(is_marked=self._planned > 0)  # a form that was just opened has no errors yet
         self._show_request(body)
         self._planned += 1
@@ -214,6 +227,8 @@ class NewJob:
                     button("Plan again", self._update)
             elif isinstance(plan, dict):
                 note(clean(plan["message"], 1_000), "", VERDICT_TONES.get(plan["verdict"], ""))
+                for warning in plan.get("warnings", ()):
+                    note("Warning", clean(warning["message"], 1_000), "warn")
                 with self._plan:
                     _show_plan(plan, queue if isinstance(queue, dict) else None)
 
