@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from app.db.tables import Evaluation
+from app.domain.error_text.json_text import counted
 from app.domain.evaluations.rows import REFERENCE_ANSWER
 from app.domain.evaluations.summary import ConfusionMatrix, Difference, EvaluationSummary, GraderSummary, Score
 from worker.evaluations.summarize import Outcome
@@ -59,8 +60,8 @@ def summary_sentence(summary: EvaluationSummary) -> str:
         + (f" ({_interval(grader.difference)})" if grader.difference else "")
         for grader in summary.graders
     ]
-    text = "; ".join(parts) or f"{summary.rows} rows were answered"
-    text += f". {summary.rows:,} rows; the base answered in {summary.precision}"
+    text = "; ".join(parts) or "No graders"
+    text += f". {counted(summary.rows, 'row')}; the base answered in {summary.precision}"
     if summary.promotion is not None:
         text += f". Delivery is {'allowed' if summary.promotion.allowed else 'not allowed'}: {summary.promotion.reason}"
     return text

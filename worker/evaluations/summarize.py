@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from app.domain.error_text.json_text import counted
 from app.domain.evaluations.graders import EvaluationSettings, Grader, LabelAccuracy
 from app.domain.evaluations.promotion import decide
 from app.domain.evaluations.rows import REFERENCE_ANSWER, EvaluationRow, label_of
@@ -205,7 +206,8 @@ def _warnings(outcome: Outcome) -> list[str]:
     for model, answers in outcome.answers.items():
         counts = _count(answers)
         if counts.cut:
-            warnings.append(f"{counts.cut} answers of {model} ended at max_new_tokens; a larger one may change scores.")
+            cut = counted(counts.cut, "answer")
+            warnings.append(f"{cut} of {model} ended at max_new_tokens; a larger one may change scores.")
         if counts.failed:
             reason = next(answer.error for answer in answers if answer.text is None)
             warnings.append(f"{counts.failed} rows have no answer of {model}; the first reason: {reason}")
