@@ -27,6 +27,7 @@ MAX_FILES = 200
 NOT_FOUND = 404
 FILES_HINT = f"The {MAX_FILES} newest; an older dataset has a button for a new job on its page."
 NO_VALIDATION = "Without one there is no validation loss: nothing shows overfitting."
+SHOWN_AT_FIELD = ("no_validation_file", "same_file")  # codes of warnings
 SAME_FILE = "It has the same rows as the training file: its loss cannot show overfitting."
 PLAN_SECONDS = 310.0  # the API stops counting tokens after 300 s, with what to do
 VERDICT_TONES = {"fits": "ok", "no_device_fits": "bad", "no_worker": "warn"}
@@ -228,7 +229,8 @@ class NewJob:
             elif isinstance(plan, dict):
                 note(clean(plan["message"], 1_000), "", VERDICT_TONES.get(plan["verdict"], ""))
                 for warning in plan.get("warnings", ()):
-                    note("Warning", clean(warning["message"], 1_000), "warn")
+                    if warning["code"] not in SHOWN_AT_FIELD:
+                        note("Warning", clean(warning["message"], 1_000), "warn")
                 with self._plan:
                     _show_plan(plan, queue if isinstance(queue, dict) else None)
 
