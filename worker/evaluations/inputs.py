@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
 from app.domain.datasets.jsonl import Finding, format_findings
 from app.domain.datasets.render import Renderer, TemplateRefused
-from app.domain.evaluations.graders import EvaluationSettings, LabelAccuracy
-from app.domain.evaluations.rows import EvaluationRow, grader_findings, label_of, read_rows, selected_indices
-from app.domain.evaluations.templates import render
+from app.domain.evaluations.graders import EvaluationSettings, JsonFields, LabelAccuracy
+from app.domain.evaluations.rows import (
+    MAX_NAMES,
+    EvaluationRow,
+    grader_findings,
+    label_of,
+    parse_json_object,
+    read_rows,
+    selected_indices,
+)
+from app.domain.evaluations.templates import compared_text
 
 MAX_FINDINGS = 10
-MAX_LABELS = 100
-CHECK_INTERVAL = 1_000  # lines between two calls of `check`
+MAX_ROWS_BYTES = 128 << 20  # of the selected rows, which are held in memory
 
 
 class InvalidEvaluationFile(ValueError):
@@ -26,7 +34,7 @@ class EvaluationInputs:
     """The selected rows, each with the tokens of its prompt."""
 
     rows: list[EvaluationRow]
-    prompts: list[list[int]]
+    prompts: Sequence[Sequence[int]]
     rows_in_file: int
 
     @property
@@ -44,28 +52,39 @@ def read_inputs(
 ) -> EvaluationInputs:
     """Read the file twice, as it may be larger than memory: for its problems, then for the selected rows.
 
-    `check` is called now and then, to raise an error that ends the work. Raises InvalidEvaluationFile, OSError.
+    `check` is called before each row, to raise an error that ends the work. Raises InvalidEvaluationFile, OSError.
     """
     with open_file() as file:
         count = _check_lines(file, settings, max_line_bytes, check)
     selected = selected_indices(count, settings.max_rows)
-    with open_file() as file:
-        rows = [row for index, row in enumerate(read_rows(file, max_line_bytes)) if index in selected]
-    checked = [row for row in rows if isinstance(row, EvaluationRow)]
-    _check_labels(checked, settings)
+    rows: list[EvaluationRow] = []
+    prompts: list[array[int]] = []
     findings: list[Finding] = []
-    prompts = [_prompt(row, renderer, context_length - settings.max_new_tokens, findings) for row in checked]
+    size_bytes = 0
+    with open_file() as file:
+        for index, row in enumerate(read_rows(file, max_line_bytes)):
+            check()
+            if index not in selected or isinstance(row, Finding):
+                continue
+            size_bytes += row.size_bytes
+            if size_bytes > MAX_ROWS_BYTES:
+                raise InvalidEvaluationFile(
+                    f"Line {row.line}: the evaluated rows have more than {MAX_ROWS_BYTES:,} bytes together; set a "
+                    "lower max_rows, or leave out fields that no grader needs."
+                )
+            rows.append(row)
+            prompts.append(array("I", _prompt(row, renderer, context_length - settings.max_new_tokens, findings)))
+    _check_names(rows, settings)
     _raise_if(findings)
-    return EvaluationInputs(checked, prompts, count)
+    return EvaluationInputs(rows, prompts, count)
 
 
 def _check_lines(file: BinaryIO, settings: EvaluationSettings, max_line_bytes: int, check: Callable[[], None]) -> int:
     """The number of rows. Raises InvalidEvaluationFile."""
     findings: list[Finding] = []
     problems = count = 0
-    for number, row in enumerate(read_rows(file, max_line_bytes)):
-        if number % CHECK_INTERVAL == 0:
-            check()
+    for row in read_rows(file, max_line_bytes):
+        check()
         count += 1
         for finding in _findings(row, settings):
             problems += 1
@@ -84,15 +103,21 @@ def _findings(row: EvaluationRow | Finding, settings: EvaluationSettings) -> Ite
         yield from grader_findings(row, settings)
 
 
-def _check_labels(rows: list[EvaluationRow], settings: EvaluationSettings) -> None:
+def _check_names(rows: list[EvaluationRow], settings: EvaluationSettings) -> None:
+    """Raises InvalidEvaluationFile if the summary of a grader would name more than MAX_NAMES labels or fields."""
     for grader in settings.graders:
+        names: set[str] = set()
         if isinstance(grader, LabelAccuracy) and grader.labels is None:
-            labels = {label_of(render(grader.reference, row.item, ""), grader) for row in rows}
-            if len(labels) > MAX_LABELS:
-                raise InvalidEvaluationFile(
-                    f"The grader {grader.name} found {len(labels)} different labels in the file; at most {MAX_LABELS} "
-                    "are allowed. Use a string_check instead."
-                )
+            names.update(label_of(compared_text(grader.reference, row.item), grader) for row in rows)
+            what, remedy = "labels", "Use a string_check instead"
+        elif isinstance(grader, JsonFields) and grader.fields is None:
+            names.update(*(parse_json_object(compared_text(grader.reference, row.item)) or () for row in rows))
+            what, remedy = "fields", "Name the compared ones in `fields`"
+        if len(names) > MAX_NAMES:
+            raise InvalidEvaluationFile(
+                f"The grader {grader.name} found {len(names)} different {what} in the file; at most {MAX_NAMES} are "
+                f"allowed. {remedy}."
+            )
 
 
 def _prompt(row: EvaluationRow, renderer: Renderer, max_tokens: int, findings: list[Finding]) -> list[int]:

@@ -103,8 +103,9 @@ def write_spec(resources: Resources, loaded: Loaded, inputs: EvaluationInputs, d
     adapter = _fetch_adapter(resources, loaded, directory)
     spec = _spec(resources.settings, loaded, adapter)
     (directory / SPEC).write_text(spec.model_dump_json(), encoding="utf-8")
-    prompts = [Prompt(row=index, tokens=tokens) for index, tokens in enumerate(inputs.prompts)]
-    (directory / PROMPTS).write_text("".join(f"{each.model_dump_json()}\n" for each in prompts), encoding="utf-8")
+    with (directory / PROMPTS).open("w", encoding="utf-8") as file:
+        for index, tokens in enumerate(inputs.prompts):
+            file.write(f"{Prompt(row=index, tokens=list(tokens)).model_dump_json()}\n")
 
 
 def _fetch_adapter(resources: Resources, loaded: Loaded, directory: Path) -> FetchedParentAdapter:

@@ -55,6 +55,7 @@ def _line_numbers(numbers: list[str]) -> str:
 class Line:
     number: int
     value: dict[str, Any]
+    size_bytes: int = 0
 
 
 class LineError(ValueError):
@@ -160,7 +161,7 @@ def quote_all(words: Iterable[str], limit: int = 8) -> str:
 
 def _parse_line(number: int, line: bytes) -> Line | Finding:
     try:
-        return Line(number, parse_object(line))
+        return Line(number, parse_object(line), len(line))
     except LineError as error:
         return Finding(number, str(error))
 

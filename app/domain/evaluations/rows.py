@@ -12,17 +12,34 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
 from app.domain.datasets.chat_template import content_text
 from app.domain.datasets.jsonl import Finding, json_type, quote_all, read_lines
 from app.domain.datasets.messages import message_findings
 from app.domain.error_text.json_text import as_json
-from app.domain.evaluations.graders import EvaluationSettings, JsonFields, LabelAccuracy, templates_of
-from app.domain.evaluations.templates import ITEM, MissingField, look_up, paths_of, render
+from app.domain.evaluations.graders import (
+    EvaluationSettings,
+    Grader,
+    JsonFields,
+    LabelAccuracy,
+    ScoreModel,
+    templates_of,
+)
+from app.domain.evaluations.templates import (
+    ITEM,
+    SAMPLE,
+    MissingField,
+    TextRefused,
+    compared_text,
+    look_up,
+    paths_of,
+    render,
+)
 
 REFERENCE_ANSWER = "reference_answer"
+MAX_NAMES, MAX_NAME_CHARACTERS = 100, 200  # of labels, and of fields of an expected JSON object
 SAMPLE_SEED = 0
 
 
@@ -35,6 +52,7 @@ class EvaluationRow:
     messages: tuple[dict[str, Any], ...] = ()
     tools: tuple[dict[str, Any], ...] = ()
     prompt: str | None = None
+    size_bytes: int = 0  # of the line
 
     @property
     def has_empty_reference(self) -> bool:
@@ -57,7 +75,8 @@ def read_rows(file: BinaryIO, max_line_bytes: int) -> Iterator[EvaluationRow | F
         wrapped = value.get("item")
         if isinstance(wrapped, dict) and not value.keys() & {"messages", "prompt"}:
             value = wrapped
-        yield from _rows(line.number, value)
+        for row in _rows(line.number, value):
+            yield replace(row, size_bytes=line.size_bytes) if isinstance(row, EvaluationRow) else row
 
 
 def selected_indices(row_count: int, max_rows: int) -> range | frozenset[int]:
@@ -68,15 +87,15 @@ def selected_indices(row_count: int, max_rows: int) -> range | frozenset[int]:
 
 
 def grader_findings(row: EvaluationRow, settings: EvaluationSettings) -> Iterator[Finding]:
-    """What the graders and the reference need and the row does not have."""
+    """What the graders and the reference need and the row does not have, and texts that are too large to compare."""
     for grader in settings.graders:
         try:
-            for text in templates_of(grader):
-                for path in paths_of(text):
-                    if path.namespace == ITEM:
-                        look_up(path, {ITEM: row.item})
+            _check_templates(row, grader)
         except MissingField as error:
             yield Finding(row.line, f"for the grader {as_json(grader.name)} {error}", "missing_field")
+            continue
+        except TextRefused as error:
+            yield Finding(row.line, f"for the grader {as_json(grader.name)} {error}", "text_too_long")
             continue
         if isinstance(grader, JsonFields):
             yield from _json_findings(row, grader)
@@ -148,22 +167,48 @@ def _prompt_row(line: int, value: dict[str, Any]) -> Iterator[EvaluationRow | Fi
     yield EvaluationRow(line, item, prompt=value["prompt"])
 
 
+def _check_templates(row: EvaluationRow, grader: Grader) -> None:
+    """Raises MissingField, and TextRefused for a template that is the same text with every answer."""
+    make_text = render if isinstance(grader, ScoreModel) else compared_text
+    for text in templates_of(grader):
+        paths = paths_of(text)
+        for path in paths:
+            if path.namespace == ITEM:
+                look_up(path, {ITEM: row.item})
+        if all(path.namespace != SAMPLE for path in paths):
+            make_text(text, row.item, "")
+
+
 def _json_findings(row: EvaluationRow, grader: JsonFields) -> Iterator[Finding]:
-    expected = parse_json_object(render(grader.reference, row.item, ""))
+    expected = parse_json_object(compared_text(grader.reference, row.item))
     if expected is None:
-        text = f"for the grader {as_json(grader.name)} the expected answer must be a JSON object"
-        yield Finding(row.line, text, "invalid_reference")
+        text = "must be a JSON object"
     elif missing := [name for name in grader.fields or () if name not in expected]:
-        names = ", ".join(map(as_json, missing))
-        text = f"for the grader {as_json(grader.name)} the expected answer has no field {names}"
-        yield Finding(row.line, text, "invalid_reference")
+        text = f"has no field {', '.join(map(as_json, missing))}"
+    elif grader.fields is None and (len(expected) > MAX_NAMES or any(map(_is_long, expected))):
+        text = (
+            f"has {len(expected):,} fields; without a list of the compared `fields` at most {MAX_NAMES}, with names of "
+            f"at most {MAX_NAME_CHARACTERS} characters, are allowed"
+        )
+    else:
+        return
+    text = f"for the grader {as_json(grader.name)} the expected answer {text}"
+    yield Finding(row.line, text, "invalid_reference")
 
 
 def _label_findings(row: EvaluationRow, grader: LabelAccuracy) -> Iterator[Finding]:
-    label = label_of(render(grader.reference, row.item, ""), grader)
+    label = label_of(compared_text(grader.reference, row.item), grader)
     if not label:
-        text = f"for the grader {as_json(grader.name)} the expected label is empty"
-        yield Finding(row.line, text, "invalid_reference")
+        text = "is empty"
+    elif _is_long(label):
+        text = f"has {len(label):,} characters; at most {MAX_NAME_CHARACTERS} are allowed; use a string_check"
     elif grader.labels is not None and label not in {label_of(each, grader) for each in grader.labels}:
-        text = f"for the grader {as_json(grader.name)} the expected label {as_json(label)} is not among its labels"
-        yield Finding(row.line, text, "invalid_reference")
+        text = f"{as_json(label)} is not among its labels"
+    else:
+        return
+    text = f"for the grader {as_json(grader.name)} the expected label {text}"
+    yield Finding(row.line, text, "invalid_reference")
+
+
+def _is_long(name: str) -> bool:
+    return len(name) > MAX_NAME_CHARACTERS

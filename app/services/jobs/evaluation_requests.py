@@ -10,10 +10,11 @@ from sqlalchemy.orm import Session
 from app.db.files import files
 from app.db.tables import File
 from app.domain.error_text.json_text import as_json, unquoted
-from app.domain.evaluations.graders import EvaluationRequest, EvaluationSettings, ScoreModel
+from app.domain.evaluations.graders import EvaluationRequest, EvaluationSettings, ScoreModel, templates_of
 from app.errors import BadRequest
 
 PURPOSES = ("evals", "fine-tune")
+MAX_TEMPLATES_BYTES = 64_000  # of one evaluation together
 
 
 def problems_of_job(
@@ -23,7 +24,7 @@ def problems_of_job(
     if not body.get("evaluation"):
         return []
     request = EvaluationRequest.model_validate(body["evaluation"])
-    problems = [] if endpoints is None else endpoint_problems(request, endpoints, "evaluation.")
+    problems = grader_problems(request, endpoints, "evaluation.")
     find_file(session, project_id, request.file, "evaluation.file", problems)
     return problems
 
@@ -42,8 +43,17 @@ def find_file(session: Session, project_id: str, file_id: str, param: str, probl
     return file
 
 
-def endpoint_problems(request: EvaluationSettings, endpoints: Collection[str], prefix: str = "") -> list[BadRequest]:
-    """Endpoints of graders and of the reference that the operator has not named."""
+def grader_problems(
+    request: EvaluationSettings, endpoints: Collection[str] | None, prefix: str = ""
+) -> list[BadRequest]:
+    """Templates that are too large together, and endpoints that the operator has not named; None: any endpoint."""
+    size_bytes = sum(len(text.encode()) for grader in request.graders for text in templates_of(grader))
+    problems = []
+    if size_bytes > MAX_TEMPLATES_BYTES:
+        text = f"{prefix}graders: their templates have {size_bytes:,} bytes together; at most {MAX_TEMPLATES_BYTES:,}"
+        problems.append(BadRequest(f"{text} are allowed", f"{prefix}graders"))
+    if endpoints is None:
+        return problems
     endpoint_params = [
         (f"{prefix}graders.{number}.endpoint", grader.endpoint)
         for number, grader in enumerate(request.graders)
@@ -51,7 +61,8 @@ def endpoint_problems(request: EvaluationSettings, endpoints: Collection[str], p
     ]
     if request.reference is not None and request.reference.model is not None:
         endpoint_params.append((f"{prefix}reference.endpoint", request.reference.endpoint))
-    return [problem for param, name in endpoint_params if (problem := _endpoint_problem(param, name, endpoints))]
+    found = (_endpoint_problem(param, name, endpoints) for param, name in endpoint_params)
+    return problems + [problem for problem in found if problem is not None]
 
 
 def _endpoint_problem(param: str, name: str | None, endpoints: Collection[str]) -> BadRequest | None:

@@ -19,7 +19,7 @@ from app.errors import BadRequest, NotFound, QuotaExceeded, combine_errors
 from app.job_queue import WorkerNotifier
 from app.services.jobs import jobs
 from app.services.jobs.checkpoints import select_checkpoint
-from app.services.jobs.evaluation_requests import endpoint_problems, find_file
+from app.services.jobs.evaluation_requests import find_file, grader_problems
 from app.telemetry.tracing import link_to
 
 MAX_UNFINISHED = 50  # of a project: evaluations share the workers with training jobs
@@ -39,7 +39,7 @@ def create(
     Raises NotFound for the job, BadRequest for everything else, QuotaExceeded.
     """
     job = jobs.get(session, project_id, job_id)
-    problems = endpoint_problems(request, endpoints)
+    problems = grader_problems(request, endpoints)
     file = find_file(session, project_id, request.file, "file", problems)
     checkpoint = None
     try:

@@ -1,4 +1,4 @@
-"""The accuracy and the confusion matrix of labels against a count by hand; a file of 100,000 rows."""
+"""The accuracy and the confusion matrix of labels against a count by hand; a file of 10,000 rows."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import worker.evaluations.inputs
 from app.domain.evaluations.graders import EvaluationRequest, EvaluationSettings
 from app.domain.evaluations.rows import EvaluationRow, read_rows
 from app.domain.evaluations.summary import GraderSummary
@@ -69,17 +70,17 @@ def test_accuracy_and_confusion_are_those_of_a_count_by_hand(rows: list[tuple[st
             assert counts[-1] == others
 
 
-def test_a_file_of_100_000_rows_is_checked_whole_and_sampled(tmp_path: Path) -> None:
+def test_a_file_of_10_000_rows_is_checked_whole_and_sampled(tmp_path: Path) -> None:
     renderer = load_renderer(make_tiny_base(tmp_path / "base"))
-    content = lines([LABELS[number % 3] for number in range(100_000)])
+    content = lines([LABELS[number % 3] for number in range(10_000)])
     checks: list[None] = []
 
     settings = settings_of(max_new_tokens=8)
     inputs = read_inputs(
         lambda: io.BytesIO(content), settings, renderer, 512, MAX_LINE_BYTES, lambda: checks.append(None)
     )
-    assert (len(inputs.rows), len(inputs.prompts), inputs.rows_in_file) == (500, 500, 100_000)
-    assert len(checks) == 100  # a cancel ends the reading
+    assert (len(inputs.rows), len(inputs.prompts), inputs.rows_in_file) == (500, 500, 10_000)
+    assert len(checks) == 2 * 10_000  # a cancel ends the reading
 
 
 def test_a_line_that_is_not_selected_is_checked_too(tmp_path: Path) -> None:
@@ -87,3 +88,21 @@ def test_a_line_that_is_not_selected_is_checked_too(tmp_path: Path) -> None:
     content = lines(["other"] * 50) + b'{"messages": []}\n'
     with pytest.raises(InvalidEvaluationFile, match="Line 51: "):
         read_inputs(lambda: io.BytesIO(content), settings_of(max_rows=1), renderer, 512, MAX_LINE_BYTES, lambda: None)
+
+
+def test_the_selected_rows_fit_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    renderer = load_renderer(make_tiny_base(tmp_path / "base"))
+    content = lines(["other"] * 50)
+    monkeypatch.setattr(worker.evaluations.inputs, "MAX_ROWS_BYTES", len(content) // 2)
+    settings = settings_of(max_new_tokens=8)
+    with pytest.raises(InvalidEvaluationFile, match="Line 26: the evaluated rows have more than"):
+        read_inputs(lambda: io.BytesIO(content), settings, renderer, 512, MAX_LINE_BYTES, lambda: None)
+
+
+def test_the_summary_names_at_most_100_fields(tmp_path: Path) -> None:
+    renderer = load_renderer(make_tiny_base(tmp_path / "base"))
+    content = lines([json.dumps({f"{number}": 0, f"b{number}": 0}) for number in range(51)])
+    grader = {"type": "json_fields", "name": "json", "reference": "{{ item.label }}"}
+    settings = settings_of(max_new_tokens=8, graders=[grader])
+    with pytest.raises(InvalidEvaluationFile, match="102 different fields in the file; at most 100"):
+        read_inputs(lambda: io.BytesIO(content), settings, renderer, 512, MAX_LINE_BYTES, lambda: None)

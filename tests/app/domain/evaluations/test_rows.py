@@ -4,9 +4,14 @@ import io
 import json
 from typing import Any
 
+import pytest
+
 from app.domain.datasets.jsonl import Finding
 from app.domain.evaluations.graders import EvaluationSettings
 from app.domain.evaluations.rows import EvaluationRow, grader_findings, read_rows, selected_indices
+
+EXACT = {"type": "string_check", "input": "{{ item.x }}{{ sample.output_text }}", "operation": "eq"}
+JUDGE = {"type": "score_model", "model": "m", "input": [{"role": "user", "content": "{{ item.x }}"}]}
 
 
 def read(*lines: Any) -> list[EvaluationRow | Finding]:
@@ -69,6 +74,34 @@ class TestFindings:
         settings = EvaluationSettings.model_validate({"reference": {"field": "old"}})
         assert [each.code for each in grader_findings(row({"prompt": "a", "old": 3}), settings)] == ["missing_field"]
         assert list(grader_findings(row({"prompt": "a", "old": "b"}), settings)) == []
+
+    @pytest.mark.parametrize(
+        ("grader", "reference", "code"),
+        [
+            (EXACT | {"reference": "{{ item.x }}"}, "x" * 100_001, "text_too_long"),
+            (EXACT | {"reference": "{{ item.x }}" * 1000}, "x" * 101, "text_too_long"),
+            (EXACT | {"reference": "{{ item.x }}" * 1600}, "x" * 1_000_000, "text_too_long"),
+            (JUDGE, "x" * 1_000_001, "text_too_long"),
+            ({"type": "json_fields"}, "{" + ",".join(f'"{n}":0' for n in range(101)) + "}", "invalid_reference"),
+            ({"type": "json_fields"}, '{"%s":0}' % ("x" * 201), "invalid_reference"),
+            ({"type": "json_fields"}, '{"a":"%s"}' % ("x" * 100_000), "text_too_long"),
+            ({"type": "label_accuracy"}, "x" * 201, "invalid_reference"),
+        ],
+    )  # fmt: skip
+    def test_what_is_too_large_to_compare_is_a_finding_of_its_line(
+        self, grader: dict[str, Any], reference: str, code: str
+    ) -> None:
+        grader = {"name": "g", "reference": "{{ item.x }}"} | grader
+        if grader["type"] == "score_model":
+            del grader["reference"]
+        settings = EvaluationSettings.model_validate({"graders": [grader]})
+        (finding,) = grader_findings(row({"prompt": "a", "x": reference}), settings)
+        assert (finding.line, finding.code) == (1, code)
+        assert len(finding.message) < 400
+
+    def test_a_text_with_the_answer_in_it_is_no_finding(self) -> None:
+        settings = EvaluationSettings.model_validate({"graders": [EXACT | {"name": "g", "reference": "{{ item.x }}"}]})
+        assert list(grader_findings(row({"prompt": "a", "x": "x" * 100_000}), settings)) == []
 
 
 def test_a_selection_is_always_the_same_and_from_the_whole_file() -> None:

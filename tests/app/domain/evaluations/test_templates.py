@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import json
 import re
+import tracemalloc
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.domain.evaluations.templates import MissingField, paths_of, render
+from app.domain.evaluations.templates import MissingField, TextRefused, compared_text, parts_of, paths_of, render
+from benchmarks.linear import cpu_seconds
 
 TEXT = st.text(max_size=8)
 JSON = st.recursive(
@@ -56,3 +59,50 @@ def test_a_value_is_printed_as_it_is_or_as_json(value: Any, output: str) -> None
     rendered = render("{{ item.value }}", {"value": value}, output)
     assert rendered == value if isinstance(value, str) else json.loads(rendered) == value
     assert render("{{ sample.output_text }}", {}, output) == output  # also if the answer has a placeholder in it
+
+
+class TestLimits:
+    def test_a_rendered_template_is_at_most_a_megabyte_and_no_larger_text_is_built(self) -> None:
+        assert len(render("{{ item.a }}" * 10, {"a": "x" * 100_000}, "")) == 1_000_000
+        tracemalloc.start()
+        with pytest.raises(TextRefused, match="1,000,000 bytes"):
+            render("{{ item.a }}" * 1600, {"a": "x" * 100_001}, "")
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20  # 160 MB without the limit
+        tracemalloc.stop()
+
+    def test_the_bytes_of_a_text_count(self) -> None:
+        with pytest.raises(TextRefused):
+            render("{{ item.a }}", {"a": "字" * 400_000}, "")
+
+    def test_a_compared_text_is_at_most_100_000_characters(self) -> None:
+        assert len(compared_text("{{ item.a }}", {"a": "字" * 100_000})) == 100_000
+        with pytest.raises(TextRefused, match="100,001 characters; at most 100,000"):
+            compared_text("{{ item.a }}x", {"a": "a" * 100_000})
+
+    def test_a_value_of_the_answer_that_is_nested_too_deeply_is_refused(self) -> None:
+        value: list[Any] = []
+        for _ in range(100_000):
+            value = [value]
+        with pytest.raises(TextRefused, match="nested"):
+            render("{{ item.a }}", {"a": value}, "")
+
+    def test_the_message_of_a_missing_field_is_short(self) -> None:
+        row = {f"{number}" * 1000: 0 for number in range(1000)}
+        with pytest.raises(MissingField) as missing:
+            render("{{ item" + ".a" * 5000 + " }}", row, "")
+        assert len(str(missing.value)) < 3000
+
+    def test_no_client_fills_the_memory_with_templates(self) -> None:
+        for number in range(200):
+            paths_of(f"{{{{ item.a{number} }}}}")
+        assert parts_of.cache_info().currsize <= 64
+
+    @pytest.mark.parametrize("text", ["{{", "{", "}}", "{{ item.a }", "{{ item.a }}"])
+    def test_parsing_takes_linear_time(self, text: str) -> None:
+        template = text * (1_000_000 // len(text))  # 50 times as long as one template may be
+        assert cpu_seconds(lambda: suppressed(template), 1) < 10  # hours if each `{{` were searched to the end
+
+
+def suppressed(template: str) -> None:
+    with suppress(ValueError):
+        parts_of.__wrapped__(template)

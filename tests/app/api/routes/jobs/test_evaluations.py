@@ -149,6 +149,18 @@ class TestAsking:
         answer = client.post(path(succeeded), json={"file": heldout, "graders": []})
         assert (answer.status_code, answer.json()["error"]["code"]) == (429, "insufficient_quota")
 
+    @pytest.mark.parametrize("is_plan", [False, True])
+    def test_templates_have_64_000_bytes_together(
+        self, client: TestClient, succeeded: Job, heldout: str, is_plan: bool
+    ) -> None:
+        graders = [EXACT | {"name": str(number), "input": "x" * 16_001, "reference": ""} for number in range(4)]
+        evaluation = {"file": heldout, "graders": graders}
+        job = {"model": succeeded.base_model, "training_file": succeeded.training_file_id, "evaluation": evaluation}
+        answer = client.post(f"{JOBS}/plan", json=job) if is_plan else client.post(path(succeeded), json=evaluation)
+        error = answer.json()["error"]
+        assert (answer.status_code, error["param"]) == (400, "evaluation.graders" if is_plan else "graders")
+        assert "64,004 bytes together; at most 64,000" in error["message"]
+
 
 class TestReading:
     def test_pages_are_newest_first(self, client: TestClient, succeeded: Job, heldout: str) -> None:
