@@ -7,14 +7,13 @@ import math
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from app.domain.evaluations.graders import ScoreModel
 from app.domain.evaluations.rows import EvaluationRow
-from app.domain.evaluations.templates import MissingField, render
+from app.domain.evaluations.spec import ModelAnswer, Scored
+from app.domain.evaluations.templates import MAX_RENDERED_BYTES, MissingField, TextRefused, render
 from worker.evaluations.chat_endpoint import ChatEndpoint, EndpointError, NoTextError
-from worker.evaluations.scoring import Scored
 
 TOOL_CALLS = "recorded_tool_calls"  # of a row, beside a recorded answer without a text
 MAX_FAILURES = 5  # in a row: then the endpoint gets no more requests
@@ -27,29 +26,20 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
-class ReferenceAnswer:
-    """The answer of the reference to one row; without a text, `error` is the reason."""
-
-    text: str | None
-    tokens: int | None = None
-    error: str | None = None
-
-
 def ask_reference(
     endpoint: ChatEndpoint, model: str, rows: Sequence[EvaluationRow], max_new_tokens: int
-) -> list[ReferenceAnswer]:
+) -> list[ModelAnswer]:
     """The reference's answer to each row."""
 
-    def ask(row: EvaluationRow) -> ReferenceAnswer:
+    def ask(row: EvaluationRow) -> ModelAnswer:
         tools = {"tools": list(row.tools)} if row.tools else {}
         try:
             text, tokens = endpoint.answer(model, _messages(row), temperature=0, max_tokens=max_new_tokens, **tools)
         except NoTextError as error:
-            return ReferenceAnswer(None, error=str(error))
-        return ReferenceAnswer(text.strip(), tokens)
+            return ModelAnswer(None, error=str(error))
+        return ModelAnswer(text.strip(), tokens)
 
-    return _ask_all(endpoint, rows, ask, lambda why: ReferenceAnswer(None, error=why))
+    return _ask_all(endpoint, rows, ask, lambda why: ModelAnswer(None, error=why))
 
 
 def ask_scores(
@@ -67,6 +57,10 @@ def ask_scores(
             ]
         except MissingField as error:  # of the answer: the fields of the rows were checked before
             return Scored(grader.range[0], str(error))
+        except TextRefused as error:
+            return Scored(None, str(error))
+        if sum(len(message["content"].encode(errors="replace")) for message in messages) > MAX_RENDERED_BYTES:
+            return Scored(None, f"the messages have more than {MAX_RENDERED_BYTES:,} bytes together")
         low, high = grader.range
         messages.append({"role": "system", "content": INSTRUCTION.format(low=low, high=high)})
         text, _ = endpoint.answer(grader.model, messages, **_parameters(grader))
@@ -138,12 +132,12 @@ def _ask_all(
         executor.shutdown(cancel_futures=True)
 
 
-def recorded_answers(rows: Sequence[EvaluationRow], field: str) -> list[ReferenceAnswer]:
+def recorded_answers(rows: Sequence[EvaluationRow], field: str) -> list[ModelAnswer]:
     """The answers that a field of the rows has."""
     return [_recorded_answer(row, str(row.item[field]).strip()) for row in rows]
 
 
-def _recorded_answer(row: EvaluationRow, text: str) -> ReferenceAnswer:
+def _recorded_answer(row: EvaluationRow, text: str) -> ModelAnswer:
     if not text and row.item.get(TOOL_CALLS):
-        return ReferenceAnswer(None, error="the recorded answer has calls of tools and no text to compare")
-    return ReferenceAnswer(text)
+        return ModelAnswer(None, error="the recorded answer has calls of tools and no text to compare")
+    return ModelAnswer(text)

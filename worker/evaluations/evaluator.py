@@ -1,11 +1,10 @@
-"""Run evaluations: a child process generates the answers, then graders score them and a summary is stored.
+"""Run evaluations: a child process generates the answers, another one grades them, and a summary is stored.
 
 A GPU slot runs them between training jobs, as both need the whole device.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -19,30 +18,41 @@ from app.db.jobs import evaluations, leased_rows
 from app.db.jobs.claims import FencedError, Lease
 from app.db.tables import Evaluation
 from app.domain.artifacts.full_disk import is_disk_full
-from app.domain.evaluations.graders import EvaluationSettings
 from app.domain.evaluations.plan import make_plan
-from app.domain.evaluations.spec import ANSWERS, Answer, GenerationStarted
+from app.domain.evaluations.spec import (
+    ANSWERS,
+    OUTBOX,
+    REPORT,
+    RESULTS,
+    ROLES,
+    SUMMARY,
+    Answer,
+    GenerationStarted,
+    ModelAnswer,
+)
 from app.domain.evaluations.states import EvaluationErrorCode, EvaluationState
+from app.domain.evaluations.summary import EvaluationSummary
 from app.domain.jobs.states import ExitCode
 from app.domain.scheduling.worker_capacity import WorkerCapacity
 from app.log import get_logger
 from worker.evaluations import prepare
-from worker.evaluations.grade import grade, reference_name
+from worker.evaluations.ask_endpoints import ask_endpoints
 from worker.evaluations.inputs import EvaluationInputs
 from worker.evaluations.prepare import Loaded
-from worker.evaluations.report import report, summary_sentence
-from worker.evaluations.summarize import ADAPTER, BASE, ModelAnswer, Outcome, result_rows, summarize
+from worker.evaluations.report import summary_sentence
 from worker.jobs import workdir
 from worker.jobs.artifacts import stored_files
 from worker.jobs.artifacts.publish import PURPOSE
 from worker.jobs.leased_rows import AttemptFailed, RowClaimer, RowLeaseKeeper
 from worker.jobs.observed_attempt import observed_attempt
-from worker.jobs.program_process import start_program, supervise, unexpected_exit
-from worker.jobs.sanitize import clean, clean_text
+from worker.jobs.program_process import Limits, start_program, supervise, unexpected_exit
+from worker.jobs.sanitize import clean_text
 from worker.node.resources import Resources
 
 GENERATE_COMMAND = (sys.executable, "-m", "worker.trainer.answers.evaluation")
-RESULTS, REPORT = "evaluation_results.jsonl", "evaluation_report.md"
+GRADE_COMMAND = (sys.executable, "-m", "worker.evaluations.grade")
+GRADING_MEMORY_BYTES = 2 << 30
+GRADING_SECONDS, GRADING_SECONDS_PER_ROW = 60.0, 2.0
 
 log = get_logger(__name__)
 
@@ -58,6 +68,7 @@ class Evaluator:
         capacity: Callable[[], WorkerCapacity] | None = None,
         generate_command: Sequence[str] = GENERATE_COMMAND,
         alone: Callable[[], AbstractContextManager[None]] = nullcontext,
+        grade_command: Sequence[str] = GRADE_COMMAND,
     ) -> None:
         """`alone` ends what else the idle slot does, while its block lasts."""
         self.resources = resources
@@ -66,6 +77,7 @@ class Evaluator:
         self._lock = lock
         self._capacity = capacity
         self._generate_command = generate_command
+        self._grade_command = grade_command
         self._alone = alone
         self._claimer = RowClaimer(resources, Evaluation, owner)
 
@@ -105,11 +117,10 @@ class Evaluator:
             prepare.write_spec(self.resources, loaded, inputs, directory)
             keeper.check_running()
             started, answers, seconds = self._generate(len(inputs.prompts), keeper, directory, lock)
-            precision = loaded.precision(started)
-            outcome = grade(
-                self.settings, settings, inputs, answers, precision, started.device, seconds, self._waiter(keeper)
-            )
-            self._publish(evaluation, settings, outcome, keeper, directory)
+            asked = ask_endpoints(self.settings, settings, inputs.rows, answers, self._waiter(keeper))
+            prepare.write_grading(loaded, inputs, started, seconds, *asked, directory)
+            summary = self._grade(len(inputs.rows), keeper, directory, lock)
+            self._publish(evaluation, summary, keeper, directory)
         except OSError as error:
             log.exception("files or storage failed")
             is_full = is_disk_full(error)
@@ -160,22 +171,22 @@ class Evaluator:
 
         return write
 
+    def _grade(self, rows: int, keeper: RowLeaseKeeper[Evaluation], directory: Path, lock: int) -> EvaluationSummary:
+        """Grade the answers in a process of its own: what a client sends decides how long a comparison takes."""
+        limits = Limits(GRADING_MEMORY_BYTES, GRADING_SECONDS + GRADING_SECONDS_PER_ROW * rows)
+        program = start_program([*self._grade_command, str(directory)], directory, lock, 1, limits)
+        exit_code = supervise(program, keeper, self.resources, "grading")
+        if exit_code == ExitCode.OUT_OF_MEMORY:
+            text = f"The grading needs more than its {GRADING_MEMORY_BYTES:,} bytes of memory; evaluate fewer rows"
+            raise AttemptFailed(EvaluationErrorCode.OUT_OF_MEMORY, text, is_final=True)
+        if exit_code != ExitCode.DONE:
+            raise unexpected_exit("grading", exit_code)
+        return EvaluationSummary.model_validate_json((directory / SUMMARY).read_bytes())
+
     def _publish(
-        self,
-        evaluation: Evaluation,
-        settings: EvaluationSettings,
-        outcome: Outcome,
-        keeper: RowLeaseKeeper[Evaluation],
-        directory: Path,
+        self, evaluation: Evaluation, summary: EvaluationSummary, keeper: RowLeaseKeeper[Evaluation], directory: Path
     ) -> None:
         """Store results and report under the attempt's own prefix; the rows that name them make them visible."""
-        summary = summarize(outcome, settings)
-        outbox = directory / "outbox"
-        outbox.mkdir()
-        lines = [json.dumps(clean(row), ensure_ascii=False) + "\n" for row in result_rows(outcome)]
-        (outbox / RESULTS).write_text("".join(lines), encoding="utf-8")
-        text = report(evaluation, summary, outcome, reference_name(settings))
-        (outbox / REPORT).write_text(text, encoding="utf-8")
         prefix = stored_files.unique(f"jobs/{evaluation.job_id}/evaluations/{evaluation.id}/{evaluation.attempt}")
 
         def succeed(session: Session) -> None:
@@ -196,8 +207,8 @@ class Evaluator:
                 session,
                 keeper.lease,
                 f"Evaluation {evaluation.id} succeeded. {clean_text(summary_sentence(summary))}",
-                precision=outcome.precision,
-                summary=clean(summary.model_dump(mode="json")),
+                precision=summary.precision,
+                summary=summary.model_dump(mode="json"),
                 results_file_id=ids[RESULTS],
                 report_file_id=ids[REPORT],
             )
@@ -207,7 +218,7 @@ class Evaluator:
             return row is not None and row.state == EvaluationState.SUCCEEDED and row.attempt == evaluation.attempt
 
         with stored_files.delete_unless_committed() as undo:
-            stored = stored_files.put_directory(self.resources, keeper, outbox, prefix)
+            stored = stored_files.put_directory(self.resources, keeper, directory / OUTBOX, prefix)
             undo.callback(stored_files.discard, self.resources.storage, [file.key for file in stored])
             keeper.finish(succeed, has_succeeded)
 
@@ -236,7 +247,7 @@ class Evaluator:
 def _read_answers(path: Path, count: int) -> tuple[GenerationStarted, dict[str, list[ModelAnswer]]]:
     """The answers by model, in the order of the rows. Raises AttemptFailed if one is missing."""
     first, *lines = path.read_bytes().splitlines()
-    by_model: dict[str, dict[int, ModelAnswer]] = {BASE: {}, ADAPTER: {}}
+    by_model: dict[str, dict[int, ModelAnswer]] = {role: {} for role in ROLES}
     for line in lines:
         answer = Answer.model_validate_json(line)
         by_model[answer.model][answer.row] = ModelAnswer(answer.text, answer.tokens, answer.is_cut)

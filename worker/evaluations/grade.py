@@ -1,111 +1,78 @@
-"""Grade all answers: ask the reference if there is one, then score every answer with every grader."""
+"""Grade all answers: `python -m worker.evaluations.grade WORKDIR`, a program with limits of memory and time.
+
+WORKDIR has the files that app.domain.evaluations.spec describes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+import json
+import os
+import sys
+from pathlib import Path
 
-from app.domain.evaluations.graders import EvaluationSettings, ScoreModel
+from app.domain.evaluations.graders import ScoreModel
 from app.domain.evaluations.rows import EvaluationRow
-from app.settings import Settings
-from worker.evaluations.chat_endpoint import ChatEndpoint
-from worker.evaluations.endpoint_graders import ReferenceAnswer, ask_reference, ask_scores, recorded_answers
-from worker.evaluations.inputs import EvaluationInputs
-from worker.evaluations.scoring import Scored, score
-from worker.evaluations.summarize import NO_ANSWER, REFERENCE, ModelAnswer, Outcome
+from app.domain.evaluations.spec import (
+    GRADING,
+    OUTBOX,
+    REPORT,
+    RESULTS,
+    ROWS,
+    SUMMARY,
+    GradingSpec,
+    ModelAnswer,
+    Scored,
+)
+from app.domain.jobs.states import ExitCode
+from app.system.parent_death import PARENT_PID_VARIABLE, die_with_parent
+from worker.evaluations.report import report
+from worker.evaluations.scoring import score_answers
+from worker.evaluations.summarize import Outcome, result_rows, summarize
+from worker.jobs.sanitize import clean
 
 
-def grade(
-    settings: Settings,
-    evaluation: EvaluationSettings,
-    inputs: EvaluationInputs,
-    answers: Mapping[str, Sequence[ModelAnswer]],
-    precision: str,
-    device: str,
-    seconds: float,
-    wait: Callable[[float], None],
-) -> Outcome:
-    """`answers` are those of base and adapter. `wait` waits between retries, and raises if the work has to end."""
-    rows = inputs.rows
-    with ExitStack() as stack:
-        endpoints = _Endpoints(settings, wait, stack)
-        by_model = dict(answers)
-        if evaluation.reference is not None:
-            by_model[REFERENCE] = [_as_answer(each) for each in _reference_answers(evaluation, rows, endpoints)]
-        scores: dict[str, dict[str, list[Scored]]] = {}
-        for grader in evaluation.graders:
-            wait(0.0)
-            if isinstance(grader, ScoreModel):
-                scores[grader.name] = _model_scores(grader, rows, by_model, endpoints)
-            else:
-                scores[grader.name] = {
-                    model: [
-                        score(grader, row, answer.text) if answer.text is not None else Scored(None, NO_ANSWER)
-                        for row, answer in zip(rows, by_model[model], strict=True)
-                    ]
-                    for model in by_model
-                }
-    return Outcome(rows, inputs.rows_in_file, by_model, scores, precision, device, seconds)
+def main(directory: Path) -> int:
+    if not die_with_parent(int(os.environ[PARENT_PID_VARIABLE])):
+        return ExitCode.INTERNAL
+    try:
+        write_results(directory)
+    except MemoryError:
+        return ExitCode.OUT_OF_MEMORY
+    return ExitCode.DONE
 
 
-def reference_name(evaluation: EvaluationSettings) -> str | None:
-    """The name of the reference in texts."""
-    reference = evaluation.reference
-    if reference is None:
-        return None
-    return reference.model or f"recorded answers in {reference.field}"
+def write_results(directory: Path) -> None:
+    """Score every answer with every grader, and write summary, results and report."""
+    spec = GradingSpec.model_validate_json((directory / GRADING).read_bytes())
+    outcome = _grade(spec, directory / ROWS)
+    summary = summarize(outcome, spec.settings)
+    (directory / SUMMARY).write_text(json.dumps(clean(summary.model_dump(mode="json"))), encoding="utf-8")
+    outbox = directory / OUTBOX
+    outbox.mkdir()
+    with (outbox / RESULTS).open("w", encoding="utf-8") as results:
+        for row in result_rows(outcome):
+            results.write(json.dumps(clean(row), ensure_ascii=False) + "\n")
+    (outbox / REPORT).write_text(report(spec, summary, outcome), encoding="utf-8", errors="replace")
 
 
-class _Endpoints:
-    """The clients of the endpoints, each created when it is first used."""
-
-    def __init__(self, settings: Settings, wait: Callable[[float], None], stack: ExitStack) -> None:
-        self._settings = settings
-        self._wait = wait
-        self._stack = stack
-        self._clients: dict[str, ChatEndpoint] = {}
-
-    def get(self, name: str | None) -> ChatEndpoint | str:
-        """The client, or the reason why there is none: the workers' settings may differ from the API's."""
-        named = self._settings.endpoints
-        if name is None and len(named) == 1:
-            (name,) = named
-        if name is None or name not in named:
-            return f"the endpoint {name or '(default)'} is not configured on this worker (TUNERY_ENDPOINTS)"
-        if name not in self._clients:
-            self._clients[name] = ChatEndpoint(name, named[name], self._wait)
-            self._stack.callback(self._clients[name].close)
-        return self._clients[name]
+def _grade(spec: GradingSpec, path: Path) -> Outcome:
+    rows: list[EvaluationRow] = []
+    answers: dict[str, list[ModelAnswer]] = {}
+    scores: dict[str, dict[str, list[Scored]]] = {grader.name: {} for grader in spec.settings.graders}
+    with path.open("rb") as file:
+        for line in file:
+            graded = json.loads(line)
+            rows.append(EvaluationRow(**graded["row"]))
+            for model, answer in graded["answers"].items():
+                answers.setdefault(model, []).append(ModelAnswer(**answer))
+            for grader, by_model in graded["scores"].items():
+                for model, scored in by_model.items():
+                    scores[grader].setdefault(model, []).append(Scored(**scored))
+    for each in spec.settings.graders:
+        if not isinstance(each, ScoreModel):
+            scores[each.name] = score_answers(each, rows, answers)
+    return Outcome(rows, spec.rows_in_file, answers, scores, spec.precision, spec.device, spec.seconds)
 
 
-def _reference_answers(
-    evaluation: EvaluationSettings, rows: Sequence[EvaluationRow], endpoints: _Endpoints
-) -> list[ReferenceAnswer]:
-    reference = evaluation.reference
-    assert reference is not None
-    if reference.field is not None:
-        return recorded_answers(rows, reference.field)
-    assert reference.model is not None
-    endpoint = endpoints.get(reference.endpoint)
-    if isinstance(endpoint, str):
-        return [ReferenceAnswer(None, error=endpoint)] * len(rows)
-    return ask_reference(endpoint, reference.model, rows, evaluation.max_new_tokens)
-
-
-def _model_scores(
-    grader: ScoreModel,
-    rows: Sequence[EvaluationRow],
-    by_model: Mapping[str, Sequence[ModelAnswer]],
-    endpoints: _Endpoints,
-) -> dict[str, list[Scored]]:
-    endpoint = endpoints.get(grader.endpoint)
-    if isinstance(endpoint, str):
-        return {model: [Scored(None, endpoint)] * len(rows) for model in by_model}
-    return {
-        model: ask_scores(endpoint, grader, [(row, each.text) for row, each in zip(rows, answers, strict=True)])
-        for model, answers in by_model.items()
-    }
-
-
-def _as_answer(answer: ReferenceAnswer) -> ModelAnswer:
-    return ModelAnswer(answer.text, answer.tokens, error=answer.error)
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

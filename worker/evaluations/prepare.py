@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,18 @@ from app.db.tables import BaseModelRow, Evaluation, File, Job
 from app.domain.base_models.catalog import StatSignature
 from app.domain.evaluations.graders import EvaluationSettings
 from app.domain.evaluations.precision import precision_text
-from app.domain.evaluations.spec import PROMPTS, SPEC, GenerationSpec, GenerationStarted, Prompt
+from app.domain.evaluations.spec import (
+    GRADING,
+    PROMPTS,
+    ROWS,
+    SPEC,
+    GenerationSpec,
+    GenerationStarted,
+    GradingSpec,
+    ModelAnswer,
+    Prompt,
+    Scored,
+)
 from app.domain.evaluations.states import EvaluationErrorCode
 from app.domain.jobs.layer_patterns import PatternError
 from app.domain.jobs.spec import BaseSpec, JobSpec
@@ -106,6 +118,43 @@ def write_spec(resources: Resources, loaded: Loaded, inputs: EvaluationInputs, d
     with (directory / PROMPTS).open("w", encoding="utf-8") as file:
         for index, tokens in enumerate(inputs.prompts):
             file.write(f"{Prompt(row=index, tokens=list(tokens)).model_dump_json()}\n")
+
+
+def write_grading(
+    loaded: Loaded,
+    inputs: EvaluationInputs,
+    started: GenerationStarted,
+    seconds: float,
+    answers: Mapping[str, Sequence[ModelAnswer]],
+    scores: Mapping[str, Mapping[str, Sequence[Scored]]],
+    directory: Path,
+) -> None:
+    """Write the files of the grading. `scores` are those of the graders that ask an endpoint."""
+    evaluation = loaded.evaluation
+    spec = GradingSpec(
+        id=evaluation.id,
+        job_id=evaluation.job_id,
+        file_id=evaluation.file_id,
+        model=evaluation.model,
+        base_model=evaluation.base_model,
+        settings=loaded.settings,
+        rows_in_file=inputs.rows_in_file,
+        precision=loaded.precision(started),
+        device=started.device,
+        seconds=seconds,
+    )
+    (directory / GRADING).write_text(spec.model_dump_json(), encoding="utf-8")
+    with (directory / ROWS).open("w", encoding="utf-8") as file:
+        for index, row in enumerate(inputs.rows):
+            graded = {
+                "row": vars(row),
+                "answers": {model: vars(by_row[index]) for model, by_row in answers.items()},
+                "scores": {
+                    grader: {model: vars(by_row[index]) for model, by_row in by_model.items()}
+                    for grader, by_model in scores.items()
+                },
+            }
+            file.write(json.dumps(graded) + "\n")
 
 
 def _fetch_adapter(resources: Resources, loaded: Loaded, directory: Path) -> FetchedParentAdapter:

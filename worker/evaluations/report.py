@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from app.db.tables import Evaluation
 from app.domain.error_text.json_text import counted
+from app.domain.evaluations.graders import EvaluationSettings
 from app.domain.evaluations.rows import REFERENCE_ANSWER
+from app.domain.evaluations.spec import GradingSpec
 from app.domain.evaluations.summary import ConfusionMatrix, Difference, EvaluationSummary, GraderSummary, Score
 from worker.evaluations.summarize import Outcome
 
@@ -23,8 +24,8 @@ CHANGE = "change: the adapter's score minus the base's."
 CONFUSION = "A line for each expected label of the evaluated rows, a column for each answer."
 
 
-def report(evaluation: Evaluation, summary: EvaluationSummary, outcome: Outcome, reference: str | None) -> str:
-    """`reference` is the name of the reference model."""
+def report(evaluation: GradingSpec, summary: EvaluationSummary, outcome: Outcome) -> str:
+    reference = _reference_name(evaluation.settings)
     models = ["base", "adapter", *(["reference"] if reference else [])]
     lines = [
         f"# Evaluation of {evaluation.model}",
@@ -65,6 +66,13 @@ def summary_sentence(summary: EvaluationSummary) -> str:
     if summary.promotion is not None:
         text += f". Delivery is {'allowed' if summary.promotion.allowed else 'not allowed'}: {summary.promotion.reason}"
     return text
+
+
+def _reference_name(evaluation: EvaluationSettings) -> str | None:
+    reference = evaluation.reference
+    if reference is None:
+        return None
+    return reference.model or f"recorded answers in {reference.field}"
 
 
 def _promotion(summary: EvaluationSummary) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from app.domain.error_text.json_text import counted
 from app.domain.evaluations.graders import EvaluationSettings, Grader, LabelAccuracy
 from app.domain.evaluations.promotion import decide
 from app.domain.evaluations.rows import REFERENCE_ANSWER, EvaluationRow, label_of
+from app.domain.evaluations.spec import ModelAnswer, Scored
 from app.domain.evaluations.summary import (
     AnswerCounts,
     AnswersByModel,
@@ -23,23 +24,12 @@ from app.domain.evaluations.summary import (
     Promotion,
     Score,
 )
-from app.domain.evaluations.templates import render
-from worker.evaluations.scoring import Scored
+from app.domain.evaluations.templates import compared_text
+from worker.evaluations.scoring import NO_ANSWER
 from worker.evaluations.statistics import paired_difference
 
 BASE, ADAPTER, REFERENCE = "base", "adapter", "reference"
 MAX_LISTED_LINES = 10
-NO_ANSWER = "there is no answer to score"
-
-
-@dataclass(frozen=True)
-class ModelAnswer:
-    """The answer of one model to one row; without a text, `error` is the reason."""
-
-    text: str | None
-    tokens: int | None = None
-    is_cut: bool = False
-    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -72,9 +62,9 @@ def summarize(outcome: Outcome, settings: EvaluationSettings) -> EvaluationSumma
     )
 
 
-def result_rows(outcome: Outcome) -> list[dict[str, Any]]:
+def result_rows(outcome: Outcome) -> Iterator[dict[str, Any]]:
     """A JSON object per row: question, expected answer, answers, scores, and the reasons of missing scores."""
-    return [_result_row(outcome, index, row) for index, row in enumerate(outcome.rows)]
+    return (_result_row(outcome, index, row) for index, row in enumerate(outcome.rows))
 
 
 def _result_row(outcome: Outcome, index: int, row: EvaluationRow) -> dict[str, Any]:
@@ -148,7 +138,7 @@ def _difference(left: Sequence[Scored], right: Sequence[Scored]) -> Difference |
 
 
 def _confusion(outcome: Outcome, grader: LabelAccuracy) -> ConfusionByModel:
-    expected = [label_of(render(grader.reference, row.item, ""), grader) for row in outcome.rows]
+    expected = [label_of(compared_text(grader.reference, row.item), grader) for row in outcome.rows]
     given = [label_of(label, grader) for label in grader.labels or ()]
     labels = list(dict.fromkeys(given)) or sorted(set(expected))
     index = {label: number for number, label in enumerate(labels)}

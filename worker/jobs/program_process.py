@@ -1,12 +1,17 @@
-"""The process of a program that makes an export or generates answers: its progress, and the reason of its end."""
+"""The process of a program that makes an export, generates answers or grades them: its progress, its limits, and the
+reason of its end."""
 
 from __future__ import annotations
 
 import contextlib
+import math
+import resource
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -25,13 +30,22 @@ from worker.node.resources import Resources
 log = get_logger(__name__)
 
 
+@dataclass(frozen=True)
+class Limits:
+    """Limits of a program whose work a client's input decides. The kernel refuses memory beyond `memory_bytes`."""
+
+    memory_bytes: int
+    seconds: float
+
+
 class ProgramProcess(ChildProgram):
     """One running program. It writes no records, so its progress is that it computes, reads or writes."""
 
     median_step_seconds = 0.0
     final_at: float | None = None
 
-    def __init__(self, process: subprocess.Popen[bytes], log_path: Path) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], log_path: Path, limits: Limits | None) -> None:
+        self.deadline = time.monotonic() + limits.seconds if limits else math.inf
         self._work_done = 0.0
         self._progress_at = time.monotonic()
         super().__init__(process, log_path, _discard)
@@ -48,12 +62,18 @@ class ProgramProcess(ChildProgram):
         """Do nothing: the program has no commands."""
 
 
-def start_program(command: Sequence[str], directory: Path, lock_descriptor: int, threads: int | None) -> ProgramProcess:
+def start_program(
+    command: Sequence[str], directory: Path, lock_descriptor: int, threads: int | None, limits: Limits | None = None
+) -> ProgramProcess:
     """Start a program in `directory` from a thread that outlives it: the parent-death signal follows the thread.
 
     Raises OSError.
     """
-    return ProgramProcess(launch(command, directory, lock_descriptor, threads), directory / LOG_NAME)
+    process = launch(command, directory, lock_descriptor, threads)
+    if limits is not None and sys.platform == "linux":
+        with contextlib.suppress(ProcessLookupError):  # it has ended already
+            resource.prlimit(process.pid, resource.RLIMIT_DATA, (limits.memory_bytes, limits.memory_bytes))
+    return ProgramProcess(process, directory / LOG_NAME, limits)
 
 
 def supervise(
@@ -65,14 +85,18 @@ def supervise(
 ) -> int:
     """Wait for the program and stop it when it must stop; return its exit code. `on_wait` is called now and then.
 
-    `name` is its name in messages. Raises AttemptFailed if it stalled or took too much memory, AttemptInterrupted,
-    FencedError.
+    `name` is its name in messages. Raises AttemptFailed if it stalled or took too much memory or time,
+    AttemptInterrupted, FencedError.
     """
+    is_late = False
     kills_before = oom_kill_count()
     try:
         with Watchdog(program, keeper, resources.stop, resources.settings) as watchdog:
             while (exit_code := program.wait(resources.settings.watch_seconds)) is None:
                 on_wait()
+                if time.monotonic() > program.deadline and not is_late:
+                    is_late = True
+                    program.kill()
     finally:
         program.close()
     keeper.check()
@@ -80,6 +104,9 @@ def supervise(
         log.warning(f"{name} ended", exit_code=exit_code, stderr_line=program.last_stderr_line())
         if watchdog.drain_requested_at is not None:
             raise AttemptInterrupted
+        if is_late:
+            text = f"The {name} reached its limit of time and was stopped; fewer rows and shorter texts take less"
+            raise AttemptFailed("server_error", text, is_final=True)
         if watchdog.stalled:
             raise AttemptFailed("server_error", f"The {name} made no progress for too long and was stopped")
         if exit_code == -signal.SIGKILL and oom_kill_count() > kills_before:

@@ -1,19 +1,27 @@
-"""The files of the program that generates answers: its spec, its prompts, its answers.
+"""The files of the two programs of an evaluation: one generates the answers, one grades them.
 
 WORKDIR/spec.json is a GenerationSpec. WORKDIR/prompts.jsonl has a Prompt per row; the program writes one Started and
 then an Answer per row and model to WORKDIR/answers.jsonl.
+
+WORKDIR/grading.json is a GradingSpec. WORKDIR/rows.jsonl has an object per row: the EvaluationRow, the ModelAnswer by
+model, and the Scored by grader and model of the graders that ask an endpoint. The program writes an EvaluationSummary
+to WORKDIR/summary.json, and the files for the user to WORKDIR/outbox.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
+from app.domain.evaluations.graders import EvaluationSettings
 from app.domain.jobs.spec import BaseSpec, Frozen, LoraSpec, QuantizationSpec
 
 SPEC, PROMPTS, ANSWERS = "spec.json", "prompts.jsonl", "answers.jsonl"
+GRADING, ROWS, SUMMARY, OUTBOX = "grading.json", "rows.jsonl", "summary.json", "outbox"
+RESULTS, REPORT = "evaluation_results.jsonl", "evaluation_report.md"  # in the outbox
 ModelRole = Literal["base", "adapter"]
 ROLES: tuple[ModelRole, ...] = ("base", "adapter")
 
@@ -49,3 +57,38 @@ class Answer(Frozen):
     text: str
     tokens: int
     is_cut: bool  # the answer reached `max_new_tokens`
+
+
+@dataclass(frozen=True)
+class ModelAnswer:
+    """The answer of one model to one row; without a text, `error` is the reason."""
+
+    text: str | None
+    tokens: int | None = None
+    is_cut: bool = False
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The score of an answer; None with the reason if there is none."""
+
+    value: float | None
+    error: str | None = None
+    fields: dict[str, bool] | None = None  # of `json_fields`: whether each is right
+    label: str | None = None  # of `label_accuracy`: the answer as it is compared
+
+
+class GradingSpec(Frozen):
+    """The evaluation, and how its answers were generated."""
+
+    id: str
+    job_id: str
+    file_id: str
+    model: str
+    base_model: str
+    settings: EvaluationSettings
+    rows_in_file: int
+    precision: str
+    device: str
+    seconds: float  # of the generation

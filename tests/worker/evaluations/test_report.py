@@ -5,16 +5,13 @@ from __future__ import annotations
 import io
 import json
 
-from app.db.tables import Evaluation
 from app.domain.evaluations.graders import EvaluationRequest
 from app.domain.evaluations.rows import EvaluationRow, read_rows
-from app.settings import Settings
-from worker.evaluations.grade import grade
-from worker.evaluations.inputs import EvaluationInputs
+from app.domain.evaluations.spec import GradingSpec
+from tests.worker.evaluations.graded import graded
 from worker.evaluations.report import report
-from worker.evaluations.summarize import ADAPTER, BASE, ModelAnswer, summarize
+from worker.evaluations.summarize import summarize
 
-SERVICE = Settings(database_url="postgresql://nowhere/x", redis_url="redis://nowhere")  # no endpoints
 SIMILARITY = {
     "type": "text_similarity",
     "name": "similar",
@@ -30,11 +27,12 @@ def report_of(*rows: tuple[str, str, str], **options: object) -> str:
     lines = [json.dumps({"prompt": f"question {number}", "completion": row[0]}) for number, row in enumerate(rows)]
     read = [row for row in read_rows(io.BytesIO("\n".join(lines).encode()), 1 << 20) if isinstance(row, EvaluationRow)]
     settings = EvaluationRequest.model_validate({"file": "file-x", **options}).settings()
-    answers = {BASE: [ModelAnswer(row[1]) for row in rows], ADAPTER: [ModelAnswer(row[2]) for row in rows]}
-    inputs = EvaluationInputs(read, [[1]] * len(read), len(read))
-    outcome = grade(SERVICE, settings, inputs, answers, "16 bits", "cpu", 1.0, lambda _: None)
-    evaluation = Evaluation(id="fteval-1", job_id="ftjob-1", file_id="file-x", model="ft:x", base_model="x")
-    return report(evaluation, summarize(outcome, settings), outcome, None)
+    outcome = graded(settings, read, [row[1] for row in rows], [row[2] for row in rows])
+    spec = GradingSpec(
+        id="fteval-1", job_id="ftjob-1", file_id="file-x", model="ft:x", base_model="x", settings=settings,
+        rows_in_file=len(rows), precision="16 bits", device="cpu", seconds=1.0,
+    )  # fmt: skip
+    return report(spec, summarize(outcome, settings), outcome)
 
 
 def test_it_has_the_share_of_passed_rows_and_the_expected_answers() -> None:

@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import TypeAdapter
+from rouge_score.rouge_scorer import RougeScorer
 
 from app.domain.evaluations.graders import METRICS, Grader
 from app.domain.evaluations.rows import EvaluationRow
-from worker.evaluations.scoring import Scored, score, similarity
+from app.domain.evaluations.spec import Scored
+from benchmarks.linear import cpu_seconds
+from worker.evaluations.scoring import score, similarity
 
 GRADER: TypeAdapter[Grader] = TypeAdapter(Grader)
 TEMPLATES = {"input": "{{ sample.output_text }}", "reference": "{{ item.answer }}"}
@@ -51,6 +57,34 @@ def test_similarities_are_those_of_the_libraries() -> None:
     assert similarity("rouge_1", text, reference) == pytest.approx(2 * 5 / (7 + 6))
     assert similarity("rouge_l", text, reference) == pytest.approx(2 * 5 / (7 + 6))
     assert similarity("bleu", text, reference) == pytest.approx((5 / 7 * 3 / 6 * 2 / 5 * 1 / 4) ** 0.25)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.text("ab cd.", max_size=40), st.text("ab cd.", max_size=40))
+def test_rouge_l_is_that_of_rouge_score(text: str, reference: str) -> None:
+    expected = RougeScorer(["rougeL"]).score(reference, text)["rougeL"].fmeasure
+    assert similarity("rouge_l", text, reference) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("metric", ["fuzzy_match", "rouge_l"])
+def test_the_longest_texts_are_compared_in_seconds_and_little_memory(metric: str) -> None:
+    tracemalloc.start()
+    seconds = cpu_seconds(lambda: similarity(metric, "a b " * 25_000, "b a " * 25_000), 1)
+    assert tracemalloc.get_traced_memory()[1] < 256 << 20  # a table of the words of both takes 20 GB
+    tracemalloc.stop()
+    assert seconds < 20
+
+
+@pytest.mark.parametrize("template", ["{{ sample.output_text }}", "{{ sample.output_text }}{{ item.answer }}"])
+def test_a_text_that_is_too_long_has_no_score_and_says_why(template: str) -> None:
+    long = scored("string_check", "yes", "x" * 100_001, operation="eq", input=template)
+    assert long.value is None
+    assert "at most 100,000" in str(long.error)
+
+
+def test_json_that_is_nested_too_deeply_has_no_score() -> None:
+    nested = '{"a":' + "[" * 900 + "]" * 900 + "}"
+    assert scored("json_fields", nested, nested).value is None
 
 
 def test_labels_are_compared_without_white_space() -> None:

@@ -16,15 +16,13 @@ import worker.evaluations.inputs
 from app.domain.evaluations.graders import EvaluationRequest, EvaluationSettings
 from app.domain.evaluations.rows import EvaluationRow, read_rows
 from app.domain.evaluations.summary import GraderSummary
-from app.settings import Settings
 from app.system.tokenizer_files import load_renderer
 from tests.tiny import make_tiny_base
-from worker.evaluations.grade import grade
-from worker.evaluations.inputs import EvaluationInputs, InvalidEvaluationFile, read_inputs
-from worker.evaluations.summarize import ADAPTER, BASE, ModelAnswer, summarize
+from tests.worker.evaluations.graded import graded
+from worker.evaluations.inputs import InvalidEvaluationFile, read_inputs
+from worker.evaluations.summarize import summarize
 
 MAX_LINE_BYTES = 1 << 20
-SERVICE = Settings(database_url="postgresql://nowhere/x", redis_url="redis://nowhere")  # no endpoints
 LABELS = ("refund", "card lost", "other")
 GRADER = {"type": "label_accuracy", "name": "label", "reference": "{{ item.label }}"}
 answers = st.sampled_from([*LABELS, "  refund\n", "Refund", "", "refund, I think"])  # only white space is ignored
@@ -44,10 +42,8 @@ def lines(labels: Sequence[str]) -> bytes:
 
 def label_summary(expected: Sequence[str], base: Sequence[str], adapter: Sequence[str]) -> GraderSummary:
     rows = [row for row in read_rows(io.BytesIO(lines(expected)), MAX_LINE_BYTES) if isinstance(row, EvaluationRow)]
-    given = {BASE: [ModelAnswer(text) for text in base], ADAPTER: [ModelAnswer(text) for text in adapter]}
-    inputs, settings = EvaluationInputs(rows, [[1]] * len(rows), len(rows)), settings_of()
-    outcome = grade(SERVICE, settings, inputs, given, "16 bits", "cpu", 1.0, lambda _: None)
-    (summary,) = summarize(outcome, settings).graders
+    settings = settings_of()
+    (summary,) = summarize(graded(settings, rows, base, adapter), settings).graders
     return summary
 
 
