@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from app.domain.datasets.jsonl import first_repeated
 from app.domain.datasets.other_formats import delimiter_of
 
 MAX_TABLE_BYTES = 2 << 30
@@ -76,7 +77,7 @@ class CsvTable:
                 "semicolon, a tab or a vertical bar."
             )
         if len(set(named)) < len(named):
-            twice = next(name for name in named if named.count(name) > 1)
+            twice = first_repeated(named)
             raise TableError(f"Two columns have the name {twice[:80]!r}. Give each column a name of its own.")
         return names
 

@@ -196,12 +196,12 @@ def _parse_int(text: str) -> int:
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
-        repeated = _first_repeated(name for name, _ in pairs)
+        repeated = first_repeated(name for name, _ in pairs)
         raise LineError(f"the key {quote(repeated)} appears twice in one object; keep one of them")
     return value
 
 
-def _first_repeated(names: Iterable[str]) -> str:
+def first_repeated(names: Iterable[str]) -> str:
     """The first repeated name, found in one pass: an object may have half a million keys."""
     seen: set[str] = set()
     return next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
