@@ -245,6 +245,18 @@ class TestScoreModel:
         (scored,) = ask_scores(endpoint, self.GRADER, [(ROWS[0], "x")])
         assert (scored.value, scored.error) == (None, "The model judge-1 answered without a number: I like it")
 
+    @pytest.mark.parametrize(("messages", "characters"), [(1, 1_000_001), (4, 300_000)])
+    def test_messages_that_are_too_large_are_not_sent(self, serve: Any, messages: int, characters: int) -> None:
+        server, endpoint = serve(lambda number, body: said('{"result": 1}'))
+        message = {"role": "user", "content": "{{ sample.output_text }}"}
+        grader = ScoreModel.model_validate(
+            {"type": "score_model", "name": "judge", "model": "m", "input": [message] * messages}
+        )
+        long, short = ask_scores(endpoint, grader, [(ROWS[0], "x" * characters), (ROWS[1], "x")])
+        assert (long.value, short.value) == (None, 1)
+        assert "1,000,000 bytes" in str(long.error)
+        assert len(server.requests) == 1
+
     def test_a_row_without_an_answer_is_not_sent(self, serve: Any) -> None:
         server, endpoint = serve(lambda *_: said("1"))
         (scored,) = ask_scores(endpoint, self.GRADER, [(ROWS[0], None)])
