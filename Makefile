@@ -124,7 +124,7 @@ bench-api: $(DEV) ## The API beside a bare FastAPI route: polling, 304s, waits, 
 bench-upload: $(DEV) ## Uploads beside a script that writes and hashes, a download beside a file server (3 minutes; ARGS="--mb 64")
 	$(BIN)/python -m benchmarks.upload $(ARGS)
 
-bench-linear: $(DEV) ## Does the time of every parser of requests grow linearly? (5 minutes; ARGS="--only json")
+bench-linear: $(DEV) ## Does the time of every parser and of every operation with a body grow linearly? (10 minutes; ARGS="--only json")
 	$(BIN)/python -m benchmarks.linear $(ARGS)
 
 bench-dashboard: $(DEV) ## The dashboard with 10,000 jobs and a job of 100,000 steps: seconds until a browser shows them (3 minutes)

@@ -1,8 +1,9 @@
-"""Check that the time of every parser grows at most linearly with its input: `make bench-linear`
+"""Check that the time of every parser and of every operation grows at most linearly: `make bench-linear`
 
-Each hostile input is made in sizes of 2^12 to 2^20 bytes, and the CPU time of parsing it (`time.process_time`, best of
-five) is fitted against the size on two logarithmic axes. The slope is the exponent: 1 is linear, 2 quadratic. One of
-1.2 or more fails. Times below FLOOR_SECONDS are left out: they are the fixed cost of a call, and the clock.
+Operations are asked of a running API (`benchmarks.linear_service`). Of the parsers each hostile input is made in sizes
+of 2^12 to 2^20 bytes, and the CPU time of parsing it (`time.process_time`, best of five) is fitted against the size on
+two logarithmic axes. The slope is the exponent: 1 is linear, 2 quadratic. One of 1.2 or more fails. Times below
+FLOOR_SECONDS are left out: they are the fixed cost of a call, and the clock.
 """
 
 from __future__ import annotations
@@ -13,37 +14,13 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
+from benchmarks import linear_service
+from benchmarks.growth import MAX_EXPONENT, Growth
 from benchmarks.request_parsers import PARSERS, Parser, hostile_inputs
 
 SIZES = tuple(1 << power for power in range(12, 21))
 RUNS = 5
-FLOOR_SECONDS = 0.0005  # below it the caches of the processor and the clock bend the line
-MIN_POINTS = 3  # with fewer the largest input takes some milliseconds, however the time grows
-MAX_EXPONENT = 1.2
-
-
-@dataclass(frozen=True)
-class Growth:
-    sizes: Sequence[int]
-    seconds: Sequence[float]
-
-    @property
-    def exponent(self) -> float | None:
-        """None if too few sizes take longer than the fixed cost."""
-        points = [
-            (size, seconds) for size, seconds in zip(self.sizes, self.seconds, strict=True) if seconds > FLOOR_SECONDS
-        ]
-        return slope(points) if len(points) >= MIN_POINTS else None
-
-
-def slope(points: Sequence[tuple[float, float]]) -> float:
-    """The exponent of the power law that fits best, by least squares on logarithmic axes."""
-    xs, ys = [math.log(x) for x, _ in points], [math.log(y) for _, y in points]
-    middle_x, middle_y = sum(xs) / len(xs), sum(ys) / len(ys)
-    covariance = sum((x - middle_x) * (y - middle_y) for x, y in zip(xs, ys, strict=True))
-    return covariance / sum((x - middle_x) ** 2 for x in xs)
 
 
 def cpu_seconds(work: Callable[[], object], runs: int = RUNS) -> float:
@@ -72,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     """0 when every exponent is below the limit."""
     options = argparse.ArgumentParser(prog="make bench-linear", description=__doc__)
     names = ", ".join(parser.name for parser in PARSERS)
-    options.add_argument("--only", default="", help=f"a part of a parser's name: {names}")
+    options.add_argument("--only", default="", help=f"a part of a name: {names}, or METHOD /path of an operation")
     only = options.parse_args(arguments).only.lower()
     print(f"| {'parser':29} | {'input':31} | ms at 2^12 |    2^16 |    2^20 | exponent |")
     print("|---|---|---:|---:|---:|---:|")
@@ -88,7 +65,12 @@ def main(arguments: Sequence[str]) -> int:
         exponent_text = "too quick" if exponent is None else f"{exponent:8.2f}"
         times = f"{first:10.3f} | {middle:7.2f} | {last:7.1f}"
         print(f"| {parser.name:29} | {name:31} | {times} | {exponent_text}{' !' * is_bad} |", flush=True)
-    print(f"\n{failed} grow with an exponent of {MAX_EXPONENT} or more." if failed else "\nAll are linear.")
+    failed += linear_service.check(only)
+    print(
+        f"\n{failed} grow with an exponent of {MAX_EXPONENT} or more, or stop others."
+        if failed
+        else "\nAll are linear."
+    )
     return 1 if failed else 0
 
 

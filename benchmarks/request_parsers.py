@@ -1,4 +1,4 @@
-"""Every parser on the request path, with ordinary and hostile inputs of any size.
+"""Every parser of what a client sends, with ordinary and hostile inputs of any size.
 
 `benchmarks.linear` measures how their time grows, `tests/benchmarks/test_linear.py` holds the largest inputs against
 ordinary ones.
@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import NamedTemporaryFile, TemporaryDirectory
 
 from fastapi.routing import APIRoute
 from starlette.requests import Request
@@ -38,10 +38,14 @@ from app.domain.datasets.chat_template import TemplateRefused
 from app.domain.datasets.jsonl import MAX_LINE_BYTES, read_lines
 from app.domain.datasets.render import Renderer
 from app.domain.datasets.report import build_report
+from app.domain.evaluations.graders import EvaluationSettings
+from app.domain.evaluations.rows import EvaluationRow, grader_findings, read_rows
+from app.domain.evaluations.templates import parts_of
 from app.domain.jobs.spec import DataParameters
 from app.errors import TuneryError
 from app.services.answers.answers import Question
 from app.system.tokenizer_files import load_renderer
+from app.web.csv_tables import CsvTable, TableError
 from tests.tiny import make_tiny_base
 
 MAX_HEAD_BYTES = 64 << 10  # h11 takes no longer request line and headers together
@@ -194,6 +198,43 @@ def _request(query: bytes = b"", **headers: bytes) -> Request:
     return Request(scope | {"route": LIST_JOBS})
 
 
+def _template(data: bytes) -> object:
+    with suppress(ValueError):
+        return parts_of.__wrapped__(data.decode())
+    return None
+
+
+def _evaluation_row(line: bytes) -> object:
+    """The findings of a row whose field `a` every grader compares, as often as templates may repeat it."""
+    return [
+        list(grader_findings(row, GRADERS))
+        for row in read_rows(io.BytesIO(line), MAX_LINE_BYTES)
+        if isinstance(row, EvaluationRow)
+    ]
+
+
+REPEATED = "{{ item.a }}" * 1600
+GRADERS = EvaluationSettings.model_validate(
+    {"graders": [
+        {"type": "text_similarity", "name": "1", "input": "{{ item.a }}", "reference": REPEATED,
+         "evaluation_metric": "bleu"},
+        {"type": "score_model", "name": "2", "model": "m", "input": [{"role": "user", "content": REPEATED}]},
+        {"type": "json_fields", "name": "3", "reference": "{{ item.a }}"},
+        {"type": "label_accuracy", "name": "4", "reference": "{{ item.a }}"},
+        {"type": "string_check", "name": "5", "input": "{{ item.b }}", "reference": "", "operation": "eq"},
+    ]}
+)  # fmt: skip
+ROW = b'{"prompt":"a","a":'
+
+
+def _csv_header(data: bytes) -> object:
+    with NamedTemporaryFile() as file:
+        Path(file.name).write_bytes(data)
+        with suppress(TableError):
+            return CsvTable("t", "s", "a.csv", len(data), Path(file.name)).header()
+    return None
+
+
 PART = b"--" + BOUNDARY + b"\r\nContent-Disposition: form-data; name="
 FILE = PART + b'"file"; filename="a"\r\n\r\n'
 END = b"\r\n--" + BOUNDARY + b"--\r\n"
@@ -267,6 +308,20 @@ PARSERS = (
     Parser("JSON line", MAX_LINE_BYTES, lambda data: list(read_lines(io.BytesIO(data))), ORDINARY_JSON, HOSTILE_JSON),
     Parser("chat line and template", MAX_LINE_BYTES, _chat,
            repeated(b'{"messages":[{"role":"user","content":"', b"word ", b'"},' + ANSWER + b"]}"), CHAT_LINES),
+    Parser("template of a grader", 64_000, _template, repeated(b"", b"word "),
+           {"opened": repeated(b"", b"{"), "closed first": repeated(b"", b"}}{{"),
+            "paths": repeated(b"", b"{{ item.a }}"), "a long path": repeated(b"{{ item", b".a", b" }}"),
+            "indices": repeated(b"{{ item", b"[1]", b" }}"), "an open index": repeated(b"{{ item[", b"1", b"}}"),
+            "spaces": repeated(b"{{", b" ", b"}}")}),
+    Parser("row of an evaluation", 1 << 20, _evaluation_row,
+           filled(ROW + b"{", lambda n: b'"key%d": "value %d"' % (n, n), b"}}"),
+           {"objects": filled(ROW + b"[", lambda _: b"{}", b"]}"), "a long label": repeated(ROW + b'"', b"x", b'"}'),
+            "keys": filled(ROW + b"{", lambda n: b'"k%d":0' % n, b"}}"),
+            "keys of the row": filled(ROW + b"0,", lambda n: b'"k%d":0' % n, b"}"),
+            "JSON in a string": repeated(ROW + b'"', b'{\\"a\\":', b'"}')}),
+    Parser("header of a CSV", 1 << 20, _csv_header, filled(b"", lambda n: b"column %d" % n, b"\n"),
+           {"a name twice": filled(b"", lambda n: b"%d" % n, b",z,z\n"), "quotes": repeated(b"a,b", b'"'),
+            "delimiters": repeated(b"a", b","), "lines": repeated(b"a,b\n", b"\n")}),
     Parser("multipart", 1 << 20, _form, repeated(FILE, b'{"prompt": "a", "completion": "b"}\n', END), MULTIPART),
     Parser("Content-Type", MAX_HEAD_BYTES, _content_type, repeated(b'multipart/form-data; boundary="', b"x"),
            {"parameters": repeated(b"multipart/form-data", b"; a=b"),

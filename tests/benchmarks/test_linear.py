@@ -6,12 +6,16 @@ takes thousands of times as long at these sizes; `make bench-linear` finds the e
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from _pytest.mark import ParameterSet
 
-from benchmarks.linear import Growth, cpu_seconds
+from benchmarks.growth import Growth
+from benchmarks.linear import cpu_seconds
+from benchmarks.linear_bodies import EXCEPTIONS, bodies, operations
 from benchmarks.request_parsers import PARSERS, Make, Parser, hostile_inputs
 
 MAX_RATIO = 40
@@ -66,3 +70,26 @@ class TestExponent:
 
     def test_of_what_is_never_slow_is_none(self) -> None:
         assert Growth([1, 2, 4], [0.00001, 0.00002, 0.00004]).exponent is None
+
+
+class TestBodies:
+    DOCUMENT = json.loads((Path(__file__).parents[1] / "app/api/openapi/openapi.json").read_bytes())
+    BODIES = tuple(bodies(DOCUMENT, {"model": "tiny"}))
+
+    def test_every_operation_with_a_body_is_asked_or_an_exception(self) -> None:
+        assert {body.operation for body in self.BODIES} | EXCEPTIONS.keys() == operations(self.DOCUMENT).keys()
+
+    def test_an_operation_that_is_neither_is_refused(self) -> None:
+        paths = self.DOCUMENT["paths"] | {"/v1/new": {"put": {"requestBody": {"content": {"text/csv": {}}}}}}
+        with pytest.raises(ValueError, match="PUT /v1/new"):
+            list(bodies(self.DOCUMENT | {"paths": paths}, {}))
+
+    def test_every_template_is_filled(self) -> None:
+        names = {body.name for body in self.BODIES}
+        for field in ("input", "input[].content", "reference"):
+            assert f"body.evaluation.graders[].{field}: '{{'" in names
+
+    def test_every_body_has_its_size(self) -> None:
+        for body in self.BODIES:
+            size_bytes = min(body.most_bytes, 1 << 16)
+            assert 0.8 < len(body.make(size_bytes)) / size_bytes <= 1, (body.operation, body.name)
