@@ -1,1 +1,1 @@
-"""Evaluations: a child process generates answers, and graders compare them."""
+"""Evaluations: a child process generates answers, and another one grades them."""
