@@ -21,6 +21,8 @@ os.environ["TRANSFORMERS_OFFLINE"] = "1"
 # later batch. Torch reads the variable when it initializes CUDA; the longer names are its earlier ones.
 if not os.environ.keys() & {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF"}:
     os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+# NVIDIA's images of PyTorch set it to 1, and torch then multiplies float32 in TF32 (runtime/device.py).
+os.environ.pop("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", None)
 # By default OpenMP's threads spin while they wait for each other. If other programs use the cores as well, a waiting
 # thread takes CPU time from the thread it waits for: on two busy cores training was 7 to 22 times slower. Threads that
 # sleep immediately wake up too slowly. So they spin for a short time (docs/decisions/0018). libgomp reads both

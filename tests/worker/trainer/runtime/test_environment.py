@@ -37,6 +37,19 @@ def test_threads_spin_for_a_short_time_unless_an_operator_has_set_it(
     assert environment_of_a_trainer(NAMES, operator_variables) == expected
 
 
+@pytest.mark.parametrize("override", ["0", "1"])
+def test_float32_is_multiplied_exactly_whatever_an_image_has_set(override: str) -> None:
+    show = (
+        "import worker.trainer, torch; from worker.trainer.runtime.device import make_repeatable;"
+        "make_repeatable(torch.device('cpu'), 1); backends = torch.backends;"
+        "print(backends.cuda.matmul.allow_tf32, backends.cuda.matmul.fp32_precision,"
+        "backends.cudnn.conv.fp32_precision, backends.cudnn.rnn.fp32_precision)"
+    )
+    environment = os.environ | {"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": override}
+    shown = subprocess.run([sys.executable, "-c", show], env=environment, capture_output=True, check=True)
+    assert shown.stdout.split() == [b"False", b"ieee", b"ieee", b"ieee"]
+
+
 @pytest.mark.parametrize(
     ("operator_variables", "expected"),
     [
