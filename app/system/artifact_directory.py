@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from app.system.durable_files import sync
 
 MANIFEST = "MANIFEST.json"
+HASHED_CHUNK_BYTES = 1 << 20
 SEAL = "seal"  # key of a manifest: the SHA-256 of its other entries
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -25,9 +26,14 @@ class ManifestMismatch(ValueError):
     """A directory differs from its manifest; the message names each file and its problem."""
 
 
-def sha256_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256_file(path: Path, on_chunk: Callable[[], object] = lambda: None) -> str:
+    """The SHA-256 of a file; `on_chunk` is called for each part that was read."""
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(HASHED_CHUNK_BYTES):
+            digest.update(chunk)
+            on_chunk()
+    return digest.hexdigest()
 
 
 def describe_files(directory: Path) -> dict[str, dict[str, Any]]:

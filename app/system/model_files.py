@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -145,10 +145,12 @@ def entry_of(base: BaseSpec) -> CatalogEntry:
     return base.entry or read_catalog_entry(base.directory)
 
 
-def hash_directory(directory: Path) -> tuple[dict[str, dict[str, Any]], str]:
+def hash_directory(
+    directory: Path, on_chunk: Callable[[], object] = lambda: None
+) -> tuple[dict[str, dict[str, Any]], str]:
     """({name: {"bytes", "sha256"}} of the files, SHA-256 of that mapping as canonical JSON)."""
     paths = sorted(path for path in directory.iterdir() if path.is_file() and not path.name.startswith("."))
-    files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)} for path in paths}
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path, on_chunk)} for path in paths}
     canonical = json.dumps(files, sort_keys=True, separators=(",", ":")).encode()
     return files, hashlib.sha256(canonical).hexdigest()
 

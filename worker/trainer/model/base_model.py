@@ -49,6 +49,7 @@ from worker.trainer.model.recurrent_layers import pack_recurrent_layers
 from worker.trainer.model.weight_loader import WeightLoader, check_complete
 from worker.trainer.objective.linear_cross_entropy import CUDA_CHUNK_TOKENS, UNSCALED, LogitScaling
 from worker.trainer.runtime.failures import Failure
+from worker.trainer.runtime.records import Keepalive
 
 
 @dataclass
@@ -149,10 +150,19 @@ def open_base(
     device: torch.device,
     *,
     cuda_kernels: bool = False,
+    keepalive: Keepalive = lambda _: None,
 ) -> FrozenBase:
     """Check the directory against its registration, then load it. Raises Failure(MODEL_UNAVAILABLE)."""
-    _check_files(spec)
-    base = load_base(spec.name, spec.directory, quantization, compute_dtype, device, cuda_kernels=cuda_kernels)
+    _check_files(spec, keepalive)
+    base = load_base(
+        spec.name,
+        spec.directory,
+        quantization,
+        compute_dtype,
+        device,
+        cuda_kernels=cuda_kernels,
+        keepalive=keepalive,
+    )
     base.source, base.revision = spec.source, spec.revision
     return base
 
@@ -165,6 +175,7 @@ def load_base(
     device: torch.device,
     *,
     cuda_kernels: bool = False,
+    keepalive: Keepalive = lambda _: None,
 ) -> FrozenBase:
     """Load a causal language model with frozen linear layers and no adapter. Raises Failure(MODEL_UNAVAILABLE)."""
     try:
@@ -178,6 +189,7 @@ def load_base(
         adaptable = frozenset(adaptable_names(model))
         loader = WeightLoader(model, quantization, compute_dtype)
         for key, tensor in tensors:
+            keepalive("loading the base model")
             loader.assign(key, tensor.to(device))
         model.tie_weights()
         check_complete(model)
@@ -325,12 +337,12 @@ def unwrapped(base: FrozenBase) -> Iterator[Any]:
 # --- loading ----------------------------------------------------------------------------------------------------------
 
 
-def _check_files(spec: BaseSpec) -> None:
+def _check_files(spec: BaseSpec, keepalive: Keepalive) -> None:
     """Hash the files, unless the worker has done so and they have not changed since (by their stat signature)."""
     try:
         if spec.signature is not None and spec.signature == stat_signature(spec.directory):
             return
-        _, manifest_sha256 = hash_directory(spec.directory)
+        _, manifest_sha256 = hash_directory(spec.directory, lambda: keepalive("hashing the base model"))
     except OSError as error:
         raise _altered(spec.name, f"its directory cannot be read ({error.strerror})") from error
     if manifest_sha256 != spec.manifest_sha256:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from app.domain.base_models.catalog import max_document_tokens
 from app.domain.datasets.render import Renderer
@@ -143,8 +144,16 @@ def _load_base(attempt: TrainingAttempt, device: torch.device, plan: ExecutionPl
     if not spec.dtype_is_free:
         warn_of_slow_dtype(compute_dtype, spec.quantization, device, attempt.emit)
     with loading(spec):
-        base = open_base(spec.base, spec.quantization, compute_dtype, device, cuda_kernels=plan.cuda_kernels)
-        check_base(base)
+        base = open_base(
+            spec.base,
+            spec.quantization,
+            compute_dtype,
+            device,
+            cuda_kernels=plan.cuda_kernels,
+            keepalive=attempt.emit.keepalive,
+        )
+        with register_module_forward_pre_hook(lambda *_: attempt.emit.keepalive("checking the base model")):
+            check_base(base)
     if base.cuda_kernels:
         fused = ", ".join(f"{count} {kind}" for kind, count in base.fused_modules.items()) or "no modules"
         problem = f": {base.fused_problem}" if base.fused_problem else ""

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from app.domain.datasets.documents import Document
 from app.domain.datasets.examples import Example
@@ -49,9 +50,13 @@ def measure_reference(
     dtype = _stored_dtype(base)
 
     def measure(adapter: LoraAdapter | None, dtype: torch.dtype) -> _Pass:
-        return _measure(base, chosen, adapter, dtype, row_tokens, keepalive)
+        return _measure(base, chosen, adapter, dtype, row_tokens)
 
-    with in_place(base, layers):
+    def beat(*_: object) -> None:
+        keepalive("recording what an engine must compute")
+
+    # Each use of a quantized layer reads its weight from a file, so one batch of a large base may take minutes.
+    with in_place(base, layers), register_module_forward_pre_hook(beat):
         of_base, of_adapter = measure(None, dtype), measure(run.adapter, dtype)
         exact = measure(run.adapter, torch.float32)
     file = run.spec.training_file if run.validation_dataset is None else run.spec.validation_file
@@ -96,13 +101,11 @@ def _measure(
     adapter: LoraAdapter | None,
     dtype: torch.dtype,
     row_tokens: int,
-    keepalive: Keepalive,
 ) -> _Pass:
     logprobs: list[float] = []
     top: list[int] = []
     with in_dtype(base, dtype):
         for batch in pack_batches(chosen, chosen.documents_of(range(len(chosen))), row_tokens):
-            keepalive("recording what an engine must compute")
             batch = batch.to(base.device)
             hidden_N_D = hidden_states(base, batch, adapter, dtype=dtype)[batch.logit_positions_N]
             head_V_D = base.head_with(adapter)

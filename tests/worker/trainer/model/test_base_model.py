@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,14 +12,18 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from app.domain.datasets.documents import Document
-from app.domain.jobs.spec import BaseSpec, QuantizationSpec
+from app.domain.jobs.spec import BaseSpec, QuantizationSpec, RunSpec
 from app.domain.jobs.states import Reason
+from app.system import artifact_directory
 from app.system.model_files import hash_directory, stat_signature
 from tests.tiny import make_tiny_base
 from tests.worker.trainer.helpers import CPU, FLOAT32, load_tiny_base
 from worker.trainer.data.batch import PackedBatch, TokenizedDataset, pack_batches
 from worker.trainer.model.base_model import FrozenBase, hidden_states, in_float32, load_base, open_base, unwrapped
+from worker.trainer.model.checkpoint_tensors import CheckpointTensors
+from worker.trainer.runtime import records
 from worker.trainer.runtime.failures import Failure
+from worker.trainer.runtime.records import RecordWriter
 
 TOKENS = [5, 80, 33, 7, 200, 41]
 
@@ -144,6 +150,33 @@ class TestOpenBase:
         spec = BaseSpec(name="tiny", directory=directory, manifest_sha256=sha256, signature=signature)
         with pytest.raises(Failure, match="has changed"):
             open_base(spec, FLOAT32, torch.float32, CPU)
+
+    def test_a_slow_directory_gives_records_until_a_file_hangs(
+        self, tiny: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A tensor takes 100 s, the one after the tenth an hour: the watchdog kills after 600 s of silence."""
+        now, emitted = [0.0], [0.0]
+        monkeypatch.setattr(records, "time", SimpleNamespace(monotonic=lambda: now[0]))
+        read = CheckpointTensors.__iter__
+
+        def read_slowly(tensors: CheckpointTensors) -> Iterator[tuple[str, torch.Tensor]]:
+            for number, each in enumerate(read(tensors)):
+                now[0] += 100 if number < 10 else 3600
+                yield each
+
+        monkeypatch.setattr(CheckpointTensors, "__iter__", read_slowly)
+        writer = RecordWriter(lambda _: emitted.append(now[0]), RunSpec.model_construct(run_id="a"))
+        spec = BaseSpec(name="tiny", directory=tiny, manifest_sha256=hash_directory(tiny)[1])
+        open_base(spec, FLOAT32, torch.float32, CPU, keepalive=writer.keepalive)
+        assert emitted[:6] == [0, 200, 400, 600, 800, 1000]
+        assert emitted[6] - emitted[5] == 3600
+
+    def test_a_large_file_is_hashed_with_signs_of_progress(self, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(artifact_directory, "HASHED_CHUNK_BYTES", 4096)
+        beats: list[str] = []
+        spec = BaseSpec(name="tiny", directory=tiny, manifest_sha256=hash_directory(tiny)[1])
+        open_base(spec, FLOAT32, torch.float32, CPU, keepalive=beats.append)
+        assert beats.count("hashing the base model") >= (tiny / "model.safetensors").stat().st_size // 4096 > 10
 
     def test_a_missing_directory_is_refused_without_its_path(self, tmp_path: Path) -> None:
         with pytest.raises(Failure, match="cannot be read") as caught:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from app.domain.deliveries.served_check import ServedPrompt, ServedReference, Verdict, judge
-from app.domain.jobs.events import ServedReferenceMeasured
+from app.domain.jobs.events import Message, ServedReferenceMeasured
+from app.system.model_files import linear_layers
 from app.system.tokenizer_files import load_renderer
 from tests.worker.trainer.helpers import FLOAT32, make_spec, run_trainer
+from worker.trainer.runtime import records
 
 NF4 = {"bits": 4, "type": "nf4", "double_quant": True, "compute_dtype": "float32"}
 
@@ -60,6 +63,20 @@ def test_it_is_what_transformers_computes_in_16_bits_with_the_original_weights(
     assert check.engine_effect == pytest.approx(check.trainer_effect, rel=0.05)
     assert check.difference <= 4 * reference.noise
     assert check.verdict in (Verdict.SAME, Verdict.UNCLEAR)  # top-1 of a random model is near a tie everywhere
+
+
+def test_each_layer_of_the_passes_before_and_after_the_training_is_a_sign_of_progress(
+    tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The watchdog kills a trainer after 600 s without a record, and a layer of a large base is read from a file."""
+    monkeypatch.setattr(records, "KEEPALIVE_SECONDS", 0.0)
+    code, log = run_trainer(make_spec(tiny, examples, n_epochs=1, quantization=NF4), tmp_path)
+    assert code == 0, log.last
+    beats = Counter(each.message for each in log.records if isinstance(each, Message))
+    layers = len(linear_layers(tiny)) - 1  # without the head
+    assert beats["Still loading the base model."] > layers
+    assert beats["Still checking the base model."] > layers
+    assert beats["Still recording what an engine must compute."] > 3 * layers
 
 
 def test_the_validation_file_is_preferred_and_every_answer_has_its_tokens(
