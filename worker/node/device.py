@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 from contextlib import suppress
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import psutil
 
@@ -17,8 +19,12 @@ from app.domain.planning.estimate import Device
 from app.system.cgroups import control_groups, read_integer
 from app.system.cpu_info import core_flops, cpu_name, usable_cores
 
-NVIDIA_SMI = ("nvidia-smi", "--query-gpu=uuid,name,memory.total", "--format=csv,noheader,nounits")
+GPUS = ("--query-gpu=uuid,name,memory.total,mig.mode.current", "--format=csv,noheader,nounits")
 NVIDIA_SMI_TIMEOUT_SECONDS = 10  # with a driver that hangs, nvidia-smi never returns
+# A line of `nvidia-smi -L`, which has the UUIDs of MIG slices, but not their memory.
+LISTED = re.compile(
+    r"GPU \d+: .*\(UUID: (?P<gpu>\S+)\)|\s+(?P<profile>MIG \S+)\s+Device\s+(?P<index>\d+): \(UUID: (?P<uuid>\S+)\)"
+)
 VMSTAT = Path("/proc/vmstat")
 
 
@@ -42,15 +48,23 @@ def describe_machine(device_setting: str = "auto") -> dict[str, Any]:
 
 
 def list_gpus() -> list[dict[str, Any]]:
-    """Every NVIDIA GPU that this process may use; an empty list without a driver, or with one that does not respond."""
+    """Every NVIDIA GPU or MIG slice that this process may use.
+
+    An empty list without a driver, or with one that does not respond.
+    """
     try:
-        result = subprocess.run(
-            NVIDIA_SMI, capture_output=True, text=True, timeout=NVIDIA_SMI_TIMEOUT_SECONDS, check=True
-        )
+        rows = [row for line in _nvidia_smi(*GPUS).splitlines() if len(row := line.split(", ")) == 4]
+        gpus = [{"uuid": row[0], "name": row[1], "memory_mib": row[2]} for row in rows]
+        divided = {row[0]: row[1] for row in rows if row[3] == "Enabled"}
+        slices = _mig_slices(divided) if divided else {}
     except (OSError, subprocess.SubprocessError):
         return []
-    rows = (line.split(", ") for line in result.stdout.splitlines())
-    return visible_gpus([{"uuid": row[0], "name": row[1], "memory_mib": row[2]} for row in rows if len(row) == 3])
+    names = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    if named := [name for name in names if name.startswith("MIG")]:
+        known = [each for of_gpu in slices.values() for each in of_gpu]
+        return [each for name in named for each in known if each["uuid"].startswith(name)]
+    # CUDA uses the first slice of a GPU that is named as a whole.
+    return [each for gpu in visible_gpus(gpus) for each in slices.get(gpu["uuid"], [gpu])[:1]]
 
 
 def visible_gpus(gpus: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -73,13 +87,8 @@ def visible_gpus(gpus: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 @lru_cache(maxsize=4)
 def training_gpu_uuids(gpus: int, device_setting: str = "auto") -> tuple[str, ...]:
-    """The UUIDs of the GPUs that a job of this worker trains on; empty on a CPU, and for MIG slices.
-
-    A slice has a part of the memory that nvidia-smi reports for its GPU, so nothing can be reserved on it.
-    """
-    if device_setting == "cpu" or "MIG" in os.environ.get("CUDA_VISIBLE_DEVICES", ""):
-        return ()
-    return tuple(gpu["uuid"] for gpu in list_gpus()[:gpus])
+    """The UUIDs of the GPUs that a job of this worker trains on; empty on a CPU."""
+    return tuple(gpu["uuid"] for gpu in list_gpus()[:gpus]) if device_setting != "cpu" else ()
 
 
 def gpu_problem(gpus_per_job: int, device_setting: str = "auto") -> str | None:
@@ -96,7 +105,7 @@ def gpu_problem(gpus_per_job: int, device_setting: str = "auto") -> str | None:
 
 
 def unused_gpu_uuids(gpus_per_job: int, device_setting: str = "auto") -> list[str]:
-    """The GPUs that this worker sees beyond those of its jobs; empty for MIG slices."""
+    """The GPUs that this worker sees beyond those of its jobs."""
     used = training_gpu_uuids(gpus_per_job, device_setting)
     return [gpu["uuid"] for gpu in list_gpus() if gpu["uuid"] not in used] if used else []
 
@@ -119,6 +128,35 @@ def usable_memory_bytes() -> int:
 def oom_kill_count() -> int:
     """A counter that rises when the kernel kills for memory, here or in our control groups; its value means nothing."""
     return _read_oom_kills(VMSTAT) + sum(_read_oom_kills(group / "memory.events") for group in control_groups())
+
+
+def _nvidia_smi(*arguments: str) -> str:
+    """Raises OSError, SubprocessError."""
+    command = ("nvidia-smi", *arguments)
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=NVIDIA_SMI_TIMEOUT_SECONDS, check=True
+    ).stdout
+
+
+def _mig_slices(names: dict[str, str]) -> dict[str, list[dict[str, Any]]]:
+    """{UUID of the GPU: its slices} for {UUID: name} of the GPUs in MIG mode. Raises OSError, SubprocessError.
+
+    The XML has the memory of a slice by its index, and no UUID.
+    """
+    memory_mib = {
+        (gpu.findtext("uuid"), each.findtext("index")): each.findtext("fb_memory_usage/total", "").split()[0]
+        for gpu in ElementTree.fromstring(_nvidia_smi("-q", "-x")).iter("gpu")
+        for each in gpu.iter("mig_device")
+    }
+    slices: dict[str, list[dict[str, Any]]] = {uuid: [] for uuid in names}
+    gpu_uuid = ""
+    for found in filter(None, map(LISTED.match, _nvidia_smi("-L").splitlines())):
+        gpu_uuid = found["gpu"] or gpu_uuid
+        if found["uuid"]:
+            name = f"{names[gpu_uuid]} {found['profile']}"  # as torch has it
+            size = memory_mib[gpu_uuid, found["index"]]
+            slices[gpu_uuid].append({"uuid": found["uuid"], "name": name, "memory_mib": size})
+    return slices
 
 
 def _read_oom_kills(path: Path) -> int:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 
+from app.domain.planning.duration import gpu_peak_flops
 from app.domain.planning.estimate import Device
 from worker.node import device
 from worker.node.device import gpu_problem, unused_gpu_uuids, visible_gpus
@@ -20,6 +24,67 @@ def test_the_gpus_of_a_worker_are_those_that_cuda_visible_devices_names(
     if setting is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", setting)
     assert "".join(gpu["uuid"] for gpu in visible_gpus([{"uuid": name} for name in "abc"])) == visible
+
+
+NVIDIA_SMI = """\
+#!/bin/sh
+case "$1" in
+--query-gpu=*) cat <<END
+GPU-a, NVIDIA A100-SXM4-80GB, 81920, Enabled
+GPU-b, NVIDIA A100-SXM4-80GB, 81920, Disabled
+GPU-c, NVIDIA L4, 23034, [N/A]
+END
+;;
+-L) cat <<END
+GPU 0: NVIDIA A100-SXM4-80GB (UUID: GPU-a)
+  MIG 3g.40gb     Device  0: (UUID: MIG-1)
+  MIG 1g.10gb     Device  1: (UUID: MIG-2)
+GPU 1: NVIDIA A100-SXM4-80GB (UUID: GPU-b)
+GPU 2: NVIDIA L4 (UUID: GPU-c)
+END
+;;
+-q) cat <<END
+<?xml version="1.0" ?>
+<!DOCTYPE nvidia_smi_log SYSTEM "nvsmi_device_v12.dtd">
+<nvidia_smi_log>
+  <gpu id="00000000:07:00.0">
+    <mig_devices>
+      <mig_device><index>0</index><fb_memory_usage><total>40448 MiB</total></fb_memory_usage></mig_device>
+      <mig_device><index>1</index><fb_memory_usage><total>9728 MiB</total></fb_memory_usage></mig_device>
+    </mig_devices>
+    <uuid>GPU-a</uuid>
+    <fb_memory_usage><total>81920 MiB</total></fb_memory_usage>
+  </gpu>
+  <gpu id="00000000:0F:00.0"><mig_devices>None</mig_devices><uuid>GPU-b</uuid></gpu>
+</nvidia_smi_log>
+END
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("setting", "uuid", "name", "memory_mib"),
+    [
+        ("MIG-2", "MIG-2", "NVIDIA A100-SXM4-80GB MIG 1g.10gb", 9728),
+        (None, "MIG-1", "NVIDIA A100-SXM4-80GB MIG 3g.40gb", 40448),
+        ("GPU-a", "MIG-1", "NVIDIA A100-SXM4-80GB MIG 3g.40gb", 40448),
+        ("1", "GPU-b", "NVIDIA A100-SXM4-80GB", 81920),
+    ],
+)
+def test_a_worker_offers_the_memory_of_its_mig_slice(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, setting: str | None, uuid: str, name: str, memory_mib: int
+) -> None:
+    """The program writes what nvidia-smi does, cut down to what is read."""
+    program = tmp_path / "nvidia-smi"
+    program.write_text(NVIDIA_SMI)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if setting is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", setting)
+    assert device.training_device.__wrapped__() == Device("cuda", name, memory_mib << 20)
+    assert device.training_gpu_uuids.__wrapped__(1) == (uuid,)
+    assert gpu_peak_flops(name) is None or "MIG" not in name
 
 
 @pytest.mark.parametrize(
