@@ -73,7 +73,7 @@ class EngineStandIn:
 
     def _load(self, body: dict[str, Any]) -> tuple[int, Any]:
         name, path = body["lora_name"], Path(body["lora_path"])
-        if name in self.loaded and not body.get("load_inplace"):
+        if name in self.loaded:
             return 400, self._error(f"The lora adapter '{name}' has already been loaded.")
         if not (path / "adapter_config.json").exists():
             text = f"Loading lora {name} failed: No adapter found for {path}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import httpx2
@@ -71,10 +72,24 @@ def test_two_servers_serve_one_name_whose_adapter_is_replaced(world: World) -> N
     first = min(checkpoints, key=lambda each: each["step_number"])
     replaced = world.deliver("both", checkpoint=first["id"])
     assert (replaced["status"], replaced["check"]["verdict"]) == ("delivered", "unchecked")
+    (gap,) = [each for message in world.messages() for each in re.findall("replaced another one in (.*) s", message)]
+    print(f"bot had no adapter for {gap} s")
+    assert 0 < float(gap) < 1
     assert world.vllm.answer("bot") == world.by_name.answer("bot")
     assert world.deliver("both")["check"]["verdict"] == "same"
     assert [each.answer("bot") for each in (world.vllm, world.by_name)] == [world.facts["answer"]] * 2
     assert {"bot", world.model} <= set(world.vllm.models())
+
+
+def test_a_replaced_adapter_is_not_read_from_disk_again(world: World) -> None:
+    """Without its directory; after a load with `load_inplace` vLLM reads the files at each step that uses them."""
+    versions = world.adapters / ".tunery" / "bot"
+    away = versions.rename(world.adapters.parent / "away")
+    try:
+        answers = [world.vllm.answer("bot") for _ in range(10)]
+    finally:
+        away.rename(versions)
+    assert answers == [world.facts["answer"]] * 10
 
 
 def unload(world: World, model: str) -> None:

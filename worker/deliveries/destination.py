@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -49,12 +49,16 @@ class AdapterDelivery:
     # From where engines have loaded the served name, for this target and for others; known to a delivery only.
     own_paths: Collection[str] = ()
     paths_of_others: Collection[str] = ()
+    previous_location: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # of the delivery that has the served name until now
 
 
 @dataclass(frozen=True)
 class Delivered:
     location: dict[str, Any]
     check: ServedCheck | None = None
+    gap_seconds: float = 0.0  # in which a served name had no adapter on an engine, because it was replaced
 
 
 class Target(Protocol):

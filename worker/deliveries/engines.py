@@ -1,7 +1,7 @@
 """Targets of kind `vllm` and `sglang`: running servers that load an adapter.
 
 Each server loads the adapter under its `ft:` name and is checked. Only then a fixed `served_model`, if there is one, is
-replaced in place, so a wrong adapter never takes the place of a right one.
+unloaded and loaded at once, and checked again, so a wrong adapter never takes the place of a right one.
 
 Sources: vLLM 0.32.0 `entrypoints/serve/lora`, `entrypoints/openai/models`; SGLang 0.5.23
 `srt/entrypoints/http_server.py`, `srt/managers/io_struct.py`.
@@ -10,12 +10,13 @@ Sources: vLLM 0.32.0 `entrypoints/serve/lora`, `entrypoints/openai/models`; SGLa
 from __future__ import annotations
 
 import json
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from app.domain.deliveries.served_check import FAILING, ServedCheck, Verdict, explain, judge, unchecked
 from app.domain.deliveries.targets import EngineDestination
@@ -36,10 +37,9 @@ NOT_WHILE_IT_RUNS = (
 class Vllm:
     name = "vLLM"
 
-    def load(self, server: Server, name: str, path: str, *, replace: bool) -> None:
-        body = {"lora_name": name, "lora_path": path} | ({"load_inplace": True} if replace else {})
+    def load(self, server: Server, name: str, path: str) -> None:
         try:
-            server.request("POST", "/v1/load_lora_adapter", body)
+            server.request("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": path})
         except EngineRefusal as error:
             if NO_ADAPTER in str(error):
                 raise DeliveryError(f"{error}; {NOT_SEEN}") from error
@@ -69,9 +69,7 @@ class Vllm:
 class Sglang:
     name = "SGLang"
 
-    def load(self, server: Server, name: str, path: str, *, replace: bool) -> None:
-        if replace:  # it has no replacement in place
-            self.unload(server, name)
+    def load(self, server: Server, name: str, path: str) -> None:
         server.request("POST", "/load_lora_adapter", {"lora_name": name, "lora_path": path})
 
     def unload(self, server: Server, name: str) -> None:
@@ -104,6 +102,13 @@ NO_RECORD_OF_RESULT = (
     "the trainer recorded no log-probabilities in this job, as those of earlier releases and of quantized experts; "
     "compare some of its answers yourself"
 )
+
+
+class Served(NamedTuple):
+    """What a server was found to serve, and for how long its served name had no adapter while it was replaced."""
+
+    check: ServedCheck
+    gap_seconds: float
 
 
 @dataclass(frozen=True)
@@ -144,59 +149,80 @@ class EngineTarget(ABC):
                 raise
         return all(found)
 
-    def serve(self, server: Server, delivery: AdapterDelivery, path: str) -> ServedCheck:
-        """Load the adapter, check it, and give it its served name. Raises DeliveryError, DeliveryRefused."""
+    def serve(self, server: Server, delivery: AdapterDelivery, path: str) -> Served:
+        """Load and check the adapter under its `ft:` name, then under its served name. Raises DeliveryError.
+
+        After an error each name has the adapter that it had before, also one that a killed attempt has unloaded.
+        """
         base, loaded = base_model(self.destination, server), adapters(server)
         if (current := loaded.get(delivery.served_model)) and not self.is_ours(current, path, delivery):
             raise DeliveryError(
                 f"{server.url} serves {delivery.served_model} from {current}, which this target did not deliver, "
                 "perhaps another Tunery server did; unload it there, or choose another served_model"
             )
-        before = loaded.get(delivery.model)
-        was_served = before == path == self.delivered_path(server, delivery)
-        if before != path:
-            self._load(server, delivery, delivery.model, path, replace=before is not None)
+        was_served = current == path == self.delivered_path(server, delivery)
+        originals: dict[str, str | None] = {delivery.model: None}
+        if is_fixed := delivery.served_model != delivery.model:
+            known = self.delivered_path(server, replace(delivery, location=delivery.previous_location)) or None
+            previous = known if current in (None, path) else current
+            if current is None and previous is not None:
+                with suppress(DeliveryError):  # it must not keep the new one from being delivered
+                    self._set(server, delivery, delivery.served_model, previous)
+            before = loaded.get(delivery.model)  # perhaps of another target
+            originals = {delivery.served_model: previous, delivery.model: None if before == path else before}
         try:
-            check = self._check(server, base.id, delivery)
-            if delivery.served_model != delivery.model:
-                self._load(server, delivery, delivery.served_model, path, replace=current is not None)
-                self._give_back(server, delivery, before, path)
+            for name in reversed(originals):
+                gap_seconds = self._set(server, delivery, name, path)
+                check = self._check(server, base.id, name, delivery)
         except DeliveryRefused:
-            self._give_back(server, delivery, before, path)
+            self._set_all(server, delivery, originals)
             raise
         except DeliveryError:
-            if not was_served:  # what was checked before stays: the server may be slow for a moment
-                with suppress(DeliveryError):  # it has become unreachable, or has unloaded it
-                    self._give_back(server, delivery, before, path)
+            if was_served:  # what was checked before stays: the server may be slow for a moment
+                del originals[delivery.served_model]
+            with suppress(DeliveryError):  # it has become unreachable
+                self._set_all(server, delivery, originals)
             raise
-        return check
+        if is_fixed:
+            self._set(server, delivery, delivery.model, originals[delivery.model])
+        return Served(check, gap_seconds)
 
-    def _give_back(self, server: Server, delivery: AdapterDelivery, before: str | None, path: str) -> None:
-        """Unload the `ft:` name, or load what another target serves under it."""
-        if delivery.served_model != delivery.model and before not in (None, path):
-            self.engine.load(server, delivery.model, str(before), replace=True)
-        else:
-            self.engine.unload(server, delivery.model)
+    def _set_all(self, server: Server, delivery: AdapterDelivery, paths: Mapping[str, str | None]) -> None:
+        for name, path in paths.items():
+            self._set(server, delivery, name, path)
 
-    def _load(self, server: Server, delivery: AdapterDelivery, name: str, path: str, *, replace: bool) -> None:
+    def _set(self, server: Server, delivery: AdapterDelivery, name: str, path: str | None) -> float:
+        """Have the server load `path` under a name, or unload the name; return for how long a used name was unloaded.
+
+        vLLM's `load_inplace` leaves no gap, but then reads the adapter from disk again at each step that uses it.
+        """
+        current = adapters(server).get(name)
+        if current == path:
+            return 0.0
+        started_at = time.monotonic()
+        if current is not None:
+            self.engine.unload(server, name)
+        if path is None:
+            return 0.0
         try:
-            self.engine.load(server, name, path, replace=replace)
+            self.engine.load(server, name, path)
         except EngineRefusal as error:
             flags = self.needed_flags(delivery)
             if "rank" not in str(error) or not flags:
                 raise
             raise DeliveryError(f"{error}; start {self.engine.name} with {' '.join(flags)}") from error
+        return time.monotonic() - started_at if current is not None else 0.0
 
     def needed_flags(self, delivery: AdapterDelivery) -> list[str]:
         return list(self._compatibility(delivery).get("flags", []))
 
-    def _check(self, server: Server, base: str, delivery: AdapterDelivery) -> ServedCheck:
+    def _check(self, server: Server, base: str, name: str, delivery: AdapterDelivery) -> ServedCheck:
         """Compare what the server computes with what the trainer recorded. Raises DeliveryRefused for a bad verdict."""
         if delivery.reference is None:
             return unchecked(NO_RECORD_OF_RESULT if delivery.is_result else NO_RECORD_OF_CHECKPOINT)
-        check = judge(delivery.reference, served_prompts(self.engine, server, base, delivery.model, delivery.reference))
+        check = judge(delivery.reference, served_prompts(self.engine, server, base, name, delivery.reference))
         if check.verdict in FAILING:
-            text = explain(check, f"{self.engine.name} at {server.url}", delivery.model, delivery.job_id)
+            text = explain(check, f"{self.engine.name} at {server.url}", name, delivery.job_id)
             raise DeliveryRefused(f"{text}. It was unloaded again", check)
         return check
 
@@ -251,9 +277,10 @@ class EngineTarget(ABC):
         return DeliveryRefused(text, refusals[0].check) if refusals else DeliveryError(text)
 
 
-def worst(checks: Sequence[ServedCheck]) -> ServedCheck:
-    """The check of the server that differs most, among those that are not `same` if there are such."""
-    return max(checks, key=lambda check: (check.verdict != Verdict.SAME, check.difference))
+def delivered(location: dict[str, Any], served: Sequence[Served]) -> Delivered:
+    """With the check of the server that differs most, among those that are not `same` if there are such."""
+    worst = max((each.check for each in served), key=lambda check: (check.verdict != Verdict.SAME, check.difference))
+    return Delivered(location, worst, max(each.gap_seconds for each in served))
 
 
 def _of_vllm(entry: Mapping[str, Any] | None, token: int) -> tuple[float, int] | None:

@@ -6,7 +6,7 @@ withdrawal visits all of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -46,11 +46,20 @@ def withdraw(target: Target, delivery: AdapterDelivery) -> None:
         raise min(problems, key=lambda each: isinstance(each, DeliveryRefused))
 
 
-def with_known_paths(delivery: AdapterDelivery, locations: Iterable[tuple[str, Mapping[str, Any]]]) -> AdapterDelivery:
-    """The delivery with the paths of (target id, location), from which engines have loaded its served name."""
-    known = [(target_id, path) for target_id, location in locations for path in _paths(location)]
+def with_known_paths(
+    delivery: AdapterDelivery, locations: Sequence[tuple[str, Mapping[str, Any], bool]]
+) -> AdapterDelivery:
+    """The delivery with the paths of (target id, location, is current), from which engines have its served name."""
+    known = [(target_id, path) for target_id, location, _ in locations for path in _paths(location)]
     own = frozenset(path for target_id, path in known if target_id == delivery.target_id)
-    return replace(delivery, own_paths=own, paths_of_others=frozenset(path for _, path in known) - own)
+    current = [_at(delivery, location).location for _, location, is_current in locations if is_current]
+    previous = [location for location in current if location[SERVED_MODEL] == delivery.served_model]
+    return replace(
+        delivery,
+        own_paths=own,
+        paths_of_others=frozenset(path for _, path in known) - own,
+        previous_location=previous[-1] if previous else {},
+    )
 
 
 def _at(delivery: AdapterDelivery, location: Mapping[str, Any]) -> AdapterDelivery:

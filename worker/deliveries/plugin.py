@@ -8,10 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from app.domain.deliveries.served_check import ServedCheck
 from worker.deliveries.destination import AdapterDelivery, Delivered, DeliveryError
 from worker.deliveries.engine_server import EngineRefusal, Server
-from worker.deliveries.engines import EngineTarget, adapters, worst
+from worker.deliveries.engines import EngineTarget, Served, adapters, delivered
 
 WITHOUT_PLUGIN = (
     "install the plugin tunery-vllm there, with TUNERY_BASE_URL of this server and a TUNERY_API_KEY of the adapter's "
@@ -25,16 +24,16 @@ class PluginTarget(EngineTarget):
         self.refuse_incompatible(delivery)
         paths: dict[str, str] = dict(delivery.location.get("paths", {}))
 
-        def serve(server: Server) -> ServedCheck:
+        def serve(server: Server) -> Served:
             paths[server.url] = self._fetched(server, delivery)
             return self.serve(server, delivery, paths[server.url])
 
         try:
-            checks = self.on_every_server(serve)
+            served = self.on_every_server(serve)
         except DeliveryError as error:
             error.location = {"paths": paths}  # those of the servers before, or beside, the one that failed
             raise
-        return Delivered({"paths": paths}, worst(checks))
+        return delivered({"paths": paths}, served)
 
     def withdraw(self, delivery: AdapterDelivery) -> None:
         self.on_every_server(lambda server: self._forget(server, delivery))

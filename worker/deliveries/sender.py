@@ -280,9 +280,10 @@ class DeliverySender:
         text = f"Delivered to {name} as {delivery.served_model}"
         if was_lost:
             text = f"{name} had lost {delivery.served_model}; it was delivered again"
+        gap = f"; it replaced another one in {delivered.gap_seconds:.3f} s" if delivered.gap_seconds else ""
         self._record(
             claimed,
-            text + (f" (check: {delivered.check.verdict})" if delivered.check else ""),
+            text + (f" (check: {delivered.check.verdict})" if delivered.check else "") + gap,
             state=DeliveryState.DELIVERED,
             error=None,
             tries=0,

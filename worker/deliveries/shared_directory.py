@@ -9,7 +9,7 @@ from pathlib import Path
 from worker.deliveries import directory
 from worker.deliveries.destination import AdapterDelivery, Delivered
 from worker.deliveries.engine_server import Server
-from worker.deliveries.engines import EngineTarget, adapters, worst
+from worker.deliveries.engines import EngineTarget, adapters, delivered
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class SharedDirectoryTarget(EngineTarget):
         root = directory.allowed_path(self.shared_path, self.allowed)
         placed = directory.place(root, delivery, adapter, self.destination.base_name or base.root)
         path = self._engine_path(placed.relative_path)
-        checks = self.on_every_server(lambda server: self.serve(server, delivery, path))
+        served = self.on_every_server(lambda server: self.serve(server, delivery, path))
         directory.link(root, delivery.served_model, placed)
-        return Delivered({"path": path, "root": self.shared_path, "version": placed.version}, worst(checks))
+        return delivered({"path": path, "root": self.shared_path, "version": placed.version}, served)
 
     def withdraw(self, delivery: AdapterDelivery) -> None:
         """Unload and remove it where it was delivered; the target may have another path by now."""

@@ -247,11 +247,15 @@ def end_replaced(session: Session, claimed: ClaimedDelivery) -> None:
     )
 
 
-def locations_of_name(session: Session, delivery: Delivery) -> list[tuple[str, Mapping[str, Any]]]:
-    """(target id, location) of what engines have under a served name: of this target also what was replaced."""
+def locations_of_name(session: Session, delivery: Delivery) -> list[tuple[str, Mapping[str, Any], bool]]:
+    """(target id, location, is current) of what engines have under a served name, in the order of the deliveries.
+
+    Of this target also what was replaced; current is what another delivery of this target has brought there last.
+    """
     is_own = Delivery.target_id == delivery.target_id
+    is_current = is_own & (Delivery.state == DeliveryState.DELIVERED) & (Delivery.id != delivery.id)
     query = (
-        select(Delivery.target_id, Delivery.location)
+        select(Delivery.target_id, Delivery.location, is_current)
         .join(DeliveryTarget, DeliveryTarget.id == Delivery.target_id)
         .where(
             DeliveryTarget.kind.in_(sorted(ENGINES)),
@@ -260,7 +264,7 @@ def locations_of_name(session: Session, delivery: Delivery) -> list[tuple[str, M
             is_own | (DeliveryTarget.deleted_at.is_(None) & (Delivery.state != DeliveryState.WITHDRAWN)),
         )
     )
-    return [(row[0], row[1]) for row in session.execute(query)]
+    return [(row[0], row[1], row[2]) for row in session.execute(query.order_by(Delivery.seq))]
 
 
 def due_in(seconds: float) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,8 +31,14 @@ from app.services.answers.engine_client import (
 from app.services.base_models.models import model_not_found
 
 EVENT_STREAM = "text/event-stream"
+REPLACEMENT_SECONDS = 2.0  # a name that is replaced is not loaded for less than a second
+REPLACEMENT_POLL_SECONDS = 0.1
 
 log = get_logger(__name__)
+
+
+class NameNotLoaded(EngineUnreachable):
+    """The server lacks a fixed served name, perhaps for the moment in which a delivery replaces its adapter."""
 
 
 @dataclass(frozen=True)
@@ -85,24 +93,31 @@ async def ask(client: EngineClient, servers: Sequence[EngineServer], question: Q
 
     Raises what `engine_error` returns for a refusal, EngineFailed, and EngineUnavailable if no server can be asked.
     """
-    problems: list[str] = []
+    problems: dict[str, str] = {}
     failed: EngineFailed | None = None
-    for server in client.in_order(servers):
-        try:
-            return await _ask_server(client, server, question)
-        except EngineUnreachable as error:
-            log.warning("engine not asked", target=server.target, reason=str(error))
-            problems.append(str(error))
-        except EngineFailed as error:
-            log.warning("engine failed", target=server.target, reason=error.message)
-            failed = error
+    given_up_at = time.monotonic() + REPLACEMENT_SECONDS
+    while servers:
+        lacking = []
+        for server in client.in_order(servers):
+            try:
+                return await _ask_server(client, server, question)
+            except EngineUnreachable as error:
+                log.warning("engine not asked", target=server.target, reason=str(error))
+                problems[server.url] = str(error)
+                if isinstance(error, NameNotLoaded):
+                    lacking.append(server)
+            except EngineFailed as error:
+                log.warning("engine failed", target=server.target, reason=error.message)
+                failed = error
+        servers = lacking if time.monotonic() < given_up_at else []
+        await asyncio.sleep(REPLACEMENT_POLL_SECONDS if servers else 0)
     if failed is not None:
         raise failed
     count = "1 server was" if len(problems) == 1 else f"{len(problems)} servers were"
     raise EngineUnavailable(
         f"No engine that serves {as_json(question.model)} can be asked: {count} tried "
-        f"({'; '.join(dict.fromkeys(problems))}). Try again in a few seconds; if it stays so, start the engine, or "
-        "correct its delivery target (`tunery targets list`)."
+        f"({'; '.join(dict.fromkeys(problems.values()))}). Try again in a few seconds; if it stays so, start the "
+        "engine, or correct its delivery target (`tunery targets list`)."
     )
 
 
@@ -129,9 +144,8 @@ def _error(status: int, content: bytes, retry_after: str | None, served: str, re
     if status in (401, 403):
         return EngineUnreachable(f"it refuses the API key ({status}): set credentials.api_key of its delivery target")
     if status == 404:
-        return EngineUnreachable(
-            "it does not have the model now (404); what an engine has lost is delivered again in a minute"
-        )
+        kind = NameNotLoaded if served != requested else EngineUnreachable
+        return kind("it does not have the model now (404); what an engine has lost is delivered again in a minute")
     if 300 <= status < 400:
         return EngineUnreachable("it responds with a redirect, which is not followed: set the final URL in its target")
     if status in (502, 503, 504):

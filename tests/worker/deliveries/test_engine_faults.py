@@ -16,7 +16,7 @@ from app.domain.jobs.spec import LoraSpec
 from tests.dripping import dripping
 from tests.engine_stand_in import EngineStandIn, serving_engine
 from tests.worker.deliveries.conftest import REFERENCE, DeliveryHarness
-from worker.deliveries.engines import worst
+from worker.deliveries.engines import Served, delivered
 
 
 def fail_checks(server: EngineStandIn, status: int, body: Any) -> None:
@@ -79,7 +79,9 @@ def test_two_targets_of_one_engine_serve_one_adapter_under_their_names(delivery:
 def test_of_several_checks_the_one_that_is_not_the_same_is_shown() -> None:
     same = judge(REFERENCE, [ServedPrompt(each.base, each.adapter, each.top) for each in REFERENCE.prompts])
     unclear = same.model_copy(update={"verdict": Verdict.UNCLEAR, "tokens": 0})
-    assert [worst(checks) for checks in ([same, unclear], [unclear, same])] == [unclear, unclear]
+    for first, second in ((same, unclear), (unclear, same)):
+        found = delivered({}, [Served(first, 0.01), Served(second, 0.02)])
+        assert (found.check, found.gap_seconds) == (unclear, 0.02)
 
 
 class TestCheck:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
+from itertools import groupby
 from typing import Any, Literal
 
 import pytest
@@ -106,15 +108,37 @@ class TestDelivery:
         assert server.loaded == {}
         assert delivery.delivery(job).state == "withdrawn"
 
-    def test_one_served_name_is_replaced_in_place(self, delivery: DeliveryHarness, server: EngineStandIn) -> None:
+    def test_one_served_name_is_replaced_after_a_check_under_another_name(
+        self, delivery: DeliveryHarness, server: EngineStandIn
+    ) -> None:
+        """vLLM's `load_inplace` leaves no gap, but then reads the adapter from disk at each step."""
         delivery.target(delivery.engine_destination(server), served_model="bot")
         delivery.finished_job("production", reference=REFERENCE)
         delivery.attempt_due()
-        first = server.loaded["bot"]
+        first, respond, steps = server.loaded["bot"], server.respond, []
+
+        def record(method: str, path: str, body: dict[str, Any], key: str | None) -> tuple[int, Any]:
+            doing = next((each for each in ("unload", "load") if f"/{each}_lora" in path), "check")
+            names = {body.get(key) for key in ("lora_name", "lora_path", "model")} & {"bot", job.fine_tuned_model}
+            steps.extend((doing, name) for name in names)
+            assert "load_inplace" not in body
+            return respond(method, path, body, key)
+
+        server.respond = record  # type: ignore[method-assign]
         job = delivery.finished_job("production", reference=REFERENCE)
         delivery.attempt_due()
         assert list(server.loaded) == ["bot"]
         assert server.loaded["bot"] == (delivery.delivery(job).location or {})["path"] != first
+        name = job.fine_tuned_model
+        assert [step for step, _ in groupby(steps)] == [
+            ("load", name), ("check", name), ("unload", "bot"), ("load", "bot"), ("check", "bot"), ("unload", name),
+        ]  # fmt: skip
+        gap = re.fullmatch(
+            r"Delivered to production as bot \(check: same\); it replaced another one in (\d\.\d{3}) s",
+            delivery.harness.messages(job)[-1],
+        )
+        assert gap is not None
+        assert 0 < float(gap[1]) < 1
 
     def test_every_server_gets_it(self, delivery: DeliveryHarness, vllm: EngineStandIn) -> None:
         with serving_engine(EngineStandIn("vllm", REFERENCE)) as second:
@@ -158,6 +182,30 @@ class TestCheck:
         job = delivery.finished_job("production", reference=REFERENCE)
         delivery.attempt_due()
         assert (delivery.delivery(job).state, server.loaded) == ("failed", served)
+
+    @pytest.mark.parametrize(("fails", "state"), [("load", "pending"), ("check", "pending"), ("verdict", "failed")])
+    def test_what_fails_under_the_served_name_alone_brings_the_adapter_before_back(
+        self, delivery: DeliveryHarness, server: EngineStandIn, fails: str, state: str
+    ) -> None:
+        delivery.target(delivery.engine_destination(server), served_model="bot")
+        delivery.finished_job("production", reference=REFERENCE)
+        delivery.attempt_due()
+        served, respond, refused = dict(server.loaded), server.respond, []
+
+        def fail(method: str, path: str, body: dict[str, Any], key: str | None) -> tuple[int, Any]:
+            is_load = "/load_lora" in path and (body["lora_name"], body["lora_path"]) != ("bot", served["bot"])
+            is_check = "lora" not in path and "bot" in (body.get("model"), body.get("lora_path"))
+            server.difference = 0.1 if fails == "verdict" and is_check else 0.0
+            if (fails == "load" and is_load and body["lora_name"] == "bot") or (fails == "check" and is_check):
+                refused.append(dict(server.loaded))
+                return 500, {"error": {"message": "busy"}}
+            return respond(method, path, body, key)
+
+        server.respond = fail  # type: ignore[method-assign]
+        job = delivery.finished_job("production", reference=REFERENCE)
+        delivery.attempt_due()
+        assert (delivery.delivery(job).state, server.loaded) == (state, served)
+        assert all(each.get("bot") != served["bot"] for each in refused)  # it was replaced, or at least unloaded
 
     def test_an_adapter_that_the_engine_scales_wrongly_is_not_delivered(
         self, delivery: DeliveryHarness, server: EngineStandIn

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import func, update
@@ -73,6 +74,43 @@ def test_what_a_killed_sender_had_begun_is_done_by_another_one_after_its_lease(
     row = delivery.delivery(job)
     assert (row.state, row.attempt, row.error) == ("delivered", 2, None)
     assert list(served.loaded) == [job.fine_tuned_model]
+
+
+@pytest.mark.parametrize(("difference", "state"), [(0.0, "delivered"), (0.1, "failed")])
+def test_a_served_name_that_a_killed_sender_has_unloaded_gets_the_adapter_before_and_then_the_new_one(
+    delivery: DeliveryHarness, served: EngineStandIn, tmp_path: Path, difference: float, state: str
+) -> None:
+    """It is killed with SIGKILL after the engine has unloaded the name, before it loads the new adapter."""
+    delivery.target(delivery.engine_destination(served), secrets={"api_key": API_KEY}, served_model="bot")
+    delivery.finished_job("production", reference=REFERENCE)
+    delivery.attempt_due()
+    before, respond, killed, loads = served.loaded["bot"], served.respond, threading.Event(), []
+
+    def hold_back(method: str, path: str, body: dict[str, Any], key: str | None) -> tuple[int, Any]:
+        response = respond(method, path, body, key)
+        if body.get("lora_name") == "bot":
+            loads.append(body.get("lora_path"))
+            if loads == [None]:
+                killed.wait(START_SECONDS)
+        return response
+
+    served.respond = hold_back  # type: ignore[method-assign]
+    job = delivery.finished_job("production", reference=REFERENCE)
+    with sender_process(delivery, tmp_path / "log"):
+        until(lambda: loads == [None], "the engine has unloaded the name", START_SECONDS)
+    killed.set()
+    assert "bot" not in served.loaded
+    with transaction(delivery.harness.sessions) as session:
+        session.execute(update(Delivery).where(Delivery.job_id == job.id).values(leased_until=func.clock_timestamp()))
+    served.difference = difference
+    (claimed,) = delivery.sender.claim(10)
+    assert claimed.job.id == job.id
+    delivery.sender.attempt(claimed)
+    row = delivery.delivery(job)
+    after = (row.location or {}).get("path", before)
+    assert (row.state, row.attempt, served.loaded) == (state, 2, {"bot": after})
+    assert loads == [None, before] + ([None, after] if state == "delivered" else [])
+    assert (after == before) is (state == "failed")
 
 
 def test_a_sender_that_stops_keeps_the_lease_of_its_last_attempt(

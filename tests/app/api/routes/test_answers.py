@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,7 @@ from app.db.tables import Delivery, DeliveryTarget, Job, Project, TunedModel
 from app.domain.answers.events import MAX_ANSWER_BYTES
 from app.errors import BadRequest
 from app.main import create_app
-from app.services.answers import engine_client
+from app.services.answers import answers, engine_client
 from app.settings import Settings
 from app.storage import LocalStorage
 from tests.answering_engine import BASE, TO_ENGINES, WORDS, AnsweringEngine, answering, deliver
@@ -328,6 +329,31 @@ class TestErrors:
             for _ in range(4):  # the order is random
                 assert client.post(CHAT, json={"model": model, "messages": MESSAGES}).status_code == 200
         assert len(server.asked) == 4
+
+
+class TestReplacedName:
+    """A delivery unloads a served name and loads the next adapter under it; the engine has a 404 in between."""
+
+    def test_a_request_in_between_gets_its_answer(
+        self, client: TestClient, server: AnsweringEngine, delivered: Deliverer
+    ) -> None:
+        body = {"model": delivered(server.url, served_model="bot"), "messages": MESSAGES}
+        server.fault = (404, {}, b'{"error": {"message": "The model `bot` does not exist.", "code": 404}}')
+        with ThreadPoolExecutor(1) as pool:
+            response = pool.submit(client.post, CHAT, json=body)
+            until(lambda: len(server.asked) >= 2, "it is asked again")
+            server.fault = None
+            assert response.result().status_code == 200
+
+    def test_a_name_that_stays_away_is_given_up(
+        self, client: TestClient, server: AnsweringEngine, delivered: Deliverer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(answers, "REPLACEMENT_SECONDS", 0.5)
+        body = {"model": delivered(server.url, served_model="bot"), "messages": MESSAGES}
+        server.fault = (404, {}, b"{}")
+        status, code, message = error_of(client.post(CHAT, json=body))
+        assert (status, code) == (503, "engine_unavailable")
+        assert "1 server was tried" in message
 
 
 class TestStreams:
