@@ -96,21 +96,24 @@ async def ask(client: EngineClient, servers: Sequence[EngineServer], question: Q
     problems: dict[str, str] = {}
     failed: EngineFailed | None = None
     given_up_at = time.monotonic() + REPLACEMENT_SECONDS
-    while servers:
+    while True:
         lacking = []
         for server in client.in_order(servers):
             try:
                 return await _ask_server(client, server, question)
             except EngineUnreachable as error:
-                log.warning("engine not asked", target=server.target, reason=str(error))
+                if server.url not in problems:
+                    log.warning("engine not asked", target=server.target, reason=str(error))
                 problems[server.url] = str(error)
                 if isinstance(error, NameNotLoaded):
                     lacking.append(server)
             except EngineFailed as error:
                 log.warning("engine failed", target=server.target, reason=error.message)
                 failed = error
-        servers = lacking if time.monotonic() < given_up_at else []
-        await asyncio.sleep(REPLACEMENT_POLL_SECONDS if servers else 0)
+        if not lacking or time.monotonic() > given_up_at:
+            break
+        servers = lacking
+        await asyncio.sleep(REPLACEMENT_POLL_SECONDS)
     if failed is not None:
         raise failed
     count = "1 server was" if len(problems) == 1 else f"{len(problems)} servers were"
