@@ -21,8 +21,10 @@ def sending(settings: Settings) -> Iterator[Receiver]:
     thread = threading.Thread(target=WebhookSender(resources).run)
     with receiving() as receiver:
         thread.start()
-        yield receiver
-        resources.stop.set()
-        thread.join(20)
+        try:
+            yield receiver
+        finally:
+            resources.stop.set()
+            thread.join(20)
     resources.close()
     assert not thread.is_alive()

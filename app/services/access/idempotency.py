@@ -20,11 +20,12 @@ from app.db.access.idempotency import KeyedRequest, KeyInUseError, StoredRespons
 from app.db.access.keys import PREFIX
 from app.db.fast_reads.pool import AsyncConnections
 from app.domain.error_text.json_text import as_json
+from app.domain.webhooks import SECRET_PREFIX
 from app.errors import IdempotencyKeyInUse, IdempotencyKeyReused
 
-# An API key is stored only as a hash, so it is redacted in the stored response that contains a new one.
-API_KEY = re.compile(rf'"{PREFIX}_[^"\\]*"')
-REDACTED_KEY = '"shown once, in the first answer"'
+# API keys are stored only as hashes, and signing secrets encrypted: stored responses contain neither.
+SECRET = re.compile(rf'"(?:{PREFIX}_[^"\\]*|{SECRET_PREFIX}[A-Za-z0-9+/=]{{32,}})"')
+REDACTED_SECRET = '"shown once, in the first answer; a rotation gives a new one"'
 
 
 class Replay(Exception):
@@ -77,7 +78,7 @@ class IdempotentRequest:
         if self._reserved is None:
             return
         if 200 <= status < 300:
-            idempotency.store_response(session, self._reserved, status, API_KEY.sub(REDACTED_KEY, body))
+            idempotency.store_response(session, self._reserved, status, SECRET.sub(REDACTED_SECRET, body))
         else:
             idempotency.release_key(session, self._reserved)
 

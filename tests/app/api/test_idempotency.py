@@ -324,17 +324,17 @@ class TestAtOnce:
 
 
 class TestSecrets:
-    def test_an_api_key_is_in_no_answer_that_is_kept(self, sessions: Sessions, project: Project) -> None:
-        from app.services.access.idempotency import IdempotentRequest, Replay
+    @pytest.mark.parametrize("secret", ["tnry_0123_secret", "whsec_" + 42 * "a" + "+/="])
+    def test_a_secret_is_in_no_answer_that_is_kept(self, sessions: Sessions, project: Project, secret: str) -> None:
+        from app.services.access.idempotency import REDACTED_SECRET, IdempotentRequest, Replay
 
-        shown = '{"id": "key_1", "value": "tnry_0123_secret"}'
         with transaction(sessions) as session:
             request = IdempotentRequest(project.id, "k", "POST", "/v1/keys")
             request.reserve(session, "f")
-            request.store_response(session, 200, shown)
+            request.store_response(session, 200, json.dumps({"hint": "whsec_...a+/=", "value": secret}))
         with transaction(sessions) as session, pytest.raises(Replay) as replay:
             IdempotentRequest(project.id, "k", "POST", "/v1/keys").reserve(session, "f")
-        assert json.loads(replay.value.body) == {"id": "key_1", "value": "shown once, in the first answer"}
+        assert json.loads(replay.value.body) == {"hint": "whsec_...a+/=", "value": json.loads(REDACTED_SECRET)}
 
 
 class TestForgetting:

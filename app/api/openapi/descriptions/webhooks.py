@@ -46,7 +46,8 @@ BY_SCHEMA = {
     "WebhookEndpointBody.updated_at": "The last change, in seconds since 1970.",
     "WebhookEndpointBody.url": "Where messages are sent.",
     "WebhookEndpointWithSecret.signing_secret": (
-        "The secret to verify signatures with. Only this response and that of a rotation contain it."
+        "The secret to verify signatures with. Only this response and that of a rotation contain it, and no answer "
+        "that is repeated for an `Idempotency-Key`."
     ),
     "WebhookEndpointTestResult.delivery_id": "The delivery of the sample in the list of deliveries.",
     "WebhookEndpointTestResult.event_type": "The event type of the sample.",
