@@ -127,7 +127,9 @@ class TestContext:
         for file in others:
             assert any(fnmatch.fnmatch(file.name, pattern.rpartition("/")[2]) for pattern in patterns), file
 
-    @pytest.mark.parametrize("path", ["secrets", ".env", "tunery.env", "data", "models", ".git", ".venv", "tests"])
+    @pytest.mark.parametrize(
+        "path", ["secrets", ".env", "tunery.env", "web.env", "data", "models", ".git", ".venv", "tests"]
+    )
     def test_nothing_else_is_sent_to_the_builder(self, path: str) -> None:
         assert not _passes(path)
 

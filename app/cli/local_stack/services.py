@@ -23,6 +23,23 @@ DELIVERIES_GRACE_SECONDS = 20.0  # an attempt that is killed is repeated
 WEBHOOKS_GRACE_SECONDS = 20.0  # a running delivery attempt may take TUNERY_WEBHOOK_TIMEOUT_SECONDS, 15 s
 
 
+# Settings with secrets, and the programs that read them; the names of further GPU workers begin alike.
+READERS = {
+    "TUNERY_SECRET_KEYS": ("api", "webhooks", "deliveries"),
+    "TUNERY_OPERATOR_WEBHOOK_URL": ("webhooks",),
+    "TUNERY_OPERATOR_WEBHOOK_SECRET": ("webhooks",),
+    "TUNERY_ENDPOINTS": ("api", "gpu-worker"),
+    "TUNERY_HUB_TOKEN": ("cpu-worker", "gpu-worker"),
+    "HF_TOKEN": ("cpu-worker", "gpu-worker"),
+    "TUNERY_API_KEY": (),  # of commands
+}
+# The dashboard and the conversion get what describes the machine and the dashboard's settings: no address and no
+# credential of another server.
+WITHOUT_SERVERS = ("web", "convert")
+MACHINE = ("PATH", "HOME", "USER", "LANG", "LC_", "TZ", "TMPDIR", "PYTHON", "LD_", "SSL_CERT_", "XDG_CACHE_HOME")
+WEB_SETTINGS = ("FORWARDED_ALLOW_IPS", "TUNERY_WEB_", "TUNERY_LOG_", "TUNERY_METRICS_")
+
+
 @dataclass(frozen=True)
 class Program:
     name: str
@@ -117,3 +134,14 @@ def child_environment(data_dir: Path, urls: Mapping[str, str]) -> dict[str, str]
     }
     defaults = {"TUNERY_TRIAL_ANSWERS": "true"}  # for trying an adapter at once; a value of the user comes first
     return {**defaults, **os.environ, **own, **{name: url for name, url in url_variables.items() if url}}
+
+
+def needed_by(program: str, environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables of `environment` that the program needs."""
+
+    def is_needed(name: str) -> bool:
+        if program in WITHOUT_SERVERS:
+            return name.startswith(MACHINE + WEB_SETTINGS)
+        return name not in READERS or program.startswith(READERS[name])
+
+    return {name: value for name, value in environment.items() if is_needed(name)}

@@ -33,7 +33,7 @@ from app.cli.local_stack.ports import base_url, free_port, http_get, is_loopback
 from app.cli.local_stack.processes import ChildProcess, exclusive_lock, tail, terminate_leftovers
 from app.cli.local_stack.servers.postgres import LocalPostgres
 from app.cli.local_stack.servers.valkey import LocalValkey
-from app.cli.local_stack.services import child_environment, metrics_ports, programs
+from app.cli.local_stack.services import child_environment, metrics_ports, needed_by, programs
 from app.cli.local_stack.supervisor import (
     Print,
     ServiceSupervisor,
@@ -160,7 +160,7 @@ class _LocalStack:
         if directory.exists() or base_model.missing_dependency():
             return
         self._report("base model", f"converting {base_model.NAME}, once; this takes about ten seconds")
-        env = child_environment(self._layout.root, {})
+        env = needed_by("convert", child_environment(self._layout.root, {}))
         self._conversion = base_model.conversion_process(directory, self._layout.log("convert"), self._layout.root, env)
         self._conversion.start()
 
@@ -220,7 +220,7 @@ class _LocalStack:
         ports = metrics_ports([program.name for program in started])
         for program in started:
             log = self._layout.log(program.name)
-            environment = {**env, **program.environment, "TUNERY_LOG_FILE": str(log)}
+            environment = {**needed_by(program.name, env), **program.environment, "TUNERY_LOG_FILE": str(log)}
             if program.name in ports:
                 environment |= {"TUNERY_METRICS_HOST": "127.0.0.1", "TUNERY_METRICS_PORT": str(ports[program.name])}
             child = ChildProcess(

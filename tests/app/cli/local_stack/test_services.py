@@ -1,4 +1,4 @@
-"""A worker for each GPU, or for each group of as many as a job takes."""
+"""The programs of `tunery up`: a worker for each GPU, or each group of as many as a job takes, and their settings."""
 
 from __future__ import annotations
 
@@ -48,3 +48,42 @@ def test_gpus_that_are_left_over_are_named(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,2,1,0,3")
     monkeypatch.delenv("TUNERY_DEVICE", raising=False)
     assert hardware.unused_gpus_text() == "0, 3 of 5 train no job, because TUNERY_GPUS_PER_JOB is 3"
+
+
+SETTINGS = {
+    "DATABASE_URL": "postgresql://u:database-secret@h/d",
+    "REDIS_URL": "redis://:broker-secret@h",
+    "TUNERY_SECRET_KEYS": "encryption-secret",
+    "TUNERY_STORAGE_SECRET_ACCESS_KEY": "storage-secret",
+    "AWS_SECRET_ACCESS_KEY": "aws-secret",
+    "TUNERY_HUB_TOKEN": "hub-secret",
+    "HF_TOKEN": "hub-secret",
+    "TUNERY_ENDPOINTS": '{"judge": {"base_url": "http://h/v1", "api_key": "judge-secret"}}',
+    "TUNERY_OPERATOR_WEBHOOK_SECRET": "operator-secret",
+    "PGPASSWORD": "database-secret",
+    "TUNERY_API_KEY": "key-secret",
+    "TUNERY_WEB_SESSION_SECONDS": "60",
+    "PATH": "/bin",
+}
+
+
+def test_each_program_gets_the_secrets_that_it_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in SETTINGS:
+        monkeypatch.setenv(name, SETTINGS[name])
+    monkeypatch.setattr(hardware, "gpus", lambda: ["NVIDIA L4"] * 2)
+    common = services.child_environment(tmp_path, {"database_url": SETTINGS["DATABASE_URL"]})
+    names = ["convert", *(each.name for each in services.programs(tmp_path, "127.0.0.1", 8000))]
+    got = {name: services.needed_by(name, common) for name in names}
+
+    def readers(secret: str) -> set[str]:
+        return {name for name, environment in got.items() if secret in "".join(environment.values())}
+
+    others = got.keys() - {"web", "convert"}
+    assert readers("database-secret") == readers("broker-secret") == readers("storage-secret") == others
+    assert readers("encryption-secret") == {"api", "webhooks", "deliveries"}
+    assert readers("hub-secret") == {"cpu-worker", "gpu-worker", "gpu-worker-1"}
+    assert readers("judge-secret") == {"api", "gpu-worker", "gpu-worker-1"}
+    assert readers("operator-secret") == {"webhooks"}
+    assert readers("-secret") == others
+    assert readers("key-secret") == set()
+    assert (got["web"]["PATH"], got["web"]["TUNERY_WEB_SESSION_SECONDS"]) == ("/bin", "60")
