@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
+from typing import Annotated
 from urllib.parse import quote
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Path, Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 
 from app.web.api_client import ApiError
 from app.web.sessions import SessionStore
 
-ID = re.compile(r"[A-Za-z0-9_-]{1,100}")
+ObjectId = Annotated[str, Path(pattern="^[A-Za-z0-9_-]{1,100}$")]
 KEPT_HEADERS = ("content-length", "content-range", "etag", "content-digest", "accept-ranges")
 CHUNK_BYTES = 1 << 18
 
@@ -22,24 +22,24 @@ def router(sessions: SessionStore) -> APIRouter:
     routes = APIRouter()
 
     @routes.get("/files/{file_id}/content")
-    async def file_content(request: Request, file_id: str) -> Response:
+    async def file_content(request: Request, file_id: ObjectId) -> Response:
         return await _download(sessions, request, file_id, "files/{id}/content", None)
 
     @routes.get("/jobs/{job_id}/metrics.csv")
-    async def metrics(request: Request, job_id: str) -> Response:
+    async def metrics(request: Request, job_id: ObjectId) -> Response:
         return await _download(
             sessions, request, job_id, "fine_tuning/jobs/{id}/metrics?format=csv", f"{job_id}-metrics.csv"
         )
 
     @routes.get("/jobs/{job_id}/log.txt")
-    async def log(request: Request, job_id: str, attempt: int | None = None, number: int | None = None) -> Response:
+    async def log(request: Request, job_id: ObjectId, attempt: int | None = None, number: int | None = None) -> Response:
         """`number` is that of the attempt among the trainings, as the pages count."""
         query, name = (f"?attempt={attempt}", f"-attempt-{number}") if attempt is not None else ("", "")
         path = f"fine_tuning/jobs/{{id}}/logs{query}"
         return await _download(sessions, request, job_id, path, f"{job_id}-log{name}.txt")
 
     @routes.get("/jobs/{job_id}/adapter.tar")
-    async def adapter(request: Request, job_id: str) -> Response:
+    async def adapter(request: Request, job_id: ObjectId) -> Response:
         return await _download(
             sessions, request, job_id, "fine_tuning/jobs/{id}/adapter/archive", f"{job_id}-adapter.tar"
         )
@@ -54,8 +54,6 @@ async def _download(
     session = sessions.of(request)
     if session is None:
         return RedirectResponse("/sign-in?reason=expired", 303)
-    if not ID.fullmatch(object_id):
-        return Response("No such object.", 404, media_type="text/plain")
     resources = AsyncExitStack()
     try:
         filename = filename or str((await session.api.get(f"files/{object_id}"))["filename"])

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import errno
-import json
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import JSONResponse, Response
 
 from app.domain.files.uploads import completion_seconds
 from app.web.api_client import RESPONSE_SECONDS, ApiClient, ApiError
 from app.web.csv_tables import EXPIRED, CsvTable, TableError, TableStore
+from app.web.downloads import ObjectId
 from app.web.sessions import SessionStore, WebSession
 from app.web.sign_in import is_same_origin
 
@@ -22,7 +23,18 @@ REFUSED_CODE = "invalid_training_file"  # of a line that is no JSON object
 MIME_TYPE = "application/jsonl"
 DISK_FULL = "The dashboard's disk is full: {reason}. Ask the operator for space, then try again; the upload continues."
 
+NO_UPLOAD = "An upload has the name of a file and its size in bytes, at least 1: an empty file cannot be uploaded."
+
 Json = dict[str, Any]
+
+
+class BrowserUpload(BaseModel):
+    """The body of a create."""
+
+    model_config = ConfigDict(strict=True)
+
+    filename: Annotated[str, Field(min_length=1)]
+    bytes: Annotated[int, Field(ge=1)]
 
 
 def router(sessions: SessionStore, tables: TableStore) -> APIRouter:
@@ -33,15 +45,15 @@ def router(sessions: SessionStore, tables: TableStore) -> APIRouter:
         return await _answer(sessions, request, lambda session: _create(session, tables, request))
 
     @routes.get("/{upload_id}")
-    async def read(request: Request, upload_id: str) -> Response:
+    async def read(request: Request, upload_id: ObjectId) -> Response:
         return await _answer(sessions, request, lambda session: _read(session, tables, upload_id))
 
     @routes.put("/{upload_id}/content")
-    async def append(request: Request, upload_id: str, offset: int) -> Response:
+    async def append(request: Request, upload_id: ObjectId, offset: int) -> Response:
         return await _answer(sessions, request, lambda session: _append(session, tables, request, upload_id, offset))
 
     @routes.delete("/{upload_id}")
-    async def cancel(request: Request, upload_id: str) -> Response:
+    async def cancel(request: Request, upload_id: ObjectId) -> Response:
         return await _answer(sessions, request, lambda session: _cancel(session, tables, upload_id))
 
     return routes
@@ -61,6 +73,8 @@ async def _answer(sessions: SessionStore, request: Request, work: Any) -> Respon
         return JSONResponse({"message": error.message, "is_refused": is_refused}, error.status or 503)
     except TableError as error:
         return JSONResponse({"message": str(error)}, 400)
+    except ValidationError:
+        return JSONResponse({"message": NO_UPLOAD}, 400)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -68,8 +82,8 @@ async def _answer(sessions: SessionStore, request: Request, work: Any) -> Respon
 
 
 async def _create(session: WebSession, tables: TableStore, request: Request) -> Json:
-    body = json.loads(await _read_body(request, 1 << 16))
-    filename, size_bytes = str(body["filename"]), int(body["bytes"])
+    new = BrowserUpload.model_validate_json(await _read_body(request, 1 << 16))
+    filename, size_bytes = new.filename, new.bytes
     if filename.lower().endswith(CSV_NAMES):
         return _table_state(tables.create(session.token, filename, size_bytes))
     if filename.lower().endswith(SHEET_NAMES):

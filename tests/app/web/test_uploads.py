@@ -1,4 +1,4 @@
-"""The pieces of a file on their way to the API: how long each is awaited, and how a check is repeated."""
+"""Uploads of the browser: what is refused, how long the API is awaited, and how a check is repeated."""
 
 from __future__ import annotations
 
@@ -7,9 +7,15 @@ from typing import Any
 
 import httpx2
 import pytest
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 
+from app.web import downloads, uploads
 from app.web.api_client import RESPONSE_SECONDS, ApiClient, make_http
-from app.web.uploads import send_piece
+from app.web.csv_tables import MAX_TABLE_BYTES, TableStore
+from app.web.server import invalid_request
+from app.web.sessions import COOKIE, SessionStore
+from app.web.uploads import NO_UPLOAD, send_piece
 
 TWO_GIGABYTES = 2_000_000_000
 CHECK_SECONDS = TWO_GIGABYTES / 50e6  # on a free core
@@ -48,3 +54,65 @@ def test_without_a_further_byte_the_check_is_repeated(total: int) -> None:
     request = sent(total, b"", total)
     assert (request.method, request.url.path) == ("POST", "/v1/uploads/upload_1/complete")
     assert request.extensions["timeout"]["read"] >= RESPONSE_SECONDS + total / 10e6
+
+
+def ask(*requests: tuple[str, str, Any]) -> list[httpx2.Response]:
+    """The dashboard's responses to (method, path, JSON body) of one session; the API is asked only at the sign-in."""
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        assert request.url.path == "/v1/project"
+        return httpx2.Response(200, json={})
+
+    async def send() -> list[httpx2.Response]:
+        http, tables = make_http("http://127.0.0.1:1"), TableStore()
+        http._transport = httpx2.MockTransport(answer)
+        sessions = SessionStore(http, http, 60, tables.discard_of)
+        session = await sessions.sign_in("key")
+        app = FastAPI()
+        app.add_exception_handler(RequestValidationError, invalid_request)
+        app.include_router(uploads.router(sessions, tables))
+        app.include_router(downloads.router(sessions))
+        transport = httpx2.ASGITransport(app)
+        cookies = {COOKIE: session.token}
+        async with httpx2.AsyncClient(transport=transport, base_url="http://dashboard", cookies=cookies) as client:
+            responses = [await client.request(method, path, content=body) for method, path, body in requests]
+        tables.close()
+        return responses
+
+    return asyncio.run(send())
+
+
+def test_a_size_that_is_none_is_refused_and_lifts_no_limit() -> None:
+    sizes = ("-1", "0", "-1000000000000000", "true", '"5"', "1.5", "NaN", "1e400", "null", "[]")
+    bodies = [f'{{"filename": "a.csv", "bytes": {size}}}' for size in sizes]
+    bodies += [
+        '{"filename": "a.csv"}',
+        '{"bytes": 5}',
+        '{"filename": 5, "bytes": 5}',
+        "[1]",
+        "5",
+        "",
+        "{",
+        "[" * 60_000,
+    ]
+    largest = f'{{"filename": "a.csv", "bytes": {MAX_TABLE_BYTES}}}'
+    first, *refused, last = ask(*(("POST", "/uploads", body) for body in (largest, *bodies, largest)))
+    assert (first.status_code, last.status_code) == (200, 400)
+    assert {answer.status_code for answer in refused} == {400}
+    assert {answer.json()["message"] for answer in refused} == {NO_UPLOAD}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "param"),
+    [
+        ("GET", "/uploads/x%3fy", "upload_id"),
+        ("DELETE", "/uploads/x%20y", "upload_id"),
+        ("PUT", "/uploads/upload_1/content?offset=x", "offset"),
+        ("GET", "/files/x%3fy/content", "file_id"),
+        ("GET", "/jobs/ftjob-1/log.txt?attempt=x", "attempt"),
+    ],
+)
+def test_an_invalid_parameter_is_refused_without_the_api(method: str, path: str, param: str) -> None:
+    (response,) = ask((method, path, b""))
+    assert response.status_code == 400
+    assert response.json()["message"].startswith(f"{param}: ")
