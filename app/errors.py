@@ -144,7 +144,7 @@ class RateLimited(TuneryError):
 
 
 class QuotaExceeded(TuneryError):
-    """A limit of the project is reached; `param` names it."""
+    """A limit of the project or of the key is reached; `param` names it."""
 
     status = 429
     type = "insufficient_quota"

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from anyio.to_thread import current_default_thread_limiter
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
@@ -18,6 +19,7 @@ from app.api.docs_page import page
 from app.api.error_handlers import add_error_handlers
 from app.api.limits.check_limiter import CheckLimiter
 from app.api.limits.fair_limiter import FairLimiter
+from app.api.limits.stream_limiter import StreamLimiter
 from app.api.middleware import bootstrap_guard
 from app.api.middleware.absolute_targets import AbsoluteTargetMiddleware
 from app.api.middleware.azure import AzureCompatibilityMiddleware
@@ -198,6 +200,7 @@ def _build_app_state(settings: Settings, storage: Storage | None) -> AppState:
         rate_limiter=RateLimiter(settings.max_requests_per_second),
         connection_limiter=FairLimiter(settings.database_pool_size),
         check_limiter=CheckLimiter(settings.check_processes or usable_cores()),
+        stream_limiter=StreamLimiter(settings.max_event_streams),
         health_checks=HealthChecks(sessions, storage, notifier, settings.data_dir, settings.low_disk_percent),
         io_pools=io_pools,
         engine_client=EngineClient(settings, io_pools.parse),
@@ -209,6 +212,8 @@ def _build_app_state(settings: Settings, storage: Storage | None) -> AppState:
 async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     """Prepare and close the application. `LimitedConnection` reads the yielded state."""
     app_state: AppState = app.state.app_state
+    # Each open transaction may hold a thread that waits for a lock, whose owner needs another one to commit.
+    current_default_thread_limiter().total_tokens += app_state.settings.database_pool_size
     await run_in_threadpool(_prepare, app_state, app.state.host)
     with on_shutdown_signal(app_state.notifications.close_subscriptions):
         yield {"settings": app_state.settings}

@@ -84,6 +84,11 @@ class Settings(BaseSettings):
     results_csv_base64: bool = False  # for scripts that expect base64, as OpenAI served for years
     database_pool_size: int = 20  # requests in a transaction at once; a process opens up to 2 n + 6 connections
     max_requests_per_second: int = Field(default=10_000, ge=1)  # default of projects without a limit of their own
+    # What one project may hold at once, so that no key of it takes what others need
+    max_queued_jobs: int = Field(default=1_000, ge=1)  # default of projects without a limit of their own
+    max_pending_uploads: int = Field(default=100, ge=1)
+    max_pending_upload_bytes: int = Field(default=64 << 30, ge=1)  # declared, together: eight of the largest
+    max_event_streams: int = Field(default=100, ge=1)  # of one API key, in each API process
     check_processes: int | None = Field(default=None, ge=1)  # concurrent processes that read datasets; default: cores
     admin_key_file: Path | None = None  # containers: a file with the first admin key
     web_url: str | None = None  # the dashboard's address, to which `/` refers browsers

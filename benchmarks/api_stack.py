@@ -124,7 +124,7 @@ def _process(
     command = [sys.executable, *words, "--port", str(port), "--timeout-graceful-shutdown", "5"]
     environment = os.environ | {
         "DATABASE_URL": database_url, "REDIS_URL": redis_url, "TUNERY_DATA_DIR": str(data_dir),
-        "TUNERY_LOG_FILE": str(data_dir / "api.log"),
+        "TUNERY_LOG_FILE": str(data_dir / "api.log"), "TUNERY_MAX_QUEUED_JOBS": "1000000",
     }  # fmt: skip
     process = subprocess.Popen(command, env=environment, cwd=Path(__file__).resolve().parents[1])
     try:

@@ -14,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from app.api.limits.check_limiter import CheckLimiter
 from app.api.limits.connection_limiter import ConnectionPermit
 from app.api.limits.fair_limiter import FairLimiter
+from app.api.limits.stream_limiter import StreamLimiter
 from app.api.transport.upload_io import IoPools
 from app.db.engine import Sessions
 from app.db.fast_reads.pool import AsyncConnections
@@ -46,6 +47,7 @@ class AppState:
     rate_limiter: RateLimiter
     connection_limiter: FairLimiter
     check_limiter: CheckLimiter
+    stream_limiter: StreamLimiter
     health_checks: HealthChecks
     engine_client: EngineClient
     trial_queue: TrialQueue

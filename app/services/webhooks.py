@@ -22,6 +22,7 @@ from app.domain.webhooks import (
     new_secret,
 )
 from app.errors import BadRequest, NotFound, combine_errors
+from app.services.access import quotas
 from app.services.operations.copies import refuse_in_copy
 
 MAX_ENDPOINTS = 50
@@ -56,10 +57,10 @@ class WebhookDeliveryView:
 def create(
     session: Session, rules: EndpointRules, project_id: str, changes: EndpointChanges
 ) -> tuple[WebhookEndpoint, str]:
-    """Create an endpoint. Returns it with its secret. Raises BadRequest with all problems."""
+    """Create an endpoint. Returns it with its secret. Raises BadRequest with all problems, QuotaExceeded."""
     changes = _validated(rules, changes)
-    if webhooks.count(session, project_id) >= MAX_ENDPOINTS:
-        raise BadRequest(f"A project has at most {MAX_ENDPOINTS} webhook endpoints; delete one that is not needed.")
+    remedy = "delete an endpoint that is not needed"
+    quotas.require_room(session, project_id, "max_webhook_endpoints", MAX_ENDPOINTS, webhooks.count, remedy)
     types = check_event_types(changes.event_types or [])
     secret, name, url = new_secret(), changes.name or "", changes.url or ""
     is_enabled, keys = changes.enabled is not False, rules.encryption_keys

@@ -53,7 +53,7 @@ def test_the_project_has_its_targets_webhooks_keys_and_audit_log(open_page: Open
     target = page.get_by_role("region", name="Delivery targets").get_by_role("row").filter(has_text="production")
     expect(target).to_contain_text("http://127.0.0.1:9")
     expect(target).to_contain_text("ready")
-    expect(page.get_by_text("the service's default")).to_be_visible()
+    expect(page.get_by_text("at most the service's default", exact=True)).to_be_visible()
     delivery = page.get_by_role("region", name="Deliveries to pipeline").get_by_role("row").filter(has_text="succeeded")
     expect(delivery).to_contain_text("pending")
     expect(page.get_by_role("region", name="API keys").get_by_role("row").filter(has_text="member")).to_be_visible()

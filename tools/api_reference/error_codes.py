@@ -350,10 +350,12 @@ ERROR_CODES = (
     ErrorCode(
         "insufficient_quota",
         429,
-        "A limit of the project is reached; `param` names it: stored bytes, queued jobs, GPU-seconds of the month.",
-        "`GET /v1/project` has limits and usage. Delete files, wait for jobs, or ask an admin for a higher limit.",
-        'Queue limit reached: project "…" may have … queued jobs and has …. Try again when one of them runs, cancel '
-        "one, or ask an admin for a higher max_queued_jobs.",
+        "A limit of the project or of the key is reached; `param` names it: stored bytes, queued jobs, GPU-seconds of "
+        "the month, pending uploads, unfinished evaluations, webhook endpoints, delivery targets, event streams.",
+        "`GET /v1/project` has limits and usage. Delete or end something of this kind, or ask an admin for a higher "
+        "limit.",
+        "max_queued_jobs: the project may have … and has …, so … more do not fit; try again when one of them runs, "
+        "cancel one, or ask an admin for a higher limit",
         is_final=True,
     ),
     ErrorCode(

@@ -11,9 +11,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from app.api.auth import authorize, bearer_secret
-from app.api.dependencies import AppState
+from app.api.dependencies import AppState, app_state_of
 from app.api.openapi.examples import streams as examples
 from app.api.routes.jobs.polling import read_job_version
 from app.api.schemas.jobs.events import render_event
@@ -64,7 +65,7 @@ async def follow_job(
         return Response(status_code=204)
     if request.method == "HEAD":
         return _stream_headers()
-    return EventSourceResponse(_events(app_state, secret, job_id, seq), headers=HEADERS)
+    return _LimitedStream(request, _events(app_state, secret, job_id, seq))
 
 
 @router.get(
@@ -83,7 +84,19 @@ async def follow_project(request: Request) -> Response:
     caller = authorize(request, await keys.find_key(app_state.connections, secret))
     if request.method == "HEAD":
         return _stream_headers()
-    return EventSourceResponse(_changes(app_state, secret, caller.project_id), headers=HEADERS)
+    return _LimitedStream(request, _changes(app_state, secret, caller.project_id))
+
+
+class _LimitedStream(EventSourceResponse):
+    """A stream that counts against the limit of its key until it ends. Its start raises QuotaExceeded at the limit."""
+
+    def __init__(self, request: Request, content: AsyncIterator[bytes]) -> None:
+        super().__init__(content, headers=HEADERS)
+        self._permit = app_state_of(request).stream_limiter.hold(request.state.key_id)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._permit:
+            await super().__call__(scope, receive, send)
 
 
 def _stream_headers() -> Response:

@@ -46,10 +46,8 @@ router = APIRouter(prefix="/v1/uploads", tags=["Uploads"], route_class=Idempoten
 @router.post("", response_model=UploadBody, summary="Begin an upload", openapi_extra=examples.CREATE_UPLOAD_BODY)
 def create_upload(body: JsonBodyDep, caller: CallerDep, session: SessionDep, app_state: AppStateDep) -> Any:
     """For files of gigabytes. This call sends no content; the upload has to be completed within an hour."""
-    settings = app_state.settings
     new = new_upload(parse_body(CreateUpload, body))
-    upload = uploads.create(session, caller.project_id, new, settings.upload_ttl_seconds, settings.max_upload_bytes)
-    return render_upload(upload)
+    return render_upload(uploads.create(session, caller.project_id, new, app_state.settings))
 
 
 @router.get("/{upload_id}", response_model=UploadBody, summary="Get an upload")

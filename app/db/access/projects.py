@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app.db.ids import new_id
@@ -32,15 +32,13 @@ def get_by_name(session: Session, name: str) -> Project | None:
     return session.scalar(select(Project).where(Project.name == name))
 
 
-def lock_limited(session: Session, project_id: str, *limits: str) -> Project | None:
-    """Lock the project's row, so that a count stays true until the commit: creations under a limit are serialized.
+def lock(session: Session, project_id: str) -> Project:
+    """Lock the project's row and read it again, so that a count stays true until the commit.
 
-    Returns None, without a lock, for a project that has none of these `limits` (column names). Rows that only refer to
-    the project are still written: their foreign keys take a weaker lock.
+    Rows that only refer to the project are still written: their foreign keys take a weaker lock.
     """
-    is_limited = or_(*(getattr(Project, limit).is_not(None) for limit in limits))
-    query = select(Project).where(Project.id == project_id, is_limited).with_for_update(key_share=True)
-    return session.execute(query.execution_options(populate_existing=True)).scalar_one_or_none()
+    query = select(Project).where(Project.id == project_id).with_for_update(key_share=True)
+    return session.execute(query.execution_options(populate_existing=True)).scalar_one()
 
 
 def page(session: Session, limit: int, after: Project | None = None, with_archived: bool = False) -> list[Project]:

@@ -49,6 +49,10 @@ def names(session: Session, project_id: str, only_defaults: bool = False) -> lis
     return [target.name for target in session.scalars(query)]
 
 
+def count(session: Session, project_id: str) -> int:
+    return len(names(session, project_id))
+
+
 def page(session: Session, project_id: str, limit: int, after: DeliveryTarget | None = None) -> list[DeliveryTarget]:
     """A page of targets, newest first; `after` is the last target of the previous page."""
     query = _existing(project_id)

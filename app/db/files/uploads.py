@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, delete, func, select
+from sqlalchemy import ColumnElement, Select, delete, func, select
 from sqlalchemy.orm import Session
 
 from app.db.ids import new_id
@@ -34,6 +34,15 @@ def lock(session: Session, project_id: str, upload_id: str) -> Upload | None:
     """Read the upload again and lock it until this transaction ends."""
     query = select(Upload).where(Upload.project_id == project_id, Upload.id == upload_id)
     return session.scalar(query.with_for_update().execution_options(populate_existing=True))
+
+
+def pending_count(session: Session, project_id: str) -> int:
+    return session.scalar(_pending(project_id, func.count())) or 0
+
+
+def pending_bytes(session: Session, project_id: str) -> int:
+    """The declared bytes of all pending uploads of a project."""
+    return int(session.scalar(_pending(project_id, func.sum(Upload.bytes))) or 0)
 
 
 def is_expired(session: Session, upload: Upload) -> bool:
@@ -134,3 +143,11 @@ def delete_parts(session: Session, parts: Sequence[UploadPart]) -> None:
 def keys_in_use(session: Session, keys: Sequence[str]) -> set[str]:
     """The storage keys among `keys` that belong to a part."""
     return set(session.scalars(select(UploadPart.storage_key).where(UploadPart.storage_key.in_(keys))))
+
+
+def _pending(project_id: str, column: Any) -> Select[tuple[int]]:
+    return select(column).where(
+        Upload.project_id == project_id,
+        Upload.status == UploadStatus.PENDING,
+        Upload.expires_at > func.clock_timestamp(),
+    )

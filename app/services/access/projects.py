@@ -49,6 +49,7 @@ def archive(session: Session, project_id: str, own_project_id: str | None, cance
         raise BadRequest(
             "The key of this request belongs to this project; archive it with a key of another project.", "id"
         )
+    projects.lock(session, project.id)  # before rows of jobs, as a creation and a resume do
     unfinished = jobs.unfinished_ids(session, project.id)
     if unfinished and not cancel_jobs:
         raise BadRequest(

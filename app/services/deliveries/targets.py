@@ -22,6 +22,7 @@ from app.domain.deliveries.targets import (
 )
 from app.domain.error_text.json_text import as_json, unquoted
 from app.errors import BadRequest, NotFound, combine_errors
+from app.services.access import quotas
 
 MAX_TARGETS = 50
 
@@ -44,13 +45,13 @@ class TargetChanges:
 
 
 def create(session: Session, operator: Operator, project_id: str, name: str, changes: TargetChanges) -> DeliveryTarget:
-    """Create a target. Raises BadRequest with all problems."""
+    """Create a target. Raises BadRequest with all problems, QuotaExceeded."""
     assert changes.destination is not None, "the shape of a create body requires it"
     kind = TargetKind(changes.destination.kind)
     credentials = changes.credentials or {}
     _check(operator, kind, changes.destination, credentials, name)
-    if len(targets.names(session, project_id)) >= MAX_TARGETS:
-        raise BadRequest(f"A project has at most {MAX_TARGETS} delivery targets; delete one that is not needed.")
+    remedy = "delete a target that is not needed"
+    quotas.require_room(session, project_id, "max_delivery_targets", MAX_TARGETS, targets.count, remedy)
     target = targets.insert(
         session,
         project_id,

@@ -20,6 +20,7 @@ from app.domain.files.uploads import MAX_PART_BYTES, MAX_PARTS, UploadStatus, ma
 from app.errors import BadRequest, NotFound, TooLarge
 from app.services.access import quotas
 from app.services.files.ingest import StagedFile, discard_object
+from app.settings import Settings
 from app.storage import Storage
 
 
@@ -42,15 +43,21 @@ class UploadView:
     file: File | None = None
 
 
-def create(session: Session, project_id: str, new: NewUpload, ttl_seconds: float, max_upload_bytes: int) -> UploadView:
-    if new.size_bytes > max_upload_bytes:
-        text = f"bytes: {new.size_bytes:,} is more than {max_upload_bytes:,}, the limit for one upload"
+def create(session: Session, project_id: str, new: NewUpload, settings: Settings) -> UploadView:
+    """Raises BadRequest, QuotaExceeded."""
+    if new.size_bytes > settings.max_upload_bytes:
+        text = f"bytes: {new.size_bytes:,} is more than {settings.max_upload_bytes:,}, the limit for one upload"
         raise BadRequest(text, "bytes", "file_too_large")
+    for limit, maximum, count, more in (
+        ("max_pending_uploads", settings.max_pending_uploads, uploads.pending_count, 1),
+        ("max_pending_upload_bytes", settings.max_pending_upload_bytes, uploads.pending_bytes, new.size_bytes),
+    ):
+        quotas.require_room(session, project_id, limit, maximum, count, "complete or cancel a pending upload", more)
     quotas.require_storage(session, project_id, new.size_bytes)
     upload = uploads.insert(
         session,
         project_id,
-        ttl_seconds,
+        settings.upload_ttl_seconds,
         filename=new.filename,
         purpose=new.purpose,
         mime_type=new.mime_type,

@@ -18,7 +18,7 @@ MAX_TEMPLATES_BYTES = 64_000  # of one evaluation together
 
 
 def problems_of_job(
-    session: Session, project_id: str, body: Mapping[str, Any], endpoints: Collection[str] | None
+    session: Session, project_id: str, body: Mapping[str, Any], endpoints: Collection[str]
 ) -> list[BadRequest]:
     """The problems of the `evaluation` in a create body whose shape was checked."""
     if not body.get("evaluation"):

@@ -15,8 +15,9 @@ from app.domain.error_text.json_text import as_json, unquoted
 from app.domain.evaluations.graders import EvaluationRequest, EvaluationSettings
 from app.domain.evaluations.plan import make_plan
 from app.domain.evaluations.states import EvaluationState
-from app.errors import BadRequest, NotFound, QuotaExceeded, combine_errors
+from app.errors import BadRequest, NotFound, combine_errors
 from app.job_queue import WorkerNotifier
+from app.services.access import quotas
 from app.services.jobs import jobs
 from app.services.jobs.checkpoints import select_checkpoint
 from app.services.jobs.evaluation_requests import find_file, grader_problems
@@ -58,7 +59,9 @@ def create(
         raise combine_errors(problems)
     assert file is not None
     assert checkpoint is not None
-    _require_quota(session, project_id)
+    remedy = "wait for some, or cancel one"
+    limit, count = "max_unfinished_evaluations", evaluations.unfinished_count
+    quotas.require_room(session, project_id, limit, MAX_UNFINISHED, count, remedy)
     link_to(job.traceparent)
     settings = request.settings()
     evaluation = evaluations.insert(
@@ -101,10 +104,3 @@ def first_plan(session: Session, job: Job, file: File, settings: EvaluationSetti
     rows = None if file.line_count is None else min(file.line_count, settings.max_rows)
     measured = evaluations.seconds_per_answer(session, job.base_model)
     return make_plan(settings, rows, None, measured, job.progress).model_dump()
-
-
-def _require_quota(session: Session, project_id: str) -> None:
-    unfinished = evaluations.unfinished_count(session, project_id)
-    if unfinished >= MAX_UNFINISHED:
-        text = f"A project may have {MAX_UNFINISHED} unfinished evaluations; wait for some, or cancel one."
-        raise QuotaExceeded(text, "max_unfinished_evaluations")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -20,8 +20,8 @@ from app.domain.jobs.states import Desired, JobState
 from app.errors import BadRequest, NotFound, NotPermitted
 from app.job_queue import WorkerNotifier
 from app.services.access import quotas
-from app.services.deliveries import targets
 from app.services.jobs.requests import JobRequest, SchedulingOptions, resolve_request
+from app.settings import Settings
 from app.telemetry.tracing import current_traceparent
 
 QueueState = tuple[
@@ -51,18 +51,13 @@ def create(
     notifier: WorkerNotifier,
     project_id: str,
     request: JobRequest,
-    is_admin: bool = False,
-    endpoints: Collection[str] | None = None,
+    is_admin: bool,
+    settings: Settings,
 ) -> JobView:
     """Create a job. Raises as `resolve_request`; NotPermitted for an urgent job; QuotaExceeded."""
-    deliver_to: list[str] = []
-    try:
-        deliver_to = targets.resolve_names(session, project_id, request.deliver_to)
-    except BadRequest as problem:
-        request = replace(request, problems=[*request.problems, problem])
-    resolved = resolve_request(session, project_id, request, endpoints)
+    resolved = resolve_request(session, project_id, request, settings.endpoints)
     require_urgent_permission(resolved.project, request.scheduling, is_admin)
-    quotas.require_queue_quota(session, resolved.project)
+    quotas.require_queue_quota(session, project_id, settings.max_queued_jobs)
     job = jobs.insert(
         session,
         project_id,
@@ -74,7 +69,7 @@ def create(
         priority=request.scheduling.priority,
         is_urgent=request.scheduling.is_urgent,
         worker_labels=list(request.scheduling.worker_labels),
-        deliver_to=deliver_to,
+        deliver_to=resolved.deliver_to,
         cloned_from=request.cloned_from,
         request=dict(request.sent_body),
         warnings=resolved.warnings,
@@ -138,13 +133,15 @@ def pause(session: Session, project_id: str, job_id: str) -> JobView:
     return _views(session, [job])[0]
 
 
-def resume(session: Session, notifier: WorkerNotifier, project_id: str, job_id: str) -> JobView:
+def resume(
+    session: Session, notifier: WorkerNotifier, project_id: str, job_id: str, default_max_queued_jobs: int
+) -> JobView:
     """Resume a paused job. The state is checked before the quota, as waiting does not change the state.
 
     Raises NotFound, BadRequest, QuotaExceeded.
     """
     if get(session, project_id, job_id).state == JobState.PAUSED:
-        quotas.require_queue_quota(session, session.get_one(Project, project_id))
+        quotas.require_queue_quota(session, project_id, default_max_queued_jobs)
     job = jobs.resume(session, project_id, job_id)
     if job is None:
         raise _wrong_state(get(session, project_id, job_id), "resumed", "a paused job")

@@ -5,7 +5,7 @@ One transaction reads the inputs; tokens are counted and the estimate is made wi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -99,9 +99,11 @@ class JobPlan:
         )
 
 
-def read_inputs(session: Session, project_id: str, request: JobRequest, is_admin: bool = False) -> PlanInputs:
+def read_inputs(
+    session: Session, project_id: str, request: JobRequest, is_admin: bool, endpoints: Collection[str]
+) -> PlanInputs:
     """Read the inputs of a plan. Raises as the creation of the job, except for limits of the project."""
-    resolved = resolve_request(session, project_id, request)
+    resolved = resolve_request(session, project_id, request, endpoints)
     require_urgent_permission(resolved.project, request.scheduling, is_admin)
     validation_file = resolved.validation_file
     missing = [] if validation_file else [request_warning("no_validation_file", NO_VALIDATION_FILE)]

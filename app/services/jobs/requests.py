@@ -20,6 +20,7 @@ from app.domain.jobs.resolve import resolve
 from app.domain.jobs.spec import JobSpec
 from app.errors import BadRequest, NotFound, combine_errors
 from app.services.base_models import models as model_services
+from app.services.deliveries import targets
 from app.services.jobs import evaluation_requests, parent_adapter
 
 
@@ -61,15 +62,21 @@ class ResolvedRequest:
     validation_file: File | None
     spec: JobSpec
     warnings: list[dict[str, Any]]
+    deliver_to: list[str]  # names of delivery targets
 
 
 def resolve_request(
-    session: Session, project_id: str, request: JobRequest, endpoints: Collection[str] | None = None
+    session: Session, project_id: str, request: JobRequest, endpoints: Collection[str]
 ) -> ResolvedRequest:
-    """Resolve a request, without writes. `endpoints` are those that the operator has named; None: not checked.
+    """Resolve a request, without writes. `endpoints` are those that the operator has named.
 
     Raises BadRequest with all problems, or NotFound if the only problem is a missing model or file.
     """
+    deliver_to: list[str] = []
+    try:
+        deliver_to = targets.resolve_names(session, project_id, request.deliver_to)
+    except BadRequest as problem:
+        request = replace(request, problems=[*request.problems, problem])
     rows = references.load_job_references(
         session, project_id, request.model, request.training_file, request.validation_file
     )
@@ -90,7 +97,7 @@ def resolve_request(
     warnings = [request_warning("without_effect", text) for text in request.warnings]
     if validation_file is not None and validation_file.sha256 == training_file.sha256:
         warnings.append(request_warning("same_file", SAME_FILE))
-    return ResolvedRequest(rows.project, base, training_file, validation_file, spec, warnings)
+    return ResolvedRequest(rows.project, base, training_file, validation_file, spec, warnings, deliver_to)
 
 
 def find_model(session: Session, project_id: str, name: str) -> tuple[BaseModelRow, ParentAdapter | None]:

@@ -48,20 +48,23 @@ async def build(view: View) -> None:
 
 def show_usage(project: Json) -> None:
     usage, limits = project["usage"], project["limits"]
-    requests = limits["max_requests_per_second"]
     with card("Usage and limits"):
         facts(
             {
                 "Stored": _of(size(usage["stored_bytes"]), limits["max_stored_bytes"], size),
-                "Queued jobs": _of(count(usage["queued_jobs"]), limits["max_queued_jobs"], count),
+                "Queued jobs": f"{count(usage['queued_jobs'])}, {_or_default(limits['max_queued_jobs'])}",
                 "Running jobs": _of(count(usage["running_jobs"]), limits["max_running_jobs"], count),
                 "GPU time this month": _of(
                     duration(usage["gpu_seconds_this_month"]), limits["max_gpu_seconds_per_month"], duration
                 ),
                 "Planned GPU time": duration(usage["held_gpu_seconds"]),
-                "Requests per second": f"at most {count(requests)}" if requests else "the service's default",
+                "Requests per second": _or_default(limits["max_requests_per_second"]),
             }
         )
+
+
+def _or_default(limit: int | None) -> str:
+    return "at most the service's default" if limit is None else f"at most {count(limit)}"
 
 
 def _of(used: str, limit: float | None, format_limit: Any) -> str:

@@ -38,7 +38,8 @@ BY_SCHEMA = {
         "creating and resuming jobs are refused; running jobs continue."
     ),
     "Limits.max_queued_jobs": (
-        "Jobs that wait for a worker or for validation. At the limit, creating and resuming jobs are refused."
+        "Jobs that wait for a worker or for validation. At the limit, creating and resuming jobs are refused. "
+        "Null: the operator's default."
     ),
     "Limits.max_requests_per_second": (
         "Per API process; the requests of one second may arrive at once. Null: the operator's default."

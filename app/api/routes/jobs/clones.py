@@ -11,7 +11,7 @@ from app.api.dependencies import AppStateDep, SessionDep
 from app.api.idempotency import IdempotentRoute
 from app.api.job_request_parser import clone_request
 from app.api.openapi.examples import extensions
-from app.api.routes.jobs.jobs import render
+from app.api.routes.jobs.jobs import create
 from app.api.schemas.jobs.diffs import DiffBody, render_diff
 from app.api.schemas.jobs.jobs import JobBody
 from app.api.transport.json_body import OptionalJsonBodyDep
@@ -31,9 +31,7 @@ def clone_job(
     original = jobs.get(session, caller.project_id, job_id)
     request = clone_request(original, body)
     clones.check_files(session, original, request)
-    endpoints = app_state.settings.endpoints
-    view = jobs.create(session, app_state.worker_notifier, caller.project_id, request, caller.is_admin, endpoints)
-    return render(app_state, view)
+    return create(app_state, session, caller, request)
 
 
 @router.get("/diff", response_model=DiffBody, summary="Compare two jobs")

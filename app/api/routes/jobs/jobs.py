@@ -7,6 +7,7 @@ from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
+from sqlalchemy.orm import Session
 
 from app.api.auth import Caller, CallerDep
 from app.api.dependencies import AppState, AppStateDep, SessionDep
@@ -28,6 +29,7 @@ from app.services.datasets.check_process import Check
 from app.services.datasets.token_counter import NotCountedError
 from app.services.jobs import jobs, plan
 from app.services.jobs.jobs import JobView
+from app.services.jobs.requests import JobRequest
 
 MAX_EVENTS = 1_000
 MAX_CHECKPOINTS = 100
@@ -38,10 +40,7 @@ router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["Fine-tuning"], route_cl
 @router.post("", response_model=JobBody, summary="Create a job", openapi_extra=all_operations.CREATE_JOB_BODY)
 def create_job(body: JsonBodyDep, caller: CallerDep, session: SessionDep, app_state: AppStateDep) -> Any:
     """Returns at once with the status `validating_files`. Errors in the data itself appear in the job later."""
-    new_job = job_request(body)
-    endpoints = app_state.settings.endpoints
-    view = jobs.create(session, app_state.worker_notifier, caller.project_id, new_job, caller.is_admin, endpoints)
-    return render(app_state, view)
+    return create(app_state, session, caller, job_request(body))
 
 
 @router.post("/plan", response_model=PlanBody, summary="Plan a job", openapi_extra=all_operations.CREATE_JOB_BODY)
@@ -62,7 +61,8 @@ def _cached_plan(
     """The question, and the plan if the token counts of the files are cached."""
     request = job_request(body)
     with transaction(app_state.sessions) as session:
-        question = plan.read_inputs(session, caller.project_id, request, caller.is_admin)
+        endpoints = app_state.settings.endpoints
+        question = plan.read_inputs(session, caller.project_id, request, caller.is_admin, endpoints)
     try:
         return question, _compute_plan(app_state, question, None)
     except NotCountedError:
@@ -120,7 +120,8 @@ def pause_job(job_id: str, caller: CallerDep, session: SessionDep, app_state: Ap
 @router.post("/{job_id}/resume", response_model=JobBody, summary="Resume a paused job")
 def resume_job(job_id: str, caller: CallerDep, session: SessionDep, app_state: AppStateDep) -> Any:
     """Returns the job to `queued`; the next attempt resumes where the job was paused."""
-    return render(app_state, jobs.resume(session, app_state.worker_notifier, caller.project_id, job_id))
+    notifier, max_queued_jobs = app_state.worker_notifier, app_state.settings.max_queued_jobs
+    return render(app_state, jobs.resume(session, notifier, caller.project_id, job_id, max_queued_jobs))
 
 
 @router.get(
@@ -163,6 +164,11 @@ def list_checkpoints(
         return not_modified(etag)
     rows, best_id = jobs.checkpoint_page(session, caller.project_id, job_id, limit + 1, after)
     return json_response(etag, list_page(rows, limit, lambda checkpoint: render_checkpoint(checkpoint, best_id)))
+
+
+def create(app_state: AppState, session: Session, caller: Caller, request: JobRequest) -> dict[str, Any]:
+    notifier, settings = app_state.worker_notifier, app_state.settings
+    return render(app_state, jobs.create(session, notifier, caller.project_id, request, caller.is_admin, settings))
 
 
 def render(app_state: AppState, view: JobView) -> dict[str, Any]:

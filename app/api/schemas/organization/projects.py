@@ -19,7 +19,7 @@ Count = Annotated[int, Field(ge=0, le=MAX_BIGINT)]
 
 
 class Limits(Strict):
-    """Null means no limit."""
+    """Null means no limit, or the operator's default."""
 
     max_stored_bytes: Count | None = None
     max_queued_jobs: Count | None = None

@@ -16,7 +16,6 @@ from app.db.engine import Sessions, transaction
 from app.db.operations import status
 from app.db.tables import Project, WebhookDelivery
 from app.db.webhooks import endpoints
-from app.services.webhooks import MAX_ENDPOINTS
 
 URL = "https://hooks.example.com/tunery"
 SUCCEEDED = "fine_tuning.job.succeeded"
@@ -90,12 +89,6 @@ class TestCreate:
     def test_may_begin_disabled(self, create: Create) -> None:
         body = create(enabled=False).json()
         assert (body["enabled"], body["disabled_reason"]) == (False, "by request, when it was created")
-
-    def test_has_a_limit_a_project(self, create: Create, sessions: Sessions, project: Project) -> None:
-        with transaction(sessions) as session:
-            for _ in range(MAX_ENDPOINTS):
-                endpoints.insert(session, project.id, "n", URL, [SUCCEEDED], "whsec_x", True)
-        assert f"at most {MAX_ENDPOINTS}" in error_of(create())["message"]
 
     def test_with_a_key_is_answered_again_without_the_secret(self, client: TestClient) -> None:
         body = {"name": "a", "url": URL, "event_types": [SUCCEEDED]}

@@ -141,14 +141,6 @@ class TestAsking:
             seen: Any = official.get(f"{url}/{made['id']}", cast_to=object)
             assert seen["status"] == "queued"
 
-    def test_a_project_has_a_limit_of_unfinished_ones(
-        self, client: TestClient, succeeded: Job, heldout: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("app.services.jobs.evaluations.MAX_UNFINISHED", 1)
-        ask(client, succeeded, heldout)
-        answer = client.post(path(succeeded), json={"file": heldout, "graders": []})
-        assert (answer.status_code, answer.json()["error"]["code"]) == (429, "insufficient_quota")
-
     @pytest.mark.parametrize("is_plan", [False, True])
     def test_templates_have_64_000_bytes_together(
         self, client: TestClient, succeeded: Job, heldout: str, is_plan: bool

@@ -17,7 +17,7 @@ from app.db.tables import BaseModelRow, Job
 from app.domain.planning.execution_plan import Measurement
 from app.services.datasets import check_process, token_counter
 from tests.app.api.conftest import Upload
-from tests.factories import chat_lines
+from tests.factories import chat_lines, make_project, make_target
 from tests.tiny import make_tiny_pairs
 
 pytestmark = pytest.mark.usefixtures("base_model")
@@ -252,10 +252,27 @@ class TestPlan:
         assert (error["param"], error["code"]) == ("validation_file", "invalid_value")
         assert error["message"].startswith("Line 2: ")
 
-    def test_what_create_refuses_is_refused(self, client: TestClient, training_file: str) -> None:
-        answer = client.post(PLAN, json={"model": "tiny", "training_file": training_file, "lora": {"r": 0}})
-        assert answer.status_code == 400
-        assert answer.json()["error"]["param"] == "lora.r"
+    @pytest.mark.parametrize(
+        ("body", "param"),
+        [
+            ({"lora": {"r": 0}}, "lora.r"),
+            ({"deliver_to": ["none"]}, "deliver_to"),
+            ({"deliver_to": ["foreign"]}, "deliver_to"),
+            ({"evaluation": {"file": "file-none"}}, "evaluation.file"),
+            ({"evaluation": {"reference": {"model": "m", "endpoint": "none"}}}, "evaluation.reference.endpoint"),
+        ],
+    )
+    def test_what_create_refuses_is_refused(
+        self, client: TestClient, sessions: Sessions, training_file: str, body: Any, param: str
+    ) -> None:
+        with transaction(sessions) as session:
+            make_target(session, make_project(session, "others").id, "foreign")
+        if "evaluation" in body:
+            body = {"evaluation": {"file": training_file} | body["evaluation"]}
+        body = {"model": "tiny", "training_file": training_file} | body
+        planned, created = (client.post(path, json=body) for path in (PLAN, JOBS))
+        assert (planned.status_code, planned.json()["error"]["param"]) == (400, param)
+        assert planned.json() == created.json()
 
     def test_another_projects_file_is_not_there(
         self, client: TestClient, training_file: str, foreign_headers: dict[str, str]
