@@ -22,6 +22,7 @@ from app.db.access.audit import AuditContext, audited_as
 from app.errors import BadRequest, NotFound, RequestTimeout, TuneryError
 from app.log import get_logger
 
+ENDS_OF_A_TASK = (KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError)
 API_VERSION = b"2020-10-01"  # the value that OpenAI sends as `openai-version`
 
 log = get_logger(__name__)
@@ -58,7 +59,9 @@ class RequestContextMiddleware:
             await self.app(scope, receive, response)
         except ClientDisconnect:
             response.record.end("client_disconnected", CLIENT_CLOSED_REQUEST)
-        except Exception:
+        except ENDS_OF_A_TASK:
+            raise
+        except BaseException:  # a panic of a library in Rust is no Exception
             log.exception("request failed")
             if response.started:
                 return  # too late for another status: the server closes the connection, as the response is incomplete
