@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
+from io import BufferedIOBase, RawIOBase
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,16 @@ class ManifestMismatch(ValueError):
 
 def sha256_file(path: Path, on_chunk: Callable[[], object] = lambda: None) -> str:
     """The SHA-256 of a file; `on_chunk` is called for each part that was read."""
-    digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
-        while chunk := file.read(HASHED_CHUNK_BYTES):
-            digest.update(chunk)
-            on_chunk()
+        return sha256_stream(file, on_chunk)
+
+
+def sha256_stream(file: RawIOBase | BufferedIOBase, on_chunk: Callable[[], object]) -> str:
+    """The SHA-256 of an open binary file from its position to its end."""
+    digest = hashlib.sha256()
+    while chunk := file.read(HASHED_CHUNK_BYTES):
+        digest.update(chunk)
+        on_chunk()
     return digest.hexdigest()
 
 

@@ -33,7 +33,8 @@ from app.domain.base_models.catalog import (
 )
 from app.domain.base_models.trainer_report import TrainerReport
 from app.domain.jobs.spec import BaseSpec
-from app.system.artifact_directory import sha256_file
+from app.system.artifact_directory import sha256_stream
+from app.system.regular_files import irregular_files, open_regular, read_regular
 
 MAX_HEADER_BYTES = 100 << 20
 # Loading pickled weights runs code; `auto_map` and `_attn_implementation*` make transformers run code from other places
@@ -150,7 +151,7 @@ def hash_directory(
 ) -> tuple[dict[str, dict[str, Any]], str]:
     """({name: {"bytes", "sha256"}} of the files, SHA-256 of that mapping as canonical JSON)."""
     paths = sorted(path for path in directory.iterdir() if path.is_file() and not path.name.startswith("."))
-    files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path, on_chunk)} for path in paths}
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path, on_chunk)} for path in paths}
     canonical = json.dumps(files, sort_keys=True, separators=(",", ":")).encode()
     return files, hashlib.sha256(canonical).hexdigest()
 
@@ -193,6 +194,8 @@ def linear_layers(directory: Path) -> dict[str, tuple[int, int]]:
 def _problems(directory: Path) -> list[str]:
     if not directory.is_dir():
         return ["it is not a readable directory"]
+    if irregular := irregular_files(directory):
+        return irregular
     names = {path.name for path in directory.iterdir()}
     problems = [f"{name} is missing" for name in REQUIRED_FILES if name not in names]
     problems += [
@@ -335,8 +338,13 @@ def _largest(size: int | list[int] | None) -> int:
     return max(size) if isinstance(size, list) else size or 0
 
 
+def _sha256(path: Path, on_chunk: Callable[[], object]) -> str:
+    with open_regular(path) as file:
+        return sha256_stream(file, on_chunk)
+
+
 def _read_header(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         prefix = file.read(8)
         size = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
         if not 2 <= size <= MAX_HEADER_BYTES:
@@ -366,6 +374,6 @@ def _has_chat_template(directory: Path) -> bool:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        return dict(json.loads(read_regular(path)))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise RefusedModel(f"{path.name} is not a readable JSON object: {error}") from error

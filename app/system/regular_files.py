@@ -1,0 +1,61 @@
+"""The files of a base model's directory: regular ones, inside the directory, of a bounded size.
+
+A FIFO or a device has no end, and a link may lead to any file of the host.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from io import BufferedReader
+from pathlib import Path
+
+MAX_TEXT_BYTES = 64 << 20  # of a file that is read at once; the index of 100,000 tensors has 10 MB
+MAX_TOKENIZER_BYTES = 256 << 20  # Gemma's has 33 MB
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Open a file of a base model. Raises OSError for one that is not regular or leads out of its directory."""
+    _check(path, os.stat(path))  # before it is opened, which has an effect on some devices
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    try:
+        _check(path, os.fstat(file.fileno()))  # it may have been replaced
+    except OSError:
+        file.close()
+        raise
+    return file
+
+
+def read_regular(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> bytes:
+    """Raises OSError, also for a file with more bytes."""
+    with open_regular(path) as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise OSError(errno.EFBIG, f"it has more than {max_bytes:,} bytes", path.name)
+    return content
+
+
+def irregular_files(directory: Path) -> list[str]:
+    """What is wrong with entries of the directory that are not regular files inside it; subdirectories are not read."""
+    problems = []
+    for path in sorted(directory.iterdir()):
+        try:
+            status = os.stat(path)
+            if not stat.S_ISDIR(status.st_mode):
+                _check(path, status)
+        except OSError as error:
+            problems.append(f"{path.name} cannot be read: {error.strerror}")
+    return problems
+
+
+def _check(path: Path, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file", path.name)
+    if path.is_symlink() and not any(path.resolve().is_relative_to(place) for place in _places(path.parent.resolve())):
+        raise OSError(errno.EINVAL, "it is a link that leads out of the directory", path.name)
+
+
+def _places(directory: Path) -> tuple[Path, ...]:
+    """The directory, and the blobs to which the files of a snapshot in a hub's cache link."""
+    return (directory, directory.parents[1] / "blobs") if directory.parent.name == "snapshots" else (directory,)
