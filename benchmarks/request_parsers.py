@@ -168,7 +168,7 @@ def _renderer() -> Renderer:
 
 def _chat(line: bytes) -> object:
     """The findings, warnings and tokens that a report, a plan and a job compute for one line."""
-    return build_report(io.BytesIO(line), _renderer(), DataParameters(), MAX_LINE_BYTES, lambda: None)
+    return build_report(_renderer(), DataParameters(), MAX_LINE_BYTES, io.BytesIO(line))
 
 
 def _form(body: bytes) -> object:

@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 CHAT_TEMPLATE = (
@@ -179,6 +179,15 @@ def write_tokenizer(directory: Path) -> None:
             "model_max_length": 512,
         },
     )
+
+
+def panic_at_many_a(directory: Path) -> None:
+    """Give a base model a tokenizer whose regular expression gives up at 300 "a" before another character."""
+    file = directory / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(file))
+    split = pre_tokenizers.Split(Regex("(a|aa)+$|(.*a){20}b"), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.save(str(file))
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -7,21 +7,31 @@ from collections.abc import Mapping
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tokenizers import Tokenizer, processors
 
 from app.domain.base_models.architectures import text_config
-from app.domain.datasets.render import Renderer
+from app.domain.datasets.render import Renderer, encode
+from app.system.regular_files import MAX_TOKENIZER_BYTES, read_regular
 
 CACHED_TOKENIZERS = 4  # of the last base models that a process read; a file of 3.5 MB takes 29 MB of memory
+MAX_TEMPLATE_BYTES = 1 << 20  # those of Llama, Qwen, Gemma and others have up to 20 kB
 GENERATION_CONFIGS = ("generation_config.json", "config.json")  # transformers reads the first that exists
 
 
-def load_renderer(directory: Path, now: datetime | None = None) -> Renderer:
+AnyRenderer = TypeVar("AnyRenderer", bound=Renderer)
+
+
+def load_renderer(
+    directory: Path,
+    now: datetime | None = None,
+    kind: type[AnyRenderer] = Renderer,  # type: ignore[assignment]
+) -> AnyRenderer:
     """Read a base model's tokenizer and chat template; `now` is what the template prints as the current time.
 
-    Raises OSError, ValueError that names a damaged file, and TemplateSyntaxError.
+    A plain Renderer runs the template without limits: see app.system.limited_rendering. Raises OSError, and ValueError
+    that names a damaged file.
     """
     config = _read_json(directory / "tokenizer_config.json")
     special_tokens = {key: _token_text(value) for key, value in config.items() if key.endswith("_token") and value}
@@ -30,7 +40,7 @@ def load_renderer(directory: Path, now: datetime | None = None) -> Renderer:
     tokenizer, bos_tokens = _load_tokenizer(file, status.st_mtime_ns, status.st_size)
     template, stops = _read_template(directory, config), _read_stops(directory, tokenizer)
     rows = _read_embedding_rows(directory)
-    return Renderer(tokenizer, template, special_tokens, stops, bos_tokens, now, rows)
+    return kind(tokenizer, template, special_tokens, stops, bos_tokens, now, rows)
 
 
 def read_response_template(directory: Path) -> dict[str, Any] | None:
@@ -45,8 +55,9 @@ def _load_tokenizer(file: Path, _mtime_ns: int, _size_bytes: int) -> tuple[Token
 
     Cached, because reading a file of 3.5 MB takes 0.13 s, during which no other thread runs.
     """
+    content = read_regular(file, MAX_TOKENIZER_BYTES)
     try:
-        tokenizer = Tokenizer.from_file(str(file))
+        tokenizer = Tokenizer.from_buffer(content)
     except Exception as error:  # tokenizers has no class of its own for it
         raise ValueError(f"{file.name} is not a tokenizer ({error})") from error
     tokenizer.no_truncation()
@@ -60,7 +71,7 @@ def _read_template(directory: Path, config: Mapping[str, Any]) -> str | None:
     """The chat template of a model whose tokenizer_config.json is `config`; None if it has none."""
     file = directory / "chat_template.jinja"
     if file.exists():
-        return file.read_text(encoding="utf-8")
+        return read_regular(file, MAX_TEMPLATE_BYTES).decode()
     template = config.get("chat_template")
     if isinstance(template, list):
         template = next((entry["template"] for entry in template if entry.get("name") == "default"), None)
@@ -69,8 +80,8 @@ def _read_template(directory: Path, config: Mapping[str, Any]) -> str | None:
 
 def _bos_tokens(tokenizer: Tokenizer) -> list[int]:
     """The tokens that the tokenizer adds before a text, such as the beginning-of-sequence token."""
-    plain = list(tokenizer.encode("a", add_special_tokens=False).ids)
-    complete = list(tokenizer.encode("a", add_special_tokens=True).ids)
+    plain = list(encode(tokenizer, "a").ids)
+    complete = list(encode(tokenizer, "a", special=True).ids)
     return next((complete[:at] for at in range(len(complete)) if complete[at : at + len(plain)] == plain), [])
 
 
@@ -93,8 +104,8 @@ def _read_embedding_rows(directory: Path) -> int | None:
 def _read_json(path: Path) -> dict[str, Any]:
     """Raises ValueError that names the file."""
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+        return dict(json.loads(read_regular(path)))
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path.name} is not a JSON object ({error})") from error
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO
 
 from app.domain.datasets.jsonl import Finding, format_findings
@@ -20,6 +21,7 @@ from app.domain.evaluations.rows import (
     selected_indices,
 )
 from app.domain.evaluations.templates import compared_text
+from app.system.limited_rendering import read_in_process
 
 MAX_FINDINGS = 10
 MAX_ROWS_BYTES = 128 << 20  # of the selected rows, which are held in memory
@@ -42,49 +44,72 @@ class EvaluationInputs:
         return sum(map(len, self.prompts))
 
 
-def read_inputs(
+def read_checked_inputs(
     open_file: Callable[[], BinaryIO],
     settings: EvaluationSettings,
-    renderer: Renderer,
+    model_directory: Path,
     context_length: int,
     max_line_bytes: int,
     check: Callable[[], None],
 ) -> EvaluationInputs:
+    """Read the file in a process with limits, as the base model's chat template runs there.
+
+    `check` is called meanwhile, to raise an error that ends the work. Raises InvalidEvaluationFile,
+    UnreadableTokenizer, UnusableTemplate, OSError.
+    """
+    with open_file() as file, open_file() as again:
+        inputs: EvaluationInputs = read_in_process(
+            model_directory,
+            read_inputs,
+            settings,
+            context_length,
+            max_line_bytes,
+            files=[file, again],
+            max_line_bytes=max_line_bytes,
+            check=check,
+        )
+    return inputs
+
+
+def read_inputs(
+    renderer: Renderer,
+    settings: EvaluationSettings,
+    context_length: int,
+    max_line_bytes: int,
+    file: BinaryIO,
+    again: BinaryIO,
+) -> EvaluationInputs:
     """Read the file twice, as it may be larger than memory: for its problems, then for the selected rows.
 
-    `check` is called before each row, to raise an error that ends the work. Raises InvalidEvaluationFile, OSError.
+    Raises InvalidEvaluationFile, OSError.
     """
-    with open_file() as file:
-        count = _check_lines(file, settings, max_line_bytes, check)
+    count = _check_lines(file, settings, max_line_bytes)
     selected = selected_indices(count, settings.max_rows)
     rows: list[EvaluationRow] = []
     prompts: list[array[int]] = []
     findings: list[Finding] = []
     size_bytes = 0
-    with open_file() as file:
-        for index, row in enumerate(read_rows(file, max_line_bytes)):
-            check()
-            if index not in selected or isinstance(row, Finding):
-                continue
-            size_bytes += row.size_bytes
-            if size_bytes > MAX_ROWS_BYTES:
-                raise InvalidEvaluationFile(
-                    f"Line {row.line}: the evaluated rows have more than {MAX_ROWS_BYTES:,} bytes together; set a "
-                    "lower max_rows, or leave out fields that no grader needs."
-                )
-            rows.append(row)
-            prompts.append(array("I", _prompt(row, renderer, context_length - settings.max_new_tokens, findings)))
+    for index, row in enumerate(read_rows(again, max_line_bytes)):
+        if index not in selected or isinstance(row, Finding):
+            continue
+        size_bytes += row.size_bytes
+        if size_bytes > MAX_ROWS_BYTES:
+            raise InvalidEvaluationFile(
+                f"Line {row.line}: the evaluated rows have more than {MAX_ROWS_BYTES:,} bytes together; set a lower "
+                "max_rows, or leave out fields that no grader needs."
+            )
+        rows.append(row)
+        prompts.append(array("I", _prompt(row, renderer, context_length - settings.max_new_tokens, findings)))
     _check_names(rows, settings)
     _raise_if(findings)
     return EvaluationInputs(rows, prompts, count)
 
 
-def _check_lines(file: BinaryIO, settings: EvaluationSettings, max_line_bytes: int, check: Callable[[], None]) -> int:
+def _check_lines(file: BinaryIO, settings: EvaluationSettings, max_line_bytes: int) -> int:
     """The number of rows. Raises InvalidEvaluationFile."""
     findings: list[Finding] = []
     problems = count = 0
     for row in read_rows(file, max_line_bytes):
-        check()
         count += 1
         for finding in _findings(row, settings):
             problems += 1

@@ -13,6 +13,7 @@ from app.db.base_models import models
 from app.db.files import files
 from app.db.tables import BaseModelRow, Evaluation, File, Job
 from app.domain.base_models.catalog import StatSignature
+from app.domain.datasets.chat_template import UnusableTemplate
 from app.domain.evaluations.graders import EvaluationSettings
 from app.domain.evaluations.precision import precision_text
 from app.domain.evaluations.spec import (
@@ -32,8 +33,8 @@ from app.domain.jobs.layer_patterns import PatternError
 from app.domain.jobs.spec import BaseSpec, JobSpec
 from app.settings import Settings
 from app.system.artifact_directory import ManifestMismatch
-from app.system.tokenizer_files import load_renderer
-from worker.evaluations.inputs import EvaluationInputs, InvalidEvaluationFile, read_inputs
+from app.system.limited_rendering import UnreadableTokenizer
+from worker.evaluations.inputs import EvaluationInputs, InvalidEvaluationFile, read_checked_inputs
 from worker.jobs.artifacts import parent_adapter
 from worker.jobs.artifacts.parent_adapter import FetchedParentAdapter
 from worker.jobs.lease import LeaseKeeper
@@ -95,16 +96,19 @@ def _load_rows(session: Session, evaluation: Evaluation) -> tuple[Job, BaseModel
 def read_file(resources: Resources, loaded: Loaded, check: Callable[[], None]) -> EvaluationInputs:
     """Read and check the evaluation file. Raises AttemptFailed, OSError, and what `check` raises."""
     try:
-        return read_inputs(
+        return read_checked_inputs(
             lambda: resources.storage.open(loaded.file.storage_key),
             loaded.settings,
-            load_renderer(Path(loaded.base.directory)),
+            Path(loaded.base.directory),
             loaded.base.catalog_entry.context_length,
             resources.settings.max_line_bytes,
             check,
         )
     except InvalidEvaluationFile as error:
         raise AttemptFailed(EvaluationErrorCode.INVALID_FILE, str(error), is_final=True) from error
+    except (UnreadableTokenizer, UnusableTemplate) as error:
+        text = f"The base model {loaded.base.name!r} cannot be used: {error}"
+        raise AttemptFailed(EvaluationErrorCode.MODEL_UNAVAILABLE, text) from error
     except FileNotFoundError as error:
         text = f"The content of {loaded.file.id} is missing in storage"
         raise AttemptFailed(EvaluationErrorCode.SERVER_ERROR, text) from error

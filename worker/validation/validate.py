@@ -18,10 +18,10 @@ from app.db.jobs import claims
 from app.db.jobs.claims import FencedError
 from app.db.tables import File, Job
 from app.domain.artifacts.full_disk import is_disk_full
-from app.domain.datasets.render import Renderer
+from app.domain.datasets.chat_template import UnusableTemplate
 from app.domain.datasets.report import (
     DatasetReport,
-    build_report,
+    build_report_with_rows,
     no_trainable_tokens_message,
     too_few_examples_message,
 )
@@ -30,8 +30,8 @@ from app.domain.evaluations.graders import EvaluationRequest
 from app.domain.jobs.spec import JobSpec
 from app.domain.jobs.states import JobState, Reason
 from app.log import get_logger
-from app.system.tokenizer_files import load_renderer
-from worker.evaluations.inputs import InvalidEvaluationFile, read_inputs
+from app.system.limited_rendering import UnreadableTokenizer, read_in_process
+from worker.evaluations.inputs import InvalidEvaluationFile, read_checked_inputs
 from worker.jobs.exit_classification import STORAGE_RETRY_FACTOR, AttemptOutcome, storage_outcome
 from worker.jobs.lease import Claimer, LeaseKeeper
 from worker.jobs.observed_attempt import observed_attempt
@@ -111,30 +111,35 @@ class Validator:
         OSError."""
         inputs = keeper.transact(lambda session: load_inputs(session, job))
         assert inputs is not None
-        renderer, spec = open_renderer(inputs), JobSpec.model_validate(job.spec)
+        try:
+            return inputs, self._read_files(job, keeper, inputs)
+        except UnreadableTokenizer as error:
+            raise base_model_error(inputs.base.name, "its tokenizer cannot be read on this worker") from error
+        except UnusableTemplate as error:
+            raise base_model_error(inputs.base.name, str(error).replace("the model's", "its")) from error
+
+    def _read_files(self, job: Job, keeper: LeaseKeeper, inputs: Inputs) -> dict[str, DatasetReport]:
+        spec = JobSpec.model_validate(job.spec)
         reports: dict[str, DatasetReport] = {}
         training_rows: RowIndex | None = None
         for role, file in self._files(inputs):
-            rows = RowIndex()
-            report = self._examine(spec, keeper, renderer, file, rows, training_rows)
+            report, rows = self._examine(spec, keeper, inputs, file, training_rows)
             if outcome := find_rejection(role, report, spec):
                 raise InvalidFile(outcome, report)
             reports[role.name], training_rows = report, rows
         if spec.evaluation is not None:
-            self._check_evaluation_file(spec.evaluation, keeper, renderer, inputs)
-        return inputs, reports
+            self._check_evaluation_file(spec.evaluation, keeper, inputs)
+        return reports
 
-    def _check_evaluation_file(
-        self, request: EvaluationRequest, keeper: LeaseKeeper, renderer: Renderer, inputs: Inputs
-    ) -> None:
+    def _check_evaluation_file(self, request: EvaluationRequest, keeper: LeaseKeeper, inputs: Inputs) -> None:
         """Check the rows of the job's evaluation before anything is trained. Raises PreparationError, OSError."""
         file = keeper.transact(lambda session: files.get_even_deleted(session, request.file))
         assert file is not None, "it was checked when the job was created"
         try:
-            read_inputs(
+            read_checked_inputs(
                 lambda: self.resources.storage.open(file.storage_key),
                 request.settings(),
-                renderer,
+                Path(inputs.base.directory),
                 inputs.base.catalog_entry.context_length,
                 self.settings.max_line_bytes,
                 self._interruption_check(keeper),
@@ -156,28 +161,30 @@ class Validator:
         self,
         spec: JobSpec,
         keeper: LeaseKeeper,
-        renderer: Renderer,
+        inputs: Inputs,
         file: File,
-        rows: RowIndex,
         training_rows: RowIndex | None,
-    ) -> DatasetReport:
+    ) -> tuple[DatasetReport, RowIndex]:
+        """The report and the rows of a file. Raises PreparationError, FencedError, OSError."""
+        longest = self.settings.max_line_bytes
         try:
-            opened = self.resources.storage.open(file.storage_key)
+            with self.resources.storage.open(file.storage_key) as opened:
+                found: tuple[DatasetReport, RowIndex] = read_in_process(
+                    Path(inputs.base.directory),
+                    build_report_with_rows,
+                    spec.data_parameters,
+                    longest,
+                    training_rows,
+                    files=[opened],
+                    max_line_bytes=longest,
+                    check=self._interruption_check(keeper),
+                )
         except FileNotFoundError as error:
             raise lost_file_error(file) from error
-        with opened:
-            return build_report(
-                opened,
-                renderer,
-                spec.data_parameters,
-                self.settings.max_line_bytes,
-                self._interruption_check(keeper),
-                rows,
-                training_rows,
-            )
+        return found
 
     def _interruption_check(self, keeper: LeaseKeeper) -> Callable[[], None]:
-        """A function that `build_report` calls between lines: it raises after a cancel or at a shutdown."""
+        """A function that is called while a file is read: it raises after a cancel or at a shutdown."""
 
         def check() -> None:
             keeper.check()
@@ -230,14 +237,6 @@ class Validator:
             keeper.outcome = outcome.reason
         except FencedError:
             log.info("lease lost: the outcome is dropped")
-
-
-def open_renderer(inputs: Inputs) -> Renderer:
-    """Load the base model's tokenizer and chat template. Raises PreparationError."""
-    try:
-        return load_renderer(Path(inputs.base.directory))
-    except Exception as error:  # tokenizers raises a bare Exception
-        raise base_model_error(inputs.base.name, "its tokenizer cannot be read on this worker") from error
 
 
 def find_rejection(role: FileRole, report: DatasetReport, spec: JobSpec) -> AttemptOutcome | None:

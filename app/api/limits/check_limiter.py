@@ -17,35 +17,35 @@ from app.services.datasets.check_process import Check, CheckCancelledError
 
 Result = TypeVar("Result")
 
-# Small files are checked by threads of this process: more threads would only share one interpreter.
-MAX_CHECK_THREADS = 2
+MAX_SHORT_CHECKS = 2  # beside the long ones, so that small files do not wait for large ones
 MAX_QUERY_THREADS = 4  # threads that read the rows of a plan from the database
 
 
 class CheckLimiter:
-    """Limits concurrent checks to `processes` processes and MAX_CHECK_THREADS threads.
+    """Limits concurrent checks to `processes` long and MAX_SHORT_CHECKS short ones.
 
-    One key never holds all processes, so that the checks of another key can start. One instance per API process.
+    One key never holds all places of long checks, so that the checks of another key can start. One instance per API
+    process.
     """
 
     def __init__(self, processes: int) -> None:
-        self._processes = FairLimiter(processes, per_owner=max(1, processes - 1))
-        self._threads = FairLimiter(MAX_CHECK_THREADS)
+        self._long = FairLimiter(processes, per_owner=max(1, processes - 1))
+        self._short = FairLimiter(MAX_SHORT_CHECKS)
         self._queries = FairLimiter(MAX_QUERY_THREADS)
-        # This limiter never blocks: each thread holds a permit of `_processes` or `_threads`.
-        self._thread_limiter = CapacityLimiter(processes + MAX_CHECK_THREADS)
+        # This limiter never blocks: each thread holds a permit of `_long` or `_short`.
+        self._thread_limiter = CapacityLimiter(processes + MAX_SHORT_CHECKS)
 
     async def run_query(self, owner: str, work: Callable[[], Result]) -> Result:
         """Run what precedes a check in a thread: milliseconds of validation and database reads."""
         return await self._queries.run(owner, work)
 
-    async def run(self, request: Request, owner: str, needs_process: bool, work: Callable[[Check], Result]) -> Result:
+    async def run(self, request: Request, owner: str, is_long: bool, work: Callable[[Check], Result]) -> Result:
         """Run `work` in a thread once `owner`, an API key, has a permit. The request's body has been read.
 
         Raises ClientDisconnect as soon as the client disconnects; its place in the queue is released, and its process
         is killed.
         """
-        limiter = self._processes if needs_process else self._threads
+        limiter = self._long if is_long else self._short
         disconnect_task = asyncio.create_task(wait_for_disconnect(request))
         try:
             await _acquire(limiter, owner, disconnect_task)

@@ -50,7 +50,7 @@ async def validate_file(
         caller.key_id, partial(_load_inputs, app_state, caller.project_id, file_id, profile_request)
     )
     work = partial(profile.make_profile, app_state.storage, inputs)
-    return render_report(await app_state.check_limiter.run(request, caller.key_id, profile.needs_process(inputs), work))
+    return render_report(await app_state.check_limiter.run(request, caller.key_id, profile.is_long(inputs), work))
 
 
 def _load_inputs(app_state: AppState, project_id: str, file_id: str, profile_request: ProfileRequest) -> ProfileInputs:

@@ -29,7 +29,7 @@ from app.domain.files.uploads import EXPIRES_SECONDS, PURPOSES, clean_filename
 from app.errors import BadRequest
 from app.services.access.idempotency import fingerprint_of
 from app.services.datasets.check_process import Check
-from app.services.datasets.line_check import needs_process
+from app.services.datasets.line_check import is_long
 from app.services.files import files, ingest
 from app.services.files.ingest import NewFile, StagedFile
 
@@ -76,7 +76,7 @@ async def create_file(
                 session, 200, json.dumps(render_file(created))
             ),
         )
-        if needs_process(new.purpose, staged.size_bytes):
+        if is_long(new.purpose, staged.size_bytes):
             file = await app_state.check_limiter.run(request, caller.key_id, True, lambda check: accept(check=check))
         else:
             file = await io_pools.finish(caller.key_id, staged.size_bytes, accept, check=Check())

@@ -35,7 +35,7 @@ from app.domain.files.uploads import MAX_PART_BYTES, MAX_PARTS
 from app.errors import BadRequest
 from app.services.access.idempotency import fingerprint_of
 from app.services.datasets.check_process import Check
-from app.services.datasets.line_check import needs_process
+from app.services.datasets.line_check import is_long
 from app.services.files import upload_completion, upload_content, uploads
 from app.services.files.ingest import StagedFile
 from app.services.files.rolling_digest import part_digests
@@ -180,7 +180,7 @@ async def _complete(
             md5,
             settings.max_line_bytes,
         )
-        if upload.file_id is None and needs_process(upload.purpose, upload.bytes):
+        if upload.file_id is None and is_long(upload.purpose, upload.bytes):
             completed = await app_state.check_limiter.run(request, caller.key_id, True, complete)
         else:
             completed = await io_pools.finish(caller.key_id, upload.bytes, complete, Check())

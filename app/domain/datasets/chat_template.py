@@ -10,6 +10,7 @@ import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 import jinja2
@@ -20,6 +21,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 Message = dict[str, Any]
 
+MAX_TEXT_CHARACTERS = 16 << 20  # of a rendered conversation; a line of a dataset has 4 MiB
 
 # Errors of a template's expressions: 1 // 0, an index beyond the end, a macro that recurses over deeply nested tools.
 TEMPLATE_ERRORS = (
@@ -37,27 +39,48 @@ class TemplateRefused(ValueError):
     """The chat template cannot render this example; the message is for the user."""
 
 
+class UnusableTemplate(ValueError):
+    """The chat template is invalid, or takes too much time or memory; it is not tried on other conversations."""
+
+
 class ChatTemplate:
     """A template, the special tokens and the time that it may print.
 
-    The time is fixed, so that a conversation always has the same text.
+    The time is fixed, so that a conversation always has the same text. A template is a program without a limit of time
+    and memory: only app.system.limited_rendering runs it, in a process that has them.
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str], now: datetime) -> None:
-        self._template = _environment(now).from_string(source)
-        self._special_tokens = special_tokens
+        self.source = source
+        self.special_tokens = special_tokens
+        self.now = now
 
     def text(self, messages: Sequence[Message], tools: Sequence[Message] = (), prompt: bool = False) -> str:
-        """The rendered conversation; `prompt` adds the generation prompt. Raises TemplateRefused."""
+        """The rendered conversation; `prompt` adds the generation prompt. Raises TemplateRefused, UnusableTemplate."""
         try:
-            return self._template.render(
+            text = self._template.render(
                 messages=list(messages),
                 tools=list(tools) or None,
                 add_generation_prompt=prompt,
-                **self._special_tokens,
+                **self.special_tokens,
             )
+        except MemoryError as error:
+            raise UnusableTemplate("the model's chat template takes too much memory") from error
+        except jinja2.TemplateSyntaxError as error:
+            raise UnusableTemplate(f"the model's chat template is invalid ({error})") from error
         except TEMPLATE_ERRORS as error:
             raise TemplateRefused(f"the model's chat template refuses this conversation: {error}") from error
+        if len(text) > MAX_TEXT_CHARACTERS:
+            raise UnusableTemplate(
+                f"the model's chat template makes {len(text):,} characters of a conversation; at most "
+                f"{MAX_TEXT_CHARACTERS:,} are allowed"
+            )
+        return text
+
+    @cached_property
+    def _template(self) -> jinja2.Template:
+        """Compiled at the first use, as the compiler computes constant expressions."""
+        return _environment(self.now).from_string(self.source)
 
 
 def normalize_messages(messages: Sequence[Message]) -> list[Message]:

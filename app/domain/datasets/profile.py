@@ -60,10 +60,10 @@ class DatasetProfile:
 
 
 def profile_dataset(
-    file: BinaryIO,
     renderer: Renderer,
     parameters: DataParameters,
     limits: ProfileLimits,
+    file: BinaryIO,
     validation_file: BinaryIO | None = None,
 ) -> DatasetProfile:
     """Read a dataset once, after its validation file, whose rows are compared with it."""

@@ -7,19 +7,21 @@ start of generation (the template rendered up to the turn, with the generation p
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import cached_property
 from itertools import pairwise
+from typing import BinaryIO
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from app.domain.datasets.chat_template import ChatTemplate, Message, normalize_messages
 from app.domain.datasets.chat_template import TemplateRefused as TemplateRefused
 from app.domain.datasets.conversation_parts import Part, Span, spans_by_parts, split_conversation, within_spans
-from app.domain.datasets.documents import NON_PREFERRED, PREFERRED, Document
-from app.domain.datasets.examples import Example
+from app.domain.datasets.documents import NON_PREFERRED, PREFERRED, Document, truncate
+from app.domain.datasets.examples import Example, read_examples
+from app.domain.datasets.jsonl import Finding
 from app.domain.datasets.messages import REASONING_KEYS
 from app.domain.datasets.template_checks import (
     check_context_messages,
@@ -29,8 +31,12 @@ from app.domain.datasets.template_checks import (
     check_trained_calls,
 )
 from app.domain.error_text.json_text import as_json
+from app.domain.jobs.spec import DataParameters
+
+RenderedLine = tuple[int, list[Document]]  # the number of a line, and its documents within the context length
 
 MAX_MESSAGES_IN_ONE_RENDERING = 64  # a longer conversation is rendered in parts
+SHOWN_CHARACTERS = 60  # of a text at which the tokenizer fails
 _QUESTION, _REASONING = {"role": "user", "content": "a"}, "reasoning of an answer"
 MAX_MESSAGES = 1_000  # of a conversation that cannot be rendered in parts: quadratic time, at most some seconds
 
@@ -96,6 +102,20 @@ class Renderer:
             for document in self._conversation(example, (*example.messages, *answer), first=len(example.messages))
         ]
 
+    def lines(
+        self, file: BinaryIO, max_line_bytes: int, parameters: DataParameters, check: Callable[[], None] = lambda: None
+    ) -> Iterator[RenderedLine | Finding]:
+        """Yield each line of a dataset, or what is wrong with it. `check` is called for each, and may raise."""
+        for example in read_examples(file, max_line_bytes, parameters):
+            check()
+            if isinstance(example, Finding):
+                yield example
+                continue
+            try:
+                yield example.line, truncate(self.documents(example), parameters)
+            except TemplateRefused as error:
+                yield Finding(example.line, str(error), "template_refused")
+
     def text(self, messages: Sequence[Message], tools: Sequence[Message] = (), prompt: bool = False) -> str:
         """The rendered conversation; `prompt` adds the generation prompt. Raises TemplateRefused."""
         if self.template is None:
@@ -129,7 +149,7 @@ class Renderer:
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a text. Raises TemplateRefused for one without a row in the embedding."""
-        tokens = list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+        tokens = list(encode(self.tokenizer, text).ids)
         self._check_rows(tokens)
         return tokens
 
@@ -289,7 +309,7 @@ class Renderer:
         tokens: list[int] = []
         starts: list[int] = []
         for begin, end in pairwise(boundaries):
-            encoding = self.tokenizer.encode(text[begin:end], add_special_tokens=False)
+            encoding = encode(self.tokenizer, text[begin:end])
             tokens += encoding.ids
             starts += [begin + start for start, _ in encoding.offsets]
         self._check_rows(tokens)
@@ -301,6 +321,24 @@ class Renderer:
                 f"the token {as_json(self._rowless[rowless])} ({rowless:,}) has no row in the embedding of the base "
                 f"model, which has {self._embedding_rows:,}; remove it from the text"
             )
+
+
+def encode(tokenizer: Tokenizer, text: str, *, special: bool = False) -> Encoding:
+    """The tokens of a text, with those that the tokenizer adds if `special`.
+
+    Raises TemplateRefused that names the text if the tokenizer fails at it: by its regular expressions, for instance,
+    which give up after many steps.
+    """
+    try:
+        return tokenizer.encode(text, add_special_tokens=special)
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of Rust; no Exception, and its class cannot be imported
+            raise
+        shown = as_json(text[:SHOWN_CHARACTERS])
+        raise TemplateRefused(
+            f"the model's tokenizer fails at the text that begins with {shown} ({len(text):,} characters): {error}; "
+            "shorten it, or break up long repetitions"
+        ) from None
 
 
 def _is_printed(renderer: Renderer, messages: Sequence[Message], text: str) -> bool:
@@ -343,5 +381,5 @@ def _rowless_tokens(tokenizer: Tokenizer, rows: int | None) -> dict[int, str]:
 
 def _can_encode_in_parts(tokenizer: Tokenizer) -> bool:
     """Whether a text can be encoded in parts; not if the tokenizer adds a space at the beginning of each."""
-    part = list(tokenizer.encode("a b", add_special_tokens=False).ids)
+    part = list(encode(tokenizer, "a b").ids)
     return str(tokenizer.decode(part + part, skip_special_tokens=False)) == "a ba b"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
@@ -90,23 +89,21 @@ class DatasetReport:
         }
 
 
-def build_report(
-    file: BinaryIO,
+def build_report(renderer: Renderer, parameters: DataParameters, max_line_bytes: int, file: BinaryIO) -> DatasetReport:
+    """Read a file as the trainer does."""
+    return build_report_with_rows(renderer, parameters, max_line_bytes, None, file)[0]
+
+
+def build_report_with_rows(
     renderer: Renderer,
     parameters: DataParameters,
     max_line_bytes: int,
-    between_lines: Callable[[], None],
-    rows: RowIndex | None = None,
-    training_rows: RowIndex | None = None,
-) -> DatasetReport:
-    """Read a file as the trainer does. `between_lines` may raise to stop early.
-
-    `rows` is filled with the rows of this file. For a validation file, `training_rows` are those of the training file;
-    rows in both are reported.
-    """
-    report, rows = DatasetReport(), RowIndex() if rows is None else rows
+    training_rows: RowIndex | None,
+    file: BinaryIO,
+) -> tuple[DatasetReport, RowIndex]:
+    """The report and the rows of a file. Of a validation file the rows that `training_rows` has too are reported."""
+    report, rows = DatasetReport(), RowIndex()
     for item in read_examples(file, max_line_bytes, parameters):
-        between_lines()
         if isinstance(item, Finding):
             report.add_finding(item)
         else:
@@ -117,7 +114,7 @@ def build_report(
             add_example(item, renderer, report)
         if report.finding_count >= MAX_FINDINGS_READ:
             break
-    return report
+    return report, rows
 
 
 def _compare_row(example: Example, report: DatasetReport, rows: RowIndex, training_rows: RowIndex | None) -> None:

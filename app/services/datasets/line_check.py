@@ -12,14 +12,15 @@ from app.domain.datasets.jsonl import Finding, read_lines
 from app.domain.datasets.other_formats import OTHER_FORMAT
 from app.errors import BadRequest, InvalidDataset, Unavailable
 from app.services.datasets.check_process import Check
+from app.system.limited_process import ProcessEnded, memory_bytes
 
 MAX_IN_PROCESS_BYTES = 256 << 10  # at most some 10 ms
 MAX_FINDINGS = 10
 CHECKED_PURPOSES = ("fine-tune", "evals")
 
 
-def needs_process(purpose: str, size_bytes: int) -> bool:
-    """Whether a file's lines are checked in a child process."""
+def is_long(purpose: str, size_bytes: int) -> bool:
+    """Whether a file's lines are checked in a process of their own."""
     return purpose == "fine-tune" and size_bytes > MAX_IN_PROCESS_BYTES
 
 
@@ -45,8 +46,10 @@ def count_lines(file: BinaryIO, size_bytes: int, max_line_bytes: int, check: Che
         count, findings = check_lines(max_line_bytes, file)
     else:
         try:
-            count, findings = check.run(check_lines, max_line_bytes, files=[file])
-        except ChildProcessError as error:
+            count, findings = check.run(
+                check_lines, max_line_bytes, files=[file], memory_bytes=memory_bytes(max_line_bytes)
+            )
+        except ProcessEnded as error:
             raise Unavailable("The check of the file's lines was interrupted; send the request again.") from error
     if findings and findings[0].code == OTHER_FORMAT:
         raise InvalidDataset(f"The file is {findings[0].message}.", "file")

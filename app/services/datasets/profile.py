@@ -1,7 +1,7 @@
 """A profile of a dataset for a model: the findings and counts of validation, before a job exists.
 
-Small files are read in the API's process, large ones in a child process with a deadline. Of a file above
-SAMPLED_ABOVE_BYTES every line is checked, but only every n-th row is tokenized; a megabyte of chat takes about 1.3 s.
+A process with a deadline reads the files (app.services.datasets.check_process). Of a file above SAMPLED_ABOVE_BYTES
+every line is checked, but only every n-th row is tokenized; a megabyte of chat takes about 1.3 s.
 The report contains the sampling and the line at which reading stopped.
 """
 
@@ -27,14 +27,13 @@ from app.domain.datasets.profile import (
 )
 from app.domain.error_text.json_text import as_json
 from app.domain.jobs.spec import DataParameters, Method
-from app.errors import BadRequest, Unavailable
+from app.errors import BadRequest
 from app.services.datasets.check_process import Check, takes_long
 from app.services.files import files
 from app.services.files.files import open_content
 from app.services.jobs import requests
 from app.settings import Settings
 from app.storage import Storage
-from app.system.tokenizer_files import load_renderer
 
 SAMPLED_ABOVE_BYTES = 24 << 20
 READ_TIMEOUT_SECONDS = 60.0
@@ -107,8 +106,8 @@ def load_inputs(
     )
 
 
-def needs_process(inputs: ProfileInputs) -> bool:
-    """Whether the files are read in a child process."""
+def is_long(inputs: ProfileInputs) -> bool:
+    """Whether reading the files takes long."""
     validation_bytes = inputs.validation_file.bytes if inputs.validation_file else 0
     return takes_long(inputs.directory, inputs.file.bytes + validation_bytes)
 
@@ -125,45 +124,26 @@ def make_profile(storage: Storage, inputs: ProfileInputs, check: Check) -> Profi
         method = inputs.method or method_of_file(file, inputs.limits.max_line_bytes)
         file.seek(0)
         parameters = inputs.parameters.model_copy(update={"method": method})
-        arguments = inputs.directory, parameters, inputs.limits
-        files = [file, *([other] if other else [])]
-        report = (
-            _profile_in_child(arguments, files, check) if needs_process(inputs) else profile_files(*arguments, *files)
+        found = _read(inputs, parameters, [file, *([other] if other else [])], check)
+    return Profile(inputs, _plain(found, parameters))
+
+
+def _read(inputs: ProfileInputs, parameters: DataParameters, files: Sequence[BinaryIO], check: Check) -> DatasetProfile:
+    seconds = inputs.limits.timeout_seconds + KILL_AFTER_SECONDS
+    try:
+        return check.run_with_renderer(
+            inputs.directory,
+            profile_dataset,
+            parameters,
+            inputs.limits,
+            files=files,
+            deadline_seconds=seconds,
+            max_line_bytes=inputs.limits.max_line_bytes,
         )
-    return Profile(inputs, report)
-
-
-def profile_files(
-    directory: Path,
-    parameters: DataParameters,
-    limits: ProfileLimits,
-    file: BinaryIO,
-    validation_file: BinaryIO | None = None,
-) -> Json:
-    """Read the files with the tokenizer of `directory`."""
-    try:
-        renderer = load_renderer(directory)
-    except Exception as error:  # tokenizers raises a bare Exception
-        raise _no_tokenizer() from error
-    return _plain(profile_dataset(file, renderer, parameters, limits, validation_file), parameters)
-
-
-def _profile_in_child(
-    arguments: tuple[Path, DataParameters, ProfileLimits], files: Sequence[BinaryIO], check: Check
-) -> Json:
-    seconds = arguments[2].timeout_seconds + KILL_AFTER_SECONDS
-    try:
-        return check.run(profile_files, *arguments, files=files, deadline_seconds=seconds)
     except TimeoutError as error:
         text = f"The file could not be read within {seconds:.0f} s; the service is busy, or one of its lines is huge"
         text = f"{text}. Create the job: its validation takes the time it needs"
         raise BadRequest(text, code="validation_too_slow") from error
-    except ChildProcessError as error:
-        raise _no_tokenizer() from error
-
-
-def _no_tokenizer() -> Unavailable:
-    return Unavailable("The tokenizer of this base model cannot be read by the API; ask its operator.", "model")
 
 
 def _plain(found: DatasetProfile, parameters: DataParameters) -> Json:

@@ -1,22 +1,20 @@
 """Exact token counts of a dataset, by the rules of validation and of the trainer.
 
-A small file is counted in the API's process, a large one in a child process with a deadline; a megabyte of chat takes
-about 1.3 s. The latest results are cached, because clients repeat a plan with other parameters.
+A process with a deadline counts them (app.services.datasets.check_process); a megabyte of chat takes about 1.3 s. The
+latest results are cached, because clients repeat a plan with other parameters.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
 from app.domain.datasets.report import DatasetReport, build_report
 from app.domain.jobs.spec import DataParameters
-from app.errors import BadRequest, Unavailable
-from app.services.datasets.check_process import Check, takes_long
-from app.system.tokenizer_files import load_renderer
+from app.errors import BadRequest
+from app.services.datasets.check_process import Check
 
 DEADLINE_SECONDS = 300.0
 MAX_CACHED_REPORTS = 16
@@ -36,13 +34,11 @@ class TokenCounter:
         self._cached_reports: OrderedDict[Key, DatasetReport] = OrderedDict()
         self._lock = threading.Lock()
 
-    def count(
-        self, key: Key, model_directory: Path, file: BinaryIO, size_bytes: int, param: str, check: Check | None
-    ) -> DatasetReport:
+    def count(self, key: Key, model_directory: Path, file: BinaryIO, param: str, check: Check | None) -> DatasetReport:
         """Return the report on `file`; without a `check` only from the cache.
 
-        Raises NotCountedError without a `check`, BadRequest for a file that takes longer than a request may,
-        Unavailable without a tokenizer, CheckCancelledError.
+        Raises NotCountedError without a `check`, BadRequest for a file that takes longer than a request may, and as
+        Check.run_with_renderer.
         """
         with self._lock:
             if key in self._cached_reports:
@@ -50,49 +46,25 @@ class TokenCounter:
                 return self._cached_reports[key]
         if check is None:
             raise NotCountedError
-        if takes_long(model_directory, size_bytes):
-            report = self._count_in_child(key, model_directory, file, param, check)
-        else:
-            report = count_tokens(model_directory, key, self._max_line_bytes, file, check.raise_if_cancelled)
+        report = self._count(key, model_directory, file, param, check)
         with self._lock:
             self._cached_reports[key] = report
             while len(self._cached_reports) > MAX_CACHED_REPORTS:
                 self._cached_reports.popitem(last=False)
         return report
 
-    def _count_in_child(
-        self, key: Key, model_directory: Path, file: BinaryIO, param: str, check: Check
-    ) -> DatasetReport:
+    def _count(self, key: Key, model_directory: Path, file: BinaryIO, param: str, check: Check) -> DatasetReport:
+        _, _, parameters = key
         try:
-            return check.run(
-                count_tokens,
+            return check.run_with_renderer(
                 model_directory,
-                key,
+                build_report,
+                parameters,
                 self._max_line_bytes,
                 files=[file],
                 deadline_seconds=DEADLINE_SECONDS,
+                max_line_bytes=self._max_line_bytes,
             )
         except TimeoutError as error:
             text = f"{param}: counting its tokens takes longer than {DEADLINE_SECONDS:.0f} s; create the job instead"
             raise BadRequest(f"{text}, whose validation counts them", param, "file_too_large_to_plan") from error
-        except ChildProcessError as error:
-            raise _no_tokenizer() from error
-
-
-def count_tokens(
-    model_directory: Path,
-    key: Key,
-    max_line_bytes: int,
-    file: BinaryIO,
-    between_lines: Callable[[], None] = lambda: None,
-) -> DatasetReport:
-    try:
-        renderer = load_renderer(model_directory)
-    except Exception as error:  # tokenizers raises a bare Exception
-        raise _no_tokenizer() from error
-    _, _, parameters = key
-    return build_report(file, renderer, parameters, max_line_bytes, between_lines)
-
-
-def _no_tokenizer() -> Unavailable:
-    return Unavailable("The tokenizer of this base model cannot be read by the API; ask its operator.", "model")

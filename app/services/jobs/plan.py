@@ -122,8 +122,8 @@ def read_inputs(
     )
 
 
-def needs_subprocess(inputs: PlanInputs) -> bool:
-    """Whether the tokens of one of the files are counted in a subprocess."""
+def is_long(inputs: PlanInputs) -> bool:
+    """Whether counting the tokens of one of the files takes long."""
     sizes = [source.size_bytes for source in (inputs.training_file, inputs.validation_file) if source]
     return takes_long(inputs.directory, max(sizes))
 
@@ -155,7 +155,7 @@ def _count(
     key = (inputs.manifest_sha256, source.sha256, spec.data_parameters)
     try:
         with storage.open(source.storage_key) as file:
-            report = counter.count(key, inputs.directory, file, source.size_bytes, source.param, check)
+            report = counter.count(key, inputs.directory, file, source.param, check)
     except FileNotFoundError as error:
         text = f"invalid {source.param}: {source.id}. Its content does not exist in storage any more; upload it again."
         raise NotFound(text, source.param) from error

@@ -26,7 +26,7 @@ from app.db.tables import Checkpoint, Job, Project, Upload, WebhookDelivery
 from app.db.webhooks import deliveries, endpoints
 from app.domain.evaluations.states import EvaluationErrorCode
 from app.domain.jobs.states import TERMINAL
-from app.services.datasets import check_process, profile, token_counter
+from app.services.datasets import profile, token_counter
 from app.services.files import upload_content
 from tests.answering_engine import TO_ENGINES, AnsweringEngine, answering, deliver
 from tests.factories import chat_lines, make_project, make_succeeded_job
@@ -95,7 +95,6 @@ def resume_what_runs(server: Server) -> Any:
 
 def plan_too_slowly(server: Server) -> Any:
     server.monkeypatch.setattr(token_counter, "DEADLINE_SECONDS", 0.0)
-    server.monkeypatch.setattr(check_process, "MAX_IN_PROCESS_BYTES", 0)
     file_id = server.upload().json()["id"]
     return server.client.post("/v1/fine_tuning/jobs/plan", json={"model": "tiny", "training_file": file_id})
 
@@ -188,7 +187,6 @@ def succeeded(server: Server) -> Job:
 
 
 def report_too_slowly(server: Server) -> Any:
-    server.monkeypatch.setattr(check_process, "MAX_IN_PROCESS_BYTES", 0)
     for name in ("READ_TIMEOUT_SECONDS", "KILL_AFTER_SECONDS"):
         server.monkeypatch.setattr(profile, name, 0)
     return server.client.post(f"/v1/files/{server.upload().json()['id']}/validate", params={"model": "tiny"})

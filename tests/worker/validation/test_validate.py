@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import threading
 import tracemalloc
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from app.db.engine import transaction
 from app.db.tables import BaseModelRow, File, Job
-from app.domain.datasets.documents import Document
-from app.domain.datasets.render import Renderer
+from app.domain.datasets.report import build_report
+from app.domain.jobs.spec import DataParameters
+from app.system.tokenizer_files import load_renderer
 from tests.deadline import until
 from tests.factories import chat_lines
+from tests.tiny import make_tiny_base, panic_at_many_a
 from tests.worker.worker_harness import WorkerHarness
 from worker.validation.validate import Validator
 
@@ -34,6 +36,11 @@ def chat(question: str, answer: str, **assistant: object) -> dict[str, object]:
 def validate(harness: WorkerHarness, job: Job) -> Job:
     assert Validator(harness.resources, "cpu0@test#1").run_next()
     return harness.job(job)
+
+
+def template_file(harness: WorkerHarness) -> Path:
+    with transaction(harness.sessions) as session:
+        return Path(session.get_one(BaseModelRow, "tiny").directory) / "chat_template.jinja"
 
 
 def warnings_of(harness: WorkerHarness, job: Job) -> list[str]:
@@ -205,9 +212,7 @@ class TestBadFiles:
 
     def test_a_missing_tokenizer_fails_the_job_and_names_the_operator(self, harness: WorkerHarness) -> None:
         job = harness.create_job()
-        with transaction(harness.sessions) as session:
-            directory = Path(session.get_one(BaseModelRow, "tiny").directory)
-        (directory / "tokenizer.json").unlink()
+        (template_file(harness).parent / "tokenizer.json").unlink()
         failed = validate(harness, job)
         assert (failed.error_code, failed.error_param) == ("model_unavailable", "model")
         assert failed.error_message == (
@@ -215,15 +220,8 @@ class TestBadFiles:
             "register it again: `tunery models add`."
         )
 
-    def test_a_conversation_that_the_template_refuses_is_a_finding(
-        self, harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        from app.domain.datasets.chat_template import TemplateRefused
-
-        def refuse(self: Renderer, example: object) -> list[Document]:
-            raise TemplateRefused("the model's chat template refuses this conversation: no system message, please")
-
-        monkeypatch.setattr(Renderer, "documents", refuse)
+    def test_a_conversation_that_the_template_refuses_is_a_finding(self, harness: WorkerHarness) -> None:
+        template_file(harness).write_text("{{ raise_exception('no system message, please') }}")
         failed = validate(harness, harness.create_job())
         assert (
             "Lines 1, 2, 3, 4, 5, 6, 7, 8, 9 and 10: the model's chat template refuses this conversation: no system "
@@ -295,10 +293,9 @@ class TestWarnings:
         self, harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         job = harness.create_job(jsonl(*[GOOD] * 10))
-        documents = Renderer.documents
-        monkeypatch.setattr(Renderer, "documents", lambda *_: 1 / 0)
+        monkeypatch.setattr("worker.validation.validate.read_in_process", lambda *_, **__: 1 / 0)
         assert validate(harness, job).warnings == []
-        monkeypatch.setattr(Renderer, "documents", documents)
+        monkeypatch.undo()
         done = validate(harness, job)
         assert [each["code"] for each in done.warnings] == ["duplicate_rows"]
         assert len([text for text in warnings_of(harness, job) if text.startswith("Training file: ")]) == 1
@@ -346,9 +343,8 @@ class TestLineRules:
 
 
 class TestInterruptions:
-    def test_a_cancel_stops_the_validation_within_an_example(
-        self, harness: WorkerHarness, slow_renderer: threading.Semaphore
-    ) -> None:
+    @pytest.mark.usefixtures("slow_template")
+    def test_a_cancel_stops_the_validation_within_an_example(self, harness: WorkerHarness) -> None:
         job = harness.create_job(chat_lines(400))
         thread = self.start_validation(harness)
         until(lambda: harness.job(job).lease_owner, "the claim")
@@ -358,9 +354,7 @@ class TestInterruptions:
         assert not thread.is_alive()
         assert (harness.job(job).state, len(harness.events(job))) == ("cancelled", event_count)
 
-    def test_a_shutdown_requeues_the_validation(
-        self, harness: WorkerHarness, slow_renderer: threading.Semaphore
-    ) -> None:
+    def test_a_shutdown_requeues_the_validation(self, harness: WorkerHarness, slow_template: str) -> None:
         job = harness.create_job(chat_lines(400))
         thread = self.start_validation(harness)
         until(lambda: harness.job(job).lease_owner, "the claim")
@@ -369,18 +363,16 @@ class TestInterruptions:
         waiting = harness.job(job)
         assert (waiting.state, waiting.lease_owner, waiting.crash_streak) == ("validating_files", None, 0)
         harness.resources.stop.clear()
-        slow_renderer.release(10_000)
+        template_file(harness).write_text(slow_template)
         assert validate(harness, job).state == "queued"
 
-    def test_the_lease_is_renewed_during_the_validation(
-        self, harness: WorkerHarness, slow_renderer: threading.Semaphore
-    ) -> None:
-        job = harness.create_job(chat_lines(400))
+    @pytest.mark.usefixtures("slow_template")
+    def test_the_lease_is_renewed_during_the_validation(self, harness: WorkerHarness) -> None:
+        job = harness.create_job(chat_lines(40))
         self.start_validation(harness)
         until(lambda: harness.job(job).lease_owner, "the claim")
         first = harness.job(job).lease_expires_at
         until(lambda: harness.job(job).lease_expires_at != first, "a renewal")
-        slow_renderer.release(10_000)
         until(lambda: harness.job(job).state == "queued", "the end")
 
     def test_a_missing_object_fails_the_job(self, harness: WorkerHarness) -> None:
@@ -407,28 +399,18 @@ class TestInterruptions:
         self, harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         job = harness.create_job()
-
-        def mistake(self: Renderer, example: object) -> list[Document]:
-            raise ZeroDivisionError
-
-        monkeypatch.setattr(Renderer, "documents", mistake)
+        monkeypatch.setattr("worker.validation.validate.read_in_process", lambda *_, **__: 1 / 0)
         states = [validate(harness, job).state for _ in range(3)]
         assert states == ["validating_files", "validating_files", "failed"]
         assert harness.job(job).error_code == "worker_crash_loop"
 
     @pytest.fixture
-    def slow_renderer(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Semaphore]:
-        """Each example waits up to 20 ms for a permit."""
-        permits = threading.Semaphore(0)
-        documents = Renderer.documents
-
-        def slowly(self: Renderer, example: object) -> list[Document]:
-            permits.acquire(timeout=0.02)
-            return documents(self, example)  # type: ignore[arg-type]
-
-        monkeypatch.setattr(Renderer, "documents", slowly)
-        yield permits
-        permits.release(10_000)
+    def slow_template(self, harness: WorkerHarness) -> str:
+        """The template as it was. Now each text takes some 10 ms."""
+        file = template_file(harness)
+        template = file.read_text()
+        file.write_text("{% for i in range(99999) %}{% endfor %}" + template)
+        return template
 
     def start_validation(self, harness: WorkerHarness) -> threading.Thread:
         thread = threading.Thread(target=Validator(harness.resources, "cpu0@test#1").run_next)
@@ -437,13 +419,29 @@ class TestInterruptions:
         return thread
 
 
-def test_memory_does_not_grow_with_the_file(harness: WorkerHarness) -> None:
+class TestHostileModels:
+    def test_a_template_without_an_end_fails_the_job_and_names_the_operator(self, harness: WorkerHarness) -> None:
+        job = harness.create_job()
+        template_file(harness).write_text("{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3)
+        failed = validate(harness, job)
+        assert (failed.state, failed.error_code, failed.error_param) == ("failed", "model_unavailable", "model")
+        assert "its chat template takes more than" in str(failed.error_message)
+
+    def test_a_text_at_which_the_tokenizer_fails_is_a_finding(self, harness: WorkerHarness) -> None:
+        job = harness.create_job(chat_lines(12) + jsonl(chat("a" * 300 + "!", "b")))
+        panic_at_many_a(template_file(harness).parent)
+        failed = validate(harness, job)
+        assert failed.error_code == "invalid_training_file"
+        assert "Line 13: the model's tokenizer fails at the text" in str(failed.error_message)
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     """Ten times the examples, of half a kilobyte each, need no more memory."""
-    peaks = []
+    peaks, renderer = [], load_renderer(make_tiny_base(tmp_path / "base"))
     for examples in (40, 400):
-        job = harness.create_job(jsonl(*(chat(f"{n}", "x" * 400) for n in range(examples))))
+        file = io.BytesIO(jsonl(*(chat(f"{n}", "x" * 400) for n in range(examples))))
         tracemalloc.start()
-        validate(harness, job)
+        build_report(renderer, DataParameters(), 1 << 20, file)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < peaks[0] + 100_000

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
 from app.system.artifact_directory import MANIFEST
+from app.system.limited_rendering import limited_renderer
 from worker.trainer.runtime.failures import is_out_of_memory
 
 MAX_NEW_TOKENS = 64
@@ -44,9 +45,11 @@ def sample(base: Path, adapter: Path, prompts: list[Messages]) -> list[dict[str,
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left")
     model = PeftModel.from_pretrained(_load_base(base, device, _quantization(adapter)), adapter).eval()
-    tuned_answers = _answers(model, tokenizer, prompts, device)
+    renderer = limited_renderer(base)
+    texts = [renderer.text(prompt, prompt=True) for prompt in prompts]
+    tuned_answers = _answers(model, tokenizer, texts, device)
     with model.disable_adapter():
-        base_answers = _answers(model, tokenizer, prompts, device)
+        base_answers = _answers(model, tokenizer, texts, device)
     answers = zip(prompts, base_answers, tuned_answers, strict=True)
     return [{"prompt": prompt[-1]["content"], "base": base, "tuned": tuned} for prompt, base, tuned in answers]
 
@@ -80,7 +83,7 @@ def _quantization(adapter: Path) -> dict[str, Any] | None:
 
 
 @torch.inference_mode()
-def _answers(model: Any, tokenizer: Any, prompts: list[Messages], device: str) -> list[str]:
+def _answers(model: Any, tokenizer: Any, prompts: list[str], device: str) -> list[str]:
     """Answer all prompts in one batch, which dequantizes each weight once per token; halve it if memory runs out."""
     try:
         return _answer_batch(model, tokenizer, prompts, device)
@@ -92,10 +95,8 @@ def _answers(model: Any, tokenizer: Any, prompts: list[Messages], device: str) -
     return [answer for part in (prompts[:half], prompts[half:]) for answer in _answers(model, tokenizer, part, device)]
 
 
-def _answer_batch(model: Any, tokenizer: Any, prompts: list[Messages], device: str) -> list[str]:
-    inputs = tokenizer.apply_chat_template(
-        prompts, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
-    ).to(device)
+def _answer_batch(model: Any, tokenizer: Any, prompts: list[str], device: str) -> list[str]:
+    inputs = tokenizer(prompts, add_special_tokens=False, padding=True, return_tensors="pt").to(device)
     tokens_B_T = model.generate(
         **inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, pad_token_id=tokenizer.pad_token_id
     )

@@ -25,7 +25,7 @@ from app.domain.evaluations.spec import (
     Prompt,
 )
 from app.domain.jobs.states import ExitCode
-from app.system.tokenizer_files import load_renderer
+from app.system.limited_rendering import limited_renderer
 from worker.trainer.adapter.initial_adapter import load_adapter
 from worker.trainer.adapter.lora import LoraAdapter
 from worker.trainer.answers.generate import generate
@@ -81,7 +81,7 @@ def _answer(spec: GenerationSpec, prompts: list[Prompt], workdir: Path) -> None:
     base = open_base(spec.base, spec.quantization, dtype, device)
     adapter = load_adapter(base, spec.lora, workdir / spec.adapter, spec.adapter_manifest_sha256)
     cache_weights_if_they_fit(base)
-    renderer = load_renderer(spec.base.directory)
+    renderer = limited_renderer(spec.base.directory)
     stop_ids = renderer.stop_ids
     with (workdir / ANSWERS).open("w", encoding="utf-8", buffering=1) as answers:  # the worker reads complete lines
         answers.write(

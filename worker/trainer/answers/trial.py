@@ -29,10 +29,12 @@ from app.domain.answers.trial import (
     TrialQuestion,
     TrialRecord,
 )
+from app.domain.datasets.chat_template import UnusableTemplate
 from app.domain.datasets.render import Renderer, TemplateRefused
 from app.domain.datasets.template_checks import ToolsNotPrinted
 from app.domain.jobs.states import ExitCode
-from app.system.tokenizer_files import load_renderer, read_response_template
+from app.system.limited_rendering import limited_renderer
+from app.system.tokenizer_files import read_response_template
 from worker.trainer.adapter.initial_adapter import load_adapter
 from worker.trainer.adapter.lora import LoraAdapter
 from worker.trainer.answers.evaluation import cache_weights_if_they_fit
@@ -196,7 +198,7 @@ class TrialProgram:
         dtype = choose_compute_dtype(spec.quantization, device, spec.dtype_is_free)
         self._base: FrozenBase = open_base(spec.base, spec.quantization, dtype, device)
         cache_weights_if_they_fit(self._base)
-        self._renderer = load_renderer(spec.base.directory)
+        self._renderer = limited_renderer(spec.base.directory)
         self._response_template = read_response_template(spec.base.directory)
         self._context_length = spec.context_length
         self._vocabulary = self._base.model.config.get_text_config().vocab_size
@@ -212,8 +214,9 @@ class TrialProgram:
             prompt, tokens = self._prompt(question)
         except ToolsNotPrinted:
             return TrialRecord(id=question.id, type="error", reason="invalid_tools", message=TOOLS_NOT_PRINTED)
-        except TemplateRefused as error:
-            return TrialRecord(id=question.id, type="error", reason="invalid_value", message=f"messages: {error}")
+        except (TemplateRefused, UnusableTemplate) as error:
+            name = "prompt" if question.messages is None else "messages"
+            return TrialRecord(id=question.id, type="error", reason="invalid_value", message=f"{name}: {error}")
         if not tokens:  # an empty text, and a tokenizer that puts no token before it
             text = "prompt: it has no tokens, and an answer needs at least one; write some text"
             return TrialRecord(id=question.id, type="error", reason="invalid_value", message=text)

@@ -23,9 +23,7 @@ from pathlib import Path
 
 import torch
 
-from app.domain.datasets.chat_template import TemplateRefused
-from app.domain.datasets.documents import Document, trainable, truncate
-from app.domain.datasets.examples import read_examples
+from app.domain.datasets.documents import Document, trainable
 from app.domain.datasets.jsonl import Finding
 from app.domain.datasets.render import Renderer
 from app.domain.datasets.report import no_trainable_tokens_message
@@ -133,17 +131,14 @@ def read_dataset(
     without a labelled token.
     """
     dataset, param = TokenizedDataset(), failure_reason.removeprefix("invalid_")  # training_file or validation_file
+    step = f"reading the {param.replace('_', ' ')}"
     with path.open("rb") as file:
-        # The service checked the lengths of lines by its own setting before it accepted the job.
-        for example in read_examples(file, path.stat().st_size, parameters):
-            keepalive(f"reading the {param.replace('_', ' ')}")
-            if isinstance(example, Finding):
-                raise Failure(failure_reason, f"{example}.", param)
-            try:
-                documents = renderer.documents(example)
-            except TemplateRefused as error:
-                raise Failure(failure_reason, f"Line {example.line}: {error}.", param) from error
-            dataset.add(example.line, truncate(documents, parameters))
+        longest = max(map(len, file), default=0)  # the service has checked them by its own setting
+        file.seek(0)
+        for line in renderer.lines(file, longest, parameters, lambda: keepalive(step)):
+            if isinstance(line, Finding):
+                raise Failure(failure_reason, f"{line}.", param)
+            dataset.add(*line)
     if not len(dataset):
         text = no_trainable_tokens_message(parameters.method, parameters.context_length)
         raise Failure(failure_reason, text, "hyperparameters.context_length")

@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
+from app.domain.datasets.render import Renderer
+from app.system.limited_rendering import limited_renderer
 from worker.trainer.gguf.llama_cpp import LlamaCppModel
 
 ANSWER_TOKENS = 24
@@ -60,10 +62,10 @@ class GreedyAnswer:
 
 def greedy_answers(directory: Path) -> list[GreedyAnswer]:
     """The answers of the model in `directory` to QUESTIONS, in the dtype of its files."""
-    tokenizer = AutoTokenizer.from_pretrained(directory)
+    renderer = limited_renderer(directory)
     model = _load(directory)
-    prompts = [_prompt(tokenizer, question) for question in QUESTIONS]
-    prompt_tokens = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
+    prompts = [_prompt(renderer, question) for question in QUESTIONS]
+    prompt_tokens = [renderer.encode(prompt) for prompt in prompts]
     answer_tokens = _generate(model, prompt_tokens)
     return [
         GreedyAnswer(*given, *_evaluate(model, *given[1:]))
@@ -130,11 +132,10 @@ def _load(directory: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(directory, dtype="auto").eval()
 
 
-def _prompt(tokenizer: Any, question: str) -> str:
-    if not tokenizer.chat_template:
+def _prompt(renderer: Renderer, question: str) -> str:
+    if renderer.template is None:
         return question
-    messages = [{"role": "user", "content": question}]
-    return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+    return renderer.text([{"role": "user", "content": question}], prompt=True)
 
 
 @torch.inference_mode()

@@ -15,6 +15,9 @@ from typing import Any, NamedTuple
 
 from transformers import AutoTokenizer, GenerationConfig
 
+from app.domain.datasets.render import Renderer
+from app.system.limited_rendering import limited_renderer
+
 NAME = "Modelfile"
 MARK = "\u00a4{}\u00a4"  # a content that no template contains
 CHECKED_CONVERSATIONS = (
@@ -42,19 +45,20 @@ def write_modelfile(directory: Path, model_directory: Path, gguf_name: str) -> N
     """Write the Modelfile beside the GGUF file; tokenizer and stop tokens are those of `model_directory`."""
     tokenizer = AutoTokenizer.from_pretrained(model_directory)
     lines = [f"FROM ./{gguf_name}\n"]
-    if tokenizer.chat_template:
-        turns = find_turns(tokenizer)
+    renderer = limited_renderer(model_directory)
+    if renderer.template is not None:
+        turns = find_turns(renderer)
         lines.append(f'TEMPLATE """{go_template(turns)}"""\n' if turns else NO_TEMPLATE)
     lines += [f'PARAMETER stop "{token}"\n' for token in stop_tokens(tokenizer, model_directory)]
     (directory / NAME).write_text("".join(lines), encoding="utf-8")
 
 
-def find_turns(tokenizer: Any) -> Turns | None:
-    """The parts of the tokenizer's chat template; None if it is not a sequence of turns."""
+def find_turns(renderer: Renderer) -> Turns | None:
+    """The parts of the chat template; None if it is not a sequence of turns."""
     try:
-        turns = _probe(tokenizer)
-        rendered = {roles: _render(tokenizer, roles, generation=True) for roles in CHECKED_CONVERSATIONS}
-    except Exception:  # a template raises its own errors for roles that it does not know
+        turns = _probe(renderer)
+        rendered = {roles: _render(renderer, roles, generation=True) for roles in CHECKED_CONVERSATIONS}
+    except ValueError:  # a template refuses roles that it does not know
         return None
     is_same = all(_compose(turns, roles) == text for roles, text in rendered.items())
     return turns if is_same and '"""' not in go_template(turns) else None
@@ -80,13 +84,13 @@ def stop_tokens(tokenizer: Any, model_directory: Path) -> list[str]:
     return [tokenizer.convert_ids_to_tokens(token) for token in dict.fromkeys(ids) if token is not None]
 
 
-def _probe(tokenizer: Any) -> Turns:
+def _probe(renderer: Renderer) -> Turns:
     """Read the parts out of rendered conversations. Raises ValueError if a mark is missing."""
-    first, user_to_assistant, assistant_to_user, user_end = _parts(tokenizer, ("user", "assistant", "user"))
-    assistant_end = _parts(tokenizer, ("user", "assistant"))[-1]
-    before_system, system_to_user, _ = _parts(tokenizer, ("system", "user"))
+    first, user_to_assistant, assistant_to_user, user_end = _parts(renderer, ("user", "assistant", "user"))
+    assistant_end = _parts(renderer, ("user", "assistant"))[-1]
+    before_system, system_to_user, _ = _parts(renderer, ("system", "user"))
     before_user = assistant_to_user.removeprefix(assistant_end)
-    closed, open_for_answer = (_render(tokenizer, ("user",), generation) for generation in (False, True))
+    closed, open_for_answer = (_render(renderer, ("user",), generation) for generation in (False, True))
     return Turns(
         default_system=first.removesuffix(before_user),
         before={
@@ -103,9 +107,9 @@ def _probe(tokenizer: Any) -> Turns:
     )
 
 
-def _parts(tokenizer: Any, roles: Sequence[str]) -> list[str]:
+def _parts(renderer: Renderer, roles: Sequence[str]) -> list[str]:
     """The texts before, between and after the messages of a conversation. Raises ValueError."""
-    parts, rest = [], _render(tokenizer, roles, generation=False)
+    parts, rest = [], _render(renderer, roles, generation=False)
     for index in range(len(roles)):
         part, mark, rest = rest.partition(MARK.format(index))
         if not mark:
@@ -114,10 +118,10 @@ def _parts(tokenizer: Any, roles: Sequence[str]) -> list[str]:
     return [*parts, rest]
 
 
-def _render(tokenizer: Any, roles: Sequence[str], generation: bool) -> str:
+def _render(renderer: Renderer, roles: Sequence[str], generation: bool) -> str:
     messages = [{"role": role, "content": MARK.format(index)} for index, role in enumerate(roles)]
-    text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation)
-    return text.removeprefix(tokenizer.bos_token or "")
+    text = renderer.text(messages, prompt=generation)
+    return text.removeprefix(renderer.special_tokens.get("bos_token", ""))
 
 
 def _compose(turns: Turns, roles: Sequence[str]) -> str:

@@ -16,16 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import TemplateSyntaxError
 from safetensors import safe_open
 
 from app.domain.base_models.trainer_report import TrainerReport
-from app.domain.datasets.chat_template import TemplateRefused
+from app.domain.datasets.chat_template import TemplateRefused, UnusableTemplate
 from app.domain.error_text.json_text import as_json
 from app.domain.jobs.spec import QuantizationSpec
 from app.domain.jobs.states import ExitCode
+from app.system.limited_rendering import limited_renderer
 from app.system.model_files import weight_files
-from app.system.tokenizer_files import load_renderer
 from worker.trainer.adapter.modules_to_save import trainable_modules
 from worker.trainer.memory.activation_checkpointing import Recomputation
 from worker.trainer.memory.activation_count import count_without_adapter
@@ -114,7 +113,7 @@ def _notes(base: FrozenBase, directory: Path) -> Iterator[str]:
         yield "Its layers carry state from token to token, so each document of a batch runs alone, which is slower."
     if base.experts:
         yield "Experts are not adapted unless lora.target_parameters names them."
-    renderer = load_renderer(directory)
+    renderer = limited_renderer(directory)
     if rowless := renderer.rowless_tokens:
         shown = ", ".join(as_json(token) for token in rowless[:SHOWN]) + (" and more" if len(rowless) > SHOWN else "")
         yield f"Its embedding has no rows for {shown}: examples with these tokens are refused."
@@ -180,13 +179,17 @@ def _is_tied(model: Any, key: str) -> bool:
 def _tokenizer_problems(directory: Path) -> Iterator[str]:
     """Added tokens may have no row, as that of images in Gemma 3; those of ordinary text, and the stops, need one."""
     try:
-        renderer = load_renderer(directory)
+        renderer = limited_renderer(directory)
     except ValueError as error:
         yield str(error)
         return
-    except TemplateSyntaxError as error:
-        yield f"its chat template is invalid ({error})"
-        return
+    if renderer.template is not None:
+        try:
+            renderer.text(CONVERSATION)
+        except UnusableTemplate as error:
+            yield str(error)
+        except TemplateRefused:  # a note, not a problem
+            pass
     config = read_config(directory).get_text_config()
     tokens = max(renderer.tokenizer.get_vocab(with_added_tokens=False).values(), default=-1) + 1
     if tokens > config.vocab_size:

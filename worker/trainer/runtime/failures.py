@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 
 from app.domain.artifacts.full_disk import is_disk_full
+from app.domain.datasets.chat_template import UnusableTemplate
 from app.domain.jobs.events import Failed
 from app.domain.jobs.spec import QuantizationSpec, RunSpec, TrainerSpec
 from app.domain.jobs.states import ExitCode, Reason
@@ -87,6 +88,8 @@ def explain(error: BaseException, run: RunSpec) -> Failure:
     """Return any exception as a failure of `run`. An unknown one is a crash, after which the worker tries again."""
     if isinstance(error, Failure):
         return error
+    if isinstance(error, UnusableTemplate):
+        return Failure(Reason.MODEL_UNAVAILABLE, f"The base model cannot be used: {error}. Choose another.", "model")
     if is_out_of_memory(error):
         return out_of_memory(run)
     if is_device_lost(error):

@@ -17,7 +17,7 @@ from app.domain.jobs.spec import RunSpec, TrainerSpec
 from app.domain.jobs.states import ExitCode, Reason
 from app.domain.planning.estimate import CANDIDATE_ROW_TOKENS
 from app.domain.planning.execution_plan import ExecutionPlan
-from app.system.tokenizer_files import load_renderer
+from app.system.limited_rendering import limited_renderer
 from worker.trainer.adapter.initial_adapter import initial_adapter
 from worker.trainer.adapter.lora import frozen_copy
 from worker.trainer.checkpoint.provenance import provenance_of, started, warn_of_differences, warn_of_slow_dtype
@@ -96,7 +96,7 @@ def _run_attempt(attempt: TrainingAttempt) -> None:
     plan = snapshot.plan if snapshot else _initial_plan(attempt, device)
     make_repeatable(device, plan.threads)
     base = _load_base(attempt, device, plan)
-    renderer = load_renderer(spec.base.directory, _render_time(plan))
+    renderer = limited_renderer(spec.base.directory, _render_time(plan))
     run = prepare(spec.run, attempt.workdir, base, renderer, provenance_of(spec, base), emit.keepalive)
     objective = make_objective(base, run)
     if snapshot:

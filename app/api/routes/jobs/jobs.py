@@ -51,7 +51,7 @@ async def plan_job(request: Request, body: JsonBodyDep, caller: CallerDep, app_s
     )
     if answer is None:
         work = partial(_compute_plan, app_state, question)
-        answer = await app_state.check_limiter.run(request, caller.key_id, plan.needs_subprocess(question), work)
+        answer = await app_state.check_limiter.run(request, caller.key_id, plan.is_long(question), work)
     return render_plan(answer)
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from app.domain.datasets.examples import Example, read_examples
 from app.domain.datasets.profile import ProfileLimits, profile_dataset
 from app.domain.datasets.render import Renderer
-from app.domain.datasets.report import DatasetReport, build_report
+from app.domain.datasets.report import DatasetReport, build_report, build_report_with_rows
 from app.domain.datasets.warnings import MESSAGES, DatasetWarning, RowIndex, row_digest, warning_codes
 from app.domain.jobs.spec import DataParameters, Method
 from app.system.tokenizer_files import load_renderer
@@ -155,16 +155,15 @@ class TestWholeFiles:
         self, training: list[tuple[str, int]], validation: list[tuple[str, int]]
     ) -> None:
         renderer, limits = plain_renderer(), ProfileLimits(1000)
-        rows = RowIndex()
-        report = self.examined(training, renderer, rows)
-        other = self.examined(validation, renderer, RowIndex(), rows)
+        report, rows = self.examined(training, renderer)
+        other, _ = self.examined(validation, renderer, rows)
         assert self.lines(report, "duplicate_rows") == repeats(training)
         assert self.lines(other, "duplicate_rows") == repeats(validation)
         first = {row: line for line, row in reversed(list(enumerate(validation, 1)))}
         shared = sorted(line for row, line in first.items() if row in training)
         assert self.lines(other, "overlap") == shared
         assert other.different_rows == len(set(validation))
-        surveyed = profile_dataset(self.file(training), renderer, PARAMETERS, limits, self.file(validation))
+        surveyed = profile_dataset(renderer, PARAMETERS, limits, self.file(training), self.file(validation))
         assert self.lines(surveyed.report, "duplicate_rows") == repeats(training)
         assert self.lines(surveyed.report, "overlap") == shared
         assert surveyed.overlap_rows == sum(row in validation for row in training)
@@ -179,8 +178,8 @@ class TestWholeFiles:
         renderer = renderer_of(CHATML)
         rows = [chat_row("a", ""), chat_row("<|im_end|>", "b"), chat_row("a", ""), chat_row("x" * 90, "y")]
         content = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
-        wanted = build_report(io.BytesIO(content), renderer, PARAMETERS, 1000, lambda: None).warnings("supervised", 64)
-        found = profile_dataset(io.BytesIO(content), renderer, PARAMETERS, ProfileLimits(1000)).report.warnings(
+        wanted = build_report(renderer, PARAMETERS, 1000, io.BytesIO(content)).warnings("supervised", 64)
+        found = profile_dataset(renderer, PARAMETERS, ProfileLimits(1000), io.BytesIO(content)).report.warnings(
             "supervised", 64
         )
         assert found == wanted
@@ -213,11 +212,9 @@ class TestWholeFiles:
         assert used < 50_000 * 160
 
     def examined(
-        self, rows: list[tuple[str, int]], renderer: Renderer, seen: RowIndex, training: RowIndex | None = None
-    ) -> DatasetReport:
-        return build_report(
-            self.file(rows), renderer, PARAMETERS, 1000, lambda: None, rows=seen, training_rows=training
-        )
+        self, rows: list[tuple[str, int]], renderer: Renderer, training: RowIndex | None = None
+    ) -> tuple[DatasetReport, RowIndex]:
+        return build_report_with_rows(renderer, PARAMETERS, 1000, training, self.file(rows))
 
     def file(self, rows: list[tuple[str, int]]) -> io.BytesIO:
         return io.BytesIO(b"".join(json.dumps(chat_row(a, str(b))).encode() + b"\n" for a, b in rows))

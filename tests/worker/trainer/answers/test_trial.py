@@ -20,6 +20,7 @@ from app.domain.answers.trial import (
 from app.domain.jobs.spec import BaseSpec, LoraSpec
 from app.system.artifact_directory import MANIFEST, sha256_file
 from app.system.model_files import hash_directory
+from tests.tiny import make_tiny_base, panic_at_many_a
 from tests.worker.evaluations.plain_answers import plain_answers
 from tests.worker.exports.test_exporter import write_real_adapter
 from worker.trainer.answers import trial
@@ -37,7 +38,11 @@ LORA = LoraSpec.model_validate({"r": 4, "alpha": 8, "target_modules": ["q_proj",
 
 @pytest.fixture
 def program(tiny: Path) -> TrialProgram:
-    base = BaseSpec(name="tiny", directory=tiny, manifest_sha256=hash_directory(tiny)[1])
+    return make_program(tiny)
+
+
+def make_program(directory: Path) -> TrialProgram:
+    base = BaseSpec(name="tiny", directory=directory, manifest_sha256=hash_directory(directory)[1])
     spec = AnswerSpec(
         base=base, quantization=None, dtype_is_free=True, context_length=CONTEXT_LENGTH, device="cpu", threads=1
     )
@@ -102,6 +107,26 @@ def test_a_prompt_without_tokens_is_refused(program: TrialProgram) -> None:
     program._renderer.bos_tokens = []
     refused = program.answer(question(messages=None, prompt=""), None)
     assert (refused.reason, refused.message.partition(":")[0]) == ("invalid_value", "prompt")
+
+
+@pytest.mark.parametrize("param", ["prompt", "messages"])
+def test_a_text_at_which_the_tokenizer_fails_is_named(tmp_path: Path, param: str) -> None:
+    directory = make_tiny_base(tmp_path / "base")
+    panic_at_many_a(directory)
+    text = "a" * 300 + "!"
+    asked = (
+        {"messages": None, "prompt": text} if param == "prompt" else {"messages": [{"role": "user", "content": text}]}
+    )
+    refused = make_program(directory).answer(question(**asked), None)
+    assert (refused.type, refused.reason) == ("error", "invalid_value")
+    assert refused.message.startswith(f"{param}: the model's tokenizer fails at the text that begins with")
+
+
+def test_a_template_without_an_end_is_refused(tmp_path: Path) -> None:
+    directory = make_tiny_base(tmp_path / "base")
+    (directory / "chat_template.jinja").write_text("{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3)
+    refused = make_program(directory).answer(question(), None)
+    assert (refused.type, refused.reason, refused.message[:10]) == ("error", "invalid_value", "messages: ")
 
 
 def test_the_message_of_a_long_text_names_the_prompt(program: TrialProgram) -> None:

@@ -51,8 +51,8 @@ def test_the_counts_are_those_of_validation(renderer: Renderer, tmp_path: Path, 
     method, content = files(tmp_path)[name]
     parameters = DataParameters(method=method, context_length=CONTEXT_LENGTH)
     limits = ProfileLimits(4096)
-    found = profile_dataset(io.BytesIO(content), renderer, parameters, limits).report
-    wanted = build_report(io.BytesIO(content), renderer, parameters, 4096, lambda: None)
+    found = profile_dataset(renderer, parameters, limits, io.BytesIO(content)).report
+    wanted = build_report(renderer, parameters, 4096, io.BytesIO(content))
     assert found.counts() == wanted.counts()
     assert (found.cut, found.empty) == (wanted.cut, wanted.empty)
     assert (found.masked, found.findings, found.finding_count) == (wanted.masked, wanted.findings, wanted.finding_count)
@@ -66,7 +66,7 @@ def test_the_rows_shown_are_what_the_trainer_trains(renderer: Renderer, tmp_path
     if name == "chat with bad lines":
         content = chat_lines(15)  # the trainer never meets a bad line: validation has failed the job
     (tmp_path / "data.jsonl").write_bytes(content)
-    found = profile_dataset(io.BytesIO(content), renderer, parameters, ProfileLimits(1 << 20, preview_rows=50))
+    found = profile_dataset(renderer, parameters, ProfileLimits(1 << 20, preview_rows=50), io.BytesIO(content))
     shown = [document for row in found.previews if row["trained"] for document in row["documents"]]
     reason = Reason.INVALID_TRAINING_FILE
     dataset = read_dataset(renderer, tmp_path / "data.jsonl", parameters, reason, lambda _: None)

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer
 
+from app.system.limited_rendering import limited_renderer
 from tests.tiny import make_tiny_base
 from worker.trainer.gguf.modelfile import find_turns, write_modelfile
 
@@ -75,4 +75,4 @@ def test_a_template_with_the_delimiter_of_the_modelfile_is_left_out(tmp_path: Pa
     (base / "chat_template.jinja").write_text(
         f"{{% for message in messages %}}{{{{ '{quoted}' + message['content'] }}}}{{% endfor %}}"
     )
-    assert find_turns(AutoTokenizer.from_pretrained(base)) is None
+    assert find_turns(limited_renderer(base)) is None

@@ -181,7 +181,11 @@ def test_an_index_without_file_names_is_refused(tmp_path: Path, weight_map: obje
         ("tokenizer.json", "{}", "tokenizer.json is not a tokenizer"),
         ("tokenizer_config.json", "{", "tokenizer_config.json is not a JSON object"),
         ("generation_config.json", "3", "generation_config.json is not a JSON object"),
-        ("chat_template.jinja", "{% for message in messages %}", "its chat template is invalid (Unexpected end"),
+        (
+            "chat_template.jinja",
+            "{% for message in messages %}",
+            "the model's chat template is invalid (Unexpected end",
+        ),
         ("tokenizer_config.json", '{"eos_token": "<other>"}', 'no token "<other>", which ends a text'),
     ],
 )
@@ -189,6 +193,13 @@ def test_a_damaged_tokenizer_file_is_named(tmp_path: Path, name: str, text: str,
     directory = make_tiny_base(tmp_path / "base")
     (directory / name).write_text(text)
     assert problem in check_model(directory).problems[0]
+
+
+def test_a_template_without_an_end_is_refused(tmp_path: Path) -> None:
+    directory = make_tiny_base(tmp_path / "base")
+    (directory / "chat_template.jinja").write_text("{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3)
+    (problem,) = check_model(directory).problems
+    assert "chat template takes more than" in problem
 
 
 def test_another_class_in_config_json_is_noted(tmp_path: Path) -> None:

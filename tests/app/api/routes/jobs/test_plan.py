@@ -15,10 +15,10 @@ from app.db.jobs import measurements
 from app.db.scheduling import workers
 from app.db.tables import BaseModelRow, Job
 from app.domain.planning.execution_plan import Measurement
-from app.services.datasets import check_process, token_counter
+from app.services.datasets import token_counter
 from tests.app.api.conftest import Upload
 from tests.factories import chat_lines, make_project, make_target
-from tests.tiny import make_tiny_pairs
+from tests.tiny import make_tiny_pairs, panic_at_many_a
 
 pytestmark = pytest.mark.usefixtures("base_model")
 JOBS = "/v1/fine_tuning/jobs"
@@ -147,27 +147,9 @@ class TestPlan:
             row.entry = {key: value for key, value in row.entry.items() if key not in new}
         assert client.post(PLAN, json=ask).json() == whole
 
-    def test_a_large_file_is_counted_in_a_child_with_the_same_result(
-        self, client: TestClient, training_file: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        ask = {"model": "tiny", "training_file": training_file, "seed": 1}
-        here = client.post(PLAN, json=ask).json()
-        client.app.state.app_state.token_counter._cached_reports.clear()  # type: ignore[attr-defined]
-        monkeypatch.setattr(check_process, "MAX_IN_PROCESS_BYTES", 0)
-        assert client.post(PLAN, json=ask).json() == here
-
-    def test_with_a_large_tokenizer_it_is_counted_in_a_child_too(
-        self, client: TestClient, training_file: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(check_process, "MAX_IN_PROCESS_TOKENIZER_BYTES", 0)
-        monkeypatch.setattr(token_counter, "DEADLINE_SECONDS", 0.0)
-        answer = client.post(PLAN, json={"model": "tiny", "training_file": training_file})
-        assert answer.json()["error"]["code"] == "file_too_large_to_plan"
-
     def test_a_file_that_takes_too_long_is_refused(
         self, client: TestClient, training_file: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(check_process, "MAX_IN_PROCESS_BYTES", 0)
         monkeypatch.setattr(token_counter, "DEADLINE_SECONDS", 0.0)
         answer = client.post(PLAN, json={"model": "tiny", "training_file": training_file})
         assert answer.status_code == 400
@@ -178,6 +160,28 @@ class TestPlan:
         error = client.post(PLAN, json={"model": "tiny", "training_file": file}).json()["error"]
         assert error["code"] == "invalid_training_file"
         assert error["message"].startswith("Line 11: ")
+
+    def test_a_text_at_which_the_tokenizer_fails_is_named_with_its_line(
+        self, client: TestClient, upload: Upload, sessions: Sessions
+    ) -> None:
+        file = upload(lines(*[("a", "b", 1)] * 10, ("a" * 300 + "!", "b", 1))).json()["id"]
+        with transaction(sessions) as session:
+            panic_at_many_a(Path(session.get_one(BaseModelRow, "tiny").directory))
+        answer = client.post(PLAN, json={"model": "tiny", "training_file": file})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_training_file")
+        assert "Line 11: the model's tokenizer fails at the text that begins with" in answer.json()["error"]["message"]
+
+    def test_a_template_without_an_end_is_a_400_that_names_the_model(
+        self, client: TestClient, training_file: str, sessions: Sessions
+    ) -> None:
+        with transaction(sessions) as session:
+            directory = Path(session.get_one(BaseModelRow, "tiny").directory)
+        (directory / "chat_template.jinja").write_text("{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3)
+        answers = [
+            client.post(PLAN, json={"model": "tiny", "training_file": training_file}),
+            client.post(f"/v1/files/{training_file}/validate", params={"model": "tiny"}),
+        ]
+        assert [(each.status_code, each.json()["error"]["param"]) for each in answers] == [(400, "model")] * 2
 
     def test_a_line_that_would_lose_data_is_refused_as_the_report_refuses_it(
         self, client: TestClient, upload: Upload
@@ -207,16 +211,13 @@ class TestPlan:
         assert "Give an answer weight 1" in error["message"]
 
     def test_of_pairs_it_counts_what_the_trainer_of_pairs_will_see(
-        self, client: TestClient, upload: Upload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, client: TestClient, upload: Upload, tmp_path: Path
     ) -> None:
         file = upload(make_tiny_pairs(tmp_path / "pairs.jsonl", 12).read_bytes()).json()["id"]
         ask = {"model": "tiny", "training_file": file, "method": {"type": "dpo"}, "seed": 1}
         answer = client.post(PLAN, json=ask)
         assert answer.status_code == 200, answer.text
         assert (answer.json()["method"], answer.json()["trained_examples"]) == ("dpo", 12)
-        client.app.state.app_state.token_counter._cached_reports.clear()  # type: ignore[attr-defined]
-        monkeypatch.setattr(check_process, "MAX_IN_PROCESS_BYTES", 0)
-        assert client.post(PLAN, json=ask).json() == answer.json()
 
     def test_a_validation_file_takes_its_time_at_each_validation(
         self, client: TestClient, training_file: str, upload: Upload, monkeypatch: pytest.MonkeyPatch

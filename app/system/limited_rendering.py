@@ -1,0 +1,126 @@
+"""Chat templates, run in a process with limits: of memory for the process, of time for each text.
+
+A template is a program of whoever made the base model. Its sandbox keeps it from the machine, not from computing: three
+nested loops, a format of a gigabyte, a string that is doubled 60 times.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from app.domain.datasets.chat_template import ChatTemplate, Message, UnusableTemplate
+from app.domain.datasets.jsonl import Finding
+from app.domain.datasets.render import RenderedLine, Renderer
+from app.domain.jobs.spec import DataParameters
+from app.system.limited_process import LimitedProcess, ProcessEnded, memory_bytes
+from app.system.tokenizer_files import load_renderer
+
+TEXT_SECONDS = 2.0  # of computing for one text; a conversation of 1,000 messages takes 0.02 s
+TEXT_MEMORY_BYTES = 512 << 20  # of a process that has no tokenizer
+TOO_COSTLY = f"the model's chat template takes more than {TEXT_SECONDS:.0f} s of computing, or too much memory"
+
+
+class UnreadableTokenizer(ValueError):
+    """The files of the tokenizer cannot be used; the message says why."""
+
+
+def with_renderer(directory: Path, now: datetime | None, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return `function(renderer, *arguments)`; to be called in a LimitedProcess. Raises UnreadableTokenizer."""
+    try:
+        renderer: Renderer = load_renderer(directory, now)
+    except (OSError, ValueError) as error:
+        raise UnreadableTokenizer(str(error)) from error
+    if template := renderer.template:
+        renderer.template = _TimedTemplate(template.source, template.special_tokens, template.now)
+    return function(renderer, *arguments)
+
+
+def read_in_process(
+    directory: Path,
+    function: Callable[..., Any],
+    *arguments: Any,
+    files: Sequence[BinaryIO],
+    max_line_bytes: int,
+    check: Callable[[], None],
+    niceness: int = 0,
+) -> Any:
+    """Return `function(renderer, *arguments, *files)`, with the renderer of a base model, computed in a LimitedProcess.
+
+    `check` is called meanwhile, and ends it by raising. Raises UnreadableTokenizer, UnusableTemplate, OSError.
+    """
+    with LimitedProcess(files, memory_bytes=memory_bytes(max_line_bytes), niceness=niceness) as process:
+        try:
+            return process.call(with_renderer, directory, None, function, *arguments, check=check)
+        except ProcessEnded as error:
+            raise UnusableTemplate(TOO_COSTLY) from error
+
+
+class LimitedRenderer(Renderer):
+    """A renderer for processes that hold more than datasets: its template runs in a LimitedProcess."""
+
+    _process: LimitedProcess | None = None
+    directory: Path
+
+    def text(self, messages: Sequence[Message], tools: Sequence[Message] = (), prompt: bool = False) -> str:
+        if self.template is None:
+            return super().text(messages, tools, prompt)
+        self._process = process = self._process or LimitedProcess(memory_bytes=TEXT_MEMORY_BYTES)
+        template = self.template
+        try:
+            return str(
+                process.call(
+                    _text, template.source, tuple(template.special_tokens.items()), self.now, messages, tools, prompt
+                )
+            )
+        except ProcessEnded as error:
+            process.close()
+            self._process = None
+            raise UnusableTemplate(TOO_COSTLY) from error
+
+    def lines(
+        self, file: BinaryIO, max_line_bytes: int, parameters: DataParameters, check: Callable[[], None] = lambda: None
+    ) -> Iterator[RenderedLine | Finding]:
+        with LimitedProcess([file], memory_bytes=memory_bytes(max_line_bytes)) as process:
+            arguments = max_line_bytes, parameters
+            try:
+                for line in process.stream(with_renderer, self.directory, self.now, _lines, *arguments, check=check):
+                    check()
+                    yield line
+            except ProcessEnded as error:
+                raise UnusableTemplate(TOO_COSTLY) from error
+
+
+def limited_renderer(directory: Path, now: datetime | None = None) -> LimitedRenderer:
+    """The renderer of a base model, whose template runs in another process. Raises OSError, ValueError."""
+    renderer = load_renderer(directory, now, LimitedRenderer)
+    renderer.directory = directory
+    return renderer
+
+
+class _TimedTemplate(ChatTemplate):
+    def text(self, messages: Sequence[Message], tools: Sequence[Message] = (), prompt: bool = False) -> str:
+        signal.setitimer(signal.ITIMER_PROF, TEXT_SECONDS)  # its signal ends the process, also in code written in C
+        try:
+            return super().text(messages, tools, prompt)
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+def _lines(
+    renderer: Renderer, max_line_bytes: int, parameters: DataParameters, file: BinaryIO
+) -> Iterator[RenderedLine | Finding]:
+    return renderer.lines(file, max_line_bytes, parameters)
+
+
+def _text(source: str, special_tokens: tuple[tuple[str, str], ...], now: datetime, *arguments: Any) -> str:
+    return _template(source, special_tokens, now).text(*arguments)
+
+
+@lru_cache(maxsize=1)
+def _template(source: str, special_tokens: tuple[tuple[str, str], ...], now: datetime) -> ChatTemplate:
+    return _TimedTemplate(source, dict(special_tokens), now)
