@@ -83,12 +83,14 @@ class LimitedRenderer(Renderer):
             raise UnusableTemplate(TOO_COSTLY) from error
 
     def lines(
-        self, file: BinaryIO, max_line_bytes: int, parameters: DataParameters, check: Callable[[], None] = lambda: None
+        self, max_line_bytes: int, parameters: DataParameters, file: BinaryIO, check: Callable[[], None] = lambda: None
     ) -> Iterator[RenderedLine | Finding]:
         with LimitedProcess([file], memory_bytes=memory_bytes(max_line_bytes)) as process:
             arguments = max_line_bytes, parameters
             try:
-                for line in process.stream(with_renderer, self.directory, self.now, _lines, *arguments, check=check):
+                for line in process.stream(
+                    with_renderer, self.directory, self.now, Renderer.lines, *arguments, check=check
+                ):
                     check()
                     yield line
             except ProcessEnded as error:
@@ -109,12 +111,6 @@ class _TimedTemplate(ChatTemplate):
             return super().text(messages, tools, prompt)
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
-
-
-def _lines(
-    renderer: Renderer, max_line_bytes: int, parameters: DataParameters, file: BinaryIO
-) -> Iterator[RenderedLine | Finding]:
-    return renderer.lines(file, max_line_bytes, parameters)
 
 
 def _text(source: str, special_tokens: tuple[tuple[str, str], ...], now: datetime, *arguments: Any) -> str:

@@ -103,7 +103,7 @@ class Renderer:
         ]
 
     def lines(
-        self, file: BinaryIO, max_line_bytes: int, parameters: DataParameters, check: Callable[[], None] = lambda: None
+        self, max_line_bytes: int, parameters: DataParameters, file: BinaryIO, check: Callable[[], None] = lambda: None
     ) -> Iterator[RenderedLine | Finding]:
         """Yield each line of a dataset, or what is wrong with it. `check` is called for each, and may raise."""
         for example in read_examples(file, max_line_bytes, parameters):

@@ -64,7 +64,6 @@ class Check:
         check()
         with LimitedProcess(files, memory_bytes=memory_bytes, niceness=NICENESS) as process:
             result: Result = process.call(function, *arguments, check=check)
-        self.raise_if_cancelled()
         return result
 
     def run_with_renderer(

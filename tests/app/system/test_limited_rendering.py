@@ -81,7 +81,7 @@ def test_the_reading_of_a_file_is_ended(tmp_path: Path) -> None:
             directory, build_report, parameters, 1000, files=[io.BytesIO(LINE)], max_line_bytes=1000, check=lambda: None
         )
     with pytest.raises(UnusableTemplate):
-        next(limited_renderer(directory).lines(io.BytesIO(LINE), 1000, parameters))
+        next(limited_renderer(directory).lines(1000, parameters, io.BytesIO(LINE)))
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=str)
@@ -90,8 +90,8 @@ def test_ordinary_templates_give_the_same_lines_as_in_this_process(tmp_path: Pat
     limited, parameters = limited_renderer(tmp_path, here.now), DataParameters()
     assert limited.text(CONVERSATION[:1], prompt=True) == here.text(CONVERSATION[:1], prompt=True)
     content = LINE + b"{}\n" + LINE
-    assert [*limited.lines(io.BytesIO(content), 1000, parameters)] == [
-        *here.lines(io.BytesIO(content), 1000, parameters)
+    assert [*limited.lines(1000, parameters, io.BytesIO(content))] == [
+        *here.lines(1000, parameters, io.BytesIO(content))
     ]
 
 
@@ -100,7 +100,7 @@ def test_a_line_of_4_mib_has_the_memory_that_it_needs(tmp_path: Path) -> None:
     line = json.dumps({"messages": [*CONVERSATION[:1], {"role": "assistant", "content": text}]}).encode() + b"\n"
     parameters = DataParameters()
     renderer = limited_renderer(write_family(tmp_path, FAMILIES[0], make_tokenizer()))
-    ((number, documents),) = renderer.lines(io.BytesIO(line), 4 << 20, parameters)  # type: ignore[misc]
+    ((number, documents),) = renderer.lines(4 << 20, parameters, io.BytesIO(line))  # type: ignore[misc]
     assert (number, len(documents)) == (1, 1)
 
 

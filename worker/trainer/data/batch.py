@@ -135,7 +135,7 @@ def read_dataset(
     with path.open("rb") as file:
         longest = max(map(len, file), default=0)  # the service has checked them by its own setting
         file.seek(0)
-        for line in renderer.lines(file, longest, parameters, lambda: keepalive(step)):
+        for line in renderer.lines(longest, parameters, file, lambda: keepalive(step)):
             if isinstance(line, Finding):
                 raise Failure(failure_reason, f"{line}.", param)
             dataset.add(*line)
