@@ -32,7 +32,9 @@ def router(sessions: SessionStore) -> APIRouter:
         )
 
     @routes.get("/jobs/{job_id}/log.txt")
-    async def log(request: Request, job_id: ObjectId, attempt: int | None = None, number: int | None = None) -> Response:
+    async def log(
+        request: Request, job_id: ObjectId, attempt: int | None = None, number: int | None = None
+    ) -> Response:
         """`number` is that of the attempt among the trainings, as the pages count."""
         query, name = (f"?attempt={attempt}", f"-attempt-{number}") if attempt is not None else ("", "")
         path = f"fine_tuning/jobs/{{id}}/logs{query}"
