@@ -32,12 +32,13 @@ def get_by_name(session: Session, name: str) -> Project | None:
     return session.scalar(select(Project).where(Project.name == name))
 
 
-def lock(session: Session, project_id: str) -> Project:
+def lock(session: Session, project_id: str, shared: bool = False) -> Project:
     """Lock the project's row and read it again, so that a count stays true until the commit.
 
-    Rows that only refer to the project are still written: their foreign keys take a weaker lock.
+    Shared locks exclude only those that are not. Rows that only refer to the project are still written: their foreign
+    keys take a weaker lock.
     """
-    query = select(Project).where(Project.id == project_id).with_for_update(key_share=True)
+    query = select(Project).where(Project.id == project_id).with_for_update(read=shared, key_share=not shared)
     return session.execute(query.execution_options(populate_existing=True)).scalar_one()
 
 

@@ -14,6 +14,8 @@ from app.db.tables import Project
 from app.domain.error_text.json_text import as_json
 from app.errors import QuotaExceeded
 
+MAX_IN_FLIGHT = 250  # creations that are not committed yet: more than PostgreSQL has connections (100)
+
 
 def require_room(
     session: Session,
@@ -50,12 +52,26 @@ def require_queue_quota(session: Session, project_id: str, default_max_queued_jo
 
     Raises QuotaExceeded.
     """
-    project = projects.lock(session, project_id)
+    project = session.get_one(Project, project_id)
     maximum = default_max_queued_jobs if project.max_queued_jobs is None else project.max_queued_jobs
+    if project.max_gpu_seconds_per_month is None and _is_far_from(session, project_id, maximum):
+        return
     remedy = "try again when one of them runs, cancel one, or ask an admin for a higher limit"
     require_room(session, project_id, "max_queued_jobs", maximum, usage.queued_jobs, remedy)
     if project.max_gpu_seconds_per_month is not None:
         _refuse_spent_month(project, usage.gpu_seconds(session, project_id), project.max_gpu_seconds_per_month)
+
+
+def _is_far_from(session: Session, project_id: str, maximum: int) -> bool:
+    """Whether concurrent creations cannot reach `maximum`, so that they need not wait for each other's commits.
+
+    They share a lock, which creations near the limit wait for before they count. The first count avoids that two
+    transactions with the shared lock wait for each other.
+    """
+    if maximum <= 2 * MAX_IN_FLIGHT or usage.queued_jobs(session, project_id) > maximum - 2 * MAX_IN_FLIGHT:
+        return False
+    projects.lock(session, project_id, shared=True)
+    return usage.queued_jobs(session, project_id) <= maximum - MAX_IN_FLIGHT
 
 
 def _refuse_spent_month(project: Project, seconds: tuple[float, float], limit: int) -> None:

@@ -16,6 +16,7 @@ from starlette.testclient import TestClient
 from app.db.engine import Sessions, transaction
 from app.db.tables import Job, Project
 from app.services import webhooks
+from app.services.access import quotas
 from app.services.deliveries import targets
 from app.services.jobs import evaluations
 from app.settings import Settings
@@ -72,27 +73,44 @@ KINDS = (
 )
 
 
+def send_at_once(server: LiveServer, api_key: str, requests: int, path: str, body: Body) -> list[httpx2.Response]:
+    barrier = threading.Barrier(requests, timeout=30)
+    headers = {"Authorization": f"Bearer {api_key}"}
+
+    def create(number: int) -> httpx2.Response:
+        with httpx2.Client(base_url=server.url, headers=headers, timeout=60) as client:
+            barrier.wait()
+            return client.post(path, json=body(number))
+
+    with ThreadPoolExecutor(requests) as pool:
+        return list(pool.map(create, range(requests)))
+
+
 @pytest.mark.parametrize("requests", [24, pytest.param(80, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("limit", KINDS)
 def test_creates_at_once_do_not_exceed_a_limit(
     limit: str, requests: int, creations: dict[str, tuple[str, Body]], live_server: LiveServer, api_key: str
 ) -> None:
-    path, body = creations[limit]
-    barrier = threading.Barrier(requests, timeout=30)
-    headers = {"Authorization": f"Bearer {api_key}"}
-
-    def create(number: int) -> httpx2.Response:
-        with httpx2.Client(base_url=live_server.url, headers=headers, timeout=60) as client:
-            barrier.wait()
-            return client.post(path, json=body(number))
-
-    with ThreadPoolExecutor(requests) as pool:
-        answers = list(pool.map(create, range(requests)))
+    answers = send_at_once(live_server, api_key, requests, *creations[limit])
     refused = [answer for answer in answers if answer.status_code == 429]
     room = LIMIT // 2 if limit == "max_pending_upload_bytes" else LIMIT
     assert Counter(answer.status_code for answer in answers) == {200: room, 429: requests - room}
     assert {answer.json()["error"]["param"] for answer in refused} == {limit}
     assert {answer.headers["retry-after"] for answer in refused} == {"60"}
+
+
+def test_creates_at_once_that_begin_far_from_a_limit_do_not_exceed_it(
+    creations: dict[str, tuple[str, Body]],
+    live_server: LiveServer,
+    api_key: str,
+    sessions: Sessions,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(quotas, "MAX_IN_FLIGHT", 20)  # as many as the connections of the server
+    with transaction(sessions) as session:
+        session.execute(update(Project).values(max_queued_jobs=45))
+    answers = send_at_once(live_server, api_key, 60, *creations["max_queued_jobs"])
+    assert Counter(answer.status_code for answer in answers) == {200: 45, 429: 15}
 
 
 def test_a_project_of_its_own_limit_has_not_the_default(
