@@ -8,8 +8,12 @@ RUN := .venv/.run-ready
 DEV := .venv/.dev-ready
 ARGS ?=
 JOBS ?= 2
+LANE ?= not extended
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+# Python must keep the compiled files of the sources: the tests collect 500 files and start hundreds of processes.
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup up demo doctor house test test-fast test-slow test-bases test-gguf test-gemma test-s3 test-schema test-sdk test-upgrade test-compat test-browser test-serving screenshots lint types imports format check migrate bench-train bench-mechanisms bench-start bench-auto bench-dpo bench-fit bench-plan bench-api bench-upload bench-queue bench-linear bench-dashboard openapi reference constraints release test-release audit sbom clean gpu-check
+.PHONY: help setup up demo doctor house test test-all test-fast test-slow test-bases test-gguf test-gemma test-s3 test-schema test-sdk test-upgrade test-compat test-browser test-serving screenshots lint types imports format check migrate bench-train bench-mechanisms bench-start bench-auto bench-dpo bench-fit bench-plan bench-api bench-upload bench-queue bench-linear bench-dashboard openapi reference constraints release test-release audit sbom clean gpu-check
 
 help: ## Print this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  \033[1mmake %-12s\033[0m %s\n", $$1, $$2}'
@@ -25,17 +29,20 @@ demo: $(RUN) ## The main job, end to end: upload, train, download, compare (3 to
 doctor: $(RUN) ## Check this machine and say what to do about each finding
 	$(BIN)/tunery doctor $(ARGS)
 
-test: $(DEV) ## The tests, with real PostgreSQL, real Valkey and the real 135M model (ARGS="-k name", JOBS=4 at a time)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow and not browser" $(ARGS)
+test: $(DEV) ## The tests of every change, with real PostgreSQL, real Valkey and the real 135M model (8 minutes; ARGS="-k name", JOBS=4 at a time)
+	$(PYTEST) -m "$(LANE) and not slow and not browser" $(ARGS)
+
+test-all: ## Everything that CI runs (.ci/run): make test, the extended tests, the dashboard, vLLM, generated requests, clients (an hour)
+	.ci/run
 
 test-slow: $(DEV) ## The tests that repeat another test at greater length, or in another variant
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "slow and not browser" $(ARGS)
+	$(PYTEST) -m "slow and not browser" $(ARGS)
 
 test-bases: $(DEV) ## Every architecture of docs/base-models.md as a tiny model, beside transformers and PEFT (3 minutes); prints the table
 	TUNERY_ALL_BASES=1 $(BIN)/python -m pytest -q --durations=0 tests/worker/trainer/model/test_bases.py $(ARGS)
 
 test-fast: $(DEV) ## The tests that need no real model
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not e2e and not slow and not browser" $(ARGS)
+	$(PYTEST) -m "not extended and not e2e and not slow and not browser" $(ARGS)
 
 test-s3: $(DEV) ## Storage in a bucket: the contract, a server that fails and is killed, the main job, two hosts (20 minutes at a load of 20)
 	$(BIN)/python -m pytest tests/app/storage tests/app/api/routes/files/test_bucket.py tests/app/cli/commands/operations/test_storage.py tests/worker/test_bucket.py tests/e2e/test_bucket.py $(ARGS)

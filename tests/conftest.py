@@ -6,7 +6,6 @@ The main fixtures are `sessions` (rows), `storage` (bytes), `settings`, `client`
 
 from __future__ import annotations
 
-import gc
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -25,6 +24,14 @@ from app.settings import Settings
 from app.storage import LocalStorage
 from tests.factories import BASE_MODEL, make_base_model, make_key, make_project
 from tests.kept_engines import APPLICATION_NAME, close_kept_engines, keep_engine, kept_engines
+from tests.lanes import (  # noqa: F401 (hooks of pytest)
+    pytest_collection_finish,
+    pytest_collection_modifyitems,
+    pytest_deselected,
+    pytest_sessionfinish,
+    pytest_terminal_summary,
+    pytest_testnodedown,
+)
 from tests.serving import LiveServer, serve
 from tests.stack import as_redis_py, start_postgres, start_valkey, temporary_database
 
@@ -40,28 +47,6 @@ DISCONNECT_OTHERS = f"""
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
 AND NOT (application_name = '{APPLICATION_NAME}' AND state = 'idle')
 """
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the files first whose tests have the longest timeouts.
-
-    `make test` divides files among processes in this order, so that at its end no process waits for a long file.
-    """
-    timeouts: dict[Path, float] = {}
-    for item in items:
-        marker = item.get_closest_marker("timeout")
-        timeouts[item.path] = max(timeouts.get(item.path, 0.0), marker.args[0] if marker else 0.0)
-    items.sort(key=lambda item: -timeouts[item.path])
-
-
-gc.disable()  # until all tests are collected, which took 29 s of processor time with it and takes 20 without
-
-
-def pytest_collection_finish() -> None:
-    """Exclude the modules and tests that are loaded by now from garbage collection: one took 0.6 s with all tests."""
-    gc.collect()
-    gc.freeze()
-    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -175,6 +175,7 @@ def test_peft_loads_the_adapter_and_it_has_learned(service: Service, adapter: Pa
     assert tuned < 0.9 * plain
 
 
+@pytest.mark.extended("a second whole job, after kill -9 of everything")
 def test_a_job_goes_on_after_everything_was_killed(service: Service, tmp_path: Path) -> None:
     """`kill -9` of `tunery up`, and a new start: no orphan holds a lock, and the accepted job is trained to its end."""
     service.tunery("models", "add", "tiny", str(make_tiny_base(tmp_path / "base")))

@@ -73,6 +73,7 @@ def chunks_of(response: httpx2.Response) -> list[Any]:
 
 @pytest.mark.timeout(240)
 class TestTheRealProgram:
+    @pytest.mark.extended("trains, answers, and loads PEFT beside")
     def test_base_and_adapter_answer_as_peft_does_on_one_loaded_base(
         self, harness: WorkerHarness, http: httpx2.Client, start: Start, tmp_path: Path
     ) -> None:

@@ -231,6 +231,7 @@ class TestEndOfTheWait:
 
 
 @pytest.mark.timeout(400)
+@pytest.mark.extended("real trainers on a full disk; the tests above have a fake one")
 class TestRealTrainer:
     """The adapter is bit for bit that of a job without a full disk, and no step has two events."""
 

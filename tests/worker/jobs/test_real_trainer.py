@@ -36,6 +36,7 @@ def train(harness: WorkerHarness) -> None:
     assert JobSupervisor(harness.resources, OWNER, harness.trainer_lock).run_next()
 
 
+@pytest.mark.extended("three real trainers; the trainer's tests show exact resume in one process")
 def test_a_drained_job_gives_the_same_adapter_as_an_uninterrupted_one(harness: WorkerHarness) -> None:
     allow_slow_training(harness)
     left_alone, drained = (harness.create_job(validation=chat_lines(4), body=BODY, suffix="demo") for _ in range(2))
@@ -66,6 +67,7 @@ def test_a_drained_job_gives_the_same_adapter_as_an_uninterrupted_one(harness: W
     assert weights_of(harness, left_alone) == weights_of(harness, drained)
 
 
+@pytest.mark.extended("one more real trainer")
 def test_a_job_with_older_line_rules_trains(harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its file has what a new job rejects: a refusal next to content, and a line of ASCII white space."""
     allow_slow_training(harness)

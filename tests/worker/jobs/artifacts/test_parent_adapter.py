@@ -18,7 +18,7 @@ from tests.worker.worker_harness import OWNER, WorkerHarness
 from worker.jobs.supervisor import JobSupervisor
 from worker.validation.validate import Validator
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.timeout(240), pytest.mark.extended("five real trainers, which continue an adapter")]
 BODY = {"hyperparameters": {"n_epochs": 1, "batch_size": 4}, "lora": {"r": 4, "use_dora": True}}
 ONE_STEP = {"hyperparameters": {"max_steps": 1, "batch_size": 12, "learning_rate": 1e-9}}
 

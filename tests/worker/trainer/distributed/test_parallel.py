@@ -50,6 +50,7 @@ WITH_PLANTED_RANK = (
 )
 
 pytestmark = pytest.mark.timeout(240)
+three_processes = pytest.mark.extended("starts three processes with torch once more")
 
 
 class Trainer:
@@ -155,6 +156,7 @@ class TestEqualToOneProcess:
             torch.testing.assert_close(two.adapter()[name], tensor, rtol=1e-3, atol=1e-4)
 
 
+@three_processes
 class TestResume:
     def test_after_sigterm_is_exact_with_dropout_and_continues_with_another_number_of_processes(
         self, start: Callable[..., Trainer], tiny: Path, examples: Path, tmp_path: Path
@@ -189,6 +191,7 @@ class TestResume:
         assert [metric.step for metric in log.of(Metric)] == [*second.losses()]
 
 
+@three_processes
 class TestOutOfMemory:
     @pytest.mark.parametrize("planted", slow_but(["rows"], ["rows", "update"]))
     def test_in_one_process_all_go_on_together_with_the_same_result(
@@ -277,11 +280,13 @@ class TestEnd:
         trainer.process.kill()
         until(lambda: not any(rank.is_running() for rank in ranks), "their end")
 
+    @three_processes
     def test_a_loss_that_is_not_finite_ends_all_processes_with_its_reason(self, start: Callable[..., Trainer]) -> None:
         trainer = start(learning_rate=1e30)
         assert trainer.wait() == ExitCode.BAD_SPEC, trainer.log_text()
         assert trainer.records[-1].reason == Reason.NON_FINITE_LOSS
 
+    @three_processes
     def test_a_gpu_that_another_process_loses_has_its_own_exit_code(self, start: Callable[..., Trainer]) -> None:
         """The first process sees only that a collective failed; the worker must check its GPUs all the same."""
         trainer = start(planted="gpu", max_steps=MANY_STEPS)

@@ -1,0 +1,78 @@
+"""What `make test` leaves to `make test-all`, and the order in which both run their tests.
+
+`make test` selects what is not marked `extended`. Such a mark has a reason, and every run prints the reasons with the
+number of tests that it did not select.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+DURATIONS = Path(__file__).with_name("durations.json")  # seconds of each file of tests that takes more than one
+WRITE_DURATIONS = "TUNERY_WRITE_DURATIONS"
+
+not_selected: Counter[str] = Counter()  # extended tests by their reason
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the files first that took longest: at the end the processes share short tests, and none waits for another."""
+    for item in items:
+        for mark in item.iter_markers("extended"):
+            if not mark.args or not isinstance(mark.args[0], str):
+                raise pytest.UsageError(f"{item.nodeid}: the mark `extended` needs its reason as a sentence")
+    seconds = json.loads(DURATIONS.read_text(encoding="utf-8")) if DURATIONS.is_file() else {}
+    items.sort(key=lambda item: -seconds.get(item.nodeid.partition("::")[0], 0.0))
+
+
+gc.disable()  # until all tests are collected, which took 29 s of processor time with it and takes 20 without
+
+
+def pytest_collection_finish() -> None:
+    """Exclude the modules and tests that are loaded by now from garbage collection: one took 0.6 s with all tests."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    not_selected.update(mark.args[0] for item in items if (mark := item.get_closest_marker("extended")))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Send the counts to the process that prints the summary. Every process of xdist has collected all tests."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["not_selected"] = dict(not_selected)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    not_selected.update(Counter(getattr(node, "workeroutput", {}).get("not_selected", {})) - not_selected)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if not_selected:
+        terminalreporter.section("tests of `make test-all` that this run did not select")
+        for reason, number in not_selected.most_common():
+            terminalreporter.line(f"{number:5} {reason}")
+    if os.environ.get(WRITE_DURATIONS):
+        _write_durations(terminalreporter)
+
+
+def _write_durations(terminalreporter: pytest.TerminalReporter) -> None:
+    """Replace the seconds of the files that this run has tested."""
+    tested: Counter[str] = Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                tested[report.nodeid.partition("::")[0]] += report.duration
+    recorded = json.loads(DURATIONS.read_text(encoding="utf-8")) if DURATIONS.is_file() else {}
+    merged = {**recorded, **tested}
+    kept = {name: round(seconds) for name, seconds in sorted(merged.items()) if seconds > 1}
+    DURATIONS.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
