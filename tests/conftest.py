@@ -24,13 +24,14 @@ from app.settings import Settings
 from app.storage import LocalStorage
 from tests.factories import BASE_MODEL, make_base_model, make_key, make_project
 from tests.kept_engines import APPLICATION_NAME, close_kept_engines, keep_engine, kept_engines
-from tests.lanes import (  # noqa: F401 (hooks of pytest)
+from tests.lanes import (  # noqa: F401 (hooks of pytest, and a fixture)
     pytest_collection_finish,
     pytest_collection_modifyitems,
     pytest_deselected,
     pytest_sessionfinish,
     pytest_terminal_summary,
     pytest_testnodedown,
+    sampled,
 )
 from tests.serving import LiveServer, serve
 from tests.stack import as_redis_py, start_postgres, start_valkey, temporary_database

@@ -9,7 +9,9 @@ from __future__ import annotations
 import gc
 import json
 import os
+import zlib
 from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,9 @@ import pytest
 
 DURATIONS = Path(__file__).with_name("durations.json")  # seconds of each file of tests that takes more than one
 WRITE_DURATIONS = "TUNERY_WRITE_DURATIONS"
+
+SAMPLE = 8  # `make test` tries one of so many rows of a hostile table
+Sampled = Callable[[Iterable[Any]], list[Any]]
 
 not_selected: Counter[str] = Counter()  # extended tests by their reason
 
@@ -39,6 +44,18 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.enable()
+
+
+@pytest.fixture(params=["sample", pytest.param("all", marks=pytest.mark.extended("every row of a hostile table"))])
+def sampled(request: pytest.FixtureRequest) -> Sampled:
+    """A function that returns every row of a table in `make test-all`, and in `make test` each eighth.
+
+    The name of the test decides with which row it begins, so that tests of one table try different rows.
+    """
+    if request.param == "all":
+        return list
+    first = zlib.crc32(request.node.nodeid.encode()) % SAMPLE
+    return lambda rows: list(rows)[first::SAMPLE]
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:

@@ -12,6 +12,8 @@ from app.domain.jobs.spec import JobSpec
 from benchmarks import auto
 from tests.tiny import make_tiny_base
 
+pytestmark = pytest.mark.extended("a benchmark on the tiny model")
+
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:

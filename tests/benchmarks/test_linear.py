@@ -41,6 +41,7 @@ def ordinary_seconds() -> dict[tuple[str, int], float]:
     return {}
 
 
+@pytest.mark.extended("measures processor time")
 @pytest.mark.parametrize(("parser", "name", "make"), list(cases()))
 def test_the_largest_hostile_input_does_not_take_far_longer_than_an_ordinary_one(
     parser: Parser, name: str, make: Make, ordinary_seconds: dict[tuple[str, int], float]

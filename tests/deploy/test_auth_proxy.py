@@ -14,7 +14,10 @@ from tests.deploy.nginx import EXAMPLES, NginxProxy, run_nginx, upstream
 from tests.serving import LiveServer
 
 HOST = "tunery-api.example.com"
-pytestmark = pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed")
+pytestmark = [
+    pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed"),
+    pytest.mark.extended("a proxy of the deployment guide"),
+]
 
 
 class Gateway(BaseHTTPRequestHandler):

@@ -33,6 +33,8 @@ from tests.stack import as_redis_py, open_directory, start_postgres
 from tests.tiny import make_tiny_base
 from worker.health import write_heartbeat
 
+pytestmark = pytest.mark.extended("the processes of the deployment files, started without containers")
+
 STOP_SECONDS = 15.0
 WORKERS = ["cpu-worker", "gpu-worker", "gpu-worker-without-gpu", "reconciler", "webhooks", "deliveries"]
 

@@ -19,7 +19,10 @@ from tests.serving import LiveServer
 
 CONFIGURATION = EXAMPLES / "tls-proxy" / "nginx.conf"
 HOSTS = ("tunery-api.example.com", "tunery.example.com")
-pytestmark = pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed")
+pytestmark = [
+    pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed"),
+    pytest.mark.extended("a proxy of the deployment guide"),
+]
 
 
 class Upgrades(BaseHTTPRequestHandler):

@@ -31,6 +31,8 @@ from tests.serving import LiveServer
 from tests.tools.api_reference.world import TRAINING_DATA, World, replaced
 from tools.api_reference.__main__ import document
 
+pytestmark = pytest.mark.extended("every example of the reference, sent by curl and by the official client")
+
 STREAM_ENDED = 28  # curl's own word for its time limit: a stream goes on until then
 
 

@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 
 from app.db.tables import Job
 from app.domain.error_text.validation_text import DEFAULT_RULE
+from tests.lanes import Sampled
 from tests.python_words import python_words
 
 HOSTILE: tuple[Any, ...] = (
@@ -28,7 +29,7 @@ DEPTHS = {CREATE: 5, f"{CREATE}/plan": 1, f"{CREATE}/{{job_id}}/clone": 1}
 
 class TestEveryMessage:
     def test_about_a_body_uses_json_terms(
-        self, admin: TestClient, app: FastAPI, succeeded: Job, training_file: str
+        self, admin: TestClient, app: FastAPI, succeeded: Job, training_file: str, sampled: Sampled
     ) -> None:
         document, said = app.openapi(), set()
         ids = {"job_id": succeeded.id, "project_id": succeeded.project_id, "model": succeeded.fine_tuned_model or ""}
@@ -38,21 +39,23 @@ class TestEveryMessage:
                 continue
             given = dict(content.get("example") or {}) | ({"training_file": training_file} if "jobs" in path else {})
             depth = DEPTHS.get(path, 2)
-            for body in hostile_bodies(resolved(content["schema"], document, depth), given):
+            for body in sampled(hostile_bodies(resolved(content["schema"], document, depth), given)):
                 answer = admin.request(method, url_of(path, ids), json=body)
                 said |= {(f"{method} {path}", message) for message in problems_of(answer)}
-        assert len(said) > 300
+        assert len(said) > 100
         check(said)
 
-    def test_about_a_query_uses_json_terms(self, admin: TestClient, app: FastAPI, succeeded: Job) -> None:
+    def test_about_a_query_uses_json_terms(
+        self, admin: TestClient, app: FastAPI, succeeded: Job, sampled: Sampled
+    ) -> None:
         said = set()
-        for method, path, operation in operations(app.openapi()):
+        for method, path, operation in sampled(operations(app.openapi())):
             for parameter in operation.get("parameters", ()):
                 for word in WORDS if parameter["in"] == "query" else ():
                     url = f"{url_of(path, {'job_id': succeeded.id})}?{parameter['name']}={word}"
                     if not path.endswith("/stream"):
                         said |= {(f"{method} {path}", message) for message in problems_of(admin.request(method, url))}
-        assert len(said) > 50
+        assert len(said) > 5
         check(said)
 
 

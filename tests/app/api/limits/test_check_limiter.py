@@ -123,6 +123,7 @@ def form(content: bytes) -> tuple[bytes, str]:
     return request.read(), request.headers["content-type"]
 
 
+@pytest.mark.extended("seconds of hostile work beside other requests")
 class TestOthersAreAnswered:
     def test_while_bodies_of_40_000_keys_are_refused(self, running: Running) -> None:
         keys = [f'"k{number}":0' for number in range(40_000)]
@@ -143,7 +144,13 @@ class TestOthersAreAnswered:
 
 
 class TestAClientThatLeaves:
-    @pytest.mark.parametrize("what", ["upload", "validate", "plan"])
+    @pytest.mark.parametrize(
+        "what",
+        [
+            "plan",
+            *(pytest.param(what, marks=pytest.mark.extended("the same for plans")) for what in ("upload", "validate")),
+        ],
+    )
     def test_leaves_no_process(self, running: Running, slow_file: str, model: str, what: str) -> None:
         plan = json.dumps({"model": model, "training_file": slow_file}).encode()
         send: dict[str, Callable[[], socket.socket]] = {
@@ -163,6 +170,7 @@ class TestAClientThatLeaves:
         assert max(watch.processes) <= PROCESSES
 
 
+@pytest.mark.extended("a hundred plans beside other requests")
 class TestFairness:
     def test_a_hundred_plans_of_one_key_do_not_starve_another(
         self, running: Running, sessions: Sessions, project: Project, slow_file: str, model: str, storage: LocalStorage
