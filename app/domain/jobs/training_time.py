@@ -11,6 +11,5 @@ def training_seconds(job: Mapping[str, Any], now: float | None = None) -> float 
     """Return the duration of the training attempts, of a running one until now; None before the first one."""
     if job["started_at"] is None:
         return None
-    started_at = job["attempt_started_at"]
-    running_seconds = 0.0 if started_at is None else max(0.0, (now or time.time()) - started_at)
-    return float(job["training_seconds"] + running_seconds)
+    now = now or time.time()
+    return float(job["training_seconds"] + max(0.0, now - (job["attempt_started_at"] or now)))

@@ -65,7 +65,6 @@ class NewJob:
         self._initial = prefilled.values
         self._changes, self._advice = prefilled.changes, prefilled.advice
         self._kept = prefilled.kept
-        self._files: dict[str, Json] = {}
         self._fields: dict[str, Field] = {}
         self._texts: dict[str, str] = {}  # of the commands
         self._form_id = secrets.token_hex(16)
@@ -81,7 +80,7 @@ class NewJob:
             note("Nothing is changed yet compared with the failed job", clean_lines(self._advice, 4_000), "warn")
         models = await base_model_names(self._view.api)
         files = await self._view.api.items("files", MAX_FILES, purpose="fine-tune")
-        self._files = {file["id"]: file for file in files}
+        self._files: dict[str, Json] = {file["id"]: file for file in files}
         for name in ("training_file", "validation_file"):
             await self._add_older_file(name)
         with tag("div", classes="t-split"):
@@ -228,7 +227,7 @@ class NewJob:
                     button("Plan again", self._update)
             elif isinstance(plan, dict):
                 note(clean(plan["message"], 1_000), "", VERDICT_TONES.get(plan["verdict"], ""))
-                for warning in plan.get("warnings", ()):
+                for warning in plan["warnings"]:
                     if warning["code"] not in SHOWN_AT_FIELD:
                         note("Warning", clean(warning["message"], 1_000), "warn")
                 with self._plan:
