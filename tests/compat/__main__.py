@@ -12,7 +12,8 @@ import sys
 import time
 import tomllib
 
-from tests.compat.earlier import CHECKOUT, COMMIT, ROOT, check_out, is_in_history
+from tests.compat.earlier import CHECKOUT, COMMIT, check_out
+from tools.checkout import HOW_TO_FETCH, ROOT, is_in_history
 
 ADAPTER = ROOT / "tests" / "compat" / "adapter.py"
 LOG = CHECKOUT / "service.log"
@@ -50,10 +51,8 @@ def main() -> int:
     parser.add_argument("--all", action="store_true", help="every test (about 40 minutes on two cores)")
     parser.add_argument("--only", choices=ALL, help="one kind")
     options = parser.parse_args()
-    if not is_in_history():
-        sys.exit(
-            f"Commit {COMMIT} is not here; its tests are taken from the history. In a clone: git fetch --unshallow"
-        )
+    if not is_in_history(COMMIT):
+        sys.exit(f"Commit {COMMIT} is not here; its tests are taken from the history; {HOW_TO_FETCH}")
     check_out()
     kinds = ALL if options.all else SHORT
     chosen = {name: command for name, command in kinds.items() if options.only in (None, name)}

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.compat.earlier import COMMIT, ROOT, file_at_commit, is_in_history
+from tests.compat.earlier import COMMIT
+from tools.checkout import HOW_TO_FETCH, ROOT, file_at, is_in_history
 
 SNAPSHOT = ROOT / "tests" / "app" / "api" / "openapi" / "openapi.json"
 EARLIER_SNAPSHOT = "tests/app/api/openapi.json"
@@ -21,12 +22,12 @@ def schemas(document: bytes) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.skipif(not is_in_history(), reason=f"commit {COMMIT} is not in this clone: git fetch --unshallow")
+@pytest.mark.skipif(not is_in_history(COMMIT), reason=HOW_TO_FETCH)
 def test_excepts_exactly_the_fields_that_the_earlier_schemas_forbid() -> None:
     today = schemas(SNAPSHOT.read_bytes())
     forbidden = {
         (name, field)
-        for name, earlier in schemas(file_at_commit(EARLIER_SNAPSHOT)).items()
+        for name, earlier in schemas(file_at(COMMIT, EARLIER_SNAPSHOT)).items()
         if earlier.get("additionalProperties") is False
         for field in today[name]["properties"].keys() - earlier["properties"].keys()
     }
@@ -35,9 +36,9 @@ def test_excepts_exactly_the_fields_that_the_earlier_schemas_forbid() -> None:
     assert all(excepted["reason"] for excepted in table)
 
 
-@pytest.mark.skipif(not is_in_history(), reason=f"commit {COMMIT} is not in this clone: git fetch --unshallow")
+@pytest.mark.skipif(not is_in_history(COMMIT), reason=HOW_TO_FETCH)
 def test_excepts_only_tests_of_the_earlier_commit() -> None:
     for excepted in tomllib.loads(TABLE.read_text(encoding="utf-8"))["test"]:
         path, *_, name = excepted["id"].split("::")
-        assert f"def {name}(".encode() in file_at_commit(path)
+        assert f"def {name}(".encode() in file_at(COMMIT, path)
         assert excepted["reason"]

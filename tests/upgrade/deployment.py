@@ -17,8 +17,9 @@ import httpx2
 import openai
 import pytest
 
-from tests.compat.earlier import CHECKOUT, COMMIT, is_in_history
+from tests.compat.earlier import CHECKOUT, COMMIT
 from tests.stack import open_directory, start_postgres, start_valkey
+from tools.checkout import HOW_TO_FETCH, is_in_history
 
 EARLIER = CHECKOUT / "project"
 KEY = "rolling-restart-admin-key-0123456789abcdef"
@@ -38,7 +39,7 @@ NEW_API = ("-m", "app.serve")
 MARKS = (
     pytest.mark.e2e,
     pytest.mark.slow,
-    pytest.mark.skipif(not is_in_history(), reason=f"commit {COMMIT} is not here: git fetch --unshallow"),
+    pytest.mark.skipif(not is_in_history(COMMIT), reason=HOW_TO_FETCH),
 )
 
 
