@@ -13,7 +13,7 @@ PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 # Python must keep the compiled files of the sources: the tests collect 500 files and start hundreds of processes.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup up demo doctor house test test-all test-fast test-slow test-bases test-gguf test-gemma test-s3 test-schema test-sdk test-upgrade test-compat test-browser test-serving screenshots lint types imports format check migrate bench-train bench-mechanisms bench-start bench-auto bench-dpo bench-fit bench-plan bench-api bench-upload bench-queue bench-linear bench-dashboard openapi reference constraints release test-release audit sbom clean gpu-check
+.PHONY: help setup up demo doctor house facts test test-all test-fast test-slow test-bases test-gguf test-gemma test-s3 test-schema test-sdk test-upgrade test-compat test-browser test-serving screenshots lint types imports format check migrate bench-train bench-mechanisms bench-start bench-auto bench-dpo bench-fit bench-plan bench-api bench-upload bench-queue bench-linear bench-dashboard openapi reference constraints release test-release audit sbom clean gpu-check
 
 help: ## Print this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  \033[1mmake %-12s\033[0m %s\n", $$1, $$2}'
@@ -61,7 +61,7 @@ test-schema: $(DEV) ## Generated requests to every operation of the OpenAPI docu
 test-sdk: $(DEV) ## The official client's scenarios, three generations of it, against the whole service (ARGS="--only newest -- -k uploads")
 	$(BIN)/python -m tests.clients $(ARGS)
 
-test-upgrade: $(DEV) ## Data of an earlier release under this one, a rolling restart beside an earlier commit under load, and webhook senders of both (11 minutes)
+test-upgrade: $(DEV) ## Data of commit 942affe under this code, with work of every queue, a rolling restart beside an earlier commit under load, and webhook senders of both (11 minutes)
 	$(BIN)/python -m pytest -q tests/upgrade $(ARGS)
 
 test-compat: $(DEV) ## The tests of an earlier commit, unchanged, against this service (3 minutes; ALL=1: all of them, 40; ARGS="--only schema")
@@ -93,6 +93,9 @@ check: lint types imports ## Lint, types and import contracts
 
 house: $(DEV) ## The size and shape of the source tree: lines, files, widest folder, import cycles, functions
 	@$(BIN)/python -m tools.house
+
+facts: $(DEV) ## What a user can see, into build/facts: API, commands, settings, errors, metrics, tables, a job's events, an adapter's bytes (a minute of two cores; BASE=942affe: compare with a commit, exit 1 if it differs; ARGS=--quick: only what needs no service)
+	$(BIN)/python -m tools.facts "$(BASE)" $(ARGS)
 
 format: $(DEV) ## Apply the formatting
 	$(BIN)/ruff check --fix .

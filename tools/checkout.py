@@ -16,15 +16,11 @@ def is_in_history(commit: str) -> bool:
     return found.returncode == 0
 
 
-def file_at(commit: str, path: str) -> bytes:
-    return _git("show", f"{commit}:{path}")
-
-
 def check_out(commit: str, directory: Path, *paths: str) -> None:
     """Write these files and folders of the commit, or all, into `directory`."""
-    with tarfile.open(fileobj=io.BytesIO(_git("archive", commit, *paths))) as files:
+    with tarfile.open(fileobj=io.BytesIO(git("archive", commit, *paths))) as files:
         files.extractall(directory, filter="data")
 
 
-def _git(*arguments: str) -> bytes:
+def git(*arguments: str) -> bytes:
     return subprocess.run(["git", *arguments], cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.compat.earlier import COMMIT
-from tools.checkout import HOW_TO_FETCH, ROOT, file_at, is_in_history
+from tools.checkout import HOW_TO_FETCH, ROOT, git, is_in_history
 
 SNAPSHOT = ROOT / "tests" / "app" / "api" / "openapi" / "openapi.json"
 EARLIER_SNAPSHOT = "tests/app/api/openapi.json"
@@ -27,7 +27,7 @@ def test_excepts_exactly_the_fields_that_the_earlier_schemas_forbid() -> None:
     today = schemas(SNAPSHOT.read_bytes())
     forbidden = {
         (name, field)
-        for name, earlier in schemas(file_at(COMMIT, EARLIER_SNAPSHOT)).items()
+        for name, earlier in schemas(git("show", f"{COMMIT}:{EARLIER_SNAPSHOT}")).items()
         if earlier.get("additionalProperties") is False
         for field in today[name]["properties"].keys() - earlier["properties"].keys()
     }
@@ -40,5 +40,5 @@ def test_excepts_exactly_the_fields_that_the_earlier_schemas_forbid() -> None:
 def test_excepts_only_tests_of_the_earlier_commit() -> None:
     for excepted in tomllib.loads(TABLE.read_text(encoding="utf-8"))["test"]:
         path, *_, name = excepted["id"].split("::")
-        assert f"def {name}(".encode() in file_at(COMMIT, path)
+        assert f"def {name}(".encode() in git("show", f"{COMMIT}:{path}")
         assert excepted["reason"]
