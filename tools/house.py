@@ -1,7 +1,7 @@
 """`make house`: the size and shape of the source tree, as numbers. They are for information; no limit is enforced.
 
-Prints, for app/ and worker/: files; lines of code, comments, docstrings and blank lines; the widest folder; import
-cycles between modules; functions, their median and 90th percentile length, and private functions called once.
+Prints, for app/ and worker/: files; lines of code, comments, docstrings and blank lines; the widest folder; one import
+cycle between modules; functions, their median and 90th percentile length, and private functions called once.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import statistics
 import tokenize
 from collections import Counter
 from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import grimp
@@ -88,34 +89,14 @@ def _is_package(path: Path) -> bool:
     return (path / "__init__.py").exists()
 
 
-def import_cycles() -> list[set[str]]:
-    """Strongly connected components of the import graph with more than one module (Tarjan, 1972)."""
+def import_cycle() -> list[str]:
+    """The modules of one import cycle, from a module to itself; none if there is no cycle."""
     graph = grimp.build_graph(*PACKAGES)
-    imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
-    index: dict[str, int] = {}
-    low: dict[str, int] = {}
-    stack: list[str] = []
-    cycles: list[set[str]] = []
-
-    def visit(module: str) -> None:
-        index[module] = low[module] = len(index)
-        stack.append(module)
-        for other in imports[module]:
-            if other not in index:
-                visit(other)
-                low[module] = min(low[module], low[other])
-            elif other in stack:
-                low[module] = min(low[module], index[other])
-        if low[module] == index[module]:
-            component = set(stack[stack.index(module) :])
-            del stack[stack.index(module) :]
-            if len(component) > 1:
-                cycles.append(component)
-
-    for module in sorted(imports):
-        if module not in index:
-            visit(module)
-    return cycles
+    try:
+        TopologicalSorter({each: graph.find_modules_directly_imported_by(each) for each in graph.modules}).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
 
 
 def main() -> None:
@@ -124,7 +105,6 @@ def main() -> None:
         for path in sorted((ROOT / package).rglob("*.py")):
             total.add(path.read_text(encoding="utf-8"))
     folder, entries = widest_folder()
-    cycles = import_cycles()
     lengths = sorted(total.function_lines)
     print(f"files                {total.files}")
     print(f"lines of code        {total.code}")
@@ -132,9 +112,7 @@ def main() -> None:
     print(f"lines of docstrings  {total.docstrings}")
     print(f"blank lines          {total.blank}")
     print(f"widest folder        {folder}: {entries} entries")
-    print(f"import cycles        {len(cycles)}")
-    for cycle in cycles:
-        print(f"                     {' <-> '.join(sorted(cycle))}")
+    print(f"import cycle         {' -> '.join(import_cycle()) or 'none'}")
     print(f"functions            {len(lengths)}: median {statistics.median(lengths):.0f} lines,", end=" ")
     print(f"90th percentile {lengths[len(lengths) * 9 // 10]}")
     print(f"called once          {total.called_once} private functions")
