@@ -1,6 +1,6 @@
-"""Work that an earlier release left in every state goes on under this one, without being asked for anything new.
+"""Work that an earlier commit left in every state goes on under this code, without being asked for anything new.
 
-The fixtures in 0.1.0/ were written by make_fixtures.py with the code of that release.
+The fixtures were written by make_fixtures.py with the code of that commit: `python -m tests.upgrade` makes them again.
 """
 
 from __future__ import annotations
@@ -11,28 +11,30 @@ import json
 import re
 import subprocess
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from app.cli.local_stack import base_model
 from app.cli.local_stack.servers.postgres import LocalPostgres
 from app.system import artifact_directory
 from tests.deadline import until
-from tests.receiver import receiving
+from tests.receiver import Receiver, receiving
 from tests.stack import open_directory
 from tests.up import Service
-from tests.upgrade.make_fixtures import ENVIRONMENT, PG_DUMP, Client
+from tests.upgrade.make_fixtures import COMMIT, PG_DUMP, Client, environment
 
 pytestmark = [
     pytest.mark.e2e,
-    pytest.mark.timeout(600),
+    pytest.mark.slow,  # `make test-upgrade`: two starts of the service and twelve jobs
+    pytest.mark.timeout(900),
     pytest.mark.filterwarnings("ignore::FutureWarning"),  # between PEFT and transformers: names that will change
 ]
 
-FIXTURES = Path(__file__).parent / "0.1.0"
+FIXTURES = Path(__file__).parent / COMMIT
 FACTS = json.loads((FIXTURES / "facts.json").read_text())
 TIMESTAMP = re.compile(r"'(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)?\+00)'")
 # The reconciler ends no attempt before PostgreSQL has been up for a lease: short ones, or it takes minutes.
@@ -47,18 +49,32 @@ SHORT_LEASES = {
 AGE = timedelta(minutes=10)  # leases of 5 minutes have expired by then, the upload's hour has not
 
 
+FINISHED_JOB = f"/fine_tuning/jobs/{FACTS['finished']}"
+PATHS = {
+    "validations": "/fine_tuning/jobs",
+    "evaluations": f"{FINISHED_JOB}/evaluations",
+    "exports": f"{FINISHED_JOB}/exports",
+    "registrations": "/organization/base_model_registrations",
+    "deliveries": f"{FINISHED_JOB}/deliveries",
+}
+ENDED = ("succeeded", "delivered", "failed", "cancelled", "withdrawn")
+
+
 @contextmanager
-def restored(environment: Mapping[str, str]) -> Iterator[Service]:
+def restored(receiver: Receiver, **settings: str) -> Iterator[Service]:
     """The service on a copy of the fixtures' data directory, as if they had been written ten minutes ago."""
     with open_directory() as directory:
-        service = Service(directory, environment)
+        service = Service(directory, environment(directory) | settings)
+        (directory / "delivered").mkdir()
         service.data.mkdir(mode=0o711)
         (service.data / "up.lock").touch()
-        (service.data / "admin-key").write_text(FACTS["admin_key"] + "\n")
+        (service.data / "models" / base_model.NAME).mkdir(parents=True)  # or it is converted again
+        for name in ("admin_key", "secret_keys"):
+            (service.data / name.replace("_", "-")).write_text(FACTS[name] + "\n")
         for name, where in (("storage", service.data / "storage"), ("base", directory / "tiny")):
             with tarfile.open(FIXTURES / f"{name}.tar.xz") as archive:
                 archive.extractall(where, filter="data")
-        load_database(service, directory / "tiny")
+        load_database(service, receiver)
         try:
             service.start()
             yield service
@@ -66,14 +82,15 @@ def restored(environment: Mapping[str, str]) -> Iterator[Service]:
             service.stop()
 
 
-def load_database(service: Service, base: Path) -> None:
+def load_database(service: Service, receiver: Receiver) -> None:
     shift = datetime.now(UTC) - AGE - datetime.fromisoformat(FACTS["made_at"])
 
     def moved(found: re.Match[str]) -> str:
         return f"'{(datetime.fromisoformat(found[1]) + shift).isoformat(sep=' ')}'"
 
     sql = gzip.decompress((FIXTURES / "database.sql.gz").read_bytes()).decode()
-    sql = TIMESTAMP.sub(moved, sql).replace("@BASE@", str(base)).replace("@DATA@", str(service.data))
+    sql = TIMESTAMP.sub(moved, sql).replace("@DIRECTORY@", str(service.directory))
+    sql = sql.replace("@RECEIVER@", f"127.0.0.1:{receiver.port}")
     server = LocalPostgres(service.data / "postgres")
     url = server.start().replace("postgresql+psycopg://", "postgresql://")
     try:
@@ -85,8 +102,15 @@ def load_database(service: Service, base: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def client() -> Iterator[Client]:
-    with restored(ENVIRONMENT | SHORT_LEASES) as service, Client(service) as client:
+def receiver() -> Iterator[Receiver]:
+    """The server to which both webhook endpoints send."""
+    with receiving() as receiver:
+        yield receiver
+
+
+@pytest.fixture(scope="module")
+def client(receiver: Receiver) -> Iterator[Client]:
+    with restored(receiver, **SHORT_LEASES) as service, Client(service) as client:
         yield client
 
 
@@ -140,7 +164,7 @@ def test_a_job_whose_worker_died_goes_on_from_its_snapshot(client: Client) -> No
     assert len([message for message in messages if message.startswith("Step 1/")]) == 1  # not begun anew
 
 
-@pytest.mark.parametrize("kind", ["paused_sft", pytest.param("paused_dpo", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["paused_sft", "paused_dpo"])
 def test_a_paused_job_is_resumed_and_peft_loads_its_adapter(
     client: Client, kind: str, base: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -151,22 +175,23 @@ def test_a_paused_job_is_resumed_and_peft_loads_its_adapter(
     load_in_peft(download(client, FACTS[kind], tmp_path_factory.mktemp("adapter")), base)
 
 
-@pytest.mark.slow
-def test_a_paused_job_of_two_processes_is_resumed(base: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_paused_job_of_two_processes_is_resumed(
+    receiver: Receiver, base: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     job_id = FACTS["paused_parallel"]
-    with restored(ENVIRONMENT | {"TUNERY_GPUS_PER_JOB": "2"}) as service, Client(service) as client:
+    with restored(receiver, TUNERY_GPUS_PER_JOB="2") as service, Client(service) as client:
         client.send("POST", f"/fine_tuning/jobs/{job_id}/resume")
         succeed(client, job_id)
         load_in_peft(download(client, job_id, tmp_path_factory.mktemp("adapter")), base)
 
 
 def test_a_finished_job_keeps_its_checkpoints_archive_and_export(client: Client) -> None:
-    job, path = client.job(FACTS["finished"]), f"/fine_tuning/jobs/{FACTS['finished']}"
-    checkpoints = client.send("GET", f"{path}/checkpoints")["data"]
+    job = client.job(FACTS["finished"])
+    checkpoints = client.send("GET", f"{FINISHED_JOB}/checkpoints")["data"]
     assert [checkpoint["step_number"] for checkpoint in checkpoints] == [12, 8, 4]
-    archive = client.http.get(f"{path}/adapter/archive").content
+    archive = client.http.get(f"{FINISHED_JOB}/adapter/archive").content
     assert hashlib.sha256(archive).hexdigest() == job["adapter"]["sha256"]
-    export = client.send("GET", f"{path}/exports/{FACTS['export']}")
+    export = client.send("GET", f"{FINISHED_JOB}/exports/{FACTS['export']}")
     assert export["status"] == "succeeded"
     for file in export["files"]:
         assert hashlib.sha256(client.http.get(f"/files/{file['id']}/content").content).hexdigest() == file["sha256"]
@@ -184,11 +209,23 @@ def test_an_idempotency_key_still_answers_with_the_job_that_it_created(client: C
     assert client.create(FACTS["training_file"], FACTS["idempotency_key"], **FACTS["asked"]) == FACTS["queued"]
 
 
-def test_an_undelivered_webhook_is_delivered_once_its_endpoint_answers(client: Client) -> None:
-    path = f"/webhook_endpoints/{FACTS['webhook']}"
-    delivery = client.send("GET", f"{path}/deliveries")["data"][-1]
-    with receiving() as receiver:
-        client.send("POST", path, json={"url": receiver.url})
-        client.send("POST", f"{path}/deliveries/{delivery['id']}/redeliver")
-        until(lambda: receiver.received, "a webhook", 60)
-    assert json.loads(receiver.received[0].body)["type"] == "fine_tuning.job.succeeded"
+@pytest.mark.parametrize("kind", PATHS)
+def test_a_running_row_of_a_queue_is_claimed_again_and_a_waiting_one_too(client: Client, kind: str) -> None:
+    for row_id, attempts in zip(FACTS[kind], (2, 1), strict=True):
+        path = f"{PATHS[kind]}/{row_id}"
+        until(lambda path=path: client.send("GET", path)["status"] in ENDED, f"{row_id} has ended", 500)
+        row = client.send("GET", path)
+        assert row["status"] in ("succeeded", "delivered"), row["error"]
+        if "attempts" in row and kind != "validations":  # those of a job count its trainings
+            assert row["attempts"] == attempts
+
+
+def test_models_whose_registration_went_on_are_listed(client: Client) -> None:
+    assert {"tiny-a", "tiny-b"} <= {model["id"] for model in client.send("GET", "/models")["data"]}
+
+
+def test_a_webhook_that_a_sender_held_and_one_that_failed_are_delivered(client: Client, receiver: Receiver) -> None:
+    def types() -> set[str]:
+        return {json.loads(message.body)["type"] for message in receiver.received}
+
+    until(lambda: types() >= {"fine_tuning.job.succeeded", "fine_tuning.job.cancelled"}, "both webhooks", 120)
