@@ -29,7 +29,7 @@ from tests.upgrade.make_fixtures import COMMIT, PG_DUMP, Client, environment
 
 pytestmark = [
     pytest.mark.e2e,
-    pytest.mark.slow,  # `make test-upgrade`: two starts of the service and twelve jobs
+    pytest.mark.extended("data of an earlier commit: two starts of the service and twelve jobs"),
     pytest.mark.timeout(900),
     pytest.mark.filterwarnings("ignore::FutureWarning"),  # between PEFT and transformers: names that will change
 ]
