@@ -69,7 +69,9 @@ def lose_lease(harness: WorkerHarness, job: Job, evaluation: Evaluation) -> None
 
 
 @pytest.mark.parametrize(
-    ("end", "state"), [(cancel, "cancelled"), (drain, "queued"), (lose_lease, "running")], ids=lambda each: str(each)
+    ("end", "state"),
+    [(cancel, "cancelled"), (drain, "queued"), (lose_lease, "running")],
+    ids=["cancel", "shutdown", "lost lease"],
 )
 def test_a_cancel_a_shutdown_and_a_lost_lease_end_it_at_once(
     harness: WorkerHarness,

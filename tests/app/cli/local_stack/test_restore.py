@@ -19,7 +19,7 @@ from tests.full_disk import small_disk
 from tests.stack import open_directory
 from tests.tiny import make_tiny_base, make_tiny_dataset
 from tests.up import Service
-from tests.upgrade.make_fixtures import ENVIRONMENT, FREQUENT_SNAPSHOTS, LONG, Client, kill
+from tests.upgrade.make_fixtures import ENVIRONMENT, LONG, Client, kill
 
 SHORT_LEASES = {
     "TUNERY_LEASE_TTL_SECONDS": "20",
@@ -117,7 +117,7 @@ class TestRestoreDataDirectory:
 @pytest.mark.timeout(600)
 def test_a_running_job_goes_on_after_a_restore() -> None:
     with open_directory() as here, open_directory() as there:
-        environment = ENVIRONMENT | FREQUENT_SNAPSHOTS | SHORT_LEASES
+        environment = ENVIRONMENT | SHORT_LEASES | {"TUNERY_SNAPSHOT_INTERVAL_SECONDS": "1"}
         lost, restored = Service(here, environment), Service(there, environment)
         backups, base = there / "backups", make_tiny_base(there / "tiny")
         try:
@@ -125,7 +125,7 @@ def test_a_running_job_goes_on_after_a_restore() -> None:
             lost.tunery("models", "add", "tiny", str(base))
             job_id = back_up_while_training(lost, backups)
         finally:
-            kill(lost)
+            kill(lost.process)
         restored.tunery("restore", str(backups))
         shutil.copytree(lost.data / "models", restored.data / "models", dirs_exist_ok=True)  # saves a conversion
         try:
