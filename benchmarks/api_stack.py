@@ -125,6 +125,7 @@ def _process(
     environment = os.environ | {
         "DATABASE_URL": database_url, "REDIS_URL": redis_url, "TUNERY_DATA_DIR": str(data_dir),
         "TUNERY_LOG_FILE": str(data_dir / "api.log"), "TUNERY_MAX_QUEUED_JOBS": "1000000",
+        "TUNERY_TRIAL_ANSWERS": "true",
     }  # fmt: skip
     process = subprocess.Popen(command, env=environment, cwd=Path(__file__).resolve().parents[1])
     try:

@@ -14,6 +14,7 @@ from typing import Any
 
 JSON = "application/json"
 MOST_BYTES = 1 << 20  # of most bodies
+MOST_CHAT_BYTES = 2 << 20
 LEAST_LONG_CHARACTERS = 4096  # a string with a lower limit is refused by its length
 EXCEPTIONS = {
     "POST /v1/files": "a form: its parser is among those of make bench-linear",
@@ -157,11 +158,12 @@ def _sized(place: Place, value: Callable[[int], Any], unit_bytes: int) -> Callab
 
 def _chat(field: str, item: Any, is_repeated: bool = True) -> Body:
     def place(value: Any) -> Any:
-        return {"model": "tiny", "messages": [{"role": "user", "content": "a"}], "max_tokens": 0, field: value}
+        return {"model": "tiny", "messages": [{"role": "user", "content": "a"}], field: value}
 
     value = (lambda count: [item] * count) if is_repeated else (lambda count: item(count))
     name = f"{field}: {json.dumps(item)[:30] if is_repeated else 'one large value'}"
-    return Body("POST /v1/chat/completions", name, _sized(place, value, _bytes(item) if is_repeated else 10))
+    make = _sized(place, value, _bytes(item) if is_repeated else 10)
+    return Body("POST /v1/chat/completions", name, make, MOST_CHAT_BYTES)
 
 
 def _patterns(count: int) -> Any:

@@ -45,7 +45,7 @@ from worker.jobs.artifacts import stored_files
 from worker.jobs.artifacts.publish import PURPOSE
 from worker.jobs.leased_rows import AttemptFailed, RowClaimer, RowLeaseKeeper
 from worker.jobs.observed_attempt import observed_attempt
-from worker.jobs.program_process import Limits, start_program, supervise, unexpected_exit
+from worker.jobs.program_process import ProgramLimits, start_program, supervise, unexpected_exit
 from worker.jobs.sanitize import clean_text
 from worker.node.resources import Resources
 
@@ -173,7 +173,7 @@ class Evaluator:
 
     def _grade(self, rows: int, keeper: RowLeaseKeeper[Evaluation], directory: Path, lock: int) -> EvaluationSummary:
         """Grade the answers in a process of its own: what a client sends decides how long a comparison takes."""
-        limits = Limits(GRADING_MEMORY_BYTES, GRADING_SECONDS + GRADING_SECONDS_PER_ROW * rows)
+        limits = ProgramLimits(GRADING_MEMORY_BYTES, GRADING_SECONDS + GRADING_SECONDS_PER_ROW * rows)
         program = start_program([*self._grade_command, str(directory)], directory, lock, 1, limits)
         exit_code = supervise(program, keeper, self.resources, "grading")
         if exit_code == ExitCode.OUT_OF_MEMORY:

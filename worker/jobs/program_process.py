@@ -31,7 +31,7 @@ log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
-class Limits:
+class ProgramLimits:
     """Limits of a program whose work a client's input decides. The kernel refuses memory beyond `memory_bytes`."""
 
     memory_bytes: int
@@ -44,7 +44,7 @@ class ProgramProcess(ChildProgram):
     median_step_seconds = 0.0
     final_at: float | None = None
 
-    def __init__(self, process: subprocess.Popen[bytes], log_path: Path, limits: Limits | None) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], log_path: Path, limits: ProgramLimits | None) -> None:
         self.deadline = time.monotonic() + limits.seconds if limits else math.inf
         self._work_done = 0.0
         self._progress_at = time.monotonic()
@@ -63,7 +63,11 @@ class ProgramProcess(ChildProgram):
 
 
 def start_program(
-    command: Sequence[str], directory: Path, lock_descriptor: int, threads: int | None, limits: Limits | None = None
+    command: Sequence[str],
+    directory: Path,
+    lock_descriptor: int,
+    threads: int | None,
+    limits: ProgramLimits | None = None,
 ) -> ProgramProcess:
     """Start a program in `directory` from a thread that outlives it: the parent-death signal follows the thread.
 
