@@ -39,6 +39,7 @@ ROUTES = sorted(
 STREAMED = [path for _, path in ROUTES if path.endswith("/stream")]
 NUMBERS = itertools.count(1)
 FAULTS = """
+import json, sys
 from fastapi.responses import StreamingResponse
 from starlette.testclient import TestClient
 from app.main import app_from_environment
@@ -53,7 +54,16 @@ def fail():
 def begin_and_fail():
     return StreamingResponse(str(1 / n).encode() for n in (1, 0))
 
+class Panic(BaseException):
+    pass
+
+@app.get("/panic")
+def panic():
+    raise Panic
+
 client = TestClient(app, raise_server_exceptions=False)
+answer = client.get("/panic")
+print(json.dumps({"panic": answer.status_code, "body": answer.json()}), file=sys.stderr)
 client.get("/fail", headers={"X-Request-Id": "fails"})
 client.get("/break", headers={"X-Request-Id": "breaks"})
 """
@@ -322,6 +332,10 @@ class TestAFault:
         assert (traceback["event"], traceback["level"]) == ("request failed", "error")
         assert "in fail\n" in traceback["exception"]
         assert "ZeroDivisionError" in traceback["exception"]
+
+    def test_that_is_no_exception_is_answered_alike(self, faults: list[dict[str, Any]]) -> None:
+        (answer,) = (each for each in faults if "panic" in each)
+        assert (answer["panic"], set(answer["body"])) == (500, {"error"})
 
     def test_in_the_middle_of_a_response_has_them_too(self, faults: list[dict[str, Any]]) -> None:
         traceback, line = (each for each in faults if each.get("request_id") == "breaks")
