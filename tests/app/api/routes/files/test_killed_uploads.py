@@ -27,6 +27,7 @@ from app.services.files.ingest import STALE_AFTER_SECONDS
 from app.settings import Settings
 from app.storage import LocalStorage
 from tests.deadline import until
+from tests.limited import limited_processes
 from tests.serving import LiveServer, api_process
 
 Json = dict[str, Any]
@@ -149,8 +150,8 @@ def test_while_a_file_is_put_together_leaves_an_upload_that_can_be_completed(
         upload = api.begin(lines, purpose="fine-tune")
         body = json.dumps({"part_ids": [api.add(upload, lines)["id"]]}).encode()
         with api.half("POST", f"{upload}/complete", {"Content-Type": "application/json"}, body, len(body)):
-            until(api.process.children, "the check of its lines", interval_seconds=0.005)
-            (child,) = api.process.children()
+            until(lambda: limited_processes(api.process.pid), "the check of its lines", interval_seconds=0.005)
+            child = psutil.Process(*limited_processes(api.process.pid))
             until(
                 lambda: child.nice() > api.process.nice(),
                 "its priority, which comes before the first line",
