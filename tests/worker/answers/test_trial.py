@@ -19,6 +19,7 @@ from app.system.model_files import hash_directory, read_catalog_entry
 from app.system.tokenizer_files import load_renderer
 from tests.app.cli.trained import make_trained_job
 from tests.deadline import until
+from tests.fork_server import forked
 from tests.serving import LiveServer
 from tests.tiny import make_tiny_base
 from tests.worker.answers.conftest import BASE, CHAT, SAY, WITH_TOOLS, Start, ask
@@ -73,7 +74,6 @@ def chunks_of(response: httpx2.Response) -> list[Any]:
 
 @pytest.mark.timeout(240)
 class TestTheRealProgram:
-    @pytest.mark.extended("trains, answers, and loads PEFT beside")
     def test_base_and_adapter_answer_as_peft_does_on_one_loaded_base(
         self, harness: WorkerHarness, http: httpx2.Client, start: Start, tmp_path: Path
     ) -> None:
@@ -83,7 +83,7 @@ class TestTheRealProgram:
             storage, body = harness.resources.storage, {"quantization": None}
             job = make_trained_job(session, storage, harness.project, directory, write, body=body)
         model = job.fine_tuned_model or ""
-        answers = start()
+        answers = start(*forked("worker.trainer.answers.trial"))
         adapter = ask(http, model)
         assert adapter.headers["x-tunery-answered-by"].startswith("trial")
         process = answers._process
@@ -169,7 +169,7 @@ class TestTheRealProgram:
         self, harness: WorkerHarness, http: httpx2.Client, start: Start, tmp_path: Path
     ) -> None:
         self.register_base_with_tools(harness, tmp_path / WITH_TOOLS)
-        start()
+        start(*forked("worker.trainer.answers.trial"))
         answered = ask(http, WITH_TOOLS, tools=TOOLS, logprobs=True).json()
         (choice,) = answered["choices"]
         (call,) = choice["message"]["tool_calls"]
@@ -211,7 +211,7 @@ class TestTheRealProgram:
 def test_a_schema_that_is_too_expensive_is_a_400_and_the_next_question_is_answered(
     http: httpx2.Client, start: Start
 ) -> None:
-    start()
+    start(*forked("worker.trainer.answers.trial"))
     patterns = [{"type": "string", "pattern": f".*{letter}.*"} for letter in "abcdefghijklmnopqrst"]
     refused = ask(http, response_format=schema_format({"allOf": patterns}))
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "response_format")

@@ -26,6 +26,7 @@ from app.system import artifact_directory, model_files
 from tests.app.cli.trained import make_trained_job
 from tests.deadline import until
 from tests.factories import make_file
+from tests.fork_server import forked
 from tests.worker.evaluations.plain_answers import plain_answers
 from tests.worker.exports.test_exporter import write_real_adapter
 from tests.worker.worker_harness import WorkerHarness
@@ -36,6 +37,7 @@ from worker.reconciler import cleanup
 from worker.reconciler.reconciler import Reconciler
 
 OWNER = "gpu0@test#1"
+GENERATION = GENERATE_COMMAND[-1]
 EXACT = {
     "type": "string_check",
     "name": "exact",
@@ -137,7 +139,7 @@ class TestRealGeneration:
         self, harness: WorkerHarness, ask: Ask, trained: Job, tmp_path: Path
     ) -> None:
         evaluation = ask(lines(5), max_new_tokens=6)
-        assert evaluator(harness, tmp_path, *GENERATE_COMMAND).run_next()
+        assert evaluator(harness, tmp_path, *forked(GENERATION)).run_next()
         done = read(harness, evaluation)
         assert (done.state, done.error_message) == ("succeeded", None)
         assert done.summary is not None
@@ -157,7 +159,7 @@ class TestRealGeneration:
     ) -> None:
         """In 16 bits, row by row, without padding."""
         evaluation = ask(lines(4), max_new_tokens=8, base_precision="16-bit")
-        assert evaluator(harness, tmp_path, *GENERATE_COMMAND).run_next()
+        assert evaluator(harness, tmp_path, *forked(GENERATION)).run_next()
         done = read(harness, evaluation)
         assert done.precision == "16 bits, computed in bfloat16"
         rows = [json.loads(line) for line in harness.content(str(done.results_file_id)).splitlines()]

@@ -28,6 +28,7 @@ from app.services.jobs import exports as service
 from app.system import parent_death
 from tests.app.cli.trained import make_trained_job
 from tests.deadline import until
+from tests.fork_server import forked
 from tests.processes import is_alive
 from tests.worker.trainer import plain_peft
 from tests.worker.trainer.test_merge import TOKENS, logits_of, peft_model
@@ -40,7 +41,7 @@ from worker.reconciler.reconciler import Reconciler
 from worker.trainer import merge
 
 OWNER = "export.cpu0@test#1"
-MERGE_COMMAND = COMMANDS[ExportType.MERGED]
+MERGE_MODULE = COMMANDS[ExportType.MERGED][-1]
 
 
 # A merge in a tenth of a second: the destination has the adapter's weights.
@@ -148,7 +149,7 @@ class TestExport:
         trained = really_trained
         export = ask(harness, trained)
         assert (export.state, export.step_number, export.model) == ("queued", 4, trained.fine_tuned_model)
-        assert exporter(harness, tmp_path, *MERGE_COMMAND).run_next()
+        assert exporter(harness, tmp_path, *forked(MERGE_MODULE)).run_next()
         finished = read(harness, export)
         assert (finished.state, finished.error_message, finished.attempt, finished.lease_owner) == (
             "succeeded",
@@ -283,7 +284,7 @@ class TestFailures:
     ) -> None:
         export = ask(harness, really_trained)
         (base / "generation_config.json").write_text("{}")
-        exporter(harness, tmp_path, *MERGE_COMMAND).run_next()
+        exporter(harness, tmp_path, *forked(MERGE_MODULE)).run_next()
         failed = read(harness, export)
         assert (failed.state, failed.error_code) == ("failed", "model_unavailable")
         assert "tiny cannot be used: one of its files is missing or has changed" in str(failed.error_message)

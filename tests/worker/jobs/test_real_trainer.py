@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,11 @@ from app.db.engine import transaction
 from app.db.tables import BaseModelRow, Job
 from tests.deadline import until
 from tests.factories import chat_lines
+from tests.fork_server import forked
 from tests.tiny import make_tiny_pairs
 from tests.worker.worker_harness import OWNER, WorkerHarness
 from worker.jobs.supervisor import JobSupervisor
+from worker.jobs.trainer_process import TRAINER_COMMAND
 from worker.validation.validate import Validator
 
 pytestmark = pytest.mark.timeout(240)
@@ -32,8 +35,8 @@ def allow_slow_training(harness: WorkerHarness) -> None:
     harness.resources.settings.drain_grace_seconds = harness.resources.settings.stall_seconds = 100.0
 
 
-def train(harness: WorkerHarness) -> None:
-    assert JobSupervisor(harness.resources, OWNER, harness.trainer_lock).run_next()
+def train(harness: WorkerHarness, command: Sequence[str] | None = None) -> None:
+    assert JobSupervisor(harness.resources, OWNER, harness.trainer_lock, command or forked("worker.trainer")).run_next()
 
 
 @pytest.mark.extended("three real trainers; the trainer's tests show exact resume in one process")
@@ -43,12 +46,12 @@ def test_a_drained_job_gives_the_same_adapter_as_an_uninterrupted_one(harness: W
     while Validator(harness.resources, "cpu0@test#1").run_next():
         pass
 
-    train(harness)
+    train(harness, TRAINER_COMMAND)
     with transaction(harness.sessions) as session:  # it was registered without a count, and this was the first job
         counted = session.get_one(BaseModelRow, left_alone.base_model).counted_activation_bytes
     assert counted.keys() == {"nothing", "elementwise"}
     drain_after(harness, drained, step=2)
-    train(harness)
+    train(harness, TRAINER_COMMAND)
 
     counting = [event for event in harness.events(left_alone) if "activation_bytes" in event.data]
     assert [event.data["activation_bytes"] for event in counting] == [counted]
@@ -67,7 +70,6 @@ def test_a_drained_job_gives_the_same_adapter_as_an_uninterrupted_one(harness: W
     assert weights_of(harness, left_alone) == weights_of(harness, drained)
 
 
-@pytest.mark.extended("one more real trainer")
 def test_a_job_with_older_line_rules_trains(harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its file has what a new job rejects: a refusal next to content, and a line of ASCII white space."""
     allow_slow_training(harness)
@@ -104,7 +106,7 @@ def drain_after(harness: WorkerHarness, job: Job, step: int) -> None:
         target=lambda: until(lambda: harness.has_reached(job, step), "a step", 100) and harness.resources.stop.set()
     )
     stop.start()
-    train(harness)
+    train(harness, TRAINER_COMMAND)
     stop.join()
     assert (harness.job(job).state, harness.job(job).reason) == ("queued", "drained")
     harness.resources.stop.clear()

@@ -14,11 +14,12 @@ from app.db.tables import Job
 from app.domain.jobs.parameters.fields import ParentAdapter
 from app.domain.jobs.spec import JobSpec
 from tests.factories import chat_lines
+from tests.fork_server import forked
 from tests.worker.worker_harness import OWNER, WorkerHarness
 from worker.jobs.supervisor import JobSupervisor
 from worker.validation.validate import Validator
 
-pytestmark = [pytest.mark.timeout(240), pytest.mark.extended("five real trainers, which continue an adapter")]
+pytestmark = pytest.mark.timeout(240)
 BODY = {"hyperparameters": {"n_epochs": 1, "batch_size": 4}, "lora": {"r": 4, "use_dora": True}}
 ONE_STEP = {"hyperparameters": {"max_steps": 1, "batch_size": 12, "learning_rate": 1e-9}}
 
@@ -27,7 +28,7 @@ def finished(harness: WorkerHarness, job: Job) -> Job:
     harness.resources.settings.stall_seconds = 100.0
     while Validator(harness.resources, "cpu0@test#1").run_next():
         pass
-    assert JobSupervisor(harness.resources, OWNER, harness.trainer_lock).run_next()
+    assert JobSupervisor(harness.resources, OWNER, harness.trainer_lock, forked("worker.trainer")).run_next()
     return harness.job(job)
 
 
