@@ -13,7 +13,7 @@ PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 # Python must keep the compiled files of the sources: the tests collect 500 files and start hundreds of processes.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup up demo doctor house facts test test-all test-fast test-slow test-bases test-gguf test-gemma test-s3 test-schema test-sdk test-upgrade test-compat test-browser test-serving screenshots lint types imports format check migrate bench-train bench-mechanisms bench-start bench-auto bench-dpo bench-fit bench-plan bench-api bench-upload bench-queue bench-linear bench-dashboard openapi reference constraints release test-release audit sbom clean gpu-check
+.PHONY: help setup up demo doctor house facts test test-all test-fast test-slow test-faults test-bases test-gguf test-gemma test-s3 test-schema test-sdk test-upgrade test-compat test-browser test-serving screenshots lint types imports format check migrate bench-train bench-mechanisms bench-start bench-auto bench-dpo bench-fit bench-plan bench-api bench-upload bench-queue bench-linear bench-dashboard openapi reference constraints release test-release audit sbom clean gpu-check
 
 help: ## Print this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  \033[1mmake %-12s\033[0m %s\n", $$1, $$2}'
@@ -43,6 +43,9 @@ test-bases: $(DEV) ## Every architecture of docs/base-models.md as a tiny model,
 
 test-fast: $(DEV) ## The tests that need no real model
 	$(PYTEST) -m "not extended and not e2e and not slow and not browser" $(ARGS)
+
+test-faults: $(DEV) ## 30 planted faults: the tests of make test must see each (45 minutes at most)
+	$(BIN)/python -m tests.faults $(ARGS)
 
 test-s3: $(DEV) ## Storage in a bucket: the contract, a server that fails and is killed, the main job, two hosts (20 minutes at a load of 20)
 	$(BIN)/python -m pytest tests/app/storage tests/app/api/routes/files/test_bucket.py tests/app/cli/commands/operations/test_storage.py tests/worker/test_bucket.py tests/e2e/test_bucket.py $(ARGS)

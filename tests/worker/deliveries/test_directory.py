@@ -7,8 +7,11 @@ import os
 
 import pytest
 from prometheus_client import REGISTRY
+from sqlalchemy import select
 
+from app.db.engine import transaction
 from app.db.jobs import evaluations
+from app.db.tables import File
 from app.domain.evaluations.promotion import DeliveryVerdict
 from app.system import artifact_directory
 from tests.full_disk import small_disk
@@ -114,6 +117,19 @@ def test_an_adapter_is_delivered_only_if_its_evaluation_allows_that(
         delivery.make_due()
         delivery.attempt_due()
         assert (delivery.delivery(job).state, reason in (delivery.delivery(job).error or "")) == (state, True)
+    assert list(delivery.shared.iterdir()) == []
+
+
+def test_a_file_that_is_damaged_in_the_storage_is_not_delivered(delivery: DeliveryHarness) -> None:
+    delivery.target({"kind": "directory", "path": str(delivery.shared)})
+    job = delivery.finished_job("production")
+    with transaction(delivery.harness.sessions) as session:
+        key = session.scalars(select(File.storage_key).where(File.filename == "adapter_config.json")).one()
+    path = delivery.harness.resources.settings.storage_dir / "objects" / key
+    path.write_bytes(path.read_bytes().replace(b"16", b"17"))
+    delivery.attempt_due()
+    row = delivery.delivery(job)
+    assert (row.state, "damaged" in (row.error or "")) == ("pending", True)
     assert list(delivery.shared.iterdir()) == []
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
-from app.db.jobs.claims import Lease
-from app.db.tables import Evaluation, Export
+from app.db.engine import Sessions, transaction
+from app.db.jobs import leased_rows
+from app.db.jobs.claims import FencedError, Lease
+from app.db.tables import BaseModelRegistration, Evaluation, Export
 from app.system.boot_clock import boottime_seconds
 from tests.worker.worker_harness import WorkerHarness
 from worker.jobs.leased_rows import RowLeaseKeeper
@@ -19,3 +24,22 @@ def test_a_message_of_a_row_without_events_is_logged_and_does_not_end_the_lease(
     keeper = RowLeaseKeeper(harness.resources, table, Lease("row-1", 1, "gpu0@test#1"), boottime_seconds())
     keeper.append_event("The bucket fails; the store is repeated")
     assert not keeper.fenced
+
+
+@pytest.mark.parametrize("another", [{}, {"attempt": 1}, {"owner": "gpu0@test#2"}, {"job_id": "row-2"}])
+def test_only_the_holder_of_a_lease_writes_its_row(sessions: Sessions, another: dict[str, Any]) -> None:
+    lease = Lease("row-1", 2, "gpu0@test#1")
+    with transaction(sessions) as session:
+        columns = leased_rows.lease_columns(lease.owner, 60)
+        session.add(BaseModelRegistration(id=lease.job_id, attempt=2, name="a", directory="/a", **columns))
+    tried = replace(lease, **another)
+    with transaction(sessions) as session:
+        for access in (leased_rows.lock_held, leased_rows.check_lease, leased_rows.requeue):
+            if another:
+                with pytest.raises(FencedError):
+                    access(session, BaseModelRegistration, tried)
+            else:
+                access(session, BaseModelRegistration, tried)
+    with transaction(sessions) as session:
+        row = session.get_one(BaseModelRegistration, lease.job_id)
+        assert row.state == ("running" if another else "queued")

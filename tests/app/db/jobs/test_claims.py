@@ -98,6 +98,9 @@ class TestClaim:
     ) -> None:
         queued(**columns)
         assert claim(sessions) is None
+        later = queued()
+        taken = [claim(sessions, owner=f"me{n}") for n in range(2)]
+        assert [job.id for job in taken if job] == [later.id]
 
     def test_validation_is_claimed_with_the_same_lease_and_attempt(self, sessions: Sessions, created: MakeJob) -> None:
         job = created()

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.domain.datasets.chat_template import TemplateRefused
-from app.domain.datasets.documents import cut_at_end
+from app.domain.datasets.documents import NON_PREFERRED, PREFERRED, cut_at_end
 from app.domain.datasets.examples import Example
 from app.domain.datasets.render import Renderer
 from app.system.tokenizer_files import load_renderer
@@ -111,6 +111,15 @@ def test_an_example_of_weight_zero_only_has_no_label(renderer: Renderer) -> None
     (document,) = renderer.documents(chat(("a", "b"), weight=0)) or [None]
     assert document is not None
     assert document.labelled_count == 0
+
+
+def test_of_a_pair_only_the_compared_answers_are_learned(renderer: Renderer) -> None:
+    asked = (*chat(("a", "first")).messages, {"role": "user", "content": "b"})
+    answers = [({"role": "assistant", "content": text},) for text in ("good", "bad")]
+    documents = renderer.documents(Example(1, messages=asked, preferred=answers[0], non_preferred=answers[1]))
+    assert [document.pair_role for document in documents] == [PREFERRED, NON_PREFERRED]
+    learned = [list(trained_texts(renderer, document)) for document in documents]
+    assert learned == [["good<|im_end|>"], ["bad<|im_end|>"]]
 
 
 def test_a_template_that_rewrites_earlier_turns_gives_one_document_for_each_answer(base: Path) -> None:
