@@ -23,7 +23,7 @@ from queue import SimpleQueue
 from tests.faults.table import LEFT_OUT, ROOT, Fault, read_table
 
 FILE_SECONDS = 150  # of the tests of one file, until the first one fails
-UNPLANTED_SECONDS = 600
+UNPLANTED_SECONDS = 900
 STOP_SECONDS = 30  # for pytest to stop its servers
 SELECTED = " and ".join(f"not {mark}" for mark in LEFT_OUT)
 PYTEST = (sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", SELECTED)

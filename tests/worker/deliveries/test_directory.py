@@ -7,7 +7,7 @@ import os
 
 import pytest
 from prometheus_client import REGISTRY
-from sqlalchemy import select
+from sqlalchemy import func, select, update
 
 from app.db.engine import transaction
 from app.db.jobs import evaluations
@@ -68,6 +68,10 @@ def test_one_served_name_is_replaced_and_the_earlier_delivery_ends(delivery: Del
     delivery.attempt_due()
     assert artifact_directory.verify(delivery.shared / "bot")
     assert delivery.delivery(second).state == "delivered"
+    delivery.finished_job("production")
+    delivery.attempt_due()
+    assert not before.exists()  # two versions are kept
+    assert sum(each.is_dir() for each in before.parent.iterdir()) == directory.KEPT_VERSIONS
 
 
 def test_it_is_withdrawn_when_its_model_is_deleted(delivery: DeliveryHarness) -> None:
@@ -130,6 +134,17 @@ def test_a_file_that_is_damaged_in_the_storage_is_not_delivered(delivery: Delive
     delivery.attempt_due()
     row = delivery.delivery(job)
     assert (row.state, "damaged" in (row.error or "")) == ("pending", True)
+    assert list(delivery.shared.iterdir()) == []
+
+
+def test_an_adapter_whose_files_were_deleted_is_not_delivered(delivery: DeliveryHarness) -> None:
+    delivery.target({"kind": "directory", "path": str(delivery.shared)})
+    job = delivery.finished_job("production")
+    with transaction(delivery.harness.sessions) as session:
+        session.execute(update(File).where(File.filename == "adapter_config.json").values(deleted_at=func.now()))
+    delivery.attempt_due()
+    row = delivery.delivery(job)
+    assert (row.state, "were deleted" in (row.error or "")) == ("failed", True)
     assert list(delivery.shared.iterdir()) == []
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from app.db.engine import Sessions, transaction
 from app.db.jobs import leased_rows
@@ -43,3 +44,20 @@ def test_only_the_holder_of_a_lease_writes_its_row(sessions: Sessions, another: 
     with transaction(sessions) as session:
         row = session.get_one(BaseModelRegistration, lease.job_id)
         assert row.state == ("running" if another else "queued")
+
+
+def test_the_pauses_between_crashes_double_until_the_last_attempt(sessions: Sessions) -> None:
+    seconds_until_next = text(
+        "SELECT extract(epoch FROM run_after - clock_timestamp())::float FROM base_model_registrations"
+    )
+    delays = []
+    with transaction(sessions) as session:
+        row = BaseModelRegistration(id="row-1", name="a", directory="/a")
+        session.add(row)
+        session.flush()
+        for _ in range(2):
+            row = leased_rows.retry_or_fail(session, row, "worker_lost", "lost", 10, 3)
+            delays.append(session.scalar(seconds_until_next))
+        assert (row.state, delays) == ("queued", [pytest.approx(10, abs=2), pytest.approx(20, abs=2)])
+        row = leased_rows.retry_or_fail(session, row, "worker_lost", "lost", 10, 3)
+        assert (row.state, row.error_code, row.crash_streak) == ("failed", "worker_lost", 3)

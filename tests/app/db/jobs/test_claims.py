@@ -102,6 +102,16 @@ class TestClaim:
         taken = [claim(sessions, owner=f"me{n}") for n in range(2)]
         assert [job.id for job in taken if job] == [later.id]
 
+    def test_a_further_attempt_keeps_the_start_of_the_first(self, sessions: Sessions, queued: MakeJob) -> None:
+        queued()
+        first = claim(sessions)
+        assert first is not None
+        with transaction(sessions) as session:
+            claims.finish_held_attempt(session, lease_of(first), Reason.DRAINED, "enough")
+        second = claim(sessions)
+        assert second is not None
+        assert (second.train_attempts, second.started_at) == (2, first.started_at)
+
     def test_validation_is_claimed_with_the_same_lease_and_attempt(self, sessions: Sessions, created: MakeJob) -> None:
         job = created()
         claimed = claim(sessions, "validate")
@@ -230,6 +240,14 @@ class TestGuardedWrites:
             assert found is not None
             assert found.id == job.id
             assert claims.find_held_job(session, "somebody") is None
+
+    def test_only_an_earlier_process_of_the_same_slot_is_dead(self, sessions: Sessions, queued: MakeJob) -> None:
+        owners = ("gpu0@test#1", "gpu0@test#2", "gpu0@test-too#1")
+        taken = [(queued(), claim(sessions, owner=owner))[1] for owner in owners]
+        with transaction(sessions) as session:
+            dead = expired_leases.held_by_previous_incarnation(session, "gpu0@test", "gpu0@test#2")
+            assert taken[0] is not None
+            assert [job.id for job in dead] == [taken[0].id]
 
 
 class TestEnds:

@@ -24,6 +24,8 @@ class TestRateLimiter:
         clock.seconds += 0.25
         assert limiter.take("a", 4).wait_seconds == 0
         assert limiter.take("a", 4).wait_seconds == 0.25
+        clock.seconds += 0.125  # half of a token
+        assert limiter.take("a", 4).wait_seconds == 0.125
 
     def test_reports_when_the_bucket_is_full_again(self) -> None:
         limiter = RateLimiter(1000, Clock())
