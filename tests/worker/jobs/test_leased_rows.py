@@ -61,3 +61,12 @@ def test_the_pauses_between_crashes_double_until_the_last_attempt(sessions: Sess
         assert (row.state, delays) == ("queued", [pytest.approx(10, abs=2), pytest.approx(20, abs=2)])
         row = leased_rows.retry_or_fail(session, row, "worker_lost", "lost", 10, 3)
         assert (row.state, row.error_code, row.crash_streak) == ("failed", "worker_lost", 3)
+
+
+def test_a_lease_is_lost_after_its_end_and_the_grace_period(sessions: Sessions) -> None:
+    with transaction(sessions) as session:
+        columns = leased_rows.lease_columns("gpu0@test#1", -30)  # it ended 30 seconds ago
+        session.add(BaseModelRegistration(id="row-1", name="a", directory="/a", **columns))
+        session.flush()
+        assert leased_rows.lock_expired(session, BaseModelRegistration, 60) == []
+        assert [row.id for row in leased_rows.lock_expired(session, BaseModelRegistration, 20)] == ["row-1"]

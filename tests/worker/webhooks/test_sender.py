@@ -391,6 +391,17 @@ class TestCrashes:
         sender.deliver(dead)  # it was only suspended: its outcome is not recorded any more
         assert [attempt.attempt for attempt in log(sessions)] == [2]
 
+    def test_an_earlier_attempt_does_not_end_a_delivery_that_is_to_be_retried(
+        self, sender: WebhookSender, receiver: Receiver, sessions: Sessions, project: Project
+    ) -> None:
+        make_endpoint(sessions, project, receiver.url)
+        announce(sessions, project)
+        (earlier,) = claim(sessions, lease_seconds=0.05)
+        receiver.answers = [500]
+        until(lambda: deliver_due(sender) == 1, "the lease runs out")
+        sender.deliver(earlier)
+        assert ([attempt.attempt for attempt in log(sessions)], outbox(sessions)[0].state) == ([2], "pending")
+
     def test_deleting_an_endpoint_during_a_delivery_deletes_its_deliveries(
         self, sender: WebhookSender, receiver: Receiver, sessions: Sessions, project: Project
     ) -> None:
