@@ -148,8 +148,11 @@ def test_an_adapter_whose_files_were_deleted_is_not_delivered(delivery: Delivery
     assert list(delivery.shared.iterdir()) == []
 
 
-def test_a_path_outside_of_the_allowed_directories_is_refused_at_once(delivery: DeliveryHarness) -> None:
-    delivery.target({"kind": "directory", "path": str(delivery.shared.parent)})
+@pytest.mark.parametrize("name", [".", "shared-too"])
+def test_a_path_outside_of_the_allowed_directories_is_refused_at_once(delivery: DeliveryHarness, name: str) -> None:
+    path = delivery.shared.parent / name
+    path.mkdir(exist_ok=True)
+    delivery.target({"kind": "directory", "path": str(path)})
     job = delivery.finished_job("production")
     delivery.attempt_due()
     row = delivery.delivery(job)

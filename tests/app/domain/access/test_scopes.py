@@ -21,6 +21,8 @@ class TestNeeded:
             ("POST", "/v1/fine_tuning/jobs/plan", "jobs:read"),
             ("GET", "/v1/fine_tuning/jobs/{job_id}/adapter/archive", "jobs:read"),
             ("DELETE", "/v1/models/{model}", "models:write"),
+            ("PUT", "/v1/models/{model}", "models:write"),
+            ("PATCH", "/v1/models/{model}", "models:write"),
             ("GET", "/v1/organization/projects", "admin"),
             ("POST", "/v1/organization/projects/{project_id}/archive", "admin"),
             ("GET", "/v1/webhook_event_types", "webhooks:read"),

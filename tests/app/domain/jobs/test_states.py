@@ -37,3 +37,10 @@ def test_every_reason_maps_to_one_state_that_may_follow_running_or_validating(re
 
 def test_a_crash_is_tried_again_by_itself() -> None:
     assert {FINAL_STATE[reason] for reason in CRASHES} == {JobState.QUEUED}
+
+
+def test_other_repetitions_are_no_crashes() -> None:
+    repeated = {reason for reason, state in FINAL_STATE.items() if state == JobState.QUEUED}
+    assert {str(reason) for reason in repeated - CRASHES} == {
+        "drained", "gave_way", "slot_too_small", "storage_full", "storage_unavailable"
+    }  # fmt: skip

@@ -125,7 +125,7 @@ class TestOptimizerStep:
             {"four_bits": False},
             {"use_rslora": True},
             {"target_modules": ["q_proj", "v_proj"]},
-            {"weight_decay": 0.1, "warmup_ratio": 0.5},
+            {"weight_decay": 0.1, "warmup_ratio": 0.5, "max_grad_norm": 0.01},
         ],
     )
     def test_equals_a_plain_peft_loop_on_the_same_batches(
