@@ -19,6 +19,8 @@ from tests.worker.trainer.helpers import CPU, make_spec, run_trainer
 from worker.trainer.model.attention import attention as kernels
 from worker.trainer.objective import objective
 
+pytestmark = pytest.mark.extended("the checks of make gpu-check, on the processor")
+
 
 class TestAttention:
     def test_a_kernel_that_mixes_documents_fails(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

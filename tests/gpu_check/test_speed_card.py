@@ -16,6 +16,8 @@ from tests.gpu_check import speed_card
 from tests.tiny import make_tiny_base, make_tiny_dataset
 from tests.worker.trainer.helpers import make_spec
 
+pytestmark = pytest.mark.extended("the checks of make gpu-check, on the processor")
+
 
 def no_environment(limit_seconds: float | None = None) -> None:
     raise subprocess.TimeoutExpired("pip install", limit_seconds or 0)

@@ -121,7 +121,7 @@ class HuggingFaceTarget:
         return DeliveryError(f"{where}: {' '.join(str(error).split())[:600]}")
 
 
-class _LimitedStream(httpx2.SyncByteStream):
+class _BoundedStream(httpx2.SyncByteStream):
     def __init__(self, stream: httpx2.SyncByteStream) -> None:
         self._stream = stream
 
@@ -142,7 +142,7 @@ def _limit_size(response: httpx2.Response) -> None:
     if response.headers.get("content-encoding", "identity") != "identity":
         raise ValueError("a response is compressed, which was not asked for")
     assert isinstance(response.stream, httpx2.SyncByteStream)
-    response.stream = _LimitedStream(response.stream)
+    response.stream = _BoundedStream(response.stream)
 
 
 @lru_cache(maxsize=1)  # every call closes the connections of all threads
