@@ -25,7 +25,7 @@ READY_SECONDS = 300.0  # a busy machine converts the base model in minutes
 def serving() -> Iterator[Service]:
     """Run a service in a temporary directory until the block ends."""
     with open_directory() as directory:
-        service = Service(directory)
+        service = Service(directory, {"TUNERY_THREADS": "1"})  # a second thread would wait for the cores of other tests
         try:
             service.start()
             yield service
