@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from app.domain.datasets.other_formats import OTHER_FORMAT, other_format
@@ -55,7 +55,7 @@ def _line_numbers(numbers: list[str]) -> str:
 class Line:
     number: int
     value: dict[str, Any]
-    size_bytes: int = 0
+    size_bytes: int = field(default=0, compare=False)
 
 
 class LineError(ValueError):
