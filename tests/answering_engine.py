@@ -40,6 +40,7 @@ class Asked:
 class AnsweringEngine:
     api_key: str | None = None
     fault: tuple[int, dict[str, str], bytes] | None = None  # of every response to a POST
+    models: tuple[str, ...] = (BASE,)  # of the list, without a parent
     dies_after: int | None = None  # events of a stream, after which the connection breaks
     is_endless: bool = False  # a stream goes on until the client is gone
     gate: threading.Event = field(default_factory=threading.Event)  # a stream waits for it after its first event
@@ -87,7 +88,8 @@ def answering(engine: AnsweringEngine | None = None) -> Iterator[AnsweringEngine
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            models = [{"id": BASE, "root": "/models/base", "parent": None}, {"id": "a", "root": "/a", "parent": BASE}]
+            models = [{"id": id, "root": "/models/base", "parent": None} for id in engine.models]
+            models.append({"id": "a", "root": "/a", "parent": BASE})
             self._send(200, {}, json.dumps({"object": "list", "data": models}).encode())
 
         def do_POST(self) -> None:

@@ -12,6 +12,7 @@ MAX_MESSAGE_CHARACTERS = 2_000
 # vLLM: "This model's maximum context length is 1024 tokens"; SGLang: "is longer than the model's context length".
 CONTEXT_LENGTH = re.compile(r"context length|context_length|maximum (input|model) length", re.IGNORECASE)
 RETRY_AFTER_SECONDS = 1.0  # of a 429 without a Retry-After
+MAX_RETRY_AFTER_SECONDS = 3600.0
 # Another server of the engine may answer: an adapter is missing, the server starts, or a proxy has lost it.
 OTHER_SERVER_STATUSES = frozenset({401, 403, 404, 500, 502, 503, 504})
 
@@ -72,4 +73,7 @@ def _param_in(content: bytes) -> str | None:
 
 
 def _seconds(retry_after: str | None) -> float:
-    return float(retry_after) if retry_after and retry_after.isdecimal() else RETRY_AFTER_SECONDS
+    """The delay, which is infinite with 400 digits, up to a limit."""
+    if not retry_after or not retry_after.isdecimal():
+        return RETRY_AFTER_SECONDS
+    return min(float(retry_after), MAX_RETRY_AFTER_SECONDS)

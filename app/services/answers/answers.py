@@ -191,7 +191,9 @@ def _renamed(content: bytes, served: str, requested: str) -> bytes:
         value = engine_json(content)
     except ValueError as error:
         raise EngineUnreachable(f"it responded with something that is not JSON ({error})") from error
-    if served == requested or not isinstance(value, dict) or "model" not in value:
+    if not isinstance(value, dict):
+        raise EngineUnreachable("it responded with JSON that is no object")
+    if served == requested or "model" not in value:
         return content
     return to_json(value | {"model": requested})
 

@@ -110,7 +110,7 @@ class EngineClient:
         content = await read_body(response, self.timeout_seconds)
         try:
             return await self.parse(server.url, len(content), _first_base_model, content)
-        except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise EngineUnreachable(f"it lists no base model (status {response.status})") from error
 
     async def close(self) -> None:
@@ -145,7 +145,8 @@ async def read_body(response: httpcore2.Response, timeout_seconds: float) -> byt
 
 
 def _first_base_model(content: bytes) -> str:
-    return next(str(model["id"]) for model in engine_json(content)["data"] if model.get("parent") is None)
+    names = [str(model["id"]) for model in engine_json(content)["data"] if model.get("parent") is None]
+    return names[0]  # a StopIteration of `next` would be a RuntimeError in a coroutine
 
 
 def header(response: httpcore2.Response, name: bytes) -> str | None:

@@ -270,19 +270,29 @@ class TestErrors:
         response = client.post(CHAT, json={"model": delivered(server.url), "messages": MESSAGES})
         assert error_of(response) == (400, "context_length_exceeded", text)
 
+    @pytest.mark.parametrize(("given", "passed_on"), [("7", "7"), ("9" * 400, "3600")])
     def test_a_busy_engine_is_a_429_with_its_delay(
-        self, client: TestClient, server: AnsweringEngine, delivered: Deliverer
+        self, client: TestClient, server: AnsweringEngine, delivered: Deliverer, given: str, passed_on: str
     ) -> None:
-        server.fault = (429, {"Retry-After": "7"}, b"{}")
+        server.fault = (429, {"Retry-After": given}, b"{}")
         response = client.post(CHAT, json={"model": delivered(server.url), "messages": MESSAGES})
         assert error_of(response)[:2] == (429, "rate_limit_exceeded")
-        assert response.headers["retry-after"] == "7"
+        assert response.headers["retry-after"] == passed_on
+
+    def test_an_engine_that_lists_no_base_model(
+        self, client: TestClient, server: AnsweringEngine, delivered: Deliverer, base_model: str
+    ) -> None:
+        server.models = ()
+        delivered(server.url)
+        response = client.post(CHAT, json={"model": base_model, "messages": MESSAGES})
+        assert error_of(response)[:2] == (503, "engine_unavailable")
 
     @pytest.mark.parametrize(
         ("fault", "code"),
         [
             ((500, {}, b'{"error": {"message": "CUDA error"}}'), "engine_failed"),
             ((200, {}, b"<html>"), "engine_unavailable"),
+            ((200, {}, b"null"), "engine_unavailable"),
             ((200, {}, b"[" * 100_000), "engine_unavailable"),
             ((200, {}, b'"' + b"x" * MAX_ANSWER_BYTES), "engine_unavailable"),
             ((500, {}, b"[" * 100_000), "engine_failed"),
