@@ -13,6 +13,7 @@ from pathlib import Path
 
 MAX_TEXT_BYTES = 64 << 20  # of a file that is read at once; the index of 100,000 tensors has 10 MB
 MAX_TOKENIZER_BYTES = 256 << 20  # Gemma's has 33 MB
+TEXTS = (".json", ".jinja")  # no larger than a tokenizer; a sparse file of 4 TB would be hashed for an hour
 
 
 def open_regular(path: Path) -> BufferedReader:
@@ -37,13 +38,18 @@ def read_regular(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> bytes:
 
 
 def irregular_files(directory: Path) -> list[str]:
-    """What is wrong with entries of the directory that are not regular files inside it; subdirectories are not read."""
+    """What is wrong with entries that are not regular files inside the directory, or texts that are too large.
+
+    Subdirectories are not read.
+    """
     problems = []
     for path in sorted(directory.iterdir()):
         try:
             status = os.stat(path)
             if not stat.S_ISDIR(status.st_mode):
                 _check(path, status)
+            if path.suffix in TEXTS and status.st_size > MAX_TOKENIZER_BYTES:
+                problems.append(f"{path.name} has more than {MAX_TOKENIZER_BYTES:,} bytes")
         except OSError as error:
             problems.append(f"{path.name} cannot be read: {error.strerror}")
     return problems

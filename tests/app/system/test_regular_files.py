@@ -66,6 +66,13 @@ def test_a_file_without_an_end_is_read_to_its_limit(base: Path) -> None:
         model_files.read_catalog_entry(base)
 
 
+def test_a_huge_text_that_nothing_reads_is_refused(base: Path) -> None:
+    with (base / "special_tokens_map.json").open("wb") as file:
+        file.truncate(1 << 42)
+    with pytest.raises(RefusedModel, match=r"special_tokens_map\.json has more than 268,435,456 bytes"):
+        model_files.read_catalog_entry(base)
+
+
 def test_subdirectories_are_allowed_as_nothing_reads_them(base: Path) -> None:
     (base / "original").mkdir()
     os.mkfifo(base / "original" / "pipe")
