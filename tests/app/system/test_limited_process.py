@@ -18,6 +18,8 @@ from app.system.limited_process import LimitedProcess, ProcessEnded
 from tests.deadline import until
 from tests.limited import limited_processes
 
+pytestmark = pytest.mark.usefixtures("fork_server_with_tests")
+
 MEBIBYTE = 1 << 20
 PARENT = """
 from app.services.datasets.line_check import check_lines

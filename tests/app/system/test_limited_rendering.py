@@ -17,6 +17,8 @@ from app.system.limited_rendering import limited_renderer, read_in_process
 from app.system.tokenizer_files import load_renderer
 from tests.app.domain.datasets.families import FAMILIES, Family, make_tokenizer, write_family
 
+pytestmark = pytest.mark.usefixtures("fork_server_with_tests")
+
 ROOT = Path(__file__).resolve().parents[3]
 READER = "app/system/limited_rendering.py"
 CONVERSATION: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
