@@ -7,7 +7,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUN := .venv/.run-ready
 DEV := .venv/.dev-ready
 ARGS ?=
-JOBS ?= 2
+# One process of pytest more than two cores: tests wait for servers a third of the time.
+JOBS ?= 3
 LANE ?= not extended
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 # Python must keep the compiled files of the sources: the tests collect 500 files and start hundreds of processes.

@@ -81,6 +81,7 @@ def test_a_conversion_that_fails_is_a_refusal_with_its_reason(
         model_check.dequantize(fp8, fp8.with_name("copy"), nothing)
 
 
+@pytest.mark.extended("converts and trains a checkpoint in FP8")
 def test_an_fp8_checkpoint_is_converted_checked_and_hashed(fp8: Path) -> None:  # noqa: F811
     notes: list[str] = []
     checked = check_and_hash(fp8, RegistrationOptions(), notes.append)

@@ -93,6 +93,7 @@ def known_job(harness: WorkerHarness, known_base: Path, tmp_path: Path) -> Job:
 
 
 class TestWorker:
+    @pytest.mark.extended("merges, converts and answers with llama.cpp and transformers")
     @pytest.mark.parametrize(
         ("body", "names"),
         [
@@ -126,6 +127,7 @@ class TestWorker:
 
 
 class TestCheck:
+    @pytest.mark.extended("merges, converts and answers with llama.cpp and transformers")
     def test_an_adapter_counts_only_with_its_effect(
         self, known_base: Path, adapter: Path, base_gguf: Path, merged_answers: list[GreedyAnswer], tmp_path: Path
     ) -> None:

@@ -421,6 +421,7 @@ COMMANDS = {
 
 
 class TestTheServer:
+    @pytest.mark.extended("starts the API in each documented way")
     @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
     def test_has_the_limits_however_it_is_started(self, settings: Settings, command: list[str], tmp_path: Path) -> None:
         with api_process(settings, command, LIMITS, tmp_path / "log") as (server, _):

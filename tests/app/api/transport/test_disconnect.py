@@ -28,7 +28,13 @@ def waiting_job(sessions: Sessions, storage: LocalStorage, project: Project, bas
         return make_job(session, project, make_file(session, storage, project)).id
 
 
-@pytest.mark.parametrize("path", STREAMS)
+@pytest.mark.parametrize(
+    "path",
+    [
+        STREAMS[0],
+        *(pytest.param(path, marks=pytest.mark.extended("the same for the other streams")) for path in STREAMS[1:]),
+    ],
+)
 def test_a_stopping_server_ends_its_streams_at_once(
     path: str, settings: Settings, api_key: str, waiting_job: str
 ) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx2
 import psutil
+import pytest
 from httpx2 import Client, Response
 from sqlalchemy import select
 
@@ -141,6 +142,7 @@ def test_leaves_nothing_half_and_every_upload_can_go_on(
         assert usage.stored_bytes(session, project.id) == len(data) + len(parts[0] + parts[1])
 
 
+@pytest.mark.extended("kills the API once more, at the completion of an upload")
 def test_while_a_file_is_put_together_leaves_an_upload_that_can_be_completed(
     settings: Settings, storage: LocalStorage, sessions: Sessions, api_key: str
 ) -> None:
