@@ -263,6 +263,7 @@ class TestEnd:
         (stopped,) = (record for record in trainer.records if isinstance(record, Stopped))
         assert stopped.reason == Reason.CANCELLED
 
+    @three_processes
     def test_a_killed_process_ends_the_trainer_with_an_exit_code(self, start: Callable[..., Trainer]) -> None:
         trainer = start(max_steps=MANY_STEPS)
         trainer.read_metric()

@@ -78,6 +78,7 @@ def test_a_plan_stays_within_the_limit_of_its_process(many: Path, tmp_path: Path
     assert losses[0] == pytest.approx(losses[1], rel=2e-3)  # bfloat16, in rows of other lengths
 
 
+@pytest.mark.extended("trains under a limit of memory")
 def test_a_plan_that_needs_too_much_memory_is_reduced_and_the_job_succeeds(many: Path, tmp_path: Path) -> None:
     """In float32, with half the width: a processor that emulates bfloat16 takes three minutes for the same bytes."""
     base = make_wide_base(tmp_path / "base", intermediate_size=3072)

@@ -165,6 +165,7 @@ def test_the_first_loss_and_gradient_are_those_of_transformers_and_peft(
     assert difference < max(limit, OWN_DIFFERENCES * own_difference)
 
 
+@pytest.mark.extended("trains a tiny model of each architecture")
 @pytest.mark.parametrize("weights", TRAINED_FORMATS)
 def test_a_fixed_text_is_learned_and_the_adapter_verified(
     directory: Path, training_file: Path, tmp_path: Path, weights: str, name: str, table: dict[str, dict[str, str]]
