@@ -30,7 +30,7 @@ demo: $(RUN) ## The main job, end to end: upload, train, download, compare (3 to
 doctor: $(RUN) ## Check this machine and say what to do about each finding
 	$(BIN)/tunery doctor $(ARGS)
 
-test: $(DEV) ## The tests of every change, with real PostgreSQL, real Valkey and the real 135M model (8 minutes; ARGS="-k name", JOBS=4 at a time)
+test: $(DEV) ## The tests of every change, with real PostgreSQL, real Valkey and the real 135M model (ARGS="-k name", JOBS=4 at a time)
 	$(PYTEST) -m "$(LANE) and not slow and not browser" $(ARGS)
 
 test-all: ## Everything that CI runs (.ci/run): make test, the extended tests, the dashboard, vLLM, generated requests, clients (an hour)
