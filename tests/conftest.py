@@ -6,6 +6,7 @@ The main fixtures are `sessions` (rows), `storage` (bytes), `settings`, `client`
 
 from __future__ import annotations
 
+import secrets
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -146,7 +147,8 @@ def _cleaning_statements() -> str:
 @pytest.fixture
 def blank_database_url(postgres_server: str) -> Iterator[str]:
     """The URL of a new database without tables, for tests of the migrations."""
-    with temporary_database(postgres_server, "blank") as url:
+    # A name of its own: after a DROP DATABASE that a timeout interrupted, the next test must not fail, too.
+    with temporary_database(postgres_server, f"blank_{secrets.token_hex(4)}") as url:
         yield url
 
 

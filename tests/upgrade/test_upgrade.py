@@ -221,7 +221,10 @@ def test_a_running_row_of_a_queue_is_claimed_again_and_a_waiting_one_too(client:
 
 
 def test_models_whose_registration_went_on_are_listed(client: Client) -> None:
-    assert {"tiny-a", "tiny-b"} <= {model["id"] for model in client.send("GET", "/models")["data"]}
+    def listed() -> bool:
+        return {"tiny-a", "tiny-b"} <= {model["id"] for model in client.send("GET", "/models")["data"]}
+
+    until(listed, "both models are listed", 500)
 
 
 def test_a_webhook_that_a_sender_held_and_one_that_failed_are_delivered(client: Client, receiver: Receiver) -> None:
