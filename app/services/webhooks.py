@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from app.db.tables import WebhookAttempt, WebhookDelivery, WebhookEndpoint
-from app.db.webhooks import deliveries
-from app.db.webhooks import endpoints as webhooks
+from app.db import encryption
+from app.db.ids import new_id
+from app.db.tables import WebhookDelivery, WebhookEndpoint
+from app.db.webhooks import deliveries, endpoints
 from app.domain.access.outbound_networks import Network
-from app.domain.error_text.json_text import as_json, unquoted
 from app.domain.webhooks import (
     DISABLED_BY_REQUEST,
     EVENT_TYPES,
@@ -20,12 +22,15 @@ from app.domain.webhooks import (
     check_event_types,
     check_url,
     new_secret,
+    secret_hint,
 )
-from app.errors import BadRequest, NotFound, combine_errors
+from app.errors import BadRequest, combine_errors
+from app.services import resources
 from app.services.access import quotas
 from app.services.operations.copies import refuse_in_copy
 
 MAX_ENDPOINTS = 50
+PREVIOUS_SECRET_LIFETIME = timedelta(hours=24)  # OpenAI: keep_old_secret_active_for_24_hours
 SAMPLE_JOB = "ftjob-sample"
 
 
@@ -38,80 +43,76 @@ class EndpointRules:
     encryption_keys: Sequence[str] = ()
 
 
-@dataclass(frozen=True)
-class EndpointChanges:
-    """Settings of an endpoint to change; None leaves one unchanged."""
-
-    name: str | None = None
-    url: str | None = None
-    event_types: list[str] | None = None
-    enabled: bool | None = None
-
-
-@dataclass(frozen=True)
-class WebhookDeliveryView:
-    delivery: WebhookDelivery
-    attempts: list[WebhookAttempt]  # latest first
-
-
 def create(
-    session: Session, rules: EndpointRules, project_id: str, changes: EndpointChanges
+    session: Session, rules: EndpointRules, project_id: str, name: str, url: str, event_types: list[str], enabled: bool
 ) -> tuple[WebhookEndpoint, str]:
     """Create an endpoint. Returns it with its secret. Raises BadRequest with all problems, QuotaExceeded."""
-    changes = _validated(rules, changes)
+    values = _checked(rules, {"name": name, "url": url, "event_types": event_types})
     remedy = "delete an endpoint that is not needed"
-    quotas.require_room(session, project_id, "max_webhook_endpoints", MAX_ENDPOINTS, webhooks.count, remedy)
-    types = check_event_types(changes.event_types or [])
-    secret, name, url = new_secret(), changes.name or "", changes.url or ""
-    is_enabled, keys = changes.enabled is not False, rules.encryption_keys
-    return webhooks.insert(session, project_id, name, url, types, secret, is_enabled, keys), secret
+    quotas.require_room(session, project_id, "max_webhook_endpoints", MAX_ENDPOINTS, _count, remedy)
+    secret = new_secret()
+    stored = encryption.protect(rules.encryption_keys, secret)
+    endpoint = WebhookEndpoint(
+        id=new_id("wh", "_"), project_id=project_id, secret=stored, secret_hint=secret_hint(secret), **values
+    )
+    session.add(endpoint)
+    session.flush()
+    if not enabled:
+        endpoints.disable(session, endpoint.id, f"{DISABLED_BY_REQUEST}, when it was created")
+    session.refresh(endpoint)
+    return endpoint, secret
 
 
 def get(session: Session, project_id: str, endpoint_id: str, lock: bool = False) -> WebhookEndpoint:
-    endpoint = webhooks.get(session, project_id, endpoint_id, lock)
-    if endpoint is None:
-        raise NotFound(f"No such webhook endpoint: {unquoted(endpoint_id)}", "id")
-    return endpoint
+    return resources.get(session, WebhookEndpoint, endpoint_id, WebhookEndpoint.project_id == project_id, lock=lock)
 
 
 def page(session: Session, project_id: str, limit: int, after: str | None) -> list[WebhookEndpoint]:
-    last = webhooks.get(session, project_id, after) if after is not None else None
-    if after is not None and last is None:
-        raise _unknown_cursor("webhook endpoint", after)
-    return webhooks.page(session, project_id, limit, last)
+    return resources.page(session, WebhookEndpoint, limit, after, WebhookEndpoint.project_id == project_id)
 
 
 def change(
-    session: Session, rules: EndpointRules, project_id: str, endpoint_id: str, changes: EndpointChanges
+    session: Session, rules: EndpointRules, project_id: str, endpoint_id: str, changes: dict[str, Any]
 ) -> WebhookEndpoint:
-    """Change the settings that differ from the stored ones. Raises NotFound, and BadRequest with all problems."""
+    """Change the fields that differ from the stored ones. Raises NotFound, and BadRequest with all problems.
+
+    Enabling sends the pending deliveries, and clears the endpoint's series of failures.
+    """
     endpoint = get(session, project_id, endpoint_id, lock=True)
-    changes = _validated(rules, changes)
-    values: dict[str, Any] = {"name": changes.name, "url": changes.url}
-    if changes.event_types is not None:
-        values["event_types"] = check_event_types(changes.event_types)
-    new_values = {name: value for name, value in values.items() if value not in (None, getattr(endpoint, name))}
-    if new_values:
-        endpoint = webhooks.change(session, endpoint, **new_values)
-    if changes.enabled is None or changes.enabled == endpoint.enabled:
-        return endpoint
-    return (
-        webhooks.enable(session, endpoint)
-        if changes.enabled
-        else webhooks.disable(session, endpoint.id, DISABLED_BY_REQUEST)
-    )
+    values = _checked(rules, changes)
+    enabled = values.pop("enabled", None)
+    values = {name: value for name, value in values.items() if value != getattr(endpoint, name)}
+    if enabled is True and not endpoint.enabled:
+        values |= {"enabled": True, "disabled_at": None, "disabled_reason": None, "failing_since": None}
+    if values:
+        _update(session, endpoint, values)
+    if enabled is False and endpoint.enabled:
+        endpoints.disable(session, endpoint.id, DISABLED_BY_REQUEST)
+        session.refresh(endpoint)
+    return endpoint
 
 
 def delete(session: Session, project_id: str, endpoint_id: str) -> None:
-    webhooks.delete_endpoint(session, get(session, project_id, endpoint_id))
+    """Delete an endpoint with all its deliveries. Raises NotFound."""
+    session.delete(get(session, project_id, endpoint_id))
 
 
 def rotate_secret(
     session: Session, rules: EndpointRules, project_id: str, endpoint_id: str, keep_old: bool
 ) -> tuple[WebhookEndpoint, str]:
-    """Replace the secret. Returns the endpoint with the new one. Raises NotFound."""
+    """Replace the secret; with `keep_old` the previous one signs as well for PREVIOUS_SECRET_LIFETIME.
+
+    Returns the endpoint with the new one. Raises NotFound.
+    """
     endpoint, secret = get(session, project_id, endpoint_id, lock=True), new_secret()
-    return webhooks.rotate(session, endpoint, secret, keep_old, rules.encryption_keys), secret
+    values: dict[str, Any] = {
+        "secret": encryption.protect(rules.encryption_keys, secret),
+        "secret_hint": secret_hint(secret),
+        "previous_secret": endpoint.secret if keep_old else None,
+        "previous_secret_expires_at": func.clock_timestamp() + PREVIOUS_SECRET_LIFETIME if keep_old else None,
+    }
+    _update(session, endpoint, values)
+    return endpoint, secret
 
 
 def create_test_delivery(session: Session, project_id: str, endpoint_id: str, event_type: str) -> WebhookDelivery:
@@ -125,62 +126,59 @@ def create_test_delivery(session: Session, project_id: str, endpoint_id: str, ev
 
 def delivery_page(
     session: Session, project_id: str, endpoint_id: str, limit: int, after: str | None, state: deliveries.State | None
-) -> list[WebhookDeliveryView]:
-    endpoint = get(session, project_id, endpoint_id)
-    last = deliveries.get(session, endpoint.id, after) if after is not None else None
-    if after is not None and last is None:
-        raise _unknown_cursor("delivery", after)
-    return _views(session, deliveries.page(session, endpoint.id, limit, last, state))
+) -> list[WebhookDelivery]:
+    scope = WebhookDelivery.endpoint_id == get(session, project_id, endpoint_id).id
+    only = (WebhookDelivery.state == state,) if state is not None else ()
+    return resources.page(session, WebhookDelivery, limit, after, scope, only=only)
 
 
-def delivery(session: Session, project_id: str, endpoint_id: str, delivery_id: str) -> WebhookDeliveryView:
-    return _views(session, [_get_delivery(session, project_id, endpoint_id, delivery_id)])[0]
+def delivery(session: Session, project_id: str, endpoint_id: str, delivery_id: str) -> WebhookDelivery:
+    """The delivery with the results of its attempts. Raises NotFound."""
+    scope = WebhookDelivery.endpoint_id == get(session, project_id, endpoint_id).id
+    return resources.get(session, WebhookDelivery, delivery_id, scope, param="delivery_id")
 
 
-def redeliver(session: Session, project_id: str, endpoint_id: str, delivery_id: str) -> WebhookDeliveryView:
+def redeliver(session: Session, project_id: str, endpoint_id: str, delivery_id: str) -> WebhookDelivery:
     """Deliver the same event again with the same id, from the start of the retry schedule."""
-    delivery_row = _get_delivery(session, project_id, endpoint_id, delivery_id)
+    row = delivery(session, project_id, endpoint_id, delivery_id)
     if not get(session, project_id, endpoint_id).enabled:
         raise BadRequest(f"Endpoint {endpoint_id} is disabled; enable it first.", code="invalid_endpoint_state")
-    if delivery_row.is_test:
+    if row.is_test:
         raise BadRequest(f"Delivery {delivery_id} is a test; send another test.", code="invalid_endpoint_state")
-    return _views(session, [deliveries.redeliver(session, delivery_row)])[0]
+    return deliveries.redeliver(session, row)
 
 
 def event_types() -> list[str]:
     return list(EVENT_TYPES)
 
 
-def _validated(rules: EndpointRules, changes: EndpointChanges) -> EndpointChanges:
-    """The changes with a normalized URL. Raises BadRequest with all problems."""
-    problems = []
-    try:
-        if changes.url is not None:
-            changes = replace(changes, url=check_url(changes.url, rules.allow_http, rules.networks))
-    except BadRequest as problem:
-        problems.append(problem)
-    try:
-        if changes.event_types is not None:
-            check_event_types(changes.event_types)
-    except BadRequest as problem:
-        problems.append(problem)
+def _count(session: Session, project_id: str) -> int:
+    query = select(func.count()).select_from(WebhookEndpoint).where(WebhookEndpoint.project_id == project_id)
+    return session.scalar(query) or 0
+
+
+def _update(session: Session, endpoint: WebhookEndpoint, values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        setattr(endpoint, name, value)
+    endpoint.updated_at = func.clock_timestamp()
+    session.flush()
+    session.refresh(endpoint)
+
+
+def _checked(rules: EndpointRules, values: dict[str, Any]) -> dict[str, Any]:
+    """The values with a normalized URL. Raises BadRequest with all problems."""
+    problems: list[BadRequest] = []
+    checks = {
+        "url": lambda url: check_url(url, rules.allow_http, rules.networks),
+        "event_types": check_event_types,
+    }
+    checked = dict(values)
+    for name, check in checks.items():
+        try:
+            if name in values:
+                checked[name] = check(values[name])
+        except BadRequest as problem:
+            problems.append(problem)
     if problems:
         raise combine_errors(problems)
-    return changes
-
-
-def _get_delivery(session: Session, project_id: str, endpoint_id: str, delivery_id: str) -> WebhookDelivery:
-    delivery_row = deliveries.get(session, get(session, project_id, endpoint_id).id, delivery_id)
-    if delivery_row is None:
-        raise NotFound(f"No such delivery: {unquoted(delivery_id)}", "delivery_id")
-    return delivery_row
-
-
-def _views(session: Session, page: list[WebhookDelivery]) -> list[WebhookDeliveryView]:
-    attempts = deliveries.attempts(session, [one.id for one in page])
-    return [WebhookDeliveryView(one, attempts[one.id]) for one in page]
-
-
-def _unknown_cursor(kind: str, after: str) -> BadRequest:
-    text = f"after: there is no {kind} {as_json(after)} here; give the id of the last item of the page before"
-    return BadRequest(text, "after")
+    return checked

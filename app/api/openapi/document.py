@@ -99,7 +99,7 @@ def build_openapi(app: FastAPI) -> dict[str, Any]:
         version=app.version,
         description=DESCRIPTION,
         routes=app.routes,
-        separate_input_output_schemas=False,
+        separate_input_output_schemas=True,
     )
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     _add_schemas(schemas)

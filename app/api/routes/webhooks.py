@@ -28,17 +28,14 @@ from app.api.schemas.webhooks import (
     WebhookEndpointTestResult,
     WebhookEndpointWithSecret,
     WebhookEventTypeList,
-    render_delivery,
-    render_endpoint,
-    render_with_secret,
 )
 from app.api.transport.json_body import BodyBytesDep, JsonBodyDep, parse_json_object
 from app.api.transport.pagination import After, Limit, list_page
 from app.db.engine import transaction
-from app.db.tables import WebhookAttempt, WebhookDelivery
+from app.db.tables import WebhookAttempt, WebhookDelivery, WebhookEndpoint
 from app.errors import BadRequest, Unavailable
 from app.services import webhooks
-from app.services.webhooks import EndpointChanges, EndpointRules
+from app.services.webhooks import EndpointRules
 
 MAX_PAGE = 100
 POLL_INTERVAL_SECONDS = 0.2
@@ -57,27 +54,26 @@ router = APIRouter(prefix="/v1", tags=["Webhooks"], route_class=IdempotentRoute)
 def create_endpoint(body: JsonBodyDep, caller: CallerDep, session: SessionDep, app_state: AppStateDep) -> Any:
     """The response to this call and to a rotation contains `signing_secret`; no other response does."""
     parsed = parse_body(CreateWebhookEndpoint, body)
-    changes = EndpointChanges(**parsed.model_dump())
-    return render_with_secret(*webhooks.create(session, _rules(app_state), caller.project_id, changes))
+    return _with_secret(*webhooks.create(session, _rules(app_state), caller.project_id, **parsed.model_dump()))
 
 
 @router.get("/webhook_endpoints", response_model=WebhookEndpointList, summary="List webhook endpoints")
 def list_endpoints(caller: CallerDep, session: SessionDep, after: After = None, limit: Limit = 20) -> Any:
     """Newest first."""
     limit = min(limit, MAX_PAGE)
-    return list_page(webhooks.page(session, caller.project_id, limit + 1, after), limit, render_endpoint)
+    return list_page(webhooks.page(session, caller.project_id, limit + 1, after), limit)
 
 
 @router.get("/webhook_event_types", response_model=WebhookEventTypeList, summary="List webhook event types")
 def list_event_types(_caller: CallerDep) -> Any:
     """All event types that can be sent to an endpoint."""
-    return {"object": "list", "data": webhooks.event_types()}
+    return WebhookEventTypeList(data=webhooks.event_types())
 
 
 @router.get("/webhook_endpoints/{endpoint_id}", response_model=WebhookEndpointBody, summary="Get a webhook endpoint")
 def get_endpoint(endpoint_id: str, caller: CallerDep, session: SessionDep) -> Any:
     """Event types and state of an endpoint, and the end of its secret."""
-    return render_endpoint(webhooks.get(session, caller.project_id, endpoint_id))
+    return webhooks.get(session, caller.project_id, endpoint_id)
 
 
 @router.post(
@@ -90,8 +86,8 @@ def update_endpoint(
     endpoint_id: str, body: JsonBodyDep, caller: CallerDep, session: SessionDep, app_state: AppStateDep
 ) -> Any:
     """Absent fields keep their values. Enabling an endpoint again sends its pending deliveries."""
-    changes = EndpointChanges(**parse_body(UpdateWebhookEndpoint, body).model_dump())
-    return render_endpoint(webhooks.change(session, _rules(app_state), caller.project_id, endpoint_id, changes))
+    changes = parse_body(UpdateWebhookEndpoint, body).model_dump(exclude_none=True)
+    return webhooks.change(session, _rules(app_state), caller.project_id, endpoint_id, changes)
 
 
 @router.delete(
@@ -100,7 +96,7 @@ def update_endpoint(
 def delete_endpoint(endpoint_id: str, caller: CallerDep, session: SessionDep) -> Any:
     """Its deliveries are deleted too, including pending ones."""
     webhooks.delete(session, caller.project_id, endpoint_id)
-    return {"id": endpoint_id, "object": "webhook_endpoint.deleted", "deleted": True}
+    return WebhookEndpointDeleted(id=endpoint_id)
 
 
 @router.post(
@@ -116,7 +112,7 @@ def rotate_secret(
     parsed = parse_body(RotateSecret, parse_json_object(body) if body else {})
     keep_old = parsed.keep_old_secret_active_for_24_hours
     rotated = webhooks.rotate_secret(session, _rules(app_state), caller.project_id, endpoint_id, keep_old)
-    return render_with_secret(*rotated)
+    return _with_secret(*rotated)
 
 
 @router.post(
@@ -132,14 +128,12 @@ async def send_test(endpoint_id: str, body: JsonBodyDep, caller: CallerDep, app_
     attempt = await _wait_for_attempt(app_state, delivery)
     if attempt.status_code is None:
         raise BadRequest(f"The test did not reach {endpoint_id}: {attempt.error}", code="webhook_unreachable")
-    return {
-        "object": "webhook_endpoint.test",
-        "webhook_endpoint_id": endpoint_id,
-        "event_type": parsed.event_type,
-        "status_code": attempt.status_code,
-        "success": True,
-        "delivery_id": delivery.id,
-    }
+    return WebhookEndpointTestResult(
+        webhook_endpoint_id=endpoint_id,
+        event_type=parsed.event_type,
+        status_code=attempt.status_code,
+        delivery_id=delivery.id,
+    )
 
 
 @router.get(
@@ -158,7 +152,7 @@ def list_deliveries(
     """Newest first, each with the result of every attempt."""
     limit = min(limit, MAX_PAGE)
     rows = webhooks.delivery_page(session, caller.project_id, endpoint_id, limit + 1, after, status)
-    return list_page(rows, limit, render_delivery)
+    return list_page(rows, limit)
 
 
 @router.get(
@@ -168,7 +162,7 @@ def list_deliveries(
 )
 def get_delivery(endpoint_id: str, delivery_id: str, caller: CallerDep, session: SessionDep) -> Any:
     """A delivery with the result of every attempt. Deliveries are kept for 30 days."""
-    return render_delivery(webhooks.delivery(session, caller.project_id, endpoint_id, delivery_id))
+    return webhooks.delivery(session, caller.project_id, endpoint_id, delivery_id)
 
 
 @router.post(
@@ -178,7 +172,11 @@ def get_delivery(endpoint_id: str, delivery_id: str, caller: CallerDep, session:
 )
 def redeliver(endpoint_id: str, delivery_id: str, caller: CallerDep, session: SessionDep) -> Any:
     """Send the same event with the same `webhook-id` at once, then by the retry schedule, whatever its status is."""
-    return render_delivery(webhooks.redeliver(session, caller.project_id, endpoint_id, delivery_id))
+    return webhooks.redeliver(session, caller.project_id, endpoint_id, delivery_id)
+
+
+def _with_secret(endpoint: WebhookEndpoint, secret: str) -> WebhookEndpointWithSecret:
+    return WebhookEndpointWithSecret(**WebhookEndpointBody.model_validate(endpoint).model_dump(), signing_secret=secret)
 
 
 def _rules(app_state: AppState) -> EndpointRules:

@@ -5,16 +5,28 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 # A time in a query. The maximum is one second less than the last datetime, as the code adds one second.
 UnixSeconds = Annotated[int, Field(ge=0, le=253_402_300_798)]
+# A time of a row, in OpenAPI's format: whole seconds since 1970.
+UnixTime = Annotated[int, BeforeValidator(lambda time: unix_seconds(time) if isinstance(time, datetime) else time)]
 
 
 class Body(BaseModel):
-    """A closed object: a key that the OpenAPI document does not have is an error."""
+    """A closed object, read from a row by the names of its fields or by their `validation_alias`.
 
-    model_config = ConfigDict(extra="forbid")
+    A key that the OpenAPI document does not have is an error. The text below a field is its description there.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        from_attributes=True,
+        use_attribute_docstrings=True,
+        validate_by_alias=True,
+        validate_by_name=True,
+        json_schema_serialization_defaults_required=True,
+    )
 
 
 class ErrorDetail(Body):

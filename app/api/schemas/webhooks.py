@@ -6,12 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, WithJsonSchema
 
-from app.api.schemas.common import Body, ListBody, unix_seconds, unix_seconds_or_none
+from app.api.schemas.common import Body, ListBody, UnixTime
 from app.api.schemas.jobs.requests import Strict
-from app.db.tables import WebhookAttempt, WebhookDelivery, WebhookEndpoint
 from app.domain import webhooks
 from app.domain.webhooks import EVENT_TYPES
-from app.services.webhooks import WebhookDeliveryView
 
 EventType = Annotated[str, WithJsonSchema({"enum": list(EVENT_TYPES)})]
 EventTypes = Annotated[list[EventType], Field(min_length=1, max_length=100)]
@@ -22,48 +20,70 @@ DeliveryState = Literal["pending", "delivered", "failed"]
 
 class CreateWebhookEndpoint(Strict):
     name: Name
+    """The display name."""
     url: Url
+    """An https URL with a public address, unless the operator allows others."""
     event_types: EventTypes
+    """The event types to send; `GET /v1/webhook_event_types` lists them."""
     enabled: bool = True
+    """False: nothing is sent until the endpoint is enabled."""
 
 
 class UpdateWebhookEndpoint(Strict):
     name: Name | None = None
+    """The display name."""
     url: Url | None = None
+    """An https URL with a public address, unless the operator allows others."""
     event_types: EventTypes | None = None
-    enabled: Annotated[
-        bool | None, Field(description="True sends the pending deliveries; false keeps them pending.")
-    ] = None
+    """The event types to send; `GET /v1/webhook_event_types` lists them."""
+    enabled: bool | None = None
+    """True sends the pending deliveries; false keeps them pending."""
 
 
 class RotateSecret(Strict):
     keep_old_secret_active_for_24_hours: bool = False
+    """Sign with both secrets for a day; otherwise the old secret is invalid at once."""
 
 
 class TestWebhookEndpoint(Strict):
     __test__ = False
 
     event_type: EventType
+    """The event type of the sample."""
 
 
 class WebhookEndpointBody(Body):
     id: str
-    object: Literal["webhook_endpoint"]
-    created_at: int
-    updated_at: int
+    object: Literal["webhook_endpoint"] = "webhook_endpoint"
+    created_at: UnixTime
+    updated_at: UnixTime
+    """The last change, in seconds since 1970."""
     name: str
+    """The display name."""
     url: str
+    """Where messages are sent."""
     event_types: list[str]
+    """The event types that are sent to this endpoint."""
     signing_secret_hint: str
-    old_secret_active_until: int | None
+    """The last characters of the secret, to recognize it by."""
+    old_secret_active_until: UnixTime | None = Field(validation_alias="previous_secret_expires_at")
+    """Until when messages are also signed with the previous secret, in seconds since 1970; null: they are not."""
     enabled: bool
-    disabled_at: int | None
+    """Whether events are sent to it."""
+    disabled_at: UnixTime | None
+    """Seconds since 1970; null: the endpoint is enabled."""
     disabled_reason: str | None
-    failing_since: int | None
+    """Why it is disabled: by request, after a 410 response, or after days of failures; null: it is enabled."""
+    failing_since: UnixTime | None
+    """The first failure after the last success, in seconds since 1970; null: no failure since."""
 
 
 class WebhookEndpointWithSecret(WebhookEndpointBody):
     signing_secret: str
+    """The secret to verify signatures with.
+
+    Only this response and that of a rotation contain it, and no answer that is repeated for an `Idempotency-Key`.
+    """
 
 
 class WebhookEndpointList(ListBody):
@@ -72,102 +92,72 @@ class WebhookEndpointList(ListBody):
 
 class WebhookEndpointDeleted(Body):
     id: str
-    object: Literal["webhook_endpoint.deleted"]
-    deleted: Literal[True]
+    object: Literal["webhook_endpoint.deleted"] = "webhook_endpoint.deleted"
+    deleted: Literal[True] = True
 
 
 class WebhookEventTypeList(Body):
-    object: Literal["list"]
+    object: Literal["list"] = "list"
     data: list[str]
+    """Names of event types."""
 
 
 class WebhookEndpointTestResult(Body):
-    object: Literal["webhook_endpoint.test"]
+    object: Literal["webhook_endpoint.test"] = "webhook_endpoint.test"
     webhook_endpoint_id: str
+    """The endpoint."""
     event_type: str
+    """The event type of the sample."""
     status_code: int
-    success: Literal[True]
+    """The endpoint's status, 2xx or not."""
+    success: Literal[True] = True
+    """The endpoint responded; `status_code` has its verdict."""
     delivery_id: str
+    """The delivery of the sample in the list of deliveries."""
 
 
 class WebhookAttemptBody(Body):
     attempt: int
-    finished_at: int
+    """The number of the attempt, counted from 1."""
+    finished_at: UnixTime
+    """Seconds since 1970."""
     duration_ms: int
+    """Milliseconds until the response."""
     status_code: int | None
+    """The status of the response; 2xx is a success. Null: no response."""
     error: str | None
+    """Why the attempt failed without a status: no response, or a redirect; else null."""
     response: str | None
+    """The first 1,024 bytes of the response; null: no response."""
 
 
 class WebhookDeliveryBody(Body):
     """`attempts` has the result of each attempt, latest first; `attempt_count` includes those of a crashed sender."""
 
     id: str
-    object: Literal["webhook_endpoint.delivery"]
-    created_at: int
-    webhook_endpoint_id: str
+    object: Literal["webhook_endpoint.delivery"] = "webhook_endpoint.delivery"
+    created_at: UnixTime
+    webhook_endpoint_id: str = Field(validation_alias="endpoint_id")
+    """The endpoint."""
     event_id: str
+    """The header `webhook-id`, the same at every attempt."""
     event_type: str
+    """The type of the event."""
     data: dict[str, Any]
-    test: bool
-    status: DeliveryState
-    attempt_count: int
-    next_attempt_at: int | None
-    finished_at: int | None
+    """The event's own `data`, such as the job's `id`."""
+    test: bool = Field(validation_alias="is_test")
+    """Whether it is a requested sample, which is sent once."""
+    status: DeliveryState = Field(validation_alias="state")
+    """`pending` until a 2xx response, or until ten attempts have failed."""
+    attempt_count: int = Field(validation_alias="attempt")
+    """The number of attempts."""
+    next_attempt_at: UnixTime | None
+    """The next attempt, in seconds since 1970; null unless it is pending."""
+    finished_at: UnixTime | None
+    """When it was delivered or finally failed, in seconds since 1970; null while it is pending."""
     attempts: list[WebhookAttemptBody]
+    """The result of each attempt, latest first."""
 
 
 class WebhookDeliveryList(ListBody):
     data: list[WebhookDeliveryBody]
-
-
-def render_endpoint(endpoint: WebhookEndpoint) -> dict[str, Any]:
-    return {
-        "id": endpoint.id,
-        "object": "webhook_endpoint",
-        "created_at": unix_seconds(endpoint.created_at),
-        "updated_at": unix_seconds(endpoint.updated_at),
-        "name": endpoint.name,
-        "url": endpoint.url,
-        "event_types": endpoint.event_types,
-        "signing_secret_hint": endpoint.secret_hint or webhooks.secret_hint(endpoint.secret),
-        "old_secret_active_until": unix_seconds_or_none(endpoint.previous_secret_expires_at),
-        "enabled": endpoint.enabled,
-        "disabled_at": unix_seconds_or_none(endpoint.disabled_at),
-        "disabled_reason": endpoint.disabled_reason,
-        "failing_since": unix_seconds_or_none(endpoint.failing_since),
-    }
-
-
-def render_with_secret(endpoint: WebhookEndpoint, secret: str) -> dict[str, Any]:
-    return render_endpoint(endpoint) | {"signing_secret": secret}
-
-
-def render_delivery(view: WebhookDeliveryView) -> dict[str, Any]:
-    delivery: WebhookDelivery = view.delivery
-    return {
-        "id": delivery.id,
-        "object": "webhook_endpoint.delivery",
-        "created_at": unix_seconds(delivery.created_at),
-        "webhook_endpoint_id": delivery.endpoint_id,
-        "event_id": delivery.event_id,
-        "event_type": delivery.event_type,
-        "data": delivery.data,
-        "test": delivery.is_test,
-        "status": delivery.state,
-        "attempt_count": delivery.attempt,
-        "next_attempt_at": unix_seconds_or_none(delivery.next_attempt_at),
-        "finished_at": unix_seconds_or_none(delivery.finished_at),
-        "attempts": [_attempt(attempt) for attempt in view.attempts],
-    }
-
-
-def _attempt(attempt: WebhookAttempt) -> dict[str, Any]:
-    return {
-        "attempt": attempt.attempt,
-        "finished_at": unix_seconds(attempt.finished_at),
-        "duration_ms": attempt.duration_ms,
-        "status_code": attempt.status_code,
-        "error": attempt.error,
-        "response": attempt.response,
-    }

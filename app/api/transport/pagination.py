@@ -14,13 +14,17 @@ Limit = Annotated[
 After = Annotated[str | None, Query(description="The id of the last item of the previous page.")]
 
 
-def list_page(rows: Sequence[Row], limit: int, render: Callable[[Row], dict[str, Any]]) -> dict[str, Any]:
-    """The list object of a page. `rows` were fetched with `limit + 1`: one row more means that `has_more` is true."""
-    data = [render(row) for row in rows[:limit]]
+def list_page(rows: Sequence[Row], limit: int, render: Callable[[Row], dict[str, Any]] | None = None) -> dict[str, Any]:
+    """The list object of a page. `rows` were fetched with `limit + 1`: one row more means that `has_more` is true.
+
+    Without `render` the response model reads the rows.
+    """
+    page: Sequence[Any] = rows[:limit] if render is None else [render(row) for row in rows[:limit]]
+    ids = [row["id"] if isinstance(row, dict) else row.id for row in (*page[:1], *page[-1:])]
     return {
         "object": "list",
-        "data": data,
+        "data": page,
         "has_more": len(rows) > limit,
-        "first_id": data[0]["id"] if data else None,
-        "last_id": data[-1]["id"] if data else None,
+        "first_id": ids[0] if ids else None,
+        "last_id": ids[-1] if ids else None,
     }

@@ -6,9 +6,10 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import CheckConstraint, ForeignKey, Identity, Index, UniqueConstraint, text
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from app.db.tables.base import Base, now
+from app.domain.webhooks import secret_hint
 
 
 class WebhookEndpoint(Base):
@@ -35,13 +36,16 @@ class WebhookEndpoint(Base):
     disabled_reason: Mapped[str | None]
     failing_since: Mapped[datetime | None]  # the first failure after the last success
     secret: Mapped[str]
-    secret_hint: Mapped[
-        str | None
-    ]  # its last characters; NULL for a secret of an earlier release, stored in plain text
+    # Its last characters; NULL for a secret of an earlier release, stored in plain text.
+    secret_hint: Mapped[str | None]
     previous_secret: Mapped[str | None]
     previous_secret_expires_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = now()
     updated_at: Mapped[datetime] = now()
+
+    @property
+    def signing_secret_hint(self) -> str:
+        return self.secret_hint or secret_hint(self.secret)
 
 
 class WebhookDelivery(Base):
@@ -83,6 +87,9 @@ class WebhookDelivery(Base):
     next_attempt_at: Mapped[datetime | None]
     leased_until: Mapped[datetime | None]  # a sender has claimed it
     finished_at: Mapped[datetime | None]
+    attempts: Mapped[list[WebhookAttempt]] = relationship(
+        order_by="WebhookAttempt.attempt.desc()", lazy="selectin", viewonly=True
+    )
 
 
 class WebhookAttempt(Base):

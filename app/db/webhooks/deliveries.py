@@ -163,32 +163,6 @@ def redeliver(session: Session, delivery: WebhookDelivery) -> WebhookDelivery:
     ).scalar_one()
 
 
-def get(session: Session, endpoint_id: str, delivery_id: str) -> WebhookDelivery | None:
-    query = select(WebhookDelivery).where(WebhookDelivery.endpoint_id == endpoint_id, WebhookDelivery.id == delivery_id)
-    return session.scalar(query)
-
-
-def page(
-    session: Session, endpoint_id: str, limit: int, after: WebhookDelivery | None = None, state: State | None = None
-) -> list[WebhookDelivery]:
-    """A page of deliveries, newest first; `after` is the last delivery of the previous page."""
-    query = select(WebhookDelivery).where(WebhookDelivery.endpoint_id == endpoint_id)
-    if after is not None:
-        query = query.where(WebhookDelivery.seq < after.seq)
-    if state is not None:
-        query = query.where(WebhookDelivery.state == state)
-    return list(session.scalars(query.order_by(WebhookDelivery.seq.desc()).limit(limit)))
-
-
-def attempts(session: Session, delivery_ids: Sequence[str]) -> dict[str, list[WebhookAttempt]]:
-    """{delivery id: its attempts, the latest first}."""
-    query = select(WebhookAttempt).where(WebhookAttempt.delivery_id.in_(delivery_ids))
-    by_delivery: dict[str, list[WebhookAttempt]] = {delivery_id: [] for delivery_id in delivery_ids}
-    for attempt in session.scalars(query.order_by(WebhookAttempt.attempt.desc())):
-        by_delivery[attempt.delivery_id].append(attempt)
-    return by_delivery
-
-
 def delete_old(session: Session, keep_seconds: float, limit: int = 10_000) -> int:
     """Delete old deliveries, also those pending for a disabled endpoint; the number of them."""
     old = (

@@ -18,7 +18,6 @@ from app.api.openapi.descriptions import (
     organization,
     plans,
     queue,
-    webhooks,
 )
 from app.domain.jobs.parameters.hyperparameters import (
     HYPERPARAMETERS,
@@ -71,7 +70,6 @@ BY_SCHEMA = (
     | evaluations.BY_SCHEMA
     | plans.BY_SCHEMA
     | queue.BY_SCHEMA
-    | webhooks.BY_SCHEMA
 )
 # Schemas whose missing descriptions are those of another schema with the same fields.
 FALLBACK_SCHEMAS = {
@@ -83,8 +81,6 @@ FALLBACK_SCHEMAS = {
     "UpdateDeliveryTarget": "CreateDeliveryTarget",
     "UpdateKey": "CreateKey",
     "UpdateProject": "CreateProject",
-    "UpdateWebhookEndpoint": "CreateWebhookEndpoint",
-    "WebhookEndpointWithSecret": "WebhookEndpointBody",
 }
 PARAMETERS = {
     "actor_ids[]": "Only changes by these actors: ids of keys, or operators.",

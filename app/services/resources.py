@@ -1,0 +1,57 @@
+"""Get, lock and list the rows of any table of a project. Raises what the API answers; never commits."""
+
+from __future__ import annotations
+
+import re
+from typing import TypeVar
+
+from sqlalchemy import ColumnElement, select
+from sqlalchemy.orm import Session
+
+from app.db.tables import Base
+from app.domain.error_text.json_text import as_json, unquoted
+from app.errors import BadRequest, NotFound
+
+Row = TypeVar("Row", bound=Base)
+
+
+def get(
+    session: Session, table: type[Row], row_id: str, *scope: ColumnElement[bool], lock: bool = False, param: str = "id"
+) -> Row:
+    """The row with this id within `scope`, such as one project. `lock` lets no other transaction change it.
+
+    Raises NotFound with the name of the resource.
+    """
+    query = select(table).where(table.id == row_id, *scope)  # type: ignore[attr-defined]
+    row = session.scalar(query.with_for_update(key_share=True) if lock else query)
+    if row is None:
+        raise NotFound(f"No such {_name(table)}: {unquoted(row_id)}", param)
+    return row
+
+
+def page(
+    session: Session,
+    table: type[Row],
+    limit: int,
+    after: str | None,
+    *scope: ColumnElement[bool],
+    only: tuple[ColumnElement[bool], ...] = (),
+) -> list[Row]:
+    """The rows within `scope` that match `only`, newest first; `after` is the last id of the page before.
+
+    The row `after` needs not match `only`: its state may have changed meanwhile. Raises BadRequest if it is unknown.
+    """
+    query = select(table).where(*scope, *only)
+    number = table.seq  # type: ignore[attr-defined]
+    if after is not None:
+        last = session.scalar(select(number).where(table.id == after, *scope))  # type: ignore[attr-defined]
+        if last is None:
+            text = f"after: there is no {_name(table)} {as_json(after)} here; give the id of the last item of the page"
+            raise BadRequest(f"{text} before", "after")
+        query = query.where(number < last)
+    return list(session.scalars(query.order_by(number.desc()).limit(limit)))
+
+
+def _name(table: type[Base]) -> str:
+    """`webhook endpoint` for WebhookEndpoint."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", table.__name__).lower()
