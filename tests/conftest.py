@@ -6,6 +6,7 @@ The main fixtures are `sessions` (rows), `storage` (bytes), `settings`, `client`
 
 from __future__ import annotations
 
+import os
 import secrets
 import sys
 from collections.abc import Iterator
@@ -63,6 +64,15 @@ def plain_tracebacks() -> None:
         processors=[structlog.contextvars.merge_contextvars, structlog.processors.add_log_level, renderer],
         logger_factory=structlog.PrintLoggerFactory(sys.__stderr__),
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_fsync() -> Iterator[None]:
+    """Leave files in the cache of the kernel, as the databases of the tests do: nothing outlives a test, and a flush
+    takes 2 to 20 ms. Programs that tests start flush theirs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -53,6 +53,7 @@ def test_hints_alone_validate_and_train_a_job(harness: WorkerHarness, start: Sta
     until(lambda: harness.job(job).state == "succeeded", "the success")
 
 
+@pytest.mark.extended("another start of the real worker")
 def test_without_redis_the_workers_poll(harness: WorkerHarness, start: Start) -> None:
     nowhere = "redis://127.0.0.1:1/0"
     cpu = start(queue="cpu", redis_url=nowhere)
@@ -96,6 +97,7 @@ def test_sigterm_drains_and_exits_with_zero(harness: WorkerHarness, start: Start
     assert alive(harness) == []
 
 
+@pytest.mark.extended("another start of the real worker")
 def test_an_idle_worker_exits_at_once_and_deletes_its_row(harness: WorkerHarness, start: Start) -> None:
     worker = start(poll_seconds=60.0)
     until(lambda: alive(harness), "the worker's row")

@@ -100,6 +100,7 @@ def test_without_a_port_there_are_no_metrics(settings: Settings) -> None:
     assert start_metrics_server(settings, "api") is None
 
 
+@pytest.mark.extended("several API processes")
 def test_several_api_processes_have_one_port_with_the_sum_of_their_requests(settings: Settings) -> None:
     metrics_port = free_port()
     command = (sys.executable, "-m", "app.serve", "--workers", "2")

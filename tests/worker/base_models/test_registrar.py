@@ -78,6 +78,7 @@ def test_a_model_is_checked_by_the_trainer_hashed_and_offered(resources: Resourc
     assert not Registrar(resources, OWNER).run_next()
 
 
+@pytest.mark.extended("another start of the real program")
 def test_a_model_that_cannot_be_trained_fails_with_every_reason(resources: Resources, model_directory: Path) -> None:
     weights = load_file(model_directory / "model.safetensors")
     del weights["model.norm.weight"]

@@ -138,6 +138,7 @@ class TestCheck:
         with LlamaCppModel(base_gguf, None, 1024, THREADS) as model, pytest.raises(DifferentAnswers):
             require_effect(compare(model, merged_answers, "F16"), merged_answers, known_base)
 
+    @pytest.mark.extended("logits of an export beside its tensors")
     def test_logits_are_those_of_transformers(self, known_base: Path, base_gguf: Path) -> None:
         tokens = [1, 504, 3575, 282, 4649]
         model: Any = AutoModelForCausalLM.from_pretrained(known_base, dtype=torch.float32)
@@ -164,6 +165,7 @@ class TestRefusals:
         with pytest.raises(LlamaCppError, match=r"did not load broken\.gguf: .+"):
             LlamaCppModel(tmp_path / "broken.gguf", None, 64, THREADS)
 
+    @pytest.mark.extended("another start of the real program")
     def test_an_unknown_tokenizer_is_refused_with_the_converters_words(self, tmp_path: Path) -> None:
         with pytest.raises(CannotConvert, match="BPE pre-tokenizer was not recognized"):
             convert_model(make_tiny_base(tmp_path / "base"), tmp_path / "out.gguf", "f16")

@@ -202,6 +202,7 @@ class TestLock:
             assert lock is not None
 
 
+@pytest.mark.extended("another start of the real program")
 @pytest.mark.timeout(240)
 def test_the_real_warm_trainer_trains_the_next_job(harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the real supervisor: the waiting process trains the job, in the job's directory, with the job's log."""

@@ -125,6 +125,7 @@ class TestWarmTrainer:
         (saved,) = (record for record in records if isinstance(record, CheckpointSaved))
         assert (workdir / saved.directory / "MANIFEST.json").exists()
 
+    @pytest.mark.extended("another start of the real program")
     def test_it_makes_no_cuda_context_and_changes_to_the_work_directory(self, tmp_path: Path) -> None:
         program = (
             "import io, os, sys, tempfile\n"

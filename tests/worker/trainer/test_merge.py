@@ -80,6 +80,7 @@ def merged_logits(directory: Path) -> torch.Tensor:
 
 
 class TestMerge:
+    @pytest.mark.extended("logits of each merged variant beside its tensors")
     @pytest.mark.parametrize("variant", VARIANTS)
     def test_has_the_logits_of_base_plus_adapter_within_the_rounding_of_bfloat16(
         self, tiny: Path, trained: Train, tmp_path: Path, variant: str

@@ -111,11 +111,12 @@ def served(postgres_server: str, valkey_server: str, tmp_path_factory: pytest.Te
     storage = LocalStorage(settings.storage_dir)
     engine = make_engine(postgres_server)
     with transaction(make_sessions(engine)) as session:
-        project = make_project(session, "logged")
+        # Its own names: when the processes share the tests, this fixture may be made twice in one of them.
+        project = make_project(session, directory.name)
         key = make_key(session, project)
         key_id = session.query(ApiKey.id).filter_by(project_id=project.id).scalar()
-        make_base_model(session, directory / "tiny", "logged-tiny")
-        job = make_job(session, project, make_file(session, storage, project), "logged-tiny")
+        make_base_model(session, directory / "tiny", directory.name)
+        job = make_job(session, project, make_file(session, storage, project), directory.name)
         facts = (key, key_id, project.id, job.id)
     engine.dispose()
     limits = {"TUNERY_HEADER_TIMEOUT_SECONDS": "0.5", "TUNERY_BODY_IDLE_SECONDS": "0.5"}

@@ -146,6 +146,7 @@ class TestModelsAdd:
     ) -> None:
         assert "Not checked" in operator("models", "add", "tiny", model_directory).err
 
+    @pytest.mark.extended("another start of the real program")
     def test_the_trainer_checks_the_model_and_knows_its_layers(
         self, operator_with_torch: Tunery, tmp_path: Path, sessions: Sessions
     ) -> None:

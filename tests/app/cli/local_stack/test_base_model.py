@@ -44,6 +44,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place / base_model.NAME
 
 
+@pytest.mark.extended("another load of the bundled base")
 def test_it_may_be_registered(converted: Path) -> None:
     entry = model_files.read_catalog_entry(converted)
     assert (entry.parameters, entry.context_length, entry.has_chat_template) == (134_515_008, 8192, True)

@@ -205,6 +205,7 @@ class TestALife:
         return None if pid == old else pid
 
 
+@pytest.mark.extended("another start of the whole service")
 class TestServersOfOnesOwn:
     def test_database_url_and_redis_url_are_used_instead(
         self, tmp_path: Path, database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch

@@ -19,6 +19,7 @@ from tests.app.cli.trained import make_trained_job
 from tests.tiny import make_tiny_adapter
 
 
+@pytest.mark.extended("another load of the bundled base")
 @pytest.mark.parametrize(
     ("quantization", "words"),
     [

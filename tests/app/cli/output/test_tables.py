@@ -107,6 +107,7 @@ def test_no_width_breaks_an_id_or_makes_a_line_too_long(rows: list[tuple[str, st
     assert all(cell_len(line) <= width for line in lines)
 
 
+@pytest.mark.extended("tables in a real terminal")
 class TestTerminal:
     """The command itself on a terminal of each width."""
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import psycopg
 import pytest
-from sqlalchemy import Engine, select, text
+from sqlalchemy import select
 
 from app.db.engine import Sessions, transaction
 from app.db.scheduling import queue_positions
@@ -73,15 +74,14 @@ class TestWrite:
         write(sessions, [])
         assert rows(sessions) == {}
 
-    def test_notifies_only_after_a_change(self, sessions: Sessions, engine: Engine) -> None:
-        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as listener:
-            listener.execute(text("LISTEN tunery_jobs"))
+    def test_notifies_only_after_a_change(self, sessions: Sessions, database_url: str) -> None:
+        # No connection of a pool: nothing reads there, and a listener with a full socket stops every DROP DATABASE.
+        url = database_url.replace("+psycopg", "", 1)
+        with psycopg.connect(url, autocommit=True) as listener:
+            listener.execute("LISTEN tunery_jobs")
 
             def heard() -> list[str]:
-                listener.execute(text("SELECT 1"))
-                driver = listener.connection.driver_connection
-                assert driver is not None
-                return [each.payload for each in driver.notifies(timeout=0.2)]
+                return [each.payload for each in listener.notifies(timeout=0.2)]
 
             write(sessions, places(1))
             assert heard() == ["- - 0 queue"]

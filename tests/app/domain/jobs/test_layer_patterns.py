@@ -236,7 +236,9 @@ def benign_seconds() -> float:
 class TestTime:
     """RE2 is linear in the text and in the pattern: what was exponential costs what every key costs."""
 
-    @pytest.mark.parametrize("length", [60, MAX_KEY_CHARACTERS])
+    @pytest.mark.parametrize(
+        "length", [pytest.param(60, marks=pytest.mark.extended("every length of a hostile key")), MAX_KEY_CHARACTERS]
+    )
     @pytest.mark.parametrize("unit", HOSTILE)
     def test_64_hostile_keys_on_4096_layers_take_less_than_ten_times_the_time_of_64_benign_ones(
         self, unit: str, length: int, benign_seconds: float

@@ -206,6 +206,7 @@ class TestSaved:
         verify_adapter(base, run, saved(base, run, tmp_path))
         assert make_one_step(base, run).loss == make_one_step(reference_base, reference).loss
 
+    @pytest.mark.extended("whole runs of each variant")
     @pytest.mark.parametrize("variant", ["patterns", "DoRA", "norms", "embedding and head", "DoRA with a head"])
     def test_the_trainer_trains_and_verifies_it_with_default_settings(
         self, tiny: Path, examples: Path, tmp_path: Path, variant: str
@@ -261,6 +262,7 @@ class TestSaved:
         assert evaluate(make_objective(base, run), run.validation_dataset, 512, no_keepalive).loss != before
 
 
+@pytest.mark.extended("exact resume of each variant; test_exact_resume has one")
 class TestResume:
     @pytest.mark.parametrize("step", slow_but([4], [1, 3, 4]))
     @pytest.mark.parametrize(

@@ -137,6 +137,7 @@ def start(tiny: Path, examples: Path, tmp_path: Path) -> Iterator[Callable[..., 
 
 
 class TestEqualToOneProcess:
+    @pytest.mark.extended("two real processes of torch beside one")
     def test_losses_and_the_adapter_equal_those_of_one_process(
         self, start: Callable[..., Trainer], tiny: Path, examples: Path, tmp_path: Path
     ) -> None:

@@ -98,6 +98,7 @@ def test_a_plan_that_needs_too_much_memory_is_reduced_and_the_job_succeeds(many:
     assert of("probed", records)
 
 
+@pytest.mark.extended("another start of the real program")
 def test_a_base_that_does_not_fit_fails_and_names_the_parameter_to_change(tmp_path: Path) -> None:
     """The embedding needs more memory than is free after the imports."""
     spec = make_spec(make_large_base(tmp_path / "base"), make_tiny_dataset(tmp_path / "train.jsonl"))

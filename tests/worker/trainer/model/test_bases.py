@@ -131,6 +131,7 @@ def targets(base: FrozenBase) -> list[str]:
     return sorted({name.rpartition(".")[2] for name in base.adaptable})
 
 
+@pytest.mark.extended("every architecture; the oracle's tests have one")
 @pytest.mark.parametrize("weights", FORMATS)
 def test_the_first_loss_and_gradient_are_those_of_transformers_and_peft(
     directory: Path, training_file: Path, weights: str, name: str, table: dict[str, dict[str, str]]

@@ -44,6 +44,7 @@ def load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], Fro
 
 @pytest.mark.usefixtures("liger_kernel")
 class TestReplacement:
+    @pytest.mark.extended("each kind of module; hidden states of one are compared")
     @pytest.mark.parametrize(
         ("family", "replaced", "offset"),
         [
@@ -66,6 +67,7 @@ class TestReplacement:
     def test_an_interleaved_rotary_embedding_stays(self, load: Callable[[str], FrozenBase]) -> None:
         assert "rotary embeddings" not in load("glm4").fused_modules
 
+    @pytest.mark.extended("each kind of module; hidden states of one are compared")
     @pytest.mark.parametrize("name", ["Qwen3.5 text", "Phi-4-mini"])
     def test_a_rotary_embedding_of_a_part_of_each_head_stays(self, tmp_path: Path, name: str) -> None:
         """Cosines have fewer columns than a head there, and the kernel would read beyond them."""
@@ -128,6 +130,7 @@ class TestReplacement:
             monkeypatch.setattr(ops, name, wrong)
         assert load("llama").fused_modules == {}
 
+    @pytest.mark.extended("each kind of module; hidden states of one are compared")
     @pytest.mark.parametrize(
         ("function", "wrong", "kind"),
         [

@@ -255,6 +255,7 @@ class TestDamage:
         assert [path.name for path in sorted(snapshots.iterdir())] == ["step-000002", "step-000003"]
         return snapshots
 
+    @pytest.mark.extended("every kind of damage; the supervisor's tests have one")
     @pytest.mark.parametrize("damage", DAMAGES)
     @pytest.mark.parametrize("name", FILES)
     def test_falls_back_to_the_one_before_with_an_event(

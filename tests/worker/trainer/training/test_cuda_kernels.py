@@ -62,6 +62,7 @@ def test_a_run_has_the_losses_of_a_plain_one(
     assert log.losses == pytest.approx(plain.losses, rel=1e-4)
 
 
+@pytest.mark.extended("exact resume with other kernels")
 @pytest.mark.usefixtures("with_kernels")
 def test_a_resumed_run_ends_with_the_same_adapter_to_the_bit(files: tuple[Path, Path], tmp_path: Path) -> None:
     whole = train(files, tmp_path / "whole")

@@ -53,6 +53,7 @@ class TestRun:
         assert validation.loss == pytest.approx(make_one_step(base, run).loss, rel=1e-5)
         assert validation.metrics("valid").keys() == {"valid_loss", "valid_reward_accuracy", "valid_reward_margin"}
 
+    @pytest.mark.extended("exact resume of another method; test_exact_resume has one")
     @pytest.mark.parametrize("step", [1, 3, 4])
     def test_an_interrupted_run_has_the_same_result_to_the_bit(
         self, tiny: Path, pairs: Path, tmp_path: Path, step: int

@@ -109,6 +109,7 @@ def seen(log: RecordLog) -> list[Any]:
 
 
 class TestAnyStep:
+    @pytest.mark.extended("exact resume at more steps")
     @pytest.mark.parametrize("step", slow_but(SOME_STEPS, range(1, STEPS + 1)))
     def test_stopped_at_a_step(self, setup: Setup, whole: tuple[RecordLog, Path], tmp_path: Path, step: int) -> None:
         code, log = run_trainer(setup.spec(), tmp_path / "first", stop_at=(step, Command.DRAIN))
@@ -125,6 +126,7 @@ class TestAnyStep:
         assert log.of(Started)[0].start_step == step - 1
         assert_same_result(whole, (log, tmp_path / "second"))
 
+    @pytest.mark.extended("exact resume at more steps")
     def test_killed_at_every_step_in_one_work_directory(
         self, setup: Setup, whole: tuple[RecordLog, Path], tmp_path: Path
     ) -> None:

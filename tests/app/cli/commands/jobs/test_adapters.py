@@ -186,6 +186,7 @@ class TestMerge:
         before, after = (load_file(each / "model.safetensors")[name].float() for each in (base, merged))
         torch.testing.assert_close(after, before + 1, rtol=2**-8, atol=0)
 
+    @pytest.mark.extended("another start of the real program")
     def test_another_base_and_an_existing_directory_are_refused(self, tunery: Tunery, job: Job, tmp_path: Path) -> None:
         other = make_tiny_base(tmp_path / "other", seed=1)
         done = tunery("adapters", "merge", job.id, "--base", other, "--to", tmp_path / "out" / "merged")
