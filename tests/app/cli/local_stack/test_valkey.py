@@ -12,8 +12,8 @@ import redis
 from celery import Celery
 from kombu import Connection
 
-from app.cli.local_stack.errors import CannotStart
-from app.cli.local_stack.servers.valkey import LocalValkey
+from app.cli.local_stack.machine import CannotStart
+from app.cli.local_stack.servers import LocalValkey
 from app.trial_queue import as_redis_py
 from tests.app.cli.local_stack.support import processes_naming, start_python
 from tests.deadline import until
@@ -22,7 +22,7 @@ from tests.processes import is_alive
 HOLD = """
 import sys, time
 from pathlib import Path
-from app.cli.local_stack.servers.valkey import LocalValkey
+from app.cli.local_stack.servers import LocalValkey
 server = LocalValkey(Path(sys.argv[1]))
 server.start()
 print(server.pid, flush=True)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from app.cli.local_stack.checks.doctor import CheckResult, print_results, run_checks
-from app.cli.local_stack.checks.preflight import check_bucket
-from app.cli.local_stack.errors import CannotStart
+from app.cli.local_stack.doctor import CheckResult, print_results, run_checks
+from app.cli.local_stack.machine import CannotStart
 from app.cli.local_stack.processes import exclusive_lock
+from app.cli.local_stack.up import check_bucket
 from app.storage import StorageError
 from app.storage.s3 import S3Storage
 from tests.s3 import S3Server

