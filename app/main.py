@@ -17,14 +17,11 @@ from starlette.concurrency import run_in_threadpool
 from app.api.dependencies import AppState
 from app.api.docs_page import page
 from app.api.error_handlers import add_error_handlers
-from app.api.limits.check_limiter import CheckLimiter
-from app.api.limits.fair_limiter import FairLimiter
-from app.api.limits.stream_limiter import StreamLimiter
+from app.api.limits import CheckLimiter, FairLimiter, StreamLimiter
 from app.api.middleware import bootstrap_guard
-from app.api.middleware.absolute_targets import AbsoluteTargetMiddleware
-from app.api.middleware.azure import AzureCompatibilityMiddleware
+from app.api.middleware.other_clients import AbsoluteTargetMiddleware, AzureCompatibilityMiddleware
 from app.api.middleware.request_context import RequestContextMiddleware
-from app.api.middleware.request_spans import telemetry_config
+from app.api.middleware.request_log import telemetry_config
 from app.api.openapi.document import build_openapi
 from app.api.routes import (
     answers,

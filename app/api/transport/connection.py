@@ -24,11 +24,11 @@ from app.api.middleware.request_log import (
     CLIENT_CLOSED_REQUEST,
     RequestRecord,
     log_request,
+    observe_request,
     record_of,
     request_id_of,
     start_record,
 )
-from app.api.middleware.request_metrics import observe_request
 from app.api.transport.body_pace import BodyPace
 from app.errors import BadRequest, RequestTimeout, TuneryError
 from app.settings import Settings

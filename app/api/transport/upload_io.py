@@ -18,7 +18,7 @@ from anyio import CapacityLimiter, to_thread
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
-from app.api.limits.fair_limiter import FairLimiter
+from app.api.limits import FairLimiter
 from app.domain.error_text.json_text import as_json
 from app.errors import BadRequest, RequestTimeout, TooLarge, UnsupportedEncoding
 
