@@ -50,7 +50,7 @@ from app.api.routes.organization import (
 from app.api.routes.organization import jobs as organization_jobs
 from app.api.transport.disconnect import on_shutdown_signal
 from app.api.transport.head import HeadResponseMiddleware, head_routes
-from app.api.transport.upload_io import IoPools
+from app.api.transport.request_bodies import IoPools
 from app.db.access import audit
 from app.db.engine import make_engine, make_sessions
 from app.db.fast_reads.pool import AsyncConnections

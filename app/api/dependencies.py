@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from app.api.limits import CheckLimiter, ConnectionPermit, FairLimiter, StreamLimiter
-from app.api.transport.upload_io import IoPools
+from app.api.transport.request_bodies import IoPools
 from app.db.engine import Sessions
 from app.db.fast_reads.pool import AsyncConnections
 from app.db.notifications import NotificationListener

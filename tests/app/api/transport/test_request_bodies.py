@@ -5,8 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from app.api.transport.multipart import MAX_FIELD_BYTES, Form, read_form
-from app.api.transport.upload_io import IoPools
+from app.api.transport.request_bodies import MAX_FIELD_BYTES, Form, IoPools, read_form
 from app.errors import BadRequest, UnknownParameter
 
 CONTENT_TYPE = "multipart/form-data; boundary=XX"

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.api.transport.byte_ranges import ByteRange, matches_etag, requested_range
+from app.api.transport.file_response import ByteRange, matches_etag, requested_range
 from app.errors import RangeNotSatisfiable
 
 ETAG = '"sha256-ab"'
