@@ -13,7 +13,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from app.cli.commands.model_memory import COLUMNS
+from app.cli.commands.models import COLUMNS
 from app.db.engine import Sessions, transaction
 from app.db.tables import Job, Project
 from app.domain.jobs.spec import QuantizationSpec

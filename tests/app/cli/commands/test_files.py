@@ -111,8 +111,8 @@ class TestUpload:
 class TestLargeFiles:
     @pytest.fixture(autouse=True)
     def streamed(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("app.cli.client.upload.MIN_RESUMABLE_BYTES", 100)
-        monkeypatch.setattr("app.cli.client.upload.ATTEMPT_PAUSE_SECONDS", 0.0)
+        monkeypatch.setattr("app.cli.client.transfers.MIN_RESUMABLE_BYTES", 100)
+        monkeypatch.setattr("app.cli.client.transfers.ATTEMPT_PAUSE_SECONDS", 0.0)
 
     def test_go_up_as_a_stream(self, tunery: Tunery, dataset: Path, sessions: Sessions) -> None:
         file = tunery("files", "upload", dataset, "--json").json

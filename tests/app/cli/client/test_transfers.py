@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from app.cli.client.adapter_archive import CorruptDownload, unpack, verify_archive
+from app.cli.client.transfers import CorruptDownload, unpack, verify_archive
 from app.system.artifact_directory import MANIFEST, sha256_file, verify
 from tests.app.cli.trained import WEIGHTS, pack, write_adapter
 

@@ -7,11 +7,9 @@ import typer
 
 from app.cli.errors import UsageError
 from app.cli.options import AsJson, with_administration
-from app.cli.output.console import print_json, print_line, print_note, print_table
+from app.cli.output.console import moment_text, print_json, print_line, print_note, print_table
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from app.cli.administration.records import Administration
 
 commands = typer.Typer(no_args_is_help=True, help="API keys, for administrators.")
@@ -62,7 +60,7 @@ def list_keys(admin: "Administration", as_json: AsJson = False) -> None:
     columns = ["id", "project", "name", "scopes", "created", "last used", "expires", "revoked"]
     rows = [
         [key.id, key.project, key.name, ",".join(key.scopes)]
-        + [_time_text(moment) for moment in (key.created_at, key.last_used_at, key.expires_at, key.revoked_at)]
+        + [moment_text(moment) for moment in (key.created_at, key.last_used_at, key.expires_at, key.revoked_at)]
         for key in admin.api_keys()
     ]
     if as_json:
@@ -84,10 +82,10 @@ def rotate(
     """Replace the secret of a key and print the new one, which is shown only once. Id, project and scopes stay."""
     key = admin.rotate_key(key_id, _parse_seconds("--overlap", overlap))
     if as_json:
-        print_json({"id": key.id, "key": key.secret, "old_key_expires": _time_text(key.previous_expires_at)})
+        print_json({"id": key.id, "key": key.secret, "old_key_expires": moment_text(key.previous_expires_at)})
         return
     print_line(key.secret)
-    print_note(f"Save it: it is not shown again. The old secret is valid until {_time_text(key.previous_expires_at)}.")
+    print_note(f"Save it: it is not shown again. The old secret is valid until {moment_text(key.previous_expires_at)}.")
     if key.replaced_file is not None:
         print_note(f"{key.replaced_file} has the new secret.")
 
@@ -105,7 +103,3 @@ def _parse_seconds(option: str, text: str) -> int:
     if match is None:
         raise UsageError(f"{option} {text} is not a number with one of the units s, m, h, d, w, such as 90d.")
     return int(match[1]) * SECONDS[match[2]]
-
-
-def _time_text(moment: "datetime | None") -> str:
-    return "" if moment is None else moment.astimezone().isoformat(sep=" ", timespec="seconds")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from app.cli.options import AsJson, with_administration
-from app.cli.output.console import print_json, print_note, print_table
+from app.cli.output.console import moment_text, print_json, print_note, print_table
 
 if TYPE_CHECKING:
     from app.cli.administration.records import Administration, AuditRecord
@@ -36,8 +36,8 @@ def list_entries(
 
 
 def _row(entry: "AuditRecord") -> list[str]:
-    when = entry.created_at.astimezone().isoformat(sep=" ", timespec="seconds")
     objects = ",".join(entry.object_ids)
+    when = moment_text(entry.created_at)
     return [when, entry.actor_id, entry.action, objects, entry.address or "", entry.request_id or ""]
 
 

@@ -1,25 +1,128 @@
-"""`tunery files validate`: a report on a dataset by the rules of training, without creating a job."""
+"""`tunery files`: upload, list, validate, convert and download files."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
+from app.cli.client.references import FileId, FileIds
 from app.cli.client.service_discovery import file_path, model_path
-from app.cli.client.training_files import is_path, uploaded_files
+from app.cli.client.transfers import (
+    download_file,
+    is_path,
+    upload_with_progress,
+    uploaded_files,
+)
+from app.cli.errors import UsageError
 from app.cli.job_options import Model
 from app.cli.options import AsJson, with_client
-from app.cli.output.console import print_fields, print_json, print_line, print_note, print_table
+from app.cli.output.console import print_fields, print_json, print_line, print_note, print_table, size_text, time_text
 
 if TYPE_CHECKING:
     from app.cli.client.http import Client
 
-commands = typer.Typer()
+commands = typer.Typer(no_args_is_help=True, help="Datasets and results on the server.")
 
 BAR_CHARACTERS = 40
 MAX_FINDINGS_SHOWN = 20
 TRAINED, CONTEXT = "bold green", "dim"
+
+
+@commands.command("upload")
+@with_client
+def upload(
+    client: "Client",
+    path: Annotated[Path, typer.Argument(help="JSONL file with one chat or prompt/completion example per line.")],
+    purpose: Annotated[str, typer.Option(help="Purpose of the file.")] = "fine-tune",
+    resume: Annotated[str | None, typer.Option(help="Id of an interrupted upload to resume.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Upload a file and print its id. An upload of 64 MB or more is resumed after a lost connection."""
+    file = upload_with_progress(client, path, purpose, resume)
+    if as_json:
+        print_json(file)
+    else:
+        print_line(file["id"])
+
+
+@commands.command("list")
+@with_client
+def list_files(
+    client: "Client",
+    purpose: Annotated[str | None, typer.Option(help="Only files with this purpose.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of files, newest first.")] = 100,
+    as_json: AsJson = False,
+) -> None:
+    """List the project's files, newest first."""
+    filters = {"purpose": purpose} if purpose else {}
+    files, has_more = client.first_items("files", limit, max_page=1000, **filters)
+    if has_more:
+        print_note(f"Shows the newest {limit} files; use --limit to show more.")
+    if as_json:
+        print_json(files)
+        return
+    rows = [
+        [file["id"], file["filename"], size_text(file["bytes"]), file["purpose"], time_text(file["created_at"])]
+        for file in files
+    ]
+    columns = ["id", "filename", "size", "purpose", "created"]
+    print_table(columns, rows, "No files. Upload one with `tunery files upload PATH`.")
+
+
+@commands.command("get")
+@with_client
+def get(client: "Client", file_id: FileId, as_json: AsJson = False) -> None:
+    """Show one file."""
+    file = client.get(file_path(file_id))
+    if as_json:
+        print_json(file)
+    else:
+        print_fields(_fields(file))
+
+
+@commands.command("download")
+@with_client
+def download(
+    client: "Client",
+    file_id: FileId,
+    path: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Output path. Default: the file's name, in the current directory."),
+    ] = None,
+) -> None:
+    """Download and verify a file. An interrupted download is resumed."""
+    file = client.get(file_path(file_id))
+    destination = path or Path(Path(file["filename"]).name or file_id)
+    if destination.exists() or destination.is_symlink():
+        raise UsageError(f"{destination} already exists. Choose another path with -o, or remove it.")
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    part = destination.with_name(f".{destination.name}.{file_id}.part")
+    download_file(client, file, part).replace(destination)
+    print_line(str(destination))
+
+
+@commands.command("delete")
+@with_client
+def delete(client: "Client", file_ids: FileIds) -> None:
+    """Delete files permanently. The stored bytes are deleted once no unfinished job needs them."""
+    for path in [file_path(file_id) for file_id in file_ids]:
+        print_line(f"{client.delete(path)['id']} deleted")
+
+
+def _fields(file: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
+        ("id", file["id"]),
+        ("filename", file["filename"]),
+        ("size", size_text(file["bytes"])),
+        ("lines", f"{file['line_count']:,}" if file.get("line_count") is not None else ""),
+        ("SHA-256", file["sha256"]),
+        ("origin", f"{file['origin']['service']} {file['origin']['id']}" if file.get("origin") else ""),
+        ("purpose", file["purpose"]),
+        ("created", time_text(file["created_at"])),
+        ("expires", time_text(file["expires_at"]) if file.get("expires_at") else ""),
+    ]
 
 
 @commands.command("validate")
@@ -58,7 +161,7 @@ def validate(
 def _print_report(report: dict[str, Any]) -> None:
     print_line(report["message"])
     print_warnings(report["warnings"])
-    print_fields(_fields(report))
+    print_fields(_report_fields(report))
     findings = report["findings"]
     if findings["count"]:
         shown = findings["data"][:MAX_FINDINGS_SHOWN]
@@ -77,7 +180,7 @@ def print_warnings(warnings: list[dict[str, Any]]) -> None:
         print_line("\nWarnings:\n" + "\n".join(f"- {each['message']}" for each in warnings) + "\n")
 
 
-def _fields(report: dict[str, Any]) -> list[tuple[str, str]]:
+def _report_fields(report: dict[str, Any]) -> list[tuple[str, str]]:
     tokens, lengths = report["tokens"], report["tokens"]["lengths"] or {}
     overlap = report["overlap"]
     return [

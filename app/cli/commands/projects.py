@@ -6,11 +6,9 @@ import typer
 
 from app.cli.errors import UsageError
 from app.cli.options import AsJson, with_administration
-from app.cli.output.console import print_fields, print_json, print_line, print_note, print_table, size_text
+from app.cli.output.console import moment_text, print_fields, print_json, print_line, print_note, print_table, size_text
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from app.cli.administration.records import Administration, ProjectRecord
 
 commands = typer.Typer(no_args_is_help=True, help="Projects and their limits, for administrators.")
@@ -71,7 +69,7 @@ def list_projects(
             f"{used['queued_jobs']} queued, {used['running_jobs']} running",
             f"{used['gpu_seconds_this_month'] / 3600:.2f}",
             _limits_text(project),
-            _time_text(project.archived_at),
+            moment_text(project.archived_at),
         ]
         for project in rows
         if (used := project.usage)
@@ -99,7 +97,7 @@ def show(admin: "Administration", project: ProjectName, as_json: AsJson = False)
             ("stored", size_text(used["stored_bytes"])),
             ("jobs", f"{used['queued_jobs']} queued, {used['running_jobs']} running"),
             ("GPU-hours", hours),
-            ("archived", _time_text(row.archived_at)),
+            ("archived", moment_text(row.archived_at)),
         ]
     )
 
@@ -206,11 +204,7 @@ def _as_json(project: "ProjectRecord") -> dict[str, Any]:
     return {
         "id": project.id,
         "name": project.name,
-        "archived": _time_text(project.archived_at) or None,
+        "archived": moment_text(project.archived_at) or None,
         "limits": project.limits,
         "share_weight": project.share_weight,
     }
-
-
-def _time_text(moment: "datetime | None") -> str:
-    return "" if moment is None else moment.astimezone().isoformat(sep=" ", timespec="seconds")
