@@ -32,7 +32,7 @@ from benchmarks.tasks import TASKS, Task, write
 from worker.trainer.data.batch import TokenizedDataset, read_dataset
 from worker.trainer.model.base_model import FrozenBase, open_base
 from worker.trainer.runtime.device import choose_compute_dtype, choose_device, choose_threads
-from worker.trainer.runtime.stop import StopRequests
+from worker.trainer.runtime.process import StopRequests
 from worker.trainer.training.run import run
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -17,7 +17,7 @@ from app.system import artifact_directory
 from app.system.cpu_info import cpu_name
 from tests.tiny import CHAT_TEMPLATE, make_tiny_base, make_tiny_dataset
 from tests.worker.trainer.helpers import RecordLog, failure, final_adapter, float32_spec, run_trainer, slow_but
-from worker.trainer.runtime.stop import StopRequests
+from worker.trainer.runtime.process import StopRequests
 from worker.trainer.training.run import run
 
 STEPS = 6  # two epochs of three
