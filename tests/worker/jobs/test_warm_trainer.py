@@ -17,7 +17,7 @@ from tests.worker.worker_harness import OWNER, WorkerHarness
 from worker.jobs.supervisor import JobSupervisor
 from worker.jobs.trainer_process import TRAINER_COMMAND
 from worker.jobs.warm_trainer import WarmTrainer
-from worker.node.locks import try_lock
+from worker.node.slot import try_lock
 from worker.validation.validate import Validator
 
 RUN = "ftjob-1"

@@ -8,8 +8,8 @@ import threading
 import pytest
 
 from app.storage import StorageError
-from worker.node import storage_outage
-from worker.node.storage_outage import StorageOutage
+from worker.node import resources
+from worker.node.resources import StorageOutage
 
 
 class Bucket:
@@ -30,7 +30,7 @@ class Bucket:
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage_outage, "RETRY_SECONDS", 0.001)
+    monkeypatch.setattr(resources, "STORAGE_RETRY_SECONDS", 0.001)
 
 
 def retry(outage: StorageOutage, bucket: Bucket) -> str:
