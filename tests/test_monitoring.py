@@ -19,8 +19,7 @@ from app.domain.jobs.states import Reason
 from app.telemetry.disk_metrics import DiskMetrics
 from tests.worker.node.test_device import OUTPUT
 from worker.deliveries.sender import DeliverySender
-from worker.jobs.lease import LEASE_LOST
-from worker.jobs.observed_attempt import begin_metrics
+from worker.jobs.lease import LEASE_LOST, begin_metrics
 from worker.node import device
 from worker.node.device import GpuMetrics
 from worker.node.resources import Resources

@@ -18,7 +18,7 @@ from app.domain.deliveries.served_check import ServedCheck, ServedReference
 from app.storage import Storage
 from app.system.artifact_directory import ADAPTER_CONFIG, MANIFEST, SEAL, read_manifest, write_manifest
 from worker.deliveries.outbound import trusted_connections
-from worker.jobs.artifacts import stored_files
+from worker.jobs import stored_files
 
 EARLIER, SERVED_MODEL = "earlier", "served_model"
 OF_A_VERSION = frozenset({"version", "revision", "keys", "files"})  # they differ also between versions at one place

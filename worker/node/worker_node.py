@@ -27,7 +27,7 @@ from app.telemetry.tracing import configure_tracing
 from worker.base_models.registrar import Registrar
 from worker.exports.exporter import Exporter, supported_types
 from worker.health import write_heartbeat
-from worker.jobs.observed_attempt import begin_metrics
+from worker.jobs.lease import begin_metrics
 from worker.jobs.supervisor import JobSupervisor
 from worker.jobs.trainer_process import TRAINER_COMMAND
 from worker.node.device import GpuMetrics, describe_machine

@@ -323,7 +323,7 @@ class TestBeforeTheTrainer:
         def full(*_: object) -> str:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr("worker.jobs.artifacts.stored_files.fetch", full)
+        monkeypatch.setattr("worker.jobs.stored_files.fetch", full)
         harness.run_next_job(TrainerPlan())
         waiting = harness.job(job)
         assert (waiting.state, waiting.reason, waiting.phase) == ("queued", "storage_full", "waiting_for_storage")

@@ -26,10 +26,10 @@ from app.domain.jobs.spec import JobSpec
 from app.domain.jobs.states import Reason
 from app.domain.jobs.step_metrics import results_csv
 from app.system.tar_layout import describe_archive
-from worker.jobs.artifacts import stored_files
-from worker.jobs.artifacts.stored_files import StoredFile
+from worker.jobs import stored_files
 from worker.jobs.lease import LeaseKeeper
 from worker.jobs.sanitize import clean
+from worker.jobs.stored_files import StoredFile
 from worker.node.resources import Resources
 
 PURPOSE = "fine-tune-results"

@@ -10,8 +10,8 @@ from app.db.tables.jobs import MAX_LOG_BYTES
 from tests.deadline import until
 from tests.worker.fake_trainer import TrainerPlan
 from tests.worker.worker_harness import WorkerHarness
-from worker.jobs import log_publisher
-from worker.jobs.log_publisher import LogPublisher, read_log_tail
+from worker.jobs import trainer_log
+from worker.jobs.trainer_log import LogPublisher, read_log_tail
 
 
 def published(harness: WorkerHarness, job_id: str) -> str | None:
@@ -29,7 +29,7 @@ class TestLogPublisher:
     def test_the_log_grows_while_the_trainer_runs_and_names_no_directory(
         self, harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
-        monkeypatch.setattr(log_publisher, "PUBLISH_SECONDS", 0.05)
+        monkeypatch.setattr(trainer_log, "PUBLISH_SECONDS", 0.05)
         job = harness.create_queued_job()
         log = tmp_path / "trainer.log"
         with LogPublisher(harness.resources, job, tmp_path):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from worker.jobs.artifacts.publish import model_name
+from worker.jobs.publish import model_name
 
 
 class TestModelName:
