@@ -66,7 +66,7 @@ from app.services.jobs.event_fanout import EventFanout
 from app.services.operations.health import HealthChecks
 from app.settings import Settings, load_settings
 from app.storage import Storage, open_storage
-from app.system.cpu_info import usable_cores
+from app.system.host import usable_cores
 from app.telemetry.metrics import own_version
 from app.telemetry.tracing import configure_tracing
 from app.trial_queue import TrialQueue

@@ -28,7 +28,7 @@ from app.db.tables import Attempt, Job, JobEvent, Project
 from app.domain.jobs.states import TERMINAL
 from app.settings import Settings
 from app.storage import LocalStorage
-from app.system.cpu_info import cpu_name
+from app.system.host import cpu_name
 from tests.factories import make_file, make_job, make_project, validate_job
 from tests.stack import start_postgres, start_valkey
 from tests.worker import worker_process

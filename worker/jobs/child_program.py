@@ -26,7 +26,7 @@ import worker
 from app.domain.jobs.events import Command
 from app.domain.jobs.states import ExitCode
 from app.log import get_logger
-from app.system.parent_death import PARENT_PID_VARIABLE
+from app.system.host import PARENT_PID_VARIABLE
 from worker.jobs.lease import AttemptFailed, AttemptInterrupted, LeaseKeeper
 from worker.jobs.trainer_log import TrainerLog
 from worker.jobs.watchdog import Watchdog

@@ -29,7 +29,7 @@ from app.db.tables import Evaluation, Export, Job
 from app.domain.jobs.states import FINAL_STATE, Desired, JobState, Reason
 from app.domain.scheduling.worker_capacity import WorkerCapacity
 from app.log import get_logger
-from app.system.boot_clock import boottime_seconds
+from app.system.host import boottime_seconds
 from app.telemetry import metrics, tracing
 from worker.jobs.sanitize import clean_text
 from worker.node.resources import Resources

@@ -25,7 +25,7 @@ from app.domain.jobs.events import CheckpointSaved, Done
 from app.domain.jobs.spec import JobSpec
 from app.domain.jobs.states import Reason
 from app.domain.jobs.step_metrics import results_csv
-from app.system.tar_layout import describe_archive
+from app.system.artifact_directory import describe_archive
 from worker.jobs import stored_files
 from worker.jobs.lease import LeaseKeeper
 from worker.jobs.sanitize import clean

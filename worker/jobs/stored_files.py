@@ -31,13 +31,13 @@ from app.storage import Storage
 from app.system.artifact_directory import (
     MANIFEST,
     ManifestMismatch,
+    newest_valid,
     read_manifest,
     sha256_file,
     verify,
 )
 from app.system.durable_files import copy_and_hash
 from app.system.model_files import linear_layers
-from app.system.snapshot_directories import newest_valid
 from worker.jobs.lease import LeaseKeeper, LeaseUncertain
 from worker.node.resources import Resources
 

@@ -24,8 +24,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from app.domain.planning.estimate import Device
-from app.system.cgroups import control_groups, read_integer
-from app.system.cpu_info import core_flops, cpu_name, usable_cores
+from app.system.host import control_groups, core_flops, cpu_name, read_integer, usable_cores
 
 GPUS = ("nvidia-smi", "--query-gpu=uuid,name,memory.total,mig.mode.current", "--format=csv,noheader,nounits")
 NVIDIA_SMI_TIMEOUT_SECONDS = 10  # with a driver that hangs, nvidia-smi never returns

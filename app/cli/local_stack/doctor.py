@@ -35,7 +35,7 @@ from app.db.engine import make_engine
 from app.domain.operations.upgrade import UpgradeCheck, check_upgrade
 from app.services.operations import upgrade
 from app.storage import StorageError
-from app.system.cpu_info import cpu_flags, usable_cores
+from app.system.host import cpu_flags, usable_cores
 from app.trial_queue import as_redis_py
 
 Level = Literal["ok", "advice", "problem"]

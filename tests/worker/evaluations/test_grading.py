@@ -18,7 +18,7 @@ from app.db.engine import transaction
 from app.db.tables import Evaluation, Job
 from app.domain.jobs.states import ExitCode
 from app.services.jobs import evaluations as service
-from app.system.parent_death import PARENT_PID_VARIABLE
+from app.system.host import PARENT_PID_VARIABLE
 from tests.deadline import until
 from tests.processes import is_alive
 from tests.worker.evaluations.test_evaluator import (

@@ -20,7 +20,7 @@ from app.db.jobs import claims, leased_rows
 from app.db.jobs.claims import FencedError, Lease
 from app.db.tables import Attempt, BaseModelRegistration, Evaluation, Export, Job, JobEvent
 from app.domain.scheduling.worker_capacity import WorkerCapacity
-from app.system.boot_clock import boottime_seconds
+from app.system.host import boottime_seconds
 from tests.deadline import until
 from tests.worker.fake_trainer import TrainerPlan
 from tests.worker.worker_harness import OWNER, WorkerHarness

@@ -21,8 +21,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from app.domain.jobs.spec import QuantizationSpec, TrainerSpec
 from app.domain.jobs.states import Reason
-from app.system.cgroups import control_groups
-from app.system.cpu_info import cpu_name, usable_cores
+from app.system.host import control_groups, cpu_name, usable_cores
 from worker.trainer.runtime.failures import Failure
 
 CPU_QUOTA = "cpu.max"

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from app.domain.jobs.events import Command, Control
 from app.domain.jobs.states import ExitCode
-from app.system import parent_death
+from app.system import host
 from worker.trainer import PROCESS_STARTED_AT
 
 _work_started_at: float | None = None  # by time.monotonic(); only in a warm trainer
@@ -50,10 +50,10 @@ def die_with_parent() -> None:
 
     The signal works from this call on, so the process exits here if the parent is dead already.
     """
-    parent_pid = os.environ.get(parent_death.PARENT_PID_VARIABLE)
+    parent_pid = os.environ.get(host.PARENT_PID_VARIABLE)
     if parent_pid is None:
         return
-    if not parent_death.die_with_parent(int(parent_pid)):
+    if not host.die_with_parent(int(parent_pid)):
         print(f"the parent process {parent_pid} has ended", file=sys.stderr)
         sys.exit(ExitCode.INTERNAL)
 

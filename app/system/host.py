@@ -1,9 +1,17 @@
-"""The CPU: its name, by which results are comparable in speed and bit for bit, its cores, an estimate of its speed."""
+"""This machine and process: the CPU, by whose name results are comparable in speed and bit for bit, control groups
+(v2), a clock that includes the time during which the machine is suspended, and a child that ends with its parent.
+
+The limits of a process's own group and of all parents apply, see cgroups(7).
+"""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
+import signal
+import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,6 +23,10 @@ CPUINFO = Path("/proc/cpuinfo")
 FAST_CORE_FLOPS = 5e11
 WIDE_FAMILY = 26  # AMD's first family that executes 512 bits at once instead of in two halves
 FLOAT32_CORE_FLOPS = 1e11  # float32, faster than emulated bfloat16; calculated: 32 FLOP per cycle with AVX2
+CGROUP_ROOT = Path("/sys/fs/cgroup")
+OWN_GROUP_FILE = Path("/proc/self/cgroup")
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+PARENT_PID_VARIABLE = "TUNERY_PARENT_PID"  # of a program of the trainer that ends with its parent
 
 
 def cpu_name() -> str:
@@ -50,3 +62,39 @@ def _cpuinfo() -> dict[str, str]:
             name, _, value = line.partition(":")
             info[name.strip()] = value.strip()
     return info
+
+
+def control_groups() -> list[Path]:
+    """The process's own group and its parents; empty without cgroups v2. Containers usually see theirs as the root."""
+    try:
+        lines = OWN_GROUP_FILE.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    name = next((line.removeprefix("0::") for line in lines if line.startswith("0::")), None)
+    if name is None or ".." in name:  # the own group is outside of the mounted hierarchy
+        return [CGROUP_ROOT]
+    own = CGROUP_ROOT / name.lstrip("/")
+    return [own, *(parent for parent in own.parents if parent.is_relative_to(CGROUP_ROOT))]
+
+
+def read_integer(group: Path, name: str) -> int | None:
+    """The number in a file of the group; None if there is no such file or if it contains "max"."""
+    try:
+        return int((group / name).read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
+
+
+def boottime_seconds() -> float:
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+def die_with_parent(parent_pid: int) -> bool:
+    """Have the kernel kill this process when its parent ends. False if it has ended already: then exit.
+
+    The signal is sent when the thread that started this process ends.
+    """
+    if sys.platform != "linux":
+        return True
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    return os.getppid() == parent_pid

@@ -1,4 +1,4 @@
-"""What a processor says of itself, and the first guess of its speed that is taken from that."""
+"""The CPU and the control groups of this machine."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from app.system import cpu_info
-from app.system.cpu_info import core_flops, cpu_flags, cpu_name
+from app.system import host
+from app.system.host import control_groups, core_flops, cpu_flags, cpu_name, read_integer
 
 AMD = {"vendor_id": "AuthenticAMD", "cpu family": "26", "model name": "AMD EPYC"}
 INTEL = {"vendor_id": "GenuineIntel", "cpu family": "6", "model name": "Intel(R) Xeon(R)"}
@@ -16,7 +16,7 @@ INTEL = {"vendor_id": "GenuineIntel", "cpu family": "6", "model name": "Intel(R)
 
 @pytest.fixture
 def cpuinfo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(cpu_info, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(host, "CPUINFO", tmp_path / "cpuinfo")
     return tmp_path / "cpuinfo"
 
 
@@ -51,3 +51,37 @@ def test_name_and_flags_are_those_of_the_first_processor(cpuinfo: Path) -> None:
 
 def test_without_a_name_it_is_its_architecture(cpuinfo: Path) -> None:
     assert (cpu_name(), cpu_flags()) == (platform.machine(), frozenset())
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What /proc/self/cgroup is taken to be."""
+    monkeypatch.setattr(host, "CGROUP_ROOT", tmp_path / "cgroup")
+    monkeypatch.setattr(host, "OWN_GROUP_FILE", tmp_path / "own")
+    return tmp_path / "own"
+
+
+@pytest.mark.parametrize(
+    ("lines", "groups"),
+    [
+        ("0::/\n", [""]),
+        ("0::/system.slice/tunery.service\n", ["system.slice/tunery.service", "system.slice", ""]),
+        ("4:memory:/old\n0::/new\n", ["new", ""]),
+        ("0::/../sibling\n", [""]),
+        ("4:memory:/old\n", [""]),
+    ],
+)
+def test_a_process_is_in_its_own_group_and_all_above(own: Path, lines: str, groups: list[str]) -> None:
+    own.write_text(lines)
+    assert control_groups() == [host.CGROUP_ROOT / group for group in groups]
+
+
+def test_without_control_groups_there_are_none(own: Path) -> None:
+    assert control_groups() == []
+
+
+@pytest.mark.parametrize(("content", "limit"), [("4096\n", 4096), ("max\n", None), (None, None)])
+def test_a_limit_is_a_number_or_none(tmp_path: Path, content: str | None, limit: int | None) -> None:
+    if content is not None:
+        (tmp_path / "memory.max").write_text(content)
+    assert read_integer(tmp_path, "memory.max") == limit
