@@ -16,7 +16,7 @@ from prometheus_client.metrics_core import Metric
 
 import app.telemetry.metrics  # noqa: F401  (registers the metrics)
 from app.domain.jobs.states import Reason
-from app.telemetry.disk_metrics import DiskMetrics
+from app.telemetry.exposition import DiskMetrics
 from tests.worker.node.test_device import OUTPUT
 from worker.deliveries.sender import DeliverySender
 from worker.jobs.lease import LEASE_LOST, begin_metrics
