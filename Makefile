@@ -49,7 +49,7 @@ test-faults: $(DEV) ## 30 planted faults: the tests of make test must see each (
 	$(BIN)/python -m tests.faults $(ARGS)
 
 test-s3: $(DEV) ## Storage in a bucket: the contract, a server that fails and is killed, the main job, two hosts (20 minutes at a load of 20)
-	$(BIN)/python -m pytest tests/app/storage tests/app/api/routes/files/test_bucket.py tests/app/cli/commands/operations/test_storage.py tests/worker/test_bucket.py tests/e2e/test_bucket.py $(ARGS)
+	$(BIN)/python -m pytest tests/app/storage tests/app/api/routes/files/test_bucket.py tests/app/cli/commands/test_storage.py tests/worker/test_bucket.py tests/e2e/test_bucket.py $(ARGS)
 
 test-gguf: $(DEV) ## Every GGUF export of the bundled 135M model, and the llama.cpp commands of docs/serving.md (5 minutes)
 	$(PIP) install -q 'xllamacpp==2026.10.11549'

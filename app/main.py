@@ -17,14 +17,11 @@ from starlette.concurrency import run_in_threadpool
 from app.api.dependencies import AppState
 from app.api.docs_page import page
 from app.api.error_handlers import add_error_handlers
-from app.api.limits.check_limiter import CheckLimiter
-from app.api.limits.fair_limiter import FairLimiter
-from app.api.limits.stream_limiter import StreamLimiter
+from app.api.limits import CheckLimiter, FairLimiter, StreamLimiter
 from app.api.middleware import bootstrap_guard
-from app.api.middleware.absolute_targets import AbsoluteTargetMiddleware
-from app.api.middleware.azure import AzureCompatibilityMiddleware
+from app.api.middleware.other_clients import AbsoluteTargetMiddleware, AzureCompatibilityMiddleware
 from app.api.middleware.request_context import RequestContextMiddleware
-from app.api.middleware.request_spans import telemetry_config
+from app.api.middleware.request_log import telemetry_config
 from app.api.openapi.document import build_openapi
 from app.api.routes import (
     answers,
@@ -53,7 +50,7 @@ from app.api.routes.organization import (
 from app.api.routes.organization import jobs as organization_jobs
 from app.api.transport.disconnect import on_shutdown_signal
 from app.api.transport.head import HeadResponseMiddleware, head_routes
-from app.api.transport.upload_io import IoPools
+from app.api.transport.request_bodies import IoPools
 from app.db.access import audit
 from app.db.engine import make_engine, make_sessions
 from app.db.fast_reads.pool import AsyncConnections
@@ -69,7 +66,7 @@ from app.services.jobs.event_fanout import EventFanout
 from app.services.operations.health import HealthChecks
 from app.settings import Settings, load_settings
 from app.storage import Storage, open_storage
-from app.system.cpu_info import usable_cores
+from app.system.host import usable_cores
 from app.telemetry.metrics import own_version
 from app.telemetry.tracing import configure_tracing
 from app.trial_queue import TrialQueue

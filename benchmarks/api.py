@@ -25,7 +25,7 @@ from sqlalchemy import func, select
 
 from app.db.engine import transaction
 from app.db.tables import Job
-from app.system.cpu_info import cpu_name
+from app.system.host import cpu_name
 from benchmarks import api_stack, followers
 from benchmarks.api_stack import Service
 from benchmarks.load import Load, drive, request

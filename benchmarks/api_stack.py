@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 from sqlalchemy import create_engine, make_url, text
 
-from app.cli.local_stack.servers.postgres import LocalPostgres
+from app.cli.local_stack.servers import LocalPostgres
 from app.db import migrate
 from app.db.engine import Sessions, make_engine, make_sessions, transaction
 from app.storage import LocalStorage

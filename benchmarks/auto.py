@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from app.cli.local_stack.base_model import LEARNING_RATE, gguf_file
+from app.cli.local_stack.first_run import BUNDLED_LEARNING_RATE, gguf_file
 from app.domain.base_models.catalog import CatalogEntry
 from app.domain.jobs.events import Done, Failed, Metric, Record
 from app.domain.jobs.resolve import resolve
@@ -32,7 +32,7 @@ from benchmarks.tasks import TASKS, Task, write
 from worker.trainer.data.batch import TokenizedDataset, read_dataset
 from worker.trainer.model.base_model import FrozenBase, open_base
 from worker.trainer.runtime.device import choose_compute_dtype, choose_device, choose_threads
-from worker.trainer.runtime.stop import StopRequests
+from worker.trainer.runtime.process import StopRequests
 from worker.trainer.training.run import run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="tunery-auto-") as temporary:
         directory = Path(temporary)
         base = options.model or convert(directory / "base")
-        entry = model_files.read_catalog_entry(base, None if options.model else LEARNING_RATE)
+        entry = model_files.read_catalog_entry(base, None if options.model else BUNDLED_LEARNING_RATE)
         works = [prepare(directory, base, entry, TASKS[name], options) for name in options.tasks]
         estimate(works, options)
         # one base for scoring; each TrainerSpec opens its own, as it does under a worker

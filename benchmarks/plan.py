@@ -19,7 +19,7 @@ from typing import Any
 import httpx2
 from sqlalchemy import select
 
-from app.cli.local_stack import base_model
+from app.cli.local_stack import first_run
 from app.db.engine import Sessions, make_engine, make_sessions, transaction
 from app.db.tables import Attempt, MeasurementRow
 from app.domain.jobs.states import TERMINAL
@@ -72,7 +72,7 @@ def main() -> None:
     print(f"{cpu_name()}, {os.cpu_count()} logical CPUs, load {os.getloadavg()[0]:.1f}; predicted -> measured")
     print(HEADER, flush=True)
     with serving() as service, client_of(service) as client:
-        model = offer(service, options.model) if options.model else base_model.NAME
+        model = offer(service, options.model) if options.model else first_run.BUNDLED_MODEL
         sessions = make_sessions(make_engine(json.loads(service.runtime.read_text())["database_url"]))
         outcomes = [try_one(client, sessions, model, recipe) for recipe in recipes]
     print()

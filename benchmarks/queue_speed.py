@@ -19,7 +19,7 @@ from app.db.scheduling import fair_queue, queue_positions
 from app.db.tables import Job
 from app.domain.scheduling.forecast import WorkerSlot, forecast
 from app.domain.scheduling.worker_capacity import WorkerCapacity
-from app.system.cpu_info import cpu_name
+from app.system.host import cpu_name
 from tests.stack import start_postgres
 
 PROJECTS = 200

@@ -28,11 +28,10 @@ from app.api.routes.jobs.jobs import router
 from app.api.routes.jobs.lists import _metadata_filter
 from app.api.schemas.jobs.requests import check_shape
 from app.api.schemas.uploads import CompleteUpload
-from app.api.transport.byte_ranges import matches_etag, requested_range
-from app.api.transport.content_range import parse_content_range
+from app.api.transport.file_response import matches_etag, requested_range
 from app.api.transport.json_body import MAX_BODY_BYTES, parse_json_object
-from app.api.transport.multipart import read_form
-from app.api.transport.upload_io import IoPools
+from app.api.transport.request_bodies import IoPools, read_form
+from app.api.transport.resumable_upload import parse_content_range
 from app.domain.answers.events import EventTranslator
 from app.domain.datasets.chat_template import TemplateRefused
 from app.domain.datasets.jsonl import MAX_LINE_BYTES, read_lines

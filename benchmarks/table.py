@@ -7,7 +7,7 @@ import os
 import statistics
 from dataclasses import dataclass, field
 
-from app.system.cpu_info import cpu_flags, cpu_name
+from app.system.host import cpu_flags, cpu_name
 from benchmarks.workload import BATCH, Workload
 from worker.node.device import list_gpus
 

@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from app.cli.local_stack.base_model import gguf_file
+from app.cli.local_stack.first_run import gguf_file
 from app.system import model_files
 from benchmarks import peers
 from benchmarks.peers import TRL_PYTHON, Peer

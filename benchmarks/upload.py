@@ -29,7 +29,7 @@ from pathlib import Path
 import psutil
 
 from app.settings import Settings
-from app.system.cpu_info import cpu_name
+from app.system.host import cpu_name
 from benchmarks.download import bench_downloads
 from benchmarks.senders import Blocks, Json, same, send_content, send_multipart, send_parts
 from benchmarks.served import BLOCK, HOST, Service, listed, serving

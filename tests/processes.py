@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import psutil
 
-from app.system.parent_death import die_with_parent
+from app.system.host import die_with_parent
 
 
 def is_alive(pid: int | None) -> bool:

@@ -13,8 +13,7 @@ from pathlib import Path
 
 from sqlalchemy import NullPool, create_engine, make_url, text
 
-from app.cli.local_stack.servers.postgres import LocalPostgres
-from app.cli.local_stack.servers.valkey import LocalValkey
+from app.cli.local_stack.servers import LocalPostgres, LocalValkey
 from app.trial_queue import as_redis_py
 
 __all__ = ["as_redis_py", "open_directory", "start_postgres", "start_valkey", "temporary_database"]

@@ -16,13 +16,12 @@ from prometheus_client.metrics_core import Metric
 
 import app.telemetry.metrics  # noqa: F401  (registers the metrics)
 from app.domain.jobs.states import Reason
-from app.telemetry.disk_metrics import DiskMetrics
-from tests.worker.node.test_gpu_metrics import OUTPUT
+from app.telemetry.exposition import DiskMetrics
+from tests.worker.node.test_device import OUTPUT
 from worker.deliveries.sender import DeliverySender
-from worker.jobs.lease import LEASE_LOST
-from worker.jobs.observed_attempt import begin_metrics
-from worker.node import gpu_metrics
-from worker.node.gpu_metrics import GpuMetrics
+from worker.jobs.lease import LEASE_LOST, begin_metrics
+from worker.node import device
+from worker.node.device import GpuMetrics
 from worker.node.resources import Resources
 from worker.reconciler.service_metrics import ServiceMetrics
 from worker.webhooks.sender import WebhookSender
@@ -35,7 +34,7 @@ METRIC_ROW = re.compile(r"^\| `(tunery_\w+)` \|(.*?)\| .+ \|$", re.M)
 @pytest.fixture
 def families(resources: Resources, monkeypatch: pytest.MonkeyPatch) -> list[Metric]:
     """The families of all processes."""
-    monkeypatch.setattr(gpu_metrics, "visible_gpus", lambda gpus: gpus)
+    monkeypatch.setattr(device, "visible_gpus", lambda gpus: gpus)
     service = ServiceMetrics(resources)
     service.read_if_due()
     gpus = GpuMetrics(("printf", "%s", OUTPUT))

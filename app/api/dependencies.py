@@ -11,11 +11,8 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
-from app.api.limits.check_limiter import CheckLimiter
-from app.api.limits.connection_limiter import ConnectionPermit
-from app.api.limits.fair_limiter import FairLimiter
-from app.api.limits.stream_limiter import StreamLimiter
-from app.api.transport.upload_io import IoPools
+from app.api.limits import CheckLimiter, ConnectionPermit, FairLimiter, StreamLimiter
+from app.api.transport.request_bodies import IoPools
 from app.db.engine import Sessions
 from app.db.fast_reads.pool import AsyncConnections
 from app.db.notifications import NotificationListener

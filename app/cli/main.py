@@ -12,13 +12,25 @@ import typer
 from typer.core import TyperGroup
 
 from app.cli.client.service_discovery import find_layout
-from app.cli.commands import answers, delivery_targets, imports, model_memory, models, queue, webhooks
-from app.cli.commands.files import file_reports, files
-from app.cli.commands.jobs import adapters, clones, deliveries, evaluations, exports, jobs, plans, records
-from app.cli.commands.operations import backups, retention, secrets, status, storage
-from app.cli.commands.organization import audit, keys, projects
+from app.cli.commands import (
+    answers,
+    audit,
+    backups,
+    delivery_targets,
+    files,
+    imports,
+    keys,
+    models,
+    projects,
+    queue,
+    retention,
+    secrets,
+    status,
+    webhooks,
+)
+from app.cli.commands.jobs import adapters, clones, evaluations, jobs, plans, progress, results
 from app.cli.errors import INTERRUPTED, CliError, NotFoundError, UsageError
-from app.cli.local_stack.errors import CannotStart
+from app.cli.local_stack.machine import CannotStart
 from app.cli.options import DataDir
 from app.cli.output.console import print_error, print_line
 from app.errors import NotFound, TuneryError
@@ -76,10 +88,10 @@ def doctor(
     With --before-upgrade: schema, backup, disk, running jobs, settings that this release does not know, and workers of
     another release. Install the new release beside the running one, and run its command. Nothing is changed.
     """
-    from app.cli.local_stack.checks.doctor import print_results, run_checks
+    from app.cli.local_stack.doctor import print_results, run_checks
 
     if before_upgrade:
-        from app.cli.local_stack.checks.before_upgrade import run_upgrade_checks
+        from app.cli.local_stack.doctor import run_upgrade_checks
 
         raise typer.Exit(print_results(run_upgrade_checks(data_dir)))
     raise typer.Exit(print_results(run_checks(find_layout(data_dir).root, host, port)))
@@ -103,19 +115,17 @@ def demo(
 
 app.add_typer(files.commands, name="files")
 app.add_typer(jobs.commands, name="jobs")
-files.commands.add_typer(file_reports.commands)  # no name: adds its command to `tunery files`
-for module in (plans, records, clones, exports, deliveries):
+for module in (plans, progress, clones, results):
     jobs.commands.add_typer(module.commands)
 app.add_typer(adapters.commands, name="adapters")
 app.add_typer(models.commands, name="models")
-models.commands.add_typer(model_memory.commands)
 app.add_typer(imports.commands, name="import")
 app.add_typer(projects.commands, name="projects")
 app.add_typer(keys.commands, name="keys")
 app.add_typer(audit.commands, name="audit")
 app.add_typer(secrets.commands, name="secrets")
 app.add_typer(webhooks.commands, name="webhooks")
-app.add_typer(storage.commands, name="storage")
+app.add_typer(backups.storage_commands, name="storage")
 app.add_typer(delivery_targets.commands, name="targets")
 for module in (answers, queue, status, retention, backups, evaluations):  # no name: adds their commands to `tunery`
     app.add_typer(module.commands)

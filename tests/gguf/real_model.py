@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from app.cli.local_stack.base_model import gguf_file
+from app.cli.local_stack.first_run import gguf_file
 from app.system.artifact_directory import read_manifest
 from tests.worker.exports.test_exporter import write_real_adapter
 from worker.trainer.checkpoint.model_card import LLAMA_CPP

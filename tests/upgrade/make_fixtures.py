@@ -29,7 +29,7 @@ import httpx2
 import psutil
 import psycopg
 
-from app.cli.local_stack.servers.postgres import LocalPostgres
+from app.cli.local_stack.servers import LocalPostgres
 from tests.deadline import until
 from tests.stack import open_directory
 from tests.tiny import make_tiny_base, make_tiny_dataset, make_tiny_pairs

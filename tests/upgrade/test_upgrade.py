@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from app.cli.local_stack import base_model
-from app.cli.local_stack.servers.postgres import LocalPostgres
+from app.cli.local_stack import first_run
+from app.cli.local_stack.servers import LocalPostgres
 from app.system import artifact_directory
 from tests.deadline import until
 from tests.receiver import Receiver, receiving
@@ -68,7 +68,7 @@ def restored(receiver: Receiver, **settings: str) -> Iterator[Service]:
         (directory / "delivered").mkdir()
         service.data.mkdir(mode=0o711)
         (service.data / "up.lock").touch()
-        (service.data / "models" / base_model.NAME).mkdir(parents=True)  # or it is converted again
+        (service.data / "models" / first_run.BUNDLED_MODEL).mkdir(parents=True)  # or it is converted again
         for name in ("admin_key", "secret_keys"):
             (service.data / name.replace("_", "-")).write_text(FACTS[name] + "\n")
         for name, where in (("storage", service.data / "storage"), ("base", directory / "tiny")):

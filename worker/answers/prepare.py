@@ -17,7 +17,7 @@ from app.domain.answers.trial import MAX_ADAPTERS, AdapterOfAnswer, AnswerSpec, 
 from app.domain.jobs.layer_patterns import PatternError
 from app.domain.jobs.spec import BaseSpec, JobSpec, QuantizationSpec
 from app.system.artifact_directory import ManifestMismatch
-from worker.jobs.artifacts import parent_adapter
+from worker.jobs import stored_files
 from worker.jobs.prepare import PreparationError, verify_base_model
 from worker.node.resources import Resources
 
@@ -100,16 +100,16 @@ def _adapter(resources: Resources, base: BaseModelRow, rows: list[File], directo
             _make_room(directory.parent)
             partial = directory.with_suffix(".part")
             partial.mkdir(parents=True)
-            parent_adapter.fetch(resources, rows, partial)
+            stored_files.fetch_adapter(resources, rows, partial)
             partial.rename(directory)
         os.utime(directory)  # for `_make_room`
-        fetched = parent_adapter.read(directory)
+        fetched = stored_files.read_adapter(directory)
     except ManifestMismatch as error:
         raise CannotAnswer(f"The adapter is incomplete or altered: {error}") from error
     if fetched.base_manifest_sha256 != base.manifest_sha256:
         raise CannotAnswer(f"The files registered as {base.name} are not those that the adapter was trained on.")
     try:
-        lora = parent_adapter.layer_lora(fetched, base)
+        lora = stored_files.layer_lora(fetched, base)
     except PatternError as error:
         raise CannotAnswer(f"The adapter cannot be used: {error}.") from error
     return AdapterOfAnswer(directory=fetched.directory, manifest_sha256=fetched.manifest_sha256, lora=lora)

@@ -35,8 +35,8 @@ from app.log import get_logger
 from app.trial_queue import QUEUE_UNAVAILABLE, TrialSlot
 from worker.answers.prepare import CannotAnswer, Prepared, prepare
 from worker.jobs.child_program import LOG_NAME, ChildProgram, launch
-from worker.node.locks import try_lock
 from worker.node.resources import Resources
+from worker.node.slot import try_lock
 
 ANSWER_COMMAND = (sys.executable, "-m", "worker.trainer.answers.trial")
 SPEC = "spec.json"

@@ -1,4 +1,5 @@
-"""Targets of kind `directory`: `<path>/<served model>`, replaced atomically.
+"""Targets that write into a directory: those of kind `directory`, and engines that load adapters from a directory
+which they share with the sender.
 
     <path>/<served model>                       a symbolic link to the version that is current
     <path>/.tunery/<served model>/<version>/    the files; a version is never changed
@@ -12,15 +13,16 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from app.domain.deliveries.targets import DirectoryDestination
 from app.system.artifact_directory import ManifestMismatch, publish, read_manifest
-from worker.deliveries.adapter_files import address
-from worker.deliveries.destination import AdapterDelivery, Delivered, DeliveryError, DeliveryRefused
+from worker.deliveries.engine_server import Server
+from worker.deliveries.engines import EngineTarget, adapters, delivered
+from worker.deliveries.targets import AdapterDelivery, Delivered, DeliveryError, DeliveryRefused, address_adapter
 
 VERSIONS = ".tunery"
 OWNER = "OWNER"
@@ -71,7 +73,7 @@ def allowed_path(path: str, allowed: Sequence[str]) -> Path:
 
 def place(root: Path, delivery: AdapterDelivery, adapter: Path, base_name: str) -> Placed:
     """Store the files as a version; nothing names it yet. Raises DeliveryError."""
-    version = address(adapter, delivery.model, base_name)[:VERSION_CHARACTERS]
+    version = address_adapter(adapter, delivery.model, base_name)[:VERSION_CHARACTERS]
     versions = root / VERSIONS / delivery.served_model
     try:
         versions.mkdir(parents=True, exist_ok=True)
@@ -171,3 +173,46 @@ def _remove_old_versions(versions: Path, current: str) -> None:
 def _not_writable(root: Path, error: OSError) -> DeliveryError:
     reason = error.strerror or error
     return DeliveryError(f"The directory {root} cannot be written: {reason}; make it writable, with free space")
+
+
+@dataclass(frozen=True)
+class SharedDirectoryTarget(EngineTarget):
+    shared_path: str
+    allowed: Sequence[str]
+
+    def deliver(self, delivery: AdapterDelivery, adapter: Path) -> Delivered:
+        self.refuse_incompatible(delivery)
+        base = self.first_base()
+        root = allowed_path(self.shared_path, self.allowed)
+        placed = place(root, delivery, adapter, self.destination.base_name or base.root)
+        path = self._engine_path(placed.relative_path)
+        served = self.on_every_server(lambda server: self.serve(server, delivery, path))
+        link(root, delivery.served_model, placed)
+        return delivered({"path": path, "root": self.shared_path, "version": placed.version}, served)
+
+    def withdraw(self, delivery: AdapterDelivery) -> None:
+        """Unload and remove it where it was delivered; the target may have another path by now."""
+        root = str(delivery.location.get("root", self.shared_path))
+        versions = versions_of(Path(root), delivery)
+        paths = {self._engine_path(f"{VERSIONS}/{delivery.served_model}/{version}") for version in versions}
+        paths.add(delivery.location.get("path", ""))
+        self.on_every_server(lambda server: self._forget(server, delivery, paths))
+        remove(allowed_path(root, self.allowed), delivery)
+
+    def delivered_path(self, _server: Server, delivery: AdapterDelivery) -> str:
+        return str(delivery.location.get("path", ""))
+
+    def is_ours(self, loaded: str, _path: str, delivery: AdapterDelivery) -> bool:
+        return loaded.startswith(self._engine_path(f"{VERSIONS}/")) or loaded in delivery.own_paths
+
+    def _forget(self, server: Server, delivery: AdapterDelivery, paths: Collection[str]) -> None:
+        """Unload the adapter. Its served name may have another one by now, or still the one before."""
+        ours = self._engine_path(f"{VERSIONS}/{delivery.served_model}/")
+        for name, path in adapters(server).items():
+            # An attempt that ended in its check has loaded another version, which is under the `ft:` name.
+            is_loaded = name == delivery.model and path.startswith(ours)
+            if is_loaded or (name in (delivery.model, delivery.served_model) and path in paths):
+                self.engine.unload(server, name)
+
+    def _engine_path(self, relative_path: str) -> str:
+        return f"{self.destination.engine_path or self.shared_path}/{relative_path}"

@@ -1,7 +1,8 @@
-"""Targets of kind `vllm` and `sglang`: running servers that load an adapter.
+"""Targets of kind `vllm` and `sglang`: running servers that load an adapter, or whose plugin `tunery-vllm` fetches
+it.
 
-Each server loads the adapter under its `ft:` name and is checked. Only then a fixed `served_model`, if there is one, is
-unloaded and loaded at once, and checked again, so a wrong adapter never takes the place of a right one.
+Each server loads the adapter under its `ft:` name and is checked. Only then a fixed `served_model`, if there is one,
+is unloaded and loaded at once, and checked again, so a wrong adapter never takes the place of a right one.
 
 Sources: vLLM 0.32.0 `entrypoints/serve/lora`, `entrypoints/openai/models`; SGLang 0.5.23
 `srt/entrypoints/http_server.py`, `srt/managers/io_struct.py`.
@@ -15,14 +16,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeVar
 
 from app.domain.deliveries.served_check import FAILING, ServedCheck, Verdict, explain, judge, unchecked
 from app.domain.deliveries.targets import EngineDestination
-from worker.deliveries.destination import AdapterDelivery, Delivered, DeliveryError, DeliveryRefused
-from worker.deliveries.engine_server import EngineModel, EngineRefusal, Server
-from worker.deliveries.served_prompts import served_prompts
+from worker.deliveries.engine_server import EngineModel, EngineRefusal, Server, served_prompts
+from worker.deliveries.targets import AdapterDelivery, Delivered, DeliveryError, DeliveryRefused
 
 NO_ADAPTER = "No adapter found"  # of vLLM's LoRAAdapterNotFoundError, which is a 404 as an unknown path of the API is
 NOT_SEEN = (
@@ -31,6 +31,19 @@ NOT_SEEN = (
 )
 NOT_WHILE_IT_RUNS = (
     "it cannot load adapters while it runs: start vLLM with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
+)
+WITHOUT_PLUGIN = (
+    "install the plugin tunery-vllm there, with TUNERY_BASE_URL of this server and a TUNERY_API_KEY of the adapter's "
+    "project, or give the target a shared_path; the log of vLLM says why it was not found"
+)
+Result = TypeVar("Result")
+NO_RECORD_OF_CHECKPOINT = (
+    "the trainer records log-probabilities of a job's result only, and this is an earlier checkpoint; compare some of "
+    "its answers yourself"
+)
+NO_RECORD_OF_RESULT = (
+    "the trainer recorded no log-probabilities in this job, as those of earlier releases and of quantized experts; "
+    "compare some of its answers yourself"
 )
 
 
@@ -92,16 +105,6 @@ class Sglang:
 
 
 Engine = Vllm | Sglang
-Result = TypeVar("Result")
-
-NO_RECORD_OF_CHECKPOINT = (
-    "the trainer records log-probabilities of a job's result only, and this is an earlier checkpoint; compare some of "
-    "its answers yourself"
-)
-NO_RECORD_OF_RESULT = (
-    "the trainer recorded no log-probabilities in this job, as those of earlier releases and of quantized experts; "
-    "compare some of its answers yourself"
-)
 
 
 class Served(NamedTuple):
@@ -311,3 +314,54 @@ def base_model(destination: EngineDestination, server: Server) -> EngineModel:
 def adapters(server: Server) -> dict[str, str]:
     """{name: path} of the adapters that a server has loaded."""
     return {each.id: each.root for each in server.models() if each.is_adapter}
+
+
+@dataclass(frozen=True)
+class PluginTarget(EngineTarget):
+    def deliver(self, delivery: AdapterDelivery, adapter: Path) -> Delivered:  # noqa: ARG002  (each server has its own copy)
+        self.refuse_incompatible(delivery)
+        paths: dict[str, str] = dict(delivery.location.get("paths", {}))
+
+        def serve(server: Server) -> Served:
+            paths[server.url] = self._fetched(server, delivery)
+            return self.serve(server, delivery, paths[server.url])
+
+        try:
+            served = self.on_every_server(serve)
+        except DeliveryError as error:
+            error.location = {"paths": paths}  # those of the servers before, or beside, the one that failed
+            raise
+        return delivered({"paths": paths}, served)
+
+    def withdraw(self, delivery: AdapterDelivery) -> None:
+        self.on_every_server(lambda server: self._forget(server, delivery))
+
+    def delivered_path(self, server: Server, delivery: AdapterDelivery) -> str:
+        return str(delivery.location.get("paths", {}).get(server.url, ""))
+
+    def is_ours(self, loaded: str, path: str, delivery: AdapterDelivery) -> bool:
+        """The plugin's cache has a directory of each adapter, of all targets; an attempt may not be recorded."""
+        is_cached = PurePosixPath(loaded).parent == PurePosixPath(path).parent
+        return loaded == path or (is_cached and loaded not in delivery.paths_of_others)
+
+    def _forget(self, server: Server, delivery: AdapterDelivery) -> None:
+        for name, path in adapters(server).items():
+            is_served = name == delivery.served_model and path == self.delivered_path(server, delivery)
+            if name == delivery.model or is_served:
+                self.engine.unload(server, name)
+
+    def _fetched(self, server: Server, delivery: AdapterDelivery) -> str:
+        """The path in the server's cache from which it has loaded the adapter. Raises DeliveryError."""
+        if delivery.model not in adapters(server):
+            body = {"model": delivery.model, "prompt": "a", "max_tokens": 1}
+            try:
+                server.request("POST", "/v1/completions", body)
+            except EngineRefusal as error:
+                if error.status == 404:
+                    raise DeliveryError(f"{error}; {WITHOUT_PLUGIN}") from error
+                flags = " ".join(self.needed_flags(delivery))
+                raise DeliveryError(f"{error}; its log says why. It needs: {flags or '--enable-lora'}") from error
+        path = adapters(server).get(delivery.model)
+        if path is None:
+            raise DeliveryError(f"{server.url} answers for {delivery.model}, but does not list it; {WITHOUT_PLUGIN}")
+        return path

@@ -25,9 +25,8 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 from app.domain.deliveries.targets import HuggingFaceDestination
 from app.model_hub import silence_limit
 from app.system.artifact_directory import MANIFEST
-from worker.deliveries.adapter_files import address
-from worker.deliveries.destination import AdapterDelivery, Delivered, DeliveryError
 from worker.deliveries.outbound import refused_address
+from worker.deliveries.targets import AdapterDelivery, Delivered, DeliveryError, address_adapter
 
 MAX_RESPONSE_BYTES = 8 << 20  # the library and `_manifest` read responses whole, and a client chooses the server
 OWNER = "delivery_target"  # key of the manifest
@@ -45,7 +44,7 @@ class HuggingFaceTarget:
 
     def deliver(self, delivery: AdapterDelivery, adapter: Path) -> Delivered:
         base_name, owner = self.destination.base_name or delivery.base_model, {OWNER: delivery.target_id}
-        address(adapter, delivery.model, base_name, **owner)
+        address_adapter(adapter, delivery.model, base_name, **owner)
         repo_id = self.destination.repo_id
         try:
             api = self._api()

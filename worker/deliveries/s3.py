@@ -21,9 +21,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 from app.domain.deliveries.targets import REQUIRED_CREDENTIALS, S3Destination, TargetKind
 from app.storage.s3 import DEFAULT_REGION, client_config
 from app.system.artifact_directory import ADAPTER_CONFIG, MANIFEST
-from worker.deliveries.adapter_files import address
-from worker.deliveries.destination import AdapterDelivery, Delivered, DeliveryError, DeliveryRefused
 from worker.deliveries.outbound import refused_address
+from worker.deliveries.targets import AdapterDelivery, Delivered, DeliveryError, DeliveryRefused, address_adapter
 
 OWNER = ".tunery-owner"
 CONNECT_SECONDS = 5
@@ -67,7 +66,7 @@ class S3Target:
     can_forget = False
 
     def deliver(self, delivery: AdapterDelivery, adapter: Path) -> Delivered:
-        version = address(adapter, delivery.model, self._base_name(delivery))
+        version = address_adapter(adapter, delivery.model, self._base_name(delivery))
         prefix = self._prefix(delivery)
         files = sorted(adapter.iterdir(), key=lambda path: (path.name == ADAPTER_CONFIG, path.name))
         try:

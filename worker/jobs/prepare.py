@@ -26,10 +26,10 @@ from app.domain.planning.execution_plan import Measurement
 from app.settings import Settings
 from app.system.artifact_directory import ManifestMismatch
 from app.system.model_files import hash_directory, stat_signature
-from worker.jobs.artifacts import parent_adapter, snapshots, stored_files
-from worker.jobs.artifacts.parent_adapter import FetchedParentAdapter
+from worker.jobs import stored_files
 from worker.jobs.exit_classification import AttemptOutcome
 from worker.jobs.lease import LeaseKeeper
+from worker.jobs.stored_files import FetchedParentAdapter
 from worker.node import disk_space
 from worker.node.device import training_device
 from worker.node.resources import Resources
@@ -77,7 +77,7 @@ def prepare(resources: Resources, job: Job, keeper: LeaseKeeper, directory: Path
     if inputs.parent_adapter_files is not None:
         adapter = fetch_parent_adapter(resources, inputs.parent_adapter_files, inputs.base, directory)
     keeper.check()
-    resume_from = snapshots.restore(resources, job, keeper, inputs.snapshots, directory)
+    resume_from = stored_files.restore_snapshot(resources, job, keeper, inputs.snapshots, directory)
     spec = trainer_spec(
         resources.settings, job, inputs, signature, training_file, validation_file, resume_from, adapter
     )
@@ -124,7 +124,7 @@ def load_inputs(session: Session, job: Job, device_name: str = "") -> Inputs:
         training_file=training_file,
         validation_file=validation_file,
         snapshots=checkpoints.snapshots(session, job.id),
-        parent_adapter_files=parent_adapter.load(session, job),
+        parent_adapter_files=stored_files.load_adapter(session, job),
         measurements=measurements.similar(session, device_name, base.manifest_sha256, spec.quantization, spec.method),
         memory_kills=measurements.count_memory_kills(session, job.id),
         slot_bytes=attempts.slot_bytes(session, job.id, job.attempt),
@@ -169,7 +169,7 @@ def fetch_parent_adapter(
 ) -> FetchedParentAdapter:
     """Fetch the parent adapter. Raises PreparationError if it was altered or belongs to another base model."""
     try:
-        adapter = parent_adapter.fetch(resources, rows, directory)
+        adapter = stored_files.fetch_adapter(resources, rows, directory)
     except ManifestMismatch as error:
         text = f"The parent adapter is incomplete or altered: {error}"
         raise PreparationError(AttemptOutcome(Reason.SERVER_ERROR, text, "model")) from error
@@ -248,7 +248,7 @@ def _layer_lora(spec: JobSpec, base: BaseModelRow) -> LoraSpec:
     if not (spec.lora.rank_pattern or spec.lora.alpha_pattern):
         return spec.lora
     try:
-        return match_spec(spec, parent_adapter.layers_of(base)).layer_lora
+        return match_spec(spec, stored_files.layers_of(base)).layer_lora
     except PatternError as error:
         raise PreparationError(AttemptOutcome(Reason.INVALID_SPEC, f"{error}.", error.problems[0].param)) from error
 

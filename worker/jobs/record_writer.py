@@ -29,9 +29,9 @@ from app.domain.jobs.events import (
 from app.log import get_logger
 from app.system.artifact_directory import ManifestMismatch
 from app.telemetry import metrics
-from worker.jobs.artifacts import snapshots
-from worker.jobs.artifacts.publish import Publisher
+from worker.jobs import stored_files
 from worker.jobs.lease import LeaseKeeper
+from worker.jobs.publish import Publisher
 from worker.jobs.sanitize import clean, clean_text
 from worker.node import disk_space
 from worker.node.device import training_device
@@ -153,7 +153,7 @@ class JobRecordWriter:
                 if isinstance(record, CheckpointSaved):
                     self.publisher.publish_checkpoint(record)
                 else:
-                    snapshots.save(self._resources, self._job, self._keeper, self._directory, record)
+                    stored_files.save_snapshot(self._resources, self._job, self._keeper, self._directory, record)
         except ManifestMismatch:
             if (self._directory / record.directory).exists():
                 raise
@@ -205,7 +205,7 @@ class JobRecordWriter:
         shutil.rmtree(self._directory / "outbox", ignore_errors=True)
         disk_space.release(self._resources, self._job, self._directory)
         try:
-            snapshots.move(self._resources, self._job, self._keeper, self._directory, record)
+            stored_files.move_snapshot(self._resources, self._job, self._keeper, self._directory, record)
         except (OSError, ManifestMismatch) as error:
             log.exception("the last snapshot could not be stored", job=self._job.id)
             cause = error.strerror if isinstance(error, OSError) else clean_text(str(error))

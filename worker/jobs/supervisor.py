@@ -23,8 +23,7 @@ from app.domain.scheduling.worker_capacity import WorkerCapacity
 from app.log import get_logger
 from app.system.artifact_directory import ManifestMismatch
 from app.telemetry import metrics
-from worker.jobs import workdir
-from worker.jobs.artifacts import snapshots
+from worker.jobs import stored_files, workdir
 from worker.jobs.exit_classification import (
     STORAGE_RETRY_FACTOR,
     AttemptOutcome,
@@ -32,14 +31,12 @@ from worker.jobs.exit_classification import (
     classify_exit,
     storage_outcome,
 )
-from worker.jobs.lease import Claimer, LeaseKeeper
-from worker.jobs.log_publisher import LogPublisher
-from worker.jobs.observed_attempt import observed_attempt
+from worker.jobs.lease import Claimer, LeaseKeeper, observed_attempt
 from worker.jobs.prepare import PreparationError, prepare
 from worker.jobs.record_writer import JobRecordWriter
 from worker.jobs.sanitize import clean_text
-from worker.jobs.trainer_process import TRAINER_COMMAND, TrainerProcess, start_trainer
-from worker.jobs.warm_trainer import WarmTrainer
+from worker.jobs.trainer_log import LogPublisher
+from worker.jobs.trainer_process import TRAINER_COMMAND, TrainerProcess, WarmTrainer, start_trainer
 from worker.jobs.watchdog import Watchdog
 from worker.node import disk_space
 from worker.node.device import gpu_problem, oom_kill_count, unused_gpu_uuids
@@ -293,4 +290,4 @@ class JobSupervisor:
         except DATABASE_UNAVAILABLE as error:
             log.warning("snapshots not dropped", error=first_line(error))
             return
-        snapshots.drop(self.resources, rows)
+        stored_files.drop_snapshots(self.resources, rows)

@@ -1,12 +1,28 @@
-"""The log of a trainer's standard error: bounded in size, printable, with secrets redacted."""
+"""The log of a trainer's standard error: bounded in size, printable, with secrets redacted, and its end published to
+the database, where the API reads it: every few seconds and at the end.
+
+The log on this disk is redacted line by line as it is written. For the database the directories of the worker are
+removed as well, because users must not see them.
+"""
 
 from __future__ import annotations
 
+import contextvars
 import re
+import threading
 from pathlib import Path
+from types import TracebackType
 from typing import IO
 
-MAX_LOG_BYTES = 10 << 20  # two halves: a full one is renamed, so the newest lines are always kept
+from app.db.engine import DATABASE_UNAVAILABLE, first_line, transaction
+from app.db.jobs import logs
+from app.db.tables import Job
+from app.db.tables.jobs import MAX_LOG_BYTES
+from app.log import get_logger
+from worker.jobs.workdir import LOG_NAMES
+from worker.node.resources import Resources
+
+MAX_LOG_FILE_BYTES = 10 << 20  # two halves: a full one is renamed, so the newest lines are always kept
 MAX_LINE_BYTES = 8 << 10
 MAX_TAIL_LINES = 20
 
@@ -18,10 +34,14 @@ SECRETS = (
     (re.compile(r"(://[^\s:/@]{0,200}):[^\s@]{1,200}@"), r"\1:***@"),
     (re.compile(r"(?i)(authorization|password|secret)(\s*[=:]\s*)(?:bearer\s+)?[^\s,;]{6,}"), r"\1\2***"),
 )
+PUBLISH_SECONDS = 10.0
+THREAD_EXIT_TIMEOUT_SECONDS = 5
+
+log = get_logger(__name__)
 
 
 class TrainerLog:
-    def __init__(self, path: Path, max_bytes: int = MAX_LOG_BYTES) -> None:
+    def __init__(self, path: Path, max_bytes: int = MAX_LOG_FILE_BYTES) -> None:
         self.path = path
         self.max_bytes = max_bytes
         self._older_path = path.with_name(path.name + ".1")
@@ -58,3 +78,74 @@ def redact(text: str) -> str:
     for pattern, replacement in SECRETS:
         text = pattern.sub(replacement, text)
     return text
+
+
+class LogPublisher:
+    """Publishes the log from a thread while the block lasts: a database that hangs must not block the records."""
+
+    def __init__(self, resources: Resources, job: Job, directory: Path) -> None:
+        self._resources = resources
+        self._job = job
+        self._directory = directory
+        self._published_size = 0
+        self._ended = threading.Event()
+        run_in_context = contextvars.copy_context().run  # with the ids of the job for its log lines
+        self._thread = threading.Thread(
+            target=run_in_context, args=(self._publish_loop,), name=f"log-{job.id}", daemon=True
+        )
+
+    def __enter__(self) -> LogPublisher:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Publish the complete log: the trainer has exited. Waits for the database for a few seconds at most."""
+        self._ended.set()
+        self._thread.join(THREAD_EXIT_TIMEOUT_SECONDS)
+
+    def _publish_loop(self) -> None:
+        while not self._ended.wait(PUBLISH_SECONDS):
+            self._publish()
+        self._publish()
+
+    def _publish(self) -> None:
+        """Store the end of the log if it has grown. Errors are logged only: the job continues without its log."""
+        try:
+            size_bytes, text = read_log_tail(self._directory)
+            if size_bytes == self._published_size:
+                return
+            text = text.replace(str(self._directory.absolute()), "<job>")
+            text = text.replace(str(self._resources.settings.data_dir.absolute()), "<data>")
+            job = self._job
+            kept = text.encode()[-MAX_LOG_BYTES:].decode("utf-8", errors="ignore")
+            with transaction(self._resources.sessions) as session:
+                logs.put(session, job.id, job.project_id, job.attempt, kept, max(0, size_bytes - len(kept.encode())))
+            self._published_size = size_bytes
+        except (OSError, *DATABASE_UNAVAILABLE) as error:
+            log.warning("log not published", job=self._job.id, error=first_line(error))
+        except Exception:
+            log.exception("log not published", job=self._job.id)
+
+
+def read_log_tail(directory: Path) -> tuple[int, str]:
+    """The size of an attempt's log in bytes, and its last `MAX_LOG_BYTES`, starting at the beginning of a line.
+
+    The log may consist of two files, of which the second has the older half.
+    """
+    newest, older = (directory / name for name in LOG_NAMES)
+    tail, size_bytes = b"", 0
+    for path in (newest, older):
+        if path.exists():
+            size_bytes += path.stat().st_size
+            tail = _read_file_tail(path, MAX_LOG_BYTES - len(tail)) + tail
+    if size_bytes > len(tail):
+        tail = tail.partition(b"\n")[2] or tail
+    return size_bytes, tail.decode("utf-8", errors="replace")
+
+
+def _read_file_tail(path: Path, size_bytes: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - size_bytes))
+        return file.read(size_bytes)

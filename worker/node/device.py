@@ -1,4 +1,6 @@
-"""Describe this machine without torch: devices and memory for the workers' row, OOM kills to classify exits."""
+"""Describe this machine without torch: devices and memory for the workers' row, OOM kills to classify exits, and
+metrics of the GPUs, from nvidia-smi.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,11 @@ import os
 import platform
 import re
 import subprocess
+import threading
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -14,18 +20,26 @@ from typing import Any
 from xml.etree import ElementTree
 
 import psutil
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from app.domain.planning.estimate import Device
-from app.system.cgroups import control_groups, read_integer
-from app.system.cpu_info import core_flops, cpu_name, usable_cores
+from app.system.host import control_groups, core_flops, cpu_name, read_integer, usable_cores
 
-GPUS = ("--query-gpu=uuid,name,memory.total,mig.mode.current", "--format=csv,noheader,nounits")
+GPUS = ("nvidia-smi", "--query-gpu=uuid,name,memory.total,mig.mode.current", "--format=csv,noheader,nounits")
 NVIDIA_SMI_TIMEOUT_SECONDS = 10  # with a driver that hangs, nvidia-smi never returns
 # A line of `nvidia-smi -L`, which has the UUIDs of MIG slices, but not their memory.
 LISTED = re.compile(
     r"GPU \d+: .*\(UUID: (?P<gpu>\S+)\)|\s+(?P<profile>MIG \S+)\s+Device\s+(?P<index>\d+): \(UUID: (?P<uuid>\S+)\)"
 )
 VMSTAT = Path("/proc/vmstat")
+QUERY = (
+    "nvidia-smi",
+    "--query-gpu=uuid,name,utilization.gpu,memory.used,memory.total,temperature.gpu,power.draw",
+    "--format=csv,noheader,nounits",
+)
+MEASURE_SECONDS = 15.0
+MIB = 1 << 20
 
 
 def describe_machine(device_setting: str = "auto") -> dict[str, Any]:
@@ -53,7 +67,7 @@ def list_gpus() -> list[dict[str, Any]]:
     An empty list without a driver, or with one that does not respond.
     """
     try:
-        rows = [row for line in _nvidia_smi(*GPUS).splitlines() if len(row := line.split(", ")) == 4]
+        rows = [row for line in _output_of(*GPUS).splitlines() if len(row := line.split(", ")) == 4]
         gpus = [{"uuid": row[0], "name": row[1], "memory_mib": row[2]} for row in rows]
         divided = {row[0]: row[1] for row in rows if row[3] == "Enabled"}
         slices = _mig_slices(divided) if divided else {}
@@ -130,9 +144,8 @@ def oom_kill_count() -> int:
     return _read_oom_kills(VMSTAT) + sum(_read_oom_kills(group / "memory.events") for group in control_groups())
 
 
-def _nvidia_smi(*arguments: str) -> str:
-    """Raises OSError, SubprocessError."""
-    command = ("nvidia-smi", *arguments)
+def _output_of(*command: str) -> str:
+    """What nvidia-smi prints. Raises OSError, SubprocessError."""
     return subprocess.run(
         command, capture_output=True, text=True, timeout=NVIDIA_SMI_TIMEOUT_SECONDS, check=True
     ).stdout
@@ -145,12 +158,12 @@ def _mig_slices(names: dict[str, str]) -> dict[str, list[dict[str, Any]]]:
     """
     memory_mib = {
         (gpu.findtext("uuid"), each.findtext("index")): each.findtext("fb_memory_usage/total", "").split()[0]
-        for gpu in ElementTree.fromstring(_nvidia_smi("-q", "-x")).iter("gpu")
+        for gpu in ElementTree.fromstring(_output_of("nvidia-smi", "-q", "-x")).iter("gpu")
         for each in gpu.iter("mig_device")
     }
     slices: dict[str, list[dict[str, Any]]] = {uuid: [] for uuid in names}
     gpu_uuid = ""
-    for found in filter(None, map(LISTED.match, _nvidia_smi("-L").splitlines())):
+    for found in filter(None, map(LISTED.match, _output_of("nvidia-smi", "-L").splitlines())):
         gpu_uuid = found["gpu"] or gpu_uuid
         if found["uuid"]:
             name = f"{names[gpu_uuid]} {found['profile']}"  # as torch has it
@@ -173,3 +186,82 @@ def _package_version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+@dataclass(frozen=True)
+class GpuReading:
+    """NaN stands for a value that this GPU does not report."""
+
+    uuid: str
+    name: str
+    utilization_ratio: float
+    used_bytes: float
+    total_bytes: float
+    celsius: float
+    watts: float
+
+
+class GpuMetrics(Collector):
+    def __init__(self, command: Sequence[str] = QUERY) -> None:
+        self._command = command
+        self._readings: list[GpuReading] = []
+        self._measured_at = -float("inf")
+        self._lock = threading.Lock()
+        self._thread = threading.Thread()
+        self._measure_in_background()
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        self._measure_in_background()
+        readings = self._readings
+        if not readings:
+            return
+        for name, documentation, values in (
+            ("utilization_ratio", "Share of the time in which a kernel ran.", [r.utilization_ratio for r in readings]),
+            ("memory_used_bytes", "Used memory of the GPU.", [r.used_bytes for r in readings]),
+            ("memory_bytes", "Memory of the GPU.", [r.total_bytes for r in readings]),
+            ("temperature_celsius", "Temperature of the GPU.", [r.celsius for r in readings]),
+            ("power_watts", "Power draw of the GPU.", [r.watts for r in readings]),
+        ):
+            family = GaugeMetricFamily(f"tunery_gpu_{name}", documentation, labels=["uuid", "gpu"])
+            for reading, value in zip(readings, values, strict=True):
+                family.add_metric([reading.uuid, reading.name], value)
+            yield family
+
+    def join(self) -> None:
+        """Wait for the measurement that runs."""
+        self._thread.join()
+
+    def _measure_in_background(self) -> None:
+        """Start a measurement, unless the last one is recent."""
+        with self._lock:
+            if time.monotonic() - self._measured_at < MEASURE_SECONDS:
+                return
+            self._measured_at = time.monotonic()
+            self._thread = threading.Thread(target=self._measure, name="nvidia-smi", daemon=True)
+            self._thread.start()
+
+    def _measure(self) -> None:
+        try:
+            self._readings = parse_readings(_output_of(*self._command))
+        except (OSError, subprocess.SubprocessError):
+            self._readings = []
+
+
+def parse_readings(text: str) -> list[GpuReading]:
+    """The readings of the GPUs that this process may use."""
+    rows = [line.split(", ") for line in text.splitlines()]
+    visible = visible_gpus([{"uuid": row[0], "values": row} for row in rows if len(row) == 7])
+    return [_reading(gpu["values"]) for gpu in visible]
+
+
+def _reading(row: list[str]) -> GpuReading:
+    utilization, used, total, celsius, watts = map(_number, row[2:])
+    return GpuReading(row[0], row[1], utilization / 100, used * MIB, total * MIB, celsius, watts)
+
+
+def _number(text: str) -> float:
+    """nvidia-smi writes [N/A] for what a GPU does not report."""
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")

@@ -6,16 +6,19 @@ as the worker, which a trainer's parent-death signal requires.
 
 from __future__ import annotations
 
+import fcntl
+import os
 import random
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from app.db.engine import DATABASE_UNAVAILABLE, first_line, transaction
 from app.db.jobs import expired_leases, lost_rows
 from app.job_queue import Queue
 from app.log import get_logger
-from worker.node.locks import try_lock
 from worker.node.resources import Resources
 
 RunNext = Callable[[], bool]  # runs one job to its end; returns False if no job is due
@@ -111,3 +114,22 @@ class Slot:
             except DATABASE_UNAVAILABLE as error:
                 log.warning("database unavailable", slot=self.name, error=first_line(error))
                 self.resources.stop.wait(settings.poll_seconds)
+
+
+@contextmanager
+def try_lock(path: Path) -> Iterator[int | None]:
+    """Hold the lock while the block lasts; yields its descriptor, or None if another process holds the lock.
+
+    A child that inherits the descriptor keeps holding the lock, even after this process has exited.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_held = True
+        except BlockingIOError:
+            is_held = False
+        yield descriptor if is_held else None
+    finally:
+        os.close(descriptor)

@@ -27,12 +27,11 @@ from app.telemetry.tracing import configure_tracing
 from worker.base_models.registrar import Registrar
 from worker.exports.exporter import Exporter, supported_types
 from worker.health import write_heartbeat
-from worker.jobs.observed_attempt import begin_metrics
+from worker.jobs.lease import begin_metrics
 from worker.jobs.supervisor import JobSupervisor
 from worker.jobs.trainer_process import TRAINER_COMMAND
-from worker.node.device import describe_machine
+from worker.node.device import GpuMetrics, describe_machine
 from worker.node.disk_space import describe_data_disk
-from worker.node.gpu_metrics import GpuMetrics
 from worker.node.local_models import ModelInventory
 from worker.node.resources import Resources, open_resources
 from worker.node.slot import RunNext, Slot

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from worker.node.service_process import run_service
+from worker.node.resources import run_service
 from worker.reconciler.reconciler import Reconciler
 
 run_service("reconciler", Reconciler)

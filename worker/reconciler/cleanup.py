@@ -27,8 +27,7 @@ from app.domain.artifacts.full_disk import RESERVED_SPACE_FILE
 from app.domain.jobs.states import TERMINAL
 from app.log import get_logger
 from app.storage import Storage, StorageError
-from worker.jobs import workdir
-from worker.jobs.artifacts import snapshots
+from worker.jobs import stored_files, workdir
 from worker.node import disk_space
 from worker.node.resources import Resources
 
@@ -150,7 +149,7 @@ def _delete(storage: Storage, key: str) -> bool:
 def drop_snapshots(resources: Resources) -> None:
     with transaction(resources.sessions) as session:
         rows = checkpoints.leftover_snapshots(session)
-    snapshots.drop(resources, rows)
+    stored_files.drop_snapshots(resources, rows)
 
 
 def delete_reserved_space(resources: Resources) -> None:

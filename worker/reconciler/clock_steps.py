@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from app.log import get_logger
-from app.system.boot_clock import boottime_seconds
+from app.system.host import boottime_seconds
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # of the host, also in its containers
 TOLERANCE_SECONDS = 10.0  # a clock that is slewed, and the time between two readings, differ by less

@@ -24,7 +24,7 @@ from app.db.tables import BaseModelRegistration, Evaluation, Export
 from app.db.webhooks import operator
 from app.job_queue import Queue
 from app.log import get_logger
-from app.system.boot_clock import boottime_seconds
+from app.system.host import boottime_seconds
 from app.telemetry import metrics
 from worker.health import write_heartbeat
 from worker.node.resources import Resources

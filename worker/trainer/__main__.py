@@ -23,10 +23,14 @@ from app.domain.jobs.events import Begin
 from app.domain.jobs.spec import TrainerSpec
 from app.domain.jobs.states import ExitCode
 from worker.trainer.distributed.torchrun import run_ranks
-from worker.trainer.runtime.onednn import limit_primitive_cache
-from worker.trainer.runtime.process import control_lines, die_with_parent, start_working_time
+from worker.trainer.runtime.process import (
+    StopRequests,
+    control_lines,
+    die_with_parent,
+    limit_primitive_cache,
+    start_working_time,
+)
 from worker.trainer.runtime.records import claim_standard_output
-from worker.trainer.runtime.stop import StopRequests
 
 WARM_OPTION = "--spare"
 TORCH_CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from worker.node.service_process import run_service
+from worker.node.resources import run_service
 from worker.webhooks.sender import WebhookSender
 
 run_service("webhooks", WebhookSender)

@@ -15,9 +15,14 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.error_handlers import error_response
-from app.api.middleware.request_log import CLIENT_CLOSED_REQUEST, RequestRecord, log_request, start_record
-from app.api.middleware.request_metrics import observe_request
-from app.api.transport.body_pace import BodyPace
+from app.api.middleware.request_log import (
+    CLIENT_CLOSED_REQUEST,
+    RequestRecord,
+    log_request,
+    observe_request,
+    start_record,
+)
+from app.api.transport.connection import BodyPace
 from app.db.access.audit import AuditContext, audited_as
 from app.errors import BadRequest, NotFound, RequestTimeout, TuneryError
 from app.log import get_logger

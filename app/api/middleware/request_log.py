@@ -1,4 +1,9 @@
-"""One log line per HTTP request, written at its end. It contains no secret: see `masked_path` and `masked_query`."""
+"""What operators see of HTTP requests: one log line per request, written at its end, metrics by the template of its
+route, and spans.
+
+The log line contains no secret: see `masked_path` and `masked_query`. Spans are created by FastAPI; here is their
+configuration, and the masking of what a log must not contain.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +12,21 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote
+
+from fastapi.telemetry import TelemetryConfig
+from prometheus_client import Counter, Histogram
+from starlette.types import Scope
 
 from app.db.access.keys import PREFIX
 from app.log import write_event
+from app.telemetry import metrics
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+    from opentelemetry.sdk.trace import Span, SpanProcessor, TracerProvider
 
 Outcome = Literal["completed", "client_disconnected", "request_timeout", "invalid_request", "aborted"]
 
@@ -23,6 +38,11 @@ MASK = "***"
 MAX_TEXT_CHARS = 1_000  # of a path or a query
 MAX_METHOD_CHARS = 32  # a client may send any method
 CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that disconnected before the response
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+FAILURES = ("500", "503")  # counted from 0 from a route's first request on, so that alerts see the first of them
+UNKNOWN = "unknown"  # no route matched, or a method that no client should send: both would create endless series
+NOT_TRACED = ("/healthz", "/readyz")  # probes every few seconds
+OFF: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
 
 
 @dataclass(slots=True)
@@ -121,3 +141,57 @@ def _is_credential(value: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bool
     return API_KEY.search(value.decode()) is not None or any(
         name in CREDENTIAL_HEADERS and value == given.rpartition(b" ")[2] for name, given in headers
     )
+
+
+def observe_request(scope: Mapping[str, Any], record: RequestRecord) -> None:
+    """Count one ended request; `record.ended_at` is its end. `scope` may lack a method, as in `log_request`."""
+    method = scope.get("method", UNKNOWN)
+    requests, seconds = _series(
+        method if method in METHODS else UNKNOWN, record.route or UNKNOWN, str(record.status or UNKNOWN)
+    )
+    requests.inc()
+    seconds.observe(record.duration_seconds)
+    if record.bytes_in:
+        metrics.RECEIVED_BYTES.inc(record.bytes_in)
+    if record.bytes_out:
+        metrics.SENT_BYTES.inc(record.bytes_out)
+
+
+@lru_cache(maxsize=4096)  # there are a few hundred combinations; the lookup by labels takes half of the time
+def _series(method: str, route: str, status: str) -> tuple[Counter, Histogram]:
+    metrics.begin(metrics.REQUESTS, [method], [route], FAILURES)
+    return metrics.REQUESTS.labels(method, route, status), metrics.REQUEST_SECONDS.labels(method, route)
+
+
+def telemetry_config(provider: TracerProvider | None) -> TelemetryConfig:
+    """FastAPI's own telemetry: one span for each request, and nothing else, as metrics and logs are the project's."""
+    if provider is None:
+        return OFF
+    provider.add_span_processor(_processor())
+    return {
+        **OFF,
+        "tracing": True,
+        "tracer_provider": provider,
+        "operation_spans": False,
+        "exclude": _is_probe,
+    }
+
+
+def _is_probe(scope: Scope) -> bool:
+    return scope.get("path") in NOT_TRACED
+
+
+def _processor() -> SpanProcessor:
+    from opentelemetry.sdk.trace import SpanProcessor
+
+    class MaskUrls(SpanProcessor):
+        """Masks the URL in the span as in the log line, before any exporter sees it."""
+
+        def on_start(self, span: Span, parent_context: Context | None = None) -> None:  # noqa: ARG002
+            attributes = span.attributes or {}
+            if "url.path" in attributes:
+                span.set_attribute("url.path", masked_path(str(attributes["url.path"])))
+            if "url.query" in attributes:
+                span.set_attribute("url.query", masked_query(str(attributes["url.query"]).encode()))
+
+    return MaskUrls()

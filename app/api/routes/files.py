@@ -20,9 +20,8 @@ from app.api.schemas.files import FileBody, FileList, UpdateFile, render_file
 from app.api.schemas.jobs.requests import parse_body
 from app.api.transport.file_response import content_response
 from app.api.transport.json_body import JsonBodyDep
-from app.api.transport.multipart import MAX_FORM_OVERHEAD_BYTES, Form, read_form
 from app.api.transport.pagination import After, Limit, list_page
-from app.api.transport.upload_io import limit_body
+from app.api.transport.request_bodies import MAX_FORM_OVERHEAD_BYTES, Form, limit_body, read_form
 from app.db.tables import File
 from app.domain.error_text.json_text import as_json
 from app.domain.files.uploads import EXPIRES_SECONDS, PURPOSES, clean_filename

@@ -24,12 +24,10 @@ from app.api.schemas.uploads import (
     render_part,
     render_upload,
 )
-from app.api.transport.content_range import parse_content_range
 from app.api.transport.json_body import JsonBodyDep
-from app.api.transport.multipart import MAX_FORM_OVERHEAD_BYTES, read_form
 from app.api.transport.pagination import list_page
-from app.api.transport.resumable_upload import receive_content
-from app.api.transport.upload_io import limit_body
+from app.api.transport.request_bodies import MAX_FORM_OVERHEAD_BYTES, limit_body, read_form
+from app.api.transport.resumable_upload import parse_content_range, receive_content
 from app.db.engine import transaction
 from app.domain.files.uploads import MAX_PART_BYTES, MAX_PARTS
 from app.errors import BadRequest

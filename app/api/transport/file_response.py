@@ -1,12 +1,14 @@
 """The response with a stored file: Range, ETag and 304, digests, never compressed, constant memory.
 
-A thread reads CHUNK_BYTES at a time; the event loop only passes buffers on.
+Range and conditional requests are those of RFC 9110, 13 and 14, for an immutable object.
 """
 
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 from urllib.parse import quote
@@ -16,11 +18,15 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from app.api.transport.byte_ranges import matches_etag, requested_range
 from app.db.tables import File
+from app.domain.error_text.json_text import as_json, unquoted
+from app.errors import RangeNotSatisfiable
 from app.services.files import files
 from app.storage import DownloadHeaders, Storage
 
+RANGE = re.compile(r"(\d*)-(\d*)", re.ASCII)
+MAX_DIGITS = 18  # a longer position is beyond every object, and int() refuses thousands of digits
+OUT_OF_BOUNDS = 10**MAX_DIGITS
 CHUNK_BYTES = (
     3 << 19
 )  # 1.5 MiB, to switch threads rarely; divisible by three, so that chunks of base64 join without padding
@@ -31,6 +37,73 @@ MEDIA_TYPES = {
     ".md": "text/markdown; charset=utf-8",
     ".tar": "application/x-tar",
 }
+
+
+@dataclass(frozen=True)
+class ByteRange:
+    """Bytes `start` to `end` (exclusive) of `total`."""
+
+    start: int
+    end: int
+    total: int
+
+    @property
+    def length(self) -> int:
+        return self.end - self.start
+
+    @property
+    def content_range(self) -> str:
+        return f"bytes {self.start}-{self.end - 1}/{self.total}"
+
+
+def matches_etag(headers: Mapping[str, str], etag: str) -> bool:
+    """Whether If-None-Match holds `etag`: the response is then a 304."""
+    etags = {name.strip().removeprefix("W/") for name in headers.get("if-none-match", "").split(",")}
+    return etag in etags or "*" in etags
+
+
+def requested_range(headers: Mapping[str, str], etag: str, total: int) -> ByteRange | None:
+    """The bytes that a Range header requests (RFC 9110, 14.1.2 and 14.2); None for the whole object.
+
+    A unit other than bytes and an If-Range with another ETag require the whole object. Several ranges may be ignored,
+    and are. Raises RangeNotSatisfiable for a single range that is invalid or selects nothing.
+    """
+    unit, equals, ranges = headers.get("range", "").partition("=")
+    if unit.strip().lower() != "bytes" or not equals:
+        return None
+    if headers.get("if-range", etag).strip() != etag:
+        return None
+    requested = [
+        text for text in (text.strip(" \t") for text in ranges.split(",")) if text
+    ]  # a list may have empty items
+    if len(requested) > 1:
+        return None
+    return _single_range(requested[0] if requested else "", total)
+
+
+def _single_range(text: str, total: int) -> ByteRange | None:
+    match = RANGE.fullmatch(text)
+    if match is None or text == "-":
+        message = f"Range: {as_json(text)} is not a range such as bytes=0-1023, bytes=1024- or bytes=-512"
+        raise RangeNotSatisfiable(message, total)
+    first, last = (_position(digits) for digits in match.groups())
+    if first is None:
+        start, end = max(0, total - (last or 0)), total
+        if last and not total:
+            return None  # a suffix of an empty object is satisfiable, but has no Content-Range
+    else:
+        start, end = first, total if last is None else min(total, last + 1)
+    if start >= end:
+        message = f"Range: bytes={unquoted(text)} selects nothing: the object has {total:,} bytes"
+        raise RangeNotSatisfiable(message, total)
+    return ByteRange(start, end, total)
+
+
+def _position(digits: str) -> int | None:
+    if not digits:
+        return None
+    significant = digits.lstrip("0")
+    return OUT_OF_BOUNDS if len(significant) > MAX_DIGITS else int(significant or "0")
 
 
 def content_response(storage: Storage, file: File, request: Request, as_base64: bool = False) -> Response:

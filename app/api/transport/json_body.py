@@ -9,7 +9,7 @@ from fastapi import Depends, Request
 
 from app.api.auth import CallerDep
 from app.api.dependencies import app_state_of
-from app.api.transport.upload_io import limit_body
+from app.api.transport.request_bodies import limit_body
 from app.domain.datasets.jsonl import MAX_DEPTH, LineError, check_text, decode_json, json_type, needs_tree_check
 from app.errors import BadRequest, TooLarge, UnknownParameter
 

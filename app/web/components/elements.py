@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from nicegui import ui
+from nicegui.element import Element
 from nicegui.elements.mixins.text_element import TextElement
 
-from app.web.formatting import clean
+from app.web.formatting import clean, clean_lines
+
+SPECIAL = re.compile(r"<\|[A-Za-z0-9_./-]{1,40}\|>|</?(?:s|bos|eos|pad|unk|start_of_turn|end_of_turn)>|\[/?INST\]")
+MAX_SEGMENT_CHARACTERS = 20_000
 
 
 def tag(name: str, text: str | None = None, classes: str = "", **attributes: Any) -> TextElement:
@@ -131,3 +137,36 @@ def tabs(label: str, panels: Sequence[tuple[str, Callable[[], Any]]], selected: 
             buttons.append(one)
     select(selected)
     return element
+
+
+def chart(options: dict[str, Any], label: str) -> ui.echart:
+    element = ui.echart(options).classes("t-chart")
+    element.props["role"] = "img"
+    element.props["aria-label"] = label
+    # The browser evaluates colours once, and has only their values afterwards: the options are sent again.
+    element.on("themechange", lambda: element.update(), args=[])
+    return element
+
+
+class Dropzone(Element, component="dropzone.js"):
+    """`on_uploaded` gets the path of the page of a single complete file; several files get a link each."""
+
+    def __init__(self, label: str, hint: str, accept: str, on_uploaded: Callable[[str], Any]) -> None:
+        super().__init__()
+        self._props["label"] = label
+        self._props["hint"] = hint
+        self._props["accept"] = accept
+        self.on("uploaded", lambda event: on_uploaded(str(event.args)))
+
+
+class TokenView(Element, component="token_view.js"):
+    """`segments` are those of a report's preview: text, and whether it is trained."""
+
+    def __init__(self, segments: Sequence[dict[str, Any]]) -> None:
+        super().__init__()
+        texts = [clean_lines(segment["text"], MAX_SEGMENT_CHARACTERS) for segment in segments]
+        self._props["segments"] = [
+            {"text": text, "trained": segment["trained"], "cut": segment.get("cut", False)}
+            for text, segment in zip(texts, segments, strict=True)
+        ]
+        self._props["special"] = sorted({match for text in texts for match in SPECIAL.findall(text)})

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from app.cli.local_stack.servers.postgres import LocalPostgres
-from app.cli.local_stack.servers.valkey import LocalValkey
+from app.cli.local_stack.servers import LocalPostgres, LocalValkey
 from app.db import migrate
 from app.db.engine import Sessions, make_engine, make_sessions, transaction
 from app.db.jobs import claims

@@ -43,8 +43,8 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("TUNERY_BASE_URL", "TUNERY_API_KEY", "DATABASE_URL", "REDIS_URL", "TUNERY_DEBUG"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TUNERY_DATA_DIR", str(tmp_path / "no-data-dir"))
-    monkeypatch.setattr("app.cli.commands.jobs.watch.POLL_SECONDS", 0.02)
-    monkeypatch.setattr("app.cli.client.adapter_archive.ATTEMPT_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("app.cli.commands.jobs.progress.POLL_SECONDS", 0.02)
+    monkeypatch.setattr("app.cli.client.transfers.ATTEMPT_PAUSE_SECONDS", 0.0)
 
 
 @pytest.fixture

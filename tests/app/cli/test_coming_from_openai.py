@@ -13,7 +13,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from app.cli.commands.model_memory import COLUMNS
+from app.cli.commands.models import COLUMNS
 from app.db.engine import Sessions, transaction
 from app.db.tables import Job, Project
 from app.domain.jobs.spec import QuantizationSpec
@@ -27,8 +27,8 @@ from tests.factories import make_base_model
 from tests.serving import LiveServer
 from tests.worker.evaluations.test_evaluator import fake, write_light_adapter
 from worker.evaluations.evaluator import Evaluator
-from worker.node.locks import try_lock
 from worker.node.resources import open_resources
+from worker.node.slot import try_lock
 
 PAGE = (Path(__file__).parents[3] / "docs" / "coming-from-openai.md").read_text(encoding="utf-8")
 SHELL = re.compile(r"```sh\n(.*?)```", re.S)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.system import artifact_directory
+from app.system.artifact_directory import (
+    MANIFEST,
+    ManifestMismatch,
+    describe_archive,
+    newest_valid,
+    snapshot_directories,
+    step_directories,
+    tar_frames,
+)
+from tests.archives import tar_bytes, tar_of
+
+NAMES = st.text(st.characters(min_codepoint=33, max_codepoint=0x2FFF, exclude_characters="/"), min_size=1, max_size=150)
 
 
 @pytest.fixture
@@ -102,3 +115,71 @@ def test_a_manifest_without_a_seal_is_read_but_not_where_one_is_needed(directory
     assert artifact_directory.verify(directory) == manifest
     with pytest.raises(artifact_directory.ManifestMismatch, match="seal"):
         artifact_directory.verify(directory, sealed=True)
+
+
+def open_one(name: str) -> str:
+    if name.startswith("bad"):
+        raise ManifestMismatch(f"{name} is cut")
+    if name == "away":
+        raise OSError("the storage is away")
+    return name.upper()
+
+
+class TestNewestValid:
+    def test_is_the_newest_that_opens_with_what_is_wrong_with_the_newer_ones(self) -> None:
+        assert newest_valid(["bad4", "bad3", "good2", "good1"], open_one) == ("GOOD2", ["bad4 is cut", "bad3 is cut"])
+
+    def test_may_be_none(self) -> None:
+        assert newest_valid(["bad"], open_one) == (None, ["bad is cut"])
+        assert newest_valid([], open_one) == (None, [])
+
+    def test_an_error_that_is_no_verdict_is_raised(self) -> None:
+        with pytest.raises(OSError, match="away"):
+            newest_valid(["bad", "away", "good"], open_one)
+
+
+class TestCandidates:
+    def test_are_in_the_order_of_their_numbers(self, tmp_path: Path) -> None:
+        for name in ("step-000009", "step-1000000", "step-000010", ".step-000011.staged"):
+            (tmp_path / name).mkdir()
+        assert [path.name for path in step_directories(tmp_path)] == ["step-000009", "step-000010", "step-1000000"]
+        assert [path.name for path in snapshot_directories(tmp_path) or []] == [
+            "step-1000000",
+            "step-000010",
+            "step-000009",
+        ]
+
+    def test_a_snapshot_is_none_of_several_even_without_its_manifest(self, tmp_path: Path) -> None:
+        (tmp_path / "one").mkdir()
+        (tmp_path / "one" / MANIFEST).touch()
+        assert snapshot_directories(tmp_path / "one") is None
+        assert snapshot_directories(tmp_path / "step-000003") is None
+
+    def test_a_directory_that_is_not_there_yet_has_none(self, tmp_path: Path) -> None:
+        assert snapshot_directories(tmp_path / "snapshots") == []
+
+
+@given(st.dictionaries(NAMES, st.binary(max_size=1200), max_size=6))
+def test_frames_and_contents_are_the_bytes_of_tarfile(contents: dict[str, bytes]) -> None:
+    members = sorted(contents.items())
+    frames = tar_frames([(name, len(content)) for name, content in members])
+    parts = [part for frame, (_, content) in zip(frames, members, strict=False) for part in (frame, content)]
+    assert b"".join([*parts, frames[-1]]) == tar_bytes(contents)
+
+
+def test_an_archive_is_described_without_being_written(tmp_path: Path) -> None:
+    directory = tmp_path / "step-000004"
+    directory.mkdir()
+    for name, content in {"b.bin": b"x" * 5000, "MANIFEST.json": b"{}", "empty": b""}.items():
+        (directory / name).write_bytes(content)
+    archive = tar_of(directory)
+    assert describe_archive(directory) == (len(archive), hashlib.sha256(archive).hexdigest())
+
+
+def test_the_format_never_changes() -> None:
+    """The digest of an archive of an earlier release: `adapter.sha256` of finished jobs depends on it."""
+    frames = tar_frames([("README.md", 3), ("adapter_model.safetensors", 9 << 30)])
+    assert (
+        hashlib.sha256(b"".join(frames)).hexdigest()
+        == "1b5ad792e9a9b3a316ea0ebeb1aeceefdce3a4d02f08bfd8bb4b560becfabd5b"
+    )

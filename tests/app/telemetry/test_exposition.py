@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import shutil
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -16,7 +19,8 @@ from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
 from app.settings import Settings
-from app.telemetry.exposition import MetricsServer, make_metrics_app, start_metrics_server
+from app.telemetry import exposition
+from app.telemetry.exposition import DiskMetrics, MetricsServer, make_metrics_app, start_metrics_server
 from tests.deadline import until
 from tests.serving import api_process, free_port
 
@@ -120,3 +124,37 @@ def test_several_api_processes_have_one_port_with_the_sum_of_their_requests(sett
         assert builds == ["1.0"]
         process.terminate()  # and with it its children, which a kill would leave behind
         process.wait(60)
+
+
+def free_bytes(metrics: DiskMetrics) -> float | None:
+    registry = CollectorRegistry()
+    registry.register(metrics)
+    return registry.get_sample_value("tunery_data_disk_free_bytes")
+
+
+def test_free_space_is_exposed(tmp_path: Path) -> None:
+    assert (free_bytes(DiskMetrics(tmp_path)) or 0) > 0
+
+
+def test_a_directory_that_cannot_be_read_has_no_values(tmp_path: Path) -> None:
+    assert free_bytes(DiskMetrics(tmp_path / "nowhere")) is None
+
+
+def test_a_file_server_that_hangs_is_read_once_until_it_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers, calls, disk_usage = threading.Event(), [], shutil.disk_usage
+
+    def hang(path: Path) -> object:
+        calls.append(path)
+        answers.wait(30)
+        return disk_usage(path)
+
+    monkeypatch.setattr(shutil, "disk_usage", hang)
+    monkeypatch.setattr(exposition, "TIMEOUT_SECONDS", 0.01)
+    metrics = DiskMetrics(tmp_path)
+    assert [free_bytes(metrics) for _ in range(2)] == [None, None]
+    assert len(calls) == 1
+    answers.set()
+    monkeypatch.setattr(exposition, "TIMEOUT_SECONDS", 30)
+    assert (free_bytes(metrics) or 0) > 0

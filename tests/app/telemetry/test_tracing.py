@@ -21,8 +21,7 @@ from app.settings import Settings
 from app.storage import LocalStorage
 from app.telemetry.tracing import TracingNotInstalled, configure_tracing
 from tests.factories import WORKER, lease_of, make_file, make_succeeded_job, make_target
-from worker.jobs.lease import LeaseKeeper
-from worker.jobs.observed_attempt import observed_attempt
+from worker.jobs.lease import LeaseKeeper, observed_attempt
 from worker.node.resources import Resources
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"

@@ -24,7 +24,7 @@ from tests.worker.exports.test_exporter import write_real_adapter
 from tests.worker.worker_harness import OWNER, WorkerHarness
 from worker.answers import trial
 from worker.answers.prepare import prepare
-from worker.jobs.artifacts import parent_adapter
+from worker.jobs import stored_files
 
 Waiting = tuple[tuple[str, str], Path]
 # A program that reads nothing until the file `go` exists, and obeys no stop: a schema names the signal that ends it.
@@ -185,7 +185,7 @@ def test_an_adapter_is_fetched_once(harness: WorkerHarness, tmp_path: Path, monk
         job = make_trained_job(session, storage, harness.project, tmp_path / "made", write)
     asked = question("q", job.fine_tuned_model or "", harness.project.id)
     first = prepare(harness.resources, asked, tmp_path / "adapters")
-    monkeypatch.setattr(parent_adapter, "fetch", None)
+    monkeypatch.setattr(stored_files, "fetch_adapter", None)
     assert prepare(harness.resources, asked, tmp_path / "adapters") == first
 
 

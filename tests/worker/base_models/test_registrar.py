@@ -17,7 +17,7 @@ from app.db.jobs import lost_rows
 from app.db.tables import BaseModelRegistration
 from app.services.base_models import base_models
 from app.settings import Settings
-from app.system import model_check, model_files
+from app.system import model_files, model_registration
 from app.system.model_registration import RegistrationOptions
 from tests.app.test_model_hub import COMMIT, SOURCE, Hub, hub  # noqa: F401  a fixture
 from tests.tiny import make_tiny_base
@@ -51,7 +51,7 @@ def model_directory(models_root: Path) -> Path:
 @pytest.fixture
 def without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """The trainer's check takes seconds, and most tests are about something else."""
-    monkeypatch.setattr(model_check, "can_check", lambda: False)
+    monkeypatch.setattr(model_registration, "can_check", lambda: False)
 
 
 def register(resources: Resources, directory: Path, **options: str) -> str:

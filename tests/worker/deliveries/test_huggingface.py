@@ -22,9 +22,9 @@ from app.domain.access.outbound_networks import parse_networks
 from app.domain.deliveries.targets import HuggingFaceDestination
 from app.system.artifact_directory import write_manifest
 from tests.worker.deliveries.conftest import DeliveryHarness
-from worker.deliveries.destination import AdapterDelivery, DeliveryError
 from worker.deliveries.huggingface import MAX_RESPONSE_BYTES, HuggingFaceTarget
 from worker.deliveries.outbound import guard_connections
+from worker.deliveries.targets import AdapterDelivery, DeliveryError
 
 # huggingface_hub 2.4.0 passes raw bytes to httpx2 in the older way
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")

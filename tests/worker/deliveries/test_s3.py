@@ -22,9 +22,9 @@ from tests.deploy.containers import free_port
 from tests.faulty_proxy import Fault, FaultyProxy
 from tests.s3 import ACCESS_KEY_ID, BUCKET, SECRET_ACCESS_KEY, S3Server, rclone_server
 from tests.worker.deliveries.conftest import DeliveryHarness
-from worker.deliveries.destination import AdapterDelivery, DeliveryError
 from worker.deliveries.outbound import guard_connections
 from worker.deliveries.s3 import MAX_RESPONSE_BYTES, S3Target
+from worker.deliveries.targets import AdapterDelivery, DeliveryError
 
 KEYS = {"access_key_id": ACCESS_KEY_ID, "secret_access_key": SECRET_ACCESS_KEY}
 

@@ -22,7 +22,7 @@ from tests.engine_stand_in import EngineStandIn, serving_engine
 from tests.worker.deliveries.conftest import KEY, REFERENCE, DeliveryHarness
 from worker.deliveries import sender
 from worker.deliveries.sender import DeliverySender
-from worker.jobs.artifacts import stored_files
+from worker.jobs import stored_files
 
 API_KEY = "very-secret-key"
 START_SECONDS = 60.0

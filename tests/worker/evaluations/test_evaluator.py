@@ -31,8 +31,7 @@ from tests.worker.evaluations.plain_answers import plain_answers
 from tests.worker.exports.test_exporter import write_real_adapter
 from tests.worker.worker_harness import WorkerHarness
 from worker.evaluations.evaluator import GENERATE_COMMAND, Evaluator
-from worker.node.locks import try_lock
-from worker.node.slot import Slot
+from worker.node.slot import Slot, try_lock
 from worker.reconciler import cleanup
 from worker.reconciler.reconciler import Reconciler
 

@@ -18,7 +18,7 @@ from app.db.engine import transaction
 from app.db.tables import Evaluation, Job
 from app.domain.jobs.states import ExitCode
 from app.services.jobs import evaluations as service
-from app.system.parent_death import PARENT_PID_VARIABLE
+from app.system.host import PARENT_PID_VARIABLE
 from tests.deadline import until
 from tests.processes import is_alive
 from tests.worker.evaluations.test_evaluator import (
@@ -34,7 +34,7 @@ from tests.worker.evaluations.test_evaluator import (
 )
 from tests.worker.worker_harness import WorkerHarness
 from worker.evaluations.evaluator import GRADE_COMMAND, Evaluator
-from worker.node.locks import try_lock
+from worker.node.slot import try_lock
 
 __all__ = ["ask", "trained"]  # fixtures
 # A program that hangs, with a child process, and notes both ids.

@@ -25,7 +25,7 @@ from app.db.scheduling import workers
 from app.db.tables import BaseModelRow, Export, Job
 from app.domain.artifacts.exports import ExportErrorCode, ExportType
 from app.services.jobs import exports as service
-from app.system import parent_death
+from app.system import host
 from tests.app.cli.trained import make_trained_job
 from tests.deadline import until
 from tests.fork_server import forked
@@ -473,7 +473,7 @@ class TestWorkerNode:
 def test_the_program_dies_with_its_parent(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """It gets its parent's pid in the environment, as a trainer does: an orphan would fill the disk."""
     monkeypatch.setenv("TUNERY_PARENT_PID", "1")
-    monkeypatch.setattr(parent_death, "die_with_parent", lambda parent_pid: parent_pid != 1)
+    monkeypatch.setattr(host, "die_with_parent", lambda parent_pid: parent_pid != 1)
     with pytest.raises(SystemExit) as ended:
         merge.main(["a", "b", "c"])
     assert ended.value.code == 70

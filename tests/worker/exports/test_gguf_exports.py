@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from app.cli.local_stack.base_model import gguf_file
+from app.cli.local_stack.first_run import gguf_file
 from app.db.base_models import models
 from app.db.engine import transaction
 from app.db.tables import Job

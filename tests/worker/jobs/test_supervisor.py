@@ -323,7 +323,7 @@ class TestBeforeTheTrainer:
         def full(*_: object) -> str:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr("worker.jobs.artifacts.stored_files.fetch", full)
+        monkeypatch.setattr("worker.jobs.stored_files.fetch", full)
         harness.run_next_job(TrainerPlan())
         waiting = harness.job(job)
         assert (waiting.state, waiting.reason, waiting.phase) == ("queued", "storage_full", "waiting_for_storage")
@@ -378,7 +378,7 @@ class TestBeforeTheTrainer:
         assert harness.job(job).state == "succeeded"
 
     def test_a_slot_whose_gpu_is_not_free_claims_no_job(self, harness: WorkerHarness) -> None:
-        from worker.node.locks import try_lock
+        from worker.node.slot import try_lock
 
         job = harness.create_queued_job()
         with try_lock(harness.trainer_lock) as held:

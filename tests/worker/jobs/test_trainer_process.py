@@ -17,7 +17,7 @@ from tests.processes import is_alive
 from worker.jobs.child_program import clean_environment
 from worker.jobs.trainer_log import TrainerLog, redact
 from worker.jobs.trainer_process import TrainerProcess, start_trainer
-from worker.node.locks import try_lock
+from worker.node.slot import try_lock
 
 RUN = "ftjob-1"
 

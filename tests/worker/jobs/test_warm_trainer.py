@@ -15,9 +15,8 @@ from tests.deadline import until
 from tests.processes import is_alive
 from tests.worker.worker_harness import OWNER, WorkerHarness
 from worker.jobs.supervisor import JobSupervisor
-from worker.jobs.trainer_process import TRAINER_COMMAND
-from worker.jobs.warm_trainer import WarmTrainer
-from worker.node.locks import try_lock
+from worker.jobs.trainer_process import TRAINER_COMMAND, WarmTrainer
+from worker.node.slot import try_lock
 from worker.validation.validate import Validator
 
 RUN = "ftjob-1"
@@ -40,7 +39,7 @@ def lock_path(tmp_path: Path) -> Path:
 @pytest.fixture
 def make(lock_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
     """A slot's warm trainer, whose command is a Python program, started at once."""
-    monkeypatch.setattr("worker.jobs.warm_trainer.IDLE_SECONDS", 0.0)
+    monkeypatch.setattr("worker.jobs.trainer_process.IDLE_SECONDS", 0.0)
     started: list[WarmTrainer] = []
 
     def make(program: str) -> WarmTrainer:
@@ -98,7 +97,7 @@ class TestTaking:
         self, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         warm = make(WAITS)
-        monkeypatch.setattr("worker.jobs.warm_trainer.IDLE_SECONDS", 60.0)
+        monkeypatch.setattr("worker.jobs.trainer_process.IDLE_SECONDS", 60.0)
         with warm.lock():
             warm.take(tmp_path, RUN)
         with warm.lock() as lock:
@@ -125,7 +124,7 @@ class TestTaking:
 
 class TestDeath:
     def test_a_waiting_trainer_that_died_is_replaced(self, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("worker.jobs.warm_trainer.RESTART_DELAY_SECONDS", 0.0)
+        monkeypatch.setattr("worker.jobs.trainer_process.RESTART_DELAY_SECONDS", 0.0)
         warm = make(WAITS)
         first = start(warm)
         os.kill(first, signal.SIGKILL)
@@ -152,7 +151,7 @@ class TestDeath:
 
     def test_it_dies_with_the_thread_that_started_it(self, lock_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """The real program: its death signal follows the slot's thread, and its lock is released."""
-        monkeypatch.setattr("worker.jobs.warm_trainer.IDLE_SECONDS", 0.0)
+        monkeypatch.setattr("worker.jobs.trainer_process.IDLE_SECONDS", 0.0)
         warm = WarmTrainer(TRAINER_COMMAND, lock_path, threads=1)
         pids: list[int] = []
         may_exit = threading.Event()
@@ -206,7 +205,7 @@ class TestLock:
 @pytest.mark.timeout(240)
 def test_the_real_warm_trainer_trains_the_next_job(harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the real supervisor: the waiting process trains the job, in the job's directory, with the job's log."""
-    monkeypatch.setattr("worker.jobs.warm_trainer.IDLE_SECONDS", 0.0)
+    monkeypatch.setattr("worker.jobs.trainer_process.IDLE_SECONDS", 0.0)
     settings = harness.resources.settings
     settings.spare_trainer = True
     settings.lease_ttl_seconds, settings.stall_seconds, settings.stop_grace_seconds = 120.0, 100.0, 30.0

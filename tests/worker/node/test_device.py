@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import os
+import sys
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from app.domain.planning.duration import gpu_peak_flops
 from app.domain.planning.estimate import Device
 from worker.node import device
-from worker.node.device import gpu_problem, unused_gpu_uuids, visible_gpus
+from worker.node.device import GpuMetrics, gpu_problem, parse_readings, unused_gpu_uuids, visible_gpus
 
-
-@pytest.mark.parametrize(
-    ("setting", "visible"),
-    [(None, "abc"), ("1", "b"), ("2,0", "ca"), ("b", "b"), ("0,7,1", "a"), ("", ""), ("MIG-1", "abc")],
-)
-def test_the_gpus_of_a_worker_are_those_that_cuda_visible_devices_names(
-    monkeypatch: pytest.MonkeyPatch, setting: str | None, visible: str
-) -> None:
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if setting is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", setting)
-    assert "".join(gpu["uuid"] for gpu in visible_gpus([{"uuid": name} for name in "abc"])) == visible
-
-
+OUTPUT = """\
+GPU-1a, NVIDIA H100 80GB HBM3, 37, 20480, 81559, 41, 312.50
+GPU-2b, NVIDIA H100 80GB HBM3, 0, 4, 81559, 33, [N/A]
+"""
 NVIDIA_SMI = """\
 #!/bin/sh
 case "$1" in
@@ -60,6 +53,19 @@ END
 END
 esac
 """
+
+
+@pytest.mark.parametrize(
+    ("setting", "visible"),
+    [(None, "abc"), ("1", "b"), ("2,0", "ca"), ("b", "b"), ("0,7,1", "a"), ("", ""), ("MIG-1", "abc")],
+)
+def test_the_gpus_of_a_worker_are_those_that_cuda_visible_devices_names(
+    monkeypatch: pytest.MonkeyPatch, setting: str | None, visible: str
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if setting is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", setting)
+    assert "".join(gpu["uuid"] for gpu in visible_gpus([{"uuid": name} for name in "abc"])) == visible
 
 
 @pytest.mark.parametrize(
@@ -119,3 +125,34 @@ def test_the_gpus_beyond_those_of_a_job_are_unused(
 
 def test_a_worker_without_a_gpu_has_no_problem_of_that_kind() -> None:
     assert gpu_problem(4, "cpu") is None
+
+
+def test_the_output_of_nvidia_smi_is_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    first, second = parse_readings(OUTPUT)
+    assert (first.uuid, first.name) == ("GPU-1a", "NVIDIA H100 80GB HBM3")
+    assert first.utilization_ratio == pytest.approx(0.37)
+    assert first.used_bytes == 20480 << 20
+    assert first.total_bytes == 81559 << 20
+    assert math.isnan(second.watts)
+
+
+def test_a_worker_exposes_only_the_gpus_that_it_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert [each.uuid for each in parse_readings(OUTPUT)] == ["GPU-2b"]
+
+
+def test_a_scrape_returns_the_last_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    gpu_metrics = GpuMetrics((sys.executable, "-c", f"print({OUTPUT!r}, end='')"))
+    gpu_metrics.join()
+    registry = CollectorRegistry()
+    registry.register(gpu_metrics)
+    labels = {"uuid": "GPU-1a", "gpu": "NVIDIA H100 80GB HBM3"}
+    assert registry.get_sample_value("tunery_gpu_memory_used_bytes", labels) == 20480 << 20
+
+
+def test_without_nvidia_smi_there_are_no_values() -> None:
+    gpu_metrics = GpuMetrics(("/nowhere/nvidia-smi",))
+    gpu_metrics.join()
+    assert list(gpu_metrics.collect()) == []

@@ -12,8 +12,7 @@ from app.db.engine import transaction
 from tests.deadline import until
 from tests.worker.fake_trainer import TrainerPlan
 from tests.worker.worker_harness import WorkerHarness
-from worker.node.locks import try_lock
-from worker.node.slot import Slot
+from worker.node.slot import Slot, try_lock
 from worker.node.worker_node import slot_name
 
 NAME = "gpu0@test"

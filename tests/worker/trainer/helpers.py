@@ -22,7 +22,7 @@ from app.system.model_files import hash_directory, linear_layers
 from app.system.tokenizer_files import load_renderer
 from worker.trainer.data.batch import PackedBatch, pack_batches
 from worker.trainer.model.base_model import FrozenBase, load_base
-from worker.trainer.runtime.stop import StopRequests
+from worker.trainer.runtime.process import StopRequests
 from worker.trainer.training import run as program
 from worker.trainer.training.loop import optimizer_step
 from worker.trainer.training.state import Run, StepResult

@@ -23,8 +23,8 @@ from app.domain.jobs.layer_patterns import rank_of, scale_of
 from app.domain.jobs.spec import LoraSpec
 from app.domain.jobs.states import Reason
 from worker.trainer.model.frozen_linear import FrozenLinear
+from worker.trainer.runtime.device import linear, product
 from worker.trainer.runtime.failures import Failure
-from worker.trainer.runtime.products import linear, product
 
 PEFT_PREFIX = "base_model.model."  # PEFT's name of the model in its wrapper
 

@@ -40,8 +40,7 @@ from worker.trainer.runtime.device import (
     make_repeatable,
 )
 from worker.trainer.runtime.failures import Failure, exit_code, is_out_of_memory
-from worker.trainer.runtime.onednn import limit_primitive_cache
-from worker.trainer.runtime.process import die_with_parent
+from worker.trainer.runtime.process import die_with_parent, limit_primitive_cache
 
 MAX_BATCH = {"cpu": 16, "cuda": 64}  # prompts; halved when memory runs out
 CACHE_SHARE = 0.5  # of the free memory that dequantized weights may take

@@ -45,8 +45,7 @@ from worker.trainer.answers.tool_calls import AnswerParser, hermes_parser
 from worker.trainer.model.base_model import FrozenBase, open_base
 from worker.trainer.runtime.device import choose_compute_dtype, choose_device, choose_threads, make_repeatable
 from worker.trainer.runtime.failures import Failure, exit_code, is_out_of_memory
-from worker.trainer.runtime.onednn import limit_primitive_cache
-from worker.trainer.runtime.process import control_lines, die_with_parent
+from worker.trainer.runtime.process import control_lines, die_with_parent, limit_primitive_cache
 
 TOOLS_NOT_PRINTED = (
     "tools: the model's chat template has no place for tools, so they would be left out; describe them in a message, "

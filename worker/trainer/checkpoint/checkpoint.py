@@ -24,8 +24,7 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 
 from app.domain.jobs.spec import LoraSpec
-from app.system.artifact_directory import ADAPTER_CONFIG, ADAPTER_WEIGHTS, publish, write_manifest
-from app.system.snapshot_directories import step_directories
+from app.system.artifact_directory import ADAPTER_CONFIG, ADAPTER_WEIGHTS, publish, step_directories, write_manifest
 from worker.trainer.checkpoint.model_card import model_card
 from worker.trainer.model.base_model import FrozenBase
 from worker.trainer.training.state import Run

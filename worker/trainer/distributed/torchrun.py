@@ -21,7 +21,7 @@ from typing import IO
 from app.domain.jobs.events import Command, Control
 from app.domain.jobs.spec import TrainerSpec
 from app.domain.jobs.states import ExitCode
-from app.system.parent_death import PARENT_PID_VARIABLE
+from app.system.host import PARENT_PID_VARIABLE
 from worker.trainer.runtime.records import RecordStream
 
 PROGRAM = "worker.trainer.distributed.torchrun_rank"

@@ -15,9 +15,8 @@ from pathlib import Path
 from app.domain.jobs.events import Record
 from app.domain.jobs.spec import TrainerSpec
 from worker.trainer.distributed.torchrun import EXIT_CODE_FILE
-from worker.trainer.runtime.process import control_lines, die_with_parent
+from worker.trainer.runtime.process import StopRequests, control_lines, die_with_parent
 from worker.trainer.runtime.records import claim_standard_output
-from worker.trainer.runtime.stop import StopRequests
 
 
 def main(arguments: list[str]) -> int:

@@ -12,7 +12,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from app.system.parent_death import PARENT_PID_VARIABLE
+from app.system.host import PARENT_PID_VARIABLE
 
 MODEL_SCRIPT = "convert_hf_to_gguf.py"
 ADAPTER_SCRIPT = "convert_lora_to_gguf.py"

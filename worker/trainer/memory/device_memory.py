@@ -17,7 +17,7 @@ import torch
 
 from app.domain.jobs.states import Reason
 from app.domain.planning.memory import PROCESS_BYTES
-from app.system.cgroups import control_groups, read_integer
+from app.system.host import control_groups, read_integer
 from worker.trainer.runtime.failures import Failure
 
 STATUS = Path("/proc/self/status")

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from app.domain.jobs.spec import QuantizationSpec
 from worker.trainer.model.bitsandbytes_import import bitsandbytes
 from worker.trainer.model.quantize import BLOCK, quantize
-from worker.trainer.runtime.products import linear
+from worker.trainer.runtime.device import linear
 
 dequantize_4bit = bitsandbytes.functional.dequantize_4bit
 int8_vectorwise_dequant = bitsandbytes.functional.int8_vectorwise_dequant

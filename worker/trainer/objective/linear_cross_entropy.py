@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from worker.trainer.runtime.products import product
+from worker.trainer.runtime.device import product
 
 CHUNK_BYTES = 32 << 20  # of logits: 128 tokens at V = 49,152, so that most of a chunk fits into the cache
 MIN_CHUNK_TOKENS = 128

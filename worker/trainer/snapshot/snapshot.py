@@ -24,8 +24,14 @@ from safetensors.torch import load_file, save_file
 
 from app.domain.jobs.states import Reason
 from app.domain.planning.execution_plan import ExecutionPlan
-from app.system.artifact_directory import ManifestMismatch, verify, write_manifest
-from app.system.snapshot_directories import newest_valid, snapshot_directories, step_directories
+from app.system.artifact_directory import (
+    ManifestMismatch,
+    newest_valid,
+    snapshot_directories,
+    step_directories,
+    verify,
+    write_manifest,
+)
 from worker.trainer.checkpoint.checkpoint import staged, step_directory
 from worker.trainer.distributed import parallel
 from worker.trainer.runtime.failures import Failure

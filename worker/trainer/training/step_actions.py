@@ -38,15 +38,12 @@ from worker.trainer.memory.out_of_memory import OutOfMemoryPolicy, drop_moments,
 from worker.trainer.model.base_model import FrozenBase
 from worker.trainer.objective.metrics import StepMetrics
 from worker.trainer.objective.objective import Objective
-from worker.trainer.runtime.cpu_load import CpuSample, others_share, take_sample
-from worker.trainer.runtime.device import granted_cores
+from worker.trainer.runtime.device import CpuSample, granted_cores, others_share, take_sample
 from worker.trainer.runtime.failures import Failure
-from worker.trainer.runtime.process import working_seconds
+from worker.trainer.runtime.process import StopRequests, working_seconds
 from worker.trainer.runtime.records import RecordWriter
-from worker.trainer.runtime.result_messages import result_messages
-from worker.trainer.runtime.stop import StopRequests
 from worker.trainer.snapshot.snapshot import save_snapshot
-from worker.trainer.training.state import Run, SavedCheckpoint, StepResult
+from worker.trainer.training.state import Run, SavedCheckpoint, StepResult, result_messages
 from worker.trainer.validation.evaluate import evaluate
 from worker.trainer.validation.sample_answers import sample_answers
 from worker.trainer.validation.served_reference import measure_reference

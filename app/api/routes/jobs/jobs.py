@@ -20,8 +20,8 @@ from app.api.schemas.jobs.events import EventList, render_event
 from app.api.schemas.jobs.jobs import JobBody, JobList, render_job
 from app.api.schemas.jobs.plans import PlanBody, render_plan
 from app.api.schemas.jobs.requests import UpdateJob, parse_body
-from app.api.transport.byte_ranges import matches_etag
 from app.api.transport.etags import checkpoints_etag, events_etag, json_response, not_modified
+from app.api.transport.file_response import matches_etag
 from app.api.transport.json_body import JsonBodyDep
 from app.api.transport.pagination import After, Limit, list_page
 from app.db.engine import transaction

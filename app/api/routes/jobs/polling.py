@@ -18,9 +18,9 @@ from app.api.auth import authorize, bearer_secret
 from app.api.dependencies import AppState
 from app.api.openapi.examples import all_operations
 from app.api.schemas.jobs.jobs import JobBody, render_job
-from app.api.transport.byte_ranges import matches_etag
 from app.api.transport.disconnect import close_on_disconnect
 from app.api.transport.etags import etag_headers, job_etag, not_modified, queue_position_tag
+from app.api.transport.file_response import matches_etag
 from app.db.fast_reads.jobs import job_by_key, version_by_key
 from app.db.fast_reads.pool import AsyncConnections
 from app.domain.jobs.states import TERMINAL, JobState

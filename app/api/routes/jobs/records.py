@@ -15,8 +15,8 @@ from app.api.dependencies import SessionDep
 from app.api.openapi.examples import all_operations
 from app.api.schemas.jobs.attempts import AttemptList, render_attempts
 from app.api.schemas.jobs.metrics import LossCurveList, StepMetricsBody, render_loss_curves, render_metrics
-from app.api.transport.byte_ranges import matches_etag
 from app.api.transport.etags import etag_headers, events_etag, json_response, log_etag, not_modified
+from app.api.transport.file_response import matches_etag
 from app.domain.jobs.step_metrics import results_csv
 from app.errors import BadRequest
 from app.services.jobs import jobs, records

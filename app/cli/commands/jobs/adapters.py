@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from app.cli.client.adapter_archive import download_with_resume, unpack, verify_archive
 from app.cli.client.references import JobWithResult
 from app.cli.client.service_discovery import job_path
+from app.cli.client.transfers import download_with_resume, unpack, verify_archive
 from app.cli.errors import CliError, NotFoundError, UsageError
 from app.cli.options import AsJson, with_client
 from app.cli.output.compare import DEFAULT_PROMPT_COUNT, compare, print_comparison, read_examples

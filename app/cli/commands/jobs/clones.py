@@ -7,9 +7,9 @@ import typer
 from app.cli.client.job_request import build_clone_body, target_modules
 from app.cli.client.references import JOB, REFERENCE_FORMS, JobId
 from app.cli.client.service_discovery import job_path
-from app.cli.client.training_files import uploaded_files
+from app.cli.client.transfers import uploaded_files
 from app.cli.commands.jobs.jobs import item_text, print_created
-from app.cli.commands.jobs.watch import raise_unless_succeeded, watch_or_detach
+from app.cli.commands.jobs.progress import raise_unless_succeeded, watch_or_detach
 from app.cli.job_options import BatchSize, Epochs, LoraRank, Metadata, NoQuantization, Seed, Settings, TargetModules
 from app.cli.options import AsJson, with_client
 from app.cli.output.console import print_json, print_note, print_table

@@ -11,8 +11,7 @@ import typer
 
 from app.cli.client.references import FILE, JobWithResult, resolve_id
 from app.cli.client.service_discovery import file_path, job_path
-from app.cli.client.training_files import is_path
-from app.cli.commands.files.files import upload_with_progress
+from app.cli.client.transfers import is_path, upload_with_progress
 from app.cli.errors import CliError, UsageError
 from app.cli.options import AsJson, with_client
 from app.cli.output.compare import AnswerComparison, print_answers

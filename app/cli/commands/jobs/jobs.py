@@ -9,8 +9,8 @@ import typer
 from app.cli.client.job_request import build_job_body, build_update_body, target_modules
 from app.cli.client.references import JobId
 from app.cli.client.service_discovery import job_path
-from app.cli.client.training_files import uploaded_files
-from app.cli.commands.jobs.watch import raise_unless_succeeded, watch_or_detach
+from app.cli.client.transfers import uploaded_files
+from app.cli.commands.jobs.progress import raise_unless_succeeded, watch_or_detach
 from app.cli.job_options import (
     BatchSize,
     Epochs,

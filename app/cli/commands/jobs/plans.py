@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from app.cli.client.job_request import build_job_body, target_modules
-from app.cli.client.training_files import uploaded_files
-from app.cli.commands.files.file_reports import lines_text, print_warnings
+from app.cli.client.transfers import uploaded_files
+from app.cli.commands.files import lines_text, print_warnings
 from app.cli.job_options import (
     BatchSize,
     Epochs,

@@ -11,9 +11,8 @@ from nicegui import ui
 
 from app.web.api_client import ApiError
 from app.web.components.data_table import DataTable, column
-from app.web.components.elements import busy, button, card, facts, link, note, tag
+from app.web.components.elements import TokenView, busy, button, card, facts, link, note, tag
 from app.web.components.forms import select_field, text_field
-from app.web.components.token_view import TokenView
 from app.web.formatting import clean, count, counted, moment, size
 from app.web.frame import View, error_note, screen, set_query
 from app.web.models import base_model_names

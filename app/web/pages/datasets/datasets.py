@@ -7,8 +7,7 @@ from typing import Any
 from nicegui import ui
 
 from app.web.components.data_table import DataTable, column
-from app.web.components.dropzone import Dropzone
-from app.web.components.elements import button, card, link, note, tag
+from app.web.components.elements import Dropzone, button, card, link, note, tag
 from app.web.formatting import age, clean, count, counted, moment, size
 from app.web.frame import View, screen
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from nicegui import ui
 
-from app.web.components.chart import chart
+from app.web.components.elements import chart
 
 HEIGHT_PX = 220
 

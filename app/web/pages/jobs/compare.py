@@ -9,9 +9,8 @@ from urllib.parse import quote
 
 from app.domain.jobs.training_time import training_seconds
 from app.web.api_client import ApiClient
-from app.web.components.chart import chart
 from app.web.components.data_table import DataTable, Row, column
-from app.web.components.elements import card, link, note, tag
+from app.web.components.elements import card, chart, link, note, tag
 from app.web.components.forms import checkbox, filter_select
 from app.web.formatting import clean, duration, loss
 from app.web.frame import View, refresh_live, screen

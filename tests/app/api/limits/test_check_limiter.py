@@ -16,7 +16,7 @@ import httpx2
 import psutil
 import pytest
 
-from app.api.limits.check_limiter import MAX_SHORT_CHECKS
+from app.api.limits import MAX_SHORT_CHECKS
 from app.db.engine import Sessions, transaction
 from app.db.tables import Project
 from app.settings import Settings

@@ -11,8 +11,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from app.api.limits.connection_limiter import ConnectionPermit
-from app.api.limits.fair_limiter import FairLimiter
+from app.api.limits import ConnectionPermit, FairLimiter
 from app.db.access import idempotency
 from app.db.access.idempotency import KeyedRequest
 from app.db.engine import Sessions
@@ -77,7 +76,7 @@ def test_waiting_duplicates_do_not_block_other_requests(
 
 class TestConnectionPermit:
     def test_a_timeout_is_a_503_with_advice_to_retry(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("app.api.limits.connection_limiter.ACQUIRE_TIMEOUT_SECONDS", 0.01)
+        monkeypatch.setattr("app.api.limits.ACQUIRE_TIMEOUT_SECONDS", 0.01)
 
         async def take_two() -> None:
             free = FairLimiter(1)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 
-from app.api.limits.fair_limiter import FairLimiter
+from app.api.limits import FairLimiter
 
 
 async def settle() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from app.api.middleware.absolute_targets import origin_form
+from app.api.middleware.other_clients import origin_form
 from tests.serving import LiveServer
 
 

@@ -28,7 +28,7 @@ from app.db.tables import ApiKey, File, Job, Project
 from app.db.webhooks import endpoints
 from app.domain.webhooks import new_secret
 from app.settings import Settings
-from app.system import model_check
+from app.system import model_registration
 from tests.app.cli.conftest import Tunery
 from tests.app.db.operations.test_retention import age_everything
 from tests.app.test_model_hub import COMMIT, SOURCE, Hub, hub  # noqa: F401  a fixture
@@ -183,7 +183,7 @@ def test_the_audit_log_is_filtered_and_paged(operator: Tunery) -> None:
 def test_base_models_are_registered_shown_and_removed(
     operator: Tunery, settings: Settings, model_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model_check, "can_check", lambda: False)  # the trainer's check takes seconds
+    monkeypatch.setattr(model_registration, "can_check", lambda: False)  # the trainer's check takes seconds
     monkeypatch.setattr("app.cli.administration.http.POLL_SECONDS", 0.05)
     with registering(settings):
         done = operator("models", "add", "Org/Tiny", model_directory, "--source", "a/b")
@@ -206,7 +206,7 @@ def test_a_base_model_is_pulled_from_its_hub_by_a_branch_and_registered_with_its
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(model_check, "can_check", lambda: False)
+    monkeypatch.setattr(model_registration, "can_check", lambda: False)
     monkeypatch.setattr("app.cli.administration.http.POLL_SECONDS", 0.05)
     is_remote = "TUNERY_BASE_URL" in os.environ
     directory = () if is_remote else (tmp_path / "pulled",)

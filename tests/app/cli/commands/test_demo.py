@@ -73,7 +73,7 @@ class TestRefusals:
     def test_without_the_bundled_model_the_error_names_what_to_install(
         self, bare_tunery: Tunery, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
-        monkeypatch.setattr("app.cli.local_stack.base_model.PACKAGE", "no_such_package")
+        monkeypatch.setattr("app.cli.local_stack.first_run.BUNDLED_PACKAGE", "no_such_package")
         done = bare_tunery("demo", "--directory", tmp_path)
         assert done.exit_code == 1
         assert "pip install" in done.err

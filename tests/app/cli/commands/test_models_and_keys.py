@@ -13,7 +13,7 @@ from app.db.base_models import models
 from app.db.engine import Sessions, transaction
 from app.db.tables import Job
 from app.domain.base_models import catalog
-from app.system import model_check, model_files
+from app.system import model_files, model_registration
 from tests.app.cli.conftest import Tunery
 from tests.app.test_model_hub import COMMIT, SOURCE, Hub, hub  # noqa: F401  a fixture
 from tests.tiny import make_tiny_base
@@ -26,7 +26,7 @@ NOWHERE = "postgresql://nobody@127.0.0.1:1/nothing"
 def operator(bare_tunery: Tunery, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Tunery:
     """Somebody with a database and no API, on a host without torch: the check of a base model takes seconds."""
     monkeypatch.setenv("DATABASE_URL", database_url)
-    monkeypatch.setattr(model_check, "can_check", lambda: False)
+    monkeypatch.setattr(model_registration, "can_check", lambda: False)
     return bare_tunery
 
 
@@ -167,7 +167,7 @@ class TestModelsAdd:
         def refuse(directory: Path, check: Callable[[], None]) -> None:
             raise catalog.RefusedModel(f"{directory} cannot be a base model: missing: a; not finite: b")
 
-        monkeypatch.setattr(model_check, "check_model", refuse)
+        monkeypatch.setattr(model_registration, "check_model", refuse)
         done = operator("models", "add", "tiny", model_directory)
         assert done.exit_code == 2
         assert "missing: a; not finite: b" in done.err

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from app.cli.local_stack.servers.unprivileged import Account, postgres_account
+from app.cli.local_stack.machine import Account, postgres_account
 from app.cli.local_stack.services import child_environment
 
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root has to lend PostgreSQL another account")

@@ -11,13 +11,11 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from app.cli.local_stack import base_model
+from app.cli.local_stack import first_run
 from app.system import model_files
 from tests.app.cli.local_stack.support import REPOSITORY
 
-pytestmark = pytest.mark.skipif(
-    base_model.missing_dependency() is not None, reason=str(base_model.missing_dependency())
-)
+pytestmark = pytest.mark.skipif(first_run.missing_dependency() is not None, reason=str(first_run.missing_dependency()))
 
 ASK = """
 import sys, torch
@@ -34,14 +32,14 @@ print(tokenizer.decode(answer[0][asked["input_ids"].shape[1]:], skip_special_tok
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("models")
-    child = base_model.conversion_process(
-        place / base_model.NAME, place / "log", place, {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    child = first_run.conversion_process(
+        place / first_run.BUNDLED_MODEL, place / "log", place, {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     )
     child.start()
     assert child.wait(120)
     assert child.exit_code == 0, (place / "log").read_text()
-    assert sorted(path.name for path in place.iterdir()) == [base_model.NAME, "log"]
-    return place / base_model.NAME
+    assert sorted(path.name for path in place.iterdir()) == [first_run.BUNDLED_MODEL, "log"]
+    return place / first_run.BUNDLED_MODEL
 
 
 @pytest.mark.extended("another load of the bundled base")
@@ -72,5 +70,5 @@ def test_its_tokenizer_loads_without_torch_and_splits_digits(converted: Path) ->
 
 
 def test_the_package_is_found_without_being_imported() -> None:
-    assert base_model.gguf_file() is not None
-    assert base_model.PACKAGE not in sys.modules
+    assert first_run.gguf_file() is not None
+    assert first_run.BUNDLED_PACKAGE not in sys.modules

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from app.cli.local_stack.data_directory import Layout, write_secret
-from app.cli.local_stack.errors import CannotStart
+from app.cli.local_stack.machine import CannotStart
 
 
 class TestRefuseForeign:

@@ -8,9 +8,9 @@ import pytest
 from sqlalchemy import select, text
 
 from app.cli.local_stack import first_run
-from app.cli.local_stack.base_model import NAME
 from app.cli.local_stack.data_directory import Layout
-from app.cli.local_stack.errors import CannotStart
+from app.cli.local_stack.first_run import BUNDLED_MODEL
+from app.cli.local_stack.machine import CannotStart
 from app.db.access import keys
 from app.db.base_models import models
 from app.db.engine import Sessions, transaction
@@ -128,12 +128,12 @@ class TestPreparedDatabase:
 
 class TestBaseModel:
     def test_it_is_offered_once_it_is_there(self, sessions: Sessions, tmp_path: Path) -> None:
-        directory = tmp_path / NAME
+        directory = tmp_path / BUNDLED_MODEL
         assert not first_run.register_base_model(sessions, directory)
         make_tiny_base(directory)
         assert first_run.register_base_model(sessions, directory)
         with transaction(sessions) as session:
-            assert [row.name for row in models.list_base(session)] == [NAME]
+            assert [row.name for row in models.list_base(session)] == [BUNDLED_MODEL]
 
     def test_another_directory_that_an_operator_put_behind_the_name_stays(
         self, sessions: Sessions, tmp_path: Path

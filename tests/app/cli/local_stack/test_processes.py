@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from app.cli.local_stack.errors import CannotStart
+from app.cli.local_stack.machine import CannotStart
 from app.cli.local_stack.processes import MAX_LOG_BYTES, ChildProcess, exclusive_lock, open_log, terminate_leftovers
 from tests.app.cli.local_stack.support import start_python
 from tests.deadline import until

@@ -11,7 +11,7 @@ import pytest
 
 from app.cli.local_stack import restore
 from app.cli.local_stack.data_directory import Layout
-from app.cli.local_stack.errors import CannotStart
+from app.cli.local_stack.machine import CannotStart
 from app.domain.operations.backups import BackupManifest, ObjectDigest
 from app.services.operations.backups.repository import BackupRepository
 from tests.deadline import until

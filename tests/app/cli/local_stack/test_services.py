@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from app.cli.local_stack import hardware, services
+from app.cli.local_stack import machine, services
 
 
 @pytest.mark.parametrize(
@@ -32,9 +32,9 @@ def test_every_gpu_gets_a_worker(
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(hardware, "gpus", lambda: ["NVIDIA L4"] * gpus)
+    monkeypatch.setattr(machine, "gpus", lambda: ["NVIDIA L4"] * gpus)
     has_rest = gpus % int(environment.get("TUNERY_GPUS_PER_JOB", 1)) > 0
-    assert (hardware.unused_gpus_text() is not None) == has_rest
+    assert (machine.unused_gpus_text() is not None) == has_rest
     found = [each for each in services.programs(tmp_path, "127.0.0.1", 8000) if each.name.startswith("gpu-worker")]
     assert [each.environment.get("CUDA_VISIBLE_DEVICES") for each in found] == groups
     slots = [next(word for word in each.command if "@%h" in word).split("-")[0] for each in found]
@@ -43,11 +43,11 @@ def test_every_gpu_gets_a_worker(
 
 
 def test_gpus_that_are_left_over_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "gpus", lambda: ["NVIDIA L4"] * 5)
+    monkeypatch.setattr(machine, "gpus", lambda: ["NVIDIA L4"] * 5)
     monkeypatch.setenv("TUNERY_GPUS_PER_JOB", "3")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,2,1,0,3")
     monkeypatch.delenv("TUNERY_DEVICE", raising=False)
-    assert hardware.unused_gpus_text() == "0, 3 of 5 train no job, because TUNERY_GPUS_PER_JOB is 3"
+    assert machine.unused_gpus_text() == "0, 3 of 5 train no job, because TUNERY_GPUS_PER_JOB is 3"
 
 
 SETTINGS = {
@@ -70,7 +70,7 @@ SETTINGS = {
 def test_each_program_gets_the_secrets_that_it_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in SETTINGS:
         monkeypatch.setenv(name, SETTINGS[name])
-    monkeypatch.setattr(hardware, "gpus", lambda: ["NVIDIA L4"] * 2)
+    monkeypatch.setattr(machine, "gpus", lambda: ["NVIDIA L4"] * 2)
     common = services.child_environment(tmp_path, {"database_url": SETTINGS["DATABASE_URL"]})
     names = ["convert", *(each.name for each in services.programs(tmp_path, "127.0.0.1", 8000))]
     got = {name: services.needed_by(name, common) for name in names}

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from app.cli.local_stack import supervisor as module
+from app.cli.local_stack import services as module
 from app.cli.local_stack.processes import ChildProcess
-from app.cli.local_stack.supervisor import ServiceSupervisor, StopRequested, StopSignal, SupervisedService
+from app.cli.local_stack.services import ServiceSupervisor, StopRequested, StopSignal, SupervisedService
 from tests.deadline import until
 
 WAIT = "import time; time.sleep(600)"

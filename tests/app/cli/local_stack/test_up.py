@@ -17,9 +17,9 @@ from typing import Any
 import httpx2
 import pytest
 
-from app.cli.local_stack import background, base_model
-from app.cli.local_stack.checks.doctor import CheckResult, run_checks
+from app.cli.local_stack import first_run, up
 from app.cli.local_stack.data_directory import Layout
+from app.cli.local_stack.doctor import CheckResult, run_checks
 from tests.app.cli.local_stack.support import (
     AS_ROOT,
     give_away,
@@ -45,7 +45,7 @@ class Running:
     def __init__(self, data_dir: Path, become: Sequence[str] = (), port: int = 0) -> None:
         self.layout = Layout(data_dir)
         self.log = data_dir.with_name(data_dir.name + ".log")
-        command = [*become, sys.executable, "-m", "app.cli.local_stack", str(data_dir), "127.0.0.1", str(port)]
+        command = [*become, sys.executable, "-m", "app.cli.local_stack.up", str(data_dir), "127.0.0.1", str(port)]
         environment = program_environment() | {"TUNERY_DEVICE": "cpu"}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, env=environment, cwd="/", stdout=log, stderr=log)
@@ -93,7 +93,7 @@ def with_a_model(data_dir: Path) -> Path:
     """A data directory where the conversion is done, though of a tiny model: that story has its own test."""
     data_dir.mkdir()
     (data_dir / "up.lock").touch()
-    make_tiny_base(data_dir / "models" / base_model.NAME)
+    make_tiny_base(data_dir / "models" / first_run.BUNDLED_MODEL)
     return data_dir
 
 
@@ -213,7 +213,7 @@ class TestServersOfOnesOwn:
         """In a directory that only we can reach, and started in the background as `make demo` does it."""
         monkeypatch.setenv("DATABASE_URL", database_url)
         monkeypatch.setenv("REDIS_URL", redis_url)
-        with background.running(with_a_model(tmp_path / "data"), tmp_path / "up.log") as service:
+        with up.running_in_background(with_a_model(tmp_path / "data"), tmp_path / "up.log") as service:
             layout = Layout(service.data_dir)
             runtime = layout.read_runtime() or {}
             assert set(runtime["pids"]) == SERVICES - {"postgres", "valkey"}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from app.cli.output.next_steps import next_steps
+from app.cli.output.progress import next_steps
 from tests.app.cli.conftest import Tunery
 
 PLAIN = {"r": 24, "alpha": 48, "target_modules": ["q_proj"]}

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from app.cli.output.tables import fit_fields, fit_table, shortened
+from app.cli.output.console import fit_fields, fit_table, shortened
 from app.db.engine import Sessions, transaction
 from app.db.tables import Job, Project
 from app.storage import LocalStorage

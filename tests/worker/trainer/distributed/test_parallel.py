@@ -35,7 +35,7 @@ from app.domain.jobs.events import (
 from app.domain.jobs.states import ExitCode, Reason
 from tests.deadline import until
 from tests.worker.trainer.helpers import final_adapter, make_spec, run_trainer, slow_but
-from worker.node.locks import try_lock
+from worker.node.slot import try_lock
 from worker.trainer.distributed import parallel
 from worker.trainer.distributed.torchrun import _forward_lines, combine_exit_codes
 from worker.trainer.runtime.failures import Failure

@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from app.domain.jobs.events import Command, Message, Metric, SnapshotSaved, Started, Stopped
 from app.domain.jobs.states import ExitCode, Reason
 from app.system import artifact_directory
-from app.system.cpu_info import cpu_name
+from app.system.host import cpu_name
 from tests.tiny import CHAT_TEMPLATE, make_tiny_base, make_tiny_dataset
 from tests.worker.trainer.helpers import RecordLog, failure, final_adapter, float32_spec, run_trainer, slow_but
-from worker.trainer.runtime.stop import StopRequests
+from worker.trainer.runtime.process import StopRequests
 from worker.trainer.training.run import run
 
 STEPS = 6  # two epochs of three

@@ -36,7 +36,7 @@ from app.domain.jobs.states import ExitCode
 from app.system import artifact_directory
 from tests.tiny import make_tiny_base
 from tests.worker.trainer.helpers import RecordLog, make_spec, run_trainer, set_row_tokens, slow_but, write_answers
-from worker.trainer.runtime.stop import StopRequests
+from worker.trainer.runtime.process import StopRequests
 from worker.trainer.training import run as program
 from worker.trainer.training.run import run
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from app.domain.jobs.events import CheckpointSaved, Command, Done, Message, Metric, SnapshotSaved, Started, Stopped
 from app.domain.jobs.states import ExitCode, Reason
-from app.system.cpu_info import cpu_name
+from app.system.host import cpu_name
 from tests.tiny import make_tiny_base, make_tiny_dataset
 from tests.worker.trainer.helpers import failure, final_adapter, float32_spec, make_spec, run_trainer
 from worker.trainer.checkpoint import provenance

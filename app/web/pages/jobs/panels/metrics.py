@@ -7,8 +7,7 @@ import time
 from typing import Any
 
 from app.web.api_client import ApiClient
-from app.web.components.chart import chart
-from app.web.components.elements import card, facts, link, note, tag
+from app.web.components.elements import card, chart, facts, link, note, tag
 from app.web.components.forms import checkbox, filter_select
 from app.web.formatting import loss, short
 from app.web.pages.jobs import metrics_chart, wording

@@ -11,7 +11,7 @@ import httpx2
 import pytest
 
 from app.cli.client.http import Client
-from app.cli.client.upload import MIN_RESUMABLE_BYTES
+from app.cli.client.transfers import MIN_RESUMABLE_BYTES
 from app.cli.commands.jobs.jobs import item_text
 from app.cli.errors import AccessDenied, ServiceUnreachable
 from app.db.access import keys
@@ -360,7 +360,7 @@ class TestWatch:
     def test_for_a_job_with_many_events_a_note_says_that_earlier_ones_are_not_shown(
         self, tunery: Tunery, trained_job: Job, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("app.cli.commands.jobs.watch.MAX_EARLIER_EVENTS", 2)
+        monkeypatch.setattr("app.cli.commands.jobs.progress.MAX_EARLIER_EVENTS", 2)
         done = tunery("jobs", "watch", trained_job.id)
         assert "Created fine-tuning job" not in done.out
         assert f"`tunery jobs events {trained_job.id}` shows all" in done.err
@@ -400,7 +400,7 @@ class TestWatch:
         def interrupt(_seconds: float) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("app.cli.commands.jobs.watch.time.sleep", interrupt)
+        monkeypatch.setattr("app.cli.commands.jobs.progress.time.sleep", interrupt)
         done = tunery("jobs", "watch", waiting_job.id)
         assert done.exit_code == 130
         assert f"tunery jobs watch {waiting_job.id}" in done.err
@@ -482,9 +482,9 @@ class TestPlan:
         self, tunery: Tunery, dataset: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """As after a kill, in one request and in parts."""
-        monkeypatch.setattr("app.cli.client.training_files._delete_uploaded", lambda *_: None)
+        monkeypatch.setattr("app.cli.client.transfers._delete_uploaded", lambda *_: None)
         for limit in (MIN_RESUMABLE_BYTES, 0):
-            monkeypatch.setattr("app.cli.client.upload.MIN_RESUMABLE_BYTES", limit)
+            monkeypatch.setattr("app.cli.client.transfers.MIN_RESUMABLE_BYTES", limit)
             assert tunery("jobs", "plan", "--model", "tiny", "--training-file", dataset).exit_code == 0
         expiries = [one["expires_at"] - one["created_at"] for one in tunery("files", "list", "--json").json]
         assert expiries == [3600, 3600]

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from app.cli.commands.jobs import watch
+from app.cli.commands.jobs import progress
 from app.cli.errors import NotFoundError, ServiceUnreachable
 
 
@@ -23,20 +23,20 @@ class Flaky:
 
 
 def test_the_request_is_retried_with_one_note_until_the_server_responds(capsys: pytest.CaptureFixture[str]) -> None:
-    assert watch._retry_while_unreachable(Flaky(3)) == "answer"
+    assert progress._retry_while_unreachable(Flaky(3)) == "answer"
     assert capsys.readouterr().err.count("No Tunery at http://here.") == 1
 
 
 def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "RETRY_TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr(progress, "RETRY_TIMEOUT_SECONDS", 0.05)
     with pytest.raises(ServiceUnreachable):
-        watch._retry_while_unreachable(Flaky(10_000))
+        progress._retry_while_unreachable(Flaky(10_000))
 
 
 def test_a_permanent_error_is_not_retried() -> None:
     asked = Flaky(2, NotFoundError)
     with pytest.raises(NotFoundError):
-        watch._retry_while_unreachable(asked)
+        progress._retry_while_unreachable(asked)
     assert asked.failures == 1
 
 
@@ -48,8 +48,8 @@ def test_a_permanent_error_is_not_retried() -> None:
     ],
 )
 def test_any_end_but_success_is_an_error_with_its_reason(job: dict[str, object], words: str) -> None:
-    with pytest.raises(watch.CliError, match=words):
-        watch.raise_unless_succeeded(job)
+    with pytest.raises(progress.CliError, match=words):
+        progress.raise_unless_succeeded(job)
 
 
 class OlderServer:
@@ -70,10 +70,10 @@ class OlderServer:
 
 def test_a_server_without_long_polling_is_polled_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
-    monkeypatch.setattr(watch.time, "sleep", slept.append)
-    seen = list(watch.follow(OlderServer(), "ftjob-1"))  # type: ignore[arg-type]
+    monkeypatch.setattr(progress.time, "sleep", slept.append)
+    seen = list(progress.follow(OlderServer(), "ftjob-1"))  # type: ignore[arg-type]
     assert [(job["status"], [event["id"] for event in events]) for job, events in seen] == [
         ("running", ["e1"]),
         ("succeeded", ["e2", "e3", "e4"]),
     ]
-    assert slept == [watch.POLL_SECONDS] * 3
+    assert slept == [progress.POLL_SECONDS] * 3

@@ -1,0 +1,205 @@
+"""Limiters of the API: concurrent checks, database connections, fair shares of the keys, event streams of a key."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from typing import ParamSpec, TypeVar
+
+from anyio import CapacityLimiter, to_thread
+from fastapi import Request
+from starlette.requests import ClientDisconnect
+
+from app.api.transport.disconnect import wait_for_disconnect
+from app.errors import QuotaExceeded, Unavailable
+from app.services.datasets.check_process import Check, CheckCancelledError
+
+Result = TypeVar("Result")
+Arguments = ParamSpec("Arguments")
+MAX_SHORT_CHECKS = 2  # beside the long ones, so that small files do not wait for large ones
+MAX_QUERY_THREADS = 4  # threads that read the rows of a plan from the database
+ACQUIRE_TIMEOUT_SECONDS = 10.0
+
+
+class FairLimiter:
+    """At most `limit` permits at once, at most `per_owner` for one owner. For one event loop, without a lock."""
+
+    def __init__(self, limit: int, per_owner: int | None = None) -> None:
+        self.free_permits = limit  # read-only for callers
+        self._per_owner = limit if per_owner is None else per_owner
+        self._held: Counter[str] = Counter()
+        self._queues: OrderedDict[str, OrderedDict[asyncio.Future[None], None]] = OrderedDict()
+        self.threads = CapacityLimiter(limit)  # never blocks: each thread holds a permit
+
+    async def acquire(self, owner: str) -> None:
+        """Wait for a permit. Cancelling the wait leaves the queue."""
+        if self.free_permits and self._held[owner] < self._per_owner and owner not in self._queues:
+            self._grant(owner)
+            return
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queues.setdefault(owner, OrderedDict())[waiter] = None
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled():  # granted in the same iteration of the event loop
+                self.release(owner)
+            else:
+                self._remove(owner, waiter)
+            raise
+
+    def release(self, owner: str) -> None:
+        self.free_permits += 1
+        self._held[owner] -= 1
+        if not self._held[owner]:
+            del self._held[owner]
+        self._grant_waiting()
+
+    @asynccontextmanager
+    async def permit(self, owner: str) -> AsyncIterator[None]:
+        await self.acquire(owner)
+        try:
+            yield
+        finally:
+            self.release(owner)
+
+    async def run(
+        self, owner: str, work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> Result:
+        """Run `work` in a thread while holding a permit."""
+        async with self.permit(owner):
+            return await to_thread.run_sync(partial(work, *args, **kwargs), limiter=self.threads)
+
+    def _grant(self, owner: str) -> None:
+        self.free_permits -= 1
+        self._held[owner] += 1
+
+    def _grant_waiting(self) -> None:
+        """Grant free permits to the waiting owners by round robin: an owner moves to the end after each grant."""
+        while self.free_permits:
+            owner = next((owner for owner in self._queues if self._held[owner] < self._per_owner), None)
+            if owner is None:
+                return
+            waiter, _ = self._queues[owner].popitem(last=False)
+            if self._queues[owner]:
+                self._queues.move_to_end(owner)
+            else:
+                del self._queues[owner]
+            if not waiter.cancelled():
+                self._grant(owner)
+                waiter.set_result(None)
+
+    def _remove(self, owner: str, waiter: asyncio.Future[None]) -> None:
+        waiters = self._queues.get(owner, OrderedDict())
+        waiters.pop(waiter, None)
+        if not waiters:
+            self._queues.pop(owner, None)
+
+
+class CheckLimiter:
+    """Limits concurrent checks to `processes` long and MAX_SHORT_CHECKS short ones.
+
+    One key never holds all places of long checks, so that the checks of another key can start. One instance per API
+    process.
+    """
+
+    def __init__(self, processes: int) -> None:
+        self._long = FairLimiter(processes, per_owner=max(1, processes - 1))
+        self._short = FairLimiter(MAX_SHORT_CHECKS)
+        self._queries = FairLimiter(MAX_QUERY_THREADS)
+
+    async def run_query(self, owner: str, work: Callable[[], Result]) -> Result:
+        """Run what precedes a check in a thread: milliseconds of validation and database reads."""
+        return await self._queries.run(owner, work)
+
+    async def run(self, request: Request, owner: str, is_long: bool, work: Callable[[Check], Result]) -> Result:
+        """Run `work` in a thread once `owner`, an API key, has a permit. The request's body has been read.
+
+        Raises ClientDisconnect as soon as the client disconnects; its place in the queue is released, and its process
+        is killed.
+        """
+        limiter = self._long if is_long else self._short
+        disconnect_task = asyncio.create_task(wait_for_disconnect(request))
+        try:
+            await _acquire(limiter, owner, disconnect_task)
+            check = Check()
+            disconnect_task.add_done_callback(lambda _: check.cancel())
+            try:
+                return await to_thread.run_sync(partial(work, check), limiter=limiter.threads)
+            except CheckCancelledError:
+                raise _disconnect_error(disconnect_task) from None
+            finally:
+                check.cancel()  # this task itself may have been cancelled by the shutdown of the server
+                limiter.release(owner)
+        finally:
+            disconnect_task.cancel()
+
+
+async def _acquire(limiter: FairLimiter, owner: str, disconnect_task: asyncio.Task[None]) -> None:
+    """Acquire a permit. Raises ClientDisconnect when `disconnect_task` is done first."""
+
+    def expire(_: object) -> None:
+        timeout.reschedule(0)
+
+    try:
+        async with asyncio.timeout(None) as timeout:
+            disconnect_task.add_done_callback(expire)
+            try:
+                await limiter.acquire(owner)
+            finally:
+                disconnect_task.remove_done_callback(expire)
+    except TimeoutError:
+        raise _disconnect_error(disconnect_task) from None
+
+
+def _disconnect_error(disconnect_task: asyncio.Task[None]) -> BaseException:
+    """ClientDisconnect, or the RequestTimeout of a client that did not send all of its body."""
+    return disconnect_task.exception() or ClientDisconnect()
+
+
+class ConnectionPermit:
+    """The right of one request to a database connection. `limiter` is shared by all requests, fairly by API key."""
+
+    def __init__(self, limiter: FairLimiter, owner: str = "") -> None:
+        self._limiter = limiter
+        self._owner = owner
+        self._is_held = False
+
+    async def acquire(self) -> None:
+        """Wait for the permit without holding a thread. Raises Unavailable after ACQUIRE_TIMEOUT_SECONDS."""
+        try:
+            async with asyncio.timeout(ACQUIRE_TIMEOUT_SECONDS):
+                await self._limiter.acquire(self._owner)
+        except TimeoutError as error:
+            raise Unavailable("All database connections are in use; try again in a few seconds.") from error
+        self._is_held = True
+
+    def release(self) -> None:
+        """Release the permit. A second call does nothing."""
+        if self._is_held:
+            self._is_held = False
+            self._limiter.release(self._owner)
+
+
+class StreamLimiter:
+    """At most `limit` open streams of a key. For one event loop, without a lock."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._open: Counter[str] = Counter()
+
+    @contextmanager
+    def hold(self, key_id: str) -> Iterator[None]:
+        """Count a stream of the key until the block ends. Raises QuotaExceeded."""
+        if self._open[key_id] >= self._limit:
+            text = f"max_event_streams: this API key has {self._limit:,} open event streams, the limit; close one"
+            raise QuotaExceeded(text, "max_event_streams")
+        self._open[key_id] += 1
+        try:
+            yield
+        finally:
+            self._open[key_id] -= 1
+            if not self._open[key_id]:
+                del self._open[key_id]

@@ -1,1 +1,0 @@
-"""Limiters of the API: concurrent checks, database connections, fair shares of the keys."""

@@ -1,0 +1,347 @@
+"""Uploads and downloads: files, the local files that a request refers to, and the archive of an adapter.
+
+A small file is uploaded in one request, a large one as a resumable upload. Files that a request refers to are found
+among the stored ones, or uploaded. An archive is downloaded with resume, verified, unpacked by its manifest, and
+renamed into place. It is not trusted: file names come from the manifest and must stay inside the directory, each file
+must have the SHA-256 of the manifest, and the archive the SHA-256 that the server returned.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import tarfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from app.cli.client.references import FILE, LAST, resolve_id
+from app.cli.client.service_discovery import file_path
+from app.cli.errors import CliError, ServiceUnreachable, UsageError
+from app.cli.output.console import print_error, print_note
+from app.cli.output.progress import bytes_bar
+from app.domain.files.uploads import EXPIRES_SECONDS
+from app.system.artifact_directory import MANIFEST, ManifestMismatch, publish, sha256_file, verify
+
+if TYPE_CHECKING:
+    from app.cli.client.http import Client
+
+MIN_RESUMABLE_BYTES = 64 << 20  # a smaller file is cheaper to send again than to resume
+UPLOAD_ATTEMPTS = 6  # in a row without progress
+ATTEMPT_PAUSE_SECONDS = 1.0
+MIME_TYPE = "application/jsonl"
+
+Json = dict[str, Any]
+BLOCK_BYTES = 1 << 20
+MAX_MANIFEST_BYTES = 16 << 20
+DOWNLOAD_ATTEMPTS = 5  # each continues after the bytes that the last one received
+FILE_PARAMETERS = ("training_file", "validation_file")
+PURPOSE = "fine-tune"
+TEMPORARY = {"anchor": "created_at", "seconds": EXPIRES_SECONDS[0]}
+
+
+def send_file(
+    client: Client,
+    path: Path,
+    purpose: str,
+    upload_id: str | None,
+    expires_after: Json | None,
+    on_bytes: Callable[[int], None],
+) -> Json:
+    """Upload a file and return its object. `upload_id` resumes an interrupted upload."""
+    size_bytes = path.stat().st_size
+    if upload_id is None and size_bytes < MIN_RESUMABLE_BYTES:
+        return client.upload(path, purpose, expires_after, on_bytes)
+    if upload_id:
+        upload = _get_upload(client, upload_id, size_bytes)
+    else:
+        upload = _create_upload(client, path, purpose, size_bytes, expires_after)
+    if upload["status"] == "completed":
+        return dict(upload["file"])
+    try:
+        return _send_with_retries(client, path, upload["id"], size_bytes, on_bytes)
+    except (ServiceUnreachable, KeyboardInterrupt):
+        print_error(
+            f"The received part is kept until the upload expires. "
+            f"Resume it with: tunery files upload {path} --resume {upload['id']}"
+        )
+        raise
+
+
+def _create_upload(client: Client, path: Path, purpose: str, size_bytes: int, expires_after: Json | None) -> Json:
+    body = {"filename": path.name, "purpose": purpose, "bytes": size_bytes, "mime_type": MIME_TYPE}
+    return client.post("uploads", body | {"expires_after": expires_after})
+
+
+def _get_upload(client: Client, upload_id: str, size_bytes: int) -> Json:
+    upload = client.get(f"uploads/{upload_id}")
+    if upload["bytes"] != size_bytes:
+        raise UsageError(f"{upload_id} is an upload of {upload['bytes']:,} bytes, but this file has {size_bytes:,}.")
+    return upload
+
+
+def _send_with_retries(
+    client: Client, path: Path, upload_id: str, size_bytes: int, on_bytes: Callable[[int], None]
+) -> Json:
+    """Send the rest of the file, again after each lost connection, up to MAX_ATTEMPTS without progress."""
+    counter = _ProgressCounter(on_bytes)
+    failures, furthest = 0, -1
+    while True:
+        try:
+            offset = int(client.head(f"uploads/{upload_id}/content")["upload-offset"])
+            counter.set_offset(offset)
+            failures, furthest = 0 if offset > furthest else failures, max(offset, furthest)
+            return _send_rest(client, path, upload_id, offset, size_bytes, counter.advance)
+        except ServiceUnreachable:
+            failures += 1
+            if failures == UPLOAD_ATTEMPTS:
+                raise
+            time.sleep(failures * ATTEMPT_PAUSE_SECONDS)
+
+
+class _ProgressCounter:
+    """Counts the sent bytes for the progress bar; `set_offset` subtracts those that did not arrive."""
+
+    def __init__(self, on_bytes: Callable[[int], None]) -> None:
+        self._on_bytes = on_bytes
+        self._bytes = 0
+
+    def advance(self, count: int) -> None:
+        self._bytes += count
+        self._on_bytes(count)
+
+    def set_offset(self, offset: int) -> None:
+        self.advance(offset - self._bytes)
+
+
+def _send_rest(
+    client: Client, path: Path, upload_id: str, offset: int, size_bytes: int, on_bytes: Callable[[int], None]
+) -> Json:
+    if offset == size_bytes:
+        upload = client.complete_upload(f"uploads/{upload_id}/complete", size_bytes)
+    else:
+        upload = client.put_file(f"uploads/{upload_id}/content", path, offset, size_bytes, on_bytes)
+    if upload["status"] != "completed":
+        raise CliError(f"{upload_id} is {upload['status']} after its last byte.")
+    return dict(upload["file"])
+
+
+def download_file(client: Client, file: dict[str, Any], part: Path) -> Path:
+    """Download a file to `part`, after the bytes that it already has, and verify it."""
+    part.touch()
+    existing_bytes = part.stat().st_size
+    if existing_bytes < file["bytes"]:
+        with bytes_bar(f"downloading {file['filename']}", file["bytes"], existing_bytes) as advance:
+            download_with_resume(client, file_path(file["id"], "content"), part, file["bytes"], advance)
+    verify_archive(part, file["bytes"], file["sha256"])
+    return part
+
+
+def upload_with_progress(
+    client: Client,
+    path: Path,
+    purpose: str = "fine-tune",
+    upload_id: str | None = None,
+    expires_after: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Upload a file with a progress bar and return its object. Raises UsageError if it cannot be read."""
+    require_readable(path)
+    with bytes_bar(f"uploading {path.name}", path.stat().st_size) as advance:
+        return send_file(client, path, purpose, upload_id, expires_after, advance)
+
+
+def require_readable(path: Path) -> None:
+    """Raises UsageError if `path` is not a file that this user can read."""
+    try:
+        if not path.is_file():
+            raise UsageError(f"{path} is not a file." if path.exists() else f"No such file: {path}.")
+        path.open("rb").close()
+    except PermissionError:
+        raise UsageError(f"This user cannot read {path}.") from None
+
+
+class CorruptDownload(CliError):
+    """The downloaded bytes do not match the size, the SHA-256 or the manifest that the server returned."""
+
+
+def download_with_resume(
+    client: Client, path: str, partial_path: Path, size_bytes: int, on_bytes: Callable[[int], None]
+) -> None:
+    """Append to `partial_path` until it has `size_bytes`. Raises ServiceUnreachable after MAX_ATTEMPTS."""
+    for attempt in range(1, DOWNLOAD_ATTEMPTS + 1):
+        if _size(partial_path) >= size_bytes:
+            return
+        try:
+            _download_rest(client, path, partial_path, on_bytes)
+        except ServiceUnreachable:
+            if attempt == DOWNLOAD_ATTEMPTS:
+                raise
+            time.sleep(attempt * ATTEMPT_PAUSE_SECONDS)
+
+
+def verify_archive(archive: Path, size_bytes: int, sha256: str) -> None:
+    """Raises CorruptDownload and deletes the file if its size or SHA-256 is wrong; the next download starts over."""
+    actual_bytes, actual_sha256 = archive.stat().st_size, sha256_file(archive)
+    if (actual_bytes, actual_sha256) == (size_bytes, sha256):
+        return
+    archive.unlink()
+    raise CorruptDownload(
+        f"The download is corrupt: {actual_bytes} bytes with SHA-256 {actual_sha256} "
+        f"instead of {size_bytes} bytes with {sha256}. It was deleted; run the command again."
+    )
+
+
+def unpack(archive: Path, destination: Path) -> dict[str, Any]:
+    """Unpack into a temporary directory, verify every file, rename it to `destination`, and return the manifest."""
+    temporary = destination.with_name(f".{destination.name}.{secrets.token_hex(4)}.new")
+    temporary.mkdir(parents=True)  # not by `tempfile`, which would set narrower permissions
+    try:
+        _extract(archive, temporary)
+        manifest = verify(temporary)
+        publish(temporary, destination)
+    except (tarfile.TarError, ManifestMismatch) as error:
+        raise CorruptDownload(f"{archive.name} is not a valid adapter archive: {error}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return manifest
+
+
+def _download_rest(client: Client, path: str, partial_path: Path, on_bytes: Callable[[int], None]) -> None:
+    existing_bytes = _size(partial_path)
+    with client.download(path, existing_bytes) as response:
+        starts_over = existing_bytes and response.status_code != 206
+        if starts_over:
+            on_bytes(-existing_bytes)
+        with partial_path.open("wb" if starts_over else "ab") as file:
+            for block in response.iter_bytes(BLOCK_BYTES):
+                file.write(block)
+                on_bytes(len(block))
+
+
+def _extract(archive: Path, directory: Path) -> None:
+    with tarfile.open(archive, "r:") as tar:
+        members = {member.name: member for member in tar if member.isreg()}
+        root = _root_prefix(members)
+        manifest = _read_manifest(tar, members[root + MANIFEST])
+        (directory / MANIFEST).write_bytes(manifest)
+        for name in _manifest_file_names(manifest):
+            if root + name not in members:
+                raise ManifestMismatch(f"{name} is missing")
+            _extract_file(tar, members[root + name], directory / name)
+
+
+def _root_prefix(members: dict[str, tarfile.TarInfo]) -> str:
+    """The directory of the outermost manifest in the archive, with a trailing slash."""
+    manifests = [name for name in members if PurePosixPath(name).name == MANIFEST]
+    if not manifests:
+        raise ManifestMismatch(f"it has no {MANIFEST}")
+    return min(manifests, key=lambda name: name.count("/")).removesuffix(MANIFEST)
+
+
+def _manifest_file_names(manifest: bytes) -> list[str]:
+    try:
+        names = list(json.loads(manifest)["files"])
+    except (ValueError, KeyError, TypeError):
+        raise ManifestMismatch(f"{MANIFEST} is unreadable") from None
+    for name in names:
+        if not _stays_inside(name):
+            raise ManifestMismatch(f"{MANIFEST} names {name!r}, which is outside the directory")
+    return names
+
+
+def _stays_inside(name: str) -> bool:
+    parts = name.split("/")
+    return not any(part in ("", ".", "..") or "\\" in part or "\0" in part for part in parts) and ":" not in parts[0]
+
+
+def _read_manifest(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    source = tar.extractfile(member)
+    if source is None or member.size > MAX_MANIFEST_BYTES:
+        raise ManifestMismatch(f"{MANIFEST} has {member.size} bytes")
+    return source.read()
+
+
+def _extract_file(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:
+    source = tar.extractfile(member)
+    assert source is not None, "a regular file"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with source, path.open("xb") as file:
+        shutil.copyfileobj(source, file, BLOCK_BYTES)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def is_path(value: str | None) -> bool:
+    """Whether `value` is a local path and not a file id. Raises UsageError if it is neither."""
+    if value is None or value == LAST or value.startswith(FILE.prefix):
+        return False
+    if not Path(value).exists():
+        raise UsageError(f"{value} is neither a file id ({FILE.prefix}...), nor an existing path, nor {LAST}.")
+    return True
+
+
+@contextmanager
+def uploaded_files(client: Client, body: dict[str, Any], keep: bool = True) -> Iterator[dict[str, Any]]:
+    """Yield a request body with file ids in place of its local files; the block sends it.
+
+    A stored file with the same SHA-256 is used, any other one is uploaded. Without `keep` the uploaded files are
+    deleted afterwards, and expire by themselves if this process is killed. They are also deleted if the block fails,
+    except after a lost connection, when the server may have processed the request.
+    """
+    values = {name: body[name] for name in FILE_PARAMETERS if body.get(name)}
+    paths = {name: Path(value) for name, value in values.items() if is_path(value)}
+    ids = {
+        name: resolve_id(client, FILE, value, purpose=PURPOSE) for name, value in values.items() if name not in paths
+    }
+    uploaded_ids: list[str] = []
+    is_kept = False
+    try:
+        for name, path in paths.items():
+            stored_id = _find_stored(client, path)
+            if stored_id is None:
+                uploaded = upload_with_progress(client, path, expires_after=None if keep else TEMPORARY)
+                uploaded_ids.append(str(uploaded["id"]))
+            ids[name] = stored_id or uploaded_ids[-1]
+        yield body | ids
+        is_kept = keep
+    except ServiceUnreachable:
+        is_kept = keep and len(ids) == len(values)
+        if is_kept and uploaded_ids:
+            kept = ", ".join(uploaded_ids)
+            print_note(f"The server may have processed the request, so the uploaded files are kept: {kept}.")
+        raise
+    finally:
+        if not is_kept:
+            _delete_uploaded(client, uploaded_ids)
+
+
+def _find_stored(client: Client, path: Path) -> str | None:
+    """The newest stored training file with the bytes of `path`, which does not expire. Raises UsageError."""
+    require_readable(path)
+    sha256 = sha256_file(path)
+    for file in client.pages(FILE.path, FILE.page_size, purpose=PURPOSE):
+        if file["sha256"] == sha256 and file["expires_at"] is None:
+            print_note(f"Uses the stored file {file['id']}, which has the SHA-256 of {path}, without an upload.")
+            return str(file["id"])
+    return None
+
+
+def _delete_uploaded(client: Client, file_ids: Sequence[str]) -> None:
+    """Delete files that the command has uploaded, and print a note for each."""
+    for file_id in file_ids:
+        try:
+            client.delete(file_path(file_id))
+        except CliError as error:
+            print_note(
+                f"Could not delete the uploaded file {file_id}: {error} Delete it with `tunery files delete {file_id}`."
+            )
+        else:
+            print_note(f"Deleted the uploaded file {file_id}.")

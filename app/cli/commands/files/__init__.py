@@ -1,1 +1,0 @@
-"""`tunery files`: upload, list, validate, convert and download files."""

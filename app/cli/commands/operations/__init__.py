@@ -1,1 +1,0 @@
-"""Commands for operators: status, backup and restore, retention rules, storage, secrets."""

@@ -1,1 +1,0 @@
-"""`tunery projects`, `tunery keys` and `tunery audit`: the organization of the users of this service."""

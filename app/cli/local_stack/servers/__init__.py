@@ -1,1 +1,0 @@
-"""PostgreSQL and Valkey as `tunery up` runs them: start, stop, sockets, unprivileged user."""

@@ -1,0 +1,100 @@
+"""This machine and process: the CPU, by whose name results are comparable in speed and bit for bit, control groups
+(v2), a clock that includes the time during which the machine is suspended, and a child that ends with its parent.
+
+The limits of a process's own group and of all parents apply, see cgroups(7).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import signal
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from app.domain.planning.duration import DEFAULT_CORE_FLOPS
+
+CPUINFO = Path("/proc/cpuinfo")
+# FLOP/s of one core in the matrix products of a 135M model: 5e11 was measured on AMD's family 26 (avx512_bf16 in full
+# width), 2e11 on its older families; with AMX the products of a step were 2.2 times as fast as on the older families.
+FAST_CORE_FLOPS = 5e11
+WIDE_FAMILY = 26  # AMD's first family that executes 512 bits at once instead of in two halves
+FLOAT32_CORE_FLOPS = 1e11  # float32, faster than emulated bfloat16; calculated: 32 FLOP per cycle with AVX2
+CGROUP_ROOT = Path("/sys/fs/cgroup")
+OWN_GROUP_FILE = Path("/proc/self/cgroup")
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+PARENT_PID_VARIABLE = "TUNERY_PARENT_PID"  # of a program of the trainer that ends with its parent
+
+
+def cpu_name() -> str:
+    return _cpuinfo().get("model name") or platform.machine()
+
+
+def usable_cores() -> int:
+    """The number of logical processors that this process may run on, which a container or taskset can limit."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpu_flags() -> frozenset[str]:
+    return frozenset(_cpuinfo().get("flags", "").split())
+
+
+def core_flops() -> float:
+    """The estimated FLOP/s of one core, before anything was measured."""
+    info = _cpuinfo()
+    flags = info.get("flags", "").split()
+    family = info.get("cpu family", "")
+    is_wide = info.get("vendor_id") == "AuthenticAMD" and family.isdecimal() and int(family) >= WIDE_FAMILY
+    if "amx_bf16" in flags or ("avx512_bf16" in flags and is_wide):
+        return FAST_CORE_FLOPS
+    return DEFAULT_CORE_FLOPS if "avx512_bf16" in flags or not flags else FLOAT32_CORE_FLOPS
+
+
+def _cpuinfo() -> dict[str, str]:
+    """The entries of /proc/cpuinfo for the first logical processor; empty if there is no such file."""
+    info: dict[str, str] = {}
+    with suppress(OSError):
+        first, _, _ = CPUINFO.read_text(encoding="utf-8", errors="replace").partition("\n\n")
+        for line in first.split("\n"):
+            name, _, value = line.partition(":")
+            info[name.strip()] = value.strip()
+    return info
+
+
+def control_groups() -> list[Path]:
+    """The process's own group and its parents; empty without cgroups v2. Containers usually see theirs as the root."""
+    try:
+        lines = OWN_GROUP_FILE.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    name = next((line.removeprefix("0::") for line in lines if line.startswith("0::")), None)
+    if name is None or ".." in name:  # the own group is outside of the mounted hierarchy
+        return [CGROUP_ROOT]
+    own = CGROUP_ROOT / name.lstrip("/")
+    return [own, *(parent for parent in own.parents if parent.is_relative_to(CGROUP_ROOT))]
+
+
+def read_integer(group: Path, name: str) -> int | None:
+    """The number in a file of the group; None if there is no such file or if it contains "max"."""
+    try:
+        return int((group / name).read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
+
+
+def boottime_seconds() -> float:
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+def die_with_parent(parent_pid: int) -> bool:
+    """Have the kernel kill this process when its parent ends. False if it has ended already: then exit.
+
+    The signal is sent when the thread that started this process ends.
+    """
+    if sys.platform != "linux":
+        return True
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    return os.getppid() == parent_pid

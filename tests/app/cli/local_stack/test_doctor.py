@@ -1,0 +1,139 @@
+"""Each finding says what was seen, and every finding that is not ok says what to do."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from app.cli.local_stack.doctor import CheckResult, print_results, run_checks
+from app.cli.local_stack.machine import CannotStart
+from app.cli.local_stack.processes import exclusive_lock
+from app.cli.local_stack.up import check_bucket
+from app.storage import StorageError
+from app.storage.s3 import S3Storage
+from tests.s3 import S3Server
+
+
+@pytest.fixture(autouse=True)
+def no_servers_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    monkeypatch.delenv("REDIS_URL", raising=False)
+
+
+def find(found: list[CheckResult], subject: str) -> CheckResult:
+    return next(one for one in found if one.subject == subject)
+
+
+def taken_port() -> socket.socket:
+    return socket.create_server(("127.0.0.1", 0))
+
+
+class TestFindings:
+    def test_python_packages_disk_and_processors_are_checked(self, place: Path) -> None:
+        subjects = {one.subject for one in run_checks(place / "data", port=0)}
+        assert {"python", "torch", "disk", "memory", "cpu", "gpu", "data directory", "port 0"} <= subjects
+
+    def test_whatever_is_not_ok_comes_with_advice(self, place: Path) -> None:
+        assert all(one.advice for one in run_checks(place / "data") if one.level != "ok")
+
+    def test_nothing_is_created(self, place: Path) -> None:
+        run_checks(place / "data")
+        assert os.listdir(place) == []
+
+    def test_a_taken_port_is_a_problem(self, place: Path) -> None:
+        with taken_port() as taken:
+            port = taken.getsockname()[1]
+            found = find(run_checks(place / "data", port=port), f"port {port}")
+        assert found.level == "problem"
+        assert "another --port" in found.advice
+
+    def test_a_directory_that_tunery_up_would_refuse_is_a_problem(self, place: Path) -> None:
+        (place / "thesis.tex").touch()
+        found = find(run_checks(place), "data directory")
+        assert (found.level, "neither empty" in found.advice) == ("problem", True)
+
+    def test_a_start_in_progress_is_reported(self, place: Path) -> None:
+        with exclusive_lock(place / "up.lock", ""):
+            assert "is starting" in find(run_checks(place), "tunery up").observed
+
+    def test_a_bucket_is_tried_and_its_problem_named(
+        self, place: Path, rclone: S3Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name, value in rclone.environment.items():
+            monkeypatch.setenv(name, value)
+        found = find(run_checks(place / "data"), "TUNERY_STORAGE_URL")
+        assert (found.level, "can be written, read, listed and deleted" in found.observed) == ("ok", True)
+        check_bucket(place / "data")
+        monkeypatch.setenv("TUNERY_STORAGE_SECRET_ACCESS_KEY", "another")
+        found = find(run_checks(place / "data"), "TUNERY_STORAGE_URL")
+        assert (found.level, "refuses the service's credentials" in found.advice) == ("problem", True)
+        with pytest.raises(CannotStart, match=r"TUNERY_STORAGE_URL=s3://tunery: the bucket refuses"):
+            check_bucket(place / "data")
+        monkeypatch.setenv("TUNERY_STORAGE_URL", "tunery")
+        assert "is no storage URL" in find(run_checks(place / "data"), "TUNERY_STORAGE_URL").advice
+        assert os.listdir(place) == []
+
+    @pytest.mark.parametrize("operation", ["delete_unfinished", "_abort"])
+    def test_a_bucket_whose_uploads_cannot_be_listed_or_aborted_is_a_problem(
+        self, place: Path, rclone: S3Server, monkeypatch: pytest.MonkeyPatch, operation: str
+    ) -> None:
+        def refuse(*_: object) -> int:
+            raise StorageError(errno.EACCES, "the bucket refuses access (AccessDenied)")
+
+        for name, value in rclone.environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(S3Storage, operation, refuse)
+        found = find(run_checks(place / "data"), "TUNERY_STORAGE_URL")
+        assert (found.level, found.advice) == ("problem", "the bucket refuses access (AccessDenied)")
+
+    def test_a_database_that_is_down_is_a_problem_that_does_not_show_its_password(
+        self, place: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("DATABASE_URL", "postgresql://me:secret@127.0.0.1:1/x")
+        monkeypatch.setenv("REDIS_URL", "redis://:secret@127.0.0.1:1/0")
+        found = run_checks(place / "data")
+        assert find(found, "DATABASE_URL").level == find(found, "REDIS_URL").level == "problem"
+        assert not any("secret" in result.observed + result.advice for result in found)
+
+    def test_servers_that_answer_are_ok(
+        self, place: Path, database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("DATABASE_URL", database_url)
+        monkeypatch.setenv("REDIS_URL", redis_url)
+        found = run_checks(place / "data")
+        assert find(found, "DATABASE_URL") == CheckResult("DATABASE_URL", "ok", "PostgreSQL 18")
+        assert find(found, "REDIS_URL").level == "ok"
+
+
+class TestGpu:
+    """With a program named nvidia-smi that says what a driver would."""
+
+    @pytest.mark.parametrize(
+        ("driver", "status", "level", "text"),
+        [
+            ("NVIDIA H100, 81559 MiB, 580.95", 0, "problem" if version("torch").endswith("+cpu") else "ok", "H100"),
+            ("NVIDIA T4, 15360 MiB, 535.10", 0, "problem" if version("torch").endswith("+cpu") else "advice", "T4"),
+            ("Driver/library version mismatch", 18, "problem", "nvidia-smi fails"),
+        ],
+    )
+    def test_the_driver_is_checked(
+        self, place: Path, monkeypatch: pytest.MonkeyPatch, driver: str, status: int, level: str, text: str
+    ) -> None:
+        program = place / "nvidia-smi"
+        program.write_text(f"#!/bin/sh\necho '{driver}'\nexit {status}\n")
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", str(place), prepend=os.pathsep)
+        found = find(run_checks(place / "data"), "gpu")
+        assert (found.level, text in found.observed) == (level, True)
+
+
+class TestPrint:
+    def test_only_a_problem_fails(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert print_results([CheckResult("a", "ok", "fine"), CheckResult("b", "advice", "so so", "do x")]) == 0
+        assert print_results([CheckResult("c", "problem", "bad", "do y")]) == 1
+        assert "-> do y" in capsys.readouterr().out

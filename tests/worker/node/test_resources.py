@@ -1,0 +1,90 @@
+"""Writes are repeated while a bucket fails: until it works, the limit, or the end of the worker or of the lease."""
+
+from __future__ import annotations
+
+import errno
+import threading
+
+import pytest
+
+from app.storage import StorageError
+from worker.node import resources
+from worker.node.resources import StorageOutage
+
+
+class Bucket:
+    """Fails `failures` times with `error`, then works."""
+
+    def __init__(self, failures: int, number: int = errno.EIO) -> None:
+        self.failures = failures
+        self.calls = 0
+        self.error = StorageError(number, "the bucket is away")
+        self.messages: list[str] = []
+
+    def put(self) -> str:
+        self.calls += 1
+        if self.calls <= self.failures:
+            raise self.error
+        return "stored"
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resources, "STORAGE_RETRY_SECONDS", 0.001)
+
+
+def retry(outage: StorageOutage, bucket: Bucket) -> str:
+    return outage.retry(bucket.put, bucket.messages.append, lambda: None)
+
+
+def test_an_operation_is_repeated_until_it_succeeds_with_one_message() -> None:
+    bucket = Bucket(failures=5)
+    assert retry(StorageOutage(threading.Event(), 600), bucket) == "stored"
+    text = "Files cannot be stored: the bucket is away. This is repeated for 10 min; nothing is lost"
+    assert (bucket.calls, bucket.messages) == (6, [text])
+
+
+def test_the_limit_counts_from_the_first_failure_of_any_operation_and_anew_after_a_success() -> None:
+    outage, away = StorageOutage(threading.Event(), 0.05), Bucket(failures=10**9)
+    with pytest.raises(StorageError):
+        retry(outage, away)
+    assert away.calls > 1
+    later = Bucket(failures=1)
+    with pytest.raises(StorageError):  # the outage has lasted for the limit: this one is tried once
+        retry(outage, later)
+    assert retry(outage, later) == "stored"
+    assert retry(outage, Bucket(failures=3)) == "stored"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_bucket_is_not_waited_for(number: int) -> None:
+    bucket = Bucket(failures=1, number=number)
+    with pytest.raises(StorageError):
+        retry(StorageOutage(threading.Event(), 600), bucket)
+    assert (bucket.calls, bucket.messages) == (1, [])
+
+
+def test_a_worker_that_stops_does_not_wait() -> None:
+    stop, bucket = threading.Event(), Bucket(failures=10**9)
+    stop.set()
+    with pytest.raises(StorageError):
+        retry(StorageOutage(stop, 600), bucket)
+    assert bucket.calls == 1
+
+
+def test_a_lost_lease_ends_the_wait() -> None:
+    def check() -> None:
+        raise InterruptedError("fenced")
+
+    bucket = Bucket(failures=10**9)
+    with pytest.raises(InterruptedError):
+        StorageOutage(threading.Event(), 600).retry(bucket.put, bucket.messages.append, check)
+    assert bucket.calls == 1
+
+
+def test_another_error_is_raised_at_once() -> None:
+    bucket = Bucket(failures=1)
+    bucket.error = FileNotFoundError("gone")  # type: ignore[assignment]
+    with pytest.raises(FileNotFoundError):
+        retry(StorageOutage(threading.Event(), 600), bucket)
+    assert bucket.calls == 1

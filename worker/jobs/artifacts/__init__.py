@@ -1,1 +1,0 @@
-"""Artifacts of jobs: stored files, checkpoints, snapshots, parent adapters."""

@@ -1,0 +1,217 @@
+"""Publish checkpoints during the training, and at its end the adapter, the results file and the success together.
+
+Files go into storage first, under the attempt's own prefix; they become visible when the rows that name them are
+committed. Files that no row names in the end are deleted again.
+"""
+
+from __future__ import annotations
+
+import secrets
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from app.db.base_models import models
+from app.db.deliveries import deliveries
+from app.db.files import files
+from app.db.jobs import checkpoints, claims, evaluations, events
+from app.db.tables import Checkpoint, Job
+from app.domain.deliveries.served_check import ServedReference
+from app.domain.evaluations.plan import make_plan
+from app.domain.jobs.events import CheckpointSaved, Done
+from app.domain.jobs.spec import JobSpec
+from app.domain.jobs.states import Reason
+from app.domain.jobs.step_metrics import results_csv
+from app.system.artifact_directory import describe_archive
+from worker.jobs import stored_files
+from worker.jobs.lease import LeaseKeeper
+from worker.jobs.sanitize import clean
+from worker.jobs.stored_files import StoredFile
+from worker.node.resources import Resources
+
+PURPOSE = "fine-tune-results"
+RESULTS = "step_metrics.csv"
+UNSAFE_NAME_CHARACTERS = " /:?#%\\"
+
+
+@dataclass(frozen=True)
+class StoredCheckpoint:
+    """A checkpoint whose files are in storage, with the values of its row."""
+
+    step: int
+    name: str
+    metrics: dict[str, Any]
+    manifest: dict[str, Any]
+    files: list[StoredFile]
+    archive: StoredFile  # its size and SHA-256; the key names no object
+
+
+class Publisher:
+    def __init__(self, resources: Resources, job: Job, keeper: LeaseKeeper, directory: Path) -> None:
+        self.resources = resources
+        self.job = job
+        self.keeper = keeper
+        self.directory = directory
+        self.reference: ServedReference | None = None  # of the result, as the trainer measured it
+
+    def publish_checkpoint(self, record: CheckpointSaved) -> None:
+        """Publish an intermediate checkpoint, unless an earlier attempt has. Raises ManifestMismatch, OSError."""
+        if self.keeper.transact(lambda session: self._is_published(session, record.step)):
+            return
+        name = f"{self._model_name()}:ckpt-step-{record.step}"
+        with stored_files.delete_unless_committed() as undo:
+            stored = self._store(undo, record.directory, record.step, name, record.metrics, "")
+            self.keeper.transact(
+                lambda session: self._add_checkpoint(session, stored),
+                lambda session: self._is_published(session, record.step),
+            )
+
+    def publish_result(self, done: Done, metrics: dict[str, float | None]) -> None:
+        """Publish the result of a finished job and end the attempt, in one transaction.
+
+        Raises FencedError, NoLongerDesiredError, ManifestMismatch, OSError.
+        """
+        self.keeper.transact(lambda session: claims.update_held_job(session, self.keeper.lease, phase="publishing"))
+        with stored_files.delete_unless_committed() as undo:
+            stored = self._store(undo, done.directory, done.step, self._model_name(), metrics, "-result")
+            results = self._store_results(undo)
+            self.keeper.finish(
+                lambda session: self._succeed(session, stored, results, done.trained_tokens),
+                lambda session: self._has_succeeded(session, stored),
+            )
+
+    def _store(
+        self, undo: ExitStack, directory: str, step: int, name: str, metrics: dict[str, float | None], suffix: str
+    ) -> StoredCheckpoint:
+        """Copy a checkpoint directory, verify it, and move it into storage. Closing `undo` deletes it again.
+
+        `suffix` distinguishes the keys of the result from those of an earlier checkpoint of the same step, whose
+        objects are deleted with its files.
+        """
+        prefix = stored_files.unique(f"{self._prefix}/checkpoints/step-{step:06d}{suffix}")
+        copy = self.directory / "outbox" / f"checkpoint-{step:06d}"
+        manifest = stored_files.copy_verified(stored_files.resolve_inside(self.directory, directory), copy)
+        archive = StoredFile(stored_files.ARCHIVE, f"{prefix}/{stored_files.ARCHIVE}", *describe_archive(copy))
+        parts = stored_files.put_directory(self.resources, self.keeper, copy, f"{prefix}/files")
+        undo.callback(stored_files.discard, self.resources.storage, [part.key for part in parts])
+        copy.rmdir()
+        return StoredCheckpoint(step, name, clean({"step": step} | metrics), clean(manifest), parts, archive)
+
+    def _store_results(self, undo: ExitStack) -> StoredFile:
+        rows = self.keeper.transact(lambda session: events.all_metrics(session, self.job.id)) or []
+        path = self.directory / "outbox" / RESULTS
+        path.write_bytes(results_csv(rows))
+        key = f"{stored_files.unique(self._prefix)}/{RESULTS}"
+        undo.callback(stored_files.discard, self.resources.storage, [key])
+        return stored_files.put_file(self.resources, self.keeper, path, key)
+
+    def _add_checkpoint(self, session: Session, stored: StoredCheckpoint) -> Checkpoint:
+        message = f"Checkpoint created at step {stored.step} with Snapshot ID: {stored.name}"
+        job = claims.append_event(session, self.keeper.lease, message, data={"step": stored.step})
+        checkpoint = self._write_checkpoint_row(session, job, stored)
+        for retired in checkpoints.retire_old(session, job.id, checkpoint):
+            files.delete_all(session, [*retired.file_ids, retired.archive_file_id])
+        return checkpoint
+
+    def _write_checkpoint_row(self, session: Session, job: Job, stored: StoredCheckpoint) -> Checkpoint:
+        parts = [self._insert_file(session, part) for part in stored.files]
+        row = (stored.name, stored.metrics, stored.manifest, parts, self._insert_archive(session, stored))
+        previous = checkpoints.at_step(session, job.id, stored.step)
+        if previous is None:
+            return checkpoints.add(session, job, stored.step, *row)
+        files.delete_all(session, [*previous.file_ids, previous.archive_file_id])
+        return checkpoints.replace(session, previous, job, *row)
+
+    def _succeed(self, session: Session, stored: StoredCheckpoint, results: StoredFile, trained_tokens: int) -> Job:
+        result = self._add_checkpoint(session, stored)
+        for checkpoint in checkpoints.kept(session, self.job.id):
+            models.add_tuned(session, self.job, checkpoint)
+        claims.append_event(session, self.keeper.lease, f"New fine-tuned model created: {stored.name}")
+        job = claims.finish_held_attempt(
+            session,
+            self.keeper.lease,
+            Reason.DONE,
+            "The job has successfully completed",
+            trained_tokens=trained_tokens,
+            fine_tuned_model=stored.name,
+            result_file_ids=[self._insert_file(session, results)],
+            adapter_sha256=stored.archive.sha256,
+            adapter_bytes=stored.archive.size_bytes,
+            adapter_archive_file_id=result.archive_file_id,
+            crash_streak=0,
+        )
+        self._queue_evaluation(session, job, result)
+        if self.reference is not None:
+            deliveries.add_reference(session, result, self.reference.model_dump(mode="json"))
+        deliveries.create_for_result(session, job, result)
+        return job
+
+    def _queue_evaluation(self, session: Session, job: Job, result: Checkpoint) -> None:
+        """Queue the evaluation that the job was created with."""
+        request = JobSpec.model_validate(job.spec).evaluation
+        if request is None:
+            return
+        settings, file = request.settings(), files.get_even_deleted(session, request.file)
+        assert file is not None, "it was checked when the job was created"
+        rows = None if file.line_count is None else min(file.line_count, settings.max_rows)
+        measured = evaluations.seconds_per_answer(session, job.base_model)
+        plan = make_plan(settings, rows, None, measured, job.progress)
+        evaluations.insert(session, job, result, file.id, settings, plan.model_dump())
+        self.resources.hints.after_commit(session, "gpu")
+
+    def _has_succeeded(self, session: Session, stored: StoredCheckpoint) -> bool:
+        job = session.get(Job, self.job.id)
+        return job is not None and job.fine_tuned_model == stored.name
+
+    def _insert_file(self, session: Session, stored: StoredFile) -> str:
+        file = files.insert(
+            session,
+            self.job.project_id,
+            PURPOSE,
+            stored.filename,
+            stored.size_bytes,
+            stored.sha256,
+            stored.key,
+            job_id=self.job.id,
+        )
+        return file.id
+
+    @property
+    def _prefix(self) -> str:
+        return f"jobs/{self.job.id}/attempts/{self.job.attempt}"
+
+    def _insert_archive(self, session: Session, stored: StoredCheckpoint) -> str:
+        """The archive of the stored files, which is assembled when it is read."""
+        members = [{"name": part.filename, "key": part.key, "bytes": part.size_bytes} for part in stored.files]
+        archive = stored.archive
+        row = files.insert_archive(
+            session,
+            self.job.project_id,
+            PURPOSE,
+            archive.filename,
+            archive.size_bytes,
+            archive.sha256,
+            archive.key,
+            members,
+            self.job.id,
+        )
+        return row.id
+
+    def _is_published(self, session: Session, step: int) -> bool:
+        return checkpoints.at_step(session, self.job.id, step) is not None
+
+    def _model_name(self) -> str:
+        return model_name(self.job.base_model, self.resources.settings.organization, self.job.suffix)
+
+
+def model_name(base: str, organization: str, suffix: str | None) -> str:
+    """`ft:base:organization:suffix:8 characters`, without characters that clients encode in URLs in different ways."""
+    parts = (base, organization, suffix or "", secrets.token_hex(4))
+
+    def is_safe(character: str) -> bool:
+        return character.isprintable() and character not in UNSAFE_NAME_CHARACTERS
+
+    return "ft:" + ":".join("".join(each if is_safe(each) else "-" for each in part) for part in parts)

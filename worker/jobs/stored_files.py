@@ -1,0 +1,322 @@
+"""Copy files between storage and a work directory, verified against their manifests.
+
+Snapshots, from which a later attempt resumes: store the trainer's, keep two, verify one before it is used. Published
+adapters that a job continues or that answer: fetch the files, verify each, read the spec.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import null
+from sqlalchemy.orm import Session
+
+from app.db.engine import DATABASE_UNAVAILABLE, first_line, transaction
+from app.db.files import files
+from app.db.jobs import checkpoints, claims
+from app.db.tables import BaseModelRow, File, Job, Snapshot
+from app.domain.jobs.events import SnapshotSaved
+from app.domain.jobs.layer_patterns import expand_patterns
+from app.domain.jobs.snapshots import resume_message
+from app.domain.jobs.spec import LoraSpec
+from app.log import get_logger
+from app.storage import Storage
+from app.system.artifact_directory import (
+    MANIFEST,
+    ManifestMismatch,
+    newest_valid,
+    read_manifest,
+    sha256_file,
+    verify,
+)
+from app.system.durable_files import copy_and_hash
+from app.system.model_files import linear_layers
+from worker.jobs.lease import LeaseKeeper, LeaseUncertain
+from worker.node.resources import Resources
+
+ARCHIVE = "adapter.tar"
+
+log = get_logger(__name__)
+START_ADAPTER = "start-adapter"
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    filename: str
+    key: str
+    size_bytes: int
+    sha256: str
+
+
+def fetch(storage: Storage, key: str, destination: Path) -> str:
+    """Copy an object to a new file and return its SHA-256. Raises FileNotFoundError, OSError."""
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    with storage.open(key) as source, destination.open("xb") as target:
+        return copy_and_hash(source, target)[1]
+
+
+def copy_verified(directory: Path, destination: Path) -> dict[str, Any]:
+    """Copy a directory of files and its manifest, verify each file during the copy, and return the manifest.
+
+    Raises ManifestMismatch for a directory that differs from its manifest or has subdirectories.
+    """
+    shutil.rmtree(destination, ignore_errors=True)  # a copy that failed
+    destination.mkdir(parents=True)
+    manifest = read_manifest(directory)
+    for name, entry in manifest["files"].items():
+        if Path(name).name != name:
+            raise ManifestMismatch(f"{directory.name}: the manifest names {name!r}; only plain file names are allowed")
+        sha256 = _copy_file(directory / name, destination / name)
+        if not isinstance(entry, dict) or sha256 != entry.get("sha256"):
+            raise ManifestMismatch(f"{directory.name}: the content of {name} differs from the manifest")
+    _copy_file(directory / MANIFEST, destination / MANIFEST)
+    if read_manifest(destination) != manifest:
+        raise ManifestMismatch(f"{directory.name}: the manifest changed while it was read")
+    return manifest
+
+
+def verify_in_place(directory: Path) -> None:
+    """Verify a directory without copying it, before it is moved. Its writer must have exited.
+
+    Raises ManifestMismatch for a directory that differs from its manifest or has subdirectories.
+    """
+    manifest = read_manifest(directory)
+    present = {item.name: item for item in os.scandir(directory)}
+    has_irregular = any(not item.is_file(follow_symlinks=False) for item in present.values())
+    if has_irregular or present.keys() != {MANIFEST, *manifest["files"]}:
+        raise ManifestMismatch(f"{directory.name}: it must contain exactly the files that the manifest names")
+    for name, entry in manifest["files"].items():
+        if not isinstance(entry, dict) or sha256_file(directory / name) != entry.get("sha256"):
+            raise ManifestMismatch(f"{directory.name}: the content of {name} differs from the manifest")
+
+
+def unique(prefix: str) -> str:
+    """A prefix for new keys: the deletion of earlier objects of the same name, still under way, cannot reach them."""
+    return f"{prefix}/{secrets.token_hex(4)}"
+
+
+def put_directory(resources: Resources, keeper: LeaseKeeper, directory: Path, prefix: str) -> list[StoredFile]:
+    """Move every file of `directory` into storage below `prefix`. On an error, delete what was stored."""
+    stored: list[StoredFile] = []
+    try:
+        for path in sorted(directory.iterdir()):
+            stored.append(put_file(resources, keeper, path, f"{prefix}/{path.name}"))  # noqa: PERF401  (for `discard`)
+    except BaseException:
+        discard(resources.storage, (file.key for file in stored))
+        raise
+    return stored
+
+
+def put_file(resources: Resources, keeper: LeaseKeeper, path: Path, key: str) -> StoredFile:
+    """Move a file into storage; an event says if the storage is unavailable for some time. Raises FencedError."""
+    sha256 = sha256_file(path)
+    stored = resources.storage_outage.retry(
+        lambda: resources.storage.put(key, path),
+        notify=lambda message: keeper.append_event(message, level="warn"),
+        check=keeper.check,
+    )
+    return StoredFile(path.name, key, stored.size_bytes, sha256)
+
+
+@contextmanager
+def delete_unless_committed() -> Iterator[ExitStack]:
+    """Run the callbacks, which delete stored objects, if the rows that name the objects were certainly not
+    committed."""
+    with ExitStack() as undo:
+        try:
+            yield undo
+        except LeaseUncertain:
+            undo.pop_all()
+            raise
+        undo.pop_all()
+
+
+def discard(storage: Storage, keys: Iterable[str]) -> bool:
+    """Delete objects that are no longer needed. Returns False if one could not be deleted; raises nothing."""
+    all_deleted = True
+    for key in keys:
+        try:
+            storage.delete(key)
+        except OSError as error:
+            log.warning("object not deleted", key=key, error=str(error))
+            all_deleted = False
+    return all_deleted
+
+
+def resolve_inside(directory: Path, relative: str) -> Path:
+    """Resolve a path that a trainer named. Raises ManifestMismatch if it is outside `directory`."""
+    path = (directory / relative).resolve()
+    if not path.is_relative_to(directory.resolve()):
+        raise ManifestMismatch(f"{relative!r} is outside the work directory")
+    return path
+
+
+def _copy_file(source: Path, destination: Path) -> str:
+    """Copy a regular file. Symbolic links are refused: they could point at files of others. Raises ManifestMismatch."""
+    try:
+        descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW)
+    except FileNotFoundError as error:
+        raise ManifestMismatch(f"{source.parent.name}: {source.name} is missing") from error
+    with os.fdopen(descriptor, "rb") as opened, destination.open("xb") as target:
+        return copy_and_hash(opened, target)[1]
+
+
+def save_snapshot(resources: Resources, job: Job, keeper: LeaseKeeper, directory: Path, record: SnapshotSaved) -> None:
+    """Store a copy of a trainer's snapshot, add its row, and delete old ones. Raises ManifestMismatch, OSError."""
+    if keeper.transact(lambda session: _is_stored(session, job, record.step)):
+        return
+    copy = directory / "outbox" / f"snapshot-{record.step:06d}"
+    copy_verified(resolve_inside(directory, record.directory), copy)
+    _put_snapshot(resources, job, keeper, copy, record)
+    copy.rmdir()
+
+
+def move_snapshot(resources: Resources, job: Job, keeper: LeaseKeeper, directory: Path, record: SnapshotSaved) -> None:
+    """Store a snapshot without a copy, after the trainer has exited: within one file system a move takes no space.
+
+    Raises ManifestMismatch, OSError.
+    """
+    if keeper.transact(lambda session: _is_stored(session, job, record.step)):
+        return
+    source = resolve_inside(directory, record.directory)
+    verify_in_place(source)
+    _put_snapshot(resources, job, keeper, source, record)
+
+
+def _put_snapshot(resources: Resources, job: Job, keeper: LeaseKeeper, source: Path, record: SnapshotSaved) -> None:
+    if sha256_file(source / MANIFEST) != record.manifest_sha256:
+        raise ManifestMismatch(f"{record.directory}: the manifest differs from the one in the trainer's record")
+    prefix = unique(f"jobs/{job.id}/attempts/{job.attempt}/snapshots/step-{record.step:06d}")
+    with delete_unless_committed() as undo:
+        stored = put_directory(resources, keeper, source, prefix)
+        keys = {file.filename: file.key for file in stored}
+        undo.callback(discard, resources.storage, list(keys.values()))
+        keeper.transact(
+            lambda session: _add_snapshot(session, keeper, record, keys),
+            lambda session: _is_stored(session, job, record.step),
+        )
+    drop_snapshots(resources, keeper.transact(lambda session: checkpoints.old_snapshots(session, job.id)) or [])
+
+
+def restore_snapshot(
+    resources: Resources, job: Job, keeper: LeaseKeeper, rows: Sequence[Snapshot], directory: Path
+) -> Path | None:
+    """Fetch the newest snapshot that verifies; None if the job starts from zero. An event states which."""
+    valid, problems = newest_valid(rows, lambda row: (row, _fetch_snapshot(resources, row, directory / "resume")))
+    row, destination = valid or (None, None)
+    if row is not None or job.train_attempts > 1:
+        level, text = resume_message(row.step if row else None, problems)
+        keeper.append_event(text, level=level, data={"step": row.step if row else 0})
+    drop_snapshots(resources, rows[: len(problems)])
+    return destination
+
+
+def drop_snapshots(resources: Resources, rows: Sequence[Snapshot]) -> None:
+    """Delete snapshots: objects first, rows after, so that a crash leaves rows, which are found again."""
+    deleted_ids = [row.id for row in rows if discard(resources.storage, row.storage_keys.values())]
+    if not deleted_ids:
+        return
+    try:
+        with transaction(resources.sessions) as session:
+            checkpoints.delete_snapshots(session, deleted_ids)
+    except DATABASE_UNAVAILABLE as error:
+        log.warning("snapshot rows not deleted", error=first_line(error))
+
+
+def _is_stored(session: Session, job: Job, step: int) -> bool:
+    return any(row.step == step and row.attempt == job.attempt for row in checkpoints.snapshots(session, job.id))
+
+
+def _add_snapshot(session: Session, keeper: LeaseKeeper, record: SnapshotSaved, keys: dict[str, str]) -> None:
+    """Add the row of a snapshot. A later step than that of any snapshot before is progress, which resets crash streak
+    and storage wait. The snapshot of step 0 is no progress: every job has it."""
+    steps = [row.step for row in checkpoints.snapshots(session, keeper.lease.job_id)]
+    is_progress = record.step > max(steps, default=0)
+    columns = {"crash_streak": 0, "storage_full_since": null()} if is_progress else {"crash_streak": Job.crash_streak}
+    job = claims.update_held_job(session, keeper.lease, **columns)
+    checkpoints.add_snapshot(session, job, record.step, record.manifest_sha256, keys)
+
+
+def _fetch_snapshot(resources: Resources, row: Snapshot, parent: Path) -> Path:
+    """Fetch and verify one snapshot. Raises ManifestMismatch for an incomplete or altered one; OSError while storage is
+    unavailable."""
+    destination = parent / f"step-{row.step:06d}-of-attempt-{row.attempt}"
+    try:
+        for name, key in row.storage_keys.items():
+            fetch(resources.storage, key, destination / name)
+        if sha256_file(destination / MANIFEST) != row.manifest_sha256:
+            raise ManifestMismatch("its manifest was altered")
+        verify(destination)
+    except FileNotFoundError as error:
+        raise ManifestMismatch(f"step {row.step} of attempt {row.attempt}: {error.filename} is missing") from error
+    except ManifestMismatch as error:
+        raise ManifestMismatch(f"step {row.step} of attempt {row.attempt}: {error}") from error
+    return destination
+
+
+@dataclass(frozen=True)
+class FetchedParentAdapter:
+    directory: Path
+    manifest_sha256: str
+    base_manifest_sha256: str  # of the base model that it was trained with
+
+
+def load_adapter(session: Session, job: Job) -> list[File] | None:
+    """The rows of the parent adapter's files; None for a job without a parent.
+
+    Deleted files are included: their objects are kept while a job needs them.
+    """
+    name = job.spec.get("continued_from")
+    if name is None:
+        return None
+    checkpoint = checkpoints.by_names(session, [name])[name]  # checkpoints are retired, never deleted
+    rows = [files.get_even_deleted(session, file_id) for file_id in checkpoint.file_ids]
+    return [row for row in rows if row is not None]
+
+
+def fetch_adapter(resources: Resources, rows: list[File], directory: Path) -> FetchedParentAdapter:
+    """Fetch and verify the adapter's files.
+
+    Raises ManifestMismatch for an incomplete or altered adapter; OSError while storage is unavailable.
+    """
+    destination = directory / START_ADAPTER
+    for row in rows:
+        try:
+            sha256 = fetch(resources.storage, row.storage_key, destination / row.filename)
+        except FileNotFoundError as error:
+            raise ManifestMismatch(f"{row.filename} ({row.id}) is missing in storage") from error
+        if sha256 != row.sha256:
+            raise ManifestMismatch(f"{row.filename} ({row.id}) differs from the file that was published")
+    verify(destination)
+    return read_adapter(directory)
+
+
+def read_adapter(directory: Path) -> FetchedParentAdapter:
+    """An adapter that was fetched into `directory`. Raises ManifestMismatch."""
+    destination = directory / START_ADAPTER
+    manifest = read_manifest(destination)
+    base_manifest_sha256 = manifest.get("base_model", {}).get("manifest_sha256", "")
+    return FetchedParentAdapter(destination, sha256_file(destination / MANIFEST), base_manifest_sha256)
+
+
+def layer_lora(adapter: FetchedParentAdapter, base: BaseModelRow) -> LoraSpec:
+    """The adapter's LoRA spec, with rank and alpha patterns resolved to single layers.
+
+    Older manifests have the patterns of the request. Raises PatternError.
+    """
+    lora = LoraSpec.model_validate(read_manifest(adapter.directory)["lora"])
+    if lora.rank_pattern or lora.alpha_pattern:
+        return expand_patterns(lora, layers_of(base))
+    return lora
+
+
+def layers_of(base: BaseModelRow) -> dict[str, tuple[int, int]]:
+    """The shapes [out, in] of the linear layers by name, from the files where the registration did not store them."""
+    return base.catalog_entry.layers or linear_layers(Path(base.directory))
