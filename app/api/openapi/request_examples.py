@@ -13,23 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from app.api.openapi.examples import all_operations, evaluations, extensions, organization, uploads, webhooks
 from app.api.openapi.openai_sdk_calls import CALLS, SdkCall
 from app.api.openapi.schema_text import inner_object
 
 PARAMETER = re.compile(r"{(\w+)(?::path)?}")
-PATH_EXAMPLES = {
-    "file_id": all_operations.FILE_ID,
-    "job_id": all_operations.JOB_ID,
-    "model": all_operations.TUNED,
-    "upload_id": uploads.UPLOAD_ID,
-    "evaluation_id": evaluations.EVALUATION["id"],
-    "export_id": extensions.EXPORT["id"],
-    "endpoint_id": webhooks.ENDPOINT_ID,
-    "delivery_id": webhooks.DELIVERY["id"],
-    "project_id": organization.PROJECT_ID,
-    "key_id": organization.KEY_ID,
-}
 FILE_NAME = "train.jsonl"
 JSON, FORM, STREAM = "application/json", "multipart/form-data", "text/event-stream"
 
@@ -77,14 +64,15 @@ class ExampleRequest:
 def example_request(
     method: str, template: str, operation: Mapping[str, Any], document: Mapping[str, Any]
 ) -> ExampleRequest:
+    path_values, query = _values(operation, "path"), _values(operation, "query")
     media_type, content = _first(operation.get("requestBody", {}).get("content", {}))
     response_type, response = _response(operation)
     fields = (inner_object(content.get("schema", {}), document) or {}).get("properties", {})
     return ExampleRequest(
         method=method.upper(),
         template=template,
-        values=_path_values(template, operation, response),
-        query=_query(operation),
+        values=tuple(path_values[name] for name in PARAMETER.findall(template)),
+        query=tuple((name, str(value)) for name, value in query.items() if isinstance(value, str | int)),
         media_type=media_type,
         body=content.get("example"),
         files=tuple(name for name, schema in fields.items() if _is_bytes(schema)),
@@ -148,22 +136,10 @@ def _is_list_of_objects(response: Any) -> bool:
     return is_list and isinstance(response["data"][0], Mapping)
 
 
-def _path_values(template: str, operation: Mapping[str, Any], response: Any) -> tuple[str, ...]:
-    """Path values: the parameter's own example, the id in the response, or an id of the examples."""
-    examples = {each["name"]: each["example"] for each in operation.get("parameters", ()) if "example" in each}
-    names = PARAMETER.findall(template)
-    values = [str(examples.get(name) or PATH_EXAMPLES.get(name) or f"{name.removesuffix('_id')}-...") for name in names]
-    if names and names[-1] not in examples and PARAMETER.search(template.rsplit("/", 1)[-1]):
-        values[-1] = str(response["id"]) if isinstance(response, Mapping) and "id" in response else values[-1]
-    return tuple(values)
-
-
-def _query(operation: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    parameters = [each for each in operation.get("parameters", ()) if each["in"] == "query"]
-    examples = {
-        each["name"]: each.get("example", *each.get("schema", {}).get("examples", ())[:1]) for each in parameters
-    }
-    return tuple((name, str(value)) for name, value in examples.items() if isinstance(value, str | int))
+def _values(operation: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """{name: value} of the parameters in a place that have an example."""
+    parameters = [each for each in operation.get("parameters", ()) if each["in"] == place and "example" in each]
+    return {each["name"]: each["example"] for each in parameters}
 
 
 def _shell_word(url: str) -> str:
