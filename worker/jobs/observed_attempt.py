@@ -10,13 +10,13 @@ from typing import Literal, get_args
 import structlog
 
 from app.db.tables import Job
-from app.domain.jobs.states import FINAL_STATE, JobState, Reason
+from app.domain.jobs.states import JobState, Reason
 from app.telemetry import metrics, tracing
 from worker.jobs.lease import LEASE_LOST, LeaseKeeper, LossCause
 
 AttemptKind = Literal["validate", "train", "export", "evaluate", "registration"]
 ID_NAMES = {"export": "export", "evaluate": "evaluation", "registration": "registration"}  # of the row; else "job"
-GOOD_REASONS = {reason.value for reason in Reason if FINAL_STATE[reason] != JobState.FAILED} | {LEASE_LOST}
+GOOD_REASONS = {reason.value for reason in Reason if reason.final_state != JobState.FAILED} | {LEASE_LOST}
 
 
 def begin_metrics() -> None:
