@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from app.api.openapi.openai_sdk_calls import CALLS, SdkCall
+from app.api.openapi.openai_sdk_calls import CALLS, OUR_FIELDS, PARENTS
 from app.api.openapi.schema_text import inner_object
 
 PARAMETER = re.compile(r"{(\w+)(?::path)?}")
@@ -107,23 +107,24 @@ def python(request: ExampleRequest) -> str | None:
     """The request as a Python statement with `client = OpenAI(...)`. None for a stream."""
     if request.is_open or request.response_type == STREAM:
         return None
-    sdk_call = CALLS.get(f"{request.method} {PARAMETER.sub('{}', request.template)}")
-    if sdk_call is None and (request.files or request.media_type not in (None, JSON)):
+    method = CALLS.get(f"{request.method} {PARAMETER.sub('{}', request.template)}")
+    if method is None and (request.files or request.media_type not in (None, JSON)):
         return None
-    call = _sdk_call_text(request, sdk_call) if sdk_call else _generic_call_text(request)
+    call = _sdk_call_text(request, method) if method else _generic_call_text(request)
     if request.response_type.startswith("text/"):
         return f"answer = {call}\nprint(answer.text)"
     if request.response_type != JSON:
         return f"{call}.write_to_file({_download_name(request)!r})".replace("'", '"')
-    if request.is_list and sdk_call:
+    if request.is_list and method:
         return f"for item in {call}:\n    print(item.id)"
     return f"answer = {call}\nprint(answer)"
 
 
 def _response(operation: Mapping[str, Any]) -> tuple[str, Any]:
-    """Media type and example of the success response."""
+    """Media type and example of the success response: of JSON if it can be JSON."""
     success = next(response for status, response in operation["responses"].items() if status.startswith("2"))
-    media_type, content = _first(success.get("content", {}))
+    contents = success.get("content", {})
+    media_type, content = _first({JSON: contents[JSON]} if JSON in contents else contents)
     return media_type or JSON, content.get("example")
 
 
@@ -165,15 +166,18 @@ def _curl_body(request: ExampleRequest) -> list[str]:
     return [f"-H 'Content-Type: {request.media_type}'", f"--data-binary @{FILE_NAME}"]
 
 
-def _sdk_call_text(request: ExampleRequest, sdk_call: SdkCall) -> str:
-    words = [json.dumps(request.values[position]) for position in sdk_call.arguments]
-    words += [f"{name}={json.dumps(request.values[position])}" for name, position in sdk_call.by_name.items()]
+def _sdk_call_text(request: ExampleRequest, method: str) -> str:
+    *parents, last = map(json.dumps, request.values) if request.values else (None,)
+    collection = PARAMETER.sub("{}", request.template).removesuffix("/{}")
+    words = [last] if last else []
+    words += [f"{PARENTS[collection]}={parent}" for parent in parents]
+    words += [f"{name}={value}" for name, value in request.query]
     body = request.body if isinstance(request.body, Mapping) else {}
-    words += [f"{name}={_value(request, name, body[name])}" for name in sdk_call.body if name in body]
-    ours = {name: value for name, value in body.items() if name not in sdk_call.body}
+    words += [f"{name}={_value(request, name, value)}" for name, value in body.items() if name not in OUR_FIELDS]
+    ours = {name: value for name, value in body.items() if name in OUR_FIELDS}
     if ours:
         words.append(f"extra_body={_literal(ours)}")
-    return _layout(f"client.{sdk_call.method}", words)
+    return _layout(f"client.{method}", words)
 
 
 def _generic_call_text(request: ExampleRequest) -> str:
