@@ -29,7 +29,8 @@ from app.errors import (
     BadRequest,
     IdempotencyKeyInUse,
     InvalidApiKey,
-    ModelNotServed,
+    MethodNotAllowed,
+    NotFound,
     QuotaExceeded,
     RangeNotSatisfiable,
     RateLimited,
@@ -97,8 +98,7 @@ def _headers(error: TuneryError) -> dict[str, str]:
         return {"Connection": "close"}  # RFC 9110, 15.5.9: the server does not read the rest of the body
     if isinstance(error, QuotaExceeded):
         return {"Retry-After": str(error.retry_after_seconds), "X-Should-Retry": "false"}
-    # The official client would send a large file three times, and ask three times for what nothing serves.
-    if isinstance(error, StorageFull | ModelNotServed):
+    if error.is_final:
         return {"X-Should-Retry": "false"}
     if isinstance(error, InvalidApiKey):
         return {"WWW-Authenticate": "Bearer"}
@@ -127,17 +127,15 @@ def _http_exception(request: Request, error: Exception) -> Response:
     if error.status_code == 404 and (page := home_page(request)) is not None:
         return page
     request_line = f"{request.method} {request.url.path}"
-    message, code, headers = str(error.detail), None, dict(error.headers or {})
     if error.status_code == 404:
         text = f"Unknown request URL: {request_line}. {hint_for(request)} /docs lists all URLs."
-        message, code = text, "unknown_url"
+        return error_response(NotFound(text, code="unknown_url"))
     if error.status_code == 405:
-        headers["Allow"] = ", ".join(_methods_of(request))
-        message, code = (
-            f"Method not allowed: {request_line}. This URL accepts {headers['Allow']}.",
-            "method_not_allowed",
-        )
-    return _response(error.status_code, _shorten(message), "invalid_request_error", None, code, headers)
+        allowed = ", ".join(_methods_of(request))
+        text = f"Method not allowed: {request_line}. This URL accepts {allowed}."
+        return error_response(MethodNotAllowed(text), {"Allow": allowed})
+    headers = dict(error.headers or {})
+    return _response(error.status_code, _shorten(str(error.detail)), "invalid_request_error", None, None, headers)
 
 
 def _methods_of(request: Request) -> list[str]:

@@ -21,7 +21,7 @@ from starlette.responses import Response
 
 from app.api.auth import CallerDep
 from app.api.dependencies import ConnectionPermitDep, SessionDep, app_state_of
-from app.api.transport.json_body import NO_BODY, BodyBytesDep, JsonBodyDep, OptionalJsonBodyDep
+from app.api.transport.json_body import NO_BODY, BodyBytesDep, request_body
 from app.domain.datasets.jsonl import LineError, decode_json
 from app.errors import IdempotencyKeyInUse
 from app.services.access.idempotency import IdempotentRequest, Replay, fingerprint_of, key_in_use_error
@@ -142,8 +142,7 @@ def takes_session(endpoint: Callable[..., Any]) -> bool:
 
 
 def takes_body(endpoint: Callable[..., Any]) -> bool:
-    hints = get_type_hints(endpoint, include_extras=True).values()
-    return any(hint in (JsonBodyDep, OptionalJsonBodyDep, BodyBytesDep, Request) for hint in hints)
+    return request_body(endpoint) is not None or Request in get_type_hints(endpoint).values()
 
 
 def _begin(idempotent_request: IdempotentRequest, session: Session, fingerprint: str, may_retry: bool) -> bool:

@@ -6,13 +6,13 @@ import re
 
 from playwright.sync_api import expect
 
-from app.api.openapi.examples import evaluations
 from app.db.engine import transaction
 from app.db.ids import new_id
 from app.db.jobs import checkpoints
 from app.db.tables import Evaluation, Job
 from tests.browser.conftest import Open
 from tests.browser.world import MODEL, World
+from tests.examples import EVALUATION
 
 
 def test_the_queue_has_workers_running_jobs_and_the_next_job(open_page: Open, world: World) -> None:
@@ -34,8 +34,8 @@ def test_the_queue_has_evaluations_and_old_jobs_have_their_names(open_page: Open
         result = checkpoints.by_names(session, [job.fine_tuned_model or ""])[job.fine_tuned_model or ""]
         of_job = {"project_id": job.project_id, "job_id": job.id, "checkpoint_id": result.id}
         evaluation = Evaluation(
-            id=new_id("fteval"), **of_job, file_id=world.files["held_out"], settings=evaluations.SETTINGS,
-            model=result.name, base_model=MODEL, step_number=result.step_number, plan=evaluations.PLAN,
+            id=new_id("fteval"), **of_job, file_id=world.files["held_out"], settings=EVALUATION["settings"],
+            model=result.name, base_model=MODEL, step_number=result.step_number, plan=EVALUATION["plan"],
             adapter_file_ids=result.file_ids, state="queued",
         )  # fmt: skip
         session.add(evaluation)

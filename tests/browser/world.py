@@ -17,7 +17,6 @@ from typing import Any
 import httpx2
 from sqlalchemy.orm import Session
 
-from app.api.openapi.examples import deliveries, evaluations
 from app.db.access import keys
 from app.db.engine import Sessions, make_engine, make_sessions, transaction
 from app.db.ids import new_id
@@ -37,6 +36,7 @@ from app.settings import Settings
 from app.storage import LocalStorage
 from tests import factories
 from tests.answering_engine import BASE, TO_ENGINES, AnsweringEngine, answering, deliver
+from tests.examples import DELIVERY, EVALUATION
 from tests.serving import serve
 
 MODEL = "SmolLM2-135M-Instruct"
@@ -178,17 +178,17 @@ def _add_results(session: Session, job: Job, file: File, engine: AnsweringEngine
     now = datetime.now(UTC)
     session.add(
         Evaluation(
-            id=new_id("fteval"), **of_job, file_id=file.id, settings=evaluations.SETTINGS, model=result.name,
-            base_model=MODEL, step_number=result.step_number, adapter_file_ids=result.file_ids, plan=evaluations.PLAN,
-            state="succeeded", started_at=now, finished_at=now, precision="bfloat16", summary=evaluations.SUMMARY,
+            id=new_id("fteval"), **of_job, file_id=file.id, settings=EVALUATION["settings"], model=result.name,
+            base_model=MODEL, step_number=result.step_number, adapter_file_ids=result.file_ids, plan=EVALUATION["plan"],
+            state="succeeded", started_at=now, finished_at=now, precision="bfloat16", summary=EVALUATION["summary"],
         )
     )  # fmt: skip
     staging = deliver(session, job, engine.url, name="staging", base_model=BASE)
-    staging.served_check, staging.delivered_at = deliveries.CHECK, now
+    staging.served_check, staging.delivered_at = DELIVERY["check"], now
     production = deliver(session, job, "http://127.0.0.1:9", name="production", base_model=BASE)
     session.refresh(production)
     base_model_served = {"verdict": "no_effect", "engine_effect": 0.002, "difference": 1.86, "top1_agreement": 0.31}
-    production.served_check = deliveries.CHECK | base_model_served
+    production.served_check = DELIVERY["check"] | base_model_served
     production.state, production.next_attempt_at = "failed", None
     production.error = "The engine answers as the base model does."
 

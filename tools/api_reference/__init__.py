@@ -1,5 +1,5 @@
 """`python -m tools.api_reference`: writes docs/reference and docs/errors.md from the OpenAPI document and the code.
 
 `pages` writes the reference from the OpenAPI document with the texts and examples of `app.api.openapi`, as the page at
-/docs does; `errors_page` writes docs/errors.md from the lists in `error_codes` and `app.domain.jobs.failure_help`.
+/docs does; `errors_page` writes docs/errors.md from the error classes and `app.domain.jobs.states.Reason`.
 """

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from app.domain.jobs.failure_help import ATTEMPT_REASONS, JOB_ERRORS
-from tools.api_reference.error_codes import ERROR_CODES, ErrorCode
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from app.bad_request_codes import ErrorCode
+from app.domain.jobs.states import JobState, Reason
+from app.errors import TuneryError
 
 EXCEPTIONS = {
     400: "BadRequestError",
@@ -15,7 +19,7 @@ EXCEPTIONS = {
     429: "RateLimitError",
 }
 RETRIED_STATUSES = (408, 409, 429)  # and 500 and above
-SOURCES = "tools/api_reference/error_codes.py and app/domain/jobs/failure_help.py"
+SOURCES = "app/errors.py, app/bad_request_codes.py and app/domain/jobs/states.py"
 NOTE = f"<!-- Written by `make reference` from {SOURCES}. -->\n"
 INTRO = """\
 Every error has one shape, whatever its status:
@@ -35,14 +39,24 @@ is useless despite the status, the response has `x-should-retry: false`, and the
 """
 
 
+class Response(NamedTuple):
+    status: int
+    is_retried: bool  # by the official client, by default
+    is_final: bool  # `x-should-retry: false`
+    error: ErrorCode
+
+
+def responses(error: type[TuneryError] = TuneryError) -> Iterator[Response]:
+    """The responses of an error class and its subclasses."""
+    is_retried = not error.is_final and (error.status in RETRIED_STATUSES or error.status >= 500)
+    yield from (Response(error.status, is_retried, error.is_final, code) for code in vars(error).get("codes", ()))
+    for child in error.__subclasses__():
+        yield from responses(child)
+
+
 def exception_of(status: int) -> str:
     """The exception class of the official client."""
     return "InternalServerError" if status >= 500 else EXCEPTIONS.get(status, "APIStatusError")
-
-
-def is_retried(error_code: ErrorCode) -> bool:
-    """Whether the official client retries the request by default."""
-    return not error_code.is_final and (error_code.status in RETRIED_STATUSES or error_code.status >= 500)
 
 
 def errors_page() -> str:
@@ -51,15 +65,12 @@ def errors_page() -> str:
 
 def _request_errors() -> str:
     parts = ["## Errors of requests\n"]
-    for status, retried in sorted({(each.status, is_retried(each)) for each in ERROR_CODES}):
-        retry_note = "retried by the client" if retried else "not retried"
+    every = sorted(responses())
+    for status, is_retried in sorted({(each.status, each.is_retried) for each in every}):
+        retry_note = "retried by the client" if is_retried else "not retried"
         parts.append(f"### {status}: `{exception_of(status)}`, {retry_note}\n")
         parts.append("| code | cause | what to do | example |\n|---|---|---|---|")
-        parts += [
-            f"| `{each.code}` | {_cell(each.cause)} | {_cell(each.remedy)} | {_cell(each.message)} |"
-            for each in ERROR_CODES
-            if (each.status, is_retried(each)) == (status, retried)
-        ]
+        parts += [_row(f"`{code}`", *texts) for *kind, _, (code, *texts) in every if kind == [status, is_retried]]
         parts.append("")
     return "\n".join(parts)
 
@@ -73,10 +84,8 @@ Errors of the data and of training appear in the job: `status` is `failed` and `
 
 | code | cause | what to do | example |
 |---|---|---|---|"""
-    rows = [
-        f"| `{reason}` | {_cell(error_code.cause)} | {_cell(error_code.remedy)} | {_cell(error_code.message)} |"
-        for reason, error_code in JOB_ERRORS.items()
-    ]
+    failures = [reason for reason in Reason if reason.final_state == JobState.FAILED]
+    rows = [_row(f"`{each}`", each.cause, each.remedy or "", each.message or "") for each in failures]
     return "\n".join([head, *rows]) + "\n"
 
 
@@ -89,9 +98,11 @@ that reports the end, and in the list of the job's attempts (`tunery jobs attemp
 
 | reason | new state | meaning |
 |---|---|---|"""
-    rows = [f"| `{reason}` | {state} | {_cell(text)} |" for reason, (state, text) in ATTEMPT_REASONS.items()]
+    others = [reason for reason in Reason if reason.final_state != JobState.FAILED]
+    rows = [_row(f"`{each}`", each.final_state, each.cause) for each in others]
     return "\n".join([head, *rows]) + "\n"
 
 
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+def _row(*cells: str) -> str:
+    texts = [" ".join(cell.split()).replace("|", "\\|") for cell in cells]
+    return f"| {' | '.join(texts)} |"

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from app.domain.jobs.events import Done, Failed, Stopped
-from app.domain.jobs.states import CRASHES, FINAL_STATE, ExitCode, JobState, Reason
+from app.domain.jobs.states import CRASHES, ExitCode, JobState, Reason
 from worker.jobs.sanitize import clean_text
 
 # Reasons that a trainer's own record may give. A success, a pause or a crash loop needs more evidence than its record.
 CREDIBLE_REASONS = frozenset(
-    reason for reason, state in FINAL_STATE.items() if state == JobState.FAILED and reason != Reason.WORKER_CRASH_LOOP
+    reason for reason in Reason if reason.final_state == JobState.FAILED and reason != Reason.WORKER_CRASH_LOOP
 ) | {Reason.STORAGE_FULL, Reason.DEVICE_LOST}
 
 # Unavailable storage is retried after a minute instead of five seconds, because each attempt leaves two events.

@@ -26,7 +26,7 @@ from app.db.jobs.claims import FencedError, Lease
 from app.db.jobs.leased_rows import Row
 from app.db.scheduling.fair_queue import Kind
 from app.db.tables import Evaluation, Export, Job
-from app.domain.jobs.states import FINAL_STATE, Desired, JobState, Reason
+from app.domain.jobs.states import Desired, JobState, Reason
 from app.domain.scheduling.worker_capacity import WorkerCapacity
 from app.log import get_logger
 from app.system.host import boottime_seconds
@@ -43,7 +43,7 @@ THREAD_EXIT_TIMEOUT_SECONDS = 5
 log = get_logger(__name__)
 AttemptKind = Literal["validate", "train", "export", "evaluate", "registration"]
 ID_NAMES = {"export": "export", "evaluate": "evaluation", "registration": "registration"}  # of the row; else "job"
-GOOD_REASONS = {reason.value for reason in Reason if FINAL_STATE[reason] != JobState.FAILED} | {LEASE_LOST}
+GOOD_REASONS = {reason.value for reason in Reason if reason.final_state != JobState.FAILED} | {LEASE_LOST}
 
 
 class LeaseUncertain(FencedError):

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
 
 from app.api.openapi.descriptions import add_descriptions
-from app.api.openapi.examples import (
-    all_operations,
-    answers,
-    deliveries,
-    evaluations,
-    extensions,
-    organization,
-    permissions,
-    queue,
-    webhooks,
-)
-from app.api.openapi.examples import uploads as upload_examples
 from app.api.schemas.common import ErrorBody
+from app.api.transport.json_body import request_body
 from app.domain.access import scopes
 
+EXAMPLES = Path(__file__).with_name("examples.json")
+REF = "#/components/schemas/{model}"
 METHODS = ("get", "post", "put", "patch", "delete")
 SECURITY_SCHEME = "ApiKey"
 ERRORS = {
@@ -45,8 +40,8 @@ ANSWER_ERRORS = {
     "503": "Nothing serves the model (`model_not_served`), or no engine that serves it responds; or PostgreSQL.",
 }
 MORE_ERRORS = {
-    answers.CHAT: ANSWER_ERRORS,
-    answers.COMPLETIONS: ANSWER_ERRORS,
+    "POST /v1/chat/completions": ANSWER_ERRORS,
+    "POST /v1/completions": ANSWER_ERRORS,
     "POST /v1/files": {
         "408": "The body arrived too slowly.",
         "413": "The file is too large.",
@@ -67,21 +62,11 @@ MORE_ERRORS = {
         "403": "The model is a base model or belongs to another project, or the key lacks the scope."
     },
 }
-RESPONSE_EXAMPLES = {
-    operation: example
-    for module in (
-        all_operations,
-        answers,
-        deliveries,
-        evaluations,
-        organization,
-        extensions,
-        permissions,
-        queue,
-        upload_examples,
-        webhooks,
-    )
-    for operation, example in module.RESPONSE_EXAMPLES.items()
+ERROR = {
+    "message": "No such File object: file-123",
+    "type": "invalid_request_error",
+    "param": "id",
+    "code": "not_found",
 }
 DESCRIPTION = """\
 Fine-tuning jobs with OpenAI's API, QLoRA on your own GPUs, and adapters to download.
@@ -101,33 +86,47 @@ def build_openapi(app: FastAPI) -> dict[str, Any]:
         routes=app.routes,
         separate_input_output_schemas=True,
     )
-    schemas = document.setdefault("components", {}).setdefault("schemas", {})
-    _add_schemas(schemas)
-    document["components"]["securitySchemes"] = {SECURITY_SCHEME: {"type": "http", "scheme": "bearer"}}
+    components = document["components"]
+    components["securitySchemes"] = {SECURITY_SCHEME: {"type": "http", "scheme": "bearer"}}
+    for unused in ("HTTPValidationError", "ValidationError"):
+        components["schemas"].pop(unused, None)
+    _add_schema(document, ErrorBody)
+    _add_request_bodies(document, app)
+    examples = json.loads(EXAMPLES.read_bytes())
     for method, path, operation in _operations(document):
         _complete_operation(method, path, operation)
+        _add_examples(operation, examples.get(f"{method.upper()} {path}", {}))
     add_descriptions(document)
     return document
 
 
-def _add_schemas(schemas: dict[str, Any]) -> None:
-    """Replace FastAPI's error schemas, and add the schemas of the bodies that the routes parse themselves."""
-    for unused in ("HTTPValidationError", "ValidationError"):
-        schemas.pop(unused, None)
-    for schema in (
-        ErrorBody.model_json_schema(ref_template="#/components/schemas/{model}"),
-        all_operations.CREATE_JOB_SCHEMA,
-        *answers.SCHEMAS,
-        evaluations.CREATE_EVALUATION_SCHEMA,
-        *deliveries.BODY_SCHEMAS,
-        *extensions.BODY_SCHEMAS,
-        *organization.BODY_SCHEMAS,
-        *upload_examples.REQUEST_SCHEMAS,
-        *webhooks.BODY_SCHEMAS,
-    ):
-        schema = dict(schema)
-        schemas |= schema.pop("$defs", {})
-        schemas[schema["title"]] = schema
+def _add_request_bodies(document: dict[str, Any], app: FastAPI) -> None:
+    for route in app.routes:
+        if isinstance(route, APIRoute) and route.include_in_schema and (body := request_body(route.endpoint)):
+            content = {"application/json": {"schema": _add_schema(document, body.model)}}
+            for method in route.methods or ():
+                operation = document["paths"][route.path_format][method.lower()]
+                operation["requestBody"] = {"required": body.is_required, "content": content}
+
+
+def _add_schema(document: dict[str, Any], model: type[BaseModel]) -> dict[str, str]:
+    """Add the schema of a model, and return a reference to it."""
+    schema = model.model_json_schema(ref_template=REF)
+    document["components"]["schemas"] |= schema.pop("$defs", {}) | {model.__name__: schema}
+    return {"$ref": REF.format(model=model.__name__)}
+
+
+def _add_examples(operation: dict[str, Any], recorded: dict[str, Any]) -> None:
+    """Add the recorded values of parameters, body and responses to an operation."""
+    for parameter in operation.get("parameters", ()):
+        if parameter["name"] in recorded.get("parameters", {}):
+            parameter["example"] = recorded["parameters"][parameter["name"]]
+    for content in operation.get("requestBody", {}).get("content", {}).values():
+        content["example"] = recorded.get("request")
+    for status, response in operation["responses"].items():
+        for media_type, content in response.get("content", {}).items():
+            if f"{status} {media_type}" in recorded.get("responses", {}):
+                content["example"] = recorded["responses"][f"{status} {media_type}"]
 
 
 def _operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -144,9 +143,6 @@ def _complete_operation(method: str, path: str, operation: dict[str, Any]) -> No
         if response["description"] == "Successful Response":  # FastAPI's default
             response["description"] = "Success."
     name = f"{method.upper()} {path}"
-    example = RESPONSE_EXAMPLES.get(name)
-    if example is not None:
-        responses["200"]["content"]["application/json"]["example"] = example
     if path.startswith("/v1"):
         operation["security"] = [{SECURITY_SCHEME: []}]
         operation["x-scope"] = scopes.required_scope(method.upper(), path)
@@ -168,5 +164,5 @@ def _error(description: str) -> dict[str, Any]:
     schema = {"$ref": "#/components/schemas/ErrorBody"}
     return {
         "description": description,
-        "content": {"application/json": {"schema": schema, "example": all_operations.ERROR}},
+        "content": {"application/json": {"schema": schema, "example": {"error": ERROR}}},
     }

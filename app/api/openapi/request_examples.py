@@ -13,23 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from app.api.openapi.examples import all_operations, evaluations, extensions, organization, uploads, webhooks
-from app.api.openapi.openai_sdk_calls import CALLS, SdkCall
+from app.api.openapi.openai_sdk_calls import CALLS, OUR_FIELDS, PARENTS
 from app.api.openapi.schema_text import inner_object
 
 PARAMETER = re.compile(r"{(\w+)(?::path)?}")
-PATH_EXAMPLES = {
-    "file_id": all_operations.FILE_ID,
-    "job_id": all_operations.JOB_ID,
-    "model": all_operations.TUNED,
-    "upload_id": uploads.UPLOAD_ID,
-    "evaluation_id": evaluations.EVALUATION["id"],
-    "export_id": extensions.EXPORT["id"],
-    "endpoint_id": webhooks.ENDPOINT_ID,
-    "delivery_id": webhooks.DELIVERY["id"],
-    "project_id": organization.PROJECT_ID,
-    "key_id": organization.KEY_ID,
-}
 FILE_NAME = "train.jsonl"
 JSON, FORM, STREAM = "application/json", "multipart/form-data", "text/event-stream"
 
@@ -77,14 +64,15 @@ class ExampleRequest:
 def example_request(
     method: str, template: str, operation: Mapping[str, Any], document: Mapping[str, Any]
 ) -> ExampleRequest:
+    path_values, query = _values(operation, "path"), _values(operation, "query")
     media_type, content = _first(operation.get("requestBody", {}).get("content", {}))
     response_type, response = _response(operation)
     fields = (inner_object(content.get("schema", {}), document) or {}).get("properties", {})
     return ExampleRequest(
         method=method.upper(),
         template=template,
-        values=_path_values(template, operation, response),
-        query=_query(operation),
+        values=tuple(path_values[name] for name in PARAMETER.findall(template)),
+        query=tuple((name, str(value)) for name, value in query.items() if isinstance(value, str | int)),
         media_type=media_type,
         body=content.get("example"),
         files=tuple(name for name, schema in fields.items() if _is_bytes(schema)),
@@ -119,23 +107,24 @@ def python(request: ExampleRequest) -> str | None:
     """The request as a Python statement with `client = OpenAI(...)`. None for a stream."""
     if request.is_open or request.response_type == STREAM:
         return None
-    sdk_call = CALLS.get(f"{request.method} {PARAMETER.sub('{}', request.template)}")
-    if sdk_call is None and (request.files or request.media_type not in (None, JSON)):
+    method = CALLS.get(f"{request.method} {PARAMETER.sub('{}', request.template)}")
+    if method is None and (request.files or request.media_type not in (None, JSON)):
         return None
-    call = _sdk_call_text(request, sdk_call) if sdk_call else _generic_call_text(request)
+    call = _sdk_call_text(request, method) if method else _generic_call_text(request)
     if request.response_type.startswith("text/"):
         return f"answer = {call}\nprint(answer.text)"
     if request.response_type != JSON:
         return f"{call}.write_to_file({_download_name(request)!r})".replace("'", '"')
-    if request.is_list and sdk_call:
+    if request.is_list and method:
         return f"for item in {call}:\n    print(item.id)"
     return f"answer = {call}\nprint(answer)"
 
 
 def _response(operation: Mapping[str, Any]) -> tuple[str, Any]:
-    """Media type and example of the success response."""
+    """Media type and example of the success response: of JSON if it can be JSON."""
     success = next(response for status, response in operation["responses"].items() if status.startswith("2"))
-    media_type, content = _first(success.get("content", {}))
+    contents = success.get("content", {})
+    media_type, content = _first({JSON: contents[JSON]} if JSON in contents else contents)
     return media_type or JSON, content.get("example")
 
 
@@ -148,22 +137,10 @@ def _is_list_of_objects(response: Any) -> bool:
     return is_list and isinstance(response["data"][0], Mapping)
 
 
-def _path_values(template: str, operation: Mapping[str, Any], response: Any) -> tuple[str, ...]:
-    """Path values: the parameter's own example, the id in the response, or an id of the examples."""
-    examples = {each["name"]: each["example"] for each in operation.get("parameters", ()) if "example" in each}
-    names = PARAMETER.findall(template)
-    values = [str(examples.get(name) or PATH_EXAMPLES.get(name) or f"{name.removesuffix('_id')}-...") for name in names]
-    if names and names[-1] not in examples and PARAMETER.search(template.rsplit("/", 1)[-1]):
-        values[-1] = str(response["id"]) if isinstance(response, Mapping) and "id" in response else values[-1]
-    return tuple(values)
-
-
-def _query(operation: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    parameters = [each for each in operation.get("parameters", ()) if each["in"] == "query"]
-    examples = {
-        each["name"]: each.get("example", *each.get("schema", {}).get("examples", ())[:1]) for each in parameters
-    }
-    return tuple((name, str(value)) for name, value in examples.items() if isinstance(value, str | int))
+def _values(operation: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """{name: value} of the parameters in a place that have an example."""
+    parameters = [each for each in operation.get("parameters", ()) if each["in"] == place and "example" in each]
+    return {each["name"]: each["example"] for each in parameters}
 
 
 def _shell_word(url: str) -> str:
@@ -189,15 +166,18 @@ def _curl_body(request: ExampleRequest) -> list[str]:
     return [f"-H 'Content-Type: {request.media_type}'", f"--data-binary @{FILE_NAME}"]
 
 
-def _sdk_call_text(request: ExampleRequest, sdk_call: SdkCall) -> str:
-    words = [json.dumps(request.values[position]) for position in sdk_call.arguments]
-    words += [f"{name}={json.dumps(request.values[position])}" for name, position in sdk_call.by_name.items()]
+def _sdk_call_text(request: ExampleRequest, method: str) -> str:
+    *parents, last = map(json.dumps, request.values) if request.values else (None,)
+    collection = PARAMETER.sub("{}", request.template).removesuffix("/{}")
+    words = [last] if last else []
+    words += [f"{PARENTS[collection]}={parent}" for parent in parents]
+    words += [f"{name}={value}" for name, value in request.query]
     body = request.body if isinstance(request.body, Mapping) else {}
-    words += [f"{name}={_value(request, name, body[name])}" for name in sdk_call.body if name in body]
-    ours = {name: value for name, value in body.items() if name not in sdk_call.body}
+    words += [f"{name}={_value(request, name, value)}" for name, value in body.items() if name not in OUR_FIELDS]
+    ours = {name: value for name, value in body.items() if name in OUR_FIELDS}
     if ours:
         words.append(f"extra_body={_literal(ours)}")
-    return _layout(f"client.{sdk_call.method}", words)
+    return _layout(f"client.{method}", words)
 
 
 def _generic_call_text(request: ExampleRequest) -> str:

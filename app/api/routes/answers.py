@@ -5,16 +5,19 @@ A request holds no database connection while it waits for the engine.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from app.api.auth import Caller, CallerDep
 from app.api.dependencies import AppState, AppStateDep
 from app.api.middleware.request_log import record_of
-from app.api.openapi.examples import answers as examples
+from app.api.openapi import responses
+from app.api.schemas.answers import CreateChatCompletion, CreateCompletion
 from app.api.schemas.jobs.requests import parse_body
 from app.api.transport.disconnect import CancelledStream, run_until_disconnect
-from app.api.transport.json_body import AnswerBodyDep, parse_json_object
+from app.api.transport.json_body import AnswerBodyDep, RequestBody, parse_json_object
 from app.domain.answers.trial import TrialQuestion, TrialRequest, check_supported, question_of
 from app.domain.error_text.json_text import as_json
 from app.errors import BadRequest
@@ -31,6 +34,8 @@ OF_CHATS = {
 }  # fmt: skip
 FIELDS = frozenset(TrialRequest.model_fields) - OF_CHATS
 STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx would buffer the events
+ChatBody = Annotated[AnswerBodyDep, RequestBody(CreateChatCompletion)]
+PromptBody = Annotated[AnswerBodyDep, RequestBody(CreateCompletion)]
 
 router = APIRouter(prefix="/v1", tags=["Answers"])
 
@@ -38,12 +43,11 @@ router = APIRouter(prefix="/v1", tags=["Answers"])
 @router.post(
     "/chat/completions",
     response_class=Response,
-    responses=examples.CHAT_RESPONSES,
-    openapi_extra=examples.CHAT_BODY,
+    responses=responses.CHAT_ANSWER,
     summary="Ask a model in a chat",
 )
 async def create_chat_completion(
-    request: Request, body: AnswerBodyDep, caller: CallerDep, app_state: AppStateDep
+    request: Request, body: ChatBody, caller: CallerDep, app_state: AppStateDep
 ) -> Response:
     """The request goes to an engine that the model was delivered to, with every field that the engine takes.
 
@@ -55,13 +59,10 @@ async def create_chat_completion(
 @router.post(
     "/completions",
     response_class=Response,
-    responses=examples.COMPLETION_RESPONSES,
-    openapi_extra=examples.COMPLETION_BODY,
+    responses=responses.COMPLETION_ANSWER,
     summary="Let a model continue a text",
 )
-async def create_completion(
-    request: Request, body: AnswerBodyDep, caller: CallerDep, app_state: AppStateDep
-) -> Response:
+async def create_completion(request: Request, body: PromptBody, caller: CallerDep, app_state: AppStateDep) -> Response:
     """The same for a prompt without a chat template."""
     return await _answer(request, app_state, caller, body)
 

@@ -9,7 +9,6 @@ from fastapi import APIRouter
 from app.api.auth import CallerDep
 from app.api.dependencies import AppState, AppStateDep, SessionDep
 from app.api.idempotency import IdempotentRoute
-from app.api.openapi.examples import deliveries as examples
 from app.api.schemas.deliveries import (
     CreateDeliveryTarget,
     DeliveryTargetBody,
@@ -18,8 +17,7 @@ from app.api.schemas.deliveries import (
     UpdateDeliveryTarget,
     render_target,
 )
-from app.api.schemas.jobs.requests import parse_body
-from app.api.transport.json_body import JsonBodyDep
+from app.api.transport.json_body import JsonBody
 from app.api.transport.pagination import After, Limit, list_page
 from app.db.tables import DeliveryTarget
 from app.domain.deliveries.targets import TargetRules
@@ -31,14 +29,13 @@ MAX_PAGE = 100
 router = APIRouter(prefix="/v1/delivery_targets", tags=["Deliveries"], route_class=IdempotentRoute)
 
 
-@router.post(
-    "", response_model=DeliveryTargetBody, summary="Create a delivery target", openapi_extra=examples.CREATE_TARGET_BODY
-)
-def create_target(body: JsonBodyDep, caller: CallerDep, session: SessionDep, app_state: AppStateDep) -> Any:
+@router.post("", response_model=DeliveryTargetBody, summary="Create a delivery target")
+def create_target(
+    body: JsonBody[CreateDeliveryTarget], caller: CallerDep, session: SessionDep, app_state: AppStateDep
+) -> Any:
     """Register a directory, inference engines, a bucket or a hub. Credentials are stored encrypted, never returned."""
-    parsed = parse_body(CreateDeliveryTarget, body)
-    changes = _changes(parsed)
-    created = targets.create(session, _operator(app_state), caller.project_id, parsed.name, changes)
+    changes = _changes(body)
+    created = targets.create(session, _operator(app_state), caller.project_id, body.name, changes)
     return _rendered(app_state, created)
 
 
@@ -62,13 +59,12 @@ def get_target(target_id: str, caller: CallerDep, session: SessionDep, app_state
     "/{target_id}",
     response_model=DeliveryTargetBody,
     summary="Change a delivery target",
-    openapi_extra=examples.UPDATE_TARGET_BODY,
 )
 def update_target(
-    target_id: str, body: JsonBodyDep, caller: CallerDep, session: SessionDep, app_state: AppStateDep
+    target_id: str, body: JsonBody[UpdateDeliveryTarget], caller: CallerDep, session: SessionDep, app_state: AppStateDep
 ) -> Any:
     """Absent fields keep their values. Deliveries that have not succeeded yet are tried again at once."""
-    changes = _changes(parse_body(UpdateDeliveryTarget, body))
+    changes = _changes(body)
     return _rendered(app_state, targets.change(session, _operator(app_state), caller.project_id, target_id, changes))
 
 

@@ -9,7 +9,6 @@ from fastapi import APIRouter, Query, Request
 
 from app.api.auth import CallerDep
 from app.api.dependencies import AppState, AppStateDep
-from app.api.openapi.examples import all_operations
 from app.api.schemas.file_reports import FileReportBody, render_report
 from app.api.transport.json_body import NO_BODY
 from app.db.engine import transaction
@@ -29,10 +28,7 @@ async def validate_file(
     app_state: AppStateDep,
     model: Annotated[
         str | None,
-        Query(
-            description="The model whose tokenizer and chat template are used; required.",
-            examples=[all_operations.MODEL],
-        ),
+        Query(description="The model whose tokenizer and chat template are used; required."),
     ] = None,
     validation_file: Annotated[
         str | None, Query(description="Id of a validation file: the report lists the rows that both files contain.")

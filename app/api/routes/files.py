@@ -13,13 +13,11 @@ from starlette.responses import Response
 from app.api.auth import CallerDep
 from app.api.dependencies import AppStateDep, SessionDep
 from app.api.idempotency import IdempotentRequestDep, IdempotentRoute
-from app.api.openapi.examples import all_operations, extensions
-from app.api.openapi.examples import files as files_examples
+from app.api.openapi import responses
 from app.api.schemas.common import Deleted
 from app.api.schemas.files import FileBody, FileList, UpdateFile, render_file
-from app.api.schemas.jobs.requests import parse_body
 from app.api.transport.file_response import content_response
-from app.api.transport.json_body import JsonBodyDep
+from app.api.transport.json_body import JsonBody
 from app.api.transport.pagination import After, Limit, list_page
 from app.api.transport.request_bodies import MAX_FORM_OVERHEAD_BYTES, Form, limit_body, read_form
 from app.db.tables import File
@@ -50,7 +48,7 @@ MAX_LIST = 10_000
 router = APIRouter(prefix="/v1/files", tags=["Files"], route_class=IdempotentRoute)
 
 
-@router.post("", response_model=FileBody, summary="Upload a file", openapi_extra=files_examples.UPLOAD_BODY)
+@router.post("", response_model=FileBody, summary="Upload a file", openapi_extra=responses.UPLOAD_FILE)
 async def create_file(
     request: Request, caller: CallerDep, app_state: AppStateDep, idempotent_request: IdempotentRequestDep
 ) -> Any:
@@ -105,10 +103,10 @@ def get_file(file_id: str, caller: CallerDep, session: SessionDep) -> Any:
     return render_file(files.get(session, caller.project_id, file_id))
 
 
-@router.post("/{file_id}", response_model=FileBody, summary="Change a file", openapi_extra=extensions.UPDATE_FILE_BODY)
-def update_file(file_id: str, body: JsonBodyDep, caller: CallerDep, session: SessionDep) -> Any:
+@router.post("/{file_id}", response_model=FileBody, summary="Change a file")
+def update_file(file_id: str, body: JsonBody[UpdateFile], caller: CallerDep, session: SessionDep) -> Any:
     """Set where an imported file comes from; null removes it. Jobs that are created later on the file show it, too."""
-    return render_file(files.set_origin(session, caller.project_id, file_id, parse_body(UpdateFile, body).origin))
+    return render_file(files.set_origin(session, caller.project_id, file_id, body.origin))
 
 
 @router.delete("/{file_id}", response_model=Deleted, summary="Delete a file")
@@ -118,7 +116,7 @@ def delete_file(file_id: str, caller: CallerDep, session: SessionDep) -> Any:
     return {"id": file.id, "object": "file", "deleted": True}
 
 
-@router.get("/{file_id}/content", summary="Download a file", response_class=Response, responses=all_operations.CONTENT)
+@router.get("/{file_id}/content", summary="Download a file", response_class=Response, responses=responses.CONTENT)
 def get_content(
     file_id: str, request: Request, caller: CallerDep, session: SessionDep, app_state: AppStateDep
 ) -> Response:

@@ -12,11 +12,9 @@ from fastapi import APIRouter, Depends, Query
 from app.api.auth import CallerDep
 from app.api.dependencies import AppStateDep, SessionDep
 from app.api.idempotency import IdempotentRoute
-from app.api.openapi.examples import permissions as permission_examples
 from app.api.schemas.common import Deleted
-from app.api.schemas.jobs.requests import parse_body
 from app.api.schemas.permissions import CreatePermissions, PermissionList, render_permission
-from app.api.transport.json_body import JsonBodyDep
+from app.api.transport.json_body import JsonBody
 from app.api.transport.pagination import After, Limit, list_page
 from app.db.access.permissions import Order
 from app.db.engine import transaction
@@ -47,11 +45,10 @@ AdminModelDep = Annotated[TunedModel, Depends(find_model_as_admin)]
     "/{model:path}/permissions",
     response_model=PermissionList,
     summary="Share a checkpoint",
-    openapi_extra=permission_examples.CREATE_PERMISSIONS_BODY,
 )
-def create_permissions(checkpoint: AdminModelDep, body: JsonBodyDep, session: SessionDep) -> Any:
+def create_permissions(checkpoint: AdminModelDep, body: JsonBody[CreatePermissions], session: SessionDep) -> Any:
     """Allow other projects to see this `ft:` model and to train it further. Requires an admin key, as at OpenAI."""
-    rows = permissions.grant(session, checkpoint, parse_body(CreatePermissions, body).project_ids)
+    rows = permissions.grant(session, checkpoint, body.project_ids)
     return list_page(rows, len(rows), render_permission)
 
 

@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.api.auth import authorize, bearer_secret
 from app.api.dependencies import AppState, app_state_of
-from app.api.openapi.examples import streams as examples
+from app.api.openapi import responses
 from app.api.routes.jobs.polling import read_job_version
 from app.api.schemas.jobs.events import render_event
 from app.db.fast_reads import keys
@@ -46,7 +46,7 @@ router = APIRouter(prefix="/v1", tags=["Fine-tuning"])
 @router.get(
     "/fine_tuning/jobs/{job_id}/events/stream",
     response_class=Response,
-    responses=examples.EVENT_STREAM,
+    responses=responses.EVENT_STREAM,
     summary="Follow the events of a job",
 )
 async def follow_job(
@@ -71,7 +71,7 @@ async def follow_job(
 @router.get(
     "/events/stream",
     response_class=Response,
-    responses=examples.CHANGE_STREAM,
+    responses=responses.CHANGE_STREAM,
     summary="Follow the jobs of a project",
 )
 async def follow_project(request: Request) -> Response:

@@ -12,8 +12,7 @@ from starlette.responses import Response
 from app.api.auth import Caller, CallerDep
 from app.api.dependencies import AppState, AppStateDep, SessionDep
 from app.api.idempotency import IdempotentRequestDep, IdempotentRoute
-from app.api.openapi.examples import uploads as examples
-from app.api.schemas.jobs.requests import parse_body
+from app.api.openapi import responses
 from app.api.schemas.uploads import (
     CompleteUpload,
     CreateUpload,
@@ -24,7 +23,7 @@ from app.api.schemas.uploads import (
     render_part,
     render_upload,
 )
-from app.api.transport.json_body import JsonBodyDep
+from app.api.transport.json_body import JsonBody
 from app.api.transport.pagination import list_page
 from app.api.transport.request_bodies import MAX_FORM_OVERHEAD_BYTES, limit_body, read_form
 from app.api.transport.resumable_upload import parse_content_range, receive_content
@@ -41,10 +40,10 @@ from app.services.files.rolling_digest import part_digests
 router = APIRouter(prefix="/v1/uploads", tags=["Uploads"], route_class=IdempotentRoute)
 
 
-@router.post("", response_model=UploadBody, summary="Begin an upload", openapi_extra=examples.CREATE_UPLOAD_BODY)
-def create_upload(body: JsonBodyDep, caller: CallerDep, session: SessionDep, app_state: AppStateDep) -> Any:
+@router.post("", response_model=UploadBody, summary="Begin an upload")
+def create_upload(body: JsonBody[CreateUpload], caller: CallerDep, session: SessionDep, app_state: AppStateDep) -> Any:
     """For files of gigabytes. This call sends no content; the upload has to be completed within an hour."""
-    new = new_upload(parse_body(CreateUpload, body))
+    new = new_upload(body)
     return render_upload(uploads.create(session, caller.project_id, new, app_state.settings))
 
 
@@ -54,9 +53,7 @@ def get_upload(upload_id: str, caller: CallerDep, session: SessionDep) -> Any:
     return render_upload(uploads.get(session, caller.project_id, upload_id))
 
 
-@router.post(
-    "/{upload_id}/parts", response_model=PartBody, summary="Add a part", openapi_extra=examples.UPLOAD_PART_BODY
-)
+@router.post("/{upload_id}/parts", response_model=PartBody, summary="Add a part", openapi_extra=responses.UPLOAD_PART)
 async def add_part(
     upload_id: str,
     request: Request,
@@ -106,14 +103,12 @@ def list_parts(upload_id: str, caller: CallerDep, session: SessionDep) -> Any:
     "/{upload_id}/complete",
     response_model=UploadBody,
     summary="Complete an upload",
-    openapi_extra=examples.COMPLETE_UPLOAD_BODY,
 )
 async def complete_upload(
-    upload_id: str, request: Request, body: JsonBodyDep, caller: CallerDep, app_state: AppStateDep
+    upload_id: str, request: Request, body: JsonBody[CompleteUpload], caller: CallerDep, app_state: AppStateDep
 ) -> Any:
     """Assemble the parts into a file, in the order of `part_ids`. Repeating the request returns the same file."""
-    parsed = await app_state.check_limiter.run_query(caller.key_id, partial(parse_body, CompleteUpload, body))
-    return await _complete(request, app_state, caller, upload_id, parsed.part_ids, parsed.md5)
+    return await _complete(request, app_state, caller, upload_id, body.part_ids, body.md5)
 
 
 @router.post("/{upload_id}/cancel", response_model=UploadBody, summary="Cancel an upload")
@@ -126,7 +121,7 @@ def cancel_upload(upload_id: str, caller: CallerDep, session: SessionDep) -> Any
     "/{upload_id}/content",
     response_model=UploadBody,
     summary="Send the content as one stream",
-    openapi_extra=examples.UPLOAD_CONTENT_BODY,
+    openapi_extra=responses.UPLOAD_CONTENT,
 )
 async def put_content(upload_id: str, request: Request, caller: CallerDep, app_state: AppStateDep) -> Any:
     """The raw bytes, for `curl -T`. The last byte completes the upload. An extension of OpenAI's API.

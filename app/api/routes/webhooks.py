@@ -12,8 +12,6 @@ from starlette.concurrency import run_in_threadpool
 from app.api.auth import CallerDep
 from app.api.dependencies import AppState, AppStateDep, SessionDep
 from app.api.idempotency import IdempotentRoute
-from app.api.openapi.examples import webhooks as examples
-from app.api.schemas.jobs.requests import parse_body
 from app.api.schemas.webhooks import (
     CreateWebhookEndpoint,
     DeliveryState,
@@ -29,7 +27,7 @@ from app.api.schemas.webhooks import (
     WebhookEndpointWithSecret,
     WebhookEventTypeList,
 )
-from app.api.transport.json_body import BodyBytesDep, JsonBodyDep, parse_json_object
+from app.api.transport.json_body import JsonBody, OptionalJsonBody
 from app.api.transport.pagination import After, Limit, list_page
 from app.db.engine import transaction
 from app.db.tables import WebhookAttempt, WebhookDelivery, WebhookEndpoint
@@ -49,12 +47,12 @@ router = APIRouter(prefix="/v1", tags=["Webhooks"], route_class=IdempotentRoute)
     "/webhook_endpoints",
     response_model=WebhookEndpointWithSecret,
     summary="Create a webhook endpoint",
-    openapi_extra=examples.CREATE_BODY,
 )
-def create_endpoint(body: JsonBodyDep, caller: CallerDep, session: SessionDep, app_state: AppStateDep) -> Any:
+def create_endpoint(
+    body: JsonBody[CreateWebhookEndpoint], caller: CallerDep, session: SessionDep, app_state: AppStateDep
+) -> Any:
     """The response to this call and to a rotation contains `signing_secret`; no other response does."""
-    parsed = parse_body(CreateWebhookEndpoint, body)
-    return _with_secret(*webhooks.create(session, _rules(app_state), caller.project_id, **parsed.model_dump()))
+    return _with_secret(*webhooks.create(session, _rules(app_state), caller.project_id, **body.model_dump()))
 
 
 @router.get("/webhook_endpoints", response_model=WebhookEndpointList, summary="List webhook endpoints")
@@ -80,13 +78,16 @@ def get_endpoint(endpoint_id: str, caller: CallerDep, session: SessionDep) -> An
     "/webhook_endpoints/{endpoint_id}",
     response_model=WebhookEndpointBody,
     summary="Change a webhook endpoint",
-    openapi_extra=examples.UPDATE_BODY,
 )
 def update_endpoint(
-    endpoint_id: str, body: JsonBodyDep, caller: CallerDep, session: SessionDep, app_state: AppStateDep
+    endpoint_id: str,
+    body: JsonBody[UpdateWebhookEndpoint],
+    caller: CallerDep,
+    session: SessionDep,
+    app_state: AppStateDep,
 ) -> Any:
     """Absent fields keep their values. Enabling an endpoint again sends its pending deliveries."""
-    changes = parse_body(UpdateWebhookEndpoint, body).model_dump(exclude_none=True)
+    changes = body.model_dump(exclude_none=True)
     return webhooks.change(session, _rules(app_state), caller.project_id, endpoint_id, changes)
 
 
@@ -103,14 +104,16 @@ def delete_endpoint(endpoint_id: str, caller: CallerDep, session: SessionDep) ->
     "/webhook_endpoints/{endpoint_id}/rotate_secret",
     response_model=WebhookEndpointWithSecret,
     summary="Rotate the secret of a webhook endpoint",
-    openapi_extra=examples.ROTATE_BODY,
 )
 def rotate_secret(
-    endpoint_id: str, body: BodyBytesDep, caller: CallerDep, session: SessionDep, app_state: AppStateDep
+    endpoint_id: str,
+    body: OptionalJsonBody[RotateSecret],
+    caller: CallerDep,
+    session: SessionDep,
+    app_state: AppStateDep,
 ) -> Any:
     """With `keep_old_secret_active_for_24_hours`, messages are signed with both secrets for a day."""
-    parsed = parse_body(RotateSecret, parse_json_object(body) if body else {})
-    keep_old = parsed.keep_old_secret_active_for_24_hours
+    keep_old = body.keep_old_secret_active_for_24_hours
     rotated = webhooks.rotate_secret(session, _rules(app_state), caller.project_id, endpoint_id, keep_old)
     return _with_secret(*rotated)
 
@@ -119,18 +122,18 @@ def rotate_secret(
     "/webhook_endpoints/{endpoint_id}/test",
     response_model=WebhookEndpointTestResult,
     summary="Send a test to a webhook endpoint",
-    openapi_extra=examples.TEST_BODY,
 )
-async def send_test(endpoint_id: str, body: JsonBodyDep, caller: CallerDep, app_state: AppStateDep) -> Any:
+async def send_test(
+    endpoint_id: str, body: JsonBody[TestWebhookEndpoint], caller: CallerDep, app_state: AppStateDep
+) -> Any:
     """Send one signed sample event, once, and return the endpoint's response status."""
-    parsed = parse_body(TestWebhookEndpoint, body)
-    delivery = await run_in_threadpool(_begin_test, app_state, caller.project_id, endpoint_id, parsed.event_type)
+    delivery = await run_in_threadpool(_begin_test, app_state, caller.project_id, endpoint_id, body.event_type)
     attempt = await _wait_for_attempt(app_state, delivery)
     if attempt.status_code is None:
         raise BadRequest(f"The test did not reach {endpoint_id}: {attempt.error}", code="webhook_unreachable")
     return WebhookEndpointTestResult(
         webhook_endpoint_id=endpoint_id,
-        event_type=parsed.event_type,
+        event_type=body.event_type,
         status_code=attempt.status_code,
         delivery_id=delivery.id,
     )

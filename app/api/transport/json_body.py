@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
 from itertools import islice
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 from fastapi import Depends, Request
+from pydantic import BaseModel
 
 from app.api.auth import CallerDep
 from app.api.dependencies import app_state_of
+from app.api.schemas.jobs.requests import parse_body
 from app.api.transport.request_bodies import limit_body
 from app.domain.datasets.jsonl import MAX_DEPTH, LineError, check_text, decode_json, json_type, needs_tree_check
 from app.errors import BadRequest, TooLarge, UnknownParameter
@@ -30,7 +35,16 @@ async def read_json_object(request: Request, body: BodyBytesDep, caller: CallerD
     return await app_state_of(request).io_pools.parse(caller.key_id, len(body), parse_json_object, body)
 
 
-JsonBodyDep = Annotated[dict[str, Any], Depends(read_json_object)]
+async def read_optional_json_object(request: Request, body: BodyBytesDep, caller: CallerDep) -> dict[str, Any]:
+    """The body of a call that does not require one; an absent body is an empty object."""
+    return await read_json_object(request, body, caller) if body else {}
+
+
+async def read_model(request: Request, body: BodyBytesDep, caller: CallerDep) -> Any:
+    """The body as the model that the route names. Raises BadRequest with all problems."""
+    documented = request_body(request.scope["route"].endpoint)
+    assert documented is not None
+    return await app_state_of(request).io_pools.parse(caller.key_id, len(body), _parse_model, documented, body)
 
 
 async def read_answer_body(request: Request, _caller: CallerDep) -> bytes:
@@ -44,12 +58,31 @@ async def read_answer_body(request: Request, _caller: CallerDep) -> bytes:
 AnswerBodyDep = Annotated[bytes, Depends(read_answer_body)]
 
 
-async def read_optional_json_object(request: Request, body: BodyBytesDep, caller: CallerDep) -> dict[str, Any]:
-    """The body of a call that does not require one; an absent body is an empty object."""
-    return await read_json_object(request, body, caller) if body else {}
+@dataclass(frozen=True)
+class RequestBody:
+    """The JSON body of a route, for the OpenAPI document."""
+
+    model: type[BaseModel] = BaseModel  # of a JsonBody: its type
+    is_required: bool = True
 
 
+Model = TypeVar("Model", bound=BaseModel)
+# `body: JsonBody[CreateUpload]`: the parsed body. The second type accepts an absent body, which is an empty object.
+JsonBody = Annotated[Model, Depends(read_model), RequestBody()]
+OptionalJsonBody = Annotated[Model, Depends(read_model), RequestBody(is_required=False)]
+# The body as it was sent, of routes that parse it themselves: `body: Annotated[JsonBodyDep, RequestBody(CreateJob)]`.
+JsonBodyDep = Annotated[dict[str, Any], Depends(read_json_object)]
 OptionalJsonBodyDep = Annotated[dict[str, Any], Depends(read_optional_json_object)]
+
+
+@cache
+def request_body(endpoint: Callable[..., Any]) -> RequestBody | None:
+    """The JSON body that the endpoint of a route takes; None if it takes none."""
+    for hint in get_type_hints(endpoint, include_extras=True).values():
+        for mark in getattr(hint, "__metadata__", ()):
+            if isinstance(mark, RequestBody):
+                return replace(mark, model=hint.__origin__) if mark.model is BaseModel else mark
+    return None
 
 
 async def refuse_parameters(request: Request, body: BodyBytesDep, caller: CallerDep) -> None:
@@ -84,6 +117,10 @@ def parse_json_object(data: bytes) -> dict[str, Any]:
     if needs_tree_check(data):
         _check_texts(value, [])
     return value
+
+
+def _parse_model(documented: RequestBody, data: bytes) -> BaseModel:
+    return parse_body(documented.model, parse_json_object(data) if data or documented.is_required else {})
 
 
 def _first_names(data: bytes) -> list[str]:

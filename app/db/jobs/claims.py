@@ -22,7 +22,7 @@ from app.db.jobs import events, full_disk
 from app.db.scheduling import fair_queue, gpu_reservations
 from app.db.scheduling.fair_queue import Kind
 from app.db.tables import Attempt, Job
-from app.domain.jobs.states import CRASHES, FINAL_STATE, TERMINAL, Desired, JobState, Reason
+from app.domain.jobs.states import CRASHES, TERMINAL, Desired, JobState, Reason
 from app.domain.scheduling.fair_share import HALF_LIFE_SECONDS
 from app.domain.scheduling.worker_capacity import WorkerCapacity
 
@@ -290,7 +290,7 @@ def finish_attempt(
 
 def _next_state(job: Job, reason: Reason) -> JobState:
     """The job's state after an attempt that ended for `reason`; an interrupted validation is repeated."""
-    state = FINAL_STATE[reason]
+    state = reason.final_state
     if state == JobState.QUEUED and job.state == JobState.VALIDATING:
         return JobState.VALIDATING
     if state == JobState.QUEUED and job.desired == Desired.PAUSE:

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from app.domain.jobs.remedies import OPERATOR_REASONS
-from app.domain.jobs.states import JobState
+from app.domain.jobs.states import OPERATOR_REASONS, JobState
 
 MAX_SILENT_SECONDS = 60.0  # of a reconciler or a sender, which report every few seconds
 MAX_IDLE_WAIT_SECONDS = 900.0  # of a due job beside an idle worker

@@ -15,16 +15,15 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from app import errors
-from app.domain.jobs.failure_help import ATTEMPT_REASONS, JOB_ERRORS
-from app.domain.jobs.states import FINAL_STATE, JobState, Reason
+from app.domain.jobs.states import JobState, Reason
 from app.system import model_files
 from tests.tools.api_reference.provocations import PROVOCATIONS, Server
-from tools.api_reference.error_codes import ERROR_CODES, ErrorCode
-from tools.api_reference.errors_page import INTRO, exception_of, is_retried
+from tools.api_reference.errors_page import INTRO, Response, exception_of, responses
 
 ROOT = Path(__file__).parents[3]
 SOURCES = [path for room in ("app", "worker") for path in (ROOT / room).rglob("*.py") if "reference" not in path.parts]
-CODES = {one.code: one for one in ERROR_CODES}
+RESPONSES = list(responses())
+CODES = {each.error.code: each for each in RESPONSES}
 ANYTHING = "…"
 
 
@@ -86,47 +85,32 @@ def as_pattern(text: str) -> str:
     return ".*".join(re.escape(part) for part in text.split(ANYTHING))
 
 
-class TestTheList:
-    def test_has_every_code_that_the_code_gives(self) -> None:
-        missing = {code: where for code, where in codes_in_the_source().items() if code not in CODES}
-        assert missing == {}, "tell of them in tools/api_reference/error_codes.py, then `make reference`"
+class TestTheClasses:
+    def test_have_every_code_that_is_raised(self) -> None:
+        assert {code: where for code, where in codes_in_the_source().items() if code not in CODES} == {}
 
-    def test_has_no_code_that_nothing_gives(self) -> None:
-        by_class = {str(one.code) for one in error_classes()}
-        assert CODES.keys() - codes_in_the_source().keys() - by_class == set()
+    def test_have_no_code_that_is_never_raised(self) -> None:
+        defaults = {each.code for each in error_classes()}
+        assert CODES.keys() - codes_in_the_source().keys() - defaults == set()
 
-    @pytest.mark.parametrize("error", error_classes(), ids=lambda error: error.__name__)
-    def test_has_the_status_of_every_class(self, error: type[errors.TuneryError]) -> None:
-        assert error.code in CODES, "tell of it in tools/api_reference/error_codes.py, then `make reference`"
-        assert CODES[str(error.code)].status == error.status
+    def test_have_each_code_once(self) -> None:
+        assert len(CODES) == len(RESPONSES)
 
-    def test_names_each_code_once_with_cause_and_remedy(self) -> None:
-        assert len(CODES) == len(ERROR_CODES)
-        for one in (*ERROR_CODES, *JOB_ERRORS.values()):
-            assert one.cause.endswith((".", "..."))
-            assert one.remedy.endswith((".", "..."))
-            assert one.message
 
-    def test_has_every_reason_that_ends_an_attempt(self) -> None:
-        failed = {reason for reason in Reason if FINAL_STATE[reason] is JobState.FAILED}
-        assert JOB_ERRORS.keys() == failed
-        assert ATTEMPT_REASONS.keys() == set(Reason) - failed
+FAILURES = [reason for reason in Reason if reason.final_state is JobState.FAILED]
 
-    @pytest.mark.parametrize("reason", JOB_ERRORS)
-    def test_shows_a_message_that_the_code_can_say(self, reason: Reason) -> None:
-        message = JOB_ERRORS[reason].message
-        maybe = [
-            one.rstrip(".") for one in sentences() if all(part in message for part in one.rstrip(".").split(ANYTHING))
-        ]
-        said = [one for one in maybe if re.search(as_pattern(one), message)]
-        assert said, f"nothing in the code says {message!r}"
+
+@pytest.mark.parametrize("reason", FAILURES)
+def test_a_reason_that_fails_a_job_has_a_remedy_and_a_message_of_the_code(reason: Reason) -> None:
+    message = reason.message or ""
+    maybe = [one.rstrip(".") for one in sentences() if all(part in message for part in one.rstrip(".").split(ANYTHING))]
+    assert reason.remedy
+    assert any(re.search(as_pattern(one), message) for one in maybe), f"nothing in the code says {message!r}"
 
 
 class TestTheOfficialClient:
-    @pytest.mark.parametrize(
-        "one", {(one.status, one.is_final): one for one in ERROR_CODES}.values(), ids=lambda one: one.code
-    )
-    def test_raises_and_retries_what_the_page_says(self, one: ErrorCode) -> None:
+    @pytest.mark.parametrize("one", {each[:3]: each for each in RESPONSES}.values(), ids=lambda each: each.error.code)
+    def test_raises_and_retries_what_the_page_says(self, one: Response) -> None:
         headers = {"retry-after-ms": "1"} | ({"x-should-retry": "false"} if one.is_final else {})
         asked: list[httpx2.Request] = []
 
@@ -139,7 +123,7 @@ class TestTheOfficialClient:
             with pytest.raises(openai.APIStatusError) as raised:
                 client.models.list()
         assert type(raised.value).__name__ == exception_of(one.status)
-        assert len(asked) == (3 if is_retried(one) else 1)
+        assert len(asked) == (3 if one.is_retried else 1)
 
 
 NOT_OF_THE_API = {"model_refused"}
@@ -158,14 +142,14 @@ class TestTheMessages:
                 answer = provoke(Server(app, client, patched))
                 error = answer.json()["error"]
                 assert (answer.status_code, error["code"]) == (CODES[code].status, code), error
-                assert re.match(as_pattern(CODES[code].message), error["message"]), error["message"]
+                assert re.match(as_pattern(CODES[code].error.message), error["message"]), error["message"]
                 assert (answer.headers.get("x-should-retry") == "false") is CODES[code].is_final
 
     def test_of_a_refused_model_is_the_command_lines(self, tmp_path: Path) -> None:
         with pytest.raises(errors.BadRequest) as refused:
             model_files.read_catalog_entry(tmp_path)
         assert refused.value.code == "model_refused"
-        assert re.match(as_pattern(CODES["model_refused"].message), refused.value.message)
+        assert re.match(as_pattern(CODES["model_refused"].error.message), refused.value.message)
 
 
 def test_the_page_names_every_type_that_an_error_can_have() -> None:

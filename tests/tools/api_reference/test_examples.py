@@ -1,4 +1,4 @@
-"""Every example of the reference, sent as it is shown: by curl and by the official client, over a socket."""
+"""The examples of the reference, for curl and for the official client, send the requests that were recorded."""
 
 from __future__ import annotations
 
@@ -8,137 +8,109 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
 
-import httpx2
-import jsonschema_rs
 import pytest
-from cryptography.fernet import Fernet
 from openai import HttpxBinaryResponseContent, OpenAI
 
 from app.api.openapi import request_examples
-from app.api.openapi.examples import deliveries, organization
-from app.db.access import keys
-from app.db.engine import Sessions, transaction
-from app.db.tables import Project
-from app.settings import Settings
-from app.storage import LocalStorage
-from tests.answering_engine import TO_ENGINES, AnsweringEngine, answering
-from tests.receiver import Receiver
-from tests.sending import TO_LOOPBACK, sending
-from tests.serving import LiveServer
-from tests.tools.api_reference.world import TRAINING_DATA, World, replaced
+from app.api.openapi.request_examples import ExampleRequest, example_request
+from tests.examples import EXAMPLES
 from tools.api_reference.__main__ import document
 
-pytestmark = pytest.mark.extended("every example of the reference, sent by curl and by the official client")
-
-STREAM_ENDED = 28  # curl's own word for its time limit: a stream goes on until then
-
-
-@pytest.fixture
-def settings(settings: Settings) -> Settings:
-    targets = {
-        "secret_keys": type(settings.secret_keys)(Fernet.generate_key().decode()),
-        "delivery_directories": (deliveries.DESTINATION["shared_path"],),
-        "base_model_directories": (str(Path(organization.REGISTER["directory"]).parent),),
-    }
-    return settings.model_copy(update=TO_LOOPBACK | TO_ENGINES | targets)
+REQUESTS = {
+    f"{method.upper()} {path}": example_request(method, path, operation, document())
+    for path, item in document()["paths"].items()
+    for method, operation in item.items()
+}
+PYTHON = {name: text for name, request in REQUESTS.items() if (text := request_examples.python(request))}
+CONTENT = b'{"prompt": "Capital of Peru?", "completion": "Lima"}\n'
 
 
-@pytest.fixture
-def receiver(settings: Settings) -> Iterator[Receiver]:
-    with sending(settings) as receiver:
-        yield receiver
+@dataclass
+class StandIn:
+    """A server that keeps each request and answers with what was recorded for its operation."""
+
+    answer: Mapping[str, Any] = field(default_factory=dict)  # {"200 application/json": body}
+    received: list[tuple[str, str, str, bytes]] = field(default_factory=list)  # method, target, media type, body
+    url: str = ""
 
 
-@pytest.fixture
-def engine_server() -> Iterator[AnsweringEngine]:
-    with answering() as server:
-        yield server
+@pytest.fixture(scope="module")
+def server() -> Iterator[StandIn]:
+    stand_in = StandIn()
+
+    class Handler(BaseHTTPRequestHandler):
+        def respond(self) -> None:
+            body = self.rfile.read(int(self.headers.get("content-length", 0)))
+            media_type = self.headers.get("content-type", "").split(";")[0]
+            stand_in.received.append((self.command, self.path, media_type, body))
+            kind, example = next(iter(stand_in.answer.items()))
+            content = (example if isinstance(example, str) else json.dumps(example)).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", kind.split(" ")[1])
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_GET = do_POST = do_PUT = do_DELETE = respond  # noqa: N815
+
+        def log_message(self, *_: Any) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        stand_in.url = f"http://127.0.0.1:{http.server_port}"
+        yield stand_in
+        http.shutdown()
+        thread.join()
 
 
-@pytest.fixture
-def admin_key(sessions: Sessions, project: Project) -> str:
-    with transaction(sessions) as session:
-        return keys.issue(session, project, "admin", keys.ADMIN_SCOPES).secret
-
-
-@pytest.fixture
-def http(live_server: LiveServer, admin_key: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[httpx2.Client]:
+@pytest.fixture(autouse=True)
+def in_directory_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NO_PROXY", "*")
-    with httpx2.Client(base_url=live_server.root, headers={"Authorization": f"Bearer {admin_key}"}) as client:
-        yield client
 
 
-@pytest.fixture
-def world(
-    sessions: Sessions, storage: LocalStorage, project: Project, base_model: str, http: httpx2.Client, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, receiver: Receiver, engine_server: AnsweringEngine,
-) -> World:  # fmt: skip
-    here = tmp_path / "here"
-    here.mkdir()
-    (here / request_examples.FILE_NAME).write_bytes(TRAINING_DATA)
-    monkeypatch.chdir(here)
-    return World(sessions, storage, project, http, receiver.url, engine_server.url)
-
-
-def check_body(name: str, status: int, media_type: str, body: bytes) -> None:
-    """The answer is documented, and true to its schema."""
-    responses = document()["paths"][name.split(" ", 1)[1]][name.split(" ", 1)[0].lower()]["responses"]
-    assert str(status) in responses, f"{status} is not documented"
-    content = responses[str(status)].get("content", {})
-    if media_type == request_examples.JSON:  # files answer with the media type of their own bytes
-        assert request_examples.JSON in content, f"{media_type} is not documented"
-        schema = content[media_type]["schema"] | {"components": document()["components"]}
-        jsonschema_rs.validator_for(schema).validate(json.loads(body))
-
-
-def run_curl(snippet: str, root: str, key: str) -> tuple[int, str, bytes]:
-    """(status, media type, body) of the snippet, run by a shell as a reader would; of a stream, its first seconds."""
-    headers = Path("headers")
-    seconds = 2 if "-N" in snippet else 60
-    snippet = snippet.replace("curl -s", f"curl -s --max-time {seconds} --dump-header {headers}", 1)
-    environment = os.environ | {"TUNERY": root, "KEY": f"Authorization: Bearer {key}", "NO_PROXY": "*"}
-    done = subprocess.run(["bash", "-c", snippet], env=environment, capture_output=True, check=False)
-    assert done.returncode in (0, STREAM_ENDED), done.stderr
-    head = headers.read_text().split("\n\n")[0].splitlines()
-    types = [line.split(":", 1)[1] for line in head if line.lower().startswith("content-type:")]
-    return int(head[0].split()[1]), types[0].split(";")[0].strip() if types else "", done.stdout
+def check_received(request: ExampleRequest, received: tuple[str, str, str, bytes]) -> None:
+    method, target, media_type, body = received
+    url = urlsplit(target)
+    assert (method, unquote(url.path)) == (request.method, unquote(request.path))
+    assert dict(parse_qsl(url.query)) == dict(request.query)
+    if request.media_type is not None:
+        assert media_type == request.media_type
+    if request.media_type == request_examples.JSON:
+        assert json.loads(body) == request.body
+    elif request.media_type is not None:
+        assert CONTENT.strip() in body
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl here")
-def test_every_curl_example_gets_the_documented_answer(
-    world: World, live_server: LiveServer, admin_key: str, subtests: pytest.Subtests
-) -> None:
-    for name in world.operations():
+def test_every_curl_example_sends_its_request(server: StandIn, subtests: pytest.Subtests) -> None:
+    environment = os.environ | {"TUNERY": server.url, "KEY": "Authorization: Bearer key"}
+    for name, request in REQUESTS.items():
         with subtests.test(name):
-            ids = world.ids(name)
-            shown = request_examples.curl(world.request(name))
-            status, media_type, body = run_curl(replaced(shown, ids), live_server.root, admin_key)
-            assert 200 <= status < 300, body
-            check_body(name, status, media_type, body)
+            server.answer = EXAMPLES[name]["responses"]
+            Path(request_examples.FILE_NAME).write_bytes(CONTENT)  # a download before may have replaced it
+            subprocess.run(
+                ["bash", "-c", request_examples.curl(request)], env=environment, capture_output=True, check=True
+            )
+            check_received(request, server.received.pop())
 
 
-def test_every_python_example_sends_the_request_it_stands_for(
-    world: World, live_server: LiveServer, admin_key: str, subtests: pytest.Subtests
-) -> None:
-    answered: list[httpx2.Response] = []
-    with httpx2.Client(event_hooks={"response": [answered.append]}) as recorded:
-        client = OpenAI(
-            base_url=live_server.url, api_key=admin_key, admin_api_key=admin_key, http_client=recorded, max_retries=0
-        )
-        for name in world.operations():
-            request = world.request(name)
-            snippet = request_examples.python(request)
-            if snippet is None:
-                continue
-            with subtests.test(name), contextlib.redirect_stdout(io.StringIO()):
-                ids = world.ids(name)
-                answered.clear()
-                exec(
-                    replaced(snippet, ids),
-                    {"client": client, "HttpxBinaryResponseContent": HttpxBinaryResponseContent, "Path": Path},
-                )
-                sent = answered[0].request
-                assert (sent.method, sent.url.path) == (request.method, replaced(request.path, ids))
+def test_every_python_example_sends_its_request(server: StandIn, subtests: pytest.Subtests) -> None:
+    client = OpenAI(base_url=f"{server.url}/v1", api_key="key", admin_api_key="key", max_retries=0)
+    names = {"client": client, "HttpxBinaryResponseContent": HttpxBinaryResponseContent, "Path": Path}
+    for name, snippet in PYTHON.items():
+        with subtests.test(name), contextlib.redirect_stdout(io.StringIO()):
+            server.answer = EXAMPLES[name]["responses"]
+            Path(request_examples.FILE_NAME).write_bytes(CONTENT)  # a download before may have replaced it
+            exec(snippet, dict(names))
+            check_received(REQUESTS[name], server.received.pop(0))
+            server.received.clear()  # of further pages

@@ -76,7 +76,7 @@ class TestEveryOperation:
             is_said = content.get("schema") or what.endswith(" */*")  # of bytes of any type there is no schema
             assert is_said, f"{name}: {what} has no schema: give its route a response_model"
             if "example" not in content and not what.startswith(("4", "5")):
-                pytest.fail(f"{name}: {what} has no example: put one into app/api/openapi/examples/all_operations.py")
+                pytest.fail(f"{name}: {what} has no example: put one into app/api/openapi/examples.json")
 
     def test_shows_only_what_its_schema_allows(self, name: str) -> None:
         for what, content in contents(OPERATIONS[name]):

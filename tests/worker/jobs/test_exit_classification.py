@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from app.domain.jobs.events import Done, Failed, Stopped
-from app.domain.jobs.states import FINAL_STATE, JobState, Reason
+from app.domain.jobs.states import JobState, Reason
 from worker.jobs.exit_classification import TrainerExit, classify_exit
 
 DONE = Done(run_id="r", step=4, trained_tokens=400, directory="d")
@@ -62,7 +62,7 @@ def test_classify_exit_returns_the_reason(exit_fields: dict[str, Any], reason: R
 @pytest.mark.parametrize("reason", list(Reason))
 def test_a_trainers_reason_counts_if_it_fails_the_job_or_is_a_full_disk_or_a_lost_gpu(reason: Reason) -> None:
     outcome = classify_exit(TrainerExit(exit_code=70, final=failed(reason)))
-    fails = FINAL_STATE[reason] == JobState.FAILED and reason != Reason.WORKER_CRASH_LOOP
+    fails = reason.final_state == JobState.FAILED and reason != Reason.WORKER_CRASH_LOOP
     if fails or reason in (Reason.STORAGE_FULL, Reason.DEVICE_LOST):
         assert (outcome.reason, outcome.message, outcome.param) == (reason, "because", "lora.r")
     else:

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from app.api.auth import CallerDep
 from app.api.dependencies import AppStateDep, SessionDep
-from app.api.openapi.examples import all_operations
+from app.api.openapi import responses
 from app.api.schemas.jobs.checkpoints import AdapterBody, render_adapter
 from app.api.transport.file_response import content_response
 from app.services.jobs import adapters
@@ -23,7 +23,7 @@ def get_adapter(job_id: str, caller: CallerDep, session: SessionDep) -> Any:
     return render_adapter(adapters.get(session, caller.project_id, job_id))
 
 
-@router.get("/archive", summary="Download the adapter", response_class=Response, responses=all_operations.ARCHIVE)
+@router.get("/archive", summary="Download the adapter", response_class=Response, responses=responses.ARCHIVE)
 def get_archive(
     job_id: str, request: Request, caller: CallerDep, session: SessionDep, app_state: AppStateDep
 ) -> Response:

@@ -10,23 +10,21 @@ from app.api.auth import CallerDep
 from app.api.dependencies import AppStateDep, SessionDep
 from app.api.idempotency import IdempotentRoute
 from app.api.job_request_parser import clone_request
-from app.api.openapi.examples import extensions
 from app.api.routes.jobs.jobs import create
 from app.api.schemas.jobs.diffs import DiffBody, render_diff
 from app.api.schemas.jobs.jobs import JobBody
-from app.api.transport.json_body import OptionalJsonBodyDep
+from app.api.schemas.jobs.requests import CloneJob
+from app.api.transport.json_body import OptionalJsonBodyDep, RequestBody
 from app.errors import BadRequest
 from app.services.jobs import clones, diffs, jobs
 
-OTHER = [extensions.CLONE_ID]
+CloneJobBody = Annotated[OptionalJsonBodyDep, RequestBody(CloneJob, is_required=False)]
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}", tags=["Fine-tuning"], route_class=IdempotentRoute)
 
 
-@router.post("/clone", response_model=JobBody, summary="Clone a job", openapi_extra=extensions.CLONE_BODY)
-def clone_job(
-    job_id: str, body: OptionalJsonBodyDep, caller: CallerDep, session: SessionDep, app_state: AppStateDep
-) -> Any:
+@router.post("/clone", response_model=JobBody, summary="Clone a job")
+def clone_job(job_id: str, body: CloneJobBody, caller: CallerDep, session: SessionDep, app_state: AppStateDep) -> Any:
     """A new job with the files, model, seed and all resolved values of the original. The body overrides them."""
     original = jobs.get(session, caller.project_id, job_id)
     request = clone_request(original, body)
@@ -39,7 +37,7 @@ def diff_jobs(
     job_id: str,
     caller: CallerDep,
     session: SessionDep,
-    other: Annotated[str | None, Query(alias="with", description="The job to compare with.", examples=OTHER)] = None,
+    other: Annotated[str | None, Query(alias="with", description="The job to compare with.")] = None,
 ) -> Any:
     """Data, configuration, environment and result of both jobs, value by value, with the differences marked."""
     left = jobs.get(session, caller.project_id, job_id)

@@ -9,10 +9,8 @@ from fastapi import APIRouter
 from app.api.auth import CallerDep
 from app.api.dependencies import SessionDep
 from app.api.idempotency import IdempotentRoute
-from app.api.openapi.examples import deliveries as examples
 from app.api.schemas.deliveries import CreateDelivery, DeliveryBody, DeliveryList, render_delivery
-from app.api.schemas.jobs.requests import parse_body
-from app.api.transport.json_body import JsonBodyDep
+from app.api.transport.json_body import JsonBody
 from app.api.transport.pagination import After, Limit, list_page
 from app.services.deliveries import deliveries
 
@@ -21,11 +19,10 @@ MAX_DELIVERIES = 100
 router = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}/deliveries", tags=["Deliveries"], route_class=IdempotentRoute)
 
 
-@router.post("", response_model=DeliveryBody, summary="Deliver an adapter", openapi_extra=examples.CREATE_DELIVERY_BODY)
-def create_delivery(job_id: str, body: JsonBodyDep, caller: CallerDep, session: SessionDep) -> Any:
+@router.post("", response_model=DeliveryBody, summary="Deliver an adapter")
+def create_delivery(job_id: str, body: JsonBody[CreateDelivery], caller: CallerDep, session: SessionDep) -> Any:
     """Deliver the result, or a kept `checkpoint`, to a target. A repeated call delivers it again."""
-    parsed = parse_body(CreateDelivery, body)
-    return render_delivery(deliveries.create(session, caller.project_id, job_id, parsed.target, parsed.checkpoint))
+    return render_delivery(deliveries.create(session, caller.project_id, job_id, body.target, body.checkpoint))
 
 
 @router.get("", response_model=DeliveryList, summary="List deliveries of a job")

@@ -9,10 +9,8 @@ from fastapi import APIRouter
 from app.api.auth import CallerDep
 from app.api.dependencies import AppStateDep, SessionDep
 from app.api.idempotency import IdempotentRoute
-from app.api.openapi.examples import evaluations as examples
 from app.api.schemas.jobs.evaluations import CreateEvaluation, EvaluationBody, EvaluationList, render_evaluation
-from app.api.schemas.jobs.requests import parse_body
-from app.api.transport.json_body import JsonBodyDep
+from app.api.transport.json_body import JsonBody
 from app.api.transport.pagination import After, Limit, list_page
 from app.services.jobs import evaluations
 
@@ -23,22 +21,19 @@ router = APIRouter(
 )
 
 
-@router.post(
-    "", response_model=EvaluationBody, summary="Evaluate an adapter", openapi_extra=examples.CREATE_EVALUATION_BODY
-)
+@router.post("", response_model=EvaluationBody, summary="Evaluate an adapter")
 def create_evaluation(
-    job_id: str, body: JsonBodyDep, caller: CallerDep, session: SessionDep, app_state: AppStateDep
+    job_id: str, body: JsonBody[CreateEvaluation], caller: CallerDep, session: SessionDep, app_state: AppStateDep
 ) -> Any:
     """Returns at once with the status `queued`. A worker checks all rows before it generates the first answer."""
-    request = parse_body(CreateEvaluation, body)
     return render_evaluation(
         evaluations.create(
             session,
             app_state.worker_notifier,
             caller.project_id,
             job_id,
-            request,
-            request.checkpoint,
+            body,
+            body.checkpoint,
             app_state.settings.endpoints,
         )
     )

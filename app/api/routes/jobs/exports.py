@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter
 
 from app.api.auth import CallerDep
 from app.api.dependencies import AppStateDep, SessionDep
 from app.api.idempotency import IdempotentRoute
-from app.api.openapi.examples import extensions
 from app.api.schemas.common import Deleted
-from app.api.schemas.jobs.exports import ExportBody, ExportList, render_export
-from app.api.transport.json_body import OptionalJsonBodyDep
+from app.api.schemas.jobs.exports import CreateExport, ExportBody, ExportList, render_export
+from app.api.transport.json_body import OptionalJsonBodyDep, RequestBody
 from app.api.transport.pagination import After, Limit, list_page
 from app.services.jobs import exports
 
 MAX_EXPORTS = 100
 
+CreateExportBody = Annotated[OptionalJsonBodyDep, RequestBody(CreateExport)]
+
 router = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}/exports", tags=["Exports"], route_class=IdempotentRoute)
 
 
-@router.post("", response_model=ExportBody, summary="Export a model", openapi_extra=extensions.CREATE_EXPORT_BODY)
+@router.post("", response_model=ExportBody, summary="Export a model")
 def create_export(
-    job_id: str, body: OptionalJsonBodyDep, caller: CallerDep, session: SessionDep, app_state: AppStateDep
+    job_id: str, body: CreateExportBody, caller: CallerDep, session: SessionDep, app_state: AppStateDep
 ) -> Any:
     """Make a merged model or a GGUF file of the result, or of a kept `checkpoint`. Repeated calls return one export."""
     return render_export(exports.create(session, app_state.worker_notifier, caller.project_id, job_id, body))

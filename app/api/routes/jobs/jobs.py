@@ -13,16 +13,16 @@ from app.api.auth import Caller, CallerDep
 from app.api.dependencies import AppState, AppStateDep, SessionDep
 from app.api.idempotency import IdempotentRoute
 from app.api.job_request_parser import job_changes, job_request
-from app.api.openapi.examples import all_operations, extensions
+from app.api.openapi import responses
 from app.api.routes.jobs.lists import MAX_JOBS, JobFilterDep, job_page
 from app.api.schemas.jobs.checkpoints import CheckpointList, render_checkpoint
 from app.api.schemas.jobs.events import EventList, render_event
 from app.api.schemas.jobs.jobs import JobBody, JobList, render_job
 from app.api.schemas.jobs.plans import PlanBody, render_plan
-from app.api.schemas.jobs.requests import UpdateJob, parse_body
+from app.api.schemas.jobs.requests import CreateJob, UpdateJob
 from app.api.transport.etags import checkpoints_etag, events_etag, json_response, not_modified
 from app.api.transport.file_response import matches_etag
-from app.api.transport.json_body import JsonBodyDep
+from app.api.transport.json_body import JsonBody, JsonBodyDep, RequestBody
 from app.api.transport.pagination import After, Limit, list_page
 from app.db.engine import transaction
 from app.services.datasets.check_process import Check
@@ -34,17 +34,19 @@ from app.services.jobs.requests import JobRequest
 MAX_EVENTS = 1_000
 MAX_CHECKPOINTS = 100
 
+CreateJobBody = Annotated[JsonBodyDep, RequestBody(CreateJob)]
+
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["Fine-tuning"], route_class=IdempotentRoute)
 
 
-@router.post("", response_model=JobBody, summary="Create a job", openapi_extra=all_operations.CREATE_JOB_BODY)
-def create_job(body: JsonBodyDep, caller: CallerDep, session: SessionDep, app_state: AppStateDep) -> Any:
+@router.post("", response_model=JobBody, summary="Create a job")
+def create_job(body: CreateJobBody, caller: CallerDep, session: SessionDep, app_state: AppStateDep) -> Any:
     """Returns at once with the status `validating_files`. Errors in the data itself appear in the job later."""
     return create(app_state, session, caller, job_request(body))
 
 
-@router.post("/plan", response_model=PlanBody, summary="Plan a job", openapi_extra=all_operations.CREATE_JOB_BODY)
-async def plan_job(request: Request, body: JsonBodyDep, caller: CallerDep, app_state: AppStateDep) -> Any:
+@router.post("/plan", response_model=PlanBody, summary="Plan a job")
+async def plan_job(request: Request, body: CreateJobBody, caller: CallerDep, app_state: AppStateDep) -> Any:
     """Takes the body of a create call and creates nothing. Exact tokens and steps, memory and time on each device."""
     question, answer = await app_state.check_limiter.run_query(
         caller.key_id, partial(_cached_plan, app_state, caller, body)
@@ -77,9 +79,9 @@ def _compute_plan(app_state: AppState, question: plan.PlanInputs, check: Check |
 @router.get(
     "",
     response_model=JobList,
-    responses=all_operations.NOT_MODIFIED,
+    responses=responses.NOT_MODIFIED,
     summary="List jobs",
-    openapi_extra=all_operations.METADATA_FILTER,
+    openapi_extra=responses.METADATA_FILTER,
 )
 def list_jobs(
     request: Request,
@@ -98,10 +100,12 @@ def list_jobs(
     return job_page(request, session, app_state, job_filter, after, min(limit, MAX_JOBS), partial(render, app_state))
 
 
-@router.post("/{job_id}", response_model=JobBody, summary="Change a job", openapi_extra=extensions.UPDATE_JOB_BODY)
-def update_job(job_id: str, body: JsonBodyDep, caller: CallerDep, session: SessionDep, app_state: AppStateDep) -> Any:
+@router.post("/{job_id}", response_model=JobBody, summary="Change a job")
+def update_job(
+    job_id: str, body: JsonBody[UpdateJob], caller: CallerDep, session: SessionDep, app_state: AppStateDep
+) -> Any:
     """Change `priority` until the job ends, and `metadata` at any time. An event records the change."""
-    changes = job_changes(parse_body(UpdateJob, body))
+    changes = job_changes(body)
     return render(app_state, jobs.change(session, caller.project_id, job_id, changes))
 
 
@@ -125,7 +129,7 @@ def resume_job(job_id: str, caller: CallerDep, session: SessionDep, app_state: A
 
 
 @router.get(
-    "/{job_id}/events", response_model=EventList, responses=all_operations.NOT_MODIFIED, summary="List events of a job"
+    "/{job_id}/events", response_model=EventList, responses=responses.NOT_MODIFIED, summary="List events of a job"
 )
 def list_events(
     request: Request,
@@ -151,7 +155,7 @@ def list_events(
 @router.get(
     "/{job_id}/checkpoints",
     response_model=CheckpointList,
-    responses=all_operations.NOT_MODIFIED,
+    responses=responses.NOT_MODIFIED,
     summary="List checkpoints of a job",
 )
 def list_checkpoints(

@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from app.api.auth import authorize, bearer_secret
 from app.api.dependencies import AppState
-from app.api.openapi.examples import all_operations
+from app.api.openapi import responses
 from app.api.schemas.jobs.jobs import JobBody, render_job
 from app.api.transport.disconnect import close_on_disconnect
 from app.api.transport.etags import etag_headers, job_etag, not_modified, queue_position_tag
@@ -43,7 +43,7 @@ Read = Callable[[AsyncConnections, str, str], Coroutine[Any, Any, Any]]
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["Fine-tuning"])
 
 
-@router.get("/{job_id}", response_model=JobBody, responses=all_operations.NOT_MODIFIED, summary="Get a job")
+@router.get("/{job_id}", response_model=JobBody, responses=responses.NOT_MODIFIED, summary="Get a job")
 async def get_job(request: Request, job_id: str, wait: Wait = 0) -> Response:
     """Suited to polling: send the last `ETag` as `If-None-Match`; an unchanged job is a 304 without a body."""
     app_state: AppState = request.app.state.app_state

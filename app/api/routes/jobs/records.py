@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from app.api.auth import CallerDep
 from app.api.dependencies import SessionDep
-from app.api.openapi.examples import all_operations
+from app.api.openapi import responses
 from app.api.schemas.jobs.attempts import AttemptList, render_attempts
 from app.api.schemas.jobs.metrics import LossCurveList, StepMetricsBody, render_loss_curves, render_metrics
 from app.api.transport.etags import etag_headers, events_etag, json_response, log_etag, not_modified
@@ -44,7 +44,6 @@ JobIds = Annotated[
     Query(
         alias="jobs",
         description=f"Ids of at most {MAX_CURVES} jobs, separated by commas.",
-        examples=[all_operations.JOB_ID],
     ),
 ]
 CurvePoints = Annotated[
@@ -58,7 +57,7 @@ several_jobs = APIRouter(prefix="/v1/fine_tuning", tags=["Fine-tuning"])
 @router.get(
     "/metrics",
     response_model=StepMetricsBody,
-    responses=all_operations.METRICS,
+    responses=responses.METRICS,
     summary="Get the metrics of a job",
 )
 def get_metrics(
@@ -95,7 +94,7 @@ def list_attempts(job_id: str, caller: CallerDep, session: SessionDep) -> Any:
     return render_attempts(records.attempts(session, caller.project_id, job_id))
 
 
-@router.get("/logs", response_class=Response, responses=all_operations.LOG, summary="Get the log of a job")
+@router.get("/logs", response_class=Response, responses=responses.LOG, summary="Get the log of a job")
 def get_logs(
     request: Request, job_id: str, caller: CallerDep, session: SessionDep, attempt: Attempt = None, lines: Lines = None
 ) -> Response:

@@ -9,8 +9,6 @@ from fastapi import APIRouter, HTTPException, Path
 from app.api.auth import AUTHENTICATED
 from app.api.dependencies import AppStateDep, SessionDep
 from app.api.idempotency import IdempotentRoute
-from app.api.openapi.examples import organization as examples
-from app.api.schemas.jobs.requests import parse_body
 from app.api.schemas.organization.base_models import (
     BaseModelRemoved,
     OrganizationBaseModelList,
@@ -20,7 +18,7 @@ from app.api.schemas.organization.base_models import (
     render_base_model,
     render_registration,
 )
-from app.api.transport.json_body import JsonBodyDep
+from app.api.transport.json_body import JsonBody
 from app.api.transport.pagination import After, Limit, list_page
 from app.services.base_models import base_models
 from app.system.model_registration import RegistrationOptions
@@ -54,20 +52,18 @@ def remove_base_model(model: str, session: SessionDep) -> Any:
     "/base_model_registrations",
     response_model=RegistrationBody,
     summary="Register a base model from a directory on the server or from its hub",
-    openapi_extra=examples.REGISTER_BASE_MODEL_BODY,
 )
-def register_base_model(body: JsonBodyDep, session: SessionDep, app_state: AppStateDep) -> Any:
+def register_base_model(body: JsonBody[RegisterBaseModel], session: SessionDep, app_state: AppStateDep) -> Any:
     """A worker with torch checks that the model can be trained, and hashes its files, which takes minutes: read the
     registration until it has ended. A model of the same name is replaced. Without `directory` the worker downloads
     `source` from its hub first, into a directory of its own in `TUNERY_BASE_MODEL_PULL_DIRECTORY`."""
-    parsed = parse_body(RegisterBaseModel, body)
-    options = RegistrationOptions(parsed.learning_rate, parsed.license, parsed.source, parsed.revision)
+    options = RegistrationOptions(body.learning_rate, body.license, body.source, body.revision)
     settings = app_state.settings
-    if parsed.directory is None:
-        row = base_models.pull(session, settings.base_model_pull_directory, parsed.name, options)
+    if body.directory is None:
+        row = base_models.pull(session, settings.base_model_pull_directory, body.name, options)
     else:
         allowed = settings.base_model_directories
-        row = base_models.register(session, allowed, parsed.name, parsed.directory, options)
+        row = base_models.register(session, allowed, body.name, body.directory, options)
     app_state.worker_notifier.after_commit(session, "cpu")
     return render_registration(row)
 

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request
 
 from app.api.auth import AUTHENTICATED
 from app.api.dependencies import AppStateDep, SessionDep
-from app.api.openapi.examples import all_operations
+from app.api.openapi import responses
 from app.api.routes.jobs.jobs import render
 from app.api.routes.jobs.lists import MAX_JOBS, JobFilterDep, job_page
 from app.api.schemas.jobs.jobs import OrganizationJobList
@@ -23,9 +23,9 @@ router = APIRouter(prefix="/v1/organization/jobs", tags=["Projects and keys"], d
 @router.get(
     "",
     response_model=OrganizationJobList,
-    responses=all_operations.NOT_MODIFIED,
+    responses=responses.NOT_MODIFIED,
     summary="List the jobs of every project",
-    openapi_extra=all_operations.METADATA_FILTER,
+    openapi_extra=responses.METADATA_FILTER,
 )
 def list_all_jobs(
     request: Request,

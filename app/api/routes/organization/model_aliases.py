@@ -9,11 +9,9 @@ from fastapi import APIRouter
 from app.api.auth import AUTHENTICATED
 from app.api.dependencies import SessionDep
 from app.api.idempotency import IdempotentRoute
-from app.api.openapi.examples import organization as examples
 from app.api.schemas.common import Deleted
-from app.api.schemas.jobs.requests import parse_body
 from app.api.schemas.organization.model_aliases import ModelAliasBody, ModelAliasList, SetModelAlias, render_alias
-from app.api.transport.json_body import JsonBodyDep
+from app.api.transport.json_body import JsonBody
 from app.db.access import audit
 from app.services.base_models import models
 
@@ -25,14 +23,11 @@ router = APIRouter(
 )
 
 
-@router.post(
-    "", response_model=ModelAliasBody, summary="Set a model alias", openapi_extra=examples.SET_MODEL_ALIAS_BODY
-)
-def set_model_alias(body: JsonBodyDep, session: SessionDep) -> Any:
+@router.post("", response_model=ModelAliasBody, summary="Set a model alias")
+def set_model_alias(body: JsonBody[SetModelAlias], session: SessionDep) -> Any:
     """Let another name stand for a base model, for all projects. Replaces an alias of this name."""
-    parsed = parse_body(SetModelAlias, body)
-    audit.add_object(parsed.name, None)
-    return render_alias(models.set_alias(session, parsed.name, parsed.model), True)
+    audit.add_object(body.name, None)
+    return render_alias(models.set_alias(session, body.name, body.model), True)
 
 
 @router.get("", response_model=ModelAliasList, summary="List model aliases")

@@ -9,8 +9,6 @@ from fastapi import APIRouter, Query
 from app.api.auth import AUTHENTICATED
 from app.api.dependencies import SessionDep
 from app.api.idempotency import IdempotentRoute
-from app.api.openapi.examples import organization as examples
-from app.api.schemas.jobs.requests import parse_body
 from app.api.schemas.organization.project_keys import (
     CreateKey,
     KeyBody,
@@ -21,7 +19,7 @@ from app.api.schemas.organization.project_keys import (
     UpdateKey,
     render_key,
 )
-from app.api.transport.json_body import JsonBodyDep, OptionalJsonBodyDep
+from app.api.transport.json_body import JsonBody, OptionalJsonBody
 from app.api.transport.pagination import After, Limit, list_page
 from app.services.access import keys, projects
 
@@ -43,12 +41,11 @@ def list_all_keys(session: SessionDep, after: After = None, limit: Limit = 20, i
     return list_page(keys.page(session, None, limit + 1, after, include_revoked), limit, render_key)
 
 
-@router.post("", response_model=NewKey, summary="Create an API key", openapi_extra=examples.CREATE_KEY_BODY)
-def create_key(project_id: str, body: JsonBodyDep, session: SessionDep) -> Any:
+@router.post("", response_model=NewKey, summary="Create an API key")
+def create_key(project_id: str, body: JsonBody[CreateKey], session: SessionDep) -> Any:
     """`value` is the key. No other response contains it."""
-    parsed = parse_body(CreateKey, body)
     project = projects.get(session, project_id)
-    issued = keys.create(session, project, parsed.name, parsed.scopes, parsed.expires_in_seconds)
+    issued = keys.create(session, project, body.name, body.scopes, body.expires_in_seconds)
     return render_key(keys.get(session, project.id, issued.id)) | {"value": issued.secret}
 
 
@@ -80,20 +77,17 @@ def get_key(project_id: str, key_id: str, session: SessionDep) -> Any:
     return render_key(keys.get(session, project_id, key_id))
 
 
-@router.post("/{key_id}", response_model=KeyBody, summary="Change an API key", openapi_extra=examples.UPDATE_KEY_BODY)
-def update_key(project_id: str, key_id: str, body: JsonBodyDep, session: SessionDep) -> Any:
+@router.post("/{key_id}", response_model=KeyBody, summary="Change an API key")
+def update_key(project_id: str, key_id: str, body: JsonBody[UpdateKey], session: SessionDep) -> Any:
     """Change name, scopes or expiry, with effect from the next request."""
-    parsed = parse_body(UpdateKey, body)
-    key = keys.modify(session, project_id, key_id, parsed.name, parsed.scopes, parsed.expires_in_seconds)
+    key = keys.modify(session, project_id, key_id, body.name, body.scopes, body.expires_in_seconds)
     return render_key(key)
 
 
-@router.post(
-    "/{key_id}/rotate", response_model=NewKey, summary="Rotate an API key", openapi_extra=examples.ROTATE_KEY_BODY
-)
-def rotate_key(project_id: str, key_id: str, body: OptionalJsonBodyDep, session: SessionDep) -> Any:
+@router.post("/{key_id}/rotate", response_model=NewKey, summary="Rotate an API key")
+def rotate_key(project_id: str, key_id: str, body: OptionalJsonBody[RotateKey], session: SessionDep) -> Any:
     """A new `value` for the same key. The old one remains valid for a day, or for `overlap_seconds`."""
-    key, secret = keys.rotate(session, project_id, key_id, parse_body(RotateKey, body).overlap_seconds)
+    key, secret = keys.rotate(session, project_id, key_id, body.overlap_seconds)
     return render_key(key) | {"value": secret}
 
 

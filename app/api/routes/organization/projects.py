@@ -9,8 +9,6 @@ from fastapi import APIRouter, Query
 from app.api.auth import AUTHENTICATED, CallerDep
 from app.api.dependencies import SessionDep
 from app.api.idempotency import IdempotentRoute
-from app.api.openapi.examples import organization as examples
-from app.api.schemas.jobs.requests import parse_body
 from app.api.schemas.organization.projects import (
     ArchiveProject,
     CreateProject,
@@ -23,7 +21,7 @@ from app.api.schemas.organization.projects import (
     render_with_usage,
     settings_of,
 )
-from app.api.transport.json_body import JsonBodyDep, OptionalJsonBodyDep
+from app.api.transport.json_body import JsonBody, OptionalJsonBody
 from app.api.transport.pagination import After, Limit, list_page
 from app.db.access import usage
 from app.services.access import projects
@@ -45,12 +43,10 @@ def get_own_project(caller: CallerDep, session: SessionDep) -> Any:
     "/v1/organization/projects",
     response_model=ProjectBody,
     summary="Create a project",
-    openapi_extra=examples.CREATE_PROJECT_BODY,
 )
-def create_project(body: JsonBodyDep, session: SessionDep) -> Any:
+def create_project(body: JsonBody[CreateProject], session: SessionDep) -> Any:
     """A new project has no keys."""
-    parsed = parse_body(CreateProject, body)
-    return render_project(projects.create(session, parsed.name, settings_of(parsed)))
+    return render_project(projects.create(session, body.name, settings_of(body)))
 
 
 @router.get("/v1/organization/projects", response_model=ProjectList, summary="List projects")
@@ -81,24 +77,22 @@ def get_project(project_id: str, session: SessionDep) -> Any:
     "/v1/organization/projects/{project_id}",
     response_model=ProjectBody,
     summary="Change a project",
-    openapi_extra=examples.UPDATE_PROJECT_BODY,
 )
-def update_project(project_id: str, body: JsonBodyDep, session: SessionDep) -> Any:
+def update_project(project_id: str, body: JsonBody[UpdateProject], session: SessionDep) -> Any:
     """Change name, limits, weight or permission. A lower limit removes nothing that exists."""
-    parsed = parse_body(UpdateProject, body)
-    return render_project(projects.modify(session, project_id, parsed.name, settings_of(parsed)))
+    return render_project(projects.modify(session, project_id, body.name, settings_of(body)))
 
 
 @router.post(
     "/v1/organization/projects/{project_id}/archive",
     response_model=ProjectBody,
     summary="Archive a project",
-    openapi_extra=examples.ARCHIVE_PROJECT_BODY,
 )
-def archive_project(project_id: str, body: OptionalJsonBodyDep, caller: CallerDep, session: SessionDep) -> Any:
+def archive_project(
+    project_id: str, body: OptionalJsonBody[ArchiveProject], caller: CallerDep, session: SessionDep
+) -> Any:
     """The keys of an archived project are disabled until it is unarchived. Files and results are kept."""
-    parsed = parse_body(ArchiveProject, body)
-    return render_project(projects.archive(session, project_id, caller.project_id, parsed.cancel_jobs))
+    return render_project(projects.archive(session, project_id, caller.project_id, body.cancel_jobs))
 
 
 @router.post(

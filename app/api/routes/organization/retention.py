@@ -9,10 +9,8 @@ from fastapi import APIRouter, Query
 from app.api.auth import AUTHENTICATED
 from app.api.dependencies import SessionDep
 from app.api.idempotency import IdempotentRoute
-from app.api.openapi.examples import organization as examples
-from app.api.schemas.jobs.requests import parse_body
 from app.api.schemas.organization.retention import ChangeRetention, RetentionRuleList, changes_of, render_rules
-from app.api.transport.json_body import JsonBodyDep
+from app.api.transport.json_body import JsonBody
 from app.services.operations import retention
 
 router = APIRouter(
@@ -37,10 +35,8 @@ def list_rules(
     "/projects/{project_id}/retention_rules",
     response_model=RetentionRuleList,
     summary="Change the retention rules of a project",
-    openapi_extra=examples.CHANGE_RETENTION_BODY,
 )
-def change_rules(project_id: str, body: JsonBodyDep, session: SessionDep) -> Any:
+def change_rules(project_id: str, body: JsonBody[ChangeRetention], session: SessionDep) -> Any:
     """Returns all rules of the project as they are then. With `dry_run` they are shown with their effect."""
-    parsed = parse_body(ChangeRetention, body)
-    apply = retention.preview if parsed.dry_run else retention.change
-    return render_rules(apply(session, project_id, changes_of(parsed)))
+    apply = retention.preview if body.dry_run else retention.change
+    return render_rules(apply(session, project_id, changes_of(body)))

@@ -13,9 +13,8 @@ from app.api.schemas.jobs.evaluations import EvaluationError
 from app.domain.artifacts.compatibility import Compatibility, job_compatibility
 from app.domain.evaluations.summary import EvaluationSummary
 from app.domain.files.files import FileOrigin
-from app.domain.jobs.failure_help import JOB_ERRORS
 from app.domain.jobs.spec import Hyperparameters, LoraSpec, QuantizationSpec
-from app.domain.jobs.states import Desired, JobState
+from app.domain.jobs.states import Desired, JobState, Reason
 
 OPENAI_HYPERPARAMETERS = ("n_epochs", "batch_size", "learning_rate_multiplier")
 PROGRESS = ("step", "total_steps", "epoch", "tokens_per_second", "eta_seconds")
@@ -309,13 +308,13 @@ def _error(job: JobAttributes) -> dict[str, Any] | None:
     """Null for a job without an error. OpenAI sends {}, which is easily mistaken for an error."""
     if job.error_code is None:
         return None
-    help_text = JOB_ERRORS.get(job.error_code)
+    reason = Reason.of(job.error_code)
     return {
         "code": job.error_code,
         "message": job.error_message or "",
         "param": job.error_param,
-        "cause": help_text.cause if help_text else None,
-        "remedy": help_text.remedy if help_text else None,
+        "cause": reason.cause if reason else None,
+        "remedy": reason.remedy if reason else None,
     }
 
 

@@ -153,6 +153,19 @@ class CreateJob(Strict):
     ] = None
 
 
+def _all_optional(schema: dict[str, Any]) -> None:
+    del schema["required"]
+    for name, inner in schema["properties"].items():
+        inner.pop("default", None)
+        inner["description"] = f"As in a create body; replaces {name} of the original."
+
+
+class CloneJob(CreateJob):
+    """Overrides of the original's values."""
+
+    model_config = ConfigDict(json_schema_extra=_all_optional)  # documents the body, and parses nothing
+
+
 class UpdateJob(Strict):
     """Absent fields keep their values; null restores the default."""
 

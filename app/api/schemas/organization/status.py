@@ -7,8 +7,7 @@ from typing import Any, Literal
 from app.api.schemas.common import Body, unix_seconds, unix_seconds_or_none
 from app.api.schemas.queue import WorkerBody, render_worker
 from app.db.operations.status import FailedDelivery, FailedJob
-from app.domain.jobs.remedies import remedy
-from app.domain.jobs.states import JobState
+from app.domain.jobs.states import JobState, Reason
 from app.services.operations.status import StatusView
 
 
@@ -185,6 +184,7 @@ def _queue(view: StatusView) -> dict[str, Any]:
 
 
 def _failed_job(job: FailedJob) -> dict[str, Any]:
+    reason = Reason.of(job.code)
     return {
         "id": job.id,
         "project_id": job.project_id,
@@ -193,7 +193,7 @@ def _failed_job(job: FailedJob) -> dict[str, Any]:
         "finished_at": unix_seconds(job.finished_at),
         "code": job.code,
         "message": job.message,
-        "remedy": remedy(job.code),
+        "remedy": reason.remedy if reason else None,
     }
 
 

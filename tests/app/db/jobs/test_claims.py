@@ -16,7 +16,7 @@ from app.db.jobs.claims import FencedError, Lease, NoLongerDesiredError
 from app.db.scheduling.fair_queue import Kind
 from app.db.tables import Attempt, Job, JobEvent, Project
 from app.domain.artifacts.full_disk import WAITING_FOR_STORAGE
-from app.domain.jobs.states import CRASHES, FINAL_STATE, TERMINAL, JobState, Reason
+from app.domain.jobs.states import CRASHES, TERMINAL, JobState, Reason
 from app.storage import LocalStorage
 from tests.factories import expire_leases, lease_of, make_base_model, make_file, make_job, start_job, validate_job
 
@@ -262,7 +262,7 @@ class TestEnds:
             claims.finish_held_attempt(session, lease_of(claimed), reason, "because", param="model")
         ended = read(sessions, job)
         phase = WAITING_FOR_STORAGE if reason == Reason.STORAGE_FULL else None
-        assert (ended.state, ended.reason, ended.phase) == (FINAL_STATE[reason], reason, phase)
+        assert (ended.state, ended.reason, ended.phase) == (reason.final_state, reason, phase)
         assert (ended.lease_owner, ended.lease_expires_at) == (None, None)
         assert (ended.finished_at is not None) == (ended.state in TERMINAL)
         assert ended.crash_streak == (1 if reason in CRASHES else 0)

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from app.domain.jobs.states import CRASHES, FINAL_STATE, TERMINAL, TRANSITIONS, JobState, Reason
+from app.domain.jobs.states import CRASHES, TERMINAL, TRANSITIONS, JobState, Reason
 
 ALLOWED = {
     ("validating_files", "queued"), ("validating_files", "failed"), ("validating_files", "cancelled"),
@@ -31,16 +31,16 @@ def test_every_state_that_has_not_ended_can_be_cancelled() -> None:
 
 @pytest.mark.parametrize("reason", list(Reason))
 def test_every_reason_maps_to_one_state_that_may_follow_running_or_validating(reason: Reason) -> None:
-    state = FINAL_STATE[reason]
+    state = reason.final_state
     assert (state in TRANSITIONS[JobState.RUNNING]) or (state in TRANSITIONS[JobState.VALIDATING])
 
 
 def test_a_crash_is_tried_again_by_itself() -> None:
-    assert {FINAL_STATE[reason] for reason in CRASHES} == {JobState.QUEUED}
+    assert {reason.final_state for reason in CRASHES} == {JobState.QUEUED}
 
 
 def test_other_repetitions_are_no_crashes() -> None:
-    repeated = {reason for reason, state in FINAL_STATE.items() if state == JobState.QUEUED}
+    repeated = {reason for reason in Reason if reason.final_state == JobState.QUEUED}
     assert {str(reason) for reason in repeated - CRASHES} == {
         "drained", "gave_way", "slot_too_small", "storage_full", "storage_unavailable"
     }  # fmt: skip

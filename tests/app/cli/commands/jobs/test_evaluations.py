@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from app.api.openapi.examples.evaluations import SUMMARY
 from app.db.engine import Sessions, transaction
 from app.db.jobs import evaluations
 from app.db.jobs.claims import Lease
@@ -17,6 +16,7 @@ from app.domain.evaluations.states import EvaluationErrorCode
 from app.storage import LocalStorage
 from tests.app.cli.conftest import Tunery
 from tests.deadline import until
+from tests.examples import EVALUATION
 from tests.factories import make_file
 
 OWNER = "gpu0@a#1"
@@ -55,7 +55,7 @@ def work(sessions: Sessions, storage: LocalStorage, project: Project) -> Iterato
                     for name, content in (("r.jsonl", json.dumps(ROW).encode() + b"\n"), ("r.md", b"# Report\n"))
                 ]
                 files = dict(zip(("results_file_id", "report_file_id"), made, strict=True))
-                evaluations.succeed(session, lease, "done", precision=PRECISION, summary=SUMMARY, **files)
+                evaluations.succeed(session, lease, "done", precision=PRECISION, summary=EVALUATION["summary"], **files)
                 return True
 
         thread = threading.Thread(target=lambda: until(end, "an evaluation to be requested"))

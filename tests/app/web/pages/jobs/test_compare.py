@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from app.api.openapi.examples.all_operations import FINISHED_JOB
 from app.web.pages.jobs.compare import distinct_names, flat_settings
+from tests.examples import FINISHED_JOB
 
 CLONE = FINISHED_JOB | {"id": "ftjob-0123456789ab", "cloned_from": FINISHED_JOB["id"]}
 OTHER = FINISHED_JOB | {"id": "ftjob-ffffffffffff", "user_provided_suffix": "other"}

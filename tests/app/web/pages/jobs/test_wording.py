@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from app.api.openapi.examples.all_operations import FINISHED_JOB, NEW_JOB
 from app.web.pages.jobs import wording
 from app.web.pages.jobs.actions import ACTIONS
+from tests.examples import FINISHED_JOB, NEW_JOB
 
 RUNNING = NEW_JOB | {
     "status": "running",

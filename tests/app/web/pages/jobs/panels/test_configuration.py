@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from app.api.openapi.examples.all_operations import NEW_JOB
 from app.web.pages.jobs.panels.configuration import asked_values
+from tests.examples import NEW_JOB
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from app.api.openapi.examples.deliveries import CHECK, DELIVERY
 from app.domain.deliveries.served_check import Verdict
 from app.web.pages.jobs.panels.deliveries import VERDICTS, delivery_row
+from tests.examples import DELIVERY
 
 
 @pytest.mark.parametrize("verdict", Verdict)
@@ -15,7 +15,7 @@ def test_every_verdict_has_a_text(verdict: Verdict) -> None:
 
 
 def test_an_unchecked_one_has_its_reason_in_place_of_numbers() -> None:
-    check = CHECK | {"verdict": "unchecked", "tokens": 0, "reason": "the trainer recorded nothing"}
+    check = DELIVERY["check"] | {"verdict": "unchecked", "tokens": 0, "reason": "the trainer recorded nothing"}
     shown = delivery_row(DELIVERY | {"check": check})["check"]
     assert shown == {"text": "nothing to compare with", "tone": "warn", "sub": "the trainer recorded nothing"}
     assert "difference 0.0017" in delivery_row(DELIVERY)["check"]["sub"]
