@@ -11,7 +11,7 @@ import io
 import itertools
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 from sqlalchemy import func, update
 from sqlalchemy.orm import Session
 
+from app.db import encryption
 from app.db.access import keys
 from app.db.base_models import models
 from app.db.deliveries import deliveries, targets
@@ -27,12 +28,13 @@ from app.db.ids import new_id
 from app.db.jobs import checkpoints, claims, jobs
 from app.db.jobs.claims import Lease
 from app.db.scheduling import fair_queue, queue_positions
-from app.db.tables import Checkpoint, Delivery, DeliveryTarget, File, Job, Project
+from app.db.tables import Checkpoint, Delivery, DeliveryTarget, File, Job, Project, WebhookEndpoint
 from app.domain.base_models import catalog
 from app.domain.jobs.parameters.fields import ParentAdapter
 from app.domain.jobs.resolve import resolve
 from app.domain.jobs.states import Reason
 from app.domain.scheduling.forecast import WorkerSlot, forecast
+from app.domain.webhooks import EVENT_TYPES, new_secret, secret_hint
 from app.storage import Storage
 from app.system import artifact_directory, model_files
 from tests.tiny import make_tiny_base
@@ -250,6 +252,32 @@ def make_target(session: Session, project_id: str, name: str = "production") -> 
     target = targets.insert(session, project_id, name=name, kind="s3", destination={"kind": "s3"})
     assert target is not None, f"another target has the name {name}"
     return target
+
+
+def make_webhook_endpoint(
+    session: Session,
+    project_id: str,
+    url: str = "https://example.com",
+    event_types: Sequence[str] = EVENT_TYPES,
+    secret: str | None = None,
+    encryption_keys: Sequence[str] = (),
+    **columns: Any,
+) -> WebhookEndpoint:
+    """An enabled endpoint for every event; `secret` is stored encrypted if there are keys."""
+    secret = secret or new_secret()
+    endpoint = WebhookEndpoint(
+        id=new_id("wh", "_"),
+        project_id=project_id,
+        url=url,
+        event_types=list(event_types),
+        secret=encryption.protect(encryption_keys, secret),
+        secret_hint=secret_hint(secret),
+        **{"name": "ci"} | columns,
+    )
+    session.add(endpoint)
+    session.flush()
+    session.refresh(endpoint)
+    return endpoint
 
 
 def make_delivery(session: Session, job: Job) -> Delivery:

@@ -17,7 +17,7 @@ from app.domain.artifacts.exports import ExportKind, ExportType
 from app.domain.evaluations.graders import EvaluationSettings
 from app.domain.evaluations.plan import make_plan
 from app.storage import LocalStorage
-from tests.factories import make_succeeded_job
+from tests.factories import make_succeeded_job, make_webhook_endpoint
 
 FAILED = "fine_tuning.job.failed"
 BODIES = {
@@ -63,9 +63,7 @@ def export(sessions: Sessions, succeeded: Job) -> Export:
 @pytest.fixture
 def delivery(sessions: Sessions, project: Project) -> WebhookDelivery:
     with transaction(sessions) as session:
-        endpoints.insert(
-            session, project.id, "n", "https://example.com/hook", ["fine_tuning.job.failed"], "whsec_x", True
-        )
+        make_webhook_endpoint(session, project.id)
         endpoints.announce(session, project.id, "fine_tuning.job.failed", "{}")
         return session.scalars(select(WebhookDelivery)).one()
 

@@ -17,11 +17,10 @@ from app.db.jobs import checkpoints, expired_leases
 from app.db.operations import retention
 from app.db.tables import Delivery, File, Job, WebhookDelivery
 from app.db.webhooks import deliveries as webhook_deliveries
-from app.db.webhooks import endpoints
 from app.domain.operations.retention import RetentionKind
 from app.settings import Settings
 from tests.deadline import until
-from tests.factories import expire_leases, make_file, make_succeeded_job, make_target
+from tests.factories import expire_leases, make_file, make_succeeded_job, make_target, make_webhook_endpoint
 from tests.worker.fake_trainer import TrainerPlan
 from tests.worker.worker_harness import WorkerHarness
 from worker import health
@@ -282,7 +281,7 @@ def test_after_a_step_back_nothing_waits_for_its_length(
     in_a_minute = func.clock_timestamp() + timedelta(minutes=1)
     with transaction(harness.sessions) as session:
         target = make_target(session, harness.project.id)
-        endpoint = endpoints.insert(session, harness.project.id, "e", "https://e.com", ["*"], "whsec_a", enabled=True)
+        endpoint = make_webhook_endpoint(session, harness.project.id)
         webhook = webhook_deliveries.add_test(session, endpoint, "fine_tuning.job.succeeded", {})
         finished = make_succeeded_job(session, harness.resources.storage, harness.project)
         held, waiting = (

@@ -14,9 +14,18 @@ from app.db.tables import Attempt, Delivery, Job, Project
 from app.db.webhooks import deliveries as webhook_deliveries
 from app.db.webhooks import endpoints, operator
 from app.domain.jobs.states import JobState
-from app.domain.webhooks import DISABLED_BY_REQUEST, EVENT_TYPES
+from app.domain.webhooks import DISABLED_BY_REQUEST
 from app.storage import LocalStorage
-from tests.factories import make_file, make_job, make_project, make_succeeded_job, make_target, start_job, validate_job
+from tests.factories import (
+    make_file,
+    make_job,
+    make_project,
+    make_succeeded_job,
+    make_target,
+    make_webhook_endpoint,
+    start_job,
+    validate_job,
+)
 
 
 def test_an_empty_service_has_nothing_to_report(sessions: Sessions, project: Project) -> None:
@@ -127,10 +136,7 @@ def test_endpoints_fail_until_a_success_and_not_if_they_were_disabled_by_request
 ) -> None:
     with transaction(sessions) as session:
         _, failing, gone, off = (
-            endpoints.insert(
-                session, project.id, name, "https://example.com", [*EVENT_TYPES], "whsec_a", enabled=True
-            ).id
-            for name in ("fine", "failing", "gone", "off")
+            make_webhook_endpoint(session, project.id, name=name).id for name in ("fine", "failing", "gone", "off")
         )
         for endpoint_id in (failing, off):
             webhook_deliveries.record_endpoint_failure(session, endpoint_id)

@@ -15,10 +15,13 @@ from app.db.deliveries import credentials, targets
 from app.db.encryption import Protection
 from app.db.engine import Sessions, transaction
 from app.db.tables import DeliveryTarget, Project, WebhookEndpoint
-from app.db.webhooks import endpoints, operator
+from app.db.webhooks import operator
 from app.domain.webhooks import new_secret
 from app.errors import BadRequest
+from app.services import webhooks
 from app.services.operations import secrets
+from app.services.webhooks import EndpointRules
+from tests.factories import make_webhook_endpoint
 
 OLD, NEW, OTHER = (Fernet.generate_key().decode() for _ in range(3))
 URL = "https://hooks.example.com/"
@@ -27,7 +30,7 @@ URL = "https://hooks.example.com/"
 def make_endpoint(session: Session, project: Project, keys: list[str]) -> tuple[str, str]:
     """The id of a webhook endpoint, and its secret."""
     secret = new_secret()
-    return endpoints.insert(session, project.id, "hook", URL, ["fine_tuning.job.failed"], secret, True, keys).id, secret
+    return make_webhook_endpoint(session, project.id, secret=secret, encryption_keys=keys).id, secret
 
 
 def make_target(session: Session, project: Project, keys: list[str], name: str = "engine") -> str:
@@ -63,7 +66,7 @@ def test_a_rotation_re_encrypts_everything_but_lost_secrets_and_may_be_interrupt
     with transaction(sessions) as session:
         plain, plain_secret = make_endpoint(session, project, [])
         old, old_secret = make_endpoint(session, project, [OLD])
-        endpoints.rotate(session, session.get_one(WebhookEndpoint, old), "whsec_bmV3ZXI=", True, [OLD])
+        _, newer = webhooks.rotate_secret(session, EndpointRules(False, (), [OLD]), project.id, old, keep_old=True)
         session.execute(update(WebhookEndpoint).where(WebhookEndpoint.id == plain).values(secret_hint=None))
         lost, _ = make_endpoint(session, project, [OTHER])
         target = make_target(session, project, [OLD])
@@ -83,7 +86,7 @@ def test_a_rotation_re_encrypts_everything_but_lost_secrets_and_may_be_interrupt
         assert row.secret_hint == f"whsec_...{plain_secret[-4:]}"
         row = session.get_one(WebhookEndpoint, old)
         assert row.previous_secret is not None
-        assert encryption.reveal([NEW], row.secret) == "whsec_bmV3ZXI="
+        assert encryption.reveal([NEW], row.secret) == newer
         assert encryption.reveal([NEW], row.previous_secret) == old_secret
         stored = session.get_one(DeliveryTarget, target).credentials
         assert stored is not None
@@ -96,12 +99,12 @@ def test_a_previous_secret_that_is_lost_keeps_no_other_from_being_re_encrypted(
 ) -> None:
     with transaction(sessions) as session:
         endpoint, _ = make_endpoint(session, project, [OTHER])
-        row = session.get_one(WebhookEndpoint, endpoint)
-        endpoints.rotate(session, row, "whsec_bmV3ZXI=", True, [OLD])
+        rules = EndpointRules(False, (), [OLD])
+        _, newer = webhooks.rotate_secret(session, rules, project.id, endpoint, keep_old=True)
     with transaction(sessions) as session:
         assert protections(session, [NEW, OLD])[endpoint][0] == Protection.LOST
         assert secrets.rotate(session, [NEW, OLD], limit=10) == secrets.Rotation(1, 0, 1)
-        assert encryption.reveal([NEW], session.get_one(WebhookEndpoint, endpoint).secret) == "whsec_bmV3ZXI="
+        assert encryption.reveal([NEW], session.get_one(WebhookEndpoint, endpoint).secret) == newer
         past = func.clock_timestamp() - timedelta(seconds=1)
         session.execute(update(WebhookEndpoint).values(previous_secret_expires_at=past))
         session.expire_all()

@@ -16,7 +16,7 @@ from app.services.operations import health
 from app.services.operations import status as status_service
 from app.storage import LocalStorage
 from tests.app.cli.conftest import Tunery
-from tests.factories import make_delivery, make_failed_job, make_succeeded_job
+from tests.factories import make_delivery, make_failed_job, make_succeeded_job, make_webhook_endpoint
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +72,7 @@ def test_what_is_tried_again_is_shown_with_its_reason_and_endpoints_that_fail_wi
         job = make_succeeded_job(session, storage, project)
         make_delivery(session, job)
         session.execute(update(Delivery).values(error="the bucket is full", tries=1, attempt=1))
-        endpoint = endpoints.insert(session, project.id, "ci", "https://example.com", ["*"], "whsec_a", enabled=True)
+        endpoint = make_webhook_endpoint(session, project.id)
         endpoints.disable(session, endpoint.id, "it responded with 410 Gone")
     shown = tunery("status").out
     assert f"Deliveries that are tried again\n  {job.id}  default  production" in shown

@@ -22,14 +22,13 @@ from app.db.operations.stored_objects import named_objects
 from app.db.scheduling import workers
 from app.db.tables import Export, File, Job, Project, Worker
 from app.db.webhooks import deliveries as webhook_deliveries
-from app.db.webhooks import endpoints
 from app.domain.artifacts.exports import ExportKind, ExportType
 from app.domain.operations.backups import BackupError
 from app.services.operations.backups import backup, restore
 from app.services.operations.backups.repository import BackupRepository
 from app.storage import LocalStorage, StorageError
 from tests.app.services.operations.backups.conftest import BackedUpService
-from tests.factories import make_file, make_job, make_project, put_bytes, start_job, validate_job
+from tests.factories import make_file, make_job, make_project, make_webhook_endpoint, put_bytes, start_job, validate_job
 from tests.full_disk import SmallDisk, small_disk
 
 
@@ -291,9 +290,7 @@ class TestRestore:
     ) -> None:
         with transaction(service.sessions) as session:
             job = session.scalars(select(Job)).one()
-            endpoint = endpoints.insert(
-                session, job.project_id, "ops", "https://ops.example", ["fine_tuning.job.succeeded"], "whsec_x", True
-            )
+            endpoint = make_webhook_endpoint(session, job.project_id)
             webhook_deliveries.add_test(session, endpoint, "fine_tuning.job.succeeded", {})
             engine = {"kind": "vllm", "urls": ["https://engine.example"]}
             place = delivery_targets.insert(session, job.project_id, name="prod", kind="vllm", destination=engine)
