@@ -39,8 +39,10 @@ DeliveryStatus = Literal["pending", "delivered", "failed", "withdrawing", "withd
 
 
 class CreateDeliveryTarget(Strict):
-    name: Annotated[str, Field(min_length=1, max_length=64, description="Unique in the project.")]
+    name: Annotated[str, Field(min_length=1, max_length=64)]
+    """Unique in the project."""
     destination: AnyDestination
+    """Where adapters go, by `kind`."""
     credentials: Annotated[Credentials | None, Field(description=CREDENTIALS_DESCRIPTION)] = None
     served_model: ServedModelName = None
     default: Default = False
@@ -49,10 +51,13 @@ class CreateDeliveryTarget(Strict):
 class UpdateDeliveryTarget(Strict):
     """Absent fields keep their values. What was not delivered yet is tried again at once."""
 
-    destination: Annotated[AnyDestination | None, Field(description="Of the same kind.")] = None
-    credentials: Annotated[Credentials | None, Field(description="Replaces all credentials; {} removes them.")] = None
+    destination: AnyDestination | None = None
+    """Of the same kind."""
+    credentials: Credentials | None = None
+    """Replaces all credentials; {} removes them."""
     served_model: ServedModelName = None
-    default: Annotated[bool | None, Field(description="Whether jobs without `deliver_to` are delivered there.")] = None
+    default: bool | None = None
+    """Whether jobs without `deliver_to` are delivered there."""
 
 
 class CreateDelivery(Strict):
@@ -67,14 +72,25 @@ class DeliveryTargetBody(Body):
     object: Literal["delivery_target"]
     created_at: int
     updated_at: int
+    """The last change, in seconds since 1970."""
     name: str
+    """The name, unique in the project."""
     kind: Literal["directory", "vllm", "sglang", "s3", "huggingface"]
+    """The kind of the destination."""
     destination: AnyDestination
+    """Where adapters go."""
     credentials: list[str]
+    """The names of the stored credentials."""
     served_model: str | None
+    """The one name for every adapter delivered there; null: the `ft:` names."""
     default: bool
+    """Whether jobs without `deliver_to` are delivered there."""
     status: Literal["ready", "credentials_lost"]
+    """`credentials_lost`: no encryption key of the service decrypts the credentials. Deliveries stay as they are, and
+    continue once the key is back or the credentials are set again.
+    """
     error: str | None
+    """Why the credentials cannot be used, and what to do; null: they can."""
 
 
 class DeliveryTargetList(ListBody):

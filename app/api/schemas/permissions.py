@@ -14,12 +14,8 @@ MAX_PROJECTS = 100
 
 
 class CreatePermissions(Strict):
-    project_ids: Annotated[
-        list[Id],
-        Field(
-            min_length=1, max_length=MAX_PROJECTS, description="The projects that may use the checkpoint: `proj_...`."
-        ),
-    ]
+    project_ids: Annotated[list[Id], Field(min_length=1, max_length=MAX_PROJECTS)]
+    """The projects that may use the checkpoint: `proj_...`."""
 
 
 class PermissionBody(Body):
@@ -27,6 +23,7 @@ class PermissionBody(Body):
     object: Literal["checkpoint.permission"]
     created_at: int
     project_id: str
+    """The project that may use the checkpoint."""
 
 
 class PermissionList(ListBody):

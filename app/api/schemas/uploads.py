@@ -20,44 +20,49 @@ Purpose = Literal["fine-tune", "assistants", "batch", "vision", "user_data", "ev
 
 class ExpiresAfter(Strict):
     anchor: Literal["created_at"]
+    """The start of the period: the creation of the file."""
     seconds: Annotated[int, Field(ge=EXPIRES_SECONDS[0], le=EXPIRES_SECONDS[1])]
+    """The file is deleted automatically after this time: an hour to 30 days."""
 
 
 class CreateUpload(Strict):
     filename: Annotated[str, Field(min_length=1, max_length=4 * MAX_FILENAME)]
-    purpose: Annotated[Purpose, Field(description="Jobs take files with purpose fine-tune.")]
-    bytes: Annotated[int, Field(ge=0, le=MAX_INT64, description="The exact size of the whole content in bytes.")]
-    mime_type: Annotated[
-        str, Field(min_length=1, max_length=255, description="Stored but not used: the content determines the type.")
-    ]
-    expires_after: Annotated[ExpiresAfter | None, Field(description="The expiry of the completed file.")] = None
+    purpose: Purpose
+    """Jobs take files with purpose fine-tune."""
+    bytes: Annotated[int, Field(ge=0, le=MAX_INT64)]
+    """The exact size of the whole content in bytes."""
+    mime_type: Annotated[str, Field(min_length=1, max_length=255)]
+    """Stored but not used: the content determines the type."""
+    expires_after: ExpiresAfter | None = None
+    """The expiry of the completed file."""
 
 
 class CompleteUpload(Strict):
-    part_ids: Annotated[
-        list[Id] | None,
-        Field(
-            max_length=MAX_PARTS,
-            description="All parts of the file, in order. Omit it if the content was sent by PUT.",
-        ),
-    ] = None
-    md5: Annotated[
-        str | None, Field(pattern="^[0-9a-fA-F]{32}$", description="MD5 of the whole file, in hexadecimal digits.")
-    ] = None
+    part_ids: Annotated[list[Id] | None, Field(max_length=MAX_PARTS)] = None
+    """All parts of the file, in order. Omit it if the content was sent by PUT."""
+    md5: Annotated[str | None, Field(pattern="^[0-9a-fA-F]{32}$")] = None
+    """MD5 of the whole file, in hexadecimal digits."""
 
 
 class UploadBody(Body):
     id: str
     object: Literal["upload"]
     bytes: int
+    """The size of the content, as declared at creation."""
     created_at: int
     expires_at: int
+    """When the upload expires unless completed, in seconds since 1970. The file of a completed upload has its own."""
     filename: str
     purpose: str
+    """The purpose of the resulting file."""
     status: Literal["pending", "completed", "cancelled", "expired"]
+    """`pending` accepts content; the other three are final."""
     file: FileBody | None
+    """The resulting file; null until the upload is completed."""
     mime_type: str
+    """The declared type. It is not used: the content determines the type."""
     received_bytes: int
+    """Bytes received so far, in all parts (including repeated ones) or in the stream."""
 
 
 class PartBody(Body):
@@ -65,6 +70,7 @@ class PartBody(Body):
     object: Literal["upload.part"]
     created_at: int
     upload_id: str
+    """The upload of the part."""
     bytes: int
     sha256: str
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
-
-from pydantic import Field
+from typing import Any, Literal
 
 from app.api.schemas.common import Body, ListBody, unix_seconds
 from app.db.tables import AuditEntry
@@ -16,8 +14,11 @@ class ActorKey(Body):
 
 class Actor(Body):
     type: Literal["api_key", "operator", "system"]
-    id: Annotated[str, Field(description="The id of a key, or an operator's account and host.")]
+    """An API key, an operator's command on the server, or the service itself at its first start."""
+    id: str
+    """The id of a key, or an operator's account and host."""
     api_key: ActorKey | None
+    """The key; null for an operator and for the service itself."""
 
 
 class AuditProject(Body):
@@ -27,13 +28,20 @@ class AuditProject(Body):
 class AuditBody(Body):
     id: str
     object: Literal["organization.audit_log"]
-    type: Annotated[str, Field(description="The action, named after the route, such as fine_tuning.jobs.cancel.")]
+    type: str
+    """The action, named after the route, such as fine_tuning.jobs.cancel."""
     effective_at: int
+    """The time of the change, in seconds since 1970."""
     actor: Actor
+    """Who made the change."""
     project: AuditProject | None
-    object_ids: Annotated[list[str], Field(description="The ids in the path, and of the created object.")]
+    """The changed project, else the key's project; null for a command without a project."""
+    object_ids: list[str]
+    """The ids in the path, and of the created object."""
     ip_address: str | None
+    """The client's address; behind a proxy that is not trusted, the proxy's address. Null for a command."""
     request_id: str | None
+    """The `x-request-id` of the response, which is also in the API's log; null for a command."""
 
 
 class AuditList(ListBody):

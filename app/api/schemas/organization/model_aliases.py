@@ -12,15 +12,20 @@ from app.db.tables import ModelAlias
 
 
 class SetModelAlias(Strict):
-    name: Annotated[str, Field(min_length=1, max_length=128, description="The name that clients send.")]
-    model: Annotated[str, Field(min_length=1, max_length=128, description="The registered base model to train.")]
+    name: Annotated[str, Field(min_length=1, max_length=128)]
+    """The name that clients send."""
+    model: Annotated[str, Field(min_length=1, max_length=128)]
+    """The registered base model to train."""
 
 
 class ModelAliasBody(Body):
-    id: Annotated[str, Field(description="The name that clients send.")]
+    id: str
+    """The name that clients send."""
     object: Literal["organization.model_alias"]
-    model: Annotated[str, Field(description="The base model that such a job trains.")]
-    registered: Annotated[bool, Field(description="Whether that base model is registered; without it, jobs get a 404.")]
+    model: str
+    """The base model that such a job trains."""
+    registered: bool
+    """Whether that base model is registered; without it, jobs get a 404."""
     created_at: int
 
 

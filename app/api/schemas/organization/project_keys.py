@@ -29,16 +29,22 @@ Overlap = Annotated[
 
 class CreateKey(Strict):
     name: Name
+    """A label, such as the user or program that uses the key."""
     scopes: Scopes = [ALL]  # noqa: RUF012  (pydantic copies it)
+    """The permissions of the key; `all` allows everything in its own project."""
     expires_in_seconds: Expiry | None = None
+    """The lifetime from now on; null: the key does not expire."""
 
 
 class UpdateKey(Strict):
     """Absent or null fields keep their values."""
 
     name: Name | None = None
+    """A label, such as the user or program that uses the key."""
     scopes: Scopes | None = None
+    """The permissions of the key; `all` allows everything in its own project."""
     expires_in_seconds: Expiry | None = None
+    """The lifetime from now on; absent or null: unchanged."""
 
 
 class RotateKey(Strict):
@@ -49,33 +55,42 @@ class Owner(Body):
     """Keys belong to a project and have no other owner; official clients expect the object."""
 
     type: None = None
+    """Null."""
 
 
 class KeyBody(Body):
     id: str
     object: Literal["organization.project.api_key"]
     project_id: str
+    """The project of the key."""
     name: str
+    """A label, such as the user or program that uses the key."""
     redacted_value: str
+    """The first and last characters of the key, to recognize it by."""
     scopes: list[str]
+    """The permissions of the key."""
     status: Literal["active", "expired", "revoked"]
+    """Whether the key is valid, or why it is not."""
     created_at: int
-    last_used_at: Annotated[
-        int | None, Field(description="Seconds since 1970, with a precision of a minute; null: never.")
-    ]
+    last_used_at: int | None
+    """Seconds since 1970, with a precision of a minute; null: never."""
     expires_at: int | None
+    """When the key expires, in seconds since 1970; null: never."""
     revoked_at: int | None
+    """Seconds since 1970; null: the key was not revoked."""
     rotated_at: int | None
-    previous_value_expires_at: Annotated[
-        int | None,
-        Field(description="When the previous secret expires, in seconds since 1970; null: it is invalid."),
-    ]
+    """When a rotation created the current secret, in seconds since 1970; null: no rotation."""
+    previous_value_expires_at: int | None
+    """When the previous secret expires, in seconds since 1970; null: it is invalid."""
     owner: Owner
+    """Always the same."""
     owner_project_access: Literal["active", "inactive"]
+    """`active` as long as the key is valid."""
 
 
 class NewKey(KeyBody):
-    value: Annotated[str, Field(description="The whole key. No later response contains it.")]
+    value: str
+    """The whole key. No later response contains it."""
 
 
 class KeyList(ListBody):

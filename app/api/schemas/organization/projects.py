@@ -22,23 +22,28 @@ class Limits(Strict):
     """Null means no limit, or the operator's default."""
 
     max_stored_bytes: Count | None = None
+    """All files whose bytes still exist. At the limit, uploads are refused; results of jobs are stored."""
     max_queued_jobs: Count | None = None
+    """Jobs that wait for a worker or for validation. At the limit, creating and resuming jobs are refused. Null: the
+    operator's default.
+    """
     max_running_jobs: Count | None = None
+    """At the limit, further jobs stay queued even if workers are free."""
     max_gpu_seconds_per_month: Count | None = None
+    """Includes the attempts of this calendar month (UTC) and the planned remainder of running jobs. At the limit,
+    creating and resuming jobs are refused; running jobs continue.
+    """
     max_requests_per_second: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    """Per API process; the requests of one second may arrive at once. Null: the operator's default."""
 
 
 class CreateProject(Strict):
     name: Annotated[str, Field(min_length=1, max_length=100)]
+    """The display name."""
     limits: Limits | None = None
-    share_weight: Annotated[
-        float,
-        Field(
-            ge=SHARE_WEIGHT.minimum,
-            le=SHARE_WEIGHT.maximum,
-            description="Its share of the GPUs when several projects have queued jobs.",
-        ),
-    ] = 1.0
+    """The limits of the project; an absent or null limit means no limit."""
+    share_weight: Annotated[float, Field(ge=SHARE_WEIGHT.minimum, le=SHARE_WEIGHT.maximum)] = 1.0
+    """Its share of the GPUs when several projects have queued jobs."""
     may_be_urgent: Annotated[bool, Field(description=MAY_BE_URGENT)] = False
 
 
@@ -46,48 +51,65 @@ class UpdateProject(Strict):
     """Absent fields keep their values; a null limit removes the limit."""
 
     name: Annotated[str, Field(min_length=1, max_length=100)] | None = None
+    """The display name."""
     limits: Limits | None = None
+    """The limits to change; null removes a limit."""
     share_weight: Annotated[float, Field(ge=SHARE_WEIGHT.minimum, le=SHARE_WEIGHT.maximum)] | None = None
+    """The share of the GPUs when several projects have queued jobs."""
     may_be_urgent: Annotated[bool | None, Field(description=MAY_BE_URGENT)] = None
 
 
 class ArchiveProject(Strict):
-    cancel_jobs: Annotated[bool, Field(description="Cancel unfinished jobs instead of refusing to archive.")] = False
+    cancel_jobs: bool = False
+    """Cancel unfinished jobs instead of refusing to archive."""
 
 
 class UsageBody(Body):
     stored_bytes: int
+    """All files whose bytes still exist, including deleted files that a job needs."""
     queued_jobs: int
+    """Jobs with the status `validating_files` or `queued`."""
     running_jobs: int
+    """Jobs with the status `running`."""
     gpu_seconds_this_month: float
-    held_gpu_seconds: Annotated[float, Field(description="What running jobs are still planned to use.")]
+    """Used by attempts since the start of the month (UTC): duration times number of GPUs."""
+    held_gpu_seconds: float
+    """What running jobs are still planned to use."""
 
 
 class ProjectBody(Body):
     id: str
     object: Literal["organization.project"]
     name: str
+    """The display name."""
     created_at: int
     archived_at: int | None
+    """Seconds since 1970; null: the project is active."""
     status: Literal["active", "archived"]
+    """`archived`: the keys are disabled; files and results are kept."""
     limits: Limits
+    """The limits of the project."""
     share_weight: float
+    """The share of the GPUs when several projects have queued jobs: weight 2 gets twice the time of weight 1."""
     may_be_urgent: Annotated[bool, Field(description=MAY_BE_URGENT)]
 
 
 class ProjectWithUsage(ProjectBody):
     usage: UsageBody
+    """The current usage."""
 
 
 class OwnKey(Body):
     id: str
     scopes: list[str]
+    """The permissions of the key."""
 
 
 class OwnProject(ProjectWithUsage):
     """The project of a key, and the key itself."""
 
     api_key: OwnKey
+    """The key of this request."""
 
 
 class ProjectList(ListBody):
