@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 from app.db import encryption
 from app.db.access import keys
 from app.db.base_models import models
-from app.db.deliveries import deliveries, targets
+from app.db.deliveries import deliveries
 from app.db.files import files
 from app.db.ids import new_id
 from app.db.jobs import checkpoints, claims, jobs
@@ -42,6 +42,7 @@ from tests.tiny import make_tiny_base
 BASE_MODEL = "tiny"
 WORKER = "test-worker#1"
 TTL_SECONDS = 300.0
+BUCKET = {"kind": "s3"}
 NUMBERS = itertools.count(1)
 
 
@@ -247,10 +248,20 @@ def make_succeeded_job(session: Session, storage: Storage, project: Project, **j
     return finish_job(session, storage, project, running)
 
 
-def make_target(session: Session, project_id: str, name: str = "production") -> DeliveryTarget:
-    """Register a bucket as the target of deliveries."""
-    target = targets.insert(session, project_id, name=name, kind="s3", destination={"kind": "s3"})
-    assert target is not None, f"another target has the name {name}"
+def make_target(
+    session: Session,
+    project_id: str,
+    name: str = "production",
+    destination: Mapping[str, Any] = BUCKET,
+    credentials: str | None = None,
+    **columns: Any,
+) -> DeliveryTarget:
+    """Register a target of deliveries, by default a bucket; `credentials` are encrypted already."""
+    columns |= {"name": name, "kind": destination["kind"], "destination": dict(destination), "credentials": credentials}
+    target = DeliveryTarget(id=new_id("target", "_"), project_id=project_id, **columns)
+    session.add(target)
+    session.flush()
+    session.refresh(target)
     return target
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
-from sqlalchemy import ColumnElement, select
+from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
 from app.db.tables import Base
@@ -13,6 +13,17 @@ from app.domain.error_text.json_text import as_json, unquoted
 from app.errors import BadRequest, NotFound
 
 Row = TypeVar("Row", bound=Base)
+
+
+class Page(NamedTuple):
+    """A page that a request asks for; with `rows` one more than its items, it is known whether another page follows."""
+
+    rows: int
+    after: str | None = None
+
+    @property
+    def limit(self) -> int:
+        return self.rows - 1
 
 
 def get(
@@ -50,6 +61,10 @@ def page(
             raise BadRequest(f"{text} before", "after")
         query = query.where(number < last)
     return list(session.scalars(query.order_by(number.desc()).limit(limit)))
+
+
+def count(session: Session, table: type[Row], *scope: ColumnElement[bool]) -> int:
+    return session.scalar(select(func.count()).select_from(table).where(*scope)) or 0
 
 
 def _name(table: type[Base]) -> str:

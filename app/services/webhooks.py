@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import func
 from sqlalchemy.orm import Session
 
 from app.db import encryption
@@ -28,6 +28,7 @@ from app.errors import BadRequest, combine_errors
 from app.services import resources
 from app.services.access import quotas
 from app.services.operations.copies import refuse_in_copy
+from app.services.resources import Page
 
 MAX_ENDPOINTS = 50
 PREVIOUS_SECRET_LIFETIME = timedelta(hours=24)  # OpenAI: keep_old_secret_active_for_24_hours
@@ -67,8 +68,8 @@ def get(session: Session, project_id: str, endpoint_id: str, lock: bool = False)
     return resources.get(session, WebhookEndpoint, endpoint_id, WebhookEndpoint.project_id == project_id, lock=lock)
 
 
-def page(session: Session, project_id: str, limit: int, after: str | None) -> list[WebhookEndpoint]:
-    return resources.page(session, WebhookEndpoint, limit, after, WebhookEndpoint.project_id == project_id)
+def page(session: Session, project_id: str, page: Page) -> list[WebhookEndpoint]:
+    return resources.page(session, WebhookEndpoint, *page, WebhookEndpoint.project_id == project_id)
 
 
 def change(
@@ -125,11 +126,11 @@ def create_test_delivery(session: Session, project_id: str, endpoint_id: str, ev
 
 
 def delivery_page(
-    session: Session, project_id: str, endpoint_id: str, limit: int, after: str | None, state: deliveries.State | None
+    session: Session, project_id: str, endpoint_id: str, page: Page, state: deliveries.State | None
 ) -> list[WebhookDelivery]:
     scope = WebhookDelivery.endpoint_id == get(session, project_id, endpoint_id).id
     only = (WebhookDelivery.state == state,) if state is not None else ()
-    return resources.page(session, WebhookDelivery, limit, after, scope, only=only)
+    return resources.page(session, WebhookDelivery, *page, scope, only=only)
 
 
 def delivery(session: Session, project_id: str, endpoint_id: str, delivery_id: str) -> WebhookDelivery:
@@ -153,8 +154,7 @@ def event_types() -> list[str]:
 
 
 def _count(session: Session, project_id: str) -> int:
-    query = select(func.count()).select_from(WebhookEndpoint).where(WebhookEndpoint.project_id == project_id)
-    return session.scalar(query) or 0
+    return resources.count(session, WebhookEndpoint, WebhookEndpoint.project_id == project_id)
 
 
 def _update(session: Session, endpoint: WebhookEndpoint, values: dict[str, Any]) -> None:
@@ -168,7 +168,7 @@ def _update(session: Session, endpoint: WebhookEndpoint, values: dict[str, Any])
 def _checked(rules: EndpointRules, values: dict[str, Any]) -> dict[str, Any]:
     """The values with a normalized URL. Raises BadRequest with all problems."""
     problems: list[BadRequest] = []
-    checks = {
+    checks: dict[str, Callable[[Any], Any]] = {
         "url": lambda url: check_url(url, rules.allow_http, rules.networks),
         "event_types": check_event_types,
     }

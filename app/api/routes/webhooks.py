@@ -30,14 +30,13 @@ from app.api.schemas.webhooks import (
     WebhookEventTypeList,
 )
 from app.api.transport.json_body import BodyBytesDep, JsonBodyDep, parse_json_object
-from app.api.transport.pagination import After, Limit, list_page
+from app.api.transport.pagination import PageDep, list_page
 from app.db.engine import transaction
 from app.db.tables import WebhookAttempt, WebhookDelivery, WebhookEndpoint
 from app.errors import BadRequest, Unavailable
 from app.services import webhooks
 from app.services.webhooks import EndpointRules
 
-MAX_PAGE = 100
 POLL_INTERVAL_SECONDS = 0.2
 SENDER_MARGIN_SECONDS = 10.0  # in addition to the timeout of one attempt
 SELECT_ATTEMPT = "SELECT status_code, error FROM webhook_attempts WHERE delivery_id = %(id)s"
@@ -58,10 +57,9 @@ def create_endpoint(body: JsonBodyDep, caller: CallerDep, session: SessionDep, a
 
 
 @router.get("/webhook_endpoints", response_model=WebhookEndpointList, summary="List webhook endpoints")
-def list_endpoints(caller: CallerDep, session: SessionDep, after: After = None, limit: Limit = 20) -> Any:
+def list_endpoints(caller: CallerDep, session: SessionDep, page: PageDep) -> Any:
     """Newest first."""
-    limit = min(limit, MAX_PAGE)
-    return list_page(webhooks.page(session, caller.project_id, limit + 1, after), limit)
+    return list_page(webhooks.page(session, caller.project_id, page), page.limit)
 
 
 @router.get("/webhook_event_types", response_model=WebhookEventTypeList, summary="List webhook event types")
@@ -145,14 +143,11 @@ def list_deliveries(
     endpoint_id: str,
     caller: CallerDep,
     session: SessionDep,
-    after: After = None,
-    limit: Limit = 20,
+    page: PageDep,
     status: Annotated[DeliveryState | None, Query(description="Only deliveries with this status.")] = None,
 ) -> Any:
     """Newest first, each with the result of every attempt."""
-    limit = min(limit, MAX_PAGE)
-    rows = webhooks.delivery_page(session, caller.project_id, endpoint_id, limit + 1, after, status)
-    return list_page(rows, limit)
+    return list_page(webhooks.delivery_page(session, caller.project_id, endpoint_id, page, status), page.limit)
 
 
 @router.get(

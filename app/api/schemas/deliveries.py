@@ -6,11 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from app.api.schemas.common import Body, ListBody, unix_seconds, unix_seconds_or_none
+from app.api.schemas.common import Body, ListBody, UnixTime, unix_seconds, unix_seconds_or_none
 from app.api.schemas.jobs.requests import Id, Strict
-from app.db.tables import DeliveryTarget
 from app.domain.deliveries.served_check import ServedCheck
-from app.domain.deliveries.targets import MAX_CREDENTIAL_CHARACTERS, AnyDestination, TargetStatus
+from app.domain.deliveries.targets import MAX_CREDENTIAL_CHARACTERS, AnyDestination
 from app.services.deliveries.deliveries import DeliveryView
 
 CREDENTIALS_DESCRIPTION = (
@@ -69,9 +68,9 @@ class CreateDelivery(Strict):
 
 class DeliveryTargetBody(Body):
     id: str
-    object: Literal["delivery_target"]
-    created_at: int
-    updated_at: int
+    object: Literal["delivery_target"] = "delivery_target"
+    created_at: UnixTime
+    updated_at: UnixTime
     """The last change, in seconds since 1970."""
     name: str
     """The name, unique in the project."""
@@ -79,11 +78,11 @@ class DeliveryTargetBody(Body):
     """The kind of the destination."""
     destination: AnyDestination
     """Where adapters go."""
-    credentials: list[str]
+    credentials: list[str] = Field(validation_alias="credential_names")
     """The names of the stored credentials."""
     served_model: str | None
     """The one name for every adapter delivered there; null: the `ft:` names."""
-    default: bool
+    default: bool = Field(validation_alias="is_default")
     """Whether jobs without `deliver_to` are delivered there."""
     status: Literal["ready", "credentials_lost"]
     """`credentials_lost`: no encryption key of the service decrypts the credentials. Deliveries stay as they are, and
@@ -99,8 +98,8 @@ class DeliveryTargetList(ListBody):
 
 class DeliveryTargetDeleted(Body):
     id: str
-    object: Literal["delivery_target.deleted"]
-    deleted: Literal[True]
+    object: Literal["delivery_target.deleted"] = "delivery_target.deleted"
+    deleted: Literal[True] = True
 
 
 class DeliveryOfJob(Body):
@@ -129,24 +128,6 @@ class DeliveryBody(DeliveryOfJob):
 
 class DeliveryList(ListBody):
     data: list[DeliveryBody]
-
-
-def render_target(target: DeliveryTarget, problem: str | None) -> dict[str, Any]:
-    """`problem`: why its credentials cannot be used."""
-    return {
-        "id": target.id,
-        "object": "delivery_target",
-        "created_at": unix_seconds(target.created_at),
-        "updated_at": unix_seconds(target.updated_at),
-        "name": target.name,
-        "kind": target.kind,
-        "destination": target.destination,
-        "credentials": target.credential_names,
-        "served_model": target.served_model,
-        "default": target.is_default,
-        "status": TargetStatus.READY if problem is None else TargetStatus.CREDENTIALS_LOST,
-        "error": problem,
-    }
 
 
 def render_delivery(view: DeliveryView) -> dict[str, Any]:

@@ -10,13 +10,14 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db.tables.base import Base, now, sql_string_list
 from app.domain.deliveries.states import DUE_STATES, DeliveryState
-from app.domain.deliveries.targets import TargetKind
+from app.domain.deliveries.targets import TargetKind, TargetStatus
 
 
 class DeliveryTarget(Base):
     """`credentials` are encrypted; a deleted target keeps its row for the history of its deliveries, without them."""
 
     __tablename__ = "delivery_targets"
+    __allow_unmapped__ = True
     __table_args__ = (
         CheckConstraint(f"kind IN ({sql_string_list(TargetKind)})", name="kind"),
         CheckConstraint("(deleted_at IS NOT NULL) <= (credentials IS NULL)", name="deleted_without_credentials"),
@@ -39,6 +40,11 @@ class DeliveryTarget(Base):
     created_at: Mapped[datetime] = now()
     updated_at: Mapped[datetime] = now()
     deleted_at: Mapped[datetime | None]
+    error: str | None = None  # no column: why the credentials cannot be used, once a service has looked
+
+    @property
+    def status(self) -> TargetStatus:
+        return TargetStatus.READY if self.error is None else TargetStatus.CREDENTIALS_LOST
 
 
 class Delivery(Base):

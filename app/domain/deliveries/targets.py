@@ -151,12 +151,11 @@ def parse_destination(stored: Mapping[str, Any]) -> Destination:
     return _DESTINATION.validate_python(dict(stored))
 
 
-def check_name(name: str) -> str:
-    """Raises BadRequest."""
-    if not NAME.fullmatch(name):
-        text = f"name: {as_json(name, 80)} is not a name of a target; give 1 to 64 letters, digits, dots, dashes and "
-        raise BadRequest(f"{text}underscores, beginning with a letter or a digit", "name")
-    return name
+def name_problems(name: str) -> list[BadRequest]:
+    if NAME.fullmatch(name):
+        return []
+    text = f"name: {as_json(name, 80)} is not a name of a target; give 1 to 64 letters, digits, dots, dashes and "
+    return [BadRequest(f"{text}underscores, beginning with a letter or a digit", "name")]
 
 
 def destination_problems(destination: Destination, rules: TargetRules) -> list[BadRequest]:

@@ -7,7 +7,7 @@ from fastapi import FastAPI
 from sqlalchemy import select
 from starlette.testclient import TestClient
 
-from app.db.deliveries import deliveries, targets
+from app.db.deliveries import deliveries
 from app.db.engine import Sessions, transaction
 from app.db.files import uploads
 from app.db.jobs import checkpoints, evaluations, exports
@@ -17,7 +17,7 @@ from app.domain.artifacts.exports import ExportKind, ExportType
 from app.domain.evaluations.graders import EvaluationSettings
 from app.domain.evaluations.plan import make_plan
 from app.storage import LocalStorage
-from tests.factories import make_succeeded_job, make_webhook_endpoint
+from tests.factories import make_succeeded_job, make_target, make_webhook_endpoint
 
 FAILED = "fine_tuning.job.failed"
 BODIES = {
@@ -72,8 +72,7 @@ def delivery(sessions: Sessions, project: Project) -> WebhookDelivery:
 def adapter_delivery(sessions: Sessions, succeeded: Job) -> Delivery:
     destination = {"kind": "directory", "path": "/srv/adapters"}
     with transaction(sessions) as session:
-        target = targets.insert(session, succeeded.project_id, name="t", kind="directory", destination=destination)
-        assert target is not None
+        target = make_target(session, succeeded.project_id, destination=destination)
         return deliveries.create(session, succeeded, checkpoints.kept(session, succeeded.id)[0], target)
 
 

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from sqlalchemy import func, update
 
-from app.db.deliveries import deliveries, targets
+from app.db.deliveries import deliveries
 from app.db.engine import Sessions, transaction
 from app.db.jobs import checkpoints, jobs
 from app.db.operations import status
@@ -15,6 +15,7 @@ from app.db.webhooks import deliveries as webhook_deliveries
 from app.db.webhooks import endpoints, operator
 from app.domain.jobs.states import JobState
 from app.domain.webhooks import DISABLED_BY_REQUEST
+from app.services.deliveries import targets
 from app.storage import LocalStorage
 from tests.factories import (
     make_file,
@@ -125,7 +126,7 @@ def test_deliveries_are_due_until_they_are_claimed_and_fail_until_their_target_i
             "away",
         )
         assert status.retried_deliveries(session, 20) == []
-        targets.delete(session, session.merge(target))
+        targets.delete(session, target.project_id, target.id)
     with transaction(sessions) as session:
         assert status.failed_deliveries(session, day, 20) == []
         assert not status.has_delivery_targets(session)

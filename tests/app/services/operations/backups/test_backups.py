@@ -14,7 +14,6 @@ import pytest
 from sqlalchemy import Engine, select, text, update
 
 from app.db.deliveries import deliveries
-from app.db.deliveries import targets as delivery_targets
 from app.db.engine import make_engine, make_sessions, transaction
 from app.db.jobs import checkpoints, exports
 from app.db.operations import status
@@ -28,7 +27,16 @@ from app.services.operations.backups import backup, restore
 from app.services.operations.backups.repository import BackupRepository
 from app.storage import LocalStorage, StorageError
 from tests.app.services.operations.backups.conftest import BackedUpService
-from tests.factories import make_file, make_job, make_project, make_webhook_endpoint, put_bytes, start_job, validate_job
+from tests.factories import (
+    make_file,
+    make_job,
+    make_project,
+    make_target,
+    make_webhook_endpoint,
+    put_bytes,
+    start_job,
+    validate_job,
+)
 from tests.full_disk import SmallDisk, small_disk
 
 
@@ -293,8 +301,7 @@ class TestRestore:
             endpoint = make_webhook_endpoint(session, job.project_id)
             webhook_deliveries.add_test(session, endpoint, "fine_tuning.job.succeeded", {})
             engine = {"kind": "vllm", "urls": ["https://engine.example"]}
-            place = delivery_targets.insert(session, job.project_id, name="prod", kind="vllm", destination=engine)
-            assert place is not None
+            place = make_target(session, job.project_id, destination=engine)
             deliveries.create(session, job, checkpoints.kept(session, job.id)[0], place)
         manifest, engine_of_copy = service.back_up().manifest, make_engine(blank_database_url)
 
