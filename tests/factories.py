@@ -20,7 +20,6 @@ from sqlalchemy import func, update
 from sqlalchemy.orm import Session
 
 from app.db import encryption
-from app.db.access import keys
 from app.db.base_models import models
 from app.db.deliveries import deliveries
 from app.db.files import files
@@ -35,6 +34,7 @@ from app.domain.jobs.resolve import resolve
 from app.domain.jobs.states import Reason
 from app.domain.scheduling.forecast import WorkerSlot, forecast
 from app.domain.webhooks import EVENT_TYPES, new_secret, secret_hint
+from app.services.access import keys, projects
 from app.storage import Storage
 from app.system import artifact_directory, model_files
 from tests.tiny import make_tiny_base
@@ -55,13 +55,13 @@ def chat_lines(examples: int = 12) -> bytes:
     return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
 
 
-def make_project(session: Session, name: str = keys.DEFAULT_PROJECT) -> Project:
-    return keys.ensure_project(session, name)
+def make_project(session: Session, name: str = projects.DEFAULT_PROJECT) -> Project:
+    return projects.ensure(session, name)
 
 
 def make_key(session: Session, project: Project, name: str = "test") -> str:
     """Create a key; return its secret, as in an Authorization header."""
-    return keys.issue(session, project, name).secret
+    return keys.issue(session, project, name).secret or ""
 
 
 def make_base_model(session: Session, directory: Path, name: str = BASE_MODEL, **config: Any) -> catalog.CatalogEntry:

@@ -47,6 +47,7 @@ def page(
     after: str | None,
     *scope: ColumnElement[bool],
     only: tuple[ColumnElement[bool], ...] = (),
+    is_ascending: bool = False,
 ) -> list[Row]:
     """The rows within `scope` that match `only`, newest first; `after` is the last id of the page before.
 
@@ -59,8 +60,8 @@ def page(
         if last is None:
             text = f"after: there is no {_name(table)} {as_json(after)} here; give the id of the last item of the page"
             raise BadRequest(f"{text} before", "after")
-        query = query.where(number < last)
-    return list(session.scalars(query.order_by(number.desc()).limit(limit)))
+        query = query.where(number > last if is_ascending else number < last)
+    return list(session.scalars(query.order_by(number if is_ascending else number.desc()).limit(limit)))
 
 
 def count(session: Session, table: type[Row], *scope: ColumnElement[bool]) -> int:
@@ -68,5 +69,5 @@ def count(session: Session, table: type[Row], *scope: ColumnElement[bool]) -> in
 
 
 def _name(table: type[Base]) -> str:
-    """`webhook endpoint` for WebhookEndpoint."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", table.__name__).lower()
+    """`webhook endpoint` for WebhookEndpoint, `API key` for ApiKey."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", table.__name__).lower().replace("api ", "API ")

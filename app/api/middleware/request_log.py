@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import unquote
 
-from app.db.access.keys import PREFIX
+from app.domain.access.api_keys import PREFIX
 from app.log import write_event
 
 Outcome = Literal["completed", "client_disconnected", "request_timeout", "invalid_request", "aborted"]

@@ -17,7 +17,6 @@ class DeliveryTarget(Base):
     """`credentials` are encrypted; a deleted target keeps its row for the history of its deliveries, without them."""
 
     __tablename__ = "delivery_targets"
-    __allow_unmapped__ = True
     __table_args__ = (
         CheckConstraint(f"kind IN ({sql_string_list(TargetKind)})", name="kind"),
         CheckConstraint("(deleted_at IS NOT NULL) <= (credentials IS NULL)", name="deleted_without_credentials"),

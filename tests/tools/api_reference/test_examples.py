@@ -19,9 +19,9 @@ from openai import HttpxBinaryResponseContent, OpenAI
 
 from app.api.openapi import request_examples
 from app.api.openapi.examples import deliveries, organization
-from app.db.access import keys
 from app.db.engine import Sessions, transaction
 from app.db.tables import Project
+from app.services.access import keys
 from app.settings import Settings
 from app.storage import LocalStorage
 from tests.answering_engine import TO_ENGINES, AnsweringEngine, answering

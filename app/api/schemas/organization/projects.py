@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from app.api.schemas.common import Body, ListBody, unix_seconds, unix_seconds_or_none
+from app.api.schemas.common import Body, ListBody, UnixTime
 from app.api.schemas.jobs.requests import Strict
-from app.db.access.usage import QuotaUsage
-from app.db.tables import Project
-from app.db.tables.access import LIMITS
 from app.domain.jobs.bounds import SHARE_WEIGHT
 
 MAX_BIGINT = (1 << 63) - 1
 MAY_BE_URGENT = "Whether keys of the project may create `urgent` jobs, which start before those of all projects."
+Seconds = Annotated[float, AfterValidator(lambda seconds: round(seconds, 3))]
 Count = Annotated[int, Field(ge=0, le=MAX_BIGINT)]
 
 
@@ -71,19 +69,19 @@ class UsageBody(Body):
     """Jobs with the status `validating_files` or `queued`."""
     running_jobs: int
     """Jobs with the status `running`."""
-    gpu_seconds_this_month: float
+    gpu_seconds_this_month: Seconds
     """Used by attempts since the start of the month (UTC): duration times number of GPUs."""
-    held_gpu_seconds: float
+    held_gpu_seconds: Seconds
     """What running jobs are still planned to use."""
 
 
 class ProjectBody(Body):
     id: str
-    object: Literal["organization.project"]
+    object: Literal["organization.project"] = "organization.project"
     name: str
     """The display name."""
-    created_at: int
-    archived_at: int | None
+    created_at: UnixTime
+    archived_at: UnixTime | None
     """Seconds since 1970; null: the project is active."""
     status: Literal["active", "archived"]
     """`archived`: the keys are disabled; files and results are kept."""
@@ -116,39 +114,8 @@ class ProjectList(ListBody):
     data: list[ProjectWithUsage | ProjectBody]
 
 
-def render_project(project: Project) -> dict[str, Any]:
-    return {
-        "id": project.id,
-        "object": "organization.project",
-        "name": project.name,
-        "created_at": unix_seconds(project.created_at),
-        "archived_at": unix_seconds_or_none(project.archived_at),
-        "status": "active" if project.archived_at is None else "archived",
-        "limits": {limit: getattr(project, limit) for limit in LIMITS},
-        "share_weight": project.share_weight,
-        "may_be_urgent": project.may_be_urgent,
-    }
-
-
-def render_with_usage(project: Project, usage: QuotaUsage) -> dict[str, Any]:
-    return render_project(project) | {
-        "usage": {
-            "stored_bytes": usage.stored_bytes,
-            "queued_jobs": usage.queued_jobs,
-            "running_jobs": usage.running_jobs,
-            "gpu_seconds_this_month": round(usage.gpu_seconds_this_month, 3),
-            "held_gpu_seconds": round(usage.held_gpu_seconds, 3),
-        }
-    }
-
-
 def settings_of(body: CreateProject | UpdateProject) -> dict[str, int | float | None]:
     """The limits, the weight and the permission that the body sets."""
-    values: dict[str, int | float | None] = {}
-    if body.limits is not None:
-        values |= body.limits.model_dump(exclude_unset=True)
-    if body.share_weight is not None and "share_weight" in body.model_fields_set:
-        values["share_weight"] = body.share_weight
-    if body.may_be_urgent is not None:
-        values["may_be_urgent"] = body.may_be_urgent
-    return values
+    values = body.model_dump(exclude_unset=True, exclude={"name"})
+    limits: dict[str, int | float | None] = values.pop("limits", None) or {}
+    return limits | {name: value for name, value in values.items() if value is not None}

@@ -22,9 +22,9 @@ from app.cli.client.http import Client, Json
 from app.cli.client.service_discovery import ServiceAddress
 from app.cli.errors import CliError
 from app.cli.main import app as command_line
-from app.db.access import keys
 from app.db.engine import Sessions, transaction
 from app.db.tables import ApiKey, File, Job, Project
+from app.services.access import keys
 from app.settings import Settings
 from app.system import model_check
 from tests.app.cli.conftest import Tunery

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import update
 
-from app.db.access import keys
 from app.db.engine import Sessions, transaction
 from app.db.operations import status
 from app.db.scheduling import workers
 from app.db.tables import Delivery, Project
 from app.db.webhooks import endpoints
 from app.errors import Unavailable
+from app.services.access import keys
 from app.services.operations import health
 from app.services.operations import status as status_service
 from app.storage import LocalStorage
