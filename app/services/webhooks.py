@@ -46,7 +46,7 @@ class EndpointRules:
 
 def create(
     session: Session, rules: EndpointRules, project_id: str, name: str, url: str, event_types: list[str], enabled: bool
-) -> tuple[WebhookEndpoint, str]:
+) -> WebhookEndpoint:
     """Create an endpoint. Returns it with its secret. Raises BadRequest with all problems, QuotaExceeded."""
     values = _checked(rules, {"name": name, "url": url, "event_types": event_types})
     remedy = "delete an endpoint that is not needed"
@@ -61,7 +61,8 @@ def create(
     if not enabled:
         endpoints.disable(session, endpoint.id, f"{DISABLED_BY_REQUEST}, when it was created")
     session.refresh(endpoint)
-    return endpoint, secret
+    endpoint.signing_secret = secret
+    return endpoint
 
 
 def get(session: Session, project_id: str, endpoint_id: str, lock: bool = False) -> WebhookEndpoint:
@@ -100,7 +101,7 @@ def delete(session: Session, project_id: str, endpoint_id: str) -> None:
 
 def rotate_secret(
     session: Session, rules: EndpointRules, project_id: str, endpoint_id: str, keep_old: bool
-) -> tuple[WebhookEndpoint, str]:
+) -> WebhookEndpoint:
     """Replace the secret; with `keep_old` the previous one signs as well for PREVIOUS_SECRET_LIFETIME.
 
     Returns the endpoint with the new one. Raises NotFound.
@@ -113,7 +114,8 @@ def rotate_secret(
         "previous_secret_expires_at": func.clock_timestamp() + PREVIOUS_SECRET_LIFETIME if keep_old else None,
     }
     _update(session, endpoint, values)
-    return endpoint, secret
+    endpoint.signing_secret = secret
+    return endpoint
 
 
 def create_test_delivery(session: Session, project_id: str, endpoint_id: str, event_type: str) -> WebhookDelivery:

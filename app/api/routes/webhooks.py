@@ -32,7 +32,7 @@ from app.api.schemas.webhooks import (
 from app.api.transport.json_body import BodyBytesDep, JsonBodyDep, parse_json_object
 from app.api.transport.pagination import PageDep, list_page
 from app.db.engine import transaction
-from app.db.tables import WebhookAttempt, WebhookDelivery, WebhookEndpoint
+from app.db.tables import WebhookAttempt, WebhookDelivery
 from app.errors import BadRequest, Unavailable
 from app.services import webhooks
 from app.services.webhooks import EndpointRules
@@ -53,7 +53,7 @@ router = APIRouter(prefix="/v1", tags=["Webhooks"], route_class=IdempotentRoute)
 def create_endpoint(body: JsonBodyDep, caller: CallerDep, session: SessionDep, app_state: AppStateDep) -> Any:
     """The response to this call and to a rotation contains `signing_secret`; no other response does."""
     parsed = parse_body(CreateWebhookEndpoint, body)
-    return _with_secret(*webhooks.create(session, _rules(app_state), caller.project_id, **parsed.model_dump()))
+    return webhooks.create(session, _rules(app_state), caller.project_id, **parsed.model_dump())
 
 
 @router.get("/webhook_endpoints", response_model=WebhookEndpointList, summary="List webhook endpoints")
@@ -109,8 +109,7 @@ def rotate_secret(
     """With `keep_old_secret_active_for_24_hours`, messages are signed with both secrets for a day."""
     parsed = parse_body(RotateSecret, parse_json_object(body) if body else {})
     keep_old = parsed.keep_old_secret_active_for_24_hours
-    rotated = webhooks.rotate_secret(session, _rules(app_state), caller.project_id, endpoint_id, keep_old)
-    return _with_secret(*rotated)
+    return webhooks.rotate_secret(session, _rules(app_state), caller.project_id, endpoint_id, keep_old)
 
 
 @router.post(
@@ -168,10 +167,6 @@ def get_delivery(endpoint_id: str, delivery_id: str, caller: CallerDep, session:
 def redeliver(endpoint_id: str, delivery_id: str, caller: CallerDep, session: SessionDep) -> Any:
     """Send the same event with the same `webhook-id` at once, then by the retry schedule, whatever its status is."""
     return webhooks.redeliver(session, caller.project_id, endpoint_id, delivery_id)
-
-
-def _with_secret(endpoint: WebhookEndpoint, secret: str) -> WebhookEndpointWithSecret:
-    return WebhookEndpointWithSecret(**WebhookEndpointBody.model_validate(endpoint).model_dump(), signing_secret=secret)
 
 
 def _rules(app_state: AppState) -> EndpointRules:

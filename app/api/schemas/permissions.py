@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from app.api.schemas.common import Body, ListBody, unix_seconds
+from app.api.schemas.common import Body, ListBody, UnixTime
 from app.api.schemas.jobs.requests import Id, Strict
-from app.db.tables import CheckpointPermission
 
 MAX_PROJECTS = 100
 
@@ -20,20 +19,11 @@ class CreatePermissions(Strict):
 
 class PermissionBody(Body):
     id: str
-    object: Literal["checkpoint.permission"]
-    created_at: int
-    project_id: str
+    object: Literal["checkpoint.permission"] = "checkpoint.permission"
+    created_at: UnixTime
+    project_id: str = Field(validation_alias="grantee_id")
     """The project that may use the checkpoint."""
 
 
 class PermissionList(ListBody):
     data: list[PermissionBody]
-
-
-def render_permission(permission: CheckpointPermission) -> dict[str, Any]:
-    return {
-        "id": permission.id,
-        "object": "checkpoint.permission",
-        "created_at": unix_seconds(permission.created_at),
-        "project_id": permission.grantee_id,
-    }

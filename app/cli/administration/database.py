@@ -27,16 +27,16 @@ from app.cli.errors import NotFoundError, UsageError
 from app.cli.local_stack.data_directory import write_secret
 from app.db.access import audit
 from app.db.base_models import models
-from app.db.tables import ApiKey, AuditEntry, Project
+from app.db.tables import ApiKey, AuditEntry, Project, RetentionRule
 from app.domain.base_models.catalog import CatalogEntry
 from app.domain.base_models.registrations import option_problems
 from app.domain.operations.retention import RetentionKind
 from app.errors import combine_errors
+from app.services.access import audit as audit_log
 from app.services.access import keys, projects
 from app.services.base_models import base_models
 from app.services.base_models import models as model_services
 from app.services.operations import retention, secrets
-from app.services.operations.retention import RuleView
 from app.services.resources import Page
 from app.system.model_registration import RegistrationOptions, check_and_hash
 
@@ -115,7 +115,7 @@ class DatabaseAdministration:
 
     def base_models(self) -> list[BaseModelRecord]:
         with self._database.transaction() as session:
-            return [_record(row.name, row.directory, row.catalog_entry) for row in base_models.list_all(session)]
+            return [_record(row.name, row.directory, row.catalog_entry) for row in models.list_base(session)]
 
     def register_base_model(
         self, name: str, directory: str, options: RegistrationOptions, on_note: Callable[[str], None]
@@ -155,7 +155,7 @@ class DatabaseAdministration:
     def aliases(self) -> list[AliasRecord]:
         with self._database.transaction() as session:
             found = model_services.list_aliases(session)
-            return [AliasRecord(alias.name, alias.base_model, is_registered) for alias, is_registered in found]
+            return [AliasRecord(alias.name, alias.base_model, alias.is_registered) for alias in found]
 
     def set_alias(self, name: str, base_model: str) -> None:
         with self._database.transaction() as session:
@@ -164,7 +164,6 @@ class DatabaseAdministration:
 
     def remove_alias(self, name: str) -> None:
         with self._database.transaction() as session:
-            audit.add_object(name, None)
             model_services.remove_alias(session, name)
 
     def secrets(self) -> list[SecretRecord]:
@@ -179,13 +178,10 @@ class DatabaseAdministration:
         self, limit: int, after: str | None, project: str | None, actor_id: str | None, object_id: str | None
     ) -> tuple[list[AuditRecord], bool]:
         with self._database.transaction() as session:
-            after_entry = None if after is None else audit.get(session, after)
-            if after is not None and after_entry is None:
-                raise NotFoundError(f"The audit log has no entry {after!r}.")
-            rows = audit.page(
+            rows = audit_log.page(
                 session,
                 limit + 1,
-                after_entry,
+                after,
                 project_ids=[_find_project(session, project).id] if project else [],
                 actor_ids=[actor_id] if actor_id else [],
                 object_ids=[object_id] if object_id else [],
@@ -198,10 +194,10 @@ class DatabaseAdministration:
         with self._database.transaction() as session:
             project_id = _find_project(session, project).id if project is not None else None
             if changes and project_id is not None:
-                views = (retention.preview if dry_run else retention.change)(session, project_id, changes)
+                rules = (retention.preview if dry_run else retention.change)(session, project_id, changes)
             else:
-                views = retention.view(session, project_id, dry_run)
-            return [_retention(view) for view in views]
+                rules = retention.view(session, project_id, dry_run)
+            return [_retention(rule) for rule in rules]
 
 
 def _read(path: Path) -> str:
@@ -258,6 +254,6 @@ def _audit_entry(row: AuditEntry) -> AuditRecord:
     )
 
 
-def _retention(view: RuleView) -> RetentionRecord:
-    due = (None, None) if view.due is None else (view.due.count, view.due.size_bytes)
-    return RetentionRecord(view.project.name, view.rule.kind, view.rule.days, *due)
+def _retention(rule: RetentionRule) -> RetentionRecord:
+    due = (None, None) if rule.due is None else (rule.due.count, rule.due.size_bytes)
+    return RetentionRecord(rule.project.name, rule.kind, rule.days, *due)

@@ -43,6 +43,8 @@ class WebhookEndpoint(Base):
     created_at: Mapped[datetime] = now()
     updated_at: Mapped[datetime] = now()
 
+    signing_secret: str | None = None  # no column: the plain secret, once, after its creation or a rotation
+
     @property
     def signing_secret_hint(self) -> str:
         return self.secret_hint or secret_hint(self.secret)

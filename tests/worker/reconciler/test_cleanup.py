@@ -16,8 +16,7 @@ from app.db.engine import transaction
 from app.db.files import files, uploads
 from app.db.ids import new_id
 from app.db.jobs import checkpoints
-from app.db.operations import retention
-from app.db.tables import Base, File, Job, Upload, UploadPart
+from app.db.tables import Base, File, Job, RetentionRule, Upload, UploadPart
 from app.domain.operations.retention import RetentionKind
 from app.storage import StorageError
 from tests.factories import make_file, put_bytes
@@ -180,7 +179,7 @@ def test_retention_rules_are_applied_until_nothing_is_due(
     cleanup.apply_retention(harness.resources)
     assert all(harness.file(file.id).deleted_at is None for file in old)
     with transaction(harness.sessions) as session:
-        retention.set_rule(session, harness.project.id, RetentionKind.FILES, 90)
+        session.add(RetentionRule(project_id=harness.project.id, kind=RetentionKind.FILES, days=90))
     cleanup.apply_retention(harness.resources)
     assert all(harness.file(file.id).deleted_at is not None for file in old)
     assert harness.file(recent.id).deleted_at is None

@@ -14,8 +14,7 @@ from sqlalchemy import func, select, update
 from app.db.deliveries import deliveries
 from app.db.engine import transaction
 from app.db.jobs import checkpoints, expired_leases
-from app.db.operations import retention
-from app.db.tables import Delivery, File, Job, WebhookDelivery
+from app.db.tables import Delivery, File, Job, RetentionRule, WebhookDelivery
 from app.db.webhooks import deliveries as webhook_deliveries
 from app.domain.operations.retention import RetentionKind
 from app.settings import Settings
@@ -203,7 +202,7 @@ class TestRetention:
     def file_id(self, harness: WorkerHarness) -> str:
         with transaction(harness.sessions) as session:
             file = make_file(session, harness.resources.storage, harness.project)
-            retention.set_rule(session, harness.project.id, RetentionKind.FILES, 30)
+            session.add(RetentionRule(project_id=harness.project.id, kind=RetentionKind.FILES, days=30))
         move_back(harness, timedelta(days=10))
         return file.id
 

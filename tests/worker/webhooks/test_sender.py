@@ -226,7 +226,8 @@ class TestDelivery:
     ) -> None:
         endpoint = make_endpoint(sessions, project, receiver.url)
         with transaction(sessions) as session:
-            _, new = webhooks.rotate_secret(session, EndpointRules(False, ()), project.id, endpoint.id, keep_old=True)
+            rotated = webhooks.rotate_secret(session, EndpointRules(False, ()), project.id, endpoint.id, True)
+            new = str(rotated.signing_secret)
         announce(sessions, project)
         deliver_due(sender)
         with transaction(sessions) as session:

@@ -11,7 +11,7 @@ from app.api.dependencies import SessionDep
 from app.api.idempotency import IdempotentRoute
 from app.api.openapi.examples import organization as examples
 from app.api.schemas.jobs.requests import parse_body
-from app.api.schemas.organization.retention import ChangeRetention, RetentionRuleList, changes_of, render_rules
+from app.api.schemas.organization.retention import ChangeRetention, RetentionRuleList, changes_of
 from app.api.transport.json_body import JsonBodyDep
 from app.services.operations import retention
 
@@ -30,7 +30,7 @@ def list_rules(
     include_due: Annotated[bool, Query(description="Add what each rule deletes now.")] = False,
 ) -> Any:
     """The rules of every project that is not archived. Without a rule nothing is deleted for its age."""
-    return render_rules(retention.view(session, project_id, include_due))
+    return {"data": retention.view(session, project_id, include_due)}
 
 
 @router.post(
@@ -43,4 +43,4 @@ def change_rules(project_id: str, body: JsonBodyDep, session: SessionDep) -> Any
     """Returns all rules of the project as they are then. With `dry_run` they are shown with their effect."""
     parsed = parse_body(ChangeRetention, body)
     apply = retention.preview if parsed.dry_run else retention.change
-    return render_rules(apply(session, project_id, changes_of(parsed)))
+    return {"data": apply(session, project_id, changes_of(parsed))}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-from app.api.schemas.common import Body, ListBody, unix_seconds
-from app.db.tables import AuditEntry
+from pydantic import Field
+
+from app.api.schemas.common import Body, ListBody, UnixTime
 
 
 class ActorKey(Body):
@@ -27,10 +28,10 @@ class AuditProject(Body):
 
 class AuditBody(Body):
     id: str
-    object: Literal["organization.audit_log"]
-    type: str
+    object: Literal["organization.audit_log"] = "organization.audit_log"
+    type: str = Field(validation_alias="action")
     """The action, named after the route, such as fine_tuning.jobs.cancel."""
-    effective_at: int
+    effective_at: UnixTime = Field(validation_alias="created_at")
     """The time of the change, in seconds since 1970."""
     actor: Actor
     """Who made the change."""
@@ -38,7 +39,7 @@ class AuditBody(Body):
     """The changed project, else the key's project; null for a command without a project."""
     object_ids: list[str]
     """The ids in the path, and of the created object."""
-    ip_address: str | None
+    ip_address: str | None = Field(validation_alias="address")
     """The client's address; behind a proxy that is not trusted, the proxy's address. Null for a command."""
     request_id: str | None
     """The `x-request-id` of the response, which is also in the API's log; null for a command."""
@@ -46,22 +47,3 @@ class AuditBody(Body):
 
 class AuditList(ListBody):
     data: list[AuditBody]
-
-
-def render_entry(entry: AuditEntry) -> dict[str, Any]:
-    is_key = entry.actor_type == "api_key"
-    return {
-        "id": entry.id,
-        "object": "organization.audit_log",
-        "type": entry.action,
-        "effective_at": unix_seconds(entry.created_at),
-        "actor": {
-            "type": entry.actor_type,
-            "id": entry.actor_id,
-            "api_key": {"id": entry.actor_id} if is_key else None,
-        },
-        "project": None if entry.project_id is None else {"id": entry.project_id},
-        "object_ids": entry.object_ids,
-        "ip_address": entry.address,
-        "request_id": entry.request_id,
-    }

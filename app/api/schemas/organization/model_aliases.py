@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from app.api.schemas.common import Body, unix_seconds
+from app.api.schemas.common import Body, UnixTime
 from app.api.schemas.jobs.requests import Strict
-from app.db.tables import ModelAlias
 
 
 class SetModelAlias(Strict):
@@ -19,26 +18,16 @@ class SetModelAlias(Strict):
 
 
 class ModelAliasBody(Body):
-    id: str
+    id: str = Field(validation_alias="name")
     """The name that clients send."""
-    object: Literal["organization.model_alias"]
-    model: str
+    object: Literal["organization.model_alias"] = "organization.model_alias"
+    model: str = Field(validation_alias="base_model")
     """The base model that such a job trains."""
-    registered: bool
+    registered: bool = Field(validation_alias="is_registered")
     """Whether that base model is registered; without it, jobs get a 404."""
-    created_at: int
+    created_at: UnixTime
 
 
 class ModelAliasList(Body):
-    object: Literal["list"]
+    object: Literal["list"] = "list"
     data: list[ModelAliasBody]
-
-
-def render_alias(alias: ModelAlias, registered: bool) -> dict[str, Any]:
-    return {
-        "id": alias.name,
-        "object": "organization.model_alias",
-        "model": alias.base_model,
-        "registered": registered,
-        "created_at": unix_seconds(alias.created_at),
-    }

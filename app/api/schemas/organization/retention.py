@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AliasPath, Field
 
 from app.api.schemas.common import Body
 from app.api.schemas.jobs.requests import Strict
 from app.domain.operations.retention import MAX_DAYS, RetentionKind
-from app.services.operations.retention import RuleView
 
 Days = Annotated[int, Field(ge=1, le=MAX_DAYS)]
 
@@ -45,9 +43,9 @@ class DueBody(Body):
 
 
 class RetentionRuleBody(Body):
-    object: Literal["organization.retention_rule"]
+    object: Literal["organization.retention_rule"] = "organization.retention_rule"
     project_id: str
-    project: str
+    project: str = Field(validation_alias=AliasPath("project", "name"))
     """The name of the project."""
     kind: RetentionKind
     """What the rule deletes: `logs` and `events` of ended jobs, for example."""
@@ -58,25 +56,9 @@ class RetentionRuleBody(Body):
 
 
 class RetentionRuleList(Body):
-    object: Literal["list"]
+    object: Literal["list"] = "list"
     data: list[RetentionRuleBody]
 
 
 def changes_of(body: ChangeRetention) -> dict[RetentionKind, int | None]:
     return {RetentionKind(kind): days for kind, days in body.rules.model_dump(exclude_unset=True).items()}
-
-
-def render_rules(views: Sequence[RuleView]) -> dict[str, Any]:
-    return {"object": "list", "data": [_render(view) for view in views]}
-
-
-def _render(view: RuleView) -> dict[str, Any]:
-    due = view.due
-    return {
-        "object": "organization.retention_rule",
-        "project_id": view.project.id,
-        "project": view.project.name,
-        "kind": view.rule.kind,
-        "days": view.rule.days,
-        "due": None if due is None else {"count": due.count, "size_bytes": due.size_bytes},
-    }

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from app.api.schemas.common import Body
-from app.db import encryption
 from app.db.encryption import Protection
-from app.services.operations.secrets import Rotation, SecretView
 
 
 class EncryptionKeyBody(Body):
@@ -21,7 +18,7 @@ class EncryptionKeyBody(Body):
 
 
 class SecretBody(Body):
-    object: Literal["organization.secret"]
+    object: Literal["organization.secret"] = "organization.secret"
     kind: Literal["delivery_target", "webhook_endpoint"]
     """What the secret belongs to."""
     id: str
@@ -37,37 +34,17 @@ class SecretBody(Body):
 
 
 class SecretList(Body):
-    object: Literal["list"]
+    object: Literal["list"] = "list"
     data: list[SecretBody]
     keys: list[EncryptionKeyBody]
     """The keys of TUNERY_SECRET_KEYS in their order."""
 
 
 class RotationBody(Body):
-    object: Literal["organization.secret_rotation"]
+    object: Literal["organization.secret_rotation"] = "organization.secret_rotation"
     rotated: int
     """How many were re-encrypted."""
     remaining: int
     """How many another call re-encrypts; 0: the change is complete."""
     lost: int
     """Secrets that no key decrypts: their owners set them again, or the operator adds the key."""
-
-
-def render_secrets(views: Sequence[SecretView], keys: Sequence[str]) -> dict[str, Any]:
-    fingerprints = [encryption.fingerprint(key) for key in keys]
-    return {
-        "object": "list",
-        "data": [{"object": "organization.secret"} | vars(view) for view in views],
-        "keys": [
-            {
-                "fingerprint": each,
-                "encrypts": number == 0,
-                "protects": sum(view.key == each for view in views),
-            }
-            for number, each in enumerate(fingerprints)
-        ],
-    }
-
-
-def render_rotation(rotation: Rotation) -> dict[str, Any]:
-    return {"object": "organization.secret_rotation"} | vars(rotation)

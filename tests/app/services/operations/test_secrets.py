@@ -63,7 +63,7 @@ def test_a_rotation_re_encrypts_everything_but_lost_secrets_and_may_be_interrupt
     with transaction(sessions) as session:
         plain, plain_secret = make_endpoint(session, project, [])
         old, old_secret = make_endpoint(session, project, [OLD])
-        _, newer = webhooks.rotate_secret(session, EndpointRules(False, (), [OLD]), project.id, old, keep_old=True)
+        newer = webhooks.rotate_secret(session, EndpointRules(False, (), [OLD]), project.id, old, True).signing_secret
         session.execute(update(WebhookEndpoint).where(WebhookEndpoint.id == plain).values(secret_hint=None))
         lost, _ = make_endpoint(session, project, [OTHER])
         target = make_engine(session, project, [OLD])
@@ -97,7 +97,7 @@ def test_a_previous_secret_that_is_lost_keeps_no_other_from_being_re_encrypted(
     with transaction(sessions) as session:
         endpoint, _ = make_endpoint(session, project, [OTHER])
         rules = EndpointRules(False, (), [OLD])
-        _, newer = webhooks.rotate_secret(session, rules, project.id, endpoint, keep_old=True)
+        newer = webhooks.rotate_secret(session, rules, project.id, endpoint, keep_old=True).signing_secret
     with transaction(sessions) as session:
         assert protections(session, [NEW, OLD])[endpoint][0] == Protection.LOST
         assert secrets.rotate(session, [NEW, OLD], limit=10) == secrets.Rotation(1, 0, 1)
