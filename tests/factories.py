@@ -27,7 +27,7 @@ from app.db.ids import new_id
 from app.db.jobs import checkpoints, claims, jobs
 from app.db.jobs.claims import Lease
 from app.db.scheduling import fair_queue, queue_positions
-from app.db.tables import Checkpoint, Delivery, DeliveryTarget, File, Job, Project, WebhookEndpoint
+from app.db.tables import Checkpoint, Delivery, DeliveryTarget, File, Job, Project, Upload, UploadPart, WebhookEndpoint
 from app.domain.base_models import catalog
 from app.domain.jobs.parameters.fields import ParentAdapter
 from app.domain.jobs.resolve import resolve
@@ -100,6 +100,24 @@ def make_file(
         job_id=job.id if job else None,
         **columns,
     )
+
+
+def make_upload(session: Session, project: Project, **columns: Any) -> Upload:
+    """Create a pending upload that expires in an hour."""
+    defaults = {"filename": "a", "purpose": "batch", "mime_type": "text/plain", "bytes": 0}
+    upload = Upload(id=new_id("upload", "_"), project_id=project.id, **defaults | columns)
+    upload.expires_at = func.clock_timestamp() + timedelta(hours=1)
+    session.add(upload)
+    session.flush()
+    session.refresh(upload)
+    return upload
+
+
+def add_part(session: Session, upload: Upload, content: bytes, key: str) -> None:
+    """Add the row of a part to an upload."""
+    columns = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(), "storage_key": key}
+    session.add(UploadPart(id=new_id("part", "_"), project_id=upload.project_id, upload_id=upload.id, **columns))
+    session.flush()
 
 
 def put_bytes(storage: Storage, key: str, content: bytes) -> None:

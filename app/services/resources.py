@@ -29,12 +29,15 @@ class Page(NamedTuple):
 def get(
     session: Session, table: type[Row], row_id: str, *scope: ColumnElement[bool], lock: bool = False, param: str = "id"
 ) -> Row:
-    """The row with this id within `scope`, such as one project. `lock` lets no other transaction change it.
+    """The row with this id within `scope`, such as one project. `lock` reads it again, and lets no other transaction
+    change it.
 
     Raises NotFound with the name of the resource.
     """
     query = select(table).where(table.id == row_id, *scope)  # type: ignore[attr-defined]
-    row = session.scalar(query.with_for_update(key_share=True) if lock else query)
+    if lock:
+        query = query.with_for_update(key_share=True).execution_options(populate_existing=True)
+    row = session.scalar(query)
     if row is None:
         raise NotFound(f"No such {_name(table)}: {unquoted(row_id)}", param)
     return row

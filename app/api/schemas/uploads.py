@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from app.api.schemas.common import Body, ListBody, unix_seconds
-from app.api.schemas.files import FileBody, render_file
+from app.api.schemas.common import Body, ListBody, UnixTime
+from app.api.schemas.files import FileBody
 from app.api.schemas.jobs.requests import Id, Strict
-from app.db.tables import UploadPart
-from app.domain.files.uploads import EXPIRES_SECONDS, MAX_FILENAME, MAX_PARTS, clean_filename
-from app.services.files.uploads import NewUpload, UploadView
+from app.domain.files.uploads import EXPIRES_SECONDS, MAX_FILENAME, MAX_PARTS
 
 MAX_INT64 = (1 << 63) - 1
 Purpose = Literal["fine-tune", "assistants", "batch", "vision", "user_data", "evals"]
@@ -46,16 +43,16 @@ class CompleteUpload(Strict):
 
 class UploadBody(Body):
     id: str
-    object: Literal["upload"]
+    object: Literal["upload"] = "upload"
     bytes: int
     """The size of the content, as declared at creation."""
-    created_at: int
-    expires_at: int
+    created_at: UnixTime
+    expires_at: UnixTime
     """When the upload expires unless completed, in seconds since 1970. The file of a completed upload has its own."""
     filename: str
     purpose: str
     """The purpose of the resulting file."""
-    status: Literal["pending", "completed", "cancelled", "expired"]
+    status: Literal["pending", "completed", "cancelled", "expired"] = Field(validation_alias="current_status")
     """`pending` accepts content; the other three are final."""
     file: FileBody | None
     """The resulting file; null until the upload is completed."""
@@ -67,8 +64,8 @@ class UploadBody(Body):
 
 class PartBody(Body):
     id: str
-    object: Literal["upload.part"]
-    created_at: int
+    object: Literal["upload.part"] = "upload.part"
+    created_at: UnixTime
     upload_id: str
     """The upload of the part."""
     bytes: int
@@ -77,42 +74,3 @@ class PartBody(Body):
 
 class PartList(ListBody):
     data: list[PartBody]
-
-
-def new_upload(body: CreateUpload) -> NewUpload:
-    seconds = body.expires_after.seconds if body.expires_after else None
-    return NewUpload(
-        filename=clean_filename(body.filename),
-        purpose=body.purpose,
-        mime_type=body.mime_type,
-        size_bytes=body.bytes,
-        file_expires_after=None if seconds is None else timedelta(seconds=seconds),
-    )
-
-
-def render_upload(view: UploadView) -> dict[str, Any]:
-    upload = view.upload
-    return {
-        "id": upload.id,
-        "object": "upload",
-        "bytes": upload.bytes,
-        "created_at": unix_seconds(upload.created_at),
-        "expires_at": unix_seconds(upload.expires_at),
-        "filename": upload.filename,
-        "purpose": upload.purpose,
-        "status": str(view.status),
-        "file": None if view.file is None else render_file(view.file),
-        "mime_type": upload.mime_type,
-        "received_bytes": view.received_bytes,
-    }
-
-
-def render_part(part: UploadPart) -> dict[str, Any]:
-    return {
-        "id": part.id,
-        "object": "upload.part",
-        "created_at": unix_seconds(part.created_at),
-        "upload_id": part.upload_id,
-        "bytes": part.bytes,
-        "sha256": part.sha256,
-    }

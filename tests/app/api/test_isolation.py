@@ -9,7 +9,6 @@ from starlette.testclient import TestClient
 
 from app.db.deliveries import deliveries
 from app.db.engine import Sessions, transaction
-from app.db.files import uploads
 from app.db.jobs import checkpoints, evaluations, exports
 from app.db.tables import Delivery, Export, Job, Project, Upload, WebhookDelivery
 from app.db.webhooks import endpoints
@@ -17,7 +16,7 @@ from app.domain.artifacts.exports import ExportKind, ExportType
 from app.domain.evaluations.graders import EvaluationSettings
 from app.domain.evaluations.plan import make_plan
 from app.storage import LocalStorage
-from tests.factories import make_succeeded_job, make_target, make_webhook_endpoint
+from tests.factories import make_succeeded_job, make_target, make_upload, make_webhook_endpoint
 
 FAILED = "fine_tuning.job.failed"
 BODIES = {
@@ -48,9 +47,8 @@ def succeeded(sessions: Sessions, storage: LocalStorage, project: Project, base_
 
 @pytest.fixture
 def upload(sessions: Sessions, project: Project) -> Upload:
-    columns = {"filename": "a", "purpose": "batch", "mime_type": "text/plain", "bytes": 0}
     with transaction(sessions) as session:
-        return uploads.insert(session, project.id, 3600, **columns)
+        return make_upload(session, project)
 
 
 @pytest.fixture
