@@ -85,7 +85,7 @@ def change(
     enabled = values.pop("enabled", None)
     values = {name: value for name, value in values.items() if value != getattr(endpoint, name)}
     if enabled is True and not endpoint.enabled:
-        values |= {"enabled": True, "disabled_at": None, "disabled_reason": None, "failing_since": None}
+        values |= endpoints.ENABLED
     if values:
         _update(session, endpoint, values)
     if enabled is False and endpoint.enabled:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from sqlalchemy import Row
+from pydantic import AfterValidator, BeforeValidator, Field
 
-from app.api.schemas.common import Body, ListBody, unix_seconds, unix_seconds_or_none
+from app.api.schemas.common import Body, ListBody, UnixTime, unix_seconds, unix_seconds_or_none
 from app.db.tables import Evaluation, Job, QueuePlace
 from app.domain.jobs.states import JobState
-from app.domain.scheduling.fair_share import ProjectShare
 from app.domain.scheduling.worker_capacity import worker_capacity
 from app.services.queue import QueueView, WorkerView, public_worker_id
+
+WorkerId = Annotated[str, BeforeValidator(public_worker_id)]
+Rounded = Annotated[float, AfterValidator(lambda number: round(number, 1))]
 
 
 class WorkerDevice(Body):
@@ -86,19 +86,19 @@ class RunningBody(Body):
     id: str
     project_id: str
     """The project of the job."""
-    model: str
+    model: str = Field(validation_alias="base_model")
     """The base model."""
-    worker_id: str
+    worker_id: WorkerId = Field(validation_alias="lease_owner")
     """The worker that runs it, as in `/v1/workers`."""
     priority: int
     """The priority of the job."""
-    urgent: bool
+    urgent: bool = Field(validation_alias="is_urgent")
     """Whether the job is urgent."""
     phase: str | None
     """The current stage; null: not known yet."""
-    started_at: int
+    started_at: UnixTime
     """When this attempt started, in seconds since 1970."""
-    expected_finish: int
+    expected_finish: UnixTime = Field(validation_alias="expected_finish_at")
     """By the job's own estimate, else by its plan; in seconds since 1970."""
     gives_way: bool
     """Whether it is being preempted: it stops at its next step for an urgent job and resumes later."""
@@ -156,22 +156,22 @@ class QueuedEvaluation(Body):
 
 class StandingBody(Body):
     project_id: str
-    gpu_seconds: float
+    gpu_seconds: Rounded = Field(validation_alias="usage")
     """Past usage with exponential decay; the half-life is a day unless the operator changes it."""
-    held_gpu_seconds: float
+    held_gpu_seconds: Rounded = Field(validation_alias="held")
     """What its running jobs are still planned to use."""
-    share_weight: float
+    share_weight: float = Field(validation_alias="weight")
     """The share of the GPUs when several projects have queued jobs."""
-    share: float
+    share: Rounded
     """The sum of `gpu_seconds` and `held_gpu_seconds`, divided by `share_weight`: the smallest goes first."""
-    running_jobs: int
+    running_jobs: int = Field(validation_alias="running")
     """The number of running jobs."""
-    max_running_jobs: int | None
+    max_running_jobs: int | None = Field(validation_alias="max_running")
     """The maximum number of running jobs; null: no limit."""
 
 
 class QueueBody(Body):
-    object: Literal["queue"]
+    object: Literal["queue"] = "queue"
     workers: WorkerCounts
     """Workers that train."""
     own: JobCounts
@@ -218,37 +218,20 @@ def render_worker(view: WorkerView) -> dict[str, Any]:
 def render_queue(view: QueueView, limit: int) -> dict[str, Any]:
     gpu_workers = [worker for worker in view.workers if worker.row.queue == "gpu"]
     return {
-        "object": "queue",
         "workers": {"alive": len(gpu_workers), "busy": sum(worker.is_busy for worker in gpu_workers)},
         "own": _counts(view, True),
         "others": _counts(view, False),
-        "running": [_running(row) for row in view.running],
+        "running": view.running,
         "waiting": [_waiting(job, place, view.last_position) for job, place in view.waiting[:limit]],
         "has_more": len(view.waiting) > limit,
         "evaluations": [_evaluation(row) for row in view.evaluations[:limit]],
-        "projects": _standings(view.shares),
+        "projects": sorted(view.shares, key=lambda standing: (standing.share, standing.project_id)),
     }
 
 
 def _counts(view: QueueView, own: bool) -> dict[str, int]:
     names = {"validating": JobState.VALIDATING, "waiting": JobState.QUEUED, "running": JobState.RUNNING}
     return {name: view.count(state, own) for name, state in names.items()}
-
-
-def _running(row: Row[Any]) -> dict[str, Any]:
-    started_at: datetime = row.started_at
-    return {
-        "id": row.id,
-        "project_id": row.project_id,
-        "model": row.base_model,
-        "worker_id": public_worker_id(row.lease_owner),
-        "priority": row.priority,
-        "urgent": row.is_urgent,
-        "phase": row.phase,
-        "started_at": unix_seconds(started_at),
-        "expected_finish": unix_seconds(row.expected_finish_at),
-        "gives_way": row.gives_way,
-    }
 
 
 def _waiting(job: Job, place: QueuePlace | None, last_position: int) -> dict[str, Any]:
@@ -283,18 +266,3 @@ def _evaluation(row: Evaluation) -> dict[str, Any]:
         "total_answers": progress.get("total_answers"),
         "estimated_seconds": row.plan.get("estimated_seconds"),
     }
-
-
-def _standings(standings: Sequence[ProjectShare]) -> list[dict[str, Any]]:
-    return [
-        {
-            "project_id": standing.project_id,
-            "gpu_seconds": round(standing.usage, 1),
-            "held_gpu_seconds": round(standing.held, 1),
-            "share_weight": standing.weight,
-            "share": round(standing.share, 1),
-            "running_jobs": standing.running,
-            "max_running_jobs": standing.max_running,
-        }
-        for standing in sorted(standings, key=lambda standing: (standing.share, standing.project_id))
-    ]

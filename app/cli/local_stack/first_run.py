@@ -24,7 +24,7 @@ from app.cli.local_stack.ports import is_loopback
 from app.db import migrate
 from app.db.access import audit
 from app.db.engine import Sessions, make_engine, make_sessions, transaction
-from app.domain.access.api_keys import MIN_SECRET_CHARACTERS, is_valid_secret
+from app.domain.access.api_keys import MIN_SECRET_CHARACTERS, is_valid_secret, new_secret
 from app.services.access import keys, projects
 from app.settings import Settings
 
@@ -134,4 +134,4 @@ def _read_provided_key() -> str | None:
 
 
 def _generate_key() -> str:
-    return f"{keys.PREFIX}_{secrets.token_hex(6)}_{secrets.token_urlsafe(32)}"
+    return new_secret(secrets.token_hex(6))

@@ -131,11 +131,11 @@ def test_a_url_that_the_rules_refuse_turns_the_webhook_off_and_the_reason_is_kno
     sender._set_operator_endpoint()
     with transaction(sessions) as session:
         assert not session.get_one(WebhookEndpoint, operator.ENDPOINT_ID).enabled
-        assert (operator.disabled_reason(session) or "").startswith("TUNERY_OPERATOR_WEBHOOK_URL: ")
+        assert (operator.off_reason(session) or "").startswith("TUNERY_OPERATOR_WEBHOOK_URL: ")
     sender.settings = settings
     sender._set_operator_endpoint()
     with transaction(sessions) as session:
-        assert operator.disabled_reason(session) is None
+        assert operator.off_reason(session) is None
 
 
 def test_a_receiver_that_is_gone_turns_the_webhook_off(
@@ -147,7 +147,7 @@ def test_a_receiver_that_is_gone_turns_the_webhook_off(
     with ThreadPoolExecutor(1) as pool:
         sender.round(pool)
     with transaction(harness.sessions) as session:
-        assert operator.disabled_reason(session) == "it responded with 410 Gone"
+        assert operator.off_reason(session) == "it responded with 410 Gone"
 
 
 @pytest.mark.parametrize(

@@ -146,8 +146,8 @@ def test_endpoints_fail_until_a_success_and_not_if_they_were_disabled_by_request
         operator.set_endpoint(session, "https://example.com")
         webhook_deliveries.record_endpoint_failure(session, operator.ENDPOINT_ID)
     with transaction(sessions) as session:
-        found = status.failing_endpoints(session, 20)
-        assert [(each.id, each.project, each.failing_since is None, each.disabled_reason) for each in found] == [
+        found = endpoints.failing(session, 20)
+        assert [(each.id, each.project_name, each.failing_since is None, each.disabled_reason) for each in found] == [
             (failing, "default", False, None),
             (operator.ENDPOINT_ID, None, False, None),
             (gone, "default", True, "it responded with 410 Gone"),
