@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, AliasPath, BeforeValidator, Field
 
-from app.api.schemas.common import Body, ListBody, UnixTime, unix_seconds, unix_seconds_or_none
-from app.db.tables import Evaluation, Job, QueuePlace
-from app.domain.jobs.states import JobState
-from app.domain.scheduling.worker_capacity import worker_capacity
-from app.services.queue import QueueView, WorkerView, public_worker_id
+from app.api.schemas.common import Body, ListBody, UnixTime
+from app.db.tables import Evaluation, Worker
+from app.services.queue import public_worker_id
 
 WorkerId = Annotated[str, BeforeValidator(public_worker_id)]
 Rounded = Annotated[float, AfterValidator(lambda number: round(number, 1))]
@@ -32,8 +30,8 @@ class WorkerDevice(Body):
 
 
 class WorkerBody(Body):
-    id: str
-    object: Literal["worker"]
+    id: WorkerId
+    object: Literal["worker"] = "worker"
     queue: Literal["gpu", "cpu"]
     """`gpu` trains, on any device; `cpu` validates files."""
     status: Literal["idle", "busy"]
@@ -48,9 +46,9 @@ class WorkerBody(Body):
     """The job that it runs; null: none, or a job of another project."""
     evaluation_id: str | None
     """The evaluation that it runs; null: none, or one of another project."""
-    started_at: int
+    started_at: UnixTime
     """Seconds since 1970."""
-    seen_at: int
+    seen_at: UnixTime
     """The last heartbeat, in seconds since 1970."""
     name: str | None
     """The configured name; null except for admin keys."""
@@ -60,6 +58,11 @@ class WorkerBody(Body):
     """The process id; null except for admin keys."""
     versions: dict[str, str | None] | None
     """Versions of its libraries; null except for admin keys."""
+
+
+def without_admin_fields(worker: Worker) -> WorkerBody:
+    hidden = dict.fromkeys(("name", "hostname", "pid", "versions"))
+    return WorkerBody.model_validate(worker).model_copy(update=hidden)
 
 
 class WorkerList(ListBody):
@@ -104,29 +107,33 @@ class RunningBody(Body):
     """Whether it is being preempted: it stops at its next step for an urgent job and resumes later."""
 
 
+def _of_job(column: str) -> Any:
+    return Field(validation_alias=AliasPath("Job", column))
+
+
 class WaitingBody(Body):
-    id: str
-    project_id: str
+    id: str = _of_job("id")
+    project_id: str = _of_job("project_id")
     """The project of the job."""
-    model: str
+    model: str = _of_job("base_model")
     """The base model."""
     position: int
     """The position over all projects; 1 is next. A new job is last until the next forecast."""
-    expected_start: int | None
+    expected_start: UnixTime | None = Field(validation_alias="expected_start_at")
     """A forecast, in seconds since 1970; null: no worker can run it, or there is no forecast yet."""
     waiting_for: str | None
     """What no live worker offers, or that the job waits for a whole GPU, in a sentence; null if a worker can run it."""
-    phase: str | None
+    phase: str | None = _of_job("phase")
     """`waiting_for_storage` after an attempt that found a full disk, with an automatic retry; else null."""
-    priority: int
+    priority: int = _of_job("priority")
     """Order among the queued jobs of its project: higher runs first."""
-    urgent: bool
+    urgent: bool = _of_job("is_urgent")
     """Whether it runs before all jobs that are not urgent."""
-    worker_labels: list[str]
+    worker_labels: list[str] = _of_job("worker_labels")
     """Only a worker with all of these labels runs it."""
-    planned_seconds: float | None
+    planned_seconds: float | None = _of_job("planned_seconds")
     """The estimated duration of training; null until it is known."""
-    created_at: int
+    created_at: UnixTime = _of_job("created_at")
 
 
 class QueuedEvaluation(Body):
@@ -142,9 +149,9 @@ class QueuedEvaluation(Body):
     """`running`, or `queued`."""
     worker_id: str | None
     """The worker that runs it, as in `/v1/workers`; null: it waits."""
-    created_at: int
+    created_at: UnixTime
     """Seconds since 1970."""
-    started_at: int | None
+    started_at: UnixTime | None
     """When this attempt started, in seconds since 1970; null: it waits."""
     answers: int | None
     """The answers so far, of base model and adapter together; null: not known yet."""
@@ -170,6 +177,23 @@ class StandingBody(Body):
     """The maximum number of running jobs; null: no limit."""
 
 
+def _of_evaluation(row: Evaluation) -> dict[str, Any]:
+    progress = row.progress or {}
+    return {
+        "id": row.id,
+        "fine_tuning_job_id": row.job_id,
+        "project_id": row.project_id,
+        "model": row.base_model,
+        "status": row.state,
+        "worker_id": public_worker_id(row.lease_owner) if row.lease_owner else None,
+        "created_at": row.created_at,
+        "started_at": row.started_at if row.lease_owner else None,
+        "answers": progress.get("answers"),
+        "total_answers": progress.get("total_answers"),
+        "estimated_seconds": row.plan.get("estimated_seconds"),
+    }
+
+
 class QueueBody(Body):
     object: Literal["queue"] = "queue"
     workers: WorkerCounts
@@ -184,85 +208,7 @@ class QueueBody(Body):
     """Queued jobs of your project, for admin keys of all projects, in order."""
     has_more: bool
     """Whether more jobs wait than are shown: send a larger `limit`."""
-    evaluations: list[QueuedEvaluation]
+    evaluations: list[Annotated[QueuedEvaluation, BeforeValidator(_of_evaluation)]]
     """Unfinished evaluations of your project, for admin keys of all projects, running ones first; at most `limit`."""
     projects: list[StandingBody]
     """The usage of your project; for admin keys of all projects, the next in turn first."""
-
-
-def render_worker(view: WorkerView) -> dict[str, Any]:
-    row, about, capacity = view.row, view.row.about, worker_capacity(view.row.about)
-    admin_fields = {"name": row.id, "hostname": row.hostname, "pid": row.pid, "versions": about.get("versions")}
-    return {
-        "id": view.id,
-        "object": "worker",
-        "queue": row.queue,
-        "status": "busy" if view.is_busy else "idle",
-        "device": {
-            "kind": about.get("kind"),
-            "name": about.get("device"),
-            "memory_bytes": about.get("memory_bytes"),
-            "count": capacity.gpus,
-            "slots_per_gpu": capacity.slots_per_gpu if capacity.shares_gpus else 1,
-            "slot_bytes": capacity.slot_bytes if capacity.shares_gpus else None,
-        },
-        "models": list(view.models),
-        "labels": about.get("labels") or [],
-        "job_id": view.job_id,
-        "evaluation_id": view.evaluation_id,
-        "started_at": unix_seconds(row.started_at),
-        "seen_at": unix_seconds(row.seen_at),
-    } | {key: value if view.is_admin_view else None for key, value in admin_fields.items()}
-
-
-def render_queue(view: QueueView, limit: int) -> dict[str, Any]:
-    gpu_workers = [worker for worker in view.workers if worker.row.queue == "gpu"]
-    return {
-        "workers": {"alive": len(gpu_workers), "busy": sum(worker.is_busy for worker in gpu_workers)},
-        "own": _counts(view, True),
-        "others": _counts(view, False),
-        "running": view.running,
-        "waiting": [_waiting(job, place, view.last_position) for job, place in view.waiting[:limit]],
-        "has_more": len(view.waiting) > limit,
-        "evaluations": [_evaluation(row) for row in view.evaluations[:limit]],
-        "projects": sorted(view.shares, key=lambda standing: (standing.share, standing.project_id)),
-    }
-
-
-def _counts(view: QueueView, own: bool) -> dict[str, int]:
-    names = {"validating": JobState.VALIDATING, "waiting": JobState.QUEUED, "running": JobState.RUNNING}
-    return {name: view.count(state, own) for name, state in names.items()}
-
-
-def _waiting(job: Job, place: QueuePlace | None, last_position: int) -> dict[str, Any]:
-    return {
-        "id": job.id,
-        "project_id": job.project_id,
-        "model": job.base_model,
-        "position": place.position if place else last_position + 1,
-        "expected_start": unix_seconds_or_none(place.expected_start_at) if place else None,
-        "waiting_for": place.waiting_for if place else None,
-        "phase": job.phase,
-        "priority": job.priority,
-        "urgent": job.is_urgent,
-        "worker_labels": job.worker_labels,
-        "planned_seconds": job.planned_seconds,
-        "created_at": unix_seconds(job.created_at),
-    }
-
-
-def _evaluation(row: Evaluation) -> dict[str, Any]:
-    progress = row.progress or {}
-    return {
-        "id": row.id,
-        "fine_tuning_job_id": row.job_id,
-        "project_id": row.project_id,
-        "model": row.base_model,
-        "status": row.state,
-        "worker_id": public_worker_id(row.lease_owner) if row.lease_owner else None,
-        "created_at": unix_seconds(row.created_at),
-        "started_at": unix_seconds_or_none(row.started_at) if row.lease_owner else None,
-        "answers": progress.get("answers"),
-        "total_answers": progress.get("total_answers"),
-        "estimated_seconds": row.plan.get("estimated_seconds"),
-    }

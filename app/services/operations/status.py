@@ -14,12 +14,12 @@ from sqlalchemy.orm import Session
 
 from app.db.operations import status
 from app.db.scheduling import workers
+from app.db.tables import Worker
 from app.db.webhooks import endpoints, operator
 from app.domain.operations.status import ServiceFacts, ServiceName, find_problems
 from app.services import queue
 from app.services.operations import secrets
 from app.services.operations.health import ProbeResult
-from app.services.queue import WorkerView
 
 PERIOD = timedelta(days=1)
 MAX_FAILED_JOBS = MAX_FAILED_DELIVERIES = MAX_FAILING_ENDPOINTS = 20
@@ -94,10 +94,10 @@ def view(
     }
 
 
-def _worker_disks(living: Sequence[WorkerView], data_dir: Path) -> dict[str, str]:
+def _worker_disks(living: Sequence[Worker], data_dir: Path) -> dict[str, str]:
     """What is wrong with the data disks of workers' hosts, except with this process's own, which has a check."""
     own, problems = (socket.gethostname(), str(data_dir)), {}
-    for row in (worker.row for worker in living):
+    for row in living:
         disk = row.about.get("disk") or {}  # a worker of an earlier release names none
         if disk.get("problem") and (row.hostname, disk["directory"]) != own:
             problems[row.hostname] = disk["problem"]
@@ -113,5 +113,5 @@ def _disk_space(data_dir: Path) -> tuple[int, int] | tuple[None, None]:
     return usage.total, usage.free
 
 
-def _count_by_queue(views: Sequence[WorkerView]) -> dict[str, int]:
-    return Counter(worker.row.queue for worker in views)
+def _count_by_queue(rows: Sequence[Worker]) -> dict[str, int]:
+    return Counter(row.queue for row in rows)

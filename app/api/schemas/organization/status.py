@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from app.api.schemas.common import Body, UnixTime
-from app.api.schemas.queue import WorkerBody, render_worker
+from app.api.schemas.queue import WorkerBody
 from app.api.schemas.webhooks import EndpointHealth
 from app.domain.jobs import remedies
 
@@ -165,7 +165,7 @@ class StatusBody(Body):
     """What an operator should do, the most urgent first."""
     checks: list[StatusCheck]
     """The checks of the API process that responded, as in `/readyz`."""
-    workers: list[Annotated[WorkerBody, BeforeValidator(render_worker)]]
+    workers: list[WorkerBody]
     """The workers with a heartbeat within the last minute."""
     queue: QueueStatus
     """Unfinished jobs by status, and the oldest due ones."""
