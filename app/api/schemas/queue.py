@@ -177,7 +177,9 @@ class StandingBody(Body):
     """The maximum number of running jobs; null: no limit."""
 
 
-def _of_evaluation(row: Evaluation) -> dict[str, Any]:
+def _of_evaluation(row: Any) -> Any:
+    if not isinstance(row, Evaluation):
+        return row
     progress = row.progress or {}
     return {
         "id": row.id,

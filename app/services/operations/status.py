@@ -16,6 +16,7 @@ from app.db.operations import status
 from app.db.scheduling import workers
 from app.db.tables import Worker
 from app.db.webhooks import endpoints, operator
+from app.domain.jobs.remedies import remedy
 from app.domain.operations.status import ServiceFacts, ServiceName, find_problems
 from app.services import queue
 from app.services.operations import secrets
@@ -75,7 +76,10 @@ def view(
         "failed_jobs": {
             "total": sum(failed_by_code.values()),
             "by_code": failed_by_code,
-            "data": status.failed_jobs(session, PERIOD, MAX_FAILED_JOBS),
+            "data": [
+                {**row._mapping, "remedy": remedy(row.code)}
+                for row in status.failed_jobs(session, PERIOD, MAX_FAILED_JOBS)
+            ],
         },
         "deliveries": status.deliveries_by_state(session)
         | {

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, Field
 
 from app.api.schemas.common import Body, UnixTime
 from app.api.schemas.queue import WorkerBody
 from app.api.schemas.webhooks import EndpointHealth
-from app.domain.jobs import remedies
 
 Seconds = Annotated[float, AfterValidator(lambda seconds: round(seconds, 1))]
 
@@ -71,7 +70,7 @@ class FailedJobBody(Body):
     """The error code of the job."""
     message: str | None
     """The error message of the job."""
-    remedy: Annotated[str | None, BeforeValidator(remedies.remedy)] = Field(validation_alias="code")
+    remedy: str | None
     """What to do; null for a code of an earlier release."""
 
 
