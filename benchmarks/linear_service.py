@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 
 import httpx2
 
-from app.db.access import keys
 from app.db.engine import transaction
+from app.services.access import keys
 from benchmarks import api_stack
 from benchmarks.api_stack import Service
 from benchmarks.growth import MAX_EXPONENT, Growth

@@ -18,9 +18,9 @@ from sqlalchemy import update
 from sqlalchemy.orm import Session
 
 from app.db.deliveries import credentials as encryption
-from app.db.deliveries import deliveries, targets
+from app.db.deliveries import deliveries
 from app.db.tables import Checkpoint, Delivery, Job
-from tests.factories import NUMBERS
+from tests.factories import NUMBERS, make_target
 
 TO_ENGINES = {"delivery_allow_http": True, "delivery_allowed_networks": "127.0.0.0/8"}
 BASE = "served-base"
@@ -163,11 +163,9 @@ def deliver(
     """A target with these servers, to which the result of the job was delivered."""
     destination = {"kind": "vllm", "urls": list(urls), "shared_path": "/srv/adapters", "base_model": base_model}
     secret = encryption.encrypt(encryption_keys, {"api_key": api_key}) if api_key else None
-    target = targets.insert(
-        session, job.project_id, name=name or f"engine-{next(NUMBERS)}", kind="vllm", destination=destination,
-        served_model=served_model, credentials=secret, credential_names=["api_key"] if api_key else [],
-    )  # fmt: skip
-    assert target is not None
+    target = make_target(
+        session, job.project_id, name or f"engine-{next(NUMBERS)}", destination, secret, served_model=served_model
+    )
     checkpoint = session.query(Checkpoint).filter_by(name=job.fine_tuned_model).one()
     delivery = deliveries.create(session, job, checkpoint, target)
     session.execute(update(Delivery).where(Delivery.id == delivery.id).values(state="delivered", attempt=1))

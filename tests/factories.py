@@ -11,7 +11,7 @@ import io
 import itertools
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,20 +19,22 @@ from typing import Any
 from sqlalchemy import func, update
 from sqlalchemy.orm import Session
 
-from app.db.access import keys
+from app.db import encryption
 from app.db.base_models import models
-from app.db.deliveries import deliveries, targets
+from app.db.deliveries import deliveries
 from app.db.files import files
 from app.db.ids import new_id
 from app.db.jobs import checkpoints, claims, jobs
 from app.db.jobs.claims import Lease
 from app.db.scheduling import fair_queue, queue_positions
-from app.db.tables import Checkpoint, Delivery, DeliveryTarget, File, Job, Project
+from app.db.tables import Checkpoint, Delivery, DeliveryTarget, File, Job, Project, Upload, UploadPart, WebhookEndpoint
 from app.domain.base_models import catalog
 from app.domain.jobs.parameters.fields import ParentAdapter
 from app.domain.jobs.resolve import resolve
 from app.domain.jobs.states import Reason
 from app.domain.scheduling.forecast import WorkerSlot, forecast
+from app.domain.webhooks import EVENT_TYPES, new_secret, secret_hint
+from app.services.access import keys, projects
 from app.storage import Storage
 from app.system import artifact_directory, model_files
 from tests.tiny import make_tiny_base
@@ -40,6 +42,7 @@ from tests.tiny import make_tiny_base
 BASE_MODEL = "tiny"
 WORKER = "test-worker#1"
 TTL_SECONDS = 300.0
+BUCKET = {"kind": "s3"}
 NUMBERS = itertools.count(1)
 
 
@@ -52,13 +55,13 @@ def chat_lines(examples: int = 12) -> bytes:
     return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
 
 
-def make_project(session: Session, name: str = keys.DEFAULT_PROJECT) -> Project:
-    return keys.ensure_project(session, name)
+def make_project(session: Session, name: str = projects.DEFAULT_PROJECT) -> Project:
+    return projects.ensure(session, name)
 
 
 def make_key(session: Session, project: Project, name: str = "test") -> str:
     """Create a key; return its secret, as in an Authorization header."""
-    return keys.issue(session, project, name).secret
+    return keys.issue(session, project, name).secret or ""
 
 
 def make_base_model(session: Session, directory: Path, name: str = BASE_MODEL, **config: Any) -> catalog.CatalogEntry:
@@ -97,6 +100,24 @@ def make_file(
         job_id=job.id if job else None,
         **columns,
     )
+
+
+def make_upload(session: Session, project: Project, **columns: Any) -> Upload:
+    """Create a pending upload that expires in an hour."""
+    defaults = {"filename": "a", "purpose": "batch", "mime_type": "text/plain", "bytes": 0}
+    upload = Upload(id=new_id("upload", "_"), project_id=project.id, **defaults | columns)
+    upload.expires_at = func.clock_timestamp() + timedelta(hours=1)
+    session.add(upload)
+    session.flush()
+    session.refresh(upload)
+    return upload
+
+
+def add_part(session: Session, upload: Upload, content: bytes, key: str) -> None:
+    """Add the row of a part to an upload."""
+    columns = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(), "storage_key": key}
+    session.add(UploadPart(id=new_id("part", "_"), project_id=upload.project_id, upload_id=upload.id, **columns))
+    session.flush()
 
 
 def put_bytes(storage: Storage, key: str, content: bytes) -> None:
@@ -245,11 +266,47 @@ def make_succeeded_job(session: Session, storage: Storage, project: Project, **j
     return finish_job(session, storage, project, running)
 
 
-def make_target(session: Session, project_id: str, name: str = "production") -> DeliveryTarget:
-    """Register a bucket as the target of deliveries."""
-    target = targets.insert(session, project_id, name=name, kind="s3", destination={"kind": "s3"})
-    assert target is not None, f"another target has the name {name}"
+def make_target(
+    session: Session,
+    project_id: str,
+    name: str = "production",
+    destination: Mapping[str, Any] = BUCKET,
+    credentials: str | None = None,
+    **columns: Any,
+) -> DeliveryTarget:
+    """Register a target of deliveries, by default a bucket; `credentials` are encrypted already."""
+    columns |= {"name": name, "kind": destination["kind"], "destination": dict(destination), "credentials": credentials}
+    target = DeliveryTarget(id=new_id("target", "_"), project_id=project_id, **columns)
+    session.add(target)
+    session.flush()
+    session.refresh(target)
     return target
+
+
+def make_webhook_endpoint(
+    session: Session,
+    project_id: str,
+    url: str = "https://example.com",
+    event_types: Sequence[str] = EVENT_TYPES,
+    secret: str | None = None,
+    encryption_keys: Sequence[str] = (),
+    **columns: Any,
+) -> WebhookEndpoint:
+    """An enabled endpoint for every event; `secret` is stored encrypted if there are keys."""
+    secret = secret or new_secret()
+    endpoint = WebhookEndpoint(
+        id=new_id("wh", "_"),
+        project_id=project_id,
+        url=url,
+        event_types=list(event_types),
+        secret=encryption.protect(encryption_keys, secret),
+        secret_hint=secret_hint(secret),
+        **{"name": "ci"} | columns,
+    )
+    session.add(endpoint)
+    session.flush()
+    session.refresh(endpoint)
+    return endpoint
 
 
 def make_delivery(session: Session, job: Job) -> Delivery:

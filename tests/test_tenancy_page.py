@@ -13,8 +13,8 @@ import pytest
 from typer.testing import CliRunner
 
 from app.cli.main import app as command_line
-from app.db.access import keys
 from app.db.engine import Sessions, transaction
+from app.services.access import projects
 from tests.factories import chat_lines, make_base_model
 from tests.serving import LiveServer
 
@@ -44,7 +44,7 @@ def test_a_key_of_the_page_lists_models_uploads_a_file_and_creates_a_job(
     source: str, live_server: LiveServer, database_url: str, sessions: Sessions, tmp_path: Path
 ) -> None:
     with transaction(sessions) as session:
-        keys.ensure_project(session, "research")
+        projects.ensure(session, "research")
         make_base_model(session, tmp_path / "base", name="tiny")
     secret = key_from_command(database_url) if source == "the command" else key_from_request(database_url)
     with openai.OpenAI(base_url=live_server.url, api_key=secret) as client:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
-from sqlalchemy import ColumnElement, select
+from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
 from app.db.tables import Base
@@ -15,15 +15,29 @@ from app.errors import BadRequest, NotFound
 Row = TypeVar("Row", bound=Base)
 
 
+class Page(NamedTuple):
+    """A page that a request asks for; with `rows` one more than its items, it is known whether another page follows."""
+
+    rows: int
+    after: str | None = None
+
+    @property
+    def limit(self) -> int:
+        return self.rows - 1
+
+
 def get(
     session: Session, table: type[Row], row_id: str, *scope: ColumnElement[bool], lock: bool = False, param: str = "id"
 ) -> Row:
-    """The row with this id within `scope`, such as one project. `lock` lets no other transaction change it.
+    """The row with this id within `scope`, such as one project. `lock` reads it again, and lets no other transaction
+    change it.
 
     Raises NotFound with the name of the resource.
     """
     query = select(table).where(table.id == row_id, *scope)  # type: ignore[attr-defined]
-    row = session.scalar(query.with_for_update(key_share=True) if lock else query)
+    if lock:
+        query = query.with_for_update(key_share=True).execution_options(populate_existing=True)
+    row = session.scalar(query)
     if row is None:
         raise NotFound(f"No such {_name(table)}: {unquoted(row_id)}", param)
     return row
@@ -36,6 +50,7 @@ def page(
     after: str | None,
     *scope: ColumnElement[bool],
     only: tuple[ColumnElement[bool], ...] = (),
+    is_ascending: bool = False,
 ) -> list[Row]:
     """The rows within `scope` that match `only`, newest first; `after` is the last id of the page before.
 
@@ -48,10 +63,14 @@ def page(
         if last is None:
             text = f"after: there is no {_name(table)} {as_json(after)} here; give the id of the last item of the page"
             raise BadRequest(f"{text} before", "after")
-        query = query.where(number < last)
-    return list(session.scalars(query.order_by(number.desc()).limit(limit)))
+        query = query.where(number > last if is_ascending else number < last)
+    return list(session.scalars(query.order_by(number if is_ascending else number.desc()).limit(limit)))
+
+
+def count(session: Session, table: type[Row], *scope: ColumnElement[bool]) -> int:
+    return session.scalar(select(func.count()).select_from(table).where(*scope)) or 0
 
 
 def _name(table: type[Base]) -> str:
-    """`webhook endpoint` for WebhookEndpoint."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", table.__name__).lower()
+    """`webhook endpoint` for WebhookEndpoint, `API key` for ApiKey."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", table.__name__).lower().replace("api ", "API ")

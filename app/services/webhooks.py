@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import func
 from sqlalchemy.orm import Session
 
 from app.db import encryption
@@ -28,6 +28,7 @@ from app.errors import BadRequest, combine_errors
 from app.services import resources
 from app.services.access import quotas
 from app.services.operations.copies import refuse_in_copy
+from app.services.resources import Page
 
 MAX_ENDPOINTS = 50
 PREVIOUS_SECRET_LIFETIME = timedelta(hours=24)  # OpenAI: keep_old_secret_active_for_24_hours
@@ -45,7 +46,7 @@ class EndpointRules:
 
 def create(
     session: Session, rules: EndpointRules, project_id: str, name: str, url: str, event_types: list[str], enabled: bool
-) -> tuple[WebhookEndpoint, str]:
+) -> WebhookEndpoint:
     """Create an endpoint. Returns it with its secret. Raises BadRequest with all problems, QuotaExceeded."""
     values = _checked(rules, {"name": name, "url": url, "event_types": event_types})
     remedy = "delete an endpoint that is not needed"
@@ -60,15 +61,16 @@ def create(
     if not enabled:
         endpoints.disable(session, endpoint.id, f"{DISABLED_BY_REQUEST}, when it was created")
     session.refresh(endpoint)
-    return endpoint, secret
+    endpoint.signing_secret = secret
+    return endpoint
 
 
 def get(session: Session, project_id: str, endpoint_id: str, lock: bool = False) -> WebhookEndpoint:
     return resources.get(session, WebhookEndpoint, endpoint_id, WebhookEndpoint.project_id == project_id, lock=lock)
 
 
-def page(session: Session, project_id: str, limit: int, after: str | None) -> list[WebhookEndpoint]:
-    return resources.page(session, WebhookEndpoint, limit, after, WebhookEndpoint.project_id == project_id)
+def page(session: Session, project_id: str, page: Page) -> list[WebhookEndpoint]:
+    return resources.page(session, WebhookEndpoint, *page, WebhookEndpoint.project_id == project_id)
 
 
 def change(
@@ -83,7 +85,7 @@ def change(
     enabled = values.pop("enabled", None)
     values = {name: value for name, value in values.items() if value != getattr(endpoint, name)}
     if enabled is True and not endpoint.enabled:
-        values |= {"enabled": True, "disabled_at": None, "disabled_reason": None, "failing_since": None}
+        values |= endpoints.ENABLED
     if values:
         _update(session, endpoint, values)
     if enabled is False and endpoint.enabled:
@@ -99,7 +101,7 @@ def delete(session: Session, project_id: str, endpoint_id: str) -> None:
 
 def rotate_secret(
     session: Session, rules: EndpointRules, project_id: str, endpoint_id: str, keep_old: bool
-) -> tuple[WebhookEndpoint, str]:
+) -> WebhookEndpoint:
     """Replace the secret; with `keep_old` the previous one signs as well for PREVIOUS_SECRET_LIFETIME.
 
     Returns the endpoint with the new one. Raises NotFound.
@@ -112,7 +114,8 @@ def rotate_secret(
         "previous_secret_expires_at": func.clock_timestamp() + PREVIOUS_SECRET_LIFETIME if keep_old else None,
     }
     _update(session, endpoint, values)
-    return endpoint, secret
+    endpoint.signing_secret = secret
+    return endpoint
 
 
 def create_test_delivery(session: Session, project_id: str, endpoint_id: str, event_type: str) -> WebhookDelivery:
@@ -125,11 +128,11 @@ def create_test_delivery(session: Session, project_id: str, endpoint_id: str, ev
 
 
 def delivery_page(
-    session: Session, project_id: str, endpoint_id: str, limit: int, after: str | None, state: deliveries.State | None
+    session: Session, project_id: str, endpoint_id: str, page: Page, state: deliveries.State | None
 ) -> list[WebhookDelivery]:
     scope = WebhookDelivery.endpoint_id == get(session, project_id, endpoint_id).id
     only = (WebhookDelivery.state == state,) if state is not None else ()
-    return resources.page(session, WebhookDelivery, limit, after, scope, only=only)
+    return resources.page(session, WebhookDelivery, *page, scope, only=only)
 
 
 def delivery(session: Session, project_id: str, endpoint_id: str, delivery_id: str) -> WebhookDelivery:
@@ -153,8 +156,7 @@ def event_types() -> list[str]:
 
 
 def _count(session: Session, project_id: str) -> int:
-    query = select(func.count()).select_from(WebhookEndpoint).where(WebhookEndpoint.project_id == project_id)
-    return session.scalar(query) or 0
+    return resources.count(session, WebhookEndpoint, WebhookEndpoint.project_id == project_id)
 
 
 def _update(session: Session, endpoint: WebhookEndpoint, values: dict[str, Any]) -> None:
@@ -168,7 +170,7 @@ def _update(session: Session, endpoint: WebhookEndpoint, values: dict[str, Any])
 def _checked(rules: EndpointRules, values: dict[str, Any]) -> dict[str, Any]:
     """The values with a normalized URL. Raises BadRequest with all problems."""
     problems: list[BadRequest] = []
-    checks = {
+    checks: dict[str, Callable[[Any], Any]] = {
         "url": lambda url: check_url(url, rules.allow_http, rules.networks),
         "event_types": check_event_types,
     }

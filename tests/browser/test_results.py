@@ -7,12 +7,12 @@ import re
 import pytest
 from playwright.sync_api import expect
 
-from app.db.access import keys
 from app.db.engine import transaction
 from app.db.jobs import exports
 from app.db.jobs.claims import Lease
 from app.db.tables import ApiKey, Job
 from app.domain.artifacts.exports import ExportKind, ExportType
+from app.services.access import keys
 from app.services.jobs import jobs
 from tests.browser.conftest import NARROW, Open
 from tests.browser.test_screens import require_accessible

@@ -6,8 +6,8 @@ import httpx2
 import pytest
 from playwright.sync_api import expect
 
-from app.db.access import keys
 from app.db.engine import transaction
+from app.services.access import keys
 from tests.browser.conftest import Open
 from tests.browser.conftest import sign_in as fill_in_form
 from tests.browser.dashboard import dashboard, sign_in
@@ -101,7 +101,7 @@ class TestEnd:
         with transaction(world.sessions) as session:
             found = keys.find_by_secret(session, secret)
             assert found is not None
-            keys.revoke(session, found.id)
+            keys.revoke(session, None, found.id)
         page.wait_for_url("**/sign-in?reason=revoked&next=%2Fjobs%3Fq%3Danother", timeout=60_000)
         expect(page.get_by_role("status")).to_contain_text("does not accept your key any more")
 

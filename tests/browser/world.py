@@ -17,7 +17,6 @@ from typing import Any
 import httpx2
 from sqlalchemy.orm import Session
 
-from app.db.access import keys
 from app.db.engine import Sessions, make_engine, make_sessions, transaction
 from app.db.ids import new_id
 from app.db.jobs import checkpoints, claims, exports, logs
@@ -31,6 +30,7 @@ from app.domain.jobs.states import Reason
 from app.domain.scheduling.forecast import WorkerSlot
 from app.domain.scheduling.worker_capacity import worker_capacity
 from app.main import create_app
+from app.services.access import keys
 from app.services.jobs import jobs
 from app.settings import Settings
 from app.storage import LocalStorage

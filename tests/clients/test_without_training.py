@@ -14,9 +14,9 @@ from pathlib import Path
 import openai
 import pytest
 
-from app.db.access import keys
 from app.db.engine import Sessions, transaction
 from app.db.tables import Project
+from app.services.access import keys
 from tests.clients.environments import HERE, python_generations
 from tests.factories import make_base_model, make_key, make_project
 from tests.serving import LiveServer

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from sqlalchemy.orm import Session
 
-from app.db.access import keys
 from app.db.engine import Sessions, transaction
 from app.db.ids import new_id
 from app.db.jobs import claims, jobs
 from app.db.tables import Job, Project
 from app.domain.jobs.states import Reason
+from app.services.access import keys
 from app.storage import LocalStorage
 from tests import factories
 

@@ -64,7 +64,7 @@ def clean_up(resources: Resources, are_file_ages_known: bool = True, are_row_age
 def apply_retention(resources: Resources) -> None:
     """Delete what the retention rules of projects name, in batches. Raises DATABASE_UNAVAILABLE."""
     with transaction(resources.sessions) as session:
-        rules = [(rule.project_id, rule.kind) for _, rule in retention.rules(session)]
+        rules = [(rule.project_id, rule.kind) for rule in retention.rules(session)]
     for project_id, kind in rules:
         deleted, size_bytes = 0, 0
         while batch := _delete_batch(resources, project_id, kind):

@@ -6,8 +6,9 @@ They are read by the reconciler's own loop and not by a scrape, so scrapers caus
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
@@ -47,7 +48,7 @@ class ServiceMetrics(Collector):
     def __init__(self, resources: Resources) -> None:
         self._resources = resources
         self._gauges: ServiceGauges | None = None
-        self._storage: list[status.ProjectStorage] = []
+        self._storage: Sequence[Any] = []
         self._read_at = self._storage_read_at = -float("inf")
 
     def read_if_due(self) -> None:

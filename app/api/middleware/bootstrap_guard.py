@@ -15,10 +15,10 @@ from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api.error_handlers import error_response
-from app.db.access import keys
 from app.db.engine import Sessions, transaction
 from app.errors import NotBootstrapped, Unavailable
 from app.log import get_logger
+from app.services.access import keys
 
 DEFAULT_HOST = "127.0.0.1"  # uvicorn's default
 

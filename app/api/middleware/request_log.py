@@ -20,7 +20,7 @@ from fastapi.telemetry import TelemetryConfig
 from prometheus_client import Counter, Histogram
 from starlette.types import Scope
 
-from app.db.access.keys import PREFIX
+from app.domain.access.api_keys import PREFIX
 from app.log import write_event
 from app.telemetry import metrics
 

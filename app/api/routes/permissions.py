@@ -13,13 +13,13 @@ from app.api.auth import CallerDep
 from app.api.dependencies import AppStateDep, SessionDep
 from app.api.idempotency import IdempotentRoute
 from app.api.schemas.common import Deleted
-from app.api.schemas.permissions import CreatePermissions, PermissionList, render_permission
+from app.api.schemas.permissions import CreatePermissions, PermissionList
 from app.api.transport.json_body import JsonBody
 from app.api.transport.pagination import After, Limit, list_page
-from app.db.access.permissions import Order
 from app.db.engine import transaction
 from app.db.tables import TunedModel
 from app.services.access import permissions
+from app.services.access.permissions import Order
 
 MAX_PERMISSIONS = 100
 
@@ -49,7 +49,7 @@ AdminModelDep = Annotated[TunedModel, Depends(find_model_as_admin)]
 def create_permissions(checkpoint: AdminModelDep, body: JsonBody[CreatePermissions], session: SessionDep) -> Any:
     """Allow other projects to see this `ft:` model and to train it further. Requires an admin key, as at OpenAI."""
     rows = permissions.grant(session, checkpoint, body.project_ids)
-    return list_page(rows, len(rows), render_permission)
+    return list_page(rows, len(rows))
 
 
 @router.get("/{model:path}/permissions", response_model=PermissionList, summary="List the permissions of a checkpoint")
@@ -64,7 +64,7 @@ def list_permissions(
     """For every key of the project that owns the model; an admin key sees every model."""
     limit = min(limit, MAX_PERMISSIONS)
     rows = permissions.page(session, checkpoint, limit + 1, after, order, project_id)
-    return list_page(rows, limit, render_permission)
+    return list_page(rows, limit)
 
 
 @router.delete(
@@ -73,4 +73,4 @@ def list_permissions(
 def delete_permission(permission_id: str, checkpoint: AdminModelDep, session: SessionDep) -> Any:
     """Accepted jobs continue; new ones are refused. Requires an admin key."""
     permissions.withdraw(session, checkpoint, permission_id)
-    return {"id": permission_id, "object": "checkpoint.permission", "deleted": True}
+    return Deleted(id=permission_id, object="checkpoint.permission")

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query
 
 from app.api.auth import CallerDep
 from app.api.dependencies import AppStateDep, SessionDep
-from app.api.schemas.queue import QueueBody, WorkerList, render_queue, render_worker
+from app.api.schemas.queue import QueueBody, WorkerList, without_admin_fields
 from app.api.transport.pagination import list_page
 from app.services import queue
 
@@ -21,7 +21,7 @@ router = APIRouter(prefix="/v1", tags=["Queue"])
 def list_workers(caller: CallerDep, session: SessionDep) -> Any:
     """Workers with a heartbeat within the last minute. Names, hosts and other projects' jobs are for admin keys."""
     rows = queue.view_workers(session, caller.project_id, caller.is_admin)
-    return list_page(rows, max(1, len(rows)), render_worker)
+    return list_page(rows if caller.is_admin else [without_admin_fields(row) for row in rows], len(rows))
 
 
 @router.get("/queue", response_model=QueueBody, summary="Show the queue")
@@ -37,5 +37,4 @@ def show_queue(
     """
     limit = min(limit, MAX_WAITING)
     half_life_seconds = app_state.settings.fair_share_half_life_seconds
-    queue_view = queue.view_queue(session, caller.project_id, caller.is_admin, limit + 1, half_life_seconds)
-    return render_queue(queue_view, limit)
+    return queue.view_queue(session, caller.project_id, caller.is_admin, limit, half_life_seconds)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
+from sqlalchemy.orm import Session
 from starlette.responses import Response
 
 from app.api.auth import Caller, CallerDep
@@ -19,15 +19,13 @@ from app.api.schemas.uploads import (
     PartBody,
     PartList,
     UploadBody,
-    new_upload,
-    render_part,
-    render_upload,
 )
 from app.api.transport.json_body import JsonBody
 from app.api.transport.pagination import list_page
 from app.api.transport.request_bodies import MAX_FORM_OVERHEAD_BYTES, limit_body, read_form
 from app.api.transport.resumable_upload import parse_content_range, receive_content
 from app.db.engine import transaction
+from app.db.tables import Upload, UploadPart
 from app.domain.files.uploads import MAX_PART_BYTES, MAX_PARTS
 from app.errors import BadRequest
 from app.services.access.idempotency import fingerprint_of
@@ -43,14 +41,14 @@ router = APIRouter(prefix="/v1/uploads", tags=["Uploads"], route_class=Idempoten
 @router.post("", response_model=UploadBody, summary="Begin an upload")
 def create_upload(body: JsonBody[CreateUpload], caller: CallerDep, session: SessionDep, app_state: AppStateDep) -> Any:
     """For files of gigabytes. This call sends no content; the upload has to be completed within an hour."""
-    new = new_upload(body)
-    return render_upload(uploads.create(session, caller.project_id, new, app_state.settings))
+    given = body.model_dump()
+    return uploads.create(session, caller.project_id, given, app_state.settings)
 
 
 @router.get("/{upload_id}", response_model=UploadBody, summary="Get an upload")
 def get_upload(upload_id: str, caller: CallerDep, session: SessionDep) -> Any:
     """The bytes received so far, and the file of a completed upload. An extension of OpenAI's API."""
-    return render_upload(uploads.get(session, caller.project_id, upload_id))
+    return uploads.get(session, caller.project_id, upload_id)
 
 
 @router.post("/{upload_id}/parts", response_model=PartBody, summary="Add a part", openapi_extra=responses.UPLOAD_PART)
@@ -63,6 +61,10 @@ async def add_part(
 ) -> Any:
     """Up to 64 MiB. Parts may be sent concurrently and in any order. Sending a part again adds another part."""
     io_pools, project_id = app_state.io_pools, caller.project_id
+
+    def store_response(session: Session, part: UploadPart) -> None:
+        idempotent_request.store_response(session, 200, PartBody.model_validate(part).model_dump_json())
+
     upload = await io_pools.write(uploads.check_pending, app_state.sessions, project_id, upload_id)
     digest = app_state.upload_digests.get_at(upload_id, upload.received_bytes)
     body = limit_body(request, MAX_PART_BYTES + MAX_FORM_OVERHEAD_BYTES, uploads.part_too_large)
@@ -84,19 +86,21 @@ async def add_part(
             upload_id,
             staged,
             lambda session: idempotent_request.reserve(session, fingerprint),
-            lambda session, added: idempotent_request.store_response(session, 200, json.dumps(render_part(added))),
+            lambda session, added: idempotent_request.store_response(
+                session, 200, PartBody.model_validate(added).model_dump_json()
+            ),
         )
     finally:
         staged.discard()
     if digest is not None:
         app_state.upload_digests.store(upload_id, digest.extend(part.id, part.bytes, staged.digests[-1]))
-    return render_part(part)
+    return part
 
 
 @router.get("/{upload_id}/parts", response_model=PartList, summary="List the parts of an upload")
 def list_parts(upload_id: str, caller: CallerDep, session: SessionDep) -> Any:
     """All parts in one page, in order of arrival, so that a client can continue after an interruption. An extension."""
-    return list_page(uploads.posted_parts(session, caller.project_id, upload_id), MAX_PARTS, render_part)
+    return list_page(uploads.posted_parts(session, caller.project_id, upload_id), MAX_PARTS)
 
 
 @router.post(
@@ -114,7 +118,7 @@ async def complete_upload(
 @router.post("/{upload_id}/cancel", response_model=UploadBody, summary="Cancel an upload")
 def cancel_upload(upload_id: str, caller: CallerDep, session: SessionDep) -> Any:
     """A cancelled upload accepts no more parts. Cancelling it again returns the same upload."""
-    return render_upload(uploads.cancel(session, caller.project_id, upload_id))
+    return uploads.cancel(session, caller.project_id, upload_id)
 
 
 @router.put(
@@ -140,7 +144,7 @@ async def put_content(upload_id: str, request: Request, caller: CallerDep, app_s
     )
     if await receive_content(request, app_state, caller.key_id, writer, content_range) == writer.total_bytes:
         return await _complete(request, app_state, caller, upload_id, None, None)
-    return render_upload(await app_state.io_pools.write(_get_upload, app_state, caller.project_id, upload_id))
+    return await app_state.io_pools.write(_get_upload, app_state, caller.project_id, upload_id)
 
 
 @router.head("/{upload_id}/content", include_in_schema=False)
@@ -149,8 +153,8 @@ def head_content(upload_id: str, caller: CallerDep, session: SessionDep) -> Resp
     upload, stored_bytes = upload_content.progress(session, caller.project_id, upload_id)
     headers = {
         "Upload-Offset": str(stored_bytes),
-        "Upload-Length": str(upload.upload.bytes),
-        "Upload-Complete": "?1" if upload.upload.file_id else "?0",
+        "Upload-Length": str(upload.bytes),
+        "Upload-Complete": "?1" if upload.file_id else "?0",
         "Cache-Control": "no-store",
     }
     return Response(headers=headers)
@@ -158,10 +162,10 @@ def head_content(upload_id: str, caller: CallerDep, session: SessionDep) -> Resp
 
 async def _complete(
     request: Request, app_state: AppState, caller: Caller, upload_id: str, part_ids: list[str] | None, md5: str | None
-) -> dict[str, Any]:
+) -> Upload:
     io_pools, settings = app_state.io_pools, app_state.settings
     async with io_pools.key_lock(upload_id):
-        upload = (await io_pools.write(_get_upload, app_state, caller.project_id, upload_id)).upload
+        upload = await io_pools.write(_get_upload, app_state, caller.project_id, upload_id)
         complete = partial(
             upload_completion.complete,
             app_state.sessions,
@@ -177,9 +181,9 @@ async def _complete(
             completed = await app_state.check_limiter.run(request, caller.key_id, True, complete)
         else:
             completed = await io_pools.finish(caller.key_id, upload.bytes, complete, Check())
-    return render_upload(completed)
+    return completed
 
 
-def _get_upload(app_state: AppState, project_id: str, upload_id: str) -> uploads.UploadView:
+def _get_upload(app_state: AppState, project_id: str, upload_id: str) -> Upload:
     with transaction(app_state.sessions) as session:
         return uploads.get(session, project_id, upload_id)

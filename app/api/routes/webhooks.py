@@ -28,14 +28,13 @@ from app.api.schemas.webhooks import (
     WebhookEventTypeList,
 )
 from app.api.transport.json_body import JsonBody, OptionalJsonBody
-from app.api.transport.pagination import After, Limit, list_page
+from app.api.transport.pagination import PageDep, list_page
 from app.db.engine import transaction
-from app.db.tables import WebhookAttempt, WebhookDelivery, WebhookEndpoint
+from app.db.tables import WebhookAttempt, WebhookDelivery
 from app.errors import BadRequest, Unavailable
 from app.services import webhooks
 from app.services.webhooks import EndpointRules
 
-MAX_PAGE = 100
 POLL_INTERVAL_SECONDS = 0.2
 SENDER_MARGIN_SECONDS = 10.0  # in addition to the timeout of one attempt
 SELECT_ATTEMPT = "SELECT status_code, error FROM webhook_attempts WHERE delivery_id = %(id)s"
@@ -52,14 +51,13 @@ def create_endpoint(
     body: JsonBody[CreateWebhookEndpoint], caller: CallerDep, session: SessionDep, app_state: AppStateDep
 ) -> Any:
     """The response to this call and to a rotation contains `signing_secret`; no other response does."""
-    return _with_secret(*webhooks.create(session, _rules(app_state), caller.project_id, **body.model_dump()))
+    return webhooks.create(session, _rules(app_state), caller.project_id, **body.model_dump())
 
 
 @router.get("/webhook_endpoints", response_model=WebhookEndpointList, summary="List webhook endpoints")
-def list_endpoints(caller: CallerDep, session: SessionDep, after: After = None, limit: Limit = 20) -> Any:
+def list_endpoints(caller: CallerDep, session: SessionDep, page: PageDep) -> Any:
     """Newest first."""
-    limit = min(limit, MAX_PAGE)
-    return list_page(webhooks.page(session, caller.project_id, limit + 1, after), limit)
+    return list_page(webhooks.page(session, caller.project_id, page), page.limit)
 
 
 @router.get("/webhook_event_types", response_model=WebhookEventTypeList, summary="List webhook event types")
@@ -114,8 +112,7 @@ def rotate_secret(
 ) -> Any:
     """With `keep_old_secret_active_for_24_hours`, messages are signed with both secrets for a day."""
     keep_old = body.keep_old_secret_active_for_24_hours
-    rotated = webhooks.rotate_secret(session, _rules(app_state), caller.project_id, endpoint_id, keep_old)
-    return _with_secret(*rotated)
+    return webhooks.rotate_secret(session, _rules(app_state), caller.project_id, endpoint_id, keep_old)
 
 
 @router.post(
@@ -148,14 +145,11 @@ def list_deliveries(
     endpoint_id: str,
     caller: CallerDep,
     session: SessionDep,
-    after: After = None,
-    limit: Limit = 20,
+    page: PageDep,
     status: Annotated[DeliveryState | None, Query(description="Only deliveries with this status.")] = None,
 ) -> Any:
     """Newest first, each with the result of every attempt."""
-    limit = min(limit, MAX_PAGE)
-    rows = webhooks.delivery_page(session, caller.project_id, endpoint_id, limit + 1, after, status)
-    return list_page(rows, limit)
+    return list_page(webhooks.delivery_page(session, caller.project_id, endpoint_id, page, status), page.limit)
 
 
 @router.get(
@@ -176,10 +170,6 @@ def get_delivery(endpoint_id: str, delivery_id: str, caller: CallerDep, session:
 def redeliver(endpoint_id: str, delivery_id: str, caller: CallerDep, session: SessionDep) -> Any:
     """Send the same event with the same `webhook-id` at once, then by the retry schedule, whatever its status is."""
     return webhooks.redeliver(session, caller.project_id, endpoint_id, delivery_id)
-
-
-def _with_secret(endpoint: WebhookEndpoint, secret: str) -> WebhookEndpointWithSecret:
-    return WebhookEndpointWithSecret(**WebhookEndpointBody.model_validate(endpoint).model_dump(), signing_secret=secret)
 
 
 def _rules(app_state: AppState) -> EndpointRules:

@@ -43,7 +43,7 @@ class ErrorBody(Body):
 
 
 class ListBody(Body):
-    object: Literal["list"]
+    object: Literal["list"] = "list"
     has_more: bool
     first_id: str | None
     last_id: str | None
@@ -62,7 +62,7 @@ class WarningBody(Body):
 class Deleted(Body):
     id: str
     object: str
-    deleted: Literal[True]
+    deleted: Literal[True] = True
 
 
 def unix_seconds(time: datetime) -> int:

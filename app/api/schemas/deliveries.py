@@ -6,11 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from app.api.schemas.common import Body, ListBody, unix_seconds, unix_seconds_or_none
+from app.api.schemas.common import Body, ListBody, UnixTime, unix_seconds, unix_seconds_or_none
 from app.api.schemas.jobs.requests import Id, Strict
-from app.db.tables import DeliveryTarget
 from app.domain.deliveries.served_check import ServedCheck
-from app.domain.deliveries.targets import MAX_CREDENTIAL_CHARACTERS, AnyDestination, TargetStatus
+from app.domain.deliveries.targets import MAX_CREDENTIAL_CHARACTERS, AnyDestination
 from app.services.deliveries.deliveries import DeliveryView
 
 CREDENTIALS_DESCRIPTION = (
@@ -39,8 +38,10 @@ DeliveryStatus = Literal["pending", "delivered", "failed", "withdrawing", "withd
 
 
 class CreateDeliveryTarget(Strict):
-    name: Annotated[str, Field(min_length=1, max_length=64, description="Unique in the project.")]
+    name: Annotated[str, Field(min_length=1, max_length=64)]
+    """Unique in the project."""
     destination: AnyDestination
+    """Where adapters go, by `kind`."""
     credentials: Annotated[Credentials | None, Field(description=CREDENTIALS_DESCRIPTION)] = None
     served_model: ServedModelName = None
     default: Default = False
@@ -49,10 +50,13 @@ class CreateDeliveryTarget(Strict):
 class UpdateDeliveryTarget(Strict):
     """Absent fields keep their values. What was not delivered yet is tried again at once."""
 
-    destination: Annotated[AnyDestination | None, Field(description="Of the same kind.")] = None
-    credentials: Annotated[Credentials | None, Field(description="Replaces all credentials; {} removes them.")] = None
+    destination: AnyDestination | None = None
+    """Of the same kind."""
+    credentials: Credentials | None = None
+    """Replaces all credentials; {} removes them."""
     served_model: ServedModelName = None
-    default: Annotated[bool | None, Field(description="Whether jobs without `deliver_to` are delivered there.")] = None
+    default: bool | None = None
+    """Whether jobs without `deliver_to` are delivered there."""
 
 
 class CreateDelivery(Strict):
@@ -64,17 +68,28 @@ class CreateDelivery(Strict):
 
 class DeliveryTargetBody(Body):
     id: str
-    object: Literal["delivery_target"]
-    created_at: int
-    updated_at: int
+    object: Literal["delivery_target"] = "delivery_target"
+    created_at: UnixTime
+    updated_at: UnixTime
+    """The last change, in seconds since 1970."""
     name: str
+    """The name, unique in the project."""
     kind: Literal["directory", "vllm", "sglang", "s3", "huggingface"]
+    """The kind of the destination."""
     destination: AnyDestination
-    credentials: list[str]
+    """Where adapters go."""
+    credentials: list[str] = Field(validation_alias="credential_names")
+    """The names of the stored credentials."""
     served_model: str | None
-    default: bool
+    """The one name for every adapter delivered there; null: the `ft:` names."""
+    default: bool = Field(validation_alias="is_default")
+    """Whether jobs without `deliver_to` are delivered there."""
     status: Literal["ready", "credentials_lost"]
+    """`credentials_lost`: no encryption key of the service decrypts the credentials. Deliveries stay as they are, and
+    continue once the key is back or the credentials are set again.
+    """
     error: str | None
+    """Why the credentials cannot be used, and what to do; null: they can."""
 
 
 class DeliveryTargetList(ListBody):
@@ -83,8 +98,8 @@ class DeliveryTargetList(ListBody):
 
 class DeliveryTargetDeleted(Body):
     id: str
-    object: Literal["delivery_target.deleted"]
-    deleted: Literal[True]
+    object: Literal["delivery_target.deleted"] = "delivery_target.deleted"
+    deleted: Literal[True] = True
 
 
 class DeliveryOfJob(Body):
@@ -113,24 +128,6 @@ class DeliveryBody(DeliveryOfJob):
 
 class DeliveryList(ListBody):
     data: list[DeliveryBody]
-
-
-def render_target(target: DeliveryTarget, problem: str | None) -> dict[str, Any]:
-    """`problem`: why its credentials cannot be used."""
-    return {
-        "id": target.id,
-        "object": "delivery_target",
-        "created_at": unix_seconds(target.created_at),
-        "updated_at": unix_seconds(target.updated_at),
-        "name": target.name,
-        "kind": target.kind,
-        "destination": target.destination,
-        "credentials": target.credential_names,
-        "served_model": target.served_model,
-        "default": target.is_default,
-        "status": TargetStatus.READY if problem is None else TargetStatus.CREDENTIALS_LOST,
-        "error": problem,
-    }
 
 
 def render_delivery(view: DeliveryView) -> dict[str, Any]:

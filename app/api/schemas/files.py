@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from app.api.schemas.common import Body, ListBody, unix_seconds, unix_seconds_or_none
+from app.api.schemas.common import Body, ListBody, UnixTime, unix_seconds, unix_seconds_or_none
 from app.api.schemas.jobs.requests import Strict
 from app.db.tables import File
 from app.domain.files.files import FileOrigin
@@ -12,14 +12,14 @@ from app.domain.files.files import FileOrigin
 
 class FileBody(Body):
     id: str
-    object: Literal["file"]
+    object: Literal["file"] = "file"
     bytes: int
-    created_at: int
+    created_at: UnixTime
     filename: str
     purpose: str
     status: Literal["uploaded", "processed", "error"]
-    status_details: str | None
-    expires_at: int | None
+    status_details: str | None = None
+    expires_at: UnixTime | None
     sha256: str
     line_count: int | None
     origin: FileOrigin | None

@@ -2,45 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from sqlalchemy import Row
+from pydantic import AfterValidator, AliasPath, BeforeValidator, Field
 
-from app.api.schemas.common import Body, ListBody, unix_seconds, unix_seconds_or_none
-from app.db.tables import Evaluation, Job, QueuePlace
-from app.domain.jobs.states import JobState
-from app.domain.scheduling.fair_share import ProjectShare
-from app.domain.scheduling.worker_capacity import worker_capacity
-from app.services.queue import QueueView, WorkerView, public_worker_id
+from app.api.schemas.common import Body, ListBody, UnixTime
+from app.db.tables import Evaluation, Worker
+from app.services.queue import public_worker_id
+
+WorkerId = Annotated[str, BeforeValidator(public_worker_id)]
+Rounded = Annotated[float, AfterValidator(lambda number: round(number, 1))]
 
 
 class WorkerDevice(Body):
     kind: str | None
+    """`cpu` or `cuda`; null: unknown."""
     name: str | None
+    """The name that the driver reports; null: unknown."""
     memory_bytes: int | None
+    """The memory of the GPU, or the memory that the worker may use; null: unknown."""
     count: int
+    """The number of GPUs that it assigns to a job."""
     slots_per_gpu: int
+    """The number of workers that share the GPU, each with an equal part of its memory."""
     slot_bytes: int | None
+    """The memory of a job in one slot; null on a GPU that is not shared."""
 
 
 class WorkerBody(Body):
-    id: str
-    object: Literal["worker"]
+    id: WorkerId
+    object: Literal["worker"] = "worker"
     queue: Literal["gpu", "cpu"]
+    """`gpu` trains, on any device; `cpu` validates files."""
     status: Literal["idle", "busy"]
+    """`busy`: it runs a job or an evaluation."""
     device: WorkerDevice
+    """The device that it computes on."""
     models: list[str]
+    """Base models that it can train, restricted to those visible to you."""
     labels: list[str]
+    """Labels that a job can require with `worker_labels`."""
     job_id: str | None
+    """The job that it runs; null: none, or a job of another project."""
     evaluation_id: str | None
-    started_at: int
-    seen_at: int
+    """The evaluation that it runs; null: none, or one of another project."""
+    started_at: UnixTime
+    """Seconds since 1970."""
+    seen_at: UnixTime
+    """The last heartbeat, in seconds since 1970."""
     name: str | None
+    """The configured name; null except for admin keys."""
     hostname: str | None
+    """The host; null except for admin keys."""
     pid: int | None
+    """The process id; null except for admin keys."""
     versions: dict[str, str | None] | None
+    """Versions of its libraries; null except for admin keys."""
+
+
+def without_admin_fields(worker: Worker) -> WorkerBody:
+    hidden = dict.fromkeys(("name", "hostname", "pid", "versions"))
+    return WorkerBody.model_validate(worker).model_copy(update=hidden)
 
 
 class WorkerList(ListBody):
@@ -49,158 +71,115 @@ class WorkerList(ListBody):
 
 class JobCounts(Body):
     validating: int
+    """Jobs whose files are being validated or wait for validation."""
     waiting: int
+    """Jobs that wait for a worker."""
     running: int
+    """Running jobs."""
 
 
 class WorkerCounts(Body):
     alive: int
+    """Workers with a heartbeat within the last minute."""
     busy: int
+    """Workers among them that run a job or an evaluation."""
 
 
 class RunningBody(Body):
     id: str
     project_id: str
-    model: str
-    worker_id: str
+    """The project of the job."""
+    model: str = Field(validation_alias="base_model")
+    """The base model."""
+    worker_id: WorkerId = Field(validation_alias="lease_owner")
+    """The worker that runs it, as in `/v1/workers`."""
     priority: int
-    urgent: bool
+    """The priority of the job."""
+    urgent: bool = Field(validation_alias="is_urgent")
+    """Whether the job is urgent."""
     phase: str | None
-    started_at: int
-    expected_finish: int
+    """The current stage; null: not known yet."""
+    started_at: UnixTime
+    """When this attempt started, in seconds since 1970."""
+    expected_finish: UnixTime = Field(validation_alias="expected_finish_at")
+    """By the job's own estimate, else by its plan; in seconds since 1970."""
     gives_way: bool
+    """Whether it is being preempted: it stops at its next step for an urgent job and resumes later."""
+
+
+def _of_job(column: str) -> Any:
+    return Field(validation_alias=AliasPath("Job", column))
 
 
 class WaitingBody(Body):
-    id: str
-    project_id: str
-    model: str
+    id: str = _of_job("id")
+    project_id: str = _of_job("project_id")
+    """The project of the job."""
+    model: str = _of_job("base_model")
+    """The base model."""
     position: int
-    expected_start: int | None
+    """The position over all projects; 1 is next. A new job is last until the next forecast."""
+    expected_start: UnixTime | None = Field(validation_alias="expected_start_at")
+    """A forecast, in seconds since 1970; null: no worker can run it, or there is no forecast yet."""
     waiting_for: str | None
-    phase: str | None
-    priority: int
-    urgent: bool
-    worker_labels: list[str]
-    planned_seconds: float | None
-    created_at: int
+    """What no live worker offers, or that the job waits for a whole GPU, in a sentence; null if a worker can run it."""
+    phase: str | None = _of_job("phase")
+    """`waiting_for_storage` after an attempt that found a full disk, with an automatic retry; else null."""
+    priority: int = _of_job("priority")
+    """Order among the queued jobs of its project: higher runs first."""
+    urgent: bool = _of_job("is_urgent")
+    """Whether it runs before all jobs that are not urgent."""
+    worker_labels: list[str] = _of_job("worker_labels")
+    """Only a worker with all of these labels runs it."""
+    planned_seconds: float | None = _of_job("planned_seconds")
+    """The estimated duration of training; null until it is known."""
+    created_at: UnixTime = _of_job("created_at")
 
 
 class QueuedEvaluation(Body):
     id: str
+    """The evaluation."""
     fine_tuning_job_id: str
+    """The job whose adapter it evaluates."""
     project_id: str
+    """The project of the job."""
     model: str
+    """The base model."""
     status: Literal["queued", "running"]
+    """`running`, or `queued`."""
     worker_id: str | None
-    created_at: int
-    started_at: int | None
+    """The worker that runs it, as in `/v1/workers`; null: it waits."""
+    created_at: UnixTime
+    """Seconds since 1970."""
+    started_at: UnixTime | None
+    """When this attempt started, in seconds since 1970; null: it waits."""
     answers: int | None
+    """The answers so far, of base model and adapter together; null: not known yet."""
     total_answers: int | None
+    """All answers that are generated; null: not known yet."""
     estimated_seconds: float | None
+    """An upper estimate of the duration; null until it is known."""
 
 
 class StandingBody(Body):
     project_id: str
-    gpu_seconds: float
-    held_gpu_seconds: float
-    share_weight: float
-    share: float
-    running_jobs: int
-    max_running_jobs: int | None
+    gpu_seconds: Rounded = Field(validation_alias="usage")
+    """Past usage with exponential decay; the half-life is a day unless the operator changes it."""
+    held_gpu_seconds: Rounded = Field(validation_alias="held")
+    """What its running jobs are still planned to use."""
+    share_weight: float = Field(validation_alias="weight")
+    """The share of the GPUs when several projects have queued jobs."""
+    share: Rounded
+    """The sum of `gpu_seconds` and `held_gpu_seconds`, divided by `share_weight`: the smallest goes first."""
+    running_jobs: int = Field(validation_alias="running")
+    """The number of running jobs."""
+    max_running_jobs: int | None = Field(validation_alias="max_running")
+    """The maximum number of running jobs; null: no limit."""
 
 
-class QueueBody(Body):
-    object: Literal["queue"]
-    workers: WorkerCounts
-    own: JobCounts
-    others: JobCounts
-    running: list[RunningBody]
-    waiting: list[WaitingBody]
-    has_more: bool
-    evaluations: list[QueuedEvaluation]
-    projects: list[StandingBody]
-
-
-def render_worker(view: WorkerView) -> dict[str, Any]:
-    row, about, capacity = view.row, view.row.about, worker_capacity(view.row.about)
-    admin_fields = {"name": row.id, "hostname": row.hostname, "pid": row.pid, "versions": about.get("versions")}
-    return {
-        "id": view.id,
-        "object": "worker",
-        "queue": row.queue,
-        "status": "busy" if view.is_busy else "idle",
-        "device": {
-            "kind": about.get("kind"),
-            "name": about.get("device"),
-            "memory_bytes": about.get("memory_bytes"),
-            "count": capacity.gpus,
-            "slots_per_gpu": capacity.slots_per_gpu if capacity.shares_gpus else 1,
-            "slot_bytes": capacity.slot_bytes if capacity.shares_gpus else None,
-        },
-        "models": list(view.models),
-        "labels": about.get("labels") or [],
-        "job_id": view.job_id,
-        "evaluation_id": view.evaluation_id,
-        "started_at": unix_seconds(row.started_at),
-        "seen_at": unix_seconds(row.seen_at),
-    } | {key: value if view.is_admin_view else None for key, value in admin_fields.items()}
-
-
-def render_queue(view: QueueView, limit: int) -> dict[str, Any]:
-    gpu_workers = [worker for worker in view.workers if worker.row.queue == "gpu"]
-    return {
-        "object": "queue",
-        "workers": {"alive": len(gpu_workers), "busy": sum(worker.is_busy for worker in gpu_workers)},
-        "own": _counts(view, True),
-        "others": _counts(view, False),
-        "running": [_running(row) for row in view.running],
-        "waiting": [_waiting(job, place, view.last_position) for job, place in view.waiting[:limit]],
-        "has_more": len(view.waiting) > limit,
-        "evaluations": [_evaluation(row) for row in view.evaluations[:limit]],
-        "projects": _standings(view.shares),
-    }
-
-
-def _counts(view: QueueView, own: bool) -> dict[str, int]:
-    names = {"validating": JobState.VALIDATING, "waiting": JobState.QUEUED, "running": JobState.RUNNING}
-    return {name: view.count(state, own) for name, state in names.items()}
-
-
-def _running(row: Row[Any]) -> dict[str, Any]:
-    started_at: datetime = row.started_at
-    return {
-        "id": row.id,
-        "project_id": row.project_id,
-        "model": row.base_model,
-        "worker_id": public_worker_id(row.lease_owner),
-        "priority": row.priority,
-        "urgent": row.is_urgent,
-        "phase": row.phase,
-        "started_at": unix_seconds(started_at),
-        "expected_finish": unix_seconds(row.expected_finish_at),
-        "gives_way": row.gives_way,
-    }
-
-
-def _waiting(job: Job, place: QueuePlace | None, last_position: int) -> dict[str, Any]:
-    return {
-        "id": job.id,
-        "project_id": job.project_id,
-        "model": job.base_model,
-        "position": place.position if place else last_position + 1,
-        "expected_start": unix_seconds_or_none(place.expected_start_at) if place else None,
-        "waiting_for": place.waiting_for if place else None,
-        "phase": job.phase,
-        "priority": job.priority,
-        "urgent": job.is_urgent,
-        "worker_labels": job.worker_labels,
-        "planned_seconds": job.planned_seconds,
-        "created_at": unix_seconds(job.created_at),
-    }
-
-
-def _evaluation(row: Evaluation) -> dict[str, Any]:
+def _of_evaluation(row: Any) -> Any:
+    if not isinstance(row, Evaluation):
+        return row
     progress = row.progress or {}
     return {
         "id": row.id,
@@ -209,24 +188,29 @@ def _evaluation(row: Evaluation) -> dict[str, Any]:
         "model": row.base_model,
         "status": row.state,
         "worker_id": public_worker_id(row.lease_owner) if row.lease_owner else None,
-        "created_at": unix_seconds(row.created_at),
-        "started_at": unix_seconds_or_none(row.started_at) if row.lease_owner else None,
+        "created_at": row.created_at,
+        "started_at": row.started_at if row.lease_owner else None,
         "answers": progress.get("answers"),
         "total_answers": progress.get("total_answers"),
         "estimated_seconds": row.plan.get("estimated_seconds"),
     }
 
 
-def _standings(standings: Sequence[ProjectShare]) -> list[dict[str, Any]]:
-    return [
-        {
-            "project_id": standing.project_id,
-            "gpu_seconds": round(standing.usage, 1),
-            "held_gpu_seconds": round(standing.held, 1),
-            "share_weight": standing.weight,
-            "share": round(standing.share, 1),
-            "running_jobs": standing.running,
-            "max_running_jobs": standing.max_running,
-        }
-        for standing in sorted(standings, key=lambda standing: (standing.share, standing.project_id))
-    ]
+class QueueBody(Body):
+    object: Literal["queue"] = "queue"
+    workers: WorkerCounts
+    """Workers that train."""
+    own: JobCounts
+    """Counts of your project's jobs."""
+    others: JobCounts
+    """Counts of all other projects' jobs."""
+    running: list[RunningBody]
+    """Running jobs of your project, for admin keys of all projects, oldest attempt first."""
+    waiting: list[WaitingBody]
+    """Queued jobs of your project, for admin keys of all projects, in order."""
+    has_more: bool
+    """Whether more jobs wait than are shown: send a larger `limit`."""
+    evaluations: list[Annotated[QueuedEvaluation, BeforeValidator(_of_evaluation)]]
+    """Unfinished evaluations of your project, for admin keys of all projects, running ones first; at most `limit`."""
+    projects: list[StandingBody]
+    """The usage of your project; for admin keys of all projects, the next in turn first."""

@@ -52,14 +52,21 @@ class TestWebhookEndpoint(Strict):
     """The event type of the sample."""
 
 
-class WebhookEndpointBody(Body):
+class EndpointHealth(Body):
     id: str
+    name: str
+    """The display name."""
+    disabled_reason: str | None
+    """Why it is disabled: by request, after a 410 response, or after days of failures; null: it is enabled."""
+    failing_since: UnixTime | None
+    """The first failure after the last success, in seconds since 1970; null: no failure since."""
+
+
+class WebhookEndpointBody(EndpointHealth):
     object: Literal["webhook_endpoint"] = "webhook_endpoint"
     created_at: UnixTime
     updated_at: UnixTime
     """The last change, in seconds since 1970."""
-    name: str
-    """The display name."""
     url: str
     """Where messages are sent."""
     event_types: list[str]
@@ -72,10 +79,6 @@ class WebhookEndpointBody(Body):
     """Whether events are sent to it."""
     disabled_at: UnixTime | None
     """Seconds since 1970; null: the endpoint is enabled."""
-    disabled_reason: str | None
-    """Why it is disabled: by request, after a 410 response, or after days of failures; null: it is enabled."""
-    failing_since: UnixTime | None
-    """The first failure after the last success, in seconds since 1970; null: no failure since."""
 
 
 class WebhookEndpointWithSecret(WebhookEndpointBody):

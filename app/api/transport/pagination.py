@@ -5,13 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeVar
 
-from fastapi import Query
+from fastapi import Depends, Query
+
+from app.services.resources import Page
+
+MAX_ITEMS = 100
 
 Row = TypeVar("Row")
 Limit = Annotated[
     int, Query(ge=1, description="How many items to return; a number above the maximum means the maximum.")
 ]
 After = Annotated[str | None, Query(description="The id of the last item of the previous page.")]
+
+
+async def read_page(after: After = None, limit: Limit = 20) -> Page:
+    return Page(min(limit, MAX_ITEMS) + 1, after)
+
+
+PageDep = Annotated[Page, Depends(read_page)]
 
 
 def list_page(rows: Sequence[Row], limit: int, render: Callable[[Row], dict[str, Any]] | None = None) -> dict[str, Any]:

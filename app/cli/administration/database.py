@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.cli.administration.records import (
@@ -25,21 +25,19 @@ from app.cli.administration.records import (
 from app.cli.client.database import Database
 from app.cli.errors import NotFoundError, UsageError
 from app.cli.local_stack.data_directory import write_secret
-from app.db.access import audit, usage
-from app.db.access import keys as key_rows
-from app.db.access import projects as project_rows
+from app.db.access import audit
 from app.db.base_models import models
-from app.db.tables import ApiKey, AuditEntry, Project
-from app.db.tables.access import LIMITS
+from app.db.tables import ApiKey, AuditEntry, Project, RetentionRule
 from app.domain.base_models.catalog import CatalogEntry
 from app.domain.base_models.registrations import option_problems
 from app.domain.operations.retention import RetentionKind
 from app.errors import combine_errors
+from app.services.access import audit as audit_log
 from app.services.access import keys, projects
 from app.services.base_models import base_models
 from app.services.base_models import models as model_services
 from app.services.operations import retention, secrets
-from app.services.operations.retention import RuleView
+from app.services.resources import Page
 from app.system.model_registration import RegistrationOptions, check_and_hash
 
 MAX_PROJECTS = 10_000
@@ -55,14 +53,12 @@ class DatabaseAdministration:
 
     def projects(self, with_archived: bool) -> list[ProjectRecord]:
         with self._database.transaction() as session:
-            rows = project_rows.page(session, limit=MAX_PROJECTS, with_archived=with_archived)
-            used = usage.usage_by_project(session, [row.id for row in rows])
-            return [_project(row, vars(used[row.id])) for row in rows]
+            rows = projects.page(session, Page(MAX_PROJECTS), with_archived)
+            return [_project(row) for row in projects.with_usage(session, *rows)]
 
     def project(self, project: str) -> ProjectRecord:
         with self._database.transaction() as session:
-            row = _find_project(session, project)
-            return _project(row, vars(usage.project_usage(session, row.id)))
+            return _project(projects.with_usage(session, _find_project(session, project))[0])
 
     def create_project(self, name: str, settings: ProjectSettings) -> ProjectRecord:
         with self._database.transaction() as session:
@@ -70,7 +66,7 @@ class DatabaseAdministration:
 
     def change_project(self, project: str, name: str | None, settings: ProjectSettings) -> ProjectRecord:
         with self._database.transaction() as session:
-            return _project(projects.modify(session, _find_project(session, project).id, name, settings))
+            return _project(projects.change(session, _find_project(session, project).id, name, settings))
 
     def archive_project(self, project: str, cancel_jobs: bool) -> ProjectRecord:
         with self._database.transaction() as session:
@@ -86,40 +82,40 @@ class DatabaseAdministration:
 
     def api_keys(self) -> list[KeyRecord]:
         with self._database.transaction() as session:
-            return [_key(key, owner) for key, owner in key_rows.list_keys(session)]
+            return [_key(key) for key in session.scalars(select(ApiKey).order_by(ApiKey.seq))]
 
     def create_key(
         self, project: str, name: str, scopes: Sequence[str], expires_in_seconds: int | None, create_project: bool
     ) -> CreatedKey:
         with self._database.transaction() as session:
-            existing = project_rows.get(session, project) or project_rows.get_by_name(session, project)
+            existing = projects.find(session, project)
             owner = existing or _create_project(session, project, create_project)
-            issued = keys.create(session, owner, name, scopes, expires_in_seconds)
-            return CreatedKey(issued.id, issued.project, issued.secret, existing is None)
+            key = keys.create(session, owner, name, scopes, expires_in_seconds)
+            return CreatedKey(key.id, owner.name, key.secret or "", existing is None)
 
     def rotate_key(self, key_id: str, overlap_seconds: int) -> RotatedKey:
         """Also in the file of the data directory, if that has the key: `tunery up` and its commands read it."""
         file_secret = _read(self._admin_key_file)
         with self._database.transaction() as session:
-            in_file = key_rows.find_by_secret(session, file_secret) if file_secret else None
+            in_file = keys.find_by_secret(session, file_secret) if file_secret else None
             is_in_file = in_file is not None and in_file.id == key_id
-            key, secret = keys.rotate(session, None, key_id, overlap_seconds)
-            rotated = RotatedKey(key.id, secret, key.previous_expires_at)
+            key = keys.rotate(session, None, key_id, overlap_seconds)
+            rotated = RotatedKey(key.id, key.secret or "", key.previous_expires_at)
         if not is_in_file:
             return rotated
-        write_secret(self._admin_key_file, f"{secret}\n")
+        write_secret(self._admin_key_file, f"{rotated.secret}\n")
         return replace(rotated, replaced_file=self._admin_key_file)
 
     def revoke_key(self, key_id: str) -> None:
         with self._database.transaction() as session:
-            key = key_rows.get(session, key_id)
-            audit.add_object(key_id, key.project_id if key else None)
-            if not key_rows.revoke(session, key_id):
+            key = session.get(ApiKey, key_id)
+            if key is None or key.revoked_at is not None:
                 raise NotFoundError(f"No active key has the id {key_id!r}; see `tunery keys list`.")
+            keys.revoke(session, None, key_id)
 
     def base_models(self) -> list[BaseModelRecord]:
         with self._database.transaction() as session:
-            return [_record(row.name, row.directory, row.catalog_entry) for row in base_models.list_all(session)]
+            return [_record(row.name, row.directory, row.catalog_entry) for row in models.list_base(session)]
 
     def register_base_model(
         self, name: str, directory: str, options: RegistrationOptions, on_note: Callable[[str], None]
@@ -159,7 +155,7 @@ class DatabaseAdministration:
     def aliases(self) -> list[AliasRecord]:
         with self._database.transaction() as session:
             found = model_services.list_aliases(session)
-            return [AliasRecord(alias.name, alias.base_model, is_registered) for alias, is_registered in found]
+            return [AliasRecord(alias.name, alias.base_model, alias.is_registered) for alias in found]
 
     def set_alias(self, name: str, base_model: str) -> None:
         with self._database.transaction() as session:
@@ -168,7 +164,6 @@ class DatabaseAdministration:
 
     def remove_alias(self, name: str) -> None:
         with self._database.transaction() as session:
-            audit.add_object(name, None)
             model_services.remove_alias(session, name)
 
     def secrets(self) -> list[SecretRecord]:
@@ -183,13 +178,10 @@ class DatabaseAdministration:
         self, limit: int, after: str | None, project: str | None, actor_id: str | None, object_id: str | None
     ) -> tuple[list[AuditRecord], bool]:
         with self._database.transaction() as session:
-            after_entry = None if after is None else audit.get(session, after)
-            if after is not None and after_entry is None:
-                raise NotFoundError(f"The audit log has no entry {after!r}.")
-            rows = audit.page(
+            rows = audit_log.page(
                 session,
                 limit + 1,
-                after_entry,
+                after,
                 project_ids=[_find_project(session, project).id] if project else [],
                 actor_ids=[actor_id] if actor_id else [],
                 object_ids=[object_id] if object_id else [],
@@ -202,10 +194,10 @@ class DatabaseAdministration:
         with self._database.transaction() as session:
             project_id = _find_project(session, project).id if project is not None else None
             if changes and project_id is not None:
-                views = (retention.preview if dry_run else retention.change)(session, project_id, changes)
+                rules = (retention.preview if dry_run else retention.change)(session, project_id, changes)
             else:
-                views = retention.view(session, project_id, dry_run)
-            return [_retention(view) for view in views]
+                rules = retention.view(session, project_id, dry_run)
+            return [_retention(rule) for rule in rules]
 
 
 def _read(path: Path) -> str:
@@ -217,7 +209,7 @@ def _read(path: Path) -> str:
 
 def _find_project(session: Session, project: str) -> Project:
     """The project with this name or id. Raises NotFoundError."""
-    row = project_rows.get_by_name(session, project) or project_rows.get(session, project)
+    row = projects.find(session, project)
     if row is None:
         raise NotFoundError(f"No such project: {project!r}; see `tunery projects list`.")
     return row
@@ -225,22 +217,22 @@ def _find_project(session: Session, project: str) -> Project:
 
 def _create_project(session: Session, name: str, is_requested: bool) -> Project:
     """Create the project of a key if that is requested (a typo must not create one) or this is the first key."""
-    if not is_requested and key_rows.has_usable_key(session):
+    if not is_requested and keys.has_usable_key(session):
         raise NotFoundError(
             f"No such project: {name!r}; see `tunery projects list`, or create it with `tunery projects create` or "
             "--create-project."
         )
-    return project_rows.ensure(session, projects.validate_name(name, "--project"))
+    return projects.ensure(session, projects.validate_name(name, "--project"))
 
 
-def _project(row: Project, used: dict[str, Any] | None = None) -> ProjectRecord:
-    limits = {limit: getattr(row, limit) for limit in LIMITS}
-    return ProjectRecord(row.id, row.name, row.archived_at, limits, row.share_weight, used)
+def _project(row: Project) -> ProjectRecord:
+    used = None if row.usage is None else vars(row.usage)
+    return ProjectRecord(row.id, row.name, row.archived_at, row.limits, row.share_weight, used)
 
 
-def _key(row: ApiKey, owner: Project) -> KeyRecord:
+def _key(row: ApiKey) -> KeyRecord:
     times = (row.created_at, row.last_used_at, row.expires_at, row.revoked_at)
-    return KeyRecord(row.id, owner.name, row.name, row.scopes, *times)
+    return KeyRecord(row.id, row.project.name, row.name, row.scopes, *times)
 
 
 def _record(name: str, directory: str, entry: CatalogEntry) -> BaseModelRecord:
@@ -262,6 +254,6 @@ def _audit_entry(row: AuditEntry) -> AuditRecord:
     )
 
 
-def _retention(view: RuleView) -> RetentionRecord:
-    due = (None, None) if view.due is None else (view.due.count, view.due.size_bytes)
-    return RetentionRecord(view.project.name, view.rule.kind, view.rule.days, *due)
+def _retention(rule: RetentionRule) -> RetentionRecord:
+    due = (None, None) if rule.due is None else (rule.due.count, rule.due.size_bytes)
+    return RetentionRecord(rule.project.name, rule.kind, rule.days, *due)

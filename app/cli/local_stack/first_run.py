@@ -25,9 +25,11 @@ from app.cli.local_stack.data_directory import Layout, write_secret
 from app.cli.local_stack.machine import CannotStart, is_loopback
 from app.cli.local_stack.processes import ChildProcess
 from app.db import migrate
-from app.db.access import audit, keys
+from app.db.access import audit
 from app.db.base_models import models
 from app.db.engine import Sessions, make_engine, make_sessions, transaction
+from app.domain.access.api_keys import MIN_SECRET_CHARACTERS, is_valid_secret, new_secret
+from app.services.access import keys, projects
 from app.settings import Settings
 from app.system import model_files
 
@@ -119,7 +121,7 @@ def _migrate(engine: Engine, on_migrated: migrate.OnMigrated | None) -> None:
 def _store_key(sessions: Sessions, secret: str) -> str | None:
     try:
         with transaction(sessions) as session:
-            project = keys.ensure_project(session, keys.DEFAULT_PROJECT)
+            project = projects.ensure(session, projects.DEFAULT_PROJECT)
             if keys.was_issued(session, secret):  # also a revoked or a replaced one, which stays so
                 return None
             keys.issue(session, project, KEY_NAME, keys.ADMIN_SCOPES, secret=secret)
@@ -136,16 +138,16 @@ def _read_provided_key() -> str | None:
         secret = Path(file).read_text(encoding="utf-8").strip()
     except OSError as error:
         raise CannotStart(f"{KEY_FILE_VARIABLE} is {file}, which cannot be read: {error.strerror}.") from None
-    if not keys.is_valid_secret(secret):
+    if not is_valid_secret(secret):
         raise CannotStart(
             f"The key in {file} ({KEY_FILE_VARIABLE}) has {len(secret)} characters; required are at least "
-            f"{keys.MIN_SECRET_CHARACTERS}, printable ASCII without spaces, as from `openssl rand -hex 32`."
+            f"{MIN_SECRET_CHARACTERS}, printable ASCII without spaces, as from `openssl rand -hex 32`."
         )
     return secret
 
 
 def _generate_key() -> str:
-    return f"{keys.PREFIX}_{secrets.token_hex(6)}_{secrets.token_urlsafe(32)}"
+    return new_secret(secrets.token_hex(6))
 
 
 def missing_dependency() -> str | None:

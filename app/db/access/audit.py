@@ -6,14 +6,13 @@ Sessions of a factory that was given to `audit_sessions` write the entry at comm
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import ARRAY, Text, cast, event, insert, select
+from sqlalchemy import event, insert
 from sqlalchemy.orm import ORMExecuteState, Session
 
 from app.db.engine import Sessions
@@ -87,49 +86,6 @@ def add_object(object_id: str, project_id: str | None) -> None:
 def record(session: Session, object_id: str) -> None:
     """Write an entry for an action that changes no row, such as a backup."""
     session.info.setdefault(CHANGED_KEY, []).append((object_id, None))
-
-
-def get(session: Session, entry_id: str) -> AuditEntry | None:
-    return session.get(AuditEntry, entry_id)
-
-
-def page(
-    session: Session,
-    limit: int,
-    after: AuditEntry | None = None,
-    before: AuditEntry | None = None,
-    project_ids: Collection[str] = (),
-    actor_ids: Collection[str] = (),
-    actions: Collection[str] = (),
-    object_ids: Collection[str] = (),
-    since: datetime | None = None,
-    until: datetime | None = None,
-) -> list[AuditEntry]:
-    """A page of entries, newest first, at most `limit`; an empty filter matches all.
-
-    The caller asks for one entry more than it shows; the last one indicates that there are more. With `before` alone
-    the page ends at that entry instead of beginning at the newest one, so the additional entry is the newest.
-    """
-    ends_at_before = before is not None and after is None
-    query = select(AuditEntry).order_by(AuditEntry.seq if ends_at_before else AuditEntry.seq.desc()).limit(limit)
-    if after is not None:
-        query = query.where(AuditEntry.seq < after.seq)
-    if before is not None:
-        query = query.where(AuditEntry.seq > before.seq)
-    if project_ids:
-        query = query.where(AuditEntry.project_id.in_(project_ids))
-    if actor_ids:
-        query = query.where(AuditEntry.actor_id.in_(actor_ids))
-    if actions:
-        query = query.where(AuditEntry.action.in_(actions))
-    if object_ids:
-        query = query.where(AuditEntry.object_ids.has_any(cast(list(object_ids), ARRAY(Text))))
-    if since is not None:
-        query = query.where(AuditEntry.created_at >= since)
-    if until is not None:
-        query = query.where(AuditEntry.created_at < until)
-    rows = list(session.scalars(query))
-    return [*reversed(rows[: limit - 1]), *rows[limit - 1 :]] if ends_at_before else rows
 
 
 def _on_statement(state: ORMExecuteState) -> None:

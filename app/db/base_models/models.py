@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, SQLColumnExpression, delete, func, or_, select
+from sqlalchemy import ColumnElement, Select, SQLColumnExpression, func, or_, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
@@ -33,16 +33,6 @@ def register(
     }
     statement = upsert(BaseModelRow).values(name=name, **values)
     session.execute(statement.on_conflict_do_update(index_elements=["name"], set_=values))
-
-
-def unregister(session: Session, name: str) -> bool:
-    """Delete a base model; False if there is none of this name."""
-    row = session.get(BaseModelRow, name)
-    if row is None:
-        return False
-    session.delete(row)
-    session.flush()
-    return True
 
 
 def add_activation_bytes(
@@ -72,29 +62,8 @@ def list_base(session: Session, project_id: str | None = None) -> list[BaseModel
     return list(session.scalars(query))
 
 
-def set_alias(session: Session, name: str, base_model: str) -> ModelAlias:
-    """Insert an alias of a base model, or replace the one of this name."""
-    statement = upsert(ModelAlias).values(name=name, base_model=base_model)
-    statement = statement.on_conflict_do_update(index_elements=["name"], set_={"base_model": base_model})
-    return session.scalars(statement.returning(ModelAlias), execution_options={"populate_existing": True}).one()
-
-
-def delete_alias(session: Session, name: str) -> bool:
-    """False if there is no alias of this name."""
-    statement = delete(ModelAlias).where(ModelAlias.name == name).returning(ModelAlias.name)
-    return session.execute(statement).first() is not None
-
-
 def get_alias(session: Session, name: str) -> ModelAlias | None:
     return session.get(ModelAlias, name)
-
-
-def list_aliases(session: Session, project_id: str | None = None) -> list[ModelAlias]:
-    """The aliases of the base models that a project may use; without a project, all of them."""
-    query = select(ModelAlias).order_by(ModelAlias.name)
-    if project_id is not None:
-        query = query.join(BaseModelRow, BaseModelRow.name == ModelAlias.base_model).where(is_offered_to(project_id))
-    return list(session.scalars(query))
 
 
 def add_tuned(session: Session, job: Job, checkpoint: Checkpoint) -> TunedModel:
@@ -116,11 +85,6 @@ def lock_tuned(session: Session, project_id: str, model_id: str) -> bool:
 def get_usable(session: Session, project_id: str, model_id: str) -> TunedModel | None:
     """An `ft:` model of the project, or one that another project shares with it."""
     return session.scalar(_usable(project_id).where(TunedModel.id == model_id))
-
-
-def get_tuned_of_any_project(session: Session, model_id: str) -> TunedModel | None:
-    """An `ft:` model of any project, for admin keys."""
-    return session.scalar(select(TunedModel).where(TunedModel.id == model_id, TunedModel.deleted_at.is_(None)))
 
 
 def list_usable(session: Session, project_id: str) -> list[TunedModel]:

@@ -3,43 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from sqlalchemy import func, select
-from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
-from app.db.ids import new_id
 from app.db.jobs import leased_rows
 from app.db.jobs.claims import Lease
 from app.db.tables import BaseModelRegistration
-from app.domain.base_models.registrations import UNFINISHED, RegistrationState
-
-
-def insert(session: Session, **columns: Any) -> BaseModelRegistration | None:
-    """Insert a registration; None if one of this name is unfinished, also of a concurrent request."""
-    statement = upsert(BaseModelRegistration).values(id=new_id("basereg", "_"), **columns).on_conflict_do_nothing()
-    return session.execute(statement.returning(BaseModelRegistration)).scalar_one_or_none()
-
-
-def get(session: Session, registration_id: str) -> BaseModelRegistration | None:
-    return session.get(BaseModelRegistration, registration_id)
-
-
-def unfinished(session: Session, name: str) -> BaseModelRegistration | None:
-    states = [state.value for state in UNFINISHED]
-    query = select(BaseModelRegistration).where(
-        BaseModelRegistration.name == name, BaseModelRegistration.state.in_(states)
-    )
-    return session.scalar(query)
-
-
-def page(session: Session, limit: int, after: BaseModelRegistration | None = None) -> list[BaseModelRegistration]:
-    """A page of registrations, newest first; `after` is the last one of the previous page."""
-    query = select(BaseModelRegistration).order_by(BaseModelRegistration.seq.desc()).limit(limit)
-    if after is not None:
-        query = query.where(BaseModelRegistration.seq < after.seq)
-    return list(session.scalars(query))
+from app.domain.base_models.registrations import RegistrationState
 
 
 def claim(session: Session, owner: str, ttl_seconds: float) -> BaseModelRegistration | None:

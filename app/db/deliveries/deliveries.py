@@ -15,13 +15,16 @@ from sqlalchemy import case, false, func, null, select, text, true, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
-from app.db.deliveries import targets
 from app.db.ids import new_id
 from app.db.jobs.events import append_event, next_event_seq
 from app.db.tables import Checkpoint, Delivery, DeliveryTarget, Job, ServedReferenceRow
 from app.domain.deliveries.states import DeliveryState
 from app.domain.deliveries.targets import ENGINES, ONE_ADAPTER
 
+TARGET_DELETED = "the target was deleted"
+TARGET_DELETED_BEFORE_WITHDRAWAL = (
+    "the target was deleted before the adapter was withdrawn, so it may still be there; remove or unload it there"
+)
 CLAIM_LOCK = text("SELECT pg_advisory_xact_lock(hashtext('deliveries.claim'))")
 CLAIM = text(
     """
@@ -92,7 +95,9 @@ def create(session: Session, job: Job, checkpoint: Checkpoint, target: DeliveryT
 
 def create_for_result(session: Session, job: Job, checkpoint: Checkpoint) -> None:
     """Insert the deliveries that the job requests; a target that was deleted meanwhile becomes an event."""
-    found = targets.by_names(session, job.project_id, job.deliver_to)
+    table = DeliveryTarget
+    query = select(table).where(table.project_id == job.project_id, table.deleted_at.is_(None))
+    found = {target.name: target for target in session.scalars(query.where(table.name.in_(job.deliver_to)))}
     for name in job.deliver_to:
         if name in found:
             create(session, job, checkpoint, found[name])
@@ -302,7 +307,7 @@ def _end_without_target(session: Session) -> None:
     )
     for delivery, target in session.execute(query).all():
         is_there = delivery.state == DeliveryState.WITHDRAWING
-        delivery.error = targets.DELETED_BEFORE_WITHDRAWAL if is_there else targets.DELETED
+        delivery.error = TARGET_DELETED_BEFORE_WITHDRAWAL if is_there else TARGET_DELETED
         delivery.state, delivery.updated_at = DeliveryState.FAILED, func.clock_timestamp()
         delivery.next_attempt_at = delivery.leased_until = None
         session.flush()

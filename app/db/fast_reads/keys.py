@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from app.db.access.keys import hash_key
 from app.db.fast_reads.pool import AsyncConnections
+from app.domain.access.api_keys import hash_key
 
 # Without the ORM, as every request runs it. `refusal` is why a known secret is not valid.
 KEY_BY_SECRET = """

@@ -12,7 +12,6 @@ from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, and_, delete, func, select, update
-from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
 from app.db.files import files
@@ -52,20 +51,10 @@ class Due:
         return len(self.ids)
 
 
-def rules(session: Session, project_id: str | None = None) -> list[tuple[Project, RetentionRule]]:
+def rules(session: Session, project_id: str | None = None) -> list[RetentionRule]:
     """The rules of one project, or of all that are not archived."""
-    query = select(Project, RetentionRule).join(RetentionRule, RetentionRule.project_id == Project.id)
-    query = query.where(Project.id == project_id) if project_id else query.where(Project.archived_at.is_(None))
-    return [(project, rule) for project, rule in session.execute(query.order_by(Project.seq, RetentionRule.kind))]
-
-
-def set_rule(session: Session, project_id: str, kind: RetentionKind, days: int | None) -> None:
-    """Set a rule; None removes it."""
-    if days is None:
-        session.execute(delete(RetentionRule).where(RetentionRule.project_id == project_id, RetentionRule.kind == kind))
-        return
-    statement = upsert(RetentionRule).values(project_id=project_id, kind=kind, days=days)
-    session.execute(statement.on_conflict_do_update(index_elements=["project_id", "kind"], set_={"days": days}))
+    query = select(RetentionRule).join(RetentionRule.project).order_by(Project.seq, RetentionRule.kind)
+    return list(session.scalars(query.where(Project.id == project_id if project_id else Project.archived_at.is_(None))))
 
 
 def due(session: Session, rule: RetentionRule, limit: int = BATCH) -> Due:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, delete, func, literal, select, text
+from sqlalchemy import BigInteger, ColumnElement, cast, delete, func, literal, select, text
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
@@ -25,7 +25,6 @@ from app.db.tables import (
 from app.domain.artifacts.exports import UNFINISHED
 from app.domain.deliveries.states import DUE_STATES, DeliveryState
 from app.domain.jobs.states import TERMINAL, Desired, JobState
-from app.domain.webhooks import DISABLED_BY_REQUEST
 
 UNFINISHED_STATES = [state.value for state in JobState if state not in TERMINAL]
 NOW = func.clock_timestamp()
@@ -53,13 +52,6 @@ class WaitingJob:
 
 
 @dataclass(frozen=True)
-class ProjectStorage:
-    project_id: str
-    name: str
-    stored_bytes: int
-
-
-@dataclass(frozen=True)
 class Report:
     data: dict[str, Any]
     updated_at: datetime
@@ -72,42 +64,6 @@ class Backlog:
 
     deliveries: int
     oldest_seconds: float
-
-
-@dataclass(frozen=True)
-class FailedDelivery:
-    id: str
-    project_id: str
-    project: str
-    target: str
-    job_id: str
-    model: str
-    failed_at: datetime
-    next_attempt_at: datetime | None  # None: no attempt follows
-    error: str | None
-
-
-@dataclass(frozen=True)
-class FailingEndpoint:
-    """A webhook endpoint of a project, or the operator's, whose deliveries fail or which the sender has disabled."""
-
-    id: str
-    project_id: str | None
-    project: str | None
-    name: str
-    failing_since: datetime | None
-    disabled_reason: str | None
-
-
-@dataclass(frozen=True)
-class FailedJob:
-    id: str
-    project_id: str
-    project: str
-    base_model: str
-    finished_at: datetime
-    code: str
-    message: str | None
 
 
 def report(session: Session, name: str, data: Mapping[str, Any] | None = None) -> None:
@@ -134,7 +90,7 @@ def reports(session: Session) -> dict[str, Report]:
     return {name: Report(data, updated_at, float(seconds)) for name, data, updated_at, seconds in rows}
 
 
-def failed_jobs(session: Session, within: timedelta, limit: int) -> list[FailedJob]:
+def failed_jobs(session: Session, within: timedelta, limit: int) -> Sequence[Any]:
     """The jobs that failed within the last time, the latest first."""
     query = (
         select(
@@ -151,7 +107,7 @@ def failed_jobs(session: Session, within: timedelta, limit: int) -> list[FailedJ
         .order_by(Job.finished_at.desc())
         .limit(limit)
     )
-    return [FailedJob(**row._mapping) for row in session.execute(query)]
+    return session.execute(query).all()
 
 
 def failures_by_code(session: Session, within: timedelta) -> dict[str, int]:
@@ -207,7 +163,7 @@ def longest_crash_streak(session: Session) -> int:
     return session.scalar(select(func.max(Job.crash_streak)).where(Job.state.in_(UNFINISHED_STATES))) or 0
 
 
-def storage_by_project(session: Session) -> list[ProjectStorage]:
+def storage_by_project(session: Session) -> Sequence[Any]:
     """The bytes that every project has in storage, most first; projects without files have 0."""
     stored = (
         select(File.project_id, func.sum(File.bytes).label("bytes"))
@@ -217,11 +173,11 @@ def storage_by_project(session: Session) -> list[ProjectStorage]:
     )
     stored_bytes = func.coalesce(stored.c.bytes, literal(0))
     query = (
-        select(Project.id, Project.name, stored_bytes.label("stored_bytes"))
+        select(Project.id.label("project_id"), Project.name, cast(stored_bytes, BigInteger).label("stored_bytes"))
         .outerjoin(stored, stored.c.project_id == Project.id)
         .order_by(stored_bytes.desc(), Project.seq)
     )
-    return [ProjectStorage(row.id, row.name, int(row.stored_bytes)) for row in session.execute(query)]
+    return session.execute(query).all()
 
 
 def webhook_backlog(session: Session) -> Backlog:
@@ -259,39 +215,17 @@ def delivery_backlog(session: Session) -> Backlog:
     return Backlog(count, float(seconds or 0))
 
 
-def failed_deliveries(session: Session, within: timedelta, limit: int) -> list[FailedDelivery]:
+def failed_deliveries(session: Session, within: timedelta, limit: int) -> Sequence[Any]:
     """The deliveries that failed within the last time, the latest first; not those whose target was deleted."""
     return _deliveries(session, limit, Delivery.state == DeliveryState.FAILED, Delivery.updated_at > NOW - within)
 
 
-def retried_deliveries(session: Session, limit: int) -> list[FailedDelivery]:
+def retried_deliveries(session: Session, limit: int) -> Sequence[Any]:
     """The deliveries whose last attempt had no success and which have a next one, the latest first."""
     return _deliveries(session, limit, Delivery.next_attempt_at.is_not(None), Delivery.error.is_not(None))
 
 
-def failing_endpoints(session: Session, limit: int) -> list[FailingEndpoint]:
-    """The endpoints that fail, and those that were disabled after failures; not those disabled by request."""
-    query = (
-        select(
-            WebhookEndpoint.id,
-            WebhookEndpoint.project_id,
-            Project.name.label("project"),
-            WebhookEndpoint.name,
-            WebhookEndpoint.failing_since,
-            WebhookEndpoint.disabled_reason,
-        )
-        .outerjoin(Project, Project.id == WebhookEndpoint.project_id)
-        .where(
-            WebhookEndpoint.failing_since.is_not(None) | WebhookEndpoint.disabled_reason.is_not(None),
-            func.coalesce(WebhookEndpoint.disabled_reason, "").not_like(f"{DISABLED_BY_REQUEST}%"),
-        )
-        .order_by(WebhookEndpoint.failing_since, WebhookEndpoint.seq)
-        .limit(limit)
-    )
-    return [FailingEndpoint(**row._mapping) for row in session.execute(query)]
-
-
-def _deliveries(session: Session, limit: int, *conditions: ColumnElement[bool]) -> list[FailedDelivery]:
+def _deliveries(session: Session, limit: int, *conditions: ColumnElement[bool]) -> Sequence[Any]:
     query = (
         select(
             Delivery.id,
@@ -310,7 +244,7 @@ def _deliveries(session: Session, limit: int, *conditions: ColumnElement[bool]) 
         .order_by(Delivery.updated_at.desc())
         .limit(limit)
     )
-    return [FailedDelivery(**row._mapping) for row in session.execute(query)]
+    return session.execute(query).all()
 
 
 def _failed_within(within: timedelta) -> tuple[ColumnElement[bool], ColumnElement[bool]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Row, case, func, select, text
@@ -37,10 +38,13 @@ def running(session: Session, project_id: str | None) -> list[Row[Any]]:
     return list(session.execute(text(RUNNING), {"project_id": project_id}))
 
 
-def waiting(session: Session, project_id: str | None, limit: int) -> list[tuple[Job, QueuePlace | None]]:
-    """The waiting jobs of a project, or of all: in the order of the forecast, then those created since."""
+def waiting(session: Session, project_id: str | None, limit: int) -> Sequence[Any]:
+    """(job, forecast) of the waiting jobs of a project, or of all: in the order of the forecast, then those created
+    since, which are last until the next forecast."""
+    after_last = select(func.coalesce(func.max(QueuePlace.position), 0) + 1).scalar_subquery()
+    position = func.coalesce(QueuePlace.position, after_last).label("position")
     query = (
-        select(Job, QueuePlace)
+        select(Job, position, QueuePlace.expected_start_at, QueuePlace.waiting_for)
         .outerjoin(QueuePlace, QueuePlace.job_id == Job.id)
         .where(Job.state == JobState.QUEUED, Job.desired == Desired.RUN)
         .order_by(QueuePlace.position.nulls_last(), Job.seq)
@@ -48,17 +52,13 @@ def waiting(session: Session, project_id: str | None, limit: int) -> list[tuple[
     )
     if project_id is not None:
         query = query.where(Job.project_id == project_id)
-    return [(job, place) for job, place in session.execute(query)]
+    return session.execute(query).all()
 
 
-def last_position(session: Session) -> int:
-    return session.scalar(select(func.max(QueuePlace.position))) or 0
-
-
-def lease_owners(session: Session) -> dict[str, tuple[str, str]]:
-    """{worker id: (id of the job it holds, id of its project)}."""
-    query = select(Job.lease_owner, Job.id, Job.project_id).where(Job.lease_owner.is_not(None))
-    return {owner: (job_id, project_id) for owner, job_id, project_id in session.execute(query) if owner}
+def lease_owners(session: Session, table: type[Job | Evaluation]) -> dict[str, tuple[str, str]]:
+    """{worker id: (id of the job or the evaluation it holds, id of its project)}."""
+    query = select(table.lease_owner, table.id, table.project_id).where(table.lease_owner.is_not(None))
+    return {owner: (row_id, project_id) for owner, row_id, project_id in session.execute(query) if owner}
 
 
 def unfinished_evaluations(session: Session, project_id: str | None, limit: int) -> list[Evaluation]:
@@ -67,10 +67,3 @@ def unfinished_evaluations(session: Session, project_id: str | None, limit: int)
     if project_id is not None:
         query = query.where(Evaluation.project_id == project_id)
     return list(session.scalars(query.order_by(Evaluation.lease_owner.is_(None), Evaluation.seq).limit(limit)))
-
-
-def evaluation_owners(session: Session) -> dict[str, tuple[str, str]]:
-    """{worker id: (id of the evaluation it holds, id of its project)}."""
-    query = select(Evaluation.lease_owner, Evaluation.id, Evaluation.project_id)
-    rows = session.execute(query.where(Evaluation.lease_owner.is_not(None)))
-    return {owner: (evaluation_id, project_id) for owner, evaluation_id, project_id in rows if owner}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
+from typing import Any, Literal
 
 from sqlalchemy import CheckConstraint, ForeignKey, Identity, Index, UniqueConstraint, text
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from app.db.tables.base import Base, now
 from app.domain.access import scopes
@@ -47,6 +48,15 @@ class Project(Base):
     may_be_urgent: Mapped[bool] = mapped_column(
         server_default=text("false")
     )  # whether its jobs may precede those of other projects
+    usage: Any = None  # no column: an app.db.access.usage.QuotaUsage, once a service has counted it
+
+    @property
+    def status(self) -> Literal["active", "archived"]:
+        return "active" if self.archived_at is None else "archived"
+
+    @property
+    def limits(self) -> dict[str, int | None]:
+        return {limit: getattr(self, limit) for limit in LIMITS}
 
 
 class ApiKey(Base):
@@ -77,9 +87,23 @@ class ApiKey(Base):
     expires_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
 
+    secret: str | None = None  # no column: the whole key, once, after its creation or a rotation
+    project: Mapped[Project] = relationship(viewonly=True)
+
     @property
     def is_admin(self) -> bool:
         return scopes.ADMIN in self.scopes
+
+    @property
+    def status(self) -> Literal["active", "expired", "revoked"]:
+        """For display; requests are authorized by PostgreSQL's clock."""
+        if self.revoked_at is not None:
+            return "revoked"
+        return "expired" if self.expires_at is not None and self.expires_at <= datetime.now(UTC) else "active"
+
+    @property
+    def owner_project_access(self) -> Literal["active", "inactive"]:
+        return "active" if self.status == "active" else "inactive"
 
 
 class RetiredApiKey(Base):
@@ -152,3 +176,12 @@ class AuditEntry(Base):
     object_ids: Mapped[list[str]]
     address: Mapped[str | None]
     request_id: Mapped[str | None]
+
+    @property
+    def actor(self) -> dict[str, Any]:
+        api_key = {"id": self.actor_id} if self.actor_type == "api_key" else None
+        return {"type": self.actor_type, "id": self.actor_id, "api_key": api_key}
+
+    @property
+    def project(self) -> dict[str, str] | None:
+        return None if self.project_id is None else {"id": self.project_id}

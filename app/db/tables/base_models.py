@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import CheckConstraint, ForeignKey, Identity, Index, text
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.orm import Mapped, foreign, mapped_column, relationship
 
 from app.db.tables.base import Base, now, sql_string_list
 from app.db.tables.leased_row import LeasedRow, lease_constraints
@@ -46,6 +46,13 @@ class ModelAlias(Base):
     name: Mapped[str] = mapped_column(primary_key=True)
     base_model: Mapped[str]
     created_at: Mapped[datetime] = now()
+    base: Mapped[BaseModelRow | None] = relationship(
+        primaryjoin=lambda: BaseModelRow.name == foreign(ModelAlias.base_model), lazy="selectin", viewonly=True
+    )
+
+    @property
+    def is_registered(self) -> bool:
+        return self.base is not None
 
 
 class BaseModelRegistration(LeasedRow, Base):
@@ -79,3 +86,7 @@ class BaseModelRegistration(LeasedRow, Base):
     created_at: Mapped[datetime] = now()
 
     notes: Mapped[list[str]] = mapped_column(server_default=text("'[]'::jsonb"))
+
+    @property
+    def error(self) -> dict[str, str] | None:
+        return None if self.error_code is None else {"code": self.error_code, "message": self.error_message or ""}

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db.tables.base import Base, now, sql_string_list
 from app.domain.deliveries.states import DUE_STATES, DeliveryState
-from app.domain.deliveries.targets import TargetKind
+from app.domain.deliveries.targets import TargetKind, TargetStatus
 
 
 class DeliveryTarget(Base):
@@ -39,6 +39,11 @@ class DeliveryTarget(Base):
     created_at: Mapped[datetime] = now()
     updated_at: Mapped[datetime] = now()
     deleted_at: Mapped[datetime | None]
+    error: str | None = None  # no column: why the credentials cannot be used, once a service has looked
+
+    @property
+    def status(self) -> TargetStatus:
+        return TargetStatus.READY if self.error is None else TargetStatus.CREDENTIALS_LOST
 
 
 class Delivery(Base):

@@ -70,6 +70,10 @@ class Upload(Base):
     file_id: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
     created_at: Mapped[datetime] = now()
     expires_at: Mapped[datetime]
+    # No columns: what a response shows besides, once a service has read it.
+    current_status: UploadStatus = UploadStatus.PENDING  # "expired" as soon as its time is over
+    received_bytes: int = 0
+    file: File | None = None
 
 
 class UploadPart(Base):

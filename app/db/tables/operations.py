@@ -6,8 +6,9 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import CheckConstraint, ForeignKey, text
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.orm import Mapped, mapped_column, relationship
 
+from app.db.tables.access import Project
 from app.db.tables.base import Base, now, sql_string_list
 from app.domain.operations.retention import MAX_DAYS, RetentionKind
 
@@ -24,6 +25,8 @@ class RetentionRule(Base):
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), primary_key=True)
     kind: Mapped[str] = mapped_column(primary_key=True)
     days: Mapped[int]
+    due: Any = None  # no column: an app.db.operations.retention.Due, once a service has looked for it
+    project: Mapped[Project] = relationship(lazy="joined", viewonly=True)
 
 
 class ServiceState(Base):

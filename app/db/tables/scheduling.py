@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import CheckConstraint, ForeignKey, Index, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db.tables.base import Base, now
+from app.domain.scheduling.worker_capacity import worker_capacity
 
 
 class ProjectUsage(Base):
@@ -62,6 +64,39 @@ class Worker(Base):
     started_at: Mapped[datetime] = now()
     seen_at: Mapped[datetime] = now()
     lost_at: Mapped[datetime | None]  # when the reconciler found that the heartbeats had stopped without a shutdown
+    # No columns: what app.services.queue shows besides. The ids are None without one, or if the caller may not see it.
+    models: Sequence[str] = ()
+    is_busy: bool = False
+    job_id: str | None = None
+    evaluation_id: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.id
+
+    @property
+    def status(self) -> Literal["idle", "busy"]:
+        return "busy" if self.is_busy else "idle"
+
+    @property
+    def device(self) -> dict[str, Any]:
+        capacity = worker_capacity(self.about)
+        return {
+            "kind": self.about.get("kind"),
+            "name": self.about.get("device"),
+            "memory_bytes": self.about.get("memory_bytes"),
+            "count": capacity.gpus,
+            "slots_per_gpu": capacity.slots_per_gpu if capacity.shares_gpus else 1,
+            "slot_bytes": capacity.slot_bytes if capacity.shares_gpus else None,
+        }
+
+    @property
+    def labels(self) -> list[str]:
+        return self.about.get("labels") or []
+
+    @property
+    def versions(self) -> dict[str, str | None] | None:
+        return self.about.get("versions")
 
 
 class MeasurementRow(Base):

@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import CheckConstraint, ForeignKey, Identity, Index, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
+from app.db.tables.access import Project
 from app.db.tables.base import Base, now
 from app.domain.webhooks import secret_hint
 
@@ -42,6 +43,14 @@ class WebhookEndpoint(Base):
     previous_secret_expires_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = now()
     updated_at: Mapped[datetime] = now()
+
+    signing_secret: str | None = None  # no column: the plain secret, once, after its creation or a rotation
+
+    project: Mapped[Project | None] = relationship(viewonly=True)
+
+    @property
+    def project_name(self) -> str | None:
+        return self.project.name if self.project else None
 
     @property
     def signing_secret_hint(self) -> str:

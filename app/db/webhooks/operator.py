@@ -33,7 +33,7 @@ def set_endpoint(session: Session, url: str | None) -> None:
     session.execute(statement.on_conflict_do_update(index_elements=["id"], set_=values))
 
 
-def disabled_reason(session: Session) -> str | None:
+def off_reason(session: Session) -> str | None:
     """Why the endpoint is disabled; None if it is enabled, or the operator has none."""
     return session.scalar(select(WebhookEndpoint.disabled_reason).where(WebhookEndpoint.id == ENDPOINT_ID))
 

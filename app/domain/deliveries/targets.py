@@ -61,7 +61,7 @@ BaseName = Annotated[
 
 
 class _Destination(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
     base_name: BaseName = None
 
@@ -70,73 +70,66 @@ class DirectoryDestination(_Destination):
     """A directory of the server: `<path>/<served model>` is replaced atomically; the versions are kept beside it."""
 
     kind: Literal["directory"]
-    path: Annotated[Path, Field(description="An absolute path inside `TUNERY_DELIVERY_DIRECTORIES`.")]
+    """A directory of the server."""
+    path: Path
+    """An absolute path inside `TUNERY_DELIVERY_DIRECTORIES`."""
 
 
 class EngineDestination(_Destination):
-    urls: Annotated[
-        list[Url],
-        Field(min_length=1, max_length=32, description="The servers, such as `http://10.0.0.5:8000`; all load it."),
-    ]
-    shared_path: Annotated[
-        Path | None,
-        Field(
-            description="A directory inside `TUNERY_DELIVERY_DIRECTORIES` that the servers can read. Without it the "
-            "servers fetch adapters themselves, by the plugin `tunery-vllm`."
-        ),
-    ] = None
-    engine_path: Annotated[
-        Path | None, Field(description="The path under which the servers see `shared_path`, if it differs.")
-    ] = None
-    base_model: Annotated[
-        str | None,
-        Field(
-            max_length=512,
-            description="The name under which the servers serve the base model, if it is not their first.",
-        ),
-    ] = None
+    urls: Annotated[list[Url], Field(min_length=1, max_length=32)]
+    """The servers, such as `http://10.0.0.5:8000`; all load it."""
+    shared_path: Path | None = None
+    """A directory inside `TUNERY_DELIVERY_DIRECTORIES` that the servers can read. Without it the servers fetch adapters
+    themselves, by the plugin `tunery-vllm`.
+    """
+    engine_path: Path | None = None
+    """The path under which the servers see `shared_path`, if it differs."""
+    base_model: Annotated[str | None, Field(max_length=512)] = None
+    """The name under which the servers serve the base model, if it is not their first."""
 
 
 class VllmDestination(EngineDestination):
     """vLLM with `--enable-lora` and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True."""
 
     kind: Literal["vllm"]
+    """vLLM."""
 
 
 class SglangDestination(EngineDestination):
     """SGLang with `--enable-lora`. Not yet run against the real engine."""
 
     kind: Literal["sglang"]
-    shared_path: Annotated[
-        Path, Field(description="A directory inside `TUNERY_DELIVERY_DIRECTORIES` that the servers can read.")
-    ]
+    """SGLang."""
+    shared_path: Path
+    """A directory inside `TUNERY_DELIVERY_DIRECTORIES` that the servers can read."""
 
 
 class S3Destination(_Destination):
     """Objects `<prefix>/<base>/<served model>/...`, as Ray Serve LLM, KServe and vLLM's resolvers read them."""
 
     kind: Literal["s3"]
+    """A bucket of S3, or of a server that is compatible with it."""
     bucket: Annotated[str, Field(min_length=3, max_length=255)]
-    prefix: Annotated[str, Field(max_length=512, description="Without a slash at its ends; may be empty.")] = ""
-    endpoint_url: Annotated[Url | None, Field(description="Of a server other than Amazon's.")] = None
+    """The bucket."""
+    prefix: Annotated[str, Field(max_length=512)] = ""
+    """Without a slash at its ends; may be empty."""
+    endpoint_url: Url | None = None
+    """Of a server other than Amazon's."""
     region: Annotated[str | None, Field(max_length=64)] = None
+    """The region of the bucket."""
 
 
 class HuggingFaceDestination(_Destination):
     """A repository of the Hugging Face Hub. Not yet run against the real service."""
 
     kind: Literal["huggingface"]
-    repo_id: Annotated[
-        str,
-        Field(
-            min_length=3,
-            max_length=200,
-            pattern="^[^/]+/[^/]+$",
-            description="`owner/name`, created if it is missing. Each delivery is a commit.",
-        ),
-    ]
-    private: Annotated[bool, Field(description="Of a repository that the delivery creates.")] = True
-    endpoint_url: Annotated[Url | None, Field(description="Of a hub other than huggingface.co.")] = None
+    """The Hugging Face Hub."""
+    repo_id: Annotated[str, Field(min_length=3, max_length=200, pattern="^[^/]+/[^/]+$")]
+    """`owner/name`, created if it is missing. Each delivery is a commit."""
+    private: bool = True
+    """Of a repository that the delivery creates."""
+    endpoint_url: Url | None = None
+    """Of a hub other than huggingface.co."""
 
 
 Destination = DirectoryDestination | VllmDestination | SglangDestination | S3Destination | HuggingFaceDestination
@@ -158,12 +151,11 @@ def parse_destination(stored: Mapping[str, Any]) -> Destination:
     return _DESTINATION.validate_python(dict(stored))
 
 
-def check_name(name: str) -> str:
-    """Raises BadRequest."""
-    if not NAME.fullmatch(name):
-        text = f"name: {as_json(name, 80)} is not a name of a target; give 1 to 64 letters, digits, dots, dashes and "
-        raise BadRequest(f"{text}underscores, beginning with a letter or a digit", "name")
-    return name
+def name_problems(name: str) -> list[BadRequest]:
+    if NAME.fullmatch(name):
+        return []
+    text = f"name: {as_json(name, 80)} is not a name of a target; give 1 to 64 letters, digits, dots, dashes and "
+    return [BadRequest(f"{text}underscores, beginning with a letter or a digit", "name")]
 
 
 def destination_problems(destination: Destination, rules: TargetRules) -> list[BadRequest]:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from sqlalchemy.exc import IntegrityError
 
-from app.db.access import keys
 from app.db.access.audit import AuditContext, audited_as
 from app.db.engine import Sessions, transaction
+from app.domain.access.api_keys import MIN_SECRET_CHARACTERS, is_valid_secret
 from app.log import get_logger
+from app.services.access import keys, projects
 
 KEY_NAME = "admin-key-file"
 
@@ -22,9 +23,9 @@ def ensure_first_key(sessions: Sessions, path: Path) -> None:
     A revoked key stays revoked. Raises ValueError for a secret that is too short, OSError for an unreadable file.
     """
     secret = path.read_text(encoding="utf-8").strip()
-    if not keys.is_valid_secret(secret):
+    if not is_valid_secret(secret):
         raise ValueError(
-            f"{path}: an admin key is at least {keys.MIN_SECRET_CHARACTERS} printable ASCII characters without spaces"
+            f"{path}: an admin key is at least {MIN_SECRET_CHARACTERS} printable ASCII characters without spaces"
         )
     try:
         _issue_unless_known(sessions, secret)
@@ -37,7 +38,7 @@ def _issue_unless_known(sessions: Sessions, secret: str) -> None:
     with audited_as(context), transaction(sessions) as session:
         if keys.was_issued(session, secret):
             return
-        project = keys.ensure_project(session, keys.DEFAULT_PROJECT)
+        project = projects.ensure(session, projects.DEFAULT_PROJECT)
         context.project_id = project.id
         keys.issue(session, project, KEY_NAME, keys.ADMIN_SCOPES, secret=secret)
-    log.info("issued the first admin key", project=keys.DEFAULT_PROJECT)
+    log.info("issued the first admin key", project=projects.DEFAULT_PROJECT)

@@ -17,8 +17,8 @@ from sqlalchemy.orm import Session
 
 from app.db.access import idempotency
 from app.db.access.idempotency import KeyedRequest, KeyInUseError, StoredResponse
-from app.db.access.keys import PREFIX
 from app.db.fast_reads.pool import AsyncConnections
+from app.domain.access.api_keys import PREFIX
 from app.domain.error_text.json_text import as_json
 from app.domain.webhooks import SECRET_PREFIX
 from app.errors import IdempotencyKeyInUse, IdempotencyKeyReused

@@ -1,20 +1,25 @@
-"""Use cases of admins on API keys. The caller owns the transaction."""
+"""API keys: creation, rotation, and the questions whether a secret is valid. The caller owns the transaction."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import UTC, datetime
+import secrets
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any
 
+from sqlalchemy import ColumnElement, and_, func, not_, or_, select
 from sqlalchemy.orm import Session
 
-from app.db.access import keys
-from app.db.access.keys import IssuedKey
-from app.db.tables import ApiKey, Project
+from app.db.tables import ApiKey, Project, RetiredApiKey
 from app.domain.access import scopes
-from app.domain.error_text.json_text import as_json, unquoted
-from app.errors import BadRequest, NotFound
+from app.domain.access.api_keys import hash_key, new_secret, redact
+from app.domain.error_text.json_text import as_json
+from app.errors import BadRequest
+from app.services import resources
 from app.services.access.projects import validate_name
+from app.services.resources import Page
 
+ADMIN_SCOPES = (scopes.ALL, scopes.ADMIN)  # of the first key of a new service
 EXPIRY_RANGE_SECONDS = (60, 10 * 365 * 86_400)
 OVERLAP_RANGE_SECONDS = (0, 90 * 86_400)
 DEFAULT_OVERLAP_SECONDS = 86_400
@@ -22,106 +27,139 @@ DEFAULT_OVERLAP_SECONDS = 86_400
 
 def create(
     session: Session, project: Project, name: str, key_scopes: Sequence[str], expires_in_seconds: int | None
-) -> IssuedKey:
-    """Issue a key. Raises BadRequest."""
+) -> ApiKey:
+    """Issue a key of a user. Raises BadRequest."""
     if project.archived_at is not None:
         raise BadRequest(
             f"Project {as_json(project.name)} is archived, so its keys are not valid; unarchive it first.",
             "project_id",
             "invalid_project_state",
         )
-    _check_expiry(expires_in_seconds)
-    return keys.issue(
-        session,
-        project,
-        validate_name(name),
-        scopes.validated_scopes(key_scopes),
-        expires_in_seconds=expires_in_seconds,
-    )
+    _check_range("expires_in_seconds", expires_in_seconds, EXPIRY_RANGE_SECONDS, "; leave it out for no expiry")
+    key_scopes = scopes.validated_scopes(key_scopes)
+    return issue(session, project, validate_name(name), key_scopes, expires_in_seconds=expires_in_seconds)
 
 
-def modify(
+def issue(
     session: Session,
-    project_id: str,
-    key_id: str,
-    name: str | None,
-    key_scopes: Sequence[str] | None,
-    expires_in_seconds: int | None,
+    project: Project,
+    name: str,
+    key_scopes: Sequence[str] = (scopes.ALL,),
+    secret: str | None = None,
+    expires_in_seconds: int | None = None,
 ) -> ApiKey:
-    """Change the settings that are not None. Raises NotFound, and BadRequest for a key that is not active."""
+    """Insert a key. `secret` is one that the operator supplies (a container's secret file), else it is a new one."""
+    number = secrets.token_hex(6)
+    key = ApiKey(id=f"key_{number}", project_id=project.id, name=name, scopes=list(key_scopes))
+    key.expires_at = _from_now(expires_in_seconds)
+    return _store(session, key, secret or new_secret(number))
+
+
+def change(session: Session, project_id: str, key_id: str, given: Mapping[str, Any]) -> ApiKey:
+    """Change the fields that are not None. Raises NotFound, and BadRequest for a key that is not active."""
     key = _get_active(session, project_id, key_id)
-    _check_expiry(expires_in_seconds)
-    if name is not None:
-        key.name = validate_name(name)
-    if key_scopes is not None:
-        key.scopes = scopes.validated_scopes(key_scopes)
-    if expires_in_seconds is not None:
-        keys.set_expiry(session, key, expires_in_seconds)
+    seconds = given.get("expires_in_seconds")
+    _check_range("expires_in_seconds", seconds, EXPIRY_RANGE_SECONDS, "; leave it out for no expiry")
+    if given.get("name") is not None:
+        key.name = validate_name(given["name"])
+    if given.get("scopes") is not None:
+        key.scopes = scopes.validated_scopes(given["scopes"])
+    if seconds is not None:
+        key.expires_at = _from_now(seconds)
     session.flush()
-    return key
-
-
-def rotate(session: Session, project_id: str | None, key_id: str, overlap_seconds: int) -> tuple[ApiKey, str]:
-    """Replace the secret; the old one stays valid for `overlap_seconds`. Raises NotFound, BadRequest."""
-    key = _get_active(session, project_id, key_id)
-    minimum, maximum = OVERLAP_RANGE_SECONDS
-    if not minimum <= overlap_seconds <= maximum:
-        raise BadRequest(f"overlap_seconds: {overlap_seconds} is not from {minimum} to {maximum}", "overlap_seconds")
-    return key, keys.rotate(session, key, overlap_seconds)
-
-
-def revoke(session: Session, project_id: str | None, key_id: str) -> ApiKey:
-    """Revoke a key with all its secrets at once; no error if it is revoked already. Raises NotFound."""
-    key = get(session, project_id, key_id)
-    keys.revoke(session, key.id)
     session.refresh(key)
     return key
 
 
-def get(session: Session, project_id: str | None, key_id: str, lock: bool = False) -> ApiKey:
-    key = keys.get(session, key_id, project_id, lock)
-    if key is None:
-        raise NotFound(f"No such API key: {unquoted(key_id)}", "id")
+def rotate(session: Session, project_id: str | None, key_id: str, overlap_seconds: int) -> ApiKey:
+    """Replace the secret; the old one stays valid for `overlap_seconds`. Raises NotFound, BadRequest."""
+    key = _get_active(session, project_id, key_id)
+    _check_range("overlap_seconds", overlap_seconds, OVERLAP_RANGE_SECONDS)
+    if key.previous_secret_sha256 is not None:
+        session.merge(RetiredApiKey(secret_sha256=key.previous_secret_sha256, key_id=key.id))
+    key.previous_secret_sha256 = key.secret_sha256
+    key.previous_expires_at = _from_now(overlap_seconds)
+    key.rotated_at = func.clock_timestamp()
+    return _store(session, key, new_secret(key.id.removeprefix("key_")))
+
+
+def revoke(session: Session, project_id: str | None, key_id: str) -> ApiKey:
+    """Revoke a key with all its secrets at once; no error if it is revoked already. Raises NotFound."""
+    key = get(session, project_id, key_id, lock=True)
+    if key.revoked_at is None:
+        key.revoked_at = func.clock_timestamp()
+        session.flush()
+        session.refresh(key)
     return key
 
 
+def get(session: Session, project_id: str | None, key_id: str, lock: bool = False) -> ApiKey:
+    """A key of the project, or of any project without `project_id`. Raises NotFound."""
+    return resources.get(session, ApiKey, key_id, *_scope(project_id), lock=lock)
+
+
 def page(
-    session: Session,
-    project_id: str | None,
-    limit: int,
-    after: str | None,
-    with_revoked: bool,
-    is_active: bool | None = None,
+    session: Session, project_id: str | None, page: Page, with_revoked: bool, is_active: bool | None = None
 ) -> list[ApiKey]:
-    """A page of keys of the project, or of all projects without `project_id`. Raises BadRequest for `after`."""
-    last = None
-    if after is not None:
-        last = keys.get(session, after, project_id)
-        if last is None:
-            text = f"after: there is no key {as_json(after)} here; give the id of the last item of the page before"
-            raise BadRequest(text, "after")
-    return keys.page(session, project_id, limit, last, with_revoked, is_active)
+    """A page of keys of the project, or of all projects without `project_id`. `is_active` None: active or not."""
+    only: list[ColumnElement[bool]] = [] if with_revoked else [ApiKey.revoked_at.is_(None)]
+    if is_active is not None:
+        only.append(_is_usable() if is_active else not_(_is_usable()))
+    return resources.page(session, ApiKey, *page, *_scope(project_id), only=tuple(only))
 
 
-def status(key: ApiKey) -> str:
-    """`active`, `expired` or `revoked`, for display; requests are authorized by PostgreSQL's clock."""
-    if key.revoked_at is not None:
-        return "revoked"
-    return "expired" if key.expires_at is not None and key.expires_at <= datetime.now(UTC) else "active"
+def find_by_secret(session: Session, secret: str) -> ApiKey | None:
+    """The usable key with this secret, or with this previous secret while a rotation overlaps."""
+    digest = hash_key(secret)
+    is_previous = and_(ApiKey.previous_secret_sha256 == digest, ApiKey.previous_expires_at > func.clock_timestamp())
+    return session.scalar(select(ApiKey).where(or_(ApiKey.secret_sha256 == digest, is_previous), _is_usable()))
+
+
+def was_issued(session: Session, secret: str) -> bool:
+    """Whether the secret is or was a key's, revoked keys and earlier rotations included."""
+    digest = hash_key(secret)
+    has_secret = or_(ApiKey.secret_sha256 == digest, ApiKey.previous_secret_sha256 == digest)
+    is_known = session.scalar(select(ApiKey.id).where(has_secret)) is not None
+    return is_known or session.get(RetiredApiKey, digest) is not None
+
+
+def has_usable_key(session: Session) -> bool:
+    """Whether any key of an unarchived project is valid."""
+    query = select(ApiKey.id).join(Project, Project.id == ApiKey.project_id)
+    return session.scalar(query.where(_is_usable(), Project.archived_at.is_(None)).limit(1)) is not None
 
 
 def _get_active(session: Session, project_id: str | None, key_id: str) -> ApiKey:
     key = get(session, project_id, key_id, lock=True)
-    key_status = status(key)
-    if key_status != "active":
-        raise BadRequest(f"Key {key.id} is {key_status}; only an active key can be changed. Create another.", "id")
+    if key.status != "active":
+        raise BadRequest(f"Key {key.id} is {key.status}; only an active key can be changed. Create another.", "id")
     return key
 
 
-def _check_expiry(expires_in_seconds: int | None) -> None:
-    minimum, maximum = EXPIRY_RANGE_SECONDS
-    if expires_in_seconds is not None and not minimum <= expires_in_seconds <= maximum:
-        raise BadRequest(
-            f"expires_in_seconds: {expires_in_seconds} is not from {minimum} to {maximum}; leave it out for no expiry",
-            "expires_in_seconds",
-        )
+def _store(session: Session, key: ApiKey, secret: str) -> ApiKey:
+    """Write the key with this secret, which the returned row shows."""
+    key.secret_sha256, key.redacted = hash_key(secret), redact(secret)
+    session.add(key)
+    session.flush()
+    session.refresh(key)
+    key.secret = secret
+    return key
+
+
+def _scope(project_id: str | None) -> tuple[ColumnElement[bool], ...]:
+    return () if project_id is None else (ApiKey.project_id == project_id,)
+
+
+def _is_usable() -> ColumnElement[bool]:
+    is_unexpired = or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > func.clock_timestamp())
+    return and_(ApiKey.revoked_at.is_(None), is_unexpired)
+
+
+def _check_range(name: str, seconds: int | None, allowed: tuple[int, int], remedy: str = "") -> None:
+    minimum, maximum = allowed
+    if seconds is not None and not minimum <= seconds <= maximum:
+        raise BadRequest(f"{name}: {seconds} is not from {minimum} to {maximum}{remedy}", name)
+
+
+def _from_now(seconds: int | None) -> Any:
+    return None if seconds is None else func.clock_timestamp() + timedelta(seconds=seconds)

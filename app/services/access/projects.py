@@ -1,40 +1,41 @@
-"""Use cases of admins on projects. The caller owns the transaction."""
+"""Projects: the owners of keys, files and jobs, with their limits. The caller owns the transaction."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
+from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from app.db.access import projects
+from app.db.access import usage
+from app.db.ids import new_id
 from app.db.jobs import jobs
 from app.db.tables import Project
-from app.domain.error_text.json_text import as_json, unquoted
-from app.errors import BadRequest, NotFound
+from app.domain.error_text.json_text import as_json
+from app.errors import BadRequest
+from app.services import resources
+from app.services.resources import Page
 
+DEFAULT_PROJECT = "default"
 MAX_NAME_CHARACTERS = 100
 MAX_LISTED_JOBS = 5
 
 
 def create(session: Session, name: str, settings: Mapping[str, int | float | None]) -> Project:
     """Create a project; `settings` are limits, `share_weight`, `may_be_urgent`. Raises BadRequest for a used name."""
-    name = validate_name(name)
-    with _refuse_duplicate_name(name), session.begin_nested():
-        project = projects.insert(session, name)
-    return _apply(session, project, settings)
+    project = Project(id=new_id("proj", "_"))
+    session.add(project)
+    return _apply(session, project, name, settings)
 
 
-def modify(session: Session, project_id: str, name: str | None, settings: Mapping[str, int | float | None]) -> Project:
+def change(session: Session, project_id: str, name: str | None, settings: Mapping[str, int | float | None]) -> Project:
     """Change the given settings; None removes a limit. Raises NotFound, BadRequest."""
     project = get(session, project_id)
-    _refuse_archived(project)
-    if name is not None:
-        name = validate_name(name)
-        with _refuse_duplicate_name(name), session.begin_nested():
-            project.name = name
-    return _apply(session, project, settings)
+    if project.archived_at is not None:
+        text = f"Project {as_json(project.name)} is archived; unarchive it before you change it."
+        raise BadRequest(text, "id", "invalid_project_state")
+    return _apply(session, project, project.name if name is None else name, settings)
 
 
 def archive(session: Session, project_id: str, own_project_id: str | None, cancel_jobs: bool = False) -> Project:
@@ -49,7 +50,7 @@ def archive(session: Session, project_id: str, own_project_id: str | None, cance
         raise BadRequest(
             "The key of this request belongs to this project; archive it with a key of another project.", "id"
         )
-    projects.lock(session, project.id)  # before rows of jobs, as a creation and a resume do
+    lock(session, project.id)  # before rows of jobs, as a creation and a resume do
     unfinished = jobs.unfinished_ids(session, project.id)
     if unfinished and not cancel_jobs:
         raise BadRequest(
@@ -61,33 +62,62 @@ def archive(session: Session, project_id: str, own_project_id: str | None, cance
         )
     for job_id in unfinished:
         jobs.cancel(session, project.id, job_id)
-    projects.archive(session, project)
+    project.archived_at = func.clock_timestamp()
+    session.flush()
+    session.refresh(project)
     return project
 
 
 def unarchive(session: Session, project_id: str) -> Project:
     """Unarchive a project: its keys are valid again unless revoked or expired. Cancelled jobs stay cancelled."""
     project = get(session, project_id)
-    if project.archived_at is not None:
-        projects.unarchive(session, project)
+    project.archived_at = None
+    session.flush()
     return project
 
 
 def get(session: Session, project_id: str) -> Project:
-    project = projects.get(session, project_id)
-    if project is None:
-        raise NotFound(f"No such project: {unquoted(project_id)}", "id")
+    """Raises NotFound."""
+    return resources.get(session, Project, project_id)
+
+
+def find(session: Session, name_or_id: str) -> Project | None:
+    """The project of this name, else of this id."""
+    query = select(Project).where((Project.name == name_or_id) | (Project.id == name_or_id))
+    return session.scalar(query.order_by((Project.name == name_or_id).desc()).limit(1))
+
+
+def ensure(session: Session, name: str) -> Project:
+    """The project of this name, created if there is none. Raises IntegrityError if another process creates it."""
+    if (existing := session.scalar(select(Project).where(Project.name == name))) is not None:
+        return existing
+    project = Project(id=new_id("proj", "_"), name=name)
+    session.add(project)
+    session.flush()
+    session.refresh(project)
     return project
 
 
-def page(session: Session, limit: int, after: str | None, with_archived: bool) -> list[Project]:
-    last = None
-    if after is not None:
-        last = projects.get(session, after)
-        if last is None:
-            text = f"after: there is no project {as_json(after)}; give the id of the last item of the page before"
-            raise BadRequest(text, "after")
-    return projects.page(session, limit, last, with_archived)
+def lock(session: Session, project_id: str, shared: bool = False) -> Project:
+    """Lock the project's row and read it again, so that a count stays true until the commit.
+
+    Shared locks exclude only those that are not. Rows that only refer to the project are still written: their foreign
+    keys take a weaker lock.
+    """
+    query = select(Project).where(Project.id == project_id).with_for_update(read=shared, key_share=not shared)
+    return session.execute(query.execution_options(populate_existing=True)).scalar_one()
+
+
+def page(session: Session, page: Page, with_archived: bool) -> list[Project]:
+    return resources.page(session, Project, *page, only=() if with_archived else (Project.archived_at.is_(None),))
+
+
+def with_usage(session: Session, *projects: Project) -> Sequence[Project]:
+    """The projects, with their `usage`."""
+    used = usage.usage_by_project(session, [project.id for project in projects])
+    for project in projects:
+        project.usage = used[project.id]
+    return projects
 
 
 def validate_name(name: str, param: str = "name") -> str:
@@ -99,27 +129,18 @@ def validate_name(name: str, param: str = "name") -> str:
     return name
 
 
-def _apply(session: Session, project: Project, settings: Mapping[str, int | float | None]) -> Project:
-    for name, value in settings.items():
-        setattr(project, name, value)
+def _apply(session: Session, project: Project, name: str, settings: Mapping[str, int | float | None]) -> Project:
+    project.name = validate_name(name)
+    try:
+        session.flush()
+    except IntegrityError as error:  # a check beforehand would miss a concurrent creation
+        raise BadRequest(f"name: a project {as_json(name)} exists already; choose another name", "name") from error
+    for setting, value in settings.items():
+        setattr(project, setting, value)
     session.flush()
+    session.refresh(project)
     return project
 
 
 def _list_ids(job_ids: Sequence[str]) -> str:
     return ", ".join([*job_ids[:MAX_LISTED_JOBS], *(["…"] if len(job_ids) > MAX_LISTED_JOBS else [])])
-
-
-def _refuse_archived(project: Project) -> None:
-    if project.archived_at is not None:
-        text = f"Project {as_json(project.name)} is archived; unarchive it before you change it."
-        raise BadRequest(text, "id", "invalid_project_state")
-
-
-@contextmanager
-def _refuse_duplicate_name(name: str) -> Iterator[None]:
-    """Turn a violation of the unique constraint into BadRequest; a check beforehand would miss concurrent creations."""
-    try:
-        yield
-    except IntegrityError as error:
-        raise BadRequest(f"name: a project {as_json(name)} exists already; choose another name", "name") from error

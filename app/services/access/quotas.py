@@ -9,10 +9,11 @@ from collections.abc import Callable
 
 from sqlalchemy.orm import Session
 
-from app.db.access import projects, usage
+from app.db.access import usage
 from app.db.tables import Project
 from app.domain.error_text.json_text import as_json
 from app.errors import QuotaExceeded
+from app.services.access import projects
 
 MAX_IN_FLIGHT = 250  # creations that are not committed yet: more than PostgreSQL has connections (100)
 

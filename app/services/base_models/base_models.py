@@ -4,26 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sqlalchemy import select
+from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
-from app.db.base_models import models, registrations
+from app.db.base_models import models
+from app.db.ids import new_id
 from app.db.tables import BaseModelRegistration, BaseModelRow
-from app.domain.base_models.registrations import directory_problem, option_problems, pull_problems
-from app.domain.error_text.json_text import as_json, unquoted
+from app.domain.base_models.registrations import UNFINISHED, directory_problem, option_problems, pull_problems
+from app.domain.error_text.json_text import as_json
 from app.errors import BadRequest, NotFound, combine_errors
 from app.services.base_models.models import refuse_alias_name
 from app.system.model_registration import RegistrationOptions
 
 
-def list_all(session: Session) -> list[BaseModelRow]:
-    """Every base model with its directory, by name."""
-    return models.list_base(session)
-
-
 def remove(session: Session, name: str) -> None:
     """Unregister a base model; its files and the adapters trained on it are kept. Raises NotFound."""
-    if not models.unregister(session, name):
-        raise _unknown(session, name)
+    row = session.get(BaseModelRow, name)
+    if row is None:
+        names = ", ".join(row.name for row in models.list_base(session)) or "none"
+        raise NotFound(f"No base model is named {as_json(name)}; registered: {names}.", "model", "model_not_found")
+    session.delete(row)
+    session.flush()
 
 
 def register(
@@ -54,29 +56,12 @@ def _queue(
     session: Session, name: str, directory: str, options: RegistrationOptions, is_pull: bool
 ) -> BaseModelRegistration:
     refuse_alias_name(session, name)
-    row = registrations.insert(session, name=name, directory=directory, is_pull=is_pull, **vars(options))
+    columns = {"id": new_id("basereg", "_"), "name": name, "directory": directory, "is_pull": is_pull, **vars(options)}
+    statement = upsert(BaseModelRegistration).values(columns).on_conflict_do_nothing().returning(BaseModelRegistration)
+    row: BaseModelRegistration | None = session.scalar(statement)
     if row is None:
-        other = registrations.unfinished(session, name)
+        is_unfinished = BaseModelRegistration.state.in_([state.value for state in UNFINISHED])
+        other = session.scalar(select(BaseModelRegistration).where(BaseModelRegistration.name == name, is_unfinished))
         text = f"name: {as_json(name)} is being registered already"
         raise BadRequest(f"{text} ({other.id})" if other else f"{text}; try again", "name")
     return row
-
-
-def get_registration(session: Session, registration_id: str) -> BaseModelRegistration:
-    row = registrations.get(session, registration_id)
-    if row is None:
-        raise NotFound(f"No such registration: {unquoted(registration_id)}", "id")
-    return row
-
-
-def registration_page(session: Session, limit: int, after: str | None) -> list[BaseModelRegistration]:
-    last = None
-    if after is not None and (last := registrations.get(session, after)) is None:
-        text = f"after: there is no registration {as_json(after)}; give the id of the last item of the page before"
-        raise BadRequest(text, "after")
-    return registrations.page(session, limit, last)
-
-
-def _unknown(session: Session, name: str) -> NotFound:
-    names = ", ".join(row.name for row in models.list_base(session)) or "none"
-    return NotFound(f"No base model is named {as_json(name)}; registered: {names}.", "model", "model_not_found")

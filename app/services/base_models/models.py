@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from sqlalchemy import select
+from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
 from app.db.base_models import models
@@ -19,7 +21,7 @@ ModelRow = BaseModelRow | ModelAlias | TunedModel
 def list_all(session: Session, project_id: str) -> list[ModelRow]:
     return [
         *models.list_base(session, project_id),
-        *models.list_aliases(session, project_id),
+        *list_aliases(session, project_id),
         *models.list_usable(session, project_id),
     ]
 
@@ -28,7 +30,7 @@ def get(session: Session, project_id: str, model_id: str) -> ModelRow:
     model: ModelRow | None = models.get_base(session, project_id, model_id)
     model = model or models.get_usable(session, project_id, model_id)
     if model is None:
-        model = next((each for each in models.list_aliases(session, project_id) if each.name == model_id), None)
+        model = next((each for each in list_aliases(session, project_id) if each.name == model_id), None)
     if model is None:
         raise model_not_found(model_id)
     return model
@@ -88,7 +90,7 @@ def model_not_found(name: str, available: str = LISTED) -> NotFound:
 def available_models(session: Session, project_id: str) -> str:
     """A sentence with the names that a project can use as `model` of a job, except `ft:` models."""
     names = ", ".join(row.name for row in models.list_base(session, project_id)) or "none yet"
-    aliases = ", ".join(f"{row.name} ({row.base_model})" for row in models.list_aliases(session, project_id))
+    aliases = ", ".join(f"{row.name} ({row.base_model})" for row in list_aliases(session, project_id))
     return f"Available models: {names}." + (f" Aliases: {aliases}." if aliases else "")
 
 
@@ -111,20 +113,29 @@ def set_alias(session: Session, name: str, base_model: str) -> ModelAlias:
         problems.append(BadRequest(text, "model"))
     if problems:
         raise combine_errors(problems)
-    return models.set_alias(session, name, base_model)
+    values = {"base_model": base_model}
+    statement = (
+        upsert(ModelAlias).values(name=name, **values).on_conflict_do_update(index_elements=["name"], set_=values)
+    )
+    return session.scalars(statement.returning(ModelAlias), execution_options={"populate_existing": True}).one()
 
 
-def list_aliases(session: Session) -> list[tuple[ModelAlias, bool]]:
-    """Every alias by name, and whether its base model is registered."""
-    registered = {row.name for row in models.list_base(session)}
-    return [(alias, alias.base_model in registered) for alias in models.list_aliases(session)]
+def list_aliases(session: Session, project_id: str | None = None) -> list[ModelAlias]:
+    """The aliases, by name, of the base models that a project may use; without a project, all of them."""
+    query = select(ModelAlias).order_by(ModelAlias.name)
+    if project_id is not None:
+        query = query.join(ModelAlias.base).where(models.is_offered_to(project_id))
+    return list(session.scalars(query))
 
 
 def remove_alias(session: Session, name: str) -> None:
     """Remove an alias; jobs that were created by it are kept. Raises NotFound."""
-    if not models.delete_alias(session, name):
-        known = ", ".join(row.name for row in models.list_aliases(session)) or "none"
+    alias = models.get_alias(session, name)
+    if alias is None:
+        known = ", ".join(row.name for row in list_aliases(session)) or "none"
         raise NotFound(f"There is no alias {as_json(name)}; aliases: {known}.", "name")
+    session.delete(alias)
+    session.flush()
 
 
 def refuse_alias_name(session: Session, name: str) -> None:

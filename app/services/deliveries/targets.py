@@ -1,28 +1,33 @@
-"""Use cases of delivery targets. The caller owns the transaction."""
+"""Delivery targets. The caller owns the transaction."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sqlalchemy import ColumnElement, case, func, null, select, update
+from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
 from app.db.deliveries import credentials as encryption
-from app.db.deliveries import targets
 from app.db.deliveries.credentials import NoSecretKey
-from app.db.tables import DeliveryTarget
+from app.db.deliveries.deliveries import TARGET_DELETED, TARGET_DELETED_BEFORE_WITHDRAWAL
+from app.db.ids import new_id
+from app.db.tables import Delivery, DeliveryTarget
+from app.domain.deliveries.states import DUE_STATES, DeliveryState
 from app.domain.deliveries.targets import (
-    Destination,
     TargetKind,
     TargetRules,
-    check_name,
     credential_problems,
     destination_problems,
+    name_problems,
 )
-from app.domain.error_text.json_text import as_json, unquoted
-from app.errors import BadRequest, NotFound, combine_errors
+from app.domain.error_text.json_text import as_json
+from app.errors import BadRequest, combine_errors
+from app.services import resources
 from app.services.access import quotas
+from app.services.resources import Page
 
 MAX_TARGETS = 50
 
@@ -35,91 +40,77 @@ class Operator:
     encryption_keys: Sequence[str]
 
 
-@dataclass(frozen=True)
-class TargetChanges:
-    """What a request gives; absent names are not in `given`."""
-
-    given: Mapping[str, Any]
-    destination: Destination | None = None
-    credentials: Mapping[str, str] | None = None
-
-
-def create(session: Session, operator: Operator, project_id: str, name: str, changes: TargetChanges) -> DeliveryTarget:
-    """Create a target. Raises BadRequest with all problems, QuotaExceeded."""
-    assert changes.destination is not None, "the shape of a create body requires it"
-    kind = TargetKind(changes.destination.kind)
-    credentials = changes.credentials or {}
-    _check(operator, kind, changes.destination, credentials, name)
+def create(session: Session, operator: Operator, project_id: str, given: Mapping[str, Any]) -> DeliveryTarget:
+    """Create a target of the fields of a request. Raises BadRequest with all problems, QuotaExceeded."""
+    kind = TargetKind(given["destination"].kind)
+    columns = _columns(operator, kind, {**given, "credentials": given["credentials"] or {}})
     remedy = "delete a target that is not needed"
-    quotas.require_room(session, project_id, "max_delivery_targets", MAX_TARGETS, targets.count, remedy)
-    target = targets.insert(
-        session,
-        project_id,
-        name=name,
-        kind=kind,
-        destination=changes.destination.model_dump(mode="json"),
-        served_model=changes.given.get("served_model"),
-        is_default=bool(changes.given.get("default")),
-        **_encrypted(operator, credentials),
-    )
-    if target is None:
-        raise BadRequest(f"name: this project has a target {as_json(name)} already; choose another name", "name")
+    quotas.require_room(session, project_id, "max_delivery_targets", MAX_TARGETS, _count, remedy)
+    statement = upsert(DeliveryTarget).values(id=new_id("target", "_"), project_id=project_id, kind=kind, **columns)
+    target: DeliveryTarget | None = session.scalar(statement.on_conflict_do_nothing().returning(DeliveryTarget))
+    if target is None:  # also if a concurrent request creates it
+        text = f"name: this project has a target {as_json(given['name'])} already; choose another name"
+        raise BadRequest(text, "name")
     return target
 
 
 def get(session: Session, project_id: str, target_id: str, lock: bool = False) -> DeliveryTarget:
     """A target by its id or name. Raises NotFound."""
-    target = targets.get(session, project_id, target_id, lock)
-    if target is None:
-        raise NotFound(f"No such delivery target: {unquoted(target_id)}", "id")
-    return target
+    has_id = DeliveryTarget.id == target_id
+    query = select(DeliveryTarget.id).where(*_existing(project_id), has_id | (DeliveryTarget.name == target_id))
+    found = session.scalar(query.order_by(has_id.desc()).limit(1))
+    return resources.get(session, DeliveryTarget, found or target_id, *_existing(project_id), lock=lock)
 
 
-def problem(encryption_keys: Sequence[str], target: DeliveryTarget) -> str | None:
-    """Why the target's credentials cannot be used, and what to do; None if they can."""
+def page(session: Session, project_id: str, page: Page) -> list[DeliveryTarget]:
+    return resources.page(session, DeliveryTarget, *page, *_existing(project_id))
+
+
+def check_credentials(encryption_keys: Sequence[str], target: DeliveryTarget) -> DeliveryTarget:
+    """Return the target; its `error` is why its credentials cannot be used, and what to do."""
     try:
         if target.credentials is not None:
             encryption.decrypt(encryption_keys, target.credentials)
     except NoSecretKey as error:
-        return str(error)
-    return None
-
-
-def page(session: Session, project_id: str, limit: int, after: str | None) -> list[DeliveryTarget]:
-    last = targets.get(session, project_id, after) if after is not None else None
-    if after is not None and last is None:
-        text = (
-            f"after: there is no delivery target {as_json(after)} here; give the id of the last item of the page before"
-        )
-        raise BadRequest(text, "after")
-    return targets.page(session, project_id, limit, last)
+        target.error = str(error)
+    return target
 
 
 def change(
-    session: Session, operator: Operator, project_id: str, target_id: str, changes: TargetChanges
+    session: Session, operator: Operator, project_id: str, target_id: str, given: Mapping[str, Any]
 ) -> DeliveryTarget:
     """Change what is given. The kind stays. Raises NotFound, and BadRequest with all problems."""
     target = get(session, project_id, target_id, lock=True)
-    kind = TargetKind(target.kind)
-    if changes.destination is not None and changes.destination.kind != kind:
-        text = f"destination.kind: {target.name} is a {kind} target, which cannot become another kind; create a new one"
-        raise BadRequest(text, "destination.kind")
-    _check(operator, kind, changes.destination, changes.credentials)
-    values: dict[str, Any] = {}
-    if changes.destination is not None:
-        values["destination"] = changes.destination.model_dump(mode="json")
-    if changes.credentials is not None:
-        values |= _encrypted(operator, changes.credentials)
-    if "served_model" in changes.given:
-        values["served_model"] = changes.given["served_model"]
-    if changes.given.get("default") is not None:
-        values["is_default"] = changes.given["default"]
-    return targets.change(session, target, **values)
+    destination = given.get("destination")
+    if destination is not None and destination.kind != target.kind:
+        text = f"destination.kind: {target.name} is a {target.kind} target, which cannot become another kind; create a "
+        raise BadRequest(f"{text}new one", "destination.kind")
+    return store(session, target, _columns(operator, TargetKind(target.kind), given))
+
+
+def store(session: Session, target: DeliveryTarget, columns: Mapping[str, Any]) -> DeliveryTarget:
+    """Change the columns. What the target has not received is due again at once, as they may be what it needed."""
+    for name, value in columns.items():
+        setattr(target, name, value)
+    target.updated_at = func.clock_timestamp()
+    due = update(Delivery).where(Delivery.target_id == target.id, Delivery.state.in_(sorted(DUE_STATES)))
+    session.execute(due.values(next_attempt_at=func.clock_timestamp(), tries=0))
+    session.refresh(target)
+    return target
 
 
 def delete(session: Session, project_id: str, target_id: str) -> DeliveryTarget:
+    """Mark a target as deleted, drop its credentials, and end its deliveries; what it has received stays there."""
     target = get(session, project_id, target_id, lock=True)
-    targets.delete(session, target)
+    target.deleted_at, target.credentials, target.is_default = func.clock_timestamp(), None, False
+    ended = {"next_attempt_at": null(), "leased_until": null(), "updated_at": func.clock_timestamp()}
+    of_target = update(Delivery).where(Delivery.target_id == target.id)
+    is_withdrawn = Delivery.state == DeliveryState.WITHDRAWING
+    error = case((is_withdrawn, TARGET_DELETED_BEFORE_WITHDRAWAL), else_=TARGET_DELETED)
+    unfinished = of_target.where(Delivery.state.in_([DeliveryState.PENDING, DeliveryState.WITHDRAWING]))
+    session.execute(unfinished.values(state=DeliveryState.FAILED, error=error, **ended))
+    session.execute(of_target.where(Delivery.state == DeliveryState.DELIVERED).values(**ended))
+    session.flush()
     return target
 
 
@@ -127,41 +118,47 @@ def resolve_names(
     session: Session, project_id: str, names: Sequence[str] | None, param: str = "deliver_to"
 ) -> list[str]:
     """The targets of a job: those named, or those of its project that are a default. Raises BadRequest."""
+    query = select(DeliveryTarget.name).where(*_existing(project_id)).order_by(DeliveryTarget.seq)
     if names is None:
-        return targets.names(session, project_id, only_defaults=True)
-    unknown = [name for name in names if name not in targets.by_names(session, project_id, names)]
-    if unknown:
-        existing = ", ".join(targets.names(session, project_id)) or "none yet"
-        text = f"{param}: there is no delivery target {', '.join(map(as_json, unknown))}; there are: {existing}"
+        return list(session.scalars(query.where(DeliveryTarget.is_default)))
+    existing = list(session.scalars(query)) if names else []
+    if unknown := [name for name in names if name not in existing]:
+        listed = ", ".join(existing) or "none yet"
+        text = f"{param}: there is no delivery target {', '.join(map(as_json, unknown))}; there are: {listed}"
         raise BadRequest(text, param)
     return list(dict.fromkeys(names))
 
 
-def _check(
-    operator: Operator,
-    kind: TargetKind,
-    destination: Destination | None,
-    credentials: Mapping[str, str] | None,
-    name: str | None = None,
-) -> None:
-    """Raises BadRequest with all problems."""
-    problems: list[BadRequest] = []
-    try:
-        if name is not None:
-            check_name(name)
-    except BadRequest as problem:
-        problems.append(problem)
-    problems += destination_problems(destination, operator.rules) if destination is not None else []
-    problems += credential_problems(kind, credentials) if credentials is not None else []
-    if problems:
+def _existing(project_id: str) -> tuple[ColumnElement[bool], ...]:
+    return DeliveryTarget.project_id == project_id, DeliveryTarget.deleted_at.is_(None)
+
+
+def _count(session: Session, project_id: str) -> int:
+    return resources.count(session, DeliveryTarget, *_existing(project_id))
+
+
+def _columns(operator: Operator, kind: TargetKind, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of the given fields; only `served_model` may become null. Raises BadRequest with all problems."""
+    columns = {name: value for name, value in given.items() if value is not None or name == "served_model"}
+    checks: dict[str, Callable[[Any], list[BadRequest]]] = {
+        "name": name_problems,
+        "destination": lambda destination: destination_problems(destination, operator.rules),
+        "credentials": lambda credentials: credential_problems(kind, credentials),
+    }
+    if problems := [problem for name, check in checks.items() if name in columns for problem in check(columns[name])]:
         raise combine_errors(problems)
+    if "default" in columns:
+        columns["is_default"] = columns.pop("default")
+    if "destination" in columns:
+        columns["destination"] = columns["destination"].model_dump(mode="json")
+    if "credentials" in columns:
+        columns |= _encrypted(operator, columns["credentials"])
+    return columns
 
 
 def _encrypted(operator: Operator, credentials: Mapping[str, str]) -> dict[str, Any]:
-    if not credentials:
-        return {"credentials": None, "credential_names": []}
     try:
-        token = encryption.encrypt(operator.encryption_keys, credentials)
+        token = encryption.encrypt(operator.encryption_keys, credentials) if credentials else None
     except NoSecretKey as error:
         raise BadRequest(f"credentials: {error}", "credentials") from error
     return {"credentials": token, "credential_names": sorted(credentials)}

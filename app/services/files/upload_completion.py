@@ -11,20 +11,19 @@ from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.db.engine import Sessions, transaction
-from app.db.files import uploads
 from app.db.ids import new_id
 from app.db.tables import Upload, UploadPart
 from app.domain.files.uploads import UploadStatus
 from app.errors import BadRequest
 from app.services.datasets.check_process import Check
 from app.services.datasets.line_check import CHECKED_PURPOSES, check_content
-from app.services.files import ingest
+from app.services.files import ingest, uploads
 from app.services.files.ingest import NewFile, StoredContent, discard_object
 from app.services.files.rolling_digest import RollingDigest, RollingDigestCache
-from app.services.files.uploads import UploadView, require_pending, require_upload, view_of
 from app.storage import Storage
 
 CHUNK_BYTES = 1 << 20
@@ -41,26 +40,26 @@ def complete(
     md5: str | None,
     max_line_bytes: int,
     check: Check,
-) -> UploadView:
+) -> Upload:
     """Complete an upload; `part_ids` are in the order of the file, None for content sent as one stream.
 
     A repeated call with the same parts returns the same file. Raises BadRequest, InvalidDataset and
     CheckCancelledError, after which the upload is still pending.
     """
     with transaction(sessions) as session:
-        upload = require_upload(uploads.get(session, project_id, upload_id), upload_id)
+        upload = uploads.get(session, project_id, upload_id)
         if _is_completed_with(upload, part_ids):
-            return view_of(session, upload)
-        require_pending(view_of(session, upload), REFUSED_ACTION)
+            return upload
+        uploads.require_pending(upload, REFUSED_ACTION)
         parts = _select_parts(session, upload, part_ids)
     _require_total(upload, parts)
     file_id = new_id("file")
     ids = [part.id for part in parts]
     rolling = digests.matching_prefix(upload_id, ids)
     content = _compose(sessions, storage, upload, f"files/{file_id}", parts, rolling, md5, max_line_bytes, check)
-    view = _apply(sessions, storage, upload, file_id, content, ids)
+    completed = _apply(sessions, storage, upload, file_id, content, ids)
     digests.remove(upload_id)
-    return view
+    return completed
 
 
 def _is_completed_with(upload: Upload, part_ids: Sequence[str] | None) -> bool:
@@ -74,7 +73,8 @@ def _select_parts(session: Session, upload: Upload, part_ids: Sequence[str] | No
             text = "you must provide part_ids: the ids of the parts, in the order of the file"
             raise BadRequest(text, "part_ids", "missing_required_parameter")
         return pieces
-    parts_by_id = uploads.posted_parts(session, upload, part_ids)
+    of_upload = select(UploadPart).where(UploadPart.upload_id == upload.id, UploadPart.start.is_(None))
+    parts_by_id = {part.id: part for part in session.scalars(of_upload.where(UploadPart.id.in_(part_ids)))}
     unknown = [part_id for part_id in dict.fromkeys(part_ids) if part_id not in parts_by_id]
     if unknown:
         raise BadRequest(f"part_ids: not a part of {upload.id}: {', '.join(unknown[:10])}", "part_ids")
@@ -106,8 +106,7 @@ def _compose(
         stored = storage.compose(key, [part.storage_key for part in parts])
     except FileNotFoundError:  # the parts were deleted meanwhile; the status tells why
         with transaction(sessions) as session:
-            current = require_upload(uploads.get(session, upload.project_id, upload.id), upload.id)
-            require_pending(view_of(session, current), REFUSED_ACTION)
+            uploads.require_pending(uploads.get(session, upload.project_id, upload.id), REFUSED_ACTION)
         raise
     try:
         if stored.size_bytes != upload.bytes:
@@ -141,26 +140,27 @@ def _hash(storage: Storage, key: str, rolling: RollingDigest, md5: str | None) -
 
 def _apply(
     sessions: Sessions, storage: Storage, upload: Upload, file_id: str, content: StoredContent, part_ids: list[str]
-) -> UploadView:
+) -> Upload:
     inserted = False
     try:
         with transaction(sessions) as session:
-            current = require_upload(uploads.lock(session, upload.project_id, upload.id), upload.id)
+            current = uploads.get(session, upload.project_id, upload.id, lock=True)
             if not _is_completed_with(current, part_ids):
                 # An upload that expired during its completion still counts as pending.
                 if current.status != UploadStatus.PENDING:
-                    require_pending(view_of(session, current), REFUSED_ACTION)
+                    uploads.require_pending(current, REFUSED_ACTION)
                 file = ingest.insert_file(session, upload.project_id, file_id, _new_file(current), content)
-                uploads.complete(session, current, file, part_ids)
+                current.status, current.file_id, current.part_ids = UploadStatus.COMPLETED, file.id, part_ids
+                session.flush()
                 inserted = True
-            view = view_of(session, current)
+            completed = uploads.get(session, upload.project_id, upload.id)
     except BaseException:
         if not inserted:  # else the commit may have succeeded without a response
             discard_object(storage, content.key)
         raise
     if not inserted:
         discard_object(storage, content.key)
-    return view
+    return completed
 
 
 def _new_file(upload: Upload) -> NewFile:

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app.db.engine import Sessions, transaction
-from app.db.files import uploads
-from app.db.ids import new_id
+from app.db.files.uploads import delete_parts
 from app.db.tables import Upload, UploadPart
 from app.domain.files.uploads import UploadStatus
 from app.errors import BadRequest
+from app.services.files import uploads
 from app.services.files.ingest import StagedFile, discard_object
-from app.services.files.uploads import UploadView, part_key, require_pending, require_upload, view_of
 from app.storage import Storage
 
 REFUSED_ACTION = "takes no more content"
@@ -34,14 +34,13 @@ class UploadCursor:
     total_bytes: int
 
 
-def progress(session: Session, project_id: str, upload_id: str) -> tuple[UploadView, int]:
+def progress(session: Session, project_id: str, upload_id: str) -> tuple[Upload, int]:
     """An upload and the bytes of its stored content. Raises BadRequest for one that is cancelled or expired."""
-    upload = require_upload(uploads.get(session, project_id, upload_id), upload_id)
-    view = view_of(session, upload)
-    if view.status == UploadStatus.COMPLETED:
-        return view, upload.bytes
-    require_pending(view, REFUSED_ACTION)
-    return view, uploads.stream_bytes(session, upload)
+    upload = uploads.get(session, project_id, upload_id)
+    if upload.status == UploadStatus.COMPLETED:
+        return upload, upload.bytes
+    uploads.require_pending(upload, REFUSED_ACTION)
+    return upload, _stored_bytes(session, upload)
 
 
 def begin_writing(
@@ -50,15 +49,14 @@ def begin_writing(
     """Become the writer at byte `start`, the end of the stored content; None deletes the content and starts at 0."""
     dropped: list[UploadPart] = []
     with transaction(sessions) as session:
-        upload = require_upload(uploads.lock(session, project_id, upload_id), upload_id)
-        require_pending(view_of(session, upload), REFUSED_ACTION)
+        upload = uploads.get(session, project_id, upload_id, lock=True)
+        uploads.require_pending(upload, REFUSED_ACTION)
         if start is None:
             dropped = uploads.stream_pieces(session, upload)
-            uploads.delete_parts(session, dropped)
-        _require_offset(upload, uploads.stream_bytes(session, upload), start or 0)
-        writer = UploadCursor(
-            project_id, upload_id, uploads.next_writer_number(session, upload), start or 0, upload.bytes
-        )
+            delete_parts(session, dropped)
+        _require_offset(upload, _stored_bytes(session, upload), start or 0)
+        upload.writer += 1
+        writer = UploadCursor(project_id, upload_id, upload.writer, start or 0, upload.bytes)
     for piece in dropped:
         discard_object(storage, piece.storage_key)
     return writer
@@ -66,22 +64,18 @@ def begin_writing(
 
 def add_piece(sessions: Sessions, storage: Storage, writer: UploadCursor, staged: StagedFile, start: int) -> UploadPart:
     """Store a staged piece of content at byte `start`. Raises BadRequest for an outdated writer."""
-    staged.close()
-    piece_id = new_id("part", "_")
-    key = part_key(writer.upload_id, piece_id)
-    storage.put(key, staged.path)
-    inserted = False
-    try:
-        with transaction(sessions) as session:
-            upload = require_upload(uploads.lock(session, writer.project_id, writer.upload_id), writer.upload_id)
-            _require_latest_writer(session, upload, writer)
-            piece = uploads.insert_part(session, upload, piece_id, staged.size_bytes, staged.sha256, key, start)
-            inserted = True
-    except BaseException:
-        if not inserted:  # else the commit may have succeeded without a response
-            discard_object(storage, key)
-        raise
-    return piece
+
+    def insert(session: Session, piece: UploadPart) -> None:
+        _require_latest_writer(uploads.get(session, writer.project_id, writer.upload_id, lock=True), writer)
+        piece.start = start
+        uploads.insert_row(session, piece)
+
+    return uploads.store_part(sessions, storage, writer.project_id, writer.upload_id, staged, insert)
+
+
+def _stored_bytes(session: Session, upload: Upload) -> int:
+    query = select(func.max(UploadPart.start + UploadPart.bytes)).where(UploadPart.upload_id == upload.id)
+    return int(session.scalar(query) or 0)
 
 
 def _require_offset(upload: Upload, stored_bytes: int, start: int) -> None:
@@ -93,10 +87,10 @@ def _require_offset(upload: Upload, stored_bytes: int, start: int) -> None:
         raise BadRequest(text, "Content-Range", "upload_offset_mismatch")
 
 
-def _require_latest_writer(session: Session, upload: Upload, writer: UploadCursor) -> None:
+def _require_latest_writer(upload: Upload, writer: UploadCursor) -> None:
     """Raises BadRequest for an outdated writer. An upload that expired after its request began counts as pending."""
     if upload.status != UploadStatus.PENDING:
-        require_pending(view_of(session, upload), REFUSED_ACTION)
+        uploads.require_pending(upload, REFUSED_ACTION)
     if upload.writer != writer.number:
         text = (
             f"A later request sends the content of upload {upload.id} now; no more content of this request is stored."

@@ -1,87 +1,87 @@
 """Multipart uploads: create, add parts, cancel. app.services.files.upload_completion completes them.
 
-Every change locks the upload's row and decides by its state under the lock.
+Every change locks the upload's row, which serializes changes, and decides by its state under the lock.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from datetime import timedelta
+from typing import Any
 
+from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
 from app.db.engine import Sessions, transaction
-from app.db.files import files, uploads
+from app.db.files import files
 from app.db.ids import new_id
-from app.db.tables import File, Upload, UploadPart
-from app.domain.error_text.json_text import unquoted
-from app.domain.files.uploads import MAX_PART_BYTES, MAX_PARTS, UploadStatus, max_stored_bytes
-from app.errors import BadRequest, NotFound, TooLarge
+from app.db.operations.status import server_time
+from app.db.tables import Upload, UploadPart
+from app.domain.files.uploads import MAX_PART_BYTES, MAX_PARTS, UploadStatus, clean_filename, max_stored_bytes
+from app.errors import BadRequest, TooLarge
+from app.services import resources
 from app.services.access import quotas
 from app.services.files.ingest import StagedFile, discard_object
 from app.settings import Settings
 from app.storage import Storage
 
 
-@dataclass(frozen=True)
-class NewUpload:
-    filename: str
-    purpose: str
-    mime_type: str
-    size_bytes: int
-    file_expires_after: timedelta | None = None
-
-
-@dataclass(frozen=True)
-class UploadView:
-    """An upload with its current status, which is "expired" as soon as its time is over."""
-
-    upload: Upload
-    status: UploadStatus
-    received_bytes: int
-    file: File | None = None
-
-
-def create(session: Session, project_id: str, new: NewUpload, settings: Settings) -> UploadView:
-    """Raises BadRequest, QuotaExceeded."""
-    if new.size_bytes > settings.max_upload_bytes:
-        text = f"bytes: {new.size_bytes:,} is more than {settings.max_upload_bytes:,}, the limit for one upload"
+def create(session: Session, project_id: str, given: Mapping[str, Any], settings: Settings) -> Upload:
+    """Create an upload of the fields of a request. Raises BadRequest, QuotaExceeded."""
+    columns = dict(given) | {"filename": clean_filename(given["filename"])}
+    size_bytes: int = columns["bytes"]
+    if size_bytes > settings.max_upload_bytes:
+        text = f"bytes: {size_bytes:,} is more than {settings.max_upload_bytes:,}, the limit for one upload"
         raise BadRequest(text, "bytes", "file_too_large")
     for limit, maximum, count, more in (
-        ("max_pending_uploads", settings.max_pending_uploads, uploads.pending_count, 1),
-        ("max_pending_upload_bytes", settings.max_pending_upload_bytes, uploads.pending_bytes, new.size_bytes),
+        ("max_pending_uploads", settings.max_pending_uploads, _pending_count, 1),
+        ("max_pending_upload_bytes", settings.max_pending_upload_bytes, _pending_bytes, size_bytes),
     ):
         quotas.require_room(session, project_id, limit, maximum, count, "complete or cancel a pending upload", more)
-    quotas.require_storage(session, project_id, new.size_bytes)
-    upload = uploads.insert(
-        session,
-        project_id,
-        settings.upload_ttl_seconds,
-        filename=new.filename,
-        purpose=new.purpose,
-        mime_type=new.mime_type,
-        bytes=new.size_bytes,
-        file_expires_after_seconds=int(new.file_expires_after.total_seconds()) if new.file_expires_after else None,
-    )
-    return view_of(session, upload)
+    quotas.require_storage(session, project_id, size_bytes)
+    if expiry := columns.pop("expires_after"):
+        columns["file_expires_after_seconds"] = expiry["seconds"]
+    now = server_time(session)
+    times = {"created_at": now, "expires_at": now + timedelta(seconds=settings.upload_ttl_seconds)}
+    upload = Upload(id=new_id("upload", "_"), project_id=project_id, **columns, **times)
+    session.add(upload)
+    session.flush()
+    session.refresh(upload)
+    return upload
 
 
-def get(session: Session, project_id: str, upload_id: str) -> UploadView:
-    return view_of(session, require_upload(uploads.get(session, project_id, upload_id), upload_id))
+def get(session: Session, project_id: str, upload_id: str, lock: bool = False) -> Upload:
+    """An upload with its current status, its size and its file. Raises NotFound."""
+    upload = resources.get(session, Upload, upload_id, Upload.project_id == project_id, lock=lock)
+    upload.current_status = UploadStatus(upload.status)
+    if upload.current_status == UploadStatus.COMPLETED:
+        upload.received_bytes, upload.file = upload.bytes, files.get(session, project_id, upload.file_id or "")
+        return upload
+    if upload.current_status == UploadStatus.PENDING and server_time(session) >= upload.expires_at:
+        upload.current_status = UploadStatus.EXPIRED
+    upload.received_bytes = _part_totals(session, upload)[1]
+    return upload
 
 
 def posted_parts(session: Session, project_id: str, upload_id: str) -> list[UploadPart]:
     """The parts posted so far, in the order they arrived, from which a client resumes."""
-    return uploads.all_posted_parts(session, require_upload(uploads.get(session, project_id, upload_id), upload_id))
+    upload = get(session, project_id, upload_id)
+    query = select(UploadPart).where(UploadPart.upload_id == upload.id, UploadPart.start.is_(None))
+    return list(session.scalars(query.order_by(UploadPart.created_at, UploadPart.id)))
 
 
-def check_pending(sessions: Sessions, project_id: str, upload_id: str) -> UploadView:
+def stream_pieces(session: Session, upload: Upload) -> list[UploadPart]:
+    """The pieces of content sent as one stream, in order; a unique index allows one piece for each `start`."""
+    query = select(UploadPart).where(UploadPart.upload_id == upload.id, UploadPart.start.is_not(None))
+    return list(session.scalars(query.order_by(UploadPart.start)))
+
+
+def check_pending(sessions: Sessions, project_id: str, upload_id: str) -> Upload:
     """The upload, if it accepts parts; called before a body is read. Raises NotFound, BadRequest."""
     with transaction(sessions) as session:
-        view = get(session, project_id, upload_id)
-        require_pending(view, "takes no more parts")
-        return view
+        upload = get(session, project_id, upload_id)
+        require_pending(upload, "takes no more parts")
+        return upload
 
 
 def add_part(
@@ -97,71 +97,78 @@ def add_part(
 
     `before_insert` and `after_insert` run in the transaction of the row. Raises NotFound, BadRequest.
     """
+
+    def insert(session: Session, part: UploadPart) -> None:
+        before_insert(session)
+        upload = get(session, project_id, upload_id, lock=True)
+        require_pending(upload, "takes no more parts")
+        _require_part_quota(session, upload, staged.size_bytes)
+        insert_row(session, part)
+        after_insert(session, part)
+
+    return store_part(sessions, storage, project_id, upload_id, staged, insert)
+
+
+def store_part(
+    sessions: Sessions,
+    storage: Storage,
+    project_id: str,
+    upload_id: str,
+    staged: StagedFile,
+    insert: Callable[[Session, UploadPart], None],
+) -> UploadPart:
+    """Store staged content, then `insert` its row in a transaction; without a row the stored object is deleted."""
     staged.close()
-    part_id = new_id("part", "_")
-    key = part_key(upload_id, part_id)
-    storage.put(key, staged.path)
+    part = UploadPart(id=new_id("part", "_"), project_id=project_id, upload_id=upload_id)
+    part.bytes, part.sha256 = staged.size_bytes, staged.sha256
+    part.storage_key = f"uploads/{upload_id}/{part.id}"
+    storage.put(part.storage_key, staged.path)
     inserted = False
     try:
         with transaction(sessions) as session:
-            before_insert(session)
-            upload = require_upload(uploads.lock(session, project_id, upload_id), upload_id)
-            require_pending(view_of(session, upload), "takes no more parts")
-            require_part_quota(session, upload, staged.size_bytes)
-            part = uploads.insert_part(session, upload, part_id, staged.size_bytes, staged.sha256, key, start=None)
-            after_insert(session, part)
+            insert(session, part)
             inserted = True
     except BaseException:
         if not inserted:  # else the commit may have succeeded without a response
-            discard_object(storage, key)
+            discard_object(storage, part.storage_key)
         raise
     return part
 
 
-def cancel(session: Session, project_id: str, upload_id: str) -> UploadView:
+def insert_row(session: Session, part: UploadPart) -> None:
+    session.add(part)
+    session.flush()
+    session.refresh(part)
+
+
+def cancel(session: Session, project_id: str, upload_id: str) -> Upload:
     """Cancel an upload; no error if it is cancelled already. The next cleanup deletes the content of its parts."""
-    upload = require_upload(uploads.lock(session, project_id, upload_id), upload_id)
-    view = view_of(session, upload)
-    if view.status == UploadStatus.CANCELLED:
-        return view
-    require_pending(view, "cannot be cancelled")
-    uploads.cancel(session, upload)
-    return view_of(session, upload)
-
-
-def view_of(session: Session, upload: Upload) -> UploadView:
-    """The upload with its current status, its size and its file."""
-    status = UploadStatus(upload.status)
-    if status == UploadStatus.COMPLETED:
-        file = files.get(session, upload.project_id, upload.file_id or "")
-        return UploadView(upload, status, upload.bytes, file)
-    if status == UploadStatus.PENDING and uploads.is_expired(session, upload):
-        status = UploadStatus.EXPIRED
-    return UploadView(upload, status, uploads.part_totals(session, upload)[1])
-
-
-def require_upload(upload: Upload | None, upload_id: str) -> Upload:
-    """Raises NotFound for None."""
-    if upload is None:
-        raise NotFound(f"No such Upload object: {unquoted(upload_id)}", "id")
+    upload = get(session, project_id, upload_id, lock=True)
+    if upload.current_status != UploadStatus.CANCELLED:
+        require_pending(upload, "cannot be cancelled")
+        upload.status = upload.current_status = UploadStatus.CANCELLED
+        session.flush()
     return upload
 
 
-def require_pending(view: UploadView, refused_action: str) -> None:
+def require_pending(upload: Upload, refused_action: str) -> None:
     """Raises BadRequest; `refused_action` completes the sentence "so it ..." of the message."""
-    upload = view.upload
-    if view.status == UploadStatus.EXPIRED:
+    if upload.current_status == UploadStatus.EXPIRED:
         text = f"Upload {upload.id} has expired, so it {refused_action}; create another one with POST /v1/uploads."
         raise BadRequest(text, code="upload_expired")
-    if view.status != UploadStatus.PENDING:
+    if upload.current_status != UploadStatus.PENDING:
         file = f" as {upload.file_id}" if upload.file_id else ""
-        text = f"Upload {upload.id} is {view.status}{file}, so it {refused_action}; only a pending upload can."
+        text = f"Upload {upload.id} is {upload.status}{file}, so it {refused_action}; only a pending upload can."
         raise BadRequest(text, code="invalid_upload_state")
 
 
-def require_part_quota(session: Session, upload: Upload, more_bytes: int) -> None:
+def part_too_large(max_bytes: int = MAX_PART_BYTES) -> TooLarge:
+    return TooLarge(f"The part is larger than {max_bytes:,} bytes, the limit for one part; send smaller ones.", "data")
+
+
+def _require_part_quota(session: Session, upload: Upload, more_bytes: int) -> None:
     """Raises BadRequest beyond the limits of parts; their bytes are limited to twice the upload's, to allow retries."""
-    count, stored_bytes = uploads.part_totals(session, upload)
+    count, stored_bytes = _part_totals(session, upload)
     max_bytes = max_stored_bytes(upload.bytes)
     if count >= MAX_PARTS:
         raise BadRequest(f"Upload {upload.id} has {count:,} parts, the limit; send fewer and larger ones.", "data")
@@ -173,9 +180,25 @@ def require_part_quota(session: Session, upload: Upload, more_bytes: int) -> Non
         raise BadRequest(text, "data")
 
 
-def part_key(upload_id: str, part_id: str) -> str:
-    return f"uploads/{upload_id}/{part_id}"
+def _part_totals(session: Session, upload: Upload) -> tuple[int, int]:
+    """(number of parts, bytes of all parts together)."""
+    counted = select(func.count(), func.coalesce(func.sum(UploadPart.bytes), 0))
+    count, total_bytes = session.execute(counted.where(UploadPart.upload_id == upload.id)).one()
+    return int(count), int(total_bytes)
 
 
-def part_too_large(max_bytes: int = MAX_PART_BYTES) -> TooLarge:
-    return TooLarge(f"The part is larger than {max_bytes:,} bytes, the limit for one part; send smaller ones.", "data")
+def _pending_count(session: Session, project_id: str) -> int:
+    return session.scalar(_pending(project_id, func.count())) or 0
+
+
+def _pending_bytes(session: Session, project_id: str) -> int:
+    """The declared bytes of all pending uploads of a project."""
+    return int(session.scalar(_pending(project_id, func.sum(Upload.bytes))) or 0)
+
+
+def _pending(project_id: str, column: Any) -> Select[tuple[int]]:
+    return select(column).where(
+        Upload.project_id == project_id,
+        Upload.status == UploadStatus.PENDING,
+        Upload.expires_at > func.clock_timestamp(),
+    )

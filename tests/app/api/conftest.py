@@ -10,9 +10,9 @@ from httpx2 import Response
 from sqlalchemy import update
 from starlette.testclient import TestClient
 
-from app.db.access import keys
 from app.db.engine import Sessions, transaction
 from app.db.tables import ApiKey, Job, Project
+from app.services.access import keys
 from app.storage import LocalStorage
 from tests.factories import chat_lines, make_key, make_project, make_succeeded_job
 

@@ -7,9 +7,8 @@ from fastapi import FastAPI
 from sqlalchemy import select
 from starlette.testclient import TestClient
 
-from app.db.deliveries import deliveries, targets
+from app.db.deliveries import deliveries
 from app.db.engine import Sessions, transaction
-from app.db.files import uploads
 from app.db.jobs import checkpoints, evaluations, exports
 from app.db.tables import Delivery, Export, Job, Project, Upload, WebhookDelivery
 from app.db.webhooks import endpoints
@@ -17,7 +16,7 @@ from app.domain.artifacts.exports import ExportKind, ExportType
 from app.domain.evaluations.graders import EvaluationSettings
 from app.domain.evaluations.plan import make_plan
 from app.storage import LocalStorage
-from tests.factories import make_succeeded_job
+from tests.factories import make_succeeded_job, make_target, make_upload, make_webhook_endpoint
 
 FAILED = "fine_tuning.job.failed"
 BODIES = {
@@ -48,9 +47,8 @@ def succeeded(sessions: Sessions, storage: LocalStorage, project: Project, base_
 
 @pytest.fixture
 def upload(sessions: Sessions, project: Project) -> Upload:
-    columns = {"filename": "a", "purpose": "batch", "mime_type": "text/plain", "bytes": 0}
     with transaction(sessions) as session:
-        return uploads.insert(session, project.id, 3600, **columns)
+        return make_upload(session, project)
 
 
 @pytest.fixture
@@ -63,9 +61,7 @@ def export(sessions: Sessions, succeeded: Job) -> Export:
 @pytest.fixture
 def delivery(sessions: Sessions, project: Project) -> WebhookDelivery:
     with transaction(sessions) as session:
-        endpoints.insert(
-            session, project.id, "n", "https://example.com/hook", ["fine_tuning.job.failed"], "whsec_x", True
-        )
+        make_webhook_endpoint(session, project.id)
         endpoints.announce(session, project.id, "fine_tuning.job.failed", "{}")
         return session.scalars(select(WebhookDelivery)).one()
 
@@ -74,8 +70,7 @@ def delivery(sessions: Sessions, project: Project) -> WebhookDelivery:
 def adapter_delivery(sessions: Sessions, succeeded: Job) -> Delivery:
     destination = {"kind": "directory", "path": "/srv/adapters"}
     with transaction(sessions) as session:
-        target = targets.insert(session, succeeded.project_id, name="t", kind="directory", destination=destination)
-        assert target is not None
+        target = make_target(session, succeeded.project_id, destination=destination)
         return deliveries.create(session, succeeded, checkpoints.kept(session, succeeded.id)[0], target)
 
 

@@ -16,10 +16,10 @@ from tunery_vllm.adapters import hash_base
 from tunery_vllm.service import Archive, Service, ServiceUnavailable
 from tunery_vllm.settings import Settings as PluginSettings
 
-from app.db.access import keys
 from app.db.base_models import models
 from app.db.engine import Sessions, transaction
 from app.db.tables import Job, Project
+from app.services.access import keys
 from app.settings import Settings
 from app.storage import LocalStorage
 from app.system import artifact_directory, model_files

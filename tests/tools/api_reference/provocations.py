@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 from app.api import idempotency as once
 from app.api.middleware import bootstrap_guard
 from app.api.routes import webhooks as webhook_routes
-from app.db.access import idempotency, keys
+from app.db.access import idempotency
 from app.db.access.idempotency import KeyedRequest
 from app.db.engine import transaction
 from app.db.jobs import evaluations, jobs
@@ -26,6 +26,7 @@ from app.db.tables import Checkpoint, Job, Project, Upload, WebhookDelivery
 from app.db.webhooks import deliveries, endpoints
 from app.domain.evaluations.states import EvaluationErrorCode
 from app.domain.jobs.states import TERMINAL
+from app.services.access import keys
 from app.services.datasets import profile, token_counter
 from app.services.files import upload_content
 from tests.answering_engine import TO_ENGINES, AnsweringEngine, answering, deliver

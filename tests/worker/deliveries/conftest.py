@@ -12,7 +12,7 @@ from cryptography.fernet import Fernet
 from sqlalchemy import func, select, update
 
 from app.db.deliveries import credentials as encryption
-from app.db.deliveries import deliveries, targets
+from app.db.deliveries import deliveries
 from app.db.engine import transaction
 from app.db.jobs import checkpoints
 from app.db.tables import Delivery, DeliveryTarget, Job
@@ -20,6 +20,7 @@ from app.domain.deliveries.served_check import ReferencePrompt, ServedReference
 from app.services.base_models import models
 from app.settings import Settings
 from tests.engine_stand_in import EngineStandIn
+from tests.factories import make_target
 from tests.worker.fake_trainer import TrainerPlan
 from tests.worker.worker_harness import WorkerHarness
 from worker.deliveries.outbound import guard_connections
@@ -69,16 +70,7 @@ class DeliveryHarness:
         secrets = columns.pop("secrets", None)
         columns["credentials"] = encryption.encrypt([KEY], secrets) if secrets else None
         with transaction(self.harness.sessions) as session:
-            target = targets.insert(
-                session,
-                self.harness.project.id,
-                name=name,
-                kind=destination["kind"],
-                destination=destination,
-                **columns,
-            )
-            assert target is not None
-            return target
+            return make_target(session, self.harness.project.id, name, destination, **columns)
 
     def engine_destination(self, *engines: EngineStandIn, **changes: Any) -> dict[str, Any]:
         """The engines as one target, with the shared directory."""

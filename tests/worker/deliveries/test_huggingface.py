@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from app.db.deliveries import targets
 from app.db.engine import transaction
 from app.db.tables import DeliveryTarget
 from app.domain.access.outbound_networks import parse_networks
 from app.domain.deliveries.targets import HuggingFaceDestination
+from app.services.deliveries import targets
 from app.system.artifact_directory import write_manifest
 from tests.worker.deliveries.conftest import DeliveryHarness
 from worker.deliveries.huggingface import MAX_RESPONSE_BYTES, HuggingFaceTarget
@@ -242,7 +242,7 @@ class TestDeliveries:
         assert (delivery.delivery(job).error, "README.md" in hub.files) == (None, True)
         with transaction(delivery.harness.sessions) as session:
             target = session.get_one(DeliveryTarget, delivery.delivery(job).target_id)
-            targets.change(session, target, destination=target.destination | {"repo_id": "me/others"})
+            targets.store(session, target, {"destination": target.destination | {"repo_id": "me/others"}})
         delivery.delete_model(job)
         delivery.attempt_due()
         assert (delivery.delivery(job).state, hub.files) == ("withdrawn", {})

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import select, text, update
 from sqlalchemy.exc import OperationalError
 
-from app.db.deliveries import deliveries, targets
+from app.db.deliveries import deliveries
 from app.db.engine import transaction
 from app.db.jobs import checkpoints, evaluations
 from app.db.operations import status
@@ -16,6 +16,7 @@ from app.db.tables import Delivery, DeliveryTarget, Job
 from app.domain.evaluations.promotion import DeliveryVerdict
 from app.services.base_models import models
 from app.services.deliveries import deliveries as requests
+from app.services.deliveries import targets
 from app.system import artifact_directory
 from tests.engine_stand_in import EngineStandIn, serving_engine
 from tests.faulty_proxy import Fault, FaultyProxy
@@ -97,7 +98,7 @@ class TestTargetWithAnotherAddress:
     def move(self, delivery: DeliveryHarness, job: Job, **changes: str) -> None:
         with transaction(delivery.harness.sessions) as session:
             target = session.get_one(DeliveryTarget, delivery.delivery(job).target_id)
-            targets.change(session, target, destination=target.destination | changes)
+            targets.store(session, target, {"destination": target.destination | changes})
         delivery.delete_model(job)
         delivery.attempt_due()
 
@@ -150,7 +151,8 @@ class TestDeliveredAgainElsewhere:
     def deliver_again(self, delivery: DeliveryHarness, job: Job, served_model: str | None, **changes: str) -> None:
         with transaction(delivery.harness.sessions) as session:
             target = session.get_one(DeliveryTarget, delivery.delivery(job).target_id)
-            targets.change(session, target, destination=target.destination | changes, served_model=served_model)
+            columns = {"destination": target.destination | changes, "served_model": served_model}
+            targets.store(session, target, columns)
             (result,) = checkpoints.kept(session, job.id)
             deliveries.create(session, job, result, target)
         delivery.attempt_due()
@@ -207,7 +209,7 @@ class TestDeliveredAgainElsewhere:
         job = delivery.finished_job("production")
         (claimed,) = delivery.sender.claim(10)
         with transaction(delivery.harness.sessions) as session:
-            changed = targets.change(session, session.get_one(DeliveryTarget, target.id), served_model="bot2")
+            changed = targets.store(session, session.get_one(DeliveryTarget, target.id), {"served_model": "bot2"})
             (result,) = checkpoints.kept(session, job.id)
             deliveries.create(session, job, result, changed)
         delivery.sender.attempt(claimed)
@@ -224,7 +226,7 @@ class TestDeletedTarget:
         job = delivery.finished_job("production")
         delivery.attempt_due()
         with transaction(delivery.harness.sessions) as session:
-            targets.delete(session, session.get_one(DeliveryTarget, target.id))
+            targets.delete(session, target.project_id, target.id)
         return job
 
     def test_the_withdrawal_of_what_it_has_ends_with_what_to_do(self, delivery: DeliveryHarness) -> None:
@@ -256,7 +258,7 @@ class TestDeletedTarget:
             delivery.attempt_due()
         delivery.delete_model(job)
         with transaction(delivery.harness.sessions) as session:
-            targets.delete(session, session.get_one(DeliveryTarget, target.id))
+            targets.delete(session, target.project_id, target.id)
         row = delivery.delivery(job)
         assert (row.state, "remove or unload it there" in (row.error or "")) == ("failed", True)
 

@@ -154,7 +154,7 @@ class TestQueue:
         def shown(project_id: str, is_admin: bool = False) -> list[tuple[str, str]]:
             with transaction(harness.sessions) as session:
                 view = queue.view_queue(session, project_id, is_admin, 10, 3600)
-                return [(each.id, each.state) for each in view.evaluations]
+                return [(each.id, each.state) for each in view["evaluations"]]
 
         with transaction(harness.sessions) as session:
             other = make_project(session, "other").id

@@ -18,6 +18,7 @@ from app.db.base_models import models
 from app.db.engine import transaction
 from app.db.files import files
 from app.db.tables import BaseModelRow, File
+from app.services.base_models import base_models
 from app.system.artifact_directory import verify
 from tests.worker.fake_trainer import TrainerPlan
 from tests.worker.worker_harness import OWNER, StepLog, WorkerHarness
@@ -344,7 +345,7 @@ class TestBeforeTheTrainer:
     def test_a_base_model_that_was_removed_fails_the_job(self, harness: WorkerHarness) -> None:
         job = harness.create_queued_job()
         with transaction(harness.sessions) as session:
-            models.unregister(session, "tiny")
+            base_models.remove(session, "tiny")
         harness.run_next_job(TrainerPlan())
         failed = harness.job(job)
         assert (failed.error_code, failed.error_param) == ("model_unavailable", "model")

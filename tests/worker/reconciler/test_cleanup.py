@@ -14,25 +14,22 @@ from sqlalchemy import func, select, text, update
 
 from app.db.engine import transaction
 from app.db.files import files, uploads
-from app.db.ids import new_id
 from app.db.jobs import checkpoints
-from app.db.operations import retention
-from app.db.tables import Base, File, Job, Upload, UploadPart
+from app.db.tables import Base, File, Job, RetentionRule, Upload, UploadPart
 from app.domain.operations.retention import RetentionKind
 from app.storage import StorageError
-from tests.factories import make_file, put_bytes
+from tests.factories import add_part, make_file, make_upload, put_bytes
 from tests.worker.worker_harness import WorkerHarness
 from worker.reconciler import cleanup
 
 
-def make_upload(harness: WorkerHarness, content: bytes = b"part", **columns: Any) -> tuple[str, str]:
+def stored_upload(harness: WorkerHarness, content: bytes = b"part", **columns: Any) -> tuple[str, str]:
     """An upload with one part in storage: its id, and the part's key."""
-    defaults = {"filename": "a", "purpose": "batch", "mime_type": "text/plain", "bytes": len(content)}
     with transaction(harness.sessions) as session:
-        upload = uploads.insert(session, harness.project.id, 3600, **defaults | columns)
+        upload = make_upload(session, harness.project, bytes=len(content), **columns)
         key = f"uploads/{upload.id}/part"
         put_bytes(harness.resources.storage, key, content)
-        uploads.insert_part(session, upload, new_id("part", "_"), len(content), "0" * 64, key, None)
+        add_part(session, upload, content, key)
     return upload.id, key
 
 
@@ -51,9 +48,9 @@ def is_stored(harness: WorkerHarness, key: str) -> bool:
 
 class TestUploads:
     def test_overdue_uploads_expire_and_their_parts_are_deleted(self, harness: WorkerHarness) -> None:
-        over, over_key = make_upload(harness)
-        completing, completing_key = make_upload(harness)
-        pending, pending_key = make_upload(harness)
+        over, over_key = stored_upload(harness)
+        completing, completing_key = stored_upload(harness)
+        pending, pending_key = stored_upload(harness)
         end_at(harness, over, uploads.COMPLETION_GRACE_SECONDS + 1)
         end_at(harness, completing, uploads.COMPLETION_GRACE_SECONDS - 60)
         cleanup.clean_up(harness.resources)
@@ -65,18 +62,19 @@ class TestUploads:
         assert [is_stored(harness, key) for key in (over_key, completing_key, pending_key)] == [False, True, True]
 
     def test_the_parts_of_cancelled_uploads_are_deleted(self, harness: WorkerHarness) -> None:
-        upload_id, key = make_upload(harness)
+        upload_id, key = stored_upload(harness)
         with transaction(harness.sessions) as session:
-            uploads.cancel(session, session.get_one(Upload, upload_id))
+            session.get_one(Upload, upload_id).status = "cancelled"
         cleanup.purge_upload_parts(harness.resources)
         assert not is_stored(harness, key)
 
     def test_the_parts_of_completed_uploads_are_deleted_and_the_file_is_kept(self, harness: WorkerHarness) -> None:
-        upload_id, key = make_upload(harness, b"content")
+        upload_id, key = stored_upload(harness, b"content")
         harness.resources.storage.compose("files/file-composed", [key, key])
         with transaction(harness.sessions) as session:
             file = files.insert(session, harness.project.id, "batch", "a", 14, "0" * 64, "files/file-composed")
-            uploads.complete(session, session.get_one(Upload, upload_id), file, [])
+            upload = session.get_one(Upload, upload_id)
+            upload.status, upload.file_id = "completed", file.id
         cleanup.purge_upload_parts(harness.resources)
         assert not is_stored(harness, key)
         with harness.resources.storage.open("files/file-composed") as stored:
@@ -87,7 +85,7 @@ class TestOrphans:
     def test_orphans_are_deleted_and_objects_with_a_row_are_kept(self, harness: WorkerHarness) -> None:
         storage = harness.resources.storage
         job = harness.create_queued_job()
-        _, part_key = make_upload(harness)
+        _, part_key = stored_upload(harness)
         orphans = ["files/file-lost", "jobs/ftjob-lost/attempts/1/adapter.tar", "uploads/upload_lost/part_1"]
         for key in (*orphans, f"jobs/{job.id}/attempts/1/snapshots/s", "a-prefix/of/a/later/day"):
             put_bytes(storage, key, b"x")
@@ -180,7 +178,7 @@ def test_retention_rules_are_applied_until_nothing_is_due(
     cleanup.apply_retention(harness.resources)
     assert all(harness.file(file.id).deleted_at is None for file in old)
     with transaction(harness.sessions) as session:
-        retention.set_rule(session, harness.project.id, RetentionKind.FILES, 90)
+        session.add(RetentionRule(project_id=harness.project.id, kind=RetentionKind.FILES, days=90))
     cleanup.apply_retention(harness.resources)
     assert all(harness.file(file.id).deleted_at is not None for file in old)
     assert harness.file(recent.id).deleted_at is None

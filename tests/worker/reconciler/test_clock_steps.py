@@ -14,14 +14,12 @@ from sqlalchemy import func, select, update
 from app.db.deliveries import deliveries
 from app.db.engine import transaction
 from app.db.jobs import checkpoints, expired_leases
-from app.db.operations import retention
-from app.db.tables import Delivery, File, Job, WebhookDelivery
+from app.db.tables import Delivery, File, Job, RetentionRule, WebhookDelivery
 from app.db.webhooks import deliveries as webhook_deliveries
-from app.db.webhooks import endpoints
 from app.domain.operations.retention import RetentionKind
 from app.settings import Settings
 from tests.deadline import until
-from tests.factories import expire_leases, make_file, make_succeeded_job, make_target
+from tests.factories import expire_leases, make_file, make_succeeded_job, make_target, make_webhook_endpoint
 from tests.worker.fake_trainer import TrainerPlan
 from tests.worker.worker_harness import WorkerHarness
 from worker import health
@@ -204,7 +202,7 @@ class TestRetention:
     def file_id(self, harness: WorkerHarness) -> str:
         with transaction(harness.sessions) as session:
             file = make_file(session, harness.resources.storage, harness.project)
-            retention.set_rule(session, harness.project.id, RetentionKind.FILES, 30)
+            session.add(RetentionRule(project_id=harness.project.id, kind=RetentionKind.FILES, days=30))
         move_back(harness, timedelta(days=10))
         return file.id
 
@@ -282,7 +280,7 @@ def test_after_a_step_back_nothing_waits_for_its_length(
     in_a_minute = func.clock_timestamp() + timedelta(minutes=1)
     with transaction(harness.sessions) as session:
         target = make_target(session, harness.project.id)
-        endpoint = endpoints.insert(session, harness.project.id, "e", "https://e.com", ["*"], "whsec_a", enabled=True)
+        endpoint = make_webhook_endpoint(session, harness.project.id)
         webhook = webhook_deliveries.add_test(session, endpoint, "fine_tuning.job.succeeded", {})
         finished = make_succeeded_job(session, harness.resources.storage, harness.project)
         held, waiting = (

@@ -16,6 +16,9 @@ from app.db.scheduling import workers
 from app.db.tables import Project, WebhookDelivery, WebhookEndpoint, Worker
 from app.db.webhooks import endpoints, operator
 from app.domain.webhooks import new_secret
+from app.errors import NotFound
+from app.services import webhooks
+from app.services.resources import Page
 from app.settings import Settings
 from tests.deadline import until
 from tests.factories import make_failed_job
@@ -100,8 +103,9 @@ def test_lost_workers_and_low_disk_space_are_announced_once(harness: WorkerHarne
 
 def test_projects_do_not_see_the_endpoint(sessions: Sessions, sender: WebhookSender, project: Project) -> None:
     with transaction(sessions) as session:
-        assert endpoints.page(session, project.id, 10) == []
-        assert endpoints.get(session, project.id, operator.ENDPOINT_ID) is None
+        assert webhooks.page(session, project.id, Page(10)) == []
+        with pytest.raises(NotFound):
+            webhooks.get(session, project.id, operator.ENDPOINT_ID)
         endpoints.announce(session, project.id, "fine_tuning.job.failed", "{}")
     assert events(sessions) == []
 
@@ -127,11 +131,11 @@ def test_a_url_that_the_rules_refuse_turns_the_webhook_off_and_the_reason_is_kno
     sender._set_operator_endpoint()
     with transaction(sessions) as session:
         assert not session.get_one(WebhookEndpoint, operator.ENDPOINT_ID).enabled
-        assert (operator.disabled_reason(session) or "").startswith("TUNERY_OPERATOR_WEBHOOK_URL: ")
+        assert (operator.off_reason(session) or "").startswith("TUNERY_OPERATOR_WEBHOOK_URL: ")
     sender.settings = settings
     sender._set_operator_endpoint()
     with transaction(sessions) as session:
-        assert operator.disabled_reason(session) is None
+        assert operator.off_reason(session) is None
 
 
 def test_a_receiver_that_is_gone_turns_the_webhook_off(
@@ -143,7 +147,7 @@ def test_a_receiver_that_is_gone_turns_the_webhook_off(
     with ThreadPoolExecutor(1) as pool:
         sender.round(pool)
     with transaction(harness.sessions) as session:
-        assert operator.disabled_reason(session) == "it responded with 410 Gone"
+        assert operator.off_reason(session) == "it responded with 410 Gone"
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import pytest
 from cryptography.fernet import Fernet
 from pydantic import SecretStr
 from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
 
 from app.db.access import idempotency
 from app.db.engine import Sessions, transaction
@@ -24,9 +25,11 @@ from app.db.tables import Job, Project, WebhookAttempt, WebhookDelivery, Webhook
 from app.db.webhooks import deliveries, endpoints
 from app.db.webhooks.deliveries import ClaimedWebhookDelivery
 from app.domain.webhooks import EVENT_TYPES, new_secret
+from app.services import webhooks
+from app.services.webhooks import EndpointRules
 from app.settings import Settings
 from tests.deadline import until
-from tests.factories import make_project
+from tests.factories import make_project, make_webhook_endpoint
 from tests.receiver import Receiver, receiving
 from tests.worker.fake_trainer import TrainerPlan
 from tests.worker.worker_harness import WorkerHarness
@@ -37,6 +40,7 @@ from worker.webhooks.sender import WebhookSender
 SUCCEEDED = "fine_tuning.job.succeeded"
 CANCELLED = "fine_tuning.job.cancelled"
 DISABLED = "webhook_endpoint.disabled"
+DISABLED_BY_OWNER = {"enabled": False, "disabled_at": func.now(), "disabled_reason": "by request"}
 
 
 @pytest.fixture
@@ -51,10 +55,15 @@ def sender(resources: Resources) -> WebhookSender:
 
 
 def make_endpoint(
-    sessions: Sessions, project: Project, url: str, types: list[str] | None = None, enabled: bool = True
+    sessions: Sessions, project: Project, url: str, types: list[str] | None = None, **columns: Any
 ) -> WebhookEndpoint:
     with transaction(sessions) as session:
-        return endpoints.insert(session, project.id, "test", url, types or list(EVENT_TYPES), new_secret(), enabled)
+        return make_webhook_endpoint(session, project.id, url, types or EVENT_TYPES, **columns)
+
+
+def enable(session: Session, endpoint: WebhookEndpoint) -> None:
+    assert endpoint.project_id is not None
+    webhooks.change(session, EndpointRules(False, ()), endpoint.project_id, endpoint.id, {"enabled": True})
 
 
 def announce(sessions: Sessions, project: Project, event_type: str = CANCELLED, job_id: str = "ftjob-1") -> None:
@@ -155,7 +164,7 @@ class TestOutbox:
         with transaction(harness.sessions) as session:
             other = make_project(session, "other")
         make_endpoint(harness.sessions, other, "https://hooks.example.com/")
-        make_endpoint(harness.sessions, harness.project, "https://hooks.example.com/", enabled=False)
+        make_endpoint(harness.sessions, harness.project, "https://hooks.example.com/", **DISABLED_BY_OWNER)
         harness.create_queued_job()
         harness.run_next_job(TrainerPlan(steps=1))
         assert outbox(harness.sessions) == []
@@ -217,7 +226,8 @@ class TestDelivery:
     ) -> None:
         endpoint = make_endpoint(sessions, project, receiver.url)
         with transaction(sessions) as session:
-            rotated = endpoints.rotate(session, session.get_one(WebhookEndpoint, endpoint.id), new_secret(), True)
+            rotated = webhooks.rotate_secret(session, EndpointRules(False, ()), project.id, endpoint.id, True)
+            new = str(rotated.signing_secret)
         announce(sessions, project)
         deliver_due(sender)
         with transaction(sessions) as session:
@@ -227,9 +237,9 @@ class TestDelivery:
         deliver_due(sender)
         during, after = receiver.received
         with openai.OpenAI(api_key="unused") as client:
-            for secret in (endpoint.secret, rotated.secret):
+            for secret in (endpoint.secret, new):
                 client.webhooks.verify_signature(during.body, during.headers, secret=secret)
-            client.webhooks.verify_signature(after.body, after.headers, secret=rotated.secret)
+            client.webhooks.verify_signature(after.body, after.headers, secret=new)
             with pytest.raises(openai.InvalidWebhookSignatureError):
                 client.webhooks.verify_signature(after.body, after.headers, secret=endpoint.secret)
 
@@ -364,7 +374,7 @@ class TestDisabledEndpoints:
             endpoints.disable(session, endpoint.id, "by request")
         assert deliver_due(sender) == 0
         with transaction(sessions) as session:
-            endpoints.enable(session, session.get_one(WebhookEndpoint, endpoint.id))
+            enable(session, endpoint)
         assert deliver_due(sender) == 1
 
     @staticmethod
@@ -409,7 +419,7 @@ class TestCrashes:
         announce(sessions, project)
         (held,) = claim(sessions)
         with transaction(sessions) as session:
-            endpoints.delete_endpoint(session, session.get_one(WebhookEndpoint, endpoint.id))
+            webhooks.delete(session, project.id, endpoint.id)
         sender.deliver(held)
         assert (outbox(sessions), log(sessions)) == ([], [])
 
@@ -502,7 +512,7 @@ class TestEncryptedSecrets:
 
     def endpoint(self, sessions: Sessions, project: Project, url: str, secret: str, key: str) -> WebhookEndpoint:
         with transaction(sessions) as session:
-            return endpoints.insert(session, project.id, "test", url, [CANCELLED], secret, True, [key])
+            return make_webhook_endpoint(session, project.id, url, [CANCELLED], secret, [key])
 
     def test_sign_as_they_were_given(
         self, sender: WebhookSender, sessions: Sessions, project: Project, receiver: Receiver
@@ -527,8 +537,8 @@ class TestEncryptedSecrets:
             row = session.get_one(WebhookEndpoint, lost.id)
             assert not row.enabled
             assert "none of TUNERY_SECRET_KEYS decrypts its signing secret" in (row.disabled_reason or "")
-            endpoints.rotate(session, row, new_secret(), False, [self.KEY])
-            endpoints.enable(session, row)
+            webhooks.rotate_secret(session, EndpointRules(False, (), [self.KEY]), project.id, lost.id, keep_old=False)
+            enable(session, lost)
         assert {each.state for each in outbox(sessions)} == {"pending", "delivered"}
         make_due(sessions)
         deliver_due(sender)
@@ -550,6 +560,6 @@ class TestEncryptedSecrets:
         assert (delivery.state, delivery.tries) == ("pending", 100)
         sender.settings = configured
         with transaction(sessions) as session:
-            endpoints.enable(session, session.get_one(WebhookEndpoint, endpoint.id))
+            enable(session, endpoint)
         deliver_due(sender)
         assert len(receiver.received) == 1

@@ -15,9 +15,7 @@ from app.api.openapi.descriptions import (
     evaluations,
     files,
     jobs,
-    organization,
     plans,
-    queue,
 )
 from app.domain.jobs.parameters.hyperparameters import (
     HYPERPARAMETERS,
@@ -62,25 +60,12 @@ BY_FIELD = {
     "expires_after[seconds]": "The file is deleted automatically after this time: an hour to 30 days.",
 }
 BY_SCHEMA = (
-    basics.BY_SCHEMA
-    | deliveries.BY_SCHEMA
-    | files.BY_SCHEMA
-    | jobs.BY_SCHEMA
-    | organization.BY_SCHEMA
-    | evaluations.BY_SCHEMA
-    | plans.BY_SCHEMA
-    | queue.BY_SCHEMA
+    basics.BY_SCHEMA | deliveries.BY_SCHEMA | files.BY_SCHEMA | jobs.BY_SCHEMA | evaluations.BY_SCHEMA | plans.BY_SCHEMA
 )
 # Schemas whose missing descriptions are those of another schema with the same fields.
 FALLBACK_SCHEMAS = {
     "DeliveryBody": "DeliveryOfJob",
-    "NewKey": "KeyBody",
     "OrganizationJob": "JobBody",
-    "OwnProject": "ProjectWithUsage",
-    "ProjectWithUsage": "ProjectBody",
-    "UpdateDeliveryTarget": "CreateDeliveryTarget",
-    "UpdateKey": "CreateKey",
-    "UpdateProject": "CreateProject",
 }
 PARAMETERS = {
     "actor_ids[]": "Only changes by these actors: ids of keys, or operators.",
@@ -146,5 +131,6 @@ def _schema_description(schema: str | None, field: str) -> str | None:
 
 
 def _describe(inner: dict[str, Any], description: str | None) -> None:
-    if description is not None and not inner.get("description"):
-        inner["description"] = description
+    """Add the description if there is none, on one line: those below fields are wrapped."""
+    if text := inner.get("description") or description:
+        inner["description"] = " ".join(text.split())

@@ -19,7 +19,6 @@ BY_SCHEMA = {
     "ModelBody.owned_by": "`tunery`, or the server's organization for a model that was trained here.",
     "ModelBody.revision": "The commit or tag of `source`, if the operator gave one.",
     "ModelBody.source": "The id of a base model on its hub, if the operator gave it.",
-    "PermissionBody.project_id": "The project that may use the checkpoint.",
     "Readiness.checks": "One check for each dependency of the service.",
     "ReadinessCheck.detail": "The result in words.",
     "ReadinessCheck.ok": "Whether the check passed.",

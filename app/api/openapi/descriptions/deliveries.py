@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 BY_SCHEMA = {
-    "CreateDeliveryTarget.destination": "Where adapters go, by `kind`.",
     "DeliveryBody.attempts": "The number of attempts so far.",
     "DeliveryBody.checkpoint": "The checkpoint whose adapter is delivered.",
     "DeliveryBody.delivered_at": "When the target first had it, in seconds since 1970; null: not yet.",
@@ -25,24 +24,7 @@ BY_SCHEMA = {
         "`pending` until an attempt succeeds or eleven have failed; `withdrawing` until it is removed from the target."
     ),
     "DeliveryOfJob.target": "The name of the delivery target.",
-    "DeliveryTargetBody.credentials": "The names of the stored credentials.",
-    "DeliveryTargetBody.default": "Whether jobs without `deliver_to` are delivered there.",
-    "DeliveryTargetBody.destination": "Where adapters go.",
-    "DeliveryTargetBody.error": "Why the credentials cannot be used, and what to do; null: they can.",
-    "DeliveryTargetBody.kind": "The kind of the destination.",
-    "DeliveryTargetBody.name": "The name, unique in the project.",
-    "DeliveryTargetBody.served_model": "The one name for every adapter delivered there; null: the `ft:` names.",
-    "DeliveryTargetBody.status": (
-        "`credentials_lost`: no encryption key of the service decrypts the credentials. Deliveries stay as they are, "
-        "and continue once the key is back or the credentials are set again."
-    ),
-    "DeliveryTargetBody.updated_at": "The last change, in seconds since 1970.",
-    "DirectoryDestination.kind": "A directory of the server.",
     "EngineCompatibility.instead": "What to serve instead; null if `ok`.",
-    "HuggingFaceDestination.kind": "The Hugging Face Hub.",
-    "S3Destination.bucket": "The bucket.",
-    "S3Destination.kind": "A bucket of S3, or of a server that is compatible with it.",
-    "S3Destination.region": "The region of the bucket.",
     "ServedCheck.difference": "Mean |trainer - engine| under the adapter, in nats per expected token.",
     "ServedCheck.engine_effect": "Mean |base - adapter| in the engine.",
     "ServedCheck.largest_difference": "The largest |trainer - engine|; only for information.",
@@ -60,6 +42,4 @@ BY_SCHEMA = {
         "`same`, `differs`, `no_effect` (the engine answers as the base model does), `unclear`, "
         "`too_small_to_tell`, or `unchecked` (nothing to compare with). `differs` and `no_effect` fail the delivery."
     ),
-    "SglangDestination.kind": "SGLang.",
-    "VllmDestination.kind": "vLLM.",
 }

@@ -11,7 +11,7 @@ from pydantic import AfterValidator
 from app.api.auth import AUTHENTICATED
 from app.api.dependencies import SessionDep
 from app.api.schemas.common import UnixSeconds, utc_datetime
-from app.api.schemas.organization.audit_logs import AuditList, render_entry
+from app.api.schemas.organization.audit_logs import AuditList
 from app.api.transport.pagination import After, Limit, list_page
 from app.services.access import audit
 
@@ -71,7 +71,7 @@ def list_entries(
         since=max(_bounds((later_than, ONE_SECOND), (since, NO_OFFSET)), default=None),
         until=min(_bounds((earlier_than, NO_OFFSET), (until, ONE_SECOND)), default=None),
     )
-    return list_page(rows, limit, render_entry)
+    return list_page(rows, limit)
 
 
 def _bounds(*bounds: tuple[int | None, timedelta]) -> list[datetime]:

@@ -15,15 +15,14 @@ from app.api.schemas.organization.base_models import (
     RegisterBaseModel,
     RegistrationBody,
     RegistrationList,
-    render_base_model,
-    render_registration,
 )
 from app.api.transport.json_body import JsonBody
-from app.api.transport.pagination import After, Limit, list_page
+from app.api.transport.pagination import PageDep, list_page
+from app.db.base_models import models
+from app.db.tables import BaseModelRegistration
+from app.services import resources
 from app.services.base_models import base_models
 from app.system.model_registration import RegistrationOptions
-
-MAX_REGISTRATIONS = 100
 
 router = APIRouter(
     prefix="/v1/organization",
@@ -36,7 +35,7 @@ router = APIRouter(
 @router.get("/base_models", response_model=OrganizationBaseModelList, summary="List base models with their directories")
 def list_base_models(session: SessionDep) -> Any:
     """By name. `GET /v1/models` has what users may know."""
-    return {"object": "list", "data": [render_base_model(row) for row in base_models.list_all(session)]}
+    return {"data": models.list_base(session)}
 
 
 @router.delete("/base_models/{model:path}", response_model=BaseModelRemoved, summary="Remove a base model")
@@ -45,7 +44,7 @@ def remove_base_model(model: str, session: SessionDep) -> Any:
     if not model:
         raise HTTPException(404)
     base_models.remove(session, model)
-    return {"id": model, "object": "organization.base_model.deleted", "deleted": True}
+    return BaseModelRemoved(id=model)
 
 
 @router.post(
@@ -65,16 +64,15 @@ def register_base_model(body: JsonBody[RegisterBaseModel], session: SessionDep, 
         allowed = settings.base_model_directories
         row = base_models.register(session, allowed, body.name, body.directory, options)
     app_state.worker_notifier.after_commit(session, "cpu")
-    return render_registration(row)
+    return row
 
 
 @router.get(
     "/base_model_registrations", response_model=RegistrationList, summary="List the registrations of base models"
 )
-def list_registrations(session: SessionDep, after: After = None, limit: Limit = 20) -> Any:
+def list_registrations(session: SessionDep, page: PageDep) -> Any:
     """Newest first."""
-    limit = min(limit, MAX_REGISTRATIONS)
-    return list_page(base_models.registration_page(session, limit + 1, after), limit, render_registration)
+    return list_page(resources.page(session, BaseModelRegistration, *page), page.limit)
 
 
 @router.get(
@@ -86,4 +84,4 @@ def get_registration(
     registration_id: Annotated[str, Path(description="The id of the registration.")], session: SessionDep
 ) -> Any:
     """Its status, what the worker noted, and the reasons if the model was refused."""
-    return render_registration(base_models.get_registration(session, registration_id))
+    return resources.get(session, BaseModelRegistration, registration_id)

@@ -10,7 +10,7 @@ from app.api.auth import AUTHENTICATED
 from app.api.dependencies import SessionDep
 from app.api.idempotency import IdempotentRoute
 from app.api.schemas.common import Deleted
-from app.api.schemas.organization.model_aliases import ModelAliasBody, ModelAliasList, SetModelAlias, render_alias
+from app.api.schemas.organization.model_aliases import ModelAliasBody, ModelAliasList, SetModelAlias
 from app.api.transport.json_body import JsonBody
 from app.db.access import audit
 from app.services.base_models import models
@@ -27,19 +27,17 @@ router = APIRouter(
 def set_model_alias(body: JsonBody[SetModelAlias], session: SessionDep) -> Any:
     """Let another name stand for a base model, for all projects. Replaces an alias of this name."""
     audit.add_object(body.name, None)
-    return render_alias(models.set_alias(session, body.name, body.model), True)
+    return models.set_alias(session, body.name, body.model)
 
 
 @router.get("", response_model=ModelAliasList, summary="List model aliases")
 def list_model_aliases(session: SessionDep) -> Any:
     """By name; also aliases whose base model was removed."""
-    data = [render_alias(alias, is_registered) for alias, is_registered in models.list_aliases(session)]
-    return {"object": "list", "data": data}
+    return {"data": models.list_aliases(session)}
 
 
 @router.delete("/{name:path}", response_model=Deleted, summary="Remove a model alias")
 def remove_model_alias(name: str, session: SessionDep) -> Any:
     """Jobs that were created by it are kept."""
-    audit.add_object(name, None)
     models.remove_alias(session, name)
-    return {"id": name, "object": "organization.model_alias", "deleted": True}
+    return Deleted(id=name, object="organization.model_alias")

@@ -17,13 +17,10 @@ from app.api.schemas.organization.project_keys import (
     NewKey,
     RotateKey,
     UpdateKey,
-    render_key,
 )
 from app.api.transport.json_body import JsonBody, OptionalJsonBody
-from app.api.transport.pagination import After, Limit, list_page
+from app.api.transport.pagination import PageDep, list_page
 from app.services.access import keys, projects
-
-MAX_KEYS = 100
 
 all_keys = APIRouter(prefix="/v1/organization/api_keys", tags=["Projects and keys"], dependencies=[AUTHENTICATED])
 router = APIRouter(
@@ -35,26 +32,23 @@ router = APIRouter(
 
 
 @all_keys.get("", response_model=KeyList, summary="List the API keys of every project")
-def list_all_keys(session: SessionDep, after: After = None, limit: Limit = 20, include_revoked: bool = False) -> Any:
+def list_all_keys(session: SessionDep, page: PageDep, include_revoked: bool = False) -> Any:
     """Newest first, without their secrets."""
-    limit = min(limit, MAX_KEYS)
-    return list_page(keys.page(session, None, limit + 1, after, include_revoked), limit, render_key)
+    return list_page(keys.page(session, None, page, include_revoked), page.limit)
 
 
 @router.post("", response_model=NewKey, summary="Create an API key")
 def create_key(project_id: str, body: JsonBody[CreateKey], session: SessionDep) -> Any:
     """`value` is the key. No other response contains it."""
     project = projects.get(session, project_id)
-    issued = keys.create(session, project, body.name, body.scopes, body.expires_in_seconds)
-    return render_key(keys.get(session, project.id, issued.id)) | {"value": issued.secret}
+    return keys.create(session, project, body.name, body.scopes, body.expires_in_seconds)
 
 
 @router.get("", response_model=KeyList, summary="List API keys")
 def list_keys(
     project_id: str,
     session: SessionDep,
-    after: After = None,
-    limit: Limit = 20,
+    page: PageDep,
     include_revoked: bool = False,
     owner_project_access: Annotated[
         Literal["active", "inactive", "any"],
@@ -64,35 +58,30 @@ def list_keys(
     ] = "any",
 ) -> Any:
     """Newest first, without their secrets."""
-    limit = min(limit, MAX_KEYS)
     project = projects.get(session, project_id)
     is_active = None if owner_project_access == "any" else owner_project_access == "active"
-    rows = keys.page(session, project.id, limit + 1, after, include_revoked, is_active)
-    return list_page(rows, limit, render_key)
+    return list_page(keys.page(session, project.id, page, include_revoked, is_active), page.limit)
 
 
 @router.get("/{key_id}", response_model=KeyBody, summary="Get an API key")
 def get_key(project_id: str, key_id: str, session: SessionDep) -> Any:
     """Status, scopes and last use of a key, without the key itself."""
-    return render_key(keys.get(session, project_id, key_id))
+    return keys.get(session, project_id, key_id)
 
 
 @router.post("/{key_id}", response_model=KeyBody, summary="Change an API key")
 def update_key(project_id: str, key_id: str, body: JsonBody[UpdateKey], session: SessionDep) -> Any:
     """Change name, scopes or expiry, with effect from the next request."""
-    key = keys.modify(session, project_id, key_id, body.name, body.scopes, body.expires_in_seconds)
-    return render_key(key)
+    return keys.change(session, project_id, key_id, body.model_dump())
 
 
 @router.post("/{key_id}/rotate", response_model=NewKey, summary="Rotate an API key")
 def rotate_key(project_id: str, key_id: str, body: OptionalJsonBody[RotateKey], session: SessionDep) -> Any:
     """A new `value` for the same key. The old one remains valid for a day, or for `overlap_seconds`."""
-    key, secret = keys.rotate(session, project_id, key_id, body.overlap_seconds)
-    return render_key(key) | {"value": secret}
+    return keys.rotate(session, project_id, key_id, body.overlap_seconds)
 
 
 @router.delete("/{key_id}", response_model=KeyRevoked, summary="Revoke an API key")
 def revoke_key(project_id: str, key_id: str, session: SessionDep) -> Any:
     """The key is invalid at once. Lists with `include_revoked` still contain it."""
-    key = keys.revoke(session, project_id, key_id)
-    return {"id": key.id, "object": "organization.project.api_key.deleted", "deleted": True}
+    return KeyRevoked(id=keys.revoke(session, project_id, key_id).id)

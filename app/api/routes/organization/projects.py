@@ -12,21 +12,17 @@ from app.api.idempotency import IdempotentRoute
 from app.api.schemas.organization.projects import (
     ArchiveProject,
     CreateProject,
+    OwnKey,
     OwnProject,
     ProjectBody,
     ProjectList,
     ProjectWithUsage,
     UpdateProject,
-    render_project,
-    render_with_usage,
     settings_of,
 )
 from app.api.transport.json_body import JsonBody, OptionalJsonBody
-from app.api.transport.pagination import After, Limit, list_page
-from app.db.access import usage
+from app.api.transport.pagination import PageDep, list_page
 from app.services.access import projects
-
-MAX_PROJECTS = 100
 
 router = APIRouter(tags=["Projects and keys"], dependencies=[AUTHENTICATED], route_class=IdempotentRoute)
 
@@ -34,9 +30,9 @@ router = APIRouter(tags=["Projects and keys"], dependencies=[AUTHENTICATED], rou
 @router.get("/v1/project", response_model=OwnProject, summary="Get the project of this key")
 def get_own_project(caller: CallerDep, session: SessionDep) -> Any:
     """Limits and usage of the project, and the scopes of this key. For every key."""
-    project = projects.get(session, caller.project_id)
-    rendered = render_with_usage(project, usage.project_usage(session, project.id))
-    return rendered | {"api_key": {"id": caller.key_id, "scopes": list(caller.scopes)}}
+    (project,) = projects.with_usage(session, projects.get(session, caller.project_id))
+    key = OwnKey(id=caller.key_id, scopes=list(caller.scopes))
+    return OwnProject(**dict(ProjectWithUsage.model_validate(project)), api_key=key)
 
 
 @router.post(
@@ -46,31 +42,25 @@ def get_own_project(caller: CallerDep, session: SessionDep) -> Any:
 )
 def create_project(body: JsonBody[CreateProject], session: SessionDep) -> Any:
     """A new project has no keys."""
-    return render_project(projects.create(session, body.name, settings_of(body)))
+    return projects.create(session, body.name, settings_of(body))
 
 
 @router.get("/v1/organization/projects", response_model=ProjectList, summary="List projects")
 def list_projects(
     session: SessionDep,
-    after: After = None,
-    limit: Limit = 20,
+    page: PageDep,
     include_archived: bool = False,
     include_usage: Annotated[bool, Query(description="Add the `usage` of each project.")] = False,
 ) -> Any:
     """Newest first."""
-    limit = min(limit, MAX_PROJECTS)
-    rows = projects.page(session, limit + 1, after, include_archived)
-    if not include_usage:
-        return list_page(rows, limit, render_project)
-    used = usage.usage_by_project(session, [row.id for row in rows])
-    return list_page(rows, limit, lambda row: render_with_usage(row, used[row.id]))
+    rows = projects.page(session, page, include_archived)
+    return list_page(projects.with_usage(session, *rows) if include_usage else rows, page.limit)
 
 
 @router.get("/v1/organization/projects/{project_id}", response_model=ProjectWithUsage, summary="Get a project")
 def get_project(project_id: str, session: SessionDep) -> Any:
     """A project with its usage."""
-    project = projects.get(session, project_id)
-    return render_with_usage(project, usage.project_usage(session, project.id))
+    return projects.with_usage(session, projects.get(session, project_id))[0]
 
 
 @router.post(
@@ -80,7 +70,7 @@ def get_project(project_id: str, session: SessionDep) -> Any:
 )
 def update_project(project_id: str, body: JsonBody[UpdateProject], session: SessionDep) -> Any:
     """Change name, limits, weight or permission. A lower limit removes nothing that exists."""
-    return render_project(projects.modify(session, project_id, body.name, settings_of(body)))
+    return projects.change(session, project_id, body.name, settings_of(body))
 
 
 @router.post(
@@ -92,7 +82,7 @@ def archive_project(
     project_id: str, body: OptionalJsonBody[ArchiveProject], caller: CallerDep, session: SessionDep
 ) -> Any:
     """The keys of an archived project are disabled until it is unarchived. Files and results are kept."""
-    return render_project(projects.archive(session, project_id, caller.project_id, body.cancel_jobs))
+    return projects.archive(session, project_id, caller.project_id, body.cancel_jobs)
 
 
 @router.post(
@@ -100,4 +90,4 @@ def archive_project(
 )
 def unarchive_project(project_id: str, session: SessionDep) -> Any:
     """Enable the project and its keys again, except keys that were revoked or have expired."""
-    return render_project(projects.unarchive(session, project_id))
+    return projects.unarchive(session, project_id)

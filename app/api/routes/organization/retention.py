@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query
 from app.api.auth import AUTHENTICATED
 from app.api.dependencies import SessionDep
 from app.api.idempotency import IdempotentRoute
-from app.api.schemas.organization.retention import ChangeRetention, RetentionRuleList, changes_of, render_rules
+from app.api.schemas.organization.retention import ChangeRetention, RetentionRuleList, changes_of
 from app.api.transport.json_body import JsonBody
 from app.services.operations import retention
 
@@ -28,7 +28,7 @@ def list_rules(
     include_due: Annotated[bool, Query(description="Add what each rule deletes now.")] = False,
 ) -> Any:
     """The rules of every project that is not archived. Without a rule nothing is deleted for its age."""
-    return render_rules(retention.view(session, project_id, include_due))
+    return {"data": retention.view(session, project_id, include_due)}
 
 
 @router.post(
@@ -39,4 +39,4 @@ def list_rules(
 def change_rules(project_id: str, body: JsonBody[ChangeRetention], session: SessionDep) -> Any:
     """Returns all rules of the project as they are then. With `dry_run` they are shown with their effect."""
     apply = retention.preview if body.dry_run else retention.change
-    return render_rules(apply(session, project_id, changes_of(body)))
+    return {"data": apply(session, project_id, changes_of(body))}

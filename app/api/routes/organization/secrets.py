@@ -9,7 +9,8 @@ from fastapi import APIRouter
 from app.api.auth import AUTHENTICATED
 from app.api.dependencies import AppStateDep, SessionDep
 from app.api.idempotency import IdempotentRoute
-from app.api.schemas.organization.secrets import RotationBody, SecretList, render_rotation, render_secrets
+from app.api.schemas.organization.secrets import EncryptionKeyBody, RotationBody, SecretList
+from app.db import encryption
 from app.services.operations import secrets
 
 MAX_ROTATED = 500  # in one transaction
@@ -26,10 +27,16 @@ router = APIRouter(
 def list_secrets(session: SessionDep, app_state: AppStateDep) -> Any:
     """Credentials of delivery targets and signing secrets of webhooks, without the secrets themselves."""
     keys = app_state.settings.encryption_keys
-    return render_secrets(secrets.view(session, keys), keys)
+    found = secrets.view(session, keys)
+    fingerprints = [encryption.fingerprint(key) for key in keys]
+    shown = [
+        EncryptionKeyBody(fingerprint=each, encrypts=number == 0, protects=sum(row.key == each for row in found))
+        for number, each in enumerate(fingerprints)
+    ]
+    return {"data": found, "keys": shown}
 
 
 @router.post("/rotate", response_model=RotationBody, summary="Re-encrypt secrets with the first key")
 def rotate_secrets(session: SessionDep, app_state: AppStateDep) -> Any:
     """At most 500 at once: repeat the call until nothing remains. An interruption loses nothing."""
-    return render_rotation(secrets.rotate(session, app_state.settings.encryption_keys, MAX_ROTATED))
+    return secrets.rotate(session, app_state.settings.encryption_keys, MAX_ROTATED)

@@ -8,7 +8,7 @@ from fastapi import APIRouter
 
 from app.api.auth import CallerDep
 from app.api.dependencies import AppStateDep, SessionDep
-from app.api.schemas.organization.status import StatusBody, render_status
+from app.api.schemas.organization.status import StatusBody
 from app.services.operations import status
 
 router = APIRouter(prefix="/v1/organization/status", tags=["Health"])
@@ -19,5 +19,4 @@ def show_status(caller: CallerDep, session: SessionDep, app_state: AppStateDep) 
     """Whether the service is healthy and what to do if not; workers, queue, the jobs that failed within the last day,
     storage by project, and the last backup."""
     checks, settings = app_state.health_checks.run(), app_state.settings
-    view = status.view(session, caller.project_id, checks, settings.data_dir, settings.encryption_keys)
-    return render_status(view)
+    return status.view(session, caller.project_id, checks, settings.data_dir, settings.encryption_keys)

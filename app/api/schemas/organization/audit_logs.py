@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
-from app.api.schemas.common import Body, ListBody, unix_seconds
-from app.db.tables import AuditEntry
+from app.api.schemas.common import Body, ListBody, UnixTime
 
 
 class ActorKey(Body):
@@ -16,8 +15,11 @@ class ActorKey(Body):
 
 class Actor(Body):
     type: Literal["api_key", "operator", "system"]
-    id: Annotated[str, Field(description="The id of a key, or an operator's account and host.")]
+    """An API key, an operator's command on the server, or the service itself at its first start."""
+    id: str
+    """The id of a key, or an operator's account and host."""
     api_key: ActorKey | None
+    """The key; null for an operator and for the service itself."""
 
 
 class AuditProject(Body):
@@ -26,34 +28,22 @@ class AuditProject(Body):
 
 class AuditBody(Body):
     id: str
-    object: Literal["organization.audit_log"]
-    type: Annotated[str, Field(description="The action, named after the route, such as fine_tuning.jobs.cancel.")]
-    effective_at: int
+    object: Literal["organization.audit_log"] = "organization.audit_log"
+    type: str = Field(validation_alias="action")
+    """The action, named after the route, such as fine_tuning.jobs.cancel."""
+    effective_at: UnixTime = Field(validation_alias="created_at")
+    """The time of the change, in seconds since 1970."""
     actor: Actor
+    """Who made the change."""
     project: AuditProject | None
-    object_ids: Annotated[list[str], Field(description="The ids in the path, and of the created object.")]
-    ip_address: str | None
+    """The changed project, else the key's project; null for a command without a project."""
+    object_ids: list[str]
+    """The ids in the path, and of the created object."""
+    ip_address: str | None = Field(validation_alias="address")
+    """The client's address; behind a proxy that is not trusted, the proxy's address. Null for a command."""
     request_id: str | None
+    """The `x-request-id` of the response, which is also in the API's log; null for a command."""
 
 
 class AuditList(ListBody):
     data: list[AuditBody]
-
-
-def render_entry(entry: AuditEntry) -> dict[str, Any]:
-    is_key = entry.actor_type == "api_key"
-    return {
-        "id": entry.id,
-        "object": "organization.audit_log",
-        "type": entry.action,
-        "effective_at": unix_seconds(entry.created_at),
-        "actor": {
-            "type": entry.actor_type,
-            "id": entry.actor_id,
-            "api_key": {"id": entry.actor_id} if is_key else None,
-        },
-        "project": None if entry.project_id is None else {"id": entry.project_id},
-        "object_ids": entry.object_ids,
-        "ip_address": entry.address,
-        "request_id": entry.request_id,
-    }

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from app.api.schemas.common import Body, ListBody, unix_seconds, unix_seconds_or_none
+from app.api.schemas.common import Body, ListBody, UnixTime
 from app.api.schemas.jobs.requests import Strict
-from app.db.tables import ApiKey
 from app.domain.access.scopes import ALL, SCOPES
 from app.services.access import keys
 
@@ -29,16 +28,22 @@ Overlap = Annotated[
 
 class CreateKey(Strict):
     name: Name
+    """A label, such as the user or program that uses the key."""
     scopes: Scopes = [ALL]  # noqa: RUF012  (pydantic copies it)
+    """The permissions of the key; `all` allows everything in its own project."""
     expires_in_seconds: Expiry | None = None
+    """The lifetime from now on; null: the key does not expire."""
 
 
 class UpdateKey(Strict):
     """Absent or null fields keep their values."""
 
     name: Name | None = None
+    """A label, such as the user or program that uses the key."""
     scopes: Scopes | None = None
+    """The permissions of the key; `all` allows everything in its own project."""
     expires_in_seconds: Expiry | None = None
+    """The lifetime from now on; absent or null: unchanged."""
 
 
 class RotateKey(Strict):
@@ -49,33 +54,42 @@ class Owner(Body):
     """Keys belong to a project and have no other owner; official clients expect the object."""
 
     type: None = None
+    """Null."""
 
 
 class KeyBody(Body):
     id: str
-    object: Literal["organization.project.api_key"]
+    object: Literal["organization.project.api_key"] = "organization.project.api_key"
     project_id: str
+    """The project of the key."""
     name: str
-    redacted_value: str
+    """A label, such as the user or program that uses the key."""
+    redacted_value: str = Field(validation_alias="redacted")
+    """The first and last characters of the key, to recognize it by."""
     scopes: list[str]
+    """The permissions of the key."""
     status: Literal["active", "expired", "revoked"]
-    created_at: int
-    last_used_at: Annotated[
-        int | None, Field(description="Seconds since 1970, with a precision of a minute; null: never.")
-    ]
-    expires_at: int | None
-    revoked_at: int | None
-    rotated_at: int | None
-    previous_value_expires_at: Annotated[
-        int | None,
-        Field(description="When the previous secret expires, in seconds since 1970; null: it is invalid."),
-    ]
-    owner: Owner
+    """Whether the key is valid, or why it is not."""
+    created_at: UnixTime
+    last_used_at: UnixTime | None
+    """Seconds since 1970, with a precision of a minute; null: never."""
+    expires_at: UnixTime | None
+    """When the key expires, in seconds since 1970; null: never."""
+    revoked_at: UnixTime | None
+    """Seconds since 1970; null: the key was not revoked."""
+    rotated_at: UnixTime | None
+    """When a rotation created the current secret, in seconds since 1970; null: no rotation."""
+    previous_value_expires_at: UnixTime | None = Field(validation_alias="previous_expires_at")
+    """When the previous secret expires, in seconds since 1970; null: it is invalid."""
+    owner: Owner = Owner()
+    """Always the same."""
     owner_project_access: Literal["active", "inactive"]
+    """`active` as long as the key is valid."""
 
 
 class NewKey(KeyBody):
-    value: Annotated[str, Field(description="The whole key. No later response contains it.")]
+    value: str = Field(validation_alias="secret")
+    """The whole key. No later response contains it."""
 
 
 class KeyList(ListBody):
@@ -84,26 +98,5 @@ class KeyList(ListBody):
 
 class KeyRevoked(Body):
     id: str
-    object: Literal["organization.project.api_key.deleted"]
-    deleted: Literal[True]
-
-
-def render_key(key: ApiKey) -> dict[str, Any]:
-    status = keys.status(key)
-    return {
-        "id": key.id,
-        "object": "organization.project.api_key",
-        "project_id": key.project_id,
-        "name": key.name,
-        "redacted_value": key.redacted,
-        "scopes": key.scopes,
-        "status": status,
-        "created_at": unix_seconds(key.created_at),
-        "last_used_at": unix_seconds_or_none(key.last_used_at),
-        "expires_at": unix_seconds_or_none(key.expires_at),
-        "revoked_at": unix_seconds_or_none(key.revoked_at),
-        "rotated_at": unix_seconds_or_none(key.rotated_at),
-        "previous_value_expires_at": unix_seconds_or_none(key.previous_expires_at),
-        "owner": {"type": None},
-        "owner_project_access": "active" if status == "active" else "inactive",
-    }
+    object: Literal["organization.project.api_key.deleted"] = "organization.project.api_key.deleted"
+    deleted: Literal[True] = True

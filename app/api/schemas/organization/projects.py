@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from app.api.schemas.common import Body, ListBody, unix_seconds, unix_seconds_or_none
+from app.api.schemas.common import Body, ListBody, UnixTime
 from app.api.schemas.jobs.requests import Strict
-from app.db.access.usage import QuotaUsage
-from app.db.tables import Project
-from app.db.tables.access import LIMITS
 from app.domain.jobs.bounds import SHARE_WEIGHT
 
 MAX_BIGINT = (1 << 63) - 1
 MAY_BE_URGENT = "Whether keys of the project may create `urgent` jobs, which start before those of all projects."
+Seconds = Annotated[float, AfterValidator(lambda seconds: round(seconds, 3))]
 Count = Annotated[int, Field(ge=0, le=MAX_BIGINT)]
 
 
@@ -22,23 +20,28 @@ class Limits(Strict):
     """Null means no limit, or the operator's default."""
 
     max_stored_bytes: Count | None = None
+    """All files whose bytes still exist. At the limit, uploads are refused; results of jobs are stored."""
     max_queued_jobs: Count | None = None
+    """Jobs that wait for a worker or for validation. At the limit, creating and resuming jobs are refused. Null: the
+    operator's default.
+    """
     max_running_jobs: Count | None = None
+    """At the limit, further jobs stay queued even if workers are free."""
     max_gpu_seconds_per_month: Count | None = None
+    """Includes the attempts of this calendar month (UTC) and the planned remainder of running jobs. At the limit,
+    creating and resuming jobs are refused; running jobs continue.
+    """
     max_requests_per_second: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    """Per API process; the requests of one second may arrive at once. Null: the operator's default."""
 
 
 class CreateProject(Strict):
     name: Annotated[str, Field(min_length=1, max_length=100)]
+    """The display name."""
     limits: Limits | None = None
-    share_weight: Annotated[
-        float,
-        Field(
-            ge=SHARE_WEIGHT.minimum,
-            le=SHARE_WEIGHT.maximum,
-            description="Its share of the GPUs when several projects have queued jobs.",
-        ),
-    ] = 1.0
+    """The limits of the project; an absent or null limit means no limit."""
+    share_weight: Annotated[float, Field(ge=SHARE_WEIGHT.minimum, le=SHARE_WEIGHT.maximum)] = 1.0
+    """Its share of the GPUs when several projects have queued jobs."""
     may_be_urgent: Annotated[bool, Field(description=MAY_BE_URGENT)] = False
 
 
@@ -46,87 +49,73 @@ class UpdateProject(Strict):
     """Absent fields keep their values; a null limit removes the limit."""
 
     name: Annotated[str, Field(min_length=1, max_length=100)] | None = None
+    """The display name."""
     limits: Limits | None = None
+    """The limits to change; null removes a limit."""
     share_weight: Annotated[float, Field(ge=SHARE_WEIGHT.minimum, le=SHARE_WEIGHT.maximum)] | None = None
+    """The share of the GPUs when several projects have queued jobs."""
     may_be_urgent: Annotated[bool | None, Field(description=MAY_BE_URGENT)] = None
 
 
 class ArchiveProject(Strict):
-    cancel_jobs: Annotated[bool, Field(description="Cancel unfinished jobs instead of refusing to archive.")] = False
+    cancel_jobs: bool = False
+    """Cancel unfinished jobs instead of refusing to archive."""
 
 
 class UsageBody(Body):
     stored_bytes: int
+    """All files whose bytes still exist, including deleted files that a job needs."""
     queued_jobs: int
+    """Jobs with the status `validating_files` or `queued`."""
     running_jobs: int
-    gpu_seconds_this_month: float
-    held_gpu_seconds: Annotated[float, Field(description="What running jobs are still planned to use.")]
+    """Jobs with the status `running`."""
+    gpu_seconds_this_month: Seconds
+    """Used by attempts since the start of the month (UTC): duration times number of GPUs."""
+    held_gpu_seconds: Seconds
+    """What running jobs are still planned to use."""
 
 
 class ProjectBody(Body):
     id: str
-    object: Literal["organization.project"]
+    object: Literal["organization.project"] = "organization.project"
     name: str
-    created_at: int
-    archived_at: int | None
+    """The display name."""
+    created_at: UnixTime
+    archived_at: UnixTime | None
+    """Seconds since 1970; null: the project is active."""
     status: Literal["active", "archived"]
+    """`archived`: the keys are disabled; files and results are kept."""
     limits: Limits
+    """The limits of the project."""
     share_weight: float
+    """The share of the GPUs when several projects have queued jobs: weight 2 gets twice the time of weight 1."""
     may_be_urgent: Annotated[bool, Field(description=MAY_BE_URGENT)]
 
 
 class ProjectWithUsage(ProjectBody):
     usage: UsageBody
+    """The current usage."""
 
 
 class OwnKey(Body):
     id: str
     scopes: list[str]
+    """The permissions of the key."""
 
 
 class OwnProject(ProjectWithUsage):
     """The project of a key, and the key itself."""
 
     api_key: OwnKey
+    """The key of this request."""
 
 
 class ProjectList(ListBody):
     data: list[ProjectWithUsage | ProjectBody]
 
 
-def render_project(project: Project) -> dict[str, Any]:
-    return {
-        "id": project.id,
-        "object": "organization.project",
-        "name": project.name,
-        "created_at": unix_seconds(project.created_at),
-        "archived_at": unix_seconds_or_none(project.archived_at),
-        "status": "active" if project.archived_at is None else "archived",
-        "limits": {limit: getattr(project, limit) for limit in LIMITS},
-        "share_weight": project.share_weight,
-        "may_be_urgent": project.may_be_urgent,
-    }
-
-
-def render_with_usage(project: Project, usage: QuotaUsage) -> dict[str, Any]:
-    return render_project(project) | {
-        "usage": {
-            "stored_bytes": usage.stored_bytes,
-            "queued_jobs": usage.queued_jobs,
-            "running_jobs": usage.running_jobs,
-            "gpu_seconds_this_month": round(usage.gpu_seconds_this_month, 3),
-            "held_gpu_seconds": round(usage.held_gpu_seconds, 3),
-        }
-    }
-
-
 def settings_of(body: CreateProject | UpdateProject) -> dict[str, int | float | None]:
     """The limits, the weight and the permission that the body sets."""
-    values: dict[str, int | float | None] = {}
-    if body.limits is not None:
-        values |= body.limits.model_dump(exclude_unset=True)
-    if body.share_weight is not None and "share_weight" in body.model_fields_set:
-        values["share_weight"] = body.share_weight
-    if body.may_be_urgent is not None:
-        values["may_be_urgent"] = body.may_be_urgent
-    return values
+    values = body.model_dump(exclude_unset=True, exclude={"name"})
+    limits: dict[str, int | float | None] = values.pop("limits", None) or {}
+    return limits | {name: value for name, value in values.items() if value is not None}

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AliasPath, Field
 
 from app.api.schemas.common import Body
 from app.api.schemas.jobs.requests import Strict
 from app.domain.operations.retention import MAX_DAYS, RetentionKind
-from app.services.operations.retention import RuleView
 
 Days = Annotated[int, Field(ge=1, le=MAX_DAYS)]
 
@@ -19,51 +17,48 @@ class Rules(Strict):
     """Days by kind. Absent rules stay as they are; null removes a rule."""
 
     files: Days | None = None
+    """Uploaded files that no unfinished job needs."""
     checkpoints: Days | None = None
+    """Checkpoints of ended jobs, never a job's result."""
     logs: Days | None = None
+    """Logs of the trainer, of ended jobs."""
     events: Days | None = None
+    """Events of ended jobs, never the last one."""
     exports: Days | None = None
+    """Exports, from their end."""
 
 
 class ChangeRetention(Strict):
     rules: Rules
-    dry_run: Annotated[bool, Field(description="Show what the rules delete now, and store nothing.")] = False
+    """The rules to change."""
+    dry_run: bool = False
+    """Show what the rules delete now, and store nothing."""
 
 
 class DueBody(Body):
     count: int
+    """The number of files, checkpoints, logs, events or exports."""
     size_bytes: int
+    """The bytes of their files or texts."""
 
 
 class RetentionRuleBody(Body):
-    object: Literal["organization.retention_rule"]
+    object: Literal["organization.retention_rule"] = "organization.retention_rule"
     project_id: str
-    project: str
+    project: str = Field(validation_alias=AliasPath("project", "name"))
+    """The name of the project."""
     kind: RetentionKind
+    """What the rule deletes: `logs` and `events` of ended jobs, for example."""
     days: int
+    """The age at which they are deleted."""
     due: DueBody | None
+    """What the rule deletes now; null unless the request includes it."""
 
 
 class RetentionRuleList(Body):
-    object: Literal["list"]
+    object: Literal["list"] = "list"
     data: list[RetentionRuleBody]
 
 
 def changes_of(body: ChangeRetention) -> dict[RetentionKind, int | None]:
     return {RetentionKind(kind): days for kind, days in body.rules.model_dump(exclude_unset=True).items()}
-
-
-def render_rules(views: Sequence[RuleView]) -> dict[str, Any]:
-    return {"object": "list", "data": [_render(view) for view in views]}
-
-
-def _render(view: RuleView) -> dict[str, Any]:
-    due = view.due
-    return {
-        "object": "organization.retention_rule",
-        "project_id": view.project.id,
-        "project": view.project.name,
-        "kind": view.rule.kind,
-        "days": view.rule.days,
-        "due": None if due is None else {"count": due.count, "size_bytes": due.size_bytes},
-    }

@@ -11,9 +11,9 @@ from sqlalchemy import func, update
 from starlette.testclient import TestClient
 
 from app.api.middleware import bootstrap_guard
-from app.db.access import keys
 from app.db.engine import Sessions, make_engine, make_sessions, transaction
 from app.db.tables import ApiKey, Project
+from app.domain.access.api_keys import is_valid_secret
 from app.errors import NotBootstrapped
 from app.main import create_app
 from app.settings import Settings
@@ -126,5 +126,5 @@ class TestTheGuard:
 class TestAGivenSecret:
     @pytest.mark.parametrize("secret", ["x" * 19, "with spaces in it, and long", "nötig-nötig-nötig-nötig"])
     def test_that_is_too_short_or_unfit_for_a_header_is_none(self, secret: str) -> None:
-        assert not keys.is_valid_secret(secret)
-        assert keys.is_valid_secret("x" * 20)
+        assert not is_valid_secret(secret)
+        assert is_valid_secret("x" * 20)

@@ -17,15 +17,15 @@ from sqlalchemy import update
 from starlette.testclient import TestClient
 
 from app.api.routes import answers as answers_routes
-from app.db.access import keys, permissions
-from app.db.base_models import models
 from app.db.deliveries.credentials import encrypt
 from app.db.engine import Sessions, transaction
 from app.db.tables import Delivery, DeliveryTarget, Job, Project, TunedModel
 from app.domain.answers.events import MAX_ANSWER_BYTES
 from app.errors import BadRequest
 from app.main import create_app
+from app.services.access import keys, permissions
 from app.services.answers import answers, engine_client
+from app.services.base_models import models
 from app.settings import Settings
 from app.storage import LocalStorage
 from tests.answering_engine import BASE, TO_ENGINES, WORDS, AnsweringEngine, answering, deliver

@@ -10,10 +10,10 @@ from cryptography.fernet import Fernet
 from sqlalchemy import select
 from starlette.testclient import TestClient
 
-from app.db.access import keys
 from app.db.deliveries.credentials import decrypt, encrypt
 from app.db.engine import Sessions, transaction
 from app.db.tables import DeliveryTarget, Project
+from app.services.access import keys
 from app.settings import Settings
 
 KEY = Fernet.generate_key().decode()

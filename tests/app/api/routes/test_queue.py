@@ -8,12 +8,12 @@ import pytest
 from starlette.testclient import TestClient
 
 from app.api.schemas.queue import QueueBody, WorkerList
-from app.db.access import keys
 from app.db.engine import Sessions, transaction
 from app.db.scheduling import workers
 from app.db.tables import Job, Project
 from app.domain.scheduling.forecast import WorkerSlot
 from app.domain.scheduling.worker_capacity import worker_capacity
+from app.services.access import keys
 from app.storage import LocalStorage
 from tests.factories import WORKER, forecast_queue, make_file, make_job, make_project, start_job, validate_job
 

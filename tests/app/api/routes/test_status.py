@@ -16,9 +16,16 @@ from app.db.operations import status
 from app.db.scheduling import workers
 from app.db.tables import Delivery, Project
 from app.db.webhooks import deliveries as webhook_deliveries
-from app.db.webhooks import endpoints
 from app.storage import LocalStorage
-from tests.factories import make_delivery, make_failed_job, make_file, make_job, make_succeeded_job, make_target
+from tests.factories import (
+    make_delivery,
+    make_failed_job,
+    make_file,
+    make_job,
+    make_succeeded_job,
+    make_target,
+    make_webhook_endpoint,
+)
 
 PATH = "/v1/organization/status"
 
@@ -107,7 +114,7 @@ def test_what_is_tried_again_and_endpoints_that_fail_are_advice(
         job = make_succeeded_job(session, storage, project)
         make_delivery(session, job)
         session.execute(update(Delivery).values(error="the bucket is full", tries=1, attempt=1))
-        endpoint = endpoints.insert(session, project.id, "ci", "https://example.com", ["*"], "whsec_a", enabled=True)
+        endpoint = make_webhook_endpoint(session, project.id)
         webhook_deliveries.record_endpoint_failure(session, endpoint.id)
     body = client.get(PATH, headers=admin_headers).json()
     assert (body["healthy"], {problem["code"] for problem in body["problems"]}) == (

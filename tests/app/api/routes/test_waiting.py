@@ -17,11 +17,11 @@ from sqlalchemy import update as update_rows
 
 from app.api.routes import streams
 from app.api.routes.jobs import polling
-from app.db.access import keys
 from app.db.engine import Sessions, transaction
 from app.db.jobs import claims, jobs
 from app.db.tables import ApiKey, Job, Project
 from app.main import create_app
+from app.services.access import keys, projects
 from app.settings import Settings
 from app.storage import LocalStorage
 from tests.conftest import DISCONNECT_OTHERS
@@ -316,7 +316,7 @@ class TestJobStream:
                     received.append(frame)
                     if len(received) == 6:
                         with transaction(sessions) as session:
-                            keys.revoke(session, key.id)
+                            keys.revoke(session, None, key.id)
             assert received[5] == {"": "ping"}
 
     def test_loses_nothing_when_postgres_ends_every_connection(
@@ -337,7 +337,7 @@ class TestProjectStream:
         self, http: httpx2.Client, running: Job, sessions: Sessions, storage: LocalStorage, engine: Engine
     ) -> None:
         with transaction(sessions) as session:
-            other = keys.ensure_project(session, "other")
+            other = projects.ensure(session, "other")
             foreign = make_job(session, other, make_file(session, storage, other))
         with http.stream("GET", "events/stream") as answer:
             received = (json.loads(frame["data"]) for frame in frames(answer.iter_lines()) if "data" in frame)

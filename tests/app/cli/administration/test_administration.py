@@ -22,16 +22,15 @@ from app.cli.client.http import Client, Json
 from app.cli.client.service_discovery import ServiceAddress
 from app.cli.errors import CliError
 from app.cli.main import app as command_line
-from app.db.access import keys
 from app.db.engine import Sessions, transaction
 from app.db.tables import ApiKey, File, Job, Project
-from app.db.webhooks import endpoints
-from app.domain.webhooks import new_secret
+from app.services.access import keys
 from app.settings import Settings
 from app.system import model_registration
 from tests.app.cli.conftest import Tunery
 from tests.app.db.operations.test_retention import age_everything
 from tests.app.test_model_hub import COMMIT, SOURCE, Hub, hub  # noqa: F401  a fixture
+from tests.factories import make_webhook_endpoint
 from tests.serving import LiveServer
 from tests.tiny import make_tiny_base
 from worker.base_models.registrar import Registrar
@@ -159,7 +158,7 @@ def test_secrets_are_listed_and_re_encrypted(
     monkeypatch.setenv("TUNERY_SECRET_KEYS", settings.secret_keys.get_secret_value())
     with transaction(sessions) as session:
         for number in range(3):
-            endpoints.insert(session, project.id, f"hook-{number}", "https://a.example/", ["x"], new_secret(), True)
+            make_webhook_endpoint(session, project.id, name=f"hook-{number}")
     assert {each["protection"] for each in operator("secrets", "list", "--json").json} == {"unencrypted"}
     assert operator("secrets", "rotate").out == "3 secrets were re-encrypted\n"
     assert {each["protection"] for each in operator("secrets", "list", "--json").json} == {"current"}

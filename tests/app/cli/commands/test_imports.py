@@ -14,9 +14,9 @@ import pytest
 from app.cli.client.http import Client
 from app.cli.errors import ServiceUnreachable, TooManyRequests
 from app.cli.openai_import.state import ImportDirectory
-from app.db.base_models import models
 from app.db.engine import Sessions, transaction
 from app.errors import BadRequest
+from app.services.base_models import models
 from tests.app.cli.conftest import Tunery
 from tests.app.cli.stand_in_openai import KEY, StandInOpenAI, chat_lines, stand_in_openai
 from tests.deadline import until

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import make_url
 
-from app.db.access import keys, projects
 from app.db.base_models import models
 from app.db.engine import Sessions, transaction
 from app.db.tables import Job
 from app.domain.base_models import catalog
+from app.services.access import keys, projects
 from app.system import model_files, model_registration
 from tests.app.cli.conftest import Tunery
 from tests.app.test_model_hub import COMMIT, SOURCE, Hub, hub  # noqa: F401  a fixture
@@ -258,7 +258,7 @@ class TestKeys:
         assert "No such project: 'taem'" in refused.err
         assert "--create-project" in refused.err
         with transaction(sessions) as session:
-            assert projects.get_by_name(session, "taem") is None
+            assert projects.find(session, "taem") is None
         assert "Created the project 'other'" in operator("keys", "create", "--project", "other", "--create-project").err
 
     def test_an_empty_project_is_a_usage_error(self, operator: Tunery) -> None:

@@ -7,9 +7,9 @@ import getpass
 import pytest
 from sqlalchemy import select
 
-from app.db.access import keys
 from app.db.engine import Sessions, transaction
 from app.db.tables import ApiKey, AuditEntry, Project
+from app.services.access import keys
 from tests.app.cli.conftest import Tunery
 
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import update
 
-from app.db.access import keys
 from app.db.engine import Sessions, transaction
 from app.db.operations import status
 from app.db.scheduling import workers
 from app.db.tables import Delivery, Project
 from app.db.webhooks import endpoints
 from app.errors import Unavailable
+from app.services.access import keys
 from app.services.operations import health
 from app.services.operations import status as status_service
 from app.storage import LocalStorage
 from tests.app.cli.conftest import Tunery
-from tests.factories import make_delivery, make_failed_job, make_succeeded_job
+from tests.factories import make_delivery, make_failed_job, make_succeeded_job, make_webhook_endpoint
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +72,7 @@ def test_what_is_tried_again_is_shown_with_its_reason_and_endpoints_that_fail_wi
         job = make_succeeded_job(session, storage, project)
         make_delivery(session, job)
         session.execute(update(Delivery).values(error="the bucket is full", tries=1, attempt=1))
-        endpoint = endpoints.insert(session, project.id, "ci", "https://example.com", ["*"], "whsec_a", enabled=True)
+        endpoint = make_webhook_endpoint(session, project.id)
         endpoints.disable(session, endpoint.id, "it responded with 410 Gone")
     shown = tunery("status").out
     assert f"Deliveries that are tried again\n  {job.id}  default  production" in shown

@@ -13,13 +13,13 @@ from typing import BinaryIO
 import pytest
 
 from app.db.engine import Sessions, transaction
-from app.db.files import files, uploads
+from app.db.files import files
 from app.db.jobs import checkpoints
 from app.db.tables import Project
 from app.storage import LocalStorage
 from app.storage.s3 import S3Storage
 from tests.app.cli.conftest import Tunery
-from tests.factories import make_file, make_job, put_bytes
+from tests.factories import add_part, make_file, make_job, make_upload, put_bytes
 from tests.faulty_proxy import Fault, FaultyProxy
 from tests.full_disk import small_disk
 from tests.s3 import with_prefix
@@ -59,9 +59,8 @@ def contents(sessions: Sessions, storage: LocalStorage, project: Project, base_m
         storage.compose("files/whole", ["uploads/u/a", "uploads/u/b"])
         sha256 = hashlib.sha256(b"part and part").hexdigest()
         files.insert(session, project.id, "batch", "whole", 13, sha256, "files/whole")
-        upload = uploads.insert(session, project.id, 3600, **UPLOAD)
-        sha256 = hashlib.sha256(b" and part").hexdigest()
-        uploads.insert_part(session, upload, "part_b", 9, sha256, "uploads/u/b", None)
+        upload = make_upload(session, project, **UPLOAD)
+        add_part(session, upload, b" and part", "uploads/u/b")
         job = make_job(session, project, data, base_model=base_model)
         snapshot = {"MANIFEST.json": b"{}", "state.safetensors": b"weights"}
         keys = {name: f"jobs/{job.id}/attempts/1/snapshots/step-000001/{name}" for name in snapshot}

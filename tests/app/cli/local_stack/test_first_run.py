@@ -11,10 +11,10 @@ from app.cli.local_stack import first_run
 from app.cli.local_stack.data_directory import Layout
 from app.cli.local_stack.first_run import BUNDLED_MODEL
 from app.cli.local_stack.machine import CannotStart
-from app.db.access import keys
 from app.db.base_models import models
 from app.db.engine import Sessions, transaction
 from app.db.tables import ApiKey, Project
+from app.services.access import keys
 from tests.tiny import make_tiny_base
 
 
@@ -61,7 +61,7 @@ class TestAdminKey:
         with transaction(sessions) as session:
             key = keys.find_by_secret(session, created)
             assert key is not None
-            keys.revoke(session, key.id)
+            keys.revoke(session, None, key.id)
         assert first_run.ensure_admin_key(sessions, layout) is None
         with transaction(sessions) as session:
             assert keys.find_by_secret(session, created) is None
@@ -71,7 +71,7 @@ class TestAdminKey:
         assert created is not None
         for _ in range(2):
             with transaction(sessions) as session:
-                keys.rotate(session, session.scalars(select(ApiKey)).one(), overlap_seconds=60)
+                keys.rotate(session, None, session.scalars(select(ApiKey.id)).one(), overlap_seconds=60)
         assert first_run.ensure_admin_key(sessions, layout) is None
         with transaction(sessions) as session:
             assert keys.find_by_secret(session, created) is None

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from sqlalchemy import func, update
 
-from app.db.deliveries import deliveries, targets
+from app.db.deliveries import deliveries
 from app.db.engine import Sessions, transaction
 from app.db.jobs import checkpoints, jobs
 from app.db.operations import status
@@ -14,9 +14,19 @@ from app.db.tables import Attempt, Delivery, Job, Project
 from app.db.webhooks import deliveries as webhook_deliveries
 from app.db.webhooks import endpoints, operator
 from app.domain.jobs.states import JobState
-from app.domain.webhooks import DISABLED_BY_REQUEST, EVENT_TYPES
+from app.domain.webhooks import DISABLED_BY_REQUEST
+from app.services.deliveries import targets
 from app.storage import LocalStorage
-from tests.factories import make_file, make_job, make_project, make_succeeded_job, make_target, start_job, validate_job
+from tests.factories import (
+    make_file,
+    make_job,
+    make_project,
+    make_succeeded_job,
+    make_target,
+    make_webhook_endpoint,
+    start_job,
+    validate_job,
+)
 
 
 def test_an_empty_service_has_nothing_to_report(sessions: Sessions, project: Project) -> None:
@@ -116,7 +126,7 @@ def test_deliveries_are_due_until_they_are_claimed_and_fail_until_their_target_i
             "away",
         )
         assert status.retried_deliveries(session, 20) == []
-        targets.delete(session, session.merge(target))
+        targets.delete(session, target.project_id, target.id)
     with transaction(sessions) as session:
         assert status.failed_deliveries(session, day, 20) == []
         assert not status.has_delivery_targets(session)
@@ -127,10 +137,7 @@ def test_endpoints_fail_until_a_success_and_not_if_they_were_disabled_by_request
 ) -> None:
     with transaction(sessions) as session:
         _, failing, gone, off = (
-            endpoints.insert(
-                session, project.id, name, "https://example.com", [*EVENT_TYPES], "whsec_a", enabled=True
-            ).id
-            for name in ("fine", "failing", "gone", "off")
+            make_webhook_endpoint(session, project.id, name=name).id for name in ("fine", "failing", "gone", "off")
         )
         for endpoint_id in (failing, off):
             webhook_deliveries.record_endpoint_failure(session, endpoint_id)
@@ -139,8 +146,8 @@ def test_endpoints_fail_until_a_success_and_not_if_they_were_disabled_by_request
         operator.set_endpoint(session, "https://example.com")
         webhook_deliveries.record_endpoint_failure(session, operator.ENDPOINT_ID)
     with transaction(sessions) as session:
-        found = status.failing_endpoints(session, 20)
-        assert [(each.id, each.project, each.failing_since is None, each.disabled_reason) for each in found] == [
+        found = endpoints.failing(session, 20)
+        assert [(each.id, each.project_name, each.failing_since is None, each.disabled_reason) for each in found] == [
             (failing, "default", False, None),
             (operator.ENDPOINT_ID, None, False, None),
             (gone, "default", True, "it responded with 410 Gone"),

@@ -6,10 +6,10 @@ import pytest
 from sqlalchemy import select
 from starlette.testclient import TestClient
 
-from app.db.access import keys
 from app.db.engine import Sessions, transaction
 from app.db.tables import ApiKey
 from app.main import create_app
+from app.services.access import keys, projects
 from app.services.access.bootstrap_key import ensure_first_key
 from app.settings import Settings
 from app.storage import LocalStorage
@@ -36,7 +36,7 @@ class TestEnsureFirstKey:
         (key,) = key_rows(sessions)
         assert key.is_admin
         with transaction(sessions) as session:
-            project = keys.get_project(session, "default")
+            project = projects.find(session, "default")
             assert project is not None
             assert key.project_id == project.id
 
@@ -44,7 +44,7 @@ class TestEnsureFirstKey:
         ensure_first_key(sessions, key_file)
         (key,) = key_rows(sessions)
         with transaction(sessions) as session:
-            keys.revoke(session, key.id)
+            keys.revoke(session, None, key.id)
         ensure_first_key(sessions, key_file)
         (key,) = key_rows(sessions)
         assert key.revoked_at is not None
@@ -53,7 +53,7 @@ class TestEnsureFirstKey:
         ensure_first_key(sessions, key_file)
         for _ in range(2):
             with transaction(sessions) as session:
-                keys.rotate(session, session.scalars(select(ApiKey)).one(), overlap_seconds=60)
+                keys.rotate(session, None, session.scalars(select(ApiKey.id)).one(), overlap_seconds=60)
         ensure_first_key(sessions, key_file)
         assert len(key_rows(sessions)) == 1
         with transaction(sessions) as session:

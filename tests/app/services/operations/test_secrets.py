@@ -11,14 +11,17 @@ from sqlalchemy import func, update
 from sqlalchemy.orm import Session
 
 from app.db import encryption
-from app.db.deliveries import credentials, targets
+from app.db.deliveries import credentials
 from app.db.encryption import Protection
 from app.db.engine import Sessions, transaction
 from app.db.tables import DeliveryTarget, Project, WebhookEndpoint
-from app.db.webhooks import endpoints, operator
+from app.db.webhooks import operator
 from app.domain.webhooks import new_secret
 from app.errors import BadRequest
+from app.services import webhooks
 from app.services.operations import secrets
+from app.services.webhooks import EndpointRules
+from tests.factories import make_target, make_webhook_endpoint
 
 OLD, NEW, OTHER = (Fernet.generate_key().decode() for _ in range(3))
 URL = "https://hooks.example.com/"
@@ -27,15 +30,12 @@ URL = "https://hooks.example.com/"
 def make_endpoint(session: Session, project: Project, keys: list[str]) -> tuple[str, str]:
     """The id of a webhook endpoint, and its secret."""
     secret = new_secret()
-    return endpoints.insert(session, project.id, "hook", URL, ["fine_tuning.job.failed"], secret, True, keys).id, secret
+    return make_webhook_endpoint(session, project.id, secret=secret, encryption_keys=keys).id, secret
 
 
-def make_target(session: Session, project: Project, keys: list[str], name: str = "engine") -> str:
+def make_engine(session: Session, project: Project, keys: list[str], name: str = "engine") -> str:
     token = credentials.encrypt(keys, {"api_key": "k"})
-    columns = {"name": name, "kind": "vllm", "destination": {}, "credentials": token, "credential_names": ["api_key"]}
-    target = targets.insert(session, project.id, **columns)
-    assert target is not None
-    return target.id
+    return make_target(session, project.id, name, {"kind": "vllm"}, token).id
 
 
 def protections(session: Session, keys: list[str]) -> dict[str, tuple[Protection, str | None]]:
@@ -47,7 +47,7 @@ def test_the_list_says_which_key_protects_what(sessions: Sessions, project: Proj
         plain, _ = make_endpoint(session, project, [])
         current, _ = make_endpoint(session, project, [NEW])
         lost, _ = make_endpoint(session, project, [OTHER])
-        old = make_target(session, project, [OLD])
+        old = make_engine(session, project, [OLD])
         operator.set_endpoint(session, URL)  # its secret is a setting
         assert protections(session, [NEW, OLD]) == {
             old: (Protection.OLD_KEY, encryption.fingerprint(OLD)),
@@ -63,10 +63,10 @@ def test_a_rotation_re_encrypts_everything_but_lost_secrets_and_may_be_interrupt
     with transaction(sessions) as session:
         plain, plain_secret = make_endpoint(session, project, [])
         old, old_secret = make_endpoint(session, project, [OLD])
-        endpoints.rotate(session, session.get_one(WebhookEndpoint, old), "whsec_bmV3ZXI=", True, [OLD])
+        newer = webhooks.rotate_secret(session, EndpointRules(False, (), [OLD]), project.id, old, True).signing_secret
         session.execute(update(WebhookEndpoint).where(WebhookEndpoint.id == plain).values(secret_hint=None))
         lost, _ = make_endpoint(session, project, [OTHER])
-        target = make_target(session, project, [OLD])
+        target = make_engine(session, project, [OLD])
     remaining = []
     while not remaining or remaining[-1]:  # a transaction for each secret, as after interruptions
         with transaction(sessions) as session:
@@ -83,7 +83,7 @@ def test_a_rotation_re_encrypts_everything_but_lost_secrets_and_may_be_interrupt
         assert row.secret_hint == f"whsec_...{plain_secret[-4:]}"
         row = session.get_one(WebhookEndpoint, old)
         assert row.previous_secret is not None
-        assert encryption.reveal([NEW], row.secret) == "whsec_bmV3ZXI="
+        assert encryption.reveal([NEW], row.secret) == newer
         assert encryption.reveal([NEW], row.previous_secret) == old_secret
         stored = session.get_one(DeliveryTarget, target).credentials
         assert stored is not None
@@ -96,12 +96,12 @@ def test_a_previous_secret_that_is_lost_keeps_no_other_from_being_re_encrypted(
 ) -> None:
     with transaction(sessions) as session:
         endpoint, _ = make_endpoint(session, project, [OTHER])
-        row = session.get_one(WebhookEndpoint, endpoint)
-        endpoints.rotate(session, row, "whsec_bmV3ZXI=", True, [OLD])
+        rules = EndpointRules(False, (), [OLD])
+        newer = webhooks.rotate_secret(session, rules, project.id, endpoint, keep_old=True).signing_secret
     with transaction(sessions) as session:
         assert protections(session, [NEW, OLD])[endpoint][0] == Protection.LOST
         assert secrets.rotate(session, [NEW, OLD], limit=10) == secrets.Rotation(1, 0, 1)
-        assert encryption.reveal([NEW], session.get_one(WebhookEndpoint, endpoint).secret) == "whsec_bmV3ZXI="
+        assert encryption.reveal([NEW], session.get_one(WebhookEndpoint, endpoint).secret) == newer
         past = func.clock_timestamp() - timedelta(seconds=1)
         session.execute(update(WebhookEndpoint).values(previous_secret_expires_at=past))
         session.expire_all()
@@ -111,7 +111,7 @@ def test_a_previous_secret_that_is_lost_keeps_no_other_from_being_re_encrypted(
 
 def test_two_operators_who_rotate_at_once_lose_nothing(sessions: Sessions, project: Project) -> None:
     with transaction(sessions) as session:
-        ids = [make_target(session, project, [OLD], f"engine-{number}") for number in range(20)]
+        ids = [make_engine(session, project, [OLD], f"engine-{number}") for number in range(20)]
 
     def rotate(_: int) -> None:
         with transaction(sessions) as session:

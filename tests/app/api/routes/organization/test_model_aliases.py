@@ -10,9 +10,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from app.api.schemas.jobs.jobs import JobBody
-from app.db.base_models import models
 from app.db.engine import Sessions, transaction
 from app.db.tables import Job
+from app.services.base_models import base_models
 from app.services.base_models import models as model_services
 from tests.factories import make_base_model
 from tests.serving import LiveServer
@@ -131,7 +131,7 @@ class TestJobs:
         self, create: Any, admin: TestClient, alias: str, sessions: Sessions
     ) -> None:
         with transaction(sessions) as session:
-            models.unregister(session, "tiny")
+            base_models.remove(session, "tiny")
         answer = create(model=alias)
         message = answer.json()["error"]["message"]
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")

@@ -14,13 +14,13 @@ from app.cli.client.http import Client
 from app.cli.client.transfers import MIN_RESUMABLE_BYTES
 from app.cli.commands.jobs.jobs import item_text
 from app.cli.errors import AccessDenied, ServiceUnreachable
-from app.db.access import keys
 from app.db.engine import Sessions, transaction
 from app.db.jobs import claims, jobs
 from app.db.jobs.events import append_event
 from app.db.scheduling import workers
 from app.db.tables import Job, Project
 from app.domain.jobs.states import Reason
+from app.services.access import keys
 from app.storage import LocalStorage
 from tests.app.cli.conftest import Tunery
 from tests.factories import (

@@ -14,7 +14,6 @@ import pytest
 from sqlalchemy import Engine, select, text, update
 
 from app.db.deliveries import deliveries
-from app.db.deliveries import targets as delivery_targets
 from app.db.engine import make_engine, make_sessions, transaction
 from app.db.jobs import checkpoints, exports
 from app.db.operations import status
@@ -22,14 +21,22 @@ from app.db.operations.stored_objects import named_objects
 from app.db.scheduling import workers
 from app.db.tables import Export, File, Job, Project, Worker
 from app.db.webhooks import deliveries as webhook_deliveries
-from app.db.webhooks import endpoints
 from app.domain.artifacts.exports import ExportKind, ExportType
 from app.domain.operations.backups import BackupError
 from app.services.operations.backups import backup, restore
 from app.services.operations.backups.repository import BackupRepository
 from app.storage import LocalStorage, StorageError
 from tests.app.services.operations.backups.conftest import BackedUpService
-from tests.factories import make_file, make_job, make_project, put_bytes, start_job, validate_job
+from tests.factories import (
+    make_file,
+    make_job,
+    make_project,
+    make_target,
+    make_webhook_endpoint,
+    put_bytes,
+    start_job,
+    validate_job,
+)
 from tests.full_disk import SmallDisk, small_disk
 
 
@@ -291,13 +298,10 @@ class TestRestore:
     ) -> None:
         with transaction(service.sessions) as session:
             job = session.scalars(select(Job)).one()
-            endpoint = endpoints.insert(
-                session, job.project_id, "ops", "https://ops.example", ["fine_tuning.job.succeeded"], "whsec_x", True
-            )
+            endpoint = make_webhook_endpoint(session, job.project_id)
             webhook_deliveries.add_test(session, endpoint, "fine_tuning.job.succeeded", {})
             engine = {"kind": "vllm", "urls": ["https://engine.example"]}
-            place = delivery_targets.insert(session, job.project_id, name="prod", kind="vllm", destination=engine)
-            assert place is not None
+            place = make_target(session, job.project_id, destination=engine)
             deliveries.create(session, job, checkpoints.kept(session, job.id)[0], place)
         manifest, engine_of_copy = service.back_up().manifest, make_engine(blank_database_url)
 
