@@ -29,7 +29,7 @@ from app.db.jobs.claims import Lease
 from app.db.scheduling import fair_queue, queue_positions
 from app.db.tables import Checkpoint, Delivery, DeliveryTarget, File, Job, Project
 from app.domain.base_models import catalog
-from app.domain.jobs.parameters.fields import ParentAdapter
+from app.domain.jobs.parameters import ParentAdapter
 from app.domain.jobs.resolve import resolve
 from app.domain.jobs.states import Reason
 from app.domain.scheduling.forecast import WorkerSlot, forecast

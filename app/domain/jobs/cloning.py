@@ -10,8 +10,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from app.domain.jobs.parameters.collect import METHOD_OF, collect, method_of
-from app.domain.jobs.parameters.request_parameters import Given
+from app.domain.jobs.request_parameters import METHOD_OF, Given, collect, method_of
 from app.domain.jobs.spec import JobSpec, Method
 
 Json = dict[str, Any]

@@ -9,7 +9,7 @@ from app.db.files import files
 from app.db.jobs import checkpoints, jobs
 from app.db.tables import BaseModelRow
 from app.domain.error_text.json_text import as_json
-from app.domain.jobs.parameters.fields import ParentAdapter
+from app.domain.jobs.parameters import ParentAdapter
 from app.domain.jobs.spec import JobSpec
 from app.errors import BadRequest
 

@@ -15,7 +15,7 @@ from app.db.tables import BaseModelRow, File, Project
 from app.domain.datasets.warnings import SAME_FILE, request_warning
 from app.domain.error_text.json_text import as_json, unquoted
 from app.domain.files.files import JobFileOrigins
-from app.domain.jobs.parameters.fields import ParentAdapter
+from app.domain.jobs.parameters import ParentAdapter
 from app.domain.jobs.resolve import resolve
 from app.domain.jobs.spec import JobSpec
 from app.errors import BadRequest, NotFound, combine_errors

@@ -19,13 +19,13 @@ from app.api.openapi.descriptions import (
     plans,
     queue,
 )
-from app.domain.jobs.parameters.hyperparameters import (
+from app.domain.jobs.lora_parameters import LoraParameters
+from app.domain.jobs.parameters import (
     HYPERPARAMETERS,
     METHOD_HYPERPARAMETERS,
     EarlyStoppingParameters,
+    QuantizationParameters,
 )
-from app.domain.jobs.parameters.lora import LoraParameters
-from app.domain.jobs.parameters.quantization import QuantizationParameters
 
 BY_FIELD = {
     "id": "The id, for every call that takes one.",

@@ -5,11 +5,9 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from app.domain.jobs.parameters.collect import names_of
-from app.domain.jobs.parameters.fields import Parameters
-from app.domain.jobs.parameters.hyperparameters import HYPERPARAMETERS, METHOD_HYPERPARAMETERS
-from app.domain.jobs.parameters.lora import LoraParameters
-from app.domain.jobs.parameters.quantization import QuantizationParameters
+from app.domain.jobs.lora_parameters import LoraParameters
+from app.domain.jobs.parameters import HYPERPARAMETERS, METHOD_HYPERPARAMETERS, Parameters, QuantizationParameters
+from app.domain.jobs.request_parameters import names_of
 from app.domain.jobs.spec import Method
 
 JsonSchema = dict[str, Any]

@@ -13,7 +13,7 @@ from app.api.schemas.common import Body
 from app.api.schemas.jobs import parameters
 from app.domain.error_text.json_text import as_json
 from app.domain.evaluations.graders import EvaluationRequest
-from app.domain.jobs.parameters.collect import IN_HYPERPARAMETERS
+from app.domain.jobs.request_parameters import IN_HYPERPARAMETERS
 from app.domain.jobs.resolve import MAX_SEED
 from app.domain.jobs.spec import MAX_SAMPLE_PROMPTS, SamplePrompt
 from app.domain.scheduling.fair_share import HIGHEST_PRIORITY, LOWEST_PRIORITY

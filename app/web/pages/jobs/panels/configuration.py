@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from app.domain.jobs.parameters.collect import METHOD_OF, collect
+from app.domain.jobs.request_parameters import METHOD_OF, collect
 from app.web.components.data_table import DataTable, Row, column
 from app.web.components.elements import card, code_block, facts, note, tag
 from app.web.formatting import clean, clean_lines

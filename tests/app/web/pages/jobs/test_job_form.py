@@ -10,7 +10,7 @@ import pytest
 from app.api.job_request_parser import job_request
 from app.api.openapi.examples.all_operations import FINISHED_JOB
 from app.cli.client.job_request import build_job_body
-from app.domain.jobs.parameters.collect import collect
+from app.domain.jobs.request_parameters import collect
 from app.web.pages.jobs import job_form, request_snippets
 from app.web.pages.jobs.job_form import FieldError
 

@@ -1,23 +1,114 @@
-"""The hyperparameters of a request, by subject: training, evaluation, DPO.
+"""Request parameters of a job: one definition each, with its aliases, bounds, description and "auto".
 
-CONTRIBUTING.md shows how to add one. Fields are checked, and their problems reported, in this order.
+Those of LoRA are in lora_parameters.py. CONTRIBUTING.md shows how to add one. Fields are checked, and their problems
+reported, in this order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeAlias
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    PlainValidator,
+    ValidationInfo,
+    WithJsonSchema,
+    WrapValidator,
+)
+from pydantic_core import CoreSchema, PydanticKnownError, core_schema
 
+from app.domain.base_models.catalog import CatalogEntry
 from app.domain.error_text.json_text import as_json
 from app.domain.jobs.auto_hyperparameters import WARMUP_RATIO, auto_batch_size, auto_epochs
 from app.domain.jobs.bounds import EARLY_STOPPING_THRESHOLD, LEARNING_RATE
-from app.domain.jobs.parameters.fields import AtMost, Auto, ParameterError, Parameters
-from app.domain.jobs.spec import EarlyStopping, Method
+from app.domain.jobs.spec import EarlyStopping, LoraSpec, Method
 
+AUTO = "auto"
 MAX_STEPS = 10_000_000
 NEED_VALIDATION_FILE = ("eval_steps", "early_stopping", "promote_best")
+
+
+class ParentAdapter(NamedTuple):
+    """The adapter that training continues from."""
+
+    model: str  # "ft:..."
+    lora: LoraSpec
+
+
+class ResolutionContext(NamedTuple):
+    """What "auto" and limits depend on beside the request's parameters."""
+
+    entry: CatalogEntry
+    n_examples: int
+    parent: ParentAdapter | None = None
+
+
+Info: TypeAlias = ValidationInfo[ResolutionContext]
+AutoRule: TypeAlias = Callable[[ResolutionContext, Mapping[str, Any]], Any]  # of the context and the fields before
+
+
+class ParameterError(ValueError):
+    """Raised by validators. Each text is one problem; it follows the path of the parameter in the message."""
+
+    def __init__(self, *texts: str, code: str = "invalid_value") -> None:
+        super().__init__(*texts)
+        self.texts = texts
+        self.code = code
+
+
+class Parameters(BaseModel):
+    """The parameters of one subject. Every field is given to the validation, as null if the request lacks it."""
+
+    model_config = ConfigDict(frozen=True, strict=True)  # JSON has types: "7" is not a number
+
+    prefix: ClassVar[str] = ""  # of the canonical names: "lora." in "lora.r"
+
+
+@dataclass(frozen=True)
+class Auto:
+    """Null, "auto" and an absent parameter mean `value`, or what `rule` makes of the context and the fields before.
+
+    Comes after Field() in Annotated. In the validated model such a field is None, so that no Python runs for it there;
+    `RequestParameters.resolved` fills it in.
+    """
+
+    value: Any = None
+    rule: AutoRule | None = None
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.nullable_schema(handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        given, null = handler(schema), {"type": "null"}
+        options = [option for option in given.get("anyOf", [given]) if option != null]
+        return {"anyOf": [{"const": AUTO}, *options, null]}
+
+
+@dataclass(frozen=True)
+class AtMost:
+    """An upper limit that the context decides."""
+
+    limit: Callable[[ResolutionContext], int]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.with_info_after_validator_function(self._validate, handler(source))
+
+    def _validate(self, value: int, info: Info) -> int:
+        limit = self.limit(info.context)
+        if value > limit:
+            raise PydanticKnownError("less_than_equal", {"le": limit})
+        return value
+
+
+class CommaSeparated:
+    """Marks a list of names that a request may also give as one string with commas."""
 
 
 class TrainingParameters(Parameters):
@@ -173,6 +264,39 @@ class DpoParameters(Parameters):
             examples=[0.1],
         ),
         Auto(0.1),  # TRL's default, and the low end of what the paper tries (0.1 to 0.5)
+    ]
+
+
+def _ignore_at_8_bits(value: Any, validate: Callable[[Any], Any], info: Info) -> Any:
+    """`resolve` refuses it at 8 bits, whatever its value."""
+    return None if info.data.get("bits") == 8 else validate(value)
+
+
+class QuantizationParameters(Parameters):
+    """How the frozen base is held. Absent means QLoRA (4-bit NF4, double quantization, bf16 compute); an explicit
+    null means 16-bit LoRA.
+    """
+
+    prefix: ClassVar[str] = "quantization."
+
+    bits: Annotated[
+        Literal[4, 8], Field(description="Bits per weight of the frozen base; 4 by default.", examples=[4]), Auto(4)
+    ]
+    type: Annotated[
+        Literal["nf4", "fp4"],
+        Field(description="Of 4 bits; NF4 by default.", examples=["nf4"]),
+        Auto(rule=lambda _, values: None if values["bits"] == 8 else "nf4"),
+    ]
+    compute_dtype: Annotated[
+        Literal["bfloat16", "float16", "float32"],
+        Field(description="bfloat16 by default, or what is faster where it runs.", examples=["bfloat16"]),
+        Auto("bfloat16"),
+    ]
+    double_quant: Annotated[
+        bool,
+        Field(description="Of 4 bits: quantize the block scales too; true by default.", examples=[True]),
+        WrapValidator(_ignore_at_8_bits),
+        Auto(rule=lambda _, values: None if values["bits"] == 8 else True),
     ]
 
 
