@@ -7,10 +7,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from app.api.schemas.common import Body, ListBody, unix_seconds, unix_seconds_or_none
-from app.api.schemas.jobs.requests import Id, Strict
+from app.api.schemas.jobs.requests import Strict
 from app.db.tables import DeliveryTarget
 from app.domain.deliveries.served_check import ServedCheck
 from app.domain.deliveries.targets import MAX_CREDENTIAL_CHARACTERS, AnyDestination, TargetStatus
+from app.domain.jobs.create_job import Id
 from app.services.deliveries.deliveries import DeliveryView
 
 CREDENTIALS_DESCRIPTION = (

@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from app.api.schemas.common import Body, ListBody, unix_seconds
-from app.api.schemas.jobs.requests import Id, Strict
+from app.api.schemas.jobs.requests import Strict
 from app.db.tables import CheckpointPermission
+from app.domain.jobs.create_job import Id
 
 MAX_PROJECTS = 100
 

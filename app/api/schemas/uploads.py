@@ -9,9 +9,10 @@ from pydantic import Field
 
 from app.api.schemas.common import Body, ListBody, unix_seconds
 from app.api.schemas.files import FileBody, render_file
-from app.api.schemas.jobs.requests import Id, Strict
+from app.api.schemas.jobs.requests import Strict
 from app.db.tables import UploadPart
 from app.domain.files.uploads import EXPIRES_SECONDS, MAX_FILENAME, MAX_PARTS, clean_filename
+from app.domain.jobs.create_job import Id
 from app.services.files.uploads import NewUpload, UploadView
 
 MAX_INT64 = (1 << 63) - 1

@@ -10,37 +10,42 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+from app.domain.jobs.create_job import CreateJob, create_body, parse_create
 from app.domain.jobs.request_parameters import METHOD_OF, Given, collect, method_of
 from app.domain.jobs.spec import JobSpec, Method
+from app.errors import BadRequest
 
 Json = dict[str, Any]
 
 
-def create_request(
-    spec: JobSpec, training_file: str, validation_file: str | None, suffix: str | None, metadata: Json | None
-) -> Json:
-    """The create request of a spec, with the absolute learning rate: the base model's rate may have changed since."""
+def parse_clone(original: Mapping[str, Any], overrides: Mapping[str, Any]) -> tuple[CreateJob, list[BadRequest]]:
+    """The request of a clone: `original`, a create request, with any keys of a create body. Returns as `parse_create`.
+
+    Raises BadRequest where nothing is usable.
+    """
+    required = {name: original[name] for name in ("model", "training_file")}
+    parsed, problems = parse_create(required | dict(overrides))
+    given = {key: value for key, value in parsed.model_dump(exclude_unset=True).items() if key in overrides}
+    parsed, more = parse_create(apply_overrides(original, given))
+    return parsed, [*problems, *more]
+
+
+def create_request(spec: JobSpec, **columns: Any) -> Json:
+    """The create request of a spec and other values, with the absolute learning rate: the base model's rate may have
+    changed since.
+    """
     plain = spec.model_dump(mode="json")
-    hyperparameters = plain["hyperparameters"]
+    lora, quantization, hyperparameters = plain["lora"], plain["quantization"], plain["hyperparameters"]
     if hyperparameters["learning_rate"] is not None:
         hyperparameters.pop("learning_rate_multiplier")
     if spec.dtype_is_free:
-        plain["quantization"].pop("compute_dtype")  # the original request did not set it
-    body = {
-        "model": spec.continued_from or spec.base_model,  # not its alias, which may name another base model today
-        "training_file": training_file,
-        "validation_file": validation_file,
-        "method": {"type": spec.method, spec.method: {"hyperparameters": _without_nulls(hyperparameters)}},
-        "lora": _without_nulls(plain["lora"]),
-        "quantization": _without_nulls(plain["quantization"]) if plain["quantization"] else None,
-        "sample_prompts": plain["sample_prompts"],
-        "evaluation": plain["evaluation"],
-        "seed": spec.seed,
-        "suffix": suffix,
-        "metadata": metadata,
-    }
-    kept_null = {"quantization"}  # null means a 16-bit base
-    return {key: value for key, value in body.items() if value is not None or key in kept_null}
+        quantization.pop("compute_dtype")  # the original request did not set it
+    settings = {name: plain[name] for name in ("method", "sample_prompts", "evaluation", "seed")} | columns
+    settings["model"] = spec.continued_from or spec.base_model  # not its alias, which may name another model today
+    settings |= hyperparameters | {f"lora.{name}": value for name, value in lora.items()}
+    settings |= {f"quantization.{name}": value for name, value in (quantization or {}).items()}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    return create_body(settings | ({} if quantization else {"quantization": None}))  # null means a 16-bit base
 
 
 def apply_overrides(body: Mapping[str, Any], overrides: Mapping[str, Any]) -> Json:
@@ -102,7 +107,3 @@ def _merged(body: Mapping[str, Any], overrides: Mapping[str, Any]) -> Json:
         had = merged.get(key)
         merged[key] = _merged(had, value) if isinstance(had, dict) and isinstance(value, Mapping) else value
     return merged
-
-
-def _without_nulls(values: Json) -> Json:
-    return {name: value for name, value in values.items() if value is not None}

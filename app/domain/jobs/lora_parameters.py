@@ -171,6 +171,7 @@ class LoraParameters(Parameters):
     r: Annotated[
         int,
         Field(
+            title="LoRA rank",
             ge=1,
             le=MAX_RANK,
             validation_alias=AliasChoices("r", "rank", AliasPath("hyperparameters", "lora_r")),
@@ -183,6 +184,7 @@ class LoraParameters(Parameters):
     alpha: Annotated[
         float,
         Field(
+            title="LoRA alpha",
             ge=ALPHA.minimum,
             le=ALPHA.maximum,
             validation_alias=AliasChoices("alpha", "lora_alpha", AliasPath("hyperparameters", "lora_alpha")),
@@ -194,6 +196,7 @@ class LoraParameters(Parameters):
     dropout: Annotated[
         float,
         Field(
+            title="LoRA dropout",
             ge=0,
             le=0.99,
             validation_alias=AliasChoices("dropout", "lora_dropout", AliasPath("hyperparameters", "lora_dropout")),

@@ -134,7 +134,7 @@ class TrainingParameters(Parameters):
     ]
     n_epochs: Annotated[
         int,
-        Field(ge=1, le=50, description="Passes over the data; OpenAI's rule by default.", examples=[3]),
+        Field(title="Epochs", ge=1, le=50, description="Passes over the data; OpenAI's rule by default.", examples=[3]),
         Auto(rule=lambda context, _: auto_epochs(context.n_examples)),
     ]
     batch_size: Annotated[
@@ -233,6 +233,7 @@ class EvaluationParameters(Parameters):
     eval_steps: Annotated[
         int,
         Field(
+            title="Steps between validations",
             ge=1,
             le=MAX_STEPS,
             description="Optimizer steps between validations; at the end of each epoch by default. "

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Collection
 
 from sqlalchemy.orm import Session
 
@@ -18,12 +17,9 @@ MAX_TEMPLATES_BYTES = 64_000  # of one evaluation together
 
 
 def problems_of_job(
-    session: Session, project_id: str, body: Mapping[str, Any], endpoints: Collection[str]
+    session: Session, project_id: str, request: EvaluationRequest, endpoints: Collection[str]
 ) -> list[BadRequest]:
     """The problems of the `evaluation` in a create body whose shape was checked."""
-    if not body.get("evaluation"):
-        return []
-    request = EvaluationRequest.model_validate(body["evaluation"])
     problems = grader_problems(request, endpoints, "evaluation.")
     find_file(session, project_id, request.file, "evaluation.file", problems)
     return problems

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from app.api.schemas.jobs.requests import CreateJob
 from app.domain.artifacts.compatibility import job_compatibility
+from app.domain.jobs.create_job import CreateJob
 
 OpenApi = dict[str, Any]
 SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"

@@ -7,7 +7,8 @@ from typing import Any
 from app.api.openapi.examples import all_operations
 from app.api.openapi.examples.all_operations import OpenApi
 from app.api.schemas.files import UpdateFile
-from app.api.schemas.jobs.requests import CreateJob, UpdateJob
+from app.api.schemas.jobs.requests import UpdateJob
+from app.domain.jobs.create_job import CreateJob
 
 REF = "#/components/schemas/{model}"
 

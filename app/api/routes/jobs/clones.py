@@ -9,14 +9,13 @@ from fastapi import APIRouter, Query
 from app.api.auth import CallerDep
 from app.api.dependencies import AppStateDep, SessionDep
 from app.api.idempotency import IdempotentRoute
-from app.api.job_request_parser import clone_request
 from app.api.openapi.examples import extensions
 from app.api.routes.jobs.jobs import create
 from app.api.schemas.jobs.diffs import DiffBody, render_diff
 from app.api.schemas.jobs.jobs import JobBody
 from app.api.transport.json_body import OptionalJsonBodyDep
 from app.errors import BadRequest
-from app.services.jobs import clones, diffs, jobs
+from app.services.jobs import diffs, jobs
 
 OTHER = [extensions.CLONE_ID]
 
@@ -29,9 +28,7 @@ def clone_job(
 ) -> Any:
     """A new job with the files, model, seed and all resolved values of the original. The body overrides them."""
     original = jobs.get(session, caller.project_id, job_id)
-    request = clone_request(original, body)
-    clones.check_files(session, original, request)
-    return create(app_state, session, caller, request)
+    return create(app_state, session, caller, body, original)
 
 
 @router.get("/diff", response_model=DiffBody, summary="Compare two jobs")

@@ -93,7 +93,7 @@ def render_plan(answer: JobPlan) -> dict[str, Any]:
         "object": "fine_tuning.plan",
         "model": spec.base_model,
         "model_alias": spec.model_alias,
-        "training_file": answer.inputs.training_file.id,
+        "training_file": answer.inputs.files["training_file"].id,
         "verdict": answer.verdict,
         "message": answer.message,
         "method": spec.method,

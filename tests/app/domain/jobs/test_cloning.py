@@ -27,7 +27,7 @@ def spec_of(entry: catalog.CatalogEntry, body: dict[str, Any]) -> JobSpec:
 
 
 def cloned(entry: catalog.CatalogEntry, spec: JobSpec, overrides: dict[str, Any], validation: str | None) -> JobSpec:
-    body = apply_overrides(create_request(spec, "file-t", validation, None, None), overrides)
+    body = apply_overrides(create_request(spec, training_file="file-t", validation_file=validation), overrides)
     return spec_of(entry, body)
 
 
@@ -176,7 +176,7 @@ class TestOverrides:
 
 
 def test_the_original_is_left_as_it_was(entry: catalog.CatalogEntry) -> None:
-    body = create_request(spec_of(entry, BODY), "file-t", None, "s", {"a": "b"})
+    body = create_request(spec_of(entry, BODY), suffix="s", metadata={"a": "b"})
     before = repr(body)
     assert apply_overrides(body, {"metadata": {"c": "d"}, "lora": {"r": 2}})["metadata"] == {"a": "b", "c": "d"}
     assert repr(body) == before
