@@ -251,6 +251,11 @@ def settings_of(body: Mapping[str, Any]) -> Json:
     return settings
 
 
+def without(settings: Mapping[str, Any], subject: str) -> Json:
+    """The settings without those of `lora` or `quantization`."""
+    return {name: value for name, value in settings.items() if name.partition(".")[0] != subject}
+
+
 def parse_create(body: Mapping[str, Any]) -> tuple[CreateJob, list[BadRequest]]:
     """The body without its invalid keys, and their problems. Raises BadRequest where nothing of it is usable."""
     parsed, problems = check_shape(CreateJob, body)

@@ -14,7 +14,7 @@ from app.db.tables import BaseModelRow, File, Job
 from app.domain.datasets.warnings import SAME_FILE, request_warning
 from app.domain.error_text.json_text import as_json, unquoted
 from app.domain.files.files import JobFileOrigins
-from app.domain.jobs.cloning import create_request, parse_clone
+from app.domain.jobs.cloning import parse_clone, settings_of_spec
 from app.domain.jobs.create_job import CreateJob, parse_create
 from app.domain.jobs.parameters import ParentAdapter
 from app.domain.jobs.resolve import resolve
@@ -112,7 +112,7 @@ def require_fine_tune_purpose(file: File, validation_file: File | None, param: s
 def _parse_clone(session: Session, original: Job, overrides: Mapping[str, Any]) -> tuple[CreateJob, list[BadRequest]]:
     """As `parse_clone`. Raises BadRequest also for each deleted file that the clone takes from the original."""
     ids = {"training_file": original.training_file_id, "validation_file": original.validation_file_id}
-    request = create_request(
+    settings = settings_of_spec(
         JobSpec.model_validate(original.spec),
         suffix=original.suffix,
         metadata=original.user_metadata,
@@ -122,7 +122,7 @@ def _parse_clone(session: Session, original: Job, overrides: Mapping[str, Any]) 
         deliver_to=original.deliver_to,
         **ids,
     )
-    parsed, problems = parse_clone(request, overrides)
+    parsed, problems = parse_clone(settings, overrides)
     inherited = {name: file_id for name, file_id in ids.items() if file_id and getattr(parsed, name) == file_id}
     existing = files.get_visible(session, list(inherited.values()))
     deleted = [

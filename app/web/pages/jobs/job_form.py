@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from app.domain.jobs.create_job import SETTINGS, CreateJob, create_body, settings_of
+from app.domain.jobs.create_job import SETTINGS, CreateJob, create_body, settings_of, without
 from app.domain.jobs.spec import QuantizationSpec
 from app.web.pages.jobs import wording
 
@@ -71,7 +71,7 @@ def request_body(values: Mapping[str, str], kept: Mapping[str, Any] | None = Non
     given |= _more_hyperparameters(values)
     rest = {name: value for name, value in (kept or {}).items() if name not in given}
     if quantization != AS_ORIGINAL:
-        rest = without_quantization(rest)
+        rest = without(rest, "quantization")
     return create_body(given | rest)
 
 
@@ -82,7 +82,7 @@ def from_job(job: Json) -> Prefilled:
     del settings["learning_rate_multiplier"]
     quantization = _quantization(job["quantization"])
     if quantization != AS_ORIGINAL:
-        settings = without_quantization(settings)
+        settings = without(settings, "quantization")
     prompts = settings.pop("sample_prompts")
     if any("\n" in prompt for prompt in prompts):
         settings["sample_prompts"], prompts = prompts, []
@@ -100,10 +100,6 @@ def _is_set(name: str, value: Any) -> bool:
     if name == "deliver_to" or name.startswith("quantization."):
         return value is not None
     return bool(value) and value not in ("none", "default")
-
-
-def without_quantization(settings: Json) -> Json:
-    return {name: value for name, value in settings.items() if not name.startswith("quantization")}
 
 
 def _quantization(spec: Json | None) -> str:

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from nicegui import ui
 
-from app.domain.jobs.create_job import SETTINGS
+from app.domain.jobs.create_job import SETTINGS, without
 from app.web.api_client import ApiClient, ApiError
 from app.web.components.elements import busy, button, card, code_block, facts, link, note, pill, tabs, tag
 from app.web.components.forms import Field, checkbox, select_field, text_area, text_field
@@ -151,11 +151,11 @@ class NewJob:
         """The settings of the original that have no field, so that none is lost without a word."""
         if not self._kept:
             return
-        rest = job_form.without_quantization(self._kept)  # which has a field
-        kept, without = self._kept, {name: value for name, value in self._kept.items() if name not in rest}
+        rest = without(self._kept, "quantization")  # which has a field
+        kept, only_quantization = self._kept, {name: self._kept[name] for name in self._kept if name not in rest}
 
         def keep(is_kept: bool) -> Any:
-            self._kept = kept if is_kept else without
+            self._kept = kept if is_kept else only_quantization
             dropped.set_visibility(not is_kept)
             return self._update()
 

@@ -12,7 +12,7 @@ from app.domain.jobs.create_job import CreateJob, settings_of
 Json = dict[str, Any]
 
 OPENAI_KEYS = ("model", "training_file", "validation_file", "suffix", "seed", "method", "metadata")
-WITHOUT_OPTION = ("sample_prompts", "evaluation")  # of the command line
+BY_NAME = ("sample_prompts", "evaluation")  # which have no option of their own
 
 
 def curl(body: Json, url: str) -> str:
@@ -38,28 +38,23 @@ def python(body: Json, url: str) -> str:
 
 
 def command(body: Json, url: str) -> str:
-    words, left = ["tunery jobs create", f"--base-url {shlex.quote(url)}"], []
+    words = ["tunery jobs create", f"--base-url {shlex.quote(url)}"]
     for name, value in settings_of(body).items():
         option = f"--{name.replace('_', '-')}"
-        if name in WITHOUT_OPTION:
-            left.append(name)
-        elif value == []:
-            left.append(f"an empty {name}")
-        elif name == "quantization":
+        if name == "quantization":
             words.append("--no-quantization")
         elif name == "metadata":
             words += [f"{option} {shlex.quote(f'{key}={text}')}" for key, text in value.items()]
-        elif name not in CreateJob.model_fields:
+        elif name not in CreateJob.model_fields or name in BY_NAME or value == []:
             text = value if isinstance(value, str) else json.dumps(value)
             words.append(f"--set {shlex.quote(f'{name}={text}')}")
         elif isinstance(value, list):
             words += [f"{option.removesuffix('s')} {shlex.quote(one)}" for one in value]
-        elif value is True:
-            words.append(option)
+        elif name == "urgent":
+            words += [option] if value else []
         elif (name, value) != ("method", "supervised"):
             words.append(f"{option} {shlex.quote(str(value))}")
-    text = " \\\n  ".join(words)
-    return f"{text}\n# without an option, use curl or Python: {', '.join(left)}" if left else text
+    return " \\\n  ".join(words)
 
 
 def _indented(value: Any) -> str:

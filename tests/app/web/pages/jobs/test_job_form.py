@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from app.api.openapi.examples.all_operations import FINISHED_JOB
-from app.cli.client.job_request import build_job_body
+from app.cli.client.job_request import job_body
 from app.domain.jobs.create_job import parse_create
 from app.domain.jobs.request_parameters import collect
 from app.web.pages.jobs import job_form, request_snippets
@@ -22,7 +23,7 @@ VALUES = {
     "lora.r": "8",
     "suffix": "",
 }
-BODY = {
+BODY: dict[str, Any] = {
     "model": "tiny",
     "training_file": "file-1",
     "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2, "learning_rate": 2e-4}}},
@@ -143,22 +144,25 @@ def test_a_repair_of_an_evaluation_leaves_it_out() -> None:
     assert repaired.changes == ["evaluation: left out; request it on the job's page after the training"]
 
 
+def command_options(body: dict[str, Any], option: str) -> list[str]:
+    words = shlex.split(request_snippets.command(body, "http://api.test").replace("\\\n", ""))
+    return [words[index + 1] for index, word in enumerate(words) if word == option]
+
+
 def test_the_command_line_makes_the_same_body() -> None:
-    words = shlex.split(request_snippets.command(BODY, "http://api.test").replace("\\\n", ""))
-    settings = [words[index + 1] for index, word in enumerate(words) if word == "--set"]
-    made = build_job_body("tiny", "file-1", None, None, None, {}, {}, False, settings, [])
-    assert made == BODY
+    body = BODY | {"evaluation": {"file": "file-2"}, "sample_prompts": ["a 'b'"], "deliver_to": []}
+    given = {"model": "tiny", "training_file": "file-1"}
+    assert job_body(given, command_options(body, "--set")) == body
 
 
-def test_the_command_line_names_what_it_has_no_option_for() -> None:
-    body = BODY | {"deliver_to": ["staging"], "metadata": {"team": "a b"}, "evaluation": {"file": "file-2"}}
+def test_the_command_line_has_the_options_of_settings() -> None:
+    body = BODY | {"deliver_to": ["staging"], "worker_labels": ["h100"], "metadata": {"team": "a b"}, "urgent": True}
     text = request_snippets.command(body, "http://api.test")
-    assert "--deliver-to staging" in text
-    assert "--urgent" in request_snippets.command(BODY | {"urgent": True}, "http://api.test")
-    assert "--metadata 'team=a b'" in text
-    assert text.endswith("\n# without an option, use curl or Python: evaluation")
-    assert text.count("use curl") == 1
-    assert "an empty deliver_to" in request_snippets.command(BODY | {"deliver_to": []}, "http://api.test")
+    assert command_options(body, "--deliver-to") == ["staging"]
+    assert command_options(body, "--worker-label") == ["h100"]
+    assert command_options(body, "--metadata") == ["team=a b"]
+    assert "--urgent" in text.split()
+    assert "--urgent" not in request_snippets.command(body | {"urgent": False}, "http://api.test").split()
 
 
 def test_the_python_text_compiles_and_puts_extensions_into_extra_body() -> None:
