@@ -11,7 +11,6 @@ from app.cli.client.job_request import job_body
 from app.domain.jobs.create_job import SETTINGS
 from app.domain.scheduling.fair_share import HIGHEST_PRIORITY, LOWEST_PRIORITY
 
-FLAGS = {"lora.target_modules": "--target-modules", "worker_labels": "--worker-label", "urgent": "--urgent"}
 REQUIRED = ("model", "training_file")
 Model = Annotated[str, typer.Option(help=SETTINGS["model"].description)]
 Priority = Annotated[
@@ -57,11 +56,12 @@ def _option(name: str, is_clone: bool) -> inspect.Parameter:
     """The option of a setting, such as `--lora-r` for "lora.r", as a parameter of a command."""
     _, text, kind, minimum, maximum = SETTINGS[name]
     is_required = name in REQUIRED and not is_clone
-    flag = FLAGS.get(name, f"--{name.replace('.', '-').replace('_', '-')}")
+    is_listed = kind in (dict, list) and "." not in name  # a list of a parameter is one text with commas
+    flag = f"--{name.replace('lora.target', 'target').replace('.', '-').replace('_', '-')}"
     if name.endswith("_file"):
-        text += " Id, or path of a file to upload."
-    if is_listed := kind in (dict, list) and "." not in name:  # a list of a parameter is one text with commas
-        text += " Repeatable."
+        text += " Give its id, or the path of a file to upload."
+    if is_listed:
+        flag, text = flag.removesuffix("s"), f"{text} Repeatable."
     option = typer.Option(
         f"{flag}/--not-urgent" if is_clone and name == "urgent" else flag,
         help=text,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from functools import cache
 from types import UnionType
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, Union, get_args, get_origin
 
@@ -57,8 +58,13 @@ TrainingType = Annotated[
 
 def _properties(model: type[Parameters], in_hyperparameters: bool = False) -> Json:
     """{name or alias: JSON schema}."""
-    schemas = _without_titles(model.model_json_schema()["properties"])
+    schemas = _schemas(model)
     return {alias: schemas[name] for alias, name in names_of(model, in_hyperparameters).items()}
+
+
+@cache
+def _schemas(model: type[Parameters]) -> Any:
+    return _without_titles(model.model_json_schema()["properties"])
 
 
 def _without_titles(schema: Any) -> Any:

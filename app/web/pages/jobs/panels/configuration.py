@@ -32,8 +32,7 @@ class ConfigurationPanel:
         if job["request"] is None:
             note("The request is not stored", "This job was created by a release that kept only the resolved values.")
             return
-        title = "Request as it was sent: changes to the original" if job["cloned_from"] else "Request as it was sent"
-        with card(title):
+        with card("Request as it was sent (of a clone: its changes)"):
             text = json.dumps(job["request"], indent=2, ensure_ascii=False)
             code_block(clean_lines(text, MAX_REQUEST_CHARACTERS))
 
