@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from sqlalchemy.orm import Session
 
@@ -51,13 +51,30 @@ class PlanInputs:
     lack: str | None  # why no worker may take the job
     warnings: Sequence[dict[str, Any]]
 
+    @property
+    def training_file(self) -> File:
+        return self.files["training_file"]
+
+
+class PlannedDevice(NamedTuple):
+    workers: int
+    placement: Placement
+
 
 @dataclass(frozen=True)
 class JobPlan:
     inputs: PlanInputs
     report: DatasetReport
     work: Workload
-    placements: Sequence[Placement]  # in the order of inputs.places
+    devices: Sequence[PlannedDevice]  # in the order of inputs.places
+
+    @property
+    def placements(self) -> list[Placement]:
+        return [device.placement for device in self.devices]
+
+    @property
+    def trained_examples(self) -> int:
+        return len(self.report.lengths)
 
     @property
     def verdict(self) -> PlanVerdict:
@@ -124,8 +141,8 @@ def make_plan(
     work = Workload.of(inputs.spec, report.lengths, report.labelled_tokens, validation_tokens)
     entry = _with_layer_widths(inputs.entry, inputs.directory)
     spec = _with_matched_layers(inputs.spec, entry)
-    placements = [estimate_on(entry, spec, work, each) for each in inputs.places]
-    return JobPlan(inputs, report, work, placements)
+    devices = [PlannedDevice(each.workers, estimate_on(entry, spec, work, each)) for each in inputs.places]
+    return JobPlan(inputs, report, work, devices)
 
 
 def _count(

@@ -16,7 +16,6 @@ from app.api.openapi.descriptions import (
     files,
     jobs,
     organization,
-    plans,
     queue,
 )
 from app.domain.jobs.lora_parameters import LoraParameters
@@ -68,7 +67,6 @@ BY_SCHEMA = (
     | jobs.BY_SCHEMA
     | organization.BY_SCHEMA
     | evaluations.BY_SCHEMA
-    | plans.BY_SCHEMA
     | queue.BY_SCHEMA
 )
 # Schemas whose missing descriptions are those of another schema with the same fields.

@@ -17,7 +17,7 @@ from app.api.routes.jobs.lists import MAX_JOBS, JobFilterDep, job_page
 from app.api.schemas.jobs.checkpoints import CheckpointList, render_checkpoint
 from app.api.schemas.jobs.events import EventList, render_event
 from app.api.schemas.jobs.jobs import JobBody, JobList, render_job
-from app.api.schemas.jobs.plans import PlanBody, render_plan
+from app.api.schemas.jobs.plans import PlanBody
 from app.api.schemas.jobs.requests import UpdateJob, parse_body
 from app.api.transport.byte_ranges import matches_etag
 from app.api.transport.etags import checkpoints_etag, events_etag, json_response, not_modified
@@ -51,7 +51,7 @@ async def plan_job(request: Request, body: JsonBodyDep, caller: CallerDep, app_s
     if answer is None:
         work = partial(_compute_plan, app_state, question)
         answer = await app_state.check_limiter.run(request, caller.key_id, plan.is_long(question), work)
-    return render_plan(answer)
+    return PlanBody.model_validate(answer)
 
 
 def _cached_plan(
