@@ -11,7 +11,7 @@ import pytest
 from app.api.openapi.examples import all_operations
 from app.cli.local_stack import base_model
 from app.domain.datasets.examples import Example, read_examples
-from app.domain.jobs.auto_hyperparameters import REFERENCE_LENGTH
+from app.domain.jobs.parameters import REFERENCE_LENGTH
 from app.settings import Settings, WebSettings
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 from app.domain.base_models.catalog import CatalogEntry
 from app.domain.error_text.json_text import as_json
 from app.domain.evaluations.graders import EvaluationRequest
-from app.domain.jobs.auto_hyperparameters import auto_learning_rate
 from app.domain.jobs.bounds import LEARNING_RATE
 from app.domain.jobs.layer_patterns import PatternError, match_patterns
 from app.domain.jobs.lora_parameters import FIXED_BY_PARENT, LoraParameters
@@ -25,6 +24,7 @@ from app.domain.jobs.parameters import (
     ParentAdapter,
     QuantizationParameters,
     ResolutionContext,
+    auto_learning_rate,
 )
 from app.domain.jobs.request_parameters import RequestParameters, collect
 from app.domain.jobs.spec import LINE_RULES, Hyperparameters, JobSpec, LayerPatterns, LoraSpec, Method, QuantizationSpec
