@@ -17,7 +17,6 @@ from pydantic.fields import FieldInfo
 from app.domain.error_text.json_text import as_json
 from app.domain.error_text.validation_text import check_shape
 from app.domain.evaluations.graders import EvaluationRequest, Shape
-from app.domain.jobs.bounds import Bounds
 from app.domain.jobs.lora_parameters import LoraParameters
 from app.domain.jobs.parameters import HYPERPARAMETERS, METHOD_HYPERPARAMETERS, Parameters, QuantizationParameters
 from app.domain.jobs.request_parameters import IN_HYPERPARAMETERS, METHODS, names_of
@@ -182,10 +181,12 @@ class Setting(NamedTuple):
 
     @property
     def help(self) -> str:
-        bounds = (
-            "" if self.minimum is None or self.maximum is None else f" Allowed: {Bounds(self.minimum, self.maximum)}."
-        )
-        return self.description.replace("`", "") + bounds
+        """The description and the bounds, as plain text."""
+        text = self.description.replace("`", "")
+        if self.minimum is None or self.maximum is None:
+            return text
+        low, high = (f"{bound:,}" if isinstance(bound, int) else f"{bound:g}" for bound in (self.minimum, self.maximum))
+        return f"{text} Allowed: {low} to {high}."
 
     @classmethod
     def of(cls, name: str, field: FieldInfo) -> Setting:
@@ -220,7 +221,8 @@ SETTINGS = {name: Setting.of(name, field) for name, field in DEFINITIONS.items()
 
 
 def create_body(settings: Mapping[str, Any], method: str | None = "supervised") -> Json:
-    """The create body of {dotted name: value}; other names than those of SETTINGS are hyperparameters.
+    """The create body of {dotted name: value}; other names than those of SETTINGS are hyperparameters, as are whole
+    objects, such as "lora".
 
     Hyperparameters stand under the method in `settings`, else under `method`; without both in OpenAI's older place, as
     a clone has the method of its original.
@@ -229,9 +231,11 @@ def create_body(settings: Mapping[str, Any], method: str | None = "supervised") 
     hyperparameters: Json = {}
     for name, value in settings.items():
         head, _, key = name.partition(".")
-        if key and head in OBJECTS:
+        if name == "hyperparameters" and isinstance(value, Mapping):
+            hyperparameters |= value
+        elif key and head in OBJECTS:
             body[head] = (body.get(head) or {}) | {key: value}
-        elif name in CreateJob.model_fields:
+        elif name in CreateJob.model_fields and (name not in OBJECTS or value is None):
             body[name] = value
         else:
             hyperparameters[name] = value

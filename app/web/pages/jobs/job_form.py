@@ -68,7 +68,7 @@ def request_body(values: Mapping[str, str], kept: Mapping[str, Any] | None = Non
     quantization = given.pop("quantization", None)
     if quantization == WITHOUT_QUANTIZATION:
         given["quantization"] = None
-    given |= _more_hyperparameters(values)
+    given["hyperparameters"] = _more_hyperparameters(values)
     rest = {name: value for name, value in (kept or {}).items() if name not in given}
     if quantization != AS_ORIGINAL:
         rest = without(rest, "quantization")

@@ -28,6 +28,12 @@ def test_a_dotted_name_sets_a_key_of_lora_or_quantization() -> None:
     assert body["quantization"] == {"type": "fp4"}
 
 
+def test_a_whole_object_goes_where_it_contradicts_no_option_unseen() -> None:
+    body = job_body(FILE | {"lora.r": 8}, ['lora={"r": 4}', "seed=5"])
+    assert (body["lora"], body["seed"]) == ({"r": 8}, 5)
+    assert body["method"]["supervised"]["hyperparameters"] == {"lora": {"r": 4}}
+
+
 def test_no_quantization_is_an_explicit_null() -> None:
     assert job_body(FILE, no_quantization=True) == FILE | {"quantization": None}
 

@@ -36,6 +36,12 @@ def test_empty_fields_are_left_to_the_server() -> None:
     assert job_form.request_body(VALUES) == BODY
 
 
+def test_more_hyperparameters_stand_among_the_hyperparameters_whatever_their_name() -> None:
+    body = job_form.request_body(VALUES | {"more": '{"packing": false, "seed": 3, "lora": {"r": 4}}'})
+    own = BODY["method"]["supervised"]["hyperparameters"] | {"packing": False, "seed": 3, "lora": {"r": 4}}
+    assert body == BODY | {"method": {"type": "supervised", "supervised": {"hyperparameters": own}}}
+
+
 @pytest.mark.parametrize(
     ("change", "field"),
     [
