@@ -49,28 +49,20 @@ def build_job(
     )
     try:
         base, parent = _find_base_and_parent(session, project_id, request.model, rows.base)
-        training_file = _require_file(rows.training_file, request.training_file, "training_file")
-        files_by_param = {"training_file": training_file}
-        if request.validation_file is not None:
-            files_by_param["validation_file"] = _require_file(
-                rows.validation_file, request.validation_file, "validation_file"
-            )
+        files_by_param = _files(request, rows)
     except NotFound:
         if problems:
             raise combine_errors(problems) from None
         raise
     if request.evaluation is not None:
-        problems += evaluation_requests.problems_of_job(session, project_id, request.evaluation, endpoints)
+        problems += evaluation_requests.grader_problems(request.evaluation, endpoints, "evaluation.")
+        evaluation_requests.find_file(session, project_id, request.evaluation.file, "evaluation.file", problems)
     for param, file in files_by_param.items():
         problems += _purpose_problems(file, param)
     problems += _integration_problems(request.integrations or ())
     spec = _resolve_spec(request, base, parent, files_by_param, problems)
     if request.urgent and not is_admin and not rows.project.may_be_urgent:
-        text = (
-            "urgent: the jobs of this project may not precede those of other projects; send false, and use priority to "
-            "order them among themselves, or ask the operator (`tunery allow-urgent`)."
-        )
-        raise NotPermitted(text, "urgent")
+        raise _not_urgent()
     warnings = [request_warning("without_effect", text) for text in request.without_effect]
     if len({file.sha256 for file in files_by_param.values()}) < len(files_by_param):
         warnings.append(request_warning("same_file", SAME_FILE))
@@ -78,7 +70,7 @@ def build_job(
         project_id=project_id,
         base_model=base.name,
         spec=spec.model_dump(mode="json"),
-        training_file_id=training_file.id,
+        training_file_id=request.training_file,
         validation_file_id=request.validation_file,
         suffix=request.suffix,
         user_metadata=request.metadata,
@@ -107,6 +99,14 @@ def require_fine_tune_purpose(file: File, validation_file: File | None, param: s
         problems += _purpose_problems(validation_file, "validation_file")
     if problems:
         raise combine_errors(problems)
+
+
+def _not_urgent() -> NotPermitted:
+    text = (
+        "urgent: the jobs of this project may not precede those of other projects; send false, and use priority to "
+        "order them among themselves, or ask the operator (`tunery allow-urgent`)."
+    )
+    return NotPermitted(text, "urgent")
 
 
 def _parse_clone(session: Session, original: Job, overrides: Mapping[str, Any]) -> tuple[CreateJob, list[BadRequest]]:
@@ -178,6 +178,15 @@ def _find_parent_adapter(session: Session, project_id: str, name: str) -> tuple[
 
 def _cannot_continue(name: str, why: str) -> BadRequest:
     return BadRequest(f"model: {as_json(name)} cannot be continued: {why}. Name another model.", "model")
+
+
+def _files(request: CreateJob, rows: references.JobReferences) -> dict[str, File]:
+    """{parameter: file}. Raises NotFound."""
+    files_by_param = {"training_file": _require_file(rows.training_file, request.training_file, "training_file")}
+    if request.validation_file is not None:
+        found = _require_file(rows.validation_file, request.validation_file, "validation_file")
+        files_by_param["validation_file"] = found
+    return files_by_param
 
 
 def _require_file(file: File | None, file_id: str, param: str) -> File:
