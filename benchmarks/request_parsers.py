@@ -20,13 +20,11 @@ from starlette.requests import Request
 
 from app.api.auth import bearer_secret
 from app.api.idempotency import _fingerprint
-from app.api.job_request_parser import job_request
 from app.api.middleware.request_log import masked_query, request_id_of
 from app.api.query_parameters import check_query
 from app.api.routes.answers import _trial_question
 from app.api.routes.jobs.jobs import router
 from app.api.routes.jobs.lists import _metadata_filter
-from app.api.schemas.jobs.requests import check_shape
 from app.api.schemas.uploads import CompleteUpload
 from app.api.transport.file_response import matches_etag, requested_range
 from app.api.transport.json_body import MAX_BODY_BYTES, parse_json_object
@@ -37,9 +35,11 @@ from app.domain.datasets.chat_template import TemplateRefused
 from app.domain.datasets.jsonl import MAX_LINE_BYTES, read_lines
 from app.domain.datasets.render import Renderer
 from app.domain.datasets.report import build_report
+from app.domain.error_text.validation_text import check_shape
 from app.domain.evaluations.graders import EvaluationSettings
 from app.domain.evaluations.rows import EvaluationRow, grader_findings, read_rows
 from app.domain.evaluations.templates import parts_of
+from app.domain.jobs.create_job import parse_create
 from app.domain.jobs.spec import DataParameters
 from app.errors import TuneryError
 from app.services.answers.answers import Question
@@ -295,7 +295,7 @@ EVENTS = {
 PARSERS = (
     Parser("JSON body", MAX_BODY_BYTES, parse_json_object, ORDINARY_JSON, HOSTILE_JSON),
     Parser("Idempotency-Key's fingerprint", MAX_BODY_BYTES, _fingerprint, ORDINARY_JSON, HOSTILE_JSON),
-    Parser("create body", MAX_BODY_BYTES, lambda data: job_request(parse_json_object(data)),
+    Parser("create body", MAX_BODY_BYTES, lambda data: parse_create(parse_json_object(data)),
            filled(REQUIRED + b',"integrations":[', lambda n: b'{"key%d": "value %d"}' % (n, n), b"]}"), CREATE_BODIES),
     Parser("complete body", MAX_BODY_BYTES, lambda data: check_shape(CompleteUpload, parse_json_object(data)),
            filled(b'{"part_ids":[', lambda n: b'"part_%024d"' % n, b"]}"),

@@ -29,7 +29,7 @@ from app.db.jobs.claims import Lease
 from app.db.scheduling import fair_queue, queue_positions
 from app.db.tables import Checkpoint, Delivery, DeliveryTarget, File, Job, Project, Upload, UploadPart, WebhookEndpoint
 from app.domain.base_models import catalog
-from app.domain.jobs.parameters.fields import ParentAdapter
+from app.domain.jobs.parameters import ParentAdapter
 from app.domain.jobs.resolve import resolve
 from app.domain.jobs.states import Reason
 from app.domain.scheduling.forecast import WorkerSlot, forecast
@@ -144,15 +144,16 @@ def make_job(
     files_of_body = {"validation_file": validation_file.id} if validation_file else {}
     request = {"seed": 7} | files_of_body | dict(body or {})
     spec = resolve(request, base_model, entry, training_file.line_count or 1, parent)
-    return jobs.insert(
-        session,
-        project.id,
-        spec,
-        training_file.id,
-        validation_file.id if validation_file else None,
+    job = Job(
+        project_id=project.id,
+        base_model=base_model,
+        spec=spec.model_dump(mode="json"),
+        training_file_id=training_file.id,
+        validation_file_id=validation_file.id if validation_file else None,
         suffix=suffix,
-        metadata=metadata,
+        user_metadata=dict(metadata) if metadata is not None else None,
     )
+    return jobs.insert(session, job)
 
 
 def validate_job(session: Session, owner: str = WORKER) -> Job:

@@ -10,7 +10,7 @@ import pytest
 
 from app.cli.local_stack import first_run
 from app.domain.datasets.examples import Example, read_examples
-from app.domain.jobs.auto_hyperparameters import REFERENCE_LENGTH
+from app.domain.jobs.parameters import REFERENCE_LENGTH
 from app.settings import Settings, WebSettings
 
 ROOT = Path(__file__).resolve().parents[1]

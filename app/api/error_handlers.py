@@ -5,13 +5,11 @@ from __future__ import annotations
 import errno
 import json
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from collections.abc import Mapping
 
 import psycopg
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
@@ -22,11 +20,8 @@ from app.api.home_page import home_page
 from app.api.not_found_hints import hint_for
 from app.domain.artifacts.full_disk import is_disk_full
 from app.domain.error_text.json_text import MAX_PATH_CHARACTERS, printable, unquoted
-from app.domain.error_text.unknown_names import unknown_parameter
-from app.domain.error_text.validation_text import error_sentence
-from app.domain.evaluations.graders import GRADER_TYPES
+from app.domain.error_text.validation_text import as_problems
 from app.errors import (
-    BadRequest,
     IdempotencyKeyInUse,
     InvalidApiKey,
     MethodNotAllowed,
@@ -43,11 +38,9 @@ from app.errors import (
 from app.log import get_logger
 from app.storage import StorageError
 
-MAX_PROBLEMS = 200
 MAX_MESSAGE_CHARS = 4_000  # the first problems of a huge request are enough
 # Of the disk or of what mounts it, and not of a request or of this program
 FAILING_DISK = {errno.EIO, errno.EROFS, errno.ESTALE, errno.ENXIO, errno.ENODEV}
-NON_FIELD_PARTS = ("body", "query", "path", "header", "[key]")  # parts of pydantic's locations that are no names
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 log = get_logger(__name__)
@@ -71,14 +64,6 @@ def error_response(error: TuneryError, headers: Mapping[str, str] | None = None)
         error.code,
         _headers(error) | dict(headers or {}),
     )
-
-
-def as_problems(errors: Sequence[Mapping[str, Any]], model: type[BaseModel] | None = None) -> list[BadRequest]:
-    """Convert pydantic's errors to BadRequest; an unknown parameter's error lists the allowed names of `model`.
-
-    At most MAX_PROBLEMS, as a message cannot hold more: a body of a megabyte may have 100,000 errors.
-    """
-    return [_as_problem(error, model, earlier) for earlier, error in enumerate(errors[:MAX_PROBLEMS])]
 
 
 def _response(
@@ -184,49 +169,6 @@ def _os_error(request: Request, error: Exception) -> Response:
 def _with_cause(error: TuneryError, cause: Exception) -> TuneryError:
     error.__cause__ = cause
     return error
-
-
-def _as_problem(error: Mapping[str, Any], model: type[BaseModel] | None, earlier: int) -> BadRequest:
-    location, subject = list(error["loc"]), ""
-    if location[-1:] == ["[key]"]:  # the part before it is the key itself; the object that holds it is reported
-        location, subject = location[:-2], "the key "
-    path = ".".join(unquoted(str(part)) for part in location if part not in (*NON_FIELD_PARTS, *GRADER_TYPES))
-    kind = str(error["type"])
-    if kind == "extra_forbidden":
-        return unknown_parameter(path, tuple(_names_at(model, error["loc"][:-1])), earlier)
-    if kind == "missing":
-        return BadRequest(f"you must provide {path}", path, "missing_required_parameter")
-    code = "invalid_type" if kind.endswith("_type") else "invalid_value"
-    return BadRequest(f"{path}: {subject}{error_sentence(error)}", path, code)
-
-
-def _names_at(model: type[BaseModel] | None, location: Sequence[int | str]) -> list[str]:
-    """The names of the parameters in the object at `location` of a body of `model`."""
-    if model is None:
-        return []
-    if not location:
-        return [field.alias or name for name, field in model.model_fields.items()]
-    options = [model]
-    for part in location:
-        if isinstance(part, int):
-            continue
-        if part in GRADER_TYPES:  # pydantic names the member of the union by its tag
-            options = [each for each in options if part in get_args(each.model_fields["type"].annotation)]
-        else:
-            options = [
-                inner
-                for each in options
-                if part in each.model_fields
-                for inner in _models_in(each.model_fields[str(part)].annotation)
-            ]
-    return [name for option in options[:1] for name in _names_at(option, ())]
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    """The models in a type such as `list[A | B] | None`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for part in get_args(annotation) for model in _models_in(part)]
 
 
 def _shorten(message: str) -> str:

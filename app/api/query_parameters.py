@@ -16,9 +16,9 @@ from fastapi.dependencies.models import Dependant
 from fastapi.dependencies.utils import request_params_to_args
 from fastapi.routing import APIRoute
 
-from app.api.error_handlers import as_problems
 from app.domain.error_text.json_text import as_json
 from app.domain.error_text.unknown_names import MAX_NAME_CHARACTERS, suggestion
+from app.domain.error_text.validation_text import as_problems
 from app.errors import BadRequest, UnknownParameter, combine_errors
 
 ACCEPTED_EVERYWHERE = "api-version"  # Azure's clients send it with every request

@@ -48,7 +48,7 @@ def test_from_a_csv_to_an_answer_and_the_download(open_page: Open, service: Serv
     upload_and_convert(page, tmp_path)
     show_as(page, "wide-dark")
     page.get_by_role("link", name="New job").click()
-    first = create(page, "first", {"Epochs": "2", "Batch size (examples)": "4"})
+    first = create(page, "first", {"Epochs": "2", "Batch size": "4"})
     watch_to_success(page)
     show_as(page, "narrow-dark")
     page.get_by_role("link", name="Clone").click()

@@ -12,7 +12,6 @@ from app.domain.jobs.layer_patterns import match_spec
 from app.domain.jobs.spec import JobSpec
 from app.domain.planning.requirements import estimate_requirements
 from app.domain.planning.workload import Workload
-from app.domain.scheduling.worker_capacity import JobRequirements
 from app.log import get_logger
 from worker.jobs.lease import LeaseKeeper
 from worker.jobs.prepare import Inputs
@@ -31,7 +30,7 @@ def requirement_columns(
     entry = inputs.base.catalog_entry
     if not entry.decoder_layers:  # registered before entries had the fields of a plan
         return {}
-    need, sha256 = JobRequirements(spec.base_model, frozenset(job.worker_labels)), inputs.base.manifest_sha256
+    need, sha256 = job.requirements, inputs.base.manifest_sha256
     devices = keeper.transact(lambda session: workers.candidate_devices(session, spec, sha256, need))
     try:
         spec = match_spec(spec, entry.layers)  # a job that was stored before patterns were matched at creation

@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from app.api.schemas.common import Body, ListBody, UnixTime, unix_seconds, unix_seconds_or_none
-from app.api.schemas.jobs.requests import Id, Strict
+from app.api.schemas.jobs.requests import Strict
 from app.domain.deliveries.served_check import ServedCheck
 from app.domain.deliveries.targets import MAX_CREDENTIAL_CHARACTERS, AnyDestination
+from app.domain.jobs.create_job import Id
 from app.services.deliveries.deliveries import DeliveryView
 
 CREDENTIALS_DESCRIPTION = (

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from app.api.schemas.common import Body, ListBody, UnixTime
-from app.api.schemas.jobs.requests import Id, Strict
+from app.api.schemas.jobs.requests import Strict
+from app.domain.jobs.create_job import Id
 
 MAX_PROJECTS = 100
 

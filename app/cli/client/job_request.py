@@ -3,95 +3,51 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from app.cli.errors import UsageError
+from app.domain.jobs.create_job import create_body
 
 Json = dict[str, Any]
-NESTED_OBJECTS = ("lora", "quantization")  # `--set lora.KEY=VALUE` sets a key of this object
 
 
-def build_job_body(
-    model: str,
-    training_file: str,
-    validation_file: str | None,
-    suffix: str | None,
-    seed: int | None,
-    hyperparameters: Json,
-    lora: Json,
-    no_quantization: bool,
-    settings: Sequence[str],
-    metadata: Sequence[str],
-    method: str | None = None,
-    queue: Json | None = None,
+def job_body(
+    options: Mapping[str, Any], assignments: Sequence[str] = (), no_quantization: bool = False, is_clone: bool = False
 ) -> Json:
-    body: Json = {"model": model, "training_file": training_file}
-    body |= _without_none({"validation_file": validation_file, "suffix": suffix, "seed": seed})
-    body |= _without_none(queue or {})
-    objects = {"hyperparameters": _without_none(hyperparameters), "lora": _without_none(lora), "quantization": {}}
-    _apply_settings(settings, objects)
-    if method or objects["hyperparameters"]:
-        kind = method or "supervised"
-        body["method"] = {"type": kind, kind: {"hyperparameters": objects["hyperparameters"]}}
-    body |= {name: objects[name] for name in NESTED_OBJECTS if objects[name]}
-    if no_quantization:
-        _check_no_quantization(objects["quantization"])
-        body["quantization"] = None
-    if metadata:
-        body["metadata"] = dict(_parse_pair(pair, "--metadata") for pair in metadata)
-    return body
+    """The create body of {setting: value}, of `--set` and of `--no-quantization`, or the changes of a clone.
 
-
-def build_clone_body(
-    given: Json,
-    hyperparameters: Json,
-    lora: Json,
-    no_quantization: bool,
-    settings: Sequence[str],
-    metadata: Sequence[str],
-) -> Json:
-    """The settings that a clone overrides; its method is that of the original."""
-    objects = {"hyperparameters": _without_none(hyperparameters), "lora": _without_none(lora), "quantization": {}}
-    _apply_settings(settings, objects)
-    body = _without_none(given) | {name: values for name, values in objects.items() if values}
+    Settings without a value are left out. Raises UsageError for a contradiction.
+    """
+    settings = {name: value for name, value in options.items() if value not in (None, [])}
+    if "metadata" in settings:
+        settings["metadata"] = _parse_pairs(settings["metadata"])
+    for assignment in assignments:
+        name, text = _parse_pair(assignment, "--set")
+        value = _parse_value(text)
+        if settings.setdefault(name, value) != value:
+            raise UsageError(f"--set {assignment} contradicts {settings[name]!r}, which was also given for {name}.")
     if no_quantization:
-        _check_no_quantization(objects["quantization"])
-        body["quantization"] = None
-    if metadata:
-        body["metadata"] = dict(_parse_pair(pair, "--metadata") for pair in metadata)
-    return body
+        if any(name.startswith("quantization") for name in settings):
+            raise UsageError("--no-quantization and --set quantization.… contradict each other; give one of them.")
+        settings["quantization"] = None
+    return create_body(settings, None if is_clone else "supervised")
 
 
 def build_update_body(priority: int | None, metadata: Sequence[str], no_metadata: bool) -> Json:
     """The changes to an existing job. Raises UsageError if there are none."""
     if metadata and no_metadata:
         raise UsageError("--metadata and --no-metadata contradict each other; give one of them.")
-    body = _without_none({"priority": priority})
+    body: Json = {} if priority is None else {"priority": priority}
     if metadata or no_metadata:
-        body["metadata"] = dict(_parse_pair(pair, "--metadata") for pair in metadata) or None
+        body["metadata"] = _parse_pairs(metadata) or None
     if not body:
         raise UsageError("Nothing to change: give --priority, --metadata or --no-metadata.")
     return body
 
 
-def target_modules(text: str | None) -> str | list[str] | None:
-    """Parse `all-linear` or comma-separated module names."""
-    if text is None or text == "all-linear":
-        return text
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _apply_settings(settings: Sequence[str], objects: dict[str, Json]) -> None:
-    """Set `warmup_ratio=0.1` in the hyperparameters and `lora.use_rslora=true` in `lora`."""
-    for setting in settings:
-        name, text = _parse_pair(setting, "--set")
-        head, _, rest = name.partition(".")
-        target, key = (head, rest) if rest and head in NESTED_OBJECTS else ("hyperparameters", name)
-        value = _parse_value(text)
-        if key in objects[target] and objects[target][key] != value:
-            raise UsageError(f"--set {setting} contradicts {objects[target][key]!r}, which was also given for {key}.")
-        objects[target][key] = value
+def _parse_pairs(pairs: Sequence[str]) -> dict[str, str]:
+    return dict(_parse_pair(pair, "--metadata") for pair in pairs)
 
 
 def _parse_pair(pair: str, option: str) -> tuple[str, str]:
@@ -107,12 +63,3 @@ def _parse_value(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
-
-
-def _without_none(values: Json) -> Json:
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _check_no_quantization(quantization: Json) -> None:
-    if quantization:
-        raise UsageError("--no-quantization and --set quantization.… contradict each other; give one of them.")

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from app.domain.jobs.create_job import MAX_METADATA_PAIRS, create_body
+from app.domain.jobs.request_parameters import METHODS
+
 Json = dict[str, Any]
-METHODS = ("supervised", "dpo")
-MAX_METADATA_PAIRS = 16
 KEPT_HYPERPARAMETERS = ("n_epochs", "batch_size", "beta")
 MULTIPLIER = "learning_rate_multiplier"
 
@@ -104,22 +105,17 @@ def _method(made: Recreation, job: Mapping[str, Any]) -> None:
         made.add(ImportOutcome.IMPOSSIBLE, "method", f"{kind} is not offered here; supervised and dpo are")
         return
     made.add(ImportOutcome.KEPT, "method", kind)
-    given = dict((method.get(kind) or {}).get("hyperparameters") or job.get("hyperparameters") or {})
-    hyperparameters: Json = {}
-    for name in KEPT_HYPERPARAMETERS:
-        value = given.pop(name, None)
-        if value in (None, "auto"):
-            continue
-        hyperparameters[name] = value
+    hyperparameters = (method.get(kind) or {}).get("hyperparameters") or job.get("hyperparameters") or {}
+    given = {name: value for name, value in hyperparameters.items() if value not in (None, "auto")}
+    kept = {name: given.pop(name) for name in KEPT_HYPERPARAMETERS if name in given}
+    for name, value in kept.items():
         made.add(ImportOutcome.KEPT, name, str(value))
-    multiplier = given.pop(MULTIPLIER, None)
-    if multiplier not in (None, "auto", 1, 1.0):
+    if (multiplier := given.pop(MULTIPLIER, 1)) != 1:
         text = f"{multiplier} -> auto: it multiplies a learning rate that OpenAI does not publish"
         made.add(ImportOutcome.REPLACED, MULTIPLIER, text)
     for name, value in given.items():
-        if value is not None:
-            made.add(ImportOutcome.IMPOSSIBLE, name, f"{value}: there is no such hyperparameter here")
-    made.request["method"] = {"type": kind, kind: {"hyperparameters": hyperparameters}}
+        made.add(ImportOutcome.IMPOSSIBLE, name, f"{value}: there is no such hyperparameter here")
+    made.request |= create_body(kept | {"method": kind})
 
 
 def _metadata(made: Recreation, job: Mapping[str, Any]) -> None:

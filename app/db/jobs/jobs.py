@@ -5,7 +5,7 @@ Two modules change a job's state: this one for the user, app.db.jobs.claims for 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import case, func, null, select, update
@@ -14,45 +14,22 @@ from sqlalchemy.orm import Session
 from app.db.ids import new_id
 from app.db.jobs.events import append_event, next_event_seq
 from app.db.tables import Attempt, Job
-from app.domain.jobs.spec import JobSpec
 from app.domain.jobs.states import TERMINAL, Desired, JobState, Reason
 
 ACTIVE_STATES = [state.value for state in JobState if state not in TERMINAL]
 ALL_STATES = [state.value for state in JobState]
 
 
-def insert(
-    session: Session,
-    project_id: str,
-    spec: JobSpec,
-    training_file_id: str,
-    validation_file_id: str | None = None,
-    suffix: str | None = None,
-    metadata: Mapping[str, str] | None = None,
-    warnings: Sequence[dict[str, Any]] = (),
-    **columns: Any,
-) -> Job:
+def insert(session: Session, job: Job) -> Job:
     """Create a job in `validating_files` with its first event, and an event for each warning."""
-    job = Job(
-        id=new_id("ftjob"),
-        project_id=project_id,
-        base_model=spec.base_model,
-        spec=spec.model_dump(mode="json"),
-        training_file_id=training_file_id,
-        validation_file_id=validation_file_id,
-        suffix=suffix,
-        user_metadata=dict(metadata) if metadata is not None else None,
-        event_seq=1,
-        warnings=list(warnings),
-        **columns,
-    )
+    job.id, job.event_seq = new_id("ftjob"), 1
     session.add(job)
     session.flush()
     append_event(session, job, f"Created fine-tuning job: {job.id}")
-    for warning in warnings:
+    for warning in job.warnings:
         job.event_seq += 1
         append_event(session, job, warning["message"], level="warn")
-    if warnings:
+    if job.warnings:
         session.refresh(job)  # the UPDATE increments `version`; all other defaults are known from the INSERT
     return job
 

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Mapped, column_property, mapped_column
 
 from app.db.tables.base import Base, now, sql_string_list
 from app.domain.jobs.states import TERMINAL, Desired, JobState
+from app.domain.scheduling.worker_capacity import JobRequirements
 
 MAX_LOG_BYTES = 64 << 10
 
@@ -169,6 +170,11 @@ class Job(Base):
     error_code: Mapped[str | None]
     error_message: Mapped[str | None]
     error_param: Mapped[str | None]
+
+    @property
+    def requirements(self) -> JobRequirements:
+        """Those of the request: the needed memory is not among them."""
+        return JobRequirements(self.base_model, frozenset(self.worker_labels))
 
 
 class JobEvent(Base):

@@ -36,7 +36,7 @@ class CatalogEntry(BaseModel):
     target_modules: dict[str, tuple[int, int]]
     layers: dict[str, tuple[int, int]] = {}
     whole_modules: tuple[str, ...] = ()  # last names of the modules that can be fully trained: norms, embedding, head
-    learning_rate: float  # at multiplier 1, for steps x epochs = 1200 (app/domain/jobs/auto_hyperparameters.py)
+    learning_rate: float  # at multiplier 1, for steps x epochs = 1200 (app/domain/jobs/parameters.py)
     max_auto_batch_size: int = 8
     # For estimates. Zero in entries of older releases: app.services.jobs.plan then reads the directory again.
     decoder_layers: int = 0

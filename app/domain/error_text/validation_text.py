@@ -1,4 +1,4 @@
-"""Messages for pydantic's validation errors in terms of JSON: one sentence for each error type of a request.
+"""Check the shape of a body: pydantic's validation errors as problems in terms of JSON, one sentence for each type.
 
 pydantic's own messages use terms of Python ("Dictionary should have ... after validation", "Input should be a valid
 integer"). A test sends hostile values to every schema and compares the resulting error types with this table.
@@ -6,10 +6,20 @@ integer"). A test sends hostile values to every schema and compares the resultin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import Any, TypeVar, get_args
 
-from app.domain.error_text.json_text import as_json, counted, plain_number, quoted
+from pydantic import BaseModel, ValidationError
+
+from app.domain.error_text.json_text import as_json, counted, plain_number, quoted, unquoted
+from app.domain.error_text.unknown_names import unknown_parameter
+from app.domain.evaluations.graders import GRADER_TYPES
+from app.errors import BadRequest
+
+Parsed = TypeVar("Parsed", bound=BaseModel)
+MAX_PROBLEMS = 200
+NON_FIELD_PARTS = ("body", "query", "path", "header", "[key]")  # parts of pydantic's locations that are no names
 
 BOOLEAN, INTEGER, NUMBER = "must be true or false", "must be a whole number", "must be a number"
 STRING, ARRAY, OBJECT = "must be a string", "must be an array", "must be a JSON object"
@@ -41,6 +51,33 @@ LENGTHS = ("string_too_long", "too_long", "string_too_short", "too_short")
 DEFAULT_RULE = "must be a value as the API reference describes it"
 
 
+def check_shape(model: type[Parsed], body: Mapping[str, Any]) -> tuple[Parsed | None, list[BadRequest]]:
+    """The parsed body, and the problems of its shape.
+
+    Invalid keys are left out, so that the domain can check the rest and one error has all problems. None if the rest is
+    invalid, too.
+    """
+    body = _limit_unknown_keys(model, body)
+    try:
+        return model.model_validate(body), []
+    except ValidationError as error:
+        errors = error.errors(include_url=False)
+    problems = as_problems(errors, model)
+    invalid_keys = {error_item["loc"][0] for error_item in errors}
+    try:
+        return model.model_validate({key: value for key, value in body.items() if key not in invalid_keys}), problems
+    except ValidationError:
+        return None, problems
+
+
+def as_problems(errors: Sequence[Mapping[str, Any]], model: type[BaseModel] | None = None) -> list[BadRequest]:
+    """Convert pydantic's errors to BadRequest; an unknown parameter's error lists the allowed names of `model`.
+
+    At most MAX_PROBLEMS, as a message cannot hold more: a body of a megabyte may have 100,000 errors.
+    """
+    return [_as_problem(error, model, earlier) for earlier, error in enumerate(errors[:MAX_PROBLEMS])]
+
+
 def error_sentence(error: Mapping[str, Any]) -> str:
     """The problem of one value, to append to its path. `error` is an item of pydantic's `ValidationError.errors()`."""
     kind, value, context = str(error["type"]), error.get("input"), error.get("ctx", {})
@@ -48,6 +85,62 @@ def error_sentence(error: Mapping[str, Any]) -> str:
         return _length_problem(value, context.get("min_length"), context.get("max_length"))
     rule = RULES.get(kind, DEFAULT_RULE)
     return f"{rule if isinstance(rule, str) else rule(context)}, not {as_json(value)}"
+
+
+def _limit_unknown_keys(model: type[BaseModel], body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`body` with at most MAX_PROBLEMS unknown keys: there may be 100,000, and validation of each takes time."""
+    allowed = _names(model)
+    unknown = [key for key in body if key not in allowed]
+    dropped = set(unknown[MAX_PROBLEMS:])
+    return {key: value for key, value in body.items() if key not in dropped} if dropped else body
+
+
+@cache
+def _names(model: type[BaseModel]) -> frozenset[str]:
+    return frozenset(field.alias or name for name, field in model.model_fields.items())
+
+
+def _as_problem(error: Mapping[str, Any], model: type[BaseModel] | None, earlier: int) -> BadRequest:
+    location, subject = list(error["loc"]), ""
+    if location[-1:] == ["[key]"]:  # the part before it is the key itself; the object that holds it is reported
+        location, subject = location[:-2], "the key "
+    path = ".".join(unquoted(str(part)) for part in location if part not in (*NON_FIELD_PARTS, *GRADER_TYPES))
+    kind = str(error["type"])
+    if kind == "extra_forbidden":
+        return unknown_parameter(path, tuple(_names_at(model, error["loc"][:-1])), earlier)
+    if kind == "missing":
+        return BadRequest(f"you must provide {path}", path, "missing_required_parameter")
+    code = "invalid_type" if kind.endswith("_type") else "invalid_value"
+    return BadRequest(f"{path}: {subject}{error_sentence(error)}", path, code)
+
+
+def _names_at(model: type[BaseModel] | None, location: Sequence[int | str]) -> list[str]:
+    """The names of the parameters in the object at `location` of a body of `model`."""
+    if model is None:
+        return []
+    if not location:
+        return [field.alias or name for name, field in model.model_fields.items()]
+    options = [model]
+    for part in location:
+        if isinstance(part, int):
+            continue
+        if part in GRADER_TYPES:  # pydantic names the member of the union by its tag
+            options = [each for each in options if part in get_args(each.model_fields["type"].annotation)]
+        else:
+            options = [
+                inner
+                for each in options
+                if part in each.model_fields
+                for inner in _models_in(each.model_fields[str(part)].annotation)
+            ]
+    return [name for option in options[:1] for name in _names_at(option, ())]
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The models in a type such as `list[A | B] | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models_in(part)]
 
 
 def _length_problem(value: Any, min_length: int | None, max_length: int | None) -> str:

@@ -1,4 +1,4 @@
-"""A job's spec as a create request, and a client's overrides merged into that.
+"""A job's spec as the settings of a create request, and a client's overrides merged into them.
 
 Every resolved number is written out, so a clone trains the same, whatever "auto" would be today. An override may stand
 in any place that a create body has, under any alias: the original's value of that parameter is removed first.
@@ -6,95 +6,68 @@ in any place that a create body has, under any alias: the original's value of th
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
-from app.domain.jobs.parameters.collect import METHOD_OF, collect, method_of
-from app.domain.jobs.parameters.request_parameters import Given
-from app.domain.jobs.spec import JobSpec, Method
+from app.domain.jobs.create_job import CreateJob, create_body, parse_create, without
+from app.domain.jobs.request_parameters import METHOD_OF, collect, method_of
+from app.domain.jobs.spec import JobSpec
+from app.errors import BadRequest
 
 Json = dict[str, Any]
 
 
-def create_request(
-    spec: JobSpec, training_file: str, validation_file: str | None, suffix: str | None, metadata: Json | None
-) -> Json:
-    """The create request of a spec, with the absolute learning rate: the base model's rate may have changed since."""
+def parse_clone(original: Mapping[str, Any], overrides: Mapping[str, Any]) -> tuple[CreateJob, list[BadRequest]]:
+    """The request of a clone: the settings of the original, with any keys of a create body. Returns as `parse_create`.
+
+    Raises BadRequest where nothing is usable.
+    """
+    required = {name: original[name] for name in ("model", "training_file")}
+    parsed, problems = parse_create(required | dict(overrides))
+    given = {key: value for key, value in parsed.model_dump(exclude_unset=True).items() if key in overrides}
+    parsed, more = parse_create(apply_overrides(original, given))
+    return parsed, [*problems, *more]
+
+
+def settings_of_spec(spec: JobSpec, **columns: Any) -> Json:
+    """The settings of a spec and other values, with the absolute learning rate: the base model's rate may have changed
+    since.
+    """
     plain = spec.model_dump(mode="json")
-    hyperparameters = plain["hyperparameters"]
+    quantization, hyperparameters = plain["quantization"], plain["hyperparameters"]
     if hyperparameters["learning_rate"] is not None:
         hyperparameters.pop("learning_rate_multiplier")
     if spec.dtype_is_free:
-        plain["quantization"].pop("compute_dtype")  # the original request did not set it
-    body = {
-        "model": spec.continued_from or spec.base_model,  # not its alias, which may name another base model today
-        "training_file": training_file,
-        "validation_file": validation_file,
-        "method": {"type": spec.method, spec.method: {"hyperparameters": _without_nulls(hyperparameters)}},
-        "lora": _without_nulls(plain["lora"]),
-        "quantization": _without_nulls(plain["quantization"]) if plain["quantization"] else None,
-        "sample_prompts": plain["sample_prompts"],
-        "evaluation": plain["evaluation"],
-        "seed": spec.seed,
-        "suffix": suffix,
-        "metadata": metadata,
-    }
-    kept_null = {"quantization"}  # null means a 16-bit base
-    return {key: value for key, value in body.items() if value is not None or key in kept_null}
+        quantization.pop("compute_dtype")  # the original request did not set it
+    settings = {name: plain[name] for name in ("method", "sample_prompts", "evaluation", "seed")} | columns
+    settings["model"] = spec.continued_from or spec.base_model  # not its alias, which may name another model today
+    settings |= hyperparameters | {f"lora.{name}": value for name, value in plain["lora"].items()}
+    settings |= {f"quantization.{name}": value for name, value in (quantization or {}).items()}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    return settings if quantization else settings | {"quantization": None}  # null means a 16-bit base
 
 
-def apply_overrides(body: Mapping[str, Any], overrides: Mapping[str, Any]) -> Json:
-    """`body` with `overrides` of a valid shape: objects are merged key by key, other values are replaced."""
-    own: Json = copy.deepcopy(dict(body))
-    old: Method = method_of(own) or "supervised"
-    overrides = _with_method(overrides, old)
+def apply_overrides(original: Mapping[str, Any], overrides: Mapping[str, Any]) -> Json:
+    """The create body of settings with `overrides` of a valid shape: objects are merged key by key, other values are
+    replaced.
+    """
+    settings, old = dict(original), original["method"]
+    # Hyperparameters stand under the name of their method; an override need not repeat the method's type.
+    overrides = {**overrides, "method": {"type": old, **(overrides.get("method") or {})}}
     new = method_of(overrides)
-    request = collect(overrides)  # its problems are found again in the whole request
+    dropped = []
     if new is not None and new != old:
-        _change_method(own, old, new)
-    for name, given in request.given.items():
-        _drop_overridden(own, new or old, name, given)
-    return _merged(own, overrides)
-
-
-def _with_method(overrides: Mapping[str, Any], old: Method) -> Json:
-    """Hyperparameters stand under the name of their method; an override need not repeat the method's type."""
-    method = overrides.get("method")
-    return {**overrides, "method": {"type": old, **(method or {})}}
-
-
-def _change_method(body: Json, old: Method, new: Method) -> None:
-    """Drop what belongs to the old method: its own hyperparameters, and the rate, which is resolved again."""
-    hyperparameters = body["method"][old]["hyperparameters"]
-    for name in (*METHOD_OF, "learning_rate", "learning_rate_multiplier"):
-        hyperparameters.pop(name, None)
-    body["method"] = {"type": new, new: {"hyperparameters": hyperparameters}}
-
-
-def _drop_overridden(body: Json, method: Method, name: str, given: Given) -> None:
-    """Remove the original's value of one parameter, and what the new value would contradict."""
-    hyperparameters = body["method"][method]["hyperparameters"]
-    head, _, key = name.partition(".")
-    if name == "quantization":
-        if not given.value or body.get("quantization") is None:
-            body.pop("quantization", None)
-    elif head == "quantization":
-        _drop_overridden_quantization(body, key, given.value)
-    elif head == "lora":
-        body["lora"].pop(key, None)
-    else:
-        hyperparameters.pop(name, None)
-    if name == "learning_rate_multiplier":
-        hyperparameters.pop("learning_rate", None)
-
-
-def _drop_overridden_quantization(body: Json, key: str, value: Any) -> None:
-    had = body.get("quantization") or {}
-    if key == "bits" and value != had.get("bits"):
-        had.pop("type", None)  # both belong to the previous bits
-        had.pop("double_quant", None)
-    had.pop(key, None)
+        settings["method"] = new
+        dropped = [*METHOD_OF, "learning_rate", "learning_rate_multiplier"]  # the rate is resolved again
+    for name, given in collect(overrides).given.items():  # its problems are found again in the whole request
+        dropped.append(name)
+        if name == "learning_rate_multiplier":
+            dropped.append("learning_rate")
+        elif name == "quantization" and (not given.value or "quantization" in settings):
+            settings = without(settings, name)
+        elif name == "quantization.bits" and given.value != settings.get(name):
+            dropped += ["quantization.type", "quantization.double_quant"]  # both belong to the previous bits
+    return _merged(create_body({name: value for name, value in settings.items() if name not in dropped}), overrides)
 
 
 def _merged(body: Mapping[str, Any], overrides: Mapping[str, Any]) -> Json:
@@ -103,7 +76,3 @@ def _merged(body: Mapping[str, Any], overrides: Mapping[str, Any]) -> Json:
         had = merged.get(key)
         merged[key] = _merged(had, value) if isinstance(had, dict) and isinstance(value, Mapping) else value
     return merged
-
-
-def _without_nulls(values: Json) -> Json:
-    return {name: value for name, value in values.items() if value is not None}

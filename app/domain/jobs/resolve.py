@@ -1,6 +1,6 @@
 """A create request -> what will be trained: aliases become one name, "auto" becomes a number, once.
 
-All problems of a request are reported at once. The parameters are defined in app.domain.jobs.parameters.
+All problems of a request are reported at once. The parameters are defined in parameters.py and lora_parameters.py.
 """
 
 from __future__ import annotations
@@ -8,24 +8,26 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from app.domain.base_models.catalog import CatalogEntry
+from app.domain.error_text.json_text import as_json
 from app.domain.evaluations.graders import EvaluationRequest
-from app.domain.jobs.auto_hyperparameters import auto_learning_rate
 from app.domain.jobs.bounds import LEARNING_RATE
-from app.domain.jobs.parameters.collect import collect
-from app.domain.jobs.parameters.fields import ParentAdapter, ResolutionContext
-from app.domain.jobs.parameters.hyperparameters import (
+from app.domain.jobs.layer_patterns import PatternError, match_patterns
+from app.domain.jobs.lora_parameters import FIXED_BY_PARENT, LoraParameters
+from app.domain.jobs.parameters import (
     HYPERPARAMETERS,
     METHOD_HYPERPARAMETERS,
     NEED_VALIDATION_FILE,
     EvaluationParameters,
+    ParentAdapter,
+    QuantizationParameters,
+    ResolutionContext,
+    auto_learning_rate,
 )
-from app.domain.jobs.parameters.lora import resolve_lora
-from app.domain.jobs.parameters.quantization import resolve_quantization
-from app.domain.jobs.parameters.request_parameters import RequestParameters
-from app.domain.jobs.spec import LINE_RULES, Hyperparameters, JobSpec, LoraSpec, Method
+from app.domain.jobs.request_parameters import RequestParameters, collect
+from app.domain.jobs.spec import LINE_RULES, Hyperparameters, JobSpec, LayerPatterns, LoraSpec, Method, QuantizationSpec
 from app.errors import combine_errors
 
 MAX_SEED = 2_147_483_647
@@ -45,8 +47,8 @@ def resolve(
     context = ResolutionContext(entry, max(1, n_examples), parent)
     method = request.method or "supervised"  # another one is a problem already
     # each also after a problem of an earlier one, as all are reported
-    resolved = resolve_lora(request, context)
-    quantization = resolve_quantization(request, context)
+    resolved = _resolve_lora(request, context)
+    quantization = _resolve_quantization(request, context)
     lora = resolved.lora if resolved else None
     has_validation_file = body.get("validation_file") is not None
     hyperparameters = _hyperparameters(request, context, method, lora, has_validation_file)
@@ -72,6 +74,59 @@ def resolve(
 def default_rate(entry: CatalogEntry, method: Method) -> float:
     """The learning rate at multiplier 1, before the run's length and the adapter's strength are looked at."""
     return entry.learning_rate * (DPO_RATE if method == "dpo" else 1)
+
+
+def _resolve_quantization(request: RequestParameters, context: ResolutionContext) -> QuantizationSpec | None:
+    """None for a 16-bit base, and where something is wrong; `request.problems` then says what."""
+    wanted = request.given.get("quantization")
+    if wanted is not None and not wanted.value:
+        return None
+    parameters = request.resolved(QuantizationParameters, context)
+    if request.value("quantization.bits") == 8:
+        for name in ("quantization.type", "quantization.double_quant"):
+            if request.value(name) is not None:
+                text = "belongs to 4 bits; 8 bits have one scale a row and no choice"
+                request.refuse(name, text, "conflicting_parameters")
+    return None if parameters is None or request.problems else QuantizationSpec(**parameters)
+
+
+class _ResolvedLora(NamedTuple):
+    """The requested value, and its patterns by single layers: None if there are none, or the layers are unknown."""
+
+    lora: LoraSpec
+    layer_patterns: LayerPatterns | None
+
+
+def _resolve_lora(request: RequestParameters, context: ResolutionContext) -> _ResolvedLora | None:
+    """None where something is wrong; `request.problems` then says what."""
+    parameters = request.resolved(LoraParameters, context, vars(context.parent.lora) if context.parent else {})
+    if parameters is None or request.problems:
+        return None
+    lora = LoraSpec(**parameters)
+    if context.parent:
+        _check_parent(request, lora, context.parent)
+    layer_patterns = None if request.problems else _match_patterns(request, lora, context.entry)
+    return None if request.problems else _ResolvedLora(lora, layer_patterns)
+
+
+def _check_parent(request: RequestParameters, lora: LoraSpec, parent: ParentAdapter) -> None:
+    for name in FIXED_BY_PARENT:
+        given, has = getattr(lora, name), getattr(parent.lora, name)
+        if given != has:
+            text = (
+                f"{as_json(given)} contradicts the {as_json(has)} of {parent.model}, which is continued; leave it out"
+            )
+            request.refuse(f"lora.{name}", text, "conflicting_parameters")
+
+
+def _match_patterns(request: RequestParameters, lora: LoraSpec, entry: CatalogEntry) -> LayerPatterns | None:
+    """None also for an entry without layer names (an older one, or one of too many layers): the worker matches then."""
+    try:
+        return match_patterns(lora, entry.layers) if entry.layers else None
+    except PatternError as error:
+        for problem in error.problems:
+            request.refuse(problem.param, problem.text)
+        return None
 
 
 def _hyperparameters(

@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Collection
 
 from sqlalchemy.orm import Session
 
 from app.db.files import files
 from app.db.tables import File
 from app.domain.error_text.json_text import as_json, unquoted
-from app.domain.evaluations.graders import EvaluationRequest, EvaluationSettings, ScoreModel, templates_of
+from app.domain.evaluations.graders import EvaluationSettings, ScoreModel, templates_of
 from app.errors import BadRequest
 
 PURPOSES = ("evals", "fine-tune")
 MAX_TEMPLATES_BYTES = 64_000  # of one evaluation together
-
-
-def problems_of_job(
-    session: Session, project_id: str, body: Mapping[str, Any], endpoints: Collection[str]
-) -> list[BadRequest]:
-    """The problems of the `evaluation` in a create body whose shape was checked."""
-    if not body.get("evaluation"):
-        return []
-    request = EvaluationRequest.model_validate(body["evaluation"])
-    problems = grader_problems(request, endpoints, "evaluation.")
-    find_file(session, project_id, request.file, "evaluation.file", problems)
-    return problems
 
 
 def find_file(session: Session, project_id: str, file_id: str, param: str, problems: list[BadRequest]) -> File | None:

@@ -17,10 +17,10 @@ from app.db.scheduling import queue_positions
 from app.db.tables import Checkpoint, Job, JobEvent, Project, QueuePlace
 from app.domain.error_text.json_text import as_json
 from app.domain.jobs.states import Desired, JobState
-from app.errors import BadRequest, NotFound, NotPermitted
+from app.errors import BadRequest, NotFound
 from app.job_queue import WorkerNotifier
 from app.services.access import quotas
-from app.services.jobs.requests import JobRequest, SchedulingOptions, resolve_request
+from app.services.jobs.requests import build_job
 from app.settings import Settings
 from app.telemetry.tracing import current_traceparent
 
@@ -50,32 +50,16 @@ def create(
     session: Session,
     notifier: WorkerNotifier,
     project_id: str,
-    request: JobRequest,
     is_admin: bool,
+    body: Mapping[str, Any],
     settings: Settings,
+    original: Job | None = None,
 ) -> JobView:
-    """Create a job. Raises as `resolve_request`; NotPermitted for an urgent job; QuotaExceeded."""
-    resolved = resolve_request(session, project_id, request, settings.endpoints)
-    require_urgent_permission(resolved.project, request.scheduling, is_admin)
+    """Create a job, or a clone of `original` with the changes in `body`. Raises as `build_job`; QuotaExceeded."""
+    job = build_job(session, project_id, is_admin, body, settings.endpoints, original)
     quotas.require_queue_quota(session, project_id, settings.max_queued_jobs)
-    job = jobs.insert(
-        session,
-        project_id,
-        resolved.spec,
-        resolved.training_file.id,
-        resolved.validation_file.id if resolved.validation_file else None,
-        suffix=request.suffix,
-        metadata=request.metadata,
-        priority=request.scheduling.priority,
-        is_urgent=request.scheduling.is_urgent,
-        worker_labels=list(request.scheduling.worker_labels),
-        deliver_to=resolved.deliver_to,
-        cloned_from=request.cloned_from,
-        request=dict(request.sent_body),
-        warnings=resolved.warnings,
-        request_id=audit.request_id(),
-        traceparent=current_traceparent(),
-    )
+    job.request_id, job.traceparent = audit.request_id(), current_traceparent()
+    jobs.insert(session, job)
     notifier.after_commit(session, "cpu")
     return JobView(job, None, None)
 
@@ -149,14 +133,17 @@ def resume(
     return _views(session, [job])[0]
 
 
-def change(session: Session, project_id: str, job_id: str, new_values: Mapping[str, Any]) -> JobView:
-    """Update columns of a job; values that are equal to the old ones cause no update and no event.
+def change(session: Session, project_id: str, job_id: str, given: Mapping[str, Any]) -> JobView:
+    """Change `priority` and `metadata`; values that are equal to the old ones cause no update and no event.
 
     Raises NotFound; BadRequest for the `priority` of a job that has ended.
     """
     job = get(session, project_id, job_id)
-    states = jobs.ACTIVE_STATES if "priority" in new_values else jobs.ALL_STATES
-    columns = {name: value for name, value in new_values.items() if getattr(job, name) != value}
+    states = jobs.ACTIVE_STATES if "priority" in given else jobs.ALL_STATES
+    columns = {"user_metadata" if name == "metadata" else name: value for name, value in given.items()}
+    if "priority" in given:
+        columns["priority"] = given["priority"] or 0
+    columns = {name: value for name, value in columns.items() if getattr(job, name) != value}
     if columns and jobs.change(session, project_id, job_id, states, _change_message(columns), **columns) is None:
         session.refresh(job)  # it may have ended since it was read
     if job.state not in states:
@@ -211,16 +198,6 @@ def _cursor(session: Session, job_filter: JobFilter, after: str | None) -> Job |
     if after is not None and last is None:
         raise unknown_cursor_error("job", after)
     return last
-
-
-def require_urgent_permission(project: Project, scheduling: SchedulingOptions, is_admin: bool) -> None:
-    """Raises NotPermitted for an urgent job, unless the project or the caller may create one."""
-    if scheduling.is_urgent and not is_admin and not project.may_be_urgent:
-        text = (
-            "urgent: the jobs of this project may not precede those of other projects; send false, and use priority to "
-            "order them among themselves, or ask the operator (`tunery allow-urgent`)."
-        )
-        raise NotPermitted(text, "urgent")
 
 
 def _change_message(columns: Mapping[str, Any]) -> str:

@@ -5,15 +5,15 @@ One transaction reads the inputs; tokens are counted and the estimate is made wi
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from sqlalchemy.orm import Session
 
 from app.db.scheduling import workers
-from app.db.tables import File
+from app.db.tables import BaseModelRow, File
 from app.domain.base_models.catalog import CatalogEntry, RefusedModel
 from app.domain.datasets.report import DatasetReport, no_trainable_tokens_message, too_few_examples_message
 from app.domain.datasets.warnings import NO_VALIDATION_FILE, request_warning
@@ -23,12 +23,11 @@ from app.domain.planning.estimate import Placement
 from app.domain.planning.memory import DESCRIBED_ARCHITECTURES
 from app.domain.planning.requirements import DeviceGroup, estimate_on
 from app.domain.planning.workload import Workload
-from app.domain.scheduling.worker_capacity import JobRequirements, missing_requirements, worker_capacity
+from app.domain.scheduling.worker_capacity import missing_requirements, worker_capacity
 from app.errors import BadRequest, InvalidDataset, NotFound, Unavailable, combine_errors
 from app.services.datasets.check_process import Check, takes_long
 from app.services.datasets.token_counter import TokenCounter
-from app.services.jobs.jobs import require_urgent_permission
-from app.services.jobs.requests import JobRequest, resolve_request
+from app.services.jobs.requests import build_job
 from app.storage import Storage
 from app.system.model_files import read_catalog_entry
 
@@ -40,21 +39,6 @@ UNCOUNTED = (
 
 
 @dataclass(frozen=True)
-class SourceFile:
-    """A dataset whose tokens are counted; `param` is its name in the request."""
-
-    param: str
-    id: str
-    storage_key: str
-    sha256: str
-    size_bytes: int
-
-    @classmethod
-    def of(cls, param: str, file: File) -> SourceFile:
-        return cls(param, file.id, file.storage_key, file.sha256, file.bytes)
-
-
-@dataclass(frozen=True)
 class PlanInputs:
     """The resolved request, its files, and the devices of living workers that may take the job."""
 
@@ -62,11 +46,19 @@ class PlanInputs:
     entry: CatalogEntry
     directory: Path
     manifest_sha256: str
-    training_file: SourceFile
-    validation_file: SourceFile | None
+    files: Mapping[str, File]  # by parameter
     places: Sequence[DeviceGroup]
     lack: str | None  # why no worker may take the job
     warnings: Sequence[dict[str, Any]]
+
+    @property
+    def training_file(self) -> File:
+        return self.files["training_file"]
+
+
+class PlannedDevice(NamedTuple):
+    workers: int
+    placement: Placement
 
 
 @dataclass(frozen=True)
@@ -74,7 +66,15 @@ class JobPlan:
     inputs: PlanInputs
     report: DatasetReport
     work: Workload
-    placements: Sequence[Placement]  # in the order of inputs.places
+    devices: Sequence[PlannedDevice]  # in the order of inputs.places
+
+    @property
+    def placements(self) -> list[Placement]:
+        return [device.placement for device in self.devices]
+
+    @property
+    def trained_examples(self) -> int:
+        return len(self.report.lengths)
 
     @property
     def verdict(self) -> PlanVerdict:
@@ -100,32 +100,29 @@ class JobPlan:
 
 
 def read_inputs(
-    session: Session, project_id: str, request: JobRequest, is_admin: bool, endpoints: Collection[str]
+    session: Session, project_id: str, is_admin: bool, body: Mapping[str, Any], endpoints: Collection[str]
 ) -> PlanInputs:
     """Read the inputs of a plan. Raises as the creation of the job, except for limits of the project."""
-    resolved = resolve_request(session, project_id, request, endpoints)
-    require_urgent_permission(resolved.project, request.scheduling, is_admin)
-    validation_file = resolved.validation_file
-    missing = [] if validation_file else [request_warning("no_validation_file", NO_VALIDATION_FILE)]
-    requirements = JobRequirements(resolved.spec.base_model, frozenset(request.scheduling.worker_labels))
+    job = build_job(session, project_id, is_admin, body, endpoints)
+    spec, base = JobSpec.model_validate(job.spec), session.get_one(BaseModelRow, job.base_model)
+    ids = {"training_file": job.training_file_id, "validation_file": job.validation_file_id}
+    missing = [] if job.validation_file_id else [request_warning("no_validation_file", NO_VALIDATION_FILE)]
     capacities = [worker_capacity(worker.about) for worker in workers.gpu_workers(session)]
     return PlanInputs(
-        spec=resolved.spec,
-        entry=resolved.base.catalog_entry,
-        directory=Path(resolved.base.directory),
-        manifest_sha256=resolved.base.manifest_sha256,
-        training_file=SourceFile.of("training_file", resolved.training_file),
-        validation_file=SourceFile.of("validation_file", validation_file) if validation_file else None,
-        places=workers.candidate_devices(session, resolved.spec, resolved.base.manifest_sha256, requirements),
-        lack=missing_requirements(capacities, requirements),
-        warnings=[*resolved.warnings, *missing],
+        spec=spec,
+        entry=base.catalog_entry,
+        directory=Path(base.directory),
+        manifest_sha256=base.manifest_sha256,
+        files={param: session.get_one(File, file_id) for param, file_id in ids.items() if file_id},
+        places=workers.candidate_devices(session, spec, base.manifest_sha256, job.requirements),
+        lack=missing_requirements(capacities, job.requirements),
+        warnings=[*job.warnings, *missing],
     )
 
 
 def is_long(inputs: PlanInputs) -> bool:
     """Whether counting the tokens of one of the files takes long."""
-    sizes = [source.size_bytes for source in (inputs.training_file, inputs.validation_file) if source]
-    return takes_long(inputs.directory, max(sizes))
+    return takes_long(inputs.directory, max(file.bytes for file in inputs.files.values()))
 
 
 def make_plan(
@@ -135,31 +132,31 @@ def make_plan(
 
     Raises InvalidDataset and BadRequest for files that cannot be trained on, and what TokenCounter.count raises.
     """
-    report = _count(storage, counter, inputs, inputs.training_file, check)
+    report = _count(storage, counter, inputs, "training_file", check)
     if report.examples < least_examples:
         raise InvalidDataset(too_few_examples_message("training", report.examples, least_examples), "training_file")
     validation_tokens = 0
-    if inputs.validation_file is not None:
-        validation_tokens = _count(storage, counter, inputs, inputs.validation_file, check).tokens
+    if "validation_file" in inputs.files:
+        validation_tokens = _count(storage, counter, inputs, "validation_file", check).tokens
     work = Workload.of(inputs.spec, report.lengths, report.labelled_tokens, validation_tokens)
     entry = _with_layer_widths(inputs.entry, inputs.directory)
     spec = _with_matched_layers(inputs.spec, entry)
-    placements = [estimate_on(entry, spec, work, each) for each in inputs.places]
-    return JobPlan(inputs, report, work, placements)
+    devices = [PlannedDevice(each.workers, estimate_on(entry, spec, work, each)) for each in inputs.places]
+    return JobPlan(inputs, report, work, devices)
 
 
 def _count(
-    storage: Storage, counter: TokenCounter, inputs: PlanInputs, source: SourceFile, check: Check | None
+    storage: Storage, counter: TokenCounter, inputs: PlanInputs, param: str, check: Check | None
 ) -> DatasetReport:
-    spec = inputs.spec
+    source, spec = inputs.files[param], inputs.spec
     key = (inputs.manifest_sha256, source.sha256, spec.data_parameters)
     try:
         with storage.open(source.storage_key) as file:
-            report = counter.count(key, inputs.directory, file, source.param, check)
+            report = counter.count(key, inputs.directory, file, param, check)
     except FileNotFoundError as error:
-        text = f"invalid {source.param}: {source.id}. Its content does not exist in storage any more; upload it again."
-        raise NotFound(text, source.param) from error
-    _require_usable(report, source.param, spec)
+        text = f"invalid {param}: {source.id}. Its content does not exist in storage any more; upload it again."
+        raise NotFound(text, param) from error
+    _require_usable(report, param, spec)
     return report
 
 

@@ -15,15 +15,14 @@ from app.api.openapi.descriptions import (
     evaluations,
     files,
     jobs,
-    plans,
 )
-from app.domain.jobs.parameters.hyperparameters import (
+from app.domain.jobs.lora_parameters import LoraParameters
+from app.domain.jobs.parameters import (
     HYPERPARAMETERS,
     METHOD_HYPERPARAMETERS,
     EarlyStoppingParameters,
+    QuantizationParameters,
 )
-from app.domain.jobs.parameters.lora import LoraParameters
-from app.domain.jobs.parameters.quantization import QuantizationParameters
 
 BY_FIELD = {
     "id": "The id, for every call that takes one.",
@@ -59,9 +58,7 @@ BY_FIELD = {
     "expires_after[anchor]": "The start of the period: the creation of the file.",
     "expires_after[seconds]": "The file is deleted automatically after this time: an hour to 30 days.",
 }
-BY_SCHEMA = (
-    basics.BY_SCHEMA | deliveries.BY_SCHEMA | files.BY_SCHEMA | jobs.BY_SCHEMA | evaluations.BY_SCHEMA | plans.BY_SCHEMA
-)
+BY_SCHEMA = basics.BY_SCHEMA | deliveries.BY_SCHEMA | files.BY_SCHEMA | jobs.BY_SCHEMA | evaluations.BY_SCHEMA
 # Schemas whose missing descriptions are those of another schema with the same fields.
 FALLBACK_SCHEMAS = {
     "DeliveryBody": "DeliveryOfJob",

@@ -9,14 +9,13 @@ from fastapi import APIRouter, Query
 from app.api.auth import CallerDep
 from app.api.dependencies import AppStateDep, SessionDep
 from app.api.idempotency import IdempotentRoute
-from app.api.job_request_parser import clone_request
 from app.api.routes.jobs.jobs import create
 from app.api.schemas.jobs.diffs import DiffBody, render_diff
 from app.api.schemas.jobs.jobs import JobBody
 from app.api.schemas.jobs.requests import CloneJob
 from app.api.transport.json_body import OptionalJsonBodyDep, RequestBody
 from app.errors import BadRequest
-from app.services.jobs import clones, diffs, jobs
+from app.services.jobs import diffs, jobs
 
 CloneJobBody = Annotated[OptionalJsonBodyDep, RequestBody(CloneJob, is_required=False)]
 
@@ -27,9 +26,7 @@ router = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}", tags=["Fine-tuning"],
 def clone_job(job_id: str, body: CloneJobBody, caller: CallerDep, session: SessionDep, app_state: AppStateDep) -> Any:
     """A new job with the files, model, seed and all resolved values of the original. The body overrides them."""
     original = jobs.get(session, caller.project_id, job_id)
-    request = clone_request(original, body)
-    clones.check_files(session, original, request)
-    return create(app_state, session, caller, request)
+    return create(app_state, session, caller, body, original)
 
 
 @router.get("/diff", response_model=DiffBody, summary="Compare two jobs")

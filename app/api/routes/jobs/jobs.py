@@ -12,24 +12,24 @@ from sqlalchemy.orm import Session
 from app.api.auth import Caller, CallerDep
 from app.api.dependencies import AppState, AppStateDep, SessionDep
 from app.api.idempotency import IdempotentRoute
-from app.api.job_request_parser import job_changes, job_request
 from app.api.openapi import responses
 from app.api.routes.jobs.lists import MAX_JOBS, JobFilterDep, job_page
 from app.api.schemas.jobs.checkpoints import CheckpointList, render_checkpoint
 from app.api.schemas.jobs.events import EventList, render_event
 from app.api.schemas.jobs.jobs import JobBody, JobList, render_job
-from app.api.schemas.jobs.plans import PlanBody, render_plan
-from app.api.schemas.jobs.requests import CreateJob, UpdateJob
+from app.api.schemas.jobs.plans import PlanBody
+from app.api.schemas.jobs.requests import UpdateJob
 from app.api.transport.etags import checkpoints_etag, events_etag, json_response, not_modified
 from app.api.transport.file_response import matches_etag
 from app.api.transport.json_body import JsonBody, JsonBodyDep, RequestBody
 from app.api.transport.pagination import After, Limit, list_page
 from app.db.engine import transaction
+from app.db.tables import Job
+from app.domain.jobs.create_job import CreateJob
 from app.services.datasets.check_process import Check
 from app.services.datasets.token_counter import NotCountedError
 from app.services.jobs import jobs, plan
 from app.services.jobs.jobs import JobView
-from app.services.jobs.requests import JobRequest
 
 MAX_EVENTS = 1_000
 MAX_CHECKPOINTS = 100
@@ -42,7 +42,7 @@ router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["Fine-tuning"], route_cl
 @router.post("", response_model=JobBody, summary="Create a job")
 def create_job(body: CreateJobBody, caller: CallerDep, session: SessionDep, app_state: AppStateDep) -> Any:
     """Returns at once with the status `validating_files`. Errors in the data itself appear in the job later."""
-    return create(app_state, session, caller, job_request(body))
+    return create(app_state, session, caller, body)
 
 
 @router.post("/plan", response_model=PlanBody, summary="Plan a job")
@@ -54,17 +54,16 @@ async def plan_job(request: Request, body: CreateJobBody, caller: CallerDep, app
     if answer is None:
         work = partial(_compute_plan, app_state, question)
         answer = await app_state.check_limiter.run(request, caller.key_id, plan.is_long(question), work)
-    return render_plan(answer)
+    return PlanBody.model_validate(answer)
 
 
 def _cached_plan(
     app_state: AppState, caller: Caller, body: dict[str, Any]
 ) -> tuple[plan.PlanInputs, plan.JobPlan | None]:
     """The question, and the plan if the token counts of the files are cached."""
-    request = job_request(body)
     with transaction(app_state.sessions) as session:
         endpoints = app_state.settings.endpoints
-        question = plan.read_inputs(session, caller.project_id, request, caller.is_admin, endpoints)
+        question = plan.read_inputs(session, caller.project_id, caller.is_admin, body, endpoints)
     try:
         return question, _compute_plan(app_state, question, None)
     except NotCountedError:
@@ -105,8 +104,8 @@ def update_job(
     job_id: str, body: JsonBody[UpdateJob], caller: CallerDep, session: SessionDep, app_state: AppStateDep
 ) -> Any:
     """Change `priority` until the job ends, and `metadata` at any time. An event records the change."""
-    changes = job_changes(body)
-    return render(app_state, jobs.change(session, caller.project_id, job_id, changes))
+    given = body.model_dump(exclude_unset=True)
+    return render(app_state, jobs.change(session, caller.project_id, job_id, given))
 
 
 @router.post("/{job_id}/cancel", response_model=JobBody, summary="Cancel a job")
@@ -170,9 +169,12 @@ def list_checkpoints(
     return json_response(etag, list_page(rows, limit, lambda checkpoint: render_checkpoint(checkpoint, best_id)))
 
 
-def create(app_state: AppState, session: Session, caller: Caller, request: JobRequest) -> dict[str, Any]:
+def create(
+    app_state: AppState, session: Session, caller: Caller, body: dict[str, Any], original: Job | None = None
+) -> dict[str, Any]:
     notifier, settings = app_state.worker_notifier, app_state.settings
-    return render(app_state, jobs.create(session, notifier, caller.project_id, request, caller.is_admin, settings))
+    job = jobs.create(session, notifier, caller.project_id, caller.is_admin, body, settings, original)
+    return render(app_state, job)
 
 
 def render(app_state: AppState, view: JobView) -> dict[str, Any]:

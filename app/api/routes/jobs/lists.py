@@ -13,13 +13,13 @@ from starlette.responses import Response
 
 from app.api.dependencies import AppState
 from app.api.schemas.common import UnixSeconds, utc_datetime
-from app.api.schemas.jobs.requests import MAX_METADATA_PAIRS
 from app.api.transport.etags import jobs_etag, json_response, not_modified, queue_position_tag
 from app.api.transport.file_response import matches_etag
 from app.api.transport.pagination import list_page
 from app.db.jobs.job_order import JobColumn
 from app.db.jobs.pages import JobFilter
 from app.domain.error_text.json_text import as_json
+from app.domain.jobs.create_job import MAX_METADATA_PAIRS
 from app.domain.jobs.states import JobState
 from app.errors import BadRequest
 from app.services.jobs import jobs

@@ -4,35 +4,48 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, AliasPath, Field
 
 from app.api.schemas.common import Body, WarningBody
-from app.domain.datasets.warnings import LineCount
 from app.domain.jobs.spec import Hyperparameters, LoraSpec, QuantizationSpec
-from app.domain.planning.estimate import Placement
 from app.domain.planning.execution_plan import Recompute
-from app.domain.planning.requirements import DeviceGroup
-from app.services.jobs.plan import JobPlan
+
+
+def at(first: str, *path: str) -> Any:
+    """A field that is read from the attribute at this path."""
+    return Field(validation_alias=AliasPath(first, *path))
 
 
 class LinesBody(Body):
     count: int
-    first_lines: list[int]
+    """The number of examples."""
+    first_lines: list[int] = Field(validation_alias="first")
+    """Line numbers of the first of them, counted from 1."""
 
 
 class MemoryBody(Body):
     """Bytes. The peak is less than the sum: loss, live layer and final verification do not occur at the same time."""
 
     process: int
+    """The process before a model is loaded."""
     base: int
+    """The frozen weights."""
     adapter: int
+    """The adapter with its gradients and optimizer state."""
     cache: int
+    """Dequantized weights that are kept."""
     activations: int
+    """Activations that the backward pass needs."""
     live_layer: int
+    """The layer that is being computed."""
     loss: int
+    """Logits and their gradient."""
     verify: int
+    """The verification of the finished adapter."""
     kernels: int
-    peak: int
+    """Memory that the kernels of the device allocate."""
+    peak: int = Field(validation_alias="total")
+    """The peak."""
 
 
 class Mode(Body):
@@ -42,95 +55,73 @@ class Mode(Body):
     """
 
     row_tokens: Annotated[int, Field(ge=1)]
+    """The maximum number of tokens of a packed batch."""
     recompute: Recompute = "nothing"
+    """What the backward pass recomputes (activation checkpointing)."""
     recompute_layers: Annotated[int, Field(ge=0)] = 0
+    """The number of layers with recomputation."""
     cache_weights: bool = False
+    """Whether dequantized weights are kept between uses of a layer."""
 
 
 class DeviceBody(Body):
-    kind: Literal["cpu", "cuda"]
-    name: str
-    memory_bytes: int
+    kind: Literal["cpu", "cuda"] = at("placement", "device", "kind")
+    """CPU or NVIDIA GPU."""
+    name: str = at("placement", "device", "name")
+    """The name that the driver reports."""
+    memory_bytes: int = at("placement", "device", "memory_bytes")
+    """The memory of the device, or the budget of a slot of a shared GPU."""
     workers: int
-    fits: bool
-    message: str
-    mode: Mode
-    memory: MemoryBody
-    seconds: float
-    basis: Literal["formula", "measured"]
+    """The number of live workers with this device."""
+    fits: bool = at("placement", "fits")
+    """Whether the job fits into the memory of the device."""
+    message: str = at("placement", "message")
+    """The verdict in a sentence."""
+    mode: Mode = at("placement", "plan", "layout")
+    """The fastest layout of a step on this device."""
+    memory: MemoryBody = at("placement", "memory")
+    """The estimated memory by component."""
+    seconds: Annotated[float, AfterValidator(lambda seconds: round(seconds, 1))] = at("placement", "seconds")
+    """The estimated time from the start of training to the adapter."""
+    basis: Literal["formula", "measured"] = at("placement", "basis")
+    """`formula` until a similar job has run on such a device, `measured` from then on."""
 
 
 class PlanBody(Body):
-    object: Literal["fine_tuning.plan"]
-    model: str
-    model_alias: str | None
-    training_file: str
+    object: Literal["fine_tuning.plan"] = "fine_tuning.plan"
+    model: str = at("inputs", "spec", "base_model")
+    model_alias: str | None = at("inputs", "spec", "model_alias")
+    """The name in the request, if it is an alias of the base model; else null."""
+    training_file: str = at("inputs", "training_file", "id")
     verdict: Literal["fits", "no_device_fits", "no_worker"]
+    """Whether a live worker can run the job."""
     message: str
-    method: str
-    hyperparameters: Hyperparameters
-    lora: LoraSpec
-    quantization: QuantizationSpec | None
-    seed: int
-    examples: int
+    """The verdict in a sentence."""
+    method: str = at("inputs", "spec", "method")
+    """The method: `supervised` or `dpo`."""
+    hyperparameters: Hyperparameters = at("inputs", "spec", "hyperparameters")
+    lora: LoraSpec = at("inputs", "spec", "lora")
+    quantization: QuantizationSpec | None = at("inputs", "spec", "quantization")
+    seed: int = at("inputs", "spec", "seed")
+    examples: int = at("report", "examples")
+    """The number of examples in the training file."""
     trained_examples: int
-    tokens_per_epoch: int
-    labelled_tokens_per_epoch: int
-    longest_document_tokens: int
-    total_steps: int
-    trained_tokens: int
-    cut: LinesBody
-    masked: LinesBody
-    empty: LinesBody
-    warnings: list[WarningBody]
+    """The number of examples without the empty ones."""
+    tokens_per_epoch: int = at("report", "tokens")
+    """The number of tokens that the model processes."""
+    labelled_tokens_per_epoch: int = at("report", "labelled_tokens")
+    """The number of learned tokens."""
+    longest_document_tokens: int = at("report", "lengths", "max_tokens")
+    """The length of the longest document after truncation."""
+    total_steps: int = at("work", "steps")
+    trained_tokens: int = at("work", "tokens")
+    cut: LinesBody = at("report", "cut")
+    """Examples longer than `context_length`."""
+    masked: LinesBody = at("report", "masked")
+    """The examples of `empty` that have no token to learn even before truncation."""
+    empty: LinesBody = at("report", "empty")
+    """Examples without a token to learn; they are skipped."""
+    warnings: list[WarningBody] = at("inputs", "warnings")
+    """What does not fail the job but may be unintended: `without_effect`, `same_file`, `no_validation_file`."""
     devices: list[DeviceBody]
-
-
-def render_plan(answer: JobPlan) -> dict[str, Any]:
-    spec, report = answer.inputs.spec, answer.report
-    places = zip(answer.inputs.places, answer.placements, strict=True)
-    return {
-        "object": "fine_tuning.plan",
-        "model": spec.base_model,
-        "model_alias": spec.model_alias,
-        "training_file": answer.inputs.training_file.id,
-        "verdict": answer.verdict,
-        "message": answer.message,
-        "method": spec.method,
-        "hyperparameters": spec.hyperparameters.model_dump(),
-        "lora": spec.lora.model_dump(),
-        "quantization": spec.quantization.model_dump() if spec.quantization else None,
-        "seed": spec.seed,
-        "examples": report.examples,
-        "trained_examples": len(report.lengths),
-        "tokens_per_epoch": report.tokens,
-        "labelled_tokens_per_epoch": report.labelled_tokens,
-        "longest_document_tokens": report.lengths.max_tokens,
-        "total_steps": answer.work.steps,
-        "trained_tokens": answer.work.tokens,
-        "cut": _lines(report.cut),
-        "masked": _lines(report.masked),
-        "empty": _lines(report.empty),
-        "warnings": answer.inputs.warnings,
-        "devices": [_device(place, placement) for place, placement in places],
-    }
-
-
-def _lines(lines: LineCount) -> dict[str, Any]:
-    return {"count": lines.count, "first_lines": lines.first}
-
-
-def _device(place: DeviceGroup, placement: Placement) -> dict[str, Any]:
-    device, memory = placement.device, placement.memory
-    return {
-        "kind": device.kind,
-        "name": device.name,
-        "memory_bytes": device.memory_bytes,
-        "workers": place.workers,
-        "fits": placement.fits,
-        "message": placement.message,
-        "mode": placement.plan.layout,
-        "memory": vars(memory) | {"peak": memory.total},
-        "seconds": round(placement.seconds, 1),
-        "basis": placement.basis,
-    }
+    """One entry for each kind of device of a live worker."""

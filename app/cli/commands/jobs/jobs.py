@@ -6,24 +6,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.client.job_request import build_job_body, build_update_body, target_modules
+from app.cli.client.job_request import build_update_body
 from app.cli.client.references import JobId
 from app.cli.client.service_discovery import job_path
 from app.cli.client.transfers import uploaded_files
 from app.cli.commands.jobs.progress import raise_unless_succeeded, watch_or_detach
 from app.cli.job_options import (
-    BatchSize,
-    Epochs,
-    LoraRank,
     Metadata,
-    Model,
-    NoQuantization,
     Priority,
-    Seed,
-    Settings,
-    TargetModules,
-    TrainingFile,
-    ValidationFile,
+    with_job_body,
 )
 from app.cli.options import AsJson, with_client
 from app.cli.output.console import (
@@ -55,6 +46,7 @@ MAIN_SETTINGS = (  # shown first
     "batch_size",
     "learning_rate",
 )
+Follow = Annotated[bool, typer.Option("--watch", help="Watch the job until it has finished.")]
 Limit = Annotated[int, typer.Option(min=1, help="Maximum number of jobs, newest first.")]
 
 
@@ -82,67 +74,29 @@ CreatedBefore = Annotated[
 
 @commands.command("create")
 @with_client
-def create(
-    client: "Client",
-    model: Model,
-    training_file: TrainingFile,
-    validation_file: ValidationFile = None,
-    suffix: Annotated[str | None, typer.Option(help="Suffix of the fine-tuned model's name.")] = None,
-    seed: Seed = None,
-    method: Annotated[str | None, typer.Option(help="supervised or dpo. Default: supervised.")] = None,
-    n_epochs: Epochs = None,
-    batch_size: BatchSize = None,
-    learning_rate: Annotated[
-        float | None, typer.Option(help="Absolute learning rate, such as 2e-4. Default: auto.")
-    ] = None,
-    lora_r: LoraRank = None,
-    lora_alpha: Annotated[
-        float | None, typer.Option(help="LoRA alpha; the adapter is scaled by alpha / r. Default: 2 r.")
-    ] = None,
-    lora_dropout: Annotated[float | None, typer.Option(help="LoRA dropout, 0 to below 1. Default: 0.")] = None,
-    modules: TargetModules = None,
-    no_quantization: NoQuantization = False,
-    settings: Settings = None,
-    metadata: Metadata = None,
-    priority: Priority = None,
-    urgent: Annotated[
-        bool, typer.Option("--urgent", help="Start before all other jobs; requires permission (allow-urgent).")
-    ] = False,
-    labels: Annotated[
-        list[str] | None, typer.Option("--worker-label", help="Run only on a worker with this label; repeatable.")
-    ] = None,
-    deliver_to: Annotated[
-        list[str] | None, typer.Option(help="Deliver the adapter to this target; repeatable (`tunery targets list`).")
-    ] = None,
-    follow: Annotated[bool, typer.Option("--watch", help="Watch the job until it has finished.")] = False,
-    as_json: AsJson = False,
-) -> None:
+@with_job_body(
+    "model",
+    "training_file",
+    "validation_file",
+    "suffix",
+    "seed",
+    "method",
+    "n_epochs",
+    "batch_size",
+    "learning_rate",
+    "lora.r",
+    "lora.alpha",
+    "lora.dropout",
+    "lora.target_modules",
+    "metadata",
+    "priority",
+    "urgent",
+    "worker_labels",
+    "deliver_to",
+)
+def create(client: "Client", body: dict[str, Any], follow: Follow = False, as_json: AsJson = False) -> None:
     """Create a job and print its id. Omitted settings are resolved by the server from the data and the base model."""
-    # Check the options before anything is uploaded.
-    request = build_job_body(
-        model=model,
-        training_file=training_file,
-        validation_file=validation_file,
-        suffix=suffix,
-        seed=seed,
-        hyperparameters={"n_epochs": n_epochs, "batch_size": batch_size, "learning_rate": learning_rate},
-        lora={"r": lora_r, "alpha": lora_alpha, "dropout": lora_dropout, "target_modules": target_modules(modules)},
-        no_quantization=no_quantization,
-        settings=settings or [],
-        metadata=metadata or [],
-        method=method,
-        queue={
-            "priority": priority,
-            "urgent": urgent or None,
-            "worker_labels": labels or None,
-            "deliver_to": deliver_to,
-        },
-    )
-    with uploaded_files(client, request) as body:
-        job = client.post("fine_tuning/jobs", body)
-    print_created(job, as_json, follow)
-    if follow:
-        raise_unless_succeeded(watch_or_detach(client, job["id"], as_json))
+    create_and_watch(client, "fine_tuning/jobs", body, follow, as_json)
 
 
 @commands.command("list")
@@ -263,15 +217,20 @@ def events(
         print_note(f"Shows the newest {len(shown)} events; omit --limit to show all.")
 
 
-def print_created(job: dict[str, Any], as_json: bool, follow: bool) -> None:
+def create_and_watch(client: "Client", path: str, body: dict[str, Any], follow: bool, as_json: bool) -> None:
+    """Upload the files of the body, create the job and print it; with `follow` until it has finished."""
+    with uploaded_files(client, body) as sent:
+        job = client.post(path, sent)
     for warning in job.get("warnings", ()):
         print_note(f"Warning: {warning['message']}.")
-    if as_json:
-        if not follow:
-            print_json(job)
-        return
-    print_line(job["id"])
-    if not follow:
+    if follow:
+        if not as_json:
+            print_line(job["id"])
+        raise_unless_succeeded(watch_or_detach(client, job["id"], as_json))
+    elif as_json:
+        print_json(job)
+    else:
+        print_line(job["id"])
         print_note(f"Watch it with `tunery jobs watch {job['id']}`.")
 
 

@@ -4,20 +4,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from app.cli.client.job_request import build_job_body, target_modules
 from app.cli.client.transfers import uploaded_files
 from app.cli.commands.files import lines_text, print_warnings
 from app.cli.job_options import (
-    BatchSize,
-    Epochs,
-    LoraRank,
-    Model,
-    NoQuantization,
-    Seed,
-    Settings,
-    TargetModules,
-    TrainingFile,
-    ValidationFile,
+    with_job_body,
 )
 from app.cli.options import AsJson, with_client
 from app.cli.output.console import (
@@ -38,35 +28,20 @@ commands = typer.Typer()
 
 @commands.command("plan")
 @with_client
-def plan(
-    client: "Client",
-    model: Model,
-    training_file: TrainingFile,
-    validation_file: ValidationFile = None,
-    seed: Seed = None,
-    n_epochs: Epochs = None,
-    batch_size: BatchSize = None,
-    lora_r: LoraRank = None,
-    modules: TargetModules = None,
-    no_quantization: NoQuantization = False,
-    settings: Settings = None,
-    as_json: AsJson = False,
-) -> None:
+@with_job_body(
+    "model",
+    "training_file",
+    "validation_file",
+    "seed",
+    "n_epochs",
+    "batch_size",
+    "lora.r",
+    "lora.target_modules",
+)
+def plan(client: "Client", body: dict[str, Any], as_json: AsJson = False) -> None:
     """Estimate a job: tokens, steps, memory and time on each device. Exits with 1 if no device has enough memory."""
-    request = build_job_body(
-        model=model,
-        training_file=training_file,
-        validation_file=validation_file,
-        suffix=None,
-        seed=seed,
-        hyperparameters={"n_epochs": n_epochs, "batch_size": batch_size},
-        lora={"r": lora_r, "target_modules": target_modules(modules)},
-        no_quantization=no_quantization,
-        settings=settings or [],
-        metadata=[],
-    )
-    with uploaded_files(client, request, keep=False) as body:
-        estimate = client.post("fine_tuning/jobs/plan", body)
+    with uploaded_files(client, body, keep=False) as sent:
+        estimate = client.post("fine_tuning/jobs/plan", sent)
     if as_json:
         print_json(estimate)
     else:

@@ -1,28 +1,35 @@
-"""The form of a new job as data: its values, the request body that follows from them, and prefilled values."""
+"""The form of a new job as data: its values, the request body that follows from them, and prefilled values.
+
+Values and settings have the dotted names of app.domain.jobs.create_job.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from app.domain.jobs.create_job import SETTINGS, CreateJob, create_body, settings_of, without
+from app.domain.jobs.spec import QuantizationSpec
 from app.web.pages.jobs import wording
 
 Json = dict[str, Any]
 Values = dict[str, str]
 
-HYPERPARAMETERS: dict[str, Callable[[str], Any]] = {
-    "n_epochs": int,
-    "batch_size": int,
-    "learning_rate": float,
-    "context_length": int,
-    "eval_steps": int,
-}
-LORA: dict[str, Callable[[str], Any]] = {"r": int, "alpha": float, "dropout": float}
-SHOWN_HYPERPARAMETERS = frozenset(HYPERPARAMETERS)
-TEXTS = ("model", "training_file", "validation_file", "suffix")
+MAIN = ("model", "suffix", "training_file", "validation_file", "n_epochs", "batch_size", "learning_rate", "lora.r")
+MORE = (
+    "method",
+    "quantization",
+    "context_length",
+    "eval_steps",
+    "lora.alpha",
+    "lora.dropout",
+    "seed",
+    "priority",
+    "sample_prompts",
+)
 MIN_CONTEXT_LENGTH = 128
 MIN_RANK = 4
 REPAIRED_ERRORS = (
@@ -34,7 +41,6 @@ REPAIRED_ERRORS = (
     "invalid_evaluation_file",
 )
 WITHOUT_QUANTIZATION, AS_ORIGINAL = "16", "original"
-DEFAULT_QUANTIZATION = {"bits": 4, "type": "nf4", "double_quant": True, "compute_dtype": "bfloat16"}
 
 
 class FieldError(Exception):
@@ -51,90 +57,55 @@ class Prefilled:
     values: Values
     changes: list[str] = field(default_factory=list)  # what a repair changed, in words
     advice: str = ""  # what the user should change, as no repair does
-    kept: Json = field(default_factory=dict)  # the part of a clone's request that no field of the form has
+    kept: Json = field(default_factory=dict)  # the settings of the original that no field of the form has
 
 
-def request_body(values: Mapping[str, str], kept: Json | None = None) -> Json:
+def request_body(values: Mapping[str, str], kept: Mapping[str, Any] | None = None) -> Json:
     """The body of a create call. Empty fields are left out, so that the server chooses. Raises FieldError."""
-    body: Json = {name: values[name] for name in TEXTS if values.get(name)}
-    if not body.get("training_file"):
+    given = {name: _value(name, text) for name in (*MAIN, *MORE) if (text := values.get(name, "").strip())}
+    if "training_file" not in given:
         raise FieldError("training_file", "Choose a training file.")
-    method = values.get("method") or "supervised"
-    hyperparameters = _numbers(values, HYPERPARAMETERS) | _more_hyperparameters(values)
-    if hyperparameters or method != "supervised":
-        body["method"] = {"type": method, method: {"hyperparameters": hyperparameters}}
-    if lora := _numbers(values, LORA):
-        body["lora"] = lora
-    if values.get("quantization") == WITHOUT_QUANTIZATION:
-        body["quantization"] = None
-    if values.get("seed"):
-        body["seed"] = _number(values, "seed", int)
-    if values.get("priority"):
-        body["priority"] = _number(values, "priority", int)
-    prompts = [line.strip() for line in values.get("sample_prompts", "").split("\n") if line.strip()]
-    if prompts:
-        body["sample_prompts"] = prompts
-    kept = dict(kept or {})
-    if values.get("quantization") != AS_ORIGINAL:
-        kept.pop("quantization", None)
-    if "lora" in kept:
-        body["lora"] = kept["lora"] | body.get("lora", {})
-    return kept | body
+    quantization = given.pop("quantization", None)
+    if quantization == WITHOUT_QUANTIZATION:
+        given["quantization"] = None
+    given["hyperparameters"] = _more_hyperparameters(values)
+    rest = {name: value for name, value in (kept or {}).items() if name not in given}
+    if quantization != AS_ORIGINAL:
+        rest = without(rest, "quantization")
+    return create_body(given | rest)
 
 
 def from_job(job: Json) -> Prefilled:
     """A clone: every setting of the job as it was resolved."""
-    method = job["method"]["type"]
-    hyperparameters = job["method"][method]["hyperparameters"]
-    rest = {
-        name: value
-        for name, value in hyperparameters.items()
-        if value is not None and name not in SHOWN_HYPERPARAMETERS and name != "learning_rate_multiplier"
-    }
-    values = {
-        "model": job["model"],
-        "training_file": job["training_file"],
-        "validation_file": job["validation_file"] or "",
-        "suffix": job["user_provided_suffix"] or "",
-        "method": method,
-        "quantization": _quantization(job["quantization"]),
-        "seed": str(job["seed"]),
-        "priority": str(job["priority"] or ""),
-        "sample_prompts": "" if _has_line_breaks(job["sample_prompts"]) else "\n".join(job["sample_prompts"]),
-        "more": json.dumps(rest, indent=1) if rest else "",
-    }
-    values |= {name: _text(hyperparameters.get(name)) for name in HYPERPARAMETERS}
-    return Prefilled(values | {name: _text(job["lora"].get(name)) for name in LORA}, kept=_kept(job))
+    settings = settings_of(job) | {"suffix": job["user_provided_suffix"], "priority": job["priority"] or None}
+    settings["evaluation"] = (job["request"] or {}).get("evaluation")  # the job has its result instead
+    del settings["learning_rate_multiplier"]
+    quantization = _quantization(job["quantization"])
+    if quantization != AS_ORIGINAL:
+        settings = without(settings, "quantization")
+    prompts = settings.pop("sample_prompts")
+    if any("\n" in prompt for prompt in prompts):
+        settings["sample_prompts"], prompts = prompts, []
+    shown = {name: settings.pop(name, None) for name in (*MAIN, *MORE) if name != "sample_prompts"}
+    values = {name: "" if value is None else str(value).removesuffix(".0") for name, value in shown.items()}
+    own = [name for name in settings if "." in name or name in CreateJob.model_fields]
+    more = {name: value for name, value in settings.items() if name not in own and value is not None}
+    values |= {"quantization": quantization, "sample_prompts": "\n".join(prompts)}
+    values["more"] = json.dumps(more, indent=1) if more else ""
+    return Prefilled(values, kept={name: settings[name] for name in own if _is_set(name, settings[name])})
 
 
-def _kept(job: Json) -> Json:
-    """What the form has no field for. Empty values are the defaults; only an empty `deliver_to` is none."""
-    request = job["request"] or {}
-    lora = {name: value for name, value in job["lora"].items() if name not in LORA}
-    kept = {
-        "lora": {name: value for name, value in lora.items() if value and value not in ("none", "default")},
-        "quantization": _without_none(job["quantization"]) if _quantization(job["quantization"]) == AS_ORIGINAL else {},
-        "sample_prompts": job["sample_prompts"] if _has_line_breaks(job["sample_prompts"]) else None,
-        "evaluation": request.get("evaluation"),  # the job has its result instead
-        "metadata": job["metadata"],
-        "worker_labels": job["worker_labels"],
-        "urgent": job["urgent"],
-    }
-    return {name: value for name, value in kept.items() if value} | {"deliver_to": job["deliver_to"]}
+def _is_set(name: str, value: Any) -> bool:
+    """Empty values are the defaults; only an empty `deliver_to` is none."""
+    if name == "deliver_to" or name.startswith("quantization."):
+        return value is not None
+    return bool(value) and value not in ("none", "default")
 
 
 def _quantization(spec: Json | None) -> str:
     if spec is None:
         return WITHOUT_QUANTIZATION
-    return "4" if spec == DEFAULT_QUANTIZATION else AS_ORIGINAL
-
-
-def _without_none(values: Json) -> Json:
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _has_line_breaks(prompts: list[str]) -> bool:
-    return any("\n" in prompt for prompt in prompts)
+    return "4" if spec == QuantizationSpec().model_dump() else AS_ORIGINAL
 
 
 def repaired(job: Json) -> Prefilled:
@@ -165,7 +136,7 @@ def repaired(job: Json) -> Prefilled:
 
 def _repair_memory(values: Values, changes: list[str]) -> None:
     """Halve the context length; at its minimum, halve the rank; without quantization, use 4 bits first."""
-    context, rank = int(values["context_length"] or 0), int(values["r"] or 0)
+    context, rank = int(values["context_length"] or 0), int(values["lora.r"] or 0)
     if values["quantization"] == WITHOUT_QUANTIZATION:
         values["quantization"] = "4"
         changes.append("quantization: 16 bits → 4 bits")
@@ -173,22 +144,22 @@ def _repair_memory(values: Values, changes: list[str]) -> None:
         values["context_length"] = str(context // 2)
         changes.append(f"context length: {context:,} → {context // 2:,} tokens (longer examples are truncated)")
     elif rank >= 2 * MIN_RANK:
-        values["r"], values["alpha"] = str(rank // 2), ""
+        values["lora.r"], values["lora.alpha"] = str(rank // 2), ""
         changes.append(f"LoRA rank: {rank} → {rank // 2}")
 
 
-def _numbers(values: Mapping[str, str], parsers: Mapping[str, Callable[[str], Any]]) -> Json:
-    return {name: _number(values, name, parse) for name, parse in parsers.items() if values.get(name, "").strip()}
-
-
-def _number(values: Mapping[str, str], name: str, parse: Callable[[str], Any]) -> Any:
+def _value(name: str, text: str) -> Any:
+    kind = SETTINGS[name].kind
+    if kind is list:
+        return [line.strip() for line in text.split("\n") if line.strip()]
+    if kind not in (int, float):
+        return text
     try:
-        number = parse(values[name].strip())
+        number = kind(text)
         if not math.isfinite(number):
             raise ValueError
     except (ValueError, OverflowError):
-        kind = "a whole number" if parse is int else "a number"
-        raise FieldError(name, f"{values[name][:40]!r} is not {kind}.") from None
+        raise FieldError(name, f"{text[:40]!r} is not a {'whole ' if kind is int else ''}number.") from None
     return number
 
 
@@ -204,7 +175,3 @@ def _more_hyperparameters(values: Mapping[str, str]) -> Json:
     if not isinstance(more, dict):
         raise FieldError("more", 'Write an object such as {"warmup_ratio": 0.05}.')
     return more
-
-
-def _text(value: Any) -> str:
-    return "" if value is None else str(value).removesuffix(".0")

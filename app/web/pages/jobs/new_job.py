@@ -7,13 +7,13 @@ import hashlib
 import json
 import secrets
 import time
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 from urllib.parse import quote
 
 from nicegui import ui
 
+from app.domain.jobs.create_job import SETTINGS, without
 from app.web.api_client import ApiClient, ApiError
 from app.web.components.elements import busy, button, card, code_block, facts, link, note, pill, tabs, tag
 from app.web.components.forms import Field, checkbox, select_field, text_area, text_field
@@ -26,6 +26,7 @@ from app.web.pages.jobs.job_form import FieldError, Prefilled
 MAX_FILES = 200
 NOT_FOUND = 404
 FILES_HINT = f"The {MAX_FILES} newest; an older dataset has a button for a new job on its page."
+MORE_HINT = 'Other hyperparameters as JSON, such as {"warmup_ratio": 0.05}.'
 NO_VALIDATION = "Without one there is no validation loss: nothing shows overfitting."
 SHOWN_AT_FIELD = ("no_validation_file", "same_file")  # codes of warnings
 SAME_FILE = "It has the same rows as the training file: its loss cannot show overfitting."
@@ -33,6 +34,7 @@ PLAN_SECONDS = 310.0  # the API stops counting tokens after 300 s, with what to 
 VERDICT_TONES = {"fits": "ok", "no_device_fits": "bad", "no_worker": "warn"}
 REFUSED, NO_PLAN = "This job would be refused", "There is no plan"
 METHODS = {"supervised": "Supervised: learn the answers", "dpo": "DPO: learn a preference between two answers"}
+HINTS = {"validation_file": NO_VALIDATION, "sample_prompts": f"{SETTINGS['sample_prompts'].help} One per line."}
 QUANTIZATIONS = {"4": "QLoRA: base model in 4 bits", "16": "LoRA: base model in 16 bits"}
 
 COMMANDS = {"curl": request_snippets.curl, "Python": request_snippets.python, "Command line": request_snippets.command}
@@ -122,37 +124,38 @@ class NewJob:
                 "No training file yet", "Upload a JSONL or CSV file first; its page leads back to this form.", "warn"
             ):
                 link("Upload a dataset", "/datasets", "t-button")
+        choose = {"": "Choose a file"} if files else {"": "No file yet"}
+        quantizations = dict(QUANTIZATIONS)
+        if original := [
+            f"{name.partition('.')[2]} {self._kept[name]}" for name in self._kept if "quantization." in name
+        ]:
+            quantizations[job_form.AS_ORIGINAL] = f"As in the original: {', '.join(original)}"
+        self._choices = {
+            "model": model_names,
+            "training_file": choose | files,
+            "validation_file": {"": "None"} | files,
+            "method": METHODS,
+            "quantization": quantizations,
+        }
         with tag("div", classes="t-form"):
-            self._add("model", partial(select_field, "Base model", model_names))
-            self._add("suffix", partial(text_field, "Name", hint="A word for the name of the result."))
-            choose = {"": "Choose a file"} if files else {"": "No file yet"}
-            self._add(
-                "training_file",
-                partial(
-                    select_field, "Training file", choose | files, hint=FILES_HINT if len(files) >= MAX_FILES else ""
-                ),
-            )
-            self._add(
-                "validation_file", partial(select_field, "Validation file", {"": "None"} | files, hint=NO_VALIDATION)
-            )
-            self._add("n_epochs", partial(text_field, "Epochs", hint="1 to 50; empty: auto."))
-            self._add("batch_size", partial(text_field, "Batch size (examples)", hint="1 to 256; empty: auto."))
-            self._add("learning_rate", partial(text_field, "Learning rate", hint="Such as 2e-4; empty: auto."))
-            self._add("r", partial(text_field, "LoRA rank", hint="1 to 256; empty: 16."))
+            self._add(*job_form.MAIN, training_file=FILES_HINT if len(files) >= MAX_FILES else "")
         with tag("details"):
             tag("summary", "More settings")
             with tag("div", classes="t-form"):
-                self._build_more_fields()
+                self._add(*job_form.MORE)
+                self._fields["more"] = text_area(
+                    "More hyperparameters", self._initial.get("more", ""), MORE_HINT, self._update
+                )
 
     def _build_kept(self) -> None:
         """The settings of the original that have no field, so that none is lost without a word."""
         if not self._kept:
             return
-        rest = {name: value for name, value in self._kept.items() if name != "quantization"}  # which has a field
-        kept, without = self._kept, {name: value for name, value in self._kept.items() if name not in rest}
+        rest = without(self._kept, "quantization")  # which has a field
+        kept, only_quantization = self._kept, {name: self._kept[name] for name in self._kept if name not in rest}
 
         def keep(is_kept: bool) -> Any:
-            self._kept = kept if is_kept else without
+            self._kept = kept if is_kept else only_quantization
             dropped.set_visibility(not is_kept)
             return self._update()
 
@@ -161,24 +164,19 @@ class NewJob:
         dropped.set_visibility(False)
         facts({clean(name, 80): clean(value, 300) for name, value in wording.flatten(rest)})
 
-    def _build_more_fields(self) -> None:
-        self._add("method", partial(select_field, "Method", METHODS))
-        quantizations = dict(QUANTIZATIONS)
-        if original := self._kept.get("quantization"):
-            quantizations[job_form.AS_ORIGINAL] = f"As in the original: {_quantization_text(original)}"
-        self._add("quantization", partial(select_field, "Quantization", quantizations))
-        self._add("context_length", partial(text_field, "Context length (tokens)", hint="Empty: auto."))
-        self._add("eval_steps", partial(text_field, "Steps between validations", hint="Empty: each epoch."))
-        self._add("alpha", partial(text_field, "LoRA alpha", hint="Empty: twice the rank."))
-        self._add("dropout", partial(text_field, "LoRA dropout", hint="0 to below 1; empty: 0."))
-        self._add("seed", partial(text_field, "Seed", hint="Empty: random."))
-        self._add("priority", partial(text_field, "Priority", hint="-100 to 100, among your jobs; empty: 0."))
-        self._add("sample_prompts", partial(text_area, "Sample prompts", hint="One per line, up to four."))
-        more = 'Other hyperparameters as JSON, such as {"warmup_ratio": 0.05}.'
-        self._add("more", partial(text_area, "More hyperparameters", hint=more))
-
-    def _add(self, name: str, make: Callable[..., Field]) -> None:
-        self._fields[name] = make(value=self._initial.get(name, ""), on_change=self._update)
+    def _add(self, *names: str, **hints: str) -> None:
+        """Add the fields of settings, with the title and the help of their definitions."""
+        for name in names:
+            setting = SETTINGS[name]
+            make = text_area if setting.kind is list else text_field
+            if name in self._choices:
+                make = partial(select_field, options=self._choices[name])
+            self._fields[name] = make(
+                setting.title,
+                value=self._initial.get(name, ""),
+                hint=(HINTS | hints).get(name, setting.help),
+                on_change=self._update,
+            )
 
     def _body(self, is_marked: bool = True) -> Json | None:
         """The request; None, with an error at its field if `is_marked`, if a value is not usable."""
@@ -280,10 +278,6 @@ class NewJob:
 
 def _file_text(file: Json) -> str:
     return f"{clean(file['filename'], 60)} ({size(file['bytes'])})"
-
-
-def _quantization_text(spec: Json) -> str:
-    return ", ".join(f"{name} {value}" for name, value in spec.items() if value is not None)
 
 
 def _show_plan(plan: Json, queue: Json | None) -> None:

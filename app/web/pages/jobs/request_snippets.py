@@ -7,10 +7,12 @@ import shlex
 from pprint import pformat
 from typing import Any
 
+from app.domain.jobs.create_job import CreateJob, settings_of
+
 Json = dict[str, Any]
 
 OPENAI_KEYS = ("model", "training_file", "validation_file", "suffix", "seed", "method", "metadata")
-WITHOUT_OPTION = ("sample_prompts", "evaluation")  # of the command line
+BY_NAME = ("sample_prompts", "evaluation")  # which have no option of their own
 
 
 def curl(body: Json, url: str) -> str:
@@ -37,34 +39,23 @@ def python(body: Json, url: str) -> str:
 
 def command(body: Json, url: str) -> str:
     words = ["tunery jobs create", f"--base-url {shlex.quote(url)}"]
-    words += [
-        f"--{name.replace('_', '-')} {shlex.quote(str(body[name]))}"
-        for name in ("model", "training_file", "validation_file", "suffix", "seed", "priority")
-        if name in body
-    ]
-    method = body.get("method", {"type": "supervised"})
-    if method["type"] != "supervised":
-        words.append(f"--method {method['type']}")
-    settings = method.get(method["type"], {}).get("hyperparameters", {})
-    for head in ("lora", "quantization"):
-        settings = settings | {f"{head}.{name}": value for name, value in (body.get(head) or {}).items()}
-    words += [f"--set {shlex.quote(f'{name}={_setting(value)}')}" for name, value in settings.items()]
-    if "quantization" in body and body["quantization"] is None:
-        words.append("--no-quantization")
-    words += [f"--metadata {shlex.quote(f'{name}={value}')}" for name, value in body.get("metadata", {}).items()]
-    words += ["--urgent"] if body.get("urgent") else []
-    words += [f"--worker-label {shlex.quote(one)}" for one in body.get("worker_labels", [])]
-    words += [f"--deliver-to {shlex.quote(one)}" for one in body.get("deliver_to", [])]
-    text = " \\\n  ".join(words)
-    left = ", ".join(name for name in WITHOUT_OPTION if name in body)
-    if body.get("deliver_to") == []:
-        left = ", ".join(filter(None, (left, "an empty deliver_to")))
-    return f"{text}\n# without an option, use curl or Python: {left}" if left else text
+    for name, value in settings_of(body).items():
+        option = f"--{name.replace('_', '-')}"
+        if name == "quantization":
+            words.append("--no-quantization")
+        elif name == "metadata":
+            words += [f"{option} {shlex.quote(f'{key}={text}')}" for key, text in value.items()]
+        elif name not in CreateJob.model_fields or name in BY_NAME or value == []:
+            text = value if isinstance(value, str) else json.dumps(value)
+            words.append(f"--set {shlex.quote(f'{name}={text}')}")
+        elif isinstance(value, list):
+            words += [f"{option.removesuffix('s')} {shlex.quote(one)}" for one in value]
+        elif name == "urgent":
+            words += [option] if value else []
+        elif (name, value) != ("method", "supervised"):
+            words.append(f"{option} {shlex.quote(str(value))}")
+    return " \\\n  ".join(words)
 
 
 def _indented(value: Any) -> str:
     return pformat(value, width=100, sort_dicts=False).replace("\n", "\n    ")
-
-
-def _setting(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
-from app.api.schemas.jobs import parameters
-from app.domain.jobs.parameters import collect
+from app.domain.jobs import request_parameters
+from app.domain.jobs.create_job import CreateJob, Dpo, Supervised
 from app.main import create_app
 from app.settings import Settings
 from tests.examples import EXAMPLES
@@ -101,17 +102,16 @@ def test_examples_belong_to_operations(document: dict[str, Any]) -> None:
 
 class TestRequestParameters:
     def test_the_document_has_those_that_a_request_may_have(self) -> None:
-        supervised, dpo, every, lora, quantization = (
-            schema["anyOf"][0]["properties"].keys()
-            for schema in (
-                parameters.SUPERVISED_HYPERPARAMETERS,
-                parameters.DPO_HYPERPARAMETERS,
-                parameters.ALL_HYPERPARAMETERS,
-                parameters.LORA,
-                parameters.QUANTIZATION,
-            )
-        )
-        assert every == set(collect.IN_HYPERPARAMETERS)
-        for method, names in (("supervised", supervised), ("dpo", dpo)):
-            assert names == {name for name in every if collect.METHOD_OF.get(name, method) == method}
-        assert (lora, quantization) == (collect.LORA_KEYS.keys(), collect.QUANTIZATION_KEYS.keys())
+        def names_in(model: type[BaseModel], field: str) -> set[str]:
+            return set(model.model_json_schema()["properties"][field]["anyOf"][0]["properties"])
+
+        every = names_in(CreateJob, "hyperparameters")
+        assert every == set(request_parameters.IN_HYPERPARAMETERS)
+        for method, model in (("supervised", Supervised), ("dpo", Dpo)):
+            own = {name for name in every if request_parameters.METHOD_OF.get(name, method) == method}
+            assert names_in(model, "hyperparameters") == own
+        for field, keys in (
+            ("lora", request_parameters.LORA_KEYS),
+            ("quantization", request_parameters.QUANTIZATION_KEYS),
+        ):
+            assert names_in(CreateJob, field) == keys.keys()

@@ -4,70 +4,60 @@ from typing import Any
 
 import pytest
 
-from app.cli.client.job_request import build_job_body, target_modules
+from app.cli.client.job_request import job_body
 from app.cli.errors import UsageError
 
-
-def body(**given: Any) -> dict[str, Any]:
-    nothing: dict[str, Any] = {
-        "model": "m", "training_file": "file-1", "validation_file": None, "suffix": None, "seed": None,
-        "hyperparameters": {}, "lora": {}, "no_quantization": False, "settings": (), "metadata": (),
-    }  # fmt: skip
-    return build_job_body(**nothing | given)
+FILE = {"model": "m", "training_file": "file-1"}
 
 
 def test_what_is_not_given_is_absent_so_that_the_server_decides() -> None:
-    assert body(lora={"r": None}, hyperparameters={"n_epochs": None}) == {"model": "m", "training_file": "file-1"}
+    assert job_body(FILE | {"lora.r": None, "n_epochs": None, "deliver_to": []}) == FILE
 
 
-def test_hyperparameters_go_where_openai_has_them() -> None:
-    asked = body(hyperparameters={"n_epochs": 2}, settings=["warmup_ratio=0.1", "packing=false"])
+def test_hyperparameters_go_where_openai_has_them_and_into_its_older_place_for_a_clone() -> None:
     hyperparameters = {"n_epochs": 2, "warmup_ratio": 0.1, "packing": False}
-    assert asked["method"] == {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}}
+    given, assignments = FILE | {"n_epochs": 2}, ["warmup_ratio=0.1", "packing=false"]
+    method = {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}}
+    assert job_body(given, assignments) == FILE | {"method": method}
+    assert job_body(given, assignments, is_clone=True) == FILE | {"hyperparameters": hyperparameters}
 
 
 def test_a_dotted_name_sets_a_key_of_lora_or_quantization() -> None:
-    asked = body(lora={"r": 8}, settings=["lora.use_rslora=true", "quantization.type=fp4"])
-    assert asked["lora"] == {"r": 8, "use_rslora": True}
-    assert asked["quantization"] == {"type": "fp4"}
+    body = job_body(FILE | {"lora.r": 8}, ["lora.use_rslora=true", "quantization.type=fp4"])
+    assert body["lora"] == {"r": 8, "use_rslora": True}
+    assert body["quantization"] == {"type": "fp4"}
+
+
+def test_a_whole_object_goes_where_it_contradicts_no_option_unseen() -> None:
+    body = job_body(FILE | {"lora.r": 8}, ['lora={"r": 4}', "seed=5"])
+    assert (body["lora"], body["seed"]) == ({"r": 8}, 5)
+    assert body["method"]["supervised"]["hyperparameters"] == {"lora": {"r": 4}}
 
 
 def test_no_quantization_is_an_explicit_null() -> None:
-    asked = body(no_quantization=True)
-    assert "quantization" in asked
-    assert asked["quantization"] is None
+    assert job_body(FILE, no_quantization=True) == FILE | {"quantization": None}
 
 
 def test_metadata_stays_text() -> None:
-    assert body(metadata=["team=support", "ticket=42", "note=a=b"])["metadata"] == {
-        "team": "support",
-        "ticket": "42",
-        "note": "a=b",
-    }
+    pairs = job_body(FILE | {"metadata": ["team=support", "ticket=42", "note=a=b"]})["metadata"]
+    assert pairs == {"team": "support", "ticket": "42", "note": "a=b"}
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("given", "assignments", "no_quantization"),
     [
-        ({"settings": ["warmup_ratio"]}, "not of the form"),
-        ({"metadata": ["=x"]}, "not of the form"),
-        ({"settings": ["n_epochs=3"], "hyperparameters": {"n_epochs": 2}}, "contradicts 2"),
-        ({"no_quantization": True, "settings": ["quantization.type=fp4"]}, "contradict each other"),
+        ({}, ["warmup_ratio"], False),
+        ({"metadata": ["=x"]}, [], False),
+        ({"n_epochs": 2}, ["n_epochs=3"], False),
+        ({}, ["quantization.type=fp4"], True),
     ],
 )
-def test_a_contradiction_is_refused_here(given: dict[str, Any], words: str) -> None:
-    with pytest.raises(UsageError, match=words):
-        body(**given)
-
-
-@pytest.mark.parametrize(
-    ("text", "meant"), [(None, None), ("all-linear", "all-linear"), ("q_proj, v_proj", ["q_proj", "v_proj"])]
-)
-def test_target_modules_are_a_word_or_names(text: str | None, meant: object) -> None:
-    assert target_modules(text) == meant
+def test_a_contradiction_is_refused_here(given: dict[str, Any], assignments: list[str], no_quantization: bool) -> None:
+    with pytest.raises(UsageError):
+        job_body(FILE | given, assignments, no_quantization)
 
 
 def test_another_method_has_the_hyperparameters() -> None:
-    asked = body(method="dpo", hyperparameters={"n_epochs": 2}, settings=["beta=0.2"])
+    asked = job_body(FILE | {"method": "dpo", "n_epochs": 2}, ["beta=0.2"])
     assert asked["method"] == {"type": "dpo", "dpo": {"hyperparameters": {"n_epochs": 2, "beta": 0.2}}}
-    assert body(method="dpo")["method"] == {"type": "dpo", "dpo": {"hyperparameters": {}}}
+    assert job_body(FILE | {"method": "dpo"})["method"] == {"type": "dpo", "dpo": {"hyperparameters": {}}}

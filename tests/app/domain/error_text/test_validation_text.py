@@ -9,10 +9,10 @@ import pytest
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from app.api.error_handlers import as_problems
 from app.api.schemas.jobs.evaluations import CreateEvaluation
 from app.api.schemas.jobs.requests import Strict
-from app.domain.error_text.validation_text import DEFAULT_RULE, LENGTHS, RULES, error_sentence
+from app.domain.error_text.validation_text import DEFAULT_RULE, LENGTHS, RULES, as_problems, error_sentence
+from app.domain.jobs.create_job import CreateJob, Dpo, Method, Supervised
 from app.domain.jobs.spec import EarlyStopping
 from app.main import create_app
 from tests.python_words import python_words
@@ -45,7 +45,7 @@ def errors_of(model: type[BaseModel]) -> Iterator[ErrorDetails]:
 @pytest.fixture(scope="module")
 def errors() -> list[tuple[type[BaseModel], ErrorDetails]]:
     assert create_app  # which imports every module that has a body
-    models = [*request_models(), CreateEvaluation, EarlyStopping]
+    models = [*request_models(), CreateJob, Method, Supervised, Dpo, CreateEvaluation, EarlyStopping]
     return [(model, error) for model in models for error in errors_of(model)]
 
 
@@ -97,10 +97,9 @@ class TestSentence:
         ],
     )
     def test_says_what_was_seen_and_what_is_allowed(self, body: dict[str, Any], message: str) -> None:
-        (create,) = (model for model in request_models() if model.__name__ == "CreateJob")
         with pytest.raises(ValidationError) as caught:
-            create.model_validate({"model": "tiny", "training_file": "file-1"} | body)
-        assert [problem.message for problem in as_problems(caught.value.errors(), create)] == [message]
+            CreateJob.model_validate({"model": "tiny", "training_file": "file-1"} | body)
+        assert [problem.message for problem in as_problems(caught.value.errors(), CreateJob)] == [message]
 
 
 def test_the_types_in_the_table_exist() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.domain.base_models import catalog
-from app.domain.jobs.cloning import apply_overrides, create_request
+from app.domain.jobs.cloning import apply_overrides, settings_of_spec
 from app.domain.jobs.resolve import resolve
 from app.domain.jobs.spec import JobSpec
 from app.errors import BadRequest
@@ -27,7 +27,7 @@ def spec_of(entry: catalog.CatalogEntry, body: dict[str, Any]) -> JobSpec:
 
 
 def cloned(entry: catalog.CatalogEntry, spec: JobSpec, overrides: dict[str, Any], validation: str | None) -> JobSpec:
-    body = apply_overrides(create_request(spec, "file-t", validation, None, None), overrides)
+    body = apply_overrides(settings_of_spec(spec, training_file="file-t", validation_file=validation), overrides)
     return spec_of(entry, body)
 
 
@@ -176,10 +176,10 @@ class TestOverrides:
 
 
 def test_the_original_is_left_as_it_was(entry: catalog.CatalogEntry) -> None:
-    body = create_request(spec_of(entry, BODY), "file-t", None, "s", {"a": "b"})
-    before = repr(body)
-    assert apply_overrides(body, {"metadata": {"c": "d"}, "lora": {"r": 2}})["metadata"] == {"a": "b", "c": "d"}
-    assert repr(body) == before
+    settings = settings_of_spec(spec_of(entry, BODY), suffix="s", metadata={"a": "b"})
+    before = repr(settings)
+    assert apply_overrides(settings, {"metadata": {"c": "d"}, "lora": {"r": 2}})["metadata"] == {"a": "b", "c": "d"}
+    assert repr(settings) == before
 
 
 def test_a_stored_job_keeps_a_number_that_is_refused_today_and_its_clone_must_change_it(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from app.domain.base_models.catalog import CatalogEntry
 from app.domain.jobs import bounds
-from app.domain.jobs.auto_hyperparameters import auto_learning_rate
+from app.domain.jobs.parameters import auto_learning_rate
 from app.domain.jobs.resolve import resolve
 from app.domain.jobs.spec import JobSpec, QuantizationSpec
 from app.errors import BadRequest, UnknownParameter

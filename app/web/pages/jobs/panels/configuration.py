@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from app.domain.jobs.parameters.collect import METHOD_OF, collect
+from app.domain.jobs.request_parameters import METHOD_OF, collect
 from app.web.components.data_table import DataTable, Row, column
 from app.web.components.elements import card, code_block, facts, note, tag
 from app.web.formatting import clean, clean_lines
@@ -32,8 +32,7 @@ class ConfigurationPanel:
         if job["request"] is None:
             note("The request is not stored", "This job was created by a release that kept only the resolved values.")
             return
-        title = "Request as it was sent: changes to the original" if job["cloned_from"] else "Request as it was sent"
-        with card(title):
+        with card("Request as it was sent (of a clone: its changes)"):
             text = json.dumps(job["request"], indent=2, ensure_ascii=False)
             code_block(clean_lines(text, MAX_REQUEST_CHARACTERS))
 

@@ -46,7 +46,7 @@ class TestClone:
         assert tunery("jobs", "get", clone, "--json").json["urgent"] is False
 
     def test_what_the_server_refuses_is_one_sentence(self, tunery: Tunery, trained_job: Job) -> None:
-        done = tunery("jobs", "clone", trained_job.id, "--lora-r", 999)
+        done = tunery("jobs", "clone", trained_job.id, "--set", "lora.r=999")
         assert (done.exit_code, "lora.r: 999 is not a whole number" in done.err) == (2, True)
 
 

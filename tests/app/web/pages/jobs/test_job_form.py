@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from app.api.job_request_parser import job_request
-from app.cli.client.job_request import build_job_body
-from app.domain.jobs.parameters.collect import collect
+from app.cli.client.job_request import job_body
+from app.domain.jobs.create_job import parse_create
+from app.domain.jobs.request_parameters import collect
 from app.web.pages.jobs import job_form, request_snippets
 from app.web.pages.jobs.job_form import FieldError
 from tests.examples import FINISHED_JOB
 
-VALUES = {"model": "tiny", "training_file": "file-1", "n_epochs": "2", "learning_rate": "2e-4", "r": "8", "suffix": ""}
-BODY = {
+VALUES = {
+    "model": "tiny",
+    "training_file": "file-1",
+    "n_epochs": "2",
+    "learning_rate": "2e-4",
+    "lora.r": "8",
+    "suffix": "",
+}
+BODY: dict[str, Any] = {
     "model": "tiny",
     "training_file": "file-1",
     "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2, "learning_rate": 2e-4}}},
@@ -26,6 +34,12 @@ FAILED = FINISHED_JOB | {"status": "failed"}
 
 def test_empty_fields_are_left_to_the_server() -> None:
     assert job_form.request_body(VALUES) == BODY
+
+
+def test_more_hyperparameters_stand_among_the_hyperparameters_whatever_their_name() -> None:
+    body = job_form.request_body(VALUES | {"more": '{"packing": false, "seed": 3, "lora": {"r": 4}}'})
+    own = BODY["method"]["supervised"]["hyperparameters"] | {"packing": False, "seed": 3, "lora": {"r": 4}}
+    assert body == BODY | {"method": {"type": "supervised", "supervised": {"hyperparameters": own}}}
 
 
 @pytest.mark.parametrize(
@@ -39,7 +53,7 @@ def test_empty_fields_are_left_to_the_server() -> None:
         ({"more": '{"x": NaN}'}, "more"),
         ({"learning_rate": "nan"}, "learning_rate"),
         ({"learning_rate": "1e999"}, "learning_rate"),
-        ({"alpha": "inf"}, "alpha"),
+        ({"lora.alpha": "inf"}, "lora.alpha"),
     ],
 )
 def test_an_unusable_value_names_its_field(change: dict[str, str], field: str) -> None:
@@ -73,9 +87,9 @@ def test_a_clone_repeats_what_the_form_has_no_field_for() -> None:
     }
     prefilled = job_form.from_job(job)
     body = job_form.request_body(prefilled.values, prefilled.kept)
-    again = job_request(body)
-    assert again.problems == []
-    request = collect(again.body)
+    _, problems = parse_create(body)
+    assert problems == []
+    request = collect(body)
     assert request.problems == []
     given = {name: one.value for name, one in request.given.items()}
     assert (
@@ -93,7 +107,7 @@ def test_a_clone_repeats_what_the_form_has_no_field_for() -> None:
 
 def test_a_clone_without_the_rest_is_a_job_of_the_form_alone() -> None:
     body = job_form.request_body(job_form.from_job(FINISHED_JOB).values)
-    assert body["lora"].keys() == job_form.LORA.keys()
+    assert body["lora"].keys() == {"r", "alpha", "dropout"}
     assert "metadata" not in body
 
 
@@ -136,22 +150,25 @@ def test_a_repair_of_an_evaluation_leaves_it_out() -> None:
     assert repaired.changes == ["evaluation: left out; request it on the job's page after the training"]
 
 
+def command_options(body: dict[str, Any], option: str) -> list[str]:
+    words = shlex.split(request_snippets.command(body, "http://api.test").replace("\\\n", ""))
+    return [words[index + 1] for index, word in enumerate(words) if word == option]
+
+
 def test_the_command_line_makes_the_same_body() -> None:
-    words = shlex.split(request_snippets.command(BODY, "http://api.test").replace("\\\n", ""))
-    settings = [words[index + 1] for index, word in enumerate(words) if word == "--set"]
-    made = build_job_body("tiny", "file-1", None, None, None, {}, {}, False, settings, [])
-    assert made == BODY
+    body = BODY | {"evaluation": {"file": "file-2"}, "sample_prompts": ["a 'b'"], "deliver_to": []}
+    given = {"model": "tiny", "training_file": "file-1"}
+    assert job_body(given, command_options(body, "--set")) == body
 
 
-def test_the_command_line_names_what_it_has_no_option_for() -> None:
-    body = BODY | {"deliver_to": ["staging"], "metadata": {"team": "a b"}, "evaluation": {"file": "file-2"}}
+def test_the_command_line_has_the_options_of_settings() -> None:
+    body = BODY | {"deliver_to": ["staging"], "worker_labels": ["h100"], "metadata": {"team": "a b"}, "urgent": True}
     text = request_snippets.command(body, "http://api.test")
-    assert "--deliver-to staging" in text
-    assert "--urgent" in request_snippets.command(BODY | {"urgent": True}, "http://api.test")
-    assert "--metadata 'team=a b'" in text
-    assert text.endswith("\n# without an option, use curl or Python: evaluation")
-    assert text.count("use curl") == 1
-    assert "an empty deliver_to" in request_snippets.command(BODY | {"deliver_to": []}, "http://api.test")
+    assert command_options(body, "--deliver-to") == ["staging"]
+    assert command_options(body, "--worker-label") == ["h100"]
+    assert command_options(body, "--metadata") == ["team=a b"]
+    assert "--urgent" in text.split()
+    assert "--urgent" not in request_snippets.command(body | {"urgent": False}, "http://api.test").split()
 
 
 def test_the_python_text_compiles_and_puts_extensions_into_extra_body() -> None:

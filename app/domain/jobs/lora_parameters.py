@@ -1,9 +1,9 @@
-"""The `lora` parameters of a request -> a LoraSpec. With a parent adapter they are its parameters."""
+"""The `lora` parameters of a request. With a parent adapter they are its parameters."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -18,18 +18,8 @@ from pydantic import (
 from app.domain.base_models.catalog import MAX_RANK, CatalogEntry
 from app.domain.error_text.json_text import as_json
 from app.domain.jobs.bounds import ALPHA
-from app.domain.jobs.layer_patterns import MAX_KEYS, PatternError, key_problem, match_patterns
-from app.domain.jobs.parameters.fields import (
-    Auto,
-    CommaSeparated,
-    Info,
-    ParameterError,
-    Parameters,
-    ParentAdapter,
-    ResolutionContext,
-)
-from app.domain.jobs.parameters.request_parameters import RequestParameters
-from app.domain.jobs.spec import LayerPatterns, LoraSpec
+from app.domain.jobs.layer_patterns import MAX_KEYS, key_problem
+from app.domain.jobs.parameters import Auto, CommaSeparated, Info, ParameterError, Parameters
 
 ALL_LINEAR = "all-linear"
 DEFAULT_RANK = 16
@@ -181,6 +171,7 @@ class LoraParameters(Parameters):
     r: Annotated[
         int,
         Field(
+            title="LoRA rank",
             ge=1,
             le=MAX_RANK,
             validation_alias=AliasChoices("r", "rank", AliasPath("hyperparameters", "lora_r")),
@@ -193,6 +184,7 @@ class LoraParameters(Parameters):
     alpha: Annotated[
         float,
         Field(
+            title="LoRA alpha",
             ge=ALPHA.minimum,
             le=ALPHA.maximum,
             validation_alias=AliasChoices("alpha", "lora_alpha", AliasPath("hyperparameters", "lora_alpha")),
@@ -204,6 +196,7 @@ class LoraParameters(Parameters):
     dropout: Annotated[
         float,
         Field(
+            title="LoRA dropout",
             ge=0,
             le=0.99,
             validation_alias=AliasChoices("dropout", "lora_dropout", AliasPath("hyperparameters", "lora_dropout")),
@@ -281,42 +274,3 @@ class LoraParameters(Parameters):
         _only("default", NO_INITIALISATION),
         Auto("default"),
     ]
-
-
-class ResolvedLora(NamedTuple):
-    """The requested value, and its patterns by single layers: None if there are none, or the layers are unknown."""
-
-    lora: LoraSpec
-    layer_patterns: LayerPatterns | None
-
-
-def resolve_lora(request: RequestParameters, context: ResolutionContext) -> ResolvedLora | None:
-    """None where something is wrong; `request.problems` then says what."""
-    parameters = request.resolved(LoraParameters, context, vars(context.parent.lora) if context.parent else {})
-    if parameters is None or request.problems:
-        return None
-    lora = LoraSpec(**parameters)
-    if context.parent:
-        _check_parent(request, lora, context.parent)
-    layer_patterns = None if request.problems else _match_patterns(request, lora, context.entry)
-    return None if request.problems else ResolvedLora(lora, layer_patterns)
-
-
-def _check_parent(request: RequestParameters, lora: LoraSpec, parent: ParentAdapter) -> None:
-    for name in FIXED_BY_PARENT:
-        given, has = getattr(lora, name), getattr(parent.lora, name)
-        if given != has:
-            text = (
-                f"{as_json(given)} contradicts the {as_json(has)} of {parent.model}, which is continued; leave it out"
-            )
-            request.refuse(f"lora.{name}", text, "conflicting_parameters")
-
-
-def _match_patterns(request: RequestParameters, lora: LoraSpec, entry: CatalogEntry) -> LayerPatterns | None:
-    """None also for an entry without layer names (an older one, or one of too many layers): the worker matches then."""
-    try:
-        return match_patterns(lora, entry.layers) if entry.layers else None
-    except PatternError as error:
-        for problem in error.problems:
-            request.refuse(problem.param, problem.text)
-        return None

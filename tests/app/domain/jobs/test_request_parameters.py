@@ -5,18 +5,18 @@ from __future__ import annotations
 import pytest
 
 from app.domain.base_models.catalog import CatalogEntry
-from app.domain.jobs.parameters.collect import collect
-from app.domain.jobs.parameters.fields import Parameters, ResolutionContext
-from app.domain.jobs.parameters.hyperparameters import (
+from app.domain.jobs.lora_parameters import LoraParameters
+from app.domain.jobs.parameters import (
     HYPERPARAMETERS,
     METHOD_HYPERPARAMETERS,
     NEED_VALIDATION_FILE,
     EvaluationParameters,
+    Parameters,
+    QuantizationParameters,
+    ResolutionContext,
     TrainingParameters,
 )
-from app.domain.jobs.parameters.lora import LoraParameters
-from app.domain.jobs.parameters.quantization import QuantizationParameters
-from app.domain.jobs.parameters.request_parameters import RequestParameters
+from app.domain.jobs.request_parameters import RequestParameters, collect
 from app.domain.jobs.spec import Hyperparameters, LoraSpec, QuantizationSpec
 from tests.app.domain.jobs.test_resolve import ENTRY
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.domain.jobs.auto_hyperparameters import auto_batch_size, auto_epochs, auto_learning_rate
+from app.domain.jobs.parameters import auto_batch_size, auto_epochs, auto_learning_rate
 from app.domain.jobs.spec import LoraSpec
 
 

@@ -1,0 +1,347 @@
+"""Request parameters of a job: one definition each, with its aliases, bounds, description and "auto".
+
+Those of LoRA are in lora_parameters.py. CONTRIBUTING.md shows how to add one. Fields are checked, and their problems
+reported, in this order.
+
+What "auto" means depends on the number of examples and the base model's entry. Where each rule comes from, and what was
+measured with it: docs/decisions/0017-auto.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeAlias
+
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    PlainValidator,
+    ValidationInfo,
+    WithJsonSchema,
+    WrapValidator,
+)
+from pydantic_core import CoreSchema, PydanticKnownError, core_schema
+
+from app.domain.base_models.catalog import CatalogEntry
+from app.domain.error_text.json_text import as_json
+from app.domain.jobs.bounds import EARLY_STOPPING_THRESHOLD, LEARNING_RATE
+from app.domain.jobs.spec import EarlyStopping, LoraSpec, Method
+
+AUTO = "auto"
+MAX_STEPS = 10_000_000
+REFERENCE_LENGTH = 1200  # steps x epochs for which the rate in a model's entry is meant, such as 400 steps in 3 epochs
+REFERENCE_STRENGTH = 32.0  # scale x rank: alpha, but for rsLoRA; "LoRA Without Regret" has alpha 32 for every rank
+STEPS_PER_EPOCH = 32
+WARMUP_RATIO = 0.03
+NEED_VALIDATION_FILE = ("eval_steps", "early_stopping", "promote_best")
+
+
+class ParentAdapter(NamedTuple):
+    """The adapter that training continues from."""
+
+    model: str  # "ft:..."
+    lora: LoraSpec
+
+
+class ResolutionContext(NamedTuple):
+    """What "auto" and limits depend on beside the request's parameters."""
+
+    entry: CatalogEntry
+    n_examples: int
+    parent: ParentAdapter | None = None
+
+
+Info: TypeAlias = ValidationInfo[ResolutionContext]
+AutoRule: TypeAlias = Callable[[ResolutionContext, Mapping[str, Any]], Any]  # of the context and the fields before
+
+
+class ParameterError(ValueError):
+    """Raised by validators. Each text is one problem; it follows the path of the parameter in the message."""
+
+    def __init__(self, *texts: str, code: str = "invalid_value") -> None:
+        super().__init__(*texts)
+        self.texts = texts
+        self.code = code
+
+
+class Parameters(BaseModel):
+    """The parameters of one subject. Every field is given to the validation, as null if the request lacks it."""
+
+    model_config = ConfigDict(frozen=True, strict=True)  # JSON has types: "7" is not a number
+
+    prefix: ClassVar[str] = ""  # of the canonical names: "lora." in "lora.r"
+
+
+@dataclass(frozen=True)
+class Auto:
+    """Null, "auto" and an absent parameter mean `value`, or what `rule` makes of the context and the fields before.
+
+    Comes after Field() in Annotated. In the validated model such a field is None, so that no Python runs for it there;
+    `RequestParameters.resolved` fills it in.
+    """
+
+    value: Any = None
+    rule: AutoRule | None = None
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.nullable_schema(handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        given, null = handler(schema), {"type": "null"}
+        options = [option for option in given.get("anyOf", [given]) if option != null]
+        return {"anyOf": [{"const": AUTO}, *options, null]}
+
+
+@dataclass(frozen=True)
+class AtMost:
+    """An upper limit that the context decides."""
+
+    limit: Callable[[ResolutionContext], int]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.with_info_after_validator_function(self._validate, handler(source))
+
+    def _validate(self, value: int, info: Info) -> int:
+        limit = self.limit(info.context)
+        if value > limit:
+            raise PydanticKnownError("less_than_equal", {"le": limit})
+        return value
+
+
+class CommaSeparated:
+    """Marks a list of names that a request may also give as one string with commas."""
+
+
+def auto_epochs(n_examples: int) -> int:
+    """OpenAI's rule (its cookbook): start at 3 and keep examples x epochs within 100 to 25,000."""
+    if 3 * n_examples < 100:
+        return min(25, 100 // n_examples)
+    if 3 * n_examples > 25_000:
+        return max(1, 25_000 // n_examples)
+    return 3
+
+
+def auto_batch_size(n_examples: int, most: int) -> int:
+    """Examples per step: small batches suit LoRA ("LoRA Without Regret"), so at least 32 steps an epoch, and no more
+    than `most`, which is the base model's own bound.
+    """
+    return max(1, min(most, n_examples // STEPS_PER_EPOCH))
+
+
+def auto_learning_rate(reference: float, steps: int, steps_per_epoch: int, lora: LoraSpec) -> float:
+    """The peak rate of a run of `steps` optimizer steps; `reference` is the base model's own.
+
+    A short run has to get there in fewer steps; a long one, above all one that reads its rows again and again, learns
+    them by heart. So it falls with steps x epochs, but hardly, with the sixteenth root: 1.56 times the reference for a
+    single step, 0.88 times it for 9,000. And one step of Adam moves B A x by about rate x scale x rank, so more of
+    those means a lower rate. It is rounded to two digits, because it is not known more exactly.
+    """
+    epochs = max(1.0, steps / steps_per_epoch)
+    by_length = (REFERENCE_LENGTH / (steps * epochs)) ** (1 / 16)
+    by_strength = min(1.0, REFERENCE_STRENGTH / _strength(lora))  # a higher rate for less would upset A
+    return float(f"{reference * by_length * by_strength:.1e}")
+
+
+def _strength(lora: LoraSpec) -> float:
+    """scale x rank, with the scale alpha / r (arXiv 2106.09685) or, in rsLoRA, alpha / sqrt(r) (arXiv 2312.03732)."""
+    return lora.alpha * (math.sqrt(lora.r) if lora.use_rslora else 1.0)
+
+
+class TrainingParameters(Parameters):
+    learning_rate_multiplier: Annotated[
+        float,
+        Field(
+            ge=1e-6,
+            le=10_000,
+            description="Times the automatic learning rate, of which DPO takes a tenth; 1 by default.",
+            examples=[2],
+        ),
+        Auto(1.0),
+    ]
+    learning_rate: Annotated[
+        float,
+        Field(
+            ge=LEARNING_RATE.minimum,
+            le=LEARNING_RATE.maximum,
+            description="Absolute; excludes a multiplier. By default the base model's, adjusted to the run's length.",
+            examples=[2e-4],
+        ),
+        Auto(),
+    ]
+    n_epochs: Annotated[
+        int,
+        Field(title="Epochs", ge=1, le=50, description="Passes over the data; OpenAI's rule by default.", examples=[3]),
+        Auto(rule=lambda context, _: auto_epochs(context.n_examples)),
+    ]
+    batch_size: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=256,
+            description="Examples per optimizer step; by default examples / 32, at most 8.",
+            examples=[8],
+        ),
+        Auto(rule=lambda context, _: auto_batch_size(context.n_examples, context.entry.max_auto_batch_size)),
+    ]
+    warmup_ratio: Annotated[
+        float,
+        Field(ge=0, le=1, description="Share of the steps; 0.03 by default.", examples=[0.03]),
+        Auto(WARMUP_RATIO),
+    ]
+    # 0 to 0.1 are in use
+    weight_decay: Annotated[float, Field(ge=0, le=100, description="0 by default.", examples=[0.01]), Auto(0.0)]
+    # large numbers are in use to turn clipping off
+    max_grad_norm: Annotated[float, Field(ge=1e-6, le=1e12, description="1 by default.", examples=[1]), Auto(1.0)]
+    lr_scheduler_type: Annotated[
+        Literal["linear", "cosine", "constant"],
+        Field(description="linear by default.", examples=["cosine"]),
+        Auto("linear"),
+    ]
+    context_length: Annotated[
+        int,
+        Field(ge=2, description="In tokens; the base model's by default. Longer is cut.", examples=[2048]),
+        AtMost(lambda context: context.entry.context_length),
+        Auto(rule=lambda context, _: context.entry.context_length),
+    ]
+    packing: Annotated[
+        bool,
+        Field(
+            description="Several examples in one packed batch; never changes the result. true by default.",
+            examples=[True],
+        ),
+        Auto(True),
+    ]
+    max_steps: Annotated[
+        int, Field(ge=1, le=MAX_STEPS, description="Stop after so many optimizer steps.", examples=[100]), Auto()
+    ]
+
+
+class EarlyStoppingParameters(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    patience: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=100,
+            description="The number of consecutive validations without an improvement before training stops.",
+            examples=[3],
+        ),
+    ] = 3
+    threshold: Annotated[
+        float,
+        Field(
+            ge=EARLY_STOPPING_THRESHOLD.minimum,
+            allow_inf_nan=False,
+            description="The decrease of the loss, in nats, that counts as an improvement.",
+            examples=[0.01],
+            json_schema_extra={"maximum": EARLY_STOPPING_THRESHOLD.maximum},
+        ),
+    ] = 0
+
+
+def _early_stopping(value: Any) -> EarlyStopping | None:
+    if value is False:
+        return None
+    if value is not True and not isinstance(value, Mapping):
+        text = f'{as_json(value)} is not true, false or {{"patience": 3, "threshold": 0}}'
+        raise ParameterError(text, code="invalid_type")
+    parameters = EarlyStoppingParameters.model_validate({} if value is True else dict(value))
+    if parameters.threshold not in EARLY_STOPPING_THRESHOLD:
+        raise ParameterError(f"threshold: {as_json(parameters.threshold)} is not a number {EARLY_STOPPING_THRESHOLD}")
+    return EarlyStopping(**vars(parameters))
+
+
+class EvaluationParameters(Parameters):
+    """What is measured on the validation file. Without early stopping the last adapter is the result (decision 13)."""
+
+    early_stopping: Annotated[
+        EarlyStopping,
+        Field(
+            description="End when the full validation loss was not more than `threshold` nats below its lowest in "
+            "`patience` validations in a row. Off by default. Needs a validation_file.",
+            examples=[{"patience": 3, "threshold": 0}],
+        ),
+        PlainValidator(_early_stopping),
+        WithJsonSchema({"anyOf": [EarlyStoppingParameters.model_json_schema(), {"type": "boolean"}]}),
+        Auto(),
+    ]
+    eval_steps: Annotated[
+        int,
+        Field(
+            title="Steps between validations",
+            ge=1,
+            le=MAX_STEPS,
+            description="Optimizer steps between validations; at the end of each epoch by default. "
+            "Needs a validation_file.",
+            examples=[50],
+        ),
+        Auto(),
+    ]
+    promote_best: Annotated[
+        bool,
+        Field(
+            validation_alias=AliasChoices("promote_best", "load_best_model_at_end"),
+            description="The result is the adapter with the lowest full validation loss, not the last one. On with "
+            "early_stopping, else off. Needs a validation_file.",
+            examples=[True],
+        ),
+        Auto(rule=lambda _, values: values["early_stopping"] is not None),
+    ]
+
+
+class DpoParameters(Parameters):
+    beta: Annotated[
+        float,
+        Field(
+            ge=1e-4,
+            le=2,  # 0.01 to 0.5 are in use
+            description="Of the method dpo alone: the strength of the penalty for moving away from the base model; "
+            "0.1 by default.",
+            examples=[0.1],
+        ),
+        Auto(0.1),  # TRL's default, and the low end of what the paper tries (0.1 to 0.5)
+    ]
+
+
+def _ignore_at_8_bits(value: Any, validate: Callable[[Any], Any], info: Info) -> Any:
+    """`resolve` refuses it at 8 bits, whatever its value."""
+    return None if info.data.get("bits") == 8 else validate(value)
+
+
+class QuantizationParameters(Parameters):
+    """How the frozen base is held. Absent means QLoRA (4-bit NF4, double quantization, bf16 compute); an explicit
+    null means 16-bit LoRA.
+    """
+
+    prefix: ClassVar[str] = "quantization."
+
+    bits: Annotated[
+        Literal[4, 8], Field(description="Bits per weight of the frozen base; 4 by default.", examples=[4]), Auto(4)
+    ]
+    type: Annotated[
+        Literal["nf4", "fp4"],
+        Field(description="Of 4 bits; NF4 by default.", examples=["nf4"]),
+        Auto(rule=lambda _, values: None if values["bits"] == 8 else "nf4"),
+    ]
+    compute_dtype: Annotated[
+        Literal["bfloat16", "float16", "float32"],
+        Field(description="bfloat16 by default, or what is faster where it runs.", examples=["bfloat16"]),
+        Auto("bfloat16"),
+    ]
+    double_quant: Annotated[
+        bool,
+        Field(description="Of 4 bits: quantize the block scales too; true by default.", examples=[True]),
+        WrapValidator(_ignore_at_8_bits),
+        Auto(rule=lambda _, values: None if values["bits"] == 8 else True),
+    ]
+
+
+HYPERPARAMETERS: tuple[type[Parameters], ...] = (TrainingParameters, EvaluationParameters)
+METHOD_HYPERPARAMETERS: dict[Method, type[Parameters]] = {"dpo": DpoParameters}  # of one method alone
