@@ -75,7 +75,6 @@ BY_SCHEMA = (
 FALLBACK_SCHEMAS = {
     "DeliveryBody": "DeliveryOfJob",
     "NewKey": "KeyBody",
-    "OrganizationJob": "JobBody",
     "OwnProject": "ProjectWithUsage",
     "ProjectWithUsage": "ProjectBody",
     "UpdateDeliveryTarget": "CreateDeliveryTarget",
