@@ -19,7 +19,7 @@ from app.api.openapi import responses
 from app.api.routes.jobs.polling import read_job_version
 from app.api.schemas.jobs.events import render_event
 from app.db.fast_reads import keys
-from app.db.fast_reads.jobs import seq_of_event
+from app.db.jobs.reads import seq_of_event
 from app.db.notifications import Subscription
 from app.domain.error_text.json_text import as_json
 from app.domain.jobs.states import TERMINAL

@@ -13,29 +13,23 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from starlette.responses import JSONResponse, Response
+from pydantic_core import to_json
+from starlette.responses import Response
 
 from app.api.schemas.jobs.checkpoints import CheckpointBody
 from app.api.schemas.jobs.events import EventBody
 from app.api.schemas.jobs.jobs import JobBody
 
 
-def job_etag(organization: str, version: int, queue_tag: str) -> str:
-    """The ETag of a job. `queue_tag` covers the fields of the body that are not in the job's own row."""
-    return f'"{version}-{queue_tag}-{_representation_tag(organization)}"'
+def job_etag(organization: str, row: Any) -> str:
+    """The ETag of a row of `app.db.jobs.reads.VERSION`, or of one that has its columns."""
+    return f'"{_version(row)}-{_representation_tag(organization)}"'
 
 
-def jobs_etag(organization: str, jobs: Iterable[tuple[str, int, str]]) -> str:
-    """The ETag of a page: (id, version, queue tag) of each job, and of one more job if there is another page."""
-    versions = "\n".join(f"{job_id} {version} {queue_tag}" for job_id, version, queue_tag in jobs)
+def jobs_etag(organization: str, rows: Iterable[Any]) -> str:
+    """The ETag of a page: of the rows of its jobs, and of one more job if there is another page."""
+    versions = "\n".join(f"{row.id} {_version(row)}" for row in rows)
     return f'"{_hash(versions)}-{_representation_tag(organization)}"'
-
-
-def queue_position_tag(position: int | None, expected_start_at: datetime | None, waiting_for: str | None) -> str:
-    """A tag of the queue position, which the forecast stores apart from the job."""
-    start = 0 if expected_start_at is None else int(expected_start_at.timestamp())
-    waiting_tag = "" if waiting_for is None else _hash(waiting_for)[:8]
-    return f"{position or 0}.{start}.{waiting_tag}"
 
 
 def events_etag(event_seq: int) -> str:
@@ -52,8 +46,8 @@ def log_etag(attempt: int, updated_at: datetime) -> str:
 
 
 def json_response(etag: str, body: Any) -> Response:
-    """A JSON response without validation against the response model: the render functions are tested against it."""
-    return JSONResponse(body, headers=etag_headers(etag))
+    """The JSON of a body that needs no validation by the route's response model."""
+    return Response(to_json(body), headers=etag_headers(etag), media_type="application/json")
 
 
 def not_modified(etag: str) -> Response:
@@ -62,6 +56,13 @@ def not_modified(etag: str) -> Response:
 
 def etag_headers(etag: str) -> dict[str, str]:
     return {"ETag": etag, "Cache-Control": "private, no-cache", "Vary": "Authorization"}
+
+
+def _version(row: Any) -> str:
+    """The job's version, and the queue position, which the forecast stores apart from the job."""
+    start = 0 if row.expected_start_at is None else int(row.expected_start_at.timestamp())
+    waiting_tag = "" if row.waiting_for is None else _hash(row.waiting_for)[:8]
+    return f"{row.version}-{row.queue_position or 0}.{start}.{waiting_tag}"
 
 
 @cache

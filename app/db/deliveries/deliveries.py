@@ -122,24 +122,6 @@ def page(session: Session, job_id: str, limit: int, after: Delivery | None = Non
     return [(row[0], row[1]) for row in session.execute(query.order_by(Delivery.seq.desc()).limit(limit))]
 
 
-def of_jobs(session: Session, job_ids: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
-    """{job id: its deliveries as the job shows them, oldest first}, only of jobs that have some."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    query = _with_target_name().where(Delivery.job_id.in_(job_ids)).order_by(Delivery.seq)
-    for delivery, target in session.execute(query) if job_ids else ():
-        shown = {
-            "id": delivery.id,
-            "target": target,
-            "status": delivery.state,
-            "model": delivery.model,
-            "served_model": delivery.served_model,
-            "check": delivery.served_check,
-            "error": delivery.error,
-        }
-        found.setdefault(delivery.job_id, []).append(shown)
-    return found
-
-
 def withdraw(session: Session, delivery: Delivery) -> None:
     """Have an adapter removed from its target; a delivery that was never attempted is withdrawn at once."""
     session.refresh(delivery, with_for_update=True)  # a sender may have claimed it since it was read

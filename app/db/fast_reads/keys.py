@@ -3,35 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Any, Protocol
 
+from sqlalchemy import BindParameter, Executable, and_, bindparam, case, func, or_, select, update
+
 from app.db.fast_reads.pool import AsyncConnections
+from app.db.tables import ApiKey, Project
 from app.domain.access.api_keys import hash_key
 
-# Without the ORM, as every request runs it. `refusal` is why a known secret is not valid.
-KEY_BY_SECRET = """
-SELECT
-  key.id AS key_id, key.project_id, key.scopes, project.max_requests_per_second,
-  CASE
-    WHEN key.revoked_at IS NOT NULL THEN 'revoked'
-    WHEN key.expires_at <= clock_timestamp() THEN 'expired'
-    WHEN key.secret_sha256 <> %(secret_sha256)s AND key.previous_expires_at <= clock_timestamp() THEN 'rotated'
-    WHEN project.archived_at IS NOT NULL THEN 'archived'
-  END AS refusal,
-  key.last_used_at IS NULL OR key.last_used_at < clock_timestamp() - interval '1 minute' AS touch_due
-FROM api_keys AS key JOIN projects AS project ON project.id = key.project_id
-WHERE key.secret_sha256 = %(secret_sha256)s OR key.previous_secret_sha256 = %(secret_sha256)s
-"""
+HASH: BindParameter[str] = bindparam("secret_sha256")
+NOW = func.clock_timestamp()
+IS_TOUCH_DUE = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < NOW - timedelta(minutes=1))
+# `refusal` is why a known secret is not valid.
+KEY = (
+    select(
+        ApiKey.id.label("key_id"),
+        ApiKey.project_id,
+        ApiKey.scopes,
+        Project.max_requests_per_second,
+        case(
+            (ApiKey.revoked_at.is_not(None), "revoked"),
+            (ApiKey.expires_at <= NOW, "expired"),
+            (and_(ApiKey.secret_sha256 != HASH, ApiKey.previous_expires_at <= NOW), "rotated"),
+            (Project.archived_at.is_not(None), "archived"),
+        ).label("refusal"),
+        IS_TOUCH_DUE.label("touch_due"),
+    )
+    .join(Project, Project.id == ApiKey.project_id)
+    .where(or_(ApiKey.secret_sha256 == HASH, ApiKey.previous_secret_sha256 == HASH))
+    .subquery("key")
+)
+FIND_KEY = select(KEY)
 # At most once a minute, so that polling does not write a row per request.
-SET_LAST_USED = """
-UPDATE api_keys SET last_used_at = clock_timestamp()
-WHERE id = %(key_id)s AND (last_used_at IS NULL OR last_used_at < clock_timestamp() - interval '1 minute')
-RETURNING id
-"""
+SET_LAST_USED = (
+    update(ApiKey).where(ApiKey.id == bindparam("key_id"), IS_TOUCH_DUE).values(last_used_at=NOW).returning(ApiKey.id)
+)
 
 
 class KeyRow(Protocol):
-    """A row of KEY_BY_SECRET."""
+    """A row of KEY."""
 
     @property
     def key_id(self) -> str: ...
@@ -49,11 +60,13 @@ class KeyRow(Protocol):
 
 async def find_key(connections: AsyncConnections, secret: str) -> KeyRow | None:
     """The key that has, or had, this secret; None for an unknown secret."""
-    key: KeyRow | None = await fetch_with_key(connections, KEY_BY_SECRET, secret, {})
+    key: KeyRow | None = await fetch_with_key(connections, FIND_KEY, secret, {})
     return key
 
 
-async def fetch_with_key(connections: AsyncConnections, query: str, secret: str, parameters: Mapping[str, str]) -> Any:
+async def fetch_with_key(
+    connections: AsyncConnections, query: Executable, secret: str, parameters: Mapping[str, str]
+) -> Any:
     """A KeyRow with the other columns of `query`. The search by hash makes its timing independent of the secret."""
     row = await connections.fetch_one(query, {"secret_sha256": hash_key(secret), **parameters})
     if row is not None and row.touch_due and row.refusal is None:

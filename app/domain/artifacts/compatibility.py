@@ -93,21 +93,21 @@ def compatibility(lora: LoraSpec, job_id: str, of_base: Collection[Feature] = ()
     )
 
 
-def job_compatibility(spec: dict[str, Any], job_id: str) -> dict[str, Any]:
+def job_compatibility(spec: dict[str, Any], job_id: str) -> Compatibility:
     """The compatibility of the adapter that a job with this stored spec makes."""
     engines = _compatibility_of_lora(json.dumps(spec["lora"]))
     exports = {
-        engine: entry | {"instead": _merged_export(job_id, Engine[engine.upper()]).model_dump(mode="json")}
-        for engine, entry in engines.items()
-        if entry["instead"]
+        engine: entry.model_copy(update={"instead": _merged_export(job_id, Engine[engine.upper()])})
+        for engine, entry in engines
+        if entry.instead
     }
-    return engines | exports
+    return engines.model_copy(update=exports)
 
 
 @lru_cache(maxsize=1024)  # most jobs share few settings
-def _compatibility_of_lora(lora_json: str) -> dict[str, Any]:
+def _compatibility_of_lora(lora_json: str) -> Compatibility:
     """The entries by engine; `instead`, where there is one, names no job."""
-    return compatibility(LoraSpec.model_validate_json(lora_json), job_id="").model_dump(mode="json")
+    return compatibility(LoraSpec.model_validate_json(lora_json), job_id="")
 
 
 def _merged_export(job_id: str, engine: Engine) -> MergedExport:

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from app.db.fast_reads import jobs
 from app.db.fast_reads.pool import AsyncConnections
+from app.db.jobs import reads
 from app.domain.jobs.states import TERMINAL
 
 MAX_KEPT_EVENTS = 1_000  # for followers that are a little behind; one that is further behind reads by itself
@@ -66,14 +66,14 @@ class JobEventBuffer:
         self._read_at = started_at
 
     async def _fetch(self, seq: int) -> EventBatch:
-        rows = await jobs.events_after(self._connections, self._job_id, seq)
+        rows = await reads.events_after(self._connections, self._job_id, seq)
         events = [row for row in rows if row.id is not None]
         last_seq = events[-1].seq if events else seq
         is_over = bool(rows) and rows[-1].state in TERMINAL and last_seq >= rows[-1].event_seq
         return EventBatch(
             [self._render(row) for row in events],
             last_seq,
-            has_more=len(events) == jobs.MAX_EVENTS,
+            has_more=len(events) == reads.MAX_EVENTS,
             final_state=rows[-1].state if is_over else None,
         )
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime
 from typing import Any
 
+from sqlalchemy import Row
 from sqlalchemy.orm import Session
 
 from app.db.access import audit
-from app.db.deliveries import deliveries
-from app.db.jobs import checkpoints, events, jobs, pages
-from app.db.jobs.pages import JobFilter
-from app.db.scheduling import queue_positions
-from app.db.tables import Checkpoint, Job, JobEvent, Project, QueuePlace
+from app.db.jobs import checkpoints, events, jobs, reads
+from app.db.jobs.reads import JobFilter
+from app.db.tables import Checkpoint, Job, JobEvent, Project
 from app.domain.error_text.json_text import as_json
 from app.domain.jobs.states import Desired, JobState
 from app.errors import BadRequest, NotFound
@@ -24,26 +21,7 @@ from app.services.jobs.requests import build_job
 from app.settings import Settings
 from app.telemetry.tracing import current_traceparent
 
-QueueState = tuple[
-    int | None, datetime | None, str | None
-]  # (position, expected start, why no worker can take the job)
-
-
-@dataclass(frozen=True)
-class JobView:
-    """A job with columns of other tables that a response contains."""
-
-    job: Job
-    queue_position: int | None
-    adapter_file_ids: list[str] | None
-    expected_start_at: datetime | None = None
-    waiting_for: str | None = None
-    compatibility: dict[str, Any] | None = None  # of the result's manifest
-    deliveries: Sequence[dict[str, Any]] = ()
-
-    @property
-    def queue_state(self) -> QueueState:
-        return self.queue_position, self.expected_start_at, self.waiting_for
+JobRow = Row[*tuple[Any, ...]]  # of app.db.jobs.reads.JOB
 
 
 def create(
@@ -54,14 +32,14 @@ def create(
     body: Mapping[str, Any],
     settings: Settings,
     original: Job | None = None,
-) -> JobView:
+) -> JobRow:
     """Create a job, or a clone of `original` with the changes in `body`. Raises as `build_job`; QuotaExceeded."""
     job = build_job(session, project_id, is_admin, body, settings.endpoints, original)
     quotas.require_queue_quota(session, project_id, settings.max_queued_jobs)
     job.request_id, job.traceparent = audit.request_id(), current_traceparent()
     jobs.insert(session, job)
     notifier.after_commit(session, "cpu")
-    return JobView(job, None, None)
+    return reads.get(session, job.id)
 
 
 def get(session: Session, project_id: str, job_id: str) -> Job:
@@ -71,20 +49,14 @@ def get(session: Session, project_id: str, job_id: str) -> Job:
     return job
 
 
-def page(session: Session, job_filter: JobFilter, limit: int, after: str | None) -> list[JobView]:
-    """A page of jobs, newest first. Raises BadRequest for an unknown `after`."""
-    last = _cursor(session, job_filter, after)
-    return _views(session, pages.page(session, job_filter, limit, last))
-
-
-def page_versions(
-    session: Session, job_filter: JobFilter, limit: int, after: str | None
-) -> list[tuple[str, int, QueueState]]:
-    """(id, version, queue state) of each job of a page. Raises as `page`."""
-    last = _cursor(session, job_filter, after)
-    rows = pages.page_versions(session, job_filter, limit, last)
-    places = queue_positions.get_positions(session, [job_id for job_id, _, state in rows if state == JobState.QUEUED])
-    return [(job_id, version, _queue_state(places.get(job_id))) for job_id, version, _ in rows]
+def page(
+    session: Session, job_filter: JobFilter, limit: int, after: str | None, versions_only: bool = False
+) -> Sequence[JobRow]:
+    """A page of jobs, newest first, or of what changes whenever they do. Raises BadRequest for an unknown `after`."""
+    last = reads.find_last(session, job_filter.project_id, after) if after is not None else None
+    if after is not None and last is None:
+        raise unknown_cursor_error("job", after)
+    return reads.page(session, job_filter, limit, last, reads.VERSION if versions_only else reads.JOB)
 
 
 def get_versions(session: Session, project_id: str, job_id: str) -> tuple[int, int]:
@@ -95,15 +67,15 @@ def get_versions(session: Session, project_id: str, job_id: str) -> tuple[int, i
     return versions
 
 
-def cancel(session: Session, project_id: str, job_id: str) -> JobView:
+def cancel(session: Session, project_id: str, job_id: str) -> JobRow:
     """Cancel a job at once, also a running one; no error if it is cancelled already. Raises NotFound, BadRequest."""
     job = jobs.cancel(session, project_id, job_id) or get(session, project_id, job_id)
     if job.state != JobState.CANCELLED:
         raise _wrong_state(job, "cancelled", "a job that has not ended")
-    return _views(session, [job])[0]
+    return reads.get(session, job.id)
 
 
-def pause(session: Session, project_id: str, job_id: str) -> JobView:
+def pause(session: Session, project_id: str, job_id: str) -> JobRow:
     """Pause a queued job at once, a running one at its next step; no error if that is requested already.
 
     Raises NotFound, BadRequest.
@@ -114,12 +86,12 @@ def pause(session: Session, project_id: str, job_id: str) -> JobView:
         if paused is None:
             raise _wrong_state(get(session, project_id, job_id), "paused", "a queued or running job")
         job = paused
-    return _views(session, [job])[0]
+    return reads.get(session, job.id)
 
 
 def resume(
     session: Session, notifier: WorkerNotifier, project_id: str, job_id: str, default_max_queued_jobs: int
-) -> JobView:
+) -> JobRow:
     """Resume a paused job. The state is checked before the quota, as waiting does not change the state.
 
     Raises NotFound, BadRequest, QuotaExceeded.
@@ -130,10 +102,10 @@ def resume(
     if job is None:
         raise _wrong_state(get(session, project_id, job_id), "resumed", "a paused job")
     notifier.after_commit(session, "gpu")
-    return _views(session, [job])[0]
+    return reads.get(session, job.id)
 
 
-def change(session: Session, project_id: str, job_id: str, given: Mapping[str, Any]) -> JobView:
+def change(session: Session, project_id: str, job_id: str, given: Mapping[str, Any]) -> JobRow:
     """Change `priority` and `metadata`; values that are equal to the old ones cause no update and no event.
 
     Raises NotFound; BadRequest for the `priority` of a job that has ended.
@@ -148,7 +120,7 @@ def change(session: Session, project_id: str, job_id: str, given: Mapping[str, A
         session.refresh(job)  # it may have ended since it was read
     if job.state not in states:
         raise _wrong_state(job, "given another priority", "a job that has not ended")
-    return _views(session, [job])[0]
+    return reads.get(session, job.id)
 
 
 def event_page(
@@ -193,13 +165,6 @@ def unknown_cursor_error(kind: str, after: str) -> BadRequest:
     )
 
 
-def _cursor(session: Session, job_filter: JobFilter, after: str | None) -> Job | None:
-    last = pages.get(session, job_filter.project_id, after) if after is not None else None
-    if after is not None and last is None:
-        raise unknown_cursor_error("job", after)
-    return last
-
-
 def _change_message(columns: Mapping[str, Any]) -> str:
     if "priority" not in columns:
         return "The metadata was changed"
@@ -208,26 +173,3 @@ def _change_message(columns: Mapping[str, Any]) -> str:
 
 def _wrong_state(job: Job, verb: str, allowed: str) -> BadRequest:
     return BadRequest(f"Job {job.id} is {job.state}; only {allowed} can be {verb}.", code="invalid_job_state")
-
-
-def _views(session: Session, page: list[Job]) -> list[JobView]:
-    """The jobs of a page; three queries read the other columns of all."""
-    places = queue_positions.get_positions(session, [job.id for job in page if job.state == JobState.QUEUED])
-    names = [job.fine_tuned_model for job in page if job.fine_tuned_model is not None]
-    results = checkpoints.by_names(session, names)
-    deliveries_by_job = deliveries.of_jobs(session, [job.id for job in page])
-    views = []
-    for job in page:
-        result = results.get(job.fine_tuned_model or "")
-        position, expected_start_at, waiting_for = _queue_state(places.get(job.id))
-        view = JobView(
-            job, position, None, expected_start_at, waiting_for, deliveries=deliveries_by_job.get(job.id, [])
-        )
-        if result is not None:
-            view = replace(view, adapter_file_ids=result.file_ids, compatibility=result.manifest.get("compatibility"))
-        views.append(view)
-    return views
-
-
-def _queue_state(place: QueuePlace | None) -> QueueState:
-    return (None, None, None) if place is None else (place.position, place.expected_start_at, place.waiting_for)

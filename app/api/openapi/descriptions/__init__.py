@@ -62,7 +62,6 @@ BY_SCHEMA = basics.BY_SCHEMA | deliveries.BY_SCHEMA | files.BY_SCHEMA | jobs.BY_
 # Schemas whose missing descriptions are those of another schema with the same fields.
 FALLBACK_SCHEMAS = {
     "DeliveryBody": "DeliveryOfJob",
-    "OrganizationJob": "JobBody",
 }
 PARAMETERS = {
     "actor_ids[]": "Only changes by these actors: ids of keys, or operators.",

@@ -16,7 +16,7 @@ from app.api.openapi import responses
 from app.api.routes.jobs.lists import MAX_JOBS, JobFilterDep, job_page
 from app.api.schemas.jobs.checkpoints import CheckpointList, render_checkpoint
 from app.api.schemas.jobs.events import EventList, render_event
-from app.api.schemas.jobs.jobs import JobBody, JobList, render_job
+from app.api.schemas.jobs.jobs import JobBody, JobList
 from app.api.schemas.jobs.plans import PlanBody
 from app.api.schemas.jobs.requests import UpdateJob
 from app.api.transport.etags import checkpoints_etag, events_etag, json_response, not_modified
@@ -29,7 +29,7 @@ from app.domain.jobs.create_job import CreateJob
 from app.services.datasets.check_process import Check
 from app.services.datasets.token_counter import NotCountedError
 from app.services.jobs import jobs, plan
-from app.services.jobs.jobs import JobView
+from app.services.jobs.jobs import JobRow
 
 MAX_EVENTS = 1_000
 MAX_CHECKPOINTS = 100
@@ -96,7 +96,7 @@ def list_jobs(
     `metadata[key]=value` selects the jobs with every given pair; `metadata=null` selects the jobs without metadata.
     """
     job_filter = replace(job_filter, project_id=caller.project_id)
-    return job_page(request, session, app_state, job_filter, after, min(limit, MAX_JOBS), partial(render, app_state))
+    return job_page(request, session, app_state, job_filter, after, min(limit, MAX_JOBS))
 
 
 @router.post("/{job_id}", response_model=JobBody, summary="Change a job")
@@ -105,26 +105,26 @@ def update_job(
 ) -> Any:
     """Change `priority` until the job ends, and `metadata` at any time. An event records the change."""
     given = body.model_dump(exclude_unset=True)
-    return render(app_state, jobs.change(session, caller.project_id, job_id, given))
+    return body_of(app_state, jobs.change(session, caller.project_id, job_id, given))
 
 
 @router.post("/{job_id}/cancel", response_model=JobBody, summary="Cancel a job")
 def cancel_job(job_id: str, caller: CallerDep, session: SessionDep, app_state: AppStateDep) -> Any:
     """Cancels at once, in every state that is not final. Cancelling a cancelled job returns the same job."""
-    return render(app_state, jobs.cancel(session, caller.project_id, job_id))
+    return body_of(app_state, jobs.cancel(session, caller.project_id, job_id))
 
 
 @router.post("/{job_id}/pause", response_model=JobBody, summary="Pause a job")
 def pause_job(job_id: str, caller: CallerDep, session: SessionDep, app_state: AppStateDep) -> Any:
     """Pauses a queued job at once. A running job saves a checkpoint at its next step and becomes `paused` then."""
-    return render(app_state, jobs.pause(session, caller.project_id, job_id))
+    return body_of(app_state, jobs.pause(session, caller.project_id, job_id))
 
 
 @router.post("/{job_id}/resume", response_model=JobBody, summary="Resume a paused job")
 def resume_job(job_id: str, caller: CallerDep, session: SessionDep, app_state: AppStateDep) -> Any:
     """Returns the job to `queued`; the next attempt resumes where the job was paused."""
     notifier, max_queued_jobs = app_state.worker_notifier, app_state.settings.max_queued_jobs
-    return render(app_state, jobs.resume(session, notifier, caller.project_id, job_id, max_queued_jobs))
+    return body_of(app_state, jobs.resume(session, notifier, caller.project_id, job_id, max_queued_jobs))
 
 
 @router.get(
@@ -171,20 +171,11 @@ def list_checkpoints(
 
 def create(
     app_state: AppState, session: Session, caller: Caller, body: dict[str, Any], original: Job | None = None
-) -> dict[str, Any]:
+) -> JobBody:
     notifier, settings = app_state.worker_notifier, app_state.settings
     job = jobs.create(session, notifier, caller.project_id, caller.is_admin, body, settings, original)
-    return render(app_state, job)
+    return body_of(app_state, job)
 
 
-def render(app_state: AppState, view: JobView) -> dict[str, Any]:
-    return render_job(
-        view.job,
-        app_state.settings.organization,
-        view.queue_position,
-        view.adapter_file_ids,
-        view.expected_start_at,
-        view.waiting_for,
-        view.compatibility,
-        view.deliveries,
-    )
+def body_of(app_state: AppState, row: JobRow) -> JobBody:
+    return JobBody.of_row(row, app_state.settings.organization)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import Depends, Query, Request
 from pydantic import AfterValidator, WithJsonSchema
@@ -13,17 +13,17 @@ from starlette.responses import Response
 
 from app.api.dependencies import AppState
 from app.api.schemas.common import UnixSeconds, utc_datetime
-from app.api.transport.etags import jobs_etag, json_response, not_modified, queue_position_tag
+from app.api.schemas.jobs.jobs import JobBody
+from app.api.transport.etags import jobs_etag, json_response, not_modified
 from app.api.transport.file_response import matches_etag
 from app.api.transport.pagination import list_page
 from app.db.jobs.job_order import JobColumn
-from app.db.jobs.pages import JobFilter
+from app.db.jobs.reads import JobFilter
 from app.domain.error_text.json_text import as_json
 from app.domain.jobs.create_job import MAX_METADATA_PAIRS
 from app.domain.jobs.states import JobState
 from app.errors import BadRequest
 from app.services.jobs import jobs
-from app.services.jobs.jobs import JobView
 
 MAX_JOBS = 100
 STATUSES = [state.value for state in JobState]
@@ -104,20 +104,18 @@ def job_page(
     job_filter: JobFilter,
     after: str | None,
     limit: int,
-    render: Callable[[JobView], dict[str, Any]],
+    body: type[JobBody] = JobBody,
 ) -> Response:
     """The response with a page of jobs, or a 304 if the client has this page already."""
     organization = app_state.settings.organization
     if "if-none-match" in request.headers:
-        versions = jobs.page_versions(session, job_filter, limit + 1, after)
-        tags = ((job_id, version, queue_position_tag(*queue_state)) for job_id, version, queue_state in versions)
-        etag = jobs_etag(organization, tags)
+        etag = jobs_etag(organization, jobs.page(session, job_filter, limit + 1, after, versions_only=True))
         if matches_etag(request.headers, etag):
             return not_modified(etag)
     rows = jobs.page(session, job_filter, limit + 1, after)
-    tags = ((view.job.id, view.job.version, queue_position_tag(*view.queue_state)) for view in rows)
-    etag = jobs_etag(organization, tags)
-    return json_response(etag, list_page(rows, limit, render))
+    return json_response(
+        jobs_etag(organization, rows), list_page([body.of_row(row, organization) for row in rows], limit)
+    )
 
 
 def _metadata_filter(request: Request) -> tuple[dict[str, str], bool]:

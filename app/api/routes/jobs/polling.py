@@ -1,4 +1,4 @@
-"""GET /v1/fine_tuning/jobs/{id}: the call that clients poll, so it uses no thread, no ORM and no response model.
+"""GET /v1/fine_tuning/jobs/{id}: the call that clients poll, so it uses no thread and no ORM.
 
 The ETag covers everything that changes in the body, including the queue position. With `?wait=` the call is a long
 poll.
@@ -7,22 +7,22 @@ poll.
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
+from sqlalchemy import Executable
 from starlette.responses import Response
 
 from app.api.auth import authorize, bearer_secret
 from app.api.dependencies import AppState
 from app.api.openapi import responses
-from app.api.schemas.jobs.jobs import JobBody, render_job
+from app.api.schemas.jobs.jobs import JobBody
 from app.api.transport.disconnect import close_on_disconnect
-from app.api.transport.etags import etag_headers, job_etag, not_modified, queue_position_tag
+from app.api.transport.etags import job_etag, json_response, not_modified
 from app.api.transport.file_response import matches_etag
-from app.db.fast_reads.jobs import job_by_key, version_by_key
-from app.db.fast_reads.pool import AsyncConnections
+from app.db.fast_reads.keys import fetch_with_key
+from app.db.jobs.reads import JOB_BY_KEY, VERSION_BY_KEY
 from app.domain.jobs.states import TERMINAL, JobState
 from app.services.jobs.jobs import job_not_found
 
@@ -37,8 +37,6 @@ Wait = Annotated[
         "a job that has changed already is returned at once, and a timeout is a 304. Otherwise a change since now.",
     ),
 ]
-
-Read = Callable[[AsyncConnections, str, str], Coroutine[Any, Any, Any]]
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["Fine-tuning"])
 
@@ -55,19 +53,9 @@ async def get_job(request: Request, job_id: str, wait: Wait = 0) -> Response:
         etag = _etag(app_state, await read_job_version(app_state, request, secret, job_id, since))
         if matches_etag(request.headers, etag):
             return not_modified(etag)
-    row = _authorized_row(request, await _read(app_state, job_by_key, secret, job_id, since), job_id)
-    rendered = render_job(
-        row,
-        app_state.settings.organization,
-        row.queue_position,
-        row.adapter_file_ids,
-        row.expected_start_at,
-        row.waiting_for,
-        row.compatibility,
-        row.deliveries,
-    )
-    body = json.dumps(rendered, separators=(",", ":"), ensure_ascii=False).encode()
-    return Response(body, headers=etag_headers(_etag(app_state, row)), media_type="application/json")
+    row = _authorized_row(request, await _read(app_state, JOB_BY_KEY, secret, job_id, since), job_id)
+    body = JobBody.of_row(row, app_state.settings.organization)
+    return json_response(_etag(app_state, row), body)
 
 
 async def read_job_version(
@@ -77,7 +65,7 @@ async def read_job_version(
 
     Raises InvalidApiKey, RateLimited, MissingScope, NotFound, Unavailable.
     """
-    return _authorized_row(request, await _read(app_state, version_by_key, secret, job_id, since), job_id)
+    return _authorized_row(request, await _read(app_state, VERSION_BY_KEY, secret, job_id, since), job_id)
 
 
 async def _wait_for_change(
@@ -110,18 +98,16 @@ async def _wait_for_change(
     return None
 
 
-async def _read(app_state: AppState, read: Read, secret: str, job_id: str, since: float | None) -> Any:
+async def _read(app_state: AppState, query: Executable, secret: str, job_id: str, since: float | None) -> Any:
     """Read the job. Requests of one key that were notified of the same change share one read."""
+    read = partial(fetch_with_key, app_state.connections, query, secret, {"job_id": job_id})
     if since is None:
-        return await read(app_state.connections, secret, job_id)
-    return await app_state.notifications.single_flight.do(
-        (read, secret, job_id), since, lambda: read(app_state.connections, secret, job_id)
-    )
+        return await read()
+    return await app_state.notifications.single_flight.do((query, secret, job_id), since, read)
 
 
 def _etag(app_state: AppState, row: Any) -> str:
-    queue_tag = queue_position_tag(row.queue_position, row.expected_start_at, row.waiting_for)
-    return job_etag(app_state.settings.organization, row.version, queue_tag)
+    return job_etag(app_state.settings.organization, row)
 
 
 def _authorized_row(request: Request, row: Any, job_id: str) -> Any:

@@ -10,12 +10,10 @@ from fastapi import APIRouter, Query, Request
 from app.api.auth import AUTHENTICATED
 from app.api.dependencies import AppStateDep, SessionDep
 from app.api.openapi import responses
-from app.api.routes.jobs.jobs import render
 from app.api.routes.jobs.lists import MAX_JOBS, JobFilterDep, job_page
-from app.api.schemas.jobs.jobs import OrganizationJobList
+from app.api.schemas.jobs.jobs import OrganizationJob, OrganizationJobList
 from app.api.transport.pagination import After, Limit
 from app.services.jobs import jobs
-from app.services.jobs.jobs import JobView
 
 router = APIRouter(prefix="/v1/organization/jobs", tags=["Projects and keys"], dependencies=[AUTHENTICATED])
 
@@ -39,9 +37,5 @@ def list_all_jobs(
     """Newest first, each with the id of its project. The filters are those of `GET /v1/fine_tuning/jobs`."""
     if project_id is not None:
         jobs.require_project(session, project_id)
-
-    def render_with_project(job_view: JobView) -> dict[str, Any]:
-        return render(app_state, job_view) | {"project_id": job_view.job.project_id}
-
     job_filter = replace(job_filter, project_id=project_id)
-    return job_page(request, session, app_state, job_filter, after, min(limit, MAX_JOBS), render_with_project)
+    return job_page(request, session, app_state, job_filter, after, min(limit, MAX_JOBS), OrganizationJob)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from datetime import datetime
-from typing import Any, Literal, Protocol
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Annotated, Any, Literal, Self
 
-from app.api.schemas.common import Body, ListBody, WarningBody, unix_seconds, unix_seconds_or_none
+from pydantic import AfterValidator, AliasPath, Field
+
+from app.api.schemas.common import Body, ListBody, UnixTime, WarningBody
 from app.api.schemas.deliveries import DeliveryOfJob
 from app.api.schemas.jobs.evaluations import EvaluationError
 from app.domain.artifacts.compatibility import Compatibility, job_compatibility
@@ -16,16 +18,17 @@ from app.domain.files.files import FileOrigin
 from app.domain.jobs.spec import Hyperparameters, LoraSpec, QuantizationSpec
 from app.domain.jobs.states import Desired, JobState, Reason
 
-OPENAI_HYPERPARAMETERS = ("n_epochs", "batch_size", "learning_rate_multiplier")
-PROGRESS = ("step", "total_steps", "epoch", "tokens_per_second", "eta_seconds")
-
 
 class JobError(Body):
     code: str
+    """The reason: see the page of errors."""
     message: str
     param: str | None
+    """The field of the request that caused the error, such as `training_file`; null for none."""
     cause: str | None
+    """What this code means; null for a code of an earlier version."""
     remedy: str | None
+    """What to do about it."""
 
 
 class LegacyHyperparameters(Body):
@@ -44,100 +47,186 @@ class HyperparametersBody(Body):
 
 class SupervisedMethod(Body):
     type: Literal["supervised"]
+    """Answers or text."""
     supervised: HyperparametersBody
+    """The hyperparameters."""
 
 
 class DpoMethod(Body):
     type: Literal["dpo"]
+    """Preference pairs."""
     dpo: HyperparametersBody
+    """The hyperparameters."""
 
 
 class Progress(Body):
     step: int
+    """Optimizer steps done."""
     total_steps: int
-    epoch: float | None  # this field and the next two are null before the first step
-    tokens_per_second: float | None
-    eta_seconds: float | None
+    epoch: float | None = None  # this field and the next two are null before the first step
+    """Passes over the data, with a fraction."""
+    tokens_per_second: float | None = None
+    """The recent speed."""
+    eta_seconds: float | None = None
+    """Seconds until the end."""
 
 
 class AdapterOfJob(Body):
     """`sha256` and `bytes` are those of the archive."""
 
     files: list[str]
+    """Ids of the files of the adapter."""
     archive_file_id: str
-    format: Literal["peft"]
+    """All files as one tar: this file, or `/adapter/archive` of the job."""
+    format: Literal["peft"] = "peft"
+    """PEFT's format."""
     sha256: str
+    """SHA-256 of the archive."""
     bytes: int
+    """Size of the archive."""
     base_model: str
 
 
 class EvaluationOfJob(Body):
     """The newest evaluation of the job; `requested`: it is made when the training has succeeded."""
 
-    id: str | None
+    id: str | None = None
     status: Literal["requested", "queued", "running", "succeeded", "failed", "cancelled"]
     file: str
-    precision: str | None
-    summary: EvaluationSummary | None
-    error: EvaluationError | None
+    precision: str | None = None
+    summary: EvaluationSummary | None = None
+    error: EvaluationError | None = None
 
 
 class FileOrigins(Body):
     """Where the job's files come from, if they were imported."""
 
-    training_file: FileOrigin | None
-    validation_file: FileOrigin | None
+    training_file: FileOrigin | None = None
+    """The origin of the training file; null: it was not imported."""
+    validation_file: FileOrigin | None = None
+    """The origin of the validation file; null: it was not imported, or there is none."""
 
 
 class JobBody(Body):
+    """Read by `of_row`: what depends on several columns is computed there, the rest stands in a column or the spec."""
+
     id: str
-    object: Literal["fine_tuning.job"]
-    created_at: int
-    started_at: int | None
-    finished_at: int | None
-    training_seconds: float
-    attempt_started_at: int | None
+    object: Literal["fine_tuning.job"] = "fine_tuning.job"
+    created_at: UnixTime
+    started_at: UnixTime | None
+    """When training first started, in seconds since 1970; null until then."""
+    finished_at: UnixTime | None
+    """Seconds since 1970; null until the job has ended."""
+    training_seconds: Annotated[float, AfterValidator(lambda seconds: round(seconds, 1))]
+    """The duration of the training attempts that have ended, without pauses and waits; a running attempt adds the time
+    since `attempt_started_at`."""
+    attempt_started_at: UnixTime | None
+    """When the running training attempt started, in seconds since 1970; null while none runs."""
     estimated_finish: int | None
+    """Seconds since 1970, while the job runs."""
     model: str
-    model_alias: str | None
+    """The requested model: a base model, or the `ft:` model that the job trains further."""
+    model_alias: str | None = Field(None, validation_alias=AliasPath("spec", "model_alias"))
+    """The name in the request, if it is an alias of the base model; else null."""
     fine_tuned_model: str | None
+    """The `ft:` name of the result, once the job has succeeded."""
     organization_id: str
-    status: Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
+    """The server's name (`TUNERY_ORGANIZATION`)."""
+    status: Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"] = Field(
+        validation_alias="state"
+    )
+    """OpenAI's statuses, and `paused`."""
     hyperparameters: LegacyHyperparameters | NoHyperparameters
+    """OpenAI's older place for three hyperparameters; empty for `dpo`."""
     method: SupervisedMethod | DpoMethod
-    training_file: str
-    validation_file: str | None
-    file_origins: FileOrigins | None
-    result_files: list[str]
+    """The method with the resolved hyperparameters."""
+    training_file: str = Field(validation_alias="training_file_id")
+    validation_file: str | None = Field(validation_alias="validation_file_id")
+    file_origins: FileOrigins | None = Field(None, validation_alias=AliasPath("spec", "file_origins"))
+    """Where its files come from, if they were imported from another service; else null."""
+    result_files: list[str] = Field(validation_alias="result_file_ids")
+    """The results file, a CSV with a row per step. The adapter's files are in `adapter`."""
     trained_tokens: int | None
-    seed: int
+    """Tokens that the model processed, in all epochs; null until the job has ended."""
+    seed: int = Field(validation_alias=AliasPath("spec", "seed"))
     error: JobError | None
-    integrations: list[Any]
+    """Why the job failed; null in every other state."""
+    integrations: list[Any] = Field([])
+    """Empty."""
     metadata: dict[str, str] | None
-    user_provided_suffix: str | None
-    lora: LoraSpec
-    quantization: QuantizationSpec | None
-    sample_prompts: list[str]
+    user_provided_suffix: str | None = Field(validation_alias="suffix")
+    """The `suffix` of the request."""
+    lora: LoraSpec = Field(validation_alias=AliasPath("spec", "lora"))
+    quantization: QuantizationSpec | None = Field(validation_alias=AliasPath("spec", "quantization"))
+    sample_prompts: list[str] = Field([], validation_alias=AliasPath("spec", "sample_prompts"))
+    """Prompts that the model answers at every validation."""
     progress: Progress | None
+    """The progress, from the start of training on."""
     trained_steps: int | None
+    """Optimizer steps done."""
     total_steps: int | None
     phase: str | None
+    """The current stage of a running job, finer than `status`. `waiting_for_storage` for a queued job whose last
+    attempt found a full disk; it is retried automatically."""
     pause_requested: bool
+    """Whether a running job will be `paused` at its next step."""
     queue_position: int | None
-    expected_start: int | None
+    """The position over all projects, forecast every few seconds; 1 is next. Null unless the job is queued."""
+    expected_start: UnixTime | None = Field(validation_alias="expected_start_at")
+    """A forecast, in seconds since 1970; null unless the job is queued and a live worker can run it."""
     waiting_for: str | None
+    """What no live worker offers (a model, labels, memory), or that the job is too large for a slot and waits for a
+    whole GPU, in a sentence; null if a worker can run the job."""
     priority: int
-    urgent: bool
+    """Order among the queued jobs of the project: higher runs first."""
+    urgent: bool = Field(validation_alias="is_urgent")
+    """Whether the job runs before all jobs that are not urgent, of every project."""
     worker_labels: list[str]
-    attempts: int
+    """Only a worker with all of these labels runs the job."""
+    attempts: int = Field(validation_alias="train_attempts")
+    """How often training has started: more than once after a pause or a lost worker."""
     cloned_from: str | None
+    """The job that it was cloned from; null: it is not a clone."""
     request: dict[str, Any] | None
+    """The body of the request that created the job, as it was sent; of a clone, its changes. Null for a job of an
+    earlier release."""
     warnings: list[WarningBody]
+    """Problems of the request and, after validation, of the files that do not fail the job but may be unintended."""
     evaluation: EvaluationOfJob | None
     adapter: AdapterOfJob | None
+    """The trained weights, once the job has succeeded."""
     compatibility: Compatibility
+    """Which inference engines serve the adapter as it is, and what to do for the others."""
     deliver_to: list[str]
+    """The delivery targets that get the adapter when the job has succeeded."""
     deliveries: list[DeliveryOfJob]
+    """Where its adapters were or are being delivered, oldest first."""
+
+    @classmethod
+    def of_row(cls, row: Any, organization: str) -> Self:
+        """The body of a row of `app.db.jobs.reads.JOB`."""
+        columns = row._asdict()
+        spec = row.spec
+        hyperparameters = spec["hyperparameters"]
+        method = spec.get("method", "supervised")  # old rows have no method
+        progress = row.progress or {}
+        computed = {
+            "estimated_finish": _estimated_finish(row.state, progress),
+            "model": spec.get("continued_from") or row.base_model,
+            "organization_id": organization,
+            "hyperparameters": _of_model(LegacyHyperparameters, hyperparameters) if method == "supervised" else {},
+            "method": {"type": method, method: {"hyperparameters": hyperparameters}},
+            "error": _error(row),
+            "progress": _of_model(Progress, progress) if progress else None,
+            "trained_steps": progress.get("step"),
+            "total_steps": progress.get("total_steps"),
+            "pause_requested": row.state == JobState.RUNNING and row.desired == Desired.PAUSE,
+            "evaluation": _evaluation(row),
+            "adapter": _adapter(row),
+            "compatibility": row.manifest_compatibility or job_compatibility(spec, row.id),
+            "deliveries": row.deliveries or (),
+        }
+        return cls.model_validate(SimpleNamespace(**{**columns, **computed}))
 
 
 class JobList(ListBody):
@@ -152,190 +241,48 @@ class OrganizationJobList(ListBody):
     data: list[OrganizationJob]
 
 
-class JobAttributes(Protocol):
-    """The attributes that `render_job` reads, of an ORM row or of a row of the query in app.db.fast_reads.jobs."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def created_at(self) -> datetime: ...
-    @property
-    def started_at(self) -> datetime | None: ...
-    @property
-    def finished_at(self) -> datetime | None: ...
-    @property
-    def training_seconds(self) -> float: ...
-    @property
-    def attempt_started_at(self) -> datetime | None: ...
-    @property
-    def base_model(self) -> str: ...
-    @property
-    def fine_tuned_model(self) -> str | None: ...
-    @property
-    def state(self) -> str: ...
-    @property
-    def spec(self) -> dict[str, Any]: ...
-    @property
-    def training_file_id(self) -> str: ...
-    @property
-    def validation_file_id(self) -> str | None: ...
-    @property
-    def result_file_ids(self) -> list[str]: ...
-    @property
-    def trained_tokens(self) -> int | None: ...
-    @property
-    def error_code(self) -> str | None: ...
-    @property
-    def error_message(self) -> str | None: ...
-    @property
-    def error_param(self) -> str | None: ...
-    @property
-    def user_metadata(self) -> dict[str, Any] | None: ...
-    @property
-    def suffix(self) -> str | None: ...
-    @property
-    def progress(self) -> dict[str, Any] | None: ...
-    @property
-    def desired(self) -> str: ...
-    @property
-    def phase(self) -> str | None: ...
-    @property
-    def train_attempts(self) -> int: ...
-    @property
-    def priority(self) -> int: ...
-    @property
-    def is_urgent(self) -> bool: ...
-    @property
-    def worker_labels(self) -> list[str]: ...
-    @property
-    def deliver_to(self) -> list[str]: ...
-    @property
-    def cloned_from(self) -> str | None: ...
-    @property
-    def request(self) -> dict[str, Any] | None: ...
-    @property
-    def warnings(self) -> list[dict[str, Any]]: ...
-    @property
-    def evaluation(self) -> dict[str, Any] | None: ...
-    @property
-    def adapter_archive_file_id(self) -> str | None: ...
-    @property
-    def adapter_sha256(self) -> str | None: ...
-    @property
-    def adapter_bytes(self) -> int | None: ...
-
-
-def render_job(
-    job: JobAttributes,
-    organization: str,
-    queue_position: int | None,
-    adapter_file_ids: Sequence[str] | None,
-    expected_start_at: datetime | None = None,
-    waiting_for: str | None = None,
-    compatibility: dict[str, Any] | None = None,
-    deliveries: Sequence[dict[str, Any]] | None = None,
-) -> dict[str, Any]:
-    """`compatibility` is that of the result's manifest; without one it follows from the spec."""
-    spec = job.spec
-    hyperparameters = spec["hyperparameters"]
-    method = spec.get("method", "supervised")  # old rows have no method
-    progress = job.progress or {}
-    return {
-        "id": job.id,
-        "object": "fine_tuning.job",
-        "created_at": unix_seconds(job.created_at),
-        "started_at": unix_seconds_or_none(job.started_at),
-        "finished_at": unix_seconds_or_none(job.finished_at),
-        "training_seconds": round(job.training_seconds, 1),
-        "attempt_started_at": unix_seconds_or_none(job.attempt_started_at),
-        "estimated_finish": _estimated_finish(job, progress),
-        "model": spec.get("continued_from") or job.base_model,
-        "model_alias": spec.get("model_alias"),
-        "fine_tuned_model": job.fine_tuned_model,
-        "organization_id": organization,
-        "status": job.state,
-        "hyperparameters": {k: hyperparameters[k] for k in OPENAI_HYPERPARAMETERS} if method == "supervised" else {},
-        "method": {"type": method, method: {"hyperparameters": hyperparameters}},
-        "training_file": job.training_file_id,
-        "validation_file": job.validation_file_id,
-        "file_origins": _file_origins(spec),
-        "result_files": job.result_file_ids,
-        "trained_tokens": job.trained_tokens,
-        "seed": spec["seed"],
-        "error": _error(job),
-        "integrations": [],
-        "metadata": job.user_metadata,
-        "user_provided_suffix": job.suffix,
-        "lora": spec["lora"],
-        "quantization": spec["quantization"],
-        "sample_prompts": spec.get("sample_prompts", []),
-        "progress": {key: progress.get(key) for key in PROGRESS} if progress else None,
-        "trained_steps": progress.get("step"),
-        "total_steps": progress.get("total_steps"),
-        "phase": job.phase,
-        "pause_requested": job.state == JobState.RUNNING and job.desired == Desired.PAUSE,
-        "queue_position": queue_position,
-        "expected_start": unix_seconds_or_none(expected_start_at),
-        "waiting_for": waiting_for,
-        "priority": job.priority,
-        "urgent": job.is_urgent,
-        "worker_labels": job.worker_labels,
-        "attempts": job.train_attempts,
-        "cloned_from": job.cloned_from,
-        "request": job.request,
-        "warnings": job.warnings,
-        "evaluation": _evaluation(job),
-        "adapter": _adapter(job, adapter_file_ids),
-        "compatibility": compatibility or job_compatibility(spec, job.id),
-        "deliver_to": job.deliver_to,
-        "deliveries": list(deliveries or ()),
-    }
-
-
-def _file_origins(spec: Mapping[str, Any]) -> dict[str, Any] | None:
-    origins = spec.get("file_origins")
-    return {param: origins.get(param) for param in FileOrigins.model_fields} if origins else None
-
-
-def _estimated_finish(job: JobAttributes, progress: Mapping[str, Any]) -> int | None:
+def _estimated_finish(state: str, progress: Mapping[str, Any]) -> int | None:
     """The estimate of a running job, else None. The worker's estimate is preferred: it only changes with the row."""
-    if job.state != JobState.RUNNING or progress.get("eta_seconds") is None:
+    if state != JobState.RUNNING or progress.get("eta_seconds") is None:
         return None
     return int(progress.get("estimated_finish") or time.time() + progress["eta_seconds"])
 
 
-def _error(job: JobAttributes) -> dict[str, Any] | None:
+def _error(row: Any) -> dict[str, Any] | None:
     """Null for a job without an error. OpenAI sends {}, which is easily mistaken for an error."""
-    if job.error_code is None:
+    if row.error_code is None:
         return None
-    reason = Reason.of(job.error_code)
+    reason = Reason.of(row.error_code)
     return {
-        "code": job.error_code,
-        "message": job.error_message or "",
-        "param": job.error_param,
+        "code": row.error_code,
+        "message": row.error_message or "",
+        "param": row.error_param,
         "cause": reason.cause if reason else None,
         "remedy": reason.remedy if reason else None,
     }
 
 
-def _evaluation(job: JobAttributes) -> dict[str, Any] | None:
-    if job.evaluation is not None:
-        return {key: job.evaluation[key] for key in EvaluationOfJob.model_fields}
-    requested = job.spec.get("evaluation")
-    if requested is None or job.state in (JobState.FAILED, JobState.CANCELLED):
+def _evaluation(row: Any) -> dict[str, Any] | None:
+    if row.evaluation is not None:
+        return _of_model(EvaluationOfJob, row.evaluation)
+    requested = row.spec.get("evaluation")
+    if requested is None or row.state in (JobState.FAILED, JobState.CANCELLED):
         return None
-    nothing: dict[str, Any] = dict.fromkeys(EvaluationOfJob.model_fields)
-    return nothing | {"status": "requested", "file": requested["file"]}
+    return {"status": "requested", "file": requested["file"]}
 
 
-def _adapter(job: JobAttributes, file_ids: Sequence[str] | None) -> dict[str, Any] | None:
-    if job.adapter_sha256 is None:
+def _adapter(row: Any) -> dict[str, Any] | None:
+    if row.adapter_sha256 is None:
         return None
     return {
-        "files": list(file_ids or ()),
-        "archive_file_id": job.adapter_archive_file_id,
-        "format": "peft",
-        "sha256": job.adapter_sha256,
-        "bytes": job.adapter_bytes,
-        "base_model": job.base_model,
+        "files": row.adapter_file_ids or (),
+        "archive_file_id": row.adapter_archive_file_id,
+        "sha256": row.adapter_sha256,
+        "bytes": row.adapter_bytes,
+        "base_model": row.base_model,
     }
+
+
+def _of_model(model: type[Body], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The stored values that the model has."""
+    return {name: value for name, value in values.items() if name in model.model_fields}
