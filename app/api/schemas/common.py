@@ -53,10 +53,15 @@ class WarningBody(Body):
     """A problem that does not fail a job, but may be unintended."""
 
     code: str
+    """The kind of warning, such as `duplicate_rows`."""
     message: str
+    """The problem, its effect, and what to do."""
     file: str | None
+    """The id of the file with these rows; null: the warning is about the request."""
     count: int
+    """The number of rows."""
     first_lines: list[int]
+    """Line numbers of the first ten of these rows, counted from 1."""
 
 
 class Deleted(Body):

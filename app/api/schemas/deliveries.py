@@ -56,10 +56,10 @@ class UpdateDeliveryTarget(Strict):
 
 
 class CreateDelivery(Strict):
-    target: Annotated[Id, Field(description="The name of a delivery target.")]
-    checkpoint: Annotated[
-        Id | None, Field(description="A kept checkpoint, by its id or its model. Default: the job's result.")
-    ] = None
+    target: Id
+    """The name of a delivery target."""
+    checkpoint: Id | None = None
+    """A kept checkpoint, by its id or its model. Default: the job's result."""
 
 
 class DeliveryTargetBody(Body):
@@ -92,23 +92,41 @@ class DeliveryOfJob(Body):
 
     id: str
     target: str
+    """The name of the delivery target."""
     status: DeliveryStatus
+    """`pending` until an attempt succeeds or eleven have failed; `withdrawing` until it is removed from the target."""
     model: str
+    """The `ft:` name."""
     served_model: str
+    """The name under which the target has it."""
     check: ServedCheck | None
+    """Whether an engine computes with the adapter what the trainer computed; null: not compared, as other kinds do not
+    answer, and a checkpoint before the result has nothing to compare with.
+    """
     error: str | None
+    """Why the last attempt failed and what to do; null: it did not."""
 
 
 class DeliveryBody(DeliveryOfJob):
     object: Literal["fine_tuning.job.delivery"]
     created_at: int
     updated_at: int
+    """The last change, in seconds since 1970."""
     fine_tuning_job_id: str
     checkpoint: str
+    """The checkpoint whose adapter is delivered."""
     attempts: int
+    """The number of attempts so far."""
     next_attempt_at: int | None
+    """The next attempt, in seconds since 1970. Of one that is `delivered` it looks whether the engine still has it.
+    Null: none is due.
+    """
     delivered_at: int | None
+    """When the target first had it, in seconds since 1970; null: not yet."""
     location: dict[str, Any] | None
+    """What the target has, as its kind reports it: a path, a revision, objects, with its `served_model`; `earlier` has
+    the places before the target was changed; null: nothing.
+    """
 
 
 class DeliveryList(ListBody):

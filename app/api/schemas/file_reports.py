@@ -13,135 +13,207 @@ Format = Literal["chat", "completion", "text", "preference", "mixed"]
 
 class ReportLines(Body):
     count: int
+    """The number of rows."""
     first_lines: list[int]
+    """Line numbers of the first of these rows, counted from 1."""
 
 
 class ReportFinding(Body):
     line: int
+    """The line number, counted from 1."""
     code: str
+    """The kind of finding, such as `invalid_role`."""
     message: str
+    """The problem and the allowed values."""
 
 
 class ReportFindings(Body):
     """`data` has the first hundred findings, `count` is the number of all, `lines` the number of affected lines."""
 
     count: int
+    """The number of all findings."""
     lines: int
+    """The number of lines with at least one finding."""
     data: list[ReportFinding]
+    """The first hundred findings."""
 
 
 class Coverage(Body):
     """How much of the file the numbers cover. With `tokenized_every` above 1, token counts come from a sample."""
 
     complete: bool
+    """Whether the file was read to its end; false: the time limit of a minute was reached."""
     lines_read: int
+    """The number of the last line that was read, counted from 1."""
     rows: int
+    """The number of valid rows among them."""
     tokenized_rows: int
+    """The number of tokenized rows, the basis of `tokens`, `cut`, `empty` and `masked`."""
     tokenized_every: int
+    """Above 1, only every n-th row of a large file was tokenized, evenly spread."""
     rows_compared: int
+    """Rows that were compared to find duplicates: all, up to a million different ones."""
     validation_file_complete: bool | None
+    """Whether the whole validation file was compared; null: none was given."""
 
 
 class Lengths(Body):
     """Tokens of each row's longest document before truncation, to compare with `context_length`."""
 
     min: int
+    """The shortest."""
     median: int
+    """The median."""
     mean: float
+    """The average."""
     p90: int
+    """The 90th percentile."""
     p99: int
+    """The 99th percentile."""
     max: int
+    """The longest."""
 
 
 class Bucket(Body):
     """Rows with `least` to `most` tokens, both inclusive."""
 
     least: int
+    """The minimum number of tokens of a row in the bucket."""
     most: int
+    """The maximum number of tokens of a row in the bucket."""
     rows: int
+    """The number of rows."""
 
 
 class Tokens(Body):
     """`total` and `trained` are for one epoch, after truncation."""
 
     total: int
+    """Tokens that the model processes in one epoch, after truncation."""
     trained: int
+    """The tokens among them that the model learns to produce."""
     lengths: Lengths | None
+    """Lengths of each row's longest document before truncation; null: no row was tokenized."""
     histogram: list[Bucket]
+    """Rows by the tokens of their longest document before truncation, in buckets that double."""
 
 
 class DuplicateGroup(Body):
     lines: list[int]
+    """Lines with the same row, the first occurrence first; up to eleven."""
 
 
 class Duplicates(Body):
     """`rows` is the number of rows that repeat an earlier one; the first hundred groups, up to eleven lines of each."""
 
     rows: int
+    """The number of rows that repeat an earlier one."""
     groups: list[DuplicateGroup]
+    """The first hundred groups."""
 
 
 class OverlapRow(Body):
     line: int
+    """The line of this file, counted from 1."""
     validation_line: int
+    """The line of the validation file with the same row."""
 
 
 class Overlap(Body):
     """`rows` is the number of rows that are also in the validation file; `data` has the first hundred."""
 
     validation_file: str
+    """The id of the validation file."""
     rows: int
+    """The number of rows in both files."""
     data: list[OverlapRow]
+    """The first hundred of these rows."""
 
 
 class Segment(Body):
     text: str
+    """The text as the tokenizer decodes it, including special tokens."""
     trained: bool
+    """Whether the model learns to produce the text."""
     token_ids: list[int]
+    """The tokens of the text."""
 
 
 class PreviewDocument(Body):
     side: Literal["preferred", "non_preferred"] | None
+    """The answer of a preference pair; null: the row is not a pair."""
     tokens: int
+    """The number of tokens of the document."""
     trained_tokens: int
+    """The number of learned tokens among them."""
     omitted_tokens: int
+    """Tokens at the end that the preview omits: those after the first 2,000."""
     segments: list[Segment]
+    """The text, split where learning starts or stops."""
     truncated_tokens: int
+    """Tokens after the context length, which are not trained."""
     truncated_segments: list[Segment]
+    """Their text, split in the same way; at most its first 2,000 tokens."""
 
 
 class PreviewRow(Body):
     line: int
+    """The line number, counted from 1."""
     format: Format
+    """The format of the row."""
     trained: bool
+    """False: the row has no token to learn, and a job skips it."""
     tokens: int
+    """The number of tokens before truncation."""
     cut_tokens: int
+    """Tokens beyond `context_length`, which are dropped; 0 for plain text, which is split into several documents."""
     documents: list[PreviewDocument]
+    """What the model processes: one document, both answers of a pair, or parts of a long text."""
 
 
 class FileReportBody(Body):
     object: Literal["file.report"]
     file: str
+    """The id of the file."""
     filename: str
     bytes: int
     sha256: str
     model: str
+    """The model whose tokenizer and chat template were used."""
     method: Literal["supervised", "dpo"]
+    """The method that the rows were checked for: as requested, or the method of the first row."""
     context_length: int
+    """The maximum number of tokens of a document; longer ones are truncated. The requested value, or the model's."""
     valid: bool
+    """Whether a job can use the file."""
     message: str
+    """The verdict in a sentence, and which parts were not fully checked."""
     format: Format | None
+    """The format of all rows, or `mixed`; null: no row is valid."""
     formats: dict[str, int]
+    """The number of rows of each format."""
     findings: ReportFindings
+    """Invalid lines, which would fail a job."""
     warnings: list[WarningBody]
+    """Problems that do not fail a job but may be unintended, one entry for each kind."""
     coverage: Coverage
+    """How much of the file the numbers cover."""
     tokens: Tokens
+    """The number of tokens, of learned tokens, and their distribution."""
     cut: ReportLines
+    """Rows longer than `context_length`."""
     empty: ReportLines
+    """Rows without a token to learn; a job skips them."""
     masked: ReportLines
+    """The rows of `empty` that have no token to learn even before truncation."""
     duplicates: Duplicates
+    """Rows equal to an earlier row; white space and the order of keys are ignored."""
     overlap: Overlap | None
+    """Rows that are also in the validation file: they make the validation loss look better than it is. Null: no
+    validation file was given.
+    """
     rows: list[PreviewRow]
+    """The first rows as the model sees them, as many as `rows` requests."""
 
 
 def render_report(profile: Profile) -> dict[str, Any]:

@@ -12,25 +12,37 @@ from app.services.base_models.models import ModelRow
 
 class LoraLimits(Body):
     max_r: int
+    """The largest rank."""
     target_modules: list[str]
+    """The layers that an adapter can have."""
     target_parameters: list[str] | None = None
+    """The stacked weights of experts that an adapter can have; absent without experts."""
 
 
 class ModelBody(Body):
     """A base model has its limits, an alias its base model, an `ft:` model its base model and its job."""
 
     id: str
+    """The name to send as `model` of a job."""
     object: Literal["model"]
     created: int
+    """Seconds since 1970."""
     owned_by: str
+    """`tunery`, or the server's organization for a model that was trained here."""
     fine_tunable: bool
+    """Whether a job can use it as its `model`."""
     base_model: str | None = None
     alias_of: str | None = None
+    """The base model, if this name is an alias of it."""
     fine_tuning_job_id: str | None = None
     max_context_length: int | None = None
+    """The context length of a base model, in tokens."""
     source: str | None = None
+    """The id of a base model on its hub, if the operator gave it."""
     revision: str | None = None
+    """The commit or tag of `source`, if the operator gave one."""
     lora_limits: LoraLimits | None = None
+    """The limits for an adapter on this base model."""
 
 
 class ModelList(Body):

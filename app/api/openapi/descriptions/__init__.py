@@ -73,7 +73,6 @@ BY_SCHEMA = (
 )
 # Schemas whose missing descriptions are those of another schema with the same fields.
 FALLBACK_SCHEMAS = {
-    "DeliveryBody": "DeliveryOfJob",
     "NewKey": "KeyBody",
     "OrganizationJob": "JobBody",
     "OwnProject": "ProjectWithUsage",
@@ -146,5 +145,5 @@ def _schema_description(schema: str | None, field: str) -> str | None:
 
 
 def _describe(inner: dict[str, Any], description: str | None) -> None:
-    if description is not None and not inner.get("description"):
-        inner["description"] = description
+    if description := inner.get("description") or description:
+        inner["description"] = " ".join(description.split())  # a docstring has line breaks

@@ -15,11 +15,16 @@ class CheckpointBody(Body):
     created_at: int
     fine_tuning_job_id: str
     fine_tuned_model_checkpoint: str
+    """The `ft:` name; for the result it is the name of the job's model."""
     step_number: int
     best: bool
+    """Whether it has the lowest full validation loss of the job."""
     metrics: dict[str, float | None]
+    """Losses and accuracies at this step; values that were not measured are absent."""
     result_files: list[str]
+    """Ids of the files of the adapter."""
     adapter_archive_file_id: str
+    """The files of the adapter as one tar."""
 
 
 class CheckpointList(ListBody):
@@ -41,9 +46,12 @@ class AdapterBody(Body):
     fine_tuned_model: str
     base_model: str
     format: Literal["peft"]
+    """PEFT's format."""
     step_number: int
     files: list[AdapterFile]
+    """All files, to download by id from `/v1/files/{file_id}/content`."""
     archive: AdapterFile
+    """All files as one tar."""
 
 
 def render_checkpoint(checkpoint: Checkpoint, best_id: str | None) -> dict[str, Any]:

@@ -14,20 +14,21 @@ from app.domain.evaluations.summary import EvaluationSummary
 
 
 class CreateEvaluation(EvaluationRequest):
-    checkpoint: Annotated[
-        str | None,
-        Field(max_length=256, description="Id or model name of a kept checkpoint. Default: the job's result."),
-    ] = None
+    checkpoint: Annotated[str | None, Field(max_length=256)] = None
+    """Id or model name of a kept checkpoint. Default: the job's result."""
 
 
 class EvaluationError(Body):
     code: str
+    """The reason: see the page of evaluations."""
     message: str
 
 
 class EvaluationProgress(Body):
     answers: int
+    """Generated answers, of both models."""
     total_answers: int
+    """Twice the number of rows."""
 
 
 class EvaluationBody(Body):
@@ -37,23 +38,38 @@ class EvaluationBody(Body):
     object: Literal["fine_tuning.job.evaluation"]
     created_at: int
     started_at: int | None
+    """Seconds since 1970; null until a worker has started it."""
     finished_at: int | None
+    """Seconds since 1970; null until it has ended."""
     fine_tuning_job_id: str
     status: Literal["queued", "running", "succeeded", "failed", "cancelled"]
+    """The state."""
     file: str
+    """The file of held-out rows."""
     model: str
+    """The evaluated model: the job's result, or one of its checkpoints."""
     checkpoint: str
+    """The evaluated checkpoint."""
     step_number: int
     base_model: str
     settings: EvaluationSettings
+    """The requested evaluation and its graders, with all defaults."""
     plan: EvaluationPlan
+    """Rows, tokens and time."""
     progress: EvaluationProgress | None
+    """The number of answers so far; null before the first."""
     attempts: int
+    """How often a worker has started it."""
     precision: str | None
+    """The precision in which the base model answered; null before."""
     results_file: str | None
+    """Questions, answers and scores: a JSON object per row."""
     report_file: str | None
+    """A report in Markdown."""
     summary: EvaluationSummary | None
+    """The result; null until it has succeeded."""
     error: EvaluationError | None
+    """Why it failed; null in every other state."""
 
 
 class EvaluationList(ListBody):

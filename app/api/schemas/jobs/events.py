@@ -13,9 +13,13 @@ class EventBody(Body):
     object: Literal["fine_tuning.job.event"]
     created_at: int
     level: Literal["info", "warn", "error"]
+    """The severity."""
     message: str
+    """The event in a sentence."""
     type: Literal["message", "metrics"]
+    """`metrics` for the metrics of a step, else `message`."""
     data: dict[str, Any]
+    """For `metrics`: step, losses, accuracies, learning rate, speed."""
 
 
 class EventList(ListBody):

@@ -15,8 +15,13 @@ class StepMetricsBody(Body):
 
     object: Literal["fine_tuning.job.metrics"]
     fine_tuning_job_id: str
+    """The job."""
     total: int
+    """The number of all rows; `data` has fewer if `max_points` reduced them."""
     data: list[dict[str, Any]]
+    """A row for each step, oldest first, with the keys of its `metrics` event: step, losses, accuracies, learning rate,
+    speed.
+    """
 
 
 class LossCurveBody(Body):
@@ -24,14 +29,19 @@ class LossCurveBody(Body):
 
     object: Literal["fine_tuning.job.loss_curve"]
     fine_tuning_job_id: str
+    """The job."""
     steps: list[int]
+    """Evenly spaced steps up to the last one; of a repeated step, the latest run."""
     train_losses: list[float]
+    """The training loss of each of these steps."""
     best_valid_loss: float | None
+    """The lowest `full_valid_loss` of all steps; null: there was no full validation."""
 
 
 class LossCurveList(Body):
     object: Literal["list"]
     data: list[LossCurveBody]
+    """A curve for each job, in the order of `jobs`."""
 
 
 def render_metrics(job_id: str, metrics: MetricRows) -> dict[str, Any]:
