@@ -83,7 +83,7 @@ class WorkerHarness:
     def checkpoints(self, job: Job) -> list[Checkpoint]:
         """Latest first."""
         with transaction(self.sessions) as session:
-            return checkpoints.page(session, job.id, limit=100)
+            return checkpoints.kept(session, job.id)
 
     def file(self, file_id: str) -> File:
         with transaction(self.sessions) as session:

@@ -16,8 +16,8 @@ from typing import Any
 from starlette.responses import JSONResponse, Response
 
 from app.api.schemas.jobs.checkpoints import CheckpointBody
-from app.api.schemas.jobs.events import EventBody
 from app.api.schemas.jobs.jobs import JobBody
+from app.api.schemas.jobs.records import EventBody
 
 
 def job_etag(organization: str, version: int, queue_tag: str) -> str:

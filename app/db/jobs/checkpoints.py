@@ -65,37 +65,12 @@ def at_step(session: Session, job_id: str, step_number: int) -> Checkpoint | Non
     return session.scalar(select(Checkpoint).where(Checkpoint.job_id == job_id, Checkpoint.step_number == step_number))
 
 
-def get(session: Session, job_id: str, checkpoint_id: str) -> Checkpoint | None:
-    return session.scalar(select(Checkpoint).where(Checkpoint.job_id == job_id, Checkpoint.id == checkpoint_id))
-
-
 def by_names(session: Session, names: Sequence[str]) -> dict[str, Checkpoint]:
     """{fine_tuned_model_checkpoint: checkpoint} of those that exist."""
     if not names:
         return {}
     rows = session.scalars(select(Checkpoint).where(Checkpoint.name.in_(names)))
     return {checkpoint.name: checkpoint for checkpoint in rows}
-
-
-def page(session: Session, job_id: str, limit: int, after: Checkpoint | None = None) -> list[Checkpoint]:
-    """A page of kept checkpoints: first the job's result, as clients expect, then the others, latest step first.
-
-    The result may be an earlier step, as the best one can be promoted.
-    """
-    result = select(Job.fine_tuned_model).where(Job.id == job_id).scalar_subquery()
-    is_result = func.coalesce(Checkpoint.name == result, False)
-    query = (
-        select(Checkpoint)
-        .where(Checkpoint.job_id == job_id, Checkpoint.retired_at.is_(None))
-        .order_by(is_result.desc(), Checkpoint.step_number.desc())
-        .limit(limit)
-    )
-    if after is not None:
-        is_after_result = after.name == session.scalar(select(result))
-        query = query.where(is_result.is_(False))
-        if not is_after_result:
-            query = query.where(Checkpoint.step_number < after.step_number)
-    return list(session.scalars(query))
 
 
 def best(session: Session, job_id: str) -> Checkpoint | None:

@@ -228,6 +228,7 @@ class Checkpoint(Base):
     archive_file_id: Mapped[str]
     created_at: Mapped[datetime] = now()
     retired_at: Mapped[datetime | None]
+    is_best = False  # no column: a list of the job's checkpoints sets it
 
 
 class Snapshot(Base):

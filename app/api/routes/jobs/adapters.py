@@ -10,7 +10,7 @@ from starlette.responses import Response
 from app.api.auth import CallerDep
 from app.api.dependencies import AppStateDep, SessionDep
 from app.api.openapi.examples import all_operations
-from app.api.schemas.jobs.checkpoints import AdapterBody, render_adapter
+from app.api.schemas.jobs.checkpoints import AdapterBody
 from app.api.transport.file_response import content_response
 from app.services.jobs import adapters
 
@@ -20,7 +20,7 @@ router = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}/adapter", tags=["Adapte
 @router.get("", response_model=AdapterBody, summary="Get the adapter of a job")
 def get_adapter(job_id: str, caller: CallerDep, session: SessionDep) -> Any:
     """Ids, sizes and SHA-256 of its files and of the archive; 404 until the job has succeeded."""
-    return render_adapter(adapters.get(session, caller.project_id, job_id))
+    return adapters.get(session, caller.project_id, job_id)
 
 
 @router.get("/archive", summary="Download the adapter", response_class=Response, responses=all_operations.ARCHIVE)

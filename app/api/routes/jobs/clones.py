@@ -12,7 +12,7 @@ from app.api.idempotency import IdempotentRoute
 from app.api.job_request_parser import clone_request
 from app.api.openapi.examples import extensions
 from app.api.routes.jobs.jobs import create
-from app.api.schemas.jobs.diffs import DiffBody, render_diff
+from app.api.schemas.jobs.diffs import DiffBody
 from app.api.schemas.jobs.jobs import JobBody
 from app.api.transport.json_body import OptionalJsonBodyDep
 from app.errors import BadRequest
@@ -47,4 +47,4 @@ def diff_jobs(
         raise BadRequest(
             "you must provide with: the id of the job to compare with", "with", "missing_required_parameter"
         )
-    return render_diff(diffs.compare(session, left, diffs.get_other(session, caller.project_id, other)))
+    return diffs.compare(session, left, diffs.get_other(session, caller.project_id, other))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
+from pydantic import Field
+
 from app.api.schemas.common import Body
-from app.db.tables import Job
-from app.domain.jobs.json_diff import ValueDiff, count_differences
-from app.services.jobs.diffs import Diff
 
 
 class DiffRow(Body):
@@ -35,18 +33,18 @@ class DiffSection(Body):
 
 class DiffJob(Body):
     id: str
-    status: str
+    status: str = Field(validation_alias="state")
     """The status of the job."""
     fine_tuned_model: str | None
     """The `ft:` name of the result; null until the job has succeeded."""
-    training_file: str
-    validation_file: str | None
+    training_file: str = Field(validation_alias="training_file_id")
+    validation_file: str | None = Field(validation_alias="validation_file_id")
     cloned_from: str | None
     """The job that it was cloned from, or null."""
 
 
 class DiffBody(Body):
-    object: Literal["fine_tuning.job.diff"]
+    object: Literal["fine_tuning.job.diff"] = "fine_tuning.job.diff"
     left: DiffJob
     """The job in the path."""
     right: DiffJob
@@ -59,31 +57,3 @@ class DiffBody(Body):
     """The last attempt of each job: device, precision, versions, layout, worker."""
     result: DiffSection
     """Status, losses, tokens, times, memory, adapter."""
-
-
-def render_diff(diff: Diff) -> dict[str, Any]:
-    return {
-        "object": "fine_tuning.job.diff",
-        "left": _job(diff.left),
-        "right": _job(diff.right),
-        "data": _section(diff.data),
-        "config": _section(diff.config),
-        "environment": _section(diff.environment),
-        "result": _section(diff.result),
-    }
-
-
-def _job(job: Job) -> dict[str, Any]:
-    return {
-        "id": job.id,
-        "status": job.state,
-        "fine_tuned_model": job.fine_tuned_model,
-        "training_file": job.training_file_id,
-        "validation_file": job.validation_file_id,
-        "cloned_from": job.cloned_from,
-    }
-
-
-def _section(rows: Sequence[ValueDiff]) -> dict[str, Any]:
-    values = [{"path": row.path, "left": row.left, "right": row.right, "differs": row.differs} for row in rows]
-    return {"differences": count_differences(rows), "values": values}

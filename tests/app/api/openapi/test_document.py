@@ -27,15 +27,13 @@ from app.api.schemas.deliveries import (
 from app.api.schemas.file_reports import FileReportBody
 from app.api.schemas.files import FileBody, FileList
 from app.api.schemas.jobs import parameters
-from app.api.schemas.jobs.attempts import AttemptList
 from app.api.schemas.jobs.checkpoints import AdapterBody, CheckpointList
 from app.api.schemas.jobs.diffs import DiffBody
 from app.api.schemas.jobs.evaluations import EvaluationBody, EvaluationList
-from app.api.schemas.jobs.events import EventList
 from app.api.schemas.jobs.exports import ExportBody, ExportList
 from app.api.schemas.jobs.jobs import JobBody, JobList, OrganizationJobList
-from app.api.schemas.jobs.metrics import LossCurveList, StepMetricsBody
 from app.api.schemas.jobs.plans import PlanBody
+from app.api.schemas.jobs.records import AttemptList, EventList, LossCurveList, StepMetricsBody
 from app.api.schemas.jobs.requests import CreateJob
 from app.api.schemas.models import ModelBody, ModelList
 from app.api.schemas.organization.audit_logs import AuditList
