@@ -36,8 +36,9 @@ def page(
     after: str | None,
     *scope: ColumnElement[bool],
     only: tuple[ColumnElement[bool], ...] = (),
+    oldest_first: bool = False,
 ) -> list[Row]:
-    """The rows within `scope` that match `only`, newest first; `after` is the last id of the page before.
+    """The rows within `scope` that match `only`, by default newest first; `after` is the last id of the page before.
 
     The row `after` needs not match `only`: its state may have changed meanwhile. Raises BadRequest if it is unknown.
     """
@@ -48,8 +49,8 @@ def page(
         if last is None:
             text = f"after: there is no {_name(table)} {as_json(after)} here; give the id of the last item of the page"
             raise BadRequest(f"{text} before", "after")
-        query = query.where(number < last)
-    return list(session.scalars(query.order_by(number.desc()).limit(limit)))
+        query = query.where(number > last if oldest_first else number < last)
+    return list(session.scalars(query.order_by(number if oldest_first else number.desc()).limit(limit)))
 
 
 def _name(table: type[Base]) -> str:

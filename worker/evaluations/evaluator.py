@@ -13,10 +13,9 @@ from pathlib import Path
 
 from sqlalchemy.orm import Session
 
-from app.db.files import files
 from app.db.jobs import evaluations, leased_rows
 from app.db.jobs.claims import FencedError, Lease
-from app.db.tables import Evaluation
+from app.db.tables import Evaluation, File
 from app.domain.artifacts.full_disk import is_disk_full
 from app.domain.evaluations.plan import make_plan
 from app.domain.evaluations.spec import (
@@ -30,7 +29,7 @@ from app.domain.evaluations.spec import (
     GenerationStarted,
     ModelAnswer,
 )
-from app.domain.evaluations.states import EvaluationErrorCode, EvaluationState
+from app.domain.evaluations.states import EvaluationErrorCode
 from app.domain.evaluations.summary import EvaluationSummary
 from app.domain.jobs.states import ExitCode
 from app.domain.scheduling.worker_capacity import WorkerCapacity
@@ -41,8 +40,6 @@ from worker.evaluations.inputs import EvaluationInputs
 from worker.evaluations.prepare import Loaded
 from worker.evaluations.report import summary_sentence
 from worker.jobs import workdir
-from worker.jobs.artifacts import stored_files
-from worker.jobs.artifacts.publish import PURPOSE
 from worker.jobs.leased_rows import AttemptFailed, RowClaimer, RowLeaseKeeper
 from worker.jobs.observed_attempt import observed_attempt
 from worker.jobs.program_process import ProgramLimits, start_program, supervise, unexpected_exit
@@ -186,23 +183,9 @@ class Evaluator:
     def _publish(
         self, evaluation: Evaluation, summary: EvaluationSummary, keeper: RowLeaseKeeper[Evaluation], directory: Path
     ) -> None:
-        """Store results and report under the attempt's own prefix; the rows that name them make them visible."""
-        prefix = stored_files.unique(f"jobs/{evaluation.job_id}/evaluations/{evaluation.id}/{evaluation.attempt}")
 
-        def succeed(session: Session) -> None:
-            ids = {
-                file.filename: files.insert(
-                    session,
-                    evaluation.project_id,
-                    PURPOSE,
-                    file.filename,
-                    file.size_bytes,
-                    file.sha256,
-                    file.key,
-                    job_id=evaluation.job_id,
-                ).id
-                for file in stored
-            }
+        def succeed(session: Session, stored: list[File]) -> None:
+            ids = {file.filename: file.id for file in stored}
             evaluations.succeed(
                 session,
                 keeper.lease,
@@ -213,14 +196,8 @@ class Evaluator:
                 report_file_id=ids[REPORT],
             )
 
-        def has_succeeded(session: Session) -> bool:
-            row = session.get(Evaluation, evaluation.id)
-            return row is not None and row.state == EvaluationState.SUCCEEDED and row.attempt == evaluation.attempt
-
-        with stored_files.delete_unless_committed() as undo:
-            stored = stored_files.put_directory(self.resources, keeper, directory / OUTBOX, prefix)
-            undo.callback(stored_files.discard, self.resources.storage, [file.key for file in stored])
-            keeper.finish(succeed, has_succeeded)
+        prefix = f"jobs/{evaluation.job_id}/evaluations/{evaluation.id}/{evaluation.attempt}"
+        keeper.publish(evaluation, directory / OUTBOX, prefix, succeed)
 
     def _waiter(self, keeper: RowLeaseKeeper[Evaluation]) -> Callable[[float], None]:
         """A function that waits, and ends the wait with an error after a cancel or at a shutdown."""

@@ -192,7 +192,7 @@ def _spec(settings: Settings, loaded: Loaded, adapter: FetchedParentAdapter) -> 
         lora=lora,
         adapter=adapter.directory,
         adapter_manifest_sha256=adapter.manifest_sha256,
-        max_new_tokens=loaded.settings.max_new_tokens,
+        settings=loaded.settings,
         device=settings.device,
         threads=settings.threads,
         memory_budget_bytes=budget if budget and budget < training_device(settings.device).memory_bytes else None,

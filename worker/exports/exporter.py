@@ -19,7 +19,7 @@ from app.db.files import files
 from app.db.jobs import exports
 from app.db.jobs.claims import Lease
 from app.db.tables import Export, File
-from app.domain.artifacts.exports import ExportErrorCode, ExportState, ExportType
+from app.domain.artifacts.exports import ExportErrorCode, ExportType
 from app.domain.artifacts.full_disk import is_disk_full
 from app.domain.base_models.catalog import ALTERED_REASON, unusable_model_message
 from app.domain.jobs.states import ExitCode
@@ -27,9 +27,7 @@ from app.log import get_logger
 from app.storage import StorageError
 from app.system.artifact_directory import MANIFEST, ManifestMismatch, read_manifest
 from worker.jobs import workdir
-from worker.jobs.artifacts import parent_adapter, stored_files
-from worker.jobs.artifacts.publish import PURPOSE
-from worker.jobs.artifacts.stored_files import StoredFile
+from worker.jobs.artifacts import parent_adapter
 from worker.jobs.leased_rows import AttemptFailed, RowClaimer, RowLeaseKeeper
 from worker.jobs.observed_attempt import observed_attempt
 from worker.jobs.program_process import start_program, supervise, unexpected_exit
@@ -157,41 +155,14 @@ class Exporter:
             raise _exit_failure(exit_code, program.last_stderr_line())
 
     def _publish(self, export: Export, keeper: RowLeaseKeeper[Export], result: Path) -> None:
-        """Store the files under the attempt's own prefix; the rows that name them make them visible."""
         manifest = read_manifest(result)
-        prefix = stored_files.unique(f"exports/{export.id}/attempts/{export.attempt}")
 
-        def has_succeeded(session: Session) -> bool:
-            row = session.get(Export, export.id)
-            return row is not None and row.state == ExportState.SUCCEEDED and row.attempt == export.attempt
-
-        with stored_files.delete_unless_committed() as undo:
-            stored = stored_files.put_directory(self.resources, keeper, result, prefix)
-            undo.callback(stored_files.discard, self.resources.storage, [file.key for file in stored])
+        def succeed(session: Session, stored: list[File]) -> None:
             _check_digests(stored, manifest)
-            keeper.finish(
-                lambda session: self._succeed(session, export, keeper.lease, manifest, stored),
-                has_succeeded,
-            )
+            size_bytes = sum(file.bytes for file in stored)
+            exports.succeed(session, keeper.lease, clean(manifest), [file.id for file in stored], size_bytes)
 
-    def _succeed(
-        self, session: Session, export: Export, lease: Lease, manifest: dict[str, Any], stored: Sequence[StoredFile]
-    ) -> None:
-        rows = [
-            files.insert(
-                session,
-                export.project_id,
-                PURPOSE,
-                file.filename,
-                file.size_bytes,
-                file.sha256,
-                file.key,
-                job_id=export.job_id,
-            )
-            for file in stored
-        ]
-        size_bytes = sum(file.size_bytes for file in stored)
-        exports.succeed(session, lease, clean(manifest), [row.id for row in rows], size_bytes)
+        keeper.publish(export, result, f"exports/{export.id}/attempts/{export.attempt}", succeed)
 
     def _end_failed(self, session: Session, lease: Lease, error: AttemptFailed) -> None:
         settings, code, text = self.settings, error.code, error.message
@@ -205,7 +176,7 @@ class Exporter:
             )
 
 
-def _check_digests(stored: Sequence[StoredFile], manifest: dict[str, Any]) -> None:
+def _check_digests(stored: Sequence[File], manifest: dict[str, Any]) -> None:
     """Check that the stored files are those of the manifest. Raises ManifestMismatch."""
     actual = {file.filename: file.sha256 for file in stored if file.filename != MANIFEST}
     expected = {name: entry.get("sha256") for name, entry in manifest["files"].items()}

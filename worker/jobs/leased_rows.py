@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Generic
 
 from sqlalchemy.orm import Session
 
 from app.db.engine import DATABASE_UNAVAILABLE, transaction
+from app.db.files import files
 from app.db.jobs import leased_rows
 from app.db.jobs.claims import FencedError, Lease
 from app.db.jobs.leased_rows import Row
-from app.db.tables import Evaluation, Export, Job
+from app.db.tables import Evaluation, Export, File, Job
 from app.domain.jobs.states import Reason
 from app.log import get_logger
 from app.system.boot_clock import boottime_seconds
+from worker.jobs.artifacts import stored_files
 from worker.jobs.lease import LeaseKeeper
 from worker.jobs.sanitize import clean_text
 from worker.node.resources import Resources
@@ -70,6 +73,30 @@ class RowLeaseKeeper(LeaseKeeper, Generic[Row]):
             log.exception(f"internal error of the {name}")
             text = "The worker had an internal error; its log has the details"
             self._end_failed(name, AttemptFailed("server_error", text), fail)
+
+    def publish(
+        self,
+        row: Export | Evaluation,
+        directory: Path,
+        prefix: str,
+        succeed: Callable[[Session, list[File]], object],
+    ) -> None:
+        """Store the files of a result below a prefix of their own, and end the attempt by `succeed`.
+
+        It gets the inserted rows of the files, which make them visible. If it raises, nothing is stored.
+        """
+
+        def write(session: Session) -> None:
+            succeed(session, [files.insert(session, file.row(row.project_id, row.job_id)) for file in stored])
+
+        def has_succeeded(session: Session) -> bool:
+            found = session.get(self._table, row.id)
+            return found is not None and found.state == leased_rows.SUCCEEDED and found.attempt == row.attempt
+
+        with stored_files.delete_unless_committed() as undo:
+            stored = stored_files.put_directory(self._resources, self, directory, stored_files.unique(prefix))
+            undo.callback(stored_files.discard, self._resources.storage, [file.key for file in stored])
+            self.finish(write, has_succeeded)
 
     def check_running(self) -> None:
         """Call between the steps of long work. Raises FencedError after a cancel, AttemptInterrupted at a shutdown."""

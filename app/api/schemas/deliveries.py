@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AliasPath, Field
 
-from app.api.schemas.common import Body, ListBody, unix_seconds, unix_seconds_or_none
+from app.api.schemas.common import Body, ListBody, UnixTime, unix_seconds
 from app.api.schemas.jobs.requests import Id, Strict
 from app.db.tables import DeliveryTarget
 from app.domain.deliveries.served_check import ServedCheck
 from app.domain.deliveries.targets import MAX_CREDENTIAL_CHARACTERS, AnyDestination, TargetStatus
-from app.services.deliveries.deliveries import DeliveryView
 
 CREDENTIALS_DESCRIPTION = (
     "By kind: `api_key` of an engine; `access_key_id`, `secret_access_key` and `session_token` of S3; `token` of the "
@@ -91,15 +90,15 @@ class DeliveryOfJob(Body):
     """A delivery as its job shows it."""
 
     id: str
-    target: str
+    target: str = Field(validation_alias=AliasPath("target", "name"))
     """The name of the delivery target."""
-    status: DeliveryStatus
+    status: DeliveryStatus = Field(validation_alias="state")
     """`pending` until an attempt succeeds or eleven have failed; `withdrawing` until it is removed from the target."""
     model: str
     """The `ft:` name."""
     served_model: str
     """The name under which the target has it."""
-    check: ServedCheck | None
+    check: ServedCheck | None = Field(validation_alias="served_check")
     """Whether an engine computes with the adapter what the trainer computed; null: not compared, as other kinds do not
     answer, and a checkpoint before the result has nothing to compare with.
     """
@@ -108,20 +107,20 @@ class DeliveryOfJob(Body):
 
 
 class DeliveryBody(DeliveryOfJob):
-    object: Literal["fine_tuning.job.delivery"]
-    created_at: int
-    updated_at: int
+    object: Literal["fine_tuning.job.delivery"] = "fine_tuning.job.delivery"
+    created_at: UnixTime
+    updated_at: UnixTime
     """The last change, in seconds since 1970."""
-    fine_tuning_job_id: str
-    checkpoint: str
+    fine_tuning_job_id: str = Field(validation_alias="job_id")
+    checkpoint: str = Field(validation_alias="checkpoint_id")
     """The checkpoint whose adapter is delivered."""
-    attempts: int
+    attempts: int = Field(validation_alias="attempt")
     """The number of attempts so far."""
-    next_attempt_at: int | None
+    next_attempt_at: UnixTime | None
     """The next attempt, in seconds since 1970. Of one that is `delivered` it looks whether the engine still has it.
     Null: none is due.
     """
-    delivered_at: int | None
+    delivered_at: UnixTime | None
     """When the target first had it, in seconds since 1970; null: not yet."""
     location: dict[str, Any] | None
     """What the target has, as its kind reports it: a path, a revision, objects, with its `served_model`; `earlier` has
@@ -148,26 +147,4 @@ def render_target(target: DeliveryTarget, problem: str | None) -> dict[str, Any]
         "default": target.is_default,
         "status": TargetStatus.READY if problem is None else TargetStatus.CREDENTIALS_LOST,
         "error": problem,
-    }
-
-
-def render_delivery(view: DeliveryView) -> dict[str, Any]:
-    delivery = view.delivery
-    return {
-        "id": delivery.id,
-        "object": "fine_tuning.job.delivery",
-        "created_at": unix_seconds(delivery.created_at),
-        "updated_at": unix_seconds(delivery.updated_at),
-        "fine_tuning_job_id": delivery.job_id,
-        "target": view.target,
-        "status": delivery.state,
-        "model": delivery.model,
-        "checkpoint": delivery.checkpoint_id,
-        "served_model": delivery.served_model,
-        "check": delivery.served_check,
-        "error": delivery.error,
-        "attempts": delivery.attempt,
-        "next_attempt_at": unix_seconds_or_none(delivery.next_attempt_at),
-        "delivered_at": unix_seconds_or_none(delivery.delivered_at),
-        "location": delivery.location,
     }

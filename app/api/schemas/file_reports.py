@@ -1,12 +1,15 @@
-"""The report on a dataset, and the function that renders it."""
+"""The report on a dataset."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
+
+from pydantic import Field
 
 from app.api.schemas.common import Body, WarningBody
+from app.domain.datasets.profile import histogram, quantiles
 from app.domain.datasets.report import no_trainable_tokens_message
-from app.services.datasets.profile import Json, Profile, ProfileInputs
+from app.services.datasets.profile import Profile
 
 Format = Literal["chat", "completion", "text", "preference", "mixed"]
 
@@ -14,7 +17,7 @@ Format = Literal["chat", "completion", "text", "preference", "mixed"]
 class ReportLines(Body):
     count: int
     """The number of rows."""
-    first_lines: list[int]
+    first_lines: list[int] = Field(validation_alias="first")
     """Line numbers of the first of these rows, counted from 1."""
 
 
@@ -172,7 +175,7 @@ class PreviewRow(Body):
 
 
 class FileReportBody(Body):
-    object: Literal["file.report"]
+    object: Literal["file.report"] = "file.report"
     file: str
     """The id of the file."""
     filename: str
@@ -215,52 +218,54 @@ class FileReportBody(Body):
     rows: list[PreviewRow]
     """The first rows as the model sees them, as many as `rows` requests."""
 
+    @classmethod
+    def of(cls, profile: Profile) -> Self:
+        inputs, found, report = profile.inputs, profile.found, profile.found.report
+        problem, warnings = _failure(profile), _warnings(profile)
+        return cls(
+            file=inputs.file.id,
+            filename=inputs.file.filename,
+            bytes=inputs.file.bytes,
+            sha256=inputs.file.sha256,
+            model=inputs.model,
+            method=profile.parameters.method,
+            context_length=profile.parameters.context_length,
+            valid=problem is None,
+            message=" ".join([problem or _accepted(len(warnings)), *_coverage_notes(profile)]),
+            format=next(iter(found.formats)) if len(found.formats) == 1 else "mixed" if found.formats else None,
+            formats=found.formats,
+            findings={"count": report.finding_count, "lines": report.bad_lines, "data": report.findings},
+            warnings=warnings,
+            coverage=_coverage(profile),
+            tokens={
+                "total": report.tokens,
+                "trained": report.labelled_tokens,
+                "lengths": quantiles(found.lengths),
+                "histogram": histogram(found.lengths),
+            },
+            cut=report.cut,
+            empty=report.empty,
+            masked=report.masked,
+            duplicates={
+                "rows": found.duplicate_rows,
+                "groups": [{"lines": [first, *lines]} for first, lines in found.duplicates.items()],
+            },
+            overlap=_overlap(profile),
+            rows=found.previews,
+        )
 
-def render_report(profile: Profile) -> dict[str, Any]:
-    inputs, report = profile.inputs, profile.report
-    problem = _failure(report, inputs)
-    formats, warnings = report["formats"], _warnings(profile)
-    return {
-        "object": "file.report",
-        "file": inputs.file.id,
-        "filename": inputs.file.filename,
-        "bytes": inputs.file.bytes,
-        "sha256": inputs.file.sha256,
-        "model": inputs.model,
-        "method": report["method"],
-        "context_length": inputs.parameters.context_length,
-        "valid": problem is None,
-        "message": " ".join([problem or _accepted(len(warnings)), *_coverage_notes(profile)]),
-        "format": next(iter(formats)) if len(formats) == 1 else "mixed" if formats else None,
-        "formats": formats,
-        "findings": {"count": report["finding_count"], "lines": report["bad_lines"], "data": report["findings"]},
-        "warnings": warnings,
-        "coverage": _coverage(profile),
-        "tokens": {
-            "total": report["tokens"],
-            "trained": report["labelled_tokens"],
-            "lengths": report["lengths"],
-            "histogram": report["histogram"],
-        },
-        **{name: _lines(report[name]) for name in ("cut", "empty", "masked")},
-        "duplicates": {
-            "rows": report["duplicate_rows"],
-            "groups": [{"lines": lines} for lines in report["duplicates"]],
-        },
-        "overlap": _overlap(profile),
-        "rows": report["previews"],
-    }
 
-
-def _failure(report: Json, inputs: ProfileInputs) -> str | None:
+def _failure(profile: Profile) -> str | None:
     """The reason for which a job with this file would fail; None if it would not."""
-    if report["finding_count"]:
-        lines = "line has" if report["bad_lines"] == 1 else "lines have"
-        return f"{report['bad_lines']:,} {lines} an unsupported format for a {report['method']} job."
-    if report["rows"] < inputs.least_examples and report["is_complete"]:
-        return f"The file has {report['rows']} example(s), but must have at least {inputs.least_examples}."
-    if not report["labelled_tokens"]:
-        return no_trainable_tokens_message(report["method"], inputs.parameters.context_length)
+    found, report, least = profile.found, profile.found.report, profile.inputs.least_examples
+    method, context_length = profile.parameters.method, profile.parameters.context_length
+    if report.finding_count:
+        lines = "line has" if report.bad_lines == 1 else "lines have"
+        return f"{report.bad_lines:,} {lines} an unsupported format for a {method} job."
+    if found.rows < least and found.is_complete:
+        return f"The file has {found.rows} example(s), but must have at least {least}."
+    if not report.labelled_tokens:
+        return no_trainable_tokens_message(method, context_length)
     return None
 
 
@@ -274,47 +279,41 @@ def _warnings(profile: Profile) -> list[dict[str, Any]]:
     """The warnings with file ids. The lines of an overlap are lines of the validation file."""
     file, validation_file = profile.inputs.file, profile.inputs.validation_file
     warnings = []
-    for warning in profile.report["warnings"]:
-        warned_file = validation_file if warning["code"] == "overlap" and validation_file is not None else file
-        message = f"{warning['message'][0].upper()}{warning['message'][1:]}."
-        warnings.append(warning | {"file": warned_file.id, "message": message})
+    for warning in profile.found.report.warnings(profile.parameters.method, profile.parameters.context_length):
+        warned_file = validation_file if warning.code == "overlap" and validation_file is not None else file
+        message = f"{warning.message[0].upper()}{warning.message[1:]}."
+        warnings.append(vars(warning) | {"file": warned_file.id, "message": message})
     return warnings
 
 
 def _coverage_notes(profile: Profile) -> list[str]:
-    report, every = profile.report, profile.inputs.limits.tokenize_every
+    found, every = profile.found, profile.inputs.limits.tokenize_every
     notes = []
     if every > 1:
         notes.append(f"Every line was checked; the file is large, so only one of {every} rows was tokenized.")
-    if not report["is_complete"]:
-        notes.append(
-            f"The time limit was reached at line {report['lines_read']:,}: the lines after it were not checked."
-        )
-    if not report["is_validation_complete"]:
+    if not found.is_complete:
+        notes.append(f"The time limit was reached at line {found.lines_read:,}: the lines after it were not checked.")
+    if not found.is_validation_complete:
         notes.append("Only a part of the validation file was compared.")
     return notes
 
 
 def _coverage(profile: Profile) -> dict[str, Any]:
-    inputs, report = profile.inputs, profile.report
+    inputs, found = profile.inputs, profile.found
     return {
-        "complete": report["is_complete"],
-        "lines_read": report["lines_read"],
-        "rows": report["rows"],
-        "tokenized_rows": report["tokenized_rows"],
+        "complete": found.is_complete,
+        "lines_read": found.lines_read,
+        "rows": found.rows,
+        "tokenized_rows": found.tokenized,
         "tokenized_every": inputs.limits.tokenize_every,
-        "rows_compared": report["rows_remembered"],
-        "validation_file_complete": report["is_validation_complete"] if inputs.validation_file else None,
+        "rows_compared": found.rows_remembered,
+        "validation_file_complete": found.is_validation_complete if inputs.validation_file else None,
     }
 
 
 def _overlap(profile: Profile) -> dict[str, Any] | None:
-    validation_file, report = profile.inputs.validation_file, profile.report
+    validation_file, found = profile.inputs.validation_file, profile.found
     if validation_file is None:
         return None
-    data = [{"line": line, "validation_line": other} for line, other in report["overlap"]]
-    return {"validation_file": validation_file.id, "rows": report["overlap_rows"], "data": data}
-
-
-def _lines(lines: Json) -> dict[str, Any]:
-    return {"count": lines["count"], "first_lines": lines["first"]}
+    data = [{"line": line, "validation_line": other} for line, other in found.overlap]
+    return {"validation_file": validation_file.id, "rows": found.overlap_rows, "data": data}

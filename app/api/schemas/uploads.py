@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from app.api.schemas.common import Body, ListBody, unix_seconds
-from app.api.schemas.files import FileBody, render_file
+from app.api.schemas.files import FileBody
 from app.api.schemas.jobs.requests import Id, Strict
 from app.db.tables import UploadPart
 from app.domain.files.uploads import EXPIRES_SECONDS, MAX_FILENAME, MAX_PARTS, clean_filename
@@ -95,7 +95,7 @@ def render_upload(view: UploadView) -> dict[str, Any]:
         "filename": upload.filename,
         "purpose": upload.purpose,
         "status": str(view.status),
-        "file": None if view.file is None else render_file(view.file),
+        "file": view.file,
         "mime_type": upload.mime_type,
         "received_bytes": view.received_bytes,
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
@@ -14,51 +13,6 @@ from app.domain.jobs.states import TERMINAL
 
 KEPT_CHECKPOINTS = 3
 KEPT_SNAPSHOTS = 2
-
-
-def add(
-    session: Session,
-    job: Job,
-    step_number: int,
-    name: str,
-    metrics: dict[str, Any],
-    manifest: dict[str, Any],
-    file_ids: list[str],
-    archive_file_id: str,
-) -> Checkpoint:
-    checkpoint = Checkpoint(
-        id=new_id("ftckpt", "_"),
-        project_id=job.project_id,
-        job_id=job.id,
-        attempt=job.attempt,
-        step_number=step_number,
-        name=name,
-        metrics=metrics,
-        manifest=manifest,
-        file_ids=file_ids,
-        archive_file_id=archive_file_id,
-    )
-    session.add(checkpoint)
-    session.flush()
-    return checkpoint
-
-
-def replace(
-    session: Session,
-    checkpoint: Checkpoint,
-    job: Job,
-    name: str,
-    metrics: dict[str, Any],
-    manifest: dict[str, Any],
-    file_ids: list[str],
-    archive_file_id: str,
-) -> Checkpoint:
-    """Publish a step again, after a pause at the last step. The caller deletes the old files."""
-    checkpoint.attempt, checkpoint.name, checkpoint.retired_at = job.attempt, name, None
-    checkpoint.metrics, checkpoint.manifest = metrics, manifest
-    checkpoint.file_ids, checkpoint.archive_file_id = file_ids, archive_file_id
-    session.flush()
-    return checkpoint
 
 
 def at_step(session: Session, job_id: str, step_number: int) -> Checkpoint | None:

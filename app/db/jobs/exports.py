@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Select, case, func, null, select, update
+from sqlalchemy import case, func, null, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
@@ -52,25 +52,6 @@ def lock_current(session: Session, model: str, kind: ExportKind) -> Export | Non
         Export.state != ExportState.FAILED,
     )
     return session.scalar(query.with_for_update())
-
-
-def get(session: Session, project_id: str, job_id: str, export_id: str) -> Export | None:
-    return session.scalar(_visible(project_id, job_id).where(Export.id == export_id))
-
-
-def get_cursor(session: Session, project_id: str, job_id: str, export_id: str) -> Export | None:
-    """The export at the end of a page; also a deleted one, as clients delete exports while they page."""
-    return session.scalar(
-        select(Export).where(Export.project_id == project_id, Export.job_id == job_id, Export.id == export_id)
-    )
-
-
-def page(session: Session, project_id: str, job_id: str, limit: int, after: Export | None = None) -> list[Export]:
-    """A page of exports, newest first; `after` is the last export of the previous page."""
-    query = _visible(project_id, job_id).order_by(Export.seq.desc()).limit(limit)
-    if after is not None:
-        query = query.where(Export.seq < after.seq)
-    return list(session.scalars(query))
 
 
 def delete(session: Session, export: Export) -> None:
@@ -144,7 +125,3 @@ def finish_crashed(
     """End an attempt that crashed: retry it, or fail after `max_streak` crashes in a row. Raises FencedError."""
     export = leased_rows.lock_held(session, Export, lease)
     return leased_rows.retry_or_fail(session, export, code, message, delay_seconds, max_streak)
-
-
-def _visible(project_id: str, job_id: str) -> Select[Export]:
-    return select(Export).where(Export.project_id == project_id, Export.job_id == job_id, Export.deleted_at.is_(None))

@@ -18,7 +18,7 @@ from app.db.tables import BaseModelRegistration, Evaluation, Export, Job
 
 Row = TypeVar("Row", bound=Export | Evaluation | BaseModelRegistration)
 
-QUEUED, RUNNING, FAILED = "queued", "running", "failed"  # the same in the states of all tables
+QUEUED, RUNNING, SUCCEEDED, FAILED = "queued", "running", "succeeded", "failed"  # the same in the states of all tables
 
 
 def is_claimable(table: type[Row]) -> ColumnElement[bool]:

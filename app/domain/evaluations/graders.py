@@ -280,3 +280,8 @@ class EvaluationRequest(EvaluationSettings):
 
     def settings(self) -> EvaluationSettings:
         return EvaluationSettings.model_validate(self.model_dump(include=set(EvaluationSettings.model_fields)))
+
+
+class CreateEvaluation(EvaluationRequest):
+    checkpoint: Annotated[str | None, Field(max_length=256)] = None
+    """Id or model name of a kept checkpoint. Default: the job's result."""

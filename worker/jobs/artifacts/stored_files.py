@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from app.db.tables import File
 from app.log import get_logger
 from app.storage import Storage
 from app.system.artifact_directory import (
@@ -28,6 +29,7 @@ from worker.jobs.lease import LeaseKeeper, LeaseUncertain
 from worker.node.resources import Resources
 
 ARCHIVE = "adapter.tar"
+PURPOSE = "fine-tune-results"
 
 log = get_logger(__name__)
 
@@ -38,6 +40,19 @@ class StoredFile:
     key: str
     size_bytes: int
     sha256: str
+
+    def row(self, project_id: str, job_id: str, **columns: Any) -> File:
+        """The row that makes the file visible, as a result of the job."""
+        return File(
+            project_id=project_id,
+            job_id=job_id,
+            purpose=PURPOSE,
+            filename=self.filename,
+            bytes=self.size_bytes,
+            sha256=self.sha256,
+            storage_key=self.key,
+            **columns,
+        )
 
 
 def fetch(storage: Storage, key: str, destination: Path) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from app.api.openapi.examples import all_operations
 from app.api.openapi.examples.all_operations import OpenApi
-from app.api.schemas.jobs.evaluations import CreateEvaluation
+from app.domain.evaluations.graders import CreateEvaluation
 
 EVALUATION_FILE = "file-3a1b2c3d4e5f60718293a4b5"
 GRADERS: list[dict[str, Any]] = [
