@@ -216,9 +216,9 @@ class Evaluator:
         if error.is_final:
             evaluations.fail(session, lease, code, text)
         else:
-            evaluations.finish_crashed(
-                session, lease, code, text, settings.requeue_delay_seconds, settings.max_crash_streak
-            )
+            held = leased_rows.lock_held(session, Evaluation, lease)
+            delay_seconds, max_streak = settings.requeue_delay_seconds, settings.max_crash_streak
+            evaluations.retry_or_fail(session, held, code, text, delay_seconds, max_streak)
 
 
 def _read_answers(path: Path, count: int) -> tuple[GenerationStarted, dict[str, list[ModelAnswer]]]:

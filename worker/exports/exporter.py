@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from app.db.base_models import models
 from app.db.files import files
-from app.db.jobs import exports
+from app.db.jobs import exports, leased_rows
 from app.db.jobs.claims import Lease
 from app.db.tables import Export, File
 from app.domain.artifacts.exports import ExportErrorCode, ExportType
@@ -171,9 +171,9 @@ class Exporter:
         elif error.is_final:
             exports.fail(session, lease, code, text)
         else:
-            exports.finish_crashed(
-                session, lease, code, text, settings.requeue_delay_seconds, settings.max_crash_streak
-            )
+            held = leased_rows.lock_held(session, Export, lease)
+            delay_seconds, max_streak = settings.requeue_delay_seconds, settings.max_crash_streak
+            leased_rows.retry_or_fail(session, held, code, text, delay_seconds, max_streak)
 
 
 def _check_digests(stored: Sequence[File], manifest: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, case, func, literal, null, select, update
+from sqlalchemy import ColumnElement, and_, case, func, literal, null, select, update
 from sqlalchemy.orm import Session
 
 from app.db.ids import new_id
@@ -51,13 +51,9 @@ def insert(session: Session, job: Job, checkpoint: Checkpoint, file: File, setti
 
 def cancel(session: Session, evaluation: Evaluation) -> bool:
     """Cancel an unfinished evaluation, which fences its holder; False if it has ended."""
-    cancelled = session.execute(
-        update(Evaluation)
-        .where(Evaluation.id == evaluation.id, Evaluation.state.in_(ACTIVE))
-        .values(leased_rows.finished_columns(EvaluationState.CANCELLED))
-        .returning(Evaluation)
-        .execution_options(populate_existing=True)
-    ).scalar_one_or_none()
+    is_unfinished = and_(Evaluation.id == evaluation.id, Evaluation.state.in_(ACTIVE))
+    columns = leased_rows.finished_columns(EvaluationState.CANCELLED)
+    cancelled = leased_rows.update_where(session, Evaluation, is_unfinished, columns)
     if cancelled is None:
         session.refresh(evaluation)
         return False
@@ -133,24 +129,15 @@ def claim(
         .join(shares, shares.c.project_id == Evaluation.project_id)
         .where(leased_rows.is_claimable(Evaluation), *_fits(capacity, is_reserved))
         .order_by(shares.c.share, Evaluation.seq)
-        .limit(1)
-        .with_for_update(skip_locked=True, of=Evaluation)
-    ).scalar_subquery()
-    evaluation = session.execute(
-        update(Evaluation)
-        .where(Evaluation.id == next_id)
-        .values(
-            attempt=Evaluation.attempt + 1,
-            progress=null(),
-            started_at=func.clock_timestamp(),
-            worker=owner,
-            gpu_uuids=null(),
-            budget_bytes=null(),
-            **leased_rows.lease_columns(owner, ttl_seconds),
-        )
-        .returning(Evaluation)
-        .execution_options(populate_existing=True)
-    ).scalar_one_or_none()
+    )
+    columns = {
+        "progress": null(),
+        "started_at": func.clock_timestamp(),
+        "worker": owner,
+        "gpu_uuids": null(),
+        "budget_bytes": null(),
+    }
+    evaluation = leased_rows.claim(session, Evaluation, next_id, owner, ttl_seconds, **columns)
     if evaluation is None:
         return None
     gpus = 1.0
@@ -194,14 +181,6 @@ def fail(session: Session, lease: Lease, code: str, message: str) -> Evaluation:
     evaluation = leased_rows.update_held(session, Evaluation, lease, **leased_rows.failed_columns(code, message))
     _report_failure(session, evaluation)
     return evaluation
-
-
-def finish_crashed(
-    session: Session, lease: Lease, code: str, message: str, delay_seconds: float, max_streak: int
-) -> Evaluation:
-    """End an attempt that crashed: retry it, or fail after `max_streak` crashes in a row. Raises FencedError."""
-    evaluation = leased_rows.lock_held(session, Evaluation, lease)
-    return retry_or_fail(session, evaluation, code, message, delay_seconds, max_streak)
 
 
 def retry_or_fail(

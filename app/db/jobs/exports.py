@@ -78,19 +78,9 @@ def claim(
     session: Session, owner: str, ttl_seconds: float, types: Sequence[ExportType] = tuple(ExportType)
 ) -> Export | None:
     """Claim the oldest claimable export of one of the types; None if there is none."""
-    claimable = select(Export.id).where(leased_rows.is_claimable(Export), Export.type.in_(types)).order_by(Export.seq)
-    oldest_id = claimable.limit(1).with_for_update(skip_locked=True).scalar_subquery()
-    return session.execute(
-        update(Export)
-        .where(Export.id == oldest_id)
-        .values(
-            attempt=Export.attempt + 1,
-            started_at=func.coalesce(Export.started_at, func.clock_timestamp()),
-            **leased_rows.lease_columns(owner, ttl_seconds),
-        )
-        .returning(Export)
-        .execution_options(populate_existing=True)
-    ).scalar_one_or_none()
+    oldest_id = select(Export.id).where(leased_rows.is_claimable(Export), Export.type.in_(types)).order_by(Export.seq)
+    started_at = func.coalesce(Export.started_at, func.clock_timestamp())
+    return leased_rows.claim(session, Export, oldest_id, owner, ttl_seconds, started_at=started_at)
 
 
 def succeed(
@@ -117,11 +107,3 @@ def wait_for_storage(session: Session, lease: Lease, message: str, limit_seconds
         return fail(session, lease, ExportErrorCode.STORAGE_FULL, text)
     columns = full_disk.wait_columns(export.storage_full_since is None, pause_seconds(waited_seconds))
     return leased_rows.update_held(session, Export, lease, **leased_rows.requeued_columns(0.0) | columns)
-
-
-def finish_crashed(
-    session: Session, lease: Lease, code: str, message: str, delay_seconds: float, max_streak: int
-) -> Export:
-    """End an attempt that crashed: retry it, or fail after `max_streak` crashes in a row. Raises FencedError."""
-    export = leased_rows.lock_held(session, Export, lease)
-    return leased_rows.retry_or_fail(session, export, code, message, delay_seconds, max_streak)

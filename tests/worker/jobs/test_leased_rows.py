@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import select, text
 
 from app.db.engine import Sessions, transaction
 from app.db.jobs import leased_rows
@@ -15,6 +15,8 @@ from app.db.tables import BaseModelRegistration, Evaluation, Export
 from app.system.boot_clock import boottime_seconds
 from tests.worker.worker_harness import WorkerHarness
 from worker.jobs.leased_rows import RowLeaseKeeper
+
+IDS = select(BaseModelRegistration.id)
 
 
 @pytest.mark.parametrize("table", [Export, Evaluation])
@@ -31,8 +33,9 @@ def test_a_message_of_a_row_without_events_is_logged_and_does_not_end_the_lease(
 def test_only_the_holder_of_a_lease_writes_its_row(sessions: Sessions, another: dict[str, Any]) -> None:
     lease = Lease("row-1", 2, "gpu0@test#1")
     with transaction(sessions) as session:
-        columns = leased_rows.lease_columns(lease.owner, 60)
-        session.add(BaseModelRegistration(id=lease.job_id, attempt=2, name="a", directory="/a", **columns))
+        session.add(BaseModelRegistration(id=lease.job_id, attempt=1, name="a", directory="/a"))
+        session.flush()
+        assert leased_rows.claim(session, BaseModelRegistration, IDS, lease.owner, 60) is not None
     tried = replace(lease, **another)
     with transaction(sessions) as session:
         for access in (leased_rows.lock_held, leased_rows.check_lease, leased_rows.requeue):
@@ -65,8 +68,8 @@ def test_the_pauses_between_crashes_double_until_the_last_attempt(sessions: Sess
 
 def test_a_lease_is_lost_after_its_end_and_the_grace_period(sessions: Sessions) -> None:
     with transaction(sessions) as session:
-        columns = leased_rows.lease_columns("gpu0@test#1", -30)  # it ended 30 seconds ago
-        session.add(BaseModelRegistration(id="row-1", name="a", directory="/a", **columns))
+        session.add(BaseModelRegistration(id="row-1", name="a", directory="/a"))
         session.flush()
+        leased_rows.claim(session, BaseModelRegistration, IDS, "gpu0@test#1", -30)  # it ended 30 seconds ago
         assert leased_rows.lock_expired(session, BaseModelRegistration, 60) == []
         assert [row.id for row in leased_rows.lock_expired(session, BaseModelRegistration, 20)] == ["row-1"]
