@@ -16,7 +16,6 @@ from sqlalchemy.orm import Session
 from app.db.jobs import evaluations, leased_rows
 from app.db.jobs.claims import FencedError, Lease
 from app.db.tables import Evaluation, File
-from app.domain.artifacts.full_disk import is_disk_full
 from app.domain.evaluations.plan import make_plan
 from app.domain.evaluations.spec import (
     ANSWERS,
@@ -39,9 +38,7 @@ from worker.evaluations.ask_endpoints import ask_endpoints
 from worker.evaluations.inputs import EvaluationInputs
 from worker.evaluations.prepare import Loaded
 from worker.evaluations.report import summary_sentence
-from worker.jobs import workdir
 from worker.jobs.leased_rows import AttemptFailed, RowClaimer, RowLeaseKeeper
-from worker.jobs.observed_attempt import observed_attempt
 from worker.jobs.program_process import ProgramLimits, start_program, supervise, unexpected_exit
 from worker.jobs.sanitize import clean_text
 from worker.node.resources import Resources
@@ -80,14 +77,9 @@ class Evaluator:
 
     def run_next(self) -> bool:
         """Run one evaluation from its claim to its end; False if none is due, or the device is not free."""
-        with self._lock() as lock:
-            claimed = self._claimer.claim_next(self._claim) if lock is not None else None
-            if lock is None or claimed is None:
-                return False
-            evaluation, keeper = claimed
-            with observed_attempt("evaluate", keeper, keeper.job), keeper, self._alone():
-                self._run(evaluation, keeper, lock)
-        return True
+        return self._claimer.run_next(
+            "evaluate", self._claim, self._lock(), self._evaluate, self._end_failed, self._alone
+        )
 
     def _claim(self, session: Session) -> Evaluation | None:
         capacity = self._capacity() if self._capacity else None
@@ -95,36 +87,19 @@ class Evaluator:
         half_life_seconds = settings.fair_share_half_life_seconds
         return evaluations.claim(session, self.owner, settings.lease_ttl_seconds, capacity, half_life_seconds)
 
-    def _run(self, evaluation: Evaluation, keeper: RowLeaseKeeper[Evaluation], lock: int) -> None:
-        log.info("evaluation started", model=evaluation.model)
-        directory = workdir.attempt_directory(self.settings.work_dir, evaluation.id, evaluation.attempt)
-        try:
-            keeper.run("evaluation", lambda: self._evaluate(evaluation, keeper, directory, lock), self._end_failed)
-        finally:
-            workdir.remove_all_but_logs(directory)
-
     def _evaluate(self, evaluation: Evaluation, keeper: RowLeaseKeeper[Evaluation], directory: Path, lock: int) -> None:
         """Read the rows, generate, grade, store. Raises AttemptFailed, AttemptInterrupted, FencedError."""
-        try:
-            workdir.create_empty(directory)
-            loaded = prepare.load(keeper, evaluation)
-            settings = loaded.settings
-            inputs = prepare.read_file(self.resources, loaded, keeper.check_running)
-            self._plan(loaded, inputs, keeper)
-            prepare.write_spec(self.resources, loaded, inputs, directory)
-            keeper.check_running()
-            started, answers, seconds = self._generate(len(inputs.prompts), keeper, directory, lock)
-            asked = ask_endpoints(self.settings, settings, inputs.rows, answers, self._waiter(keeper))
-            prepare.write_grading(loaded, inputs, started, seconds, *asked, directory)
-            summary = self._grade(len(inputs.rows), keeper, directory, lock)
-            self._publish(evaluation, summary, keeper, directory)
-        except OSError as error:
-            log.exception("files or storage failed")
-            is_full = is_disk_full(error)
-            code = EvaluationErrorCode.STORAGE_FULL if is_full else EvaluationErrorCode.STORAGE_UNAVAILABLE
-            why = f": {error.strerror}" if error.strerror else ""
-            text = "The disk is full" if is_full else f"Files could not be read or written{why}"
-            raise AttemptFailed(code, text) from error
+        loaded = prepare.load(keeper, evaluation)
+        settings = loaded.settings
+        inputs = prepare.read_file(self.resources, loaded, keeper.check_running)
+        self._plan(loaded, inputs, keeper)
+        prepare.write_spec(self.resources, loaded, inputs, directory)
+        keeper.check_running()
+        started, answers, seconds = self._generate(len(inputs.prompts), keeper, directory, lock)
+        asked = ask_endpoints(self.settings, settings, inputs.rows, answers, self._waiter(keeper))
+        prepare.write_grading(loaded, inputs, started, seconds, *asked, directory)
+        summary = self._grade(len(inputs.rows), keeper, directory, lock)
+        self._publish(evaluation, summary, keeper, directory)
 
     def _plan(self, loaded: Loaded, inputs: EvaluationInputs, keeper: RowLeaseKeeper[Evaluation]) -> None:
         """Replace the plan by the one with the counted rows and tokens."""

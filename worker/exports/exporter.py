@@ -20,16 +20,12 @@ from app.db.jobs import exports, leased_rows
 from app.db.jobs.claims import Lease
 from app.db.tables import Export, File
 from app.domain.artifacts.exports import ExportErrorCode, ExportType
-from app.domain.artifacts.full_disk import is_disk_full
 from app.domain.base_models.catalog import ALTERED_REASON, unusable_model_message
 from app.domain.jobs.states import ExitCode
 from app.log import get_logger
-from app.storage import StorageError
 from app.system.artifact_directory import MANIFEST, ManifestMismatch, read_manifest
-from worker.jobs import workdir
 from worker.jobs.artifacts import parent_adapter
 from worker.jobs.leased_rows import AttemptFailed, RowClaimer, RowLeaseKeeper
-from worker.jobs.observed_attempt import observed_attempt
 from worker.jobs.program_process import start_program, supervise, unexpected_exit
 from worker.jobs.sanitize import clean
 from worker.node.locks import try_lock
@@ -82,30 +78,15 @@ class Exporter:
 
     def run_next(self) -> bool:
         """Run one export from its claim to its end; False if none is due, or an earlier program cannot be killed."""
-        with try_lock(self._lock_path) as lock:
-            claimed = self._claimer.claim_next(self._claim) if lock is not None else None
-            if lock is None or claimed is None:
-                return False
-            export, keeper = claimed
-            with observed_attempt("export", keeper, keeper.job), keeper:
-                self._run_export(export, keeper, lock)
-        return True
+        lock = try_lock(self._lock_path)
+        return self._claimer.run_next("export", self._claim, lock, self._export, self._end_failed)
 
     def _claim(self, session: Session) -> Export | None:
         return exports.claim(session, self.owner, self.settings.lease_ttl_seconds, self._types)
 
-    def _run_export(self, export: Export, keeper: RowLeaseKeeper[Export], lock: int) -> None:
-        log.info("export started", type=export.type, model=export.model)
-        directory = workdir.attempt_directory(self.settings.work_dir, export.id, export.attempt)
-        try:
-            keeper.run("export", lambda: self._export(export, keeper, directory, lock), self._end_failed)
-        finally:
-            workdir.remove_all_but_logs(directory)
-
     def _export(self, export: Export, keeper: RowLeaseKeeper[Export], directory: Path, lock: int) -> None:
         """Fetch, make and publish. Raises AttemptFailed, AttemptInterrupted, FencedError."""
         try:
-            workdir.create_empty(directory)
             base, adapter = self._fetch(export, keeper, directory)
             keeper.check()
             self._make(export, base, adapter, directory / RESULT_DIRECTORY, keeper, lock)
@@ -114,9 +95,6 @@ class Exporter:
             raise AttemptFailed(
                 ExportErrorCode.SERVER_ERROR, f"The exported files are incomplete or altered: {error}"
             ) from error
-        except OSError as error:
-            log.exception("files or storage failed")
-            raise _storage_failure(error) from error
 
     def _fetch(self, export: Export, keeper: RowLeaseKeeper[Export], directory: Path) -> tuple[Path, Path]:
         """The base model's directory, and the directory into which the adapter's files were fetched."""
@@ -199,11 +177,3 @@ def _exit_failure(exit_code: int, reason: str) -> AttemptFailed:
     if exit_code == ExitCode.STORAGE:
         return AttemptFailed(ExportErrorCode.STORAGE_UNAVAILABLE, reason)
     return unexpected_exit("export", exit_code)
-
-
-def _storage_failure(error: OSError) -> AttemptFailed:
-    if is_disk_full(error) and not isinstance(error, StorageError):
-        return AttemptFailed(ExportErrorCode.STORAGE_FULL, "The disk is full: there is no space for the export.")
-    code = ExportErrorCode.STORAGE_FULL if is_disk_full(error) else ExportErrorCode.STORAGE_UNAVAILABLE
-    why = f": {error.strerror}" if error.strerror else ""
-    return AttemptFailed(code, f"Files could not be read or written{why}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Generic
 
@@ -14,11 +15,15 @@ from app.db.jobs import leased_rows
 from app.db.jobs.claims import FencedError, Lease
 from app.db.jobs.leased_rows import Row
 from app.db.tables import Evaluation, Export, File, Job
+from app.domain.artifacts.full_disk import is_disk_full
 from app.domain.jobs.states import Reason
 from app.log import get_logger
+from app.storage import StorageError
 from app.system.boot_clock import boottime_seconds
+from worker.jobs import workdir
 from worker.jobs.artifacts import stored_files
 from worker.jobs.lease import LeaseKeeper
+from worker.jobs.observed_attempt import ID_NAMES, AttemptKind, observed_attempt
 from worker.jobs.sanitize import clean_text
 from worker.node.resources import Resources
 
@@ -69,6 +74,9 @@ class RowLeaseKeeper(LeaseKeeper, Generic[Row]):
             self._end(Reason.DRAINED, lambda session: leased_rows.requeue(session, self._table, self.lease))
         except AttemptFailed as error:
             self._end_failed(name, error, fail)
+        except OSError as error:
+            log.exception("files or storage failed")
+            self._end_failed(name, _storage_failure(error), fail)
         except Exception:
             log.exception(f"internal error of the {name}")
             text = "The worker had an internal error; its log has the details"
@@ -153,6 +161,38 @@ class RowClaimer(Generic[Row]):
             return None
         return row, RowLeaseKeeper(self._resources, self._table, self._lease_of(row), claimed_at, job)
 
+    def run_next(
+        self,
+        kind: AttemptKind,
+        claim: Callable[[Session], Row | None],
+        lock: AbstractContextManager[int | None],
+        work: Callable[[Row, RowLeaseKeeper[Row], Path, int], None],
+        fail: Callable[[Session, Lease, AttemptFailed], object],
+        alone: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> bool:
+        """Run one row from its claim to its end, in a directory of its attempt; False if none is due, or no lock free.
+
+        `work` ends a successful attempt itself, `fail` a failed one. `alone` ends what else the slot does meanwhile.
+        """
+        with lock as held:
+            claimed = self.claim_next(claim) if held is not None else None
+            if held is None or claimed is None:
+                return False
+            row, keeper = claimed
+            directory = workdir.attempt_directory(self._resources.settings.work_dir, row.id, row.attempt)
+
+            def run() -> None:
+                workdir.create_empty(directory)
+                work(row, keeper, directory, held)
+
+            with observed_attempt(kind, keeper, keeper.job), keeper, alone():
+                log.info(f"{ID_NAMES[kind]} started")
+                try:
+                    keeper.run(ID_NAMES[kind], run, fail)
+                finally:
+                    workdir.remove_all_but_logs(directory)
+        return True
+
     def _recover_claim(self, session: Session) -> Row | None:
         """The row that an unconfirmed claim did claim, with its lease renewed."""
         row = leased_rows.find_held(session, self._table, self._owner) if self._commit_unknown else None
@@ -163,3 +203,11 @@ class RowClaimer(Generic[Row]):
 
     def _lease_of(self, row: Row) -> Lease:
         return Lease(row.id, row.attempt, self._owner)
+
+
+def _storage_failure(error: OSError) -> AttemptFailed:
+    code = "storage_full" if is_disk_full(error) else "storage_unavailable"  # in the error codes of all tables
+    if is_disk_full(error) and not isinstance(error, StorageError):
+        return AttemptFailed(code, "The disk is full: there is no space for the files.")
+    why = f": {error.strerror}" if error.strerror else ""
+    return AttemptFailed(code, f"Files could not be read or written{why}")

@@ -49,6 +49,14 @@ class ListBody(Body):
     last_id: str | None
 
 
+class JobPart(Body):
+    """What a job has several of."""
+
+    id: str
+    created_at: UnixTime
+    fine_tuning_job_id: str = Field(validation_alias="job_id")
+
+
 class WarningBody(Body):
     """A problem that does not fail a job, but may be unintended."""
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AliasPath, Field
 
-from app.api.schemas.common import Body, ListBody, UnixTime, unix_seconds
+from app.api.schemas.common import Body, JobPart, ListBody, UnixTime, unix_seconds
 from app.api.schemas.jobs.requests import Id, Strict
 from app.db.tables import DeliveryTarget
 from app.domain.deliveries.served_check import ServedCheck
@@ -106,12 +106,10 @@ class DeliveryOfJob(Body):
     """Why the last attempt failed and what to do; null: it did not."""
 
 
-class DeliveryBody(DeliveryOfJob):
+class DeliveryBody(JobPart, DeliveryOfJob):
     object: Literal["fine_tuning.job.delivery"] = "fine_tuning.job.delivery"
-    created_at: UnixTime
     updated_at: UnixTime
     """The last change, in seconds since 1970."""
-    fine_tuning_job_id: str = Field(validation_alias="job_id")
     checkpoint: str = Field(validation_alias="checkpoint_id")
     """The checkpoint whose adapter is delivered."""
     attempts: int = Field(validation_alias="attempt")

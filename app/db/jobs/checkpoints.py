@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
@@ -17,6 +18,19 @@ KEPT_SNAPSHOTS = 2
 
 def at_step(session: Session, job_id: str, step_number: int) -> Checkpoint | None:
     return session.scalar(select(Checkpoint).where(Checkpoint.job_id == job_id, Checkpoint.step_number == step_number))
+
+
+def columns_of(job: Job, checkpoint: Checkpoint) -> dict[str, Any]:
+    """The columns by which an export or an evaluation names what it is made of."""
+    return {
+        "project_id": job.project_id,
+        "job_id": job.id,
+        "checkpoint_id": checkpoint.id,
+        "model": checkpoint.name,
+        "base_model": job.base_model,
+        "step_number": checkpoint.step_number,
+        "adapter_file_ids": checkpoint.file_ids,
+    }
 
 
 def by_names(session: Session, names: Sequence[str]) -> dict[str, Checkpoint]:

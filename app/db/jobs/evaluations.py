@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, and_, case, func, literal, null, select, u
 from sqlalchemy.orm import Session
 
 from app.db.ids import new_id
-from app.db.jobs import events, leased_rows
+from app.db.jobs import checkpoints, events, leased_rows
 from app.db.jobs.claims import Lease
 from app.db.scheduling import fair_queue, gpu_reservations
 from app.db.tables import Checkpoint, Evaluation, EvaluationAttempt, File, Job
@@ -31,16 +31,10 @@ def insert(session: Session, job: Job, checkpoint: Checkpoint, file: File, setti
     plan = make_plan(settings, rows, None, seconds_per_answer(session, job.base_model), job.progress)
     evaluation = Evaluation(
         id=new_id("fteval"),
-        project_id=job.project_id,
-        job_id=job.id,
-        checkpoint_id=checkpoint.id,
         file_id=file.id,
         settings=settings.model_dump(mode="json"),
-        model=checkpoint.name,
-        base_model=job.base_model,
-        step_number=checkpoint.step_number,
-        adapter_file_ids=checkpoint.file_ids,
         plan=plan.model_dump(),
+        **checkpoints.columns_of(job, checkpoint),
     )
     session.add(evaluation)
     session.flush()

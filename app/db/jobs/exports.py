@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
 from app.db.ids import new_id
-from app.db.jobs import full_disk, leased_rows
+from app.db.jobs import checkpoints, full_disk, leased_rows
 from app.db.jobs.claims import Lease
 from app.db.tables import Checkpoint, Export, Job
 from app.domain.artifacts.exports import UNFINISHED, ExportErrorCode, ExportKind, ExportState, ExportType
@@ -25,16 +25,10 @@ def insert(session: Session, job: Job, checkpoint: Checkpoint, kind: ExportKind,
         upsert(Export)
         .values(
             id=new_id("ftexport"),
-            project_id=job.project_id,
-            job_id=job.id,
-            checkpoint_id=checkpoint.id,
             type=kind.type,
             quantization=kind.quantization,
-            model=checkpoint.name,
-            base_model=job.base_model,
-            step_number=checkpoint.step_number,
-            adapter_file_ids=checkpoint.file_ids,
             expected_bytes=expected_bytes,
+            **checkpoints.columns_of(job, checkpoint),
         )
         .on_conflict_do_nothing()
         .returning(Export)

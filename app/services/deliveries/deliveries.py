@@ -6,14 +6,13 @@ from sqlalchemy.orm import Session
 
 from app.db.base_models import models
 from app.db.deliveries import deliveries
-from app.db.files import files
 from app.db.tables import Checkpoint, Delivery, Job
 from app.domain.error_text.json_text import as_json
 from app.errors import BadRequest
 from app.services import resources
 from app.services.deliveries import targets
 from app.services.jobs import jobs
-from app.services.jobs.checkpoints import select_checkpoint
+from app.services.jobs.checkpoints import lock_files, select_checkpoint
 from app.services.operations.copies import refuse_in_copy
 from app.telemetry.tracing import link_to
 
@@ -29,9 +28,7 @@ def create(session: Session, project_id: str, job_id: str, target_name: str, che
     target = targets.get(session, project_id, name)
     checkpoint = select_checkpoint(session, job, checkpoint_name, "deliver")
     _refuse_deleted_model(session, job, checkpoint)
-    if files.lock_content(session, project_id, checkpoint.file_ids) < len(checkpoint.file_ids):
-        text = f"Files of the adapter of {checkpoint.name} were deleted, so it cannot be delivered."
-        raise BadRequest(text, "checkpoint", "adapter_deleted")
+    lock_files(session, checkpoint, "deliver")
     link_to(job.traceparent)
     return deliveries.create(session, job, checkpoint, target)
 

@@ -28,17 +28,11 @@ def get(session: Session, project_id: str, job_id: str) -> Adapter:
     if job.state != JobState.SUCCEEDED or job.fine_tuned_model is None:
         raise _adapter_not_found(job)
     checkpoint = checkpoints.by_names(session, [job.fine_tuned_model])[job.fine_tuned_model]
-    adapter_files = [_get_adapter_file(session, project_id, job, file_id) for file_id in checkpoint.file_ids]
-    return Adapter(
-        job, checkpoint, adapter_files, _get_adapter_file(session, project_id, job, checkpoint.archive_file_id)
-    )
-
-
-def _get_adapter_file(session: Session, project_id: str, job: Job, file_id: str) -> File:
-    file = files.get(session, project_id, file_id)
-    if file is None:
-        raise NotFound(f"File {file_id} of the adapter of job {job.id} was deleted.", "id", "adapter_deleted")
-    return file
+    found = files.get_visible(session, [*checkpoint.file_ids, checkpoint.archive_file_id])
+    for file_id in (*checkpoint.file_ids, checkpoint.archive_file_id):
+        if file_id not in found:
+            raise NotFound(f"File {file_id} of the adapter of job {job.id} was deleted.", "id", "adapter_deleted")
+    return Adapter(job, checkpoint, [found[id] for id in checkpoint.file_ids], found[checkpoint.archive_file_id])
 
 
 def _adapter_not_found(job: Job) -> NotFound:

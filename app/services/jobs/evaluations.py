@@ -7,7 +7,6 @@ from collections.abc import Collection
 from sqlalchemy.orm import Session
 
 from app.db.base_models import models
-from app.db.files import files
 from app.db.jobs import evaluations
 from app.db.tables import Evaluation
 from app.domain.error_text.json_text import as_json
@@ -18,7 +17,7 @@ from app.job_queue import WorkerNotifier
 from app.services import resources
 from app.services.access import quotas
 from app.services.jobs import jobs
-from app.services.jobs.checkpoints import select_checkpoint
+from app.services.jobs.checkpoints import lock_files, select_checkpoint
 from app.services.jobs.evaluation_requests import find_file, grader_problems
 from app.telemetry.tracing import link_to
 
@@ -43,16 +42,12 @@ def create(
     checkpoint = None
     try:
         checkpoint = select_checkpoint(session, job, request.checkpoint, "evaluate")
+        lock_files(session, checkpoint, "evaluate")
     except BadRequest as problem:
         problems.append(problem)
     if models.get_base(session, project_id, job.base_model) is None:
         text = f"The base model {as_json(job.base_model)} is no longer registered; its operator can register it again."
         problems.append(BadRequest(text, "model", "model_unavailable"))
-    if checkpoint is not None and files.lock_content(session, project_id, checkpoint.file_ids) < len(
-        checkpoint.file_ids
-    ):
-        text = f"Files of the adapter of {checkpoint.name} were deleted, so it cannot be evaluated."
-        problems.append(BadRequest(text, "checkpoint", "adapter_deleted"))
     if problems:
         raise combine_errors(problems)
     assert file is not None

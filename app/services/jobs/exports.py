@@ -29,7 +29,7 @@ from app.job_queue import Queue, WorkerNotifier
 from app.services import resources
 from app.services.access import quotas
 from app.services.jobs import jobs
-from app.services.jobs.checkpoints import select_checkpoint
+from app.services.jobs.checkpoints import lock_files, select_checkpoint
 from app.telemetry.tracing import link_to
 
 BODY_KEYS = ("type", "quantization", "checkpoint")
@@ -53,7 +53,7 @@ def create(session: Session, notifier: WorkerNotifier, project_id: str, job_id: 
         if existing.state != ExportState.SUCCEEDED or len(existing.files) == len(existing.file_ids):
             return _with_worker(session, existing)[0]
         _delete_with_files(session, existing)
-    _lock_adapter_files(session, job, checkpoint)
+    lock_files(session, checkpoint, "export")
     expected_bytes = _expected_bytes(session, kind, base, checkpoint)
     quotas.require_storage(session, project_id, expected_bytes)
     link_to(job.traceparent)
@@ -149,12 +149,6 @@ def _require_plain_lora(job: Job, checkpoint: Checkpoint) -> None:
     """Raises BadRequest for an adapter that llama.cpp cannot use beside its base."""
     if problem := gguf_adapter_problem(_lora_of(job, checkpoint)):
         raise BadRequest(f'type: {problem}: {{"type": "{ExportType.GGUF}"}}.', "type", "unsupported_value")
-
-
-def _lock_adapter_files(session: Session, job: Job, checkpoint: Checkpoint) -> None:
-    if files.lock_content(session, job.project_id, checkpoint.file_ids) < len(checkpoint.file_ids):
-        text = f"Files of the adapter of {checkpoint.name} were deleted, so nothing can be made of it."
-        raise BadRequest(text, "checkpoint", "adapter_deleted")
 
 
 def _expected_bytes(session: Session, kind: ExportKind, base: BaseModelRow, checkpoint: Checkpoint) -> int:

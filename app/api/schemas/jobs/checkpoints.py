@@ -6,14 +6,11 @@ from typing import Literal
 
 from pydantic import AliasPath, Field
 
-from app.api.schemas.common import Body, ListBody, UnixTime
+from app.api.schemas.common import Body, JobPart, ListBody
 
 
-class CheckpointBody(Body):
-    id: str
+class CheckpointBody(JobPart):
     object: Literal["fine_tuning.job.checkpoint"] = "fine_tuning.job.checkpoint"
-    created_at: UnixTime
-    fine_tuning_job_id: str = Field(validation_alias="job_id")
     fine_tuned_model_checkpoint: str = Field(validation_alias="name")
     """The `ft:` name; for the result it is the name of the job's model."""
     step_number: int

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from app.api.schemas.common import Body, ListBody, UnixTime
+from app.api.schemas.common import Body, JobPart, ListBody, UnixTime
 from app.domain.evaluations.graders import EvaluationSettings
 from app.domain.evaluations.plan import EvaluationPlan
 from app.domain.evaluations.summary import EvaluationSummary
@@ -25,17 +25,14 @@ class EvaluationProgress(Body):
     """Twice the number of rows."""
 
 
-class EvaluationBody(Body):
+class EvaluationBody(JobPart):
     """Base model and adapter answer the same held-out rows on one loaded base model; graders compare the answers."""
 
-    id: str
     object: Literal["fine_tuning.job.evaluation"] = "fine_tuning.job.evaluation"
-    created_at: UnixTime
     started_at: UnixTime | None
     """Seconds since 1970; null until a worker has started it."""
     finished_at: UnixTime | None
     """Seconds since 1970; null until it has ended."""
-    fine_tuning_job_id: str = Field(validation_alias="job_id")
     status: Literal["queued", "running", "succeeded", "failed", "cancelled"] = Field(validation_alias="state")
     """The state."""
     file: str = Field(validation_alias="file_id")

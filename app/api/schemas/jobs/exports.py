@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from app.api.schemas.common import Body, ListBody, UnixTime
+from app.api.schemas.common import Body, JobPart, ListBody, UnixTime
 from app.api.schemas.jobs.checkpoints import AdapterFile
 
 
@@ -17,17 +17,14 @@ class ExportErrorBody(Body):
     """The error in a sentence."""
 
 
-class ExportBody(Body):
+class ExportBody(JobPart):
     """`model` is the name of the exported model: the job's result, or one of its checkpoints."""
 
-    id: str
     object: Literal["fine_tuning.job.export"] = "fine_tuning.job.export"
-    created_at: UnixTime
     started_at: UnixTime | None
     """When a worker first started it, in seconds since 1970; null until then."""
     finished_at: UnixTime | None
     """Seconds since 1970; null until it has succeeded or failed."""
-    fine_tuning_job_id: str = Field(validation_alias="job_id")
     type: Literal["merged", "gguf", "gguf_adapter"]
     """`merged`: the base model with the adapter added to its weights. `gguf`: the same as one GGUF file.
     `gguf_adapter`: the adapter alone as a GGUF file.
