@@ -32,14 +32,18 @@ class Body(BaseModel):
 class ErrorDetail(Body):
     message: str
     type: str
+    """`invalid_request_error`, or `server_error` if the request was valid."""
     param: str | None
+    """The part of the request, as a dotted path; with several problems that of the first."""
     code: str | None
+    """The error code for programs: see the page of errors."""
 
 
 class ErrorBody(Body):
     """The body of every error response."""
 
     error: ErrorDetail
+    """The error."""
 
 
 class ListBody(Body):
