@@ -18,6 +18,7 @@ import psutil
 from app.db import migrate
 from app.db.engine import make_engine, make_sessions, transaction
 from app.db.files import files
+from app.db.tables import File
 from app.settings import Settings
 from app.storage import LocalStorage
 from tests.factories import make_base_model, make_file, make_job, make_key, make_project
@@ -82,7 +83,8 @@ def prepare(settings: Settings, directory: Path, artifact_bytes: int) -> tuple[s
             for _ in range(artifact_bytes >> 20):
                 file.write(BLOCK)
         storage.put("files/artifact", staged)
-        row = files.insert(session, project.id, "user_data", "artifact.bin", artifact_bytes, "0" * 64, "files/artifact")
+        columns = {"purpose": "user_data", "filename": "artifact.bin", "bytes": artifact_bytes, "sha256": "0" * 64}
+        row = files.insert(session, File(project_id=project.id, storage_key="files/artifact", **columns))
     engine.dispose()
     return key, job.id, row.id, storage.objects / "files" / "artifact"
 

@@ -88,18 +88,18 @@ def make_file(
     file_id = new_id("file")
     put_bytes(storage, f"files/{file_id}", content)
     columns = {"line_count": sum(1 for line in content.split(b"\n") if line.strip())} | columns
-    return files.insert(
-        session,
-        project.id,
-        purpose,
-        filename,
-        len(content),
-        hashlib.sha256(content).hexdigest(),
-        f"files/{file_id}",
-        file_id=file_id,
+    file = File(
+        id=file_id,
+        project_id=project.id,
         job_id=job.id if job else None,
+        purpose=purpose,
+        filename=filename,
+        bytes=len(content),
+        sha256=hashlib.sha256(content).hexdigest(),
+        storage_key=f"files/{file_id}",
         **columns,
     )
+    return files.insert(session, file)
 
 
 def make_upload(session: Session, project: Project, **columns: Any) -> Upload:
@@ -219,7 +219,20 @@ def make_checkpoint(
     )
     manifest = {"files": {part.filename: {"bytes": part.bytes, "sha256": part.sha256} for part in parts}}
     metrics = {"step": step, "train_loss": 1.0 / step}
-    return checkpoints.add(session, job, step, name, metrics, manifest, [part.id for part in parts], archive.id)
+    checkpoint = Checkpoint(
+        project_id=job.project_id,
+        job_id=job.id,
+        attempt=job.attempt,
+        step_number=step,
+        name=name,
+        metrics=metrics,
+        manifest=manifest,
+        file_ids=[part.id for part in parts],
+        archive_file_id=archive.id,
+    )
+    session.add(checkpoint)
+    session.flush()
+    return checkpoint
 
 
 def finish_job(session: Session, storage: Storage, project: Project, job: Job, steps: int = 3) -> Job:

@@ -52,7 +52,7 @@ def page(
     only: tuple[ColumnElement[bool], ...] = (),
     is_ascending: bool = False,
 ) -> list[Row]:
-    """The rows within `scope` that match `only`, newest first; `after` is the last id of the page before.
+    """The rows within `scope` that match `only`, by default newest first; `after` is the last id of the page before.
 
     The row `after` needs not match `only`: its state may have changed meanwhile. Raises BadRequest if it is unknown.
     """

@@ -81,9 +81,10 @@ class WorkerHarness:
             return checkpoints.snapshots(session, job.id)
 
     def checkpoints(self, job: Job) -> list[Checkpoint]:
-        """Latest first."""
+        """The job's result first, then latest first."""
         with transaction(self.sessions) as session:
-            return checkpoints.page(session, job.id, limit=100)
+            result = session.get_one(Job, job.id).fine_tuned_model
+            return sorted(checkpoints.kept(session, job.id), key=lambda each: each.name != result)
 
     def file(self, file_id: str) -> File:
         with transaction(self.sessions) as session:

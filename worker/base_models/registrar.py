@@ -17,7 +17,8 @@ from app.errors import Unavailable
 from app.log import get_logger
 from app.model_hub import PulledModel, pull
 from app.system.model_registration import CheckedModel, RegistrationOptions, check_and_hash
-from worker.jobs.lease import AttemptFailed, RowClaimer, RowLeaseKeeper, observed_attempt
+from worker.jobs.lease import observed_attempt
+from worker.jobs.leased_rows import AttemptFailed, RowClaimer, RowLeaseKeeper
 from worker.jobs.sanitize import clean_text
 from worker.node.resources import Resources
 

@@ -68,11 +68,10 @@ def _reference_answers(
     assert reference is not None
     if reference.field is not None:
         return recorded_answers(rows, reference.field)
-    assert reference.model is not None
     endpoint = endpoints.get(reference.endpoint)
     if isinstance(endpoint, str):
         return [ModelAnswer(None, error=endpoint)] * len(rows)
-    return ask_reference(endpoint, reference.model, rows, evaluation.max_new_tokens)
+    return ask_reference(endpoint, evaluation, rows)
 
 
 def _model_scores(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from app.domain.evaluations.graders import ScoreModel
+from app.domain.evaluations.graders import EvaluationSettings, ScoreModel
 from app.domain.evaluations.rows import EvaluationRow
 from app.domain.evaluations.spec import ModelAnswer, Scored
 from app.domain.evaluations.templates import MAX_RENDERED_BYTES, MissingField, TextRefused, render
@@ -27,14 +27,18 @@ Result = TypeVar("Result")
 
 
 def ask_reference(
-    endpoint: ChatEndpoint, model: str, rows: Sequence[EvaluationRow], max_new_tokens: int
+    endpoint: ChatEndpoint, evaluation: EvaluationSettings, rows: Sequence[EvaluationRow]
 ) -> list[ModelAnswer]:
-    """The reference's answer to each row."""
+    """The answer of the evaluation's reference model to each row."""
+    reference, max_tokens = evaluation.reference, evaluation.max_new_tokens
+    assert reference is not None
+    assert reference.model is not None
+    model = reference.model
 
     def ask(row: EvaluationRow) -> ModelAnswer:
         tools = {"tools": list(row.tools)} if row.tools else {}
         try:
-            text, tokens = endpoint.answer(model, _messages(row), temperature=0, max_tokens=max_new_tokens, **tools)
+            text, tokens = endpoint.answer(model, _messages(row), temperature=0, max_tokens=max_tokens, **tools)
         except NoTextError as error:
             return ModelAnswer(None, error=str(error))
         return ModelAnswer(text.strip(), tokens)

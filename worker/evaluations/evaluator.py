@@ -13,11 +13,9 @@ from pathlib import Path
 
 from sqlalchemy.orm import Session
 
-from app.db.files import files
 from app.db.jobs import evaluations, leased_rows
 from app.db.jobs.claims import FencedError, Lease
-from app.db.tables import Evaluation
-from app.domain.artifacts.full_disk import is_disk_full
+from app.db.tables import Evaluation, File
 from app.domain.evaluations.plan import make_plan
 from app.domain.evaluations.spec import (
     ANSWERS,
@@ -30,7 +28,7 @@ from app.domain.evaluations.spec import (
     GenerationStarted,
     ModelAnswer,
 )
-from app.domain.evaluations.states import EvaluationErrorCode, EvaluationState
+from app.domain.evaluations.states import EvaluationErrorCode
 from app.domain.evaluations.summary import EvaluationSummary
 from app.domain.jobs.states import ExitCode
 from app.domain.scheduling.worker_capacity import WorkerCapacity
@@ -40,10 +38,8 @@ from worker.evaluations.ask_endpoints import ask_endpoints
 from worker.evaluations.inputs import EvaluationInputs
 from worker.evaluations.prepare import Loaded
 from worker.evaluations.report import summary_sentence
-from worker.jobs import stored_files, workdir
 from worker.jobs.child_program import ProgramLimits, start_program, supervise, unexpected_exit
-from worker.jobs.lease import AttemptFailed, RowClaimer, RowLeaseKeeper, observed_attempt
-from worker.jobs.publish import PURPOSE
+from worker.jobs.leased_rows import AttemptFailed, RowClaimer, RowLeaseKeeper
 from worker.jobs.sanitize import clean_text
 from worker.node.resources import Resources
 
@@ -81,14 +77,9 @@ class Evaluator:
 
     def run_next(self) -> bool:
         """Run one evaluation from its claim to its end; False if none is due, or the device is not free."""
-        with self._lock() as lock:
-            claimed = self._claimer.claim_next(self._claim) if lock is not None else None
-            if lock is None or claimed is None:
-                return False
-            evaluation, keeper = claimed
-            with observed_attempt("evaluate", keeper, keeper.job), keeper, self._alone():
-                self._run(evaluation, keeper, lock)
-        return True
+        return self._claimer.run_next(
+            "evaluate", self._claim, self._lock(), self._evaluate, self._end_failed, self._alone
+        )
 
     def _claim(self, session: Session) -> Evaluation | None:
         capacity = self._capacity() if self._capacity else None
@@ -96,36 +87,19 @@ class Evaluator:
         half_life_seconds = settings.fair_share_half_life_seconds
         return evaluations.claim(session, self.owner, settings.lease_ttl_seconds, capacity, half_life_seconds)
 
-    def _run(self, evaluation: Evaluation, keeper: RowLeaseKeeper[Evaluation], lock: int) -> None:
-        log.info("evaluation started", model=evaluation.model)
-        directory = workdir.attempt_directory(self.settings.work_dir, evaluation.id, evaluation.attempt)
-        try:
-            keeper.run("evaluation", lambda: self._evaluate(evaluation, keeper, directory, lock), self._end_failed)
-        finally:
-            workdir.remove_all_but_logs(directory)
-
     def _evaluate(self, evaluation: Evaluation, keeper: RowLeaseKeeper[Evaluation], directory: Path, lock: int) -> None:
         """Read the rows, generate, grade, store. Raises AttemptFailed, AttemptInterrupted, FencedError."""
-        try:
-            workdir.create_empty(directory)
-            loaded = prepare.load(keeper, evaluation)
-            settings = loaded.settings
-            inputs = prepare.read_file(self.resources, loaded, keeper.check_running)
-            self._plan(loaded, inputs, keeper)
-            prepare.write_spec(self.resources, loaded, inputs, directory)
-            keeper.check_running()
-            started, answers, seconds = self._generate(len(inputs.prompts), keeper, directory, lock)
-            asked = ask_endpoints(self.settings, settings, inputs.rows, answers, self._waiter(keeper))
-            prepare.write_grading(loaded, inputs, started, seconds, *asked, directory)
-            summary = self._grade(len(inputs.rows), keeper, directory, lock)
-            self._publish(evaluation, summary, keeper, directory)
-        except OSError as error:
-            log.exception("files or storage failed")
-            is_full = is_disk_full(error)
-            code = EvaluationErrorCode.STORAGE_FULL if is_full else EvaluationErrorCode.STORAGE_UNAVAILABLE
-            why = f": {error.strerror}" if error.strerror else ""
-            text = "The disk is full" if is_full else f"Files could not be read or written{why}"
-            raise AttemptFailed(code, text) from error
+        loaded = prepare.load(keeper, evaluation)
+        settings = loaded.settings
+        inputs = prepare.read_file(self.resources, loaded, keeper.check_running)
+        self._plan(loaded, inputs, keeper)
+        prepare.write_spec(self.resources, loaded, inputs, directory)
+        keeper.check_running()
+        started, answers, seconds = self._generate(len(inputs.prompts), keeper, directory, lock)
+        asked = ask_endpoints(self.settings, settings, inputs.rows, answers, self._waiter(keeper))
+        prepare.write_grading(loaded, inputs, started, seconds, *asked, directory)
+        summary = self._grade(len(inputs.rows), keeper, directory, lock)
+        self._publish(evaluation, summary, keeper, directory)
 
     def _plan(self, loaded: Loaded, inputs: EvaluationInputs, keeper: RowLeaseKeeper[Evaluation]) -> None:
         """Replace the plan by the one with the counted rows and tokens."""
@@ -184,23 +158,9 @@ class Evaluator:
     def _publish(
         self, evaluation: Evaluation, summary: EvaluationSummary, keeper: RowLeaseKeeper[Evaluation], directory: Path
     ) -> None:
-        """Store results and report under the attempt's own prefix; the rows that name them make them visible."""
-        prefix = stored_files.unique(f"jobs/{evaluation.job_id}/evaluations/{evaluation.id}/{evaluation.attempt}")
 
-        def succeed(session: Session) -> None:
-            ids = {
-                file.filename: files.insert(
-                    session,
-                    evaluation.project_id,
-                    PURPOSE,
-                    file.filename,
-                    file.size_bytes,
-                    file.sha256,
-                    file.key,
-                    job_id=evaluation.job_id,
-                ).id
-                for file in stored
-            }
+        def succeed(session: Session, stored: list[File]) -> None:
+            ids = {file.filename: file.id for file in stored}
             evaluations.succeed(
                 session,
                 keeper.lease,
@@ -211,14 +171,8 @@ class Evaluator:
                 report_file_id=ids[REPORT],
             )
 
-        def has_succeeded(session: Session) -> bool:
-            row = session.get(Evaluation, evaluation.id)
-            return row is not None and row.state == EvaluationState.SUCCEEDED and row.attempt == evaluation.attempt
-
-        with stored_files.delete_unless_committed() as undo:
-            stored = stored_files.put_directory(self.resources, keeper, directory / OUTBOX, prefix)
-            undo.callback(stored_files.discard, self.resources.storage, [file.key for file in stored])
-            keeper.finish(succeed, has_succeeded)
+        prefix = f"jobs/{evaluation.job_id}/evaluations/{evaluation.id}/{evaluation.attempt}"
+        keeper.publish(evaluation, directory / OUTBOX, prefix, succeed)
 
     def _waiter(self, keeper: RowLeaseKeeper[Evaluation]) -> Callable[[float], None]:
         """A function that waits, and ends the wait with an error after a cancel or at a shutdown."""
@@ -237,9 +191,9 @@ class Evaluator:
         if error.is_final:
             evaluations.fail(session, lease, code, text)
         else:
-            evaluations.finish_crashed(
-                session, lease, code, text, settings.requeue_delay_seconds, settings.max_crash_streak
-            )
+            held = leased_rows.lock_held(session, Evaluation, lease)
+            delay_seconds, max_streak = settings.requeue_delay_seconds, settings.max_crash_streak
+            evaluations.retry_or_fail(session, held, code, text, delay_seconds, max_streak)
 
 
 def _read_answers(path: Path, count: int) -> tuple[GenerationStarted, dict[str, list[ModelAnswer]]]:

@@ -36,7 +36,8 @@ from app.system.artifact_directory import ManifestMismatch
 from app.system.limited_rendering import UnreadableTokenizer
 from worker.evaluations.inputs import EvaluationInputs, InvalidEvaluationFile, read_checked_inputs
 from worker.jobs import stored_files
-from worker.jobs.lease import AttemptFailed, LeaseKeeper
+from worker.jobs.lease import LeaseKeeper
+from worker.jobs.leased_rows import AttemptFailed
 from worker.jobs.prepare import PreparationError, verify_base_model
 from worker.jobs.stored_files import FetchedParentAdapter
 from worker.node.device import training_device
@@ -191,7 +192,7 @@ def _spec(settings: Settings, loaded: Loaded, adapter: FetchedParentAdapter) -> 
         lora=lora,
         adapter=adapter.directory,
         adapter_manifest_sha256=adapter.manifest_sha256,
-        max_new_tokens=loaded.settings.max_new_tokens,
+        settings=loaded.settings,
         device=settings.device,
         threads=settings.threads,
         memory_budget_bytes=budget if budget and budget < training_device(settings.device).memory_bytes else None,

@@ -16,22 +16,18 @@ from sqlalchemy.orm import Session
 
 from app.db.base_models import models
 from app.db.files import files
-from app.db.jobs import exports
+from app.db.jobs import exports, leased_rows
 from app.db.jobs.claims import Lease
 from app.db.tables import Export, File
-from app.domain.artifacts.exports import ExportErrorCode, ExportState, ExportType
-from app.domain.artifacts.full_disk import is_disk_full
+from app.domain.artifacts.exports import ExportErrorCode, ExportType
 from app.domain.base_models.catalog import ALTERED_REASON, unusable_model_message
 from app.domain.jobs.states import ExitCode
 from app.log import get_logger
-from app.storage import StorageError
 from app.system.artifact_directory import MANIFEST, ManifestMismatch, read_manifest
-from worker.jobs import stored_files, workdir
+from worker.jobs import stored_files
 from worker.jobs.child_program import start_program, supervise, unexpected_exit
-from worker.jobs.lease import AttemptFailed, RowClaimer, RowLeaseKeeper, observed_attempt
-from worker.jobs.publish import PURPOSE
+from worker.jobs.leased_rows import AttemptFailed, RowClaimer, RowLeaseKeeper
 from worker.jobs.sanitize import clean
-from worker.jobs.stored_files import StoredFile
 from worker.node.resources import Resources
 from worker.node.slot import try_lock
 
@@ -82,30 +78,15 @@ class Exporter:
 
     def run_next(self) -> bool:
         """Run one export from its claim to its end; False if none is due, or an earlier program cannot be killed."""
-        with try_lock(self._lock_path) as lock:
-            claimed = self._claimer.claim_next(self._claim) if lock is not None else None
-            if lock is None or claimed is None:
-                return False
-            export, keeper = claimed
-            with observed_attempt("export", keeper, keeper.job), keeper:
-                self._run_export(export, keeper, lock)
-        return True
+        lock = try_lock(self._lock_path)
+        return self._claimer.run_next("export", self._claim, lock, self._export, self._end_failed)
 
     def _claim(self, session: Session) -> Export | None:
         return exports.claim(session, self.owner, self.settings.lease_ttl_seconds, self._types)
 
-    def _run_export(self, export: Export, keeper: RowLeaseKeeper[Export], lock: int) -> None:
-        log.info("export started", type=export.type, model=export.model)
-        directory = workdir.attempt_directory(self.settings.work_dir, export.id, export.attempt)
-        try:
-            keeper.run("export", lambda: self._export(export, keeper, directory, lock), self._end_failed)
-        finally:
-            workdir.remove_all_but_logs(directory)
-
     def _export(self, export: Export, keeper: RowLeaseKeeper[Export], directory: Path, lock: int) -> None:
         """Fetch, make and publish. Raises AttemptFailed, AttemptInterrupted, FencedError."""
         try:
-            workdir.create_empty(directory)
             base, adapter = self._fetch(export, keeper, directory)
             keeper.check()
             self._make(export, base, adapter, directory / RESULT_DIRECTORY, keeper, lock)
@@ -114,9 +95,6 @@ class Exporter:
             raise AttemptFailed(
                 ExportErrorCode.SERVER_ERROR, f"The exported files are incomplete or altered: {error}"
             ) from error
-        except OSError as error:
-            log.exception("files or storage failed")
-            raise _storage_failure(error) from error
 
     def _fetch(self, export: Export, keeper: RowLeaseKeeper[Export], directory: Path) -> tuple[Path, Path]:
         """The base model's directory, and the directory into which the adapter's files were fetched."""
@@ -155,41 +133,14 @@ class Exporter:
             raise _exit_failure(exit_code, program.last_stderr_line())
 
     def _publish(self, export: Export, keeper: RowLeaseKeeper[Export], result: Path) -> None:
-        """Store the files under the attempt's own prefix; the rows that name them make them visible."""
         manifest = read_manifest(result)
-        prefix = stored_files.unique(f"exports/{export.id}/attempts/{export.attempt}")
 
-        def has_succeeded(session: Session) -> bool:
-            row = session.get(Export, export.id)
-            return row is not None and row.state == ExportState.SUCCEEDED and row.attempt == export.attempt
-
-        with stored_files.delete_unless_committed() as undo:
-            stored = stored_files.put_directory(self.resources, keeper, result, prefix)
-            undo.callback(stored_files.discard, self.resources.storage, [file.key for file in stored])
+        def succeed(session: Session, stored: list[File]) -> None:
             _check_digests(stored, manifest)
-            keeper.finish(
-                lambda session: self._succeed(session, export, keeper.lease, manifest, stored),
-                has_succeeded,
-            )
+            size_bytes = sum(file.bytes for file in stored)
+            exports.succeed(session, keeper.lease, clean(manifest), [file.id for file in stored], size_bytes)
 
-    def _succeed(
-        self, session: Session, export: Export, lease: Lease, manifest: dict[str, Any], stored: Sequence[StoredFile]
-    ) -> None:
-        rows = [
-            files.insert(
-                session,
-                export.project_id,
-                PURPOSE,
-                file.filename,
-                file.size_bytes,
-                file.sha256,
-                file.key,
-                job_id=export.job_id,
-            )
-            for file in stored
-        ]
-        size_bytes = sum(file.size_bytes for file in stored)
-        exports.succeed(session, lease, clean(manifest), [row.id for row in rows], size_bytes)
+        keeper.publish(export, result, f"exports/{export.id}/attempts/{export.attempt}", succeed)
 
     def _end_failed(self, session: Session, lease: Lease, error: AttemptFailed) -> None:
         settings, code, text = self.settings, error.code, error.message
@@ -198,12 +149,12 @@ class Exporter:
         elif error.is_final:
             exports.fail(session, lease, code, text)
         else:
-            exports.finish_crashed(
-                session, lease, code, text, settings.requeue_delay_seconds, settings.max_crash_streak
-            )
+            held = leased_rows.lock_held(session, Export, lease)
+            delay_seconds, max_streak = settings.requeue_delay_seconds, settings.max_crash_streak
+            leased_rows.retry_or_fail(session, held, code, text, delay_seconds, max_streak)
 
 
-def _check_digests(stored: Sequence[StoredFile], manifest: dict[str, Any]) -> None:
+def _check_digests(stored: Sequence[File], manifest: dict[str, Any]) -> None:
     """Check that the stored files are those of the manifest. Raises ManifestMismatch."""
     actual = {file.filename: file.sha256 for file in stored if file.filename != MANIFEST}
     expected = {name: entry.get("sha256") for name, entry in manifest["files"].items()}
@@ -226,11 +177,3 @@ def _exit_failure(exit_code: int, reason: str) -> AttemptFailed:
     if exit_code == ExitCode.STORAGE:
         return AttemptFailed(ExportErrorCode.STORAGE_UNAVAILABLE, reason)
     return unexpected_exit("export", exit_code)
-
-
-def _storage_failure(error: OSError) -> AttemptFailed:
-    if is_disk_full(error) and not isinstance(error, StorageError):
-        return AttemptFailed(ExportErrorCode.STORAGE_FULL, "The disk is full: there is no space for the export.")
-    code = ExportErrorCode.STORAGE_FULL if is_disk_full(error) else ExportErrorCode.STORAGE_UNAVAILABLE
-    why = f": {error.strerror}" if error.strerror else ""
-    return AttemptFailed(code, f"Files could not be read or written{why}")

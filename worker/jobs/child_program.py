@@ -27,7 +27,8 @@ from app.domain.jobs.events import Command
 from app.domain.jobs.states import ExitCode
 from app.log import get_logger
 from app.system.host import PARENT_PID_VARIABLE
-from worker.jobs.lease import AttemptFailed, AttemptInterrupted, LeaseKeeper
+from worker.jobs.lease import LeaseKeeper
+from worker.jobs.leased_rows import AttemptFailed, AttemptInterrupted
 from worker.jobs.trainer_log import TrainerLog
 from worker.jobs.watchdog import Watchdog
 from worker.node.device import oom_kill_count

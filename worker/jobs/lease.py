@@ -14,24 +14,22 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Generic, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import structlog
 from sqlalchemy.orm import Session
 
 from app.db.engine import DATABASE_UNAVAILABLE, first_line, transaction
 from app.db.ids import new_id
-from app.db.jobs import claims, events, leased_rows
+from app.db.jobs import claims, events
 from app.db.jobs.claims import FencedError, Lease
-from app.db.jobs.leased_rows import Row
 from app.db.scheduling.fair_queue import Kind
-from app.db.tables import Evaluation, Export, Job
+from app.db.tables import Job
 from app.domain.jobs.states import Desired, JobState, Reason
 from app.domain.scheduling.worker_capacity import WorkerCapacity
 from app.log import get_logger
 from app.system.host import boottime_seconds
 from app.telemetry import metrics, tracing
-from worker.jobs.sanitize import clean_text
 from worker.node.resources import Resources
 
 Result = TypeVar("Result")
@@ -222,122 +220,6 @@ class Claimer:
             ttl_seconds = self.resources.settings.lease_ttl_seconds
             claims.renew_lease(session, Lease(job.id, job.attempt, self.owner), ttl_seconds)
         return job
-
-
-class AttemptFailed(Exception):
-    """The attempt failed; `is_final`: another attempt would fail in the same way. `code` is of the row's error codes,
-    which share `server_error`."""
-
-    def __init__(self, code: str, message: str, is_final: bool = False) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = clean_text(message)
-        self.is_final = is_final
-
-
-class AttemptInterrupted(Exception):
-    """The worker shuts down; another worker runs the row."""
-
-
-class RowLeaseKeeper(LeaseKeeper, Generic[Row]):
-    """One held lease of such a row. `job` is that of an export or evaluation."""
-
-    def __init__(
-        self, resources: Resources, table: type[Row], lease: Lease, claimed_at: float, job: Job | None = None
-    ) -> None:
-        super().__init__(resources, lease, claimed_at)
-        self.job = job
-        self._table: type[Row] = table
-
-    def append_event(self, message: str, **_: Any) -> None:
-        """The row has no events of its own: the message is logged."""
-        log.warning(message)
-
-    def run(self, name: str, work: Callable[[], None], fail: Callable[[Session, Lease, AttemptFailed], object]) -> None:
-        """Run `work`, which ends a successful attempt itself; end any other attempt, a failed one by `fail`.
-
-        `name` is the row's name in the log.
-        """
-        try:
-            work()
-            self.outcome = Reason.DONE
-            log.info(f"{name} succeeded")
-        except FencedError:
-            log.info(f"lease lost: the {name} is dropped")
-        except AttemptInterrupted:
-            self._end(Reason.DRAINED, lambda session: leased_rows.requeue(session, self._table, self.lease))
-        except AttemptFailed as error:
-            self._end_failed(name, error, fail)
-        except Exception:
-            log.exception(f"internal error of the {name}")
-            text = "The worker had an internal error; its log has the details"
-            self._end_failed(name, AttemptFailed("server_error", text), fail)
-
-    def check_running(self) -> None:
-        """Call between the steps of long work. Raises FencedError after a cancel, AttemptInterrupted at a shutdown."""
-        self.check()
-        if self._resources.stop.is_set():
-            raise AttemptInterrupted
-
-    def _end_failed(
-        self, name: str, error: AttemptFailed, fail: Callable[[Session, Lease, AttemptFailed], object]
-    ) -> None:
-        log.warning(f"{name} failed", code=error.code, why=error.message)
-        self._end(error.code, lambda session: fail(session, self.lease, error))
-
-    def _end(self, outcome: str, work: Callable[[Session], Any]) -> None:
-        """End the attempt. After a COMMIT without an answer the retry is fenced: then the first try was committed."""
-        try:
-            self.finish(work)
-            self.outcome = outcome
-        except FencedError:
-            log.info("lease lost: the row has ended already, or another worker has it")
-
-    def _poll(self) -> None:
-        sent_at = boottime_seconds()
-        is_due = sent_at - self._confirmed_at >= self._settings.lease_renew_seconds
-        with transaction(self._resources.sessions) as session:
-            if is_due:
-                leased_rows.renew_lease(session, self._table, self.lease, self._settings.lease_ttl_seconds)
-            leased_rows.check_lease(session, self._table, self.lease)
-        if is_due:
-            self._confirm_renewal(sent_at)
-
-
-class RowClaimer(Generic[Row]):
-    """Claims the rows of one table for one slot, one at a time."""
-
-    def __init__(self, resources: Resources, table: type[Row], owner: str) -> None:
-        self._resources = resources
-        self._table: type[Row] = table
-        self._owner = owner
-        self._commit_unknown = False  # the last claim's COMMIT was not confirmed: it may have claimed a row
-
-    def claim_next(self, claim: Callable[[Session], Row | None]) -> tuple[Row, RowLeaseKeeper[Row]] | None:
-        """The next row by `claim`, and its lease; None if none is due. Raises DATABASE_UNAVAILABLE."""
-        claimed_at = boottime_seconds()
-        try:
-            with transaction(self._resources.sessions) as session:
-                row = self._recover_claim(session) or claim(session)
-                job = session.get(Job, row.job_id) if isinstance(row, Export | Evaluation) else None
-        except DATABASE_UNAVAILABLE:
-            self._commit_unknown = True
-            raise
-        self._commit_unknown = False
-        if row is None:
-            return None
-        return row, RowLeaseKeeper(self._resources, self._table, self._lease_of(row), claimed_at, job)
-
-    def _recover_claim(self, session: Session) -> Row | None:
-        """The row that an unconfirmed claim did claim, with its lease renewed."""
-        row = leased_rows.find_held(session, self._table, self._owner) if self._commit_unknown else None
-        if row is not None:
-            ttl_seconds = self._resources.settings.lease_ttl_seconds
-            leased_rows.renew_lease(session, self._table, self._lease_of(row), ttl_seconds)
-        return row
-
-    def _lease_of(self, row: Row) -> Lease:
-        return Lease(row.id, row.attempt, self._owner)
 
 
 def begin_metrics() -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import func
 from sqlalchemy.orm import Session
 
 from app.db.base_models import models
@@ -20,7 +21,6 @@ from app.db.files import files
 from app.db.jobs import checkpoints, claims, evaluations, events
 from app.db.tables import Checkpoint, Job
 from app.domain.deliveries.served_check import ServedReference
-from app.domain.evaluations.plan import make_plan
 from app.domain.jobs.events import CheckpointSaved, Done
 from app.domain.jobs.spec import JobSpec
 from app.domain.jobs.states import Reason
@@ -32,7 +32,6 @@ from worker.jobs.sanitize import clean
 from worker.jobs.stored_files import StoredFile
 from worker.node.resources import Resources
 
-PURPOSE = "fine-tune-results"
 RESULTS = "step_metrics.csv"
 UNSAFE_NAME_CHARACTERS = " /:?#%\\"
 
@@ -118,12 +117,16 @@ class Publisher:
 
     def _write_checkpoint_row(self, session: Session, job: Job, stored: StoredCheckpoint) -> Checkpoint:
         parts = [self._insert_file(session, part) for part in stored.files]
-        row = (stored.name, stored.metrics, stored.manifest, parts, self._insert_archive(session, stored))
         previous = checkpoints.at_step(session, job.id, stored.step)
-        if previous is None:
-            return checkpoints.add(session, job, stored.step, *row)
-        files.delete_all(session, [*previous.file_ids, previous.archive_file_id])
-        return checkpoints.replace(session, previous, job, *row)
+        if previous is not None:  # a pause at the last step; the result has other files
+            files.delete_all(session, [*previous.file_ids, previous.archive_file_id])
+        checkpoint = previous or Checkpoint(project_id=job.project_id, job_id=job.id, step_number=stored.step)
+        checkpoint.attempt, checkpoint.name, checkpoint.retired_at = job.attempt, stored.name, None
+        checkpoint.metrics, checkpoint.manifest, checkpoint.file_ids = stored.metrics, stored.manifest, parts
+        checkpoint.archive_file_id = self._insert_archive(session, stored)
+        session.add(checkpoint)
+        session.flush()
+        return checkpoint
 
     def _succeed(self, session: Session, stored: StoredCheckpoint, results: StoredFile, trained_tokens: int) -> Job:
         result = self._add_checkpoint(session, stored)
@@ -154,30 +157,17 @@ class Publisher:
         request = JobSpec.model_validate(job.spec).evaluation
         if request is None:
             return
-        settings, file = request.settings(), files.get_even_deleted(session, request.file)
+        file = files.get_even_deleted(session, request.file)
         assert file is not None, "it was checked when the job was created"
-        rows = None if file.line_count is None else min(file.line_count, settings.max_rows)
-        measured = evaluations.seconds_per_answer(session, job.base_model)
-        plan = make_plan(settings, rows, None, measured, job.progress)
-        evaluations.insert(session, job, result, file.id, settings, plan.model_dump())
+        evaluations.insert(session, job, result, file, request.settings())
         self.resources.hints.after_commit(session, "gpu")
 
     def _has_succeeded(self, session: Session, stored: StoredCheckpoint) -> bool:
         job = session.get(Job, self.job.id)
         return job is not None and job.fine_tuned_model == stored.name
 
-    def _insert_file(self, session: Session, stored: StoredFile) -> str:
-        file = files.insert(
-            session,
-            self.job.project_id,
-            PURPOSE,
-            stored.filename,
-            stored.size_bytes,
-            stored.sha256,
-            stored.key,
-            job_id=self.job.id,
-        )
-        return file.id
+    def _insert_file(self, session: Session, stored: StoredFile, **columns: Any) -> str:
+        return files.insert(session, stored.row(self.job.project_id, self.job.id, **columns)).id
 
     @property
     def _prefix(self) -> str:
@@ -186,19 +176,7 @@ class Publisher:
     def _insert_archive(self, session: Session, stored: StoredCheckpoint) -> str:
         """The archive of the stored files, which is assembled when it is read."""
         members = [{"name": part.filename, "key": part.key, "bytes": part.size_bytes} for part in stored.files]
-        archive = stored.archive
-        row = files.insert_archive(
-            session,
-            self.job.project_id,
-            PURPOSE,
-            archive.filename,
-            archive.size_bytes,
-            archive.sha256,
-            archive.key,
-            members,
-            self.job.id,
-        )
-        return row.id
+        return self._insert_file(session, stored.archive, archive_members=members, purged_at=func.clock_timestamp())
 
     def _is_published(self, session: Session, step: int) -> bool:
         return checkpoints.at_step(session, self.job.id, step) is not None

@@ -42,6 +42,7 @@ from worker.jobs.lease import LeaseKeeper, LeaseUncertain
 from worker.node.resources import Resources
 
 ARCHIVE = "adapter.tar"
+PURPOSE = "fine-tune-results"
 
 log = get_logger(__name__)
 START_ADAPTER = "start-adapter"
@@ -53,6 +54,19 @@ class StoredFile:
     key: str
     size_bytes: int
     sha256: str
+
+    def row(self, project_id: str, job_id: str, **columns: Any) -> File:
+        """The row that makes the file visible, as a result of the job."""
+        return File(
+            project_id=project_id,
+            job_id=job_id,
+            purpose=PURPOSE,
+            filename=self.filename,
+            bytes=self.size_bytes,
+            sha256=self.sha256,
+            storage_key=self.key,
+            **columns,
+        )
 
 
 def fetch(storage: Storage, key: str, destination: Path) -> str:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request
 
 from app.api.auth import CallerDep
 from app.api.dependencies import AppState, AppStateDep
-from app.api.schemas.file_reports import FileReportBody, render_report
+from app.api.schemas.file_reports import FileReportBody
 from app.api.transport.json_body import NO_BODY
 from app.db.engine import transaction
 from app.services.datasets import profile
@@ -46,7 +46,7 @@ async def validate_file(
         caller.key_id, partial(_load_inputs, app_state, caller.project_id, file_id, profile_request)
     )
     work = partial(profile.make_profile, app_state.storage, inputs)
-    return render_report(await app_state.check_limiter.run(request, caller.key_id, profile.is_long(inputs), work))
+    return FileReportBody.of(await app_state.check_limiter.run(request, caller.key_id, profile.is_long(inputs), work))
 
 
 def _load_inputs(app_state: AppState, project_id: str, file_id: str, profile_request: ProfileRequest) -> ProfileInputs:

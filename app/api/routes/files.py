@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import timedelta
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -15,7 +14,7 @@ from app.api.dependencies import AppStateDep, SessionDep
 from app.api.idempotency import IdempotentRequestDep, IdempotentRoute
 from app.api.openapi import responses
 from app.api.schemas.common import Deleted
-from app.api.schemas.files import FileBody, FileList, UpdateFile, render_file
+from app.api.schemas.files import FileBody, FileList, UpdateFile
 from app.api.transport.file_response import content_response
 from app.api.transport.json_body import JsonBody
 from app.api.transport.pagination import After, Limit, list_page
@@ -70,7 +69,7 @@ async def create_file(
             settings.max_line_bytes,
             before_insert=lambda session: idempotent_request.reserve(session, _fingerprint(form, staged)),
             after_insert=lambda session, created: idempotent_request.store_response(
-                session, 200, json.dumps(render_file(created))
+                session, 200, FileBody.model_validate(created).model_dump_json()
             ),
         )
         if is_long(new.purpose, staged.size_bytes):
@@ -79,7 +78,7 @@ async def create_file(
             file = await io_pools.finish(caller.key_id, staged.size_bytes, accept, check=Check())
     finally:
         staged.discard()
-    return render_file(file)
+    return file
 
 
 @router.get("", response_model=FileList, summary="List files")
@@ -94,26 +93,26 @@ def list_files(
     """Newest first unless `order` is asc. `purpose` selects the files with that purpose."""
     limit = min(limit, MAX_LIST)
     rows = files.page(session, caller.project_id, limit + 1, after, order, purpose)
-    return list_page(rows, limit, render_file)
+    return list_page(rows, limit)
 
 
 @router.get("/{file_id}", response_model=FileBody, summary="Get a file")
 def get_file(file_id: str, caller: CallerDep, session: SessionDep) -> Any:
     """Size, digest and expiry of a file."""
-    return render_file(files.get(session, caller.project_id, file_id))
+    return files.get(session, caller.project_id, file_id)
 
 
 @router.post("/{file_id}", response_model=FileBody, summary="Change a file")
 def update_file(file_id: str, body: JsonBody[UpdateFile], caller: CallerDep, session: SessionDep) -> Any:
     """Set where an imported file comes from; null removes it. Jobs that are created later on the file show it, too."""
-    return render_file(files.set_origin(session, caller.project_id, file_id, body.origin))
+    return files.set_origin(session, caller.project_id, file_id, body.origin)
 
 
 @router.delete("/{file_id}", response_model=Deleted, summary="Delete a file")
 def delete_file(file_id: str, caller: CallerDep, session: SessionDep) -> Any:
     """The file disappears at once; its bytes are kept until no unfinished job needs them."""
     file = files.delete(session, caller.project_id, file_id)
-    return {"id": file.id, "object": "file", "deleted": True}
+    return Deleted(id=file.id, object="file", deleted=True)
 
 
 @router.get("/{file_id}/content", summary="Download a file", response_class=Response, responses=responses.CONTENT)

@@ -18,13 +18,17 @@ class Alive(Body):
 
 class ReadinessCheck(Body):
     ok: bool
+    """Whether the check passed."""
     required: bool
+    """Whether the service is not ready if this check fails."""
     detail: str
+    """The result in words."""
 
 
 class Readiness(Body):
     status: Literal["ready", "not ready"]
     checks: dict[str, ReadinessCheck]
+    """One check for each dependency of the service."""
 
 
 @router.get("/healthz", response_model=Alive, summary="Is the process alive?")

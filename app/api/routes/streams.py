@@ -17,7 +17,7 @@ from app.api.auth import authorize, bearer_secret
 from app.api.dependencies import AppState, app_state_of
 from app.api.openapi import responses
 from app.api.routes.jobs.polling import read_job_version
-from app.api.schemas.jobs.events import render_event
+from app.api.schemas.jobs.records import EventBody
 from app.db.fast_reads import keys
 from app.db.jobs.reads import seq_of_event
 from app.db.notifications import Subscription
@@ -106,8 +106,7 @@ def _stream_headers() -> Response:
 
 def render_event_bytes(row: Any) -> bytes:
     """One event in the format of the stream; the bytes are shared by all its readers."""
-    data = json.dumps(render_event(row), separators=(",", ":"), ensure_ascii=False)
-    return format_sse_event(data_str=data, id=str(row.seq))
+    return format_sse_event(data_str=EventBody.model_validate(row).model_dump_json(), id=str(row.seq))
 
 
 async def _events(app_state: AppState, secret: str, job_id: str, seq: int) -> AsyncIterator[bytes]:

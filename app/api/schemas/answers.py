@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Open(BaseModel):
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", use_attribute_docstrings=True)
 
 
 Model = Annotated[str, Field(min_length=1, description="An `ft:` model or a base model.")]
@@ -21,18 +21,23 @@ Stream = Annotated[bool | None, Field(description="Whether the tokens are sent a
 
 
 class Usage(Open):
-    prompt_tokens: Annotated[int, Field(description="Tokens of the prompt.")]
-    completion_tokens: Annotated[int, Field(description="New tokens.")]
-    total_tokens: Annotated[int, Field(description="The sum of both.")]
+    prompt_tokens: int
+    """Tokens of the prompt."""
+    completion_tokens: int
+    """New tokens."""
+    total_tokens: int
+    """The sum of both."""
 
 
 class CreateChatCompletion(Open):
     """OpenAI's body. Fields that are not listed here are passed on to the engine as well."""
 
     model: Model
-    messages: Annotated[list[dict[str, Any]], Field(description="The conversation, in OpenAI's shape.")]
+    messages: list[dict[str, Any]]
+    """The conversation, in OpenAI's shape."""
     max_completion_tokens: MaxTokens = None
-    max_tokens: Annotated[int | None, Field(description="The older name of `max_completion_tokens`.")] = None
+    max_tokens: int | None = None
+    """The older name of `max_completion_tokens`."""
     temperature: Temperature = None
     stream: Stream = None
 
@@ -41,19 +46,25 @@ class CreateCompletion(Open):
     """OpenAI's body. Fields that are not listed here are passed on to the engine as well."""
 
     model: Model
-    prompt: Annotated[Any, Field(description="A text, or the tokens of one.")] = None
+    prompt: Any = None
+    """A text, or the tokens of one."""
     max_tokens: MaxTokens = None
     temperature: Temperature = None
     stream: Stream = None
 
 
 class ChatCompletionBody(Open):
-    id: Annotated[str, Field(description="The engine's id.")]
+    id: str
+    """The engine's id."""
     object: Literal["chat.completion"]
-    created: Annotated[int, Field(description="Seconds since 1970.")]
-    model: Annotated[str, Field(description="The requested name.")]
-    choices: Annotated[list[dict[str, Any]], Field(description="The answers, in OpenAI's shape.")]
-    usage: Annotated[Usage | None, Field(description="Tokens of the request.")] = None
+    created: int
+    """Seconds since 1970."""
+    model: str
+    """The requested name."""
+    choices: list[dict[str, Any]]
+    """The answers, in OpenAI's shape."""
+    usage: Usage | None = None
+    """Tokens of the request."""
 
 
 class CompletionBody(ChatCompletionBody):

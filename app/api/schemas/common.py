@@ -32,14 +32,18 @@ class Body(BaseModel):
 class ErrorDetail(Body):
     message: str
     type: str
+    """`invalid_request_error`, or `server_error` if the request was valid."""
     param: str | None
+    """The part of the request, as a dotted path; with several problems that of the first."""
     code: str | None
+    """The error code for programs: see the page of errors."""
 
 
 class ErrorBody(Body):
     """The body of every error response."""
 
     error: ErrorDetail
+    """The error."""
 
 
 class ListBody(Body):
@@ -49,14 +53,27 @@ class ListBody(Body):
     last_id: str | None
 
 
+class JobPart(Body):
+    """What a job has several of."""
+
+    id: str
+    created_at: UnixTime
+    fine_tuning_job_id: str = Field(validation_alias="job_id")
+
+
 class WarningBody(Body):
     """A problem that does not fail a job, but may be unintended."""
 
     code: str
+    """The kind of warning, such as `duplicate_rows`."""
     message: str
+    """The problem, its effect, and what to do."""
     file: str | None
+    """The id of the file with these rows; null: the warning is about the request."""
     count: int
+    """The number of rows."""
     first_lines: list[int]
+    """Line numbers of the first ten of these rows, counted from 1."""
 
 
 class Deleted(Body):

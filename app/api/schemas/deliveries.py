@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AliasPath, Field
 
-from app.api.schemas.common import Body, ListBody, UnixTime, unix_seconds, unix_seconds_or_none
+from app.api.schemas.common import Body, JobPart, ListBody, UnixTime
 from app.api.schemas.jobs.requests import Strict
 from app.domain.deliveries.served_check import ServedCheck
 from app.domain.deliveries.targets import MAX_CREDENTIAL_CHARACTERS, AnyDestination
 from app.domain.jobs.create_job import Id
-from app.services.deliveries.deliveries import DeliveryView
 
 CREDENTIALS_DESCRIPTION = (
     "By kind: `api_key` of an engine; `access_key_id`, `secret_access_key` and `session_token` of S3; `token` of the "
@@ -61,10 +60,10 @@ class UpdateDeliveryTarget(Strict):
 
 
 class CreateDelivery(Strict):
-    target: Annotated[Id, Field(description="The name of a delivery target.")]
-    checkpoint: Annotated[
-        Id | None, Field(description="A kept checkpoint, by its id or its model. Default: the job's result.")
-    ] = None
+    target: Id
+    """The name of a delivery target."""
+    checkpoint: Id | None = None
+    """A kept checkpoint, by its id or its model. Default: the job's result."""
 
 
 class DeliveryTargetBody(Body):
@@ -107,47 +106,41 @@ class DeliveryOfJob(Body):
     """A delivery as its job shows it."""
 
     id: str
-    target: str
-    status: DeliveryStatus
+    target: str = Field(validation_alias=AliasPath("target", "name"))
+    """The name of the delivery target."""
+    status: DeliveryStatus = Field(validation_alias="state")
+    """`pending` until an attempt succeeds or eleven have failed; `withdrawing` until it is removed from the target."""
     model: str
+    """The `ft:` name."""
     served_model: str
-    check: ServedCheck | None
+    """The name under which the target has it."""
+    check: ServedCheck | None = Field(validation_alias="served_check")
+    """Whether an engine computes with the adapter what the trainer computed; null: not compared, as other kinds do not
+    answer, and a checkpoint before the result has nothing to compare with.
+    """
     error: str | None
+    """Why the last attempt failed and what to do; null: it did not."""
 
 
-class DeliveryBody(DeliveryOfJob):
-    object: Literal["fine_tuning.job.delivery"]
-    created_at: int
-    updated_at: int
-    fine_tuning_job_id: str
-    checkpoint: str
-    attempts: int
-    next_attempt_at: int | None
-    delivered_at: int | None
+class DeliveryBody(JobPart, DeliveryOfJob):
+    object: Literal["fine_tuning.job.delivery"] = "fine_tuning.job.delivery"
+    updated_at: UnixTime
+    """The last change, in seconds since 1970."""
+    checkpoint: str = Field(validation_alias="checkpoint_id")
+    """The checkpoint whose adapter is delivered."""
+    attempts: int = Field(validation_alias="attempt")
+    """The number of attempts so far."""
+    next_attempt_at: UnixTime | None
+    """The next attempt, in seconds since 1970. Of one that is `delivered` it looks whether the engine still has it.
+    Null: none is due.
+    """
+    delivered_at: UnixTime | None
+    """When the target first had it, in seconds since 1970; null: not yet."""
     location: dict[str, Any] | None
+    """What the target has, as its kind reports it: a path, a revision, objects, with its `served_model`; `earlier` has
+    the places before the target was changed; null: nothing.
+    """
 
 
 class DeliveryList(ListBody):
     data: list[DeliveryBody]
-
-
-def render_delivery(view: DeliveryView) -> dict[str, Any]:
-    delivery = view.delivery
-    return {
-        "id": delivery.id,
-        "object": "fine_tuning.job.delivery",
-        "created_at": unix_seconds(delivery.created_at),
-        "updated_at": unix_seconds(delivery.updated_at),
-        "fine_tuning_job_id": delivery.job_id,
-        "target": view.target,
-        "status": delivery.state,
-        "model": delivery.model,
-        "checkpoint": delivery.checkpoint_id,
-        "served_model": delivery.served_model,
-        "check": delivery.served_check,
-        "error": delivery.error,
-        "attempts": delivery.attempt,
-        "next_attempt_at": unix_seconds_or_none(delivery.next_attempt_at),
-        "delivered_at": unix_seconds_or_none(delivery.delivered_at),
-        "location": delivery.location,
-    }

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-from app.api.schemas.common import Body, ListBody, UnixTime, unix_seconds, unix_seconds_or_none
+from app.api.schemas.common import Body, ListBody, UnixTime
 from app.api.schemas.jobs.requests import Strict
-from app.db.tables import File
 from app.domain.files.files import FileOrigin
 
 
@@ -17,34 +16,24 @@ class FileBody(Body):
     created_at: UnixTime
     filename: str
     purpose: str
+    """The purpose of the upload, or `fine-tune-results` for a file that a job created."""
     status: Literal["uploaded", "processed", "error"]
+    """`processed`: the file was checked and can be used."""
     status_details: str | None = None
+    """Null; OpenAI's older place for findings. The error of a refused upload has them."""
     expires_at: UnixTime | None
+    """When the file is deleted automatically, in seconds since 1970; null: never."""
     sha256: str
     line_count: int | None
+    """The number of lines of a JSONL file that are not blank."""
     origin: FileOrigin | None
+    """Where an imported file comes from; null for other files."""
 
 
 class UpdateFile(Strict):
     origin: FileOrigin | None
+    """Where the file comes from; null removes it."""
 
 
 class FileList(ListBody):
     data: list[FileBody]
-
-
-def render_file(file: File) -> dict[str, Any]:
-    return {
-        "id": file.id,
-        "object": "file",
-        "bytes": file.bytes,
-        "created_at": unix_seconds(file.created_at),
-        "filename": file.filename,
-        "purpose": file.purpose,
-        "status": file.status,
-        "status_details": None,
-        "expires_at": unix_seconds_or_none(file.expires_at),
-        "sha256": file.sha256,
-        "line_count": file.line_count,
-        "origin": file.origin,
-    }

@@ -17,8 +17,8 @@ from pydantic_core import to_json
 from starlette.responses import Response
 
 from app.api.schemas.jobs.checkpoints import CheckpointBody
-from app.api.schemas.jobs.events import EventBody
 from app.api.schemas.jobs.jobs import JobBody
+from app.api.schemas.jobs.records import EventBody
 
 
 def job_etag(organization: str, row: Any) -> str:

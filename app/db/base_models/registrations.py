@@ -16,17 +16,9 @@ from app.domain.base_models.registrations import RegistrationState
 def claim(session: Session, owner: str, ttl_seconds: float) -> BaseModelRegistration | None:
     """Claim the oldest claimable registration; None if there is none."""
     table = BaseModelRegistration
-    claimable = select(table.id).where(leased_rows.is_claimable(table)).order_by(table.seq).limit(1)
-    return leased_rows.update_where(
-        session,
-        table,
-        table.id == claimable.with_for_update(skip_locked=True).scalar_subquery(),
-        {
-            "attempt": table.attempt + 1,
-            "started_at": func.coalesce(table.started_at, func.clock_timestamp()),
-            **leased_rows.lease_columns(owner, ttl_seconds),
-        },
-    )
+    claimable = select(table.id).where(leased_rows.is_claimable(table)).order_by(table.seq)
+    started_at = func.coalesce(table.started_at, func.clock_timestamp())
+    return leased_rows.claim(session, table, claimable, owner, ttl_seconds, started_at=started_at)
 
 
 def succeed(session: Session, lease: Lease, directory: str, revision: str | None, notes: Sequence[str]) -> None:

@@ -105,23 +105,6 @@ def create_for_result(session: Session, job: Job, checkpoint: Checkpoint) -> Non
             add_event(session, job.id, f"Not delivered to {name}: the target was deleted", level="warn")
 
 
-def get(session: Session, project_id: str, job_id: str, delivery_id: str) -> tuple[Delivery, str] | None:
-    """(delivery, name of its target)."""
-    query = _with_target_name().where(
-        Delivery.project_id == project_id, Delivery.job_id == job_id, Delivery.id == delivery_id
-    )
-    row = session.execute(query).one_or_none()
-    return None if row is None else (row[0], row[1])
-
-
-def page(session: Session, job_id: str, limit: int, after: Delivery | None = None) -> list[tuple[Delivery, str]]:
-    """A page of (delivery, name of its target), newest first."""
-    query = _with_target_name().where(Delivery.job_id == job_id)
-    if after is not None:
-        query = query.where(Delivery.seq < after.seq)
-    return [(row[0], row[1]) for row in session.execute(query.order_by(Delivery.seq.desc()).limit(limit))]
-
-
 def withdraw(session: Session, delivery: Delivery) -> None:
     """Have an adapter removed from its target; a delivery that was never attempted is withdrawn at once."""
     session.refresh(delivery, with_for_update=True)  # a sender may have claimed it since it was read
@@ -296,10 +279,6 @@ def _end_without_target(session: Session) -> None:
         verb = "withdrawn" if is_there else "delivered"
         message = f"{target}: {delivery.served_model} was not {verb}: {delivery.error}"
         add_event(session, delivery.job_id, message, "error", _event_data(delivery, target))
-
-
-def _with_target_name() -> Any:
-    return select(Delivery, DeliveryTarget.name).join(DeliveryTarget, DeliveryTarget.id == Delivery.target_id)
 
 
 def _event_data(delivery: Delivery, target: str) -> dict[str, Any]:

@@ -3,65 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime
-from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, Select, SQLColumnExpression, and_, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
-from app.db.ids import new_id
 from app.db.jobs.jobs import ACTIVE_STATES
 from app.db.tables import Checkpoint, Evaluation, Export, File, Job
 from app.domain.artifacts.exports import UNFINISHED
 from app.domain.evaluations import states as evaluation_states
 
 
-def insert(
-    session: Session,
-    project_id: str,
-    purpose: str,
-    filename: str,
-    size_bytes: int,
-    sha256: str,
-    storage_key: str,
-    file_id: str | None = None,
-    line_count: int | None = None,
-    job_id: str | None = None,
-    expires_at: datetime | None = None,
-) -> File:
-    file = File(
-        id=file_id or new_id("file"),
-        project_id=project_id,
-        job_id=job_id,
-        purpose=purpose,
-        filename=filename,
-        bytes=size_bytes,
-        sha256=sha256,
-        storage_key=storage_key,
-        line_count=line_count,
-        expires_at=expires_at,
-    )
+def insert(session: Session, file: File) -> File:
     session.add(file)
     session.flush()
     session.refresh(file)
-    return file
-
-
-def insert_archive(
-    session: Session,
-    project_id: str,
-    purpose: str,
-    filename: str,
-    size_bytes: int,
-    sha256: str,
-    storage_key: str,
-    members: list[dict[str, Any]],
-    job_id: str,
-) -> File:
-    """A file whose content is assembled from `members` ({name, key, bytes}); its key names no object."""
-    file = insert(session, project_id, purpose, filename, size_bytes, sha256, storage_key, job_id=job_id)
-    file.archive_members, file.purged_at = members, func.clock_timestamp()
-    session.flush()
     return file
 
 
@@ -71,43 +26,20 @@ def get(session: Session, project_id: str, file_id: str) -> File | None:
 
 def is_visible_to(project_id: str | SQLColumnExpression[str], file: type[File] = File) -> ColumnElement[bool]:
     """SQL condition: the file belongs to the project and is neither deleted nor expired."""
-    return and_(file.project_id == project_id, _is_available(file))
+    return and_(file.project_id == project_id, file.is_available())
 
 
 def get_visible(session: Session, file_ids: Sequence[str]) -> dict[str, File]:
     """The files among `file_ids` that are neither deleted nor expired, by id."""
     if not file_ids:
         return {}
-    query = select(File).where(File.id.in_(file_ids), _is_available(File))
+    query = select(File).where(File.id.in_(file_ids), File.is_available())
     return {file.id: file for file in session.scalars(query)}
-
-
-def get_cursor(session: Session, project_id: str, file_id: str) -> File | None:
-    """The file at the end of a page; also a deleted one, as clients delete files while they page."""
-    return session.scalar(select(File).where(File.project_id == project_id, File.id == file_id))
 
 
 def get_even_deleted(session: Session, file_id: str) -> File | None:
     """A file, also a deleted one: an accepted job still reads its files."""
     return session.get(File, file_id)
-
-
-def page(
-    session: Session,
-    project_id: str,
-    limit: int,
-    after: File | None = None,
-    order: Literal["asc", "desc"] = "desc",
-    purpose: str | None = None,
-) -> list[File]:
-    """A page of files in order of creation; `after` is the last file of the previous page."""
-    query = _visible(project_id).limit(limit)
-    query = query.order_by(File.seq if order == "asc" else File.seq.desc())
-    if purpose is not None:
-        query = query.where(File.purpose == purpose)
-    if after is not None:
-        query = query.where(File.seq > after.seq if order == "asc" else File.seq < after.seq)
-    return list(session.scalars(query))
 
 
 def delete(session: Session, file: File) -> None:
@@ -204,7 +136,3 @@ def keys_in_use(session: Session, keys: Sequence[str]) -> set[str]:
 
 def _visible(project_id: str) -> Select[File]:
     return select(File).where(is_visible_to(project_id))
-
-
-def _is_available(file: type[File]) -> ColumnElement[bool]:
-    return and_(file.deleted_at.is_(None), or_(file.expires_at.is_(None), file.expires_at > func.clock_timestamp()))

@@ -16,57 +16,21 @@ KEPT_CHECKPOINTS = 3
 KEPT_SNAPSHOTS = 2
 
 
-def add(
-    session: Session,
-    job: Job,
-    step_number: int,
-    name: str,
-    metrics: dict[str, Any],
-    manifest: dict[str, Any],
-    file_ids: list[str],
-    archive_file_id: str,
-) -> Checkpoint:
-    checkpoint = Checkpoint(
-        id=new_id("ftckpt", "_"),
-        project_id=job.project_id,
-        job_id=job.id,
-        attempt=job.attempt,
-        step_number=step_number,
-        name=name,
-        metrics=metrics,
-        manifest=manifest,
-        file_ids=file_ids,
-        archive_file_id=archive_file_id,
-    )
-    session.add(checkpoint)
-    session.flush()
-    return checkpoint
-
-
-def replace(
-    session: Session,
-    checkpoint: Checkpoint,
-    job: Job,
-    name: str,
-    metrics: dict[str, Any],
-    manifest: dict[str, Any],
-    file_ids: list[str],
-    archive_file_id: str,
-) -> Checkpoint:
-    """Publish a step again, after a pause at the last step. The caller deletes the old files."""
-    checkpoint.attempt, checkpoint.name, checkpoint.retired_at = job.attempt, name, None
-    checkpoint.metrics, checkpoint.manifest = metrics, manifest
-    checkpoint.file_ids, checkpoint.archive_file_id = file_ids, archive_file_id
-    session.flush()
-    return checkpoint
-
-
 def at_step(session: Session, job_id: str, step_number: int) -> Checkpoint | None:
     return session.scalar(select(Checkpoint).where(Checkpoint.job_id == job_id, Checkpoint.step_number == step_number))
 
 
-def get(session: Session, job_id: str, checkpoint_id: str) -> Checkpoint | None:
-    return session.scalar(select(Checkpoint).where(Checkpoint.job_id == job_id, Checkpoint.id == checkpoint_id))
+def columns_of(job: Job, checkpoint: Checkpoint) -> dict[str, Any]:
+    """The columns by which an export or an evaluation names what it is made of."""
+    return {
+        "project_id": job.project_id,
+        "job_id": job.id,
+        "checkpoint_id": checkpoint.id,
+        "model": checkpoint.name,
+        "base_model": job.base_model,
+        "step_number": checkpoint.step_number,
+        "adapter_file_ids": checkpoint.file_ids,
+    }
 
 
 def by_names(session: Session, names: Sequence[str]) -> dict[str, Checkpoint]:
@@ -75,27 +39,6 @@ def by_names(session: Session, names: Sequence[str]) -> dict[str, Checkpoint]:
         return {}
     rows = session.scalars(select(Checkpoint).where(Checkpoint.name.in_(names)))
     return {checkpoint.name: checkpoint for checkpoint in rows}
-
-
-def page(session: Session, job_id: str, limit: int, after: Checkpoint | None = None) -> list[Checkpoint]:
-    """A page of kept checkpoints: first the job's result, as clients expect, then the others, latest step first.
-
-    The result may be an earlier step, as the best one can be promoted.
-    """
-    result = select(Job.fine_tuned_model).where(Job.id == job_id).scalar_subquery()
-    is_result = func.coalesce(Checkpoint.name == result, False)
-    query = (
-        select(Checkpoint)
-        .where(Checkpoint.job_id == job_id, Checkpoint.retired_at.is_(None))
-        .order_by(is_result.desc(), Checkpoint.step_number.desc())
-        .limit(limit)
-    )
-    if after is not None:
-        is_after_result = after.name == session.scalar(select(result))
-        query = query.where(is_result.is_(False))
-        if not is_after_result:
-            query = query.where(Checkpoint.step_number < after.step_number)
-    return list(session.scalars(query))
 
 
 def best(session: Session, job_id: str) -> Checkpoint | None:

@@ -4,18 +4,18 @@ event. Never commits.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, case, func, literal, null, select, update
+from sqlalchemy import ColumnElement, and_, case, func, literal, null, select, update
 from sqlalchemy.orm import Session
 
 from app.db.ids import new_id
-from app.db.jobs import events, leased_rows
+from app.db.jobs import checkpoints, events, leased_rows
 from app.db.jobs.claims import Lease
 from app.db.scheduling import fair_queue, gpu_reservations
-from app.db.tables import Checkpoint, Evaluation, EvaluationAttempt, Job
+from app.db.tables import Checkpoint, Evaluation, EvaluationAttempt, File, Job
 from app.domain.evaluations.graders import EvaluationSettings
+from app.domain.evaluations.plan import make_plan
 from app.domain.evaluations.promotion import DeliveryVerdict, delivery_verdict
 from app.domain.evaluations.states import UNFINISHED, EvaluationState
 from app.domain.jobs.spec import JobSpec
@@ -25,27 +25,16 @@ from app.domain.scheduling.worker_capacity import WorkerCapacity
 ACTIVE = [state.value for state in UNFINISHED]
 
 
-def insert(
-    session: Session,
-    job: Job,
-    checkpoint: Checkpoint,
-    file_id: str,
-    settings: EvaluationSettings,
-    plan: Mapping[str, Any],
-) -> Evaluation:
-    """Insert an evaluation in `queued`."""
+def insert(session: Session, job: Job, checkpoint: Checkpoint, file: File, settings: EvaluationSettings) -> Evaluation:
+    """Insert an evaluation in `queued`, with the plan before a worker has read the file."""
+    rows = None if file.line_count is None else min(file.line_count, settings.max_rows)
+    plan = make_plan(settings, rows, None, seconds_per_answer(session, job.base_model), job.progress)
     evaluation = Evaluation(
         id=new_id("fteval"),
-        project_id=job.project_id,
-        job_id=job.id,
-        checkpoint_id=checkpoint.id,
-        file_id=file_id,
+        file_id=file.id,
         settings=settings.model_dump(mode="json"),
-        model=checkpoint.name,
-        base_model=job.base_model,
-        step_number=checkpoint.step_number,
-        adapter_file_ids=checkpoint.file_ids,
-        plan=dict(plan),
+        plan=plan.model_dump(),
+        **checkpoints.columns_of(job, checkpoint),
     )
     session.add(evaluation)
     session.flush()
@@ -54,29 +43,11 @@ def insert(
     return evaluation
 
 
-def get(session: Session, project_id: str, job_id: str, evaluation_id: str) -> Evaluation | None:
-    return session.scalar(_of_job(project_id, job_id).where(Evaluation.id == evaluation_id))
-
-
-def page(
-    session: Session, project_id: str, job_id: str, limit: int, after: Evaluation | None = None
-) -> list[Evaluation]:
-    """A page of evaluations, newest first; `after` is the last evaluation of the previous page."""
-    query = _of_job(project_id, job_id).order_by(Evaluation.seq.desc()).limit(limit)
-    if after is not None:
-        query = query.where(Evaluation.seq < after.seq)
-    return list(session.scalars(query))
-
-
 def cancel(session: Session, evaluation: Evaluation) -> bool:
     """Cancel an unfinished evaluation, which fences its holder; False if it has ended."""
-    cancelled = session.execute(
-        update(Evaluation)
-        .where(Evaluation.id == evaluation.id, Evaluation.state.in_(ACTIVE))
-        .values(leased_rows.finished_columns(EvaluationState.CANCELLED))
-        .returning(Evaluation)
-        .execution_options(populate_existing=True)
-    ).scalar_one_or_none()
+    is_unfinished = and_(Evaluation.id == evaluation.id, Evaluation.state.in_(ACTIVE))
+    columns = leased_rows.finished_columns(EvaluationState.CANCELLED)
+    cancelled = leased_rows.update_where(session, Evaluation, is_unfinished, columns)
     if cancelled is None:
         session.refresh(evaluation)
         return False
@@ -152,24 +123,15 @@ def claim(
         .join(shares, shares.c.project_id == Evaluation.project_id)
         .where(leased_rows.is_claimable(Evaluation), *_fits(capacity, is_reserved))
         .order_by(shares.c.share, Evaluation.seq)
-        .limit(1)
-        .with_for_update(skip_locked=True, of=Evaluation)
-    ).scalar_subquery()
-    evaluation = session.execute(
-        update(Evaluation)
-        .where(Evaluation.id == next_id)
-        .values(
-            attempt=Evaluation.attempt + 1,
-            progress=null(),
-            started_at=func.clock_timestamp(),
-            worker=owner,
-            gpu_uuids=null(),
-            budget_bytes=null(),
-            **leased_rows.lease_columns(owner, ttl_seconds),
-        )
-        .returning(Evaluation)
-        .execution_options(populate_existing=True)
-    ).scalar_one_or_none()
+    )
+    columns = {
+        "progress": null(),
+        "started_at": func.clock_timestamp(),
+        "worker": owner,
+        "gpu_uuids": null(),
+        "budget_bytes": null(),
+    }
+    evaluation = leased_rows.claim(session, Evaluation, next_id, owner, ttl_seconds, **columns)
     if evaluation is None:
         return None
     gpus = 1.0
@@ -215,14 +177,6 @@ def fail(session: Session, lease: Lease, code: str, message: str) -> Evaluation:
     return evaluation
 
 
-def finish_crashed(
-    session: Session, lease: Lease, code: str, message: str, delay_seconds: float, max_streak: int
-) -> Evaluation:
-    """End an attempt that crashed: retry it, or fail after `max_streak` crashes in a row. Raises FencedError."""
-    evaluation = leased_rows.lock_held(session, Evaluation, lease)
-    return retry_or_fail(session, evaluation, code, message, delay_seconds, max_streak)
-
-
 def retry_or_fail(
     session: Session,
     evaluation: Evaluation,
@@ -254,9 +208,7 @@ def _report(session: Session, evaluation: Evaluation, message: str, level: str =
         "file": evaluation.file_id,
         "precision": evaluation.precision,
         "summary": evaluation.summary,
-        "error": (
-            {"code": evaluation.error_code, "message": evaluation.error_message} if evaluation.error_code else None
-        ),
+        "error": evaluation.error,
     }
     is_newest = func.coalesce(Job.evaluation["seq"].as_integer(), 0) <= evaluation.seq
     newest = case((is_newest, literal(shown, Job.__table__.c.evaluation.type)), else_=Job.evaluation)
@@ -288,7 +240,3 @@ def _fits(capacity: WorkerCapacity | None, is_reserved: bool = False) -> list[Co
     if capacity.labels is not None:
         conditions.append(Job.worker_labels.contained_by(sorted(capacity.labels)))
     return conditions
-
-
-def _of_job(project_id: str, job_id: str) -> Select[Evaluation]:
-    return select(Evaluation).where(Evaluation.project_id == project_id, Evaluation.job_id == job_id)

@@ -127,18 +127,6 @@ def get(session: Session, job_id: str, event_id: str) -> JobEvent | None:
     return session.scalar(select(JobEvent).where(JobEvent.job_id == job_id, JobEvent.id == event_id))
 
 
-def page(
-    session: Session, job_id: str, limit: int, after: JobEvent | None = None, type: str | None = None
-) -> list[JobEvent]:
-    """A page of events, newest first, of one type or of both; `after` is the last event of the previous page."""
-    query = select(JobEvent).where(JobEvent.job_id == job_id).order_by(JobEvent.seq.desc()).limit(limit)
-    if after is not None:
-        query = query.where(JobEvent.seq < after.seq)
-    if type is not None:
-        query = query.where(JobEvent.type == type)
-    return list(session.scalars(query))
-
-
 def loss_points(session: Session, job_id: str, buckets: int) -> LossPoints:
     """The points of the loss curve that a thinned chart may need: of each of `buckets` equal ranges of steps the first,
     the last, the lowest, the highest, the best validated and one without a finite loss; and the extremes of the other

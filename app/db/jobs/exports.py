@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Select, case, func, null, select, update
+from sqlalchemy import case, func, null, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
 from app.db.ids import new_id
-from app.db.jobs import full_disk, leased_rows
+from app.db.jobs import checkpoints, full_disk, leased_rows
 from app.db.jobs.claims import Lease
 from app.db.tables import Checkpoint, Export, Job
 from app.domain.artifacts.exports import UNFINISHED, ExportErrorCode, ExportKind, ExportState, ExportType
@@ -25,16 +25,10 @@ def insert(session: Session, job: Job, checkpoint: Checkpoint, kind: ExportKind,
         upsert(Export)
         .values(
             id=new_id("ftexport"),
-            project_id=job.project_id,
-            job_id=job.id,
-            checkpoint_id=checkpoint.id,
             type=kind.type,
             quantization=kind.quantization,
-            model=checkpoint.name,
-            base_model=job.base_model,
-            step_number=checkpoint.step_number,
-            adapter_file_ids=checkpoint.file_ids,
             expected_bytes=expected_bytes,
+            **checkpoints.columns_of(job, checkpoint),
         )
         .on_conflict_do_nothing()
         .returning(Export)
@@ -52,25 +46,6 @@ def lock_current(session: Session, model: str, kind: ExportKind) -> Export | Non
         Export.state != ExportState.FAILED,
     )
     return session.scalar(query.with_for_update())
-
-
-def get(session: Session, project_id: str, job_id: str, export_id: str) -> Export | None:
-    return session.scalar(_visible(project_id, job_id).where(Export.id == export_id))
-
-
-def get_cursor(session: Session, project_id: str, job_id: str, export_id: str) -> Export | None:
-    """The export at the end of a page; also a deleted one, as clients delete exports while they page."""
-    return session.scalar(
-        select(Export).where(Export.project_id == project_id, Export.job_id == job_id, Export.id == export_id)
-    )
-
-
-def page(session: Session, project_id: str, job_id: str, limit: int, after: Export | None = None) -> list[Export]:
-    """A page of exports, newest first; `after` is the last export of the previous page."""
-    query = _visible(project_id, job_id).order_by(Export.seq.desc()).limit(limit)
-    if after is not None:
-        query = query.where(Export.seq < after.seq)
-    return list(session.scalars(query))
 
 
 def delete(session: Session, export: Export) -> None:
@@ -97,19 +72,9 @@ def claim(
     session: Session, owner: str, ttl_seconds: float, types: Sequence[ExportType] = tuple(ExportType)
 ) -> Export | None:
     """Claim the oldest claimable export of one of the types; None if there is none."""
-    claimable = select(Export.id).where(leased_rows.is_claimable(Export), Export.type.in_(types)).order_by(Export.seq)
-    oldest_id = claimable.limit(1).with_for_update(skip_locked=True).scalar_subquery()
-    return session.execute(
-        update(Export)
-        .where(Export.id == oldest_id)
-        .values(
-            attempt=Export.attempt + 1,
-            started_at=func.coalesce(Export.started_at, func.clock_timestamp()),
-            **leased_rows.lease_columns(owner, ttl_seconds),
-        )
-        .returning(Export)
-        .execution_options(populate_existing=True)
-    ).scalar_one_or_none()
+    oldest_id = select(Export.id).where(leased_rows.is_claimable(Export), Export.type.in_(types)).order_by(Export.seq)
+    started_at = func.coalesce(Export.started_at, func.clock_timestamp())
+    return leased_rows.claim(session, Export, oldest_id, owner, ttl_seconds, started_at=started_at)
 
 
 def succeed(
@@ -136,15 +101,3 @@ def wait_for_storage(session: Session, lease: Lease, message: str, limit_seconds
         return fail(session, lease, ExportErrorCode.STORAGE_FULL, text)
     columns = full_disk.wait_columns(export.storage_full_since is None, pause_seconds(waited_seconds))
     return leased_rows.update_held(session, Export, lease, **leased_rows.requeued_columns(0.0) | columns)
-
-
-def finish_crashed(
-    session: Session, lease: Lease, code: str, message: str, delay_seconds: float, max_streak: int
-) -> Export:
-    """End an attempt that crashed: retry it, or fail after `max_streak` crashes in a row. Raises FencedError."""
-    export = leased_rows.lock_held(session, Export, lease)
-    return leased_rows.retry_or_fail(session, export, code, message, delay_seconds, max_streak)
-
-
-def _visible(project_id: str, job_id: str) -> Select[Export]:
-    return select(Export).where(Export.project_id == project_id, Export.job_id == job_id, Export.deleted_at.is_(None))

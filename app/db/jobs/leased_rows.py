@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, and_, func, null, select, update
+from sqlalchemy import ColumnElement, Select, and_, func, null, select, update
 from sqlalchemy.orm import Session
 
 from app.db.jobs.claims import FencedError, Lease
@@ -18,7 +18,7 @@ from app.db.tables import BaseModelRegistration, Evaluation, Export, Job
 
 Row = TypeVar("Row", bound=Export | Evaluation | BaseModelRegistration)
 
-QUEUED, RUNNING, FAILED = "queued", "running", "failed"  # the same in the states of all tables
+QUEUED, RUNNING, SUCCEEDED, FAILED = "queued", "running", "succeeded", "failed"  # the same in the states of all tables
 
 
 def is_claimable(table: type[Row]) -> ColumnElement[bool]:
@@ -30,9 +30,13 @@ def has_claimable(session: Session, table: type[Row], *conditions: ColumnElement
     return session.scalar(select(table.id).where(is_claimable(table), *conditions).limit(1)) is not None
 
 
-def lease_columns(owner: str, ttl_seconds: float) -> dict[str, Any]:
-    """The columns of a row that is claimed for `ttl_seconds` from now."""
-    return {"state": RUNNING, "lease_owner": owner, "lease_expires_at": _lease_expiry(ttl_seconds)}
+def claim(
+    session: Session, table: type[Row], ids: Select[str], owner: str, ttl_seconds: float, **columns: Any
+) -> Row | None:
+    """Claim the first row of `ids` that no other transaction has locked, for `ttl_seconds` from now."""
+    first_id = ids.limit(1).with_for_update(skip_locked=True, of=table).scalar_subquery()
+    lease = {"state": RUNNING, "lease_owner": owner, "lease_expires_at": _lease_expiry(ttl_seconds)}
+    return update_where(session, table, table.id == first_id, {"attempt": table.attempt + 1, **lease, **columns})
 
 
 def find_held(session: Session, table: type[Row], owner: str) -> Row | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
+from app.db.tables import Attempt
 from app.domain.scheduling.worker_capacity import WorkerCapacity
 
 # The API ends a cancelled attempt at once, and its worker stops the trainer within seconds. Until then the memory is
@@ -43,3 +44,9 @@ def reserved_bytes(session: Session, offer: WorkerCapacity, owner: str) -> int:
     """The bytes that others reserve on the slot's GPU; of several GPUs the largest number."""
     values = {"gpu_uuids": list(offer.gpu_uuids), "owner": owner, "release_seconds": RELEASE_SECONDS}
     return int(session.scalar(text(RESERVED), values) or 0)
+
+
+def slot_bytes(session: Session, job_id: str, attempt: int) -> int | None:
+    """The memory budget of an attempt in a slot that shares its GPU; None if it has the whole GPU."""
+    row = session.get(Attempt, (job_id, attempt))
+    return row.budget_bytes if row is not None and row.gpu_share < 1 else None

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import CheckConstraint, ForeignKey, Identity, Index, text
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from app.db.tables.base import Base, now, sql_string_list
 from app.domain.deliveries.states import DUE_STATES, DeliveryState
@@ -95,6 +95,7 @@ class Delivery(Base):
     created_at: Mapped[datetime] = now()
     delivered_at: Mapped[datetime | None]
     updated_at: Mapped[datetime] = now()
+    target: Mapped[DeliveryTarget] = relationship(viewonly=True, lazy="selectin")
 
 
 class ServedReferenceRow(Base):

@@ -5,12 +5,14 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import CheckConstraint, ForeignKey, Identity, Index, text
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy import CheckConstraint, ForeignKey, Identity, Index, and_, text
+from sqlalchemy.orm import Mapped, foreign, mapped_column, relationship
 
 from app.db.tables.base import Base, now, sql_string_list
+from app.db.tables.files import File
 from app.db.tables.leased_row import LeasedRow, lease_constraints
-from app.domain.artifacts.exports import FINISHED, ExportState, ExportType
+from app.domain.artifacts.exports import FINISHED, WAITING_FOR_WORKER, ExportState, ExportType
+from app.domain.artifacts.full_disk import WAITING_FOR_STORAGE
 
 
 class Export(LeasedRow, Base):
@@ -63,3 +65,24 @@ class Export(LeasedRow, Base):
     file_ids: Mapped[list[str]] = mapped_column(server_default=text("'[]'::jsonb"))
     size_bytes: Mapped[int | None]
     manifest: Mapped[dict[str, Any] | None]
+    files: Mapped[list[File]] = relationship(  # those that are not deleted
+        primaryjoin=lambda: and_(
+            Export.job_id == foreign(File.job_id), Export.file_ids.has_key(File.id), File.is_available()
+        ),
+        order_by=File.seq,
+        viewonly=True,
+        lazy="selectin",
+    )
+    has_worker = True  # no column: app.services.jobs.exports sets it; False: no running worker makes this type
+
+    @property
+    def format(self) -> str:
+        return "safetensors" if self.type == ExportType.MERGED else "gguf"
+
+    @property
+    def phase(self) -> str | None:
+        if self.state != ExportState.QUEUED:
+            return None
+        if self.storage_full_since is not None:
+            return WAITING_FOR_STORAGE
+        return None if self.has_worker else WAITING_FOR_WORKER

@@ -5,9 +5,10 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import CheckConstraint, ForeignKey, Identity, Index, text
+from sqlalchemy import CheckConstraint, ColumnElement, ForeignKey, Identity, Index, and_, func, or_, text
 from sqlalchemy.orm import Mapped, mapped_column
 
+from app.db.ids import new_id
 from app.db.tables.base import Base, now, sql_string_list
 from app.domain.files.uploads import UploadStatus
 
@@ -25,7 +26,7 @@ class File(Base):
         CheckConstraint("archive_members IS NULL OR purged_at IS NOT NULL", name="archive_has_no_object"),
     )
 
-    id: Mapped[str] = mapped_column(primary_key=True)
+    id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("file"))
     seq: Mapped[int] = mapped_column(Identity(), unique=True)
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
     job_id: Mapped[str | None] = mapped_column(index=True)  # the job that produced the file
@@ -41,9 +42,13 @@ class File(Base):
     deleted_at: Mapped[datetime | None]
     origin: Mapped[dict[str, Any] | None]  # a files.FileOrigin: where an imported file comes from
     purged_at: Mapped[datetime | None]  # since when storage has no object of this row: its content was deleted
-    archive_members: Mapped[
-        list[dict[str, Any]] | None
-    ]  # [{name, key, bytes}]: a tar that is assembled when it is read
+    # [{name, key, bytes}]: a tar that is assembled when it is read; its key names no object.
+    archive_members: Mapped[list[dict[str, Any]] | None]
+
+    @classmethod
+    def is_available(cls) -> ColumnElement[bool]:
+        """SQL condition: the file is neither deleted nor expired."""
+        return and_(cls.deleted_at.is_(None), or_(cls.expires_at.is_(None), cls.expires_at > func.clock_timestamp()))
 
 
 class Upload(Base):

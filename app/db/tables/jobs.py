@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import CheckConstraint, Float, ForeignKey, Identity, Index, UniqueConstraint, func, select, text
 from sqlalchemy.orm import Mapped, column_property, mapped_column
 
+from app.db.ids import new_id
 from app.db.tables.base import Base, now, sql_string_list
 from app.domain.jobs.states import TERMINAL, Desired, JobState
 from app.domain.scheduling.worker_capacity import JobRequirements
@@ -221,7 +222,7 @@ class Checkpoint(Base):
     __tablename__ = "checkpoints"
     __table_args__ = (UniqueConstraint("job_id", "step_number"),)
 
-    id: Mapped[str] = mapped_column(primary_key=True)
+    id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("ftckpt", "_"))
     seq: Mapped[int] = mapped_column(Identity(), unique=True)
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), index=True)
@@ -234,6 +235,7 @@ class Checkpoint(Base):
     archive_file_id: Mapped[str]
     created_at: Mapped[datetime] = now()
     retired_at: Mapped[datetime | None]
+    is_best = False  # no column: a list of the job's checkpoints sets it
 
 
 class Snapshot(Base):

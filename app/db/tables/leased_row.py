@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
 
 from sqlalchemy import CheckConstraint
 from sqlalchemy.orm import Mapped, mapped_column
@@ -25,6 +26,11 @@ class LeasedRow:
     finished_at: Mapped[datetime | None]
     error_code: Mapped[str | None]
     error_message: Mapped[str | None]
+
+    @property
+    def error(self) -> dict[str, Any] | None:
+        """The error as a response has it."""
+        return {"code": self.error_code, "message": self.error_message or ""} if self.error_code else None
 
 
 def lease_constraints(states: type[StrEnum], finished: Iterable[StrEnum]) -> tuple[CheckConstraint, ...]:

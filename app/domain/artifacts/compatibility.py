@@ -7,7 +7,7 @@ from collections.abc import Collection
 from functools import lru_cache
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from app.domain.artifacts.engines import (
     RELEASES,
@@ -31,35 +31,46 @@ EFFECT_NOTE = "an adapter whose tensors match no module loads without an error; 
 class MergedExport(BaseModel):
     """The request that makes a model which the engine serves."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    path: str = Field(description="The path to POST to.")
-    body: dict[str, str] = Field(description="The body of the request.")
+    path: str
+    """The path to POST to."""
+    body: dict[str, str]
+    """The body of the request."""
 
 
 class EngineCompatibility(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    ok: bool = Field(description="Whether the engine serves the adapter as it is, with the outputs of PEFT.")
-    version: str = Field(description="The release that this holds for.")
-    reasons: list[str] = Field(description="Why not; empty if `ok`.")
-    flags: list[str] = Field(description="Options of the engine's server that the adapter needs; empty unless `ok`.")
-    notes: list[str] = Field(description="What else to observe: earlier releases, names, limits of the engine.")
-    instead: MergedExport | None = Field(
-        description="What to serve instead; null if `ok`, and for adapted experts, which only PEFT merges."
-    )
+    ok: bool
+    """Whether the engine serves the adapter as it is, with the outputs of PEFT."""
+    version: str
+    """The release that this holds for."""
+    reasons: list[str]
+    """Why not; empty if `ok`."""
+    flags: list[str]
+    """Options of the engine's server that the adapter needs; empty unless `ok`."""
+    notes: list[str]
+    """What else to observe: earlier releases, names, limits of the engine."""
+    instead: MergedExport | None
+    """What to serve instead; null if `ok`, and for adapted experts, which only PEFT merges."""
 
 
 class Compatibility(BaseModel):
     """By engine. `transformers` is PEFT on transformers, which loads every adapter before it is published."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     vllm: EngineCompatibility
+    """vLLM."""
     sglang: EngineCompatibility
+    """SGLang."""
     llama_cpp: EngineCompatibility
+    """llama.cpp."""
     ollama: EngineCompatibility
+    """Ollama."""
     transformers: EngineCompatibility
+    """PEFT on transformers."""
 
 
 def compatibility(lora: LoraSpec, job_id: str, of_base: Collection[Feature] = ()) -> Compatibility:

@@ -87,19 +87,34 @@ class ServedPrompt(NamedTuple):
 class ServedCheck(BaseModel):
     """The verdict with its numbers, in nats per expected token."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     verdict: Verdict
+    """`same`, `differs`, `no_effect` (the engine answers as the base model does), `unclear`, `too_small_to_tell`, or
+    `unchecked` (nothing to compare with). `differs` and `no_effect` fail the delivery.
+    """
     prompts: int
+    """The number of held-out prompts."""
     tokens: int
+    """The number of expected tokens."""
     noise: float
+    """The trainer's own mean difference between 16 bits and float32."""
     trainer_effect: float
+    """Mean |base - adapter| in the trainer."""
     engine_effect: float
+    """Mean |base - adapter| in the engine."""
     difference: float
+    """Mean |trainer - engine| under the adapter, in nats per expected token."""
     largest_difference: float
+    """The largest |trainer - engine|; only for information."""
     top1_agreement: float
+    """The share of tokens at which trainer and engine have the same most likely token."""
     method: Literal["prompt", "answer", "chat"] = "prompt"
-    reason: str | None = None  # of `unchecked`
+    """`prompt`: the log-probabilities of every expected token. `answer`: those of the engine's own answers, up to where
+    they differ from the expected ones, as it has none of prompts. `chat`: the same in a chat.
+    """
+    reason: str | None = None
+    """Why nothing was compared (`unchecked`); else null."""
 
 
 def judge(reference: ServedReference, served: Sequence[ServedPrompt]) -> ServedCheck:

@@ -46,40 +46,46 @@ def _text_of(content: Any) -> Any:
 
 
 Template = Annotated[str, Field(max_length=MAX_TEMPLATE_CHARACTERS), AfterValidator(_check_template)]
-Name = Annotated[str, Field(min_length=1, max_length=64)]
-Threshold = Annotated[float, Field(allow_inf_nan=False)]
+Name = Annotated[
+    str, Field(min_length=1, max_length=64, description="The name in the results, different for each grader.")
+]
+GradedText = Annotated[Template, Field(description="The graded text, a template.")]
+ExpectedText = Annotated[Template, Field(description="The expected text, a template.")]
+Threshold = Annotated[
+    Annotated[float, Field(allow_inf_nan=False)] | None,
+    Field(description="The summary has the share of scores from this value on."),
+]
 
 
 class Shape(BaseModel):
     """Strict JSON types; an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
 
 class StringCheck(Shape):
     """1 if the comparison holds, else 0."""
 
     type: Literal["string_check"]
+    """The type of the grader."""
     name: Name
-    input: Template
-    reference: Template
-    operation: Annotated[
-        Literal["eq", "ne", "like", "ilike"],
-        Field(
-            description="eq: equal; ne: not equal; like: the input contains the reference; ilike: the same in any case."
-        ),
-    ]
+    input: GradedText
+    reference: ExpectedText
+    operation: Literal["eq", "ne", "like", "ilike"]
+    """eq: equal; ne: not equal; like: the input contains the reference; ilike: the same in any case."""
 
 
 class TextSimilarity(Shape):
     """0 to 1: rapidfuzz's ratio, sacrebleu's sentence BLEU, or the F measure of rouge-score."""
 
     type: Literal["text_similarity"]
+    """The type of the grader."""
     name: Name
-    input: Template
-    reference: Template
+    input: GradedText
+    reference: ExpectedText
     evaluation_metric: Annotated[str, Field(json_schema_extra={"enum": list(METRICS)})]
-    pass_threshold: Threshold | None = None
+    """How the similarity is measured."""
+    pass_threshold: Threshold = None
 
     @field_validator("evaluation_metric")
     @classmethod
@@ -94,37 +100,45 @@ class GraderMessage(Shape):
     """A message to the model that scores."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[
-        Template,
-        BeforeValidator(_text_of),
-        Field(description='A text; `{"type": "input_text", "text": ...}`, as OpenAI returns it, is one, too.'),
-    ]
+    """The author of the message."""
+    content: Annotated[Template, BeforeValidator(_text_of)]
+    """A text; `{"type": "input_text", "text": ...}`, as OpenAI returns it, is one, too."""
     type: Literal["message"] | None = None
+    """OpenAI's; it has no effect."""
 
 
 class SamplingParameters(Shape):
     """Sent to the model that scores, if given."""
 
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    """0 by default."""
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Nucleus sampling."""
     seed: int | None = None
+    """The seed of the sampling."""
     max_completions_tokens: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    """The longest answer, in tokens."""
     reasoning_effort: Annotated[str, Field(max_length=16)] | None = None
+    """For models that reason."""
 
 
 class ScoreModel(Shape):
     """The number that a model of an endpoint answers, limited to `range`."""
 
     type: Literal["score_model"]
+    """The type of the grader."""
     name: Name
-    model: Annotated[str, Field(min_length=1, max_length=256, description="The model that scores.")]
+    model: Annotated[str, Field(min_length=1, max_length=256)]
+    """The model that scores."""
     input: Annotated[list[GraderMessage], Field(min_length=1, max_length=32)]
-    endpoint: Annotated[
-        str | None, Field(max_length=64, description="An endpoint that the operator has named. Default: the only one.")
-    ] = None
-    range: Annotated[list[float], Field(min_length=2, max_length=2, description="Lowest and highest score.")] = [0, 1]
+    """The messages to the model, with templates."""
+    endpoint: Annotated[str | None, Field(max_length=64)] = None
+    """An endpoint that the operator has named. Default: the only one."""
+    range: Annotated[list[float], Field(min_length=2, max_length=2)] = [0, 1]
+    """Lowest and highest score."""
     sampling_params: SamplingParameters | None = None
-    pass_threshold: Threshold | None = None
+    """Parameters of the request to the model."""
+    pass_threshold: Threshold = None
 
     @field_validator("range")
     @classmethod
@@ -140,42 +154,46 @@ def _check_item_template(text: str) -> str:
     return text
 
 
-ItemTemplate = Annotated[Template, AfterValidator(_check_item_template)]
+ExpectedItem = Annotated[ExpectedText, AfterValidator(_check_item_template)]
 
 
 class LabelAccuracy(Shape):
     """1 if the answer without white space around it is the label, else 0. The summary has a confusion matrix."""
 
     type: Literal["label_accuracy"]
+    """The type of the grader."""
     name: Name
-    input: Template = OUTPUT
-    reference: ItemTemplate = REFERENCE
+    input: GradedText = OUTPUT
+    reference: ExpectedItem = REFERENCE
     labels: Annotated[
-        list[Annotated[str, Field(min_length=1, max_length=200)]] | None,
-        Field(min_length=2, max_length=100, description="All labels. Default: those of the file."),
+        list[Annotated[str, Field(min_length=1, max_length=200)]] | None, Field(min_length=2, max_length=100)
     ] = None
-    ignore_case: Annotated[bool, Field(description="Whether Yes and yes are the same label.")] = False
+    """All labels. Default: those of the file."""
+    ignore_case: bool = False
+    """Whether Yes and yes are the same label."""
 
 
 class JsonValid(Shape):
     """1 if the answer is a JSON object, else 0."""
 
     type: Literal["json_valid"]
+    """The type of the grader."""
     name: Name
-    input: Template = OUTPUT
+    input: GradedText = OUTPUT
 
 
 class JsonFields(Shape):
     """The share of the fields of the expected JSON object that the answer has with the same value; 0 without JSON."""
 
     type: Literal["json_fields"]
+    """The type of the grader."""
     name: Name
-    input: Template = OUTPUT
-    reference: ItemTemplate = REFERENCE
+    input: GradedText = OUTPUT
+    reference: ExpectedItem = REFERENCE
     fields: Annotated[
-        list[Annotated[str, Field(min_length=1, max_length=200)]] | None,
-        Field(min_length=1, max_length=100, description="The compared fields. Default: all of the expected object."),
+        list[Annotated[str, Field(min_length=1, max_length=200)]] | None, Field(min_length=1, max_length=100)
     ] = None
+    """The compared fields. Default: all of the expected object."""
 
 
 Grader = Annotated[
@@ -196,12 +214,12 @@ def templates_of(grader: Any) -> list[str]:
 class Reference(Shape):
     """A third source of answers: a model of an endpoint, or a field of the rows that has recorded answers."""
 
-    endpoint: Annotated[str | None, Field(max_length=64, description="An endpoint that the operator has named.")] = None
-    model: Annotated[str | None, Field(max_length=256, description="The model at the endpoint.")] = None
-    field: Annotated[
-        str | None,
-        Field(max_length=64, description="A field of the rows with recorded answers."),
-    ] = None
+    endpoint: Annotated[str | None, Field(max_length=64)] = None
+    """An endpoint that the operator has named."""
+    model: Annotated[str | None, Field(max_length=256)] = None
+    """The model at the endpoint."""
+    field: Annotated[str | None, Field(max_length=64)] = None
+    """A field of the rows with recorded answers."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -215,31 +233,27 @@ class Reference(Shape):
 class PromoteIf(Shape):
     """The condition for the delivery of the adapter."""
 
-    grader: Annotated[str, Field(description="The name of a grader of this evaluation.")]
-    margin: Annotated[
-        float,
-        Field(ge=0, le=1e6, description="How far below 0 the interval of the difference may begin. Default: 0."),
-    ] = 0.0
+    grader: str
+    """The name of a grader of this evaluation."""
+    margin: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+    """How far below 0 the interval of the difference may begin. Default: 0."""
 
 
 class EvaluationSettings(Shape):
     """The requested evaluation and its graders."""
 
-    graders: Annotated[
-        list[Grader],
-        Field(max_length=MAX_GRADERS, description="Without graders the answers are collected and not scored."),
-    ] = []
-    max_rows: Annotated[
-        int,
-        Field(ge=1, le=10_000, description="A larger file is sampled: a random selection, always the same one."),
-    ] = 500
-    max_new_tokens: Annotated[int, Field(ge=1, le=4096, description="The longest answer, in tokens.")] = 256
-    base_precision: Annotated[
-        Literal["trained", "16-bit"],
-        Field(description="How the base model is loaded for all answers: as in the training, or unquantized."),
-    ] = "trained"
-    reference: Annotated[Reference | None, Field(description="A model to compare the adapter with.")] = None
-    promote_if: Annotated[PromoteIf | None, Field(description="Deliver the adapter only if it is no worse.")] = None
+    graders: Annotated[list[Grader], Field(max_length=MAX_GRADERS)] = []
+    """Without graders the answers are collected and not scored."""
+    max_rows: Annotated[int, Field(ge=1, le=10_000)] = 500
+    """A larger file is sampled: a random selection, always the same one."""
+    max_new_tokens: Annotated[int, Field(ge=1, le=4096)] = 256
+    """The longest answer, in tokens."""
+    base_precision: Literal["trained", "16-bit"] = "trained"
+    """How the base model is loaded for all answers: as in the training, or unquantized."""
+    reference: Reference | None = None
+    """A model to compare the adapter with."""
+    promote_if: PromoteIf | None = None
+    """Deliver the adapter only if it is no worse."""
 
     @field_validator("graders")
     @classmethod
@@ -261,9 +275,13 @@ class EvaluationSettings(Shape):
 class EvaluationRequest(EvaluationSettings):
     """The `evaluation` of a job: it runs when the training has succeeded."""
 
-    file: Annotated[
-        str, Field(min_length=1, max_length=256, description="A file of held-out rows: purpose evals or fine-tune.")
-    ]
+    file: Annotated[str, Field(min_length=1, max_length=256)]
+    """A file of held-out rows: purpose evals or fine-tune."""
 
     def settings(self) -> EvaluationSettings:
         return EvaluationSettings.model_validate(self.model_dump(include=set(EvaluationSettings.model_fields)))
+
+
+class CreateEvaluation(EvaluationRequest):
+    checkpoint: Annotated[str | None, Field(max_length=256)] = None
+    """Id or model name of a kept checkpoint. Default: the job's result."""

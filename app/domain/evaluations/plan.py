@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from app.domain.evaluations.graders import EvaluationSettings
 
@@ -15,16 +15,18 @@ DECODE_FACTOR = 3.0  # a generated token takes about three times a token of a pr
 class EvaluationPlan(BaseModel):
     """An upper bound: most answers end before `max_new_tokens`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    rows: Annotated[int | None, Field(description="Rows to evaluate; null until a worker has read the file.")]
-    prompt_tokens: Annotated[int | None, Field(description="Tokens of all prompts; null until a worker counts them.")]
-    max_answer_tokens: Annotated[int | None, Field(description="The most tokens that both models may generate.")]
-    estimated_seconds: Annotated[float | None, Field(description="An upper estimate of the generation; null: unknown.")]
-    basis: Annotated[
-        Literal["measured", "training_speed"] | None,
-        Field(description="What the estimate comes from: an earlier evaluation of this base, or this job's training."),
-    ]
+    rows: int | None
+    """Rows to evaluate; null until a worker has read the file."""
+    prompt_tokens: int | None
+    """Tokens of all prompts; null until a worker counts them."""
+    max_answer_tokens: int | None
+    """The most tokens that both models may generate."""
+    estimated_seconds: float | None
+    """An upper estimate of the generation; null: unknown."""
+    basis: Literal["measured", "training_speed"] | None
+    """What the estimate comes from: an earlier evaluation of this base, or this job's training."""
 
 
 def make_plan(

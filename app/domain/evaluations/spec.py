@@ -33,7 +33,7 @@ class GenerationSpec(Frozen):
     lora: LoraSpec
     adapter: Path
     adapter_manifest_sha256: str
-    max_new_tokens: Annotated[int, Field(ge=1)]
+    settings: EvaluationSettings
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = None
     memory_budget_bytes: Annotated[int, Field(gt=0)] | None = None  # of a slot that shares its GPU; None: all of it
@@ -56,7 +56,7 @@ class Answer(Frozen):
     model: ModelRole
     text: str
     tokens: int
-    is_cut: bool  # the answer reached `max_new_tokens`
+    is_cut: bool  # at the length that the settings allow
 
 
 @dataclass(frozen=True)

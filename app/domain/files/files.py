@@ -10,17 +10,18 @@ from pydantic import BaseModel, ConfigDict, Field
 class FileOrigin(BaseModel):
     """The other service's own facts of the file. The importing client states them; they are not verified."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    service: Annotated[str, Field(min_length=1, max_length=64, description="The other service, such as `openai`.")]
-    id: Annotated[str, Field(min_length=1, max_length=256, description="The id of the file there.")]
-    filename: Annotated[str | None, Field(max_length=1024, description="Its name there.")] = None
-    created_at: Annotated[
-        int | None, Field(ge=0, lt=1 << 53, description="When it was created there, in seconds since 1970.")
-    ] = None
-    imported_at: Annotated[
-        int | None, Field(ge=0, lt=1 << 53, description="When it was read there, in seconds since 1970.")
-    ] = None
+    service: Annotated[str, Field(min_length=1, max_length=64)]
+    """The other service, such as `openai`."""
+    id: Annotated[str, Field(min_length=1, max_length=256)]
+    """The id of the file there."""
+    filename: Annotated[str | None, Field(max_length=1024)] = None
+    """Its name there."""
+    created_at: Annotated[int | None, Field(ge=0, lt=1 << 53)] = None
+    """When it was created there, in seconds since 1970."""
+    imported_at: Annotated[int | None, Field(ge=0, lt=1 << 53)] = None
+    """When it was read there, in seconds since 1970."""
 
 
 # The parameters of a job that name files.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,16 @@ class ValueDiff:
         return type(self.left) is not type(self.right) or bool(self.left != self.right)
 
 
-def diff(left: Mapping[str, Any], right: Mapping[str, Any], known_after_run: Collection[str] = ()) -> list[ValueDiff]:
+@dataclass(frozen=True)
+class Differences:
+    values: list[ValueDiff]
+
+    @property
+    def differences(self) -> int:
+        return sum(row.differs for row in self.values)
+
+
+def diff(left: Mapping[str, Any], right: Mapping[str, Any], known_after_run: Collection[str] = ()) -> Differences:
     """The rows of all paths, in the order of `left`, then of `right`.
 
     `known_after_run` are keys whose values exist only after a run: null in one object is not a difference there.
@@ -33,7 +42,7 @@ def diff(left: Mapping[str, Any], right: Mapping[str, Any], known_after_run: Col
     rows = [
         ValueDiff(path, lefts.get(path), rights.get(path), path.partition(".")[0] in known_after_run) for path in paths
     ]
-    return [row for row in rows if row.left is not None or row.right is not None]
+    return Differences([row for row in rows if row.left is not None or row.right is not None])
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -44,7 +53,3 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield from flatten(value, f"{path}.")
         else:
             yield path, value or None if isinstance(value, Mapping) else value
-
-
-def count_differences(rows: Sequence[ValueDiff]) -> int:
-    return sum(row.differs for row in rows)

@@ -6,6 +6,7 @@ minute, one of long lines a few seconds.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import BinaryIO
 
 from app.domain.datasets.jsonl import Finding, read_lines
@@ -24,14 +25,19 @@ def is_long(purpose: str, size_bytes: int) -> bool:
     return purpose == "fine-tune" and size_bytes > MAX_IN_PROCESS_BYTES
 
 
-def check_content(purpose: str, file: BinaryIO, size_bytes: int, max_line_bytes: int, check: Check) -> int | None:
+def check_content(
+    purpose: str, open_file: Callable[[], BinaryIO], size_bytes: int, max_line_bytes: int, check: Check
+) -> int | None:
     """Check a new file with one of CHECKED_PURPOSES; return the number of lines of one for fine-tuning.
 
     Raises what `count_lines` raises, and BadRequest for an evaluation file of another format than JSON lines.
     """
-    if purpose == "fine-tune":
-        return count_lines(file, size_bytes, max_line_bytes, check)
-    first = next(read_lines(file, max_line_bytes), None)
+    if purpose not in CHECKED_PURPOSES:
+        return None
+    with open_file() as file:
+        if purpose == "fine-tune":
+            return count_lines(file, size_bytes, max_line_bytes, check)
+        first = next(read_lines(file, max_line_bytes), None)
     if isinstance(first, Finding) and first.code == OTHER_FORMAT:
         raise BadRequest(f"The file is {first.message}.", "file")
     return None

@@ -9,22 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from sqlalchemy.orm import Session
 
 from app.db.tables import File
 from app.domain.base_models.catalog import CatalogEntry
-from app.domain.datasets.profile import (
-    DatasetProfile,
-    ProfileLimits,
-    histogram,
-    method_of_file,
-    profile_dataset,
-    quantiles,
-)
+from app.domain.datasets.profile import DatasetProfile, ProfileLimits, method_of_file, profile_dataset
 from app.domain.error_text.json_text import as_json
 from app.domain.jobs.spec import DataParameters, Method
 from app.errors import BadRequest
@@ -40,8 +33,6 @@ READ_TIMEOUT_SECONDS = 60.0
 KILL_AFTER_SECONDS = 30.0  # beyond the timeout: for the last line and for the report
 MAX_PREVIEW_ROWS = 50
 METHODS: tuple[Method, ...] = ("supervised", "dpo")
-
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -72,7 +63,8 @@ class ProfileInputs:
 @dataclass(frozen=True)
 class Profile:
     inputs: ProfileInputs
-    report: Json
+    parameters: DataParameters  # with the method of the rows
+    found: DatasetProfile
 
 
 def load_inputs(
@@ -125,7 +117,7 @@ def make_profile(storage: Storage, inputs: ProfileInputs, check: Check) -> Profi
         file.seek(0)
         parameters = inputs.parameters.model_copy(update={"method": method})
         found = _read(inputs, parameters, [file, *([other] if other else [])], check)
-    return Profile(inputs, _plain(found, parameters))
+    return Profile(inputs, parameters, found)
 
 
 def _read(inputs: ProfileInputs, parameters: DataParameters, files: Sequence[BinaryIO], check: Check) -> DatasetProfile:
@@ -144,34 +136,6 @@ def _read(inputs: ProfileInputs, parameters: DataParameters, files: Sequence[Bin
         text = f"The file could not be read within {seconds:.0f} s; the service is busy, or one of its lines is huge"
         text = f"{text}. Create the job: its validation takes the time it needs"
         raise BadRequest(text, code="validation_too_slow") from error
-
-
-def _plain(found: DatasetProfile, parameters: DataParameters) -> Json:
-    report = found.report
-    return {
-        "method": parameters.method,
-        "rows": found.rows,
-        "tokenized_rows": found.tokenized,
-        "is_complete": found.is_complete,
-        "is_validation_complete": found.is_validation_complete,
-        "lines_read": found.lines_read,
-        "formats": dict(found.formats),
-        "findings": [vars(finding) for finding in report.findings],
-        "finding_count": report.finding_count,
-        "bad_lines": report.bad_lines,
-        "warnings": [asdict(warning) for warning in report.warnings(parameters.method, parameters.context_length)],
-        "tokens": report.tokens,
-        "labelled_tokens": report.labelled_tokens,
-        **{name: vars(getattr(report, name)) for name in ("cut", "empty", "masked")},
-        "lengths": quantiles(found.lengths),
-        "histogram": histogram(found.lengths),
-        "previews": found.previews,
-        "duplicate_rows": found.duplicate_rows,
-        "duplicates": [[first, *lines] for first, lines in found.duplicates.items()],
-        "rows_remembered": found.rows_remembered,
-        "overlap_rows": found.overlap_rows,
-        "overlap": found.overlap,
-    }
 
 
 def _method(requested: str | None) -> Method | None:

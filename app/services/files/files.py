@@ -8,9 +8,10 @@ from sqlalchemy.orm import Session
 
 from app.db.files import files
 from app.db.tables import File
-from app.domain.error_text.json_text import as_json, unquoted
+from app.domain.error_text.json_text import unquoted
 from app.domain.files.files import FileOrigin
-from app.errors import BadRequest, NotFound
+from app.errors import NotFound
+from app.services import resources
 from app.storage import ArchiveMember, Storage, open_archive
 
 
@@ -29,13 +30,12 @@ def page(
     order: Literal["asc", "desc"],
     purpose: str | None,
 ) -> list[File]:
-    last = None
-    if after is not None:
-        last = files.get_cursor(session, project_id, after)
-        if last is None:
-            text = f"after: there is no file {as_json(after)} here; give the id of the last item of the page before"
-            raise BadRequest(text, "after")
-    return files.page(session, project_id, limit, last, order, purpose)
+    """The files in order of creation. `after` may be a deleted one, as clients delete files while they page."""
+    only = (File.is_available(), *((File.purpose == purpose,) if purpose is not None else ()))
+    is_ascending = order == "asc"
+    return resources.page(
+        session, File, limit, after, File.project_id == project_id, only=only, is_ascending=is_ascending
+    )
 
 
 def set_origin(session: Session, project_id: str, file_id: str, origin: FileOrigin | None) -> File:

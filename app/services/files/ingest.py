@@ -23,7 +23,7 @@ from app.errors import TooLarge
 from app.log import get_logger
 from app.services.access import quotas
 from app.services.datasets.check_process import Check
-from app.services.datasets.line_check import CHECKED_PURPOSES, check_content
+from app.services.datasets.line_check import check_content
 from app.storage import Storage
 from app.storage.writeback import begin_writeback
 
@@ -43,16 +43,6 @@ class NewFile:
     purpose: str
     filename: str
     expires_after: timedelta | None = None
-
-
-@dataclass(frozen=True)
-class StoredContent:
-    """The stored content of a file; `line_count` only of a dataset."""
-
-    key: str
-    size_bytes: int
-    sha256: str
-    line_count: int | None
 
 
 def file_too_large(max_bytes: int) -> TooLarge:
@@ -133,25 +123,30 @@ def ingest_file(
     Raises InvalidDataset with up to ten findings, and what `check_content` raises.
     """
     staged.close()
-    line_count = None
-    if new.purpose in CHECKED_PURPOSES:
-        with staged.path.open("rb") as opened:
-            line_count = check_content(new.purpose, opened, staged.size_bytes, max_line_bytes, check)
     file_id = new_id("file")
-    content = StoredContent(f"files/{file_id}", staged.size_bytes, staged.sha256, line_count)
-    storage.put(content.key, staged.path)
+    file = File(
+        id=file_id,
+        project_id=project_id,
+        purpose=new.purpose,
+        filename=new.filename,
+        bytes=staged.size_bytes,
+        sha256=staged.sha256,
+        storage_key=f"files/{file_id}",
+        line_count=check_content(new.purpose, lambda: staged.path.open("rb"), staged.size_bytes, max_line_bytes, check),
+    )
+    storage.put(file.storage_key, staged.path)
     inserted = False
     try:
         with transaction(sessions) as session:
             before_insert(session)
-            file = insert_file(session, project_id, file_id, new, content)
+            insert_file(session, file, new.expires_after)
             after_insert(session, file)
             inserted = True
     except BaseException:
         # After the insert, the commit may have succeeded without a response, so the content must stay. Without a row it
         # is invisible, and the cleanup deletes it.
         if not inserted:
-            discard_object(storage, content.key)
+            discard_object(storage, file.storage_key)
         raise
     return file
 
@@ -164,23 +159,13 @@ def discard_object(storage: Storage, key: str) -> None:
         log.warning("object not deleted", key=key, error=str(error))
 
 
-def insert_file(session: Session, project_id: str, file_id: str, new: NewFile, content: StoredContent) -> File:
-    quotas.require_storage(session, project_id, content.size_bytes)
-    file = files.insert(
-        session,
-        project_id,
-        new.purpose,
-        new.filename,
-        content.size_bytes,
-        content.sha256,
-        content.key,
-        file_id=file_id,
-        line_count=content.line_count,
-    )
-    if new.expires_after is not None:  # relative to the row's `created_at`, as the API promises
-        file.expires_at = file.created_at + new.expires_after
+def insert_file(session: Session, file: File, expires_after: timedelta | None) -> None:
+    """Insert the row of a stored file. Raises QuotaExceeded."""
+    quotas.require_storage(session, file.project_id, file.bytes)
+    files.insert(session, file)
+    if expires_after is not None:  # relative to the row's `created_at`, as the API promises
+        file.expires_at = file.created_at + expires_after
         session.flush()
-    return file
 
 
 def delete_stale_staged_files(storage: Storage) -> None:

@@ -16,13 +16,13 @@ from sqlalchemy.orm import Session
 
 from app.db.engine import Sessions, transaction
 from app.db.ids import new_id
-from app.db.tables import Upload, UploadPart
+from app.db.tables import File, Upload, UploadPart
 from app.domain.files.uploads import UploadStatus
 from app.errors import BadRequest
 from app.services.datasets.check_process import Check
-from app.services.datasets.line_check import CHECKED_PURPOSES, check_content
+from app.services.datasets.line_check import check_content
 from app.services.files import ingest, uploads
-from app.services.files.ingest import NewFile, StoredContent, discard_object
+from app.services.files.ingest import discard_object
 from app.services.files.rolling_digest import RollingDigest, RollingDigestCache
 from app.storage import Storage
 
@@ -53,11 +53,10 @@ def complete(
         uploads.require_pending(upload, REFUSED_ACTION)
         parts = _select_parts(session, upload, part_ids)
     _require_total(upload, parts)
-    file_id = new_id("file")
     ids = [part.id for part in parts]
     rolling = digests.matching_prefix(upload_id, ids)
-    content = _compose(sessions, storage, upload, f"files/{file_id}", parts, rolling, md5, max_line_bytes, check)
-    completed = _apply(sessions, storage, upload, file_id, content, ids)
+    file = _compose(sessions, storage, upload, parts, rolling, md5, max_line_bytes, check)
+    completed = _apply(sessions, storage, upload, file, ids)
     digests.remove(upload_id)
     return completed
 
@@ -95,13 +94,14 @@ def _compose(
     sessions: Sessions,
     storage: Storage,
     upload: Upload,
-    key: str,
     parts: Sequence[UploadPart],
     rolling: RollingDigest,
     md5: str | None,
     max_line_bytes: int,
     check: Check,
-) -> StoredContent:
+) -> File:
+    file_id = new_id("file")
+    key = f"files/{file_id}"
     try:
         stored = storage.compose(key, [part.storage_key for part in parts])
     except FileNotFoundError:  # the parts were deleted meanwhile; the status tells why
@@ -112,14 +112,12 @@ def _compose(
         if stored.size_bytes != upload.bytes:
             raise RuntimeError(f"stored parts of {upload.id} have {stored.size_bytes:,} bytes, not {upload.bytes:,}")
         sha256 = parts[0].sha256 if len(parts) == 1 and md5 is None else _hash(storage, key, rolling, md5)
-        line_count = None
-        if upload.purpose in CHECKED_PURPOSES:
-            with storage.open(key) as file:
-                line_count = check_content(upload.purpose, file, upload.bytes, max_line_bytes, check)
+        lines = check_content(upload.purpose, lambda: storage.open(key), upload.bytes, max_line_bytes, check)
     except BaseException:
         discard_object(storage, key)
         raise
-    return StoredContent(key, upload.bytes, sha256, line_count)
+    columns = {"project_id": upload.project_id, "purpose": upload.purpose, "filename": upload.filename}
+    return File(id=file_id, storage_key=key, bytes=upload.bytes, sha256=sha256, line_count=lines, **columns)
 
 
 def _hash(storage: Storage, key: str, rolling: RollingDigest, md5: str | None) -> str:
@@ -138,9 +136,7 @@ def _hash(storage: Storage, key: str, rolling: RollingDigest, md5: str | None) -
     return sha256.hexdigest()
 
 
-def _apply(
-    sessions: Sessions, storage: Storage, upload: Upload, file_id: str, content: StoredContent, part_ids: list[str]
-) -> Upload:
+def _apply(sessions: Sessions, storage: Storage, upload: Upload, file: File, part_ids: list[str]) -> Upload:
     inserted = False
     try:
         with transaction(sessions) as session:
@@ -149,20 +145,16 @@ def _apply(
                 # An upload that expired during its completion still counts as pending.
                 if current.status != UploadStatus.PENDING:
                     uploads.require_pending(current, REFUSED_ACTION)
-                file = ingest.insert_file(session, upload.project_id, file_id, _new_file(current), content)
+                seconds = current.file_expires_after_seconds
+                ingest.insert_file(session, file, None if seconds is None else timedelta(seconds=seconds))
                 current.status, current.file_id, current.part_ids = UploadStatus.COMPLETED, file.id, part_ids
                 session.flush()
                 inserted = True
             completed = uploads.get(session, upload.project_id, upload.id)
     except BaseException:
         if not inserted:  # else the commit may have succeeded without a response
-            discard_object(storage, content.key)
+            discard_object(storage, file.storage_key)
         raise
     if not inserted:
-        discard_object(storage, content.key)
+        discard_object(storage, file.storage_key)
     return completed
-
-
-def _new_file(upload: Upload) -> NewFile:
-    seconds = upload.file_expires_after_seconds
-    return NewFile(upload.purpose, upload.filename, None if seconds is None else timedelta(seconds=seconds))

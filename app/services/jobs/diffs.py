@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
 from app.db.files import files
-from app.db.jobs import checkpoints, diffs, jobs, measurements
-from app.db.tables import Job
+from app.db.jobs import checkpoints, jobs, measurements
+from app.db.tables import Attempt, Job, JobEvent, MeasurementRow
 from app.domain.error_text.json_text import unquoted
-from app.domain.jobs.json_diff import ValueDiff, diff
+from app.domain.jobs.json_diff import Differences, diff
 from app.domain.jobs.spec import JobSpec
 from app.errors import NotFound
 
@@ -25,20 +26,10 @@ RESULT_METRICS = ("train_loss", "train_mean_token_accuracy", "full_valid_loss", 
 class Diff:
     left: Job
     right: Job
-    data: list[ValueDiff]
-    config: list[ValueDiff]
-    environment: list[ValueDiff]
-    result: list[ValueDiff]
-
-
-@dataclass(frozen=True)
-class JobFacts:
-    """The comparable facts of one job, flat or nested."""
-
-    data: dict[str, Any]
-    config: dict[str, Any]
-    environment: dict[str, Any]
-    result: dict[str, Any]
+    data: Differences
+    config: Differences
+    environment: Differences
+    result: Differences
 
 
 def get_other(session: Session, project_id: str, job_id: str) -> Job:
@@ -49,26 +40,24 @@ def get_other(session: Session, project_id: str, job_id: str) -> Job:
 
 
 def compare(session: Session, left: Job, right: Job) -> Diff:
-    one, other = facts_of(session, left), facts_of(session, right)
-    return Diff(
-        left,
-        right,
-        data=diff(one.data, other.data, known_after_run=DATASET_COUNTS),
-        config=diff(one.config, other.config, known_after_run=(BASE_SHA256,)),
-        environment=diff(one.environment, other.environment, known_after_run=one.environment),
-        result=diff(one.result, other.result),
-    )
+    """The differences; the environment of a job is that of the last attempt, which made the result."""
+    one, other = _facts(session, left), _facts(session, right)
+    known_after_run = {"data": DATASET_COUNTS, "config": (BASE_SHA256,), "environment": one["environment"]}
+    sections = {name: diff(one[name], other[name], known_after_run.get(name, ())) for name in one}
+    return Diff(left, right, **sections)
 
 
-def facts_of(session: Session, job: Job) -> JobFacts:
-    """The facts of a job; its environment is that of the last attempt, which made the result."""
-    started = diffs.last_start_data(session, job.id) or {}
-    return JobFacts(
-        data=_data(session, job, started),
-        config=_config(session, job),
-        environment=_environment(session, job, started),
-        result=_result(session, job),
-    )
+def _facts(session: Session, job: Job) -> dict[str, dict[str, Any]]:
+    """The comparable facts of a job, flat or nested, by section."""
+    started = _last_data(session, job, JobEvent.type == "message", JobEvent.data.has_key("versions"))
+    measured = measurements.of_job(session, job.id)
+    last = measured[-1] if measured else None
+    return {
+        "data": _data(session, job, started),
+        "config": _config(session, job, last),
+        "environment": _environment(session, job, started, last),
+        "result": _result(session, job, last),
+    }
 
 
 def _data(session: Session, job: Job, started: dict[str, Any]) -> dict[str, Any]:
@@ -85,14 +74,14 @@ def _file(session: Session, file_id: str | None) -> dict[str, Any] | None:
     return None if file is None else {"sha256": file.sha256, "bytes": file.bytes, "rows": file.line_count}
 
 
-def _config(session: Session, job: Job) -> dict[str, Any]:
+def _config(session: Session, job: Job, measured: MeasurementRow | None) -> dict[str, Any]:
     hidden = {"version", "model_alias", "file_origins", "dtype_is_free", "layer_patterns", "line_rules"}
     spec = JobSpec.model_validate(job.spec).model_dump(mode="json", exclude=hidden)
     if spec["hyperparameters"]["learning_rate"] is not None:
         spec["hyperparameters"].pop("learning_rate_multiplier")  # the rate follows from it; a clone requests the rate
     return {
         "base_model": spec.pop("base_model"),
-        BASE_SHA256: _base_sha256(session, job),
+        BASE_SHA256: _base_sha256(session, job, measured),
         "method": spec.pop("method"),
         "continued_from": spec.pop("continued_from"),
         "seed": spec.pop("seed"),
@@ -100,28 +89,32 @@ def _config(session: Session, job: Job) -> dict[str, Any]:
     }
 
 
-def _base_sha256(session: Session, job: Job) -> str | None:
+def _base_sha256(session: Session, job: Job, measured: MeasurementRow | None) -> str | None:
     """The SHA-256 of the base model's manifest, from the manifest of a checkpoint or from a measurement."""
     for checkpoint in checkpoints.kept(session, job.id):
         if sha256 := checkpoint.manifest.get("base_model", {}).get("manifest_sha256"):
             return str(sha256)
-    measured = measurements.of_job(session, job.id)
-    return measured[-1].base_manifest_sha256 if measured else None
+    return measured.base_manifest_sha256 if measured else None
 
 
-def _environment(session: Session, job: Job, started: dict[str, Any]) -> dict[str, Any]:
-    measured = measurements.of_job(session, job.id)
-    layout = {"recompute": measured[-1].recompute, "cache_weights": measured[-1].cache_weights} if measured else None
+def _environment(
+    session: Session, job: Job, started: dict[str, Any], measured: MeasurementRow | None
+) -> dict[str, Any]:
+    worker = session.scalar(
+        select(Attempt.worker)
+        .where(Attempt.job_id == job.id, Attempt.kind == "train")
+        .order_by(Attempt.attempt.desc())
+        .limit(1)
+    )
     return {key: started.get(key) for key in ENVIRONMENT_KEYS} | {
-        "device_kind": measured[-1].device_kind if measured else None,
-        "layout": layout,
-        "worker": diffs.last_training_worker(session, job.id),
+        "device_kind": measured and measured.device_kind,
+        "layout": measured and {"recompute": measured.recompute, "cache_weights": measured.cache_weights},
+        "worker": worker and worker.partition("#")[0],  # without the suffix that changes with each start
     }
 
 
-def _result(session: Session, job: Job) -> dict[str, Any]:
-    metrics, measured = _metrics(session, job), measurements.of_job(session, job.id)
-    last = measured[-1] if measured else None
+def _result(session: Session, job: Job, last: MeasurementRow | None) -> dict[str, Any]:
+    metrics = _metrics(session, job)
     rate = last.step_tokens / last.step_seconds if last and last.step_tokens and last.step_seconds else None
     return {
         "status": job.state,
@@ -142,8 +135,14 @@ def _result(session: Session, job: Job) -> dict[str, Any]:
 def _metrics(session: Session, job: Job) -> dict[str, Any]:
     """The metrics of the result checkpoint, completed by those of the last step."""
     result = checkpoints.by_names(session, [job.fine_tuned_model]) if job.fine_tuned_model else {}
-    last = diffs.last_metrics_data(session, job.id) or {}
+    last = _last_data(session, job, JobEvent.type == "metrics")
     return last | {key: value for each in result.values() for key, value in each.metrics.items() if value is not None}
+
+
+def _last_data(session: Session, job: Job, *conditions: ColumnElement[bool]) -> dict[str, Any]:
+    """The data of the last such event; that of a started trainer has device, versions and counts."""
+    query = select(JobEvent.data).where(JobEvent.job_id == job.id, *conditions).order_by(JobEvent.seq.desc()).limit(1)
+    return session.scalar(query) or {}
 
 
 def _seconds(job: Job) -> float | None:

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
 
 from sqlalchemy.orm import Session
 
 from app.db.base_models import models
-from app.db.files import files
 from app.db.jobs import evaluations
-from app.db.tables import Evaluation, File, Job
-from app.domain.error_text.json_text import as_json, unquoted
-from app.domain.evaluations.graders import EvaluationRequest, EvaluationSettings
-from app.domain.evaluations.plan import make_plan
+from app.db.tables import Evaluation
+from app.domain.error_text.json_text import as_json
+from app.domain.evaluations.graders import CreateEvaluation
 from app.domain.evaluations.states import EvaluationState
-from app.errors import BadRequest, NotFound, combine_errors
+from app.errors import BadRequest, combine_errors
 from app.job_queue import WorkerNotifier
+from app.services import resources
 from app.services.access import quotas
 from app.services.jobs import jobs
-from app.services.jobs.checkpoints import select_checkpoint
+from app.services.jobs.checkpoints import lock_files, select_checkpoint
 from app.services.jobs.evaluation_requests import find_file, grader_problems
 from app.telemetry.tracing import link_to
 
@@ -31,8 +29,7 @@ def create(
     notifier: WorkerNotifier,
     project_id: str,
     job_id: str,
-    request: EvaluationRequest,
-    checkpoint_name: str | None,
+    request: CreateEvaluation,
     endpoints: Collection[str],
 ) -> Evaluation:
     """Create an evaluation of the job's result, or of a kept checkpoint.
@@ -44,17 +41,13 @@ def create(
     file = find_file(session, project_id, request.file, "file", problems)
     checkpoint = None
     try:
-        checkpoint = select_checkpoint(session, job, checkpoint_name, "evaluate")
+        checkpoint = select_checkpoint(session, job, request.checkpoint, "evaluate")
+        lock_files(session, checkpoint, "evaluate")
     except BadRequest as problem:
         problems.append(problem)
     if models.get_base(session, project_id, job.base_model) is None:
         text = f"The base model {as_json(job.base_model)} is no longer registered; its operator can register it again."
         problems.append(BadRequest(text, "model", "model_unavailable"))
-    if checkpoint is not None and files.lock_content(session, project_id, checkpoint.file_ids) < len(
-        checkpoint.file_ids
-    ):
-        text = f"Files of the adapter of {checkpoint.name} were deleted, so it cannot be evaluated."
-        problems.append(BadRequest(text, "checkpoint", "adapter_deleted"))
     if problems:
         raise combine_errors(problems)
     assert file is not None
@@ -63,30 +56,19 @@ def create(
     limit, count = "max_unfinished_evaluations", evaluations.unfinished_count
     quotas.require_room(session, project_id, limit, MAX_UNFINISHED, count, remedy)
     link_to(job.traceparent)
-    settings = request.settings()
-    evaluation = evaluations.insert(
-        session, job, checkpoint, file.id, settings, first_plan(session, job, file, settings)
-    )
+    evaluation = evaluations.insert(session, job, checkpoint, file, request.settings())
     notifier.after_commit(session, "gpu")
     return evaluation
 
 
 def get(session: Session, project_id: str, job_id: str, evaluation_id: str) -> Evaluation:
-    jobs.get(session, project_id, job_id)
-    evaluation = evaluations.get(session, project_id, job_id, evaluation_id)
-    if evaluation is None:
-        raise NotFound(f"No such evaluation of job {job_id}: {unquoted(evaluation_id)}", "id")
-    return evaluation
+    job = jobs.get(session, project_id, job_id)
+    return resources.get(session, Evaluation, evaluation_id, Evaluation.job_id == job.id)
 
 
 def page(session: Session, project_id: str, job_id: str, limit: int, after: str | None) -> list[Evaluation]:
-    jobs.get(session, project_id, job_id)
-    last = None
-    if after is not None:
-        last = evaluations.get(session, project_id, job_id, after)
-        if last is None:
-            raise jobs.unknown_cursor_error("evaluation", after)
-    return evaluations.page(session, project_id, job_id, limit, last)
+    job = jobs.get(session, project_id, job_id)
+    return resources.page(session, Evaluation, limit, after, Evaluation.job_id == job.id)
 
 
 def cancel(session: Session, project_id: str, job_id: str, evaluation_id: str) -> Evaluation:
@@ -97,10 +79,3 @@ def cancel(session: Session, project_id: str, job_id: str, evaluation_id: str) -
         raise BadRequest(text, code="invalid_evaluation_state")
     session.refresh(evaluation)
     return evaluation
-
-
-def first_plan(session: Session, job: Job, file: File, settings: EvaluationSettings) -> dict[str, Any]:
-    """The plan before a worker has read the file."""
-    rows = None if file.line_count is None else min(file.line_count, settings.max_rows)
-    measured = evaluations.seconds_per_answer(session, job.base_model)
-    return make_plan(settings, rows, None, measured, job.progress).model_dump()

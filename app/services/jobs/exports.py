@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -12,7 +11,7 @@ from app.db.base_models import models
 from app.db.files import files
 from app.db.jobs import exports
 from app.db.scheduling import workers
-from app.db.tables import BaseModelRow, Checkpoint, Export, File, Job
+from app.db.tables import BaseModelRow, Checkpoint, Export, Job
 from app.domain.artifacts.exports import (
     DEFAULT_QUANTIZATION,
     ExportKind,
@@ -22,32 +21,22 @@ from app.domain.artifacts.exports import (
     gguf_adapter_problem,
     gguf_bytes,
 )
-from app.domain.error_text.json_text import as_json, unquoted
+from app.domain.error_text.json_text import as_json
 from app.domain.error_text.unknown_names import unknown_parameter
 from app.domain.jobs.spec import LoraSpec
-from app.errors import BadRequest, NotFound, combine_errors
+from app.errors import BadRequest, combine_errors
 from app.job_queue import Queue, WorkerNotifier
+from app.services import resources
 from app.services.access import quotas
 from app.services.jobs import jobs
-from app.services.jobs.checkpoints import select_checkpoint
+from app.services.jobs.checkpoints import lock_files, select_checkpoint
 from app.telemetry.tracing import link_to
 
 BODY_KEYS = ("type", "quantization", "checkpoint")
 QUEUES: tuple[Queue, ...] = ("cpu", "gpu")  # a deployment may have torch only on the workers of one queue
 
 
-@dataclass(frozen=True)
-class ExportView:
-    """An export with those of its files that are not deleted."""
-
-    export: Export
-    files: Sequence[File]
-    has_worker: bool = True  # False: it is queued, and no running worker makes GGUF exports
-
-
-def create(
-    session: Session, notifier: WorkerNotifier, project_id: str, job_id: str, body: Mapping[str, Any]
-) -> ExportView:
+def create(session: Session, notifier: WorkerNotifier, project_id: str, job_id: str, body: Mapping[str, Any]) -> Export:
     """Create an export, or return the queued, running or complete one of the same checkpoint and kind.
 
     Raises NotFound for the job, BadRequest for everything else, QuotaExceeded.
@@ -61,43 +50,38 @@ def create(
         _require_plain_lora(job, checkpoint)
     existing = exports.lock_current(session, checkpoint.name, kind)
     if existing is not None:
-        view = _views(session, [existing])[0]
-        if existing.state != ExportState.SUCCEEDED or len(view.files) == len(existing.file_ids):
-            return view
+        if existing.state != ExportState.SUCCEEDED or len(existing.files) == len(existing.file_ids):
+            return _with_worker(session, existing)[0]
         _delete_with_files(session, existing)
-    _lock_adapter_files(session, job, checkpoint)
+    lock_files(session, checkpoint, "export")
     expected_bytes = _expected_bytes(session, kind, base, checkpoint)
     quotas.require_storage(session, project_id, expected_bytes)
     link_to(job.traceparent)
     export = exports.insert(session, job, checkpoint, kind, expected_bytes)
     if export is None:  # a concurrent request has created it
-        return _get_concurrent_export(session, checkpoint, kind)
+        export = exports.lock_current(session, checkpoint.name, kind)
+        assert export is not None, "a conflict with the unique index means that there is one"
     for queue in QUEUES:
         notifier.after_commit(session, queue)
-    return _views(session, [export])[0]
+    return _with_worker(session, export)[0]
 
 
-def get(session: Session, project_id: str, job_id: str, export_id: str) -> ExportView:
-    jobs.get(session, project_id, job_id)
-    export = exports.get(session, project_id, job_id, export_id)
-    if export is None:
-        raise NotFound(f"No such export of job {job_id}: {unquoted(export_id)}", "id")
-    return _views(session, [export])[0]
+def get(session: Session, project_id: str, job_id: str, export_id: str) -> Export:
+    job = jobs.get(session, project_id, job_id)
+    export = resources.get(session, Export, export_id, Export.job_id == job.id, Export.deleted_at.is_(None))
+    return _with_worker(session, export)[0]
 
 
-def page(session: Session, project_id: str, job_id: str, limit: int, after: str | None) -> list[ExportView]:
-    jobs.get(session, project_id, job_id)
-    last = None
-    if after is not None:
-        last = exports.get_cursor(session, project_id, job_id, after)
-        if last is None:
-            raise jobs.unknown_cursor_error("export", after)
-    return _views(session, exports.page(session, project_id, job_id, limit, last))
+def page(session: Session, project_id: str, job_id: str, limit: int, after: str | None) -> list[Export]:
+    """The exports, newest first. `after` may be a deleted one, as clients delete exports while they page."""
+    job = jobs.get(session, project_id, job_id)
+    existing = (Export.deleted_at.is_(None),)
+    return _with_worker(session, *resources.page(session, Export, limit, after, Export.job_id == job.id, only=existing))
 
 
 def delete(session: Session, project_id: str, job_id: str, export_id: str) -> Export:
     """Delete an export and its files; a running attempt is fenced."""
-    export = get(session, project_id, job_id, export_id).export
+    export = get(session, project_id, job_id, export_id)
     _delete_with_files(session, export)
     return export
 
@@ -167,18 +151,6 @@ def _require_plain_lora(job: Job, checkpoint: Checkpoint) -> None:
         raise BadRequest(f'type: {problem}: {{"type": "{ExportType.GGUF}"}}.', "type", "unsupported_value")
 
 
-def _lock_adapter_files(session: Session, job: Job, checkpoint: Checkpoint) -> None:
-    if files.lock_content(session, job.project_id, checkpoint.file_ids) < len(checkpoint.file_ids):
-        text = f"Files of the adapter of {checkpoint.name} were deleted, so nothing can be made of it."
-        raise BadRequest(text, "checkpoint", "adapter_deleted")
-
-
-def _get_concurrent_export(session: Session, checkpoint: Checkpoint, kind: ExportKind) -> ExportView:
-    export = exports.lock_current(session, checkpoint.name, kind)
-    assert export is not None, "a conflict with the unique index means that there is one"
-    return _views(session, [export])[0]
-
-
 def _expected_bytes(session: Session, kind: ExportKind, base: BaseModelRow, checkpoint: Checkpoint) -> int:
     if kind.quantization is not None:
         return gguf_bytes(base.catalog_entry.parameters, kind.quantization)
@@ -192,16 +164,10 @@ def _delete_with_files(session: Session, export: Export) -> None:
     files.delete_all(session, export.file_ids)
 
 
-def _views(session: Session, page: Sequence[Export]) -> list[ExportView]:
-    """The exports of a page; one query reads the files of all."""
-    files_by_id = files.get_visible(session, [file_id for export in page for file_id in export.file_ids])
+def _with_worker(session: Session, *page: Export) -> list[Export]:
+    """The exports, each with the fact whether a running worker makes its type; only a GGUF export may lack one."""
     waiting = [each for each in page if each.state == ExportState.QUEUED and each.type != ExportType.MERGED]
     types = workers.supported_exports(session) if waiting else frozenset()
-    return [
-        ExportView(
-            export,
-            [files_by_id[id] for id in export.file_ids if id in files_by_id],
-            has_worker=export not in waiting or export.type in types,
-        )
-        for export in page
-    ]
+    for export in waiting:
+        export.has_worker = export.type in types
+    return list(page)

@@ -9,9 +9,9 @@ from sqlalchemy import Row
 from sqlalchemy.orm import Session
 
 from app.db.access import audit
-from app.db.jobs import checkpoints, events, jobs, reads
+from app.db.jobs import jobs, reads
 from app.db.jobs.reads import JobFilter
-from app.db.tables import Checkpoint, Job, JobEvent, Project
+from app.db.tables import Job, Project
 from app.domain.error_text.json_text import as_json
 from app.domain.jobs.states import Desired, JobState
 from app.errors import BadRequest, NotFound
@@ -121,32 +121,6 @@ def change(session: Session, project_id: str, job_id: str, given: Mapping[str, A
     if job.state not in states:
         raise _wrong_state(job, "given another priority", "a job that has not ended")
     return reads.get(session, job.id)
-
-
-def event_page(
-    session: Session, project_id: str, job_id: str, limit: int, after: str | None, type: str | None = None
-) -> list[JobEvent]:
-    job = get(session, project_id, job_id)
-    last = None
-    if after is not None:
-        last = events.get(session, job.id, after)
-        if last is None:
-            raise unknown_cursor_error("event", after)
-    return events.page(session, job.id, limit, last, type)
-
-
-def checkpoint_page(
-    session: Session, project_id: str, job_id: str, limit: int, after: str | None
-) -> tuple[list[Checkpoint], str | None]:
-    """A page of checkpoints, and the id of the job's best checkpoint, which may be on another page."""
-    job = get(session, project_id, job_id)
-    last = None
-    if after is not None:
-        last = checkpoints.get(session, job.id, after)
-        if last is None:
-            raise unknown_cursor_error("checkpoint", after)
-    best = checkpoints.best(session, job.id)
-    return checkpoints.page(session, job.id, limit, last), best.id if best else None
 
 
 def job_not_found(job_id: str) -> NotFound:

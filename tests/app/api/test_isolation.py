@@ -10,11 +10,10 @@ from starlette.testclient import TestClient
 from app.db.deliveries import deliveries
 from app.db.engine import Sessions, transaction
 from app.db.jobs import checkpoints, evaluations, exports
-from app.db.tables import Delivery, Export, Job, Project, Upload, WebhookDelivery
+from app.db.tables import Delivery, Export, File, Job, Project, Upload, WebhookDelivery
 from app.db.webhooks import endpoints
 from app.domain.artifacts.exports import ExportKind, ExportType
 from app.domain.evaluations.graders import EvaluationSettings
-from app.domain.evaluations.plan import make_plan
 from app.storage import LocalStorage
 from tests.factories import make_succeeded_job, make_target, make_upload, make_webhook_endpoint
 
@@ -40,8 +39,7 @@ def succeeded(sessions: Sessions, storage: LocalStorage, project: Project, base_
         job = make_succeeded_job(session, storage, project)
         (result, *_) = checkpoints.kept(session, job.id)
         assert exports.insert(session, job, result, ExportKind(ExportType.MERGED), 1) is not None
-        plan = make_plan(EvaluationSettings(), None, None, None, None).model_dump()
-        evaluations.insert(session, job, result, job.training_file_id, EvaluationSettings(), plan)
+        evaluations.insert(session, job, result, session.get_one(File, job.training_file_id), EvaluationSettings())
         return job
 
 
@@ -54,8 +52,7 @@ def upload(sessions: Sessions, project: Project) -> Upload:
 @pytest.fixture
 def export(sessions: Sessions, succeeded: Job) -> Export:
     with transaction(sessions) as session:
-        (export,) = exports.page(session, succeeded.project_id, succeeded.id, 10)
-        return export
+        return session.scalars(select(Export)).one()
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from app.db.base_models import models
-from app.db.jobs import checkpoints, claims
+from app.db.jobs import claims
 from app.db.tables import Checkpoint, File, Job, Project
 from app.domain.jobs.states import Reason
 from app.storage import Storage
@@ -85,4 +85,10 @@ def _make_checkpoint(
     manifest = artifact_directory.read_manifest(adapter)
     metrics = {"step": step, "train_loss": 1.0 / step}
     file_ids = [part.id for part in parts]
-    return checkpoints.add(session, job, step, name, metrics, manifest, file_ids, archive.id), archive
+    columns = {"project_id": job.project_id, "job_id": job.id, "attempt": job.attempt, "archive_file_id": archive.id}
+    checkpoint = Checkpoint(
+        step_number=step, name=name, metrics=metrics, manifest=manifest, file_ids=file_ids, **columns
+    )
+    session.add(checkpoint)
+    session.flush()
+    return checkpoint, archive

@@ -10,7 +10,7 @@ from app.db.deliveries import deliveries
 from app.db.engine import transaction
 from app.db.jobs import checkpoints
 from app.db.tables import Job
-from app.domain.evaluations.graders import EvaluationRequest
+from app.domain.evaluations.graders import CreateEvaluation
 from app.services.jobs import evaluations as service
 from tests.app.cli.trained import make_trained_job
 from tests.factories import make_file
@@ -31,10 +31,10 @@ def evaluated(delivery: DeliveryHarness, tmp_path: Path) -> Job:
         result = checkpoints.by_names(session, [job.fine_tuned_model or ""])[job.fine_tuned_model or ""]
         deliveries.create(session, job, result, target)
         file = make_file(session, resources.storage, project, lines(), "evals", "heldout.jsonl")
-        request = EvaluationRequest.model_validate(
+        request = CreateEvaluation.model_validate(
             {"file": file.id, "graders": [EXACT], "promote_if": {"grader": "exact"}}
         )
-        service.create(session, resources.hints, project.id, job.id, request, None, {})
+        service.create(session, resources.hints, project.id, job.id, request, {})
     return job
 
 

@@ -15,7 +15,7 @@ from sqlalchemy import update
 from app.db.engine import transaction
 from app.db.tables import Job
 from app.domain.artifacts.exports import ExportType
-from app.domain.evaluations.graders import EvaluationRequest
+from app.domain.evaluations.graders import CreateEvaluation
 from app.services.jobs import evaluations, exports
 from app.telemetry import tracing
 from tests.factories import make_file
@@ -56,8 +56,8 @@ def export_and_evaluate(delivery: DeliveryHarness, job: Job, tmp_path: Path) -> 
     with transaction(delivery.harness.sessions) as session:
         exports.create(session, resources.hints, job.project_id, job.id, {"type": "merged"})
         file = make_file(session, resources.storage, delivery.harness.project, purpose="evals")
-        request = EvaluationRequest.model_validate({"file": file.id})
-        evaluations.create(session, resources.hints, job.project_id, job.id, request, None, [])
+        request = CreateEvaluation.model_validate({"file": file.id})
+        evaluations.create(session, resources.hints, job.project_id, job.id, request, [])
     commands = dict.fromkeys(ExportType, FAILS)
     assert Exporter(resources, "export@test", tmp_path / "merge.lock", commands=commands).run_next()
     device = tmp_path / "device.lock"

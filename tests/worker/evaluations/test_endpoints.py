@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from app.domain.evaluations.graders import ScoreModel
+from app.domain.evaluations.graders import EvaluationSettings, Reference, ScoreModel
 from app.domain.evaluations.rows import EvaluationRow
 from app.settings import Endpoint
 from worker.evaluations.chat_endpoint import ATTEMPTS, ChatEndpoint, EndpointError
@@ -77,6 +77,10 @@ def said(text: Any) -> Answer:
     )
 
 
+def settings_of(model: str, max_new_tokens: int) -> EvaluationSettings:
+    return EvaluationSettings(reference=Reference(model=model), max_new_tokens=max_new_tokens)
+
+
 @pytest.fixture
 def serve() -> Iterator[Callable[..., tuple[ChatServer, ChatEndpoint]]]:
     opened: list[Any] = []
@@ -100,7 +104,7 @@ def serve() -> Iterator[Callable[..., tuple[ChatServer, ChatEndpoint]]]:
 class TestReference:
     def test_answers_every_row_with_the_key_of_the_operator(self, serve: Any) -> None:
         server, endpoint = serve(lambda _, body: said(f" {body['messages'][0]['content']}! "), concurrency=4)
-        answers = ask_reference(endpoint, "ft:old", ROWS, 17)
+        answers = ask_reference(endpoint, settings_of("ft:old", 17), ROWS)
         assert [each.text for each in answers] == [f"say {n}!" for n in range(8)]
         body, key = server.requests[0]
         assert (body["model"], body["max_tokens"], body["temperature"]) == ("ft:old", 17, 0)
@@ -124,7 +128,7 @@ class TestReference:
 
     def test_a_limit_without_an_end_fails_the_row_with_the_reason(self, serve: Any) -> None:
         server, endpoint = serve(lambda *_: (429, {}, {"error": {"message": "slow down"}}))
-        (answer,) = ask_reference(endpoint, "m", ROWS[:1], 5)
+        (answer,) = ask_reference(endpoint, settings_of("m", 5), ROWS[:1])
         assert (answer.text, answer.error) == (None, "The endpoint old answered 429: slow down (6 attempts)")
         assert len(server.requests) == ATTEMPTS
 
@@ -142,7 +146,7 @@ class TestReference:
         call = {"id": "c", "type": "function", "function": {"name": "look_up", "arguments": "{}"}}
         message = {"role": "assistant", "content": None, "tool_calls": [call]}
         server, endpoint = serve(lambda *_: (200, {}, {"choices": [{"message": message}]}))
-        answers = ask_reference(endpoint, "m", ROWS, 5)
+        answers = ask_reference(endpoint, settings_of("m", 5), ROWS)
         assert len(server.requests) == len(ROWS) > MAX_FAILURES  # it has not failed
         assert {(each.text, each.error) for each in answers} == {
             (None, "The endpoint old answered with calls of tools and no text to compare")
@@ -181,7 +185,7 @@ class TestReference:
 
     def test_a_refusal_is_not_repeated_and_ends_the_questions(self, serve: Any) -> None:
         server, endpoint = serve(lambda *_: (401, {}, {"error": {"message": "no such key"}}))
-        answers = ask_reference(endpoint, "m", ROWS, 5)
+        answers = ask_reference(endpoint, settings_of("m", 5), ROWS)
         assert len(server.requests) == MAX_FAILURES
         assert answers[0].error == "The endpoint old answered 401: no such key"
         assert answers[-1].error == f"not asked: the endpoint old failed {MAX_FAILURES} times in a row"
@@ -200,7 +204,7 @@ class TestReference:
 
         server, endpoint = serve(respond, wait)
         with pytest.raises(InterruptedError):
-            ask_reference(endpoint, "m", ROWS, 5)
+            ask_reference(endpoint, settings_of("m", 5), ROWS)
         assert len(server.requests) == 2
 
     def test_a_recorded_call_without_a_text_is_no_empty_answer(self) -> None:
@@ -216,7 +220,7 @@ class TestReference:
         _, endpoint = serve(
             lambda number, _: said("ok") if number != 3 else (400, {}, {"error": {"message": "too long"}})
         )
-        answers = ask_reference(endpoint, "m", ROWS, 5)
+        answers = ask_reference(endpoint, settings_of("m", 5), ROWS)
         assert [each.text for each in answers].count("ok") == 7
         assert answers[2].error == "The endpoint old answered 400: too long"
 

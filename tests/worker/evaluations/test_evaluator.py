@@ -18,7 +18,7 @@ from app.db.engine import transaction
 from app.db.files import files
 from app.db.jobs import evaluations, lost_rows
 from app.db.tables import BaseModelRow, Evaluation, Job
-from app.domain.evaluations.graders import EvaluationRequest
+from app.domain.evaluations.graders import CreateEvaluation
 from app.domain.evaluations.states import EvaluationErrorCode
 from app.domain.scheduling.worker_capacity import WorkerCapacity
 from app.services.jobs import evaluations as service
@@ -115,10 +115,10 @@ def ask(harness: WorkerHarness, trained: Job) -> Ask:
             file = make_file(
                 session, harness.resources.storage, harness.project, content or lines(), "evals", "heldout.jsonl"
             )
-            request = EvaluationRequest.model_validate({"file": file.id, "graders": [EXACT]} | settings)
+            request = CreateEvaluation.model_validate({"file": file.id, "graders": [EXACT]} | settings)
             endpoints = harness.resources.settings.endpoints
             project_id, hints = trained.project_id, harness.resources.hints
-            return service.create(session, hints, project_id, trained.id, request, None, endpoints)
+            return service.create(session, hints, project_id, trained.id, request, endpoints)
 
     return ask
 

@@ -16,7 +16,7 @@ from app.db.jobs import evaluations, leased_rows
 from app.db.jobs.claims import Lease
 from app.db.scheduling import fair_queue
 from app.db.tables import Evaluation, EvaluationAttempt, Job, Project
-from app.domain.evaluations.graders import EvaluationRequest
+from app.domain.evaluations.graders import CreateEvaluation
 from app.domain.scheduling.worker_capacity import WorkerCapacity
 from app.services import queue
 from app.services.jobs import evaluations as service
@@ -37,8 +37,8 @@ def evaluation(harness: WorkerHarness, tmp_path: Path) -> Evaluation:
             session, storage, harness.project, tmp_path / "made", write_light_adapter(tmp_path / "base")
         )
         file = make_file(session, storage, harness.project, lines(), "evals", "heldout.jsonl")
-        request = EvaluationRequest.model_validate({"file": file.id})
-        return service.create(session, harness.resources.hints, job.project_id, job.id, request, None, [])
+        request = CreateEvaluation.model_validate({"file": file.id})
+        return service.create(session, harness.resources.hints, job.project_id, job.id, request, [])
 
 
 def claim(harness: WorkerHarness, gpus: int = 1) -> Evaluation:
@@ -91,9 +91,9 @@ class TestOrder:
 
 def queue_again(harness: WorkerHarness, session: Session, evaluation: Evaluation) -> str:
     """Another evaluation of the same checkpoint and file."""
-    request = EvaluationRequest.model_validate({"file": evaluation.file_id})
+    request = CreateEvaluation.model_validate({"file": evaluation.file_id})
     hints, project_id, job_id = harness.resources.hints, evaluation.project_id, evaluation.job_id
-    return service.create(session, hints, project_id, job_id, request, None, []).id
+    return service.create(session, hints, project_id, job_id, request, []).id
 
 
 class TestUsage:

@@ -12,7 +12,7 @@ import pytest
 
 from app.db.engine import transaction
 from app.db.tables import Evaluation
-from app.domain.evaluations.graders import EvaluationRequest
+from app.domain.evaluations.graders import CreateEvaluation
 from app.services.jobs import evaluations as service
 from app.settings import Endpoint, Settings
 from tests.app.cli.trained import make_trained_job
@@ -75,10 +75,10 @@ def evaluation(harness: WorkerHarness, tmp_path: Path) -> Evaluation:
         write = write_light_adapter(tmp_path / "base")
         job = make_trained_job(session, resources.storage, project, tmp_path / "made", write)
         file = make_file(session, resources.storage, project, lines(ROWS), "evals", "heldout.jsonl")
-        request = EvaluationRequest.model_validate(
+        request = CreateEvaluation.model_validate(
             {"file": file.id, "graders": [EXACT, JUDGE], "reference": {"model": "ft:old"}}
         )
-        return service.create(session, resources.hints, project.id, job.id, request, None, resources.settings.endpoints)
+        return service.create(session, resources.hints, project.id, job.id, request, resources.settings.endpoints)
 
 
 def test_the_summary_has_the_reference_and_the_scores_of_the_model(

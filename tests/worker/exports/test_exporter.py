@@ -105,7 +105,7 @@ def really_trained(harness: WorkerHarness, base: Path, tmp_path: Path) -> Job:
 def ask(harness: WorkerHarness, job: Job, **body: Any) -> Export:
     with transaction(harness.sessions) as session:
         export = {"type": "merged"} | body
-        return service.create(session, harness.resources.hints, job.project_id, job.id, export).export
+        return service.create(session, harness.resources.hints, job.project_id, job.id, export)
 
 
 def read(harness: WorkerHarness, export: Export) -> Export:

@@ -24,7 +24,8 @@ from app.system.host import boottime_seconds
 from tests.deadline import until
 from tests.worker.fake_trainer import TrainerPlan
 from tests.worker.worker_harness import OWNER, WorkerHarness
-from worker.jobs.lease import Claimer, LeaseKeeper, LeaseUncertain, RowLeaseKeeper
+from worker.jobs.lease import Claimer, LeaseKeeper, LeaseUncertain
+from worker.jobs.leased_rows import RowLeaseKeeper
 
 CONNECTION_LOST = psycopg.OperationalError("server closed the connection unexpectedly")
 UNAVAILABLE = OperationalError("COMMIT", {}, CONNECTION_LOST)

@@ -72,7 +72,9 @@ class TestUploads:
         upload_id, key = stored_upload(harness, b"content")
         harness.resources.storage.compose("files/file-composed", [key, key])
         with transaction(harness.sessions) as session:
-            file = files.insert(session, harness.project.id, "batch", "a", 14, "0" * 64, "files/file-composed")
+            columns = {"purpose": "batch", "filename": "a", "bytes": 14, "sha256": "0" * 64}
+            row = File(project_id=harness.project.id, storage_key="files/file-composed", **columns)
+            file = files.insert(session, row)
             upload = session.get_one(Upload, upload_id)
             upload.status, upload.file_id = "completed", file.id
         cleanup.purge_upload_parts(harness.resources)

@@ -81,19 +81,19 @@ def _answer(spec: GenerationSpec, prompts: list[Prompt], workdir: Path) -> None:
     adapter = load_adapter(base, spec.lora, workdir / spec.adapter, spec.adapter_manifest_sha256)
     cache_weights_if_they_fit(base)
     renderer = limited_renderer(spec.base.directory)
-    stop_ids = renderer.stop_ids
+    stop_ids, longest = renderer.stop_ids, spec.settings.max_new_tokens
     with (workdir / ANSWERS).open("w", encoding="utf-8", buffering=1) as answers:  # the worker reads complete lines
         answers.write(
             GenerationStarted(device=device_name(device), compute_dtype=dtype_name(dtype)).model_dump_json() + "\n"
         )
-        for role, batch, tokens in _generate_all(base, adapter, prompts, stop_ids, spec.max_new_tokens):
+        for role, batch, tokens in _generate_all(base, adapter, prompts, stop_ids, longest):
             for prompt, answer in zip(batch, tokens, strict=True):
                 line = Answer(
                     row=prompt.row,
                     model=role,
                     text=renderer.decode(answer).strip(),
                     tokens=len(answer),
-                    is_cut=len(answer) >= spec.max_new_tokens,
+                    is_cut=len(answer) >= longest,
                 )
                 answers.write(line.model_dump_json() + "\n")
 

@@ -10,7 +10,7 @@ from app.api.auth import CallerDep
 from app.api.dependencies import AppStateDep, SessionDep
 from app.api.idempotency import IdempotentRoute
 from app.api.routes.jobs.jobs import create
-from app.api.schemas.jobs.diffs import DiffBody, render_diff
+from app.api.schemas.jobs.diffs import DiffBody
 from app.api.schemas.jobs.jobs import JobBody
 from app.api.schemas.jobs.requests import CloneJob
 from app.api.transport.json_body import OptionalJsonBodyDep, RequestBody
@@ -42,4 +42,4 @@ def diff_jobs(
         raise BadRequest(
             "you must provide with: the id of the job to compare with", "with", "missing_required_parameter"
         )
-    return render_diff(diffs.compare(session, left, diffs.get_other(session, caller.project_id, other)))
+    return diffs.compare(session, left, diffs.get_other(session, caller.project_id, other))

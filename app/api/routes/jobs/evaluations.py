@@ -9,9 +9,10 @@ from fastapi import APIRouter
 from app.api.auth import CallerDep
 from app.api.dependencies import AppStateDep, SessionDep
 from app.api.idempotency import IdempotentRoute
-from app.api.schemas.jobs.evaluations import CreateEvaluation, EvaluationBody, EvaluationList, render_evaluation
+from app.api.schemas.jobs.evaluations import EvaluationBody, EvaluationList
 from app.api.transport.json_body import JsonBody
 from app.api.transport.pagination import After, Limit, list_page
+from app.domain.evaluations.graders import CreateEvaluation
 from app.services.jobs import evaluations
 
 MAX_EVALUATIONS = 100
@@ -26,17 +27,9 @@ def create_evaluation(
     job_id: str, body: JsonBody[CreateEvaluation], caller: CallerDep, session: SessionDep, app_state: AppStateDep
 ) -> Any:
     """Returns at once with the status `queued`. A worker checks all rows before it generates the first answer."""
-    return render_evaluation(
-        evaluations.create(
-            session,
-            app_state.worker_notifier,
-            caller.project_id,
-            job_id,
-            body,
-            body.checkpoint,
-            app_state.settings.endpoints,
-        )
-    )
+    request = body
+    notifier, endpoints = app_state.worker_notifier, app_state.settings.endpoints
+    return evaluations.create(session, notifier, caller.project_id, job_id, request, endpoints)
 
 
 @router.get("", response_model=EvaluationList, summary="List evaluations of a job")
@@ -46,17 +39,17 @@ def list_evaluations(
     """Newest first."""
     limit = min(limit, MAX_EVALUATIONS)
     page = evaluations.page(session, caller.project_id, job_id, limit + 1, after)
-    return list_page(page, limit, render_evaluation)
+    return list_page(page, limit)
 
 
 @router.get("/{evaluation_id}", response_model=EvaluationBody, summary="Get an evaluation")
 def get_evaluation(job_id: str, evaluation_id: str, caller: CallerDep, session: SessionDep) -> Any:
     """Once it has `succeeded`: the summary, and two files, the results per row as JSON lines and a report in
     Markdown; download them from `/v1/files/{id}/content`."""
-    return render_evaluation(evaluations.get(session, caller.project_id, job_id, evaluation_id))
+    return evaluations.get(session, caller.project_id, job_id, evaluation_id)
 
 
 @router.post("/{evaluation_id}/cancel", response_model=EvaluationBody, summary="Cancel an evaluation")
 def cancel_evaluation(job_id: str, evaluation_id: str, caller: CallerDep, session: SessionDep) -> Any:
     """Cancels at once, also a running one. Cancelling a cancelled evaluation returns it again."""
-    return render_evaluation(evaluations.cancel(session, caller.project_id, job_id, evaluation_id))
+    return evaluations.cancel(session, caller.project_id, job_id, evaluation_id)

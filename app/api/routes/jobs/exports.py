@@ -10,7 +10,7 @@ from app.api.auth import CallerDep
 from app.api.dependencies import AppStateDep, SessionDep
 from app.api.idempotency import IdempotentRoute
 from app.api.schemas.common import Deleted
-from app.api.schemas.jobs.exports import CreateExport, ExportBody, ExportList, render_export
+from app.api.schemas.jobs.exports import CreateExport, ExportBody, ExportList
 from app.api.transport.json_body import OptionalJsonBodyDep, RequestBody
 from app.api.transport.pagination import After, Limit, list_page
 from app.services.jobs import exports
@@ -27,24 +27,24 @@ def create_export(
     job_id: str, body: CreateExportBody, caller: CallerDep, session: SessionDep, app_state: AppStateDep
 ) -> Any:
     """Make a merged model or a GGUF file of the result, or of a kept `checkpoint`. Repeated calls return one export."""
-    return render_export(exports.create(session, app_state.worker_notifier, caller.project_id, job_id, body))
+    return exports.create(session, app_state.worker_notifier, caller.project_id, job_id, body)
 
 
 @router.get("", response_model=ExportList, summary="List exports of a job")
 def list_exports(job_id: str, caller: CallerDep, session: SessionDep, after: After = None, limit: Limit = 20) -> Any:
     """Newest first."""
     limit = min(limit, MAX_EXPORTS)
-    return list_page(exports.page(session, caller.project_id, job_id, limit + 1, after), limit, render_export)
+    return list_page(exports.page(session, caller.project_id, job_id, limit + 1, after), limit)
 
 
 @router.get("/{export_id}", response_model=ExportBody, summary="Get an export")
 def get_export(job_id: str, export_id: str, caller: CallerDep, session: SessionDep) -> Any:
     """An export that has `succeeded` lists its files with SHA-256; download them from `/v1/files/{id}/content`."""
-    return render_export(exports.get(session, caller.project_id, job_id, export_id))
+    return exports.get(session, caller.project_id, job_id, export_id)
 
 
 @router.delete("/{export_id}", response_model=Deleted, summary="Delete an export")
 def delete_export(job_id: str, export_id: str, caller: CallerDep, session: SessionDep) -> Any:
     """Deletes its files too. A running export is cancelled."""
     export = exports.delete(session, caller.project_id, job_id, export_id)
-    return {"id": export.id, "object": "fine_tuning.job.export", "deleted": True}
+    return Deleted(id=export.id, object="fine_tuning.job.export", deleted=True)

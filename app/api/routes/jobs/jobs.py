@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 from sqlalchemy.orm import Session
 
 from app.api.auth import Caller, CallerDep
@@ -14,15 +14,11 @@ from app.api.dependencies import AppState, AppStateDep, SessionDep
 from app.api.idempotency import IdempotentRoute
 from app.api.openapi import responses
 from app.api.routes.jobs.lists import MAX_JOBS, JobFilterDep, job_page
-from app.api.schemas.jobs.checkpoints import CheckpointList, render_checkpoint
-from app.api.schemas.jobs.events import EventList, render_event
 from app.api.schemas.jobs.jobs import JobBody, JobList
 from app.api.schemas.jobs.plans import PlanBody
 from app.api.schemas.jobs.requests import UpdateJob
-from app.api.transport.etags import checkpoints_etag, events_etag, json_response, not_modified
-from app.api.transport.file_response import matches_etag
 from app.api.transport.json_body import JsonBody, JsonBodyDep, RequestBody
-from app.api.transport.pagination import After, Limit, list_page
+from app.api.transport.pagination import After, Limit
 from app.db.engine import transaction
 from app.db.tables import Job
 from app.domain.jobs.create_job import CreateJob
@@ -30,9 +26,6 @@ from app.services.datasets.check_process import Check
 from app.services.datasets.token_counter import NotCountedError
 from app.services.jobs import jobs, plan
 from app.services.jobs.jobs import JobRow
-
-MAX_EVENTS = 1_000
-MAX_CHECKPOINTS = 100
 
 CreateJobBody = Annotated[JsonBodyDep, RequestBody(CreateJob)]
 
@@ -125,48 +118,6 @@ def resume_job(job_id: str, caller: CallerDep, session: SessionDep, app_state: A
     """Returns the job to `queued`; the next attempt resumes where the job was paused."""
     notifier, max_queued_jobs = app_state.worker_notifier, app_state.settings.max_queued_jobs
     return body_of(app_state, jobs.resume(session, notifier, caller.project_id, job_id, max_queued_jobs))
-
-
-@router.get(
-    "/{job_id}/events", response_model=EventList, responses=responses.NOT_MODIFIED, summary="List events of a job"
-)
-def list_events(
-    request: Request,
-    job_id: str,
-    caller: CallerDep,
-    session: SessionDep,
-    after: After = None,
-    limit: Limit = 20,
-    type: Annotated[
-        Literal["message", "metrics"] | None, Query(description="Only events of this type. Default: both.")
-    ] = None,
-) -> Any:
-    """Newest first: messages, and the metrics of every step."""
-    limit = min(limit, MAX_EVENTS)
-    event_seq, _ = jobs.get_versions(session, caller.project_id, job_id)
-    etag = events_etag(event_seq)
-    if matches_etag(request.headers, etag):
-        return not_modified(etag)
-    rows = jobs.event_page(session, caller.project_id, job_id, limit + 1, after, type)
-    return json_response(etag, list_page(rows, limit, render_event))
-
-
-@router.get(
-    "/{job_id}/checkpoints",
-    response_model=CheckpointList,
-    responses=responses.NOT_MODIFIED,
-    summary="List checkpoints of a job",
-)
-def list_checkpoints(
-    request: Request, job_id: str, caller: CallerDep, session: SessionDep, after: After = None, limit: Limit = 10
-) -> Any:
-    """The last three, latest first. `result_files` are the adapter's files, `adapter_archive_file_id` is their tar."""
-    limit = min(limit, MAX_CHECKPOINTS)
-    etag = checkpoints_etag(*jobs.get_versions(session, caller.project_id, job_id))
-    if matches_etag(request.headers, etag):
-        return not_modified(etag)
-    rows, best_id = jobs.checkpoint_page(session, caller.project_id, job_id, limit + 1, after)
-    return json_response(etag, list_page(rows, limit, lambda checkpoint: render_checkpoint(checkpoint, best_id)))
 
 
 def create(

@@ -1,4 +1,4 @@
-"""/v1/fine_tuning/jobs/{id}/metrics, /attempts and /logs: the metrics, the attempts and the log of a job.
+"""/v1/fine_tuning/jobs/{id}/events, /checkpoints, /metrics, /attempts and /logs: the records of a job.
 
 /v1/fine_tuning/loss_curves: the loss curves of several jobs.
 """
@@ -13,14 +13,17 @@ from starlette.responses import Response
 from app.api.auth import CallerDep
 from app.api.dependencies import SessionDep
 from app.api.openapi import responses
-from app.api.schemas.jobs.attempts import AttemptList, render_attempts
-from app.api.schemas.jobs.metrics import LossCurveList, StepMetricsBody, render_loss_curves, render_metrics
-from app.api.transport.etags import etag_headers, events_etag, json_response, log_etag, not_modified
+from app.api.schemas.jobs.checkpoints import CheckpointList
+from app.api.schemas.jobs.records import AttemptList, EventList, LossCurveList, StepMetricsBody
+from app.api.transport.etags import checkpoints_etag, etag_headers, events_etag, log_etag, not_modified
 from app.api.transport.file_response import matches_etag
+from app.api.transport.pagination import After, Limit, list_page
 from app.domain.jobs.step_metrics import results_csv
 from app.errors import BadRequest
 from app.services.jobs import jobs, records
 
+MAX_EVENTS = 1_000
+MAX_CHECKPOINTS = 100
 MAX_CURVES = 100
 MAX_ATTEMPT = (1 << 31) - 1  # the maximum of the column
 
@@ -54,6 +57,53 @@ router = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}", tags=["Fine-tuning"])
 several_jobs = APIRouter(prefix="/v1/fine_tuning", tags=["Fine-tuning"])
 
 
+@router.get("/events", response_model=EventList, responses=responses.NOT_MODIFIED, summary="List events of a job")
+def list_events(
+    request: Request,
+    response: Response,
+    job_id: str,
+    caller: CallerDep,
+    session: SessionDep,
+    after: After = None,
+    limit: Limit = 20,
+    type: Annotated[
+        Literal["message", "metrics"] | None, Query(description="Only events of this type. Default: both.")
+    ] = None,
+) -> Any:
+    """Newest first: messages, and the metrics of every step."""
+    limit = min(limit, MAX_EVENTS)
+    event_seq, _ = jobs.get_versions(session, caller.project_id, job_id)
+    etag = events_etag(event_seq)
+    if matches_etag(request.headers, etag):
+        return not_modified(etag)
+    response.headers.update(etag_headers(etag))
+    return list_page(records.event_page(session, caller.project_id, job_id, limit + 1, after, type), limit)
+
+
+@router.get(
+    "/checkpoints",
+    response_model=CheckpointList,
+    responses=responses.NOT_MODIFIED,
+    summary="List checkpoints of a job",
+)
+def list_checkpoints(
+    request: Request,
+    response: Response,
+    job_id: str,
+    caller: CallerDep,
+    session: SessionDep,
+    after: After = None,
+    limit: Limit = 10,
+) -> Any:
+    """The last three, latest first. `result_files` are the adapter's files, `adapter_archive_file_id` is their tar."""
+    limit = min(limit, MAX_CHECKPOINTS)
+    etag = checkpoints_etag(*jobs.get_versions(session, caller.project_id, job_id))
+    if matches_etag(request.headers, etag):
+        return not_modified(etag)
+    response.headers.update(etag_headers(etag))
+    return list_page(records.checkpoint_page(session, caller.project_id, job_id, limit + 1, after), limit)
+
+
 @router.get(
     "/metrics",
     response_model=StepMetricsBody,
@@ -62,6 +112,7 @@ several_jobs = APIRouter(prefix="/v1/fine_tuning", tags=["Fine-tuning"])
 )
 def get_metrics(
     request: Request,
+    response: Response,
     job_id: str,
     caller: CallerDep,
     session: SessionDep,
@@ -73,10 +124,11 @@ def get_metrics(
     etag = events_etag(event_seq)
     if matches_etag(request.headers, etag):
         return not_modified(etag)
-    metrics = records.metrics(session, caller.project_id, job_id, max_points)
+    rows, total = records.metrics(session, caller.project_id, job_id, max_points)
     if form == "csv":
-        return Response(results_csv(metrics.rows), headers=etag_headers(etag), media_type="text/csv")
-    return json_response(etag, render_metrics(job_id, metrics))
+        return Response(results_csv(rows), headers=etag_headers(etag), media_type="text/csv")
+    response.headers.update(etag_headers(etag))
+    return StepMetricsBody(fine_tuning_job_id=job_id, total=total, data=rows)
 
 
 @several_jobs.get("/loss_curves", response_model=LossCurveList, summary="Get the loss curves of several jobs")
@@ -85,13 +137,13 @@ def get_loss_curves(caller: CallerDep, session: SessionDep, jobs: JobIds, max_po
     job_ids = list(dict.fromkeys(word.strip() for word in jobs.split(",") if word.strip()))
     if not 1 <= len(job_ids) <= MAX_CURVES:
         raise BadRequest(f"jobs: {len(job_ids)} ids given; allowed are 1 to {MAX_CURVES}", "jobs")
-    return render_loss_curves(records.loss_curves(session, caller.project_id, job_ids, max_points))
+    return {"data": records.loss_curves(session, caller.project_id, job_ids, max_points)}
 
 
 @router.get("/attempts", response_model=AttemptList, summary="List the attempts of a job")
 def list_attempts(job_id: str, caller: CallerDep, session: SessionDep) -> Any:
     """Each check of the files and each training by a worker, oldest first, with the reason for which it ended."""
-    return render_attempts(records.attempts(session, caller.project_id, job_id))
+    return {"data": records.attempts(session, caller.project_id, job_id)}
 
 
 @router.get("/logs", response_class=Response, responses=responses.LOG, summary="Get the log of a job")

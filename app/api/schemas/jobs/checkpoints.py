@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-from app.api.schemas.common import Body, ListBody, unix_seconds
-from app.db.tables import Checkpoint, File
-from app.services.jobs.adapters import Adapter
+from pydantic import AliasPath, Field
+
+from app.api.schemas.common import Body, JobPart, ListBody
 
 
-class CheckpointBody(Body):
-    id: str
-    object: Literal["fine_tuning.job.checkpoint"]
-    created_at: int
-    fine_tuning_job_id: str
-    fine_tuned_model_checkpoint: str
+class CheckpointBody(JobPart):
+    object: Literal["fine_tuning.job.checkpoint"] = "fine_tuning.job.checkpoint"
+    fine_tuned_model_checkpoint: str = Field(validation_alias="name")
+    """The `ft:` name; for the result it is the name of the job's model."""
     step_number: int
-    best: bool
+    best: bool = Field(validation_alias="is_best")
+    """Whether it has the lowest full validation loss of the job."""
     metrics: dict[str, float | None]
-    result_files: list[str]
-    adapter_archive_file_id: str
+    """Losses and accuracies at this step; values that were not measured are absent."""
+    result_files: list[str] = Field(validation_alias="file_ids")
+    """Ids of the files of the adapter."""
+    adapter_archive_file_id: str = Field(validation_alias="archive_file_id")
+    """The files of the adapter as one tar."""
 
 
 class CheckpointList(ListBody):
@@ -36,44 +38,14 @@ class AdapterFile(Body):
 class AdapterBody(Body):
     """Each file, and `archive`, a tar of all files."""
 
-    object: Literal["fine_tuning.job.adapter"]
-    fine_tuning_job_id: str
-    fine_tuned_model: str
-    base_model: str
-    format: Literal["peft"]
-    step_number: int
+    object: Literal["fine_tuning.job.adapter"] = "fine_tuning.job.adapter"
+    fine_tuning_job_id: str = Field(validation_alias=AliasPath("job", "id"))
+    fine_tuned_model: str = Field(validation_alias=AliasPath("checkpoint", "name"))
+    base_model: str = Field(validation_alias=AliasPath("job", "base_model"))
+    format: Literal["peft"] = "peft"
+    """PEFT's format."""
+    step_number: int = Field(validation_alias=AliasPath("checkpoint", "step_number"))
     files: list[AdapterFile]
+    """All files, to download by id from `/v1/files/{file_id}/content`."""
     archive: AdapterFile
-
-
-def render_checkpoint(checkpoint: Checkpoint, best_id: str | None) -> dict[str, Any]:
-    """`best` is true for the checkpoint with the lowest full validation loss of the job."""
-    return {
-        "id": checkpoint.id,
-        "object": "fine_tuning.job.checkpoint",
-        "created_at": unix_seconds(checkpoint.created_at),
-        "fine_tuning_job_id": checkpoint.job_id,
-        "fine_tuned_model_checkpoint": checkpoint.name,
-        "step_number": checkpoint.step_number,
-        "best": checkpoint.id == best_id,
-        "metrics": checkpoint.metrics,
-        "result_files": checkpoint.file_ids,
-        "adapter_archive_file_id": checkpoint.archive_file_id,
-    }
-
-
-def render_adapter(adapter: Adapter) -> dict[str, Any]:
-    return {
-        "object": "fine_tuning.job.adapter",
-        "fine_tuning_job_id": adapter.job.id,
-        "fine_tuned_model": adapter.checkpoint.name,
-        "base_model": adapter.job.base_model,
-        "format": "peft",
-        "step_number": adapter.checkpoint.step_number,
-        "files": [_render_file(file) for file in adapter.files],
-        "archive": _render_file(adapter.archive),
-    }
-
-
-def _render_file(file: File) -> dict[str, Any]:
-    return {"id": file.id, "filename": file.filename, "bytes": file.bytes, "sha256": file.sha256}
+    """All files as one tar."""

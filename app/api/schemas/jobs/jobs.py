@@ -91,11 +91,17 @@ class EvaluationOfJob(Body):
     """The newest evaluation of the job; `requested`: it is made when the training has succeeded."""
 
     id: str | None = None
+    """The evaluation; null while it is only requested."""
     status: Literal["requested", "queued", "running", "succeeded", "failed", "cancelled"]
+    """Its state; `requested` until the training has succeeded."""
     file: str
+    """The file of held-out rows."""
     precision: str | None = None
+    """The precision in which the base model answered."""
     summary: EvaluationSummary | None = None
+    """The result; null until it has succeeded."""
     error: EvaluationError | None = None
+    """Why it failed."""
 
 
 class FileOrigins(Body):
@@ -193,6 +199,7 @@ class JobBody(Body):
     warnings: list[WarningBody]
     """Problems of the request and, after validation, of the files that do not fail the job but may be unintended."""
     evaluation: EvaluationOfJob | None
+    """The newest evaluation of the job; null without one."""
     adapter: AdapterOfJob | None
     """The trained weights, once the job has succeeded."""
     compatibility: Compatibility

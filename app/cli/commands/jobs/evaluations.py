@@ -73,14 +73,15 @@ def evaluate(
 
     Example: tunery eval @last --file heldout.jsonl --label label
     """
-    body: dict[str, Any] = {
-        "graders": _graders(graders, label, json_fields, similarity or (), f"{{{{ item.{expected_field} }}}}")
-    }
-    body |= _options(max_rows=max_rows, max_new_tokens=max_new_tokens, checkpoint=checkpoint)
-    body |= {"base_precision": "16-bit"} if sixteen_bit else {}
-    reference = _options(model=reference_model, endpoint=reference_endpoint, field=reference_field)
-    body |= {"reference": reference} if reference else {}
-    body |= {"promote_if": _promote_if(promote_if)} if promote_if else {}
+    body = _body(
+        graders=_graders(graders, label, json_fields, similarity or (), f"{{{{ item.{expected_field} }}}}"),
+        max_rows=max_rows,
+        max_new_tokens=max_new_tokens,
+        checkpoint=checkpoint,
+        base_precision="16-bit" if sixteen_bit else None,
+        reference=_body(model=reference_model, endpoint=reference_endpoint, field=reference_field) or None,
+        promote_if=_promote_if(promote_if) if promote_if else None,
+    )
     for output in filter(None, (report, results)):
         if not output.parent.is_dir():  # an evaluation may take hours
             raise UsageError(f"The directory of {output} does not exist; create it first, or choose another path.")
@@ -114,8 +115,8 @@ def compare(
 
     Example: tunery compare @last --prompt "My card has not arrived."
     """
-    body: dict[str, Any] = _options(max_new_tokens=max_new_tokens, checkpoint=checkpoint)
-    body |= {"base_precision": "16-bit"} if sixteen_bit else {}
+    base_precision = "16-bit" if sixteen_bit else None
+    body = _body(max_new_tokens=max_new_tokens, checkpoint=checkpoint, base_precision=base_precision)
     with tempfile.NamedTemporaryFile("w", suffix=".jsonl", encoding="utf-8") as rows:
         for text in prompt:
             messages = [{"role": "system", "content": system}] if system else []
@@ -171,7 +172,8 @@ def _promote_if(text: str) -> dict[str, Any]:
         raise UsageError(f"--promote-if {text} is not of the form GRADER or GRADER:MARGIN.") from None
 
 
-def _options(**values: Any) -> dict[str, Any]:
+def _body(**values: Any) -> dict[str, Any]:
+    """The fields that are given."""
     return {name: value for name, value in values.items() if value is not None}
 
 

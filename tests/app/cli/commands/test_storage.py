@@ -15,7 +15,7 @@ import pytest
 from app.db.engine import Sessions, transaction
 from app.db.files import files
 from app.db.jobs import checkpoints
-from app.db.tables import Project
+from app.db.tables import File, Project
 from app.storage import LocalStorage
 from app.storage.s3 import S3Storage
 from tests.app.cli.conftest import Tunery
@@ -58,7 +58,8 @@ def contents(sessions: Sessions, storage: LocalStorage, project: Project, base_m
             put_bytes(storage, name, content)
         storage.compose("files/whole", ["uploads/u/a", "uploads/u/b"])
         sha256 = hashlib.sha256(b"part and part").hexdigest()
-        files.insert(session, project.id, "batch", "whole", 13, sha256, "files/whole")
+        columns = {"purpose": "batch", "filename": "whole", "bytes": 13, "sha256": sha256}
+        files.insert(session, File(project_id=project.id, storage_key="files/whole", **columns))
         upload = make_upload(session, project, **UPLOAD)
         add_part(session, upload, b" and part", "uploads/u/b")
         job = make_job(session, project, data, base_model=base_model)

@@ -126,15 +126,6 @@ def test_a_rollback_takes_its_number_back(sessions: Sessions, running: Job) -> N
     assert numbers(sessions, running) == [*before, before[-1] + 1]
 
 
-def test_pages_are_newest_first_and_join(sessions: Sessions, running: Job) -> None:
-    with transaction(sessions) as session:
-        for n in range(7):
-            claims.append_event(session, lease_of(running), f"event {n}")
-        first = events.page(session, running.id, limit=4)
-        second = events.page(session, running.id, limit=100, after=first[-1])
-    assert [event.seq for event in first + second] == list(range(11, 0, -1))
-
-
 def test_of_a_step_that_was_run_twice_the_later_counts(sessions: Sessions, running: Job) -> None:
     with transaction(sessions) as session:
         for step, loss in ((1, 1.0), (2, 0.9), (2, 0.5), (3, 0.4)):

@@ -108,7 +108,7 @@ def test_a_checkpoint_that_unfinished_work_needs_is_kept_until_it_has_ended(
         if work == "export":
             exports.insert(session, job, first, ExportKind(ExportType.MERGED), 1)
         elif work == "evaluation":
-            evaluations.insert(session, job, first, job.training_file_id, EvaluationSettings(), {})
+            evaluations.insert(session, job, first, session.get_one(File, job.training_file_id), EvaluationSettings())
         else:
             deliveries.create(session, job, first, make_target(session, project.id))
         assert first.id not in apply(session, project, RetentionKind.CHECKPOINTS).ids

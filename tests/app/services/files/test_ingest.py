@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from app.db.engine import Sessions, transaction
-from app.db.files import files
-from app.db.tables import Project
+from app.db.tables import File, Project
 from app.errors import InvalidDataset, TooLarge
 from app.services.datasets.check_process import Check
 from app.services.files import ingest
@@ -105,7 +105,7 @@ class TestIngestFile:
         with pytest.raises(OperationalError):
             ingest_file(sessions, storage, project.id, FINE_TUNE, staged, 1 << 20, Check())
         with transaction(sessions) as session:
-            (file,) = files.page(session, project.id, 10)
+            file = session.scalars(select(File)).one()
         assert storage.stat(file.storage_key).size_bytes == file.bytes
 
 

@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass
 
 import pytest
+from sqlalchemy import func
 from starlette.testclient import TestClient
 
 from app.db.engine import Sessions, transaction
@@ -14,6 +15,7 @@ from app.db.tables import Checkpoint, Job, Project
 from app.storage import LocalStorage
 from tests.archives import tar_bytes
 from tests.factories import make_file, make_succeeded_job
+from worker.jobs.stored_files import StoredFile
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,9 @@ def archive(sessions: Sessions, storage: LocalStorage, project: Project, base_mo
         content = tar_bytes(contents)
         members = [{"name": part.filename, "key": part.storage_key, "bytes": part.bytes} for part in parts]
         digest = hashlib.sha256(content).hexdigest()
-        row = files.insert_archive(
-            session, project.id, "fine-tune-results", "adapter.tar", len(content), digest, "jobs/none", members, job.id
-        )
+        stored = StoredFile("adapter.tar", "jobs/none", len(content), digest)
+        columns = {"archive_members": members, "purged_at": func.clock_timestamp()}
+        row = files.insert(session, stored.row(project.id, job.id, **columns))
         checkpoint = session.query(Checkpoint).filter_by(job_id=job.id).first()
         checkpoint.file_ids, checkpoint.archive_file_id = [part.id for part in parts], row.id
         return Archive(row.id, content, [part.id for part in parts])

@@ -9,8 +9,8 @@ import redis
 from starlette.testclient import TestClient
 
 from app.api.schemas.jobs.checkpoints import CheckpointBody
-from app.api.schemas.jobs.events import EventBody
 from app.api.schemas.jobs.jobs import JobBody
+from app.api.schemas.jobs.records import EventBody
 from app.db.engine import Sessions, transaction
 from app.db.jobs import checkpoints, claims, jobs
 from app.db.jobs.claims import FencedError

@@ -1,6 +1,6 @@
-"""Descriptions of the fields and parameters in the OpenAPI document.
+"""Descriptions in the OpenAPI document of parameters, and of fields that stand below no field: those of many schemas.
 
-`"Schema.field"` has precedence over `"field"`. A test lists every field of the document without a description.
+A test lists every field of the document without a description.
 """
 
 from __future__ import annotations
@@ -9,13 +9,6 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from app.api.openapi.descriptions import (
-    basics,
-    deliveries,
-    evaluations,
-    files,
-    jobs,
-)
 from app.domain.jobs.lora_parameters import LoraParameters
 from app.domain.jobs.parameters import (
     HYPERPARAMETERS,
@@ -57,11 +50,6 @@ BY_FIELD = {
     "data": "The items of this page.",
     "expires_after[anchor]": "The start of the period: the creation of the file.",
     "expires_after[seconds]": "The file is deleted automatically after this time: an hour to 30 days.",
-}
-BY_SCHEMA = basics.BY_SCHEMA | deliveries.BY_SCHEMA | files.BY_SCHEMA | jobs.BY_SCHEMA | evaluations.BY_SCHEMA
-# Schemas whose missing descriptions are those of another schema with the same fields.
-FALLBACK_SCHEMAS = {
-    "DeliveryBody": "DeliveryOfJob",
 }
 PARAMETERS = {
     "actor_ids[]": "Only changes by these actors: ids of keys, or operators.",
@@ -117,13 +105,7 @@ def _field_description(schema: str, field: str) -> str | None:
     for model in PARAMETER_MODELS.get(schema, ()):
         if field in model.model_fields:
             return model.model_fields[field].description
-    return _schema_description(schema, field) or BY_FIELD.get(field)
-
-
-def _schema_description(schema: str | None, field: str) -> str | None:
-    while schema is not None and f"{schema}.{field}" not in BY_SCHEMA:
-        schema = FALLBACK_SCHEMAS.get(schema)
-    return BY_SCHEMA.get(f"{schema}.{field}")
+    return BY_FIELD.get(field)
 
 
 def _describe(inner: dict[str, Any], description: str | None) -> None:
