@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from app.db import migrate
 from app.db.engine import make_engine
+from app.db.jobs import reads
 from app.db.jobs.reads import JobFilter
 from benchmarks.table import machine
 from tests.stack import start_postgres
