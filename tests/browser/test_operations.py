@@ -12,7 +12,7 @@ from app.db.jobs import checkpoints
 from app.db.tables import Evaluation, Job
 from tests.browser.conftest import Open
 from tests.browser.world import MODEL, World
-from tests.examples import EVALUATION
+from tests.recorded_examples import EVALUATION
 
 
 def test_the_queue_has_workers_running_jobs_and_the_next_job(open_page: Open, world: World) -> None:

@@ -13,7 +13,7 @@ from app.domain.jobs.create_job import parse_create
 from app.domain.jobs.request_parameters import collect
 from app.web.pages.jobs import job_form, request_snippets
 from app.web.pages.jobs.job_form import FieldError
-from tests.examples import FINISHED_JOB
+from tests.recorded_examples import FINISHED_JOB
 
 VALUES = {
     "model": "tiny",
