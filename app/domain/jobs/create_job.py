@@ -19,7 +19,7 @@ from app.domain.error_text.validation_text import check_shape
 from app.domain.evaluations.graders import EvaluationRequest, Shape
 from app.domain.jobs.lora_parameters import LoraParameters
 from app.domain.jobs.parameters import HYPERPARAMETERS, METHOD_HYPERPARAMETERS, Parameters, QuantizationParameters
-from app.domain.jobs.request_parameters import IN_HYPERPARAMETERS, METHODS, names_of
+from app.domain.jobs.request_parameters import DEFINITIONS, IN_HYPERPARAMETERS, METHODS, keys_of
 from app.domain.jobs.resolve import MAX_SEED
 from app.domain.jobs.spec import MAX_SAMPLE_PROMPTS, SamplePrompt
 from app.domain.scheduling.fair_share import HIGHEST_PRIORITY, LOWEST_PRIORITY
@@ -57,8 +57,8 @@ TrainingType = Annotated[
 
 def _properties(model: type[Parameters], in_hyperparameters: bool = False) -> Json:
     """{name or alias: JSON schema}."""
-    schemas = _schemas(model)
-    return {alias: schemas[name] for alias, name in names_of(model, in_hyperparameters).items()}
+    keys, schemas = keys_of(model, in_hyperparameters=in_hyperparameters), _schemas(model)
+    return {alias: schemas[name.removeprefix(model.prefix)] for alias, name in keys.items()}
 
 
 @cache
@@ -205,19 +205,11 @@ def _kind(annotation: Any) -> Any:
     return {tuple: list, list: list, Literal: str}.get(origin, dict)
 
 
-MODELS: tuple[type[Parameters], ...] = (
-    *HYPERPARAMETERS,
-    *METHOD_HYPERPARAMETERS.values(),
-    LoraParameters,
-    QuantizationParameters,
-)
-DEFINITIONS: dict[str, FieldInfo] = (
-    CreateJob.model_fields
-    | {"method": Method.model_fields["type"]}
-    | {f"{model.prefix}{name}": field for model in MODELS for name, field in model.model_fields.items()}
-)
 # By the dotted names of the settings: "model", "method", "n_epochs", "lora.r", "quantization.bits", ...
-SETTINGS = {name: Setting.of(name, field) for name, field in DEFINITIONS.items()}
+SETTINGS = {
+    name: Setting.of(name, field)
+    for name, field in (CreateJob.model_fields | {"method": Method.model_fields["type"]} | DEFINITIONS).items()
+}
 
 
 def create_body(settings: Mapping[str, Any], method: str | None = "supervised") -> Json:

@@ -39,30 +39,25 @@ METHODS: tuple[Method, ...] = ("supervised", "dpo")
 OPENAI_METHODS = (*METHODS, "reinforcement")  # its client sends those that the request does not use as null
 
 
-def names_of(model: type[Parameters], in_hyperparameters: bool = False) -> dict[str, str]:
-    """{name or alias: field}: in the subject's own object, or of its fields in `hyperparameters`."""
+def keys_of(*models: type[Parameters], in_hyperparameters: bool = False) -> dict[str, str]:
+    """{name or alias in the request: canonical name}: in the subject's own object, or of its in `hyperparameters`."""
     return {
-        str(choice) if isinstance(choice, str) else str(choice.path[-1]): name
+        str(choice) if isinstance(choice, str) else str(choice.path[-1]): f"{model.prefix}{name}"
+        for model in models
         for name, field in model.model_fields.items()
         for choice in (field.validation_alias.choices if isinstance(field.validation_alias, AliasChoices) else (name,))
         if isinstance(choice, str) is not in_hyperparameters
     }
 
 
-# {name or alias in the request: canonical name}
-LORA_KEYS = {alias: f"lora.{name}" for alias, name in names_of(LoraParameters).items()}
-QUANTIZATION_KEYS = {alias: f"quantization.{name}" for alias, name in names_of(QuantizationParameters).items()}
-HYPERPARAMETER_KEYS = {
-    alias: name
-    for model in (*HYPERPARAMETERS, *METHOD_HYPERPARAMETERS.values())
-    for alias, name in names_of(model).items()
-} | {alias: f"lora.{name}" for alias, name in names_of(LoraParameters, in_hyperparameters=True).items()}
+OF_HYPERPARAMETERS = (*HYPERPARAMETERS, *METHOD_HYPERPARAMETERS.values())
+LORA_KEYS, QUANTIZATION_KEYS = keys_of(LoraParameters), keys_of(QuantizationParameters)
+HYPERPARAMETER_KEYS = keys_of(*OF_HYPERPARAMETERS) | keys_of(LoraParameters, in_hyperparameters=True)
 IN_HYPERPARAMETERS = (*HYPERPARAMETER_KEYS, "lora", "quantization", "load_in_4bit")
 METHOD_OF = {name: method for method, model in METHOD_HYPERPARAMETERS.items() for name in model.model_fields}
-COMMA_SEPARATED = {
-    f"lora.{name}"
-    for name, field in LoraParameters.model_fields.items()
-    if any(isinstance(item, CommaSeparated) for item in field.metadata)
+SUBJECTS: tuple[type[Parameters], ...] = (*OF_HYPERPARAMETERS, LoraParameters, QuantizationParameters)
+DEFINITIONS: dict[str, FieldInfo] = {
+    f"{model.prefix}{name}": field for model in SUBJECTS for name, field in model.model_fields.items()
 }
 
 
@@ -93,7 +88,7 @@ def _hyperparameter_objects(
     if method_type is None:
         seen, known = as_json(method["type"]), " and ".join(map(as_json, METHODS))
         text = f"method.type {seen} is not offered here; allowed are {known}"
-        request.problems.append(BadRequest(text, "method.type", "unsupported_value"))
+        request.refuse_at("method.type", text, "unsupported_value")
         return
     for key in sorted(method.keys() - {"type", method_type}):
         if key not in OPENAI_METHODS:
@@ -120,63 +115,48 @@ def _refuse_those_of_other_methods(request: RequestParameters) -> None:
 
 def _collect_hyperparameter(request: RequestParameters, path: str, key: str, value: Any) -> None:
     if key in HYPERPARAMETER_KEYS:
-        _add(request, HYPERPARAMETER_KEYS[key], value, path)
+        request.add(HYPERPARAMETER_KEYS[key], value, path)
     elif key == "lora":
         _collect_lora(request, value, path)
     elif key == "quantization":
         _collect_quantization(request, value, path)
-    elif key == "load_in_4bit":
-        _collect_load_in_4bit(request, value, path)
-    else:
+    elif key != "load_in_4bit":
         request.refuse_unknown(path, IN_HYPERPARAMETERS)
+    elif isinstance(value, bool):
+        request.add("quantization", value, path)
+    else:
+        request.refuse_at(path, f"{path} must be true or false, not {as_json(value)}")
 
 
 def _collect_lora(request: RequestParameters, value: Any, path: str) -> None:
-    if value is None or value is True:
-        return
-    if value is False:
+    if isinstance(value, Mapping):
+        _collect_object(request, value, path, LORA_KEYS)
+    elif value is False:
         text = f"{path} = false asks for full fine-tuning; Tunery trains adapters only"
-        request.problems.append(BadRequest(text, path, "unsupported_value"))
-        return
-    if not isinstance(value, Mapping):
-        text = f'{path} must be an object such as {{"r": 16}}, not {as_json(value)}'
-        request.problems.append(BadRequest(text, path, "invalid_type"))
-        return
-    for key, item in value.items():
-        where = f"{path}.{key}"
-        if key in LORA_KEYS:
-            _add(request, LORA_KEYS[key], item, where)
-        elif key in INITIALISATIONS:
-            request.problems.append(UnknownParameter(f"{where}: {NO_INITIALISATION}; leave it out", where))
-        else:
-            request.refuse_unknown(where, tuple(LORA_KEYS))
+        request.refuse_at(path, text, "unsupported_value")
+    elif value is not None and value is not True:
+        request.refuse_at(path, f'{path} must be an object such as {{"r": 16}}, not {as_json(value)}')
 
 
 def _collect_quantization(request: RequestParameters, value: Any, path: str) -> None:
     if value is not None and not isinstance(value, Mapping):
         example = '{"bits": 4, "type": "nf4"}'
         text = f"{path} must be null (16-bit LoRA) or an object such as {example}, not {as_json(value)}"
-        request.problems.append(BadRequest(text, path, "invalid_type"))
+        request.refuse_at(path, text)
         return
     request.add("quantization", value is not None, path)
-    for key, item in (value or {}).items():
-        if key in QUANTIZATION_KEYS:
-            request.add(QUANTIZATION_KEYS[key], item, f"{path}.{key}")
+    _collect_object(request, value or {}, path, QUANTIZATION_KEYS)
+
+
+def _collect_object(request: RequestParameters, values: Mapping[str, Any], path: str, keys: Mapping[str, str]) -> None:
+    for key, value in values.items():
+        where = f"{path}.{key}"
+        if key in keys:
+            request.add(keys[key], value, where)
+        elif key in INITIALISATIONS and keys is LORA_KEYS:
+            request.problems.append(UnknownParameter(f"{where}: {NO_INITIALISATION}; leave it out", where))
         else:
-            request.refuse_unknown(f"{path}.{key}", tuple(QUANTIZATION_KEYS))
-
-
-def _collect_load_in_4bit(request: RequestParameters, value: Any, path: str) -> None:
-    if isinstance(value, bool):
-        request.add("quantization", value, path)
-    else:
-        request.problems.append(BadRequest(f"{path} must be true or false, not {as_json(value)}", path, "invalid_type"))
-
-
-def _add(request: RequestParameters, name: str, value: Any, path: str) -> None:
-    if name in COMMA_SEPARATED and isinstance(value, str) and value not in (ALL_LINEAR, AUTO):
-        value = [item.strip() for item in value.split(",")]
-    request.add(name, value, path)
+            request.refuse_unknown(where, tuple(keys))
 
 
 class Given(NamedTuple):
@@ -195,11 +175,13 @@ class RequestParameters:
     problems: list[BadRequest] = dataclasses.field(default_factory=list)
 
     def add(self, name: str, value: Any, path: str) -> None:
+        is_text = isinstance(value, str) and value not in (ALL_LINEAR, AUTO)
+        if is_text and any(isinstance(item, CommaSeparated) for item in DEFINITIONS[name].metadata):
+            value = [item.strip() for item in value.split(",")]
         earlier = self.given.get(name)
         if earlier is not None and earlier.value != value:
             seen = f"{path} = {as_json(value)} contradicts {earlier.path} = {as_json(earlier.value)}"
-            text = f"{seen}; give it once, or twice with one value"
-            self.problems.append(BadRequest(text, path, "conflicting_parameters"))
+            self.refuse_at(path, f"{seen}; give it once, or twice with one value", "conflicting_parameters")
             return
         self.given[name] = Given(value, path)
 
@@ -214,7 +196,10 @@ class RequestParameters:
 
     def refuse(self, name: str, text: str, code: str = "invalid_value") -> None:
         path = self.path(name)
-        self.problems.append(BadRequest(f"{path}: {text}", path, code))
+        self.refuse_at(path, f"{path}: {text}", code)
+
+    def refuse_at(self, path: str, text: str, code: str = "invalid_type") -> None:
+        self.problems.append(BadRequest(text, path, code))
 
     def refuse_unknown(self, path: str, known: tuple[str, ...]) -> None:
         self.problems.append(unknown_parameter(path, known, len(self.problems)))
