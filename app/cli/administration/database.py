@@ -178,6 +178,8 @@ class DatabaseAdministration:
         self, limit: int, after: str | None, project: str | None, actor_id: str | None, object_id: str | None
     ) -> tuple[list[AuditRecord], bool]:
         with self._database.transaction() as session:
+            if after is not None and session.get(AuditEntry, after) is None:
+                raise NotFoundError(f"The audit log has no entry {after!r}.")
             rows = audit_log.page(
                 session,
                 limit + 1,
