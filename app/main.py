@@ -43,7 +43,6 @@ from app.api.routes.jobs import adapters, clones, deliveries, evaluations, expor
 from app.api.routes.organization import (
     audit_logs,
     base_models,
-    model_aliases,
     project_keys,
     projects,
     retention,
@@ -105,7 +104,7 @@ ROUTERS = (
     base_models.router,
     secrets.router,
     organization_jobs.router,
-    model_aliases.router,
+    base_models.aliases,
     audit_logs.router,
     status.router,
     health.router,

@@ -7,8 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from app.api.openapi.examples import all_operations
-from app.api.schemas.organization.base_models import RegisterBaseModel
-from app.api.schemas.organization.model_aliases import SetModelAlias
+from app.api.schemas.organization.base_models import RegisterBaseModel, SetModelAlias
 from app.api.schemas.organization.project_keys import CreateKey, RotateKey, UpdateKey
 from app.api.schemas.organization.projects import ArchiveProject, CreateProject, UpdateProject
 from app.api.schemas.organization.retention import ChangeRetention

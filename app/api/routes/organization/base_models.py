@@ -1,4 +1,4 @@
-"""Base models of the whole service, for admins. Names may contain slashes, raw or as %2F."""
+"""Base models of the whole service and their aliases, for admins. Names may contain slashes, raw or as %2F."""
 
 from __future__ import annotations
 
@@ -10,25 +10,37 @@ from app.api.auth import AUTHENTICATED
 from app.api.dependencies import AppStateDep, SessionDep
 from app.api.idempotency import IdempotentRoute
 from app.api.openapi.examples import organization as examples
+from app.api.schemas.common import Deleted
 from app.api.schemas.jobs.requests import parse_body
 from app.api.schemas.organization.base_models import (
     BaseModelRemoved,
+    ModelAliasBody,
+    ModelAliasList,
     OrganizationBaseModelList,
     RegisterBaseModel,
     RegistrationBody,
     RegistrationList,
+    SetModelAlias,
 )
 from app.api.transport.json_body import JsonBodyDep
 from app.api.transport.pagination import PageDep, list_page
+from app.db.access import audit
 from app.db.base_models import models
 from app.db.tables import BaseModelRegistration
 from app.services import resources
 from app.services.base_models import base_models
+from app.services.base_models import models as model_services
 from app.system.model_registration import RegistrationOptions
 
 router = APIRouter(
     prefix="/v1/organization",
     tags=["Base models"],
+    dependencies=[AUTHENTICATED],
+    route_class=IdempotentRoute,
+)
+aliases = APIRouter(
+    prefix="/v1/organization/model_aliases",
+    tags=["Models"],
     dependencies=[AUTHENTICATED],
     route_class=IdempotentRoute,
 )
@@ -89,3 +101,26 @@ def get_registration(
 ) -> Any:
     """Its status, what the worker noted, and the reasons if the model was refused."""
     return resources.get(session, BaseModelRegistration, registration_id)
+
+
+@aliases.post(
+    "", response_model=ModelAliasBody, summary="Set a model alias", openapi_extra=examples.SET_MODEL_ALIAS_BODY
+)
+def set_model_alias(body: JsonBodyDep, session: SessionDep) -> Any:
+    """Let another name stand for a base model, for all projects. Replaces an alias of this name."""
+    parsed = parse_body(SetModelAlias, body)
+    audit.add_object(parsed.name, None)
+    return model_services.set_alias(session, parsed.name, parsed.model)
+
+
+@aliases.get("", response_model=ModelAliasList, summary="List model aliases")
+def list_model_aliases(session: SessionDep) -> Any:
+    """By name; also aliases whose base model was removed."""
+    return {"data": model_services.list_aliases(session)}
+
+
+@aliases.delete("/{name:path}", response_model=Deleted, summary="Remove a model alias")
+def remove_model_alias(name: str, session: SessionDep) -> Any:
+    """Jobs that were created by it are kept."""
+    model_services.remove_alias(session, name)
+    return Deleted(id=name, object="organization.model_alias")

@@ -41,11 +41,12 @@ from app.api.schemas.models import ModelBody, ModelList
 from app.api.schemas.organization.audit_logs import AuditList
 from app.api.schemas.organization.base_models import (
     BaseModelRemoved,
+    ModelAliasBody,
+    ModelAliasList,
     OrganizationBaseModelList,
     RegistrationBody,
     RegistrationList,
 )
-from app.api.schemas.organization.model_aliases import ModelAliasBody, ModelAliasList
 from app.api.schemas.organization.project_keys import KeyBody, KeyList, KeyRevoked, NewKey
 from app.api.schemas.organization.projects import OwnProject, ProjectBody, ProjectList, ProjectWithUsage
 from app.api.schemas.organization.retention import RetentionRuleList
