@@ -40,7 +40,6 @@ from app.api.routes.jobs import adapters, clones, deliveries, evaluations, expor
 from app.api.routes.organization import (
     audit_logs,
     base_models,
-    model_aliases,
     project_keys,
     projects,
     retention,
@@ -102,7 +101,7 @@ ROUTERS = (
     base_models.router,
     secrets.router,
     organization_jobs.router,
-    model_aliases.router,
+    base_models.aliases,
     audit_logs.router,
     status.router,
     health.router,

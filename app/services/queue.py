@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
+from sqlalchemy import Row, case, func, select, text
 from sqlalchemy.orm import Session
 
 from app.db.base_models import models
-from app.db.scheduling import fair_queue, queue_view, workers
-from app.db.tables import Evaluation, Job, Worker
-from app.domain.jobs.states import JobState
+from app.db.scheduling import fair_queue, workers
+from app.db.scheduling.fair_queue import SECONDS_LEFT
+from app.db.tables import Evaluation, Job, QueuePlace, Worker
+from app.domain.evaluations.states import UNFINISHED
+from app.domain.jobs.states import Desired, JobState
 
 SHOWN_STATES = {"validating": JobState.VALIDATING, "waiting": JobState.QUEUED, "running": JobState.RUNNING}
+RUNNING = f"""
+WITH moment AS MATERIALIZED (SELECT clock_timestamp() AS now)
+SELECT job.id, job.project_id, job.base_model, job.priority, job.is_urgent, job.worker_labels, job.lease_owner,
+  job.phase, job.yield_requested_at IS NOT NULL AS gives_way, attempt.started_at,
+  moment.now + {SECONDS_LEFT} * interval '1 second' AS expected_finish_at
+FROM moment, attempts AS attempt JOIN jobs AS job ON job.id = attempt.job_id
+WHERE NOT attempt.is_counted AND attempt.kind = 'train' AND attempt.ended_at IS NULL AND job.state = 'running'
+  AND (CAST(:project_id AS text) IS NULL OR job.project_id = :project_id)
+ORDER BY attempt.started_at, job.seq
+"""
 
 
 def view_workers(session: Session, project_id: str, is_admin: bool) -> list[Worker]:
     """The workers with a heartbeat within the last minute, with what they hold."""
-    holders = [queue_view.lease_owners(session, table) for table in (Job, Evaluation)]
+    holders = [_lease_owners(session, table) for table in (Job, Evaluation)]
     names = {row.name for row in models.list_base(session, None if is_admin else project_id)}
     rows = workers.alive(session)
     for row in rows:
@@ -33,19 +47,19 @@ def view_workers(session: Session, project_id: str, is_admin: bool) -> list[Work
 def view_queue(session: Session, project_id: str, is_admin: bool, limit: int, half_life_seconds: float) -> Any:
     """The queue as QueueBody shows it, with at most `limit` waiting jobs and evaluations."""
     visible_project_id = None if is_admin else project_id
-    counts = queue_view.counts(session, project_id)
+    counts = _counts(session, project_id)
     gpu_workers = [row for row in view_workers(session, project_id, is_admin) if row.queue == "gpu"]
-    waiting = queue_view.waiting(session, visible_project_id, limit + 1)
+    waiting = _waiting(session, visible_project_id, limit + 1)
     shares = fair_queue.project_shares(session, half_life_seconds)
     shown_shares = [each for each in shares if is_admin or each.project_id == project_id]
     return {
         "workers": {"alive": len(gpu_workers), "busy": sum(row.is_busy for row in gpu_workers)},
         "own": {name: counts.get((state, True), 0) for name, state in SHOWN_STATES.items()},
         "others": {name: counts.get((state, False), 0) for name, state in SHOWN_STATES.items()},
-        "running": queue_view.running(session, visible_project_id),
+        "running": _running(session, visible_project_id),
         "waiting": waiting[:limit],
         "has_more": len(waiting) > limit,
-        "evaluations": queue_view.unfinished_evaluations(session, visible_project_id, limit),
+        "evaluations": _unfinished_evaluations(session, visible_project_id, limit),
         "projects": sorted(shown_shares, key=lambda each: (each.share, each.project_id)),
     }
 
@@ -53,3 +67,50 @@ def view_queue(session: Session, project_id: str, is_admin: bool, limit: int, ha
 def public_worker_id(name: str) -> str:
     """A public id that does not reveal the host's name, which the worker's name contains."""
     return f"worker_{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+
+
+def _counts(session: Session, project_id: str) -> dict[tuple[str, bool], int]:
+    """{(state, whether they belong to the project): number of unfinished jobs}."""
+    is_own = case((Job.project_id == project_id, True), else_=False).label("is_own")
+    query = (
+        select(Job.state, is_own, func.count())
+        .where(Job.state.in_([*SHOWN_STATES.values()]))
+        .group_by(Job.state, is_own)
+    )
+    return {(state, own): count for state, own, count in session.execute(query)}
+
+
+def _running(session: Session, project_id: str | None) -> list[Row[Any]]:
+    """The running jobs of a project, or of all, in order of their start."""
+    return list(session.execute(text(RUNNING), {"project_id": project_id}))
+
+
+def _waiting(session: Session, project_id: str | None, limit: int) -> Sequence[Any]:
+    """(job, forecast) of the waiting jobs of a project, or of all: in the order of the forecast, then those created
+    since, which are last until the next forecast."""
+    after_last = select(func.coalesce(func.max(QueuePlace.position), 0) + 1).scalar_subquery()
+    position = func.coalesce(QueuePlace.position, after_last).label("position")
+    query = (
+        select(Job, position, QueuePlace.expected_start_at, QueuePlace.waiting_for)
+        .outerjoin(QueuePlace, QueuePlace.job_id == Job.id)
+        .where(Job.state == JobState.QUEUED, Job.desired == Desired.RUN)
+        .order_by(QueuePlace.position.nulls_last(), Job.seq)
+        .limit(limit)
+    )
+    if project_id is not None:
+        query = query.where(Job.project_id == project_id)
+    return session.execute(query).all()
+
+
+def _lease_owners(session: Session, table: type[Job | Evaluation]) -> dict[str, tuple[str, str]]:
+    """{worker id: (id of the job or the evaluation it holds, id of its project)}."""
+    query = select(table.lease_owner, table.id, table.project_id).where(table.lease_owner.is_not(None))
+    return {owner: (row_id, project_id) for owner, row_id, project_id in session.execute(query) if owner}
+
+
+def _unfinished_evaluations(session: Session, project_id: str | None, limit: int) -> list[Evaluation]:
+    """The evaluations of a project, or of all: running ones, then queued ones in the order of their claims."""
+    query = select(Evaluation).where(Evaluation.state.in_([state.value for state in UNFINISHED]))
+    if project_id is not None:
+        query = query.where(Evaluation.project_id == project_id)
+    return list(session.scalars(query.order_by(Evaluation.lease_owner.is_(None), Evaluation.seq).limit(limit)))

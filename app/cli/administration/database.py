@@ -27,8 +27,7 @@ from app.cli.errors import NotFoundError, UsageError
 from app.cli.local_stack.data_directory import write_secret
 from app.db.access import audit
 from app.db.base_models import models
-from app.db.tables import ApiKey, AuditEntry, Project, RetentionRule
-from app.domain.base_models.catalog import CatalogEntry
+from app.db.tables import ApiKey, AuditEntry, Project
 from app.domain.base_models.registrations import option_problems
 from app.domain.operations.retention import RetentionKind
 from app.errors import combine_errors
@@ -54,27 +53,27 @@ class DatabaseAdministration:
     def projects(self, with_archived: bool) -> list[ProjectRecord]:
         with self._database.transaction() as session:
             rows = projects.page(session, Page(MAX_PROJECTS), with_archived)
-            return [_project(row) for row in projects.with_usage(session, *rows)]
+            return [ProjectRecord.of(row) for row in projects.with_usage(session, *rows)]
 
     def project(self, project: str) -> ProjectRecord:
         with self._database.transaction() as session:
-            return _project(projects.with_usage(session, _find_project(session, project))[0])
+            return ProjectRecord.of(projects.with_usage(session, _find_project(session, project))[0])
 
     def create_project(self, name: str, settings: ProjectSettings) -> ProjectRecord:
         with self._database.transaction() as session:
-            return _project(projects.create(session, name, settings))
+            return ProjectRecord.of(projects.create(session, name, settings))
 
     def change_project(self, project: str, name: str | None, settings: ProjectSettings) -> ProjectRecord:
         with self._database.transaction() as session:
-            return _project(projects.change(session, _find_project(session, project).id, name, settings))
+            return ProjectRecord.of(projects.change(session, _find_project(session, project).id, name, settings))
 
     def archive_project(self, project: str, cancel_jobs: bool) -> ProjectRecord:
         with self._database.transaction() as session:
-            return _project(projects.archive(session, _find_project(session, project).id, None, cancel_jobs))
+            return ProjectRecord.of(projects.archive(session, _find_project(session, project).id, None, cancel_jobs))
 
     def unarchive_project(self, project: str) -> ProjectRecord:
         with self._database.transaction() as session:
-            return _project(projects.unarchive(session, _find_project(session, project).id))
+            return ProjectRecord.of(projects.unarchive(session, _find_project(session, project).id))
 
     def allow_urgent(self, project: str, is_allowed: bool) -> None:
         with self._database.transaction() as session:
@@ -82,7 +81,7 @@ class DatabaseAdministration:
 
     def api_keys(self) -> list[KeyRecord]:
         with self._database.transaction() as session:
-            return [_key(key) for key in session.scalars(select(ApiKey).order_by(ApiKey.seq))]
+            return [KeyRecord.of(key) for key in session.scalars(select(ApiKey).order_by(ApiKey.seq))]
 
     def create_key(
         self, project: str, name: str, scopes: Sequence[str], expires_in_seconds: int | None, create_project: bool
@@ -100,11 +99,11 @@ class DatabaseAdministration:
             in_file = keys.find_by_secret(session, file_secret) if file_secret else None
             is_in_file = in_file is not None and in_file.id == key_id
             key = keys.rotate(session, None, key_id, overlap_seconds)
-            rotated = RotatedKey(key.id, key.secret or "", key.previous_expires_at)
+            rotated = RotatedKey.of(key)
         if not is_in_file:
             return rotated
         write_secret(self._admin_key_file, f"{rotated.secret}\n")
-        return replace(rotated, replaced_file=self._admin_key_file)
+        return rotated.model_copy(update={"replaced_file": self._admin_key_file})
 
     def revoke_key(self, key_id: str) -> None:
         with self._database.transaction() as session:
@@ -115,7 +114,7 @@ class DatabaseAdministration:
 
     def base_models(self) -> list[BaseModelRecord]:
         with self._database.transaction() as session:
-            return [_record(row.name, row.directory, row.catalog_entry) for row in models.list_base(session)]
+            return [BaseModelRecord.of(row) for row in models.list_base(session)]
 
     def register_base_model(
         self, name: str, directory: str, options: RegistrationOptions, on_note: Callable[[str], None]
@@ -130,7 +129,8 @@ class DatabaseAdministration:
             audit.add_object(name, None)
             model_services.refuse_alias_name(session, name)
             models.register(session, name, checked.directory, checked.files, checked.manifest_sha256, checked.entry)
-        return _record(name, str(checked.directory), checked.entry)
+        described = {"name": name, "directory": str(checked.directory), "entry": checked.entry.model_dump()}
+        return BaseModelRecord.of(described)
 
     def pull_base_model(
         self, name: str, parent: Path | None, options: RegistrationOptions, on_note: Callable[[str], None]
@@ -154,8 +154,7 @@ class DatabaseAdministration:
 
     def aliases(self) -> list[AliasRecord]:
         with self._database.transaction() as session:
-            found = model_services.list_aliases(session)
-            return [AliasRecord(alias.name, alias.base_model, alias.is_registered) for alias in found]
+            return [AliasRecord.of(alias) for alias in model_services.list_aliases(session)]
 
     def set_alias(self, name: str, base_model: str) -> None:
         with self._database.transaction() as session:
@@ -168,16 +167,18 @@ class DatabaseAdministration:
 
     def secrets(self) -> list[SecretRecord]:
         with self._database.transaction() as session:
-            return [SecretRecord(**vars(each)) for each in secrets.view(session, self._encryption_keys)]
+            return [SecretRecord.of(each) for each in secrets.view(session, self._encryption_keys)]
 
     def rotate_secrets(self) -> RotationRecord:
         with self._database.transaction() as session:
-            return RotationRecord(**vars(secrets.rotate(session, self._encryption_keys, MAX_ROTATED)))
+            return RotationRecord.of(secrets.rotate(session, self._encryption_keys, MAX_ROTATED))
 
     def audit_entries(
         self, limit: int, after: str | None, project: str | None, actor_id: str | None, object_id: str | None
     ) -> tuple[list[AuditRecord], bool]:
         with self._database.transaction() as session:
+            if after is not None and session.get(AuditEntry, after) is None:
+                raise NotFoundError(f"The audit log has no entry {after!r}.")
             rows = audit_log.page(
                 session,
                 limit + 1,
@@ -186,7 +187,7 @@ class DatabaseAdministration:
                 actor_ids=[actor_id] if actor_id else [],
                 object_ids=[object_id] if object_id else [],
             )
-            return [_audit_entry(row) for row in rows[:limit]], len(rows) > limit
+            return [AuditRecord.of(row) for row in rows[:limit]], len(rows) > limit
 
     def retention_rules(
         self, project: str | None, changes: Mapping[RetentionKind, int | None], dry_run: bool
@@ -197,7 +198,7 @@ class DatabaseAdministration:
                 rules = (retention.preview if dry_run else retention.change)(session, project_id, changes)
             else:
                 rules = retention.view(session, project_id, dry_run)
-            return [_retention(rule) for rule in rules]
+            return [RetentionRecord.of(rule) for rule in rules]
 
 
 def _read(path: Path) -> str:
@@ -223,37 +224,3 @@ def _create_project(session: Session, name: str, is_requested: bool) -> Project:
             "--create-project."
         )
     return projects.ensure(session, projects.validate_name(name, "--project"))
-
-
-def _project(row: Project) -> ProjectRecord:
-    used = None if row.usage is None else vars(row.usage)
-    return ProjectRecord(row.id, row.name, row.archived_at, row.limits, row.share_weight, used)
-
-
-def _key(row: ApiKey) -> KeyRecord:
-    times = (row.created_at, row.last_used_at, row.expires_at, row.revoked_at)
-    return KeyRecord(row.id, row.project.name, row.name, row.scopes, *times)
-
-
-def _record(name: str, directory: str, entry: CatalogEntry) -> BaseModelRecord:
-    sizes = (entry.architecture, entry.parameters, entry.context_length, entry.learning_rate)
-    return BaseModelRecord(name, directory, *sizes, sorted(entry.target_modules))
-
-
-def _audit_entry(row: AuditEntry) -> AuditRecord:
-    return AuditRecord(
-        row.id,
-        row.created_at,
-        row.actor_type,
-        row.actor_id,
-        row.action,
-        row.project_id,
-        row.object_ids,
-        row.address,
-        row.request_id,
-    )
-
-
-def _retention(rule: RetentionRule) -> RetentionRecord:
-    due = (None, None) if rule.due is None else (rule.due.count, rule.due.size_bytes)
-    return RetentionRecord(rule.project.name, rule.kind, rule.days, *due)

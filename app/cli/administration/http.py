@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
-from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote
 
@@ -41,24 +39,24 @@ class HttpAdministration:
 
     def projects(self, with_archived: bool) -> list[ProjectRecord]:
         query = {"include_archived": with_archived, "include_usage": True}
-        return [_project(each) for each in self._client.pages(PROJECTS, MAX_PAGE, **query)]
+        return [ProjectRecord.of(each) for each in self._client.pages(PROJECTS, MAX_PAGE, **query)]
 
     def project(self, project: str) -> ProjectRecord:
-        return _project(self._client.get(f"{PROJECTS}/{self._find_project(project)['id']}"))
+        return ProjectRecord.of(self._client.get(f"{PROJECTS}/{self._find_project(project)['id']}"))
 
     def create_project(self, name: str, settings: ProjectSettings) -> ProjectRecord:
-        return _project(self._client.post(PROJECTS, {"name": name} | _settings_body(settings)))
+        return ProjectRecord.of(self._client.post(PROJECTS, {"name": name} | _settings_body(settings)))
 
     def change_project(self, project: str, name: str | None, settings: ProjectSettings) -> ProjectRecord:
         body = ({"name": name} if name is not None else {}) | _settings_body(settings)
-        return _project(self._client.post(f"{PROJECTS}/{self._find_project(project)['id']}", body))
+        return ProjectRecord.of(self._client.post(f"{PROJECTS}/{self._find_project(project)['id']}", body))
 
     def archive_project(self, project: str, cancel_jobs: bool) -> ProjectRecord:
         path = f"{PROJECTS}/{self._find_project(project)['id']}/archive"
-        return _project(self._client.post(path, {"cancel_jobs": cancel_jobs}))
+        return ProjectRecord.of(self._client.post(path, {"cancel_jobs": cancel_jobs}))
 
     def unarchive_project(self, project: str) -> ProjectRecord:
-        return _project(self._client.post(f"{PROJECTS}/{self._find_project(project)['id']}/unarchive"))
+        return ProjectRecord.of(self._client.post(f"{PROJECTS}/{self._find_project(project)['id']}/unarchive"))
 
     def allow_urgent(self, project: str, is_allowed: bool) -> None:
         self._client.post(f"{PROJECTS}/{self._find_project(project)['id']}", {"may_be_urgent": is_allowed})
@@ -68,7 +66,7 @@ class HttpAdministration:
         rows = list(self._client.pages(KEYS, MAX_PAGE, include_revoked=True))
         # after the keys: a project that is created in between has none of these
         names = {each["id"]: each["name"] for each in self._client.pages(PROJECTS, MAX_PAGE, include_archived=True)}
-        return [_key(each, str(names[each["project_id"]])) for each in reversed(rows)]
+        return [KeyRecord.of(each | {"project": {"name": names[each["project_id"]]}}) for each in reversed(rows)]
 
     def create_key(
         self, project: str, name: str, scopes: Sequence[str], expires_in_seconds: int | None, create_project: bool
@@ -87,13 +85,13 @@ class HttpAdministration:
 
     def rotate_key(self, key_id: str, overlap_seconds: int) -> RotatedKey:
         key = self._client.post(f"{self._key_path(key_id)}/rotate", {"overlap_seconds": overlap_seconds})
-        return RotatedKey(key["id"], key["value"], _time(key["previous_value_expires_at"]))
+        return RotatedKey.of(key)
 
     def revoke_key(self, key_id: str) -> None:
         self._client.delete(self._key_path(key_id))
 
     def base_models(self) -> list[BaseModelRecord]:
-        return [_base_model(each) for each in self._client.get(f"{ORGANIZATION}/base_models")["data"]]
+        return [BaseModelRecord.of(each) for each in self._client.get(f"{ORGANIZATION}/base_models")["data"]]
 
     def register_base_model(
         self, name: str, directory: str, options: RegistrationOptions, on_note: Callable[[str], None]
@@ -133,7 +131,7 @@ class HttpAdministration:
 
     def aliases(self) -> list[AliasRecord]:
         data = self._client.get(f"{ORGANIZATION}/model_aliases")["data"]
-        return [AliasRecord(each["id"], each["model"], each["registered"]) for each in data]
+        return [AliasRecord.of(each) for each in data]
 
     def set_alias(self, name: str, base_model: str) -> None:
         self._client.post(f"{ORGANIZATION}/model_aliases", {"name": name, "model": base_model})
@@ -142,13 +140,11 @@ class HttpAdministration:
         self._client.delete(f"{ORGANIZATION}/model_aliases/{quote(name, safe='')}")
 
     def secrets(self) -> list[SecretRecord]:
-        names = [field.name for field in fields(SecretRecord)]
         data = self._client.get(f"{ORGANIZATION}/secrets")["data"]
-        return [SecretRecord(**{name: each[name] for name in names}) for each in data]
+        return [SecretRecord.of(each) for each in data]
 
     def rotate_secrets(self) -> RotationRecord:
-        body = self._client.post(f"{ORGANIZATION}/secrets/rotate")
-        return RotationRecord(body["rotated"], body["remaining"], body["lost"])
+        return RotationRecord.of(self._client.post(f"{ORGANIZATION}/secrets/rotate"))
 
     def audit_entries(
         self, limit: int, after: str | None, project: str | None, actor_id: str | None, object_id: str | None
@@ -157,7 +153,7 @@ class HttpAdministration:
         filters = {"project_ids[]": project_id, "actor_ids[]": actor_id, "resource_ids[]": object_id, "after": after}
         query = {name: value for name, value in filters.items() if value is not None}
         entries, has_more = self._client.first_items(f"{ORGANIZATION}/audit_logs", limit, MAX_PAGE, **query)
-        return [_audit_entry(each) for each in entries], has_more
+        return [AuditRecord.of(each) for each in entries], has_more
 
     def retention_rules(
         self, project: str | None, changes: Mapping[RetentionKind, int | None], dry_run: bool
@@ -168,7 +164,7 @@ class HttpAdministration:
         else:
             query = {"project_id": self._find_project(project)["id"]} if project is not None else {}
             found = self._client.get(f"{ORGANIZATION}/retention_rules", include_due=dry_run, **query)
-        return [_retention(each) for each in found["data"]]
+        return [RetentionRecord.of(each) for each in found["data"]]
 
     def _find_project(self, project: str) -> Json:
         found = self._lookup_project(project)
@@ -195,43 +191,3 @@ def _settings_body(settings: ProjectSettings) -> Json:
     limits = {name: value for name, value in settings.items() if name != "share_weight"}
     body: Json = {"limits": limits} if limits else {}
     return body | {name: value for name, value in settings.items() if name == "share_weight"}
-
-
-def _project(body: Json) -> ProjectRecord:
-    return ProjectRecord(
-        body["id"], body["name"], _time(body["archived_at"]), body["limits"], body["share_weight"], body.get("usage")
-    )
-
-
-def _key(body: Json, project: str) -> KeyRecord:
-    times = [_time(body[name]) for name in ("last_used_at", "expires_at", "revoked_at")]
-    created_at = datetime.fromtimestamp(body["created_at"], UTC)
-    return KeyRecord(body["id"], project, body["name"], body["scopes"], created_at, *times)
-
-
-def _base_model(body: Json) -> BaseModelRecord:
-    sizes = (body["architecture"], body["parameters"], body["max_context_length"], body["learning_rate"])
-    return BaseModelRecord(body["id"], body["directory"], *sizes, body["target_modules"])
-
-
-def _audit_entry(body: Json) -> AuditRecord:
-    return AuditRecord(
-        body["id"],
-        datetime.fromtimestamp(body["effective_at"], UTC),
-        body["actor"]["type"],
-        body["actor"]["id"],
-        body["type"],
-        body["project"]["id"] if body["project"] else None,
-        body["object_ids"],
-        body["ip_address"],
-        body["request_id"],
-    )
-
-
-def _retention(body: Json) -> RetentionRecord:
-    due = body["due"] or {"count": None, "size_bytes": None}
-    return RetentionRecord(body["project"], body["kind"], body["days"], due["count"], due["size_bytes"])
-
-
-def _time(seconds: int | None) -> datetime | None:
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)

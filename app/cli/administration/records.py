@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol, Self
+
+from pydantic import AliasChoices, AliasPath, BaseModel, BeforeValidator, ConfigDict, Field
 
 from app.domain.operations.retention import RetentionKind
 from app.system.model_registration import RegistrationOptions
@@ -14,20 +16,32 @@ from app.system.model_registration import RegistrationOptions
 ProjectSettings = Mapping[str, int | float | None]  # limits and `share_weight`; None removes a limit
 
 
-@dataclass(frozen=True)
-class ProjectRecord:
+class Record(BaseModel):
+    """A record of a row, or of an object of the API, which has other names for some fields."""
+
+    model_config = ConfigDict(frozen=True, from_attributes=True, validate_by_name=True)
+
+    @classmethod
+    def of(cls, row: Any) -> Self:
+        return cls.model_validate(row)
+
+
+def _as_dict(usage: Any) -> Any:
+    return usage if usage is None or isinstance(usage, dict) else vars(usage)
+
+
+class ProjectRecord(Record):
     id: str
     name: str
     archived_at: datetime | None
     limits: dict[str, int | None]
     share_weight: float
-    usage: dict[str, Any] | None = None
+    usage: Annotated[dict[str, Any] | None, BeforeValidator(_as_dict)] = None
 
 
-@dataclass(frozen=True)
-class KeyRecord:
+class KeyRecord(Record):
     id: str
-    project: str
+    project: str = Field(validation_alias=AliasPath("project", "name"))
     name: str
     scopes: list[str]
     created_at: datetime
@@ -46,60 +60,60 @@ class CreatedKey:
     is_new_project: bool
 
 
-@dataclass(frozen=True)
-class RotatedKey:
+class RotatedKey(Record):
     id: str
-    secret: str
-    previous_expires_at: datetime | None
+    secret: str = Field(validation_alias=AliasChoices("secret", "value"))
+    previous_expires_at: datetime | None = Field(
+        validation_alias=AliasChoices("previous_expires_at", "previous_value_expires_at")
+    )
     replaced_file: Path | None = None  # that had the old secret and has the new one
 
 
-@dataclass(frozen=True)
-class AuditRecord:
+class AuditRecord(Record):
     id: str
-    created_at: datetime
-    actor_type: str
-    actor_id: str
-    action: str
-    project_id: str | None
+    created_at: datetime = Field(validation_alias=AliasChoices("created_at", "effective_at"))
+    actor_type: str = Field(validation_alias=AliasPath("actor", "type"))
+    actor_id: str = Field(validation_alias=AliasPath("actor", "id"))
+    action: str = Field(validation_alias=AliasChoices("action", "type"))
+    project_id: str | None = Field(None, validation_alias=AliasPath("project", "id"))
     object_ids: list[str]
-    address: str | None
+    address: str | None = Field(validation_alias=AliasChoices("address", "ip_address"))
     request_id: str | None
 
 
-@dataclass(frozen=True)
-class RetentionRecord:
+class RetentionRecord(Record):
     """`due_count` and `due_bytes` are what the rule deletes now; None unless the request includes them."""
 
-    project: str
+    project: str = Field(validation_alias=AliasChoices(AliasPath("project", "name"), "project"))
     kind: str
     days: int
-    due_count: int | None = None
-    due_bytes: int | None = None
+    due_count: int | None = Field(None, validation_alias=AliasPath("due", "count"))
+    due_bytes: int | None = Field(None, validation_alias=AliasPath("due", "size_bytes"))
 
 
-@dataclass(frozen=True)
-class BaseModelRecord:
-    name: str
+class BaseModelRecord(Record):
+    name: str = Field(validation_alias=AliasChoices("name", "id"))
     directory: str
-    architecture: str
-    parameters: int
-    context_length: int
-    learning_rate: float
-    target_modules: list[str]
+    architecture: str = Field(validation_alias=AliasChoices("architecture", AliasPath("entry", "architecture")))
+    parameters: int = Field(validation_alias=AliasChoices("parameters", AliasPath("entry", "parameters")))
+    context_length: int = Field(
+        validation_alias=AliasChoices("max_context_length", AliasPath("entry", "context_length"))
+    )
+    learning_rate: float = Field(validation_alias=AliasChoices("learning_rate", AliasPath("entry", "learning_rate")))
+    target_modules: Annotated[list[str], BeforeValidator(sorted)] = Field(
+        validation_alias=AliasChoices("target_modules", AliasPath("entry", "target_modules"))
+    )
 
 
-@dataclass(frozen=True)
-class AliasRecord:
+class AliasRecord(Record):
     """`registered`: whether its base model still is."""
 
-    name: str
-    model: str
-    registered: bool
+    name: str = Field(validation_alias=AliasChoices("name", "id"))
+    model: str = Field(validation_alias=AliasChoices("base_model", "model"))
+    registered: bool = Field(validation_alias=AliasChoices("is_registered", "registered"))
 
 
-@dataclass(frozen=True)
-class SecretRecord:
+class SecretRecord(Record):
     kind: str
     id: str
     name: str
@@ -108,8 +122,7 @@ class SecretRecord:
     key: str | None
 
 
-@dataclass(frozen=True)
-class RotationRecord:
+class RotationRecord(Record):
     rotated: int
     remaining: int
     lost: int

@@ -1,1 +1,1 @@
-"""Queries for projects, API keys, permissions, quotas in use, idempotency keys and the audit log."""
+"""Quotas in use, idempotency keys, and the writing of the audit log."""

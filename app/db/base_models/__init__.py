@@ -1,1 +1,1 @@
-"""Queries for base models, their aliases and registrations, and `ft:` models."""
+"""Queries of API and worker for base models and `ft:` models, and the queue of registrations."""

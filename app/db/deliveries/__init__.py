@@ -1,1 +1,1 @@
-"""Queries for delivery targets and deliveries, and the encryption of credentials."""
+"""Queries for deliveries, and the encryption of credentials."""

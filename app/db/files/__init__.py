@@ -1,1 +1,1 @@
-"""Queries for files and multipart uploads."""
+"""Queries for files, and the cleanup of uploads."""

@@ -1,1 +1,1 @@
-"""Queries for operators: status, retention rules, dumps, encrypted columns, facts before an upgrade."""
+"""Queries for operators: status, retention rules, dumps."""

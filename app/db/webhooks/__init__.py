@@ -1,1 +1,1 @@
-"""Queries for webhook endpoints and deliveries."""
+"""What webhook senders read and write: endpoints and deliveries."""

@@ -1,1 +1,1 @@
-"""Use cases of access: projects, API keys, permissions, quotas, rate limits, idempotency, audit."""
+"""Access: projects, API keys and permissions with their queries; quotas, rate limits, idempotency, audit."""

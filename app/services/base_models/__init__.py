@@ -1,1 +1,1 @@
-"""Use cases of models: base models with their aliases and registrations, and `ft:` models."""
+"""Models: base models with their aliases and registrations, and `ft:` models."""

@@ -1,1 +1,1 @@
-"""Use cases of delivery targets and deliveries."""
+"""Delivery targets with their queries, and use cases of deliveries."""

@@ -1,1 +1,1 @@
-"""Use cases of files: ingest, multipart and resumable uploads."""
+"""Use cases of files: ingest; multipart and resumable uploads with their queries."""

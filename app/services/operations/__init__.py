@@ -1,1 +1,1 @@
-"""Use cases of operators: readiness, status, backups, retention rules, secrets, facts before an upgrade."""
+"""Operators: readiness, status, backups, retention rules, encrypted columns, facts before an upgrade."""

@@ -1,22 +1,32 @@
-"""Use cases of admins on encrypted secrets: which key protects what, and the change to a new key."""
+"""The encrypted columns: credentials of delivery targets, signing secrets of webhooks.
+
+Which key protects what, and the change to a new key. The caller owns the transaction.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from sqlalchemy import select
+from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import Session
 
 from app.db import encryption
 from app.db.encryption import Protection
-from app.db.operations import secrets
-from app.db.operations.secrets import SecretRow
 from app.db.operations.status import server_time
-from app.db.tables import WebhookEndpoint
+from app.db.tables import DeliveryTarget, WebhookEndpoint
+from app.db.webhooks import operator
 from app.domain.webhooks import secret_hint
 from app.errors import BadRequest
 
+SecretRow = DeliveryTarget | WebhookEndpoint
+KINDS: dict[type[SecretRow], str] = {DeliveryTarget: "delivery_target", WebhookEndpoint: "webhook_endpoint"}
+COLUMNS: dict[type[SecretRow], tuple[str, ...]] = {
+    DeliveryTarget: ("credentials",),
+    WebhookEndpoint: ("secret", "previous_secret"),
+}
 WORST_FIRST = (Protection.LOST, Protection.UNENCRYPTED, Protection.OLD_KEY, Protection.CURRENT)
 ROTATED = (Protection.UNENCRYPTED, Protection.OLD_KEY)
 
@@ -43,7 +53,7 @@ class Rotation:
 def view(session: Session, keys: Sequence[str]) -> list[SecretView]:
     """Every secret with its protection; with several columns, the worst of them."""
     now = server_time(session)
-    return [_view(keys, row, now) for row in secrets.rows(session)]
+    return [_view(keys, row, now) for row in _rows(session)]
 
 
 def rotate(session: Session, keys: Sequence[str], limit: int) -> Rotation:
@@ -54,11 +64,11 @@ def rotate(session: Session, keys: Sequence[str], limit: int) -> Rotation:
     if not keys:
         raise BadRequest("This server has no TUNERY_SECRET_KEYS; set it to a key, restart the service, and try again.")
     now = server_time(session)
-    due = [row for row in secrets.rows(session) if _is_due(keys, row, now)]
+    due = [row for row in _rows(session) if _is_due(keys, row, now)]
     rotated = 0
     for row in due[:limit]:
-        locked = secrets.lock(session, row)
-        for name, value in secrets.stored(locked, now).items() if locked is not None else ():
+        locked = _lock(session, row)
+        for name, value in _stored(locked, now).items() if locked is not None else ():
             if encryption.protection(keys, value)[0] in ROTATED:
                 secret = encryption.reveal(keys, value)
                 if isinstance(locked, WebhookEndpoint) and name == "secret":
@@ -76,10 +86,37 @@ def count_lost(session: Session, keys: Sequence[str]) -> int:
 
 def _is_due(keys: Sequence[str], row: SecretRow, now: datetime) -> bool:
     """Whether a secret of the row is to be re-encrypted, also if another one of it is lost."""
-    return any(encryption.protection(keys, value)[0] in ROTATED for value in secrets.stored(row, now).values())
+    return any(encryption.protection(keys, value)[0] in ROTATED for value in _stored(row, now).values())
 
 
 def _view(keys: Sequence[str], row: SecretRow, now: datetime) -> SecretView:
-    found = [encryption.protection(keys, value) for value in secrets.stored(row, now).values()]
+    found = [encryption.protection(keys, value) for value in _stored(row, now).values()]
     worst, key = min(found, key=lambda each: WORST_FIRST.index(each[0]))
-    return SecretView(secrets.KINDS[type(row)], row.id, row.name, row.project_id, worst, key)
+    return SecretView(KINDS[type(row)], row.id, row.name, row.project_id, worst, key)
+
+
+def _rows(session: Session) -> Iterator[SecretRow]:
+    """Every row with a secret, oldest first; the operator's webhook has its secret in a setting."""
+    yield from session.scalars(
+        select(DeliveryTarget).where(DeliveryTarget.credentials.is_not(None)).order_by(DeliveryTarget.seq)
+    )
+    yield from session.scalars(
+        select(WebhookEndpoint).where(WebhookEndpoint.id != operator.ENDPOINT_ID).order_by(WebhookEndpoint.seq)
+    )
+
+
+def _stored(row: SecretRow, now: datetime) -> dict[str, str]:
+    """The stored secrets of a row by column; not a previous one that signs no more at this time of PostgreSQL."""
+    found = {name: getattr(row, name) for name in COLUMNS[type(row)]}
+    if isinstance(row, WebhookEndpoint) and row.previous_secret_expires_at and row.previous_secret_expires_at <= now:
+        del found["previous_secret"]
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _lock(session: Session, row: SecretRow) -> SecretRow | None:
+    """Lock the row and read it again; None if it was deleted."""
+    try:
+        session.refresh(row, with_for_update={"key_share": True})
+    except InvalidRequestError:
+        return None
+    return row

@@ -1,4 +1,4 @@
-"""Base models of the whole service, for admins. Names may contain slashes, raw or as %2F."""
+"""Base models of the whole service and their aliases, for admins. Names may contain slashes, raw or as %2F."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from fastapi import APIRouter, HTTPException, Path
 from app.api.auth import AUTHENTICATED
 from app.api.dependencies import AppStateDep, SessionDep
 from app.api.idempotency import IdempotentRoute
+from app.api.schemas.common import Deleted
 from app.api.schemas.organization.base_models import (
     BaseModelRemoved,
+    ModelAliasBody,
+    ModelAliasList,
     OrganizationBaseModelList,
     RegisterBaseModel,
     RegistrationBody,
@@ -18,15 +21,23 @@ from app.api.schemas.organization.base_models import (
 )
 from app.api.transport.json_body import JsonBody
 from app.api.transport.pagination import PageDep, list_page
+from app.db.access import audit
 from app.db.base_models import models
 from app.db.tables import BaseModelRegistration
 from app.services import resources
 from app.services.base_models import base_models
+from app.services.base_models import models as model_services
 from app.system.model_registration import RegistrationOptions
 
 router = APIRouter(
     prefix="/v1/organization",
     tags=["Base models"],
+    dependencies=[AUTHENTICATED],
+    route_class=IdempotentRoute,
+)
+aliases = APIRouter(
+    prefix="/v1/organization/model_aliases",
+    tags=["Models"],
     dependencies=[AUTHENTICATED],
     route_class=IdempotentRoute,
 )
@@ -85,3 +96,23 @@ def get_registration(
 ) -> Any:
     """Its status, what the worker noted, and the reasons if the model was refused."""
     return resources.get(session, BaseModelRegistration, registration_id)
+
+
+@aliases.post("", response_model=ModelAliasBody, summary="Set a model alias")
+def set_model_alias(body: JsonBody[SetModelAlias], session: SessionDep) -> Any:
+    """Let another name stand for a base model, for all projects. Replaces an alias of this name."""
+    audit.add_object(body.name, None)
+    return model_services.set_alias(session, body.name, body.model)
+
+
+@aliases.get("", response_model=ModelAliasList, summary="List model aliases")
+def list_model_aliases(session: SessionDep) -> Any:
+    """By name; also aliases whose base model was removed."""
+    return {"data": model_services.list_aliases(session)}
+
+
+@aliases.delete("/{name:path}", response_model=Deleted, summary="Remove a model alias")
+def remove_model_alias(name: str, session: SessionDep) -> Any:
+    """Jobs that were created by it are kept."""
+    model_services.remove_alias(session, name)
+    return Deleted(id=name, object="organization.model_alias")
