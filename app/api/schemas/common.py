@@ -79,7 +79,7 @@ class WarningBody(Body):
 class Deleted(Body):
     id: str
     object: str
-    deleted: Literal[True]
+    deleted: Literal[True] = True
 
 
 def unix_seconds(time: datetime) -> int:
