@@ -45,14 +45,14 @@ def write_results(directory: Path) -> None:
     """Score every answer with every grader, and write summary, results and report."""
     spec = GradingSpec.model_validate_json((directory / GRADING).read_bytes())
     outcome = _grade(spec, directory / ROWS)
-    summary = summarize(outcome, spec.settings)
+    summary = summarize(outcome)
     (directory / SUMMARY).write_text(json.dumps(clean(summary.model_dump(mode="json"))), encoding="utf-8")
     outbox = directory / OUTBOX
     outbox.mkdir()
     with (outbox / RESULTS).open("w", encoding="utf-8") as results:
         for row in result_rows(outcome):
             results.write(json.dumps(clean(row), ensure_ascii=False) + "\n")
-    (outbox / REPORT).write_text(report(spec, summary, outcome), encoding="utf-8", errors="replace")
+    (outbox / REPORT).write_text(report(summary, outcome), encoding="utf-8", errors="replace")
 
 
 def _grade(spec: GradingSpec, path: Path) -> Outcome:
@@ -71,7 +71,7 @@ def _grade(spec: GradingSpec, path: Path) -> Outcome:
     for each in spec.settings.graders:
         if not isinstance(each, ScoreModel):
             scores[each.name] = score_answers(each, rows, answers)
-    return Outcome(rows, spec.rows_in_file, answers, scores, spec.precision, spec.device, spec.seconds)
+    return Outcome(spec, rows, answers, scores)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from app.domain.error_text.json_text import counted
 from app.domain.evaluations.graders import EvaluationSettings
 from app.domain.evaluations.rows import REFERENCE_ANSWER
-from app.domain.evaluations.spec import GradingSpec
 from app.domain.evaluations.summary import ConfusionMatrix, Difference, EvaluationSummary, GraderSummary, Score
 from worker.evaluations.summarize import Outcome
 
@@ -24,7 +23,8 @@ CHANGE = "change: the adapter's score minus the base's."
 CONFUSION = "A line for each expected label of the evaluated rows, a column for each answer."
 
 
-def report(evaluation: GradingSpec, summary: EvaluationSummary, outcome: Outcome) -> str:
+def report(summary: EvaluationSummary, outcome: Outcome) -> str:
+    evaluation = outcome.evaluation
     reference = _reference_name(evaluation.settings)
     models = ["base", "adapter", *(["reference"] if reference else [])]
     lines = [

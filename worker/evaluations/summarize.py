@@ -11,7 +11,7 @@ from app.domain.error_text.json_text import counted
 from app.domain.evaluations.graders import EvaluationSettings, Grader, LabelAccuracy
 from app.domain.evaluations.promotion import decide
 from app.domain.evaluations.rows import REFERENCE_ANSWER, EvaluationRow, label_of
-from app.domain.evaluations.spec import ModelAnswer, Scored
+from app.domain.evaluations.spec import GradingSpec, ModelAnswer, Scored
 from app.domain.evaluations.summary import (
     AnswerCounts,
     AnswersByModel,
@@ -36,25 +36,23 @@ MAX_LISTED_LINES = 10
 class Outcome:
     """Everything that was measured. Answers and scores are in the order of `rows`."""
 
+    evaluation: GradingSpec
     rows: Sequence[EvaluationRow]
-    rows_in_file: int
     answers: Mapping[str, Sequence[ModelAnswer]]  # by model: base, adapter, and reference if there is one
     scores: Mapping[str, Mapping[str, Sequence[Scored]]]  # by grader and model
-    precision: str
-    device: str
-    seconds: float  # of the generation
 
 
-def summarize(outcome: Outcome, settings: EvaluationSettings) -> EvaluationSummary:
+def summarize(outcome: Outcome) -> EvaluationSummary:
+    evaluation, settings = outcome.evaluation, outcome.evaluation.settings
     graders = [_summarize_grader(outcome, grader) for grader in settings.graders]
     generated = 2 * len(outcome.rows)
     return EvaluationSummary(
         rows=len(outcome.rows),
-        rows_in_file=outcome.rows_in_file,
-        precision=outcome.precision,
-        device=outcome.device,
-        seconds=round(outcome.seconds, 3),
-        seconds_per_answer=round(outcome.seconds / generated, 6),
+        rows_in_file=evaluation.rows_in_file,
+        precision=evaluation.precision,
+        device=evaluation.device,
+        seconds=round(evaluation.seconds, 3),
+        seconds_per_answer=round(evaluation.seconds / generated, 6),
         answers=AnswersByModel(**{model: _count(answers) for model, answers in outcome.answers.items()}),
         graders=graders,
         promotion=_promotion(settings, graders),
@@ -188,11 +186,9 @@ def _warnings(outcome: Outcome) -> list[str]:
     if empty := [row.line for row in outcome.rows if row.has_empty_reference]:
         lines = ", ".join(map(str, empty[:MAX_LISTED_LINES])) + (", ..." if len(empty) > MAX_LISTED_LINES else "")
         warnings.append(f"{len(empty)} rows have an empty expected answer (lines {lines}).")
-    if len(outcome.rows) < outcome.rows_in_file:
-        warnings.append(
-            f"{len(outcome.rows):,} of {outcome.rows_in_file:,} rows were selected at random, always the same ones; "
-            "a larger max_rows evaluates more."
-        )
+    if len(outcome.rows) < (rows_in_file := outcome.evaluation.rows_in_file):
+        text = f"{len(outcome.rows):,} of {rows_in_file:,} rows were selected at random, always the same ones"
+        warnings.append(f"{text}; a larger max_rows evaluates more.")
     for model, answers in outcome.answers.items():
         counts = _count(answers)
         if counts.cut:

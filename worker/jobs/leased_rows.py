@@ -15,6 +15,7 @@ from app.db.jobs import leased_rows
 from app.db.jobs.claims import FencedError, Lease
 from app.db.jobs.leased_rows import Row
 from app.db.tables import Evaluation, Export, File, Job
+from app.domain.artifacts.exports import ExportErrorCode
 from app.domain.artifacts.full_disk import is_disk_full
 from app.domain.jobs.states import Reason
 from app.log import get_logger
@@ -204,7 +205,8 @@ class RowClaimer(Generic[Row]):
 
 
 def _storage_failure(error: OSError) -> AttemptFailed:
-    code = "storage_full" if is_disk_full(error) else "storage_unavailable"  # in the error codes of all tables
+    """The codes of an export's error; those of an evaluation are the same."""
+    code = ExportErrorCode.STORAGE_FULL if is_disk_full(error) else ExportErrorCode.STORAGE_UNAVAILABLE
     if is_disk_full(error) and not isinstance(error, StorageError):
         return AttemptFailed(code, "The disk is full: there is no space for the files.")
     why = f": {error.strerror}" if error.strerror else ""

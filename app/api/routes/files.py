@@ -112,7 +112,7 @@ def update_file(file_id: str, body: JsonBody[UpdateFile], caller: CallerDep, ses
 def delete_file(file_id: str, caller: CallerDep, session: SessionDep) -> Any:
     """The file disappears at once; its bytes are kept until no unfinished job needs them."""
     file = files.delete(session, caller.project_id, file_id)
-    return Deleted(id=file.id, object="file", deleted=True)
+    return Deleted(id=file.id, object="file")
 
 
 @router.get("/{file_id}/content", summary="Download a file", response_class=Response, responses=responses.CONTENT)

@@ -33,7 +33,7 @@ def get_model(model: str, caller: CallerDep, session: SessionDep, app_state: App
 def delete_model(model: str, caller: CallerDep, session: SessionDep) -> Any:
     """Base models belong to the operator: deleting one is a 403."""
     models.delete(session, caller.project_id, _require_name(model))
-    return Deleted(id=model, object="model", deleted=True)
+    return Deleted(id=model, object="model")
 
 
 def _require_name(model: str) -> str:

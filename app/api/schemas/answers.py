@@ -14,12 +14,6 @@ class Open(BaseModel):
     model_config = ConfigDict(extra="allow", use_attribute_docstrings=True)
 
 
-Model = Annotated[str, Field(min_length=1, description="An `ft:` model or a base model.")]
-MaxTokens = Annotated[int | None, Field(description="The maximum number of new tokens.")]
-Temperature = Annotated[float | None, Field(description="0 chooses the most likely token.")]
-Stream = Annotated[bool | None, Field(description="Whether the tokens are sent as server-sent events.")]
-
-
 class Usage(Open):
     prompt_tokens: int
     """Tokens of the prompt."""
@@ -29,28 +23,35 @@ class Usage(Open):
     """The sum of both."""
 
 
-class CreateChatCompletion(Open):
+class QuestionBody(Open):
+    """What both requests have."""
+
+    model: Annotated[str, Field(min_length=1)]
+    """An `ft:` model or a base model."""
+    temperature: float | None = None
+    """0 chooses the most likely token."""
+    stream: bool | None = None
+    """Whether the tokens are sent as server-sent events."""
+
+
+class CreateChatCompletion(QuestionBody):
     """OpenAI's body. Fields that are not listed here are passed on to the engine as well."""
 
-    model: Model
     messages: list[dict[str, Any]]
     """The conversation, in OpenAI's shape."""
-    max_completion_tokens: MaxTokens = None
+    max_completion_tokens: int | None = None
+    """The maximum number of new tokens."""
     max_tokens: int | None = None
     """The older name of `max_completion_tokens`."""
-    temperature: Temperature = None
-    stream: Stream = None
 
 
-class CreateCompletion(Open):
+class CreateCompletion(QuestionBody):
     """OpenAI's body. Fields that are not listed here are passed on to the engine as well."""
 
-    model: Model
     prompt: Any = None
     """A text, or the tokens of one."""
-    max_tokens: MaxTokens = None
-    temperature: Temperature = None
-    stream: Stream = None
+    max_tokens: int | None = None
+    """The maximum number of new tokens."""
 
 
 class ChatCompletionBody(Open):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
+
+from pydantic import ConfigDict
 
 from app.api.schemas.common import Body, UnixTime
 from app.db.tables import ModelAlias, TunedModel
@@ -11,6 +13,8 @@ from app.services.base_models.models import ModelRow
 
 
 class LoraLimits(Body):
+    model_config = ConfigDict(json_schema_serialization_defaults_required=False)
+
     max_r: int
     """The largest rank."""
     target_modules: list[str]
@@ -22,14 +26,17 @@ class LoraLimits(Body):
 class ModelBody(Body):
     """A base model has its limits, an alias its base model, an `ft:` model its base model and its job."""
 
+    # A field that this kind of model does not have is absent.
+    model_config = ConfigDict(json_schema_serialization_defaults_required=False)
+
     id: str
     """The name to send as `model` of a job."""
-    object: Literal["model"] = "model"
+    object: Literal["model"]
     created: UnixTime
     """Seconds since 1970."""
     owned_by: str
     """`tunery`, or the server's organization for a model that was trained here."""
-    fine_tunable: bool = True
+    fine_tunable: bool
     """Whether a job can use it as its `model`."""
     base_model: str | None = None
     alias_of: str | None = None
@@ -46,13 +53,12 @@ class ModelBody(Body):
 
     @classmethod
     def of(cls, model: ModelRow, organization: str) -> Self:
+        always: dict[str, Any] = {"object": "model", "created": model.created_at, "fine_tunable": True}
         if isinstance(model, ModelAlias):
-            return cls(id=model.name, created=model.created_at, owned_by="tunery", alias_of=model.base_model)
+            return cls(id=model.name, owned_by="tunery", alias_of=model.base_model, **always)
         if isinstance(model, TunedModel):
             base, job_id = model.id.split(":")[1], model.job_id
-            return cls(
-                id=model.id, created=model.created_at, owned_by=organization, base_model=base, fine_tuning_job_id=job_id
-            )
+            return cls(id=model.id, owned_by=organization, base_model=base, fine_tuning_job_id=job_id, **always)
         entry = model.catalog_entry
         smallest = min((min(shape) for shape in entry.target_modules.values()), default=MAX_RANK)
         limits = LoraLimits(
@@ -62,12 +68,12 @@ class ModelBody(Body):
         )
         return cls(
             id=model.name,
-            created=model.created_at,
             owned_by="tunery",
             max_context_length=entry.context_length,
             source=entry.source,
             revision=entry.revision,
             lora_limits=limits,
+            **always,
         )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from app.domain.evaluations.graders import EvaluationSettings
 from app.domain.evaluations.rows import EvaluationRow
-from app.domain.evaluations.spec import ModelAnswer
+from app.domain.evaluations.spec import GradingSpec, ModelAnswer
 from worker.evaluations.scoring import score_answers
 from worker.evaluations.summarize import ADAPTER, BASE, Outcome
 
@@ -16,4 +16,8 @@ def graded(
 ) -> Outcome:
     answers = {BASE: [ModelAnswer(text) for text in base], ADAPTER: [ModelAnswer(text) for text in adapter]}
     scores = {grader.name: score_answers(grader, rows, answers) for grader in settings.graders}
-    return Outcome(rows, len(rows), answers, scores, "16 bits", "cpu", 1.0)
+    evaluation = GradingSpec(
+        id="fteval-1", job_id="ftjob-1", file_id="file-x", model="ft:x", base_model="x", settings=settings,
+        rows_in_file=len(rows), precision="16 bits", device="cpu", seconds=1.0,
+    )  # fmt: skip
+    return Outcome(evaluation, rows, answers, scores)

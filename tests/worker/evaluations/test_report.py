@@ -7,7 +7,6 @@ import json
 
 from app.domain.evaluations.graders import EvaluationRequest
 from app.domain.evaluations.rows import EvaluationRow, read_rows
-from app.domain.evaluations.spec import GradingSpec
 from tests.worker.evaluations.graded import graded
 from worker.evaluations.report import report
 from worker.evaluations.summarize import summarize
@@ -28,11 +27,7 @@ def report_of(*rows: tuple[str, str, str], **options: object) -> str:
     read = [row for row in read_rows(io.BytesIO("\n".join(lines).encode()), 1 << 20) if isinstance(row, EvaluationRow)]
     settings = EvaluationRequest.model_validate({"file": "file-x", **options}).settings()
     outcome = graded(settings, read, [row[1] for row in rows], [row[2] for row in rows])
-    spec = GradingSpec(
-        id="fteval-1", job_id="ftjob-1", file_id="file-x", model="ft:x", base_model="x", settings=settings,
-        rows_in_file=len(rows), precision="16 bits", device="cpu", seconds=1.0,
-    )  # fmt: skip
-    return report(spec, summarize(outcome, settings), outcome)
+    return report(summarize(outcome), outcome)
 
 
 def test_it_has_the_share_of_passed_rows_and_the_expected_answers() -> None:

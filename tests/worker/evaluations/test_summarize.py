@@ -48,7 +48,7 @@ def read(renderer: Renderer, settings: EvaluationSettings, content: bytes) -> Ev
 def label_summary(expected: Sequence[str], base: Sequence[str], adapter: Sequence[str]) -> GraderSummary:
     rows = [row for row in read_rows(io.BytesIO(lines(expected)), MAX_LINE_BYTES) if isinstance(row, EvaluationRow)]
     settings = settings_of()
-    (summary,) = summarize(graded(settings, rows, base, adapter), settings).graders
+    (summary,) = summarize(graded(settings, rows, base, adapter)).graders
     return summary
 
 

@@ -47,4 +47,4 @@ def get_export(job_id: str, export_id: str, caller: CallerDep, session: SessionD
 def delete_export(job_id: str, export_id: str, caller: CallerDep, session: SessionDep) -> Any:
     """Deletes its files too. A running export is cancelled."""
     export = exports.delete(session, caller.project_id, job_id, export_id)
-    return Deleted(id=export.id, object="fine_tuning.job.export", deleted=True)
+    return Deleted(id=export.id, object="fine_tuning.job.export")
