@@ -18,6 +18,7 @@ from app.api.schemas.organization.base_models import (
     RegisterBaseModel,
     RegistrationBody,
     RegistrationList,
+    SetModelAlias,
 )
 from app.api.transport.json_body import JsonBody
 from app.api.transport.pagination import PageDep, list_page
