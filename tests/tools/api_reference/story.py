@@ -12,6 +12,7 @@ import json
 import re
 import socket
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -381,10 +382,11 @@ def stable(recorded: Any, replaced: dict[str, str]) -> Any:
         text = text.replace(old, new)
     for pattern, secret in SECRETS:
         text = pattern.sub(secret, text)
-    numbers: dict[str, str] = {}
+    replacements: dict[str, dict[str, str]] = defaultdict(dict)  # by kind, so that one more id changes few others
 
     def digits(kind: str, old: str) -> str:
-        return numbers.setdefault(old, hashlib.sha256(f"{kind} {len(numbers)}".encode()).hexdigest()[: len(old)])
+        of_kind = replacements[kind]
+        return of_kind.setdefault(old, hashlib.sha256(f"{kind} {len(of_kind)}".encode()).hexdigest()[: len(old)])
 
     text = ID.sub(lambda match: match[1] + digits(match[1], match[2]), text)
     text = DIGEST.sub(lambda match: digits("digest", match[0]), text)
