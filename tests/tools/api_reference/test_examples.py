@@ -21,7 +21,7 @@ from openai import HttpxBinaryResponseContent, OpenAI
 
 from app.api.openapi import request_examples
 from app.api.openapi.request_examples import ExampleRequest, example_request
-from tests.examples import EXAMPLES
+from tests.api_objects import EXAMPLES
 from tools.api_reference.__main__ import document
 
 REQUESTS = {

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.examples import EXAMPLES, PATH
+from tests.api_objects import EXAMPLES, PATH
 from tests.tools.api_reference.story import record
 from tools.api_reference.__main__ import document
 

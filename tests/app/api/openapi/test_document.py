@@ -15,7 +15,7 @@ from app.api.schemas.jobs import parameters
 from app.domain.jobs.parameters import collect
 from app.main import create_app
 from app.settings import Settings
-from tests.examples import EXAMPLES
+from tests.api_objects import EXAMPLES
 
 SNAPSHOT = Path(__file__).with_name("openapi.json")
 

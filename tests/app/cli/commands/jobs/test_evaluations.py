@@ -14,9 +14,9 @@ from app.db.jobs.claims import Lease
 from app.db.tables import Evaluation, Job, Project
 from app.domain.evaluations.states import EvaluationErrorCode
 from app.storage import LocalStorage
+from tests.api_objects import EVALUATION
 from tests.app.cli.conftest import Tunery
 from tests.deadline import until
-from tests.examples import EVALUATION
 from tests.factories import make_file
 
 OWNER = "gpu0@a#1"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from app.web.pages.jobs.compare import distinct_names, flat_settings
-from tests.examples import FINISHED_JOB
+from tests.api_objects import FINISHED_JOB
 
 CLONE = FINISHED_JOB | {"id": "ftjob-0123456789ab", "cloned_from": FINISHED_JOB["id"]}
 OTHER = FINISHED_JOB | {"id": "ftjob-ffffffffffff", "user_provided_suffix": "other"}

@@ -12,7 +12,7 @@ from app.cli.client.job_request import build_job_body
 from app.domain.jobs.parameters.collect import collect
 from app.web.pages.jobs import job_form, request_snippets
 from app.web.pages.jobs.job_form import FieldError
-from tests.examples import FINISHED_JOB
+from tests.api_objects import FINISHED_JOB
 
 VALUES = {"model": "tiny", "training_file": "file-1", "n_epochs": "2", "learning_rate": "2e-4", "r": "8", "suffix": ""}
 BODY = {

@@ -8,7 +8,7 @@ import pytest
 
 from app.web.pages.jobs import wording
 from app.web.pages.jobs.actions import ACTIONS
-from tests.examples import FINISHED_JOB, NEW_JOB
+from tests.api_objects import FINISHED_JOB, NEW_JOB
 
 RUNNING = NEW_JOB | {
     "status": "running",
