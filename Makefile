@@ -144,7 +144,8 @@ bench-linear: $(DEV) ## Does the time of every parser and of every operation wit
 bench-dashboard: $(DEV) ## The dashboard with 10,000 jobs and a job of 100,000 steps: seconds until a browser shows them (3 minutes)
 	$(BIN)/python -m benchmarks.dashboard $(ARGS)
 
-openapi: $(DEV) ## Write the OpenAPI snapshot again after a wanted change
+openapi: $(DEV) ## Write the OpenAPI snapshot again after a wanted change (RECORD=1: record its examples first, 10 minutes)
+	$(if $(RECORD),TUNERY_WRITE_SNAPSHOTS=1 $(BIN)/python -m pytest -q tests/tools/api_reference/test_story.py)
 	TUNERY_WRITE_SNAPSHOTS=1 $(BIN)/python -m pytest -q tests/app/api/openapi/test_document.py
 
 reference: $(RUN) ## Write docs/reference and docs/errors.md again from the code

@@ -10,9 +10,9 @@ from app.db.engine import transaction
 from app.db.ids import new_id
 from app.db.jobs import checkpoints
 from app.db.tables import Evaluation, Job
+from tests.api_objects import EVALUATION
 from tests.browser.conftest import Open
 from tests.browser.world import MODEL, World
-from tests.recorded_examples import EVALUATION
 
 
 def test_the_queue_has_workers_running_jobs_and_the_next_job(open_page: Open, world: World) -> None:

@@ -36,7 +36,7 @@ from app.settings import Settings
 from app.storage import LocalStorage
 from tests import factories
 from tests.answering_engine import BASE, TO_ENGINES, AnsweringEngine, answering, deliver
-from tests.recorded_examples import DELIVERY, EVALUATION
+from tests.api_objects import DELIVERY, EVALUATION
 from tests.serving import serve
 
 MODEL = "SmolLM2-135M-Instruct"

@@ -134,7 +134,7 @@ def _first(contents: Mapping[str, Mapping[str, Any]]) -> tuple[str | None, Mappi
 
 def _is_list_of_objects(response: Any) -> bool:
     is_list = isinstance(response, Mapping) and response.get("object") == "list"
-    return is_list and isinstance(response["data"][0], Mapping)
+    return is_list and all(isinstance(item, Mapping) for item in response["data"])
 
 
 def _values(operation: Mapping[str, Any], place: str) -> dict[str, Any]:

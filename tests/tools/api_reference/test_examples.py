@@ -21,7 +21,7 @@ from openai import HttpxBinaryResponseContent, OpenAI
 
 from app.api.openapi import request_examples
 from app.api.openapi.request_examples import ExampleRequest, example_request
-from tests.recorded_examples import EXAMPLES
+from tests.api_objects import EXAMPLES
 from tools.api_reference.__main__ import document
 
 REQUESTS = {
@@ -48,11 +48,12 @@ def server() -> Iterator[StandIn]:
 
     class Handler(BaseHTTPRequestHandler):
         def respond(self) -> None:
-            body = self.rfile.read(int(self.headers.get("content-length", 0)))
+            sent = self.rfile.read(int(self.headers.get("content-length", 0)))
             media_type = self.headers.get("content-type", "").split(";")[0]
-            stand_in.received.append((self.command, self.path, media_type, body))
+            stand_in.received.append((self.command, self.path, media_type, sent))
             kind, example = next(iter(stand_in.answer.items()))
-            content = (example if isinstance(example, str) else json.dumps(example)).encode()
+            body = example | {"has_more": False} if isinstance(example, dict) else example  # one page, for the client
+            content = (body if isinstance(body, str) else json.dumps(body)).encode()
             self.send_response(200)
             self.send_header("Content-Type", kind.split(" ")[1])
             self.send_header("Content-Length", str(len(content)))

@@ -16,7 +16,7 @@ from app.domain.jobs import request_parameters
 from app.domain.jobs.create_job import CreateJob, Dpo, Supervised
 from app.main import create_app
 from app.settings import Settings
-from tests.recorded_examples import EXAMPLES
+from tests.api_objects import EXAMPLES
 
 SNAPSHOT = Path(__file__).with_name("openapi.json")
 

@@ -14,10 +14,10 @@ from app.db.jobs.claims import Lease
 from app.db.tables import Evaluation, Job, Project
 from app.domain.evaluations.states import EvaluationErrorCode
 from app.storage import LocalStorage
+from tests.api_objects import EVALUATION
 from tests.app.cli.conftest import Tunery
 from tests.deadline import until
 from tests.factories import make_file
-from tests.recorded_examples import EVALUATION
 
 OWNER = "gpu0@a#1"
 PRECISION = "4 bits (nf4, as in the training), computed in bfloat16"

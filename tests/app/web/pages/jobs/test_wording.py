@@ -8,7 +8,7 @@ import pytest
 
 from app.web.pages.jobs import wording
 from app.web.pages.jobs.actions import ACTIONS
-from tests.recorded_examples import FINISHED_JOB, NEW_JOB
+from tests.api_objects import FINISHED_JOB, NEW_JOB
 
 RUNNING = NEW_JOB | {
     "status": "running",
@@ -108,7 +108,9 @@ def test_lists_are_words() -> None:
 
 
 def test_a_finished_job_has_steps_tokens_time_and_size() -> None:
-    assert wording.sentence(FINISHED_JOB) == "Trained 90 steps on 51,840 tokens in 2 min. The adapter has 9.8 MB."
+    job = FINISHED_JOB | {"trained_steps": 90, "total_steps": 90, "trained_tokens": 51_840, "training_seconds": 120.0}
+    job["adapter"] = FINISHED_JOB["adapter"] | {"bytes": 9_778_176}
+    assert wording.sentence(job) == "Trained 90 steps on 51,840 tokens in 2 min. The adapter has 9.8 MB."
 
 
 def test_a_failed_job_has_its_reason_in_a_few_words() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from app.web.pages.jobs.panels.configuration import asked_values
-from tests.recorded_examples import NEW_JOB
+from tests.api_objects import NEW_JOB
 
 
 @pytest.mark.parametrize(

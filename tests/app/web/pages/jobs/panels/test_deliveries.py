@@ -6,7 +6,7 @@ import pytest
 
 from app.domain.deliveries.served_check import Verdict
 from app.web.pages.jobs.panels.deliveries import VERDICTS, delivery_row
-from tests.recorded_examples import DELIVERY
+from tests.api_objects import DELIVERY
 
 
 @pytest.mark.parametrize("verdict", Verdict)
