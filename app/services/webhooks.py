@@ -17,7 +17,6 @@ from app.db.webhooks import deliveries, endpoints
 from app.domain.access.outbound_networks import Network
 from app.domain.webhooks import (
     DISABLED_BY_REQUEST,
-    EVENT_TYPES,
     JOB_EVENT,
     check_event_types,
     check_url,
@@ -149,10 +148,6 @@ def redeliver(session: Session, project_id: str, endpoint_id: str, delivery_id: 
     if row.is_test:
         raise BadRequest(f"Delivery {delivery_id} is a test; send another test.", code="invalid_endpoint_state")
     return deliveries.redeliver(session, row)
-
-
-def event_types() -> list[str]:
-    return list(EVENT_TYPES)
 
 
 def _count(session: Session, project_id: str) -> int:

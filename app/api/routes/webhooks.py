@@ -31,6 +31,7 @@ from app.api.transport.json_body import JsonBody, OptionalJsonBody
 from app.api.transport.pagination import PageDep, list_page
 from app.db.engine import transaction
 from app.db.tables import WebhookAttempt, WebhookDelivery
+from app.domain.webhooks import EVENT_TYPES
 from app.errors import BadRequest, Unavailable
 from app.services import webhooks
 from app.services.webhooks import EndpointRules
@@ -63,7 +64,7 @@ def list_endpoints(caller: CallerDep, session: SessionDep, page: PageDep) -> Any
 @router.get("/webhook_event_types", response_model=WebhookEventTypeList, summary="List webhook event types")
 def list_event_types(_caller: CallerDep) -> Any:
     """All event types that can be sent to an endpoint."""
-    return WebhookEventTypeList(data=webhooks.event_types())
+    return WebhookEventTypeList(data=list(EVENT_TYPES))
 
 
 @router.get("/webhook_endpoints/{endpoint_id}", response_model=WebhookEndpointBody, summary="Get a webhook endpoint")

@@ -63,7 +63,7 @@ def register(resources: Resources, directory: Path, **options: str) -> str:
 def run(resources: Resources, registration_id: str) -> BaseModelRegistration:
     assert Registrar(resources, OWNER).run_next()
     with transaction(resources.sessions) as session:
-        return resources.get(session, BaseModelRegistration, registration_id)
+        return session.get_one(BaseModelRegistration, registration_id)
 
 
 def test_a_model_is_checked_by_the_trainer_hashed_and_offered(resources: Resources, model_directory: Path) -> None:
