@@ -6,7 +6,7 @@ all, with filters.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeVar
@@ -52,37 +52,29 @@ POSITION = func.coalesce(
 PLACE = (QueuePlace.expected_start_at, QueuePlace.waiting_for, case((IS_QUEUED, POSITION)).label("queue_position"))
 
 # Everything that a response contains, of the job and of the rows that belong to it.
-JOB: Select[*tuple[Any, ...]] = (
-    select(
-        *core_table(Job).c,
-        Job.training_seconds.label("training_seconds"),
-        Job.attempt_started_at.label("attempt_started_at"),
-        DELIVERIES.label("deliveries"),
-        Checkpoint.file_ids.label("adapter_file_ids"),
-        Checkpoint.manifest["compatibility"].label("manifest_compatibility"),
-        *PLACE,
-    )
-    .select_from(Job)
-    .outerjoin(QueuePlace, and_(QueuePlace.job_id == Job.id, IS_QUEUED))
-    .outerjoin(Checkpoint, Checkpoint.name == Job.fine_tuned_model)
+COLUMNS = (
+    *core_table(Job).c,
+    Job.training_seconds.label("training_seconds"),
+    Job.attempt_started_at.label("attempt_started_at"),
+    DELIVERIES.label("deliveries"),
+    Checkpoint.file_ids.label("adapter_file_ids"),
+    Checkpoint.manifest["compatibility"].label("manifest_compatibility"),
+    *PLACE,
 )
 # Only what changes whenever the job changes: the cost of a 304 response.
-VERSION: Select[*tuple[Any, ...]] = (
-    select(Job.id, Job.version, Job.state, Job.event_seq, *PLACE)
-    .select_from(Job)
-    .outerjoin(QueuePlace, and_(QueuePlace.job_id == Job.id, IS_QUEUED))
-)
+VERSION_COLUMNS = (Job.id, Job.version, Job.state, Job.event_seq, *PLACE)
+# The key with this secret, and the job of its project: the columns of the job are NULL if there is none.
+OF_KEY = KEY.outerjoin(Job, and_(Job.project_id == KEY.c.project_id, Job.id == bindparam("job_id")))
 
 
-def _by_key(query: Select[*tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:
-    """The key with this secret, and the job `job_id` of its project: its columns are NULL if there is none."""
-    job = query.where(Job.project_id == KEY.c.project_id, Job.id == bindparam("job_id")).lateral("job")
-    columns = (column for column in job.c if column.name not in KEY.c)
-    return select(*KEY.c, *columns).select_from(KEY.outerjoin(job, true()))
+def _select(columns: Iterable[Any], source: Any) -> Select[*tuple[Any, ...]]:
+    query = select(*columns).select_from(source).outerjoin(QueuePlace, and_(QueuePlace.job_id == Job.id, IS_QUEUED))
+    return query.outerjoin(Checkpoint, Checkpoint.name == Job.fine_tuned_model)
 
 
-# For `app.db.fast_reads.keys.fetch_with_key`.
-JOB_BY_KEY, VERSION_BY_KEY = _by_key(JOB), _by_key(VERSION)
+JOB, VERSION = _select(COLUMNS, Job), _select(VERSION_COLUMNS, Job)
+# For `app.db.fast_reads.keys.fetch_with_key`. psycopg parses a statement of more than 4,096 characters each time.
+JOB_BY_KEY, VERSION_BY_KEY = _select((*KEY.c, *COLUMNS), OF_KEY), _select((*KEY.c, *VERSION_COLUMNS), OF_KEY)
 
 SEQ_OF_EVENT = select(JobEvent.seq).where(JobEvent.job_id == bindparam("job_id"), JobEvent.id == bindparam("event_id"))
 NEXT_EVENTS = (

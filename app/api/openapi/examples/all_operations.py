@@ -113,7 +113,7 @@ NEW_JOB = {
     "warnings": [],
     "evaluation": None,
     "adapter": None,
-    "compatibility": job_compatibility({"lora": LORA}, JOB_ID).model_dump(),
+    "compatibility": job_compatibility({"lora": LORA}, JOB_ID),
 } | {"deliver_to": [], "deliveries": [], "request": CREATE_JOB}
 FINISHED_JOB = NEW_JOB | {
     "started_at": 1795000340,

@@ -166,10 +166,10 @@ def list_checkpoints(
     return json_response(etag, list_page(rows, limit, lambda checkpoint: render_checkpoint(checkpoint, best_id)))
 
 
-def create(app_state: AppState, session: Session, caller: Caller, request: JobRequest) -> JobBody:
+def create(app_state: AppState, session: Session, caller: Caller, request: JobRequest) -> dict[str, Any]:
     notifier, settings = app_state.worker_notifier, app_state.settings
     return body_of(app_state, jobs.create(session, notifier, caller.project_id, request, caller.is_admin, settings))
 
 
-def body_of(app_state: AppState, row: JobRow) -> JobBody:
+def body_of(app_state: AppState, row: JobRow) -> dict[str, Any]:
     return JobBody.of_row(row, app_state.settings.organization)
