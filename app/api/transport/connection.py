@@ -98,6 +98,8 @@ class LimitedConnection(HttpToolsProtocol):
         self._part = Part.HEADERS
 
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
         self.scope["method"] = self.parser.get_method().decode()
         self._body_bytes_left = _body_bytes(self.headers, self.parser.get_http_version())
         target = self.url
@@ -115,6 +117,8 @@ class LimitedConnection(HttpToolsProtocol):
         self._body_bytes_left -= len(body)
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
         super().on_message_complete()
         self._part, self._header_bytes, self._body_bytes_left = Part.NOTHING, 0, 0
 
@@ -157,10 +161,9 @@ class LimitedConnection(HttpToolsProtocol):
         part, self._unparsed = self._unparsed[:size], self._unparsed[size:]
         try:
             self.parser.feed_data(part)
-        except httptools.HttpParserUpgrade as upgrade:  # what follows is no other protocol, but the next request
-            (parsed_bytes,) = upgrade.args
-            self.parser = httptools.HttpRequestParser(self)
-            self._unparsed = part[parsed_bytes:] + self._unparsed
+        except httptools.HttpParserUpgrade as upgrade:
+            self._parse_without_upgrade(part[upgrade.args[0] :])
+            return
         except httptools.HttpParserError as error:
             self._on_invalid_http(error)
             return
@@ -174,6 +177,18 @@ class LimitedConnection(HttpToolsProtocol):
         else:
             self._flow.pause_for_parsing()
             self._parse_handle = self.loop.call_soon(self._parse_rest)
+
+    def _parse_without_upgrade(self, rest: bytes) -> None:
+        """Parse the request again without its header `Upgrade`, after which llhttp reads no body and no request."""
+        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        if method == b"CONNECT":
+            self._on_invalid_http(BadRequest("The service is no proxy: it has no method CONNECT."))
+            return
+        headers = (b"%b: %b\r\n" % (name, value) for name, value in self.headers if name != b"upgrade")
+        head = b"%b %b HTTP/%b\r\n%b\r\n" % (method, self.url, version, b"".join(headers))
+        self.parser = httptools.HttpRequestParser(self)
+        self._part, self._header_bytes, self._unparsed = Part.NOTHING, 0, head + rest + self._unparsed
+        self._parse()
 
     def _parse_rest(self) -> None:
         self._parse_handle = None
