@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from app.db.files import files
-from app.db.jobs import checkpoints, diffs, jobs, measurements
+from app.db.jobs import checkpoints, events, jobs, measurements
 from app.db.tables import Job
 from app.domain.error_text.json_text import unquoted
 from app.domain.jobs.json_diff import ValueDiff, diff
@@ -62,7 +62,7 @@ def compare(session: Session, left: Job, right: Job) -> Diff:
 
 def facts_of(session: Session, job: Job) -> JobFacts:
     """The facts of a job; its environment is that of the last attempt, which made the result."""
-    started = diffs.last_start_data(session, job.id) or {}
+    started = events.last_start_data(session, job.id) or {}
     return JobFacts(
         data=_data(session, job, started),
         config=_config(session, job),
@@ -115,7 +115,7 @@ def _environment(session: Session, job: Job, started: dict[str, Any]) -> dict[st
     return {key: started.get(key) for key in ENVIRONMENT_KEYS} | {
         "device_kind": measured[-1].device_kind if measured else None,
         "layout": layout,
-        "worker": diffs.last_training_worker(session, job.id),
+        "worker": jobs.last_training_worker(session, job.id),
     }
 
 
@@ -142,7 +142,7 @@ def _result(session: Session, job: Job) -> dict[str, Any]:
 def _metrics(session: Session, job: Job) -> dict[str, Any]:
     """The metrics of the result checkpoint, completed by those of the last step."""
     result = checkpoints.by_names(session, [job.fine_tuned_model]) if job.fine_tuned_model else {}
-    last = diffs.last_metrics_data(session, job.id) or {}
+    last = events.last_metrics_data(session, job.id) or {}
     return last | {key: value for each in result.values() for key, value in each.metrics.items() if value is not None}
 
 

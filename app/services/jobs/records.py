@@ -8,9 +8,9 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from app.db.jobs import attempts as attempt_rows
-from app.db.jobs import events, logs
+from app.db.jobs import events
 from app.db.jobs.events import LossCurve
+from app.db.jobs.jobs import attempts_of
 from app.db.tables import Attempt, JobLog
 from app.domain.jobs.step_metrics import downsample
 from app.errors import NotFound
@@ -48,15 +48,15 @@ def loss_curves(session: Session, project_id: str, job_ids: Sequence[str], point
 
 def attempts(session: Session, project_id: str, job_id: str) -> list[Attempt]:
     """The attempts of a job, oldest first. Raises NotFound."""
-    return attempt_rows.of_job(session, jobs.get(session, project_id, job_id).id)
+    return attempts_of(session, jobs.get(session, project_id, job_id).id)
 
 
 def log(session: Session, project_id: str, job_id: str, attempt: int | None) -> JobLog | None:
     """The log of an attempt; without `attempt` the newest log, or None if there is none. Raises NotFound."""
     job = jobs.get(session, project_id, job_id)
-    job_log = logs.newest(session, job.id, attempt)
+    job_log = events.newest_log(session, job.id, attempt)
     if job_log is None and attempt is not None:
-        available = ", ".join(map(str, logs.attempts_with_log(session, job.id))) or "none"
+        available = ", ".join(map(str, events.attempts_with_log(session, job.id))) or "none"
         raise NotFound(
             f"attempt: there is no log of attempt {attempt}; attempts of this job with a log: {available}", "attempt"
         )

@@ -110,8 +110,7 @@ class FileOrigins(Body):
 
 
 class JobBody(Body):
-    """`of_row` computes what no column has; `validation_alias` is the name of a column that differs."""
-
+    # `of_row` computes what no column has; `validation_alias` is the name of a column that differs.
     id: str
     object: Literal["fine_tuning.job"]
     created_at: int
