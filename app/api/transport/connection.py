@@ -39,7 +39,6 @@ MAX_HEADER_BYTES = 16 << 10  # of a request line and its headers
 # 700 chunks or 200 requests, a few milliseconds. One read of 256 KiB may hold 40,000 chunks of a byte each.
 MAX_PARSED_AT_ONCE = 4096
 INVALID_HTTP = "The request is not valid HTTP/1.1; the server stopped reading it."
-TWO_LENGTHS = "The request has both Content-Length and Transfer-Encoding; send one of them."
 
 # uvicorn warns of each invalid request, which the request log already records.
 logger = logging.getLogger(__name__)
@@ -65,6 +64,7 @@ class LimitedConnection(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
+        self.parser = self._new_parser()
         self._settings: Settings = app_state["settings"]
         self.logger = logger
         self.timeout_keep_alive = self._settings.keep_alive_seconds
@@ -178,6 +178,15 @@ class LimitedConnection(HttpToolsProtocol):
             self._flow.pause_for_parsing()
             self._parse_handle = self.loop.call_soon(self._parse_rest)
 
+    def _new_parser(self) -> httptools.HttpRequestParser:
+        """A parser that reads all headers of a request with two lengths, for its line in the log.
+
+        `_body_bytes` refuses such a request.
+        """
+        parser = httptools.HttpRequestParser(self)
+        parser.set_dangerous_leniencies(lenient_data_after_close=True, lenient_chunked_length=True)
+        return parser
+
     def _parse_without_upgrade(self, rest: bytes) -> None:
         """Parse the request again without its header `Upgrade`, after which llhttp reads no body and no request."""
         method, version = self.parser.get_method(), self.parser.get_http_version().encode()
@@ -186,7 +195,7 @@ class LimitedConnection(HttpToolsProtocol):
             return
         headers = (b"%b: %b\r\n" % (name, value) for name, value in self.headers if name != b"upgrade")
         head = b"%b %b HTTP/%b\r\n%b\r\n" % (method, self.url, version, b"".join(headers))
-        self.parser = httptools.HttpRequestParser(self)
+        self.parser = self._new_parser()
         self._part, self._header_bytes, self._unparsed = Part.NOTHING, 0, head + rest + self._unparsed
         self._parse()
 
@@ -200,11 +209,7 @@ class LimitedConnection(HttpToolsProtocol):
         """Respond to a malformed request, or to malformed chunks of a body."""
         self._unparsed = b""
         cause = error.__context__ if isinstance(error, httptools.HttpParserCallbackError) else error
-        if isinstance(cause, BadRequest):
-            refusal = cause
-        else:
-            has_two_lengths = "Content-Length" in str(cause) and "Transfer-Encoding" in str(cause)
-            refusal = BadRequest(TWO_LENGTHS if has_two_lengths else INVALID_HTTP)
+        refusal = cause if isinstance(cause, BadRequest) else BadRequest(INVALID_HTTP)
         if self._running is None:
             self._refuse(refusal)
         elif self._part is Part.BODY and self._running is self.cycle:
@@ -343,7 +348,7 @@ def _body_bytes(headers: list[tuple[bytes, bytes]], http_version: str) -> int:
     """The length of the body, 0 for one in chunks. Raises BadRequest if the length or the host is ambiguous.
 
     A proxy that reads the length differently would treat the rest of one request as the next one: request smuggling
-    (RFC 9112, 6.1 and 11.2). llhttp refuses both kinds of length in one request.
+    (RFC 9112, 6.1 and 11.2).
     """
     if sum(len(name) + len(value) for name, value in headers) > MAX_HEADER_BYTES:
         raise BadRequest(f"The request headers have more than {MAX_HEADER_BYTES:,} bytes.")
@@ -352,6 +357,8 @@ def _body_bytes(headers: list[tuple[bytes, bytes]], http_version: str) -> int:
         raise BadRequest("The request has no Host header, or several; HTTP/1.1 requires one.")
     if b"transfer-encoding" not in given:
         return int(given.get(b"content-length", 0))
+    if b"content-length" in given:
+        raise BadRequest("The request has both Content-Length and Transfer-Encoding; send one of them.")
     if http_version != "1.1":
         raise BadRequest("The request has a Transfer-Encoding, which HTTP/1.0 does not support; send a Content-Length.")
     if given[b"transfer-encoding"].lower() != b"chunked":

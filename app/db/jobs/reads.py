@@ -153,6 +153,7 @@ def _select(columns: Iterable[Any], source: Any) -> Select[*tuple[Any, ...]]:
 
 
 JOB, VERSION = _select(COLUMNS, Job), _select(VERSION_COLUMNS, Job)
+ONE_JOB = JOB.where(Job.id == bindparam("job_id"))
 # For `app.db.fast_reads.keys.fetch_with_key`. psycopg parses a statement of more than 4,096 characters each time.
 JOB_BY_KEY, VERSION_BY_KEY = _select((*KEY.c, *COLUMNS), OF_KEY), _select((*KEY.c, *VERSION_COLUMNS), OF_KEY)
 
@@ -197,7 +198,7 @@ class JobFilter:
 
 def get(session: Session, job_id: str) -> Row[*tuple[Any, ...]]:
     """The row of JOB of a job that exists."""
-    return session.execute(JOB.where(Job.id == job_id)).one()
+    return session.execute(ONE_JOB, {"job_id": job_id}).one()
 
 
 def find_last(session: Session, project_id: str | None, job_id: str) -> Job | None:
