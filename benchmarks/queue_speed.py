@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from app.db import migrate
 from app.db.engine import make_engine
-from app.db.jobs import claims
+from app.db.jobs import claims, reads
 from app.db.scheduling import fair_queue, queue_positions
 from app.db.tables import Job
 from app.domain.scheduling.forecast import WorkerSlot, forecast
@@ -111,7 +111,7 @@ def measure(session: Session) -> None:
 
     print_times("a claim and a whole round after it", round_after_a_claim, 5)
     session.commit()
-    print_times("one job's place read", lambda: queue_positions.get_positions(session, [waiting[0].job_id]), CLAIMS)
+    print_times("one job read with its place", lambda: reads.get(session, waiting[0].job_id), CLAIMS)
 
 
 def print_times(what: str, act: Callable[[], Any], times: int) -> None:

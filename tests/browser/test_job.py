@@ -12,7 +12,7 @@ from playwright.sync_api import Page, expect
 from sqlalchemy import text
 
 from app.db.engine import transaction
-from app.db.jobs import logs
+from app.db.jobs import events
 from app.db.jobs.events import append_event
 from app.db.tables import Job
 from app.domain.jobs.states import JobState
@@ -132,7 +132,7 @@ def test_the_chart_can_be_downloaded_as_png(open_page: Open, world: World) -> No
 def test_the_log_follows_and_can_be_searched_and_downloaded(open_page: Open, world: World) -> None:
     with transaction(world.sessions) as session:
         job = session.get_one(Job, world.jobs["running"])
-        logs.put(session, job.id, job.project_id, job.attempt, "step 1 loss 2.1\nwarning: slow disk\n", 0)
+        events.put_log(session, job.id, job.project_id, job.attempt, "step 1 loss 2.1\nwarning: slow disk\n", 0)
     page = open_page(f"/jobs/{world.jobs['running']}?tab=log")
     text = page.get_by_label("Log of the trainer")
     expect(text).to_contain_text("warning: slow disk")

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from app.db.engine import Sessions, make_engine, make_sessions, transaction
 from app.db.ids import new_id
-from app.db.jobs import checkpoints, claims, exports, logs
+from app.db.jobs import checkpoints, claims, events, exports
 from app.db.jobs.claims import Lease
 from app.db.operations import status
 from app.db.scheduling import workers
@@ -329,7 +329,7 @@ def _running(session: Session, project: Project, file: File, validation_file: Fi
     job = _start(session, project, file, suffix="support-bot-v4", validation_file=validation_file)
     append_steps(session, job, 1, 140, 300, 2.2, validate_every=20, step_seconds=20.0)  # longer than all tests
     job.lease_expires_at = datetime.now(UTC) + timedelta(days=1)
-    logs.put(session, job.id, project.id, job.attempt, LOG, 0)
+    events.put_log(session, job.id, project.id, job.attempt, LOG, 0)
     return job
 
 
@@ -367,10 +367,10 @@ def _resumed(session: Session, storage: LocalStorage) -> Job:
     """A cancelled job of another project, with the logs of two trainings."""
     project = factories.make_project(session)
     job = _start(session, project, factories.make_file(session, storage, project), suffix="twice")
-    logs.put(session, job.id, project.id, job.attempt, "the first training\n", 0)
+    events.put_log(session, job.id, project.id, job.attempt, "the first training\n", 0)
     claims.finish_held_attempt(session, factories.lease_of(job), Reason.DRAINED, "The worker was shut down")
     assert factories.start_job(session) is job
-    logs.put(session, job.id, project.id, job.attempt, "the second training\n", 0)
+    events.put_log(session, job.id, project.id, job.attempt, "the second training\n", 0)
     return jobs.cancel(session, project.id, job.id).job
 
 

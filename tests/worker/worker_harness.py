@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import select
 
 from app.db.engine import Sessions, transaction
-from app.db.jobs import checkpoints, claims, events, expired_leases, jobs
+from app.db.jobs import checkpoints, claims, events, jobs, lost_workers
 from app.db.tables import Attempt, Checkpoint, File, Job, JobEvent, Project, Snapshot
 from app.storage import ArchiveMember, open_archive
 from tests.deadline import until
@@ -123,8 +123,8 @@ class WorkerHarness:
     def reap_expired(self, grace_seconds: float = 0.0) -> int:
         """End the attempts whose leases have expired; returns their number."""
         with transaction(self.sessions) as session:
-            lost = expired_leases.lock_expired(session, grace_seconds)
-            return len([expired_leases.reap(session, job, 0, 3) for job in lost])
+            lost = lost_workers.lock_expired(session, grace_seconds)
+            return len([lost_workers.reap(session, job, 0, 3) for job in lost])
 
     def has_reached(self, job: Job, step: int) -> bool:
         progress = self.job(job).progress

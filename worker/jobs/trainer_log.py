@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import IO
 
 from app.db.engine import DATABASE_UNAVAILABLE, first_line, transaction
-from app.db.jobs import logs
+from app.db.jobs import events
 from app.db.tables import Job
 from app.db.tables.jobs import MAX_LOG_BYTES
 from app.log import get_logger
@@ -121,7 +121,9 @@ class LogPublisher:
             job = self._job
             kept = text.encode()[-MAX_LOG_BYTES:].decode("utf-8", errors="ignore")
             with transaction(self._resources.sessions) as session:
-                logs.put(session, job.id, job.project_id, job.attempt, kept, max(0, size_bytes - len(kept.encode())))
+                events.put_log(
+                    session, job.id, job.project_id, job.attempt, kept, max(0, size_bytes - len(kept.encode()))
+                )
             self._published_size = size_bytes
         except (OSError, *DATABASE_UNAVAILABLE) as error:
             log.warning("log not published", job=self._job.id, error=first_line(error))

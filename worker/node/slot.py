@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from app.db.engine import DATABASE_UNAVAILABLE, first_line, transaction
-from app.db.jobs import expired_leases, lost_rows
+from app.db.jobs import lost_workers
 from app.job_queue import Queue
 from app.log import get_logger
 from worker.node.resources import Resources
@@ -104,10 +104,10 @@ class Slot:
         while not self.resources.stop.is_set():
             try:
                 with transaction(self.resources.sessions) as session:
-                    for job in expired_leases.held_by_previous_incarnation(session, self.name, self.owner):
+                    for job in lost_workers.held_by_previous_incarnation(session, self.name, self.owner):
                         log.warning("reaping a job of a previous incarnation", job=job.id, owner=job.lease_owner)
-                        expired_leases.reap(session, job, settings.requeue_delay_seconds, settings.max_crash_streak)
-                    lost_rows.reap_previous_incarnation(
+                        lost_workers.reap(session, job, settings.requeue_delay_seconds, settings.max_crash_streak)
+                    lost_workers.reap_previous_incarnation(
                         session, self.name, self.owner, settings.requeue_delay_seconds, settings.max_crash_streak
                     )
                 return

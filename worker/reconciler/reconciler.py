@@ -15,7 +15,7 @@ from prometheus_client import REGISTRY
 from sqlalchemy import text
 
 from app.db.engine import DATABASE_UNAVAILABLE, first_line, transaction
-from app.db.jobs import claims, expired_leases, full_disk, leased_rows, lost_rows
+from app.db.jobs import claims, full_disk, leased_rows, lost_workers
 from app.db.jobs.leased_rows import Row
 from app.db.operations import clock_step, status
 from app.db.scheduling import workers
@@ -127,7 +127,7 @@ class Reconciler:
         with transaction(self.resources.sessions) as session:
             if (earlier := status.reports(session).get("reconciler")) is not None:
                 self.server_clock.continue_from(earlier.data)
-            if self.server_clock.has_stepped(expired_leases.server_clock_seconds(session)):
+            if self.server_clock.has_stepped(lost_workers.server_clock_seconds(session)):
                 leased_rows.restart_leases(session, ttl_seconds)
                 workers.limit_heartbeats_to_now(session)
                 if self.server_clock.step_seconds < 0:
@@ -143,13 +143,13 @@ class Reconciler:
     def reap(self) -> int:
         """End the attempts whose leases expired longer than the grace period ago. Returns their number."""
         with transaction(self.resources.sessions) as session:
-            lost = expired_leases.lock_expired(session, self.settings.reap_grace_seconds)
-            held, uptime_seconds = expired_leases.count_held(session), expired_leases.server_uptime_seconds(session)
+            lost = lost_workers.lock_expired(session, self.settings.reap_grace_seconds)
+            held, uptime_seconds = lost_workers.count_held(session), lost_workers.server_uptime_seconds(session)
             if not self.expiry_guard.allows(len(lost), held, uptime_seconds):
                 return 0
             for job in lost:
                 log.warning("lease reaped", job=job.id, attempt=job.attempt, owner=job.lease_owner)
-                expired_leases.reap(session, job, self.settings.requeue_delay_seconds, self.settings.max_crash_streak)
+                lost_workers.reap(session, job, self.settings.requeue_delay_seconds, self.settings.max_crash_streak)
         metrics.LEASES_REAPED.labels("job").inc(len(lost))
         return len(lost)
 
@@ -169,10 +169,10 @@ class Reconciler:
         """Do nothing right after PostgreSQL's start, because no worker could renew while it was down."""
         settings = self.settings
         with transaction(self.resources.sessions) as session:
-            if expired_leases.server_uptime_seconds(session) < self.expiry_guard.ttl_seconds:
+            if lost_workers.server_uptime_seconds(session) < self.expiry_guard.ttl_seconds:
                 return 0
             grace_seconds, delay_seconds = settings.reap_grace_seconds, settings.requeue_delay_seconds
-            lost = lost_rows.reap_expired(session, table, grace_seconds, delay_seconds, settings.max_crash_streak)
+            lost = lost_workers.reap_expired(session, table, grace_seconds, delay_seconds, settings.max_crash_streak)
         metrics.LEASES_REAPED.labels(kind).inc(len(lost))
         for row in lost:
             log.warning("lease reaped", **{kind: row.id}, attempt=row.attempt, state=row.state)

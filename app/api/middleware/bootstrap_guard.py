@@ -91,13 +91,17 @@ class RequireApiKeyMiddleware:
 def _arrived_on_loopback(scope: Scope) -> bool:
     """Whether the local address of the connection, which no client can choose, is loopback. A Unix socket has none."""
     server = scope.get("server")
-    if server is None or server[1] is None:
-        return True
+    return server is None or server[1] is None or is_local(server[0])
+
+
+@lru_cache(maxsize=1024)
+def is_local(address: str) -> bool:
+    """Whether it is loopback, or no network address, as in a test client."""
     try:
-        ipaddress.ip_address(server[0])
+        ipaddress.ip_address(address)
     except ValueError:
-        return True  # not a network address, as in a test client
-    return is_loopback(server[0])
+        return True
+    return is_loopback(address)
 
 
 def _not_bootstrapped_error(host: str) -> NotBootstrapped:

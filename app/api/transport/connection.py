@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from http import HTTPStatus
+from enum import Enum, auto
 from typing import Any
+from urllib.parse import unquote
 
-import h11
+import httptools
 from uvicorn.config import Config
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from app.api.error_handlers import error_response
@@ -32,10 +33,11 @@ from app.api.middleware.request_log import (
 from app.errors import BadRequest, RequestTimeout, TuneryError
 from app.settings import Settings
 
-MAX_HEADER_BYTES = 16 << 10  # of a request line and its headers; h11's own default
-# HTTP events that are parsed before the event loop runs other connections: some 4 ms. One read of 256 KiB may hold
-# 40,000 chunks of a byte each, which take half a second.
-MAX_EVENTS_AT_ONCE = 256
+MAX_HEADER_BYTES = 16 << 10  # of a request line and its headers
+# Bytes that are parsed before the event loop runs other connections, unless they are of one body with a length: at most
+# 700 chunks or 200 requests, a few milliseconds. One read of 256 KiB may hold 40,000 chunks of a byte each.
+MAX_PARSED_AT_ONCE = 4096
+INVALID_HTTP = "The request is not valid HTTP/1.1; the server stopped reading it."
 
 # uvicorn warns of each invalid request, which the request log already records.
 logger = logging.getLogger(__name__)
@@ -45,7 +47,15 @@ ADVICE = "Send the request again; a resumable upload continues at its Upload-Off
 logger.setLevel(logging.ERROR)
 
 
-class LimitedConnection(H11Protocol):
+class Part(Enum):
+    """What the connection receives next."""
+
+    NOTHING = auto()  # it is between two requests
+    HEADERS = auto()
+    BODY = auto()
+
+
+class LimitedConnection(HttpToolsProtocol):
     """For uvicorn's `--http`. The settings come from the state of the application's lifespan."""
 
     def __init__(
@@ -56,10 +66,16 @@ class LimitedConnection(H11Protocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
+        self.parser = self._new_parser()
         self._settings: Settings = app_state["settings"]
-        self.conn = self._parser = _StrictParser(h11.SERVER, MAX_HEADER_BYTES)
         self.logger = logger
         self.timeout_keep_alive = self._settings.keep_alive_seconds
+        self._part = Part.NOTHING
+        self._unparsed = b""
+        self._header_bytes = 0
+        self._body_bytes_left = 0  # of a body with a Content-Length
+        self._running: RequestResponseCycle | None = None  # the oldest request whose response is not complete
+        self._refusal: BadRequest | None = None  # of the next request, once the responses before it are complete
         self._parse_handle: asyncio.Handle | None = None
         self._header_timer: asyncio.TimerHandle | None = None
         self._drain_timer: asyncio.TimerHandle | None = None
@@ -73,67 +89,155 @@ class LimitedConnection(H11Protocol):
         self._start_header_timer()
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
+        self._unparsed += data
+        if self._parse_handle is None:
+            self._parse()
         self._update_timers(len(data))
 
-    def handle_events(self) -> None:
-        """Parse the received bytes, MAX_EVENTS_AT_ONCE events at a time; reading pauses until all are parsed."""
-        self._parser.events_left = MAX_EVENTS_AT_ONCE
-        super().handle_events()
-        if self.transport.is_closing():
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._unset_keepalive_if_required()  # not for each line break between requests
+        self._part = Part.HEADERS
+
+    def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade():
             return
-        if self._parser.events_left > 0:
-            self._flow.resume_after_parsing()
-        elif self._parse_handle is None:
-            self._flow.pause_for_parsing()
-            self._parse_handle = self.loop.call_soon(self._parse_rest)
+        self.scope["method"] = self.parser.get_method().decode()
+        self._body_bytes_left = _body_bytes(self.headers, self.parser.get_http_version())
+        target = self.url
+        if not target.startswith(b"/"):
+            self.url = b"/"  # uvicorn would drop the host of an absolute target, which AbsoluteTargetMiddleware reads
+        super().on_headers_complete()
+        if target != self.url:
+            raw_path, _, query = target.partition(b"?")
+            path = unquote(raw_path.decode("ascii"))
+            self.scope.update({"path": path, "raw_path": raw_path, "query_string": query})
+        self._part = Part.BODY
+
+    def on_body(self, body: bytes) -> None:
+        super().on_body(body)
+        self._body_bytes_left -= len(body)
+
+    def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
+        super().on_message_complete()
+        self._part, self._header_bytes, self._body_bytes_left = Part.NOTHING, 0, 0
 
     def on_response_complete(self) -> None:
+        self._running = None
         super().on_response_complete()
+        if self._running is None and self._refusal is not None and not self.transport.is_closing():
+            self._refuse(self._refusal)
+        elif self._unparsed and self._parse_handle is None:
+            self._parse_handle = self.loop.call_soon(self._parse_rest)
         self._update_timers(0)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timers()
         self._unset_keepalive_if_required()
-        if self.cycle is not None and not self.cycle.response_complete and (record := record_of(self.cycle.scope)):
-            record.end("client_disconnected", CLIENT_CLOSED_REQUEST)
+        if self._running is not None:
+            if record := record_of(self._running.scope):
+                record.end("client_disconnected", CLIENT_CLOSED_REQUEST)
+            self._running.disconnected = True  # uvicorn sets that of the newest request, which may wait for this one
+            self._running.message_event.set()
         super().connection_lost(exc)
 
-    def send_400_response(self, msg: str) -> None:  # noqa: ARG002  # uvicorn's text has no details
-        """Respond to invalid HTTP: a malformed request, or malformed chunks of a body."""
-        error = BadRequest(self._parser.refusal or "The request is not valid HTTP/1.1; the server stopped reading it.")
-        if self.cycle is None or self.cycle.response_complete:
-            self._refuse(error)
-        else:
-            self._abort_cycle(error)
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def _should_upgrade(self) -> bool:
         """False: the service has no websockets and ignores the header (RFC 9110, 7.8)."""
         return False
 
+    def _parse(self) -> None:
+        """Parse some of the received bytes. Reading pauses until all are parsed.
+
+        Requests that the client sends without waiting are parsed when the responses before them are complete.
+        """
+        if self.pipeline or (self._running is not None and self._part is Part.NOTHING):
+            self._flow.pause_for_parsing()
+            return
+        size = max(MAX_PARSED_AT_ONCE, self._body_bytes_left)
+        part, self._unparsed = self._unparsed[:size], self._unparsed[size:]
+        try:
+            self.parser.feed_data(part)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._parse_without_upgrade(part[upgrade.args[0] :])
+            return
+        except httptools.HttpParserError as error:
+            self._on_invalid_http(error)
+            return
+        if self._part is Part.HEADERS:
+            self._header_bytes += len(part)
+            if self._header_bytes > MAX_HEADER_BYTES:
+                self._on_invalid_http(BadRequest(f"The request headers have more than {MAX_HEADER_BYTES:,} bytes."))
+                return
+        if not self._unparsed:
+            self._flow.resume_after_parsing()
+        else:
+            self._flow.pause_for_parsing()
+            self._parse_handle = self.loop.call_soon(self._parse_rest)
+
+    def _new_parser(self) -> httptools.HttpRequestParser:
+        """A parser that reads all headers of a request with two lengths, for its line in the log.
+
+        `_body_bytes` refuses such a request.
+        """
+        parser = httptools.HttpRequestParser(self)
+        parser.set_dangerous_leniencies(lenient_data_after_close=True, lenient_chunked_length=True)
+        return parser
+
+    def _parse_without_upgrade(self, rest: bytes) -> None:
+        """Parse the request again without its header `Upgrade`, after which llhttp reads no body and no request."""
+        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        if method == b"CONNECT":
+            self._on_invalid_http(BadRequest("The service is no proxy: it has no method CONNECT."))
+            return
+        headers = (b"%b: %b\r\n" % (name, value) for name, value in self.headers if name != b"upgrade")
+        head = b"%b %b HTTP/%b\r\n%b\r\n" % (method, self.url, version, b"".join(headers))
+        self.parser = self._new_parser()
+        self._part, self._header_bytes, self._unparsed = Part.NOTHING, 0, head + rest + self._unparsed
+        self._parse()
+
     def _parse_rest(self) -> None:
         self._parse_handle = None
         if not self.transport.is_closing():
-            self.handle_events()
+            self._parse()
             self._update_timers(0)
+
+    def _on_invalid_http(self, error: Exception) -> None:
+        """Respond to a malformed request, or to malformed chunks of a body."""
+        self._unparsed = b""
+        cause = error.__context__ if isinstance(error, httptools.HttpParserCallbackError) else error
+        refusal = cause if isinstance(cause, BadRequest) else BadRequest(INVALID_HTTP)
+        if self._running is None:
+            self._refuse(refusal)
+        elif self._part is Part.BODY and self._running is self.cycle:
+            self._abort_cycle(refusal)
+        else:
+            self._refusal = refusal
+            self._flow.pause_for_parsing()
 
     def _update_timers(self, received_bytes: int) -> None:
         """Run the timer for what the connection awaits: request headers, the rest of a body, or nothing."""
         if self.transport.is_closing():
             self._stop_timers()
             return
-        is_idle = self.conn.their_state is h11.IDLE
-        if not is_idle:
+        is_answered = self._running is None
+        if not is_answered or self._part is Part.BODY:
             self._stop_header_timer()
         elif self._header_timer is None:
             self._await_request()
-        if self.conn.their_state is h11.SEND_BODY and self.cycle is not None and self.cycle.response_complete:
+        if self._part is Part.BODY and is_answered:
+            self._unset_keepalive_if_required()  # uvicorn starts it with the response, also before the rest of a body
             self._drain(received_bytes)
         elif self._drain_pace is not None:
             self._stop_draining()
 
     def _await_request(self) -> None:
-        if self.conn.trailing_data[0]:
+        if self._part is Part.HEADERS:
             self._start_header_timer()
         elif self.timeout_keep_alive_task is None:  # uvicorn starts it after a response, not after the rest of a body
             self.timeout_keep_alive_task = self.loop.call_later(
@@ -147,7 +251,7 @@ class LimitedConnection(H11Protocol):
         self._header_timer = None
         if self.transport.is_closing():
             return
-        if self.conn.trailing_data[0]:
+        if self._part is Part.HEADERS:
             seconds = self._settings.header_timeout_seconds
             self._refuse(RequestTimeout(f"The request headers were not complete after {seconds:g} s."), seconds)
         else:
@@ -171,16 +275,15 @@ class LimitedConnection(H11Protocol):
 
     def _refuse(self, error: TuneryError, waited_seconds: float = 0.0) -> None:
         """Respond to and log a request that did not reach the application, and close the connection."""
-        request = self._parser.refused
-        headers = list(request.headers) if request else []
-        record = RequestRecord(request_id_of(headers))
+        has_head = self._part is not Part.NOTHING
+        record = RequestRecord(request_id_of(self.headers if has_head else ()))
         record.started_at -= waited_seconds
         record.end("request_timeout" if isinstance(error, RequestTimeout) else "invalid_request", error.status)
         record.bytes_out = self._write_error(error, record.request_id)
         scope: dict[str, Any] = {"client": self.client}
-        if request:
-            path, _, query = request.target.partition(b"?")
-            scope |= {"method": request.method.decode(), "path": path.decode(), "query_string": query}
+        if has_head and "method" in self.scope:  # its headers are complete
+            path, _, query = self.url.partition(b"?")
+            scope |= {"method": self.scope["method"], "path": path.decode("latin-1"), "query_string": query}
         log_request(scope, record)
         observe_request(scope, record)
 
@@ -201,15 +304,10 @@ class LimitedConnection(H11Protocol):
         headers = [*self.server_state.default_headers, *response.raw_headers, (b"x-request-id", request_id.encode())]
         if not isinstance(error, RequestTimeout):  # which has this header already
             headers.append((b"connection", b"close"))
-        body = bytes(response.body)
-        for event in (
-            h11.Response(status_code=error.status, headers=headers, reason=HTTPStatus(error.status).phrase),
-            h11.Data(data=body),
-            h11.EndOfMessage(),
-        ):
-            self.transport.write(self.conn.send(event) or b"")
+        lines = [STATUS_LINE[error.status], *(b"%b: %b\r\n" % header for header in headers), b"\r\n"]
+        self.transport.write(b"".join(lines) + response.body)
         self.transport.close()
-        return len(body)
+        return len(response.body)
 
     def _stop_timers(self) -> None:
         self._stop_header_timer()
@@ -248,39 +346,26 @@ class _PausableFlow(FlowControl):
             self._transport.pause_reading()
 
 
-class _StrictParser(h11.Connection):
-    """Refuses a request with an ambiguous length, and stops after `events_left` events.
+def _body_bytes(headers: list[tuple[bytes, bytes]], http_version: str) -> int:
+    """The length of the body, 0 for one in chunks. Raises BadRequest if the length or the host is ambiguous.
 
     A proxy that reads the length differently would treat the rest of one request as the next one: request smuggling
     (RFC 9112, 6.1 and 11.2).
     """
-
-    refused: h11.Request | None = None
-    refusal: str | None = None
-    events_left = MAX_EVENTS_AT_ONCE
-
-    def next_event(self) -> Any:
-        if self.events_left <= 0:
-            return h11.NEED_DATA
-        event = super().next_event()
-        if event is not h11.NEED_DATA:
-            self.events_left -= 1
-        if type(event) is h11.Request and (refusal := _ambiguous_length(event)):
-            self.refused, self.refusal = event, refusal
-            raise h11.RemoteProtocolError(refusal)
-        return event
-
-
-def _ambiguous_length(request: h11.Request) -> str | None:
-    """Why the length of the body is ambiguous; None if it is not."""
-    names = [name for name, _ in request.headers]
-    if b"transfer-encoding" not in names:
-        return None
-    if b"content-length" in names:
-        return "The request has both Content-Length and Transfer-Encoding; send one of them."
-    if request.http_version < b"1.1":
-        return "The request has a Transfer-Encoding, which HTTP/1.0 does not support; send a Content-Length."
-    return None
+    if sum(len(name) + len(value) for name, value in headers) > MAX_HEADER_BYTES:
+        raise BadRequest(f"The request headers have more than {MAX_HEADER_BYTES:,} bytes.")
+    given = dict(headers)
+    if http_version == "1.1" and sum(name == b"host" for name, _ in headers) != 1:
+        raise BadRequest("The request has no Host header, or several; HTTP/1.1 requires one.")
+    if b"transfer-encoding" not in given:
+        return int(given.get(b"content-length", 0))
+    if b"content-length" in given:
+        raise BadRequest("The request has both Content-Length and Transfer-Encoding; send one of them.")
+    if http_version != "1.1":
+        raise BadRequest("The request has a Transfer-Encoding, which HTTP/1.0 does not support; send a Content-Length.")
+    if given[b"transfer-encoding"].lower() != b"chunked":
+        raise BadRequest("The only Transfer-Encoding that the server supports is chunked.")
+    return 0
 
 
 def _limit_unacknowledged(transport: asyncio.Transport, seconds: float) -> None:

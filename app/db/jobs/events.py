@@ -1,4 +1,4 @@
-"""Events of jobs. The number of an event is taken from the job's row, in the UPDATE that the event reports."""
+"""Events and trainer logs of jobs. Never commits."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import insert, select, text
+from sqlalchemy import delete, func, insert, select, text
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import Session
 
 from app.db.ids import new_id
-from app.db.tables import Job, JobEvent
+from app.db.tables import Job, JobEvent, JobLog
 from app.db.tables.base import core_table
 from app.domain.jobs.step_metrics import Point
 
@@ -179,3 +180,51 @@ def all_metrics(session: Session, job_id: str) -> list[dict[str, Any]]:
         select(JobEvent.data).where(JobEvent.job_id == job_id, JobEvent.type == "metrics").order_by(JobEvent.seq)
     ).scalars()
     return [data for _, data in sorted({int(data["step"]): data for data in rows}.items())]
+
+
+def last_start_data(session: Session, job_id: str) -> dict[str, Any] | None:
+    """The data of the last event about a started trainer: device, versions, counts of the dataset."""
+    return session.scalar(
+        select(JobEvent.data)
+        .where(JobEvent.job_id == job_id, JobEvent.type == "message", JobEvent.data.has_key("versions"))
+        .order_by(JobEvent.seq.desc())
+        .limit(1)
+    )
+
+
+def last_metrics_data(session: Session, job_id: str) -> dict[str, Any] | None:
+    return session.scalar(
+        select(JobEvent.data)
+        .where(JobEvent.job_id == job_id, JobEvent.type == "metrics")
+        .order_by(JobEvent.seq.desc())
+        .limit(1)
+    )
+
+
+MAX_LOGS = 3
+
+
+def put_log(session: Session, job_id: str, project_id: str, attempt: int, text: str, cut_bytes: int) -> None:
+    """Replace the log of an attempt. It needs no lease: only this attempt writes the row, and nothing depends on it."""
+    row = {"job_id": job_id, "attempt": attempt, "project_id": project_id, "text": text, "cut_bytes": cut_bytes}
+    new = {"text": text, "cut_bytes": cut_bytes, "updated_at": func.clock_timestamp()}
+    session.execute(
+        postgresql.insert(JobLog)
+        .values(**row)
+        .on_conflict_do_update(index_elements=[JobLog.job_id, JobLog.attempt], set_=new)
+    )
+    kept = select(JobLog.attempt).where(JobLog.job_id == job_id).order_by(JobLog.attempt.desc()).limit(MAX_LOGS)
+    session.execute(delete(JobLog).where(JobLog.job_id == job_id, JobLog.attempt.not_in(kept)))
+
+
+def newest_log(session: Session, job_id: str, attempt: int | None = None) -> JobLog | None:
+    """The log of an attempt, or of the last attempt that has one."""
+    query = select(JobLog).where(JobLog.job_id == job_id).order_by(JobLog.attempt.desc()).limit(1)
+    if attempt is not None:
+        query = query.where(JobLog.attempt == attempt)
+    return session.scalar(query)
+
+
+def attempts_with_log(session: Session, job_id: str) -> list[int]:
+    """The attempts that have a log, oldest first."""
+    return list(session.scalars(select(JobLog.attempt).where(JobLog.job_id == job_id).order_by(JobLog.attempt)))

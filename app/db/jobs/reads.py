@@ -6,21 +6,101 @@ all, with filters.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
-from sqlalchemy import ColumnElement, Row, Select, and_, bindparam, case, exists, func, or_, select, true
+from sqlalchemy import (
+    ColumnElement,
+    Float,
+    Row,
+    Select,
+    and_,
+    bindparam,
+    case,
+    exists,
+    func,
+    literal,
+    or_,
+    select,
+    true,
+    tuple_,
+)
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.orm import Session, aliased
 
 from app.db.fast_reads.keys import KEY
 from app.db.fast_reads.pool import AsyncConnections
-from app.db.jobs.job_order import JobColumn, is_after, order_by
-from app.db.tables import Checkpoint, Delivery, DeliveryTarget, File, Job, JobEvent, QueuePlace
+from app.db.tables import Attempt, Checkpoint, Delivery, DeliveryTarget, File, Job, JobEvent, QueuePlace
 from app.db.tables.base import core_table
 from app.domain.jobs.states import JobState
+
+JobColumn = Literal["created_at", "name", "status", "model", "progress", "train_loss", "valid_loss", "duration"]
+
+Key = ColumnElement[Any]
+
+
+def order_by(column: JobColumn, is_ascending: bool) -> list[ColumnElement[Any]]:
+    """Jobs without the value are last in both directions."""
+    keys = [Job.seq] if column == "created_at" else [_key(Job, column, is_ascending), Job.seq]
+    return [key.asc() if is_ascending else key.desc() for key in keys]
+
+
+def is_after(column: JobColumn, is_ascending: bool, last: Job) -> ColumnElement[bool]:
+    """Whether a job follows `last` in this order."""
+    if column == "created_at":
+        return Job.seq > last.seq if is_ascending else Job.seq < last.seq
+    row = tuple_(_key(Job, column, is_ascending), Job.seq)
+    cursor = aliased(Job)
+    key_of_last = select(_key(cursor, column, is_ascending)).where(cursor.id == last.id).scalar_subquery()
+    place_of_last = tuple_(key_of_last, literal(last.seq))
+    return row > place_of_last if is_ascending else row < place_of_last
+
+
+def _key(job: type[Job], column: JobColumn, is_ascending: bool) -> Key:
+    if column in ("name", "status", "model"):
+        return cast(Key, TEXT_KEYS[column](job))
+    return func.coalesce(NUMBER_KEYS[column](job), literal(math.inf if is_ascending else -math.inf, Float))
+
+
+def _progress(job: type[Job]) -> Key:
+    done, total = (job.progress[name].as_float() for name in ("step", "total_steps"))
+    return case((job.state == JobState.SUCCEEDED, 1.0), else_=done / func.nullif(total, 0))
+
+
+def _train_loss(job: type[Job]) -> Key:
+    """Of the last step."""
+    loss = select(JobEvent.data["train_loss"].as_float()).where(JobEvent.job_id == job.id, JobEvent.type == "metrics")
+    return loss.order_by(JobEvent.seq.desc()).limit(1).correlate(job).scalar_subquery()
+
+
+def _valid_loss(job: type[Job]) -> Key:
+    """Of the best checkpoint."""
+    loss = func.min(Checkpoint.metrics["full_valid_loss"].as_float())
+    return select(loss).where(Checkpoint.job_id == job.id).correlate(job).scalar_subquery()
+
+
+def _seconds(job: type[Job]) -> Key:
+    """Of the training attempts, of a running one until now; NULL before the first one."""
+    seconds = func.extract("epoch", func.sum(func.coalesce(Attempt.ended_at, func.now()) - Attempt.started_at))
+    of_trainings = select(seconds.cast(Float)).where(Attempt.job_id == job.id, Attempt.kind == "train")
+    return of_trainings.correlate(job).scalar_subquery()
+
+
+TEXT_KEYS: dict[str, Callable[[type[Job]], Any]] = {
+    "name": lambda job: func.lower(func.coalesce(job.suffix, job.id)),
+    "status": lambda job: job.state,
+    "model": lambda job: job.base_model,
+}
+NUMBER_KEYS: dict[str, Callable[[type[Job]], Key]] = {
+    "progress": _progress,
+    "train_loss": _train_loss,
+    "valid_loss": _valid_loss,
+    "duration": _seconds,
+}
+
 
 Query = TypeVar("Query", bound=Select[*tuple[Any, ...]])
 
@@ -52,37 +132,30 @@ POSITION = func.coalesce(
 PLACE = (QueuePlace.expected_start_at, QueuePlace.waiting_for, case((IS_QUEUED, POSITION)).label("queue_position"))
 
 # Everything that a response contains, of the job and of the rows that belong to it.
-JOB: Select[*tuple[Any, ...]] = (
-    select(
-        *core_table(Job).c,
-        Job.training_seconds.label("training_seconds"),
-        Job.attempt_started_at.label("attempt_started_at"),
-        DELIVERIES.label("deliveries"),
-        Checkpoint.file_ids.label("adapter_file_ids"),
-        Checkpoint.manifest["compatibility"].label("manifest_compatibility"),
-        *PLACE,
-    )
-    .select_from(Job)
-    .outerjoin(QueuePlace, and_(QueuePlace.job_id == Job.id, IS_QUEUED))
-    .outerjoin(Checkpoint, Checkpoint.name == Job.fine_tuned_model)
+COLUMNS = (
+    *core_table(Job).c,
+    Job.training_seconds.label("training_seconds"),
+    Job.attempt_started_at.label("attempt_started_at"),
+    DELIVERIES.label("deliveries"),
+    Checkpoint.file_ids.label("adapter_file_ids"),
+    Checkpoint.manifest["compatibility"].label("manifest_compatibility"),
+    *PLACE,
 )
 # Only what changes whenever the job changes: the cost of a 304 response.
-VERSION: Select[*tuple[Any, ...]] = (
-    select(Job.id, Job.version, Job.state, Job.event_seq, *PLACE)
-    .select_from(Job)
-    .outerjoin(QueuePlace, and_(QueuePlace.job_id == Job.id, IS_QUEUED))
-)
+VERSION_COLUMNS = (Job.id, Job.version, Job.state, Job.event_seq, *PLACE)
+# The key with this secret, and the job of its project: the columns of the job are NULL if there is none.
+OF_KEY = KEY.outerjoin(Job, and_(Job.project_id == KEY.c.project_id, Job.id == bindparam("job_id")))
 
 
-def _by_key(query: Select[*tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:
-    """The key with this secret, and the job `job_id` of its project: its columns are NULL if there is none."""
-    job = query.where(Job.project_id == KEY.c.project_id, Job.id == bindparam("job_id")).lateral("job")
-    columns = (column for column in job.c if column.name not in KEY.c)
-    return select(*KEY.c, *columns).select_from(KEY.outerjoin(job, true()))
+def _select(columns: Iterable[Any], source: Any) -> Select[*tuple[Any, ...]]:
+    query = select(*columns).select_from(source).outerjoin(QueuePlace, and_(QueuePlace.job_id == Job.id, IS_QUEUED))
+    return query.outerjoin(Checkpoint, Checkpoint.name == Job.fine_tuned_model)
 
 
-# For `app.db.fast_reads.keys.fetch_with_key`.
-JOB_BY_KEY, VERSION_BY_KEY = _by_key(JOB), _by_key(VERSION)
+JOB, VERSION = _select(COLUMNS, Job), _select(VERSION_COLUMNS, Job)
+ONE_JOB = JOB.where(Job.id == bindparam("job_id"))
+# For `app.db.fast_reads.keys.fetch_with_key`. psycopg parses a statement of more than 4,096 characters each time.
+JOB_BY_KEY, VERSION_BY_KEY = _select((*KEY.c, *COLUMNS), OF_KEY), _select((*KEY.c, *VERSION_COLUMNS), OF_KEY)
 
 SEQ_OF_EVENT = select(JobEvent.seq).where(JobEvent.job_id == bindparam("job_id"), JobEvent.id == bindparam("event_id"))
 NEXT_EVENTS = (
@@ -125,7 +198,7 @@ class JobFilter:
 
 def get(session: Session, job_id: str) -> Row[*tuple[Any, ...]]:
     """The row of JOB of a job that exists."""
-    return session.execute(JOB.where(Job.id == job_id)).one()
+    return session.execute(ONE_JOB, {"job_id": job_id}).one()
 
 
 def find_last(session: Session, project_id: str | None, job_id: str) -> Job | None:

@@ -129,19 +129,6 @@ def write_positions(session: Session, placed: Sequence[JobForecast]) -> int:
     return len(moved)
 
 
-def get_positions(session: Session, job_ids: Sequence[str]) -> dict[str, QueuePlace]:
-    """The queue places of jobs, by job id. A job that is not in the forecast yet counts as the last one."""
-    if not job_ids:
-        return {}
-    places = {
-        place.job_id: place for place in session.scalars(select(QueuePlace).where(QueuePlace.job_id.in_(job_ids)))
-    }
-    if missing := set(job_ids) - places.keys():
-        last = 1 + (session.scalar(select(func.max(QueuePlace.position))) or 0)
-        places |= {job_id: QueuePlace(job_id=job_id, position=last) for job_id in missing}
-    return places
-
-
 def append_wait_events(session: Session, delay_seconds: float) -> int:
     """Append an event to each job that no live worker can take, or that waits for a whole GPU, for `delay_seconds`.
 

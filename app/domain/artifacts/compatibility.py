@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from functools import lru_cache
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
+from pydantic_core import to_json
 
 from app.domain.artifacts.engines import (
     RELEASES,
@@ -104,21 +104,21 @@ def compatibility(lora: LoraSpec, job_id: str, of_base: Collection[Feature] = ()
     )
 
 
-def job_compatibility(spec: dict[str, Any], job_id: str) -> Compatibility:
+def job_compatibility(spec: dict[str, Any], job_id: str) -> dict[str, Any]:
     """The compatibility of the adapter that a job with this stored spec makes."""
-    engines = _compatibility_of_lora(json.dumps(spec["lora"]))
+    engines = _compatibility_of_lora(to_json(spec["lora"]))
     exports = {
-        engine: entry.model_copy(update={"instead": _merged_export(job_id, Engine[engine.upper()])})
-        for engine, entry in engines
-        if entry.instead
+        engine: entry | {"instead": _merged_export(job_id, Engine[engine.upper()]).model_dump(mode="json")}
+        for engine, entry in engines.items()
+        if entry["instead"]
     }
-    return engines.model_copy(update=exports)
+    return engines | exports
 
 
 @lru_cache(maxsize=1024)  # most jobs share few settings
-def _compatibility_of_lora(lora_json: str) -> Compatibility:
+def _compatibility_of_lora(lora_json: bytes) -> dict[str, Any]:
     """The entries by engine; `instead`, where there is one, names no job."""
-    return compatibility(LoraSpec.model_validate_json(lora_json), job_id="")
+    return compatibility(LoraSpec.model_validate_json(lora_json), job_id="").model_dump(mode="json")
 
 
 def _merged_export(job_id: str, engine: Engine) -> MergedExport:

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from app.db.jobs import checkpoints, events, logs
+from app.db.jobs import checkpoints, events
 from app.db.jobs.events import LossCurve
 from app.db.tables import Attempt, Checkpoint, JobEvent, JobLog
 from app.domain.jobs.step_metrics import downsample
@@ -81,9 +81,9 @@ def attempts(session: Session, project_id: str, job_id: str) -> list[Attempt]:
 def log(session: Session, project_id: str, job_id: str, attempt: int | None) -> JobLog | None:
     """The log of an attempt; without `attempt` the newest log, or None if there is none. Raises NotFound."""
     job = jobs.get(session, project_id, job_id)
-    job_log = logs.newest(session, job.id, attempt)
+    job_log = events.newest_log(session, job.id, attempt)
     if job_log is None and attempt is not None:
-        available = ", ".join(map(str, logs.attempts_with_log(session, job.id))) or "none"
+        available = ", ".join(map(str, events.attempts_with_log(session, job.id))) or "none"
         raise NotFound(
             f"attempt: there is no log of attempt {attempt}; attempts of this job with a log: {available}", "attempt"
         )

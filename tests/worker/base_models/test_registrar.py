@@ -13,7 +13,7 @@ from sqlalchemy import func, update
 
 from app.db.base_models import models, registrations
 from app.db.engine import transaction
-from app.db.jobs import lost_rows
+from app.db.jobs import lost_workers
 from app.db.tables import BaseModelRegistration
 from app.services.base_models import base_models
 from app.settings import Settings
@@ -206,6 +206,6 @@ def test_a_lost_worker_is_replaced_three_times(resources: Resources, model_direc
         with transaction(resources.sessions) as session:
             assert registrations.claim(session, OWNER, ttl_seconds=10.0)
             session.execute(update(BaseModelRegistration).values(lease_expires_at=func.clock_timestamp()))
-            [reaped] = lost_rows.reap_expired(session, BaseModelRegistration, 0.0, 0.0, 3)
+            [reaped] = lost_workers.reap_expired(session, BaseModelRegistration, 0.0, 0.0, 3)
         assert (reaped.id, reaped.state) == (registration_id, expected)
     assert reaped.error_code == "worker_lost"

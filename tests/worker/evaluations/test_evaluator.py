@@ -16,7 +16,7 @@ from sqlalchemy import func, update
 
 from app.db.engine import transaction
 from app.db.files import files
-from app.db.jobs import evaluations, lost_rows
+from app.db.jobs import evaluations, lost_workers
 from app.db.tables import BaseModelRow, Evaluation, Job
 from app.domain.evaluations.graders import CreateEvaluation
 from app.domain.evaluations.states import EvaluationErrorCode
@@ -407,7 +407,7 @@ class TestLeases:
             evaluations.claim(session, "a#1", 60)
             expired = func.clock_timestamp() - func.make_interval(0, 0, 0, 0, 0, 0, 60)
             session.execute(update(Evaluation).values(lease_expires_at=expired))
-            assert [row.id for row in lost_rows.reap_expired(session, Evaluation, 0, 0, 3)] == [evaluation.id]
+            assert [row.id for row in lost_workers.reap_expired(session, Evaluation, 0, 0, 3)] == [evaluation.id]
         assert (read(harness, evaluation).state, read(harness, evaluation).crash_streak) == ("queued", 1)
 
     def test_a_new_incarnation_of_the_slot_takes_it_back(self, harness: WorkerHarness, ask: Ask) -> None:

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from app.db.engine import transaction
 from app.db.files import files
-from app.db.jobs import exports, leased_rows, lost_rows
+from app.db.jobs import exports, leased_rows, lost_workers
 from app.db.jobs.claims import FencedError, Lease
 from app.db.scheduling import workers
 from app.db.tables import BaseModelRow, Export, Job
@@ -390,7 +390,7 @@ class TestRetries:
             self.claim(harness, OWNER)
             with transaction(harness.sessions) as session:
                 session.execute(update(Export).values(lease_expires_at=text("clock_timestamp() - interval '1 hour'")))
-                lost_rows.reap_expired(session, Export, 0, 0, 3)
+                lost_workers.reap_expired(session, Export, 0, 0, 3)
         assert (read(harness, export).state, read(harness, export).error_code) == ("failed", "worker_lost")
 
     def test_a_restarted_slot_reaps_the_export_of_its_previous_incarnation(

@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import Engine, NullPool, create_engine, text
 
 from app.db.engine import transaction
-from app.db.jobs import claims, expired_leases, jobs
+from app.db.jobs import claims, jobs, lost_workers
 from app.db.jobs.claims import Lease
 from app.db.tables import Job
 from app.domain.jobs.states import Reason
@@ -194,8 +194,8 @@ class TestFencing:
         thread = harness.start_next_job(plan)
         pid = step_log.pid()
         with transaction(harness.sessions) as session:
-            (held,) = expired_leases.held_by_previous_incarnation(session, "gpu0@test", "gpu0@test#2")
-            expired_leases.reap(session, held, 0, 3)
+            (held,) = lost_workers.held_by_previous_incarnation(session, "gpu0@test", "gpu0@test#2")
+            lost_workers.reap(session, held, 0, 3)
         harness.claim("gpu1@test#1")
         event_count = len(harness.events(job))
         thread.join(10)
@@ -210,8 +210,8 @@ class TestFencing:
         thread = harness.start_next_job(plan)
         step_log.pid()
         with transaction(harness.sessions) as session:
-            (held,) = expired_leases.held_by_previous_incarnation(session, "gpu0@test", "gpu0@test#2")
-            expired_leases.reap(session, held, 0, 3)
+            (held,) = lost_workers.held_by_previous_incarnation(session, "gpu0@test", "gpu0@test#2")
+            lost_workers.reap(session, held, 0, 3)
         until(lambda: harness.run_next_job(plan, "gpu0@test#2"), "the second attempt")
         thread.join(10)
         assert harness.job(job).state == "succeeded"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from app.db.engine import transaction
-from app.db.jobs import logs
+from app.db.jobs import events
 from app.db.tables.jobs import MAX_LOG_BYTES
 from tests.deadline import until
 from tests.worker.fake_trainer import TrainerPlan
@@ -16,7 +16,7 @@ from worker.jobs.trainer_log import LogPublisher, read_log_tail
 
 def published(harness: WorkerHarness, job_id: str) -> str | None:
     with transaction(harness.sessions) as session:
-        log = logs.newest(session, job_id)
+        log = events.newest_log(session, job_id)
         return None if log is None else log.text
 
 

@@ -13,7 +13,7 @@ from sqlalchemy import func, select, update
 
 from app.db.deliveries import deliveries
 from app.db.engine import transaction
-from app.db.jobs import checkpoints, expired_leases
+from app.db.jobs import checkpoints, lost_workers
 from app.db.tables import Delivery, File, Job, RetentionRule, WebhookDelivery
 from app.db.webhooks import deliveries as webhook_deliveries
 from app.domain.operations.retention import RetentionKind
@@ -96,8 +96,8 @@ class TestStepDetector:
 
 def set_server_clock(harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch, step_seconds: float) -> None:
     """What an hour's step of PostgreSQL's clock is to the reconciler: other times, and leases as much nearer."""
-    read = expired_leases.server_clock_seconds
-    monkeypatch.setattr(expired_leases, "server_clock_seconds", lambda session: read(session) + step_seconds)
+    read = lost_workers.server_clock_seconds
+    monkeypatch.setattr(lost_workers, "server_clock_seconds", lambda session: read(session) + step_seconds)
     with transaction(harness.sessions) as session:
         moved = Job.lease_expires_at - timedelta(seconds=step_seconds)
         session.execute(update(Job).where(Job.lease_owner.is_not(None)).values(lease_expires_at=moved))
@@ -180,7 +180,7 @@ def test_a_job_goes_on_while_the_host_s_clock_is_set(
     assert (done.state, done.attempt) == ("succeeded", 2)
     assert done.progress is not None
     with transaction(harness.sessions) as session:  # by PostgreSQL's clock
-        assert abs(done.progress["estimated_finish"] - expired_leases.server_clock_seconds(session)) < HOUR / 2
+        assert abs(done.progress["estimated_finish"] - lost_workers.server_clock_seconds(session)) < HOUR / 2
 
 
 @STEPS

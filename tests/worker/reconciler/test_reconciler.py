@@ -15,7 +15,7 @@ from sqlalchemy import text, update
 
 from app.db.engine import transaction
 from app.db.files import files
-from app.db.jobs import checkpoints, claims, expired_leases
+from app.db.jobs import checkpoints, claims, lost_workers
 from app.db.operations import status
 from app.db.scheduling import workers
 from app.db.tables import File, Job, Worker
@@ -343,7 +343,7 @@ def test_a_round_runs_every_step(harness: WorkerHarness) -> None:
     assert reconciler.round() is True
     assert harness.job(job).state == "queued"
     with transaction(harness.sessions) as session:
-        assert expired_leases.count_held(session) == 0
+        assert lost_workers.count_held(session) == 0
 
 
 @pytest.mark.parametrize("error", [errno.EIO, errno.EROFS, errno.ESTALE])

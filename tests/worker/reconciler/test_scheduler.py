@@ -7,7 +7,7 @@ from sqlalchemy import func, text, update
 
 from app.db.engine import transaction
 from app.db.jobs import claims
-from app.db.scheduling import queue_positions, workers
+from app.db.scheduling import workers
 from app.db.tables import Job, QueuePlace
 from app.domain.scheduling.worker_capacity import worker_capacity
 from tests.deadline import until
@@ -39,7 +39,7 @@ def update_job(harness: WorkerHarness, job: Job, **columns: object) -> None:
 
 def queue_position(harness: WorkerHarness, job: Job) -> QueuePlace:
     with transaction(harness.sessions) as session:
-        return queue_positions.get_positions(session, [job.id])[job.id]
+        return session.get_one(QueuePlace, job.id)
 
 
 class TestPreemption:

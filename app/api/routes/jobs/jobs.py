@@ -122,11 +122,11 @@ def resume_job(job_id: str, caller: CallerDep, session: SessionDep, app_state: A
 
 def create(
     app_state: AppState, session: Session, caller: Caller, body: dict[str, Any], original: Job | None = None
-) -> JobBody:
+) -> dict[str, Any]:
     notifier, settings = app_state.worker_notifier, app_state.settings
     job = jobs.create(session, notifier, caller.project_id, caller.is_admin, body, settings, original)
     return body_of(app_state, job)
 
 
-def body_of(app_state: AppState, row: JobRow) -> JobBody:
+def body_of(app_state: AppState, row: JobRow) -> dict[str, Any]:
     return JobBody.of_row(row, app_state.settings.organization)

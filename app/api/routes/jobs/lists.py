@@ -17,8 +17,7 @@ from app.api.schemas.jobs.jobs import JobBody
 from app.api.transport.etags import jobs_etag, json_response, not_modified
 from app.api.transport.file_response import matches_etag
 from app.api.transport.pagination import list_page
-from app.db.jobs.job_order import JobColumn
-from app.db.jobs.reads import JobFilter
+from app.db.jobs.reads import JobColumn, JobFilter
 from app.domain.error_text.json_text import as_json
 from app.domain.jobs.create_job import MAX_METADATA_PAIRS
 from app.domain.jobs.states import JobState

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from types import SimpleNamespace
-from typing import Annotated, Any, Literal, Self
+from datetime import datetime
+from functools import cache
+from typing import Any, Literal
 
-from pydantic import AfterValidator, AliasPath, Field
+from pydantic import Field
 
-from app.api.schemas.common import Body, ListBody, UnixTime, WarningBody
+from app.api.schemas.common import Body, ListBody, WarningBody, unix_seconds
 from app.api.schemas.deliveries import DeliveryOfJob
 from app.api.schemas.jobs.evaluations import EvaluationError
 from app.domain.artifacts.compatibility import Compatibility, job_compatibility
@@ -63,11 +64,11 @@ class Progress(Body):
     step: int
     """Optimizer steps done."""
     total_steps: int
-    epoch: float | None = None  # this field and the next two are null before the first step
+    epoch: float | None  # this field and the next two are null before the first step
     """Passes over the data, with a fraction."""
-    tokens_per_second: float | None = None
+    tokens_per_second: float | None
     """The recent speed."""
-    eta_seconds: float | None = None
+    eta_seconds: float | None
     """Seconds until the end."""
 
 
@@ -78,7 +79,7 @@ class AdapterOfJob(Body):
     """Ids of the files of the adapter."""
     archive_file_id: str
     """All files as one tar: this file, or `/adapter/archive` of the job."""
-    format: Literal["peft"] = "peft"
+    format: Literal["peft"]
     """PEFT's format."""
     sha256: str
     """SHA-256 of the archive."""
@@ -107,32 +108,31 @@ class EvaluationOfJob(Body):
 class FileOrigins(Body):
     """Where the job's files come from, if they were imported."""
 
-    training_file: FileOrigin | None = None
+    training_file: FileOrigin | None
     """The origin of the training file; null: it was not imported."""
-    validation_file: FileOrigin | None = None
+    validation_file: FileOrigin | None
     """The origin of the validation file; null: it was not imported, or there is none."""
 
 
 class JobBody(Body):
-    """Read by `of_row`: what depends on several columns is computed there, the rest stands in a column or the spec."""
-
+    # `of_row` computes what no column has; `validation_alias` is the name of a column that differs.
     id: str
-    object: Literal["fine_tuning.job"] = "fine_tuning.job"
-    created_at: UnixTime
-    started_at: UnixTime | None
+    object: Literal["fine_tuning.job"]
+    created_at: int
+    started_at: int | None
     """When training first started, in seconds since 1970; null until then."""
-    finished_at: UnixTime | None
+    finished_at: int | None
     """Seconds since 1970; null until the job has ended."""
-    training_seconds: Annotated[float, AfterValidator(lambda seconds: round(seconds, 1))]
+    training_seconds: float
     """The duration of the training attempts that have ended, without pauses and waits; a running attempt adds the time
     since `attempt_started_at`."""
-    attempt_started_at: UnixTime | None
+    attempt_started_at: int | None
     """When the running training attempt started, in seconds since 1970; null while none runs."""
     estimated_finish: int | None
     """Seconds since 1970, while the job runs."""
     model: str
     """The requested model: a base model, or the `ft:` model that the job trains further."""
-    model_alias: str | None = Field(None, validation_alias=AliasPath("spec", "model_alias"))
+    model_alias: str | None
     """The name in the request, if it is an alias of the base model; else null."""
     fine_tuned_model: str | None
     """The `ft:` name of the result, once the job has succeeded."""
@@ -148,23 +148,23 @@ class JobBody(Body):
     """The method with the resolved hyperparameters."""
     training_file: str = Field(validation_alias="training_file_id")
     validation_file: str | None = Field(validation_alias="validation_file_id")
-    file_origins: FileOrigins | None = Field(None, validation_alias=AliasPath("spec", "file_origins"))
+    file_origins: FileOrigins | None
     """Where its files come from, if they were imported from another service; else null."""
     result_files: list[str] = Field(validation_alias="result_file_ids")
     """The results file, a CSV with a row per step. The adapter's files are in `adapter`."""
     trained_tokens: int | None
     """Tokens that the model processed, in all epochs; null until the job has ended."""
-    seed: int = Field(validation_alias=AliasPath("spec", "seed"))
+    seed: int
     error: JobError | None
     """Why the job failed; null in every other state."""
-    integrations: list[Any] = Field([])
+    integrations: list[Any]
     """Empty."""
     metadata: dict[str, str] | None
     user_provided_suffix: str | None = Field(validation_alias="suffix")
     """The `suffix` of the request."""
-    lora: LoraSpec = Field(validation_alias=AliasPath("spec", "lora"))
-    quantization: QuantizationSpec | None = Field(validation_alias=AliasPath("spec", "quantization"))
-    sample_prompts: list[str] = Field([], validation_alias=AliasPath("spec", "sample_prompts"))
+    lora: LoraSpec
+    quantization: QuantizationSpec | None
+    sample_prompts: list[str]
     """Prompts that the model answers at every validation."""
     progress: Progress | None
     """The progress, from the start of training on."""
@@ -178,7 +178,7 @@ class JobBody(Body):
     """Whether a running job will be `paused` at its next step."""
     queue_position: int | None
     """The position over all projects, forecast every few seconds; 1 is next. Null unless the job is queued."""
-    expected_start: UnixTime | None = Field(validation_alias="expected_start_at")
+    expected_start: int | None = Field(validation_alias="expected_start_at")
     """A forecast, in seconds since 1970; null unless the job is queued and a live worker can run it."""
     waiting_for: str | None
     """What no live worker offers (a model, labels, memory), or that the job is too large for a slot and waits for a
@@ -210,30 +210,38 @@ class JobBody(Body):
     """Where its adapters were or are being delivered, oldest first."""
 
     @classmethod
-    def of_row(cls, row: Any, organization: str) -> Self:
-        """The body of a row of `app.db.jobs.reads.JOB`."""
-        columns = row._asdict()
+    def of_row(cls, row: Any, organization: str) -> dict[str, Any]:
+        """The body of a row of `app.db.jobs.reads.JOB`, without validation, which takes as long as the query."""
         spec = row.spec
         hyperparameters = spec["hyperparameters"]
         method = spec.get("method", "supervised")  # old rows have no method
         progress = row.progress or {}
         computed = {
+            "object": "fine_tuning.job",
+            "training_seconds": round(row.training_seconds, 1),
             "estimated_finish": _estimated_finish(row.state, progress),
             "model": spec.get("continued_from") or row.base_model,
+            "model_alias": spec.get("model_alias"),
             "organization_id": organization,
-            "hyperparameters": _of_model(LegacyHyperparameters, hyperparameters) if method == "supervised" else {},
+            "hyperparameters": _fields(LegacyHyperparameters, hyperparameters) if method == "supervised" else {},
             "method": {"type": method, method: {"hyperparameters": hyperparameters}},
+            "file_origins": _fields(FileOrigins, spec.get("file_origins")),
+            "seed": spec["seed"],
             "error": _error(row),
-            "progress": _of_model(Progress, progress) if progress else None,
+            "integrations": [],
+            "lora": spec["lora"],
+            "quantization": spec["quantization"],
+            "sample_prompts": spec.get("sample_prompts", []),
+            "progress": _fields(Progress, progress),
             "trained_steps": progress.get("step"),
             "total_steps": progress.get("total_steps"),
             "pause_requested": row.state == JobState.RUNNING and row.desired == Desired.PAUSE,
             "evaluation": _evaluation(row),
             "adapter": _adapter(row),
             "compatibility": row.manifest_compatibility or job_compatibility(spec, row.id),
-            "deliveries": row.deliveries or (),
+            "deliveries": row.deliveries or [],
         }
-        return cls.model_validate(SimpleNamespace(**{**columns, **computed}))
+        return {name: computed[name] if name in computed else _column(row, column) for name, column in _columns(cls)}
 
 
 class JobList(ListBody):
@@ -271,25 +279,37 @@ def _error(row: Any) -> dict[str, Any] | None:
 
 def _evaluation(row: Any) -> dict[str, Any] | None:
     if row.evaluation is not None:
-        return _of_model(EvaluationOfJob, row.evaluation)
+        return _fields(EvaluationOfJob, row.evaluation)
     requested = row.spec.get("evaluation")
     if requested is None or row.state in (JobState.FAILED, JobState.CANCELLED):
         return None
-    return {"status": "requested", "file": requested["file"]}
+    return _fields(EvaluationOfJob, {"status": "requested", "file": requested["file"]})
 
 
 def _adapter(row: Any) -> dict[str, Any] | None:
     if row.adapter_sha256 is None:
         return None
     return {
-        "files": row.adapter_file_ids or (),
+        "files": row.adapter_file_ids or [],
         "archive_file_id": row.adapter_archive_file_id,
+        "format": "peft",
         "sha256": row.adapter_sha256,
         "bytes": row.adapter_bytes,
         "base_model": row.base_model,
     }
 
 
-def _of_model(model: type[Body], values: Mapping[str, Any]) -> dict[str, Any]:
-    """The stored values that the model has."""
-    return {name: value for name, value in values.items() if name in model.model_fields}
+@cache
+def _columns(body: type[Body]) -> list[tuple[str, str]]:
+    """(field, column) of each field."""
+    return [(name, str(field.validation_alias or name)) for name, field in body.model_fields.items()]
+
+
+def _column(row: Any, name: str) -> Any:
+    value = getattr(row, name)
+    return unix_seconds(value) if isinstance(value, datetime) else value
+
+
+def _fields(body: type[Body], stored: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The fields of a body, of a stored object that may have more or fewer; None if it is empty."""
+    return {name: stored.get(name) for name in body.__pydantic_fields__} if stored else None

@@ -23,7 +23,7 @@ from uvicorn.server import ServerState
 
 from app.api.middleware.request_context import RequestContextMiddleware
 from app.api.transport import connection
-from app.api.transport.connection import MAX_EVENTS_AT_ONCE, LimitedConnection
+from app.api.transport.connection import MAX_HEADER_BYTES, MAX_PARSED_AT_ONCE, LimitedConnection
 from app.cli.local_stack import services
 from app.db.engine import make_engine, make_sessions, transaction
 from app.settings import Settings
@@ -362,11 +362,55 @@ class TestFraming:
             answers = received_until_closed(connection)
         assert answers.count(b"HTTP/1.1 200") == 5
 
+    def test_of_an_upgrade_with_a_body_keeps_the_body_and_the_next_request(self, served: Served) -> None:
+        upgrade = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "Content-Length: 1")
+        with closing(served.connect()) as connection:
+            connection.sendall(served.head("POST /v1/fine_tuning/jobs", *upgrade) + b"{" + served.head("GET /healthz"))
+            answers = received_until_closed(connection)
+        assert answers.startswith(b"HTTP/1.1 400")
+        assert b"JSON" in answers
+        assert answers.count(b"HTTP/1.1 200") == 1
+
+    def test_with_headers_of_more_than_16_kibibytes_is_refused(self, served: Served) -> None:
+        for complete in (False, True):
+            with closing(served.connect()) as connection:
+                connection.sendall(
+                    served.head("GET /healthz", f"X-Long: {'a' * MAX_HEADER_BYTES}")[: None if complete else -4]
+                )
+                answer = received_until_closed(connection)
+            assert answer.startswith(b"HTTP/1.1 400")
+            assert b"16,384" in answer
+
+    @pytest.mark.parametrize("hosts", [b"", b"Host: a\r\nHost: b\r\n"])
+    def test_without_one_host_is_refused(self, served: Served, hosts: bytes) -> None:
+        with closing(served.connect()) as connection:
+            connection.sendall(b"GET /healthz HTTP/1.1\r\n" + hosts + b"\r\n")
+            assert received_until_closed(connection).startswith(b"HTTP/1.1 400")
+
+    def test_of_a_transfer_encoding_beside_chunked_is_refused(self, served: Served) -> None:
+        with closing(served.connect()) as connection:
+            connection.sendall(served.head("POST /v1/files", "Transfer-Encoding: gzip, chunked") + b"0\r\n\r\n")
+            assert received_until_closed(connection).startswith(b"HTTP/1.1 400")
+
+    def test_that_breaks_after_a_good_request_is_refused_after_its_response(self, served: Served) -> None:
+        with closing(served.connect()) as connection:
+            connection.sendall(served.head("GET /healthz") + b"no HTTP\r\n\r\n")
+            answers = received_until_closed(connection)
+        assert answers.startswith(b"HTTP/1.1 200")
+        assert answers.count(b"HTTP/1.1 400") == 1
+
+    def test_of_a_request_behind_a_stream_ends_the_stream_when_the_client_is_gone(self, served: Served) -> None:
+        with closing(served.connect()) as connection:
+            stream = served.head("GET /v1/events/stream", "X-Request-Id: followed")
+            connection.sendall(stream + served.head("GET /healthz"))
+            assert connection.recv(4096).startswith(b"HTTP/1.1 2")
+        until(lambda: any(line["request_id"] == "followed" for line in served.lines()), "its line")
+
 
 class TestAConnectionInThisProcess:
     def test_parses_a_body_of_tiny_chunks_without_blocking_other_requests(self, settings: Settings) -> None:
         """A megabyte of them took seconds, in which no other request was answered."""
-        size = 20 * MAX_EVENTS_AT_ONCE
+        size = 20 * MAX_PARSED_AT_ONCE // len(b"1\r\n-\r\n")
         pieces: list[int] = []
 
         async def app(_scope: Scope, receive: Receive, send: Send) -> None:
@@ -384,7 +428,7 @@ class TestAConnectionInThisProcess:
         )
         assert answers.count(b"HTTP/1.1 200") == 2
         assert sum(pieces) == size
-        assert max(pieces) <= MAX_EVENTS_AT_ONCE
+        assert max(pieces) <= MAX_PARSED_AT_ONCE // len(b"1\r\n-\r\n") + 1
 
     def test_leaves_the_traceback_of_a_response_that_breaks_to_the_envelope(
         self, settings: Settings, caplog: pytest.LogCaptureFixture

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import select, text, update
 
 from app.db.engine import Sessions, transaction
-from app.db.jobs import claims, expired_leases, jobs
+from app.db.jobs import claims, jobs, lost_workers
 from app.db.jobs.claims import FencedError, Lease, NoLongerDesiredError
 from app.db.scheduling.fair_queue import Kind
 from app.db.tables import Attempt, Job, JobEvent, Project
@@ -182,8 +182,8 @@ class TestGuardedWrites:
                 lease = Lease(job.id, claimed.attempt, "somebody")
             if how == "reaped":
                 expire_leases(session)
-                for lost in expired_leases.lock_expired(session, 0):
-                    expired_leases.reap(session, lost, 0, 3)
+                for lost in lost_workers.lock_expired(session, 0):
+                    lost_workers.reap(session, lost, 0, 3)
             if how == "cancelled":
                 jobs.cancel(session, project.id, job.id)
             if how == "ended":
@@ -206,7 +206,7 @@ class TestGuardedWrites:
             expire_leases(session)
         with transaction(sessions) as session:
             claims.renew_lease(session, lease_of(claimed), 60)
-            assert expired_leases.lock_expired(session, 0) == []
+            assert lost_workers.lock_expired(session, 0) == []
         assert read(sessions, job).lease_owner == claimed.lease_owner
 
     def test_append_event_writes_the_event_and_the_columns_together(self, sessions: Sessions, queued: MakeJob) -> None:
@@ -245,7 +245,7 @@ class TestGuardedWrites:
         owners = ("gpu0@test#1", "gpu0@test#2", "gpu0@test-too#1")
         taken = [(queued(), claim(sessions, owner=owner))[1] for owner in owners]
         with transaction(sessions) as session:
-            dead = expired_leases.held_by_previous_incarnation(session, "gpu0@test", "gpu0@test#2")
+            dead = lost_workers.held_by_previous_incarnation(session, "gpu0@test", "gpu0@test#2")
             assert taken[0] is not None
             assert [job.id for job in dead] == [taken[0].id]
 
@@ -349,10 +349,10 @@ class TestEnds:
 
         def reaper() -> None:
             with transaction(sessions) as session:
-                for lost in expired_leases.held_by_previous_incarnation(
-                    session, "me", "x"
-                ) or expired_leases.lock_expired(session, -1000):
-                    expired_leases.reap(session, lost, 0, 3)
+                for lost in lost_workers.held_by_previous_incarnation(session, "me", "x") or lost_workers.lock_expired(
+                    session, -1000
+                ):
+                    lost_workers.reap(session, lost, 0, 3)
                     results.append("reaper")
 
         threads = [threading.Thread(target=holder), threading.Thread(target=reaper)]

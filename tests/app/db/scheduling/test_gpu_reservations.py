@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sqlalchemy import func, select, text, update
 
 from app.db.engine import Sessions, transaction
-from app.db.jobs import claims, evaluations, expired_leases, jobs
+from app.db.jobs import claims, evaluations, jobs, lost_workers
 from app.db.scheduling import fair_queue
 from app.db.tables import Attempt, Checkpoint, Evaluation, Job, Project
 from app.domain.jobs.states import Reason
@@ -255,8 +255,8 @@ def test_reservations_never_exceed_a_card(
                 running[slot] = job_id
         elif action == "reap":
             with transaction(card) as session:
-                for job in expired_leases.lock_expired(session, 0):
-                    expired_leases.reap(session, job, 0, 100)
+                for job in lost_workers.lock_expired(session, 0):
+                    lost_workers.reap(session, job, 0, 100)
         elif slot in running and action == "cancel":
             stopping[slot] = running.pop(slot)
             cancel(card, stopping[slot])

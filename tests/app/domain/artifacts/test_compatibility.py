@@ -96,7 +96,7 @@ def test_a_layer_that_vllm_does_not_serve_counts_only_if_it_is_adapted(name: str
 
 def test_a_job_has_that_of_its_spec() -> None:
     stored = {"lora": spec(use_dora=True).model_dump(mode="json")}
-    assert job_compatibility(stored, "ftjob-1") == compatibility(spec(use_dora=True), "ftjob-1")
+    assert job_compatibility(stored, "ftjob-1") == compatibility(spec(use_dora=True), "ftjob-1").model_dump(mode="json")
 
 
 def test_the_release_of_peft_is_the_installed_one() -> None:

@@ -4,7 +4,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from app.db.engine import Sessions, transaction
-from app.db.jobs import logs
+from app.db.jobs import events
 from app.db.tables import Job, Project
 from app.storage import LocalStorage
 from tests.factories import append_step_event, make_file, make_job, start_job, validate_job
@@ -94,7 +94,7 @@ class TestLogs:
         path = f"/v1/fine_tuning/jobs/{running.id}/logs"
         with transaction(sessions) as session:
             for attempt in range(2, 7):
-                logs.put(session, running.id, running.project_id, attempt, f"a\nb\nof {attempt}\n", 7)
+                events.put_log(session, running.id, running.project_id, attempt, f"a\nb\nof {attempt}\n", 7)
         newest = client.get(path)
         assert newest.text == "a\nb\nof 6\n"
         assert (newest.headers["x-attempt"], newest.headers["x-cut-bytes"]) == ("6", "7")

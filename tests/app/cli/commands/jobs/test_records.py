@@ -4,7 +4,7 @@ import csv
 import io
 
 from app.db.engine import Sessions, transaction
-from app.db.jobs import logs
+from app.db.jobs import events
 from app.db.tables import Job, Project
 from app.storage import LocalStorage
 from tests.app.cli.conftest import Tunery
@@ -43,7 +43,7 @@ class TestLogs:
         said = tunery("jobs", "logs", trained_job.id).err
         assert "the job is succeeded and the trainer wrote no log" in said
         with transaction(sessions) as session:
-            logs.put(session, trained_job.id, trained_job.project_id, 2, "one\ntwo\n", 0)
+            events.put_log(session, trained_job.id, trained_job.project_id, 2, "one\ntwo\n", 0)
         assert tunery("jobs", "logs", trained_job.id).out == "one\ntwo\n"
         assert tunery("jobs", "logs", trained_job.id, "-n", 1).out == "two\n"
         assert tunery("jobs", "logs", trained_job.id, "--attempt", 9).exit_code == 3
