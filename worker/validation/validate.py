@@ -31,7 +31,7 @@ from app.domain.jobs.spec import JobSpec
 from app.domain.jobs.states import JobState, Reason
 from app.log import get_logger
 from app.system.limited_rendering import UnreadableTokenizer, read_in_process
-from worker.evaluations.inputs import InvalidEvaluationFile, read_checked_inputs
+from worker.evaluations.prepare import InvalidEvaluationFile, read_checked_inputs
 from worker.jobs.exit_classification import STORAGE_RETRY_FACTOR, AttemptOutcome, storage_outcome
 from worker.jobs.lease import Claimer, LeaseKeeper, observed_attempt
 from worker.jobs.prepare import Inputs, PreparationError, base_model_error, load_inputs, lost_file_error
