@@ -95,7 +95,7 @@ imports: $(DEV) ## Import contracts: which package may import which (import-lint
 
 check: lint types imports ## Lint, types and import contracts
 
-house: $(DEV) ## The size and shape of the source tree: lines, files, widest folder, import cycles, functions
+house: $(DEV) ## The size and shape of the source tree; exit 1 if a count of tools/house.json has risen (TUNERY_WRITE_SNAPSHOTS=1: write those that have fallen)
 	@$(BIN)/python -m tools.house
 
 facts: $(DEV) ## What a user can see, into build/facts: API, commands, settings, errors, metrics, tables, a job's events, an adapter's bytes (a minute of two cores; BASE=942affe: compare with a commit, exit 1 if it differs; ARGS=--quick: only what needs no service)

@@ -17,7 +17,7 @@ from app.system.artifact_directory import ADAPTER_WEIGHTS
 from worker.trainer.adapter.lora import LoraAdapter, make_adapter
 from worker.trainer.data.batch import TokenizedDataset, pack_batches
 from worker.trainer.model.base_model import FrozenBase, hidden_states
-from worker.trainer.objective.linear_cross_entropy import linear_cross_entropy
+from worker.trainer.objective.losses import linear_cross_entropy
 
 ROW_TOKENS = 2048
 

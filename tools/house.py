@@ -1,97 +1,115 @@
-"""`make house`: the size and shape of the source tree, as numbers. They are for information; no limit is enforced.
+"""`make house`: the size and shape of the source tree, as numbers.
 
-Prints, for app/ and worker/: files; lines of code, comments, docstrings and blank lines; the widest folder; one import
-cycle between modules; functions, their median and 90th percentile length, and private functions called once.
+The counts of tools/house.json may not rise: exit code 1, as in .ci/run. A change that needs a higher one writes it into
+that file and says why in its commit message. `TUNERY_WRITE_SNAPSHOTS=1 make house` writes the counts that have fallen.
+
+Printed for information: the widest folder, one import cycle between modules, and the functions of app/ and worker/ with
+their median and 90th percentile length and the private ones that are called once.
 """
 
 from __future__ import annotations
 
 import ast
 import io
+import json
+import os
+import re
 import statistics
+import sys
 import tokenize
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import grimp
 
-ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("app", "worker")
+from tools.checkout import ROOT, git
+
+SERVICE = ("app/", "worker/")
+OTHER_FOLDERS = ("tests/", "benchmarks/", "docs/", "examples/", "migrations/", ".ci/")  # their tokens are not counted
+HAND_TYPED = ("app/api/openapi/descriptions/", "app/api/openapi/examples/")
+# Fields that are stored and shown: in how many files each is named is what another such field will cost.
+FIELDS = (
+    "cloned_from", "worker_labels", "deliver_to", "waiting_for", "max_new_tokens", "disabled_reason", "failing_since",
+    "model_alias", "line_count", "is_urgent",
+)  # fmt: skip
 LAYOUT_TOKENS = {
     tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER,
 }  # fmt: skip
+ALLOWED = ROOT / "tools" / "house.json"
+WRITE_FALLEN = "TUNERY_WRITE_SNAPSHOTS"
 
 
-@dataclass
-class Counts:
-    files: int = 0
-    code: int = 0
-    comments: int = 0  # lines with nothing but a comment
-    docstrings: int = 0
-    blank: int = 0
-    function_lines: list[int] = field(default_factory=list)
-    called_once: int = 0  # functions named _x with one use in their module
-
-    def add(self, source: str) -> None:
-        tree = ast.parse(source)
-        docstring_lines = {line for node in ast.walk(tree) if (span := _docstring(node)) for line in span}
-        tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
-        code_lines = {
-            line
-            for token in tokens
-            if token.type not in LAYOUT_TOKENS
-            for line in range(token.start[0], token.end[0] + 1)
-        } - docstring_lines
-        comment_lines = {token.start[0] for token in tokens if token.type == tokenize.COMMENT} - code_lines
-        self.files += 1
-        self.code += len(code_lines)
-        self.comments += len(comment_lines)
-        self.docstrings += len(docstring_lines)
-        self.blank += len(source.splitlines()) - len(code_lines | comment_lines | docstring_lines)
-        functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
-        self.function_lines += [(node.end_lineno or node.lineno) - node.lineno + 1 for node in functions]
-        self.called_once += _called_once(tree, functions)
+def source_texts() -> dict[str, str]:
+    """{path: text} of the sources that git has or would add."""
+    names = git("ls-files", "--cached", "--others", "--exclude-standard").decode().splitlines()
+    found = [name for name in names if name.endswith((".py", ".js", ".html")) and (ROOT / name).is_file()]
+    return {name: (ROOT / name).read_text(encoding="utf-8") for name in found}
 
 
-def _called_once(tree: ast.AST, functions: list[ast.FunctionDef | ast.AsyncFunctionDef]) -> int:
-    uses = Counter(node.id for node in ast.walk(tree) if isinstance(node, ast.Name))
-    uses += Counter(node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute))
-    private = [node.name for node in functions if node.name.startswith("_") and not node.name.startswith("__")]
-    return sum(1 for name in private if uses[name] == 1)
-
-
-def _docstring(node: ast.AST) -> range | None:
-    if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-        return None
-    if ast.get_docstring(node, clean=False) is None:
-        return None
-    first = node.body[0]
-    return range(first.lineno, (first.end_lineno or first.lineno) + 1)
-
-
-def widest_folder() -> tuple[str, int]:
-    """The folder with the most entries: modules and packages, without __init__.py."""
-    folders = [path for package in PACKAGES for path in (ROOT / package).rglob("*") if path.is_dir()]
-    entries = {
-        str(folder.relative_to(ROOT)): sum(
-            1
-            for entry in folder.iterdir()
-            if entry.name != "__init__.py" and (entry.suffix == ".py" or _is_package(entry))
-        )
-        for folder in (*folders, *(ROOT / package for package in PACKAGES))
+def counts(texts: Mapping[str, str]) -> dict[str, int]:
+    """The numbers that may not rise."""
+    python = {name: text for name, text in texts.items() if name.endswith(".py")}
+    service = {name: text for name, text in texts.items() if name.startswith(SERVICE)}
+    modules = python.keys() & service.keys()
+    return {
+        "code tokens": sum(code_tokens(text) for name, text in python.items() if not name.startswith(OTHER_FOLDERS)),
+        "lines of app and worker": sum(texts[name].count("\n") for name in modules),
+        "files of app and worker": len(modules),
+        "places of ten fields": sum(
+            re.search(rf"\b{field}\b", text) is not None for field in FIELDS for text in service.values()
+        ),
+        "lines of typed examples": _lines(python, *HAND_TYPED),
+        "lines of tests": _lines(python, "tests/"),
     }
-    return max(entries.items(), key=lambda item: item[1])
 
 
-def _is_package(path: Path) -> bool:
-    return (path / "__init__.py").exists()
+def code_tokens(source: str) -> int:
+    """The tokens of a module without comments, docstrings and imports."""
+    tree = ast.parse(source)
+    nodes = [node for each in ast.walk(tree) if (node := _docstring(each))]
+    nodes += [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    skipped = {line for node in nodes for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)}
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    return sum(token.type not in LAYOUT_TOKENS and token.start[0] not in skipped for token in tokens)
+
+
+def compare(seen: Mapping[str, int], allowed: Mapping[str, int]) -> tuple[dict[str, int], list[str]]:
+    """The allowed counts with those that have fallen, and a line for each that has risen."""
+    risen = [
+        f"{name}: {count:,}, allowed are {allowed[name]:,}" for name, count in seen.items() if count > allowed[name]
+    ]
+    return {name: min(count, allowed[name]) for name, count in seen.items()}, risen
+
+
+def main() -> int:
+    texts = source_texts()
+    seen, allowed = counts(texts), json.loads(ALLOWED.read_text(encoding="utf-8"))
+    for name, count in seen.items():
+        print(f"{name:<25}{count:,}" + (f" ({count - allowed[name]:+,})" if count != allowed[name] else ""))
+    modules = {name: text for name, text in texts.items() if name.startswith(SERVICE) and name.endswith(".py")}
+    folder, entries = widest_folder(modules)
+    print(f"{'widest folder':<25}{folder}: {entries} entries")
+    print(f"{'import cycle':<25}{' -> '.join(import_cycle()) or 'none'}")
+    print(f"{'functions':<25}{_functions_text(modules)}")
+    fallen, risen = compare(seen, allowed)
+    if os.environ.get(WRITE_FALLEN):
+        ALLOWED.write_text(json.dumps(fallen, indent=2) + "\n", encoding="utf-8")
+    for line in risen:
+        print(f"{line}: remove something, or change {ALLOWED.name} and say why in the commit message", file=sys.stderr)
+    return int(bool(risen))
+
+
+def widest_folder(modules: Collection[str]) -> tuple[str, int]:
+    """The folder with the most entries: modules and packages."""
+    paths = map(Path, modules)
+    return Counter(str((path.parent if path.name == "__init__.py" else path).parent) for path in paths).most_common()[0]
 
 
 def import_cycle() -> list[str]:
     """The modules of one import cycle, from a module to itself; none if there is no cycle."""
-    graph = grimp.build_graph(*PACKAGES)
+    graph = grimp.build_graph("app", "worker")
     try:
         TopologicalSorter({each: graph.find_modules_directly_imported_by(each) for each in graph.modules}).prepare()
     except CycleError as error:
@@ -99,24 +117,32 @@ def import_cycle() -> list[str]:
     return []
 
 
-def main() -> None:
-    total = Counts()
-    for package in PACKAGES:
-        for path in sorted((ROOT / package).rglob("*.py")):
-            total.add(path.read_text(encoding="utf-8"))
-    folder, entries = widest_folder()
-    lengths = sorted(total.function_lines)
-    print(f"files                {total.files}")
-    print(f"lines of code        {total.code}")
-    print(f"lines of comments    {total.comments}")
-    print(f"lines of docstrings  {total.docstrings}")
-    print(f"blank lines          {total.blank}")
-    print(f"widest folder        {folder}: {entries} entries")
-    print(f"import cycle         {' -> '.join(import_cycle()) or 'none'}")
-    print(f"functions            {len(lengths)}: median {statistics.median(lengths):.0f} lines,", end=" ")
-    print(f"90th percentile {lengths[len(lengths) * 9 // 10]}")
-    print(f"called once          {total.called_once} private functions")
+def _lines(texts: Mapping[str, str], *folders: str) -> int:
+    return sum(text.count("\n") for name, text in texts.items() if name.startswith(folders))
+
+
+def _docstring(node: ast.AST) -> ast.stmt | None:
+    if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        return None
+    return None if ast.get_docstring(node, clean=False) is None else node.body[0]
+
+
+def _functions_text(modules: Mapping[str, str]) -> str:
+    lengths: list[int] = []
+    called_once = 0  # functions named _x with one use in their module
+    for tree in map(ast.parse, modules.values()):
+        functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+        lengths += [(node.end_lineno or node.lineno) - node.lineno + 1 for node in functions]
+        uses = Counter(node.id for node in ast.walk(tree) if isinstance(node, ast.Name))
+        uses += Counter(node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute))
+        private = [node.name for node in functions if node.name.startswith("_") and not node.name.startswith("__")]
+        called_once += sum(uses[name] == 1 for name in private)
+    lengths.sort()
+    return (
+        f"{len(lengths)}: median {statistics.median(lengths):.0f} lines, "
+        f"90th percentile {lengths[len(lengths) * 9 // 10]}, {called_once} private ones called once"
+    )
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -34,9 +34,8 @@ from app.domain.jobs.states import ExitCode
 from app.domain.scheduling.worker_capacity import WorkerCapacity
 from app.log import get_logger
 from worker.evaluations import prepare
-from worker.evaluations.ask_endpoints import ask_endpoints
-from worker.evaluations.inputs import EvaluationInputs
-from worker.evaluations.prepare import Loaded
+from worker.evaluations.endpoints import ask_endpoints
+from worker.evaluations.prepare import EvaluationInputs, Loaded
 from worker.evaluations.report import summary_sentence
 from worker.jobs.child_program import ProgramLimits, start_program, supervise, unexpected_exit
 from worker.jobs.leased_rows import AttemptFailed, RowClaimer, RowLeaseKeeper

@@ -1,4 +1,4 @@
-"""Scores of one answer by one grader. Graders that ask a model are in `endpoint_graders`."""
+"""Scores of one answer by one grader. Graders that ask a model are in `endpoints`."""
 
 from __future__ import annotations
 

@@ -24,8 +24,8 @@ from app.settings import Settings
 from app.telemetry import metrics
 from app.telemetry.exposition import MetricsServer, start_metrics_server
 from app.telemetry.tracing import configure_tracing
-from worker.base_models.registrar import Registrar
-from worker.exports.exporter import Exporter, supported_types
+from worker.base_models import Registrar
+from worker.exports import Exporter, supported_types
 from worker.health import write_heartbeat
 from worker.jobs.lease import begin_metrics
 from worker.jobs.supervisor import JobSupervisor
@@ -36,13 +36,13 @@ from worker.node.local_models import ModelInventory
 from worker.node.resources import Resources, open_resources
 from worker.node.slot import RunNext, Slot
 from worker.reconciler.cleanup import MIN_ORPHAN_AGE_SECONDS, clean_work_directories
-from worker.reconciler.clock_steps import StepDetector
-from worker.validation.validate import Validator
+from worker.reconciler.reconciler import StepDetector
+from worker.validation import Validator
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
-    from worker.answers.trial import TrialAnswers
+    from worker.answers import TrialAnswers
 
 CLEANUP_INTERVAL_SECONDS = 600
 SHUTDOWN_TIMEOUT_SECONDS = 15  # in addition to the grace period of a drain: to end the attempts in the database
@@ -159,7 +159,7 @@ class WorkerNode:
         """Offer the idle slot for trial answers, if they are on; returns what suspends them."""
         if not self.settings.trial_answers or self.settings.slots_per_gpu > 1:  # jobs of other slots need the memory
             return nullcontext
-        from worker.answers.trial import TrialAnswers  # its libraries are not on workers that only validate
+        from worker.answers import TrialAnswers  # its libraries are not on workers that only validate
 
         self._trial_answers = TrialAnswers(resources, owner, name, lambda: models.capacity().models or frozenset())
         self._trial_answers.start()

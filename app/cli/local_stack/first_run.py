@@ -70,7 +70,7 @@ def ensure_admin_key(sessions: Sessions, layout: Layout) -> str | None:
         with transaction(sessions) as session:
             if keys.has_usable_key(session):  # the operator removed the file, or the database has other keys
                 return None
-        write_secret(layout.admin_key, _generate_key() + "\n")
+        write_secret(layout.admin_key, f"{new_secret(secrets.token_hex(6))}\n")
     elif provided_key is not None:
         write_secret(layout.admin_key, provided_key + "\n")
     return _store_key(sessions, layout.admin_key.read_text(encoding="utf-8").strip())
@@ -144,10 +144,6 @@ def _read_provided_key() -> str | None:
             f"{MIN_SECRET_CHARACTERS}, printable ASCII without spaces, as from `openssl rand -hex 32`."
         )
     return secret
-
-
-def _generate_key() -> str:
-    return new_secret(secrets.token_hex(6))
 
 
 def missing_dependency() -> str | None:

@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -178,7 +179,7 @@ def _set_parent_death_signal(parent_death_signal: signal.Signals) -> Callable[[]
     return run_in_child
 
 
-class LocalServer:
+class LocalServer(ABC):
     name: str
     stop_signal: signal.Signals
     stop_seconds: float
@@ -188,6 +189,31 @@ class LocalServer:
         self.log = self.directory / f"{self.name}.log"
         self._resources = contextlib.ExitStack()
         self._server: ChildProcess | None = None
+
+    @property
+    @abstractmethod
+    def url(self) -> str: ...
+
+    @abstractmethod
+    def check_usable(self) -> None:
+        """Raises CannotStart if the server cannot run in the directory. Creates nothing."""
+
+    @abstractmethod
+    def _start_server(self) -> None: ...
+
+    def start(self) -> str:
+        """Start the server and return its URL."""
+        self.check_usable()
+        self._make_directories()
+        problem = f"Another {self.name} of Tunery runs in {self.directory}. Stop it, or choose another directory."
+        self._resources.enter_context(exclusive_lock(self.directory / "lock", problem))
+        try:
+            self._terminate_leftover()
+            self._start_server()
+        except BaseException:
+            self.stop()
+            raise
+        return self.url
 
     @property
     def pid(self) -> int | None:
@@ -215,10 +241,9 @@ class LocalServer:
             self._server = None
         self._resources.close()
 
-    def _lock(self) -> None:
-        self._resources.enter_context(
-            exclusive_lock(
-                self.directory / "lock",
-                f"Another {self.name} of Tunery runs in {self.directory}. Stop it, or choose another directory.",
-            )
-        )
+    def _make_directories(self) -> None:
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.directory.chmod(0o700)
+
+    def _terminate_leftover(self) -> None:
+        terminate_leftovers(self.directory, self.stop_signal, self.stop_seconds)

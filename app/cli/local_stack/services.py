@@ -82,11 +82,12 @@ def metrics_ports(names: Sequence[str]) -> dict[str, int]:
 
 
 def programs(data_dir: Path, host: str, port: int, web_port: int = 8001) -> list[Program]:
+    api = [sys.executable, "-m", "app.serve", "--host", host, "--port", str(port)]
     reconciler = [sys.executable, "-m", "worker.reconciler"]
     webhooks = [sys.executable, "-m", "worker.webhooks"]
     deliveries = [sys.executable, "-m", "worker.deliveries"]
     return [
-        Program("api", f"listens on {host} port {port}", _api(host, port), API_GRACE_SECONDS),
+        Program("api", f"listens on {host} port {port}", api, API_GRACE_SECONDS),
         _web(host, port, web_port),
         *(_gpu_worker(number, visible_devices, data_dir) for number, visible_devices in enumerate(gpu_groups())),
         Program("cpu-worker", "validates datasets", _worker("cpu0", data_dir), WORKER_GRACE_SECONDS),
@@ -94,10 +95,6 @@ def programs(data_dir: Path, host: str, port: int, web_port: int = 8001) -> list
         Program("webhooks", "delivers webhook events", webhooks, WEBHOOKS_GRACE_SECONDS),
         Program("deliveries", "brings adapters to targets", deliveries, DELIVERIES_GRACE_SECONDS),
     ]
-
-
-def _api(host: str, port: int) -> list[str]:
-    return [sys.executable, "-m", "app.serve", "--host", host, "--port", str(port)]
 
 
 def _web(host: str, port: int, web_port: int) -> Program:

@@ -21,7 +21,7 @@ DESCRIBED_ARCHITECTURES = frozenset({"LlamaForCausalLM", "MistralForCausalLM"}) 
 
 PROCESS_BYTES = {"cpu": 440_000_000, "cuda": 500_000_000}  # Python, torch and transformers; the CUDA context
 KERNEL_BYTES = {"cpu": 100_000_000, "cuda": 0}  # measured: 55 MB after the first batch, then what oneDNN compiles
-LOSS_BYTES = 32 << 20  # of logits in one chunk: worker/trainer/objective/linear_cross_entropy.py
+LOSS_BYTES = 32 << 20  # of logits in one chunk: worker/trainer/objective/losses.py
 MIN_CHUNK_TOKENS = 128
 CUDA_CHUNK_TOKENS = 2048  # on CUDA with `cuda_kernels`: the head is read twice for each chunk
 OFFLOADED_LAYERS = 2  # with `offload`, so many inputs of layers are on the GPU at once

@@ -18,7 +18,7 @@ from app.trial_queue import PREFIX, as_redis_py
 from tests.deadline import until
 from tests.serving import LiveServer
 from tests.worker.worker_harness import OWNER, WorkerHarness
-from worker.answers.trial import ANSWER_COMMAND, TrialAnswers
+from worker.answers import ANSWER_COMMAND, TrialAnswers
 
 BASE = "tiny"
 CHAT = "/v1/chat/completions"

@@ -22,8 +22,7 @@ from tests.factories import make_key, make_project
 from tests.worker.answers.conftest import BASE, CHAT, SAY, Start, ask
 from tests.worker.exports.test_exporter import write_real_adapter
 from tests.worker.worker_harness import OWNER, WorkerHarness
-from worker.answers import trial
-from worker.answers.prepare import prepare
+from worker.answers import TrialAnswers, prepare
 from worker.jobs import stored_files
 
 Waiting = tuple[tuple[str, str], Path]
@@ -57,7 +56,7 @@ def question(id: str, model: str = BASE, project_id: str = "") -> TrialQuestion:
 def test_after_a_broker_that_failed_in_the_middle_the_next_question_gets_its_own_answer(
     http: httpx2.Client, start: Start, waiting: Waiting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trial, "RETRY_SECONDS", 0.1)
+    monkeypatch.setattr("worker.answers.RETRY_SECONDS", 0.1)
     monkeypatch.setattr("app.services.answers.trial.SILENCE_SECONDS", 1.0)
     answers = start(*waiting[0])
     send, failed = answers._slot.send, threading.Event()
@@ -80,7 +79,7 @@ def test_after_a_broker_that_failed_in_the_middle_the_next_question_gets_its_own
 def test_it_shows_that_it_lives_while_it_fetches_an_adapter(
     http: httpx2.Client, start: Start, waiting: Waiting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trial, "ALIVE_SECONDS", 0.01)
+    monkeypatch.setattr("worker.answers.ALIVE_SECONDS", 0.01)
     (waiting[1] / "go").touch()
     answers = start(*waiting[0])
     send, signs, is_shown = answers._slot.send, [], threading.Event()
@@ -96,7 +95,7 @@ def test_it_shows_that_it_lives_while_it_fetches_an_adapter(
         return prepare(*arguments)
 
     monkeypatch.setattr(answers._slot, "send", count)
-    monkeypatch.setattr(trial, "prepare", fetch_slowly)
+    monkeypatch.setattr("worker.answers.prepare", fetch_slowly)
     assert ask(http).status_code == 200
 
 
@@ -104,7 +103,7 @@ def test_a_question_that_arrives_during_an_answer_is_refused_at_once(
     harness: WorkerHarness, http: httpx2.Client, start: Start, waiting: Waiting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two API processes may claim a slot: its key is written anew between the claim and the question."""
-    monkeypatch.setattr(trial, "ALIVE_SECONDS", 0.05)
+    monkeypatch.setattr("worker.answers.ALIVE_SECONDS", 0.05)
     answers = start(*waiting[0])
     with (
         redis.Redis.from_url(as_redis_py(harness.resources.settings.redis_url), decode_responses=True) as client,
@@ -145,8 +144,8 @@ def test_a_schema_that_ends_the_program_is_a_400_and_another_project_is_answered
 def test_a_program_that_goes_on_without_its_client_is_killed(
     http: httpx2.Client, start: Start, stubborn: Waiting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trial, "STOP_SECONDS", 0.1)
-    monkeypatch.setattr(trial, "ALIVE_SECONDS", 0.1)
+    monkeypatch.setattr("worker.answers.STOP_SECONDS", 0.1)
+    monkeypatch.setattr("worker.answers.ALIVE_SECONDS", 0.1)
     (stubborn[1] / "go").touch()
     answers = start(*stubborn[0])
     hang = [{"role": "user", "content": "hang"}]
@@ -162,7 +161,7 @@ def test_a_program_that_goes_on_without_its_client_is_killed(
 def test_it_shows_that_it_lives_while_the_program_does_not_read_a_long_question(
     http: httpx2.Client, start: Start, stubborn: Waiting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trial, "ALIVE_SECONDS", 0.01)
+    monkeypatch.setattr("worker.answers.ALIVE_SECONDS", 0.01)
     answers = start(*stubborn[0])
     send, signs = answers._slot.send, []
 
@@ -192,7 +191,7 @@ def test_an_adapter_is_fetched_once(harness: WorkerHarness, tmp_path: Path, monk
 def test_the_directory_has_the_adapters_that_were_used_last(
     harness: WorkerHarness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.answers.prepare.MAX_ADAPTERS", 2)
+    monkeypatch.setattr("worker.answers.MAX_ADAPTERS", 2)
     with transaction(harness.sessions) as session:
         write, storage = write_real_adapter(tmp_path / "base"), harness.resources.storage
         models = [
@@ -235,7 +234,7 @@ def test_a_worker_that_can_never_answer_is_no_busy_one(
         assert f'with the base model "{BASE}", TUNERY_TRIAL_ANSWERS=true' in response.json()["error"]["message"]
 
 
-def start_and_ask(http: httpx2.Client, start: Start, waiting: Waiting) -> trial.TrialAnswers:
+def start_and_ask(http: httpx2.Client, start: Start, waiting: Waiting) -> TrialAnswers:
     """Trial answers whose program runs, as it has answered once."""
     (waiting[1] / "go").touch()
     answers = start(*waiting[0])
@@ -250,7 +249,7 @@ def test_an_idle_base_model_is_unloaded(
     process = answers._process
     assert process is not None
     assert process.is_running
-    monkeypatch.setattr(trial, "IDLE_SECONDS", 0.0)
+    monkeypatch.setattr("worker.answers.IDLE_SECONDS", 0.0)
     until(lambda: answers._process is None, "the program is ended")
     assert not process.is_running
     until(lambda: not answers._directory.exists(), "its files are deleted")
@@ -262,7 +261,7 @@ def test_the_files_of_answers_are_deleted_while_the_job_runs_that_ended_them(
     answers = start_and_ask(http, start, waiting)
     with answers.suspended():
         assert answers._directory.exists()
-        monkeypatch.setattr(trial, "IDLE_SECONDS", 0.0)
+        monkeypatch.setattr("worker.answers.IDLE_SECONDS", 0.0)
         until(lambda: not answers._directory.exists(), "its files are deleted")
 
 
@@ -278,7 +277,7 @@ def test_a_client_that_gives_up_a_whole_answer_stops_the_generation(
 
     start(*waiting[0])
     if is_loading:
-        monkeypatch.setattr(trial, "prepare", load_slowly)
+        monkeypatch.setattr("worker.answers.prepare", load_slowly)
     with pytest.raises(httpx2.ReadTimeout):
         http.post(CHAT, json={"model": BASE, "messages": SAY}, timeout=2)
     has_given_up.set()

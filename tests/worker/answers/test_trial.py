@@ -27,7 +27,7 @@ from tests.worker.evaluations.plain_answers import plain_answers
 from tests.worker.exports.test_exporter import write_real_adapter
 from tests.worker.fake_trainer import TrainerPlan
 from tests.worker.worker_harness import OWNER, WorkerHarness
-from worker.answers import trial
+from worker.answers import KILL_SECONDS
 from worker.jobs.supervisor import JobSupervisor
 
 TOOLS = [{"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}}}]
@@ -251,7 +251,7 @@ class TestOneAtATime:
             began = time.monotonic()
             with answers.suspended():
                 assert not process.is_running
-                assert time.monotonic() - began < trial.KILL_SECONDS
+                assert time.monotonic() - began < KILL_SECONDS
                 rest = [line for line in lines if line]
                 assert http.post(CHAT, json={"model": BASE, "messages": SAY}).status_code == 429
         assert "training job" in json.loads(rest[-1].removeprefix("data: "))["error"]["message"]

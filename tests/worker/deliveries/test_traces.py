@@ -22,7 +22,7 @@ from tests.factories import make_file
 from tests.worker.deliveries.conftest import DeliveryHarness
 from tests.worker.fake_trainer import TrainerPlan
 from worker.evaluations.evaluator import Evaluator
-from worker.exports.exporter import Exporter
+from worker.exports import Exporter
 from worker.node.slot import try_lock
 
 TRACE_ID, REQUEST_SPAN_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"

@@ -16,9 +16,11 @@ from pydantic import SecretStr
 from app.domain.evaluations.graders import EvaluationSettings, Reference, ScoreModel
 from app.domain.evaluations.rows import EvaluationRow
 from app.settings import Endpoint
-from worker.evaluations.chat_endpoint import ATTEMPTS, ChatEndpoint, EndpointError
-from worker.evaluations.endpoint_graders import (
+from worker.evaluations.endpoints import (
+    ATTEMPTS,
     MAX_FAILURES,
+    ChatEndpoint,
+    EndpointError,
     ask_reference,
     ask_scores,
     parse_score,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.evaluations.statistics import paired_difference
+from worker.evaluations.summarize import paired_difference
 
 
 def test_newcombes_published_example() -> None:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import worker.evaluations.inputs
+import worker.evaluations.prepare
 from app.domain.datasets.render import Renderer
 from app.domain.evaluations.graders import EvaluationRequest, EvaluationSettings
 from app.domain.evaluations.rows import EvaluationRow, read_rows
@@ -20,7 +20,7 @@ from app.domain.evaluations.summary import GraderSummary
 from app.system.tokenizer_files import load_renderer
 from tests.tiny import make_tiny_base
 from tests.worker.evaluations.graded import graded
-from worker.evaluations.inputs import EvaluationInputs, InvalidEvaluationFile, read_inputs
+from worker.evaluations.prepare import EvaluationInputs, InvalidEvaluationFile, read_inputs
 from worker.evaluations.summarize import summarize
 
 MAX_LINE_BYTES = 1 << 20
@@ -89,7 +89,7 @@ def test_a_line_that_is_not_selected_is_checked_too(tmp_path: Path) -> None:
 def test_the_selected_rows_fit_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     renderer = load_renderer(make_tiny_base(tmp_path / "base"))
     content = lines(["other"] * 50)
-    monkeypatch.setattr(worker.evaluations.inputs, "MAX_ROWS_BYTES", len(content) // 2)
+    monkeypatch.setattr(worker.evaluations.prepare, "MAX_ROWS_BYTES", len(content) // 2)
     settings = settings_of(max_new_tokens=8)
     with pytest.raises(InvalidEvaluationFile, match="Line 26: the evaluated rows have more than"):
         read(renderer, settings, content)

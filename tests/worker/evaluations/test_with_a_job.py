@@ -8,7 +8,7 @@ from app.db.tables import Job
 from tests.factories import make_file
 from tests.worker.fake_trainer import TrainerPlan
 from tests.worker.worker_harness import WorkerHarness
-from worker.validation.validate import Validator
+from worker.validation import Validator
 
 GRADER = {"type": "label_accuracy", "name": "label", "reference": "{{ item.label }}"}
 

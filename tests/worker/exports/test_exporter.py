@@ -33,7 +33,7 @@ from tests.processes import is_alive
 from tests.worker.trainer import plain_peft
 from tests.worker.trainer.test_merge import TOKENS, logits_of, peft_model
 from tests.worker.worker_harness import WorkerHarness
-from worker.exports.exporter import COMMANDS, Exporter
+from worker.exports import COMMANDS, Exporter
 from worker.node.slot import Slot
 from worker.node.worker_node import WorkerNode
 from worker.reconciler import cleanup
@@ -463,7 +463,7 @@ class TestWorkerNode:
     def test_a_worker_without_torch_has_no_export_slot(
         self, harness: WorkerHarness, trained: Job, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("worker.exports.exporter.find_spec", lambda name: None)
+        monkeypatch.setattr("worker.exports.find_spec", lambda name: None)
         node = WorkerNode(harness.resources.settings)
         node.open("cpu0@test", ["cpu"])
         node.close()

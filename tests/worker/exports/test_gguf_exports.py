@@ -23,7 +23,7 @@ from tests.app.cli.trained import make_trained_job
 from tests.tiny import make_tiny_base
 from tests.worker.exports.test_exporter import ask, download, exporter, read, write_real_adapter
 from tests.worker.worker_harness import WorkerHarness
-from worker.exports.exporter import COMMANDS, supported_types
+from worker.exports import COMMANDS, supported_types
 from worker.trainer.gguf import answers as answers_module
 from worker.trainer.gguf.answers import DifferentAnswers, GreedyAnswer, compare, greedy_answers, require_effect
 from worker.trainer.gguf.converter import CannotConvert, convert_adapter, convert_model
@@ -120,9 +120,7 @@ class TestWorker:
         self, harness: WorkerHarness, known_job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         assert supported_types() == tuple(ExportType)
-        monkeypatch.setattr(
-            "worker.exports.exporter.find_spec", lambda name: None if name == "llama_cpp_py_sync" else "found"
-        )
+        monkeypatch.setattr("worker.exports.find_spec", lambda name: None if name == "llama_cpp_py_sync" else "found")
         assert supported_types() == (ExportType.MERGED,)
 
 

@@ -26,7 +26,7 @@ from worker.jobs.supervisor import JobSupervisor
 from worker.node import disk_space
 from worker.reconciler import cleanup
 from worker.reconciler.reconciler import Reconciler
-from worker.validation.validate import Validator
+from worker.validation import Validator
 
 MB = 1_000_000
 STATE_BYTES = MB // 2  # with its directory, less than the space reserved for a job on the tiny model

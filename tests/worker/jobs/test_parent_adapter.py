@@ -17,7 +17,7 @@ from tests.factories import chat_lines
 from tests.fork_server import forked
 from tests.worker.worker_harness import OWNER, WorkerHarness
 from worker.jobs.supervisor import JobSupervisor
-from worker.validation.validate import Validator
+from worker.validation import Validator
 
 pytestmark = pytest.mark.timeout(240)
 BODY = {"hyperparameters": {"n_epochs": 1, "batch_size": 4}, "lora": {"r": 4, "use_dora": True}}

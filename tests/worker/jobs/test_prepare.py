@@ -17,7 +17,7 @@ from app.system.model_files import stat_signature
 from tests.worker.fake_trainer import TrainerPlan
 from tests.worker.worker_harness import WorkerHarness
 from worker.jobs.prepare import PreparationError, load_inputs, trainer_spec, verify_base_model
-from worker.validation.validate import Validator
+from worker.validation import Validator
 
 
 def spec_of(harness: WorkerHarness, body: dict[str, Any] | None = None) -> TrainerSpec:

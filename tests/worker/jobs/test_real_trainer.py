@@ -18,7 +18,7 @@ from tests.tiny import make_tiny_pairs
 from tests.worker.worker_harness import OWNER, WorkerHarness
 from worker.jobs.supervisor import JobSupervisor
 from worker.jobs.trainer_process import TRAINER_COMMAND
-from worker.validation.validate import Validator
+from worker.validation import Validator
 
 pytestmark = pytest.mark.timeout(240)
 BODY = {

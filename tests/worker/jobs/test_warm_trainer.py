@@ -17,7 +17,7 @@ from tests.worker.worker_harness import OWNER, WorkerHarness
 from worker.jobs.supervisor import JobSupervisor
 from worker.jobs.trainer_process import TRAINER_COMMAND, WarmTrainer
 from worker.node.slot import try_lock
-from worker.validation.validate import Validator
+from worker.validation import Validator
 
 RUN = "ftjob-1"
 WAITS = """

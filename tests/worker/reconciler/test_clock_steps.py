@@ -23,8 +23,7 @@ from tests.factories import expire_leases, make_file, make_succeeded_job, make_t
 from tests.worker.fake_trainer import TrainerPlan
 from tests.worker.worker_harness import WorkerHarness
 from worker import health
-from worker.reconciler.clock_steps import StepDetector
-from worker.reconciler.reconciler import Reconciler
+from worker.reconciler.reconciler import Reconciler, StepDetector
 from worker.trainer.runtime import process
 
 HOUR = 3600.0

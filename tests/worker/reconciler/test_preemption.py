@@ -23,7 +23,7 @@ from tests.worker.jobs.test_real_trainer import allow_slow_training, weights_of
 from tests.worker.worker_harness import WorkerHarness
 from worker.jobs.trainer_process import TRAINER_COMMAND
 from worker.reconciler.reconciler import Reconciler
-from worker.validation.validate import Validator
+from worker.validation import Validator
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 STEPS = 240  # many, so that a request at step 3 comes before the end: 60 steps took a second on a fast machine

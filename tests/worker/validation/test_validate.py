@@ -20,7 +20,7 @@ from tests.deadline import until
 from tests.factories import chat_lines
 from tests.tiny import make_tiny_base, panic_at_many_a
 from tests.worker.worker_harness import WorkerHarness
-from worker.validation.validate import Validator
+from worker.validation import Validator
 
 GOOD = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
 
@@ -293,7 +293,7 @@ class TestWarnings:
         self, harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         job = harness.create_job(jsonl(*[GOOD] * 10))
-        monkeypatch.setattr("worker.validation.validate.read_in_process", lambda *_, **__: 1 / 0)
+        monkeypatch.setattr("worker.validation.read_in_process", lambda *_, **__: 1 / 0)
         assert validate(harness, job).warnings == []
         monkeypatch.undo()
         done = validate(harness, job)
@@ -399,7 +399,7 @@ class TestInterruptions:
         self, harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         job = harness.create_job()
-        monkeypatch.setattr("worker.validation.validate.read_in_process", lambda *_, **__: 1 / 0)
+        monkeypatch.setattr("worker.validation.read_in_process", lambda *_, **__: 1 / 0)
         states = [validate(harness, job).state for _ in range(3)]
         assert states == ["validating_files", "validating_files", "failed"]
         assert harness.job(job).error_code == "worker_crash_loop"

@@ -1,17 +1,27 @@
-"""Answers in JSON: llguidance finds the tokens after which an answer can still obey its schema. Letters: V tokens."""
+"""Constraints on the next token of a trial answer: JSON, for which llguidance finds the tokens after which an answer
+can still obey its schema, limits of time and memory for the compilation of a schema, kept by the kernel, penalties
+and biases.
+
+Letters: V tokens of the vocabulary.
+"""
 
 from __future__ import annotations
 
+import resource
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from transformers import LogitsProcessor
 
+from app.domain.answers.trial import MAX_SCHEMA_BYTES, MAX_SCHEMA_SECONDS, TrialQuestion
 from app.domain.datasets.render import Renderer
-from worker.trainer.answers.schema_limits import schema_limits
 
 # The style of `json.dumps`. With a choice of white space, a small model fills its answer with it.
 STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+PAGES = "/proc/self/statm"
 
 
 class SchemaRefused(Exception):
@@ -68,3 +78,49 @@ def _check(matcher: Any) -> None:
     if matcher.is_error():
         reason = matcher.get_error().partition("\n<state>")[0]
         raise SchemaRefused(f"a trial answer cannot obey this schema ({reason})")
+
+
+@contextmanager
+def schema_limits(seconds: float = MAX_SCHEMA_SECONDS, size_bytes: int = MAX_SCHEMA_BYTES) -> Iterator[None]:
+    """End this process if the block takes more CPU time (SIGPROF) or memory (SIGABRT, by Rust); see SCHEMA_SIGNALS.
+
+    llguidance has no limit for the patterns of a schema: 16 of `.*a.*` in an `allOf` take 7 s, 20 take minutes and
+    2.6 GB, in one call that nothing in this process can end. The steps of an answer have limits in the library.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    with open(PAGES, encoding="ascii") as file:
+        used_bytes = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used_bytes + size_bytes, hard))
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+class LogprobRecorder(LogitsProcessor):  # type: ignore[misc]
+    """Keeps the log-probabilities of the next token. It is called before anything changes them."""
+
+    def __init__(self) -> None:
+        self.logprobs_V = torch.empty(0)
+
+    def __call__(self, _: torch.Tensor, scores_1_V: torch.Tensor) -> torch.Tensor:
+        self.logprobs_V = scores_1_V[0].float().log_softmax(-1)
+        return scores_1_V
+
+
+class PenaltiesAndBiases(LogitsProcessor):  # type: ignore[misc]
+    """OpenAI's formula, of the tokens generated so far: score - count * frequency - (count > 0) * presence + bias."""
+
+    def __init__(self, question: TrialQuestion, prompt_tokens: int) -> None:
+        self._prompt_tokens = prompt_tokens
+        self._frequency, self._presence = question.frequency_penalty, question.presence_penalty
+        self._biased = list(question.logit_bias)
+        self._biases = list(question.logit_bias.values())
+
+    def __call__(self, tokens_1_T: torch.Tensor, scores_1_V: torch.Tensor) -> torch.Tensor:
+        counts_V = tokens_1_T[0, self._prompt_tokens :].bincount(minlength=scores_1_V.shape[-1])
+        changed_1_V = scores_1_V - counts_V * self._frequency - (counts_V > 0) * self._presence
+        changed_1_V[0, self._biased] += changed_1_V.new_tensor(self._biases)
+        return changed_1_V

@@ -39,8 +39,13 @@ from worker.trainer.adapter.initial_adapter import load_adapter
 from worker.trainer.adapter.lora import LoraAdapter
 from worker.trainer.answers.evaluation import cache_weights_if_they_fit
 from worker.trainer.answers.generate import without_packing
-from worker.trainer.answers.logits import LogprobRecorder, PenaltiesAndBiases
-from worker.trainer.answers.response_format import JsonGuide, JsonSchemas, SchemaRefused
+from worker.trainer.answers.response_format import (
+    JsonGuide,
+    JsonSchemas,
+    LogprobRecorder,
+    PenaltiesAndBiases,
+    SchemaRefused,
+)
 from worker.trainer.answers.tool_calls import AnswerParser, hermes_parser
 from worker.trainer.model.base_model import FrozenBase, open_base
 from worker.trainer.runtime.device import choose_compute_dtype, choose_device, choose_threads, make_repeatable

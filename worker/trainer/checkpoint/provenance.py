@@ -23,7 +23,7 @@ from worker.trainer.runtime.device import (
     with_compute_dtype,
 )
 from worker.trainer.runtime.records import RecordWriter
-from worker.trainer.snapshot.snapshot import LoadedSnapshot
+from worker.trainer.snapshot import LoadedSnapshot
 from worker.trainer.training.state import Run
 
 PACKAGES = ("tunery", "torch", "transformers", "peft", "bitsandbytes", "safetensors", "tokenizers")

@@ -10,16 +10,17 @@ pair is a sum over both. A sequence is what must stay in one batch: a document, 
 
 Letters: T tokens of a batch, N labelled tokens of a batch.
 """
-# ruff: noqa: N815  shapes stand in names
 
 from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -32,6 +33,10 @@ from app.domain.jobs.states import Reason
 from app.domain.planning.packing import SequenceLengths, pack
 from worker.trainer.runtime.failures import Failure
 from worker.trainer.runtime.records import Keepalive
+
+# ruff: noqa: N815  shapes stand in names
+
+Key = tuple[int, int]  # the step, and the maximum tokens of a batch
 
 
 class TokenizedDataset:
@@ -227,3 +232,45 @@ def _pairs(dataset: TokenizedDataset, sequences: Sequence[Sequence[int]]) -> Pai
 
 def _int64(numbers: array[int]) -> torch.Tensor:
     return torch.frombuffer(numbers, dtype=torch.int32).long()
+
+
+MakeBatches = Callable[[int, int], Iterable[PackedBatch]]
+
+
+class BatchesAhead:
+    """Batches made ahead: while a step computes, a thread makes and pins the batches of the next one.
+
+    `make(step, row_tokens)` returns the batches of a step; the thread ends with the process. They follow from the step
+    and the length of a batch alone, so a result never depends on what was made ahead: after a resume, a repetition or
+    another length they are made anew.
+    """
+
+    def __init__(self, make: MakeBatches, *, pin: bool) -> None:
+        self._make, self._pin = make, pin
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self._next: tuple[Key, Future[list[PackedBatch]]] | None = None
+
+    def of_step(self, step: int, row_tokens: int, last_step: int) -> list[PackedBatch]:
+        """Return the batches of a step, and start to make those of the next one unless the step is the last."""
+        key = (step, row_tokens)
+        is_made = self._next is not None and self._next[0] == key
+        batches = self._next[1].result() if is_made and self._next is not None else self._made(step, row_tokens)
+        following = step + 1
+        self._next = None
+        if following < last_step:
+            self._next = (following, row_tokens), self._thread.submit(self._made, following, row_tokens)
+        return batches
+
+    def _made(self, step: int, row_tokens: int) -> list[PackedBatch]:
+        batches = list(self._make(step, row_tokens))
+        return [pinned(batch) for batch in batches] if self._pin else batches
+
+
+def pinned(batch: PackedBatch) -> PackedBatch:
+    """Return the batch in pinned memory, from which a copy to the GPU does not wait for the computation."""
+    names = ("tokens_T", "positions_T", "logit_positions_N", "targets_N")
+    tensors: dict[str, Any] = {name: getattr(batch, name).pin_memory() for name in names}
+    pairs: Pairs | None = batch.pairs
+    if pairs is not None:
+        pairs = replace(pairs, pair_N=pairs.pair_N.pin_memory(), sign_N=pairs.sign_N.pin_memory())
+    return replace(batch, **tensors, pairs=pairs)

@@ -9,7 +9,7 @@ from app.domain.jobs.spec import RunSpec
 from app.domain.jobs.states import Reason
 from app.system.artifact_directory import sha256_file
 from worker.trainer.runtime.failures import Failure
-from worker.trainer.validation.sample_answers import prompt_tokens
+from worker.trainer.validation.evaluate import prompt_tokens
 
 
 def check_inputs(run: RunSpec, workdir: Path) -> None:

@@ -20,7 +20,7 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from app.domain.base_models.architectures import is_target_name, unsupported_reason
 from worker.trainer.model import experts
 from worker.trainer.model.attention import attention
-from worker.trainer.objective.linear_cross_entropy import LogitScaling
+from worker.trainer.objective.losses import LogitScaling
 from worker.trainer.runtime.failures import is_out_of_memory
 
 

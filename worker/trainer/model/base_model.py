@@ -33,7 +33,7 @@ from worker.trainer.model.architecture import (
     read_config,
     remove_other_modalities,
 )
-from worker.trainer.model.checkpoint_tensors import CheckpointNames, CheckpointTensors
+from worker.trainer.model.checkpoint_tensors import CheckpointNames, CheckpointTensors, WeightLoader, check_complete
 from worker.trainer.model.experts import ExpertWeights
 from worker.trainer.model.frozen_linear import (
     Frozen4,
@@ -46,8 +46,7 @@ from worker.trainer.model.frozen_linear import (
 from worker.trainer.model.fused_modules import use_fused_modules
 from worker.trainer.model.memory_efficient_modules import use_memory_efficient_modules
 from worker.trainer.model.recurrent_layers import pack_recurrent_layers
-from worker.trainer.model.weight_loader import WeightLoader, check_complete
-from worker.trainer.objective.linear_cross_entropy import CUDA_CHUNK_TOKENS, UNSCALED, LogitScaling
+from worker.trainer.objective.losses import CUDA_CHUNK_TOKENS, UNSCALED, LogitScaling
 from worker.trainer.runtime.failures import Failure
 from worker.trainer.runtime.records import Keepalive
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from worker.trainer.data.batch import PackedBatch
-from worker.trainer.objective.dpo import PairLosses
+from worker.trainer.objective.losses import PairLosses
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class StepMetrics:
 
     @property
     def reward_margin(self) -> float | None:
-        """Return the mean margin of the pairs (beta times nats, as in dpo.py); None without pairs."""
+        """Return the mean margin of the pairs (beta times nats, as in losses.py); None without pairs."""
         return self._margin_sum.item() / self.pairs if self.pairs else None
 
     def metrics(self, scope: str) -> dict[str, float | None]:

@@ -15,8 +15,7 @@ import torch
 from worker.trainer.adapter.lora import LoraAdapter
 from worker.trainer.data.batch import PackedBatch, Pairs
 from worker.trainer.model.base_model import FrozenBase, hidden_states
-from worker.trainer.objective.dpo import dpo_loss
-from worker.trainer.objective.linear_cross_entropy import linear_cross_entropy
+from worker.trainer.objective.losses import dpo_loss, linear_cross_entropy
 from worker.trainer.objective.metrics import BatchSums
 
 
@@ -52,7 +51,7 @@ class SupervisedObjective:
 
 
 class DpoObjective:
-    """DPO loss of every pair (dpo.py).
+    """DPO loss of every pair (losses.py).
 
     The reference never changes. It is the base model without an adapter, or, if training continues an earlier adapter,
     the base model with a frozen copy of that adapter.
@@ -107,7 +106,7 @@ def _cross_entropy(
     batch: PackedBatch,
     weights_N: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the sum of the losses, losses_N and is_correct_N (linear_cross_entropy.py)."""
+    """Return the sum of the losses, losses_N and is_correct_N (losses.py)."""
     return linear_cross_entropy(
         hidden_N_D, head_V_D, batch.targets_N, weights_N, base.logit_scaling, base.min_loss_chunk_tokens
     )

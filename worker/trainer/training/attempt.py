@@ -10,8 +10,7 @@ from app.domain.jobs.snapshots import resume_message
 from app.domain.jobs.spec import TrainerSpec
 from worker.trainer.runtime.process import StopRequests
 from worker.trainer.runtime.records import RecordWriter
-from worker.trainer.snapshot.identity import identity_of
-from worker.trainer.snapshot.snapshot import LoadedSnapshot, open_newest
+from worker.trainer.snapshot import LoadedSnapshot, identity_of, open_newest
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ from worker.trainer.runtime.device import (
 from worker.trainer.runtime.failures import Failure, exit_code, explain, failed, loading
 from worker.trainer.runtime.process import StopRequests
 from worker.trainer.runtime.records import Emit, Keepalive, RecordWriter
-from worker.trainer.snapshot.snapshot import restore
+from worker.trainer.snapshot import restore
 from worker.trainer.training.attempt import TrainingAttempt
 from worker.trainer.training.loop import train
 from worker.trainer.training.state import Run

@@ -16,8 +16,7 @@ import torch
 from app.domain.jobs.spec import RunSpec
 from app.domain.planning.execution_plan import ExecutionPlan
 from worker.trainer.adapter.lora import LoraAdapter
-from worker.trainer.data.batch import PackedBatch, TokenizedDataset, pack_batches
-from worker.trainer.data.batches_ahead import BatchesAhead
+from worker.trainer.data.batch import BatchesAhead, PackedBatch, TokenizedDataset, pack_batches
 from worker.trainer.data.schedule import StepSchedule
 from worker.trainer.distributed import parallel
 from worker.trainer.objective.metrics import StepMetrics

@@ -42,10 +42,9 @@ from worker.trainer.runtime.device import CpuSample, granted_cores, others_share
 from worker.trainer.runtime.failures import Failure
 from worker.trainer.runtime.process import StopRequests, working_seconds
 from worker.trainer.runtime.records import RecordWriter
-from worker.trainer.snapshot.snapshot import save_snapshot
+from worker.trainer.snapshot import save_snapshot
 from worker.trainer.training.state import Run, SavedCheckpoint, StepResult, result_messages
-from worker.trainer.validation.evaluate import evaluate
-from worker.trainer.validation.sample_answers import sample_answers
+from worker.trainer.validation.evaluate import evaluate, sample_answers
 from worker.trainer.validation.served_reference import measure_reference
 
 MAX_REPORTED_LINES = 16

@@ -1,11 +1,22 @@
-"""Validation: the metrics of a complete file, with the adapter, without dropout and gradients."""
+"""Evaluation of the run: the metrics of a complete file, with the adapter, without dropout and gradients; and greedy
+answers to the sample prompts, by the base model and by the tuned model.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
+from app.domain.datasets.render import Renderer
+from worker.trainer.adapter.lora import LoraAdapter
+from worker.trainer.answers.generate import generate
 from worker.trainer.data.batch import TokenizedDataset, pack_batches
+from worker.trainer.model.base_model import FrozenBase
 from worker.trainer.objective.metrics import StepMetrics
 from worker.trainer.objective.objective import Objective
 from worker.trainer.runtime.records import Keepalive
+from worker.trainer.training.state import Run
+
+MAX_NEW_TOKENS = 64
 
 
 def evaluate(objective: Objective, dataset: TokenizedDataset, row_tokens: int, keepalive: Keepalive) -> StepMetrics:
@@ -15,3 +26,41 @@ def evaluate(objective: Objective, dataset: TokenizedDataset, row_tokens: int, k
         keepalive("measuring the validation loss")
         metrics.add(objective.evaluate(batch.to(device)))
     return metrics
+
+
+def sample_answers(
+    base: FrozenBase, run: Run, renderer: Renderer, batch_size: int | None = None
+) -> Iterator[tuple[str, str, str]]:
+    """Yield (prompt, the base model's answer, the tuned model's answer) for each sample prompt.
+
+    A batch has `batch_size` prompts: None stands for all of them, 0 for no answers at all.
+    """
+    prompts = run.spec.sample_prompts
+    if not prompts or batch_size == 0:
+        return
+    tokens = [prompt_tokens(renderer, prompt) for prompt in prompts]
+    size = batch_size or len(tokens)
+    batches = [tokens[start : start + size] for start in range(0, len(tokens), size)]
+
+    def answer(adapter: LoraAdapter | None) -> list[str]:
+        return [answer for batch in batches for answer in _generate(base, batch, adapter, renderer)]
+
+    run.base_answers = run.base_answers or answer(None)
+    yield from zip(prompts, run.base_answers, answer(run.adapter), strict=True)
+
+
+def prompt_tokens(renderer: Renderer, prompt: str) -> list[int]:
+    """Return the tokens of a prompt as one user message, or as plain text without a chat template.
+
+    Raises TemplateRefused.
+    """
+    if renderer.template is None:
+        return renderer.encode_plain(prompt)
+    return renderer.encode(renderer.text([{"role": "user", "content": prompt}], prompt=True))
+
+
+def _generate(
+    base: FrozenBase, prompts: Sequence[list[int]], adapter: LoraAdapter | None, renderer: Renderer
+) -> list[str]:
+    answers = generate(base, prompts, adapter, renderer.stop_ids, MAX_NEW_TOKENS)
+    return [renderer.decode(answer).strip() for answer in answers]

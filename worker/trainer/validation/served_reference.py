@@ -1,8 +1,9 @@
 """What an engine that serves the adapter must compute: log-probabilities of some expected answers, in 16 bits.
 
-The pass uses the original weights of the base model, never quantized ones, as engines serve those: the rounding of NF4
-changes as much as a wrong checkpoint does. A quantized layer reads its weight from the model's files for each product,
-so the pass needs no memory for a second copy of the base.
+The pass uses the original weights of the base model, never quantized ones, as engines serve those: the rounding of
+NF4 changes as much as a wrong checkpoint does. A quantized layer reads its weight from the model's files for each
+product, so the pass needs no memory for a second copy of the base. For engines and gateways that take messages only,
+the conversations behind the recorded prompts are kept too.
 
 Letters: N expected tokens of a batch, D the hidden size, V the vocabulary.
 """
@@ -10,26 +11,80 @@ Letters: N expected tokens of a batch, D the hidden size, V the vocabulary.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from app.domain.datasets.chat_template import TemplateRefused
 from app.domain.datasets.documents import Document
-from app.domain.datasets.examples import Example
+from app.domain.datasets.examples import Example, read_examples
+from app.domain.datasets.jsonl import Finding
 from app.domain.datasets.render import Renderer
 from app.domain.deliveries.served_check import MAX_PROMPT_TOKENS, MAX_PROMPTS, ReferencePrompt, ServedReference
+from app.domain.jobs.spec import DataParameters
 from worker.trainer.adapter.lora import LoraAdapter
 from worker.trainer.data.batch import TokenizedDataset, pack_batches
 from worker.trainer.model.base_model import FrozenBase, hidden_states, in_dtype, in_place, stored_layers
 from worker.trainer.runtime.records import Keepalive
 from worker.trainer.training.state import Run
-from worker.trainer.validation.chat_prompts import chat_prompt, examples_at
 
+SENT_KEYS = frozenset({"role", "content", "weight"})  # a message with others is not sent, as engines differ in them
 POSITIONS_AT_ONCE = 64  # whose logits are in memory: 39 MB at V = 151,936
 HEAD_CHUNK_ROWS = 8192  # of the head in the dtype of the pass
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class ChatPrompt(NamedTuple):
+    messages: list[dict[str, str]]
+    answer: list[str]  # the texts of the tokens of the first expected answer
+
+
+def examples_at(path: Path, lines: Collection[int], parameters: DataParameters) -> dict[int, Example]:
+    """{line: its example}; the file is read up to the last of these lines."""
+    found: dict[int, Example] = {}
+    with path.open("rb") as file:
+        for example in read_examples(file, path.stat().st_size, parameters):
+            if not isinstance(example, Finding) and example.line in lines:
+                found[example.line] = example
+            if len(found) == len(lines):
+                break
+    return found
+
+
+def chat_prompt(
+    renderer: Renderer, example: Example, tokens: Sequence[int], positions: Sequence[int]
+) -> ChatPrompt | None:
+    """The messages from which the template makes the tokens before the first expected one; None if there are none."""
+    conversation = [*example.messages, *example.preferred]
+    for number, message in enumerate(conversation):
+        before = conversation[:number]
+        if message["role"] != "assistant" or example.tools or not all(map(_is_sent, before)):
+            continue
+        if _rendered(renderer, before) == list(tokens[: positions[0]]):
+            messages = [{"role": str(each["role"]), "content": str(each["content"])} for each in before]
+            decode = renderer.tokenizer.decode
+            texts = [decode([tokens[each]], skip_special_tokens=False) for each in _first_run(positions)]
+            return ChatPrompt(messages, texts)
+    return None
+
+
+def _is_sent(message: dict[str, object]) -> bool:
+    return message.keys() <= SENT_KEYS and isinstance(message.get("content"), str)
+
+
+def _rendered(renderer: Renderer, messages: Sequence[dict[str, object]]) -> list[int]:
+    try:
+        return renderer.encode(renderer.text(renderer.normalized(messages), prompt=True))
+    except TemplateRefused:
+        return []
+
+
+def _first_run(positions: Sequence[int]) -> list[int]:
+    """The positions of the first answer: those without a gap."""
+    return [position for number, position in enumerate(positions) if position == positions[0] + number]
 
 
 class _Pass(NamedTuple):

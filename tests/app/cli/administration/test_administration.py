@@ -33,7 +33,7 @@ from tests.app.test_model_hub import COMMIT, SOURCE, Hub, hub  # noqa: F401  a f
 from tests.factories import make_webhook_endpoint
 from tests.serving import LiveServer
 from tests.tiny import make_tiny_base
-from worker.base_models.registrar import Registrar
+from worker.base_models import Registrar
 from worker.node.resources import open_resources
 
 DEADLINE_SECONDS = 60

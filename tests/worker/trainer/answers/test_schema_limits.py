@@ -14,7 +14,7 @@ from tests.worker.trainer.answers.test_response_format import renderer
 PROGRAM = """
 import sys
 from llguidance import LLMatcher, LLTokenizer
-from worker.trainer.answers.schema_limits import schema_limits
+from worker.trainer.answers.response_format import schema_limits
 tokenizer, patterns, seconds, size_bytes = sys.argv[1:]
 schema = {"allOf": [{"type": "string", "pattern": f".*{chr(97 + at)}.*"} for at in range(int(patterns))]}
 tokens, grammar = LLTokenizer(tokenizer), LLMatcher.grammar_from_json_schema(schema)

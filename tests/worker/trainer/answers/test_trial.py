@@ -24,7 +24,7 @@ from tests.tiny import make_tiny_base, panic_at_many_a
 from tests.worker.evaluations.plain_answers import plain_answers
 from tests.worker.exports.test_exporter import write_real_adapter
 from worker.trainer.answers import trial
-from worker.trainer.answers.logits import PenaltiesAndBiases
+from worker.trainer.answers.response_format import PenaltiesAndBiases
 from worker.trainer.answers.trial import Questions, TrialProgram
 
 SAY = [{"role": "user", "content": "say 3"}]

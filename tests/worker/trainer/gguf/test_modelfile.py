@@ -9,7 +9,7 @@ import pytest
 
 from app.system.limited_rendering import limited_renderer
 from tests.tiny import make_tiny_base
-from worker.trainer.gguf.modelfile import find_turns, write_modelfile
+from worker.trainer.gguf.export import find_turns, write_modelfile
 
 DEFAULT_SYSTEM = (
     "{{ bos_token }}{% for message in messages %}"

@@ -15,7 +15,7 @@ from worker.trainer.memory import activation_checkpointing
 from worker.trainer.memory.activation_checkpointing import Recomputation
 from worker.trainer.model.base_model import FrozenBase, hidden_states
 from worker.trainer.model.memory_efficient_modules import swiglu
-from worker.trainer.objective.linear_cross_entropy import linear_cross_entropy
+from worker.trainer.objective.losses import linear_cross_entropy
 from worker.trainer.training.state import Run
 
 MODES: list[tuple[Recompute, int]] = [("elementwise", 0), ("layers", 1), ("everything", 0)]

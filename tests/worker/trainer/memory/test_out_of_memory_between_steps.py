@@ -18,11 +18,11 @@ from tests.worker.trainer.helpers import FLOAT32, RecordLog, failure, final_adap
 from worker.trainer.answers import compare
 from worker.trainer.checkpoint import verify
 from worker.trainer.memory.out_of_memory import reduce_after_kills
-from worker.trainer.model import base_check, base_model, weight_loader
+from worker.trainer.model import base_check, base_model, checkpoint_tensors
 from worker.trainer.model.frozen_linear import Frozen4
 from worker.trainer.objective import objective
 from worker.trainer.training import step_actions
-from worker.trainer.validation import sample_answers
+from worker.trainer.validation import evaluate
 
 SENTENCE = "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"
 FITS_TOKENS = 300  # of a row; the longest document has 120
@@ -167,7 +167,7 @@ class TestValidation:
 class TestSamples:
     @pytest.fixture
     def spec(self, tiny: Path, examples: Path, monkeypatch: pytest.MonkeyPatch) -> TrainerSpec:
-        monkeypatch.setattr(sample_answers, "MAX_NEW_TOKENS", 4)
+        monkeypatch.setattr(evaluate, "MAX_NEW_TOKENS", 4)
         prompts = ("1: red blue", "2: amber amber amber", "3: green")
         return make_spec(tiny, examples, sample_prompts=prompts, quantization=FLOAT32)
 
@@ -178,8 +178,8 @@ class TestSamples:
         self, spec: TrainerSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         _, plain = run_trainer(spec, tmp_path / "plain")
-        shortage = Shortage(sample_answers._generate, lambda base, prompts, *_: len(prompts) > 1)
-        monkeypatch.setattr(sample_answers, "_generate", shortage)
+        shortage = Shortage(evaluate._generate, lambda base, prompts, *_: len(prompts) > 1)
+        monkeypatch.setattr(evaluate, "_generate", shortage)
         code, log = run_trainer(spec, tmp_path / "short")
         assert code == ExitCode.DONE
         assert self.answers(log) == self.answers(plain)
@@ -191,8 +191,8 @@ class TestSamples:
     def test_if_no_prompt_fits_the_run_continues_without_samples(
         self, spec: TrainerSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        shortage = Shortage(sample_answers._generate, lambda *_: True)
-        monkeypatch.setattr(sample_answers, "_generate", shortage)
+        shortage = Shortage(evaluate._generate, lambda *_: True)
+        monkeypatch.setattr(evaluate, "_generate", shortage)
         code, log = run_trainer(spec, tmp_path)
         assert (code, self.answers(log)) == (ExitCode.DONE, [])
         assert warnings_of(log)[-1].message.endswith(
@@ -254,7 +254,7 @@ class TestLoading:
         self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         quantization: dict[str, Any] | None, param: str, bits: str,
     ) -> None:  # fmt: skip
-        monkeypatch.setattr(weight_loader, "freeze", Shortage(weight_loader.freeze, lambda *_: True))
+        monkeypatch.setattr(checkpoint_tensors, "freeze", Shortage(checkpoint_tensors.freeze, lambda *_: True))
         code, log = run_trainer(make_spec(tiny, examples, quantization=quantization), tmp_path)
         assert code == ExitCode.OUT_OF_MEMORY
         assert (failure(log).reason, failure(log).param) == (Reason.OUT_OF_MEMORY, param)

@@ -25,8 +25,8 @@ from tests.worker.trainer.helpers import (
 )
 from worker.trainer.adapter.lora import frozen_copy
 from worker.trainer.data.batch import Pairs, pack_batches
-from worker.trainer.objective import linear_cross_entropy
-from worker.trainer.objective.dpo import dpo_loss
+from worker.trainer.objective import losses as losses_module
+from worker.trainer.objective.losses import dpo_loss
 from worker.trainer.objective.objective import DpoObjective
 from worker.trainer.objective.optimizer import learning_rate
 from worker.trainer.training.loop import optimizer_step
@@ -116,13 +116,13 @@ class TestOptimizerStep:
         self, tiny: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         needs_gradient: list[bool] = []
-        chunk = linear_cross_entropy._chunk
+        chunk = losses_module._chunk
 
         def recorded_chunk(*arguments: Any) -> Any:
             needs_gradient.append(arguments[-2])
             return chunk(*arguments)
 
-        monkeypatch.setattr(linear_cross_entropy, "_chunk", recorded_chunk)
+        monkeypatch.setattr(losses_module, "_chunk", recorded_chunk)
         trained(tiny, pairs, steps=1)
         assert needs_gradient == [False, False, True]  # the reference, the margin, the step
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from worker.trainer.objective import linear_cross_entropy as module
-from worker.trainer.objective.linear_cross_entropy import linear_cross_entropy
+from worker.trainer.objective import losses as module
+from worker.trainer.objective.losses import linear_cross_entropy
 
 N, D, V = 70, 16, 301
 

@@ -14,7 +14,7 @@ from app.domain.planning.execution_plan import ExecutionPlan
 from tests.tiny import make_tiny_base, make_tiny_dataset
 from tests.worker.trainer.helpers import RecordLog, final_adapter, make_spec, run_trainer
 from tests.worker.trainer.model import fake_liger_kernel
-from worker.trainer.data.batches_ahead import BatchesAhead
+from worker.trainer.data.batch import BatchesAhead
 from worker.trainer.training import run as trainer
 
 OPTIONS: dict[str, Any] = {

@@ -15,7 +15,7 @@ from tests.tiny import make_tiny_base, make_tiny_dataset
 from tests.worker.trainer.helpers import failure, final_adapter, float32_spec, make_spec, run_trainer
 from worker.trainer.checkpoint import provenance
 from worker.trainer.training import step_actions
-from worker.trainer.validation import sample_answers
+from worker.trainer.validation import evaluate
 
 
 class TestRun:
@@ -121,14 +121,14 @@ class TestRun:
         self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         asked = []
-        generate = sample_answers._generate
+        generate = evaluate._generate
 
         def counted(base: Any, prompts: Any, adapter: Any, renderer: Any) -> list[str]:
             asked.append("adapter" if adapter else "base")
             return generate(base, prompts, adapter, renderer)
 
-        monkeypatch.setattr(sample_answers, "_generate", counted)
-        monkeypatch.setattr(sample_answers, "MAX_NEW_TOKENS", 2)
+        monkeypatch.setattr(evaluate, "_generate", counted)
+        monkeypatch.setattr(evaluate, "MAX_NEW_TOKENS", 2)
         run_trainer(float32_spec(tiny, examples, sample_prompts=("1: red",)), tmp_path)
         assert asked == ["base", "adapter", "adapter"]
 

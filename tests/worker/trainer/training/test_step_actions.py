@@ -33,9 +33,8 @@ from worker.trainer.objective.metrics import BatchSums, StepMetrics
 from worker.trainer.training import step_actions
 from worker.trainer.training.run import make_objective
 from worker.trainer.training.state import Run
-from worker.trainer.validation import sample_answers as sampling
-from worker.trainer.validation.evaluate import evaluate
-from worker.trainer.validation.sample_answers import sample_answers
+from worker.trainer.validation import evaluate as sampling
+from worker.trainer.validation.evaluate import evaluate, sample_answers
 
 
 @pytest.fixture

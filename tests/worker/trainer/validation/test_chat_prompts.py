@@ -11,7 +11,7 @@ import pytest
 from app.domain.datasets.examples import Example
 from app.domain.jobs.spec import DataParameters
 from app.system.tokenizer_files import load_renderer
-from worker.trainer.validation.chat_prompts import chat_prompt, examples_at
+from worker.trainer.validation.served_reference import chat_prompt, examples_at
 
 QUESTION = {"role": "user", "content": "where is my parcel"}
 ANSWER = {"role": "assistant", "content": "on its way"}

@@ -1,7 +1,8 @@
 """The state `validating_files`: read every line of the files as the trainer will, with the base model's tokenizer.
 
 Files are streamed, so the memory depends on the longest line, not on the file. Errors in a file fail the job and name
-the lines; examples that will be truncated or contribute nothing are reported as warnings.
+the lines; examples that will be truncated or contribute nothing are reported as warnings. The job's requirements are
+estimated once its files have been read, as columns of its row, for claims and the forecast.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from sqlalchemy.orm import Session
 from app.db.files import files
 from app.db.jobs import claims
 from app.db.jobs.claims import FencedError
+from app.db.scheduling import workers
 from app.db.tables import File, Job
 from app.domain.artifacts.full_disk import is_disk_full
 from app.domain.datasets.chat_template import UnusableTemplate
@@ -27,18 +29,20 @@ from app.domain.datasets.report import (
 )
 from app.domain.datasets.warnings import RowIndex
 from app.domain.evaluations.graders import EvaluationRequest
+from app.domain.jobs.layer_patterns import match_spec
 from app.domain.jobs.spec import JobSpec
 from app.domain.jobs.states import JobState, Reason
+from app.domain.planning.requirements import estimate_requirements
+from app.domain.planning.workload import Workload
 from app.log import get_logger
 from app.system.limited_rendering import UnreadableTokenizer, read_in_process
-from worker.evaluations.inputs import InvalidEvaluationFile, read_checked_inputs
+from worker.evaluations.prepare import InvalidEvaluationFile, read_checked_inputs
 from worker.jobs.exit_classification import STORAGE_RETRY_FACTOR, AttemptOutcome, storage_outcome
 from worker.jobs.lease import Claimer, LeaseKeeper, observed_attempt
 from worker.jobs.prepare import Inputs, PreparationError, base_model_error, load_inputs, lost_file_error
 from worker.jobs.sanitize import clean_text
 from worker.node import disk_space
 from worker.node.resources import Resources
-from worker.validation.requirements import requirement_columns
 
 log = get_logger(__name__)
 
@@ -269,3 +273,32 @@ def _findings(error: PreparationError) -> dict[str, Any] | None:
         return None
     report = error.report
     return {"findings": [asdict(finding) for finding in report.findings], "total": report.finding_count}
+
+
+def requirement_columns(
+    keeper: LeaseKeeper, job: Job, inputs: Inputs, reports: Mapping[str, DatasetReport]
+) -> dict[str, Any]:
+    """The columns with the estimated requirements; empty if they cannot be estimated.
+
+    Any worker may claim a job without an estimate, and its trainer plans the job again. Raises FencedError.
+    """
+    spec = JobSpec.model_validate(job.spec)
+    entry = inputs.base.catalog_entry
+    if not entry.decoder_layers:  # registered before entries had the fields of a plan
+        return {}
+    need, sha256 = job.requirements, inputs.base.manifest_sha256
+    devices = keeper.transact(lambda session: workers.candidate_devices(session, spec, sha256, need))
+    try:
+        spec = match_spec(spec, entry.layers)  # a job that was stored before patterns were matched at creation
+        training, validation = reports["training"], reports.get("validation")
+        validation_tokens = validation.tokens if validation else 0
+        work = Workload.of(spec, training.lengths, training.labelled_tokens, validation_tokens)
+        estimate = estimate_requirements(entry, spec, work, devices or ())
+    except Exception:  # a failed estimate must not fail the job
+        log.exception("the job's requirements could not be estimated")
+        return {}
+    return {
+        "needed_cpu_bytes": estimate.cpu_bytes,
+        "needed_cuda_bytes": estimate.cuda_bytes,
+        "planned_seconds": estimate.seconds,
+    }

@@ -1,1 +1,0 @@
-"""Trial answers: an idle GPU slot answers small requests until it claims a job."""

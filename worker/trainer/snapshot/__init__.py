@@ -1,1 +1,0 @@
-"""Private snapshots, from which a later attempt resumes exactly."""
