@@ -194,14 +194,9 @@ class TestWait:
         self, app: FastAPI, api_key: str, job: Job, sessions: Sessions, engine: Engine, aside: Callable[..., Any],
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:  # fmt: skip
-        looks: list[str] = []
-
-        def counted(name: str) -> None:
-            read = getattr(polling, name)
-            monkeypatch.setattr(polling, name, lambda *given: (looks.append(name), read(*given))[1])
-
-        counted("version_by_key")
-        counted("job_by_key")
+        looks: list[None] = []
+        read = polling.fetch_with_key
+        monkeypatch.setattr(polling, "fetch_with_key", lambda *given: (looks.append(None), read(*given))[1])
         with serve(app) as server, client_of(server, api_key) as http:
             known = {"If-None-Match": http.get(path_of(job)).headers["etag"]}
             waiting = [aside(http.get, path_of(job), params={"wait": 20}, headers=known) for _ in range(50)]
