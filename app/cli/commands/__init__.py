@@ -1,1 +1,1 @@
-"""The commands of `tunery`, one module per subject."""
+"""The commands of `tunery`, one module per group of commands."""

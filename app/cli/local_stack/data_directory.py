@@ -6,8 +6,8 @@ DATA_DIR/         0700; 0711 if PostgreSQL runs as another account, which must p
   secret-keys     0600, the key that encrypts the credentials of delivery targets
   runtime.json    0600, while `tunery up` runs: URLs and process ids
   metrics.json    0644, while `tunery up` runs: the metrics' addresses, in the format of Prometheus's file_sd_configs
-  postgres/       see postgres.py
-  valkey/         see valkey.py
+  postgres/       see servers.py
+  valkey/         see servers.py
   models/         0700, the bundled base model
   storage/ work/  0700, datasets and adapters; work directories of jobs
   run/            0700, the locks of the workers' slots
