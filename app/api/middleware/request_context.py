@@ -22,7 +22,7 @@ from app.api.middleware.request_log import (
     observe_request,
     start_record,
 )
-from app.api.transport.connection import BodyPace
+from app.api.transport.body_pace import BodyPace
 from app.db.access.audit import AuditContext, audited_as
 from app.errors import BadRequest, NotFound, RequestTimeout, TuneryError
 from app.log import get_logger

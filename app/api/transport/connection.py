@@ -30,6 +30,7 @@ from app.api.middleware.request_log import (
     request_id_of,
     start_record,
 )
+from app.api.transport.body_pace import BodyPace
 from app.errors import BadRequest, RequestTimeout, TuneryError
 from app.settings import Settings
 
@@ -41,13 +42,10 @@ INVALID_HTTP = "The request is not valid HTTP/1.1; the server stopped reading it
 
 # uvicorn warns of each invalid request, which the request log already records.
 logger = logging.getLogger(__name__)
-ADVICE = "Send the request again; a resumable upload continues at its Upload-Offset."
-
-
 logger.setLevel(logging.ERROR)
 
 
-class Part(Enum):
+class Receiving(Enum):
     """What the connection receives next."""
 
     NOTHING = auto()  # it is between two requests
@@ -70,7 +68,7 @@ class LimitedConnection(HttpToolsProtocol):
         self._settings: Settings = app_state["settings"]
         self.logger = logger
         self.timeout_keep_alive = self._settings.keep_alive_seconds
-        self._part = Part.NOTHING
+        self._part = Receiving.NOTHING
         self._unparsed = b""
         self._header_bytes = 0
         self._body_bytes_left = 0  # of a body with a Content-Length
@@ -97,7 +95,7 @@ class LimitedConnection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._unset_keepalive_if_required()  # not for each line break between requests
-        self._part = Part.HEADERS
+        self._part = Receiving.HEADERS
 
     def on_headers_complete(self) -> None:
         if self.parser.should_upgrade():
@@ -112,7 +110,7 @@ class LimitedConnection(HttpToolsProtocol):
             raw_path, _, query = target.partition(b"?")
             path = unquote(raw_path.decode("ascii"))
             self.scope.update({"path": path, "raw_path": raw_path, "query_string": query})
-        self._part = Part.BODY
+        self._part = Receiving.BODY
 
     def on_body(self, body: bytes) -> None:
         super().on_body(body)
@@ -122,7 +120,7 @@ class LimitedConnection(HttpToolsProtocol):
         if self.parser.should_upgrade():
             return
         super().on_message_complete()
-        self._part, self._header_bytes, self._body_bytes_left = Part.NOTHING, 0, 0
+        self._part, self._header_bytes, self._body_bytes_left = Receiving.NOTHING, 0, 0
 
     def on_response_complete(self) -> None:
         self._running = None
@@ -156,7 +154,7 @@ class LimitedConnection(HttpToolsProtocol):
 
         Requests that the client sends without waiting are parsed when the responses before them are complete.
         """
-        if self.pipeline or (self._running is not None and self._part is Part.NOTHING):
+        if self.pipeline or (self._running is not None and self._part is Receiving.NOTHING):
             self._flow.pause_for_parsing()
             return
         size = max(MAX_PARSED_AT_ONCE, self._body_bytes_left)
@@ -169,7 +167,7 @@ class LimitedConnection(HttpToolsProtocol):
         except httptools.HttpParserError as error:
             self._on_invalid_http(error)
             return
-        if self._part is Part.HEADERS:
+        if self._part is Receiving.HEADERS:
             self._header_bytes += len(part)
             if self._header_bytes > MAX_HEADER_BYTES:
                 self._on_invalid_http(BadRequest(f"The request headers have more than {MAX_HEADER_BYTES:,} bytes."))
@@ -198,7 +196,7 @@ class LimitedConnection(HttpToolsProtocol):
         headers = (b"%b: %b\r\n" % (name, value) for name, value in self.headers if name != b"upgrade")
         head = b"%b %b HTTP/%b\r\n%b\r\n" % (method, self.url, version, b"".join(headers))
         self.parser = self._new_parser()
-        self._part, self._header_bytes, self._unparsed = Part.NOTHING, 0, head + rest + self._unparsed
+        self._part, self._header_bytes, self._unparsed = Receiving.NOTHING, 0, head + rest + self._unparsed
         self._parse()
 
     def _parse_rest(self) -> None:
@@ -214,7 +212,7 @@ class LimitedConnection(HttpToolsProtocol):
         refusal = cause if isinstance(cause, BadRequest) else BadRequest(INVALID_HTTP)
         if self._running is None:
             self._refuse(refusal)
-        elif self._part is Part.BODY and self._running is self.cycle:
+        elif self._part is Receiving.BODY and self._running is self.cycle:
             self._abort_cycle(refusal)
         else:
             self._refusal = refusal
@@ -226,18 +224,18 @@ class LimitedConnection(HttpToolsProtocol):
             self._stop_timers()
             return
         is_answered = self._running is None
-        if not is_answered or self._part is Part.BODY:
+        if not is_answered or self._part is Receiving.BODY:
             self._stop_header_timer()
         elif self._header_timer is None:
             self._await_request()
-        if self._part is Part.BODY and is_answered:
+        if self._part is Receiving.BODY and is_answered:
             self._unset_keepalive_if_required()  # uvicorn starts it with the response, also before the rest of a body
             self._drain(received_bytes)
         elif self._drain_pace is not None:
             self._stop_draining()
 
     def _await_request(self) -> None:
-        if self._part is Part.HEADERS:
+        if self._part is Receiving.HEADERS:
             self._start_header_timer()
         elif self.timeout_keep_alive_task is None:  # uvicorn starts it after a response, not after the rest of a body
             self.timeout_keep_alive_task = self.loop.call_later(
@@ -251,7 +249,7 @@ class LimitedConnection(HttpToolsProtocol):
         self._header_timer = None
         if self.transport.is_closing():
             return
-        if self._part is Part.HEADERS:
+        if self._part is Receiving.HEADERS:
             seconds = self._settings.header_timeout_seconds
             self._refuse(RequestTimeout(f"The request headers were not complete after {seconds:g} s."), seconds)
         else:
@@ -275,7 +273,7 @@ class LimitedConnection(HttpToolsProtocol):
 
     def _refuse(self, error: TuneryError, waited_seconds: float = 0.0) -> None:
         """Respond to and log a request that did not reach the application, and close the connection."""
-        has_head = self._part is not Part.NOTHING
+        has_head = self._part is not Receiving.NOTHING
         record = RequestRecord(request_id_of(self.headers if has_head else ()))
         record.started_at -= waited_seconds
         record.end("request_timeout" if isinstance(error, RequestTimeout) else "invalid_request", error.status)
@@ -378,43 +376,3 @@ def _limit_unacknowledged(transport: asyncio.Transport, seconds: float) -> None:
         option = getattr(socket, "TCP_USER_TIMEOUT", None)
         if option is not None:
             connection.setsockopt(socket.IPPROTO_TCP, option, int(seconds * 1000))
-
-
-class BodyPace:
-    """The two limits of a body that is still arriving: the longest pause and the lowest average rate.
-
-    Only the time that the server waits for the client counts, not the time that a slow disk takes to store the body.
-    The average is taken over consecutive windows of `body_rate_window_seconds`.
-    """
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._paused_seconds = 0.0
-        self._window_seconds = 0.0
-        self._window_bytes = 0
-
-    @property
-    def next_check_seconds(self) -> float:
-        """How much longer the server may wait before `add` has to be called, with or without new bytes."""
-        pause_left_seconds = self._settings.body_idle_seconds - self._paused_seconds
-        return max(0.0, min(pause_left_seconds, self._settings.body_rate_window_seconds - self._window_seconds))
-
-    def add(self, waited_seconds: float, received_bytes: int) -> None:
-        """Add one wait for the client and the bytes received. Raises RequestTimeout when a limit is reached."""
-        self._paused_seconds = 0.0 if received_bytes else self._paused_seconds + waited_seconds
-        self._window_seconds += waited_seconds
-        self._window_bytes += received_bytes
-        idle_seconds = self._settings.body_idle_seconds
-        if self._paused_seconds >= idle_seconds:
-            raise RequestTimeout(f"No byte of the request body arrived for {idle_seconds:g} s. {ADVICE}")
-        if self._window_seconds >= self._settings.body_rate_window_seconds:
-            self._check_rate()
-            self._window_seconds, self._window_bytes = 0.0, 0
-
-    def _check_rate(self) -> None:
-        min_bytes_per_second = self._settings.body_min_bytes_per_second
-        if self._window_bytes < min_bytes_per_second * self._window_seconds:
-            raise RequestTimeout(
-                f"The request body arrived at less than {min_bytes_per_second:g} bytes per second, averaged over "
-                f"{self._settings.body_rate_window_seconds:g} s. {ADVICE}"
-            )

@@ -16,7 +16,7 @@ from app.system.model_registration import RegistrationOptions
 ProjectSettings = Mapping[str, int | float | None]  # limits and `share_weight`; None removes a limit
 
 
-class Record(BaseModel):
+class AdministrationRecord(BaseModel):
     """A record of a row, or of an object of the API, which has other names for some fields."""
 
     model_config = ConfigDict(frozen=True, from_attributes=True, validate_by_name=True)
@@ -30,7 +30,7 @@ def _as_dict(usage: Any) -> Any:
     return usage if usage is None or isinstance(usage, dict) else vars(usage)
 
 
-class ProjectRecord(Record):
+class ProjectRecord(AdministrationRecord):
     id: str
     name: str
     archived_at: datetime | None
@@ -39,7 +39,7 @@ class ProjectRecord(Record):
     usage: Annotated[dict[str, Any] | None, BeforeValidator(_as_dict)] = None
 
 
-class KeyRecord(Record):
+class KeyRecord(AdministrationRecord):
     id: str
     project: str = Field(validation_alias=AliasPath("project", "name"))
     name: str
@@ -60,7 +60,7 @@ class CreatedKey:
     is_new_project: bool
 
 
-class RotatedKey(Record):
+class RotatedKey(AdministrationRecord):
     id: str
     secret: str = Field(validation_alias=AliasChoices("secret", "value"))
     previous_expires_at: datetime | None = Field(
@@ -69,7 +69,7 @@ class RotatedKey(Record):
     replaced_file: Path | None = None  # that had the old secret and has the new one
 
 
-class AuditRecord(Record):
+class AuditRecord(AdministrationRecord):
     id: str
     created_at: datetime = Field(validation_alias=AliasChoices("created_at", "effective_at"))
     actor_type: str = Field(validation_alias=AliasPath("actor", "type"))
@@ -81,7 +81,7 @@ class AuditRecord(Record):
     request_id: str | None
 
 
-class RetentionRecord(Record):
+class RetentionRecord(AdministrationRecord):
     """`due_count` and `due_bytes` are what the rule deletes now; None unless the request includes them."""
 
     project: str = Field(validation_alias=AliasChoices(AliasPath("project", "name"), "project"))
@@ -91,7 +91,7 @@ class RetentionRecord(Record):
     due_bytes: int | None = Field(None, validation_alias=AliasPath("due", "size_bytes"))
 
 
-class BaseModelRecord(Record):
+class BaseModelRecord(AdministrationRecord):
     name: str = Field(validation_alias=AliasChoices("name", "id"))
     directory: str
     architecture: str = Field(validation_alias=AliasChoices("architecture", AliasPath("entry", "architecture")))
@@ -105,7 +105,7 @@ class BaseModelRecord(Record):
     )
 
 
-class AliasRecord(Record):
+class AliasRecord(AdministrationRecord):
     """`registered`: whether its base model still is."""
 
     name: str = Field(validation_alias=AliasChoices("name", "id"))
@@ -113,7 +113,7 @@ class AliasRecord(Record):
     registered: bool = Field(validation_alias=AliasChoices("is_registered", "registered"))
 
 
-class SecretRecord(Record):
+class SecretRecord(AdministrationRecord):
     kind: str
     id: str
     name: str
@@ -122,7 +122,7 @@ class SecretRecord(Record):
     key: str | None
 
 
-class RotationRecord(Record):
+class RotationRecord(AdministrationRecord):
     rotated: int
     remaining: int
     lost: int

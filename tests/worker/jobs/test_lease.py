@@ -27,6 +27,8 @@ from tests.worker.worker_harness import OWNER, WorkerHarness
 from worker.jobs.lease import Claimer, LeaseKeeper, LeaseUncertain
 from worker.jobs.leased_rows import RowLeaseKeeper
 
+REGISTRATIONS = select(BaseModelRegistration.id)
+
 CONNECTION_LOST = psycopg.OperationalError("server closed the connection unexpectedly")
 UNAVAILABLE = OperationalError("COMMIT", {}, CONNECTION_LOST)
 
@@ -167,8 +169,9 @@ def test_a_message_of_a_row_without_events_is_logged_and_does_not_end_the_lease(
 def test_only_the_holder_of_a_lease_writes_its_row(sessions: Sessions, another: dict[str, Any]) -> None:
     lease = Lease("row-1", 2, "gpu0@test#1")
     with transaction(sessions) as session:
-        columns = leased_rows.lease_columns(lease.owner, 60)
-        session.add(BaseModelRegistration(id=lease.job_id, attempt=2, name="a", directory="/a", **columns))
+        session.add(BaseModelRegistration(id=lease.job_id, attempt=1, name="a", directory="/a"))
+        session.flush()
+        assert leased_rows.claim(session, BaseModelRegistration, REGISTRATIONS, lease.owner, 60) is not None
     tried = replace(lease, **another)
     with transaction(sessions) as session:
         for access in (leased_rows.lock_held, leased_rows.check_lease, leased_rows.requeue):
@@ -201,8 +204,9 @@ def test_the_pauses_between_crashes_double_until_the_last_attempt(sessions: Sess
 
 def test_a_lease_is_lost_after_its_end_and_the_grace_period(sessions: Sessions) -> None:
     with transaction(sessions) as session:
-        columns = leased_rows.lease_columns("gpu0@test#1", -30)  # it ended 30 seconds ago
-        session.add(BaseModelRegistration(id="row-1", name="a", directory="/a", **columns))
+        session.add(BaseModelRegistration(id="row-1", name="a", directory="/a"))
+        session.flush()
+        leased_rows.claim(session, BaseModelRegistration, REGISTRATIONS, "gpu0@test#1", -30)  # it ended 30 seconds ago
         session.flush()
         assert leased_rows.lock_expired(session, BaseModelRegistration, 60) == []
         assert [row.id for row in leased_rows.lock_expired(session, BaseModelRegistration, 20)] == ["row-1"]
