@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 import subprocess
 import threading
@@ -65,9 +66,9 @@ def run_nginx(
     )
     own = {"/etc/ssl/tunery": str(directory), "listen 443": f"listen 127.0.0.1:{port}", "http {": f"http {{\n{paths}"}
     text = configuration.read_text(encoding="utf-8")
-    for old, new in {**own, **replacements}.items():
-        assert old in text
-        text = text.replace(old, new)
+    news = {**own, **replacements}
+    assert [old for old in news if old not in text] == []
+    text = re.sub("|".join(map(re.escape, news)), lambda found: news[found[0]], text)  # at once: a port may contain one
     (directory / "nginx.conf").write_text(text)
     command = ["nginx", "-p", directory, "-c", directory / "nginx.conf", "-e", directory / "error.log"]
     with subprocess.Popen([*command, "-g", f"daemon off; pid {directory}/nginx.pid;"], stderr=subprocess.PIPE) as nginx:
