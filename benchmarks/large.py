@@ -16,10 +16,10 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
+from app.system.host import cpu_name
 from benchmarks.senders import MB, Blocks, Json, numbered, send_content, send_parts
 from benchmarks.served import BLOCK, HOST, Service, serving
 from benchmarks.upload import cpu_seconds, memory_bytes, watching
-from worker.node.device import cpu_name
 
 WAYS: dict[str, Callable[[Service, str, Blocks, int], Json]] = {"parts": send_parts, "content": send_content}
 

@@ -24,10 +24,10 @@ from app.db.engine import Sessions, make_engine, make_sessions, transaction
 from app.db.tables import Attempt, MeasurementRow
 from app.domain.jobs.states import TERMINAL
 from app.domain.planning.execution_plan import ExecutionPlan
+from app.system.host import cpu_name
 from benchmarks.plan_table import HEADER, Outcome, line, verdicts
 from tests.deadline import until
 from tests.up import Service, serving
-from worker.node.device import cpu_name
 
 HERE = Path(__file__).resolve().parent
 JOBS = "/v1/fine_tuning/jobs"
