@@ -109,7 +109,7 @@ def variants(adapters: list[Path], directory: Path) -> Iterator[tuple[str, Path]
 
 def check(server: VllmServer, adapter: Path, reference: ServedReference, teacher_forcing: bool) -> ServedCheck:
     engine, http, name = Vllm(), Server(server.url, None, TIMEOUT_SECONDS), adapter.name
-    engine.load(http, name, str(adapter), replace=False)
+    engine.load(http, name, str(adapter))
     ask = by_answers.by_teacher_forcing if teacher_forcing else by_answers.by_answers
     served = [ask(engine, http, "base", name, prompt) for prompt in reference.prompts]
     engine.unload(http, name)
