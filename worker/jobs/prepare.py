@@ -10,7 +10,8 @@ from sqlalchemy.orm import Session
 
 from app.db.base_models import models
 from app.db.files import files
-from app.db.jobs import checkpoints, jobs, measurements
+from app.db.jobs import checkpoints, measurements
+from app.db.scheduling import gpu_reservations
 from app.db.tables import BaseModelRow, File, Job, Snapshot
 from app.domain.artifacts.full_disk import DiskSpace, is_disk_full
 from app.domain.base_models.catalog import (
@@ -127,7 +128,7 @@ def load_inputs(session: Session, job: Job, device_name: str = "") -> Inputs:
         parent_adapter_files=stored_files.load_adapter(session, job),
         measurements=measurements.similar(session, device_name, base.manifest_sha256, spec.quantization, spec.method),
         memory_kills=measurements.count_memory_kills(session, job.id),
-        slot_bytes=jobs.slot_bytes(session, job.id, job.attempt),
+        slot_bytes=gpu_reservations.slot_bytes(session, job.id, job.attempt),
     )
 
 

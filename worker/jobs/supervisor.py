@@ -13,8 +13,9 @@ from pathlib import Path
 from sqlalchemy.orm import Session
 
 from app.db.engine import DATABASE_UNAVAILABLE, first_line, transaction
-from app.db.jobs import checkpoints, claims, jobs, measurements
+from app.db.jobs import checkpoints, claims, measurements
 from app.db.jobs.claims import FencedError, NoLongerDesiredError
+from app.db.scheduling import gpu_reservations
 from app.db.tables import Job
 from app.domain.artifacts.full_disk import DiskSpace, is_disk_full
 from app.domain.jobs.events import Done
@@ -142,7 +143,7 @@ class JobSupervisor:
 
     def _out_of_memory(self, job: Job, keeper: LeaseKeeper, outcome: AttemptOutcome) -> AttemptOutcome:
         """A job that ran out of the memory of a slot is repeated with a whole GPU. Raises FencedError."""
-        slot_bytes = keeper.transact(lambda session: jobs.slot_bytes(session, job.id, job.attempt))
+        slot_bytes = keeper.transact(lambda session: gpu_reservations.slot_bytes(session, job.id, job.attempt))
         if slot_bytes is None:
             return outcome
         keeper.transact(lambda session: claims.update_held_job(session, keeper.lease, needed_cuda_bytes=slot_bytes))

@@ -26,7 +26,6 @@ BY_FIELD = {
     "sha256": "SHA-256 of the bytes, in hexadecimal digits.",
     "message": "The problem, the allowed values and what to do.",
     "model": "A base model, or an `ft:` model.",
-    "method": "The training method.",
     "hyperparameters": 'The resolved hyperparameters; none of them is "auto".',
     "lora": "The resolved parameters of the adapter.",
     "quantization": "The quantization of the frozen base model; null: 16 bits.",
@@ -46,10 +45,7 @@ BY_FIELD = {
     "deleted": "Always true: a failed deletion is an error.",
     "project_id": "The project.",
     "status": "The status.",
-    "file": "The content of the file. The filename in the form is stored as a label.",
     "data": "The items of this page.",
-    "expires_after[anchor]": "The start of the period: the creation of the file.",
-    "expires_after[seconds]": "The file is deleted automatically after this time: an hour to 30 days.",
 }
 PARAMETERS = {
     "actor_ids[]": "Only changes by these actors: ids of keys, or operators.",
@@ -96,9 +92,6 @@ def add_descriptions(document: dict[str, Any]) -> None:
         for operation in item.values():
             for parameter in operation.get("parameters", ()):
                 _describe(parameter, PARAMETERS.get(parameter["name"]))
-            for content in operation.get("requestBody", {}).get("content", {}).values():
-                for field, inner in content["schema"].get("properties", {}).items():
-                    _describe(inner, BY_FIELD.get(field))
 
 
 def _field_description(schema: str, field: str) -> str | None:

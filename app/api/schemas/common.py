@@ -89,7 +89,3 @@ def unix_seconds(time: datetime) -> int:
 
 def utc_datetime(seconds: int) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
-
-
-def unix_seconds_or_none(time: datetime | None) -> int | None:
-    return None if time is None else unix_seconds(time)

@@ -73,10 +73,6 @@ def add_tuned(session: Session, job: Job, checkpoint: Checkpoint) -> TunedModel:
     return model
 
 
-def get_tuned(session: Session, project_id: str, model_id: str) -> TunedModel | None:
-    return session.scalar(_tuned(project_id, model_id))
-
-
 def lock_tuned(session: Session, project_id: str, model_id: str) -> bool:
     """Keep an `ft:` model from being deleted until this transaction ends; False if there is none."""
     return session.scalar(_tuned(project_id, model_id).with_for_update(read=True)) is not None

@@ -93,7 +93,7 @@ def claim(
         .values(
             attempt=Job.attempt + 1,
             lease_owner=owner,
-            lease_expires_at=_lease_expiry(ttl_seconds),
+            lease_expires_at=lease_expiry(ttl_seconds),
             **events.next_event_seq(),
             **_started_columns(kind),
         )
@@ -127,7 +127,7 @@ def find_held_job(session: Session, owner: str) -> Job | None:
 
 def renew_lease(session: Session, lease: Lease, ttl_seconds: float) -> None:
     """Extend the lease to `ttl_seconds` from now. Raises FencedError."""
-    update_held_job(session, lease, lease_expires_at=_lease_expiry(ttl_seconds))
+    update_held_job(session, lease, lease_expires_at=lease_expiry(ttl_seconds))
 
 
 def read_control(session: Session, lease: Lease) -> JobControl:
@@ -346,7 +346,7 @@ def _close_attempt(session: Session, job: Job, reason: Reason) -> None:
     )
 
 
-def _lease_expiry(ttl_seconds: float) -> ColumnElement[Any]:
+def lease_expiry(ttl_seconds: float) -> ColumnElement[Any]:
     return func.clock_timestamp() + timedelta(seconds=ttl_seconds)
 
 

@@ -16,6 +16,7 @@ from app.db.tables.base import core_table
 from app.domain.jobs.step_metrics import Point
 
 INSERT = insert(core_table(JobEvent))
+MAX_LOGS = 3  # of a job: those of its last attempts
 # Metrics beside the losses, whose lowest and highest values stay in a thinned chart.
 OTHER_METRICS = ("grad_norm", "tokens_per_second", "peak_memory_bytes")
 BOUNDS = [(name, bound) for name in OTHER_METRICS for bound in ("min", "max")]
@@ -180,28 +181,6 @@ def all_metrics(session: Session, job_id: str) -> list[dict[str, Any]]:
         select(JobEvent.data).where(JobEvent.job_id == job_id, JobEvent.type == "metrics").order_by(JobEvent.seq)
     ).scalars()
     return [data for _, data in sorted({int(data["step"]): data for data in rows}.items())]
-
-
-def last_start_data(session: Session, job_id: str) -> dict[str, Any] | None:
-    """The data of the last event about a started trainer: device, versions, counts of the dataset."""
-    return session.scalar(
-        select(JobEvent.data)
-        .where(JobEvent.job_id == job_id, JobEvent.type == "message", JobEvent.data.has_key("versions"))
-        .order_by(JobEvent.seq.desc())
-        .limit(1)
-    )
-
-
-def last_metrics_data(session: Session, job_id: str) -> dict[str, Any] | None:
-    return session.scalar(
-        select(JobEvent.data)
-        .where(JobEvent.job_id == job_id, JobEvent.type == "metrics")
-        .order_by(JobEvent.seq.desc())
-        .limit(1)
-    )
-
-
-MAX_LOGS = 3
 
 
 def put_log(session: Session, job_id: str, project_id: str, attempt: int, text: str, cut_bytes: int) -> None:

@@ -144,25 +144,3 @@ def _close_attempt(session: Session, job_id: str) -> None:
         .where(Attempt.job_id == job_id, Attempt.ended_at.is_(None))
         .values(ended_at=func.clock_timestamp(), reason=Reason.CANCELLED)
     )
-
-
-def slot_bytes(session: Session, job_id: str, attempt: int) -> int | None:
-    """The memory budget of an attempt in a slot that shares its GPU; None if it has the whole GPU."""
-    row = session.get(Attempt, (job_id, attempt))
-    return row.budget_bytes if row is not None and row.gpu_share < 1 else None
-
-
-def attempts_of(session: Session, job_id: str) -> list[Attempt]:
-    """All attempts of a job, oldest first."""
-    return list(session.scalars(select(Attempt).where(Attempt.job_id == job_id).order_by(Attempt.attempt)))
-
-
-def last_training_worker(session: Session, job_id: str) -> str | None:
-    """The worker of the last training attempt, without the suffix that changes with each start."""
-    worker = session.scalar(
-        select(Attempt.worker)
-        .where(Attempt.job_id == job_id, Attempt.kind == "train")
-        .order_by(Attempt.attempt.desc())
-        .limit(1)
-    )
-    return None if worker is None else worker.partition("#")[0]

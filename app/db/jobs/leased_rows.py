@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from sqlalchemy import ColumnElement, Select, and_, func, null, select, update
 from sqlalchemy.orm import Session
 
-from app.db.jobs.claims import FencedError, Lease
+from app.db.jobs.claims import FencedError, Lease, lease_expiry
 from app.db.tables import BaseModelRegistration, Evaluation, Export, Job
 
 Row = TypeVar("Row", bound=Export | Evaluation | BaseModelRegistration)
@@ -35,7 +35,7 @@ def claim(
 ) -> Row | None:
     """Claim the first row of `ids` that no other transaction has locked, for `ttl_seconds` from now."""
     first_id = ids.limit(1).with_for_update(skip_locked=True, of=table).scalar_subquery()
-    lease = {"state": RUNNING, "lease_owner": owner, "lease_expires_at": _lease_expiry(ttl_seconds)}
+    lease = {"state": RUNNING, "lease_owner": owner, "lease_expires_at": lease_expiry(ttl_seconds)}
     return update_where(session, table, table.id == first_id, {"attempt": table.attempt + 1, **lease, **columns})
 
 
@@ -47,7 +47,7 @@ def find_held(session: Session, table: type[Row], owner: str) -> Row | None:
 
 def renew_lease(session: Session, table: type[Row], lease: Lease, ttl_seconds: float) -> None:
     """Extend the lease to `ttl_seconds` from now. Raises FencedError."""
-    update_held(session, table, lease, lease_expires_at=_lease_expiry(ttl_seconds))
+    update_held(session, table, lease, lease_expires_at=lease_expiry(ttl_seconds))
 
 
 def check_lease(session: Session, table: type[Row], lease: Lease) -> None:
@@ -98,7 +98,7 @@ def restart_leases(session: Session, ttl_seconds: float) -> None:
     or end too late to find the holders that are dead."""
     for table in (Job, Export, Evaluation, BaseModelRegistration):
         is_held = table.lease_owner.is_not(None)
-        session.execute(update(table).where(is_held).values(lease_expires_at=_lease_expiry(ttl_seconds)))
+        session.execute(update(table).where(is_held).values(lease_expires_at=lease_expiry(ttl_seconds)))
 
 
 def end_all(session: Session) -> None:
@@ -160,7 +160,3 @@ def _held_by(table: type[Row], lease: Lease) -> ColumnElement[bool]:
         table.lease_owner == lease.owner,
         table.state == RUNNING,
     )
-
-
-def _lease_expiry(ttl_seconds: float) -> ColumnElement[Any]:
-    return func.clock_timestamp() + timedelta(seconds=ttl_seconds)

@@ -18,7 +18,7 @@ from tunery_vllm.settings import Settings as PluginSettings
 
 from app.db.base_models import models
 from app.db.engine import Sessions, transaction
-from app.db.tables import Job, Project
+from app.db.tables import Job, Project, TunedModel
 from app.services.access import keys
 from app.settings import Settings
 from app.storage import LocalStorage
@@ -105,7 +105,7 @@ class TestNames:
     ) -> None:
         assert resolve(job.fine_tuned_model) is not None
         with transaction(sessions) as session:
-            models.delete_tuned(session, session.merge(models.get_tuned(session, job.project_id, job.fine_tuned_model)))
+            models.delete_tuned(session, session.get_one(TunedModel, job.fine_tuned_model))
         assert resolve(job.fine_tuned_model) is None
         assert resolve(job.fine_tuned_model, url=away) is None
 

@@ -4,30 +4,23 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
-from typing import Any
 
 import psycopg
 import pytest
-import structlog
 from prometheus_client import REGISTRY
-from sqlalchemy import select, text
+from sqlalchemy import select
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from app.db.engine import Sessions, transaction
-from app.db.jobs import claims, leased_rows
+from app.db.engine import transaction
+from app.db.jobs import claims
 from app.db.jobs.claims import FencedError, Lease
-from app.db.tables import Attempt, BaseModelRegistration, Evaluation, Export, Job, JobEvent
+from app.db.tables import Attempt, Job, JobEvent
 from app.domain.scheduling.worker_capacity import WorkerCapacity
 from app.system.host import boottime_seconds
 from tests.deadline import until
-from tests.worker.fake_trainer import TrainerPlan
 from tests.worker.worker_harness import OWNER, WorkerHarness
 from worker.jobs.lease import Claimer, LeaseKeeper, LeaseUncertain
-from worker.jobs.leased_rows import RowLeaseKeeper
-
-REGISTRATIONS = select(BaseModelRegistration.id)
 
 CONNECTION_LOST = psycopg.OperationalError("server closed the connection unexpectedly")
 UNAVAILABLE = OperationalError("COMMIT", {}, CONNECTION_LOST)
@@ -153,102 +146,3 @@ def test_a_claim_whose_commit_was_not_confirmed_is_recovered(
     assert taken is not None
     assert (taken[0].id, taken[0].attempt, harness.job(job).attempt) == (job.id, 2, 2)
     assert claimer.claim_next() is None
-
-
-@pytest.mark.parametrize("table", [Export, Evaluation])
-def test_a_message_of_a_row_without_events_is_logged_and_does_not_end_the_lease(
-    harness: WorkerHarness, table: type[Export] | type[Evaluation]
-) -> None:
-    """The id of its lease is no job's, so an event of a job would find that the lease is lost."""
-    keeper = RowLeaseKeeper(harness.resources, table, Lease("row-1", 1, "gpu0@test#1"), boottime_seconds())
-    keeper.append_event("The bucket fails; the store is repeated")
-    assert not keeper.fenced
-
-
-@pytest.mark.parametrize("another", [{}, {"attempt": 1}, {"owner": "gpu0@test#2"}, {"job_id": "row-2"}])
-def test_only_the_holder_of_a_lease_writes_its_row(sessions: Sessions, another: dict[str, Any]) -> None:
-    lease = Lease("row-1", 2, "gpu0@test#1")
-    with transaction(sessions) as session:
-        session.add(BaseModelRegistration(id=lease.job_id, attempt=1, name="a", directory="/a"))
-        session.flush()
-        assert leased_rows.claim(session, BaseModelRegistration, REGISTRATIONS, lease.owner, 60) is not None
-    tried = replace(lease, **another)
-    with transaction(sessions) as session:
-        for access in (leased_rows.lock_held, leased_rows.check_lease, leased_rows.requeue):
-            if another:
-                with pytest.raises(FencedError):
-                    access(session, BaseModelRegistration, tried)
-            else:
-                access(session, BaseModelRegistration, tried)
-    with transaction(sessions) as session:
-        row = session.get_one(BaseModelRegistration, lease.job_id)
-        assert row.state == ("running" if another else "queued")
-
-
-def test_the_pauses_between_crashes_double_until_the_last_attempt(sessions: Sessions) -> None:
-    seconds_until_next = text(
-        "SELECT extract(epoch FROM run_after - clock_timestamp())::float FROM base_model_registrations"
-    )
-    delays = []
-    with transaction(sessions) as session:
-        row = BaseModelRegistration(id="row-1", name="a", directory="/a")
-        session.add(row)
-        session.flush()
-        for _ in range(2):
-            row = leased_rows.retry_or_fail(session, row, "worker_lost", "lost", 10, 3)
-            delays.append(session.scalar(seconds_until_next))
-        assert (row.state, delays) == ("queued", [pytest.approx(10, abs=2), pytest.approx(20, abs=2)])
-        row = leased_rows.retry_or_fail(session, row, "worker_lost", "lost", 10, 3)
-        assert (row.state, row.error_code, row.crash_streak) == ("failed", "worker_lost", 3)
-
-
-def test_a_lease_is_lost_after_its_end_and_the_grace_period(sessions: Sessions) -> None:
-    with transaction(sessions) as session:
-        session.add(BaseModelRegistration(id="row-1", name="a", directory="/a"))
-        session.flush()
-        leased_rows.claim(session, BaseModelRegistration, REGISTRATIONS, "gpu0@test#1", -30)  # it ended 30 seconds ago
-        session.flush()
-        assert leased_rows.lock_expired(session, BaseModelRegistration, 60) == []
-        assert [row.id for row in leased_rows.lock_expired(session, BaseModelRegistration, 20)] == ["row-1"]
-
-
-def value(name: str, **labels: str) -> float:
-    return REGISTRY.get_sample_value(name, labels) or 0
-
-
-def test_an_attempt_is_counted_when_it_begins_and_with_its_reason_when_it_ends(harness: WorkerHarness) -> None:
-    claims, done = (
-        value("tunery_claims_total", kind="train"),
-        value("tunery_attempts_ended_total", kind="train", reason="done"),
-    )
-    tokens, steps = value("tunery_trained_tokens_total"), value("tunery_trained_steps_total")
-    harness.create_queued_job()
-    harness.run_next_job(TrainerPlan(steps=3))
-    assert value("tunery_claims_total", kind="train") == claims + 1
-    assert value("tunery_attempts_ended_total", kind="train", reason="done") == done + 1
-    assert value("tunery_attempts_running", kind="train") == 0
-    assert value("tunery_trained_steps_total") == steps + 3
-    assert value("tunery_trained_tokens_total") > tokens
-    assert value("tunery_training_tokens_per_second") == 0
-
-
-def test_a_failed_attempt_is_counted_with_its_reason(harness: WorkerHarness) -> None:
-    before = value("tunery_attempts_ended_total", kind="train", reason="trainer_crashed")
-    harness.create_queued_job()
-    harness.run_next_job(TrainerPlan(steps=3, faults={"*": {"2": "signal:SIGSEGV"}}))
-    assert value("tunery_attempts_ended_total", kind="train", reason="trainer_crashed") == before + 1
-
-
-def test_the_threads_of_an_attempt_log_with_the_ids_of_its_job(
-    harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    job = harness.create_queued_job()
-    seen: list[dict[str, object]] = []
-
-    def poll(keeper: object) -> None:
-        seen.append(structlog.contextvars.get_contextvars())
-
-    monkeypatch.setattr("worker.jobs.lease.LeaseKeeper._poll", poll)
-    harness.run_next_job(TrainerPlan(steps=3))
-    assert seen
-    assert all((each["job"], each["attempt"]) == (job.id, 2) for each in seen)

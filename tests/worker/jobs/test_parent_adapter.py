@@ -10,7 +10,7 @@ import pytest
 from app.db.base_models import models
 from app.db.engine import transaction
 from app.db.files import files
-from app.db.tables import Job
+from app.db.tables import Job, TunedModel
 from app.domain.jobs.parameters import ParentAdapter
 from app.domain.jobs.spec import JobSpec
 from tests.factories import chat_lines
@@ -50,9 +50,7 @@ def test_a_job_on_a_tuned_model_starts_with_its_adapter(harness: WorkerHarness) 
     assert parent.state == "succeeded", harness.messages(parent)
     waiting = continued(harness, parent)
     with transaction(harness.sessions) as session:  # deleting the files now has no effect on the job
-        model = models.get_tuned(session, harness.project.id, str(parent.fine_tuned_model))
-        assert model is not None
-        models.delete_tuned(session, model)
+        models.delete_tuned(session, session.get_one(TunedModel, parent.fine_tuned_model))
         files.delete_all(session, harness.checkpoints(parent)[0].file_ids)
     with transaction(harness.sessions) as session:
         assert not files.lock_purgeable(session)
