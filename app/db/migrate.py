@@ -9,13 +9,19 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, text
 
 from app.db.engine import make_engine, remove_time_limits
+from app.domain.operations.upgrade import is_too_old, too_old_text
 from app.settings import load_settings
 
 MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
 ADVISORY_LOCK = 0x74756E657279  # "tunery"
+
+
+class SchemaTooOld(CommandError):
+    """The database is at a revision from before the first migration of this release."""
 
 
 OnMigrated = Callable[[str | None, str | None], None]
@@ -32,6 +38,8 @@ def upgrade(engine: Engine, revision: str = "head", on_migrated: OnMigrated | No
         connection.commit()
         try:
             before = revision_of(connection)
+            if is_too_old(before):
+                raise SchemaTooOld(too_old_text(before))
             command.upgrade(_config(connection), revision)
             connection.commit()
             if on_migrated is not None and before != (after := revision_of(connection)):
@@ -62,7 +70,7 @@ def is_newer(connection: Connection) -> bool:
     """Whether a later release has migrated the schema: this one does not know the revision. Migrations only add, so
     the processes of this release go on until they are restarted."""
     revision = revision_of(connection)
-    return revision is not None and revision not in revisions()
+    return revision is not None and revision not in revisions() and not is_too_old(revision)
 
 
 def head() -> str | None:

@@ -112,6 +112,8 @@ def _migrate(engine: Engine, on_migrated: migrate.OnMigrated | None) -> None:
     except OperationalError as error:
         reason = " ".join(str(error.orig).split())
         raise CannotStart(f"The database does not answer: {reason}. Check DATABASE_URL.") from None
+    except migrate.SchemaTooOld as error:
+        raise CannotStart(str(error)) from None
     except CommandError as error:
         raise CannotStart(
             f"Cannot migrate the database: {error}. If a newer Tunery has used it, start that version."

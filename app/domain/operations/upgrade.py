@@ -8,6 +8,9 @@ from typing import Literal
 
 MAX_BACKUP_AGE_SECONDS = 86_400.0
 
+OLDEST_REVISION = "0034_served_models"
+OLDEST_RELEASE = "942affe"  # the commit whose schema that is
+
 Level = Literal["ok", "advice", "problem"]
 
 
@@ -34,6 +37,18 @@ class UpgradeCheck:
     advice: str = ""
 
 
+def is_too_old(revision: str | None) -> bool:
+    """Whether no migration of this release begins at the revision. The names of revisions begin with their number."""
+    return revision is not None and revision < OLDEST_REVISION
+
+
+def too_old_text(revision: str | None) -> str:
+    return (
+        f"The schema {revision} is older than {OLDEST_REVISION}, the oldest that this release migrates. Start the "
+        f"commit {OLDEST_RELEASE} once with this database, stop it, and start this release."
+    )
+
+
 def check_upgrade(facts: UpgradeFacts) -> list[UpgradeCheck]:
     """One line for each subject, as `tunery doctor` prints them."""
     return [
@@ -47,6 +62,8 @@ def check_upgrade(facts: UpgradeFacts) -> list[UpgradeCheck]:
 
 
 def _schema(facts: UpgradeFacts) -> UpgradeCheck:
+    if is_too_old(facts.schema):
+        return UpgradeCheck("schema", "problem", f"revision {facts.schema}", too_old_text(facts.schema))
     if facts.pending is None:
         seen = f"revision {facts.schema}, which this release does not know"
         return UpgradeCheck("schema", "problem", seen, "a newer release has used the database: upgrade to that one")

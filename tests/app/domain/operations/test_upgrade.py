@@ -8,8 +8,8 @@ from app.domain.operations.upgrade import UpgradeFacts, check_upgrade
 
 READY = UpgradeFacts(
     version="0.2.0",
-    schema="0024_retention",
-    pending=["0025_registrations"],
+    schema="0041_before",
+    pending=["0042_after"],
     running_jobs=0,
     backup_age_seconds=3600.0,
     unknown_settings=[],
@@ -25,13 +25,14 @@ def levels(facts: UpgradeFacts) -> dict[str, str]:
 
 def test_a_service_that_is_ready_has_no_problem_and_no_advice() -> None:
     assert set(levels(READY).values()) == {"ok"}
-    assert "1 migrations to apply: 0025_registrations" in check_upgrade(READY)[0].observed
+    assert "1 migrations to apply: 0042_after" in check_upgrade(READY)[0].observed
 
 
 @pytest.mark.parametrize(
     ("changes", "subject", "level"),
     [
         ({"pending": None}, "schema", "problem"),
+        ({"pending": None, "schema": "0033_counted_activations"}, "schema", "problem"),
         ({"backup_age_seconds": None}, "backup", "problem"),
         ({"backup_age_seconds": 90_000.0}, "backup", "problem"),
         ({"backup_age_seconds": None, "pending": []}, "backup", "advice"),
