@@ -30,7 +30,7 @@ from app.api.transport.file_response import matches_etag, requested_range
 from app.api.transport.json_body import MAX_BODY_BYTES, parse_json_object
 from app.api.transport.request_bodies import IoPools, read_form
 from app.api.transport.resumable_upload import parse_content_range
-from app.domain.answers.events import EventTranslator
+from app.domain.answers.engine_answers import EventTranslator
 from app.domain.datasets.chat_template import TemplateRefused
 from app.domain.datasets.jsonl import MAX_LINE_BYTES, read_lines
 from app.domain.datasets.render import Renderer

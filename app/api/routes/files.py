@@ -21,7 +21,7 @@ from app.api.transport.pagination import After, Limit, list_page
 from app.api.transport.request_bodies import MAX_FORM_OVERHEAD_BYTES, Form, limit_body, read_form
 from app.db.tables import File
 from app.domain.error_text.json_text import as_json
-from app.domain.files.uploads import EXPIRES_SECONDS, PURPOSES, clean_filename
+from app.domain.files import EXPIRES_SECONDS, PURPOSES, clean_filename
 from app.errors import BadRequest
 from app.services.access.idempotency import fingerprint_of
 from app.services.datasets.check_process import Check

@@ -26,7 +26,7 @@ from app.api.transport.request_bodies import MAX_FORM_OVERHEAD_BYTES, limit_body
 from app.api.transport.resumable_upload import parse_content_range, receive_content
 from app.db.engine import transaction
 from app.db.tables import Upload, UploadPart
-from app.domain.files.uploads import MAX_PART_BYTES, MAX_PARTS
+from app.domain.files import MAX_PART_BYTES, MAX_PARTS
 from app.errors import BadRequest
 from app.services.access.idempotency import fingerprint_of
 from app.services.datasets.check_process import Check

@@ -6,7 +6,7 @@ from typing import Literal
 
 from app.api.schemas.common import Body, ListBody, UnixTime
 from app.api.schemas.jobs.requests import Strict
-from app.domain.files.files import FileOrigin
+from app.domain.files import FileOrigin
 
 
 class FileBody(Body):

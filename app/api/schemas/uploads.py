@@ -9,7 +9,7 @@ from pydantic import Field
 from app.api.schemas.common import Body, ListBody, UnixTime
 from app.api.schemas.files import FileBody
 from app.api.schemas.jobs.requests import Strict
-from app.domain.files.uploads import EXPIRES_SECONDS, MAX_FILENAME, MAX_PARTS
+from app.domain.files import EXPIRES_SECONDS, MAX_FILENAME, MAX_PARTS
 from app.domain.jobs.create_job import Id
 
 MAX_INT64 = (1 << 63) - 1

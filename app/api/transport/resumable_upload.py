@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect
 from app.api.dependencies import AppState
 from app.api.transport.request_bodies import limit_body, rebatch
 from app.domain.error_text.json_text import as_json
-from app.domain.files.uploads import MAX_PART_BYTES
+from app.domain.files import MAX_PART_BYTES
 from app.errors import BadRequest, RequestTimeout
 from app.services.files import upload_content
 from app.services.files.ingest import StagedFile

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session, aliased
 from app.db.jobs.jobs import ACTIVE_STATES
 from app.db.tables import Checkpoint, Evaluation, Export, File, Job
 from app.domain.artifacts.exports import UNFINISHED
-from app.domain.evaluations import states as evaluation_states
+from app.domain.evaluations import spec as evaluation_states
 
 
 def insert(session: Session, file: File) -> File:

@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, delete, func, select
 from sqlalchemy.orm import Session
 
 from app.db.tables import Upload, UploadPart
-from app.domain.files.uploads import UploadStatus
+from app.domain.files import UploadStatus
 
 COMPLETION_GRACE_SECONDS = 1800  # a completion that runs when its upload expires may take so much longer
 

@@ -14,8 +14,7 @@ import httpcore2
 from app.db.deliveries.credentials import NoSecretKey, decrypt
 from app.db.fast_reads.answers import ServedModel, ServingTarget, find_served_model
 from app.db.fast_reads.pool import AsyncConnections
-from app.domain.answers.engine_errors import engine_error, engine_json
-from app.domain.answers.events import EventTranslator, event_of, to_json
+from app.domain.answers.engine_answers import EventTranslator, engine_error, engine_json, event_of, to_json
 from app.domain.error_text.json_text import as_json
 from app.errors import EngineFailed, EngineUnavailable, ModelNotServed, TuneryError
 from app.log import get_logger

@@ -13,8 +13,7 @@ from urllib.parse import urlsplit
 
 import httpcore2
 
-from app.domain.answers.engine_errors import engine_json
-from app.domain.answers.events import MAX_ANSWER_BYTES
+from app.domain.answers.engine_answers import MAX_ANSWER_BYTES, engine_json
 from app.services.answers.checked_network import CheckedNetwork
 from app.settings import Settings
 

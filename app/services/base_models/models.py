@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from app.db.base_models import models
 from app.db.deliveries import deliveries
 from app.db.tables import BaseModelRow, ModelAlias, TunedModel
-from app.domain.base_models.names import NAME, NAME_RULE
+from app.domain.base_models.catalog import NAME, NAME_RULE
 from app.domain.error_text.json_text import as_json
 from app.errors import BadRequest, NotFound, NotPermitted, combine_errors
 

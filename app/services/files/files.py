@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from app.db.files import files
 from app.db.tables import File
 from app.domain.error_text.json_text import unquoted
-from app.domain.files.files import FileOrigin
+from app.domain.files import FileOrigin
 from app.errors import NotFound
 from app.services import resources
 from app.storage import ArchiveMember, Storage, open_archive

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from app.db.engine import Sessions, transaction
 from app.db.ids import new_id
 from app.db.tables import File, Upload, UploadPart
-from app.domain.files.uploads import UploadStatus
+from app.domain.files import UploadStatus
 from app.errors import BadRequest
 from app.services.datasets.check_process import Check
 from app.services.datasets.line_check import check_content

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from app.db.engine import Sessions, transaction
 from app.db.files.uploads import delete_parts
 from app.db.tables import Upload, UploadPart
-from app.domain.files.uploads import UploadStatus
+from app.domain.files import UploadStatus
 from app.errors import BadRequest
 from app.services.files import uploads
 from app.services.files.ingest import StagedFile, discard_object

@@ -17,7 +17,7 @@ from app.db.files import files
 from app.db.ids import new_id
 from app.db.operations.status import server_time
 from app.db.tables import Upload, UploadPart
-from app.domain.files.uploads import MAX_PART_BYTES, MAX_PARTS, UploadStatus, clean_filename, max_stored_bytes
+from app.domain.files import MAX_PART_BYTES, MAX_PARTS, UploadStatus, clean_filename, max_stored_bytes
 from app.errors import BadRequest, TooLarge
 from app.services import resources
 from app.services.access import quotas

@@ -11,7 +11,7 @@ from app.db.jobs import evaluations
 from app.db.tables import Evaluation
 from app.domain.error_text.json_text import as_json
 from app.domain.evaluations.graders import CreateEvaluation
-from app.domain.evaluations.states import EvaluationState
+from app.domain.evaluations.spec import EvaluationState
 from app.errors import BadRequest, combine_errors
 from app.job_queue import WorkerNotifier
 from app.services import resources

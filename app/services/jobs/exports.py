@@ -21,8 +21,7 @@ from app.domain.artifacts.exports import (
     gguf_adapter_problem,
     gguf_bytes,
 )
-from app.domain.error_text.json_text import as_json
-from app.domain.error_text.unknown_names import unknown_parameter
+from app.domain.error_text.json_text import as_json, unknown_parameter
 from app.domain.jobs.spec import LoraSpec
 from app.errors import BadRequest, combine_errors
 from app.job_queue import Queue, WorkerNotifier

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from app.db.jobs import checkpoints, events
 from app.db.jobs.events import LossCurve
 from app.db.tables import Attempt, Checkpoint, JobEvent, JobLog
-from app.domain.jobs.step_metrics import downsample
+from app.domain.jobs.events import downsample
 from app.errors import NotFound
 from app.services import resources
 from app.services.jobs import jobs

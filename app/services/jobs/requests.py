@@ -13,9 +13,8 @@ from app.db.jobs import checkpoints, jobs, references
 from app.db.tables import BaseModelRow, File, Job
 from app.domain.datasets.warnings import SAME_FILE, request_warning
 from app.domain.error_text.json_text import as_json, unquoted
-from app.domain.files.files import JobFileOrigins
-from app.domain.jobs.cloning import parse_clone, settings_of_spec
-from app.domain.jobs.create_job import CreateJob, parse_create
+from app.domain.files import JobFileOrigins
+from app.domain.jobs.create_job import CreateJob, parse_clone, parse_create, settings_of_spec
 from app.domain.jobs.parameters import ParentAdapter
 from app.domain.jobs.resolve import resolve
 from app.domain.jobs.spec import JobSpec

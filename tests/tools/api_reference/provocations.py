@@ -24,7 +24,7 @@ from app.db.jobs import evaluations, jobs
 from app.db.jobs.claims import Lease
 from app.db.tables import Checkpoint, Job, Project, Upload, WebhookDelivery
 from app.db.webhooks import deliveries, endpoints
-from app.domain.evaluations.states import EvaluationErrorCode
+from app.domain.evaluations.spec import EvaluationErrorCode
 from app.domain.jobs.states import TERMINAL
 from app.services.access import keys
 from app.services.datasets import profile, token_counter

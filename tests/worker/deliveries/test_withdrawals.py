@@ -13,7 +13,7 @@ from app.db.engine import transaction
 from app.db.jobs import checkpoints, evaluations
 from app.db.operations import status
 from app.db.tables import Delivery, DeliveryTarget, Job
-from app.domain.evaluations.promotion import DeliveryVerdict
+from app.domain.evaluations.summary import DeliveryVerdict
 from app.services.base_models import models
 from app.services.deliveries import deliveries as requests
 from app.services.deliveries import targets

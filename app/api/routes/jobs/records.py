@@ -18,7 +18,7 @@ from app.api.schemas.jobs.records import AttemptList, EventList, LossCurveList, 
 from app.api.transport.etags import checkpoints_etag, etag_headers, events_etag, log_etag, not_modified
 from app.api.transport.file_response import matches_etag
 from app.api.transport.pagination import After, Limit, list_page
-from app.domain.jobs.step_metrics import results_csv
+from app.domain.jobs.events import results_csv
 from app.errors import BadRequest
 from app.services.jobs import jobs, records
 

@@ -7,8 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from app.api.schemas.common import Body, JobPart, ListBody, UnixTime
-from app.domain.evaluations.graders import EvaluationSettings
-from app.domain.evaluations.plan import EvaluationPlan
+from app.domain.evaluations.graders import EvaluationPlan, EvaluationSettings
 from app.domain.evaluations.summary import EvaluationSummary
 
 

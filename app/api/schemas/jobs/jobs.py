@@ -15,7 +15,7 @@ from app.api.schemas.deliveries import DeliveryOfJob
 from app.api.schemas.jobs.evaluations import EvaluationError
 from app.domain.artifacts.compatibility import Compatibility, job_compatibility
 from app.domain.evaluations.summary import EvaluationSummary
-from app.domain.files.files import FileOrigin
+from app.domain.files import FileOrigin
 from app.domain.jobs.spec import Hyperparameters, LoraSpec, QuantizationSpec
 from app.domain.jobs.states import Desired, JobState, Reason
 

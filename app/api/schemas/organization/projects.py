@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field
 
 from app.api.schemas.common import Body, ListBody, UnixTime
 from app.api.schemas.jobs.requests import Strict
-from app.domain.jobs.bounds import SHARE_WEIGHT
+from app.domain.jobs.spec import SHARE_WEIGHT
 
 MAX_BIGINT = (1 << 63) - 1
 MAY_BE_URGENT = "Whether keys of the project may create `urgent` jobs, which start before those of all projects."

@@ -20,7 +20,7 @@ from app.api.routes import answers as answers_routes
 from app.db.deliveries.credentials import encrypt
 from app.db.engine import Sessions, transaction
 from app.db.tables import Delivery, DeliveryTarget, Job, Project, TunedModel
-from app.domain.answers.events import MAX_ANSWER_BYTES
+from app.domain.answers.engine_answers import MAX_ANSWER_BYTES
 from app.errors import BadRequest
 from app.main import create_app
 from app.services.access import keys, permissions

@@ -19,7 +19,7 @@ from starlette.testclient import TestClient
 from app.api.transport import resumable_upload
 from app.db.engine import Sessions, transaction
 from app.db.tables import Project
-from app.domain.files.uploads import MAX_PART_BYTES
+from app.domain.files import MAX_PART_BYTES
 from app.services.files import upload_content
 from app.services.files.ingest import StagedFile
 from app.settings import Settings

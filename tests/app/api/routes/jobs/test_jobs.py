@@ -15,8 +15,7 @@ from app.db.engine import Sessions, transaction
 from app.db.jobs import checkpoints, claims, jobs
 from app.db.jobs.claims import FencedError
 from app.db.tables import Attempt, Job, Project
-from app.domain.jobs.states import Desired, JobState, Reason
-from app.domain.jobs.training_time import training_seconds
+from app.domain.jobs.states import Desired, JobState, Reason, training_seconds
 from app.storage import LocalStorage
 from tests.factories import (
     append_step_event,
