@@ -25,7 +25,7 @@ from app.api.query_parameters import check_query
 from app.api.routes.answers import _trial_question
 from app.api.routes.jobs.jobs import router
 from app.api.routes.jobs.lists import _metadata_filter
-from app.api.schemas.uploads import CompleteUpload
+from app.api.schemas.files import CompleteUpload
 from app.api.transport.file_response import matches_etag, requested_range
 from app.api.transport.json_body import MAX_BODY_BYTES, parse_json_object
 from app.api.transport.request_bodies import IoPools, read_form

@@ -13,7 +13,7 @@ from app.api.auth import CallerDep
 from app.api.dependencies import AppStateDep, SessionDep
 from app.api.idempotency import IdempotentRoute
 from app.api.schemas.common import Deleted
-from app.api.schemas.permissions import CreatePermissions, PermissionList
+from app.api.schemas.models import CreatePermissions, PermissionList
 from app.api.transport.json_body import JsonBody
 from app.api.transport.pagination import After, Limit, list_page
 from app.db.engine import transaction

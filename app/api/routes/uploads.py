@@ -13,13 +13,7 @@ from app.api.auth import Caller, CallerDep
 from app.api.dependencies import AppState, AppStateDep, SessionDep
 from app.api.idempotency import IdempotentRequestDep, IdempotentRoute
 from app.api.openapi import responses
-from app.api.schemas.uploads import (
-    CompleteUpload,
-    CreateUpload,
-    PartBody,
-    PartList,
-    UploadBody,
-)
+from app.api.schemas.files import CompleteUpload, CreateUpload, PartBody, PartList, UploadBody
 from app.api.transport.json_body import JsonBody
 from app.api.transport.pagination import list_page
 from app.api.transport.request_bodies import MAX_FORM_OVERHEAD_BYTES, limit_body, read_form

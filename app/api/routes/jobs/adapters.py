@@ -10,7 +10,7 @@ from starlette.responses import Response
 from app.api.auth import CallerDep
 from app.api.dependencies import AppStateDep, SessionDep
 from app.api.openapi import responses
-from app.api.schemas.jobs.checkpoints import AdapterBody
+from app.api.schemas.records import AdapterBody
 from app.api.transport.file_response import content_response
 from app.services.jobs import checkpoints
 

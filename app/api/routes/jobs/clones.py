@@ -10,9 +10,8 @@ from app.api.auth import CallerDep
 from app.api.dependencies import AppStateDep, SessionDep
 from app.api.idempotency import IdempotentRoute
 from app.api.routes.jobs.jobs import create
-from app.api.schemas.jobs.diffs import DiffBody
-from app.api.schemas.jobs.jobs import JobBody
-from app.api.schemas.jobs.requests import CloneJob
+from app.api.schemas.jobs import CloneJob, JobBody
+from app.api.schemas.plans import DiffBody
 from app.api.transport.json_body import OptionalJsonBodyDep, RequestBody
 from app.errors import BadRequest
 from app.services.jobs import diffs, jobs

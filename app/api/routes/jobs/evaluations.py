@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from app.api.auth import CallerDep
 from app.api.dependencies import AppStateDep, SessionDep
 from app.api.idempotency import IdempotentRoute
-from app.api.schemas.jobs.evaluations import EvaluationBody, EvaluationList
+from app.api.schemas.evaluations import EvaluationBody, EvaluationList
 from app.api.transport.json_body import JsonBody
 from app.api.transport.pagination import After, Limit, list_page
 from app.domain.evaluations.graders import CreateEvaluation

@@ -10,7 +10,7 @@ from app.api.auth import CallerDep
 from app.api.dependencies import AppStateDep, SessionDep
 from app.api.idempotency import IdempotentRoute
 from app.api.schemas.common import Deleted
-from app.api.schemas.jobs.exports import CreateExport, ExportBody, ExportList
+from app.api.schemas.exports import CreateExport, ExportBody, ExportList
 from app.api.transport.json_body import OptionalJsonBodyDep, RequestBody
 from app.api.transport.pagination import After, Limit, list_page
 from app.services.jobs import exports

@@ -14,9 +14,8 @@ from app.api.dependencies import AppState, AppStateDep, SessionDep
 from app.api.idempotency import IdempotentRoute
 from app.api.openapi import responses
 from app.api.routes.jobs.lists import MAX_JOBS, JobFilterDep, job_page
-from app.api.schemas.jobs.jobs import JobBody, JobList
-from app.api.schemas.jobs.plans import PlanBody
-from app.api.schemas.jobs.requests import UpdateJob
+from app.api.schemas.jobs import JobBody, JobList, UpdateJob
+from app.api.schemas.plans import PlanBody
 from app.api.transport.json_body import JsonBody, JsonBodyDep, RequestBody
 from app.api.transport.pagination import After, Limit
 from app.db.engine import transaction

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from app.api.dependencies import AppState
 from app.api.schemas.common import UnixSeconds, utc_datetime
-from app.api.schemas.jobs.jobs import JobBody
+from app.api.schemas.jobs import JobBody
 from app.api.transport.etags import jobs_etag, json_response, not_modified
 from app.api.transport.file_response import matches_etag
 from app.api.transport.pagination import list_page

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from app.api.auth import authorize, bearer_secret
 from app.api.dependencies import AppState
 from app.api.openapi import responses
-from app.api.schemas.jobs.jobs import JobBody
+from app.api.schemas.jobs import JobBody
 from app.api.transport.disconnect import close_on_disconnect
 from app.api.transport.etags import job_etag, json_response, not_modified
 from app.api.transport.file_response import matches_etag

@@ -13,8 +13,7 @@ from starlette.responses import Response
 from app.api.auth import CallerDep
 from app.api.dependencies import SessionDep
 from app.api.openapi import responses
-from app.api.schemas.jobs.checkpoints import CheckpointList
-from app.api.schemas.jobs.records import AttemptList, EventList, LossCurveList, StepMetricsBody
+from app.api.schemas.records import AttemptList, CheckpointList, EventList, LossCurveList, StepMetricsBody
 from app.api.transport.etags import checkpoints_etag, etag_headers, events_etag, log_etag, not_modified
 from app.api.transport.file_response import matches_etag
 from app.api.transport.pagination import After, Limit, list_page

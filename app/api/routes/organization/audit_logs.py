@@ -11,7 +11,7 @@ from pydantic import AfterValidator
 from app.api.auth import AUTHENTICATED
 from app.api.dependencies import SessionDep
 from app.api.schemas.common import UnixSeconds, utc_datetime
-from app.api.schemas.organization.audit_logs import AuditList
+from app.api.schemas.operations import AuditList
 from app.api.transport.pagination import After, Limit, list_page
 from app.services.access import audit
 

@@ -10,7 +10,7 @@ from app.api.auth import AUTHENTICATED
 from app.api.dependencies import AppStateDep, SessionDep
 from app.api.idempotency import IdempotentRoute
 from app.api.schemas.common import Deleted
-from app.api.schemas.organization.base_models import (
+from app.api.schemas.models import (
     BaseModelRemoved,
     ModelAliasBody,
     ModelAliasList,

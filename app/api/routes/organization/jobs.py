@@ -11,7 +11,7 @@ from app.api.auth import AUTHENTICATED
 from app.api.dependencies import AppStateDep, SessionDep
 from app.api.openapi import responses
 from app.api.routes.jobs.lists import MAX_JOBS, JobFilterDep, job_page
-from app.api.schemas.jobs.jobs import OrganizationJob, OrganizationJobList
+from app.api.schemas.jobs import OrganizationJob, OrganizationJobList
 from app.api.transport.pagination import After, Limit
 from app.services.jobs import jobs
 

@@ -9,15 +9,7 @@ from fastapi import APIRouter, Query
 from app.api.auth import AUTHENTICATED
 from app.api.dependencies import SessionDep
 from app.api.idempotency import IdempotentRoute
-from app.api.schemas.organization.project_keys import (
-    CreateKey,
-    KeyBody,
-    KeyList,
-    KeyRevoked,
-    NewKey,
-    RotateKey,
-    UpdateKey,
-)
+from app.api.schemas.projects import CreateKey, KeyBody, KeyList, KeyRevoked, NewKey, RotateKey, UpdateKey
 from app.api.transport.json_body import JsonBody, OptionalJsonBody
 from app.api.transport.pagination import PageDep, list_page
 from app.services.access import keys, projects

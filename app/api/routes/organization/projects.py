@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query
 from app.api.auth import AUTHENTICATED, CallerDep
 from app.api.dependencies import SessionDep
 from app.api.idempotency import IdempotentRoute
-from app.api.schemas.organization.projects import (
+from app.api.schemas.projects import (
     ArchiveProject,
     CreateProject,
     OwnKey,

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query
 from app.api.auth import AUTHENTICATED
 from app.api.dependencies import SessionDep
 from app.api.idempotency import IdempotentRoute
-from app.api.schemas.organization.retention import ChangeRetention, RetentionRuleList, changes_of
+from app.api.schemas.operations import ChangeRetention, RetentionRuleList, changes_of
 from app.api.transport.json_body import JsonBody
 from app.services.operations import retention
 

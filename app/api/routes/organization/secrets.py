@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from app.api.auth import AUTHENTICATED
 from app.api.dependencies import AppStateDep, SessionDep
 from app.api.idempotency import IdempotentRoute
-from app.api.schemas.organization.secrets import EncryptionKeyBody, RotationBody, SecretList
+from app.api.schemas.operations import EncryptionKeyBody, RotationBody, SecretList
 from app.db import encryption
 from app.services.operations import secrets
 

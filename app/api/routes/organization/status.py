@@ -8,7 +8,7 @@ from fastapi import APIRouter
 
 from app.api.auth import CallerDep
 from app.api.dependencies import AppStateDep, SessionDep
-from app.api.schemas.organization.status import StatusBody
+from app.api.schemas.operations import StatusBody
 from app.services.operations import status
 
 router = APIRouter(prefix="/v1/organization/status", tags=["Health"])

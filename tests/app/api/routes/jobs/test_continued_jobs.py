@@ -8,7 +8,7 @@ import pytest
 from httpx2 import Response
 from starlette.testclient import TestClient
 
-from app.api.schemas.jobs.jobs import JobBody
+from app.api.schemas.jobs import JobBody
 from app.db.engine import Sessions, transaction
 from app.db.files import files
 from app.db.jobs import checkpoints

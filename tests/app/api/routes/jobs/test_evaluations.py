@@ -6,8 +6,8 @@ import openai
 import pytest
 from starlette.testclient import TestClient
 
-from app.api.schemas.jobs.evaluations import EvaluationBody, EvaluationList
-from app.api.schemas.jobs.jobs import JobBody
+from app.api.schemas.evaluations import EvaluationBody, EvaluationList
+from app.api.schemas.jobs import JobBody
 from app.db.engine import Sessions, transaction
 from app.db.jobs import evaluations, leased_rows
 from app.db.jobs.claims import FencedError, Lease

@@ -8,9 +8,8 @@ import pytest
 import redis
 from starlette.testclient import TestClient
 
-from app.api.schemas.jobs.checkpoints import CheckpointBody
-from app.api.schemas.jobs.jobs import JobBody
-from app.api.schemas.jobs.records import EventBody
+from app.api.schemas.jobs import JobBody
+from app.api.schemas.records import CheckpointBody, EventBody
 from app.db.engine import Sessions, transaction
 from app.db.jobs import checkpoints, claims, jobs
 from app.db.jobs.claims import FencedError

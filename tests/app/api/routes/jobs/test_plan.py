@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import select
 from starlette.testclient import TestClient
 
-from app.api.schemas.jobs.plans import PlanBody
+from app.api.schemas.plans import PlanBody
 from app.db.engine import Sessions, transaction
 from app.db.jobs import measurements
 from app.db.scheduling import workers

@@ -1,14 +1,17 @@
-"""The response body of the service's status."""
+"""Bodies for admins: the status of the service, retention rules, encrypted secrets and the audit log."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, AliasPath, Field
 
-from app.api.schemas.common import Body, UnixTime
+from app.api.schemas.common import Body, ListBody, UnixTime
+from app.api.schemas.jobs import Strict
 from app.api.schemas.queue import WorkerBody
 from app.api.schemas.webhooks import EndpointHealth
+from app.db.encryption import Protection
+from app.domain.operations.retention import MAX_DAYS, RetentionKind
 
 Seconds = Annotated[float, AfterValidator(lambda seconds: round(seconds, 1))]
 
@@ -178,3 +181,139 @@ class StatusBody(Body):
     """The disk of the data directory, and the stored bytes of every project."""
     last_backup: BackupStatus | None
     """The last complete backup; null: none was made."""
+
+
+Days = Annotated[int, Field(ge=1, le=MAX_DAYS)]
+
+
+class Rules(Strict):
+    """Days by kind. Absent rules stay as they are; null removes a rule."""
+
+    files: Days | None = None
+    """Uploaded files that no unfinished job needs."""
+    checkpoints: Days | None = None
+    """Checkpoints of ended jobs, never a job's result."""
+    logs: Days | None = None
+    """Logs of the trainer, of ended jobs."""
+    events: Days | None = None
+    """Events of ended jobs, never the last one."""
+    exports: Days | None = None
+    """Exports, from their end."""
+
+
+class ChangeRetention(Strict):
+    rules: Rules
+    """The rules to change."""
+    dry_run: bool = False
+    """Show what the rules delete now, and store nothing."""
+
+
+class DueBody(Body):
+    count: int
+    """The number of files, checkpoints, logs, events or exports."""
+    size_bytes: int
+    """The bytes of their files or texts."""
+
+
+class RetentionRuleBody(Body):
+    object: Literal["organization.retention_rule"] = "organization.retention_rule"
+    project_id: str
+    project: str = Field(validation_alias=AliasPath("project", "name"))
+    """The name of the project."""
+    kind: RetentionKind
+    """What the rule deletes: `logs` and `events` of ended jobs, for example."""
+    days: int
+    """The age at which they are deleted."""
+    due: DueBody | None
+    """What the rule deletes now; null unless the request includes it."""
+
+
+class RetentionRuleList(Body):
+    object: Literal["list"] = "list"
+    data: list[RetentionRuleBody]
+
+
+def changes_of(body: ChangeRetention) -> dict[RetentionKind, int | None]:
+    return {RetentionKind(kind): days for kind, days in body.rules.model_dump(exclude_unset=True).items()}
+
+
+class EncryptionKeyBody(Body):
+    fingerprint: str
+    """The first characters of the SHA-256 of the key."""
+    encrypts: bool
+    """Whether new secrets are encrypted with it: the first key."""
+    protects: int
+    """The number of secrets that it decrypts."""
+
+
+class SecretBody(Body):
+    object: Literal["organization.secret"] = "organization.secret"
+    kind: Literal["delivery_target", "webhook_endpoint"]
+    """What the secret belongs to."""
+    id: str
+    """The id of the target or the endpoint."""
+    name: str
+    """The name of the target or the endpoint."""
+    project_id: str | None
+    """Its project."""
+    protection: Protection
+    """`current`: by the first key. `old_key`: by another one. `unencrypted`: by none. `lost`: by a key that is gone."""
+    key: str | None
+    """The fingerprint of the key that protects it; null: none does, or it is lost."""
+
+
+class SecretList(Body):
+    object: Literal["list"] = "list"
+    data: list[SecretBody]
+    keys: list[EncryptionKeyBody]
+    """The keys of TUNERY_SECRET_KEYS in their order."""
+
+
+class RotationBody(Body):
+    object: Literal["organization.secret_rotation"] = "organization.secret_rotation"
+    rotated: int
+    """How many were re-encrypted."""
+    remaining: int
+    """How many another call re-encrypts; 0: the change is complete."""
+    lost: int
+    """Secrets that no key decrypts: their owners set them again, or the operator adds the key."""
+
+
+class ActorKey(Body):
+    id: str
+
+
+class Actor(Body):
+    type: Literal["api_key", "operator", "system"]
+    """An API key, an operator's command on the server, or the service itself at its first start."""
+    id: str
+    """The id of a key, or an operator's account and host."""
+    api_key: ActorKey | None
+    """The key; null for an operator and for the service itself."""
+
+
+class AuditProject(Body):
+    id: str
+
+
+class AuditBody(Body):
+    id: str
+    object: Literal["organization.audit_log"] = "organization.audit_log"
+    type: str = Field(validation_alias="action")
+    """The action, named after the route, such as fine_tuning.jobs.cancel."""
+    effective_at: UnixTime = Field(validation_alias="created_at")
+    """The time of the change, in seconds since 1970."""
+    actor: Actor
+    """Who made the change."""
+    project: AuditProject | None
+    """The changed project, else the key's project; null for a command without a project."""
+    object_ids: list[str]
+    """The ids in the path, and of the created object."""
+    ip_address: str | None = Field(validation_alias="address")
+    """The client's address; behind a proxy that is not trusted, the proxy's address. Null for a command."""
+    request_id: str | None
+    """The `x-request-id` of the response, which is also in the API's log; null for a command."""
+
+
+class AuditList(ListBody):
+    data: list[AuditBody]

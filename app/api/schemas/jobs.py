@@ -1,4 +1,4 @@
-"""The response body of a fine-tuning job: OpenAI's fields and extensions."""
+"""Bodies of a fine-tuning job: OpenAI's fields and extensions."""
 
 from __future__ import annotations
 
@@ -8,16 +8,39 @@ from datetime import datetime
 from functools import cache
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
-from app.api.schemas.common import Body, ListBody, WarningBody, unix_seconds
+from app.api.schemas.common import Body, ListBody, Strict, WarningBody, unix_seconds
 from app.api.schemas.deliveries import DeliveryOfJob
-from app.api.schemas.jobs.evaluations import EvaluationError
+from app.api.schemas.evaluations import EvaluationError
 from app.domain.artifacts.compatibility import Compatibility, job_compatibility
 from app.domain.evaluations.summary import EvaluationSummary
 from app.domain.files import FileOrigin
+from app.domain.jobs.create_job import CreateJob, Metadata, Priority
 from app.domain.jobs.spec import Hyperparameters, LoraSpec, QuantizationSpec
 from app.domain.jobs.states import Desired, JobState, Reason
+
+
+def _all_optional(schema: dict[str, Any]) -> None:
+    del schema["required"]
+    for name, inner in schema["properties"].items():
+        inner.pop("default", None)
+        inner["description"] = f"As in a create body; replaces {name} of the original."
+
+
+class CloneJob(CreateJob):
+    """Overrides of the original's values."""
+
+    model_config = ConfigDict(json_schema_extra=_all_optional)  # documents the body, and parses nothing
+
+
+class UpdateJob(Strict):
+    """Absent fields keep their values; null restores the default."""
+
+    priority: Priority = None
+    """Order among the queued jobs of your project: higher runs first; null: 0. Until the job ends."""
+    metadata: Metadata | None = None
+    """Replaces all pairs of the job; null removes them."""
 
 
 class JobError(Body):

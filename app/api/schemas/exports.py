@@ -1,4 +1,4 @@
-"""Response bodies of exports."""
+"""Bodies of exports."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from app.api.schemas.common import Body, JobPart, ListBody, UnixTime
-from app.api.schemas.jobs.checkpoints import AdapterFile
+from app.api.schemas.records import AdapterFile
 
 
 class CreateExport(Body):

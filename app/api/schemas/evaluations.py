@@ -1,4 +1,4 @@
-"""Request and response bodies of evaluations."""
+"""Bodies of evaluations."""
 
 from __future__ import annotations
 
