@@ -56,12 +56,12 @@ from app.db.fast_reads.pool import AsyncConnections
 from app.db.notifications import NotificationListener
 from app.job_queue import WorkerNotifier
 from app.log import configure_logging, get_logger
-from app.services.access.bootstrap_key import ensure_first_key
+from app.services.access.keys import ensure_first_key
 from app.services.access.rate_limit import RateLimiter
 from app.services.answers.engine_client import EngineClient
-from app.services.datasets.token_counter import TokenCounter
-from app.services.files.ingest import delete_stale_staged_files
+from app.services.files.files import delete_stale_staged_files
 from app.services.jobs.event_fanout import EventFanout
+from app.services.jobs.plan import TokenCounter
 from app.services.operations.health import HealthChecks
 from app.settings import Settings, load_settings
 from app.storage import Storage, open_storage

@@ -13,8 +13,8 @@ from typing import BinaryIO
 
 from sqlalchemy.orm import Session
 
+from app.db import files
 from app.db.base_models import models
-from app.db.files import files
 from app.db.tables import BaseModelRow, Evaluation, File, Job
 from app.domain.base_models.catalog import StatSignature
 from app.domain.datasets.chat_template import UnusableTemplate

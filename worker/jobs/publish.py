@@ -15,9 +15,9 @@ from typing import Any
 from sqlalchemy import func
 from sqlalchemy.orm import Session
 
+from app.db import files
 from app.db.base_models import models
 from app.db.deliveries import deliveries
-from app.db.files import files
 from app.db.jobs import checkpoints, claims, evaluations, events
 from app.db.tables import Checkpoint, Job
 from app.domain.deliveries.served_check import ServedReference

@@ -18,8 +18,8 @@ from typing import Any
 from sqlalchemy import null
 from sqlalchemy.orm import Session
 
+from app.db import files
 from app.db.engine import DATABASE_UNAVAILABLE, first_line, transaction
-from app.db.files import files
 from app.db.jobs import checkpoints, claims
 from app.db.tables import BaseModelRow, File, Job, Snapshot
 from app.domain.jobs.events import SnapshotSaved, resume_message

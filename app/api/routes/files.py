@@ -26,8 +26,8 @@ from app.errors import BadRequest
 from app.services.access.idempotency import fingerprint_of
 from app.services.datasets.check_process import Check
 from app.services.datasets.line_check import is_long
-from app.services.files import files, ingest
-from app.services.files.ingest import NewFile, StagedFile
+from app.services.files import files
+from app.services.files.files import NewFile, StagedFile
 
 # OpenAI's purposes, of files that clients upload and of files that a service creates.
 Purpose = Literal[
@@ -54,13 +54,13 @@ async def create_file(
     """The file is streamed to disk. Each line of a file for fine-tuning is checked; an error lists ten findings."""
     settings, io_pools = app_state.settings, app_state.io_pools
     max_bytes = settings.max_file_bytes
-    body = limit_body(request, max_bytes + MAX_FORM_OVERHEAD_BYTES, partial(ingest.file_too_large, max_bytes))
+    body = limit_body(request, max_bytes + MAX_FORM_OVERHEAD_BYTES, partial(files.file_too_large, max_bytes))
     staged = await io_pools.write(StagedFile, app_state.storage.staging, max_bytes)
     try:
         form = await read_form(io_pools, request.headers.get("content-type", ""), body, "file", FIELDS, staged.write)
         new = _new_file(form)
         accept = partial(
-            ingest.ingest_file,
+            files.ingest_file,
             app_state.sessions,
             app_state.storage,
             caller.project_id,

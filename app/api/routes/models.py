@@ -10,7 +10,7 @@ from app.api.auth import CallerDep
 from app.api.dependencies import AppStateDep, SessionDep
 from app.api.schemas.common import Deleted
 from app.api.schemas.models import ModelBody, ModelList
-from app.services.base_models import models
+from app.services import base_models
 
 router = APIRouter(prefix="/v1/models", tags=["Models"])
 
@@ -18,21 +18,21 @@ router = APIRouter(prefix="/v1/models", tags=["Models"])
 @router.get("", response_model=ModelList, response_model_exclude_none=True, summary="List models")
 def list_models(caller: CallerDep, session: SessionDep, app_state: AppStateDep) -> Any:
     """Base models, then the `ft:` models that the project has trained or that are shared with it."""
-    rows = models.list_all(session, caller.project_id)
+    rows = base_models.list_all(session, caller.project_id)
     return ModelList(data=[ModelBody.of(model, app_state.settings.organization) for model in rows])
 
 
 @router.get("/{model:path}", response_model=ModelBody, response_model_exclude_none=True, summary="Get a model")
 def get_model(model: str, caller: CallerDep, session: SessionDep, app_state: AppStateDep) -> Any:
     """A base model has its limits, an `ft:` model its base model and its job."""
-    row = models.get(session, caller.project_id, _require_name(model))
+    row = base_models.get(session, caller.project_id, _require_name(model))
     return ModelBody.of(row, app_state.settings.organization)
 
 
 @router.delete("/{model:path}", response_model=Deleted, summary="Delete a model that was trained here")
 def delete_model(model: str, caller: CallerDep, session: SessionDep) -> Any:
     """Base models belong to the operator: deleting one is a 403."""
-    models.delete(session, caller.project_id, _require_name(model))
+    base_models.delete(session, caller.project_id, _require_name(model))
     return Deleted(id=model, object="model")
 
 

@@ -6,8 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from app.api.schemas.common import Body, ListBody, UnixTime
-from app.api.schemas.jobs import Strict
+from app.api.schemas.common import Body, ListBody, Strict, UnixTime
 from app.domain.files import EXPIRES_SECONDS, MAX_FILENAME, MAX_PARTS, FileOrigin
 from app.domain.jobs.create_job import Id
 

@@ -6,13 +6,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AliasPath, BeforeValidator, ConfigDict, Field
 
-from app.api.schemas.common import Body, ListBody, UnixTime
-from app.api.schemas.jobs import Strict
+from app.api.schemas.common import Body, ListBody, Strict, UnixTime
 from app.db.tables import ModelAlias, TunedModel
 from app.domain.base_models.catalog import MAX_RANK
 from app.domain.base_models.registrations import RegistrationState
 from app.domain.jobs.create_job import Id
-from app.services.base_models.models import ModelRow
+from app.services.base_models import ModelRow
 
 
 class LoraLimits(Body):

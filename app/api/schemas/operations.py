@@ -6,8 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AliasPath, Field
 
-from app.api.schemas.common import Body, ListBody, UnixTime
-from app.api.schemas.jobs import Strict
+from app.api.schemas.common import Body, ListBody, Strict, UnixTime
 from app.api.schemas.queue import WorkerBody
 from app.api.schemas.webhooks import EndpointHealth
 from app.db.encryption import Protection

@@ -6,8 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from app.api.schemas.common import Body, ListBody, UnixTime
-from app.api.schemas.jobs import Strict
+from app.api.schemas.common import Body, ListBody, Strict, UnixTime
 from app.domain.access.scopes import ALL, SCOPES
 from app.domain.jobs.spec import SHARE_WEIGHT
 from app.services.access import keys

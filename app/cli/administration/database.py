@@ -31,10 +31,10 @@ from app.db.tables import ApiKey, AuditEntry, Project
 from app.domain.base_models.registrations import option_problems
 from app.domain.operations.retention import RetentionKind
 from app.errors import combine_errors
+from app.services import base_models
+from app.services import base_models as model_services
 from app.services.access import audit as audit_log
 from app.services.access import keys, projects
-from app.services.base_models import base_models
-from app.services.base_models import models as model_services
 from app.services.operations import retention, secrets
 from app.services.resources import Page
 from app.system.model_registration import RegistrationOptions, check_and_hash

@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, and_, delete, func, select, update
 from sqlalchemy.orm import Session
 
-from app.db.files import files
+from app.db import files
 from app.db.jobs import exports
 from app.db.jobs.jobs import ACTIVE_STATES
 from app.db.tables import (

@@ -27,7 +27,7 @@ from app.services.answers.engine_client import (
     header,
     read_body,
 )
-from app.services.base_models.models import model_not_found
+from app.services.base_models import model_not_found
 
 EVENT_STREAM = "text/event-stream"
 REPLACEMENT_SECONDS = 2.0  # a name that is replaced is not loaded for less than a second

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
-from app.db.files import files
+from app.db import files
 from app.db.jobs import checkpoints, jobs, measurements
 from app.db.tables import Attempt, Job, JobEvent, MeasurementRow
 from app.domain.error_text.json_text import unquoted

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from sqlalchemy import func, update
 
+from app.db import files
 from app.db.engine import transaction
-from app.db.files import files
 from app.db.jobs import evaluations, lost_workers
 from app.db.tables import BaseModelRow, Evaluation, Job
 from app.domain.evaluations.graders import CreateEvaluation

@@ -22,9 +22,9 @@ from app.db.engine import transaction
 from app.db.tables import Job
 from app.domain.jobs.create_job import CreateJob
 from app.services.datasets.check_process import Check
-from app.services.datasets.token_counter import NotCountedError
 from app.services.jobs import jobs, plan
 from app.services.jobs.jobs import JobRow
+from app.services.jobs.plan import NotCountedError
 
 CreateJobBody = Annotated[JsonBodyDep, RequestBody(CreateJob)]
 

@@ -25,9 +25,8 @@ from app.api.transport.pagination import PageDep, list_page
 from app.db.access import audit
 from app.db.base_models import models
 from app.db.tables import BaseModelRegistration
-from app.services import resources
-from app.services.base_models import base_models
-from app.services.base_models import models as model_services
+from app.services import base_models, resources
+from app.services import base_models as model_services
 from app.system.model_registration import RegistrationOptions
 
 router = APIRouter(

@@ -12,8 +12,8 @@ from starlette.testclient import TestClient
 from app.api.schemas.jobs import JobBody
 from app.db.engine import Sessions, transaction
 from app.db.tables import Job
-from app.services.base_models import base_models
-from app.services.base_models import models as model_services
+from app.services import base_models
+from app.services import base_models as model_services
 from tests.factories import make_base_model
 from tests.serving import LiveServer
 

@@ -1,16 +1,21 @@
-"""Files. A deleted file is invisible at once; its content is purged when no job needs it. Never commits."""
+"""Files, and the uploads that become files; a deleted file is invisible at once, and its content is purged when no job
+needs it. Never commits.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import timedelta
 
 from sqlalchemy import ColumnElement, Select, SQLColumnExpression, and_, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from app.db.jobs.jobs import ACTIVE_STATES
-from app.db.tables import Checkpoint, Evaluation, Export, File, Job
+from app.db.tables import Checkpoint, Evaluation, Export, File, Job, Upload, UploadPart
+from app.db.tables.base import core_table
 from app.domain.artifacts.exports import UNFINISHED
 from app.domain.evaluations import spec as evaluation_states
+from app.domain.files import UploadStatus
 
 
 def insert(session: Session, file: File) -> File:
@@ -129,10 +134,37 @@ def mark_purged(session: Session, file: File) -> None:
 
 
 def keys_in_use(session: Session, keys: Sequence[str]) -> set[str]:
-    """The storage keys among `keys` whose content a file has not purged."""
-    query = select(File.storage_key).where(File.storage_key.in_(keys), File.purged_at.is_(None))
-    return set(session.scalars(query))
+    """The storage keys among `keys` of a file whose content is not purged, or of a part of an upload."""
+    of_files = select(File.storage_key).where(File.storage_key.in_(keys), File.purged_at.is_(None))
+    return set(
+        session.scalars(of_files.union_all(select(UploadPart.storage_key).where(UploadPart.storage_key.in_(keys))))
+    )
 
 
 def _visible(project_id: str) -> Select[File]:
     return select(File).where(is_visible_to(project_id))
+
+
+COMPLETION_GRACE_SECONDS = 1800  # a completion that runs when its upload expires may take so much longer
+
+
+def mark_expired(session: Session) -> int:
+    """Mark pending uploads as expired, after a grace for running completions; the number of them."""
+    is_over = Upload.expires_at + timedelta(seconds=COMPLETION_GRACE_SECONDS) < func.clock_timestamp()
+    query = select(Upload).where(Upload.status == UploadStatus.PENDING, is_over).with_for_update(skip_locked=True)
+    expired = list(session.scalars(query))
+    for upload in expired:
+        upload.status = UploadStatus.EXPIRED
+    session.flush()
+    return len(expired)
+
+
+def leftover_parts(session: Session, limit: int = 100) -> list[UploadPart]:
+    """Parts of uploads that have ended: their content is in a file, or not needed."""
+    ended: ColumnElement[bool] = Upload.status != UploadStatus.PENDING
+    query = select(UploadPart).join(Upload, Upload.id == UploadPart.upload_id).where(ended)
+    return list(session.scalars(query.limit(limit)))
+
+
+def delete_parts(session: Session, parts: Sequence[UploadPart]) -> None:
+    session.execute(core_table(UploadPart).delete().where(UploadPart.id.in_([part.id for part in parts])))
