@@ -20,7 +20,7 @@ from app.domain.jobs.parameters import ParentAdapter
 from app.domain.jobs.resolve import resolve
 from app.domain.jobs.spec import JobSpec
 from app.errors import BadRequest, NotFound, NotPermitted, combine_errors
-from app.services import base_models as model_services
+from app.services import base_models
 from app.services.deliveries import targets
 
 
@@ -144,10 +144,10 @@ def _find_base_and_parent(
     parent = _find_parent_adapter(session, project_id, name)
     if parent is not None:
         return parent
-    aliased = model_services.resolve_alias(session, project_id, name)
+    aliased = base_models.resolve_alias(session, project_id, name)
     if aliased is not None:
         return aliased, None
-    raise model_services.model_not_found(name, model_services.available_models(session, project_id))
+    raise base_models.model_not_found(name, base_models.available_models(session, project_id))
 
 
 def _find_parent_adapter(session: Session, project_id: str, name: str) -> tuple[BaseModelRow, ParentAdapter] | None:
