@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from anyio.to_thread import current_default_thread_limiter
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from starlette.concurrency import run_in_threadpool
 
 from app.api.dependencies import AppState
@@ -25,28 +25,21 @@ from app.api.middleware.request_log import telemetry_config
 from app.api.openapi.document import build_openapi
 from app.api.routes import (
     answers,
-    delivery_targets,
-    file_reports,
+    deliveries,
+    evaluations,
+    exports,
     files,
-    health,
+    jobs,
     models,
-    permissions,
+    operations,
+    polling,
+    projects,
     queue,
+    records,
     streams,
     uploads,
     webhooks,
 )
-from app.api.routes.jobs import adapters, clones, deliveries, evaluations, exports, jobs, polling, records
-from app.api.routes.organization import (
-    audit_logs,
-    base_models,
-    project_keys,
-    projects,
-    retention,
-    secrets,
-    status,
-)
-from app.api.routes.organization import jobs as organization_jobs
 from app.api.transport.disconnect import on_shutdown_signal
 from app.api.transport.head import HeadResponseMiddleware, head_routes
 from app.api.transport.request_bodies import IoPools
@@ -56,12 +49,12 @@ from app.db.fast_reads.pool import AsyncConnections
 from app.db.notifications import NotificationListener
 from app.job_queue import WorkerNotifier
 from app.log import configure_logging, get_logger
-from app.services.access.bootstrap_key import ensure_first_key
+from app.services.access.keys import ensure_first_key
 from app.services.access.rate_limit import RateLimiter
 from app.services.answers.engine_client import EngineClient
-from app.services.datasets.token_counter import TokenCounter
-from app.services.files.ingest import delete_stale_staged_files
+from app.services.files.files import delete_stale_staged_files
 from app.services.jobs.event_fanout import EventFanout
+from app.services.jobs.plan import TokenCounter
 from app.services.operations.health import HealthChecks
 from app.settings import Settings, load_settings
 from app.storage import Storage, open_storage
@@ -73,39 +66,12 @@ from app.trial_queue import TrialQueue
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
-# routes are matched in order, so the router that clients poll most comes first
-ROUTERS = (
-    polling.router,
-    files.router,
-    file_reports.router,
-    uploads.router,
-    jobs.router,
-    clones.router,
-    records.router,
-    records.several_jobs,
-    streams.router,
-    adapters.router,
-    exports.router,
-    evaluations.router,
-    deliveries.router,
-    permissions.router,
-    answers.router,
-    models.router,
-    queue.router,
-    webhooks.router,
-    delivery_targets.router,
-    projects.router,
-    project_keys.router,
-    project_keys.all_keys,
-    retention.router,
-    base_models.router,
-    secrets.router,
-    organization_jobs.router,
-    base_models.aliases,
-    audit_logs.router,
-    status.router,
-    health.router,
+# routes are matched in order, so the module that clients poll most comes first
+MODULES = (
+    *(polling, files, uploads, jobs, records, streams, exports, evaluations, deliveries, models, answers, queue),
+    *(webhooks, projects, operations),
 )
+ROUTERS = [each for module in MODULES for each in vars(module).values() if isinstance(each, APIRouter)]
 
 CONNECTION_MODULE = "app.api.transport.connection"
 GC_THRESHOLD = 20_000  # new objects; Python's default is 700

@@ -22,7 +22,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.domain.access.outbound_networks import Network, parse_networks
-from app.domain.error_text.setting_text import settings_text
+from app.domain.error_text.validation_text import settings_text
 from app.domain.scheduling.worker_capacity import LABEL, LABEL_RULE
 from app.domain.storage_location import S3Location, parse_storage_url
 from app.domain.webhooks import is_secret

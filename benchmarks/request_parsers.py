@@ -23,14 +23,13 @@ from app.api.idempotency import _fingerprint
 from app.api.middleware.request_log import masked_query, request_id_of
 from app.api.query_parameters import check_query
 from app.api.routes.answers import _trial_question
-from app.api.routes.jobs.jobs import router
-from app.api.routes.jobs.lists import _metadata_filter
-from app.api.schemas.uploads import CompleteUpload
+from app.api.routes.jobs import _metadata_filter, router
+from app.api.schemas.files import CompleteUpload
 from app.api.transport.file_response import matches_etag, requested_range
 from app.api.transport.json_body import MAX_BODY_BYTES, parse_json_object
 from app.api.transport.request_bodies import IoPools, read_form
 from app.api.transport.resumable_upload import parse_content_range
-from app.domain.answers.events import EventTranslator
+from app.domain.answers.engine_answers import EventTranslator
 from app.domain.datasets.chat_template import TemplateRefused
 from app.domain.datasets.jsonl import MAX_LINE_BYTES, read_lines
 from app.domain.datasets.render import Renderer

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from app.domain.files.uploads import MAX_PART_BYTES
+from app.domain.files import MAX_PART_BYTES
 from benchmarks.served import HOST, Service
 
 MB = 1 << 20

@@ -15,9 +15,8 @@ from pathlib import Path
 
 import psutil
 
-from app.db import migrate
+from app.db import files, migrate
 from app.db.engine import make_engine, make_sessions, transaction
-from app.db.files import files
 from app.db.tables import File
 from app.settings import Settings
 from app.storage import LocalStorage

@@ -19,10 +19,9 @@ from typing import Any
 from sqlalchemy import func, update
 from sqlalchemy.orm import Session
 
-from app.db import encryption
+from app.db import encryption, files
 from app.db.base_models import models
 from app.db.deliveries import deliveries
-from app.db.files import files
 from app.db.ids import new_id
 from app.db.jobs import checkpoints, claims, jobs
 from app.db.jobs.claims import Lease

@@ -23,9 +23,9 @@ from typing import IO
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
+from app.db import files
 from app.db.base_models import models
 from app.db.engine import DATABASE_UNAVAILABLE, first_line, transaction
-from app.db.files import files
 from app.db.tables import BaseModelRow, Checkpoint, File, Job
 from app.domain.answers.trial import (
     IDLE_SECONDS,

@@ -14,8 +14,8 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from app.db import files
 from app.db.base_models import models
-from app.db.files import files
 from app.db.jobs import exports, leased_rows
 from app.db.jobs.claims import Lease
 from app.db.tables import Export, File

@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from app.db.files import files
+from app.db import files
 from app.db.jobs import claims
 from app.db.jobs.claims import FencedError
 from app.db.scheduling import workers

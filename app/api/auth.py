@@ -20,7 +20,7 @@ from app.api.query_parameters import check_query
 from app.db.access import audit
 from app.db.fast_reads import keys as key_reads
 from app.db.fast_reads.keys import KeyRow
-from app.domain.access import audit_actions, scopes
+from app.domain.access import api_keys, scopes
 from app.domain.error_text.json_text import as_json, counted
 from app.errors import InvalidApiKey, MissingScope, RateLimited
 from app.services.access.rate_limit import RateLimitStatus
@@ -124,7 +124,7 @@ def _set_audit_actor(request: Request, key: KeyRow, path: str) -> None:
     act = audit.CURRENT_CONTEXT.get()
     if act is None or scopes.is_read_only(request.method, path):
         return
-    act.action = audit_actions.audit_action(request.method, path)
+    act.action = api_keys.audit_action(request.method, path)
     act.actor_id = key.key_id
     act.project_id = request.path_params.get("project_id", key.project_id)
     act.object_ids = [str(value) for value in request.path_params.values()]

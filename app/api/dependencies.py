@@ -19,9 +19,9 @@ from app.db.notifications import NotificationListener
 from app.job_queue import WorkerNotifier
 from app.services.access.rate_limit import RateLimiter
 from app.services.answers.engine_client import EngineClient
-from app.services.datasets.token_counter import TokenCounter
-from app.services.files.rolling_digest import RollingDigestCache
+from app.services.files.upload_completion import RollingDigestCache
 from app.services.jobs.event_fanout import EventFanout
+from app.services.jobs.plan import TokenCounter
 from app.services.operations.health import HealthChecks
 from app.settings import Settings
 from app.storage import Storage

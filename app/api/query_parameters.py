@@ -16,8 +16,7 @@ from fastapi.dependencies.models import Dependant
 from fastapi.dependencies.utils import request_params_to_args
 from fastapi.routing import APIRoute
 
-from app.domain.error_text.json_text import as_json
-from app.domain.error_text.unknown_names import MAX_NAME_CHARACTERS, suggestion
+from app.domain.error_text.json_text import MAX_NAME_CHARACTERS, as_json, suggestion
 from app.domain.error_text.validation_text import as_problems
 from app.errors import BadRequest, UnknownParameter, combine_errors
 

@@ -14,8 +14,7 @@ from types import TracebackType
 import psycopg
 from sqlalchemy import Engine
 
-from app.db.fast_reads.pool import connect_arguments
-from app.db.fast_reads.single_flight import SingleFlight
+from app.db.fast_reads.pool import SingleFlight, connect_arguments
 from app.log import get_logger
 
 CHANNEL = "tunery_jobs"  # payload: "project job event_seq", plus " queue" if the change moves other jobs in the queue

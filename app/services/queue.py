@@ -13,7 +13,7 @@ from app.db.base_models import models
 from app.db.scheduling import fair_queue, workers
 from app.db.scheduling.fair_queue import SECONDS_LEFT
 from app.db.tables import Evaluation, Job, QueuePlace, Worker
-from app.domain.evaluations.states import UNFINISHED
+from app.domain.evaluations.spec import UNFINISHED
 from app.domain.jobs.states import Desired, JobState
 
 SHOWN_STATES = {"validating": JobState.VALIDATING, "waiting": JobState.QUEUED, "running": JobState.RUNNING}

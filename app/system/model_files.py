@@ -28,10 +28,10 @@ from app.domain.base_models.catalog import (
     CatalogEntry,
     RefusedModel,
     StatSignature,
+    TrainerReport,
     default_learning_rate,
     max_document_tokens,
 )
-from app.domain.base_models.trainer_report import TrainerReport
 from app.domain.jobs.spec import BaseSpec
 from app.system.artifact_directory import sha256_stream
 from app.system.regular_files import irregular_files, open_regular, read_regular

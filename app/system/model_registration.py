@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app.domain.base_models.catalog import CatalogEntry, RefusedModel
-from app.domain.base_models.trainer_report import TrainerReport
+from app.domain.base_models.catalog import CatalogEntry, RefusedModel, TrainerReport
 from app.domain.jobs.states import ExitCode
 from app.system import model_files
 from app.system.host import PARENT_PID_VARIABLE

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx2
 
-from app.domain.answers.events import MAX_ANSWER_BYTES
+from app.domain.answers.engine_answers import MAX_ANSWER_BYTES
 from app.web.api_client import ApiClient, ApiError
 
 MAX_INLINE_CHARACTERS = 16 << 10  # of an event that is parsed in the event loop

@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from app.domain.datasets.jsonl import first_repeated
-from app.domain.datasets.other_formats import delimiter_of
+from app.domain.datasets.jsonl import delimiter_of, first_repeated
 
 MAX_TABLE_BYTES = 2 << 30
 MAX_FIELD_CHARACTERS = 4 << 20  # the limit for one example

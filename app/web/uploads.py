@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import JSONResponse, Response
 
-from app.domain.files.uploads import completion_seconds
+from app.domain.files import completion_seconds
 from app.web.api_client import RESPONSE_SECONDS, ApiClient, ApiError
 from app.web.csv_tables import EXPIRED, CsvTable, TableError, TableStore
 from app.web.downloads import ObjectId

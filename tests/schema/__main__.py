@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from app.api.routes.jobs import polling
+from app.api.routes import polling
 from app.db import migrate
 from app.db.engine import make_engine, make_sessions
 from app.main import create_app

@@ -19,11 +19,11 @@ from typing import Any
 import structlog
 from sqlalchemy.orm import Session
 
+from app.db import files
 from app.db.deliveries import credentials, deliveries
 from app.db.deliveries.credentials import NoSecretKey
 from app.db.deliveries.deliveries import ClaimedDelivery
 from app.db.engine import DATABASE_UNAVAILABLE, first_line, transaction
-from app.db.files import files
 from app.db.jobs import evaluations
 from app.db.operations import status
 from app.domain.deliveries import states

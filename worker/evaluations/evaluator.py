@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from app.db.jobs import evaluations, leased_rows
 from app.db.jobs.claims import FencedError, Lease
 from app.db.tables import Evaluation, File
-from app.domain.evaluations.plan import make_plan
+from app.domain.evaluations.graders import make_plan
 from app.domain.evaluations.spec import (
     ANSWERS,
     OUTBOX,
@@ -25,10 +25,10 @@ from app.domain.evaluations.spec import (
     ROLES,
     SUMMARY,
     Answer,
+    EvaluationErrorCode,
     GenerationStarted,
     ModelAnswer,
 )
-from app.domain.evaluations.states import EvaluationErrorCode
 from app.domain.evaluations.summary import EvaluationSummary
 from app.domain.jobs.states import ExitCode
 from app.domain.scheduling.worker_capacity import WorkerCapacity

@@ -13,15 +13,14 @@ from typing import BinaryIO
 
 from sqlalchemy.orm import Session
 
+from app.db import files
 from app.db.base_models import models
-from app.db.files import files
 from app.db.tables import BaseModelRow, Evaluation, File, Job
 from app.domain.base_models.catalog import StatSignature
 from app.domain.datasets.chat_template import UnusableTemplate
 from app.domain.datasets.jsonl import Finding, format_findings
 from app.domain.datasets.render import Renderer, TemplateRefused
 from app.domain.evaluations.graders import EvaluationSettings, JsonFields, LabelAccuracy
-from app.domain.evaluations.precision import precision_text
 from app.domain.evaluations.rows import (
     MAX_NAMES,
     EvaluationRow,
@@ -36,14 +35,15 @@ from app.domain.evaluations.spec import (
     PROMPTS,
     ROWS,
     SPEC,
+    EvaluationErrorCode,
     GenerationSpec,
     GenerationStarted,
     GradingSpec,
     ModelAnswer,
     Prompt,
     Scored,
+    precision_text,
 )
-from app.domain.evaluations.states import EvaluationErrorCode
 from app.domain.evaluations.templates import compared_text
 from app.domain.jobs.layer_patterns import PatternError
 from app.domain.jobs.spec import BaseSpec, JobSpec

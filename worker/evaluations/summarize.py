@@ -11,7 +11,6 @@ import numpy as np
 
 from app.domain.error_text.json_text import counted
 from app.domain.evaluations.graders import EvaluationSettings, Grader, LabelAccuracy
-from app.domain.evaluations.promotion import decide
 from app.domain.evaluations.rows import REFERENCE_ANSWER, EvaluationRow, label_of
 from app.domain.evaluations.spec import GradingSpec, ModelAnswer, Scored
 from app.domain.evaluations.summary import (
@@ -25,6 +24,7 @@ from app.domain.evaluations.summary import (
     GraderSummary,
     Promotion,
     Score,
+    decide,
 )
 from app.domain.evaluations.templates import compared_text
 from worker.evaluations.scoring import NO_ANSWER

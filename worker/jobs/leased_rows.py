@@ -9,8 +9,8 @@ from typing import Any, Generic
 
 from sqlalchemy.orm import Session
 
+from app.db import files
 from app.db.engine import DATABASE_UNAVAILABLE, transaction
-from app.db.files import files
 from app.db.jobs import leased_rows
 from app.db.jobs.claims import FencedError, Lease
 from app.db.jobs.leased_rows import Row

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from sqlalchemy.orm import Session
 
+from app.db import files
 from app.db.base_models import models
-from app.db.files import files
 from app.db.jobs import checkpoints, measurements
 from app.db.scheduling import gpu_reservations
 from app.db.tables import BaseModelRow, File, Job, Snapshot

@@ -15,16 +15,15 @@ from typing import Any
 from sqlalchemy import func
 from sqlalchemy.orm import Session
 
+from app.db import files
 from app.db.base_models import models
 from app.db.deliveries import deliveries
-from app.db.files import files
 from app.db.jobs import checkpoints, claims, evaluations, events
 from app.db.tables import Checkpoint, Job
 from app.domain.deliveries.served_check import ServedReference
-from app.domain.jobs.events import CheckpointSaved, Done
+from app.domain.jobs.events import CheckpointSaved, Done, results_csv
 from app.domain.jobs.spec import JobSpec
 from app.domain.jobs.states import Reason
-from app.domain.jobs.step_metrics import results_csv
 from app.system.artifact_directory import describe_archive
 from worker.jobs import stored_files
 from worker.jobs.lease import LeaseKeeper

@@ -18,13 +18,12 @@ from typing import Any
 from sqlalchemy import null
 from sqlalchemy.orm import Session
 
+from app.db import files
 from app.db.engine import DATABASE_UNAVAILABLE, first_line, transaction
-from app.db.files import files
 from app.db.jobs import checkpoints, claims
 from app.db.tables import BaseModelRow, File, Job, Snapshot
-from app.domain.jobs.events import SnapshotSaved
+from app.domain.jobs.events import SnapshotSaved, resume_message
 from app.domain.jobs.layer_patterns import expand_patterns
-from app.domain.jobs.snapshots import resume_message
 from app.domain.jobs.spec import LoraSpec
 from app.log import get_logger
 from app.storage import Storage

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from sqlalchemy import select
 
+from app.db import files
 from app.db.access import idempotency
 from app.db.engine import transaction
-from app.db.files import files, uploads
 from app.db.jobs import checkpoints, leased_rows
 from app.db.operations import retention
 from app.db.operations.stored_objects import PREFIXES, keys_without_row
@@ -100,17 +100,17 @@ def purge_files(resources: Resources) -> None:
 
 def expire_uploads(resources: Resources) -> None:
     with transaction(resources.sessions) as session:
-        if expired := uploads.mark_expired(session):
+        if expired := files.mark_expired(session):
             log.info("uploads expired", count=expired)
 
 
 def purge_upload_parts(resources: Resources) -> None:
     """Delete the parts of uploads that have ended. A file that was composed of parts does not need them."""
     with transaction(resources.sessions) as session:
-        unneeded = uploads.leftover_parts(session)
+        unneeded = files.leftover_parts(session)
     deleted = [part for part in unneeded if _delete(resources.storage, part.storage_key)]
     with transaction(resources.sessions) as session:
-        uploads.delete_parts(session, deleted)
+        files.delete_parts(session, deleted)
 
 
 def delete_orphans(resources: Resources, older_than_seconds: float = MIN_ORPHAN_AGE_SECONDS) -> int:

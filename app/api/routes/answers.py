@@ -15,7 +15,7 @@ from app.api.dependencies import AppState, AppStateDep
 from app.api.middleware.request_log import record_of
 from app.api.openapi import responses
 from app.api.schemas.answers import CreateChatCompletion, CreateCompletion
-from app.api.schemas.jobs.requests import parse_body
+from app.api.schemas.common import parse_body
 from app.api.transport.disconnect import CancelledStream, run_until_disconnect
 from app.api.transport.json_body import AnswerBodyDep, RequestBody, parse_json_object
 from app.domain.answers.trial import TrialQuestion, TrialRequest, check_supported, question_of

@@ -1,4 +1,4 @@
-"""/v1/files: uploads, downloads and lists of files."""
+"""/v1/files: uploads, downloads, lists of files, and a report on a dataset before a job uses it."""
 
 from __future__ import annotations
 
@@ -10,24 +10,28 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from app.api.auth import CallerDep
-from app.api.dependencies import AppStateDep, SessionDep
+from app.api.dependencies import AppState, AppStateDep, SessionDep
 from app.api.idempotency import IdempotentRequestDep, IdempotentRoute
 from app.api.openapi import responses
 from app.api.schemas.common import Deleted
+from app.api.schemas.file_reports import FileReportBody
 from app.api.schemas.files import FileBody, FileList, UpdateFile
 from app.api.transport.file_response import content_response
-from app.api.transport.json_body import JsonBody
+from app.api.transport.json_body import NO_BODY, JsonBody
 from app.api.transport.pagination import After, Limit, list_page
 from app.api.transport.request_bodies import MAX_FORM_OVERHEAD_BYTES, Form, limit_body, read_form
+from app.db.engine import transaction
 from app.db.tables import File
 from app.domain.error_text.json_text import as_json
-from app.domain.files.uploads import EXPIRES_SECONDS, PURPOSES, clean_filename
+from app.domain.files import EXPIRES_SECONDS, PURPOSES, clean_filename
 from app.errors import BadRequest
 from app.services.access.idempotency import fingerprint_of
+from app.services.datasets import profile
 from app.services.datasets.check_process import Check
 from app.services.datasets.line_check import is_long
-from app.services.files import files, ingest
-from app.services.files.ingest import NewFile, StagedFile
+from app.services.datasets.profile import ProfileInputs, ProfileRequest
+from app.services.files import files
+from app.services.files.files import NewFile, StagedFile
 
 # OpenAI's purposes, of files that clients upload and of files that a service creates.
 Purpose = Literal[
@@ -54,13 +58,13 @@ async def create_file(
     """The file is streamed to disk. Each line of a file for fine-tuning is checked; an error lists ten findings."""
     settings, io_pools = app_state.settings, app_state.io_pools
     max_bytes = settings.max_file_bytes
-    body = limit_body(request, max_bytes + MAX_FORM_OVERHEAD_BYTES, partial(ingest.file_too_large, max_bytes))
+    body = limit_body(request, max_bytes + MAX_FORM_OVERHEAD_BYTES, partial(files.file_too_large, max_bytes))
     staged = await io_pools.write(StagedFile, app_state.storage.staging, max_bytes)
     try:
         form = await read_form(io_pools, request.headers.get("content-type", ""), body, "file", FIELDS, staged.write)
         new = _new_file(form)
         accept = partial(
-            ingest.ingest_file,
+            files.ingest_file,
             app_state.sessions,
             app_state.storage,
             caller.project_id,
@@ -169,3 +173,42 @@ def _expires_after(fields: dict[str, str]) -> timedelta | None:
         text = f"expires_after[seconds]: {as_json(seconds)} is not a whole number from {min_seconds} to {max_seconds}"
         raise BadRequest(text, "expires_after[seconds]")
     return timedelta(seconds=expires_seconds)
+
+
+reports = APIRouter(prefix="/v1/files", tags=["Files"])
+
+
+@reports.post(
+    "/{file_id}/validate", response_model=FileReportBody, summary="Report on a dataset", dependencies=[NO_BODY]
+)
+async def validate_file(
+    request: Request,
+    file_id: str,
+    caller: CallerDep,
+    app_state: AppStateDep,
+    model: Annotated[
+        str | None,
+        Query(description="The model whose tokenizer and chat template are used; required."),
+    ] = None,
+    validation_file: Annotated[
+        str | None, Query(description="Id of a validation file: the report lists the rows that both files contain.")
+    ] = None,
+    method: Annotated[str | None, Query(description="supervised or dpo. Default: the method of the first row.")] = None,
+    context_length: Annotated[int | None, Query(description="Tokens. Default: the model's.")] = None,
+    rows: Annotated[int, Query(description="How many rows to show as the model sees them, up to 50.")] = 3,
+) -> Any:
+    """Format, findings with line numbers, token counts, truncated and empty rows, duplicates, and rows as trained.
+
+    The rules are those of a job's validation. Nothing is created.
+    """
+    profile_request = ProfileRequest(model, validation_file, method, context_length, rows)
+    inputs = await app_state.check_limiter.run_query(
+        caller.key_id, partial(_load_inputs, app_state, caller.project_id, file_id, profile_request)
+    )
+    work = partial(profile.make_profile, app_state.storage, inputs)
+    return FileReportBody.of(await app_state.check_limiter.run(request, caller.key_id, profile.is_long(inputs), work))
+
+
+def _load_inputs(app_state: AppState, project_id: str, file_id: str, profile_request: ProfileRequest) -> ProfileInputs:
+    with transaction(app_state.sessions) as session:
+        return profile.load_inputs(session, app_state.settings, project_id, file_id, profile_request)

@@ -16,8 +16,8 @@ from starlette.types import Receive, Scope, Send
 from app.api.auth import authorize, bearer_secret
 from app.api.dependencies import AppState, app_state_of
 from app.api.openapi import responses
-from app.api.routes.jobs.polling import read_job_version
-from app.api.schemas.jobs.records import EventBody
+from app.api.routes.polling import read_job_version
+from app.api.schemas.records import EventBody
 from app.db.fast_reads import keys
 from app.db.jobs.reads import seq_of_event
 from app.db.notifications import Subscription

@@ -13,27 +13,21 @@ from app.api.auth import Caller, CallerDep
 from app.api.dependencies import AppState, AppStateDep, SessionDep
 from app.api.idempotency import IdempotentRequestDep, IdempotentRoute
 from app.api.openapi import responses
-from app.api.schemas.uploads import (
-    CompleteUpload,
-    CreateUpload,
-    PartBody,
-    PartList,
-    UploadBody,
-)
+from app.api.schemas.files import CompleteUpload, CreateUpload, PartBody, PartList, UploadBody
 from app.api.transport.json_body import JsonBody
 from app.api.transport.pagination import list_page
 from app.api.transport.request_bodies import MAX_FORM_OVERHEAD_BYTES, limit_body, read_form
 from app.api.transport.resumable_upload import parse_content_range, receive_content
 from app.db.engine import transaction
 from app.db.tables import Upload, UploadPart
-from app.domain.files.uploads import MAX_PART_BYTES, MAX_PARTS
+from app.domain.files import MAX_PART_BYTES, MAX_PARTS
 from app.errors import BadRequest
 from app.services.access.idempotency import fingerprint_of
 from app.services.datasets.check_process import Check
 from app.services.datasets.line_check import is_long
-from app.services.files import upload_completion, upload_content, uploads
-from app.services.files.ingest import StagedFile
-from app.services.files.rolling_digest import part_digests
+from app.services.files import upload_completion, uploads
+from app.services.files.files import StagedFile
+from app.services.files.upload_completion import part_digests
 
 router = APIRouter(prefix="/v1/uploads", tags=["Uploads"], route_class=IdempotentRoute)
 
@@ -135,7 +129,7 @@ async def put_content(upload_id: str, request: Request, caller: CallerDep, app_s
     """
     content_range = parse_content_range(request.headers)
     writer = await app_state.io_pools.write(
-        upload_content.begin_writing,
+        uploads.begin_writing,
         app_state.sessions,
         app_state.storage,
         caller.project_id,
@@ -150,7 +144,7 @@ async def put_content(upload_id: str, request: Request, caller: CallerDep, app_s
 @router.head("/{upload_id}/content", include_in_schema=False)
 def head_content(upload_id: str, caller: CallerDep, session: SessionDep) -> Response:
     """The progress of the stream, in the headers of the IETF's draft on resumable uploads."""
-    upload, stored_bytes = upload_content.progress(session, caller.project_id, upload_id)
+    upload, stored_bytes = uploads.progress(session, caller.project_id, upload_id)
     headers = {
         "Upload-Offset": str(stored_bytes),
         "Upload-Length": str(upload.bytes),

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from app.domain.error_text.validation_text import Parsed, check_shape
+from app.errors import combine_errors
 
 # A time in a query. The maximum is one second less than the last datetime, as the code adds one second.
 UnixSeconds = Annotated[int, Field(ge=0, le=253_402_300_798)]
@@ -89,3 +93,17 @@ def unix_seconds(time: datetime) -> int:
 
 def utc_datetime(seconds: int) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
+
+
+class Strict(Body):
+    """Strict JSON types: "7" is not a number, and 7 is not text."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+def parse_body(model: type[Parsed], body: Mapping[str, Any]) -> Parsed:
+    """Parse a body whose shape is all there is to check. Raises BadRequest with all problems."""
+    parsed, problems = check_shape(model, body)
+    if parsed is None or problems:
+        raise combine_errors(problems)
+    return parsed

@@ -6,8 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AliasPath, Field
 
-from app.api.schemas.common import Body, JobPart, ListBody, UnixTime
-from app.api.schemas.jobs.requests import Strict
+from app.api.schemas.common import Body, JobPart, ListBody, Strict, UnixTime
 from app.domain.deliveries.served_check import ServedCheck
 from app.domain.deliveries.targets import MAX_CREDENTIAL_CHARACTERS, AnyDestination
 from app.domain.jobs.create_job import Id

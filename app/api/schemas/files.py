@@ -1,12 +1,14 @@
-"""Bodies of files."""
+"""Bodies of files and of uploads."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from app.api.schemas.common import Body, ListBody, UnixTime
-from app.api.schemas.jobs.requests import Strict
-from app.domain.files.files import FileOrigin
+from pydantic import Field
+
+from app.api.schemas.common import Body, ListBody, Strict, UnixTime
+from app.domain.files import EXPIRES_SECONDS, MAX_FILENAME, MAX_PARTS, FileOrigin
+from app.domain.jobs.create_job import Id
 
 
 class FileBody(Body):
@@ -37,3 +39,68 @@ class UpdateFile(Strict):
 
 class FileList(ListBody):
     data: list[FileBody]
+
+
+MAX_INT64 = (1 << 63) - 1
+Purpose = Literal["fine-tune", "assistants", "batch", "vision", "user_data", "evals"]
+
+
+class ExpiresAfter(Strict):
+    anchor: Literal["created_at"]
+    """The start of the period: the creation of the file."""
+    seconds: Annotated[int, Field(ge=EXPIRES_SECONDS[0], le=EXPIRES_SECONDS[1])]
+    """The file is deleted automatically after this time: an hour to 30 days."""
+
+
+class CreateUpload(Strict):
+    filename: Annotated[str, Field(min_length=1, max_length=4 * MAX_FILENAME)]
+    purpose: Purpose
+    """Jobs take files with purpose fine-tune."""
+    bytes: Annotated[int, Field(ge=0, le=MAX_INT64)]
+    """The exact size of the whole content in bytes."""
+    mime_type: Annotated[str, Field(min_length=1, max_length=255)]
+    """Stored but not used: the content determines the type."""
+    expires_after: ExpiresAfter | None = None
+    """The expiry of the completed file."""
+
+
+class CompleteUpload(Strict):
+    part_ids: Annotated[list[Id] | None, Field(max_length=MAX_PARTS)] = None
+    """All parts of the file, in order. Omit it if the content was sent by PUT."""
+    md5: Annotated[str | None, Field(pattern="^[0-9a-fA-F]{32}$")] = None
+    """MD5 of the whole file, in hexadecimal digits."""
+
+
+class UploadBody(Body):
+    id: str
+    object: Literal["upload"] = "upload"
+    bytes: int
+    """The size of the content, as declared at creation."""
+    created_at: UnixTime
+    expires_at: UnixTime
+    """When the upload expires unless completed, in seconds since 1970. The file of a completed upload has its own."""
+    filename: str
+    purpose: str
+    """The purpose of the resulting file."""
+    status: Literal["pending", "completed", "cancelled", "expired"] = Field(validation_alias="current_status")
+    """`pending` accepts content; the other three are final."""
+    file: FileBody | None
+    """The resulting file; null until the upload is completed."""
+    mime_type: str
+    """The declared type. It is not used: the content determines the type."""
+    received_bytes: int
+    """Bytes received so far, in all parts (including repeated ones) or in the stream."""
+
+
+class PartBody(Body):
+    id: str
+    object: Literal["upload.part"] = "upload.part"
+    created_at: UnixTime
+    upload_id: str
+    """The upload of the part."""
+    bytes: int
+    sha256: str
+
+
+class PartList(ListBody):
+    data: list[PartBody]

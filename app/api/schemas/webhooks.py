@@ -6,8 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, WithJsonSchema
 
-from app.api.schemas.common import Body, ListBody, UnixTime
-from app.api.schemas.jobs.requests import Strict
+from app.api.schemas.common import Body, ListBody, Strict, UnixTime
 from app.domain import webhooks
 from app.domain.webhooks import EVENT_TYPES
 

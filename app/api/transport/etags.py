@@ -16,9 +16,8 @@ from typing import Any
 from pydantic_core import to_json
 from starlette.responses import Response
 
-from app.api.schemas.jobs.checkpoints import CheckpointBody
-from app.api.schemas.jobs.jobs import JobBody
-from app.api.schemas.jobs.records import EventBody
+from app.api.schemas.jobs import JobBody
+from app.api.schemas.records import CheckpointBody, EventBody
 
 
 def job_etag(organization: str, row: Any) -> str:

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from app.api.auth import CallerDep
 from app.api.dependencies import app_state_of
-from app.api.schemas.jobs.requests import parse_body
+from app.api.schemas.common import parse_body
 from app.api.transport.request_bodies import limit_body
 from app.domain.datasets.jsonl import MAX_DEPTH, LineError, check_text, decode_json, json_type, needs_tree_check
 from app.errors import BadRequest, TooLarge, UnknownParameter

@@ -23,8 +23,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
 from app.api.limits import FairLimiter
-from app.domain.error_text.json_text import as_json
-from app.domain.error_text.unknown_names import suggestion
+from app.domain.error_text.json_text import as_json, suggestion
 from app.errors import BadRequest, RequestTimeout, TooLarge, UnknownParameter, UnsupportedEncoding
 
 Result = TypeVar("Result")

@@ -15,12 +15,12 @@ from starlette.requests import ClientDisconnect
 from app.api.dependencies import AppState
 from app.api.transport.request_bodies import limit_body, rebatch
 from app.domain.error_text.json_text import as_json
-from app.domain.files.uploads import MAX_PART_BYTES
+from app.domain.files import MAX_PART_BYTES
 from app.errors import BadRequest, RequestTimeout
-from app.services.files import upload_content
-from app.services.files.ingest import StagedFile
-from app.services.files.rolling_digest import piece_digests
-from app.services.files.upload_content import UploadCursor
+from app.services.files import uploads
+from app.services.files.files import StagedFile
+from app.services.files.upload_completion import piece_digests
+from app.services.files.uploads import UploadCursor
 
 PATTERN = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)", re.ASCII)
 CHUNK_BYTES = MAX_PART_BYTES
@@ -126,7 +126,7 @@ class ChunkWriter:
             app_state, staged = self._app_state, self._staged
             piece = await app_state.io_pools.store(
                 self._owner,
-                upload_content.add_piece,
+                uploads.add_piece,
                 app_state.sessions,
                 app_state.storage,
                 self._writer,

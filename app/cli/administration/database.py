@@ -31,10 +31,9 @@ from app.db.tables import ApiKey, AuditEntry, Project
 from app.domain.base_models.registrations import option_problems
 from app.domain.operations.retention import RetentionKind
 from app.errors import combine_errors
+from app.services import base_models
 from app.services.access import audit as audit_log
 from app.services.access import keys, projects
-from app.services.base_models import base_models
-from app.services.base_models import models as model_services
 from app.services.operations import retention, secrets
 from app.services.resources import Page
 from app.system.model_registration import RegistrationOptions, check_and_hash
@@ -123,11 +122,11 @@ class DatabaseAdministration:
         if problems := option_problems(name, options.learning_rate, options.source, options.revision):
             raise combine_errors(problems)
         with self._database.transaction() as session:  # before the long check, and again with the registration
-            model_services.refuse_alias_name(session, name)
+            base_models.refuse_alias_name(session, name)
         checked = check_and_hash(Path(directory).absolute(), options, on_note)
         with self._database.transaction() as session:
             audit.add_object(name, None)
-            model_services.refuse_alias_name(session, name)
+            base_models.refuse_alias_name(session, name)
             models.register(session, name, checked.directory, checked.files, checked.manifest_sha256, checked.entry)
         described = {"name": name, "directory": str(checked.directory), "entry": checked.entry.model_dump()}
         return BaseModelRecord.of(described)
@@ -141,7 +140,7 @@ class DatabaseAdministration:
         if problems := option_problems(name, options.learning_rate, options.source, options.revision):
             raise combine_errors(problems)
         with self._database.transaction() as session:
-            model_services.refuse_alias_name(session, name)
+            base_models.refuse_alias_name(session, name)
         from app import model_hub  # slow import
 
         pulled = model_hub.pull(options.source, options.revision, parent.absolute(), on_note)
@@ -154,16 +153,16 @@ class DatabaseAdministration:
 
     def aliases(self) -> list[AliasRecord]:
         with self._database.transaction() as session:
-            return [AliasRecord.of(alias) for alias in model_services.list_aliases(session)]
+            return [AliasRecord.of(alias) for alias in base_models.list_aliases(session)]
 
     def set_alias(self, name: str, base_model: str) -> None:
         with self._database.transaction() as session:
             audit.add_object(name, None)
-            model_services.set_alias(session, name, base_model)
+            base_models.set_alias(session, name, base_model)
 
     def remove_alias(self, name: str) -> None:
         with self._database.transaction() as session:
-            model_services.remove_alias(session, name)
+            base_models.remove_alias(session, name)
 
     def secrets(self) -> list[SecretRecord]:
         with self._database.transaction() as session:

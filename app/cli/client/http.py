@@ -14,7 +14,7 @@ import httpx2
 from app.cli.client.service_discovery import ServiceAddress
 from app.cli.errors import AccessDenied, CliError, NotFoundError, ServiceUnreachable, TooManyRequests, UsageError
 from app.domain.error_text.json_text import as_json
-from app.domain.files.uploads import completion_seconds
+from app.domain.files import completion_seconds
 
 CONNECT_TIMEOUT_SECONDS = 5
 RESPONSE_TIMEOUT_SECONDS = 120  # the server hashes an upload of 512 MiB and flushes it to disk before it responds

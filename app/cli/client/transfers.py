@@ -24,7 +24,7 @@ from app.cli.client.service_discovery import file_path
 from app.cli.errors import CliError, ServiceUnreachable, UsageError
 from app.cli.output.console import print_error, print_note
 from app.cli.output.progress import bytes_bar
-from app.domain.files.uploads import EXPIRES_SECONDS
+from app.domain.files import EXPIRES_SECONDS
 from app.system.artifact_directory import MANIFEST, ManifestMismatch, publish, sha256_file, verify
 
 if TYPE_CHECKING:

@@ -164,7 +164,7 @@ def _settings(
     if settings.get("max_requests_per_second") == 0:
         raise UsageError("max_requests_per_second must be 1 or more. To block all requests, archive the project.")
     if weight is not None:
-        from app.domain.jobs.bounds import SHARE_WEIGHT
+        from app.domain.jobs.spec import SHARE_WEIGHT
 
         if weight not in SHARE_WEIGHT:
             raise UsageError(f"--share-weight {weight:g} is not a number {SHARE_WEIGHT}.")

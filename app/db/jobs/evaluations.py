@@ -14,10 +14,9 @@ from app.db.jobs import checkpoints, events, leased_rows
 from app.db.jobs.claims import Lease
 from app.db.scheduling import fair_queue, gpu_reservations
 from app.db.tables import Checkpoint, Evaluation, EvaluationAttempt, File, Job
-from app.domain.evaluations.graders import EvaluationSettings
-from app.domain.evaluations.plan import make_plan
-from app.domain.evaluations.promotion import DeliveryVerdict, delivery_verdict
-from app.domain.evaluations.states import UNFINISHED, EvaluationState
+from app.domain.evaluations.graders import EvaluationSettings, make_plan
+from app.domain.evaluations.spec import UNFINISHED, EvaluationState
+from app.domain.evaluations.summary import DeliveryVerdict, delivery_verdict
 from app.domain.jobs.spec import JobSpec
 from app.domain.scheduling.fair_share import HALF_LIFE_SECONDS
 from app.domain.scheduling.worker_capacity import WorkerCapacity

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from app.db.ids import new_id
 from app.db.tables import Job, JobEvent, JobLog
 from app.db.tables.base import core_table
-from app.domain.jobs.step_metrics import Point
+from app.domain.jobs.events import Point
 
 INSERT = insert(core_table(JobEvent))
 MAX_LOGS = 3  # of a job: those of its last attempts

@@ -9,7 +9,7 @@ from sqlalchemy import Subquery, and_, extract, func, or_, select, union_all, up
 from sqlalchemy.orm import Session, aliased
 
 from app.db.tables import Attempt, Evaluation, Job, MeasurementRow
-from app.domain.evaluations.states import EvaluationState
+from app.domain.evaluations.spec import EvaluationState
 from app.domain.jobs.events import Measured, Planned, Probed
 from app.domain.jobs.spec import JobSpec, QuantizationSpec
 from app.domain.jobs.states import Reason

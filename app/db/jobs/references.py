@@ -11,7 +11,7 @@ from sqlalchemy import and_, bindparam, select
 from sqlalchemy.orm import Session, aliased
 
 from app.db.base_models.models import is_offered_to
-from app.db.files.files import is_visible_to
+from app.db.files import is_visible_to
 from app.db.tables import BaseModelRow, File, Project
 
 TRAINING, VALIDATION = aliased(File), aliased(File)

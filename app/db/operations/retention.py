@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, and_, delete, func, select, update
 from sqlalchemy.orm import Session
 
-from app.db.files import files
+from app.db import files
 from app.db.jobs import exports
 from app.db.jobs.jobs import ACTIVE_STATES
 from app.db.tables import (
@@ -32,7 +32,7 @@ from app.db.tables import (
 )
 from app.domain.artifacts.exports import FINISHED, UNFINISHED
 from app.domain.deliveries.states import DeliveryState
-from app.domain.evaluations import states as evaluation_states
+from app.domain.evaluations import spec as evaluation_states
 from app.domain.jobs.states import TERMINAL
 from app.domain.operations.retention import RetentionKind
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, select
 from sqlalchemy.orm import Session
 
-from app.db.files import files, uploads
+from app.db import files
 from app.db.jobs import checkpoints
 from app.db.tables import Export, File, Job, Snapshot, UploadPart
 from app.domain.operations.backups import ObjectDigest
@@ -49,7 +49,7 @@ def named_objects(connection: Connection) -> Iterator[NamedObject]:
 
 def keys_without_row(session: Session, keys: Sequence[str]) -> list[str]:
     """Those that no row names and no running attempt writes."""
-    named = files.keys_in_use(session, keys) | uploads.keys_in_use(session, keys)
+    named = files.keys_in_use(session, keys)
     running = _running_attempts(session)
     unnamed = set(keys) - named - checkpoints.snapshot_storage_keys(session)
     return sorted(key for key in unnamed if tuple(key.split("/")[:4]) not in running)

@@ -8,8 +8,7 @@ from typing import Any
 from sqlalchemy import CheckConstraint, ForeignKey, Identity, Index, text
 from sqlalchemy.orm import Mapped, foreign, mapped_column, relationship
 
-from app.db.tables.base import Base, now, sql_string_list
-from app.db.tables.leased_row import LeasedRow, lease_constraints
+from app.db.tables.base import Base, LeasedRow, lease_constraints, now, sql_string_list
 from app.domain.base_models.catalog import CatalogEntry
 from app.domain.base_models.registrations import FINISHED, UNFINISHED, RegistrationState
 

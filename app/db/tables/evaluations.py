@@ -8,9 +8,8 @@ from typing import Any
 from sqlalchemy import CheckConstraint, ForeignKey, Identity, Index, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.db.tables.base import Base, now
-from app.db.tables.leased_row import LeasedRow, lease_constraints
-from app.domain.evaluations.states import FINISHED, EvaluationState
+from app.db.tables.base import Base, LeasedRow, lease_constraints, now
+from app.domain.evaluations.spec import FINISHED, EvaluationState
 
 
 class Evaluation(LeasedRow, Base):

@@ -8,9 +8,8 @@ from typing import Any
 from sqlalchemy import CheckConstraint, ForeignKey, Identity, Index, and_, text
 from sqlalchemy.orm import Mapped, foreign, mapped_column, relationship
 
-from app.db.tables.base import Base, now, sql_string_list
+from app.db.tables.base import Base, LeasedRow, lease_constraints, now, sql_string_list
 from app.db.tables.files import File
-from app.db.tables.leased_row import LeasedRow, lease_constraints
 from app.domain.artifacts.exports import FINISHED, WAITING_FOR_WORKER, ExportState, ExportType
 from app.domain.artifacts.full_disk import WAITING_FOR_STORAGE
 

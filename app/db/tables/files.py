@@ -10,7 +10,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db.ids import new_id
 from app.db.tables.base import Base, now, sql_string_list
-from app.domain.files.uploads import UploadStatus
+from app.domain.files import UploadStatus
 
 
 class File(Base):

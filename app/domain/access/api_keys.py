@@ -1,4 +1,7 @@
-"""The text of an API key: `tnry_<number>_<secret>`. Only its SHA-256 is stored, as the secret has 256 random bits."""
+"""The text of an API key: `tnry_<number>_<secret>`, and the names of what its requests do in the audit log.
+
+Only the SHA-256 of a key is stored, as the secret has 256 random bits.
+"""
 
 from __future__ import annotations
 
@@ -28,3 +31,18 @@ def redact(secret: str) -> str:
 def is_valid_secret(secret: str) -> bool:
     """Whether a secret that the operator supplies is long enough and allowed in a header."""
     return len(secret) >= MIN_SECRET_CHARACTERS and secret.isascii() and secret.isprintable() and " " not in secret
+
+
+def audit_action(method: str, path: str) -> str:
+    """The name of the action of a request. It derives from the template of the path, so a new route needs no entry."""
+    segments = path.removeprefix("/v1/").split("/")
+    words = [segment for segment in segments if not segment.startswith("{")]
+    if method == "DELETE":
+        words.append("delete")
+    elif segments[-1].startswith("{"):
+        words.append("update")
+    elif len(words) == len(segments) or words[-1].endswith(
+        "s"
+    ):  # a collection; any other last word is a verb, such as cancel
+        words.append("create")
+    return ".".join(words)

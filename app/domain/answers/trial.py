@@ -12,9 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from app.domain.answers.events import to_json
-from app.domain.datasets.contradictions import tool_findings
-from app.domain.datasets.messages import StrictModel, check_key_count, message_findings
+from app.domain.answers.engine_answers import to_json
+from app.domain.datasets.messages import StrictModel, check_key_count, message_findings, tool_findings
 from app.domain.error_text.json_text import as_json
 from app.domain.jobs.spec import BaseSpec, Frozen, LoraSpec, QuantizationSpec
 from app.errors import BadRequest, combine_errors

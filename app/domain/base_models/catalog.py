@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from app.errors import BadRequest
+
+# As on model hubs, such as Qwen/Qwen3-4B. A colon would be a separator in ft:base:organization:suffix:id.
+NAME = re.compile(r"(?=.{1,128}\Z)[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
+NAME_RULE = (
+    "Allowed: 1 to 128 letters, digits, dots, dashes and underscores, with slashes between parts that start with a "
+    "letter or a digit (no colon: it is a separator in ft: names)."
+)
+
 
 IGNORED_LAYERS = frozenset({"lm_head", "embed_tokens", "wte", "wpe"})
 MAX_RANK = 256
@@ -101,3 +110,20 @@ def default_learning_rate(hidden_size: int, architecture: str = "") -> float:
     """
     exponent = QWEN_EXPONENT if architecture.startswith("Qwen") else LLAMA_EXPONENT
     return float(f"{5e-4 * (2000 / hidden_size) ** exponent:.1e}")
+
+
+class TrainerReport(BaseModel):
+    """Printed by `python -m worker.trainer.model.check_model` as one line of JSON. Shapes are [out, in]."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    problems: tuple[str, ...] = ()  # clauses; not empty: the model cannot be trained, and the rest is not known
+    notes: tuple[str, ...] = ()  # sentences for the operator
+    text_config: dict[str, Any] = {}  # config.json's part of the text model, with the defaults of its class
+    layers: dict[str, tuple[int, int]] = {}  # that an adapter may have, by full name in the model
+    experts: dict[str, tuple[int, int, int]] = {}  # [experts, out, in] of stacked weights, by full name
+    whole_modules: tuple[str, ...] = ()  # last names of the modules that can be fully trained
+    parameters: int = 0  # of the text model
+    linear_parameters: int = 0
+    expert_parameters: int = 0
+    activation_bytes: dict[str, float] = {}  # as in CatalogEntry

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from enum import StrEnum
 
-from app.domain.base_models.names import NAME, NAME_RULE
+from app.domain.base_models.catalog import NAME, NAME_RULE
 from app.domain.error_text.json_text import as_json
 from app.errors import BadRequest
 

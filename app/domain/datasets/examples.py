@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
-from app.domain.datasets.contradictions import conversation_findings, parallel_findings, tool_findings
 from app.domain.datasets.jsonl import MAX_LINE_BYTES, WHITESPACE, Finding, Line, json_type, quote_all, read_lines
-from app.domain.datasets.messages import message_findings
+from app.domain.datasets.messages import conversation_findings, message_findings, parallel_findings, tool_findings
 from app.domain.jobs.spec import DataParameters, LineRules, Method
 
 MAX_FINDINGS = 10

@@ -18,18 +18,22 @@ from tokenizers import Encoding, Tokenizer
 
 from app.domain.datasets.chat_template import ChatTemplate, Message, normalize_messages
 from app.domain.datasets.chat_template import TemplateRefused as TemplateRefused
-from app.domain.datasets.conversation_parts import Part, Span, spans_by_parts, split_conversation, within_spans
-from app.domain.datasets.documents import NON_PREFERRED, PREFERRED, Document, truncate
-from app.domain.datasets.examples import Example, read_examples
-from app.domain.datasets.jsonl import Finding
-from app.domain.datasets.messages import REASONING_KEYS
-from app.domain.datasets.template_checks import (
+from app.domain.datasets.conversations import (
+    Part,
+    Span,
     check_context_messages,
     check_each_call,
     check_reasoning,
     check_tools,
     check_trained_calls,
+    spans_by_parts,
+    split_conversation,
+    within_spans,
 )
+from app.domain.datasets.documents import NON_PREFERRED, PREFERRED, Document, truncate
+from app.domain.datasets.examples import Example, read_examples
+from app.domain.datasets.jsonl import Finding
+from app.domain.datasets.messages import REASONING_KEYS
 from app.domain.error_text.json_text import as_json
 from app.domain.jobs.spec import DataParameters
 

@@ -1,10 +1,19 @@
-"""Values of clients as they appear in messages: as JSON, printable, shortened with a note of their length."""
+"""Values and keys of clients as they appear in messages: as JSON, printable, shortened with a note of their length.
+
+Also messages for JSON syntax errors, as those of Python's decoder are written for programmers of Python ("Expecting
+property name enclosed in double quotes"), and for unknown names, with the most similar known one.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from functools import cache
+from json import JSONDecodeError
 from typing import Any
+
+from app.errors import UnknownParameter
 
 MAX_VALUE_CHARACTERS = 60  # of a value in a message
 MAX_PATH_CHARACTERS = 200  # of the dotted path of a key
@@ -55,3 +64,73 @@ def _escaped(character: str) -> str:
 
 def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+EXPECTED = {
+    "Expecting value": "a value",
+    "Expecting ':' delimiter": "a colon",
+    "Expecting ',' delimiter": "a comma or a closing bracket",
+    "Expecting property name enclosed in double quotes": "a key in double quotes",
+    "Extra data": "the end of the text",
+}
+SHORT_ESCAPES = {"\b": r"\b", "\t": r"\t", "\n": r"\n", "\f": r"\f", "\r": r"\r"}  # RFC 8259, section 7
+CONTROL_CHARACTER_NAMES = {
+    "\x00": "NUL",
+    "\b": "backspace",
+    "\t": "tab",
+    "\n": "line feed",
+    "\f": "form feed",
+    "\r": "carriage return",
+}
+
+
+def syntax_error_text(error: JSONDecodeError) -> str:
+    """The unexpected and the expected characters, with the column, and the line if there are several."""
+    where = f"column {error.colno}" if "\n" not in error.doc else f"line {error.lineno}, column {error.colno}"
+    character = error.doc[error.pos : error.pos + 1]
+    if error.msg in EXPECTED:
+        found = quoted(character) if character else "the end of the text"
+        return f"expected {EXPECTED[error.msg]}, found {found} at {where}"
+    if error.msg.startswith("Invalid control character"):
+        return f"{_control_character(character)} inside a string at {where}; {_remedy(character)}"
+    if error.msg.startswith("Unterminated string"):
+        return f"the string that begins at {where} has no closing quote"
+    if error.msg.startswith("Invalid \\uXXXX"):
+        return f"\\u without four hexadecimal digits at {where}"
+    if error.msg.startswith("Invalid \\escape"):
+        return f'a backslash at {where}; only " \\ / b f n r t and u may follow one, and \\\\ is the backslash itself'
+    return f"{error.msg.removesuffix(' at')} at {where}"
+
+
+def _control_character(character: str) -> str:
+    name = CONTROL_CHARACTER_NAMES.get(character)
+    return f"the control character U+{ord(character):04X}" + (f" ({name})" if name else "")
+
+
+def _remedy(character: str) -> str:
+    if character == "\x00":
+        return "remove it"  # the escape \u0000 is refused too: PostgreSQL's text type cannot store it
+    return f"write it as {SHORT_ESCAPES.get(character, f'{chr(92)}u{ord(character):04x}')}"
+
+
+MAX_SUGGESTIONS = 10  # in one request: a body may have a hundred thousand unknown keys
+MAX_NAME_CHARACTERS = 60  # the time of the search grows with the square of the length
+
+
+def suggestion(name: str, known: Sequence[str]) -> str:
+    """The known name that is most similar, as a question in brackets; empty if none is similar."""
+    similar = get_close_matches(name[:MAX_NAME_CHARACTERS], known, n=1)
+    return f" (did you mean {as_json(similar[0])}?)" if similar else ""
+
+
+def unknown_parameter(path: str, known: tuple[str, ...], earlier_problems: int) -> UnknownParameter:
+    """The error for the key at a dotted path; after MAX_SUGGESTIONS problems without a similar name."""
+    where = unquoted(path, MAX_PATH_CHARACTERS)
+    similar = suggestion(where.rpartition(".")[2], known) if earlier_problems < MAX_SUGGESTIONS else ""
+    return UnknownParameter(f"unknown parameter {where}{similar}; known here: {_listed(known)}", where)
+
+
+@cache
+def _listed(names: tuple[str, ...]) -> str:
+    """Cached, as it is the same for all unknown keys of an object."""
+    return ", ".join(sorted(set(names)))

@@ -12,8 +12,7 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from app.domain.error_text.json_text import as_json, counted, plain_number, quoted, unquoted
-from app.domain.error_text.unknown_names import unknown_parameter
+from app.domain.error_text.json_text import as_json, counted, plain_number, quoted, unknown_parameter, unquoted
 from app.domain.evaluations.graders import GRADER_TYPES
 from app.errors import BadRequest
 
@@ -159,3 +158,43 @@ def _bound(value: float) -> str:
 def _in_json(expected: str) -> str:
     """The values of a Literal in JSON's quotes; pydantic writes them in Python's: 'asc' or 'desc'."""
     return expected.replace("'", '"')
+
+
+# The other errors have a number or a boolean as their input, which is shown; these may have a secret.
+TEXTS = {
+    "missing": "is not set",
+    "extra_forbidden": "is not allowed",
+    "dict_type": OBJECT,
+    "model_type": OBJECT,
+    "string_type": STRING,
+}
+
+
+def settings_text(error: ValidationError, prefix: str) -> str:
+    """Each problem of the settings whose variables begin with `prefix`."""
+    return "; ".join(_problem(each, prefix) for each in error.errors(include_url=False))
+
+
+def _problem(error: Mapping[str, Any], prefix: str) -> str:
+    text = _sentence(error)
+    if not error["loc"]:
+        return text  # of several variables, which it names
+    field, *entry = map(str, error["loc"])
+    variable = field if field.isupper() else f"{prefix}{field.upper()}"
+    return (
+        f"{'.'.join([variable, *entry])} {text}" if entry or error["type"] != "value_error" else f"{variable}: {text}"
+    )
+
+
+def _sentence(error: Mapping[str, Any]) -> str:
+    kind, context = error["type"], error.get("ctx", {})
+    if kind in TEXTS:
+        return TEXTS[kind]
+    if kind == "value_error":
+        return str(context["error"])
+    if kind == "greater_than":
+        rule = f"must be greater than {context['gt']:g}"
+    else:
+        known = RULES.get(kind, "has an invalid value")
+        rule = known if isinstance(known, str) else known(context)
+    return f"{rule}, not {quoted(str(error['input']))}"

@@ -10,14 +10,53 @@ to WORKDIR/summary.json, and the files for the user to WORKDIR/outbox.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from app.domain.evaluations.graders import EvaluationSettings
 from app.domain.jobs.spec import BaseSpec, Frozen, LoraSpec, QuantizationSpec
+
+
+class EvaluationState(StrEnum):
+    """queued -> running -> succeeded | failed | cancelled; running -> queued after a lost attempt."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+UNFINISHED = frozenset({EvaluationState.QUEUED, EvaluationState.RUNNING})
+FINISHED = frozenset(EvaluationState) - UNFINISHED
+
+
+class EvaluationErrorCode(StrEnum):
+    """`error.code` of a failed evaluation."""
+
+    INVALID_FILE = "invalid_evaluation_file"
+    ADAPTER_DELETED = "adapter_deleted"
+    MODEL_UNAVAILABLE = "model_unavailable"
+    OUT_OF_MEMORY = "out_of_memory"
+    STORAGE_FULL = "storage_full"
+    STORAGE_UNAVAILABLE = "storage_unavailable"
+    WORKER_LOST = "worker_lost"
+    SERVER_ERROR = "server_error"
+
+
+def precision_text(quantization: Mapping[str, Any] | None, compute_dtype: str | None = None) -> str:
+    """`4 bits (nf4, as in the training)` or `16 bits`, with the dtype of the computation if it is known."""
+    computed = f", computed in {compute_dtype}" if compute_dtype else ""
+    if quantization is None:
+        return f"16 bits{computed}"
+    kind = f"{quantization['type']}, " if quantization.get("type") else ""
+    return f"{quantization['bits']} bits ({kind}as in the training){computed}"
+
 
 SPEC, PROMPTS, ANSWERS = "spec.json", "prompts.jsonl", "answers.jsonl"
 GRADING, ROWS, SUMMARY, OUTBOX = "grading.json", "rows.jsonl", "summary.json", "outbox"

@@ -17,9 +17,9 @@ from pydantic import (
 
 from app.domain.base_models.catalog import MAX_RANK, CatalogEntry
 from app.domain.error_text.json_text import as_json
-from app.domain.jobs.bounds import ALPHA
 from app.domain.jobs.layer_patterns import MAX_KEYS, key_problem
 from app.domain.jobs.parameters import Auto, CommaSeparated, Info, ParameterError, Parameters
+from app.domain.jobs.spec import ALPHA
 
 ALL_LINEAR = "all-linear"
 DEFAULT_RANK = 16

@@ -30,8 +30,7 @@ from pydantic_core import CoreSchema, PydanticKnownError, core_schema
 
 from app.domain.base_models.catalog import CatalogEntry
 from app.domain.error_text.json_text import as_json
-from app.domain.jobs.bounds import EARLY_STOPPING_THRESHOLD, LEARNING_RATE
-from app.domain.jobs.spec import EarlyStopping, LoraSpec, Method
+from app.domain.jobs.spec import EARLY_STOPPING_THRESHOLD, LEARNING_RATE, EarlyStopping, LoraSpec, Method
 
 AUTO = "auto"
 MAX_STEPS = 10_000_000

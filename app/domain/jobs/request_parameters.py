@@ -14,10 +14,8 @@ from pydantic import AliasChoices, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from app.domain.error_text.json_text import MAX_PATH_CHARACTERS, as_json, unquoted
-from app.domain.error_text.unknown_names import unknown_parameter
+from app.domain.error_text.json_text import MAX_PATH_CHARACTERS, as_json, unknown_parameter, unquoted
 from app.domain.error_text.validation_text import error_sentence
-from app.domain.jobs.bounds import Bounds
 from app.domain.jobs.lora_parameters import ALL_LINEAR, INITIALISATIONS, NO_INITIALISATION, LoraParameters
 from app.domain.jobs.parameters import (
     AUTO,
@@ -32,7 +30,7 @@ from app.domain.jobs.parameters import (
     QuantizationParameters,
     ResolutionContext,
 )
-from app.domain.jobs.spec import Method
+from app.domain.jobs.spec import Bounds, Method
 from app.errors import BadRequest, UnknownParameter
 
 METHODS: tuple[Method, ...] = ("supervised", "dpo")

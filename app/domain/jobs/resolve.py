@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 from app.domain.base_models.catalog import CatalogEntry
 from app.domain.error_text.json_text import as_json
 from app.domain.evaluations.graders import EvaluationRequest
-from app.domain.jobs.bounds import LEARNING_RATE
 from app.domain.jobs.layer_patterns import PatternError, match_patterns
 from app.domain.jobs.lora_parameters import FIXED_BY_PARENT, LoraParameters
 from app.domain.jobs.parameters import (
@@ -27,7 +26,16 @@ from app.domain.jobs.parameters import (
     auto_learning_rate,
 )
 from app.domain.jobs.request_parameters import RequestParameters, collect
-from app.domain.jobs.spec import LINE_RULES, Hyperparameters, JobSpec, LayerPatterns, LoraSpec, Method, QuantizationSpec
+from app.domain.jobs.spec import (
+    LEARNING_RATE,
+    LINE_RULES,
+    Hyperparameters,
+    JobSpec,
+    LayerPatterns,
+    LoraSpec,
+    Method,
+    QuantizationSpec,
+)
 from app.errors import combine_errors
 
 MAX_SEED = 2_147_483_647

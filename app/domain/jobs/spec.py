@@ -7,15 +7,36 @@ reads: one base model, one quantization, and one run.
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app.domain.base_models.catalog import CatalogEntry, StatSignature
+from app.domain.error_text.json_text import plain_number
 from app.domain.evaluations.graders import EvaluationRequest
-from app.domain.files.files import JobFileOrigins
+from app.domain.files import JobFileOrigins
 from app.domain.planning.execution_plan import Measurement
+
+
+@dataclass(frozen=True)
+class Bounds:
+    minimum: float
+    maximum: float
+
+    def __contains__(self, value: float) -> bool:
+        return self.minimum <= value <= self.maximum  # false for NaN
+
+    def __str__(self) -> str:
+        return f"from {plain_number(self.minimum)} to {plain_number(self.maximum)}"
+
+
+LEARNING_RATE = Bounds(1e-12, 10)  # AdamW moves a weight by up to the rate in each step; 1e-6 to 1e-2 are in use
+ALPHA = Bounds(1e-3, 100_000)  # 1 to 1,024 are in use
+EARLY_STOPPING_THRESHOLD = Bounds(0, 100)  # nats; a loss of 12 is that of guessing among all tokens
+SHARE_WEIGHT = Bounds(1e-6, 1e6)  # GPU time is divided by it
+
 
 SPEC_VERSION: Literal[1] = 1
 # Which checks a line of a dataset must pass. 2 also refuses what 1 accepted and then omitted from training or

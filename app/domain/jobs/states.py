@@ -8,8 +8,10 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import Self
+from typing import Any, Self
 
 
 class JobState(StrEnum):
@@ -232,3 +234,11 @@ class ExitCode:
     PAUSED = 76
     CANCELLED = 77
     KILLED = 137  # SIGKILL ended one of several processes; the code that a shell reports
+
+
+def training_seconds(job: Mapping[str, Any], now: float | None = None) -> float | None:
+    """Return the duration of the training attempts, of a running one until now; None before the first one."""
+    if job["started_at"] is None:
+        return None
+    now = now or time.time()
+    return float(job["training_seconds"] + max(0.0, now - (job["attempt_started_at"] or now)))

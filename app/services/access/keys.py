@@ -5,17 +5,23 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, func, not_, or_, select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from app.db.access.audit import AuditContext, audited_as
+from app.db.engine import Sessions, transaction
 from app.db.tables import ApiKey, Project, RetiredApiKey
 from app.domain.access import scopes
-from app.domain.access.api_keys import hash_key, new_secret, redact
+from app.domain.access.api_keys import MIN_SECRET_CHARACTERS, hash_key, is_valid_secret, new_secret, redact
 from app.domain.error_text.json_text import as_json
 from app.errors import BadRequest
+from app.log import get_logger
 from app.services import resources
+from app.services.access import projects
 from app.services.access.projects import validate_name
 from app.services.resources import Page
 
@@ -163,3 +169,35 @@ def _check_range(name: str, seconds: int | None, allowed: tuple[int, int], remed
 
 def _from_now(seconds: int | None) -> Any:
     return None if seconds is None else func.clock_timestamp() + timedelta(seconds=seconds)
+
+
+KEY_NAME = "admin-key-file"
+
+log = get_logger(__name__)
+
+
+def ensure_first_key(sessions: Sessions, path: Path) -> None:
+    """Insert the content of `path` as an admin key of the project `default`, unless it is or was a key.
+
+    A revoked key stays revoked. Raises ValueError for a secret that is too short, OSError for an unreadable file.
+    """
+    secret = path.read_text(encoding="utf-8").strip()
+    if not is_valid_secret(secret):
+        raise ValueError(
+            f"{path}: an admin key is at least {MIN_SECRET_CHARACTERS} printable ASCII characters without spaces"
+        )
+    try:
+        _issue_unless_known(sessions, secret)
+    except IntegrityError:
+        log.info("another process issued the first key", file=str(path))
+
+
+def _issue_unless_known(sessions: Sessions, secret: str) -> None:
+    context = AuditContext(action="first", actor_type="system", actor_id="api")
+    with audited_as(context), transaction(sessions) as session:
+        if was_issued(session, secret):
+            return
+        project = projects.ensure(session, projects.DEFAULT_PROJECT)
+        context.project_id = project.id
+        issue(session, project, KEY_NAME, ADMIN_SCOPES, secret=secret)
+    log.info("issued the first admin key", project=projects.DEFAULT_PROJECT)

@@ -14,8 +14,7 @@ import httpcore2
 from app.db.deliveries.credentials import NoSecretKey, decrypt
 from app.db.fast_reads.answers import ServedModel, ServingTarget, find_served_model
 from app.db.fast_reads.pool import AsyncConnections
-from app.domain.answers.engine_errors import engine_error, engine_json
-from app.domain.answers.events import EventTranslator, event_of, to_json
+from app.domain.answers.engine_answers import EventTranslator, engine_error, engine_json, event_of, to_json
 from app.domain.error_text.json_text import as_json
 from app.errors import EngineFailed, EngineUnavailable, ModelNotServed, TuneryError
 from app.log import get_logger
@@ -28,7 +27,7 @@ from app.services.answers.engine_client import (
     header,
     read_body,
 )
-from app.services.base_models.models import model_not_found
+from app.services.base_models import model_not_found
 
 EVENT_STREAM = "text/event-stream"
 REPLACEMENT_SECONDS = 2.0  # a name that is replaced is not loaded for less than a second

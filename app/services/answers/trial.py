@@ -9,7 +9,7 @@ from typing import Any
 
 from app.db.fast_reads.pool import AsyncConnections
 from app.db.ids import new_id
-from app.domain.answers.events import event_of, to_json
+from app.domain.answers.engine_answers import event_of, to_json
 from app.domain.answers.trial import GeneratedToolCall, TokenLogprob, TrialQuestion, TrialRecord, TrialRequest
 from app.domain.error_text.json_text import as_json
 from app.errors import BadRequest, EngineFailed, EngineUnavailable, ModelNotServed, NotFound, RateLimited, TuneryError

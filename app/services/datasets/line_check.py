@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import BinaryIO
 
-from app.domain.datasets.jsonl import Finding, read_lines
-from app.domain.datasets.other_formats import OTHER_FORMAT
+from app.domain.datasets.jsonl import OTHER_FORMAT, Finding, read_lines
 from app.errors import BadRequest, InvalidDataset, Unavailable
 from app.services.datasets.check_process import Check
 from app.system.limited_process import ProcessEnded, memory_bytes

@@ -12,7 +12,7 @@ from app.errors import BadRequest
 from app.services import resources
 from app.services.deliveries import targets
 from app.services.jobs import jobs
-from app.services.jobs.checkpoints import lock_files, select_checkpoint
+from app.services.jobs.records import lock_files, select_checkpoint
 from app.services.operations.copies import refuse_in_copy
 from app.telemetry.tracing import link_to
 

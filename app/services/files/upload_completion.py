@@ -2,14 +2,21 @@
 
 Three phases: load (a transaction), process (without a transaction, as gigabytes are read), apply (a transaction under
 the row's lock). Of two concurrent completions the first one wins; the other returns the file of the first.
+
+The SHA-256 of an upload is extended part by part. These rolling digests exist only in this process, and only for parts
+that arrive one after the other; without one, the completion reads the content. An entry never becomes wrong: it maps a
+sequence of parts to the digest of their content.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+import threading
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -17,14 +24,77 @@ from sqlalchemy.orm import Session
 from app.db.engine import Sessions, transaction
 from app.db.ids import new_id
 from app.db.tables import File, Upload, UploadPart
-from app.domain.files.uploads import UploadStatus
+from app.domain.files import UploadStatus
 from app.errors import BadRequest
 from app.services.datasets.check_process import Check
 from app.services.datasets.line_check import check_content
-from app.services.files import ingest, uploads
-from app.services.files.ingest import discard_object
-from app.services.files.rolling_digest import RollingDigest, RollingDigestCache
+from app.services.files import files, uploads
+from app.services.files.files import discard_object
 from app.storage import Storage
+
+if TYPE_CHECKING:
+    from hashlib import _Hash as Digest
+
+MAX_UPLOADS = 1000  # of some hundred bytes each, plus the ids of their parts
+
+
+@dataclass(frozen=True)
+class RollingDigest:
+    """Running SHA-256 and byte count of the contiguous prefix of an upload that has been received so far."""
+
+    part_ids: tuple[str, ...] = ()
+    size_bytes: int = 0
+    digest: Digest = field(default_factory=hashlib.sha256)
+
+    def extend(self, part_id: str, size_bytes: int, digest: Digest) -> RollingDigest:
+        """The rolling digest after another part; `digest` is that of the whole prefix up to its end."""
+        return RollingDigest((*self.part_ids, part_id), self.size_bytes + size_bytes, digest)
+
+
+def part_digests(rolling: RollingDigest | None) -> list[Digest]:
+    """The digests to update with a part: its own and that of the prefix up to its end; for a first part only one."""
+    own = hashlib.sha256()
+    return [own, rolling.digest.copy()] if rolling is not None and rolling.part_ids else [own]
+
+
+def piece_digests(rolling: RollingDigest | None) -> list[Digest]:
+    """The digest to update with a piece of streamed content: that of the prefix, as a piece needs none of its own."""
+    return [hashlib.sha256() if rolling is None else rolling.digest.copy()]
+
+
+class RollingDigestCache:
+    """The rolling digests of the most recent uploads of this process."""
+
+    def __init__(self, max_uploads: int = MAX_UPLOADS) -> None:
+        self._max_uploads = max_uploads
+        self._rolling: OrderedDict[str, RollingDigest] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get_at(self, upload_id: str, size_bytes: int) -> RollingDigest | None:
+        """The rolling digest after `size_bytes`; None if it is unknown, as for parts that are sent concurrently."""
+        if size_bytes == 0:
+            return RollingDigest()
+        with self._lock:
+            rolling = self._rolling.get(upload_id)
+        return rolling if rolling is not None and rolling.size_bytes == size_bytes else None
+
+    def store(self, upload_id: str, rolling: RollingDigest) -> None:
+        with self._lock:
+            self._rolling[upload_id] = rolling
+            self._rolling.move_to_end(upload_id)
+            while len(self._rolling) > self._max_uploads:
+                self._rolling.popitem(last=False)
+
+    def matching_prefix(self, upload_id: str, part_ids: Sequence[str]) -> RollingDigest:
+        """The rolling digest of the longest known prefix of these parts; it may be empty."""
+        with self._lock:
+            rolling = self._rolling.get(upload_id, RollingDigest())
+        return rolling if tuple(part_ids[: len(rolling.part_ids)]) == rolling.part_ids else RollingDigest()
+
+    def remove(self, upload_id: str) -> None:
+        with self._lock:
+            self._rolling.pop(upload_id, None)
+
 
 CHUNK_BYTES = 1 << 20
 REFUSED_ACTION = "cannot be completed"
@@ -146,7 +216,7 @@ def _apply(sessions: Sessions, storage: Storage, upload: Upload, file: File, par
                 if current.status != UploadStatus.PENDING:
                     uploads.require_pending(current, REFUSED_ACTION)
                 seconds = current.file_expires_after_seconds
-                ingest.insert_file(session, file, None if seconds is None else timedelta(seconds=seconds))
+                files.insert_file(session, file, None if seconds is None else timedelta(seconds=seconds))
                 current.status, current.file_id, current.part_ids = UploadStatus.COMPLETED, file.id, part_ids
                 session.flush()
                 inserted = True

@@ -11,14 +11,14 @@ from app.db.jobs import evaluations
 from app.db.tables import Evaluation
 from app.domain.error_text.json_text import as_json
 from app.domain.evaluations.graders import CreateEvaluation
-from app.domain.evaluations.states import EvaluationState
+from app.domain.evaluations.spec import EvaluationState
 from app.errors import BadRequest, combine_errors
 from app.job_queue import WorkerNotifier
 from app.services import resources
 from app.services.access import quotas
 from app.services.jobs import jobs
-from app.services.jobs.checkpoints import lock_files, select_checkpoint
-from app.services.jobs.evaluation_requests import find_file, grader_problems
+from app.services.jobs.records import lock_files, select_checkpoint
+from app.services.jobs.requests import find_evaluation_file, grader_problems
 from app.telemetry.tracing import link_to
 
 MAX_UNFINISHED = 50  # of a project: evaluations share the workers with training jobs
@@ -38,7 +38,7 @@ def create(
     """
     job = jobs.get(session, project_id, job_id)
     problems = grader_problems(request, endpoints)
-    file = find_file(session, project_id, request.file, "file", problems)
+    file = find_evaluation_file(session, project_id, request.file, "file", problems)
     checkpoint = None
     try:
         checkpoint = select_checkpoint(session, job, request.checkpoint, "evaluate")

@@ -7,8 +7,8 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from app.db import files
 from app.db.base_models import models
-from app.db.files import files
 from app.db.jobs import exports
 from app.db.scheduling import workers
 from app.db.tables import BaseModelRow, Checkpoint, Export, Job
@@ -21,15 +21,14 @@ from app.domain.artifacts.exports import (
     gguf_adapter_problem,
     gguf_bytes,
 )
-from app.domain.error_text.json_text import as_json
-from app.domain.error_text.unknown_names import unknown_parameter
+from app.domain.error_text.json_text import as_json, unknown_parameter
 from app.domain.jobs.spec import LoraSpec
 from app.errors import BadRequest, combine_errors
 from app.job_queue import Queue, WorkerNotifier
 from app.services import resources
 from app.services.access import quotas
 from app.services.jobs import jobs
-from app.services.jobs.checkpoints import lock_files, select_checkpoint
+from app.services.jobs.records import lock_files, select_checkpoint
 from app.telemetry.tracing import link_to
 
 BODY_KEYS = ("type", "quantization", "checkpoint")

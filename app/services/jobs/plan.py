@@ -5,20 +5,27 @@ One transaction reads the inputs; tokens are counted and the estimate is made wi
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 from sqlalchemy.orm import Session
 
 from app.db.scheduling import workers
 from app.db.tables import BaseModelRow, File
 from app.domain.base_models.catalog import CatalogEntry, RefusedModel
-from app.domain.datasets.report import DatasetReport, no_trainable_tokens_message, too_few_examples_message
+from app.domain.datasets.report import (
+    DatasetReport,
+    build_report,
+    no_trainable_tokens_message,
+    too_few_examples_message,
+)
 from app.domain.datasets.warnings import NO_VALIDATION_FILE, request_warning
 from app.domain.jobs.layer_patterns import PatternError, match_spec
-from app.domain.jobs.spec import JobSpec
+from app.domain.jobs.spec import DataParameters, JobSpec
 from app.domain.planning.estimate import Placement
 from app.domain.planning.memory import DESCRIBED_ARCHITECTURES
 from app.domain.planning.requirements import DeviceGroup, estimate_on
@@ -26,10 +33,63 @@ from app.domain.planning.workload import Workload
 from app.domain.scheduling.worker_capacity import missing_requirements, worker_capacity
 from app.errors import BadRequest, InvalidDataset, NotFound, Unavailable, combine_errors
 from app.services.datasets.check_process import Check, takes_long
-from app.services.datasets.token_counter import TokenCounter
 from app.services.jobs.requests import build_job
 from app.storage import Storage
 from app.system.model_files import read_catalog_entry
+
+DEADLINE_SECONDS = 300.0
+MAX_CACHED_REPORTS = 16
+
+Key = tuple[str, str, DataParameters]
+
+
+class NotCountedError(Exception):
+    """No report on the file is cached."""
+
+
+class TokenCounter:
+    """Counts tokens; caches reports by (hash of the model, hash of the file, data parameters)."""
+
+    def __init__(self, max_line_bytes: int) -> None:
+        self._max_line_bytes = max_line_bytes
+        self._cached_reports: OrderedDict[Key, DatasetReport] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def count(self, key: Key, model_directory: Path, file: BinaryIO, param: str, check: Check | None) -> DatasetReport:
+        """Return the report on `file`; without a `check` only from the cache.
+
+        Raises NotCountedError without a `check`, BadRequest for a file that takes longer than a request may, and as
+        Check.run_with_renderer.
+        """
+        with self._lock:
+            if key in self._cached_reports:
+                self._cached_reports.move_to_end(key)
+                return self._cached_reports[key]
+        if check is None:
+            raise NotCountedError
+        report = self._count(key, model_directory, file, param, check)
+        with self._lock:
+            self._cached_reports[key] = report
+            while len(self._cached_reports) > MAX_CACHED_REPORTS:
+                self._cached_reports.popitem(last=False)
+        return report
+
+    def _count(self, key: Key, model_directory: Path, file: BinaryIO, param: str, check: Check) -> DatasetReport:
+        _, _, parameters = key
+        try:
+            return check.run_with_renderer(
+                model_directory,
+                build_report,
+                parameters,
+                self._max_line_bytes,
+                files=[file],
+                deadline_seconds=DEADLINE_SECONDS,
+                max_line_bytes=self._max_line_bytes,
+            )
+        except TimeoutError as error:
+            text = f"{param}: counting its tokens takes longer than {DEADLINE_SECONDS:.0f} s; create the job instead"
+            raise BadRequest(f"{text}, whose validation counts them", param, "file_too_large_to_plan") from error
+
 
 PlanVerdict = Literal["fits", "no_device_fits", "no_worker"]
 UNCOUNTED = (

@@ -1,18 +1,22 @@
-"""Records of a job: events, checkpoints, the metrics of its steps, attempts, and the log of its trainer."""
+"""Records of a job: events, checkpoints and the adapter, the metrics of its steps, attempts, and the trainer's log."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from app.db import files
 from app.db.jobs import checkpoints, events
 from app.db.jobs.events import LossCurve
-from app.db.tables import Attempt, Checkpoint, JobEvent, JobLog
-from app.domain.jobs.step_metrics import downsample
-from app.errors import NotFound
+from app.db.tables import Attempt, Checkpoint, File, Job, JobEvent, JobLog
+from app.domain.error_text.json_text import as_json
+from app.domain.jobs.events import downsample
+from app.domain.jobs.states import TERMINAL, JobState
+from app.errors import BadRequest, NotFound
 from app.services import resources
 from app.services.jobs import jobs
 
@@ -88,3 +92,55 @@ def log(session: Session, project_id: str, job_id: str, attempt: int | None) -> 
             f"attempt: there is no log of attempt {attempt}; attempts of this job with a log: {available}", "attempt"
         )
     return job_log
+
+
+Purpose = Literal["export", "evaluate", "deliver"]
+
+
+@dataclass(frozen=True)
+class Adapter:
+    job: Job
+    checkpoint: Checkpoint
+    files: list[File]
+    archive: File
+
+
+def select_checkpoint(session: Session, job: Job, name: str | None, purpose: Purpose) -> Checkpoint:
+    """The job's result, or a kept checkpoint by its id or its model's name. Raises BadRequest."""
+    kept = checkpoints.kept(session, job.id)
+    id_or_name = job.fine_tuned_model if name is None else name
+    for checkpoint in kept:
+        if id_or_name in (checkpoint.id, checkpoint.name):
+            return checkpoint
+    steps = ", ".join(f"{each.id} (step {each.step_number})" for each in kept) or "none yet"
+    if name is None:
+        text = (
+            f"Job {job.id} is {job.state} and has no result to {purpose}. Kept checkpoints that can be named: {steps}."
+        )
+        raise BadRequest(text, code="invalid_job_state")
+    raise BadRequest(f"checkpoint: job {job.id} keeps no checkpoint {as_json(name)}; it keeps {steps}", "checkpoint")
+
+
+def lock_files(session: Session, checkpoint: Checkpoint, purpose: Purpose) -> None:
+    """Keep the content of the adapter until this transaction ends. Raises BadRequest if a file was deleted."""
+    if files.lock_content(session, checkpoint.project_id, checkpoint.file_ids) < len(checkpoint.file_ids):
+        text = f"Files of the adapter of {checkpoint.name} were deleted, so it cannot be {purpose.rstrip('e')}ed."
+        raise BadRequest(text, "checkpoint", "adapter_deleted")
+
+
+def get_adapter(session: Session, project_id: str, job_id: str) -> Adapter:
+    """The adapter of a job. Raises NotFound for an unknown job, and for one that has no adapter (yet)."""
+    job = jobs.get(session, project_id, job_id)
+    if job.state != JobState.SUCCEEDED or job.fine_tuned_model is None:
+        raise _adapter_not_found(job)
+    checkpoint = checkpoints.by_names(session, [job.fine_tuned_model])[job.fine_tuned_model]
+    found = files.get_visible(session, [*checkpoint.file_ids, checkpoint.archive_file_id])
+    for file_id in (*checkpoint.file_ids, checkpoint.archive_file_id):
+        if file_id not in found:
+            raise NotFound(f"File {file_id} of the adapter of job {job.id} was deleted.", "id", "adapter_deleted")
+    return Adapter(job, checkpoint, [found[id] for id in checkpoint.file_ids], found[checkpoint.archive_file_id])
+
+
+def _adapter_not_found(job: Job) -> NotFound:
+    then = "it has none" if job.state in TERMINAL else "it is there when the job has succeeded"
+    return NotFound(f"Job {job.id} is {job.state}, so there is no adapter: {then}.", "id", "adapter_not_found")

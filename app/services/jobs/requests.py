@@ -7,22 +7,21 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from app.db import files
 from app.db.base_models import models
-from app.db.files import files
 from app.db.jobs import checkpoints, jobs, references
 from app.db.tables import BaseModelRow, File, Job
 from app.domain.datasets.warnings import SAME_FILE, request_warning
 from app.domain.error_text.json_text import as_json, unquoted
-from app.domain.files.files import JobFileOrigins
-from app.domain.jobs.cloning import parse_clone, settings_of_spec
-from app.domain.jobs.create_job import CreateJob, parse_create
+from app.domain.evaluations.graders import EvaluationSettings, ScoreModel, templates_of
+from app.domain.files import JobFileOrigins
+from app.domain.jobs.create_job import CreateJob, parse_clone, parse_create, settings_of_spec
 from app.domain.jobs.parameters import ParentAdapter
 from app.domain.jobs.resolve import resolve
 from app.domain.jobs.spec import JobSpec
 from app.errors import BadRequest, NotFound, NotPermitted, combine_errors
-from app.services.base_models import models as model_services
+from app.services import base_models
 from app.services.deliveries import targets
-from app.services.jobs import evaluation_requests
 
 
 def build_job(
@@ -55,8 +54,8 @@ def build_job(
             raise combine_errors(problems) from None
         raise
     if request.evaluation is not None:
-        problems += evaluation_requests.grader_problems(request.evaluation, endpoints, "evaluation.")
-        evaluation_requests.find_file(session, project_id, request.evaluation.file, "evaluation.file", problems)
+        problems += grader_problems(request.evaluation, endpoints, "evaluation.")
+        find_evaluation_file(session, project_id, request.evaluation.file, "evaluation.file", problems)
     for param, file in files_by_param.items():
         problems += _purpose_problems(file, param)
     problems += _integration_problems(request.integrations or ())
@@ -145,10 +144,10 @@ def _find_base_and_parent(
     parent = _find_parent_adapter(session, project_id, name)
     if parent is not None:
         return parent
-    aliased = model_services.resolve_alias(session, project_id, name)
+    aliased = base_models.resolve_alias(session, project_id, name)
     if aliased is not None:
         return aliased, None
-    raise model_services.model_not_found(name, model_services.available_models(session, project_id))
+    raise base_models.model_not_found(name, base_models.available_models(session, project_id))
 
 
 def _find_parent_adapter(session: Session, project_id: str, name: str) -> tuple[BaseModelRow, ParentAdapter] | None:
@@ -233,3 +232,56 @@ def _integration_problems(integrations: Sequence[Any]) -> list[BadRequest]:
         f"integrations: {names} is not offered here; the metrics are in the events and in the results file of the job"
     )
     return [BadRequest(text, "integrations", "unsupported_value")]
+
+
+PURPOSES = ("evals", "fine-tune")
+MAX_TEMPLATES_BYTES = 64_000  # of one evaluation together
+
+
+def find_evaluation_file(
+    session: Session, project_id: str, file_id: str, param: str, problems: list[BadRequest]
+) -> File | None:
+    """The evaluation file; None after a problem was added."""
+    file = files.get(session, project_id, file_id)
+    if file is None:
+        text = f"invalid {param}: {unquoted(file_id)}. No such File object; upload one with purpose evals."
+        problems.append(BadRequest(text, param))
+    elif file.purpose not in PURPOSES:
+        purpose, allowed = as_json(file.purpose), " or ".join(map(as_json, PURPOSES))
+        text = f"invalid {param}: {file.id}. Its purpose is {purpose}; an evaluation needs the purpose {allowed}"
+        problems.append(BadRequest(text, param))
+        return None
+    return file
+
+
+def grader_problems(
+    request: EvaluationSettings, endpoints: Collection[str] | None, prefix: str = ""
+) -> list[BadRequest]:
+    """Templates that are too large together, and endpoints that the operator has not named; None: any endpoint."""
+    size_bytes = sum(len(text.encode()) for grader in request.graders for text in templates_of(grader))
+    problems = []
+    if size_bytes > MAX_TEMPLATES_BYTES:
+        text = f"{prefix}graders: their templates have {size_bytes:,} bytes together; at most {MAX_TEMPLATES_BYTES:,}"
+        problems.append(BadRequest(f"{text} are allowed", f"{prefix}graders"))
+    if endpoints is None:
+        return problems
+    endpoint_params = [
+        (f"{prefix}graders.{number}.endpoint", grader.endpoint)
+        for number, grader in enumerate(request.graders)
+        if isinstance(grader, ScoreModel)
+    ]
+    if request.reference is not None and request.reference.model is not None:
+        endpoint_params.append((f"{prefix}reference.endpoint", request.reference.endpoint))
+    found = (_endpoint_problem(param, name, endpoints) for param, name in endpoint_params)
+    return problems + [problem for problem in found if problem is not None]
+
+
+def _endpoint_problem(param: str, name: str | None, endpoints: Collection[str]) -> BadRequest | None:
+    known = ", ".join(sorted(endpoints)) or "none"
+    if name is None and len(endpoints) != 1:
+        text = f"{param}: name an endpoint; the operator has configured: {known} (TUNERY_ENDPOINTS)"
+        return BadRequest(text, param, "missing_required_parameter")
+    if name is not None and name not in endpoints:
+        text = f"{param}: there is no endpoint {as_json(name)}; the operator has configured: {known} (TUNERY_ENDPOINTS)"
+        return BadRequest(text, param)
+    return None

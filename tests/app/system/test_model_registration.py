@@ -16,8 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from app.domain.base_models.catalog import RefusedModel
-from app.domain.base_models.trainer_report import TrainerReport
+from app.domain.base_models.catalog import RefusedModel, TrainerReport
 from app.system import model_registration
 from app.system.model_registration import RegistrationOptions, check_and_hash
 from tests.tiny import make_tiny_base

@@ -9,7 +9,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from app.domain.answers.events import MAX_ANSWER_BYTES
+from app.domain.answers.engine_answers import MAX_ANSWER_BYTES
 from app.web.api_client import ApiClient, ApiError, make_http
 from app.web.chat_stream import ENDED_EARLY, stream_answer
 

@@ -24,11 +24,12 @@ from app.db.jobs import evaluations, jobs
 from app.db.jobs.claims import Lease
 from app.db.tables import Checkpoint, Job, Project, Upload, WebhookDelivery
 from app.db.webhooks import deliveries, endpoints
-from app.domain.evaluations.states import EvaluationErrorCode
+from app.domain.evaluations.spec import EvaluationErrorCode
 from app.domain.jobs.states import TERMINAL
 from app.services.access import keys
-from app.services.datasets import profile, token_counter
-from app.services.files import upload_content
+from app.services.datasets import profile
+from app.services.files import uploads
+from app.services.jobs import plan
 from tests.answering_engine import TO_ENGINES, AnsweringEngine, answering, deliver
 from tests.factories import chat_lines, make_project, make_succeeded_job
 
@@ -95,7 +96,7 @@ def resume_what_runs(server: Server) -> Any:
 
 
 def plan_too_slowly(server: Server) -> Any:
-    server.monkeypatch.setattr(token_counter, "DEADLINE_SECONDS", 0.0)
+    server.monkeypatch.setattr(plan, "DEADLINE_SECONDS", 0.0)
     file_id = server.upload().json()["id"]
     return server.client.post("/v1/fine_tuning/jobs/plan", json={"model": "tiny", "training_file": file_id})
 
@@ -225,8 +226,8 @@ def go_on_at_the_wrong_place(server: Server) -> Any:
 
 def send_content_from_two_places(server: Server) -> Any:
     """The other one begins as soon as this one has begun."""
-    begin = upload_content.begin_writing
-    server.monkeypatch.setattr(upload_content, "begin_writing", lambda *given: (begin(*given), begin(*given))[0])
+    begin = uploads.begin_writing
+    server.monkeypatch.setattr(uploads, "begin_writing", lambda *given: (begin(*given), begin(*given))[0])
     return server.client.put(f"{begin_upload(server)}/content", content=b"0123456789")
 
 

@@ -15,7 +15,7 @@ from app.db.base_models import models, registrations
 from app.db.engine import transaction
 from app.db.jobs import lost_workers
 from app.db.tables import BaseModelRegistration
-from app.services.base_models import base_models
+from app.services import base_models
 from app.settings import Settings
 from app.system import model_files, model_registration
 from app.system.model_registration import RegistrationOptions

@@ -17,7 +17,7 @@ from app.db.engine import transaction
 from app.db.jobs import checkpoints
 from app.db.tables import Delivery, DeliveryTarget, Job
 from app.domain.deliveries.served_check import ReferencePrompt, ServedReference
-from app.services.base_models import models
+from app.services import base_models
 from app.settings import Settings
 from tests.engine_stand_in import EngineStandIn
 from tests.factories import make_target
@@ -106,7 +106,7 @@ class DeliveryHarness:
 
     def delete_model(self, job: Job) -> None:
         with transaction(self.harness.sessions) as session:
-            models.delete(session, self.harness.project.id, job.fine_tuned_model or "")
+            base_models.delete(session, self.harness.project.id, job.fine_tuned_model or "")
 
 
 @pytest.fixture

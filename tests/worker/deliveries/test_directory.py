@@ -12,7 +12,7 @@ from sqlalchemy import func, select, update
 from app.db.engine import transaction
 from app.db.jobs import evaluations
 from app.db.tables import File
-from app.domain.evaluations.promotion import DeliveryVerdict
+from app.domain.evaluations.summary import DeliveryVerdict
 from app.system import artifact_directory
 from tests.full_disk import small_disk
 from tests.worker.deliveries.conftest import DeliveryHarness

@@ -13,8 +13,8 @@ from app.db.engine import transaction
 from app.db.jobs import checkpoints, evaluations
 from app.db.operations import status
 from app.db.tables import Delivery, DeliveryTarget, Job
-from app.domain.evaluations.promotion import DeliveryVerdict
-from app.services.base_models import models
+from app.domain.evaluations.summary import DeliveryVerdict
+from app.services import base_models
 from app.services.deliveries import deliveries as requests
 from app.services.deliveries import targets
 from app.system import artifact_directory
@@ -87,7 +87,7 @@ class TestRequestsAtTheSameTime:
             with sessions() as deleting:
                 deleting.execute(text("SET LOCAL lock_timeout = '50ms'"))
                 with pytest.raises(OperationalError, match="lock timeout"):
-                    models.delete(deleting, project_id, model)
+                    base_models.delete(deleting, project_id, model)
         delivery.delete_model(job)
         assert delivery.delivery(job).state == "withdrawn"
 

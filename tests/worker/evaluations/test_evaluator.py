@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 from sqlalchemy import func, update
 
+from app.db import files
 from app.db.engine import transaction
-from app.db.files import files
 from app.db.jobs import evaluations, lost_workers
 from app.db.tables import BaseModelRow, Evaluation, Job
 from app.domain.evaluations.graders import CreateEvaluation
-from app.domain.evaluations.states import EvaluationErrorCode
+from app.domain.evaluations.spec import EvaluationErrorCode
 from app.domain.scheduling.worker_capacity import WorkerCapacity
 from app.services.jobs import evaluations as service
 from app.system import artifact_directory, model_files

@@ -17,8 +17,8 @@ import torch
 from sqlalchemy import func, text, update
 from transformers import AutoModelForCausalLM
 
+from app.db import files
 from app.db.engine import transaction
-from app.db.files import files
 from app.db.jobs import exports, leased_rows, lost_workers
 from app.db.jobs.claims import FencedError, Lease
 from app.db.scheduling import workers

@@ -6,9 +6,8 @@ from pathlib import Path
 
 from app.db.engine import transaction
 from app.db.tables import Job
-from app.domain.jobs.events import Metric
+from app.domain.jobs.events import Metric, results_csv
 from app.domain.jobs.spec import TrainerSpec
-from app.domain.jobs.step_metrics import results_csv
 from tests.worker.worker_harness import WorkerHarness
 from worker.jobs.prepare import Inputs, load_inputs, trainer_spec
 from worker.jobs.record_writer import metric_data

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from app.db import files
 from app.db.base_models import models
 from app.db.engine import transaction
-from app.db.files import files
 from app.db.tables import Job, TunedModel
 from app.domain.jobs.parameters import ParentAdapter
 from app.domain.jobs.spec import JobSpec

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
+from app.db import files
 from app.db.base_models import models
 from app.db.engine import transaction
-from app.db.files import files
 from app.db.tables import BaseModelRow, File
-from app.services.base_models import base_models
+from app.services import base_models
 from app.system.artifact_directory import verify
 from tests.worker.fake_trainer import TrainerPlan
 from tests.worker.worker_harness import OWNER, StepLog, WorkerHarness

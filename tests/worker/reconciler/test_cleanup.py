@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select, text, update
 
+from app.db import files
 from app.db.engine import transaction
-from app.db.files import files, uploads
 from app.db.jobs import checkpoints
 from app.db.tables import Base, File, Job, RetentionRule, Upload, UploadPart
 from app.domain.operations.retention import RetentionKind
@@ -51,8 +51,8 @@ class TestUploads:
         over, over_key = stored_upload(harness)
         completing, completing_key = stored_upload(harness)
         pending, pending_key = stored_upload(harness)
-        end_at(harness, over, uploads.COMPLETION_GRACE_SECONDS + 1)
-        end_at(harness, completing, uploads.COMPLETION_GRACE_SECONDS - 60)
+        end_at(harness, over, files.COMPLETION_GRACE_SECONDS + 1)
+        end_at(harness, completing, files.COMPLETION_GRACE_SECONDS - 60)
         cleanup.clean_up(harness.resources)
         with transaction(harness.sessions) as session:
             status = {upload.id: upload.status for upload in session.scalars(select(Upload))}

@@ -13,8 +13,8 @@ import pytest
 from prometheus_client import REGISTRY
 from sqlalchemy import text, update
 
+from app.db import files
 from app.db.engine import transaction
-from app.db.files import files
 from app.db.jobs import checkpoints, claims, lost_workers
 from app.db.operations import status
 from app.db.scheduling import workers

@@ -30,8 +30,8 @@ from app.domain.answers.trial import (
     TrialRecord,
 )
 from app.domain.datasets.chat_template import UnusableTemplate
+from app.domain.datasets.conversations import ToolsNotPrinted
 from app.domain.datasets.render import Renderer, TemplateRefused
-from app.domain.datasets.template_checks import ToolsNotPrinted
 from app.domain.jobs.states import ExitCode
 from app.system.limited_rendering import limited_renderer
 from app.system.tokenizer_files import read_response_template

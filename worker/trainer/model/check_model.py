@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from app.domain.base_models.trainer_report import TrainerReport
+from app.domain.base_models.catalog import TrainerReport
 from app.domain.datasets.chat_template import TemplateRefused, UnusableTemplate
 from app.domain.error_text.json_text import as_json
 from app.domain.jobs.spec import QuantizationSpec

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app.domain.jobs.snapshots import resume_message
+from app.domain.jobs.events import resume_message
 from app.domain.jobs.spec import TrainerSpec
 from worker.trainer.runtime.process import StopRequests
 from worker.trainer.runtime.records import RecordWriter

@@ -18,7 +18,7 @@ import torch
 from app.domain.artifacts.full_disk import RESERVED_SPACE_FILE, is_disk_full
 from app.domain.datasets.render import Renderer
 from app.domain.deliveries.served_check import MAX_PROMPT_TOKENS, ServedReference
-from app.domain.evaluations.precision import precision_text
+from app.domain.evaluations.spec import precision_text
 from app.domain.jobs.events import (
     CheckpointSaved,
     Command,

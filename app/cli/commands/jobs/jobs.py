@@ -28,7 +28,7 @@ from app.cli.output.console import (
     time_text,
 )
 from app.cli.output.progress import Losses, numbers_text, status_text
-from app.domain.jobs.training_time import training_seconds
+from app.domain.jobs.states import training_seconds
 
 if TYPE_CHECKING:
     from app.cli.client.http import Client

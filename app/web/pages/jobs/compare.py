@@ -7,7 +7,7 @@ import time
 from typing import Any
 from urllib.parse import quote
 
-from app.domain.jobs.training_time import training_seconds
+from app.domain.jobs.states import training_seconds
 from app.web.api_client import ApiClient
 from app.web.components.data_table import DataTable, Row, column
 from app.web.components.elements import card, chart, link, note, tag

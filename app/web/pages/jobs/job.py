@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from nicegui import background_tasks, ui
 
-from app.domain.jobs.training_time import training_seconds
+from app.domain.jobs.states import training_seconds
 from app.web.api_client import ApiError
 from app.web.components.elements import busy, button, card, facts, handle_press, link, note, pill, progress_bar, tag
 from app.web.formatting import clean, count, duration, moment, per_second

@@ -6,7 +6,7 @@ from typing import Any
 
 from nicegui import ui
 
-from app.domain.jobs.training_time import training_seconds
+from app.domain.jobs.states import training_seconds
 from app.web.components.data_table import DataTable, Row, column, sparkline
 from app.web.components.elements import busy, button, link, note, tag
 from app.web.components.forms import filter_select, filter_text

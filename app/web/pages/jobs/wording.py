@@ -6,7 +6,7 @@ import json
 import time
 from typing import Any
 
-from app.domain.jobs.training_time import training_seconds
+from app.domain.jobs.states import training_seconds
 from app.web.formatting import clean, count, counted, duration, size
 
 Json = dict[str, Any]

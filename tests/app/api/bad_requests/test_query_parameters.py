@@ -14,7 +14,7 @@ from sqlalchemy import func, select
 from starlette.testclient import TestClient
 
 from app.api.query_parameters import allowed_query, check_query
-from app.api.routes.jobs import jobs
+from app.api.routes import jobs
 from app.db.engine import Sessions, transaction
 from app.db.tables import File, Job
 from app.errors import UnknownParameter

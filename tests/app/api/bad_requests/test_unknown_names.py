@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from app.domain.error_text import unknown_names
-from app.domain.error_text.unknown_names import MAX_NAME_CHARACTERS, MAX_SUGGESTIONS
+from app.domain.error_text import json_text
+from app.domain.error_text.json_text import MAX_NAME_CHARACTERS, MAX_SUGGESTIONS
 from tests.app.api.conftest import Upload
 
 JOBS = "/v1/fine_tuning/jobs"
@@ -46,13 +46,13 @@ def test_of_a_form_too(upload: Upload) -> None:
 def test_many_unknown_names_cost_ten_short_searches(
     client: TestClient, base_model: str, training_file: str, place: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    search, searched = unknown_names.get_close_matches, list[str]()
+    search, searched = json_text.get_close_matches, list[str]()
 
     def counted(name: str, known: Any, n: int) -> list[str]:
         searched.append(name)
         return search(name, known, n)
 
-    monkeypatch.setattr(unknown_names, "get_close_matches", counted)
+    monkeypatch.setattr(json_text, "get_close_matches", counted)
     names = {f"n_epoch{'s' * 500}{number}": 1 for number in range(1_000)}
     body = {"model": base_model, "training_file": training_file} | ({place: names} if place else names)
     error = client.post(JOBS, json=body).json()["error"]

@@ -8,8 +8,8 @@ import pytest
 from sqlalchemy import func, select, text, update
 from starlette.testclient import TestClient
 
+from app.db import files
 from app.db.engine import Sessions, transaction
-from app.db.files import files
 from app.db.tables import Attempt, File, Job, Project
 from app.domain.jobs.states import JobState
 from app.storage import LocalStorage

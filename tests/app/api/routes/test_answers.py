@@ -20,12 +20,12 @@ from app.api.routes import answers as answers_routes
 from app.db.deliveries.credentials import encrypt
 from app.db.engine import Sessions, transaction
 from app.db.tables import Delivery, DeliveryTarget, Job, Project, TunedModel
-from app.domain.answers.events import MAX_ANSWER_BYTES
+from app.domain.answers.engine_answers import MAX_ANSWER_BYTES
 from app.errors import BadRequest
 from app.main import create_app
+from app.services import base_models
 from app.services.access import keys, permissions
 from app.services.answers import answers, engine_client
-from app.services.base_models import models
 from app.settings import Settings
 from app.storage import LocalStorage
 from tests.answering_engine import BASE, TO_ENGINES, WORDS, AnsweringEngine, answering, deliver
@@ -124,7 +124,7 @@ class TestPassedOn:
     ) -> None:
         delivered(server.url)
         with transaction(delivered.sessions) as session:
-            models.set_alias(session, "gpt-4o-mini", base_model)
+            base_models.set_alias(session, "gpt-4o-mini", base_model)
         answer = client.post(CHAT, json={"model": "gpt-4o-mini", "messages": MESSAGES})
         assert (answer.json()["model"], server.asked[0].body["model"]) == ("gpt-4o-mini", BASE)
 

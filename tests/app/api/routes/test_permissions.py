@@ -11,7 +11,7 @@ from sqlalchemy import insert
 from sqlalchemy.exc import IntegrityError
 from starlette.testclient import TestClient
 
-from app.api.schemas.permissions import PermissionList
+from app.api.schemas.models import PermissionList
 from app.db.engine import Sessions, transaction
 from app.db.tables import CheckpointPermission, Job, Project
 from tests.factories import chat_lines, make_key, make_project

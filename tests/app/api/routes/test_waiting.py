@@ -15,8 +15,7 @@ from fastapi import FastAPI
 from sqlalchemy import Engine, text
 from sqlalchemy import update as update_rows
 
-from app.api.routes import streams
-from app.api.routes.jobs import polling
+from app.api.routes import polling, streams
 from app.db.engine import Sessions, transaction
 from app.db.jobs import claims, jobs
 from app.db.tables import ApiKey, Job, Project

@@ -11,8 +11,8 @@ from sqlalchemy import select
 
 from app.cli.client.http import Client
 from app.cli.errors import ServiceUnreachable
+from app.db import files
 from app.db.engine import Sessions, transaction
-from app.db.files import files
 from app.db.tables import Project, Upload
 from app.storage import LocalStorage
 from tests.app.cli.conftest import Tunery

@@ -16,7 +16,7 @@ from app.cli.errors import ServiceUnreachable, TooManyRequests
 from app.cli.openai_import.state import ImportDirectory
 from app.db.engine import Sessions, transaction
 from app.errors import BadRequest
-from app.services.base_models import models
+from app.services import base_models
 from tests.app.cli.conftest import Tunery
 from tests.app.cli.stand_in_openai import KEY, StandInOpenAI, chat_lines, stand_in_openai
 from tests.deadline import until
@@ -251,7 +251,7 @@ class TestImport:
         self, bring: Tunery, tunery: Tunery, sessions: Sessions
     ) -> None:
         with transaction(sessions) as session:
-            models.set_alias(session, "gpt-4o-mini-2024-07-18", "tiny")
+            base_models.set_alias(session, "gpt-4o-mini-2024-07-18", "tiny")
         done = bring("--run")
         assert done.exit_code == 0, done.err
         assert "kept        model: gpt-4o-mini-2024-07-18, an alias on this server" in done.out
@@ -265,7 +265,7 @@ class TestImport:
         account.jobs[0]["model"] = "ft:gpt-4o-mini-2024-07-18:acme:first:9xYz"
         assert "--model-map gpt-4o-mini-2024-07-18=BASE" in bring().out
         with transaction(sessions) as session:
-            models.set_alias(session, "gpt-4o-mini-2024-07-18", "tiny")
+            base_models.set_alias(session, "gpt-4o-mini-2024-07-18", "tiny")
         done = bring(*options)
         assert done.exit_code == 0, done.err
         base = "tiny" if options else "gpt-4o-mini-2024-07-18"

@@ -12,8 +12,8 @@ from typing import BinaryIO
 
 import pytest
 
+from app.db import files
 from app.db.engine import Sessions, transaction
-from app.db.files import files
 from app.db.jobs import checkpoints
 from app.db.tables import File, Project
 from app.storage import LocalStorage

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from app.db.fast_reads.single_flight import SingleFlight
+from app.db.fast_reads.pool import SingleFlight
 
 
 class Source:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, event, func, text, update
 
+from app.db import files
 from app.db.engine import Sessions, transaction
-from app.db.files import files
 from app.db.jobs import references
 from app.db.jobs.references import JobReferences
 from app.db.tables import BaseModelRow, File, Project

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.domain.access import scopes
-from app.domain.access.audit_actions import audit_action
+from app.domain.access.api_keys import audit_action
 from app.domain.error_text.json_text import as_json
 from app.errors import BadRequest
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.domain.answers.events import MAX_ANSWER_BYTES, EventTranslator
+from app.domain.answers.engine_answers import MAX_ANSWER_BYTES, EventTranslator
 
 
 def translated(translator: EventTranslator, chunk: bytes) -> bytes:

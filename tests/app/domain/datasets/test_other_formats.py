@@ -6,8 +6,7 @@ import io
 
 import pytest
 
-from app.domain.datasets.jsonl import UTF8_BOM, Finding, read_lines
-from app.domain.datasets.other_formats import OTHER_FORMAT, SAMPLE_BYTES
+from app.domain.datasets.jsonl import OTHER_FORMAT, SAMPLE_BYTES, UTF8_BOM, Finding, read_lines
 from tests.factories import chat_lines
 
 ROWS = b'{"prompt": "a"},\n' * 20

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.domain.error_text.json_errors import syntax_error_text
+from app.domain.error_text.json_text import syntax_error_text
 
 
 def problem_of(text: str) -> str | None:

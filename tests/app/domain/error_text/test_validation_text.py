@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from app.api.schemas.jobs.requests import Strict
+from app.api.schemas.common import Strict
 from app.domain.error_text.validation_text import DEFAULT_RULE, LENGTHS, RULES, as_problems, error_sentence
 from app.domain.evaluations.graders import CreateEvaluation
 from app.domain.jobs.create_job import CreateJob, Dpo, Method, Supervised

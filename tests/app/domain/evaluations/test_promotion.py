@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from app.domain.evaluations.graders import PromoteIf
-from app.domain.evaluations.promotion import decide, delivery_verdict
-from app.domain.evaluations.states import EvaluationState
+from app.domain.evaluations.spec import EvaluationState
+from app.domain.evaluations.summary import decide, delivery_verdict
 
 
 def grader(base: float, adapter: float, low: float | None) -> dict[str, Any]:

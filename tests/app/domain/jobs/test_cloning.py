@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.domain.base_models import catalog
-from app.domain.jobs.cloning import apply_overrides, settings_of_spec
+from app.domain.jobs.create_job import apply_overrides, settings_of_spec
 from app.domain.jobs.resolve import resolve
 from app.domain.jobs.spec import JobSpec
 from app.errors import BadRequest

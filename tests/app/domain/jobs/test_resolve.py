@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.domain.base_models.catalog import CatalogEntry
-from app.domain.jobs import bounds
+from app.domain.jobs import spec
 from app.domain.jobs.parameters import auto_learning_rate
 from app.domain.jobs.resolve import resolve
 from app.domain.jobs.spec import JobSpec, QuantizationSpec
@@ -244,7 +244,7 @@ class TestRefusals:
             "lora_alpha": 1024,
         }
         assert spec_of(**hyper(**hyperparameters)).hyperparameters.max_grad_norm == 1e9
-        for rate in (bounds.LEARNING_RATE.minimum, 1e-6, 1e-2, bounds.LEARNING_RATE.maximum):
+        for rate in (spec.LEARNING_RATE.minimum, 1e-6, 1e-2, spec.LEARNING_RATE.maximum):
             assert spec_of(**hyper(learning_rate=rate)).hyperparameters.learning_rate == rate
 
     @pytest.mark.parametrize(

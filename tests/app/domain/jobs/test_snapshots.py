@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from app.domain.jobs.snapshots import resume_message
+from app.domain.jobs.events import resume_message
 
 
 class TestResumeMessage:

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.domain.jobs.step_metrics import Point, downsample, results_csv
+from app.domain.jobs.events import Point, downsample, results_csv
 
 LOSSES = st.lists(st.tuples(st.floats(0, 100), st.booleans()), min_size=1, max_size=300)
 

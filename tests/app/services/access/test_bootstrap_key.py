@@ -10,7 +10,7 @@ from app.db.engine import Sessions, transaction
 from app.db.tables import ApiKey
 from app.main import create_app
 from app.services.access import keys, projects
-from app.services.access.bootstrap_key import ensure_first_key
+from app.services.access.keys import ensure_first_key
 from app.settings import Settings
 from app.storage import LocalStorage
 

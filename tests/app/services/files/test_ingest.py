@@ -16,8 +16,8 @@ from app.db.engine import Sessions, transaction
 from app.db.tables import File, Project
 from app.errors import InvalidDataset, TooLarge
 from app.services.datasets.check_process import Check
-from app.services.files import ingest
-from app.services.files.ingest import STALE_AFTER_SECONDS, NewFile, StagedFile, delete_stale_staged_files, ingest_file
+from app.services.files import files
+from app.services.files.files import STALE_AFTER_SECONDS, NewFile, StagedFile, delete_stale_staged_files, ingest_file
 from app.storage import LocalStorage
 from tests.factories import chat_lines
 
@@ -46,8 +46,8 @@ class TestStagedFile:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         handed: list[tuple[int, int]] = []
-        monkeypatch.setattr(ingest, "begin_writeback", lambda _, start, size: handed.append((start, size)))
-        monkeypatch.setattr(ingest, "WRITEBACK_BYTES", 10)
+        monkeypatch.setattr(files, "begin_writeback", lambda _, start, size: handed.append((start, size)))
+        monkeypatch.setattr(files, "WRITEBACK_BYTES", 10)
         staged = StagedFile(tmp_path, max_bytes=100)
         for size in (4, 5, 3, 25, 9):
             staged.write(b"x" * size)
@@ -101,7 +101,7 @@ class TestIngestFile:
                 yield session
             raise OperationalError("COMMIT", {}, Exception("connection lost"))
 
-        monkeypatch.setattr("app.services.files.ingest.transaction", losing_the_answer)
+        monkeypatch.setattr("app.services.files.files.transaction", losing_the_answer)
         with pytest.raises(OperationalError):
             ingest_file(sessions, storage, project.id, FINE_TUNE, staged, 1 << 20, Check())
         with transaction(sessions) as session:

@@ -6,7 +6,7 @@ import hashlib
 
 import pytest
 
-from app.services.files.rolling_digest import RollingDigest, RollingDigestCache, part_digests, piece_digests
+from app.services.files.upload_completion import RollingDigest, RollingDigestCache, part_digests, piece_digests
 
 ABC = RollingDigest().extend("a", 2, hashlib.sha256(b"AA")).extend("b", 1, hashlib.sha256(b"AAB"))
 

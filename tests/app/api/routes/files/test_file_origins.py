@@ -8,7 +8,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from app.api.schemas.files import FileBody
-from app.api.schemas.jobs.jobs import JobBody
+from app.api.schemas.jobs import JobBody
 
 ORIGIN: dict[str, Any] = {"service": "openai", "id": "file-abc", "filename": "train.jsonl", "created_at": 1_740_000_000}
 

@@ -6,8 +6,8 @@ import pytest
 from sqlalchemy import update
 from starlette.testclient import TestClient
 
+from app.db import files
 from app.db.engine import Sessions, transaction
-from app.db.files import files
 from app.db.jobs import jobs
 from app.db.tables import File, Project
 from app.storage import LocalStorage

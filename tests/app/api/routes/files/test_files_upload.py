@@ -313,6 +313,6 @@ class TestAFullDisk:
         def fail(*_arguments: object, **_columns: object) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr("app.services.files.ingest.files.insert", fail)
+        monkeypatch.setattr("app.services.files.files.files.insert", fail)
         assert upload().status_code == 507
         assert left_on_disk(storage) == []

@@ -23,8 +23,8 @@ from sqlalchemy import select
 from app.db.access import usage
 from app.db.engine import Sessions, transaction
 from app.db.tables import File, Project
-from app.domain.files.uploads import MAX_PART_BYTES
-from app.services.files.ingest import STALE_AFTER_SECONDS
+from app.domain.files import MAX_PART_BYTES
+from app.services.files.files import STALE_AFTER_SECONDS
 from app.settings import Settings
 from app.storage import LocalStorage
 from tests.deadline import until

@@ -19,9 +19,9 @@ from starlette.testclient import TestClient
 from app.api.transport import resumable_upload
 from app.db.engine import Sessions, transaction
 from app.db.tables import Project
-from app.domain.files.uploads import MAX_PART_BYTES
-from app.services.files import upload_content
-from app.services.files.ingest import StagedFile
+from app.domain.files import MAX_PART_BYTES
+from app.services.files import uploads
+from app.services.files.files import StagedFile
 from app.settings import Settings
 from app.storage import LocalStorage
 from tests.deadline import until
@@ -184,15 +184,15 @@ class TestTwoWriters:
             file.write(data)
             return file
 
-        old = upload_content.begin_writing(sessions, storage, project.id, upload_id, None)
-        assert upload_content.add_piece(sessions, storage, old, staged(CONTENT[:100]), 0).bytes == 100
-        new = upload_content.begin_writing(sessions, storage, project.id, upload_id, 100)
+        old = uploads.begin_writing(sessions, storage, project.id, upload_id, None)
+        assert uploads.add_piece(sessions, storage, old, staged(CONTENT[:100]), 0).bytes == 100
+        new = uploads.begin_writing(sessions, storage, project.id, upload_id, 100)
         left = staged(CONTENT[100:200])
         with pytest.raises(Exception, match="A later request"):
-            upload_content.add_piece(sessions, storage, old, left, 100)
-        assert upload_content.add_piece(sessions, storage, new, staged(CONTENT[100:200]), 100).start == 100
+            uploads.add_piece(sessions, storage, old, left, 100)
+        assert uploads.add_piece(sessions, storage, new, staged(CONTENT[100:200]), 100).start == 100
         with transaction(sessions) as session:
-            assert upload_content.progress(session, project.id, upload_id)[1] == 200
+            assert uploads.progress(session, project.id, upload_id)[1] == 200
         assert len(list(storage.older_than("uploads", float("inf")))) == 2
 
 

@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 from app.db.engine import Sessions, transaction
 from app.db.tables import File, UploadPart
 from app.db.tables import Upload as UploadRow
-from app.domain.files.uploads import MAX_PART_BYTES
+from app.domain.files import MAX_PART_BYTES
 from app.settings import Settings
 from app.storage import LocalStorage
 from tests.factories import chat_lines

@@ -4,7 +4,7 @@ import hashlib
 
 from starlette.testclient import TestClient
 
-from app.api.schemas.jobs.checkpoints import AdapterBody
+from app.api.schemas.records import AdapterBody
 from app.db.engine import Sessions, transaction
 from app.db.tables import Job, Project
 from app.storage import LocalStorage

@@ -9,8 +9,8 @@ import pytest
 from sqlalchemy import func
 from starlette.testclient import TestClient
 
+from app.db import files
 from app.db.engine import Sessions, transaction
-from app.db.files import files
 from app.db.tables import Checkpoint, Job, Project
 from app.storage import LocalStorage
 from tests.archives import tar_bytes

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import select
 from starlette.testclient import TestClient
 
-from app.api.schemas.jobs.jobs import JobBody
+from app.api.schemas.jobs import JobBody
 from app.db.engine import Sessions, transaction
 from app.db.jobs import claims, jobs
 from app.db.tables import AuditEntry, Job, Project

@@ -7,8 +7,8 @@ import pytest
 from openai.types.fine_tuning import FineTuningJob
 from starlette.testclient import TestClient
 
-from app.api.schemas.jobs.diffs import DiffBody
-from app.api.schemas.jobs.jobs import JobBody
+from app.api.schemas.jobs import JobBody
+from app.api.schemas.plans import DiffBody
 from app.db.engine import Sessions, transaction
 from app.db.jobs import claims
 from app.db.tables import Job, Project

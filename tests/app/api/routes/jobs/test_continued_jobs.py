@@ -8,9 +8,9 @@ import pytest
 from httpx2 import Response
 from starlette.testclient import TestClient
 
-from app.api.schemas.jobs.jobs import JobBody
+from app.api.schemas.jobs import JobBody
+from app.db import files
 from app.db.engine import Sessions, transaction
-from app.db.files import files
 from app.db.jobs import checkpoints
 from app.db.tables import File, Job, Project
 from app.storage import LocalStorage

@@ -9,7 +9,7 @@ import redis
 from httpx2 import Response
 from starlette.testclient import TestClient
 
-from app.api.schemas.jobs.jobs import JobBody
+from app.api.schemas.jobs import JobBody
 from app.db.base_models import models
 from app.db.engine import Sessions, transaction
 from app.db.tables import Job

@@ -6,13 +6,13 @@ import openai
 import pytest
 from starlette.testclient import TestClient
 
-from app.api.schemas.jobs.evaluations import EvaluationBody, EvaluationList
-from app.api.schemas.jobs.jobs import JobBody
+from app.api.schemas.evaluations import EvaluationBody, EvaluationList
+from app.api.schemas.jobs import JobBody
 from app.db.engine import Sessions, transaction
 from app.db.jobs import evaluations, leased_rows
 from app.db.jobs.claims import FencedError, Lease
 from app.db.tables import Evaluation, Job, Project
-from app.domain.evaluations.states import EvaluationErrorCode
+from app.domain.evaluations.spec import EvaluationErrorCode
 from app.settings import Endpoint, Settings
 from app.storage import LocalStorage
 from tests.factories import make_file, make_job

@@ -6,7 +6,7 @@ import openai
 import pytest
 from starlette.testclient import TestClient
 
-from app.api.schemas.jobs.exports import ExportBody, ExportList
+from app.api.schemas.exports import ExportBody, ExportList
 from app.db.engine import Sessions, transaction
 from app.db.jobs import checkpoints, exports
 from app.db.jobs.claims import Lease

@@ -8,15 +8,13 @@ import pytest
 import redis
 from starlette.testclient import TestClient
 
-from app.api.schemas.jobs.checkpoints import CheckpointBody
-from app.api.schemas.jobs.jobs import JobBody
-from app.api.schemas.jobs.records import EventBody
+from app.api.schemas.jobs import JobBody
+from app.api.schemas.records import CheckpointBody, EventBody
 from app.db.engine import Sessions, transaction
 from app.db.jobs import checkpoints, claims, jobs
 from app.db.jobs.claims import FencedError
 from app.db.tables import Attempt, Job, Project
-from app.domain.jobs.states import Desired, JobState, Reason
-from app.domain.jobs.training_time import training_seconds
+from app.domain.jobs.states import Desired, JobState, Reason, training_seconds
 from app.storage import LocalStorage
 from tests.factories import (
     append_step_event,

@@ -9,13 +9,13 @@ import pytest
 from sqlalchemy import select
 from starlette.testclient import TestClient
 
-from app.api.schemas.jobs.plans import PlanBody
+from app.api.schemas.plans import PlanBody
 from app.db.engine import Sessions, transaction
 from app.db.jobs import measurements
 from app.db.scheduling import workers
 from app.db.tables import BaseModelRow, Job
 from app.domain.planning.execution_plan import Measurement
-from app.services.datasets import token_counter
+from app.services.jobs import plan
 from tests.app.api.conftest import Upload
 from tests.factories import chat_lines, make_project, make_target
 from tests.tiny import make_tiny_pairs, panic_at_many_a
@@ -150,7 +150,7 @@ class TestPlan:
     def test_a_file_that_takes_too_long_is_refused(
         self, client: TestClient, training_file: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(token_counter, "DEADLINE_SECONDS", 0.0)
+        monkeypatch.setattr(plan, "DEADLINE_SECONDS", 0.0)
         answer = client.post(PLAN, json={"model": "tiny", "training_file": training_file})
         assert answer.status_code == 400
         assert answer.json()["error"]["code"] == "file_too_large_to_plan"

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import text
 from starlette.testclient import TestClient
 
-from app.api.schemas.jobs.jobs import JobBody
+from app.api.schemas.jobs import JobBody
 from app.db.engine import Sessions, make_engine, transaction
 from app.db.fast_reads.pool import AsyncConnections
 from app.db.tables import Job, Project

@@ -9,11 +9,10 @@ import openai
 import pytest
 from starlette.testclient import TestClient
 
-from app.api.schemas.jobs.jobs import JobBody
+from app.api.schemas.jobs import JobBody
 from app.db.engine import Sessions, transaction
 from app.db.tables import Job
-from app.services.base_models import base_models
-from app.services.base_models import models as model_services
+from app.services import base_models
 from tests.factories import make_base_model
 from tests.serving import LiveServer
 
@@ -110,7 +109,7 @@ class TestJobs:
         job = create(model=alias).json()
         with transaction(sessions) as session:
             make_base_model(session, tmp_path / "second", name="second")
-            model_services.set_alias(session, alias, "second")
+            base_models.set_alias(session, alias, "second")
         clone = client.post(f"/v1/fine_tuning/jobs/{job['id']}/clone", json={}).json()
         assert (clone["model"], clone["model_alias"]) == ("tiny", None)
 
@@ -144,7 +143,7 @@ class TestJobs:
         self, live_server: LiveServer, api_key: str, base_model: str, sessions: Sessions, tmp_path: Path
     ) -> None:
         with transaction(sessions) as session:
-            model_services.set_alias(session, NAME, base_model)
+            base_models.set_alias(session, NAME, base_model)
         with openai.OpenAI(base_url=live_server.url, api_key=api_key) as plain:
             line = b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
             file = plain.files.create(file=("train.jsonl", line * 10), purpose="fine-tune")

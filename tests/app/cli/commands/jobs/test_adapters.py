@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from app.db import files
 from app.db.engine import Sessions, transaction
-from app.db.files import files
 from app.db.jobs import checkpoints
 from app.db.tables import File, Job, Project
 from app.storage import LocalStorage

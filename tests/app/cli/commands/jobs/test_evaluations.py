@@ -12,7 +12,7 @@ from app.db.engine import Sessions, transaction
 from app.db.jobs import evaluations
 from app.db.jobs.claims import Lease
 from app.db.tables import Evaluation, Job, Project
-from app.domain.evaluations.states import EvaluationErrorCode
+from app.domain.evaluations.spec import EvaluationErrorCode
 from app.storage import LocalStorage
 from tests.api_objects import EVALUATION
 from tests.app.cli.conftest import Tunery

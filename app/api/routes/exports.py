@@ -1,0 +1,72 @@
+"""/v1/fine_tuning/jobs/{id}/adapter and /exports: the trained weights, and merged models and GGUF files."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from app.api.auth import CallerDep
+from app.api.dependencies import AppStateDep, SessionDep
+from app.api.idempotency import IdempotentRoute
+from app.api.openapi import responses
+from app.api.schemas.common import Deleted
+from app.api.schemas.exports import CreateExport, ExportBody, ExportList
+from app.api.schemas.records import AdapterBody
+from app.api.transport.file_response import content_response
+from app.api.transport.json_body import OptionalJsonBodyDep, RequestBody
+from app.api.transport.pagination import After, Limit, list_page
+from app.services.jobs import exports, records
+
+MAX_EXPORTS = 100
+
+CreateExportBody = Annotated[OptionalJsonBodyDep, RequestBody(CreateExport)]
+
+router = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}/exports", tags=["Exports"], route_class=IdempotentRoute)
+
+
+@router.post("", response_model=ExportBody, summary="Export a model")
+def create_export(
+    job_id: str, body: CreateExportBody, caller: CallerDep, session: SessionDep, app_state: AppStateDep
+) -> Any:
+    """Make a merged model or a GGUF file of the result, or of a kept `checkpoint`. Repeated calls return one export."""
+    return exports.create(session, app_state.worker_notifier, caller.project_id, job_id, body)
+
+
+@router.get("", response_model=ExportList, summary="List exports of a job")
+def list_exports(job_id: str, caller: CallerDep, session: SessionDep, after: After = None, limit: Limit = 20) -> Any:
+    """Newest first."""
+    limit = min(limit, MAX_EXPORTS)
+    return list_page(exports.page(session, caller.project_id, job_id, limit + 1, after), limit)
+
+
+@router.get("/{export_id}", response_model=ExportBody, summary="Get an export")
+def get_export(job_id: str, export_id: str, caller: CallerDep, session: SessionDep) -> Any:
+    """An export that has `succeeded` lists its files with SHA-256; download them from `/v1/files/{id}/content`."""
+    return exports.get(session, caller.project_id, job_id, export_id)
+
+
+@router.delete("/{export_id}", response_model=Deleted, summary="Delete an export")
+def delete_export(job_id: str, export_id: str, caller: CallerDep, session: SessionDep) -> Any:
+    """Deletes its files too. A running export is cancelled."""
+    export = exports.delete(session, caller.project_id, job_id, export_id)
+    return Deleted(id=export.id, object="fine_tuning.job.export")
+
+
+adapters = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}/adapter", tags=["Adapters"])
+
+
+@adapters.get("", response_model=AdapterBody, summary="Get the adapter of a job")
+def get_adapter(job_id: str, caller: CallerDep, session: SessionDep) -> Any:
+    """Ids, sizes and SHA-256 of its files and of the archive; 404 until the job has succeeded."""
+    return records.get_adapter(session, caller.project_id, job_id)
+
+
+@adapters.get("/archive", summary="Download the adapter", response_class=Response, responses=responses.ARCHIVE)
+def get_archive(
+    job_id: str, request: Request, caller: CallerDep, session: SessionDep, app_state: AppStateDep
+) -> Response:
+    """A deterministic tar; its SHA-256 is the job's `adapter.sha256`. Range and ETag as for any file."""
+    archive = records.get_adapter(session, caller.project_id, job_id).archive
+    return content_response(app_state.storage, archive, request)

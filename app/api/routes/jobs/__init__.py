@@ -1,1 +1,0 @@
-"""HTTP handlers of fine-tuning jobs: create, list, read, control, records, adapters, exports."""

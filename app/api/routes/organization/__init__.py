@@ -1,1 +1,0 @@
-"""HTTP handlers for administrators: projects, their keys, their jobs, the audit log."""

@@ -1,1 +1,0 @@
-"""Queries for files, and the cleanup of uploads."""

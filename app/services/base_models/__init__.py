@@ -1,1 +1,0 @@
-"""Models: base models with their aliases and registrations, and `ft:` models."""
