@@ -57,7 +57,7 @@ def parse() -> argparse.Namespace:
 
 def through_the_service(arrivals: Sequence[Arrival], options: argparse.Namespace) -> list[Run]:
     if options.nothing_held:
-        without_held = fair_queue.SELECT_TRAINING_JOB.replace("(candidate.used + candidate.held)", "candidate.used")
+        without_held = fair_queue.SELECT_TRAINING_JOB.replace("candidate.used + candidate.held", "candidate.used")
         fair_queue.SELECT_TRAINING_JOB = without_held
     policy = None if options.no_giving_way else PreemptionPolicy(min_run_seconds=600, max_preemptions=3)
     with virtual_database() as engine:

@@ -17,8 +17,10 @@ from app.db.engine import make_engine
 from app.db.jobs import claims, reads
 from app.db.scheduling import fair_queue, queue_positions
 from app.db.tables import Job
+from app.domain.scheduling.fair_share import HALF_LIFE_SECONDS
 from app.domain.scheduling.forecast import WorkerSlot, forecast
 from app.domain.scheduling.worker_capacity import WorkerCapacity
+from app.services import queue
 from app.system.host import cpu_name
 from tests.stack import start_postgres
 
@@ -87,31 +89,26 @@ def measure(session: Session) -> None:
     print_times("a claim where no job fits", claim_nothing, 10)
     print_times("is anything waiting?", lambda: claims.has_claimable_job(session, "train"), CLAIMS)
     print_times("usage counted", lambda: fair_queue.count_usage(session), 10)
-    waiting = queue_positions.waiting_jobs(session)
+    waiting = fair_queue.waiting_jobs(session)
     standings = fair_queue.project_shares(session)
     slots = [WorkerSlot(OFFER, free_in_seconds=60.0 * n) for n in range(16)]
     placed = forecast(slots, waiting, standings)
-    moved = [each._replace(position=each.position + 1) for each in placed]
-    shuffled = [each._replace(position=each.position + len(placed) // 10) for each in placed]
-    print_times("jobs read for a forecast", lambda: queue_positions.waiting_jobs(session), 3)
+    print_times("jobs read in their order", lambda: fair_queue.waiting_jobs(session), 3)
     print_times("a forecast", lambda: forecast(slots, waiting, standings), 3)
     print_times("its places written, all new", lambda: queue_positions.write_positions(session, placed), 1)
     print_times("its places written, unchanged", lambda: queue_positions.write_positions(session, placed), 3)
-    print_times("its places written, all one further", lambda: queue_positions.write_positions(session, moved), 1)
-    print_times("its places written, all far away", lambda: queue_positions.write_positions(session, shuffled), 1)
-    queue_positions.write_positions(session, placed)
     session.commit()
 
     def round_after_a_claim() -> None:
         claim()
-        queue_positions.write_positions(
-            session, forecast(slots, queue_positions.waiting_jobs(session), fair_queue.project_shares(session))
-        )
+        jobs = fair_queue.waiting_jobs(session)
+        queue_positions.write_positions(session, forecast(slots, jobs, fair_queue.project_shares(session)))
         session.commit()
 
     print_times("a claim and a whole round after it", round_after_a_claim, 5)
     session.commit()
     print_times("one job read with its place", lambda: reads.get(session, waiting[0].job_id), CLAIMS)
+    print_times("the queue listed", lambda: queue.view_queue(session, "p1", True, 100, HALF_LIFE_SECONDS), 10)
 
 
 def print_times(what: str, act: Callable[[], Any], times: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from sqlalchemy import Engine
@@ -16,9 +16,8 @@ from app.db.jobs.claims import Lease
 from app.db.scheduling import fair_queue, queue_positions
 from app.db.tables import File, Job, Project
 from app.domain.jobs.states import Reason
-from app.domain.scheduling.forecast import QueuedJob
-from app.domain.scheduling.preemption import PreemptionPolicy, RunningJob, UrgentJob, select_preemptions
-from app.domain.scheduling.worker_capacity import JobRequirements, WorkerCapacity
+from app.domain.scheduling.preemption import PreemptionPolicy, RunningJob, select_preemptions
+from app.domain.scheduling.worker_capacity import WorkerCapacity
 from benchmarks.traffic import Arrival
 from benchmarks.virtual_time import set_clock
 
@@ -192,26 +191,18 @@ class TheService:
         if self.policy is None:
             return []
         with self._at(now):
-            urgent = [job for job in queue_positions.waiting_jobs(self.session) if job.is_urgent]
-            holders = self._holders(held, offers) if urgent else []
+            urgent = [job for job in fair_queue.waiting_jobs(self.session, self.half_life) if job.is_urgent]
             free = [offer for slot, offer in enumerate(offers) if slot not in held]
-            chosen = select_preemptions([_urgent(job) for job in urgent], free, holders, {}, self.policy)
+            chosen = select_preemptions(urgent, free, self._holders(offers) if urgent else [], {}, self.policy)
             for each in chosen:
-                lease = self.leases[self.numbers[each.victim.job_id]]
-                assert queue_positions.request_preemption(self.session, each, lease.attempt)
+                assert queue_positions.request_preemption(self.session, each)
         return [self.numbers[each.victim.job_id] for each in chosen]
 
-    def _holders(self, held: dict[int, int], offers: Sequence[WorkerCapacity]) -> list[RunningJob]:
+    def _holders(self, offers: Sequence[WorkerCapacity]) -> list[RunningJob]:
         shares = {each.project_id: each.share for each in fair_queue.project_shares(self.session, self.half_life)}
-        slots = {self.jobs[number]: slot for slot, number in held.items()}
-        return [
-            RunningJob(
-                job.id, job.project_id, offers[slots[job.id]], shares[job.project_id], job.ran_seconds,
-                job.seconds_left, job.priority, job.is_urgent, job.is_preemption_requested, True,
-                job.preemption_count,
-            )
-            for job in queue_positions.running_attempts(self.session)
-        ]  # fmt: skip
+        capacities = {f"gpu{slot}": offer for slot, offer in enumerate(offers)}
+        running = queue_positions.running_jobs(self.session, capacities, shares)
+        return [replace(job, is_stoppable=True) for job in running]
 
     def _at(self, now: float) -> _Moment:
         return _Moment(self.session, now)
@@ -231,11 +222,3 @@ class _Moment:
             self.session.commit()
         else:
             self.session.rollback()
-
-
-def _urgent(job: QueuedJob) -> UrgentJob:
-    return UrgentJob(
-        job.job_id,
-        job.project_id,
-        JobRequirements("m", job.requirements.labels, job.requirements.cpu_bytes, job.requirements.cuda_bytes),
-    )

@@ -177,7 +177,7 @@ def expire_leases(session: Session) -> None:
 
 def forecast_queue(session: Session, *slots: WorkerSlot) -> None:
     """Write the queue positions, as the reconciler does every few seconds."""
-    positions = forecast(slots, queue_positions.waiting_jobs(session), fair_queue.project_shares(session))
+    positions = forecast(slots, fair_queue.waiting_jobs(session), fair_queue.project_shares(session))
     queue_positions.write_positions(session, positions)
 
 

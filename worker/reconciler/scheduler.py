@@ -10,9 +10,8 @@ from sqlalchemy.orm import Session
 
 from app.db.engine import transaction
 from app.db.scheduling import fair_queue, queue_positions, workers
-from app.db.scheduling.queue_positions import RunningAttempt
-from app.domain.scheduling.forecast import JobForecast, QueuedJob, WorkerSlot, forecast
-from app.domain.scheduling.preemption import PreemptionPolicy, RunningJob, UrgentJob, select_preemptions
+from app.domain.scheduling.forecast import JobForecast, WorkerSlot, forecast
+from app.domain.scheduling.preemption import PreemptionPolicy, select_preemptions
 from app.domain.scheduling.worker_capacity import WorkerCapacity, worker_capacity
 from app.log import get_logger
 from worker.node.resources import Resources
@@ -43,7 +42,7 @@ class QueueScheduler:
             fair_queue.count_usage(session, half_life_seconds)
         with transaction(self.resources.sessions) as session:
             queue = _QueueSnapshot(session, half_life_seconds)
-        forecasts = forecast(queue.slots, queue.waiting, queue.shares.values(), half_life_seconds)
+        forecasts = forecast(queue.slots, queue.waiting, queue.shares)
         with transaction(self.resources.sessions) as session:
             queue_positions.write_positions(session, forecasts)
         with transaction(self.resources.sessions) as session:
@@ -53,14 +52,14 @@ class QueueScheduler:
 
     def _request_preemptions(self, queue: _QueueSnapshot, forecasts: Sequence[JobForecast]) -> None:
         policy = PreemptionPolicy(self.settings.give_way_after_seconds, self.settings.give_way_limit)
-        urgent = queue.urgent(forecasts)
-        preemptions = select_preemptions(
-            urgent, queue.free_capacities, queue.running_jobs, queue.free_job_counts, policy
-        )
-        attempts = {job.id: job.attempt for job in queue.running}
-        for each in preemptions:
+        startable = {each.job_id for each in forecasts if each.start_in_seconds is not None}
+        urgent = [job for job in queue.waiting if job.is_urgent and job.pause_seconds <= 0 and job.job_id in startable]
+        allowed = {
+            each.project_id: each.max_running - each.running for each in queue.shares if each.max_running is not None
+        }
+        for each in select_preemptions(urgent, queue.free_capacities, queue.running, allowed, policy):
             with transaction(self.resources.sessions) as session:
-                if queue_positions.request_preemption(session, each, attempts[each.victim.job_id]):
+                if queue_positions.request_preemption(session, each):
                     log.info("preemption requested", job=each.victim.job_id, urgent_job=each.urgent.job_id)
 
 
@@ -69,17 +68,17 @@ class _QueueSnapshot:
 
     def __init__(self, session: Session, half_life_seconds: float) -> None:
         self.capacities = {row.id: worker_capacity(row.about) for row in workers.gpu_workers(session)}
-        self.running = queue_positions.running_attempts(session)
-        self.waiting = queue_positions.waiting_jobs(session)
-        self.shares = {each.project_id: each for each in fair_queue.project_shares(session, half_life_seconds)}
+        self.shares = fair_queue.project_shares(session, half_life_seconds)
+        shares = {each.project_id: each.share for each in self.shares}
+        self.running = queue_positions.running_jobs(session, self.capacities, shares)
+        self.waiting = fair_queue.waiting_jobs(session, half_life_seconds)
 
     @property
     def slots(self) -> list[WorkerSlot]:
         slots = {owner: WorkerSlot(capacity) for owner, capacity in self.capacities.items()}
         for job in self.running:
-            if job.lease_owner in slots:
-                capacity = self.capacities[job.lease_owner]
-                slots[job.lease_owner] = WorkerSlot(capacity, job.seconds_left, job.project_id, job.reserved_bytes)
+            capacity = self.capacities[job.lease_owner]
+            slots[job.lease_owner] = WorkerSlot(capacity, job.seconds_left, job.project_id, job.reserved_bytes)
         return list(slots.values())
 
     @property
@@ -88,55 +87,10 @@ class _QueueSnapshot:
         owners = {job.lease_owner for job in self.running}
         reserved: Counter[str] = Counter()
         for job in self.running:
-            if job.lease_owner in self.capacities:
-                reserved.update(dict.fromkeys(self.capacities[job.lease_owner].gpu_uuids, job.reserved_bytes))
+            reserved.update(dict.fromkeys(self.capacities[job.lease_owner].gpu_uuids, job.reserved_bytes))
         free = []
         for capacity in (capacity for owner, capacity in self.capacities.items() if owner not in owners):
             held = max((reserved[uuid] for uuid in capacity.gpu_uuids), default=0)
             if capacity.has_room_for_slot(held):
                 free.append(capacity.as_slot if held else capacity)
         return free
-
-    @property
-    def free_job_counts(self) -> dict[str, int]:
-        """How many more jobs each project with a limit may run."""
-        return {
-            name: each.max_running - each.running for name, each in self.shares.items() if each.max_running is not None
-        }
-
-    @property
-    def running_jobs(self) -> list[RunningJob]:
-        """The running jobs as candidates for preemption."""
-        return [
-            RunningJob(
-                job.id,
-                job.project_id,
-                self._capacity_of(job),
-                self.shares[job.project_id].share if job.project_id in self.shares else 0.0,
-                job.ran_seconds,
-                job.seconds_left,
-                job.priority,
-                job.is_urgent,
-                job.is_preemption_requested,
-                job.can_be_preempted,
-                job.preemption_count,
-            )
-            for job in self.running
-            if job.lease_owner in self.capacities
-        ]
-
-    def _capacity_of(self, job: RunningAttempt) -> WorkerCapacity:
-        """What becomes free with the job: its slot, or the whole GPU if it has that."""
-        capacity = self.capacities[job.lease_owner]
-        return capacity.as_slot if job.reserved_bytes < capacity.memory_bytes else capacity
-
-    def urgent(self, forecasts: Sequence[JobForecast]) -> list[UrgentJob]:
-        """Urgent jobs that some worker could run now, in queue order."""
-        by_id: dict[str, QueuedJob] = {
-            job.job_id: job for job in self.waiting if job.is_urgent and job.pause_seconds <= 0
-        }
-        return [
-            UrgentJob(each.job_id, each.project_id, by_id[each.job_id].requirements)
-            for each in forecasts
-            if each.job_id in by_id and each.start_in_seconds is not None
-        ]

@@ -13,7 +13,8 @@ from sqlalchemy.orm import Session
 
 from app.db.tables import Job
 from app.domain.scheduling.fair_share import DEFAULT_DURATION_SECONDS, HALF_LIFE_SECONDS, MAX_HALF_LIVES, ProjectShare
-from app.domain.scheduling.worker_capacity import WorkerCapacity
+from app.domain.scheduling.forecast import QueuedJob
+from app.domain.scheduling.worker_capacity import JobRequirements, WorkerCapacity
 
 Kind = Literal["validate", "train"]
 LOCKS: dict[Kind, int] = {"validate": 0x636C61696D01, "train": 0x636C61696D02}  # "claim"
@@ -28,6 +29,19 @@ greatest(0, coalesce(
   coalesce(job.planned_seconds, {DEFAULT_DURATION_SECONDS})
     - extract(epoch FROM moment.now - attempt.started_at)::float8
 ))"""
+# The order of the queue, for the claim and the positions. Within a project: urgent jobs, then by priority, then by age.
+# Between projects: urgent jobs, then the job before whose start its project has used, holds and plans the fewest GPU
+# seconds, divided by its weight. In what a project plans, a job counts one GPU.
+PROJECT_ORDER = "waiting.is_urgent DESC, waiting.priority DESC, waiting.seq"
+PLANNED_SECONDS = f"""coalesce(waiting.planned_seconds, {DEFAULT_DURATION_SECONDS})
+  * CASE WHEN (waiting.progress->>'total_steps')::float8 > 0  -- less the share of steps that earlier attempts have made
+    THEN greatest(0, 1 - coalesce((waiting.progress->>'step')::float8, 0) / (waiting.progress->>'total_steps')::float8)
+    ELSE 1 END"""
+PLANNED_BEFORE = f"""coalesce(sum({PLANNED_SECONDS}) OVER (
+    PARTITION BY waiting.project_id ORDER BY {PROJECT_ORDER} ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+  ), 0) AS planned_before"""
+QUEUE_ORDER = """candidate.is_urgent DESC,
+  (candidate.used + candidate.held + candidate.planned_before) / candidate.weight, candidate.seq"""
 # CTEs that end in `project_share`: one row per project with its decayed usage. `active` are the attempts that
 # `project_usage` does not include yet: running ones, and those that ended after the last `count_usage`.
 PROJECT_SHARE = f"""
@@ -80,8 +94,7 @@ WITH {PROJECT_SHARE},
 candidate AS (
   SELECT job.*, project_share.*
   FROM moment, project_share CROSS JOIN LATERAL (
-    SELECT waiting.id, waiting.is_urgent, waiting.seq,
-      row_number() OVER (ORDER BY waiting.is_urgent DESC, waiting.priority DESC, waiting.seq) AS rank
+    SELECT waiting.id, waiting.is_urgent, waiting.seq, {PLANNED_BEFORE}
     FROM jobs AS waiting
     WHERE waiting.project_id = project_share.project_id
       AND waiting.state = 'queued' AND waiting.lease_owner IS NULL AND waiting.desired = 'run'
@@ -91,15 +104,25 @@ candidate AS (
       AND (CAST(:usable_bytes AS bigint) IS NULL OR CAST(:usable_bytes AS bigint) >= coalesce(
         CASE CAST(:device_kind AS text) WHEN 'cuda' THEN waiting.needed_cuda_bytes
         ELSE waiting.needed_cpu_bytes END, 0))
-    ORDER BY waiting.is_urgent DESC, waiting.priority DESC, waiting.seq LIMIT {CANDIDATES_PER_PROJECT}
+    ORDER BY {PROJECT_ORDER} LIMIT {CANDIDATES_PER_PROJECT}
   ) AS job
   WHERE project_share.max_running IS NULL OR project_share.running < project_share.max_running
 )
 SELECT waiting.id
 FROM candidate JOIN jobs AS waiting ON waiting.id = candidate.id
 WHERE waiting.state = 'queued' AND waiting.lease_owner IS NULL AND waiting.desired = 'run'
-ORDER BY candidate.is_urgent DESC, (candidate.used + candidate.held) / candidate.weight, candidate.rank, candidate.seq
-LIMIT 1 FOR UPDATE OF waiting SKIP LOCKED
+ORDER BY {QUEUE_ORDER} LIMIT 1 FOR UPDATE OF waiting SKIP LOCKED
+"""
+WAITING_JOBS = f"""
+WITH {PROJECT_SHARE},
+candidate AS (
+  SELECT waiting.*, {PLANNED_SECONDS} AS seconds, {PLANNED_BEFORE}, project_share.used, project_share.held,
+    project_share.weight
+  FROM project_share JOIN jobs AS waiting USING (project_id) WHERE waiting.state = 'queued' AND waiting.desired = 'run'
+)
+SELECT id, project_id, is_urgent, base_model, worker_labels::text, needed_cpu_bytes, needed_cuda_bytes, seconds,
+  greatest(0, extract(epoch FROM run_after - moment.now)::float8)
+FROM candidate, moment ORDER BY {QUEUE_ORDER}
 """
 # Validations take seconds, so projects take turns: the one whose last validation began first comes next.
 SELECT_JOB_TO_VALIDATE = f"""
@@ -109,12 +132,12 @@ candidate AS (
   FROM moment, projects AS project LEFT JOIN project_usage AS usage ON usage.project_id = project.id
   CROSS JOIN LATERAL (
     SELECT waiting.id, waiting.is_urgent, waiting.seq,
-      row_number() OVER (ORDER BY waiting.is_urgent DESC, waiting.priority DESC, waiting.seq) AS rank
+      row_number() OVER (ORDER BY {PROJECT_ORDER}) AS rank
     FROM jobs AS waiting
     WHERE waiting.project_id = project.id
       AND waiting.state = 'validating_files' AND waiting.lease_owner IS NULL AND waiting.desired = 'run'
       AND waiting.run_after <= moment.now
-    ORDER BY waiting.is_urgent DESC, waiting.priority DESC, waiting.seq LIMIT {CANDIDATES_PER_PROJECT}
+    ORDER BY {PROJECT_ORDER} LIMIT {CANDIDATES_PER_PROJECT}
   ) AS job
 )
 SELECT waiting.id
@@ -189,6 +212,20 @@ def select_training_job(offer: WorkerCapacity | None, half_life: float = HALF_LI
         values["labels"] = None if offer.labels is None else json.dumps(sorted(offer.labels))
         values["usable_bytes"], values["device_kind"] = offer.usable_bytes, offer.kind
     return text(SELECT_TRAINING_JOB).bindparams(**values).columns(Job.id).scalar_subquery()
+
+
+def waiting_jobs(session: Session, half_life: float = HALF_LIFE_SECONDS) -> list[QueuedJob]:
+    """All queued jobs that no client has paused, in the order of the queue."""
+    needs: dict[tuple[Any, ...], JobRequirements] = {}  # thousands of jobs share a few distinct requirements
+    jobs = []
+    for job_id, project_id, is_urgent, *needed, seconds, pause in session.execute(
+        text(WAITING_JOBS), {"half_life": half_life}
+    ):
+        if (key := tuple(needed)) not in needs:
+            base_model, labels, cpu_bytes, cuda_bytes = key
+            needs[key] = JobRequirements(base_model, frozenset(json.loads(labels)), cpu_bytes, cuda_bytes)
+        jobs.append(QueuedJob(job_id, project_id, needs[key], is_urgent, seconds, pause))
+    return jobs
 
 
 def select_shares(half_life: float = HALF_LIFE_SECONDS) -> Subquery:

@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from app.domain.scheduling.worker_capacity import JobRequirements, WorkerCapacity, fits
+from app.domain.scheduling.forecast import QueuedJob
+from app.domain.scheduling.worker_capacity import WorkerCapacity, fits
 
 ENDS_SOON_SECONDS = 120.0  # a job that ends within this time is not stopped: stopping and resuming cost as much
 
@@ -18,27 +19,21 @@ class PreemptionPolicy:
 
 
 @dataclass(frozen=True)
-class UrgentJob:
-    job_id: str
-    project_id: str
-    requirements: JobRequirements
-
-
-@dataclass(frozen=True)
 class RunningJob:
-    """A running job and the capacity of its slot."""
-
     job_id: str
     project_id: str
-    capacity: WorkerCapacity
+    capacity: WorkerCapacity  # what becomes free with the job: its slot, or the whole GPU if it has that
     share: float  # of its project
     ran_seconds: float
     seconds_left: float
+    lease_owner: str = ""
+    attempt: int = 1
     priority: int = 0
     is_urgent: bool = False
     is_preempting: bool = False  # its preemption has been requested
     is_stoppable: bool = True  # its trainer is training, and no pause or cancel is requested
     preemption_count: int = 0
+    reserved_bytes: int = 0  # on each of the GPUs that the slot shares with others; 0 without sharing
 
     @property
     def frees_its_slot(self) -> bool:
@@ -50,11 +45,11 @@ class Preemption:
     """A running job that stops at its next step, and the urgent job that gets its slot."""
 
     victim: RunningJob
-    urgent: UrgentJob
+    urgent: QueuedJob
 
 
 def select_preemptions(
-    urgent: Sequence[UrgentJob],
+    urgent: Sequence[QueuedJob],
     free: Sequence[WorkerCapacity],
     running: Sequence[RunningJob],
     jobs_allowed: Mapping[str, int],
@@ -83,7 +78,7 @@ def select_preemptions(
 
 
 def _victim(
-    job: UrgentJob, running: Sequence[RunningJob], is_at_limit: bool, policy: PreemptionPolicy
+    job: QueuedJob, running: Sequence[RunningJob], is_at_limit: bool, policy: PreemptionPolicy
 ) -> RunningJob | None:
     """The job whose slot `job` gets: one that frees its slot anyway, else one of the project with the largest share.
 

@@ -9,7 +9,7 @@ from sqlalchemy import func, update
 
 from app.db.engine import Sessions, transaction
 from app.db.jobs import claims, full_disk, jobs
-from app.db.scheduling import queue_positions
+from app.db.scheduling import fair_queue
 from app.db.tables import Job, Project
 from app.domain.jobs.states import Reason
 from app.storage import LocalStorage
@@ -50,7 +50,7 @@ def shift(sessions: Sessions, job: Job, seconds: float) -> None:
 
 def pause_of(sessions: Sessions, job: Job) -> float:
     with transaction(sessions) as session:
-        (waiting,) = (each for each in queue_positions.waiting_jobs(session) if each.job_id == job.id)
+        (waiting,) = (each for each in fair_queue.waiting_jobs(session) if each.job_id == job.id)
     return waiting.pause_seconds
 
 

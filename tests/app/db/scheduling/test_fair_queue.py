@@ -1,4 +1,4 @@
-"""The order of the claim in real SQL: turns, limits, what a worker has; and the same rule in app.domain."""
+"""The order of the claim and of the positions in real SQL: turns, limits, what a worker has."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from sqlalchemy.orm import Session
 
 from app.db.engine import Sessions, transaction
 from app.db.jobs import claims
-from app.db.scheduling import fair_queue, queue_positions
+from app.db.scheduling import fair_queue
 from app.db.scheduling.fair_queue import Kind
 from app.db.tables import Attempt, File, Job, Project, ProjectUsage
 from app.domain.jobs.states import Reason
-from app.domain.scheduling.forecast import WorkerSlot, forecast
 from app.domain.scheduling.worker_capacity import WorkerCapacity
 from tests.factories import lease_of, make_project
 
@@ -214,35 +213,39 @@ class TestAtOnce:
 
 
 jobs_of_a_queue = st.lists(
-    st.tuples(
-        st.sampled_from("abc"), st.integers(-1, 1), st.booleans(), st.sampled_from([1, 30]), st.sampled_from("mn"),
-    ),
+    st.tuples(st.sampled_from("abc"), st.integers(-1, 1), st.booleans(), st.sampled_from([None, 500.0, 4000.0])),
     min_size=1,
     max_size=8,
-)  # fmt: skip
+)
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(jobs_of_a_queue, st.permutations([100.0, 4000.0, 9000.0]), st.sampled_from([None, 1, 2]))
-def test_the_claim_takes_what_the_forecast_says_comes_first(
-    sessions: Sessions, drawn: list[tuple[str, int, bool, int, str]], used: list[float], limit: int | None
+@given(jobs_of_a_queue, st.permutations([100.0, 4000.0, 9000.0]))
+def test_jobs_are_claimed_in_the_order_of_their_positions(
+    sessions: Sessions, drawn: list[tuple[str, int, bool, float | None]], used: list[float]
 ) -> None:
-    """The same rule twice, in SQL and in Python, until nothing is left that the worker may take."""
     with sessions() as session:
         for name, amount in zip("abc", used, strict=True):
-            add_project(session, name, amount, max_running_jobs=limit if name == "a" else None)
-        for number, (project, priority, is_urgent, memory, model) in enumerate(drawn):
+            add_project(session, name, amount, share_weight=2.0 if name == "a" else 1.0)
+        for number, (project, priority, is_urgent, seconds) in enumerate(drawn):
+            planned_seconds = seconds and seconds + 7 * number
             add_job(
-                session, f"j{number}", project, priority=priority, is_urgent=is_urgent, base_model=model,
-                needed_cuda_bytes=memory * GB, planned_seconds=1000.0 + 7 * number,
-            )  # fmt: skip
-        for turn in range(len(drawn) + 1):
-            expected = forecast(
-                [WorkerSlot(CARD)], queue_positions.waiting_jobs(session), fair_queue.project_shares(session)
+                session, f"j{number}", project, priority=priority, is_urgent=is_urgent, planned_seconds=planned_seconds
             )
-            first = next((each.job_id for each in expected if each.start_in_seconds == 0.0), None)
-            claimed = claims.claim(session, "train", f"w{turn}", 60, CARD)
-            assert (claimed.id if claimed else None) == first
-            if claimed is None:
-                break
+        expected = [each.job_id for each in fair_queue.waiting_jobs(session)]
+        claimed = [claims.claim(session, "train", f"w{turn}", 60, CARD) for turn in range(len(drawn))]
+        assert [job and job.id for job in claimed] == expected
         session.rollback()
+
+
+def test_a_job_that_has_made_steps_has_so_much_less_to_do(two: Sessions) -> None:
+    with transaction(two) as session:
+        for number, (planned, progress) in enumerate((
+            (100.0, None), (100.0, {"step": 3, "total_steps": 4}), (100.0, {"step": 0, "total_steps": 0}),
+            (100.0, {"step": 5, "total_steps": 4}), (None, {"step": 3, "total_steps": 4}),
+        )):  # fmt: skip
+            add_job(session, f"j{number}", "b", planned_seconds=planned, progress=progress, worker_labels=["b", "a"])
+        waiting = fair_queue.waiting_jobs(session)
+    assert [job.seconds for job in waiting] == [100.0, 25.0, 100.0, 0.0, 150.0]
+    assert waiting[0].requirements.labels == {"a", "b"}
+    assert len({id(job.requirements) for job in waiting}) == 1

@@ -14,54 +14,25 @@ CARD = WorkerCapacity("cuda", 24 * GB, frozenset({"m"}))
 LARGE = WorkerCapacity("cuda", 80 * GB, frozenset({"m", "huge"}), frozenset({"site=berlin"}))
 
 
-def job(name: str, project: str = "a", seq: int = 0, **more: object) -> QueuedJob:
-    return QueuedJob(name, project, seq or int(name[1:]), **({"requirements": ANY, "seconds": 100.0} | more))  # type: ignore[arg-type]
+def job(name: str, project: str = "a", **more: object) -> QueuedJob:
+    return QueuedJob(name, project, **({"requirements": ANY, "seconds": 100.0} | more))  # type: ignore[arg-type]
 
 
 def starts(forecasts: list[JobForecast]) -> list[tuple[str, float | None]]:
     return [(each.job_id, each.start_in_seconds) for each in forecasts]
 
 
-class TestOrder:
-    def test_projects_are_ordered_by_used_and_planned_gpu_seconds(self) -> None:
-        queued = [job("j1"), job("j2"), job("j3", "b"), job("j4", "b")]
-        forecasts = forecast([WorkerSlot(CARD)], queued, [ProjectShare("a", usage=50.0), ProjectShare("b")])
-        assert starts(forecasts) == [("j3", 0.0), ("j1", 100.0), ("j4", 200.0), ("j2", 300.0)]
-        assert [each.position for each in forecasts] == [1, 2, 3, 4]
-
-    def test_the_weight_divides_the_usage(self) -> None:
-        queued = [job(f"j{n}", "ab"[n % 2]) for n in range(1, 13)]
-        forecasts = forecast([WorkerSlot(CARD)], queued, [ProjectShare("a", weight=3.0), ProjectShare("b")])
-        assert [each.project_id for each in forecasts[:8]].count("a") == 6
-
-    def test_priority_comes_before_age_and_an_urgent_job_before_all_others(self) -> None:
-        queued = [job("j1"), job("j2", priority=5), job("j3", "b", is_urgent=True)]
-        forecasts = forecast([WorkerSlot(CARD)], queued, [ProjectShare("b", usage=1e9)])
-        assert [each.job_id for each in forecasts] == ["j3", "j2", "j1"]
-
+class TestStart:
     def test_a_slot_is_free_when_its_job_is_over(self) -> None:
         forecasts = forecast(
             [WorkerSlot(CARD, 40.0, "b"), WorkerSlot(CARD, 70.0, "b")], [job("j1"), job("j2"), job("j3")], []
         )
         assert starts(forecasts) == [("j1", 40.0), ("j2", 70.0), ("j3", 140.0)]
+        assert [each.position for each in forecasts] == [1, 2, 3]
 
-    def test_a_job_starts_when_its_pause_is_over_and_others_start_before_it(self) -> None:
+    def test_a_job_starts_when_its_pause_is_over_and_later_ones_start_before_it(self) -> None:
         queued = [job("j1", pause_seconds=150.0), job("j2"), job("j3")]
-        assert starts(forecast([WorkerSlot(CARD)], queued, [])) == [("j2", 0.0), ("j3", 100.0), ("j1", 200.0)]
-        assert starts(forecast([WorkerSlot(CARD)], queued[:2], [])) == [("j2", 0.0), ("j1", 150.0)]
-        assert starts(forecast([WorkerSlot(CARD), WorkerSlot(CARD)], queued[:1], [])) == [("j1", 150.0)]
-
-    def test_after_its_pause_a_job_is_ordered_by_its_age(self) -> None:
-        queued = [job("j1", pause_seconds=50.0), job("j2"), job("j3"), job("j4", "b", pause_seconds=50.0)]
-        forecasts = forecast([WorkerSlot(CARD)], queued, [ProjectShare("b", usage=150.0)])
-        assert starts(forecasts) == [("j2", 0.0), ("j1", 100.0), ("j4", 200.0), ("j3", 300.0)]
-
-    def test_a_paused_job_of_a_project_at_its_limit_waits_for_one_of_its_own(self) -> None:
-        limited = ProjectShare("a", running=1, max_running=1)
-        forecasts = forecast(
-            [WorkerSlot(CARD), WorkerSlot(CARD, 30.0, "a")], [job("j1", pause_seconds=100.0)], [limited]
-        )
-        assert starts(forecasts) == [("j1", 100.0)]
+        assert starts(forecast([WorkerSlot(CARD)], queued, [])) == [("j1", 150.0), ("j2", 0.0), ("j3", 100.0)]
 
 
 class TestFit:
@@ -90,8 +61,8 @@ class TestFit:
         assert "needs 90.00 GB, the largest worker has 80.00" in why["j3"]
 
     def test_without_any_worker_jobs_are_ordered_and_have_no_start(self) -> None:
-        forecasts = forecast([], [job("j1", priority=-1), job("j2")], [])
-        assert starts(forecasts) == [("j2", None), ("j1", None)]
+        forecasts = forecast([], [job("j1"), job("j2")], [])
+        assert starts(forecasts) == [("j1", None), ("j2", None)]
         assert forecasts[0].waiting_for == "No training worker is running."
 
 
@@ -124,15 +95,6 @@ class TestSharedGpus:
         assert (forecasts[0].waiting_for or "").endswith("it starts when a whole GPU is free.")
         assert forecasts[1].waiting_for is None
 
-    def test_slots_that_a_large_job_kept_idle_continue_when_it_starts_elsewhere(self) -> None:
-        queued = [job("j1", requirements=self.LARGE), job("j2", requirements=self.SMALL)]
-        slots = [
-            WorkerSlot(self.SLOT, 500.0, "b", self.SLOT.slot_bytes),
-            WorkerSlot(self.SLOT),
-            WorkerSlot(self.OTHER, 60.0, "b", 24 * GB),
-        ]
-        assert starts(forecast(slots, queued, [])) == [("j1", 60.0), ("j2", 60.0)]
-
     def test_a_job_on_several_gpus_waits_for_all_of_them(self) -> None:
         pair = replace(self.SLOT, gpus=2, gpu_uuids=("GPU-1", "GPU-2"), labels=frozenset({"pair"}))
         needs_pair = JobRequirements("m", frozenset({"pair"}), cuda_bytes=5 * GB)
@@ -142,10 +104,3 @@ class TestSharedGpus:
             WorkerSlot(pair),
         ]
         assert starts(forecast(slots, [job("j1", requirements=needs_pair)], [])) == [("j1", 80.0)]
-
-    def test_a_slot_counts_as_its_part_of_the_gpu(self) -> None:
-        queued = [job("j1", requirements=self.SMALL), job("j2", requirements=self.SMALL), job("j3", "b", seconds=50.0)]
-        slots = [WorkerSlot(self.SLOT)]
-        # The job of project a counts 50 GPU seconds, so project b with 60 comes after its second job.
-        assert [each.job_id for each in forecast(slots, queued, [ProjectShare("b", usage=30.0)])] == ["j1", "j3", "j2"]
-        assert [each.job_id for each in forecast(slots, queued, [ProjectShare("b", usage=60.0)])] == ["j1", "j2", "j3"]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from app.domain.scheduling.preemption import PreemptionPolicy, RunningJob, UrgentJob, select_preemptions
+from app.domain.scheduling.forecast import QueuedJob
+from app.domain.scheduling.preemption import PreemptionPolicy, RunningJob, select_preemptions
 from app.domain.scheduling.worker_capacity import JobRequirements, WorkerCapacity
 
 POLICY = PreemptionPolicy(min_run_seconds=600, max_preemptions=3)
 SMALL, LARGE = WorkerCapacity("cuda", 24 * 10**9), WorkerCapacity("cuda", 80 * 10**9)
-URGENT = UrgentJob("u1", "ops", JobRequirements("m"))
+URGENT = QueuedJob("u1", "ops", JobRequirements("m"))
 
 
 def running_job(name: str = "long", offer: WorkerCapacity = SMALL, share: float = 1.0, **more: object) -> RunningJob:
@@ -18,7 +19,7 @@ def running_job(name: str = "long", offer: WorkerCapacity = SMALL, share: float 
 
 def victims(
     running: list[RunningJob],
-    urgent: list[UrgentJob] | None = None,
+    urgent: list[QueuedJob] | None = None,
     free: list[WorkerCapacity] | None = None,
     **jobs_allowed: int,
 ) -> list[str]:
@@ -32,7 +33,7 @@ def test_a_long_job_is_preempted_if_no_slot_is_free() -> None:
 
 
 def test_a_preemption_has_the_urgent_job_that_gets_the_slot() -> None:
-    fits_nowhere = UrgentJob("u0", "ops", JobRequirements("m", cuda_bytes=60 * 10**9))
+    fits_nowhere = QueuedJob("u0", "ops", JobRequirements("m", cuda_bytes=60 * 10**9))
     (chosen,) = select_preemptions([fits_nowhere, URGENT], [], [running_job()], {}, POLICY)
     assert (chosen.victim.job_id, chosen.urgent.job_id) == ("long", "u1")
 
@@ -47,7 +48,7 @@ def test_the_victim_is_of_the_project_with_the_largest_share_and_of_the_lowest_p
 
 
 def test_there_are_as_many_victims_as_urgent_jobs() -> None:
-    many = [UrgentJob(f"u{n}", "ops", JobRequirements("m")) for n in range(2)]
+    many = [QueuedJob(f"u{n}", "ops", JobRequirements("m")) for n in range(2)]
     assert len(victims([running_job(str(n)) for n in range(4)], many)) == 2
     assert len(victims([running_job("0", is_preempting=True), *(running_job(str(n)) for n in range(1, 4))], many)) == 1
 
@@ -69,12 +70,12 @@ def test_a_job_that_just_began_or_is_about_to_end_or_was_preempted_often_is_no_v
 
 
 def test_a_victim_frees_a_slot_that_fits() -> None:
-    large = UrgentJob("u1", "ops", JobRequirements("m", cuda_bytes=60 * 10**9))
+    large = QueuedJob("u1", "ops", JobRequirements("m", cuda_bytes=60 * 10**9))
     assert victims([running_job("small"), running_job("large", LARGE, share=0.1)], [large]) == ["large"]
     assert victims([running_job("small")], [large]) == []
 
 
 def test_a_project_at_its_limit_gains_nothing_from_the_jobs_of_others() -> None:
     assert victims([running_job()], ops=0) == []
-    own = UrgentJob("u1", "a", JobRequirements("m"))
+    own = QueuedJob("u1", "a", JobRequirements("m"))
     assert victims([running_job()], [own], a=0) == ["long"]
