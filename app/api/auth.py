@@ -13,17 +13,19 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from app.api.dependencies import app_state_of
+from app.api.dependencies import SessionDep, app_state_of
 from app.api.middleware.request_context import add_response_headers
 from app.api.middleware.request_log import record_of
 from app.api.query_parameters import check_query
 from app.db.access import audit
 from app.db.fast_reads import keys as key_reads
 from app.db.fast_reads.keys import KeyRow
+from app.db.tables import Job
 from app.domain.access import api_keys, scopes
 from app.domain.error_text.json_text import as_json, counted
 from app.errors import InvalidApiKey, MissingScope, RateLimited
 from app.services.access.rate_limit import RateLimitStatus
+from app.services.jobs import jobs
 
 REFUSAL_MESSAGES = {
     "revoked": "This API key was revoked. Create a new one with `tunery keys create`.",
@@ -51,6 +53,14 @@ async def authenticate(request: Request) -> Caller:
 
 AUTHENTICATED = Depends(authenticate)  # for routers whose handlers do not use the caller
 CallerDep = Annotated[Caller, AUTHENTICATED]
+
+
+def find_job(job_id: str, caller: CallerDep, session: SessionDep) -> Job:
+    """The job of the path, which belongs to the caller's project. Raises NotFound."""
+    return jobs.get(session, caller.project_id, job_id)
+
+
+JobDep = Annotated[Job, Depends(find_job)]
 
 
 def authorize(request: Request, key: KeyRow | None) -> Caller:

@@ -61,10 +61,14 @@ def page(
     if after is not None:
         last = session.scalar(select(number).where(table.id == after, *scope))  # type: ignore[attr-defined]
         if last is None:
-            text = f"after: there is no {_name(table)} {as_json(after)} here; give the id of the last item of the page"
-            raise BadRequest(f"{text} before", "after")
+            raise unknown_cursor_error(_name(table), after)
         query = query.where(number > last if is_ascending else number < last)
     return list(session.scalars(query.order_by(number if is_ascending else number.desc()).limit(limit)))
+
+
+def unknown_cursor_error(kind: str, after: str) -> BadRequest:
+    text = f"after: there is no {kind} {as_json(after)} here; give the id of the last item of the page before"
+    return BadRequest(text, "after")
 
 
 def count(session: Session, table: type[Row], *scope: ColumnElement[bool]) -> int:

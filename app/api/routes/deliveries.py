@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from app.api.auth import CallerDep
+from app.api.auth import CallerDep, JobDep
 from app.api.dependencies import AppState, AppStateDep, SessionDep
 from app.api.idempotency import IdempotentRoute
 from app.api.schemas.deliveries import (
@@ -20,8 +20,11 @@ from app.api.schemas.deliveries import (
     UpdateDeliveryTarget,
 )
 from app.api.transport.json_body import JsonBody
-from app.api.transport.pagination import After, Limit, PageDep, list_page
+from app.api.transport.pagination import PageDep, list_page
+from app.db.deliveries.deliveries import withdraw
+from app.db.tables import Delivery
 from app.domain.deliveries.targets import TargetRules
+from app.services import resources
 from app.services.deliveries import deliveries, targets
 from app.services.deliveries.targets import Operator
 
@@ -33,8 +36,7 @@ def create_target(
     body: JsonBody[CreateDeliveryTarget], caller: CallerDep, session: SessionDep, app_state: AppStateDep
 ) -> Any:
     """Register a directory, inference engines, a bucket or a hub. Credentials are stored encrypted, never returned."""
-    given = dict(body)
-    return targets.create(session, _operator(app_state), caller.project_id, given)
+    return targets.create(session, _operator(app_state), caller.project_id, dict(body))
 
 
 @router.get("/delivery_targets", response_model=DeliveryTargetList, summary="List delivery targets")
@@ -84,20 +86,16 @@ def _operator(app_state: AppState) -> Operator:
     return Operator(rules, settings.encryption_keys)
 
 
-MAX_DELIVERIES = 100
-
-
 @router.post("/fine_tuning/jobs/{job_id}/deliveries", response_model=DeliveryBody, summary="Deliver an adapter")
-def create_delivery(job_id: str, body: JsonBody[CreateDelivery], caller: CallerDep, session: SessionDep) -> Any:
+def create_delivery(body: JsonBody[CreateDelivery], job: JobDep, session: SessionDep) -> Any:
     """Deliver the result, or a kept `checkpoint`, to a target. A repeated call delivers it again."""
-    return deliveries.create(session, caller.project_id, job_id, body.target, body.checkpoint)
+    return deliveries.create(session, job, body.target, body.checkpoint)
 
 
 @router.get("/fine_tuning/jobs/{job_id}/deliveries", response_model=DeliveryList, summary="List deliveries of a job")
-def list_deliveries(job_id: str, caller: CallerDep, session: SessionDep, after: After = None, limit: Limit = 20) -> Any:
+def list_deliveries(job: JobDep, session: SessionDep, page: PageDep) -> Any:
     """Newest first."""
-    limit = min(limit, MAX_DELIVERIES)
-    return list_page(deliveries.page(session, caller.project_id, job_id, limit + 1, after), limit)
+    return list_page(resources.page(session, Delivery, *page, Delivery.job_id == job.id), page.limit)
 
 
 @router.get(
@@ -105,9 +103,9 @@ def list_deliveries(job_id: str, caller: CallerDep, session: SessionDep, after: 
     response_model=DeliveryBody,
     summary="Get a delivery of a job",
 )
-def get_delivery(job_id: str, delivery_id: str, caller: CallerDep, session: SessionDep) -> Any:
+def get_delivery(delivery_id: str, job: JobDep, session: SessionDep) -> Any:
     """Its status, the error of its last attempt, what the target has, and the check of what it serves."""
-    return deliveries.get(session, caller.project_id, job_id, delivery_id)
+    return resources.get(session, Delivery, delivery_id, Delivery.job_id == job.id, param="delivery_id")
 
 
 @router.delete(
@@ -115,6 +113,8 @@ def get_delivery(job_id: str, delivery_id: str, caller: CallerDep, session: Sess
     response_model=DeliveryBody,
     summary="Withdraw a delivery of a job",
 )
-def withdraw_delivery(job_id: str, delivery_id: str, caller: CallerDep, session: SessionDep) -> Any:
+def withdraw_delivery(delivery_id: str, job: JobDep, session: SessionDep) -> Any:
     """Remove the adapter from the target; the model stays. Deleting the model withdraws all its deliveries."""
-    return deliveries.withdraw(session, caller.project_id, job_id, delivery_id)
+    delivery = get_delivery(delivery_id, job, session)
+    withdraw(session, delivery)
+    return delivery

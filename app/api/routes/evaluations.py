@@ -6,16 +6,16 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from app.api.auth import CallerDep
+from app.api.auth import JobDep
 from app.api.dependencies import AppStateDep, SessionDep
 from app.api.idempotency import IdempotentRoute
 from app.api.schemas.evaluations import EvaluationBody, EvaluationList
 from app.api.transport.json_body import JsonBody
-from app.api.transport.pagination import After, Limit, list_page
+from app.api.transport.pagination import PageDep, list_page
+from app.db.tables import Evaluation
 from app.domain.evaluations.graders import CreateEvaluation
+from app.services import resources
 from app.services.jobs import evaluations
-
-MAX_EVALUATIONS = 100
 
 router = APIRouter(
     prefix="/v1/fine_tuning/jobs/{job_id}/evaluations", tags=["Evaluations"], route_class=IdempotentRoute
@@ -24,32 +24,26 @@ router = APIRouter(
 
 @router.post("", response_model=EvaluationBody, summary="Evaluate an adapter")
 def create_evaluation(
-    job_id: str, body: JsonBody[CreateEvaluation], caller: CallerDep, session: SessionDep, app_state: AppStateDep
+    body: JsonBody[CreateEvaluation], job: JobDep, session: SessionDep, app_state: AppStateDep
 ) -> Any:
     """Returns at once with the status `queued`. A worker checks all rows before it generates the first answer."""
-    request = body
-    notifier, endpoints = app_state.worker_notifier, app_state.settings.endpoints
-    return evaluations.create(session, notifier, caller.project_id, job_id, request, endpoints)
+    return evaluations.create(session, app_state.worker_notifier, job, body, app_state.settings.endpoints)
 
 
 @router.get("", response_model=EvaluationList, summary="List evaluations of a job")
-def list_evaluations(
-    job_id: str, caller: CallerDep, session: SessionDep, after: After = None, limit: Limit = 20
-) -> Any:
+def list_evaluations(job: JobDep, session: SessionDep, page: PageDep) -> Any:
     """Newest first."""
-    limit = min(limit, MAX_EVALUATIONS)
-    page = evaluations.page(session, caller.project_id, job_id, limit + 1, after)
-    return list_page(page, limit)
+    return list_page(resources.page(session, Evaluation, *page, Evaluation.job_id == job.id), page.limit)
 
 
 @router.get("/{evaluation_id}", response_model=EvaluationBody, summary="Get an evaluation")
-def get_evaluation(job_id: str, evaluation_id: str, caller: CallerDep, session: SessionDep) -> Any:
+def get_evaluation(evaluation_id: str, job: JobDep, session: SessionDep) -> Any:
     """Once it has `succeeded`: the summary, and two files, the results per row as JSON lines and a report in
     Markdown; download them from `/v1/files/{id}/content`."""
-    return evaluations.get(session, caller.project_id, job_id, evaluation_id)
+    return resources.get(session, Evaluation, evaluation_id, Evaluation.job_id == job.id)
 
 
 @router.post("/{evaluation_id}/cancel", response_model=EvaluationBody, summary="Cancel an evaluation")
-def cancel_evaluation(job_id: str, evaluation_id: str, caller: CallerDep, session: SessionDep) -> Any:
+def cancel_evaluation(evaluation_id: str, job: JobDep, session: SessionDep) -> Any:
     """Cancels at once, also a running one. Cancelling a cancelled evaluation returns it again."""
-    return evaluations.cancel(session, caller.project_id, job_id, evaluation_id)
+    return evaluations.cancel(session, get_evaluation(evaluation_id, job, session))

@@ -18,7 +18,7 @@ from app.api.schemas.file_reports import FileReportBody
 from app.api.schemas.files import FileBody, FileList, UpdateFile
 from app.api.transport.file_response import content_response
 from app.api.transport.json_body import NO_BODY, JsonBody
-from app.api.transport.pagination import After, Limit, list_page
+from app.api.transport.pagination import list_page, paged
 from app.api.transport.request_bodies import MAX_FORM_OVERHEAD_BYTES, Form, limit_body, read_form
 from app.db.engine import transaction
 from app.db.tables import File
@@ -32,6 +32,7 @@ from app.services.datasets.line_check import is_long
 from app.services.datasets.profile import ProfileInputs, ProfileRequest
 from app.services.files import files
 from app.services.files.files import NewFile, StagedFile
+from app.services.resources import Page
 
 # OpenAI's purposes, of files that clients upload and of files that a service creates.
 Purpose = Literal[
@@ -89,15 +90,12 @@ async def create_file(
 def list_files(
     caller: CallerDep,
     session: SessionDep,
-    after: After = None,
-    limit: Limit = MAX_LIST,
+    page: Annotated[Page, paged(MAX_LIST, MAX_LIST)],
     order: Annotated[Literal["asc", "desc"], Query(description="Order by creation time.")] = "desc",
     purpose: Annotated[Purpose | None, Query()] = None,
 ) -> Any:
     """Newest first unless `order` is asc. `purpose` selects the files with that purpose."""
-    limit = min(limit, MAX_LIST)
-    rows = files.page(session, caller.project_id, limit + 1, after, order, purpose)
-    return list_page(rows, limit)
+    return list_page(files.page(session, caller.project_id, page, order == "asc", purpose), page.limit)
 
 
 @router.get("/{file_id}", response_model=FileBody, summary="Get a file")

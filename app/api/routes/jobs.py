@@ -13,7 +13,7 @@ from pydantic import AfterValidator, WithJsonSchema
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
-from app.api.auth import AUTHENTICATED, Caller, CallerDep
+from app.api.auth import AUTHENTICATED, Caller, CallerDep, JobDep
 from app.api.dependencies import AppState, AppStateDep, SessionDep
 from app.api.idempotency import IdempotentRoute
 from app.api.openapi import responses
@@ -23,10 +23,11 @@ from app.api.schemas.plans import DiffBody, PlanBody
 from app.api.transport.etags import jobs_etag, json_response, not_modified
 from app.api.transport.file_response import matches_etag
 from app.api.transport.json_body import JsonBody, JsonBodyDep, OptionalJsonBodyDep, RequestBody
-from app.api.transport.pagination import After, Limit, list_page
+from app.api.transport.pagination import PageDep, list_page
 from app.db.engine import transaction
+from app.db.jobs import reads
 from app.db.jobs.reads import JobColumn, JobFilter
-from app.db.tables import Job
+from app.db.tables import Project
 from app.domain.error_text.json_text import as_json
 from app.domain.jobs.create_job import MAX_METADATA_PAIRS, CreateJob
 from app.domain.jobs.states import JobState
@@ -35,8 +36,8 @@ from app.services.datasets.check_process import Check
 from app.services.jobs import diffs, jobs, plan
 from app.services.jobs.jobs import JobRow
 from app.services.jobs.plan import NotCountedError
+from app.services.resources import Page
 
-MAX_JOBS = 100
 STATUSES = [state.value for state in JobState]
 
 
@@ -113,20 +114,18 @@ def job_page(
     session: Session,
     app_state: AppState,
     job_filter: JobFilter,
-    after: str | None,
-    limit: int,
+    page: Page,
     body: type[JobBody] = JobBody,
 ) -> Response:
     """The response with a page of jobs, or a 304 if the client has this page already."""
     organization = app_state.settings.organization
     if "if-none-match" in request.headers:
-        etag = jobs_etag(organization, jobs.page(session, job_filter, limit + 1, after, versions_only=True))
+        etag = jobs_etag(organization, jobs.page(session, job_filter, page, reads.VERSION))
         if matches_etag(request.headers, etag):
             return not_modified(etag)
-    rows = jobs.page(session, job_filter, limit + 1, after)
-    return json_response(
-        jobs_etag(organization, rows), list_page([body.of_row(row, organization) for row in rows], limit)
-    )
+    rows = jobs.page(session, job_filter, page)
+    bodies = [body.of_row(row, organization) for row in rows]
+    return json_response(jobs_etag(organization, rows), list_page(bodies, page.limit))
 
 
 def _metadata_filter(request: Request) -> tuple[dict[str, str], bool]:
@@ -158,7 +157,9 @@ router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["Fine-tuning"], route_cl
 @router.post("", response_model=JobBody, summary="Create a job")
 def create_job(body: CreateJobBody, caller: CallerDep, session: SessionDep, app_state: AppStateDep) -> Any:
     """Returns at once with the status `validating_files`. Errors in the data itself appear in the job later."""
-    return create(app_state, session, caller, body)
+    settings = app_state.settings
+    job = jobs.create(session, app_state.worker_notifier, caller.project_id, caller.is_admin, body, settings)
+    return JobBody.of_row(job, settings.organization)
 
 
 @router.post("/plan", response_model=PlanBody, summary="Plan a job")
@@ -204,51 +205,38 @@ def list_jobs(
     session: SessionDep,
     app_state: AppStateDep,
     job_filter: JobFilterDep,
-    after: After = None,
-    limit: Limit = 20,
+    page: PageDep,
 ) -> Any:
     """Newest first. Each listed job matches all given filters.
 
     `metadata[key]=value` selects the jobs with every given pair; `metadata=null` selects the jobs without metadata.
     """
-    job_filter = replace(job_filter, project_id=caller.project_id)
-    return job_page(request, session, app_state, job_filter, after, min(limit, MAX_JOBS))
+    return job_page(request, session, app_state, replace(job_filter, project_id=caller.project_id), page)
 
 
 @router.post("/{job_id}", response_model=JobBody, summary="Change a job")
-def update_job(
-    job_id: str, body: JsonBody[UpdateJob], caller: CallerDep, session: SessionDep, app_state: AppStateDep
-) -> Any:
+def update_job(body: JsonBody[UpdateJob], job: JobDep, session: SessionDep, app_state: AppStateDep) -> Any:
     """Change `priority` until the job ends, and `metadata` at any time. An event records the change."""
-    given = body.model_dump(exclude_unset=True)
-    return body_of(app_state, jobs.change(session, caller.project_id, job_id, given))
+    return body_of(app_state, jobs.change(session, job, body.model_dump(exclude_unset=True)))
 
 
 @router.post("/{job_id}/cancel", response_model=JobBody, summary="Cancel a job")
-def cancel_job(job_id: str, caller: CallerDep, session: SessionDep, app_state: AppStateDep) -> Any:
+def cancel_job(job: JobDep, session: SessionDep, app_state: AppStateDep) -> Any:
     """Cancels at once, in every state that is not final. Cancelling a cancelled job returns the same job."""
-    return body_of(app_state, jobs.cancel(session, caller.project_id, job_id))
+    return body_of(app_state, jobs.cancel(session, job))
 
 
 @router.post("/{job_id}/pause", response_model=JobBody, summary="Pause a job")
-def pause_job(job_id: str, caller: CallerDep, session: SessionDep, app_state: AppStateDep) -> Any:
+def pause_job(job: JobDep, session: SessionDep, app_state: AppStateDep) -> Any:
     """Pauses a queued job at once. A running job saves a checkpoint at its next step and becomes `paused` then."""
-    return body_of(app_state, jobs.pause(session, caller.project_id, job_id))
+    return body_of(app_state, jobs.pause(session, job))
 
 
 @router.post("/{job_id}/resume", response_model=JobBody, summary="Resume a paused job")
-def resume_job(job_id: str, caller: CallerDep, session: SessionDep, app_state: AppStateDep) -> Any:
+def resume_job(job: JobDep, session: SessionDep, app_state: AppStateDep) -> Any:
     """Returns the job to `queued`; the next attempt resumes where the job was paused."""
-    notifier, max_queued_jobs = app_state.worker_notifier, app_state.settings.max_queued_jobs
-    return body_of(app_state, jobs.resume(session, notifier, caller.project_id, job_id, max_queued_jobs))
-
-
-def create(
-    app_state: AppState, session: Session, caller: Caller, body: dict[str, Any], original: Job | None = None
-) -> dict[str, Any]:
-    notifier, settings = app_state.worker_notifier, app_state.settings
-    job = jobs.create(session, notifier, caller.project_id, caller.is_admin, body, settings, original)
-    return body_of(app_state, job)
+    max_queued_jobs = app_state.settings.max_queued_jobs
+    return body_of(app_state, jobs.resume(session, app_state.worker_notifier, job, max_queued_jobs))
 
 
 def body_of(app_state: AppState, row: JobRow) -> dict[str, Any]:
@@ -259,26 +247,25 @@ CloneJobBody = Annotated[OptionalJsonBodyDep, RequestBody(CloneJob, is_required=
 
 
 @router.post("/{job_id}/clone", response_model=JobBody, summary="Clone a job")
-def clone_job(job_id: str, body: CloneJobBody, caller: CallerDep, session: SessionDep, app_state: AppStateDep) -> Any:
+def clone_job(body: CloneJobBody, job: JobDep, caller: CallerDep, session: SessionDep, app_state: AppStateDep) -> Any:
     """A new job with the files, model, seed and all resolved values of the original. The body overrides them."""
-    original = jobs.get(session, caller.project_id, job_id)
-    return create(app_state, session, caller, body, original)
+    settings = app_state.settings
+    clone = jobs.create(session, app_state.worker_notifier, caller.project_id, caller.is_admin, body, settings, job)
+    return JobBody.of_row(clone, settings.organization)
 
 
 @router.get("/{job_id}/diff", response_model=DiffBody, summary="Compare two jobs")
 def diff_jobs(
-    job_id: str,
-    caller: CallerDep,
+    job: JobDep,
     session: SessionDep,
     other: Annotated[str | None, Query(alias="with", description="The job to compare with.")] = None,
 ) -> Any:
     """Data, configuration, environment and result of both jobs, value by value, with the differences marked."""
-    left = jobs.get(session, caller.project_id, job_id)
     if not other:
         raise BadRequest(
             "you must provide with: the id of the job to compare with", "with", "missing_required_parameter"
         )
-    return diffs.compare(session, left, diffs.get_other(session, caller.project_id, other))
+    return diffs.compare(session, job, diffs.get_other(session, job.project_id, other))
 
 
 organization = APIRouter(prefix="/v1/organization/jobs", tags=["Projects and keys"], dependencies=[AUTHENTICATED])
@@ -296,12 +283,11 @@ def list_all_jobs(
     session: SessionDep,
     app_state: AppStateDep,
     job_filter: JobFilterDep,
-    after: After = None,
-    limit: Limit = 20,
+    page: PageDep,
     project_id: Annotated[str | None, Query(description="Only jobs of this project.")] = None,
 ) -> Any:
     """Newest first, each with the id of its project. The filters are those of `GET /v1/fine_tuning/jobs`."""
-    if project_id is not None:
-        jobs.require_project(session, project_id)
+    if project_id is not None and session.get(Project, project_id) is None:
+        raise BadRequest(f"project_id: there is no project {as_json(project_id)}", "project_id")
     job_filter = replace(job_filter, project_id=project_id)
-    return job_page(request, session, app_state, job_filter, after, min(limit, MAX_JOBS), OrganizationJob)
+    return job_page(request, session, app_state, job_filter, page, OrganizationJob)

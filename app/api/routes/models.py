@@ -28,7 +28,7 @@ from app.api.schemas.models import (
     SetModelAlias,
 )
 from app.api.transport.json_body import JsonBody
-from app.api.transport.pagination import After, Limit, PageDep, list_page
+from app.api.transport.pagination import PageDep, list_page, paged
 from app.db.access import audit
 from app.db.base_models import models
 from app.db.engine import transaction
@@ -36,6 +36,7 @@ from app.db.tables import BaseModelRegistration, TunedModel
 from app.services import base_models, resources
 from app.services.access import permissions
 from app.services.access.permissions import Order
+from app.services.resources import Page
 from app.system.model_registration import RegistrationOptions
 
 router = APIRouter(prefix="/v1/models", tags=["Models"])
@@ -160,8 +161,6 @@ def remove_model_alias(name: str, session: SessionDep) -> Any:
     return Deleted(id=name, object="organization.model_alias")
 
 
-MAX_PERMISSIONS = 100
-
 permission_router = APIRouter(
     prefix="/v1/fine_tuning/checkpoints", tags=["Checkpoint permissions"], route_class=IdempotentRoute
 )
@@ -199,15 +198,12 @@ def create_permissions(checkpoint: AdminModelDep, body: JsonBody[CreatePermissio
 def list_permissions(
     checkpoint: ModelDep,
     session: SessionDep,
-    after: After = None,
-    limit: Limit = 10,
+    page: Annotated[Page, paged(default=10)],
     order: Annotated[Order, Query(description="Order by creation time.")] = "descending",
     project_id: Annotated[str | None, Query(description="Only the permission of this project.")] = None,
 ) -> Any:
     """For every key of the project that owns the model; an admin key sees every model."""
-    limit = min(limit, MAX_PERMISSIONS)
-    rows = permissions.page(session, checkpoint, limit + 1, after, order, project_id)
-    return list_page(rows, limit)
+    return list_page(permissions.page(session, checkpoint, page, order, project_id), page.limit)
 
 
 @permission_router.delete(

@@ -8,24 +8,28 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
+from sqlalchemy import select
 from starlette.responses import Response
 
-from app.api.auth import CallerDep
+from app.api.auth import CallerDep, JobDep
 from app.api.dependencies import SessionDep
 from app.api.openapi import responses
 from app.api.schemas.records import AttemptList, CheckpointList, EventList, LossCurveList, StepMetricsBody
 from app.api.transport.etags import checkpoints_etag, etag_headers, events_etag, log_etag, not_modified
 from app.api.transport.file_response import matches_etag
-from app.api.transport.pagination import After, Limit, list_page
+from app.api.transport.pagination import list_page, paged
+from app.db.tables import Attempt, JobEvent
 from app.domain.jobs.events import results_csv
 from app.errors import BadRequest
-from app.services.jobs import jobs, records
+from app.services import resources
+from app.services.jobs import records
+from app.services.resources import Page
 
-MAX_EVENTS = 1_000
-MAX_CHECKPOINTS = 100
 MAX_CURVES = 100
 MAX_ATTEMPT = (1 << 31) - 1  # the maximum of the column
 
+EventPageDep = Annotated[Page, paged(maximum=1_000)]
+CheckpointPageDep = Annotated[Page, paged(default=10)]
 Form = Annotated[Literal["json", "csv"], Query(alias="format", description="json or csv.")]
 MaxPoints = Annotated[
     int | None,
@@ -36,7 +40,7 @@ MaxPoints = Annotated[
         "on the lowest and the highest loss, gradient norm, speed and memory.",
     ),
 ]
-Attempt = Annotated[
+AttemptNumber = Annotated[
     int | None, Query(ge=1, le=MAX_ATTEMPT, description="The number of the attempt. Default: the last one.")
 ]
 Lines = Annotated[int | None, Query(ge=1, description="Only this many lines from the end.")]
@@ -60,23 +64,18 @@ several_jobs = APIRouter(prefix="/v1/fine_tuning", tags=["Fine-tuning"])
 def list_events(
     request: Request,
     response: Response,
-    job_id: str,
-    caller: CallerDep,
+    job: JobDep,
     session: SessionDep,
-    after: After = None,
-    limit: Limit = 20,
+    page: EventPageDep,
     type: Annotated[
         Literal["message", "metrics"] | None, Query(description="Only events of this type. Default: both.")
     ] = None,
 ) -> Any:
     """Newest first: messages, and the metrics of every step."""
-    limit = min(limit, MAX_EVENTS)
-    event_seq, _ = jobs.get_versions(session, caller.project_id, job_id)
-    etag = events_etag(event_seq)
-    if matches_etag(request.headers, etag):
-        return not_modified(etag)
-    response.headers.update(etag_headers(etag))
-    return list_page(records.event_page(session, caller.project_id, job_id, limit + 1, after, type), limit)
+    if unchanged := _unchanged(request, response, events_etag(job.event_seq)):
+        return unchanged
+    only = (JobEvent.type == type,) if type is not None else ()
+    return list_page(resources.page(session, JobEvent, *page, JobEvent.job_id == job.id, only=only), page.limit)
 
 
 @router.get(
@@ -86,21 +85,12 @@ def list_events(
     summary="List checkpoints of a job",
 )
 def list_checkpoints(
-    request: Request,
-    response: Response,
-    job_id: str,
-    caller: CallerDep,
-    session: SessionDep,
-    after: After = None,
-    limit: Limit = 10,
+    request: Request, response: Response, job: JobDep, session: SessionDep, page: CheckpointPageDep
 ) -> Any:
     """The last three, latest first. `result_files` are the adapter's files, `adapter_archive_file_id` is their tar."""
-    limit = min(limit, MAX_CHECKPOINTS)
-    etag = checkpoints_etag(*jobs.get_versions(session, caller.project_id, job_id))
-    if matches_etag(request.headers, etag):
-        return not_modified(etag)
-    response.headers.update(etag_headers(etag))
-    return list_page(records.checkpoint_page(session, caller.project_id, job_id, limit + 1, after), limit)
+    if unchanged := _unchanged(request, response, checkpoints_etag(job.event_seq, job.version)):
+        return unchanged
+    return list_page(records.checkpoint_page(session, job, page), page.limit)
 
 
 @router.get(
@@ -112,22 +102,18 @@ def list_checkpoints(
 def get_metrics(
     request: Request,
     response: Response,
-    job_id: str,
-    caller: CallerDep,
+    job: JobDep,
     session: SessionDep,
     form: Form = "json",
     max_points: MaxPoints = None,
 ) -> Any:
     """A row per step, oldest first; for a repeated step, the latest run. CSV has the columns of the results file."""
-    event_seq, _ = jobs.get_versions(session, caller.project_id, job_id)
-    etag = events_etag(event_seq)
-    if matches_etag(request.headers, etag):
-        return not_modified(etag)
-    rows, total = records.metrics(session, caller.project_id, job_id, max_points)
+    if unchanged := _unchanged(request, response, etag := events_etag(job.event_seq)):
+        return unchanged
+    rows, total = records.metrics(session, job.id, max_points)
     if form == "csv":
         return Response(results_csv(rows), headers=etag_headers(etag), media_type="text/csv")
-    response.headers.update(etag_headers(etag))
-    return StepMetricsBody(fine_tuning_job_id=job_id, total=total, data=rows)
+    return StepMetricsBody(fine_tuning_job_id=job.id, total=total, data=rows)
 
 
 @several_jobs.get("/loss_curves", response_model=LossCurveList, summary="Get the loss curves of several jobs")
@@ -140,20 +126,20 @@ def get_loss_curves(caller: CallerDep, session: SessionDep, jobs: JobIds, max_po
 
 
 @router.get("/attempts", response_model=AttemptList, summary="List the attempts of a job")
-def list_attempts(job_id: str, caller: CallerDep, session: SessionDep) -> Any:
+def list_attempts(job: JobDep, session: SessionDep) -> Any:
     """Each check of the files and each training by a worker, oldest first, with the reason for which it ended."""
-    return {"data": records.attempts(session, caller.project_id, job_id)}
+    return {"data": session.scalars(select(Attempt).where(Attempt.job_id == job.id).order_by(Attempt.attempt)).all()}
 
 
 @router.get("/logs", response_class=Response, responses=responses.LOG, summary="Get the log of a job")
 def get_logs(
-    request: Request, job_id: str, caller: CallerDep, session: SessionDep, attempt: Attempt = None, lines: Lines = None
+    request: Request, job: JobDep, session: SessionDep, attempt: AttemptNumber = None, lines: Lines = None
 ) -> Response:
     """The last 64 KiB of the trainer's standard error; empty before its first output.
 
     Updated every ten seconds during training and at the end of each attempt. The logs of the last three are kept.
     """
-    log = records.log(session, caller.project_id, job_id, attempt)
+    log = records.log(session, job.id, attempt)
     if log is None:
         return Response(b"", media_type="text/plain")
     etag = log_etag(log.attempt, log.updated_at)
@@ -162,3 +148,11 @@ def get_logs(
         return Response(status_code=304, headers=headers)
     text = log.text if lines is None else "\n".join(log.text.rstrip("\n").split("\n")[-lines:]) + "\n"
     return Response(text, headers=headers, media_type="text/plain")
+
+
+def _unchanged(request: Request, response: Response, etag: str) -> Response | None:
+    """A 304 if the client has this ETag; else None, and `response` gets the ETag."""
+    if matches_etag(request.headers, etag):
+        return not_modified(etag)
+    response.headers.update(etag_headers(etag))
+    return None

@@ -25,7 +25,7 @@ from app.domain.error_text.json_text import as_json
 from app.domain.jobs.states import TERMINAL
 from app.errors import BadRequest, Unavailable
 from app.services.jobs.event_fanout import EventBatch
-from app.services.jobs.jobs import unknown_cursor_error
+from app.services.resources import unknown_cursor_error
 
 KEEPALIVE_SECONDS = 15.0
 KEY_CHECK_INTERVAL_SECONDS = 30.0  # a revoked key may continue to receive events for this long

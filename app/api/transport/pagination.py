@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Annotated, Any, TypeVar
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 from fastapi import Depends, Query
 
@@ -11,26 +11,27 @@ from app.services.resources import Page
 
 MAX_ITEMS = 100
 
-Row = TypeVar("Row")
 Limit = Annotated[
     int, Query(ge=1, description="How many items to return; a number above the maximum means the maximum.")
 ]
 After = Annotated[str | None, Query(description="The id of the last item of the previous page.")]
 
 
-async def read_page(after: After = None, limit: Limit = 20) -> Page:
-    return Page(min(limit, MAX_ITEMS) + 1, after)
+def paged(default: int = 20, maximum: int = MAX_ITEMS) -> Any:
+    """The dependency of a list that has `default` items, and at most `maximum`."""
+
+    async def read_page(after: After = None, limit: Limit = default) -> Page:
+        return Page(min(limit, maximum) + 1, after)
+
+    return Depends(read_page)
 
 
-PageDep = Annotated[Page, Depends(read_page)]
+PageDep = Annotated[Page, paged()]
 
 
-def list_page(rows: Sequence[Row], limit: int, render: Callable[[Row], dict[str, Any]] | None = None) -> dict[str, Any]:
-    """The list object of a page. `rows` were fetched with `limit + 1`: one row more means that `has_more` is true.
-
-    Without `render` the response model reads the rows.
-    """
-    page: Sequence[Any] = rows[:limit] if render is None else [render(row) for row in rows[:limit]]
+def list_page(rows: Sequence[Any], limit: int) -> dict[str, Any]:
+    """The list object of a page. `rows` were fetched with `limit + 1`: one row more means that `has_more` is true."""
+    page = rows[:limit]
     ids = [row["id"] if isinstance(row, dict) else row.id for row in (*page[:1], *page[-1:])]
     return {
         "object": "list",

@@ -38,13 +38,6 @@ def get(session: Session, project_id: str, job_id: str) -> Job | None:
     return session.scalar(select(Job).where(Job.project_id == project_id, Job.id == job_id))
 
 
-def get_versions(session: Session, project_id: str, job_id: str) -> tuple[int, int] | None:
-    """(event_seq, version), which change with the job, its events and its checkpoints."""
-    query = select(Job.event_seq, Job.version).where(Job.project_id == project_id, Job.id == job_id)
-    row = session.execute(query).one_or_none()
-    return None if row is None else (row.event_seq, row.version)
-
-
 def change(
     session: Session, project_id: str, job_id: str, states: Sequence[str], message: str, **columns: Any
 ) -> Job | None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from sqlalchemy import CheckConstraint, ForeignKey, Identity, Index, UniqueConstraint, text
+from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
-from app.db.tables.base import Base, now
+from app.db.tables.base import Base, Flag, Key, ProjectId, Seq, Time
 from app.domain.access import scopes
 
 LIMITS = (
@@ -34,10 +34,10 @@ class Project(Base):
         CheckConstraint("share_weight > 0 AND share_weight < 'Infinity'", name="share_weight"),
     )
 
-    id: Mapped[str] = mapped_column(primary_key=True)
-    seq: Mapped[int] = mapped_column(Identity(), unique=True)
+    id: Mapped[Key]
+    seq: Mapped[Seq]
     name: Mapped[str] = mapped_column(unique=True)
-    created_at: Mapped[datetime] = now()
+    created_at: Mapped[Time]
     archived_at: Mapped[datetime | None]
     max_stored_bytes: Mapped[int | None]
     max_queued_jobs: Mapped[int | None]
@@ -45,9 +45,7 @@ class Project(Base):
     max_gpu_seconds_per_month: Mapped[int | None]
     max_requests_per_second: Mapped[int | None]
     share_weight: Mapped[float] = mapped_column(server_default=text("1"))
-    may_be_urgent: Mapped[bool] = mapped_column(
-        server_default=text("false")
-    )  # whether its jobs may precede those of other projects
+    may_be_urgent: Mapped[Flag]  # whether its jobs may precede those of other projects
     usage: Any = None  # no column: an app.db.access.usage.QuotaUsage, once a service has counted it
 
     @property
@@ -72,8 +70,8 @@ class ApiKey(Base):
         CheckConstraint("jsonb_typeof(scopes) = 'array' AND scopes <> '[]'::jsonb", name="scopes"),
     )
 
-    id: Mapped[str] = mapped_column(primary_key=True)
-    seq: Mapped[int] = mapped_column(Identity(), unique=True)
+    id: Mapped[Key]
+    seq: Mapped[Seq]
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), index=True)
     name: Mapped[str]
     secret_sha256: Mapped[str] = mapped_column(unique=True)
@@ -81,7 +79,7 @@ class ApiKey(Base):
     previous_secret_sha256: Mapped[str | None] = mapped_column(unique=True)
     previous_expires_at: Mapped[datetime | None]
     scopes: Mapped[list[str]] = mapped_column(server_default=ALL_SCOPES)
-    created_at: Mapped[datetime] = now()
+    created_at: Mapped[Time]
     rotated_at: Mapped[datetime | None]
     last_used_at: Mapped[datetime | None]
     expires_at: Mapped[datetime | None]
@@ -111,7 +109,7 @@ class RetiredApiKey(Base):
 
     __tablename__ = "retired_api_keys"
 
-    secret_sha256: Mapped[str] = mapped_column(primary_key=True)
+    secret_sha256: Mapped[Key]
     key_id: Mapped[str]
 
 
@@ -124,12 +122,12 @@ class CheckpointPermission(Base):
         CheckConstraint("project_id <> grantee_id", name="grantee_is_another"),
     )
 
-    id: Mapped[str] = mapped_column(primary_key=True)
-    seq: Mapped[int] = mapped_column(Identity(), unique=True)
-    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    id: Mapped[Key]
+    seq: Mapped[Seq]
+    project_id: Mapped[ProjectId]
     model_id: Mapped[str] = mapped_column(ForeignKey("tuned_models.id"))
     grantee_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), index=True)
-    created_at: Mapped[datetime] = now()
+    created_at: Mapped[Time]
 
 
 class IdempotencyKey(Base):
@@ -145,13 +143,13 @@ class IdempotencyKey(Base):
     )
 
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), primary_key=True)
-    key: Mapped[str] = mapped_column(primary_key=True)
+    key: Mapped[Key]
     method: Mapped[str]
     path: Mapped[str]
     fingerprint: Mapped[str]  # SHA-256 of the request body
     status: Mapped[int | None]  # NULL, as `answer`, only within the transaction that reserves the key
     answer: Mapped[str | None]  # JSON
-    created_at: Mapped[datetime] = now()
+    created_at: Mapped[Time]
 
 
 class AuditEntry(Base):
@@ -166,10 +164,10 @@ class AuditEntry(Base):
         Index("ix_audit_log_page", "project_id", "seq"),
     )
 
-    id: Mapped[str] = mapped_column(primary_key=True)
-    seq: Mapped[int] = mapped_column(Identity(), unique=True)
-    project_id: Mapped[str | None] = mapped_column(ForeignKey("projects.id"))
-    created_at: Mapped[datetime] = now()
+    id: Mapped[Key]
+    seq: Mapped[Seq]
+    project_id: Mapped[ProjectId | None]
+    created_at: Mapped[Time]
     action: Mapped[str]
     actor_type: Mapped[str]
     actor_id: Mapped[str]

@@ -5,11 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
-from sqlalchemy import BigInteger, CheckConstraint, DateTime, MetaData, Table, Text, func
+from sqlalchemy import BigInteger, CheckConstraint, DateTime, ForeignKey, Identity, MetaData, Table, Text, func, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+Key = Annotated[str, mapped_column(primary_key=True)]
+Seq = Annotated[int, mapped_column(Identity(), unique=True)]  # the order of creation
+ProjectId = Annotated[str, mapped_column(ForeignKey("projects.id"))]
+# By default the server's clock at the statement, not at the transaction's begin.
+Time = Annotated[datetime, mapped_column(server_default=func.clock_timestamp())]
+Count = Annotated[int, mapped_column(server_default="0")]
+Flag = Annotated[bool, mapped_column(server_default=text("false"))]
+Strings = Annotated[list[str], mapped_column(server_default=text("'[]'::jsonb"))]
 
 
 class Base(DeclarativeBase):
@@ -38,11 +47,6 @@ def core_table(model: type[Base]) -> Table:
     return cast(Table, model.__table__)
 
 
-def now() -> Mapped[datetime]:
-    """A time column whose default is the server's clock at the statement, not at the transaction's begin."""
-    return mapped_column(server_default=func.clock_timestamp())
-
-
 def sql_string_list(values: Any) -> str:
     """`'a', 'b'`: the values of an enum, sorted, for `IN (...)` of a check constraint."""
     return ", ".join(f"'{value}'" for value in sorted(values))
@@ -52,9 +56,9 @@ class LeasedRow:
     """The columns of the lease and of the end; `app.db.jobs.leased_rows` writes them."""
 
     state: Mapped[str] = mapped_column(server_default="queued")
-    attempt: Mapped[int] = mapped_column(server_default="0")  # the fencing token
-    crash_streak: Mapped[int] = mapped_column(server_default="0")
-    run_after: Mapped[datetime] = now()
+    attempt: Mapped[Count]  # the fencing token
+    crash_streak: Mapped[Count]
+    run_after: Mapped[Time]
     lease_owner: Mapped[str | None]
     lease_expires_at: Mapped[datetime | None]
     started_at: Mapped[datetime | None]

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Any
 
-from sqlalchemy import CheckConstraint, ForeignKey, Identity, Index, text
-from sqlalchemy.orm import Mapped, foreign, mapped_column, relationship
+from sqlalchemy import CheckConstraint, Index, text
+from sqlalchemy.orm import Mapped, foreign, relationship
 
-from app.db.tables.base import Base, LeasedRow, lease_constraints, now, sql_string_list
+from app.db.tables.base import (
+    Base,
+    Flag,
+    Key,
+    LeasedRow,
+    ProjectId,
+    Seq,
+    Strings,
+    Time,
+    lease_constraints,
+    sql_string_list,
+)
 from app.domain.base_models.catalog import CatalogEntry
 from app.domain.base_models.registrations import FINISHED, UNFINISHED, RegistrationState
 
@@ -18,8 +28,8 @@ class BaseModelRow(Base):
 
     __tablename__ = "base_models"
 
-    name: Mapped[str] = mapped_column(primary_key=True)
-    project_id: Mapped[str | None] = mapped_column(ForeignKey("projects.id"))
+    name: Mapped[Key]
+    project_id: Mapped[ProjectId | None]
     directory: Mapped[str]
     manifest_sha256: Mapped[str]
     files: Mapped[dict[str, Any]]
@@ -27,7 +37,7 @@ class BaseModelRow(Base):
     # What the first job counted if the registration did not. Beside the entry, so that processes of an earlier release,
     # which know no such key of it, can still read it.
     counted_activation_bytes: Mapped[dict[str, Any] | None]
-    created_at: Mapped[datetime] = now()
+    created_at: Mapped[Time]
 
     @property
     def catalog_entry(self) -> CatalogEntry:
@@ -42,9 +52,9 @@ class ModelAlias(Base):
 
     __tablename__ = "model_aliases"
 
-    name: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[Key]
     base_model: Mapped[str]
-    created_at: Mapped[datetime] = now()
+    created_at: Mapped[Time]
     base: Mapped[BaseModelRow | None] = relationship(
         primaryjoin=lambda: BaseModelRow.name == foreign(ModelAlias.base_model), lazy="selectin", viewonly=True
     )
@@ -73,18 +83,18 @@ class BaseModelRegistration(LeasedRow, Base):
         ),
     )
 
-    id: Mapped[str] = mapped_column(primary_key=True)
-    seq: Mapped[int] = mapped_column(Identity(), unique=True)
+    id: Mapped[Key]
+    seq: Mapped[Seq]
     name: Mapped[str]
     directory: Mapped[str]
     learning_rate: Mapped[float | None]
     license: Mapped[str | None]
     source: Mapped[str | None]
     revision: Mapped[str | None]
-    is_pull: Mapped[bool] = mapped_column(server_default=text("false"))
-    created_at: Mapped[datetime] = now()
+    is_pull: Mapped[Flag]
+    created_at: Mapped[Time]
 
-    notes: Mapped[list[str]] = mapped_column(server_default=text("'[]'::jsonb"))
+    notes: Mapped[Strings]
 
     @property
     def error(self) -> dict[str, str] | None:

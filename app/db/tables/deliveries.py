@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import CheckConstraint, ForeignKey, Identity, Index, text
+from sqlalchemy import CheckConstraint, ForeignKey, Index, text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
-from app.db.tables.base import Base, now, sql_string_list
+from app.db.tables.base import Base, Count, Flag, Key, ProjectId, Seq, Strings, Time, sql_string_list
 from app.domain.deliveries.states import DUE_STATES, DeliveryState
 from app.domain.deliveries.targets import TargetKind, TargetStatus
 
@@ -26,18 +26,18 @@ class DeliveryTarget(Base):
         Index("ix_delivery_targets_page", "project_id", "seq"),
     )
 
-    id: Mapped[str] = mapped_column(primary_key=True)
-    seq: Mapped[int] = mapped_column(Identity(), unique=True)
-    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    id: Mapped[Key]
+    seq: Mapped[Seq]
+    project_id: Mapped[ProjectId]
     name: Mapped[str]
     kind: Mapped[str]
     destination: Mapped[dict[str, Any]]  # a domain.deliveries.targets.Destination
     credentials: Mapped[str | None]  # a token of app.db.deliveries.credentials
-    credential_names: Mapped[list[str]] = mapped_column(server_default=text("'[]'::jsonb"))
+    credential_names: Mapped[Strings]
     served_model: Mapped[str | None]  # one name for every adapter that is delivered, each replacing the one before
-    is_default: Mapped[bool] = mapped_column(server_default=text("false"))  # of jobs that name no target
-    created_at: Mapped[datetime] = now()
-    updated_at: Mapped[datetime] = now()
+    is_default: Mapped[Flag]  # of jobs that name no target
+    created_at: Mapped[Time]
+    updated_at: Mapped[Time]
     deleted_at: Mapped[datetime | None]
     error: str | None = None  # no column: why the credentials cannot be used, once a service has looked
 
@@ -76,25 +76,25 @@ class Delivery(Base):
         ),
     )
 
-    id: Mapped[str] = mapped_column(primary_key=True)
-    seq: Mapped[int] = mapped_column(Identity(), unique=True)
-    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    id: Mapped[Key]
+    seq: Mapped[Seq]
+    project_id: Mapped[ProjectId]
     target_id: Mapped[str] = mapped_column(ForeignKey("delivery_targets.id"))
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
     checkpoint_id: Mapped[str] = mapped_column(ForeignKey("checkpoints.id"), index=True)
     model: Mapped[str]  # the `ft:` name
     served_model: Mapped[str]
     state: Mapped[str] = mapped_column(server_default=DeliveryState.PENDING.value)
-    attempt: Mapped[int] = mapped_column(server_default="0")
-    tries: Mapped[int] = mapped_column(server_default="0")
+    attempt: Mapped[Count]
+    tries: Mapped[Count]
     next_attempt_at: Mapped[datetime | None]
     leased_until: Mapped[datetime | None]
     error: Mapped[str | None]  # of the last attempt
     location: Mapped[dict[str, Any] | None]  # what the target has, as its kind reports it
     served_check: Mapped[dict[str, Any] | None]  # a domain.deliveries.served_check.ServedCheck
-    created_at: Mapped[datetime] = now()
+    created_at: Mapped[Time]
     delivered_at: Mapped[datetime | None]
-    updated_at: Mapped[datetime] = now()
+    updated_at: Mapped[Time]
     target: Mapped[DeliveryTarget] = relationship(viewonly=True, lazy="selectin")
 
 
@@ -104,6 +104,6 @@ class ServedReferenceRow(Base):
     __tablename__ = "served_references"
 
     checkpoint_id: Mapped[str] = mapped_column(ForeignKey("checkpoints.id", ondelete="CASCADE"), primary_key=True)
-    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    project_id: Mapped[ProjectId]
     reference: Mapped[dict[str, Any]]
-    created_at: Mapped[datetime] = now()
+    created_at: Mapped[Time]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import CheckConstraint, ForeignKey, Identity, Index, text
+from sqlalchemy import CheckConstraint, ForeignKey, Index, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.db.tables.base import Base, LeasedRow, lease_constraints, now
+from app.db.tables.base import Base, Flag, Key, LeasedRow, ProjectId, Seq, Time, lease_constraints
 from app.domain.evaluations.spec import FINISHED, EvaluationState
 
 
@@ -27,12 +27,12 @@ class Evaluation(LeasedRow, Base):
         Index("ix_evaluations_unfinished", "project_id", postgresql_where=text("state IN ('queued', 'running')")),
     )
 
-    id: Mapped[str] = mapped_column(primary_key=True)
-    seq: Mapped[int] = mapped_column(Identity(), unique=True)
-    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    id: Mapped[Key]
+    seq: Mapped[Seq]
+    project_id: Mapped[ProjectId]
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
     checkpoint_id: Mapped[str] = mapped_column(ForeignKey("checkpoints.id"), index=True)
-    created_at: Mapped[datetime] = now()
+    created_at: Mapped[Time]
 
     # the request; immutable
     file_id: Mapped[str] = mapped_column(ForeignKey("files.id"), index=True)
@@ -69,9 +69,9 @@ class EvaluationAttempt(Base):
 
     evaluation_id: Mapped[str] = mapped_column(ForeignKey("evaluations.id"), primary_key=True)
     attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    project_id: Mapped[ProjectId]
     worker: Mapped[str]
     gpus: Mapped[float]  # that it had; a slot of a shared GPU is a part of one
-    is_counted: Mapped[bool] = mapped_column(server_default=text("false"))  # whether `project_usage` includes it
-    started_at: Mapped[datetime] = now()
+    is_counted: Mapped[Flag]  # whether `project_usage` includes it
+    started_at: Mapped[Time]
     ended_at: Mapped[datetime | None]

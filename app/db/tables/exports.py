@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import CheckConstraint, ForeignKey, Identity, Index, and_, text
+from sqlalchemy import CheckConstraint, ForeignKey, Index, and_, text
 from sqlalchemy.orm import Mapped, foreign, mapped_column, relationship
 
-from app.db.tables.base import Base, LeasedRow, lease_constraints, now, sql_string_list
+from app.db.tables.base import Base, Key, LeasedRow, ProjectId, Seq, Strings, Time, lease_constraints, sql_string_list
 from app.db.tables.files import File
 from app.domain.artifacts.exports import FINISHED, WAITING_FOR_WORKER, ExportState, ExportType
 from app.domain.artifacts.full_disk import WAITING_FOR_STORAGE
@@ -40,12 +40,12 @@ class Export(LeasedRow, Base):
         Index("ix_exports_page", "job_id", "seq"),
     )
 
-    id: Mapped[str] = mapped_column(primary_key=True)
-    seq: Mapped[int] = mapped_column(Identity(), unique=True)
-    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    id: Mapped[Key]
+    seq: Mapped[Seq]
+    project_id: Mapped[ProjectId]
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
     checkpoint_id: Mapped[str] = mapped_column(ForeignKey("checkpoints.id"), index=True)
-    created_at: Mapped[datetime] = now()
+    created_at: Mapped[Time]
 
     # the request; immutable
     type: Mapped[str]
@@ -61,7 +61,7 @@ class Export(LeasedRow, Base):
     deleted_at: Mapped[datetime | None]
 
     # the result
-    file_ids: Mapped[list[str]] = mapped_column(server_default=text("'[]'::jsonb"))
+    file_ids: Mapped[Strings]
     size_bytes: Mapped[int | None]
     manifest: Mapped[dict[str, Any] | None]
     files: Mapped[list[File]] = relationship(  # those that are not deleted

@@ -5,11 +5,11 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import CheckConstraint, ColumnElement, ForeignKey, Identity, Index, and_, func, or_, text
+from sqlalchemy import CheckConstraint, ColumnElement, ForeignKey, Index, and_, func, or_, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db.ids import new_id
-from app.db.tables.base import Base, now, sql_string_list
+from app.db.tables.base import Base, Key, ProjectId, Seq, Time, sql_string_list
 from app.domain.files import UploadStatus
 
 
@@ -27,8 +27,8 @@ class File(Base):
     )
 
     id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("file"))
-    seq: Mapped[int] = mapped_column(Identity(), unique=True)
-    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    seq: Mapped[Seq]
+    project_id: Mapped[ProjectId]
     job_id: Mapped[str | None] = mapped_column(index=True)  # the job that produced the file
     purpose: Mapped[str]
     filename: Mapped[str]
@@ -37,7 +37,7 @@ class File(Base):
     storage_key: Mapped[str] = mapped_column(index=True)
     line_count: Mapped[int | None]
     status: Mapped[str] = mapped_column(server_default="processed")
-    created_at: Mapped[datetime] = now()
+    created_at: Mapped[Time]
     expires_at: Mapped[datetime | None]
     deleted_at: Mapped[datetime | None]
     origin: Mapped[dict[str, Any] | None]  # a files.FileOrigin: where an imported file comes from
@@ -62,7 +62,7 @@ class Upload(Base):
         Index("ix_uploads_pending", "expires_at", postgresql_where=text("status = 'pending'")),
     )
 
-    id: Mapped[str] = mapped_column(primary_key=True)
+    id: Mapped[Key]
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), index=True)
     filename: Mapped[str]
     purpose: Mapped[str]
@@ -73,7 +73,7 @@ class Upload(Base):
     writer: Mapped[int] = mapped_column(server_default=text("0"))
     part_ids: Mapped[list[str] | None]  # of a completed upload: its parts in the order of the file
     file_id: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
-    created_at: Mapped[datetime] = now()
+    created_at: Mapped[Time]
     expires_at: Mapped[datetime]
     # No columns: what a response shows besides, once a service has read it.
     current_status: UploadStatus = UploadStatus.PENDING  # "expired" as soon as its time is over
@@ -95,11 +95,11 @@ class UploadPart(Base):
         Index("ix_upload_parts_start", "upload_id", "start", unique=True, postgresql_where=text("start IS NOT NULL")),
     )
 
-    id: Mapped[str] = mapped_column(primary_key=True)
-    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    id: Mapped[Key]
+    project_id: Mapped[ProjectId]
     upload_id: Mapped[str] = mapped_column(ForeignKey("uploads.id"), index=True)
     start: Mapped[int | None]
     bytes: Mapped[int]
     sha256: Mapped[str]
     storage_key: Mapped[str] = mapped_column(unique=True)
-    created_at: Mapped[datetime] = now()
+    created_at: Mapped[Time]

@@ -8,11 +8,11 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import CheckConstraint, Float, ForeignKey, Identity, Index, UniqueConstraint, func, select, text
+from sqlalchemy import CheckConstraint, Float, ForeignKey, Index, UniqueConstraint, func, select, text
 from sqlalchemy.orm import Mapped, column_property, mapped_column
 
 from app.db.ids import new_id
-from app.db.tables.base import Base, now, sql_string_list
+from app.db.tables.base import Base, Count, Flag, Key, ProjectId, Seq, Strings, Time, sql_string_list
 from app.domain.jobs.states import TERMINAL, Desired, JobState
 from app.domain.scheduling.worker_capacity import JobRequirements
 
@@ -34,7 +34,7 @@ class Attempt(Base):
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    project_id: Mapped[ProjectId]
     kind: Mapped[str]
     worker: Mapped[str]
     gpus: Mapped[int] = mapped_column(server_default="1")
@@ -42,8 +42,8 @@ class Attempt(Base):
     # the reservation on GPUs that several slots share; NULL on others
     gpu_uuids: Mapped[list[str] | None]
     budget_bytes: Mapped[int | None]  # of memory on each of them; fixed by the claim
-    is_counted: Mapped[bool] = mapped_column(server_default=text("false"))  # whether `project_usage` includes it
-    started_at: Mapped[datetime] = now()
+    is_counted: Mapped[Flag]  # whether `project_usage` includes it
+    started_at: Mapped[Time]
     ended_at: Mapped[datetime | None]
     reason: Mapped[str | None]
 
@@ -86,10 +86,10 @@ class Job(Base):
         ),
     )
 
-    id: Mapped[str] = mapped_column(primary_key=True)
-    seq: Mapped[int] = mapped_column(Identity(), unique=True)
-    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
-    created_at: Mapped[datetime] = now()
+    id: Mapped[Key]
+    seq: Mapped[Seq]
+    project_id: Mapped[ProjectId]
+    created_at: Mapped[Time]
 
     # the request; immutable (a trigger refuses changes)
     base_model: Mapped[str]
@@ -97,13 +97,9 @@ class Job(Base):
     validation_file_id: Mapped[str | None] = mapped_column(ForeignKey("files.id"), index=True)
     spec: Mapped[dict[str, Any]]  # a spec.JobSpec
     suffix: Mapped[str | None]
-    is_urgent: Mapped[bool] = mapped_column(
-        server_default=text("false")
-    )  # precedes all jobs that are not urgent, if the project may
-    worker_labels: Mapped[list[str]] = mapped_column(
-        server_default=text("'[]'::jsonb")
-    )  # the worker must have all of them
-    deliver_to: Mapped[list[str]] = mapped_column(server_default=text("'[]'::jsonb"))  # names of delivery targets
+    is_urgent: Mapped[Flag]  # precedes all jobs that are not urgent, if the project may
+    worker_labels: Mapped[Strings]  # the worker must have all of them
+    deliver_to: Mapped[Strings]  # names of delivery targets
     cloned_from: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
     request: Mapped[dict[str, Any] | None]  # the body as it was sent; NULL in old rows
     request_id: Mapped[str | None]  # of the request that created the job, for the logs of its attempts
@@ -111,9 +107,7 @@ class Job(Base):
 
     # what the owner may change
     user_metadata: Mapped[dict[str, Any] | None] = mapped_column("metadata")
-    priority: Mapped[int] = mapped_column(
-        server_default="0"
-    )  # among the jobs of its project; may change until the job ends
+    priority: Mapped[Count]  # among the jobs of its project; may change until the job ends
 
     # the requirements; known after the validation of its files
     needed_cpu_bytes: Mapped[int | None]
@@ -122,7 +116,7 @@ class Job(Base):
 
     # preemption, requested by the scheduler
     yield_requested_at: Mapped[datetime | None]  # the attempt ends at its next step boundary
-    times_yielded: Mapped[int] = mapped_column(server_default="0")
+    times_yielded: Mapped[Count]
 
     # accepted, but possibly unintended parts of the request and the files: {code, message, file, count, ...}
     warnings: Mapped[list[dict[str, Any]]] = mapped_column(server_default=text("'[]'::jsonb"))
@@ -131,14 +125,14 @@ class Job(Base):
     state: Mapped[str] = mapped_column(server_default=JobState.VALIDATING.value)
     desired: Mapped[str] = mapped_column(server_default=Desired.RUN.value)
     phase: Mapped[str | None]  # finer than the state: "loading", "training", "publishing", "waiting_for_storage"
-    attempt: Mapped[int] = mapped_column(server_default="0")  # the fencing token: every claim increments it
-    train_attempts: Mapped[int] = mapped_column(server_default="0")
-    crash_streak: Mapped[int] = mapped_column(server_default="0")
-    run_after: Mapped[datetime] = now()
+    attempt: Mapped[Count]  # the fencing token: every claim increments it
+    train_attempts: Mapped[Count]
+    crash_streak: Mapped[Count]
+    run_after: Mapped[Time]
     storage_full_since: Mapped[datetime | None]  # when the first of consecutive attempts ended on a full disk
     lease_owner: Mapped[str | None]
     lease_expires_at: Mapped[datetime | None]
-    event_seq: Mapped[int] = mapped_column(server_default="0")
+    event_seq: Mapped[Count]
     version: Mapped[int] = mapped_column(server_default="1")  # of everything that clients see; a trigger increments it
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
@@ -162,7 +156,7 @@ class Job(Base):
     # the result
     trained_tokens: Mapped[int | None]
     fine_tuned_model: Mapped[str | None]
-    result_file_ids: Mapped[list[str]] = mapped_column(server_default=text("'[]'::jsonb"))
+    result_file_ids: Mapped[Strings]
     adapter_sha256: Mapped[str | None]  # of the archive
     adapter_bytes: Mapped[int | None]
     adapter_archive_file_id: Mapped[str | None]
@@ -190,9 +184,9 @@ class JobEvent(Base):
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     id: Mapped[str] = mapped_column(unique=True)
-    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    project_id: Mapped[ProjectId]
     attempt: Mapped[int]
-    created_at: Mapped[datetime] = now()
+    created_at: Mapped[Time]
     level: Mapped[str]
     type: Mapped[str]
     message: Mapped[str]
@@ -210,10 +204,10 @@ class JobLog(Base):
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    project_id: Mapped[ProjectId]
     text: Mapped[str]
     cut_bytes: Mapped[int]  # the size of the log's beginning, which is not stored
-    updated_at: Mapped[datetime] = now()
+    updated_at: Mapped[Time]
 
 
 class Checkpoint(Base):
@@ -223,8 +217,8 @@ class Checkpoint(Base):
     __table_args__ = (UniqueConstraint("job_id", "step_number"),)
 
     id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("ftckpt", "_"))
-    seq: Mapped[int] = mapped_column(Identity(), unique=True)
-    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    seq: Mapped[Seq]
+    project_id: Mapped[ProjectId]
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), index=True)
     attempt: Mapped[int]
     step_number: Mapped[int]
@@ -233,7 +227,7 @@ class Checkpoint(Base):
     manifest: Mapped[dict[str, Any]]
     file_ids: Mapped[list[str]]
     archive_file_id: Mapped[str]
-    created_at: Mapped[datetime] = now()
+    created_at: Mapped[Time]
     retired_at: Mapped[datetime | None]
     is_best = False  # no column: a list of the job's checkpoints sets it
 
@@ -244,14 +238,14 @@ class Snapshot(Base):
     __tablename__ = "snapshots"
     __table_args__ = (UniqueConstraint("job_id", "attempt", "step"),)
 
-    id: Mapped[str] = mapped_column(primary_key=True)
-    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    id: Mapped[Key]
+    project_id: Mapped[ProjectId]
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), index=True)
     attempt: Mapped[int]
     step: Mapped[int]
     manifest_sha256: Mapped[str]
     storage_keys: Mapped[dict[str, Any]]  # file name -> key
-    created_at: Mapped[datetime] = now()
+    created_at: Mapped[Time]
 
 
 class TunedModel(Base):
@@ -259,10 +253,10 @@ class TunedModel(Base):
 
     __tablename__ = "tuned_models"
 
-    id: Mapped[str] = mapped_column(primary_key=True)
-    seq: Mapped[int] = mapped_column(Identity(), unique=True)
+    id: Mapped[Key]
+    seq: Mapped[Seq]
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), index=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
     checkpoint_id: Mapped[str] = mapped_column(ForeignKey("checkpoints.id"))
-    created_at: Mapped[datetime] = now()
+    created_at: Mapped[Time]
     deleted_at: Mapped[datetime | None]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Any
 
 from sqlalchemy import CheckConstraint, ForeignKey, text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from app.db.tables.access import Project
-from app.db.tables.base import Base, now, sql_string_list
+from app.db.tables.base import Base, Key, Time, sql_string_list
 from app.domain.operations.retention import MAX_DAYS, RetentionKind
 
 
@@ -23,7 +22,7 @@ class RetentionRule(Base):
     )
 
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), primary_key=True)
-    kind: Mapped[str] = mapped_column(primary_key=True)
+    kind: Mapped[Key]
     days: Mapped[int]
     due: Any = None  # no column: an app.db.operations.retention.Due, once a service has looked for it
     project: Mapped[Project] = relationship(lazy="joined", viewonly=True)
@@ -34,6 +33,6 @@ class ServiceState(Base):
 
     __tablename__ = "service_state"
 
-    name: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[Key]
     data: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'::jsonb"))
-    updated_at: Mapped[datetime] = now()
+    updated_at: Mapped[Time]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from sqlalchemy import CheckConstraint, ForeignKey, Index, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.db.tables.base import Base, now
+from app.db.tables.base import Base, Key, ProjectId, Time
 from app.domain.scheduling.worker_capacity import worker_capacity
 
 
@@ -21,7 +21,7 @@ class ProjectUsage(Base):
 
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), primary_key=True)
     gpu_seconds: Mapped[float] = mapped_column(server_default="0")
-    counted_at: Mapped[datetime] = now()
+    counted_at: Mapped[Time]
     validation_turn_at: Mapped[datetime | None]  # when a validation of this project last began
 
 
@@ -40,7 +40,7 @@ class QueuePlace(Base):
         {"prefixes": ["UNLOGGED"]},
     )
 
-    job_id: Mapped[str] = mapped_column(primary_key=True)
+    job_id: Mapped[Key]
     project_id: Mapped[str]
     position: Mapped[int]
     expected_start_at: Mapped[datetime | None]
@@ -55,14 +55,14 @@ class Worker(Base):
 
     __tablename__ = "workers"
 
-    id: Mapped[str] = mapped_column(primary_key=True)
-    project_id: Mapped[str | None] = mapped_column(ForeignKey("projects.id"))
+    id: Mapped[Key]
+    project_id: Mapped[ProjectId | None]
     queue: Mapped[str]
     hostname: Mapped[str]
     pid: Mapped[int]
     about: Mapped[dict[str, Any]]  # device, versions
-    started_at: Mapped[datetime] = now()
-    seen_at: Mapped[datetime] = now()
+    started_at: Mapped[Time]
+    seen_at: Mapped[Time]
     lost_at: Mapped[datetime | None]  # when the reconciler found that the heartbeats had stopped without a shutdown
     # No columns: what app.services.queue shows besides. The ids are None without one, or if the caller may not see it.
     models: Sequence[str] = ()
@@ -109,8 +109,8 @@ class MeasurementRow(Base):
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
-    created_at: Mapped[datetime] = now()
+    project_id: Mapped[ProjectId]
+    created_at: Mapped[Time]
     device_kind: Mapped[str]
     device_name: Mapped[str]
     base_manifest_sha256: Mapped[str]

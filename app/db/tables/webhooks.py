@@ -5,11 +5,11 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import CheckConstraint, ForeignKey, Identity, Index, UniqueConstraint, text
+from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from app.db.tables.access import Project
-from app.db.tables.base import Base, now
+from app.db.tables.base import Base, Count, Flag, Key, ProjectId, Seq, Time
 from app.domain.webhooks import secret_hint
 
 
@@ -26,9 +26,9 @@ class WebhookEndpoint(Base):
         Index("ix_webhook_endpoints_page", "project_id", "seq"),
     )
 
-    id: Mapped[str] = mapped_column(primary_key=True)
-    seq: Mapped[int] = mapped_column(Identity(), unique=True)
-    project_id: Mapped[str | None] = mapped_column(ForeignKey("projects.id"))  # NULL: the operator's
+    id: Mapped[Key]
+    seq: Mapped[Seq]
+    project_id: Mapped[ProjectId | None]  # NULL: the operator's
     name: Mapped[str]
     url: Mapped[str]
     event_types: Mapped[list[str]]
@@ -41,8 +41,8 @@ class WebhookEndpoint(Base):
     secret_hint: Mapped[str | None]
     previous_secret: Mapped[str | None]
     previous_secret_expires_at: Mapped[datetime | None]
-    created_at: Mapped[datetime] = now()
-    updated_at: Mapped[datetime] = now()
+    created_at: Mapped[Time]
+    updated_at: Mapped[Time]
 
     signing_secret: str | None = None  # no column: the plain secret, once, after its creation or a rotation
 
@@ -79,20 +79,18 @@ class WebhookDelivery(Base):
         Index("ix_webhook_deliveries_created_at", "created_at"),
     )
 
-    id: Mapped[str] = mapped_column(primary_key=True)
-    seq: Mapped[int] = mapped_column(Identity(), unique=True)
-    project_id: Mapped[str | None] = mapped_column(ForeignKey("projects.id"))  # NULL: the operator's
+    id: Mapped[Key]
+    seq: Mapped[Seq]
+    project_id: Mapped[ProjectId | None]  # NULL: the operator's
     endpoint_id: Mapped[str] = mapped_column(ForeignKey("webhook_endpoints.id", ondelete="CASCADE"))
     event_id: Mapped[str]  # the header `webhook-id`: the same in every attempt
     event_type: Mapped[str]
     data: Mapped[dict[str, Any]]
-    is_test: Mapped[bool] = mapped_column(
-        server_default=text("false")
-    )  # one attempt, which does not count as a failure of the endpoint
-    created_at: Mapped[datetime] = now()
+    is_test: Mapped[Flag]  # one attempt, which does not count as a failure of the endpoint
+    created_at: Mapped[Time]
     state: Mapped[str] = mapped_column(server_default="pending")
-    attempt: Mapped[int] = mapped_column(server_default="0")
-    tries: Mapped[int] = mapped_column(server_default="0")
+    attempt: Mapped[Count]
+    tries: Mapped[Count]
     next_attempt_at: Mapped[datetime | None]
     leased_until: Mapped[datetime | None]  # a sender has claimed it
     finished_at: Mapped[datetime | None]
@@ -112,8 +110,8 @@ class WebhookAttempt(Base):
 
     delivery_id: Mapped[str] = mapped_column(ForeignKey("webhook_deliveries.id", ondelete="CASCADE"), primary_key=True)
     attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    project_id: Mapped[str | None] = mapped_column(ForeignKey("projects.id"))  # NULL: the operator's
-    finished_at: Mapped[datetime] = now()
+    project_id: Mapped[ProjectId | None]  # NULL: the operator's
+    finished_at: Mapped[Time]
     duration_ms: Mapped[int]
     status_code: Mapped[int | None]
     error: Mapped[str | None]

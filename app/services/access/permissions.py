@@ -18,6 +18,7 @@ from app.db.tables import CheckpointPermission, Project, TunedModel
 from app.domain.error_text.json_text import as_json, unquoted
 from app.errors import BadRequest, NotFound, NotPermitted
 from app.services import resources
+from app.services.resources import Page
 
 Order = Literal["ascending", "descending"]
 
@@ -63,13 +64,13 @@ def grant(session: Session, model: TunedModel, project_ids: Sequence[str]) -> li
 
 
 def page(
-    session: Session, model: TunedModel, limit: int, after: str | None, order: Order, project_id: str | None
+    session: Session, model: TunedModel, page: Page, order: Order, project_id: str | None
 ) -> list[CheckpointPermission]:
-    """A page of permissions; `project_id` selects that of one project. Raises BadRequest for an unknown `after`."""
+    """The permissions, or that of one project. Raises BadRequest for an unknown `page.after`."""
     table = CheckpointPermission
     only = () if project_id is None else (table.grantee_id == project_id,)
     of_model = table.model_id == model.id
-    return resources.page(session, table, limit, after, of_model, only=only, is_ascending=order == "ascending")
+    return resources.page(session, table, *page, of_model, only=only, is_ascending=order == "ascending")
 
 
 def withdraw(session: Session, model: TunedModel, permission_id: str) -> None:

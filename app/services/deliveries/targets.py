@@ -114,19 +114,19 @@ def delete(session: Session, project_id: str, target_id: str) -> DeliveryTarget:
     return target
 
 
-def resolve_names(
+def resolve(
     session: Session, project_id: str, names: Sequence[str] | None, param: str = "deliver_to"
-) -> list[str]:
+) -> list[DeliveryTarget]:
     """The targets of a job: those named, or those of its project that are a default. Raises BadRequest."""
-    query = select(DeliveryTarget.name).where(*_existing(project_id)).order_by(DeliveryTarget.seq)
+    query = select(DeliveryTarget).where(*_existing(project_id)).order_by(DeliveryTarget.seq)
     if names is None:
         return list(session.scalars(query.where(DeliveryTarget.is_default)))
-    existing = list(session.scalars(query)) if names else []
+    existing = {target.name: target for target in session.scalars(query)} if names else {}
     if unknown := [name for name in names if name not in existing]:
         listed = ", ".join(existing) or "none yet"
         text = f"{param}: there is no delivery target {', '.join(map(as_json, unknown))}; there are: {listed}"
         raise BadRequest(text, param)
-    return list(dict.fromkeys(names))
+    return [existing[name] for name in dict.fromkeys(names)]
 
 
 def _existing(project_id: str) -> tuple[ColumnElement[bool], ...]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal
+from typing import TYPE_CHECKING, BinaryIO
 
 from sqlalchemy.orm import Session
 
@@ -27,6 +27,7 @@ from app.services import resources
 from app.services.access import quotas
 from app.services.datasets.check_process import Check
 from app.services.datasets.line_check import check_content
+from app.services.resources import Page
 from app.storage import ArchiveMember, Storage, open_archive
 from app.storage.writeback import begin_writeback
 
@@ -41,20 +42,11 @@ def get(session: Session, project_id: str, file_id: str) -> File:
     return file
 
 
-def page(
-    session: Session,
-    project_id: str,
-    limit: int,
-    after: str | None,
-    order: Literal["asc", "desc"],
-    purpose: str | None,
-) -> list[File]:
+def page(session: Session, project_id: str, page: Page, is_ascending: bool, purpose: str | None) -> list[File]:
     """The files in order of creation. `after` may be a deleted one, as clients delete files while they page."""
     only = (File.is_available(), *((File.purpose == purpose,) if purpose is not None else ()))
-    is_ascending = order == "asc"
-    return resources.page(
-        session, File, limit, after, File.project_id == project_id, only=only, is_ascending=is_ascending
-    )
+    of_project = File.project_id == project_id
+    return resources.page(session, File, *page, of_project, only=only, is_ascending=is_ascending)
 
 
 def set_origin(session: Session, project_id: str, file_id: str, origin: FileOrigin | None) -> File:

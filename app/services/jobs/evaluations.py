@@ -1,4 +1,4 @@
-"""Use cases of evaluations: create, read, cancel. The caller owns the transaction."""
+"""Use cases of evaluations: create, cancel. The caller owns the transaction."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ from sqlalchemy.orm import Session
 
 from app.db.base_models import models
 from app.db.jobs import evaluations
-from app.db.tables import Evaluation
+from app.db.tables import Evaluation, Job
 from app.domain.error_text.json_text import as_json
 from app.domain.evaluations.graders import CreateEvaluation
 from app.domain.evaluations.spec import EvaluationState
 from app.errors import BadRequest, combine_errors
 from app.job_queue import WorkerNotifier
-from app.services import resources
 from app.services.access import quotas
-from app.services.jobs import jobs
 from app.services.jobs.records import lock_files, select_checkpoint
 from app.services.jobs.requests import find_evaluation_file, grader_problems
 from app.telemetry.tracing import link_to
@@ -25,18 +23,10 @@ MAX_UNFINISHED = 50  # of a project: evaluations share the workers with training
 
 
 def create(
-    session: Session,
-    notifier: WorkerNotifier,
-    project_id: str,
-    job_id: str,
-    request: CreateEvaluation,
-    endpoints: Collection[str],
+    session: Session, notifier: WorkerNotifier, job: Job, request: CreateEvaluation, endpoints: Collection[str]
 ) -> Evaluation:
-    """Create an evaluation of the job's result, or of a kept checkpoint.
-
-    Raises NotFound for the job, BadRequest for everything else, QuotaExceeded.
-    """
-    job = jobs.get(session, project_id, job_id)
+    """Create an evaluation of the job's result, or of a kept checkpoint. Raises BadRequest, QuotaExceeded."""
+    project_id = job.project_id
     problems = grader_problems(request, endpoints)
     file = find_evaluation_file(session, project_id, request.file, "file", problems)
     checkpoint = None
@@ -61,19 +51,8 @@ def create(
     return evaluation
 
 
-def get(session: Session, project_id: str, job_id: str, evaluation_id: str) -> Evaluation:
-    job = jobs.get(session, project_id, job_id)
-    return resources.get(session, Evaluation, evaluation_id, Evaluation.job_id == job.id)
-
-
-def page(session: Session, project_id: str, job_id: str, limit: int, after: str | None) -> list[Evaluation]:
-    job = jobs.get(session, project_id, job_id)
-    return resources.page(session, Evaluation, limit, after, Evaluation.job_id == job.id)
-
-
-def cancel(session: Session, project_id: str, job_id: str, evaluation_id: str) -> Evaluation:
-    """Cancel at once, also a running evaluation; no error if it is cancelled already. Raises NotFound, BadRequest."""
-    evaluation = get(session, project_id, job_id, evaluation_id)
+def cancel(session: Session, evaluation: Evaluation) -> Evaluation:
+    """Cancel at once, also a running evaluation; no error if it is cancelled already. Raises BadRequest."""
     if not evaluations.cancel(session, evaluation) and evaluation.state != EvaluationState.CANCELLED:
         text = f"Evaluation {evaluation.id} is {evaluation.state}; only one that has not ended can be cancelled."
         raise BadRequest(text, code="invalid_evaluation_state")

@@ -27,20 +27,19 @@ from app.errors import BadRequest, combine_errors
 from app.job_queue import Queue, WorkerNotifier
 from app.services import resources
 from app.services.access import quotas
-from app.services.jobs import jobs
 from app.services.jobs.records import lock_files, select_checkpoint
+from app.services.resources import Page
 from app.telemetry.tracing import link_to
 
 BODY_KEYS = ("type", "quantization", "checkpoint")
 QUEUES: tuple[Queue, ...] = ("cpu", "gpu")  # a deployment may have torch only on the workers of one queue
 
 
-def create(session: Session, notifier: WorkerNotifier, project_id: str, job_id: str, body: Mapping[str, Any]) -> Export:
+def create(session: Session, notifier: WorkerNotifier, job: Job, body: Mapping[str, Any]) -> Export:
     """Create an export, or return the queued, running or complete one of the same checkpoint and kind.
 
-    Raises NotFound for the job, BadRequest for everything else, QuotaExceeded.
+    Raises BadRequest, QuotaExceeded.
     """
-    job = jobs.get(session, project_id, job_id)
     kind, checkpoint_name = _parse(body)
     checkpoint = select_checkpoint(session, job, checkpoint_name, "export")
     base = _require_base_model(session, job, checkpoint)
@@ -51,10 +50,10 @@ def create(session: Session, notifier: WorkerNotifier, project_id: str, job_id: 
     if existing is not None:
         if existing.state != ExportState.SUCCEEDED or len(existing.files) == len(existing.file_ids):
             return _with_worker(session, existing)[0]
-        _delete_with_files(session, existing)
+        delete(session, existing)
     lock_files(session, checkpoint, "export")
     expected_bytes = _expected_bytes(session, kind, base, checkpoint)
-    quotas.require_storage(session, project_id, expected_bytes)
+    quotas.require_storage(session, job.project_id, expected_bytes)
     link_to(job.traceparent)
     export = exports.insert(session, job, checkpoint, kind, expected_bytes)
     if export is None:  # a concurrent request has created it
@@ -65,24 +64,21 @@ def create(session: Session, notifier: WorkerNotifier, project_id: str, job_id: 
     return _with_worker(session, export)[0]
 
 
-def get(session: Session, project_id: str, job_id: str, export_id: str) -> Export:
-    job = jobs.get(session, project_id, job_id)
+def get(session: Session, job: Job, export_id: str) -> Export:
     export = resources.get(session, Export, export_id, Export.job_id == job.id, Export.deleted_at.is_(None))
     return _with_worker(session, export)[0]
 
 
-def page(session: Session, project_id: str, job_id: str, limit: int, after: str | None) -> list[Export]:
+def page(session: Session, job: Job, page: Page) -> list[Export]:
     """The exports, newest first. `after` may be a deleted one, as clients delete exports while they page."""
-    job = jobs.get(session, project_id, job_id)
     existing = (Export.deleted_at.is_(None),)
-    return _with_worker(session, *resources.page(session, Export, limit, after, Export.job_id == job.id, only=existing))
+    return _with_worker(session, *resources.page(session, Export, *page, Export.job_id == job.id, only=existing))
 
 
-def delete(session: Session, project_id: str, job_id: str, export_id: str) -> Export:
+def delete(session: Session, export: Export) -> None:
     """Delete an export and its files; a running attempt is fenced."""
-    export = get(session, project_id, job_id, export_id)
-    _delete_with_files(session, export)
-    return export
+    exports.delete(session, export)
+    files.delete_all(session, export.file_ids)
 
 
 def _parse(body: Mapping[str, Any]) -> tuple[ExportKind, str | None]:
@@ -156,11 +152,6 @@ def _expected_bytes(session: Session, kind: ExportKind, base: BaseModelRow, chec
     if kind.type == ExportType.GGUF_ADAPTER:
         return sum(file.bytes for file in files.get_visible(session, checkpoint.file_ids).values())
     return sum(int(each["bytes"]) for each in base.files.values())
-
-
-def _delete_with_files(session: Session, export: Export) -> None:
-    exports.delete(session, export)
-    files.delete_all(session, export.file_ids)
 
 
 def _with_worker(session: Session, *page: Export) -> list[Export]:

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Row
+from sqlalchemy import Row, Select
 from sqlalchemy.orm import Session
 
 from app.db.access import audit
 from app.db.jobs import jobs, reads
 from app.db.jobs.reads import JobFilter
-from app.db.tables import Job, Project
-from app.domain.error_text.json_text import as_json
+from app.db.tables import Job
 from app.domain.jobs.states import Desired, JobState
 from app.errors import BadRequest, NotFound
 from app.job_queue import WorkerNotifier
+from app.services import resources
 from app.services.access import quotas
 from app.services.jobs.requests import build_job
+from app.services.resources import Page
 from app.settings import Settings
 from app.telemetry.tracing import current_traceparent
 
@@ -50,93 +51,67 @@ def get(session: Session, project_id: str, job_id: str) -> Job:
 
 
 def page(
-    session: Session, job_filter: JobFilter, limit: int, after: str | None, versions_only: bool = False
+    session: Session, job_filter: JobFilter, page: Page, query: Select[*tuple[Any, ...]] = reads.JOB
 ) -> Sequence[JobRow]:
-    """A page of jobs, newest first, or of what changes whenever they do. Raises BadRequest for an unknown `after`."""
-    last = reads.find_last(session, job_filter.project_id, after) if after is not None else None
-    if after is not None and last is None:
-        raise unknown_cursor_error("job", after)
-    return reads.page(session, job_filter, limit, last, reads.VERSION if versions_only else reads.JOB)
+    """The rows of `query`, JOB or VERSION, of a page of jobs. Raises BadRequest for an unknown `page.after`."""
+    last = reads.find_last(session, job_filter.project_id, page.after) if page.after is not None else None
+    if page.after is not None and last is None:
+        raise resources.unknown_cursor_error("job", page.after)
+    return reads.page(session, job_filter, page.rows, last, query)
 
 
-def get_versions(session: Session, project_id: str, job_id: str) -> tuple[int, int]:
-    """(event_seq, version) of a job."""
-    versions = jobs.get_versions(session, project_id, job_id)
-    if versions is None:
-        raise job_not_found(job_id)
-    return versions
-
-
-def cancel(session: Session, project_id: str, job_id: str) -> JobRow:
-    """Cancel a job at once, also a running one; no error if it is cancelled already. Raises NotFound, BadRequest."""
-    job = jobs.cancel(session, project_id, job_id) or get(session, project_id, job_id)
+def cancel(session: Session, job: Job) -> JobRow:
+    """Cancel a job at once, also a running one; no error if it is cancelled already. Raises BadRequest."""
+    if jobs.cancel(session, job.project_id, job.id) is None:
+        session.refresh(job)
     if job.state != JobState.CANCELLED:
-        raise _wrong_state(job, "cancelled", "a job that has not ended")
+        raise _wrong_state(session, job, "cancelled", "a job that has not ended")
     return reads.get(session, job.id)
 
 
-def pause(session: Session, project_id: str, job_id: str) -> JobRow:
+def pause(session: Session, job: Job) -> JobRow:
     """Pause a queued job at once, a running one at its next step; no error if that is requested already.
 
-    Raises NotFound, BadRequest.
+    Raises BadRequest.
     """
-    job = get(session, project_id, job_id)
-    if not (job.state == JobState.RUNNING and job.desired == Desired.PAUSE):
-        paused = jobs.pause(session, project_id, job_id)
-        if paused is None:
-            raise _wrong_state(get(session, project_id, job_id), "paused", "a queued or running job")
-        job = paused
+    is_requested = job.state == JobState.RUNNING and job.desired == Desired.PAUSE
+    if not is_requested and jobs.pause(session, job.project_id, job.id) is None:
+        raise _wrong_state(session, job, "paused", "a queued or running job")
     return reads.get(session, job.id)
 
 
-def resume(
-    session: Session, notifier: WorkerNotifier, project_id: str, job_id: str, default_max_queued_jobs: int
-) -> JobRow:
+def resume(session: Session, notifier: WorkerNotifier, job: Job, default_max_queued_jobs: int) -> JobRow:
     """Resume a paused job. The state is checked before the quota, as waiting does not change the state.
 
-    Raises NotFound, BadRequest, QuotaExceeded.
+    Raises BadRequest, QuotaExceeded.
     """
-    if get(session, project_id, job_id).state == JobState.PAUSED:
-        quotas.require_queue_quota(session, project_id, default_max_queued_jobs)
-    job = jobs.resume(session, project_id, job_id)
-    if job is None:
-        raise _wrong_state(get(session, project_id, job_id), "resumed", "a paused job")
+    if job.state == JobState.PAUSED:
+        quotas.require_queue_quota(session, job.project_id, default_max_queued_jobs)
+    if jobs.resume(session, job.project_id, job.id) is None:
+        raise _wrong_state(session, job, "resumed", "a paused job")
     notifier.after_commit(session, "gpu")
     return reads.get(session, job.id)
 
 
-def change(session: Session, project_id: str, job_id: str, given: Mapping[str, Any]) -> JobRow:
+def change(session: Session, job: Job, given: Mapping[str, Any]) -> JobRow:
     """Change `priority` and `metadata`; values that are equal to the old ones cause no update and no event.
 
-    Raises NotFound; BadRequest for the `priority` of a job that has ended.
+    Raises BadRequest for the `priority` of a job that has ended.
     """
-    job = get(session, project_id, job_id)
     states = jobs.ACTIVE_STATES if "priority" in given else jobs.ALL_STATES
     columns = {"user_metadata" if name == "metadata" else name: value for name, value in given.items()}
     if "priority" in given:
         columns["priority"] = given["priority"] or 0
     columns = {name: value for name, value in columns.items() if getattr(job, name) != value}
-    if columns and jobs.change(session, project_id, job_id, states, _change_message(columns), **columns) is None:
+    if columns and jobs.change(session, job.project_id, job.id, states, _change_message(columns), **columns) is None:
         session.refresh(job)  # it may have ended since it was read
     if job.state not in states:
-        raise _wrong_state(job, "given another priority", "a job that has not ended")
+        raise _wrong_state(session, job, "given another priority", "a job that has not ended")
     return reads.get(session, job.id)
 
 
 def job_not_found(job_id: str) -> NotFound:
     return NotFound(f"No such fine-tuning job: {job_id}", "id")
-
-
-def require_project(session: Session, project_id: str) -> None:
-    """Raises BadRequest for an unknown `project_id` in the query."""
-    if session.get(Project, project_id) is None:
-        raise BadRequest(f"project_id: there is no project {as_json(project_id)}", "project_id")
-
-
-def unknown_cursor_error(kind: str, after: str) -> BadRequest:
-    return BadRequest(
-        f"after: there is no {kind} {as_json(after)} here; give the id of the last item of the page before", "after"
-    )
 
 
 def _change_message(columns: Mapping[str, Any]) -> str:
@@ -145,5 +120,6 @@ def _change_message(columns: Mapping[str, Any]) -> str:
     return f"The priority was changed to {columns['priority']}" + (", and the metadata" if len(columns) > 1 else "")
 
 
-def _wrong_state(job: Job, verb: str, allowed: str) -> BadRequest:
+def _wrong_state(session: Session, job: Job, verb: str, allowed: str) -> BadRequest:
+    session.refresh(job)  # it may have changed since it was read
     return BadRequest(f"Job {job.id} is {job.state}; only {allowed} can be {verb}.", code="invalid_job_state")

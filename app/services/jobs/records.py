@@ -12,60 +12,46 @@ from sqlalchemy.orm import Session
 from app.db import files
 from app.db.jobs import checkpoints, events
 from app.db.jobs.events import LossCurve
-from app.db.tables import Attempt, Checkpoint, File, Job, JobEvent, JobLog
+from app.db.tables import Checkpoint, File, Job, JobLog
 from app.domain.error_text.json_text import as_json
 from app.domain.jobs.events import downsample
 from app.domain.jobs.states import TERMINAL, JobState
 from app.errors import BadRequest, NotFound
 from app.services import resources
-from app.services.jobs import jobs
+from app.services.resources import Page
 
 MIN_BUCKETS = 250  # the shape of a curve of few points is chosen among more of them
 
 
-def event_page(
-    session: Session, project_id: str, job_id: str, limit: int, after: str | None, type: str | None = None
-) -> list[JobEvent]:
-    """The events of a job, of one type or of both, newest first. Raises NotFound, and BadRequest for `after`."""
-    job = jobs.get(session, project_id, job_id)
-    only = (JobEvent.type == type,) if type is not None else ()
-    return resources.page(session, JobEvent, limit, after, JobEvent.job_id == job.id, only=only)
-
-
-def checkpoint_page(session: Session, project_id: str, job_id: str, limit: int, after: str | None) -> list[Checkpoint]:
+def checkpoint_page(session: Session, job: Job, page: Page) -> list[Checkpoint]:
     """The kept checkpoints: first the job's result, as clients expect, then the others, latest step first.
 
-    The result may be an earlier step, as the best one can be promoted. Raises NotFound, and BadRequest for `after`.
+    The result may be an earlier step, as the best one can be promoted. Raises BadRequest for `page.after`.
     """
-    job = jobs.get(session, project_id, job_id)
     is_result = func.coalesce(Checkpoint.name == job.fine_tuned_model, False)
     query = select(Checkpoint).where(Checkpoint.job_id == job.id, Checkpoint.retired_at.is_(None))
-    if after is not None:
-        last = session.scalar(select(Checkpoint).where(Checkpoint.job_id == job.id, Checkpoint.id == after))
+    if page.after is not None:
+        last = session.scalar(select(Checkpoint).where(Checkpoint.job_id == job.id, Checkpoint.id == page.after))
         if last is None:
-            raise jobs.unknown_cursor_error("checkpoint", after)
+            raise resources.unknown_cursor_error("checkpoint", page.after)
         query = query.where(is_result.is_(False))
         if last.name != job.fine_tuned_model:
             query = query.where(Checkpoint.step_number < last.step_number)
-    page = session.scalars(query.order_by(is_result.desc(), Checkpoint.step_number.desc()).limit(limit)).all()
+    rows = session.scalars(query.order_by(is_result.desc(), Checkpoint.step_number.desc()).limit(page.rows)).all()
     best = checkpoints.best(session, job.id)  # it may be on another page
-    for checkpoint in page:
+    for checkpoint in rows:
         checkpoint.is_best = checkpoint is best
-    return list(page)
+    return list(rows)
 
 
-def metrics(session: Session, project_id: str, job_id: str, max_points: int | None) -> tuple[list[dict[str, Any]], int]:
-    """The metrics of all steps, or of at most `max_points` selected ones, oldest first; and the number of all steps.
-
-    Raises NotFound.
-    """
-    job = jobs.get(session, project_id, job_id)
+def metrics(session: Session, job_id: str, max_points: int | None) -> tuple[list[dict[str, Any]], int]:
+    """The metrics of all steps, or of at most `max_points` selected ones, oldest first; and the number of all steps."""
     if max_points is None:
-        rows = events.all_metrics(session, job.id)
+        rows = events.all_metrics(session, job_id)
         return rows, len(rows)
-    found = events.loss_points(session, job.id, max(max_points, MIN_BUCKETS))
+    found = events.loss_points(session, job_id, max(max_points, MIN_BUCKETS))
     chosen = downsample(found.points, max_points, found.extremes)
-    return events.event_data(session, job.id, [point.row for point in chosen]), found.total
+    return events.event_data(session, job_id, [point.row for point in chosen]), found.total
 
 
 def loss_curves(session: Session, project_id: str, job_ids: Sequence[str], points: int) -> list[LossCurve]:
@@ -76,18 +62,11 @@ def loss_curves(session: Session, project_id: str, job_ids: Sequence[str], point
     return [found[job_id] for job_id in job_ids]
 
 
-def attempts(session: Session, project_id: str, job_id: str) -> list[Attempt]:
-    """The attempts of a job, oldest first. Raises NotFound."""
-    job = jobs.get(session, project_id, job_id)
-    return list(session.scalars(select(Attempt).where(Attempt.job_id == job.id).order_by(Attempt.attempt)))
-
-
-def log(session: Session, project_id: str, job_id: str, attempt: int | None) -> JobLog | None:
+def log(session: Session, job_id: str, attempt: int | None) -> JobLog | None:
     """The log of an attempt; without `attempt` the newest log, or None if there is none. Raises NotFound."""
-    job = jobs.get(session, project_id, job_id)
-    job_log = events.newest_log(session, job.id, attempt)
+    job_log = events.newest_log(session, job_id, attempt)
     if job_log is None and attempt is not None:
-        available = ", ".join(map(str, events.attempts_with_log(session, job.id))) or "none"
+        available = ", ".join(map(str, events.attempts_with_log(session, job_id))) or "none"
         raise NotFound(
             f"attempt: there is no log of attempt {attempt}; attempts of this job with a log: {available}", "attempt"
         )
@@ -128,19 +107,14 @@ def lock_files(session: Session, checkpoint: Checkpoint, purpose: Purpose) -> No
         raise BadRequest(text, "checkpoint", "adapter_deleted")
 
 
-def get_adapter(session: Session, project_id: str, job_id: str) -> Adapter:
-    """The adapter of a job. Raises NotFound for an unknown job, and for one that has no adapter (yet)."""
-    job = jobs.get(session, project_id, job_id)
+def get_adapter(session: Session, job: Job) -> Adapter:
+    """The adapter of a job. Raises NotFound for one that has none (yet)."""
     if job.state != JobState.SUCCEEDED or job.fine_tuned_model is None:
-        raise _adapter_not_found(job)
+        then = "it has none" if job.state in TERMINAL else "it is there when the job has succeeded"
+        raise NotFound(f"Job {job.id} is {job.state}, so there is no adapter: {then}.", "id", "adapter_not_found")
     checkpoint = checkpoints.by_names(session, [job.fine_tuned_model])[job.fine_tuned_model]
     found = files.get_visible(session, [*checkpoint.file_ids, checkpoint.archive_file_id])
     for file_id in (*checkpoint.file_ids, checkpoint.archive_file_id):
         if file_id not in found:
             raise NotFound(f"File {file_id} of the adapter of job {job.id} was deleted.", "id", "adapter_deleted")
     return Adapter(job, checkpoint, [found[id] for id in checkpoint.file_ids], found[checkpoint.archive_file_id])
-
-
-def _adapter_not_found(job: Job) -> NotFound:
-    then = "it has none" if job.state in TERMINAL else "it is there when the job has succeeded"
-    return NotFound(f"Job {job.id} is {job.state}, so there is no adapter: {then}.", "id", "adapter_not_found")

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from app.db import files
 from app.db.base_models import models
 from app.db.jobs import checkpoints, jobs, references
-from app.db.tables import BaseModelRow, File, Job
+from app.db.tables import BaseModelRow, DeliveryTarget, File, Job
 from app.domain.datasets.warnings import SAME_FILE, request_warning
 from app.domain.error_text.json_text import as_json, unquoted
 from app.domain.evaluations.graders import EvaluationSettings, ScoreModel, templates_of
@@ -38,9 +38,9 @@ def build_job(
     BadRequest with all problems, NotFound if the only problem is a missing model or file, or NotPermitted.
     """
     request, problems = parse_create(body) if original is None else _parse_clone(session, original, body)
-    deliver_to: list[str] = []
+    deliver_to: list[DeliveryTarget] = []
     try:
-        deliver_to = targets.resolve_names(session, project_id, request.deliver_to)
+        deliver_to = targets.resolve(session, project_id, request.deliver_to)
     except BadRequest as problem:
         problems.append(problem)
     rows = references.load_job_references(
@@ -76,7 +76,7 @@ def build_job(
         priority=request.priority or 0,
         is_urgent=request.urgent or False,
         worker_labels=sorted(set(request.worker_labels or ())),
-        deliver_to=deliver_to,
+        deliver_to=[target.name for target in deliver_to],
         cloned_from=original.id if original else None,
         request=dict(body),
         warnings=warnings,

@@ -34,7 +34,7 @@ def evaluated(delivery: DeliveryHarness, tmp_path: Path) -> Job:
         request = CreateEvaluation.model_validate(
             {"file": file.id, "graders": [EXACT], "promote_if": {"grader": "exact"}}
         )
-        service.create(session, resources.hints, project.id, job.id, request, {})
+        service.create(session, resources.hints, job, request, {})
     return job
 
 

@@ -54,10 +54,10 @@ def export_and_evaluate(delivery: DeliveryHarness, job: Job, tmp_path: Path) -> 
     """Both fail: the program of the export, and the base model of the evaluation, which has other files."""
     resources = delivery.harness.resources
     with transaction(delivery.harness.sessions) as session:
-        exports.create(session, resources.hints, job.project_id, job.id, {"type": "merged"})
+        exports.create(session, resources.hints, job, {"type": "merged"})
         file = make_file(session, resources.storage, delivery.harness.project, purpose="evals")
         request = CreateEvaluation.model_validate({"file": file.id})
-        evaluations.create(session, resources.hints, job.project_id, job.id, request, [])
+        evaluations.create(session, resources.hints, job, request, [])
     commands = dict.fromkeys(ExportType, FAILS)
     assert Exporter(resources, "export@test", tmp_path / "merge.lock", commands=commands).run_next()
     device = tmp_path / "device.lock"

@@ -83,7 +83,7 @@ class TestRequestsAtTheSameTime:
         job, sessions = delivery.finished_job(), delivery.harness.sessions
         project_id, model = delivery.harness.project.id, job.fine_tuned_model or ""
         with transaction(sessions) as requesting:
-            requests.create(requesting, project_id, job.id, target.name, None)
+            requests.create(requesting, job, target.name, None)
             with sessions() as deleting:
                 deleting.execute(text("SET LOCAL lock_timeout = '50ms'"))
                 with pytest.raises(OperationalError, match="lock timeout"):

@@ -117,8 +117,7 @@ def ask(harness: WorkerHarness, trained: Job) -> Ask:
             )
             request = CreateEvaluation.model_validate({"file": file.id, "graders": [EXACT]} | settings)
             endpoints = harness.resources.settings.endpoints
-            project_id, hints = trained.project_id, harness.resources.hints
-            return service.create(session, hints, project_id, trained.id, request, endpoints)
+            return service.create(session, harness.resources.hints, trained, request, endpoints)
 
     return ask
 
@@ -346,7 +345,7 @@ class TestFailures:
         thread.start()
         until(started.exists, "the generation")
         with transaction(harness.sessions) as session:
-            service.cancel(session, trained.project_id, trained.id, evaluation.id)
+            service.cancel(session, session.get_one(Evaluation, evaluation.id))
         thread.join(20)
         assert not thread.is_alive()
         done = read(harness, evaluation)

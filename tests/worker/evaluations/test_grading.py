@@ -54,9 +54,9 @@ def evaluator(harness: WorkerHarness, tmp_path: Path, *grade: str, generate: str
     return Evaluator(harness.resources, OWNER, lock, None, command, grade_command=grade or GRADE_COMMAND)
 
 
-def cancel(harness: WorkerHarness, job: Job, evaluation: Evaluation) -> None:
+def cancel(harness: WorkerHarness, _job: Job, evaluation: Evaluation) -> None:
     with transaction(harness.sessions) as session:
-        service.cancel(session, job.project_id, job.id, evaluation.id)
+        service.cancel(session, session.get_one(Evaluation, evaluation.id))
 
 
 def drain(harness: WorkerHarness, job: Job, evaluation: Evaluation) -> None:

@@ -38,7 +38,7 @@ def evaluation(harness: WorkerHarness, tmp_path: Path) -> Evaluation:
         )
         file = make_file(session, storage, harness.project, lines(), "evals", "heldout.jsonl")
         request = CreateEvaluation.model_validate({"file": file.id})
-        return service.create(session, harness.resources.hints, job.project_id, job.id, request, [])
+        return service.create(session, harness.resources.hints, job, request, [])
 
 
 def claim(harness: WorkerHarness, gpus: int = 1) -> Evaluation:
@@ -92,8 +92,8 @@ class TestOrder:
 def queue_again(harness: WorkerHarness, session: Session, evaluation: Evaluation) -> str:
     """Another evaluation of the same checkpoint and file."""
     request = CreateEvaluation.model_validate({"file": evaluation.file_id})
-    hints, project_id, job_id = harness.resources.hints, evaluation.project_id, evaluation.job_id
-    return service.create(session, hints, project_id, job_id, request, []).id
+    job = session.get_one(Job, evaluation.job_id)
+    return service.create(session, harness.resources.hints, job, request, []).id
 
 
 class TestUsage:

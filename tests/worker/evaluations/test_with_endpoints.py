@@ -78,7 +78,7 @@ def evaluation(harness: WorkerHarness, tmp_path: Path) -> Evaluation:
         request = CreateEvaluation.model_validate(
             {"file": file.id, "graders": [EXACT, JUDGE], "reference": {"model": "ft:old"}}
         )
-        return service.create(session, resources.hints, project.id, job.id, request, resources.settings.endpoints)
+        return service.create(session, resources.hints, job, request, resources.settings.endpoints)
 
 
 def test_the_summary_has_the_reference_and_the_scores_of_the_model(

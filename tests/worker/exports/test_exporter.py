@@ -105,7 +105,7 @@ def really_trained(harness: WorkerHarness, base: Path, tmp_path: Path) -> Job:
 def ask(harness: WorkerHarness, job: Job, **body: Any) -> Export:
     with transaction(harness.sessions) as session:
         export = {"type": "merged"} | body
-        return service.create(session, harness.resources.hints, job.project_id, job.id, export)
+        return service.create(session, harness.resources.hints, job, export)
 
 
 def read(harness: WorkerHarness, export: Export) -> Export:
@@ -240,7 +240,7 @@ class TestDeleted:
 
     def delete(self, harness: WorkerHarness, export: Export) -> None:
         with transaction(harness.sessions) as session:
-            service.delete(session, harness.project.id, export.job_id, export.id)
+            service.delete(session, session.get_one(Export, export.id))
 
 
 class TestFailures:
