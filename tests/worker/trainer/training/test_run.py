@@ -11,14 +11,23 @@ from safetensors.torch import load_file, save_file
 from app.domain.jobs.events import CheckpointSaved, Command, Done, Message, Metric, SnapshotSaved, Started, Stopped
 from app.domain.jobs.states import ExitCode, Reason
 from app.system.host import cpu_name
-from tests.tiny import make_tiny_base, make_tiny_dataset
+from tests.tiny import make_tiny_dataset
 from tests.worker.trainer.helpers import failure, final_adapter, float32_spec, make_spec, run_trainer
 from worker.trainer.checkpoint import provenance
 from worker.trainer.training import step_actions
 from worker.trainer.validation import evaluate
 
+RATES: list[dict[str, Any]] = [
+    {"lr_scheduler_type": "cosine", "warmup_ratio": 0.3},
+    {"alpha": 5.5, "use_rslora": True},
+]
 
-class TestRun:
+
+class TestWholeRun:
+    @pytest.fixture
+    def shortened(self) -> None:
+        """Nothing is left out."""
+
     def test_it_reports_start_steps_checkpoints_and_end(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         code, log = run_trainer(float32_spec(tiny, examples, batch_size=6), tmp_path)
         assert code == ExitCode.DONE
@@ -27,6 +36,30 @@ class TestRun:
             "checkpoint", "served_reference", "measured", "done",
         ]  # fmt: skip
 
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"quantization": None},
+            {"quantization": {"type": "fp4", "double_quant": False}},
+            {"quantization": {"compute_dtype": "float16"}},
+            {"packing": False},
+            *(
+                pytest.param(changes, marks=pytest.mark.extended("options that no other one changes"))
+                for changes in RATES
+            ),
+        ],
+    )
+    def test_every_option_is_trained_and_verified(
+        self, tiny: Path, examples: Path, tmp_path: Path, changes: dict[str, Any]
+    ) -> None:
+        code, log = run_trainer(make_spec(tiny, examples, **changes), tmp_path)
+        assert code == 0, log.last
+        asked = changes.get("quantization", {}) or {}
+        assert log.of(Started)[0].compute_dtype == asked.get("compute_dtype", "bfloat16")
+        assert log.last.step == 6
+
+
+class TestRun:
     def test_started_describes_the_run(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         _, log = run_trainer(make_spec(tiny, examples), tmp_path)
         (started,) = log.of(Started)
@@ -64,28 +97,6 @@ class TestRun:
         spec = float32_spec(tiny, examples, dropout=0.1)
         one, other = (final_adapter(run_trainer(spec, where)[1], where) for where in (tmp_path / "a", tmp_path / "b"))
         assert all(torch.equal(one[name], other[name]) for name in one)
-
-    @pytest.mark.parametrize(
-        "changes",
-        [
-            {"quantization": None},
-            {"quantization": {"type": "fp4", "double_quant": False}},
-            {"quantization": {"compute_dtype": "float16"}},
-            {"quantization": {"compute_dtype": "float32"}},
-            {"packing": False},
-            {"max_steps": 2},
-            {"lr_scheduler_type": "cosine", "warmup_ratio": 0.3},
-            {"alpha": 5.5, "use_rslora": True},
-        ],
-    )
-    def test_every_option_is_trained_and_verified(
-        self, tiny: Path, examples: Path, tmp_path: Path, changes: dict[str, Any]
-    ) -> None:
-        code, log = run_trainer(make_spec(tiny, examples, **changes), tmp_path)
-        assert code == 0, log.last
-        asked = changes.get("quantization", {}) or {}
-        assert log.of(Started)[0].compute_dtype == asked.get("compute_dtype", "bfloat16")
-        assert log.last.step == changes.get("max_steps", 6)
 
     def test_plain_text_is_trained_piece_by_piece(self, tiny: Path, tmp_path: Path) -> None:
         lines = [json.dumps({"text": f"{number} green bottles hanging on the wall " * 4}) for number in range(6)]
@@ -189,26 +200,6 @@ class TestFailing:
         assert text in record.message
         assert "Traceback" not in record.message
 
-    def test_an_altered_base(self, tmp_path: Path, examples: Path) -> None:
-        base = make_tiny_base(tmp_path / "base")
-        spec = float32_spec(base, examples)
-        (base / "tokenizer.json").write_text("{}")
-        self.fails(tmp_path, spec, 64, Reason.MODEL_UNAVAILABLE, "model", "missing or has changed")
-
-    def test_an_unknown_module(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
-        spec = float32_spec(tiny, examples, target_modules=["c_attn"])
-        self.fails(tmp_path, spec, 64, Reason.INVALID_SPEC, "lora.target_modules", "it has down_proj, gate_proj")
-
-    def test_a_rank_above_the_layers_size(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
-        spec = float32_spec(tiny, examples, r=33)
-        self.fails(tmp_path, spec, 64, Reason.INVALID_SPEC, "lora.r", "choose a rank up to 32")
-
-    def test_a_context_longer_than_the_models(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
-        spec = float32_spec(tiny, examples, context_length=513)
-        text = "hyperparameters.context_length is 513, but the base model reads at most 512 tokens; choose up to 512."
-        param = "hyperparameters.context_length"
-        self.fails(tmp_path, spec, ExitCode.BAD_SPEC, Reason.INVALID_SPEC, param, text)
-
     def test_a_dataset_without_labels(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         spec = float32_spec(tiny, examples, context_length=5)
         self.fails(
@@ -235,12 +226,6 @@ class TestFailing:
         spec = float32_spec(tiny, **files)
         make_tiny_dataset(tmp_path / which, seed=1)
         self.fails(tmp_path, spec, 64, Reason(f"invalid_{which}"), which, "is not the")
-
-    def test_a_template_the_base_does_not_have(self, tmp_path: Path, examples: Path) -> None:
-        base = make_tiny_base(tmp_path / "base")
-        (base / "chat_template.jinja").unlink()
-        spec = float32_spec(base, examples)
-        self.fails(tmp_path, spec, 64, Reason.INVALID_TRAINING_FILE, "training_file", "no chat template")
 
     def test_a_gpu_that_is_not_there(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         if torch.cuda.is_available():

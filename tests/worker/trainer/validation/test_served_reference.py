@@ -21,6 +21,11 @@ from worker.trainer.runtime import records
 NF4 = {"bits": 4, "type": "nf4", "double_quant": True, "compute_dtype": "float32"}
 
 
+@pytest.fixture
+def shortened() -> None:
+    """Whole runs."""
+
+
 def train(tiny: Path, examples: Path, workdir: Path, **settings: Any) -> tuple[ServedReference, Path]:
     """(what was recorded, the adapter's directory)."""
     spec = make_spec(tiny, examples, n_epochs=4, batch_size=4, **settings)
