@@ -77,7 +77,8 @@ def _restore(
     settings = storage_settings(layout.root)
     storage = open_storage(settings.storage_dir, settings.s3_location)
     try:
-        restore(postgres.start(), storage, repository, manifest, report, is_copy)
+        postgres.start()
+        restore(postgres.url, storage, repository, manifest, report, is_copy)
     finally:
         postgres.stop()
 

@@ -15,9 +15,10 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -36,17 +37,15 @@ from app.cli.local_stack.machine import (
     unused_gpus_text,
     without_password,
 )
-from app.cli.local_stack.processes import ChildProcess, exclusive_lock, tail, terminate_leftovers
-from app.cli.local_stack.servers import LocalPostgres, LocalValkey
+from app.cli.local_stack.processes import ChildProcess, exclusive_lock, terminate_leftovers
+from app.cli.local_stack.servers import LocalPostgres, LocalServer, LocalValkey
 from app.cli.local_stack.services import (
     WORKER_GRACE_SECONDS,
     Print,
     ServiceSupervisor,
     StopRequested,
     StopSignal,
-    SupervisedService,
     child_environment,
-    describe_exit,
     metrics_ports,
     needed_by,
     programs,
@@ -59,15 +58,7 @@ READY_TIMEOUT_SECONDS = 120.0  # for a cold disk and two slow cores; usually 4 s
 LEFTOVER_TIMEOUT_SECONDS = 10.0
 MAX_PORT = 65_535
 STORAGE_PLACE = {"storage_url", "storage_endpoint", "storage_region"}  # settings, for commands of another environment
-# Workers first, because they write their saved progress to the database; then the API; the servers last.
-STOP_ORDER = (
-    ("reconciler", "webhooks", "deliveries", "web", "gpu-worker", "cpu-worker"),
-    ("api",),
-    ("valkey",),
-    ("postgres",),
-)
 BACKGROUND_START_SECONDS = 180.0  # the first start converts the base model
-POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -148,7 +139,6 @@ class _LocalStack:
         self._start_servers()
         self._prepare_database()
         self._start_services(port, web_port)
-        self._wait_until_ready()
         self._write_runtime()
         if not is_loopback(self._options.host):
             self._report(
@@ -179,18 +169,21 @@ class _LocalStack:
 
     def _start_servers(self) -> None:
         postgres, valkey = LocalPostgres(self._layout.postgres), LocalValkey(self._layout.valkey)
-        self._urls["database_url"] = self._start_or_use(postgres, "DATABASE_URL", f"PostgreSQL in {postgres.directory}")
-        self._urls["redis_url"] = self._start_or_use(valkey, "REDIS_URL", f"Valkey in {valkey.directory}")
+        self._urls["database_url"] = self._start_or_use(postgres, "DATABASE_URL")
+        self._urls["redis_url"] = self._start_or_use(valkey, "REDIS_URL")
 
-    def _start_or_use(self, server: LocalPostgres | LocalValkey, variable: str, description: str) -> str:
+    def _start_or_use(self, server: LocalServer, variable: str) -> str:
         """Start a server unless its variable has the URL of another one. Returns the URL."""
         external_url = os.environ.get(variable)
         if external_url:
             self._report(server.name, f"external, {without_password(external_url)} ({variable})")
             return external_url
-        self._supervisor.start(SupervisedService(server.name, server, str(server.log), server.stop_seconds))
-        self._report(server.name, f"{description} (pid {server.pid})")
+        self._start_service(server)
         return server.url
+
+    def _start_service(self, service: ChildProcess) -> None:
+        self._supervisor.start(service)
+        self._report(service.name, f"{service.description} (pid {service.pid})")
 
     def _prepare_database(self) -> None:
         with first_run.prepared_database(self._urls["database_url"], self._report_migration) as sessions:
@@ -218,10 +211,8 @@ class _LocalStack:
         while not conversion.wait(0.1):
             self._stop.check()
         if conversion.exit_code != 0:
-            log = self._layout.log("convert")
             raise CannotStart(
-                f"Could not convert the bundled base model ({describe_exit(conversion.exit_code)}). "
-                f"The end of {log} says:\n{tail(log)}"
+                f"Could not convert the bundled base model ({conversion.exit_text}). {conversion.end_of_log}"
             )
 
     def _start_services(self, port: int, web_port: int) -> None:
@@ -232,37 +223,35 @@ class _LocalStack:
             self._report("unused GPUs", unused)
         ports = metrics_ports([program.name for program in started])
         for program in started:
-            log = self._layout.log(program.name)
-            environment = {**needed_by(program.name, env), **program.environment, "TUNERY_LOG_FILE": str(log)}
-            if program.name in ports:
-                environment |= {"TUNERY_METRICS_HOST": "127.0.0.1", "TUNERY_METRICS_PORT": str(ports[program.name])}
-            child = ChildProcess(
-                program.name, program.command, log, self._layout.root, environment, cwd=self._layout.root
-            )
-            self._supervisor.start(SupervisedService(program.name, child, str(log), program.grace_seconds))
-            self._report(program.name, f"{program.description} (pid {child.pid})")
+            program.env = {
+                **needed_by(program.name, env),
+                **program.env,
+                "TUNERY_LOG_FILE": str(program.log),
+                "TUNERY_METRICS_HOST": "127.0.0.1",
+                "TUNERY_METRICS_PORT": str(ports[program.name]),
+            }
+            self._start_service(program)
         self._layout.write_metrics_targets(ports)
         self._report("metrics", f"for Prometheus, on loopback; {self._layout.metrics_targets} lists the addresses")
+        self._wait_until_ready({program.name: program for program in started})
 
-    def _wait_until_ready(self) -> None:
+    def _wait_until_ready(self, started: Mapping[str, ChildProcess]) -> None:
         """Wait for the API and the dashboard.
 
         A program that exits during the start is not restarted; its log is part of the error.
         """
         deadline = time.monotonic() + READY_TIMEOUT_SECONDS
         for name, url, path in (("api", "base_url", "/readyz"), ("web", "web_url", "/healthz")):
-            while (response := http_get(self._urls[url], path))[0] != 200:
-                exited = self._supervisor.first_exited()
-                if exited is not None:
-                    raise self._start_error(exited.name, describe_exit(exited.process.exit_code))
-                if time.monotonic() > deadline:
-                    raise self._start_error(name, f"{path} returns {response[0]} {response[1][:500]}")
-                self._stop.wait(0.1)
-                self._stop.check()
+            if not started[name].wait_until(partial(self._answers, self._urls[url], path), deadline):
+                status, text = http_get(self._urls[url], path)
+                raise _start_error(started[name], f"{path} returns {status} {text[:500]}")
 
-    def _start_error(self, name: str, reason: str) -> CannotStart:
-        log = self._layout.log(name)
-        return CannotStart(f"The {name} did not become ready ({reason}). The end of {log} says:\n{tail(log)}")
+    def _answers(self, url: str, path: str) -> bool:
+        """Raises StopRequested, and CannotStart if a service has exited."""
+        self._stop.check()
+        if exited := self._supervisor.first_exited():
+            raise _start_error(exited, exited.exit_text)
+        return http_get(url, path)[0] == 200
 
     def _write_runtime(self) -> None:
         storage = storage_settings(self._layout.root).model_dump(include=STORAGE_PLACE)
@@ -278,13 +267,16 @@ class _LocalStack:
             self._report("stopping", "press Ctrl-C again to stop without waiting for jobs to save their progress")
         if self._conversion is not None:
             self._conversion.kill()
-        more_gpu_workers = tuple(name for name in self._supervisor.pids if name.startswith("gpu-worker-"))
-        self._supervisor.stop(((*STOP_ORDER[0], *more_gpu_workers), *STOP_ORDER[1:]))
+        self._supervisor.stop()
         if self._stop.requested:
             self._report("stopped", f"all processes have ended; the data is kept in {self._layout.root}")
 
     def _report(self, subject: str, text: str) -> None:
         self._print(f"{subject:<11} {text}")
+
+
+def _start_error(service: ChildProcess, reason: str) -> CannotStart:
+    return CannotStart(f"The {service.name} did not become ready ({reason}). {service.end_of_log}")
 
 
 def _print(line: str) -> None:
@@ -342,29 +334,27 @@ def running_in_background(
 
     The log must be outside of the data directory, which must be empty at the first start.
     """
-    child = start_up(data_dir, log, host, port)
-    try:
-        yield _wait_until_ready(child, Layout(data_dir.resolve()), log)
-    finally:
-        child.stop(signal.SIGTERM, WORKER_GRACE_SECONDS + 30)
-
-
-def start_up(data_dir: Path, log: Path, host: str, port: int) -> ChildProcess:
-    command = [sys.executable, "-m", "app.cli.local_stack.up", str(data_dir.resolve()), host, str(port)]
-    env = child_environment(data_dir, {})
-    child = ChildProcess("up", command, log, marker=log, env=env, cwd=Path("/"), parent_death_signal=signal.SIGTERM)
+    layout = Layout(data_dir.resolve())
+    child = ChildProcess(
+        "up",
+        [sys.executable, "-m", "app.cli.local_stack.up", str(layout.root), host, str(port)],
+        log,
+        marker=log,
+        env=child_environment(data_dir, {}),
+        cwd=Path("/"),
+        stop_seconds=WORKER_GRACE_SECONDS + 30,
+        parent_death_signal=signal.SIGTERM,
+    )
     child.start()
-    return child
-
-
-def _wait_until_ready(child: ChildProcess, layout: Layout, log: Path) -> RunningService:
-    deadline = time.monotonic() + BACKGROUND_START_SECONDS
-    while (runtime := layout.read_runtime()) is None or runtime.get("pid") != child.pid:
-        if child.exit_code is not None or time.monotonic() > deadline:
-            raise CannotStart(f"`tunery up` did not become ready:\n{tail(log)}")
-        time.sleep(POLL_SECONDS)
-    key = layout.admin_key.read_text(encoding="utf-8").strip()
-    return RunningService(str(runtime["base_url"]), key, layout.root, log)
+    try:
+        if not child.wait_until(
+            lambda: (layout.read_runtime() or {}).get("pid") == child.pid, time.monotonic() + BACKGROUND_START_SECONDS
+        ):
+            raise CannotStart(f"`tunery up` did not become ready. {child.end_of_log}")
+        key = layout.admin_key.read_text(encoding="utf-8").strip()
+        yield RunningService(str((layout.read_runtime() or {})["base_url"]), key, layout.root, log)
+    finally:
+        child.stop()
 
 
 if __name__ == "__main__":
