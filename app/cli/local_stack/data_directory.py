@@ -21,9 +21,12 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from app.cli.local_stack.machine import CannotStart
+
+if TYPE_CHECKING:
+    from app.settings import Settings
 
 PRIVATE_DIRECTORIES = ("models", "storage", "work", "run", "logs")
 LOCK_NAME = "up.lock"
@@ -46,6 +49,17 @@ class Layout:
 
     def log(self, name: str) -> Path:
         return self.logs / f"{name}.log"
+
+    def storage_settings(self) -> Settings:
+        """The settings of storage from the environment. Raises CannotStart for invalid settings."""
+        from pydantic import ValidationError  # here, as every command imports this module
+
+        from app.settings import Settings, invalid_settings
+
+        try:
+            return Settings(database_url="", redis_url="", data_dir=self.root)
+        except ValidationError as error:
+            raise CannotStart(invalid_settings(error)) from None
 
     def check_ownership(self) -> None:
         """Raises CannotStart for a directory with other files, because `tunery up` changes its permissions."""

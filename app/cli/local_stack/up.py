@@ -13,7 +13,6 @@ import contextlib
 import os
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,19 +20,16 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from app.cli.local_stack import first_run
+from app.cli.local_stack.checks import preflight
 from app.cli.local_stack.data_directory import Layout
 from app.cli.local_stack.machine import (
-    Account,
     CannotStart,
     base_url,
-    check_reachable,
     free_port,
     http_get,
     is_loopback,
-    postgres_account,
+    local_postgres_account,
     unused_gpus_text,
     without_password,
 )
@@ -50,9 +46,8 @@ from app.cli.local_stack.services import (
     needed_by,
     programs,
 )
+from app.cli.output.console import print_checks, print_note
 from app.db.engine import Sessions
-from app.settings import Settings, invalid_settings
-from app.storage import StorageError, open_storage
 
 READY_TIMEOUT_SECONDS = 120.0  # for a cold disk and two slow cores; usually 4 s
 LEFTOVER_TIMEOUT_SECONDS = 10.0
@@ -74,8 +69,11 @@ def run(options: UpOptions, print_line: Print | None = None) -> int:
     print_line = print_line or _print
     stop = StopSignal()
     stop.listen()
+    layout = Layout(options.data_dir.resolve())
     try:
-        with _private_files(), _locked(Layout(options.data_dir.resolve())) as layout:
+        if problems := [check for check in preflight(layout) if check.level == "problem"]:
+            return print_checks(problems, print_note)
+        with _private_files(), _locked(layout):
             _LocalStack(options, layout, stop, print_line).run()
     except (CannotStart, OSError) as error:
         print(f"tunery up: {error}", file=sys.stderr, flush=True)
@@ -95,17 +93,15 @@ def _private_files() -> Iterator[None]:
 
 
 @contextmanager
-def _locked(layout: Layout) -> Iterator[Layout]:
-    """Check, create and lock the data directory until the block ends."""
-    check_data_directory(layout)
-    check_bucket(layout.root)
+def _locked(layout: Layout) -> Iterator[None]:
+    """Create and lock the data directory until the block ends."""
     is_traversable = local_postgres_account() is not None
     layout.create_root(is_traversable)
     with exclusive_lock(
         layout.lock, f"Another `tunery up` runs on {layout.root}. Stop it, or choose another --data-dir."
     ):
         layout.create_directories(is_traversable)
-        yield layout
+        yield
 
 
 class _LocalStack:
@@ -133,7 +129,7 @@ class _LocalStack:
         self._urls["base_url"] = base_url(self._options.host, port)
         self._urls["web_url"] = base_url(self._options.host, web_port)
         self._report("logs", f"{self._layout.logs}, a file for each process")
-        if location := storage_settings(self._layout.root).s3_location:
+        if location := self._layout.storage_settings().s3_location:
             self._report("storage", f"the bucket {location.bucket} at {location.endpoint or 'Amazon S3'}")
         self._start_conversion()
         self._start_servers()
@@ -254,7 +250,7 @@ class _LocalStack:
         return http_get(url, path)[0] == 200
 
     def _write_runtime(self) -> None:
-        storage = storage_settings(self._layout.root).model_dump(include=STORAGE_PLACE)
+        storage = self._layout.storage_settings().model_dump(include=STORAGE_PLACE)
         root, pids = str(self._layout.root), self._supervisor.pids
         self._layout.write_runtime(
             {**self._urls, "storage": storage, "data_dir": root, "pid": os.getpid(), "pids": pids}
@@ -282,40 +278,6 @@ def _start_error(service: ChildProcess, reason: str) -> CannotStart:
 def _print(line: str) -> None:
     with contextlib.suppress(OSError):  # a closed terminal or pipe must not prevent the stop
         print(line, flush=True)
-
-
-def check_data_directory(layout: Layout) -> None:
-    """Raises CannotStart if PostgreSQL or Valkey cannot run in the data directory."""
-    layout.check_ownership()
-    if not os.environ.get("DATABASE_URL"):
-        check_reachable(layout.root, local_postgres_account())
-        LocalPostgres(layout.postgres).check_installation()
-    if not os.environ.get("REDIS_URL"):
-        LocalValkey(layout.valkey).check_usable()
-
-
-def storage_settings(data_dir: Path) -> Settings:
-    """The settings of storage from the environment. Raises CannotStart for invalid settings."""
-    try:
-        return Settings(database_url="", redis_url="", data_dir=data_dir)
-    except ValidationError as error:
-        raise CannotStart(invalid_settings(error)) from None
-
-
-def check_bucket(data_dir: Path) -> None:
-    """Raises CannotStart if the bucket of the settings cannot be used."""
-    location = storage_settings(data_dir).s3_location
-    if location is not None:
-        with tempfile.TemporaryDirectory() as directory:
-            try:
-                open_storage(Path(directory), location).check()
-            except StorageError as error:
-                raise CannotStart(f"TUNERY_STORAGE_URL=s3://{location.bucket}: {error.strerror}.") from error
-
-
-def local_postgres_account() -> Account | None:
-    """The other account that the local PostgreSQL runs as; None if there is none, or with DATABASE_URL."""
-    return None if os.environ.get("DATABASE_URL") else postgres_account()
 
 
 @dataclass(frozen=True)

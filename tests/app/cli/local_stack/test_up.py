@@ -17,8 +17,9 @@ import httpx2
 import pytest
 
 from app.cli.local_stack import first_run, up
+from app.cli.local_stack.checks import machine_checks
 from app.cli.local_stack.data_directory import Layout
-from app.cli.local_stack.doctor import CheckResult, run_checks
+from app.domain.operations.checks import Check
 from tests.app.cli.local_stack.support import (
     AS_ROOT,
     give_away,
@@ -158,9 +159,8 @@ class TestALife:
             assert "tunery_build_info{process=" in answer.text
 
     def _reports_its_status_to_doctor(self, running: Running) -> None:
-        def services() -> list[CheckResult]:
-            results = run_checks(running.layout.root)
-            return [result for result in results if result.subject == "service"]
+        def services() -> list[Check]:
+            return [check for check in machine_checks(running.layout.root) if check.name in ("service", "no_backup")]
 
         until(lambda: "ok" in {result.level for result in services()}, "a service that is ok", START_SECONDS)
         assert "No backup was made." in {result.observed for result in services()}
