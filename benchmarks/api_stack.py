@@ -71,7 +71,8 @@ def postgres() -> Iterator[str]:
     with open_directory() as directory:
         server = LocalPostgres(directory / "pg", max_connections=200)  # three servers share it
         try:
-            yield server.start()
+            server.start()
+            yield server.url
         finally:
             server.stop()
 

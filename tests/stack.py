@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sqlalchemy import NullPool, create_engine, make_url, text
 
-from app.cli.local_stack.servers import LocalPostgres, LocalValkey
+from app.cli.local_stack.servers import LocalPostgres, LocalServer, LocalValkey
 from app.trial_queue import as_redis_py
 
 __all__ = ["as_redis_py", "open_directory", "start_postgres", "start_valkey", "temporary_database"]
@@ -58,10 +58,11 @@ def temporary_database(server_url: str, name: str) -> Iterator[str]:
             connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
 
 
-def _start(resources: contextlib.ExitStack, server: LocalPostgres | LocalValkey) -> tuple[str, Callable[[], None]]:
+def _start(resources: contextlib.ExitStack, server: LocalServer) -> tuple[str, Callable[[], None]]:
     resources.callback(server.stop)
     try:
-        return server.start(), resources.close
+        server.start()
+        return server.url, resources.close
     except BaseException:
         resources.close()
         raise

@@ -32,7 +32,7 @@ from app.cli.commands.jobs import adapters, clones, evaluations, jobs, plans, pr
 from app.cli.errors import INTERRUPTED, CliError, NotFoundError, UsageError
 from app.cli.local_stack.machine import CannotStart
 from app.cli.options import DataDir
-from app.cli.output.console import print_error, print_line
+from app.cli.output.console import print_checks, print_error, print_line
 from app.errors import NotFound, TuneryError
 
 
@@ -88,13 +88,11 @@ def doctor(
     With --before-upgrade: schema, backup, disk, running jobs, settings that this release does not know, and workers of
     another release. Install the new release beside the running one, and run its command. Nothing is changed.
     """
-    from app.cli.local_stack.doctor import print_results, run_checks
+    from app.cli.local_stack.checks import machine_checks, upgrade_checks
 
-    if before_upgrade:
-        from app.cli.local_stack.doctor import run_upgrade_checks
-
-        raise typer.Exit(print_results(run_upgrade_checks(data_dir)))
-    raise typer.Exit(print_results(run_checks(find_layout(data_dir).root, host, port)))
+    root = find_layout(data_dir).root
+    checks = upgrade_checks(data_dir) if before_upgrade else machine_checks(root, host, port)
+    raise typer.Exit(print_checks(checks))
 
 
 @app.command()

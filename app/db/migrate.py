@@ -13,10 +13,11 @@ from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, text
 
 from app.db.engine import make_engine, remove_time_limits
-from app.domain.operations.upgrade import is_too_old, too_old_text
 from app.settings import load_settings
 
 MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
+OLDEST_REVISION = "0034_served_models"
+OLDEST_RELEASE = "942affe"  # the commit whose schema that is
 ADVISORY_LOCK = 0x74756E657279  # "tunery"
 
 
@@ -71,6 +72,18 @@ def is_newer(connection: Connection) -> bool:
     the processes of this release go on until they are restarted."""
     revision = revision_of(connection)
     return revision is not None and revision not in revisions() and not is_too_old(revision)
+
+
+def is_too_old(revision: str | None) -> bool:
+    """Whether no migration of this release begins at the revision. The names of revisions begin with their number."""
+    return revision is not None and revision < OLDEST_REVISION
+
+
+def too_old_text(revision: str | None) -> str:
+    return (
+        f"The schema {revision} is older than {OLDEST_REVISION}, the oldest that this release migrates. Start the "
+        f"commit {OLDEST_RELEASE} once with this database, stop it, and start this release."
+    )
 
 
 def head() -> str | None:

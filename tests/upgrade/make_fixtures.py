@@ -337,7 +337,8 @@ def kill(process: subprocess.Popen[Any] | psutil.Popen | None) -> None:
 def dump_database(service: Service, placeholders: dict[str, str], output: Path) -> None:
     """Dumps in SQL, with placeholders for what this machine has: all rows, and the schema alone."""
     server = LocalPostgres(service.data / "postgres")
-    url = server.start().replace("postgresql+psycopg://", "postgresql://")
+    server.start()
+    url = server.url.replace("postgresql+psycopg://", "postgresql://")
     try:
         text = dump(url, "--inserts", "--rows-per-insert=200")
         (output / "schema.sql").write_text(dump(url, "--schema-only"))

@@ -92,7 +92,8 @@ def load_database(service: Service, receiver: Receiver) -> None:
     sql = TIMESTAMP.sub(moved, sql).replace("@DIRECTORY@", str(service.directory))
     sql = sql.replace("@RECEIVER@", f"127.0.0.1:{receiver.port}")
     server = LocalPostgres(service.data / "postgres")
-    url = server.start().replace("postgresql+psycopg://", "postgresql://")
+    server.start()
+    url = server.url.replace("postgresql+psycopg://", "postgresql://")
     try:
         psql = [str(PG_DUMP.with_name("psql")), "--quiet", "--no-psqlrc", "--set=ON_ERROR_STOP=1", url]
         loaded = subprocess.run(psql, input=sql, capture_output=True, text=True)

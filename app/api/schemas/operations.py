@@ -16,11 +16,11 @@ Seconds = Annotated[float, AfterValidator(lambda seconds: round(seconds, 1))]
 
 
 class ProblemBody(Body):
-    code: str
+    code: str = Field(validation_alias="name")
     """The kind of the problem, for programs."""
     level: Literal["problem", "advice"]
     """`problem`: something does not work. `advice`: something that may become a problem."""
-    message: str
+    message: str = Field(validation_alias="observed")
     """What was observed."""
     remedy: str
     """What to do."""

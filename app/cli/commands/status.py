@@ -8,6 +8,7 @@ from app.cli.errors import ServiceUnreachable
 from app.cli.options import AsJson, with_client
 from app.cli.output.console import (
     duration_text,
+    print_checks,
     print_fields,
     print_json,
     print_line,
@@ -16,6 +17,7 @@ from app.cli.output.console import (
     size_text,
     time_text,
 )
+from app.domain.operations.checks import Check, check_remedy, checks_of_service
 
 if TYPE_CHECKING:
     from app.cli.client.http import Client
@@ -43,7 +45,8 @@ def show(
     try:
         status = client.get("organization/status")
     except ServiceUnreachable:
-        _print_failed_checks(client)
+        reasons = client.failed_checks().items()
+        print_checks([Check(name, "problem", reason, check_remedy(name)) for name, reason in reasons], print_note)
         raise
     if as_json:
         print_json(status)
@@ -53,17 +56,9 @@ def show(
         raise typer.Exit(UNHEALTHY)
 
 
-def _print_failed_checks(client: "Client") -> None:
-    from app.domain.operations.status import CHECK_REMEDIES
-
-    for name, reason in client.failed_checks().items():
-        print_note(f"{name}: {reason}.\n  -> {CHECK_REMEDIES.get(name, 'Read the log of the API.')}")
-
-
 def _print(status: dict[str, Any], failed_limit: int) -> None:
     print_line("The service is healthy." if status["healthy"] else "The service has problems.")
-    for problem in status["problems"]:
-        print_line(f"  {problem['level']}: {problem['message']}\n    -> {problem['remedy']}")
+    print_checks(checks_of_service(status))
     print_line("")
     print_fields(
         [

@@ -20,11 +20,13 @@ import contextlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from app.cli.local_stack.machine import CannotStart
+
+if TYPE_CHECKING:
+    from app.settings import Settings
 
 PRIVATE_DIRECTORIES = ("models", "storage", "work", "run", "logs")
 LOCK_NAME = "up.lock"
@@ -32,48 +34,32 @@ RESTORE_LOCK = ".restoring.lock"
 IGNORED_NAMES = frozenset({"lost+found", RESTORE_LOCK})  # at the root of a mounted volume; of a restore
 
 
-@dataclass(frozen=True)
 class Layout:
-    root: Path
-
-    @property
-    def lock(self) -> Path:
-        return self.root / LOCK_NAME
-
-    @property
-    def admin_key(self) -> Path:
-        return self.root / "admin-key"
-
-    @property
-    def secret_keys(self) -> Path:
-        return self.root / "secret-keys"
-
-    @property
-    def runtime(self) -> Path:
-        return self.root / "runtime.json"
-
-    @property
-    def metrics_targets(self) -> Path:
-        return self.root / "metrics.json"
-
-    @property
-    def postgres(self) -> Path:
-        return self.root / "postgres"
-
-    @property
-    def valkey(self) -> Path:
-        return self.root / "valkey"
-
-    @property
-    def models(self) -> Path:
-        return self.root / "models"
-
-    @property
-    def logs(self) -> Path:
-        return self.root / "logs"
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.lock = root / LOCK_NAME
+        self.admin_key = root / "admin-key"
+        self.secret_keys = root / "secret-keys"
+        self.runtime = root / "runtime.json"
+        self.metrics_targets = root / "metrics.json"
+        self.postgres = root / "postgres"
+        self.valkey = root / "valkey"
+        self.models = root / "models"
+        self.logs = root / "logs"
 
     def log(self, name: str) -> Path:
         return self.logs / f"{name}.log"
+
+    def storage_settings(self) -> Settings:
+        """The settings of storage from the environment. Raises CannotStart for invalid settings."""
+        from pydantic import ValidationError  # here, as every command imports this module
+
+        from app.settings import Settings, invalid_settings
+
+        try:
+            return Settings(database_url="", redis_url="", data_dir=self.root)
+        except ValidationError as error:
+            raise CannotStart(invalid_settings(error)) from None
 
     def check_ownership(self) -> None:
         """Raises CannotStart for a directory with other files, because `tunery up` changes its permissions."""

@@ -170,4 +170,4 @@ def conversion_process(destination: Path, log: Path, mark: Path, env: Mapping[st
     source = gguf_file()
     assert source is not None, "missing_dependency() is not None"
     command = [sys.executable, "-m", "worker.trainer.gguf.to_safetensors", str(source), str(destination)]
-    return ChildProcess("convert", command, log, mark, {**env, "TQDM_DISABLE": "1"}, cwd=destination.parent)
+    return ChildProcess("convert", command, log, mark, {**env, "TQDM_DISABLE": "1"})

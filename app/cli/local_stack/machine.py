@@ -206,6 +206,11 @@ def postgres_account() -> Account | None:
     )
 
 
+def local_postgres_account() -> Account | None:
+    """The other account that the local PostgreSQL runs as; None if there is none, or with DATABASE_URL."""
+    return None if os.environ.get("DATABASE_URL") else postgres_account()
+
+
 def check_reachable(directory: Path, account: Account | None) -> None:
     """Raises CannotStart if the account cannot reach the directory, which need not exist yet. Changes nothing."""
     if account is None:

@@ -16,7 +16,6 @@ import signal
 import subprocess
 import sys
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +27,9 @@ from app.cli.local_stack.machine import CannotStart
 MARKER_VARIABLE = "TUNERY_STARTED_IN"
 PR_SET_PDEATHSIG = 1
 MAX_LOG_BYTES = 16 << 20
+TAIL_LINES = 12
+POLL_SECONDS = 0.02
+MIN_RESTART_DELAY_SECONDS = 1.0
 
 # Loaded before the fork: between fork and exec, the child must not take the loader's lock.
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
@@ -35,26 +37,36 @@ _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 @dataclass
 class ChildProcess:
-    """A process in a session of its own, so that a Ctrl-C in the terminal signals only the parent."""
+    """A program in a session of its own, so that a Ctrl-C in the terminal signals only the parent: what is started, how
+    it stops, and when a crash lets it start again.
+    """
 
     name: str
     command: Sequence[str]
     log: Path
     marker: Path  # the data directory that the process belongs to
     env: Mapping[str, str]
-    cwd: Path
+    cwd: Path | None = None  # None: `marker`
+    description: str = ""
     user: int | None = None
     group: int | None = None
+    stop_signal: signal.Signals = signal.SIGTERM
+    stop_seconds: float = 10.0  # that it may take to stop
+    stop_group: int = 0  # lower ones stop first
     parent_death_signal: signal.Signals = signal.SIGKILL  # sent by the kernel when the parent dies
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    started_at: float = field(default=0.0, init=False)
+    restart_delay_seconds: float = field(default=MIN_RESTART_DELAY_SECONDS, init=False)
+    restart_at: float | None = field(default=None, init=False)  # None: no restart is scheduled
 
     def start(self) -> None:
         """Start the process. Call this in the main thread: PDEATHSIG is sent when the *thread* that forked ends."""
+        self.started_at = time.monotonic()
         with open_log(self.log) as log:
             self.process = subprocess.Popen(
                 self.command,
                 env={**self.env, MARKER_VARIABLE: str(self.marker)},
-                cwd=self.cwd,
+                cwd=self.cwd or self.marker,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -74,10 +86,31 @@ class ChildProcess:
     def exit_code(self) -> int | None:
         return None if self.process is None else self.process.poll()
 
-    def request_stop(self, signal_number: signal.Signals = signal.SIGTERM) -> None:
+    @property
+    def exit_text(self) -> str:
+        code = self.exit_code
+        return f"exit code {code}" if code is None or code >= 0 else f"killed by {signal.Signals(-code).name}"
+
+    @property
+    def end_of_log(self) -> str:
+        """For messages: where the log is, and its last lines."""
+        lines = ""
+        with contextlib.suppress(OSError):
+            lines = "\n".join(self.log.read_text(errors="replace").strip().split("\n")[-TAIL_LINES:])
+        return f"The end of {self.log}:\n{lines}"
+
+    def wait_until(self, is_ready: Callable[[], object], deadline: float) -> bool:
+        """Wait for a condition. False if the process ends before, or at the deadline, a time of the monotonic clock."""
+        while not is_ready():
+            if self.exit_code is not None or time.monotonic() > deadline:
+                return False
+            time.sleep(POLL_SECONDS)
+        return True
+
+    def request_stop(self) -> None:
         """Signal the process only; it stops its own children in its own order."""
         if self.process is not None and self.process.poll() is None:
-            self.process.send_signal(signal_number)
+            self.process.send_signal(self.stop_signal)
 
     def wait(self, seconds: float) -> bool:
         """Whether the process ended within `seconds`."""
@@ -95,9 +128,9 @@ class ChildProcess:
             self.process.wait()
             self.process = None
 
-    def stop(self, signal_number: signal.Signals, grace_seconds: float) -> None:
-        self.request_stop(signal_number)
-        self.wait(grace_seconds)
+    def stop(self) -> None:
+        self.request_stop()
+        self.wait(self.stop_seconds)
         self.kill()
 
 
@@ -142,13 +175,6 @@ def open_log(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def tail(path: Path, lines: int = 12) -> str:
-    """The last lines of a log; empty if it cannot be read."""
-    with contextlib.suppress(OSError):
-        return "\n".join(path.read_text(errors="replace").strip().split("\n")[-lines:])
-    return ""
-
-
 def _wait_for_exit(process: psutil.Process, seconds: float) -> bool:
     """Whether the process ended in time. A zombie has ended: a container may have no process that reaps it."""
     deadline = time.monotonic() + seconds
@@ -177,73 +203,3 @@ def _set_parent_death_signal(parent_death_signal: signal.Signals) -> Callable[[]
                 os._exit(1)
 
     return run_in_child
-
-
-class LocalServer(ABC):
-    name: str
-    stop_signal: signal.Signals
-    stop_seconds: float
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory.absolute()
-        self.log = self.directory / f"{self.name}.log"
-        self._resources = contextlib.ExitStack()
-        self._server: ChildProcess | None = None
-
-    @property
-    @abstractmethod
-    def url(self) -> str: ...
-
-    @abstractmethod
-    def check_usable(self) -> None:
-        """Raises CannotStart if the server cannot run in the directory. Creates nothing."""
-
-    @abstractmethod
-    def _start_server(self) -> None: ...
-
-    def start(self) -> str:
-        """Start the server and return its URL."""
-        self.check_usable()
-        self._make_directories()
-        problem = f"Another {self.name} of Tunery runs in {self.directory}. Stop it, or choose another directory."
-        self._resources.enter_context(exclusive_lock(self.directory / "lock", problem))
-        try:
-            self._terminate_leftover()
-            self._start_server()
-        except BaseException:
-            self.stop()
-            raise
-        return self.url
-
-    @property
-    def pid(self) -> int | None:
-        return None if self._server is None else self._server.pid
-
-    @property
-    def exit_code(self) -> int | None:
-        return None if self._server is None else self._server.exit_code
-
-    def stop(self) -> None:
-        self.request_stop()
-        self.wait(self.stop_seconds)
-        self.kill()
-
-    def request_stop(self) -> None:
-        if self._server is not None:
-            self._server.request_stop(self.stop_signal)
-
-    def wait(self, seconds: float) -> bool:
-        return self._server is None or self._server.wait(seconds)
-
-    def kill(self) -> None:
-        if self._server is not None:
-            self._server.kill()
-            self._server = None
-        self._resources.close()
-
-    def _make_directories(self) -> None:
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.directory.chmod(0o700)
-
-    def _terminate_leftover(self) -> None:
-        terminate_leftovers(self.directory, self.stop_signal, self.stop_seconds)

@@ -12,10 +12,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from app.cli.local_stack.data_directory import IGNORED_NAMES, LOCK_NAME, RESTORE_LOCK, Layout, root_mode, write_secret
-from app.cli.local_stack.machine import CannotStart
+from app.cli.local_stack.machine import CannotStart, local_postgres_account
 from app.cli.local_stack.processes import exclusive_lock
 from app.cli.local_stack.servers import LocalPostgres
-from app.cli.local_stack.up import local_postgres_account, storage_settings
 from app.domain.operations.backups import BackupManifest
 from app.services.operations.backups.repository import BackupRepository
 from app.services.operations.backups.restore import restore
@@ -74,10 +73,11 @@ def _restore(
     is_copy: bool,
 ) -> None:
     postgres = LocalPostgres(layout.postgres)
-    settings = storage_settings(layout.root)
+    settings = layout.storage_settings()
     storage = open_storage(settings.storage_dir, settings.s3_location)
     try:
-        restore(postgres.start(), storage, repository, manifest, report, is_copy)
+        postgres.start()
+        restore(postgres.url, storage, repository, manifest, report, is_copy)
     finally:
         postgres.stop()
 

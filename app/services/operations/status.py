@@ -17,7 +17,7 @@ from app.db.scheduling import workers
 from app.db.tables import Worker
 from app.db.webhooks import endpoints, operator
 from app.domain.jobs.states import Reason
-from app.domain.operations.status import ServiceFacts, ServiceName, find_problems
+from app.domain.operations.checks import ServiceFacts, ServiceName, find_problems
 from app.services import queue
 from app.services.operations import secrets
 from app.services.operations.health import ProbeResult

@@ -1,19 +1,20 @@
-"""The facts of `app.domain.operations.upgrade`, read before a migration.
+"""What an operator should know before an upgrade, read before a migration.
 
 In plain SQL: the tables of the database may be those of an earlier release.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 
 from app.db import migrate
-from app.domain.operations.upgrade import UpgradeFacts
+from app.domain.operations.checks import Check, judge
 from app.settings import Settings, WebSettings
 
+MAX_BACKUP_AGE_SECONDS = 86_400
 # Variables that other places read: the command line, `tunery up`, and images.
 OTHER_VARIABLES = {"TUNERY_API_KEY", "TUNERY_BASE_URL", "TUNERY_DEBUG", "TUNERY_DATA_DIR"}
 BACKUP = text("SELECT extract(epoch FROM clock_timestamp() - updated_at) FROM service_state WHERE name = 'backup'")
@@ -25,21 +26,59 @@ WORKERS = text(
 )
 
 
-def facts(connection: Connection, version: str, environment: Iterable[str], free_bytes: int | None) -> UpgradeFacts:
+def checks(connection: Connection, version: str, environment: Iterable[str], free_bytes: int | None) -> Iterator[Check]:
     """`version` is that of this release, `environment` has names of variables; `free_bytes` of the database's disk."""
     revision = migrate.revision_of(connection)
-    backup_age = connection.scalar(BACKUP) if connection.scalar(HAS_STATE) else None
-    return UpgradeFacts(
-        version=version,
-        schema=revision,
-        pending=_pending_revisions(revision),
-        running_jobs=int(connection.scalar(RUNNING) or 0),
-        backup_age_seconds=None if backup_age is None else float(backup_age),
-        unknown_settings=unknown_settings(environment),
-        worker_releases={row[0]: row[1] or "unknown" for row in connection.execute(WORKERS)},
-        largest_table_bytes=int(connection.scalar(LARGEST) or 0),
-        free_bytes=free_bytes,
+    pending = _pending_revisions(revision)
+    if pending is None:
+        seen = f"revision {revision}, which this release does not know"
+    elif pending:
+        seen = f"{len(pending)} migrations to apply: {', '.join(pending)}"
+    else:
+        seen = f"revision {revision}, nothing to migrate"
+    newer = "a newer release has used the database: upgrade to that one"
+    yield judge(
+        "schema",
+        seen,
+        (migrate.is_too_old(revision), "problem", migrate.too_old_text(revision)),
+        (pending is None, "problem", newer),
     )
+    age = connection.scalar(BACKUP) if connection.scalar(HAS_STATE) else None
+    yield judge(
+        "backup",
+        "none was made" if age is None else f"the last one is {float(age) / 3600:.1f} hours old",
+        (
+            age is None or age > MAX_BACKUP_AGE_SECONDS,
+            "problem" if pending else "advice",
+            "make one first: tunery backup DIRECTORY",
+        ),
+    )
+    if pending and free_bytes is not None:
+        largest_bytes = int(connection.scalar(LARGEST) or 0)
+        yield judge(
+            "disk",
+            f"{free_bytes / 1e9:.1f} GB free; the largest table has {largest_bytes / 1e9:.1f} GB",
+            (free_bytes < largest_bytes, "problem", "a migration may write a table anew: free space for the database"),
+        )
+    if running := connection.scalar(RUNNING):
+        text = "they stop at a step when their worker stops, and go on from there"
+        yield Check("jobs", "ok", f"{running} running", text)
+    else:
+        yield Check("jobs", "ok", "none is running")
+    unknown = unknown_settings(environment)
+    yield judge(
+        "settings",
+        f"unknown: {', '.join(unknown)}" if unknown else "every TUNERY_ variable is known",
+        (unknown, "advice", "this release ignores them: see docs/settings.md and CHANGELOG.md for what replaces them"),
+    )
+    releases = {row[0]: row[1] or "unknown" for row in connection.execute(WORKERS)}
+    others = "; ".join(f"{name}: {release}" for name, release in sorted(releases.items()) if release != version)
+    if releases:
+        yield judge(
+            "workers",
+            others or f"{len(releases)} of release {version}",
+            (others, "advice", "restart them with this release after the migration, one after the other"),
+        )
 
 
 def unknown_settings(environment: Iterable[str]) -> list[str]:

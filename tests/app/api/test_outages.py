@@ -27,7 +27,8 @@ class TestPostgresDown:
         with open_directory() as directory:
             server = LocalPostgres(directory / "pg", throwaway=True)
             try:
-                settings = Settings(database_url=server.start(), redis_url=redis_url, data_dir=tmp_path)
+                server.start()
+                settings = Settings(database_url=server.url, redis_url=redis_url, data_dir=tmp_path)
                 headers = {"Authorization": f"Bearer {self.prepare(settings)}"}
                 with TestClient(create_app(settings), headers=headers, raise_server_exceptions=False) as client:
                     assert client.get("/v1/fine_tuning/jobs").status_code == 200
@@ -67,7 +68,8 @@ class TestRedisDown:
     ) -> None:
         with open_directory() as directory:
             broker = LocalValkey(directory / "vk")
-            away = settings.model_copy(update={"redis_url": broker.start()})
+            broker.start()
+            away = settings.model_copy(update={"redis_url": broker.url})
             headers = {"Authorization": f"Bearer {api_key}"}
             with TestClient(create_app(away, storage=storage), headers=headers) as client:
                 broker.stop()

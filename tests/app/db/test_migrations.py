@@ -14,7 +14,6 @@ from sqlalchemy import Engine, inspect, text
 
 from app.db import migrate
 from app.db.engine import make_engine
-from app.domain.operations.upgrade import OLDEST_RELEASE
 from tests.stack import temporary_database
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -57,7 +56,7 @@ def test_a_database_from_before_the_first_migration_is_refused(empty: Engine) ->
     migrate.upgrade(empty)
     with empty.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '0033_counted_activations'"))
-    with pytest.raises(migrate.SchemaTooOld, match=OLDEST_RELEASE):
+    with pytest.raises(migrate.SchemaTooOld, match=migrate.OLDEST_RELEASE):
         migrate.upgrade(empty)
     with empty.connect() as connection:
         assert (migrate.is_current(connection), migrate.is_newer(connection)) == (False, False)

@@ -21,6 +21,8 @@ Report = Callable[[str], None]
 def check_restorable(repository: BackupRepository, name: str | None, may_migrate: bool) -> BackupManifest:
     """The manifest of the backup `name` (default: the newest). Raises BackupError if this release can't restore it."""
     manifest = repository.manifest(name)
+    if migrate.is_too_old(manifest.schema_revision):
+        raise BackupError(migrate.too_old_text(manifest.schema_revision))
     check_schema(manifest, str(migrate.head()), migrate.revisions(), may_migrate)
     with (repository.backups / manifest.name / DUMP).open("rb") as file:
         if copy(file) != manifest.dump:

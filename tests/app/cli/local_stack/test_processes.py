@@ -65,7 +65,8 @@ class TestChild:
         pid = child.pid
         assert pid is not None
         read_pid(child.log)
-        child.stop(signal.SIGTERM, grace_seconds=0.1)
+        child.stop_seconds = 0.1
+        child.stop()
         assert not is_alive(pid)
 
     @pytest.mark.skipif(sys.platform != "linux", reason="PDEATHSIG is Linux's")

@@ -36,7 +36,7 @@ def test_every_gpu_gets_a_worker(
     has_rest = gpus % int(environment.get("TUNERY_GPUS_PER_JOB", 1)) > 0
     assert (machine.unused_gpus_text() is not None) == has_rest
     found = [each for each in services.programs(tmp_path, "127.0.0.1", 8000) if each.name.startswith("gpu-worker")]
-    assert [each.environment.get("CUDA_VISIBLE_DEVICES") for each in found] == groups
+    assert [each.env.get("CUDA_VISIBLE_DEVICES") for each in found] == groups
     slots = [next(word for word in each.command if "@%h" in word).split("-")[0] for each in found]
     assert slots == [f"gpu{number}" for number in range(len(groups))]
     assert len({each.name for each in found}) == len(groups)

@@ -7,12 +7,13 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from app.cli.local_stack import services as module
 from app.cli.local_stack.processes import ChildProcess
-from app.cli.local_stack.services import ServiceSupervisor, StopRequested, StopSignal, SupervisedService
+from app.cli.local_stack.services import ServiceSupervisor, StopRequested, StopSignal
 from tests.deadline import until
 
 WAIT = "import time; time.sleep(600)"
@@ -27,10 +28,9 @@ class Stage:
         self.stop = StopSignal()
         self.supervisor = ServiceSupervisor(self.stop, self.lines.append)
 
-    def service(self, name: str, code: str, grace_seconds: float = 10.0) -> SupervisedService:
-        log = self.place / f"{name}.log"
-        child = ChildProcess(name, [sys.executable, "-c", code], log, self.place, dict(os.environ), self.place)
-        return SupervisedService(name, child, str(log), grace_seconds)
+    def service(self, name: str, code: str, **options: Any) -> ChildProcess:
+        command, log = [sys.executable, "-c", code], self.place / f"{name}.log"
+        return ChildProcess(name, command, log, self.place, dict(os.environ), **options)
 
     def ask_to_stop(self) -> None:
         self.stop._on_signal(signal.SIGTERM, None)
@@ -57,7 +57,7 @@ class TestWatch:
                 stage.ask_to_stop()
 
         stage.supervisor.watch(changed)
-        stage.supervisor.stop([["x"]])
+        stage.supervisor.stop()
         assert service.restart_delay_seconds >= 0.2
         assert any("x exited (exit code 3; see " in line for line in stage.lines)
         assert any("x restarted (pid " in line for line in stage.lines)
@@ -65,38 +65,38 @@ class TestWatch:
     def test_a_service_that_runs_is_left_alone(self, stage: Stage) -> None:
         service = stage.service("x", WAIT)
         stage.supervisor.start(service)
-        pid = service.process.pid
+        pid = service.pid
         threading.Timer(0.5, stage.ask_to_stop).start()
         stage.supervisor.watch(lambda: pytest.fail("nothing was restarted"))
         assert stage.supervisor.pids == {"x": pid}
-        stage.supervisor.stop([["x"]])
+        stage.supervisor.stop()
 
 
 class TestStop:
     def test_services_stop_group_by_group_in_the_given_order(self, stage: Stage) -> None:
         note = "import signal, sys, time\ndef bye(*_):\n  open('order', 'a').write({0!r}); sys.exit()\n"
         note += "signal.signal(15, bye); print(1, flush=True); time.sleep(600)"
-        for name in "abc":
-            stage.supervisor.start(stage.service(name, note.format(name)))
+        for name, group in ("a", 1), ("b", 2), ("c", 0):
+            stage.supervisor.start(stage.service(name, note.format(name), stop_group=group))
         for name in "abc":
             until((stage.place / f"{name}.log").read_text, "its line")
-        stage.supervisor.stop([["c"], ["a"], ["b"]])
+        stage.supervisor.stop()
         assert (stage.place / "order").read_text() == "cab"
 
     def test_a_service_that_exceeds_its_grace_period_is_killed(self, stage: Stage) -> None:
-        stubborn = stage.service("x", "import signal; signal.signal(15, signal.SIG_IGN); " + WAIT, grace_seconds=0.3)
+        stubborn = stage.service("x", "import signal; signal.signal(15, signal.SIG_IGN); " + WAIT, stop_seconds=0.3)
         stage.supervisor.start(stubborn)
         until(lambda: stage.supervisor.pids["x"], "a new process")
-        stage.supervisor.stop([["x"]])
+        stage.supervisor.stop()
         assert stage.supervisor.pids == {"x": None}
 
     def test_a_second_signal_kills_without_waiting(self, stage: Stage) -> None:
         stubborn = "import signal; signal.signal(15, signal.SIG_IGN); print(1, flush=True); " + WAIT
-        stage.supervisor.start(stage.service("x", stubborn, grace_seconds=600))
+        stage.supervisor.start(stage.service("x", stubborn, stop_seconds=600))
         until((stage.place / "x.log").read_text, "its line")
         stage.ask_to_stop()
         stage.ask_to_stop()
-        stage.supervisor.stop([["x"]])
+        stage.supervisor.stop()
         assert "x did not stop in time and is killed" in stage.lines
 
     def test_nothing_is_started_once_a_signal_has_come(self, stage: Stage) -> None:

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -18,8 +17,9 @@ import httpx2
 import pytest
 
 from app.cli.local_stack import first_run, up
+from app.cli.local_stack.checks import machine_checks
 from app.cli.local_stack.data_directory import Layout
-from app.cli.local_stack.doctor import CheckResult, run_checks
+from app.domain.operations.checks import Check
 from tests.app.cli.local_stack.support import (
     AS_ROOT,
     give_away,
@@ -98,15 +98,17 @@ def with_a_model(data_dir: Path) -> Path:
 
 
 class TestALife:
-    def test_first_start_then_sigterm_then_kill_9_then_ctrl_c(self, place: Path, start: Start) -> None:
-        """One story, as its starts are slow: each part would need the one before."""
+    def test_first_start_then_a_crash_then_kill_9_then_a_start_that_is_interrupted(
+        self, place: Path, start: Start
+    ) -> None:
+        """One story with one whole start, as a start takes 15 s of computing."""
         data_dir = with_a_model(place / "data")
         before, accounts = look_of(data_dir), Path("/etc/passwd").read_bytes()
 
         first = start(data_dir)
-        runtime = first.runtime()
-        assert set(runtime["pids"]) == SERVICES
-        assert all(map(is_alive, runtime["pids"].values()))
+        pids = first.runtime()["pids"]
+        assert set(pids) == SERVICES
+        assert all(map(is_alive, pids.values()))
         key = first.layout.admin_key.read_text().strip()
         assert first.said.count(key) == 1
         assert first.get("/readyz") == 200
@@ -122,27 +124,23 @@ class TestALife:
         assert "Another `tunery up` runs on" in second.said
         assert first.get("/readyz") == 200
 
-        assert first.end(signal.SIGTERM) == 0
-        assert first.said.rstrip().split("\n")[-1].startswith("stopped ")
-        assert processes_naming(data_dir) == {}
-        assert first.layout.read_runtime() is None
-        assert not first.layout.metrics_targets.exists()
+        os.kill(pids["api"], signal.SIGKILL)
+        api = until(lambda: self._new_pid(first, "api", pids["api"]), "a new API process", 60)
+        until(lambda: self._answers(first), "an answer of the new API process", 60)
+        assert is_alive(api)
+        assert "api exited (killed by SIGKILL" in first.said
 
+        first.end(signal.SIGKILL)
         third = start(data_dir)
-        runtime = third.runtime()
-        assert third.get("/v1/models", key) == 200
+        until(lambda: third.said.count(" listens on ") == 4, "the line of the API", 60)
+        assert not any(is_alive(pid) for pid in {**pids, "api": api}.values())
+        assert third.end(signal.SIGINT) == 0
+        assert third.said.rstrip().split("\n")[-1].startswith("stopped ")
         assert third.said.count(key) == 1  # only the first start has shown it
         assert third.said.count("migrated from") == 1
-        third.end(signal.SIGKILL)
-
-        fourth = start(data_dir)
-        later = fourth.runtime()
-        assert not any(is_alive(pid) for pid in runtime["pids"].values())
-        assert fourth.get("/v1/models", key) == 200
-        assert set(later["pids"]) == SERVICES
-        assert fourth.end(signal.SIGINT) == 0
         assert processes_naming(data_dir) == {}
-
+        assert third.layout.read_runtime() is None
+        assert not third.layout.metrics_targets.exists()
         assert look_of(data_dir) == before
         assert Path("/etc/passwd").read_bytes() == accounts
         assert {path.name for path in place.iterdir()} == {"data", "data.log"}
@@ -161,9 +159,8 @@ class TestALife:
             assert "tunery_build_info{process=" in answer.text
 
     def _reports_its_status_to_doctor(self, running: Running) -> None:
-        def services() -> list[CheckResult]:
-            results = run_checks(running.layout.root)
-            return [result for result in results if result.subject == "service"]
+        def services() -> list[Check]:
+            return [check for check in machine_checks(running.layout.root) if check.name in ("service", "no_backup")]
 
         until(lambda: "ok" in {result.level for result in services()}, "a service that is ok", START_SECONDS)
         assert "No backup was made." in {result.observed for result in services()}
@@ -176,25 +173,6 @@ class TestALife:
         assert len(sockets) == 2
         assert {path.parent.stat().st_mode & 0o777 for path in sockets} == {0o700}
 
-    def test_it_works_for_a_plain_user_and_restarts_what_crashes(self, place: Path, start: Start) -> None:
-        home, become = place / "home", plain_user()
-        home.mkdir()
-        with_a_model(home / "data")
-        give_away(home, become)
-        running = start(home / "data", become)
-        runtime = running.runtime()
-        owner = service_account().uid if become else os.geteuid()
-        assert {path.stat().st_uid for path in running.layout.root.rglob("*") if not path.is_socket()} == {owner}
-        assert running.layout.root.stat().st_mode & 0o777 == 0o700
-
-        os.kill(runtime["pids"]["api"], signal.SIGKILL)
-        again = until(lambda: self._new_pid(running, "api", runtime["pids"]["api"]), "a new API process", 60)
-        until(lambda: self._answers(running), "an answer of the new API process", 60)
-        assert is_alive(again)
-        assert "api exited (killed by SIGKILL" in running.said
-        assert running.end(signal.SIGTERM) == 0
-        assert processes_naming(home) == {}
-
     def _answers(self, running: Running) -> bool:
         with contextlib.suppress(httpx2.TransportError):
             return running.get("/readyz") == 200
@@ -206,7 +184,24 @@ class TestALife:
 
 
 @pytest.mark.extended("another start of the whole service")
-class TestServersOfOnesOwn:
+class TestOtherPlaces:
+    def test_it_works_for_a_plain_user_and_with_its_data_after_a_stop(self, place: Path, start: Start) -> None:
+        home, become = place / "home", plain_user()
+        home.mkdir()
+        with_a_model(home / "data")
+        give_away(home, become)
+        for _ in range(2):
+            running = start(home / "data", become)
+            running.runtime()
+            key = running.layout.admin_key.read_text().strip()
+            assert running.get("/v1/models", key) == 200
+            owner = service_account().uid if become else os.geteuid()
+            assert {path.stat().st_uid for path in running.layout.root.rglob("*") if not path.is_socket()} == {owner}
+            assert running.layout.root.stat().st_mode & 0o777 == 0o700
+            assert running.end(signal.SIGTERM) == 0
+            assert processes_naming(home) == {}
+        assert running.said.count(key) == 1
+
     def test_database_url_and_redis_url_are_used_instead(
         self, tmp_path: Path, database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -225,13 +220,6 @@ class TestServersOfOnesOwn:
 
 
 class TestRefuse:
-    def test_a_taken_port_is_refused_and_nothing_keeps_running(self, place: Path, start: Start) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as taken:
-            running = start(with_a_model(place / "data"), port=taken.getsockname()[1])
-            assert running.process.wait(60) == 1
-        assert "Choose another --port" in running.said
-        assert processes_naming(place / "data") == {}
-
     @AS_ROOT
     def test_a_directory_out_of_reach_is_refused_creating_nothing(self, tmp_path: Path, start: Start) -> None:
         (tmp_path / "closed").mkdir(mode=0o700)
@@ -241,9 +229,3 @@ class TestRefuse:
         assert "such as /var/lib/tunery" in running.said
         assert look_of(tmp_path / "closed" / "data") == before
         assert [path.name for path in (tmp_path / "closed").iterdir()] == ["data.log"]
-
-    def test_a_signal_while_it_starts_stops_it_cleanly(self, place: Path, start: Start) -> None:
-        running = start(with_a_model(place / "data"))
-        until(lambda: "postgres " in running.said, "the line of PostgreSQL", 60)
-        assert running.end(signal.SIGTERM) == 0
-        assert processes_naming(place / "data") == {}

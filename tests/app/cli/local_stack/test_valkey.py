@@ -15,7 +15,7 @@ from kombu import Connection
 from app.cli.local_stack.machine import CannotStart
 from app.cli.local_stack.servers import LocalValkey
 from app.trial_queue import as_redis_py
-from tests.app.cli.local_stack.support import processes_naming, start_python
+from tests.app.cli.local_stack.support import processes_naming, start_python, started
 from tests.deadline import until
 from tests.processes import is_alive
 
@@ -43,7 +43,7 @@ def client(server: LocalValkey) -> redis.Redis:
 
 class TestStart:
     def test_kombu_celery_and_redis_py_all_reach_it(self, server: LocalValkey) -> None:
-        url = server.start()
+        url = started(server)
         with Connection(url) as connection:
             connection.ensure_connection(max_retries=1)
         with Celery("test", broker=url).connection_for_write() as connection:
@@ -75,11 +75,6 @@ class TestStart:
         with pytest.raises(CannotStart, match="too long"):
             LocalValkey(tmp_path / ("x" * 100)).start()
         assert os.listdir(tmp_path) == []
-
-    def test_two_on_one_directory_are_refused(self, server: LocalValkey) -> None:
-        server.start()
-        with pytest.raises(CannotStart, match="Another valkey"):
-            LocalValkey(server.directory).start()
 
 
 class TestStop:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from app.domain.operations.backups import BackupError, BackupManifest, ObjectDigest, check_schema
-from app.domain.operations.upgrade import OLDEST_RELEASE
 
 MANIFEST = BackupManifest(
     "2026-11-27", "2026-11-27T00:00:00+00:00", "0.2.0", "b2", ObjectDigest(7, "aa"), {"files/1": ObjectDigest(5, "bb")}
@@ -31,11 +28,6 @@ class TestSchema:
     def test_of_a_newer_release_is_refused_with_the_release_to_install(self) -> None:
         with pytest.raises(BackupError, match=r"Install Tunery 0\.2\.0 or newer"):
             check_schema(MANIFEST, "a1", {"a1"}, may_migrate=True)
-
-    def test_older_than_the_first_migration_of_this_release_is_refused_with_the_release_to_start(self) -> None:
-        old = replace(MANIFEST, schema_revision="0033_counted_activations")
-        with pytest.raises(BackupError, match=OLDEST_RELEASE):
-            check_schema(old, "b2", {"b2"}, may_migrate=True)
 
     def test_of_an_earlier_release_needs_consent(self) -> None:
         with pytest.raises(BackupError, match="give --migrate"):

@@ -1,18 +1,22 @@
-"""Facts before an upgrade, read from databases of this release and of the earliest one."""
+"""Checks before an upgrade from databases of this release and of the earliest one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, func, text, update
 
 from app.db import migrate
 from app.db.engine import Sessions, make_engine, transaction
 from app.db.scheduling import workers
-from app.db.tables import ServiceState
-from app.domain.operations.upgrade import OLDEST_REVISION
+from app.db.tables import Project, ServiceState
+from app.domain.operations.checks import Check
 from app.services.operations import upgrade
+from app.storage import LocalStorage
+from tests.factories import make_file, make_job, start_job, validate_job
 from tests.stack import temporary_database
 
 
@@ -21,39 +25,64 @@ def earliest(postgres_server: str) -> Iterator[Engine]:
     """A database at the first revision of this release."""
     with temporary_database(postgres_server, "before_upgrade") as url:
         engine = make_engine(url)
-        migrate.upgrade(engine, OLDEST_REVISION)
+        migrate.upgrade(engine, migrate.OLDEST_REVISION)
         yield engine
         engine.dispose()
 
 
-def test_the_distance_of_an_earlier_schema_is_known(earliest: Engine) -> None:
+def checks(connection: Connection, **options: Any) -> dict[str, Check]:
+    arguments: dict[str, Any] = {"version": "9.9", "environment": (), "free_bytes": 10**15} | options
+    return {check.name: check for check in upgrade.checks(connection, **arguments)}
+
+
+def test_an_earlier_schema_needs_migrations_a_backup_and_space(earliest: Engine) -> None:
     with earliest.connect() as connection:
-        facts = upgrade.facts(connection, "9.9", (), free_bytes=None)
-    assert facts.schema == OLDEST_REVISION
-    assert facts.pending is not None
-    assert {OLDEST_REVISION, *facts.pending} == migrate.revisions()
-    assert (facts.pending or [OLDEST_REVISION])[-1] == migrate.head()
-    assert (facts.running_jobs, facts.backup_age_seconds, facts.worker_releases) == (0, None, {})
+        found = checks(connection)
+        assert {name: check.level for name, check in found.items()} == {
+            "schema": "ok",
+            "backup": "problem",
+            "disk": "ok",
+            "jobs": "ok",
+            "settings": "ok",
+        }
+        assert "migrations to apply: 003" in found["schema"].observed
+        assert found["schema"].observed.endswith(str(migrate.head()))
+        full = checks(connection, free_bytes=1)["disk"]
+        assert (full.level, bool(full.remedy)) == ("problem", True)
+        assert "disk" not in checks(connection, free_bytes=None)
 
 
-def test_a_revision_of_a_newer_release_is_not_a_distance(earliest: Engine) -> None:
+@pytest.mark.parametrize("revision", ["0033_counted_activations", "9999_later"])
+def test_a_revision_that_this_release_does_not_know_is_a_problem(earliest: Engine, revision: str) -> None:
     with earliest.connect() as connection:
-        connection.execute(text("UPDATE alembic_version SET version_num = '9999_later'"))
-        assert upgrade.facts(connection, "9.9", (), free_bytes=None).pending is None
+        connection.execute(text("UPDATE alembic_version SET version_num = :revision"), {"revision": revision})
+        schema = checks(connection)["schema"]
+    assert (schema.level, revision in schema.observed) == ("problem", True)
+    assert (migrate.OLDEST_RELEASE in schema.remedy) == (revision < migrate.OLDEST_REVISION)
 
 
-def test_backups_and_workers_of_the_present_are_read(sessions: Sessions) -> None:
+def test_backups_jobs_and_workers_of_the_present_are_read(
+    sessions: Sessions, project: Project, storage: LocalStorage, base_model: str
+) -> None:
     with transaction(sessions) as session:
         session.add(ServiceState(name="backup", data={}))
         for name, about in (("gpu0@a", {"versions": {"tunery": "0.1.0"}}), ("gpu0@b", {})):
             workers.heartbeat(session, name, "gpu", "host", 1, about)
-        session.flush()
-        facts = upgrade.facts(session.connection(), "9.9", (), free_bytes=None)
-    assert facts.pending == []
-    assert facts.backup_age_seconds is not None
-    assert 0 <= facts.backup_age_seconds < 60
-    assert facts.worker_releases == {"gpu0@a": "0.1.0", "gpu0@b": "unknown"}
-    assert facts.largest_table_bytes > 0
+        make_job(session, project, make_file(session, storage, project))
+        validate_job(session)
+        start_job(session)
+        found = checks(session.connection(), environment=["TUNERY_GONE"])
+        assert {name: check.level for name, check in found.items()} == {
+            "schema": "ok",
+            "backup": "ok",
+            "jobs": "ok",
+            "settings": "advice",
+            "workers": "advice",
+        }
+        assert found["jobs"].observed == "1 running"
+        assert found["workers"].observed == "gpu0@a: 0.1.0; gpu0@b: unknown"
+        session.execute(update(ServiceState).values(updated_at=func.now() - timedelta(days=2)))
+        assert checks(session.connection())["backup"].level == "advice"  # without a migration
 
 
 def test_settings_that_nothing_reads_any_more_are_found() -> None:

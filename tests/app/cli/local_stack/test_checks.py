@@ -5,15 +5,17 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
-from app.cli.local_stack.doctor import CheckResult, print_results, run_checks
-from app.cli.local_stack.machine import CannotStart
+from app.cli.local_stack.checks import machine_checks, preflight
+from app.cli.local_stack.data_directory import Layout
 from app.cli.local_stack.processes import exclusive_lock
-from app.cli.local_stack.up import check_bucket
+from app.cli.output.console import print_checks
+from app.domain.operations.checks import Check
 from app.storage import StorageError
 from app.storage.s3 import S3Storage
 from tests.s3 import S3Server
@@ -25,8 +27,8 @@ def no_servers_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("REDIS_URL", raising=False)
 
 
-def find(found: list[CheckResult], subject: str) -> CheckResult:
-    return next(one for one in found if one.subject == subject)
+def find(found: Iterable[Check], subject: str) -> Check:
+    return next(one for one in found if one.name == subject)
 
 
 def taken_port() -> socket.socket:
@@ -35,47 +37,47 @@ def taken_port() -> socket.socket:
 
 class TestFindings:
     def test_python_packages_disk_and_processors_are_checked(self, place: Path) -> None:
-        subjects = {one.subject for one in run_checks(place / "data", port=0)}
+        subjects = {one.name for one in machine_checks(place / "data", port=0)}
         assert {"python", "torch", "disk", "memory", "cpu", "gpu", "data directory", "port 0"} <= subjects
 
     def test_whatever_is_not_ok_comes_with_advice(self, place: Path) -> None:
-        assert all(one.advice for one in run_checks(place / "data") if one.level != "ok")
+        assert all(one.remedy for one in machine_checks(place / "data") if one.level != "ok")
 
     def test_nothing_is_created(self, place: Path) -> None:
-        run_checks(place / "data")
+        list(machine_checks(place / "data"))
         assert os.listdir(place) == []
 
     def test_a_taken_port_is_a_problem(self, place: Path) -> None:
         with taken_port() as taken:
             port = taken.getsockname()[1]
-            found = find(run_checks(place / "data", port=port), f"port {port}")
+            found = find(machine_checks(place / "data", port=port), f"port {port}")
         assert found.level == "problem"
-        assert "another --port" in found.advice
+        assert "another --port" in found.remedy
 
     def test_a_directory_that_tunery_up_would_refuse_is_a_problem(self, place: Path) -> None:
         (place / "thesis.tex").touch()
-        found = find(run_checks(place), "data directory")
-        assert (found.level, "neither empty" in found.advice) == ("problem", True)
+        found = find(machine_checks(place), "data directory")
+        assert (found.level, "neither empty" in found.remedy) == ("problem", True)
 
     def test_a_start_in_progress_is_reported(self, place: Path) -> None:
         with exclusive_lock(place / "up.lock", ""):
-            assert "is starting" in find(run_checks(place), "tunery up").observed
+            assert "is starting" in find(machine_checks(place), "tunery up").observed
 
     def test_a_bucket_is_tried_and_its_problem_named(
         self, place: Path, rclone: S3Server, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         for name, value in rclone.environment.items():
             monkeypatch.setenv(name, value)
-        found = find(run_checks(place / "data"), "TUNERY_STORAGE_URL")
+        found = find(machine_checks(place / "data"), "TUNERY_STORAGE_URL")
         assert (found.level, "can be written, read, listed and deleted" in found.observed) == ("ok", True)
-        check_bucket(place / "data")
+        assert {one.level for one in preflight(Layout(place / "data"))} == {"ok"}
         monkeypatch.setenv("TUNERY_STORAGE_SECRET_ACCESS_KEY", "another")
-        found = find(run_checks(place / "data"), "TUNERY_STORAGE_URL")
-        assert (found.level, "refuses the service's credentials" in found.advice) == ("problem", True)
-        with pytest.raises(CannotStart, match=r"TUNERY_STORAGE_URL=s3://tunery: the bucket refuses"):
-            check_bucket(place / "data")
+        found = find(machine_checks(place / "data"), "TUNERY_STORAGE_URL")
+        assert (found.level, "refuses the service's credentials" in found.remedy) == ("problem", True)
+        refused = find(preflight(Layout(place / "data")), "TUNERY_STORAGE_URL")
+        assert (refused.level, "the bucket refuses" in refused.remedy) == ("problem", True)
         monkeypatch.setenv("TUNERY_STORAGE_URL", "tunery")
-        assert "is no storage URL" in find(run_checks(place / "data"), "TUNERY_STORAGE_URL").advice
+        assert "is no storage URL" in find(machine_checks(place / "data"), "TUNERY_STORAGE_URL").remedy
         assert os.listdir(place) == []
 
     @pytest.mark.parametrize("operation", ["delete_unfinished", "_abort"])
@@ -88,25 +90,25 @@ class TestFindings:
         for name, value in rclone.environment.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(S3Storage, operation, refuse)
-        found = find(run_checks(place / "data"), "TUNERY_STORAGE_URL")
-        assert (found.level, found.advice) == ("problem", "the bucket refuses access (AccessDenied)")
+        found = find(machine_checks(place / "data"), "TUNERY_STORAGE_URL")
+        assert (found.level, found.remedy) == ("problem", "the bucket refuses access (AccessDenied)")
 
     def test_a_database_that_is_down_is_a_problem_that_does_not_show_its_password(
         self, place: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("DATABASE_URL", "postgresql://me:secret@127.0.0.1:1/x")
         monkeypatch.setenv("REDIS_URL", "redis://:secret@127.0.0.1:1/0")
-        found = run_checks(place / "data")
+        found = [*machine_checks(place / "data")]
         assert find(found, "DATABASE_URL").level == find(found, "REDIS_URL").level == "problem"
-        assert not any("secret" in result.observed + result.advice for result in found)
+        assert not any("secret" in result.observed + result.remedy for result in found)
 
     def test_servers_that_answer_are_ok(
         self, place: Path, database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("DATABASE_URL", database_url)
         monkeypatch.setenv("REDIS_URL", redis_url)
-        found = run_checks(place / "data")
-        assert find(found, "DATABASE_URL") == CheckResult("DATABASE_URL", "ok", "PostgreSQL 18")
+        found = [*machine_checks(place / "data")]
+        assert find(found, "DATABASE_URL") == Check("DATABASE_URL", "ok", "PostgreSQL 18")
         assert find(found, "REDIS_URL").level == "ok"
 
 
@@ -128,12 +130,12 @@ class TestGpu:
         program.write_text(f"#!/bin/sh\necho '{driver}'\nexit {status}\n")
         program.chmod(0o755)
         monkeypatch.setenv("PATH", str(place), prepend=os.pathsep)
-        found = find(run_checks(place / "data"), "gpu")
+        found = find(machine_checks(place / "data"), "gpu")
         assert (found.level, text in found.observed) == (level, True)
 
 
 class TestPrint:
     def test_only_a_problem_fails(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert print_results([CheckResult("a", "ok", "fine"), CheckResult("b", "advice", "so so", "do x")]) == 0
-        assert print_results([CheckResult("c", "problem", "bad", "do y")]) == 1
+        assert print_checks([Check("a", "ok", "fine"), Check("b", "advice", "so so", "do x")]) == 0
+        assert print_checks([Check("c", "problem", "bad", "do y")]) == 1
         assert "-> do y" in capsys.readouterr().out

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from app.domain.operations.status import ServiceFacts, find_problems
+from app.domain.operations.checks import ServiceFacts, find_problems
 
 HEALTHY = ServiceFacts(
     jobs={"queued": 2, "validating_files": 1},
@@ -72,8 +72,8 @@ def test_a_busy_service_with_failed_files_of_users_is_healthy() -> None:
 )
 def test_each_fault_is_found_alone_with_a_remedy(change: dict[str, Any], code: str, level: str) -> None:
     (problem,) = find_problems(replace(HEALTHY, **change))
-    assert (problem.code, problem.level) == (code, level)
-    assert problem.message.endswith(".")
+    assert (problem.name, problem.level) == (code, level)
+    assert problem.observed.endswith(".")
     assert problem.remedy
 
 
