@@ -18,7 +18,7 @@ from app.domain.access.scopes import allows
 from app.log import get_logger
 from app.settings import WebSettings
 from app.web.api_client import ApiClient, ApiError
-from app.web.components.elements import button, link, note, pill, tag
+from app.web.components.elements import box, button, error_note, link, note, pill, tag
 from app.web.csv_tables import TableStore
 from app.web.formatting import clean
 from app.web.sessions import COOKIE, SessionStore, WebSession
@@ -103,7 +103,7 @@ def add_screen(one: Screen, sessions: SessionStore, settings: WebSettings, table
         _follow_session(session)
         mode = ui.dark_mode(THEMES.get(request.cookies.get(THEME_COOKIE, "")))
         _header(session, one.section, mode)
-        view = View(request, session, settings, tables, tag("div", classes="t-banner"))
+        view = View(request, session, settings, tables, box("t-banner"))
         ui.on_exception(partial(_show_in_banner, view.banner))
         with tag("main", classes="t-main", id="content", tabindex="-1") as main:
             await _build(one, view, main)
@@ -122,7 +122,7 @@ async def _build(one: Screen, view: View, main: TextElement) -> None:
         with main:
             tag("h1", one.title)
             _exception_note(error)
-            with tag("div", classes="t-actions"):
+            with box("t-actions"):
                 button("Try again", ui.navigate.reload)
                 if view.request.url.query and "{" not in one.path:  # such as a filter that the API refuses
                     link("Show all", one.path, "t-button")
@@ -142,13 +142,6 @@ def _show_in_banner(banner: TextElement, error: Exception) -> None:
     banner.clear()
     with banner, _exception_note(error):
         button("Close", banner.clear)
-
-
-def error_note(error: ApiError, title: str | None = None) -> TextElement:
-    """What happened and what to do; the API's messages say both."""
-    if title is None:
-        title = "The API does not answer" if error.is_unreachable else "That did not work"
-    return note(title, clean(error.message, 2_000), "bad", role="alert")
 
 
 def set_query(path: str, **params: str) -> None:
@@ -214,7 +207,7 @@ def _header(session: WebSession, section: str, mode: ui.dark_mode) -> None:
         with tag("nav", classes="t-nav", aria_label="Main"):
             for name, label, href in sections:
                 link(label, href, aria_current="page" if name == section else None)
-        with tag("div", classes="t-account"):
+        with box("t-account"):
             tag("bdi", clean(session.project["name"], 60), title="The project of your API key")
             if not allows(session.project["api_key"]["scopes"], "jobs:write"):
                 pill("read only", "wait").props["title"] = "Your key lacks the scope jobs:write"

@@ -14,7 +14,7 @@ from starlette.requests import HTTPConnection
 
 from app.log import get_logger
 from app.web.api_client import ApiClient, ApiError
-from app.web.change_feed import ChangeFeed
+from app.web.api_streams import ChangeFeed
 
 COOKIE = "tunery_session"
 KEY_CHECK_SECONDS = 20.0  # a revoked key loses its sessions within a minute

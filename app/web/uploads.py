@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import JSONResponse, Response
 
 from app.domain.files.uploads import completion_seconds
-from app.web.api_client import RESPONSE_SECONDS, ApiClient, ApiError
+from app.web.api_client import RESPONSE_SECONDS, ApiClient, ApiError, Json
 from app.web.csv_tables import EXPIRED, CsvTable, TableError, TableStore
 from app.web.downloads import ObjectId
 from app.web.sessions import SessionStore, WebSession
@@ -24,8 +24,6 @@ MIME_TYPE = "application/jsonl"
 DISK_FULL = "The dashboard's disk is full: {reason}. Ask the operator for space, then try again; the upload continues."
 
 NO_UPLOAD = "An upload has the name of a file and its size in bytes, at least 1: an empty file cannot be uploaded."
-
-Json = dict[str, Any]
 
 
 class BrowserUpload(BaseModel):

@@ -1,4 +1,4 @@
-"""Native form fields with a label, a hint and an error; the value is on the server.
+"""Native form fields with a label, a hint and an error, whose value is on the server; and dialogs.
 
 An input has its first value as `defaultValue`: Vue sets a property `value` again at every update of the page, which
 would take back what is being typed.
@@ -6,13 +6,16 @@ would take back what is being typed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+from nicegui import ui
 from nicegui.element import Element
 from nicegui.elements.mixins.text_element import TextElement
 
-from app.web.components.elements import tag
+from app.web.api_client import ApiError
+from app.web.components.elements import box, button, error_note, tag
 from app.web.formatting import clean
 
 TYPING_PAUSE_SECONDS = 0.3
@@ -47,14 +50,14 @@ def text_field(
     classes: str = "",
     **attributes: Any,
 ) -> Field:
-    with tag("div", classes=f"t-field {classes}"):
+    with box(f"t-field {classes}"):
         name = _label(label)
         element = tag("input", classes="t-input", type=kind, defaultValue=value, **attributes)
         return _connect(element, name, value, hint, on_change, "input")
 
 
 def text_area(label: str, value: str = "", hint: str = "", on_change: Callable[[], Any] | None = None) -> Field:
-    with tag("div", classes="t-field"):
+    with box("t-field"):
         name = _label(label)
         element = tag("textarea", classes="t-input", defaultValue=value)
         return _connect(element, name, value, hint, on_change, "input")
@@ -70,7 +73,7 @@ def select_field(
 ) -> Field:
     """`options` are the texts by value; a value that is no option selects the first one."""
     value = value if value in options else next(iter(options), "")
-    with tag("div", classes=f"t-field {classes}"):
+    with box(f"t-field {classes}"):
         name = _label(label)
         with tag("select", classes="t-input") as element:
             for option, text in options.items():
@@ -128,3 +131,54 @@ def _connect(
     if event == "input":
         element.on(event, changed, js_handler=VALUE_OF_EVENT, throttle=TYPING_PAUSE_SECONDS, leading_events=False)
     return field
+
+
+def ask(question: str, label: str, act: Callable[[], Awaitable[None]]) -> None:
+    """Show a dialog with the question. Its button `label` calls `act`, and the dialog stays until that has returned."""
+
+    async def confirm() -> None:
+        try:
+            await act()
+        finally:
+            if not dialog.is_deleted:  # it was closed meanwhile
+                dialog.close()
+
+    with _opened(question) as dialog, box("t-card t-dialog", role="document"):
+        tag("h2", question)
+        with box("t-actions"):
+            button(label, confirm, "t-danger")
+            button("Keep it", dialog.close)
+
+
+@contextmanager
+def form_dialog(title: str, label: str, send: Callable[[], Awaitable[None]]) -> Iterator[None]:
+    """Show a dialog with the fields that the block makes. Its button `label` calls `send`; while the API refuses the
+    request, the dialog stays, with the reason.
+    """
+
+    async def confirm() -> None:
+        refusal.clear()
+        try:
+            await send()
+        except ApiError as error:
+            if not dialog.is_deleted:
+                with refusal:
+                    error_note(error)
+            return
+        if not dialog.is_deleted:
+            dialog.close()
+
+    with _opened(title) as dialog, box("t-card t-dialog", role="document"):
+        tag("h2", title)
+        yield
+        refusal = tag("div")
+        with box("t-actions"):
+            button(label, confirm, "t-primary")
+            button("Close", dialog.close)
+
+
+def _opened(name: str) -> ui.dialog:
+    dialog = ui.dialog(value=True)
+    dialog.props["aria-label"] = name
+    dialog.on("hide", dialog.delete)
+    return dialog

@@ -9,14 +9,12 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any
 
-from app.web.api_client import ApiClient, ApiError
+from app.web.api_client import ApiClient, ApiError, Json
 
 POINTS = 40
 JOBS_PER_REQUEST = 25  # so that a request for long jobs stays short
 PARALLEL_REQUESTS = 6
 MAX_KEPT = 5_000  # curves and file names, each; a curve takes about a kilobyte
-
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -38,9 +36,9 @@ class Curves:
         self._filenames: dict[str, str] = {}
         self._limit = asyncio.Semaphore(PARALLEL_REQUESTS)
 
-    def of(self, job: Json) -> Curve | None:
-        found = self._curves.get(job["id"])
-        return found[1] if found else None
+    def of(self, job: Json) -> Curve:
+        """An empty one until it is there."""
+        return self._curves.get(job["id"], (None, Curve([], None)))[1]
 
     def filename(self, job: Json) -> str | None:
         return self._filenames.get(job["training_file"])

@@ -4,39 +4,45 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from nicegui import background_tasks, ui
 
 from app.domain.jobs.training_time import training_seconds
-from app.web.api_client import ApiError
-from app.web.components.elements import busy, button, card, facts, handle_press, link, note, pill, progress_bar, tag
+from app.web.api_client import ApiError, Json
+from app.web.components.elements import (
+    box,
+    busy,
+    button,
+    card,
+    error_note,
+    facts,
+    handle_press,
+    link,
+    note,
+    pill,
+    progress_bar,
+    tag,
+)
+from app.web.components.forms import ask
 from app.web.formatting import clean, count, duration, moment, per_second
-from app.web.frame import View, error_note, refresh_live, screen, set_query
+from app.web.frame import View, refresh_live, screen, set_query
 from app.web.pages.jobs import job_form, wording
-from app.web.pages.jobs.actions import ACTIONS, Action
-from app.web.pages.jobs.dialogs import ask
 from app.web.pages.jobs.metrics_chart import request_charts_early
-from app.web.pages.jobs.panels.attempts import AttemptsPanel, CheckpointsPanel
 from app.web.pages.jobs.panels.configuration import ConfigurationPanel
 from app.web.pages.jobs.panels.deliveries import DeliveriesPanel
 from app.web.pages.jobs.panels.evaluations import EvaluationsPanel
 from app.web.pages.jobs.panels.exports import ExportsPanel
 from app.web.pages.jobs.panels.metrics import MetricsPanel
-from app.web.pages.jobs.panels.opened_job import OpenedJob
-from app.web.pages.jobs.panels.records import EventsPanel, LogPanel, SamplesPanel
+from app.web.pages.jobs.panels.panel import Panel
+from app.web.pages.jobs.panels.records import AttemptsPanel, CheckpointsPanel, EventsPanel, LogPanel, SamplesPanel
 
 AT_ONCE_SECONDS = 0.1
 
 
-class Panel(Protocol):
-    """A tab: it shows its subject when it is opened, and again after each change of the job."""
-
-    async def refresh(self, job: dict[str, Any]) -> None: ...
-
-
-PANELS: dict[str, tuple[str, Callable[[OpenedJob], Panel]]] = {
+PANELS: dict[str, tuple[str, type[Panel]]] = {
     "metrics": ("Metrics", MetricsPanel),
     "events": ("Events", EventsPanel),
     "log": ("Log", LogPanel),
@@ -49,7 +55,30 @@ PANELS: dict[str, tuple[str, Callable[[OpenedJob], Panel]]] = {
     "deliveries": ("Deliveries", DeliveriesPanel),
 }
 
-Json = dict[str, Any]
+
+@dataclass(frozen=True)
+class Action:
+    name: str  # of the call
+    label: str
+    statuses: tuple[str, ...]
+    classes: str = ""
+    question: str | None = None  # asked first
+
+    def is_offered(self, job: dict[str, Any]) -> bool:
+        return job["status"] in self.statuses and not (self.name == "pause" and job.get("pause_requested"))
+
+
+ACTIONS = (
+    Action("pause", "Pause", ("queued", "running")),
+    Action("resume", "Resume", ("paused",), "t-primary"),
+    Action(
+        "cancel",
+        "Cancel job",
+        ("validating_files", "queued", "running", "paused"),
+        "t-danger",
+        "Cancel this job? A cancelled job cannot be resumed; its checkpoints are kept.",
+    ),
+)
 
 
 @screen("/jobs/{job_id}", "Job", "jobs")
@@ -72,14 +101,14 @@ class JobPage:
         self._job = await self._view.api.get(self._path)
         await self._load_interruption()
         ui.page_title(f"{wording.name(self._job)} · Tunery")
-        with tag("div", classes="t-stack") as self._head:
-            self._title = tag("div", classes="t-stack")
-            self._state = tag("div", classes="t-stack")
-        self._announced = tag("div", classes="t-sr-only", role="status")  # each step would be announced else
+        with box("t-stack") as self._head:
+            self._title = box("t-stack")
+            self._state = box("t-stack")
+        self._announced = box("t-sr-only", role="status")  # each step would be announced else
         self._show_head()
-        with tag("div", classes="t-tabs", role="tablist", aria_label="Details of the job"):
+        with box("t-tabs", role="tablist", aria_label="Details of the job"):
             self._tabs = {name: tag("button", label, type="button", role="tab") for name, (label, _) in PANELS.items()}
-        self._body = tag("div", classes="t-stack", role="tabpanel", tabindex="0")
+        self._body = box("t-stack", role="tabpanel", tabindex="0")
         for name, element in self._tabs.items():
             handle_press(element, partial(self._select, name))
         if self._tab == "metrics":
@@ -98,7 +127,7 @@ class JobPage:
         self._body.clear()
         with self._body:
             waiting = busy("Loading ...")
-            panel = self._panel = PANELS[tab][1](OpenedJob(self._view, self._job))
+            panel = self._panel = PANELS[tab][1](self._view, self._job)
         if is_new:
             set_query(f"/jobs/{self._job_id}", tab="" if tab == "metrics" else tab)
         try:
@@ -158,12 +187,12 @@ class JobPage:
 
     def _show_name_and_actions(self, offered: list[Action]) -> None:
         job = self._job
-        with tag("div", classes="t-title"):
+        with box("t-title"):
             with tag("h1"):
                 tag("bdi", wording.name(job))
                 tag("span", " ")
                 pill(wording.label(job), wording.TONES[job["status"]])
-            with tag("div", classes="t-actions"):
+            with box("t-actions"):
                 for action in offered:
                     button(action.label, self._perform(action), action.classes)
                 if self._may_write:
@@ -173,7 +202,7 @@ class JobPage:
 
     def _show_origin(self) -> None:
         job = self._job
-        with tag("div", classes="t-row t-muted"):
+        with box("t-row t-muted"):
             tag("span", job["id"], "t-mono t-wrap")
             tag("bdi", clean(job["model"], 100))
             if job["model_alias"]:
@@ -213,7 +242,7 @@ class JobPage:
             if remedy := wording.remedy(error):
                 tag("div", "What to do", "t-strong")
                 tag("p", remedy)
-            with tag("div", classes="t-actions"):
+            with box("t-actions"):
                 label = "Create a repaired job" if error["code"] in job_form.REPAIRED_ERRORS else "Create it again"
                 if self._may_write:
                     link(label, f"/jobs/new?repair={self._job_id}", "t-button t-primary")

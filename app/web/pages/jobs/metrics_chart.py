@@ -5,17 +5,18 @@ from __future__ import annotations
 import functools
 import json
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import nicegui
 from nicegui import ui
 from nicegui.dependencies import esm_modules
 
-from app.web.components.elements import button
+from app.web.api_client import Json
+from app.web.components.elements import box, button, card, chart, tag
+from app.web.components.forms import checkbox, filter_select
 
-Json = dict[str, Any]
 Points = list[tuple[float, float | None]]
 
 AXES = {"step": "Step", "tokens": "Tokens", "time": "Training time (s)"}
@@ -65,6 +66,49 @@ class ChartedJob:
     rows: Sequence[Json]
 
 
+class CurvesCard:
+    """The curves of jobs below the controls of how they look, with links to download them."""
+
+    def __init__(
+        self, label: str, png_name: str, title: str | None = None, smoothing: str = "", hint: str = ""
+    ) -> None:
+        self._jobs: Sequence[ChartedJob] = ()
+        self._is_log = False
+        self.drawn_at = float("-inf")  # of time.monotonic
+        with card(title) as self.element:
+            with box("t-filters"):
+                self._axis = filter_select("Horizontal axis", AXES, "step", self.draw)
+                self._smoothing = filter_select("Smoothing", SMOOTHING, smoothing, self.draw)
+                checkbox("Log scale", False, self._set_log)
+                if hint:
+                    tag("span", hint, "t-hint t-mouse")
+                tag("span", classes="t-grow")
+                self.downloads = box("t-actions")
+            self._chart = chart({}, label)
+            with self.downloads:
+                self._png = button("PNG")
+        script = f"() => savePng(getElement({self._chart.id}).chart, {json.dumps(png_name)})"  # as it is shown
+        self._png.on("click", js_handler=script)
+        self.element.set_visibility(False)
+
+    def show(self, jobs: Sequence[ChartedJob]) -> None:
+        self._jobs = jobs
+        self.element.set_visibility(bool(jobs))
+        self.draw()
+
+    def draw(self) -> None:
+        look = Look(self._axis.value, self._is_log, float(self._smoothing.value or 0))
+        self._chart.style(f"height: {height_px(self._jobs)}px")
+        self._chart.options.clear()
+        self._chart.options.update(options(self._jobs, look))
+        self._chart.update()
+        self.drawn_at = time.monotonic()
+
+    def _set_log(self, is_log: bool) -> None:
+        self._is_log = is_log
+        self.draw()
+
+
 def request_charts_early(is_needed_now: bool = True) -> None:
     """Let the browser request the modules of charts with the page that shows one, or before (`is_needed_now` False).
 
@@ -82,11 +126,6 @@ def _module_urls() -> list[str]:
     names = ["index.js", *STATIC_IMPORT.findall((module.path / "index.js").read_text(encoding="utf-8"))]
     files = f"/_nicegui/{nicegui.__version__}"
     return [*(f"{files}/esm/{key}/{name}" for name in names), f"{files}/static/utils/dynamic_properties.js"]
-
-
-def png_button(chart: ui.echart, filename: str) -> None:
-    """A button that downloads the chart as it is shown, on the background of the page."""
-    button("PNG").on("click", js_handler=f"() => savePng(getElement({chart.id}).chart, {json.dumps(filename)})")
 
 
 def options(jobs: Sequence[ChartedJob], look: Look) -> Json:

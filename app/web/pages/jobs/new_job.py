@@ -7,6 +7,7 @@ import hashlib
 import json
 import secrets
 import time
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 from urllib.parse import quote
@@ -14,13 +15,25 @@ from urllib.parse import quote
 from nicegui import ui
 
 from app.domain.jobs.create_job import SETTINGS, without
-from app.web.api_client import ApiClient, ApiError
-from app.web.components.elements import busy, button, card, code_block, facts, link, note, pill, tabs, tag
+from app.web.api_client import ApiClient, ApiError, Json
+from app.web.components.elements import (
+    box,
+    busy,
+    button,
+    card,
+    code_block,
+    error_note,
+    facts,
+    link,
+    note,
+    pill,
+    tabs,
+    tag,
+)
 from app.web.components.forms import Field, checkbox, select_field, text_area, text_field
 from app.web.formatting import clean, clean_lines, count, counted, duration, size
-from app.web.frame import View, error_note, screen
-from app.web.models import base_model_names
-from app.web.pages.jobs import job_form, request_snippets, wording
+from app.web.frame import View, screen
+from app.web.pages.jobs import job_form, wording
 from app.web.pages.jobs.job_form import FieldError, Prefilled
 
 MAX_FILES = 200
@@ -37,9 +50,7 @@ METHODS = {"supervised": "Supervised: learn the answers", "dpo": "DPO: learn a p
 HINTS = {"validation_file": NO_VALIDATION, "sample_prompts": f"{SETTINGS['sample_prompts'].help} One per line."}
 QUANTIZATIONS = {"4": "QLoRA: base model in 4 bits", "16": "LoRA: base model in 16 bits"}
 
-COMMANDS = {"curl": request_snippets.curl, "Python": request_snippets.python, "Command line": request_snippets.command}
-
-Json = dict[str, Any]
+COMMANDS = {"curl": job_form.curl, "Python": job_form.python, "Command line": job_form.command}
 
 
 @screen("/jobs/new", "New job", "jobs")
@@ -80,23 +91,23 @@ class NewJob:
             note("Changed compared with the failed job", "\n".join(self._changes), "warn")
         if self._advice:
             note("Nothing is changed yet compared with the failed job", clean_lines(self._advice, 4_000), "warn")
-        models = await base_model_names(self._view.api)
+        models = await self._view.api.base_models()
         files = await self._view.api.items("files", MAX_FILES, purpose="fine-tune")
         self._files: dict[str, Json] = {file["id"]: file for file in files}
         for name in ("training_file", "validation_file"):
             await self._add_older_file(name)
-        with tag("div", classes="t-split"):
+        with box("t-split"):
             with card("Job"):
                 self._build_fields(models, {file_id: _file_text(file) for file_id, file in self._files.items()})
                 self._build_kept()
-                with tag("div", classes="t-actions"):
+                with box("t-actions"):
                     self._create_button = button("Create job", self._create, "t-primary")
                 self._create_button.set_visibility(self._view.may("jobs:write"))
                 self._result = tag("div")
-            with tag("div", classes="t-stack"):
+            with box("t-stack"):
                 with card("Plan"):
-                    self._verdict = tag("div", classes="t-stack", aria_live="polite")  # without the numbers below
-                    self._plan = tag("div", classes="t-stack")
+                    self._verdict = box("t-stack", aria_live="polite")  # without the numbers below
+                    self._plan = box("t-stack")
                 with card("The same request"):
                     self._build_request()
         ui.timer(0.05, self._update, once=True)
@@ -113,7 +124,7 @@ class NewJob:
                 raise
             note(f"The {name.replace('_', ' ')} was deleted", "Choose another one.", "warn")
 
-    def _build_fields(self, models: list[str], files: dict[str, str]) -> None:
+    def _build_fields(self, models: Iterable[str], files: dict[str, str]) -> None:
         model_names = {name: clean(name, 80) for name in models}
         if (current := self._initial.get("model", "")) and current not in model_names:
             model_names[current] = clean(current, 80)
@@ -137,11 +148,11 @@ class NewJob:
             "method": METHODS,
             "quantization": quantizations,
         }
-        with tag("div", classes="t-form"):
+        with box("t-form"):
             self._add(*job_form.MAIN, training_file=FILES_HINT if len(files) >= MAX_FILES else "")
         with tag("details"):
             tag("summary", "More settings")
-            with tag("div", classes="t-form"):
+            with box("t-form"):
                 self._add(*job_form.MORE)
                 self._fields["more"] = text_area(
                     "More hyperparameters", self._initial.get("more", ""), MORE_HINT, self._update
@@ -307,12 +318,12 @@ def _show_plan(plan: Json, queue: Json | None) -> None:
 def _show_device(device: Json) -> None:
     peak, total = device["memory"]["peak"], device["memory_bytes"]
     percent = min(100.0, 100 * peak / total) if total else 100.0
-    with tag("div", classes="t-device"):
-        with tag("div", classes="t-row"):
+    with box("t-device"):
+        with box("t-row"):
             tag("span", clean(device["name"], 60), "t-strong")
             pill("fits" if device["fits"] else "does not fit", "ok" if device["fits"] else "bad")
             tag("span", counted(device["workers"], "worker"), "t-muted")
-        with tag("div", classes="t-bar", role="img", aria_label=f"Memory: {size(peak)} of {size(total)}"):
+        with box("t-bar", role="img", aria_label=f"Memory: {size(peak)} of {size(total)}"):
             tag("div", style=f"width: {percent:.0f}%")
         basis = "" if device["basis"] == "measured" else " (estimate: no such job has run here yet)"
         tag("div", f"{size(peak)} of {size(total)} memory, about {duration(device['seconds'])}{basis}", "t-hint")

@@ -7,9 +7,8 @@ import time
 from typing import Any
 
 from app.domain.jobs.training_time import training_seconds
+from app.web.api_client import Json
 from app.web.formatting import clean, count, counted, duration, size
-
-Json = dict[str, Any]
 
 TONES = {
     "validating_files": "run",
@@ -65,6 +64,11 @@ def label(job: Json) -> str:
     if job["status"] in ("running", "queued", "validating_files") and job["phase"] in PHASES:
         return PHASES[job["phase"]]
     return LABELS[job["status"]]
+
+
+def status(job: Json) -> Json:
+    """The state as a cell of a table."""
+    return {"text": label(job), "tone": TONES[job["status"]]}
 
 
 def name(job: Json) -> str:

@@ -4,77 +4,54 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any
 
-from app.web.api_client import ApiClient
-from app.web.components.elements import card, chart, facts, link, note, tag
-from app.web.components.forms import checkbox, filter_select
+from app.web.api_client import ApiClient, Json
+from app.web.components.elements import box, card, facts, link, note
 from app.web.formatting import loss, short
 from app.web.pages.jobs import metrics_chart, wording
-from app.web.pages.jobs.metrics_chart import AXES, SMOOTHING, ChartedJob, Look
-from app.web.pages.jobs.panels.opened_job import OpenedJob
+from app.web.pages.jobs.metrics_chart import ChartedJob, CurvesCard
+from app.web.pages.jobs.panels.panel import Panel
 
 MAX_POINTS = 2_000
 PREVIEW_POINTS = 200  # read by index, where the metrics of a long job are selected out of all its steps
+HINT = "Ctrl and the mouse wheel, or the bar below, zoom."
+NO_METRICS_YET = "No metrics yet", "Curves appear after the first training step."
+NO_METRICS = "No step was trained", "So there are no curves."
 CHART_PAUSE_SECONDS = 3.0  # a running job sends all points again
 
-Json = dict[str, Any]
 
-
-class MetricsPanel:
-    def __init__(self, opened: OpenedJob) -> None:
-        self._view, job = opened.view, opened.job
-        self._look = Look()
+class MetricsPanel(Panel):
+    def build(self) -> None:
         self._rows: list[Json] = []
-        self._drawn_at = 0.0
-        self._name = wording.name(job)
-        self._facts = tag("div")
-        self._empty = tag("div")
-        with card() as self._card:
-            self._build_controls()
-            self._chart = chart({}, f"Curves of {self._name}")
-            with self._downloads:
-                link("CSV", f"/jobs/{job['id']}/metrics.csv", "t-button", download="")
-                metrics_chart.png_button(self._chart, f"{job['id']}.png")
-        self._card.set_visibility(False)
+        self._facts = box("")
+        self._empty = box("")
+        job, self._name = self.job, wording.name(self.job)
+        self._curves = CurvesCard(f"Curves of {self._name}", f"{job['id']}.png", hint=HINT)
+        with self._curves.downloads:
+            link("CSV", f"/jobs/{job['id']}/metrics.csv", "t-button", download="").move(target_index=0)
 
-    def _build_controls(self) -> None:
-        with tag("div", classes="t-filters"):
-            self._axis = filter_select("Horizontal axis", AXES, "step", self._redraw)
-            self._smoothing = filter_select("Smoothing", SMOOTHING, "", self._redraw)
-            checkbox("Log scale", False, self._set_log)
-            tag("span", "Ctrl and the mouse wheel, or the bar below, zoom.", "t-hint t-mouse")
-            tag("span", classes="t-grow")
-            self._downloads = tag("div", classes="t-actions")
-
-    async def refresh(self, job: Json) -> None:
-        request = asyncio.ensure_future(
-            self._view.api.get(f"fine_tuning/jobs/{job['id']}/metrics", max_points=MAX_POINTS)
-        )
+    async def load(self) -> None:
+        job, get = self.job, self.view.api.get
+        request = asyncio.ensure_future(get(f"{self.path}/metrics", max_points=MAX_POINTS))
         is_long = not self._rows and (job["trained_steps"] or 0) > MAX_POINTS
-        if is_long and (preview := await preview_rows(self._view.api, job["id"], request)):
-            self._rows = preview
-            self._redraw()
-            self._drawn_at = 0.0
+        if is_long and (preview := await preview_rows(self.view.api, job["id"], request)):
+            self._show(preview)
+            self._curves.drawn_at = 0.0
         metrics = await request
-        is_late = job["status"] not in wording.UNFINISHED or time.monotonic() - self._drawn_at > CHART_PAUSE_SECONDS
-        if metrics["data"] == self._rows and self._rows:
-            return
+        is_unfinished = job["status"] in wording.UNFINISHED
+        is_early = is_unfinished and time.monotonic() - self._curves.drawn_at < CHART_PAUSE_SECONDS
         if not metrics["data"]:
-            self._show_empty(job)
-        elif is_late:
-            self._rows = metrics["data"]
             self._empty.clear()
+            with self._empty:
+                note(*(NO_METRICS_YET if is_unfinished else NO_METRICS))
+        elif metrics["data"] != self._rows and not is_early:
+            self._empty.clear()
+            self._show(metrics["data"])
             self._show_facts(metrics["total"])
-            self._redraw()
 
-    def _show_empty(self, job: Json) -> None:
-        self._empty.clear()
-        with self._empty:
-            if job["status"] in wording.UNFINISHED:
-                note("No metrics yet", "Curves appear after the first training step.")
-            else:
-                note("No step was trained", "So there are no curves.")
+    def _show(self, rows: list[Json]) -> None:
+        self._rows = rows
+        self._curves.show([ChartedJob(self._name, rows)])
 
     def _show_facts(self, total: int) -> None:
         last, best = self._rows[-1], metrics_chart.best_validation(self._rows)
@@ -88,20 +65,6 @@ class MetricsPanel:
         self._facts.clear()
         with self._facts, card():
             facts(values)
-
-    def _set_log(self, is_log: bool) -> None:
-        self._look = Look(self._look.axis, is_log, self._look.smoothing)
-        self._redraw()
-
-    def _redraw(self) -> None:
-        self._look = Look(self._axis.value, self._look.is_log, float(self._smoothing.value or 0))
-        charted_jobs = [ChartedJob(self._name, self._rows)]
-        self._card.set_visibility(True)
-        self._chart.style(f"height: {metrics_chart.height_px(charted_jobs)}px")
-        self._chart.options.clear()
-        self._chart.options.update(metrics_chart.options(charted_jobs, self._look))
-        self._chart.update()
-        self._drawn_at = time.monotonic()
 
 
 async def preview_rows(api: ApiClient, job_id: str, metrics: asyncio.Future[Json]) -> list[Json]:

@@ -10,12 +10,12 @@ from typing import Any
 
 from nicegui import ui
 
-from app.web.api_client import ApiError
-from app.web.components.elements import busy, button, card, link, note, tag
+from app.web.api_client import ApiError, Json
+from app.web.components.elements import box, busy, button, card, error_note, link, note, tag
 from app.web.components.forms import Field, select_field, text_field
 from app.web.csv_tables import Columns, CsvTable, TableError, json_line
 from app.web.formatting import clean, clean_lines, counted, size
-from app.web.frame import View, error_note, screen
+from app.web.frame import View, screen
 from app.web.uploads import send_piece
 
 PREVIEW_ROWS = 3
@@ -23,8 +23,6 @@ PIECE_BYTES = 4 << 20
 MAX_LISTED_COLUMNS = 500  # a select with more is slow; any column can be typed
 USER_NAMES = ("user", "prompt", "question", "input", "text", "instruction", "message")
 ASSISTANT_NAMES = ("assistant", "completion", "answer", "output", "label", "response", "target")
-
-Json = dict[str, Any]
 
 
 @screen("/datasets/convert/{table_id}", "CSV to JSONL", "datasets")
@@ -61,13 +59,13 @@ class Conversion:
             text = "Each row becomes a chat: the user's message, and the assistant's answer that the model learns. "
             tag("p", text + "For a classification the answer is the label.", "t-lede")
             first, last = (names[0], names[-1]) if len(names) == 2 else ("", "")
-            with tag("div", classes="t-grid"):
+            with box("t-grid"):
                 self._user = self._column_field("User (question)", _guess(names, USER_NAMES, first))
                 self._assistant = self._column_field("Assistant (answer)", _guess(names, ASSISTANT_NAMES, last))
                 self._system = self._column_field("System prompt (optional)", "", "None")
         with card("Preview"):
-            self._preview = tag("div", classes="t-stack")
-        with tag("div", classes="t-actions"):
+            self._preview = box("t-stack")
+        with box("t-actions"):
             self._start = button("Convert and upload", self._convert, "t-primary")
             link("Cancel", "/datasets", "t-button")
         self._result = tag("div")

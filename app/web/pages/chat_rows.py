@@ -6,14 +6,12 @@ import json
 from typing import Any
 
 from app.web.api_client import ApiClient, ApiError
-from app.web.components.elements import busy, button, tag
+from app.web.components.elements import box, busy, button, tag
 from app.web.formatting import clean, clean_lines, size
 
 FIRST_BYTES = 512 << 10
 ROWS_SHOWN = 5
 MAX_MESSAGE_CHARACTERS = 3_000
-
-Json = dict[str, Any]
 
 
 async def show_rows(api: ApiClient, file_id: str, parent: Any) -> None:
@@ -25,7 +23,7 @@ async def show_rows(api: ApiClient, file_id: str, parent: Any) -> None:
             tag("p", clean(error.message, 500), "t-muted")
         return
     with parent:
-        body = tag("div", classes="t-stack")
+        body = box("t-stack")
 
     shown = 0
 
@@ -77,7 +75,7 @@ async def show_line(api: ApiClient, file_id: str, number: int, parent: Any) -> N
     if waiting.is_deleted:  # another line was opened meanwhile
         return
     parent.clear()
-    with parent, tag("div", classes="t-opened", role="group", aria_label=f"Row of line {number:,}"):
+    with parent, box("t-opened", role="group", aria_label=f"Row of line {number:,}"):
         if line is None:
             tag("p", f"The file has no line {number:,}.")
         else:
@@ -110,7 +108,7 @@ def _parse(line: bytes) -> Any:
 
 
 def _show_row(number: int, row: Any) -> None:
-    with tag("div", classes="t-chat"):
+    with box("t-chat"):
         tag("div", f"Line {number:,}", "t-label t-muted")
         for role, text in _messages(row):
             with tag(
