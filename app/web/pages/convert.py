@@ -16,7 +16,7 @@ from app.web.components.forms import Field, select_field, text_field
 from app.web.csv_tables import Columns, CsvTable, TableError, json_line
 from app.web.formatting import clean, clean_lines, counted, size
 from app.web.frame import View, screen
-from app.web.uploads import send_piece
+from app.web.transfers import create_upload, send_piece
 
 PREVIEW_ROWS = 3
 PIECE_BYTES = 4 << 20
@@ -141,13 +141,7 @@ class Conversion:
         if not total:
             raise TableError("No row has both a question and an answer. Choose other columns.")
         api = self._view.api
-        body = {
-            "filename": f"{PurePath(self._table.filename).stem[:200]}.jsonl",
-            "purpose": "fine-tune",
-            "bytes": total,
-            "mime_type": "application/jsonl",
-        }
-        upload = await api.post("uploads", body)
+        upload = await create_upload(api, f"{PurePath(self._table.filename).stem[:200]}.jsonl", total)
         try:
             return await self._send(upload, self._lines(columns), show)
         except (TableError, ApiError):

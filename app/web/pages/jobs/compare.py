@@ -12,8 +12,8 @@ from app.web.components.data_table import Cell, DataTable, lead_column, number_c
 from app.web.components.elements import card, link, note, tag
 from app.web.formatting import clean, duration, loss
 from app.web.frame import View, refresh_live, screen
-from app.web.pages.jobs import metrics_chart, wording
-from app.web.pages.jobs.metrics_chart import ChartedJob, CurvesCard
+from app.web.pages.jobs import metrics, wording
+from app.web.pages.jobs.metrics import ChartedJob, CurvesCard
 
 MAX_POINTS = 1_000
 MIN_JOBS, MAX_JOBS = 2, 5
@@ -28,7 +28,7 @@ async def build(view: View) -> None:
         note("Choose two to five jobs", "Select them in the list of jobs, then press Compare.", "warn")
         link("Jobs", "/jobs", "t-button")
         return
-    metrics_chart.request_charts_early()
+    metrics.request_charts_early()
     comparison = _Comparison(view.api, job_ids)
     await comparison.refresh()
     _show_differences(comparison.jobs)
@@ -87,7 +87,7 @@ def _last_loss(charted: ChartedJob) -> str:
 
 
 def _best_loss(charted: ChartedJob) -> str:
-    best = metrics_chart.best_validation(charted.rows)
+    best = metrics.best_validation(charted.rows)
     return loss(best["full_valid_loss"] if best else None)
 
 

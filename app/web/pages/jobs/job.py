@@ -30,12 +30,11 @@ from app.web.components.forms import ask
 from app.web.formatting import clean, count, duration, moment, per_second
 from app.web.frame import View, refresh_live, screen, set_query
 from app.web.pages.jobs import job_form, wording
-from app.web.pages.jobs.metrics_chart import request_charts_early
+from app.web.pages.jobs.metrics import MetricsPanel, request_charts_early
 from app.web.pages.jobs.panels.configuration import ConfigurationPanel
 from app.web.pages.jobs.panels.deliveries import DeliveriesPanel
 from app.web.pages.jobs.panels.evaluations import EvaluationsPanel
 from app.web.pages.jobs.panels.exports import ExportsPanel
-from app.web.pages.jobs.panels.metrics import MetricsPanel
 from app.web.pages.jobs.panels.panel import Panel
 from app.web.pages.jobs.panels.records import AttemptsPanel, CheckpointsPanel, EventsPanel, LogPanel, SamplesPanel
 

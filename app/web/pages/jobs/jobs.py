@@ -1,13 +1,20 @@
-"""The list of jobs: filters, search, order, selection and page are in the URL; it updates by itself."""
+"""The list of jobs: filters, search, order, selection and page are in the URL; it updates by itself.
+
+The losses are requested after the list itself is shown, and again only if a job has moved on. A session keeps them, so
+that a list that is opened again requests only what has changed.
+"""
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from nicegui import ui
 
 from app.domain.jobs.training_time import training_seconds
-from app.web.api_client import Json
+from app.web.api_client import ApiClient, ApiError, Json
 from app.web.components.data_table import (
     Cell,
     Column,
@@ -23,8 +30,7 @@ from app.web.components.forms import filter_select, filter_text
 from app.web.formatting import clean, counted, duration, loss
 from app.web.frame import View, refresh_live, screen, set_query
 from app.web.pages.jobs import wording
-from app.web.pages.jobs.curves import Curves
-from app.web.pages.jobs.metrics_chart import request_charts_early
+from app.web.pages.jobs.metrics import request_charts_early
 
 PAGE_JOBS = 50
 MAX_COMPARED = 5
@@ -64,6 +70,10 @@ print(job.id, job.status)"""
 CLI = """\
 export TUNERY_BASE_URL={url} TUNERY_API_KEY=tnry_...
 tunery jobs create --model {model} --training-file train.jsonl --watch"""
+POINTS = 40
+JOBS_PER_REQUEST = 25  # so that a request for long jobs stays short
+PARALLEL_REQUESTS = 6  # of curves and file names
+MAX_KEPT = 5_000  # curves and file names, each; a curve takes about a kilobyte
 
 
 @screen("/jobs", "Jobs", "jobs")
@@ -270,3 +280,71 @@ def _show_first_job(url: str, model: str) -> None:
             "The first job",
             [(name, partial(code_block, text.format(url=url, model=model))) for name, text in texts.items()],
         )
+
+
+@dataclass(frozen=True)
+class Curve:
+    train_losses: list[float]
+    best_valid_loss: float | None
+
+    @property
+    def last_train_loss(self) -> float | None:
+        return self.train_losses[-1] if self.train_losses else None
+
+
+class Curves:
+    """The curves of jobs, and the names of their training files."""
+
+    def __init__(self, api: ApiClient) -> None:
+        self._api = api
+        self._curves: dict[str, tuple[Any, Curve]] = {}  # by job: its state as of the request
+        self._filenames: dict[str, str] = {}
+        self._limit = asyncio.Semaphore(PARALLEL_REQUESTS)
+
+    def of(self, job: Json) -> Curve:
+        """An empty one until it is there."""
+        return self._curves.get(job["id"], (None, Curve([], None)))[1]
+
+    def filename(self, job: Json) -> str | None:
+        return self._filenames.get(job["training_file"])
+
+    async def load(self, jobs: list[Json]) -> None:
+        """Request what is missing or outdated. A failed request leaves its value unknown."""
+        stale = [job for job in jobs if self._is_stale(job)]
+        unnamed = {job["training_file"] for job in jobs} - self._filenames.keys()
+        groups = [stale[start : start + JOBS_PER_REQUEST] for start in range(0, len(stale), JOBS_PER_REQUEST)]
+        await asyncio.gather(*map(self._load_curves, groups), *map(self._load_filename, unnamed))
+
+    def _is_stale(self, job: Json) -> bool:
+        known = self._curves.get(job["id"])
+        return bool(job["trained_steps"]) and (known is None or known[0] != _version(job))
+
+    async def _load_curves(self, jobs: list[Json]) -> None:
+        ids = ",".join(job["id"] for job in jobs)
+        async with self._limit:
+            try:
+                found = await self._api.get("fine_tuning/loss_curves", jobs=ids, max_points=POINTS)
+            except ApiError:
+                return
+        for job, curve in zip(jobs, found["data"], strict=True):
+            _keep(self._curves, job["id"], (_version(job), Curve(curve["train_losses"], curve["best_valid_loss"])))
+
+    async def _load_filename(self, file_id: str) -> None:
+        async with self._limit:
+            try:
+                file = await self._api.get(f"files/{file_id}")
+                _keep(self._filenames, file_id, str(file["filename"]))
+            except ApiError as error:
+                if error.status == 404:
+                    _keep(self._filenames, file_id, "deleted file")
+
+
+def _keep(found: dict[str, Any], name: str, value: Any) -> None:
+    """Add a value; the oldest one makes room."""
+    while len(found) >= MAX_KEPT:
+        del found[next(iter(found))]
+    found[name] = value
+
+
+def _version(job: Json) -> tuple[Any, ...]:
+    return job["status"], job["trained_steps"]

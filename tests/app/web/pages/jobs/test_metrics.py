@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from app.web.api_client import ApiClient, ApiError
-from app.web.pages.jobs.panels.metrics import preview_rows
+from app.web.pages.jobs.metrics import preview_rows
 
 Json = dict[str, Any]
 CURVE = {"data": [{"steps": [1, 9], "train_losses": [2.0, 0.5]}]}

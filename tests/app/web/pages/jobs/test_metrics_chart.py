@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.web.pages.jobs.metrics_chart import (
+from app.web.pages.jobs.metrics import (
     MAX_SYMBOLS,
     ChartedJob,
     Look,
