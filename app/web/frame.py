@@ -18,7 +18,7 @@ from app.domain.access.scopes import allows
 from app.log import get_logger
 from app.settings import WebSettings
 from app.web.api_client import ApiClient, ApiError
-from app.web.components.elements import box, button, error_note, link, note, pill, tag
+from app.web.components.elements import box, button, error_note, link, note, pill, refilled, tag
 from app.web.csv_tables import TableStore
 from app.web.formatting import clean
 from app.web.sessions import COOKIE, SessionStore, WebSession
@@ -118,8 +118,7 @@ async def _build(one: Screen, view: View, main: TextElement) -> None:
         async with asyncio.timeout(BUILD_SECONDS):
             await one.build(view)
     except Exception as error:
-        main.clear()
-        with main:
+        with refilled(main):
             tag("h1", one.title)
             _exception_note(error)
             with box("t-actions"):
@@ -139,8 +138,7 @@ def _exception_note(error: Exception) -> TextElement:
 
 def _show_in_banner(banner: TextElement, error: Exception) -> None:
     """The error of an event on the page: without it the user would not see that the event had no effect."""
-    banner.clear()
-    with banner, _exception_note(error):
+    with refilled(banner), _exception_note(error):
         button("Close", banner.clear)
 
 

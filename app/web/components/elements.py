@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -32,6 +33,14 @@ def tag(name: str, text: str | None = None, classes: str = "", **attributes: Any
 
 def box(classes: str, **attributes: Any) -> TextElement:
     return tag("div", None, classes, **attributes)
+
+
+@contextmanager
+def refilled(element: Element) -> Iterator[None]:
+    """Replace what is in an element by what the block makes."""
+    element.clear()
+    with element:
+        yield
 
 
 def user_text(text: str | None, name: str = "bdi", classes: str = "", max_characters: int = 200) -> TextElement:
@@ -138,8 +147,7 @@ def tabs(label: str, panels: Sequence[tuple[str, Callable[[], Any]]], selected: 
         for index, one in enumerate(buttons):
             one.props["aria-selected"] = "true" if index == number else "false"
         panel.props["aria-label"] = panels[number][0]
-        panel.clear()
-        with panel:
+        with refilled(panel):
             panels[number][1]()
 
     with bar:

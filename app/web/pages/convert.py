@@ -11,7 +11,7 @@ from typing import Any
 from nicegui import ui
 
 from app.web.api_client import ApiError, Json
-from app.web.components.elements import box, busy, button, card, error_note, link, note, tag
+from app.web.components.elements import box, busy, button, card, error_note, link, note, refilled, tag
 from app.web.components.forms import Field, select_field, text_field
 from app.web.csv_tables import Columns, CsvTable, TableError, json_line
 from app.web.formatting import clean, clean_lines, counted, size
@@ -118,8 +118,7 @@ class Conversion:
         if columns is None:
             return
         self._start.props["disabled"] = True
-        self._result.clear()
-        with self._result:
+        with refilled(self._result):
             waiting = busy("Converting ...")
         try:
             file = await self._upload(columns, waiting.set_text)

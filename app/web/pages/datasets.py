@@ -8,7 +8,7 @@ from nicegui import ui
 
 from app.web.api_client import ApiError, Json
 from app.web.components.data_table import ago, lead_column, number_column, show_page, text_column
-from app.web.components.elements import Dropzone, box, busy, button, card, error_note, facts, link, note, tag
+from app.web.components.elements import Dropzone, box, busy, button, card, error_note, facts, link, note, refilled, tag
 from app.web.components.forms import select_field, text_field
 from app.web.formatting import clean, count, moment, size
 from app.web.frame import View, screen, set_query
@@ -145,8 +145,7 @@ class DatasetPage:
             report = error
         if number != self._requested:  # a later choice has its own report
             return
-        self._report.clear()
-        with self._report:
+        with refilled(self._report):
             if isinstance(report, ApiError):
                 error_note(report, "The file cannot be checked")
                 if report.is_unreachable:

@@ -17,7 +17,7 @@ from app.web.components.data_table import (
     text_column,
     wide_column,
 )
-from app.web.components.elements import box, card, facts, note, tag
+from app.web.components.elements import box, card, facts, note, refilled, tag
 from app.web.formatting import clean, count, counted, duration, size
 from app.web.frame import View, refresh_live, screen
 from app.web.pages.jobs import wording
@@ -114,8 +114,7 @@ class QueuePage:
         self._workers.show(workers["data"])
         self._running.show(queue["running"])
         self._waiting.show(queue["waiting"])
-        self._rest.clear()
-        with self._rest:
+        with refilled(self._rest):
             if queue["has_more"]:
                 tag("p", f"The next {MAX_WAITING} jobs are shown; further ones wait behind them.", "t-muted")
             if queue["evaluations"]:
@@ -171,8 +170,7 @@ class QueuePage:
 
     def _show_head(self, queue: Json) -> None:
         workers = queue["workers"]
-        self._head.clear()
-        with self._head:
+        with refilled(self._head):
             if not workers["alive"]:
                 note("No training worker is running", "Queued jobs wait until an operator starts one.", "warn")
             with card():

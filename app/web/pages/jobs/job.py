@@ -24,6 +24,7 @@ from app.web.components.elements import (
     note,
     pill,
     progress_bar,
+    refilled,
     tag,
 )
 from app.web.components.forms import ask
@@ -123,8 +124,7 @@ class JobPage:
             element.props["aria-selected"] = "true" if name == tab else "false"
         self._body.client.run_javascript(f"showTab('{self._tabs[tab].html_id}')")
         self._body.props["aria-label"] = PANELS[tab][0]
-        self._body.clear()
-        with self._body:
+        with refilled(self._body):
             waiting = busy("Loading ...")
             panel = self._panel = PANELS[tab][1](self._view, self._job)
         if is_new:
@@ -159,8 +159,7 @@ class JobPage:
     def _show_head(self) -> None:
         self._show_title()
         self._announced.set_text(wording.label(self._job))
-        self._state.clear()
-        with self._state:
+        with refilled(self._state):
             with card():
                 tag("p", wording.sentence(self._job), "t-strong")
                 self._show_progress()
@@ -179,8 +178,7 @@ class JobPage:
         if state == self._title_state:
             return
         self._title_state = state
-        self._title.clear()
-        with self._title:
+        with refilled(self._title):
             self._show_name_and_actions(offered)
             self._show_origin()
 

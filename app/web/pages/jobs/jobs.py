@@ -25,7 +25,7 @@ from app.web.components.data_table import (
     sparkline,
     text_column,
 )
-from app.web.components.elements import box, busy, button, card, code_block, link, note, tabs, tag
+from app.web.components.elements import box, busy, button, card, code_block, link, note, refilled, tabs, tag
 from app.web.components.forms import filter_select, filter_text
 from app.web.formatting import clean, counted, duration, loss
 from app.web.frame import View, refresh_live, screen, set_query
@@ -171,8 +171,7 @@ class JobsPage:
             return
         models = await self._view.api.base_models() if state == "first" else {}
         self._empty_state = state
-        self._message.clear()
-        with self._message:
+        with refilled(self._message):
             if state == "filtered":
                 note("No job matches", "Change the search or the status filter.")
                 button("Show all jobs", lambda: ui.navigate.to("/jobs"))

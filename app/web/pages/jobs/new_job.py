@@ -27,6 +27,7 @@ from app.web.components.elements import (
     link,
     note,
     pill,
+    refilled,
     tabs,
     tag,
 )
@@ -165,12 +166,12 @@ class NewJob:
         rest = without(self._kept, "quantization")  # which has a field
         kept, only_quantization = self._kept, {name: self._kept[name] for name in self._kept if name not in rest}
 
-        def keep(is_kept: bool) -> Any:
-            self._kept = kept if is_kept else only_quantization
-            dropped.set_visibility(not is_kept)
+        def keep() -> Any:
+            self._kept = kept if is_kept.value else only_quantization
+            dropped.set_visibility(not is_kept.value)
             return self._update()
 
-        checkbox("Keep the other settings of the original", True, keep)
+        is_kept = checkbox("Keep the other settings of the original", "true", keep)
         dropped = note("The defaults apply instead of these settings", "", "warn", role="status")
         dropped.set_visibility(False)
         facts({clean(name, 80): clean(value, 300) for name, value in wording.flatten(rest)})
@@ -214,8 +215,7 @@ class NewJob:
         self._planned += 1
         number = self._planned
         self._plan.clear()
-        self._verdict.clear()
-        with self._verdict:
+        with refilled(self._verdict):
             if body is None:
                 tag("p", "The plan appears when the fields are complete.", "t-muted")
                 return
@@ -227,8 +227,7 @@ class NewJob:
         )
         if number != self._planned:  # a later change has its own plan
             return
-        self._verdict.clear()
-        with self._verdict:
+        with refilled(self._verdict):
             if isinstance(plan, ApiError):
                 is_refusal = not plan.is_unreachable and plan.code != "file_too_large_to_plan"
                 error_note(plan, REFUSED if is_refusal else NO_PLAN)
@@ -274,8 +273,7 @@ class NewJob:
         try:
             job = await self._view.api.post("fine_tuning/jobs", body, idempotency_key=self._idempotency_key(body))
         except ApiError as error:
-            self._result.clear()
-            with self._result:
+            with refilled(self._result):
                 error_note(error, "The job was not created")
             return
         finally:

@@ -9,7 +9,7 @@ from nicegui import ui
 
 from app.web.api_client import Json
 from app.web.components.data_table import Column, DataTable, lead_column, number_column, wide_column
-from app.web.components.elements import box, button, note, tag
+from app.web.components.elements import box, button, note, refilled, tag
 from app.web.components.forms import ask, form_dialog, select_field
 from app.web.formatting import clean, count, loss, size
 from app.web.frame import View
@@ -84,8 +84,7 @@ class ListPanel(Panel):
             self.table.show(self.shown)
             self.table.set_visibility(nothing is None)
         self._body.set_visibility(nothing is not None or not self.columns)
-        self._body.clear()
-        with self._body:
+        with refilled(self._body):
             if nothing:
                 note(*nothing)
             elif not self.columns:
@@ -131,8 +130,7 @@ class ResultsPanel(ListPanel):
         raise NotImplementedError
 
     async def _open_form(self) -> None:
-        self._dialogs.clear()
-        with self._dialogs:
+        with refilled(self._dialogs):
             add_fields = await self.fields()
         if add_fields is None:
             return

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from app.web.api_client import Json
 from app.web.components.data_table import lead_column, number_column, state, text_column
-from app.web.components.elements import box, button, card, link, tag, user_text
+from app.web.components.elements import box, button, card, link, refilled, tag, user_text
 from app.web.components.forms import filter_select, filter_text
 from app.web.formatting import clean, clean_lines, count, duration, exact_moment, loss, moment
 from app.web.pages.jobs import wording
@@ -180,8 +180,7 @@ class LogPanel(Panel):
         self._numbers = {str(attempt): numbers[attempt] for attempt in reversed(numbers)}
         options = {"": "Last attempt"} | {each: f"Attempt {number}" for each, number in self._numbers.items()}
         self._offered = job["attempts"]
-        self._attempts.clear()
-        with self._attempts:
+        with refilled(self._attempts):
             self._attempt = filter_select("Attempt", options, self._attempt.value, self.load)
 
     async def load(self) -> None:
