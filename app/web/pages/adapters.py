@@ -42,45 +42,47 @@ COLUMNS = (
 
 
 @screen("/adapters", "Adapters", "adapters")
-async def build_list(view: View) -> None:
-    tag("h1", "Adapters")
-    after, jobs = view.query("after"), "fine_tuning/jobs"
-    if not await show_page(view.api, "/adapters", after, "Adapters", COLUMNS, "adapter", jobs, status="succeeded"):
-        note("No adapters yet", "Each job that succeeds publishes one.")
-        if view.may("jobs:write"):
-            link("New job", "/jobs/new", "t-button t-primary")
+class AdaptersPage(View):
+    async def build(self) -> None:
+        tag("h1", "Adapters")
+        after, jobs = self.query("after"), "fine_tuning/jobs"
+        if not await show_page(self.api, "/adapters", after, "Adapters", COLUMNS, "adapter", jobs, status="succeeded"):
+            note("No adapters yet", "Each job that succeeds publishes one.")
+            if self.may("jobs:write"):
+                link("New job", "/jobs/new", "t-button t-primary")
 
 
 @screen("/adapters/{job_id}", "Adapter", "adapters")
-async def build(view: View) -> None:
-    job_id = view.path("job_id")
-    job = await view.api.get(f"fine_tuning/jobs/{job_id}")
-    ui.page_title(f"{wording.name(job)} · Adapter · Tunery")
-    with box("t-title"):
-        with tag("h1"):
-            tag("bdi", wording.name(job))
-        with box("t-actions"):
-            link("Job", f"/jobs/{job_id}", "t-button")
-            if job["adapter"]:
-                if view.may("jobs:write"):
-                    link("Evaluate", f"/jobs/{job_id}?tab=evaluations", "t-button")
-                    link("Deliver", f"/jobs/{job_id}?tab=deliveries", "t-button")
-                link("Download", f"/jobs/{job_id}/adapter.tar", "t-button t-primary", download="")
-    try:
-        adapter = await view.api.get(f"fine_tuning/jobs/{job_id}/adapter")
-    except ApiError as error:
-        error_note(error, "This job has no adapter")
-        return
-    _show_provenance(job, adapter)
-    if view.may("answers:write"):
-        TryIt(view, adapter["base_model"], adapter["fine_tuned_model"])
-    tag("h2", "Files")
-    DataTable("Files of the adapter", FILE_COLUMNS, [*adapter["files"], adapter["archive"]])
-    with tag("section", classes="t-stack", aria_label="Exports"):
-        tag("h2", "Exports")
-        await ExportsPanel(view, job).refresh(job)
-    base = (await view.api.base_models()).get(adapter["base_model"], {})
-    _show_engines(job, adapter, base.get("source"))
+class AdapterPage(View):
+    async def build(self) -> None:
+        job_id = self.path("job_id")
+        job = await self.api.get(f"fine_tuning/jobs/{job_id}")
+        ui.page_title(f"{wording.name(job)} · Adapter · Tunery")
+        with box("t-title"):
+            with tag("h1"):
+                tag("bdi", wording.name(job))
+            with box("t-actions"):
+                link("Job", f"/jobs/{job_id}", "t-button")
+                if job["adapter"]:
+                    if self.may("jobs:write"):
+                        link("Evaluate", f"/jobs/{job_id}?tab=evaluations", "t-button")
+                        link("Deliver", f"/jobs/{job_id}?tab=deliveries", "t-button")
+                    link("Download", f"/jobs/{job_id}/adapter.tar", "t-button t-primary", download="")
+        try:
+            adapter = await self.api.get(f"fine_tuning/jobs/{job_id}/adapter")
+        except ApiError as error:
+            error_note(error, "This job has no adapter")
+            return
+        _show_provenance(job, adapter)
+        if self.may("answers:write"):
+            TryIt(self, adapter["base_model"], adapter["fine_tuned_model"])
+        tag("h2", "Files")
+        DataTable("Files of the adapter", FILE_COLUMNS, [*adapter["files"], adapter["archive"]])
+        with tag("section", classes="t-stack", aria_label="Exports"):
+            tag("h2", "Exports")
+            await ExportsPanel(self, job).refresh(job)
+        base = (await self.api.base_models()).get(adapter["base_model"], {})
+        _show_engines(job, adapter, base.get("source"))
 
 
 def _show_provenance(job: Json, adapter: Json) -> None:

@@ -31,21 +31,22 @@ NO_MODEL = "No base model", "Register one on the server: tunery models add NAME 
 
 
 @screen("/admin", "Admin", "admin")
-async def build(view: View) -> None:
-    tag("h1", "Admin")
-    if not view.session.is_admin:
-        note("Only for administrators", "Sign in with a key that has the scope admin.", "warn")
-        return
-    projects = await _projects(view)
-    await _show_status(view, projects)
-    tag("h2", "Projects")
-    if len(projects) == MAX_PROJECTS:
-        tag("p", f"The {MAX_PROJECTS} newest projects; all: tunery projects list", "t-muted")
-    DataTable("Projects", PROJECT_COLUMNS, projects)
-    await show_section("Base models", _models(view), MODEL_COLUMNS, NO_MODEL)
-    failed = view.api.items("organization/jobs", MAX_FAILED, status="failed")
-    await show_section("Failed jobs", failed, _failed_columns(projects, view.session.project["id"]))
-    await show_audit(view, None)
+class AdminPage(View):
+    async def build(self) -> None:
+        tag("h1", "Admin")
+        if not self.session.is_admin:
+            note("Only for administrators", "Sign in with a key that has the scope admin.", "warn")
+            return
+        projects = await _projects(self)
+        await _show_status(self, projects)
+        tag("h2", "Projects")
+        if len(projects) == MAX_PROJECTS:
+            tag("p", f"The {MAX_PROJECTS} newest projects; all: tunery projects list", "t-muted")
+        DataTable("Projects", PROJECT_COLUMNS, projects)
+        await show_section("Base models", _models(self), MODEL_COLUMNS, NO_MODEL)
+        failed = self.api.items("organization/jobs", MAX_FAILED, status="failed")
+        await show_section("Failed jobs", failed, _failed_columns(projects, self.session.project["id"]))
+        await show_audit(self, None)
 
 
 def _free_space(storage: dict[str, Any]) -> str:

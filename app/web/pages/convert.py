@@ -13,7 +13,7 @@ from nicegui import ui
 from app.web.api_client import ApiError, Json
 from app.web.components.elements import box, busy, button, card, error_note, link, note, refilled, tag
 from app.web.components.forms import Field, select_field, text_field
-from app.web.csv_tables import Columns, CsvTable, TableError, json_line
+from app.web.csv_tables import Columns, TableError, json_line
 from app.web.formatting import clean, clean_lines, counted, size
 from app.web.frame import View, screen
 from app.web.transfers import create_upload, send_piece
@@ -26,30 +26,21 @@ ASSISTANT_NAMES = ("assistant", "completion", "answer", "output", "label", "resp
 
 
 @screen("/datasets/convert/{table_id}", "CSV to JSONL", "datasets")
-async def build(view: View) -> None:
-    table = view.tables.get(view.session.token, view.path("table_id"))
-    tag("h1", "CSV to JSONL")
-    if table is None:
-        note("This upload has expired", "An uploaded CSV is kept for an hour. Drop the file again.", "warn")
-        link("Datasets", "/datasets", "t-button")
-        return
-    try:
-        names = await asyncio.to_thread(table.header)
-    except TableError as error:
-        note(f"{clean(table.filename, 80)} cannot be read", str(error), "bad", role="alert")
-        link("Datasets", "/datasets", "t-button")
-        return
-    Conversion(view, table, names).build()
-
-
-class Conversion:
-    def __init__(self, view: View, table: CsvTable, names: list[str]) -> None:
-        self._view = view
-        self._table = table
-        self._names = names
-
-    def build(self) -> None:
-        names = self._names
+class ConvertPage(View):
+    async def build(self) -> None:
+        table = self.tables.get(self.session.token, self.path("table_id"))
+        tag("h1", "CSV to JSONL")
+        if table is None:
+            note("This upload has expired", "An uploaded CSV is kept for an hour. Drop the file again.", "warn")
+            link("Datasets", "/datasets", "t-button")
+            return
+        try:
+            names = await asyncio.to_thread(table.header)
+        except TableError as error:
+            note(f"{clean(table.filename, 80)} cannot be read", str(error), "bad", role="alert")
+            link("Datasets", "/datasets", "t-button")
+            return
+        self._table, self._names = table, names
         tag(
             "p",
             f"{clean(self._table.filename, 80)}: {counted(len(names), 'column')}, {size(self._table.size_bytes)}.",
@@ -131,7 +122,7 @@ class Conversion:
                     "Not converted", str(error), "bad", role="alert"
                 )
             return
-        self._view.tables.discard(self._table)
+        self.tables.discard(self._table)
         ui.navigate.to(f"/datasets/{file['id']}")
 
     async def _upload(self, columns: Columns, show: Any) -> Json:
@@ -139,7 +130,7 @@ class Conversion:
         total = await asyncio.to_thread(lambda: sum(map(len, self._lines(columns))))
         if not total:
             raise TableError("No row has both a question and an answer. Choose other columns.")
-        api = self._view.api
+        api = self.api
         upload = await create_upload(api, f"{PurePath(self._table.filename).stem[:200]}.jsonl", total)
         try:
             return await self._send(upload, self._lines(columns), show)
@@ -154,7 +145,7 @@ class Conversion:
             piece = await asyncio.to_thread(_next_piece, lines)
             is_last = offset + len(piece) == total
             show("Checking every line ..." if is_last else f"Uploading: {size(offset)} of {size(total)}")
-            upload = await send_piece(self._view.api, upload, offset, piece)
+            upload = await send_piece(self.api, upload, offset, piece)
             offset += len(piece)
         return dict(upload["file"])
 

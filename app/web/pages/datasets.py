@@ -37,40 +37,34 @@ HINT = (
 
 
 @screen("/datasets", "Datasets", "datasets")
-async def build_list(view: View) -> None:
-    with box("t-title"):
-        tag("h1", "Datasets")
-    may_write = view.may("files:write")
-    if may_write:
-        with card():
-            Dropzone("Choose files", HINT, ".jsonl,.json,.csv,.tsv,.txt", ui.navigate.to)
-    columns = (*COLUMNS, USE_COLUMN) if view.may("jobs:write") else COLUMNS
-    after = view.query("after")
-    if not await show_page(view.api, "/datasets", after, "Datasets", columns, "file", "files", purpose="fine-tune"):
-        what_to_do = "Upload one above: the page then shows what is wrong with it, line by line."
-        note("No datasets yet", what_to_do if may_write else "This key may not upload any.")
+class DatasetsPage(View):
+    async def build(self) -> None:
+        with box("t-title"):
+            tag("h1", "Datasets")
+        may_write = self.may("files:write")
+        if may_write:
+            with card():
+                Dropzone("Choose files", HINT, ".jsonl,.json,.csv,.tsv,.txt", ui.navigate.to)
+        columns = (*COLUMNS, USE_COLUMN) if self.may("jobs:write") else COLUMNS
+        after = self.query("after")
+        if not await show_page(self.api, "/datasets", after, "Datasets", columns, "file", "files", purpose="fine-tune"):
+            what_to_do = "Upload one above: the page then shows what is wrong with it, line by line."
+            note("No datasets yet", what_to_do if may_write else "This key may not upload any.")
 
 
 @screen("/datasets/{file_id}", "Dataset", "datasets")
-async def build(view: View) -> None:
-    await DatasetPage(view, view.path("file_id")).build()
-
-
-class DatasetPage:
-    def __init__(self, view: View, file_id: str) -> None:
-        self._view = view
-        self._file_id = file_id
-        self._requested = 0  # the number of the latest request of a report
-
+class DatasetPage(View):
     async def build(self) -> None:
-        file = await self._view.api.get(f"files/{self._file_id}")
+        self._file_id = self.path("file_id")
+        self._requested = 0  # the number of the latest request of a report
+        file = await self.api.get(f"files/{self._file_id}")
         ui.page_title(f"{clean(file['filename'], 60)} · Tunery")
         with box("t-title"):
             with tag("h1"):
                 tag("bdi", clean(file["filename"], 120))
             with box("t-actions"):
                 link("Download", f"/files/{self._file_id}/content", "t-button", download="")
-                if self._view.may("jobs:write"):
+                if self.may("jobs:write"):
                     link("New job", f"/jobs/new?file={self._file_id}", "t-button t-primary")
         with card():
             facts(
@@ -89,17 +83,17 @@ class DatasetPage:
         ui.timer(0.05, self._load_report, once=True)  # after the page is shown: a large file takes a while
         with card("Rows as chats") as rows:
             self._opened = tag("div", tabindex="-1")
-            await show_rows(self._view.api, self._file_id, rows)
-        if LINE_NUMBER.fullmatch(line := self._view.query("line")):
+            await show_rows(self.api, self._file_id, rows)
+        if LINE_NUMBER.fullmatch(line := self.query("line")):
             ui.timer(0.05, lambda: self._open_line(int(line)), once=True)
 
     async def _build_choices(self) -> None:
-        models = await self._view.api.base_models()
-        others = await self._view.api.items("files", MAX_FILES, purpose="fine-tune")
+        models = await self.api.base_models()
+        others = await self.api.items("files", MAX_FILES, purpose="fine-tune")
         files = {"": "None"} | {one["id"]: clean(one["filename"], 60) for one in others if one["id"] != self._file_id}
         with card("Check for"), box("t-grid"):
             names = {name: clean(name, 80) for name in models} or {"": "No base model is registered"}
-            chosen = self._view.query("model", next(iter(names)))
+            chosen = self.query("model", next(iter(names)))
             self._model = select_field(
                 "Base model", names, chosen, "Its tokenizer and chat template are used.", self._change
             )
@@ -107,7 +101,7 @@ class DatasetPage:
                 "Validation file", files, "", "Rows in both files are listed.", self._change
             )
             self._context = text_field(
-                "Context length (tokens)", self._view.query("context"), "Default: the model's.", self._change, "number"
+                "Context length (tokens)", self.query("context"), "Default: the model's.", self._change, "number"
             )
 
     async def _change(self) -> None:
@@ -116,7 +110,7 @@ class DatasetPage:
 
     async def _open_line(self, number: int) -> None:
         self._set_query(line=str(number))
-        await show_line(self._view.api, self._file_id, number, self._opened)
+        await show_line(self.api, self._file_id, number, self._opened)
 
     def _set_query(self, line: str = "") -> None:
         set_query(f"/datasets/{self._file_id}", model=self._model.value, context=self._context.value, line=line)
@@ -133,7 +127,7 @@ class DatasetPage:
             busy("Checking the file ...")
         report: Json | ApiError
         try:
-            report = await self._view.api.post(
+            report = await self.api.post(
                 f"files/{self._file_id}/validate",
                 model=self._model.value,
                 validation_file=self._validation.value or None,

@@ -43,20 +43,21 @@ TARGET_STATES = {
 
 
 @screen("/project", "Project", "project")
-async def build(view: View) -> None:
-    project = await view.api.get("project")
-    with tag("h1"):
-        tag("span", "Project ")
-        tag("bdi", clean(project["name"], 100))
-    show_usage(project)
-    with card("Your key"):
-        facts({"Id": project["api_key"]["id"], "Scopes": ", ".join(project["api_key"]["scopes"])})
-    if view.session.is_admin:
-        await show_keys(view, project["id"])
-    await show_section("Delivery targets", view.api.items("delivery_targets", MAX_ROWS), TARGET_COLUMNS, NO_TARGETS)
-    await _show_webhooks(view)
-    if view.session.is_admin:
-        await show_audit(view, project["id"])
+class ProjectPage(View):
+    async def build(self) -> None:
+        project = await self.api.get("project")
+        with tag("h1"):
+            tag("span", "Project ")
+            tag("bdi", clean(project["name"], 100))
+        show_usage(project)
+        with card("Your key"):
+            facts({"Id": project["api_key"]["id"], "Scopes": ", ".join(project["api_key"]["scopes"])})
+        if self.session.is_admin:
+            await show_keys(self, project["id"])
+        await show_section("Delivery targets", self.api.items("delivery_targets", MAX_ROWS), TARGET_COLUMNS, NO_TARGETS)
+        await _show_webhooks(self)
+        if self.session.is_admin:
+            await show_audit(self, project["id"])
 
 
 def show_usage(project: Json) -> None:

@@ -46,19 +46,13 @@ class JobCells:
 
 
 @screen("/queue", "Queue and workers", "queue")
-async def build(view: View) -> None:
-    await QueuePage(view).build()
-
-
-class QueuePage:
-    def __init__(self, view: View) -> None:
-        self._view = view
-        self._cells = JobCells()
-        self._project_names = {view.session.project["id"]: clean(view.session.project["name"], 80)}
-
+class QueuePage(View):
     async def build(self) -> None:
-        if self._view.session.is_admin:
-            projects = await self._view.api.items("organization/projects", MAX_PROJECTS)
+        self._cells = JobCells()
+        project = self.session.project
+        self._project_names = {project["id"]: clean(project["name"], 80)}
+        if self.session.is_admin:
+            projects = await self.api.items("organization/projects", MAX_PROJECTS)
             self._project_names |= {project["id"]: clean(project["name"], 80) for project in projects}
         tag("h1", "Queue and workers")
         self._head = box("t-stack")
@@ -103,11 +97,11 @@ class QueuePage:
         )
         self._rest = box("t-stack")
         await self.refresh()
-        refresh_live(self._view, self.refresh, interval_seconds=REFRESH_SECONDS)
+        refresh_live(self, self.refresh, interval_seconds=REFRESH_SECONDS)
 
     async def refresh(self) -> None:
-        queue = await self._view.api.get("queue", limit=MAX_WAITING)
-        workers = await self._view.api.get("workers")
+        queue = await self.api.get("queue", limit=MAX_WAITING)
+        workers = await self.api.get("workers")
         await self._load_names(queue)
         self._evaluated = {one["id"]: one["fine_tuning_job_id"] for one in queue["evaluations"]}
         self._show_head(queue)
@@ -155,7 +149,7 @@ class QueuePage:
 
     async def _load_names(self, queue: Json) -> None:
         """The projects of others' jobs, and the names of own ones; of many unknown, the oldest by one request."""
-        own_id, api, names = self._view.session.project["id"], self._view.api, self._cells.names
+        own_id, api, names = self.session.project["id"], self.api, self._cells.names
         shown = [(one["id"], one["project_id"]) for one in (*queue["running"], *queue["waiting"])]
         shown += [(one["fine_tuning_job_id"], one["project_id"]) for one in queue["evaluations"]]
         self._cells.projects = {job: self._project_names.get(project, project) for job, project in shown}

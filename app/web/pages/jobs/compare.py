@@ -7,7 +7,7 @@ import time
 from urllib.parse import quote
 
 from app.domain.jobs.training_time import training_seconds
-from app.web.api_client import ApiClient, Json
+from app.web.api_client import Json
 from app.web.components.data_table import Cell, DataTable, lead_column, number_column, text_column
 from app.web.components.elements import card, link, note, tag
 from app.web.formatting import clean, duration, loss
@@ -21,18 +21,44 @@ REFRESH_SECONDS = 3.0
 
 
 @screen("/jobs/compare", "Compare jobs", "jobs")
-async def build(view: View) -> None:
-    tag("h1", "Compare jobs")
-    job_ids = list(dict.fromkeys(quote(one, safe="") for one in view.query("jobs").split(",") if one))
-    if not MIN_JOBS <= len(job_ids) <= MAX_JOBS:
-        note("Choose two to five jobs", "Select them in the list of jobs, then press Compare.", "warn")
-        link("Jobs", "/jobs", "t-button")
-        return
-    metrics.request_charts_early()
-    comparison = _Comparison(view.api, job_ids)
-    await comparison.refresh()
-    _show_differences(comparison.jobs)
-    refresh_live(view, comparison.refresh, interval_seconds=REFRESH_SECONDS)
+class ComparePage(View):
+    async def build(self) -> None:
+        tag("h1", "Compare jobs")
+        job_ids = list(dict.fromkeys(quote(one, safe="") for one in self.query("jobs").split(",") if one))
+        if not MIN_JOBS <= len(job_ids) <= MAX_JOBS:
+            note("Choose two to five jobs", "Select them in the list of jobs, then press Compare.", "warn")
+            link("Jobs", "/jobs", "t-button")
+            return
+        metrics.request_charts_early()
+        self._job_ids = job_ids
+        self._jobs: list[Json] = []
+        self._rows: dict[str, list[Json]] = {}  # of the metrics, by job
+        self._results = DataTable("Results", RESULT_COLUMNS)
+        self._empty = note("No metrics yet", "None of these jobs has trained a step.")
+        self._curves = CurvesCard("Curves of the compared jobs", "compared-jobs.png", "Curves", "0.6")
+        await self._refresh()
+        _show_differences(self._jobs)
+        refresh_live(self, self._refresh, interval_seconds=REFRESH_SECONDS)
+
+    async def _refresh(self) -> None:
+        """Request the metrics of the jobs that have moved on; a running one sends all points again, so not often."""
+        jobs = await asyncio.gather(*(self.api.get(f"fine_tuning/jobs/{one}") for one in self._job_ids))
+        moved = [job for job in jobs if job not in self._jobs]
+        is_early = time.monotonic() - self._curves.drawn_at < REFRESH_SECONDS
+        if not moved or (is_early and any(job["status"] in wording.UNFINISHED for job in moved)):
+            return
+        metrics = await asyncio.gather(
+            *(self.api.get(f"fine_tuning/jobs/{job['id']}/metrics", max_points=MAX_POINTS) for job in moved)
+        )
+        self._rows |= {job["id"]: one["data"] for job, one in zip(moved, metrics, strict=True)}
+        self._jobs = jobs
+        charted = [
+            ChartedJob(name, self._rows[job["id"]]) for name, job in zip(distinct_names(jobs), jobs, strict=True)
+        ]
+        self._results.show(job | {"charted": one} for job, one in zip(jobs, charted, strict=True))
+        drawn = [one for one in charted if one.rows]
+        self._empty.set_visibility(not drawn)
+        self._curves.show(drawn)
 
 
 def distinct_names(jobs: list[Json]) -> list[str]:
@@ -42,39 +68,6 @@ def distinct_names(jobs: list[Json]) -> list[str]:
         f"{name} ({wording.short_id(job['id'])})" if names.count(name) > 1 else name
         for name, job in zip(names, jobs, strict=True)
     ]
-
-
-class _Comparison:
-    """Results and curves, which follow the jobs."""
-
-    def __init__(self, api: ApiClient, job_ids: list[str]) -> None:
-        self._api = api
-        self._job_ids = job_ids
-        self.jobs: list[Json] = []
-        self._rows: dict[str, list[Json]] = {}  # of the metrics, by job
-        self._results = DataTable("Results", RESULT_COLUMNS)
-        self._empty = note("No metrics yet", "None of these jobs has trained a step.")
-        self._curves = CurvesCard("Curves of the compared jobs", "compared-jobs.png", "Curves", "0.6")
-
-    async def refresh(self) -> None:
-        """Request the metrics of the jobs that have moved on; a running one sends all points again, so not often."""
-        jobs = await asyncio.gather(*(self._api.get(f"fine_tuning/jobs/{one}") for one in self._job_ids))
-        moved = [job for job in jobs if job not in self.jobs]
-        is_early = time.monotonic() - self._curves.drawn_at < REFRESH_SECONDS
-        if not moved or (is_early and any(job["status"] in wording.UNFINISHED for job in moved)):
-            return
-        metrics = await asyncio.gather(
-            *(self._api.get(f"fine_tuning/jobs/{job['id']}/metrics", max_points=MAX_POINTS) for job in moved)
-        )
-        self._rows |= {job["id"]: one["data"] for job, one in zip(moved, metrics, strict=True)}
-        self.jobs = jobs
-        charted = [
-            ChartedJob(name, self._rows[job["id"]]) for name, job in zip(distinct_names(jobs), jobs, strict=True)
-        ]
-        self._results.show(job | {"charted": one} for job, one in zip(jobs, charted, strict=True))
-        drawn = [one for one in charted if one.rows]
-        self._empty.set_visibility(not drawn)
-        self._curves.show(drawn)
 
 
 def _name(job: Json) -> Cell:

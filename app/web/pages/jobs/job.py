@@ -11,7 +11,7 @@ from typing import Any
 from nicegui import background_tasks, ui
 
 from app.domain.jobs.training_time import training_seconds
-from app.web.api_client import ApiError, Json
+from app.web.api_client import ApiError
 from app.web.components.elements import (
     box,
     busy,
@@ -82,23 +82,15 @@ ACTIONS = (
 
 
 @screen("/jobs/{job_id}", "Job", "jobs")
-async def build(view: View) -> None:
-    await JobPage(view, view.path("job_id")).build()
-
-
-class JobPage:
-    def __init__(self, view: View, job_id: str) -> None:
-        self._view = view
-        self._may_write = view.may("jobs:write")
-        self._path = f"fine_tuning/jobs/{job_id}"
-        self._job_id = job_id
-        self._tab = view.query("tab", "metrics")
-        self._job: Json = {}
+class JobPage(View):
+    async def build(self) -> None:
+        self._may_write = self.may("jobs:write")
+        self._job_id = self.path("job_id")
+        self._path = f"fine_tuning/jobs/{self._job_id}"
+        self._tab = self.query("tab", "metrics")
         self._interruption: str | None = None  # the event that says why a job waits again
         self._title_state: object = None
-
-    async def build(self) -> None:
-        self._job = await self._view.api.get(self._path)
+        self._job = await self.api.get(self._path)
         await self._load_interruption()
         ui.page_title(f"{wording.name(self._job)} · Tunery")
         with box("t-stack") as self._head:
@@ -116,7 +108,7 @@ class JobPage:
         first = self._select(self._tab if self._tab in PANELS else "metrics", is_new=False)
         # What is there at once is a part of the page; else it follows while the browser loads the page.
         await asyncio.wait({background_tasks.create(first, name="first panel of a job")}, timeout=AT_ONCE_SECONDS)
-        refresh_live(self._view, self._refresh, self._job_id)
+        refresh_live(self, self._refresh, self._job_id)
 
     async def _select(self, tab: str, is_new: bool = True) -> None:
         self._tab = tab
@@ -126,7 +118,7 @@ class JobPage:
         self._body.props["aria-label"] = PANELS[tab][0]
         with refilled(self._body):
             waiting = busy("Loading ...")
-            panel = self._panel = PANELS[tab][1](self._view, self._job)
+            panel = self._panel = PANELS[tab][1](self, self._job)
         if is_new:
             set_query(f"/jobs/{self._job_id}", tab="" if tab == "metrics" else tab)
         try:
@@ -140,7 +132,7 @@ class JobPage:
             waiting.delete()
 
     async def _refresh(self) -> None:
-        job = await self._view.api.get(self._path)
+        job = await self.api.get(self._path)
         if job != self._job:
             self._job = job
             await self._load_interruption()
@@ -152,7 +144,7 @@ class JobPage:
         """The last event of a job that is paused or queued again has the reason, unless a request stopped it."""
         job, self._interruption = self._job, None
         if job["status"] == "paused" or (job["status"] == "queued" and job["attempts"]):
-            last = (await self._view.api.get(f"{self._path}/events", limit=1, type="message"))["data"]
+            last = (await self.api.get(f"{self._path}/events", limit=1, type="message"))["data"]
             stopped = [one for one in last if one["data"].get("reason") not in (None, "paused")]
             self._interruption = clean(stopped[0]["message"], 2_000) if stopped else None
 
@@ -249,7 +241,7 @@ class JobPage:
     def _perform(self, action: Action) -> Callable[[], Awaitable[None]]:
         async def call() -> None:
             try:
-                self._job = await self._view.api.post(f"{self._path}/{action.name}")
+                self._job = await self.api.post(f"{self._path}/{action.name}")
             except ApiError as error:
                 ui.notify(clean(error.message, 500), type="negative", timeout=10_000)
                 return

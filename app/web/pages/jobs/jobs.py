@@ -77,31 +77,23 @@ MAX_KEPT = 5_000  # curves and file names, each; a curve takes about a kilobyte
 
 
 @screen("/jobs", "Jobs", "jobs")
-async def build(view: View) -> None:
-    await JobsPage(view).build()
-
-
-class JobsPage:
-    def __init__(self, view: View) -> None:
-        self._view = view
-        self._curves: Curves = view.session.kept.setdefault("curves", Curves(view.api))
-        asked = view.query("sort", NEWEST_FIRST)
+class JobsPage(View):
+    async def build(self) -> None:
+        self._curves: Curves = self.session.kept.setdefault("curves", Curves(self.api))
+        asked = self.query("sort", NEWEST_FIRST)
         self._sort = asked if asked.removeprefix("-") in ORDERS else NEWEST_FIRST
-        self._after = view.query("after")
-        self._selected = [one for one in view.query("select").split(",") if one][:MAX_COMPARED]
+        self._after = self.query("after")
+        self._selected = [one for one in self.query("select").split(",") if one][:MAX_COMPARED]
         self._jobs: list[Json] = []
         self._requested = 0  # the number of the latest request of the list
         self._empty_state = ""
-
-    async def build(self) -> None:
-        view = self._view
         with box("t-title"):
             tag("h1", "Jobs")
-            if view.may("jobs:write"):
+            if self.may("jobs:write"):
                 link("New job", "/jobs/new", "t-button t-primary")
         with box("t-filters", role="search"):
-            self._search = filter_text("Search name, id, model, file", view.query("q"), self._change)
-            self._status = filter_select("Status", STATUS_OPTIONS, view.query("status"), self._change)
+            self._search = filter_text("Search name, id, model, file", self.query("q"), self._change)
+            self._status = filter_select("Status", STATUS_OPTIONS, self.query("status"), self._change)
             self._waiting = tag("div")
         self._message = tag("div")
         self._table = DataTable("Jobs", _columns(self._curves)).classes("t-fit")
@@ -112,12 +104,12 @@ class JobsPage:
         await self.refresh()
         request_charts_early(is_needed_now=False)  # for the page of a job
         ui.timer(0.05, self._load_curves, once=True)  # after the page is shown, and not at all if it was left before
-        refresh_live(view, self._refresh_all)
+        refresh_live(self, self._refresh_all)
 
     async def refresh(self) -> None:
         self._requested += 1
         number = self._requested
-        page = await self._view.api.get(
+        page = await self.api.get(
             "fine_tuning/jobs",
             limit=PAGE_JOBS,
             after=self._after or None,
@@ -169,14 +161,14 @@ class JobsPage:
         state = "" if self._jobs else "filtered" if is_filtered else "first"
         if state == self._empty_state:
             return
-        models = await self._view.api.base_models() if state == "first" else {}
+        models = await self.api.base_models() if state == "first" else {}
         self._empty_state = state
         with refilled(self._message):
             if state == "filtered":
                 note("No job matches", "Change the search or the status filter.")
                 button("Show all jobs", lambda: ui.navigate.to("/jobs"))
             elif state == "first":
-                _show_first_job(self._view.settings.public_api_url, clean(next(iter(models), "MODEL")))
+                _show_first_job(self.settings.public_api_url, clean(next(iter(models), "MODEL")))
 
     async def _turn(self, after: str) -> None:
         self._after = after

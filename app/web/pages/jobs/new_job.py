@@ -55,45 +55,27 @@ COMMANDS = {"curl": job_form.curl, "Python": job_form.python, "Command line": jo
 
 
 @screen("/jobs/new", "New job", "jobs")
-async def build(view: View) -> None:
-    source = quote(view.query("repair") or view.query("clone"), safe="")
-    prefilled = Prefilled({"training_file": view.query("file")})
-    if source:
-        job = await with_evaluation(view.api, await view.api.get(f"fine_tuning/jobs/{source}"))
-        prefilled = job_form.repaired(job) if view.query("repair") else job_form.from_job(job)
-    await NewJob(view, prefilled).build()
-
-
-async def with_evaluation(api: ApiClient, job: Json) -> Json:
-    """The job with the evaluation of its request; the request of a clone has only what differs from its original."""
-    origin = job
-    while origin["cloned_from"] and "evaluation" not in (origin["request"] or {}):
-        origin = await api.get(f"fine_tuning/jobs/{origin['cloned_from']}")
-    evaluation = {name: value for name, value in (origin["request"] or {}).items() if name == "evaluation"}
-    return job | {"request": (job["request"] or {}) | evaluation}
-
-
-class NewJob:
-    def __init__(self, view: View, prefilled: Prefilled) -> None:
-        self._view = view
-        self._initial = prefilled.values
-        self._changes, self._advice = prefilled.changes, prefilled.advice
-        self._kept = prefilled.kept
+class NewJobPage(View):
+    async def build(self) -> None:
+        source = quote(self.query("repair") or self.query("clone"), safe="")
+        prefilled = Prefilled({"training_file": self.query("file")})
+        if source:
+            job = await with_evaluation(self.api, await self.api.get(f"fine_tuning/jobs/{source}"))
+            prefilled = job_form.repaired(job) if self.query("repair") else job_form.from_job(job)
+        self._initial, self._kept = prefilled.values, prefilled.kept
         self._fields: dict[str, Field] = {}
         self._texts: dict[str, str] = {}  # of the commands
         self._form_id = secrets.token_hex(16)
         self._planned = 0  # the number of the latest request of a plan
-
-    async def build(self) -> None:
         tag("h1", "New job")
-        if not self._view.may("jobs:write"):
+        if not self.may("jobs:write"):
             note("This key may not create jobs", "It lacks the scope jobs:write; it can plan one.", "warn")
-        if self._changes:
-            note("Changed compared with the failed job", "\n".join(self._changes), "warn")
-        if self._advice:
-            note("Nothing is changed yet compared with the failed job", clean_lines(self._advice, 4_000), "warn")
-        models = await self._view.api.base_models()
-        files = await self._view.api.items("files", MAX_FILES, purpose="fine-tune")
+        if prefilled.changes:
+            note("Changed compared with the failed job", "\n".join(prefilled.changes), "warn")
+        if prefilled.advice:
+            note("Nothing is changed yet compared with the failed job", clean_lines(prefilled.advice, 4_000), "warn")
+        models = await self.api.base_models()
+        files = await self.api.items("files", MAX_FILES, purpose="fine-tune")
         self._files: dict[str, Json] = {file["id"]: file for file in files}
         for name in ("training_file", "validation_file"):
             await self._add_older_file(name)
@@ -103,7 +85,7 @@ class NewJob:
                 self._build_kept()
                 with box("t-actions"):
                     self._create_button = button("Create job", self._create, "t-primary")
-                self._create_button.set_visibility(self._view.may("jobs:write"))
+                self._create_button.set_visibility(self.may("jobs:write"))
                 self._result = tag("div")
             with box("t-stack"):
                 with card("Plan"):
@@ -119,7 +101,7 @@ class NewJob:
         if not file_id or file_id in self._files:
             return
         try:
-            self._files[file_id] = await self._view.api.get(f"files/{quote(file_id, safe='')}")
+            self._files[file_id] = await self.api.get(f"files/{quote(file_id, safe='')}")
         except ApiError as error:
             if error.status != NOT_FOUND:
                 raise
@@ -221,8 +203,8 @@ class NewJob:
                 return
             busy("Counting tokens and memory ...")
         plan, queue = await asyncio.gather(
-            self._view.api.post("fine_tuning/jobs/plan", body, timeout_seconds=PLAN_SECONDS),
-            self._view.api.get("queue", limit=1),
+            self.api.post("fine_tuning/jobs/plan", body, timeout_seconds=PLAN_SECONDS),
+            self.api.get("queue", limit=1),
             return_exceptions=True,
         )
         if number != self._planned:  # a later change has its own plan
@@ -256,7 +238,7 @@ class NewJob:
         self._request_hint.set_visibility(body is None)
         self._commands.set_visibility(body is not None)
         if body is not None:
-            url = self._view.settings.public_api_url
+            url = self.settings.public_api_url
             self._texts = {name: make(body, url) for name, make in COMMANDS.items()}
             self._code.set_text(self._texts[self._command])
 
@@ -271,7 +253,7 @@ class NewJob:
         with self._result:
             busy("Creating the job ...")
         try:
-            job = await self._view.api.post("fine_tuning/jobs", body, idempotency_key=self._idempotency_key(body))
+            job = await self.api.post("fine_tuning/jobs", body, idempotency_key=self._idempotency_key(body))
         except ApiError as error:
             with refilled(self._result):
                 error_note(error, "The job was not created")
@@ -283,6 +265,15 @@ class NewJob:
     def _idempotency_key(self, body: Json) -> str:
         """Of this form with these values: pressed again after a lost response, it creates no second job."""
         return hashlib.sha256(f"{self._form_id} {json.dumps(body)}".encode()).hexdigest()
+
+
+async def with_evaluation(api: ApiClient, job: Json) -> Json:
+    """The job with the evaluation of its request; the request of a clone has only what differs from its original."""
+    origin = job
+    while origin["cloned_from"] and "evaluation" not in (origin["request"] or {}):
+        origin = await api.get(f"fine_tuning/jobs/{origin['cloned_from']}")
+    evaluation = {name: value for name, value in (origin["request"] or {}).items() if name == "evaluation"}
+    return job | {"request": (job["request"] or {}) | evaluation}
 
 
 def _file_text(file: Json) -> str:
