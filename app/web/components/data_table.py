@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from nicegui.element import Element
-from nicegui.events import GenericEventArguments
 
 from app.web.api_client import ApiClient, ApiError
 from app.web.components.elements import box, error_note, link, note, tag
@@ -98,33 +97,20 @@ class DataTable(Element, component="data_table.js"):
         label = self._label(one) if self._label else lead["text"] if isinstance(lead, dict) else lead
         return row | {"id": str(one[self._key]), "label": label}
 
-    def set_sort(self, sort: str) -> None:
-        self._props["sort"] = sort
-        self.update()
-
-    def set_selected(self, row_ids: Sequence[str]) -> None:
-        self._props["selectable"] = True
-        self._props["selected"] = list(row_ids)
+    def show_state(self, sort: str, selected: Sequence[str]) -> None:
+        """Show the order of the rows, and which ones are selected."""
+        self._props.update(sort=sort, selectable=True, selected=list(selected))
         self.update()
 
     def deselect(self, row_id: str) -> None:
         """Take back a selection that was refused: the browser shows it, and no property has changed."""
         self.run_method("deselect", row_id)
 
-    def on_sort(self, handler: Callable[[str], Any]) -> None:
-        """`handler` gets the key of the column whose header was pressed."""
-        self.on("sort", lambda event: handler(_arguments(event)[0]))
-
-    def on_select(self, handler: Callable[[str, bool], Any]) -> None:
-        self.on("select", lambda event: handler(*_arguments(event)))
-
-    def on_press(self, handler: Callable[[str, str], Any]) -> None:
-        """`handler` gets the id of the row and the name of the button."""
-        self.on("press", lambda event: handler(*_arguments(event)))
-
-
-def _arguments(event: GenericEventArguments) -> list[Any]:
-    return list(event.args) if isinstance(event.args, list) else [event.args]
+    def on_event(self, name: str, handler: Callable[..., Any]) -> None:
+        """Call the handler for `sort` with the key of a column, for `select` with the id of a row and whether it is
+        selected, for `press` with the id of a row and the name of a button.
+        """
+        self.on(name, lambda event: handler(*(event.args if isinstance(event.args, list) else [event.args])))
 
 
 def sparkline(values: Sequence[float], title: str) -> Cell:

@@ -83,14 +83,14 @@ def card(title: str | None = None, classes: str = "") -> TextElement:
     return element
 
 
-def facts(values: Mapping[str, str]) -> TextElement:
-    """Names with their values."""
-    with tag("dl", classes="t-facts") as element:
+def facts(values: Mapping[str, str | None]) -> None:
+    """Names with their values; one that is None is left out."""
+    with tag("dl", classes="t-facts"):
         for name, value in values.items():
-            with tag("div"):
-                tag("dt", name)
-                tag("dd", value)
-    return element
+            if value is not None:
+                with tag("div"):
+                    tag("dt", name)
+                    tag("dd", value)
 
 
 def note(title: str, text: str = "", tone: str = "", role: str | None = None) -> TextElement:

@@ -99,9 +99,7 @@ def _show_provenance(job: Json, adapter: Json) -> None:
             }
         )
         with box("t-row"):
-            link("Training file", f"/datasets/{job['training_file']}")
-            if job["validation_file"]:
-                link("Validation file", f"/datasets/{job['validation_file']}")
+            wording.link_files(job)
 
 
 def _show_engines(job: Json, adapter: Json, source: str | None) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 from app.web.api_client import ApiError, Json
 from app.web.components.data_table import (
@@ -49,12 +48,6 @@ class AdminPage(View):
         await show_audit(self, None)
 
 
-def _free_space(storage: dict[str, Any]) -> str:
-    if storage["disk_bytes"] is None:
-        return "the data directory cannot be read"
-    return f"{size(storage['disk_free_bytes'])} of {size(storage['disk_bytes'])}"
-
-
 async def _show_status(view: View, projects: list[Json]) -> None:
     """What is wrong with the service and what to do, and how full it is."""
     try:
@@ -70,12 +63,14 @@ async def _show_status(view: View, projects: list[Json]) -> None:
         text = clean(problem["message"], 1_000)
         note(text, clean(problem["remedy"], 1_000).replace("`", ""), "bad" if problem["level"] == "problem" else "warn")
     storage, backup = status["storage"], status["last_backup"]
+    disk = storage["disk_bytes"]
+    free = None if disk is None else f"{size(storage['disk_free_bytes'])} of {size(disk)}"
     stored = f"Stored by {'all' if len(projects) < MAX_PROJECTS else 'the listed'} projects"
     with card("Service"):
         facts(
             {
                 stored: size(sum(one["usage"]["stored_bytes"] for one in projects)),
-                "Free disk space": _free_space(storage),
+                "Free disk space": free or "the data directory cannot be read",
                 "Workers": counted(len(status["workers"]), "worker"),
                 "Queued": counted(status["queue"]["queued"], "job"),
                 "Running": counted(status["queue"]["running"], "job"),

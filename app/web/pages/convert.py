@@ -133,20 +133,17 @@ class ConvertPage(View):
         api = self.api
         upload = await create_upload(api, f"{PurePath(self._table.filename).stem[:200]}.jsonl", total)
         try:
-            return await self._send(upload, self._lines(columns), show)
+            lines, offset = self._lines(columns), 0
+            while offset < total:
+                piece = await asyncio.to_thread(_next_piece, lines)
+                is_last = offset + len(piece) == total
+                show("Checking every line ..." if is_last else f"Uploading: {size(offset)} of {size(total)}")
+                upload = await send_piece(api, upload, offset, piece)
+                offset += len(piece)
         except (TableError, ApiError):
             with suppress(ApiError):  # it expires within an hour
                 await api.post(f"uploads/{upload['id']}/cancel")
             raise
-
-    async def _send(self, upload: Json, lines: Iterator[bytes], show: Any) -> Json:
-        offset, total = 0, int(upload["bytes"])
-        while offset < total:
-            piece = await asyncio.to_thread(_next_piece, lines)
-            is_last = offset + len(piece) == total
-            show("Checking every line ..." if is_last else f"Uploading: {size(offset)} of {size(total)}")
-            upload = await send_piece(self.api, upload, offset, piece)
-            offset += len(piece)
         return dict(upload["file"])
 
     def _lines(self, columns: Columns) -> Iterator[bytes]:

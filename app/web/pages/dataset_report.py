@@ -33,9 +33,10 @@ def show_report(report: Json, open_line: OpenLine) -> None:
         _show_warning(warning, open_line)
     if report["findings"]["data"]:
         _show_findings(report["findings"], open_line)
-    tokens = report["tokens"]
-    if tokens["lengths"]:
-        _show_lengths(report)
+    if report["tokens"]["lengths"]:
+        with card("Lengths"):
+            facts(length_facts(report))
+            _histogram(report["tokens"]["histogram"], report["context_length"])
     with card("As the model sees it"):
         _legend()
         for row in report["rows"]:
@@ -59,7 +60,7 @@ def _show_findings(findings: Json, open_line: OpenLine) -> None:
     with card(f"{counted(findings['count'], 'finding')} in {counted(findings['lines'], 'line')}"):
         rows = [{"id": str(number)} | one for number, one in enumerate(findings["data"])]
         table = DataTable("Findings", FINDING_COLUMNS, rows, label=lambda one: f"of line {one['line']:,}")
-        table.on_press(lambda number, _: open_line(findings["data"][int(number)]["line"]))
+        table.on_event("press", lambda number, _: open_line(findings["data"][int(number)]["line"]))
 
 
 def _line(number: int) -> Cell:
@@ -70,12 +71,6 @@ FINDING_COLUMNS = (
     number_column("Line", "line", _line),
     lead_column("Problem", "message", lambda message: clean(message, 600)),
 )
-
-
-def _show_lengths(report: Json) -> None:
-    with card("Lengths"):
-        facts(length_facts(report))
-        _histogram(report["tokens"]["histogram"], report["context_length"])
 
 
 def length_facts(report: Json) -> dict[str, str]:

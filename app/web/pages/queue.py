@@ -91,7 +91,7 @@ class QueuePage(View):
                 text_column("Base model", "model"),
                 number_column("Expected start", "expected_start", _in),
                 number_column("Planned time", "planned_seconds", duration),
-                wide_column("Waits for", "", _reason),
+                wide_column("Waits for", "", wording.reason),
                 number_column("Created", "created_at", ago),
             ),
         )
@@ -206,10 +206,6 @@ def _notes(job: Json) -> str:
         f"needs {', '.join(job['worker_labels'])}" if job["worker_labels"] else "",
     )
     return clean(", ".join(filter(None, notes)))
-
-
-def _reason(job: Json) -> str:
-    return clean(job["waiting_for"] or ("disk space" if job["phase"] == "waiting_for_storage" else "its turn"), 300)
 
 
 def _answers(evaluation: Json) -> str:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from nicegui import background_tasks, ui
 
@@ -56,8 +54,7 @@ PANELS: dict[str, tuple[str, type[Panel]]] = {
 }
 
 
-@dataclass(frozen=True)
-class Action:
+class Action(NamedTuple):
     name: str  # of the call
     label: str
     statuses: tuple[str, ...]
@@ -154,7 +151,9 @@ class JobPage(View):
         with refilled(self._state):
             with card():
                 tag("p", wording.sentence(self._job), "t-strong")
-                self._show_progress()
+                fraction = wording.fraction_done(self._job)
+                if fraction is not None and self._job["status"] in wording.UNFINISHED:
+                    progress_bar("Progress", fraction)
                 facts(self._facts())
             self._show_failure()
             if self._interruption:
@@ -183,7 +182,7 @@ class JobPage(View):
                 pill(wording.label(job), wording.TONES[job["status"]])
             with box("t-actions"):
                 for action in offered:
-                    button(action.label, self._perform(action), action.classes)
+                    button(action.label, partial(self._press, action), action.classes)
                 if self._may_write:
                     link("Clone", f"/jobs/new?clone={job['id']}", "t-button")
                 if job["adapter"]:
@@ -196,20 +195,13 @@ class JobPage(View):
             tag("bdi", clean(job["model"], 100))
             if job["model_alias"]:
                 tag("bdi", f"requested as {clean(job['model_alias'], 130)}")
-            link("Training file", f"/datasets/{job['training_file']}")
-            if job["validation_file"]:
-                link("Validation file", f"/datasets/{job['validation_file']}")
+            wording.link_files(job)
             if job["cloned_from"]:
                 link("Cloned from", f"/jobs/{job['cloned_from']}")
 
-    def _show_progress(self) -> None:
-        fraction = wording.fraction_done(self._job)
-        if fraction is not None and self._job["status"] in wording.UNFINISHED:
-            progress_bar("Progress", fraction)
-
-    def _facts(self) -> dict[str, str]:
+    def _facts(self) -> dict[str, str | None]:
         job, progress = self._job, self._job["progress"] or {}
-        values = {
+        return {
             "Progress": wording.steps(job),
             "Speed": per_second(progress.get("tokens_per_second")) if job["status"] == "running" else None,
             "Training time": duration(training_seconds(job)) if job["started_at"] else None,
@@ -219,7 +211,6 @@ class JobPage(View):
             "Created": moment(job["created_at"]),
             "Ended": moment(job["finished_at"]) if job["finished_at"] else None,
         }
-        return {name: value for name, value in values.items() if value is not None}
 
     def _show_failure(self) -> None:
         error = self._job["error"]
@@ -238,21 +229,18 @@ class JobPage(View):
                 if error["param"] in ("training_file", "validation_file"):
                     link("Report on the file", f"/datasets/{self._job[error['param']]}", "t-button")
 
-    def _perform(self, action: Action) -> Callable[[], Awaitable[None]]:
-        async def call() -> None:
-            try:
-                self._job = await self.api.post(f"{self._path}/{action.name}")
-            except ApiError as error:
-                ui.notify(clean(error.message, 500), type="negative", timeout=10_000)
-                return
-            await self._load_interruption()
-            self._show_head()
+    async def _press(self, action: Action) -> None:
+        if action.question is None:
+            await self._perform(action)
+        else:
+            with self._head:  # not where the button is, which the next change may replace
+                ask(action.question, action.label, partial(self._perform, action))
 
-        async def perform() -> None:
-            if action.question is None:
-                await call()
-            else:
-                with self._head:  # not where the button is, which the next change may replace
-                    ask(action.question, action.label, call)
-
-        return perform
+    async def _perform(self, action: Action) -> None:
+        try:
+            self._job = await self.api.post(f"{self._path}/{action.name}")
+        except ApiError as error:
+            ui.notify(clean(error.message, 500), type="negative", timeout=10_000)
+            return
+        await self._load_interruption()
+        self._show_head()

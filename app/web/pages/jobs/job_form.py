@@ -34,24 +34,17 @@ MORE = (
 )
 MIN_CONTEXT_LENGTH = 128
 MIN_RANK = 4
-REPAIRED_ERRORS = (
-    "out_of_memory",
-    "non_finite_loss",
-    "invalid_training_file",
-    "invalid_n_examples",
-    "invalid_validation_file",
-    "invalid_evaluation_file",
-)
+WRONG_FILES = {  # the field of the file by the code of the error, and what to do
+    "invalid_training_file": ("training_file", "training file: choose the corrected file"),
+    "invalid_n_examples": ("training_file", "training file: choose the corrected file"),
+    "invalid_validation_file": ("validation_file", "validation file: choose the corrected file, or none"),
+}
+REPAIRED_ERRORS = ("out_of_memory", "non_finite_loss", "invalid_evaluation_file", *WRONG_FILES)
 WITHOUT_QUANTIZATION, AS_ORIGINAL = "16", "original"
 
 
 class FieldError(Exception):
-    """The value of one field is not usable."""
-
-    def __init__(self, field: str, message: str) -> None:
-        super().__init__(message)
-        self.field = field
-        self.message = message
+    """The value of one field is not usable: its name, and why."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +75,8 @@ def from_job(job: Json) -> Prefilled:
     settings = settings_of(job) | {"suffix": job["user_provided_suffix"], "priority": job["priority"] or None}
     settings["evaluation"] = (job["request"] or {}).get("evaluation")  # the job has its result instead
     del settings["learning_rate_multiplier"]
-    quantization = _quantization(job["quantization"])
+    is_default = job["quantization"] == QuantizationSpec().model_dump()
+    quantization = WITHOUT_QUANTIZATION if job["quantization"] is None else "4" if is_default else AS_ORIGINAL
     if quantization != AS_ORIGINAL:
         settings = without(settings, "quantization")
     prompts = settings.pop("sample_prompts")
@@ -104,12 +98,6 @@ def _is_set(name: str, value: Any) -> bool:
     return bool(value) and value not in ("none", "default")
 
 
-def _quantization(spec: Json | None) -> str:
-    if spec is None:
-        return WITHOUT_QUANTIZATION
-    return "4" if spec == QuantizationSpec().model_dump() else AS_ORIGINAL
-
-
 def repaired(job: Json) -> Prefilled:
     """The values of a failed job with the change that its error calls for."""
     error = job["error"] or {}
@@ -122,12 +110,10 @@ def repaired(job: Json) -> Prefilled:
         if rate:
             values["learning_rate"] = f"{rate / 3:.3g}"
             changes.append(f"learning rate: {rate:g} → {values['learning_rate']}")
-    elif code in ("invalid_training_file", "invalid_n_examples"):
-        values["training_file"] = ""
-        changes.append("training file: choose the corrected file")
-    elif code == "invalid_validation_file":
-        values["validation_file"] = ""
-        changes.append("validation file: choose the corrected file, or none")
+    elif code in WRONG_FILES:
+        name, change = WRONG_FILES[code]
+        values[name] = ""
+        changes.append(change)
     elif code == "invalid_evaluation_file":
         prefilled.kept.pop("evaluation", None)
         changes.append("evaluation: left out; request it on the job's page after the training")

@@ -97,8 +97,8 @@ class JobsPage(View):
             self._waiting = tag("div")
         self._message = tag("div")
         self._table = DataTable("Jobs", _columns(self._curves)).classes("t-fit")
-        self._table.on_sort(self._toggle_sort)
-        self._table.on_select(self._select)
+        self._table.on_event("sort", self._toggle_sort)
+        self._table.on_event("select", self._select)
         self._compare = link("Compare", "#", "t-button t-primary t-stuck")
         self._footer = box("t-row")
         await self.refresh()
@@ -133,8 +133,7 @@ class JobsPage(View):
         self._show()
 
     def _show(self) -> None:
-        self._table.set_sort(self._sort)
-        self._table.set_selected(self._selected)
+        self._table.show_state(self._sort, self._selected)
         self._table.show(self._jobs)
         self._table.set_visibility(bool(self._jobs))
         self._compare.set_visibility(len(self._selected) > 1)

@@ -128,10 +128,10 @@ class MetricsPanel(Panel):
             link("CSV", f"/jobs/{job['id']}/metrics.csv", "t-button", download="").move(target_index=0)
 
     async def load(self) -> None:
-        job, get = self.job, self.view.api.get
+        job, get = self.job, self.api.get
         request = asyncio.ensure_future(get(f"{self.path}/metrics", max_points=MAX_POINTS))
         is_long = not self._rows and (job["trained_steps"] or 0) > MAX_POINTS
-        if is_long and (preview := await preview_rows(self.view.api, job["id"], request)):
+        if is_long and (preview := await preview_rows(self.api, job["id"], request)):
             self._show(preview)
             self._curves.drawn_at = 0.0
         metrics = await request
@@ -151,15 +151,19 @@ class MetricsPanel(Panel):
 
     def _show_facts(self, total: int) -> None:
         last, best = self._rows[-1], best_validation(self._rows)
-        values = {"Train loss": loss(last.get("train_loss")), "Gradient norm": short(last.get("grad_norm"))}
-        if best is not None:
-            values["Best validation loss"] = f"{loss(best['full_valid_loss'])} at step {best['step']:,}"
-        if accuracy := last.get("train_mean_token_accuracy"):
-            values["Token accuracy"] = f"{100 * accuracy:.1f} %"
-        if total > len(self._rows):
-            values["Shown"] = f"{len(self._rows):,} of {total:,} steps"
+        accuracy = last.get("train_mean_token_accuracy")
         with refilled(self._facts), card():
-            facts(values)
+            facts(
+                {
+                    "Train loss": loss(last.get("train_loss")),
+                    "Gradient norm": short(last.get("grad_norm")),
+                    "Best validation loss": f"{loss(best['full_valid_loss'])} at step {best['step']:,}"
+                    if best
+                    else None,
+                    "Token accuracy": f"{100 * accuracy:.1f} %" if accuracy else None,
+                    "Shown": f"{len(self._rows):,} of {total:,} steps" if total > len(self._rows) else None,
+                }
+            )
 
 
 async def preview_rows(api: ApiClient, job_id: str, metrics: asyncio.Future[Json]) -> list[Json]:

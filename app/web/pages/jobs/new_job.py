@@ -81,7 +81,7 @@ class NewJobPage(View):
             await self._add_older_file(name)
         with box("t-split"):
             with card("Job"):
-                self._build_fields(models, {file_id: _file_text(file) for file_id, file in self._files.items()})
+                self._build_fields(models, wording.file_options(self._files.values()))
                 self._build_kept()
                 with box("t-actions"):
                     self._create_button = button("Create job", self._create, "t-primary")
@@ -180,7 +180,8 @@ class NewJobPage(View):
             return job_form.request_body({name: field.value for name, field in self._fields.items()}, self._kept)
         except FieldError as error:
             if is_marked:
-                self._fields[error.field].set_error(error.message)
+                name, message = error.args
+                self._fields[name].set_error(message)
             return None
 
     def _warn_of_validation_file(self) -> None:
@@ -252,8 +253,10 @@ class NewJobPage(View):
         self._create_button.props["disabled"] = True
         with self._result:
             busy("Creating the job ...")
+        # Of this form with these values: pressed again after a lost response, it creates no second job.
+        key = hashlib.sha256(f"{self._form_id} {json.dumps(body)}".encode()).hexdigest()
         try:
-            job = await self.api.post("fine_tuning/jobs", body, idempotency_key=self._idempotency_key(body))
+            job = await self.api.post("fine_tuning/jobs", body, idempotency_key=key)
         except ApiError as error:
             with refilled(self._result):
                 error_note(error, "The job was not created")
@@ -261,10 +264,6 @@ class NewJobPage(View):
         finally:
             self._create_button.props["disabled"] = False
         ui.navigate.to(f"/jobs/{job['id']}")
-
-    def _idempotency_key(self, body: Json) -> str:
-        """Of this form with these values: pressed again after a lost response, it creates no second job."""
-        return hashlib.sha256(f"{self._form_id} {json.dumps(body)}".encode()).hexdigest()
 
 
 async def with_evaluation(api: ApiClient, job: Json) -> Json:
@@ -274,10 +273,6 @@ async def with_evaluation(api: ApiClient, job: Json) -> Json:
         origin = await api.get(f"fine_tuning/jobs/{origin['cloned_from']}")
     evaluation = {name: value for name, value in (origin["request"] or {}).items() if name == "evaluation"}
     return job | {"request": (job["request"] or {}) | evaluation}
-
-
-def _file_text(file: Json) -> str:
-    return f"{clean(file['filename'], 60)} ({size(file['bytes'])})"
 
 
 def _show_plan(plan: Json, queue: Json | None) -> None:

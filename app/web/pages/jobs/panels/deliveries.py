@@ -35,7 +35,7 @@ class DeliveriesPanel(ResultsPanel):
     def build(self) -> None:
         self.columns = delivery_columns(self.view.may("jobs:write"))
         super().build()
-        self.table.on_press(self._ask_to_withdraw)
+        self.table.on_event("press", self._ask_to_withdraw)
         tag("h2", "Which engines serve the adapter")
         self._engines = DataTable("Compatibility with engines", ENGINE_COLUMNS, key="name")
 
@@ -50,7 +50,7 @@ class DeliveriesPanel(ResultsPanel):
         return "No deliveries", f"The adapter will be delivered to {clean(targets, 1_000)}." if is_expected else text
 
     async def fields(self) -> Fields | None:
-        found = await self.view.api.items("delivery_targets", MAX_TARGETS)
+        found = await self.api.items("delivery_targets", MAX_TARGETS)
         if not found:
             note("No delivery targets", "Create one first, see: tunery targets create --help", "warn", role="alert")
             return None
@@ -60,7 +60,7 @@ class DeliveriesPanel(ResultsPanel):
     def _ask_to_withdraw(self, delivery_id: str, _: str) -> None:
         (target,) = (clean(one["target"], 64) for one in self.shown if one["id"] == delivery_id)
         question = f"Withdraw the adapter from {target}? Requests for it are refused there."
-        self.ask(question, "Withdraw", self.view.api.delete, delivery_id)
+        self.ask(question, "Withdraw", self.api.delete, delivery_id)
 
 
 def _add_target(targets: dict[str, str]) -> Callable[[], Json]:

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
+from app.domain.evaluations.graders import OUTPUT, REFERENCE, EvaluationSettings
+from app.domain.jobs.create_job import Setting
 from app.web.api_client import Json
 from app.web.components.data_table import Cell, DataTable, lead_column, number_column
-from app.web.components.elements import box, button, card, facts, link, note, pill, progress_bar, tag
+from app.web.components.elements import box, button, facts, link, note, progress_bar, tag
 from app.web.components.forms import select_field, text_field
-from app.web.formatting import clean, count, counted, duration, moment, size
+from app.web.formatting import clean, count, counted, duration
+from app.web.pages.jobs import wording
 from app.web.pages.jobs.panels.panel import Fields, Form, ResultsPanel
 
-TONES = {"queued": "wait", "running": "run", "succeeded": "ok", "failed": "bad", "cancelled": "wait"}
-UNFINISHED = ("queued", "running")
 MAX_FILES = 100
 INTRODUCTION = "Base model and adapter answer the rows; the grader compares each answer with that of the row."
 FILE_HINT = "Rows that the training has not seen, such as those of the validation file."
-EXPECTED = {"input": "{{ sample.output_text }}", "reference": "{{ item.reference_answer }}"}
-GRADERS: dict[str, tuple[str, list[dict[str, Any]]]] = {
+EXPECTED = {"input": OUTPUT, "reference": REFERENCE}
+GRADERS: dict[str, tuple[str, list[Json]]] = {
     "exact": (
         "Exact: the answer equals the expected one",
         [{"type": "string_check", "name": "exact", "operation": "eq", **EXPECTED}],
@@ -39,15 +39,11 @@ GRADERS: dict[str, tuple[str, list[dict[str, Any]]]] = {
     ),
     "none": ("None: collect the answers", []),
 }
-NUMBERS = {
-    "max_rows": ("Most rows", "A larger file is sampled; empty: 500."),
-    "max_new_tokens": ("Longest answer (tokens)", "Empty: 256."),
-}
+NUMBERS = {name: field for name, field in EvaluationSettings.model_fields.items() if field.annotation is int}
 
 
 class EvaluationsPanel(ResultsPanel):
     name, limit = "evaluations", 20
-    unfinished = UNFINISHED
     form = Form("New evaluation", "New evaluation", "Evaluate", INTRODUCTION)
 
     def build(self) -> None:
@@ -64,51 +60,51 @@ class EvaluationsPanel(ResultsPanel):
         if self.job["evaluation"] is not None:
             return "Evaluation requested", "It is made when the training has succeeded."
         text = "An evaluation compares the answers of base model and adapter to held-out rows."
-        return "No evaluations", text if self.job[
-            "adapter"
-        ] else f"{text} It needs a finished adapter or a kept checkpoint."
+        return "No evaluations", text + (
+            "" if self.job["adapter"] else " It needs a finished adapter or a kept checkpoint."
+        )
 
-    def card(self, one: Json) -> None:
-        summary, status, progress = one["summary"], one["status"], one["progress"]
-        with card():
-            with box("t-row"):
-                tag("h2", f"Evaluation of step {count(one['step_number'])}")
-                pill(status.capitalize(), TONES[status])
-                tag("span", moment(one["created_at"]), "t-muted")
-            if one["error"]:
-                note("Why it failed", clean(one["error"]["message"], 2_000), "bad")
-            if progress and summary is None:
-                tag("p", f"{count(progress['answers'])} of {count(progress['total_answers'])} answers", role="status")
-                progress_bar("Progress of the evaluation", progress["answers"] / max(progress["total_answers"], 1))
-            if summary is not None:
-                _show_summary(summary)
-            with box("t-row"):
-                link("Held-out rows", f"/datasets/{one['file']}")
-                for label, key in (("Results (JSONL)", "results_file"), ("Report (Markdown)", "report_file")):
-                    if one[key]:
-                        link(label, f"/files/{one[key]}/content", download="")
+    def title(self, _: Json) -> str:
+        return "Evaluation"
+
+    def content(self, one: Json) -> None:
+        progress = one["progress"]
+        if one["summary"] is not None:
+            _show_summary(one["summary"])
+        elif progress:
+            tag("p", f"{count(progress['answers'])} of {count(progress['total_answers'])} answers", role="status")
+            progress_bar("Progress of the evaluation", progress["answers"] / max(progress["total_answers"], 1))
+        with box("t-row"):
+            link("Held-out rows", f"/datasets/{one['file']}")
+            for label, key in (("Results (JSONL)", "results_file"), ("Report (Markdown)", "report_file")):
+                if one[key]:
+                    link(label, f"/files/{one[key]}/content", download="")
 
     async def fields(self) -> Fields:
-        items = self.view.api.items
+        items = self.api.items
         files = [
             *await items("files", MAX_FILES, purpose="evals"),
             *await items("files", MAX_FILES, purpose="fine-tune"),
         ]
         options = {"": "Choose a file"}  # no file of its own accord: the first one may be the training file
-        options |= {file["id"]: f"{clean(file['filename'], 60)} ({size(file['bytes'])})" for file in files}
+        options |= wording.file_options(files)
         return partial(_add_fields, options, self.job["validation_file"] or "")
 
     def _ask_to_cancel(self) -> None:
         (evaluation, *_) = self.in_progress()
         question = "Cancel this evaluation? Its answers are lost."
-        self.ask(question, "Cancel evaluation", self.view.api.post, f"{evaluation['id']}/cancel")
+        self.ask(question, "Cancel evaluation", self.api.post, f"{evaluation['id']}/cancel")
 
 
 def _add_fields(files: dict[str, str], chosen: str) -> Callable[[], Json]:
     file = select_field("File with held-out rows", files, chosen, FILE_HINT)
     labels = {name: label for name, (label, _) in GRADERS.items()}
     grader = select_field("Grader", labels, hint="Further graders: tunery eval --help")
-    numbers = {name: text_field(label, hint=hint, kind="number", min="1") for name, (label, hint) in NUMBERS.items()}
+    settings = {name: Setting.of(name, field) for name, field in NUMBERS.items()}
+    numbers = {
+        name: text_field(one.title, hint=f"{one.help} Empty: {NUMBERS[name].default}.", kind="number", min="1")
+        for name, one in settings.items()
+    }
 
     def body() -> Json:
         given = {name: field.value for name, field in numbers.items() if field.value}

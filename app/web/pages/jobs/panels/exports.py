@@ -8,9 +8,9 @@ from functools import partial
 from app.domain.artifacts.exports import ExportType
 from app.web.api_client import Json
 from app.web.components.data_table import DataTable
-from app.web.components.elements import box, busy, button, card, facts, note, pill, tag
+from app.web.components.elements import box, busy, button, facts, tag
 from app.web.components.forms import select_field
-from app.web.formatting import clean, count, moment, size
+from app.web.formatting import moment, size
 from app.web.pages.jobs.panels.panel import FILE_COLUMNS, Fields, Form, ResultsPanel
 
 TYPES = {
@@ -20,8 +20,6 @@ TYPES = {
 }
 NAMES = {"merged": "Merged model", "gguf": "GGUF", "gguf_adapter": "GGUF adapter"}
 QUANTIZATIONS = {"Q8_0": "Q8_0: 8 bits", "Q4_K_M": "Q4_K_M: about 5 bits, the smallest", "F16": "F16: 16 bits"}
-TONES = {"queued": "wait", "running": "run", "succeeded": "ok", "failed": "bad"}
-UNFINISHED = ("queued", "running")
 PHASES = {
     "waiting_for_storage": "It waits for free disk space and continues by itself.",
     "waiting_for_worker": (
@@ -32,31 +30,26 @@ PHASES = {
 
 class ExportsPanel(ResultsPanel):
     name = "exports"
-    unfinished = UNFINISHED
     form = Form("New export", "New export", "Export")
 
     def nothing(self) -> tuple[str, str]:
         return "No exports", "An export is the base model with the adapter merged into it, or a GGUF file."
 
-    def card(self, one: Json) -> None:
-        name = ", ".join(filter(None, (NAMES[one["type"]], one["quantization"])))
-        with card():
-            with box("t-row"):
-                tag("h2", f"{name} of step {count(one['step_number'])}")
-                pill(one["status"].capitalize(), TONES[one["status"]])
-                tag("span", moment(one["created_at"]), "t-muted")
-                tag("span", classes="t-grow")
-                if self.may_write:
-                    question = f"Delete this export ({name}) and its files?"
-                    delete = partial(self.ask, question, "Delete export", self.view.api.delete, one["id"])
-                    button("Delete", delete, "t-danger")
-            if one["status"] in UNFINISHED:
-                busy(PHASES.get(one["phase"], f"About {size(one['expected_bytes'])} are written."))
-            if one["error"]:
-                note("Why it failed", clean(one["error"]["message"], 2_000), "bad")
-            if one["files"]:
-                facts({"Size": size(one["bytes"]), "Finished": moment(one["finished_at"])})
-                DataTable(f"Files: {name}", FILE_COLUMNS, one["files"])
+    def title(self, one: Json) -> str:
+        return ", ".join(filter(None, (NAMES[one["type"]], one["quantization"])))
+
+    def add_actions(self, one: Json) -> None:
+        tag("span", classes="t-grow")
+        if self.may_write:
+            question = f"Delete this export ({self.title(one)}) and its files?"
+            button("Delete", partial(self.ask, question, "Delete export", self.api.delete, one["id"]), "t-danger")
+
+    def content(self, one: Json) -> None:
+        if one["status"] in self.unfinished:
+            busy(PHASES.get(one["phase"], f"About {size(one['expected_bytes'])} are written."))
+        if one["files"]:
+            facts({"Size": size(one["bytes"]), "Finished": moment(one["finished_at"])})
+            DataTable(f"Files: {self.title(one)}", FILE_COLUMNS, one["files"])
 
     async def fields(self) -> Fields:
         return _add_fields

@@ -9,13 +9,15 @@ from nicegui import ui
 
 from app.web.api_client import Json
 from app.web.components.data_table import Column, DataTable, lead_column, number_column, wide_column
-from app.web.components.elements import box, button, note, refilled, tag
+from app.web.components.elements import box, button, card, note, pill, refilled, tag
 from app.web.components.forms import ask, form_dialog, select_field
-from app.web.formatting import clean, count, loss, size
+from app.web.formatting import clean, count, loss, moment, size
 from app.web.frame import View
 
 POLL_SECONDS = 2.0
 MAX_CHECKPOINTS = 100
+TONES = {"queued": "wait", "running": "run", "succeeded": "ok", "failed": "bad", "cancelled": "wait"}
+UNFINISHED = ("queued", "running")
 Fields = Callable[[], Callable[[], Json]]  # adds the fields of a form; the result returns the body that they make
 
 
@@ -24,6 +26,7 @@ class Panel:
 
     def __init__(self, view: View, job: Json) -> None:
         self.view, self.job = view, job
+        self.api = view.api
         self.path = f"fine_tuning/jobs/{job['id']}"
         self.build()
 
@@ -75,7 +78,7 @@ class ListPanel(Panel):
             self.show()
 
     async def request(self) -> list[Json]:
-        return await self.view.api.items(self.path, self.limit, **self.params)
+        return await self.api.items(self.path, self.limit, **self.params)
 
     def show(self) -> None:
         """Show the objects `shown`."""
@@ -110,6 +113,7 @@ class ResultsPanel(ListPanel):
     """What is made of a checkpoint on request. Its button is there while the key may write and a checkpoint is kept."""
 
     form: Form
+    unfinished = UNFINISHED
 
     def build(self) -> None:
         self.may_write = self.view.may("jobs:write")
@@ -125,6 +129,26 @@ class ResultsPanel(ListPanel):
             self._new.set_visibility(bool(self._checkpoints))
         await super().refresh(job)
 
+    def title(self, one: Json) -> str:
+        raise NotImplementedError
+
+    def add_actions(self, one: Json) -> None:
+        """Add the buttons of an object."""
+
+    def content(self, one: Json) -> None:
+        raise NotImplementedError
+
+    def card(self, one: Json) -> None:
+        with card():
+            with box("t-row"):
+                tag("h2", f"{self.title(one)} of step {count(one['step_number'])}")
+                pill(one["status"].capitalize(), TONES[one["status"]])
+                tag("span", moment(one["created_at"]), "t-muted")
+                self.add_actions(one)
+            if one["error"]:
+                note("Why it failed", clean(one["error"]["message"], 2_000), "bad")
+            self.content(one)
+
     async def fields(self) -> Fields | None:
         """What adds the fields of the form below that of the checkpoint; None after a note on why there is no form."""
         raise NotImplementedError
@@ -136,7 +160,7 @@ class ResultsPanel(ListPanel):
             return
 
         async def send() -> None:
-            await self.view.api.post(self.path, {"checkpoint": checkpoint.value} | body())
+            await self.api.post(self.path, {"checkpoint": checkpoint.value} | body())
             await self.load()
 
         with self._dialogs, form_dialog(self.form.title, self.form.submit, send):

@@ -89,7 +89,7 @@ class AttemptsPanel(ListPanel):
         super().build()
 
     async def request(self) -> list[Json]:
-        return list((await self.view.api.get(self.path))["data"])
+        return list((await self.api.get(self.path))["data"])
 
     def show(self) -> None:
         self._numbers = training_numbers(self.shown)
@@ -176,7 +176,7 @@ class LogPanel(Panel):
 
     async def _offer_attempts(self, job: Json) -> None:
         """The attempts that trained, under the numbers of the tab Attempts: a check of the files has no log."""
-        numbers = training_numbers((await self.view.api.get(f"{self.path}/attempts"))["data"])
+        numbers = training_numbers((await self.api.get(f"{self.path}/attempts"))["data"])
         self._numbers = {str(attempt): numbers[attempt] for attempt in reversed(numbers)}
         options = {"": "Last attempt"} | {each: f"Attempt {number}" for each, number in self._numbers.items()}
         self._offered = job["attempts"]
@@ -189,7 +189,7 @@ class LogPanel(Panel):
         attempt = self._attempt.value
         query = f"?attempt={attempt}&number={self._numbers[attempt]}" if attempt else ""
         self._download.props["href"] = f"{self._href}{query}"
-        text = await self.view.api.text(f"{self.path}/logs", attempt=attempt or None)
+        text = await self.api.text(f"{self.path}/logs", attempt=attempt or None)
         if number == self._requested:
             self._text = text
             self._show()
