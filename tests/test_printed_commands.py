@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from app.cli.main import app as command_line
-from app.web.pages.jobs import request_snippets
+from app.web.pages.jobs import job_form
 from tests.test_docs import DOCS, SHELL
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,8 +44,8 @@ def texts(path: Path) -> Iterator[str]:
 
 
 def of_the_dashboard() -> list[str]:
-    snippet = request_snippets.command(BODY, "http://api.test").replace("\\\n", "")
-    found = (text for path in SOURCES if path.name != "request_snippets.py" for text in texts(path))
+    snippet = job_form.command(BODY, "http://api.test").replace("\\\n", "")
+    found = (text for path in SOURCES if path.name != "job_form.py" for text in texts(path))
     return sorted({words.strip() for text in (snippet, *found) for words in IN_TEXT.findall(text)})
 
 

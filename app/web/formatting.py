@@ -85,12 +85,14 @@ def _one_unit(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def moment(unix_seconds: float | None, is_exact: bool = False) -> str:
-    """A time in UTC, to the minute, or to the second."""
-    if unix_seconds is None:
-        return "–"
-    clock = "%H:%M:%S" if is_exact else "%H:%M"
-    return f"{datetime.fromtimestamp(unix_seconds, UTC):%Y-%m-%d {clock}} UTC"
+def moment(unix_seconds: float | None, clock: str = "%H:%M") -> str:
+    """A time in UTC, to the minute."""
+    return "–" if unix_seconds is None else f"{datetime.fromtimestamp(unix_seconds, UTC):%Y-%m-%d {clock}} UTC"
+
+
+def exact_moment(unix_seconds: float | None) -> str:
+    """A time in UTC, to the second."""
+    return moment(unix_seconds, "%H:%M:%S")
 
 
 def count(number: float | None) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 from urllib.parse import quote
 
 from nicegui import background_tasks, ui
@@ -17,8 +17,8 @@ from starlette.responses import RedirectResponse, Response
 from app.domain.access.scopes import allows
 from app.log import get_logger
 from app.settings import WebSettings
-from app.web.api_client import ApiClient, ApiError
-from app.web.components.elements import button, link, note, pill, tag
+from app.web.api_client import ApiError
+from app.web.components.elements import box, button, error_note, link, note, pill, refilled, tag
 from app.web.csv_tables import TableStore
 from app.web.formatting import clean
 from app.web.sessions import COOKIE, SessionStore, WebSession
@@ -42,19 +42,23 @@ LOGO = (("path", "M4 19V9m5 10V5m5 14v-7m5 7V3"),)
 log = get_logger(__name__)
 
 
-@dataclass(frozen=True)
 class View:
-    """One open page: its request, session and settings."""
+    """One open page of a screen: its request, session and settings."""
 
-    request: Request
-    session: WebSession
-    settings: WebSettings
-    tables: TableStore
-    banner: TextElement  # of errors, in view wherever the page is scrolled to
+    def __init__(
+        self,
+        request: Request,
+        session: WebSession,
+        settings: WebSettings,
+        tables: TableStore,
+        banner: TextElement,  # of errors, in view wherever the page is scrolled to
+    ) -> None:
+        self.request, self.session, self.settings = request, session, settings
+        self.tables, self.banner = tables, banner
+        self.api = session.api
 
-    @property
-    def api(self) -> ApiClient:
-        return self.session.api
+    async def build(self) -> None:
+        raise NotImplementedError
 
     def may(self, scope: str) -> bool:
         """Whether the key has the scope: what it may not do is not offered."""
@@ -67,26 +71,22 @@ class View:
         return str(self.request.query_params.get(name, default))
 
 
-Build = Callable[[View], Awaitable[None]]
-
-
-@dataclass(frozen=True)
-class Screen:
+class Screen(NamedTuple):
     path: str
     title: str
     section: str
-    build: Build
+    view: type[View]
 
 
 SCREENS: list[Screen] = []
 
 
-def screen(path: str, title: str, section: str) -> Callable[[Build], Build]:
+def screen(path: str, title: str, section: str) -> Callable[[type[View]], type[View]]:
     """Register a screen; `create_app` gives it its route."""
 
-    def register(build: Build) -> Build:
-        SCREENS.append(Screen(path, title, section, build))
-        return build
+    def register(view: type[View]) -> type[View]:
+        SCREENS.append(Screen(path, title, section, view))
+        return view
 
     return register
 
@@ -103,7 +103,7 @@ def add_screen(one: Screen, sessions: SessionStore, settings: WebSettings, table
         _follow_session(session)
         mode = ui.dark_mode(THEMES.get(request.cookies.get(THEME_COOKIE, "")))
         _header(session, one.section, mode)
-        view = View(request, session, settings, tables, tag("div", classes="t-banner"))
+        view = one.view(request, session, settings, tables, box("t-banner"))
         ui.on_exception(partial(_show_in_banner, view.banner))
         with tag("main", classes="t-main", id="content", tabindex="-1") as main:
             await _build(one, view, main)
@@ -116,13 +116,12 @@ def add_screen(one: Screen, sessions: SessionStore, settings: WebSettings, table
 async def _build(one: Screen, view: View, main: TextElement) -> None:
     try:
         async with asyncio.timeout(BUILD_SECONDS):
-            await one.build(view)
+            await view.build()
     except Exception as error:
-        main.clear()
-        with main:
+        with refilled(main):
             tag("h1", one.title)
             _exception_note(error)
-            with tag("div", classes="t-actions"):
+            with box("t-actions"):
                 button("Try again", ui.navigate.reload)
                 if view.request.url.query and "{" not in one.path:  # such as a filter that the API refuses
                     link("Show all", one.path, "t-button")
@@ -139,16 +138,8 @@ def _exception_note(error: Exception) -> TextElement:
 
 def _show_in_banner(banner: TextElement, error: Exception) -> None:
     """The error of an event on the page: without it the user would not see that the event had no effect."""
-    banner.clear()
-    with banner, _exception_note(error):
+    with refilled(banner), _exception_note(error):
         button("Close", banner.clear)
-
-
-def error_note(error: ApiError, title: str | None = None) -> TextElement:
-    """What happened and what to do; the API's messages say both."""
-    if title is None:
-        title = "The API does not answer" if error.is_unreachable else "That did not work"
-    return note(title, clean(error.message, 2_000), "bad", role="alert")
 
 
 def set_query(path: str, **params: str) -> None:
@@ -214,7 +205,7 @@ def _header(session: WebSession, section: str, mode: ui.dark_mode) -> None:
         with tag("nav", classes="t-nav", aria_label="Main"):
             for name, label, href in sections:
                 link(label, href, aria_current="page" if name == section else None)
-        with tag("div", classes="t-account"):
+        with box("t-account"):
             tag("bdi", clean(session.project["name"], 60), title="The project of your API key")
             if not allows(session.project["api_key"]["scopes"], "jobs:write"):
                 pill("read only", "wait").props["title"] = "Your key lacks the scope jobs:write"

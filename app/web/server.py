@@ -11,17 +11,15 @@ from typing import Any
 
 import nicegui
 from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
 from nicegui import core, ui
 from starlette.datastructures import Headers
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
-from app.domain.error_text.validation_text import error_sentence
 from app.settings import WebSettings
-from app.web import downloads, pages, sign_in, uploads
+from app.web import pages, sign_in, transfers
 from app.web.api_client import make_http
 from app.web.csv_tables import TableStore
 from app.web.frame import SCREENS, add_screen
@@ -71,12 +69,13 @@ def create_app(settings: WebSettings) -> FastAPI:
         tables.close()
 
     app = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
+    app.state.sessions, app.state.tables = sessions, tables
     app.add_middleware(SecurityHeadersMiddleware)
-    app.add_exception_handler(RequestValidationError, invalid_request)
     app.mount("/static", StaticFiles(directory=STATIC))
-    app.include_router(sign_in.router(sessions))
-    app.include_router(uploads.router(sessions, tables))
-    app.include_router(downloads.router(sessions))
+    app.include_router(sign_in.routes)
+    app.include_router(transfers.routes)
+    for kind in transfers.REFUSALS:
+        app.add_exception_handler(kind, transfers.refuse)
 
     @app.get("/")
     async def home() -> RedirectResponse:
@@ -91,14 +90,6 @@ def create_app(settings: WebSettings) -> FastAPI:
         add_screen(one, sessions, settings, tables)
     _configure_nicegui(app)
     return app
-
-
-async def invalid_request(_request: Request, error: Exception) -> Response:
-    """400 for invalid parameters of an upload or a download, as {message}."""
-    assert isinstance(error, RequestValidationError)
-    return JSONResponse(
-        {"message": "; ".join(f"{each['loc'][-1]}: {error_sentence(each)}" for each in error.errors())}, 400
-    )
 
 
 async def _not_found(_request: Request, _error: Exception) -> Response:

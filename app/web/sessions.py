@@ -7,14 +7,15 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import httpx2
+from fastapi import Depends, Request
 from starlette.requests import HTTPConnection
 
 from app.log import get_logger
 from app.web.api_client import ApiClient, ApiError
-from app.web.change_feed import ChangeFeed
+from app.web.api_streams import ChangeFeed
 
 COOKIE = "tunery_session"
 KEY_CHECK_SECONDS = 20.0  # a revoked key loses its sessions within a minute
@@ -118,3 +119,11 @@ class SessionStore:
             log.debug("key not checked", status=error.status)
             return not error.is_unreachable
         return True
+
+
+def _store(request: Request) -> SessionStore:
+    store: SessionStore = request.app.state.sessions
+    return store
+
+
+Sessions = Annotated[SessionStore, Depends(_store)]  # an argument of a route

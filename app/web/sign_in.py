@@ -11,7 +11,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from app.web.api_client import UNAUTHORIZED, ApiError
 from app.web.frame import THEME_COOKIE, THEMES
-from app.web.sessions import COOKIE, SessionStore
+from app.web.sessions import COOKIE, Sessions
 
 MAX_FORM_BYTES = 64 << 10  # a page's address with its filters, and the key
 MAX_KEY_CHARACTERS = 512
@@ -19,6 +19,7 @@ HOME = "/jobs"
 TEMPLATE = Environment(autoescape=True).from_string(
     (Path(__file__).parent / "static" / "sign_in.html").read_text(encoding="utf-8")
 )
+routes = APIRouter()
 REASONS = {
     "revoked": "You were signed out, because the API does not accept your key any more: it was revoked, has expired, "
     "or its project is archived. Sign in with another key, or ask an administrator for one. This tab keeps what you "
@@ -33,51 +34,47 @@ WRONG_KEY = (
 )
 
 
-def router(sessions: SessionStore) -> APIRouter:
-    """The routes of the sign-in form for the sessions of one process."""
-    routes = APIRouter()
+@routes.get("/sign-in")
+async def show_form(request: Request, sessions: Sessions, next: str = HOME, reason: str = "") -> Response:
+    if sessions.of(request) is not None and not reason:
+        return RedirectResponse(_local_path(next), 303)
+    return _form(request, next, REASONS.get(reason, ""), "", 200)
 
-    @routes.get("/sign-in")
-    async def show_form(request: Request, next: str = HOME, reason: str = "") -> Response:
-        if sessions.of(request) is not None and not reason:
-            return RedirectResponse(_local_path(next), 303)
-        return _form(request, next, REASONS.get(reason, ""), "", 200)
 
-    @routes.post("/sign-in")
-    async def sign_in(request: Request) -> Response:
-        if not is_same_origin(request):
-            return _form(request, HOME, "", "The form was sent by another site. Sign in here.", 403)
-        form = await _read_form(request)
-        next_path = form.get("next", HOME)
-        api_key = form.get("api_key", "").strip()
-        if not api_key or len(api_key) > MAX_KEY_CHARACTERS or not (api_key.isascii() and api_key.isprintable()):
+@routes.post("/sign-in")
+async def sign_in(request: Request, sessions: Sessions) -> Response:
+    if not is_same_origin(request):
+        return _form(request, HOME, "", "The form was sent by another site. Sign in here.", 403)
+    form = await _read_form(request)
+    next_path = form.get("next", HOME)
+    api_key = form.get("api_key", "").strip()
+    if not api_key or len(api_key) > MAX_KEY_CHARACTERS or not (api_key.isascii() and api_key.isprintable()):
+        return _form(request, next_path, "", WRONG_KEY, 400)
+    try:
+        session = await sessions.sign_in(api_key)
+    except ApiError as error:
+        if error.status == UNAUTHORIZED:
             return _form(request, next_path, "", WRONG_KEY, 400)
-        try:
-            session = await sessions.sign_in(api_key)
-        except ApiError as error:
-            if error.status == UNAUTHORIZED:
-                return _form(request, next_path, "", WRONG_KEY, 400)
-            return _form(request, next_path, "", error.message, error.status or 503)
-        response = RedirectResponse(_local_path(next_path), 303)
-        response.set_cookie(
-            COOKIE,
-            session.token,
-            max_age=int(sessions.session_seconds),
-            secure=request.url.scheme == "https",
-            httponly=True,
-            samesite="strict",
-        )
-        return response
+        return _form(request, next_path, "", error.message, error.status or 503)
+    response = RedirectResponse(_local_path(next_path), 303)
+    response.set_cookie(
+        COOKIE,
+        session.token,
+        max_age=int(sessions.session_seconds),
+        secure=request.url.scheme == "https",
+        httponly=True,
+        samesite="strict",
+    )
+    return response
 
-    @routes.post("/sign-out")
-    async def sign_out(request: Request) -> Response:
-        if is_same_origin(request) and (session := sessions.of(request)) is not None:
-            sessions.end(session.token, "signed-out")
-        response = RedirectResponse("/sign-in?reason=signed-out", 303)
-        response.delete_cookie(COOKIE)
-        return response
 
-    return routes
+@routes.post("/sign-out")
+async def sign_out(request: Request, sessions: Sessions) -> Response:
+    if is_same_origin(request) and (session := sessions.of(request)) is not None:
+        sessions.end(session.token, "signed-out")
+    response = RedirectResponse("/sign-in?reason=signed-out", 303)
+    response.delete_cookie(COOKIE)
+    return response
 
 
 def is_same_origin(request: Request) -> bool:

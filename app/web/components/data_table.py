@@ -2,64 +2,118 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 from nicegui.element import Element
-from nicegui.events import GenericEventArguments
 
-Row = dict[str, Any]
+from app.web.api_client import ApiClient, ApiError
+from app.web.components.elements import box, error_note, link, note, tag
+from app.web.formatting import age, clean, counted, moment
+
+PAGE_OBJECTS = 100
+
+Cell = dict[str, Any]  # see data_table.js
+Show = Callable[[Any], Any]  # the cell of a value: a text or a Cell
 
 
-def column(key: str, label: str, kind: str = "text", sortable: bool = False, lead: bool = False) -> Row:
-    """`kind` is text, number, or wide (a whole row on narrow screens); `lead` marks the column that names the row."""
-    return {"key": key, "label": label, "kind": kind, "sortable": sortable, "lead": lead}
+def brief(value: str | list[str] | None) -> str:
+    """Text of a user in one line; of a list, its items."""
+    return clean(", ".join(value) if isinstance(value, list) else value) or "–"
+
+
+def ago(unix_seconds: float | None) -> Cell:
+    """The time since then, with the moment as its title."""
+    return {"text": age(unix_seconds), "title": moment(unix_seconds)}
+
+
+def state(tones: Mapping[str, str], other: str = "wait") -> Show:
+    """Show a state as a pill, in its tone or in the tone `other`."""
+    return lambda name: {"text": name, "tone": tones.get(name, other)}
+
+
+class Column(NamedTuple):
+    """What a column shows of an object: the value at a dotted path, or with the path "" the object itself.
+
+    `sub` is the path of a text below it; `sort` is the key of a column that can be sorted.
+    """
+
+    kind: str  # text, number, or wide (a whole row on narrow screens)
+    is_lead: bool  # it names the row
+    label: str
+    path: str
+    show: Show = brief
+    sub: str = ""
+    sort: str = ""
+
+    def cell(self, one: Any) -> Any:
+        shown = self.show(_value(one, self.path))
+        return {"text": shown, "sub": clean(_value(one, self.sub))} if self.sub else shown
+
+
+lead_column = partial(Column, "text", True)
+text_column = partial(Column, "text", False)
+number_column = partial(Column, "number", False)
+wide_column = partial(Column, "wide", False)
+
+
+def _value(one: Any, path: str) -> Any:
+    for name in filter(None, path.split(".")):
+        one = (one or {}).get(name)
+    return one
 
 
 class DataTable(Element, component="data_table.js"):
-    """Rows have `id`, `label` (their name for screen readers) and a cell per column; see data_table.js."""
+    """Objects as rows with the id at `key`. Screen readers name a row by its leading cell, or by `label`."""
 
-    def __init__(self, caption: str, columns: Sequence[Row], rows: Sequence[Row] = ()) -> None:
+    def __init__(
+        self,
+        caption: str,
+        columns: Sequence[Column],
+        objects: Iterable[Any] = (),
+        key: str = "id",
+        label: Callable[[Any], str] | None = None,
+    ) -> None:
         super().__init__()
+        self._columns = {column.sort or str(number): column for number, column in enumerate(columns)}
+        self._key, self._label = key, label
         self._props["caption"] = caption
-        self._props["columns"] = list(columns)
-        self._props["rows"] = list(rows)
+        self._props["columns"] = [
+            {"key": name, "label": one.label, "kind": one.kind, "sortable": bool(one.sort), "lead": one.is_lead}
+            for name, one in self._columns.items()
+        ]
+        self._props["rows"] = [self._row(one) for one in objects]
 
-    def set_rows(self, rows: Sequence[Row]) -> None:
-        if list(rows) != self._props["rows"]:
-            self._props["rows"] = list(rows)
+    def show(self, objects: Iterable[Any]) -> None:
+        rows = [self._row(one) for one in objects]
+        if rows != self._props["rows"]:
+            self._props["rows"] = rows
             self.update()
 
-    def set_sort(self, sort: str) -> None:
-        self._props["sort"] = sort
-        self.update()
+    def _row(self, one: Any) -> Cell:
+        row = {name: column.cell(one) for name, column in self._columns.items()}
+        (lead,) = (row[name] for name, column in self._columns.items() if column.is_lead)
+        label = self._label(one) if self._label else lead["text"] if isinstance(lead, dict) else lead
+        return row | {"id": str(one[self._key]), "label": label}
 
-    def set_selected(self, row_ids: Sequence[str]) -> None:
-        self._props["selectable"] = True
-        self._props["selected"] = list(row_ids)
+    def show_state(self, sort: str, selected: Sequence[str]) -> None:
+        """Show the order of the rows, and which ones are selected."""
+        self._props.update(sort=sort, selectable=True, selected=list(selected))
         self.update()
 
     def deselect(self, row_id: str) -> None:
         """Take back a selection that was refused: the browser shows it, and no property has changed."""
         self.run_method("deselect", row_id)
 
-    def on_sort(self, handler: Callable[[str], Any]) -> None:
-        """`handler` gets the key of the column whose header was pressed."""
-        self.on("sort", lambda event: handler(_arguments(event)[0]))
-
-    def on_select(self, handler: Callable[[str, bool], Any]) -> None:
-        self.on("select", lambda event: handler(*_arguments(event)))
-
-    def on_press(self, handler: Callable[[str, str], Any]) -> None:
-        """`handler` gets the id of the row and the name of the button."""
-        self.on("press", lambda event: handler(*_arguments(event)))
+    def on_event(self, name: str, handler: Callable[..., Any]) -> None:
+        """Call the handler for `sort` with the key of a column, for `select` with the id of a row and whether it is
+        selected, for `press` with the id of a row and the name of a button.
+        """
+        self.on(name, lambda event: handler(*(event.args if isinstance(event.args, list) else [event.args])))
 
 
-def _arguments(event: GenericEventArguments) -> list[Any]:
-    return list(event.args) if isinstance(event.args, list) else [event.args]
-
-
-def sparkline(values: Sequence[float], title: str) -> Row:
+def sparkline(values: Sequence[float], title: str) -> Cell:
     """A cell with the curve of `values` in a box of 100 by 24."""
     if len(values) < 2:
         return {"text": "–"}
@@ -70,3 +124,45 @@ def sparkline(values: Sequence[float], title: str) -> Row:
         for index, value in enumerate(values)
     )
     return {"points": " ".join(points), "title": title}
+
+
+async def show_section(
+    title: str,
+    request: Awaitable[Sequence[Any]],
+    columns: Sequence[Column] | None,
+    nothing: tuple[str, ...] | None = None,
+) -> Sequence[Any]:
+    """Show a title, and below it a table of the objects of a list, the note `nothing` in place of none, or why the
+    request is refused. Returns the objects; without `columns` the caller shows them.
+    """
+    tag("h2", title)
+    try:
+        objects = await request
+    except ApiError as error:
+        error_note(error, f"{title} cannot be shown")
+        return []
+    if nothing and not objects:
+        note(*nothing)
+    elif columns:
+        DataTable(title, columns, objects)
+    return objects
+
+
+async def show_page(
+    api: ApiClient, path: str, after: str, title: str, columns: Sequence[Column], noun: str, listed: str, **params: Any
+) -> bool:
+    """Show the objects of the API's list `listed` that follow the id `after`, on the page `path` of the dashboard.
+
+    Returns whether there are any.
+    """
+    page = await api.get(listed, limit=PAGE_OBJECTS, after=after or None, **params)
+    if not page["data"]:
+        return False
+    DataTable(title, columns, page["data"])
+    with box("t-row"):
+        tag("span", f"{counted(len(page['data']), noun)} shown", "t-muted")
+        if page["has_more"]:
+            link("Next page", f"{path}?after={page['data'][-1]['id']}", "t-button")
+        if after:
+            link("First page", path, "t-button")
+    return True

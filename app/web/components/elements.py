@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ from nicegui import ui
 from nicegui.element import Element
 from nicegui.elements.mixins.text_element import TextElement
 
+from app.web.api_client import ApiError
 from app.web.formatting import clean, clean_lines
 
 SPECIAL = re.compile(r"<\|[A-Za-z0-9_./-]{1,40}\|>|</?(?:s|bos|eos|pad|unk|start_of_turn|end_of_turn)>|\[/?INST\]")
@@ -27,6 +29,18 @@ def tag(name: str, text: str | None = None, classes: str = "", **attributes: Any
         if value is not None:
             element.props[attribute.rstrip("_").replace("_", "-")] = value
     return element
+
+
+def box(classes: str, **attributes: Any) -> TextElement:
+    return tag("div", None, classes, **attributes)
+
+
+@contextmanager
+def refilled(element: Element) -> Iterator[None]:
+    """Replace what is in an element by what the block makes."""
+    element.clear()
+    with element:
+        yield
 
 
 def user_text(text: str | None, name: str = "bdi", classes: str = "", max_characters: int = 200) -> TextElement:
@@ -69,23 +83,30 @@ def card(title: str | None = None, classes: str = "") -> TextElement:
     return element
 
 
-def facts(values: Mapping[str, str]) -> TextElement:
-    """Names with their values."""
-    with tag("dl", classes="t-facts") as element:
+def facts(values: Mapping[str, str | None]) -> None:
+    """Names with their values; one that is None is left out."""
+    with tag("dl", classes="t-facts"):
         for name, value in values.items():
-            with tag("div"):
-                tag("dt", name)
-                tag("dd", value)
-    return element
+            if value is not None:
+                with tag("div"):
+                    tag("dt", name)
+                    tag("dd", value)
 
 
 def note(title: str, text: str = "", tone: str = "", role: str | None = None) -> TextElement:
     """A message: what happened, and what to do. `tone` is bad, warn, ok or empty."""
-    with tag("div", classes=f"t-note t-{tone}" if tone else "t-note", role=role) as element:
+    with box(f"t-note t-{tone}" if tone else "t-note", role=role) as element:
         tag("div", title, "t-strong")
         if text:
             tag("p", text)
     return element
+
+
+def error_note(error: ApiError, title: str | None = None) -> TextElement:
+    """What happened and what to do; the API's messages say both."""
+    if title is None:
+        title = "The API does not answer" if error.is_unreachable else "That did not work"
+    return note(title, clean(error.message, 2_000), "bad", role="alert")
 
 
 def busy(text: str) -> TextElement:
@@ -96,7 +117,7 @@ def progress_bar(label: str, fraction: float) -> TextElement:
     """A bar of which `fraction` (0 to 1) is filled."""
     percent = f"{100 * fraction:.0f}"
     values = {"aria_valuenow": percent, "aria_valuemin": "0", "aria_valuemax": "100"}
-    with tag("div", classes="t-bar", role="progressbar", aria_label=label, **values) as element:
+    with box("t-bar", role="progressbar", aria_label=label, **values) as element:
         tag("div", style=f"width: {percent}%")
     return element
 
@@ -107,7 +128,7 @@ def pill(text: str, tone: str) -> TextElement:
 
 def code_block(text: str, classes: str = "") -> TextElement:
     """Code with a button that copies it. Returns the element with the text."""
-    with tag("div", classes="t-stack"):
+    with box("t-stack"):
         tag("button", "Copy", "t-small-button t-copy", type="button").on(
             "click", js_handler="(event) => copyText(event.currentTarget)"
         )
@@ -117,17 +138,16 @@ def code_block(text: str, classes: str = "") -> TextElement:
 
 def tabs(label: str, panels: Sequence[tuple[str, Callable[[], Any]]], selected: int = 0) -> TextElement:
     """A list of tabs with their panels; a panel is built when its tab is selected."""
-    with tag("div", classes="t-stack") as element:
-        bar = tag("div", classes="t-tabs", role="tablist", aria_label=label)
-        panel = tag("div", classes="t-stack", role="tabpanel", tabindex="0")
+    with box("t-stack") as element:
+        bar = box("t-tabs", role="tablist", aria_label=label)
+        panel = box("t-stack", role="tabpanel", tabindex="0")
     buttons: list[TextElement] = []
 
     def select(number: int) -> None:
         for index, one in enumerate(buttons):
             one.props["aria-selected"] = "true" if index == number else "false"
         panel.props["aria-label"] = panels[number][0]
-        panel.clear()
-        with panel:
+        with refilled(panel):
             panels[number][1]()
 
     with bar:

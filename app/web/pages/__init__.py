@@ -1,4 +1,4 @@
-"""The screens of the dashboard, one module or package per subject, named as in `app.api.routes`."""
+"""The screens of the dashboard, one module or package per subject."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ MODULES = (
     "jobs.new_job",
     "jobs.compare",
     "jobs.job",
-    "datasets.datasets",
-    "datasets.convert",
-    "datasets.dataset",
+    "convert",
+    "datasets",
     "adapters",
     "queue",
     "project",

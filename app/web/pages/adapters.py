@@ -5,106 +5,84 @@ from __future__ import annotations
 import json
 import shlex
 from functools import partial
-from typing import Any
 
 from nicegui import ui
 
-from app.web.api_client import ApiError
-from app.web.components.data_table import DataTable, column
-from app.web.components.elements import card, code_block, facts, link, note, tabs, tag
-from app.web.formatting import age, clean, count, counted, moment, size
-from app.web.frame import View, error_note, screen
-from app.web.models import base_models
+from app.web.api_client import ApiError, Json
+from app.web.components.data_table import Cell, DataTable, ago, lead_column, number_column, show_page, text_column
+from app.web.components.elements import box, card, code_block, error_note, facts, link, note, tabs, tag
+from app.web.formatting import clean, count, moment, size
+from app.web.frame import View, screen
 from app.web.pages.answers import TryIt
 from app.web.pages.jobs import wording
-from app.web.pages.jobs.file_table import FILE_COLUMNS, file_rows
 from app.web.pages.jobs.panels.exports import ExportsPanel
-from app.web.pages.jobs.panels.opened_job import OpenedJob
+from app.web.pages.jobs.panels.panel import FILE_COLUMNS
 
-PAGE_JOBS = 100
 BASE_DIRECTORY = "BASE_DIRECTORY"
-COLUMNS = (
-    column("name", "Adapter", lead=True),
-    column("base", "Base model"),
-    column("rank", "Rank", "number"),
-    column("size", "Size", "number"),
-    column("finished", "Finished", "number"),
-    column("file", "Archive"),
-)
 
-Json = dict[str, Any]
+
+def _name(job: Json) -> Cell:
+    name = wording.name(job)
+    return {"text": name, "href": f"/adapters/{job['id']}", "sub": clean(job["fine_tuned_model"])}
+
+
+def _archive(job: Json) -> Cell | str:
+    archive = {"text": "Download", "href": f"/jobs/{job['id']}/adapter.tar", "download": ""}
+    return archive if job["adapter"] else "deleted"
+
+
+COLUMNS = (
+    lead_column("Adapter", "", _name),
+    text_column("Base model", "adapter.base_model"),
+    number_column("Rank", "lora.r", str),
+    number_column("Size", "adapter.bytes", size),
+    number_column("Finished", "finished_at", ago),
+    text_column("Archive", "", _archive),
+)
 
 
 @screen("/adapters", "Adapters", "adapters")
-async def build_list(view: View) -> None:
-    tag("h1", "Adapters")
-    after = view.query("after")
-    page = await view.api.get("fine_tuning/jobs", status="succeeded", limit=PAGE_JOBS, after=after or None)
-    if not page["data"]:
-        note("No adapters yet", "Each job that succeeds publishes one.")
-        if view.may("jobs:write"):
-            link("New job", "/jobs/new", "t-button t-primary")
-        return
-    DataTable("Adapters", COLUMNS, [_row(job) for job in page["data"]])
-    with tag("div", classes="t-row"):
-        tag("span", f"{counted(len(page['data']), 'adapter')} shown", "t-muted")
-        if page["has_more"]:
-            link("Next page", f"/adapters?after={page['data'][-1]['id']}", "t-button")
-        if after:
-            link("First page", "/adapters", "t-button")
-
-
-def _row(job: Json) -> Json:
-    adapter = job["adapter"] or {}
-    return {
-        "id": job["id"],
-        "label": wording.name(job),
-        "name": {
-            "text": wording.name(job),
-            "href": f"/adapters/{job['id']}",
-            "sub": clean(job["fine_tuned_model"], 120),
-        },
-        "base": clean(adapter.get("base_model"), 80),
-        "rank": str(job["lora"]["r"]),
-        "size": size(adapter.get("bytes")),
-        "finished": {"text": age(job["finished_at"]), "title": moment(job["finished_at"])},
-        "file": {"text": "Download", "href": f"/jobs/{job['id']}/adapter.tar", "download": ""}
-        if adapter
-        else "deleted",
-    }
+class AdaptersPage(View):
+    async def build(self) -> None:
+        tag("h1", "Adapters")
+        after, jobs = self.query("after"), "fine_tuning/jobs"
+        if not await show_page(self.api, "/adapters", after, "Adapters", COLUMNS, "adapter", jobs, status="succeeded"):
+            note("No adapters yet", "Each job that succeeds publishes one.")
+            if self.may("jobs:write"):
+                link("New job", "/jobs/new", "t-button t-primary")
 
 
 @screen("/adapters/{job_id}", "Adapter", "adapters")
-async def build(view: View) -> None:
-    job_id = view.path("job_id")
-    job = await view.api.get(f"fine_tuning/jobs/{job_id}")
-    ui.page_title(f"{wording.name(job)} · Adapter · Tunery")
-    with tag("div", classes="t-title"):
-        with tag("h1"):
-            tag("bdi", wording.name(job))
-        with tag("div", classes="t-actions"):
-            link("Job", f"/jobs/{job_id}", "t-button")
-            if job["adapter"]:
-                if view.may("jobs:write"):
-                    link("Evaluate", f"/jobs/{job_id}?tab=evaluations", "t-button")
-                    link("Deliver", f"/jobs/{job_id}?tab=deliveries", "t-button")
-                link("Download", f"/jobs/{job_id}/adapter.tar", "t-button t-primary", download="")
-    try:
-        adapter = await view.api.get(f"fine_tuning/jobs/{job_id}/adapter")
-    except ApiError as error:
-        error_note(error, "This job has no adapter")
-        return
-    _show_provenance(job, adapter)
-    if view.may("answers:write"):
-        TryIt(view, adapter["base_model"], adapter["fine_tuned_model"])
-    tag("h2", "Files")
-    DataTable("Files of the adapter", FILE_COLUMNS, file_rows([*adapter["files"], adapter["archive"]]))
-    with tag("section", classes="t-stack", aria_label="Exports"):
-        tag("h2", "Exports")
-        await ExportsPanel(OpenedJob(view, job)).refresh(job)
-    models = await base_models(view.api)
-    source = next((one.get("source") for one in models if one["id"] == adapter["base_model"]), None)
-    _show_engines(job, adapter, source)
+class AdapterPage(View):
+    async def build(self) -> None:
+        job_id = self.path("job_id")
+        job = await self.api.get(f"fine_tuning/jobs/{job_id}")
+        ui.page_title(f"{wording.name(job)} · Adapter · Tunery")
+        with box("t-title"):
+            with tag("h1"):
+                tag("bdi", wording.name(job))
+            with box("t-actions"):
+                link("Job", f"/jobs/{job_id}", "t-button")
+                if job["adapter"]:
+                    if self.may("jobs:write"):
+                        link("Evaluate", f"/jobs/{job_id}?tab=evaluations", "t-button")
+                        link("Deliver", f"/jobs/{job_id}?tab=deliveries", "t-button")
+                    link("Download", f"/jobs/{job_id}/adapter.tar", "t-button t-primary", download="")
+        try:
+            adapter = await self.api.get(f"fine_tuning/jobs/{job_id}/adapter")
+        except ApiError as error:
+            error_note(error, "This job has no adapter")
+            return
+        _show_provenance(job, adapter)
+        if self.may("answers:write"):
+            TryIt(self, adapter["base_model"], adapter["fine_tuned_model"])
+        tag("h2", "Files")
+        DataTable("Files of the adapter", FILE_COLUMNS, [*adapter["files"], adapter["archive"]])
+        with tag("section", classes="t-stack", aria_label="Exports"):
+            tag("h2", "Exports")
+            await ExportsPanel(self, job).refresh(job)
+        base = (await self.api.base_models()).get(adapter["base_model"], {})
+        _show_engines(job, adapter, base.get("source"))
 
 
 def _show_provenance(job: Json, adapter: Json) -> None:
@@ -120,10 +98,8 @@ def _show_provenance(job: Json, adapter: Json) -> None:
                 "Finished": moment(job["finished_at"]),
             }
         )
-        with tag("div", classes="t-row"):
-            link("Training file", f"/datasets/{job['training_file']}")
-            if job["validation_file"]:
-                link("Validation file", f"/datasets/{job['validation_file']}")
+        with box("t-row"):
+            wording.link_files(job)
 
 
 def _show_engines(job: Json, adapter: Json, source: str | None) -> None:

@@ -10,11 +10,11 @@ from nicegui import background_tasks, ui
 from nicegui.elements.mixins.text_element import TextElement
 
 from app.web.api_client import ApiClient, ApiError
-from app.web.chat_stream import stream_answer
-from app.web.components.elements import button, card, tag
+from app.web.api_streams import stream_answer
+from app.web.components.elements import box, button, card, error_note, tag
 from app.web.components.forms import text_area, text_field
 from app.web.formatting import clean, clean_lines, counted, duration
-from app.web.frame import View, error_note
+from app.web.frame import View
 
 MAX_ANSWER_CHARACTERS = 20_000
 MAX_TOKENS, DEFAULT_TOKENS = 4_096, 256
@@ -36,14 +36,14 @@ class TryIt:
                 "answers; without one, an idle worker, which loads the model first and answers one question at a time."
             )
             self._prompt = text_area("Question", hint=hint)
-            with tag("div", classes="t-grid"):
+            with box("t-grid"):
                 self._system = text_field("System prompt", hint="Optional; as in the training data.")
                 self._tokens = text_field(
                     "Longest answer (tokens)", str(DEFAULT_TOKENS), kind="number", min="1", step="1"
                 )
-            with tag("div", classes="t-actions"):
+            with box("t-actions"):
                 self._button = button("Ask both", self._toggle, "t-primary")
-            with tag("div", classes="t-grid"):
+            with box("t-grid"):
                 self._base = _AnswerPanel("Base model", base_model)
                 self._adapter = _AnswerPanel("Adapter", tuned_model)
         self._client.on_delete(self._stop)
@@ -87,7 +87,7 @@ class _AnswerPanel:
             tag("bdi", clean(model, 160), "t-mono t-wrap")
             self._text = tag("p", "", "t-answer", dir="auto", aria_live="polite")
             self._text.set_visibility(False)
-            self._state: TextElement = tag("div", classes="t-hint", role="status")
+            self._state: TextElement = box("t-hint", role="status")
 
     async def show(self, api: ApiClient, body: dict[str, Any], after: asyncio.Task[None] | None = None) -> None:
         """Repeat the request until a worker is free; an error stands below what has arrived.

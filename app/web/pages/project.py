@@ -4,15 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
-from app.web.api_client import ApiError
-from app.web.components.data_table import DataTable, column
+from app.web.api_client import Json
+from app.web.components.data_table import (
+    DataTable,
+    Show,
+    ago,
+    brief,
+    lead_column,
+    number_column,
+    show_section,
+    state,
+    text_column,
+)
 from app.web.components.elements import card, code_block, facts, note, tag
 from app.web.formatting import age, clean, count, duration, moment, size
-from app.web.frame import View, error_note, screen
+from app.web.frame import View, screen
 from app.web.pages.jobs.wording import TARGET_KINDS
 
 MAX_ROWS = 100
 MAX_DELIVERIES = 20
+NO_TARGETS = (
+    "No delivery targets",
+    "A target gets the adapter of each finished job. Create one with: tunery targets create --help",
+)
+NO_WEBHOOKS = "No webhook endpoints", "Create one with: tunery webhooks create URL --name NAME"
 STATE_TONES = {
     "delivered": "ok",
     "pending": "wait",
@@ -26,24 +41,23 @@ TARGET_STATES = {
     "credentials_lost": {"text": "credentials lost", "tone": "bad", "sub": "No key of the service decrypts them."},
 }
 
-Json = dict[str, Any]
-
 
 @screen("/project", "Project", "project")
-async def build(view: View) -> None:
-    project = await view.api.get("project")
-    with tag("h1"):
-        tag("span", "Project ")
-        tag("bdi", clean(project["name"], 100))
-    show_usage(project)
-    with card("Your key"):
-        facts({"Id": project["api_key"]["id"], "Scopes": ", ".join(project["api_key"]["scopes"])})
-    if view.session.is_admin:
-        await show_keys(view, project["id"])
-    await _show_targets(view)
-    await _show_webhooks(view)
-    if view.session.is_admin:
-        await show_audit(view, project["id"])
+class ProjectPage(View):
+    async def build(self) -> None:
+        project = await self.api.get("project")
+        with tag("h1"):
+            tag("span", "Project ")
+            tag("bdi", clean(project["name"], 100))
+        show_usage(project)
+        with card("Your key"):
+            facts({"Id": project["api_key"]["id"], "Scopes": ", ".join(project["api_key"]["scopes"])})
+        if self.session.is_admin:
+            await show_keys(self, project["id"])
+        await show_section("Delivery targets", self.api.items("delivery_targets", MAX_ROWS), TARGET_COLUMNS, NO_TARGETS)
+        await _show_webhooks(self)
+        if self.session.is_admin:
+            await show_audit(self, project["id"])
 
 
 def show_usage(project: Json) -> None:
@@ -72,156 +86,78 @@ def _of(used: str, limit: float | None, format_limit: Any) -> str:
 
 
 async def show_keys(view: View, project_id: str) -> None:
-    try:
-        keys = await view.api.items(f"organization/projects/{project_id}/api_keys", MAX_ROWS, include_revoked="true")
-    except ApiError as error:
-        error_note(error, "Keys")
-        return
-    rows = [
-        {
-            "id": key["id"],
-            "name": {"text": clean(key["name"], 80), "sub": key["redacted_value"]},
-            "status": {"text": key["status"], "tone": STATE_TONES[key["status"]]},
-            "scopes": clean(", ".join(key["scopes"]), 200),
-            "used": age(key["last_used_at"]) if key["last_used_at"] else "never",
-            "expires": moment(key["expires_at"]) if key["expires_at"] else "never",
-        }
-        for key in keys
-    ]
-    columns = (
-        column("name", "Key", lead=True),
-        column("status", "Status"),
-        column("scopes", "Scopes"),
-        column("used", "Last used", "number"),
-        column("expires", "Expires", "number"),
-    )
-    tag("h2", "API keys")
-    DataTable("API keys", columns, rows)
-    tag("p", "A key that may read everything in the project and change nothing is created with:", "t-muted")
-    code_block(f"tunery keys create --project {project_id} --scope all:read --name NAME")
-
-
-async def _show_targets(view: View) -> None:
-    tag("h2", "Delivery targets")
-    try:
-        targets = await view.api.items("delivery_targets", MAX_ROWS)
-    except ApiError as error:
-        error_note(error, "Delivery targets cannot be shown")
-        return
-    if not targets:
-        text = "A target gets the adapter of each finished job. Create one with: tunery targets create --help"
-        note("No delivery targets", text)
-        return
-    rows = [
-        {
-            "id": target["id"],
-            "label": clean(target["name"], 80),
-            "name": {"text": clean(target["name"], 80), "sub": target["id"]},
-            "kind": TARGET_KINDS.get(target["kind"], target["kind"]),
-            "place": _place(target["destination"]),
-            "status": TARGET_STATES[target["status"]],
-            "default": "yes" if target["default"] else "no",
-            "credentials": clean(", ".join(target["credentials"]), 120) or "none",
-            "changed": {"text": age(target["updated_at"]), "title": moment(target["updated_at"])},
-        }
-        for target in targets
-    ]
-    columns = (
-        column("name", "Target", lead=True),
-        column("kind", "Kind"),
-        column("place", "Place"),
-        column("status", "Status"),
-        column("default", "Gets every job"),
-        column("credentials", "Credentials"),
-        column("changed", "Changed", "number"),
-    )
-    DataTable("Delivery targets", columns, rows)
-
-
-def _place(destination: Json) -> str:
-    """The address of a target: its servers, directory, bucket or repository."""
-    if "urls" in destination:
-        return clean(", ".join(destination["urls"]), 300)
-    if "bucket" in destination:
-        return clean("/".join(filter(None, (destination["bucket"], destination.get("prefix")))), 300)
-    return clean(str(destination.get("path") or destination.get("repo_id") or "–"), 300)
+    keys = view.api.items(f"organization/projects/{project_id}/api_keys", MAX_ROWS, include_revoked="true")
+    if await show_section("API keys", keys, KEY_COLUMNS):
+        tag("p", "A key that may read everything in the project and change nothing is created with:", "t-muted")
+        code_block(f"tunery keys create --project {project_id} --scope all:read --name NAME")
 
 
 async def _show_webhooks(view: View) -> None:
-    tag("h2", "Webhooks")
-    try:
-        endpoints = await view.api.items("webhook_endpoints", MAX_ROWS)
-    except ApiError as error:
-        error_note(error, "Webhooks cannot be shown")
-        return
-    if not endpoints:
-        note("No webhook endpoints", "Create one with: tunery webhooks create URL --name NAME")
-    for endpoint in endpoints:
-        await _show_endpoint(view, endpoint)
-
-
-async def _show_endpoint(view: View, endpoint: Json) -> None:
-    deliveries = await view.api.items(f"webhook_endpoints/{endpoint['id']}/deliveries", MAX_DELIVERIES)
-    rows = [
-        {
-            "id": one["id"],
-            "event": {"text": one["event_type"], "sub": one["id"]},
-            "status": {"text": one["status"], "tone": STATE_TONES[one["status"]]},
-            "attempts": count(one["attempt_count"]),
-            "result": _attempt_text(one["attempts"]),
-            "created": {"text": age(one["created_at"]), "title": moment(one["created_at"])},
-        }
-        for one in deliveries
-    ]
-    columns = (
-        column("event", "Event", lead=True),
-        column("status", "Status"),
-        column("attempts", "Attempts", "number"),
-        column("result", "Last result"),
-        column("created", "Created", "number"),
-    )
-    with card(clean(endpoint["name"], 80)):
-        tag("bdi", clean(endpoint["url"], 300), "t-mono t-wrap")
-        tag("p", f"Events: {', '.join(endpoint['event_types'])}", "t-muted t-wrap")
-        if not endpoint["enabled"]:
-            note("Disabled", clean(endpoint["disabled_reason"] or "by its owner", 300), "warn")
-        DataTable(f"Deliveries to {clean(endpoint['name'], 80)}", columns, rows)
-
-
-def _attempt_text(attempts: list[Json]) -> str:
-    if not attempts:
-        return "–"
-    last = attempts[0]
-    return clean(last["error"], 200) if last["error"] else f"status {last['status_code']} in {last['duration_ms']} ms"
+    endpoints = view.api.items("webhook_endpoints", MAX_ROWS)
+    for endpoint in await show_section("Webhooks", endpoints, None, NO_WEBHOOKS):
+        name = clean(endpoint["name"], 80)
+        deliveries = await view.api.items(f"webhook_endpoints/{endpoint['id']}/deliveries", MAX_DELIVERIES)
+        with card(name):
+            tag("bdi", clean(endpoint["url"], 300), "t-mono t-wrap")
+            tag("p", f"Events: {', '.join(endpoint['event_types'])}", "t-muted t-wrap")
+            if not endpoint["enabled"]:
+                note("Disabled", clean(endpoint["disabled_reason"] or "by its owner", 300), "warn")
+            DataTable(f"Deliveries to {name}", WEBHOOK_COLUMNS, deliveries)
 
 
 async def show_audit(view: View, project_id: str | None) -> None:
     """The latest entries, of one project or of all."""
     params = {"project_ids[]": project_id} if project_id else {}
-    try:
-        page = await view.api.get("organization/audit_logs", limit=MAX_ROWS, **params)
-    except ApiError as error:
-        error_note(error, "The audit log cannot be shown")
-        return
-    rows = [
-        {
-            "id": entry["id"],
-            "action": entry["type"],
-            "actor": clean(entry["actor"]["id"], 80),
-            "objects": clean(", ".join(entry["object_ids"]), 200) or "–",
-            "address": clean(entry["ip_address"], 60) or "–",
-            "time": {"text": age(entry["effective_at"]), "title": moment(entry["effective_at"])},
-        }
-        for entry in page["data"]
-    ]
-    columns = (
-        column("action", "Action", lead=True),
-        column("actor", "Actor"),
-        column("objects", "Objects"),
-        column("address", "Address"),
-        column("time", "Time", "number"),
-    )
-    tag("h2", "Audit log")
-    DataTable("Audit log", columns, rows)
-    if page["has_more"]:
+    entries = view.api.items("organization/audit_logs", MAX_ROWS, **params)
+    if len(await show_section("Audit log", entries, AUDIT_COLUMNS)) == MAX_ROWS:
         tag("p", f"The newest {MAX_ROWS} entries; all: tunery audit list", "t-muted")
+
+
+def _or_never(show: Show) -> Show:
+    return lambda unix_seconds: show(unix_seconds) if unix_seconds else "never"
+
+
+def _place(destination: Json) -> str:
+    """The address of a target: its servers, directory, bucket or repository."""
+    if "bucket" in destination:
+        return clean("/".join(filter(None, (destination["bucket"], destination.get("prefix")))))
+    return brief(destination.get("urls") or destination.get("path") or destination.get("repo_id"))
+
+
+def _last_result(attempts: list[Json]) -> str:
+    if not attempts:
+        return "–"
+    last = attempts[0]
+    return clean(last["error"]) if last["error"] else f"status {last['status_code']} in {last['duration_ms']} ms"
+
+
+KEY_COLUMNS = (
+    lead_column("Key", "name", sub="redacted_value"),
+    text_column("Status", "status", state(STATE_TONES)),
+    text_column("Scopes", "scopes"),
+    number_column("Last used", "last_used_at", _or_never(age)),
+    number_column("Expires", "expires_at", _or_never(moment)),
+)
+TARGET_COLUMNS = (
+    lead_column("Target", "name", sub="id"),
+    text_column("Kind", "kind", TARGET_KINDS.__getitem__),
+    text_column("Place", "destination", _place),
+    text_column("Status", "status", TARGET_STATES.__getitem__),
+    text_column("Gets every job", "default", lambda is_default: "yes" if is_default else "no"),
+    text_column("Credentials", "credentials", lambda names: clean(", ".join(names)) or "none"),
+    number_column("Changed", "updated_at", ago),
+)
+WEBHOOK_COLUMNS = (
+    lead_column("Event", "event_type", sub="id"),
+    text_column("Status", "status", state(STATE_TONES)),
+    number_column("Attempts", "attempt_count", count),
+    text_column("Last result", "attempts", _last_result),
+    number_column("Created", "created_at", ago),
+)
+AUDIT_COLUMNS = (
+    lead_column("Action", "type"),
+    text_column("Actor", "actor.id"),
+    text_column("Objects", "object_ids"),
+    text_column("Address", "ip_address"),
+    number_column("Time", "effective_at", ago),
+)

@@ -5,11 +5,20 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
-from typing import Any
 
-from app.web.components.data_table import DataTable, column
-from app.web.components.elements import card, facts, note, tag
-from app.web.formatting import age, clean, count, counted, duration, moment, size
+from app.web.api_client import Json
+from app.web.components.data_table import (
+    DataTable,
+    ago,
+    brief,
+    lead_column,
+    number_column,
+    state,
+    text_column,
+    wide_column,
+)
+from app.web.components.elements import box, card, facts, note, refilled, tag
+from app.web.formatting import clean, count, counted, duration, size
 from app.web.frame import View, refresh_live, screen
 from app.web.pages.jobs import wording
 
@@ -18,41 +27,6 @@ MAX_PROJECTS = 100
 FEW = 5
 MAX_MODELS = 3  # named in the row of a worker
 REFRESH_SECONDS = 5.0
-WORKER_COLUMNS = (
-    column("name", "Worker", lead=True),
-    column("status", "Status"),
-    column("device", "Device"),
-    column("memory", "Memory", "number"),
-    column("job", "Job"),
-    column("models", "Models"),
-    column("seen", "Last heartbeat", "number"),
-)
-RUNNING_COLUMNS = (
-    column("job", "Running job", lead=True),
-    column("model", "Base model"),
-    column("phase", "Phase"),
-    column("started", "Started", "number"),
-    column("finish", "Expected end", "number"),
-)
-WAITING_COLUMNS = (
-    column("position", "Position", "number"),
-    column("job", "Queued job", lead=True),
-    column("model", "Base model"),
-    column("start", "Expected start", "number"),
-    column("time", "Planned time", "number"),
-    column("reason", "Waits for", "wide"),
-    column("age", "Created", "number"),
-)
-EVALUATION_COLUMNS = (
-    column("job", "Evaluation of", lead=True),
-    column("model", "Model"),
-    column("status", "Status"),
-    column("answers", "Answers", "number"),
-    column("time", "Estimated time", "number"),
-    column("age", "Created", "number"),
-)
-
-Json = dict[str, Any]
 
 
 @dataclass
@@ -72,51 +46,110 @@ class JobCells:
 
 
 @screen("/queue", "Queue and workers", "queue")
-async def build(view: View) -> None:
-    await QueuePage(view).build()
-
-
-class QueuePage:
-    def __init__(self, view: View) -> None:
-        self._view = view
-        self._cells = JobCells()
-        self._project_names = {view.session.project["id"]: clean(view.session.project["name"], 80)}
-
+class QueuePage(View):
     async def build(self) -> None:
-        if self._view.session.is_admin:
-            projects = await self._view.api.items("organization/projects", MAX_PROJECTS)
+        self._cells = JobCells()
+        project = self.session.project
+        self._project_names = {project["id"]: clean(project["name"], 80)}
+        if self.session.is_admin:
+            projects = await self.api.items("organization/projects", MAX_PROJECTS)
             self._project_names |= {project["id"]: clean(project["name"], 80) for project in projects}
         tag("h1", "Queue and workers")
-        self._head = tag("div", classes="t-stack")
+        self._head = box("t-stack")
         tag("h2", "Workers")
-        self._workers = DataTable("Workers", WORKER_COLUMNS)
+        self._workers = DataTable(
+            "Workers",
+            (
+                lead_column("Worker", "", _worker_name),
+                text_column("Status", "status", state({"busy": "run"}, "ok")),
+                text_column("Device", "device", _device),
+                number_column("Memory", "device.memory_bytes", size),
+                text_column("Job", "", self._work),
+                text_column("Models", "models", _models),
+                number_column("Last heartbeat", "seen_at", ago),
+            ),
+        )
         tag("h2", "Running")
-        self._running = DataTable("Running jobs", RUNNING_COLUMNS)
+        self._running = DataTable(
+            "Running jobs",
+            (
+                lead_column(
+                    "Running job", "", lambda job: self._cells.of(job["id"], "urgent" if job["urgent"] else None)
+                ),
+                text_column("Base model", "model"),
+                text_column("Phase", "phase", lambda phase: wording.PHASES.get(phase, brief(phase))),
+                number_column("Started", "started_at", ago),
+                number_column("Expected end", "expected_finish", _in),
+            ),
+        )
         tag("h2", "Waiting")
-        self._waiting = DataTable("Waiting jobs", WAITING_COLUMNS)
-        self._more = tag("div")
-        self._evaluations = tag("div")
-        self._shares = tag("div")
+        self._waiting = DataTable(
+            "Waiting jobs",
+            (
+                number_column("Position", "position", str),
+                lead_column("Queued job", "", lambda job: self._cells.of(job["id"], _notes(job))),
+                text_column("Base model", "model"),
+                number_column("Expected start", "expected_start", _in),
+                number_column("Planned time", "planned_seconds", duration),
+                wide_column("Waits for", "", wording.reason),
+                number_column("Created", "created_at", ago),
+            ),
+        )
+        self._rest = box("t-stack")
         await self.refresh()
-        refresh_live(self._view, self.refresh, interval_seconds=REFRESH_SECONDS)
+        refresh_live(self, self.refresh, interval_seconds=REFRESH_SECONDS)
 
     async def refresh(self) -> None:
-        queue = await self._view.api.get("queue", limit=MAX_WAITING)
-        workers = await self._view.api.get("workers")
+        queue = await self.api.get("queue", limit=MAX_WAITING)
+        workers = await self.api.get("workers")
         await self._load_names(queue)
-        cells = self._cells
+        self._evaluated = {one["id"]: one["fine_tuning_job_id"] for one in queue["evaluations"]}
         self._show_head(queue)
-        evaluated = {one["id"]: one["fine_tuning_job_id"] for one in queue["evaluations"]}
-        self._workers.set_rows([_worker_row(worker, cells, evaluated) for worker in workers["data"]])
-        self._running.set_rows([_running_row(job, cells) for job in queue["running"]])
-        self._waiting.set_rows([_waiting_row(job, cells) for job in queue["waiting"]])
-        self._show_more(queue["has_more"])
-        self._show_evaluations(queue["evaluations"])
-        self._show_shares(queue["projects"])
+        self._workers.show(workers["data"])
+        self._running.show(queue["running"])
+        self._waiting.show(queue["waiting"])
+        with refilled(self._rest):
+            if queue["has_more"]:
+                tag("p", f"The next {MAX_WAITING} jobs are shown; further ones wait behind them.", "t-muted")
+            if queue["evaluations"]:
+                tag("h2", "Evaluations")
+                DataTable(
+                    "Evaluations",
+                    (
+                        lead_column("Evaluation of", "fine_tuning_job_id", self._cells.of),
+                        text_column("Model", "model"),
+                        text_column("Status", "status", state({"running": "run"})),
+                        number_column("Answers", "", _answers),
+                        number_column("Estimated time", "estimated_seconds", duration),
+                        number_column("Created", "created_at", ago),
+                    ),
+                    queue["evaluations"],
+                )
+            if len(queue["projects"]) > 1:
+                tag("h2", "Fair shares")
+                DataTable(
+                    "Fair shares",
+                    (
+                        lead_column(
+                            "Project (next first)", "project_id", lambda one: self._project_names.get(one, one)
+                        ),
+                        number_column("GPU time counted", "gpu_seconds", duration),
+                        number_column("Weight", "share_weight", "{:g}".format),
+                        number_column("Running jobs", "running_jobs", count),
+                    ),
+                    queue["projects"],
+                    key="project_id",
+                )
+
+    def _work(self, worker: Json) -> Json | str:
+        if worker["evaluation_id"]:
+            job_id = self._evaluated.get(worker["evaluation_id"])
+            return self._cells.of(job_id, "evaluation") if job_id else "evaluation"
+        return self._cells.of(worker["job_id"]) if worker["job_id"] else "–"
 
     async def _load_names(self, queue: Json) -> None:
         """The projects of others' jobs, and the names of own ones; of many unknown, the oldest by one request."""
-        own_id, api, names = self._view.session.project["id"], self._view.api, self._cells.names
+        own_id, api, names = self.session.project["id"], self.api, self._cells.names
         shown = [(one["id"], one["project_id"]) for one in (*queue["running"], *queue["waiting"])]
         shown += [(one["fine_tuning_job_id"], one["project_id"]) for one in queue["evaluations"]]
         self._cells.projects = {job: self._project_names.get(project, project) for job, project in shown}
@@ -129,24 +162,9 @@ class QueuePage:
         jobs = await asyncio.gather(*(api.get(f"fine_tuning/jobs/{one}") for one in missing))
         names |= {job["id"]: wording.name(job) for job in jobs}
 
-    def _show_more(self, has_more: bool) -> None:
-        self._more.clear()
-        if has_more:
-            with self._more:
-                tag("p", f"The next {MAX_WAITING} jobs are shown; further ones wait behind them.", "t-muted")
-
-    def _show_evaluations(self, evaluations: list[Json]) -> None:
-        self._evaluations.clear()
-        if evaluations:
-            with self._evaluations, tag("div", classes="t-stack"):
-                tag("h2", "Evaluations")
-                rows = [_evaluation_row(one, self._cells) for one in evaluations]
-                DataTable("Evaluations", EVALUATION_COLUMNS, rows)
-
     def _show_head(self, queue: Json) -> None:
         workers = queue["workers"]
-        self._head.clear()
-        with self._head:
+        with refilled(self._head):
             if not workers["alive"]:
                 note("No training worker is running", "Queued jobs wait until an operator starts one.", "warn")
             with card():
@@ -159,55 +177,19 @@ class QueuePage:
                     }
                 )
 
-    def _show_shares(self, projects: list[Json]) -> None:
-        self._shares.clear()
-        if len(projects) < 2:
-            return
-        rows = [
-            {
-                "id": one["project_id"],
-                "project": self._project_names.get(one["project_id"], one["project_id"]),
-                "used": duration(one["gpu_seconds"]),
-                "weight": f"{one['share_weight']:g}",
-                "running": count(one["running_jobs"]),
-            }
-            for one in projects
-        ]
-        columns = (
-            column("project", "Project (next first)", lead=True),
-            column("used", "GPU time counted", "number"),
-            column("weight", "Weight", "number"),
-            column("running", "Running jobs", "number"),
-        )
-        with self._shares, tag("div", classes="t-stack"):
-            tag("h2", "Fair shares")
-            DataTable("Fair shares", columns, rows)
-
 
 def _both(queue: Json, state: str) -> str:
     own, others = queue["own"][state], queue["others"][state]
     return f"{counted(own, 'job')}, {count(others)} of other projects" if others else counted(own, "job")
 
 
-def _worker_row(worker: Json, cells: JobCells, evaluated: dict[str, str]) -> Json:
-    """`evaluated` are the jobs of the evaluations in the queue."""
-    device, job_id = worker["device"], worker["job_id"]
-    work = cells.of(job_id) if job_id else "–"
-    if evaluation_id := worker["evaluation_id"]:
-        work = cells.of(evaluated[evaluation_id], "evaluation") if evaluation_id in evaluated else "evaluation"
-    name = clean(worker["name"] or worker["id"], 80)
-    kind = f"{device['count']} × {device['name']}" if device["count"] > 1 else device["name"]
-    return {
-        "id": worker["id"],
-        "label": name,
-        "name": {"text": name, "sub": "trains" if worker["queue"] == "gpu" else "checks files"},
-        "status": {"text": worker["status"], "tone": "run" if worker["status"] == "busy" else "ok"},
-        "device": clean(kind, 80) or "–",
-        "memory": size(device["memory_bytes"]),
-        "job": work,
-        "models": _models(worker["models"]),
-        "seen": {"text": age(worker["seen_at"]), "title": moment(worker["seen_at"])},
-    }
+def _worker_name(worker: Json) -> Json:
+    name = clean(worker["name"] or worker["id"])
+    return {"text": name, "sub": "trains" if worker["queue"] == "gpu" else "checks files"}
+
+
+def _device(device: Json) -> str:
+    return brief(f"{device['count']} × {device['name']}" if device["count"] > 1 else device["name"])
 
 
 def _models(names: list[str]) -> Json:
@@ -217,45 +199,18 @@ def _models(names: list[str]) -> Json:
     return {"text": shown + more, "title": clean(", ".join(names), 4_000)}
 
 
-def _running_row(job: Json, cells: JobCells) -> Json:
-    return {
-        "id": job["id"],
-        "job": cells.of(job["id"], "urgent" if job["urgent"] else None),
-        "model": clean(job["model"], 80),
-        "phase": wording.PHASES.get(job["phase"], clean(job["phase"], 40)) or "–",
-        "started": {"text": age(job["started_at"]), "title": moment(job["started_at"])},
-        "finish": _in(job["expected_finish"]),
-    }
+def _notes(job: Json) -> str:
+    notes = (
+        f"priority {job['priority']}" if job["priority"] else "",
+        "urgent" if job["urgent"] else "",
+        f"needs {', '.join(job['worker_labels'])}" if job["worker_labels"] else "",
+    )
+    return clean(", ".join(filter(None, notes)))
 
 
-def _waiting_row(job: Json, cells: JobCells) -> Json:
-    reason = job["waiting_for"] or ("disk space" if job["phase"] == "waiting_for_storage" else "its turn")
-    notes = [f"priority {job['priority']}"] if job["priority"] else []
-    notes += ["urgent"] if job["urgent"] else []
-    notes += [f"needs {', '.join(job['worker_labels'])}"] if job["worker_labels"] else []
-    return {
-        "id": job["id"],
-        "position": str(job["position"]),
-        "job": cells.of(job["id"], clean(", ".join(notes), 120)),
-        "model": clean(job["model"], 80),
-        "start": _in(job["expected_start"]),
-        "time": duration(job["planned_seconds"]),
-        "reason": clean(reason, 300),
-        "age": {"text": age(job["created_at"]), "title": moment(job["created_at"])},
-    }
-
-
-def _evaluation_row(evaluation: Json, cells: JobCells) -> Json:
-    answers = f"{count(evaluation['answers'])} of {count(evaluation['total_answers'])}"
-    return {
-        "id": evaluation["id"],
-        "job": cells.of(evaluation["fine_tuning_job_id"]),
-        "model": clean(evaluation["model"], 160),
-        "status": {"text": evaluation["status"], "tone": "run" if evaluation["status"] == "running" else "wait"},
-        "answers": answers if evaluation["total_answers"] is not None else "–",
-        "time": duration(evaluation["estimated_seconds"]),
-        "age": {"text": age(evaluation["created_at"]), "title": moment(evaluation["created_at"])},
-    }
+def _answers(evaluation: Json) -> str:
+    done, total = evaluation["answers"], evaluation["total_answers"]
+    return "–" if total is None else f"{count(done)} of {count(total)}"
 
 
 def _in(unix_seconds: float | None) -> str:

@@ -58,5 +58,5 @@ def test_a_long_text_is_cut_with_an_ellipsis() -> None:
 
 def test_a_moment_is_exact_to_the_minute_or_to_the_second() -> None:
     assert formatting.moment(1_795_000_485) == "2026-11-18 11:14 UTC"
-    assert formatting.moment(1_795_000_485, is_exact=True) == "2026-11-18 11:14:45 UTC"
+    assert formatting.exact_moment(1_795_000_485) == "2026-11-18 11:14:45 UTC"
     assert formatting.moment(None) == "–"

@@ -3,40 +3,44 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 from nicegui import background_tasks, ui
 
 from app.domain.jobs.states import training_seconds
 from app.web.api_client import ApiError
-from app.web.components.elements import busy, button, card, facts, handle_press, link, note, pill, progress_bar, tag
+from app.web.components.elements import (
+    box,
+    busy,
+    button,
+    card,
+    error_note,
+    facts,
+    handle_press,
+    link,
+    note,
+    pill,
+    progress_bar,
+    refilled,
+    tag,
+)
+from app.web.components.forms import ask
 from app.web.formatting import clean, count, duration, moment, per_second
-from app.web.frame import View, error_note, refresh_live, screen, set_query
+from app.web.frame import View, refresh_live, screen, set_query
 from app.web.pages.jobs import job_form, wording
-from app.web.pages.jobs.actions import ACTIONS, Action
-from app.web.pages.jobs.dialogs import ask
-from app.web.pages.jobs.metrics_chart import request_charts_early
-from app.web.pages.jobs.panels.attempts import AttemptsPanel, CheckpointsPanel
+from app.web.pages.jobs.metrics import MetricsPanel, request_charts_early
 from app.web.pages.jobs.panels.configuration import ConfigurationPanel
 from app.web.pages.jobs.panels.deliveries import DeliveriesPanel
 from app.web.pages.jobs.panels.evaluations import EvaluationsPanel
 from app.web.pages.jobs.panels.exports import ExportsPanel
-from app.web.pages.jobs.panels.metrics import MetricsPanel
-from app.web.pages.jobs.panels.opened_job import OpenedJob
-from app.web.pages.jobs.panels.records import EventsPanel, LogPanel, SamplesPanel
+from app.web.pages.jobs.panels.panel import Panel
+from app.web.pages.jobs.panels.records import AttemptsPanel, CheckpointsPanel, EventsPanel, LogPanel, SamplesPanel
 
 AT_ONCE_SECONDS = 0.1
 
 
-class Panel(Protocol):
-    """A tab: it shows its subject when it is opened, and again after each change of the job."""
-
-    async def refresh(self, job: dict[str, Any]) -> None: ...
-
-
-PANELS: dict[str, tuple[str, Callable[[OpenedJob], Panel]]] = {
+PANELS: dict[str, tuple[str, type[Panel]]] = {
     "metrics": ("Metrics", MetricsPanel),
     "events": ("Events", EventsPanel),
     "log": ("Log", LogPanel),
@@ -49,37 +53,51 @@ PANELS: dict[str, tuple[str, Callable[[OpenedJob], Panel]]] = {
     "deliveries": ("Deliveries", DeliveriesPanel),
 }
 
-Json = dict[str, Any]
+
+class Action(NamedTuple):
+    name: str  # of the call
+    label: str
+    statuses: tuple[str, ...]
+    classes: str = ""
+    question: str | None = None  # asked first
+
+    def is_offered(self, job: dict[str, Any]) -> bool:
+        return job["status"] in self.statuses and not (self.name == "pause" and job.get("pause_requested"))
+
+
+ACTIONS = (
+    Action("pause", "Pause", ("queued", "running")),
+    Action("resume", "Resume", ("paused",), "t-primary"),
+    Action(
+        "cancel",
+        "Cancel job",
+        ("validating_files", "queued", "running", "paused"),
+        "t-danger",
+        "Cancel this job? A cancelled job cannot be resumed; its checkpoints are kept.",
+    ),
+)
 
 
 @screen("/jobs/{job_id}", "Job", "jobs")
-async def build(view: View) -> None:
-    await JobPage(view, view.path("job_id")).build()
-
-
-class JobPage:
-    def __init__(self, view: View, job_id: str) -> None:
-        self._view = view
-        self._may_write = view.may("jobs:write")
-        self._path = f"fine_tuning/jobs/{job_id}"
-        self._job_id = job_id
-        self._tab = view.query("tab", "metrics")
-        self._job: Json = {}
+class JobPage(View):
+    async def build(self) -> None:
+        self._may_write = self.may("jobs:write")
+        self._job_id = self.path("job_id")
+        self._path = f"fine_tuning/jobs/{self._job_id}"
+        self._tab = self.query("tab", "metrics")
         self._interruption: str | None = None  # the event that says why a job waits again
         self._title_state: object = None
-
-    async def build(self) -> None:
-        self._job = await self._view.api.get(self._path)
+        self._job = await self.api.get(self._path)
         await self._load_interruption()
         ui.page_title(f"{wording.name(self._job)} · Tunery")
-        with tag("div", classes="t-stack") as self._head:
-            self._title = tag("div", classes="t-stack")
-            self._state = tag("div", classes="t-stack")
-        self._announced = tag("div", classes="t-sr-only", role="status")  # each step would be announced else
+        with box("t-stack") as self._head:
+            self._title = box("t-stack")
+            self._state = box("t-stack")
+        self._announced = box("t-sr-only", role="status")  # each step would be announced else
         self._show_head()
-        with tag("div", classes="t-tabs", role="tablist", aria_label="Details of the job"):
+        with box("t-tabs", role="tablist", aria_label="Details of the job"):
             self._tabs = {name: tag("button", label, type="button", role="tab") for name, (label, _) in PANELS.items()}
-        self._body = tag("div", classes="t-stack", role="tabpanel", tabindex="0")
+        self._body = box("t-stack", role="tabpanel", tabindex="0")
         for name, element in self._tabs.items():
             handle_press(element, partial(self._select, name))
         if self._tab == "metrics":
@@ -87,7 +105,7 @@ class JobPage:
         first = self._select(self._tab if self._tab in PANELS else "metrics", is_new=False)
         # What is there at once is a part of the page; else it follows while the browser loads the page.
         await asyncio.wait({background_tasks.create(first, name="first panel of a job")}, timeout=AT_ONCE_SECONDS)
-        refresh_live(self._view, self._refresh, self._job_id)
+        refresh_live(self, self._refresh, self._job_id)
 
     async def _select(self, tab: str, is_new: bool = True) -> None:
         self._tab = tab
@@ -95,10 +113,9 @@ class JobPage:
             element.props["aria-selected"] = "true" if name == tab else "false"
         self._body.client.run_javascript(f"showTab('{self._tabs[tab].html_id}')")
         self._body.props["aria-label"] = PANELS[tab][0]
-        self._body.clear()
-        with self._body:
+        with refilled(self._body):
             waiting = busy("Loading ...")
-            panel = self._panel = PANELS[tab][1](OpenedJob(self._view, self._job))
+            panel = self._panel = PANELS[tab][1](self, self._job)
         if is_new:
             set_query(f"/jobs/{self._job_id}", tab="" if tab == "metrics" else tab)
         try:
@@ -112,7 +129,7 @@ class JobPage:
             waiting.delete()
 
     async def _refresh(self) -> None:
-        job = await self._view.api.get(self._path)
+        job = await self.api.get(self._path)
         if job != self._job:
             self._job = job
             await self._load_interruption()
@@ -124,18 +141,19 @@ class JobPage:
         """The last event of a job that is paused or queued again has the reason, unless a request stopped it."""
         job, self._interruption = self._job, None
         if job["status"] == "paused" or (job["status"] == "queued" and job["attempts"]):
-            last = (await self._view.api.get(f"{self._path}/events", limit=1, type="message"))["data"]
+            last = (await self.api.get(f"{self._path}/events", limit=1, type="message"))["data"]
             stopped = [one for one in last if one["data"].get("reason") not in (None, "paused")]
             self._interruption = clean(stopped[0]["message"], 2_000) if stopped else None
 
     def _show_head(self) -> None:
         self._show_title()
         self._announced.set_text(wording.label(self._job))
-        self._state.clear()
-        with self._state:
+        with refilled(self._state):
             with card():
                 tag("p", wording.sentence(self._job), "t-strong")
-                self._show_progress()
+                fraction = wording.fraction_done(self._job)
+                if fraction is not None and self._job["status"] in wording.UNFINISHED:
+                    progress_bar("Progress", fraction)
                 facts(self._facts())
             self._show_failure()
             if self._interruption:
@@ -151,21 +169,20 @@ class JobPage:
         if state == self._title_state:
             return
         self._title_state = state
-        self._title.clear()
-        with self._title:
+        with refilled(self._title):
             self._show_name_and_actions(offered)
             self._show_origin()
 
     def _show_name_and_actions(self, offered: list[Action]) -> None:
         job = self._job
-        with tag("div", classes="t-title"):
+        with box("t-title"):
             with tag("h1"):
                 tag("bdi", wording.name(job))
                 tag("span", " ")
                 pill(wording.label(job), wording.TONES[job["status"]])
-            with tag("div", classes="t-actions"):
+            with box("t-actions"):
                 for action in offered:
-                    button(action.label, self._perform(action), action.classes)
+                    button(action.label, partial(self._press, action), action.classes)
                 if self._may_write:
                     link("Clone", f"/jobs/new?clone={job['id']}", "t-button")
                 if job["adapter"]:
@@ -173,25 +190,18 @@ class JobPage:
 
     def _show_origin(self) -> None:
         job = self._job
-        with tag("div", classes="t-row t-muted"):
+        with box("t-row t-muted"):
             tag("span", job["id"], "t-mono t-wrap")
             tag("bdi", clean(job["model"], 100))
             if job["model_alias"]:
                 tag("bdi", f"requested as {clean(job['model_alias'], 130)}")
-            link("Training file", f"/datasets/{job['training_file']}")
-            if job["validation_file"]:
-                link("Validation file", f"/datasets/{job['validation_file']}")
+            wording.link_files(job)
             if job["cloned_from"]:
                 link("Cloned from", f"/jobs/{job['cloned_from']}")
 
-    def _show_progress(self) -> None:
-        fraction = wording.fraction_done(self._job)
-        if fraction is not None and self._job["status"] in wording.UNFINISHED:
-            progress_bar("Progress", fraction)
-
-    def _facts(self) -> dict[str, str]:
+    def _facts(self) -> dict[str, str | None]:
         job, progress = self._job, self._job["progress"] or {}
-        values = {
+        return {
             "Progress": wording.steps(job),
             "Speed": per_second(progress.get("tokens_per_second")) if job["status"] == "running" else None,
             "Training time": duration(training_seconds(job)) if job["started_at"] else None,
@@ -201,7 +211,6 @@ class JobPage:
             "Created": moment(job["created_at"]),
             "Ended": moment(job["finished_at"]) if job["finished_at"] else None,
         }
-        return {name: value for name, value in values.items() if value is not None}
 
     def _show_failure(self) -> None:
         error = self._job["error"]
@@ -213,28 +222,25 @@ class JobPage:
             if remedy := wording.remedy(error):
                 tag("div", "What to do", "t-strong")
                 tag("p", remedy)
-            with tag("div", classes="t-actions"):
+            with box("t-actions"):
                 label = "Create a repaired job" if error["code"] in job_form.REPAIRED_ERRORS else "Create it again"
                 if self._may_write:
                     link(label, f"/jobs/new?repair={self._job_id}", "t-button t-primary")
                 if error["param"] in ("training_file", "validation_file"):
                     link("Report on the file", f"/datasets/{self._job[error['param']]}", "t-button")
 
-    def _perform(self, action: Action) -> Callable[[], Awaitable[None]]:
-        async def call() -> None:
-            try:
-                self._job = await self._view.api.post(f"{self._path}/{action.name}")
-            except ApiError as error:
-                ui.notify(clean(error.message, 500), type="negative", timeout=10_000)
-                return
-            await self._load_interruption()
-            self._show_head()
+    async def _press(self, action: Action) -> None:
+        if action.question is None:
+            await self._perform(action)
+        else:
+            with self._head:  # not where the button is, which the next change may replace
+                ask(action.question, action.label, partial(self._perform, action))
 
-        async def perform() -> None:
-            if action.question is None:
-                await call()
-            else:
-                with self._head:  # not where the button is, which the next change may replace
-                    ask(action.question, action.label, call)
-
-        return perform
+    async def _perform(self, action: Action) -> None:
+        try:
+            self._job = await self.api.post(f"{self._path}/{action.name}")
+        except ApiError as error:
+            ui.notify(clean(error.message, 500), type="negative", timeout=10_000)
+            return
+        await self._load_interruption()
+        self._show_head()

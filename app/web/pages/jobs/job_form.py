@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pprint import pformat
 from typing import Any
 
 from app.domain.jobs.create_job import SETTINGS, CreateJob, create_body, settings_of, without
 from app.domain.jobs.spec import QuantizationSpec
+from app.web.api_client import Json
 from app.web.pages.jobs import wording
 
-Json = dict[str, Any]
 Values = dict[str, str]
 
 MAIN = ("model", "suffix", "training_file", "validation_file", "n_epochs", "batch_size", "learning_rate", "lora.r")
@@ -32,24 +34,17 @@ MORE = (
 )
 MIN_CONTEXT_LENGTH = 128
 MIN_RANK = 4
-REPAIRED_ERRORS = (
-    "out_of_memory",
-    "non_finite_loss",
-    "invalid_training_file",
-    "invalid_n_examples",
-    "invalid_validation_file",
-    "invalid_evaluation_file",
-)
+WRONG_FILES = {  # the field of the file by the code of the error, and what to do
+    "invalid_training_file": ("training_file", "training file: choose the corrected file"),
+    "invalid_n_examples": ("training_file", "training file: choose the corrected file"),
+    "invalid_validation_file": ("validation_file", "validation file: choose the corrected file, or none"),
+}
+REPAIRED_ERRORS = ("out_of_memory", "non_finite_loss", "invalid_evaluation_file", *WRONG_FILES)
 WITHOUT_QUANTIZATION, AS_ORIGINAL = "16", "original"
 
 
 class FieldError(Exception):
-    """The value of one field is not usable."""
-
-    def __init__(self, field: str, message: str) -> None:
-        super().__init__(message)
-        self.field = field
-        self.message = message
+    """The value of one field is not usable: its name, and why."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +75,8 @@ def from_job(job: Json) -> Prefilled:
     settings = settings_of(job) | {"suffix": job["user_provided_suffix"], "priority": job["priority"] or None}
     settings["evaluation"] = (job["request"] or {}).get("evaluation")  # the job has its result instead
     del settings["learning_rate_multiplier"]
-    quantization = _quantization(job["quantization"])
+    is_default = job["quantization"] == QuantizationSpec().model_dump()
+    quantization = WITHOUT_QUANTIZATION if job["quantization"] is None else "4" if is_default else AS_ORIGINAL
     if quantization != AS_ORIGINAL:
         settings = without(settings, "quantization")
     prompts = settings.pop("sample_prompts")
@@ -102,12 +98,6 @@ def _is_set(name: str, value: Any) -> bool:
     return bool(value) and value not in ("none", "default")
 
 
-def _quantization(spec: Json | None) -> str:
-    if spec is None:
-        return WITHOUT_QUANTIZATION
-    return "4" if spec == QuantizationSpec().model_dump() else AS_ORIGINAL
-
-
 def repaired(job: Json) -> Prefilled:
     """The values of a failed job with the change that its error calls for."""
     error = job["error"] or {}
@@ -120,12 +110,10 @@ def repaired(job: Json) -> Prefilled:
         if rate:
             values["learning_rate"] = f"{rate / 3:.3g}"
             changes.append(f"learning rate: {rate:g} → {values['learning_rate']}")
-    elif code in ("invalid_training_file", "invalid_n_examples"):
-        values["training_file"] = ""
-        changes.append("training file: choose the corrected file")
-    elif code == "invalid_validation_file":
-        values["validation_file"] = ""
-        changes.append("validation file: choose the corrected file, or none")
+    elif code in WRONG_FILES:
+        name, change = WRONG_FILES[code]
+        values[name] = ""
+        changes.append(change)
     elif code == "invalid_evaluation_file":
         prefilled.kept.pop("evaluation", None)
         changes.append("evaluation: left out; request it on the job's page after the training")
@@ -175,3 +163,53 @@ def _more_hyperparameters(values: Mapping[str, str]) -> Json:
     if not isinstance(more, dict):
         raise FieldError("more", 'Write an object such as {"warmup_ratio": 0.05}.')
     return more
+
+
+OPENAI_KEYS = ("model", "training_file", "validation_file", "suffix", "seed", "method", "metadata")
+BY_NAME = ("sample_prompts", "evaluation")  # which have no option of their own
+
+
+def curl(body: Json, url: str) -> str:
+    text = shlex.quote(json.dumps(body, indent=2, ensure_ascii=False))
+    return (
+        f"curl -s {url}/v1/fine_tuning/jobs \\\n"
+        '  -H "Authorization: Bearer $TUNERY_API_KEY" \\\n  -H "Content-Type: application/json" \\\n'
+        f"  -d {text}"
+    )
+
+
+def python(body: Json, url: str) -> str:
+    """For the official client: what it does not know goes into `extra_body`."""
+    known = {name: value for name, value in body.items() if name in OPENAI_KEYS}
+    extra = {name: value for name, value in body.items() if name not in OPENAI_KEYS}
+    arguments = known | ({"extra_body": extra} if extra else {})
+    lines = "\n".join(f"    {name}={_indented(value)}," for name, value in arguments.items())
+    return (
+        "import os\n\nfrom openai import OpenAI\n\n"
+        f'client = OpenAI(base_url="{url}/v1", api_key=os.environ["TUNERY_API_KEY"])\n'
+        f"job = client.fine_tuning.jobs.create(\n{lines}\n)\nprint(job.id)"
+    )
+
+
+def command(body: Json, url: str) -> str:
+    words = ["tunery jobs create", f"--base-url {shlex.quote(url)}"]
+    for name, value in settings_of(body).items():
+        option = f"--{name.replace('_', '-')}"
+        if name == "quantization":
+            words.append("--no-quantization")
+        elif name == "metadata":
+            words += [f"{option} {shlex.quote(f'{key}={text}')}" for key, text in value.items()]
+        elif name not in CreateJob.model_fields or name in BY_NAME or value == []:
+            text = value if isinstance(value, str) else json.dumps(value)
+            words.append(f"--set {shlex.quote(f'{name}={text}')}")
+        elif isinstance(value, list):
+            words += [f"{option.removesuffix('s')} {shlex.quote(one)}" for one in value]
+        elif name == "urgent":
+            words += [option] if value else []
+        elif (name, value) != ("method", "supervised"):
+            words.append(f"{option} {shlex.quote(str(value))}")
+    return " \\\n  ".join(words)
+
+
+def _indented(value: Any) -> str:
+    return pformat(value, width=100, sort_dicts=False).replace("\n", "\n    ")

@@ -1,20 +1,36 @@
-"""The list of jobs: filters, search, order, selection and page are in the URL; it updates by itself."""
+"""The list of jobs: filters, search, order, selection and page are in the URL; it updates by itself.
+
+The losses are requested after the list itself is shown, and again only if a job has moved on. A session keeps them, so
+that a list that is opened again requests only what has changed.
+"""
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from nicegui import ui
 
 from app.domain.jobs.states import training_seconds
-from app.web.components.data_table import DataTable, Row, column, sparkline
-from app.web.components.elements import busy, button, link, note, tag
+from app.web.api_client import ApiClient, ApiError, Json
+from app.web.components.data_table import (
+    Cell,
+    Column,
+    DataTable,
+    ago,
+    lead_column,
+    number_column,
+    sparkline,
+    text_column,
+)
+from app.web.components.elements import box, busy, button, card, code_block, link, note, refilled, tabs, tag
 from app.web.components.forms import filter_select, filter_text
-from app.web.formatting import age, clean, counted, duration, loss, moment
+from app.web.formatting import clean, counted, duration, loss
 from app.web.frame import View, refresh_live, screen, set_query
-from app.web.pages.jobs import first_job, wording
-from app.web.pages.jobs.curves import Curves
-from app.web.pages.jobs.metrics_chart import request_charts_early
+from app.web.pages.jobs import wording
+from app.web.pages.jobs.metrics import request_charts_early
 
 PAGE_JOBS = 50
 MAX_COMPARED = 5
@@ -28,65 +44,72 @@ STATUS_OPTIONS = {
     "cancelled": "Cancelled",
     "paused": "Paused",
 }
-COLUMNS = (
-    column("name", "Job", lead=True, sortable=True),
-    column("status", "Status", sortable=True),
-    column("model", "Base model and data", sortable=True),
-    column("progress", "Progress", sortable=True),
-    column("spark", "Loss"),
-    column("train_loss", "Train loss", "number", sortable=True),
-    column("valid_loss", "Best valid. loss", "number", sortable=True),
-    column("time", "Time", "number", sortable=True),
-    column("created", "Created", "number", sortable=True),
-)
-ORDERS = {one["key"]: one["key"] for one in COLUMNS if one["sortable"]} | {"time": "duration", "created": "created_at"}
+ORDERS = {name: name for name in ("name", "status", "model", "progress", "train_loss", "valid_loss")}
+ORDERS |= {"time": "duration", "created": "created_at"}
 NEWEST_FIRST = "-created"
 
-Json = dict[str, Any]
+
+INTRODUCTION = (
+    "A job fine-tunes a base model on your examples and returns an adapter. Upload a dataset (JSONL or CSV), then "
+    "create a job here; or start from a terminal:"
+)
+CURL = """\
+export TUNERY={url} KEY=tnry_...        # this server, and your API key
+
+curl -s $TUNERY/v1/files -H "Authorization: Bearer $KEY" -F purpose=fine-tune -F file=@train.jsonl
+curl -s $TUNERY/v1/fine_tuning/jobs -H "Authorization: Bearer $KEY" -H "Content-Type: application/json" \\
+  -d '{{"model": "{model}", "training_file": "file-..."}}'"""
+PYTHON = """\
+from openai import OpenAI
+
+client = OpenAI(base_url="{url}/v1", api_key="tnry_...")
+with open("train.jsonl", "rb") as content:
+    file = client.files.create(file=content, purpose="fine-tune")
+job = client.fine_tuning.jobs.create(model="{model}", training_file=file.id)
+print(job.id, job.status)"""
+CLI = """\
+export TUNERY_BASE_URL={url} TUNERY_API_KEY=tnry_...
+tunery jobs create --model {model} --training-file train.jsonl --watch"""
+POINTS = 40
+JOBS_PER_REQUEST = 25  # so that a request for long jobs stays short
+PARALLEL_REQUESTS = 6  # of curves and file names
+MAX_KEPT = 5_000  # curves and file names, each; a curve takes about a kilobyte
 
 
 @screen("/jobs", "Jobs", "jobs")
-async def build(view: View) -> None:
-    await JobsPage(view).build()
-
-
-class JobsPage:
-    def __init__(self, view: View) -> None:
-        self._view = view
-        asked = view.query("sort", NEWEST_FIRST)
+class JobsPage(View):
+    async def build(self) -> None:
+        self._curves: Curves = self.session.kept.setdefault("curves", Curves(self.api))
+        asked = self.query("sort", NEWEST_FIRST)
         self._sort = asked if asked.removeprefix("-") in ORDERS else NEWEST_FIRST
-        self._after = view.query("after")
-        self._selected = [one for one in view.query("select").split(",") if one][:MAX_COMPARED]
-        self._curves: Curves = view.session.kept.setdefault("curves", Curves(view.api))
+        self._after = self.query("after")
+        self._selected = [one for one in self.query("select").split(",") if one][:MAX_COMPARED]
         self._jobs: list[Json] = []
         self._requested = 0  # the number of the latest request of the list
         self._empty_state = ""
-
-    async def build(self) -> None:
-        view = self._view
-        with tag("div", classes="t-title"):
+        with box("t-title"):
             tag("h1", "Jobs")
-            if view.may("jobs:write"):
+            if self.may("jobs:write"):
                 link("New job", "/jobs/new", "t-button t-primary")
-        with tag("div", classes="t-filters", role="search"):
-            self._search = filter_text("Search name, id, model, file", view.query("q"), self._change)
-            self._status = filter_select("Status", STATUS_OPTIONS, view.query("status"), self._change)
+        with box("t-filters", role="search"):
+            self._search = filter_text("Search name, id, model, file", self.query("q"), self._change)
+            self._status = filter_select("Status", STATUS_OPTIONS, self.query("status"), self._change)
             self._waiting = tag("div")
         self._message = tag("div")
-        self._table = DataTable("Jobs", COLUMNS).classes("t-fit")
-        self._table.on_sort(self._toggle_sort)
-        self._table.on_select(self._select)
+        self._table = DataTable("Jobs", _columns(self._curves)).classes("t-fit")
+        self._table.on_event("sort", self._toggle_sort)
+        self._table.on_event("select", self._select)
         self._compare = link("Compare", "#", "t-button t-primary t-stuck")
-        self._footer = tag("div", classes="t-row")
+        self._footer = box("t-row")
         await self.refresh()
         request_charts_early(is_needed_now=False)  # for the page of a job
         ui.timer(0.05, self._load_curves, once=True)  # after the page is shown, and not at all if it was left before
-        refresh_live(view, self._refresh_all)
+        refresh_live(self, self._refresh_all)
 
     async def refresh(self) -> None:
         self._requested += 1
         number = self._requested
-        page = await self._view.api.get(
+        page = await self.api.get(
             "fine_tuning/jobs",
             limit=PAGE_JOBS,
             after=self._after or None,
@@ -110,32 +133,12 @@ class JobsPage:
         self._show()
 
     def _show(self) -> None:
-        self._table.set_sort(self._sort)
-        self._table.set_selected(self._selected)
-        self._table.set_rows([self._row(job) for job in self._jobs])
+        self._table.show_state(self._sort, self._selected)
+        self._table.show(self._jobs)
         self._table.set_visibility(bool(self._jobs))
         self._compare.set_visibility(len(self._selected) > 1)
         self._compare.set_text(f"Compare {len(self._selected)} jobs")
         self._compare.props["href"] = f"/jobs/compare?jobs={','.join(self._selected)}"
-
-    def _row(self, job: Json) -> Row:
-        curve = self._curves.of(job)
-        filename = self._curves.filename(job)
-        job_name = wording.name(job)
-        why = wording.waiting(job) if job["status"] == "queued" else wording.failure(job)
-        return {
-            "id": job["id"],
-            "label": job_name,
-            "name": {"text": job_name, "href": f"/jobs/{job['id']}", "sub": wording.short_id(job["id"])},
-            "status": {"text": wording.label(job), "tone": wording.TONES[job["status"]], "sub": why},
-            "model": {"text": clean(job["model"], 80), "sub": clean(filename, 80) if filename else "…"},
-            "progress": _progress(job),
-            "spark": sparkline(curve.train_losses, f"Train loss of {job_name}") if curve else None,
-            "train_loss": loss(curve.last_train_loss) if curve else "–",
-            "valid_loss": loss(curve.best_valid_loss) if curve else "–",
-            "time": _time(job),
-            "created": {"text": age(job["created_at"]), "title": moment(job["created_at"])},
-        }
 
     async def _show_footer(self, page: Json) -> None:
         self._footer.clear()
@@ -157,20 +160,14 @@ class JobsPage:
         state = "" if self._jobs else "filtered" if is_filtered else "first"
         if state == self._empty_state:
             return
-        model = await self._first_model() if state == "first" else ""
+        models = await self.api.base_models() if state == "first" else {}
         self._empty_state = state
-        self._message.clear()
-        with self._message:
+        with refilled(self._message):
             if state == "filtered":
                 note("No job matches", "Change the search or the status filter.")
                 button("Show all jobs", lambda: ui.navigate.to("/jobs"))
             elif state == "first":
-                first_job.show(self._view.settings.public_api_url, model)
-
-    async def _first_model(self) -> str:
-        models = await self._view.api.get("models")
-        names = [model["id"] for model in models["data"] if not model["id"].startswith("ft:")]
-        return clean(names[0], 80) if names else "MODEL"
+                _show_first_job(self.settings.public_api_url, clean(next(iter(models), "MODEL")))
 
     async def _turn(self, after: str) -> None:
         self._after = after
@@ -216,15 +213,128 @@ class JobsPage:
         )
 
 
-def _progress(job: Json) -> Row:
+def _columns(curves: Curves) -> tuple[Column, ...]:
+    """The keys of the sortable ones are those of ORDERS."""
+
+    def spark(job: Json) -> Cell:
+        return sparkline(curves.of(job).train_losses, f"Train loss of {wording.name(job)}")
+
+    def model(job: Json) -> Cell:
+        return {"text": clean(job["model"]), "sub": clean(curves.filename(job)) or "…"}
+
+    return (
+        lead_column("Job", "", _name, sort="name"),
+        text_column("Status", "", _status, sort="status"),
+        text_column("Base model and data", "", model, sort="model"),
+        text_column("Progress", "", _progress, sort="progress"),
+        text_column("Loss", "", spark),
+        number_column("Train loss", "", lambda job: loss(curves.of(job).last_train_loss), sort="train_loss"),
+        number_column("Best valid. loss", "", lambda job: loss(curves.of(job).best_valid_loss), sort="valid_loss"),
+        number_column("Time", "", _time, sort="time"),
+        number_column("Created", "created_at", ago, sort="created"),
+    )
+
+
+def _name(job: Json) -> Cell:
+    return {"text": wording.name(job), "href": f"/jobs/{job['id']}", "sub": wording.short_id(job["id"])}
+
+
+def _status(job: Json) -> Cell:
+    why = wording.waiting(job) if job["status"] == "queued" else wording.failure(job)
+    return wording.status(job) | {"sub": why}
+
+
+def _progress(job: Json) -> Cell:
     fraction = wording.fraction_done(job)
     return {"text": wording.steps(job)} if fraction is None else {"text": wording.steps(job), "progress": fraction}
 
 
-def _time(job: Json) -> Row:
+def _time(job: Json) -> Cell:
     remaining = wording.remaining_seconds(job)
     return {
         "text": duration(training_seconds(job)),
         "title": "training time, without pauses and waits",
         "sub": f"{duration(remaining)} left" if remaining is not None else None,
     }
+
+
+def _show_first_job(url: str, model: str) -> None:
+    """The empty state of the list of jobs."""
+    with card("No jobs yet", "t-empty"):
+        tag("p", INTRODUCTION, "t-lede")
+        with box("t-actions"):
+            link("Upload a dataset", "/datasets", "t-button t-primary")
+            link("New job", "/jobs/new", "t-button")
+        texts = {"curl": CURL, "Python": PYTHON, "Command line": CLI}
+        tabs(
+            "The first job",
+            [(name, partial(code_block, text.format(url=url, model=model))) for name, text in texts.items()],
+        )
+
+
+@dataclass(frozen=True)
+class Curve:
+    train_losses: list[float]
+    best_valid_loss: float | None
+
+    @property
+    def last_train_loss(self) -> float | None:
+        return self.train_losses[-1] if self.train_losses else None
+
+
+class Curves:
+    """The curves of jobs, and the names of their training files."""
+
+    def __init__(self, api: ApiClient) -> None:
+        self._api = api
+        self._curves: dict[str, tuple[Any, Curve]] = {}  # by job: its state as of the request
+        self._filenames: dict[str, str] = {}
+        self._limit = asyncio.Semaphore(PARALLEL_REQUESTS)
+
+    def of(self, job: Json) -> Curve:
+        """An empty one until it is there."""
+        return self._curves.get(job["id"], (None, Curve([], None)))[1]
+
+    def filename(self, job: Json) -> str | None:
+        return self._filenames.get(job["training_file"])
+
+    async def load(self, jobs: list[Json]) -> None:
+        """Request what is missing or outdated. A failed request leaves its value unknown."""
+        stale = [job for job in jobs if self._is_stale(job)]
+        unnamed = {job["training_file"] for job in jobs} - self._filenames.keys()
+        groups = [stale[start : start + JOBS_PER_REQUEST] for start in range(0, len(stale), JOBS_PER_REQUEST)]
+        await asyncio.gather(*map(self._load_curves, groups), *map(self._load_filename, unnamed))
+
+    def _is_stale(self, job: Json) -> bool:
+        known = self._curves.get(job["id"])
+        return bool(job["trained_steps"]) and (known is None or known[0] != _version(job))
+
+    async def _load_curves(self, jobs: list[Json]) -> None:
+        ids = ",".join(job["id"] for job in jobs)
+        async with self._limit:
+            try:
+                found = await self._api.get("fine_tuning/loss_curves", jobs=ids, max_points=POINTS)
+            except ApiError:
+                return
+        for job, curve in zip(jobs, found["data"], strict=True):
+            _keep(self._curves, job["id"], (_version(job), Curve(curve["train_losses"], curve["best_valid_loss"])))
+
+    async def _load_filename(self, file_id: str) -> None:
+        async with self._limit:
+            try:
+                file = await self._api.get(f"files/{file_id}")
+                _keep(self._filenames, file_id, str(file["filename"]))
+            except ApiError as error:
+                if error.status == 404:
+                    _keep(self._filenames, file_id, "deleted file")
+
+
+def _keep(found: dict[str, Any], name: str, value: Any) -> None:
+    """Add a value; the oldest one makes room."""
+    while len(found) >= MAX_KEPT:
+        del found[next(iter(found))]
+    found[name] = value
+
+
+def _version(job: Json) -> tuple[Any, ...]:
+    return job["status"], job["trained_steps"]

@@ -7,6 +7,7 @@ import hashlib
 import json
 import secrets
 import time
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 from urllib.parse import quote
@@ -14,13 +15,26 @@ from urllib.parse import quote
 from nicegui import ui
 
 from app.domain.jobs.create_job import SETTINGS, without
-from app.web.api_client import ApiClient, ApiError
-from app.web.components.elements import busy, button, card, code_block, facts, link, note, pill, tabs, tag
+from app.web.api_client import ApiClient, ApiError, Json
+from app.web.components.elements import (
+    box,
+    busy,
+    button,
+    card,
+    code_block,
+    error_note,
+    facts,
+    link,
+    note,
+    pill,
+    refilled,
+    tabs,
+    tag,
+)
 from app.web.components.forms import Field, checkbox, select_field, text_area, text_field
 from app.web.formatting import clean, clean_lines, count, counted, duration, size
-from app.web.frame import View, error_note, screen
-from app.web.models import base_model_names
-from app.web.pages.jobs import job_form, request_snippets, wording
+from app.web.frame import View, screen
+from app.web.pages.jobs import job_form, wording
 from app.web.pages.jobs.job_form import FieldError, Prefilled
 
 MAX_FILES = 200
@@ -37,66 +51,46 @@ METHODS = {"supervised": "Supervised: learn the answers", "dpo": "DPO: learn a p
 HINTS = {"validation_file": NO_VALIDATION, "sample_prompts": f"{SETTINGS['sample_prompts'].help} One per line."}
 QUANTIZATIONS = {"4": "QLoRA: base model in 4 bits", "16": "LoRA: base model in 16 bits"}
 
-COMMANDS = {"curl": request_snippets.curl, "Python": request_snippets.python, "Command line": request_snippets.command}
-
-Json = dict[str, Any]
+COMMANDS = {"curl": job_form.curl, "Python": job_form.python, "Command line": job_form.command}
 
 
 @screen("/jobs/new", "New job", "jobs")
-async def build(view: View) -> None:
-    source = quote(view.query("repair") or view.query("clone"), safe="")
-    prefilled = Prefilled({"training_file": view.query("file")})
-    if source:
-        job = await with_evaluation(view.api, await view.api.get(f"fine_tuning/jobs/{source}"))
-        prefilled = job_form.repaired(job) if view.query("repair") else job_form.from_job(job)
-    await NewJob(view, prefilled).build()
-
-
-async def with_evaluation(api: ApiClient, job: Json) -> Json:
-    """The job with the evaluation of its request; the request of a clone has only what differs from its original."""
-    origin = job
-    while origin["cloned_from"] and "evaluation" not in (origin["request"] or {}):
-        origin = await api.get(f"fine_tuning/jobs/{origin['cloned_from']}")
-    evaluation = {name: value for name, value in (origin["request"] or {}).items() if name == "evaluation"}
-    return job | {"request": (job["request"] or {}) | evaluation}
-
-
-class NewJob:
-    def __init__(self, view: View, prefilled: Prefilled) -> None:
-        self._view = view
-        self._initial = prefilled.values
-        self._changes, self._advice = prefilled.changes, prefilled.advice
-        self._kept = prefilled.kept
+class NewJobPage(View):
+    async def build(self) -> None:
+        source = quote(self.query("repair") or self.query("clone"), safe="")
+        prefilled = Prefilled({"training_file": self.query("file")})
+        if source:
+            job = await with_evaluation(self.api, await self.api.get(f"fine_tuning/jobs/{source}"))
+            prefilled = job_form.repaired(job) if self.query("repair") else job_form.from_job(job)
+        self._initial, self._kept = prefilled.values, prefilled.kept
         self._fields: dict[str, Field] = {}
         self._texts: dict[str, str] = {}  # of the commands
         self._form_id = secrets.token_hex(16)
         self._planned = 0  # the number of the latest request of a plan
-
-    async def build(self) -> None:
         tag("h1", "New job")
-        if not self._view.may("jobs:write"):
+        if not self.may("jobs:write"):
             note("This key may not create jobs", "It lacks the scope jobs:write; it can plan one.", "warn")
-        if self._changes:
-            note("Changed compared with the failed job", "\n".join(self._changes), "warn")
-        if self._advice:
-            note("Nothing is changed yet compared with the failed job", clean_lines(self._advice, 4_000), "warn")
-        models = await base_model_names(self._view.api)
-        files = await self._view.api.items("files", MAX_FILES, purpose="fine-tune")
+        if prefilled.changes:
+            note("Changed compared with the failed job", "\n".join(prefilled.changes), "warn")
+        if prefilled.advice:
+            note("Nothing is changed yet compared with the failed job", clean_lines(prefilled.advice, 4_000), "warn")
+        models = await self.api.base_models()
+        files = await self.api.items("files", MAX_FILES, purpose="fine-tune")
         self._files: dict[str, Json] = {file["id"]: file for file in files}
         for name in ("training_file", "validation_file"):
             await self._add_older_file(name)
-        with tag("div", classes="t-split"):
+        with box("t-split"):
             with card("Job"):
-                self._build_fields(models, {file_id: _file_text(file) for file_id, file in self._files.items()})
+                self._build_fields(models, wording.file_options(self._files.values()))
                 self._build_kept()
-                with tag("div", classes="t-actions"):
+                with box("t-actions"):
                     self._create_button = button("Create job", self._create, "t-primary")
-                self._create_button.set_visibility(self._view.may("jobs:write"))
+                self._create_button.set_visibility(self.may("jobs:write"))
                 self._result = tag("div")
-            with tag("div", classes="t-stack"):
+            with box("t-stack"):
                 with card("Plan"):
-                    self._verdict = tag("div", classes="t-stack", aria_live="polite")  # without the numbers below
-                    self._plan = tag("div", classes="t-stack")
+                    self._verdict = box("t-stack", aria_live="polite")  # without the numbers below
+                    self._plan = box("t-stack")
                 with card("The same request"):
                     self._build_request()
         ui.timer(0.05, self._update, once=True)
@@ -107,13 +101,13 @@ class NewJob:
         if not file_id or file_id in self._files:
             return
         try:
-            self._files[file_id] = await self._view.api.get(f"files/{quote(file_id, safe='')}")
+            self._files[file_id] = await self.api.get(f"files/{quote(file_id, safe='')}")
         except ApiError as error:
             if error.status != NOT_FOUND:
                 raise
             note(f"The {name.replace('_', ' ')} was deleted", "Choose another one.", "warn")
 
-    def _build_fields(self, models: list[str], files: dict[str, str]) -> None:
+    def _build_fields(self, models: Iterable[str], files: dict[str, str]) -> None:
         model_names = {name: clean(name, 80) for name in models}
         if (current := self._initial.get("model", "")) and current not in model_names:
             model_names[current] = clean(current, 80)
@@ -137,11 +131,11 @@ class NewJob:
             "method": METHODS,
             "quantization": quantizations,
         }
-        with tag("div", classes="t-form"):
+        with box("t-form"):
             self._add(*job_form.MAIN, training_file=FILES_HINT if len(files) >= MAX_FILES else "")
         with tag("details"):
             tag("summary", "More settings")
-            with tag("div", classes="t-form"):
+            with box("t-form"):
                 self._add(*job_form.MORE)
                 self._fields["more"] = text_area(
                     "More hyperparameters", self._initial.get("more", ""), MORE_HINT, self._update
@@ -154,12 +148,12 @@ class NewJob:
         rest = without(self._kept, "quantization")  # which has a field
         kept, only_quantization = self._kept, {name: self._kept[name] for name in self._kept if name not in rest}
 
-        def keep(is_kept: bool) -> Any:
-            self._kept = kept if is_kept else only_quantization
-            dropped.set_visibility(not is_kept)
+        def keep() -> Any:
+            self._kept = kept if is_kept.value else only_quantization
+            dropped.set_visibility(not is_kept.value)
             return self._update()
 
-        checkbox("Keep the other settings of the original", True, keep)
+        is_kept = checkbox("Keep the other settings of the original", "true", keep)
         dropped = note("The defaults apply instead of these settings", "", "warn", role="status")
         dropped.set_visibility(False)
         facts({clean(name, 80): clean(value, 300) for name, value in wording.flatten(rest)})
@@ -186,7 +180,8 @@ class NewJob:
             return job_form.request_body({name: field.value for name, field in self._fields.items()}, self._kept)
         except FieldError as error:
             if is_marked:
-                self._fields[error.field].set_error(error.message)
+                name, message = error.args
+                self._fields[name].set_error(message)
             return None
 
     def _warn_of_validation_file(self) -> None:
@@ -203,21 +198,19 @@ class NewJob:
         self._planned += 1
         number = self._planned
         self._plan.clear()
-        self._verdict.clear()
-        with self._verdict:
+        with refilled(self._verdict):
             if body is None:
                 tag("p", "The plan appears when the fields are complete.", "t-muted")
                 return
             busy("Counting tokens and memory ...")
         plan, queue = await asyncio.gather(
-            self._view.api.post("fine_tuning/jobs/plan", body, timeout_seconds=PLAN_SECONDS),
-            self._view.api.get("queue", limit=1),
+            self.api.post("fine_tuning/jobs/plan", body, timeout_seconds=PLAN_SECONDS),
+            self.api.get("queue", limit=1),
             return_exceptions=True,
         )
         if number != self._planned:  # a later change has its own plan
             return
-        self._verdict.clear()
-        with self._verdict:
+        with refilled(self._verdict):
             if isinstance(plan, ApiError):
                 is_refusal = not plan.is_unreachable and plan.code != "file_too_large_to_plan"
                 error_note(plan, REFUSED if is_refusal else NO_PLAN)
@@ -246,7 +239,7 @@ class NewJob:
         self._request_hint.set_visibility(body is None)
         self._commands.set_visibility(body is not None)
         if body is not None:
-            url = self._view.settings.public_api_url
+            url = self.settings.public_api_url
             self._texts = {name: make(body, url) for name, make in COMMANDS.items()}
             self._code.set_text(self._texts[self._command])
 
@@ -260,24 +253,26 @@ class NewJob:
         self._create_button.props["disabled"] = True
         with self._result:
             busy("Creating the job ...")
+        # Of this form with these values: pressed again after a lost response, it creates no second job.
+        key = hashlib.sha256(f"{self._form_id} {json.dumps(body)}".encode()).hexdigest()
         try:
-            job = await self._view.api.post("fine_tuning/jobs", body, idempotency_key=self._idempotency_key(body))
+            job = await self.api.post("fine_tuning/jobs", body, idempotency_key=key)
         except ApiError as error:
-            self._result.clear()
-            with self._result:
+            with refilled(self._result):
                 error_note(error, "The job was not created")
             return
         finally:
             self._create_button.props["disabled"] = False
         ui.navigate.to(f"/jobs/{job['id']}")
 
-    def _idempotency_key(self, body: Json) -> str:
-        """Of this form with these values: pressed again after a lost response, it creates no second job."""
-        return hashlib.sha256(f"{self._form_id} {json.dumps(body)}".encode()).hexdigest()
 
-
-def _file_text(file: Json) -> str:
-    return f"{clean(file['filename'], 60)} ({size(file['bytes'])})"
+async def with_evaluation(api: ApiClient, job: Json) -> Json:
+    """The job with the evaluation of its request; the request of a clone has only what differs from its original."""
+    origin = job
+    while origin["cloned_from"] and "evaluation" not in (origin["request"] or {}):
+        origin = await api.get(f"fine_tuning/jobs/{origin['cloned_from']}")
+    evaluation = {name: value for name, value in (origin["request"] or {}).items() if name == "evaluation"}
+    return job | {"request": (job["request"] or {}) | evaluation}
 
 
 def _show_plan(plan: Json, queue: Json | None) -> None:
@@ -307,12 +302,12 @@ def _show_plan(plan: Json, queue: Json | None) -> None:
 def _show_device(device: Json) -> None:
     peak, total = device["memory"]["peak"], device["memory_bytes"]
     percent = min(100.0, 100 * peak / total) if total else 100.0
-    with tag("div", classes="t-device"):
-        with tag("div", classes="t-row"):
+    with box("t-device"):
+        with box("t-row"):
             tag("span", clean(device["name"], 60), "t-strong")
             pill("fits" if device["fits"] else "does not fit", "ok" if device["fits"] else "bad")
             tag("span", counted(device["workers"], "worker"), "t-muted")
-        with tag("div", classes="t-bar", role="img", aria_label=f"Memory: {size(peak)} of {size(total)}"):
+        with box("t-bar", role="img", aria_label=f"Memory: {size(peak)} of {size(total)}"):
             tag("div", style=f"width: {percent:.0f}%")
         basis = "" if device["basis"] == "measured" else " (estimate: no such job has run here yet)"
         tag("div", f"{size(peak)} of {size(total)} memory, about {duration(device['seconds'])}{basis}", "t-hint")

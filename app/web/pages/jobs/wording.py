@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from app.domain.jobs.states import training_seconds
+from app.web.api_client import Json
+from app.web.components.elements import link
 from app.web.formatting import clean, count, counted, duration, size
-
-Json = dict[str, Any]
 
 TONES = {
     "validating_files": "run",
@@ -67,6 +68,11 @@ def label(job: Json) -> str:
     return LABELS[job["status"]]
 
 
+def status(job: Json) -> Json:
+    """The state as a cell of a table."""
+    return {"text": label(job), "tone": TONES[job["status"]]}
+
+
 def name(job: Json) -> str:
     """The suffix, or the short id of a job without one."""
     return clean(job["user_provided_suffix"], 80) or short_id(job["id"])
@@ -74,6 +80,18 @@ def name(job: Json) -> str:
 
 def short_id(job_id: str) -> str:
     return job_id[:14]
+
+
+def file_options(files: Iterable[Json]) -> dict[str, str]:
+    """The texts of files in a select, by id."""
+    return {file["id"]: f"{clean(file['filename'], 60)} ({size(file['bytes'])})" for file in files}
+
+
+def link_files(job: Json) -> None:
+    """Add links to the datasets of a job."""
+    link("Training file", f"/datasets/{job['training_file']}")
+    if job["validation_file"]:
+        link("Validation file", f"/datasets/{job['validation_file']}")
 
 
 def fraction_done(job: Json) -> float | None:
@@ -97,16 +115,21 @@ def remaining_seconds(job: Json, now: float | None = None) -> float | None:
     return seconds if seconds > 0 else None
 
 
+def reason(job: Json, other: str = "its turn") -> str:
+    """What a queued job waits for in the queue."""
+    return clean(job["waiting_for"], 300) or ("disk space" if job["phase"] == "waiting_for_storage" else other)
+
+
 def waiting(job: Json, now: float | None = None) -> str:
     """What a queued job waits for."""
     if job["phase"] == "waiting_for_storage":
         return "Waits for disk space; it is retried automatically."
-    reason = clean(job["waiting_for"], 300)
+    why = reason(job, "")
     if job["queue_position"] is None:
-        return reason or "Waits for a worker."
+        return why or "Waits for a worker."
     text = "Next in the queue" if job["queue_position"] == 1 else f"Position {job['queue_position']} in the queue"
-    if reason:
-        return f"{text}. {reason}"
+    if why:
+        return f"{text}. {why}"
     if job["expected_start"] is None:
         return f"{text}."
     seconds = job["expected_start"] - (now or time.time())

@@ -5,27 +5,31 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from app.cli.commands.projects import UNITS
 from app.domain.jobs.request_parameters import METHOD_OF, collect
-from app.web.components.data_table import DataTable, Row, column
+from app.web.api_client import Json
+from app.web.components.data_table import DataTable, lead_column, text_column
 from app.web.components.elements import card, code_block, facts, note, tag
 from app.web.formatting import clean, clean_lines
-from app.web.pages.jobs.panels.opened_job import OpenedJob
-from app.web.pages.jobs.wording import UNITS
+from app.web.pages.jobs.panels.panel import Panel
 
 MAX_REQUEST_CHARACTERS = 20_000
-COLUMNS = (column("name", "Setting", lead=True), column("requested", "As requested"), column("value", "As resolved"))
-
-Json = dict[str, Any]
 
 
-class ConfigurationPanel:
-    def __init__(self, opened: OpenedJob) -> None:
-        job = opened.job
+class ConfigurationPanel(Panel):
+    """The settings of a job, which never change."""
+
+    def build(self) -> None:
+        job = self.job
         requested = asked_values(job)
         for title, values in _groups(job).items():
             tag("h2", title)
-            rows = [_row(name, value, requested) for name, value in values.items()]
-            DataTable(title, COLUMNS, rows).classes("t-even")  # the same columns in each group
+            rows = [
+                {"name": name, "unit": UNITS.get(name), "value": values[name]}
+                | ({"requested": requested[name]} if name in requested else {})
+                for name in values
+            ]
+            DataTable(title, COLUMNS, rows, key="name").classes("t-even")  # the same columns in each group
         if job["metadata"]:
             with card("Metadata"):
                 facts({clean(name, 80): clean(value, 600) for name, value in job["metadata"].items()})
@@ -35,9 +39,6 @@ class ConfigurationPanel:
         with card("Request as it was sent (of a clone: its changes)"):
             text = json.dumps(job["request"], indent=2, ensure_ascii=False)
             code_block(clean_lines(text, MAX_REQUEST_CHARACTERS))
-
-    async def refresh(self, _job: Json) -> None:
-        """The settings of a job never change."""
 
 
 def asked_values(job: Json) -> Json:
@@ -69,15 +70,6 @@ def _of_method(method: str, hyperparameters: Json) -> Json:
     return {name: value for name, value in hyperparameters.items() if METHOD_OF.get(name, method) == method}
 
 
-def _row(name: str, value: Any, requested: Json) -> Row:
-    return {
-        "id": name,
-        "name": {"text": clean(name, 80), "sub": UNITS.get(name)},
-        "requested": _text(requested[name]) if name in requested else "–",
-        "value": _text(value),
-    }
-
-
 def _text(value: Any) -> str:
     if value in (None, [], {}):
         return "none"
@@ -88,3 +80,10 @@ def _text(value: Any) -> str:
     if isinstance(value, list) and all(isinstance(one, str) for one in value):
         return clean(", ".join(value), 400)
     return clean(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), 400)
+
+
+COLUMNS = (
+    lead_column("Setting", "name", sub="unit"),
+    text_column("As requested", "", lambda row: _text(row["requested"]) if "requested" in row else "–"),
+    text_column("As resolved", "value", _text),
+)

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 
-from app.web.components.data_table import DataTable, Row, column
-from app.web.components.elements import button, card, facts, link, note, pill, progress_bar, tag
+from app.domain.evaluations.graders import OUTPUT, REFERENCE, EvaluationSettings
+from app.domain.jobs.create_job import Setting
+from app.web.api_client import Json
+from app.web.components.data_table import Cell, DataTable, lead_column, number_column
+from app.web.components.elements import box, button, facts, link, note, progress_bar, tag
 from app.web.components.forms import select_field, text_field
-from app.web.formatting import clean, count, counted, duration, moment, size
-from app.web.pages.jobs.dialogs import ask, form_dialog
-from app.web.pages.jobs.panels.checkpoint_options import CheckpointButton
-from app.web.pages.jobs.panels.opened_job import OpenedJob, refresh_while
+from app.web.formatting import clean, count, counted, duration
+from app.web.pages.jobs import wording
+from app.web.pages.jobs.panels.panel import Fields, Form, ResultsPanel
 
-MAX_EVALUATIONS = 20
-TONES = {"queued": "wait", "running": "run", "succeeded": "ok", "failed": "bad", "cancelled": "wait"}
-UNFINISHED = ("queued", "running")
 MAX_FILES = 100
+INTRODUCTION = "Base model and adapter answer the rows; the grader compares each answer with that of the row."
 FILE_HINT = "Rows that the training has not seen, such as those of the validation file."
-EXPECTED = {"input": "{{ sample.output_text }}", "reference": "{{ item.reference_answer }}"}
-GRADERS: dict[str, tuple[str, list[dict[str, Any]]]] = {
+EXPECTED = {"input": OUTPUT, "reference": REFERENCE}
+GRADERS: dict[str, tuple[str, list[Json]]] = {
     "exact": (
         "Exact: the answer equals the expected one",
         [{"type": "string_check", "name": "exact", "operation": "eq", **EXPECTED}],
@@ -38,126 +39,88 @@ GRADERS: dict[str, tuple[str, list[dict[str, Any]]]] = {
     ),
     "none": ("None: collect the answers", []),
 }
-COLUMNS = (
-    column("grader", "Grader", lead=True),
-    column("base", "Before: base model", "number"),
-    column("adapter", "After: adapter", "number"),
-    column("difference", "Difference (95 % interval)", "number"),
-    column("reference", "Reference", "number"),
-    column("rows", "Rows", "number"),
-)
-
-Json = dict[str, Any]
+NUMBERS = {name: field for name, field in EvaluationSettings.model_fields.items() if field.annotation is int}
 
 
-class EvaluationsPanel:
-    def __init__(self, opened: OpenedJob) -> None:
-        self._view, self._job = opened.view, opened.job
-        self._path = f"fine_tuning/jobs/{opened.job['id']}/evaluations"
-        self._shown: list[Json] | None = None
-        self._dialogs = tag("div")
-        with tag("div", classes="t-actions"):
-            self._new = CheckpointButton(opened, "New evaluation", self._open_form)
-            self._cancel_button = button("Cancel evaluation", self._ask_to_cancel, "t-danger")
-        self._cancel_button.set_visibility(False)
-        self._body = tag("div", classes="t-stack")
-        refresh_while(lambda: bool(self._unfinished()), self._load)
+class EvaluationsPanel(ResultsPanel):
+    name, limit = "evaluations", 20
+    form = Form("New evaluation", "New evaluation", "Evaluate", INTRODUCTION)
 
-    async def refresh(self, job: Json) -> None:
-        self._job = job
-        await self._new.refresh(job)
-        await self._load()
+    def build(self) -> None:
+        super().build()
+        with self.actions:
+            self._cancel = button("Cancel evaluation", self._ask_to_cancel, "t-danger")
+        self._cancel.set_visibility(False)
 
-    def _unfinished(self) -> list[Json]:
-        return [one for one in self._shown or () if one["status"] in UNFINISHED]
+    async def load(self) -> None:
+        await super().load()
+        self._cancel.set_visibility(self.may_write and bool(self.in_progress()))
 
-    async def _load(self) -> None:
-        page = await self._view.api.get(self._path, limit=MAX_EVALUATIONS)
-        if page["data"] == self._shown:
-            return
-        self._shown = page["data"]
-        self._cancel_button.set_visibility(self._new.may_write and bool(self._unfinished()))
-        self._body.clear()
-        with self._body:
-            for evaluation in page["data"]:
-                _show(evaluation)
-            if not page["data"]:
-                _show_none(self._job)
+    def nothing(self) -> tuple[str, str]:
+        if self.job["evaluation"] is not None:
+            return "Evaluation requested", "It is made when the training has succeeded."
+        text = "An evaluation compares the answers of base model and adapter to held-out rows."
+        return "No evaluations", text + (
+            "" if self.job["adapter"] else " It needs a finished adapter or a kept checkpoint."
+        )
 
-    async def _open_form(self) -> None:
-        files = [
-            *await self._view.api.items("files", MAX_FILES, purpose="evals"),
-            *await self._view.api.items("files", MAX_FILES, purpose="fine-tune"),
-        ]
-        names = {file["id"]: f"{clean(file['filename'], 60)} ({size(file['bytes'])})" for file in files}
+    def title(self, _: Json) -> str:
+        return "Evaluation"
 
-        async def send() -> None:
-            body: Json = {"file": file.value, "graders": GRADERS[grader.value][1], "checkpoint": checkpoint.value}
-            for name, field in (("max_rows", max_rows), ("max_new_tokens", longest)):
-                if field.value:
-                    body[name] = int(field.value) if field.value.isdecimal() else field.value
-            await self._view.api.post(self._path, body)
-            await self._load()
-
-        with self._dialogs, form_dialog("New evaluation", "Evaluate", send):
-            tag("p", "Base model and adapter answer the rows; the grader compares each answer with that of the row.")
-            checkpoint = self._new.select()
-            options = {"": "Choose a file"} | names  # no file of its own accord: the first one may be the training file
-            file = select_field("File with held-out rows", options, self._job["validation_file"] or "", FILE_HINT)
-            labels = {name: label for name, (label, _) in GRADERS.items()}
-            grader = select_field("Grader", labels, hint="Further graders: tunery eval --help")
-            max_rows = text_field("Most rows", hint="A larger file is sampled; empty: 500.", kind="number", min="1")
-            longest = text_field("Longest answer (tokens)", hint="Empty: 256.", kind="number", min="1")
-
-    def _ask_to_cancel(self) -> None:
-        (evaluation, *_) = self._unfinished()
-
-        async def cancel() -> None:
-            await self._view.api.post(f"{self._path}/{evaluation['id']}/cancel")
-            await self._load()
-
-        with self._dialogs:
-            ask("Cancel this evaluation? Its answers are lost.", "Cancel evaluation", cancel)
-
-
-def _show_none(job: Json) -> None:
-    if job["evaluation"] is not None:
-        note("Evaluation requested", "It is made when the training has succeeded.")
-        return
-    text = "An evaluation compares the answers of base model and adapter to held-out rows."
-    note("No evaluations", text if job["adapter"] else f"{text} It needs a finished adapter or a kept checkpoint.")
-
-
-def _show(evaluation: Json) -> None:
-    summary, status = evaluation["summary"], evaluation["status"]
-    with card():
-        with tag("div", classes="t-row"):
-            tag("h2", f"Evaluation of step {count(evaluation['step_number'])}")
-            pill(status.capitalize(), TONES[status])
-            tag("span", moment(evaluation["created_at"]), "t-muted")
-        if evaluation["error"]:
-            note("Why it failed", clean(evaluation["error"]["message"], 2_000), "bad")
-        if evaluation["progress"] and summary is None:
-            progress = evaluation["progress"]
+    def content(self, one: Json) -> None:
+        progress = one["progress"]
+        if one["summary"] is not None:
+            _show_summary(one["summary"])
+        elif progress:
             tag("p", f"{count(progress['answers'])} of {count(progress['total_answers'])} answers", role="status")
             progress_bar("Progress of the evaluation", progress["answers"] / max(progress["total_answers"], 1))
-        if summary is not None:
-            _show_summary(summary)
-        with tag("div", classes="t-row"):
-            link("Held-out rows", f"/datasets/{evaluation['file']}")
+        with box("t-row"):
+            link("Held-out rows", f"/datasets/{one['file']}")
             for label, key in (("Results (JSONL)", "results_file"), ("Report (Markdown)", "report_file")):
-                if evaluation[key]:
-                    link(label, f"/files/{evaluation[key]}/content", download="")
+                if one[key]:
+                    link(label, f"/files/{one[key]}/content", download="")
+
+    async def fields(self) -> Fields:
+        items = self.api.items
+        files = [
+            *await items("files", MAX_FILES, purpose="evals"),
+            *await items("files", MAX_FILES, purpose="fine-tune"),
+        ]
+        options = {"": "Choose a file"}  # no file of its own accord: the first one may be the training file
+        options |= wording.file_options(files)
+        return partial(_add_fields, options, self.job["validation_file"] or "")
+
+    def _ask_to_cancel(self) -> None:
+        (evaluation, *_) = self.in_progress()
+        question = "Cancel this evaluation? Its answers are lost."
+        self.ask(question, "Cancel evaluation", self.api.post, f"{evaluation['id']}/cancel")
+
+
+def _add_fields(files: dict[str, str], chosen: str) -> Callable[[], Json]:
+    file = select_field("File with held-out rows", files, chosen, FILE_HINT)
+    labels = {name: label for name, (label, _) in GRADERS.items()}
+    grader = select_field("Grader", labels, hint="Further graders: tunery eval --help")
+    settings = {name: Setting.of(name, field) for name, field in NUMBERS.items()}
+    numbers = {
+        name: text_field(one.title, hint=f"{one.help} Empty: {NUMBERS[name].default}.", kind="number", min="1")
+        for name, one in settings.items()
+    }
+
+    def body() -> Json:
+        given = {name: field.value for name, field in numbers.items() if field.value}
+        limits = {name: int(text) if text.isdecimal() else text for name, text in given.items()}
+        return {"file": file.value, "graders": GRADERS[grader.value][1]} | limits
+
+    return body
 
 
 def _show_summary(summary: Json) -> None:
-    promotion = summary["promotion"]
-    if promotion is not None:
+    if promotion := summary["promotion"]:
         title = "The adapter may be delivered" if promotion["allowed"] else "The adapter is not delivered"
         note(title, clean(promotion["reason"], 1_000), "ok" if promotion["allowed"] else "warn")
     for warning in summary["warnings"]:
         note("Warning", clean(warning, 1_000), "warn")
-    DataTable("Scores by grader", COLUMNS, [_row(grader) for grader in summary["graders"]])
+    DataTable("Scores by grader", COLUMNS, summary["graders"], key="name")
     answers = summary["answers"]
     facts(
         {
@@ -170,25 +133,14 @@ def _show_summary(summary: Json) -> None:
     )
 
 
-def _row(grader: Json) -> Row:
-    difference = grader["difference"]
-    return {
-        "id": grader["name"],
-        "grader": {"text": clean(grader["name"], 80), "sub": clean(grader["type"], 40)},
-        "base": _score(grader["base"]),
-        "adapter": _score(grader["adapter"]),
-        "difference": _difference(difference) if difference else "–",
-        "reference": _score(grader["reference"]) if grader["reference"] else "–",
-        "rows": count(difference["rows"]) if difference else count(grader["adapter"]["rows"]),
-    }
+def _score(score: Json | None) -> str:
+    return "–" if score is None or score["mean"] is None else f"{score['mean']:.3f}"
 
 
-def _score(score: Json) -> str:
-    return "–" if score["mean"] is None else f"{score['mean']:.3f}"
-
-
-def _difference(difference: Json) -> Row:
+def _difference(difference: Json | None) -> Cell | str:
     """The difference, in a tone if its interval excludes zero."""
+    if difference is None:
+        return "–"
     text = f"{difference['mean']:+.3f}"
     low, high = difference["low"], difference["high"]
     if low is None or high is None:
@@ -202,3 +154,13 @@ def _answers_text(answers: Json) -> str:
     kinds = {"failed": "failed", "cut": "truncated", "empty": "empty"}
     parts += [f"{count(answers[key])} {text}" for key, text in kinds.items() if answers[key]]
     return ", ".join(parts)
+
+
+COLUMNS = (
+    lead_column("Grader", "name", sub="type"),
+    number_column("Before: base model", "base", _score),
+    number_column("After: adapter", "adapter", _score),
+    number_column("Difference (95 % interval)", "difference", _difference),
+    number_column("Reference", "reference", _score),
+    number_column("Rows", "", lambda grader: count((grader["difference"] or grader["adapter"])["rows"])),
+)

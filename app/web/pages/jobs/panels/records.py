@@ -1,70 +1,169 @@
-"""The records of a job: its events, the log of its trainer, and its samples."""
+"""The records of a job: its attempts, checkpoints and events, the log of its trainer, and its samples."""
 
 from __future__ import annotations
 
-from typing import Any
+import time
+from collections.abc import Sequence
 
-from app.web.components.data_table import DataTable, column
-from app.web.components.elements import button, card, link, note, tag, user_text
+from app.web.api_client import Json
+from app.web.components.data_table import lead_column, number_column, state, text_column
+from app.web.components.elements import box, button, card, link, refilled, tag, user_text
 from app.web.components.forms import filter_select, filter_text
-from app.web.formatting import clean, clean_lines, moment
+from app.web.formatting import clean, clean_lines, count, duration, exact_moment, loss, moment
 from app.web.pages.jobs import wording
-from app.web.pages.jobs.panels.attempts import training_numbers
-from app.web.pages.jobs.panels.opened_job import OpenedJob
+from app.web.pages.jobs.panels.panel import ListPanel, Panel, download
 
+REASONS = {
+    "done": "finished",
+    "drained": "stopped by its worker; progress saved",
+    "gave_way": "preempted by an urgent job; progress saved",
+    "paused": "paused",
+    "cancelled": "cancelled",
+    "worker_lost": "worker lost",
+    "trainer_crashed": "trainer crashed",
+    "device_lost": "GPU lost",
+    "killed_for_memory": "out of memory; the next attempt uses less",
+    "stalled": "no progress; stopped by the watchdog",
+    "storage_full": "disk full; retried",
+    "storage_unavailable": "storage unreachable; retried",
+    "slot_too_small": "out of memory in its slot; the next attempt has a whole GPU",
+}
 MAX_EVENTS = 200
 MAX_LOG_CHARACTERS = 200_000
 MAX_ANSWER_CHARACTERS = 4_000
 EMPTY_LOG = "The trainer has printed no warnings or errors. What happened to the job is in Events."
 LEVEL_TONES = {"info": "wait", "warn": "warn", "error": "bad"}
 
-Json = dict[str, Any]
+
+def training_numbers(attempts: Sequence[Json]) -> dict[int, str]:
+    """The number of each training attempt among those of its job, by the API's, which counts checks of files too."""
+    trainings = sorted(one["attempt"] for one in attempts if one["kind"] == "train")
+    return {attempt: str(number) for number, attempt in enumerate(trainings, 1)}
 
 
-class EventsPanel:
-    """The short, durable messages, newest first."""
+def _result(attempt: Json) -> str:
+    if attempt["ended_at"] is None:
+        return "running"
+    return REASONS.get(attempt["reason"], str(attempt["reason"])) if attempt["reason"] else "valid"
 
-    def __init__(self, opened: OpenedJob) -> None:
-        self._view = opened.view
-        columns = (column("time", "Time"), column("level", "Level"), column("message", "Event", lead=True))
-        self._table = DataTable("Events", columns)
-        self._more = tag("p", f"The newest {MAX_EVENTS} events; all: tunery jobs events {opened.job['id']}", "t-muted")
-        self._more.set_visibility(False)
 
-    async def refresh(self, job: Json) -> None:
-        events = await self._view.api.items(f"fine_tuning/jobs/{job['id']}/events", MAX_EVENTS, type="message")
-        self._more.set_visibility(len(events) == MAX_EVENTS)
-        self._table.set_rows(
-            [
-                {
-                    "id": event["id"],
-                    "time": moment(event["created_at"], is_exact=True),
-                    "level": {"text": event["level"], "tone": LEVEL_TONES[event["level"]]},
-                    "message": clean(event["message"], 2_000),
-                }
-                for event in events
-            ]
+def _time_line(attempts: list[Json], numbers: dict[int, str]) -> None:
+    """A bar for each attempt, from the start of the first one to the end of the last one, or until now."""
+    now = time.time()
+    start = min(attempt["started_at"] for attempt in attempts)
+    end = max(attempt["ended_at"] or now for attempt in attempts)
+    span = max(end - start, 1)
+    for attempt in attempts:
+        ended = attempt["ended_at"] or now
+        left = min(100 * (attempt["started_at"] - start) / span, 99)
+        width = min(max(100 * (ended - attempt["started_at"]) / span, 0.8), 100 - left)
+        number = numbers.get(attempt["attempt"])
+        kind, title = ("train", f"Attempt {number}") if number else ("check", "Check of the files")
+        result = f"{_result(attempt)}, {duration(ended - attempt['started_at'])}"
+        with tag("div"):
+            tag("div", f"{title}: {result}", "t-hint")
+            with box("t-track"):
+                box(f"t-span t-span-{kind}", style=f"margin-left: {left:.1f}%; width: {width:.1f}%")
+    with box("t-row t-hint"):
+        tag("span", exact_moment(start))
+        tag("span", classes="t-grow")
+        tag("span", f"{duration(span)} later")
+
+
+class AttemptsPanel(ListPanel):
+    """Each attempt of a worker, as a row and as a bar on the time line of the job."""
+
+    name, caption, key = "attempts", "Attempts", "attempt"
+
+    def build(self) -> None:
+        self._line = box("")
+        self._numbers: dict[int, str] = {}
+        self.columns = (
+            number_column("Attempt", "attempt", lambda attempt: self._numbers.get(attempt, "–")),
+            lead_column("Task", "kind", lambda kind: "Training" if kind == "train" else "Check of the files"),
+            text_column("Started", "started_at", exact_moment),
+            number_column("Duration", "", _duration),
+            text_column("Worker", "worker_id"),
+            text_column("Result", "", _result),
+        )
+        super().build()
+
+    async def request(self) -> list[Json]:
+        return list((await self.api.get(self.path))["data"])
+
+    def show(self) -> None:
+        self._numbers = training_numbers(self.shown)
+        super().show()
+        self._line.clear()
+        if self.shown:
+            with self._line, card("Time line"):
+                _time_line(self.shown, self._numbers)
+
+
+def _duration(attempt: Json) -> str:
+    return duration(attempt["ended_at"] - attempt["started_at"]) if attempt["ended_at"] else "running"
+
+
+class CheckpointsPanel(ListPanel):
+    """The kept checkpoints with their losses and archives."""
+
+    name, caption = "checkpoints", "Checkpoints"
+    columns = (
+        number_column("Step", "step_number", count),
+        lead_column(
+            "Model", "", lambda one: {"text": clean(one["fine_tuned_model_checkpoint"]), "sub": one["best"] and "best"}
+        ),
+        number_column("Train loss", "metrics.train_loss", loss),
+        number_column("Validation loss", "metrics.full_valid_loss", loss),
+        text_column("Created", "created_at", moment),
+        text_column("Adapter", "adapter_archive_file_id", lambda file_id: {"text": "Download"} | download(file_id)),
+    )
+
+    def nothing(self) -> tuple[str, str]:
+        is_unfinished = self.job["status"] in wording.UNFINISHED
+        return (
+            "No checkpoints",
+            "A checkpoint is saved at the end of each epoch and at a pause." if is_unfinished else "",
         )
 
 
-class LogPanel:
+class EventsPanel(ListPanel):
+    """The short, durable messages, newest first."""
+
+    name, caption, limit = "events", "Events", MAX_EVENTS
+    params = {"type": "message"}  # noqa: RUF012
+    columns = (
+        text_column("Time", "created_at", exact_moment),
+        text_column("Level", "level", state(LEVEL_TONES)),
+        lead_column("Event", "message", lambda message: clean(message, 2_000)),
+    )
+
+    def build(self) -> None:
+        super().build()
+        self._more = tag("p", f"The newest {MAX_EVENTS} events; all: tunery jobs events {self.job['id']}", "t-muted")
+        self._more.set_visibility(False)
+
+    def show(self) -> None:
+        super().show()
+        self._more.set_visibility(len(self.shown) == MAX_EVENTS)
+
+
+class LogPanel(Panel):
     """The end of the trainer's log: search, follow, download."""
 
-    def __init__(self, opened: OpenedJob) -> None:
-        self._view, job = opened.view, opened.job
+    def build(self) -> None:
         self._text = ""
-        self._job_id = job["id"]
-        self._path = f"fine_tuning/jobs/{job['id']}"
+        self._href = f"/jobs/{self.job['id']}/log.txt"
         self._numbers: dict[str, str] = {}  # of the trainings, by the API's number
         self._offered: object = None  # the number of trainings whose attempts the select has
         self._requested = 0
-        with tag("div", classes="t-filters"):
+        with box("t-filters"):
             self._search = filter_text("Search the log", "", self._show)
             with tag("div") as self._attempts:
-                self._attempt = filter_select("Attempt", {"": "Last attempt"}, "", self._load)
+                self._attempt = filter_select("Attempt", {"": "Last attempt"}, "", self.load)
             self._follow_button = button("Following", self._toggle)
             self._follow_button.props["aria-pressed"] = "true"
-            self._download = link("Download", f"/jobs/{job['id']}/log.txt", "t-button", download="")
+            self._download = link("Download", self._href, "t-button", download="")
         self._is_following = self._may_grow = True
         self._output = tag("pre", classes="t-code t-log", tabindex="0", aria_label="Log of the trainer")
 
@@ -73,25 +172,24 @@ class LogPanel:
         if job["attempts"] != self._offered:
             await self._offer_attempts(job)
         if self._is_following:
-            await self._load()
+            await self.load()
 
     async def _offer_attempts(self, job: Json) -> None:
         """The attempts that trained, under the numbers of the tab Attempts: a check of the files has no log."""
-        numbers = training_numbers((await self._view.api.get(f"{self._path}/attempts"))["data"])
+        numbers = training_numbers((await self.api.get(f"{self.path}/attempts"))["data"])
         self._numbers = {str(attempt): numbers[attempt] for attempt in reversed(numbers)}
         options = {"": "Last attempt"} | {each: f"Attempt {number}" for each, number in self._numbers.items()}
         self._offered = job["attempts"]
-        self._attempts.clear()
-        with self._attempts:
-            self._attempt = filter_select("Attempt", options, self._attempt.value, self._load)
+        with refilled(self._attempts):
+            self._attempt = filter_select("Attempt", options, self._attempt.value, self.load)
 
-    async def _load(self) -> None:
+    async def load(self) -> None:
         self._requested += 1
         number = self._requested
         attempt = self._attempt.value
         query = f"?attempt={attempt}&number={self._numbers[attempt]}" if attempt else ""
-        self._download.props["href"] = f"/jobs/{self._job_id}/log.txt{query}"
-        text = await self._view.api.text(f"{self._path}/logs", attempt=attempt or None)
+        self._download.props["href"] = f"{self._href}{query}"
+        text = await self.api.text(f"{self.path}/logs", attempt=attempt or None)
         if number == self._requested:
             self._text = text
             self._show()
@@ -112,36 +210,26 @@ class LogPanel:
         self._follow_button.props["aria-pressed"] = "true" if self._is_following else "false"
 
 
-class SamplesPanel:
+class SamplesPanel(ListPanel):
     """Answers of base model and adapter at each evaluation, side by side."""
 
-    def __init__(self, opened: OpenedJob) -> None:
-        self._view = opened.view
-        self._shown = -1
-        self._body = tag("div", classes="t-stack")
+    name, limit = "events", 1_000
+    params = {"type": "message"}  # noqa: RUF012
 
-    async def refresh(self, job: Json) -> None:
-        events = await self._view.api.items(f"fine_tuning/jobs/{job['id']}/events", 1_000, type="message")
-        samples = [event["data"] for event in events if {"prompt", "base", "tuned"} <= event["data"].keys()]
-        if len(samples) == self._shown:
-            return
-        self._shown = len(samples)
-        self._body.clear()
-        with self._body:
-            if not samples:
-                text = "A job with sample prompts shows here how base model and adapter answer them at each evaluation."
-                note("No samples", text)
-            for sample in samples:
-                _sample(sample)
+    def nothing(self) -> tuple[str, str]:
+        text = "A job with sample prompts shows here how base model and adapter answer them at each evaluation."
+        return "No samples", text
 
+    async def request(self) -> list[Json]:
+        return [one["data"] for one in await super().request() if {"prompt", "base", "tuned"} <= one["data"].keys()]
 
-def _sample(sample: Json) -> None:
-    with card():
-        with tag("div", classes="t-row"):
-            tag("span", f"Step {sample.get('step', '–')}", "t-pill t-wait")
-            user_text(sample["prompt"], "h2", max_characters=2_000)
-        with tag("div", classes="t-grid"):
-            for label, key in (("Base model", "base"), ("Adapter", "tuned")):
-                with tag("div", classes="t-stack"):
-                    tag("div", label, "t-label t-muted")
-                    tag("p", clean_lines(str(sample[key]), MAX_ANSWER_CHARACTERS), "t-answer", dir="auto")
+    def card(self, one: Json) -> None:
+        with card():
+            with box("t-row"):
+                tag("span", f"Step {one.get('step', '–')}", "t-pill t-wait")
+                user_text(one["prompt"], "h2", max_characters=2_000)
+            with box("t-grid"):
+                for label, key in (("Base model", "base"), ("Adapter", "tuned")):
+                    with box("t-stack"):
+                        tag("div", label, "t-label t-muted")
+                        tag("p", clean_lines(str(one[key]), MAX_ANSWER_CHARACTERS), "t-answer", dir="auto")

@@ -8,8 +8,8 @@ from typing import Any
 import httpx2
 
 from app.web.api_client import ApiClient
-from app.web.pages.jobs import curves
-from app.web.pages.jobs.curves import Curves
+from app.web.pages.jobs import jobs
+from app.web.pages.jobs.jobs import Curves
 
 JOB = {"id": "ftjob-1", "status": "running", "trained_steps": 2, "training_file": "file-1"}
 CURVE = {"fine_tuning_job_id": "ftjob-1", "steps": [1, 2], "train_losses": [2.0, 1.0], "best_valid_loss": 1.5}
@@ -61,8 +61,8 @@ def test_a_job_without_a_step_has_no_curve_to_request() -> None:
 
 
 def test_the_oldest_curves_are_evicted() -> None:
-    kept: dict[str, int] = {str(number): number for number in range(curves.MAX_KEPT)}
-    curves._keep(kept, "new", 1)
-    assert len(kept) == curves.MAX_KEPT
+    kept: dict[str, int] = {str(number): number for number in range(jobs.MAX_KEPT)}
+    jobs._keep(kept, "new", 1)
+    assert len(kept) == jobs.MAX_KEPT
     assert "0" not in kept
     assert kept["new"] == 1

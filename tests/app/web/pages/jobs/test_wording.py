@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from app.web.pages.jobs import wording
-from app.web.pages.jobs.actions import ACTIONS
+from app.web.pages.jobs.job import ACTIONS
 from tests.api_objects import FINISHED_JOB, NEW_JOB
 
 RUNNING = NEW_JOB | {

@@ -9,7 +9,7 @@ import httpx2
 import pytest
 
 from app.web.api_client import ApiClient, make_http
-from app.web.pages.datasets import chat_rows
+from app.web.pages import chat_rows
 
 LINES = [b"first", b"", b"third, which is longer", b"last"]
 

@@ -10,13 +10,13 @@ from typing import Any
 
 from nicegui import ui
 
-from app.web.api_client import ApiError
-from app.web.components.elements import busy, button, card, link, note, tag
+from app.web.api_client import ApiError, Json
+from app.web.components.elements import box, busy, button, card, error_note, link, note, refilled, tag
 from app.web.components.forms import Field, select_field, text_field
-from app.web.csv_tables import Columns, CsvTable, TableError, json_line
+from app.web.csv_tables import Columns, TableError, json_line
 from app.web.formatting import clean, clean_lines, counted, size
-from app.web.frame import View, error_note, screen
-from app.web.uploads import send_piece
+from app.web.frame import View, screen
+from app.web.transfers import create_upload, send_piece
 
 PREVIEW_ROWS = 3
 PIECE_BYTES = 4 << 20
@@ -24,34 +24,23 @@ MAX_LISTED_COLUMNS = 500  # a select with more is slow; any column can be typed
 USER_NAMES = ("user", "prompt", "question", "input", "text", "instruction", "message")
 ASSISTANT_NAMES = ("assistant", "completion", "answer", "output", "label", "response", "target")
 
-Json = dict[str, Any]
-
 
 @screen("/datasets/convert/{table_id}", "CSV to JSONL", "datasets")
-async def build(view: View) -> None:
-    table = view.tables.get(view.session.token, view.path("table_id"))
-    tag("h1", "CSV to JSONL")
-    if table is None:
-        note("This upload has expired", "An uploaded CSV is kept for an hour. Drop the file again.", "warn")
-        link("Datasets", "/datasets", "t-button")
-        return
-    try:
-        names = await asyncio.to_thread(table.header)
-    except TableError as error:
-        note(f"{clean(table.filename, 80)} cannot be read", str(error), "bad", role="alert")
-        link("Datasets", "/datasets", "t-button")
-        return
-    Conversion(view, table, names).build()
-
-
-class Conversion:
-    def __init__(self, view: View, table: CsvTable, names: list[str]) -> None:
-        self._view = view
-        self._table = table
-        self._names = names
-
-    def build(self) -> None:
-        names = self._names
+class ConvertPage(View):
+    async def build(self) -> None:
+        table = self.tables.get(self.session.token, self.path("table_id"))
+        tag("h1", "CSV to JSONL")
+        if table is None:
+            note("This upload has expired", "An uploaded CSV is kept for an hour. Drop the file again.", "warn")
+            link("Datasets", "/datasets", "t-button")
+            return
+        try:
+            names = await asyncio.to_thread(table.header)
+        except TableError as error:
+            note(f"{clean(table.filename, 80)} cannot be read", str(error), "bad", role="alert")
+            link("Datasets", "/datasets", "t-button")
+            return
+        self._table, self._names = table, names
         tag(
             "p",
             f"{clean(self._table.filename, 80)}: {counted(len(names), 'column')}, {size(self._table.size_bytes)}.",
@@ -61,13 +50,13 @@ class Conversion:
             text = "Each row becomes a chat: the user's message, and the assistant's answer that the model learns. "
             tag("p", text + "For a classification the answer is the label.", "t-lede")
             first, last = (names[0], names[-1]) if len(names) == 2 else ("", "")
-            with tag("div", classes="t-grid"):
+            with box("t-grid"):
                 self._user = self._column_field("User (question)", _guess(names, USER_NAMES, first))
                 self._assistant = self._column_field("Assistant (answer)", _guess(names, ASSISTANT_NAMES, last))
                 self._system = self._column_field("System prompt (optional)", "", "None")
         with card("Preview"):
-            self._preview = tag("div", classes="t-stack")
-        with tag("div", classes="t-actions"):
+            self._preview = box("t-stack")
+        with box("t-actions"):
             self._start = button("Convert and upload", self._convert, "t-primary")
             link("Cancel", "/datasets", "t-button")
         self._result = tag("div")
@@ -120,8 +109,7 @@ class Conversion:
         if columns is None:
             return
         self._start.props["disabled"] = True
-        self._result.clear()
-        with self._result:
+        with refilled(self._result):
             waiting = busy("Converting ...")
         try:
             file = await self._upload(columns, waiting.set_text)
@@ -134,7 +122,7 @@ class Conversion:
                     "Not converted", str(error), "bad", role="alert"
                 )
             return
-        self._view.tables.discard(self._table)
+        self.tables.discard(self._table)
         ui.navigate.to(f"/datasets/{file['id']}")
 
     async def _upload(self, columns: Columns, show: Any) -> Json:
@@ -142,29 +130,20 @@ class Conversion:
         total = await asyncio.to_thread(lambda: sum(map(len, self._lines(columns))))
         if not total:
             raise TableError("No row has both a question and an answer. Choose other columns.")
-        api = self._view.api
-        body = {
-            "filename": f"{PurePath(self._table.filename).stem[:200]}.jsonl",
-            "purpose": "fine-tune",
-            "bytes": total,
-            "mime_type": "application/jsonl",
-        }
-        upload = await api.post("uploads", body)
+        api = self.api
+        upload = await create_upload(api, f"{PurePath(self._table.filename).stem[:200]}.jsonl", total)
         try:
-            return await self._send(upload, self._lines(columns), show)
+            lines, offset = self._lines(columns), 0
+            while offset < total:
+                piece = await asyncio.to_thread(_next_piece, lines)
+                is_last = offset + len(piece) == total
+                show("Checking every line ..." if is_last else f"Uploading: {size(offset)} of {size(total)}")
+                upload = await send_piece(api, upload, offset, piece)
+                offset += len(piece)
         except (TableError, ApiError):
             with suppress(ApiError):  # it expires within an hour
                 await api.post(f"uploads/{upload['id']}/cancel")
             raise
-
-    async def _send(self, upload: Json, lines: Iterator[bytes], show: Any) -> Json:
-        offset, total = 0, int(upload["bytes"])
-        while offset < total:
-            piece = await asyncio.to_thread(_next_piece, lines)
-            is_last = offset + len(piece) == total
-            show("Checking every line ..." if is_last else f"Uploading: {size(offset)} of {size(total)}")
-            upload = await send_piece(self._view.api, upload, offset, piece)
-            offset += len(piece)
         return dict(upload["file"])
 
     def _lines(self, columns: Columns) -> Iterator[bytes]:

@@ -6,14 +6,12 @@ import json
 from typing import Any
 
 from app.web.api_client import ApiClient, ApiError
-from app.web.components.elements import busy, button, tag
+from app.web.components.elements import box, busy, button, refilled, tag
 from app.web.formatting import clean, clean_lines, size
 
 FIRST_BYTES = 512 << 10
 ROWS_SHOWN = 5
 MAX_MESSAGE_CHARACTERS = 3_000
-
-Json = dict[str, Any]
 
 
 async def show_rows(api: ApiClient, file_id: str, parent: Any) -> None:
@@ -25,7 +23,7 @@ async def show_rows(api: ApiClient, file_id: str, parent: Any) -> None:
             tag("p", clean(error.message, 500), "t-muted")
         return
     with parent:
-        body = tag("div", classes="t-stack")
+        body = box("t-stack")
 
     shown = 0
 
@@ -65,8 +63,7 @@ async def _first_rows(api: ApiClient, file_id: str) -> tuple[list[tuple[int, Any
 async def show_line(api: ApiClient, file_id: str, number: int, parent: Any) -> None:
     """Read the file up to a line, and show its row, highlighted and in view."""
     show_parent = f"showElement('{parent.html_id}')"
-    parent.clear()
-    with parent:
+    with refilled(parent):
         waiting = busy(f"Reading up to line {number:,} ...")
     parent.client.run_javascript(show_parent)
     try:
@@ -76,8 +73,7 @@ async def show_line(api: ApiClient, file_id: str, number: int, parent: Any) -> N
         raise
     if waiting.is_deleted:  # another line was opened meanwhile
         return
-    parent.clear()
-    with parent, tag("div", classes="t-opened", role="group", aria_label=f"Row of line {number:,}"):
+    with refilled(parent), box("t-opened", role="group", aria_label=f"Row of line {number:,}"):
         if line is None:
             tag("p", f"The file has no line {number:,}.")
         else:
@@ -110,7 +106,7 @@ def _parse(line: bytes) -> Any:
 
 
 def _show_row(number: int, row: Any) -> None:
-    with tag("div", classes="t-chat"):
+    with box("t-chat"):
         tag("div", f"Line {number:,}", "t-label t-muted")
         for role, text in _messages(row):
             with tag(

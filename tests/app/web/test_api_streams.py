@@ -11,7 +11,7 @@ import pytest
 
 from app.domain.answers.engine_answers import MAX_ANSWER_BYTES
 from app.web.api_client import ApiClient, ApiError, make_http
-from app.web.chat_stream import ENDED_EARLY, stream_answer
+from app.web.api_streams import ENDED_EARLY, stream_answer
 
 BODY = {"model": "ft:tiny", "messages": [{"role": "user", "content": "hi"}]}
 

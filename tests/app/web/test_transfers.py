@@ -8,14 +8,11 @@ from typing import Any
 import httpx2
 import pytest
 from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
 
-from app.web import downloads, uploads
 from app.web.api_client import RESPONSE_SECONDS, ApiClient, make_http
 from app.web.csv_tables import MAX_TABLE_BYTES, TableStore
-from app.web.server import invalid_request
 from app.web.sessions import COOKIE, SessionStore
-from app.web.uploads import NO_UPLOAD, send_piece
+from app.web.transfers import NO_UPLOAD, REFUSALS, refuse, routes, send_piece
 
 TWO_GIGABYTES = 2_000_000_000
 CHECK_SECONDS = TWO_GIGABYTES / 50e6  # on a free core
@@ -69,9 +66,10 @@ def ask(*requests: tuple[str, str, Any]) -> list[httpx2.Response]:
         sessions = SessionStore(http, http, 60, tables.discard_of)
         session = await sessions.sign_in("key")
         app = FastAPI()
-        app.add_exception_handler(RequestValidationError, invalid_request)
-        app.include_router(uploads.router(sessions, tables))
-        app.include_router(downloads.router(sessions))
+        app.state.sessions, app.state.tables = sessions, tables
+        app.include_router(routes)
+        for kind in REFUSALS:
+            app.add_exception_handler(kind, refuse)
         transport = httpx2.ASGITransport(app)
         cookies = {COOKIE: session.token}
         async with httpx2.AsyncClient(transport=transport, base_url="http://dashboard", cookies=cookies) as client:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from app.web.pages.datasets.dataset import LINE_NUMBER, length_facts
+from app.web.pages.dataset_report import length_facts
+from app.web.pages.datasets import LINE_NUMBER
 
 REPORT: dict[str, Any] = {
     "tokens": {"total": 4_000, "trained": 1_000, "lengths": {"median": 40, "p99": 90, "max": 100}},

@@ -1,0 +1,148 @@
+"""The list of datasets with an area for drag and drop; one dataset: its report, and its rows as chats."""
+
+from __future__ import annotations
+
+import re
+
+from nicegui import ui
+
+from app.web.api_client import ApiError, Json
+from app.web.components.data_table import ago, lead_column, number_column, show_page, text_column
+from app.web.components.elements import Dropzone, box, busy, button, card, error_note, facts, link, note, refilled, tag
+from app.web.components.forms import select_field, text_field
+from app.web.formatting import clean, count, moment, size
+from app.web.frame import View, screen, set_query
+from app.web.pages.chat_rows import show_line, show_rows
+from app.web.pages.dataset_report import show_report
+
+REPORT_SECONDS = 120.0
+PREVIEW_ROWS = 5
+MAX_FILES = 100
+LINE_NUMBER = re.compile("[1-9][0-9]{0,11}")
+COLUMNS = (
+    lead_column(
+        "Dataset",
+        "",
+        lambda file: {"text": clean(file["filename"]), "href": f"/datasets/{file['id']}", "sub": file["id"]},
+    ),
+    number_column("Lines", "line_count", count),
+    number_column("Size", "bytes", size),
+    number_column("Uploaded", "created_at", ago),
+)
+USE_COLUMN = text_column("Use", "id", lambda file_id: {"text": "New job", "href": f"/jobs/new?file={file_id}"})
+HINT = (
+    "JSONL (one example per line) or CSV (one row per example; you choose the columns). Several files at once are "
+    "possible; an interrupted upload continues when you drop the file again."
+)
+
+
+@screen("/datasets", "Datasets", "datasets")
+class DatasetsPage(View):
+    async def build(self) -> None:
+        with box("t-title"):
+            tag("h1", "Datasets")
+        may_write = self.may("files:write")
+        if may_write:
+            with card():
+                Dropzone("Choose files", HINT, ".jsonl,.json,.csv,.tsv,.txt", ui.navigate.to)
+        columns = (*COLUMNS, USE_COLUMN) if self.may("jobs:write") else COLUMNS
+        after = self.query("after")
+        if not await show_page(self.api, "/datasets", after, "Datasets", columns, "file", "files", purpose="fine-tune"):
+            what_to_do = "Upload one above: the page then shows what is wrong with it, line by line."
+            note("No datasets yet", what_to_do if may_write else "This key may not upload any.")
+
+
+@screen("/datasets/{file_id}", "Dataset", "datasets")
+class DatasetPage(View):
+    async def build(self) -> None:
+        self._file_id = self.path("file_id")
+        self._requested = 0  # the number of the latest request of a report
+        file = await self.api.get(f"files/{self._file_id}")
+        ui.page_title(f"{clean(file['filename'], 60)} · Tunery")
+        with box("t-title"):
+            with tag("h1"):
+                tag("bdi", clean(file["filename"], 120))
+            with box("t-actions"):
+                link("Download", f"/files/{self._file_id}/content", "t-button", download="")
+                if self.may("jobs:write"):
+                    link("New job", f"/jobs/new?file={self._file_id}", "t-button t-primary")
+        with card():
+            facts(
+                {
+                    "Lines": count(file["line_count"]),
+                    "Size": size(file["bytes"]),
+                    "Uploaded": moment(file["created_at"]),
+                }
+            )
+            for label, value in (("Id", file["id"]), ("SHA-256", file["sha256"])):
+                with box("t-row t-muted"):
+                    tag("span", label)
+                    tag("span", value, "t-mono t-wrap")
+        await self._build_choices()
+        self._report = box("t-stack")
+        ui.timer(0.05, self._load_report, once=True)  # after the page is shown: a large file takes a while
+        with card("Rows as chats") as rows:
+            self._opened = tag("div", tabindex="-1")
+            await show_rows(self.api, self._file_id, rows)
+        if LINE_NUMBER.fullmatch(line := self.query("line")):
+            ui.timer(0.05, lambda: self._open_line(int(line)), once=True)
+
+    async def _build_choices(self) -> None:
+        models = await self.api.base_models()
+        others = await self.api.items("files", MAX_FILES, purpose="fine-tune")
+        files = {"": "None"} | {one["id"]: clean(one["filename"], 60) for one in others if one["id"] != self._file_id}
+        with card("Check for"), box("t-grid"):
+            names = {name: clean(name, 80) for name in models} or {"": "No base model is registered"}
+            chosen = self.query("model", next(iter(names)))
+            self._model = select_field(
+                "Base model", names, chosen, "Its tokenizer and chat template are used.", self._change
+            )
+            self._validation = select_field(
+                "Validation file", files, "", "Rows in both files are listed.", self._change
+            )
+            self._context = text_field(
+                "Context length (tokens)", self.query("context"), "Default: the model's.", self._change, "number"
+            )
+
+    async def _change(self) -> None:
+        self._set_query()
+        await self._load_report()
+
+    async def _open_line(self, number: int) -> None:
+        self._set_query(line=str(number))
+        await show_line(self.api, self._file_id, number, self._opened)
+
+    def _set_query(self, line: str = "") -> None:
+        set_query(f"/datasets/{self._file_id}", model=self._model.value, context=self._context.value, line=line)
+
+    async def _load_report(self) -> None:
+        self._requested += 1
+        number = self._requested
+        self._report.clear()
+        if not self._model.value:
+            with self._report:
+                note("No base model", "An operator registers one: tunery models add NAME DIRECTORY", "warn")
+            return
+        with self._report:
+            busy("Checking the file ...")
+        report: Json | ApiError
+        try:
+            report = await self.api.post(
+                f"files/{self._file_id}/validate",
+                model=self._model.value,
+                validation_file=self._validation.value or None,
+                context_length=self._context.value or None,
+                rows=PREVIEW_ROWS,
+                timeout_seconds=REPORT_SECONDS,
+            )
+        except ApiError as error:
+            report = error
+        if number != self._requested:  # a later choice has its own report
+            return
+        with refilled(self._report):
+            if isinstance(report, ApiError):
+                error_note(report, "The file cannot be checked")
+                if report.is_unreachable:
+                    button("Check again", self._load_report)
+            else:
+                show_report(report, self._open_line)
