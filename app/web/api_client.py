@@ -115,10 +115,9 @@ class ApiClient:
             params["after"] = page["data"][-1]["id"]
         return found
 
-    async def base_models(self) -> dict[str, Json]:
-        """By their names: those that the key may fine-tune."""
-        models = (await self.get("models"))["data"]
-        return {model["id"]: model for model in models if not model["id"].startswith("ft:")}
+    async def base_models(self) -> list[Json]:
+        """Those that the key may fine-tune; the id of each is its name."""
+        return [model for model in (await self.get("models"))["data"] if not model["id"].startswith("ft:")]
 
     async def put(self, path: str, content: bytes, headers: Mapping[str, str], timeout_seconds: float) -> Json:
         return _json(await self._request("PUT", path, content=content, headers=headers, timeout=timeout_seconds))

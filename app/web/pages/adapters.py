@@ -81,8 +81,8 @@ class AdapterPage(View):
         with tag("section", classes="t-stack", aria_label="Exports"):
             tag("h2", "Exports")
             await ExportsPanel(self, job).refresh(job)
-        base = (await self.api.base_models()).get(adapter["base_model"], {})
-        _show_engines(job, adapter, base.get("source"))
+        sources = {model["id"]: model.get("source") for model in await self.api.base_models()}
+        _show_engines(job, adapter, sources.get(adapter["base_model"]))
 
 
 def _show_provenance(job: Json, adapter: Json) -> None:

@@ -42,7 +42,7 @@ class AdminPage(View):
         if len(projects) == MAX_PROJECTS:
             tag("p", f"The {MAX_PROJECTS} newest projects; all: tunery projects list", "t-muted")
         DataTable("Projects", PROJECT_COLUMNS, projects)
-        await show_section("Base models", _models(self), MODEL_COLUMNS, NO_MODEL)
+        await show_section("Base models", self.api.base_models(), MODEL_COLUMNS, NO_MODEL)
         failed = self.api.items("organization/jobs", MAX_FAILED, status="failed")
         await show_section("Failed jobs", failed, _failed_columns(projects, self.session.project["id"]))
         await show_audit(self, None)
@@ -91,10 +91,6 @@ async def _projects(view: View) -> list[Json]:
     listed = await view.api.items("organization/projects", MAX_PROJECTS, include_archived="true")
     found = await asyncio.gather(*(view.api.get(f"organization/projects/{one['id']}") for one in listed))
     return sorted(found, key=lambda project: -int(project["usage"]["stored_bytes"]))
-
-
-async def _models(view: View) -> list[Json]:
-    return list((await view.api.base_models()).values())
 
 
 def _failed_columns(projects: list[Json], own_project_id: str) -> tuple[Column, ...]:

@@ -92,7 +92,7 @@ class DatasetPage(View):
         others = await self.api.items("files", MAX_FILES, purpose="fine-tune")
         files = {"": "None"} | {one["id"]: clean(one["filename"], 60) for one in others if one["id"] != self._file_id}
         with card("Check for"), box("t-grid"):
-            names = {name: clean(name, 80) for name in models} or {"": "No base model is registered"}
+            names = {model["id"]: clean(model["id"], 80) for model in models} or {"": "No base model is registered"}
             chosen = self.query("model", next(iter(names)))
             self._model = select_field(
                 "Base model", names, chosen, "Its tokenizer and chat template are used.", self._change

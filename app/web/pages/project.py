@@ -49,18 +49,21 @@ class ProjectPage(View):
         with tag("h1"):
             tag("span", "Project ")
             tag("bdi", clean(project["name"], 100))
-        show_usage(project)
+        _show_usage(project)
         with card("Your key"):
             facts({"Id": project["api_key"]["id"], "Scopes": ", ".join(project["api_key"]["scopes"])})
         if self.session.is_admin:
-            await show_keys(self, project["id"])
+            path = f"organization/projects/{project['id']}/api_keys"
+            if await show_section("API keys", self.api.items(path, MAX_ROWS, include_revoked="true"), KEY_COLUMNS):
+                tag("p", "A key that may read everything in the project and change nothing is created with:", "t-muted")
+                code_block(f"tunery keys create --project {project['id']} --scope all:read --name NAME")
         await show_section("Delivery targets", self.api.items("delivery_targets", MAX_ROWS), TARGET_COLUMNS, NO_TARGETS)
         await _show_webhooks(self)
         if self.session.is_admin:
             await show_audit(self, project["id"])
 
 
-def show_usage(project: Json) -> None:
+def _show_usage(project: Json) -> None:
     usage, limits = project["usage"], project["limits"]
     with card("Usage and limits"):
         facts(
@@ -83,13 +86,6 @@ def _or_default(limit: int | None) -> str:
 
 def _of(used: str, limit: float | None, format_limit: Any) -> str:
     return f"{used}, {'no limit' if limit is None else f'at most {format_limit(limit)}'}"
-
-
-async def show_keys(view: View, project_id: str) -> None:
-    keys = view.api.items(f"organization/projects/{project_id}/api_keys", MAX_ROWS, include_revoked="true")
-    if await show_section("API keys", keys, KEY_COLUMNS):
-        tag("p", "A key that may read everything in the project and change nothing is created with:", "t-muted")
-        code_block(f"tunery keys create --project {project_id} --scope all:read --name NAME")
 
 
 async def _show_webhooks(view: View) -> None:

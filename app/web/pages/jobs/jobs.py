@@ -34,16 +34,9 @@ from app.web.pages.jobs.metrics import request_charts_early
 
 PAGE_JOBS = 50
 MAX_COMPARED = 5
-STATUS_OPTIONS = {
-    "": "All statuses",
-    "validating_files,queued,running,paused": "Unfinished",
-    "running": "Training",
-    "queued": "Queued",
-    "succeeded": "Succeeded",
-    "failed": "Failed",
-    "cancelled": "Cancelled",
-    "paused": "Paused",
-}
+STATUSES = ("running", "queued", "succeeded", "failed", "cancelled", "paused")
+STATUS_OPTIONS = {"": "All statuses", ",".join(wording.UNFINISHED): "Unfinished"}
+STATUS_OPTIONS |= {status: wording.LABELS[status] for status in STATUSES}
 ORDERS = {name: name for name in ("name", "status", "model", "progress", "train_loss", "valid_loss")}
 ORDERS |= {"time": "duration", "created": "created_at"}
 NEWEST_FIRST = "-created"
@@ -92,8 +85,8 @@ class JobsPage(View):
             if self.may("jobs:write"):
                 link("New job", "/jobs/new", "t-button t-primary")
         with box("t-filters", role="search"):
-            self._search = filter_text("Search name, id, model, file", self.query("q"), self._change)
-            self._status = filter_select("Status", STATUS_OPTIONS, self.query("status"), self._change)
+            self._search = filter_text("Search name, id, model, file", self.query("q"), self._reload)
+            self._status = filter_select("Status", STATUS_OPTIONS, self.query("status"), self._reload)
             self._waiting = tag("div")
         self._message = tag("div")
         self._table = DataTable("Jobs", _columns(self._curves)).classes("t-fit")
@@ -150,9 +143,9 @@ class JobsPage(View):
             if len(self._jobs) > 1 and not self._selected:
                 tag("span", f"Select 2 to {MAX_COMPARED} jobs to compare them.", "t-muted")
             if self._after:
-                button("First page", lambda: self._turn(""))
+                button("First page", self._reload)
             if page["has_more"]:
-                button("Next page", lambda: self._turn(self._jobs[-1]["id"]))
+                button("Next page", partial(self._reload, self._jobs[-1]["id"]))
 
     async def _show_empty_state(self) -> None:
         """Build it only when it changes: a refresh must not take the selected tab and the focus away."""
@@ -160,28 +153,21 @@ class JobsPage(View):
         state = "" if self._jobs else "filtered" if is_filtered else "first"
         if state == self._empty_state:
             return
-        models = await self.api.base_models() if state == "first" else {}
+        models = await self.api.base_models() if state == "first" else []
         self._empty_state = state
         with refilled(self._message):
             if state == "filtered":
                 note("No job matches", "Change the search or the status filter.")
                 button("Show all jobs", lambda: ui.navigate.to("/jobs"))
             elif state == "first":
-                _show_first_job(self.settings.public_api_url, clean(next(iter(models), "MODEL")))
-
-    async def _turn(self, after: str) -> None:
-        self._after = after
-        await self._reload()
-
-    async def _change(self) -> None:
-        self._after = ""
-        await self._reload()
+                _show_first_job(self.settings.public_api_url, clean(models[0]["id"] if models else "MODEL"))
 
     async def _toggle_sort(self, column: str) -> None:
         self._sort = f"-{column}" if self._sort == column else column
-        await self._change()
+        await self._reload()
 
-    async def _reload(self) -> None:
+    async def _reload(self, after: str = "") -> None:
+        self._after = after
         self._write_url()
         with self._waiting:
             busy("Loading ...")

@@ -7,7 +7,6 @@ import hashlib
 import json
 import secrets
 import time
-from collections.abc import Iterable
 from functools import partial
 from typing import Any
 from urllib.parse import quote
@@ -107,8 +106,8 @@ class NewJobPage(View):
                 raise
             note(f"The {name.replace('_', ' ')} was deleted", "Choose another one.", "warn")
 
-    def _build_fields(self, models: Iterable[str], files: dict[str, str]) -> None:
-        model_names = {name: clean(name, 80) for name in models}
+    def _build_fields(self, models: list[Json], files: dict[str, str]) -> None:
+        model_names = {model["id"]: clean(model["id"], 80) for model in models}
         if (current := self._initial.get("model", "")) and current not in model_names:
             model_names[current] = clean(current, 80)
         if not model_names:

@@ -13,10 +13,10 @@ from app.web.components.elements import box, button, card, note, pill, refilled,
 from app.web.components.forms import ask, form_dialog, select_field
 from app.web.formatting import clean, count, loss, moment, size
 from app.web.frame import View
+from app.web.pages.jobs import wording
 
 POLL_SECONDS = 2.0
 MAX_CHECKPOINTS = 100
-TONES = {"queued": "wait", "running": "run", "succeeded": "ok", "failed": "bad", "cancelled": "wait"}
 UNFINISHED = ("queued", "running")
 Fields = Callable[[], Callable[[], Json]]  # adds the fields of a form; the result returns the body that they make
 
@@ -142,7 +142,7 @@ class ResultsPanel(ListPanel):
         with card():
             with box("t-row"):
                 tag("h2", f"{self.title(one)} of step {count(one['step_number'])}")
-                pill(one["status"].capitalize(), TONES[one["status"]])
+                pill(one["status"].capitalize(), wording.TONES[one["status"]])
                 tag("span", moment(one["created_at"]), "t-muted")
                 self.add_actions(one)
             if one["error"]:

@@ -88,8 +88,10 @@ class AttemptsPanel(ListPanel):
         )
         super().build()
 
-    async def request(self) -> list[Json]:
-        return list((await self.api.get(self.path))["data"])
+    async def load(self) -> None:
+        """Show also what has not changed: the bar of a running attempt grows."""
+        self.shown = (await self.api.get(self.path))["data"]
+        self.show()
 
     def show(self) -> None:
         self._numbers = training_numbers(self.shown)
