@@ -36,7 +36,7 @@ from app.system.artifact_directory import (
     sha256_file,
     verify,
 )
-from app.system.durable_files import copy_and_hash
+from app.system.files import copy_and_hash
 from app.system.model_files import linear_layers
 from worker.jobs.lease import LeaseKeeper, LeaseUncertain
 from worker.node.resources import Resources

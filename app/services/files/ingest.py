@@ -25,7 +25,7 @@ from app.services.access import quotas
 from app.services.datasets.check_process import Check
 from app.services.datasets.line_check import check_content
 from app.storage import Storage
-from app.storage.writeback import begin_writeback
+from app.system.files import begin_writeback
 
 if TYPE_CHECKING:
     from app.services.files.rolling_digest import Digest

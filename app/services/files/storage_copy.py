@@ -13,7 +13,7 @@ from pathlib import Path
 
 from app.db.operations.stored_objects import NamedObject
 from app.storage import Storage, StorageError
-from app.system.durable_files import copy_and_hash
+from app.system.files import copy_and_hash
 
 THREADS = 4
 

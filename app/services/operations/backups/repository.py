@@ -24,7 +24,7 @@ from typing import BinaryIO
 
 from app.domain.operations.backups import BackupError, BackupManifest, ObjectDigest
 from app.storage.base import check_key
-from app.system.durable_files import ReadableFile, copy_and_hash, sync
+from app.system.files import ReadableFile, copy_and_hash, sync
 
 MARKER = "tunery-backups"
 DUMP = "database.dump"
