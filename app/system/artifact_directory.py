@@ -34,7 +34,7 @@ class ManifestMismatch(ValueError):
 def sha256_file(path: Path, on_chunk: Callable[[], object] = lambda: None) -> str:
     """The SHA-256 of a file; `on_chunk` is called for each part that was read."""
     with path.open("rb", buffering=0) as file:
-        return copy_and_hash(file, on_chunk=on_chunk)[1]
+        return copy_and_hash(file, on_chunk=on_chunk).sha256
 
 
 def describe_files(directory: Path) -> dict[str, dict[str, Any]]:

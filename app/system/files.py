@@ -12,6 +12,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Callable
+from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 from typing import IO, Protocol
@@ -21,6 +22,12 @@ SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
 MAX_TEXT_BYTES = 64 << 20  # of a file that is read at once; the index of 100,000 tensors has 10 MB
 MAX_TOKENIZER_BYTES = 256 << 20  # Gemma's has 33 MB
 TEXTS = (".json", ".jinja")  # no larger than a tokenizer; a sparse file of 4 TB would be hashed for an hour
+
+
+@dataclass(frozen=True)
+class ObjectDigest:
+    size_bytes: int
+    sha256: str
 
 
 class ReadableFile(Protocol):
@@ -38,8 +45,8 @@ def sync(path: Path) -> None:
 
 def copy_and_hash(
     source: ReadableFile, target: IO[bytes] | None = None, on_chunk: Callable[[], object] = lambda: None
-) -> tuple[int, str]:
-    """Read `source` to its end, into `target` if there is one: (size in bytes, SHA-256).
+) -> ObjectDigest:
+    """Read `source` to its end, into `target` if there is one; its size and SHA-256.
 
     `on_chunk` is called for each part that was read.
     """
@@ -50,7 +57,7 @@ def copy_and_hash(
         if target is not None:
             target.write(chunk)
         on_chunk()
-    return size_bytes, digest.hexdigest()
+    return ObjectDigest(size_bytes, digest.hexdigest())
 
 
 def begin_writeback(descriptor: int, start: int, size_bytes: int) -> None:

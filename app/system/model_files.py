@@ -339,7 +339,7 @@ def _largest(size: int | list[int] | None) -> int:
 
 def _sha256(path: Path, on_chunk: Callable[[], object]) -> str:
     with open_regular(path) as file:
-        return copy_and_hash(file, on_chunk=on_chunk)[1]
+        return copy_and_hash(file, on_chunk=on_chunk).sha256
 
 
 def _read_header(path: Path) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def fetch(storage: Storage, key: str, destination: Path) -> str:
     """Copy an object to a new file and return its SHA-256. Raises FileNotFoundError, OSError."""
     destination.parent.mkdir(parents=True, exist_ok=True)
     with storage.open(key) as source, destination.open("xb") as target:
-        return copy_and_hash(source, target)[1]
+        return copy_and_hash(source, target).sha256
 
 
 def copy_verified(directory: Path, destination: Path) -> dict[str, Any]:
@@ -179,7 +179,7 @@ def _copy_file(source: Path, destination: Path) -> str:
     except FileNotFoundError as error:
         raise ManifestMismatch(f"{source.parent.name}: {source.name} is missing") from error
     with os.fdopen(descriptor, "rb") as opened, destination.open("xb") as target:
-        return copy_and_hash(opened, target)[1]
+        return copy_and_hash(opened, target).sha256
 
 
 def save_snapshot(resources: Resources, job: Job, keeper: LeaseKeeper, directory: Path, record: SnapshotSaved) -> None:
