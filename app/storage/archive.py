@@ -8,8 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from app.storage.base import Storage
-from app.storage.readers import PartsReader
+from app.storage.base import PartsReader, Storage
 from app.system.artifact_directory import tar_frames
 
 BUFFER_BYTES = 1 << 20

@@ -1,10 +1,16 @@
-"""Storage in a local directory: files are staged beside the objects, flushed to disk and renamed into place."""
+"""Storage in a local directory: files are staged beside the objects, flushed to disk and renamed into place.
+
+An object of segments is a directory of hard links to the parts of an upload, read as one file: gigabytes that were
+uploaded in parts are neither copied nor stored twice. The name of a segment is a dot and six digits, and no key begins
+with a dot, so that such a directory is distinct from one that contains other objects.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import errno
+import io
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -12,9 +18,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from app.storage.base import DownloadHeaders, StoredObject, check_key
-from app.storage.segments import link_segments, open_segments, segment_names, segments_of
-from app.system.durable_files import sync
+from app.storage.base import DownloadHeaders, PartsReader, StoredObject, check_key, object_not_found
+from app.system.files import sync
+
+BUFFER_BYTES = 1 << 20
+SEGMENT = re.compile(r"\.\d{6}")
 
 
 class LocalStorage:
@@ -43,7 +51,7 @@ class LocalStorage:
             size_bytes = self._compose(staged, parts)
             os.replace(staged, destination)
         except FileNotFoundError as error:
-            raise _object_not_found(self._key_of(error.filename)) from None
+            raise object_not_found(self._key_of(error.filename)) from None
         finally:
             _remove(staged)
         sync(destination.parent)
@@ -52,16 +60,16 @@ class LocalStorage:
     def open(self, key: str) -> BinaryIO:
         path = self._path(key)
         with _naming_key(key):
-            return open_segments(path) if path.is_dir() else path.open("rb")
+            return _open_segments(path) if path.is_dir() else path.open("rb")
 
     def stat(self, key: str) -> StoredObject:
         path = self._path(key)
         with _naming_key(key):
             if not path.is_dir():
                 return StoredObject(key, path.stat().st_size)
-            sizes = [segment.stat().st_size for segment in segments_of(path)]
+            sizes = [segment.stat().st_size for segment in _segments_of(path)]
         if not sizes:
-            raise _object_not_found(key)
+            raise object_not_found(key)
         return StoredObject(key, sum(sizes))
 
     def delete(self, key: str) -> None:
@@ -69,7 +77,7 @@ class LocalStorage:
         path = self._path(key)
         if not path.is_dir():
             path.unlink(missing_ok=True)
-        elif segments_of(path):
+        elif _segments_of(path):
             renamed = self.staging / f"deleted-{secrets.token_hex(8)}"
             os.replace(path, renamed)
             shutil.rmtree(renamed)
@@ -77,7 +85,7 @@ class LocalStorage:
     def older_than(self, prefix: str, moment: float) -> Iterator[str]:
         """By ctime, the time of the rename or link that stored the object: its content may have been written before."""
         for parent, directories, names in os.walk(self._path(prefix)):
-            if segment_names([*directories, *names]):
+            if _segment_names([*directories, *names]):
                 directories.clear()
                 names = [""]
             for name in names:
@@ -112,7 +120,7 @@ class LocalStorage:
         """Write the object at `staged`; of one part or none as a plain file, which is faster to open."""
         sources = [self._path(part) for part in parts]
         if len(sources) > 1:
-            size_bytes = link_segments(staged, sources)
+            size_bytes = _link_segments(staged, sources)
         elif sources:
             os.link(sources[0], staged)
             size_bytes = staged.stat().st_size
@@ -141,11 +149,7 @@ def _naming_key(key: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise _object_not_found(key) from None
-
-
-def _object_not_found(key: str) -> FileNotFoundError:
-    return FileNotFoundError(errno.ENOENT, "no such object", key)
+        raise object_not_found(key) from None
 
 
 def _remove(staged: Path) -> None:
@@ -153,3 +157,61 @@ def _remove(staged: Path) -> None:
         shutil.rmtree(staged)
     else:
         staged.unlink(missing_ok=True)
+
+
+def _link_segments(directory: Path, sources: Sequence[Path]) -> int:
+    """Create `directory` as an object of `sources` in this order; its size in bytes. Raises FileNotFoundError."""
+    directory.mkdir()
+    for number, source in enumerate(sources):
+        os.link(source, directory / f".{number:06d}")
+    return sum(path.stat().st_size for path in _segments_of(directory))
+
+
+def _segments_of(directory: Path) -> list[Path]:
+    """The segments in order; none if `directory` is no object."""
+    return [directory / name for name in _segment_names(os.listdir(directory))]
+
+
+def _segment_names(entries: Sequence[str]) -> list[str]:
+    """The segments among the entries of a directory, in order; none if an entry is a key, so the directory no object.
+
+    Other names that begin with a dot are files of other programs: rsync, NFS and editors leave some.
+    """
+    if not all(name.startswith(".") for name in entries):
+        return []
+    return sorted(name for name in entries if SEGMENT.fullmatch(name))
+
+
+def _open_segments(directory: Path) -> BinaryIO:
+    """A buffered, seekable reader of the segments. Raises FileNotFoundError if `directory` has none."""
+    paths = _segments_of(directory)
+    if not paths:
+        raise FileNotFoundError(directory)
+    return io.BufferedReader(_SegmentReader(paths), BUFFER_BYTES)
+
+
+class _SegmentReader(PartsReader):
+    """Reads segments as one file, with only one of them open at a time."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        super().__init__([path.stat().st_size for path in paths])
+        self._paths = paths
+        self._index = -1
+        self._file: io.FileIO | None = None
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        super().close()
+
+    def _read_part(self, index: int, offset: int, buffer: memoryview) -> int:
+        file = self._segment(index)
+        file.seek(offset)
+        return file.readinto(buffer) or 0
+
+    def _segment(self, index: int) -> io.FileIO:
+        if self._file is None or index != self._index:
+            if self._file is not None:
+                self._file.close()
+            self._file, self._index = io.FileIO(self._paths[index]), index
+        return self._file

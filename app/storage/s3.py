@@ -26,14 +26,13 @@ from botocore.exceptions import BotoCoreError, ClientError
 from s3transfer.manager import TransferConfig, TransferManager
 
 from app.domain.storage_location import S3Location
-from app.storage.base import DownloadHeaders, StorageError, StoredObject, check_key
-from app.storage.s3_errors import code_of, object_not_found, storage_errors
-from app.storage.s3_reader import ObjectReader
+from app.storage.base import DownloadHeaders, StorageError, StoredObject, check_key, object_not_found
+from app.storage.s3_responses import ObjectReader, code_of, storage_errors
 
 if TYPE_CHECKING:
     from botocore.response import StreamingBody
     from types_boto3_s3.client import S3Client
-    from types_boto3_s3.type_defs import CompletedPartTypeDef, CopySourceTypeDef
+    from types_boto3_s3.type_defs import CompletedPartTypeDef
 
 MIN_PART_BYTES = 5 << 20  # of S3, for every part but the last
 PART_BYTES = 16 << 20
@@ -90,13 +89,11 @@ class S3Storage:
         size_bytes = sum(part.size_bytes for part in found)
         with storage_errors(key):
             if len(found) > 1:
-                self._compose(self._name(key), group_parts(found))
+                self._compose(self._at(key), group_parts(found))
             elif found:
-                self._client.copy_object(
-                    Bucket=self._bucket, Key=self._name(key), CopySource=self._copy_source(found[0].key)
-                )
+                self._client.copy_object(**self._at(key), CopySource=self._at(found[0].key))
             else:
-                self._client.put_object(Bucket=self._bucket, Key=self._name(key))
+                self._client.put_object(**self._at(key))
         stored = self.stat(key)
         if stored.size_bytes != size_bytes:
             self.delete(key)
@@ -108,28 +105,25 @@ class S3Storage:
 
         def open_at(position: int) -> StreamingBody:
             with storage_errors(key):
-                response = self._client.get_object(
-                    Bucket=self._bucket, Key=self._name(key), Range=f"bytes={position}-{size_bytes - 1}"
-                )
+                response = self._client.get_object(**self._at(key), Range=f"bytes={position}-{size_bytes - 1}")
             return response["Body"]
 
         return io.BufferedReader(ObjectReader(open_at, size_bytes), READ_BUFFER_BYTES)
 
     def stat(self, key: str) -> StoredObject:
-        name = self._name(key)
         with storage_errors(key):
             try:
-                return StoredObject(key, self._client.head_object(Bucket=self._bucket, Key=name)["ContentLength"])
+                return StoredObject(key, self._client.head_object(**self._at(key))["ContentLength"])
             except ClientError as error:
                 # A response to HEAD has only a status; another request tells why: the bucket may be missing.
-                self._client.list_objects_v2(Bucket=self._bucket, Prefix=name, MaxKeys=1)
+                self._client.list_objects_v2(Bucket=self._bucket, Prefix=self._name(key), MaxKeys=1)
                 if code_of(error) == "404":
                     raise object_not_found(key) from None
                 raise
 
     def delete(self, key: str) -> None:
         with suppress(FileNotFoundError), storage_errors(key):
-            self._client.delete_object(Bucket=self._bucket, Key=self._name(key))
+            self._client.delete_object(**self._at(key))
 
     def older_than(self, prefix: str, moment: float) -> Iterator[str]:
         """By the time at which the server completed the object."""
@@ -149,7 +143,7 @@ class S3Storage:
             try:
                 for found in chain.from_iterable(page.get("Uploads", ()) for page in pages):
                     if found["Initiated"].timestamp() < moment:
-                        count += self._abort(found["Key"], found["UploadId"])
+                        count += self._abort({"Bucket": self._bucket, "Key": found["Key"]}, found["UploadId"])
             except ClientError as error:
                 if code_of(error) not in NO_UPLOADS_CODES:
                     raise
@@ -162,28 +156,27 @@ class S3Storage:
             return
         if time.monotonic() - self._checked_at < CHECK_VALID_SECONDS:
             return
-        client, name = self._check_client, self._name(key)
+        client, at = self._check_client, self._at(key)
         with storage_errors(key):
-            client.put_object(Bucket=self._bucket, Key=name, Body=b"x")
-            client.head_object(Bucket=self._bucket, Key=name)
-            client.list_objects_v2(Bucket=self._bucket, Prefix=name, MaxKeys=1)
-            client.delete_object(Bucket=self._bucket, Key=name)
+            client.put_object(**at, Body=b"x")
+            client.head_object(**at)
+            client.list_objects_v2(Bucket=self._bucket, Prefix=at["Key"], MaxKeys=1)
+            client.delete_object(**at)
         self._checked_at = time.monotonic()
 
     def check_uploads(self) -> None:
         """Begin, abort and list multipart uploads. Raises StorageError."""
         key = f"{PROBE_PREFIX}/{secrets.token_hex(8)}"
         with storage_errors(key):
-            begun = self._client.create_multipart_upload(Bucket=self._bucket, Key=self._name(key))
-            self._abort(self._name(key), begun["UploadId"])
+            begun = self._client.create_multipart_upload(**self._at(key))
+            self._abort(self._at(key), begun["UploadId"])
         self.delete_unfinished(0.0)  # none is as old
 
     def download_url(self, key: str, headers: DownloadHeaders) -> str | None:
         if self._url_client is None:
             return None
         parameters = {
-            "Bucket": self._bucket,
-            "Key": self._name(key),
+            **self._at(key),
             "ResponseContentType": headers.content_type,
             "ResponseContentDisposition": headers.content_disposition,
         }
@@ -194,13 +187,14 @@ class S3Storage:
         """The key in the bucket."""
         return self._root + check_key(key)
 
-    def _copy_source(self, key: str) -> CopySourceTypeDef:
+    def _at(self, key: str) -> Any:
+        """The parameters of requests that name an object."""
         return {"Bucket": self._bucket, "Key": self._name(key)}
 
-    def _abort(self, name: str, upload_id: str) -> bool:
+    def _abort(self, at: Any, upload_id: str) -> bool:
         """False for an upload that has ended by now."""
         try:
-            self._client.abort_multipart_upload(Bucket=self._bucket, Key=name, UploadId=upload_id)
+            self._client.abort_multipart_upload(**at, UploadId=upload_id)
         except self._client.exceptions.NoSuchUpload:
             return False
         return True
@@ -215,50 +209,43 @@ class S3Storage:
             Path(file.name).unlink(missing_ok=True)
         self.delete(key)
 
-    def _compose(self, name: str, groups: Sequence[Sequence[StoredObject]]) -> None:
+    def _compose(self, at: Any, groups: Sequence[Sequence[StoredObject]]) -> None:
         try:
-            self._compose_once(name, groups)
+            self._compose_once(at, groups)
         except CannotCopyPartsError:
             self._can_copy_parts = False
-            self._compose_once(name, groups)
+            self._compose_once(at, groups)
 
-    def _compose_once(self, name: str, groups: Sequence[Sequence[StoredObject]]) -> None:
-        upload_id = self._client.create_multipart_upload(Bucket=self._bucket, Key=name)["UploadId"]
+    def _compose_once(self, at: Any, groups: Sequence[Sequence[StoredObject]]) -> None:
+        upload_id = self._client.create_multipart_upload(**at)["UploadId"]
         try:
             numbers = range(1, len(groups) + 1)
-            parts = list(self._pool.map(partial(self._store_part, name, upload_id), numbers, groups))
-            self._client.complete_multipart_upload(
-                Bucket=self._bucket, Key=name, UploadId=upload_id, MultipartUpload={"Parts": parts}
-            )
+            parts = list(self._pool.map(partial(self._store_part, at, upload_id), numbers, groups))
+            self._client.complete_multipart_upload(**at, UploadId=upload_id, MultipartUpload={"Parts": parts})
         except BaseException:
             with suppress(ClientError, BotoCoreError):
-                self._client.abort_multipart_upload(Bucket=self._bucket, Key=name, UploadId=upload_id)
+                self._client.abort_multipart_upload(**at, UploadId=upload_id)
             raise
 
-    def _store_part(
-        self, name: str, upload_id: str, number: int, group: Sequence[StoredObject]
-    ) -> CompletedPartTypeDef:
+    def _store_part(self, at: Any, upload_id: str, number: int, group: Sequence[StoredObject]) -> CompletedPartTypeDef:
         if len(group) == 1 and self._can_copy_parts:
-            return self._copy_part(name, upload_id, number, group[0])
+            return self._copy_part(at, upload_id, number, group[0])
         with tempfile.TemporaryFile(dir=self.staging) as joined:
             for part in group:
                 with self.open(part.key) as source:
                     shutil.copyfileobj(source, joined, READ_BUFFER_BYTES)
             joined.seek(0)
-            stored = self._client.upload_part(
-                Bucket=self._bucket, Key=name, UploadId=upload_id, PartNumber=number, Body=joined
-            )
+            stored = self._client.upload_part(**at, UploadId=upload_id, PartNumber=number, Body=joined)
         return {"PartNumber": number, "ETag": stored["ETag"]}
 
-    def _copy_part(self, name: str, upload_id: str, number: int, part: StoredObject) -> CompletedPartTypeDef:
+    def _copy_part(self, at: Any, upload_id: str, number: int, part: StoredObject) -> CompletedPartTypeDef:
         """Raises CannotCopyPartsError for a server without this operation, which may also store an empty part."""
         try:
             copied = self._client.upload_part_copy(
-                Bucket=self._bucket,
-                Key=name,
+                **at,
                 UploadId=upload_id,
                 PartNumber=number,
-                CopySource=self._copy_source(part.key),
+                CopySource=self._at(part.key),
             )
         except ClientError as error:
             if code_of(error) == "NotImplemented":

@@ -10,14 +10,12 @@ import json
 import os
 import tarfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from io import BufferedIOBase, RawIOBase
 from pathlib import Path
 from typing import Any, TypeVar
 
-from app.system.durable_files import sync
+from app.system.files import copy_and_hash, sync
 
 MANIFEST = "MANIFEST.json"
-HASHED_CHUNK_BYTES = 1 << 20
 SEAL = "seal"  # key of a manifest: the SHA-256 of its other entries
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -36,16 +34,7 @@ class ManifestMismatch(ValueError):
 def sha256_file(path: Path, on_chunk: Callable[[], object] = lambda: None) -> str:
     """The SHA-256 of a file; `on_chunk` is called for each part that was read."""
     with path.open("rb", buffering=0) as file:
-        return sha256_stream(file, on_chunk)
-
-
-def sha256_stream(file: RawIOBase | BufferedIOBase, on_chunk: Callable[[], object]) -> str:
-    """The SHA-256 of an open binary file from its position to its end."""
-    digest = hashlib.sha256()
-    while chunk := file.read(HASHED_CHUNK_BYTES):
-        digest.update(chunk)
-        on_chunk()
-    return digest.hexdigest()
+        return copy_and_hash(file, on_chunk=on_chunk).sha256
 
 
 def describe_files(directory: Path) -> dict[str, dict[str, Any]]:

@@ -33,8 +33,7 @@ from app.domain.base_models.catalog import (
     max_document_tokens,
 )
 from app.domain.jobs.spec import BaseSpec
-from app.system.artifact_directory import sha256_stream
-from app.system.regular_files import irregular_files, open_regular, read_regular
+from app.system.files import copy_and_hash, irregular_files, open_regular, read_regular
 
 MAX_HEADER_BYTES = 100 << 20
 # Loading pickled weights runs code; `auto_map` and `_attn_implementation*` make transformers run code from other places
@@ -340,7 +339,7 @@ def _largest(size: int | list[int] | None) -> int:
 
 def _sha256(path: Path, on_chunk: Callable[[], object]) -> str:
     with open_regular(path) as file:
-        return sha256_stream(file, on_chunk)
+        return copy_and_hash(file, on_chunk=on_chunk).sha256
 
 
 def _read_header(path: Path) -> dict[str, Any]:

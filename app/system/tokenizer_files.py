@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, processors
 
 from app.domain.base_models.architectures import text_config
 from app.domain.datasets.render import Renderer, encode
-from app.system.regular_files import MAX_TOKENIZER_BYTES, read_regular
+from app.system.files import MAX_TOKENIZER_BYTES, read_regular
 
 CACHED_TOKENIZERS = 4  # of the last base models that a process read; a file of 3.5 MB takes 29 MB of memory
 MAX_TEMPLATE_BYTES = 1 << 20  # those of Llama, Qwen, Gemma and others have up to 20 kB

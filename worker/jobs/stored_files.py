@@ -35,7 +35,7 @@ from app.system.artifact_directory import (
     sha256_file,
     verify,
 )
-from app.system.durable_files import copy_and_hash
+from app.system.files import copy_and_hash
 from app.system.model_files import linear_layers
 from worker.jobs.lease import LeaseKeeper, LeaseUncertain
 from worker.node.resources import Resources
@@ -72,7 +72,7 @@ def fetch(storage: Storage, key: str, destination: Path) -> str:
     """Copy an object to a new file and return its SHA-256. Raises FileNotFoundError, OSError."""
     destination.parent.mkdir(parents=True, exist_ok=True)
     with storage.open(key) as source, destination.open("xb") as target:
-        return copy_and_hash(source, target)[1]
+        return copy_and_hash(source, target).sha256
 
 
 def copy_verified(directory: Path, destination: Path) -> dict[str, Any]:
@@ -178,7 +178,7 @@ def _copy_file(source: Path, destination: Path) -> str:
     except FileNotFoundError as error:
         raise ManifestMismatch(f"{source.parent.name}: {source.name} is missing") from error
     with os.fdopen(descriptor, "rb") as opened, destination.open("xb") as target:
-        return copy_and_hash(opened, target)[1]
+        return copy_and_hash(opened, target).sha256
 
 
 def save_snapshot(resources: Resources, job: Job, keeper: LeaseKeeper, directory: Path, record: SnapshotSaved) -> None:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from app.cli.client.database import Database
     from app.cli.local_stack.data_directory import Layout
-    from app.domain.operations.backups import BackupManifest
     from app.services.operations.backups.integrity import IntegrityFinding
+    from app.services.operations.backups.repository import BackupManifest
     from app.storage import Storage
 
 commands = typer.Typer()
@@ -176,7 +176,7 @@ def check(
 
 @contextlib.contextmanager
 def _as_cli_errors() -> Iterator[None]:
-    from app.domain.operations.backups import BackupError
+    from app.services.operations.backups.repository import BackupError
 
     try:
         yield

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, select
@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from app.db import files
 from app.db.jobs import checkpoints
 from app.db.tables import Export, File, Job, Snapshot, UploadPart
-from app.domain.operations.backups import ObjectDigest
+from app.system.files import ObjectDigest
 
 PREFIXES = ("files", "jobs", "uploads", "exports")  # of all keys that rows name
 MANIFEST = "MANIFEST.json"  # the file of a snapshot whose digest is in its row
@@ -26,9 +26,11 @@ class NamedObject:
     size_bytes: int | None = None
     sha256: str | None = None
 
-    def has(self, digest: ObjectDigest) -> bool:
-        """Whether content with this digest is what the row says, as far as the row has it."""
-        return self.sha256 in (None, digest.sha256) and self.size_bytes in (None, digest.size_bytes)
+    def difference(self, digest: ObjectDigest) -> str | None:
+        """How content with this digest differs from what the row says, as far as the row has it."""
+        if self.size_bytes not in (None, digest.size_bytes):
+            return "wrong size"
+        return None if self.sha256 in (None, digest.sha256) else "wrong content"
 
 
 def named_objects(connection: Connection) -> Iterator[NamedObject]:
@@ -49,16 +51,14 @@ def named_objects(connection: Connection) -> Iterator[NamedObject]:
 
 def keys_without_row(session: Session, keys: Sequence[str]) -> list[str]:
     """Those that no row names and no running attempt writes."""
-    named = files.keys_in_use(session, keys)
-    running = _running_attempts(session)
-    unnamed = set(keys) - named - checkpoints.snapshot_storage_keys(session)
-    return sorted(key for key in unnamed if tuple(key.split("/")[:4]) not in running)
+    unnamed = set(keys) - files.keys_in_use(session, keys) - checkpoints.snapshot_storage_keys(session)
+    return abandoned(session, unnamed)
 
 
-def _running_attempts(session: Session) -> set[tuple[str, ...]]:
-    """The first components of the keys that running attempts write."""
-    running: set[tuple[str, ...]] = set()
+def abandoned(session: Session, unnamed: Collection[str]) -> list[str]:
+    """Those of the keys without a row that no running attempt writes."""
+    running: set[tuple[str, ...]] = set()  # the first components of the keys that running attempts write
     for prefix, table in (("jobs", Job), ("exports", Export)):
         held = session.execute(select(table.id, table.attempt).where(table.lease_owner.is_not(None)))
         running |= {(prefix, row.id, "attempts", str(row.attempt)) for row in held}
-    return running
+    return sorted(key for key in unnamed if tuple(key.split("/")[:4]) not in running)

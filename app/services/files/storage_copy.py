@@ -13,7 +13,7 @@ from pathlib import Path
 
 from app.db.operations.stored_objects import NamedObject
 from app.storage import Storage, StorageError
-from app.system.durable_files import copy_and_hash
+from app.system.files import copy_and_hash
 
 THREADS = 4
 
@@ -75,7 +75,7 @@ def _copy_object(
         with tempfile.NamedTemporaryFile(dir=target.staging, prefix="copy-", delete=False) as staged:
             try:
                 with source.open(key) as file:
-                    _, sha256 = copy_and_hash(file, staged.file)
+                    sha256 = copy_and_hash(file, staged.file).sha256
                 if named.sha256 not in (None, sha256) or named.size_bytes not in (None, size_bytes):
                     return f"{key} differs from its row: its SHA-256 is {sha256}, in the database {named.sha256}."
                 staged.flush()
@@ -99,4 +99,4 @@ def _is_stored(storage: Storage, key: str, size_bytes: int) -> bool:
 
 def _sha256_of(storage: Storage, key: str) -> str:
     with storage.open(key) as file:
-        return copy_and_hash(file)[1]
+        return copy_and_hash(file).sha256

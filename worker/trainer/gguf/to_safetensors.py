@@ -19,7 +19,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from transformers.utils import logging
 
-from app.system.durable_files import sync
+from app.system.files import sync
 
 
 def main(arguments: list[str]) -> int:

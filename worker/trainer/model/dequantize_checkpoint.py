@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from app.system.artifact_directory import publish
-from app.system.durable_files import sync
+from app.system.files import sync
 from app.system.model_files import DEQUANTIZED_FROM, INDEX, hash_directory, weight_files
 from worker.trainer.runtime.process import die_with_parent
 

@@ -8,28 +8,24 @@ that differs from its row is kept, as no better one exists, until storage has th
 
 from __future__ import annotations
 
-import contextlib
 import errno
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import BinaryIO
 
 from app.db.migrate import revision_of
 from app.db.operations import dump
 from app.db.operations.stored_objects import NamedObject, named_objects
-from app.domain.operations.backups import BackupError, BackupManifest, ObjectDigest
-from app.services.operations.backups.repository import DUMP, BackupRepository, copy
+from app.services.operations.backups.integrity import examine
+from app.services.operations.backups.repository import DUMP, BackupError, BackupManifest, BackupRepository
 from app.storage import Storage, StorageError
+from app.system.files import ObjectDigest, copy_and_hash
 
 MAX_ROUNDS = 5
 Report = Callable[[str], None]
-
-
-class UnreadableObject(Exception):
-    """An object in storage cannot be read; the message is the reason. It is no error of the backups' disk."""
 
 
 @dataclass(frozen=True)
@@ -64,20 +60,38 @@ def _back_up(
 ) -> BackupResult:
     staged = repository.unfinished / "backup"
     staged.mkdir(mode=0o700)
-    copier = _Copier(storage, repository)
+    known, copied_bytes = repository.digests(), list[int]()
+
+    def copied(row: NamedObject) -> tuple[ObjectDigest | None, str | None]:
+        """As `examine`, but of a copy that is there and good, also one that an interrupted backup made."""
+        path = repository.path(row.key)
+        if path.exists():
+            if row.key not in known:
+                with path.open("rb") as file:
+                    known[row.key] = copy_and_hash(file)
+            if not row.difference(known[row.key]):
+                return known[row.key], None
+        digest, problem = examine(storage, row, partial(repository.add, row.key))
+        if digest is not None:
+            known[row.key] = digest
+            copied_bytes.append(digest.size_bytes)
+        return digest, problem
+
     damaged: dict[str, str] = {}
     for _ in range(MAX_ROUNDS):
         manifest, rows = _dump(database_url, staged, repository)
         report(f"database: {manifest.dump.size_bytes} bytes; objects: {len(rows)}")
-        before, (objects, damaged) = damaged, copier.copy(rows)
+        found = [(row, *copied(row)) for row in rows]
+        before, damaged = damaged, {row.key: f"{problem}: {row.owner}" for row, _, problem in found if problem}
         if damaged.keys() <= before.keys():
             break
         report(f"{len(damaged)} objects changed since the dump: the dump is repeated")
     for path in files:
         (staged / path.name).write_bytes(_content(path))
+    objects = {row.key: digest for row, digest, _ in found if digest is not None}
     manifest = replace(manifest, objects=objects, damaged=damaged)
     repository.publish(staged, manifest)
-    return BackupResult(manifest, copier.count, copier.size_bytes)
+    return BackupResult(manifest, len(copied_bytes), sum(copied_bytes))
 
 
 def _content(path: Path) -> bytes:
@@ -101,74 +115,5 @@ def _dump(database_url: str, staged: Path, repository: BackupRepository) -> tupl
         rows = list(named_objects(connection))
         dump.dump(database_url, snapshot_id, staged / DUMP)
     with (staged / DUMP).open("rb") as file:
-        digest = copy(file)
+        digest = copy_and_hash(file)
     return BackupManifest(name, moment.isoformat(timespec="seconds"), version("tunery"), revision, digest, {}), rows
-
-
-class _Copier:
-    """Copies objects that the backups do not have yet; `count` and `size_bytes` are of these."""
-
-    def __init__(self, storage: Storage, repository: BackupRepository) -> None:
-        self._storage = storage
-        self._repository = repository
-        self._known = repository.digests()
-        self.count = self.size_bytes = 0
-
-    def copy(self, rows: list[NamedObject]) -> tuple[dict[str, ObjectDigest], dict[str, str]]:
-        """The digests of all objects that the rows name, and what is wrong with those that are missing or differ."""
-        objects, damaged = {}, {}
-        for row in rows:
-            try:
-                digest = objects[row.key] = self._copied(row) or self._copy(row.key)
-            except FileNotFoundError:
-                damaged[row.key] = f"missing: {row.owner}"
-            except UnreadableObject as error:
-                damaged[row.key] = f"cannot be read ({error}): {row.owner}"
-            else:
-                if not row.has(digest):
-                    damaged[row.key] = f"differs from its row: {row.owner}"
-        return objects, damaged
-
-    def _copied(self, row: NamedObject) -> ObjectDigest | None:
-        """The digest of a copy that is there, also of one that an interrupted backup made; None if it is not good."""
-        path = self._repository.path(row.key)
-        if not path.exists():
-            return None
-        if row.key not in self._known:
-            with path.open("rb") as file:
-                self._known[row.key] = copy(file)
-        digest = self._known[row.key]
-        return digest if row.has(digest) else None
-
-    def _copy(self, key: str) -> ObjectDigest:
-        with _open(self._storage, key) as source:
-            digest = self._known[key] = self._repository.add(key, _ObjectReader(source))
-        self.count += 1
-        self.size_bytes += digest.size_bytes
-        return digest
-
-
-class _ObjectReader:
-    """Reads an object of storage, so that an error of its disk is distinct from one of the backups' disk."""
-
-    def __init__(self, source: BinaryIO) -> None:
-        self._source = source
-
-    def read(self, size: int, /) -> bytes:
-        with _as_unreadable():
-            return self._source.read(size)
-
-
-def _open(storage: Storage, key: str) -> BinaryIO:
-    with _as_unreadable():
-        return storage.open(key)
-
-
-@contextlib.contextmanager
-def _as_unreadable() -> Iterator[None]:
-    try:
-        yield
-    except (FileNotFoundError, StorageError):
-        raise
-    except OSError as error:
-        raise UnreadableObject(error.strerror) from None

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from itertools import islice
+from functools import partial
+from typing import BinaryIO
 
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from app.db.operations.stored_objects import PREFIXES, NamedObject, keys_without_row, named_objects
-from app.domain.operations.backups import BackupError, ObjectDigest
-from app.services.operations.backups.repository import BackupRepository, copy
+from app.db.operations.stored_objects import PREFIXES, NamedObject, abandoned, named_objects
+from app.services.operations.backups.repository import BackupError, BackupRepository
 from app.services.operations.backups.restore import restore_object
 from app.storage import Storage, StorageError
+from app.system.files import ObjectDigest, ReadableFile, copy_and_hash
 
-BATCH_SIZE = 500
 MIN_ORPHAN_AGE_SECONDS = 24 * 3600  # the row of a younger object may not be committed yet
 
 
@@ -30,6 +30,25 @@ class IntegrityFinding:
     failure: str | None = None  # why a repair failed
 
 
+def examine(
+    storage: Storage, row: NamedObject, consume: Callable[[ReadableFile], ObjectDigest] = copy_and_hash
+) -> tuple[ObjectDigest | None, str | None]:
+    """Read an object by `consume`: its digest, if it can be read, and what is wrong with it.
+
+    Raises StorageError if the whole storage fails, and OSError of `consume`.
+    """
+    try:
+        with _as_unreadable():
+            source = storage.open(row.key)
+        with source:
+            digest = consume(_ObjectReader(source))
+    except FileNotFoundError:
+        return None, "missing"
+    except _UnreadableObject as error:
+        return None, f"cannot be read: {error}"
+    return digest, row.difference(digest)
+
+
 def check(
     engine: Engine, storage: Storage, read_content: bool, is_repairing: bool, backups: BackupRepository | None
 ) -> Iterator[IntegrityFinding]:
@@ -38,82 +57,71 @@ def check(
     Repairs: an object without a row is deleted; a missing or damaged one is restored from `backups` if it is there with
     the digest of its row. Raises BackupError, StorageError.
     """
+
+    def consume(row: NamedObject, source: ReadableFile) -> ObjectDigest:
+        return (
+            copy_and_hash(source) if read_content else ObjectDigest(storage.stat(row.key).size_bytes, row.sha256 or "")
+        )
+
     with engine.connect() as connection:
         rows = list(named_objects(connection))
-    problems = {row: problem for row in rows if (problem := _problem(storage, row, read_content)) is not None}
-    named = _still_named(engine, problems)
+    problems = {row: problem for row in rows if (problem := examine(storage, row, partial(consume, row))[1])}
+    moment = time.time() - MIN_ORPHAN_AGE_SECONDS
+    old = {key for prefix in PREFIXES for key in storage.older_than(prefix, moment)}
+    with Session(engine) as session:  # objects were stored meanwhile, or deleted with their rows
+        named = {row.key for row in named_objects(session.connection())}
+        orphans = abandoned(session, old - named)
     with nullcontext() if backups is None else backups.locked_for_reading(wait=True):
         digests = {} if backups is None else backups.digests()
-        for row in named:
-            finding = IntegrityFinding(row.key, problems[row], row.owner)
-            is_restorable = is_repairing and row.key in digests and row.has(digests[row.key])
-            if backups is not None and is_restorable:
-                finding = _restore(storage, backups, digests[row.key], finding)
+        for row, problem in problems.items():
+            finding = IntegrityFinding(row.key, problem, row.owner)
+            digest = digests.get(row.key) if is_repairing else None
+            if row.key not in named:
+                continue
+            if backups is not None and digest is not None and not row.difference(digest):
+                restore_this = partial(restore_object, storage, backups, row.key, digest, is_replacing=True)
+                finding = _repair(finding, "restored from the backup", restore_this)
             yield finding
-    is_storage_of_database = any(problems.get(row) != "missing" for row in rows)
-    for key in _orphans(engine, storage):
-        if is_repairing and not is_storage_of_database:
-            raise BackupError(
-                f"Nothing was deleted: the storage has objects such as {key}, but none of the {len(rows)} objects that "
-                "the database names. Check that DATABASE_URL, TUNERY_STORAGE_URL and --data-dir are of one service."
-            )
-        yield _delete(storage, key) if is_repairing else IntegrityFinding(key, "no row")
+    if orphans and is_repairing and all(problems.get(row) == "missing" for row in rows):
+        raise BackupError(
+            f"Nothing was deleted: the storage has objects such as {orphans[0]}, but none of the {len(rows)} objects "
+            "that the database names. Check that DATABASE_URL, TUNERY_STORAGE_URL and --data-dir are of one service."
+        )
+    for key in orphans:
+        finding = IntegrityFinding(key, "no row")
+        yield _repair(finding, "deleted", partial(storage.delete, key)) if is_repairing else finding
 
 
-def _problem(storage: Storage, row: NamedObject, read_content: bool) -> str | None:
+def _repair(finding: IntegrityFinding, how: str, repair: Callable[[], None]) -> IntegrityFinding:
     try:
-        size_bytes = storage.stat(row.key).size_bytes
-        if row.size_bytes not in (None, size_bytes):
-            return "wrong size"
-        if read_content:
-            with storage.open(row.key) as file:
-                if row.sha256 not in (None, copy(file).sha256):
-                    return "wrong content"
-    except FileNotFoundError:
-        return "missing"
-    except StorageError:
-        raise  # of the whole bucket, not of this object
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
-    return None
-
-
-def _still_named(engine: Engine, objects: Collection[NamedObject]) -> list[NamedObject]:
-    """Those that a row names now: an object may have been deleted with its row during the check."""
-    if not objects:
-        return []
-    with engine.connect() as connection:
-        keys = {row.key for row in named_objects(connection)}
-    return [each for each in objects if each.key in keys]
-
-
-def _restore(
-    storage: Storage, backups: BackupRepository, digest: ObjectDigest, finding: IntegrityFinding
-) -> IntegrityFinding:
-    try:
-        restore_object(storage, backups, finding.key, digest, is_replacing=True)
+        repair()
     except BackupError as error:
         return replace(finding, failure=str(error))
     except OSError as error:
         return replace(finding, failure=error.strerror)
-    return replace(finding, repaired="restored from the backup")
+    return replace(finding, repaired=how)
 
 
-def _delete(storage: Storage, key: str) -> IntegrityFinding:
+class _UnreadableObject(Exception):
+    """An object in storage cannot be read; the message is the reason. It is no error of the backups' disk."""
+
+
+class _ObjectReader:
+    """Reads an object of storage, so that an error of its disk is distinct from one of the backups' disk."""
+
+    def __init__(self, source: BinaryIO) -> None:
+        self._source = source
+
+    def read(self, size: int, /) -> bytes:
+        with _as_unreadable():
+            return self._source.read(size)
+
+
+@contextmanager
+def _as_unreadable() -> Iterator[None]:
     try:
-        storage.delete(key)
-    except StorageError:
+        yield
+    except (FileNotFoundError, StorageError):
         raise
     except OSError as error:
-        return IntegrityFinding(key, "no row", failure=error.strerror)
-    return IntegrityFinding(key, "no row", repaired="deleted")
-
-
-def _orphans(engine: Engine, storage: Storage) -> Iterator[str]:
-    """Old objects without a row. The rows are read for each batch, as the check may have taken longer than a day."""
-    for prefix in PREFIXES:
-        keys = storage.older_than(prefix, time.time() - MIN_ORPHAN_AGE_SECONDS)
-        while batch := list(islice(keys, BATCH_SIZE)):
-            with Session(engine) as session:
-                orphans = keys_without_row(session, batch)
-            yield from orphans
+        raise _UnreadableObject(error.strerror) from None

@@ -14,23 +14,55 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import BinaryIO
 
-from app.domain.operations.backups import BackupError, BackupManifest, ObjectDigest
 from app.storage.base import check_key
-from app.system.durable_files import ReadableFile, copy_and_hash, sync
+from app.system.files import ObjectDigest, ReadableFile, copy_and_hash, sync
 
+FORMAT = 1  # of the manifest
 MARKER = "tunery-backups"
 DUMP = "database.dump"
 MANIFEST = "manifest.json"
 NAME_FORMAT = "%Y-%m-%dT%H-%M-%S.%fZ"
 IGNORED_NAMES = frozenset({"lost+found"})  # at the root of a mounted disk
+
+
+class BackupError(Exception):
+    """A backup, a restore or a check cannot go on; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class BackupManifest:
+    name: str
+    created_at: str  # ISO 8601, UTC
+    tunery_version: str
+    schema_revision: str
+    dump: ObjectDigest
+    objects: Mapping[str, ObjectDigest]  # by storage key
+    damaged: Mapping[str, str] = field(default_factory=dict)  # storage key -> what was wrong with it in storage
+
+    @property
+    def size_bytes(self) -> int:
+        return self.dump.size_bytes + sum(digest.size_bytes for digest in self.objects.values())
+
+    def to_json(self) -> str:
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n"
+
+    @staticmethod
+    def from_json(text: str) -> BackupManifest:
+        """Raises BackupError for a manifest of another format."""
+        body = json.loads(text)
+        if body.pop("format", None) != FORMAT:
+            raise BackupError("A newer release of Tunery made this backup. Restore it with that release.")
+        digests = {key: ObjectDigest(**digest) for key, digest in body.pop("objects").items()}
+        return BackupManifest(**{**body, "dump": ObjectDigest(**body["dump"]), "objects": digests})
 
 
 class BackupRepository:
@@ -109,7 +141,7 @@ class BackupRepository:
         """Write an object, which `publish` makes durable. Raises OSError, after which nothing is added."""
         partial = self.unfinished / secrets.token_hex(8)
         with partial.open("xb") as target:
-            digest = copy(source, target)
+            digest = copy_and_hash(source, target)
             target.flush()
             os.fsync(target.fileno())
         destination = self.path(key)
@@ -143,8 +175,3 @@ class BackupRepository:
     def _check_marker(self) -> None:
         if not self.marker.exists():
             raise BackupError(f"{self.root} is not a directory of backups: it has no file {MARKER}.")
-
-
-def copy(source: ReadableFile, target: BinaryIO | None = None) -> ObjectDigest:
-    """Read `source` to its end, into `target` if there is one; its size and digest."""
-    return ObjectDigest(*copy_and_hash(source, target))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from app.db import migrate
 from app.db.engine import make_engine, make_sessions, transaction
@@ -11,9 +11,9 @@ from app.db.jobs import leased_rows, lost_workers
 from app.db.operations import dump, status
 from app.db.operations.stored_objects import PREFIXES
 from app.db.scheduling import workers
-from app.domain.operations.backups import BackupError, BackupManifest, ObjectDigest, check_schema
-from app.services.operations.backups.repository import DUMP, BackupRepository, copy
+from app.services.operations.backups.repository import DUMP, BackupError, BackupManifest, BackupRepository
 from app.storage import Storage
+from app.system.files import ObjectDigest, copy_and_hash
 
 Report = Callable[[str], None]
 
@@ -25,9 +25,29 @@ def check_restorable(repository: BackupRepository, name: str | None, may_migrate
         raise BackupError(migrate.too_old_text(manifest.schema_revision))
     check_schema(manifest, str(migrate.head()), migrate.revisions(), may_migrate)
     with (repository.backups / manifest.name / DUMP).open("rb") as file:
-        if copy(file) != manifest.dump:
+        if copy_and_hash(file) != manifest.dump:
             raise BackupError(f"The dump of the backup {manifest.name} has changed on disk. Restore another backup.")
     return manifest
+
+
+def check_schema(manifest: BackupManifest, head: str, known: Collection[str], may_migrate: bool) -> None:
+    """Raises BackupError if this release cannot use the database of the backup.
+
+    `head` is the newest schema revision of this release, `known` all of them.
+    """
+    revision, version = manifest.schema_revision, manifest.tunery_version
+    if revision == head:
+        return
+    if revision not in known:
+        raise BackupError(
+            f"Tunery {version} made the backup {manifest.name} with the schema {revision}, which is newer than this "
+            f"release ({head}). Install Tunery {version} or newer, and restore it with that."
+        )
+    if not may_migrate:
+        raise BackupError(
+            f"Tunery {version} made the backup {manifest.name} with the schema {revision}; this release has {head}. "
+            f"Restore it with Tunery {version}, or give --migrate to migrate the restored database to this release."
+        )
 
 
 def restore(
@@ -93,7 +113,7 @@ def restore_object(
     staged = storage.staging / f"restore-{key.replace('/', '-')}"[:200]
     try:
         with repository.path(key).open("rb") as source, staged.open("wb") as target:
-            actual = copy(source, target)
+            actual = copy_and_hash(source, target)
         if digest not in (None, actual):
             raise BackupError(f"{repository.path(key)} has changed on disk: it is not the object of the backup.")
         if is_replacing:

@@ -12,8 +12,8 @@ import pytest
 from app.cli.local_stack import restore
 from app.cli.local_stack.data_directory import Layout
 from app.cli.local_stack.machine import CannotStart
-from app.domain.operations.backups import BackupManifest, ObjectDigest
-from app.services.operations.backups.repository import BackupRepository
+from app.services.operations.backups.repository import BackupManifest, BackupRepository
+from app.system.files import ObjectDigest
 from tests.deadline import until
 from tests.full_disk import small_disk
 from tests.stack import open_directory

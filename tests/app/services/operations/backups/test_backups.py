@@ -22,9 +22,8 @@ from app.db.scheduling import workers
 from app.db.tables import Export, File, Job, Project, Worker
 from app.db.webhooks import deliveries as webhook_deliveries
 from app.domain.artifacts.exports import ExportKind, ExportType
-from app.domain.operations.backups import BackupError
 from app.services.operations.backups import backup, restore
-from app.services.operations.backups.repository import BackupRepository
+from app.services.operations.backups.repository import BackupError, BackupRepository
 from app.storage import LocalStorage, StorageError
 from tests.app.services.operations.backups.conftest import BackedUpService
 from tests.factories import (
@@ -154,7 +153,7 @@ class TestBackUp:
         key = service.a_key()
         service.fail_to_read(key)
         manifest = service.back_up().manifest
-        assert manifest.damaged[key].startswith("cannot be read (Input/output error): file file-")
+        assert manifest.damaged[key].startswith("cannot be read: Input/output error: file file-")
         assert len(manifest.objects) > 2
         assert key not in manifest.objects
 
@@ -176,7 +175,7 @@ class TestBackUp:
         good = service.path(key).read_bytes()
         service.path(key).write_bytes(good[:-1] + b"#")
         damaged = service.back_up().manifest
-        assert damaged.damaged[key].startswith("differs from its row: file file-")
+        assert damaged.damaged[key].startswith("wrong content: file file-")
         service.path(key).write_bytes(good)
         assert not service.back_up().manifest.damaged
         assert service.backups.path(key).read_bytes() == good

@@ -1,4 +1,7 @@
-"""Directories of base models with files that are none: nothing of them is read, and the refusal takes no time."""
+"""Directories of base models with files that are none: nothing of them is read, and the refusal takes no time.
+
+And early writeback, which never changes the content of a file, and never fails.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from app.domain.base_models.catalog import RefusedModel
-from app.system import model_files
+from app.system import files, model_files
+from app.system.files import begin_writeback
 from app.system.tokenizer_files import load_renderer
 from tests.tiny import make_tiny_base
 
@@ -99,3 +103,24 @@ def test_links_inside_the_directory_are_followed_and_those_of_a_hubs_cache(base:
     (snapshot / "LICENSE").symlink_to("../../refs")
     with pytest.raises(RefusedModel, match="LICENSE"):
         model_files.read_catalog_entry(snapshot)
+
+
+def test_writeback_leaves_the_bytes_as_they_are(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("w+b", buffering=0) as file:
+        for number in range(4):
+            file.write(bytes([number]) * 5000)
+            begin_writeback(file.fileno(), 5000 * number, 5000)
+        file.seek(0)
+        assert file.read() == b"".join(bytes([number]) * 5000 for number in range(4))
+
+
+def test_starts_the_writeback_of_the_range_and_ignores_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(files, "_sync_file_range", lambda *arguments: (calls.append(arguments), -1)[1])
+    begin_writeback(7, 4096, 8192)
+    assert calls == [(7, 4096, 8192, files.SYNC_FILE_RANGE_WRITE)]
+
+
+def test_writeback_does_nothing_where_the_call_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_sync_file_range", None)
+    begin_writeback(-1, 0, 1)

@@ -1,14 +1,19 @@
-"""Errors of an S3 server as builtin errors: what was observed, and what to do."""
+"""Responses of an S3 server: errors as builtin errors, with what was observed and what to do, and a seekable reader."""
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+import io
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 
-from app.storage.base import StorageError
+from app.storage.base import SeekableReader, StorageError, object_not_found
+
+if TYPE_CHECKING:
+    from botocore.response import StreamingBody
 
 # S3 itself is never full. These are the codes of MinIO, Ceph and others; some answer 507 with a code of their own.
 FULL_CODES = frozenset(
@@ -21,6 +26,7 @@ CREDENTIAL_CODES = frozenset(
 CLOCK_CODES = frozenset({"RequestTimeTooSkewed", "RequestExpired"})
 OVERLOAD_CODES = frozenset({"SlowDown", "SlowDownRead", "SlowDownWrite", "Throttling", "ThrottlingException"})
 MISSING_KEY_CODES = frozenset({"NoSuchKey", "404"})
+MAX_BREAKS = 5  # consecutive broken responses without a byte between them
 
 
 @contextmanager
@@ -47,8 +53,45 @@ def code_of(error: ClientError) -> str:
     return str(error.response.get("Error", {}).get("Code", ""))
 
 
-def object_not_found(key: str) -> FileNotFoundError:
-    return FileNotFoundError(errno.ENOENT, "no such object", key)
+class ObjectReader(SeekableReader):
+    """Reads from `open_at(position)`, which opens a response that begins there, and again where one broke off."""
+
+    def __init__(self, open_at: Callable[[int], StreamingBody], size_bytes: int) -> None:
+        super().__init__(size_bytes)
+        self._open_at = open_at
+        self._body: StreamingBody | None = None
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        before = self._position
+        if super().seek(offset, whence) != before:
+            self._drop()
+        return self._position
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        """Read at most `len(buffer)` bytes. Raises what `open_at` raises, StorageError for responses that end early."""
+        if self._position >= self._size_bytes or not len(buffer):
+            return 0
+        for _ in range(MAX_BREAKS):
+            try:
+                self._body = self._body or self._open_at(self._position)
+                count = self._body.readinto(buffer)  # type: ignore[arg-type]  # the stubs ask for a file
+            except BotoCoreError:
+                count = 0
+            if count:
+                self._position += count
+                return count
+            self._drop()  # a client that reads slowly, or a restarted server: the connection was closed
+        text = f"the response of the bucket's server ends at byte {self._position:,} of {self._size_bytes:,}"
+        raise StorageError(errno.EIO, text)
+
+    def close(self) -> None:
+        self._drop()
+        super().close()
+
+    def _drop(self) -> None:
+        if self._body is not None:
+            self._body.close()
+            self._body = None
 
 
 def _answered(error: ClientError) -> StorageError:

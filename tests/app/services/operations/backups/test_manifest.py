@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from app.domain.operations.backups import BackupError, BackupManifest, ObjectDigest, check_schema
+from app.services.operations.backups.repository import BackupError, BackupManifest
+from app.services.operations.backups.restore import check_schema
+from app.system.files import ObjectDigest
 
 MANIFEST = BackupManifest(
     "2026-11-27", "2026-11-27T00:00:00+00:00", "0.2.0", "b2", ObjectDigest(7, "aa"), {"files/1": ObjectDigest(5, "bb")}
