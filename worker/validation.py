@@ -32,8 +32,8 @@ from app.domain.evaluations.graders import EvaluationRequest
 from app.domain.jobs.layer_patterns import match_spec
 from app.domain.jobs.spec import JobSpec
 from app.domain.jobs.states import JobState, Reason
-from app.domain.planning.requirements import estimate_requirements
-from app.domain.planning.workload import Workload
+from app.domain.planning.estimate import estimate_requirements
+from app.domain.planning.packing import Workload
 from app.log import get_logger
 from app.system.limited_rendering import UnreadableTokenizer, read_in_process
 from worker.evaluations.prepare import InvalidEvaluationFile, read_checked_inputs

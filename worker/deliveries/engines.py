@@ -13,16 +13,28 @@ from __future__ import annotations
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeVar
 
-from app.domain.deliveries.served_check import FAILING, ServedCheck, Verdict, explain, judge, unchecked
+from app.db.tables import Delivery
+from app.domain.deliveries.served_check import FAILING, ServedCheck, ServedReference, Verdict, explain, judge, unchecked
+from app.domain.deliveries.states import DeliveryState
 from app.domain.deliveries.targets import EngineDestination
 from worker.deliveries.engine_server import EngineModel, EngineRefusal, Server, served_prompts
-from worker.deliveries.targets import AdapterDelivery, Delivered, DeliveryError, DeliveryRefused
+from worker.deliveries.targets import (
+    VERSIONS,
+    Delivered,
+    DeliveryError,
+    DeliveryRefused,
+    allowed_path,
+    link,
+    place,
+    remove,
+    versions_of,
+)
 
 NO_ADAPTER = "No adapter found"  # of vLLM's LoRAAdapterNotFoundError, which is a 404 as an unknown path of the API is
 NOT_SEEN = (
@@ -122,28 +134,21 @@ class EngineTarget(ABC):
     engine: Engine
     api_key: str | None
     timeout_seconds: float
-    can_forget = True
 
     @abstractmethod
-    def deliver(self, delivery: AdapterDelivery, adapter: Path) -> Delivered: ...
-
-    @abstractmethod
-    def withdraw(self, delivery: AdapterDelivery) -> None: ...
-
-    @abstractmethod
-    def delivered_path(self, server: Server, delivery: AdapterDelivery) -> str:
+    def delivered_path(self, url: str, delivery: Delivery) -> str:
         """The path from which the server has loaded the adapter; empty if it was not delivered there."""
 
     @abstractmethod
-    def is_ours(self, loaded: str, path: str, delivery: AdapterDelivery) -> bool:
+    def is_ours(self, loaded: str, path: str, delivery: Delivery) -> bool:
         """Whether this target has delivered what a server loaded from `loaded`, as it now delivers `path`."""
 
-    def has(self, delivery: AdapterDelivery) -> bool:
+    def has(self, delivery: Delivery) -> bool:
         """False if a server lacks it, also while another one is unreachable."""
         found: list[bool] = []
 
         def look(server: Server) -> None:
-            found.append(adapters(server).get(delivery.served_model) == self.delivered_path(server, delivery))
+            found.append(adapters(server).get(delivery.served_model) == self.delivered_path(server.url, delivery))
 
         try:
             self.on_every_server(look)
@@ -152,7 +157,7 @@ class EngineTarget(ABC):
                 raise
         return all(found)
 
-    def serve(self, server: Server, delivery: AdapterDelivery, path: str) -> Served:
+    def serve(self, server: Server, delivery: Delivery, path: str) -> Served:
         """Load and check the adapter under its `ft:` name, then under its served name. Raises DeliveryError.
 
         After an error each name has the adapter that it had before, also one that a killed attempt has unloaded.
@@ -163,11 +168,11 @@ class EngineTarget(ABC):
                 f"{server.url} serves {delivery.served_model} from {current}, which this target did not deliver, "
                 "perhaps another Tunery server did; unload it there, or choose another served_model"
             )
-        was_served = current == path == self.delivered_path(server, delivery)
+        was_served = current == path == self.delivered_path(server.url, delivery)
         originals: dict[str, str | None] = {delivery.model: None}
         if is_fixed := delivery.served_model != delivery.model:
-            known = self.delivered_path(server, replace(delivery, location=delivery.previous_location)) or None
-            previous = known if current in (None, path) else current
+            known = [self.delivered_path(server.url, each) for each in delivery.same_name if _has_had(delivery, each)]
+            previous = (known or [""])[-1] or None if current in (None, path) else current
             if current is None and previous is not None:
                 with suppress(DeliveryError):  # it must not keep the new one from being delivered
                     self._set(server, delivery, delivery.served_model, previous)
@@ -177,24 +182,19 @@ class EngineTarget(ABC):
             for name in reversed(originals):
                 gap_seconds = self._set(server, delivery, name, path)
                 check = self._check(server, base.id, name, delivery)
-        except DeliveryRefused:
-            self._set_all(server, delivery, originals)
-            raise
-        except DeliveryError:
-            if was_served:  # what was checked before stays: the server may be slow for a moment
+        except DeliveryError as error:
+            is_refused = isinstance(error, DeliveryRefused)
+            if was_served and not is_refused:  # what was checked before stays: the server may be slow for a moment
                 del originals[delivery.served_model]
-            with suppress(DeliveryError):  # it has become unreachable
-                self._set_all(server, delivery, originals)
+            with nullcontext() if is_refused else suppress(DeliveryError):  # it has become unreachable
+                for name, original in originals.items():
+                    self._set(server, delivery, name, original)
             raise
         if is_fixed:
             self._set(server, delivery, delivery.model, originals[delivery.model])
         return Served(check, gap_seconds)
 
-    def _set_all(self, server: Server, delivery: AdapterDelivery, paths: Mapping[str, str | None]) -> None:
-        for name, path in paths.items():
-            self._set(server, delivery, name, path)
-
-    def _set(self, server: Server, delivery: AdapterDelivery, name: str, path: str | None) -> float:
+    def _set(self, server: Server, delivery: Delivery, name: str, path: str | None) -> float:
         """Have the server load `path` under a name, or unload the name; return for how long a used name was unloaded.
 
         vLLM's `load_inplace` leaves no gap, but then reads the adapter from disk again at each step that uses it.
@@ -216,20 +216,22 @@ class EngineTarget(ABC):
             raise DeliveryError(f"{error}; start {self.engine.name} with {' '.join(flags)}") from error
         return time.monotonic() - started_at if current is not None else 0.0
 
-    def needed_flags(self, delivery: AdapterDelivery) -> list[str]:
+    def needed_flags(self, delivery: Delivery) -> list[str]:
         return list(self._compatibility(delivery).get("flags", []))
 
-    def _check(self, server: Server, base: str, name: str, delivery: AdapterDelivery) -> ServedCheck:
+    def _check(self, server: Server, base: str, name: str, delivery: Delivery) -> ServedCheck:
         """Compare what the server computes with what the trainer recorded. Raises DeliveryRefused for a bad verdict."""
-        if delivery.reference is None:
-            return unchecked(NO_RECORD_OF_RESULT if delivery.is_result else NO_RECORD_OF_CHECKPOINT)
-        check = judge(delivery.reference, served_prompts(self.engine, server, base, name, delivery.reference))
+        if delivery.served_reference is None:
+            is_result = delivery.model == delivery.job.fine_tuned_model
+            return unchecked(NO_RECORD_OF_RESULT if is_result else NO_RECORD_OF_CHECKPOINT)
+        reference = ServedReference.model_validate(delivery.served_reference.reference)
+        check = judge(reference, served_prompts(self.engine, server, base, name, reference))
         if check.verdict in FAILING:
             text = explain(check, f"{self.engine.name} at {server.url}", name, delivery.job_id)
             raise DeliveryRefused(f"{text}. It was unloaded again", check)
         return check
 
-    def refuse_incompatible(self, delivery: AdapterDelivery) -> None:
+    def refuse_incompatible(self, delivery: Delivery) -> None:
         """Raises DeliveryRefused for an adapter that the engine refuses or scales wrongly."""
         entry = self._compatibility(delivery)
         if not entry.get("ok", True):
@@ -239,9 +241,9 @@ class EngineTarget(ABC):
                 remedy = f"Make a merged model: POST {instead['path']} {json.dumps(instead['body'])}"
             raise DeliveryRefused(f"{self.engine.name} does not serve this adapter: {reasons}. {remedy}")
 
-    def _compatibility(self, delivery: AdapterDelivery) -> Mapping[str, Any]:
+    def _compatibility(self, delivery: Delivery) -> Mapping[str, Any]:
         """The engine's entry of the manifest; empty if it has none."""
-        return dict(delivery.manifest.get("compatibility", {}).get(self.engine.name.lower(), {}))
+        return dict(delivery.checkpoint.manifest.get("compatibility", {}).get(self.engine.name.lower(), {}))
 
     def _servers(self) -> list[Server]:
         return [Server(url, self.api_key, self.timeout_seconds) for url in self.destination.urls]
@@ -311,6 +313,17 @@ def base_model(destination: EngineDestination, server: Server) -> EngineModel:
     raise DeliveryError(f"{server.url} serves no base model{wanted}; it serves: {names}")
 
 
+def _has_had(delivery: Delivery, other: Delivery) -> bool:
+    """Whether the target of a delivery has had `other` under its name until now."""
+    is_delivered = other.state == DeliveryState.DELIVERED and other.id != delivery.id
+    return is_delivered and other.target_id == delivery.target_id
+
+
+def _paths(delivery: Delivery) -> set[str]:
+    location = delivery.location or {}
+    return {*location.get("paths", {}).values(), location.get("path", "")}
+
+
 def adapters(server: Server) -> dict[str, str]:
     """{name: path} of the adapters that a server has loaded."""
     return {each.id: each.root for each in server.models() if each.is_adapter}
@@ -318,9 +331,9 @@ def adapters(server: Server) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class PluginTarget(EngineTarget):
-    def deliver(self, delivery: AdapterDelivery, adapter: Path) -> Delivered:  # noqa: ARG002  (each server has its own copy)
+    def deliver(self, delivery: Delivery, adapter: Path) -> Delivered:  # noqa: ARG002  (each server has its own copy)
         self.refuse_incompatible(delivery)
-        paths: dict[str, str] = dict(delivery.location.get("paths", {}))
+        paths: dict[str, str] = dict((delivery.location or {}).get("paths", {}))
 
         def serve(server: Server) -> Served:
             paths[server.url] = self._fetched(server, delivery)
@@ -333,24 +346,29 @@ class PluginTarget(EngineTarget):
             raise
         return delivered({"paths": paths}, served)
 
-    def withdraw(self, delivery: AdapterDelivery) -> None:
+    def withdraw(self, delivery: Delivery) -> None:
         self.on_every_server(lambda server: self._forget(server, delivery))
 
-    def delivered_path(self, server: Server, delivery: AdapterDelivery) -> str:
-        return str(delivery.location.get("paths", {}).get(server.url, ""))
+    def delivered_path(self, url: str, delivery: Delivery) -> str:
+        return str((delivery.location or {}).get("paths", {}).get(url, ""))
 
-    def is_ours(self, loaded: str, path: str, delivery: AdapterDelivery) -> bool:
+    def is_ours(self, loaded: str, path: str, delivery: Delivery) -> bool:
         """The plugin's cache has a directory of each adapter, of all targets; an attempt may not be recorded."""
         is_cached = PurePosixPath(loaded).parent == PurePosixPath(path).parent
-        return loaded == path or (is_cached and loaded not in delivery.paths_of_others)
+        paths = [(each.target_id, _paths(each)) for each in delivery.same_name]
+        own, others = (
+            {path for target_id, found in paths if (target_id == delivery.target_id) is is_own for path in found}
+            for is_own in (True, False)
+        )
+        return loaded == path or (is_cached and loaded not in others - own)
 
-    def _forget(self, server: Server, delivery: AdapterDelivery) -> None:
+    def _forget(self, server: Server, delivery: Delivery) -> None:
         for name, path in adapters(server).items():
-            is_served = name == delivery.served_model and path == self.delivered_path(server, delivery)
+            is_served = name == delivery.served_model and path == self.delivered_path(server.url, delivery)
             if name == delivery.model or is_served:
                 self.engine.unload(server, name)
 
-    def _fetched(self, server: Server, delivery: AdapterDelivery) -> str:
+    def _fetched(self, server: Server, delivery: Delivery) -> str:
         """The path in the server's cache from which it has loaded the adapter. Raises DeliveryError."""
         if delivery.model not in adapters(server):
             body = {"model": delivery.model, "prompt": "a", "max_tokens": 1}
@@ -365,3 +383,45 @@ class PluginTarget(EngineTarget):
         if path is None:
             raise DeliveryError(f"{server.url} answers for {delivery.model}, but does not list it; {WITHOUT_PLUGIN}")
         return path
+
+
+@dataclass(frozen=True)
+class SharedDirectoryTarget(EngineTarget):
+    shared_path: str
+    allowed: Sequence[str]
+
+    def deliver(self, delivery: Delivery, adapter: Path) -> Delivered:
+        self.refuse_incompatible(delivery)
+        base = self.first_base()
+        root = allowed_path(self.shared_path, self.allowed)
+        placed = place(root, delivery, adapter, self.destination.base_name or base.root)
+        path = self._engine_path(placed.relative_path)
+        served = self.on_every_server(lambda server: self.serve(server, delivery, path))
+        link(root, delivery.served_model, placed)
+        return delivered({"path": path, "root": self.shared_path, "version": placed.version}, served)
+
+    def withdraw(self, delivery: Delivery) -> None:
+        root = allowed_path(self.shared_path, self.allowed)
+        versions = versions_of(root, delivery)
+        paths = {self._engine_path(f"{VERSIONS}/{delivery.served_model}/{version}") for version in versions}
+        paths.add(self.delivered_path("", delivery))
+        self.on_every_server(lambda server: self._forget(server, delivery, paths))
+        remove(root, delivery)
+
+    def delivered_path(self, _url: str, delivery: Delivery) -> str:
+        return str((delivery.location or {}).get("path", ""))
+
+    def is_ours(self, loaded: str, _path: str, _delivery: Delivery) -> bool:
+        return loaded.startswith(self._engine_path(f"{VERSIONS}/"))
+
+    def _forget(self, server: Server, delivery: Delivery, paths: Collection[str]) -> None:
+        """Unload the adapter. Its served name may have another one by now, or still the one before."""
+        ours = self._engine_path(f"{VERSIONS}/{delivery.served_model}/")
+        for name, path in adapters(server).items():
+            # An attempt that ended in its check has loaded another version, which is under the `ft:` name.
+            is_loaded = name == delivery.model and path.startswith(ours)
+            if is_loaded or (name in (delivery.model, delivery.served_model) and path in paths):
+                self.engine.unload(server, name)
+
+    def _engine_path(self, relative_path: str) -> str:
+        return f"{self.destination.engine_path or self.shared_path}/{relative_path}"

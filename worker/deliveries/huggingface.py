@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,12 @@ from huggingface_hub.utils._headers import build_hf_headers
 from huggingface_hub.utils._http import get_session, hf_raise_for_status
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
+from app.db.tables import Delivery
 from app.domain.deliveries.targets import HuggingFaceDestination
 from app.model_hub import silence_limit
 from app.system.artifact_directory import MANIFEST
 from worker.deliveries.outbound import refused_address
-from worker.deliveries.targets import AdapterDelivery, Delivered, DeliveryError, address_adapter
+from worker.deliveries.targets import Delivered, DeliveryError, address_adapter
 
 MAX_RESPONSE_BYTES = 8 << 20  # the library and `_manifest` read responses whole, and a client chooses the server
 OWNER = "delivery_target"  # key of the manifest
@@ -40,10 +41,9 @@ class HuggingFaceTarget:
     destination: HuggingFaceDestination
     token: str
     timeout_seconds: float
-    can_forget = False
 
-    def deliver(self, delivery: AdapterDelivery, adapter: Path) -> Delivered:
-        base_name, owner = self.destination.base_name or delivery.base_model, {OWNER: delivery.target_id}
+    def deliver(self, delivery: Delivery, adapter: Path) -> Delivered:
+        base_name, owner = self.destination.base_name or delivery.job.base_model, {OWNER: delivery.target_id}
         address_adapter(adapter, delivery.model, base_name, **owner)
         repo_id = self.destination.repo_id
         try:
@@ -62,22 +62,16 @@ class HuggingFaceTarget:
         files = sorted(path.name for path in adapter.iterdir())
         return Delivered({"repo_id": repo_id, "revision": commit.oid, "files": files})
 
-    def has(self, delivery: AdapterDelivery) -> bool:
-        return bool(delivery.location)
-
-    def withdraw(self, delivery: AdapterDelivery) -> None:
+    def withdraw(self, delivery: Delivery) -> None:
         """Delete the files in a further commit, unless another adapter is there by now; the history keeps them."""
-        repo_id = delivery.location.get("repo_id", self.destination.repo_id)
-        if repo_id != self.destination.repo_id:  # the target has another one by now
-            earlier = self.destination.model_copy(update={"repo_id": repo_id})
-            return replace(self, destination=earlier).withdraw(delivery)
+        repo_id = self.destination.repo_id
         try:
             api = self._api()
             repository = api.model_info(repo_id)
             manifest = self._manifest(repository.sha)
             is_ours = manifest.get(OWNER, delivery.target_id) == delivery.target_id
             if not is_ours or manifest.get("fine_tuned_model") != delivery.model:
-                return None
+                return
             there = {each.rfilename for each in repository.siblings or ()} & {MANIFEST, *manifest["files"]}
             files = [CommitOperationDelete(name) for name in sorted(there)]
             message = f"Withdraw {delivery.model}"
@@ -95,7 +89,7 @@ class HuggingFaceTarget:
         hf_raise_for_status(response)
         return dict(response.json())
 
-    def _refuse_other_owner(self, manifest: Mapping[str, Any], delivery: AdapterDelivery) -> None:
+    def _refuse_other_owner(self, manifest: Mapping[str, Any], delivery: Delivery) -> None:
         """Raises DeliveryError for a repository of another target, which may belong to another server."""
         if (owner := manifest.get(OWNER, delivery.target_id)) != delivery.target_id:
             raise DeliveryError(

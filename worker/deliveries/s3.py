@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ import boto3
 from botocore import awsrequest
 from botocore.exceptions import BotoCoreError, ClientError
 
+from app.db.tables import Delivery
 from app.domain.deliveries.targets import REQUIRED_CREDENTIALS, S3Destination, TargetKind
 from app.storage.s3 import DEFAULT_REGION, client_config
 from app.system.artifact_directory import ADAPTER_CONFIG, MANIFEST
 from worker.deliveries.outbound import refused_address
-from worker.deliveries.targets import AdapterDelivery, Delivered, DeliveryError, DeliveryRefused, address_adapter
+from worker.deliveries.targets import Delivered, DeliveryError, address_adapter
 
 OWNER = ".tunery-owner"
 CONNECT_SECONDS = 5
@@ -63,9 +64,8 @@ class S3Target:
     destination: S3Destination
     credentials: Mapping[str, str]
     timeout_seconds: float
-    can_forget = False
 
-    def deliver(self, delivery: AdapterDelivery, adapter: Path) -> Delivered:
+    def deliver(self, delivery: Delivery, adapter: Path) -> Delivered:
         version = address_adapter(adapter, delivery.model, self._base_name(delivery))
         prefix = self._prefix(delivery)
         files = sorted(adapter.iterdir(), key=lambda path: (path.name == ADAPTER_CONFIG, path.name))
@@ -82,33 +82,23 @@ class S3Target:
         where = {"bucket": self.destination.bucket, "endpoint_url": self.destination.endpoint_url, "prefix": prefix}
         return Delivered(where | {"keys": keys, "version": version})
 
-    def has(self, delivery: AdapterDelivery) -> bool:
-        return bool(delivery.location)
-
-    def withdraw(self, delivery: AdapterDelivery) -> None:
+    def withdraw(self, delivery: Delivery) -> None:
         """Delete the objects, also those of an attempt that ended half way, unless another adapter has the name now."""
-        bucket, endpoint_url = self.destination.bucket, self.destination.endpoint_url
-        there = self.destination.model_copy(update={"bucket": delivery.location.get("bucket", bucket)})
-        if there != self.destination:  # the target has another one by now
-            return replace(self, destination=there).withdraw(delivery)
-        if delivery.location.get("endpoint_url", endpoint_url) != endpoint_url:
-            text = f"s3://{bucket} at {delivery.location['endpoint_url']}, before the target got another endpoint_url"
-            raise DeliveryRefused(f"It was delivered to {text}; delete {delivery.location['prefix']} there")
-        prefix = delivery.location.get("prefix") or self._prefix(delivery)
+        prefix = (delivery.location or {}).get("prefix") or self._prefix(delivery)
         try:
             client = self._client()
             if self._read(client, f"{prefix}/{OWNER}") != delivery.target_id:
-                return None
+                return
             manifest = _manifest(self._read(client, f"{prefix}/{MANIFEST}"))
             if manifest.get("fine_tuned_model", delivery.model) == delivery.model:
-                self._delete(client, prefix, [*_file_names(manifest or delivery.manifest), MANIFEST, OWNER])
+                self._delete(client, prefix, [*_file_names(manifest or delivery.checkpoint.manifest), MANIFEST, OWNER])
         except FAILURES as error:
             raise self._error(error) from error
 
-    def _base_name(self, delivery: AdapterDelivery) -> str:
-        return self.destination.base_name or delivery.base_model
+    def _base_name(self, delivery: Delivery) -> str:
+        return self.destination.base_name or delivery.job.base_model
 
-    def _prefix(self, delivery: AdapterDelivery) -> str:
+    def _prefix(self, delivery: Delivery) -> str:
         parts = (self.destination.prefix, self._base_name(delivery), delivery.served_model)
         return "/".join(filter(None, (part.strip("/") for part in parts)))  # a base name may be a path
 
@@ -137,7 +127,7 @@ class S3Target:
             aws_session_token=self.credentials.get("session_token"),
         )
 
-    def _own(self, client: Any, prefix: str, delivery: AdapterDelivery) -> None:
+    def _own(self, client: Any, prefix: str, delivery: Delivery) -> None:
         """Raises DeliveryError for a name of another target, or of something else."""
         owner = self._read(client, f"{prefix}/{OWNER}")
         if owner is None and self._read(client, f"{prefix}/{ADAPTER_CONFIG}") is not None:

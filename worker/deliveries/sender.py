@@ -17,17 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from sqlalchemy.orm import Session
 
 from app.db import files
 from app.db.deliveries import credentials, deliveries
 from app.db.deliveries.credentials import NoSecretKey
-from app.db.deliveries.deliveries import ClaimedDelivery
+from app.db.deliveries.deliveries import due_in
 from app.db.engine import DATABASE_UNAVAILABLE, first_line, transaction
 from app.db.jobs import evaluations
 from app.db.operations import status
+from app.db.tables import Delivery, DeliveryTarget
 from app.domain.deliveries import states
-from app.domain.deliveries.served_check import ServedCheck, ServedReference
 from app.domain.deliveries.states import DeliveryState
 from app.domain.deliveries.targets import (
     DirectoryDestination,
@@ -40,18 +39,17 @@ from app.domain.deliveries.targets import (
 )
 from app.log import get_logger
 from app.telemetry import metrics, tracing
-from worker.deliveries import targets
-from worker.deliveries.directory import DirectoryTarget, SharedDirectoryTarget
-from worker.deliveries.engines import PluginTarget, Sglang, Vllm
+from worker.deliveries.engines import EngineTarget, PluginTarget, Sglang, SharedDirectoryTarget, Vllm
 from worker.deliveries.outbound import limited_connections, trust_database
 from worker.deliveries.targets import (
-    AdapterDelivery,
     CredentialsLost,
     Delivered,
     DeliveryError,
     DeliveryRefused,
+    DirectoryTarget,
     EvaluationPending,
     Target,
+    fetch_adapter,
 )
 from worker.health import write_heartbeat
 from worker.node.resources import Resources
@@ -76,7 +74,7 @@ class DeliverySender:
         self.resources = resources
         self.settings = resources.settings
         self._thread_freed = threading.Event()
-        self._in_flight: dict[str, ClaimedDelivery] = {}
+        self._in_flight: dict[str, Delivery] = {}
         self._renewed_at = 0.0
         self._reported_at = -float("inf")
         metrics.begin(metrics.DELIVERY_ATTEMPTS, [kind.value for kind in TargetKind], OUTCOMES)
@@ -95,7 +93,7 @@ class DeliverySender:
                     is_stopping = self.resources.stop.is_set()
                     for claimed in self.claim(0 if is_stopping else SENDER_THREADS - len(self._in_flight)):
                         with self._lock:
-                            self._in_flight[claimed.delivery.id] = claimed
+                            self._in_flight[claimed.id] = claimed
                         pool.submit(self._attempt_and_release, claimed)
                 except DATABASE_UNAVAILABLE as error:
                     log.warning("database unavailable", error=first_line(error))
@@ -104,18 +102,18 @@ class DeliverySender:
                 self._thread_freed.wait(self.settings.delivery_poll_seconds)
                 self._thread_freed.clear()
 
-    def claim(self, limit: int) -> list[ClaimedDelivery]:
+    def claim(self, limit: int) -> list[Delivery]:
         if limit <= 0:
             return []
         with transaction(self.resources.sessions) as session:
             return deliveries.claim(session, limit, LEASE_SECONDS)
 
-    def attempt(self, claimed: ClaimedDelivery) -> None:
+    def attempt(self, delivery: Delivery) -> None:
         """Carry out one attempt and record its outcome, unless another process has claimed the delivery since.
 
         Its span belongs to the trace of the request that created the job.
         """
-        delivery, job = claimed.delivery, claimed.job
+        job = delivery.job
         ids: dict[str, str | int] = {"delivery": delivery.id, "attempt": delivery.attempt, "job": job.id}
         if job.request_id is not None:
             ids["request_id"] = job.request_id
@@ -124,33 +122,34 @@ class DeliverySender:
             tracing.span("deliver attempt", job.traceparent, attributes) as span,
             structlog.contextvars.bound_contextvars(**ids),
         ):
-            outcome = self._attempt(claimed)
+            outcome = self._attempt(delivery)
             tracing.end_reason(span, outcome, outcome in FAILED_OUTCOMES)
 
-    def _attempt(self, claimed: ClaimedDelivery) -> str:
+    def _attempt(self, delivery: Delivery) -> str:
         """The outcome of the attempt."""
         started_at = time.monotonic()
         try:
-            outcome = self._carry_out_in_time(claimed)
+            outcome = self._carry_out_in_time(delivery)
         except DeliveryError as error:
-            self._record_failure(claimed, error)
+            self._record_failure(delivery, error)
             outcome = OUTCOMES_OF_ERRORS.get(type(error), "failed")
         except DATABASE_UNAVAILABLE:
             raise
         except Exception as error:
-            log.exception("delivery failed", delivery=claimed.delivery.id)
-            self._record_failure(claimed, DeliveryError(f"An error of the server: {type(error).__name__}; see its log"))
+            log.exception("delivery failed", delivery=delivery.id)
+            text = f"An error of the server: {type(error).__name__}; see its log"
+            self._record_failure(delivery, DeliveryError(text))
             outcome = "failed"
-        metrics.DELIVERY_ATTEMPTS.labels(claimed.target.kind, outcome).inc()
-        metrics.DELIVERY_SECONDS.labels(claimed.target.kind).observe(time.monotonic() - started_at)
+        metrics.DELIVERY_ATTEMPTS.labels(delivery.target.kind, outcome).inc()
+        metrics.DELIVERY_SECONDS.labels(delivery.target.kind).observe(time.monotonic() - started_at)
         return outcome
 
-    def _carry_out_in_time(self, claimed: ClaimedDelivery) -> str:
+    def _carry_out_in_time(self, delivery: Delivery) -> str:
         """Raises DeliveryError."""
         seconds = self.settings.delivery_attempt_seconds
         with limited_connections(seconds) as limit:
             try:
-                return self._carry_out(claimed)
+                return self._carry_out(delivery)
             except DeliveryError as error:
                 if not limit.is_over or isinstance(error, DeliveryRefused):
                     raise
@@ -161,20 +160,27 @@ class DeliverySender:
                 late.location = error.location
                 raise late from error
 
-    def _carry_out(self, claimed: ClaimedDelivery) -> str:
+    def _carry_out(self, delivery: Delivery) -> str:
         """Deliver, look, or withdraw, as the state says, and record it. Raises DeliveryError."""
-        secrets = self._secrets(claimed)
-        target = self._target(claimed, secrets)
+        try:
+            token = delivery.target.credentials
+            secrets = credentials.decrypt(self.settings.encryption_keys, token) if token else {}
+        except NoSecretKey as error:
+            raise CredentialsLost(str(error)) from error
+        target = self._target(delivery.target, secrets)
+        # An engine can forget what it has; None: nothing has to be looked for.
+        next_look = due_in(self.settings.delivery_recheck_seconds) if isinstance(target, EngineTarget) else None
         with hidden(list(secrets.values())):
-            match claimed.delivery.state:
-                case DeliveryState.WITHDRAWING:
-                    targets.withdraw_everywhere(target, _adapter_delivery(claimed))
-                    self._record_withdrawn(claimed)
-                    return "withdrawn"
-                case DeliveryState.DELIVERED if target.has(_adapter_delivery(claimed)):
-                    self._record(claimed, None, error=None, tries=0, next_attempt_at=self._next_look(target))
-                    return "present"
-            self._record_delivered(claimed, target, self._deliver(claimed, target))
+            if delivery.state == DeliveryState.WITHDRAWING:
+                target.withdraw(delivery)
+                text = f"Withdrawn from {delivery.target.name}: {delivery.served_model}"
+                self._record(delivery, text, state=DeliveryState.WITHDRAWN, next_attempt_at=None, location=None)
+                return "withdrawn"
+            was_there = delivery.state == DeliveryState.DELIVERED
+            if was_there and isinstance(target, EngineTarget) and target.has(delivery):
+                self._record(delivery, None, tries=0, next_attempt_at=next_look)
+                return "present"
+            self._record_delivered(delivery, self._deliver(delivery, target), next_look)
             return "delivered"
 
     def clean_staging(self) -> None:
@@ -203,41 +209,31 @@ class DeliverySender:
         if time.monotonic() - self._renewed_at < RENEW_SECONDS:
             return
         with self._lock:
-            attempts = [(each.delivery.id, each.delivery.attempt) for each in self._in_flight.values()]
+            attempts = [(each.id, each.attempt) for each in self._in_flight.values()]
         with transaction(self.resources.sessions) as session:
             deliveries.renew(session, attempts, LEASE_SECONDS)
         self._renewed_at = time.monotonic()
 
-    def _attempt_and_release(self, claimed: ClaimedDelivery) -> None:
+    def _attempt_and_release(self, claimed: Delivery) -> None:
         try:
             self.attempt(claimed)
         except DATABASE_UNAVAILABLE as error:  # its lease expires, and it is claimed again
-            log.warning("delivery not recorded", delivery=claimed.delivery.id, error=first_line(error))
+            log.warning("delivery not recorded", delivery=claimed.id, error=first_line(error))
         finally:
             with self._lock:
-                self._in_flight.pop(claimed.delivery.id, None)
+                self._in_flight.pop(claimed.id, None)
             self._thread_freed.set()
 
-    def _secrets(self, claimed: ClaimedDelivery) -> dict[str, str]:
-        """Raises CredentialsLost."""
-        token = claimed.target.credentials
-        try:
-            return credentials.decrypt(self.settings.encryption_keys, token) if token else {}
-        except NoSecretKey as error:
-            raise CredentialsLost(str(error)) from error
-
-    def _target(self, claimed: ClaimedDelivery, secrets: Mapping[str, str]) -> Target:
-        settings, row = self.settings, claimed.target
-        timeout_seconds, allowed = settings.delivery_timeout_seconds, settings.delivery_directories
+    def _target(self, row: DeliveryTarget, secrets: Mapping[str, str]) -> Target:
+        timeout_seconds, allowed = self.settings.delivery_timeout_seconds, self.settings.delivery_directories
         match parse_destination(row.destination):
             case DirectoryDestination() as destination:
                 return DirectoryTarget(destination, allowed)
-            case VllmDestination(shared_path=None) as destination:
-                return PluginTarget(destination, Vllm(), secrets.get("api_key"), timeout_seconds)
             case VllmDestination() | SglangDestination() as destination:
                 engine = Vllm() if destination.kind == "vllm" else Sglang()
-                shared_path = destination.shared_path or ""
-                key = secrets.get("api_key")
+                key, shared_path = secrets.get("api_key"), destination.shared_path
+                if shared_path is None:
+                    return PluginTarget(destination, engine, key, timeout_seconds)
                 return SharedDirectoryTarget(destination, engine, key, timeout_seconds, shared_path, allowed)
             case S3Destination() as destination:
                 from worker.deliveries.s3 import S3Target  # boto3 takes 0.3 s and 30 MB
@@ -248,96 +244,78 @@ class DeliverySender:
 
                 return HuggingFaceTarget(destination, secrets.get("token", ""), timeout_seconds)
 
-    def _deliver(self, claimed: ClaimedDelivery, target: Target) -> Delivered:
+    def _deliver(self, delivery: Delivery, target: Target) -> Delivered:
         """Raises DeliveryError."""
-        directory = self._staging / _directory_name(claimed.delivery.id, claimed.delivery.attempt)
+        directory = self._staging / _directory_name(delivery.id, delivery.attempt)
         with transaction(self.resources.sessions) as session:
-            rows = files.get_visible(session, claimed.checkpoint.file_ids)
-            is_result = claimed.delivery.model == claimed.job.fine_tuned_model
-            verdict = evaluations.verdict_on_delivery(session, claimed.job) if is_result else None
-            adapter = targets.with_known_paths(
-                _adapter_delivery(claimed), deliveries.locations_of_name(session, claimed.delivery)
-            )
+            rows = files.get_visible(session, delivery.checkpoint.file_ids)
+            is_result = delivery.model == delivery.job.fine_tuned_model
+            verdict = evaluations.verdict_on_delivery(session, delivery.job) if is_result else None
+            delivery.same_name = deliveries.of_name(session, delivery)
         if verdict is not None and not verdict.is_allowed:
             refusal = EvaluationPending if verdict.is_allowed is None else DeliveryRefused
             raise refusal(f"The condition of the evaluation (promote_if) does not allow it: {verdict.reason}")
-        if len(rows) < len(claimed.checkpoint.file_ids):
+        if len(rows) < len(delivery.checkpoint.file_ids):
             raise DeliveryRefused("Files of the adapter were deleted, so it cannot be delivered")
         try:
-            targets.fetch_adapter(self.resources.storage, list(rows.values()), directory)
-            return target.deliver(adapter, directory)
+            fetch_adapter(self.resources.storage, list(rows.values()), directory)
+            return target.deliver(delivery, directory)
         finally:
             shutil.rmtree(directory, ignore_errors=True)
 
-    def _next_look(self, target: Target) -> Any:
-        return deliveries.due_in(self.settings.delivery_recheck_seconds) if target.can_forget else None
-
-    def _record_delivered(self, claimed: ClaimedDelivery, target: Target, delivered: Delivered) -> None:
-        delivery, name = claimed.delivery, claimed.target.name
-        was_lost = delivery.state == DeliveryState.DELIVERED
+    def _record_delivered(self, delivery: Delivery, delivered: Delivered, next_look: Any) -> None:
+        name, check = delivery.target.name, delivered.check
         text = f"Delivered to {name} as {delivery.served_model}"
-        if was_lost:
+        if delivery.state == DeliveryState.DELIVERED:
             text = f"{name} had lost {delivery.served_model}; it was delivered again"
         gap = f"; it replaced another one in {delivered.gap_seconds:.3f} s" if delivered.gap_seconds else ""
         self._record(
-            claimed,
-            text + (f" (check: {delivered.check.verdict})" if delivered.check else "") + gap,
+            delivery,
+            text + (f" (check: {check.verdict})" if check else "") + gap,
             state=DeliveryState.DELIVERED,
-            error=None,
             tries=0,
-            location=targets.location_of(_adapter_delivery(claimed), delivered),
-            served_check=_dumped(delivered.check),
-            next_attempt_at=self._next_look(target),
-            delivered_at=delivery.delivered_at or deliveries.due_in(0),
+            location=delivered.location | {"served_model": delivery.served_model},
+            served_check=check and check.model_dump(mode="json"),
+            next_attempt_at=next_look,
+            delivered_at=delivery.delivered_at or due_in(0),
         )
 
-    def _record_withdrawn(self, claimed: ClaimedDelivery) -> None:
-        text = f"Withdrawn from {claimed.target.name}: {claimed.delivery.served_model}"
-        self._record(claimed, text, state=DeliveryState.WITHDRAWN, error=None, next_attempt_at=None, location=None)
-
-    def _record_failure(self, claimed: ClaimedDelivery, error: DeliveryError) -> None:
+    def _record_failure(self, delivery: Delivery, error: DeliveryError) -> None:
         """Schedule the next attempt, or end the delivery. What is delivered or to be withdrawn has no limit."""
-        delivery, jitter = claimed.delivery, random.random()
+        columns: dict[str, Any] = {"error": str(error)[:MAX_ERROR_CHARACTERS]}
         seconds: float | None
         match delivery.state:
             case DeliveryState.WITHDRAWING:
-                seconds = states.withdrawal_delay_seconds(delivery.tries, jitter)
+                verb, seconds = "withdrawn", states.withdrawal_delay_seconds(delivery.tries, random.random())
             case DeliveryState.DELIVERED:
-                seconds = self.settings.delivery_recheck_seconds
+                verb, seconds = "found", self.settings.delivery_recheck_seconds
             case _:
-                seconds = states.retry_delay_seconds(delivery.tries, jitter)
-        columns: dict[str, Any] = {"error": str(error)[:MAX_ERROR_CHARACTERS]}
+                verb, seconds = "delivered", states.retry_delay_seconds(delivery.tries, random.random())
         if error.location is not None:
-            columns["location"] = targets.location_of(_adapter_delivery(claimed), Delivered(error.location))
+            columns["location"] = error.location | {"served_model": delivery.served_model}
         if type(error) in UNCOUNTED_SECONDS:
             seconds, columns["tries"] = UNCOUNTED_SECONDS[type(error)], delivery.tries - 1
         if isinstance(error, DeliveryRefused):
-            seconds = None
-            columns["served_check"] = _dumped(error.check)
+            seconds, columns["served_check"] = None, error.check and error.check.model_dump(mode="json")
         if seconds is None:
             columns |= {"state": DeliveryState.FAILED, "next_attempt_at": None}
         else:
-            columns["next_attempt_at"] = deliveries.due_in(seconds)
+            columns["next_attempt_at"] = due_in(seconds)
         then = "it is not tried again" if seconds is None else f"it is tried again in {seconds:.0f} s"
         is_news = seconds is None or delivery.error != columns["error"]
-        text = f"{claimed.target.name}: {delivery.served_model} was not {_verb(delivery.state)}: {error}; {then}"
-        self._record(claimed, text if is_news else None, "error" if seconds is None else "warn", **columns)
+        text = f"{delivery.target.name}: {delivery.served_model} was not {verb}: {error}; {then}"
+        self._record(delivery, text if is_news else None, "error" if seconds is None else "warn", **columns)
 
-    def _record(self, claimed: ClaimedDelivery, message: str | None, level: str = "info", **columns: Any) -> None:
-        def write(session: Session) -> bool:
-            is_recorded = deliveries.record(session, claimed, **columns)
-            if columns.get("state") == DeliveryState.DELIVERED:  # there, also if it is to be withdrawn by now
-                deliveries.end_replaced(session, claimed)
-            if not is_recorded:
-                return False
-            if message is not None:
-                data = {"delivery": claimed.delivery.id, "target": claimed.target.name}
-                deliveries.add_event(session, claimed.job.id, message, level, data)
-            return True
-
+    def _record(self, delivery: Delivery, message: str | None, level: str = "info", **columns: Any) -> None:
         with transaction(self.resources.sessions) as session:
-            if not write(session):
-                log.info("delivery not recorded: it has changed since the claim", delivery=claimed.delivery.id)
+            is_recorded = deliveries.record(session, delivery, **{"error": None} | columns)
+            if columns.get("state") == DeliveryState.DELIVERED:  # there, also if it is to be withdrawn by now
+                deliveries.end_replaced(session, delivery)
+            if not is_recorded:
+                log.info("delivery not recorded: it has changed since the claim", delivery=delivery.id)
+            elif message is not None:
+                data = {"delivery": delivery.id, "target": delivery.target.name}
+                deliveries.add_event(session, delivery.job_id, message, level, data)
 
 
 @contextmanager
@@ -355,31 +333,5 @@ def hidden(secrets: Collection[str]) -> Iterator[None]:
         raise
 
 
-def _adapter_delivery(claimed: ClaimedDelivery) -> AdapterDelivery:
-    delivery, reference = claimed.delivery, claimed.reference
-    return AdapterDelivery(
-        target_id=claimed.target.id,
-        target_name=claimed.target.name,
-        model=delivery.model,
-        is_result=delivery.model == claimed.job.fine_tuned_model,
-        served_model=delivery.served_model,
-        base_model=claimed.job.base_model,
-        manifest=claimed.checkpoint.manifest,
-        location=delivery.location or {},
-        reference=ServedReference.model_validate(reference) if reference else None,
-        job_id=claimed.job.id,
-    )
-
-
 def _directory_name(delivery_id: str, attempt: int) -> str:
     return f"{delivery_id}-{attempt}"
-
-
-def _dumped(check: ServedCheck | None) -> dict[str, Any] | None:
-    return check.model_dump(mode="json") if check else None
-
-
-def _verb(state: str) -> str:
-    return {DeliveryState.WITHDRAWING: "withdrawn", DeliveryState.DELIVERED: "found"}.get(
-        DeliveryState(state), "delivered"
-    )

@@ -1,27 +1,46 @@
-"""Delivery targets of every kind: what they do and get, the files of an adapter for one of them, and where an adapter
-is at its target.
+"""Delivery targets of every kind: what they do and get, and the files of an adapter for one of them.
 
-The stored location has the served name beside what the target's kind reports, and the places before the target was
-changed under `earlier`. A withdrawal visits all of them.
+And the directory of a target of kind `directory`, or which engines share with the sender:
+
+    <path>/<served model>                       a symbolic link to the version that is current
+    <path>/.tunery/<served model>/<version>/    the files; a version is never changed
+    <path>/.tunery/<served model>/OWNER         the delivery target that writes here
+
+The path may be shared by several servers of Tunery: the first one that delivers a name owns it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from app.db.tables import File
-from app.domain.deliveries.served_check import ServedCheck, ServedReference
+from app.db.tables import Delivery, File
+from app.domain.deliveries.served_check import ServedCheck
+from app.domain.deliveries.targets import DirectoryDestination
 from app.storage import Storage
-from app.system.artifact_directory import ADAPTER_CONFIG, MANIFEST, SEAL, read_manifest, write_manifest
+from app.system.artifact_directory import (
+    ADAPTER_CONFIG,
+    MANIFEST,
+    SEAL,
+    ManifestMismatch,
+    publish,
+    read_manifest,
+    write_manifest,
+)
 from worker.deliveries.outbound import trusted_connections
 from worker.jobs import stored_files
 
-EARLIER, SERVED_MODEL = "earlier", "served_model"
-OF_A_VERSION = frozenset({"version", "revision", "keys", "files"})  # they differ also between versions at one place
+VERSIONS = ".tunery"
+OWNER = "OWNER"
+OWNER_WRITE_SECONDS = 60.0
+KEPT_VERSIONS = 2  # the current one, and the one before, which an engine may still be reading
+VERSION_CHARACTERS = 16
 
 
 class DeliveryError(Exception):
@@ -47,28 +66,6 @@ class EvaluationPending(DeliveryError):
 
 
 @dataclass(frozen=True)
-class AdapterDelivery:
-    """An adapter for a target."""
-
-    target_id: str
-    target_name: str
-    model: str  # the `ft:` name
-    is_result: bool  # of its job, and not an earlier checkpoint
-    served_model: str
-    base_model: str  # its registered name
-    manifest: Mapping[str, Any]
-    location: Mapping[str, Any]  # what the target has of it already
-    reference: ServedReference | None
-    job_id: str
-    # From where engines have loaded the served name, for this target and for others; known to a delivery only.
-    own_paths: Collection[str] = ()
-    paths_of_others: Collection[str] = ()
-    previous_location: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # of the delivery that has the served name until now
-
-
-@dataclass(frozen=True)
 class Delivered:
     location: dict[str, Any]
     check: ServedCheck | None = None
@@ -76,83 +73,11 @@ class Delivered:
 
 
 class Target(Protocol):
-    can_forget: bool
-    """Whether what was delivered must be looked for from time to time."""
-
-    def deliver(self, delivery: AdapterDelivery, adapter: Path) -> Delivered:
+    def deliver(self, delivery: Delivery, adapter: Path) -> Delivered:
         """Bring the files in the directory `adapter`, which may be changed. Repeatable. Raises DeliveryError."""
 
-    def has(self, delivery: AdapterDelivery) -> bool:
-        """Whether the target still has the adapter. Raises DeliveryError."""
-
-    def withdraw(self, delivery: AdapterDelivery) -> None:
+    def withdraw(self, delivery: Delivery) -> None:
         """Remove the adapter from the target; no error if it has none. Repeatable. Raises DeliveryError."""
-
-
-def location_of(delivery: AdapterDelivery, delivered: Delivered) -> dict[str, Any]:
-    """What is stored after a delivery."""
-    current = delivered.location | {SERVED_MODEL: delivery.served_model}
-    before = [place.location for place in places(delivery) if place.location]
-    earlier = [location for location in before if not _is_same_place(location, current)]
-    return current | ({EARLIER: earlier} if earlier else {})
-
-
-def places(delivery: AdapterDelivery) -> list[AdapterDelivery]:
-    """The delivery as it is at each place."""
-    location = dict(delivery.location)
-    earlier = location.pop(EARLIER, [])
-    found = [_at(delivery, location), *(_at(delivery, each) for each in earlier)]
-    if found[0].served_model != delivery.served_model:  # attempts under the current name may have left something
-        found.insert(0, replace(delivery, location={}))
-    return found
-
-
-def withdraw_everywhere(target: Target, delivery: AdapterDelivery) -> None:
-    """Withdraw from every place, also after one has failed. Raises DeliveryError, preferably one to try again."""
-    problems: list[DeliveryError] = []
-    for place in places(delivery):
-        try:
-            target.withdraw(place)
-        except DeliveryError as error:
-            problems.append(error)
-    if problems:
-        raise min(problems, key=lambda each: isinstance(each, DeliveryRefused))
-
-
-def with_known_paths(
-    delivery: AdapterDelivery, locations: Sequence[tuple[str, Mapping[str, Any], bool]]
-) -> AdapterDelivery:
-    """The delivery with the paths of (target id, location, is current), from which engines have its served name."""
-    known = [(target_id, path) for target_id, location, _ in locations for path in _paths(location)]
-    own = frozenset(path for target_id, path in known if target_id == delivery.target_id)
-    current = [_at(delivery, location).location for _, location, is_current in locations if is_current]
-    previous = [location for location in current if location[SERVED_MODEL] == delivery.served_model]
-    return replace(
-        delivery,
-        own_paths=own,
-        paths_of_others=frozenset(path for _, path in known) - own,
-        previous_location=previous[-1] if previous else {},
-    )
-
-
-def _at(delivery: AdapterDelivery, location: Mapping[str, Any]) -> AdapterDelivery:
-    """Locations of earlier releases have no served name."""
-    if not location:
-        return replace(delivery, location={})
-    name = location.get(SERVED_MODEL, delivery.served_model)
-    return replace(delivery, served_model=name, location={**location, SERVED_MODEL: name})
-
-
-def _is_same_place(before: Mapping[str, Any], current: Mapping[str, Any]) -> bool:
-    """Locations of earlier releases lack some entries."""
-    return all(before.get(key, value) == value for key, value in current.items() if key not in OF_A_VERSION)
-
-
-def _paths(location: Mapping[str, Any]) -> Iterator[str]:
-    for place in (location, *location.get(EARLIER, [])):
-        yield from place.get("paths", {}).values()
-        if "path" in place:
-            yield place["path"]
 
 
 def fetch_adapter(storage: Storage, files: Sequence[File], directory: Path) -> None:
@@ -184,3 +109,143 @@ def address_adapter(directory: Path, model: str, base_name: str, **entries: str)
     manifest = {key: value for key, value in read_manifest(directory).items() if key not in ("files", SEAL)}
     (directory / MANIFEST).unlink()
     return write_manifest(directory, manifest | {"fine_tuned_model": model} | entries)
+
+
+class Placed(NamedTuple):
+    version: str
+    relative_path: str  # of the version, below the target's path
+
+
+@dataclass(frozen=True)
+class DirectoryTarget:
+    destination: DirectoryDestination
+    allowed: Sequence[str]
+
+    def deliver(self, delivery: Delivery, adapter: Path) -> Delivered:
+        base_name = self.destination.base_name or delivery.job.base_model
+        root = allowed_path(self.destination.path, self.allowed)
+        placed = place(root, delivery, adapter, base_name)
+        link(root, delivery.served_model, placed)
+        return Delivered({"path": str(root / delivery.served_model), "version": placed.version})
+
+    def withdraw(self, delivery: Delivery) -> None:
+        remove(allowed_path(self.destination.path, self.allowed), delivery)
+
+
+def allowed_path(path: str, allowed: Sequence[str]) -> Path:
+    """The real path: a link may lead out of the allowed directories. Raises DeliveryRefused, DeliveryError."""
+    real = Path(path).resolve()
+    if not any(real.is_relative_to(Path(each).resolve()) for each in allowed):
+        names = ", ".join(allowed) or "none"
+        raise DeliveryRefused(
+            f"{path} is not inside a directory that the operator allows (TUNERY_DELIVERY_DIRECTORIES: {names})"
+        )
+    if not real.is_dir():
+        raise DeliveryError(f"The directory {path} does not exist on the server that delivers; create or mount it")
+    return real
+
+
+def place(root: Path, delivery: Delivery, adapter: Path, base_name: str) -> Placed:
+    """Store the files as a version; nothing names it yet. Raises DeliveryError."""
+    version = address_adapter(adapter, delivery.model, base_name)[:VERSION_CHARACTERS]
+    versions = root / VERSIONS / delivery.served_model
+    try:
+        versions.mkdir(parents=True, exist_ok=True)
+        _own(versions, delivery)
+        if not (versions / version).exists():
+            staged = versions / f".{version}.staged"
+            shutil.rmtree(staged, ignore_errors=True)  # left by a crash
+            try:
+                staged.mkdir()
+                for path in adapter.iterdir():
+                    shutil.copy2(path, staged)
+                publish(staged, versions / version)
+            except OSError:  # of a full disk, which these files would keep full
+                shutil.rmtree(staged, ignore_errors=True)
+                raise
+    except OSError as error:
+        raise _not_writable(root, error) from error
+    return Placed(version, f"{VERSIONS}/{delivery.served_model}/{version}")
+
+
+def link(root: Path, name: str, placed: Placed) -> None:
+    """Make a version the current one, and remove old ones. Raises DeliveryError."""
+    path = root / name
+    if os.path.lexists(path) and not path.is_symlink():
+        raise DeliveryError(f"{path} exists and was not made by Tunery; remove it, or choose another served_model")
+    try:
+        temporary = root / f".{name}.new"
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(placed.relative_path)
+        os.replace(temporary, path)
+        _remove_old_versions(root / VERSIONS / name, placed.version)
+    except OSError as error:
+        raise _not_writable(root, error) from error
+
+
+def remove(root: Path, delivery: Delivery) -> None:
+    """Remove the versions of an adapter, if the name is this target's. Raises DeliveryError.
+
+    The name goes with them, and its other versions, if this adapter is the current one; another one stays.
+    """
+    versions, path = root / VERSIONS / delivery.served_model, root / delivery.served_model
+    try:
+        if not versions.exists() or (versions / OWNER).read_text() != delivery.target_id:
+            return
+        ours = versions_of(root, delivery)
+        is_current = path.is_symlink() and path.readlink().name in ours
+        if is_current:
+            path.unlink()
+        for version in ours:
+            shutil.rmtree(versions / version)
+        if is_current or {each.name for each in versions.iterdir()} == {OWNER}:
+            shutil.rmtree(versions)
+    except OSError as error:
+        raise _not_writable(root, error) from error
+
+
+def versions_of(root: Path, delivery: Delivery) -> list[str]:
+    """The stored versions that are this adapter, and not another one under the same name. Raises OSError."""
+    versions = root / VERSIONS / delivery.served_model
+    found = [path for path in versions.iterdir() if path.is_dir()] if versions.is_dir() else []
+    return [
+        path.name
+        for path in found
+        if path.name == (delivery.location or {}).get("version") or _is_of(path, delivery.model)
+    ]
+
+
+def _is_of(version: Path, model: str) -> bool:
+    try:
+        return bool(read_manifest(version).get("fine_tuned_model") == model)
+    except ManifestMismatch:
+        return False
+
+
+def _own(versions: Path, delivery: Delivery) -> None:
+    """Raises DeliveryError for a name of another target, which may belong to another server."""
+    try:
+        with (versions / OWNER).open("x") as file:
+            file.write(delivery.target_id)
+    except FileExistsError:
+        owner = (versions / OWNER).read_text()
+        if not owner and time.time() - (versions / OWNER).stat().st_mtime > OWNER_WRITE_SECONDS:
+            (versions / OWNER).write_text(delivery.target_id)  # the process that created it was killed
+        elif not owner:
+            raise DeliveryError(f"{versions / OWNER} is being written; it is tried again") from None
+        elif owner != delivery.target_id:
+            raise DeliveryError(
+                f"{delivery.served_model} in this directory belongs to the delivery target {owner}, perhaps of another "
+                "Tunery server; choose another path or served_model"
+            ) from None
+
+
+def _remove_old_versions(versions: Path, current: str) -> None:
+    others = [path for path in versions.iterdir() if path.is_dir() and path.name != current]
+    for path in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)[KEPT_VERSIONS - 1 :]:
+        shutil.rmtree(path)
+
+
+def _not_writable(root: Path, error: OSError) -> DeliveryError:
+    reason = error.strerror or error
+    return DeliveryError(f"The directory {root} cannot be written: {reason}; make it writable, with free space")

@@ -7,13 +7,12 @@ attempt at a time, of any sender: two adapters under one name then replace each 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import case, false, func, null, select, text, true, update
+from sqlalchemy import func, null, select, text, true, update
 from sqlalchemy.dialects.postgresql import insert as upsert
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, joinedload
 
 from app.db.ids import new_id
 from app.db.jobs.events import append_event, next_event_seq
@@ -24,6 +23,10 @@ from app.domain.deliveries.targets import ENGINES, ONE_ADAPTER
 TARGET_DELETED = "the target was deleted"
 TARGET_DELETED_BEFORE_WITHDRAWAL = (
     "the target was deleted before the adapter was withdrawn, so it may still be there; remove or unload it there"
+)
+# The target has the adapter, or may get it now.
+IS_AT_TARGET = (Delivery.state != DeliveryState.WITHDRAWN) & (
+    Delivery.location.is_not(None) | Delivery.leased_until.is_not(None)
 )
 CLAIM_LOCK = text("SELECT pg_advisory_xact_lock(hashtext('deliveries.claim'))")
 CLAIM = text(
@@ -47,17 +50,6 @@ CLAIM = text(
 )
 
 
-@dataclass(frozen=True)
-class ClaimedDelivery:
-    """A claimed delivery with the rows that its attempt needs."""
-
-    delivery: Delivery
-    target: DeliveryTarget
-    job: Job
-    checkpoint: Checkpoint
-    reference: Mapping[str, Any] | None  # what the trainer recorded; None for a checkpoint without it
-
-
 def create(session: Session, job: Job, checkpoint: Checkpoint, target: DeliveryTarget) -> Delivery:
     """Insert a delivery that is due at once; an earlier one of the same adapter and target is due again instead."""
     now = func.clock_timestamp()
@@ -76,8 +68,6 @@ def create(session: Session, job: Job, checkpoint: Checkpoint, target: DeliveryT
         "tries": 0,
         "next_attempt_at": now,
         "error": null(),
-        # Those of earlier releases lack the name, which may change now.
-        "location": func.jsonb_build_object("served_model", Delivery.served_model).concat(Delivery.location),
     }
     row = session.execute(
         statement.on_conflict_do_update(
@@ -132,20 +122,14 @@ def withdraw_model(session: Session, model: str) -> None:
 # --- the sender -------------------------------------------------------------------------------------------------------
 
 
-def claim(session: Session, limit: int, lease_seconds: float) -> list[ClaimedDelivery]:
+def claim(session: Session, limit: int, lease_seconds: float) -> list[Delivery]:
     """Claim at most `limit` due deliveries, one per target. Claims are serialized: each must see those before it."""
     session.execute(CLAIM_LOCK)
     _end_without_target(session)
     ids = session.scalars(CLAIM, {"limit": limit, "lease": timedelta(seconds=lease_seconds)}).all()
-    query = (
-        select(Delivery, DeliveryTarget, Job, Checkpoint, ServedReferenceRow.reference)
-        .join(DeliveryTarget, DeliveryTarget.id == Delivery.target_id)
-        .join(Job, Job.id == Delivery.job_id)
-        .join(Checkpoint, Checkpoint.id == Delivery.checkpoint_id)
-        .outerjoin(ServedReferenceRow, ServedReferenceRow.checkpoint_id == Delivery.checkpoint_id)
-        .where(Delivery.id.in_(ids))
-    )
-    return [ClaimedDelivery(*row) for row in session.execute(query)]
+    rows = (Delivery.job, Delivery.checkpoint, Delivery.served_reference)
+    query = select(Delivery).where(Delivery.id.in_(ids)).options(*map(joinedload, rows))
+    return list(session.scalars(query))
 
 
 def leased(session: Session) -> list[tuple[str, int]]:
@@ -167,19 +151,19 @@ def renew(session: Session, attempts: Sequence[tuple[str, int]], lease_seconds: 
         )
 
 
-def record(session: Session, claimed: ClaimedDelivery, **columns: Any) -> bool:
+def record(session: Session, delivery: Delivery, **columns: Any) -> bool:
     """Write the outcome of an attempt and end its lease.
 
     Returns False without writing it if the delivery was claimed again, withdrawn or changed since the claim. What the
     target has got meanwhile is written all the same, because a withdrawal needs it.
     """
-    attempt = (Delivery.id == claimed.delivery.id, Delivery.attempt == claimed.delivery.attempt)
+    attempt = (Delivery.id == delivery.id, Delivery.attempt == delivery.attempt)
     recorded = session.execute(
         update(Delivery)
         .where(
             *attempt,
-            Delivery.state == claimed.delivery.state,
-            Delivery.served_model == claimed.delivery.served_model,
+            Delivery.state == delivery.state,
+            Delivery.served_model == delivery.served_model,
         )
         .values(leased_until=null(), updated_at=func.clock_timestamp(), **columns)
         .returning(Delivery.id)
@@ -190,15 +174,9 @@ def record(session: Session, claimed: ClaimedDelivery, **columns: Any) -> bool:
     return recorded is not None
 
 
-def end_replaced(session: Session, claimed: ClaimedDelivery) -> None:
-    """End the earlier deliveries whose name at the target is now this one's.
-
-    One that the target has under another name as well is to be withdrawn from there.
-    """
-    delivery = claimed.delivery
-    has_one_name = claimed.target.kind in ONE_ADAPTER
-    other_name = Delivery.location["served_model"].astext != Delivery.served_model
-    is_elsewhere = func.coalesce(Delivery.location.has_key("earlier") | other_name, false())
+def end_replaced(session: Session, delivery: Delivery) -> None:
+    """End the earlier deliveries whose name at the target is now this one's."""
+    has_one_name = delivery.target.kind in ONE_ADAPTER
     session.execute(
         update(Delivery)
         .where(
@@ -208,8 +186,8 @@ def end_replaced(session: Session, claimed: ClaimedDelivery) -> None:
             Delivery.state != DeliveryState.WITHDRAWN,
         )
         .values(
-            state=case((is_elsewhere, DeliveryState.WITHDRAWING), else_=DeliveryState.WITHDRAWN),
-            next_attempt_at=case((is_elsewhere, func.clock_timestamp()), else_=null()),
+            state=DeliveryState.WITHDRAWN,
+            next_attempt_at=null(),
             tries=0,
             error=f"replaced by {delivery.model}",
             updated_at=func.clock_timestamp(),
@@ -217,24 +195,20 @@ def end_replaced(session: Session, claimed: ClaimedDelivery) -> None:
     )
 
 
-def locations_of_name(session: Session, delivery: Delivery) -> list[tuple[str, Mapping[str, Any], bool]]:
-    """(target id, location, is current) of what engines have under a served name, in the order of the deliveries.
-
-    Of this target also what was replaced; current is what another delivery of this target has brought there last.
-    """
-    is_own = Delivery.target_id == delivery.target_id
-    is_current = is_own & (Delivery.state == DeliveryState.DELIVERED) & (Delivery.id != delivery.id)
+def of_name(session: Session, delivery: Delivery) -> list[Delivery]:
+    """What engines have under a served name, in the order of the deliveries; of this target also what was replaced."""
     query = (
-        select(Delivery.target_id, Delivery.location, is_current)
+        select(Delivery)
         .join(DeliveryTarget, DeliveryTarget.id == Delivery.target_id)
         .where(
             DeliveryTarget.kind.in_(sorted(ENGINES)),
             Delivery.served_model == delivery.served_model,
             Delivery.location.is_not(None),
-            is_own | (DeliveryTarget.deleted_at.is_(None) & (Delivery.state != DeliveryState.WITHDRAWN)),
+            (Delivery.target_id == delivery.target_id)
+            | (DeliveryTarget.deleted_at.is_(None) & (Delivery.state != DeliveryState.WITHDRAWN)),
         )
     )
-    return [(row[0], row[1], row[2]) for row in session.execute(query.order_by(Delivery.seq))]
+    return list(session.scalars(query.order_by(Delivery.seq)))
 
 
 def due_in(seconds: float) -> Any:

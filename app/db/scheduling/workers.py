@@ -13,8 +13,7 @@ from sqlalchemy.orm import Session
 from app.db.jobs import measurements
 from app.db.tables import Job, Worker
 from app.domain.jobs.spec import JobSpec
-from app.domain.planning.estimate import Device
-from app.domain.planning.requirements import DeviceGroup
+from app.domain.planning.estimate import Device, DeviceGroup
 from app.domain.scheduling.worker_capacity import JobRequirements, has_labels, has_model, worker_capacity, worker_device
 
 STALE_AFTER = timedelta(days=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -9,6 +10,7 @@ from sqlalchemy import CheckConstraint, ForeignKey, Index, text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from app.db.tables.base import Base, Count, Flag, Key, ProjectId, Seq, Strings, Time, sql_string_list
+from app.db.tables.jobs import Checkpoint, Job
 from app.domain.deliveries.states import DUE_STATES, DeliveryState
 from app.domain.deliveries.targets import TargetKind, TargetStatus
 
@@ -96,6 +98,15 @@ class Delivery(Base):
     delivered_at: Mapped[datetime | None]
     updated_at: Mapped[Time]
     target: Mapped[DeliveryTarget] = relationship(viewonly=True, lazy="selectin")
+    # A claim loads these, too; to engines also what they have under the same name.
+    job: Mapped[Job] = relationship(viewonly=True, lazy="raise")
+    checkpoint: Mapped[Checkpoint] = relationship(viewonly=True, lazy="raise")
+    served_reference: Mapped[ServedReferenceRow | None] = relationship(
+        viewonly=True,
+        lazy="raise",
+        primaryjoin="foreign(Delivery.checkpoint_id) == ServedReferenceRow.checkpoint_id",
+    )
+    same_name: Sequence[Delivery] = ()  # no column
 
 
 class ServedReferenceRow(Base):

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from app.domain.base_models.catalog import CatalogEntry, default_learning_rate
 from app.domain.jobs.spec import Hyperparameters, JobSpec, LoraSpec, QuantizationSpec
 from app.domain.planning.estimate import USABLE_MEMORY_SHARE, Device, estimate_placement
-from app.domain.planning.packing import SequenceLengths
-from app.domain.planning.workload import Workload
+from app.domain.planning.packing import SequenceLengths, Workload
 
 CARD_GIGABYTES = (8, 12, 16, 24, 32, 48, 80, 141)  # memory of GPUs in use, 10^9 bytes
 EXAMPLES = 64

@@ -13,7 +13,7 @@ from app.domain.base_models.catalog import CatalogEntry
 from app.domain.jobs.spec import JobSpec
 from app.domain.planning.execution_plan import ExecutionPlan
 from app.domain.planning.memory import DeviceKind, adapter_parameters
-from app.domain.planning.workload import Workload
+from app.domain.planning.packing import Workload
 
 # The constant cost of a packed batch, in tokens: launches of some hundred operators per layer (cpu: a token in batches
 # of 400 took 1.2 times as long as in batches of 1,519); dequantization of every weight twice: 11 % of a step at

@@ -1,4 +1,5 @@
-"""The plan of a job on a device: the execution plan with the shortest time that fits, its memory and its duration.
+"""The plan of a job on a device: the execution plan with the shortest time that fits, its memory and its duration; and
+the requirements of a job, from its validated data: memory for the claim, and duration for the forecast.
 
 The API, the command line and the trainer use this one function. It estimates from shapes (`memory`, `duration`) and
 corrects the estimates by the measurements of earlier jobs of the same kind.
@@ -31,8 +32,7 @@ from app.domain.planning.memory import (
     estimate_memory,
     offloaded_bytes,
 )
-from app.domain.planning.packing import largest_batch, max_attention_cost, mean_packed_length
-from app.domain.planning.workload import Workload
+from app.domain.planning.packing import Workload, largest_batch, max_attention_cost, mean_packed_length
 
 # Candidates for the tokens of a packed batch. Longer batches spread the cost of kernel launches and dequantization over
 # more tokens; on a CPU 2,048 tokens were hardly faster than 1,024 and took 0.6 GB more for a model of 135M.
@@ -144,13 +144,26 @@ class Placement:
 
 
 @dataclass(frozen=True)
-class _PackedBatches:
-    """The packed batches of a job for one maximum length."""
+class DeviceGroup:
+    """A device, the number of workers that have it, and the measurements of earlier jobs on it.
 
-    largest_tokens: int
-    mean_tokens: float
-    count: float
-    max_attended_tokens: int  # length of a token's document, averaged over the batch in which it is largest
+    If several workers share a GPU, the device is the whole GPU, and `slots` and `slot_bytes` tell how it is divided.
+    """
+
+    device: Device
+    workers: int
+    measurements: Sequence[Measurement]
+    slots: int = 1
+    slot_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class RequirementsEstimate:
+    """The minimum memory that a job needs on each kind of device, and its duration on the fastest available device."""
+
+    cpu_bytes: int
+    cuda_bytes: int
+    seconds: float | None  # None: no worker is running
 
 
 def estimate_placement(
@@ -171,35 +184,81 @@ def estimate_placement(
     whether it uses what waits for a measurement on CUDA (`cuda_kernels`).
     """
     candidate_row_tokens = _candidate_row_tokens(device, work.lengths.max_tokens, max_row_tokens)
-    batches_by_row_tokens = {tokens: _packed_batches(spec, work, tokens) for tokens in candidate_row_tokens}
+    packed = {tokens: _packed_batches(spec, work, tokens) for tokens in candidate_row_tokens}
     placements, lacking_host_bytes = [], 0
     for plan in _candidates(entry, spec, candidate_row_tokens, cuda_kernels):
-        batches = batches_by_row_tokens[plan.row_tokens]
+        largest_tokens, mean_tokens, max_attended_tokens = packed[plan.row_tokens]
         if plan.offload and device.host_bytes is not None:
             width = compute_dtype_bytes(spec.quantization)
-            needed = offloaded_bytes(entry.hidden_size, entry.decoder_layers, width, batches.largest_tokens)
+            needed = offloaded_bytes(entry.hidden_size, entry.decoder_layers, width, largest_tokens)
             if needed > USABLE_MEMORY_SHARE * device.host_bytes:
                 lacking_host_bytes = min(needed, lacking_host_bytes or needed)
                 continue
         formula = estimate_memory(
-            entry,
-            spec,
-            plan,
-            device.kind,
-            batches.largest_tokens,
-            work.mean_attended_tokens,
-            batches.max_attended_tokens,
+            entry, spec, plan, device.kind, largest_tokens, work.mean_attended_tokens, max_attended_tokens
         )
         correction = Correction.of(measurements, plan, formula.working, work.tokens)
-        corrected = _corrected(formula, correction, loaded_bytes)
+        memory = _corrected(formula, correction, loaded_bytes)
         if counts_mapped_memory:
-            overhead_bytes = int(ONEDNN_MAPPING_OVERHEAD_BYTES * min(MAX_CACHED_LENGTHS, batches.count))
-            corrected = replace(corrected, kernels=corrected.kernels + overhead_bytes)
-        placements.append(_placement(entry, spec, work, device, correction, plan, formula, corrected, batches))
+            lengths = min(MAX_CACHED_LENGTHS, work.tokens / mean_tokens)
+            memory = replace(memory, kernels=memory.kernels + int(ONEDNN_MAPPING_OVERHEAD_BYTES * lengths))
+        flop_per_token = step_flop(entry, spec, work, plan, device.kind, mean_tokens)
+        flop = flop_per_token * (work.tokens + largest_tokens)  # the probe runs the largest batch once
+        flop += validation_flop(entry, spec, work, plan, device.kind) * work.validated_tokens
+        other_seconds = correction.other_seconds
+        if other_seconds is None:
+            other_seconds = START_SECONDS + memory.base / BASE_BYTES_PER_SECOND
+        placements.append(
+            Placement(
+                device=device,
+                fits=memory.total <= USABLE_MEMORY_SHARE * device.memory_bytes,
+                plan=plan,
+                memory=memory,
+                formula=formula,
+                largest_batch_tokens=largest_tokens,
+                step_flop=flop_per_token,
+                seconds=other_seconds + flop / (correction.flops or device.estimated_flops),
+                basis="measured" if correction.jobs else "formula",
+            )
+        )
     if fitting := [each for each in placements if each.fits]:
         return _select(entry, device, fitting)
     smallest = min(placements, key=lambda each: (each.memory.total, each.memory.activations))
     return replace(smallest, lacking_host_bytes=lacking_host_bytes)
+
+
+def estimate_on(entry: CatalogEntry, spec: JobSpec, work: Workload, group: DeviceGroup) -> Placement:
+    """The plan within the budget of a slot, as the claim reserves it; on the whole device if the job fits no slot."""
+    if group.slots > 1:
+        slot = replace(group.device, memory_bytes=group.slot_bytes, slots=group.slots)
+        placement = estimate_placement(entry, spec, work, slot, group.measurements)
+        if placement.fits:
+            return placement
+    return estimate_placement(entry, spec, work, group.device, group.measurements)
+
+
+def estimate_requirements(
+    entry: CatalogEntry, spec: JobSpec, work: Workload, device_groups: Sequence[DeviceGroup]
+) -> RequirementsEstimate:
+    placements = [estimate_on(entry, spec, work, each) for each in device_groups]
+    seconds = [each.seconds for each in placements if each.fits] or [each.seconds for each in placements]
+    return RequirementsEstimate(
+        cpu_bytes=_min_bytes(entry, spec, work, "cpu", device_groups),
+        cuda_bytes=_min_bytes(entry, spec, work, "cuda", device_groups),
+        seconds=min(seconds, default=None),
+    )
+
+
+def _min_bytes(
+    entry: CatalogEntry, spec: JobSpec, work: Workload, kind: DeviceKind, device_groups: Sequence[DeviceGroup]
+) -> int:
+    """The memory of the smallest plan, which is selected if none fits; the minimum over the devices of a kind."""
+    measurements_by_device = [each.measurements for each in device_groups if each.device.kind == kind] or [()]
+    too_small = Device(kind, "", memory_bytes=1)
+    return min(
+        estimate_placement(entry, spec, work, too_small, measurements).memory.total
+        for measurements in measurements_by_device
+    )
 
 
 def _select(entry: CatalogEntry, device: Device, placements: Sequence[Placement]) -> Placement:
@@ -218,14 +277,13 @@ def _candidate_row_tokens(device: Device, longest_tokens: int, max_row_tokens: i
     return sorted({max(longest_tokens, min(upper, tokens)) for tokens in candidates}, reverse=True)
 
 
-def _packed_batches(spec: JobSpec, work: Workload, row_tokens: int) -> _PackedBatches:
-    lengths, hyperparameters = work.lengths, spec.hyperparameters
-    largest_tokens = largest_batch(lengths, hyperparameters, spec.seed, row_tokens)[1]
-    mean_tokens = mean_packed_length(lengths, hyperparameters, spec.seed, row_tokens)
-    attention_cost = max_attention_cost(lengths, hyperparameters, spec.seed, row_tokens, MAX_BLOCK_ATTENTION_TOKENS)
-    return _PackedBatches(
-        largest_tokens, mean_tokens, work.tokens / max(1.0, mean_tokens), attention_cost // max(1, largest_tokens)
-    )
+def _packed_batches(spec: JobSpec, work: Workload, row_tokens: int) -> tuple[int, float, int]:
+    """Of the packed batches with this maximum: the largest one's tokens, the mean tokens, and the length of a token's
+    document, averaged over the batch in which it is largest."""
+    data = (work.lengths, spec.hyperparameters, spec.seed, row_tokens)
+    largest_tokens = largest_batch(*data)[1]
+    attention_cost = max_attention_cost(*data, MAX_BLOCK_ATTENTION_TOKENS)
+    return largest_tokens, max(1.0, mean_packed_length(*data)), attention_cost // max(1, largest_tokens)
 
 
 def _candidates(
@@ -253,36 +311,6 @@ def _corrected(predicted: MemoryEstimate, correction: Correction, loaded_bytes: 
         return predicted.scaled(correction.loaded, correction.working)
     corrected = predicted.scaled(loaded_bytes / (predicted.loaded - predicted.cache), correction.working)
     return replace(corrected, cache=predicted.cache)
-
-
-def _placement(
-    entry: CatalogEntry,
-    spec: JobSpec,
-    work: Workload,
-    device: Device,
-    correction: Correction,
-    plan: ExecutionPlan,
-    formula: MemoryEstimate,
-    corrected: MemoryEstimate,
-    batches: _PackedBatches,
-) -> Placement:
-    flop_per_token = step_flop(entry, spec, work, plan, device.kind, max(1.0, batches.mean_tokens))
-    flop = flop_per_token * (work.tokens + batches.largest_tokens)  # the probe runs the largest batch once
-    flop += validation_flop(entry, spec, work, plan, device.kind) * work.validated_tokens
-    other_seconds = correction.other_seconds
-    if other_seconds is None:
-        other_seconds = START_SECONDS + corrected.base / BASE_BYTES_PER_SECOND
-    return Placement(
-        device=device,
-        fits=corrected.total <= USABLE_MEMORY_SHARE * device.memory_bytes,
-        plan=plan,
-        memory=corrected,
-        formula=formula,
-        largest_batch_tokens=batches.largest_tokens,
-        step_flop=flop_per_token,
-        seconds=other_seconds + flop / (correction.flops or device.estimated_flops),
-        basis="measured" if correction.jobs else "formula",
-    )
 
 
 def _recent_median(values: Sequence[tuple[float, float]]) -> float | None:

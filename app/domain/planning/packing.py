@@ -1,4 +1,4 @@
-"""Packing: the examples of each step and the sequences of each packed batch, computed from lengths alone.
+"""Packing: the examples of each step, the sequences of each packed batch and the workload, from lengths alone.
 
 The plan and the trainer share it. A sequence is what must stay in one packed batch: a document, or both documents of a
 preference pair. A packed batch has at most `row_tokens` tokens, or one longer sequence.
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from app.domain.jobs.spec import Hyperparameters
+from app.domain.jobs.spec import Hyperparameters, JobSpec
 
 # For the largest packed batch: planning a job with a million steps took half a minute. If a later batch is larger and
 # does not fit into memory, the trainer's out-of-memory policy handles it.
@@ -98,29 +98,53 @@ def trained_tokens(lengths: SequenceLengths, hyperparameters: Hyperparameters, s
     return full_epochs * sum(lengths.tokens) + sum(sum(lengths.of_example(example)) for example in order)
 
 
+@dataclass(frozen=True)
+class Workload:
+    """What a job computes, derived from its spec and the lengths of its data."""
+
+    steps: int
+    tokens: int  # processed in all training steps
+    lengths: SequenceLengths
+    labelled_share: float = 1.0  # of the tokens; only these need logits
+    validated_tokens: int = 0  # in all validations together
+    mean_attended_tokens: int = 0  # length of a token's document, averaged over tokens
+
+    @classmethod
+    def of(
+        cls, spec: JobSpec, lengths: SequenceLengths, labelled_tokens: int | None = None, validation_tokens: int = 0
+    ) -> Workload:
+        """`labelled_tokens` are those of one epoch, `validation_tokens` those of one validation."""
+        hyperparameters, tokens = spec.hyperparameters, sum(lengths.tokens)
+        share = 1.0 if labelled_tokens is None else labelled_tokens / max(1, tokens)
+        if not len(lengths):
+            return cls(total_steps(hyperparameters, 0), 0, lengths, share)
+        return cls(
+            steps=total_steps(hyperparameters, len(lengths)),
+            tokens=trained_tokens(lengths, hyperparameters, spec.seed),
+            lengths=lengths,
+            labelled_share=share,
+            validated_tokens=validation_tokens * validation_count(hyperparameters, len(lengths)),
+            mean_attended_tokens=lengths.mean_attended_tokens,
+        )
+
+
 def largest_batch(
     lengths: SequenceLengths, hyperparameters: Hyperparameters, seed: int, row_tokens: int
 ) -> tuple[int, int]:
     """(step, tokens) of the first largest packed batch in the first SEARCHED_STEPS steps; (0, 0) without examples."""
-    largest = (0, 0)
-    for step in range(min(SEARCHED_STEPS, total_steps(hyperparameters, len(lengths))) if len(lengths) else 0):
-        step_lengths = _step_lengths(lengths, hyperparameters, seed, step)
-        for batch in pack([(length, hyperparameters.packing) for length in step_lengths], row_tokens):
-            if (tokens := sum(step_lengths[batch])) > largest[1]:
-                largest = step, tokens
-        if largest[1] >= max(row_tokens, lengths.max_tokens):
+    largest, limit = (0, 0), max(row_tokens, lengths.max_tokens)
+    for step, batch in _packed_batches(lengths, hyperparameters, seed, row_tokens, SEARCHED_STEPS):
+        if (tokens := sum(batch)) > largest[1]:
+            largest = step, tokens
+        if tokens >= limit:
             break  # no packed batch can be larger
     return largest
 
 
 def mean_packed_length(lengths: SequenceLengths, hyperparameters: Hyperparameters, seed: int, row_tokens: int) -> float:
     """The mean tokens of a packed batch in the first SAMPLED_STEPS steps; 0 without examples."""
-    tokens = batches = 0
-    for step in range(min(SAMPLED_STEPS, total_steps(hyperparameters, len(lengths))) if len(lengths) else 0):
-        step_lengths = _step_lengths(lengths, hyperparameters, seed, step)
-        tokens += sum(step_lengths)
-        batches += sum(1 for _ in pack([(length, hyperparameters.packing) for length in step_lengths], row_tokens))
-    return tokens / max(1, batches)
+    batches = [sum(each) for _, each in _packed_batches(lengths, hyperparameters, seed, row_tokens, SAMPLED_STEPS)]
+    return sum(batches) / max(1, len(batches))
 
 
 def max_attention_cost(
@@ -137,18 +161,20 @@ def max_attention_cost(
     """
     document_share = lengths.squares / max(1, sum(length * length for length in lengths.tokens))
     cost = 0
-    for step in range(min(SAMPLED_STEPS, total_steps(hyperparameters, len(lengths))) if len(lengths) else 0):
-        step_lengths = _step_lengths(lengths, hyperparameters, seed, step)
-        for batch in pack([(length, hyperparameters.packing) for length in step_lengths], row_tokens):
-            if document_share * max(step_lengths[batch]) <= max_document_tokens:
-                cost = max(cost, sum(length * length for length in step_lengths[batch]))
+    for _, batch in _packed_batches(lengths, hyperparameters, seed, row_tokens, SAMPLED_STEPS):
+        if document_share * max(batch) <= max_document_tokens:
+            cost = max(cost, sum(length * length for length in batch))
     return int(document_share * cost)
 
 
-def _step_lengths(lengths: SequenceLengths, hyperparameters: Hyperparameters, seed: int, step: int) -> list[int]:
-    """The lengths of the sequences of one step, in order."""
-    epoch, position = divmod(step, math.ceil(len(lengths) / hyperparameters.batch_size))
-    batch = permutation(len(lengths), seed, epoch)[
-        position * hyperparameters.batch_size : (position + 1) * hyperparameters.batch_size
-    ]
-    return [length for example in batch for length in lengths.of_example(example)]
+def _packed_batches(
+    lengths: SequenceLengths, hyperparameters: Hyperparameters, seed: int, row_tokens: int, max_steps: int
+) -> Iterator[tuple[int, list[int]]]:
+    """(step, the lengths of the sequences) of each packed batch of the first steps."""
+    examples, batch_size = len(lengths), hyperparameters.batch_size
+    for step in range(min(max_steps, total_steps(hyperparameters, examples)) if examples else 0):
+        epoch, position = divmod(step, math.ceil(examples / batch_size))
+        order = permutation(examples, seed, epoch)[position * batch_size : (position + 1) * batch_size]
+        step_lengths = [length for example in order for length in lengths.of_example(example)]
+        for batch in pack([(length, hyperparameters.packing) for length in step_lengths], row_tokens):
+            yield step, step_lengths[batch]

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from app.db.deliveries import credentials as encryption
 from app.db.deliveries.credentials import NoSecretKey
-from app.db.deliveries.deliveries import TARGET_DELETED, TARGET_DELETED_BEFORE_WITHDRAWAL
+from app.db.deliveries.deliveries import IS_AT_TARGET, TARGET_DELETED, TARGET_DELETED_BEFORE_WITHDRAWAL
 from app.db.ids import new_id
 from app.db.tables import Delivery, DeliveryTarget
 from app.domain.deliveries.states import DUE_STATES, DeliveryState
@@ -85,6 +85,9 @@ def change(
     if destination is not None and destination.kind != target.kind:
         text = f"destination.kind: {target.name} is a {target.kind} target, which cannot become another kind; create a "
         raise BadRequest(f"{text}new one", "destination.kind")
+    urls = {"urls": None}  # a server that is added gets what the others have
+    if destination is not None and destination.model_dump(mode="json") | urls != target.destination | urls:
+        _refuse_if_used(session, target)
     return store(session, target, _columns(operator, TargetKind(target.kind), given))
 
 
@@ -127,6 +130,13 @@ def resolve(
         text = f"{param}: there is no delivery target {', '.join(map(as_json, unknown))}; there are: {listed}"
         raise BadRequest(text, param)
     return [existing[name] for name in dict.fromkeys(names)]
+
+
+def _refuse_if_used(session: Session, target: DeliveryTarget) -> None:
+    """Raises BadRequest if the target has adapters, which could not be withdrawn from its earlier address."""
+    if count := session.scalar(select(func.count()).where(Delivery.target_id == target.id, IS_AT_TARGET)):
+        text = f"destination: {target.name} has {count} adapters; withdraw them first, or create a new target"
+        raise BadRequest(text, "destination")
 
 
 def _existing(project_id: str) -> tuple[ColumnElement[bool], ...]:

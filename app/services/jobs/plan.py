@@ -26,10 +26,10 @@ from app.domain.datasets.report import (
 from app.domain.datasets.warnings import NO_VALIDATION_FILE, request_warning
 from app.domain.jobs.layer_patterns import PatternError, match_spec
 from app.domain.jobs.spec import DataParameters, JobSpec
-from app.domain.planning.estimate import Placement
+
+from app.domain.planning.estimate import DeviceGroup, Placement, estimate_on
 from app.domain.planning.memory import DESCRIBED_ARCHITECTURES
-from app.domain.planning.requirements import DeviceGroup, estimate_on
-from app.domain.planning.workload import Workload
+from app.domain.planning.packing import Workload
 from app.domain.scheduling.worker_capacity import missing_requirements, worker_capacity
 from app.errors import BadRequest, InvalidDataset, NotFound, Unavailable, combine_errors
 from app.services.datasets.check_process import Check, takes_long

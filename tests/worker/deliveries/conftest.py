@@ -15,10 +15,11 @@ from app.db.deliveries import credentials as encryption
 from app.db.deliveries import deliveries
 from app.db.engine import transaction
 from app.db.jobs import checkpoints
-from app.db.tables import Delivery, DeliveryTarget, Job
+from app.db.tables import Checkpoint, Delivery, DeliveryTarget, Job
 from app.domain.deliveries.served_check import ReferencePrompt, ServedReference
 from app.services import base_models
 from app.settings import Settings
+from app.system.artifact_directory import write_manifest
 from tests.engine_stand_in import EngineStandIn
 from tests.factories import make_target
 from tests.worker.fake_trainer import TrainerPlan
@@ -37,6 +38,22 @@ REFERENCE = ServedReference(
         ReferencePrompt(tokens=[7, 5, 6], positions=[2], base=[-2.5], adapter=[-0.3], top=[6]),
     ],
 )
+
+
+def unsaved_delivery(
+    target_id: str = "target_1", model: str = "ft:tiny:x", served_model: str = "", **location: object
+) -> Delivery:
+    """A delivery with the rows that a claim loads, without a database."""
+    rows = {"job": Job(id="ftjob-1", base_model="tiny"), "checkpoint": Checkpoint(manifest={})}
+    return Delivery(target_id=target_id, model=model, served_model=served_model or model, location=location, **rows)
+
+
+def adapter(directory: Path) -> Path:
+    directory.mkdir()
+    (directory / "adapter_config.json").write_text('{"base_model_name_or_path": "other"}')
+    (directory / "adapter_model.safetensors").write_bytes(b"weights")
+    write_manifest(directory, {"step": 1})
+    return directory
 
 
 @pytest.fixture

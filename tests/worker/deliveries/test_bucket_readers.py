@@ -15,7 +15,7 @@ import pytest
 from app.domain.access.outbound_networks import parse_networks
 from app.domain.deliveries.targets import S3Destination
 from tests.s3 import ACCESS_KEY_ID, BUCKET, SECRET_ACCESS_KEY, S3Server
-from tests.worker.deliveries.test_s3 import adapter, delivery
+from tests.worker.deliveries.conftest import adapter, unsaved_delivery
 from worker.deliveries.outbound import guard_connections
 from worker.deliveries.s3 import OWNER, S3Target
 
@@ -34,7 +34,7 @@ def delivered(rclone: S3Server, tmp_path: Path) -> S3Server:
     destination = S3Destination(kind="s3", bucket=BUCKET, prefix="readers", endpoint_url=rclone.endpoint)
     keys = {"access_key_id": ACCESS_KEY_ID, "secret_access_key": SECRET_ACCESS_KEY}
     for name in ("ft:tiny:x", "bot", "bot-2"):
-        S3Target(destination, keys, 5.0).deliver(delivery(served_model=name), adapter(tmp_path / name))
+        S3Target(destination, keys, 5.0).deliver(unsaved_delivery(served_model=name), adapter(tmp_path / name))
     return rclone
 
 

@@ -16,7 +16,7 @@ from app.domain.evaluations.summary import DeliveryVerdict
 from app.system import artifact_directory
 from tests.full_disk import small_disk
 from tests.worker.deliveries.conftest import DeliveryHarness
-from worker.deliveries import directory
+from worker.deliveries.targets import KEPT_VERSIONS, OWNER, VERSIONS
 
 
 def test_a_finished_job_is_delivered_with_the_name_of_its_base_model(delivery: DeliveryHarness) -> None:
@@ -71,7 +71,7 @@ def test_one_served_name_is_replaced_and_the_earlier_delivery_ends(delivery: Del
     delivery.finished_job("production")
     delivery.attempt_due()
     assert not before.exists()  # two versions are kept
-    assert sum(each.is_dir() for each in before.parent.iterdir()) == directory.KEPT_VERSIONS
+    assert sum(each.is_dir() for each in before.parent.iterdir()) == KEPT_VERSIONS
 
 
 def test_it_is_withdrawn_when_its_model_is_deleted(delivery: DeliveryHarness) -> None:
@@ -82,8 +82,8 @@ def test_it_is_withdrawn_when_its_model_is_deleted(delivery: DeliveryHarness) ->
     assert delivery.delivery(job).state == "withdrawing"
     delivery.attempt_due()
     assert delivery.delivery(job).state == "withdrawn"
-    assert [path.name for path in delivery.shared.iterdir()] == [directory.VERSIONS]
-    assert list((delivery.shared / directory.VERSIONS).iterdir()) == []
+    assert [path.name for path in delivery.shared.iterdir()] == [VERSIONS]
+    assert list((delivery.shared / VERSIONS).iterdir()) == []
 
 
 def test_a_model_deleted_before_the_first_attempt_is_never_delivered(delivery: DeliveryHarness) -> None:
@@ -198,7 +198,7 @@ def test_two_targets_of_one_path_and_name_do_not_overwrite_each_other(delivery: 
 def test_an_owner_that_was_never_written_is_replaced_after_a_minute(delivery: DeliveryHarness) -> None:
     """Its process was killed between the creation of the file and its content."""
     delivery.target({"kind": "directory", "path": str(delivery.shared)}, served_model="bot")
-    owner = delivery.shared / directory.VERSIONS / "bot" / directory.OWNER
+    owner = delivery.shared / VERSIONS / "bot" / OWNER
     owner.parent.mkdir(parents=True)
     owner.touch()
     job = delivery.finished_job("production")

@@ -15,16 +15,12 @@ from typing import Any
 
 import pytest
 
-from app.db.engine import transaction
-from app.db.tables import DeliveryTarget
 from app.domain.access.outbound_networks import parse_networks
 from app.domain.deliveries.targets import HuggingFaceDestination
-from app.services.deliveries import targets
-from app.system.artifact_directory import write_manifest
-from tests.worker.deliveries.conftest import DeliveryHarness
+from tests.worker.deliveries.conftest import DeliveryHarness, adapter, unsaved_delivery
 from worker.deliveries.huggingface import MAX_RESPONSE_BYTES, HuggingFaceTarget
 from worker.deliveries.outbound import guard_connections
-from worker.deliveries.targets import AdapterDelivery, DeliveryError
+from worker.deliveries.targets import DeliveryError
 
 # huggingface_hub 2.4.0 passes raw bytes to httpx2 in the older way
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -150,49 +146,37 @@ def target(hub: Hub, token: str = TOKEN) -> HuggingFaceTarget:
     return HuggingFaceTarget(destination, token, 10.0)
 
 
-def delivery(target_id: str = "target_1", model: str = "ft:tiny:x", **location: object) -> AdapterDelivery:
-    return AdapterDelivery(target_id, "hub", model, True, model, "tiny", {}, location, None, "ftjob-1")
-
-
-def adapter(directory: Path) -> Path:
-    directory.mkdir()
-    (directory / "adapter_config.json").write_text('{"base_model_name_or_path": "other"}')
-    (directory / "adapter_model.safetensors").write_bytes(b"weights")
-    write_manifest(directory, {"step": 1})
-    return directory
-
-
 def test_it_is_one_commit_whose_revision_is_recorded_and_it_is_withdrawn(hub: Hub, tmp_path: Path) -> None:
-    delivered = target(hub).deliver(delivery(), adapter(tmp_path / "a"))
+    delivered = target(hub).deliver(unsaved_delivery(), adapter(tmp_path / "a"))
     assert delivered.location["revision"] == hub.revisions[-1]
     assert hub.files["adapter_model.safetensors"] == b"weights"
     assert json.loads(hub.files["adapter_config.json"]) == {"base_model_name_or_path": "tiny"}
-    target(hub).withdraw(delivery(**delivered.location))
+    target(hub).withdraw(unsaved_delivery(**delivered.location))
     assert hub.files == {}
 
 
 def test_an_adapter_that_took_its_place_is_not_withdrawn(hub: Hub, tmp_path: Path) -> None:
-    first = target(hub).deliver(delivery(), adapter(tmp_path / "a"))
-    target(hub).deliver(delivery(model="ft:tiny:y"), adapter(tmp_path / "b"))
+    first = target(hub).deliver(unsaved_delivery(), adapter(tmp_path / "a"))
+    target(hub).deliver(unsaved_delivery(model="ft:tiny:y"), adapter(tmp_path / "b"))
     before = dict(hub.files)
-    target(hub).withdraw(delivery(**first.location))
+    target(hub).withdraw(unsaved_delivery(**first.location))
     assert hub.files == before
 
 
 def test_a_later_commit_of_other_files_does_not_keep_it_there(hub: Hub, tmp_path: Path) -> None:
-    first = target(hub).deliver(delivery(), adapter(tmp_path / "a"))
+    first = target(hub).deliver(unsaved_delivery(), adapter(tmp_path / "a"))
     hub.revisions.append("a" * 40)
     hub.files["NOTES.md"] = b"theirs"
-    target(hub).withdraw(delivery(**first.location))
+    target(hub).withdraw(unsaved_delivery(**first.location))
     assert hub.files == {"NOTES.md": b"theirs"}
 
 
 def test_a_repository_of_another_target_is_neither_replaced_nor_withdrawn(hub: Hub, tmp_path: Path) -> None:
-    target(hub).deliver(delivery(), adapter(tmp_path / "a"))
+    target(hub).deliver(unsaved_delivery(), adapter(tmp_path / "a"))
     before = dict(hub.files)
     with pytest.raises(DeliveryError, match=r"belongs to the delivery target target_1.*choose another repository"):
-        target(hub).deliver(delivery("target_2"), adapter(tmp_path / "b"))
-    target(hub).withdraw(delivery("target_2"))
+        target(hub).deliver(unsaved_delivery("target_2"), adapter(tmp_path / "b"))
+    target(hub).withdraw(unsaved_delivery("target_2"))
     assert hub.files == before
 
 
@@ -207,13 +191,13 @@ def test_of_two_deliveries_at_the_same_time_one_is_refused(hub: Hub, tmp_path: P
 
     hub.respond = commit_before  # type: ignore[method-assign]
     with pytest.raises(DeliveryError, match="A commit has happened since"):
-        target(hub).deliver(delivery(), adapter(tmp_path / "a"))
+        target(hub).deliver(unsaved_delivery(), adapter(tmp_path / "a"))
     assert hub.files == {}
 
 
 def test_a_repository_that_was_deleted_has_nothing_to_withdraw(hub: Hub) -> None:
     hub.respond = lambda *_: (404, {"error": "Repository not found"})  # type: ignore[method-assign]
-    target(hub).withdraw(delivery())
+    target(hub).withdraw(unsaved_delivery())
 
 
 class TestDeliveries:
@@ -233,20 +217,6 @@ class TestDeliveries:
         delivery.attempt_due()
         assert (delivery.delivery(job).state, hub.files) == ("withdrawn", {})
 
-    def test_a_target_with_another_repository_is_withdrawn_from_the_one_before(
-        self, delivery: DeliveryHarness, hub: Hub
-    ) -> None:
-        self.hub_target(delivery, hub)
-        job = delivery.finished_job("production")
-        delivery.attempt_due()
-        assert (delivery.delivery(job).error, "README.md" in hub.files) == (None, True)
-        with transaction(delivery.harness.sessions) as session:
-            target = session.get_one(DeliveryTarget, delivery.delivery(job).target_id)
-            targets.store(session, target, {"destination": target.destination | {"repo_id": "me/others"}})
-        delivery.delete_model(job)
-        delivery.attempt_due()
-        assert (delivery.delivery(job).state, hub.files) == ("withdrawn", {})
-
     def test_the_next_adapter_of_a_repository_ends_the_delivery_before(
         self, delivery: DeliveryHarness, hub: Hub
     ) -> None:
@@ -262,20 +232,20 @@ class TestDeliveries:
 
 def test_a_refused_token_is_named_and_not_shown(hub: Hub, tmp_path: Path) -> None:
     with pytest.raises(DeliveryError, match="refuses the token") as refused:
-        target(hub, "hf_wrong").deliver(delivery(), adapter(tmp_path / "a"))
+        target(hub, "hf_wrong").deliver(unsaved_delivery(), adapter(tmp_path / "a"))
     assert "hf_wrong" not in str(refused.value)
 
 
 def test_a_response_that_is_too_long_is_not_read_whole(hub: Hub, tmp_path: Path) -> None:
     hub.files["MANIFEST.json"] = json.dumps("x" * MAX_RESPONSE_BYTES).encode()
     with pytest.raises(DeliveryError, match=f"longer than {MAX_RESPONSE_BYTES:,} bytes"):
-        target(hub).deliver(delivery(), adapter(tmp_path / "a"))
+        target(hub).deliver(unsaved_delivery(), adapter(tmp_path / "a"))
 
 
 def test_a_redirect_to_a_private_address_is_refused(hub: Hub, tmp_path: Path) -> None:
     hub.redirect_to = "http://169.254.169.254/latest/meta-data"
     with pytest.raises(DeliveryError, match=r"169\.254\.169\.254"):
-        target(hub).deliver(delivery(), adapter(tmp_path / "a"))
+        target(hub).deliver(unsaved_delivery(), adapter(tmp_path / "a"))
 
 
 def test_a_hub_that_accepts_a_connection_and_is_silent_is_given_up() -> None:
@@ -283,4 +253,4 @@ def test_a_hub_that_accepts_a_connection_and_is_silent_is_given_up() -> None:
         url = "http://{}:{}".format(*silent.getsockname())
         destination = HuggingFaceDestination(kind="huggingface", repo_id=REPO, endpoint_url=url)
         with pytest.raises(DeliveryError, match="timed out"):
-            HuggingFaceTarget(destination, TOKEN, 0.3).withdraw(delivery())
+            HuggingFaceTarget(destination, TOKEN, 0.3).withdraw(unsaved_delivery())

@@ -21,10 +21,10 @@ from app.system.artifact_directory import write_manifest
 from tests.deploy.containers import free_port
 from tests.faulty_proxy import Fault, FaultyProxy
 from tests.s3 import ACCESS_KEY_ID, BUCKET, SECRET_ACCESS_KEY, S3Server, rclone_server
-from tests.worker.deliveries.conftest import DeliveryHarness
+from tests.worker.deliveries.conftest import DeliveryHarness, adapter, unsaved_delivery
 from worker.deliveries.outbound import guard_connections
 from worker.deliveries.s3 import MAX_RESPONSE_BYTES, S3Target
-from worker.deliveries.targets import AdapterDelivery, DeliveryError
+from worker.deliveries.targets import DeliveryError
 
 KEYS = {"access_key_id": ACCESS_KEY_ID, "secret_access_key": SECRET_ACCESS_KEY}
 
@@ -47,39 +47,25 @@ def target(url: str, **changes: str) -> S3Target:
     return S3Target(destination, KEYS | changes, 5.0)
 
 
-def delivery(
-    target_id: str = "target_1", model: str = "ft:tiny:x", served_model: str = "ft:tiny:x", **location: object
-) -> AdapterDelivery:
-    return AdapterDelivery(target_id, "bucket", model, True, served_model, "tiny", {}, location, None, "ftjob-1")
-
-
-def adapter(directory: Path) -> Path:
-    directory.mkdir()
-    (directory / "adapter_config.json").write_text('{"base_model_name_or_path": "other"}')
-    (directory / "adapter_model.safetensors").write_bytes(b"weights")
-    write_manifest(directory, {"step": 1})
-    return directory
-
-
 def test_it_has_the_layout_of_resolvers_and_is_withdrawn(bucket: tuple[str, Path], tmp_path: Path) -> None:
     url, directory = bucket
-    delivered = target(url).deliver(delivery(), adapter(tmp_path / "a"))
+    delivered = target(url).deliver(unsaved_delivery(), adapter(tmp_path / "a"))
     placed = directory / "lora" / "tiny" / "ft:tiny:x"
     assert json.loads((placed / "adapter_config.json").read_text()) == {"base_model_name_or_path": "tiny"}
     assert delivered.location["keys"][-1] == "lora/tiny/ft:tiny:x/adapter_config.json"
-    assert target(url).deliver(delivery(), adapter(tmp_path / "b")).location == delivered.location
-    target(url).withdraw(delivery(**delivered.location))
+    assert target(url).deliver(unsaved_delivery(), adapter(tmp_path / "b")).location == delivered.location
+    target(url).withdraw(unsaved_delivery(**delivered.location))
     assert [path for path in directory.rglob("*") if path.is_file()] == []
 
 
 def test_a_name_of_another_target_is_neither_replaced_nor_withdrawn(bucket: tuple[str, Path], tmp_path: Path) -> None:
     url, directory = bucket
-    delivered = target(url).deliver(delivery("target_1"), adapter(tmp_path / "a"))
+    delivered = target(url).deliver(unsaved_delivery("target_1"), adapter(tmp_path / "a"))
     with pytest.raises(DeliveryError, match="belongs to the delivery target target_1"):
-        target(url).deliver(delivery("target_2"), adapter(tmp_path / "b"))
-    target(url).withdraw(delivery("target_2", **delivered.location))
+        target(url).deliver(unsaved_delivery("target_2"), adapter(tmp_path / "b"))
+    target(url).withdraw(unsaved_delivery("target_2", **delivered.location))
     assert (directory / delivered.location["keys"][-1]).exists()
-    target(url).withdraw(delivery("target_1", **delivered.location))
+    target(url).withdraw(unsaved_delivery("target_1", **delivered.location))
 
 
 def test_of_two_targets_at_the_same_moment_one_gets_the_name(moto: S3Server, tmp_path: Path) -> None:
@@ -90,10 +76,12 @@ def test_of_two_targets_at_the_same_moment_one_gets_the_name(moto: S3Server, tmp
         for server in (proxy, moto)
     )
     proxy.fault = Fault(
-        methods=("PUT",), times=1, action=lambda: str(there.deliver(delivery("target_2"), adapter(tmp_path / "b")))
+        methods=("PUT",),
+        times=1,
+        action=lambda: str(there.deliver(unsaved_delivery("target_2"), adapter(tmp_path / "b"))),
     )
     with proxy.running(), pytest.raises(DeliveryError, match="belongs to the delivery target target_2"):
-        here.deliver(delivery("target_1"), adapter(tmp_path / "a"))
+        here.deliver(unsaved_delivery("target_1"), adapter(tmp_path / "a"))
 
 
 def test_a_replacement_is_never_a_mixture_and_leaves_no_file_of_the_version_before(
@@ -107,11 +95,11 @@ def test_a_replacement_is_never_a_mixture_and_leaves_no_file_of_the_version_befo
         first = adapter(tmp_path / "a")
         (first / "extra.json").write_text("{}")
         write_manifest(first, {"step": 1})
-        before = bucket.deliver(delivery(**served), first)
+        before = bucket.deliver(unsaved_delivery(**served), first)
         proxy.requests.clear()
-        after = bucket.deliver(delivery(model="ft:tiny:y", **served), adapter(tmp_path / "b"))
+        after = bucket.deliver(unsaved_delivery(model="ft:tiny:y", **served), adapter(tmp_path / "b"))
         changes = [each.partition("?")[0] for each in proxy.requests if not each.startswith("GET")]
-        bucket.withdraw(delivery(**served, **before.location))  # whose name is another adapter's by now
+        bucket.withdraw(unsaved_delivery(**served, **before.location))  # whose name is another adapter's by now
     placed = rclone.log.parent / "objects" / BUCKET / "mixture" / "tiny" / "bot"
     assert {path.name for path in placed.iterdir()} == {key.rpartition("/")[2] for key in after.location["keys"]} | {
         ".tunery-owner"
@@ -128,7 +116,7 @@ def test_a_replacement_is_never_a_mixture_and_leaves_no_file_of_the_version_befo
 )
 def test_refused_keys_are_named(bucket: tuple[str, Path], tmp_path: Path, changes: dict[str, str], text: str) -> None:
     with pytest.raises(DeliveryError, match=r"403|401") as refused:
-        target(bucket[0], **changes).deliver(delivery(), adapter(tmp_path / "a"))
+        target(bucket[0], **changes).deliver(unsaved_delivery(), adapter(tmp_path / "a"))
     assert "very-secret" not in str(refused.value)
 
 
@@ -140,9 +128,9 @@ def test_a_target_without_credentials_does_not_use_those_of_the_server(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", KEYS["secret_access_key"])
     without = S3Target(S3Destination(kind="s3", bucket=BUCKET, endpoint_url=bucket[0]), {}, 5.0)
     with pytest.raises(DeliveryError, match="set `credentials` of the target"):
-        without.deliver(delivery(), adapter(tmp_path / "a"))
+        without.deliver(unsaved_delivery(), adapter(tmp_path / "a"))
     with pytest.raises(DeliveryError, match="set `credentials` of the target"):
-        without.withdraw(delivery())
+        without.withdraw(unsaved_delivery())
     assert [path for path in bucket[1].rglob("*") if path.is_file()] == []
 
 
@@ -157,7 +145,7 @@ def test_bodies_over_tls_are_signed_and_have_no_trailing_checksum(
         return AWSResponse(request.url, 200 if request.method == "PUT" else 404, {}, HTTPResponse(BytesIO()))
 
     monkeypatch.setattr(URLLib3Session, "send", respond)
-    target("https://bucket.example").deliver(delivery(), adapter(tmp_path / "a"))
+    target("https://bucket.example").deliver(unsaved_delivery(), adapter(tmp_path / "a"))
     assert len(puts) == 4
     for put in puts:
         assert re.fullmatch("[0-9a-f]{64}", put.headers["x-amz-content-sha256"].decode())
@@ -173,28 +161,28 @@ def test_an_error_that_is_too_long_is_not_read_whole(tmp_path: Path, monkeypatch
         Path("/dev/zero").open("rb") as endless,
         pytest.raises(DeliveryError, match=f"longer than {MAX_RESPONSE_BYTES:,} bytes"),
     ):
-        target("http://127.0.0.1:1").deliver(delivery(), adapter(tmp_path / "a"))
+        target("http://127.0.0.1:1").deliver(unsaved_delivery(), adapter(tmp_path / "a"))
 
 
 def test_a_base_name_that_is_a_path_makes_no_empty_segment(bucket: tuple[str, Path], tmp_path: Path) -> None:
     url, directory = bucket
     destination = S3Destination(kind="s3", bucket=BUCKET, prefix="lora", endpoint_url=url, base_name="/models/base")
     to_path = S3Target(destination, KEYS, 5.0)
-    delivered = to_path.deliver(delivery(), adapter(tmp_path / "a"))
+    delivered = to_path.deliver(unsaved_delivery(), adapter(tmp_path / "a"))
     config = directory / "lora" / "models" / "base" / "ft:tiny:x" / "adapter_config.json"
     assert json.loads(config.read_text()) == {"base_model_name_or_path": "/models/base"}
     assert delivered.location["prefix"] == "lora/models/base/ft:tiny:x"
-    to_path.withdraw(delivery(**delivered.location))
+    to_path.withdraw(unsaved_delivery(**delivered.location))
 
 
 def test_a_server_that_is_away_is_named(tmp_path: Path) -> None:
     with pytest.raises(DeliveryError, match="is not reachable"):
-        target(f"http://127.0.0.1:{free_port()}").deliver(delivery(), adapter(tmp_path / "a"))
+        target(f"http://127.0.0.1:{free_port()}").deliver(unsaved_delivery(), adapter(tmp_path / "a"))
 
 
 def test_a_private_address_is_refused(bucket: tuple[str, Path], tmp_path: Path) -> None:
     with guard_connections(()), pytest.raises(DeliveryError, match="TUNERY_DELIVERY_ALLOWED_NETWORKS"):
-        target(bucket[0]).deliver(delivery(), adapter(tmp_path / "a"))
+        target(bucket[0]).deliver(unsaved_delivery(), adapter(tmp_path / "a"))
 
 
 @pytest.mark.parametrize(
@@ -212,7 +200,7 @@ def test_a_redirect_to_a_private_address_is_not_followed(
     )
     with proxy.running(), pytest.raises(DeliveryError, match="a redirect, which is not followed"):
         S3Target(destination, {"access_key_id": "x", "secret_access_key": "x"}, 5.0).deliver(
-            delivery(), adapter(tmp_path / "a")
+            unsaved_delivery(), adapter(tmp_path / "a")
         )
     assert hosts == {"127.0.0.1"}
 

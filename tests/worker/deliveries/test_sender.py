@@ -141,8 +141,8 @@ def test_only_files_of_attempts_that_have_ended_are_removed(delivery: DeliveryHa
     delivery.finished_job("production")
     (claimed,) = DeliverySender(delivery.harness.resources).claim(10)
     staging = delivery.sender.settings.work_dir / "deliveries"
-    ours = staging / f"{claimed.delivery.id}-{claimed.delivery.attempt}"
-    for directory in (ours, staging / f"{claimed.delivery.id}-0", staging / "delivery_gone-1"):
+    ours = staging / f"{claimed.id}-{claimed.attempt}"
+    for directory in (ours, staging / f"{claimed.id}-0", staging / "delivery_gone-1"):
         directory.mkdir(parents=True)
     delivery.sender.clean_staging()
     assert list(staging.iterdir()) == [ours]

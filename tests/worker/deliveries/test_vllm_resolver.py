@@ -15,13 +15,12 @@ import pytest
 
 from app.domain.access.outbound_networks import parse_networks
 from app.domain.deliveries.targets import DirectoryDestination, S3Destination
-from app.system.artifact_directory import write_manifest
 from tests.engines.__main__ import PYTHON
 from tests.s3 import ACCESS_KEY_ID, BUCKET, SECRET_ACCESS_KEY, S3Server
-from tests.worker.deliveries.test_s3 import delivery
-from worker.deliveries.directory import DirectoryTarget
+from tests.worker.deliveries.conftest import adapter, unsaved_delivery
 from worker.deliveries.outbound import guard_connections
 from worker.deliveries.s3 import S3Target
+from worker.deliveries.targets import DirectoryTarget
 
 SERVED_BASE = "/models/tiny"  # as `vllm serve --model`
 FT_NAME, ONE_NAME = "ft:tiny:tunery:demo:2a9b31d5", "support-bot"
@@ -50,17 +49,10 @@ def resolve(*requests: tuple[Path, str, str]) -> list[str | None]:
     return found
 
 
-def adapter(directory: Path) -> Path:
-    directory.mkdir()
-    (directory / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "tiny"}')
-    write_manifest(directory, {"step": 1})
-    return directory
-
-
 def in_directory(root: Path, base_name: str, name: str) -> Path:
     root.mkdir()
     target = DirectoryTarget(DirectoryDestination(kind="directory", path=str(root), base_name=base_name), [str(root)])
-    target.deliver(delivery(model=FT_NAME, served_model=name), adapter(root.parent / f"{root.name}-adapter"))
+    target.deliver(unsaved_delivery(model=FT_NAME, served_model=name), adapter(root.parent / f"{root.name}-adapter"))
     return root
 
 
@@ -69,7 +61,7 @@ def downloaded_from_bucket(server: S3Server, root: Path, base_name: str, name: s
     place = S3Destination(kind="s3", bucket=BUCKET, prefix="lora", endpoint_url=server.endpoint, base_name=base_name)
     secrets = {"access_key_id": ACCESS_KEY_ID, "secret_access_key": SECRET_ACCESS_KEY}
     target = S3Target(place, secrets, 5.0)
-    target.deliver(delivery(model=FT_NAME, served_model=name), adapter(root.parent / f"{root.name}-adapter"))
+    target.deliver(unsaved_delivery(model=FT_NAME, served_model=name), adapter(root.parent / f"{root.name}-adapter"))
     keys = {"aws_access_key_id": ACCESS_KEY_ID, "aws_secret_access_key": SECRET_ACCESS_KEY}
     bucket = boto3.resource("s3", endpoint_url=server.endpoint, **keys).Bucket(BUCKET)
     prefix = f"lora/{base_name.strip('/')}/"

@@ -19,7 +19,7 @@ from app.domain.planning.duration import gpu_peak_flops
 from app.domain.planning.estimate import Device, Placement
 from app.domain.planning.execution_plan import RECOMPUTE_TEXTS, Recompute
 from app.domain.planning.memory import DeviceKind, adapter_bytes_per_token, trained_norm_bytes_per_token
-from app.domain.planning.workload import Workload
+from app.domain.planning.packing import Workload
 from app.system.host import core_flops
 from app.system.model_files import entry_of
 from worker.trainer.distributed import parallel

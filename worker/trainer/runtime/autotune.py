@@ -18,8 +18,7 @@ from app.domain.jobs.spec import RunSpec, TrainerSpec
 from app.domain.planning import estimate
 from app.domain.planning.estimate import Device, Placement
 from app.domain.planning.execution_plan import ExecutionPlan
-from app.domain.planning.packing import SequenceLengths
-from app.domain.planning.workload import Workload
+from app.domain.planning.packing import SequenceLengths, Workload
 from app.system.model_files import entry_of
 from worker.trainer.distributed import parallel
 from worker.trainer.memory import device_memory

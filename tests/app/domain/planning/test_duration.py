@@ -16,8 +16,7 @@ from app.domain.planning.duration import (
 )
 from app.domain.planning.estimate import Correction, Device, estimate_placement
 from app.domain.planning.execution_plan import ExecutionPlan, Measurement
-from app.domain.planning.packing import SequenceLengths
-from app.domain.planning.workload import Workload
+from app.domain.planning.packing import SequenceLengths, Workload
 from tests.app.domain.planning.test_estimate import HYPERPARAMETERS, LLAMA_8B, spec
 
 CPU = Device("cpu", "EPYC", 64 << 30, cores=2)

@@ -11,8 +11,7 @@ from app.domain.jobs.spec import JobSpec
 from app.domain.planning.estimate import USABLE_MEMORY_SHARE, Correction, Device, estimate_placement
 from app.domain.planning.execution_plan import ExecutionPlan, Measurement
 from app.domain.planning.memory import adapter_parameters, base_bytes, cache_bytes, estimate_memory, ranks_of_layer
-from app.domain.planning.packing import SequenceLengths
-from app.domain.planning.workload import Workload
+from app.domain.planning.packing import SequenceLengths, Workload
 from app.system.model_files import read_catalog_entry
 from tests.app.domain.planning.test_packing import HYPERPARAMETERS
 from tests.tiny import CONFIG, make_tiny_base

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,51 @@ class TestRequest:
         first, second = (client.post(f"{JOBS}/{job.id}/deliveries", json=body).json() for body in (by_id, by_model))
         assert first["model"] == second["model"] == checkpoint["fine_tuned_model_checkpoint"]
         assert first["id"] == second["id"]  # the same adapter and target: it is delivered again
+
+    def deliver(self, client: TestClient, sessions: Sessions, job: Job, **columns: Any) -> None:
+        """Request a delivery, and let a sender have carried it out."""
+        assert client.post(f"{JOBS}/{job.id}/deliveries", json={"target": "production"}).status_code == 200
+        with transaction(sessions) as session:
+            session.execute(update(Delivery).values(attempt=1, next_attempt_at=None, state="delivered", **columns))
+
+    def test_an_adapter_at_a_target_gets_no_second_name_there(
+        self, client: TestClient, sessions: Sessions, job: Job, tmp_path: Path
+    ) -> None:
+        make_target(client, tmp_path)
+        self.deliver(client, sessions, job, location={"path": "x"})
+        client.post("/v1/delivery_targets/production", json={"served_model": "bot"})
+        refused = client.post(f"{JOBS}/{job.id}/deliveries", json={"target": "production"})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "target")
+        with transaction(sessions) as session:
+            session.execute(update(Delivery).values(location=None))  # a failed attempt has brought nothing
+        again = client.post(f"{JOBS}/{job.id}/deliveries", json={"target": "production"})
+        assert again.json()["served_model"] == "bot"
+
+    @pytest.mark.parametrize("columns", [{"location": {"path": "x"}}, {"leased_until": datetime.now(UTC)}], ids=str)
+    def test_a_target_with_adapters_stays_where_it_is(
+        self, client: TestClient, sessions: Sessions, job: Job, tmp_path: Path, columns: dict[str, Any]
+    ) -> None:
+        make_target(client, tmp_path)
+        self.deliver(client, sessions, job, **columns)
+        target = "/v1/delivery_targets/production"
+        there, elsewhere = (
+            {"destination": {"kind": "directory", "path": str(path)}} for path in (tmp_path, tmp_path / "other")
+        )
+        assert client.post(target, json=there).status_code == 200
+        refused = client.post(target, json=elsewhere)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "destination")
+        with transaction(sessions) as session:
+            session.execute(update(Delivery).values(state="withdrawn", leased_until=None))
+        assert client.post(target, json=elsewhere).status_code == 200
+
+    def test_a_target_with_adapters_gets_further_servers(
+        self, client: TestClient, sessions: Sessions, job: Job, tmp_path: Path
+    ) -> None:
+        engine = {"kind": "vllm", "urls": ["https://one.example.com"]}
+        make_target(client, tmp_path, destination=engine)
+        self.deliver(client, sessions, job, location={"paths": {}})
+        more = {"destination": engine | {"urls": ["https://one.example.com", "https://two.example.com"]}}
+        assert client.post("/v1/delivery_targets/production", json=more).status_code == 200
 
     def test_a_copy_refuses_what_would_wait_for_ever(
         self, client: TestClient, sessions: Sessions, job: Job, tmp_path: Path
