@@ -14,7 +14,7 @@ PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 # Python must keep the compiled files of the sources: the tests collect 500 files and start hundreds of processes.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup up demo doctor house facts test test-all test-fast test-slow test-faults test-bases test-gguf test-gemma test-s3 test-schema test-sdk test-upgrade test-compat test-browser test-serving screenshots lint types imports format check migrate bench-train bench-mechanisms bench-start bench-auto bench-dpo bench-fit bench-plan bench-api bench-upload bench-queue bench-linear bench-dashboard openapi reference constraints release test-release audit sbom clean gpu-check
+.PHONY: help setup up demo doctor house facts test test-all test-fast test-slow test-faults test-bases test-gguf test-gemma test-s3 test-schema test-sdk test-upgrade test-browser test-serving screenshots lint types imports format check migrate bench-train bench-mechanisms bench-start bench-auto bench-dpo bench-fit bench-plan bench-api bench-upload bench-queue bench-linear bench-dashboard openapi reference constraints release test-release audit sbom clean gpu-check
 
 help: ## Print this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  \033[1mmake %-12s\033[0m %s\n", $$1, $$2}'
@@ -67,9 +67,6 @@ test-sdk: $(DEV) ## The official client's scenarios, three generations of it, ag
 
 test-upgrade: $(DEV) ## Data of commit 942affe under this code, with work of every queue, a rolling restart beside an earlier commit under load, and webhook senders of both (11 minutes)
 	$(BIN)/python -m pytest -q tests/upgrade $(ARGS)
-
-test-compat: $(DEV) ## The tests of an earlier commit, unchanged, against this service (3 minutes; ALL=1: all of them, 40; ARGS="--only schema")
-	$(BIN)/python -m tests.compat $(if $(ALL),--all) $(ARGS)
 
 test-browser: $(DEV) ## The dashboard in Debian's Chromium (apt-get install chromium; SHORT=1: what CI runs)
 	$(BIN)/python -m pytest -q tests/browser $(if $(SHORT),-m "browser and not slow") $(ARGS)

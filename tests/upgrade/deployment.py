@@ -17,8 +17,8 @@ import httpx2
 import openai
 import pytest
 
-from tests.compat.earlier import CHECKOUT, COMMIT
 from tests.stack import open_directory, start_postgres, start_valkey
+from tests.upgrade.earlier import CHECKOUT, COMMIT
 from tools.checkout import HOW_TO_FETCH, is_in_history
 
 EARLIER = CHECKOUT / "project"

@@ -14,7 +14,6 @@ from typing import Any
 import openai
 import pytest
 
-from tests.compat.earlier import check_out
 from tests.deadline import until
 from tests.tiny import make_tiny_base, make_tiny_dataset
 from tests.upgrade.deployment import (
@@ -29,6 +28,7 @@ from tests.upgrade.deployment import (
     is_alive,
     upload,
 )
+from tests.upgrade.earlier import check_out
 from tools.checkout import ROOT
 
 pytestmark = [*MARKS, pytest.mark.timeout(1800)]

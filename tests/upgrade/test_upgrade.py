@@ -102,17 +102,11 @@ def load_database(service: Service, receiver: Receiver) -> None:
         server.stop()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def receiver() -> Iterator[Receiver]:
     """The server to which both webhook endpoints send."""
     with receiving() as receiver:
         yield receiver
-
-
-@pytest.fixture(scope="module")
-def client(receiver: Receiver) -> Iterator[Client]:
-    with restored(receiver, **SHORT_LEASES) as service, Client(service) as client:
-        yield client
 
 
 def succeed(client: Client, job_id: str) -> list[str]:
@@ -124,6 +118,7 @@ def succeed(client: Client, job_id: str) -> list[str]:
 
 
 def download(client: Client, job_id: str, directory: Path) -> Path:
+    directory.mkdir()
     checkpoint = client.send("GET", f"/fine_tuning/jobs/{job_id}/checkpoints")["data"][0]
     for file_id in checkpoint["result_files"]:
         name = client.send("GET", f"/files/{file_id}")["filename"]
@@ -151,42 +146,51 @@ def base(tmp_path: Path) -> Path:
     return tmp_path / "base"
 
 
-def test_a_queued_job_with_patterns_trains_and_shows_what_was_requested(
-    client: Client, base: Path, tmp_path_factory: pytest.TempPathFactory
+def test_everything_that_was_stored_goes_on(
+    receiver: Receiver, base: Path, tmp_path: Path, subtests: pytest.Subtests
 ) -> None:
-    succeed(client, FACTS["queued"])
-    assert client.job(FACTS["queued"])["lora"]["rank_pattern"] == FACTS["asked"]["lora"]["rank_pattern"]
-    load_in_peft(download(client, FACTS["queued"], tmp_path_factory.mktemp("adapter")), base)
+    """One service for all subjects: a start takes a minute, and its first jobs are those of every subject."""
+    with restored(receiver, **SHORT_LEASES) as service, Client(service) as client:
+        with subtests.test("a queued job with patterns trains and shows what was requested"):
+            succeed(client, FACTS["queued"])
+            assert client.job(FACTS["queued"])["lora"]["rank_pattern"] == FACTS["asked"]["lora"]["rank_pattern"]
+            load_in_peft(download(client, FACTS["queued"], tmp_path / "queued"), base)
+        with subtests.test("a job whose worker died goes on from its snapshot"):
+            messages = succeed(client, FACTS["killed"])
+            assert client.job(FACTS["killed"])["attempts"] == 2
+            assert len([each for each in messages if each.startswith("Step 1/")]) == 1  # not begun anew
+        for kind in ("paused_sft", "paused_dpo"):
+            with subtests.test("a paused job is resumed and PEFT loads its adapter", kind=kind):
+                step = client.job(FACTS[kind])["progress"]["step"]
+                client.send("POST", f"/fine_tuning/jobs/{FACTS[kind]}/resume")
+                messages = succeed(client, FACTS[kind])
+                assert not [each for each in messages if each.startswith(f"Step {step}/")][1:]  # none was repeated
+                load_in_peft(download(client, FACTS[kind], tmp_path / kind), base)
+        with subtests.test("a finished job keeps its checkpoints, archive and export"):
+            check_finished_job(client)
+        with subtests.test("a half-finished upload is completed"):
+            complete_upload(client)
+        with subtests.test("an idempotency key still answers with the job that it created"):
+            assert client.create(FACTS["training_file"], FACTS["idempotency_key"], **FACTS["asked"]) == FACTS["queued"]
+        for kind in PATHS:
+            with subtests.test("a running row of a queue is claimed again and a waiting one too", kind=kind):
+                check_rows(client, kind)
+        with subtests.test("models whose registration went on are listed"):
+            listed = {model["id"] for model in client.send("GET", "/models")["data"]}
+            assert {"tiny-a", "tiny-b"} <= listed
+        with subtests.test("a webhook that a sender held and one that failed are delivered"):
+            until(lambda: types_of(receiver) >= {"fine_tuning.job.succeeded", "fine_tuning.job.cancelled"}, "both", 120)
 
 
-def test_a_job_whose_worker_died_goes_on_from_its_snapshot(client: Client) -> None:
-    messages = succeed(client, FACTS["killed"])
-    assert client.job(FACTS["killed"])["attempts"] == 2
-    assert len([message for message in messages if message.startswith("Step 1/")]) == 1  # not begun anew
-
-
-@pytest.mark.parametrize("kind", ["paused_sft", "paused_dpo"])
-def test_a_paused_job_is_resumed_and_peft_loads_its_adapter(
-    client: Client, kind: str, base: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    step = client.job(FACTS[kind])["progress"]["step"]
-    client.send("POST", f"/fine_tuning/jobs/{FACTS[kind]}/resume")
-    messages = succeed(client, FACTS[kind])
-    assert not [message for message in messages if message.startswith(f"Step {step}/")][1:]  # no step was repeated
-    load_in_peft(download(client, FACTS[kind], tmp_path_factory.mktemp("adapter")), base)
-
-
-def test_a_paused_job_of_two_processes_is_resumed(
-    receiver: Receiver, base: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_a_paused_job_of_two_processes_is_resumed(receiver: Receiver, base: Path, tmp_path: Path) -> None:
     job_id = FACTS["paused_parallel"]
     with restored(receiver, TUNERY_GPUS_PER_JOB="2") as service, Client(service) as client:
         client.send("POST", f"/fine_tuning/jobs/{job_id}/resume")
         succeed(client, job_id)
-        load_in_peft(download(client, job_id, tmp_path_factory.mktemp("adapter")), base)
+        load_in_peft(download(client, job_id, tmp_path / "adapter"), base)
 
 
-def test_a_finished_job_keeps_its_checkpoints_archive_and_export(client: Client) -> None:
+def check_finished_job(client: Client) -> None:
     job = client.job(FACTS["finished"])
     checkpoints = client.send("GET", f"{FINISHED_JOB}/checkpoints")["data"]
     assert [checkpoint["step_number"] for checkpoint in checkpoints] == [12, 8, 4]
@@ -198,7 +202,7 @@ def test_a_finished_job_keeps_its_checkpoints_archive_and_export(client: Client)
         assert hashlib.sha256(client.http.get(f"/files/{file['id']}/content").content).hexdigest() == file["sha256"]
 
 
-def test_a_half_finished_upload_is_completed(client: Client) -> None:
+def complete_upload(client: Client) -> None:
     path = f"/uploads/{FACTS['upload']}"
     part = client.send("POST", f"{path}/parts", files={"data": ("part", FACTS["upload_rest"].encode())})
     done = client.send("POST", f"{path}/complete", json={"part_ids": [FACTS["upload_first_part"], part["id"]]})
@@ -206,12 +210,7 @@ def test_a_half_finished_upload_is_completed(client: Client) -> None:
     assert whole == client.http.get(f"/files/{FACTS['training_file']}/content").content
 
 
-def test_an_idempotency_key_still_answers_with_the_job_that_it_created(client: Client) -> None:
-    assert client.create(FACTS["training_file"], FACTS["idempotency_key"], **FACTS["asked"]) == FACTS["queued"]
-
-
-@pytest.mark.parametrize("kind", PATHS)
-def test_a_running_row_of_a_queue_is_claimed_again_and_a_waiting_one_too(client: Client, kind: str) -> None:
+def check_rows(client: Client, kind: str) -> None:
     for row_id, attempts in zip(FACTS[kind], (2, 1), strict=True):
         path = f"{PATHS[kind]}/{row_id}"
         until(lambda path=path: client.send("GET", path)["status"] in ENDED, f"{row_id} has ended", 500)
@@ -221,15 +220,5 @@ def test_a_running_row_of_a_queue_is_claimed_again_and_a_waiting_one_too(client:
             assert row["attempts"] == attempts
 
 
-def test_models_whose_registration_went_on_are_listed(client: Client) -> None:
-    def listed() -> bool:
-        return {"tiny-a", "tiny-b"} <= {model["id"] for model in client.send("GET", "/models")["data"]}
-
-    until(listed, "both models are listed", 500)
-
-
-def test_a_webhook_that_a_sender_held_and_one_that_failed_are_delivered(client: Client, receiver: Receiver) -> None:
-    def types() -> set[str]:
-        return {json.loads(message.body)["type"] for message in receiver.received}
-
-    until(lambda: types() >= {"fine_tuning.job.succeeded", "fine_tuning.job.cancelled"}, "both webhooks", 120)
+def types_of(receiver: Receiver) -> set[str]:
+    return {json.loads(message.body)["type"] for message in receiver.received}

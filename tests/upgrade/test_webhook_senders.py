@@ -14,7 +14,6 @@ import openai
 import pytest
 from sqlalchemy import Engine, NullPool, create_engine, text
 
-from tests.compat.earlier import check_out
 from tests.deadline import until
 from tests.receiver import Receiver, receiving
 from tests.tiny import make_tiny_base, make_tiny_dataset
@@ -31,6 +30,7 @@ from tests.upgrade.deployment import (
     is_alive,
     upload,
 )
+from tests.upgrade.earlier import check_out
 from tools.checkout import ROOT
 
 pytestmark = [*MARKS, pytest.mark.timeout(900)]

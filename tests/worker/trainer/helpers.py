@@ -179,14 +179,18 @@ def set_row_tokens(patch: pytest.MonkeyPatch, row_tokens: int) -> None:
     patch.setattr(program, "place", place_with_row_tokens)
 
 
-def slow_but(kept: Collection[Any], values: Iterable[Any]) -> list[ParameterSet]:
-    """Return parameters of a test, marked `slow` except those in `kept`: they repeat the test with other values."""
-    return [
-        pytest.param(
-            *(value if isinstance(value, tuple) else (value,)), marks=[] if value in kept else pytest.mark.slow
-        )
-        for value in values
-    ]
+def slow_but(kept: Collection[Any], values: Iterable[Any], extended: Collection[Any] = ()) -> list[ParameterSet]:
+    """Return parameters of a test, marked `slow` except those in `kept`: they repeat the test with other values.
+
+    `make test-all` has those in `extended`, too.
+    """
+
+    def marks(value: Any) -> Collection[pytest.MarkDecorator]:
+        if value in kept:
+            return []
+        return [pytest.mark.extended("the same with other values") if value in extended else pytest.mark.slow]
+
+    return [pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=marks(value)) for value in values]
 
 
 def no_keepalive(doing: str) -> None:

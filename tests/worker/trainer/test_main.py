@@ -8,15 +8,16 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from app.domain.jobs.events import Begin, CheckpointSaved, Done, Metric, Started, Stopped, parse_record
+from app.domain.jobs.events import Begin, CheckpointSaved, Metric, Started, Stopped, parse_record
 from app.domain.jobs.states import ExitCode
+from tests.fork_server import forked
 from tests.worker.trainer.helpers import FLOAT32, make_spec
 from worker.trainer.__main__ import wait_for_work
 
@@ -31,8 +32,13 @@ def write_spec(workdir: Path, tiny: Path, examples: Path, **changes: Any) -> Pat
     return workdir
 
 
-def start(workdir: Path | str, *, without_input: bool = False, **environment: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "worker.trainer", str(workdir)]
+TRAINER = (sys.executable, "-m", "worker.trainer")
+
+
+def start(
+    workdir: Path | str, *, program: Sequence[str] = TRAINER, without_input: bool = False, **environment: str
+) -> subprocess.Popen[bytes]:
+    command = [*program, str(workdir)]
     return subprocess.Popen(
         ["sh", "-c", 'exec "$@" <&-', "sh", *command] if without_input else command,
         cwd=ROOT,
@@ -58,20 +64,6 @@ def running(workdir: Path, **how: Any) -> Iterator[subprocess.Popen[bytes]]:
 
 
 class TestProcess:
-    def test_standard_output_has_only_records_and_it_exits_although_its_input_stays_open(
-        self, tiny: Path, examples: Path, tmp_path: Path
-    ) -> None:
-        process = start(write_spec(tmp_path, tiny, examples), TUNERY_PARENT_PID=str(os.getpid()))
-        assert process.stdout is not None
-        assert process.stderr is not None
-        output, log = process.stdout.read(), process.stderr.read()
-        assert process.wait() == ExitCode.DONE, log.decode()
-        process.communicate()
-        records = [parse_record(line) for line in output.splitlines()]
-        assert isinstance(records[0], Started)
-        assert isinstance(records[-1], Done)
-        assert b"kernels" not in log  # bitsandbytes' advice, which nobody must follow
-
     def test_sigterm_drains_and_a_closed_input_stops_nothing(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         workdir = write_spec(tmp_path, tiny, examples, max_steps=ENDLESS)
         with running(workdir, without_input=True) as process:
@@ -116,7 +108,7 @@ class TestWarmTrainer:
         self, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
         workdir = write_spec(tmp_path, tiny, examples, max_steps=ENDLESS)
-        process = start("--spare", TUNERY_PARENT_PID=str(os.getpid()))
+        process = start("--spare", program=forked("worker.trainer"))
         begin = Begin(work_directory=workdir).model_dump_json().encode()
         output, log = process.communicate(begin + b'\nnot a control line\n{"command": "pause", "run_id": "run-a"}\n')
         assert process.returncode == ExitCode.PAUSED, log.decode()

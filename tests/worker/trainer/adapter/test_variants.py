@@ -65,10 +65,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "embedding": {"modules_to_save": ["embed_tokens"]},
     "DoRA with a head": {"use_dora": True, "modules_to_save": ["lm_head", "model.norm"]},
 }
+VARIANTS_OF_HEADS = ("head", "embedding and head", "embedding")
 STEPS = 5
-# Each variant with one width and each width with some variants is tested always, every other pair by `make test-slow`.
+# Each variant that differs in kind and each width is tested always; each variant with one width and each width with
+# some variants by `make test-all`, every other pair by `make test-slow`.
 PAIRS = list(product(VARIANTS, WIDTHS))
-KEPT_PAIRS = [pair for pair in PAIRS if pair[1] == "NF4" or pair[0] in ("LoRA", "DoRA", "embedding and head")]
+PAIRS_OF_PEFT = [pair for pair in PAIRS if pair[1] != "FP4"]
+KINDS = ("LoRA", "DoRA with patterns and rsLoRA", "norms", "embedding and head", "DoRA with a head")
+KEPT_PAIRS = [*product(KINDS, ["NF4"]), *product(["LoRA"], WIDTHS), ("DoRA", "8 bits")]
+MORE_PAIRS = [pair for pair in PAIRS if pair[1] == "NF4" or pair[0] in ("LoRA", "DoRA", "embedding and head")]
 
 
 @pytest.fixture(scope="module")
@@ -122,11 +127,13 @@ def difference(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 class TestTraining:
-    @pytest.mark.parametrize(("variant", "width"), slow_but(KEPT_PAIRS, [pair for pair in PAIRS if pair[1] != "FP4"]))
+    @pytest.mark.parametrize(
+        ("variant", "width"), slow_but(KEPT_PAIRS, [pair for pair in PAIRS if pair[1] != "FP4"], MORE_PAIRS)
+    )
     def test_equals_plain_pefts_step_by_step(self, tiny: Path, examples: Path, variant: str, width: str) -> None:
         self.compare(tiny, examples, VARIANTS[variant], WIDTHS[width])
 
-    @pytest.mark.parametrize("variant", ["head", "embedding and head", "embedding"])
+    @pytest.mark.parametrize("variant", slow_but(["head"], VARIANTS_OF_HEADS, VARIANTS_OF_HEADS))
     def test_equals_plain_pefts_also_with_an_untied_head(self, untied: Path, examples: Path, variant: str) -> None:
         self.compare(untied, examples, VARIANTS[variant], FLOAT32)
 
@@ -177,7 +184,7 @@ class TestTraining:
 
 
 class TestSaved:
-    @pytest.mark.parametrize(("variant", "width"), slow_but(KEPT_PAIRS, PAIRS))
+    @pytest.mark.parametrize(("variant", "width"), slow_but(KEPT_PAIRS, PAIRS, MORE_PAIRS))
     def test_plain_peft_loads_it_and_has_the_logits_of_the_trained_model(
         self, tiny: Path, examples: Path, tmp_path: Path, variant: str, width: str
     ) -> None:

@@ -4,23 +4,14 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.fork_server import forked
 from tests.worker.trainer.answers.test_response_format import renderer
 
-PROGRAM = """
-import sys
-from llguidance import LLMatcher, LLTokenizer
-from worker.trainer.answers.response_format import schema_limits
-tokenizer, patterns, seconds, size_bytes = sys.argv[1:]
-schema = {"allOf": [{"type": "string", "pattern": f".*{chr(97 + at)}.*"} for at in range(int(patterns))]}
-tokens, grammar = LLTokenizer(tokenizer), LLMatcher.grammar_from_json_schema(schema)
-with schema_limits(float(seconds), int(size_bytes)):
-    LLMatcher(tokens, grammar, log_level=0)
-"""
+PROGRAM = "tests.worker.trainer.answers.limited_schema"
 
 
 @pytest.mark.parametrize(
@@ -36,5 +27,5 @@ def test_a_schema_that_takes_too_much_ends_the_process(
 ) -> None:
     renderer().tokenizer.save(str(tmp_path / "tokenizer.json"))
     arguments = (tmp_path / "tokenizer.json", patterns, seconds, size_bytes)
-    ended = subprocess.run([sys.executable, "-c", PROGRAM, *map(str, arguments)], capture_output=True, timeout=60)
+    ended = subprocess.run([*forked(PROGRAM), *map(str, arguments)], capture_output=True, timeout=60)
     assert ended.returncode == exit_code, ended.stderr.decode()

@@ -119,7 +119,7 @@ class TestAnyStep:
         assert again.of(Started)[0].start_step == step
         assert_same_result(whole, (again, tmp_path / "second"))
 
-    @pytest.mark.parametrize("step", slow_but(SOME_STEPS, range(1, STEPS + 1)))
+    @pytest.mark.parametrize("step", slow_but([BEST + 1, STEPS], range(1, STEPS + 1), SOME_STEPS))
     def test_killed_at_a_step(self, setup: Setup, whole: tuple[RecordLog, Path], tmp_path: Path, step: int) -> None:
         killed_at(step, setup.spec(), tmp_path / "first")
         _, log = run_trainer(setup.spec(resume_from=tmp_path / "first" / SNAPSHOTS), tmp_path / "second")

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pytest
 from openai import OpenAI
 
-from app.db.tables import Job
+from app.db.engine import Sessions, transaction
+from app.db.tables import Project
 from app.settings import Settings
+from app.storage import LocalStorage
 from tests.deadline import until
-from tests.factories import chat_lines
+from tests.factories import chat_lines, finish_job, start_job, validate_job
 from tests.receiver import Receiver, receiving
 from tests.sending import TO_LOOPBACK, sending
+from tests.serving import LiveServer
 
 pytestmark = pytest.mark.usefixtures("base_model")
 ENDED: Any = ["fine_tuning.job.succeeded", "fine_tuning.job.failed", "fine_tuning.job.cancelled"]
@@ -29,6 +32,16 @@ def settings(settings: Settings) -> Settings:
 def receiver(settings: Settings) -> Iterator[Receiver]:
     with sending(settings) as receiver:
         yield receiver
+
+
+@pytest.fixture(params=[False, True], ids=["lenient", "strict"])
+def official(
+    live_server: LiveServer, api_key: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[OpenAI]:
+    """The client as it is, and in the mode that validates every answer."""
+    monkeypatch.setenv("NO_PROXY", "*")
+    with OpenAI(base_url=live_server.url, api_key=api_key, _strict_response_validation=request.param) as client:
+        yield client
 
 
 def test_everything_it_can_do_with_endpoints(official: OpenAI, receiver: Receiver) -> None:
@@ -53,13 +66,15 @@ def test_everything_it_can_do_with_endpoints(official: OpenAI, receiver: Receive
 
 
 def test_the_ends_of_jobs_arrive_as_its_typed_events(
-    official: OpenAI, receiver: Receiver, work: Callable[[], Job]
+    official: OpenAI, receiver: Receiver, sessions: Sessions, storage: LocalStorage, project: Project
 ) -> None:
     made = official.webhooks.create(name="a", url=receiver.url, event_types=ENDED)
     file = official.files.create(file=chat_lines(), purpose="fine-tune")
     create = official.fine_tuning.jobs.create
     done = create(model="tiny", training_file=file.id)
-    work()
+    with transaction(sessions) as session:  # as a worker would
+        validate_job(session)
+        finish_job(session, storage, project, start_job(session))
     cancelled = official.fine_tuning.jobs.cancel(create(model="tiny", training_file=file.id).id)
     until(lambda: len(receiver.received) == 2, "both deliveries")
     events = [official.webhooks.unwrap(got.body, got.headers, secret=made.signing_secret) for got in receiver.received]
