@@ -1,7 +1,6 @@
 """A trigger refuses transitions of a job's state that the state machine does not have.
 
-The pairs are literal, as a migration must not change: tests/app/db/test_state_guard.py compares them with
-app.domain.jobs.states.TRANSITIONS.
+tests/app/db/test_state_guard.py has the same pairs, and tries every other one.
 """
 
 from __future__ import annotations
