@@ -47,11 +47,7 @@ def create(session: Session, project_id: str, given: Mapping[str, Any], settings
         columns["file_expires_after_seconds"] = expiry["seconds"]
     now = server_time(session)
     times = {"created_at": now, "expires_at": now + timedelta(seconds=settings.upload_ttl_seconds)}
-    upload = Upload(id=new_id("upload", "_"), project_id=project_id, **columns, **times)
-    session.add(upload)
-    session.flush()
-    session.refresh(upload)
-    return upload
+    return resources.store(session, Upload(id=new_id("upload", "_"), project_id=project_id, **columns, **times))
 
 
 def get(session: Session, project_id: str, upload_id: str, lock: bool = False) -> Upload:
@@ -107,7 +103,7 @@ def add_part(
         upload = get(session, project_id, upload_id, lock=True)
         require_pending(upload, "takes no more parts")
         _require_part_quota(session, upload, staged.size_bytes)
-        insert_row(session, part)
+        resources.store(session, part)
         after_insert(session, part)
 
     return store_part(sessions, storage, project_id, upload_id, staged, insert)
@@ -137,12 +133,6 @@ def store_part(
             discard_object(storage, part.storage_key)
         raise
     return part
-
-
-def insert_row(session: Session, part: UploadPart) -> None:
-    session.add(part)
-    session.flush()
-    session.refresh(part)
 
 
 def cancel(session: Session, project_id: str, upload_id: str) -> Upload:
@@ -244,8 +234,7 @@ def add_piece(sessions: Sessions, storage: Storage, writer: UploadCursor, staged
 
     def insert(session: Session, piece: UploadPart) -> None:
         _require_latest_writer(get(session, writer.project_id, writer.upload_id, lock=True), writer)
-        piece.start = start
-        insert_row(session, piece)
+        resources.store(session, piece, start=start)
 
     return store_part(sessions, storage, writer.project_id, writer.upload_id, staged, insert)
 
