@@ -1,9 +1,9 @@
-"""Get, lock and list the rows of any table of a project. Raises what the API answers; never commits."""
+"""Get, lock, list and store the rows of any table of a project. Raises what the API answers; never commits."""
 
 from __future__ import annotations
 
 import re
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
@@ -64,6 +64,16 @@ def page(
             raise unknown_cursor_error(_name(table), after)
         query = query.where(number > last if is_ascending else number < last)
     return list(session.scalars(query.order_by(number if is_ascending else number.desc()).limit(limit)))
+
+
+def store(session: Session, row: Row, **values: Any) -> Row:
+    """Write the row with these values, and return it with what the database has computed."""
+    for name, value in values.items():
+        setattr(row, name, value)
+    session.add(row)
+    session.flush()
+    session.refresh(row)
+    return row
 
 
 def unknown_cursor_error(kind: str, after: str) -> BadRequest:

@@ -55,11 +55,10 @@ def create(
     endpoint = WebhookEndpoint(
         id=new_id("wh", "_"), project_id=project_id, secret=stored, secret_hint=secret_hint(secret), **values
     )
-    session.add(endpoint)
-    session.flush()
+    resources.store(session, endpoint)
     if not enabled:
         endpoints.disable(session, endpoint.id, f"{DISABLED_BY_REQUEST}, when it was created")
-    session.refresh(endpoint)
+        session.refresh(endpoint)
     endpoint.signing_secret = secret
     return endpoint
 
@@ -155,11 +154,7 @@ def _count(session: Session, project_id: str) -> int:
 
 
 def _update(session: Session, endpoint: WebhookEndpoint, values: dict[str, Any]) -> None:
-    for name, value in values.items():
-        setattr(endpoint, name, value)
-    endpoint.updated_at = func.clock_timestamp()
-    session.flush()
-    session.refresh(endpoint)
+    resources.store(session, endpoint, **values, updated_at=func.clock_timestamp())
 
 
 def _checked(rules: EndpointRules, values: dict[str, Any]) -> dict[str, Any]:

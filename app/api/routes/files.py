@@ -173,10 +173,7 @@ def _expires_after(fields: dict[str, str]) -> timedelta | None:
     return timedelta(seconds=expires_seconds)
 
 
-reports = APIRouter(prefix="/v1/files", tags=["Files"])
-
-
-@reports.post(
+@router.post(
     "/{file_id}/validate", response_model=FileReportBody, summary="Report on a dataset", dependencies=[NO_BODY]
 )
 async def validate_file(

@@ -28,7 +28,7 @@ from app.db import encryption
 from app.services.access import audit
 from app.services.operations import retention, secrets, status
 
-health_router = APIRouter(tags=["Health"])
+health = APIRouter(tags=["Health"])
 
 
 class Alive(Body):
@@ -50,13 +50,13 @@ class Readiness(Body):
     """One check for each dependency of the service."""
 
 
-@health_router.get("/healthz", response_model=Alive, summary="Is the process alive?")
+@health.get("/healthz", response_model=Alive, summary="Is the process alive?")
 async def healthz() -> Any:
     """Checks nothing else: for a supervisor that restarts a stuck process. Needs no key."""
     return {"status": "ok"}
 
 
-@health_router.get(
+@health.get(
     "/readyz",
     response_model=Readiness,
     responses={503: {"model": Readiness, "description": "Not ready; `checks` gives the reason."}},
@@ -76,10 +76,7 @@ def readyz(app_state: AppStateDep, response: Response) -> Any:
     }
 
 
-status_router = APIRouter(prefix="/v1/organization/status", tags=["Health"])
-
-
-@status_router.get("", response_model=StatusBody, summary="Show the status of the service")
+@health.get("/v1/organization/status", response_model=StatusBody, summary="Show the status of the service")
 def show_status(caller: CallerDep, session: SessionDep, app_state: AppStateDep) -> Any:
     """Whether the service is healthy and what to do if not; workers, queue, the jobs that failed within the last day,
     storage by project, and the last backup."""
@@ -87,15 +84,12 @@ def show_status(caller: CallerDep, session: SessionDep, app_state: AppStateDep) 
     return status.view(session, caller.project_id, checks, settings.data_dir, settings.encryption_keys)
 
 
-retention_router = APIRouter(
-    prefix="/v1/organization",
-    tags=["Projects and keys"],
-    dependencies=[AUTHENTICATED],
-    route_class=IdempotentRoute,
+organization = APIRouter(
+    prefix="/v1/organization", tags=["Projects and keys"], dependencies=[AUTHENTICATED], route_class=IdempotentRoute
 )
 
 
-@retention_router.get("/retention_rules", response_model=RetentionRuleList, summary="List retention rules")
+@organization.get("/retention_rules", response_model=RetentionRuleList, summary="List retention rules")
 def list_rules(
     session: SessionDep,
     project_id: Annotated[str | None, Query(description="Only rules of this project.")] = None,
@@ -105,7 +99,7 @@ def list_rules(
     return {"data": retention.view(session, project_id, include_due)}
 
 
-@retention_router.post(
+@organization.post(
     "/projects/{project_id}/retention_rules",
     response_model=RetentionRuleList,
     summary="Change the retention rules of a project",
@@ -118,15 +112,10 @@ def change_rules(project_id: str, body: JsonBody[ChangeRetention], session: Sess
 
 MAX_ROTATED = 500  # in one transaction
 
-secret_router = APIRouter(
-    prefix="/v1/organization/secrets",
-    tags=["Projects and keys"],
-    dependencies=[AUTHENTICATED],
-    route_class=IdempotentRoute,
+
+@organization.get(
+    "/secrets", response_model=SecretList, summary="List encrypted secrets and the keys that protect them"
 )
-
-
-@secret_router.get("", response_model=SecretList, summary="List encrypted secrets and the keys that protect them")
 def list_secrets(session: SessionDep, app_state: AppStateDep) -> Any:
     """Credentials of delivery targets and signing secrets of webhooks, without the secrets themselves."""
     keys = app_state.settings.encryption_keys
@@ -139,7 +128,7 @@ def list_secrets(session: SessionDep, app_state: AppStateDep) -> Any:
     return {"data": found, "keys": shown}
 
 
-@secret_router.post("/rotate", response_model=RotationBody, summary="Re-encrypt secrets with the first key")
+@organization.post("/secrets/rotate", response_model=RotationBody, summary="Re-encrypt secrets with the first key")
 def rotate_secrets(session: SessionDep, app_state: AppStateDep) -> Any:
     """At most 500 at once: repeat the call until nothing remains. An interruption loses nothing."""
     return secrets.rotate(session, app_state.settings.encryption_keys, MAX_ROTATED)
@@ -167,10 +156,8 @@ ONE_SECOND, NO_OFFSET = timedelta(seconds=1), timedelta()  # `effective_at` is s
 Emails = Annotated[list[str], AfterValidator(_refuse_emails), Query(alias="actor_emails[]", include_in_schema=False)]
 TenantOnly = Annotated[bool, AfterValidator(_refuse_tenant_only), Query(alias="tenant_only", include_in_schema=False)]
 
-audit_router = APIRouter(prefix="/v1/organization/audit_logs", tags=["Projects and keys"], dependencies=[AUTHENTICATED])
 
-
-@audit_router.get("", response_model=AuditList, summary="List what was changed, and by whom")
+@organization.get("/audit_logs", response_model=AuditList, summary="List what was changed, and by whom")
 def list_entries(
     session: SessionDep,
     after: After = None,

@@ -56,11 +56,12 @@ CurvePoints = Annotated[
     int, Query(alias="max_points", ge=2, le=200, description="Maximum number of points of a curve.")
 ]
 
-router = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}", tags=["Fine-tuning"])
-several_jobs = APIRouter(prefix="/v1/fine_tuning", tags=["Fine-tuning"])
+router = APIRouter(prefix="/v1/fine_tuning", tags=["Fine-tuning"])
 
 
-@router.get("/events", response_model=EventList, responses=responses.NOT_MODIFIED, summary="List events of a job")
+@router.get(
+    "/jobs/{job_id}/events", response_model=EventList, responses=responses.NOT_MODIFIED, summary="List events of a job"
+)
 def list_events(
     request: Request,
     response: Response,
@@ -79,7 +80,7 @@ def list_events(
 
 
 @router.get(
-    "/checkpoints",
+    "/jobs/{job_id}/checkpoints",
     response_model=CheckpointList,
     responses=responses.NOT_MODIFIED,
     summary="List checkpoints of a job",
@@ -94,7 +95,7 @@ def list_checkpoints(
 
 
 @router.get(
-    "/metrics",
+    "/jobs/{job_id}/metrics",
     response_model=StepMetricsBody,
     responses=responses.METRICS,
     summary="Get the metrics of a job",
@@ -116,7 +117,7 @@ def get_metrics(
     return StepMetricsBody(fine_tuning_job_id=job.id, total=total, data=rows)
 
 
-@several_jobs.get("/loss_curves", response_model=LossCurveList, summary="Get the loss curves of several jobs")
+@router.get("/loss_curves", response_model=LossCurveList, summary="Get the loss curves of several jobs")
 def get_loss_curves(caller: CallerDep, session: SessionDep, jobs: JobIds, max_points: CurvePoints = 40) -> Any:
     """For lists of jobs: a few evenly spaced steps of each, up to the last one."""
     job_ids = list(dict.fromkeys(word.strip() for word in jobs.split(",") if word.strip()))
@@ -125,13 +126,13 @@ def get_loss_curves(caller: CallerDep, session: SessionDep, jobs: JobIds, max_po
     return {"data": records.loss_curves(session, caller.project_id, job_ids, max_points)}
 
 
-@router.get("/attempts", response_model=AttemptList, summary="List the attempts of a job")
+@router.get("/jobs/{job_id}/attempts", response_model=AttemptList, summary="List the attempts of a job")
 def list_attempts(job: JobDep, session: SessionDep) -> Any:
     """Each check of the files and each training by a worker, oldest first, with the reason for which it ended."""
     return {"data": session.scalars(select(Attempt).where(Attempt.job_id == job.id).order_by(Attempt.attempt)).all()}
 
 
-@router.get("/logs", response_class=Response, responses=responses.LOG, summary="Get the log of a job")
+@router.get("/jobs/{job_id}/logs", response_class=Response, responses=responses.LOG, summary="Get the log of a job")
 def get_logs(
     request: Request, job: JobDep, session: SessionDep, attempt: AttemptNumber = None, lines: Lines = None
 ) -> Response:

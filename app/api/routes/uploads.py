@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
-from sqlalchemy.orm import Session
 from starlette.responses import Response
 
 from app.api.auth import Caller, CallerDep
@@ -19,7 +18,7 @@ from app.api.transport.pagination import list_page
 from app.api.transport.request_bodies import MAX_FORM_OVERHEAD_BYTES, limit_body, read_form
 from app.api.transport.resumable_upload import parse_content_range, receive_content
 from app.db.engine import transaction
-from app.db.tables import Upload, UploadPart
+from app.db.tables import Upload
 from app.domain.files import MAX_PART_BYTES, MAX_PARTS
 from app.errors import BadRequest
 from app.services.access.idempotency import fingerprint_of
@@ -55,9 +54,6 @@ async def add_part(
 ) -> Any:
     """Up to 64 MiB. Parts may be sent concurrently and in any order. Sending a part again adds another part."""
     io_pools, project_id = app_state.io_pools, caller.project_id
-
-    def store_response(session: Session, part: UploadPart) -> None:
-        idempotent_request.store_response(session, 200, PartBody.model_validate(part).model_dump_json())
 
     upload = await io_pools.write(uploads.check_pending, app_state.sessions, project_id, upload_id)
     digest = app_state.upload_digests.get_at(upload_id, upload.received_bytes)

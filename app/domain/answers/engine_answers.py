@@ -16,8 +16,6 @@ MAX_MESSAGE_CHARACTERS = 2_000
 CONTEXT_LENGTH = re.compile(r"context length|context_length|maximum (input|model) length", re.IGNORECASE)
 RETRY_AFTER_SECONDS = 1.0  # of a 429 without a Retry-After
 MAX_RETRY_AFTER_SECONDS = 3600.0
-# Another server of the engine may answer: an adapter is missing, the server starts, or a proxy has lost it.
-OTHER_SERVER_STATUSES = frozenset({401, 403, 404, 500, 502, 503, 504})
 
 
 def engine_json(content: bytes) -> Any:

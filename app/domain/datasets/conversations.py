@@ -17,7 +17,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from app.domain.datasets.chat_template import Message, TemplateRefused
 from app.domain.datasets.messages import REASONING_KEYS
@@ -139,11 +139,10 @@ def _boundaries(messages: Sequence[Message]) -> Iterator[int]:
 def _short_beginning(messages: Sequence[Message]) -> list[Message]:
     """The messages up to the first user message, shortened: a system prompt may have a megabyte."""
     first = next((i for i, message in enumerate(messages[:BEGINNING_MESSAGES]) if message["role"] == "user"), -1)
-    return [_shortened(message) for message in messages[: first + 1]]
-
-
-def _shortened(message: Message) -> dict[str, Any]:
-    return {"role": message["role"], "content": message["content"][:BEGINNING_CHARACTERS]}
+    return [
+        {"role": message["role"], "content": message["content"][:BEGINNING_CHARACTERS]}
+        for message in messages[: first + 1]
+    ]
 
 
 # Renderer.renders_differently: (messages, tools, fewer messages, fewer tools) -> whether their texts differ

@@ -152,17 +152,9 @@ def _completion_findings(line: Line) -> Iterator[Finding]:
         yield from _string_findings(line, key, "invalid_completion")
 
 
-def _completion_example(line: Line) -> Example:
-    return Example(line.number, prompt=line.value["prompt"], completion=line.value["completion"])
-
-
 def _text_findings(line: Line) -> Iterator[Finding]:
     yield from _extra_keys(line.number, line.value, TEXT_KEYS)
     yield from _string_findings(line, "text", "invalid_text")
-
-
-def _text_example(line: Line) -> Example:
-    return Example(line.number, text=line.value["text"])
 
 
 # --- preference pairs -------------------------------------------------------------------------------------------------
@@ -284,9 +276,15 @@ COMPLETION = Format(
     "supervised",
     '{"prompt": "...", "completion": "..."}',
     _completion_findings,
-    _completion_example,
+    lambda line: Example(line.number, prompt=line.value["prompt"], completion=line.value["completion"]),
 )
-TEXT = Format("plain text", "supervised", '{"text": "..."}', _text_findings, _text_example)
+TEXT = Format(
+    "plain text",
+    "supervised",
+    '{"text": "..."}',
+    _text_findings,
+    lambda line: Example(line.number, text=line.value["text"]),
+)
 PAIR = Format(
     "a preference pair",
     "dpo",

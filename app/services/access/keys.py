@@ -72,9 +72,7 @@ def change(session: Session, project_id: str, key_id: str, given: Mapping[str, A
         key.scopes = scopes.validated_scopes(given["scopes"])
     if seconds is not None:
         key.expires_at = _from_now(seconds)
-    session.flush()
-    session.refresh(key)
-    return key
+    return resources.store(session, key)
 
 
 def rotate(session: Session, project_id: str | None, key_id: str, overlap_seconds: int) -> ApiKey:
@@ -92,11 +90,7 @@ def rotate(session: Session, project_id: str | None, key_id: str, overlap_second
 def revoke(session: Session, project_id: str | None, key_id: str) -> ApiKey:
     """Revoke a key with all its secrets at once; no error if it is revoked already. Raises NotFound."""
     key = get(session, project_id, key_id, lock=True)
-    if key.revoked_at is None:
-        key.revoked_at = func.clock_timestamp()
-        session.flush()
-        session.refresh(key)
-    return key
+    return resources.store(session, key, revoked_at=func.clock_timestamp()) if key.revoked_at is None else key
 
 
 def get(session: Session, project_id: str | None, key_id: str, lock: bool = False) -> ApiKey:
@@ -144,10 +138,7 @@ def _get_active(session: Session, project_id: str | None, key_id: str) -> ApiKey
 
 def _store(session: Session, key: ApiKey, secret: str) -> ApiKey:
     """Write the key with this secret, which the returned row shows."""
-    key.secret_sha256, key.redacted = hash_key(secret), redact(secret)
-    session.add(key)
-    session.flush()
-    session.refresh(key)
+    resources.store(session, key, secret_sha256=hash_key(secret), redacted=redact(secret))
     key.secret = secret
     return key
 

@@ -62,18 +62,12 @@ def archive(session: Session, project_id: str, own_project_id: str | None, cance
         )
     for job_id in unfinished:
         jobs.cancel(session, project.id, job_id)
-    project.archived_at = func.clock_timestamp()
-    session.flush()
-    session.refresh(project)
-    return project
+    return resources.store(session, project, archived_at=func.clock_timestamp())
 
 
 def unarchive(session: Session, project_id: str) -> Project:
     """Unarchive a project: its keys are valid again unless revoked or expired. Cancelled jobs stay cancelled."""
-    project = get(session, project_id)
-    project.archived_at = None
-    session.flush()
-    return project
+    return resources.store(session, get(session, project_id), archived_at=None)
 
 
 def get(session: Session, project_id: str) -> Project:
@@ -91,11 +85,7 @@ def ensure(session: Session, name: str) -> Project:
     """The project of this name, created if there is none. Raises IntegrityError if another process creates it."""
     if (existing := session.scalar(select(Project).where(Project.name == name))) is not None:
         return existing
-    project = Project(id=new_id("proj", "_"), name=name)
-    session.add(project)
-    session.flush()
-    session.refresh(project)
-    return project
+    return resources.store(session, Project(id=new_id("proj", "_"), name=name))
 
 
 def lock(session: Session, project_id: str, shared: bool = False) -> Project:
@@ -135,11 +125,7 @@ def _apply(session: Session, project: Project, name: str, settings: Mapping[str,
         session.flush()
     except IntegrityError as error:  # a check beforehand would miss a concurrent creation
         raise BadRequest(f"name: a project {as_json(name)} exists already; choose another name", "name") from error
-    for setting, value in settings.items():
-        setattr(project, setting, value)
-    session.flush()
-    session.refresh(project)
-    return project
+    return resources.store(session, project, **settings)
 
 
 def _list_ids(job_ids: Sequence[str]) -> str:

@@ -93,13 +93,9 @@ def change(
 
 def store(session: Session, target: DeliveryTarget, columns: Mapping[str, Any]) -> DeliveryTarget:
     """Change the columns. What the target has not received is due again at once, as they may be what it needed."""
-    for name, value in columns.items():
-        setattr(target, name, value)
-    target.updated_at = func.clock_timestamp()
     due = update(Delivery).where(Delivery.target_id == target.id, Delivery.state.in_(sorted(DUE_STATES)))
     session.execute(due.values(next_attempt_at=func.clock_timestamp(), tries=0))
-    session.refresh(target)
-    return target
+    return resources.store(session, target, **columns, updated_at=func.clock_timestamp())
 
 
 def delete(session: Session, project_id: str, target_id: str) -> DeliveryTarget:

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app.db import files
@@ -35,21 +36,18 @@ def create(session: Session, project_id: str, given: Mapping[str, Any], settings
     if size_bytes > settings.max_upload_bytes:
         text = f"bytes: {size_bytes:,} is more than {settings.max_upload_bytes:,}, the limit for one upload"
         raise BadRequest(text, "bytes", "file_too_large")
-    for limit, maximum, count, more in (
-        ("max_pending_uploads", settings.max_pending_uploads, _pending_count, 1),
-        ("max_pending_upload_bytes", settings.max_pending_upload_bytes, _pending_bytes, size_bytes),
+    for limit, maximum, pending, more in (
+        ("max_pending_uploads", settings.max_pending_uploads, func.count(), 1),
+        ("max_pending_upload_bytes", settings.max_pending_upload_bytes, func.sum(Upload.bytes), size_bytes),
     ):
+        count = partial(_total_of_pending, pending)
         quotas.require_room(session, project_id, limit, maximum, count, "complete or cancel a pending upload", more)
     quotas.require_storage(session, project_id, size_bytes)
     if expiry := columns.pop("expires_after"):
         columns["file_expires_after_seconds"] = expiry["seconds"]
     now = server_time(session)
     times = {"created_at": now, "expires_at": now + timedelta(seconds=settings.upload_ttl_seconds)}
-    upload = Upload(id=new_id("upload", "_"), project_id=project_id, **columns, **times)
-    session.add(upload)
-    session.flush()
-    session.refresh(upload)
-    return upload
+    return resources.store(session, Upload(id=new_id("upload", "_"), project_id=project_id, **columns, **times))
 
 
 def get(session: Session, project_id: str, upload_id: str, lock: bool = False) -> Upload:
@@ -105,7 +103,7 @@ def add_part(
         upload = get(session, project_id, upload_id, lock=True)
         require_pending(upload, "takes no more parts")
         _require_part_quota(session, upload, staged.size_bytes)
-        insert_row(session, part)
+        resources.store(session, part)
         after_insert(session, part)
 
     return store_part(sessions, storage, project_id, upload_id, staged, insert)
@@ -135,12 +133,6 @@ def store_part(
             discard_object(storage, part.storage_key)
         raise
     return part
-
-
-def insert_row(session: Session, part: UploadPart) -> None:
-    session.add(part)
-    session.flush()
-    session.refresh(part)
 
 
 def cancel(session: Session, project_id: str, upload_id: str) -> Upload:
@@ -189,21 +181,10 @@ def _part_totals(session: Session, upload: Upload) -> tuple[int, int]:
     return int(count), int(total_bytes)
 
 
-def _pending_count(session: Session, project_id: str) -> int:
-    return session.scalar(_pending(project_id, func.count())) or 0
-
-
-def _pending_bytes(session: Session, project_id: str) -> int:
-    """The declared bytes of all pending uploads of a project."""
-    return int(session.scalar(_pending(project_id, func.sum(Upload.bytes))) or 0)
-
-
-def _pending(project_id: str, column: Any) -> Select[tuple[int]]:
-    return select(column).where(
-        Upload.project_id == project_id,
-        Upload.status == UploadStatus.PENDING,
-        Upload.expires_at > func.clock_timestamp(),
-    )
+def _total_of_pending(column: Any, session: Session, project_id: str) -> int:
+    """`column`, a count or a sum, of the pending uploads of a project."""
+    is_pending = (Upload.status == UploadStatus.PENDING, Upload.expires_at > func.clock_timestamp())
+    return int(session.scalar(select(column).where(Upload.project_id == project_id, *is_pending)) or 0)
 
 
 REFUSED_ACTION = "takes no more content"
@@ -253,8 +234,7 @@ def add_piece(sessions: Sessions, storage: Storage, writer: UploadCursor, staged
 
     def insert(session: Session, piece: UploadPart) -> None:
         _require_latest_writer(get(session, writer.project_id, writer.upload_id, lock=True), writer)
-        piece.start = start
-        insert_row(session, piece)
+        resources.store(session, piece, start=start)
 
     return store_part(sessions, storage, writer.project_id, writer.upload_id, staged, insert)
 

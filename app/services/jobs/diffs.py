@@ -102,18 +102,11 @@ def _facts(session: Session, job: Job) -> dict[str, dict[str, Any]]:
     measured = measurements.of_job(session, job.id)
     last = measured[-1] if measured else None
     return {
-        "data": _data(session, job, started),
+        "data": {name: _file(session, getattr(job, f"{name}_id")) for name in ("training_file", "validation_file")}
+        | {key: started.get(key) for key in DATASET_COUNTS},
         "config": _config(session, job, last),
         "environment": _environment(session, job, started, last),
         "result": _result(session, job, last),
-    }
-
-
-def _data(session: Session, job: Job, started: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "training_file": _file(session, job.training_file_id),
-        "validation_file": _file(session, job.validation_file_id),
-        **{key: started.get(key) for key in DATASET_COUNTS},
     }
 
 

@@ -43,9 +43,13 @@ def create(session: Session, notifier: WorkerNotifier, job: Job, body: Mapping[s
     kind, checkpoint_name = _parse(body)
     checkpoint = select_checkpoint(session, job, checkpoint_name, "export")
     base = _require_base_model(session, job, checkpoint)
-    _require_mergeable(job, checkpoint)
-    if kind.type == ExportType.GGUF_ADAPTER:
-        _require_plain_lora(job, checkpoint)
+    lora = LoraSpec.model_validate(checkpoint.manifest.get("lora") or job.spec["lora"])
+    if lora.target_parameters:  # a worker could neither merge nor convert it
+        text = "This adapter adapts experts (lora.target_parameters), and no export contains them. PEFT merges it: "
+        text += "PeftModel.from_pretrained(base, adapter).merge_and_unload()."
+        raise BadRequest(text, None, "unsupported_value")
+    if kind.type == ExportType.GGUF_ADAPTER and (problem := gguf_adapter_problem(lora)):
+        raise BadRequest(f'type: {problem}: {{"type": "{ExportType.GGUF}"}}.', "type", "unsupported_value")
     existing = exports.lock_current(session, checkpoint.name, kind)
     if existing is not None:
         if existing.state != ExportState.SUCCEEDED or len(existing.files) == len(existing.file_ids):
@@ -123,27 +127,6 @@ def _require_base_model(session: Session, job: Job, checkpoint: Checkpoint) -> B
         text = f"The files registered as {as_json(base.name)} are not those that the adapter was trained on."
         raise BadRequest(text, "model", "model_unavailable")
     return base
-
-
-def _require_mergeable(job: Job, checkpoint: Checkpoint) -> None:
-    """Raises BadRequest for an adapter of experts, which a worker could neither merge nor convert."""
-    if _lora_of(job, checkpoint).target_parameters:
-        raise BadRequest(
-            "This adapter adapts experts (lora.target_parameters), and no export contains them. PEFT merges it: "
-            "PeftModel.from_pretrained(base, adapter).merge_and_unload().",
-            None,
-            "unsupported_value",
-        )
-
-
-def _lora_of(job: Job, checkpoint: Checkpoint) -> LoraSpec:
-    return LoraSpec.model_validate(checkpoint.manifest.get("lora") or job.spec["lora"])
-
-
-def _require_plain_lora(job: Job, checkpoint: Checkpoint) -> None:
-    """Raises BadRequest for an adapter that llama.cpp cannot use beside its base."""
-    if problem := gguf_adapter_problem(_lora_of(job, checkpoint)):
-        raise BadRequest(f'type: {problem}: {{"type": "{ExportType.GGUF}"}}.', "type", "unsupported_value")
 
 
 def _expected_bytes(session: Session, kind: ExportKind, base: BaseModelRow, checkpoint: Checkpoint) -> int:

@@ -216,16 +216,12 @@ def _count(
     except FileNotFoundError as error:
         text = f"invalid {param}: {source.id}. Its content does not exist in storage any more; upload it again."
         raise NotFound(text, param) from error
-    _require_usable(report, param, spec)
-    return report
-
-
-def _require_usable(report: DatasetReport, param: str, spec: JobSpec) -> None:
     unfit = InvalidDataset if param == "training_file" else BadRequest
     if report.findings:
         raise unfit(report.findings_text, param)
     if not len(report.lengths):
         raise unfit(no_trainable_tokens_message(spec.method, spec.hyperparameters.context_length), param)
+    return report
 
 
 def _with_matched_layers(spec: JobSpec, entry: CatalogEntry) -> JobSpec:

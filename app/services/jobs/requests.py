@@ -61,7 +61,11 @@ def build_job(
     problems += _integration_problems(request.integrations or ())
     spec = _resolve_spec(request, base, parent, files_by_param, problems)
     if request.urgent and not is_admin and not rows.project.may_be_urgent:
-        raise _not_urgent()
+        text = (
+            "urgent: the jobs of this project may not precede those of other projects; send false, and use priority to"
+        )
+        text += " order them among themselves, or ask the operator (`tunery allow-urgent`)."
+        raise NotPermitted(text, "urgent")
     warnings = [request_warning("without_effect", text) for text in request.without_effect]
     if len({file.sha256 for file in files_by_param.values()}) < len(files_by_param):
         warnings.append(request_warning("same_file", SAME_FILE))
@@ -98,14 +102,6 @@ def require_fine_tune_purpose(file: File, validation_file: File | None, param: s
         problems += _purpose_problems(validation_file, "validation_file")
     if problems:
         raise combine_errors(problems)
-
-
-def _not_urgent() -> NotPermitted:
-    text = (
-        "urgent: the jobs of this project may not precede those of other projects; send false, and use priority to "
-        "order them among themselves, or ask the operator (`tunery allow-urgent`)."
-    )
-    return NotPermitted(text, "urgent")
 
 
 def _parse_clone(session: Session, original: Job, overrides: Mapping[str, Any]) -> tuple[CreateJob, list[BadRequest]]:
@@ -181,11 +177,8 @@ def _cannot_continue(name: str, why: str) -> BadRequest:
 
 def _files(request: CreateJob, rows: references.JobReferences) -> dict[str, File]:
     """{parameter: file}. Raises NotFound."""
-    files_by_param = {"training_file": _require_file(rows.training_file, request.training_file, "training_file")}
-    if request.validation_file is not None:
-        found = _require_file(rows.validation_file, request.validation_file, "validation_file")
-        files_by_param["validation_file"] = found
-    return files_by_param
+    given = {name: getattr(request, name) for name in ("training_file", "validation_file")}
+    return {name: _require_file(getattr(rows, name), file_id, name) for name, file_id in given.items() if file_id}
 
 
 def _require_file(file: File | None, file_id: str, param: str) -> File:

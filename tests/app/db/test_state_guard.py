@@ -13,10 +13,16 @@ from sqlalchemy.orm import Session
 
 from app.db.engine import Sessions, transaction
 from app.db.tables import Attempt, Job, Project
-from app.domain.jobs.states import TERMINAL, TRANSITIONS, JobState
+from app.domain.jobs.states import CRASHES, TERMINAL, JobState, Reason
 from app.storage import LocalStorage
 from tests.factories import make_base_model, make_file, make_job
 
+ALLOWED = {
+    ("validating_files", "queued"), ("validating_files", "failed"), ("validating_files", "cancelled"),
+    ("queued", "running"), ("queued", "paused"), ("queued", "failed"), ("queued", "cancelled"),
+    ("running", "queued"), ("running", "paused"), ("running", "succeeded"), ("running", "failed"),
+    ("running", "cancelled"), ("paused", "queued"), ("paused", "cancelled"),
+}  # fmt: skip
 PAIRS = [(old, new) for old, new in product(JobState, JobState) if old != new]
 
 
@@ -62,7 +68,7 @@ def test_a_state_follows_another_only_where_the_state_machine_says_so(
 ) -> None:
     with transaction(sessions) as session:
         put(session, job, old)
-    if new in TRANSITIONS[old]:
+    if (old, new) in ALLOWED:
         with transaction(sessions) as session:
             change(session, job, **columns_of(new))
         return
@@ -70,6 +76,12 @@ def test_a_state_follows_another_only_where_the_state_machine_says_so(
         change(session, job, **columns_of(new))
     with transaction(sessions) as session:
         assert session.get_one(Job, job.id).state == old
+
+
+@pytest.mark.parametrize("reason", list(Reason))
+def test_every_reason_ends_an_attempt_in_a_state_that_may_follow(reason: Reason) -> None:
+    assert {("running", reason.final_state), ("validating_files", reason.final_state)} & ALLOWED
+    assert reason not in CRASHES or reason.final_state == JobState.QUEUED  # a crash is tried again by itself
 
 
 @pytest.mark.parametrize("state", sorted(TERMINAL))
