@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.client.service_discovery import file_path, job_path
+from app.cli.client.references import file_path, job_path
 from app.cli.client.transfers import upload_with_progress
 from app.cli.errors import CliError, NotFoundError, TooManyRequests, UsageError
 from app.cli.openai_import.recreate import ImportOutcome, Recreation, original_model, recreate
