@@ -26,7 +26,7 @@ from app.storage import StorageError
 from app.storage.s3 import S3Storage
 from tests.deadline import until
 from tests.deploy import compose
-from tests.deploy.containers import Host, free_port
+from tests.deploy.containers import START_SECONDS, Host, free_port
 from tests.deploy.guide import FILE, shell_block
 from tests.s3 import BIN
 from tests.stack import as_redis_py, open_directory, start_postgres
@@ -137,7 +137,7 @@ class TestApi:
         with migrated.running("api") as api, migrated.running("gpu-worker-without-gpu") as worker:
             api.wait_until_healthy()
             worker.wait_until_healthy()
-            done = migrated.run("api", words[4:], TUNERY_BASE_URL=root, TUNERY_API_KEY=key)
+            done = migrated.run("api", words[4:], 5 * START_SECONDS, TUNERY_BASE_URL=root, TUNERY_API_KEY=key)
         assert done.returncode == 0, done.stderr
 
 
