@@ -338,9 +338,9 @@ class NotBootstrapped(Unavailable):
         ErrorCode(
             "no_api_key",
             "No API key exists yet, so the service accepts connections from its own machine only.",
-            "The operator creates the first key: `tunery keys create`, or `TUNERY_ADMIN_KEY_FILE`.",
+            "The operator creates the first key: `tunery keys create --database`, or `TUNERY_ADMIN_KEY_FILE`.",
             "No API key exists yet, so this service accepts connections from its own machine only, not at …. Create a "
-            "key first (`tunery keys create …`), or set TUNERY_ADMIN_KEY_FILE.",
+            "key first (`tunery keys create --database …`), or set TUNERY_ADMIN_KEY_FILE.",
         ),
     )
 

@@ -1,26 +1,28 @@
-"""Errors of the commands, with the exit code of each.
-
-    CliError                1  the job failed, or the server or the network did
-    +- UsageError           2  the command or its values must change
-    +- NotFoundError        3  no such job, file, model or key
-    +- AccessDenied         4  the API key is missing, invalid, or lacks a permission
-
-130 is a Ctrl-C. Every message says what was seen, what is allowed and what to do.
-"""
+"""Errors and exit codes of the commands. Every message says what was seen, what is allowed and what to do."""
 
 from __future__ import annotations
 
-INTERRUPTED = 130
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """The exit codes of all commands."""
+
+    FAILED = 1  # the job failed, or the server or the network did; also a check that found a problem
+    USAGE = 2  # the command or its values must change
+    NOT_FOUND = 3  # no such job, file, model, key or project
+    ACCESS_DENIED = 4  # the API key is missing, invalid, or lacks a permission
+    INTERRUPTED = 130  # Ctrl-C
 
 
 class CliError(Exception):
-    exit_code = 1
+    exit_code = ExitCode.FAILED
     code: str | None = None  # of the server's error
     param: str | None = None
 
 
 class UsageError(CliError):
-    exit_code = 2
+    exit_code = ExitCode.USAGE
 
 
 class TooManyRequests(UsageError):
@@ -28,12 +30,29 @@ class TooManyRequests(UsageError):
 
 
 class NotFoundError(CliError):
-    exit_code = 3
+    exit_code = ExitCode.NOT_FOUND
 
 
 class AccessDenied(CliError):
-    exit_code = 4
+    exit_code = ExitCode.ACCESS_DENIED
 
 
 class ServiceUnreachable(CliError):
     """The service does not respond, or the connection was lost. A retry may succeed."""
+
+
+BY_STATUS = {  # of the responses of the API; any other 4xx is a UsageError, any other 5xx a CliError
+    401: AccessDenied,
+    403: AccessDenied,
+    404: NotFoundError,
+    408: ServiceUnreachable,
+    429: TooManyRequests,
+    502: ServiceUnreachable,
+    503: ServiceUnreachable,
+    504: ServiceUnreachable,
+}
+
+
+def error_class(status: int) -> type[CliError]:
+    """The error of a response that is none."""
+    return BY_STATUS.get(status) or (CliError if status >= 500 else UsageError)

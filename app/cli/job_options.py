@@ -1,16 +1,20 @@
-"""Options of the commands that make or change jobs, from the definitions of the settings of a create body."""
+"""Options of the commands that make or change jobs, from the definitions of the settings of a create body, and the
+request bodies that follow from them. The server resolves what is not given."""
 
 import functools
 import inspect
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
 
-from app.cli.client.job_request import job_body
-from app.domain.jobs.create_job import SETTINGS
+from app.cli.errors import UsageError
+from app.cli.output.results import Result
+from app.domain.jobs.create_job import SETTINGS, create_body
 from app.domain.scheduling.fair_share import HIGHEST_PRIORITY, LOWEST_PRIORITY
 
+Json = dict[str, Any]
 REQUIRED = ("model", "training_file")
 Model = Annotated[str, typer.Option(help=SETTINGS["model"].description)]
 Priority = Annotated[
@@ -28,20 +32,20 @@ Assignments = Annotated[
 NoQuantization = Annotated[bool, typer.Option("--no-quantization", help="Train 16-bit LoRA instead of 4-bit QLoRA.")]
 
 
-def with_job_body(*names: str, is_clone: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def with_job_body(*names: str, is_clone: bool = False) -> Callable[..., Any]:
     """Add an option for each setting, `--set` and `--no-quantization`; pass the body that follows from them as `body`.
 
     A clone has what its original has: no option is required, and it may be `--not-urgent`.
     """
     options = {name: _option(name, is_clone) for name in names}
 
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+    def decorate(command: Callable[..., Result | None]) -> Callable[..., Result | None]:
         @functools.wraps(command, assigned=("__module__", "__name__", "__doc__"))
         def run(
             client: Any, *, assignments: Assignments = None, no_quantization: NoQuantization = False, **values: Any
-        ) -> None:
+        ) -> Result | None:
             given = {name: values.pop(option.name) for name, option in options.items()}
-            command(client, body=job_body(given, assignments or (), no_quantization, is_clone), **values)
+            return command(client, body=job_body(given, assignments or (), no_quantization, is_clone), **values)
 
         client, *own = [each for each in inspect.signature(command).parameters.values() if each.name != "body"]
         more = list(inspect.signature(run, follow_wrapped=False).parameters.values())[1:-1]
@@ -50,6 +54,40 @@ def with_job_body(*names: str, is_clone: bool = False) -> Callable[[Callable[...
         return run
 
     return decorate
+
+
+def job_body(
+    options: Mapping[str, Any], assignments: Sequence[str] = (), no_quantization: bool = False, is_clone: bool = False
+) -> Json:
+    """The create body of {setting: value}, of `--set` and of `--no-quantization`, or the changes of a clone.
+
+    Settings without a value are left out. Raises UsageError for a contradiction.
+    """
+    settings = {name: value for name, value in options.items() if value not in (None, [])}
+    if "metadata" in settings:
+        settings["metadata"] = _parse_pairs(settings["metadata"])
+    for assignment in assignments:
+        name, text = _parse_pair(assignment, "--set")
+        value = _parse_value(text)
+        if settings.setdefault(name, value) != value:
+            raise UsageError(f"--set {assignment} contradicts {settings[name]!r}, which was also given for {name}.")
+    if no_quantization:
+        if any(name.startswith("quantization") for name in settings):
+            raise UsageError("--no-quantization and --set quantization.… contradict each other; give one of them.")
+        settings["quantization"] = None
+    return create_body(settings, None if is_clone else "supervised")
+
+
+def build_update_body(priority: int | None, metadata: Sequence[str], no_metadata: bool) -> Json:
+    """The changes to an existing job. Raises UsageError if there are none."""
+    if metadata and no_metadata:
+        raise UsageError("--metadata and --no-metadata contradict each other; give one of them.")
+    body: Json = {} if priority is None else {"priority": priority}
+    if metadata or no_metadata:
+        body["metadata"] = _parse_pairs(metadata) or None
+    if not body:
+        raise UsageError("Nothing to change: give --priority, --metadata or --no-metadata.")
+    return body
 
 
 def _option(name: str, is_clone: bool) -> inspect.Parameter:
@@ -76,3 +114,22 @@ def _option(name: str, is_clone: bool) -> inspect.Parameter:
         annotation=Annotated[value if is_required else value | None, option],
         default=inspect.Parameter.empty if is_required else None,
     )
+
+
+def _parse_pairs(pairs: Sequence[str]) -> dict[str, str]:
+    return dict(_parse_pair(pair, "--metadata") for pair in pairs)
+
+
+def _parse_pair(pair: str, option: str) -> tuple[str, str]:
+    name, equals, value = pair.partition("=")
+    if not equals or not name:
+        raise UsageError(f"{option} {pair} is not of the form {option} name=value.")
+    return name, value
+
+
+def _parse_value(text: str) -> Any:
+    """Parse a JSON value such as a number, true, null or a list; any other text is a string."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -14,7 +14,6 @@ from typer.core import TyperGroup
 from app.cli.client.service_discovery import find_layout
 from app.cli.commands import (
     answers,
-    audit,
     backups,
     delivery_targets,
     files,
@@ -23,13 +22,11 @@ from app.cli.commands import (
     models,
     projects,
     queue,
-    retention,
-    secrets,
     status,
     webhooks,
 )
-from app.cli.commands.jobs import adapters, clones, evaluations, jobs, plans, progress, results
-from app.cli.errors import INTERRUPTED, CliError, NotFoundError, UsageError
+from app.cli.commands.jobs import adapters, evaluations, jobs, progress, results
+from app.cli.errors import CliError, ExitCode, NotFoundError, UsageError
 from app.cli.local_stack.machine import CannotStart
 from app.cli.options import DataDir
 from app.cli.output.console import print_checks, print_error, print_line
@@ -111,21 +108,24 @@ def demo(
     run(directory, examples)
 
 
-app.add_typer(files.commands, name="files")
-app.add_typer(jobs.commands, name="jobs")
-for module in (plans, progress, clones, results):
+for module in (progress, results):
     jobs.commands.add_typer(module.commands)
-app.add_typer(adapters.commands, name="adapters")
-app.add_typer(models.commands, name="models")
-app.add_typer(imports.commands, name="import")
-app.add_typer(projects.commands, name="projects")
-app.add_typer(keys.commands, name="keys")
-app.add_typer(audit.commands, name="audit")
-app.add_typer(secrets.commands, name="secrets")
-app.add_typer(webhooks.commands, name="webhooks")
-app.add_typer(backups.storage_commands, name="storage")
-app.add_typer(delivery_targets.commands, name="targets")
-for module in (answers, queue, status, retention, backups, evaluations):  # no name: adds their commands to `tunery`
+for name, group in {
+    "files": files.commands,
+    "jobs": jobs.commands,
+    "adapters": adapters.commands,
+    "models": models.commands,
+    "import": imports.commands,
+    "projects": projects.projects,
+    "keys": keys.commands,
+    "audit": keys.audit,
+    "secrets": keys.secrets,
+    "webhooks": webhooks.commands,
+    "storage": backups.storage_commands,
+    "targets": delivery_targets.commands,
+}.items():
+    app.add_typer(group, name=name)
+for module in (answers, queue, status, projects, backups, evaluations):  # no name: adds their commands to `tunery`
     app.add_typer(module.commands)
 
 
@@ -147,7 +147,7 @@ def _print_errors() -> Iterator[None]:
     except (typer.Exit, typer.Abort, typer.TyperException):
         raise
     except KeyboardInterrupt:
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
     except Exception as error:
         if os.environ.get("TUNERY_DEBUG") or _is_broken_pipe(error):
             raise

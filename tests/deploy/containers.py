@@ -39,11 +39,13 @@ class Host:
     def service(self, name: str) -> Service:
         return compose.services(self.variables)[name]
 
-    def run(self, name: str, command: list[str] | None = None) -> subprocess.CompletedProcess[str]:
-        """`docker compose run --rm NAME [COMMAND]`."""
+    def run(
+        self, name: str, command: list[str] | None = None, seconds: float = START_SECONDS, **more: str
+    ) -> subprocess.CompletedProcess[str]:
+        """`docker compose run --rm NAME [COMMAND]`, with `more` in its environment."""
         words = self.translate(command or self.service(name)["command"])
         return subprocess.run(
-            words, env=self.environment(name), cwd="/", capture_output=True, text=True, timeout=START_SECONDS
+            words, env=self.environment(name) | more, cwd="/", capture_output=True, text=True, timeout=seconds
         )
 
     @contextmanager

@@ -107,6 +107,6 @@ def is_local(address: str) -> bool:
 def _not_bootstrapped_error(host: str) -> NotBootstrapped:
     return NotBootstrapped(
         f"No API key exists yet, so this service accepts connections from its own machine only, not at "
-        f"{host or 'any address'}. Create a key first (`tunery keys create --project default --scope all --scope "
-        "admin`), or set TUNERY_ADMIN_KEY_FILE."
+        f"{host or 'any address'}. Create a key first (`tunery keys create --database --project default --scope all "
+        "--scope admin`), or set TUNERY_ADMIN_KEY_FILE."
     )

@@ -12,7 +12,7 @@ from typing import IO, Any
 import httpx2
 
 from app.cli.client.service_discovery import ServiceAddress
-from app.cli.errors import AccessDenied, CliError, NotFoundError, ServiceUnreachable, TooManyRequests, UsageError
+from app.cli.errors import AccessDenied, CliError, ServiceUnreachable, error_class
 from app.domain.error_text.json_text import as_json
 from app.domain.files import completion_seconds
 
@@ -22,17 +22,10 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 NOT_MODIFIED = 304
 EVENT_STREAM = "text/event-stream"
 END_OF_STREAM = "[DONE]"
-MISSING_KEY_MESSAGE = "No API key: set TUNERY_API_KEY, or give the --data-dir of a running `tunery up` on this machine."
-ERRORS_BY_STATUS = {
-    403: AccessDenied,
-    404: NotFoundError,
-    408: ServiceUnreachable,
-    429: TooManyRequests,
-    502: ServiceUnreachable,
-    503: ServiceUnreachable,
-    504: ServiceUnreachable,
-}
-
+MISSING_KEY_MESSAGE = (
+    "No API key: set TUNERY_API_KEY, or give the --data-dir of a running `tunery up` on this machine. If no admin key "
+    "is left, `tunery keys create --database` makes one on the server."
+)
 Json = dict[str, Any]
 
 
@@ -89,7 +82,7 @@ class Client:
     def delete(self, path: str) -> Json:
         return self._request_json("DELETE", path)
 
-    def pages(self, path: str, limit: int, **params: Any) -> Iterator[Json]:
+    def pages(self, path: str, limit: int = 100, **params: Any) -> Iterator[Json]:
         """Iterate over all items of a list; `limit` is the page size, and pages are requested as needed."""
         while True:
             page = self.get(path, limit=limit, **params)
@@ -98,7 +91,7 @@ class Client:
                 return
             params["after"] = page["data"][-1]["id"]
 
-    def first_items(self, path: str, limit: int | None, max_page: int, **params: Any) -> tuple[list[Json], bool]:
+    def first_items(self, path: str, limit: int | None, max_page: int = 100, **params: Any) -> tuple[list[Json], bool]:
         """The first `limit` items of a list (None: all), and whether the list has more."""
         count = None if limit is None else limit + 1
         items = list(islice(self.pages(path, min(count or max_page, max_page), **params), count))
@@ -249,8 +242,7 @@ def _error_of(response: httpx2.Response, address: ServiceAddress) -> CliError:
         return AccessDenied(
             f"{message} The key is from {address.key_source}." if address.api_key else MISSING_KEY_MESSAGE
         )
-    error_class = ERRORS_BY_STATUS.get(response.status_code) or (CliError if response.is_server_error else UsageError)
-    made = error_class(message)
+    made = error_class(response.status_code)(message)
     made.code, made.param = error.get("code"), error.get("param")
     return made
 

@@ -1,6 +1,8 @@
-"""Resolution of ids: a full id, a unique prefix of one, or @last for the newest.
+"""Resolution of ids (a full id, a unique prefix of one, or @last for the newest; a project by its name, too), and the
+paths of objects.
 
-`app.cli.options` resolves each parameter that is annotated with `JOB`, `RESULT` or `FILE` before the command runs.
+`app.cli.options` resolves each parameter that is annotated with `JOB`, `RESULT`, `FILE` or `PROJECT` before the command
+runs.
 """
 
 from __future__ import annotations
@@ -8,15 +10,16 @@ from __future__ import annotations
 import re
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from urllib.parse import quote
 
 import typer
 
-from app.cli.client.service_discovery import ID_PATTERN, job_path
 from app.cli.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
-    from app.cli.client.http import Client
+    from app.cli.client.http import Client, Json
 
+ID_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
 LAST = "@last"
 FULL_ID = re.compile(r"(ftjob|file)-[0-9a-f]{24}")
 MAX_CANDIDATES = 5  # listed in the error about an ambiguous prefix
@@ -33,12 +36,29 @@ class ResourceType(NamedTuple):
 JOB = ResourceType("job", "ftjob-", "fine_tuning/jobs", 100)
 RESULT = JOB._replace(last_status="succeeded")
 FILE = ResourceType("file", "file-", "files", 1000)
+PROJECT = ResourceType("project", "proj_", "organization/projects", 100)  # by its name or its full id
 
 REFERENCE_FORMS = "an id, a unique prefix of one, or @last"
 JobId = Annotated[str, typer.Argument(help=f"Job: {REFERENCE_FORMS}.", metavar="JOB"), JOB]
 JobWithResult = Annotated[str, typer.Argument(help=f"Job: {REFERENCE_FORMS} with a result.", metavar="JOB"), RESULT]
 FileId = Annotated[str, typer.Argument(help=f"File: {REFERENCE_FORMS}.", metavar="FILE"), FILE]
 FileIds = Annotated[list[str], typer.Argument(help=f"Files, each by {REFERENCE_FORMS}.", metavar="FILE..."), FILE]
+ProjectId = Annotated[str, typer.Argument(metavar="PROJECT", help="Name or id of the project."), PROJECT]
+
+
+def job_path(job_id: str, *rest: str) -> str:
+    """The API path of a job, or below it. Raises NotFoundError for text that cannot be an id."""
+    return _path(JOB, job_id, *rest)
+
+
+def file_path(file_id: str, *rest: str) -> str:
+    """The API path of a file, or below it. Raises NotFoundError for text that cannot be an id."""
+    return _path(FILE, file_id, *rest)
+
+
+def named_path(collection: str, name: str) -> str:
+    """The API path of an object whose name may contain any characters, such as a model."""
+    return f"{collection}/{quote(name, safe='')}"
 
 
 def resolve_model(client: Client, text: str) -> str:
@@ -51,6 +71,8 @@ def resolve_model(client: Client, text: str) -> str:
 
 def resolve_id(client: Client, resource: ResourceType, text: str, **filters: Any) -> str:
     """The full id that `text` refers to. Raises NotFoundError if none matches, UsageError if several do."""
+    if resource is PROJECT:
+        return str(find_project(client, text)["id"])
     if text == LAST:
         status = {"status": resource.last_status} if resource.last_status else {}
         newest = client.get(resource.path, limit=1, **filters, **status)["data"]
@@ -70,3 +92,20 @@ def resolve_id(client: Client, resource: ResourceType, text: str, **filters: Any
         candidates = ", ".join(matches[:MAX_CANDIDATES])
         raise UsageError(f"{text!r} matches several {resource.noun}s: {candidates}{more}. Give a longer prefix.")
     return matches[0]
+
+
+def find_project(client: Client, text: str) -> Json:
+    """The project with this name, or else with this id. Raises NotFoundError."""
+    every = list(client.pages(PROJECT.path, include_archived=True))
+    for key in ("name", "id"):
+        for project in every:
+            if project[key] == text:
+                return project
+    raise NotFoundError(f"No such project: {text!r}; see `tunery projects list`.")
+
+
+def _path(resource: ResourceType, *parts: str) -> str:
+    for part in parts:
+        if not ID_PATTERN.fullmatch(part):
+            raise NotFoundError(f"No such {resource.noun}: {part!r}; see `tunery {resource.noun}s list`.")
+    return "/".join((resource.path, *parts))

@@ -5,17 +5,15 @@ directory of `tunery up`, in this order.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
-from app.cli.errors import AccessDenied, CliError, NotFoundError, UsageError
+from app.cli.errors import AccessDenied, CliError, UsageError
 from app.cli.local_stack.data_directory import Layout, default_data_dir
 
 DEFAULT_BASE_URL = "http://127.0.0.1:8000"
-ID_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
 
 
 @dataclass(frozen=True)
@@ -26,31 +24,30 @@ class ServiceAddress:
 
 
 def find_service(base_url: str | None, data_dir: Path | None) -> ServiceAddress:
-    """The service and its API key. The key in a data directory is only sent to the service that runs there."""
+    """The service and its API key.
+
+    The key in a data directory, and that of TUNERY_ADMIN_KEY_FILE (in a container), is only sent to the service there.
+    """
     layout = find_layout(data_dir)
     local_url = _normalize_url((layout.read_runtime() or {}).get("base_url") or DEFAULT_BASE_URL)
     requested_url = _normalize_url(base_url) if base_url else local_url
     environment_key = _validate_key(os.environ.get("TUNERY_API_KEY", "").strip())
     if environment_key is not None or requested_url != local_url:
         return ServiceAddress(requested_url, environment_key)
-    return ServiceAddress(local_url, _read_key(layout.admin_key), str(layout.admin_key))
+    files = (layout.admin_key, Path(os.environ.get("TUNERY_ADMIN_KEY_FILE") or layout.admin_key))
+    key, file = next(((key, file) for file in files if (key := read_key(file))), (None, layout.admin_key))
+    return ServiceAddress(local_url, key, str(file))
 
 
 def find_layout(data_dir: Path | None) -> Layout:
     return Layout((data_dir or default_data_dir()).absolute())
 
 
-def administers_over_http(base_url: str | None, data_dir: Path | None) -> bool:
-    """Whether a command of operators uses HTTP: with an address and a key, unless the database is available.
-
-    DATABASE_URL precedes an address, and an address precedes the `tunery up` of this machine.
-    """
-    if os.environ.get("DATABASE_URL"):
-        return False
-    has_key = bool(os.environ.get("TUNERY_API_KEY", "").strip())
-    if base_url:
-        return has_key or find_service(base_url, data_dir).api_key is None
-    return has_key and "database_url" not in (find_layout(data_dir).read_runtime() or {})
+def has_database(base_url: str | None, data_dir: Path | None) -> bool:
+    """Whether `tunery secrets rotate` uses the database: it precedes an address only as DATABASE_URL."""
+    if os.environ.get("DATABASE_URL") or base_url:
+        return bool(os.environ.get("DATABASE_URL"))
+    return "database_url" in (find_layout(data_dir).read_runtime() or {})
 
 
 def find_database(data_dir: Path | None) -> str:
@@ -60,41 +57,15 @@ def find_database(data_dir: Path | None) -> str:
     if not url:
         raise CliError(
             "This command needs the database of the Tunery server: DATABASE_URL is not set, and no `tunery up` runs "
-            f"with the data directory {layout.root}. On the server start it, give its --data-dir, or set DATABASE_URL. "
-            "From elsewhere commands for projects, keys, models, retention and the audit log need TUNERY_BASE_URL, "
-            "and in TUNERY_API_KEY a key with the scope admin."
+            f"with the data directory {layout.root}. On the server start it, give its --data-dir, or set DATABASE_URL."
         )
     return str(url)
 
 
 def find_encryption_keys(data_dir: Path | None) -> Sequence[str]:
     """TUNERY_SECRET_KEYS, or else the keys of `tunery up`; empty without either."""
-    text = os.environ.get("TUNERY_SECRET_KEYS") or _read_key(find_layout(data_dir).secret_keys) or ""
+    text = os.environ.get("TUNERY_SECRET_KEYS") or read_key(find_layout(data_dir).secret_keys) or ""
     return [key.strip() for key in text.split(",") if key.strip()]
-
-
-def job_path(job_id: str, *rest: str) -> str:
-    """The API path of a job. Raises NotFoundError for text that cannot be an id."""
-    if not ID_PATTERN.fullmatch(job_id):
-        raise NotFoundError(f"No such job: {job_id!r}; see `tunery jobs list`.")
-    return "/".join(("fine_tuning/jobs", job_id, *rest))
-
-
-def target_path(name: str) -> str:
-    """The API path of a delivery target."""
-    return f"delivery_targets/{quote(name, safe='')}"
-
-
-def file_path(file_id: str, *rest: str) -> str:
-    """The API path of a file. Raises NotFoundError for text that cannot be an id."""
-    if not ID_PATTERN.fullmatch(file_id):
-        raise NotFoundError(f"No such file: {file_id!r}; see `tunery files list`.")
-    return "/".join(("files", file_id, *rest))
-
-
-def model_path(name: str) -> str:
-    """The API path of a model, whose name may contain any characters."""
-    return f"models/{quote(name, safe='')}"
 
 
 def _normalize_url(base_url: str) -> str:
@@ -117,7 +88,8 @@ def _validate_key(key: str) -> str | None:
     return key or None
 
 
-def _read_key(path: Path) -> str | None:
+def read_key(path: Path) -> str | None:
+    """The text of a file with a key; None if there is none."""
     try:
         return path.read_text(encoding="utf-8").strip() or None
     except OSError:

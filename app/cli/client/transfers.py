@@ -19,8 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from app.cli.client.references import FILE, LAST, resolve_id
-from app.cli.client.service_discovery import file_path
+from app.cli.client.references import FILE, LAST, file_path, resolve_id
 from app.cli.errors import CliError, ServiceUnreachable, UsageError
 from app.cli.output.console import print_error, print_note
 from app.cli.output.progress import bytes_bar

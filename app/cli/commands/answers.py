@@ -8,8 +8,8 @@ import typer
 
 from app.cli.client.references import JOB, LAST, REFERENCE_FORMS, resolve_model
 from app.cli.errors import NotFoundError, UsageError
-from app.cli.options import with_client
-from app.cli.output.console import print_note
+from app.cli.options import AsJson, with_client
+from app.cli.output.console import print_json, print_note
 
 if TYPE_CHECKING:
     from app.cli.client.http import Client
@@ -33,6 +33,7 @@ def ask(
     temperature: Annotated[
         float, typer.Option(min=0, max=2, help="Sampling temperature. Default: 0, always the most likely token.")
     ] = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Ask a model one question and print its answer as it comes.
 
@@ -45,24 +46,28 @@ def ask(
         raise UsageError("The prompt is empty.")
     messages = [{"role": "system", "content": system}] if system is not None else []
     body: dict[str, Any] = {"messages": [*messages, {"role": "user", "content": text}], "temperature": temperature}
-    body |= {"stream": True} | ({} if max_tokens is None else {"max_tokens": max_tokens})
+    body |= {} if max_tokens is None else {"max_tokens": max_tokens}
+    answer = _answer_as_json if as_json else _print_answer
     is_job = model.startswith((LAST, JOB.prefix))
     try:
-        reason = _print_answer(client, body | {"model": resolve_model(client, model) if is_job else model})
+        answer(client, body | {"model": resolve_model(client, model) if is_job else model})
     except NotFoundError:
         if is_job or not HEXADECIMAL.fullmatch(model):
             raise
-        reason = _print_answer(client, body | {"model": resolve_model(client, model)})
-    print(flush=True)
-    if reason not in (None, "stop"):
-        print_note(f"The answer ended with the reason {reason}.")
+        answer(client, body | {"model": resolve_model(client, model)})
 
 
-def _print_answer(client: "Client", body: dict[str, Any]) -> str | None:
-    """Print the answer while it arrives, and return why it ended."""
+def _answer_as_json(client: "Client", body: dict[str, Any]) -> None:
+    print_json(client.post("chat/completions", body))
+
+
+def _print_answer(client: "Client", body: dict[str, Any]) -> None:
+    """Print the answer while it arrives, and why it ended if it was cut."""
     reason = None
-    for event in client.stream("chat/completions", body):
+    for event in client.stream("chat/completions", body | {"stream": True}):
         for choice in event["choices"]:
             print((choice.get("delta") or {}).get("content") or "", end="", flush=True)
             reason = choice.get("finish_reason") or reason
-    return reason
+    print(flush=True)
+    if reason not in (None, "stop"):
+        print_note(f"The answer ended with the reason {reason}.")

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.client.service_discovery import target_path
+from app.cli.client.references import named_path
 from app.cli.errors import UsageError
-from app.cli.options import AsJson, with_client
-from app.cli.output.console import print_json, print_line, print_note, print_table
+from app.cli.options import with_client
+from app.cli.output.results import Columns, Result, line, table
+from app.cli.resource import Resource
 
 if TYPE_CHECKING:
     from app.cli.client.http import Client
@@ -47,49 +48,37 @@ def create(
     credentials: CredentialsFile = None,
     served_model: ServedModelName = None,
     default: Default = None,
-    as_json: AsJson = False,
-) -> None:
+) -> Result:
     """Create a target. docs/serving.md lists the keys of each kind."""
     body = {"name": name, "destination": {"kind": kind} | _destination(settings or [])}
     target = client.post("delivery_targets", body | _options(credentials, served_model, default))
-    if as_json:
-        print_json(target)
-        return
-    print_line(target["id"])
-    print_note(f"Deliver a job with `tunery jobs deliver JOB --to {name}`, or create it with `--deliver-to {name}`.")
+    note = f"Deliver a job with `tunery jobs deliver JOB --to {name}`, or create it with `--deliver-to {name}`."
+    return line(target, target["id"], note)
 
 
 @commands.command("list")
 @with_client
-def list_targets(client: "Client", as_json: AsJson = False) -> None:
+def list_targets(client: "Client") -> Result:
     """List the targets of the project."""
-    targets = list(client.pages("delivery_targets", limit=100))
-    if as_json:
-        print_json(targets)
-        return
-    rows = [
-        [
-            row["name"],
-            row["kind"],
-            row["served_model"] or "",
-            "yes" if row["default"] else "",
-            row["status"].replace("_", " "),
-            _where(row["destination"]),
-        ]
-        for row in targets
-    ]
-    columns = ["name", "kind", "served model", "default", "status", "destination"]
-    print_table(columns, rows, "No targets. Create one with `tunery targets create NAME --kind KIND`.")
-    for row in targets:
-        if row["error"]:
-            print_note(f"{row['name']}: {row['error']}")
+    targets = list(client.pages("delivery_targets"))
+    columns: Columns = {
+        "name": "name",
+        "kind": "kind",
+        "served model": "served_model",
+        "default": ("default", lambda is_default: "yes" if is_default else ""),
+        "status": ("status", lambda status: status.replace("_", " ")),
+        "destination": ("destination", _where),
+    }
+    errors = "\n".join(f"{row['name']}: {row['error']}" for row in targets if row["error"])
+    return table(targets, columns, "No targets. Create one with `tunery targets create NAME --kind KIND`.", errors)
 
 
 @commands.command("show")
 @with_client
-def show(client: "Client", name: Name) -> None:
+def show(client: "Client", name: Name) -> Result:
     """Print a target as JSON."""
-    print_json(client.get(target_path(name)))
+    target = client.get(named_path("delivery_targets", name))
+    return line(target, json.dumps(target, indent=2, ensure_ascii=False))
 
 
 @commands.command("update")
@@ -101,23 +90,19 @@ def update(
     credentials: CredentialsFile = None,
     served_model: ServedModelName = None,
     default: Default = None,
-) -> None:
+) -> Result:
     """Change a target; what was not delivered yet is tried again at once."""
-    path, body = target_path(name), _options(credentials, served_model, default)
+    path, body = named_path("delivery_targets", name), _options(credentials, served_model, default)
     if settings:
         body["destination"] = client.get(path)["destination"] | _destination(settings)
     if not body:
         raise UsageError("Nothing to change: give --set, --credentials, --served-model or --default.")
-    client.post(path, body)
-    print_line(f"{name} changed")
+    return line(client.post(path, body), f"{name} changed")
 
 
-@commands.command("delete")
-@with_client
-def delete(client: "Client", name: Name) -> None:
-    """Delete a target and its credentials. What was delivered stays there."""
-    client.delete(target_path(name))
-    print_line(f"{name} deleted")
+Resource(commands, "delivery_targets", Name).add_delete(
+    "Delete a target and its credentials. What was delivered stays there."
+)
 
 
 def _destination(settings: list[str]) -> dict[str, Any]:

@@ -21,10 +21,11 @@ from typing import Any
 from rich.console import Console
 
 from app.cli.client.http import Client
-from app.cli.client.service_discovery import ServiceAddress, job_path
+from app.cli.client.references import job_path
+from app.cli.client.service_discovery import ServiceAddress
 from app.cli.client.transfers import upload_with_progress
 from app.cli.commands.jobs.adapters import Download, download
-from app.cli.commands.jobs.plans import estimate_text
+from app.cli.commands.jobs.jobs import estimate_text
 from app.cli.commands.jobs.progress import raise_unless_succeeded, watch
 from app.cli.errors import CliError
 from app.cli.local_stack import first_run, up

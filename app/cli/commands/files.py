@@ -7,18 +7,18 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from app.cli.client.references import FileId, FileIds
-from app.cli.client.service_discovery import file_path, model_path
+from app.cli.client.references import FileId, FileIds, file_path, named_path
 from app.cli.client.transfers import (
     download_file,
     is_path,
     upload_with_progress,
     uploaded_files,
 )
-from app.cli.errors import UsageError
+from app.cli.errors import ExitCode, UsageError
 from app.cli.job_options import Model
-from app.cli.options import AsJson, with_client
-from app.cli.output.console import print_fields, print_json, print_line, print_note, print_table, size_text, time_text
+from app.cli.options import with_client
+from app.cli.output.console import print_line, print_note, size_text, time_text
+from app.cli.output.results import Columns, Result, fields, line, print_rows, table
 
 if TYPE_CHECKING:
     from app.cli.client.http import Client
@@ -37,14 +37,10 @@ def upload(
     path: Annotated[Path, typer.Argument(help="JSONL file with one chat or prompt/completion example per line.")],
     purpose: Annotated[str, typer.Option(help="Purpose of the file.")] = "fine-tune",
     resume: Annotated[str | None, typer.Option(help="Id of an interrupted upload to resume.")] = None,
-    as_json: AsJson = False,
-) -> None:
+) -> Result:
     """Upload a file and print its id. An upload of 64 MB or more is resumed after a lost connection."""
     file = upload_with_progress(client, path, purpose, resume)
-    if as_json:
-        print_json(file)
-    else:
-        print_line(file["id"])
+    return line(file, file["id"])
 
 
 @commands.command("list")
@@ -53,33 +49,38 @@ def list_files(
     client: "Client",
     purpose: Annotated[str | None, typer.Option(help="Only files with this purpose.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Maximum number of files, newest first.")] = 100,
-    as_json: AsJson = False,
-) -> None:
+) -> Result:
     """List the project's files, newest first."""
     filters = {"purpose": purpose} if purpose else {}
     files, has_more = client.first_items("files", limit, max_page=1000, **filters)
     if has_more:
         print_note(f"Shows the newest {limit} files; use --limit to show more.")
-    if as_json:
-        print_json(files)
-        return
-    rows = [
-        [file["id"], file["filename"], size_text(file["bytes"]), file["purpose"], time_text(file["created_at"])]
-        for file in files
-    ]
-    columns = ["id", "filename", "size", "purpose", "created"]
-    print_table(columns, rows, "No files. Upload one with `tunery files upload PATH`.")
+    columns: Columns = {
+        "id": "id",
+        "filename": "filename",
+        "size": ("bytes", size_text),
+        "purpose": "purpose",
+        "created": ("created_at", time_text),
+    }
+    return table(files, columns, "No files. Upload one with `tunery files upload PATH`.")
 
 
 @commands.command("get")
 @with_client
-def get(client: "Client", file_id: FileId, as_json: AsJson = False) -> None:
+def get(client: "Client", file_id: FileId) -> Result:
     """Show one file."""
-    file = client.get(file_path(file_id))
-    if as_json:
-        print_json(file)
-    else:
-        print_fields(_fields(file))
+    columns: Columns = {
+        "id": "id",
+        "filename": "filename",
+        "size": ("bytes", size_text),
+        "lines": ("line_count", "{:,}".format),
+        "SHA-256": "sha256",
+        "origin": ("origin", lambda origin: f"{origin['service']} {origin['id']}"),
+        "purpose": "purpose",
+        "created": ("created_at", time_text),
+        "expires": ("expires_at", time_text),
+    }
+    return fields(client.get(file_path(file_id)), columns)
 
 
 @commands.command("download")
@@ -91,7 +92,7 @@ def download(
         Path | None,
         typer.Option("--output", "-o", help="Output path. Default: the file's name, in the current directory."),
     ] = None,
-) -> None:
+) -> Result:
     """Download and verify a file. An interrupted download is resumed."""
     file = client.get(file_path(file_id))
     destination = path or Path(Path(file["filename"]).name or file_id)
@@ -100,29 +101,15 @@ def download(
     destination.parent.mkdir(parents=True, exist_ok=True)
     part = destination.with_name(f".{destination.name}.{file_id}.part")
     download_file(client, file, part).replace(destination)
-    print_line(str(destination))
+    return line(file, str(destination))
 
 
 @commands.command("delete")
 @with_client
-def delete(client: "Client", file_ids: FileIds) -> None:
+def delete(client: "Client", file_ids: FileIds) -> Result:
     """Delete files permanently. The stored bytes are deleted once no unfinished job needs them."""
-    for path in [file_path(file_id) for file_id in file_ids]:
-        print_line(f"{client.delete(path)['id']} deleted")
-
-
-def _fields(file: dict[str, Any]) -> list[tuple[str, str]]:
-    return [
-        ("id", file["id"]),
-        ("filename", file["filename"]),
-        ("size", size_text(file["bytes"])),
-        ("lines", f"{file['line_count']:,}" if file.get("line_count") is not None else ""),
-        ("SHA-256", file["sha256"]),
-        ("origin", f"{file['origin']['service']} {file['origin']['id']}" if file.get("origin") else ""),
-        ("purpose", file["purpose"]),
-        ("created", time_text(file["created_at"])),
-        ("expires", time_text(file["expires_at"]) if file.get("expires_at") else ""),
-    ]
+    deleted = [client.delete(path) for path in [file_path(file_id) for file_id in file_ids]]
+    return line(deleted, "\n".join(f"{each['id']} deleted" for each in deleted))
 
 
 @commands.command("validate")
@@ -139,36 +126,29 @@ def validate(
         int | None, typer.Option(help="Context length in tokens. Default: that of the model.")
     ] = None,
     rows: Annotated[int, typer.Option(min=0, max=50, help="Number of rows to print as the model receives them.")] = 3,
-    as_json: AsJson = False,
-) -> None:
+) -> Result:
     """Validate a dataset by the rules of training. Exits with 1 if a job would reject the file."""
     files = {"training_file": file, "validation_file": validation_file}
     if any(map(is_path, files.values())):
-        client.get(model_path(model))  # raises NotFoundError before anything is uploaded
+        client.get(named_path("models", model))  # raises NotFoundError before anything is uploaded
     query = {"model": model, "method": method, "context_length": context_length, "rows": rows}
     with uploaded_files(client, files, keep=False) as ids:
         query["validation_file"] = ids["validation_file"]
         query = {name: value for name, value in query.items() if value is not None}
         report = client.post(f"{file_path(ids['training_file'])}/validate", None, **query)
-    if as_json:
-        print_json(report)
-    else:
-        _print_report(report)
-    if not report["valid"]:
-        raise typer.Exit(1)
+    return Result(report, lambda: _print_report(report), None if report["valid"] else typer.Exit(ExitCode.FAILED))
 
 
 def _print_report(report: dict[str, Any]) -> None:
     print_line(report["message"])
     print_warnings(report["warnings"])
-    print_fields(_report_fields(report))
+    fields(report, _report_fields()).show()
     findings = report["findings"]
-    if findings["count"]:
-        shown = findings["data"][:MAX_FINDINGS_SHOWN]
-        print_table(["line", "code", "message"], [[str(row["line"]), row["code"], row["message"]] for row in shown], "")
-        if findings["count"] > len(shown):
-            rest = findings["count"] - len(shown)
-            print_note(f"{rest:,} more findings; --json shows the first {len(findings['data'])}.")
+    shown = findings["data"][:MAX_FINDINGS_SHOWN]
+    if shown:
+        print_rows(shown, {"line": "line", "code": "code", "message": "message"})
+    if rest := findings["count"] - len(shown):
+        print_note(f"{rest:,} more findings; --json shows the first {len(findings['data'])}.")
     _print_histogram(report["tokens"]["histogram"])
     for row in report["rows"]:
         _print_row(row)
@@ -180,20 +160,21 @@ def print_warnings(warnings: list[dict[str, Any]]) -> None:
         print_line("\nWarnings:\n" + "\n".join(f"- {each['message']}" for each in warnings) + "\n")
 
 
-def _report_fields(report: dict[str, Any]) -> list[tuple[str, str]]:
-    tokens, lengths = report["tokens"], report["tokens"]["lengths"] or {}
-    overlap = report["overlap"]
-    return [
-        ("file", f"{report['file']} ({report['filename']})"),
-        ("format", f"{report['format'] or 'unknown'}, method {report['method']}"),
-        ("rows", f"{report['coverage']['rows']:,}"),
-        ("tokens", f"{tokens['total']:,} per epoch, {tokens['trained']:,} of them trained"),
-        ("tokens per row", ", ".join(f"{name} {value:g}" for name, value in lengths.items())),
-        ("context length", f"{report['context_length']:,}"),
-        *((name, lines_text(report[name])) for name in ("cut", "empty", "masked")),
-        ("duplicates", _duplicates_text(report["duplicates"])),
-        ("also in validation file", f"{overlap['rows']:,} rows" if overlap else ""),
-    ]
+def _report_fields() -> Columns:
+    return {
+        "file": lambda report: f"{report['file']} ({report['filename']})",
+        "format": lambda report: f"{report['format'] or 'unknown'}, method {report['method']}",
+        "rows": ("coverage", lambda coverage: f"{coverage['rows']:,}"),
+        "tokens": ("tokens", lambda tokens: f"{tokens['total']:,} per epoch, {tokens['trained']:,} of them trained"),
+        "tokens per row": (
+            "tokens",
+            lambda tokens: ", ".join(f"{name} {value:g}" for name, value in (tokens["lengths"] or {}).items()),
+        ),
+        "context length": ("context_length", "{:,}".format),
+        **{name: (name, lines_text) for name in ("cut", "empty", "masked")},
+        "duplicates": ("duplicates", _duplicates_text),
+        "also in validation file": ("overlap", lambda overlap: f"{overlap['rows']:,} rows"),
+    }
 
 
 def lines_text(lines: dict[str, Any]) -> str:
@@ -214,16 +195,13 @@ def _duplicates_text(duplicates: dict[str, Any]) -> str:
 
 def _print_histogram(buckets: list[dict[str, int]]) -> None:
     max_rows = max((bucket["rows"] for bucket in buckets), default=0)
-    rows = [
-        [
-            f"{bucket['least']:,}-{bucket['most']:,}",
-            f"{bucket['rows']:,}",
-            "█" * round(BAR_CHARACTERS * bucket["rows"] / max_rows),
-        ]
-        for bucket in buckets
-    ]
-    if rows:
-        print_table(["tokens", "rows", ""], rows, "")
+    columns: Columns = {
+        "tokens": lambda bucket: f"{bucket['least']:,}-{bucket['most']:,}",
+        "rows": ("rows", "{:,}".format),
+        "": ("rows", lambda rows: "█" * round(BAR_CHARACTERS * rows / max_rows)),
+    }
+    if buckets:
+        print_rows(buckets, columns)
 
 
 def _print_row(row: dict[str, Any]) -> None:

@@ -1,35 +1,44 @@
 """`tunery models`: list models; base models and their aliases, for administrators."""
 
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.cli.client.service_discovery import model_path
-from app.cli.errors import NotFoundError
-from app.cli.options import AsJson, with_administration, with_client
-from app.cli.output.console import print_json, print_line, print_note, print_table, time_text
+from app.cli.errors import CliError, NotFoundError, UsageError
+from app.cli.options import AsJson, with_client
+from app.cli.output.console import print_json, print_note, print_table, time_text
+from app.cli.output.results import Columns, Result, line, table
+from app.cli.resource import Resource
 
 if TYPE_CHECKING:
-    from app.cli.administration.records import Administration, BaseModelRecord
-    from app.cli.client.http import Client
+    from app.cli.client.http import Client, Json
     from app.domain.planning.base_sizes import DecoderShape
 
 commands = typer.Typer(no_args_is_help=True, help="Base models and fine-tuned models.")
 
+BASES, ALIASES = "organization/base_models", "organization/model_aliases"
+REGISTRATIONS = "organization/base_model_registrations"
+POLL_SECONDS = 1.0
 AliasName = Annotated[str, typer.Argument(help="The alias, such as gpt-4o-mini-2024-07-18.", metavar="ALIAS")]
 ModelName = Annotated[str, typer.Argument(help="Name of the base model, such as Qwen3-4B.", metavar="NAME")]
+TunedName = Annotated[
+    str,
+    typer.Argument(metavar="NAME", help="Name of the fine-tuned model, such as ft:base:organization:suffix:id."),
+]
 
 COLUMNS = ["base model", "parameters", "QLoRA, 2,048 tokens", "QLoRA, 8,192 tokens", "16-bit LoRA, 2,048 tokens"]
+License = Annotated[str | None, typer.Option("--license", help="License of the model, such as apache-2.0.")]
 
 
 @commands.command("add")
-@with_administration
+@with_client
 def add(
-    admin: "Administration",
+    client: "Client",
     name: ModelName,
     directory: Annotated[
-        str,
+        Path,
         typer.Argument(help="Directory with safetensors, config.json and tokenizer; the same path on every worker."),
     ],
     learning_rate: Annotated[
@@ -39,29 +48,25 @@ def add(
             "Default: derived from the hidden size."
         ),
     ] = None,
-    license_name: Annotated[
-        str | None, typer.Option("--license", help="License of the model, such as apache-2.0.")
-    ] = None,
+    license_name: License = None,
     source: Annotated[
         str | None, typer.Option(help="Id of the model on its hub, such as Qwen/Qwen3-4B. Adapters name it.")
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Commit or tag of the model on its hub.")] = None,
-) -> None:
+) -> Result:
     """Register a base model for all projects, for administrators. Replaces a model of the same name.
 
-    Hashes all files and loads the model once, where torch is installed, to check that it can be trained. On the server
-    this command does it. Over HTTP a worker does it, and DIRECTORY must be inside TUNERY_BASE_MODEL_DIRECTORIES.
+    A worker with torch hashes all files and loads the model once, to check that it can be trained. DIRECTORY must be
+    inside TUNERY_BASE_MODEL_DIRECTORIES, which `tunery up` sets to every directory.
     """
-    from app.system.model_registration import RegistrationOptions
-
-    options = RegistrationOptions(learning_rate, license_name, source, revision)
-    _print_registered(admin.register_base_model(name, directory, options, print_note))
+    about = {"learning_rate": learning_rate, "license": license_name, "source": source, "revision": revision}
+    return _register(client, {"name": name, "directory": str(directory.absolute()), **about})
 
 
 @commands.command("pull")
-@with_administration
+@with_client
 def pull(
-    admin: "Administration",
+    client: "Client",
     model: Annotated[
         str,
         typer.Argument(help="Id of the model on its hub, with a branch, tag or commit: org/name@revision."),
@@ -74,117 +79,116 @@ def pull(
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the base model. Default: its id on the hub.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="As in `tunery models add`.")] = None,
-    license_name: Annotated[
-        str | None, typer.Option("--license", help="License of the model, such as apache-2.0.")
-    ] = None,
-) -> None:
+    license_name: License = None,
+) -> Result:
     """Download a base model from a model hub and register it, for administrators.
 
     The hub is huggingface.co, or HF_ENDPOINT; HF_TOKEN is the token. After an interruption the same command downloads
-    the files that are missing. On the server this command downloads into DIRECTORY. Over HTTP a worker does it, with
-    its own environment, into TUNERY_BASE_MODEL_PULL_DIRECTORY.
+    the files that are missing. With DIRECTORY this command downloads, on the server. Without it a worker does, with its
+    own environment, into TUNERY_BASE_MODEL_PULL_DIRECTORY.
     """
-    from app.system.model_registration import RegistrationOptions
-
     source, _, revision = model.partition("@")
-    options = RegistrationOptions(learning_rate, license_name, source, revision or None)
-    _print_registered(admin.pull_base_model(name or source, directory, options, print_note))
+    about = {"name": name or source, "learning_rate": learning_rate, "license": license_name, "source": source}
+    if directory is None:
+        return _register(client, about | {"revision": revision or None})
+    from app import model_hub  # slow import
+    from app.domain.base_models.registrations import option_problems
+    from app.errors import combine_errors
+
+    if problems := option_problems(name or source, learning_rate, source, revision or None):  # before the download
+        raise combine_errors(problems)
+    pulled = model_hub.pull(source, revision or None, directory.absolute(), print_note)
+    return _register(client, about | {"directory": str(pulled.directory), "revision": pulled.commit})
 
 
-def _print_registered(model: "BaseModelRecord") -> None:
-    print_line(
-        f"{model.name}: {model.architecture}, {model.parameters / 1e6:,.0f} M parameters, "
-        f"context {model.context_length}, learning rate {model.learning_rate:g}, {', '.join(model.target_modules)}"
-    )
+def _register(client: "Client", body: "Json") -> Result:
+    """Wait for the registration by a worker, and print its notes and the registered model."""
+    row = client.post(REGISTRATIONS, body)
+    print_note(f"{row['id']} waits for a worker with torch. It goes on if this command is interrupted.")
+    while row["finished_at"] is None:
+        time.sleep(POLL_SECONDS)
+        earlier, row = row, client.get(f"{REGISTRATIONS}/{row['id']}")
+        if row["status"] != earlier["status"] and row["finished_at"] is None:
+            print_note(f"{row['id']} is {row['status']}.")
+    for note in row["notes"]:
+        print_note(note)
+    if row["error"] is not None:
+        raise UsageError(row["error"]["message"])
+    for model in client.get(BASES)["data"]:
+        if model["id"] == body["name"]:
+            text = f"{model['id']}: {model['architecture']}, {model['parameters'] / 1e6:,.0f} M parameters, "
+            text += f"context {model['max_context_length']}, learning rate {model['learning_rate']:g}, "
+            return line(model, text + ", ".join(model["target_modules"]))
+    raise CliError(f"The base model {body['name']} was registered, and has been removed since by another command.")
 
 
 @commands.command("list")
 @with_client
-def list_models(client: "Client", as_json: AsJson = False) -> None:
+def list_models(client: "Client") -> Result:
     """List the base models and the fine-tuned models."""
-    models = client.get("models")["data"]
-    if as_json:
-        print_json(models)
-        return
-    rows = [[model["id"], _kind(model), _context_text(model), time_text(model["created"])] for model in models]
-    print_table(
-        ["id", "kind", "context", "created"], rows, "No models. Register one with `tunery models add NAME DIRECTORY`."
-    )
+    columns: Columns = {
+        "id": "id",
+        "kind": _kind,
+        "context": "max_context_length",
+        "created": ("created", time_text),
+    }
+    empty = "No models. Register one with `tunery models add NAME DIRECTORY`."
+    return table(client.get("models")["data"], columns, empty)
 
 
 @commands.command("where")
-@with_administration
-def where(admin: "Administration", name: ModelName) -> None:
+@with_client
+def where(client: "Client", name: ModelName) -> Result:
     """Print the directory of a base model on the workers, which PEFT, vLLM and `tunery adapters merge` need.
 
     For administrators.
     """
-    directories = {model.name: model.directory for model in admin.base_models()}
-    if name not in directories:
-        registered = ", ".join(directories) or "none"
-        raise NotFoundError(f"No base model is named {name!r}; registered: {registered}.")
-    print_line(directories[name])
+    models = {model["id"]: model for model in client.get(BASES)["data"]}
+    if name not in models:
+        raise NotFoundError(f"No base model is named {name!r}; registered: {', '.join(models) or 'none'}.")
+    return line(models[name], models[name]["directory"])
 
 
 @commands.command("alias")
-@with_administration
-def set_alias(admin: "Administration", name: AliasName, base_model: ModelName) -> None:
+@with_client
+def set_alias(client: "Client", name: AliasName, base_model: ModelName) -> Result:
     """Let another name stand for a base model, such as the name that clients sent to OpenAI.
 
     A job that names the alias trains the base model and shows both names. Replaces an alias of this name. For
     administrators.
     """
-    admin.set_alias(name, base_model)
-    print_line(f"{name} -> {base_model}")
+    return line(client.post(ALIASES, {"name": name, "model": base_model}), f"{name} -> {base_model}")
 
 
 @commands.command("aliases")
-@with_administration
-def list_aliases(admin: "Administration", as_json: AsJson = False) -> None:
-    """List the aliases of base models, for administrators."""
-    found = [vars(alias) for alias in admin.aliases()]
-    if as_json:
-        print_json(found)
-        return
-    rows = [[each["name"], each["model"] if each["registered"] else f"{each['model']} (removed)"] for each in found]
-    print_table(["alias", "base model"], rows, "No aliases. Set one with `tunery models alias ALIAS NAME`.")
-
-
-@commands.command("unalias")
-@with_administration
-def remove_alias(admin: "Administration", name: AliasName) -> None:
-    """Remove an alias, for administrators. Jobs that were created by it are kept."""
-    admin.remove_alias(name)
-    print_line(f"{name} removed")
-
-
-@commands.command("delete")
 @with_client
-def delete(
-    client: "Client",
-    name: Annotated[str, typer.Argument(help="Name of the fine-tuned model, such as ft:base:organization:suffix:id.")],
-) -> None:
-    """Delete the name of a fine-tuned model. Its job and the files of its adapter are kept."""
-    print_line(f"{client.delete(model_path(name))['id']} deleted")
+def list_aliases(client: "Client") -> Result:
+    """List the aliases of base models, for administrators."""
+    columns: Columns = {
+        "alias": "id",
+        "base model": lambda alias: alias["model"] + ("" if alias["registered"] else " (removed)"),
+    }
+    empty = "No aliases. Set one with `tunery models alias ALIAS NAME`."
+    return table(client.get(ALIASES)["data"], columns, empty)
 
 
-@commands.command("remove")
-@with_administration
-def remove(admin: "Administration", name: ModelName) -> None:
-    """Remove a base model, for administrators. Its files and the adapters trained on it are kept."""
-    admin.remove_base_model(name)
-    print_line(f"{name} removed")
+Resource(commands, ALIASES, AliasName).add_delete(
+    "Remove an alias, for administrators. Jobs that were created by it are kept.", name="unalias", done="removed"
+)
+Resource(commands, BASES, ModelName).add_delete(
+    "Remove a base model, for administrators. Its files and the adapters trained on it are kept.",
+    name="remove",
+    done="removed",
+)
+Resource(commands, "models", TunedName).add_delete(
+    "Delete the name of a fine-tuned model. Its job and the files of its adapter are kept."
+)
 
 
-def _kind(model: dict[str, Any]) -> str:
+def _kind(model: "Json") -> str:
     if "alias_of" in model:
         return f"alias of {model['alias_of']}"
     return "trained" if model["id"].startswith("ft:") else "base"
-
-
-def _context_text(model: dict[str, Any]) -> str:
-    length = model.get("max_context_length")
-    return "" if length is None else str(length)
 
 
 @commands.command("memory")

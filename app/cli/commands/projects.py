@@ -1,20 +1,24 @@
-"""`tunery projects`: projects and their limits."""
+"""`tunery projects`, `retention` and `allow-urgent`: projects, their limits and their rules, for administrators."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from app.cli.client.references import PROJECT, ProjectId
 from app.cli.errors import UsageError
-from app.cli.options import AsJson, with_administration
-from app.cli.output.console import moment_text, print_fields, print_json, print_line, print_note, print_table, size_text
+from app.cli.options import with_client
+from app.cli.output.console import size_text, time_text
+from app.cli.output.results import Columns, Result, fields, line, table
 
 if TYPE_CHECKING:
-    from app.cli.administration.records import Administration, ProjectRecord
+    from app.cli.client.http import Client, Json
 
-commands = typer.Typer(no_args_is_help=True, help="Projects and their limits, for administrators.")
+projects = typer.Typer(no_args_is_help=True, help="Projects and their limits, for administrators.")
+commands = typer.Typer()  # `retention` and `allow-urgent`
 
-NO_LIMIT = "none"
-ProjectName = Annotated[str, typer.Argument(metavar="PROJECT", help="Name or id of the project.")]
+NONE = "none"  # the value of an option that removes a limit or a rule
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
 MaxBytes = Annotated[str | None, typer.Option(help="Maximum stored bytes, such as 500GB, or none.", metavar="SIZE")]
 MaxQueued = Annotated[str | None, typer.Option(help="Maximum number of queued jobs, or none.", metavar="N")]
 MaxRunning = Annotated[str | None, typer.Option(help="Maximum number of running jobs, or none.", metavar="N")]
@@ -25,14 +29,13 @@ MaxRequests = Annotated[
 Weight = Annotated[
     float | None, typer.Option(help="Weight of the project when several projects have queued jobs. Default: 1.")
 ]
+Days = Annotated[str | None, typer.Option(metavar="DAYS", help="Delete them after this many days, or none.")]
 
-UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
-
-@commands.command("create")
-@with_administration
-def create(
-    admin: "Administration",
+@projects.command("create")
+@with_client
+def create_project(
+    client: "Client",
     name: Annotated[str, typer.Argument(help="Name of the project.")],
     max_stored_bytes: MaxBytes = None,
     max_queued_jobs: MaxQueued = None,
@@ -40,73 +43,59 @@ def create(
     max_gpu_hours: MaxGpuHours = None,
     max_requests_per_second: MaxRequests = None,
     share_weight: Weight = None,
-    as_json: AsJson = False,
-) -> None:
+) -> Result:
     """Create a project. Create its keys with `tunery keys create --project NAME`."""
-    settings = _settings(
-        max_stored_bytes, max_queued_jobs, max_running_jobs, max_gpu_hours, max_requests_per_second, share_weight
-    )
-    _print(admin.create_project(name, settings), as_json)
+    limits = (max_stored_bytes, max_queued_jobs, max_running_jobs, max_gpu_hours, max_requests_per_second)
+    return _project(client.post(PROJECT.path, {"name": name} | _settings(*limits, share_weight)))
 
 
-@commands.command("list")
-@with_administration
+@projects.command("list")
+@with_client
 def list_projects(
-    admin: "Administration",
+    client: "Client",
     archived: Annotated[bool, typer.Option("--archived", help="Include archived projects.")] = False,
-    as_json: AsJson = False,
-) -> None:
+) -> Result:
     """List the projects with their usage, newest first."""
-    rows = admin.projects(archived)
-    if as_json:
-        print_json([_as_json(project) | {"usage": project.usage} for project in rows])
-        return
-    cells = [
-        [
-            project.id,
-            project.name,
-            size_text(used["stored_bytes"]),
-            f"{used['queued_jobs']} queued, {used['running_jobs']} running",
-            f"{used['gpu_seconds_this_month'] / 3600:.2f}",
-            _limits_text(project),
-            moment_text(project.archived_at),
-        ]
-        for project in rows
-        if (used := project.usage)
-    ]
-    columns = ["id", "name", "stored", "jobs", "GPU-hours", "limits", "archived"]
-    print_table(columns, cells, "No projects. Create one with `tunery projects create NAME`.")
+    rows = client.pages(PROJECT.path, include_archived=archived, include_usage=True)
+    columns: Columns = {
+        "id": "id",
+        "name": "name",
+        "stored": ("usage", lambda used: size_text(used["stored_bytes"])),
+        "jobs": ("usage", _jobs_text),
+        "GPU-hours": ("usage", lambda used: _hours(used["gpu_seconds_this_month"])),
+        "limits": ("limits", _limits_text),
+        "archived": ("archived_at", time_text),
+    }
+    return table(rows, columns, "No projects. Create one with `tunery projects create NAME`.")
 
 
-@commands.command("show")
-@with_administration
-def show(admin: "Administration", project: ProjectName, as_json: AsJson = False) -> None:
+@projects.command("show")
+@with_client
+def show_project(client: "Client", project: ProjectId) -> Result:
     """Show the limits and the usage of a project."""
-    row = admin.project(project)
-    used = row.usage or {}
-    if as_json:
-        print_json(_as_json(row) | {"usage": used})
-        return
-    hours = f"{used['gpu_seconds_this_month'] / 3600:.2f} this month, {used['held_gpu_seconds'] / 3600:.2f} reserved"
-    print_fields(
-        [
-            ("id", row.id),
-            ("name", row.name),
-            ("limits", _limits_text(row)),
-            ("share weight", f"{row.share_weight:g}"),
-            ("stored", size_text(used["stored_bytes"])),
-            ("jobs", f"{used['queued_jobs']} queued, {used['running_jobs']} running"),
-            ("GPU-hours", hours),
-            ("archived", moment_text(row.archived_at)),
-        ]
-    )
+    columns: Columns = {
+        "id": "id",
+        "name": "name",
+        "limits": ("limits", _limits_text),
+        "share weight": ("share_weight", "{:g}".format),
+        "stored": ("usage", lambda used: size_text(used["stored_bytes"])),
+        "jobs": ("usage", _jobs_text),
+        "GPU-hours": (
+            "usage",
+            lambda used: (
+                f"{_hours(used['gpu_seconds_this_month'])} this month, {_hours(used['held_gpu_seconds'])} reserved"
+            ),
+        ),
+        "archived": ("archived_at", time_text),
+    }
+    return fields(client.get(f"{PROJECT.path}/{project}"), columns)
 
 
-@commands.command("set")
-@with_administration
+@projects.command("set")
+@with_client
 def set_project(
-    admin: "Administration",
-    project: ProjectName,
+    client: "Client",
+    project: ProjectId,
     name: Annotated[str | None, typer.Option(help="New name.")] = None,
     max_stored_bytes: MaxBytes = None,
     max_queued_jobs: MaxQueued = None,
@@ -114,33 +103,80 @@ def set_project(
     max_gpu_hours: MaxGpuHours = None,
     max_requests_per_second: MaxRequests = None,
     share_weight: Weight = None,
-    as_json: AsJson = False,
-) -> None:
+) -> Result:
     """Change the name, limits or weight of a project. Omitted options are not changed."""
-    settings = _settings(
-        max_stored_bytes, max_queued_jobs, max_running_jobs, max_gpu_hours, max_requests_per_second, share_weight
-    )
-    _print(admin.change_project(project, name, settings), as_json)
+    limits = (max_stored_bytes, max_queued_jobs, max_running_jobs, max_gpu_hours, max_requests_per_second)
+    body = ({} if name is None else {"name": name}) | _settings(*limits, share_weight)
+    return _project(client.post(f"{PROJECT.path}/{project}", body))
 
 
-@commands.command("archive")
-@with_administration
-def archive(
-    admin: "Administration",
-    project: ProjectName,
+@projects.command("archive")
+@with_client
+def archive_project(
+    client: "Client",
+    project: ProjectId,
     cancel_jobs: Annotated[
         bool, typer.Option("--cancel-jobs", help="Cancel the unfinished jobs of the project.")
     ] = False,
-) -> None:
+) -> Result:
     """Archive a project: its keys are rejected until it is unarchived. Files and results are kept."""
-    print_line(f"{admin.archive_project(project, cancel_jobs).name} is archived")
+    archived = client.post(f"{PROJECT.path}/{project}/archive", {"cancel_jobs": cancel_jobs})
+    return line(archived, f"{archived['name']} is archived")
 
 
-@commands.command("unarchive")
-@with_administration
-def unarchive(admin: "Administration", project: ProjectName) -> None:
+@projects.command("unarchive")
+@with_client
+def unarchive_project(client: "Client", project: ProjectId) -> Result:
     """Unarchive a project. Its keys are valid again unless they were revoked or have expired."""
-    print_line(f"{admin.unarchive_project(project).name} is active")
+    active = client.post(f"{PROJECT.path}/{project}/unarchive")
+    return line(active, f"{active['name']} is active")
+
+
+@commands.command("allow-urgent")
+@with_client
+def allow_urgent(
+    client: "Client",
+    project: ProjectId,
+    forbid: Annotated[bool, typer.Option("--forbid", help="Revoke the permission.")] = False,
+) -> Result:
+    """Allow a project to create `urgent` jobs, which start before all others. For administrators."""
+    changed = client.post(f"{PROJECT.path}/{project}", {"may_be_urgent": not forbid})
+    return line(changed, f"{changed['name']}: urgent jobs are {'refused' if forbid else 'allowed'}")
+
+
+@commands.command("retention")
+@with_client
+def retention(
+    client: "Client",
+    project: Annotated[str | None, typer.Argument(metavar="PROJECT", help="Name or id. Default: all."), PROJECT] = None,
+    files: Days = None,
+    checkpoints: Days = None,
+    logs: Days = None,
+    events: Days = None,
+    exports: Days = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what the rules delete now.")] = False,
+) -> Result:
+    """Show or set the retention rules of projects, for administrators. Without a rule nothing is deleted for its age.
+
+    Files are uploaded files; checkpoints, logs and events are those of ended jobs, never a job's result or its last
+    event. With --dry-run and new rules, the rules are shown with their effect and not stored.
+    """
+    given = {"files": files, "checkpoints": checkpoints, "logs": logs, "events": events, "exports": exports}
+    changes = {kind: _days(kind, text) for kind, text in given.items() if text is not None}
+    if changes and project is None:
+        raise UsageError("Name the project whose rules to set: tunery retention PROJECT --files 90")
+    if changes:
+        found = client.post(f"{PROJECT.path}/{project}/retention_rules", {"rules": changes, "dry_run": dry_run})
+    else:
+        query = {} if project is None else {"project_id": project}
+        found = client.get("organization/retention_rules", include_due=dry_run, **query)
+    effect: Columns = {
+        "deletes now": ("due", lambda due: str(due["count"])),
+        "size": ("due", lambda due: size_text(due["size_bytes"])),
+    }
+    columns: Columns = {"project": "project", "kind": "kind", "days": "days", **(effect if dry_run else {})}
+    note = "Nothing was stored. Repeat the command without --dry-run to set the rules." if dry_run and changes else ""
+    return table(found["data"], columns, "No retention rules: nothing is deleted for its age.", note)
 
 
 def _settings(
@@ -150,31 +186,26 @@ def _settings(
     max_gpu_hours: str | None,
     max_requests: str | None,
     weight: float | None,
-) -> dict[str, int | float | None]:
-    settings: dict[str, int | float | None] = {}
-    for name, text, factors in (
-        ("max_stored_bytes", max_bytes, UNITS),
-        ("max_queued_jobs", max_queued, {"": 1}),
-        ("max_running_jobs", max_running, {"": 1}),
-        ("max_gpu_seconds_per_month", max_gpu_hours, {"": 3600}),
-        ("max_requests_per_second", max_requests, {"": 1}),
-    ):
-        if text is not None:
-            settings[name] = _parse_limit(name, text, factors)
-    if settings.get("max_requests_per_second") == 0:
-        raise UsageError("max_requests_per_second must be 1 or more. To block all requests, archive the project.")
-    if weight is not None:
-        from app.domain.jobs.spec import SHARE_WEIGHT
+) -> dict[str, Any]:
+    """The limits and the weight as the API takes them."""
+    from app.domain.jobs.bounds import SHARE_WEIGHT
 
-        if weight not in SHARE_WEIGHT:
-            raise UsageError(f"--share-weight {weight:g} is not a number {SHARE_WEIGHT}.")
-        settings["share_weight"] = weight
-    return settings
+    given = {
+        "max_stored_bytes": (max_bytes, UNITS),
+        "max_queued_jobs": (max_queued, {"": 1}),
+        "max_running_jobs": (max_running, {"": 1}),
+        "max_gpu_seconds_per_month": (max_gpu_hours, {"": 3600}),
+        "max_requests_per_second": (max_requests, {"": 1}),
+    }
+    if weight is not None and weight not in SHARE_WEIGHT:
+        raise UsageError(f"--share-weight {weight:g} is not a number {SHARE_WEIGHT}.")
+    limits = {name: _limit(name, text, factors) for name, (text, factors) in given.items() if text is not None}
+    return ({"limits": limits} if limits else {}) | ({} if weight is None else {"share_weight": weight})
 
 
-def _parse_limit(name: str, text: str, factors: dict[str, int]) -> int | None:
+def _limit(name: str, text: str, factors: dict[str, int]) -> int | None:
     """`500GB`, `12`, `1.5`, or `none`."""
-    if text.strip().lower() == NO_LIMIT:
+    if text.strip().lower() == NONE:
         return None
     digits = text.strip().rstrip("BKMGTbkmgt")
     factor = factors.get(text.strip()[len(digits) :].upper())
@@ -184,27 +215,32 @@ def _parse_limit(name: str, text: str, factors: dict[str, int]) -> int | None:
         value = -1
     if not 0 <= value < 1 << 63:
         units = f" with {', '.join(unit for unit in factors if unit)}" if len(factors) > 1 else ""
-        raise UsageError(f"{name}: {text!r} is not a limit. Give a number{units}, or {NO_LIMIT}.")
+        raise UsageError(f"{name}: {text!r} is not a limit. Give a number{units}, or {NONE}.")
     return value
 
 
-def _print(project: "ProjectRecord", as_json: bool) -> None:
-    if as_json:
-        print_json(_as_json(project))
-        return
-    print_line(project.id)
-    print_note(f"{project.name}: {_limits_text(project) or 'no limits'}, share weight {project.share_weight:g}")
+def _project(project: "Json") -> Result:
+    limits = _limits_text(project["limits"]) or "no limits"
+    return line(project, project["id"], f"{project['name']}: {limits}, share weight {project['share_weight']:g}")
 
 
-def _limits_text(project: "ProjectRecord") -> str:
-    return " ".join(f"{limit}={value}" for limit, value in project.limits.items() if value is not None)
+def _limits_text(limits: "Json") -> str:
+    return " ".join(f"{limit}={value}" for limit, value in limits.items() if value is not None)
 
 
-def _as_json(project: "ProjectRecord") -> dict[str, Any]:
-    return {
-        "id": project.id,
-        "name": project.name,
-        "archived": moment_text(project.archived_at) or None,
-        "limits": project.limits,
-        "share_weight": project.share_weight,
-    }
+def _jobs_text(usage: "Json") -> str:
+    return f"{usage['queued_jobs']} queued, {usage['running_jobs']} running"
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:.2f}"
+
+
+def _days(kind: str, text: str) -> int | None:
+    from app.domain.operations.retention import MAX_DAYS
+
+    if text.strip().lower() == NONE:
+        return None
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= MAX_DAYS):
+        raise UsageError(f"--{kind}: {text!r} is not a number of days. Give 1 to {MAX_DAYS}, or {NONE}.")
+    return int(text)

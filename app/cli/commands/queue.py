@@ -1,16 +1,16 @@
 """`tunery queue` and `tunery workers`: running and queued jobs with expected times, and the workers."""
 
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.cli.options import AsJson, with_administration, with_client
-from app.cli.output.console import duration_text, print_json, print_line, print_note, print_table, size_text, time_text
+from app.cli.options import with_client
+from app.cli.output.console import duration_text, print_note, size_text, time_text
+from app.cli.output.results import Columns, Result, print_rows, table
 
 if TYPE_CHECKING:
-    from app.cli.administration.records import Administration
-    from app.cli.client.http import Client
+    from app.cli.client.http import Client, Json
 
 commands = typer.Typer()
 
@@ -19,114 +19,78 @@ Limit = Annotated[int, typer.Option(min=1, max=1000, help="Maximum number of que
 
 @commands.command("queue")
 @with_client
-def show(client: "Client", limit: Limit = 50, as_json: AsJson = False) -> None:
+def show(client: "Client", limit: Limit = 50) -> Result:
     """Show running and queued jobs with position and expected start, and unfinished evaluations.
 
     Jobs of other projects are shown only as totals, unless you use an admin key.
     """
     queue = client.get("queue", limit=limit)
-    if as_json:
-        print_json(queue)
-        return
-    others, workers = queue["others"], queue["workers"]
-    print_note(f"{workers['busy']} of {workers['alive']} GPU workers are busy.")
     rows = [
-        [
-            job["id"],
-            "running",
-            "",
-            time_text(job["started_at"]),
-            _remaining_text(job["expected_finish"]),
-            _type_text(job),
-            "is being preempted" if job["gives_way"] else "",
-        ]
-        for job in queue["running"]
+        *({"status": "running"} | job for job in queue["running"]),
+        *({"status": "queued"} | job for job in queue["waiting"]),
+        *queue["evaluations"],
     ]
-    rows += [
-        [
-            job["id"],
-            "queued",
-            str(job["position"]),
-            time_text(job["expected_start"]),
-            duration_text(job["planned_seconds"]),
-            _type_text(job),
-            _reason_text(job),
-        ]
-        for job in queue["waiting"]
-    ]
-    rows += [
-        [
-            evaluation["id"],
-            evaluation["status"],
-            "",
-            time_text(evaluation["started_at"]),
-            duration_text(evaluation["estimated_seconds"]),
-            "evaluation",
-            _answers_text(evaluation),
-        ]
-        for evaluation in queue["evaluations"]
-    ]
-    columns = ["job", "status", "position", "start", "duration", "type", "reason"]
-    print_table(columns, rows, "This project has no running or queued jobs.")
-    if others["running"] or others["waiting"]:
-        print_note(f"Other projects: {others['running']} running, {others['waiting']} queued.")
+    columns: Columns = {
+        "job": "id",
+        "status": "status",
+        "position": "position",
+        "start": lambda row: time_text(row["expected_start"] if "expected_start" in row else row["started_at"]),
+        "duration": _duration_text,
+        "type": _type_text,
+        "reason": _reason_text,
+    }
+    others, workers = queue["others"], queue["workers"]
+
+    def show() -> None:
+        print_note(f"{workers['busy']} of {workers['alive']} GPU workers are busy.")
+        print_rows(rows, columns, "This project has no running or queued jobs.")
+        if others["running"] or others["waiting"]:
+            print_note(f"Other projects: {others['running']} running, {others['waiting']} queued.")
+
+    return Result(queue, show)
 
 
 @commands.command("workers")
 @with_client
-def list_workers(client: "Client", as_json: AsJson = False) -> None:
+def list_workers(client: "Client") -> Result:
     """List the live workers with device, models, labels and current job or evaluation."""
-    workers = client.get("workers")["data"]
-    if as_json:
-        print_json(workers)
-        return
-    rows = [
-        [
-            worker["name"] or worker["id"],
-            worker["queue"],
-            worker["status"],
-            _device_text(worker["device"]),
-            ", ".join(worker["models"]),
-            ", ".join(worker["labels"]),
-            worker["job_id"] or worker["evaluation_id"] or "",
-        ]
-        for worker in workers
-    ]
-    print_table(["worker", "queue", "status", "device", "models", "labels", "job"], rows, "No live workers.")
+    columns: Columns = {
+        "worker": lambda worker: worker["name"] or worker["id"],
+        "queue": "queue",
+        "status": "status",
+        "device": ("device", _device_text),
+        "models": ("models", ", ".join),
+        "labels": ("labels", ", ".join),
+        "job": lambda worker: worker["job_id"] or worker["evaluation_id"] or "",
+    }
+    return table(client.get("workers")["data"], columns, "No live workers.")
 
 
-@commands.command("allow-urgent")
-@with_administration
-def allow_urgent(
-    admin: "Administration",
-    project: Annotated[str, typer.Argument(help="Name or id of the project.", metavar="PROJECT")],
-    forbid: Annotated[bool, typer.Option("--forbid", help="Revoke the permission.")] = False,
-) -> None:
-    """Allow a project to create `urgent` jobs, which start before all others. For administrators."""
-    admin.allow_urgent(project, not forbid)
-    print_line(f"{project}: urgent jobs are {'refused' if forbid else 'allowed'}")
+def _duration_text(row: "Json") -> str:
+    """The remaining time of a running job, else the estimate."""
+    if "expected_finish" in row:
+        return duration_text(max(0, row["expected_finish"] - int(time.time())))
+    return duration_text(row["planned_seconds"] if "planned_seconds" in row else row["estimated_seconds"])
 
 
-def _remaining_text(finish_seconds: int) -> str:
-    """The time until `finish_seconds` (Unix time)."""
-    return duration_text(max(0, finish_seconds - int(time.time())))
+def _type_text(row: "Json") -> str:
+    if "answers" in row:
+        return "evaluation"
+    return "urgent" if row["urgent"] else f"priority {row['priority']}" if row["priority"] else ""
 
 
-def _reason_text(job: dict[str, Any]) -> str:
-    return "waiting for free disk space" if job.get("phase") == "waiting_for_storage" else job["waiting_for"] or ""
+def _reason_text(row: "Json") -> str:
+    if "answers" in row:
+        is_started = row["answers"] is not None
+        return (
+            f"{row['answers']} of {row['total_answers']} answers" if is_started else f"of {row['fine_tuning_job_id']}"
+        )
+    if "gives_way" in row:
+        return "is being preempted" if row["gives_way"] else ""
+    return "waiting for free disk space" if row.get("phase") == "waiting_for_storage" else row["waiting_for"] or ""
 
 
-def _answers_text(evaluation: dict[str, Any]) -> str:
-    if evaluation["answers"] is None:
-        return f"of {evaluation['fine_tuning_job_id']}"
-    return f"{evaluation['answers']} of {evaluation['total_answers']} answers"
-
-
-def _type_text(job: dict[str, Any]) -> str:
-    return "urgent" if job["urgent"] else f"priority {job['priority']}" if job["priority"] else ""
-
-
-def _device_text(device: dict[str, Any]) -> str:
+def _device_text(device: "Json") -> str:
     if device["name"] is None:
         return ""
     count = f"{device['count']} x " if device["count"] > 1 else ""

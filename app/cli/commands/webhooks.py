@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.options import AsJson, with_client
-from app.cli.output.console import print_json, print_line, print_note, print_table
+from app.cli.options import with_client
+from app.cli.output.results import Columns, Result, line, table
+from app.cli.resource import Resource
 
 if TYPE_CHECKING:
     from app.cli.client.http import Client
@@ -29,38 +30,47 @@ def create(
         list[str] | None,
         typer.Option(help="Event type; repeatable. Default: the job succeeded, failed or was cancelled."),
     ] = None,
-    as_json: AsJson = False,
-) -> None:
+) -> Result:
     """Create an endpoint and print its signing secret, which is shown only once."""
     endpoint = client.post("webhook_endpoints", {"name": name, "url": url, "event_types": event or DEFAULT_EVENTS})
-    if as_json:
-        print_json(endpoint)
-        return
-    print_line(endpoint["signing_secret"])
-    print_note(f"Save it: it is not shown again. Test the endpoint with `tunery webhooks test {endpoint['id']}`.")
+    note = f"Save it: it is not shown again. Test the endpoint with `tunery webhooks test {endpoint['id']}`."
+    return line(endpoint, endpoint["signing_secret"], note)
 
 
-@commands.command("list")
-@with_client
-def list_endpoints(client: "Client", as_json: AsJson = False) -> None:
-    """List the endpoints of the project."""
-    endpoints = list(client.pages("webhook_endpoints", limit=100))
-    if as_json:
-        print_json(endpoints)
-        return
-    columns = ["id", "name", "url", "status", "events"]
-    rows = [
-        [row["id"], row["name"], row["url"], _status_text(row), _events_text(row["event_types"])] for row in endpoints
-    ]
-    print_table(columns, rows, "No endpoints. Create one with `tunery webhooks create URL`.")
+def _status_text(endpoint: dict[str, Any]) -> str:
+    if not endpoint["enabled"]:
+        return f"disabled: {endpoint['disabled_reason']}"
+    return "failing" if endpoint["failing_since"] else "enabled"
+
+
+endpoints = Resource(commands, "webhook_endpoints", EndpointId)
+endpoints.add_list(
+    "List the endpoints of the project.",
+    {
+        "id": "id",
+        "name": "name",
+        "url": "url",
+        "status": _status_text,
+        "events": ("event_types", lambda names: ", ".join(each.removeprefix("fine_tuning.job.") for each in names)),
+    },
+    "No endpoints. Create one with `tunery webhooks create URL`.",
+)
+endpoints.add_delete("Delete an endpoint and its deliveries.")
+for name, text in {
+    "enable": "Enable an endpoint: pending and new events are sent.",
+    "disable": "Disable an endpoint: events are not sent.",
+}.items():
+    endpoints.add_change(
+        name, text, lambda endpoint: f"{endpoint['id']} {_status_text(endpoint)}", {"enabled": name == "enable"}
+    )
 
 
 @commands.command("events")
 @with_client
-def events(client: "Client") -> None:
+def events(client: "Client") -> Result:
     """List the event types."""
-    for name in client.get("webhook_event_types")["data"]:
-        print_line(name)
+    names = client.get("webhook_event_types")["data"]
+    return line(names, "\n".join(names))
 
 
 @commands.command("test")
@@ -69,10 +79,10 @@ def send_test(
     client: "Client",
     endpoint_id: EndpointId,
     event: Annotated[str, typer.Option(help="Event type of the sample.")] = DEFAULT_EVENTS[0],
-) -> None:
+) -> Result:
     """Send a sample event now and print the status code of the response."""
     response = client.post(f"webhook_endpoints/{endpoint_id}/test", {"event_type": event})
-    print_line(f"{endpoint_id} answered {response['status_code']}")
+    return line(response, f"{endpoint_id} answered {response['status_code']}")
 
 
 @commands.command("deliveries")
@@ -84,24 +94,27 @@ def deliveries(
         str | None, typer.Option(help="Only deliveries with this status: pending, delivered or failed.")
     ] = None,
     limit: Annotated[int, typer.Option(min=1, max=100, help="Maximum number of deliveries.")] = 20,
-    as_json: AsJson = False,
-) -> None:
+) -> Result:
     """List the deliveries to an endpoint with their results, newest first."""
     filters = {} if status is None else {"status": status}
+    columns: Columns = {
+        "id": "id",
+        "event": "event_type",
+        "object": ("data", lambda data: str(data.get("id", ""))),
+        "status": "status",
+        "attempts": "attempt_count",
+        "last response": ("attempts", lambda all: str(all[0]["status_code"] or all[0]["error"]) if all else ""),
+    }
     rows = client.get(f"webhook_endpoints/{endpoint_id}/deliveries", limit=limit, **filters)["data"]
-    if as_json:
-        print_json(rows)
-        return
-    columns = ["id", "event", "object", "status", "attempts", "last response"]
-    print_table(columns, [_cells(row) for row in rows], "No deliveries.")
+    return table(rows, columns, "No deliveries.")
 
 
 @commands.command("redeliver")
 @with_client
-def redeliver(client: "Client", endpoint_id: EndpointId, delivery_id: DeliveryId) -> None:
+def redeliver(client: "Client", endpoint_id: EndpointId, delivery_id: DeliveryId) -> Result:
     """Send an event again with the same id."""
     delivery = client.post(f"webhook_endpoints/{endpoint_id}/deliveries/{delivery_id}/redeliver")
-    print_line(f"{delivery['id']} {delivery['status']}")
+    return line(delivery, f"{delivery['id']} {delivery['status']}")
 
 
 @commands.command("rotate")
@@ -110,55 +123,8 @@ def rotate(
     client: "Client",
     endpoint_id: EndpointId,
     keep_old: Annotated[bool, typer.Option("--keep-old", help="Also sign with the old secret for 24 hours.")] = False,
-) -> None:
+) -> Result:
     """Create a new signing secret and print it; it is shown only once."""
     body = {"keep_old_secret_active_for_24_hours": keep_old}
-    print_line(client.post(f"webhook_endpoints/{endpoint_id}/rotate_secret", body)["signing_secret"])
-
-
-@commands.command("enable")
-@with_client
-def enable(client: "Client", endpoint_id: EndpointId) -> None:
-    """Enable an endpoint: pending and new events are sent."""
-    _set_enabled(client, endpoint_id, True)
-
-
-@commands.command("disable")
-@with_client
-def disable(client: "Client", endpoint_id: EndpointId) -> None:
-    """Disable an endpoint: events are not sent."""
-    _set_enabled(client, endpoint_id, False)
-
-
-@commands.command("delete")
-@with_client
-def delete(client: "Client", endpoint_id: EndpointId) -> None:
-    """Delete an endpoint and its deliveries."""
-    client.delete(f"webhook_endpoints/{endpoint_id}")
-    print_line(f"{endpoint_id} deleted")
-
-
-def _set_enabled(client: "Client", endpoint_id: str, enabled: bool) -> None:
-    print_line(f"{endpoint_id} {_status_text(client.post(f'webhook_endpoints/{endpoint_id}', {'enabled': enabled}))}")
-
-
-def _status_text(endpoint: dict[str, Any]) -> str:
-    if not endpoint["enabled"]:
-        return f"disabled: {endpoint['disabled_reason']}"
-    return "failing" if endpoint["failing_since"] else "enabled"
-
-
-def _events_text(names: list[str]) -> str:
-    return ", ".join(name.removeprefix("fine_tuning.job.") for name in names)
-
-
-def _cells(delivery: dict[str, Any]) -> list[str]:
-    last_attempt = delivery["attempts"][0] if delivery["attempts"] else None
-    return [
-        delivery["id"],
-        delivery["event_type"],
-        str(delivery["data"].get("id", "")),
-        delivery["status"],
-        str(delivery["attempt_count"]),
-        str(last_attempt["status_code"] or last_attempt["error"]) if last_attempt else "",
-    ]
+    endpoint = client.post(f"webhook_endpoints/{endpoint_id}/rotate_secret", body)
+    return line(endpoint, endpoint["signing_secret"])

@@ -89,7 +89,7 @@ def require_key_for_remote_access(sessions: Sessions, host: str) -> None:
         if not is_loopback(host) and not keys.has_usable_key(session):
             raise CannotStart(
                 f"This service has no API key, so it does not listen on {host}. Start it without --host, create a key "
-                "(`tunery keys create --project default --scope all --scope admin`), and start it again."
+                "(`tunery keys create --database --project default --scope all --scope admin`), and start it again."
             )
 
 

@@ -133,7 +133,8 @@ def child_environment(data_dir: Path, urls: Mapping[str, str]) -> dict[str, str]
         "REDIS_URL": urls.get("redis_url"),
         "TUNERY_WEB_URL": urls.get("web_url"),
     }
-    defaults = {"TUNERY_TRIAL_ANSWERS": "true"}  # for trying an adapter at once; a value of the user comes first
+    # for trying an adapter at once, and `tunery models add` of any directory; a value of the user comes first
+    defaults = {"TUNERY_TRIAL_ANSWERS": "true", "TUNERY_BASE_MODEL_DIRECTORIES": "/"}
     return {**defaults, **os.environ, **own, **{name: url for name, url in url_variables.items() if url}}
 
 

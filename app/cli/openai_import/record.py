@@ -1,93 +1,130 @@
-"""A reference set: each question of a file with the answer of a model at OpenAI, recorded once."""
+"""The directory of an import: what was read from OpenAI, and the record from which an interrupted import continues.
+
+DIRECTORY/
+  record.jsonl                            a line for each step: the id of a file or a job at OpenAI, and what is known
+  files/<id>/<name>                       the files
+  jobs/<id>.json                          the jobs
+  jobs/<id>.{events,checkpoints}.jsonl    their events and checkpoints
+"""
 
 from __future__ import annotations
 
+import fcntl
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from io import BytesIO
+import os
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from app.cli.errors import UsageError
-from app.cli.openai_import.source import AnswerRefused, OpenAISource
-from app.domain.datasets.jsonl import MAX_LINE_BYTES, Finding
-from app.domain.error_text.json_text import as_json
-from app.domain.evaluations.rows import EvaluationRow, read_rows
+from app.cli.openai_import.source import OpenAISource, Refused
+from app.cli.output.console import print_note, size_text
 
-ANSWER, MODEL, TOOL_CALLS = "recorded_answer", "recorded_model", "recorded_tool_calls"
+Json = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Recording:
-    """What a run has recorded: the number of new lines, and the prompts that OpenAI refused."""
+class ImportRecord:
+    """Facts about each id at OpenAI; a later line of the record adds to the earlier ones.
 
-    new_answers: int
-    refused: tuple[str, ...]
-
-
-def record(
-    source: OpenAISource, model: str, prompts: bytes, golden: Path, on_row: Callable[[int, int], None]
-) -> Recording:
-    """Append a line with the model's answer for each question that `golden` does not have.
-
-    The lines are those of `prompts` with two more fields; of equal prompts only the first one is sent. Raises
-    UsageError for an invalid line of `prompts` or `golden`, and errors of OpenAI that concern more than one question;
-    the answers up to then are in `golden`.
+    Of a file: its provenance, `tunery_file` (its id here) and `has_origin`. Of a job: `checked` (the request that was
+    checked) and `job` (its id here).
     """
-    rows: dict[str, EvaluationRow] = {}
-    for row in _read(prompts, "prompts"):
-        rows.setdefault(_key(row), row)
-    done = set(_recorded(golden, model)) if golden.exists() else set()
-    waiting = [row for key, row in rows.items() if key not in done]
-    refused = []
-    with golden.open("a", encoding="utf-8") as out:
-        for number, row in enumerate(waiting):
-            on_row(len(rows) - len(waiting) + number, len(rows))
-            try:
-                line = _answered(source, model, row)
-            except AnswerRefused as error:
-                refused.append(f"line {row.line}: {error}")
-                continue
-            out.write(json.dumps(line, ensure_ascii=False) + "\n")
-            out.flush()
-    return Recording(len(waiting) - len(refused), tuple(refused))
 
-
-def _answered(source: OpenAISource, model: str, row: EvaluationRow) -> dict[str, Any]:
-    messages = row.messages or ({"role": "user", "content": row.prompt},)
-    prompt = [{key: value for key, value in each.items() if key != "weight"} for each in messages]
-    answer = source.answer(model, prompt, row.tools)
-    line = {**row.item, ANSWER: (answer.get("content") or answer.get("refusal") or "").strip(), MODEL: model}
-    return line | ({TOOL_CALLS: answer["tool_calls"]} if answer.get("tool_calls") else {})
-
-
-def _recorded(golden: Path, model: str) -> Iterator[str]:
-    """The keys of the questions that the file has. Raises UsageError for a line with no answer of `model`."""
-    for row in _read(_complete_lines(golden), str(golden)):
-        if row.item.get(MODEL) != model:
+    def __init__(self, root: Path, say: Callable[[str], None] = print_note) -> None:
+        """`say` gets what OpenAI does not return. Raises UsageError while another import uses the directory: both would
+        create the same jobs.
+        """
+        self._root, self._say = root, say
+        root.mkdir(parents=True, exist_ok=True)
+        self._lock = (root / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.close()
             raise UsageError(
-                f"{golden} has answers of one model, and line {row.line} has {MODEL} {as_json(row.item.get(MODEL))}, "
-                f"not {as_json(model)}. Give --record a file for each model."
-            )
-        yield _key(row)
+                f"Another import uses {root}. Wait until it has ended, or choose another --directory."
+            ) from None
+        self.facts: dict[str, Json] = {}
+        for line in complete_lines(root / "record.jsonl").splitlines():
+            row = json.loads(line)
+            self.of(row.pop("id")).update(row)
+        self._out = (root / "record.jsonl").open("a", encoding="utf-8")
+        if not self.facts and (root / "state.json").exists():  # of an earlier release
+            for facts_by_id in json.loads((root / "state.json").read_text(encoding="utf-8")).values():
+                for openai_id, facts in facts_by_id.items():
+                    self.add(openai_id, **facts)
+
+    def close(self) -> None:
+        self._out.close()
+        self._lock.close()
+
+    def of(self, openai_id: str) -> Json:
+        return self.facts.setdefault(openai_id, {})
+
+    def add(self, openai_id: str, **facts: Any) -> Json:
+        """Record a step, on the disk before the next one; all facts of the id."""
+        self._out.write(json.dumps({"id": openai_id, **facts}, ensure_ascii=False) + "\n")
+        self._out.flush()
+        os.fsync(self._out.fileno())
+        self.of(openai_id).update(facts)
+        return self.of(openai_id)
+
+    def file_path(self, file_id: str, filename: str) -> Path:
+        name = Path(filename).name
+        return self._root / "files" / Path(file_id).name / ("file" if name in ("", "..") else name)
+
+    def save_file(self, source: OpenAISource, file_id: str, listed: Json | None = None) -> Json:
+        """Download a file unless that has been done; its facts. Raises Refused."""
+        saved = self.of(file_id)
+        if "filename" in saved and self.file_path(file_id, saved["filename"]).is_file():
+            return saved
+        file = listed or source.file(file_id)
+        path = self.file_path(file_id, file["filename"])
+        print_note(f"Downloading {file_id} ({file['filename']}, {size_text(file['bytes'])})")
+        provenance = {key: file[key] for key in ("filename", "bytes", "created_at", "purpose")}
+        sha256 = source.download(file_id, path)
+        return self.add(file_id, **provenance, sha256=sha256, path=str(path), saved_at=int(time.time()))
+
+    def save_files(self, source: OpenAISource, files: Mapping[str, Json | None]) -> None:
+        """Save files, given as {id: the listed object, if there is one}, unless OpenAI does not return them."""
+        for file_id, listed in files.items():
+            try:
+                self.save_file(source, file_id, listed)
+            except Refused as error:
+                self._say(f"{file_id}: not saved, OpenAI does not return it ({error})")
+
+    def save_job(self, source: OpenAISource, job: Json) -> None:
+        """Save a job with its events, checkpoints and result files, unless it is saved as it is now."""
+        path = self._root / "jobs" / f"{job['id']}.json"
+        text = json.dumps(job, indent=2, ensure_ascii=False) + "\n"
+        has_changed = not path.exists() or path.read_text(encoding="utf-8") != text
+        for kind, read in {"events": source.events, "checkpoints": source.checkpoints}.items():
+            if not has_changed and path.with_suffix(f".{kind}.jsonl").exists():
+                continue
+            try:
+                lines = [json.dumps(each, ensure_ascii=False) + "\n" for each in read(job["id"])]
+            except Refused as error:
+                self._say(f"{job['id']}: {kind} not saved, OpenAI does not return them ({error})")
+            else:
+                _write(path.with_suffix(f".{kind}.jsonl"), "".join(lines))
+        if has_changed:
+            _write(path, text)
+        self.save_files(source, dict.fromkeys(job.get("result_files") or ()))
 
 
-def _read(content: bytes, name: str) -> Iterator[EvaluationRow]:
-    for row in read_rows(BytesIO(content), MAX_LINE_BYTES):
-        if isinstance(row, Finding):
-            raise UsageError(f"{name}: {row}.")
-        yield row
-
-
-def _complete_lines(path: Path) -> bytes:
+def complete_lines(path: Path) -> bytes:
     """The lines of a file without a last one that was interrupted, which is removed from the file."""
-    content = path.read_bytes()
+    content = path.read_bytes() if path.exists() else b""
     complete = content[: content.rfind(b"\n") + 1]
     if complete != content:
-        path.write_bytes(complete)
+        os.truncate(path, len(complete))
     return complete
 
 
-def _key(row: EvaluationRow) -> str:
-    return json.dumps([row.messages, row.tools, row.prompt], sort_keys=True)
+def _write(path: Path, text: str) -> None:
+    """Write a file completely or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

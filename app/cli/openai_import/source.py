@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,15 @@ KEY_VARIABLE = "OPENAI_API_KEY"
 OPENAI_URL = "https://api.openai.com/v1"
 TUNERY_KEY_PREFIX = "tnry_"
 MAX_RETRIES = 8  # the client waits as long as `retry-after` says, up to two minutes each time
-ONE_REQUEST_STATUSES = (400, 413, 422)  # they concern one request, and the next one may succeed
+REFUSED = (400, 413, 422)  # they concern one request, and the next one may succeed
+GONE = (*REFUSED, 404, 410)  # a file or a job that is gone; a model that does not exist concerns every prompt
+AGAIN = "Run the command again to continue."
 PAGE = 100
 CHUNK_BYTES = 1 << 20
 
 
-class NotReturned(Exception):
-    """OpenAI does not return a file or a list of a job, which may be deleted; the message is OpenAI's."""
-
-
-class AnswerRefused(Exception):
-    """OpenAI refused one prompt; the message is OpenAI's."""
+class Refused(Exception):
+    """OpenAI does not return one file or one list, or refuses one prompt; the message is OpenAI's."""
 
 
 class OpenAISource:
@@ -41,48 +39,41 @@ class OpenAISource:
         if not key or key.startswith(TUNERY_KEY_PREFIX):
             seen = "is a key of Tunery" if key else "is not set"
             raise UsageError(f"{KEY_VARIABLE} {seen}; set it to a key of your organization at OpenAI that may read.")
-        self._openai = openai
+        self._openai: Any = openai
         self._client = openai.OpenAI(api_key=key, base_url=base_url, max_retries=MAX_RETRIES)
 
     def close(self) -> None:
         self._client.close()
 
-    def jobs(self) -> Iterator[Json]:
+    def jobs(self) -> list[Json]:
         """Every fine-tuning job, newest first."""
-        with self._errors("list fine-tuning jobs"):
-            for job in self._client.fine_tuning.jobs.list(limit=PAGE):
-                yield job.to_dict(mode="json")
+        return self._listed("list fine-tuning jobs", lambda: self._client.fine_tuning.jobs.list(limit=PAGE), ())
 
     def events(self, job_id: str) -> list[Json]:
-        """The events of a job, newest first. Raises NotReturned."""
-        with self._errors(f"list the events of {job_id}"), self._refusals(NotReturned):
-            return [each.to_dict(mode="json") for each in self._client.fine_tuning.jobs.list_events(job_id, limit=PAGE)]
+        """The events of a job, newest first. Raises Refused."""
+        jobs = self._client.fine_tuning.jobs
+        return self._listed(f"list the events of {job_id}", lambda: jobs.list_events(job_id, limit=PAGE))
 
     def checkpoints(self, job_id: str) -> list[Json]:
-        """The checkpoints of a job, newest first. Raises NotReturned."""
-        with self._errors(f"list the checkpoints of {job_id}"), self._refusals(NotReturned):
-            checkpoints = self._client.fine_tuning.jobs.checkpoints.list(job_id, limit=PAGE)
-            return [each.to_dict(mode="json") for each in checkpoints]
+        """The checkpoints of a job, newest first. Raises Refused."""
+        checkpoints = self._client.fine_tuning.jobs.checkpoints
+        return self._listed(f"list the checkpoints of {job_id}", lambda: checkpoints.list(job_id, limit=PAGE))
 
-    def training_files(self) -> Iterator[Json]:
+    def training_files(self) -> list[Json]:
         """Every file with purpose fine-tune."""
-        with self._errors("list files"):
-            for file in self._client.files.list(purpose="fine-tune"):
-                yield file.to_dict(mode="json")
+        return self._listed("list files", lambda: self._client.files.list(purpose="fine-tune"), ())
 
     def file(self, file_id: str) -> Json:
-        """Raises NotReturned."""
-        with self._errors(f"read {file_id}"), self._refusals(NotReturned):
-            return self._client.files.retrieve(file_id).to_dict(mode="json")
+        """Raises Refused."""
+        return self._listed(f"read {file_id}", lambda: [self._client.files.retrieve(file_id)])[0]
 
     def download(self, file_id: str, path: Path) -> str:
-        """Write the content to `path`, completely or not at all, and return its SHA-256. Raises NotReturned."""
+        """Write the content to `path`, completely or not at all, and return its SHA-256. Raises Refused."""
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.part")
         digest = hashlib.sha256()
         with (
-            self._errors(f"download {file_id}"),
-            self._refusals(NotReturned),
+            self._errors(f"download {file_id}", GONE),
             self._client.files.with_streaming_response.content(file_id) as response,
             temporary.open("wb") as out,
         ):
@@ -93,55 +84,39 @@ class OpenAISource:
         return digest.hexdigest()
 
     def answer(self, model: str, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any]) -> Json:
-        """The message with which a model answers. Raises AnswerRefused."""
-        given: Json = {"tools": list(tools)} if tools else {}
-        request: Json = {"model": model, "messages": list(messages), "temperature": 0, **given}
-        with self._errors(f"ask {model}"), self._refusals(AnswerRefused):
+        """The message with which a model answers. Raises Refused."""
+        request: Json = {"model": model, "messages": list(messages), "temperature": 0}
+        request |= {"tools": list(tools)} if tools else {}
+        with self._errors(f"ask {model}", REFUSED):
             completion: Any = self._client.chat.completions.create(**request)
         choice = completion.choices[0]
         if choice.finish_reason == "content_filter":
-            raise AnswerRefused("the content filter cut the answer.")
+            raise Refused("the content filter cut the answer.")
         return dict(choice.message.to_dict(mode="json"))
 
-    @contextmanager
-    def _refusals(self, kind: type[NotReturned | AnswerRefused]) -> Iterator[None]:
-        """Raise errors that concern this request only as `kind`. A model that does not exist concerns every prompt."""
-        statuses = ONE_REQUEST_STATUSES if kind is AnswerRefused else (*ONE_REQUEST_STATUSES, 404, 410)
-        errors: Any = self._openai
-        try:
-            yield
-        except errors.APIStatusError as error:
-            if error.status_code not in statuses:
-                raise
-            raise kind(_message(error)) from error
+    def _listed(self, action: str, request: Callable[[], Iterable[Any]], refused: Collection[int] = GONE) -> list[Json]:
+        with self._errors(action, refused):
+            return [each.to_dict(mode="json") for each in request()]
 
     @contextmanager
-    def _errors(self, action: str) -> Iterator[None]:
-        """Raise errors of the client as CliError: what was refused, and what to do."""
-        openai_errors: Any = self._openai
+    def _errors(self, action: str, refused: Collection[int]) -> Iterator[None]:
+        """Raise errors of the client as CliError: what failed, and what to do; `refused` statuses as Refused."""
         try:
             yield
-        except (openai_errors.AuthenticationError, openai_errors.PermissionDeniedError) as error:
-            text = f"OpenAI refused to {action}: {_message(error)} Use a key that may read files and fine-tuning jobs."
-            raise AccessDenied(text) from None
-        except openai_errors.APIStatusError as error:
-            raise CliError(
-                f"OpenAI could not {action} ({error.status_code}): {_message(error)} Run the command again to continue."
-            ) from None
-        except openai_errors.APIConnectionError as error:
-            reason = error.__cause__ or error
-            raise ServiceUnreachable(
-                f"Lost the connection to OpenAI while trying to {action} ({reason}). Run the command again to continue."
-            ) from None
+        except self._openai.APIStatusError as error:
+            body = error.body if isinstance(error.body, dict) else {}
+            message = str(body.get("message") or error.message)  # some versions of the client put a code before it
+            if error.status_code in refused:
+                raise Refused(message) from error
+            if error.status_code in (401, 403):
+                text = f"OpenAI refused to {action}: {message} Use a key that may read files and fine-tuning jobs."
+                raise AccessDenied(text) from None
+            raise CliError(f"OpenAI could not {action} ({error.status_code}): {message} {AGAIN}") from None
         except Exception as error:
-            if type(error).__module__.split(".")[0] not in ("httpx2", "httpcore2"):
+            is_stream = type(error).__module__.split(".")[0] in ("httpx2", "httpcore2")  # that broke off
+            if not is_stream and not isinstance(error, self._openai.APIConnectionError):
                 raise
-            raise ServiceUnreachable(  # a stream that broke off
-                f"Lost the connection to OpenAI while trying to {action} ({error}). Run the command again to continue."
+            reason = error if is_stream else error.__cause__ or error
+            raise ServiceUnreachable(
+                f"Lost the connection to OpenAI while trying to {action} ({reason}). {AGAIN}"
             ) from None
-
-
-def _message(error: Any) -> str:
-    """OpenAI's own message, without the code that some versions of the client put before it."""
-    body = error.body if isinstance(error.body, dict) else {}
-    return str(body.get("message") or error.message)

@@ -99,10 +99,6 @@ def time_text(seconds: int | None) -> str:
     return "" if seconds is None else datetime.fromtimestamp(seconds, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
-def moment_text(moment: datetime | None) -> str:
-    return "" if moment is None else moment.astimezone().isoformat(sep=" ", timespec="seconds")
-
-
 def duration_text(seconds: float | None) -> str:
     """80 -> 1:20, 3725 -> 1:02:05."""
     if seconds is None:

@@ -89,7 +89,7 @@ def commands() -> list[list[str]]:
 
 @pytest.mark.parametrize("have_answers", [True, False], ids=["expected answers", "prompts only"])
 def test_every_command_runs_in_the_order_of_the_page(
-    tunery: Tunery, account: StandInOpenAI, job: Job, evaluating_worker: None, tmp_path: Path,
+    operator: Tunery, account: StandInOpenAI, job: Job, evaluating_worker: None, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, have_answers: bool,
 ) -> None:  # fmt: skip
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
@@ -107,10 +107,10 @@ def test_every_command_runs_in_the_order_of_the_page(
         assert words[0] == "tunery", words
         arguments = [job.id if word == "JOB" else word for word in words[1:]]
         more = ["--openai-url", account.url] if arguments[:2] == ["import", "openai"] else []
-        done[" ".join(words)] = result = tunery(*arguments, *more)
+        done[" ".join(words)] = result = operator(*arguments, *more)
         assert result.exit_code == 0, f"{words}: {result.err}{result.out}"
     assert len(done) >= 8
-    (imported, *others) = tunery("jobs", "list", "--json").json
+    (imported, *others) = operator("jobs", "list", "--json").json
     assert (imported["model"], imported["metadata"]["openai_job"]) == (BASE, "ftjob-aaaa")
     assert imported["file_origins"]["training_file"]["id"] == "file-train"
     assert [each["id"] for each in others] == [job.id]
@@ -123,12 +123,12 @@ def test_every_command_runs_in_the_order_of_the_page(
 
 
 def test_the_diff_is_one_line_of_a_script_that_runs(
-    live_server: LiveServer, api_key: str, tunery: Tunery, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    live_server: LiveServer, api_key: str, operator: Tunery, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     Path("train.jsonl").write_bytes(chat_lines(12))
-    tunery("models", "alias", "gpt-4o-mini-2024-07-18", BASE)
+    operator("models", "alias", "gpt-4o-mini-2024-07-18", BASE)
     (diff,) = DIFF.findall(PAGE)
     lines = diff.splitlines()
     assert [line[0] for line in lines if line and line[0] in "+-"] == ["-", "+"]

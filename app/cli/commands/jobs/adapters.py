@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from app.cli.client.references import JobWithResult
-from app.cli.client.service_discovery import job_path
+from app.cli.client.references import JobWithResult, job_path
 from app.cli.client.transfers import download_with_resume, unpack, verify_archive
 from app.cli.errors import CliError, NotFoundError, UsageError
-from app.cli.options import AsJson, with_client
+from app.cli.options import with_client
 from app.cli.output.compare import DEFAULT_PROMPT_COUNT, compare, print_comparison, read_examples
-from app.cli.output.console import print_json, print_line, print_note, size_text, stderr_console
+from app.cli.output.console import size_text, stderr_console
 from app.cli.output.progress import bytes_bar, is_finished
 from app.domain.evaluations.spec import precision_text
+from app.cli.output.results import Result, line
+from app.domain.evaluations.precision import precision_text
 from app.domain.jobs.states import ExitCode
 from app.system.model_files import hash_directory
 
@@ -31,6 +32,8 @@ commands = typer.Typer(no_args_is_help=True, help="Trained adapters.")
 MERGER = "worker.trainer.merge"  # runs in a child process: the CLI never imports torch
 MERGER_USAGE_ERRORS = (ExitCode.BAD_SPEC, ExitCode.OTHER_BASE)
 DIGEST_CHARACTERS_IN_NAME = 12  # a partial file is never continued with the bytes of another archive
+CheckpointStep = Annotated[int | None, typer.Option(help="The step of a kept checkpoint, instead of the end.")]
+Base = Annotated[Path, typer.Option("--base", help="The base model's directory, as it was registered.")]
 
 
 class ArchiveSource(NamedTuple):
@@ -55,18 +58,15 @@ def download_adapter(
     directory: Annotated[
         Path | None, typer.Option("--output", "-o", help="Output directory; must not exist. Default: ./<job id>")
     ] = None,
-    checkpoint: Annotated[int | None, typer.Option(help="The step of a kept checkpoint, instead of the end.")] = None,
-    as_json: AsJson = False,
-) -> None:
+    checkpoint: CheckpointStep = None,
+) -> Result:
     """Download and verify an adapter, and print its directory. An interrupted download is resumed."""
     default_name = job_id if checkpoint is None else f"{job_id}-step-{checkpoint}"
     done = download(client, job_id, directory or Path(default_name), checkpoint)
     files = done.manifest["files"]
-    if as_json:
-        print_json({"directory": str(done.directory), **done.source._asdict(), "files": files})
-        return
-    print_line(str(done.directory))
-    print_note(f"Verified {len(files)} files, {size_text(done.source.size_bytes)}, SHA-256 {done.source.sha256}.")
+    value = {"directory": str(done.directory), **done.source._asdict(), "files": files}
+    note = f"Verified {len(files)} files, {size_text(done.source.size_bytes)}, SHA-256 {done.source.sha256}."
+    return line(value, str(done.directory), note)
 
 
 @commands.command("merge")
@@ -74,11 +74,10 @@ def download_adapter(
 def merge_adapter(
     client: "Client",
     job_id: JobWithResult,
-    base: Annotated[Path, typer.Option("--base", help="The base model's directory, as it was registered.")],
+    base: Base,
     directory: Annotated[Path, typer.Option("--to", help="Output directory for the merged model; must not exist.")],
-    checkpoint: Annotated[int | None, typer.Option(help="The step of a kept checkpoint, instead of the end.")] = None,
-    as_json: AsJson = False,
-) -> None:
+    checkpoint: CheckpointStep = None,
+) -> Result:
     """Download an adapter and merge it into its base model on this machine. The result needs no PEFT."""
     if directory.exists():
         raise UsageError(f"{directory} already exists. Choose another directory with --to, or remove it.")
@@ -86,11 +85,8 @@ def merge_adapter(
     with tempfile.TemporaryDirectory(prefix=".merge-", dir=directory.parent) as temporary:
         adapter = download(client, job_id, Path(temporary) / "adapter", checkpoint)
         merged = _merge(base, adapter.directory, directory)
-    if as_json:
-        print_json(merged)
-        return
-    print_line(str(directory))
-    print_note(f"The adapter changed {merged['changed']} of the base model's {merged['tensors']} tensors.")
+    note = f"The adapter changed {merged['changed']} of the base model's {merged['tensors']} tensors."
+    return line(merged, str(directory), note)
 
 
 @commands.command("compare")
@@ -98,7 +94,7 @@ def merge_adapter(
 def compare_answers(
     client: "Client",
     job_id: JobWithResult,
-    base: Annotated[Path, typer.Option("--base", help="The base model's directory, as it was registered.")],
+    base: Base,
     prompts: Annotated[
         Path,
         typer.Option(
@@ -108,9 +104,8 @@ def compare_answers(
     limit: Annotated[
         int, typer.Option(min=1, help="Number of prompts, from the start of the file.")
     ] = DEFAULT_PROMPT_COUNT,
-    checkpoint: Annotated[int | None, typer.Option(help="The step of a kept checkpoint, instead of the end.")] = None,
-    as_json: AsJson = False,
-) -> None:
+    checkpoint: CheckpointStep = None,
+) -> Result:
     """Compare the answers of the base model and of the adapter to held-out prompts, on this machine."""
     examples = read_examples(prompts, limit)
     with tempfile.TemporaryDirectory(prefix="tunery-compare-") as temporary:
@@ -118,12 +113,8 @@ def compare_answers(
         _require_trained_base(base, adapter.manifest)
         with stderr_console().status("generating the answers of the base model and of the adapter"):
             answers = compare(base, adapter.directory, examples)
-    if as_json:
-        print_json([asdict(answer) for answer in answers])
-    else:
-        print_comparison(
-            answers, "Held-out prompts, base model in " + precision_text(adapter.manifest.get("quantization"))
-        )
+    title = "Held-out prompts, base model in " + precision_text(adapter.manifest.get("quantization"))
+    return Result([asdict(answer) for answer in answers], lambda: print_comparison(answers, title))
 
 
 def download(client: "Client", job_id: str, directory: Path, checkpoint: int | None = None) -> Download:
@@ -179,7 +170,7 @@ def _adapter_source(client: "Client", job_id: str) -> ArchiveSource:
 
 
 def _checkpoint_source(client: "Client", job_id: str, step: int) -> ArchiveSource:
-    checkpoints = list(islice(client.pages(job_path(job_id, "checkpoints"), 100), 100))
+    checkpoints = list(islice(client.pages(job_path(job_id, "checkpoints")), 100))
     checkpoint = next((row for row in checkpoints if row["step_number"] == step), None)
     if checkpoint is None:
         steps = ", ".join(str(row["step_number"]) for row in checkpoints) or "none"

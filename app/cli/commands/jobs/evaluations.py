@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.client.references import FILE, JobWithResult, resolve_id
-from app.cli.client.service_discovery import file_path, job_path
+from app.cli.client.references import FILE, JobWithResult, file_path, job_path, resolve_id
 from app.cli.client.transfers import is_path, upload_with_progress
 from app.cli.errors import CliError, UsageError
-from app.cli.options import AsJson, with_client
+from app.cli.options import with_client
 from app.cli.output.compare import AnswerComparison, print_answers
-from app.cli.output.console import print_json, print_line, print_note, print_table
+from app.cli.output.console import print_line, print_note, print_table
+from app.cli.output.results import Result, line
 
 if TYPE_CHECKING:
     from app.cli.client.http import Client
@@ -67,8 +67,7 @@ def evaluate(
     report: Annotated[Path | None, typer.Option(help="Write the report in Markdown to this path.")] = None,
     results: Annotated[Path | None, typer.Option(help="Write the results per row (JSONL) to this path.")] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Print the id without waiting for the result.")] = False,
-    as_json: AsJson = False,
-) -> None:
+) -> Result:
     """Evaluate an adapter: base model and adapter answer held-out rows, graders score the answers.
 
     Example: tunery eval @last --file heldout.jsonl --label label
@@ -91,12 +90,7 @@ def evaluate(
         for path, key in ((report, "report_file"), (results, "results_file")):
             if path is not None:
                 path.write_text(client.text(file_path(evaluation[key], "content")), encoding="utf-8")
-    if as_json:
-        print_json(evaluation)
-    elif detach:
-        print_line(evaluation["id"])
-    else:
-        _print_summary(evaluation)
+    return line(evaluation, evaluation["id"]) if detach else Result(evaluation, lambda: _print_summary(evaluation))
 
 
 @commands.command("compare")
@@ -109,8 +103,7 @@ def compare(
     max_new_tokens: MaxNewTokens = None,
     sixteen_bit: SixteenBit = False,
     checkpoint: Checkpoint = None,
-    as_json: AsJson = False,
-) -> None:
+) -> Result:
     """Show the answers of base model and adapter to a few prompts, side by side. A GPU worker generates them.
 
     Example: tunery compare @last --prompt "My card has not arrived."
@@ -129,14 +122,12 @@ def compare(
         client.delete(file_path(evaluation["file"]))
     lines = client.text(file_path(evaluation["results_file"], "content")).split("\n")
     answers = [json.loads(line) for line in lines if line]
-    if as_json:
-        print_json({"precision": evaluation["precision"], "answers": answers})
-        return
     rows_shown = [
         AnswerComparison(row["question"], "", row["answers"]["base"]["text"], row["answers"]["adapter"]["text"])
         for row in answers
     ]
-    print_answers(rows_shown, f"The base model answered in {evaluation['precision']}")
+    value = {"precision": evaluation["precision"], "answers": answers}
+    return Result(value, lambda: print_answers(rows_shown, f"The base model answered in {evaluation['precision']}"))
 
 
 def _graders(

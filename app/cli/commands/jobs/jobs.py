@@ -1,4 +1,4 @@
-"""`tunery jobs`: create, list, show, watch, change and end fine-tuning jobs."""
+"""`tunery jobs`: create, plan, clone, list, show, compare, change and end fine-tuning jobs."""
 
 import math
 from datetime import datetime
@@ -6,36 +6,29 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.client.job_request import build_update_body
-from app.cli.client.references import JobId
-from app.cli.client.service_discovery import job_path
+from app.cli.client.references import JOB, REFERENCE_FORMS, JobId, job_path
 from app.cli.client.transfers import uploaded_files
+from app.cli.commands.files import lines_text, print_warnings
 from app.cli.commands.jobs.progress import raise_unless_succeeded, watch_or_detach
-from app.cli.job_options import (
-    Metadata,
-    Priority,
-    with_job_body,
-)
+from app.cli.errors import ExitCode
+from app.cli.job_options import Metadata, Priority, build_update_body, with_job_body
 from app.cli.options import AsJson, with_client
-from app.cli.output.console import (
-    duration_text,
-    print_fields,
-    print_json,
-    print_line,
-    print_note,
-    print_table,
-    size_text,
-    time_text,
-)
+from app.cli.output.console import duration_text, print_json, print_line, print_note, size_text, time_text
 from app.cli.output.progress import Losses, numbers_text, status_text
 from app.domain.jobs.states import training_seconds
+from app.cli.output.results import Columns, Result, fields, line, print_rows, table
+from app.cli.resource import Resource
+from app.domain.jobs.training_time import training_seconds
 
 if TYPE_CHECKING:
-    from app.cli.client.http import Client
+    from app.cli.client.http import Client, Json
 
 commands = typer.Typer(no_args_is_help=True, help="Fine-tuning jobs.")
 
 EVENTS_PER_PAGE = 1000
+SECTIONS = ("data", "config", "environment", "result")  # of a comparison
+DIGEST_CHARACTERS = 12
+MAX_CHARACTERS = 60
 MAIN_SETTINGS = (  # shown first
     "r",
     "alpha",
@@ -96,7 +89,52 @@ CreatedBefore = Annotated[
 )
 def create(client: "Client", body: dict[str, Any], follow: Follow = False, as_json: AsJson = False) -> None:
     """Create a job and print its id. Omitted settings are resolved by the server from the data and the base model."""
-    create_and_watch(client, "fine_tuning/jobs", body, follow, as_json)
+    _create_and_watch(client, "fine_tuning/jobs", body, follow, as_json)
+
+
+@commands.command("clone")
+@with_client
+@with_job_body(
+    "model",
+    "training_file",
+    "validation_file",
+    "suffix",
+    "seed",
+    "n_epochs",
+    "batch_size",
+    "learning_rate",
+    "lora.r",
+    "lora.alpha",
+    "lora.target_modules",
+    "metadata",
+    "urgent",
+    is_clone=True,
+)
+def clone(
+    client: "Client", job_id: JobId, body: dict[str, Any], follow: Follow = False, as_json: AsJson = False
+) -> None:
+    """Create a job with the settings of another and print its id. Options override the copied settings."""
+    _create_and_watch(client, job_path(job_id, "clone"), body, follow, as_json)
+
+
+@commands.command("plan")
+@with_client
+@with_job_body(
+    "model",
+    "training_file",
+    "validation_file",
+    "seed",
+    "n_epochs",
+    "batch_size",
+    "lora.r",
+    "lora.target_modules",
+)
+def plan(client: "Client", body: dict[str, Any]) -> Result:
+    """Estimate a job: tokens, steps, memory and time on each device. Exits with 1 if no device has enough memory."""
+    with uploaded_files(client, body, keep=False) as sent:
+        estimate = client.post("fine_tuning/jobs/plan", sent)
+    has_room = estimate["verdict"] != "no_device_fits"
+    return Result(estimate, lambda: _print_estimate(estimate), None if has_room else typer.Exit(ExitCode.FAILED))
 
 
 @commands.command("list")
@@ -110,44 +148,64 @@ def list_jobs(
     all_projects: Annotated[
         bool, typer.Option("--all-projects", help="Jobs of all projects; requires an admin key.")
     ] = False,
-    as_json: AsJson = False,
-) -> None:
+) -> Result:
     """List the project's jobs, newest first."""
     filters = {"status": status, "created_after": created_after, "created_before": created_before}
-    query = {name: value for name, value in filters.items() if value}
+    query: dict[str, Any] = {name: value for name, value in filters.items() if value}
     path = "organization/jobs" if all_projects else "fine_tuning/jobs"
-    jobs, has_more = client.first_items(path, limit, max_page=100, **query)
+    jobs, has_more = client.first_items(path, limit, **query)
     if has_more:
         print_note(f"Shows the newest {limit} jobs; use --limit to show more.")
-    if as_json:
-        print_json(jobs)
-        return
-    rows = [
-        [
-            job["id"],
-            *([job["project_id"]] if all_projects else []),
-            status_text(job),
-            _step_text(job),
-            time_text(job["created_at"]),
-            job["model"],
-            job.get("fine_tuned_model") or "",
-        ]
-        for job in jobs
-    ]
-    columns = ["id", *(["project"] if all_projects else []), "status", "step", "created", "model", "fine-tuned model"]
-    empty = "No jobs match." if query else "No jobs. Create one with `tunery jobs create`."
-    print_table(columns, rows, empty)
+    columns: Columns = {
+        "id": "id",
+        **({"project": "project_id"} if all_projects else {}),
+        "status": status_text,
+        "step": ("progress", _step_text),
+        "created": ("created_at", time_text),
+        "model": "model",
+        "fine-tuned model": "fine_tuned_model",
+    }
+    return table(jobs, columns, "No jobs match." if query else "No jobs. Create one with `tunery jobs create`.")
 
 
 @commands.command("get")
 @with_client
-def get(client: "Client", job_id: JobId, as_json: AsJson = False) -> None:
+def get(client: "Client", job_id: JobId) -> Result:
     """Show one job."""
-    job = client.get(job_path(job_id))
-    if as_json:
-        print_json(job)
-    else:
-        print_fields(_fields(job))
+    return fields(client.get(job_path(job_id)), _fields())
+
+
+@commands.command("diff")
+@with_client
+def diff(
+    client: "Client",
+    job_id: JobId,
+    other: Annotated[str, typer.Argument(help=f"Job to compare with: {REFERENCE_FORMS}.", metavar="OTHER"), JOB],
+    show_all: Annotated[bool, typer.Option("--all", help="Show equal values too.")] = False,
+) -> Result:
+    """Show the differences of two jobs: data, configuration, environment, result."""
+    comparison = client.get(job_path(job_id, "diff"), **{"with": other})
+    rows = [
+        row | {"section": section}
+        for section in SECTIONS
+        for row in comparison[section]["values"]
+        if show_all or row["differs"]
+    ]
+    same = [section for section in SECTIONS if not comparison[section]["differences"]]
+
+    def show() -> None:
+        print_note(f"left: {job_id}, right: {other}")
+        columns: Columns = {
+            "": "section",
+            "value": "path",
+            "left": lambda row: _short_text(row["left"]),
+            "right": lambda row: _short_text(row["right"]),
+        }
+        print_rows(rows, columns, "No differences.")
+        if same and rows:
+            print_note(f"No differences in: {', '.join(same)}.")
+
+    return Result(comparison, show)
 
 
 @commands.command("watch")
@@ -165,36 +223,19 @@ def set_job(
     priority: Priority = None,
     metadata: Metadata = None,
     no_metadata: Annotated[bool, typer.Option("--no-metadata", help="Remove all metadata.")] = False,
-    as_json: AsJson = False,
-) -> None:
+) -> Result:
     """Change the priority of an unfinished job, or a job's metadata. New metadata replaces all existing metadata."""
     job = client.post(job_path(job_id), build_update_body(priority, metadata or [], no_metadata))
-    if as_json:
-        print_json(job)
-    else:
-        print_line(job["id"])
-        print_note(f"priority {job['priority']}, metadata: {_pairs_text(job['metadata'] or {}) or 'none'}")
+    pairs = _pairs_text(job["metadata"] or {}) or "none"
+    return line(job, job["id"], f"priority {job['priority']}, metadata: {pairs}")
 
 
-@commands.command("cancel")
-@with_client
-def cancel(client: "Client", job_id: JobId, as_json: AsJson = False) -> None:
-    """Cancel a job. Progress since its last checkpoint is lost."""
-    _post_action(client, job_id, "cancel", as_json)
-
-
-@commands.command("pause")
-@with_client
-def pause(client: "Client", job_id: JobId, as_json: AsJson = False) -> None:
-    """Pause a job after its current step. Its progress is saved and its GPU is released."""
-    _post_action(client, job_id, "pause", as_json)
-
-
-@commands.command("resume")
-@with_client
-def resume(client: "Client", job_id: JobId, as_json: AsJson = False) -> None:
-    """Queue a paused job again. It continues from its saved progress."""
-    _post_action(client, job_id, "resume", as_json)
+for name, text in {
+    "cancel": "Cancel a job. Progress since its last checkpoint is lost.",
+    "pause": "Pause a job after its current step. Its progress is saved and its GPU is released.",
+    "resume": "Queue a paused job again. It continues from its saved progress.",
+}.items():
+    Resource(commands, JOB.path, JobId).add_change(name, text, lambda job: f"{job['id']}  {job['status']}", action=name)
 
 
 @commands.command("events")
@@ -203,21 +244,25 @@ def events(
     client: "Client",
     job_id: JobId,
     limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of events, newest. Default: all.")] = None,
-    as_json: AsJson = False,
-) -> None:
+) -> Result:
     """List the events of a job, oldest first."""
     newest_first, has_more = client.first_items(job_path(job_id, "events"), limit, EVENTS_PER_PAGE)
-    shown = newest_first[::-1]
-    if as_json:
-        print_json(shown)
-    else:
-        rows = [[time_text(event["created_at"]), event["level"], event["message"]] for event in shown]
-        print_table(["time", "level", "message"], rows, "No events yet.")
-    if has_more:
-        print_note(f"Shows the newest {len(shown)} events; omit --limit to show all.")
+    columns: Columns = {"time": ("created_at", time_text), "level": "level", "message": "message"}
+    note = f"Shows the newest {len(newest_first)} events; omit --limit to show all." if has_more else ""
+    return table(newest_first[::-1], columns, "No events yet.", note)
 
 
-def create_and_watch(client: "Client", path: str, body: dict[str, Any], follow: bool, as_json: bool) -> None:
+def estimate_text(estimate: "Json") -> str | None:
+    """Time and memory on the fastest device with enough memory; None if there is none."""
+    fitting = [device for device in estimate["devices"] if device["fits"]]
+    if not fitting:
+        return None
+    best = min(fitting, key=lambda device: device["seconds"])
+    note = " (rough estimate)" if best["basis"] == "formula" else ""
+    return f"{duration_text(best['seconds'])} and {size_text(best['memory']['peak'])} on {best['name']}{note}"
+
+
+def _create_and_watch(client: "Client", path: str, body: dict[str, Any], follow: bool, as_json: bool) -> None:
     """Upload the files of the body, create the job and print it; with `follow` until it has finished."""
     with uploaded_files(client, body) as sent:
         job = client.post(path, sent)
@@ -234,42 +279,54 @@ def create_and_watch(client: "Client", path: str, body: dict[str, Any], follow: 
         print_note(f"Watch it with `tunery jobs watch {job['id']}`.")
 
 
-def _post_action(client: "Client", job_id: str, action: str, as_json: bool) -> None:
-    job = client.post(job_path(job_id, action))
-    if as_json:
-        print_json(job)
-    else:
-        print_line(f"{job['id']}  {job['status']}")
+def _print_estimate(estimate: "Json") -> None:
+    print_line(estimate["message"])
+    if estimate.get("model_alias"):
+        print_line(f"{estimate['model_alias']} is an alias: the job trains {estimate['model']}.")
+    print_warnings(estimate.get("warnings", []))
+    tokens = f"{estimate['tokens_per_epoch']:,} per epoch, {estimate['labelled_tokens_per_epoch']:,} of them trained"
+    about: Columns = {
+        "examples": ("examples", "{:,}".format),
+        "tokens": ("trained_tokens", lambda count: f"{tokens}; {count:,} in total"),
+        "steps": ("total_steps", "{:,}".format),
+        **{name: (name, lines_text) for name in ("cut", "empty", "masked")},
+    }
+    fields(estimate, about).show()
+    columns: Columns = {
+        "device": "name",
+        "fits": ("fits", lambda fits: "yes" if fits else "no"),
+        "peak": ("memory", lambda memory: size_text(memory["peak"])),
+        "memory": ("memory_bytes", size_text),
+        "time": ("seconds", duration_text),
+        "basis": "basis",
+    }
+    print_rows(estimate["devices"], columns, "No training worker is running.")
 
 
-def _fields(job: dict[str, Any]) -> list[tuple[str, str]]:
-    method = job.get("method") or {}
-    method_type = method.get("type") or "supervised"
-    hyperparameters = (method.get(method_type) or {}).get("hyperparameters") or {}
-    error, adapter = job.get("error") or {}, job.get("adapter") or {}
-    return [
-        ("id", job["id"]),
-        ("status", status_text(job)),
-        ("error", f"{error['code']}: {error['message']}" if error.get("code") else ""),
-        ("warnings", "\n".join(each["message"] for each in job.get("warnings") or [])),
-        ("progress", numbers_text(job, Losses())),
-        ("model", job["model"] + (f" (requested as {job['model_alias']})" if job.get("model_alias") else "")),
-        ("fine-tuned model", job.get("fine_tuned_model") or ""),
-        ("adapter", f"{size_text(adapter['bytes'])}, SHA-256 {adapter['sha256']}" if adapter.get("sha256") else ""),
-        ("training file", job["training_file"]),
-        ("validation file", job.get("validation_file") or ""),
-        ("result files", ", ".join(job.get("result_files") or [])),
-        ("method", method_type),
-        ("hyperparameters", _pairs_text(hyperparameters)),
-        ("lora", _pairs_text(job.get("lora") or {})),
-        ("quantization", _pairs_text(job["quantization"]) if job.get("quantization") else "none (16-bit LoRA)"),
-        ("seed", str(job["seed"])),
-        ("metadata", _pairs_text(job.get("metadata") or {})),
-        ("trained tokens", f"{job['trained_tokens']:,}" if job.get("trained_tokens") else ""),
-        ("created", time_text(job["created_at"])),
-        ("finished", time_text(job["finished_at"])),
-        ("training time", duration_text(training_seconds(job))),
-    ]
+def _fields() -> Columns:
+    return {
+        "id": "id",
+        "status": status_text,
+        "error": ("error", lambda error: f"{error['code']}: {error['message']}" if error.get("code") else ""),
+        "warnings": ("warnings", lambda warnings: "\n".join(each["message"] for each in warnings)),
+        "progress": lambda job: numbers_text(job, Losses()),
+        "model": lambda job: job["model"] + (f" (requested as {job['model_alias']})" if job.get("model_alias") else ""),
+        "fine-tuned model": "fine_tuned_model",
+        "adapter": ("adapter", lambda adapter: f"{size_text(adapter['bytes'])}, SHA-256 {adapter['sha256']}"),
+        "training file": "training_file",
+        "validation file": "validation_file",
+        "result files": ("result_files", ", ".join),
+        "method": ("method", lambda method: str(method["type"])),
+        "hyperparameters": ("method", lambda method: _pairs_text(method[method["type"]]["hyperparameters"])),
+        "lora": ("lora", _pairs_text),
+        "quantization": lambda job: _pairs_text(job.get("quantization") or {}) or "none (16-bit LoRA)",
+        "seed": "seed",
+        "metadata": ("metadata", _pairs_text),
+        "trained tokens": ("trained_tokens", "{:,}".format),
+        "created": ("created_at", time_text),
+        "finished": ("finished_at", time_text),
+        "training time": lambda job: duration_text(training_seconds(job)),
+    }
 
 
 def _pairs_text(values: dict[str, Any]) -> str:
@@ -287,6 +344,15 @@ def item_text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _step_text(job: dict[str, Any]) -> str:
-    progress = job.get("progress") or {}
+def _short_text(value: Any) -> str:
+    """Shorten digests and long lists for the table; `--json` prints them in full."""
+    if value is None:
+        return "-"
+    text = item_text(value)
+    if len(text) == 64 and set(text) <= set("0123456789abcdef"):
+        return text[:DIGEST_CHARACTERS]
+    return text if len(text) <= MAX_CHARACTERS else f"{text[: MAX_CHARACTERS - 1]}…"
+
+
+def _step_text(progress: "Json") -> str:
     return f"{progress['step']}/{progress['total_steps']}" if progress.get("total_steps") else ""

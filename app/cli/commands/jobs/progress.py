@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from app.cli.client.references import JobId
-from app.cli.client.service_discovery import job_path
+from app.cli.client.references import JobId, job_path
 from app.cli.errors import CliError, ServiceUnreachable
-from app.cli.options import AsJson, with_client
-from app.cli.output.console import duration_text, print_json, print_note, print_table, time_text
+from app.cli.options import with_client
+from app.cli.output.console import duration_text, print_note, time_text
 from app.cli.output.progress import is_finished, job_view, next_steps
+from app.cli.output.results import Columns, Result, table
 
 if TYPE_CHECKING:
     from app.cli.client.http import Client
@@ -115,24 +115,19 @@ def _retry_while_unreachable(request: Callable[[], T]) -> T:
 
 @commands.command("attempts")
 @with_client
-def list_attempts(client: "Client", job_id: JobId, as_json: AsJson = False) -> None:
+def list_attempts(client: "Client", job_id: JobId) -> Result:
     """List a job's attempts, oldest first, with the reason for which each ended."""
-    attempts = client.get(job_path(job_id, "attempts"))["data"]
-    if as_json:
-        print_json(attempts)
-        return
-    rows = [
-        [
-            str(attempt["attempt"]),
-            "training" if attempt["kind"] == "train" else "validation of the files",
-            time_text(attempt["started_at"]),
-            duration_text(attempt["ended_at"] - attempt["started_at"]) if attempt["ended_at"] else "running",
-            attempt["reason"] or "",
-            attempt["worker_id"],
-        ]
-        for attempt in attempts
-    ]
-    print_table(["attempt", "task", "started", "duration", "reason", "worker"], rows, "No attempts yet.")
+    columns: Columns = {
+        "attempt": "attempt",
+        "task": ("kind", lambda kind: "training" if kind == "train" else "validation of the files"),
+        "started": ("started_at", time_text),
+        "duration": lambda attempt: (
+            duration_text(attempt["ended_at"] - attempt["started_at"]) if attempt["ended_at"] else "running"
+        ),
+        "reason": "reason",
+        "worker": "worker_id",
+    }
+    return table(client.get(job_path(job_id, "attempts"))["data"], columns, "No attempts yet.")
 
 
 @commands.command("logs")
@@ -142,12 +137,12 @@ def show_logs(
     job_id: JobId,
     attempt: Annotated[int | None, typer.Option(min=1, help="Number of the attempt. Default: the last.")] = None,
     lines: Annotated[int | None, typer.Option("--lines", "-n", min=1, help="Number of lines, from the end.")] = None,
-) -> None:
+) -> Result:
     """Print the end of the trainer's log (its standard error)."""
     text = client.text(job_path(job_id, "logs"), **_without_none(attempt=attempt, lines=lines))
     if not text:
         print_note(_empty_log_note(client.get(job_path(job_id))))
-    typer.echo(text, nl=False)
+    return Result(text, lambda: typer.echo(text, nl=False))
 
 
 @commands.command("metrics")
@@ -157,19 +152,15 @@ def show_metrics(
     job_id: JobId,
     max_points: MaxPoints = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, as in the results file.")] = False,
-    as_json: AsJson = False,
-) -> None:
+) -> Result:
     """Show the metrics of each step, oldest first."""
     query = _without_none(max_points=max_points)
     if as_csv:
-        typer.echo(client.text(job_path(job_id, "metrics"), format="csv", **query), nl=False)
-        return
+        text = client.text(job_path(job_id, "metrics"), format="csv", **query)
+        return Result(text, lambda: typer.echo(text, nl=False))
     metrics = client.get(job_path(job_id, "metrics"), **query)
-    if as_json:
-        print_json(metrics)
-        return
-    rows = [[_cell_text(row.get(column)) for column in COLUMNS] for row in metrics["data"]]
-    print_table([column.replace("_", " ") for column in COLUMNS], rows, "No steps yet.")
+    columns: Columns = {name.replace("_", " "): (name, _cell_text) for name in COLUMNS}
+    return Result(metrics, table(metrics["data"], columns, "No steps yet.").show)
 
 
 def _empty_log_note(job: dict[str, Any]) -> str:
@@ -185,5 +176,5 @@ def _without_none(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _cell_text(value: Any) -> str:
-    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+def _cell_text(value: float) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

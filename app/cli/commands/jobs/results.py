@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.client.references import JobId, JobWithResult
-from app.cli.client.service_discovery import ID_PATTERN, job_path
+from app.cli.client.references import JobId, JobWithResult, job_path
 from app.cli.client.transfers import download_file
-from app.cli.errors import CliError, NotFoundError, UsageError
-from app.cli.options import AsJson, with_client
-from app.cli.output.console import print_json, print_line, print_note, print_table, size_text, time_text
+from app.cli.errors import CliError, UsageError
+from app.cli.options import with_client
+from app.cli.output.console import print_note, size_text, time_text
+from app.cli.output.results import Columns, Result, line, table
 
 if TYPE_CHECKING:
     from app.cli.client.http import Client
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 commands = typer.Typer()
 
 POLL_SECONDS = 1.0
-MAX_LISTED = 100
 PHASES = {
     "waiting_for_storage": " (waiting for free disk space)",
     "waiting_for_worker": (
@@ -45,8 +44,7 @@ def export(
         Path | None, typer.Option("--output", "-o", help="Download the export into this directory; must not exist.")
     ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Return without waiting for the export.")] = False,
-    as_json: AsJson = False,
-) -> None:
+) -> Result:
     """Export the base model with the adapter merged into it, as a directory or as one GGUF file for llama.cpp and
     Ollama, or the adapter as a GGUF file. A repeated request returns the existing export."""
     if directory is not None and (detach or directory.exists()):
@@ -59,35 +57,26 @@ def export(
         created = _wait(client, job_id, created)
     if directory is not None:
         _download(client, created, directory)
-    if as_json:
-        print_json(created)
-        return
-    print_line(str(directory or created["id"]))
+    note = ""
     if created["status"] == "succeeded":
-        print_note(f"{len(created['files'])} files, {size_text(created['bytes'])}; --json shows their SHA-256 digests.")
+        note = f"{len(created['files'])} files, {size_text(created['bytes'])}; --json shows their SHA-256 digests."
+    return line(created, str(directory or created["id"]), note)
 
 
 @commands.command("exports")
 @with_client
-def list_exports(client: "Client", job_id: JobId, as_json: AsJson = False) -> None:
+def list_exports(client: "Client", job_id: JobId) -> Result:
     """List a job's exports, newest first."""
-    exports = list(client.pages(job_path(job_id, "exports"), MAX_LISTED))
-    if as_json:
-        print_json(exports)
-        return
-    rows = [
-        [
-            row["id"],
-            " ".join(filter(None, (row["type"], row["quantization"]))),
-            _status(row),
-            str(row["step_number"]),
-            size_text(row["bytes"] or 0),
-            time_text(row["created_at"]),
-        ]
-        for row in exports
-    ]
-    columns = ["id", "type", "status", "step", "size", "created"]
-    print_table(columns, rows, f"No exports. Create one with `tunery jobs export {job_id}`.")
+    columns: Columns = {
+        "id": "id",
+        "type": lambda row: " ".join(filter(None, (row["type"], row["quantization"]))),
+        "status": _status,
+        "step": "step_number",
+        "size": lambda row: size_text(row["bytes"] or 0),
+        "created": ("created_at", time_text),
+    }
+    empty = f"No exports. Create one with `tunery jobs export {job_id}`."
+    return table(client.pages(job_path(job_id, "exports")), columns, empty)
 
 
 @commands.command("delete-export")
@@ -96,12 +85,9 @@ def delete_export(
     client: "Client",
     job_id: JobId,
     export_id: Annotated[str, typer.Argument(help="Export id, such as ftexport-0a1b….", metavar="EXPORT")],
-) -> None:
+) -> Result:
     """Delete an export and its files. An unfinished export is cancelled."""
-    if not ID_PATTERN.fullmatch(export_id):
-        raise NotFoundError(f"No such export: {export_id!r}; see `tunery jobs exports {job_id}`.")
-    client.delete(job_path(job_id, "exports", export_id))
-    print_line(f"{export_id} deleted")
+    return line(client.delete(job_path(job_id, "exports", export_id)), f"{export_id} deleted")
 
 
 def _wait(client: "Client", job_id: str, export: dict[str, Any]) -> dict[str, Any]:
@@ -138,36 +124,34 @@ def deliver(
     to: Annotated[str, typer.Option("--to", help="Name of the target; see `tunery targets list`.")],
     checkpoint: Annotated[str | None, typer.Option(help="Checkpoint id. Default: the final adapter.")] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Return without waiting for the delivery.")] = False,
-    as_json: AsJson = False,
-) -> None:
+) -> Result:
     """Deliver an adapter, and wait until its first attempt has ended."""
     body = {"target": to} | ({"checkpoint": checkpoint} if checkpoint else {})
     delivery = client.post(job_path(job_id, "deliveries"), body)
     while not detach and delivery["status"] == "pending" and delivery["error"] is None:
         time.sleep(POLL_SECONDS)
         delivery = client.get(job_path(job_id, "deliveries", delivery["id"]))
-    if as_json:
-        print_json(delivery)
-    elif delivery["error"] is None:
-        print_line(f"{delivery['id']} {delivery['status']}{_verdict(delivery)}")
     if delivery["error"] is not None:
-        raise CliError(f"The delivery is {delivery['status']}: {delivery['error']}")
+        error = CliError(f"The delivery is {delivery['status']}: {delivery['error']}")
+        return Result(delivery, lambda: None, error)
+    verdict = _verdict(delivery)
+    return line(delivery, f"{delivery['id']} {delivery['status']}" + (f", check: {verdict}" if verdict else ""))
 
 
 @commands.command("deliveries")
 @with_client
-def list_deliveries(client: "Client", job_id: JobId, as_json: AsJson = False) -> None:
+def list_deliveries(client: "Client", job_id: JobId) -> Result:
     """List the deliveries of a job, newest first."""
-    deliveries = list(client.pages(job_path(job_id, "deliveries"), MAX_LISTED))
-    if as_json:
-        print_json(deliveries)
-        return
-    columns = ["id", "target", "status", "served model", "check", "error"]
-    rows = [
-        [row["id"], row["target"], row["status"], row["served_model"], _verdict(row).strip(" ,"), row["error"] or ""]
-        for row in deliveries
-    ]
-    print_table(columns, rows, f"No deliveries. Make one with `tunery jobs deliver {job_id} --to TARGET`.")
+    columns: Columns = {
+        "id": "id",
+        "target": "target",
+        "status": "status",
+        "served model": "served_model",
+        "check": _verdict,
+        "error": "error",
+    }
+    empty = f"No deliveries. Make one with `tunery jobs deliver {job_id} --to TARGET`."
+    return table(client.pages(job_path(job_id, "deliveries")), columns, empty)
 
 
 @commands.command("withdraw")
@@ -176,16 +160,13 @@ def withdraw(
     client: "Client",
     job_id: JobId,
     delivery_id: Annotated[str, typer.Argument(help="Delivery id; see `tunery jobs deliveries`.", metavar="DELIVERY")],
-) -> None:
+) -> Result:
     """Remove the adapter from the target; the model stays."""
-    if not ID_PATTERN.fullmatch(delivery_id):
-        raise NotFoundError(f"No such delivery: {delivery_id!r}; see `tunery jobs deliveries {job_id}`.")
-    client.delete(job_path(job_id, "deliveries", delivery_id))
-    print_line(f"{delivery_id} is being withdrawn")
+    return line(client.delete(job_path(job_id, "deliveries", delivery_id)), f"{delivery_id} is being withdrawn")
 
 
 def _verdict(delivery: dict[str, Any]) -> str:
     check = delivery["check"]
     if check is None:
         return ""
-    return f", check: {check['verdict']}" + (f" ({check['reason']})" if check["reason"] else "")
+    return str(check["verdict"]) + (f" ({check['reason']})" if check["reason"] else "")

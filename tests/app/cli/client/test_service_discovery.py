@@ -34,6 +34,15 @@ class TestFindService:
     def test_the_local_key_goes_with_its_own_address(self, data_dir: Path) -> None:
         assert find_service("http://127.0.0.1:4321/v1/", data_dir).api_key == "tnry_local"
 
+    def test_in_a_container_of_the_api_the_key_is_that_of_its_file(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "secret").write_text("tnry_first\n")
+        monkeypatch.setenv("TUNERY_ADMIN_KEY_FILE", str(tmp_path / "secret"))
+        found = find_service(None, tmp_path / "none")
+        assert (found.api_key, found.key_source) == ("tnry_first", str(tmp_path / "secret"))
+        assert find_service("https://gpu.example.com", tmp_path / "none").api_key is None
+
     def test_the_default_is_the_address_of_tunery_up(self, tmp_path: Path) -> None:
         assert find_service(None, tmp_path / "none").base_url == "http://127.0.0.1:8000"
 

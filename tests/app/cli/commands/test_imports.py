@@ -13,7 +13,7 @@ import pytest
 
 from app.cli.client.http import Client
 from app.cli.errors import ServiceUnreachable, TooManyRequests
-from app.cli.openai_import.state import ImportDirectory
+from app.cli.openai_import.record import ImportRecord, complete_lines
 from app.db.engine import Sessions, transaction
 from app.errors import BadRequest
 from app.services import base_models
@@ -42,6 +42,15 @@ def bring(tunery: Tunery, account: StandInOpenAI, tmp_path: Path, base_model: st
         return tunery("import", "openai", "--directory", tmp_path / "saved", "--openai-url", account.url, *options)
 
     return bring
+
+
+def facts(tmp_path: Path) -> dict[str, dict[str, Any]]:
+    """What the record says of each id at OpenAI."""
+    found: dict[str, dict[str, Any]] = {}
+    for line in complete_lines(tmp_path / "saved" / "record.jsonl").splitlines():
+        row = json.loads(line)
+        found.setdefault(row.pop("id"), {}).update(row)
+    return found
 
 
 def jobs(tunery: Tunery) -> list[dict[str, Any]]:
@@ -79,10 +88,8 @@ class TestImport:
         assert json.loads((saved / "jobs" / "ftjob-aaaa.json").read_text())["seed"] == 42
         assert "Created fine-tuning job" in (saved / "jobs" / "ftjob-aaaa.events.jsonl").read_text()
         assert (saved / "files" / "file-unused" / "unused.jsonl").read_bytes() == chat_lines(3)
-        state = json.loads((saved / "state.json").read_text())
-        assert (state["files"]["file-train"]["created_at"], len(state["files"]["file-train"]["sha256"])) == (
-            1_740_000_000, 64
-        )  # fmt: skip
+        train = facts(tmp_path)["file-train"]
+        assert (train["created_at"], len(train["sha256"])) == (1_740_000_000, 64)
 
     def test_the_file_and_the_job_show_where_the_file_comes_from(self, bring: Tunery, tunery: Tunery) -> None:
         bring("--model", "tiny", "--run")
@@ -93,6 +100,14 @@ class TestImport:
         (job,) = jobs(tunery)
         assert job["file_origins"] == {"training_file": origin, "validation_file": None}
         assert "openai file-train" in tunery("files", "get", file["id"]).out
+
+    def test_json_is_a_line_for_each_job(self, bring: Tunery, tunery: Tunery, account: StandInOpenAI) -> None:
+        account.add_job("ftjob-bbbb", model="gpt-4.1-2025-04-14")
+        done = bring("--model-map", "gpt-4o-mini-2024-07-18=tiny", "--run", "--json")
+        first, second = map(json.loads, done.out.splitlines())
+        assert (first["openai_job"], first["job"]) == ("ftjob-aaaa", jobs(tunery)[0])
+        assert {"outcome": "kept", "name": "seed", "text": "42"} in first["notes"]
+        assert (second["job"], [each["outcome"] for each in second["notes"]].count("impossible")) == (None, 1)
 
     def test_plans_without_a_job(self, bring: Tunery, tunery: Tunery) -> None:
         done = bring("--model", "tiny", "--plan")
@@ -172,17 +187,15 @@ class TestImport:
     def test_two_imports_into_one_directory_are_refused(
         self, bring: Tunery, account: StandInOpenAI, tmp_path: Path
     ) -> None:
-        with contextlib.closing(ImportDirectory(tmp_path / "saved")):
+        with contextlib.closing(ImportRecord(tmp_path / "saved")):
             done = bring("--model", "tiny", "--run")
         assert (done.exit_code, "Another import uses" in done.err) == (2, True)
         assert account.requests == []
         assert bring("--model", "tiny").exit_code == 0
 
-    def test_a_lost_state_file_creates_no_job_twice(
-        self, bring: Tunery, tunery: Tunery, account: StandInOpenAI, tmp_path: Path
-    ) -> None:
+    def test_a_lost_record_creates_no_job_twice(self, bring: Tunery, tunery: Tunery, tmp_path: Path) -> None:
         bring("--model", "tiny", "--run")
-        (tmp_path / "saved" / "state.json").unlink()
+        (tmp_path / "saved" / "record.jsonl").unlink()
         bring("--model", "tiny", "--run")
         assert len(jobs(tunery)) == 1
         assert len(tunery("files", "list", "--json").json) == 1
@@ -193,21 +206,20 @@ class TestImport:
         account.jobs[0]["metadata"] = {f"key-{n}": "value" for n in range(16)}
         done = bring("--model", "tiny", "--run")
         assert "impossible  metadata: key-15, openai_model" in done.out
-        (tmp_path / "saved" / "state.json").unlink()
+        (tmp_path / "saved" / "record.jsonl").unlink()
         bring("--model", "tiny", "--run")
         (job,) = jobs(tunery)
         assert job["metadata"].keys() == {"openai_job", *(f"key-{n}" for n in range(15))}
 
     def test_the_state_of_another_server_is_replaced(self, bring: Tunery, tunery: Tunery, tmp_path: Path) -> None:
         bring("--model", "tiny", "--run")
-        path = tmp_path / "saved" / "state.json"
+        path = tmp_path / "saved" / "record.jsonl"
         (file,), (job,) = tunery("files", "list", "--json").json, jobs(tunery)
         path.write_text(path.read_text().replace(file["id"], "file-0ther").replace(job["id"], "ftjob-0ther"))
         done = bring("--model", "tiny", "--run")
         assert done.exit_code == 0, done.err
-        state = json.loads(path.read_text())
-        assert state["files"]["file-train"]["tunery_file"] == file["id"]
-        assert state["jobs"]["ftjob-aaaa"]["job"] == job["id"]
+        known = facts(tmp_path)
+        assert (known["file-train"]["tunery_file"], known["ftjob-aaaa"]["job"]) == (file["id"], job["id"])
         assert len(tunery("files", "list", "--json").json) == len(jobs(tunery)) == 1
 
     def test_a_removed_local_file_is_downloaded_again(
@@ -230,7 +242,7 @@ class TestImport:
         assert done.exit_code == 0, done.err
         (saved,) = (tmp_path / "saved" / "files" / "file-train").iterdir()
         assert saved.read_bytes() == account.files["file-train"]
-        (tmp_path / "saved" / "state.json").unlink()
+        (tmp_path / "saved" / "record.jsonl").unlink()
         bring("--model", "tiny")
         assert len(tunery("files", "list", "--json").json) == 1
 
@@ -426,14 +438,49 @@ class TestFaults:
             process.kill()
         account.stalled = None
         account.go_on.set()
-        saved = json.loads((tmp_path / "saved" / "state.json").read_text())
-        assert list(saved["files"]) == ["file-train"]
+        assert list(facts(tmp_path)) == ["file-train"]
         account.requests.clear()
         done = bring("--model", "tiny", "--run")
         assert done.exit_code == 0, done.err
         assert ("GET", "/v1/files/file-train/content") not in account.requests
         assert len(jobs(tunery)) == 2
         assert len(tunery("files", "list", "--json").json) == 2
+
+    @pytest.mark.parametrize("written", [0, 9], ids=["before a step is recorded", "in the middle of its line"])
+    def test_killed_at_every_step_it_creates_each_file_and_job_once(
+        self, bring: Tunery, tunery: Tunery, account: StandInOpenAI, monkeypatch: pytest.MonkeyPatch, written: int
+    ) -> None:
+        account.add_job("ftjob-bbbb", training_file=account.add_file("file-second", chat_lines(13)))
+        add = ImportRecord.add
+        for steps in range(50):
+            done_steps = iter(range(steps))
+
+            def killed(record: ImportRecord, openai_id: str, **facts: Any) -> Any:
+                if next(done_steps, None) is None:  # noqa: B023
+                    record._out.write('{"id": "ftjob-bbbb"'[:written])
+                    raise KeyboardInterrupt
+                return add(record, openai_id, **facts)
+
+            monkeypatch.setattr(ImportRecord, "add", killed)
+            if bring("--model", "tiny", "--run").exit_code == 0:
+                break
+        assert steps >= 3
+        origins = sorted(file["origin"]["id"] for file in tunery("files", "list", "--json").json)
+        assert origins == ["file-second", "file-train"]
+        assert sorted(job["metadata"]["openai_job"] for job in jobs(tunery)) == ["ftjob-aaaa", "ftjob-bbbb"]
+
+    def test_the_state_of_an_earlier_release_is_continued(
+        self, bring: Tunery, tunery: Tunery, account: StandInOpenAI, tmp_path: Path
+    ) -> None:
+        bring("--model", "tiny", "--run")
+        known = facts(tmp_path)
+        state = {"files": {"file-train": known["file-train"]}, "jobs": {"ftjob-aaaa": known["ftjob-aaaa"]}}
+        (tmp_path / "saved" / "state.json").write_text(json.dumps(state))
+        (tmp_path / "saved" / "record.jsonl").unlink()
+        account.requests.clear()
+        assert bring("--model", "tiny", "--run").exit_code == 0
+        assert ("GET", "/v1/files/file-train/content") not in account.requests
+        assert len(jobs(tunery)) == len(tunery("files", "list", "--json").json) == 1
 
     def test_without_a_base_model_every_job_says_how_to_choose_one(self, bring: Tunery) -> None:
         done = bring()

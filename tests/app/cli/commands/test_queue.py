@@ -51,19 +51,3 @@ def test_a_job_is_created_with_what_it_asks_of_the_queue(
     job = tunery(*asked, "--priority", "7", "--worker-label", "fast", "--worker-label", "site=berlin").json
     assert (job["priority"], job["worker_labels"], job["urgent"]) == (7, ["fast", "site=berlin"], False)
     assert "allow-urgent" in tunery(*asked, "--urgent").err
-
-
-def test_an_operator_allows_and_forbids_urgent_jobs(
-    bare_tunery: Tunery, database_url: str, sessions: Sessions, project: Project
-) -> None:
-    environment = {"DATABASE_URL": database_url}
-
-    def allowed() -> bool:
-        with transaction(sessions) as session:
-            return session.get_one(Project, project.id).may_be_urgent
-
-    assert bare_tunery("allow-urgent", project.name, env=environment).exit_code == 0
-    assert allowed()
-    assert bare_tunery("allow-urgent", project.name, "--forbid", env=environment).exit_code == 0
-    assert not allowed()
-    assert "'nobody'" in bare_tunery("allow-urgent", "nobody", env=environment).err

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from app.cli.client.job_request import job_body
+from app.cli.job_options import job_body
 from app.domain.jobs.create_job import parse_create
 from app.domain.jobs.request_parameters import collect
 from app.web.pages.jobs import job_form

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from app.cli.client.job_request import job_body
 from app.cli.errors import UsageError
+from app.cli.job_options import job_body
 
 FILE = {"model": "m", "training_file": "file-1"}
 

@@ -1,1 +1,0 @@
-"""Administration by commands, over HTTP with an admin key or on the database of the server."""

@@ -1,0 +1,118 @@
+"""`tunery models`; tests/app/cli/test_resources.py has what is alike for all."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from app.settings import Settings
+from app.system import model_registration
+from tests.app.cli.conftest import Tunery
+from tests.app.test_model_hub import COMMIT, SOURCE, Hub, hub  # noqa: F401  a fixture
+from tests.tiny import make_tiny_base
+from worker.base_models import Registrar
+from worker.node.resources import open_resources
+
+
+@pytest.fixture
+def settings(settings: Settings, tmp_path: Path) -> Settings:
+    places = {"base_model_directories": (str(tmp_path),), "base_model_pull_directory": str(tmp_path / "pulled")}
+    return settings.model_copy(update=places)
+
+
+@pytest.fixture
+def model_directory(tmp_path: Path) -> Path:
+    return make_tiny_base(tmp_path / "tiny")
+
+
+@pytest.fixture
+def registrar(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A worker that runs registrations, without the trainer's check, which takes seconds."""
+    monkeypatch.setattr(model_registration, "can_check", lambda: False)
+    monkeypatch.setattr("app.cli.commands.models.POLL_SECONDS", 0.02)
+    resources = open_resources(settings)
+    registrar = Registrar(resources, "export.cpu0@test#1")
+
+    def work() -> None:
+        while not resources.stop.wait(0.02):
+            registrar.run_next()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    yield
+    resources.stop.set()
+    thread.join()
+    resources.close()
+
+
+@pytest.mark.usefixtures("registrar")
+def test_a_directory_is_registered_and_its_place_shown(
+    operator: Tunery, model_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(model_directory.parent)
+    done = operator(
+        "models", "add", "Org/Tiny", "tiny", "--source", "a/b", "--learning-rate", "1e-3", "--license", "mit"
+    )
+    assert done.exit_code == 0, done.err
+    assert done.out.startswith("Org/Tiny: LlamaForCausalLM, ")
+    assert "Not checked" in done.err
+    assert operator("models", "where", "Org/Tiny").out == f"{model_directory}\n"
+    shown = operator("models", "where", "Org/Tiny", "--json").json
+    assert (shown["source"], shown["learning_rate"], shown["license"]) == ("a/b", 1e-3, "mit")
+    (model_directory / "tokenizer.json").unlink()
+    refused = operator("models", "add", "Org/Tiny", model_directory)
+    assert (refused.exit_code, "tokenizer.json is missing" in refused.err) == (2, True)
+    unknown = operator("models", "where", "tony")
+    assert (unknown.exit_code, "registered: Org/Tiny" in unknown.err) == (3, True)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("x y", "{directory}"), ("x", "{directory}", "--revision", "main"), ("x", "/outside"), ("x", "{directory}/..")],
+)
+def test_what_no_worker_could_register_is_refused_at_once(
+    operator: Tunery, model_directory: Path, arguments: tuple[str, ...]
+) -> None:
+    assert operator("models", "add", *(each.format(directory=model_directory) for each in arguments)).exit_code == 2
+
+
+@pytest.mark.usefixtures("registrar")
+@pytest.mark.parametrize("place", ["the worker", "this host"])
+def test_a_model_is_pulled_from_its_hub_and_registered_with_its_commit(
+    operator: Tunery,
+    hub: Hub,  # noqa: F811
+    tmp_path: Path,
+    place: str,
+) -> None:
+    parent = tmp_path / ("pulled" if place == "the worker" else "here")
+    directory = () if place == "the worker" else (parent,)
+    done = operator("models", "pull", f"{SOURCE}@v1", *directory, "--name", "tiny", "--license", "mit")
+    assert done.exit_code == 0, done.err
+    assert f"Downloading 0.00 GB of {SOURCE} ({COMMIT})" in done.err
+    shown = operator("models", "where", "tiny", "--json").json
+    assert shown["directory"] == str(parent / f"tiny-{COMMIT[:12]}")
+    assert (shown["source"], shown["revision"], shown["license"]) == (SOURCE, COMMIT, "mit")
+    unknown = operator("models", "pull", f"{SOURCE}@v9", *directory)
+    assert (unknown.exit_code, f"{SOURCE} has no revision v9" in unknown.err) == (2, True)
+
+
+def test_an_alias_of_a_removed_model_says_so(operator: Tunery, base_model: str) -> None:
+    assert operator("models", "alias", "gpt-old", base_model).out == f"gpt-old -> {base_model}\n"
+    unknown = operator("models", "alias", "gpt-old", "nothing")
+    assert (unknown.exit_code, f"registered: {base_model}" in unknown.err) == (2, True)
+    operator("models", "remove", base_model)
+    assert f"{base_model} (removed)" in operator("models", "aliases").out
+
+
+def test_the_name_of_a_trained_model_is_deleted_and_a_base_model_is_the_operators(
+    tunery: Tunery, trained_job: object, base_model: str
+) -> None:
+    name = trained_job.fine_tuned_model  # type: ignore[attr-defined]
+    assert tunery("models", "delete", name).out == f"{name} deleted\n"
+    assert name not in tunery("models", "list").out
+    assert "tunery models remove" in tunery("models", "delete", base_model).err
+    for unknown in (name, "no/such", "a?b=c", "../files"):
+        assert tunery("models", "delete", unknown).exit_code == 3
