@@ -190,8 +190,8 @@ class RequestTimeout(TuneryError):
         ErrorCode(
             "request_timeout",
             "The client sent its request too slowly: no byte of the body for `TUNERY_BODY_IDLE_SECONDS` (30), less "
-            "than `TUNERY_BODY_MIN_BYTES_PER_SECOND` (1,000) on average over a minute, or incomplete headers after "
-            "`TUNERY_HEADER_TIMEOUT_SECONDS` (10). The server closes the connection after the response.",
+            "than `TUNERY_BODY_MIN_BYTES_PER_SECOND` (1,000) on average over a minute. The server closes the "
+            "connection after the response.",
             "Send it again. A stream to `/v1/uploads/{id}/content` continues at `Upload-Offset`.",
             "No byte of the request body arrived for … s. Send the request again; a resumable upload continues at its "
             "Upload-Offset.",

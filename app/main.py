@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from anyio.to_thread import current_default_thread_limiter
 from fastapi import APIRouter, FastAPI
+from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 
+from app.api import bootstrap_guard
 from app.api.dependencies import AppState
 from app.api.docs_page import page
 from app.api.error_handlers import add_error_handlers
 from app.api.limits import CheckLimiter, FairLimiter, StreamLimiter
-from app.api.middleware import bootstrap_guard
-from app.api.middleware.other_clients import AbsoluteTargetMiddleware, AzureCompatibilityMiddleware
 from app.api.middleware.request_context import RequestContextMiddleware
 from app.api.middleware.request_log import telemetry_config
 from app.api.openapi.document import build_openapi
@@ -41,7 +42,6 @@ from app.api.routes import (
     webhooks,
 )
 from app.api.transport.disconnect import on_shutdown_signal
-from app.api.transport.head import HeadResponseMiddleware, head_routes
 from app.api.transport.request_bodies import IoPools
 from app.db.access import audit
 from app.db.engine import make_engine, make_sessions
@@ -56,7 +56,7 @@ from app.services.files.files import delete_stale_staged_files
 from app.services.jobs.event_fanout import EventFanout
 from app.services.jobs.plan import TokenCounter
 from app.services.operations.health import HealthChecks
-from app.settings import Settings, load_settings
+from app.settings import Settings, load_settings, removed_settings
 from app.storage import Storage, open_storage
 from app.system.host import usable_cores
 from app.telemetry.metrics import own_version
@@ -73,7 +73,7 @@ MODULES = (
 )
 ROUTERS = [each for module in MODULES for each in vars(module).values() if isinstance(each, APIRouter)]
 
-CONNECTION_MODULE = "app.api.transport.connection"
+H11_MODULE = "uvicorn.protocols.http.h11_impl"
 GC_THRESHOLD = 20_000  # new objects; Python's default is 700
 
 log = get_logger(__name__)
@@ -100,34 +100,33 @@ def create_app(
         redirect_slashes=False,
         telemetry=telemetry_config(tracer_provider),
     )
-    app_state = app.state.app_state = _build_app_state(settings, storage)
+    app.state.app_state = _build_app_state(settings, storage)
     app.state.host = host
     routers = [*ROUTERS, page.router] if settings.docs_enabled else ROUTERS
     for router in routers:  # not `include_router`, which builds each route again at its first request: 0.1 s
         app.router.routes.extend(router.routes)
     for router in routers:  # HEAD requests are rare, so their routes come last
-        app.router.routes.extend(head_routes(router))
+        app.router.routes.extend(_head_routes(router))
     app.openapi = partial(build_openapi, app)  # type: ignore[method-assign]
     add_error_handlers(app)
-    app.add_middleware(bootstrap_guard.RequireApiKeyMiddleware, sessions=app_state.sessions)
-    app.add_middleware(AzureCompatibilityMiddleware)
     app.add_middleware(RequestContextMiddleware)
-    app.add_middleware(HeadResponseMiddleware)
-    app.add_middleware(AbsoluteTargetMiddleware)
     return app
 
 
 def app_from_environment() -> FastAPI:
-    """The application factory of `python -m app.serve`.
+    """The application factory of `python -m app.serve`; `uvicorn --factory app.main:app_from_environment` works, too.
 
-    `uvicorn --factory app.main:app_from_environment` works too, without the limits on slow and idle connections.
+    Raises SystemExit for another HTTP parser, or without a proxy on any address but loopback.
     """
     settings = load_settings()
+    host = bootstrap_guard.bind_host(sys.argv, os.environ)
+    bootstrap_guard.require_proxy(settings, host)
+    if H11_MODULE in sys.modules:  # uvicorn imports its parser before it calls the factory
+        raise SystemExit("Start uvicorn with --http httptools: its other parser accepts requests with two lengths.")
     configure_logging(settings.log_json, settings.log_file)
-    if CONNECTION_MODULE not in sys.modules:  # uvicorn imports its protocol before it calls the factory
-        log.warning("no limit on slow request headers; start the server with python -m app.serve to have one")
-    tracer_provider = configure_tracing(settings, "api")
-    app = create_app(settings, host=bootstrap_guard.bind_host(sys.argv, os.environ), tracer_provider=tracer_provider)
+    for text in removed_settings(os.environ):
+        log.warning(text)
+    app = create_app(settings, host=host, tracer_provider=configure_tracing(settings, "api"))
     _tune_gc()
     return app
 
@@ -140,6 +139,18 @@ def _tune_gc() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD, 20, 20)
+
+
+def _head_routes(router: APIRouter) -> Iterator[APIRoute]:
+    """A HEAD route for each GET route (RFC 9110, 9.3.2): the same headers; the server omits the body.
+
+    The OpenAPI document does not list them: generated clients would have every read call twice.
+    """
+    for route in router.routes:
+        if isinstance(route, APIRoute) and "GET" in (route.methods or ()):
+            head = copy.copy(route)
+            head.methods, head.include_in_schema = {"HEAD"}, False
+            yield head
 
 
 def _build_app_state(settings: Settings, storage: Storage | None) -> AppState:
@@ -171,14 +182,14 @@ def _build_app_state(settings: Settings, storage: Storage | None) -> AppState:
 
 
 @asynccontextmanager
-async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
-    """Prepare and close the application. `LimitedConnection` reads the yielded state."""
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Prepare and close the application."""
     app_state: AppState = app.state.app_state
     # Each open transaction may hold a thread that waits for a lock, whose owner needs another one to commit.
     current_default_thread_limiter().total_tokens += app_state.settings.database_pool_size
     await run_in_threadpool(_prepare, app_state, app.state.host)
     with on_shutdown_signal(app_state.notifications.close_subscriptions):
-        yield {"settings": app_state.settings}
+        yield
     await app_state.notifications.close()
     await app_state.engine_client.close()
     await app_state.trial_queue.close()

@@ -6,6 +6,7 @@ They start with `TUNERY_`, except `DATABASE_URL` and `REDIS_URL`, which many pla
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Self, TypeVar
 
@@ -27,6 +28,11 @@ from app.domain.scheduling.worker_capacity import LABEL, LABEL_RULE
 from app.domain.storage_location import S3Location, parse_storage_url
 from app.domain.webhooks import is_secret
 
+# Settings of the previous release without effect in this one -> what replaces them. One release later they are unknown.
+REMOVED = {
+    "TUNERY_HEADER_TIMEOUT_SECONDS": "the proxy limits request headers (nginx: client_header_timeout)",
+    "TUNERY_RESPONSE_STALL_SECONDS": "the proxy ends responses that a client does not read (nginx: send_timeout)",
+}
 ENDPOINTS_EXAMPLE = (
     '{"judge": {"base_url": "http://10.0.0.5:8000/v1", "api_key": "...", "timeout_seconds": 60, "concurrency": 4}}'
 )
@@ -101,8 +107,8 @@ class Settings(BaseSettings):
         default=None, validation_alias=AliasChoices("TUNERY_HUB_TOKEN", "HF_TOKEN", "hub_token")
     )  # of the model hub, for workers
 
-    # --- connections: timeouts for slow or silent clients
-    header_timeout_seconds: float = Field(default=10, gt=0)  # for complete request headers, from the first byte
+    # --- connections: limits for slow or silent clients; those of headers and responses are the proxy's
+    behind_proxy: bool = False  # a proxy limits headers and connections: required on any address but loopback
     keep_alive_seconds: float = Field(
         default=75, gt=0
     )  # longer than the 60 s after which gateways close idle connections
@@ -113,7 +119,6 @@ class Settings(BaseSettings):
     )
     body_min_bytes_per_second: float = Field(default=1000, ge=0)  # of a request body, averaged over the next setting
     body_rate_window_seconds: float = Field(default=60, gt=0)
-    response_stall_seconds: float = Field(default=300, gt=0)  # without an acknowledged byte of a response
 
     # --- dispatch. A lease outlives a restart of PostgreSQL (a minute); a lost worker is detected in 5.5 minutes.
     lease_ttl_seconds: float = 300
@@ -370,6 +375,11 @@ def load_settings() -> Settings:
     if not settings.redis_url:
         raise SystemExit("The environment has invalid settings: REDIS_URL is empty.")
     return settings
+
+
+def removed_settings(environment: Mapping[str, str]) -> list[str]:
+    """A sentence for each variable in `environment` that has no effect any more."""
+    return [f"{name} has no effect any more: {text}" for name, text in REMOVED.items() if name in environment]
 
 
 def load_web_settings() -> WebSettings:

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from app.settings import Settings
 
 START_SECONDS = 10.0
-HTTP = "app.api.transport.connection:LimitedConnection"
 
 
 @dataclass(frozen=True)
@@ -44,10 +43,12 @@ class LiveServer:
 
 
 @contextmanager
-def serve(app: FastAPI, http: str = HTTP) -> Iterator[LiveServer]:
-    """Serve `app` on a free loopback port until the block ends. An app other than Tunery's needs `http="h11"`."""
+def serve(app: FastAPI) -> Iterator[LiveServer]:
+    """Serve `app` on a free loopback port until the block ends."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = uvicorn.Config(app, http=http, ws="none", log_config=None, lifespan="on", timeout_graceful_shutdown=2)
+        config = uvicorn.Config(
+            app, http="httptools", ws="none", log_config=None, lifespan="on", timeout_graceful_shutdown=2
+        )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()

@@ -201,7 +201,7 @@ def openai_server(reader_directory: Path, monkeypatch: pytest.MonkeyPatch) -> It
 
     for path, kind in objects.items():
         server_app.add_api_route(f"/v1/evals{path}", _one_page(kind))
-    with serve(server_app, http="h11") as server:
+    with serve(server_app) as server:
         monkeypatch.setenv("OPENAI_BASE_URL", server.url)
         yield completion_requests
 

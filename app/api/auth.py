@@ -7,7 +7,7 @@ its body. Scopes are checked here for every route, by method and path: a route n
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -15,6 +15,7 @@ from fastapi import Depends, Request
 
 from app.api.dependencies import SessionDep, app_state_of
 from app.api.middleware.request_context import add_response_headers
+from app.api.dependencies import app_state_of
 from app.api.middleware.request_log import record_of
 from app.api.query_parameters import check_query
 from app.db.access import audit
@@ -70,12 +71,12 @@ def authorize(request: Request, key: KeyRow | None) -> Caller:
     """
     if key is None:
         raise invalid_key_error()
-    if record := record_of(request.scope):
-        record.key_id, record.project_id = key.key_id, key.project_id
+    record = record_of(request.scope)
+    record.key_id, record.project_id = key.key_id, key.project_id
     if key.refusal is not None:
         raise InvalidApiKey(REFUSAL_MESSAGES[key.refusal])
     allowance = app_state_of(request).rate_limiter.take(key.project_id, key.max_requests_per_second)
-    add_response_headers(request.scope, _rate_limit_headers(allowance))
+    record.response_headers += _rate_limit_headers(allowance)
     if allowance.wait_seconds:
         raise RateLimited(
             f"Rate limit reached: this project may send {counted(allowance.limit, 'request')} a second. "
@@ -146,10 +147,10 @@ def _route_path(request: Request) -> str:
     return request.scope["path"] if path is None else path
 
 
-def _rate_limit_headers(allowance: RateLimitStatus) -> Mapping[str, str]:
+def _rate_limit_headers(allowance: RateLimitStatus) -> list[tuple[bytes, bytes]]:
     """The headers that OpenAI sends, with a duration in OpenAI's format."""
-    return {
-        "x-ratelimit-limit-requests": str(allowance.limit),
-        "x-ratelimit-remaining-requests": str(allowance.remaining),
-        "x-ratelimit-reset-requests": f"{math.ceil(allowance.reset_seconds * 1000)}ms",
-    }
+    return [
+        (b"x-ratelimit-limit-requests", b"%d" % allowance.limit),
+        (b"x-ratelimit-remaining-requests", b"%d" % allowance.remaining),
+        (b"x-ratelimit-reset-requests", b"%dms" % math.ceil(allowance.reset_seconds * 1000)),
+    ]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from app.settings import Settings, load_settings, load_web_settings
+from app.settings import REMOVED, Settings, load_settings, load_web_settings, removed_settings
 
 REQUIRED = {"database_url": "postgresql://nowhere/x", "redis_url": "redis://nowhere"}
 BUCKET = {"storage_url": "s3://bucket/prefix", "storage_access_key_id": "id", "storage_secret_access_key": "hidden"}
@@ -73,7 +73,7 @@ def test_the_secret_is_in_no_text_of_the_settings() -> None:
             ],
         ),
         (
-            {"TUNERY_METRICS_PORT": "x", "TUNERY_LABELS": "a b", "TUNERY_HEADER_TIMEOUT_SECONDS": "0"},
+            {"TUNERY_METRICS_PORT": "x", "TUNERY_LABELS": "a b", "TUNERY_KEEP_ALIVE_SECONDS": "0"},
             ['_PORT must be a whole number, not "x"', "TUNERY_LABELS: 'a b': a label has", 'greater than 0, not "0"'],
         ),
         ({"DATABASE_URL": ""}, ["DATABASE_URL must begin with postgresql://, such as"]),
@@ -101,3 +101,10 @@ def test_missing_variables_and_those_of_the_dashboard_have_their_own_names(monke
     monkeypatch.setenv("TUNERY_WEB_PORT", "0")
     with pytest.raises(SystemExit, match='TUNERY_WEB_PORT must be at least 1, not "0"'):
         load_web_settings()
+
+
+def test_settings_without_effect_are_named_with_what_replaces_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not {name.removeprefix("TUNERY_").lower() for name in REMOVED} & Settings.model_fields.keys()
+    assert removed_settings({"TUNERY_DATA_DIR": "/x"}) == []
+    (text,) = removed_settings({"TUNERY_HEADER_TIMEOUT_SECONDS": "5"})
+    assert "client_header_timeout" in text

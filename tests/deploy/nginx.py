@@ -19,6 +19,7 @@ from tests.deadline import until
 from tests.deploy.containers import free_port
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+HOSTS = ("tunery-api.example.com", "tunery.example.com")
 
 
 @dataclass
@@ -51,9 +52,9 @@ def upstream(handler: type[BaseHTTPRequestHandler]) -> Iterator[int]:
 
 @contextmanager
 def run_nginx(
-    configuration: Path, directory: Path, hosts: Sequence[str], replacements: Mapping[str, str]
+    configuration: str, directory: Path, hosts: Sequence[str], replacements: Mapping[str, str]
 ) -> Iterator[NginxProxy]:
-    """Run nginx with a certificate for `hosts`; `replacements` are made in the text of the configuration."""
+    """Run nginx with a certificate for `hosts`; `replacements` are made in the `configuration`."""
     port, certificate, key = free_port(), directory / "fullchain.pem", directory / "privkey.pem"
     names = ",".join(f"DNS:{host}" for host in hosts)
     request = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=tunery"]
@@ -65,10 +66,10 @@ def run_nginx(
         f"  {kind}_temp_path {directory}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
     own = {"/etc/ssl/tunery": str(directory), "listen 443": f"listen 127.0.0.1:{port}", "http {": f"http {{\n{paths}"}
-    text = configuration.read_text(encoding="utf-8")
     news = {**own, **replacements}
-    assert [old for old in news if old not in text] == []
-    text = re.sub("|".join(map(re.escape, news)), lambda found: news[found[0]], text)  # at once: a port may contain one
+    assert [old for old in news if old not in configuration] == []
+    # at once: a port may contain one
+    text = re.sub("|".join(map(re.escape, news)), lambda found: news[found[0]], configuration)
     (directory / "nginx.conf").write_text(text)
     command = ["nginx", "-p", directory, "-c", directory / "nginx.conf", "-e", directory / "error.log"]
     with subprocess.Popen([*command, "-g", f"daemon off; pid {directory}/nginx.pid;"], stderr=subprocess.PIPE) as nginx:
@@ -81,6 +82,20 @@ def run_nginx(
             finally:
                 nginx.terminate()
                 nginx.wait()
+
+
+@contextmanager
+def run_example(
+    directory: Path, api_port: int, web_port: int, plain_port: int, limits: Mapping[str, str] | None = None
+) -> Iterator[NginxProxy]:
+    """Run examples/tls-proxy with TLS; the API is also at `plain_port`, without. `limits`: other values of the file."""
+    example = EXAMPLES / "tls-proxy"
+    configuration, tls = ((example / name).read_text(encoding="utf-8") for name in ("nginx.conf", "tls.conf"))
+    addresses = {"api:8000": f"127.0.0.1:{api_port}", "web:8001": f"127.0.0.1:{web_port}"}
+    listen = {"listen 8000": f"listen 127.0.0.1:{plain_port}", "listen 8001": f"listen 127.0.0.1:{free_port()}"}
+    configuration = configuration.replace("include /etc/nginx/tls/*.conf;", tls)
+    with run_nginx(configuration, directory, HOSTS, {**addresses, **listen, **(limits or {})}) as proxy:
+        yield proxy
 
 
 def _is_up(proxy: NginxProxy, nginx: subprocess.Popen[bytes], host: str) -> bool:

@@ -54,7 +54,8 @@ def proxy(live_server: LiveServer, gateway: int, api_key: str, tmp_path: Path) -
         "127.0.0.1:4180": f"127.0.0.1:{gateway}",
         "/etc/tunery": str(tmp_path),
     }
-    with run_nginx(EXAMPLES / "auth-proxy" / "nginx.conf", tmp_path, [HOST], places) as proxy:
+    configuration = (EXAMPLES / "auth-proxy" / "nginx.conf").read_text(encoding="utf-8")
+    with run_nginx(configuration, tmp_path, [HOST], places) as proxy:
         yield proxy
 
 

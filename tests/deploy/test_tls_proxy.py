@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
@@ -13,12 +12,11 @@ import pytest
 from app.db.engine import Sessions, transaction
 from app.db.tables import Project
 from app.storage import LocalStorage
-from tests.deploy.nginx import EXAMPLES, NginxProxy, run_nginx, upstream
+from tests.deploy.containers import free_port
+from tests.deploy.nginx import HOSTS, NginxProxy, run_example, upstream
 from tests.factories import make_base_model, make_file, make_job
 from tests.serving import LiveServer
 
-CONFIGURATION = EXAMPLES / "tls-proxy" / "nginx.conf"
-HOSTS = ("tunery-api.example.com", "tunery.example.com")
 pytestmark = [
     pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed"),
     pytest.mark.extended("a proxy of the deployment guide"),
@@ -47,8 +45,7 @@ def dashboard() -> Iterator[int]:
 
 @pytest.fixture
 def proxy(live_server: LiveServer, dashboard: int, tmp_path: Path) -> Iterator[NginxProxy]:
-    addresses = {"127.0.0.1:8000": f"127.0.0.1:{live_server.port}", "127.0.0.1:8001": f"127.0.0.1:{dashboard}"}
-    with run_nginx(CONFIGURATION, tmp_path, HOSTS, addresses) as proxy:
+    with run_example(tmp_path, live_server.port, dashboard, int(free_port())) as proxy:
         yield proxy
 
 
@@ -80,10 +77,3 @@ def test_web_sockets_of_the_dashboard_pass(proxy: NginxProxy) -> None:
     headers = {"Upgrade": "websocket", "Connection": "Upgrade"}
     with proxy.send("GET", HOSTS[1], "/", headers=headers) as answer:
         assert answer.read() == b"websocket upgrade https"
-
-
-def test_the_page_and_the_file_agree() -> None:
-    """docs/deploy.md names the directives that a proxy needs; the example has them."""
-    text = CONFIGURATION.read_text(encoding="utf-8")
-    for directive in ("client_max_body_size 8200m", "proxy_request_buffering off", "proxy_buffering off"):
-        assert re.search(rf"^\s*{directive};", text, re.MULTILINE)

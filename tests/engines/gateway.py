@@ -34,5 +34,5 @@ def gateway(upstream: str, *, is_chat_only: bool = False) -> Iterator[str]:
         return Response(response.content, response.status_code, media_type="application/json")
 
     app = Starlette(routes=[Route("/{path:path}", forward, methods=["GET", "POST"])])
-    with serve(app, http="h11") as server:  # type: ignore[arg-type]
+    with serve(app) as server:  # type: ignore[arg-type]
         yield server.root

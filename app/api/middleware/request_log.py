@@ -10,10 +10,10 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 from urllib.parse import unquote
 
 from fastapi.telemetry import TelemetryConfig
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace import Span, SpanProcessor, TracerProvider
 
-Outcome = Literal["completed", "client_disconnected", "request_timeout", "invalid_request", "aborted"]
+Outcome = Literal["completed", "client_disconnected", "request_timeout", "aborted"]
 
 API_KEY = re.compile(rf"{PREFIX}_[\w-]*", re.IGNORECASE)
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
@@ -36,7 +36,6 @@ PARAMETER_NAME = re.compile(r"[\w.\[\]-]{1,80}")
 CREDENTIAL_HEADERS = (b"authorization", b"api-key")
 MASK = "***"
 MAX_TEXT_CHARS = 1_000  # of a path or a query
-MAX_METHOD_CHARS = 32  # a client may send any method
 CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that disconnected before the response
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 FAILURES = ("500", "503")  # counted from 0 from a route's first request on, so that alerts see the first of them
@@ -50,6 +49,12 @@ class RequestRecord:
     """The data of the log line. It is kept in `scope["state"]`, so that every layer can add to it."""
 
     request_id: str
+    method: str
+    path: str  # as the client sent it
+    query: bytes
+    address: (
+        str | None
+    )  # of the client; behind a proxy the forwarded one, if the server trusts it (FORWARDED_ALLOW_IPS)
     started_at: float = field(default_factory=time.perf_counter)
     ended_at: float | None = None  # when the last byte of the response was passed to the server
     status: int | None = None
@@ -59,6 +64,13 @@ class RequestRecord:
     key_id: str | None = None
     project_id: str | None = None
     outcome: Outcome | None = None
+    response_headers: list[tuple[bytes, bytes]] = field(default_factory=list)  # of the response, also of an error
+
+    @classmethod
+    def of_scope(cls, scope: Scope, headers: Mapping[bytes, bytes]) -> Self:
+        client = scope.get("client")
+        address = str(client[0]) if client else None
+        return cls(request_id_of(headers), scope["method"], scope["path"], scope["query_string"], address)
 
     @property
     def duration_seconds(self) -> float:
@@ -72,49 +84,44 @@ class RequestRecord:
             self.status = self.status or status
 
 
-def start_record(scope: Mapping[str, Any]) -> RequestRecord:
-    """The record of a request. The first caller creates it: `RequestContextMiddleware` or the connection."""
-    record: RequestRecord = scope["state"].setdefault("record", RequestRecord(request_id_of(scope["headers"])))
+def record_of(scope: Mapping[str, Any]) -> RequestRecord:
+    record: RequestRecord = scope["state"]["record"]
     return record
 
 
-def record_of(scope: Mapping[str, Any]) -> RequestRecord | None:
-    """The record of a request, if `start_record` created one."""
-    record: RequestRecord | None = scope.get("state", {}).get("record")
-    return record
-
-
-def log_request(scope: Mapping[str, Any], record: RequestRecord) -> None:
-    """Write the line of one request. `scope` has fewer keys when no application received the request."""
+def end_request(record: RequestRecord) -> None:
+    """Write the line of a request, and count it."""
     if record.outcome is None:
         record.outcome = "aborted" if record.ended_at is None else "completed"
-    client = scope.get("client")
     has_failed = record.outcome == "aborted" or (record.status or 0) >= 500
+    if record.method == "HEAD":
+        record.bytes_out = 0
+    seconds = record.duration_seconds
     write_event(
         "error" if has_failed else "info",
         "request",
         request_id=record.request_id,
-        method=masked_path(scope["method"])[:MAX_METHOD_CHARS] if "method" in scope else None,
+        method=record.method,
         route=record.route,
-        path=masked_path(scope["path"]) if "path" in scope else None,
-        query=masked_query(scope.get("query_string", b"")),
+        path=masked_path(record.path),
+        query=masked_query(record.query),
         status=record.status,
         outcome=record.outcome,
-        duration_ms=round(record.duration_seconds * 1000, 1),
+        duration_ms=round(seconds * 1000, 1),
         key_id=record.key_id,
         project_id=record.project_id,
         bytes_in=record.bytes_in,
-        bytes_out=0 if scope.get("method") == "HEAD" else record.bytes_out,
-        address=client[0] if client else None,
+        bytes_out=record.bytes_out,
+        address=record.address,
     )
-
-
-def request_id_of(headers: Sequence[tuple[bytes, bytes]]) -> str:
-    """The client's X-Request-Id if it is safe to log, else a new id."""
-    given = next((value for name, value in headers if name == b"x-request-id"), b"")
-    if REQUEST_ID.fullmatch(given) and not _is_credential(given, headers):
-        return given.decode()
-    return f"req_{secrets.token_hex(16)}"
+    method = record.method if record.method in METHODS else UNKNOWN
+    count, duration = _series(method, record.route or UNKNOWN, str(record.status or UNKNOWN))
+    count.inc()
+    duration.observe(seconds)
+    if record.bytes_in:
+        metrics.RECEIVED_BYTES.inc(record.bytes_in)
+    if record.bytes_out:
+        metrics.SENT_BYTES.inc(record.bytes_out)
 
 
 def masked_path(path: str) -> str:
@@ -136,25 +143,16 @@ def _masked_parameter(parameter: str) -> str:
     return f"{name}={MASK}" if is_name else MASK
 
 
-def _is_credential(value: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bool:
-    """Whether `value` is an API key: a client may send its key as the request id, which is logged and returned."""
-    return API_KEY.search(value.decode()) is not None or any(
-        name in CREDENTIAL_HEADERS and value == given.rpartition(b" ")[2] for name, given in headers
-    )
+def request_id_of(headers: Mapping[bytes, bytes]) -> str:
+    """The client's X-Request-Id if it is safe to log, else a new id.
 
-
-def observe_request(scope: Mapping[str, Any], record: RequestRecord) -> None:
-    """Count one ended request; `record.ended_at` is its end. `scope` may lack a method, as in `log_request`."""
-    method = scope.get("method", UNKNOWN)
-    requests, seconds = _series(
-        method if method in METHODS else UNKNOWN, record.route or UNKNOWN, str(record.status or UNKNOWN)
-    )
-    requests.inc()
-    seconds.observe(record.duration_seconds)
-    if record.bytes_in:
-        metrics.RECEIVED_BYTES.inc(record.bytes_in)
-    if record.bytes_out:
-        metrics.SENT_BYTES.inc(record.bytes_out)
+    A client may send its key as the request id, which is logged and returned.
+    """
+    given = headers.get(b"x-request-id", b"")
+    keys = [headers.get(name, b"").rpartition(b" ")[2] for name in CREDENTIAL_HEADERS]
+    if REQUEST_ID.fullmatch(given) and not API_KEY.search(given.decode()) and given not in keys:
+        return given.decode()
+    return f"req_{secrets.token_hex(16)}"
 
 
 @lru_cache(maxsize=4096)  # there are a few hundred combinations; the lookup by labels takes half of the time

@@ -73,8 +73,7 @@ async def _answer(request: Request, app_state: AppState, caller: Caller, data: b
     if not isinstance(model, str) or not model:
         problem = "you must provide model" if model is None else f"model: must be a name, not {as_json(model, 80)}"
         raise BadRequest(problem, "model", "missing_required_parameter" if model is None else "invalid_type")
-    record = record_of(request.scope)
-    question = Question(caller.project_id, request.url.path, body, record.request_id if record else "")
+    question = Question(caller.project_id, request.url.path, body, record_of(request.scope).request_id)
     answer = await run_until_disconnect(request, _ask(app_state, question, caller.key_id, len(data)))
     headers = {ANSWERED_BY: TRIAL if answer.target is None else "engine"}
     if answer.events is not None:

@@ -14,8 +14,8 @@ from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
 from starlette.testclient import TestClient
 
+from app.api import bootstrap_guard
 from app.api import idempotency as once
-from app.api.middleware import bootstrap_guard
 from app.api.routes import webhooks as webhook_routes
 from app.db.access import idempotency
 from app.db.access.idempotency import KeyedRequest

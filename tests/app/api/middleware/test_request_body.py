@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.api.transport.connection import BodyPace
+from app.api.middleware.request_body import BodyPace
 from app.errors import RequestTimeout
 from app.settings import Settings
 

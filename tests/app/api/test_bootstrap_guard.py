@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import func, update
 from starlette.testclient import TestClient
 
-from app.api.middleware import bootstrap_guard
+from app.api import bootstrap_guard
 from app.db.engine import Sessions, make_engine, make_sessions, transaction
 from app.db.tables import ApiKey, Project
 from app.domain.access.api_keys import is_valid_secret
@@ -82,7 +82,7 @@ class TestTheStart:
             [*command, "--host", "0.0.0.0"], cwd=ROOT, capture_output=True, text=True, timeout=60,
             env={
                 "PATH": os.environ["PATH"], "DATABASE_URL": settings.database_url, "REDIS_URL": settings.redis_url,
-                "TUNERY_DATA_DIR": str(tmp_path),
+                "TUNERY_DATA_DIR": str(tmp_path), "TUNERY_BEHIND_PROXY": "true",
             },
         )  # fmt: skip
         assert done.returncode != 0

@@ -1,4 +1,4 @@
-"""Bootstrap guard: until an API key exists, the service accepts loopback connections only.
+"""Which addresses the service listens on: beyond loopback only behind a proxy, and only when an API key exists.
 
 The configured bind address is checked at startup. Only the server has the address that it actually bound, so the
 local address of each connection is checked as well, until a key exists.
@@ -12,13 +12,13 @@ from functools import lru_cache
 
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Scope
 
-from app.api.error_handlers import error_response
 from app.db.engine import Sessions, transaction
-from app.errors import NotBootstrapped, Unavailable
+from app.errors import NotBootstrapped, TuneryError, Unavailable
 from app.log import get_logger
 from app.services.access import keys
+from app.settings import Settings
 
 DEFAULT_HOST = "127.0.0.1"  # uvicorn's default
 
@@ -39,7 +39,7 @@ def bind_host(arguments: Sequence[str], environment: Mapping[str, str]) -> str:
 def require_api_key(sessions: Sessions, host: str) -> None:
     """Raises NotBootstrapped if `host` is not loopback and no API key exists.
 
-    An unreachable database does not stop the start: `RequireApiKeyMiddleware` checks again before every request.
+    An unreachable database does not stop the start: `BootstrapGuard` checks again before every request.
     """
     if is_loopback(host):
         return
@@ -50,6 +50,16 @@ def require_api_key(sessions: Sessions, host: str) -> None:
         return
     if not is_bootstrapped:
         raise _not_bootstrapped_error(host)
+
+
+def require_proxy(settings: Settings, host: str) -> None:
+    """Raises SystemExit for an address that is not loopback without TUNERY_BEHIND_PROXY."""
+    if not is_loopback(host) and not settings.behind_proxy:
+        raise SystemExit(
+            f"The API does not listen on {host or 'any address'} by itself: it limits neither the size of request "
+            "headers nor their time. Put a proxy in front that does (examples/tls-proxy/nginx.conf; "
+            "docs/deploy.md#slow-clients) and set TUNERY_BEHIND_PROXY=true, or listen on 127.0.0.1."
+        )
 
 
 def has_key(sessions: Sessions) -> bool:
@@ -66,26 +76,21 @@ def is_loopback(host: str) -> bool:
     return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
-class RequireApiKeyMiddleware:
-    """Plain ASGI middleware: 503 for remote requests until an API key exists. Afterwards it reads nothing."""
+class BootstrapGuard:
+    """Refuses remote requests until an API key exists. Afterwards it reads nothing."""
 
-    def __init__(self, app: ASGIApp, sessions: Sessions) -> None:
-        self.app = app
-        self._sessions = sessions
+    def __init__(self) -> None:
         self._is_bootstrapped = False
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or self._is_bootstrapped or _arrived_on_loopback(scope):
-            await self.app(scope, receive, send)
-            return
+    async def problem(self, scope: Scope) -> TuneryError | None:
+        """The error of this request, or None."""
+        if self._is_bootstrapped or _arrived_on_loopback(scope):
+            return None
         try:
-            self._is_bootstrapped = await run_in_threadpool(has_key, self._sessions)
+            self._is_bootstrapped = await run_in_threadpool(has_key, scope["app"].state.app_state.sessions)
         except SQLAlchemyError:
-            refusal = Unavailable("PostgreSQL does not answer; try again in a few seconds.")
-            await error_response(refusal)(scope, receive, send)
-            return
-        respond = self.app if self._is_bootstrapped else error_response(_not_bootstrapped_error(scope["server"][0]))
-        await respond(scope, receive, send)
+            return Unavailable("PostgreSQL does not answer; try again in a few seconds.")
+        return None if self._is_bootstrapped else _not_bootstrapped_error(scope["server"][0])
 
 
 def _arrived_on_loopback(scope: Scope) -> bool:
