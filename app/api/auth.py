@@ -14,8 +14,6 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from app.api.dependencies import SessionDep, app_state_of
-from app.api.middleware.request_context import add_response_headers
-from app.api.dependencies import app_state_of
 from app.api.middleware.request_log import record_of
 from app.api.query_parameters import check_query
 from app.db.access import audit

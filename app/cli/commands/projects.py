@@ -188,7 +188,7 @@ def _settings(
     weight: float | None,
 ) -> dict[str, Any]:
     """The limits and the weight as the API takes them."""
-    from app.domain.jobs.bounds import SHARE_WEIGHT
+    from app.domain.jobs.spec import SHARE_WEIGHT
 
     given = {
         "max_stored_bytes": (max_bytes, UNITS),

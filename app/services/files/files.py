@@ -29,7 +29,7 @@ from app.services.datasets.check_process import Check
 from app.services.datasets.line_check import check_content
 from app.services.resources import Page
 from app.storage import ArchiveMember, Storage, open_archive
-from app.storage.writeback import begin_writeback
+from app.system.files import begin_writeback
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Digest

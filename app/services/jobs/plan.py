@@ -26,7 +26,6 @@ from app.domain.datasets.report import (
 from app.domain.datasets.warnings import NO_VALIDATION_FILE, request_warning
 from app.domain.jobs.layer_patterns import PatternError, match_spec
 from app.domain.jobs.spec import DataParameters, JobSpec
-
 from app.domain.planning.estimate import DeviceGroup, Placement, estimate_on
 from app.domain.planning.memory import DESCRIBED_ARCHITECTURES
 from app.domain.planning.packing import Workload

@@ -18,9 +18,8 @@ from app.cli.options import with_client
 from app.cli.output.compare import DEFAULT_PROMPT_COUNT, compare, print_comparison, read_examples
 from app.cli.output.console import size_text, stderr_console
 from app.cli.output.progress import bytes_bar, is_finished
-from app.domain.evaluations.spec import precision_text
 from app.cli.output.results import Result, line
-from app.domain.evaluations.precision import precision_text
+from app.domain.evaluations.spec import precision_text
 from app.domain.jobs.states import ExitCode
 from app.system.model_files import hash_directory
 

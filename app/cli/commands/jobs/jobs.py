@@ -15,10 +15,9 @@ from app.cli.job_options import Metadata, Priority, build_update_body, with_job_
 from app.cli.options import AsJson, with_client
 from app.cli.output.console import duration_text, print_json, print_line, print_note, size_text, time_text
 from app.cli.output.progress import Losses, numbers_text, status_text
-from app.domain.jobs.states import training_seconds
 from app.cli.output.results import Columns, Result, fields, line, print_rows, table
 from app.cli.resource import Resource
-from app.domain.jobs.training_time import training_seconds
+from app.domain.jobs.states import training_seconds
 
 if TYPE_CHECKING:
     from app.cli.client.http import Client, Json
