@@ -1,7 +1,7 @@
 """`python -m worker.deliveries`: carries out the deliveries of the outbox. Any number of senders may run.
 
-Claim (a transaction), carry out (no transaction), record (a transaction, guarded by the attempt). A target has one
-attempt at a time, so a slow one delays no other.
+Claim (a transaction), carry out (no transaction, under a lease that a thread renews), record (a transaction, guarded by
+the lease). A target has one attempt at a time, so a slow one delays no other.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import time
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -24,8 +23,10 @@ from app.db.deliveries.credentials import NoSecretKey
 from app.db.deliveries.deliveries import ClaimedDelivery
 from app.db.engine import DATABASE_UNAVAILABLE, first_line, transaction
 from app.db.files import files
-from app.db.jobs import evaluations
+from app.db.jobs import evaluations, leases
+from app.db.jobs.leases import FencedError
 from app.db.operations import status
+from app.db.tables import File
 from app.domain.deliveries import states
 from app.domain.deliveries.served_check import ServedCheck, ServedReference
 from app.domain.deliveries.states import DeliveryState
@@ -38,7 +39,9 @@ from app.domain.deliveries.targets import (
     VllmDestination,
     parse_destination,
 )
+from app.domain.evaluations.promotion import DeliveryVerdict
 from app.log import get_logger
+from app.system.host import boottime_seconds
 from app.telemetry import metrics, tracing
 from worker.deliveries import targets
 from worker.deliveries.directory import DirectoryTarget, SharedDirectoryTarget
@@ -54,10 +57,13 @@ from worker.deliveries.targets import (
     Target,
 )
 from worker.health import write_heartbeat
+from worker.jobs import workdir
+from worker.jobs.lease import LeaseKeeper, owner_name
 from worker.node.resources import Resources
+from worker.reconciler.cleanup import clean_work_directories
 
 SENDER_THREADS = 8
-LEASE_SECONDS = 60.0  # how long a delivery rests after its sender was killed
+LEASE_SECONDS = 60.0  # a delivery rests that long after its sender was killed, and the reaper's grace
 RENEW_SECONDS = 15.0
 REPORT_SECONDS = 10.0
 OUTCOMES = ("delivered", "withdrawn", "present", "failed", "refused", "waiting")
@@ -76,26 +82,23 @@ class DeliverySender:
         self.resources = resources
         self.settings = resources.settings
         self._thread_freed = threading.Event()
-        self._in_flight: dict[str, ClaimedDelivery] = {}
-        self._renewed_at = 0.0
+        self._owner = owner_name("deliveries")
+        self._leases: dict[str, LeaseKeeper] = {}  # of the attempts in flight, by delivery
         self._reported_at = -float("inf")
         metrics.begin(metrics.DELIVERY_ATTEMPTS, [kind.value for kind in TargetKind], OUTCOMES)
-        self._lock = threading.Lock()
         trust_database(resources.engine)
 
     def run(self) -> None:
         """Run rounds until `resources.stop` is set; attempts in flight are then finished, under their leases."""
         log.info("delivery sender started")
+        shutil.rmtree(self.settings.work_dir / "deliveries", ignore_errors=True)  # what earlier releases left there
         with ThreadPoolExecutor(SENDER_THREADS, thread_name_prefix="delivery") as pool:
-            while self._in_flight or not self.resources.stop.is_set():
+            while self._leases or not self.resources.stop.is_set():
                 try:
                     write_heartbeat(self.settings, "deliveries")
                     self._report_if_due()
-                    self._renew_leases()
                     is_stopping = self.resources.stop.is_set()
-                    for claimed in self.claim(0 if is_stopping else SENDER_THREADS - len(self._in_flight)):
-                        with self._lock:
-                            self._in_flight[claimed.delivery.id] = claimed
+                    for claimed in self.claim(0 if is_stopping else SENDER_THREADS - len(self._leases)):
                         pool.submit(self._attempt_and_release, claimed)
                 except DATABASE_UNAVAILABLE as error:
                     log.warning("database unavailable", error=first_line(error))
@@ -107,11 +110,16 @@ class DeliverySender:
     def claim(self, limit: int) -> list[ClaimedDelivery]:
         if limit <= 0:
             return []
+        claimed_at = boottime_seconds()
         with transaction(self.resources.sessions) as session:
-            return deliveries.claim(session, limit, LEASE_SECONDS)
+            claimed = deliveries.claim(session, limit, self._owner, LEASE_SECONDS)
+        for each in claimed:
+            keeper = LeaseKeeper(self.resources, each.delivery, claimed_at, LEASE_SECONDS, RENEW_SECONDS)
+            self._leases[each.delivery.id] = keeper
+        return claimed
 
     def attempt(self, claimed: ClaimedDelivery) -> None:
-        """Carry out one attempt and record its outcome, unless another process has claimed the delivery since.
+        """Carry out one attempt and record its outcome, unless the lease was lost.
 
         Its span belongs to the trace of the request that created the job.
         """
@@ -123,6 +131,7 @@ class DeliverySender:
         with (
             tracing.span("deliver attempt", job.traceparent, attributes) as span,
             structlog.contextvars.bound_contextvars(**ids),
+            self._leases[delivery.id],
         ):
             outcome = self._attempt(claimed)
             tracing.end_reason(span, outcome, outcome in FAILED_OUTCOMES)
@@ -135,7 +144,7 @@ class DeliverySender:
         except DeliveryError as error:
             self._record_failure(claimed, error)
             outcome = OUTCOMES_OF_ERRORS.get(type(error), "failed")
-        except DATABASE_UNAVAILABLE:
+        except FencedError:
             raise
         except Exception as error:
             log.exception("delivery failed", delivery=claimed.delivery.id)
@@ -177,45 +186,21 @@ class DeliverySender:
             self._record_delivered(claimed, target, self._deliver(claimed, target))
             return "delivered"
 
-    def clean_staging(self) -> None:
-        """Remove the files that killed attempts have left; those of other senders' attempts stay."""
-        found = list(self._staging.glob("*"))  # first: an attempt makes its directory after its lease
-        with transaction(self.resources.sessions) as session:
-            in_use = {_directory_name(*attempt) for attempt in deliveries.leased(session)}
-        for directory in found:
-            if directory.name not in in_use:
-                shutil.rmtree(directory, ignore_errors=True)
-
-    @property
-    def _staging(self) -> Path:
-        return self.settings.work_dir / "deliveries"
-
     def _report_if_due(self) -> None:
         """Report for the operator's status that this sender works, and clean up after attempts that were killed."""
         if time.monotonic() - self._reported_at >= REPORT_SECONDS:
             with transaction(self.resources.sessions) as session:
                 status.report(session, "deliveries")
-            self.clean_staging()
+            clean_work_directories(self.resources)
             self._reported_at = time.monotonic()
-
-    def _renew_leases(self) -> None:
-        """Extend the leases of the attempts in flight, however long they take."""
-        if time.monotonic() - self._renewed_at < RENEW_SECONDS:
-            return
-        with self._lock:
-            attempts = [(each.delivery.id, each.delivery.attempt) for each in self._in_flight.values()]
-        with transaction(self.resources.sessions) as session:
-            deliveries.renew(session, attempts, LEASE_SECONDS)
-        self._renewed_at = time.monotonic()
 
     def _attempt_and_release(self, claimed: ClaimedDelivery) -> None:
         try:
             self.attempt(claimed)
-        except DATABASE_UNAVAILABLE as error:  # its lease expires, and it is claimed again
-            log.warning("delivery not recorded", delivery=claimed.delivery.id, error=first_line(error))
+        except FencedError:
+            log.info("delivery not recorded: its lease is lost", delivery=claimed.delivery.id)
         finally:
-            with self._lock:
-                self._in_flight.pop(claimed.delivery.id, None)
+            self._leases.pop(claimed.delivery.id)
             self._thread_freed.set()
 
     def _secrets(self, claimed: ClaimedDelivery) -> dict[str, str]:
@@ -250,14 +235,17 @@ class DeliverySender:
 
     def _deliver(self, claimed: ClaimedDelivery, target: Target) -> Delivered:
         """Raises DeliveryError."""
-        directory = self._staging / _directory_name(claimed.delivery.id, claimed.delivery.attempt)
-        with transaction(self.resources.sessions) as session:
+        delivery = claimed.delivery
+        directory = workdir.attempt_directory(self.settings.work_dir, delivery.id, delivery.attempt)
+
+        def load(session: Session) -> tuple[dict[str, File], DeliveryVerdict | None, AdapterDelivery]:
             rows = files.get_visible(session, claimed.checkpoint.file_ids)
-            is_result = claimed.delivery.model == claimed.job.fine_tuned_model
+            is_result = delivery.model == claimed.job.fine_tuned_model
             verdict = evaluations.verdict_on_delivery(session, claimed.job) if is_result else None
-            adapter = targets.with_known_paths(
-                _adapter_delivery(claimed), deliveries.locations_of_name(session, claimed.delivery)
-            )
+            locations = deliveries.locations_of_name(session, delivery)
+            return rows, verdict, targets.with_known_paths(_adapter_delivery(claimed), locations)
+
+        rows, verdict, adapter = self._leases[delivery.id].transact(load)
         if verdict is not None and not verdict.is_allowed:
             refusal = EvaluationPending if verdict.is_allowed is None else DeliveryRefused
             raise refusal(f"The condition of the evaluation (promote_if) does not allow it: {verdict.reason}")
@@ -267,10 +255,10 @@ class DeliverySender:
             targets.fetch_adapter(self.resources.storage, list(rows.values()), directory)
             return target.deliver(adapter, directory)
         finally:
-            shutil.rmtree(directory, ignore_errors=True)
+            workdir.remove(directory)
 
     def _next_look(self, target: Target) -> Any:
-        return deliveries.due_in(self.settings.delivery_recheck_seconds) if target.can_forget else None
+        return leases.expiry(self.settings.delivery_recheck_seconds) if target.can_forget else None
 
     def _record_delivered(self, claimed: ClaimedDelivery, target: Target, delivered: Delivered) -> None:
         delivery, name = claimed.delivery, claimed.target.name
@@ -288,7 +276,7 @@ class DeliverySender:
             location=targets.location_of(_adapter_delivery(claimed), delivered),
             served_check=_dumped(delivered.check),
             next_attempt_at=self._next_look(target),
-            delivered_at=delivery.delivered_at or deliveries.due_in(0),
+            delivered_at=delivery.delivered_at or leases.expiry(0),
         )
 
     def _record_withdrawn(self, claimed: ClaimedDelivery) -> None:
@@ -317,27 +305,28 @@ class DeliverySender:
         if seconds is None:
             columns |= {"state": DeliveryState.FAILED, "next_attempt_at": None}
         else:
-            columns["next_attempt_at"] = deliveries.due_in(seconds)
+            columns["next_attempt_at"] = leases.expiry(seconds)
         then = "it is not tried again" if seconds is None else f"it is tried again in {seconds:.0f} s"
         is_news = seconds is None or delivery.error != columns["error"]
         text = f"{claimed.target.name}: {delivery.served_model} was not {_verb(delivery.state)}: {error}; {then}"
         self._record(claimed, text if is_news else None, "error" if seconds is None else "warn", **columns)
 
     def _record(self, claimed: ClaimedDelivery, message: str | None, level: str = "info", **columns: Any) -> None:
-        def write(session: Session) -> bool:
-            is_recorded = deliveries.record(session, claimed, **columns)
+        """Raises FencedError."""
+
+        keeper = self._leases[claimed.delivery.id]
+
+        def write(session: Session) -> None:
+            is_recorded = deliveries.record(session, claimed, keeper.lease, **columns)
             if columns.get("state") == DeliveryState.DELIVERED:  # there, also if it is to be withdrawn by now
                 deliveries.end_replaced(session, claimed)
             if not is_recorded:
-                return False
-            if message is not None:
+                log.info("delivery not recorded: it has changed since the claim", delivery=claimed.delivery.id)
+            elif message is not None:
                 data = {"delivery": claimed.delivery.id, "target": claimed.target.name}
                 deliveries.add_event(session, claimed.job.id, message, level, data)
-            return True
 
-        with transaction(self.resources.sessions) as session:
-            if not write(session):
-                log.info("delivery not recorded: it has changed since the claim", delivery=claimed.delivery.id)
+        keeper.finish(write)
 
 
 @contextmanager
@@ -369,10 +358,6 @@ def _adapter_delivery(claimed: ClaimedDelivery) -> AdapterDelivery:
         reference=ServedReference.model_validate(reference) if reference else None,
         job_id=claimed.job.id,
     )
-
-
-def _directory_name(delivery_id: str, attempt: int) -> str:
-    return f"{delivery_id}-{attempt}"
 
 
 def _dumped(check: ServedCheck | None) -> dict[str, Any] | None:

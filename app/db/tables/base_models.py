@@ -74,7 +74,6 @@ class BaseModelRegistration(LeasedRow, Base):
         ),
     )
 
-    id: Mapped[str] = mapped_column(primary_key=True)
     seq: Mapped[int] = mapped_column(Identity(), unique=True)
     name: Mapped[str]
     directory: Mapped[str]

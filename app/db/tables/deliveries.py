@@ -9,6 +9,7 @@ from sqlalchemy import CheckConstraint, ForeignKey, Identity, Index, text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from app.db.tables.base import Base, now, sql_string_list
+from app.db.tables.leased_row import LEASE_WHOLE, Leased
 from app.domain.deliveries.states import DUE_STATES, DeliveryState
 from app.domain.deliveries.targets import TargetKind, TargetStatus
 
@@ -46,8 +47,8 @@ class DeliveryTarget(Base):
         return TargetStatus.READY if self.error is None else TargetStatus.CREDENTIALS_LOST
 
 
-class Delivery(Base):
-    """One adapter for one target. `attempt` is the fencing token: every claim increments it.
+class Delivery(Leased, Base):
+    """One adapter for one target. A target has one attempt at a time.
 
     `tries` is the position in the retry schedule. A delivered one has a `next_attempt_at` if its target can lose it:
     that attempt looks whether it is still there.
@@ -61,6 +62,8 @@ class Delivery(Base):
         ),
         CheckConstraint("(state IN ('failed', 'withdrawn')) <= (next_attempt_at IS NULL)", name="ended"),
         CheckConstraint("tries BETWEEN 0 AND attempt", name="tries"),
+        CheckConstraint(LEASE_WHOLE, name="lease_whole"),
+        Index("ix_deliveries_lease", "lease_expires_at", postgresql_where=text("lease_owner IS NOT NULL")),
         Index(
             "uq_deliveries_one_of_a_model",
             "target_id",
@@ -76,7 +79,6 @@ class Delivery(Base):
         ),
     )
 
-    id: Mapped[str] = mapped_column(primary_key=True)
     seq: Mapped[int] = mapped_column(Identity(), unique=True)
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
     target_id: Mapped[str] = mapped_column(ForeignKey("delivery_targets.id"))
@@ -85,10 +87,8 @@ class Delivery(Base):
     model: Mapped[str]  # the `ft:` name
     served_model: Mapped[str]
     state: Mapped[str] = mapped_column(server_default=DeliveryState.PENDING.value)
-    attempt: Mapped[int] = mapped_column(server_default="0")
     tries: Mapped[int] = mapped_column(server_default="0")
     next_attempt_at: Mapped[datetime | None]
-    leased_until: Mapped[datetime | None]
     error: Mapped[str | None]  # of the last attempt
     location: Mapped[dict[str, Any] | None]  # what the target has, as its kind reports it
     served_check: Mapped[dict[str, Any] | None]  # a domain.deliveries.served_check.ServedCheck

@@ -28,7 +28,6 @@ class Evaluation(LeasedRow, Base):
         Index("ix_evaluations_unfinished", "project_id", postgresql_where=text("state IN ('queued', 'running')")),
     )
 
-    id: Mapped[str] = mapped_column(primary_key=True)
     seq: Mapped[int] = mapped_column(Identity(), unique=True)
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))

@@ -41,7 +41,6 @@ class Export(LeasedRow, Base):
         Index("ix_exports_page", "job_id", "seq"),
     )
 
-    id: Mapped[str] = mapped_column(primary_key=True)
     seq: Mapped[int] = mapped_column(Identity(), unique=True)
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Mapped, column_property, mapped_column
 
 from app.db.ids import new_id
 from app.db.tables.base import Base, now, sql_string_list
+from app.db.tables.leased_row import LEASE_WHOLE, Leased
 from app.domain.jobs.states import TERMINAL, Desired, JobState
 from app.domain.scheduling.worker_capacity import JobRequirements
 
@@ -48,12 +49,12 @@ class Attempt(Base):
     reason: Mapped[str | None]
 
 
-class Job(Base):
+class Job(Leased, Base):
     __tablename__ = "jobs"
     __table_args__ = (
         CheckConstraint(f"state IN ({sql_string_list(JobState)})", name="state"),
         CheckConstraint(f"desired IN ({sql_string_list(Desired)})", name="desired"),
-        CheckConstraint("(lease_owner IS NULL) = (lease_expires_at IS NULL)", name="lease_whole"),
+        CheckConstraint(LEASE_WHOLE, name="lease_whole"),
         CheckConstraint("(state = 'running') <= (lease_owner IS NOT NULL)", name="running_has_lease"),
         CheckConstraint(
             "(lease_owner IS NOT NULL) <= (state IN ('running', 'validating_files'))", name="lease_only_while_active"
@@ -86,7 +87,7 @@ class Job(Base):
         ),
     )
 
-    id: Mapped[str] = mapped_column(primary_key=True)
+    id: Mapped[str] = mapped_column(primary_key=True)  # named by the column properties below
     seq: Mapped[int] = mapped_column(Identity(), unique=True)
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
     created_at: Mapped[datetime] = now()
@@ -131,13 +132,10 @@ class Job(Base):
     state: Mapped[str] = mapped_column(server_default=JobState.VALIDATING.value)
     desired: Mapped[str] = mapped_column(server_default=Desired.RUN.value)
     phase: Mapped[str | None]  # finer than the state: "loading", "training", "publishing", "waiting_for_storage"
-    attempt: Mapped[int] = mapped_column(server_default="0")  # the fencing token: every claim increments it
     train_attempts: Mapped[int] = mapped_column(server_default="0")
     crash_streak: Mapped[int] = mapped_column(server_default="0")
     run_after: Mapped[datetime] = now()
     storage_full_since: Mapped[datetime | None]  # when the first of consecutive attempts ended on a full disk
-    lease_owner: Mapped[str | None]
-    lease_expires_at: Mapped[datetime | None]
     event_seq: Mapped[int] = mapped_column(server_default="0")
     version: Mapped[int] = mapped_column(server_default="1")  # of everything that clients see; a trigger increments it
     started_at: Mapped[datetime | None]

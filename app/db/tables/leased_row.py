@@ -1,4 +1,4 @@
-"""What the tables of the queues with leases share: exports, evaluations and registrations of base models."""
+"""What the tables that are queues share: the lease of all, and the state of exports, evaluations and registrations."""
 
 from __future__ import annotations
 
@@ -12,16 +12,24 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db.tables.base import now, sql_string_list
 
+LEASE_WHOLE = "(lease_owner IS NULL) = (lease_expires_at IS NULL)"
 
-class LeasedRow:
-    """The columns of the lease and of the end; `app.db.jobs.leased_rows` writes them."""
 
-    state: Mapped[str] = mapped_column(server_default="queued")
-    attempt: Mapped[int] = mapped_column(server_default="0")  # the fencing token
-    crash_streak: Mapped[int] = mapped_column(server_default="0")
-    run_after: Mapped[datetime] = now()
+class Leased:
+    """The columns of a lease; `app.db.jobs.leases` writes them."""
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    attempt: Mapped[int] = mapped_column(server_default="0")  # the fencing token: every claim increments it
     lease_owner: Mapped[str | None]
     lease_expires_at: Mapped[datetime | None]
+
+
+class LeasedRow(Leased):
+    """The columns of the state and of the end, too."""
+
+    state: Mapped[str] = mapped_column(server_default="queued")
+    crash_streak: Mapped[int] = mapped_column(server_default="0")
+    run_after: Mapped[datetime] = now()
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
     error_code: Mapped[str | None]
@@ -36,7 +44,7 @@ class LeasedRow:
 def lease_constraints(states: type[StrEnum], finished: Iterable[StrEnum]) -> tuple[CheckConstraint, ...]:
     return (
         CheckConstraint(f"state IN ({sql_string_list(states)})", name="state"),
-        CheckConstraint("(lease_owner IS NULL) = (lease_expires_at IS NULL)", name="lease_whole"),
+        CheckConstraint(LEASE_WHOLE, name="lease_whole"),
         CheckConstraint("(state = 'running') = (lease_owner IS NOT NULL)", name="running_has_lease"),
         CheckConstraint(f"(state IN ({sql_string_list(finished)})) = (finished_at IS NOT NULL)", name="finished_at"),
         CheckConstraint("(state = 'failed') = (error_code IS NOT NULL)", name="error"),

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from app.db.tables.access import Project
 from app.db.tables.base import Base, now
+from app.db.tables.leased_row import LEASE_WHOLE, Leased
 from app.domain.webhooks import secret_hint
 
 
@@ -57,11 +58,10 @@ class WebhookEndpoint(Base):
         return self.secret_hint or secret_hint(self.secret)
 
 
-class WebhookDelivery(Base):
+class WebhookDelivery(Leased, Base):
     """One event for one endpoint. The SQL function `announce_event` inserts the rows of events.
 
-    `attempt` is the fencing token: every claim increments it. `tries` is the position in the retry schedule, which
-    starts again when a client requests another delivery.
+    `tries` is the position in the retry schedule, which starts again when a client requests another delivery.
     """
 
     __tablename__ = "webhook_deliveries"
@@ -70,8 +70,10 @@ class WebhookDelivery(Base):
         CheckConstraint("state IN ('pending', 'delivered', 'failed')", name="state"),
         CheckConstraint("(state = 'pending') = (next_attempt_at IS NOT NULL)", name="next_attempt_at"),
         CheckConstraint("(state = 'pending') = (finished_at IS NULL)", name="finished_at"),
-        CheckConstraint("(leased_until IS NOT NULL) <= (state = 'pending')", name="leased_while_pending"),
+        CheckConstraint("(lease_owner IS NOT NULL) <= (state = 'pending')", name="leased_while_pending"),
         CheckConstraint("tries BETWEEN 0 AND attempt", name="tries"),
+        CheckConstraint(LEASE_WHOLE, name="lease_whole"),
+        Index("ix_webhook_deliveries_lease", "lease_expires_at", postgresql_where=text("lease_owner IS NOT NULL")),
         Index("ix_webhook_deliveries_page", "endpoint_id", "seq"),
         Index(
             "ix_webhook_deliveries_due", "endpoint_id", "next_attempt_at", postgresql_where=text("state = 'pending'")
@@ -79,7 +81,6 @@ class WebhookDelivery(Base):
         Index("ix_webhook_deliveries_created_at", "created_at"),
     )
 
-    id: Mapped[str] = mapped_column(primary_key=True)
     seq: Mapped[int] = mapped_column(Identity(), unique=True)
     project_id: Mapped[str | None] = mapped_column(ForeignKey("projects.id"))  # NULL: the operator's
     endpoint_id: Mapped[str] = mapped_column(ForeignKey("webhook_endpoints.id", ondelete="CASCADE"))
@@ -91,10 +92,8 @@ class WebhookDelivery(Base):
     )  # one attempt, which does not count as a failure of the endpoint
     created_at: Mapped[datetime] = now()
     state: Mapped[str] = mapped_column(server_default="pending")
-    attempt: Mapped[int] = mapped_column(server_default="0")
     tries: Mapped[int] = mapped_column(server_default="0")
     next_attempt_at: Mapped[datetime | None]
-    leased_until: Mapped[datetime | None]  # a sender has claimed it
     finished_at: Mapped[datetime | None]
     attempts: Mapped[list[WebhookAttempt]] = relationship(
         order_by="WebhookAttempt.attempt.desc()", lazy="selectin", viewonly=True
