@@ -9,10 +9,11 @@ import time
 
 from app.db.engine import Sessions, transaction
 from app.db.jobs import claims
+from app.db.jobs.leases import lease_of
 from app.db.tables import Job
 from benchmarks.api_stack import Service
 from benchmarks.load import request
-from tests.factories import lease_of, start_job
+from tests.factories import start_job
 
 FOLLOWERS = 100
 EVENTS = 200

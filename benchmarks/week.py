@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from app.db.ids import new_id
 from app.db.jobs import claims
-from app.db.jobs.claims import Lease
+from app.db.jobs.leases import Lease
 from app.db.scheduling import fair_queue, queue_positions
 from app.db.tables import File, Job, Project
 from app.domain.jobs.states import Reason

@@ -23,10 +23,23 @@ from app.db import encryption, files
 from app.db.base_models import models
 from app.db.deliveries import deliveries
 from app.db.ids import new_id
-from app.db.jobs import checkpoints, claims, jobs
-from app.db.jobs.claims import Lease
+from app.db.jobs import checkpoints, claims, evaluations, jobs, leases, lost_workers
+from app.db.jobs.leases import Lease, lease_of
 from app.db.scheduling import fair_queue, queue_positions
-from app.db.tables import Checkpoint, Delivery, DeliveryTarget, File, Job, Project, Upload, UploadPart, WebhookEndpoint
+from app.db.tables import (
+    Checkpoint,
+    Delivery,
+    DeliveryTarget,
+    Evaluation,
+    Export,
+    File,
+    Job,
+    Project,
+    Upload,
+    UploadPart,
+    WebhookEndpoint,
+)
+from app.db.tables.base import Leased
 from app.domain.base_models import catalog
 from app.domain.jobs.parameters import ParentAdapter
 from app.domain.jobs.resolve import resolve
@@ -170,20 +183,32 @@ def start_job(session: Session, owner: str = WORKER) -> Job:
 
 
 def expire_leases(session: Session) -> None:
-    """Let the leases of all jobs have expired an hour ago."""
-    an_hour_ago = func.clock_timestamp() - timedelta(hours=1)
-    session.execute(update(Job).where(Job.lease_owner.is_not(None)).values(lease_expires_at=an_hour_ago))
+    """Let the leases of all kinds of work have expired an hour ago."""
+    for table in leases.LEASED_TABLES:
+        held = update(table).where(table.lease_owner.is_not(None))
+        session.execute(held.values(lease_expires_at=leases.expiry(-3600)))
+
+
+def reap_expired(session: Session, max_streak: int = 3) -> list[Leased]:
+    """End the attempts whose leases have expired, as the reconciler does."""
+    expired = [leases.lock_unrenewed(session, each) for each in leases.held(session) if each.is_expired]
+    rows = [row for row in expired if row is not None]
+    for row in rows:
+        lost_workers.end_attempt(session, row, leases.Retries(0, max_streak))
+    return rows
+
+
+def fail_attempt(session: Session, table: type[Export | Evaluation], lease: Lease, code: str, message: str) -> None:
+    """End the held attempt and its row with an error."""
+    row = leases.lock_held(session, table, lease)
+    end = evaluations.end_attempt if isinstance(row, Evaluation) else leases.end_attempt
+    end(session, row, code, message, None)  # type: ignore[arg-type]
 
 
 def forecast_queue(session: Session, *slots: WorkerSlot) -> None:
     """Write the queue positions, as the reconciler does every few seconds."""
     positions = forecast(slots, fair_queue.waiting_jobs(session), fair_queue.project_shares(session))
     queue_positions.write_positions(session, positions)
-
-
-def lease_of(job: Job) -> Lease:
-    assert job.lease_owner is not None, f"{job.id} has no lease"
-    return Lease(job.id, job.attempt, job.lease_owner)
 
 
 def append_step_event(session: Session, job: Job, step: int, total_steps: int, loss: float = 1.0) -> None:

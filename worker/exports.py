@@ -16,17 +16,15 @@ from sqlalchemy.orm import Session
 
 from app.db import files
 from app.db.base_models import models
-from app.db.jobs import exports, leased_rows
-from app.db.jobs.claims import Lease
+from app.db.jobs import exports
+from app.db.jobs.leases import Retries
 from app.db.tables import Export, File
 from app.domain.artifacts.exports import ExportErrorCode, ExportType
 from app.domain.base_models.catalog import ALTERED_REASON, unusable_model_message
 from app.domain.jobs.states import ExitCode
-from app.log import get_logger
 from app.system.artifact_directory import MANIFEST, ManifestMismatch, read_manifest
 from worker.jobs import stored_files
-from worker.jobs.child_program import start_program, supervise, unexpected_exit
-from worker.jobs.leased_rows import AttemptFailed, RowClaimer, RowLeaseKeeper
+from worker.jobs.program_attempt import AttemptFailed, ProgramAttempt, ProgramRunner
 from worker.jobs.sanitize import clean
 from worker.node.resources import Resources
 from worker.node.slot import try_lock
@@ -39,13 +37,13 @@ COMMANDS: Mapping[ExportType, Sequence[str]] = {
     ExportType.GGUF: (sys.executable, "-m", "worker.trainer.gguf"),
     ExportType.GGUF_ADAPTER: (sys.executable, "-m", "worker.trainer.gguf"),
 }
-PROGRAM_ERRORS = {  # the program's last line says why; another attempt would end in the same way
+PROGRAM_ERRORS = {  # the program's last line says why
     ExitCode.BAD_SPEC: ExportErrorCode.CANNOT_MERGE,
     ExitCode.CANNOT_CONVERT: ExportErrorCode.CANNOT_CONVERT,
     ExitCode.DIFFERENT_ANSWERS: ExportErrorCode.DIFFERENT_ANSWERS,
+    ExitCode.DISK_FULL: ExportErrorCode.STORAGE_FULL,
+    ExitCode.STORAGE: ExportErrorCode.STORAGE_UNAVAILABLE,
 }
-
-log = get_logger(__name__)
 
 
 def supported_types() -> tuple[ExportType, ...]:
@@ -57,8 +55,11 @@ def supported_types() -> tuple[ExportType, ...]:
     return tuple(ExportType)
 
 
-class Exporter:
-    """Runs the exports of one slot, one at a time."""
+class Exporter(ProgramRunner[Export]):
+    """Runs the exports of one slot."""
+
+    kind = "export"
+    table = Export
 
     def __init__(
         self,
@@ -68,36 +69,31 @@ class Exporter:
         types: Sequence[ExportType] = tuple(ExportType),
         commands: Mapping[ExportType, Sequence[str]] = COMMANDS,
     ) -> None:
-        self.resources = resources
-        self.settings = resources.settings
-        self.owner = owner
-        self._lock_path = lock_path
+        super().__init__(resources, owner, lambda: try_lock(lock_path))
         self._types = types
         self._commands = commands
-        self._claimer = RowClaimer(resources, Export, owner)
 
-    def run_next(self) -> bool:
-        """Run one export from its claim to its end; False if none is due, or an earlier program cannot be killed."""
-        lock = try_lock(self._lock_path)
-        return self._claimer.run_next("export", self._claim, lock, self._export, self._end_failed)
-
-    def _claim(self, session: Session) -> Export | None:
+    def claim(self, session: Session) -> Export | None:
         return exports.claim(session, self.owner, self.settings.lease_ttl_seconds, self._types)
 
-    def _export(self, export: Export, keeper: RowLeaseKeeper[Export], directory: Path, lock: int) -> None:
-        """Fetch, make and publish. Raises AttemptFailed, AttemptInterrupted, FencedError."""
+    def work(self, attempt: ProgramAttempt[Export]) -> None:
         try:
-            base, adapter = self._fetch(export, keeper, directory)
-            keeper.check()
-            self._make(export, base, adapter, directory / RESULT_DIRECTORY, keeper, lock)
-            self._publish(export, keeper, directory / RESULT_DIRECTORY)
+            base, adapter = self._fetch(attempt)
+            attempt.check()
+            self._make(attempt, base, adapter)
+            self._publish(attempt)
         except ManifestMismatch as error:
-            raise AttemptFailed(
-                ExportErrorCode.SERVER_ERROR, f"The exported files are incomplete or altered: {error}"
-            ) from error
+            text = f"The exported files are incomplete or altered: {error}"
+            raise AttemptFailed(ExportErrorCode.SERVER_ERROR, text) from error
 
-    def _fetch(self, export: Export, keeper: RowLeaseKeeper[Export], directory: Path) -> tuple[Path, Path]:
+    def fail(self, session: Session, row: Export, error: AttemptFailed, retries: Retries | None) -> object:
+        if error.code == ExportErrorCode.STORAGE_FULL:
+            return exports.wait_for_storage(session, row, error.message, self.settings.storage_full_wait_seconds)
+        return super().fail(session, row, error, retries)
+
+    def _fetch(self, attempt: ProgramAttempt[Export]) -> tuple[Path, Path]:
         """The base model's directory, and the directory into which the adapter's files were fetched."""
+        export = attempt.row
 
         def load(session: Session) -> tuple[Path | None, list[File]]:
             row = models.get_base(session, export.project_id, export.base_model)
@@ -105,53 +101,38 @@ class Exporter:
             directory = Path(row.directory).absolute() if row else None
             return directory, [file for file in adapter_files if file is not None]
 
-        loaded = keeper.transact(load)
-        assert loaded is not None
-        base, adapter_files = loaded
+        base, adapter_files = attempt.transact(load)
         if base is None or not (base / "config.json").is_file():
             why = "is no longer registered" if base is None else "cannot be read on this worker"
             text = f"The base model {export.base_model!r} {why}; ask its operator to register it again"
             raise AttemptFailed(ExportErrorCode.MODEL_UNAVAILABLE, text, is_final=base is None)
         try:
-            return base, stored_files.fetch_adapter(self.resources, adapter_files, directory).directory
+            return base, stored_files.fetch_adapter(self.resources, adapter_files, attempt.directory).directory
         except ManifestMismatch as error:
             text = f"The adapter of {export.model} is incomplete or altered: {error}"
             raise AttemptFailed(ExportErrorCode.ADAPTER_DELETED, text, is_final=True) from error
 
-    def _make(
-        self, export: Export, base: Path, adapter: Path, result: Path, keeper: RowLeaseKeeper[Export], lock: int
-    ) -> None:
-        """Run the export's program, which writes `result`. Raises AttemptFailed, AttemptInterrupted, FencedError."""
-        command = [*self._commands[ExportType(export.type)], str(base), str(adapter), str(result)]
-        command += _weights_argument(export)
-        program = start_program(command, result.parent, lock, self.settings.threads)
-        exit_code = supervise(program, keeper, self.resources, "export")
-        if exit_code == ExitCode.OTHER_BASE:  # its text names the worker's directory
+    def _make(self, attempt: ProgramAttempt[Export], base: Path, adapter: Path) -> None:
+        """Run the export's program, which writes the result."""
+        export = attempt.row
+        command = [*self._commands[ExportType(export.type)], str(base), str(adapter)]
+        command += [str(attempt.directory / RESULT_DIRECTORY), *_weights_argument(export)]
+        ended = attempt.run_program("export", command)
+        if ended.exit_code == ExitCode.OTHER_BASE:  # its text names the worker's directory
             text = unusable_model_message(export.base_model, ALTERED_REASON)
             raise AttemptFailed(ExportErrorCode.MODEL_UNAVAILABLE, text, is_final=True)
-        if exit_code != ExitCode.DONE:
-            raise _exit_failure(exit_code, program.last_stderr_line())
+        ended.check(PROGRAM_ERRORS)
 
-    def _publish(self, export: Export, keeper: RowLeaseKeeper[Export], result: Path) -> None:
+    def _publish(self, attempt: ProgramAttempt[Export]) -> None:
+        export, result = attempt.row, attempt.directory / RESULT_DIRECTORY
         manifest = read_manifest(result)
 
         def succeed(session: Session, stored: list[File]) -> None:
             _check_digests(stored, manifest)
             size_bytes = sum(file.bytes for file in stored)
-            exports.succeed(session, keeper.lease, clean(manifest), [file.id for file in stored], size_bytes)
+            exports.succeed(session, attempt.lease, clean(manifest), [file.id for file in stored], size_bytes)
 
-        keeper.publish(export, result, f"exports/{export.id}/attempts/{export.attempt}", succeed)
-
-    def _end_failed(self, session: Session, lease: Lease, error: AttemptFailed) -> None:
-        settings, code, text = self.settings, error.code, error.message
-        if code == ExportErrorCode.STORAGE_FULL:
-            exports.wait_for_storage(session, lease, text, settings.storage_full_wait_seconds)
-        elif error.is_final:
-            exports.fail(session, lease, code, text)
-        else:
-            held = leased_rows.lock_held(session, Export, lease)
-            delay_seconds, max_streak = settings.requeue_delay_seconds, settings.max_crash_streak
-            leased_rows.retry_or_fail(session, held, code, text, delay_seconds, max_streak)
+        attempt.publish(result, f"exports/{export.id}/attempts/{export.attempt}", succeed)
 
 
 def _check_digests(stored: Sequence[File], manifest: dict[str, Any]) -> None:
@@ -167,13 +148,3 @@ def _weights_argument(export: Export) -> list[str]:
     if export.type == ExportType.GGUF_ADAPTER:
         return ["adapter"]
     return [export.quantization] if export.quantization else []
-
-
-def _exit_failure(exit_code: int, reason: str) -> AttemptFailed:
-    if code := PROGRAM_ERRORS.get(exit_code):
-        return AttemptFailed(code, reason, is_final=True)
-    if exit_code == ExitCode.DISK_FULL:
-        return AttemptFailed(ExportErrorCode.STORAGE_FULL, reason)
-    if exit_code == ExitCode.STORAGE:
-        return AttemptFailed(ExportErrorCode.STORAGE_UNAVAILABLE, reason)
-    return unexpected_exit("export", exit_code)

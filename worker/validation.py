@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from app.db import files
 from app.db.jobs import claims
-from app.db.jobs.claims import FencedError
+from app.db.jobs.leases import FencedError
 from app.db.scheduling import workers
 from app.db.tables import File, Job
 from app.domain.artifacts.full_disk import is_disk_full
@@ -38,7 +38,7 @@ from app.log import get_logger
 from app.system.limited_rendering import UnreadableTokenizer, read_in_process
 from worker.evaluations.prepare import InvalidEvaluationFile, read_checked_inputs
 from worker.jobs.exit_classification import STORAGE_RETRY_FACTOR, AttemptOutcome, storage_outcome
-from worker.jobs.lease import Claimer, LeaseKeeper, observed_attempt
+from worker.jobs.lease import Claimer, JobLeaseKeeper, LeaseKeeper, observed_attempt
 from worker.jobs.prepare import Inputs, PreparationError, base_model_error, load_inputs, lost_file_error
 from worker.jobs.sanitize import clean_text
 from worker.node import disk_space
@@ -74,14 +74,17 @@ class Validator:
     def __init__(self, resources: Resources, owner: str) -> None:
         self.resources = resources
         self.settings = resources.settings
-        self.claimer = Claimer(resources, "validate", owner)
+        self.owner = owner
+        self.claimer = Claimer(resources, Job, owner)
 
     def run_next(self) -> bool:
         """Validate one job, from its claim to `queued` or its end; False if none is due."""
-        claimed = self.claimer.claim_next()
+        ttl_seconds = self.settings.lease_ttl_seconds
+        claimed = self.claimer.claim_next(lambda session: claims.claim(session, "validate", self.owner, ttl_seconds))
         if claimed is None:
             return False
-        job, keeper = claimed
+        job, _, claimed_at = claimed
+        keeper = JobLeaseKeeper(self.resources, job, claimed_at)
         with observed_attempt("validate", keeper, job), keeper:
             self._run_validation(job, keeper)
         return True
@@ -113,7 +116,6 @@ class Validator:
         """Read both files. Raises InvalidFile for the first one that cannot be used, PreparationError, FencedError,
         OSError."""
         inputs = keeper.transact(lambda session: load_inputs(session, job))
-        assert inputs is not None
         try:
             return inputs, self._read_files(job, keeper, inputs)
         except UnreadableTokenizer as error:
@@ -231,7 +233,7 @@ class Validator:
                     outcome.message,
                     outcome.level,
                     data,
-                    outcome.param,
+                    param=outcome.param,
                     delay_seconds=factor * settings.requeue_delay_seconds,
                     max_crash_streak=settings.max_crash_streak,
                     storage_wait_seconds=settings.storage_full_wait_seconds,
@@ -293,7 +295,7 @@ def requirement_columns(
         training, validation = reports["training"], reports.get("validation")
         validation_tokens = validation.tokens if validation else 0
         work = Workload.of(spec, training.lengths, training.labelled_tokens, validation_tokens)
-        estimate = estimate_requirements(entry, spec, work, devices or ())
+        estimate = estimate_requirements(entry, spec, work, devices)
     except Exception:  # a failed estimate must not fail the job
         log.exception("the job's requirements could not be estimated")
         return {}

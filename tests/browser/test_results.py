@@ -9,7 +9,7 @@ from playwright.sync_api import expect
 
 from app.db.engine import transaction
 from app.db.jobs import exports
-from app.db.jobs.claims import Lease
+from app.db.jobs.leases import Lease
 from app.db.tables import ApiKey, Job
 from app.domain.artifacts.exports import ExportKind, ExportType
 from app.services.access import keys

@@ -20,10 +20,10 @@ from sqlalchemy.orm import Session
 from app.db.engine import Sessions, make_engine, make_sessions, transaction
 from app.db.ids import new_id
 from app.db.jobs import checkpoints, claims, events, exports
-from app.db.jobs.claims import Lease
+from app.db.jobs.leases import Lease
 from app.db.operations import status
 from app.db.scheduling import workers
-from app.db.tables import Evaluation, File, Job, Project, WebhookEndpoint
+from app.db.tables import Evaluation, Export, File, Job, Project, WebhookEndpoint
 from app.db.webhooks import deliveries as webhook_deliveries
 from app.domain.artifacts.exports import ExportErrorCode, ExportKind, ExportType, Quantization
 from app.domain.jobs.states import Reason
@@ -209,7 +209,7 @@ def _add_exports(session: Session, storage: LocalStorage, project: Project, job:
             exports.succeed(session, lease, {"files": {}}, [file.id], file.bytes)
         else:
             text = "llama.cpp computes other answers from the file than the merged model. Export Q8_0."
-            exports.fail(session, lease, ExportErrorCode.DIFFERENT_ANSWERS, text)
+            factories.fail_attempt(session, Export, lease, ExportErrorCode.DIFFERENT_ANSWERS, text)
 
 
 def tickets_jsonl(rows: int, seed: int = 1) -> bytes:

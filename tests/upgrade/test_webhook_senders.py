@@ -83,7 +83,9 @@ class Outbox:
 
     def end_leases(self) -> int:
         with self.engine.begin() as connection:
-            past = "UPDATE webhook_deliveries SET leased_until = clock_timestamp() WHERE leased_until IS NOT NULL"
+            past = (
+                "UPDATE webhook_deliveries SET lease_expires_at = clock_timestamp() WHERE lease_expires_at IS NOT NULL"
+            )
             return connection.execute(text(past)).rowcount
 
 

@@ -10,11 +10,11 @@ from typing import Any
 from sqlalchemy import select
 
 from app.db.engine import Sessions, transaction
-from app.db.jobs import checkpoints, claims, events, jobs, lost_workers
+from app.db.jobs import checkpoints, claims, events, jobs
 from app.db.tables import Attempt, Checkpoint, File, Job, JobEvent, Project, Snapshot
 from app.storage import ArchiveMember, open_archive
 from tests.deadline import until
-from tests.factories import make_file, make_job, validate_job
+from tests.factories import make_file, make_job, reap_expired, validate_job
 from tests.worker.fake_trainer import TrainerPlan
 from worker.jobs.supervisor import JobSupervisor
 from worker.node.resources import Resources
@@ -120,11 +120,10 @@ class WorkerHarness:
         with transaction(self.sessions) as session:
             assert jobs.resume(session, job.project_id, job.id) is not None
 
-    def reap_expired(self, grace_seconds: float = 0.0) -> int:
+    def reap_expired(self) -> int:
         """End the attempts whose leases have expired; returns their number."""
         with transaction(self.sessions) as session:
-            lost = lost_workers.lock_expired(session, grace_seconds)
-            return len([lost_workers.reap(session, job, 0, 3) for job in lost])
+            return len(reap_expired(session))
 
     def has_reached(self, job: Job, step: int) -> bool:
         progress = self.job(job).progress

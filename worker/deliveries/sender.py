@@ -1,7 +1,7 @@
 """`python -m worker.deliveries`: carries out the deliveries of the outbox. Any number of senders may run.
 
-Claim (a transaction), carry out (no transaction), record (a transaction, guarded by the attempt). A target has one
-attempt at a time, so a slow one delays no other.
+Claim (a transaction), carry out (no transaction, under a lease that a thread renews), record (a transaction, guarded by
+the lease). A target has one attempt at a time, so a slow one delays no other.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ import time
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import structlog
+from sqlalchemy.orm import Session
 
 from app.db import files
 from app.db.deliveries import credentials, deliveries
 from app.db.deliveries.credentials import NoSecretKey
-from app.db.deliveries.deliveries import due_in
 from app.db.engine import DATABASE_UNAVAILABLE, first_line, transaction
-from app.db.jobs import evaluations
+from app.db.jobs import evaluations, leases
+from app.db.jobs.leases import FencedError
 from app.db.operations import status
-from app.db.tables import Delivery, DeliveryTarget
+from app.db.tables import Delivery, DeliveryTarget, File
 from app.domain.deliveries import states
 from app.domain.deliveries.states import DeliveryState
 from app.domain.deliveries.targets import (
@@ -37,7 +37,9 @@ from app.domain.deliveries.targets import (
     VllmDestination,
     parse_destination,
 )
+from app.domain.evaluations.summary import DeliveryVerdict
 from app.log import get_logger
+from app.system.host import boottime_seconds
 from app.telemetry import metrics, tracing
 from worker.deliveries.engines import EngineTarget, PluginTarget, Sglang, SharedDirectoryTarget, Vllm
 from worker.deliveries.outbound import limited_connections, trust_database
@@ -52,10 +54,13 @@ from worker.deliveries.targets import (
     fetch_adapter,
 )
 from worker.health import write_heartbeat
+from worker.jobs import workdir
+from worker.jobs.lease import LeaseKeeper, owner_name
 from worker.node.resources import Resources
+from worker.reconciler.cleanup import clean_work_directories
 
 SENDER_THREADS = 8
-LEASE_SECONDS = 60.0  # how long a delivery rests after its sender was killed
+LEASE_SECONDS = 60.0  # a delivery rests that long after its sender was killed, and the reaper's grace
 RENEW_SECONDS = 15.0
 REPORT_SECONDS = 10.0
 OUTCOMES = ("delivered", "withdrawn", "present", "failed", "refused", "waiting")
@@ -74,26 +79,23 @@ class DeliverySender:
         self.resources = resources
         self.settings = resources.settings
         self._thread_freed = threading.Event()
-        self._in_flight: dict[str, Delivery] = {}
-        self._renewed_at = 0.0
+        self._owner = owner_name("deliveries")
+        self._leases: dict[str, LeaseKeeper] = {}  # of the attempts in flight, by delivery
         self._reported_at = -float("inf")
         metrics.begin(metrics.DELIVERY_ATTEMPTS, [kind.value for kind in TargetKind], OUTCOMES)
-        self._lock = threading.Lock()
         trust_database(resources.engine)
 
     def run(self) -> None:
         """Run rounds until `resources.stop` is set; attempts in flight are then finished, under their leases."""
         log.info("delivery sender started")
+        shutil.rmtree(self.settings.work_dir / "deliveries", ignore_errors=True)  # what earlier releases left there
         with ThreadPoolExecutor(SENDER_THREADS, thread_name_prefix="delivery") as pool:
-            while self._in_flight or not self.resources.stop.is_set():
+            while self._leases or not self.resources.stop.is_set():
                 try:
                     write_heartbeat(self.settings, "deliveries")
                     self._report_if_due()
-                    self._renew_leases()
                     is_stopping = self.resources.stop.is_set()
-                    for claimed in self.claim(0 if is_stopping else SENDER_THREADS - len(self._in_flight)):
-                        with self._lock:
-                            self._in_flight[claimed.id] = claimed
+                    for claimed in self.claim(0 if is_stopping else SENDER_THREADS - len(self._leases)):
                         pool.submit(self._attempt_and_release, claimed)
                 except DATABASE_UNAVAILABLE as error:
                     log.warning("database unavailable", error=first_line(error))
@@ -105,11 +107,16 @@ class DeliverySender:
     def claim(self, limit: int) -> list[Delivery]:
         if limit <= 0:
             return []
+        claimed_at = boottime_seconds()
         with transaction(self.resources.sessions) as session:
-            return deliveries.claim(session, limit, LEASE_SECONDS)
+            claimed = deliveries.claim(session, limit, self._owner, LEASE_SECONDS)
+        for each in claimed:
+            keeper = LeaseKeeper(self.resources, each, claimed_at, LEASE_SECONDS, RENEW_SECONDS)
+            self._leases[each.id] = keeper
+        return claimed
 
     def attempt(self, delivery: Delivery) -> None:
-        """Carry out one attempt and record its outcome, unless another process has claimed the delivery since.
+        """Carry out one attempt and record its outcome, unless the lease was lost.
 
         Its span belongs to the trace of the request that created the job.
         """
@@ -121,6 +128,7 @@ class DeliverySender:
         with (
             tracing.span("deliver attempt", job.traceparent, attributes) as span,
             structlog.contextvars.bound_contextvars(**ids),
+            self._leases[delivery.id],
         ):
             outcome = self._attempt(delivery)
             tracing.end_reason(span, outcome, outcome in FAILED_OUTCOMES)
@@ -133,7 +141,7 @@ class DeliverySender:
         except DeliveryError as error:
             self._record_failure(delivery, error)
             outcome = OUTCOMES_OF_ERRORS.get(type(error), "failed")
-        except DATABASE_UNAVAILABLE:
+        except FencedError:
             raise
         except Exception as error:
             log.exception("delivery failed", delivery=delivery.id)
@@ -169,7 +177,7 @@ class DeliverySender:
             raise CredentialsLost(str(error)) from error
         target = self._target(delivery.target, secrets)
         # An engine can forget what it has; None: nothing has to be looked for.
-        next_look = due_in(self.settings.delivery_recheck_seconds) if isinstance(target, EngineTarget) else None
+        next_look = leases.expiry(self.settings.delivery_recheck_seconds) if isinstance(target, EngineTarget) else None
         with hidden(list(secrets.values())):
             if delivery.state == DeliveryState.WITHDRAWING:
                 target.withdraw(delivery)
@@ -183,45 +191,21 @@ class DeliverySender:
             self._record_delivered(delivery, self._deliver(delivery, target), next_look)
             return "delivered"
 
-    def clean_staging(self) -> None:
-        """Remove the files that killed attempts have left; those of other senders' attempts stay."""
-        found = list(self._staging.glob("*"))  # first: an attempt makes its directory after its lease
-        with transaction(self.resources.sessions) as session:
-            in_use = {_directory_name(*attempt) for attempt in deliveries.leased(session)}
-        for directory in found:
-            if directory.name not in in_use:
-                shutil.rmtree(directory, ignore_errors=True)
-
-    @property
-    def _staging(self) -> Path:
-        return self.settings.work_dir / "deliveries"
-
     def _report_if_due(self) -> None:
         """Report for the operator's status that this sender works, and clean up after attempts that were killed."""
         if time.monotonic() - self._reported_at >= REPORT_SECONDS:
             with transaction(self.resources.sessions) as session:
                 status.report(session, "deliveries")
-            self.clean_staging()
+            clean_work_directories(self.resources)
             self._reported_at = time.monotonic()
-
-    def _renew_leases(self) -> None:
-        """Extend the leases of the attempts in flight, however long they take."""
-        if time.monotonic() - self._renewed_at < RENEW_SECONDS:
-            return
-        with self._lock:
-            attempts = [(each.id, each.attempt) for each in self._in_flight.values()]
-        with transaction(self.resources.sessions) as session:
-            deliveries.renew(session, attempts, LEASE_SECONDS)
-        self._renewed_at = time.monotonic()
 
     def _attempt_and_release(self, claimed: Delivery) -> None:
         try:
             self.attempt(claimed)
-        except DATABASE_UNAVAILABLE as error:  # its lease expires, and it is claimed again
-            log.warning("delivery not recorded", delivery=claimed.id, error=first_line(error))
+        except FencedError:
+            log.info("delivery not recorded: its lease is lost", delivery=claimed.id)
         finally:
-            with self._lock:
-                self._in_flight.pop(claimed.id, None)
+            self._leases.pop(claimed.id)
             self._thread_freed.set()
 
     def _target(self, row: DeliveryTarget, secrets: Mapping[str, str]) -> Target:
@@ -246,12 +230,15 @@ class DeliverySender:
 
     def _deliver(self, delivery: Delivery, target: Target) -> Delivered:
         """Raises DeliveryError."""
-        directory = self._staging / _directory_name(delivery.id, delivery.attempt)
-        with transaction(self.resources.sessions) as session:
-            rows = files.get_visible(session, delivery.checkpoint.file_ids)
+        directory = workdir.attempt_directory(self.settings.work_dir, delivery.id, delivery.attempt)
+
+        def load(session: Session) -> tuple[dict[str, File], DeliveryVerdict | None]:
+            delivery.same_name = deliveries.of_name(session, delivery)
             is_result = delivery.model == delivery.job.fine_tuned_model
             verdict = evaluations.verdict_on_delivery(session, delivery.job) if is_result else None
-            delivery.same_name = deliveries.of_name(session, delivery)
+            return files.get_visible(session, delivery.checkpoint.file_ids), verdict
+
+        rows, verdict = self._leases[delivery.id].transact(load)
         if verdict is not None and not verdict.is_allowed:
             refusal = EvaluationPending if verdict.is_allowed is None else DeliveryRefused
             raise refusal(f"The condition of the evaluation (promote_if) does not allow it: {verdict.reason}")
@@ -261,7 +248,7 @@ class DeliverySender:
             fetch_adapter(self.resources.storage, list(rows.values()), directory)
             return target.deliver(delivery, directory)
         finally:
-            shutil.rmtree(directory, ignore_errors=True)
+            workdir.remove(directory)
 
     def _record_delivered(self, delivery: Delivery, delivered: Delivered, next_look: Any) -> None:
         name, check = delivery.target.name, delivered.check
@@ -277,7 +264,7 @@ class DeliverySender:
             location=delivered.location | {"served_model": delivery.served_model},
             served_check=check and check.model_dump(mode="json"),
             next_attempt_at=next_look,
-            delivered_at=delivery.delivered_at or due_in(0),
+            delivered_at=delivery.delivered_at or leases.expiry(0),
         )
 
     def _record_failure(self, delivery: Delivery, error: DeliveryError) -> None:
@@ -300,15 +287,18 @@ class DeliverySender:
         if seconds is None:
             columns |= {"state": DeliveryState.FAILED, "next_attempt_at": None}
         else:
-            columns["next_attempt_at"] = due_in(seconds)
+            columns["next_attempt_at"] = leases.expiry(seconds)
         then = "it is not tried again" if seconds is None else f"it is tried again in {seconds:.0f} s"
         is_news = seconds is None or delivery.error != columns["error"]
         text = f"{delivery.target.name}: {delivery.served_model} was not {verb}: {error}; {then}"
         self._record(delivery, text if is_news else None, "error" if seconds is None else "warn", **columns)
 
     def _record(self, delivery: Delivery, message: str | None, level: str = "info", **columns: Any) -> None:
-        with transaction(self.resources.sessions) as session:
-            is_recorded = deliveries.record(session, delivery, **{"error": None} | columns)
+        """Raises FencedError."""
+        keeper = self._leases[delivery.id]
+
+        def write(session: Session) -> None:
+            is_recorded = deliveries.record(session, delivery, keeper.lease, **{"error": None} | columns)
             if columns.get("state") == DeliveryState.DELIVERED:  # there, also if it is to be withdrawn by now
                 deliveries.end_replaced(session, delivery)
             if not is_recorded:
@@ -316,6 +306,8 @@ class DeliverySender:
             elif message is not None:
                 data = {"delivery": delivery.id, "target": delivery.target.name}
                 deliveries.add_event(session, delivery.job_id, message, level, data)
+
+        keeper.finish(write)
 
 
 @contextmanager
@@ -331,7 +323,3 @@ def hidden(secrets: Collection[str]) -> Iterator[None]:
             error.args = (text,)
             error.__cause__ = error.__context__ = None  # they have the same text
         raise
-
-
-def _directory_name(delivery_id: str, attempt: int) -> str:
-    return f"{delivery_id}-{attempt}"

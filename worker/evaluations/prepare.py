@@ -52,8 +52,8 @@ from app.system.artifact_directory import ManifestMismatch
 from app.system.limited_rendering import UnreadableTokenizer, read_in_process
 from worker.jobs import stored_files
 from worker.jobs.lease import LeaseKeeper
-from worker.jobs.leased_rows import AttemptFailed
 from worker.jobs.prepare import PreparationError, verify_base_model
+from worker.jobs.program_attempt import AttemptFailed
 from worker.jobs.stored_files import FetchedParentAdapter
 from worker.node.device import training_device
 from worker.node.resources import Resources

@@ -1,32 +1,31 @@
-"""Leases that this worker holds: renewal, control requests (pause, preempt), retried transactions, and what operators
-see of an attempt while it runs.
+"""Leases that this process holds, of every kind of work: claims, renewal, retried transactions, and what operators see
+of an attempt while it runs. Those of jobs also read control requests (pause, preempt).
 
-Exports, evaluations and registrations are claimed and leased as jobs are; their leases are those of rows. Only
-durations are compared, never clock times, and they are measured by CLOCK_BOOTTIME: `time.monotonic()` stands still
+Only durations are compared, never clock times, and they are measured by CLOCK_BOOTTIME: `time.monotonic()` stands still
 while a machine is suspended, and PostgreSQL's clock does not.
 """
 
 from __future__ import annotations
 
 import contextvars
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Generic, Literal, TypeVar, get_args, overload
 
 import structlog
 from sqlalchemy.orm import Session
 
 from app.db.engine import DATABASE_UNAVAILABLE, first_line, transaction
 from app.db.ids import new_id
-from app.db.jobs import claims, events
-from app.db.jobs.claims import FencedError, Lease
-from app.db.scheduling.fair_queue import Kind
+from app.db.jobs import claims, events, leases
+from app.db.jobs.leases import FencedError, Row, lease_of
 from app.db.tables import Job
+from app.db.tables.base import Leased
 from app.domain.jobs.states import Desired, JobState, Reason
-from app.domain.scheduling.worker_capacity import WorkerCapacity
 from app.log import get_logger
 from app.system.host import boottime_seconds
 from app.telemetry import metrics, tracing
@@ -49,12 +48,23 @@ class LeaseUncertain(FencedError):
 
 
 class LeaseKeeper:
-    """One held lease. As a context manager it runs a thread that renews the lease and reads `desired`."""
+    """One held lease. As a context manager it runs a thread that renews the lease and notices when it is lost."""
 
-    def __init__(self, resources: Resources, lease: Lease, claimed_at: float) -> None:
-        self.lease = lease
+    def __init__(
+        self,
+        resources: Resources,
+        row: Leased,
+        claimed_at: float,
+        ttl_seconds: float | None = None,
+        renew_seconds: float | None = None,
+    ) -> None:
+        """The times are those of the settings; senders have shorter ones."""
+        self.lease = lease_of(row)
         self.desired = Desired.RUN
         self.preempt_requested = False
+        self._table = type(row)
+        self._ttl_seconds = ttl_seconds or resources.settings.lease_ttl_seconds
+        self._renew_seconds = renew_seconds or resources.settings.lease_renew_seconds
         self.outcome: str = LEASE_LOST  # the reason that ended the attempt, for metrics and traces
         self._resources = resources
         self._settings = resources.settings
@@ -66,7 +76,7 @@ class LeaseKeeper:
     def __enter__(self) -> LeaseKeeper:
         run_in_context = contextvars.copy_context().run  # with the ids of the job for its log lines
         self._thread = threading.Thread(
-            target=run_in_context, args=(self._renew_loop,), name=f"lease-{self.lease.job_id}", daemon=True
+            target=run_in_context, args=(self._renew_loop,), name=f"lease-{self.lease.row_id}", daemon=True
         )
         self._thread.start()
         return self
@@ -89,15 +99,21 @@ class LeaseKeeper:
     def check(self) -> None:
         """Raise FencedError if the lease is lost. Called between the steps of long work."""
         if self.fenced:
-            raise FencedError(self.lease.job_id)
+            raise FencedError(self.lease.row_id)
 
     def mark_lost(self, why: str, cause: LossCause = "fenced") -> None:
         """Mark the lease as lost: no further write is attempted, and the watchdog kills the trainer."""
         if not self.fenced:
             metrics.LEASES_LOST.labels(cause).inc()
-            log.info("lease lost", job=self.lease.job_id, attempt=self.lease.attempt, why=why)
+            log.info("lease lost", job=self.lease.row_id, attempt=self.lease.attempt, why=why)
             self._fenced.set()
 
+    @overload
+    def transact(self, work: Callable[[Session], Result]) -> Result: ...
+    @overload
+    def transact(
+        self, work: Callable[[Session], Result], is_done: Callable[[Session], bool] | None
+    ) -> Result | None: ...
     def transact(
         self, work: Callable[[Session], Result], is_done: Callable[[Session], bool] | None = None
     ) -> Result | None:
@@ -122,6 +138,10 @@ class LeaseKeeper:
                 self._wait_for_database(error)
                 is_retry = True
 
+    def update(self, **columns: Any) -> None:
+        """Update columns of the row. Raises FencedError."""
+        self.transact(lambda session: leases.update_held(session, self._table, self.lease, **columns))
+
     def finish(self, work: Callable[[Session], Result], is_done: Callable[[Session], bool] | None = None) -> None:
         """Run the transaction that gives the lease up. From then on the renewal thread may find that the lease has
         ended."""
@@ -132,21 +152,21 @@ class LeaseKeeper:
             self._is_finishing = False
             raise
 
-    def append_event(self, message: str, **fields: Any) -> None:
-        """Append one event to the job, exactly once; keywords as for `claims.append_event`. Raises FencedError."""
-        event_id = new_id("ftevent")
-        self.transact(
-            lambda session: claims.append_event(session, self.lease, message, event_id=event_id, **fields),
-            lambda session: events.get(session, self.lease.job_id, event_id) is not None,
-        )
+    def append_event(self, message: str, **_: Any) -> None:
+        """Only jobs have events: the message is logged."""
+        log.warning(message)
+
+    def read_controls(self, session: Session) -> None:
+        """Raises FencedError."""
+        leases.read_held(session, self._table, self.lease)
 
     def _wait_for_database(self, error: Exception) -> None:
-        log.warning("database unavailable", job=self.lease.job_id, error=first_line(error))
-        if self.unconfirmed_seconds > self._settings.lease_ttl_seconds:
+        log.warning("database unavailable", job=self.lease.row_id, error=first_line(error))
+        if self.unconfirmed_seconds > self._ttl_seconds:
             self.mark_lost("PostgreSQL was unavailable for longer than the lease", "database_unavailable")
-            raise LeaseUncertain(self.lease.job_id) from error
+            raise LeaseUncertain(self.lease.row_id) from error
         if self._fenced.wait(RETRY_SECONDS):
-            raise LeaseUncertain(self.lease.job_id) from error
+            raise LeaseUncertain(self.lease.row_id) from error
 
     def _renew_loop(self) -> None:
         while not self._released.wait(self._settings.watch_seconds):
@@ -154,72 +174,79 @@ class LeaseKeeper:
                 self._poll()
             except FencedError:
                 if not (self._is_finishing or self._released.is_set()):
-                    self.mark_lost("the job was cancelled, the lease expired, or a later attempt holds it")
+                    self.mark_lost("the row was cancelled, or its attempt was ended after the lease had expired")
                     return
             except DATABASE_UNAVAILABLE as error:
                 metrics.LEASE_RENEWALS.labels("failed").inc()
-                log.warning("lease not renewed", job=self.lease.job_id, error=first_line(error))
+                log.warning("lease not renewed", job=self.lease.row_id, error=first_line(error))
             except Exception:  # if this thread ended, the lease would expire while the trainer runs
-                log.exception("lease not renewed", job=self.lease.job_id)
+                log.exception("lease not renewed", job=self.lease.row_id)
 
     def _poll(self) -> None:
         """Renew the lease if it is time, and read the control requests. Raises FencedError."""
         sent_at = boottime_seconds()
-        is_due = sent_at - self._confirmed_at >= self._settings.lease_renew_seconds
+        is_due = sent_at - self._confirmed_at >= self._renew_seconds
         with transaction(self._resources.sessions) as session:
             if is_due:
-                claims.renew_lease(session, self.lease, self._settings.lease_ttl_seconds)
-            control = claims.read_control(session, self.lease)
-        self.desired, self.preempt_requested = control.desired, control.preempt_requested
+                leases.renew(session, self._table, self.lease, self._ttl_seconds)
+            self.read_controls(session)
         if is_due:
-            self._confirm_renewal(sent_at)
-
-    def _confirm_renewal(self, sent_at: float) -> None:
-        self._confirmed_at = sent_at
-        metrics.LEASE_RENEWALS.labels("confirmed").inc()
+            self._confirmed_at = sent_at
+            metrics.LEASE_RENEWALS.labels("confirmed").inc()
 
 
-class Claimer:
-    """Claims the jobs of one slot, one at a time."""
+class JobLeaseKeeper(LeaseKeeper):
+    """The lease of a job, which has events, and whose user and scheduler may want its attempt to stop."""
 
-    def __init__(
-        self, resources: Resources, kind: Kind, owner: str, capacity: Callable[[], WorkerCapacity] | None = None
-    ) -> None:
-        """`capacity` returns what the slot offers to jobs at that moment; without it any job is claimed."""
-        self.resources = resources
-        self.kind = kind
-        self.capacity = capacity
-        self.owner = owner
-        self._commit_unknown = False  # the last claim's COMMIT was not confirmed: it may have claimed a job
+    def append_event(self, message: str, **fields: Any) -> None:
+        """Append one event to the job, exactly once; keywords as for `claims.append_event`. Raises FencedError."""
+        event_id = new_id("ftevent")
+        self.transact(
+            lambda session: claims.append_event(session, self.lease, message, event_id=event_id, **fields),
+            lambda session: events.get(session, self.lease.row_id, event_id) is not None,
+        )
 
-    def claim_next(self) -> tuple[Job, LeaseKeeper] | None:
-        """Claim the next job: its row and its lease, or None if no job is due. Raises DATABASE_UNAVAILABLE."""
-        settings, claimed_at = self.resources.settings, boottime_seconds()
+    def read_controls(self, session: Session) -> None:
+        row = leases.read_held(session, Job, self.lease, Job.desired, Job.yield_requested_at)
+        self.desired, self.preempt_requested = Desired(row.desired), row.yield_requested_at is not None
+
+
+class Claimer(Generic[Row]):
+    """Claims the rows of one table for one slot, one at a time."""
+
+    def __init__(self, resources: Resources, table: type[Row], owner: str) -> None:
+        self._resources = resources
+        self._table: type[Row] = table
+        self._owner = owner
+        self._commit_unknown = False  # the last claim's COMMIT was not confirmed: it may have claimed a row
+
+    def claim_next(self, claim: Callable[[Session], Row | None]) -> tuple[Row, Job | None, float] | None:
+        """The next row by `claim`, the job it belongs to, and when it was claimed; None if none is due.
+
+        Raises DATABASE_UNAVAILABLE.
+        """
+        claimed_at = boottime_seconds()
         try:
-            with transaction(self.resources.sessions) as session:
-                job = self._recover_claim(session) or claims.claim(
-                    session,
-                    self.kind,
-                    self.owner,
-                    settings.lease_ttl_seconds,
-                    self.capacity() if self.capacity else None,
-                    settings.fair_share_half_life_seconds,
-                )
+            with transaction(self._resources.sessions) as session:
+                row = self._recover_claim(session) or claim(session)
+                job = row if isinstance(row, Job) else session.get(Job, getattr(row, "job_id", ""))
         except DATABASE_UNAVAILABLE:
             self._commit_unknown = True
             raise
         self._commit_unknown = False
-        if job is None:
-            return None
-        return job, LeaseKeeper(self.resources, Lease(job.id, job.attempt, self.owner), claimed_at)
+        return None if row is None else (row, job, claimed_at)
 
-    def _recover_claim(self, session: Session) -> Job | None:
-        """The job that an unconfirmed claim did claim, with its lease renewed."""
-        job = claims.find_held_job(session, self.owner) if self._commit_unknown else None
-        if job is not None:
-            ttl_seconds = self.resources.settings.lease_ttl_seconds
-            claims.renew_lease(session, Lease(job.id, job.attempt, self.owner), ttl_seconds)
-        return job
+    def _recover_claim(self, session: Session) -> Row | None:
+        """The row that an unconfirmed claim did claim, with its lease renewed."""
+        row = leases.find_held(session, self._table, self._owner) if self._commit_unknown else None
+        if row is not None:
+            leases.renew(session, self._table, lease_of(row), self._resources.settings.lease_ttl_seconds)
+        return row
+
+
+def owner_name(name: str) -> str:
+    """The owner of the leases of a process or slot, which no other one has, nor this one after a restart."""
+    return f"{name}#{secrets.token_hex(4)}"
 
 
 def begin_metrics() -> None:
@@ -241,7 +268,7 @@ def observed_attempt(kind: AttemptKind, keeper: LeaseKeeper, job: Job | None = N
     `contextvars.copy_context().run`.
     """
     lease, began_at = keeper.lease, time.monotonic()
-    ids: dict[str, str | int] = {ID_NAMES.get(kind, "job"): lease.job_id, "attempt": lease.attempt}
+    ids: dict[str, str | int] = {ID_NAMES.get(kind, "job"): lease.row_id, "attempt": lease.attempt}
     if job is not None and job.request_id is not None:
         ids["request_id"] = job.request_id
     metrics.CLAIMS.labels(kind).inc()

@@ -65,7 +65,6 @@ def prepare(resources: Resources, job: Job, keeper: LeaseKeeper, directory: Path
     """
     device = training_device(resources.settings.device)
     inputs = keeper.transact(lambda session: load_inputs(session, job, device.name))
-    assert inputs is not None
     signature = verify_base_model(inputs.base)
     needed = reserve_space(resources, job, inputs.base, directory)
     keeper.check()

@@ -72,7 +72,7 @@ class Publisher:
 
         Raises FencedError, NoLongerDesiredError, ManifestMismatch, OSError.
         """
-        self.keeper.transact(lambda session: claims.update_held_job(session, self.keeper.lease, phase="publishing"))
+        self.keeper.update(phase="publishing")
         with stored_files.delete_unless_committed() as undo:
             stored = self._store(undo, done.directory, done.step, self._model_name(), metrics, "-result")
             results = self._store_results(undo)
@@ -99,7 +99,7 @@ class Publisher:
         return StoredCheckpoint(step, name, clean({"step": step} | metrics), clean(manifest), parts, archive)
 
     def _store_results(self, undo: ExitStack) -> StoredFile:
-        rows = self.keeper.transact(lambda session: events.all_metrics(session, self.job.id)) or []
+        rows = self.keeper.transact(lambda session: events.all_metrics(session, self.job.id))
         path = self.directory / "outbox" / RESULTS
         path.write_bytes(results_csv(rows))
         key = f"{stored_files.unique(self._prefix)}/{RESULTS}"

@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 
 from app.db import files
 from app.db.engine import DATABASE_UNAVAILABLE, first_line, transaction
-from app.db.jobs import checkpoints, claims
+from app.db.jobs import checkpoints, leases
 from app.db.tables import BaseModelRow, File, Job, Snapshot
 from app.domain.jobs.events import SnapshotSaved, resume_message
 from app.domain.jobs.layer_patterns import expand_patterns
@@ -215,7 +215,7 @@ def _put_snapshot(resources: Resources, job: Job, keeper: LeaseKeeper, source: P
             lambda session: _add_snapshot(session, keeper, record, keys),
             lambda session: _is_stored(session, job, record.step),
         )
-    drop_snapshots(resources, keeper.transact(lambda session: checkpoints.old_snapshots(session, job.id)) or [])
+    drop_snapshots(resources, keeper.transact(lambda session: checkpoints.old_snapshots(session, job.id)))
 
 
 def restore_snapshot(
@@ -250,10 +250,10 @@ def _is_stored(session: Session, job: Job, step: int) -> bool:
 def _add_snapshot(session: Session, keeper: LeaseKeeper, record: SnapshotSaved, keys: dict[str, str]) -> None:
     """Add the row of a snapshot. A later step than that of any snapshot before is progress, which resets crash streak
     and storage wait. The snapshot of step 0 is no progress: every job has it."""
-    steps = [row.step for row in checkpoints.snapshots(session, keeper.lease.job_id)]
+    steps = [row.step for row in checkpoints.snapshots(session, keeper.lease.row_id)]
     is_progress = record.step > max(steps, default=0)
     columns = {"crash_streak": 0, "storage_full_since": null()} if is_progress else {"crash_streak": Job.crash_streak}
-    job = claims.update_held_job(session, keeper.lease, **columns)
+    job = leases.update_held(session, Job, keeper.lease, **columns)
     checkpoints.add_snapshot(session, job, record.step, record.manifest_sha256, keys)
 
 

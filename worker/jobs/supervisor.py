@@ -14,7 +14,8 @@ from sqlalchemy.orm import Session
 
 from app.db.engine import DATABASE_UNAVAILABLE, first_line, transaction
 from app.db.jobs import checkpoints, claims, measurements
-from app.db.jobs.claims import FencedError, NoLongerDesiredError
+from app.db.jobs.claims import NoLongerDesiredError
+from app.db.jobs.leases import FencedError
 from app.db.scheduling import gpu_reservations
 from app.db.tables import Job
 from app.domain.artifacts.full_disk import DiskSpace, is_disk_full
@@ -32,7 +33,7 @@ from worker.jobs.exit_classification import (
     classify_exit,
     storage_outcome,
 )
-from worker.jobs.lease import Claimer, LeaseKeeper, observed_attempt
+from worker.jobs.lease import Claimer, JobLeaseKeeper, LeaseKeeper, observed_attempt
 from worker.jobs.prepare import PreparationError, prepare
 from worker.jobs.record_writer import JobRecordWriter
 from worker.jobs.sanitize import clean_text
@@ -62,7 +63,9 @@ class JobSupervisor:
         self.resources = resources
         self.settings = resources.settings
         self._alone = alone
-        self.claimer = Claimer(resources, "train", owner, capacity)
+        self.owner = owner
+        self.capacity = capacity
+        self.claimer = Claimer(resources, Job, owner)
         self.trainer_lock = trainer_lock
         self.trainer = trainer
         is_enabled = (
@@ -88,14 +91,20 @@ class JobSupervisor:
             if lock is None:
                 log.error("a trainer of an earlier attempt still holds this slot", lock=str(self.trainer_lock))
                 return False
-            claimed = self.claimer.claim_next()
+            claimed = self.claimer.claim_next(self._claim)
             if claimed is None:
                 self.warm_trainer.ensure(lock)
                 return False
-            job, keeper = claimed
+            job, _, claimed_at = claimed
+            keeper = JobLeaseKeeper(self.resources, job, claimed_at)
             with observed_attempt("train", keeper, job), keeper, self._alone():
                 self._run_job(job, keeper, lock)
         return True
+
+    def _claim(self, session: Session) -> Job | None:
+        ttl_seconds, half_life_seconds = self.settings.lease_ttl_seconds, self.settings.fair_share_half_life_seconds
+        offer = self.capacity() if self.capacity else None
+        return claims.claim(session, "train", self.owner, ttl_seconds, offer, half_life_seconds)
 
     def _run_job(self, job: Job, keeper: LeaseKeeper, lock: int) -> None:
         log.info("job started", base_model=job.base_model)
@@ -146,7 +155,7 @@ class JobSupervisor:
         slot_bytes = keeper.transact(lambda session: gpu_reservations.slot_bytes(session, job.id, job.attempt))
         if slot_bytes is None:
             return outcome
-        keeper.transact(lambda session: claims.update_held_job(session, keeper.lease, needed_cuda_bytes=slot_bytes))
+        keeper.update(needed_cuda_bytes=slot_bytes)
         text = f"The memory of a slot ({slot_bytes / 1e9:.2f} GB) was too small; the job is queued for a whole GPU"
         return AttemptOutcome(Reason.SLOT_TOO_SMALL, text)
 
@@ -233,7 +242,7 @@ class JobSupervisor:
             pause_requested=watchdog.pause_requested,
             preempt_requested=watchdog.preempt_requested,
             oom_killed=oom_kill_count() > kills_before,
-            memory_kills=keeper.transact(lambda session: measurements.count_memory_kills(session, job.id)) or 0,
+            memory_kills=keeper.transact(lambda session: measurements.count_memory_kills(session, job.id)),
         )
 
     def _start_trainer(self, job: Job, directory: Path, lock: int) -> TrainerProcess:

@@ -45,6 +45,11 @@ def remove_old_logs(directory: Path) -> None:
     one."""
     newest = max((path.stat().st_mtime for path in directory.iterdir()), default=0.0)
     if time.time() - newest > LOG_RETENTION_SECONDS:
-        shutil.rmtree(directory, ignore_errors=True)
-        with suppress(OSError):
-            directory.parent.rmdir()
+        remove(directory)
+
+
+def remove(directory: Path) -> None:
+    """Remove an attempt's directory, and that of its job after the last one."""
+    shutil.rmtree(directory, ignore_errors=True)
+    with suppress(OSError):
+        directory.parent.rmdir()

@@ -16,6 +16,7 @@ from typing import Protocol, TypeVar
 from sqlalchemy import Engine
 
 from app.db.engine import Sessions, make_engine, make_sessions
+from app.db.jobs.leases import Retries
 from app.domain.artifacts.full_disk import duration_text, is_disk_full
 from app.job_queue import WorkerNotifier
 from app.log import configure_logging, get_logger
@@ -86,6 +87,11 @@ class Resources:
     storage: Storage
     hints: WorkerNotifier
     stop: threading.Event = field(default_factory=threading.Event)  # set at shutdown: claim nothing, drain what runs
+
+    @property
+    def retries(self) -> Retries:
+        """Of an attempt that crashed, or whose worker was lost."""
+        return Retries(self.settings.requeue_delay_seconds, self.settings.max_crash_streak)
 
     @cached_property
     def storage_outage(self) -> StorageOutage:

@@ -9,16 +9,16 @@ from __future__ import annotations
 import fcntl
 import os
 import random
-import secrets
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from app.db.engine import DATABASE_UNAVAILABLE, first_line, transaction
-from app.db.jobs import lost_workers
+from app.db.jobs import leases, lost_workers
 from app.job_queue import Queue
 from app.log import get_logger
+from worker.jobs.lease import owner_name
 from worker.node.resources import Resources
 
 RunNext = Callable[[], bool]  # runs one job to its end; returns False if no job is due
@@ -35,7 +35,7 @@ class Slot:
         self.resources = resources
         self.queue: Queue = queue
         self.name = name
-        self.owner = f"{name}#{secrets.token_hex(4)}"
+        self.owner = owner_name(name)
         self._run_next = make_runner(self.owner)
         self._wake = threading.Event()
         self._idle = threading.Event()
@@ -100,20 +100,16 @@ class Slot:
 
         This process holds the slot's lock, so the earlier ones are dead.
         """
-        settings = self.resources.settings
         while not self.resources.stop.is_set():
             try:
                 with transaction(self.resources.sessions) as session:
-                    for job in lost_workers.held_by_previous_incarnation(session, self.name, self.owner):
-                        log.warning("reaping a job of a previous incarnation", job=job.id, owner=job.lease_owner)
-                        lost_workers.reap(session, job, settings.requeue_delay_seconds, settings.max_crash_streak)
-                    lost_workers.reap_previous_incarnation(
-                        session, self.name, self.owner, settings.requeue_delay_seconds, settings.max_crash_streak
-                    )
+                    for row in leases.lock_all(session, slot=self.name, owner=self.owner):
+                        log.warning("reaping an attempt of a previous incarnation", id=row.id, owner=row.lease_owner)
+                        lost_workers.end_attempt(session, row, self.resources.retries)
                 return
             except DATABASE_UNAVAILABLE as error:
                 log.warning("database unavailable", slot=self.name, error=first_line(error))
-                self.resources.stop.wait(settings.poll_seconds)
+                self.resources.stop.wait(self.resources.settings.poll_seconds)
 
 
 @contextmanager

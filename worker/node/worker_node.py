@@ -35,8 +35,7 @@ from worker.node.disk_space import describe_data_disk
 from worker.node.local_models import ModelInventory
 from worker.node.resources import Resources, open_resources
 from worker.node.slot import RunNext, Slot
-from worker.reconciler.cleanup import MIN_ORPHAN_AGE_SECONDS, clean_work_directories
-from worker.reconciler.reconciler import StepDetector
+from worker.reconciler.cleanup import clean_work_directories
 from worker.validation import Validator
 
 if TYPE_CHECKING:
@@ -62,7 +61,6 @@ class WorkerNode:
         self._models: ModelInventory | None = None
         self._heartbeat_thread: threading.Thread | None = None
         self._heartbeat_due = threading.Event()
-        self._host_clock = StepDetector("host", MIN_ORPHAN_AGE_SECONDS)
         self._trial_answers: TrialAnswers | None = None
         self._metrics_server: MetricsServer | None = None
         self._tracer_provider: TracerProvider | None = None
@@ -199,7 +197,7 @@ class WorkerNode:
     def _clean_up(self, resources: Resources) -> None:
         """Empty the work directories of killed attempts: the reconciler may have another data directory."""
         try:
-            clean_work_directories(resources, self._host_clock.is_steady(time.time()))
+            clean_work_directories(resources)
         except (OSError, *DATABASE_UNAVAILABLE) as error:
             log.warning("work directories not cleaned up", error=first_line(error))
 

@@ -12,19 +12,16 @@ import time
 from itertools import islice
 from pathlib import Path
 
-from sqlalchemy import select
-
 from app.db import files
 from app.db.access import idempotency
 from app.db.engine import transaction
-from app.db.jobs import checkpoints, leased_rows
+from app.db.jobs import checkpoints, leases
 from app.db.operations import retention
 from app.db.operations.stored_objects import PREFIXES, keys_without_row
 from app.db.scheduling import workers
-from app.db.tables import Evaluation, Export, Job, RetentionRule
+from app.db.tables import RetentionRule
 from app.db.webhooks import deliveries
 from app.domain.artifacts.full_disk import RESERVED_SPACE_FILE
-from app.domain.jobs.states import TERMINAL
 from app.log import get_logger
 from app.storage import Storage, StorageError
 from worker.jobs import stored_files, workdir
@@ -40,22 +37,17 @@ BATCH_SIZE = 500
 log = get_logger(__name__)
 
 
-def clean_up(resources: Resources, are_file_ages_known: bool = True, are_row_ages_known: bool = True) -> None:
-    """Do everything but `delete_orphans` and `apply_retention`; nothing by an age that is not known.
-
-    Raises DATABASE_UNAVAILABLE, OSError.
-    """
-    if are_row_ages_known:
-        expire_files(resources)
-        expire_uploads(resources)
-        with transaction(resources.sessions) as session:
-            workers.delete_stale(session)
-            idempotency.delete_expired(session)
-            deliveries.delete_old(session, resources.settings.webhook_keep_seconds)
-    if are_file_ages_known:
-        delete_staged_files(resources.storage.staging)
+def clean_up(resources: Resources) -> None:
+    """Do everything but `delete_orphans` and `apply_retention`. Raises DATABASE_UNAVAILABLE, OSError."""
+    expire_files(resources)
+    expire_uploads(resources)
+    with transaction(resources.sessions) as session:
+        workers.delete_stale(session)
+        idempotency.delete_expired(session)
+        deliveries.delete_old(session, resources.settings.webhook_keep_seconds)
+    delete_staged_files(resources.storage.staging)
     delete_reserved_space(resources)
-    clean_work_directories(resources, are_file_ages_known)
+    clean_work_directories(resources)
     purge_files(resources)  # what needs storage comes last: an unreachable bucket must not stop the rest
     purge_upload_parts(resources)
     drop_snapshots(resources)
@@ -158,8 +150,8 @@ def delete_reserved_space(resources: Resources) -> None:
     if not reserved:
         return
     with transaction(resources.sessions) as session:
-        held = session.execute(select(Job.id, Job.attempt).where(Job.lease_owner.is_not(None))).all()
-    for path in reserved - {disk_space.storage_reserve_path(resources, row.id, row.attempt) for row in held}:
+        held = [each.lease for each in leases.held(session)]
+    for path in reserved - {disk_space.storage_reserve_path(resources, each.row_id, each.attempt) for each in held}:
         path.unlink(missing_ok=True)
         log.info("reserved space released", name=path.name)
 
@@ -181,25 +173,13 @@ def delete_staged_files(staging: Path) -> None:
             log.error("staged file not removed", name=path.name, error=str(error))
 
 
-def clean_work_directories(resources: Resources, are_ages_known: bool = True) -> None:
+def clean_work_directories(resources: Resources) -> None:
     """Empty the directories of attempts that are no longer running, in this process's data directory. Logs are kept for
-    a week, and as long as their age is not known."""
-    attempts = workdir.attempts(resources.settings.work_dir)
-    if not attempts:
-        return
+    a week."""
+    attempts = workdir.attempts(resources.settings.work_dir)  # first: an attempt makes its directory after its claim
     with transaction(resources.sessions) as session:
-        rows = session.execute(
-            select(Job.id, Job.attempt, Job.state, Job.lease_owner).where(
-                Job.id.in_({job_id for job_id, _, _ in attempts})
-            )
-        ).all()
-        ids = [each for each, _, _ in attempts]
-        exported = leased_rows.active_attempts(session, Export, ids)
-        evaluated = leased_rows.active_attempts(session, Evaluation, ids)
-    running = {row.id: row.attempt for row in rows if row.state not in TERMINAL and row.lease_owner is not None}
-    running |= exported | evaluated
-    for job_id, attempt, directory in attempts:
-        if running.get(job_id) != attempt:
+        running = leases.active_attempts(session, list({row_id for row_id, _, _ in attempts}))
+    for row_id, attempt, directory in attempts:
+        if (row_id, attempt) not in running:
             workdir.remove_all_but_logs(directory)
-            if are_ages_known:
-                workdir.remove_old_logs(directory)
+            workdir.remove_old_logs(directory)

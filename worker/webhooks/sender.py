@@ -1,7 +1,7 @@
 """`python -m worker.webhooks`: sends the deliveries of the outbox to the endpoints of users.
 
 It is its own process, so that the reconciler needs no outbound network access, and a slow web server never delays it.
-Any number may run. Claim (a transaction), send (no transaction), record (a transaction, guarded by the attempt).
+Any number may run. Claim (a transaction), send (no transaction), record (a transaction, guarded by the lease).
 """
 
 from __future__ import annotations
@@ -23,20 +23,25 @@ from sqlalchemy.orm import Session
 from app.db import encryption
 from app.db.encryption import LostKey, NoSecretKey
 from app.db.engine import DATABASE_UNAVAILABLE, first_line, transaction
+from app.db.jobs.leases import FencedError
 from app.db.operations import status
+from app.db.tables import WebhookEndpoint
 from app.db.webhooks import deliveries, endpoints, operator
-from app.db.webhooks.deliveries import ClaimedWebhookDelivery, DeliveryOutcome
+from app.db.webhooks.deliveries import ClaimedWebhook, DeliveryOutcome
 from app.domain import webhooks as rules
 from app.errors import BadRequest
 from app.log import get_logger
+from app.system.host import boottime_seconds
 from app.telemetry import metrics
 from worker.health import write_heartbeat
+from worker.jobs.lease import LeaseKeeper, owner_name
 from worker.node.resources import Resources
 from worker.webhooks.webhook_http import PostLimits, Resolve, WebhookResponse, post, resolve
 
 SENDER_THREADS = 32
 MAX_CONCURRENT_PER_ENDPOINT = 4  # per process; 1 for an endpoint whose last delivery failed
-LEASE_MARGIN_SECONDS = 60.0  # in addition to the timeout: resolving a name may hang, PostgreSQL may be unavailable
+LEASE_MARGIN_SECONDS = 60.0  # in addition to the timeout: how long a delivery rests after its sender was killed
+RENEWALS = 4  # of a lease, within its duration
 REPORT_SECONDS = 10.0
 LOST_KEY_REASON = (
     "none of TUNERY_SECRET_KEYS decrypts its signing secret: rotate the secret, or let the operator add the key, and "
@@ -51,6 +56,7 @@ class WebhookSender:
     def __init__(self, resources: Resources, resolve: Resolve = resolve) -> None:
         self.resources = resources
         self.settings = resources.settings
+        self._owner = owner_name("webhooks")
         self._resolve = resolve
         self._in_flight: Counter[str] = Counter()  # endpoint id -> its deliveries that this process is sending
         self._failing: set[str] = set()
@@ -109,35 +115,43 @@ class WebhookSender:
             submitted += len(claimed)
         return submitted
 
-    def deliver(self, claimed: ClaimedWebhookDelivery) -> None:
-        """Send one delivery and record the outcome, unless another process has claimed it since."""
+    def deliver(self, claimed: ClaimedWebhook) -> None:
+        """Send one delivery and record the outcome, unless the lease is lost by then."""
+        renew_seconds = self._lease_seconds / RENEWALS
         is_key_lost = False
-        try:
-            response = self._send(claimed, self._signing_secrets(claimed))
-        except NoSecretKey as error:
-            response = WebhookResponse(0, error=f"The event cannot be signed: {error}")
-            is_key_lost = True
-        outcome = self._outcome(claimed, response)
-        if is_key_lost and not claimed.is_test:
-            outcome = replace(outcome, retry_seconds=0, is_try=False)
-        metrics.WEBHOOK_ATTEMPTS.labels("delivered" if outcome.is_delivered else "failed").inc()
-        metrics.WEBHOOK_SECONDS.observe(outcome.duration_ms / 1000)
-        with transaction(self.resources.sessions) as session:
-            if not endpoints.lock_against_deletion(session, claimed.endpoint_id) or not deliveries.record_outcome(
-                session, claimed, outcome
-            ):
-                log.info(
-                    "delivery not recorded: another process has claimed it",
-                    delivery=claimed.id,
-                    attempt=claimed.attempt,
-                )
-                return
-            if is_key_lost:  # the delivery stays pending, and is sent once the endpoint is enabled again
-                self._disable(session, claimed, LOST_KEY_REASON)
-            elif not claimed.is_test:
-                self._update_endpoint(session, claimed, response, outcome)
+        with LeaseKeeper(
+            self.resources, claimed.delivery, boottime_seconds(), self._lease_seconds, renew_seconds
+        ) as keeper:
+            try:
+                response = self._send(claimed, self._signing_secrets(claimed))
+            except NoSecretKey as error:
+                response = WebhookResponse(0, error=f"The event cannot be signed: {error}")
+                is_key_lost = True
+            outcome = self._outcome(claimed, response)
+            if is_key_lost and not claimed.delivery.is_test:
+                outcome = replace(outcome, retry_seconds=0, is_try=False)
+            metrics.WEBHOOK_ATTEMPTS.labels("delivered" if outcome.is_delivered else "failed").inc()
+            metrics.WEBHOOK_SECONDS.observe(outcome.duration_ms / 1000)
 
-    def _claim(self) -> list[ClaimedWebhookDelivery]:
+            def record(session: Session) -> None:
+                if not endpoints.lock_against_deletion(session, claimed.endpoint.id):
+                    raise FencedError(claimed.delivery.id)
+                deliveries.record_outcome(session, keeper.lease, outcome)
+                if is_key_lost:  # the delivery stays pending, and is sent once the endpoint is enabled again
+                    self._disable(session, claimed.endpoint, LOST_KEY_REASON)
+                elif not claimed.delivery.is_test:
+                    self._update_endpoint(session, claimed.endpoint, response, outcome)
+
+            try:
+                keeper.finish(record)
+            except FencedError:
+                log.info("delivery not recorded: its lease is lost", delivery=claimed.delivery.id)
+
+    @property
+    def _lease_seconds(self) -> float:
+        return self.settings.webhook_timeout_seconds + LEASE_MARGIN_SECONDS
+
+    def _claim(self) -> list[ClaimedWebhook]:
         with self._lock:
             free = SENDER_THREADS - self._in_flight.total()
             busy = [
@@ -147,33 +161,29 @@ class WebhookSender:
             ]
         if free <= 0 or self.resources.stop.is_set():
             return []
-        lease_seconds = self.settings.webhook_timeout_seconds + LEASE_MARGIN_SECONDS
         with transaction(self.resources.sessions) as session:
-            claimed = deliveries.claim(session, free, lease_seconds, busy)
+            claimed = deliveries.claim(session, free, self._owner, self._lease_seconds, busy)
         with self._lock:
             for each in claimed:
-                self._in_flight[each.endpoint_id] += 1
-                (self._failing.add if each.failing_since else self._failing.discard)(each.endpoint_id)
+                self._in_flight[each.endpoint.id] += 1
+                (self._failing.add if each.endpoint.failing_since else self._failing.discard)(each.endpoint.id)
         return claimed
 
-    def _deliver_and_release(self, claimed: ClaimedWebhookDelivery) -> None:
+    def _deliver_and_release(self, claimed: ClaimedWebhook) -> None:
         try:
             self.deliver(claimed)
-        except DATABASE_UNAVAILABLE as error:  # its lease expires, and it is sent again under the same id
-            log.warning("delivery not recorded", delivery=claimed.id, error=first_line(error))
         except Exception:
-            log.exception("delivery failed", delivery=claimed.id)
+            log.exception("delivery failed", delivery=claimed.delivery.id)
         finally:
             with self._lock:
-                self._in_flight[claimed.endpoint_id] -= 1
+                self._in_flight[claimed.endpoint.id] -= 1
                 self._in_flight += Counter()  # drops zeros
             self._thread_freed.set()
 
-    def _send(self, claimed: ClaimedWebhookDelivery, signing_secrets: Sequence[str]) -> WebhookResponse:
-        content = rules.event_body(
-            claimed.event_id, claimed.event_type, int(claimed.created_at.timestamp()), claimed.data
-        )
-        signature_headers = rules.delivery_headers(claimed.event_id, int(time.time()), content, signing_secrets)
+    def _send(self, claimed: ClaimedWebhook, signing_secrets: Sequence[str]) -> WebhookResponse:
+        event = claimed.delivery
+        content = rules.event_body(event.event_id, event.event_type, int(event.created_at.timestamp()), event.data)
+        signature_headers = rules.delivery_headers(event.event_id, int(time.time()), content, signing_secrets)
         headers = {
             "content-type": "application/json",
             "accept-encoding": "identity",
@@ -187,24 +197,24 @@ class WebhookSender:
             settings.webhook_allow_http,
             settings.webhook_networks,
         )
-        return post(claimed.url, headers | signature_headers, content, limits, self._resolve)
+        return post(claimed.endpoint.url, headers | signature_headers, content, limits, self._resolve)
 
-    def _signing_secrets(self, claimed: ClaimedWebhookDelivery) -> Sequence[str]:
+    def _signing_secrets(self, claimed: ClaimedWebhook) -> Sequence[str]:
         """Raises NoSecretKey, LostKey."""
-        if claimed.endpoint_id == operator.ENDPOINT_ID:
+        if claimed.endpoint.id == operator.ENDPOINT_ID:
             return [self.settings.operator_webhook_secret or ""]
         keys = self.settings.encryption_keys
-        signing = [encryption.reveal(keys, claimed.secret)]
+        signing = [encryption.reveal(keys, claimed.endpoint.secret)]
         with contextlib.suppress(LostKey):  # the current secret is enough
-            if claimed.previous_secret is not None:
-                signing.append(encryption.reveal(keys, claimed.previous_secret))
+            if claimed.signs_with_previous:
+                signing.append(encryption.reveal(keys, claimed.endpoint.previous_secret or ""))
         return signing
 
-    def _outcome(self, claimed: ClaimedWebhookDelivery, response: WebhookResponse) -> DeliveryOutcome:
+    def _outcome(self, claimed: ClaimedWebhook, response: WebhookResponse) -> DeliveryOutcome:
         is_delivered = response.status is not None and 200 <= response.status < 300
         retry_after = rules.parse_retry_after(response.retry_after, response.date, datetime.now(UTC))
-        retry_seconds = rules.retry_delay_seconds(claimed.tries, random.random(), retry_after)
-        if claimed.is_test:
+        retry_seconds = rules.retry_delay_seconds(claimed.delivery.tries, random.random(), retry_after)
+        if claimed.delivery.is_test:
             retry_seconds = None
         error = response.error
         if response.status is not None and 300 <= response.status < 400:
@@ -215,22 +225,22 @@ class WebhookSender:
         return DeliveryOutcome(is_delivered, response.duration_ms, response.status, error, prefix, retry_seconds)
 
     def _update_endpoint(
-        self, session: Session, claimed: ClaimedWebhookDelivery, response: WebhookResponse, outcome: DeliveryOutcome
+        self, session: Session, endpoint: WebhookEndpoint, response: WebhookResponse, outcome: DeliveryOutcome
     ) -> None:
         if outcome.is_delivered:
-            deliveries.record_endpoint_success(session, claimed.endpoint_id)
+            deliveries.record_endpoint_success(session, endpoint.id)
             return
-        failing_seconds = deliveries.record_endpoint_failure(session, claimed.endpoint_id)
+        failing_seconds = deliveries.record_endpoint_failure(session, endpoint.id)
         if response.status == HTTPStatus.GONE:
-            self._disable(session, claimed, "it responded with 410 Gone")
+            self._disable(session, endpoint, "it responded with 410 Gone")
         elif failing_seconds >= self.settings.webhook_disable_seconds:
-            self._disable(session, claimed, f"every delivery has failed for {failing_seconds / 86_400:.1f} days")
+            self._disable(session, endpoint, f"every delivery has failed for {failing_seconds / 86_400:.1f} days")
 
-    def _disable(self, session: Session, claimed: ClaimedWebhookDelivery, reason: str) -> None:
+    def _disable(self, session: Session, endpoint: WebhookEndpoint, reason: str) -> None:
         """Disable the endpoint and announce it to the project's other endpoints."""
         metrics.WEBHOOKS_DISABLED.inc()
-        log.warning("webhook endpoint disabled", endpoint=claimed.endpoint_id, reason=reason)
-        endpoints.disable(session, claimed.endpoint_id, reason)
-        data = json.dumps({"id": claimed.endpoint_id, "reason": reason})
-        if claimed.project_id is not None:  # the operator has no other endpoint
-            endpoints.announce(session, claimed.project_id, rules.ENDPOINT_DISABLED, data)
+        log.warning("webhook endpoint disabled", endpoint=endpoint.id, reason=reason)
+        endpoints.disable(session, endpoint.id, reason)
+        data = json.dumps({"id": endpoint.id, "reason": reason})
+        if endpoint.project_id is not None:  # the operator has no other endpoint
+            endpoints.announce(session, endpoint.project_id, rules.ENDPOINT_DISABLED, data)

@@ -1,13 +1,12 @@
 """Deliveries, the outbox: claims of due deliveries, and the outcomes of their attempts. Never commits.
 
-A claim leases a delivery and increments its attempt number, which guards the writes that follow. A target has one
-attempt at a time, of any sender: two adapters under one name then replace each other in their order.
+A claim leases deliveries that are due (`app.db.jobs.leases`). A target has one attempt at a time, of any sender: two
+adapters under one name then replace each other in their order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import func, null, select, text, true, update
@@ -15,7 +14,9 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session, joinedload
 
 from app.db.ids import new_id
+from app.db.jobs import leases
 from app.db.jobs.events import append_event, next_event_seq
+from app.db.jobs.leases import FencedError, Lease
 from app.db.tables import Checkpoint, Delivery, DeliveryTarget, Job, ServedReferenceRow
 from app.domain.deliveries.states import DeliveryState
 from app.domain.deliveries.targets import ENGINES, ONE_ADAPTER
@@ -26,26 +27,20 @@ TARGET_DELETED_BEFORE_WITHDRAWAL = (
 )
 # The target has the adapter, or may get it now.
 IS_AT_TARGET = (Delivery.state != DeliveryState.WITHDRAWN) & (
-    Delivery.location.is_not(None) | Delivery.leased_until.is_not(None)
+    Delivery.location.is_not(None) | Delivery.lease_owner.is_not(None)
 )
 CLAIM_LOCK = text("SELECT pg_advisory_xact_lock(hashtext('deliveries.claim'))")
-CLAIM = text(
+DUE = text(
     """
-    UPDATE deliveries d
-    SET attempt = d.attempt + 1, tries = d.tries + 1, leased_until = clock_timestamp() + CAST(:lease AS interval)
-    FROM (
-      SELECT due.id FROM delivery_targets t CROSS JOIN LATERAL (
-        SELECT x.id, x.next_attempt_at FROM deliveries x
-        WHERE x.target_id = t.id AND x.next_attempt_at <= clock_timestamp() AND NOT EXISTS (
-          SELECT FROM deliveries held WHERE held.target_id = t.id AND held.leased_until >= clock_timestamp()
-        )
-        ORDER BY x.next_attempt_at, x.seq LIMIT 1
-      ) due
-      WHERE t.deleted_at IS NULL AND NOT EXISTS (SELECT FROM service_state WHERE name = 'copy')
-      ORDER BY due.next_attempt_at LIMIT :limit
-    ) chosen
-    WHERE d.id = chosen.id
-    RETURNING d.id
+    SELECT due.id FROM delivery_targets t CROSS JOIN LATERAL (
+      SELECT x.id, x.next_attempt_at FROM deliveries x
+      WHERE x.target_id = t.id AND x.next_attempt_at <= clock_timestamp() AND NOT EXISTS (
+        SELECT FROM deliveries held WHERE held.target_id = t.id AND held.lease_owner IS NOT NULL
+      )
+      ORDER BY x.next_attempt_at, x.seq LIMIT 1
+    ) due
+    WHERE t.deleted_at IS NULL AND NOT EXISTS (SELECT FROM service_state WHERE name = 'copy')
+    ORDER BY due.next_attempt_at LIMIT :limit
     """
 )
 
@@ -122,56 +117,32 @@ def withdraw_model(session: Session, model: str) -> None:
 # --- the sender -------------------------------------------------------------------------------------------------------
 
 
-def claim(session: Session, limit: int, lease_seconds: float) -> list[Delivery]:
+def claim(session: Session, limit: int, owner: str, lease_seconds: float) -> list[Delivery]:
     """Claim at most `limit` due deliveries, one per target. Claims are serialized: each must see those before it."""
     session.execute(CLAIM_LOCK)
     _end_without_target(session)
-    ids = session.scalars(CLAIM, {"limit": limit, "lease": timedelta(seconds=lease_seconds)}).all()
+    due = DUE.bindparams(limit=limit).columns(Delivery.id).scalar_subquery()
+    claimed = leases.claim(session, Delivery, due, owner, lease_seconds, tries=Delivery.tries + 1)
     rows = (Delivery.job, Delivery.checkpoint, Delivery.served_reference)
-    query = select(Delivery).where(Delivery.id.in_(ids)).options(*map(joinedload, rows))
-    return list(session.scalars(query))
+    query = select(Delivery).where(Delivery.id.in_([each.id for each in claimed])).options(*map(joinedload, rows))
+    return list(session.scalars(query.execution_options(populate_existing=True)))
 
 
-def leased(session: Session) -> list[tuple[str, int]]:
-    """(delivery id, attempt) of the attempts of all senders; that of a killed one until the delivery is claimed again.
-
-    A lease that is over may still be renewed: its sender could not reach the database.
-    """
-    query = select(Delivery.id, Delivery.attempt).where(Delivery.leased_until.is_not(None))
-    return [(row.id, row.attempt) for row in session.execute(query)]
-
-
-def renew(session: Session, attempts: Sequence[tuple[str, int]], lease_seconds: float) -> None:
-    """Extend the leases of (delivery id, attempt)."""
-    for delivery_id, attempt in attempts:
-        session.execute(
-            update(Delivery)
-            .where(Delivery.id == delivery_id, Delivery.attempt == attempt, Delivery.leased_until.is_not(None))
-            .values(leased_until=due_in(lease_seconds))
-        )
-
-
-def record(session: Session, delivery: Delivery, **columns: Any) -> bool:
+def record(session: Session, delivery: Delivery, lease: Lease, **columns: Any) -> bool:
     """Write the outcome of an attempt and end its lease.
 
-    Returns False without writing it if the delivery was claimed again, withdrawn or changed since the claim. What the
-    target has got meanwhile is written all the same, because a withdrawal needs it.
+    Returns False without writing it if the delivery was withdrawn or changed since the claim. What the target has got
+    meanwhile is written all the same, because a withdrawal needs it. Raises FencedError.
     """
-    attempt = (Delivery.id == delivery.id, Delivery.attempt == delivery.attempt)
-    recorded = session.execute(
-        update(Delivery)
-        .where(
-            *attempt,
-            Delivery.state == delivery.state,
-            Delivery.served_model == delivery.served_model,
-        )
-        .values(leased_until=null(), updated_at=func.clock_timestamp(), **columns)
-        .returning(Delivery.id)
-    ).scalar_one_or_none()
-    if recorded is None:
+    is_unchanged = (Delivery.state == delivery.state, Delivery.served_model == delivery.served_model)
+    values = leases.RELEASED | {"updated_at": func.clock_timestamp()} | columns
+    try:
+        leases.update_held(session, Delivery, lease, *is_unchanged, **values)
+    except FencedError:
         received = {"location": columns["location"]} if columns.get("location") else {}
-        session.execute(update(Delivery).where(*attempt).values(leased_until=null(), **received))
-    return recorded is not None
+        leases.update_held(session, Delivery, lease, **leases.RELEASED, **received)
+        return False
+    return True
 
 
 def end_replaced(session: Session, delivery: Delivery) -> None:
@@ -211,10 +182,6 @@ def of_name(session: Session, delivery: Delivery) -> list[Delivery]:
     return list(session.scalars(query.order_by(Delivery.seq)))
 
 
-def due_in(seconds: float) -> Any:
-    return func.clock_timestamp() + timedelta(seconds=seconds)
-
-
 def add_event(
     session: Session, job_id: str, message: str, level: str = "info", data: Mapping[str, Any] | None = None
 ) -> None:
@@ -248,7 +215,7 @@ def _end_without_target(session: Session) -> None:
         is_there = delivery.state == DeliveryState.WITHDRAWING
         delivery.error = TARGET_DELETED_BEFORE_WITHDRAWAL if is_there else TARGET_DELETED
         delivery.state, delivery.updated_at = DeliveryState.FAILED, func.clock_timestamp()
-        delivery.next_attempt_at = delivery.leased_until = None
+        delivery.next_attempt_at = delivery.lease_owner = delivery.lease_expires_at = None
         session.flush()
         verb = "withdrawn" if is_there else "delivered"
         message = f"{target}: {delivery.served_model} was not {verb}: {delivery.error}"

@@ -1,24 +1,21 @@
-"""The claim, the lease and all writes of a job's holder, each guarded by attempt and owner.
+"""The claim of jobs for validation and training, and what their holder writes under the lease (`leases`).
 
-A guarded UPDATE that returns no row means that the lease is lost: the job was cancelled, or the reconciler ended the
-attempt after its lease had expired. The attempt number is the fencing token; it grows with every claim. Three modules
-change a job's state: this one for the holder, app.db.jobs.jobs for the user (cancel, pause, resume),
-app.db.jobs.full_disk after a day of full disks. The trigger of the migration 20261125_state_guard refuses transitions
-that app.domain.jobs.states does not allow. Never commits.
+Two modules change a job's state: this one for the holder and after a day of full disks, app.db.jobs.jobs for the user
+(cancel, pause, resume). The trigger of the migration 20261125_state_guard refuses transitions that
+app.domain.jobs.states does not allow. Never commits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, Double, and_, cast, func, literal, null, select, update
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
-from app.db.jobs import events, full_disk
+from app.db.jobs import events, full_disk, leases
+from app.db.jobs.leases import Lease
 from app.db.scheduling import fair_queue, gpu_reservations
 from app.db.scheduling.fair_queue import Kind
 from app.db.tables import Attempt, Job
@@ -29,32 +26,10 @@ from app.domain.scheduling.worker_capacity import WorkerCapacity
 CLAIMED_STATE: dict[Kind, JobState] = {"validate": JobState.VALIDATING, "train": JobState.QUEUED}
 STARTED_MESSAGE: dict[Kind, str] = {"validate": "Validating training file: {files}", "train": "Fine-tuning job started"}
 STORAGE_WAIT_SECONDS = 86_400.0
-HELD_STATES = [JobState.VALIDATING.value, JobState.RUNNING.value]
-
-
-@dataclass(frozen=True)
-class Lease:
-    """A claimed attempt and its holder: the guard of every write. Of an export, `job_id` is the export's id."""
-
-    job_id: str
-    attempt: int
-    owner: str
-
-
-class FencedError(RuntimeError):
-    """The lease is lost: cancelled, expired, or claimed by a later attempt. Stop the trainer and drop the result."""
 
 
 class NoLongerDesiredError(RuntimeError):
     """The lease is valid, but the user has requested a pause, so the job must not succeed now."""
-
-
-@dataclass(frozen=True)
-class JobControl:
-    """The desired state of a running job, and whether the scheduler requests its preemption by an urgent job."""
-
-    desired: Desired
-    preempt_requested: bool = False
 
 
 def claim(
@@ -82,24 +57,15 @@ def claim(
         if not offer.has_room_for_slot(reserved):
             return None
         fits_in_rest = [Job.needed_cuda_bytes <= offer.usable_slot_bytes]
-    next_job_id = (
+    next_id = (
         fair_queue.select_training_job(offer, half_life_seconds)
         if kind == "train"
         else fair_queue.select_job_to_validate()
     )
-    job = session.execute(
-        update(Job)
-        .where(Job.id == next_job_id, *fits_in_rest)
-        .values(
-            attempt=Job.attempt + 1,
-            lease_owner=owner,
-            lease_expires_at=lease_expiry(ttl_seconds),
-            **events.next_event_seq(),
-            **_started_columns(kind),
-        )
-        .returning(Job)
-        .execution_options(populate_existing=True)
-    ).scalar_one_or_none()
+    if fits_in_rest:
+        next_id = select(Job.id).where(Job.id == next_id, *fits_in_rest).scalar_subquery()
+    columns = events.next_event_seq() | _started_columns(kind)
+    job = next(iter(leases.claim(session, Job, next_id, owner, ttl_seconds, **columns)), None)
     if job is None:
         return None
     if kind == "validate":
@@ -118,26 +84,6 @@ def claim(
     return job
 
 
-def find_held_job(session: Session, owner: str) -> Job | None:
-    """The job this owner holds; after a COMMIT without a response, it shows whether the claim was committed."""
-    return session.scalar(
-        select(Job).where(Job.lease_owner == owner, Job.lease_expires_at > func.clock_timestamp()).limit(1)
-    )
-
-
-def renew_lease(session: Session, lease: Lease, ttl_seconds: float) -> None:
-    """Extend the lease to `ttl_seconds` from now. Raises FencedError."""
-    update_held_job(session, lease, lease_expires_at=lease_expiry(ttl_seconds))
-
-
-def read_control(session: Session, lease: Lease) -> JobControl:
-    """The desired state of the held job. Raises FencedError."""
-    row = session.execute(select(Job.desired, Job.yield_requested_at).where(_held_by(lease))).one_or_none()
-    if row is None:
-        raise FencedError(lease.job_id)
-    return JobControl(Desired(row.desired), row.yield_requested_at is not None)
-
-
 def append_event(
     session: Session,
     lease: Lease,
@@ -149,18 +95,8 @@ def append_event(
     **columns: Any,
 ) -> Job:
     """Append an event to the held job and update columns of its row. Raises FencedError."""
-    job = update_held_job(session, lease, **events.next_event_seq(), **columns)
+    job = leases.update_held(session, Job, lease, **events.next_event_seq(), **columns)
     events.append_event(session, job, message, level, type, data, event_id)
-    return job
-
-
-def update_held_job(session: Session, lease: Lease, **columns: Any) -> Job:
-    """Update columns of the held job, without an event. Raises FencedError."""
-    job = session.execute(
-        update(Job).where(_held_by(lease)).values(**columns).returning(Job).execution_options(populate_existing=True)
-    ).scalar_one_or_none()
-    if job is None:
-        raise FencedError(lease.job_id)
     return job
 
 
@@ -182,48 +118,28 @@ def finish_held_attempt(
     message: str,
     level: str = "info",
     data: Mapping[str, Any] | None = None,
-    param: str | None = None,
-    delay_seconds: float = 0.0,
-    max_crash_streak: int = 3,
-    storage_wait_seconds: float = STORAGE_WAIT_SECONDS,
-    **columns: Any,
+    **options: Any,
 ) -> Job:
-    """End the held attempt; `reason` decides the job's next state. State, lease, attempt and event change together.
+    """End the held attempt as `finish_attempt` does.
 
     A success requires `desired = 'run'` in addition to the lease. Raises FencedError, NoLongerDesiredError.
     """
-    job = session.execute(select(Job).where(_held_by(lease)).with_for_update()).scalar_one_or_none()
-    if job is None:
-        raise FencedError(lease.job_id)
+    job = leases.lock_held(session, Job, lease)
     if reason == Reason.DONE and job.desired != Desired.RUN:
-        raise NoLongerDesiredError(lease.job_id)
-    return finish_attempt(
-        session,
-        job,
-        reason,
-        message,
-        level,
-        data,
-        param,
-        delay_seconds,
-        max_crash_streak,
-        storage_wait_seconds,
-        columns,
-    )
+        raise NoLongerDesiredError(lease.row_id)
+    return finish_attempt(session, job, reason, message, level, data, **options)
 
 
 def finish_validation(
     session: Session, lease: Lease, message: str, data: Mapping[str, Any] | None = None, **columns: Any
 ) -> Job:
     """End a successful validation (`validating_files` -> `queued`), and update columns. Raises FencedError."""
-    released: dict[str, Any] = {
+    ended: dict[str, Any] = {
         "state": JobState.QUEUED,
         "phase": null(),
-        "lease_owner": null(),
-        "lease_expires_at": null(),
         "crash_streak": 0,
     }
-    job = update_held_job(session, lease, **released | columns, **events.next_event_seq())
+    job = leases.update_held(session, Job, lease, **leases.RELEASED | ended | columns, **events.next_event_seq())
     _close_attempt(session, job, Reason.DONE)
     events.append_event(session, job, message, data=data)
     return job
@@ -245,12 +161,12 @@ def finish_attempt(
     delay_seconds: float = 0.0,
     max_crash_streak: int = 3,
     storage_wait_seconds: float = STORAGE_WAIT_SECONDS,
-    columns: Mapping[str, Any] | None = None,
+    **columns: Any,
 ) -> Job:
     """End the current attempt of a job whose row the caller has locked: its holder, or the reaper of expired leases.
 
-    `reason` decides the next state. A crash is retried after `delay_seconds`, doubled with each consecutive crash; the
-    job fails when `max_crash_streak` consecutive attempts crashed.
+    `reason` decides the next state; state, lease, attempt, event and `columns` change together. A crash is retried
+    after `delay_seconds`, doubled with each consecutive crash; `max_crash_streak` of them fail the job.
     """
     streak = job.crash_streak + 1 if reason in CRASHES else job.crash_streak
     outcome = Reason.WORKER_CRASH_LOOP if reason in CRASHES and streak >= max_crash_streak else reason
@@ -264,12 +180,11 @@ def finish_attempt(
         "phase": null(),
         "reason": outcome,
         "crash_streak": streak,
-        "lease_owner": null(),
-        "lease_expires_at": null(),
         "yield_requested_at": null(),
         "times_yielded": Job.times_yielded + (1 if reason == Reason.PREEMPTED else 0),
-        "run_after": func.clock_timestamp() + timedelta(seconds=delay_seconds * 2 ** max(0, streak - 1)),
-        **(columns or {}),
+        "run_after": leases.expiry(delay_seconds * 2 ** max(0, streak - 1)),
+        **leases.RELEASED,
+        **columns,
         **events.next_event_seq(),
     }
     if outcome == Reason.STORAGE_FULL:
@@ -280,9 +195,8 @@ def finish_attempt(
     if state == JobState.FAILED:
         values |= {"error_code": outcome, "error_message": message, "error_param": param}
         level = "error"
-    ended = session.execute(
-        update(Job).where(Job.id == job.id).values(**values).returning(Job).execution_options(populate_existing=True)
-    ).scalar_one()
+    ended = leases.update_where(session, Job, Job.id == job.id, values)
+    assert ended is not None, "the caller has locked it"
     _close_attempt(session, ended, reason)
     events.append_event(session, ended, message, level, data={"reason": outcome, **(data or {})})
     return ended
@@ -328,26 +242,12 @@ def _is_claimable(kind: Kind) -> ColumnElement[bool]:
     )
 
 
-def _held_by(lease: Lease) -> ColumnElement[bool]:
-    """An expired lease is held until the reconciler ends its attempt: a step of PostgreSQL's clock expires all."""
-    return and_(
-        Job.id == lease.job_id,
-        Job.attempt == lease.attempt,
-        Job.lease_owner == lease.owner,
-        Job.state.in_(HELD_STATES),
-    )
-
-
 def _close_attempt(session: Session, job: Job, reason: Reason) -> None:
     session.execute(
         update(Attempt)
         .where(Attempt.job_id == job.id, Attempt.ended_at.is_(None))
         .values(ended_at=func.clock_timestamp(), reason=reason)
     )
-
-
-def lease_expiry(ttl_seconds: float) -> ColumnElement[Any]:
-    return func.clock_timestamp() + timedelta(seconds=ttl_seconds)
 
 
 def _started_message(kind: Kind, job: Job) -> str:

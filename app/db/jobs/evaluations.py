@@ -1,4 +1,4 @@
-"""Evaluations: a queue with leases (`leased_rows`). Every change of the state is written to the job as well, with an
+"""Evaluations: a queue with leases (`leases`). Every change of the state is written to the job as well, with an
 event. Never commits.
 """
 
@@ -10,8 +10,8 @@ from sqlalchemy import ColumnElement, and_, case, func, literal, null, select, u
 from sqlalchemy.orm import Session
 
 from app.db.ids import new_id
-from app.db.jobs import checkpoints, events, leased_rows
-from app.db.jobs.claims import Lease
+from app.db.jobs import checkpoints, events, leases
+from app.db.jobs.leases import Lease, Retries
 from app.db.scheduling import fair_queue, gpu_reservations
 from app.db.tables import Checkpoint, Evaluation, EvaluationAttempt, File, Job
 from app.domain.evaluations.graders import EvaluationSettings, make_plan
@@ -45,8 +45,8 @@ def insert(session: Session, job: Job, checkpoint: Checkpoint, file: File, setti
 def cancel(session: Session, evaluation: Evaluation) -> bool:
     """Cancel an unfinished evaluation, which fences its holder; False if it has ended."""
     is_unfinished = and_(Evaluation.id == evaluation.id, Evaluation.state.in_(ACTIVE))
-    columns = leased_rows.finished_columns(EvaluationState.CANCELLED)
-    cancelled = leased_rows.update_where(session, Evaluation, is_unfinished, columns)
+    columns = leases.finished_columns(EvaluationState.CANCELLED)
+    cancelled = leases.update_where(session, Evaluation, is_unfinished, columns)
     if cancelled is None:
         session.refresh(evaluation)
         return False
@@ -106,7 +106,7 @@ def claim(
     Generation needs less memory than the job's training, so its requirements are those of the job. On a GPU that
     several slots share it reserves memory as a job does; a base model that is not quantized needs the whole GPU.
     """
-    if not leased_rows.has_claimable(session, Evaluation):
+    if not leases.has_claimable(session, Evaluation):
         return None
     is_reserved = False
     if capacity is not None and capacity.shares_gpus:
@@ -120,7 +120,7 @@ def claim(
         select(Evaluation.id)
         .join(Job, Job.id == Evaluation.job_id)
         .join(shares, shares.c.project_id == Evaluation.project_id)
-        .where(leased_rows.is_claimable(Evaluation), *_fits(capacity, is_reserved))
+        .where(leases.is_claimable(Evaluation), *_fits(capacity, is_reserved))
         .order_by(shares.c.share, Evaluation.seq)
     )
     columns = {
@@ -130,7 +130,7 @@ def claim(
         "gpu_uuids": null(),
         "budget_bytes": null(),
     }
-    evaluation = leased_rows.claim(session, Evaluation, next_id, owner, ttl_seconds, **columns)
+    evaluation = leases.claim_first(session, Evaluation, next_id, owner, ttl_seconds, **columns)
     if evaluation is None:
         return None
     gpus = 1.0
@@ -162,40 +162,23 @@ def _reserve_gpus(session: Session, evaluation: Evaluation, capacity: WorkerCapa
 
 def succeed(session: Session, lease: Lease, message: str, **result: Any) -> Evaluation:
     """End the attempt with a result: `precision`, `summary` and the ids of the files. Raises FencedError."""
-    evaluation = leased_rows.update_held(
-        session, Evaluation, lease, **leased_rows.finished_columns(EvaluationState.SUCCEEDED) | result
+    evaluation = leases.update_held(
+        session, Evaluation, lease, **leases.finished_columns(EvaluationState.SUCCEEDED) | result
     )
     _report(session, evaluation, message)
     return evaluation
 
 
-def fail(session: Session, lease: Lease, code: str, message: str) -> Evaluation:
-    """End the attempt and the evaluation with an error. Raises FencedError."""
-    evaluation = leased_rows.update_held(session, Evaluation, lease, **leased_rows.failed_columns(code, message))
-    _report_failure(session, evaluation)
-    return evaluation
-
-
-def retry_or_fail(
-    session: Session,
-    evaluation: Evaluation,
-    code: str,
-    message: str,
-    delay_seconds: float,
-    max_streak: int,
+def end_attempt(
+    session: Session, evaluation: Evaluation, code: str, message: str, retries: Retries | None
 ) -> Evaluation:
-    """End the attempt of an evaluation whose row the caller has locked, and report it to the job."""
-    ended = leased_rows.retry_or_fail(session, evaluation, code, message, delay_seconds, max_streak)
+    """End a failed attempt as `leases.end_attempt` does, and report it to the job."""
+    ended = leases.end_attempt(session, evaluation, code, message, retries)
+    text, level = f"Evaluation {ended.id} will be tried again: {message}", "warn"
     if ended.state == EvaluationState.FAILED:
-        _report_failure(session, ended)
-    else:
-        _report(session, ended, f"Evaluation {ended.id} will be tried again: {message}", "warn")
+        text, level = f"Evaluation {ended.id} failed ({ended.error_code}): {ended.error_message}", "error"
+    _report(session, ended, text, level)
     return ended
-
-
-def _report_failure(session: Session, evaluation: Evaluation) -> None:
-    text = f"Evaluation {evaluation.id} failed ({evaluation.error_code}): {evaluation.error_message}"
-    _report(session, evaluation, text, "error")
 
 
 def _report(session: Session, evaluation: Evaluation, message: str, level: str = "info") -> None:

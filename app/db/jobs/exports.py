@@ -1,17 +1,17 @@
-"""Exports: a queue with leases (`leased_rows`). Never commits."""
+"""Exports: a queue with leases (`leases`). Never commits."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import case, func, null, select, update
+from sqlalchemy import case, func, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
 from app.db.ids import new_id
-from app.db.jobs import checkpoints, full_disk, leased_rows
-from app.db.jobs.claims import Lease
+from app.db.jobs import checkpoints, full_disk, leases
+from app.db.jobs.leases import Lease
 from app.db.tables import Checkpoint, Export, Job
 from app.domain.artifacts.exports import UNFINISHED, ExportErrorCode, ExportKind, ExportState, ExportType
 from app.domain.artifacts.full_disk import duration_text, pause_seconds
@@ -58,8 +58,7 @@ def delete(session: Session, export: Export) -> None:
             deleted_at=func.clock_timestamp(),
             finished_at=func.coalesce(Export.finished_at, func.clock_timestamp()),
             state=case((unfinished, ExportState.CANCELLED.value), else_=Export.state),
-            lease_owner=null(),
-            lease_expires_at=null(),
+            **leases.RELEASED,
         )
     )
     session.refresh(export)
@@ -72,9 +71,9 @@ def claim(
     session: Session, owner: str, ttl_seconds: float, types: Sequence[ExportType] = tuple(ExportType)
 ) -> Export | None:
     """Claim the oldest claimable export of one of the types; None if there is none."""
-    oldest_id = select(Export.id).where(leased_rows.is_claimable(Export), Export.type.in_(types)).order_by(Export.seq)
+    oldest_id = select(Export.id).where(leases.is_claimable(Export), Export.type.in_(types)).order_by(Export.seq)
     started_at = func.coalesce(Export.started_at, func.clock_timestamp())
-    return leased_rows.claim(session, Export, oldest_id, owner, ttl_seconds, started_at=started_at)
+    return leases.claim_first(session, Export, oldest_id, owner, ttl_seconds, started_at=started_at)
 
 
 def succeed(
@@ -82,22 +81,15 @@ def succeed(
 ) -> Export:
     """End the attempt with a result. Raises FencedError."""
     columns = {"manifest": manifest, "file_ids": list(file_ids), "size_bytes": size_bytes}
-    return leased_rows.update_held(
-        session, Export, lease, **leased_rows.finished_columns(ExportState.SUCCEEDED) | columns
-    )
+    return leases.update_held(session, Export, lease, **leases.finished_columns(ExportState.SUCCEEDED) | columns)
 
 
-def fail(session: Session, lease: Lease, code: str, message: str) -> Export:
-    """End the attempt and the export with an error. Raises FencedError."""
-    return leased_rows.update_held(session, Export, lease, **leased_rows.failed_columns(code, message))
-
-
-def wait_for_storage(session: Session, lease: Lease, message: str, limit_seconds: float) -> Export:
-    """End an attempt on a full disk: retry with growing delays, and fail after `limit_seconds`. Raises FencedError."""
-    export = leased_rows.lock_held(session, Export, lease)
+def wait_for_storage(session: Session, export: Export, message: str, limit_seconds: float) -> Export | None:
+    """End the attempt of a locked row on a full disk: retry with growing delays, and fail after `limit_seconds`."""
     waited_seconds = full_disk.seconds_since(session, export.storage_full_since)
+    columns = leases.requeued_columns()
+    columns |= full_disk.wait_columns(export.storage_full_since is None, pause_seconds(waited_seconds))
     if waited_seconds >= limit_seconds:
         text = f"{message} It was tried for {duration_text(limit_seconds)}."
-        return fail(session, lease, ExportErrorCode.STORAGE_FULL, text)
-    columns = full_disk.wait_columns(export.storage_full_since is None, pause_seconds(waited_seconds))
-    return leased_rows.update_held(session, Export, lease, **leased_rows.requeued_columns(0.0) | columns)
+        columns = leases.failed_columns(ExportErrorCode.STORAGE_FULL, text)
+    return leases.update_where(session, Export, Export.id == export.id, columns)

@@ -209,7 +209,7 @@ def delivery_backlog(session: Session) -> Backlog:
     query = select(func.count(), oldest_seconds).where(
         Delivery.state.in_(sorted(DUE_STATES)),
         Delivery.next_attempt_at <= NOW,
-        func.coalesce(Delivery.leased_until, NOW) <= NOW,
+        Delivery.lease_owner.is_(None),
     )
     count, seconds = session.execute(query).one()
     return Backlog(count, float(seconds or 0))

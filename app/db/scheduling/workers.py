@@ -40,12 +40,6 @@ def mark_lost(session: Session, silent_seconds: float) -> list[Worker]:
     )
 
 
-def limit_heartbeats_to_now(session: Session) -> None:
-    """Let no heartbeat be of the future, after a step back of PostgreSQL's clock: a dead worker would seem alive."""
-    now = func.clock_timestamp()
-    session.execute(update(Worker).where(Worker.seen_at > now).values(seen_at=now))
-
-
 def lost(session: Session) -> list[Worker]:
     """The workers that were marked as lost, the latest first; their rows are deleted after a day."""
     return list(session.scalars(select(Worker).where(Worker.lost_at.is_not(None)).order_by(Worker.lost_at.desc())))

@@ -21,6 +21,9 @@ Flag = Annotated[bool, mapped_column(server_default=text("false"))]
 Strings = Annotated[list[str], mapped_column(server_default=text("'[]'::jsonb"))]
 
 
+LEASE_WHOLE = "(lease_owner IS NULL) = (lease_expires_at IS NULL)"
+
+
 class Base(DeclarativeBase):
     __allow_unmapped__ = True  # a plain attribute is no column: a service sets it for a response
     metadata = MetaData(
@@ -52,15 +55,21 @@ def sql_string_list(values: Any) -> str:
     return ", ".join(f"'{value}'" for value in sorted(values))
 
 
-class LeasedRow:
-    """The columns of the lease and of the end; `app.db.jobs.leased_rows` writes them."""
+class Leased:
+    """The columns of a lease; `app.db.jobs.leases` writes them."""
 
-    state: Mapped[str] = mapped_column(server_default="queued")
-    attempt: Mapped[Count]  # the fencing token
-    crash_streak: Mapped[Count]
-    run_after: Mapped[Time]
+    id: Mapped[Key]
+    attempt: Mapped[Count]  # the fencing token: every claim increments it
     lease_owner: Mapped[str | None]
     lease_expires_at: Mapped[datetime | None]
+
+
+class LeasedRow(Leased):
+    """The columns of the state and of the end, too."""
+
+    state: Mapped[str] = mapped_column(server_default="queued")
+    crash_streak: Mapped[Count]
+    run_after: Mapped[Time]
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
     error_code: Mapped[str | None]
@@ -75,7 +84,7 @@ class LeasedRow:
 def lease_constraints(states: type[StrEnum], finished: Iterable[StrEnum]) -> tuple[CheckConstraint, ...]:
     return (
         CheckConstraint(f"state IN ({sql_string_list(states)})", name="state"),
-        CheckConstraint("(lease_owner IS NULL) = (lease_expires_at IS NULL)", name="lease_whole"),
+        CheckConstraint(LEASE_WHOLE, name="lease_whole"),
         CheckConstraint("(state = 'running') = (lease_owner IS NOT NULL)", name="running_has_lease"),
         CheckConstraint(f"(state IN ({sql_string_list(finished)})) = (finished_at IS NOT NULL)", name="finished_at"),
         CheckConstraint("(state = 'failed') = (error_code IS NOT NULL)", name="error"),

@@ -83,7 +83,6 @@ class BaseModelRegistration(LeasedRow, Base):
         ),
     )
 
-    id: Mapped[Key]
     seq: Mapped[Seq]
     name: Mapped[str]
     directory: Mapped[str]

@@ -9,7 +9,19 @@ from typing import Any
 from sqlalchemy import CheckConstraint, ForeignKey, Index, text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
-from app.db.tables.base import Base, Count, Flag, Key, ProjectId, Seq, Strings, Time, sql_string_list
+from app.db.tables.base import (
+    LEASE_WHOLE,
+    Base,
+    Count,
+    Flag,
+    Key,
+    Leased,
+    ProjectId,
+    Seq,
+    Strings,
+    Time,
+    sql_string_list,
+)
 from app.db.tables.jobs import Checkpoint, Job
 from app.domain.deliveries.states import DUE_STATES, DeliveryState
 from app.domain.deliveries.targets import TargetKind, TargetStatus
@@ -48,8 +60,8 @@ class DeliveryTarget(Base):
         return TargetStatus.READY if self.error is None else TargetStatus.CREDENTIALS_LOST
 
 
-class Delivery(Base):
-    """One adapter for one target. `attempt` is the fencing token: every claim increments it.
+class Delivery(Leased, Base):
+    """One adapter for one target. A target has one attempt at a time.
 
     `tries` is the position in the retry schedule. A delivered one has a `next_attempt_at` if its target can lose it:
     that attempt looks whether it is still there.
@@ -63,6 +75,8 @@ class Delivery(Base):
         ),
         CheckConstraint("(state IN ('failed', 'withdrawn')) <= (next_attempt_at IS NULL)", name="ended"),
         CheckConstraint("tries BETWEEN 0 AND attempt", name="tries"),
+        CheckConstraint(LEASE_WHOLE, name="lease_whole"),
+        Index("ix_deliveries_lease", "lease_expires_at", postgresql_where=text("lease_owner IS NOT NULL")),
         Index(
             "uq_deliveries_one_of_a_model",
             "target_id",
@@ -78,7 +92,6 @@ class Delivery(Base):
         ),
     )
 
-    id: Mapped[Key]
     seq: Mapped[Seq]
     project_id: Mapped[ProjectId]
     target_id: Mapped[str] = mapped_column(ForeignKey("delivery_targets.id"))
@@ -87,10 +100,8 @@ class Delivery(Base):
     model: Mapped[str]  # the `ft:` name
     served_model: Mapped[str]
     state: Mapped[str] = mapped_column(server_default=DeliveryState.PENDING.value)
-    attempt: Mapped[Count]
     tries: Mapped[Count]
     next_attempt_at: Mapped[datetime | None]
-    leased_until: Mapped[datetime | None]
     error: Mapped[str | None]  # of the last attempt
     location: Mapped[dict[str, Any] | None]  # what the target has, as its kind reports it
     served_check: Mapped[dict[str, Any] | None]  # a domain.deliveries.served_check.ServedCheck

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import CheckConstraint, ForeignKey, Index, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.db.tables.base import Base, Flag, Key, LeasedRow, ProjectId, Seq, Time, lease_constraints
+from app.db.tables.base import Base, Flag, LeasedRow, ProjectId, Seq, Time, lease_constraints
 from app.domain.evaluations.spec import FINISHED, EvaluationState
 
 
@@ -27,7 +27,6 @@ class Evaluation(LeasedRow, Base):
         Index("ix_evaluations_unfinished", "project_id", postgresql_where=text("state IN ('queued', 'running')")),
     )
 
-    id: Mapped[Key]
     seq: Mapped[Seq]
     project_id: Mapped[ProjectId]
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import CheckConstraint, ForeignKey, Index, and_, text
 from sqlalchemy.orm import Mapped, foreign, mapped_column, relationship
 
-from app.db.tables.base import Base, Key, LeasedRow, ProjectId, Seq, Strings, Time, lease_constraints, sql_string_list
+from app.db.tables.base import Base, LeasedRow, ProjectId, Seq, Strings, Time, lease_constraints, sql_string_list
 from app.db.tables.files import File
 from app.domain.artifacts.exports import FINISHED, WAITING_FOR_WORKER, ExportState, ExportType
 from app.domain.artifacts.full_disk import WAITING_FOR_STORAGE
@@ -40,7 +40,6 @@ class Export(LeasedRow, Base):
         Index("ix_exports_page", "job_id", "seq"),
     )
 
-    id: Mapped[Key]
     seq: Mapped[Seq]
     project_id: Mapped[ProjectId]
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))

@@ -12,7 +12,19 @@ from sqlalchemy import CheckConstraint, Float, ForeignKey, Index, UniqueConstrai
 from sqlalchemy.orm import Mapped, column_property, mapped_column
 
 from app.db.ids import new_id
-from app.db.tables.base import Base, Count, Flag, Key, ProjectId, Seq, Strings, Time, sql_string_list
+from app.db.tables.base import (
+    LEASE_WHOLE,
+    Base,
+    Count,
+    Flag,
+    Key,
+    Leased,
+    ProjectId,
+    Seq,
+    Strings,
+    Time,
+    sql_string_list,
+)
 from app.domain.jobs.states import TERMINAL, Desired, JobState
 from app.domain.scheduling.worker_capacity import JobRequirements
 
@@ -48,12 +60,12 @@ class Attempt(Base):
     reason: Mapped[str | None]
 
 
-class Job(Base):
+class Job(Leased, Base):
     __tablename__ = "jobs"
     __table_args__ = (
         CheckConstraint(f"state IN ({sql_string_list(JobState)})", name="state"),
         CheckConstraint(f"desired IN ({sql_string_list(Desired)})", name="desired"),
-        CheckConstraint("(lease_owner IS NULL) = (lease_expires_at IS NULL)", name="lease_whole"),
+        CheckConstraint(LEASE_WHOLE, name="lease_whole"),
         CheckConstraint("(state = 'running') <= (lease_owner IS NOT NULL)", name="running_has_lease"),
         CheckConstraint(
             "(lease_owner IS NOT NULL) <= (state IN ('running', 'validating_files'))", name="lease_only_while_active"
@@ -86,7 +98,7 @@ class Job(Base):
         ),
     )
 
-    id: Mapped[Key]
+    id: Mapped[Key]  # named by the column properties below
     seq: Mapped[Seq]
     project_id: Mapped[ProjectId]
     created_at: Mapped[Time]
@@ -125,13 +137,10 @@ class Job(Base):
     state: Mapped[str] = mapped_column(server_default=JobState.VALIDATING.value)
     desired: Mapped[str] = mapped_column(server_default=Desired.RUN.value)
     phase: Mapped[str | None]  # finer than the state: "loading", "training", "publishing", "waiting_for_storage"
-    attempt: Mapped[Count]  # the fencing token: every claim increments it
     train_attempts: Mapped[Count]
     crash_streak: Mapped[Count]
     run_after: Mapped[Time]
     storage_full_since: Mapped[datetime | None]  # when the first of consecutive attempts ended on a full disk
-    lease_owner: Mapped[str | None]
-    lease_expires_at: Mapped[datetime | None]
     event_seq: Mapped[Count]
     version: Mapped[int] = mapped_column(server_default="1")  # of everything that clients see; a trigger increments it
     started_at: Mapped[datetime | None]

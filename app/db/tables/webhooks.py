@@ -9,7 +9,7 @@ from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint, tex
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from app.db.tables.access import Project
-from app.db.tables.base import Base, Count, Flag, Key, ProjectId, Seq, Time
+from app.db.tables.base import LEASE_WHOLE, Base, Count, Flag, Key, Leased, ProjectId, Seq, Time
 from app.domain.webhooks import secret_hint
 
 
@@ -57,11 +57,10 @@ class WebhookEndpoint(Base):
         return self.secret_hint or secret_hint(self.secret)
 
 
-class WebhookDelivery(Base):
+class WebhookDelivery(Leased, Base):
     """One event for one endpoint. The SQL function `announce_event` inserts the rows of events.
 
-    `attempt` is the fencing token: every claim increments it. `tries` is the position in the retry schedule, which
-    starts again when a client requests another delivery.
+    `tries` is the position in the retry schedule, which starts again when a client requests another delivery.
     """
 
     __tablename__ = "webhook_deliveries"
@@ -70,8 +69,10 @@ class WebhookDelivery(Base):
         CheckConstraint("state IN ('pending', 'delivered', 'failed')", name="state"),
         CheckConstraint("(state = 'pending') = (next_attempt_at IS NOT NULL)", name="next_attempt_at"),
         CheckConstraint("(state = 'pending') = (finished_at IS NULL)", name="finished_at"),
-        CheckConstraint("(leased_until IS NOT NULL) <= (state = 'pending')", name="leased_while_pending"),
+        CheckConstraint("(lease_owner IS NOT NULL) <= (state = 'pending')", name="leased_while_pending"),
         CheckConstraint("tries BETWEEN 0 AND attempt", name="tries"),
+        CheckConstraint(LEASE_WHOLE, name="lease_whole"),
+        Index("ix_webhook_deliveries_lease", "lease_expires_at", postgresql_where=text("lease_owner IS NOT NULL")),
         Index("ix_webhook_deliveries_page", "endpoint_id", "seq"),
         Index(
             "ix_webhook_deliveries_due", "endpoint_id", "next_attempt_at", postgresql_where=text("state = 'pending'")
@@ -79,7 +80,6 @@ class WebhookDelivery(Base):
         Index("ix_webhook_deliveries_created_at", "created_at"),
     )
 
-    id: Mapped[Key]
     seq: Mapped[Seq]
     project_id: Mapped[ProjectId | None]  # NULL: the operator's
     endpoint_id: Mapped[str] = mapped_column(ForeignKey("webhook_endpoints.id", ondelete="CASCADE"))
@@ -89,10 +89,8 @@ class WebhookDelivery(Base):
     is_test: Mapped[Flag]  # one attempt, which does not count as a failure of the endpoint
     created_at: Mapped[Time]
     state: Mapped[str] = mapped_column(server_default="pending")
-    attempt: Mapped[Count]
     tries: Mapped[Count]
     next_attempt_at: Mapped[datetime | None]
-    leased_until: Mapped[datetime | None]  # a sender has claimed it
     finished_at: Mapped[datetime | None]
     attempts: Mapped[list[WebhookAttempt]] = relationship(
         order_by="WebhookAttempt.attempt.desc()", lazy="selectin", viewonly=True

@@ -1,66 +1,48 @@
 """Webhook deliveries, the outbox: claims of due deliveries, outcomes of attempts, retention. Never commits.
 
-A claim leases a delivery and increments its attempt number, which guards the writes that follow. If a sender dies, the
-delivery is claimed again after the lease, with the same event id: delivery is at least once.
+A claim leases deliveries that are due (`app.db.jobs.leases`). If a sender dies, the delivery is claimed again after the
+lease, with the same event id: delivery is at least once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal
 
-from sqlalchemy import delete, func, null, select, text, update
+from sqlalchemy import delete, false, func, null, select, text, update
 from sqlalchemy.orm import Session
 
 from app.db.ids import new_id
+from app.db.jobs import leases
+from app.db.jobs.leases import Lease
 from app.db.tables import WebhookAttempt, WebhookDelivery, WebhookEndpoint
 
 State = Literal["pending", "delivered", "failed"]
 
 # One delivery per endpoint, its oldest, so that a backlog of a slow endpoint does not delay the others.
-CLAIM = text(
+DUE = text(
     """
-    UPDATE webhook_deliveries d
-    SET attempt = d.attempt + 1, tries = d.tries + 1,
-        leased_until = clock_timestamp() + CAST(:lease AS interval)
-    FROM (
-      SELECT due.id FROM webhook_endpoints e CROSS JOIN LATERAL (
-        SELECT w.id, w.next_attempt_at FROM webhook_deliveries w
-        WHERE w.endpoint_id = e.id AND w.state = 'pending' AND w.next_attempt_at <= clock_timestamp()
-          AND (w.leased_until IS NULL OR w.leased_until < clock_timestamp()) AND (e.enabled OR w.is_test)
-        ORDER BY w.next_attempt_at LIMIT 1 FOR UPDATE SKIP LOCKED
-      ) due
-      WHERE e.id <> ALL(CAST(:busy AS text[])) AND NOT EXISTS (SELECT FROM service_state WHERE name = 'copy')
-      ORDER BY due.next_attempt_at LIMIT :limit
-    ) chosen, webhook_endpoints e
-    WHERE d.id = chosen.id AND e.id = d.endpoint_id
-    RETURNING d.id, d.project_id, d.endpoint_id, d.event_id, d.event_type, d.data, d.is_test, d.attempt, d.tries,
-      d.created_at, e.url, e.secret, e.failing_since,
-      CASE WHEN e.previous_secret_expires_at > clock_timestamp() THEN e.previous_secret END AS previous_secret
+    SELECT due.id FROM webhook_endpoints e CROSS JOIN LATERAL (
+      SELECT w.id, w.next_attempt_at FROM webhook_deliveries w
+      WHERE w.endpoint_id = e.id AND w.state = 'pending' AND w.next_attempt_at <= clock_timestamp()
+        AND w.lease_owner IS NULL AND (e.enabled OR w.is_test)
+      ORDER BY w.next_attempt_at LIMIT 1 FOR UPDATE SKIP LOCKED
+    ) due
+    WHERE e.id <> ALL(CAST(:busy AS text[])) AND NOT EXISTS (SELECT FROM service_state WHERE name = 'copy')
+    ORDER BY due.next_attempt_at LIMIT :limit
     """
 )
 
 
 @dataclass(frozen=True)
-class ClaimedWebhookDelivery:
-    """A claimed delivery with the URL and the secrets of its endpoint, as they are stored."""
+class ClaimedWebhook:
+    """A claimed delivery with its endpoint, whose previous secret signs as well while it is valid."""
 
-    id: str
-    project_id: str | None
-    endpoint_id: str
-    event_id: str
-    event_type: str
-    data: Mapping[str, Any]
-    is_test: bool
-    attempt: int
-    tries: int
-    created_at: Any
-    url: str
-    secret: str
-    failing_since: Any
-    previous_secret: str | None  # during a rotation it signs as well
+    delivery: WebhookDelivery
+    endpoint: WebhookEndpoint
+    signs_with_previous: bool
 
 
 @dataclass(frozen=True)
@@ -79,31 +61,31 @@ class DeliveryOutcome:
     is_try: bool = True
 
 
-def claim(session: Session, limit: int, lease_seconds: float, busy: Sequence[str] = ()) -> list[ClaimedWebhookDelivery]:
+def claim(
+    session: Session, limit: int, owner: str, lease_seconds: float, busy: Sequence[str] = ()
+) -> list[ClaimedWebhook]:
     """Claim at most `limit` due deliveries, one per endpoint, except of the `busy` endpoints (ids)."""
-    values = {"limit": limit, "lease": timedelta(seconds=lease_seconds), "busy": list(busy)}
-    return [ClaimedWebhookDelivery(**row._mapping) for row in session.execute(CLAIM, values)]
+    due = DUE.bindparams(limit=limit, busy=list(busy)).columns(WebhookDelivery.id).scalar_subquery()
+    claimed = leases.claim(session, WebhookDelivery, due, owner, lease_seconds, tries=WebhookDelivery.tries + 1)
+    if not claimed:
+        return []
+    is_valid = func.coalesce(WebhookEndpoint.previous_secret_expires_at > func.clock_timestamp(), false())
+    query = select(WebhookDelivery, WebhookEndpoint, is_valid).join(
+        WebhookEndpoint, WebhookEndpoint.id == WebhookDelivery.endpoint_id
+    )
+    rows = session.execute(query.where(WebhookDelivery.id.in_([each.id for each in claimed])))
+    return [ClaimedWebhook(*row) for row in rows]
 
 
-def record_outcome(session: Session, claimed: ClaimedWebhookDelivery, outcome: DeliveryOutcome) -> bool:
-    """Store the outcome of an attempt; False if the delivery was claimed again, ended or deleted."""
-    recorded = session.execute(
-        update(WebhookDelivery)
-        .where(
-            WebhookDelivery.id == claimed.id,
-            WebhookDelivery.attempt == claimed.attempt,
-            WebhookDelivery.state == "pending",
-        )
-        .values(leased_until=null(), **_next_columns(outcome))
-        .returning(WebhookDelivery.id)
-    ).scalar_one_or_none()
-    if recorded is None:
-        return False
+def record_outcome(session: Session, lease: Lease, outcome: DeliveryOutcome) -> None:
+    """Store the outcome of an attempt. Raises FencedError if the delivery was claimed again or deleted."""
+    columns = leases.RELEASED | _next_columns(outcome)
+    delivery = leases.update_held(session, WebhookDelivery, lease, **columns)
     session.add(
         WebhookAttempt(
-            delivery_id=claimed.id,
-            attempt=claimed.attempt,
-            project_id=claimed.project_id,
+            delivery_id=delivery.id,
+            attempt=delivery.attempt,
+            project_id=delivery.project_id,
             duration_ms=outcome.duration_ms,
             status_code=outcome.status_code,
             error=outcome.error,
@@ -111,7 +93,6 @@ def record_outcome(session: Session, claimed: ClaimedWebhookDelivery, outcome: D
         )
     )
     session.flush()
-    return True
 
 
 def record_endpoint_success(session: Session, endpoint_id: str) -> None:
@@ -178,6 +159,6 @@ def delete_old(session: Session, keep_seconds: float, limit: int = 10_000) -> in
 def _next_columns(outcome: DeliveryOutcome) -> dict[str, Any]:
     if not outcome.is_delivered and outcome.retry_seconds is not None:
         tries = WebhookDelivery.tries - (0 if outcome.is_try else 1)
-        return {"next_attempt_at": func.clock_timestamp() + timedelta(seconds=outcome.retry_seconds), "tries": tries}
+        return {"next_attempt_at": leases.expiry(outcome.retry_seconds), "tries": tries}
     state = "delivered" if outcome.is_delivered else "failed"
     return {"state": state, "next_attempt_at": null(), "finished_at": func.clock_timestamp()}

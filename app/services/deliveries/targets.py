@@ -14,6 +14,7 @@ from app.db.deliveries import credentials as encryption
 from app.db.deliveries.credentials import NoSecretKey
 from app.db.deliveries.deliveries import IS_AT_TARGET, TARGET_DELETED, TARGET_DELETED_BEFORE_WITHDRAWAL
 from app.db.ids import new_id
+from app.db.jobs import leases
 from app.db.tables import Delivery, DeliveryTarget
 from app.domain.deliveries.states import DUE_STATES, DeliveryState
 from app.domain.deliveries.targets import (
@@ -102,7 +103,7 @@ def delete(session: Session, project_id: str, target_id: str) -> DeliveryTarget:
     """Mark a target as deleted, drop its credentials, and end its deliveries; what it has received stays there."""
     target = get(session, project_id, target_id, lock=True)
     target.deleted_at, target.credentials, target.is_default = func.clock_timestamp(), None, False
-    ended = {"next_attempt_at": null(), "leased_until": null(), "updated_at": func.clock_timestamp()}
+    ended = leases.RELEASED | {"next_attempt_at": null(), "updated_at": func.clock_timestamp()}
     of_target = update(Delivery).where(Delivery.target_id == target.id)
     is_withdrawn = Delivery.state == DeliveryState.WITHDRAWING
     error = case((is_withdrawn, TARGET_DELETED_BEFORE_WITHDRAWAL), else_=TARGET_DELETED)

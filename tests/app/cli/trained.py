@@ -11,12 +11,13 @@ from sqlalchemy.orm import Session
 
 from app.db.base_models import models
 from app.db.jobs import claims
+from app.db.jobs.leases import lease_of
 from app.db.tables import Checkpoint, File, Job, Project
 from app.domain.jobs.states import Reason
 from app.storage import Storage
 from app.system import artifact_directory
 from tests.archives import tar_of
-from tests.factories import append_step_event, lease_of, make_file, make_job, results_csv, start_job, validate_job
+from tests.factories import append_step_event, make_file, make_job, results_csv, start_job, validate_job
 
 STEPS = (2, 4)
 WEIGHTS = bytes(range(256)) * 2048  # half a megabyte, so that a download has a middle

@@ -21,8 +21,8 @@ from app.db.access import idempotency
 from app.db.access.idempotency import KeyedRequest
 from app.db.engine import transaction
 from app.db.jobs import evaluations, jobs
-from app.db.jobs.claims import Lease
-from app.db.tables import Checkpoint, Job, Project, Upload, WebhookDelivery
+from app.db.jobs.leases import Lease
+from app.db.tables import Checkpoint, Evaluation, Job, Project, Upload, WebhookDelivery
 from app.db.webhooks import deliveries, endpoints
 from app.domain.evaluations.spec import EvaluationErrorCode
 from app.domain.jobs.states import TERMINAL
@@ -31,7 +31,7 @@ from app.services.datasets import profile
 from app.services.files import uploads
 from app.services.jobs import plan
 from tests.answering_engine import TO_ENGINES, AnsweringEngine, answering, deliver
-from tests.factories import chat_lines, make_project, make_succeeded_job
+from tests.factories import chat_lines, fail_attempt, make_project, make_succeeded_job
 
 JSON = {"Content-Type": "application/json"}
 JOBS = "/v1/fine_tuning/jobs"
@@ -174,9 +174,8 @@ def cancel_an_evaluation_that_has_ended(server: Server) -> Any:
     made = server.client.post(path, json={"file": job.training_file_id, "graders": []}).json()
     with transaction(server.sessions) as session:
         assert evaluations.claim(session, "a#1", 60) is not None
-        evaluations.fail(
-            session, Lease(made["id"], 1, "a#1"), EvaluationErrorCode.SERVER_ERROR, "The generation crashed"
-        )
+        lease = Lease(made["id"], 1, "a#1")
+        fail_attempt(session, Evaluation, lease, EvaluationErrorCode.SERVER_ERROR, "The generation crashed")
     return server.client.post(f"{path}/{made['id']}/cancel")
 
 

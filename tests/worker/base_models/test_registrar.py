@@ -9,11 +9,9 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 from safetensors.torch import load_file, save_file
-from sqlalchemy import func, update
 
-from app.db.base_models import models, registrations
+from app.db.base_models import models
 from app.db.engine import transaction
-from app.db.jobs import lost_workers
 from app.db.tables import BaseModelRegistration
 from app.services import base_models
 from app.settings import Settings
@@ -198,14 +196,3 @@ def test_a_download_stops_with_its_worker_and_goes_on_later(
     hub.on_weights = None
     resources.stop.clear()
     assert run(resources, registration_id).state == "succeeded"
-
-
-def test_a_lost_worker_is_replaced_three_times(resources: Resources, model_directory: Path) -> None:
-    registration_id = register(resources, model_directory)
-    for expected in ("queued", "queued", "failed"):
-        with transaction(resources.sessions) as session:
-            assert registrations.claim(session, OWNER, ttl_seconds=10.0)
-            session.execute(update(BaseModelRegistration).values(lease_expires_at=func.clock_timestamp()))
-            [reaped] = lost_workers.reap_expired(session, BaseModelRegistration, 0.0, 0.0, 3)
-        assert (reaped.id, reaped.state) == (registration_id, expected)
-    assert reaped.error_code == "worker_lost"

@@ -21,7 +21,7 @@ from app.services import base_models
 from app.settings import Settings
 from app.system.artifact_directory import write_manifest
 from tests.engine_stand_in import EngineStandIn
-from tests.factories import make_target
+from tests.factories import expire_leases, make_target, reap_expired
 from tests.worker.fake_trainer import TrainerPlan
 from tests.worker.worker_harness import WorkerHarness
 from worker.deliveries.outbound import guard_connections
@@ -111,6 +111,12 @@ class DeliveryHarness:
         while claimed := self.sender.claim(10):
             for each in claimed:
                 self.sender.attempt(each)
+
+    def reap(self) -> None:
+        """End the leases of senders that were killed, as the reconciler does once they have expired."""
+        with transaction(self.harness.sessions) as session:
+            expire_leases(session)
+            reap_expired(session)
 
     def make_due(self) -> None:
         with transaction(self.harness.sessions) as session:

@@ -13,10 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import func, update
 
-from app.db.engine import transaction
-from app.db.tables import Delivery
 from tests.deadline import until
 from tests.engine_stand_in import EngineStandIn, serving_engine
 from tests.worker.deliveries.conftest import KEY, REFERENCE, DeliveryHarness
@@ -68,8 +65,7 @@ def test_what_a_killed_sender_had_begun_is_done_by_another_one_after_its_lease(
         until(lambda: "/v1/completions" in served.calls, "the engine is asked", START_SECONDS)
     served.gate.set()
     assert delivery.sender.claim(10) == []  # the lease of the killed one
-    with transaction(delivery.harness.sessions) as session:
-        session.execute(update(Delivery).values(leased_until=func.clock_timestamp()))
+    delivery.reap()
     delivery.attempt_due()
     row = delivery.delivery(job)
     assert (row.state, row.attempt, row.error) == ("delivered", 2, None)
@@ -100,8 +96,7 @@ def test_a_served_name_that_a_killed_sender_has_unloaded_gets_the_adapter_before
         until(lambda: loads == [None], "the engine has unloaded the name", START_SECONDS)
     killed.set()
     assert "bot" not in served.loaded
-    with transaction(delivery.harness.sessions) as session:
-        session.execute(update(Delivery).where(Delivery.job_id == job.id).values(leased_until=func.clock_timestamp()))
+    delivery.reap()
     served.difference = difference
     (claimed,) = delivery.sender.claim(10)
     assert claimed.job.id == job.id
@@ -125,9 +120,9 @@ def test_a_sender_that_stops_keeps_the_lease_of_its_last_attempt(
     try:
         until(lambda: "/v1/completions" in served.calls, "the engine is asked", START_SECONDS)
         stop.set()
-        before = delivery.delivery(job).leased_until
+        before = delivery.delivery(job).lease_expires_at
         assert before is not None
-        until(lambda: (delivery.delivery(job).leased_until or before) > before, "the lease is renewed")
+        until(lambda: (delivery.delivery(job).lease_expires_at or before) > before, "the lease is renewed")
     finally:
         stop.set()
         served.gate.set()
@@ -140,12 +135,12 @@ def test_only_files_of_attempts_that_have_ended_are_removed(delivery: DeliveryHa
     delivery.target({"kind": "directory", "path": str(delivery.shared)})
     delivery.finished_job("production")
     (claimed,) = DeliverySender(delivery.harness.resources).claim(10)
-    staging = delivery.sender.settings.work_dir / "deliveries"
-    ours = staging / f"{claimed.id}-{claimed.attempt}"
-    for directory in (ours, staging / f"{claimed.id}-0", staging / "delivery_gone-1"):
+    of_delivery = delivery.sender.settings.work_dir / claimed.id
+    ours = of_delivery / f"attempt-{claimed.attempt}"
+    for directory in (ours, of_delivery / "attempt-0"):
         directory.mkdir(parents=True)
-    delivery.sender.clean_staging()
-    assert list(staging.iterdir()) == [ours]
+    delivery.sender._report_if_due()
+    assert list(of_delivery.iterdir()) == [ours]
 
 
 def test_no_log_and_no_error_has_the_key(delivery: DeliveryHarness, served: EngineStandIn, tmp_path: Path) -> None:

@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import sys
 import threading
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import func, update
+from sqlalchemy import func
 
 from app.db import files
 from app.db.engine import transaction
-from app.db.jobs import evaluations, lost_workers
+from app.db.jobs import evaluations
 from app.db.tables import BaseModelRow, Evaluation, Job
 from app.domain.evaluations.graders import CreateEvaluation
 from app.domain.evaluations.spec import EvaluationErrorCode
@@ -31,9 +30,8 @@ from tests.worker.evaluations.plain_answers import plain_answers
 from tests.worker.exports.test_exporter import write_real_adapter
 from tests.worker.worker_harness import WorkerHarness
 from worker.evaluations.evaluator import GENERATE_COMMAND, Evaluator
-from worker.node.slot import Slot, try_lock
+from worker.node.slot import try_lock
 from worker.reconciler import cleanup
-from worker.reconciler.reconciler import Reconciler
 
 OWNER = "gpu0@test#1"
 GENERATION = GENERATE_COMMAND[-1]
@@ -355,30 +353,6 @@ class TestFailures:
         assert job.evaluation["status"] == "cancelled"
         assert list(harness.resources.settings.work_dir.rglob("prompts.jsonl")) == []
 
-    @pytest.mark.parametrize("step_seconds", [3600.0, -3600.0])
-    def test_a_clock_that_is_set_changes_no_limit(
-        self, harness: WorkerHarness, ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step_seconds: float
-    ) -> None:
-        evaluation, reconciler = ask(max_rows=5), Reconciler(harness.resources)
-        reconciler.expiry_guard.ttl_seconds = 0.0
-        assert reconciler.round()
-        started, go = tmp_path / "started", tmp_path / "go"
-        code = f"Path({str(started)!r}).touch()\nwhile not Path({str(go)!r}).exists(): time.sleep(0.01)\n"
-        thread = threading.Thread(target=evaluator(harness, tmp_path, *fake(tmp_path, code + GENERATE)).run_next)
-        thread.start()
-        until(started.exists, "the generation")
-        real_time = time.time
-        monkeypatch.setattr(time, "time", lambda: real_time() + step_seconds)
-        reconciler._cleaned_up_at = -float("inf")
-        assert reconciler.round()
-        go.touch()
-        thread.join(20)
-        done = read(harness, evaluation)
-        assert (done.state, done.error_message, done.attempt) == ("succeeded", None, 1)
-        assert done.summary is not None
-        assert done.summary["rows"] == 5
-        assert 0 <= done.summary["seconds"] < 60
-
     def test_a_stopping_worker_queues_it_again(self, harness: WorkerHarness, ask: Ask, tmp_path: Path) -> None:
         evaluation = ask()
         started = tmp_path / "started"
@@ -393,30 +367,6 @@ class TestFailures:
 
 
 class TestLeases:
-    def test_two_workers_never_get_the_same_evaluation(self, harness: WorkerHarness, ask: Ask) -> None:
-        ask()
-        with transaction(harness.sessions) as session:
-            assert evaluations.claim(session, "a#1", 60) is not None
-        with transaction(harness.sessions) as session:
-            assert evaluations.claim(session, "b#1", 60) is None
-
-    def test_an_expired_lease_is_queued_again(self, harness: WorkerHarness, ask: Ask) -> None:
-        evaluation = ask()
-        with transaction(harness.sessions) as session:
-            evaluations.claim(session, "a#1", 60)
-            expired = func.clock_timestamp() - func.make_interval(0, 0, 0, 0, 0, 0, 60)
-            session.execute(update(Evaluation).values(lease_expires_at=expired))
-            assert [row.id for row in lost_workers.reap_expired(session, Evaluation, 0, 0, 3)] == [evaluation.id]
-        assert (read(harness, evaluation).state, read(harness, evaluation).crash_streak) == ("queued", 1)
-
-    def test_a_new_incarnation_of_the_slot_takes_it_back(self, harness: WorkerHarness, ask: Ask) -> None:
-        evaluation = ask()
-        with transaction(harness.sessions) as session:
-            evaluations.claim(session, "gpu0@test#old", 600)
-        slot = Slot(harness.resources, "gpu", "gpu0@test", lambda owner: lambda: False)
-        slot._reap_previous_incarnations()
-        assert read(harness, evaluation).state == "queued"
-
     def test_a_worker_without_the_base_model_leaves_it(self, harness: WorkerHarness, ask: Ask) -> None:
         ask()
         with transaction(harness.sessions) as session:

@@ -12,8 +12,7 @@ from sqlalchemy.orm import Session
 
 from app.db.access import usage
 from app.db.engine import transaction
-from app.db.jobs import evaluations, leased_rows
-from app.db.jobs.claims import Lease
+from app.db.jobs import evaluations, leases
 from app.db.scheduling import fair_queue
 from app.db.tables import Evaluation, EvaluationAttempt, Job, Project
 from app.domain.evaluations.graders import CreateEvaluation
@@ -113,7 +112,7 @@ class TestUsage:
         month, share = used_seconds(harness)
         held = claim(harness)
         with transaction(harness.sessions) as session:
-            leased_rows.requeue(session, Evaluation, Lease(held.id, held.attempt, OWNER))
+            leases.release(session, held)
             minute = timedelta(seconds=MINUTE)
             session.execute(update(EvaluationAttempt).values(started_at=EvaluationAttempt.ended_at - minute))
         for _ in range(3):
@@ -128,7 +127,7 @@ class TestUsage:
     ) -> None:
         first = claim(harness)
         with transaction(harness.sessions) as session:
-            leased_rows.requeue(session, Evaluation, Lease(first.id, first.attempt, OWNER))
+            leases.release(session, first)
         claim(harness)
         with transaction(harness.sessions) as session:
             evaluations.cancel(session, session.get_one(Evaluation, evaluation.id))

@@ -14,16 +14,16 @@ from typing import Any
 
 import pytest
 import torch
-from sqlalchemy import func, text, update
+from sqlalchemy import func
 from transformers import AutoModelForCausalLM
 
 from app.db import files
 from app.db.engine import transaction
-from app.db.jobs import exports, leased_rows, lost_workers
-from app.db.jobs.claims import FencedError, Lease
+from app.db.jobs import exports, leases
+from app.db.jobs.leases import Lease
 from app.db.scheduling import workers
 from app.db.tables import BaseModelRow, Export, Job
-from app.domain.artifacts.exports import ExportErrorCode, ExportType
+from app.domain.artifacts.exports import ExportType
 from app.services.jobs import exports as service
 from app.system import host
 from tests.app.cli.trained import make_trained_job
@@ -34,7 +34,6 @@ from tests.worker.trainer import plain_peft
 from tests.worker.trainer.test_merge import TOKENS, logits_of, peft_model
 from tests.worker.worker_harness import WorkerHarness
 from worker.exports import COMMANDS, Exporter
-from worker.node.slot import Slot
 from worker.node.worker_node import WorkerNode
 from worker.reconciler import cleanup
 from worker.reconciler.reconciler import Reconciler
@@ -362,55 +361,6 @@ class TestRetries:
         assert (requeued.state, requeued.crash_streak, requeued.lease_owner) == ("queued", 0, None)
         harness.resources.stop.clear()
 
-    def test_a_lost_worker_is_fenced_and_another_one_runs_the_export(
-        self, harness: WorkerHarness, trained: Job, tmp_path: Path
-    ) -> None:
-        export = ask(harness, trained)
-        lease = self.claim(harness, "export.cpu0@dead#1")
-        reconciler = Reconciler(harness.resources)
-        reconciler.expiry_guard.ttl_seconds = 0.0
-        assert reconciler.reap_exports() == 0
-        with transaction(harness.sessions) as session:
-            session.execute(update(Export).values(lease_expires_at=text("clock_timestamp() - interval '1 second'")))
-        assert reconciler.reap_exports() == 1
-        for write in (
-            lambda session: exports.succeed(session, lease, {}, [], 0),
-            lambda session: exports.fail(session, lease, ExportErrorCode.SERVER_ERROR, "late"),
-            lambda session: leased_rows.renew_lease(session, Export, lease, 60),
-            lambda session: leased_rows.check_lease(session, Export, lease),
-        ):
-            with pytest.raises(FencedError), transaction(harness.sessions) as session:
-                write(session)
-        assert exporter(harness, tmp_path).run_next()
-        assert (read(harness, export).state, read(harness, export).attempt) == ("succeeded", 2)
-
-    def test_the_third_lost_worker_fails_the_export(self, harness: WorkerHarness, trained: Job) -> None:
-        export = ask(harness, trained)
-        for _ in range(3):
-            self.claim(harness, OWNER)
-            with transaction(harness.sessions) as session:
-                session.execute(update(Export).values(lease_expires_at=text("clock_timestamp() - interval '1 hour'")))
-                lost_workers.reap_expired(session, Export, 0, 0, 3)
-        assert (read(harness, export).state, read(harness, export).error_code) == ("failed", "worker_lost")
-
-    def test_a_restarted_slot_reaps_the_export_of_its_previous_incarnation(
-        self, harness: WorkerHarness, trained: Job
-    ) -> None:
-        export = ask(harness, trained)
-        self.claim(harness, "export.cpu0@test#old")
-        slot = Slot(harness.resources, "cpu", "export.cpu0@test", lambda owner: lambda: False)
-        slot.start()
-        until(lambda: read(harness, export).state == "queued", "the reaping of the previous incarnation")
-        harness.resources.stop.set()
-        slot.wake()
-        assert slot.join(10)
-
-    def test_two_workers_never_claim_the_same_export(self, harness: WorkerHarness, trained: Job) -> None:
-        ask(harness, trained)
-        with transaction(harness.sessions) as one, transaction(harness.sessions) as other:
-            assert exports.claim(one, "a#1", 60) is not None
-            assert exports.claim(other, "b#1", 60) is None
-
     def test_the_work_directory_of_a_running_export_is_kept(self, harness: WorkerHarness, trained: Job) -> None:
         export = ask(harness, trained)
         self.claim(harness, OWNER)
@@ -420,7 +370,7 @@ class TestRetries:
         cleanup.clean_work_directories(harness.resources)
         assert (directory / "half").exists()
         with transaction(harness.sessions) as session:
-            leased_rows.requeue(session, Export, Lease(export.id, 1, OWNER))
+            leases.release(session, session.get_one(Export, export.id))
         cleanup.clean_work_directories(harness.resources)
         assert not (directory / "half").exists()
 

@@ -14,8 +14,8 @@ import pytest
 from sqlalchemy import Engine, NullPool, create_engine, text
 
 from app.db.engine import transaction
-from app.db.jobs import claims, jobs, lost_workers
-from app.db.jobs.claims import Lease
+from app.db.jobs import claims, jobs, leases, lost_workers
+from app.db.jobs.leases import Lease
 from app.db.tables import Job
 from app.domain.jobs.states import Reason
 from app.storage import StoredObject
@@ -194,8 +194,8 @@ class TestFencing:
         thread = harness.start_next_job(plan)
         pid = step_log.pid()
         with transaction(harness.sessions) as session:
-            (held,) = lost_workers.held_by_previous_incarnation(session, "gpu0@test", "gpu0@test#2")
-            lost_workers.reap(session, held, 0, 3)
+            (held,) = leases.lock_all(session, slot="gpu0@test", owner="gpu0@test#2")
+            lost_workers.end_attempt(session, held, harness.resources.retries)
         harness.claim("gpu1@test#1")
         event_count = len(harness.events(job))
         thread.join(10)
@@ -210,8 +210,8 @@ class TestFencing:
         thread = harness.start_next_job(plan)
         step_log.pid()
         with transaction(harness.sessions) as session:
-            (held,) = lost_workers.held_by_previous_incarnation(session, "gpu0@test", "gpu0@test#2")
-            lost_workers.reap(session, held, 0, 3)
+            (held,) = leases.lock_all(session, slot="gpu0@test", owner="gpu0@test#2")
+            lost_workers.end_attempt(session, held, harness.resources.retries)
         until(lambda: harness.run_next_job(plan, "gpu0@test#2"), "the second attempt")
         thread.join(10)
         assert harness.job(job).state == "succeeded"

@@ -13,30 +13,30 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from app.db.engine import transaction
-from app.db.jobs import claims
-from app.db.jobs.claims import FencedError, Lease
+from app.db.jobs import claims, leases
+from app.db.jobs.leases import FencedError
 from app.db.tables import Attempt, Job, JobEvent
 from app.domain.scheduling.worker_capacity import WorkerCapacity
 from app.system.host import boottime_seconds
 from tests.deadline import until
 from tests.worker.worker_harness import OWNER, WorkerHarness
-from worker.jobs.lease import Claimer, LeaseKeeper, LeaseUncertain
+from worker.jobs.lease import Claimer, JobLeaseKeeper, LeaseKeeper, LeaseUncertain
 
 CONNECTION_LOST = psycopg.OperationalError("server closed the connection unexpectedly")
 UNAVAILABLE = OperationalError("COMMIT", {}, CONNECTION_LOST)
 
 
 @pytest.fixture
-def keeper(harness: WorkerHarness) -> Iterator[LeaseKeeper]:
-    job = harness.create_queued_job()
+def keeper(harness: WorkerHarness) -> Iterator[JobLeaseKeeper]:
+    harness.create_queued_job()
     claimed = harness.claim(ttl_seconds=10)
-    with LeaseKeeper(harness.resources, Lease(job.id, claimed.attempt, OWNER), boottime_seconds()) as keeper:
+    with JobLeaseKeeper(harness.resources, claimed, boottime_seconds()) as keeper:
         yield keeper
 
 
 def row(harness: WorkerHarness, keeper: LeaseKeeper) -> Job:
     with transaction(harness.sessions) as session:
-        return session.get_one(Job, keeper.lease.job_id)
+        return session.get_one(Job, keeper.lease.row_id)
 
 
 def counted(name: str, **labels: str) -> float:
@@ -52,7 +52,7 @@ def test_the_lease_is_renewed_before_it_expires(harness: WorkerHarness, keeper: 
 
 def test_a_pause_request_is_read(harness: WorkerHarness, keeper: LeaseKeeper) -> None:
     with transaction(harness.sessions) as session:
-        session.get_one(Job, keeper.lease.job_id).desired = "pause"
+        session.get_one(Job, keeper.lease.row_id).desired = "pause"
     until(lambda: keeper.desired == "pause", "the poll")
 
 
@@ -71,7 +71,7 @@ def test_a_write_is_retried_while_the_database_is_unavailable(harness: WorkerHar
     def write(session: Session) -> str:
         if failures:
             raise failures.pop()
-        return claims.update_held_job(session, keeper.lease, phase="training").phase or ""
+        return leases.update_held(session, Job, keeper.lease, phase="training").phase or ""
 
     assert keeper.transact(write) == "training"
 
@@ -94,13 +94,13 @@ def test_an_event_whose_commit_was_not_confirmed_is_written_once(
     keeper.append_event("once")
     monkeypatch.undo()
     with transaction(harness.sessions) as session:
-        messages = list(session.scalars(select(JobEvent.message).where(JobEvent.job_id == keeper.lease.job_id)))
+        messages = list(session.scalars(select(JobEvent.message).where(JobEvent.job_id == keeper.lease.row_id)))
     assert messages.count("once") == 1
 
 
 def row_count(harness: WorkerHarness, keeper: LeaseKeeper) -> int:
     with harness.resources.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        return len(connection.execute(select(JobEvent.seq).where(JobEvent.job_id == keeper.lease.job_id)).all())
+        return len(connection.execute(select(JobEvent.seq).where(JobEvent.job_id == keeper.lease.row_id)).all())
 
 
 def test_a_write_whose_lease_expired_is_uncertain(
@@ -120,8 +120,8 @@ def test_a_write_whose_lease_expired_is_uncertain(
 def test_a_claim_records_the_gpus_of_its_attempt(harness: WorkerHarness, gpus: int) -> None:
     job = harness.create_queued_job()
     offer = WorkerCapacity("cuda", 1 << 40, gpus=gpus)
-    assert Claimer(harness.resources, "train", OWNER, lambda: offer).claim_next() is not None
     with transaction(harness.resources.sessions) as session:
+        assert claims.claim(session, "train", OWNER, 60, offer) is not None
         attempts = session.scalars(select(Attempt).where(Attempt.job_id == job.id, Attempt.kind == "train"))
         assert [attempt.gpus for attempt in attempts] == [gpus]
 
@@ -130,7 +130,11 @@ def test_a_claim_whose_commit_was_not_confirmed_is_recovered(
     harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = harness.create_queued_job()
-    claimer = Claimer(harness.resources, "train", OWNER)
+    claimer = Claimer(harness.resources, Job, OWNER)
+
+    def claim(session: Session) -> Job | None:
+        return claims.claim(session, "train", OWNER, 60)
+
     engine_commit = harness.resources.engine.dialect.do_commit
 
     def do_commit(connection: object) -> None:
@@ -139,10 +143,10 @@ def test_a_claim_whose_commit_was_not_confirmed_is_recovered(
 
     monkeypatch.setattr(harness.resources.engine.dialect, "do_commit", do_commit)
     with pytest.raises(OperationalError, match="closed the connection"):
-        claimer.claim_next()
+        claimer.claim_next(claim)
     monkeypatch.undo()
     assert harness.job(job).state == "running"
-    taken = claimer.claim_next()
+    taken = claimer.claim_next(claim)
     assert taken is not None
     assert (taken[0].id, taken[0].attempt, harness.job(job).attempt) == (job.id, 2, 2)
-    assert claimer.claim_next() is None
+    assert claimer.claim_next(claim) is None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 
 from app.db import migrate
 from app.db.engine import make_engine, make_sessions, transaction
-from app.db.jobs import leased_rows, lost_workers
+from app.db.jobs import lost_workers
 from app.db.operations import dump, status
 from app.db.operations.stored_objects import PREFIXES
 from app.db.scheduling import workers
@@ -80,7 +80,6 @@ def restore(
             if is_copy:
                 status.report(session, status.COPY, {"backup": manifest.name})
             lost_workers.end_all(session)
-            leased_rows.end_all(session)
             workers.delete_all(session)
     except dump.DumpError as error:
         raise BackupError(str(error)) from None

@@ -17,7 +17,7 @@ from sqlalchemy import update as update_rows
 
 from app.api.routes import polling, streams
 from app.db.engine import Sessions, transaction
-from app.db.jobs import claims, jobs
+from app.db.jobs import jobs, leases
 from app.db.tables import ApiKey, Job, Project
 from app.main import create_app
 from app.services.access import keys, projects
@@ -138,7 +138,7 @@ class TestWait:
     def test_a_renewed_lease_is_no_change(self, http: httpx2.Client, running: Job, sessions: Sessions) -> None:
         etag = http.get(path_of(running)).headers["etag"]
         with transaction(sessions) as session:
-            claims.renew_lease(session, lease_of(running), 500)
+            leases.renew(session, Job, lease_of(running), 500)
         assert http.get(path_of(running), headers={"If-None-Match": etag}).status_code == 304
 
     def test_a_job_that_is_over_is_not_waited_for(self, http: httpx2.Client, job: Job, sessions: Sessions) -> None:

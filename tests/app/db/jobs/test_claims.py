@@ -11,14 +11,15 @@ import pytest
 from sqlalchemy import select, text, update
 
 from app.db.engine import Sessions, transaction
-from app.db.jobs import claims, jobs, lost_workers
-from app.db.jobs.claims import FencedError, Lease, NoLongerDesiredError
+from app.db.jobs import claims, jobs, leases, lost_workers
+from app.db.jobs.claims import NoLongerDesiredError
+from app.db.jobs.leases import FencedError, Lease, lease_of
 from app.db.scheduling.fair_queue import Kind
 from app.db.tables import Attempt, Job, JobEvent, Project
 from app.domain.artifacts.full_disk import WAITING_FOR_STORAGE
 from app.domain.jobs.states import CRASHES, TERMINAL, JobState, Reason
 from app.storage import LocalStorage
-from tests.factories import expire_leases, lease_of, make_base_model, make_file, make_job, start_job, validate_job
+from tests.factories import expire_leases, make_base_model, make_file, make_job, reap_expired, start_job, validate_job
 
 MakeJob = Callable[..., Job]
 
@@ -121,23 +122,6 @@ class TestClaim:
         assert claim(sessions, "validate", "another") is None
         assert attempts(sessions, job)[0].kind == "validate"
 
-    def test_many_workers_at_once_get_each_job_once(self, sessions: Sessions, queued: MakeJob) -> None:
-        wanted = {queued().id for _ in range(24)}
-        taken: list[str] = []
-        barrier = threading.Barrier(8)
-
-        def work(owner: str) -> None:
-            barrier.wait()
-            while (job := claim(sessions, owner=owner)) is not None:
-                taken.append(job.id)
-
-        threads = [threading.Thread(target=work, args=(f"worker{n}",)) for n in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert sorted(taken) == sorted(wanted)
-
     def test_a_locked_row_blocks_no_claim(self, sessions: Sessions, queued: MakeJob) -> None:
         locked, free = queued(), queued()
         with transaction(sessions) as session:
@@ -157,14 +141,11 @@ class TestClaim:
 
 class TestGuardedWrites:
     WRITES: list[Callable[..., Any]] = [  # noqa: RUF012
-        lambda session, lease: claims.renew_lease(session, lease, 60),
-        lambda session, lease: claims.read_control(session, lease),
         lambda session, lease: claims.append_event(session, lease, "hello"),
-        lambda session, lease: claims.update_held_job(session, lease, phase="training"),
         lambda session, lease: claims.finish_held_attempt(session, lease, Reason.DRAINED, "bye"),
         lambda session, lease: claims.finish_validation(session, lease, "valid"),
     ]
-    NAMES = ("renew", "look", "say", "note", "end_attempt", "validated")
+    NAMES = ("append_event", "end_attempt", "validated")
 
     @pytest.mark.parametrize("write", WRITES, ids=NAMES)
     @pytest.mark.parametrize("how", ["another attempt", "another owner", "reaped", "cancelled", "ended", "no such job"])
@@ -182,8 +163,7 @@ class TestGuardedWrites:
                 lease = Lease(job.id, claimed.attempt, "somebody")
             if how == "reaped":
                 expire_leases(session)
-                for lost in lost_workers.lock_expired(session, 0):
-                    lost_workers.reap(session, lost, 0, 3)
+                reap_expired(session)
             if how == "cancelled":
                 jobs.cancel(session, project.id, job.id)
             if how == "ended":
@@ -197,18 +177,6 @@ class TestGuardedWrites:
         names = [column.key for column in Job.__table__.columns if column.key != "metadata"]
         assert {name: getattr(after, name) for name in names} == {name: getattr(before, name) for name in names}
 
-    def test_an_expired_lease_is_held_until_its_attempt_is_ended(self, sessions: Sessions, queued: MakeJob) -> None:
-        """PostgreSQL's clock may have been set forward; what starts another attempt is its end, not the expiry."""
-        job = queued()
-        claimed = claim(sessions)
-        assert claimed is not None
-        with transaction(sessions) as session:
-            expire_leases(session)
-        with transaction(sessions) as session:
-            claims.renew_lease(session, lease_of(claimed), 60)
-            assert lost_workers.lock_expired(session, 0) == []
-        assert read(sessions, job).lease_owner == claimed.lease_owner
-
     def test_append_event_writes_the_event_and_the_columns_together(self, sessions: Sessions, queued: MakeJob) -> None:
         queued()
         claimed = claim(sessions)
@@ -220,34 +188,6 @@ class TestGuardedWrites:
             event = session.scalars(select(JobEvent).where(JobEvent.id == "ftevent-mine")).one()
             assert (event.seq, event.attempt, event.message) == (job.event_seq, 1, "hello")
             assert job.progress == {"step": 1}
-
-    def test_a_renewal_moves_the_end_of_the_lease(self, sessions: Sessions, queued: MakeJob) -> None:
-        job = queued()
-        claimed = claim(sessions, ttl_seconds=10)
-        assert claimed is not None
-        with transaction(sessions) as session:
-            claims.renew_lease(session, lease_of(claimed), 100)
-        expires = read(sessions, job).lease_expires_at
-        assert expires is not None
-        assert claimed.lease_expires_at is not None
-        assert 89 < (expires - claimed.lease_expires_at).total_seconds() < 100
-
-    def test_find_held_job_returns_the_job_of_an_owner(self, sessions: Sessions, queued: MakeJob) -> None:
-        job = queued()
-        claim(sessions)
-        with transaction(sessions) as session:
-            found = claims.find_held_job(session, "me")
-            assert found is not None
-            assert found.id == job.id
-            assert claims.find_held_job(session, "somebody") is None
-
-    def test_only_an_earlier_process_of_the_same_slot_is_dead(self, sessions: Sessions, queued: MakeJob) -> None:
-        owners = ("gpu0@test#1", "gpu0@test#2", "gpu0@test-too#1")
-        taken = [(queued(), claim(sessions, owner=owner))[1] for owner in owners]
-        with transaction(sessions) as session:
-            dead = lost_workers.held_by_previous_incarnation(session, "gpu0@test", "gpu0@test#2")
-            assert taken[0] is not None
-            assert [job.id for job in dead] == [taken[0].id]
 
 
 class TestEnds:
@@ -349,11 +289,11 @@ class TestEnds:
 
         def reaper() -> None:
             with transaction(sessions) as session:
-                for lost in lost_workers.held_by_previous_incarnation(session, "me", "x") or lost_workers.lock_expired(
-                    session, -1000
-                ):
-                    lost_workers.reap(session, lost, 0, 3)
-                    results.append("reaper")
+                for held in leases.held(session):
+                    lost = leases.lock_unrenewed(session, held)
+                    if lost is not None:
+                        lost_workers.end_attempt(session, lost, leases.Retries(0, 3))
+                        results.append("reaper")
 
         threads = [threading.Thread(target=holder), threading.Thread(target=reaper)]
         for thread in threads:

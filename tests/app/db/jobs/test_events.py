@@ -11,10 +11,11 @@ from sqlalchemy import select, text
 
 from app.db.engine import Sessions, transaction
 from app.db.jobs import claims, events
+from app.db.jobs.leases import lease_of
 from app.db.tables import Job, JobEvent, Project
 from app.domain.jobs.events import downsample
 from app.storage import LocalStorage
-from tests.factories import append_step_event, lease_of, make_base_model, make_file, make_job, start_job, validate_job
+from tests.factories import append_step_event, make_base_model, make_file, make_job, start_job, validate_job
 
 
 @pytest.fixture

@@ -9,11 +9,12 @@ from sqlalchemy import func, update
 
 from app.db.engine import Sessions, transaction
 from app.db.jobs import claims, full_disk, jobs
+from app.db.jobs.leases import lease_of
 from app.db.scheduling import fair_queue
 from app.db.tables import Job, Project
 from app.domain.jobs.states import Reason
 from app.storage import LocalStorage
-from tests.factories import lease_of, make_base_model, make_file, make_job, start_job, validate_job
+from tests.factories import make_base_model, make_file, make_job, start_job, validate_job
 
 DAY = 86_400.0
 

@@ -7,13 +7,14 @@ from sqlalchemy import select, update
 
 from app.db.engine import Sessions, transaction
 from app.db.jobs import evaluations, measurements
+from app.db.jobs.leases import lease_of
 from app.db.tables import Attempt, Checkpoint, Evaluation, Job, MeasurementRow, Project
 from app.domain.jobs.events import Measured, Planned, Probed
 from app.domain.jobs.spec import JobSpec, QuantizationSpec
 from app.domain.jobs.states import Reason
 from app.domain.planning.execution_plan import ExecutionPlan
 from app.storage import LocalStorage
-from tests.factories import lease_of, make_file, make_job, make_succeeded_job, start_job, validate_job
+from tests.factories import make_file, make_job, make_succeeded_job, start_job, validate_job
 
 pytestmark = pytest.mark.usefixtures("base_model")
 

@@ -111,12 +111,14 @@ def test_deliveries_are_due_until_they_are_claimed_and_fail_until_their_target_i
         assert status.delivery_backlog(session) == status.Backlog(0, 0.0)
         assert status.deliveries_by_state(session) == {"pending": 1, "withdrawing": 0}
         assert status.retried_deliveries(session, 20) == []
-        session.execute(update(Delivery).values(error="away", leased_until=None))
+        session.execute(update(Delivery).values(error="away", lease_expires_at=None))
     with transaction(sessions) as session:
         (retried,) = status.retried_deliveries(session, 20)
         assert (retried.target, retried.error, retried.next_attempt_at is None) == ("production", "away", False)
         assert status.failed_deliveries(session, day, 20) == []
-        session.execute(update(Delivery).values(state="failed", error="away", next_attempt_at=None, leased_until=None))
+        session.execute(
+            update(Delivery).values(state="failed", error="away", next_attempt_at=None, lease_expires_at=None)
+        )
     with transaction(sessions) as session:
         (failed,) = status.failed_deliveries(session, day, 20)
         assert (failed.target, failed.job_id, failed.model, failed.error) == (

@@ -14,12 +14,13 @@ from sqlalchemy.orm import Session
 
 from app.db.engine import Sessions, transaction
 from app.db.jobs import claims
+from app.db.jobs.leases import lease_of
 from app.db.scheduling import fair_queue
 from app.db.scheduling.fair_queue import Kind
 from app.db.tables import Attempt, File, Job, Project, ProjectUsage
 from app.domain.jobs.states import Reason
 from app.domain.scheduling.worker_capacity import WorkerCapacity
-from tests.factories import lease_of, make_project
+from tests.factories import make_project
 
 GB = 10**9
 CARD = WorkerCapacity("cuda", 24 * GB, frozenset({"m"}), frozenset({"site=berlin"}))

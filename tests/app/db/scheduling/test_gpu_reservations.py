@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from sqlalchemy import func, select, text, update
 
 from app.db.engine import Sessions, transaction
-from app.db.jobs import claims, evaluations, jobs, lost_workers
+from app.db.jobs import claims, evaluations, jobs
+from app.db.jobs.leases import lease_of
 from app.db.scheduling import fair_queue
 from app.db.tables import Attempt, Checkpoint, Evaluation, Job, Project
 from app.domain.jobs.states import Reason
 from app.domain.scheduling.worker_capacity import WorkerCapacity
 from tests.app.db.scheduling.test_fair_queue import add_job, add_project
-from tests.factories import lease_of
+from tests.factories import reap_expired
 
 GB = 10**9
 SLOT = WorkerCapacity("cuda", 24 * GB, frozenset({"m"}), slots_per_gpu=2, gpu_uuids=("GPU-1",))
@@ -255,8 +256,7 @@ def test_reservations_never_exceed_a_card(
                 running[slot] = job_id
         elif action == "reap":
             with transaction(card) as session:
-                for job in lost_workers.lock_expired(session, 0):
-                    lost_workers.reap(session, job, 0, 100)
+                reap_expired(session, 100)
         elif slot in running and action == "cancel":
             stopping[slot] = running.pop(slot)
             cancel(card, stopping[slot])

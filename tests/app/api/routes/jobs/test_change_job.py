@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 
 from app.api.schemas.jobs import JobBody
 from app.db.engine import Sessions, transaction
-from app.db.jobs import claims, jobs
+from app.db.jobs import jobs, leases
 from app.db.tables import AuditEntry, Job, Project
 from app.services.jobs import jobs as service
 from app.storage import LocalStorage
@@ -170,7 +170,7 @@ class TestAChange:
             running = start_job(session)
         change(client, running, priority=3, metadata={})
         with transaction(sessions) as session:
-            assert claims.find_held_job(session, running.lease_owner or "") is not None
+            assert leases.find_held(session, Job, running.lease_owner or "") is not None
 
     @pytest.mark.parametrize(
         ("body", "param"),

@@ -11,10 +11,11 @@ from app.api.schemas.jobs import JobBody
 from app.api.schemas.plans import DiffBody
 from app.db.engine import Sessions, transaction
 from app.db.jobs import claims
+from app.db.jobs.leases import lease_of
 from app.db.tables import Job, Project
 from app.storage import LocalStorage
 from tests.app.api.conftest import Upload
-from tests.factories import chat_lines, finish_job, lease_of, make_file, make_job, start_job, validate_job
+from tests.factories import chat_lines, finish_job, make_file, make_job, start_job, validate_job
 from tests.serving import LiveServer
 
 JOBS = "/v1/fine_tuning/jobs"

@@ -84,7 +84,11 @@ class TestRequest:
         again = client.post(f"{JOBS}/{job.id}/deliveries", json={"target": "production"})
         assert again.json()["served_model"] == "bot"
 
-    @pytest.mark.parametrize("columns", [{"location": {"path": "x"}}, {"leased_until": datetime.now(UTC)}], ids=str)
+    @pytest.mark.parametrize(
+        "columns",
+        [{"location": {"path": "x"}}, {"lease_owner": "sender", "lease_expires_at": datetime.now(UTC)}],
+        ids=str,
+    )
     def test_a_target_with_adapters_stays_where_it_is(
         self, client: TestClient, sessions: Sessions, job: Job, tmp_path: Path, columns: dict[str, Any]
     ) -> None:
@@ -98,7 +102,7 @@ class TestRequest:
         refused = client.post(target, json=elsewhere)
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, "destination")
         with transaction(sessions) as session:
-            session.execute(update(Delivery).values(state="withdrawn", leased_until=None))
+            session.execute(update(Delivery).values(state="withdrawn", lease_owner=None, lease_expires_at=None))
         assert client.post(target, json=elsewhere).status_code == 200
 
     def test_a_target_with_adapters_gets_further_servers(

@@ -9,13 +9,13 @@ from starlette.testclient import TestClient
 from app.api.schemas.evaluations import EvaluationBody, EvaluationList
 from app.api.schemas.jobs import JobBody
 from app.db.engine import Sessions, transaction
-from app.db.jobs import evaluations, leased_rows
-from app.db.jobs.claims import FencedError, Lease
+from app.db.jobs import evaluations, leases
+from app.db.jobs.leases import FencedError, Lease
 from app.db.tables import Evaluation, Job, Project
 from app.domain.evaluations.spec import EvaluationErrorCode
 from app.settings import Endpoint, Settings
 from app.storage import LocalStorage
-from tests.factories import make_file, make_job
+from tests.factories import fail_attempt, make_file, make_job
 from tests.serving import LiveServer
 
 JOBS = "/v1/fine_tuning/jobs"
@@ -171,7 +171,7 @@ class TestReading:
         with transaction(sessions) as session:
             held = evaluations.claim(session, "a#1", 60)
             assert held is not None
-            evaluations.fail(session, Lease(held.id, 1, "a#1"), EvaluationErrorCode.INVALID_FILE, "Line 1: no.")
+            fail_attempt(session, Evaluation, Lease(held.id, 1, "a#1"), EvaluationErrorCode.INVALID_FILE, "Line 1: no.")
         error = {"code": "invalid_evaluation_file", "message": "Line 1: no."}
         seen = client.get(path(succeeded, evaluation_id)).json()
         assert (seen["status"], seen["error"]) == ("failed", error)
@@ -191,7 +191,7 @@ class TestCancelling:
             assert evaluations.claim(session, "a#1", 60) is not None
         client.post(path(succeeded, evaluation_id, "cancel"))
         with transaction(sessions) as session, pytest.raises(FencedError):
-            leased_rows.check_lease(session, Evaluation, Lease(evaluation_id, 1, "a#1"))
+            leases.read_held(session, Evaluation, Lease(evaluation_id, 1, "a#1"))
 
     def test_of_one_that_has_ended_is_refused(
         self, client: TestClient, succeeded: Job, heldout: str, sessions: Sessions
@@ -199,7 +199,7 @@ class TestCancelling:
         evaluation_id = ask(client, succeeded, heldout)["id"]
         with transaction(sessions) as session:
             evaluations.claim(session, "a#1", 60)
-            evaluations.fail(session, Lease(evaluation_id, 1, "a#1"), EvaluationErrorCode.SERVER_ERROR, "x")
+            fail_attempt(session, Evaluation, Lease(evaluation_id, 1, "a#1"), EvaluationErrorCode.SERVER_ERROR, "x")
         answer = client.post(path(succeeded, evaluation_id, "cancel"))
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_evaluation_state")
 

@@ -9,12 +9,12 @@ from starlette.testclient import TestClient
 from app.api.schemas.exports import ExportBody, ExportList
 from app.db.engine import Sessions, transaction
 from app.db.jobs import checkpoints, exports
-from app.db.jobs.claims import Lease
+from app.db.jobs.leases import Lease
 from app.db.scheduling import workers
 from app.db.tables import BaseModelRow, Export, Job, Project
 from app.domain.artifacts.exports import ExportErrorCode, ExportType
 from app.storage import LocalStorage
-from tests.factories import make_file, make_job
+from tests.factories import fail_attempt, make_file, make_job
 from tests.serving import LiveServer
 
 JOBS = "/v1/fine_tuning/jobs"
@@ -226,7 +226,9 @@ class TestReading:
         with transaction(sessions) as session:
             export = exports.claim(session, "a#1", 60)
             assert export is not None
-            exports.fail(session, Lease(export.id, 1, "a#1"), ExportErrorCode.CANNOT_MERGE, "The files are others.")
+            fail_attempt(
+                session, Export, Lease(export.id, 1, "a#1"), ExportErrorCode.CANNOT_MERGE, "The files are others."
+            )
         seen = client.get(path(succeeded, export_id)).json()
         assert (seen["status"], seen["error"]) == (
             "failed", {"code": "cannot_merge", "message": "The files are others."}

@@ -11,8 +11,8 @@ from starlette.testclient import TestClient
 from app.api.schemas.jobs import JobBody
 from app.api.schemas.records import CheckpointBody, EventBody
 from app.db.engine import Sessions, transaction
-from app.db.jobs import checkpoints, claims, jobs
-from app.db.jobs.claims import FencedError
+from app.db.jobs import checkpoints, claims, jobs, leases
+from app.db.jobs.leases import FencedError
 from app.db.tables import Attempt, Job, Project
 from app.domain.jobs.states import Desired, JobState, Reason, training_seconds
 from app.storage import LocalStorage
@@ -118,7 +118,7 @@ class TestList:
         make()
         with transaction(sessions) as session:
             validate_job(session)
-            claims.update_held_job(session, lease_of(start_job(session)), progress={"step": 0, "total_steps": 12})
+            leases.update_held(session, Job, lease_of(start_job(session)), progress={"step": 0, "total_steps": 12})
         (seen,) = client.get(JOBS).json()["data"]
         assert seen["progress"] == {
             "step": 0, "total_steps": 12, "epoch": None, "tokens_per_second": None, "eta_seconds": None,
@@ -147,7 +147,7 @@ class TestCancel:
             job = start_job(session)
         client.post(f"{JOBS}/{job.id}/cancel")
         with pytest.raises(FencedError), transaction(sessions) as session:
-            claims.renew_lease(session, lease_of(job), 60)
+            leases.renew(session, Job, lease_of(job), 60)
 
     def test_twice_answers_the_same_job(self, client: TestClient, make: Make) -> None:
         path = f"{JOBS}/{make().id}/cancel"

@@ -8,13 +8,13 @@ import pytest
 
 from app.db.engine import Sessions, transaction
 from app.db.jobs import exports
-from app.db.jobs.claims import Lease
-from app.db.tables import Job, Project
+from app.db.jobs.leases import Lease
+from app.db.tables import Export, Job, Project
 from app.domain.artifacts.exports import ExportErrorCode
 from app.storage import LocalStorage
 from tests.app.cli.conftest import Tunery
 from tests.deadline import until
-from tests.factories import chat_lines, make_file
+from tests.factories import chat_lines, fail_attempt, make_file
 
 OWNER = "export.cpu0@a#1"
 
@@ -140,7 +140,9 @@ class TestExport:
             with transaction(sessions) as session:
                 export = exports.claim(session, OWNER, 60)
                 if export is not None:
-                    exports.fail(session, Lease(export.id, 1, OWNER), ExportErrorCode.CANNOT_MERGE, "No room for it.")
+                    fail_attempt(
+                        session, Export, Lease(export.id, 1, OWNER), ExportErrorCode.CANNOT_MERGE, "No room for it."
+                    )
                 return export is not None
 
         thread = threading.Thread(target=lambda: until(fail, "an export to be asked for"))

@@ -10,14 +10,14 @@ import pytest
 
 from app.db.engine import Sessions, transaction
 from app.db.jobs import evaluations
-from app.db.jobs.claims import Lease
+from app.db.jobs.leases import Lease
 from app.db.tables import Evaluation, Job, Project
 from app.domain.evaluations.spec import EvaluationErrorCode
 from app.storage import LocalStorage
 from tests.api_objects import EVALUATION
 from tests.app.cli.conftest import Tunery
 from tests.deadline import until
-from tests.factories import make_file
+from tests.factories import fail_attempt, make_file
 
 OWNER = "gpu0@a#1"
 PRECISION = "4 bits (nf4, as in the training), computed in bfloat16"
@@ -47,7 +47,7 @@ def work(sessions: Sessions, storage: LocalStorage, project: Project) -> Iterato
                     return False
                 lease = Lease(held.id, held.attempt, OWNER)
                 if error is not None:
-                    evaluations.fail(session, lease, EvaluationErrorCode.INVALID_FILE, error)
+                    fail_attempt(session, Evaluation, lease, EvaluationErrorCode.INVALID_FILE, error)
                     return True
                 job = session.get_one(Job, held.job_id)
                 made = [
