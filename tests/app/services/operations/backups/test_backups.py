@@ -306,8 +306,8 @@ class TestRestore:
 
         def claimed() -> tuple[bool, int, int]:
             with transaction(make_sessions(engine_of_copy)) as session:
-                sent = webhook_deliveries.claim(session, 9, 0.0)
-                return status.is_copy(session), len(sent), len(deliveries.claim(session, 9, 0.0))
+                sent = webhook_deliveries.claim(session, 9, "sender", 0.0)
+                return status.is_copy(session), len(sent), len(deliveries.claim(session, 9, "sender", 0.0))
 
         restore.restore(blank_database_url, target, service.backups, manifest, lambda _: None, is_copy=True)
         assert claimed() == (True, 0, 0)
