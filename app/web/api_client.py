@@ -16,6 +16,7 @@ NOT_MODIFIED = 304
 UNAUTHORIZED = 401
 MAX_CACHED_BYTES = 4 << 20  # of JSON, for each session; the objects take several times as much memory
 MAX_CONNECTIONS = 200  # requests at once
+CHECK_PROXIES = "Check any proxy between it and the dashboard."
 
 Json = dict[str, Any]
 
@@ -91,15 +92,19 @@ class ApiClient:
     async def text(self, path: str, **params: Any) -> str:
         return (await self._request("GET", path, params=_without_none(params))).text
 
-    async def post(self, path: str, body: Mapping[str, Any] | None = None, **params: Any) -> Json:
-        """Send a request; `timeout_seconds` among the parameters replaces the default.
-
-        With an `idempotency_key`, a repetition after a lost response returns what the first request created.
-        """
-        timeout = params.pop("timeout_seconds", RESPONSE_SECONDS)
-        key = params.pop("idempotency_key", None)
-        request: Json = {"json": body, "params": _without_none(params), "timeout": timeout}
-        return _json(await self._request("POST", path, headers={"Idempotency-Key": key} if key else {}, **request))
+    async def post(
+        self,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        timeout_seconds: float = RESPONSE_SECONDS,
+        idempotency_key: str | None = None,
+        **params: Any,
+    ) -> Json:
+        """With an `idempotency_key`, a repetition after a lost response returns what the first request created."""
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+        request: Json = {"json": body, "params": _without_none(params), "timeout": timeout_seconds}
+        return _json(await self._request("POST", path, headers=headers, **request))
 
     async def delete(self, path: str) -> Json:
         return _json(await self._request("DELETE", path))
@@ -150,7 +155,12 @@ class ApiClient:
     def _raise(self, response: httpx2.Response) -> None:
         if response.status_code == UNAUTHORIZED:
             self._on_unauthorized()
-        raise _error_of(response)
+        try:
+            error = json.loads(response.content)["error"]
+            message, code = str(error["message"]), error.get("code")
+        except (ValueError, KeyError, TypeError):
+            message, code = f"The API answered {response.status_code} without a message. {CHECK_PROXIES}", None
+        raise ApiError(message, response.status_code, code)
 
 
 @contextlib.contextmanager
@@ -168,17 +178,6 @@ def _transport_errors(http: httpx2.AsyncClient) -> Any:
 
 def _root(http: httpx2.AsyncClient) -> str:
     return str(http.base_url).rstrip("/").removesuffix("/v1")
-
-
-def _error_of(response: httpx2.Response) -> ApiError:
-    try:
-        error = json.loads(response.content)["error"]
-        return ApiError(str(error["message"]), response.status_code, error.get("code"))
-    except (ValueError, KeyError, TypeError):
-        text = (
-            f"The API answered {response.status_code} without a message. Check any proxy between it and the dashboard."
-        )
-        return ApiError(text, response.status_code)
 
 
 def _json(response: httpx2.Response) -> Json:

@@ -80,15 +80,11 @@ class CsvTable:
             raise TableError(f"Two columns have the name {twice[:80]!r}. Give each column a name of its own.")
         return names
 
-    def examples(self, columns: Columns, rows: int | None = None) -> Iterator[dict[str, Any]]:
-        """The first `rows` rows as chat examples (None: all); rows without question or answer are left out.
-
-        Raises TableError.
-        """
+    def examples(self, columns: Columns) -> Iterator[dict[str, Any]]:
+        """The rows as chat examples; rows without question or answer are left out. Raises TableError."""
         names = self.header()
         user, assistant = names.index(columns.user), names.index(columns.assistant)
         system = names.index(columns.system) if columns.system else None
-        found = 0
         for number, row in enumerate(self._rows(), start=1):
             if number == 1 or not row:
                 continue
@@ -101,9 +97,6 @@ class CsvTable:
                 )
             if row[user].strip() and row[assistant].strip():
                 yield _example(row[user], row[assistant], row[system] if system is not None else "")
-                found += 1
-                if rows is not None and found >= rows:
-                    return
 
     def _rows(self) -> Iterator[list[str]]:
         try:

@@ -102,9 +102,9 @@ def count(number: float | None) -> str:
     return f"{number:,.0f}"
 
 
-def counted(number: int, singular: str, plural: str | None = None) -> str:
+def counted(number: int, singular: str) -> str:
     """1 job, 2 jobs."""
-    return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
+    return f"{number:,} {singular if number == 1 else singular + 's'}"
 
 
 def loss(value: float | None) -> str:

@@ -43,11 +43,6 @@ def refilled(element: Element) -> Iterator[None]:
         yield
 
 
-def user_text(text: str | None, name: str = "bdi", classes: str = "", max_characters: int = 200) -> TextElement:
-    """Text of a user, isolated from the direction of the text around it."""
-    return tag(name, clean(text, max_characters), classes)
-
-
 def button(label: str, on_press: Callable[[], Any] | None = None, classes: str = "") -> TextElement:
     element = tag("button", label, f"t-button {classes}", type="button")
     if on_press is not None:
@@ -75,8 +70,8 @@ def link(label: str, href: str, classes: str = "", **attributes: Any) -> TextEle
     return tag("a", label, classes, href=href, **attributes)
 
 
-def card(title: str | None = None, classes: str = "") -> TextElement:
-    element = tag("section", classes=f"t-card {classes}")
+def card(title: str | None = None) -> TextElement:
+    element = tag("section", classes="t-card")
     if title is not None:
         with element:
             tag("h2", title)
@@ -113,50 +108,45 @@ def busy(text: str) -> TextElement:
     return tag("div", text, "t-busy", role="status")
 
 
-def progress_bar(label: str, fraction: float) -> TextElement:
+def progress_bar(label: str, fraction: float) -> None:
     """A bar of which `fraction` (0 to 1) is filled."""
     percent = f"{100 * fraction:.0f}"
     values = {"aria_valuenow": percent, "aria_valuemin": "0", "aria_valuemax": "100"}
-    with box("t-bar", role="progressbar", aria_label=label, **values) as element:
+    with box("t-bar", role="progressbar", aria_label=label, **values):
         tag("div", style=f"width: {percent}%")
-    return element
 
 
 def pill(text: str, tone: str) -> TextElement:
     return tag("span", text, f"t-pill t-{tone}")
 
 
-def code_block(text: str, classes: str = "") -> TextElement:
+def code_block(text: str) -> TextElement:
     """Code with a button that copies it. Returns the element with the text."""
     with box("t-stack"):
         tag("button", "Copy", "t-small-button t-copy", type="button").on(
             "click", js_handler="(event) => copyText(event.currentTarget)"
         )
-        with tag("pre", classes=f"t-code {classes}", tabindex="0"):
+        with tag("pre", classes="t-code", tabindex="0"):
             return tag("code", text)
 
 
-def tabs(label: str, panels: Sequence[tuple[str, Callable[[], Any]]], selected: int = 0) -> TextElement:
-    """A list of tabs with their panels; a panel is built when its tab is selected."""
-    with box("t-stack") as element:
-        bar = box("t-tabs", role="tablist", aria_label=label)
+def tabs(label: str, panels: Mapping[str, Callable[[], Any]]) -> None:
+    """A list of tabs with their panels, by name; a panel is built when its tab is selected, the first one at once."""
+    with box("t-stack"):
+        with box("t-tabs", role="tablist", aria_label=label):
+            buttons = {name: tag("button", name, type="button", role="tab") for name in panels}
         panel = box("t-stack", role="tabpanel", tabindex="0")
-    buttons: list[TextElement] = []
 
-    def select(number: int) -> None:
-        for index, one in enumerate(buttons):
-            one.props["aria-selected"] = "true" if index == number else "false"
-        panel.props["aria-label"] = panels[number][0]
+    def select(selected: str) -> None:
+        for name, one in buttons.items():
+            one.props["aria-selected"] = "true" if name == selected else "false"
+        panel.props["aria-label"] = selected
         with refilled(panel):
-            panels[number][1]()
+            panels[selected]()
 
-    with bar:
-        for index, (name, _) in enumerate(panels):
-            one = tag("button", name, type="button", role="tab")
-            handle_press(one, partial(select, index))
-            buttons.append(one)
-    select(selected)
-    return element
+    for name, one in buttons.items():
+        handle_press(one, partial(select, name))
+    select(next(iter(panels)))
 
 
 def chart(options: dict[str, Any], label: str) -> ui.echart:

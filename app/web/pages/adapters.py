@@ -109,10 +109,10 @@ def _show_engines(job: Json, adapter: Json, source: str | None) -> None:
         if source is None:
             name = clean(adapter["base_model"], 80)
             tag("p", f"{BASE_DIRECTORY} is the directory of {name} on the machine that runs the engine.", "t-hint")
-        panels = [
-            (wording.ENGINES[one], partial(_show_engine, one, compatibility.get(one), job["id"], adapter, source))
+        panels = {
+            wording.ENGINES[one]: partial(_show_engine, one, compatibility.get(one), job["id"], adapter, source)
             for one in engines
-        ]
+        }
         tabs("Ways to use the adapter", panels)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import islice
 from pathlib import PurePath
 from typing import Any
 
@@ -92,7 +93,7 @@ class ConvertPage(View):
                 tag("p", "The first rows appear when the columns are chosen.", "t-muted")
             return
         try:
-            examples = await asyncio.to_thread(lambda: list(self._table.examples(columns, PREVIEW_ROWS)))
+            examples = await asyncio.to_thread(lambda: list(islice(self._table.examples(columns), PREVIEW_ROWS)))
         except TableError as error:
             with self._preview:
                 note("The table has a problem", str(error), "bad")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass, field
 
 from app.web.api_client import Json
 from app.web.components.data_table import (
@@ -29,26 +28,10 @@ MAX_MODELS = 3  # named in the row of a worker
 REFRESH_SECONDS = 5.0
 
 
-@dataclass
-class JobCells:
-    """What stands for a job: an own one has its name and a link, another one its short id and its project."""
-
-    names: dict[str, str] = field(default_factory=dict)  # of own jobs, which keep their names
-    projects: dict[str, str] = field(default_factory=dict)  # by job
-
-    def of(self, job_id: str, note: str | None = None) -> Json:
-        short_id = wording.short_id(job_id)
-        if job_id in self.names:
-            sub = " · ".join(part for part in (short_id, note) if part)
-            return {"text": self.names[job_id], "href": f"/jobs/{job_id}", "sub": sub}
-        owner = f"project {self.projects[job_id]}" if job_id in self.projects else None
-        return {"text": short_id, "sub": " · ".join(part for part in (owner, note) if part)}
-
-
 @screen("/queue", "Queue and workers", "queue")
 class QueuePage(View):
     async def build(self) -> None:
-        self._cells = JobCells()
+        self._names: dict[str, str] = {}  # of own jobs, which keep their names
         project = self.session.project
         self._project_names = {project["id"]: clean(project["name"], 80)}
         if self.session.is_admin:
@@ -73,9 +56,7 @@ class QueuePage(View):
         self._running = DataTable(
             "Running jobs",
             (
-                lead_column(
-                    "Running job", "", lambda job: self._cells.of(job["id"], "urgent" if job["urgent"] else None)
-                ),
+                lead_column("Running job", "", lambda job: self._job(job["id"], "urgent" if job["urgent"] else None)),
                 text_column("Base model", "model"),
                 text_column("Phase", "phase", lambda phase: wording.PHASES.get(phase, brief(phase))),
                 number_column("Started", "started_at", ago),
@@ -87,7 +68,7 @@ class QueuePage(View):
             "Waiting jobs",
             (
                 number_column("Position", "position", str),
-                lead_column("Queued job", "", lambda job: self._cells.of(job["id"], _notes(job))),
+                lead_column("Queued job", "", lambda job: self._job(job["id"], _notes(job))),
                 text_column("Base model", "model"),
                 number_column("Expected start", "expected_start", _in),
                 number_column("Planned time", "planned_seconds", duration),
@@ -116,7 +97,7 @@ class QueuePage(View):
                 DataTable(
                     "Evaluations",
                     (
-                        lead_column("Evaluation of", "fine_tuning_job_id", self._cells.of),
+                        lead_column("Evaluation of", "fine_tuning_job_id", self._job),
                         text_column("Model", "model"),
                         text_column("Status", "status", state({"running": "run"})),
                         number_column("Answers", "", _answers),
@@ -141,25 +122,33 @@ class QueuePage(View):
                     key="project_id",
                 )
 
+    def _job(self, job_id: str, note: str | None = None) -> Json:
+        """An own job has its name and a link, another one its short id and its project."""
+        short_id = wording.short_id(job_id)
+        if job_id in self._names:
+            sub = " · ".join(filter(None, (short_id, note)))
+            return {"text": self._names[job_id], "href": f"/jobs/{job_id}", "sub": sub}
+        return {"text": short_id, "sub": " · ".join(filter(None, (self._owners.get(job_id), note)))}
+
     def _work(self, worker: Json) -> Json | str:
         if worker["evaluation_id"]:
             job_id = self._evaluated.get(worker["evaluation_id"])
-            return self._cells.of(job_id, "evaluation") if job_id else "evaluation"
-        return self._cells.of(worker["job_id"]) if worker["job_id"] else "–"
+            return self._job(job_id, "evaluation") if job_id else "evaluation"
+        return self._job(worker["job_id"]) if worker["job_id"] else "–"
 
     async def _load_names(self, queue: Json) -> None:
         """The projects of others' jobs, and the names of own ones; of many unknown, the oldest by one request."""
-        own_id, api, names = self.session.project["id"], self.api, self._cells.names
+        own_id, names = self.session.project["id"], self._names
         shown = [(one["id"], one["project_id"]) for one in (*queue["running"], *queue["waiting"])]
         shown += [(one["fine_tuning_job_id"], one["project_id"]) for one in queue["evaluations"]]
-        self._cells.projects = {job: self._project_names.get(project, project) for job, project in shown}
+        self._owners = {job: f"project {self._project_names.get(project, project)}" for job, project in shown}
         own = {job_id for job_id, project_id in shown if project_id == own_id}
         if len(own - names.keys()) > FEW:
             states = ",".join(wording.UNFINISHED)
-            page = await api.get("fine_tuning/jobs", status=states, limit=MAX_WAITING, order="asc")
-            names |= {job["id"]: wording.name(job) for job in page["data"]}
+            unfinished = await self.api.items("fine_tuning/jobs", MAX_WAITING, status=states, order="asc")
+            names |= {job["id"]: wording.name(job) for job in unfinished}
         missing = sorted(own - names.keys())
-        jobs = await asyncio.gather(*(api.get(f"fine_tuning/jobs/{one}") for one in missing))
+        jobs = await asyncio.gather(*(self.api.get(f"fine_tuning/jobs/{one}") for one in missing))
         names |= {job["id"]: wording.name(job) for job in jobs}
 
     def _show_head(self, queue: Json) -> None:

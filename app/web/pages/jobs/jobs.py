@@ -246,7 +246,7 @@ def _time(job: Json) -> Cell:
 
 def _show_first_job(url: str, model: str) -> None:
     """The empty state of the list of jobs."""
-    with card("No jobs yet", "t-empty"):
+    with card("No jobs yet"):
         tag("p", INTRODUCTION, "t-lede")
         with box("t-actions"):
             link("Upload a dataset", "/datasets", "t-button t-primary")
@@ -254,7 +254,7 @@ def _show_first_job(url: str, model: str) -> None:
         texts = {"curl": CURL, "Python": PYTHON, "Command line": CLI}
         tabs(
             "The first job",
-            [(name, partial(code_block, text.format(url=url, model=model))) for name, text in texts.items()],
+            {name: partial(code_block, text.format(url=url, model=model)) for name, text in texts.items()},
         )
 
 

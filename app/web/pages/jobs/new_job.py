@@ -227,7 +227,7 @@ class NewJobPage(View):
         self._request_hint = tag("p", "The commands appear when the fields are complete.", "t-muted")
         self._commands = tag("div")
         with self._commands:
-            tabs("The same request", [(name, partial(self._show_command, name)) for name in COMMANDS])
+            tabs("The same request", {name: partial(self._show_command, name) for name in COMMANDS})
 
     def _show_command(self, name: str) -> None:
         self._command = name

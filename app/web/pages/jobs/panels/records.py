@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from app.web.api_client import Json
 from app.web.components.data_table import lead_column, number_column, state, text_column
-from app.web.components.elements import box, button, card, link, refilled, tag, user_text
+from app.web.components.elements import box, button, card, link, refilled, tag
 from app.web.components.forms import filter_select, filter_text
 from app.web.formatting import clean, clean_lines, count, duration, exact_moment, loss, moment
 from app.web.pages.jobs import wording
@@ -229,7 +229,7 @@ class SamplesPanel(ListPanel):
         with card():
             with box("t-row"):
                 tag("span", f"Step {one.get('step', '–')}", "t-pill t-wait")
-                user_text(one["prompt"], "h2", max_characters=2_000)
+                tag("h2", clean(one["prompt"], 2_000))
             with box("t-grid"):
                 for label, key in (("Base model", "base"), ("Adapter", "tuned")):
                     with box("t-stack"):
