@@ -33,6 +33,7 @@ from tests.lanes import (  # noqa: F401 (hooks of pytest, and a fixture)
     pytest_sessionfinish,
     pytest_terminal_summary,
     pytest_testnodedown,
+    pytest_xdist_setupnodes,
     sampled,
 )
 from tests.serving import LiveServer, serve

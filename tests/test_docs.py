@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from app.settings import REMOVED, Settings, WebSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+PAGES = [path for path in DOCS if path.name != "LOG.md"]  # which tells of earlier versions
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
 PYTHON = re.compile(r"```python\n(.*?)```", re.S)
 SHELL = re.compile(r"```sh\n(.*?)```", re.S)
@@ -35,14 +35,10 @@ def web_variable_of(name: str) -> str:
     return f"TUNERY_{name.upper()}" if name.startswith(("log_", "metrics_")) else f"TUNERY_WEB_{name.upper()}"
 
 
-@pytest.mark.parametrize("name", sorted(Settings.model_fields))
-def test_every_setting_is_documented_with_its_environment_variable(name: str) -> None:
-    assert f"`{variable_of(name)}`" in read("settings.md")
-
-
-@pytest.mark.parametrize("name", sorted(WebSettings.model_fields))
-def test_every_setting_of_the_dashboard_is_documented_with_its_environment_variable(name: str) -> None:
-    assert f"`{web_variable_of(name)}`" in read("settings.md")
+def test_every_setting_is_documented_with_its_environment_variable() -> None:
+    page = read("settings.md")
+    variables = [*map(variable_of, Settings.model_fields), *map(web_variable_of, WebSettings.model_fields)]
+    assert [name for name in variables if f"`{name}`" not in page] == []
 
 
 def test_the_settings_page_names_no_variable_that_is_not_read() -> None:
@@ -76,27 +72,20 @@ def test_every_route_is_documented(tmp_path: Path) -> None:
     assert missing == []
 
 
-@pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_relative_link_of_a_page_has_a_target(path: Path) -> None:
-    broken = [link for link in LINK.findall(path.read_text(encoding="utf-8")) if not (path.parent / link).exists()]
-    assert broken == []
+def test_every_relative_link_of_a_page_has_a_target() -> None:
+    links = [(path, link) for path in PAGES for link in LINK.findall(path.read_text(encoding="utf-8"))]
+    assert [(path, link) for path, link in links if not (path.parent / link).exists()] == []
 
 
-@pytest.mark.parametrize("path", [path for path in DOCS if path.name != "LOG.md"], ids=lambda path: path.name)
-def test_every_source_file_that_a_page_names_with_its_directory_exists(path: Path) -> None:
-    named = [name for name in SOURCE.findall(path.read_text(encoding="utf-8")) if "/" in name]
-    assert [name for name in named if not (ROOT / name).exists()] == []
+def test_every_source_file_that_a_page_names_with_its_directory_exists() -> None:
+    named = [(path, name) for path in PAGES for name in SOURCE.findall(path.read_text(encoding="utf-8"))]
+    assert [(path, name) for path, name in named if "/" in name and not (ROOT / name).exists()] == []
 
 
-def test_every_package_says_what_it_is() -> None:
-    inits = [path for root in ("app", "worker", "tools", "migrations") for path in (ROOT / root).rglob("__init__.py")]
-    assert [path for path in inits if not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))] == []
-
-
-@pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_python_block_of_a_page_compiles(path: Path) -> None:
-    for number, block in enumerate(PYTHON.findall(path.read_text(encoding="utf-8"))):
-        compile(block, f"{path.name}, block {number}", "exec")
+def test_every_python_block_of_a_page_compiles() -> None:
+    for path in DOCS:
+        for number, block in enumerate(PYTHON.findall(path.read_text(encoding="utf-8"))):
+            compile(block, f"{path.relative_to(ROOT)}, block {number}", "exec")
 
 
 def test_the_bundled_model_has_the_same_name_on_every_page() -> None:
@@ -104,15 +93,14 @@ def test_the_bundled_model_has_the_same_name_on_every_page() -> None:
     assert {name for page in pages for name in BUNDLED.findall(page)} == {first_run.BUNDLED_MODEL}
 
 
-@pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_curl_command_uses_the_variables_of_the_readme(path: Path) -> None:
-    shell = "".join(SHELL.findall(path.read_text(encoding="utf-8")))
+def test_every_curl_command_uses_the_variables_of_the_readme() -> None:
+    shell = "".join(block for path in DOCS for block in SHELL.findall(path.read_text(encoding="utf-8")))
     assert re.findall(r"Bearer \$\w+|\$URL\b", shell) == []
 
 
 def test_every_make_target_that_is_named_exists() -> None:
     targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
-    named = {name for path in DOCS for name in MAKE.findall(path.read_text(encoding="utf-8"))}
+    named = {name for path in PAGES for name in MAKE.findall(path.read_text(encoding="utf-8"))}
     assert named <= targets
 
 
@@ -121,12 +109,6 @@ def test_nothing_installs_tunery_by_its_name_which_the_package_index_does_not_ha
     by_name = re.compile(r"pip install [^\n`]*\btunery(?![\w./-])")
     pages = [path for path in DOCS if path.name not in ("CHANGELOG.md", "LOG.md")]  # these tell of earlier versions
     assert [path for path in (*pages, *sources) if by_name.search(path.read_text(encoding="utf-8"))] == []
-
-
-def test_the_architecture_page_names_only_modules_that_exist() -> None:
-    modules = re.findall(r"`((?:app|worker)/[a-z_/]+\.py)`", read("architecture.md"))
-    assert modules
-    assert [module for module in modules if not (ROOT / module).exists()] == []
 
 
 def test_the_readme_converts_a_csv_file_into_training_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,8 +66,13 @@ def leaf(words: list[str]) -> tuple[TyperCommand, list[str]]:
     return command, words
 
 
-@pytest.mark.parametrize("command", [*of_the_dashboard(), *of_the_pages()])
-def test_each_has_arguments_and_options_that_exist(command: str) -> None:
+def test_each_has_arguments_and_options_that_exist(subtests: pytest.Subtests) -> None:
+    for command in (*of_the_dashboard(), *of_the_pages()):
+        with subtests.test(command):
+            check(command)
+
+
+def check(command: str) -> None:
     words = shlex.split(command, comments=True)
     ends = [number for number, word in enumerate(words) if word in ("|", "||", "&", "&&", ";", ">") or word[0] == ")"]
     parsed, arguments = leaf(words[: min(ends, default=None)])

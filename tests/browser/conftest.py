@@ -34,8 +34,9 @@ Open = Callable[..., Page]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    directory = f"{Path(__file__).parent}/"
     for item in items:
-        if Path(__file__).parent in item.path.parents:
+        if str(item.path).startswith(directory):
             item.add_marker(pytest.mark.browser)
             item.add_marker(pytest.mark.timeout(300))
 

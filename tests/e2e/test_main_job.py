@@ -46,11 +46,11 @@ def finished(client: openai.OpenAI, job_id: str, seconds: float = 400) -> FineTu
 
 @pytest.fixture(scope="module")
 def job(service: Service) -> FineTuningJob:
-    """The main job, on the first 24 example tickets: LoRA parameters in extra_body, a validation file, two epochs."""
+    """The main job, on the first 12 example tickets: LoRA parameters in extra_body, a validation file, two epochs."""
     client = connect(service)
-    lines = (EXAMPLE / "train.jsonl").read_bytes().splitlines(keepends=True)[:24]
+    lines = (EXAMPLE / "train.jsonl").read_bytes().splitlines(keepends=True)[:12]
     training = client.files.create(file=("train.jsonl", b"".join(lines)), purpose="fine-tune")
-    held_back = (EXAMPLE / "valid.jsonl").read_bytes().splitlines(keepends=True)[:8]
+    held_back = (EXAMPLE / "valid.jsonl").read_bytes().splitlines(keepends=True)[:4]
     validation = client.files.create(file=("valid.jsonl", b"".join(held_back)), purpose="fine-tune")
     created = client.fine_tuning.jobs.create(
         model=MODEL,
@@ -58,7 +58,7 @@ def job(service: Service) -> FineTuningJob:
         validation_file=validation.id,
         suffix="e2e",
         seed=7,
-        method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2, "batch_size": 4}}},
+        method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2, "batch_size": 2}}},
         extra_body={"lora": {"r": 8, "alpha": 16}},
     )
     assert created.status == "validating_files"

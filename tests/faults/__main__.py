@@ -37,8 +37,9 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, help="faults at a time")
     options = parser.parse_args()
     faults = [fault for fault in read_table() if options.only.lower() in fault.name.lower()]
-    if not faults or (malformed := {fault.name: found for fault in faults if (found := fault.problems())}):
-        sys.exit(f"tests/faults.toml: {malformed if faults else 'no such fault'}")
+    malformed = [f"{fault.name}: {problem}" for fault in faults for problem in fault.problems()]
+    if not faults or malformed:
+        sys.exit("tests/faults.toml:\n" + ("\n".join(malformed) or "no such fault"))
     with tempfile.TemporaryDirectory(prefix="tunery-faults-") as directory:
         copies: SimpleQueue[Path] = SimpleQueue()
         for number in range(options.jobs):

@@ -3,11 +3,12 @@
 `forked("worker.trainer")` is a command that stands for `python -m worker.trainer`; it takes the same arguments, and
 saves five seconds of processor time. torch has run no operation in the server, so it has no threads that a fork would
 lose. Tests of kills, leases, drains, environments, limits and snapshots start the real programs.
+
+A run of all tests forks the processes of pytest-xdist from it, too, and these use the same server.
 """
 
 from __future__ import annotations
 
-import functools
 import os
 import subprocess
 import sys
@@ -16,20 +17,24 @@ from pathlib import Path
 from tests.processes import dies_with_tests
 
 HERE = Path(__file__).parent
+NAME = "TUNERY_TESTS_FORK_SERVER"  # the variable with the name of the abstract socket of the server that runs
+
+_servers: list[subprocess.Popen[bytes]] = []  # those that this process has started
 
 
 def forked(module: str) -> tuple[str, ...]:
-    """The command of a program in `module`, without its arguments."""
-    name, _ = _server(os.getpid())
-    return sys.executable, "-I", "-S", str(HERE / "client.py"), name, module
+    """The command of a program in `module`, without its arguments. Starts the server if none runs."""
+    if NAME not in os.environ:
+        os.environ[NAME] = _start()
+    return sys.executable, "-I", "-S", str(HERE / "client.py"), os.environ[NAME], module
 
 
-@functools.cache
-def _server(pid: int) -> tuple[str, subprocess.Popen[bytes]]:
-    """The name of the abstract socket of this process's server, which listens, and the server; it ends with `pid`."""
-    name = f"tunery-tests-fork-{pid}"
+def _start() -> str:
+    """The name of a new server, which listens; it ends with this process."""
+    name = f"tunery-tests-fork-{os.getpid()}"
     command = [sys.executable, "-m", "tests.fork_server.server", name]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=HERE.parents[1], preexec_fn=dies_with_tests())
     assert server.stdout is not None
     assert server.stdout.readline() == b"ready\n"
-    return name, server
+    _servers.append(server)
+    return name

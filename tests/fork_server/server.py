@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import runpy
@@ -13,10 +14,14 @@ import traceback
 from contextlib import suppress
 from typing import Any
 
+import openai  # noqa: F401
+
+import app.cli.main
+import app.main
 import worker.trainer.answers.evaluation
 import worker.trainer.answers.generate
 import worker.trainer.merge
-import worker.trainer.training.run  # noqa: F401  what the programs import; none of it runs an operation of torch
+import worker.trainer.training.run  # noqa: F401  what programs and tests import; none of it runs an operation of torch
 from app.system.host import PARENT_PID_VARIABLE
 
 
@@ -25,6 +30,7 @@ class Server:
 
     def __init__(self, name: str) -> None:
         self._selector = selectors.DefaultSelector()
+        gc.freeze()  # the memory of the imports stays shared
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(f"\0{name}")
         self._listener.listen()

@@ -11,6 +11,7 @@ import subprocess
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,16 @@ from app.api.openapi.request_examples import ExampleRequest, example_request
 from tests.api_objects import EXAMPLES
 from tools.api_reference.__main__ import document
 
-REQUESTS = {
-    f"{method.upper()} {path}": example_request(method, path, operation, document())
-    for path, item in document()["paths"].items()
-    for method, operation in item.items()
-}
-PYTHON = {name: text for name, request in REQUESTS.items() if (text := request_examples.python(request))}
+
+@lru_cache
+def requests() -> dict[str, ExampleRequest]:
+    return {
+        f"{method.upper()} {path}": example_request(method, path, operation, document())
+        for path, item in document()["paths"].items()
+        for method, operation in item.items()
+    }
+
+
 CONTENT = b'{"prompt": "Capital of Peru?", "completion": "Lima"}\n'
 
 
@@ -95,7 +100,7 @@ def check_received(request: ExampleRequest, received: tuple[str, str, str, bytes
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl here")
 def test_every_curl_example_sends_its_request(server: StandIn, subtests: pytest.Subtests) -> None:
     environment = os.environ | {"TUNERY": server.url, "KEY": "Authorization: Bearer key"}
-    for name, request in REQUESTS.items():
+    for name, request in requests().items():
         with subtests.test(name):
             server.answer = EXAMPLES[name]["responses"]
             Path(request_examples.FILE_NAME).write_bytes(CONTENT)  # a download before may have replaced it
@@ -108,10 +113,11 @@ def test_every_curl_example_sends_its_request(server: StandIn, subtests: pytest.
 def test_every_python_example_sends_its_request(server: StandIn, subtests: pytest.Subtests) -> None:
     client = OpenAI(base_url=f"{server.url}/v1", api_key="key", admin_api_key="key", max_retries=0)
     names = {"client": client, "HttpxBinaryResponseContent": HttpxBinaryResponseContent, "Path": Path}
-    for name, snippet in PYTHON.items():
+    snippets = {name: text for name, request in requests().items() if (text := request_examples.python(request))}
+    for name, snippet in snippets.items():
         with subtests.test(name), contextlib.redirect_stdout(io.StringIO()):
             server.answer = EXAMPLES[name]["responses"]
             Path(request_examples.FILE_NAME).write_bytes(CONTENT)  # a download before may have replaced it
             exec(snippet, dict(names))
-            check_received(REQUESTS[name], server.received.pop(0))
+            check_received(requests()[name], server.received.pop(0))
             server.received.clear()  # of further pages
