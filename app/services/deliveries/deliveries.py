@@ -6,6 +6,7 @@ from sqlalchemy.orm import Session
 
 from app.db.base_models import models
 from app.db.deliveries import deliveries
+from app.db.operations.status import refuse_in_copy
 from app.db.tables import Checkpoint, Delivery, Job
 from app.domain.error_text.json_text import as_json
 from app.errors import BadRequest
@@ -13,7 +14,6 @@ from app.services import resources
 from app.services.deliveries import targets
 from app.services.jobs import jobs
 from app.services.jobs.checkpoints import lock_files, select_checkpoint
-from app.services.operations.copies import refuse_in_copy
 from app.telemetry.tracing import link_to
 
 
