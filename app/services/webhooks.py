@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from app.db import encryption
 from app.db.ids import new_id
+from app.db.operations.status import refuse_in_copy
 from app.db.tables import WebhookDelivery, WebhookEndpoint
 from app.db.webhooks import deliveries, endpoints
 from app.domain.access.outbound_networks import Network
@@ -26,7 +27,6 @@ from app.domain.webhooks import (
 from app.errors import BadRequest, combine_errors
 from app.services import resources
 from app.services.access import quotas
-from app.services.operations.copies import refuse_in_copy
 from app.services.resources import Page
 
 MAX_ENDPOINTS = 50

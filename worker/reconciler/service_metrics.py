@@ -28,16 +28,16 @@ WORKER_QUEUES = ("cpu", "gpu")
 @dataclass(frozen=True)
 class ServiceGauges:
     jobs: dict[str, int]
-    oldest: list[status.WaitingJob]
+    oldest: Sequence[Any]  # rows of `status.oldest_waiting`
     exports: int
     held_leases: int
     expired_leases: int
     workers: dict[tuple[str, bool], int]  # (queue, is busy) -> living workers
     snapshot_age_seconds: float
     crash_streak: int
-    backlog: status.Backlog
+    backlog: Any  # the row of `status.webhook_backlog`
     deliveries: dict[str, int]  # unfinished ones by state
-    delivery_backlog: status.Backlog
+    delivery_backlog: Any
     read_at: float
 
 

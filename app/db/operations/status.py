@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, cast, delete, func, literal, select, text
+from sqlalchemy import BigInteger, ColumnElement, Float, cast, delete, exists, func, literal, select, text
+from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.dialects.postgresql import insert as upsert
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from app.db.tables import (
     Delivery,
@@ -25,6 +25,7 @@ from app.db.tables import (
 from app.domain.artifacts.exports import UNFINISHED
 from app.domain.deliveries.states import DUE_STATES, DeliveryState
 from app.domain.jobs.states import TERMINAL, Desired, JobState
+from app.errors import BadRequest
 
 UNFINISHED_STATES = [state.value for state in JobState if state not in TERMINAL]
 NOW = func.clock_timestamp()
@@ -38,32 +39,6 @@ SNAPSHOT_AGE = text(
     WHERE job.state = 'running' AND job.lease_owner IS NOT NULL
     """
 )
-
-
-@dataclass(frozen=True)
-class WaitingJob:
-    """The job of a state that has been due for the longest time."""
-
-    state: JobState
-    job_id: str
-    project_id: str
-    due_since: datetime  # its creation, or the end of the delay after its last attempt
-    age_seconds: float
-
-
-@dataclass(frozen=True)
-class Report:
-    data: dict[str, Any]
-    updated_at: datetime
-    age_seconds: float
-
-
-@dataclass(frozen=True)
-class Backlog:
-    """Deliveries that are due: of webhook events to enabled endpoints, or of adapters to targets."""
-
-    deliveries: int
-    oldest_seconds: float
 
 
 def report(session: Session, name: str, data: Mapping[str, Any] | None = None) -> None:
@@ -83,11 +58,17 @@ def is_copy(session: Session) -> bool:
     return session.get(ServiceState, COPY) is not None
 
 
-def reports(session: Session) -> dict[str, Report]:
-    """The last report of each process."""
-    age_seconds = func.extract("epoch", NOW - ServiceState.updated_at)
+def refuse_in_copy(session: Session, action: str) -> None:
+    """Raise BadRequest in a service that `tunery restore --copy` made, which sends and delivers nothing."""
+    if is_copy(session):
+        raise BadRequest(f"This service is a restored copy (`tunery restore --copy`), which {action}.")
+
+
+def reports(session: Session) -> dict[str, Any]:
+    """The last report of each process: rows with `data`, `updated_at` and `age_seconds`."""
+    age_seconds = _age_seconds(ServiceState.updated_at).label("age_seconds")
     rows = session.execute(select(ServiceState.name, ServiceState.data, ServiceState.updated_at, age_seconds))
-    return {name: Report(data, updated_at, float(seconds)) for name, data, updated_at, seconds in rows}
+    return {row.name: row for row in rows}
 
 
 def failed_jobs(session: Session, within: timedelta, limit: int) -> Sequence[Any]:
@@ -111,18 +92,16 @@ def failed_jobs(session: Session, within: timedelta, limit: int) -> Sequence[Any
 
 
 def failures_by_code(session: Session, within: timedelta) -> dict[str, int]:
-    query = select(Job.error_code, func.count()).where(*_failed_within(within)).group_by(Job.error_code)
-    return {code: count for code, count in session.execute(query) if code is not None}
+    return _count_by(session, Job.error_code, Job.error_code.is_not(None), *_failed_within(within))
 
 
 def has_webhooks(session: Session) -> bool:
-    return session.scalar(select(WebhookEndpoint.id).where(WebhookEndpoint.enabled).limit(1)) is not None
+    return bool(session.scalar(select(exists().where(WebhookEndpoint.enabled))))
 
 
 def jobs_by_state(session: Session) -> dict[str, int]:
     """The number of unfinished jobs in each unfinished state."""
-    query = select(Job.state, func.count().label("jobs")).where(Job.state.in_(UNFINISHED_STATES)).group_by(Job.state)
-    return dict.fromkeys(UNFINISHED_STATES, 0) | {row.state: row.jobs for row in session.execute(query)}
+    return dict.fromkeys(UNFINISHED_STATES, 0) | _count_by(session, Job.state, Job.state.in_(UNFINISHED_STATES))
 
 
 def unfinished_exports(session: Session) -> int:
@@ -130,21 +109,31 @@ def unfinished_exports(session: Session) -> int:
     return session.scalar(query) or 0
 
 
-def oldest_waiting(session: Session) -> list[WaitingJob]:
-    """The oldest due job that waits for validation, and the oldest one that waits for a GPU worker."""
-    oldest = []
+def oldest_waiting(session: Session) -> Sequence[Any]:
+    """The oldest due job that waits for validation, and the oldest one that waits for a GPU worker.
+
+    Rows with `state`, `job_id`, `project_id`, `due_since` (its creation, or the end of the delay after its last
+    attempt) and `age_seconds`.
+    """
     due_since = func.greatest(Job.created_at, Job.run_after)
-    for state in (JobState.VALIDATING, JobState.QUEUED):
-        age_seconds = func.extract("epoch", NOW - due_since)
-        row = session.execute(
-            select(Job.id, Job.project_id, due_since.label("due_since"), age_seconds.label("age_seconds"))
-            .where(Job.state == state, Job.desired == Desired.RUN, Job.lease_owner.is_(None), Job.run_after <= NOW)
-            .order_by(due_since)
-            .limit(1)
-        ).one_or_none()
-        if row is not None:
-            oldest.append(WaitingJob(state, row.id, row.project_id, row.due_since, float(row.age_seconds)))
-    return oldest
+    query = (
+        select(
+            Job.state,
+            Job.id.label("job_id"),
+            Job.project_id,
+            due_since.label("due_since"),
+            _age_seconds(due_since).label("age_seconds"),
+        )
+        .where(
+            Job.state.in_([JobState.VALIDATING, JobState.QUEUED]),
+            Job.desired == Desired.RUN,
+            Job.lease_owner.is_(None),
+            Job.run_after <= NOW,
+        )
+        .ext(distinct_on(Job.state))
+        .order_by(Job.state.desc(), due_since)
+    )
+    return session.execute(query).all()
 
 
 def leases(session: Session) -> tuple[int, int]:
@@ -180,39 +169,27 @@ def storage_by_project(session: Session) -> Sequence[Any]:
     return session.execute(query).all()
 
 
-def webhook_backlog(session: Session) -> Backlog:
-    oldest_seconds = func.extract("epoch", NOW - func.min(WebhookDelivery.next_attempt_at))
-    query = (
-        select(func.count(), oldest_seconds)
-        .join(WebhookEndpoint, WebhookEndpoint.id == WebhookDelivery.endpoint_id)
-        .where(WebhookDelivery.state == "pending", WebhookDelivery.next_attempt_at <= NOW, WebhookEndpoint.enabled)
-    )
-    count, seconds = session.execute(query).one()
-    return Backlog(count, float(seconds or 0))
+def webhook_backlog(session: Session) -> Any:
+    """Due deliveries of webhook events to enabled endpoints: a row with `deliveries` and `oldest_seconds`."""
+    enabled = select(WebhookEndpoint.id).where(WebhookEndpoint.enabled)
+    is_pending = WebhookDelivery.state == "pending"
+    return _backlog(session, WebhookDelivery.next_attempt_at, is_pending, WebhookDelivery.endpoint_id.in_(enabled))
 
 
 def has_delivery_targets(session: Session) -> bool:
-    return session.scalar(select(DeliveryTarget.id).where(DeliveryTarget.deleted_at.is_(None)).limit(1)) is not None
+    return bool(session.scalar(select(exists().where(DeliveryTarget.deleted_at.is_(None)))))
 
 
 def deliveries_by_state(session: Session) -> dict[str, int]:
     """The number of deliveries in each state in which an attempt is planned to change it."""
-    states = sorted(DUE_STATES)
-    query = select(Delivery.state, func.count()).where(Delivery.state.in_(states)).group_by(Delivery.state)
-    counts = {str(state): int(count) for state, count in session.execute(query)}
-    return {state.value: counts.get(state, 0) for state in states}
+    states = [state.value for state in sorted(DUE_STATES)]
+    return dict.fromkeys(states, 0) | _count_by(session, Delivery.state, Delivery.state.in_(states))
 
 
-def delivery_backlog(session: Session) -> Backlog:
-    """Deliveries whose next attempt is due and does not run yet."""
-    oldest_seconds = func.extract("epoch", NOW - func.min(Delivery.next_attempt_at))
-    query = select(func.count(), oldest_seconds).where(
-        Delivery.state.in_(sorted(DUE_STATES)),
-        Delivery.next_attempt_at <= NOW,
-        Delivery.lease_owner.is_(None),
-    )
-    count, seconds = session.execute(query).one()
-    return Backlog(count, float(seconds or 0))
+def delivery_backlog(session: Session) -> Any:
+    """Deliveries of adapters whose next attempt is due and does not run yet, as `webhook_backlog`."""
+    is_due = Delivery.state.in_(sorted(DUE_STATES))
+    return _backlog(session, Delivery.next_attempt_at, is_due, Delivery.lease_owner.is_(None))
 
 
 def failed_deliveries(session: Session, within: timedelta, limit: int) -> Sequence[Any]:
@@ -245,6 +222,21 @@ def _deliveries(session: Session, limit: int, *conditions: ColumnElement[bool]) 
         .limit(limit)
     )
     return session.execute(query).all()
+
+
+def _backlog(session: Session, due_at: InstrumentedAttribute[Any], *conditions: ColumnElement[bool]) -> Any:
+    oldest_seconds = func.coalesce(_age_seconds(func.min(due_at)), 0.0).label("oldest_seconds")
+    query = select(func.count().label("deliveries"), oldest_seconds).where(due_at <= NOW, *conditions)
+    return session.execute(query).one()
+
+
+def _count_by(session: Session, column: InstrumentedAttribute[Any], *conditions: ColumnElement[bool]) -> dict[str, int]:
+    query = select(column, func.count()).where(*conditions).group_by(column)
+    return {str(value): count for value, count in session.execute(query)}
+
+
+def _age_seconds(moment: Any) -> ColumnElement[float]:
+    return cast(func.extract("epoch", NOW - moment), Float)
 
 
 def _failed_within(within: timedelta) -> tuple[ColumnElement[bool], ColumnElement[bool]]:

@@ -8,12 +8,12 @@ from sqlalchemy.orm import Session
 from app.db.base_models import models
 from app.db.deliveries import deliveries
 from app.db.deliveries.deliveries import IS_AT_TARGET
+from app.db.operations.status import refuse_in_copy
 from app.db.tables import Checkpoint, Delivery, DeliveryTarget, Job
 from app.domain.error_text.json_text import as_json
 from app.errors import BadRequest
 from app.services.deliveries import targets
 from app.services.jobs.records import lock_files, select_checkpoint
-from app.services.operations.copies import refuse_in_copy
 from app.telemetry.tracing import link_to
 
 

@@ -53,52 +53,28 @@ def remember(url: str) -> None:
 
 
 class TestStart:
-    def test_the_url_leads_to_an_empty_database_of_a_supported_version(self, place: Path) -> None:
-        server = LocalPostgres(place / "pg")
+    def test_an_empty_database_on_a_socket_in_a_0700_directory_and_nothing_else_changes(
+        self, place: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """In a directory with blanks and quotes, from a shell with variables of PostgreSQL."""
+        for name, value in {"PGPORT": "1", "PGDATA": "/nowhere", "PGHOST": "nowhere"}.items():
+            monkeypatch.setenv(name, value)
+        directory = place / 'a "pg" & 50% é'
+        before, accounts = look_of(directory), Path("/etc/passwd").read_bytes()
+        server = LocalPostgres(directory)
         try:
             url = started(server)
             assert query(url, "SELECT current_setting('server_version_num')::int / 10000") == [18]
             assert query(url, "SELECT current_database()") == ["tunery"]
             assert query(url, "SELECT current_setting('fsync')") == ["on"]
-        finally:
-            server.stop()
-
-    def test_only_a_unix_socket_in_a_0700_directory_is_opened(self, place: Path) -> None:
-        server = LocalPostgres(place / "pg", throwaway=True)
-        try:
-            url = started(server)
             assert query(url, "SELECT current_setting('listen_addresses')") == [""]
             assert server.sockets.stat().st_mode & 0o777 == 0o700
             assert (server.sockets / ".s.PGSQL.5432").is_socket()
         finally:
             server.stop()
-
-    def test_nothing_above_its_directory_changes(self, place: Path) -> None:
-        before, accounts = look_of(place / "pg"), Path("/etc/passwd").read_bytes()
-        server = LocalPostgres(place / "pg", throwaway=True)
-        server.start()
-        server.stop()
-        assert look_of(place / "pg") == before
+        assert look_of(directory) == before
         assert Path("/etc/passwd").read_bytes() == accounts
-        assert os.listdir(place) == ["pg"]
-
-    def test_a_shell_with_postgresql_variables_does_not_disturb_it(
-        self, place: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        for name, value in {"PGPORT": "1", "PGDATA": "/nowhere", "PGHOST": "nowhere"}.items():
-            monkeypatch.setenv(name, value)
-        server = LocalPostgres(place / "pg", throwaway=True)
-        try:
-            assert query(started(server), "SELECT 1") == [1]
-        finally:
-            server.stop()
-
-    def test_a_directory_with_blanks_and_quotes_works(self, place: Path) -> None:
-        server = LocalPostgres(place / 'a "pg" & 50% é', throwaway=True)
-        try:
-            assert query(started(server), "SELECT 1") == [1]
-        finally:
-            server.stop()
+        assert os.listdir(place) == [directory.name]
 
     def test_an_interrupted_initdb_is_repeated(self, place: Path) -> None:
         half = place / "pg" / "data.new"

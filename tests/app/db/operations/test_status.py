@@ -36,8 +36,8 @@ def test_an_empty_service_has_nothing_to_report(sessions: Sessions, project: Pro
         assert status.leases(session) == (0, 0)
         assert status.oldest_snapshot_seconds(session) == 0
         assert status.longest_crash_streak(session) == 0
-        assert status.webhook_backlog(session) == status.Backlog(0, 0.0)
-        assert status.delivery_backlog(session) == status.Backlog(0, 0.0)
+        assert status.webhook_backlog(session) == (0, 0.0)
+        assert status.delivery_backlog(session) == (0, 0.0)
         assert status.deliveries_by_state(session) == {"pending": 0, "withdrawing": 0}
         assert not status.has_delivery_targets(session)
         assert [(each.name, each.stored_bytes) for each in status.storage_by_project(session)] == [("default", 0)]
@@ -108,7 +108,7 @@ def test_deliveries_are_due_until_they_are_claimed_and_fail_until_their_target_i
         assert (backlog.deliveries, 300 <= backlog.oldest_seconds < 400) == (1, True)
         deliveries.claim(session, 1, 60.0)
     with transaction(sessions) as session:
-        assert status.delivery_backlog(session) == status.Backlog(0, 0.0)
+        assert status.delivery_backlog(session) == (0, 0.0)
         assert status.deliveries_by_state(session) == {"pending": 1, "withdrawing": 0}
         assert status.retried_deliveries(session, 20) == []
         session.execute(update(Delivery).values(error="away", lease_expires_at=None))
