@@ -39,7 +39,8 @@ from app.domain.deliveries.targets import (
 )
 from app.log import get_logger
 from app.telemetry import metrics, tracing
-from worker.deliveries.engines import EngineTarget, PluginTarget, Sglang, SharedDirectoryTarget, Vllm
+from worker.deliveries.engine_server import Sglang, Vllm
+from worker.deliveries.engines import EngineTarget, PluginTarget, SharedDirectoryTarget
 from worker.deliveries.outbound import limited_connections, trust_database
 from worker.deliveries.targets import (
     CredentialsLost,
