@@ -304,11 +304,11 @@ class SharedDirectoryTarget(EngineTarget):
         self.refuse_incompatible(delivery)
         base = self.first_base()
         root = allowed_path(self.shared_path, self.allowed)
-        placed = place(root, delivery, adapter, self.destination.base_name or base.root)
-        path = self._engine_path(placed.relative_path)
+        version = place(root, delivery, adapter, self.destination.base_name or base.root)
+        path = self._engine_path(f"{VERSIONS}/{delivery.served_model}/{version}")
         served = self.on_every_server(lambda server: self.serve(server, delivery, path))
-        link(root, delivery.served_model, placed)
-        return delivered({"path": path, "root": self.shared_path, "version": placed.version}, served)
+        link(root, delivery.served_model, version)
+        return delivered({"path": path, "root": self.shared_path, "version": version}, served)
 
     def withdraw(self, delivery: Delivery) -> None:
         root = allowed_path(self.shared_path, self.allowed)
