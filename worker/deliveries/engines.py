@@ -21,8 +21,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from app.db.tables import Delivery
 from app.domain.deliveries.served_check import FAILING, ServedCheck, ServedReference, Verdict, explain, judge, unchecked
-from app.domain.deliveries.states import DeliveryState
-from app.domain.deliveries.targets import EngineDestination
+from app.domain.deliveries.targets import DeliveryState, EngineDestination
 from worker.deliveries.engine_server import (
     Engine,
     EngineModel,

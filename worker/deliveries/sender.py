@@ -26,9 +26,8 @@ from app.db.files import files
 from app.db.jobs import evaluations
 from app.db.operations import status
 from app.db.tables import Delivery, DeliveryTarget
-from app.domain.deliveries import states
-from app.domain.deliveries.states import DeliveryState
 from app.domain.deliveries.targets import (
+    DeliveryState,
     DirectoryDestination,
     HuggingFaceDestination,
     S3Destination,
@@ -36,6 +35,8 @@ from app.domain.deliveries.targets import (
     TargetKind,
     VllmDestination,
     parse_destination,
+    retry_delay_seconds,
+    withdrawal_delay_seconds,
 )
 from app.log import get_logger
 from app.telemetry import metrics, tracing
@@ -287,11 +288,11 @@ class DeliverySender:
         seconds: float | None
         match delivery.state:
             case DeliveryState.WITHDRAWING:
-                verb, seconds = "withdrawn", states.withdrawal_delay_seconds(delivery.tries, random.random())
+                verb, seconds = "withdrawn", withdrawal_delay_seconds(delivery.tries, random.random())
             case DeliveryState.DELIVERED:
                 verb, seconds = "found", self.settings.delivery_recheck_seconds
             case _:
-                verb, seconds = "delivered", states.retry_delay_seconds(delivery.tries, random.random())
+                verb, seconds = "delivered", retry_delay_seconds(delivery.tries, random.random())
         if error.location is not None:
             columns["location"] = error.location | {"served_model": delivery.served_model}
         if type(error) in UNCOUNTED_SECONDS:

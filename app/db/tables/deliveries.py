@@ -11,8 +11,7 @@ from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from app.db.tables.base import Base, now, sql_string_list
 from app.db.tables.jobs import Checkpoint, Job
-from app.domain.deliveries.states import DUE_STATES, DeliveryState
-from app.domain.deliveries.targets import TargetKind, TargetStatus
+from app.domain.deliveries.targets import DUE_STATES, DeliveryState, TargetKind, TargetStatus
 
 
 class DeliveryTarget(Base):

@@ -15,8 +15,9 @@ from app.db.deliveries.credentials import NoSecretKey
 from app.db.deliveries.deliveries import IS_AT_TARGET, TARGET_DELETED, TARGET_DELETED_BEFORE_WITHDRAWAL
 from app.db.ids import new_id
 from app.db.tables import Delivery, DeliveryTarget
-from app.domain.deliveries.states import DUE_STATES, DeliveryState
 from app.domain.deliveries.targets import (
+    DUE_STATES,
+    DeliveryState,
     TargetKind,
     TargetRules,
     credential_problems,

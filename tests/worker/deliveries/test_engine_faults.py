@@ -10,7 +10,7 @@ from sqlalchemy import select
 from app.db.deliveries import deliveries
 from app.db.engine import transaction
 from app.db.tables import Checkpoint, Delivery
-from app.domain.artifacts.compatibility import compatibility
+from app.domain.artifacts.engines import compatibility
 from app.domain.deliveries.served_check import ServedPrompt, Verdict, judge
 from app.domain.jobs.spec import LoraSpec
 from tests.dripping import dripping

@@ -16,7 +16,7 @@ from app.db.deliveries import deliveries
 from app.db.engine import transaction
 from app.db.jobs import checkpoints
 from app.db.tables import Checkpoint, ServedReferenceRow
-from app.domain.deliveries import states
+from app.domain.deliveries import targets
 from app.domain.deliveries.served_check import ReferencePrompt, ServedReference, Verdict
 from tests.engine_stand_in import BASE, BASE_ROOT, EngineStandIn, serving_engine
 from tests.worker.deliveries.conftest import REFERENCE, DeliveryHarness
@@ -385,7 +385,7 @@ class TestFaults:
             delivery.attempt_due()
             row = delivery.delivery(job)
             assert (row.state, "is not reachable" in (row.error or "")) == ("pending", True)
-            passed_seconds += states.retry_delay_seconds(row.tries, 0.0) or 0.0
+            passed_seconds += targets.retry_delay_seconds(row.tries, 0.0) or 0.0
             delivery.make_due()
         messages = [each for each in delivery.harness.messages(job) if "is not reachable" in each]
         assert len(messages) == 1  # the same reason is one event, not one for each attempt
@@ -516,7 +516,7 @@ class TestFaults:
         job, sender = delivery.finished_job("production"), delivery.sender
         right = sender.settings
         sender.settings = right.model_copy(update={"secret_keys": type(right.secret_keys)(keys)})
-        for _ in range(len(states.RETRY_SECONDS) + 2):
+        for _ in range(len(targets.RETRY_SECONDS) + 2):
             delivery.make_due()
             delivery.attempt_due()
         row = delivery.delivery(job)
@@ -532,7 +532,7 @@ class TestFaults:
     def test_the_last_attempt_fails_the_delivery(
         self, delivery: DeliveryHarness, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(states, "RETRY_SECONDS", (0.0,))
+        monkeypatch.setattr(targets, "RETRY_SECONDS", (0.0,))
         with serving_engine(EngineStandIn("vllm")) as server:
             pass
         delivery.target(delivery.engine_destination(server))

@@ -13,7 +13,7 @@ from pydantic import Field
 from app.api.schemas.common import Body, ListBody, WarningBody, unix_seconds
 from app.api.schemas.deliveries import DeliveryOfJob
 from app.api.schemas.jobs.evaluations import EvaluationError
-from app.domain.artifacts.compatibility import Compatibility, job_compatibility
+from app.domain.artifacts.engines import Compatibility, job_compatibility
 from app.domain.evaluations.summary import EvaluationSummary
 from app.domain.files.files import FileOrigin
 from app.domain.jobs.spec import Hyperparameters, LoraSpec, QuantizationSpec
