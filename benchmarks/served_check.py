@@ -28,8 +28,7 @@ from tests.engines.__main__ import PYTHON
 from tests.engines.vllm_server import EXAMPLE, VllmServer
 from tests.worker.trainer.helpers import make_spec, run_trainer
 from worker.deliveries import engine_server as by_answers
-from worker.deliveries.engine_server import Server
-from worker.deliveries.engines import Vllm
+from worker.deliveries.engine_server import Server, Vllm
 
 WEIGHTS = "adapter_model.safetensors"
 TIMEOUT_SECONDS = 600.0

@@ -9,14 +9,17 @@ its log-probabilities are comparable up to there.
 from __future__ import annotations
 
 import json
+import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import takewhile
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import httpx2
 
 from app.domain.deliveries.served_check import ReferencePrompt, ServedPrompt, ServedReference
+from app.domain.deliveries.targets import EngineDestination
 from worker.deliveries.outbound import limited_connections, refused_address
 from worker.deliveries.targets import DeliveryError
 
@@ -27,6 +30,14 @@ AWAY = "check that the server runs and that `urls` of the target has its address
 NOT_THE_ENGINE = "check that `urls` of the target has the address of the engine"
 SLOW = "lower its load, or raise TUNERY_DELIVERY_TIMEOUT_SECONDS of the delivery sender"
 TOP_LOGPROBS = 5  # the most that OpenAI's contract has
+NO_ADAPTER = "No adapter found"  # of vLLM's LoRAAdapterNotFoundError, which is a 404 as an unknown path of the API is
+NOT_SEEN = (
+    "the server does not see the files: mount `shared_path` there, or set `engine_path` of the target to the path that "
+    "it has there"
+)
+NOT_WHILE_IT_RUNS = (
+    "it cannot load adapters while it runs: start vLLM with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
+)
 OTHER = -1  # a token that no prompt expects
 # A server without the call, or one that refuses the field.
 NOT_SUPPORTED = frozenset({400, 404, 405, 422, 501})
@@ -80,7 +91,7 @@ class Server:
         with limited_connections(self._timeout_seconds) as limit:
             try:
                 with (
-                    httpx2.Client(timeout=timeout, trust_env=False, headers=self._headers) as client,
+                    httpx2.Client(timeout=timeout, trust_env=False, headers=self._headers, verify=_tls()) as client,
                     client.stream(method, self.url + path, json=body) as response,
                 ):
                     content = b""
@@ -109,6 +120,12 @@ class EngineRefusal(DeliveryError):
         self.status = status
 
 
+@cache
+def _tls() -> ssl.SSLContext:
+    """One for all requests: it reads the certificates of all authorities, which takes 10 ms."""
+    return httpx2.create_ssl_context(trust_env=False)
+
+
 def _message(content: bytes) -> str:
     """The message of an error in OpenAI's shape or SGLang's, else the body."""
     try:
@@ -120,23 +137,93 @@ def _message(content: bytes) -> str:
     return " ".join(str(text).split())[:MAX_MESSAGE_CHARACTERS]
 
 
-class PromptEngine(Protocol):
-    def prompt_logprobs(self, server: Server, base: str, adapter: str | None, prompt: Sequence[int]) -> list[Any]: ...
+def base_model(destination: EngineDestination, server: Server) -> EngineModel:
+    """The base model of a server: the named one, else its first."""
+    bases = [each for each in server.models() if not each.is_adapter]
+    for each in bases:
+        if destination.base_model in (None, each.id):
+            return each
+    names = ", ".join(each.id for each in bases) or "none"
+    wanted = "" if destination.base_model is None else f" {destination.base_model!r}"
+    raise DeliveryError(f"{server.url} serves no base model{wanted}; it serves: {names}")
 
-    def completion_model(self, base: str, adapter: str) -> dict[str, str]: ...
+
+def adapters(server: Server) -> dict[str, str]:
+    """{name: path} of the adapters that a server has loaded."""
+    return {each.id: each.root for each in server.models() if each.is_adapter}
+
+
+class Vllm:
+    name = "vLLM"
+
+    def load(self, server: Server, name: str, path: str) -> None:
+        try:
+            server.request("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": path})
+        except EngineRefusal as error:
+            if NO_ADAPTER in str(error):
+                raise DeliveryError(f"{error}; {NOT_SEEN}") from error
+            if error.status == 404:
+                raise DeliveryError(f"{error}; {NOT_WHILE_IT_RUNS}") from error
+            raise
+
+    def unload(self, server: Server, name: str) -> None:
+        server.request("POST", "/v1/unload_lora_adapter", {"lora_name": name})
+
+    def prompt_logprobs(self, server: Server, base: str, adapter: str | None, prompt: Sequence[int]) -> list[Any]:
+        """For each token (log-probability, most likely token); None for the first token.
+
+        Raises AttributeError, LookupError, TypeError or ValueError for a response without them. One prompt at a time:
+        vLLM 0.32.0 for CPUs, with LoRA enabled, ends with an error in `bgmv_shrink` if the log-probabilities of a
+        prompt are computed in a batch with another request.
+        """
+        body = {"model": adapter or base, "prompt": prompt, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 1}
+        (choice,) = server.request("POST", "/v1/completions", body)["choices"]
+        return [_of_vllm(entry, token) for entry, token in zip(choice["prompt_logprobs"], prompt, strict=True)]
+
+    def completion_model(self, _base: str, adapter: str) -> dict[str, str]:
+        """The fields of /v1/completions that name an adapter."""
+        return {"model": adapter}
+
+
+class Sglang:
+    name = "SGLang"
+
+    def load(self, server: Server, name: str, path: str) -> None:
+        server.request("POST", "/load_lora_adapter", {"lora_name": name, "lora_path": path})
+
+    def unload(self, server: Server, name: str) -> None:
+        server.request("POST", "/unload_lora_adapter", {"lora_name": name})
+
+    def prompt_logprobs(self, server: Server, _base: str, adapter: str | None, prompt: Sequence[int]) -> list[Any]:
+        """As `Vllm.prompt_logprobs`, by the native call: /v1/completions returns no log-probabilities of the prompt."""
+        body = {
+            "input_ids": prompt,
+            "sampling_params": {"max_new_tokens": 1, "temperature": 0},
+            "return_logprob": True,
+            "logprob_start_len": 0,
+            "top_logprobs_num": 1,
+            "lora_path": adapter,
+        }
+        return _of_sglang(server.request("POST", "/generate", body)["meta_info"])
+
+    def completion_model(self, base: str, adapter: str) -> dict[str, str]:
+        return {"model": base, "lora_path": adapter}
+
+
+Engine = Vllm | Sglang
 
 
 class _EngineAnswer(NamedTuple):
     """A greedy answer; `tokens` are the engine's texts of its tokens, `tops` {text: log-probability} by position."""
 
-    ids: list[int]
+    words: Sequence[object]  # what is compared: the ids of the tokens, or their texts in a chat
     tokens: list[str]
     logprobs: list[float]
     tops: list[dict[str, float]]
 
 
 def served_prompts(
-    engine: PromptEngine, server: Server, base: str, adapter: str, reference: ServedReference
+    engine: Engine, server: Server, base: str, adapter: str, reference: ServedReference
 ) -> list[ServedPrompt]:
     """The log-probabilities of the expected tokens under base model and adapter. Raises DeliveryError."""
     problems = []
@@ -160,7 +247,7 @@ def served_prompts(
 
 
 def by_teacher_forcing(
-    engine: PromptEngine, server: Server, base: str, adapter: str, prompt: ReferencePrompt
+    engine: Engine, server: Server, base: str, adapter: str, prompt: ReferencePrompt
 ) -> ServedPrompt:
     of_base = engine.prompt_logprobs(server, base, None, prompt.tokens)
     of_adapter = engine.prompt_logprobs(server, base, adapter, prompt.tokens)
@@ -171,7 +258,7 @@ def by_teacher_forcing(
     )
 
 
-def by_answers(engine: PromptEngine, server: Server, base: str, adapter: str, prompt: ReferencePrompt) -> ServedPrompt:
+def by_answers(engine: Engine, server: Server, base: str, adapter: str, prompt: ReferencePrompt) -> ServedPrompt:
     """The first answer of the conversation, up to where the engine's differs from the expected one."""
     start = prompt.positions[0]
     expected = [
@@ -181,18 +268,11 @@ def by_answers(engine: PromptEngine, server: Server, base: str, adapter: str, pr
     fields = {"prompt": prompt.tokens[:start], "max_tokens": len(expected)}
     of_base = _answer(server, {"model": base} | fields)
     of_adapter = _answer(server, engine.completion_model(base, adapter) | fields)
-    agreeing = _common_length(of_adapter.ids, expected)
-    return ServedPrompt(
-        _logprobs_of_base(of_base, of_adapter, min(_common_length(of_base.ids, of_adapter.ids) + 1, agreeing)),
-        of_adapter.logprobs[:agreeing],
-        of_adapter.ids[: agreeing + 1],
-        is_generated=True,
-        is_answer_of_base=of_base.ids == of_adapter.ids,
-        generated_effects=_effects(of_base, of_adapter, _common_length(of_base.ids, of_adapter.ids)),
-    )
+    agreeing = _common_length(of_adapter.words, expected)
+    return _generated(of_base, of_adapter, agreeing, of_adapter.words[: agreeing + 1])
 
 
-def by_chat(engine: PromptEngine, server: Server, base: str, adapter: str, prompt: ReferencePrompt) -> ServedPrompt:
+def by_chat(engine: Engine, server: Server, base: str, adapter: str, prompt: ReferencePrompt) -> ServedPrompt:
     """As `by_answers`, for messages; tokens are compared by their texts. Nothing where the messages are not known."""
     if not prompt.messages:
         return ServedPrompt([], [], [], is_generated=True, is_answer_of_base=True, is_chat=True)
@@ -206,14 +286,25 @@ def by_chat(engine: PromptEngine, server: Server, base: str, adapter: str, promp
     # was the expected one.
     if agreeing < min(len(of_adapter.tokens), len(prompt.answer)) and prompt.top[agreeing] == expected[agreeing]:
         top.append(OTHER)
+    return _generated(of_base, of_adapter, agreeing, top)._replace(is_chat=True)
+
+
+def _generated(of_base: _EngineAnswer, of_adapter: _EngineAnswer, agreeing: int, top: Sequence[Any]) -> ServedPrompt:
+    """Of generated answers, of which the adapter's agrees with the expected one in `agreeing` tokens.
+
+    At the first position at which base model and adapter differ, the base's value is among its most likely ones, or
+    below the last of them.
+    """
+    common = _common_length(of_base.words, of_adapter.words)
+    pairs = zip(of_base.tops[: min(common + 1, agreeing)], of_adapter.tokens, strict=False)
+    effects = zip(of_base.logprobs[:common], of_adapter.logprobs, strict=False)
     return ServedPrompt(
-        _logprobs_of_base(of_base, of_adapter, min(_common_length(of_base.tokens, of_adapter.tokens) + 1, agreeing)),
+        [tops.get(token, min(tops.values())) for tops, token in pairs],
         of_adapter.logprobs[:agreeing],
         top,
         is_generated=True,
-        is_answer_of_base=of_base.tokens == of_adapter.tokens,
-        is_chat=True,
-        generated_effects=_effects(of_base, of_adapter, _common_length(of_base.tokens, of_adapter.tokens)),
+        is_answer_of_base=of_base.words == of_adapter.words,
+        generated_effects=[abs(base - adapter) for base, adapter in effects],
     )
 
 
@@ -222,7 +313,8 @@ def _chat_answer(server: Server, fields: dict[str, Any]) -> _EngineAnswer:
     (choice,) = server.request("POST", "/v1/chat/completions", fields | options)["choices"]
     found = choice["logprobs"]["content"]
     tops = [{top["token"]: top["logprob"] for top in each["top_logprobs"]} for each in found]
-    return _EngineAnswer([], [each["token"] for each in found], [each["logprob"] for each in found], tops)
+    tokens = [each["token"] for each in found]
+    return _EngineAnswer(tokens, tokens, [each["logprob"] for each in found], tops)
 
 
 def _answer(server: Server, fields: dict[str, Any]) -> _EngineAnswer:
@@ -230,24 +322,24 @@ def _answer(server: Server, fields: dict[str, Any]) -> _EngineAnswer:
     (choice,) = server.request("POST", "/v1/completions", fields | options)["choices"]
     found = choice["logprobs"]
     answer = _EngineAnswer(choice["token_ids"], found["tokens"], found["token_logprobs"], found["top_logprobs"])
-    if not len(answer.ids) == len(answer.tokens) == len(answer.logprobs) == len(answer.tops):
+    if not len(answer.words) == len(answer.tokens) == len(answer.logprobs) == len(answer.tops):
         raise ValueError("token_ids and logprobs have different lengths")
     return answer
 
 
-def _logprobs_of_base(of_base: _EngineAnswer, of_adapter: _EngineAnswer, count: int) -> list[float]:
-    """The base's log-probabilities of the first `count` tokens of the adapter's answer, fewer if its own is shorter.
-
-    At the first position at which base model and adapter differ, the base's value is among its most likely ones, or
-    below the last of them.
-    """
-    pairs = zip(of_base.tops[:count], of_adapter.tokens, strict=False)
-    return [tops.get(token, min(tops.values())) for tops, token in pairs]
-
-
-def _effects(of_base: _EngineAnswer, of_adapter: _EngineAnswer, count: int) -> list[float]:
-    return [abs(base - adapter) for base, adapter in zip(of_base.logprobs[:count], of_adapter.logprobs, strict=False)]
-
-
 def _common_length(left: Sequence[object], right: Sequence[object]) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(left, right, strict=False)))
+
+
+def _of_vllm(entry: Mapping[str, Any] | None, token: int) -> tuple[float, int] | None:
+    """An entry has the token of the prompt, and the most likely one with rank 1; a tie has two of them."""
+    if entry is None:
+        return None
+    top = [int(id) for id, found in entry.items() if found["rank"] == 1]
+    return float(entry[str(token)]["logprob"]), top[0]
+
+
+def _of_sglang(meta_info: Mapping[str, Any]) -> list[tuple[float, int] | None]:
+    """`input_token_logprobs` has (log-probability, token, text); the most likely tokens are beside it."""
+    pairs = zip(meta_info["input_token_logprobs"], meta_info["input_top_logprobs"], strict=True)
+    return [None if not tops else (float(each[0]), int(tops[0][1])) for each, tops in pairs]

@@ -21,9 +21,16 @@ from typing import Any, NamedTuple, TypeVar
 
 from app.db.tables import Delivery
 from app.domain.deliveries.served_check import FAILING, ServedCheck, ServedReference, Verdict, explain, judge, unchecked
-from app.domain.deliveries.states import DeliveryState
-from app.domain.deliveries.targets import EngineDestination
-from worker.deliveries.engine_server import EngineModel, EngineRefusal, Server, served_prompts
+from app.domain.deliveries.targets import DeliveryState, EngineDestination
+from worker.deliveries.engine_server import (
+    Engine,
+    EngineModel,
+    EngineRefusal,
+    Server,
+    adapters,
+    base_model,
+    served_prompts,
+)
 from worker.deliveries.targets import (
     VERSIONS,
     Delivered,
@@ -36,14 +43,6 @@ from worker.deliveries.targets import (
     versions_of,
 )
 
-NO_ADAPTER = "No adapter found"  # of vLLM's LoRAAdapterNotFoundError, which is a 404 as an unknown path of the API is
-NOT_SEEN = (
-    "the server does not see the files: mount `shared_path` there, or set `engine_path` of the target to the path that "
-    "it has there"
-)
-NOT_WHILE_IT_RUNS = (
-    "it cannot load adapters while it runs: start vLLM with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
-)
 WITHOUT_PLUGIN = (
     "install the plugin tunery-vllm there, with TUNERY_BASE_URL of this server and a TUNERY_API_KEY of the adapter's "
     "project, or give the target a shared_path; the log of vLLM says why it was not found"
@@ -57,66 +56,6 @@ NO_RECORD_OF_RESULT = (
     "the trainer recorded no log-probabilities in this job, as those of earlier releases and of quantized experts; "
     "compare some of its answers yourself"
 )
-
-
-class Vllm:
-    name = "vLLM"
-
-    def load(self, server: Server, name: str, path: str) -> None:
-        try:
-            server.request("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": path})
-        except EngineRefusal as error:
-            if NO_ADAPTER in str(error):
-                raise DeliveryError(f"{error}; {NOT_SEEN}") from error
-            if error.status == 404:
-                raise DeliveryError(f"{error}; {NOT_WHILE_IT_RUNS}") from error
-            raise
-
-    def unload(self, server: Server, name: str) -> None:
-        server.request("POST", "/v1/unload_lora_adapter", {"lora_name": name})
-
-    def prompt_logprobs(self, server: Server, base: str, adapter: str | None, prompt: Sequence[int]) -> list[Any]:
-        """For each token (log-probability, most likely token); None for the first token.
-
-        Raises AttributeError, LookupError, TypeError or ValueError for a response without them. One prompt at a time:
-        vLLM 0.32.0 for CPUs, with LoRA enabled, ends with an error in `bgmv_shrink` if the log-probabilities of a
-        prompt are computed in a batch with another request.
-        """
-        body = {"model": adapter or base, "prompt": prompt, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 1}
-        (choice,) = server.request("POST", "/v1/completions", body)["choices"]
-        return [_of_vllm(entry, token) for entry, token in zip(choice["prompt_logprobs"], prompt, strict=True)]
-
-    def completion_model(self, _base: str, adapter: str) -> dict[str, str]:
-        """The fields of /v1/completions that name an adapter."""
-        return {"model": adapter}
-
-
-class Sglang:
-    name = "SGLang"
-
-    def load(self, server: Server, name: str, path: str) -> None:
-        server.request("POST", "/load_lora_adapter", {"lora_name": name, "lora_path": path})
-
-    def unload(self, server: Server, name: str) -> None:
-        server.request("POST", "/unload_lora_adapter", {"lora_name": name})
-
-    def prompt_logprobs(self, server: Server, _base: str, adapter: str | None, prompt: Sequence[int]) -> list[Any]:
-        """As `Vllm.prompt_logprobs`, by the native call: /v1/completions returns no log-probabilities of the prompt."""
-        body = {
-            "input_ids": prompt,
-            "sampling_params": {"max_new_tokens": 1, "temperature": 0},
-            "return_logprob": True,
-            "logprob_start_len": 0,
-            "top_logprobs_num": 1,
-            "lora_path": adapter,
-        }
-        return _of_sglang(server.request("POST", "/generate", body)["meta_info"])
-
-    def completion_model(self, base: str, adapter: str) -> dict[str, str]:
-        return {"model": base, "lora_path": adapter}
-
-
-Engine = Vllm | Sglang
 
 
 class Served(NamedTuple):
@@ -288,31 +227,6 @@ def delivered(location: dict[str, Any], served: Sequence[Served]) -> Delivered:
     return Delivered(location, worst, max(each.gap_seconds for each in served))
 
 
-def _of_vllm(entry: Mapping[str, Any] | None, token: int) -> tuple[float, int] | None:
-    """An entry has the token of the prompt, and the most likely one with rank 1; a tie has two of them."""
-    if entry is None:
-        return None
-    top = [int(id) for id, found in entry.items() if found["rank"] == 1]
-    return float(entry[str(token)]["logprob"]), top[0]
-
-
-def _of_sglang(meta_info: Mapping[str, Any]) -> list[tuple[float, int] | None]:
-    """`input_token_logprobs` has (log-probability, token, text); the most likely tokens are beside it."""
-    pairs = zip(meta_info["input_token_logprobs"], meta_info["input_top_logprobs"], strict=True)
-    return [None if not tops else (float(each[0]), int(tops[0][1])) for each, tops in pairs]
-
-
-def base_model(destination: EngineDestination, server: Server) -> EngineModel:
-    """The base model of a server: the named one, else its first."""
-    bases = [each for each in server.models() if not each.is_adapter]
-    for each in bases:
-        if destination.base_model in (None, each.id):
-            return each
-    names = ", ".join(each.id for each in bases) or "none"
-    wanted = "" if destination.base_model is None else f" {destination.base_model!r}"
-    raise DeliveryError(f"{server.url} serves no base model{wanted}; it serves: {names}")
-
-
 def _has_had(delivery: Delivery, other: Delivery) -> bool:
     """Whether the target of a delivery has had `other` under its name until now."""
     is_delivered = other.state == DeliveryState.DELIVERED and other.id != delivery.id
@@ -322,11 +236,6 @@ def _has_had(delivery: Delivery, other: Delivery) -> bool:
 def _paths(delivery: Delivery) -> set[str]:
     location = delivery.location or {}
     return {*location.get("paths", {}).values(), location.get("path", "")}
-
-
-def adapters(server: Server) -> dict[str, str]:
-    """{name: path} of the adapters that a server has loaded."""
-    return {each.id: each.root for each in server.models() if each.is_adapter}
 
 
 @dataclass(frozen=True)
@@ -394,11 +303,11 @@ class SharedDirectoryTarget(EngineTarget):
         self.refuse_incompatible(delivery)
         base = self.first_base()
         root = allowed_path(self.shared_path, self.allowed)
-        placed = place(root, delivery, adapter, self.destination.base_name or base.root)
-        path = self._engine_path(placed.relative_path)
+        version = place(root, delivery, adapter, self.destination.base_name or base.root)
+        path = self._engine_path(f"{VERSIONS}/{delivery.served_model}/{version}")
         served = self.on_every_server(lambda server: self.serve(server, delivery, path))
-        link(root, delivery.served_model, placed)
-        return delivered({"path": path, "root": self.shared_path, "version": placed.version}, served)
+        link(root, delivery.served_model, version)
+        return delivered({"path": path, "root": self.shared_path, "version": version}, served)
 
     def withdraw(self, delivery: Delivery) -> None:
         root = allowed_path(self.shared_path, self.allowed)

@@ -95,8 +95,11 @@ def guard_connections(networks: Sequence[Network]) -> Iterator[None]:
     def resolve_checked(host: Any, *arguments: Any, **keywords: Any) -> Any:
         found = resolve(host, *arguments, **keywords)
         if not getattr(_thread, "is_trusted", False):
+            name = host.decode() if isinstance(host, bytes) else host
             for entry in found:
-                _check(host, str(entry[4][0]), networks)
+                text = refused_address_text(name, [str(entry[4][0])], networks, "TUNERY_DELIVERY_ALLOWED_NETWORKS")
+                if text is not None:
+                    raise RefusedAddress(text)
         return found
 
     socket.getaddrinfo = resolve_checked
@@ -141,10 +144,3 @@ def refused_address(error: BaseException) -> RefusedAddress | None:
         seen.add(id(cause))
         causes += [cause.__cause__, cause.__context__]
     return None
-
-
-def _check(host: Any, address: str, networks: Sequence[Network]) -> None:
-    name = host.decode() if isinstance(host, bytes) else host
-    text = refused_address_text(name, [address], networks, "TUNERY_DELIVERY_ALLOWED_NETWORKS")
-    if text is not None:
-        raise RefusedAddress(text)

@@ -26,9 +26,8 @@ from app.db.jobs import evaluations, leases
 from app.db.jobs.leases import FencedError
 from app.db.operations import status
 from app.db.tables import Delivery, DeliveryTarget, File
-from app.domain.deliveries import states
-from app.domain.deliveries.states import DeliveryState
 from app.domain.deliveries.targets import (
+    DeliveryState,
     DirectoryDestination,
     HuggingFaceDestination,
     S3Destination,
@@ -36,12 +35,15 @@ from app.domain.deliveries.targets import (
     TargetKind,
     VllmDestination,
     parse_destination,
+    retry_delay_seconds,
+    withdrawal_delay_seconds,
 )
 from app.domain.evaluations.summary import DeliveryVerdict
 from app.log import get_logger
 from app.system.host import boottime_seconds
 from app.telemetry import metrics, tracing
-from worker.deliveries.engines import EngineTarget, PluginTarget, Sglang, SharedDirectoryTarget, Vllm
+from worker.deliveries.engine_server import Sglang, Vllm
+from worker.deliveries.engines import EngineTarget, PluginTarget, SharedDirectoryTarget
 from worker.deliveries.outbound import limited_connections, trust_database
 from worker.deliveries.targets import (
     CredentialsLost,
@@ -273,11 +275,11 @@ class DeliverySender:
         seconds: float | None
         match delivery.state:
             case DeliveryState.WITHDRAWING:
-                verb, seconds = "withdrawn", states.withdrawal_delay_seconds(delivery.tries, random.random())
+                verb, seconds = "withdrawn", withdrawal_delay_seconds(delivery.tries, random.random())
             case DeliveryState.DELIVERED:
                 verb, seconds = "found", self.settings.delivery_recheck_seconds
             case _:
-                verb, seconds = "delivered", states.retry_delay_seconds(delivery.tries, random.random())
+                verb, seconds = "delivered", retry_delay_seconds(delivery.tries, random.random())
         if error.location is not None:
             columns["location"] = error.location | {"served_model": delivery.served_model}
         if type(error) in UNCOUNTED_SECONDS:

@@ -16,9 +16,10 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from app.db.tables import Delivery, File
 from app.domain.deliveries.served_check import ServedCheck
@@ -111,11 +112,6 @@ def address_adapter(directory: Path, model: str, base_name: str, **entries: str)
     return write_manifest(directory, manifest | {"fine_tuned_model": model} | entries)
 
 
-class Placed(NamedTuple):
-    version: str
-    relative_path: str  # of the version, below the target's path
-
-
 @dataclass(frozen=True)
 class DirectoryTarget:
     destination: DirectoryDestination
@@ -124,9 +120,9 @@ class DirectoryTarget:
     def deliver(self, delivery: Delivery, adapter: Path) -> Delivered:
         base_name = self.destination.base_name or delivery.job.base_model
         root = allowed_path(self.destination.path, self.allowed)
-        placed = place(root, delivery, adapter, base_name)
-        link(root, delivery.served_model, placed)
-        return Delivered({"path": str(root / delivery.served_model), "version": placed.version})
+        version = place(root, delivery, adapter, base_name)
+        link(root, delivery.served_model, version)
+        return Delivered({"path": str(root / delivery.served_model), "version": version})
 
     def withdraw(self, delivery: Delivery) -> None:
         remove(allowed_path(self.destination.path, self.allowed), delivery)
@@ -145,8 +141,8 @@ def allowed_path(path: str, allowed: Sequence[str]) -> Path:
     return real
 
 
-def place(root: Path, delivery: Delivery, adapter: Path, base_name: str) -> Placed:
-    """Store the files as a version; nothing names it yet. Raises DeliveryError."""
+def place(root: Path, delivery: Delivery, adapter: Path, base_name: str) -> str:
+    """Store the files as a version, and return it; nothing names it yet. Raises DeliveryError."""
     version = address_adapter(adapter, delivery.model, base_name)[:VERSION_CHARACTERS]
     versions = root / VERSIONS / delivery.served_model
     try:
@@ -165,10 +161,10 @@ def place(root: Path, delivery: Delivery, adapter: Path, base_name: str) -> Plac
                 raise
     except OSError as error:
         raise _not_writable(root, error) from error
-    return Placed(version, f"{VERSIONS}/{delivery.served_model}/{version}")
+    return version
 
 
-def link(root: Path, name: str, placed: Placed) -> None:
+def link(root: Path, name: str, version: str) -> None:
     """Make a version the current one, and remove old ones. Raises DeliveryError."""
     path = root / name
     if os.path.lexists(path) and not path.is_symlink():
@@ -176,9 +172,11 @@ def link(root: Path, name: str, placed: Placed) -> None:
     try:
         temporary = root / f".{name}.new"
         temporary.unlink(missing_ok=True)
-        temporary.symlink_to(placed.relative_path)
+        temporary.symlink_to(f"{VERSIONS}/{name}/{version}")
         os.replace(temporary, path)
-        _remove_old_versions(root / VERSIONS / name, placed.version)
+        others = [path for path in (root / VERSIONS / name).iterdir() if path.is_dir() and path.name != version]
+        for old in sorted(others, key=lambda each: each.stat().st_mtime, reverse=True)[KEPT_VERSIONS - 1 :]:
+            shutil.rmtree(old)
     except OSError as error:
         raise _not_writable(root, error) from error
 
@@ -207,19 +205,12 @@ def remove(root: Path, delivery: Delivery) -> None:
 def versions_of(root: Path, delivery: Delivery) -> list[str]:
     """The stored versions that are this adapter, and not another one under the same name. Raises OSError."""
     versions = root / VERSIONS / delivery.served_model
-    found = [path for path in versions.iterdir() if path.is_dir()] if versions.is_dir() else []
-    return [
-        path.name
-        for path in found
-        if path.name == (delivery.location or {}).get("version") or _is_of(path, delivery.model)
-    ]
-
-
-def _is_of(version: Path, model: str) -> bool:
-    try:
-        return bool(read_manifest(version).get("fine_tuned_model") == model)
-    except ManifestMismatch:
-        return False
+    delivered, found = (delivery.location or {}).get("version"), []
+    for path in filter(Path.is_dir, versions.iterdir() if versions.is_dir() else ()):
+        with suppress(ManifestMismatch):
+            if path.name == delivered or read_manifest(path).get("fine_tuned_model") == delivery.model:
+                found.append(path.name)
+    return found
 
 
 def _own(versions: Path, delivery: Delivery) -> None:
@@ -238,12 +229,6 @@ def _own(versions: Path, delivery: Delivery) -> None:
                 f"{delivery.served_model} in this directory belongs to the delivery target {owner}, perhaps of another "
                 "Tunery server; choose another path or served_model"
             ) from None
-
-
-def _remove_old_versions(versions: Path, current: str) -> None:
-    others = [path for path in versions.iterdir() if path.is_dir() and path.name != current]
-    for path in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)[KEPT_VERSIONS - 1 :]:
-        shutil.rmtree(path)
 
 
 def _not_writable(root: Path, error: OSError) -> DeliveryError:

@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field
 from app.api.schemas.common import Body, ListBody, Strict, WarningBody, unix_seconds
 from app.api.schemas.deliveries import DeliveryOfJob
 from app.api.schemas.evaluations import EvaluationError
-from app.domain.artifacts.compatibility import Compatibility, job_compatibility
+from app.domain.artifacts.engines import Compatibility, job_compatibility
 from app.domain.evaluations.summary import EvaluationSummary
 from app.domain.files import FileOrigin
 from app.domain.jobs.create_job import CreateJob, Metadata, Priority

@@ -18,8 +18,7 @@ from app.db.jobs import leases
 from app.db.jobs.events import append_event, next_event_seq
 from app.db.jobs.leases import FencedError, Lease
 from app.db.tables import Checkpoint, Delivery, DeliveryTarget, Job, ServedReferenceRow
-from app.domain.deliveries.states import DeliveryState
-from app.domain.deliveries.targets import ENGINES, ONE_ADAPTER
+from app.domain.deliveries.targets import ENGINES, ONE_ADAPTER, DeliveryState
 
 TARGET_DELETED = "the target was deleted"
 TARGET_DELETED_BEFORE_WITHDRAWAL = (

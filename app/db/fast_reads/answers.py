@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.db.fast_reads.pool import AsyncConnections
-from app.domain.deliveries.states import DeliveryState
-from app.domain.deliveries.targets import ENGINES
+from app.domain.deliveries.targets import ENGINES, DeliveryState
 
 # An `ft:` model of the project or shared with it, or a base model that is offered to it, by its name or an alias.
 USABLE_MODEL = """

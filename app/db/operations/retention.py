@@ -31,7 +31,7 @@ from app.db.tables import (
     TunedModel,
 )
 from app.domain.artifacts.exports import FINISHED, UNFINISHED
-from app.domain.deliveries.states import DeliveryState
+from app.domain.deliveries.targets import DeliveryState
 from app.domain.evaluations import spec as evaluation_states
 from app.domain.jobs.states import TERMINAL
 from app.domain.operations.retention import RetentionKind

@@ -23,7 +23,7 @@ from app.db.tables import (
     WebhookEndpoint,
 )
 from app.domain.artifacts.exports import UNFINISHED
-from app.domain.deliveries.states import DUE_STATES, DeliveryState
+from app.domain.deliveries.targets import DUE_STATES, DeliveryState
 from app.domain.jobs.states import TERMINAL, Desired, JobState
 from app.errors import BadRequest
 

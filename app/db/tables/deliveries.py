@@ -23,8 +23,7 @@ from app.db.tables.base import (
     sql_string_list,
 )
 from app.db.tables.jobs import Checkpoint, Job
-from app.domain.deliveries.states import DUE_STATES, DeliveryState
-from app.domain.deliveries.targets import TargetKind, TargetStatus
+from app.domain.deliveries.targets import DUE_STATES, DeliveryState, TargetKind, TargetStatus
 
 
 class DeliveryTarget(Base):

@@ -119,36 +119,30 @@ class ServedCheck(BaseModel):
 
 def judge(reference: ServedReference, served: Sequence[ServedPrompt]) -> ServedCheck:
     """Compare the engine's log-probabilities with the trainer's."""
-    pairs = list(zip(reference.prompts, served, strict=True))
-    differences = [
-        abs(ours - theirs)
-        for prompt, found in pairs
-        for ours, theirs in zip(prompt.adapter, found.adapter, strict=not found.is_generated)
-    ]
-    effects = [  # (the trainer's, the engine's) where the engine's is known
-        (abs(base - adapter), abs(served_base - served_adapter))
-        for prompt, found in pairs
-        for base, adapter, served_base, served_adapter in zip(
-            prompt.base, prompt.adapter, found.base, found.adapter, strict=not found.is_generated
-        )
-    ]
-    agreeing = [
-        ours == theirs
-        for prompt, found in pairs
-        for ours, theirs in zip(prompt.top, found.top, strict=not found.is_generated)
-    ]
+    differences, effects, agreeing = [], [], []
+    for prompt, found in zip(reference.prompts, served, strict=True):
+        is_whole = not found.is_generated  # else it may end early
+        tuned = list(zip(prompt.adapter, found.adapter, strict=is_whole))
+        base = zip(prompt.base, found.base, strict=is_whole)
+        differences += [abs(ours - theirs) for ours, theirs in tuned]
+        # (the trainer's, the engine's) where the engine's is known
+        effects += [
+            (abs(ours - our_tuned), abs(theirs - their_tuned))
+            for (ours, theirs), (our_tuned, their_tuned) in zip(base, tuned, strict=is_whole)
+        ]
+        agreeing += [float(ours == theirs) for ours, theirs in zip(prompt.top, found.top, strict=is_whole)]
     is_generated = any(found.is_generated for found in served)
     method: Literal["answer", "chat"] = "chat" if any(found.is_chat for found in served) else "answer"
     check = ServedCheck(
         verdict=Verdict.UNCLEAR,
-        prompts=len(pairs),
+        prompts=len(served),
         tokens=len(differences),
         noise=reference.noise,
         trainer_effect=_mean([ours for ours, _ in effects]) if effects else reference.effect,
         engine_effect=_mean([theirs for _, theirs in effects]),
         difference=_mean(differences),
         largest_difference=max(differences, default=0.0),
-        top1_agreement=_mean(list(map(float, agreeing))),
+        top1_agreement=_mean(agreeing),
         method=method if is_generated else "prompt",
     )
     if is_generated and len(differences) < MIN_ANSWER_TOKENS:

@@ -16,8 +16,9 @@ from app.db.deliveries.deliveries import IS_AT_TARGET, TARGET_DELETED, TARGET_DE
 from app.db.ids import new_id
 from app.db.jobs import leases
 from app.db.tables import Delivery, DeliveryTarget
-from app.domain.deliveries.states import DUE_STATES, DeliveryState
 from app.domain.deliveries.targets import (
+    DUE_STATES,
+    DeliveryState,
     TargetKind,
     TargetRules,
     credential_problems,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,20 @@ import pytest
 from cryptography.fernet import Fernet
 from sqlalchemy import func, select, update
 
+from app.db.base_models import models as registry
 from app.db.deliveries import credentials as encryption
 from app.db.deliveries import deliveries
 from app.db.engine import transaction
-from app.db.jobs import checkpoints
+from app.db.jobs import claims
+from app.db.jobs.leases import lease_of
 from app.db.tables import Checkpoint, Delivery, DeliveryTarget, Job
 from app.domain.deliveries.served_check import ReferencePrompt, ServedReference
+from app.domain.jobs.states import Reason
 from app.services import base_models
 from app.settings import Settings
-from app.system.artifact_directory import write_manifest
+from app.system.artifact_directory import read_manifest, write_manifest
 from tests.engine_stand_in import EngineStandIn
-from tests.factories import expire_leases, make_target, reap_expired
+from tests.factories import expire_leases, make_file, make_job, make_target, reap_expired, start_job, validate_job
 from tests.worker.fake_trainer import TrainerPlan
 from tests.worker.worker_harness import WorkerHarness
 from worker.deliveries.outbound import guard_connections
@@ -48,9 +52,9 @@ def unsaved_delivery(
     return Delivery(target_id=target_id, model=model, served_model=served_model or model, location=location, **rows)
 
 
-def adapter(directory: Path) -> Path:
+def adapter(directory: Path, config: Mapping[str, Any] = {"base_model_name_or_path": "other"}) -> Path:
     directory.mkdir()
-    (directory / "adapter_config.json").write_text('{"base_model_name_or_path": "other"}')
+    (directory / "adapter_config.json").write_text(json.dumps(config))
     (directory / "adapter_model.safetensors").write_bytes(b"weights")
     write_manifest(directory, {"step": 1})
     return directory
@@ -94,17 +98,43 @@ class DeliveryHarness:
         urls = [server.url for server in engines]
         return {"kind": engines[0].kind, "urls": urls, "shared_path": str(self.shared)} | changes
 
-    def finished_job(self, *deliver_to: str, reference: ServedReference | None = None) -> Job:
+    def trained_job(self, *deliver_to: str) -> Job:
+        """A job that a worker has run to its end, with a trainer that trains nothing."""
         with transaction(self.harness.sessions) as session:
             job = self.harness.create_queued_job()
             session.execute(update(Job).where(Job.id == job.id).values(deliver_to=list(deliver_to)))
         self.harness.run_next_job(TrainerPlan(steps=1))
-        job = self.harness.job(job)
-        if reference is not None:
-            with transaction(self.harness.sessions) as session:
-                (result,) = checkpoints.kept(session, job.id)
+        return self.harness.job(job)
+
+    def finished_job(self, *deliver_to: str, reference: ServedReference | None = None) -> Job:
+        """A job with a result, as a worker would have left it."""
+        storage, project = self.harness.resources.storage, self.harness.project
+        with transaction(self.harness.sessions) as session:
+            make_job(session, project, make_file(session, storage, project)).deliver_to = list(deliver_to)
+            validate_job(session)
+            job = start_job(session)
+            directory = adapter(self.shared.parent / f"result-of-{job.id}", {"r": 16})
+            parts = [
+                make_file(session, storage, project, path.read_bytes(), "fine-tune-results", path.name, job)
+                for path in directory.iterdir()
+            ]
+            name, manifest = f"ft:{job.base_model}:tunery::{job.id[-8:]}", read_manifest(directory)
+            rows = {"file_ids": [part.id for part in parts], "archive_file_id": parts[0].id, "manifest": manifest}
+            of_job = {"project_id": project.id, "job_id": job.id, "attempt": job.attempt}
+            result = Checkpoint(step_number=1, name=name, metrics={"step": 1}, **of_job, **rows)
+            session.add(result)
+            session.flush()
+            registry.add_tuned(session, job, result)
+            columns = {
+                "fine_tuned_model": name,
+                "adapter_sha256": parts[0].sha256,
+                "adapter_archive_file_id": parts[0].id,
+            }
+            job = claims.finish_held_attempt(session, lease_of(job), Reason.DONE, "The job has ended", **columns)
+            deliveries.create_for_result(session, job, result)
+            if reference is not None:
                 deliveries.add_reference(session, result, reference.model_dump(mode="json"))
-        return job
+        return self.harness.job(job)
 
     def attempt_due(self) -> None:
         """Carry out every delivery that is due now."""

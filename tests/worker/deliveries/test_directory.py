@@ -21,7 +21,7 @@ from worker.deliveries.targets import KEPT_VERSIONS, OWNER, VERSIONS
 
 def test_a_finished_job_is_delivered_with_the_name_of_its_base_model(delivery: DeliveryHarness) -> None:
     delivery.target({"kind": "directory", "path": str(delivery.shared)})
-    job = delivery.finished_job("production")
+    job = delivery.trained_job("production")
     assert delivery.delivery(job).state == "pending"
     delivery.attempt_due()
     row, name = delivery.delivery(job), job.fine_tuned_model or ""

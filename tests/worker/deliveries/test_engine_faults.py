@@ -10,13 +10,16 @@ from sqlalchemy import select
 from app.db.deliveries import deliveries
 from app.db.engine import transaction
 from app.db.tables import Checkpoint, Delivery
-from app.domain.artifacts.compatibility import compatibility
+from app.domain.artifacts.engines import compatibility
 from app.domain.deliveries.served_check import ServedPrompt, Verdict, judge
 from app.domain.jobs.spec import LoraSpec
 from tests.dripping import dripping
 from tests.engine_stand_in import EngineStandIn, serving_engine
 from tests.worker.deliveries.conftest import REFERENCE, DeliveryHarness
 from worker.deliveries.engines import Served, delivered
+
+OTHER_FORMS = ("{}", '{"data": null}', '{"data": [{"object": "model"}]}', "[]")
+SGLANG_TOO = ["vllm", pytest.param("sglang", marks=pytest.mark.extended("the same through SGLang's own calls"))]
 
 
 def fail_checks(server: EngineStandIn, status: int, body: Any) -> None:
@@ -59,7 +62,7 @@ class TestServers:
         assert "check that the server runs" in (delivery.delivery(job).error or "")
 
 
-@pytest.mark.parametrize("kind", ["vllm", "sglang"])
+@pytest.mark.parametrize("kind", SGLANG_TOO)
 def test_two_targets_of_one_engine_serve_one_adapter_under_their_names(delivery: DeliveryHarness, kind: Any) -> None:
     with serving_engine(EngineStandIn(kind, REFERENCE)) as engine:
         delivery.target(delivery.engine_destination(engine))
@@ -85,7 +88,7 @@ def test_of_several_checks_the_one_that_is_not_the_same_is_shown() -> None:
 
 
 class TestCheck:
-    @pytest.mark.parametrize("kind", ["vllm", "sglang"])
+    @pytest.mark.parametrize("kind", SGLANG_TOO)
     @pytest.mark.parametrize("status", [200, 500])
     @pytest.mark.parametrize("served_model", [None, "bot"])
     def test_what_cannot_be_checked_is_not_served(
@@ -144,7 +147,11 @@ class TestOtherAnswers:
 
     @pytest.mark.parametrize(
         "answer",
-        ["<html>hello</html>", "{}", '{"data": null}', '{"data": ["x"]}', '{"data": [{"object": "model"}]}', "[]"],
+        [
+            "<html>hello</html>",
+            '{"data": ["x"]}',
+            *(pytest.param(each, marks=pytest.mark.extended("another form")) for each in OTHER_FORMS),
+        ],
     )
     def test_are_named_with_what_to_check(self, delivery: DeliveryHarness, answer: str) -> None:
         with (

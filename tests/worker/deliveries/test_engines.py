@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 from cryptography.fernet import Fernet
@@ -16,17 +16,25 @@ from app.db.deliveries import deliveries
 from app.db.engine import transaction
 from app.db.jobs import checkpoints
 from app.db.tables import Checkpoint, ServedReferenceRow
-from app.domain.deliveries import states
+from app.domain.deliveries import targets
 from app.domain.deliveries.served_check import ReferencePrompt, ServedReference, Verdict
 from tests.engine_stand_in import BASE, BASE_ROOT, EngineStandIn, serving_engine
 from tests.worker.deliveries.conftest import REFERENCE, DeliveryHarness
 from worker.deliveries.outbound import guard_connections
 
 OTHER_KEY = Fernet.generate_key().decode()
-KINDS: tuple[Literal["vllm", "sglang"], ...] = ("vllm", "sglang")
+KINDS = ("vllm", "sglang")
 
 
 @pytest.fixture(params=KINDS)
+def each_kind(request: pytest.FixtureRequest) -> Iterator[EngineStandIn]:
+    with serving_engine(EngineStandIn(request.param, REFERENCE)) as server:
+        yield server
+
+
+@pytest.fixture(
+    params=["vllm", pytest.param("sglang", marks=pytest.mark.extended("the same through SGLang's own calls"))]
+)
 def server(request: pytest.FixtureRequest) -> Iterator[EngineStandIn]:
     with serving_engine(EngineStandIn(request.param, REFERENCE)) as server:
         yield server
@@ -40,15 +48,15 @@ def vllm() -> Iterator[EngineStandIn]:
 
 class TestDelivery:
     def test_the_engine_serves_the_adapter_and_is_checked(
-        self, delivery: DeliveryHarness, server: EngineStandIn
+        self, delivery: DeliveryHarness, each_kind: EngineStandIn
     ) -> None:
-        delivery.target(delivery.engine_destination(server))
+        delivery.target(delivery.engine_destination(each_kind))
         job = delivery.finished_job("production", reference=REFERENCE)
         delivery.attempt_due()
         row, name = delivery.delivery(job), job.fine_tuned_model or ""
         assert (row.state, row.error) == ("delivered", None)
-        assert server.loaded == {name: (row.location or {})["path"]}
-        assert server.configs[name]["base_model_name_or_path"] == (BASE_ROOT if server.kind == "vllm" else BASE)
+        assert each_kind.loaded == {name: (row.location or {})["path"]}
+        assert each_kind.configs[name]["base_model_name_or_path"] == (BASE_ROOT if each_kind.kind == "vllm" else BASE)
         check = row.served_check or {}
         assert (check["verdict"], check["difference"], check["tokens"]) == ("same", 0.0, 3)
         assert delivery.harness.messages(job)[-1] == f"Delivered to production as {name} (check: same)"
@@ -99,23 +107,25 @@ class TestDelivery:
         delivery.attempt_due()
         assert server.calls == ["/v1/models"]
 
-    def test_it_is_unloaded_when_its_model_is_deleted(self, delivery: DeliveryHarness, server: EngineStandIn) -> None:
-        delivery.target(delivery.engine_destination(server))
+    def test_it_is_unloaded_when_its_model_is_deleted(
+        self, delivery: DeliveryHarness, each_kind: EngineStandIn
+    ) -> None:
+        delivery.target(delivery.engine_destination(each_kind))
         job = delivery.finished_job("production")
         delivery.attempt_due()
         delivery.delete_model(job)
         delivery.attempt_due()
-        assert server.loaded == {}
+        assert each_kind.loaded == {}
         assert delivery.delivery(job).state == "withdrawn"
 
     def test_one_served_name_is_replaced_after_a_check_under_another_name(
-        self, delivery: DeliveryHarness, server: EngineStandIn
+        self, delivery: DeliveryHarness, each_kind: EngineStandIn
     ) -> None:
         """vLLM's `load_inplace` leaves no gap, but then reads the adapter from disk at each step."""
-        delivery.target(delivery.engine_destination(server), served_model="bot")
+        delivery.target(delivery.engine_destination(each_kind), served_model="bot")
         delivery.finished_job("production", reference=REFERENCE)
         delivery.attempt_due()
-        first, respond, steps = server.loaded["bot"], server.respond, []
+        first, respond, steps = each_kind.loaded["bot"], each_kind.respond, []
 
         def record(method: str, path: str, body: dict[str, Any], key: str | None) -> tuple[int, Any]:
             doing = next((each for each in ("unload", "load") if f"/{each}_lora" in path), "check")
@@ -124,11 +134,11 @@ class TestDelivery:
             assert "load_inplace" not in body
             return respond(method, path, body, key)
 
-        server.respond = record  # type: ignore[method-assign]
+        each_kind.respond = record  # type: ignore[method-assign]
         job = delivery.finished_job("production", reference=REFERENCE)
         delivery.attempt_due()
-        assert list(server.loaded) == ["bot"]
-        assert server.loaded["bot"] == (delivery.delivery(job).location or {})["path"] != first
+        assert list(each_kind.loaded) == ["bot"]
+        assert each_kind.loaded["bot"] == (delivery.delivery(job).location or {})["path"] != first
         name = job.fine_tuned_model
         assert [step for step, _ in groupby(steps)] == [
             ("load", name), ("check", name), ("unload", "bot"), ("load", "bot"), ("check", "bot"), ("unload", name),
@@ -208,9 +218,9 @@ class TestCheck:
         assert all(each.get("bot") != served["bot"] for each in refused)  # it was replaced, or at least unloaded
 
     def test_an_adapter_that_the_engine_scales_wrongly_is_not_delivered(
-        self, delivery: DeliveryHarness, server: EngineStandIn
+        self, delivery: DeliveryHarness, each_kind: EngineStandIn
     ) -> None:
-        delivery.target(delivery.engine_destination(server))
+        delivery.target(delivery.engine_destination(each_kind))
         job = delivery.finished_job("production")
         entry = {
             "ok": False,
@@ -219,12 +229,12 @@ class TestCheck:
         }
         with transaction(delivery.harness.sessions) as session:
             checkpoint = session.get_one(Checkpoint, delivery.delivery(job).checkpoint_id)
-            checkpoint.manifest = checkpoint.manifest | {"compatibility": {server.kind: entry}}
+            checkpoint.manifest = checkpoint.manifest | {"compatibility": {each_kind.kind: entry}}
         delivery.attempt_due()
         row = delivery.delivery(job)
         assert row.state == "failed"
         assert 'POST /v1/fine_tuning/jobs/x/exports {"type": "merged"}' in (row.error or "")
-        assert server.calls == []
+        assert each_kind.calls == []
 
 
 class TestCheckByAnswers:
@@ -262,9 +272,9 @@ class TestCheckByAnswers:
         return row.state, row.served_check or {}
 
     def test_the_first_answer_is_compared_with_the_expected_one(
-        self, delivery: DeliveryHarness, server: EngineStandIn
+        self, delivery: DeliveryHarness, each_kind: EngineStandIn
     ) -> None:
-        state, check = self.check(delivery, server)
+        state, check = self.check(delivery, each_kind)
         assert (state, check["verdict"], check["method"], check["difference"]) == ("delivered", "same", "answer", 0)
         assert check["tokens"] == 3 * 12  # without the second answer of the conversation
         assert check["engine_effect"] == pytest.approx(check["trainer_effect"])  # where the base is known: two tokens
@@ -287,9 +297,9 @@ class TestCheckByAnswers:
         assert (state, check["verdict"], check["tokens"]) == ("delivered", Verdict.UNCLEAR, 0)
 
     def test_a_chat_is_compared_where_nothing_else_is_answered(
-        self, delivery: DeliveryHarness, server: EngineStandIn
+        self, delivery: DeliveryHarness, each_kind: EngineStandIn
     ) -> None:
-        state, check = self.check(delivery, server, is_chat_only=True)
+        state, check = self.check(delivery, each_kind, is_chat_only=True)
         assert (state, check["verdict"], check["method"], check["difference"]) == ("delivered", "same", "chat", 0)
         assert check["tokens"] == 3 * 12
         assert check["engine_effect"] == pytest.approx(check["trainer_effect"])
@@ -375,7 +385,7 @@ class TestFaults:
             delivery.attempt_due()
             row = delivery.delivery(job)
             assert (row.state, "is not reachable" in (row.error or "")) == ("pending", True)
-            passed_seconds += states.retry_delay_seconds(row.tries, 0.0) or 0.0
+            passed_seconds += targets.retry_delay_seconds(row.tries, 0.0) or 0.0
             delivery.make_due()
         messages = [each for each in delivery.harness.messages(job) if "is not reachable" in each]
         assert len(messages) == 1  # the same reason is one event, not one for each attempt
@@ -506,7 +516,7 @@ class TestFaults:
         job, sender = delivery.finished_job("production"), delivery.sender
         right = sender.settings
         sender.settings = right.model_copy(update={"secret_keys": type(right.secret_keys)(keys)})
-        for _ in range(len(states.RETRY_SECONDS) + 2):
+        for _ in range(len(targets.RETRY_SECONDS) + 2):
             delivery.make_due()
             delivery.attempt_due()
         row = delivery.delivery(job)
@@ -522,7 +532,7 @@ class TestFaults:
     def test_the_last_attempt_fails_the_delivery(
         self, delivery: DeliveryHarness, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(states, "RETRY_SECONDS", (0.0,))
+        monkeypatch.setattr(targets, "RETRY_SECONDS", (0.0,))
         with serving_engine(EngineStandIn("vllm")) as server:
             pass
         delivery.target(delivery.engine_destination(server))

@@ -10,7 +10,7 @@ import pytest
 
 from app.db.engine import transaction
 from app.db.tables import Checkpoint, Job
-from app.domain.artifacts.compatibility import compatibility
+from app.domain.artifacts.engines import compatibility
 from app.domain.jobs.spec import LoraSpec
 from tests.engine_stand_in import EngineStandIn, serving_engine
 from tests.worker.deliveries.conftest import REFERENCE, DeliveryHarness

@@ -72,7 +72,10 @@ def test_what_a_killed_sender_had_begun_is_done_by_another_one_after_its_lease(
     assert list(served.loaded) == [job.fine_tuned_model]
 
 
-@pytest.mark.parametrize(("difference", "state"), [(0.0, "delivered"), (0.1, "failed")])
+@pytest.mark.parametrize(
+    ("difference", "state"),
+    [(0.0, "delivered"), pytest.param(0.1, "failed", marks=pytest.mark.extended("kills a sender once more"))],
+)
 def test_a_served_name_that_a_killed_sender_has_unloaded_gets_the_adapter_before_and_then_the_new_one(
     delivery: DeliveryHarness, served: EngineStandIn, tmp_path: Path, difference: float, state: str
 ) -> None:

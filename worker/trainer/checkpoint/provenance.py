@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from app.domain.artifacts.compatibility import compatibility
-from app.domain.artifacts.engines import class_features
+from app.domain.artifacts.engines import class_features, compatibility
 from app.domain.jobs.events import Started
 from app.domain.jobs.spec import QuantizationSpec, RunSpec, TrainerSpec
 from worker.trainer.distributed import parallel

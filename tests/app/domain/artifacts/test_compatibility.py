@@ -7,8 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.domain.artifacts.compatibility import PEFT_RELEASE, Compatibility, compatibility, job_compatibility
-from app.domain.artifacts.engines import VLLM_MAX_LORA_RANKS, Engine, class_features, incompatibilities
+from app.domain.artifacts.engines import (
+    PEFT_RELEASE,
+    VLLM_MAX_LORA_RANKS,
+    Compatibility,
+    Engine,
+    class_features,
+    compatibility,
+    incompatibilities,
+    job_compatibility,
+)
 from app.domain.jobs.spec import LoraSpec
 
 KEYS = {Engine.VLLM: "vllm", Engine.SGLANG: "sglang", Engine.LLAMA_CPP: "llama_cpp", Engine.OLLAMA: "ollama"}

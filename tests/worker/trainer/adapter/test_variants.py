@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from app.domain.artifacts.compatibility import compatibility
+from app.domain.artifacts.engines import compatibility
 from app.domain.jobs.events import Command, Done, SnapshotSaved
 from app.domain.jobs.spec import QuantizationSpec
 from app.domain.jobs.states import ExitCode

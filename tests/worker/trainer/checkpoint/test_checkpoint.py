@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from app.domain.artifacts.compatibility import compatibility
+from app.domain.artifacts.engines import compatibility
 from app.domain.jobs.events import CheckpointSaved
 from app.domain.jobs.spec import LoraSpec
 from app.system import artifact_directory

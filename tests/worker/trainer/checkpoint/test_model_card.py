@@ -18,8 +18,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from typer.testing import CliRunner
 
 from app.cli.main import app as command_line
-from app.domain.artifacts.compatibility import compatibility
-from app.domain.artifacts.engines import VLLM_MAX_LORA_RANKS, Engine, incompatibilities, largest_rank
+from app.domain.artifacts.engines import VLLM_MAX_LORA_RANKS, Engine, compatibility, incompatibilities, largest_rank
 from app.domain.jobs.spec import LoraSpec
 from tests.worker.trainer import plain_peft
 from tests.worker.trainer.helpers import make_spec, run_trainer

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from app.domain.artifacts.compatibility import compatibility
+from app.domain.artifacts.engines import compatibility
 from app.domain.jobs.spec import QuantizationSpec
 from app.domain.jobs.states import Reason
 from tests.worker.trainer.helpers import FLOAT32, load_tiny_base, make_one_step, make_spec, prepare

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from app.domain.artifacts.compatibility import compatibility
+from app.domain.artifacts.engines import compatibility
 from app.domain.jobs.events import CheckpointSaved, Done, Message, Metric
 from app.system import artifact_directory
 from app.system.tokenizer_files import load_renderer
