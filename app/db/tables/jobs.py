@@ -86,7 +86,7 @@ class Job(Base):
         ),
     )
 
-    id: Mapped[Key]
+    id: Mapped[str] = mapped_column(primary_key=True)  # assigned, as the training time below refers to it
     seq: Mapped[Seq]
     project_id: Mapped[ProjectId]
     created_at: Mapped[Time]

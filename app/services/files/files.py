@@ -7,7 +7,7 @@ import hashlib
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -184,20 +184,29 @@ def ingest_file(
         line_count=check_content(new.purpose, lambda: staged.path.open("rb"), staged.size_bytes, max_line_bytes, check),
     )
     storage.put(file.storage_key, staged.path)
-    inserted = False
+    with inserting(sessions, storage, file.storage_key) as session:
+        before_insert(session)
+        insert_file(session, file, new.expires_after)
+        after_insert(session, file)
+    return file
+
+
+@contextlib.contextmanager
+def inserting(sessions: Sessions, storage: Storage, key: str) -> Iterator[Session]:
+    """The transaction that inserts the row of a stored object, which is deleted if the row is not inserted.
+
+    After the insert, the commit may have succeeded without a response, so the object must stay. Without a row it is
+    invisible, and the cleanup deletes it.
+    """
+    is_inserted = False
     try:
         with transaction(sessions) as session:
-            before_insert(session)
-            insert_file(session, file, new.expires_after)
-            after_insert(session, file)
-            inserted = True
+            yield session
+            is_inserted = True
     except BaseException:
-        # After the insert, the commit may have succeeded without a response, so the content must stay. Without a row it
-        # is invisible, and the cleanup deletes it.
-        if not inserted:
-            discard_object(storage, file.storage_key)
+        if not is_inserted:
+            discard_object(storage, key)
         raise
-    return file
 
 
 def discard_object(storage: Storage, key: str) -> None:
