@@ -27,9 +27,8 @@ from app.db.tables import File, Upload, UploadPart
 from app.domain.files import UploadStatus
 from app.errors import BadRequest
 from app.services.datasets.check_process import Check
-from app.services.datasets.line_check import check_content
 from app.services.files import files, uploads
-from app.services.files.files import discard_object, inserting
+from app.services.files.files import check_content, discard_object, inserting
 from app.storage import Storage
 
 if TYPE_CHECKING:

@@ -22,6 +22,7 @@ from app.domain.jobs.spec import JobSpec
 from app.errors import BadRequest, NotFound, NotPermitted, combine_errors
 from app.services import base_models
 from app.services.deliveries import targets
+from app.services.jobs.records import trained_base
 
 
 def build_job(
@@ -162,12 +163,9 @@ def _find_parent_adapter(session: Session, project_id: str, name: str) -> tuple[
         checkpoint.file_ids
     ):
         raise _cannot_continue(name, "files of its adapter were deleted")
-    base = models.get_base(session, project_id, job.base_model)
-    if base is None:
-        raise _cannot_continue(name, f"its base model {as_json(job.base_model)} is not registered any more")
-    trained_on = checkpoint.manifest.get("base_model", {}).get("manifest_sha256", base.manifest_sha256)
-    if trained_on != base.manifest_sha256:
-        raise _cannot_continue(name, f"the files registered as {as_json(base.name)} are not those it was trained on")
+    base = trained_base(session, project_id, job, checkpoint)
+    if isinstance(base, str):
+        raise _cannot_continue(name, base)
     return base, ParentAdapter(name, JobSpec.model_validate(job.spec).lora)
 
 
