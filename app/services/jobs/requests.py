@@ -24,6 +24,18 @@ from app.services import base_models
 from app.services.deliveries import targets
 from app.services.jobs.records import trained_base
 
+# The fields of a create body that a job stores, and their columns. A clone repeats them.
+COLUMNS = {
+    "training_file": "training_file_id",
+    "validation_file": "validation_file_id",
+    "suffix": "suffix",
+    "metadata": "user_metadata",
+    "priority": "priority",
+    "urgent": "is_urgent",
+    "worker_labels": "worker_labels",
+    "deliver_to": "deliver_to",
+}
+
 
 def build_job(
     session: Session,
@@ -70,18 +82,14 @@ def build_job(
     warnings = [request_warning("without_effect", text) for text in request.without_effect]
     if len({file.sha256 for file in files_by_param.values()}) < len(files_by_param):
         warnings.append(request_warning("same_file", SAME_FILE))
+    given = {column: value for name, column in COLUMNS.items() if (value := getattr(request, name)) is not None}
+    given["worker_labels"] = sorted(set(request.worker_labels or ()))
+    given["deliver_to"] = [target.name for target in deliver_to]
     return Job(
+        **given,
         project_id=project_id,
         base_model=base.name,
         spec=spec.model_dump(mode="json"),
-        training_file_id=request.training_file,
-        validation_file_id=request.validation_file,
-        suffix=request.suffix,
-        user_metadata=request.metadata,
-        priority=request.priority or 0,
-        is_urgent=request.urgent or False,
-        worker_labels=sorted(set(request.worker_labels or ())),
-        deliver_to=[target.name for target in deliver_to],
         cloned_from=original.id if original else None,
         request=dict(body),
         warnings=warnings,
@@ -107,19 +115,10 @@ def require_fine_tune_purpose(file: File, validation_file: File | None, param: s
 
 def _parse_clone(session: Session, original: Job, overrides: Mapping[str, Any]) -> tuple[CreateJob, list[BadRequest]]:
     """As `parse_clone`. Raises BadRequest also for each deleted file that the clone takes from the original."""
-    ids = {"training_file": original.training_file_id, "validation_file": original.validation_file_id}
-    settings = settings_of_spec(
-        JobSpec.model_validate(original.spec),
-        suffix=original.suffix,
-        metadata=original.user_metadata,
-        priority=original.priority,
-        urgent=original.is_urgent,
-        worker_labels=original.worker_labels,
-        deliver_to=original.deliver_to,
-        **ids,
-    )
-    parsed, problems = parse_clone(settings, overrides)
-    inherited = {name: file_id for name, file_id in ids.items() if file_id and getattr(parsed, name) == file_id}
+    stored = {name: getattr(original, column) for name, column in COLUMNS.items()}
+    parsed, problems = parse_clone(settings_of_spec(JobSpec.model_validate(original.spec), **stored), overrides)
+    files_of = {name: stored[name] for name in ("training_file", "validation_file") if stored[name]}
+    inherited = {name: file_id for name, file_id in files_of.items() if getattr(parsed, name) == file_id}
     existing = files.get_visible(session, list(inherited.values()))
     deleted = [
         BadRequest(
