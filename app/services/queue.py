@@ -10,23 +10,30 @@ from sqlalchemy import Row, case, func, select, text
 from sqlalchemy.orm import Session
 
 from app.db.base_models import models
+from app.db.jobs import reads
 from app.db.scheduling import fair_queue, workers
 from app.db.scheduling.fair_queue import SECONDS_LEFT
 from app.db.tables import Evaluation, Job, QueuePlace, Worker
+from app.db.tables.base import core_table
 from app.domain.evaluations.spec import UNFINISHED
 from app.domain.jobs.states import Desired, JobState
 
 SHOWN_STATES = {"validating": JobState.VALIDATING, "waiting": JobState.QUEUED, "running": JobState.RUNNING}
 RUNNING = f"""
 WITH moment AS MATERIALIZED (SELECT clock_timestamp() AS now)
-SELECT job.id, job.project_id, job.base_model, job.priority, job.is_urgent, job.worker_labels, job.lease_owner,
-  job.phase, job.yield_requested_at IS NOT NULL AS gives_way, attempt.started_at,
+SELECT job.*, job.yield_requested_at IS NOT NULL AS gives_way, attempt.started_at AS attempt_started_at,
   moment.now + {SECONDS_LEFT} * interval '1 second' AS expected_finish_at
 FROM moment, attempts AS attempt JOIN jobs AS job ON job.id = attempt.job_id
 WHERE NOT attempt.is_counted AND attempt.kind = 'train' AND attempt.ended_at IS NULL AND job.state = 'running'
   AND (CAST(:project_id AS text) IS NULL OR job.project_id = :project_id)
 ORDER BY attempt.started_at, job.seq
 """
+
+WAITING = (
+    reads.JOB.with_only_columns(*core_table(Job).c, *reads.PLACE)
+    .where(Job.state == JobState.QUEUED, Job.desired == Desired.RUN)
+    .order_by(QueuePlace.position.nulls_last(), Job.seq)
+)
 
 
 def view_workers(session: Session, project_id: str, is_admin: bool) -> list[Worker]:
@@ -86,20 +93,10 @@ def _running(session: Session, project_id: str | None) -> list[Row[Any]]:
 
 
 def _waiting(session: Session, project_id: str | None, limit: int) -> Sequence[Any]:
-    """(job, forecast) of the waiting jobs of a project, or of all: in the order of the forecast, then those created
-    since, which are last until the next forecast."""
-    after_last = select(func.coalesce(func.max(QueuePlace.position), 0) + 1).scalar_subquery()
-    position = func.coalesce(QueuePlace.position, after_last).label("position")
-    query = (
-        select(Job, position, QueuePlace.expected_start_at, QueuePlace.waiting_for)
-        .outerjoin(QueuePlace, QueuePlace.job_id == Job.id)
-        .where(Job.state == JobState.QUEUED, Job.desired == Desired.RUN)
-        .order_by(QueuePlace.position.nulls_last(), Job.seq)
-        .limit(limit)
-    )
-    if project_id is not None:
-        query = query.where(Job.project_id == project_id)
-    return session.execute(query).all()
+    """The waiting jobs of a project, or of all, with their forecast: in its order, then those created since, which are
+    last until the next forecast."""
+    query = WAITING if project_id is None else WAITING.where(Job.project_id == project_id)
+    return session.execute(query.limit(limit)).all()
 
 
 def _lease_owners(session: Session, table: type[Job | Evaluation]) -> dict[str, tuple[str, str]]:

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from app.api.auth import CallerDep
-from app.api.dependencies import AppState, AppStateDep, SessionDep
+from app.api.dependencies import AppStateDep, SessionDep
 from app.api.idempotency import IdempotentRequestDep, IdempotentRoute
 from app.api.openapi import responses
 from app.api.schemas.common import Deleted
@@ -28,10 +28,9 @@ from app.errors import BadRequest
 from app.services.access.idempotency import fingerprint_of
 from app.services.datasets import profile
 from app.services.datasets.check_process import Check
-from app.services.datasets.line_check import is_long
-from app.services.datasets.profile import ProfileInputs, ProfileRequest
+from app.services.datasets.profile import ProfileInputs
 from app.services.files import files
-from app.services.files.files import NewFile, StagedFile
+from app.services.files.files import NewFile, StagedFile, is_long
 from app.services.resources import Page
 
 # OpenAI's purposes, of files that clients upload and of files that a service creates.
@@ -196,14 +195,12 @@ async def validate_file(
 
     The rules are those of a job's validation. Nothing is created.
     """
-    profile_request = ProfileRequest(model, validation_file, method, context_length, rows)
-    inputs = await app_state.check_limiter.run_query(
-        caller.key_id, partial(_load_inputs, app_state, caller.project_id, file_id, profile_request)
-    )
+
+    def load_inputs() -> ProfileInputs:
+        given = (model, validation_file, method, context_length, rows)
+        with transaction(app_state.sessions) as session:
+            return profile.load_inputs(session, app_state.settings, caller.project_id, file_id, *given)
+
+    inputs = await app_state.check_limiter.run_query(caller.key_id, load_inputs)
     work = partial(profile.make_profile, app_state.storage, inputs)
     return FileReportBody.of(await app_state.check_limiter.run(request, caller.key_id, profile.is_long(inputs), work))
-
-
-def _load_inputs(app_state: AppState, project_id: str, file_id: str, profile_request: ProfileRequest) -> ProfileInputs:
-    with transaction(app_state.sessions) as session:
-        return profile.load_inputs(session, app_state.settings, project_id, file_id, profile_request)

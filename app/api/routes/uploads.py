@@ -23,9 +23,8 @@ from app.domain.files import MAX_PART_BYTES, MAX_PARTS
 from app.errors import BadRequest
 from app.services.access.idempotency import fingerprint_of
 from app.services.datasets.check_process import Check
-from app.services.datasets.line_check import is_long
 from app.services.files import upload_completion, uploads
-from app.services.files.files import StagedFile
+from app.services.files.files import StagedFile, is_long
 from app.services.files.upload_completion import part_digests
 
 router = APIRouter(prefix="/v1/uploads", tags=["Uploads"], route_class=IdempotentRoute)

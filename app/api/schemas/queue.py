@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, AliasPath, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from app.api.schemas.common import Body, ListBody, UnixTime
 from app.db.tables import Evaluation, Worker
@@ -99,7 +99,7 @@ class RunningBody(Body):
     """Whether the job is urgent."""
     phase: str | None
     """The current stage; null: not known yet."""
-    started_at: UnixTime
+    started_at: UnixTime = Field(validation_alias="attempt_started_at")
     """When this attempt started, in seconds since 1970."""
     expected_finish: UnixTime = Field(validation_alias="expected_finish_at")
     """By the job's own estimate, else by its plan; in seconds since 1970."""
@@ -107,33 +107,29 @@ class RunningBody(Body):
     """Whether it is being preempted: it stops at its next step for an urgent job and resumes later."""
 
 
-def _of_job(column: str) -> Any:
-    return Field(validation_alias=AliasPath("Job", column))
-
-
 class WaitingBody(Body):
-    id: str = _of_job("id")
-    project_id: str = _of_job("project_id")
+    id: str
+    project_id: str
     """The project of the job."""
-    model: str = _of_job("base_model")
+    model: str = Field(validation_alias="base_model")
     """The base model."""
-    position: int
+    position: int = Field(validation_alias="queue_position")
     """The position over all projects; 1 is next. A new job is last until the next forecast."""
     expected_start: UnixTime | None = Field(validation_alias="expected_start_at")
     """A forecast, in seconds since 1970; null: no worker can run it, or there is no forecast yet."""
     waiting_for: str | None
     """What no live worker offers, or that the job waits for a whole GPU, in a sentence; null if a worker can run it."""
-    phase: str | None = _of_job("phase")
+    phase: str | None
     """`waiting_for_storage` after an attempt that found a full disk, with an automatic retry; else null."""
-    priority: int = _of_job("priority")
+    priority: int
     """Order among the queued jobs of its project: higher runs first."""
-    urgent: bool = _of_job("is_urgent")
+    urgent: bool = Field(validation_alias="is_urgent")
     """Whether it runs before all jobs that are not urgent."""
-    worker_labels: list[str] = _of_job("worker_labels")
+    worker_labels: list[str]
     """Only a worker with all of these labels runs it."""
-    planned_seconds: float | None = _of_job("planned_seconds")
+    planned_seconds: float | None
     """The estimated duration of training; null until it is known."""
-    created_at: UnixTime = _of_job("created_at")
+    created_at: UnixTime
 
 
 class QueuedEvaluation(Body):

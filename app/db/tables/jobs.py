@@ -98,7 +98,7 @@ class Job(Leased, Base):
         ),
     )
 
-    id: Mapped[Key]  # named by the column properties below
+    id: Mapped[str] = mapped_column(primary_key=True)  # assigned, as the training time below refers to it
     seq: Mapped[Seq]
     project_id: Mapped[ProjectId]
     created_at: Mapped[Time]

@@ -184,14 +184,9 @@ def json_type(value: Any) -> str:
     return names.get(type(value), "number")
 
 
-def quote(text: str) -> str:
-    """A string in JSON's quotes for a message, cut after 40 characters."""
-    return json.dumps(text if len(text) <= 40 else text[:40] + "…")
-
-
 def quote_all(words: Iterable[str], limit: int = 8) -> str:
     """Keys or roles for a message: sorted, quoted, at most `limit` of them."""
-    return ", ".join(quote(word) for word in sorted(words)[:limit]) or "none"
+    return ", ".join(quoted(word) for word in sorted(words)[:limit]) or "none"
 
 
 def _parse_line(number: int, line: bytes) -> Line | Finding:
@@ -232,7 +227,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
         repeated = first_repeated(name for name, _ in pairs)
-        raise LineError(f"the key {quote(repeated)} appears twice in one object; keep one of them")
+        raise LineError(f"the key {quoted(repeated)} appears twice in one object; keep one of them")
     return value
 
 

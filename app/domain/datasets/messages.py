@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from app.domain.datasets.jsonl import Finding, LineError, json_type, parse_value, quote, quote_all
+from app.domain.datasets.jsonl import Finding, LineError, json_type, parse_value, quote_all
+from app.domain.error_text.json_text import quoted
 
 OR_TEXT_PARTS = (
     ' or a list of parts such as {"type": "text", "text": "..."}, as trainings, evaluations and trial answers '
@@ -145,7 +146,7 @@ def _problem_text(problem: ErrorDetails, message: Mapping[str, Any]) -> str:
     if kind == "extra_forbidden":
         allowed = MESSAGE_BY_ROLE[message["role"]].model_fields
         more = f"; allowed are {quote_all(allowed, limit=len(allowed))}" if len(problem["loc"]) == 1 else ""
-        return f"contains an extra key {quote(path)}{more}"
+        return f"contains an extra key {quoted(path)}{more}"
     if kind == "missing":
         return f"{path} is missing"
     if kind == "literal_error":
@@ -163,7 +164,7 @@ def _path(steps: Iterable[int | str]) -> str:
 def _value_text(value: Any) -> str:
     """A string or number as JSON, and only the type of an array or object."""
     if isinstance(value, str):
-        return quote(value)
+        return quoted(value)
     return f"a JSON {json_type(value)}" if isinstance(value, dict | list) else json.dumps(value)
 
 
@@ -172,14 +173,14 @@ def _content_problem(content: Any) -> str:
         return f"is a JSON {json_type(content)}"
     part_types = (part.get("type") for part in content if isinstance(part, dict))
     other = next((kind for kind in part_types if isinstance(kind, str) and kind != "text"), None)
-    return f"has a part of the type {quote(other)}" if other else "has an invalid part"
+    return f"has a part of the type {quoted(other)}" if other else "has an invalid part"
 
 
 def _role_problem(role: Any) -> str:
     if role is None:
         return "has no role"
     if isinstance(role, str):
-        return f"has the unknown role {quote(role)}"
+        return f"has the unknown role {quoted(role)}"
     return f"has a role that is a JSON {json_type(role)}"
 
 
@@ -202,7 +203,7 @@ def conversation_findings(
             yield from _call_findings(line, name, message, ids)
         elif message["role"] == "tool" and message["tool_call_id"] not in ids:
             text = (
-                f"{name}: tool_call_id is {quote(message['tool_call_id'])}, but the calls before it have the ids "
+                f"{name}: tool_call_id is {quoted(message['tool_call_id'])}, but the calls before it have the ids "
                 f"{quote_all(islice(ids, SHOWN_IDS))}; give the id of the call that it answers, or remove the message"
             )
             yield Finding(line, text, "unknown_tool_call_id")
@@ -256,7 +257,7 @@ def _call_findings(line: int, name: str, message: Mapping[str, Any], ids: dict[s
         if problem := _arguments_problem(call["function"]["arguments"]):
             yield Finding(line, f"{path}.function.arguments {problem}", "invalid_arguments")
         if call["id"] in ids:
-            text = f"{path}.id is {quote(call['id'])}, which an earlier call of this line has; give each its own id"
+            text = f"{path}.id is {quoted(call['id'])}, which an earlier call of this line has; give each its own id"
             yield Finding(line, text, "duplicate_call_id")
         ids[call["id"]] = None
     if (call := message.get("function_call")) and (problem := _arguments_problem(call["arguments"])):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -155,6 +155,11 @@ SamplePrompts = Annotated[tuple[SamplePrompt, ...], Field(max_length=MAX_SAMPLE_
 
 
 class JobSpec(Frozen):
+    # Not among the parameters of a job: names and notes of the request, and what follows from other fields.
+    NOTES: ClassVar = frozenset(
+        {"version", "model_alias", "file_origins", "dtype_is_free", "layer_patterns", "line_rules"}
+    )
+
     version: Literal[1] = SPEC_VERSION
     base_model: str
     # The name in the request, if it is an alias of the base model. Stored only then: workers of a release without

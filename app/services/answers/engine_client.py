@@ -19,10 +19,9 @@ from app.domain.answers.engine_answers import MAX_ANSWER_BYTES, engine_json
 from app.settings import Settings
 
 
-class CheckedNetwork(httpcore2.AsyncNetworkBackend):
+class CheckedNetwork(httpcore2.AnyIOBackend):
     def __init__(self, networks: Sequence[Network]) -> None:
         self._networks = networks
-        self._sockets = httpcore2.AnyIOBackend()
 
     async def connect_tcp(
         self,
@@ -36,7 +35,7 @@ class CheckedNetwork(httpcore2.AsyncNetworkBackend):
         failed: Exception | None = None
         for address in await self._checked_addresses(host, port):
             try:
-                return await self._sockets.connect_tcp(address, port, timeout, local_address, socket_options)
+                return await super().connect_tcp(address, port, timeout, local_address, socket_options)
             except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
                 failed = error
         raise failed or httpcore2.ConnectError(f"the host {host} has no address")
@@ -48,9 +47,6 @@ class CheckedNetwork(httpcore2.AsyncNetworkBackend):
         socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,  # noqa: ARG002
     ) -> httpcore2.AsyncNetworkStream:
         raise httpcore2.ConnectError("an engine has no Unix socket")
-
-    async def sleep(self, seconds: float) -> None:
-        await self._sockets.sleep(seconds)
 
     async def _checked_addresses(self, host: str, port: int) -> list[str]:
         try:

@@ -16,7 +16,6 @@ from typing import BinaryIO
 from sqlalchemy.orm import Session
 
 from app.db.tables import File
-from app.domain.base_models.catalog import CatalogEntry
 from app.domain.datasets.profile import DatasetProfile, ProfileLimits, method_of_file, profile_dataset
 from app.domain.error_text.json_text import as_json
 from app.domain.jobs.spec import DataParameters, Method
@@ -33,17 +32,6 @@ READ_TIMEOUT_SECONDS = 60.0
 KILL_AFTER_SECONDS = 30.0  # beyond the timeout: for the last line and for the report
 MAX_PREVIEW_ROWS = 50
 METHODS: tuple[Method, ...] = ("supervised", "dpo")
-
-
-@dataclass(frozen=True)
-class ProfileRequest:
-    """Parameters of the request, not validated yet."""
-
-    model: str | None
-    validation_file: str | None
-    method: str | None
-    context_length: int | None
-    rows: int
 
 
 @dataclass(frozen=True)
@@ -68,29 +56,38 @@ class Profile:
 
 
 def load_inputs(
-    session: Session, settings: Settings, project_id: str, file_id: str, request: ProfileRequest
+    session: Session,
+    settings: Settings,
+    project_id: str,
+    file_id: str,
+    model: str | None,
+    validation_file: str | None,
+    method: str | None,
+    context_length: int | None,
+    rows: int,
 ) -> ProfileInputs:
     """Raises NotFound for an unknown file or model, BadRequest for every other problem."""
     file = files.get(session, project_id, file_id)
-    if not request.model:
+    if not model:
         text = "model: is missing; name the model whose tokenizer and template are to be used"
         raise BadRequest(text, "model", "missing_required_parameter")
-    base, _ = requests.find_model(session, project_id, request.model)
-    entry = base.catalog_entry
-    validation_file = None
-    if request.validation_file is not None:
-        validation_file = requests.find_file(session, project_id, request.validation_file, "validation_file")
-    requests.require_fine_tune_purpose(file, validation_file, param="file_id")
+    base, _ = requests.find_model(session, project_id, model)
+    most = base.catalog_entry.context_length
+    other = None
+    if validation_file is not None:
+        other = requests.find_file(session, project_id, validation_file, "validation_file")
+    requests.require_fine_tune_purpose(file, other, param="file_id")
+    length = most if context_length is None else _within("context_length", context_length, 1, most)
     return ProfileInputs(
         file=file,
-        validation_file=validation_file,
-        model=request.model,
+        validation_file=other,
+        model=model,
         directory=Path(base.directory),
-        method=_method(request.method),
-        parameters=DataParameters(context_length=_context_length(request.context_length, entry)),
+        method=_method(method),
+        parameters=DataParameters(context_length=length),
         limits=ProfileLimits(
             max_line_bytes=settings.max_line_bytes,
-            preview_rows=_within("rows", request.rows, 0, MAX_PREVIEW_ROWS),
+            preview_rows=_within("rows", rows, 0, MAX_PREVIEW_ROWS),
             tokenize_every=max(1, -(-file.bytes // SAMPLED_ABOVE_BYTES)),
             timeout_seconds=READ_TIMEOUT_SECONDS,
         ),
@@ -146,10 +143,6 @@ def _method(requested: str | None) -> Method | None:
         text = f"method: {as_json(requested)} is not offered here; allowed are {' and '.join(map(as_json, METHODS))}"
         raise BadRequest(text, "method", "unsupported_value")
     return known
-
-
-def _context_length(requested: int | None, entry: CatalogEntry) -> int:
-    return entry.context_length if requested is None else _within("context_length", requested, 1, entry.context_length)
 
 
 def _within(name: str, requested: int, least: int, most: int) -> int:

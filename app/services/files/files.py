@@ -1,4 +1,8 @@
-"""Stored files: reads and deletes. New ones are staged on disk while they are hashed, checked, stored and inserted."""
+"""Stored files: reads and deletes. New ones are staged on disk while they are hashed, checked, stored and inserted.
+
+A small file is checked in the API's process, a large one in a child process. A gigabyte of short lines takes half a
+minute, one of long lines a few seconds.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import hashlib
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -19,17 +23,18 @@ from app.db import files
 from app.db.engine import Sessions, transaction
 from app.db.ids import new_id
 from app.db.tables import File
+from app.domain.datasets.jsonl import OTHER_FORMAT, Finding, read_lines
 from app.domain.error_text.json_text import unquoted
 from app.domain.files import FileOrigin
-from app.errors import NotFound, TooLarge
+from app.errors import BadRequest, InvalidDataset, NotFound, TooLarge, Unavailable
 from app.log import get_logger
 from app.services import resources
 from app.services.access import quotas
 from app.services.datasets.check_process import Check
-from app.services.datasets.line_check import check_content
 from app.services.resources import Page
 from app.storage import ArchiveMember, Storage, open_archive
 from app.system.files import begin_writeback
+from app.system.limited_process import ProcessEnded, memory_bytes
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Digest
@@ -184,20 +189,29 @@ def ingest_file(
         line_count=check_content(new.purpose, lambda: staged.path.open("rb"), staged.size_bytes, max_line_bytes, check),
     )
     storage.put(file.storage_key, staged.path)
-    inserted = False
+    with inserting(sessions, storage, file.storage_key) as session:
+        before_insert(session)
+        insert_file(session, file, new.expires_after)
+        after_insert(session, file)
+    return file
+
+
+@contextlib.contextmanager
+def inserting(sessions: Sessions, storage: Storage, key: str) -> Iterator[Session]:
+    """The transaction that inserts the row of a stored object, which is deleted if the row is not inserted.
+
+    After the insert, the commit may have succeeded without a response, so the object must stay. Without a row it is
+    invisible, and the cleanup deletes it.
+    """
+    is_inserted = False
     try:
         with transaction(sessions) as session:
-            before_insert(session)
-            insert_file(session, file, new.expires_after)
-            after_insert(session, file)
-            inserted = True
+            yield session
+            is_inserted = True
     except BaseException:
-        # After the insert, the commit may have succeeded without a response, so the content must stay. Without a row it
-        # is invisible, and the cleanup deletes it.
-        if not inserted:
-            discard_object(storage, file.storage_key)
+        if not is_inserted:
+            discard_object(storage, key)
         raise
-    return file
 
 
 def discard_object(storage: Storage, key: str) -> None:
@@ -223,3 +237,72 @@ def delete_stale_staged_files(storage: Storage) -> None:
         with contextlib.suppress(FileNotFoundError):
             if time.time() - path.stat().st_mtime > STALE_AFTER_SECONDS:
                 path.unlink()
+
+
+MAX_IN_PROCESS_BYTES = 256 << 10  # at most some 10 ms
+MAX_FINDINGS = 10
+CHECKED_PURPOSES = ("fine-tune", "evals")
+
+
+def is_long(purpose: str, size_bytes: int) -> bool:
+    """Whether a file's lines are checked in a process of their own."""
+    return purpose == "fine-tune" and size_bytes > MAX_IN_PROCESS_BYTES
+
+
+def check_content(
+    purpose: str, open_file: Callable[[], BinaryIO], size_bytes: int, max_line_bytes: int, check: Check
+) -> int | None:
+    """Check a new file with one of CHECKED_PURPOSES; return the number of lines of one for fine-tuning.
+
+    Raises what `count_lines` raises, and BadRequest for an evaluation file of another format than JSON lines.
+    """
+    if purpose not in CHECKED_PURPOSES:
+        return None
+    with open_file() as file:
+        if purpose == "fine-tune":
+            return count_lines(file, size_bytes, max_line_bytes, check)
+        first = next(read_lines(file, max_line_bytes), None)
+    if isinstance(first, Finding) and first.code == OTHER_FORMAT:
+        raise BadRequest(f"The file is {first.message}.", "file")
+    return None
+
+
+def count_lines(file: BinaryIO, size_bytes: int, max_line_bytes: int, check: Check) -> int:
+    """Return the number of examples in `file`, which is read from its start.
+
+    Raises InvalidDataset, Unavailable, CheckCancelledError.
+    """
+    if size_bytes <= MAX_IN_PROCESS_BYTES:
+        count, findings = check_lines(max_line_bytes, file)
+    else:
+        try:
+            count, findings = check.run(
+                check_lines, max_line_bytes, files=[file], memory_bytes=memory_bytes(max_line_bytes)
+            )
+        except ProcessEnded as error:
+            raise Unavailable("The check of the file's lines was interrupted; send the request again.") from error
+    if findings and findings[0].code == OTHER_FORMAT:
+        raise InvalidDataset(f"The file is {findings[0].message}.", "file")
+    if findings:
+        raise _not_jsonl(". ".join(map(str, findings)))
+    if count == 0:
+        raise _not_jsonl("The file is empty")
+    return count
+
+
+def check_lines(max_line_bytes: int, file: BinaryIO) -> tuple[int, list[Finding]]:
+    """Return the number of lines and the first MAX_FINDINGS findings; reading stops at the last of these."""
+    findings: list[Finding] = []
+    count = 0
+    for line in read_lines(file, max_line_bytes):
+        if isinstance(line, Finding):
+            findings.append(line)
+        count += 1
+        if len(findings) == MAX_FINDINGS:
+            break
+    return count, findings
+
+
+def _not_jsonl(reason: str) -> InvalidDataset:
+    text = f"Expected file to have JSONL format, where every line is a valid JSON dictionary. {reason}."
+    return InvalidDataset(text, "file")

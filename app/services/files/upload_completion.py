@@ -27,9 +27,8 @@ from app.db.tables import File, Upload, UploadPart
 from app.domain.files import UploadStatus
 from app.errors import BadRequest
 from app.services.datasets.check_process import Check
-from app.services.datasets.line_check import check_content
 from app.services.files import files, uploads
-from app.services.files.files import discard_object
+from app.services.files.files import check_content, discard_object, inserting
 from app.storage import Storage
 
 if TYPE_CHECKING:
@@ -207,24 +206,18 @@ def _hash(storage: Storage, key: str, rolling: RollingDigest, md5: str | None) -
 
 
 def _apply(sessions: Sessions, storage: Storage, upload: Upload, file: File, part_ids: list[str]) -> Upload:
-    inserted = False
-    try:
-        with transaction(sessions) as session:
-            current = uploads.get(session, upload.project_id, upload.id, lock=True)
-            if not _is_completed_with(current, part_ids):
-                # An upload that expired during its completion still counts as pending.
-                if current.status != UploadStatus.PENDING:
-                    uploads.require_pending(current, REFUSED_ACTION)
-                seconds = current.file_expires_after_seconds
-                files.insert_file(session, file, None if seconds is None else timedelta(seconds=seconds))
-                current.status, current.file_id, current.part_ids = UploadStatus.COMPLETED, file.id, part_ids
-                session.flush()
-                inserted = True
-            completed = uploads.get(session, upload.project_id, upload.id)
-    except BaseException:
-        if not inserted:  # else the commit may have succeeded without a response
-            discard_object(storage, file.storage_key)
-        raise
-    if not inserted:
+    with inserting(sessions, storage, file.storage_key) as session:
+        current = uploads.get(session, upload.project_id, upload.id, lock=True)
+        is_completed = _is_completed_with(current, part_ids)
+        if not is_completed:
+            # An upload that expired during its completion still counts as pending.
+            if current.status != UploadStatus.PENDING:
+                uploads.require_pending(current, REFUSED_ACTION)
+            seconds = current.file_expires_after_seconds
+            files.insert_file(session, file, None if seconds is None else timedelta(seconds=seconds))
+            current.status, current.file_id, current.part_ids = UploadStatus.COMPLETED, file.id, part_ids
+            session.flush()
+        completed = uploads.get(session, upload.project_id, upload.id)
+    if is_completed:
         discard_object(storage, file.storage_key)
     return completed

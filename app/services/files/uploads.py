@@ -24,7 +24,7 @@ from app.domain.files import MAX_PART_BYTES, MAX_PARTS, UploadStatus, clean_file
 from app.errors import BadRequest, TooLarge
 from app.services import resources
 from app.services.access import quotas
-from app.services.files.files import StagedFile, discard_object
+from app.services.files.files import StagedFile, discard_object, inserting
 from app.settings import Settings
 from app.storage import Storage
 
@@ -123,15 +123,8 @@ def store_part(
     part.bytes, part.sha256 = staged.size_bytes, staged.sha256
     part.storage_key = f"uploads/{upload_id}/{part.id}"
     storage.put(part.storage_key, staged.path)
-    inserted = False
-    try:
-        with transaction(sessions) as session:
-            insert(session, part)
-            inserted = True
-    except BaseException:
-        if not inserted:  # else the commit may have succeeded without a response
-            discard_object(storage, part.storage_key)
-        raise
+    with inserting(sessions, storage, part.storage_key) as session:
+        insert(session, part)
     return part
 
 

@@ -117,8 +117,7 @@ def _file(session: Session, file_id: str | None) -> dict[str, Any] | None:
 
 
 def _config(session: Session, job: Job, measured: MeasurementRow | None) -> dict[str, Any]:
-    hidden = {"version", "model_alias", "file_origins", "dtype_is_free", "layer_patterns", "line_rules"}
-    spec = JobSpec.model_validate(job.spec).model_dump(mode="json", exclude=hidden)
+    spec = JobSpec.model_validate(job.spec).model_dump(mode="json", exclude=set(JobSpec.NOTES))
     if spec["hyperparameters"]["learning_rate"] is not None:
         spec["hyperparameters"].pop("learning_rate_multiplier")  # the rate follows from it; a clone requests the rate
     return {

@@ -8,7 +8,6 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from app.db import files
-from app.db.base_models import models
 from app.db.jobs import exports
 from app.db.scheduling import workers
 from app.db.tables import BaseModelRow, Checkpoint, Export, Job
@@ -27,7 +26,7 @@ from app.errors import BadRequest, combine_errors
 from app.job_queue import Queue, WorkerNotifier
 from app.services import resources
 from app.services.access import quotas
-from app.services.jobs.records import lock_files, select_checkpoint
+from app.services.jobs.records import lock_files, select_checkpoint, trained_base
 from app.services.resources import Page
 from app.telemetry.tracing import link_to
 
@@ -42,7 +41,9 @@ def create(session: Session, notifier: WorkerNotifier, job: Job, body: Mapping[s
     """
     kind, checkpoint_name = _parse(body)
     checkpoint = select_checkpoint(session, job, checkpoint_name, "export")
-    base = _require_base_model(session, job, checkpoint)
+    base = trained_base(session, job.project_id, job, checkpoint)
+    if isinstance(base, str):
+        raise BadRequest(f"The adapter cannot be exported: {base}; ask its operator.", "model", "model_unavailable")
     lora = LoraSpec.model_validate(checkpoint.manifest.get("lora") or job.spec["lora"])
     if lora.target_parameters:  # a worker could neither merge nor convert it
         text = "This adapter adapts experts (lora.target_parameters), and no export contains them. PEFT merges it: "
@@ -112,21 +113,6 @@ def _parse(body: Mapping[str, Any]) -> tuple[ExportKind, str | None]:
     if type == ExportType.GGUF:
         return ExportKind(ExportType.GGUF, Quantization(quantization or DEFAULT_QUANTIZATION)), checkpoint
     return ExportKind(ExportType(str(type))), checkpoint
-
-
-def _require_base_model(session: Session, job: Job, checkpoint: Checkpoint) -> BaseModelRow:
-    """The base model, with the same files as when the adapter was trained. Raises BadRequest."""
-    base = models.get_base(session, job.project_id, job.base_model)
-    if base is None:
-        text = (
-            f"The base model {as_json(job.base_model)} is not registered any more; only its operator can bring it back."
-        )
-        raise BadRequest(text, "model", "model_unavailable")
-    trained_on = checkpoint.manifest.get("base_model", {}).get("manifest_sha256", base.manifest_sha256)
-    if trained_on != base.manifest_sha256:
-        text = f"The files registered as {as_json(base.name)} are not those that the adapter was trained on."
-        raise BadRequest(text, "model", "model_unavailable")
-    return base
 
 
 def _expected_bytes(session: Session, kind: ExportKind, base: BaseModelRow, checkpoint: Checkpoint) -> int:

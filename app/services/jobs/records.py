@@ -10,9 +10,10 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app.db import files
+from app.db.base_models import models
 from app.db.jobs import checkpoints, events
 from app.db.jobs.events import LossCurve
-from app.db.tables import Checkpoint, File, Job, JobLog
+from app.db.tables import BaseModelRow, Checkpoint, File, Job, JobLog
 from app.domain.error_text.json_text import as_json
 from app.domain.jobs.events import downsample
 from app.domain.jobs.states import TERMINAL, JobState
@@ -105,6 +106,17 @@ def lock_files(session: Session, checkpoint: Checkpoint, purpose: Purpose) -> No
     if files.lock_content(session, checkpoint.project_id, checkpoint.file_ids) < len(checkpoint.file_ids):
         text = f"Files of the adapter of {checkpoint.name} were deleted, so it cannot be {purpose.rstrip('e')}ed."
         raise BadRequest(text, "checkpoint", "adapter_deleted")
+
+
+def trained_base(session: Session, project_id: str, job: Job, checkpoint: Checkpoint) -> BaseModelRow | str:
+    """The base model, with the same files as when the adapter was trained; a clause that says why there is none."""
+    base = models.get_base(session, project_id, job.base_model)
+    if base is None:
+        return f"its base model {as_json(job.base_model)} is not registered any more"
+    trained_on = checkpoint.manifest.get("base_model", {}).get("manifest_sha256", base.manifest_sha256)
+    if trained_on != base.manifest_sha256:
+        return f"the files registered as {as_json(base.name)} are not those it was trained on"
+    return base
 
 
 def get_adapter(session: Session, job: Job) -> Adapter:

@@ -22,6 +22,19 @@ from app.domain.jobs.spec import JobSpec
 from app.errors import BadRequest, NotFound, NotPermitted, combine_errors
 from app.services import base_models
 from app.services.deliveries import targets
+from app.services.jobs.records import trained_base
+
+# The fields of a create body that a job stores, and their columns. A clone repeats them.
+COLUMNS = {
+    "training_file": "training_file_id",
+    "validation_file": "validation_file_id",
+    "suffix": "suffix",
+    "metadata": "user_metadata",
+    "priority": "priority",
+    "urgent": "is_urgent",
+    "worker_labels": "worker_labels",
+    "deliver_to": "deliver_to",
+}
 
 
 def build_job(
@@ -69,18 +82,14 @@ def build_job(
     warnings = [request_warning("without_effect", text) for text in request.without_effect]
     if len({file.sha256 for file in files_by_param.values()}) < len(files_by_param):
         warnings.append(request_warning("same_file", SAME_FILE))
+    given = {column: value for name, column in COLUMNS.items() if (value := getattr(request, name)) is not None}
+    given["worker_labels"] = sorted(set(request.worker_labels or ()))
+    given["deliver_to"] = [target.name for target in deliver_to]
     return Job(
+        **given,
         project_id=project_id,
         base_model=base.name,
         spec=spec.model_dump(mode="json"),
-        training_file_id=request.training_file,
-        validation_file_id=request.validation_file,
-        suffix=request.suffix,
-        user_metadata=request.metadata,
-        priority=request.priority or 0,
-        is_urgent=request.urgent or False,
-        worker_labels=sorted(set(request.worker_labels or ())),
-        deliver_to=[target.name for target in deliver_to],
         cloned_from=original.id if original else None,
         request=dict(body),
         warnings=warnings,
@@ -106,19 +115,10 @@ def require_fine_tune_purpose(file: File, validation_file: File | None, param: s
 
 def _parse_clone(session: Session, original: Job, overrides: Mapping[str, Any]) -> tuple[CreateJob, list[BadRequest]]:
     """As `parse_clone`. Raises BadRequest also for each deleted file that the clone takes from the original."""
-    ids = {"training_file": original.training_file_id, "validation_file": original.validation_file_id}
-    settings = settings_of_spec(
-        JobSpec.model_validate(original.spec),
-        suffix=original.suffix,
-        metadata=original.user_metadata,
-        priority=original.priority,
-        urgent=original.is_urgent,
-        worker_labels=original.worker_labels,
-        deliver_to=original.deliver_to,
-        **ids,
-    )
-    parsed, problems = parse_clone(settings, overrides)
-    inherited = {name: file_id for name, file_id in ids.items() if file_id and getattr(parsed, name) == file_id}
+    stored = {name: getattr(original, column) for name, column in COLUMNS.items()}
+    parsed, problems = parse_clone(settings_of_spec(JobSpec.model_validate(original.spec), **stored), overrides)
+    files_of = {name: stored[name] for name in ("training_file", "validation_file") if stored[name]}
+    inherited = {name: file_id for name, file_id in files_of.items() if getattr(parsed, name) == file_id}
     existing = files.get_visible(session, list(inherited.values()))
     deleted = [
         BadRequest(
@@ -162,12 +162,9 @@ def _find_parent_adapter(session: Session, project_id: str, name: str) -> tuple[
         checkpoint.file_ids
     ):
         raise _cannot_continue(name, "files of its adapter were deleted")
-    base = models.get_base(session, project_id, job.base_model)
-    if base is None:
-        raise _cannot_continue(name, f"its base model {as_json(job.base_model)} is not registered any more")
-    trained_on = checkpoint.manifest.get("base_model", {}).get("manifest_sha256", base.manifest_sha256)
-    if trained_on != base.manifest_sha256:
-        raise _cannot_continue(name, f"the files registered as {as_json(base.name)} are not those it was trained on")
+    base = trained_base(session, project_id, job, checkpoint)
+    if isinstance(base, str):
+        raise _cannot_continue(name, base)
     return base, ParentAdapter(name, JobSpec.model_validate(job.spec).lora)
 
 

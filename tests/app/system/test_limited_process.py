@@ -13,7 +13,7 @@ from typing import BinaryIO
 import psutil
 import pytest
 
-from app.services.datasets.line_check import check_lines
+from app.services.files.files import check_lines
 from app.system.limited_process import LimitedProcess, ProcessEnded
 from tests.deadline import until
 from tests.limited import limited_processes
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("fork_server_with_tests")
 
 MEBIBYTE = 1 << 20
 PARENT = """
-from app.services.datasets.line_check import check_lines
+from app.services.files.files import check_lines
 from app.system.limited_process import LimitedProcess
 with open("/dev/zero", "rb") as file, LimitedProcess([file], niceness=3) as process:
     process.call(check_lines, 1000)

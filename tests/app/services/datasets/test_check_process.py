@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from app.services.datasets.check_process import Check, CheckCancelledError
-from app.services.datasets.line_check import check_lines
+from app.services.files.files import check_lines
 from tests.deadline import until
 from tests.limited import limited_processes
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from app.errors import InvalidDataset, Unavailable
-from app.services.datasets import line_check
 from app.services.datasets.check_process import Check
-from app.services.datasets.line_check import count_lines
+from app.services.files import files
+from app.services.files.files import count_lines
 from tests.factories import chat_lines
 
 Opened = Callable[[bytes], io.BufferedIOBase]
@@ -21,7 +21,7 @@ def check(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[bytes], i
     """`check(content)` in each of the ways; the size decides, and here the test says it."""
 
     def run(content: bytes) -> int:
-        size = 0 if request.param == "in this process" else line_check.MAX_IN_PROCESS_BYTES + 1
+        size = 0 if request.param == "in this process" else files.MAX_IN_PROCESS_BYTES + 1
         if request.param == "in a child, from a file":
             (tmp_path / "lines").write_bytes(content)
             with (tmp_path / "lines").open("rb") as file:
@@ -49,7 +49,7 @@ class TestEveryWay:
 
 
 def test_a_child_that_was_killed_is_no_verdict(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(line_check, "check_lines", os._exit)
+    monkeypatch.setattr(files, "check_lines", os._exit)
     (tmp_path / "lines").write_bytes(chat_lines())
     with (tmp_path / "lines").open("rb") as file, pytest.raises(Unavailable, match="interrupted"):
         count_lines(file, 1 << 20, 1 << 20, Check())

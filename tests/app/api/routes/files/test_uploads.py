@@ -296,7 +296,7 @@ class TestComplete:
         def here(*_: object) -> None:
             raise AssertionError("a large file was checked in the API's process")
 
-        monkeypatch.setattr("app.services.datasets.line_check.read_lines", here)
+        monkeypatch.setattr("app.services.files.files.read_lines", here)
         large = chat_lines(4000)
         upload_id = begin(len(large))["id"]
         ids = [add(upload_id, piece).json()["id"] for piece in (large[:200_000], large[200_000:])]
