@@ -26,7 +26,7 @@ from app.db.files import files
 from app.db.jobs import evaluations, leases
 from app.db.jobs.leases import FencedError
 from app.db.operations import status
-from app.db.tables import File
+from app.db.tables import Delivery, File
 from app.domain.deliveries import states
 from app.domain.deliveries.served_check import ServedCheck, ServedReference
 from app.domain.deliveries.states import DeliveryState
@@ -83,7 +83,7 @@ class DeliverySender:
         self.settings = resources.settings
         self._thread_freed = threading.Event()
         self._owner = owner_name("deliveries")
-        self._leases: dict[str, LeaseKeeper] = {}  # of the attempts in flight, by delivery
+        self._leases: dict[str, LeaseKeeper[Delivery]] = {}  # of the attempts in flight, by delivery
         self._reported_at = -float("inf")
         metrics.begin(metrics.DELIVERY_ATTEMPTS, [kind.value for kind in TargetKind], OUTCOMES)
         trust_database(resources.engine)
@@ -236,7 +236,7 @@ class DeliverySender:
     def _deliver(self, claimed: ClaimedDelivery, target: Target) -> Delivered:
         """Raises DeliveryError."""
         delivery = claimed.delivery
-        directory = workdir.attempt_directory(self.settings.work_dir, delivery.id, delivery.attempt)
+        keeper = self._leases[delivery.id]
 
         def load(session: Session) -> tuple[dict[str, File], DeliveryVerdict | None, AdapterDelivery]:
             rows = files.get_visible(session, claimed.checkpoint.file_ids)
@@ -245,17 +245,17 @@ class DeliverySender:
             locations = deliveries.locations_of_name(session, delivery)
             return rows, verdict, targets.with_known_paths(_adapter_delivery(claimed), locations)
 
-        rows, verdict, adapter = self._leases[delivery.id].transact(load)
+        rows, verdict, adapter = keeper.transact(load)
         if verdict is not None and not verdict.is_allowed:
             refusal = EvaluationPending if verdict.is_allowed is None else DeliveryRefused
             raise refusal(f"The condition of the evaluation (promote_if) does not allow it: {verdict.reason}")
         if len(rows) < len(claimed.checkpoint.file_ids):
             raise DeliveryRefused("Files of the adapter were deleted, so it cannot be delivered")
         try:
-            targets.fetch_adapter(self.resources.storage, list(rows.values()), directory)
-            return target.deliver(adapter, directory)
+            targets.fetch_adapter(self.resources.storage, list(rows.values()), keeper.directory)
+            return target.deliver(adapter, keeper.directory)
         finally:
-            workdir.remove(directory)
+            workdir.remove(keeper.directory)
 
     def _next_look(self, target: Target) -> Any:
         return leases.expiry(self.settings.delivery_recheck_seconds) if target.can_forget else None

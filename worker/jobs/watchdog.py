@@ -10,7 +10,7 @@ import contextvars
 import threading
 import time
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 from app.domain.jobs.events import Command
 from app.domain.jobs.states import Desired
@@ -44,7 +44,7 @@ class Watchdog:
     As a context manager it runs its thread while the block lasts.
     """
 
-    def __init__(self, process: Stoppable, keeper: LeaseKeeper, stop: threading.Event, settings: Settings) -> None:
+    def __init__(self, process: Stoppable, keeper: LeaseKeeper[Any], stop: threading.Event, settings: Settings) -> None:
         self.stalled = False
         self.drain_requested_at: float | None = None
         self.self_fenced = False  # the drain was requested because no renewal of the lease was confirmed
