@@ -34,10 +34,9 @@ from app.domain.jobs.states import ExitCode, Reason
 from app.log import get_logger
 from app.storage import StorageError
 from worker.jobs import stored_files, workdir
-from worker.jobs.child_program import LOG_NAME, ChildProgram, launch
+from worker.jobs.child_program import LOG_NAME, ChildProgram, Watchdog, launch
 from worker.jobs.lease import ID_NAMES, AttemptKind, Claimer, LeaseKeeper, observed_attempt
 from worker.jobs.sanitize import clean_text
-from worker.jobs.watchdog import Watchdog
 from worker.node.device import oom_kill_count
 from worker.node.resources import Resources
 

@@ -26,6 +26,7 @@ from app.log import get_logger
 from app.system.artifact_directory import ManifestMismatch
 from app.telemetry import metrics
 from worker.jobs import stored_files, workdir
+from worker.jobs.child_program import Watchdog
 from worker.jobs.exit_classification import (
     AttemptOutcome,
     TrainerExit,
@@ -38,7 +39,6 @@ from worker.jobs.record_writer import JobRecordWriter
 from worker.jobs.sanitize import clean_text
 from worker.jobs.trainer_log import LogPublisher
 from worker.jobs.trainer_process import TRAINER_COMMAND, TrainerProcess, WarmTrainer, start_trainer
-from worker.jobs.watchdog import Watchdog
 from worker.node import disk_space
 from worker.node.device import gpu_problem, oom_kill_count, unused_gpu_uuids
 from worker.node.resources import Resources

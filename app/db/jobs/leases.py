@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 
 from app.db.tables import BaseModelRegistration, Delivery, Evaluation, Export, Job, WebhookDelivery
 from app.db.tables.leased_row import Leased, LeasedRow
+from app.domain.artifacts.full_disk import pause_seconds
 
 LEASED_TABLES: tuple[type[Leased], ...] = (Job, Evaluation, Export, BaseModelRegistration, Delivery, WebhookDelivery)
 RELEASED: dict[str, Any] = {"lease_owner": null(), "lease_expires_at": null()}
@@ -144,6 +145,16 @@ def end_attempt(session: Session, row: QueuedRow, code: str, message: str, retri
     ended = update_where(session, table, table.id == row.id, columns | {"crash_streak": streak})
     assert ended is not None, "the caller has locked it"
     return ended
+
+
+def wait_for_storage(session: Session, since: datetime | None) -> tuple[float, dict[str, Any]]:
+    """How many seconds a row has waited for disk space since the first of its waits in a row, and the columns of its
+    next wait."""
+    now = func.clock_timestamp()
+    if since is None:
+        return 0.0, {"run_after": expiry(pause_seconds(0.0)), "storage_full_since": now}
+    waited_seconds = float(session.scalar(select(func.extract("epoch", now - since))) or 0.0)
+    return waited_seconds, {"run_after": expiry(pause_seconds(waited_seconds))}
 
 
 def release(session: Session, row: Leased) -> None:
