@@ -1,4 +1,4 @@
-"""Jobs and their attempts, for their user: create, with the rows that a request refers to, read, cancel, pause, resume.
+"""Jobs and their attempts, for their user: create, read, cancel, pause, resume.
 
 Two modules change a job's state: this one for the user, app.db.jobs.claims for the holder of the lease. Never commits.
 """
@@ -6,42 +6,19 @@ Two modules change a job's state: this one for the user, app.db.jobs.claims for 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import and_, bindparam, case, func, null, select, update
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy import case, func, null, select, update
+from sqlalchemy.orm import Session
 
-from app.db.base_models.models import is_offered_to
-from app.db.files.files import is_visible_to
 from app.db.ids import new_id
 from app.db.jobs import leases
 from app.db.jobs.events import append_event, next_event_seq
-from app.db.tables import Attempt, BaseModelRow, File, Job, Project
+from app.db.tables import Attempt, Job
 from app.domain.jobs.states import TERMINAL, Desired, JobState, Reason
 
 ACTIVE_STATES = [state.value for state in JobState if state not in TERMINAL]
 ALL_STATES = [state.value for state in JobState]
-TRAINING, VALIDATION = aliased(File), aliased(File)
-# One statement, which is compiled once: one for each row took three times the CPU, a fifth of that of creating a job.
-LOAD_REFERENCES = (
-    select(Project, BaseModelRow, TRAINING, VALIDATION)
-    .select_from(Project)
-    .outerjoin(BaseModelRow, and_(BaseModelRow.name == bindparam("base"), is_offered_to(Project.id)))
-    .outerjoin(TRAINING, and_(TRAINING.id == bindparam("training_file"), is_visible_to(Project.id, TRAINING)))
-    .outerjoin(VALIDATION, and_(VALIDATION.id == bindparam("validation_file"), is_visible_to(Project.id, VALIDATION)))
-    .where(Project.id == bindparam("project_id"))
-)
-
-
-@dataclass(frozen=True)
-class JobReferences:
-    """The rows a request refers to; None for one that does not exist or that the project may not use."""
-
-    project: Project
-    base: BaseModelRow | None
-    training_file: File | None
-    validation_file: File | None
 
 
 def insert(session: Session, job: Job) -> Job:
@@ -60,13 +37,6 @@ def insert(session: Session, job: Job) -> Job:
 
 def get(session: Session, project_id: str, job_id: str) -> Job | None:
     return session.scalar(select(Job).where(Job.project_id == project_id, Job.id == job_id))
-
-
-def load_job_references(
-    session: Session, project_id: str, base: str, training_file: str, validation_file: str | None
-) -> JobReferences:
-    values = {"base": base, "training_file": training_file, "validation_file": validation_file}
-    return JobReferences(*session.execute(LOAD_REFERENCES, {"project_id": project_id, **values}).one())
 
 
 def get_versions(session: Session, project_id: str, job_id: str) -> tuple[int, int] | None:

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from app.db.base_models import models
 from app.db.files import files
-from app.db.jobs import checkpoints, jobs
+from app.db.jobs import checkpoints, jobs, references
 from app.db.tables import BaseModelRow, File, Job
 from app.domain.datasets.warnings import SAME_FILE, request_warning
 from app.domain.error_text.json_text import as_json, unquoted
@@ -44,7 +44,9 @@ def build_job(
         deliver_to = targets.resolve_names(session, project_id, request.deliver_to)
     except BadRequest as problem:
         problems.append(problem)
-    rows = jobs.load_job_references(session, project_id, request.model, request.training_file, request.validation_file)
+    rows = references.load_job_references(
+        session, project_id, request.model, request.training_file, request.validation_file
+    )
     try:
         base, parent = _find_base_and_parent(session, project_id, request.model, rows.base)
         files_by_param = _files(request, rows)
@@ -178,7 +180,7 @@ def _cannot_continue(name: str, why: str) -> BadRequest:
     return BadRequest(f"model: {as_json(name)} cannot be continued: {why}. Name another model.", "model")
 
 
-def _files(request: CreateJob, rows: jobs.JobReferences) -> dict[str, File]:
+def _files(request: CreateJob, rows: references.JobReferences) -> dict[str, File]:
     """{parameter: file}. Raises NotFound."""
     files_by_param = {"training_file": _require_file(rows.training_file, request.training_file, "training_file")}
     if request.validation_file is not None:

@@ -9,8 +9,8 @@ from sqlalchemy import Engine, event, func, text, update
 
 from app.db.engine import Sessions, transaction
 from app.db.files import files
-from app.db.jobs import jobs
-from app.db.jobs.jobs import JobReferences
+from app.db.jobs import references
+from app.db.jobs.references import JobReferences
 from app.db.tables import BaseModelRow, File, Project
 from app.storage import LocalStorage
 from tests.factories import make_file, make_project
@@ -26,7 +26,7 @@ def find(
     sessions: Sessions, project: Project, training_file: str, validation_file: str | None = None, base: str = "tiny"
 ) -> JobReferences:
     with transaction(sessions) as session:
-        return jobs.load_job_references(session, project.id, base, training_file, validation_file)
+        return references.load_job_references(session, project.id, base, training_file, validation_file)
 
 
 @pytest.mark.usefixtures("base_model")
