@@ -71,9 +71,7 @@ def claim(
     session: Session, owner: str, ttl_seconds: float, types: Sequence[ExportType] = tuple(ExportType)
 ) -> Export | None:
     """Claim the oldest claimable export of one of the types; None if there is none."""
-    oldest_id = select(Export.id).where(leases.is_claimable(Export), Export.type.in_(types)).order_by(Export.seq)
-    started_at = func.coalesce(Export.started_at, func.clock_timestamp())
-    return leases.claim_first(session, Export, oldest_id, owner, ttl_seconds, started_at=started_at)
+    return leases.claim_oldest(session, Export, owner, ttl_seconds, Export.type.in_(types))
 
 
 def succeed(

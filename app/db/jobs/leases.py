@@ -26,6 +26,7 @@ QUEUED, RUNNING, SUCCEEDED, FAILED = "queued", "running", "succeeded", "failed" 
 
 Row = TypeVar("Row", bound=Leased)
 QueuedRow = TypeVar("QueuedRow", bound=LeasedRow)
+SequencedRow = TypeVar("SequencedRow", Export, BaseModelRegistration)
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,15 @@ def claim_first(
     """Claim the first queued row of `ids` that no other transaction has locked; its state becomes `running`."""
     first_id = ids.limit(1).with_for_update(skip_locked=True, of=table).scalar_subquery()
     return next(iter(claim(session, table, first_id, owner, ttl_seconds, state=RUNNING, **columns)), None)
+
+
+def claim_oldest(
+    session: Session, table: type[SequencedRow], owner: str, ttl_seconds: float, *conditions: ColumnElement[bool]
+) -> SequencedRow | None:
+    """Claim the oldest claimable row, under further conditions; None if there is none."""
+    oldest = select(table.id).where(is_claimable(table), *conditions).order_by(table.seq)
+    started_at = func.coalesce(table.started_at, func.clock_timestamp())
+    return claim_first(session, table, oldest, owner, ttl_seconds, started_at=started_at)
 
 
 def is_claimable(table: type[QueuedRow]) -> ColumnElement[bool]:
