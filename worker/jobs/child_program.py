@@ -8,7 +8,6 @@ may hang in a statement for half a minute, so the decision to stop a trainer dep
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import os
 import signal
 import subprocess
@@ -16,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, Protocol
 
 import worker
@@ -27,6 +25,7 @@ from app.settings import Settings
 from app.system.host import PARENT_PID_VARIABLE
 from worker.jobs.lease import LeaseKeeper
 from worker.jobs.trainer_log import TrainerLog
+from worker.node.resources import Background
 
 LOG_NAME = "trainer.log"  # one of `workdir.LOG_NAMES`: kept for a week
 TEMPORARY = "tmp"  # the temporary directory in a work directory; a warm trainer uses the same name
@@ -185,13 +184,14 @@ class Stoppable(Protocol):
     def kill(self) -> None: ...
 
 
-class Watchdog:
+class Watchdog(Background):
     """Stops one child process when it must stop; the attributes record what was requested of it.
 
     As a context manager it runs its thread while the block lasts.
     """
 
     def __init__(self, process: Stoppable, keeper: LeaseKeeper[Any], stop: threading.Event, settings: Settings) -> None:
+        super().__init__("watchdog")
         self.stalled = False
         self.drain_requested_at: float | None = None
         self.self_fenced = False  # the drain was requested because no renewal of the lease was confirmed
@@ -201,21 +201,8 @@ class Watchdog:
         self._keeper = keeper
         self._stop = stop
         self._settings = settings
-        self._ended = threading.Event()
-        run_in_context = contextvars.copy_context().run  # with the ids of the job for its log lines
-        self._thread = threading.Thread(target=run_in_context, args=(self._watch,), name="watchdog", daemon=True)
 
-    def __enter__(self) -> Watchdog:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
+    def _run(self) -> None:
         tick_seconds = min(TICK_SECONDS, self._settings.watch_seconds / 2)
         while not self._ended.wait(tick_seconds):
             try:

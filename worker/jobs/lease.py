@@ -7,14 +7,12 @@ while a machine is suspended, and PostgreSQL's clock does not.
 
 from __future__ import annotations
 
-import contextvars
 import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
-from typing import Any, Generic, Literal, Self, TypeVar, get_args, overload
+from typing import Any, Generic, Literal, TypeVar, get_args, overload
 
 import structlog
 from sqlalchemy.orm import Session
@@ -30,13 +28,12 @@ from app.system.host import boottime_seconds
 from app.telemetry import metrics, tracing
 from worker.jobs import workdir
 from worker.jobs.exit_classification import AttemptOutcome
-from worker.node.resources import Resources
+from worker.node.resources import Background, Resources
 
 Result = TypeVar("Result")
 LossCause = Literal["fenced", "database_unavailable", "self_fenced"]
 LEASE_LOST = "lease_lost"  # how an attempt ended whose end was not written by its holder
 RETRY_SECONDS = 0.5
-THREAD_EXIT_TIMEOUT_SECONDS = 5
 
 log = get_logger(__name__)
 AttemptKind = Literal["validate", "train", "export", "evaluate", "registration"]
@@ -48,7 +45,7 @@ class LeaseUncertain(FencedError):
     """PostgreSQL was unavailable until the lease expired: whether the last transaction was committed is unknown."""
 
 
-class LeaseKeeper(Generic[Row]):
+class LeaseKeeper(Background, Generic[Row]):
     """One attempt: its row, its directory, and its lease. As a context manager it runs a thread that renews the lease
     and notices when it is lost."""
 
@@ -61,6 +58,7 @@ class LeaseKeeper(Generic[Row]):
         renew_seconds: float | None = None,
     ) -> None:
         """The times are those of the settings; senders have shorter ones."""
+        super().__init__(f"lease-{row.id}")
         self.resources = resources
         self.row: Row = row
         self.lease = lease_of(row)
@@ -73,21 +71,6 @@ class LeaseKeeper(Generic[Row]):
         self._confirmed_at = claimed_at  # when the last renewal that PostgreSQL confirmed was *sent*
         self._fenced = threading.Event()
         self._is_finishing = False
-        self._released = threading.Event()
-
-    def __enter__(self) -> Self:
-        run_in_context = contextvars.copy_context().run  # with the ids of the job for its log lines
-        self._thread = threading.Thread(
-            target=run_in_context, args=(self._renew_loop,), name=f"lease-{self.lease.row_id}", daemon=True
-        )
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._released.set()
-        self._thread.join(THREAD_EXIT_TIMEOUT_SECONDS)  # it may hang in a statement; a daemon thread blocks no exit
 
     @property
     def fenced(self) -> bool:
@@ -170,12 +153,12 @@ class LeaseKeeper(Generic[Row]):
         if self._fenced.wait(RETRY_SECONDS):
             raise LeaseUncertain(self.lease.row_id) from error
 
-    def _renew_loop(self) -> None:
-        while not self._released.wait(self.resources.settings.watch_seconds):
+    def _run(self) -> None:
+        while not self._ended.wait(self.resources.settings.watch_seconds):
             try:
                 self._poll()
             except FencedError:
-                if not (self._is_finishing or self._released.is_set()):
+                if not (self._is_finishing or self._ended.is_set()):
                     self.mark_lost("the row was cancelled, or its attempt was ended after the lease had expired")
                     return
             except DATABASE_UNAVAILABLE as error:
