@@ -189,7 +189,7 @@ class Settings(BaseSettings):
     delivery_directories: Annotated[tuple[str, ...], NoDecode] = ()  # where targets may write on this server
     delivery_timeout_seconds: float = Field(default=300, gt=0)  # of one request: an engine loads, or answers
     delivery_attempt_seconds: float = Field(default=3600, gt=0)  # of all requests and uploads of one attempt
-    # how often the sender claims due deliveries, and at least how often it renews the leases of 60 s
+    # how often the sender claims due deliveries
     delivery_poll_seconds: float = Field(default=1, gt=0, le=30)
     delivery_recheck_seconds: float = Field(default=60, gt=0)  # how often it looks whether an engine still has them
 

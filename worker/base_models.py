@@ -8,10 +8,11 @@ from pathlib import Path
 
 from sqlalchemy.orm import Session
 
-from app.db.base_models import models, registrations
+from app.db.base_models import models
+from app.db.jobs import leases
 from app.db.tables import BaseModelRegistration
 from app.domain.base_models.catalog import RefusedModel
-from app.domain.base_models.registrations import MAX_NOTES, RegistrationErrorCode, is_inside
+from app.domain.base_models.registrations import MAX_NOTES, RegistrationErrorCode, RegistrationState, is_inside
 from app.errors import Unavailable
 from app.model_hub import PulledModel, pull
 from app.system.model_registration import CheckedModel, RegistrationOptions, check_and_hash
@@ -27,7 +28,7 @@ class Registrar(ProgramRunner[BaseModelRegistration]):
     is_retried = False  # its user can begin again at once
 
     def claim(self, session: Session) -> BaseModelRegistration | None:
-        return registrations.claim(session, self.owner, self.settings.lease_ttl_seconds)
+        return leases.claim_oldest(session, BaseModelRegistration, self.owner, self.settings.lease_ttl_seconds)
 
     def work(self, attempt: ProgramAttempt[BaseModelRegistration]) -> None:
         row = attempt.row
@@ -74,7 +75,10 @@ def _store(
     if (alias := models.get_alias(session, name)) is not None:
         text = f"{name} is an alias of {alias.base_model} by now; remove the alias first"
         raise AttemptFailed(RegistrationErrorCode.REFUSED_MODEL, text)
-    registrations.succeed(session, attempt.lease, str(checked.directory), entry.revision, notes)
+    # A download or a conversion makes the directory, and a branch is a commit by now.
+    made = {"directory": str(checked.directory), "revision": entry.revision, "notes": notes}
+    columns = leases.finished_columns(RegistrationState.SUCCEEDED) | made
+    leases.update_held(session, BaseModelRegistration, attempt.lease, **columns)
     models.register(session, name, checked.directory, checked.files, checked.manifest_sha256, entry)
 
 

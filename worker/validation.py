@@ -37,8 +37,8 @@ from app.domain.planning.packing import Workload
 from app.log import get_logger
 from app.system.limited_rendering import UnreadableTokenizer, read_in_process
 from worker.evaluations.prepare import InvalidEvaluationFile, read_checked_inputs
-from worker.jobs.exit_classification import STORAGE_RETRY_FACTOR, AttemptOutcome, storage_outcome
-from worker.jobs.lease import Claimer, JobLeaseKeeper, LeaseKeeper, observed_attempt
+from worker.jobs.exit_classification import AttemptOutcome, storage_outcome
+from worker.jobs.lease import Claimer, JobAttempt, observed_attempt
 from worker.jobs.prepare import Inputs, PreparationError, base_model_error, load_inputs, lost_file_error
 from worker.jobs.sanitize import clean_text
 from worker.node import disk_space
@@ -60,14 +60,6 @@ class FileRole:
         return f"{self.name}_file"
 
 
-class InvalidFile(PreparationError):
-    """The file cannot be used; `report` has the findings."""
-
-    def __init__(self, outcome: AttemptOutcome, report: DatasetReport) -> None:
-        super().__init__(outcome)
-        self.report = report
-
-
 class Validator:
     """Validates the files of jobs in the state `validating_files`, one job at a time."""
 
@@ -84,61 +76,63 @@ class Validator:
         if claimed is None:
             return False
         job, _, claimed_at = claimed
-        keeper = JobLeaseKeeper(self.resources, job, claimed_at)
-        with observed_attempt("validate", keeper, job), keeper:
-            self._run_validation(job, keeper)
+        attempt = JobAttempt(self.resources, job, claimed_at)
+        with observed_attempt("validate", attempt, job), attempt:
+            try:
+                if (outcome := self._validate(attempt)) is not None:
+                    attempt.end(outcome)
+            except FencedError:
+                log.info("lease lost: the validation is dropped")
         return True
 
-    def _run_validation(self, job: Job, keeper: LeaseKeeper) -> None:
+    def _validate(self, attempt: JobAttempt) -> AttemptOutcome | None:
+        """Read the files and accept them; the outcome if they cannot be accepted. Raises FencedError."""
         try:
-            inputs, reports = self._validate(job, keeper)
-            self._accept(job, keeper, reports, requirement_columns(keeper, job, inputs, reports))
-            keeper.outcome = Reason.DONE
+            inputs, reports = self._read(attempt)
+            self._accept(attempt, reports, requirement_columns(attempt, inputs, reports))
+            attempt.outcome = Reason.DONE
             log.info("files validated")
+            return None
         except FencedError:
-            log.info("lease lost: the validation is dropped")
+            raise
         except PreparationError as error:
-            self._end_attempt(keeper, error.outcome, _findings(error))
+            return error.outcome
         except OSError as error:
             log.exception("storage failed")
             if is_disk_full(error):
-                self._end_attempt(
-                    keeper, disk_space.disk_full_outcome(self.resources, self.settings.work_dir, None, error)
-                )
-                return
-            self._end_attempt(keeper, storage_outcome("The files could not be read", error, "the validation"))
+                return disk_space.disk_full_outcome(self.resources, self.settings.work_dir, None, error)
+            return storage_outcome("The files could not be read", error, "the validation")
         except Exception:
             log.exception("the validator failed")
             text = "The worker had an internal error while it validated the files; its log has the details"
-            self._end_attempt(keeper, AttemptOutcome(Reason.TRAINER_CRASHED, text))
+            return AttemptOutcome(Reason.TRAINER_CRASHED, text)
 
-    def _validate(self, job: Job, keeper: LeaseKeeper) -> tuple[Inputs, dict[str, DatasetReport]]:
-        """Read both files. Raises InvalidFile for the first one that cannot be used, PreparationError, FencedError,
-        OSError."""
-        inputs = keeper.transact(lambda session: load_inputs(session, job))
+    def _read(self, attempt: JobAttempt) -> tuple[Inputs, dict[str, DatasetReport]]:
+        """Read both files. Raises PreparationError for the first one that cannot be used, FencedError, OSError."""
+        inputs = attempt.transact(lambda session: load_inputs(session, attempt.row))
         try:
-            return inputs, self._read_files(job, keeper, inputs)
+            return inputs, self._read_files(attempt, inputs)
         except UnreadableTokenizer as error:
             raise base_model_error(inputs.base.name, "its tokenizer cannot be read on this worker") from error
         except UnusableTemplate as error:
             raise base_model_error(inputs.base.name, str(error).replace("the model's", "its")) from error
 
-    def _read_files(self, job: Job, keeper: LeaseKeeper, inputs: Inputs) -> dict[str, DatasetReport]:
-        spec = JobSpec.model_validate(job.spec)
+    def _read_files(self, attempt: JobAttempt, inputs: Inputs) -> dict[str, DatasetReport]:
+        spec = JobSpec.model_validate(attempt.row.spec)
         reports: dict[str, DatasetReport] = {}
         training_rows: RowIndex | None = None
         for role, file in self._files(inputs):
-            report, rows = self._examine(spec, keeper, inputs, file, training_rows)
+            report, rows = self._examine(spec, attempt, inputs, file, training_rows)
             if outcome := find_rejection(role, report, spec):
-                raise InvalidFile(outcome, report)
+                raise PreparationError(outcome)
             reports[role.name], training_rows = report, rows
         if spec.evaluation is not None:
-            self._check_evaluation_file(spec.evaluation, keeper, inputs)
+            self._check_evaluation_file(spec.evaluation, attempt, inputs)
         return reports
 
-    def _check_evaluation_file(self, request: EvaluationRequest, keeper: LeaseKeeper, inputs: Inputs) -> None:
+    def _check_evaluation_file(self, request: EvaluationRequest, attempt: JobAttempt, inputs: Inputs) -> None:
         """Check the rows of the job's evaluation before anything is trained. Raises PreparationError, OSError."""
-        file = keeper.transact(lambda session: files.get_even_deleted(session, request.file))
+        file = attempt.transact(lambda session: files.get_even_deleted(session, request.file))
         assert file is not None, "it was checked when the job was created"
         try:
             read_checked_inputs(
@@ -147,7 +141,7 @@ class Validator:
                 Path(inputs.base.directory),
                 inputs.base.catalog_entry.context_length,
                 self.settings.max_line_bytes,
-                self._interruption_check(keeper),
+                self._interruption_check(attempt),
             )
         except FileNotFoundError as error:
             raise lost_file_error(file) from error
@@ -165,7 +159,7 @@ class Validator:
     def _examine(
         self,
         spec: JobSpec,
-        keeper: LeaseKeeper,
+        attempt: JobAttempt,
         inputs: Inputs,
         file: File,
         training_rows: RowIndex | None,
@@ -182,73 +176,52 @@ class Validator:
                     training_rows,
                     files=[opened],
                     max_line_bytes=longest,
-                    check=self._interruption_check(keeper),
+                    check=self._interruption_check(attempt),
                 )
         except FileNotFoundError as error:
             raise lost_file_error(file) from error
         return found
 
-    def _interruption_check(self, keeper: LeaseKeeper) -> Callable[[], None]:
+    def _interruption_check(self, attempt: JobAttempt) -> Callable[[], None]:
         """A function that is called while a file is read: it raises after a cancel or at a shutdown."""
 
         def check() -> None:
-            keeper.check()
+            attempt.check()
             if self.resources.stop.is_set():
                 text = "The worker shut down during the validation; the validation will be retried"
                 raise PreparationError(AttemptOutcome(Reason.DRAINED, text))
 
         return check
 
-    def _accept(self, job: Job, keeper: LeaseKeeper, reports: dict[str, DatasetReport], needs: dict[str, Any]) -> None:
+    def _accept(self, attempt: JobAttempt, reports: dict[str, DatasetReport], needs: dict[str, Any]) -> None:
         data = reports["training"].counts()
         if "validation" in reports:
             data["validation"] = reports["validation"].counts()
-        warnings = list(warnings_of(job, reports))
+        warnings = list(warnings_of(attempt.row, reports))
 
         def accept(session: Session) -> None:
             """Write the events of the warnings, the job's list of warnings and its new state, in one transaction."""
             for warning in warnings:
                 details = {key: value for key, value in warning.items() if key != "message"}
-                claims.append_event(session, keeper.lease, warning["message"], level="warn", data=details)
-            all_warnings = [each for each in job.warnings if each["file"] is None] + warnings
+                claims.append_event(session, attempt.lease, warning["message"], level="warn", data=details)
+            all_warnings = [each for each in attempt.row.warnings if each["file"] is None] + warnings
             message = "Files validated, moving job to queued state"
-            claims.finish_validation(session, keeper.lease, message, data, **needs, warnings=all_warnings)
+            claims.finish_validation(session, attempt.lease, message, data, **needs, warnings=all_warnings)
             self.resources.hints.after_commit(session, "gpu")
 
         def is_accepted(session: Session) -> bool:
-            row = session.get(Job, job.id)
+            row = session.get(Job, attempt.row.id)
             return row is not None and row.state != JobState.VALIDATING
 
-        keeper.finish(accept, is_accepted)
-
-    def _end_attempt(self, keeper: LeaseKeeper, outcome: AttemptOutcome, data: dict[str, Any] | None = None) -> None:
-        settings = self.settings
-        factor = {Reason.DRAINED: 0, Reason.STORAGE_UNAVAILABLE: STORAGE_RETRY_FACTOR}.get(outcome.reason, 1)
-        try:
-            keeper.finish(
-                lambda session: claims.finish_held_attempt(
-                    session,
-                    keeper.lease,
-                    outcome.reason,
-                    outcome.message,
-                    outcome.level,
-                    data,
-                    param=outcome.param,
-                    delay_seconds=factor * settings.requeue_delay_seconds,
-                    max_crash_streak=settings.max_crash_streak,
-                    storage_wait_seconds=settings.storage_full_wait_seconds,
-                )
-            )
-            keeper.outcome = outcome.reason
-        except FencedError:
-            log.info("lease lost: the outcome is dropped")
+        attempt.finish(accept, is_accepted)
 
 
 def find_rejection(role: FileRole, report: DatasetReport, spec: JobSpec) -> AttemptOutcome | None:
     """The outcome that rejects the file, with OpenAI's messages where they exist; None if the file can be used."""
     begin = f"The job failed due to an invalid {role.name} file."
     if report.finding_count:
-        return AttemptOutcome(role.reason, f"{begin} {report.findings_text}", role.param)
+        data = {"findings": [asdict(finding) for finding in report.findings], "total": report.finding_count}
+        return AttemptOutcome(role.reason, f"{begin} {report.findings_text}", role.param, data)
     if report.examples < role.min_examples:
         reason = Reason.INVALID_N_EXAMPLES if role.name == "training" else role.reason
         return AttemptOutcome(
@@ -270,26 +243,17 @@ def warnings_of(job: Job, reports: Mapping[str, DatasetReport]) -> Iterator[dict
             yield asdict(warning) | {"file": file_id, "message": message}
 
 
-def _findings(error: PreparationError) -> dict[str, Any] | None:
-    if not isinstance(error, InvalidFile):
-        return None
-    report = error.report
-    return {"findings": [asdict(finding) for finding in report.findings], "total": report.finding_count}
-
-
-def requirement_columns(
-    keeper: LeaseKeeper, job: Job, inputs: Inputs, reports: Mapping[str, DatasetReport]
-) -> dict[str, Any]:
+def requirement_columns(attempt: JobAttempt, inputs: Inputs, reports: Mapping[str, DatasetReport]) -> dict[str, Any]:
     """The columns with the estimated requirements; empty if they cannot be estimated.
 
     Any worker may claim a job without an estimate, and its trainer plans the job again. Raises FencedError.
     """
-    spec = JobSpec.model_validate(job.spec)
+    spec = JobSpec.model_validate(attempt.row.spec)
     entry = inputs.base.catalog_entry
     if not entry.decoder_layers:  # registered before entries had the fields of a plan
         return {}
-    need, sha256 = job.requirements, inputs.base.manifest_sha256
-    devices = keeper.transact(lambda session: workers.candidate_devices(session, spec, sha256, need))
+    need, sha256 = attempt.row.requirements, inputs.base.manifest_sha256
+    devices = attempt.transact(lambda session: workers.candidate_devices(session, spec, sha256, need))
     try:
         spec = match_spec(spec, entry.layers)  # a job that was stored before patterns were matched at creation
         training, validation = reports["training"], reports.get("validation")

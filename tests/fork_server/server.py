@@ -16,8 +16,6 @@ from typing import Any
 
 import openai  # noqa: F401
 
-import app.cli.main
-import app.main
 import worker.trainer.answers.evaluation
 import worker.trainer.answers.generate
 import worker.trainer.merge

@@ -82,7 +82,7 @@ class DeliverySender:
         self.settings = resources.settings
         self._thread_freed = threading.Event()
         self._owner = owner_name("deliveries")
-        self._leases: dict[str, LeaseKeeper] = {}  # of the attempts in flight, by delivery
+        self._leases: dict[str, LeaseKeeper[Delivery]] = {}  # of the attempts in flight, by delivery
         self._reported_at = -float("inf")
         metrics.begin(metrics.DELIVERY_ATTEMPTS, [kind.value for kind in TargetKind], OUTCOMES)
         trust_database(resources.engine)
@@ -232,7 +232,7 @@ class DeliverySender:
 
     def _deliver(self, delivery: Delivery, target: Target) -> Delivered:
         """Raises DeliveryError."""
-        directory = workdir.attempt_directory(self.settings.work_dir, delivery.id, delivery.attempt)
+        keeper = self._leases[delivery.id]
 
         def load(session: Session) -> tuple[dict[str, File], DeliveryVerdict | None]:
             delivery.same_name = deliveries.of_name(session, delivery)
@@ -240,17 +240,17 @@ class DeliverySender:
             verdict = evaluations.verdict_on_delivery(session, delivery.job) if is_result else None
             return files.get_visible(session, delivery.checkpoint.file_ids), verdict
 
-        rows, verdict = self._leases[delivery.id].transact(load)
+        rows, verdict = keeper.transact(load)
         if verdict is not None and not verdict.is_allowed:
             refusal = EvaluationPending if verdict.is_allowed is None else DeliveryRefused
             raise refusal(f"The condition of the evaluation (promote_if) does not allow it: {verdict.reason}")
         if len(rows) < len(delivery.checkpoint.file_ids):
             raise DeliveryRefused("Files of the adapter were deleted, so it cannot be delivered")
         try:
-            fetch_adapter(self.resources.storage, list(rows.values()), directory)
-            return target.deliver(delivery, directory)
+            fetch_adapter(self.resources.storage, list(rows.values()), keeper.directory)
+            return target.deliver(delivery, keeper.directory)
         finally:
-            workdir.remove(directory)
+            workdir.remove(keeper.directory)
 
     def _record_delivered(self, delivery: Delivery, delivered: Delivered, next_look: Any) -> None:
         name, check = delivery.target.name, delivered.check

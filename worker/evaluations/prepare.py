@@ -239,7 +239,7 @@ class Loaded:
         return precision_text(quantization, started.compute_dtype)
 
 
-def load(keeper: LeaseKeeper, evaluation: Evaluation) -> Loaded:
+def load(keeper: LeaseKeeper[Evaluation], evaluation: Evaluation) -> Loaded:
     """Load the rows, and verify the base model's files. Raises AttemptFailed, FencedError."""
     loaded = keeper.transact(lambda session: _load_rows(session, evaluation))
     assert loaded is not None

@@ -1,4 +1,9 @@
-"""A child process of the worker: start it with a clean environment, read its output, send lines, drain, kill."""
+"""A child process of the worker: start it with a clean environment, read its output, send lines, drain, kill; and the
+watchdog that stops it.
+
+The watchdog is a thread that checks every reason to stop and never uses the database: the thread that writes records
+may hang in a statement for half a minute, so the decision to stop a trainer depends on clocks and flags only.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +12,20 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, Protocol
 
 import worker
+from app.domain.jobs.events import Command
+from app.domain.jobs.states import Desired
 from app.log import get_logger
+from app.settings import Settings
 from app.system.host import PARENT_PID_VARIABLE
+from worker.jobs.lease import LeaseKeeper
 from worker.jobs.trainer_log import TrainerLog
+from worker.node.resources import Background
 
 LOG_NAME = "trainer.log"  # one of `workdir.LOG_NAMES`: kept for a week
 TEMPORARY = "tmp"  # the temporary directory in a work directory; a warm trainer uses the same name
@@ -37,6 +48,9 @@ INHERITED_PREFIXES = (
     "GOMP_",
     "BNB_",
 )
+STALL_STEPS = 20  # a trainer with slow steps is hanging after this many median steps without a record
+TICK_SECONDS = 0.25
+
 log = get_logger(__name__)
 
 
@@ -154,3 +168,81 @@ def clean_environment(parent: Mapping[str, str], temporary: Path, threads: int |
         "PYTHONPATH": str(Path(worker.__file__).resolve().parents[2]),
         "TMPDIR": str(temporary),
     }
+
+
+class Stoppable(Protocol):
+    """A child process that a watchdog can stop."""
+
+    @property
+    def silent_seconds(self) -> float: ...
+    @property
+    def median_step_seconds(self) -> float: ...
+    @property
+    def final_at(self) -> float | None: ...
+    def send(self, command: Command) -> None: ...
+    def drain(self) -> None: ...
+    def kill(self) -> None: ...
+
+
+class Watchdog(Background):
+    """Stops one child process when it must stop; the attributes record what was requested of it.
+
+    As a context manager it runs its thread while the block lasts.
+    """
+
+    def __init__(self, process: Stoppable, keeper: LeaseKeeper[Any], stop: threading.Event, settings: Settings) -> None:
+        super().__init__("watchdog")
+        self.stalled = False
+        self.drain_requested_at: float | None = None
+        self.self_fenced = False  # the drain was requested because no renewal of the lease was confirmed
+        self.pause_requested = False
+        self.preempt_requested = False
+        self._process = process
+        self._keeper = keeper
+        self._stop = stop
+        self._settings = settings
+
+    def _run(self) -> None:
+        tick_seconds = min(TICK_SECONDS, self._settings.watch_seconds / 2)
+        while not self._ended.wait(tick_seconds):
+            try:
+                self.check()
+            except Exception:  # a trainer must not run without a watchdog
+                log.exception("watchdog failed; killing the trainer")
+                self._process.kill()
+
+    def check(self) -> None:
+        """Check every reason to stop, the most urgent first."""
+        unconfirmed_seconds = self._keeper.unconfirmed_seconds
+        stall_limit_seconds = max(self._settings.stall_seconds, STALL_STEPS * self._process.median_step_seconds)
+        if self._keeper.fenced:
+            self._process.kill()
+        elif unconfirmed_seconds > self._settings.self_fence_kill_seconds:
+            self._keeper.mark_lost(f"no renewal was confirmed for {unconfirmed_seconds:.0f} s", "self_fenced")
+            self._process.kill()
+        elif self._process.silent_seconds > stall_limit_seconds:
+            self.stalled = True
+            self._process.kill()
+        elif self._is_overdue():
+            self._process.kill()
+        elif self._stop.is_set() or unconfirmed_seconds > self._settings.self_fence_seconds:
+            if self.drain_requested_at is None:
+                self.drain_requested_at = time.monotonic()
+                self.self_fenced = not self._stop.is_set()
+                self._process.drain()
+        # Pause and preemption have no deadline: a step may be long, and losing it costs more than a late stop.
+        elif self._keeper.desired == Desired.PAUSE:
+            if not self.pause_requested:
+                self.pause_requested = True
+                self._process.send(Command.PAUSE)
+        elif self._keeper.preempt_requested and not self.preempt_requested:
+            self.preempt_requested = True
+            self._process.send(Command.DRAIN)
+
+    def _is_overdue(self) -> bool:
+        """Whether it still runs after the grace period of a drain, or long after its final record."""
+        now = time.monotonic()
+        if self.drain_requested_at is not None and now - self.drain_requested_at > self._settings.drain_grace_seconds:
+            return True
+        final_at = self._process.final_at
+        return final_at is not None and now - final_at > self._settings.stop_grace_seconds

@@ -20,7 +20,7 @@ CREDIBLE_REASONS = frozenset(
 ) | {Reason.STORAGE_FULL, Reason.DEVICE_LOST}
 
 # Unavailable storage is retried after a minute instead of five seconds, because each attempt leaves two events.
-STORAGE_RETRY_FACTOR = 12
+DELAY_FACTORS = {Reason.PAUSED: 0, Reason.PREEMPTED: 0, Reason.SLOT_TOO_SMALL: 0, Reason.STORAGE_UNAVAILABLE: 12}
 KILLED_EXIT_CODES = (-signal.SIGKILL, ExitCode.KILLED)
 # An OOM kill may be caused by another process, and after each one the trainer plans with 30 % less memory.
 MAX_MEMORY_KILL_RETRIES = 2
@@ -53,6 +53,12 @@ class AttemptOutcome:
     @property
     def level(self) -> str:
         return "warn" if self.reason in CRASHES else "info"
+
+    def delay_factor(self, is_stopping: bool) -> int:
+        """How long the job waits before its next attempt, as a multiple of the delay after a crash."""
+        if self.reason == Reason.DRAINED:
+            return 0 if is_stopping else 1
+        return DELAY_FACTORS.get(self.reason, 1)
 
 
 def storage_outcome(what: str, error: OSError, repeated: str = "the job") -> AttemptOutcome:

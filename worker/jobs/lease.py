@@ -7,13 +7,11 @@ while a machine is suspended, and PostgreSQL's clock does not.
 
 from __future__ import annotations
 
-import contextvars
 import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any, Generic, Literal, TypeVar, get_args, overload
 
 import structlog
@@ -24,18 +22,18 @@ from app.db.ids import new_id
 from app.db.jobs import claims, events, leases
 from app.db.jobs.leases import FencedError, Row, lease_of
 from app.db.tables import Job
-from app.db.tables.base import Leased
 from app.domain.jobs.states import Desired, JobState, Reason
 from app.log import get_logger
 from app.system.host import boottime_seconds
 from app.telemetry import metrics, tracing
-from worker.node.resources import Resources
+from worker.jobs import workdir
+from worker.jobs.exit_classification import AttemptOutcome
+from worker.node.resources import Background, Resources
 
 Result = TypeVar("Result")
 LossCause = Literal["fenced", "database_unavailable", "self_fenced"]
 LEASE_LOST = "lease_lost"  # how an attempt ended whose end was not written by its holder
 RETRY_SECONDS = 0.5
-THREAD_EXIT_TIMEOUT_SECONDS = 5
 
 log = get_logger(__name__)
 AttemptKind = Literal["validate", "train", "export", "evaluate", "registration"]
@@ -47,45 +45,32 @@ class LeaseUncertain(FencedError):
     """PostgreSQL was unavailable until the lease expired: whether the last transaction was committed is unknown."""
 
 
-class LeaseKeeper:
-    """One held lease. As a context manager it runs a thread that renews the lease and notices when it is lost."""
+class LeaseKeeper(Background, Generic[Row]):
+    """One attempt: its row, its directory, and its lease. As a context manager it runs a thread that renews the lease
+    and notices when it is lost."""
 
     def __init__(
         self,
         resources: Resources,
-        row: Leased,
+        row: Row,
         claimed_at: float,
         ttl_seconds: float | None = None,
         renew_seconds: float | None = None,
     ) -> None:
         """The times are those of the settings; senders have shorter ones."""
+        super().__init__(f"lease-{row.id}")
+        self.resources = resources
+        self.row: Row = row
         self.lease = lease_of(row)
+        self.directory = workdir.attempt_directory(resources.settings.work_dir, row.id, row.attempt)
         self.desired = Desired.RUN
         self.preempt_requested = False
-        self._table = type(row)
         self._ttl_seconds = ttl_seconds or resources.settings.lease_ttl_seconds
         self._renew_seconds = renew_seconds or resources.settings.lease_renew_seconds
         self.outcome: str = LEASE_LOST  # the reason that ended the attempt, for metrics and traces
-        self._resources = resources
-        self._settings = resources.settings
         self._confirmed_at = claimed_at  # when the last renewal that PostgreSQL confirmed was *sent*
         self._fenced = threading.Event()
         self._is_finishing = False
-        self._released = threading.Event()
-
-    def __enter__(self) -> LeaseKeeper:
-        run_in_context = contextvars.copy_context().run  # with the ids of the job for its log lines
-        self._thread = threading.Thread(
-            target=run_in_context, args=(self._renew_loop,), name=f"lease-{self.lease.row_id}", daemon=True
-        )
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._released.set()
-        self._thread.join(THREAD_EXIT_TIMEOUT_SECONDS)  # it may hang in a statement; a daemon thread blocks no exit
 
     @property
     def fenced(self) -> bool:
@@ -127,7 +112,7 @@ class LeaseKeeper:
         while True:
             self.check()
             try:
-                with transaction(self._resources.sessions) as session:
+                with transaction(self.resources.sessions) as session:
                     if is_retry and is_done is not None and is_done(session):
                         return None
                     return work(session)
@@ -140,7 +125,7 @@ class LeaseKeeper:
 
     def update(self, **columns: Any) -> None:
         """Update columns of the row. Raises FencedError."""
-        self.transact(lambda session: leases.update_held(session, self._table, self.lease, **columns))
+        self.transact(lambda session: leases.update_held(session, type(self.row), self.lease, **columns))
 
     def finish(self, work: Callable[[Session], Result], is_done: Callable[[Session], bool] | None = None) -> None:
         """Run the transaction that gives the lease up. From then on the renewal thread may find that the lease has
@@ -158,7 +143,7 @@ class LeaseKeeper:
 
     def read_controls(self, session: Session) -> None:
         """Raises FencedError."""
-        leases.read_held(session, self._table, self.lease)
+        leases.read_held(session, type(self.row), self.lease)
 
     def _wait_for_database(self, error: Exception) -> None:
         log.warning("database unavailable", job=self.lease.row_id, error=first_line(error))
@@ -168,12 +153,12 @@ class LeaseKeeper:
         if self._fenced.wait(RETRY_SECONDS):
             raise LeaseUncertain(self.lease.row_id) from error
 
-    def _renew_loop(self) -> None:
-        while not self._released.wait(self._settings.watch_seconds):
+    def _run(self) -> None:
+        while not self._ended.wait(self.resources.settings.watch_seconds):
             try:
                 self._poll()
             except FencedError:
-                if not (self._is_finishing or self._released.is_set()):
+                if not (self._is_finishing or self._ended.is_set()):
                     self.mark_lost("the row was cancelled, or its attempt was ended after the lease had expired")
                     return
             except DATABASE_UNAVAILABLE as error:
@@ -186,17 +171,17 @@ class LeaseKeeper:
         """Renew the lease if it is time, and read the control requests. Raises FencedError."""
         sent_at = boottime_seconds()
         is_due = sent_at - self._confirmed_at >= self._renew_seconds
-        with transaction(self._resources.sessions) as session:
+        with transaction(self.resources.sessions) as session:
             if is_due:
-                leases.renew(session, self._table, self.lease, self._ttl_seconds)
+                leases.renew(session, type(self.row), self.lease, self._ttl_seconds)
             self.read_controls(session)
         if is_due:
             self._confirmed_at = sent_at
             metrics.LEASE_RENEWALS.labels("confirmed").inc()
 
 
-class JobLeaseKeeper(LeaseKeeper):
-    """The lease of a job, which has events, and whose user and scheduler may want its attempt to stop."""
+class JobAttempt(LeaseKeeper[Job]):
+    """An attempt of a job, which has events, and whose user and scheduler may want its attempt to stop."""
 
     def append_event(self, message: str, **fields: Any) -> None:
         """Append one event to the job, exactly once; keywords as for `claims.append_event`. Raises FencedError."""
@@ -209,6 +194,32 @@ class JobLeaseKeeper(LeaseKeeper):
     def read_controls(self, session: Session) -> None:
         row = leases.read_held(session, Job, self.lease, Job.desired, Job.yield_requested_at)
         self.desired, self.preempt_requested = Desired(row.desired), row.yield_requested_at is not None
+
+    def end(self, outcome: AttemptOutcome) -> None:
+        """End the attempt; its reason decides the job's next state. Raises FencedError.
+
+        After a COMMIT without an answer the retry is fenced, which proves that the first try was committed.
+        """
+        settings = self.resources.settings
+
+        def end(session: Session) -> None:
+            job = claims.finish_held_attempt(
+                session,
+                self.lease,
+                outcome.reason,
+                outcome.message,
+                outcome.level,
+                outcome.data,
+                param=outcome.param,
+                delay_seconds=outcome.delay_factor(self.resources.stop.is_set()) * settings.requeue_delay_seconds,
+                max_crash_streak=settings.max_crash_streak,
+                storage_wait_seconds=settings.storage_full_wait_seconds,
+            )
+            if job.state == JobState.QUEUED:
+                self.resources.hints.after_commit(session, "gpu")
+
+        self.finish(end)
+        self.outcome = outcome.reason
 
 
 class Claimer(Generic[Row]):
@@ -260,7 +271,7 @@ def begin_metrics() -> None:
 
 
 @contextmanager
-def observed_attempt(kind: AttemptKind, keeper: LeaseKeeper, job: Job | None = None) -> Iterator[None]:
+def observed_attempt(kind: AttemptKind, keeper: LeaseKeeper[Any], job: Job | None = None) -> Iterator[None]:
     """Count the attempt of `keeper`, trace it, and add its ids to all log lines of the block.
 
     Its span belongs to the trace of the request that created `job`; an export's or an evaluation's is the job that it

@@ -29,7 +29,7 @@ from app.system.artifact_directory import ManifestMismatch
 from app.system.model_files import hash_directory, stat_signature
 from worker.jobs import stored_files
 from worker.jobs.exit_classification import AttemptOutcome
-from worker.jobs.lease import LeaseKeeper
+from worker.jobs.lease import JobAttempt
 from worker.jobs.stored_files import FetchedParentAdapter
 from worker.node import disk_space
 from worker.node.device import training_device
@@ -58,26 +58,27 @@ class Inputs:
     slot_bytes: int | None  # the budget of a slot that shares its GPU; None: the job has the whole GPU
 
 
-def prepare(resources: Resources, job: Job, keeper: LeaseKeeper, directory: Path) -> DiskSpace:
-    """Fill `directory`, write its spec.json and reserve space for the last snapshot. Returns the space the job needs.
+def prepare(attempt: JobAttempt) -> DiskSpace:
+    """Fill the directory, write its spec.json and reserve space for the last snapshot. Returns the space the job needs.
 
     Raises PreparationError, FencedError, OSError.
     """
+    resources, job, directory = attempt.resources, attempt.row, attempt.directory
     device = training_device(resources.settings.device)
-    inputs = keeper.transact(lambda session: load_inputs(session, job, device.name))
+    inputs = attempt.transact(lambda session: load_inputs(session, job, device.name))
     signature = verify_base_model(inputs.base)
-    needed = reserve_space(resources, job, inputs.base, directory)
-    keeper.check()
+    needed = reserve_space(attempt, inputs.base)
+    attempt.check()
     training_file = fetch_dataset(resources, inputs.training_file, directory / "training.jsonl")
     validation_file = None
     if inputs.validation_file is not None:
         validation_file = fetch_dataset(resources, inputs.validation_file, directory / "validation.jsonl")
-    keeper.check()
+    attempt.check()
     adapter = None
     if inputs.parent_adapter_files is not None:
         adapter = fetch_parent_adapter(resources, inputs.parent_adapter_files, inputs.base, directory)
-    keeper.check()
-    resume_from = stored_files.restore_snapshot(resources, job, keeper, inputs.snapshots, directory)
+    attempt.check()
+    resume_from = stored_files.restore_snapshot(attempt, inputs.snapshots)
     spec = trainer_spec(
         resources.settings, job, inputs, signature, training_file, validation_file, resume_from, adapter
     )
@@ -85,9 +86,10 @@ def prepare(resources: Resources, job: Job, keeper: LeaseKeeper, directory: Path
     return needed
 
 
-def reserve_space(resources: Resources, job: Job, base: BaseModelRow, directory: Path) -> DiskSpace:
+def reserve_space(attempt: JobAttempt, base: BaseModelRow) -> DiskSpace:
     """Reserve the space of the last snapshot. After a full disk the result must have space, too, because otherwise the
     training would be lost. Raises PreparationError."""
+    resources, job, directory = attempt.resources, attempt.row, attempt.directory
     entry, spec = base.catalog_entry, JobSpec.model_validate(job.spec)
     try:
         needed = disk_space.required_space(entry, Path(base.directory), spec)
@@ -100,7 +102,7 @@ def reserve_space(resources: Resources, job: Job, base: BaseModelRow, directory:
     try:
         if job.storage_full_since is not None:
             resources.storage.check(needed.next_attempt_bytes)
-        disk_space.reserve(resources, job, directory, needed)
+        disk_space.reserve(attempt, needed)
     except OSError as error:
         if not is_disk_full(error):
             raise

@@ -34,10 +34,9 @@ from app.domain.jobs.states import ExitCode, Reason
 from app.log import get_logger
 from app.storage import StorageError
 from worker.jobs import stored_files, workdir
-from worker.jobs.child_program import LOG_NAME, ChildProgram, launch
+from worker.jobs.child_program import LOG_NAME, ChildProgram, Watchdog, launch
 from worker.jobs.lease import ID_NAMES, AttemptKind, Claimer, LeaseKeeper, observed_attempt
 from worker.jobs.sanitize import clean_text
-from worker.jobs.watchdog import Watchdog
 from worker.node.device import oom_kill_count
 from worker.node.resources import Resources
 
@@ -113,14 +112,11 @@ class ProgramEnd:
             raise AttemptFailed("server_error", f"The {self.name} {how}")
 
 
-class ProgramAttempt(LeaseKeeper, Generic[Row]):
-    """The lease of one attempt, with its row, its directory and the lock that its programs hold."""
+class ProgramAttempt(LeaseKeeper[Row], Generic[Row]):
+    """One attempt, with the lock that its programs hold."""
 
     def __init__(self, resources: Resources, row: Row, claimed_at: float, lock: int) -> None:
         super().__init__(resources, row, claimed_at)
-        self.resources = resources
-        self.row: Row = row
-        self.directory = workdir.attempt_directory(resources.settings.work_dir, row.id, row.attempt)
         self._lock = lock
 
     def check_running(self) -> None:
@@ -198,7 +194,7 @@ class ProgramAttempt(LeaseKeeper, Generic[Row]):
             return found is not None and found.state == leases.SUCCEEDED and found.attempt == row.attempt
 
         with stored_files.delete_unless_committed() as undo:
-            stored = stored_files.put_directory(self.resources, self, directory, stored_files.unique(prefix))
+            stored = stored_files.put_directory(self, directory, stored_files.unique(prefix))
             undo.callback(stored_files.discard, self.resources.storage, [file.key for file in stored])
             self.finish(write, has_succeeded)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import secrets
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import func
@@ -26,10 +25,9 @@ from app.domain.jobs.spec import JobSpec
 from app.domain.jobs.states import Reason
 from app.system.artifact_directory import describe_archive
 from worker.jobs import stored_files
-from worker.jobs.lease import LeaseKeeper
+from worker.jobs.lease import JobAttempt
 from worker.jobs.sanitize import clean
 from worker.jobs.stored_files import StoredFile
-from worker.node.resources import Resources
 
 RESULTS = "step_metrics.csv"
 UNSAFE_NAME_CHARACTERS = " /:?#%\\"
@@ -48,21 +46,20 @@ class StoredCheckpoint:
 
 
 class Publisher:
-    def __init__(self, resources: Resources, job: Job, keeper: LeaseKeeper, directory: Path) -> None:
-        self.resources = resources
-        self.job = job
-        self.keeper = keeper
-        self.directory = directory
+    def __init__(self, attempt: JobAttempt) -> None:
+        self.attempt = attempt
+        self.resources = attempt.resources
+        self.job = attempt.row
         self.reference: ServedReference | None = None  # of the result, as the trainer measured it
 
     def publish_checkpoint(self, record: CheckpointSaved) -> None:
         """Publish an intermediate checkpoint, unless an earlier attempt has. Raises ManifestMismatch, OSError."""
-        if self.keeper.transact(lambda session: self._is_published(session, record.step)):
+        if self.attempt.transact(lambda session: self._is_published(session, record.step)):
             return
         name = f"{self._model_name()}:ckpt-step-{record.step}"
         with stored_files.delete_unless_committed() as undo:
             stored = self._store(undo, record.directory, record.step, name, record.metrics, "")
-            self.keeper.transact(
+            self.attempt.transact(
                 lambda session: self._add_checkpoint(session, stored),
                 lambda session: self._is_published(session, record.step),
             )
@@ -72,11 +69,11 @@ class Publisher:
 
         Raises FencedError, NoLongerDesiredError, ManifestMismatch, OSError.
         """
-        self.keeper.update(phase="publishing")
+        self.attempt.update(phase="publishing")
         with stored_files.delete_unless_committed() as undo:
             stored = self._store(undo, done.directory, done.step, self._model_name(), metrics, "-result")
             results = self._store_results(undo)
-            self.keeper.finish(
+            self.attempt.finish(
                 lambda session: self._succeed(session, stored, results, done.trained_tokens),
                 lambda session: self._has_succeeded(session, stored),
             )
@@ -90,25 +87,25 @@ class Publisher:
         objects are deleted with its files.
         """
         prefix = stored_files.unique(f"{self._prefix}/checkpoints/step-{step:06d}{suffix}")
-        copy = self.directory / "outbox" / f"checkpoint-{step:06d}"
-        manifest = stored_files.copy_verified(stored_files.resolve_inside(self.directory, directory), copy)
+        copy = self.attempt.directory / "outbox" / f"checkpoint-{step:06d}"
+        manifest = stored_files.copy_verified(stored_files.resolve_inside(self.attempt.directory, directory), copy)
         archive = StoredFile(stored_files.ARCHIVE, f"{prefix}/{stored_files.ARCHIVE}", *describe_archive(copy))
-        parts = stored_files.put_directory(self.resources, self.keeper, copy, f"{prefix}/files")
+        parts = stored_files.put_directory(self.attempt, copy, f"{prefix}/files")
         undo.callback(stored_files.discard, self.resources.storage, [part.key for part in parts])
         copy.rmdir()
         return StoredCheckpoint(step, name, clean({"step": step} | metrics), clean(manifest), parts, archive)
 
     def _store_results(self, undo: ExitStack) -> StoredFile:
-        rows = self.keeper.transact(lambda session: events.all_metrics(session, self.job.id))
-        path = self.directory / "outbox" / RESULTS
+        rows = self.attempt.transact(lambda session: events.all_metrics(session, self.job.id))
+        path = self.attempt.directory / "outbox" / RESULTS
         path.write_bytes(results_csv(rows))
         key = f"{stored_files.unique(self._prefix)}/{RESULTS}"
         undo.callback(stored_files.discard, self.resources.storage, [key])
-        return stored_files.put_file(self.resources, self.keeper, path, key)
+        return stored_files.put_file(self.attempt, path, key)
 
     def _add_checkpoint(self, session: Session, stored: StoredCheckpoint) -> Checkpoint:
         message = f"Checkpoint created at step {stored.step} with Snapshot ID: {stored.name}"
-        job = claims.append_event(session, self.keeper.lease, message, data={"step": stored.step})
+        job = claims.append_event(session, self.attempt.lease, message, data={"step": stored.step})
         checkpoint = self._write_checkpoint_row(session, job, stored)
         for retired in checkpoints.retire_old(session, job.id, checkpoint):
             files.delete_all(session, [*retired.file_ids, retired.archive_file_id])
@@ -131,10 +128,10 @@ class Publisher:
         result = self._add_checkpoint(session, stored)
         for checkpoint in checkpoints.kept(session, self.job.id):
             models.add_tuned(session, self.job, checkpoint)
-        claims.append_event(session, self.keeper.lease, f"New fine-tuned model created: {stored.name}")
+        claims.append_event(session, self.attempt.lease, f"New fine-tuned model created: {stored.name}")
         job = claims.finish_held_attempt(
             session,
-            self.keeper.lease,
+            self.attempt.lease,
             Reason.DONE,
             "The job has successfully completed",
             trained_tokens=trained_tokens,

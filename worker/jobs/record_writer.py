@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shutil
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy.exc import DBAPIError
@@ -13,7 +12,6 @@ from sqlalchemy.orm import Session
 from app.db.base_models import models
 from app.db.engine import DATABASE_UNAVAILABLE
 from app.db.jobs import claims, measurements
-from app.db.tables import Job
 from app.domain.jobs.events import (
     AnyRecord,
     CheckpointSaved,
@@ -30,12 +28,11 @@ from app.log import get_logger
 from app.system.artifact_directory import ManifestMismatch
 from app.telemetry import metrics
 from worker.jobs import stored_files
-from worker.jobs.lease import LeaseKeeper
+from worker.jobs.lease import JobAttempt
 from worker.jobs.publish import Publisher
 from worker.jobs.sanitize import clean, clean_text
 from worker.node import disk_space
 from worker.node.device import training_device
-from worker.node.resources import Resources
 
 # Keys of a metrics event that OpenAI's API has, under the names of our record; the optional ones only if measured.
 METRIC_KEYS = ("step", "total_steps", "train_loss", "train_mean_token_accuracy")
@@ -61,14 +58,12 @@ log = get_logger(__name__)
 class JobRecordWriter:
     """Writes the records of one trainer. The supervisor handles the final ones (Done, Stopped, Failed)."""
 
-    def __init__(self, resources: Resources, job: Job, keeper: LeaseKeeper, directory: Path) -> None:
+    def __init__(self, attempt: JobAttempt) -> None:
         self.final_checkpoint: CheckpointSaved | None = None  # published with the result
         self.last_snapshot: SnapshotSaved | None = None  # the newest one, until it is stored
-        self.publisher = Publisher(resources, job, keeper, directory)
-        self._resources = resources
-        self._job = job
-        self._keeper = keeper
-        self._directory = directory
+        self.publisher = Publisher(attempt)
+        self._attempt = attempt
+        self._job = attempt.row
         self._planned: Planned | None = None
         self._counted_tokens: int | None = None
 
@@ -81,19 +76,19 @@ class JobRecordWriter:
         except DBAPIError as error:  # a value PostgreSQL refuses
             log.warning("record refused", job=self._job.id, kind=record.kind, error=str(error.orig))
         except ValueError as error:  # ManifestMismatch, or a name that is no valid storage key
-            self._keeper.append_event(
+            self._attempt.append_event(
                 f"The {record.kind} was not stored: {clean_text(str(error))}", level="warn", data={"kind": record.kind}
             )
         except OSError as error:
             text = f"The {record.kind} was not stored: {error.strerror or 'the storage is unavailable'}"
-            self._keeper.append_event(f"{text}; the training continues", level="warn", data={"kind": record.kind})
+            self._attempt.append_event(f"{text}; the training continues", level="warn", data={"kind": record.kind})
 
     def _write(self, record: AnyRecord) -> None:
         match record:
             case Metric():
                 values = clean(record.model_dump())
                 progress = {key: values[key] for key in PROGRESS_KEYS}
-                self._keeper.append_event(
+                self._attempt.append_event(
                     metric_message(record),
                     type="metrics",
                     data=metric_data(record),
@@ -103,7 +98,7 @@ class JobRecordWriter:
             case Started():
                 data = clean(record.model_dump(exclude={"kind", "run_id"}))
                 step = {"step": record.start_step, "total_steps": record.total_steps}
-                self._keeper.append_event(started_message(record), data=data, phase="training", progress=step)
+                self._attempt.append_event(started_message(record), data=data, phase="training", progress=step)
             case Planned():
                 self._write_plan(record)
             case Probed():
@@ -111,7 +106,7 @@ class JobRecordWriter:
             case Measured():
                 self._write_measurement(record)
             case Message():
-                self._keeper.append_event(clean_text(record.message), level=record.level, data=clean(record.data))
+                self._attempt.append_event(clean_text(record.message), level=record.level, data=clean(record.data))
             case ServedReferenceMeasured():
                 self.publisher.reference = record.reference
             case CheckpointSaved(final=True):
@@ -130,11 +125,11 @@ class JobRecordWriter:
         """Report the plan, and store what the trainer counted because the model's registration did not."""
         self._planned, job, counted = record, self._job, record.activation_bytes
         if counted:
-            self._keeper.transact(
+            self._attempt.transact(
                 lambda session: models.add_activation_bytes(session, job.project_id, job.base_model, counted)
             )
         data = record.model_dump(exclude={"kind", "run_id", *(() if counted else ("activation_bytes",))})
-        self._keeper.append_event(planned_message(record), data=clean(data))
+        self._attempt.append_event(planned_message(record), data=clean(data))
 
     def _count_step(self, record: Metric) -> None:
         """Update the metrics. `trained_tokens` counts from the start of the job, so the first record of an attempt
@@ -153,18 +148,18 @@ class JobRecordWriter:
                 if isinstance(record, CheckpointSaved):
                     self.publisher.publish_checkpoint(record)
                 else:
-                    stored_files.save_snapshot(self._resources, self._job, self._keeper, self._directory, record)
+                    stored_files.save_snapshot(self._attempt, record)
         except ManifestMismatch:
-            if (self._directory / record.directory).exists():
+            if (self._attempt.directory / record.directory).exists():
                 raise
-            self._keeper.append_event(f"The {record.kind} at step {record.step} was superseded before it was stored")
+            self._attempt.append_event(f"The {record.kind} at step {record.step} was superseded before it was stored")
 
     def _write_probe(self, record: Probed) -> None:
         """Store the measured peak memory of one forward and backward pass, from which later plans are corrected."""
         planned = self._planned
         if planned is None:
             return
-        device = training_device(self._resources.settings.device)
+        device = training_device(self._attempt.resources.settings.device)
 
         def add(session: Session) -> None:
             base = models.get_base(session, self._job.project_id, self._job.base_model)
@@ -172,17 +167,17 @@ class JobRecordWriter:
                 sha256 = base.manifest_sha256
                 measurements.add(session, self._job, device.kind, device.name, sha256, planned, record)
 
-        self._keeper.transact(add)
+        self._attempt.transact(add)
         text = (
             f"Memory check: the largest packed batch ({record.row_tokens:,} tokens) used "
             f"{gigabytes(record.peak_bytes)} (estimated {gigabytes(planned.peak_bytes)})"
         )
         data = {"predicted_peak_bytes": planned.peak_bytes, **record.model_dump(exclude={"kind", "run_id"})}
-        self._keeper.append_event(text, data=clean(data))
+        self._attempt.append_event(text, data=clean(data))
 
     def _write_measurement(self, record: Measured) -> None:
         """Store duration and peak memory of the training, from which later plans are corrected."""
-        self._keeper.transact(lambda session: measurements.finish(session, self._job, record))
+        self._attempt.transact(lambda session: measurements.finish(session, self._job, record))
         attempts = self._job.train_attempts
         last = f" (the last of {attempts} attempts)" if attempts > 1 else ""
         text = f"Training finished in {_duration(record.seconds)}{last}, peak memory {gigabytes(record.peak_bytes)}"
@@ -192,7 +187,7 @@ class JobRecordWriter:
             metrics.PLAN_RATIO.labels("memory").observe(record.peak_bytes / max(planned.peak_bytes, 1))
             text += f" (estimated {_duration(planned.seconds)}, {gigabytes(planned.peak_bytes)})"
             data |= {"predicted_seconds": planned.seconds, "predicted_peak_bytes": planned.peak_bytes}
-        self._keeper.append_event(text, data=clean(data))
+        self._attempt.append_event(text, data=clean(data))
 
     def store_last_snapshot(self) -> None:
         """Store the newest snapshot of a trainer that ended without a published result, unless it is stored already.
@@ -202,14 +197,14 @@ class JobRecordWriter:
         record = self.last_snapshot
         if record is None:
             return
-        shutil.rmtree(self._directory / "outbox", ignore_errors=True)
-        disk_space.release(self._resources, self._job, self._directory)
+        shutil.rmtree(self._attempt.directory / "outbox", ignore_errors=True)
+        disk_space.release(self._attempt)
         try:
-            stored_files.move_snapshot(self._resources, self._job, self._keeper, self._directory, record)
+            stored_files.move_snapshot(self._attempt, record)
         except (OSError, ManifestMismatch) as error:
             log.exception("the last snapshot could not be stored", job=self._job.id)
             cause = error.strerror if isinstance(error, OSError) else clean_text(str(error))
-            self._keeper.append_event(f"The snapshot of step {record.step} was not stored: {cause}", level="warn")
+            self._attempt.append_event(f"The snapshot of step {record.step} was not stored: {cause}", level="warn")
 
     def publish_final_as_intermediate(self) -> None:
         """Publish the final adapter as an intermediate checkpoint, after a pause at the last step."""

@@ -37,7 +37,7 @@ from app.system.artifact_directory import (
 )
 from app.system.files import copy_and_hash
 from app.system.model_files import linear_layers
-from worker.jobs.lease import LeaseKeeper, LeaseUncertain
+from worker.jobs.lease import JobAttempt, LeaseKeeper, LeaseUncertain
 from worker.node.resources import Resources
 
 ARCHIVE = "adapter.tar"
@@ -115,25 +115,26 @@ def unique(prefix: str) -> str:
     return f"{prefix}/{secrets.token_hex(4)}"
 
 
-def put_directory(resources: Resources, keeper: LeaseKeeper, directory: Path, prefix: str) -> list[StoredFile]:
+def put_directory(attempt: LeaseKeeper[Any], directory: Path, prefix: str) -> list[StoredFile]:
     """Move every file of `directory` into storage below `prefix`. On an error, delete what was stored."""
     stored: list[StoredFile] = []
     try:
         for path in sorted(directory.iterdir()):
-            stored.append(put_file(resources, keeper, path, f"{prefix}/{path.name}"))  # noqa: PERF401  (for `discard`)
+            stored.append(put_file(attempt, path, f"{prefix}/{path.name}"))  # noqa: PERF401  (for `discard`)
     except BaseException:
-        discard(resources.storage, (file.key for file in stored))
+        discard(attempt.resources.storage, (file.key for file in stored))
         raise
     return stored
 
 
-def put_file(resources: Resources, keeper: LeaseKeeper, path: Path, key: str) -> StoredFile:
+def put_file(attempt: LeaseKeeper[Any], path: Path, key: str) -> StoredFile:
     """Move a file into storage; an event says if the storage is unavailable for some time. Raises FencedError."""
     sha256 = sha256_file(path)
+    resources = attempt.resources
     stored = resources.storage_outage.retry(
         lambda: resources.storage.put(key, path),
-        notify=lambda message: keeper.append_event(message, level="warn"),
-        check=keeper.check,
+        notify=lambda message: attempt.append_event(message, level="warn"),
+        check=attempt.check,
     )
     return StoredFile(path.name, key, stored.size_bytes, sha256)
 
@@ -181,52 +182,53 @@ def _copy_file(source: Path, destination: Path) -> str:
         return copy_and_hash(opened, target).sha256
 
 
-def save_snapshot(resources: Resources, job: Job, keeper: LeaseKeeper, directory: Path, record: SnapshotSaved) -> None:
+def save_snapshot(attempt: JobAttempt, record: SnapshotSaved) -> None:
     """Store a copy of a trainer's snapshot, add its row, and delete old ones. Raises ManifestMismatch, OSError."""
-    if keeper.transact(lambda session: _is_stored(session, job, record.step)):
+    if attempt.transact(lambda session: _is_stored(session, attempt.row, record.step)):
         return
+    directory = attempt.directory
     copy = directory / "outbox" / f"snapshot-{record.step:06d}"
     copy_verified(resolve_inside(directory, record.directory), copy)
-    _put_snapshot(resources, job, keeper, copy, record)
+    _put_snapshot(attempt, copy, record)
     copy.rmdir()
 
 
-def move_snapshot(resources: Resources, job: Job, keeper: LeaseKeeper, directory: Path, record: SnapshotSaved) -> None:
+def move_snapshot(attempt: JobAttempt, record: SnapshotSaved) -> None:
     """Store a snapshot without a copy, after the trainer has exited: within one file system a move takes no space.
 
     Raises ManifestMismatch, OSError.
     """
-    if keeper.transact(lambda session: _is_stored(session, job, record.step)):
+    if attempt.transact(lambda session: _is_stored(session, attempt.row, record.step)):
         return
-    source = resolve_inside(directory, record.directory)
+    source = resolve_inside(attempt.directory, record.directory)
     verify_in_place(source)
-    _put_snapshot(resources, job, keeper, source, record)
+    _put_snapshot(attempt, source, record)
 
 
-def _put_snapshot(resources: Resources, job: Job, keeper: LeaseKeeper, source: Path, record: SnapshotSaved) -> None:
+def _put_snapshot(attempt: JobAttempt, source: Path, record: SnapshotSaved) -> None:
+    resources, job = attempt.resources, attempt.row
     if sha256_file(source / MANIFEST) != record.manifest_sha256:
         raise ManifestMismatch(f"{record.directory}: the manifest differs from the one in the trainer's record")
     prefix = unique(f"jobs/{job.id}/attempts/{job.attempt}/snapshots/step-{record.step:06d}")
     with delete_unless_committed() as undo:
-        stored = put_directory(resources, keeper, source, prefix)
+        stored = put_directory(attempt, source, prefix)
         keys = {file.filename: file.key for file in stored}
         undo.callback(discard, resources.storage, list(keys.values()))
-        keeper.transact(
-            lambda session: _add_snapshot(session, keeper, record, keys),
+        attempt.transact(
+            lambda session: _add_snapshot(session, attempt, record, keys),
             lambda session: _is_stored(session, job, record.step),
         )
-    drop_snapshots(resources, keeper.transact(lambda session: checkpoints.old_snapshots(session, job.id)))
+    drop_snapshots(resources, attempt.transact(lambda session: checkpoints.old_snapshots(session, job.id)))
 
 
-def restore_snapshot(
-    resources: Resources, job: Job, keeper: LeaseKeeper, rows: Sequence[Snapshot], directory: Path
-) -> Path | None:
+def restore_snapshot(attempt: JobAttempt, rows: Sequence[Snapshot]) -> Path | None:
     """Fetch the newest snapshot that verifies; None if the job starts from zero. An event states which."""
-    valid, problems = newest_valid(rows, lambda row: (row, _fetch_snapshot(resources, row, directory / "resume")))
+    resources, parent = attempt.resources, attempt.directory / "resume"
+    valid, problems = newest_valid(rows, lambda row: (row, _fetch_snapshot(resources, row, parent)))
     row, destination = valid or (None, None)
-    if row is not None or job.train_attempts > 1:
+    if row is not None or attempt.row.train_attempts > 1:
         level, text = resume_message(row.step if row else None, problems)
-        keeper.append_event(text, level=level, data={"step": row.step if row else 0})
+        attempt.append_event(text, level=level, data={"step": row.step if row else 0})
     drop_snapshots(resources, rows[: len(problems)])
     return destination
 
@@ -247,13 +249,13 @@ def _is_stored(session: Session, job: Job, step: int) -> bool:
     return any(row.step == step and row.attempt == job.attempt for row in checkpoints.snapshots(session, job.id))
 
 
-def _add_snapshot(session: Session, keeper: LeaseKeeper, record: SnapshotSaved, keys: dict[str, str]) -> None:
+def _add_snapshot(session: Session, attempt: JobAttempt, record: SnapshotSaved, keys: dict[str, str]) -> None:
     """Add the row of a snapshot. A later step than that of any snapshot before is progress, which resets crash streak
     and storage wait. The snapshot of step 0 is no progress: every job has it."""
-    steps = [row.step for row in checkpoints.snapshots(session, keeper.lease.row_id)]
+    steps = [row.step for row in checkpoints.snapshots(session, attempt.lease.row_id)]
     is_progress = record.step > max(steps, default=0)
     columns = {"crash_streak": 0, "storage_full_since": null()} if is_progress else {"crash_streak": Job.crash_streak}
-    job = leases.update_held(session, Job, keeper.lease, **columns)
+    job = leases.update_held(session, Job, attempt.lease, **columns)
     checkpoints.add_snapshot(session, job, record.step, record.manifest_sha256, keys)
 
 

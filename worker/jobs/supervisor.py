@@ -20,26 +20,25 @@ from app.db.scheduling import gpu_reservations
 from app.db.tables import Job
 from app.domain.artifacts.full_disk import DiskSpace, is_disk_full
 from app.domain.jobs.events import Done
-from app.domain.jobs.states import TERMINAL, Desired, JobState, Reason
+from app.domain.jobs.states import TERMINAL, Desired, Reason
 from app.domain.scheduling.worker_capacity import WorkerCapacity
 from app.log import get_logger
 from app.system.artifact_directory import ManifestMismatch
 from app.telemetry import metrics
 from worker.jobs import stored_files, workdir
+from worker.jobs.child_program import Watchdog
 from worker.jobs.exit_classification import (
-    STORAGE_RETRY_FACTOR,
     AttemptOutcome,
     TrainerExit,
     classify_exit,
     storage_outcome,
 )
-from worker.jobs.lease import Claimer, JobLeaseKeeper, LeaseKeeper, observed_attempt
+from worker.jobs.lease import Claimer, JobAttempt, observed_attempt
 from worker.jobs.prepare import PreparationError, prepare
 from worker.jobs.record_writer import JobRecordWriter
 from worker.jobs.sanitize import clean_text
 from worker.jobs.trainer_log import LogPublisher
 from worker.jobs.trainer_process import TRAINER_COMMAND, TrainerProcess, WarmTrainer, start_trainer
-from worker.jobs.watchdog import Watchdog
 from worker.node import disk_space
 from worker.node.device import gpu_problem, oom_kill_count, unused_gpu_uuids
 from worker.node.resources import Resources
@@ -96,9 +95,9 @@ class JobSupervisor:
                 self.warm_trainer.ensure(lock)
                 return False
             job, _, claimed_at = claimed
-            keeper = JobLeaseKeeper(self.resources, job, claimed_at)
-            with observed_attempt("train", keeper, job), keeper, self._alone():
-                self._run_job(job, keeper, lock)
+            attempt = JobAttempt(self.resources, job, claimed_at)
+            with observed_attempt("train", attempt, job), attempt, self._alone():
+                self._run_job(attempt, lock)
         return True
 
     def _claim(self, session: Session) -> Job | None:
@@ -106,32 +105,30 @@ class JobSupervisor:
         offer = self.capacity() if self.capacity else None
         return claims.claim(session, "train", self.owner, ttl_seconds, offer, half_life_seconds)
 
-    def _run_job(self, job: Job, keeper: LeaseKeeper, lock: int) -> None:
-        log.info("job started", base_model=job.base_model)
-        directory = workdir.attempt_directory(self.settings.work_dir, job.id, job.attempt)
+    def _run_job(self, attempt: JobAttempt, lock: int) -> None:
+        log.info("job started", base_model=attempt.row.base_model)
         try:
-            outcome = self._attempt(job, keeper, directory, lock)
+            outcome = self._attempt(attempt, lock)
             if outcome.reason != Reason.DONE:  # a success ends the attempt in the transaction that publishes it
-                self._end_attempt(keeper, outcome)
-            keeper.outcome = outcome.reason
+                attempt.end(outcome)
+            attempt.outcome = outcome.reason
             self._must_check_gpus = outcome.reason == Reason.DEVICE_LOST
             log.info("attempt ended", reason=outcome.reason.value)
         except FencedError:
             log.info("lease lost: the result is dropped")
         finally:
-            disk_space.release(self.resources, job, directory)
-            workdir.remove_all_but_logs(directory)
-        self._drop_snapshots_if_ended(job)
+            self._clear(attempt)
+        self._drop_snapshots_if_ended(attempt.row)
 
-    def _attempt(self, job: Job, keeper: LeaseKeeper, directory: Path, lock: int) -> AttemptOutcome:
+    def _attempt(self, attempt: JobAttempt, lock: int) -> AttemptOutcome:
         """Prepare, train and publish; every error becomes an outcome. Raises FencedError."""
         needed: DiskSpace | None = None
         try:
-            needed = self._prepare(job, keeper, directory)
-            outcome = self._stop_request(keeper) or self._train(job, keeper, directory, lock)
+            needed = self._prepare(attempt)
+            outcome = self._stop_request(attempt) or self._train(attempt, lock)
             if outcome.reason == Reason.OUT_OF_MEMORY:
-                return self._out_of_memory(job, keeper, outcome)
-            return outcome if outcome.reason != Reason.STORAGE_FULL else self._disk_full(job, directory, needed)
+                return self._out_of_memory(attempt, outcome)
+            return outcome if outcome.reason != Reason.STORAGE_FULL else self._disk_full(attempt, needed)
         except FencedError:
             raise
         except PreparationError as error:
@@ -144,62 +141,64 @@ class JobSupervisor:
         except OSError as error:
             log.exception("files or storage failed")
             if is_disk_full(error):
-                return self._disk_full(job, directory, needed, error)
+                return self._disk_full(attempt, needed, error)
             return storage_outcome("Files could not be read or written", error)
         except Exception:
             log.exception("the supervisor failed")
             return AttemptOutcome(Reason.TRAINER_CRASHED, "The worker had an internal error; its log has the details")
 
-    def _out_of_memory(self, job: Job, keeper: LeaseKeeper, outcome: AttemptOutcome) -> AttemptOutcome:
+    def _out_of_memory(self, attempt: JobAttempt, outcome: AttemptOutcome) -> AttemptOutcome:
         """A job that ran out of the memory of a slot is repeated with a whole GPU. Raises FencedError."""
-        slot_bytes = keeper.transact(lambda session: gpu_reservations.slot_bytes(session, job.id, job.attempt))
+        job = attempt.row
+        slot_bytes = attempt.transact(lambda session: gpu_reservations.slot_bytes(session, job.id, job.attempt))
         if slot_bytes is None:
             return outcome
-        keeper.update(needed_cuda_bytes=slot_bytes)
+        attempt.update(needed_cuda_bytes=slot_bytes)
         text = f"The memory of a slot ({slot_bytes / 1e9:.2f} GB) was too small; the job is queued for a whole GPU"
         return AttemptOutcome(Reason.SLOT_TOO_SMALL, text)
 
-    def _disk_full(
-        self, job: Job, directory: Path, needed: DiskSpace | None, error: OSError | None = None
-    ) -> AttemptOutcome:
+    def _disk_full(self, attempt: JobAttempt, needed: DiskSpace | None, error: OSError | None = None) -> AttemptOutcome:
         """Remove what the attempt wrote, then measure the free space. PostgreSQL may need that space to end it."""
-        disk_space.release(self.resources, job, directory)
-        workdir.remove_all_but_logs(directory)
+        self._clear(attempt)
         needed_bytes = needed.next_attempt_bytes if needed else None
-        return disk_space.disk_full_outcome(self.resources, directory, needed_bytes, error)
+        return disk_space.disk_full_outcome(self.resources, attempt.directory, needed_bytes, error)
 
-    def _prepare(self, job: Job, keeper: LeaseKeeper, directory: Path) -> DiskSpace:
+    def _clear(self, attempt: JobAttempt) -> None:
+        disk_space.release(attempt)
+        workdir.remove_all_but_logs(attempt.directory)
+
+    def _prepare(self, attempt: JobAttempt) -> DiskSpace:
         """Fill the work directory. An error of files or storage is not blamed on the job: a later try may succeed."""
         try:
-            workdir.create_empty(directory)
-            return prepare(self.resources, job, keeper, directory)
+            workdir.create_empty(attempt.directory)
+            return prepare(attempt)
         except OSError as error:
             log.exception("could not prepare the work directory")
             if is_disk_full(error):
-                raise PreparationError(self._disk_full(job, directory, None, error)) from error
+                raise PreparationError(self._disk_full(attempt, None, error)) from error
             text = "The job's files could not be copied to the worker"
             raise PreparationError(storage_outcome(text, error)) from error
 
-    def _stop_request(self, keeper: LeaseKeeper) -> AttemptOutcome | None:
+    def _stop_request(self, attempt: JobAttempt) -> AttemptOutcome | None:
         """The outcome of a stop that was requested during the preparation, before there was a trainer to stop."""
-        keeper.check()
+        attempt.check()
         if self.resources.stop.is_set():
             text = "The worker shut down before the training began; the job is queued again"
             return AttemptOutcome(Reason.DRAINED, text)
-        if keeper.desired == Desired.PAUSE:
+        if attempt.desired == Desired.PAUSE:
             return AttemptOutcome(Reason.PAUSED, "The job was paused before the training began")
-        if keeper.preempt_requested:
+        if attempt.preempt_requested:
             text = "The job was preempted by an urgent job before the training began; it is queued again"
             return AttemptOutcome(Reason.PREEMPTED, text)
         return None
 
-    def _train(self, job: Job, keeper: LeaseKeeper, directory: Path, lock: int) -> AttemptOutcome:
+    def _train(self, attempt: JobAttempt, lock: int) -> AttemptOutcome:
         """Run the trainer and publish its result; store the last snapshot if the job will need it."""
-        records = JobRecordWriter(self.resources, job, keeper, directory)
+        records = JobRecordWriter(attempt)
         is_published = False
         try:
-            ended = self._run_trainer(job, keeper, directory, lock, records)
-            keeper.check()
+            ended = self._run_trainer(attempt, lock, records)
+            attempt.check()
             outcome = classify_exit(ended)
             if outcome.reason == Reason.DONE:
                 assert isinstance(ended.final, Done)
@@ -211,19 +210,17 @@ class JobSupervisor:
             return outcome
         finally:  # also after a full disk, or a pause that came while the result was published
             metrics.TOKENS_PER_SECOND.set(0)
-            if not keeper.fenced and not is_published:
+            if not attempt.fenced and not is_published:
                 records.store_last_snapshot()
 
-    def _run_trainer(
-        self, job: Job, keeper: LeaseKeeper, directory: Path, lock: int, records: JobRecordWriter
-    ) -> TrainerExit:
+    def _run_trainer(self, attempt: JobAttempt, lock: int, records: JobRecordWriter) -> TrainerExit:
         """Start the trainer from this thread (the parent-death signal follows the thread) and store its records until
         end of file."""
         kills_before = oom_kill_count()
-        trainer = self._start_trainer(job, directory, lock)
-        with LogPublisher(self.resources, job, directory):
+        trainer = self._start_trainer(attempt, lock)
+        with LogPublisher(self.resources, attempt.row, attempt.directory):
             try:
-                with Watchdog(trainer, keeper, self.resources.stop, self.settings) as watchdog:
+                with Watchdog(trainer, attempt, self.resources.stop, self.settings) as watchdog:
                     for record in trainer.records():
                         records.write(record)
                     trainer.wait(self.settings.stop_grace_seconds)
@@ -242,54 +239,20 @@ class JobSupervisor:
             pause_requested=watchdog.pause_requested,
             preempt_requested=watchdog.preempt_requested,
             oom_killed=oom_kill_count() > kills_before,
-            memory_kills=keeper.transact(lambda session: measurements.count_memory_kills(session, job.id)),
+            memory_kills=attempt.transact(lambda session: measurements.count_memory_kills(session, attempt.row.id)),
         )
 
-    def _start_trainer(self, job: Job, directory: Path, lock: int) -> TrainerProcess:
+    def _start_trainer(self, attempt: JobAttempt, lock: int) -> TrainerProcess:
+        directory, job_id = attempt.directory, attempt.row.id
         try:
-            warm = self.warm_trainer.take(directory, job.id)
-            return warm or start_trainer(self.trainer, directory, job.id, lock, self.settings.threads)
+            warm = self.warm_trainer.take(directory, job_id)
+            return warm or start_trainer(self.trainer, directory, job_id, lock, self.settings.threads)
         except OSError as error:
             log.exception("the trainer could not be started")
             if is_disk_full(error):
-                raise PreparationError(self._disk_full(job, directory, None, error)) from error
+                raise PreparationError(self._disk_full(attempt, None, error)) from error
             outcome = AttemptOutcome(Reason.TRAINER_CRASHED, "The trainer could not be started")
             raise PreparationError(outcome) from error
-
-    def _end_attempt(self, keeper: LeaseKeeper, outcome: AttemptOutcome) -> None:
-        """End the attempt; its reason decides the job's next state. Raises FencedError.
-
-        After a COMMIT without an answer the retry is fenced, which proves that the first try was committed.
-        """
-        delay_seconds = self._delay_seconds(outcome.reason)
-
-        def end(session: Session) -> None:
-            job = claims.finish_held_attempt(
-                session,
-                keeper.lease,
-                outcome.reason,
-                outcome.message,
-                outcome.level,
-                outcome.data,
-                param=outcome.param,
-                delay_seconds=delay_seconds,
-                max_crash_streak=self.settings.max_crash_streak,
-                storage_wait_seconds=self.settings.storage_full_wait_seconds,
-            )
-            if job.state == JobState.QUEUED:
-                self.resources.hints.after_commit(session, "gpu")
-
-        keeper.finish(end)
-
-    def _delay_seconds(self, reason: Reason) -> float:
-        """How long the job waits before its next attempt."""
-        if reason in (Reason.PAUSED, Reason.PREEMPTED, Reason.SLOT_TOO_SMALL) or (
-            reason == Reason.DRAINED and self.resources.stop.is_set()
-        ):
-            return 0.0
-        if reason == Reason.STORAGE_UNAVAILABLE:
-            return STORAGE_RETRY_FACTOR * self.settings.requeue_delay_seconds
-        return self.settings.requeue_delay_seconds
 
     def _drop_snapshots_if_ended(self, job: Job) -> None:
         """A job that has ended is never resumed. The reconciler does the same for jobs whose worker died."""

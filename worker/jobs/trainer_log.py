@@ -7,11 +7,8 @@ removed as well, because users must not see them.
 
 from __future__ import annotations
 
-import contextvars
 import re
-import threading
 from pathlib import Path
-from types import TracebackType
 from typing import IO
 
 from app.db.engine import DATABASE_UNAVAILABLE, first_line, transaction
@@ -20,7 +17,7 @@ from app.db.tables import Job
 from app.db.tables.jobs import MAX_LOG_BYTES
 from app.log import get_logger
 from worker.jobs.workdir import LOG_NAMES
-from worker.node.resources import Resources
+from worker.node.resources import Background, Resources
 
 MAX_LOG_FILE_BYTES = 10 << 20  # two halves: a full one is renamed, so the newest lines are always kept
 MAX_LINE_BYTES = 8 << 10
@@ -35,7 +32,6 @@ SECRETS = (
     (re.compile(r"(?i)(authorization|password|secret)(\s*[=:]\s*)(?:bearer\s+)?[^\s,;]{6,}"), r"\1\2***"),
 )
 PUBLISH_SECONDS = 10.0
-THREAD_EXIT_TIMEOUT_SECONDS = 5
 
 log = get_logger(__name__)
 
@@ -80,32 +76,18 @@ def redact(text: str) -> str:
     return text
 
 
-class LogPublisher:
-    """Publishes the log from a thread while the block lasts: a database that hangs must not block the records."""
+class LogPublisher(Background):
+    """Publishes the log from a thread while the block lasts: a database that hangs must not block the records. At the
+    end, when the trainer has exited, the complete log."""
 
     def __init__(self, resources: Resources, job: Job, directory: Path) -> None:
+        super().__init__(f"log-{job.id}")
         self._resources = resources
         self._job = job
         self._directory = directory
         self._published_size = 0
-        self._ended = threading.Event()
-        run_in_context = contextvars.copy_context().run  # with the ids of the job for its log lines
-        self._thread = threading.Thread(
-            target=run_in_context, args=(self._publish_loop,), name=f"log-{job.id}", daemon=True
-        )
 
-    def __enter__(self) -> LogPublisher:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Publish the complete log: the trainer has exited. Waits for the database for a few seconds at most."""
-        self._ended.set()
-        self._thread.join(THREAD_EXIT_TIMEOUT_SECONDS)
-
-    def _publish_loop(self) -> None:
+    def _run(self) -> None:
         while not self._ended.wait(PUBLISH_SECONDS):
             self._publish()
         self._publish()

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app.db.tables import Job
 from app.domain.artifacts.full_disk import RESERVED_SPACE_FILE, DiskSpace, estimate_disk_space, size_text
 from app.domain.base_models.catalog import CatalogEntry
 from app.domain.jobs.spec import JobSpec
@@ -25,6 +24,7 @@ from app.log import get_logger
 from app.storage import StorageError
 from app.system import model_files
 from worker.jobs.exit_classification import AttemptOutcome
+from worker.jobs.lease import JobAttempt
 from worker.node.resources import Resources
 
 DIRECTORY_ENTRIES_BYTES = 256 << 10  # for new directories in storage when a snapshot is moved: a few blocks each
@@ -81,22 +81,19 @@ def required_space(entry: CatalogEntry, base: Path, spec: JobSpec) -> DiskSpace:
     return estimate_disk_space(entry, spec, sum(path.stat().st_size for path in tokenizer))
 
 
-def reserve(resources: Resources, job: Job, directory: Path, space: DiskSpace) -> None:
+def reserve(attempt: JobAttempt, space: DiskSpace) -> None:
     """Allocate the space of the last snapshot: a file of its planned size on each disk. Raises OSError."""
-    allocate(directory / RESERVED_SPACE_FILE, space.snapshot_bytes)
-    if len(disks(resources, directory)) == 1:
-        allocate(_move_reserve_path(directory), DIRECTORY_ENTRIES_BYTES)
+    on_worker, for_storing, on_storage = _reserve_paths(attempt)
+    allocate(on_worker, space.snapshot_bytes)
+    if len(disks(attempt.resources, attempt.directory)) == 1:
+        allocate(for_storing, DIRECTORY_ENTRIES_BYTES)
     else:
-        allocate(storage_reserve_path(resources, job.id, job.attempt), space.snapshot_bytes + DIRECTORY_ENTRIES_BYTES)
+        allocate(on_storage, space.snapshot_bytes + DIRECTORY_ENTRIES_BYTES)
 
 
-def release(resources: Resources, job: Job, directory: Path) -> None:
+def release(attempt: JobAttempt) -> None:
     """Delete the reserved files that still exist."""
-    for path in (
-        directory / RESERVED_SPACE_FILE,
-        _move_reserve_path(directory),
-        storage_reserve_path(resources, job.id, job.attempt),
-    ):
+    for path in _reserve_paths(attempt):
         path.unlink(missing_ok=True)
 
 
@@ -147,5 +144,8 @@ def _outcome(full_disks: Sequence[Disk], required_bytes: int | None, is_measured
     return AttemptOutcome(Reason.STORAGE_FULL, message, data=data)
 
 
-def _move_reserve_path(directory: Path) -> Path:
-    return directory / f"{RESERVED_SPACE_FILE}-for-storing"
+def _reserve_paths(attempt: JobAttempt) -> tuple[Path, Path, Path]:
+    """On the worker's disk, for directory entries in storage when a snapshot is moved, and on another storage disk."""
+    reserved = attempt.directory / RESERVED_SPACE_FILE
+    on_storage = storage_reserve_path(attempt.resources, attempt.row.id, attempt.row.attempt)
+    return reserved, reserved.with_name(f"{RESERVED_SPACE_FILE}-for-storing"), on_storage

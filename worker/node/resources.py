@@ -5,13 +5,15 @@ or SIGINT: the reconciler, a sender.
 
 from __future__ import annotations
 
+import contextvars
 import signal
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol, TypeVar
+from typing import Protocol, Self, TypeVar
 
 from sqlalchemy import Engine
 
@@ -27,10 +29,34 @@ from app.telemetry.tracing import configure_tracing
 
 Result = TypeVar("Result")
 STORAGE_RETRY_SECONDS = 2.0
+THREAD_EXIT_TIMEOUT_SECONDS = 5
 
 log = get_logger(__name__)
 POOL_SIZE = 5  # connections for the job's writes, its lease, and the heartbeat of the worker's row
 STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
+
+
+class Background(ABC):
+    """A thread that runs while a block lasts, with the ids of the block for its log lines."""
+
+    def __init__(self, name: str) -> None:
+        self._ended = threading.Event()
+        self._name = name
+
+    def __enter__(self) -> Self:
+        run_in_context = contextvars.copy_context().run
+        self._thread = threading.Thread(target=run_in_context, args=(self._run,), name=self._name, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Wait for its end, but not for long: it may hang in a statement, and a daemon thread blocks no exit."""
+        self._ended.set()
+        self._thread.join(THREAD_EXIT_TIMEOUT_SECONDS)
+
+    @abstractmethod
+    def _run(self) -> None:
+        """Run until `_ended` is set."""
 
 
 class StorageOutage:

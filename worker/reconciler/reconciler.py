@@ -15,7 +15,7 @@ from prometheus_client import REGISTRY
 from sqlalchemy import text
 
 from app.db.engine import DATABASE_UNAVAILABLE, first_line, transaction
-from app.db.jobs import claims, full_disk, leases, lost_workers
+from app.db.jobs import claims, leases, lost_workers
 from app.db.jobs.leases import HeldLease
 from app.db.operations import status
 from app.db.scheduling import workers
@@ -118,7 +118,7 @@ class Reconciler:
     def pause_overdue(self) -> None:
         """Pause jobs that have waited for storage for the longest allowed time."""
         with transaction(self.resources.sessions) as session:
-            paused = full_disk.pause_overdue(session, self.settings.storage_full_wait_seconds)
+            paused = claims.pause_overdue(session, self.settings.storage_full_wait_seconds)
         for job in paused:
             log.warning("job paused: the disk has been full for too long", job=job.id)
 

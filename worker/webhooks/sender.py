@@ -41,7 +41,7 @@ from worker.webhooks.webhook_http import PostLimits, Resolve, WebhookResponse, p
 SENDER_THREADS = 32
 MAX_CONCURRENT_PER_ENDPOINT = 4  # per process; 1 for an endpoint whose last delivery failed
 LEASE_MARGIN_SECONDS = 60.0  # in addition to the timeout: how long a delivery rests after its sender was killed
-RENEWALS = 4  # of a lease, within its duration
+RENEW_SECONDS = 15.0
 REPORT_SECONDS = 10.0
 LOST_KEY_REASON = (
     "none of TUNERY_SECRET_KEYS decrypts its signing secret: rotate the secret, or let the operator add the key, and "
@@ -117,10 +117,9 @@ class WebhookSender:
 
     def deliver(self, claimed: ClaimedWebhook) -> None:
         """Send one delivery and record the outcome, unless the lease is lost by then."""
-        renew_seconds = self._lease_seconds / RENEWALS
         is_key_lost = False
         with LeaseKeeper(
-            self.resources, claimed.delivery, boottime_seconds(), self._lease_seconds, renew_seconds
+            self.resources, claimed.delivery, boottime_seconds(), self._lease_seconds, RENEW_SECONDS
         ) as keeper:
             try:
                 response = self._send(claimed, self._signing_secrets(claimed))

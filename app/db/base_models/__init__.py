@@ -1,1 +1,1 @@
-"""Queries of API and worker for base models and `ft:` models, and the queue of registrations."""
+"""Queries of API and worker for base models and `ft:` models."""

@@ -8,17 +8,19 @@ app.domain.jobs.states does not allow. Never commits.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, Double, and_, cast, func, literal, null, select, update
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
-from app.db.jobs import events, full_disk, leases
+from app.db.jobs import events, leases
 from app.db.jobs.leases import Lease
 from app.db.scheduling import fair_queue, gpu_reservations
 from app.db.scheduling.fair_queue import Kind
 from app.db.tables import Attempt, Job
+from app.domain.artifacts.full_disk import WAITING_FOR_STORAGE, duration_text, pause_seconds
 from app.domain.jobs.states import CRASHES, TERMINAL, Desired, JobState, Reason
 from app.domain.scheduling.fair_share import HALF_LIFE_SECONDS
 from app.domain.scheduling.worker_capacity import WorkerCapacity
@@ -26,6 +28,7 @@ from app.domain.scheduling.worker_capacity import WorkerCapacity
 CLAIMED_STATE: dict[Kind, JobState] = {"validate": JobState.VALIDATING, "train": JobState.QUEUED}
 STARTED_MESSAGE: dict[Kind, str] = {"validate": "Validating training file: {files}", "train": "Fine-tuning job started"}
 STORAGE_WAIT_SECONDS = 86_400.0
+MAX_PAUSED_PER_ROUND = 100
 
 
 class NoLongerDesiredError(RuntimeError):
@@ -150,6 +153,31 @@ def has_claimable_job(session: Session, kind: Kind) -> bool:
     return session.scalar(select(Job.id).where(_is_claimable(kind)).limit(1)) is not None
 
 
+def pause_overdue(session: Session, limit_seconds: float) -> list[Job]:
+    """Pause jobs that have waited for space for `limit_seconds`, each with an event.
+
+    A job whose delay is over is not paused here: it waits for a worker, and its next attempt decides.
+    """
+    overdue = (
+        select(Job.id)
+        .where(
+            Job.state == JobState.QUEUED,
+            Job.phase == WAITING_FOR_STORAGE,
+            Job.run_after > func.clock_timestamp(),
+            Job.storage_full_since + timedelta(seconds=limit_seconds) <= func.clock_timestamp(),
+        )
+        .limit(MAX_PAUSED_PER_ROUND)
+        .with_for_update(skip_locked=True)
+    )
+    values = {"state": JobState.PAUSED, "phase": null(), "storage_full_since": null(), **events.next_event_seq()}
+    paused = session.scalars(
+        update(Job).where(Job.id.in_(overdue)).values(values).returning(Job).execution_options(populate_existing=True)
+    ).all()
+    for job in paused:
+        events.append_event(session, job, _paused_text(limit_seconds), "warn", data={"reason": job.reason})
+    return list(paused)
+
+
 def finish_attempt(
     session: Session,
     job: Job,
@@ -188,7 +216,7 @@ def finish_attempt(
         **events.next_event_seq(),
     }
     if outcome == Reason.STORAGE_FULL:
-        values["state"], waiting, sentence = full_disk.next_state(session, job, state, storage_wait_seconds)
+        values["state"], waiting, sentence = _state_on_full_disk(session, job, state, storage_wait_seconds)
         values, message, level = values | waiting, f"{message} {sentence}", "warn"
     if state in TERMINAL:
         values["finished_at"] = func.clock_timestamp()
@@ -202,6 +230,29 @@ def finish_attempt(
     return ended
 
 
+def _state_on_full_disk(
+    session: Session, job: Job, state: JobState, limit_seconds: float
+) -> tuple[JobState, dict[str, Any], str]:
+    """(state, columns, sentence for the event) of a job that would go to `state` after an attempt on a full disk.
+
+    The caller has locked the row. A validation cannot be paused: it is retried without a limit.
+    """
+    waited_seconds, waiting = leases.wait_for_storage(session, job.storage_full_since)
+    if state == JobState.QUEUED and waited_seconds >= limit_seconds:
+        return JobState.PAUSED, {"storage_full_since": null()}, _paused_text(limit_seconds)
+    if state == JobState.PAUSED:
+        return (
+            state,
+            {"storage_full_since": null()},
+            "The job is paused, as requested; resume it when there is free space.",
+        )
+    delay_seconds = pause_seconds(waited_seconds)
+    text = f"The job waits for disk space. It is retried in {duration_text(delay_seconds)} from its last snapshot"
+    if state == JobState.QUEUED:
+        text += f"; after {duration_text(limit_seconds)} without success it is paused"
+    return state, {"phase": WAITING_FOR_STORAGE, **waiting}, f"{text}."
+
+
 def _next_state(job: Job, reason: Reason) -> JobState:
     """The job's state after an attempt that ended for `reason`; an interrupted validation is repeated."""
     state = reason.final_state
@@ -212,6 +263,13 @@ def _next_state(job: Job, reason: Reason) -> JobState:
     if state == JobState.PAUSED and job.desired == Desired.RUN:
         return JobState.QUEUED  # the user resumed the job while the trainer was stopping
     return state
+
+
+def _paused_text(limit_seconds: float) -> str:
+    return (
+        f"The disk has been full for {duration_text(limit_seconds)}, so the job is paused. It keeps its last snapshot: "
+        "free space, then resume it."
+    )
 
 
 def _started_columns(kind: Kind) -> dict[str, Any]:

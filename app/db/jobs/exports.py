@@ -10,11 +10,11 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
 from app.db.ids import new_id
-from app.db.jobs import checkpoints, full_disk, leases
+from app.db.jobs import checkpoints, leases
 from app.db.jobs.leases import Lease
 from app.db.tables import Checkpoint, Export, Job
 from app.domain.artifacts.exports import UNFINISHED, ExportErrorCode, ExportKind, ExportState, ExportType
-from app.domain.artifacts.full_disk import duration_text, pause_seconds
+from app.domain.artifacts.full_disk import duration_text
 
 ACTIVE = [state.value for state in UNFINISHED]
 
@@ -71,9 +71,7 @@ def claim(
     session: Session, owner: str, ttl_seconds: float, types: Sequence[ExportType] = tuple(ExportType)
 ) -> Export | None:
     """Claim the oldest claimable export of one of the types; None if there is none."""
-    oldest_id = select(Export.id).where(leases.is_claimable(Export), Export.type.in_(types)).order_by(Export.seq)
-    started_at = func.coalesce(Export.started_at, func.clock_timestamp())
-    return leases.claim_first(session, Export, oldest_id, owner, ttl_seconds, started_at=started_at)
+    return leases.claim_oldest(session, Export, owner, ttl_seconds, Export.type.in_(types))
 
 
 def succeed(
@@ -86,9 +84,8 @@ def succeed(
 
 def wait_for_storage(session: Session, export: Export, message: str, limit_seconds: float) -> Export | None:
     """End the attempt of a locked row on a full disk: retry with growing delays, and fail after `limit_seconds`."""
-    waited_seconds = full_disk.seconds_since(session, export.storage_full_since)
-    columns = leases.requeued_columns()
-    columns |= full_disk.wait_columns(export.storage_full_since is None, pause_seconds(waited_seconds))
+    waited_seconds, waiting = leases.wait_for_storage(session, export.storage_full_since)
+    columns = leases.requeued_columns() | waiting
     if waited_seconds >= limit_seconds:
         text = f"{message} It was tried for {duration_text(limit_seconds)}."
         columns = leases.failed_columns(ExportErrorCode.STORAGE_FULL, text)

@@ -12,6 +12,7 @@ from sqlalchemy import case, func, null, select, update
 from sqlalchemy.orm import Session
 
 from app.db.ids import new_id
+from app.db.jobs import leases
 from app.db.jobs.events import append_event, next_event_seq
 from app.db.tables import Attempt, Job
 from app.domain.jobs.states import TERMINAL, Desired, JobState, Reason
@@ -68,8 +69,7 @@ def cancel(session: Session, project_id: str, job_id: str) -> Job | None:
         desired=Desired.CANCEL,
         reason=Reason.CANCELLED,
         phase=None,
-        lease_owner=null(),
-        lease_expires_at=null(),
+        **leases.RELEASED,
         yield_requested_at=null(),
         finished_at=func.clock_timestamp(),
     )

@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 
 from app.db.tables import BaseModelRegistration, Delivery, Evaluation, Export, Job, WebhookDelivery
 from app.db.tables.base import Leased, LeasedRow
+from app.domain.artifacts.full_disk import pause_seconds
 
 LEASED_TABLES: tuple[type[Leased], ...] = (Job, Evaluation, Export, BaseModelRegistration, Delivery, WebhookDelivery)
 RELEASED: dict[str, Any] = {"lease_owner": null(), "lease_expires_at": null()}
@@ -25,6 +26,7 @@ QUEUED, RUNNING, SUCCEEDED, FAILED = "queued", "running", "succeeded", "failed" 
 
 Row = TypeVar("Row", bound=Leased)
 QueuedRow = TypeVar("QueuedRow", bound=LeasedRow)
+SequencedRow = TypeVar("SequencedRow", Export, BaseModelRegistration)
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,15 @@ def claim_first(
     """Claim the first queued row of `ids` that no other transaction has locked; its state becomes `running`."""
     first_id = ids.limit(1).with_for_update(skip_locked=True, of=table).scalar_subquery()
     return next(iter(claim(session, table, first_id, owner, ttl_seconds, state=RUNNING, **columns)), None)
+
+
+def claim_oldest(
+    session: Session, table: type[SequencedRow], owner: str, ttl_seconds: float, *conditions: ColumnElement[bool]
+) -> SequencedRow | None:
+    """Claim the oldest claimable row, under further conditions; None if there is none."""
+    oldest = select(table.id).where(is_claimable(table), *conditions).order_by(table.seq)
+    started_at = func.coalesce(table.started_at, func.clock_timestamp())
+    return claim_first(session, table, oldest, owner, ttl_seconds, started_at=started_at)
 
 
 def is_claimable(table: type[QueuedRow]) -> ColumnElement[bool]:
@@ -144,6 +155,16 @@ def end_attempt(session: Session, row: QueuedRow, code: str, message: str, retri
     ended = update_where(session, table, table.id == row.id, columns | {"crash_streak": streak})
     assert ended is not None, "the caller has locked it"
     return ended
+
+
+def wait_for_storage(session: Session, since: datetime | None) -> tuple[float, dict[str, Any]]:
+    """How many seconds a row has waited for disk space since the first of its waits in a row, and the columns of its
+    next wait."""
+    now = func.clock_timestamp()
+    if since is None:
+        return 0.0, {"run_after": expiry(pause_seconds(0.0)), "storage_full_since": now}
+    waited_seconds = float(session.scalar(select(func.extract("epoch", now - since))) or 0.0)
+    return waited_seconds, {"run_after": expiry(pause_seconds(waited_seconds))}
 
 
 def release(session: Session, row: Leased) -> None:

@@ -21,7 +21,7 @@ from app.settings import Settings
 from app.storage import LocalStorage
 from app.telemetry.tracing import TracingNotInstalled, configure_tracing
 from tests.factories import WORKER, make_file, make_succeeded_job, make_target
-from worker.jobs.lease import JobLeaseKeeper, observed_attempt
+from worker.jobs.lease import JobAttempt, observed_attempt
 from worker.node.resources import Resources
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
@@ -107,7 +107,7 @@ def test_an_attempt_belongs_to_the_trace_of_the_request_that_created_its_job(
         job = claims.claim(session, "validate", WORKER, 300)
         assert job is not None
         assert (job.id, job.request_id) == (job_id, "nightly-7")
-    keeper = JobLeaseKeeper(resources, job, 0)
+    keeper = JobAttempt(resources, job, 0)
     with observed_attempt("validate", keeper, job):
         keeper.outcome = "invalid_training_file"
     tracer_provider.force_flush()

@@ -20,17 +20,17 @@ from app.domain.scheduling.worker_capacity import WorkerCapacity
 from app.system.host import boottime_seconds
 from tests.deadline import until
 from tests.worker.worker_harness import OWNER, WorkerHarness
-from worker.jobs.lease import Claimer, JobLeaseKeeper, LeaseKeeper, LeaseUncertain
+from worker.jobs.lease import Claimer, JobAttempt, LeaseKeeper, LeaseUncertain
 
 CONNECTION_LOST = psycopg.OperationalError("server closed the connection unexpectedly")
 UNAVAILABLE = OperationalError("COMMIT", {}, CONNECTION_LOST)
 
 
 @pytest.fixture
-def keeper(harness: WorkerHarness) -> Iterator[JobLeaseKeeper]:
+def keeper(harness: WorkerHarness) -> Iterator[JobAttempt]:
     harness.create_queued_job()
     claimed = harness.claim(ttl_seconds=10)
-    with JobLeaseKeeper(harness.resources, claimed, boottime_seconds()) as keeper:
+    with JobAttempt(harness.resources, claimed, boottime_seconds()) as keeper:
         yield keeper
 
 

@@ -11,7 +11,6 @@ import pytest
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
-from app.db.base_models import registrations
 from app.db.deliveries import deliveries
 from app.db.engine import transaction
 from app.db.jobs import checkpoints, claims, evaluations, exports, jobs, leases
@@ -177,8 +176,10 @@ KINDS = {
     "registration": Kind(
         BaseModelRegistration,
         make_registrations,
-        lambda session, owner: registrations.claim(session, owner, 60),
-        lambda session, _, lease: registrations.succeed(session, lease, "/models", None, []),
+        lambda session, owner: leases.claim_oldest(session, BaseModelRegistration, owner, 60),
+        lambda session, _, lease: leases.update_held(
+            session, BaseModelRegistration, lease, **leases.finished_columns("succeeded")
+        ),
         cancel_registration,
         "queued",
     ),

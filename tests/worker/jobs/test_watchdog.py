@@ -11,7 +11,7 @@ import pytest
 from app.domain.jobs.events import Command
 from app.domain.jobs.states import Desired
 from app.settings import Settings
-from worker.jobs.watchdog import Watchdog
+from worker.jobs.child_program import Watchdog
 
 SETTINGS = Settings(
     database_url="postgresql://nowhere",

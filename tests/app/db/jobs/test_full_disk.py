@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import func, update
 
 from app.db.engine import Sessions, transaction
-from app.db.jobs import claims, full_disk, jobs
+from app.db.jobs import claims, jobs
 from app.db.jobs.leases import lease_of
 from app.db.scheduling import fair_queue
 from app.db.tables import Job, Project
@@ -110,8 +110,8 @@ class TestTheReconciler:
         validate(sessions)
         meet_full_disk(sessions)
         with transaction(sessions) as session:
-            assert full_disk.pause_overdue(session, DAY) == []
-            (paused,) = full_disk.pause_overdue(session, 0.0)
+            assert claims.pause_overdue(session, DAY) == []
+            (paused,) = claims.pause_overdue(session, 0.0)
         assert (paused.id, paused.state, paused.storage_full_since) == (job.id, "paused", None)
 
     def test_leaves_alone_what_waits_for_a_worker_only(self, sessions: Sessions, job: Job) -> None:
@@ -119,4 +119,4 @@ class TestTheReconciler:
         meet_full_disk(sessions)
         shift(sessions, job, DAY)
         with transaction(sessions) as session:
-            assert full_disk.pause_overdue(session, DAY) == []
+            assert claims.pause_overdue(session, DAY) == []
