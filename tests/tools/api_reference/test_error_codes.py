@@ -18,7 +18,7 @@ from app.db.engine import Sessions, transaction
 from app.db.tables import Project
 from app.domain.jobs.states import JobState, Reason
 from app.services.access import keys
-from app.services.files import upload_content
+from app.services.files import uploads
 from app.system import model_files
 from tools.api_reference.errors_page import INTRO, Response, exception_of, responses
 
@@ -119,8 +119,8 @@ def test_an_archived_project_gets_no_key(client: TestClient, sessions: Sessions,
 def test_content_from_two_places_is_taken_from_the_later_one(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begin = upload_content.begin_writing  # the other one begins as soon as this one has begun
-    monkeypatch.setattr(upload_content, "begin_writing", lambda *given: (begin(*given), begin(*given))[0])
+    begin = uploads.begin_writing  # the other one begins as soon as this one has begun
+    monkeypatch.setattr(uploads, "begin_writing", lambda *given: (begin(*given), begin(*given))[0])
     asked = {"filename": "a.txt", "purpose": "user_data", "bytes": 10, "mime_type": "text/plain"}
     upload = client.post("/v1/uploads", json=asked).json()["id"]
     answer = client.put(f"/v1/uploads/{upload}/content", content=b"0123456789")
