@@ -1,4 +1,4 @@
-"""A process of pytest-xdist, forked from one that has imported what tests import, in the place of `python -u -c ...`."""
+"""A process of pytest-xdist, forked from one that has imported what tests import; for `python -u -c PROGRAM`."""
 
 import os
 import sys

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from app.cli.commands.projects import UNITS
 from app.domain.jobs.request_parameters import METHOD_OF, collect
 from app.web.api_client import Json
 from app.web.components.data_table import DataTable, lead_column, text_column
 from app.web.components.elements import card, code_block, facts, note, tag
 from app.web.formatting import clean, clean_lines
 from app.web.pages.jobs.panels.panel import Panel
+from app.web.pages.jobs.wording import UNITS
 
 MAX_REQUEST_CHARACTERS = 20_000
 
