@@ -87,7 +87,7 @@ class TestRequest:
     @pytest.mark.parametrize(
         "columns",
         [{"location": {"path": "x"}}, {"lease_owner": "sender", "lease_expires_at": datetime.now(UTC)}],
-        ids=str,
+        ids=["located", "claimed"],
     )
     def test_a_target_with_adapters_stays_where_it_is(
         self, client: TestClient, sessions: Sessions, job: Job, tmp_path: Path, columns: dict[str, Any]
