@@ -200,6 +200,8 @@ def unpack(archive: Path, destination: Path) -> dict[str, Any]:
     try:
         _extract(archive, temporary)
         manifest = verify(temporary)
+        for path in temporary.rglob("*"):
+            sync(path)
         publish(temporary, destination)
     except (tarfile.TarError, ManifestMismatch) as error:
         raise CorruptDownload(f"{archive.name} is not a valid adapter archive: {error}") from None
@@ -230,15 +232,10 @@ def _extract(archive: Path, directory: Path) -> None:
         root = min(manifests, key=lambda name: name.count("/")).removesuffix(MANIFEST)  # of the outermost one
         if members[root + MANIFEST].size > MAX_MANIFEST_BYTES:
             raise ManifestMismatch(f"{MANIFEST} has more than {MAX_MANIFEST_BYTES} bytes")
-        _extract_file(tar, members[root + MANIFEST], directory, MANIFEST)
+        tar.extract(members[root + MANIFEST].replace(name=MANIFEST, deep=False), directory, filter="data")
         for name in read_manifest(directory)["files"]:
-            if root + name in members:  # `verify` names the others
-                _extract_file(tar, members[root + name], directory, name)
-
-
-def _extract_file(tar: tarfile.TarFile, member: tarfile.TarInfo, directory: Path, name: str) -> None:
-    tar.extract(member.replace(name=name, deep=False), directory, filter="data")
-    sync(directory / name)
+            if name and root + name in members:  # `verify` names the others
+                tar.extract(members[root + name].replace(name=name, deep=False), directory, filter="data")
 
 
 def _size(path: Path) -> int:
