@@ -2,14 +2,12 @@
 
 A small file is uploaded in one request, a large one as a resumable upload. Files that a request refers to are found
 among the stored ones, or uploaded. An archive is downloaded with resume, verified, unpacked by its manifest, and
-renamed into place. It is not trusted: file names come from the manifest and must stay inside the directory, each file
-must have the SHA-256 of the manifest, and the archive the SHA-256 that the server returned.
+renamed into place. It is not trusted: only files of the manifest are extracted, by tarfile's filter "data",
+each file must have the SHA-256 of the manifest, and the archive the SHA-256 that the server returned.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import secrets
 import shutil
 import tarfile
@@ -24,7 +22,8 @@ from app.cli.errors import CliError, ServiceUnreachable, UsageError
 from app.cli.output.console import print_error, print_note
 from app.cli.output.progress import bytes_bar
 from app.domain.files import EXPIRES_SECONDS
-from app.system.artifact_directory import MANIFEST, ManifestMismatch, publish, sha256_file, verify
+from app.system.artifact_directory import MANIFEST, ManifestMismatch, publish, read_manifest, sha256_file, verify
+from app.system.files import sync
 
 if TYPE_CHECKING:
     from app.cli.client.http import Client
@@ -201,6 +200,8 @@ def unpack(archive: Path, destination: Path) -> dict[str, Any]:
     try:
         _extract(archive, temporary)
         manifest = verify(temporary)
+        for path in temporary.rglob("*"):
+            sync(path)
         publish(temporary, destination)
     except (tarfile.TarError, ManifestMismatch) as error:
         raise CorruptDownload(f"{archive.name} is not a valid adapter archive: {error}") from None
@@ -222,56 +223,19 @@ def _download_rest(client: Client, path: str, partial_path: Path, on_bytes: Call
 
 
 def _extract(archive: Path, directory: Path) -> None:
+    """Extract the manifest and the files that it names, which must stay inside `directory`."""
     with tarfile.open(archive, "r:") as tar:
         members = {member.name: member for member in tar if member.isreg()}
-        root = _root_prefix(members)
-        manifest = _read_manifest(tar, members[root + MANIFEST])
-        (directory / MANIFEST).write_bytes(manifest)
-        for name in _manifest_file_names(manifest):
-            if root + name not in members:
-                raise ManifestMismatch(f"{name} is missing")
-            _extract_file(tar, members[root + name], directory / name)
-
-
-def _root_prefix(members: dict[str, tarfile.TarInfo]) -> str:
-    """The directory of the outermost manifest in the archive, with a trailing slash."""
-    manifests = [name for name in members if PurePosixPath(name).name == MANIFEST]
-    if not manifests:
-        raise ManifestMismatch(f"it has no {MANIFEST}")
-    return min(manifests, key=lambda name: name.count("/")).removesuffix(MANIFEST)
-
-
-def _manifest_file_names(manifest: bytes) -> list[str]:
-    try:
-        names = list(json.loads(manifest)["files"])
-    except (ValueError, KeyError, TypeError):
-        raise ManifestMismatch(f"{MANIFEST} is unreadable") from None
-    for name in names:
-        if not _stays_inside(name):
-            raise ManifestMismatch(f"{MANIFEST} names {name!r}, which is outside the directory")
-    return names
-
-
-def _stays_inside(name: str) -> bool:
-    parts = name.split("/")
-    return not any(part in ("", ".", "..") or "\\" in part or "\0" in part for part in parts) and ":" not in parts[0]
-
-
-def _read_manifest(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    source = tar.extractfile(member)
-    if source is None or member.size > MAX_MANIFEST_BYTES:
-        raise ManifestMismatch(f"{MANIFEST} has {member.size} bytes")
-    return source.read()
-
-
-def _extract_file(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:
-    source = tar.extractfile(member)
-    assert source is not None, "a regular file"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with source, path.open("xb") as file:
-        shutil.copyfileobj(source, file, BLOCK_BYTES)
-        file.flush()
-        os.fsync(file.fileno())
+        manifests = [name for name in members if PurePosixPath(name).name == MANIFEST]
+        if not manifests:
+            raise ManifestMismatch(f"it has no {MANIFEST}")
+        root = min(manifests, key=lambda name: name.count("/")).removesuffix(MANIFEST)  # of the outermost one
+        if members[root + MANIFEST].size > MAX_MANIFEST_BYTES:
+            raise ManifestMismatch(f"{MANIFEST} has more than {MAX_MANIFEST_BYTES} bytes")
+        tar.extract(members[root + MANIFEST].replace(name=MANIFEST, deep=False), directory, filter="data")
+        for name in read_manifest(directory)["files"]:
+            if name and root + name in members:  # `verify` names the others
+                tar.extract(members[root + name].replace(name=name, deep=False), directory, filter="data")
 
 
 def _size(path: Path) -> int:

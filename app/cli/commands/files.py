@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from app.cli.client.references import FileId, FileIds, file_path, named_path
+from app.cli.client.references import FILE, FileId, FileIds, file_path, named_path
 from app.cli.client.transfers import (
     download_file,
     is_path,
@@ -19,6 +19,7 @@ from app.cli.job_options import Model
 from app.cli.options import with_client
 from app.cli.output.console import print_line, print_note, size_text, time_text
 from app.cli.output.results import Columns, Result, fields, line, print_rows, table
+from app.cli.resource import Resource
 
 if TYPE_CHECKING:
     from app.cli.client.http import Client
@@ -65,11 +66,9 @@ def list_files(
     return table(files, columns, "No files. Upload one with `tunery files upload PATH`.")
 
 
-@commands.command("get")
-@with_client
-def get(client: "Client", file_id: FileId) -> Result:
-    """Show one file."""
-    columns: Columns = {
+Resource(commands, FILE.path, FileId).add_show(
+    "Show one file.",
+    {
         "id": "id",
         "filename": "filename",
         "size": ("bytes", size_text),
@@ -79,8 +78,9 @@ def get(client: "Client", file_id: FileId) -> Result:
         "purpose": "purpose",
         "created": ("created_at", time_text),
         "expires": ("expires_at", time_text),
-    }
-    return fields(client.get(file_path(file_id)), columns)
+    },
+    name="get",
+)
 
 
 @commands.command("download")

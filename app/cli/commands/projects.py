@@ -8,7 +8,8 @@ from app.cli.client.references import PROJECT, ProjectId
 from app.cli.errors import UsageError
 from app.cli.options import with_client
 from app.cli.output.console import size_text, time_text
-from app.cli.output.results import Columns, Result, fields, line, table
+from app.cli.output.results import Columns, Result, line, table
+from app.cli.resource import Resource
 
 if TYPE_CHECKING:
     from app.cli.client.http import Client, Json
@@ -69,28 +70,6 @@ def list_projects(
     return table(rows, columns, "No projects. Create one with `tunery projects create NAME`.")
 
 
-@projects.command("show")
-@with_client
-def show_project(client: "Client", project: ProjectId) -> Result:
-    """Show the limits and the usage of a project."""
-    columns: Columns = {
-        "id": "id",
-        "name": "name",
-        "limits": ("limits", _limits_text),
-        "share weight": ("share_weight", "{:g}".format),
-        "stored": ("usage", lambda used: size_text(used["stored_bytes"])),
-        "jobs": ("usage", _jobs_text),
-        "GPU-hours": (
-            "usage",
-            lambda used: (
-                f"{_hours(used['gpu_seconds_this_month'])} this month, {_hours(used['held_gpu_seconds'])} reserved"
-            ),
-        ),
-        "archived": ("archived_at", time_text),
-    }
-    return fields(client.get(f"{PROJECT.path}/{project}"), columns)
-
-
 @projects.command("set")
 @with_client
 def set_project(
@@ -122,14 +101,6 @@ def archive_project(
     """Archive a project: its keys are rejected until it is unarchived. Files and results are kept."""
     archived = client.post(f"{PROJECT.path}/{project}/archive", {"cancel_jobs": cancel_jobs})
     return line(archived, f"{archived['name']} is archived")
-
-
-@projects.command("unarchive")
-@with_client
-def unarchive_project(client: "Client", project: ProjectId) -> Result:
-    """Unarchive a project. Its keys are valid again unless they were revoked or have expired."""
-    active = client.post(f"{PROJECT.path}/{project}/unarchive")
-    return line(active, f"{active['name']} is active")
 
 
 @commands.command("allow-urgent")
@@ -244,3 +215,30 @@ def _days(kind: str, text: str) -> int | None:
     if not (text.isascii() and text.isdigit() and 1 <= int(text) <= MAX_DAYS):
         raise UsageError(f"--{kind}: {text!r} is not a number of days. Give 1 to {MAX_DAYS}, or {NONE}.")
     return int(text)
+
+
+resource = Resource(projects, PROJECT.path, ProjectId)
+resource.add_show(
+    "Show the limits and the usage of a project.",
+    {
+        "id": "id",
+        "name": "name",
+        "limits": ("limits", _limits_text),
+        "share weight": ("share_weight", "{:g}".format),
+        "stored": ("usage", lambda used: size_text(used["stored_bytes"])),
+        "jobs": ("usage", _jobs_text),
+        "GPU-hours": (
+            "usage",
+            lambda used: (
+                f"{_hours(used['gpu_seconds_this_month'])} this month, {_hours(used['held_gpu_seconds'])} reserved"
+            ),
+        ),
+        "archived": ("archived_at", time_text),
+    },
+)
+resource.add_change(
+    "unarchive",
+    "Unarchive a project. Its keys are valid again unless they were revoked or have expired.",
+    lambda active: f"{active['name']} is active",
+    action="unarchive",
+)

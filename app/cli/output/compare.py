@@ -43,14 +43,6 @@ class AnswerComparison:
     base: str
     tuned: str
 
-    @property
-    def base_is_right(self) -> bool:
-        return self.base == self.wanted
-
-    @property
-    def tuned_is_right(self) -> bool:
-        return self.tuned == self.wanted
-
 
 def read_examples(file: Path, count: int = DEFAULT_PROMPT_COUNT) -> list[HeldOutExample]:
     """Read the first `count` examples of a held-out file; the last message of each is the expected answer.
@@ -91,45 +83,34 @@ def compare(base: Path, adapter: Path, examples: Sequence[HeldOutExample]) -> li
 
 
 def print_comparison(answers: Sequence[AnswerComparison], title: str = "Held-out prompts") -> None:
+    """Print a table of the first answers, and how many of all are right if an answer was wanted."""
     console = Console()
     if not console.is_terminal:
         console.width = PIPE_WIDTH
+    has_wanted = any(answer.wanted for answer in answers)
     table = Table(title=title, title_style="bold", show_lines=True, expand=True)
-    for column in ("prompt", "base model", "tuned model", "expected"):
+    for column in ("prompt", "base model", "tuned model", *(["expected"] if has_wanted else [])):
         table.add_column(column, ratio=1, overflow="fold")
-    for answer in answers[:MAX_ROWS_SHOWN]:
-        table.add_row(
-            _cell(answer.prompt, "dim"),
-            _cell(answer.base, "green" if answer.base_is_right else "red"),
-            _cell(answer.tuned, "green" if answer.tuned_is_right else "red"),
-            _cell(answer.wanted, "dim"),
-        )
+    for answer in answers[:MAX_ROWS_SHOWN] if has_wanted else answers:
+        texts = (answer.base, answer.tuned)
+        styles = ["green" if text == answer.wanted else "red" for text in texts] if has_wanted else ["", ""]
+        cells = [_cell(answer.prompt, "dim"), *map(_cell, texts, styles), _cell(answer.wanted, "dim")]
+        table.add_row(*cells[: len(table.columns)])
     console.print(table)
-    console.print(_score_text(answers), style="bold", highlight=False)
-
-
-def print_answers(answers: Sequence[AnswerComparison], title: str) -> None:
-    """Print a table of prompts and answers, without an expected answer."""
-    console = Console()
-    if not console.is_terminal:
-        console.width = PIPE_WIDTH
-    table = Table(title=title, title_style="bold", show_lines=True, expand=True)
-    for column in ("prompt", "base model", "tuned model"):
-        table.add_column(column, ratio=1, overflow="fold")
-    for answer in answers:
-        table.add_row(_cell(answer.prompt, "dim"), _cell(answer.base, ""), _cell(answer.tuned, ""))
-    console.print(table)
+    if has_wanted:
+        console.print(_score_text(answers), style="bold", highlight=False)
 
 
 def _score_text(answers: Sequence[AnswerComparison]) -> str:
-    base, tuned = sum(answer.base_is_right for answer in answers), sum(answer.tuned_is_right for answer in answers)
+    base, tuned = (sum(getattr(each, model) == each.wanted for each in answers) for model in ("base", "tuned"))
     text = f"Exact matches of {len(answers)} held-out prompts: base model {base}, tuned model {tuned}."
-    expected = [_json_items(answer.wanted) for answer in answers]
-    total = sum(len(items) for items in expected)
-    if not total:
+    expected = [_json_items(each.wanted) for each in answers]
+    if not (total := sum(map(len, expected))):
         return text
-    base = sum(len(items & _json_items(answer.base)) for items, answer in zip(expected, answers, strict=True))
-    tuned = sum(len(items & _json_items(answer.tuned)) for items, answer in zip(expected, answers, strict=True))
+    base, tuned = (
+        sum(len(items & _json_items(getattr(each, model))) for items, each in zip(expected, answers, strict=True))
+        for model in ("base", "tuned")
+    )
     return f"{text}\nCorrect JSON fields of {total}: base model {base}, tuned model {tuned}."
 
 

@@ -13,9 +13,7 @@ from rich.progress import (
     BarColumn,
     DownloadColumn,
     Progress,
-    ProgressColumn,
     SpinnerColumn,
-    Task,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
@@ -60,7 +58,7 @@ def job_view(as_json: bool) -> Iterator[ProgressView]:
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=30),
-            _NumbersColumn(),
+            TextColumn("{task.fields[numbers]}", style="cyan", markup=False),
         )
         with Progress(*columns, console=console) as bar:
             yield JobBar(bar)
@@ -184,11 +182,6 @@ def _format(template: str, value: float | None) -> str:
 
 def _first_given(*values: float | None) -> float | None:
     return next((value for value in values if value is not None), None)
-
-
-class _NumbersColumn(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(task.fields["numbers"], style="cyan")
 
 
 def next_steps(job: dict[str, Any]) -> str:

