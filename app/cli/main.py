@@ -65,9 +65,9 @@ Port = Annotated[int, typer.Option(min=0, max=65_535, help="Port to listen on; 0
 @app.command()
 def up(data_dir: DataDir = None, host: Host = "127.0.0.1", port: Port = 8000, web_port: WebPort = None) -> None:
     """Run the whole service on this machine until Ctrl-C."""
-    from app.cli.local_stack.up import UpOptions, run
+    from app.cli.local_stack.up import run
 
-    raise typer.Exit(run(UpOptions(find_layout(data_dir).root, host, port, web_port)))
+    raise typer.Exit(run(find_layout(data_dir).root, host, port, web_port))
 
 
 @app.command()

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from app.cli.client.database import Database
     from app.cli.local_stack.data_directory import Layout
-    from app.services.operations.backups.integrity import IntegrityFinding
-    from app.services.operations.backups.repository import BackupManifest
+    from app.services.operations.backup_repository import BackupManifest
+    from app.services.operations.integrity import IntegrityFinding
     from app.storage import Storage
 
 commands = typer.Typer()
@@ -52,8 +52,8 @@ def create_backup(
     Files that an earlier backup in the same directory has are not copied again. The backup contains secrets: protect
     it as you protect the data directory.
     """
-    from app.services.operations.backups.backup import back_up
-    from app.services.operations.backups.repository import BackupRepository
+    from app.services.operations.backup import back_up
+    from app.services.operations.backup_repository import BackupRepository
 
     database_url, layout = find_database(data_dir), find_layout(data_dir)
     root = directory.resolve()
@@ -99,8 +99,8 @@ def restore_backup(
     Stored files go to TUNERY_STORAGE_URL if it is set, else into the data directory.
     """
     from app.cli.local_stack.restore import restore_data_directory
-    from app.services.operations.backups import restore
-    from app.services.operations.backups.repository import BackupRepository
+    from app.services.operations import restore
+    from app.services.operations.backup_repository import BackupRepository
 
     repository, layout = BackupRepository(directory.resolve()), find_layout(data_dir)
     with _as_cli_errors():
@@ -145,8 +145,8 @@ def check(
     Exit code 1 if something is wrong and was not repaired.
     """
     from app.db.engine import make_engine
-    from app.services.operations.backups import integrity
-    from app.services.operations.backups.repository import BackupRepository
+    from app.services.operations import integrity
+    from app.services.operations.backup_repository import BackupRepository
 
     if backups is not None and not repair:
         raise UsageError("--from restores objects, so it needs --repair.")
@@ -176,7 +176,7 @@ def check(
 
 @contextlib.contextmanager
 def _as_cli_errors() -> Iterator[None]:
-    from app.services.operations.backups.repository import BackupError
+    from app.services.operations.backup_repository import BackupError
 
     try:
         yield

@@ -1,5 +1,6 @@
 """`tunery status`: the state of the whole service on one screen, for operators."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -73,9 +74,11 @@ def _print(status: dict[str, Any], failed_limit: int) -> None:
     rows = [[w["name"] or w["id"], w["queue"], w["status"], w["job_id"] or ""] for w in status["workers"]]
     print_table(["worker", "queue", "status", "job"], rows, "No worker is alive.")
     _print_failed(status["failed_jobs"], failed_limit)
-    _print_deliveries("Deliveries that failed within the last day", status["deliveries"]["failed"], failed_limit)
-    _print_deliveries("Deliveries that are tried again", status["deliveries"].get("retried", []), failed_limit)
-    _print_endpoints(status.get("webhooks", {}).get("failing", []), failed_limit)
+    failed, retried = status["deliveries"]["failed"], status["deliveries"].get("retried", [])
+    _print_section("Deliveries that failed within the last day", map(_delivery_text, failed[:failed_limit]))
+    _print_section("Deliveries that are tried again", map(_delivery_text, retried[:failed_limit]))
+    failing = status.get("webhooks", {}).get("failing", [])
+    _print_section("Webhook endpoints that accept no events", map(_endpoint_text, failing[:failed_limit]))
     print_line("\nStorage by project")
     projects = [[each["project"], size_text(each["stored_bytes"])] for each in status["storage"]["projects"]]
     print_table(["project", "stored"], projects[:MAX_PROJECTS], "No projects.")
@@ -94,24 +97,23 @@ def _print_failed(failures: dict[str, Any], limit: int) -> None:
             print_line(f"    -> {job['remedy']}")
 
 
-def _print_deliveries(title: str, deliveries: list[dict[str, Any]], limit: int) -> None:
-    if deliveries and limit:
-        print_line(f"\n{title}")
-    for delivery in deliveries[:limit]:
-        print_line(f"  {delivery['job_id']}  {delivery['project']}  {delivery['target']}  {delivery['model']}")
-        print_line(f"    {delivery['error'] or ''}")
-        if delivery.get("next_attempt_at"):
-            print_line(f"    -> tried again at {time_text(delivery['next_attempt_at'])}")
+def _print_section(title: str, texts: Iterable[str]) -> None:
+    """Print the texts below a title; nothing without any."""
+    for number, text in enumerate(texts):
+        print_line(text if number else f"\n{title}\n{text}")
 
 
-def _print_endpoints(endpoints: list[dict[str, Any]], limit: int) -> None:
-    if endpoints and limit:
-        print_line("\nWebhook endpoints that accept no events")
-    for endpoint in endpoints[:limit]:
-        since = f"failing since {time_text(endpoint['failing_since'])}" if endpoint["failing_since"] else ""
-        disabled = f"disabled: {endpoint['disabled_reason']}" if endpoint["disabled_reason"] else ""
-        texts = [endpoint["id"], endpoint["project"] or "the operator's", endpoint["name"], disabled or since]
-        print_line("  " + "  ".join(texts))
+def _delivery_text(delivery: dict[str, Any]) -> str:
+    text = f"  {delivery['job_id']}  {delivery['project']}  {delivery['target']}  {delivery['model']}"
+    again = delivery.get("next_attempt_at")
+    return f"{text}\n    {delivery['error'] or ''}" + (f"\n    -> tried again at {time_text(again)}" if again else "")
+
+
+def _endpoint_text(endpoint: dict[str, Any]) -> str:
+    since = f"failing since {time_text(endpoint['failing_since'])}" if endpoint["failing_since"] else ""
+    disabled = f"disabled: {endpoint['disabled_reason']}" if endpoint["disabled_reason"] else ""
+    owner = endpoint["project"] or "the operator's"
+    return f"  {endpoint['id']}  {owner}  {endpoint['name']}  {disabled or since}"
 
 
 def _queue_text(queue: dict[str, Any]) -> str:

@@ -159,14 +159,14 @@ def data_directory(layout: Layout) -> Check:
 
 
 def bucket(layout: Layout, with_uploads: bool) -> Iterator[Check]:
-    """Whether the bucket of TUNERY_STORAGE_URL can be written, read, listed and deleted from."""
+    """Whether the settings are valid, and the bucket of TUNERY_STORAGE_URL can be written, read, listed and emptied."""
     name = "TUNERY_STORAGE_URL"
-    if not os.environ.get(name):
-        return
     try:
         location = layout.storage_settings().s3_location
     except CannotStart as error:
-        yield Check(name, "problem", "cannot be used", str(error))
+        yield Check("settings", "problem", "cannot be used", str(error))
+        return
+    if not os.environ.get(name):
         return
     if location is None:
         yield Check(name, "ok", "a directory")

@@ -15,8 +15,8 @@ from app.cli.local_stack.data_directory import IGNORED_NAMES, LOCK_NAME, RESTORE
 from app.cli.local_stack.machine import CannotStart, local_postgres_account
 from app.cli.local_stack.processes import exclusive_lock
 from app.cli.local_stack.servers import LocalPostgres
-from app.services.operations.backups.repository import BackupManifest, BackupRepository
-from app.services.operations.backups.restore import restore
+from app.services.operations.backup_repository import BackupManifest, BackupRepository
+from app.services.operations.restore import restore
 from app.storage import open_storage
 
 UNFINISHED = ".restoring"

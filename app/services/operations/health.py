@@ -42,52 +42,43 @@ class HealthChecks:
     def __init__(
         self, sessions: Sessions, storage: Storage, notifier: WorkerNotifier, data_dir: Path, low_disk_percent: float
     ) -> None:
-        self._probes = [
-            _Probe("database", True, lambda: _database(sessions)),
-            _Probe("storage", True, lambda: [_storage(storage)]),
-            _Probe("disk", False, lambda: [disk_check(data_dir, low_disk_percent)]),
-            _Probe("broker", False, lambda: [_broker(notifier)]),
-        ]
+        self._probes: dict[str, Callable[[], list[ProbeResult]]] = {
+            "database": lambda: _database(sessions),
+            "storage": lambda: [_storage(storage)],
+            "disk": lambda: [disk_check(data_dir, low_disk_percent)],
+            "broker": lambda: [_broker(notifier)],
+        }
+        self._lock = threading.Lock()
+        self._futures: dict[str, Future[list[ProbeResult]]] = {}
 
     def run(self, timeout_seconds: float = TIMEOUT_SECONDS) -> list[ProbeResult]:
         """Run all checks at the same time. One that does not end within the timeout has failed."""
         deadline = time.monotonic() + timeout_seconds
-        futures = [(probe, probe.start()) for probe in self._probes]
         checks: list[ProbeResult] = []
-        for probe, future in futures:
+        for name, future in [(name, self._start(name)) for name in self._probes]:
             try:
                 checks += future.result(timeout=max(0.0, deadline - time.monotonic()))
             except TimeoutError:
                 detail = f"no response within {timeout_seconds:g} s"
-                checks.append(ProbeResult(probe.name, False, probe.is_required, detail))
+                checks.append(ProbeResult(name, False, name in ("database", "storage"), detail))
         return checks
 
-
-class _Probe:
-    """One check, in a daemon thread. A check that hangs (an unreachable file server) is not started a second time."""
-
-    def __init__(self, name: str, is_required: bool, function: Callable[[], list[ProbeResult]]) -> None:
-        self.name = name
-        self.is_required = is_required
-        self._function = function
-        self._lock = threading.Lock()
-        self._future: Future[list[ProbeResult]] | None = None
-
-    def start(self) -> Future[list[ProbeResult]]:
+    def _start(self, name: str) -> Future[list[ProbeResult]]:
+        """Start a check in a daemon thread; one that hangs (an unreachable file server) is not started again."""
         with self._lock:
-            if self._future is None or self._future.done():
-                self._future = Future()
-                thread = threading.Thread(
-                    target=self._run, args=(self._future,), name=f"check-{self.name}", daemon=True
-                )
-                thread.start()
-            return self._future
+            future = self._futures.get(name)
+            if future is None or future.done():
+                future = self._futures[name] = Future()
+                arguments = self._probes[name], future
+                threading.Thread(target=_run, args=arguments, name=f"check-{name}", daemon=True).start()
+            return future
 
-    def _run(self, future: Future[list[ProbeResult]]) -> None:
-        try:
-            future.set_result(self._function())
-        except BaseException as error:
-            future.set_exception(error)
+
+def _run(probe: Callable[[], list[ProbeResult]], future: Future[list[ProbeResult]]) -> None:
+    try:
+        future.set_result(probe())
+    except BaseException as error:
+        future.set_exception(error)
 
 
 def disk_check(data_dir: Path, low_disk_percent: float) -> ProbeResult:

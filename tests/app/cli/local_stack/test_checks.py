@@ -77,7 +77,15 @@ class TestFindings:
         refused = find(preflight(Layout(place / "data")), "TUNERY_STORAGE_URL")
         assert (refused.level, "the bucket refuses" in refused.remedy) == ("problem", True)
         monkeypatch.setenv("TUNERY_STORAGE_URL", "tunery")
-        assert "is no storage URL" in find(machine_checks(place / "data"), "TUNERY_STORAGE_URL").remedy
+        assert "is no storage URL" in find(machine_checks(place / "data"), "settings").remedy
+        assert os.listdir(place) == []
+
+    def test_an_invalid_setting_is_a_problem_before_anything_is_created(
+        self, place: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("TUNERY_LEASE_TTL_SECONDS", "soon")
+        found = find(preflight(Layout(place / "data")), "settings")
+        assert (found.level, "TUNERY_LEASE_TTL_SECONDS" in found.remedy) == ("problem", True)
         assert os.listdir(place) == []
 
     @pytest.mark.parametrize("operation", ["delete_unfinished", "_abort"])

@@ -12,7 +12,7 @@ import pytest
 from app.cli.local_stack import restore
 from app.cli.local_stack.data_directory import Layout
 from app.cli.local_stack.machine import CannotStart
-from app.services.operations.backups.repository import BackupManifest, BackupRepository
+from app.services.operations.backup_repository import BackupManifest, BackupRepository
 from app.system.files import ObjectDigest
 from tests.deadline import until
 from tests.full_disk import small_disk

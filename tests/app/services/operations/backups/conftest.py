@@ -11,8 +11,8 @@ import pytest
 from sqlalchemy import Engine, text
 
 from app.db.engine import Sessions, transaction
-from app.services.operations.backups import backup, integrity
-from app.services.operations.backups.repository import BackupRepository
+from app.services.operations import backup, integrity
+from app.services.operations.backup_repository import BackupRepository
 from app.settings import Settings
 from app.storage import LocalStorage
 from tests.factories import make_base_model, make_project, make_succeeded_job

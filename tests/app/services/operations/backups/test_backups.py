@@ -22,8 +22,8 @@ from app.db.scheduling import workers
 from app.db.tables import Export, File, Job, Project, Worker
 from app.db.webhooks import deliveries as webhook_deliveries
 from app.domain.artifacts.exports import ExportKind, ExportType
-from app.services.operations.backups import backup, restore
-from app.services.operations.backups.repository import BackupError, BackupRepository
+from app.services.operations import backup, restore
+from app.services.operations.backup_repository import BackupError, BackupRepository
 from app.storage import LocalStorage, StorageError
 from tests.app.services.operations.backups.conftest import BackedUpService
 from tests.factories import (

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from app.services.operations.backups import integrity, restore
+from app.services.operations import integrity, restore
 from app.storage.s3 import S3Storage
 from tests.app.services.operations.backups.conftest import BackedUpService
 from tests.factories import put_bytes

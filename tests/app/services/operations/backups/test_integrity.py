@@ -11,8 +11,8 @@ from sqlalchemy import delete, text
 from app.db.engine import transaction
 from app.db.operations.stored_objects import named_objects
 from app.db.tables import File
-from app.services.operations.backups import integrity
-from app.services.operations.backups.repository import BackupError
+from app.services.operations import integrity
+from app.services.operations.backup_repository import BackupError
 from app.storage import LocalStorage, StorageError
 from tests.app.services.operations.backups.conftest import BackedUpService
 from tests.factories import put_bytes

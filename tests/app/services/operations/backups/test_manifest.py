@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from app.services.operations.backups.repository import BackupError, BackupManifest
-from app.services.operations.backups.restore import check_schema
+from app.services.operations.backup_repository import BackupError, BackupManifest
+from app.services.operations.restore import check_schema
 from app.system.files import ObjectDigest
 
 MANIFEST = BackupManifest(

@@ -11,7 +11,7 @@ from app.db.jobs import lost_workers
 from app.db.operations import dump, status
 from app.db.operations.stored_objects import PREFIXES
 from app.db.scheduling import workers
-from app.services.operations.backups.repository import DUMP, BackupError, BackupManifest, BackupRepository
+from app.services.operations.backup_repository import DUMP, BackupError, BackupManifest, BackupRepository
 from app.storage import Storage
 from app.system.files import ObjectDigest, copy_and_hash
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from app.db.migrate import revision_of
 from app.db.operations import dump
 from app.db.operations.stored_objects import NamedObject, named_objects
-from app.services.operations.backups.integrity import examine
-from app.services.operations.backups.repository import DUMP, BackupError, BackupManifest, BackupRepository
+from app.services.operations.backup_repository import DUMP, BackupError, BackupManifest, BackupRepository
+from app.services.operations.integrity import examine
 from app.storage import Storage, StorageError
 from app.system.files import ObjectDigest, copy_and_hash
 

@@ -13,8 +13,8 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from app.db.operations.stored_objects import PREFIXES, NamedObject, abandoned, named_objects
-from app.services.operations.backups.repository import BackupError, BackupRepository
-from app.services.operations.backups.restore import restore_object
+from app.services.operations.backup_repository import BackupError, BackupRepository
+from app.services.operations.restore import restore_object
 from app.storage import Storage, StorageError
 from app.system.files import ObjectDigest, ReadableFile, copy_and_hash
 

@@ -1,1 +1,0 @@
-"""Use cases of backups: create, restore, and the check of every row against its bytes."""
