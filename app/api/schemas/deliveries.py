@@ -130,8 +130,8 @@ class DeliveryBody(JobPart, DeliveryOfJob):
     attempts: int = Field(validation_alias="attempt")
     """The number of attempts so far."""
     next_attempt_at: UnixTime | None
-    """The next attempt, in seconds since 1970. Of one that is `delivered` it looks whether the engine still has it.
-    Null: none is due.
+    """The next attempt, in seconds since 1970. Once it is `delivered`, an attempt checks that the engine still has the
+    adapter. Null: none is due.
     """
     delivered_at: UnixTime | None
     """When the target first had it, in seconds since 1970; null: not yet."""

@@ -50,7 +50,7 @@ class Delivery(Base):
     """One adapter for one target. `attempt` is the fencing token: every claim increments it.
 
     `tries` is the position in the retry schedule. A delivered one has a `next_attempt_at` if its target can lose it:
-    that attempt looks whether it is still there.
+    that attempt checks whether the target still has it.
     """
 
     __tablename__ = "deliveries"

@@ -49,7 +49,7 @@ class ParentAdapter(NamedTuple):
 
 
 class ResolutionContext(NamedTuple):
-    """What "auto" and limits depend on beside the request's parameters."""
+    """What "auto" and limits depend on, in addition to the parameters of the request."""
 
     entry: CatalogEntry
     n_examples: int
@@ -136,10 +136,10 @@ def auto_batch_size(n_examples: int, most: int) -> int:
 def auto_learning_rate(reference: float, steps: int, steps_per_epoch: int, lora: LoraSpec) -> float:
     """The peak rate of a run of `steps` optimizer steps; `reference` is the base model's own.
 
-    A short run has to get there in fewer steps; a long one, above all one that reads its rows again and again, learns
-    them by heart. So it falls with steps x epochs, but hardly, with the sixteenth root: 1.56 times the reference for a
-    single step, 0.88 times it for 9,000. And one step of Adam moves B A x by about rate x scale x rank, so more of
-    those means a lower rate. It is rounded to two digits, because it is not known more exactly.
+    A short run needs a higher rate, because it has fewer steps; a long one overfits, above all over many epochs. So the
+    rate falls slowly with steps x epochs, with the sixteenth root: 1.56 times the reference for a single step, 0.88
+    times it for 9,000. One step of Adam moves B A x by about rate x scale x rank, so a larger scale x rank means a
+    lower rate. It is rounded to two digits, as it is not known more exactly.
     """
     epochs = max(1.0, steps / steps_per_epoch)
     by_length = (REFERENCE_LENGTH / (steps * epochs)) ** (1 / 16)
