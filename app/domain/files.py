@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import PurePosixPath, PureWindowsPath
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -30,7 +30,8 @@ class FileOrigin(BaseModel):
 JobFileOrigins = dict[str, dict[str, Any]]  # {training_file: a FileOrigin, validation_file: ...}
 
 
-PURPOSES = ("fine-tune", "assistants", "batch", "vision", "user_data", "evals")
+Purpose = Literal["fine-tune", "assistants", "batch", "vision", "user_data", "evals"]  # of uploads
+PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
 EXPIRES_SECONDS = (3600, 2_592_000)  # allowed `expires_after[seconds]` of a file: minimum, maximum
 MAX_PART_BYTES = 64 << 20
 MAX_PARTS = 10_000

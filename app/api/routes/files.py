@@ -23,7 +23,7 @@ from app.api.transport.request_bodies import MAX_FORM_OVERHEAD_BYTES, Form, limi
 from app.db.engine import transaction
 from app.db.tables import File
 from app.domain.error_text.json_text import as_json
-from app.domain.files import EXPIRES_SECONDS, PURPOSES, clean_filename
+from app.domain.files import EXPIRES_SECONDS, PURPOSES, Purpose, clean_filename
 from app.errors import BadRequest
 from app.services.access.idempotency import fingerprint_of
 from app.services.datasets import profile
@@ -33,18 +33,8 @@ from app.services.files import files
 from app.services.files.files import NewFile, StagedFile, is_long
 from app.services.resources import Page
 
-# OpenAI's purposes, of files that clients upload and of files that a service creates.
-Purpose = Literal[
-    "fine-tune",
-    "fine-tune-results",
-    "assistants",
-    "assistants_output",
-    "batch",
-    "batch_output",
-    "vision",
-    "user_data",
-    "evals",
-]
+# Of files that clients upload and of files that a service creates.
+AnyPurpose = Literal[Purpose, "fine-tune-results", "assistants_output", "batch_output"]
 FIELDS = ("purpose", "expires_after[anchor]", "expires_after[seconds]")
 MAX_LIST = 10_000
 
@@ -91,7 +81,7 @@ def list_files(
     session: SessionDep,
     page: Annotated[Page, paged(MAX_LIST, MAX_LIST)],
     order: Annotated[Literal["asc", "desc"], Query(description="Order by creation time.")] = "desc",
-    purpose: Annotated[Purpose | None, Query()] = None,
+    purpose: Annotated[AnyPurpose | None, Query()] = None,
 ) -> Any:
     """Newest first unless `order` is asc. `purpose` selects the files with that purpose."""
     return list_page(files.page(session, caller.project_id, page, order == "asc", purpose), page.limit)

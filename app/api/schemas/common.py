@@ -50,8 +50,13 @@ class ErrorBody(Body):
     """The error."""
 
 
-class ListBody(Body):
+class WholeList(Body):
+    """A list in one page."""
+
     object: Literal["list"] = "list"
+
+
+class ListBody(WholeList):
     has_more: bool
     first_id: str | None
     last_id: str | None

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AliasPath, Field
 
-from app.api.schemas.common import Body, JobPart, ListBody, Strict, UnixTime
+from app.api.schemas.common import Body, Deleted, JobPart, ListBody, Strict, UnixTime
 from app.domain.deliveries.served_check import ServedCheck
 from app.domain.deliveries.targets import MAX_CREDENTIAL_CHARACTERS, AnyDestination
 from app.domain.jobs.create_job import Id
@@ -95,10 +95,8 @@ class DeliveryTargetList(ListBody):
     data: list[DeliveryTargetBody]
 
 
-class DeliveryTargetDeleted(Body):
-    id: str
+class DeliveryTargetDeleted(Deleted):
     object: Literal["delivery_target.deleted"] = "delivery_target.deleted"
-    deleted: Literal[True] = True
 
 
 class DeliveryOfJob(Body):
@@ -130,8 +128,8 @@ class DeliveryBody(JobPart, DeliveryOfJob):
     attempts: int = Field(validation_alias="attempt")
     """The number of attempts so far."""
     next_attempt_at: UnixTime | None
-    """The next attempt, in seconds since 1970. Of one that is `delivered` it looks whether the engine still has it.
-    Null: none is due.
+    """The next attempt, in seconds since 1970. Once it is `delivered`, an attempt checks that the engine still has the
+    adapter. Null: none is due.
     """
     delivered_at: UnixTime | None
     """When the target first had it, in seconds since 1970; null: not yet."""

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from app.api.schemas.common import Body, ListBody, Strict, UnixTime
-from app.domain.files import EXPIRES_SECONDS, MAX_FILENAME, MAX_PARTS, FileOrigin
+from app.domain.files import EXPIRES_SECONDS, MAX_FILENAME, MAX_PARTS, FileOrigin, Purpose
 from app.domain.jobs.create_job import Id
 
 
@@ -42,7 +42,6 @@ class FileList(ListBody):
 
 
 MAX_INT64 = (1 << 63) - 1
-Purpose = Literal["fine-tune", "assistants", "batch", "vision", "user_data", "evals"]
 
 
 class ExpiresAfter(Strict):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AliasPath, BeforeValidator, ConfigDict, Field
 
-from app.api.schemas.common import Body, ListBody, Strict, UnixTime
+from app.api.schemas.common import Body, Deleted, ListBody, Strict, UnixTime, WholeList
 from app.db.tables import ModelAlias, TunedModel
 from app.domain.base_models.catalog import MAX_RANK
 from app.domain.base_models.registrations import RegistrationState
@@ -79,8 +79,7 @@ class ModelBody(Body):
         )
 
 
-class ModelList(Body):
-    object: Literal["list"] = "list"
+class ModelList(WholeList):
     data: list[ModelBody]
 
 
@@ -140,15 +139,12 @@ class OrganizationBaseModel(Body):
     """When it was registered first, in seconds since 1970."""
 
 
-class OrganizationBaseModelList(Body):
-    object: Literal["list"] = "list"
+class OrganizationBaseModelList(WholeList):
     data: list[OrganizationBaseModel]
 
 
-class BaseModelRemoved(Body):
-    id: str
+class BaseModelRemoved(Deleted):
     object: Literal["organization.base_model.deleted"] = "organization.base_model.deleted"
-    deleted: Literal[True] = True
 
 
 class RegistrationError(Body):
@@ -212,8 +208,7 @@ class ModelAliasBody(Body):
     created_at: UnixTime
 
 
-class ModelAliasList(Body):
-    object: Literal["list"] = "list"
+class ModelAliasList(WholeList):
     data: list[ModelAliasBody]
 
 

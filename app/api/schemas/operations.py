@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AliasPath, Field
 
-from app.api.schemas.common import Body, ListBody, Strict, UnixTime
+from app.api.schemas.common import Body, ListBody, Strict, UnixTime, WholeList
 from app.api.schemas.queue import WorkerBody
 from app.api.schemas.webhooks import EndpointHealth
 from app.db.encryption import Protection
@@ -227,8 +227,7 @@ class RetentionRuleBody(Body):
     """What the rule deletes now; null unless the request includes it."""
 
 
-class RetentionRuleList(Body):
-    object: Literal["list"] = "list"
+class RetentionRuleList(WholeList):
     data: list[RetentionRuleBody]
 
 
@@ -261,8 +260,7 @@ class SecretBody(Body):
     """The fingerprint of the key that protects it; null: none does, or it is lost."""
 
 
-class SecretList(Body):
-    object: Literal["list"] = "list"
+class SecretList(WholeList):
     data: list[SecretBody]
     keys: list[EncryptionKeyBody]
     """The keys of TUNERY_SECRET_KEYS in their order."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from app.api.schemas.common import Body, ListBody, Strict, UnixTime
+from app.api.schemas.common import Body, Deleted, ListBody, Strict, UnixTime
 from app.domain.access.scopes import ALL, SCOPES
 from app.domain.jobs.spec import SHARE_WEIGHT
 from app.services.access import keys
@@ -207,7 +207,5 @@ class KeyList(ListBody):
     data: list[KeyBody]
 
 
-class KeyRevoked(Body):
-    id: str
+class KeyRevoked(Deleted):
     object: Literal["organization.project.api_key.deleted"] = "organization.project.api_key.deleted"
-    deleted: Literal[True] = True

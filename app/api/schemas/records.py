@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AliasPath, Field
 
-from app.api.schemas.common import Body, JobPart, ListBody, UnixTime
+from app.api.schemas.common import Body, JobPart, ListBody, UnixTime, WholeList
 from app.services.queue import public_worker_id
 
 
@@ -50,8 +50,7 @@ class AttemptBody(Body):
     """Why it ended (docs/errors.md); null while it runs, and for a successful check."""
 
 
-class AttemptList(Body):
-    object: Literal["list"] = "list"
+class AttemptList(WholeList):
     data: list[AttemptBody]
     """Oldest first."""
 
@@ -84,8 +83,7 @@ class LossCurveBody(Body):
     """The lowest `full_valid_loss` of all steps; null: there was no full validation."""
 
 
-class LossCurveList(Body):
-    object: Literal["list"] = "list"
+class LossCurveList(WholeList):
     data: list[LossCurveBody]
     """A curve for each job, in the order of `jobs`."""
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, WithJsonSchema
 
-from app.api.schemas.common import Body, ListBody, Strict, UnixTime
+from app.api.schemas.common import Body, Deleted, ListBody, Strict, UnixTime, WholeList
 from app.domain import webhooks
 from app.domain.webhooks import EVENT_TYPES
 
@@ -92,14 +92,11 @@ class WebhookEndpointList(ListBody):
     data: list[WebhookEndpointBody]
 
 
-class WebhookEndpointDeleted(Body):
-    id: str
+class WebhookEndpointDeleted(Deleted):
     object: Literal["webhook_endpoint.deleted"] = "webhook_endpoint.deleted"
-    deleted: Literal[True] = True
 
 
-class WebhookEventTypeList(Body):
-    object: Literal["list"] = "list"
+class WebhookEventTypeList(WholeList):
     data: list[str]
     """Names of event types."""
 

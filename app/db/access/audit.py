@@ -23,7 +23,7 @@ from app.db.tables.base import core_table
 ActorType = Literal["api_key", "operator", "system"]
 CHANGED_KEY = "audit.changed"  # in session.info: [(id, project id)] of changed rows; absent before the first write
 MAX_OBJECTS = 20
-INSERT = insert(core_table(AuditEntry))  # executed beside the session, so that an entry causes no entry
+INSERT = insert(core_table(AuditEntry))  # executed without the ORM, so that an entry causes no entry
 
 
 @dataclass

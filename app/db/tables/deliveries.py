@@ -63,7 +63,7 @@ class Delivery(Leased, Base):
     """One adapter for one target. A target has one attempt at a time.
 
     `tries` is the position in the retry schedule. A delivered one has a `next_attempt_at` if its target can lose it:
-    that attempt looks whether it is still there.
+    that attempt checks whether the target still has it.
     """
 
     __tablename__ = "deliveries"

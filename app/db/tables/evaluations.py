@@ -1,4 +1,4 @@
-"""Evaluations of adapters: a queue of its own, with leases and fencing tokens as for jobs."""
+"""Evaluations of adapters: a separate queue, with leases and fencing tokens as that of jobs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Evaluation(LeasedRow, Base):
     step_number: Mapped[int]
     adapter_file_ids: Mapped[list[str]]
 
-    # the state, beside that of every LeasedRow
+    # the state, in addition to that of every LeasedRow
     plan: Mapped[dict[str, Any]]  # {rows, prompt_tokens, max_answer_tokens, estimated_seconds}
     progress: Mapped[dict[str, Any] | None]  # {answers, total_answers}
     # of the newest attempt: its worker, and its reservation on GPUs that several slots share; NULL on others

@@ -1,4 +1,4 @@
-"""Exports of checkpoints: a queue of its own, with leases and fencing tokens as for jobs."""
+"""Exports of checkpoints: a separate queue, with leases and fencing tokens as that of jobs."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Export(LeasedRow, Base):
     adapter_file_ids: Mapped[list[str]]
     expected_bytes: Mapped[int]  # the estimated size; that of a merged model is the size of the base model's files
 
-    # the state, beside that of every LeasedRow
+    # the state, in addition to that of every LeasedRow
     storage_full_since: Mapped[datetime | None]  # when the first of consecutive attempts ended on a full disk
     deleted_at: Mapped[datetime | None]
 

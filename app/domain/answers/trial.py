@@ -262,7 +262,7 @@ def _json_schema(request: TrialRequest) -> dict[str, Any] | None:
     if given.type == "json_object":
         return {"type": "object"}
     if given.json_schema is None:
-        text = 'response_format: type "json_schema" needs json_schema: {"name": "...", "schema": {...}} beside it'
+        text = 'response_format: type "json_schema" needs json_schema: {"name": "...", "schema": {...}}'
         raise BadRequest(text, "response_format.json_schema", "missing_required_parameter")
     size = len(to_json(given.json_schema.schema_))
     if size > MAX_SCHEMA_CHARACTERS:
@@ -272,11 +272,11 @@ def _json_schema(request: TrialRequest) -> dict[str, Any] | None:
 
 
 def _top_logprobs(request: TrialRequest, is_chat: bool) -> int | None:
-    """The number of most likely tokens beside each token; None: no log-probabilities. Raises BadRequest."""
+    """The number of alternatives shown for each token; None: no log-probabilities. Raises BadRequest."""
     given = request.logprobs
     if given is None or given is False:
         if request.top_logprobs:
-            raise BadRequest("top_logprobs: it needs logprobs: true beside it", "top_logprobs")
+            raise BadRequest("top_logprobs: it needs logprobs: true", "top_logprobs")
         return None
     if is_chat:
         if given is not True:

@@ -99,8 +99,8 @@ LORA, QUANTIZATION = _subject(LoraParameters, {"const": True}), _subject(Quantiz
 def _hyperparameters(*models: type[Parameters]) -> WithJsonSchema:
     own = {name: schema for model in (*HYPERPARAMETERS, *models) for name, schema in _properties(model).items()}
     load_in_4bit = {"type": "boolean", "description": "false means `quantization: null`."}
-    beside = {"lora": LORA, "quantization": QUANTIZATION, "load_in_4bit": load_in_4bit}
-    return WithJsonSchema(_object_or_null(own | _properties(LoraParameters, in_hyperparameters=True) | beside))
+    objects = {"lora": LORA, "quantization": QUANTIZATION, "load_in_4bit": load_in_4bit}
+    return WithJsonSchema(_object_or_null(own | _properties(LoraParameters, in_hyperparameters=True) | objects))
 
 
 class _Described(Shape):

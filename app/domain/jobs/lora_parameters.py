@@ -5,15 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    AfterValidator,
-    AliasChoices,
-    AliasPath,
-    BeforeValidator,
-    Field,
-    PlainValidator,
-    WithJsonSchema,
-)
+from pydantic import AfterValidator, AliasChoices, AliasPath, BeforeValidator, Field, PlainValidator, WithJsonSchema
 
 from app.domain.base_models.catalog import MAX_RANK, CatalogEntry
 from app.domain.error_text.json_text import as_json
@@ -159,8 +151,6 @@ class LoraParameters(Parameters):
                 AliasPath("hyperparameters", "lora_target_modules"),
                 AliasPath("hyperparameters", "lora_trainable_modules"),
             ),
-            description='"all-linear" (every linear layer but lm_head; the default) or names of the base model\'s '
-            "layers.",
             examples=[["q_proj", "v_proj"]],
         ),
         CommaSeparated(),
@@ -168,6 +158,7 @@ class LoraParameters(Parameters):
         WithJsonSchema({"anyOf": [{"type": "array", "items": {"type": "string"}, "minItems": 1}, {"type": "string"}]}),
         Auto(rule=lambda context, _: tuple(sorted(context.entry.target_modules))),
     ]
+    """"all-linear" (every linear layer but lm_head; the default) or names of the base model's layers."""
     r: Annotated[
         int,
         Field(
@@ -175,12 +166,12 @@ class LoraParameters(Parameters):
             ge=1,
             le=MAX_RANK,
             validation_alias=AliasChoices("r", "rank", AliasPath("hyperparameters", "lora_r")),
-            description="Rank of the adapter; 16 by default.",
             examples=[16],
         ),
         Auto(),
         AfterValidator(_within_targets),
     ]
+    """Rank of the adapter; 16 by default."""
     alpha: Annotated[
         float,
         Field(
@@ -188,11 +179,11 @@ class LoraParameters(Parameters):
             ge=ALPHA.minimum,
             le=ALPHA.maximum,
             validation_alias=AliasChoices("alpha", "lora_alpha", AliasPath("hyperparameters", "lora_alpha")),
-            description="Scale: the update is alpha / r times BA; 2r by default.",
             examples=[32],
         ),
         Auto(rule=lambda _, values: 2.0 * values["r"]),
     ]
+    """Scale: the update is alpha / r times BA; 2r by default."""
     dropout: Annotated[
         float,
         Field(
@@ -200,37 +191,28 @@ class LoraParameters(Parameters):
             ge=0,
             le=0.99,
             validation_alias=AliasChoices("dropout", "lora_dropout", AliasPath("hyperparameters", "lora_dropout")),
-            description="Dropout before the adapter while training; 0 by default.",
             examples=[0.05],
         ),
         Auto(0.0),
     ]
-    use_rslora: Annotated[
-        bool,
-        Field(description="Scale by alpha / sqrt(r) instead (rsLoRA); false by default.", examples=[True]),
-        Auto(False),
-    ]
-    use_dora: Annotated[
-        bool,
-        Field(description="Train the length of each row of a weight, too (DoRA); slower.", examples=[True]),
-        Auto(False),
-    ]
+    """Dropout before the adapter while training; 0 by default."""
+    use_rslora: Annotated[bool, Field(examples=[True]), Auto(False)]
+    """Scale by alpha / sqrt(r) instead (rsLoRA); false by default."""
+    use_dora: Annotated[bool, Field(examples=[True]), Auto(False)]
+    """Train the length of each row of a weight, too (DoRA); slower."""
     rank_pattern: Annotated[
         dict[str, int],
-        Field(
-            description="Ranks of single layers: the end of a layer's name, or a regular expression (RE2) for it -> "
-            "rank.",
-            examples=[{"q_proj": 8}],
-        ),
+        Field(examples=[{"q_proj": 8}]),
         _pattern(_is_rank, f"whole numbers from 1 to {MAX_RANK}"),
         WithJsonSchema(
             {"type": "object", "additionalProperties": {"type": "integer", "minimum": 1, "maximum": MAX_RANK}}
         ),
         Auto({}),
     ]
+    """Ranks of single layers: the end of a layer's name, or a regular expression (RE2) for it -> rank."""
     alpha_pattern: Annotated[
         dict[str, float],
-        Field(description="The same for alpha.", examples=[{"q_proj": 16}]),
+        Field(examples=[{"q_proj": 16}]),
         _pattern(_is_alpha, f"numbers {ALPHA}"),
         WithJsonSchema(
             {
@@ -240,37 +222,33 @@ class LoraParameters(Parameters):
         ),
         Auto({}),
     ]
+    """The same for alpha."""
     modules_to_save: Annotated[
         tuple[str, ...],
-        Field(
-            description="Modules to train whole and save beside the adapter: norms, embed_tokens, lm_head.",
-            examples=[["norm"]],
-        ),
+        Field(examples=[["norm"]]),
         CommaSeparated(),
         PlainValidator(_modules_to_save),
         WithJsonSchema({"anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "string"}]}),
         Auto(()),
     ]
+    """Modules to train whole and save beside the adapter: norms, embed_tokens, lm_head."""
     target_parameters: Annotated[
         tuple[str, ...],
-        Field(
-            description="Stacked weights of the experts of a mixture of experts to adapt, as in PEFT; none by default.",
-            examples=[["mlp.experts.down_proj"]],
-        ),
+        Field(examples=[["mlp.experts.down_proj"]]),
         CommaSeparated(),
         PlainValidator(_target_parameters),
         WithJsonSchema({"anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "string"}]}),
         Auto(()),
     ]
+    """Stacked weights of the experts of a mixture of experts to adapt, as in PEFT; none by default."""
     bias: Annotated[
         Literal["none"],
-        Field(description="Trained biases are not offered.", examples=["none"]),
+        Field(examples=["none"]),
         _only("none", "trained biases do not load in most servers and are not offered"),
         Auto("none"),
     ]
+    """Trained biases are not offered."""
     init: Annotated[
-        Literal["default"],
-        Field(description="Other initializations are not offered.", examples=["default"]),
-        _only("default", NO_INITIALISATION),
-        Auto("default"),
+        Literal["default"], Field(examples=["default"]), _only("default", NO_INITIALISATION), Auto("default")
     ]
+    """Other initializations are not offered."""

@@ -49,7 +49,7 @@ class ParentAdapter(NamedTuple):
 
 
 class ResolutionContext(NamedTuple):
-    """What "auto" and limits depend on beside the request's parameters."""
+    """What "auto" and limits depend on, in addition to the parameters of the request."""
 
     entry: CatalogEntry
     n_examples: int
@@ -72,7 +72,8 @@ class ParameterError(ValueError):
 class Parameters(BaseModel):
     """The parameters of one subject. Every field is given to the validation, as null if the request lacks it."""
 
-    model_config = ConfigDict(frozen=True, strict=True)  # JSON has types: "7" is not a number
+    # JSON has types: "7" is not a number. The text below a field is its description.
+    model_config = ConfigDict(frozen=True, strict=True, use_attribute_docstrings=True)
 
     prefix: ClassVar[str] = ""  # of the canonical names: "lora." in "lora.r"
 
@@ -136,10 +137,10 @@ def auto_batch_size(n_examples: int, most: int) -> int:
 def auto_learning_rate(reference: float, steps: int, steps_per_epoch: int, lora: LoraSpec) -> float:
     """The peak rate of a run of `steps` optimizer steps; `reference` is the base model's own.
 
-    A short run has to get there in fewer steps; a long one, above all one that reads its rows again and again, learns
-    them by heart. So it falls with steps x epochs, but hardly, with the sixteenth root: 1.56 times the reference for a
-    single step, 0.88 times it for 9,000. And one step of Adam moves B A x by about rate x scale x rank, so more of
-    those means a lower rate. It is rounded to two digits, because it is not known more exactly.
+    A short run needs a higher rate, because it has fewer steps; a long one overfits, above all over many epochs. So the
+    rate falls slowly with steps x epochs, with the sixteenth root: 1.56 times the reference for a single step, 0.88
+    times it for 9,000. One step of Adam moves B A x by about rate x scale x rank, so a larger scale x rank means a
+    lower rate. It is rounded to two digits, as it is not known more exactly.
     """
     epochs = max(1.0, steps / steps_per_epoch)
     by_length = (REFERENCE_LENGTH / (steps * epochs)) ** (1 / 16)
@@ -153,96 +154,60 @@ def _strength(lora: LoraSpec) -> float:
 
 
 class TrainingParameters(Parameters):
-    learning_rate_multiplier: Annotated[
-        float,
-        Field(
-            ge=1e-6,
-            le=10_000,
-            description="Times the automatic learning rate, of which DPO takes a tenth; 1 by default.",
-            examples=[2],
-        ),
-        Auto(1.0),
-    ]
-    learning_rate: Annotated[
-        float,
-        Field(
-            ge=LEARNING_RATE.minimum,
-            le=LEARNING_RATE.maximum,
-            description="Absolute; excludes a multiplier. By default the base model's, adjusted to the run's length.",
-            examples=[2e-4],
-        ),
-        Auto(),
-    ]
+    learning_rate_multiplier: Annotated[float, Field(ge=1e-6, le=10_000, examples=[2]), Auto(1.0)]
+    """Times the automatic learning rate, of which DPO takes a tenth; 1 by default."""
+    learning_rate: Annotated[float, Field(ge=LEARNING_RATE.minimum, le=LEARNING_RATE.maximum, examples=[2e-4]), Auto()]
+    """Absolute; excludes a multiplier. By default the base model's, adjusted to the run's length."""
     n_epochs: Annotated[
         int,
-        Field(title="Epochs", ge=1, le=50, description="Passes over the data; OpenAI's rule by default.", examples=[3]),
+        Field(title="Epochs", ge=1, le=50, examples=[3]),
         Auto(rule=lambda context, _: auto_epochs(context.n_examples)),
     ]
+    """Passes over the data; OpenAI's rule by default."""
     batch_size: Annotated[
         int,
-        Field(
-            ge=1,
-            le=256,
-            description="Examples per optimizer step; by default examples / 32, at most 8.",
-            examples=[8],
-        ),
+        Field(ge=1, le=256, examples=[8]),
         Auto(rule=lambda context, _: auto_batch_size(context.n_examples, context.entry.max_auto_batch_size)),
     ]
-    warmup_ratio: Annotated[
-        float,
-        Field(ge=0, le=1, description="Share of the steps; 0.03 by default.", examples=[0.03]),
-        Auto(WARMUP_RATIO),
-    ]
+    """Examples per optimizer step; by default examples / 32, at most 8."""
+    warmup_ratio: Annotated[float, Field(ge=0, le=1, examples=[0.03]), Auto(WARMUP_RATIO)]
+    """Share of the steps; 0.03 by default."""
     # 0 to 0.1 are in use
-    weight_decay: Annotated[float, Field(ge=0, le=100, description="0 by default.", examples=[0.01]), Auto(0.0)]
+    weight_decay: Annotated[float, Field(ge=0, le=100, examples=[0.01]), Auto(0.0)]
+    """0 by default."""
     # large numbers are in use to turn clipping off
-    max_grad_norm: Annotated[float, Field(ge=1e-6, le=1e12, description="1 by default.", examples=[1]), Auto(1.0)]
-    lr_scheduler_type: Annotated[
-        Literal["linear", "cosine", "constant"],
-        Field(description="linear by default.", examples=["cosine"]),
-        Auto("linear"),
-    ]
+    max_grad_norm: Annotated[float, Field(ge=1e-6, le=1e12, examples=[1]), Auto(1.0)]
+    """1 by default."""
+    lr_scheduler_type: Annotated[Literal["linear", "cosine", "constant"], Field(examples=["cosine"]), Auto("linear")]
+    """linear by default."""
     context_length: Annotated[
         int,
-        Field(ge=2, description="In tokens; the base model's by default. Longer is cut.", examples=[2048]),
+        Field(ge=2, examples=[2048]),
         AtMost(lambda context: context.entry.context_length),
         Auto(rule=lambda context, _: context.entry.context_length),
     ]
-    packing: Annotated[
-        bool,
-        Field(
-            description="Several examples in one packed batch; never changes the result. true by default.",
-            examples=[True],
-        ),
-        Auto(True),
-    ]
-    max_steps: Annotated[
-        int, Field(ge=1, le=MAX_STEPS, description="Stop after so many optimizer steps.", examples=[100]), Auto()
-    ]
+    """In tokens; the base model's by default. Longer is cut."""
+    packing: Annotated[bool, Field(examples=[True]), Auto(True)]
+    """Several examples in one packed batch; never changes the result. true by default."""
+    max_steps: Annotated[int, Field(ge=1, le=MAX_STEPS, examples=[100]), Auto()]
+    """Stop after so many optimizer steps."""
 
 
 class EarlyStoppingParameters(BaseModel):
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", use_attribute_docstrings=True)
 
-    patience: Annotated[
-        int,
-        Field(
-            ge=1,
-            le=100,
-            description="The number of consecutive validations without an improvement before training stops.",
-            examples=[3],
-        ),
-    ] = 3
+    patience: Annotated[int, Field(ge=1, le=100, examples=[3])] = 3
+    """The number of consecutive validations without an improvement before training stops."""
     threshold: Annotated[
         float,
         Field(
             ge=EARLY_STOPPING_THRESHOLD.minimum,
             allow_inf_nan=False,
-            description="The decrease of the loss, in nats, that counts as an improvement.",
             examples=[0.01],
             json_schema_extra={"maximum": EARLY_STOPPING_THRESHOLD.maximum},
         ),
     ] = 0
+    """The decrease of the loss, in nats, that counts as an improvement."""
 
 
 def _early_stopping(value: Any) -> EarlyStopping | None:
@@ -271,18 +236,8 @@ class EvaluationParameters(Parameters):
         WithJsonSchema({"anyOf": [EarlyStoppingParameters.model_json_schema(), {"type": "boolean"}]}),
         Auto(),
     ]
-    eval_steps: Annotated[
-        int,
-        Field(
-            title="Steps between validations",
-            ge=1,
-            le=MAX_STEPS,
-            description="Optimizer steps between validations; at the end of each epoch by default. "
-            "Needs a validation_file.",
-            examples=[50],
-        ),
-        Auto(),
-    ]
+    eval_steps: Annotated[int, Field(title="Steps between validations", ge=1, le=MAX_STEPS, examples=[50]), Auto()]
+    """Optimizer steps between validations; at the end of each epoch by default. Needs a validation_file."""
     promote_best: Annotated[
         bool,
         Field(
@@ -301,12 +256,11 @@ class DpoParameters(Parameters):
         Field(
             ge=1e-4,
             le=2,  # 0.01 to 0.5 are in use
-            description="Of the method dpo alone: the strength of the penalty for moving away from the base model; "
-            "0.1 by default.",
             examples=[0.1],
         ),
         Auto(0.1),  # TRL's default, and the low end of what the paper tries (0.1 to 0.5)
     ]
+    """Of the method dpo alone: the strength of the penalty for moving away from the base model; 0.1 by default."""
 
 
 def _ignore_at_8_bits(value: Any, validate: Callable[[Any], Any], info: Info) -> Any:
@@ -321,25 +275,23 @@ class QuantizationParameters(Parameters):
 
     prefix: ClassVar[str] = "quantization."
 
-    bits: Annotated[
-        Literal[4, 8], Field(description="Bits per weight of the frozen base; 4 by default.", examples=[4]), Auto(4)
-    ]
+    bits: Annotated[Literal[4, 8], Field(examples=[4]), Auto(4)]
+    """Bits per weight of the frozen base; 4 by default."""
     type: Annotated[
         Literal["nf4", "fp4"],
-        Field(description="Of 4 bits; NF4 by default.", examples=["nf4"]),
+        Field(examples=["nf4"]),
         Auto(rule=lambda _, values: None if values["bits"] == 8 else "nf4"),
     ]
-    compute_dtype: Annotated[
-        Literal["bfloat16", "float16", "float32"],
-        Field(description="bfloat16 by default, or what is faster where it runs.", examples=["bfloat16"]),
-        Auto("bfloat16"),
-    ]
+    """Of 4 bits; NF4 by default."""
+    compute_dtype: Annotated[Literal["bfloat16", "float16", "float32"], Field(examples=["bfloat16"]), Auto("bfloat16")]
+    """bfloat16 by default, or what is faster where it runs."""
     double_quant: Annotated[
         bool,
-        Field(description="Of 4 bits: quantize the block scales too; true by default.", examples=[True]),
+        Field(examples=[True]),
         WrapValidator(_ignore_at_8_bits),
         Auto(rule=lambda _, values: None if values["bits"] == 8 else True),
     ]
+    """Of 4 bits: quantize the block scales too; true by default."""
 
 
 HYPERPARAMETERS: tuple[type[Parameters], ...] = (TrainingParameters, EvaluationParameters)

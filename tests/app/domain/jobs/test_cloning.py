@@ -156,31 +156,6 @@ class TestOverrides:
         spec = spec_of(entry, BODY | {"method": {"type": "dpo"}})
         assert cloned(entry, spec, {"hyperparameters": {"beta": 0.3}}, None).hyperparameters.beta == 0.3
 
-    @pytest.mark.parametrize(
-        ("overrides", "param"),
-        [
-            ({"lora": {"r": 0}}, "lora.r"),
-            ({"lora": {"ranc": 8}}, "lora.ranc"),
-            ({"hyperparameters": {"beta": 0.3}}, "hyperparameters.beta"),
-            ({"lora": {"r": 8}, "hyperparameters": {"lora_r": 9}}, "lora.r"),
-            ({"method": {"type": "orpo"}}, "method.type"),
-        ],
-        ids=["bound", "typo", "of another method", "twice", "unknown method"],
-    )
-    def test_are_refused_as_create_would(
-        self, entry: catalog.CatalogEntry, overrides: dict[str, Any], param: str
-    ) -> None:
-        with pytest.raises(BadRequest) as refused:
-            cloned(entry, spec_of(entry, BODY), overrides, None)
-        assert refused.value.param == param
-
-
-def test_the_original_is_left_as_it_was(entry: catalog.CatalogEntry) -> None:
-    settings = settings_of_spec(spec_of(entry, BODY), suffix="s", metadata={"a": "b"})
-    before = repr(settings)
-    assert apply_overrides(settings, {"metadata": {"c": "d"}, "lora": {"r": 2}})["metadata"] == {"a": "b", "c": "d"}
-    assert repr(settings) == before
-
 
 def test_a_stored_job_keeps_a_number_that_is_refused_today_and_its_clone_must_change_it(
     entry: catalog.CatalogEntry,

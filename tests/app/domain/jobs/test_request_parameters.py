@@ -14,9 +14,8 @@ from app.domain.jobs.parameters import (
     Parameters,
     QuantizationParameters,
     ResolutionContext,
-    TrainingParameters,
 )
-from app.domain.jobs.request_parameters import RequestParameters, collect
+from app.domain.jobs.request_parameters import RequestParameters
 from app.domain.jobs.spec import Hyperparameters, LoraSpec, QuantizationSpec
 from tests.app.domain.jobs.test_resolve import ENTRY
 
@@ -51,27 +50,3 @@ class TestDefinitions:
 
     def test_all_evaluation_parameters_need_a_validation_file(self) -> None:
         assert EvaluationParameters.model_fields.keys() == set(NEED_VALIDATION_FILE)
-
-
-class TestResolved:
-    def test_a_number_without_a_fraction_is_an_integer(self) -> None:
-        request = collect({"hyperparameters": {"n_epochs": 3.0}})
-        values = request.resolved(TrainingParameters, context())
-        assert values is not None
-        assert repr(values["n_epochs"]) == "3"
-
-    @pytest.mark.parametrize("value", [None, "auto"])
-    def test_null_and_auto_are_what_an_absent_parameter_is(self, value: object) -> None:
-        request = collect({"hyperparameters": dict.fromkeys(TrainingParameters.model_fields, value)})
-        assert request.resolved(TrainingParameters, context()) == collect({}).resolved(TrainingParameters, context())
-
-    def test_an_inherited_value_takes_the_place_of_auto_alone(self) -> None:
-        request = collect({"lora": {"dropout": 0.2}})
-        values = request.resolved(LoraParameters, context(), {"dropout": 0.1, "use_dora": True})
-        assert values is not None
-        assert (values["dropout"], values["use_dora"]) == (0.2, True)
-
-    def test_each_problem_has_the_path_that_the_client_used(self) -> None:
-        request = collect({"hyperparameters": {"lora_r": 0}, "lora": {"lora_alpha": "x"}})
-        assert request.resolved(LoraParameters, context()) is None
-        assert [problem.param for problem in request.problems] == ["hyperparameters.lora_r", "lora.lora_alpha"]

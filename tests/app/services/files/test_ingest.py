@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Iterator
@@ -14,7 +13,6 @@ from sqlalchemy.orm import Session
 
 from app.db.engine import Sessions, transaction
 from app.db.tables import File, Project
-from app.errors import InvalidDataset, TooLarge
 from app.services.datasets.check_process import Check
 from app.services.files import files
 from app.services.files.files import STALE_AFTER_SECONDS, NewFile, StagedFile, delete_stale_staged_files, ingest_file
@@ -32,16 +30,6 @@ def staged(storage: LocalStorage) -> StagedFile:
 
 
 class TestStagedFile:
-    def test_counts_and_hashes_what_it_writes(self, tmp_path: Path) -> None:
-        staged = StagedFile(tmp_path, max_bytes=100)
-        for chunk in (b"abc", b"", b"def"):
-            staged.write(chunk)
-        assert (staged.size_bytes, staged.sha256) == (6, hashlib.sha256(b"abcdef").hexdigest())
-        assert staged.path.read_bytes() == b"abcdef"
-        staged.discard()
-        staged.discard()
-        assert list(tmp_path.iterdir()) == []
-
     def test_starts_writeback_of_every_byte_but_the_last_few_once(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -54,39 +42,8 @@ class TestStagedFile:
         assert handed == [(0, 12), (12, 25)]
         staged.discard()
 
-    def test_refuses_the_first_byte_too_many(self, tmp_path: Path) -> None:
-        staged = StagedFile(tmp_path, max_bytes=5)
-        staged.write(b"12345")
-        with pytest.raises(TooLarge, match="5 bytes"):
-            staged.write(b"6")
-        staged.discard()
-
 
 class TestIngestFile:
-    def test_stores_the_bytes_and_then_the_row(
-        self, sessions: Sessions, storage: LocalStorage, project: Project, staged: StagedFile
-    ) -> None:
-        file = ingest_file(sessions, storage, project.id, FINE_TUNE, staged, 1 << 20, Check())
-        assert (file.line_count, file.bytes) == (12, staged.size_bytes)
-        with storage.open(file.storage_key) as stored:
-            assert stored.read() == chat_lines()
-        assert not staged.path.exists()
-
-    def test_counts_no_blank_lines(
-        self, sessions: Sessions, storage: LocalStorage, project: Project, staged: StagedFile
-    ) -> None:
-        staged.write(b"\n  \n" + chat_lines(2))
-        assert ingest_file(sessions, storage, project.id, FINE_TUNE, staged, 1 << 20, Check()).line_count == 14
-
-    def test_stores_nothing_of_a_file_that_is_refused(
-        self, sessions: Sessions, storage: LocalStorage, project: Project, staged: StagedFile
-    ) -> None:
-        staged.write(b"oops\n")
-        with pytest.raises(InvalidDataset, match="Line 13"):
-            ingest_file(sessions, storage, project.id, FINE_TUNE, staged, 1 << 20, Check())
-        assert not storage.objects.exists() or list(storage.objects.rglob("*")) == []
-        staged.discard()
-
     def test_keeps_the_bytes_when_the_answer_to_the_commit_was_lost(
         self,
         sessions: Sessions,
