@@ -97,10 +97,17 @@ def make_file(
 ) -> File:
     """Create a file with its bytes in `storage`; a chat dataset unless `content` is given."""
     content = chat_lines() if content is None else content
+    return files.insert(session, _stored(storage, project, content, purpose, filename, job, **columns))
+
+
+def _stored(
+    storage: Storage, project: Project, content: bytes, purpose: str, filename: str, job: Job | None, **columns: Any
+) -> File:
+    """The row of a file whose bytes are in `storage`."""
     file_id = new_id("file")
     put_bytes(storage, f"files/{file_id}", content)
     columns = {"line_count": sum(1 for line in content.split(b"\n") if line.strip())} | columns
-    file = File(
+    return File(
         id=file_id,
         project_id=project.id,
         job_id=job.id if job else None,
@@ -111,7 +118,6 @@ def make_file(
         storage_key=f"files/{file_id}",
         **columns,
     )
-    return files.insert(session, file)
 
 
 def make_upload(session: Session, project: Project, **columns: Any) -> Upload:
@@ -234,13 +240,13 @@ def make_checkpoint(
         artifact_directory.ADAPTER_CONFIG: json.dumps({"r": 16, "step": step}).encode(),
         artifact_directory.ADAPTER_WEIGHTS: f"weights of step {step}".encode() * 100,
     }
-    parts = [
-        make_file(session, storage, project, content, "fine-tune-results", filename, job, line_count=None)
+    contents["adapter.tar"] = b"".join(contents.values())
+    *parts, archive = (
+        _stored(storage, project, content, "fine-tune-results", filename, job, line_count=None)
         for filename, content in contents.items()
-    ]
-    archive = make_file(
-        session, storage, project, b"".join(contents.values()), "fine-tune-results", "adapter.tar", job, line_count=None
     )
+    session.add_all((*parts, archive))
+    session.flush()
     manifest = {"files": {part.filename: {"bytes": part.bytes, "sha256": part.sha256} for part in parts}}
     metrics = {"step": step, "train_loss": 1.0 / step}
     checkpoint = Checkpoint(

@@ -9,6 +9,7 @@ A run of all tests forks the processes of pytest-xdist from it, too, and these u
 
 from __future__ import annotations
 
+import atexit
 import os
 import subprocess
 import sys
@@ -18,8 +19,6 @@ from tests.processes import dies_with_tests
 
 HERE = Path(__file__).parent
 NAME = "TUNERY_TESTS_FORK_SERVER"  # the variable with the name of the abstract socket of the server that runs
-
-_servers: list[subprocess.Popen[bytes]] = []  # those that this process has started
 
 
 def forked(module: str) -> tuple[str, ...]:
@@ -36,5 +35,10 @@ def _start() -> str:
     server = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=HERE.parents[1], preexec_fn=dies_with_tests())
     assert server.stdout is not None
     assert server.stdout.readline() == b"ready\n"
-    _servers.append(server)
+    atexit.register(_stop, server)
     return name
+
+
+def _stop(server: subprocess.Popen[bytes]) -> None:
+    server.kill()
+    server.communicate()

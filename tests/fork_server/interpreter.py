@@ -1,4 +1,4 @@
-"""A process of pytest-xdist, forked from one that has imported what tests import; for `python -u -c PROGRAM`."""
+"""A process of pytest-xdist in the place of `python -u -c PROGRAM`, forked from one that has imported much."""
 
 import os
 import sys

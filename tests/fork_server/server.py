@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
 import runpy
@@ -14,13 +15,13 @@ import traceback
 from contextlib import suppress
 from typing import Any
 
-import openai  # noqa: F401
-
-import worker.trainer.answers.evaluation
-import worker.trainer.answers.generate
-import worker.trainer.merge
-import worker.trainer.training.run  # noqa: F401  what programs and tests import; none of it runs an operation of torch
 from app.system.host import PARENT_PID_VARIABLE
+
+# What programs and tests import; none of it runs an operation of torch.
+MODULES = (
+    "worker.trainer.training.run", "worker.trainer.answers.evaluation", "worker.trainer.answers.generate",
+    "worker.trainer.merge", "app.cli.main", "app.main", "openai",
+)  # fmt: skip
 
 
 class Server:
@@ -112,4 +113,6 @@ def _run(request: dict[str, Any], descriptors: list[int]) -> None:
 
 
 if __name__ == "__main__":
+    for module in MODULES:
+        importlib.import_module(module)
     Server(sys.argv[1]).serve()

@@ -30,7 +30,7 @@ from tests.upgrade.make_fixtures import COMMIT, PG_DUMP, Client, environment
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.extended("data of an earlier commit: two starts of the service and twelve jobs"),
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(1800),
     pytest.mark.filterwarnings("ignore::FutureWarning"),  # between PEFT and transformers: names that will change
 ]
 
