@@ -2,7 +2,7 @@
 
 A small file is uploaded in one request, a large one as a resumable upload. Files that a request refers to are found
 among the stored ones, or uploaded. An archive is downloaded with resume, verified, unpacked by its manifest, and
-renamed into place. It is not trusted: only files of the manifest are extracted, by tarfile's filter "data",
+renamed into place. It is not trusted: only files of the manifest are extracted, each within the directory;
 each file must have the SHA-256 of the manifest, and the archive the SHA-256 that the server returned.
 """
 
@@ -232,10 +232,21 @@ def _extract(archive: Path, directory: Path) -> None:
         root = min(manifests, key=lambda name: name.count("/")).removesuffix(MANIFEST)  # of the outermost one
         if members[root + MANIFEST].size > MAX_MANIFEST_BYTES:
             raise ManifestMismatch(f"{MANIFEST} has more than {MAX_MANIFEST_BYTES} bytes")
-        tar.extract(members[root + MANIFEST].replace(name=MANIFEST, deep=False), directory, filter="data")
+        _extract_file(tar, members[root + MANIFEST], directory, MANIFEST)
         for name in read_manifest(directory)["files"]:
             if name and root + name in members:  # `verify` names the others
-                tar.extract(members[root + name].replace(name=name, deep=False), directory, filter="data")
+                _extract_file(tar, members[root + name], directory, name)
+
+
+def _extract_file(tar: tarfile.TarFile, member: tarfile.TarInfo, directory: Path, name: str) -> None:
+    path = directory / name
+    if "\0" in name or not path.resolve().is_relative_to(directory.resolve()):
+        raise ManifestMismatch(f"{MANIFEST} names {name!r}, which is outside the directory")
+    source = tar.extractfile(member)
+    assert source is not None, "a regular file"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with source, path.open("xb") as file:
+        shutil.copyfileobj(source, file)
 
 
 def _size(path: Path) -> int:
