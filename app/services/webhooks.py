@@ -27,7 +27,6 @@ from app.domain.webhooks import (
 from app.errors import BadRequest, combine_errors
 from app.services import resources
 from app.services.access import quotas
-from app.services.resources import Page
 
 MAX_ENDPOINTS = 50
 PREVIOUS_SECRET_LIFETIME = timedelta(hours=24)  # OpenAI: keep_old_secret_active_for_24_hours
@@ -67,10 +66,6 @@ def get(session: Session, project_id: str, endpoint_id: str, lock: bool = False)
     return resources.get(session, WebhookEndpoint, endpoint_id, WebhookEndpoint.project_id == project_id, lock=lock)
 
 
-def page(session: Session, project_id: str, page: Page) -> list[WebhookEndpoint]:
-    return resources.page(session, WebhookEndpoint, *page, WebhookEndpoint.project_id == project_id)
-
-
 def change(
     session: Session, rules: EndpointRules, project_id: str, endpoint_id: str, changes: dict[str, Any]
 ) -> WebhookEndpoint:
@@ -90,11 +85,6 @@ def change(
         endpoints.disable(session, endpoint.id, DISABLED_BY_REQUEST)
         session.refresh(endpoint)
     return endpoint
-
-
-def delete(session: Session, project_id: str, endpoint_id: str) -> None:
-    """Delete an endpoint with all its deliveries. Raises NotFound."""
-    session.delete(get(session, project_id, endpoint_id))
 
 
 def rotate_secret(
@@ -125,28 +115,13 @@ def create_test_delivery(session: Session, project_id: str, endpoint_id: str, ev
     return deliveries.add_test(session, endpoint, event_type, sample)
 
 
-def delivery_page(
-    session: Session, project_id: str, endpoint_id: str, page: Page, state: deliveries.State | None
-) -> list[WebhookDelivery]:
-    scope = WebhookDelivery.endpoint_id == get(session, project_id, endpoint_id).id
-    only = (WebhookDelivery.state == state,) if state is not None else ()
-    return resources.page(session, WebhookDelivery, *page, scope, only=only)
-
-
-def delivery(session: Session, project_id: str, endpoint_id: str, delivery_id: str) -> WebhookDelivery:
-    """The delivery with the results of its attempts. Raises NotFound."""
-    scope = WebhookDelivery.endpoint_id == get(session, project_id, endpoint_id).id
-    return resources.get(session, WebhookDelivery, delivery_id, scope, param="delivery_id")
-
-
-def redeliver(session: Session, project_id: str, endpoint_id: str, delivery_id: str) -> WebhookDelivery:
-    """Deliver the same event again with the same id, from the start of the retry schedule."""
-    row = delivery(session, project_id, endpoint_id, delivery_id)
-    if not get(session, project_id, endpoint_id).enabled:
-        raise BadRequest(f"Endpoint {endpoint_id} is disabled; enable it first.", code="invalid_endpoint_state")
-    if row.is_test:
-        raise BadRequest(f"Delivery {delivery_id} is a test; send another test.", code="invalid_endpoint_state")
-    return deliveries.redeliver(session, row)
+def redeliver(session: Session, endpoint: WebhookEndpoint, delivery: WebhookDelivery) -> WebhookDelivery:
+    """Deliver the same event again with the same id, from the start of the retry schedule. Raises BadRequest."""
+    if not endpoint.enabled:
+        raise BadRequest(f"Endpoint {endpoint.id} is disabled; enable it first.", code="invalid_endpoint_state")
+    if delivery.is_test:
+        raise BadRequest(f"Delivery {delivery.id} is a test; send another test.", code="invalid_endpoint_state")
+    return deliveries.redeliver(session, delivery)
 
 
 def _count(session: Session, project_id: str) -> int:

@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends, Query
 from starlette.concurrency import run_in_threadpool
 
 from app.api.auth import CallerDep
@@ -30,10 +30,10 @@ from app.api.schemas.webhooks import (
 from app.api.transport.json_body import JsonBody, OptionalJsonBody
 from app.api.transport.pagination import PageDep, list_page
 from app.db.engine import transaction
-from app.db.tables import WebhookAttempt, WebhookDelivery
+from app.db.tables import WebhookAttempt, WebhookDelivery, WebhookEndpoint
 from app.domain.webhooks import EVENT_TYPES
 from app.errors import BadRequest, Unavailable
-from app.services import webhooks
+from app.services import resources, webhooks
 from app.services.webhooks import EndpointRules
 
 POLL_INTERVAL_SECONDS = 0.2
@@ -41,6 +41,14 @@ SENDER_MARGIN_SECONDS = 10.0  # in addition to the timeout of one attempt
 SELECT_ATTEMPT = "SELECT status_code, error FROM webhook_attempts WHERE delivery_id = %(id)s"
 
 router = APIRouter(prefix="/v1", tags=["Webhooks"], route_class=IdempotentRoute)
+
+
+def find_endpoint(endpoint_id: str, caller: CallerDep, session: SessionDep) -> WebhookEndpoint:
+    """The endpoint of the path, which belongs to the caller's project. Raises NotFound."""
+    return webhooks.get(session, caller.project_id, endpoint_id)
+
+
+EndpointDep = Annotated[WebhookEndpoint, Depends(find_endpoint)]
 
 
 @router.post(
@@ -58,7 +66,8 @@ def create_endpoint(
 @router.get("/webhook_endpoints", response_model=WebhookEndpointList, summary="List webhook endpoints")
 def list_endpoints(caller: CallerDep, session: SessionDep, page: PageDep) -> Any:
     """Newest first."""
-    return list_page(webhooks.page(session, caller.project_id, page), page.limit)
+    of_project = WebhookEndpoint.project_id == caller.project_id
+    return list_page(resources.page(session, WebhookEndpoint, *page, of_project), page.limit)
 
 
 @router.get("/webhook_event_types", response_model=WebhookEventTypeList, summary="List webhook event types")
@@ -68,9 +77,9 @@ def list_event_types(_caller: CallerDep) -> Any:
 
 
 @router.get("/webhook_endpoints/{endpoint_id}", response_model=WebhookEndpointBody, summary="Get a webhook endpoint")
-def get_endpoint(endpoint_id: str, caller: CallerDep, session: SessionDep) -> Any:
+def get_endpoint(endpoint: EndpointDep) -> Any:
     """Event types and state of an endpoint, and the end of its secret."""
-    return webhooks.get(session, caller.project_id, endpoint_id)
+    return endpoint
 
 
 @router.post(
@@ -93,10 +102,10 @@ def update_endpoint(
 @router.delete(
     "/webhook_endpoints/{endpoint_id}", response_model=WebhookEndpointDeleted, summary="Delete a webhook endpoint"
 )
-def delete_endpoint(endpoint_id: str, caller: CallerDep, session: SessionDep) -> Any:
+def delete_endpoint(endpoint: EndpointDep, session: SessionDep) -> Any:
     """Its deliveries are deleted too, including pending ones."""
-    webhooks.delete(session, caller.project_id, endpoint_id)
-    return WebhookEndpointDeleted(id=endpoint_id)
+    session.delete(endpoint)
+    return WebhookEndpointDeleted(id=endpoint.id)
 
 
 @router.post(
@@ -143,14 +152,15 @@ async def send_test(
     summary="List deliveries of a webhook endpoint",
 )
 def list_deliveries(
-    endpoint_id: str,
-    caller: CallerDep,
+    endpoint: EndpointDep,
     session: SessionDep,
     page: PageDep,
     status: Annotated[DeliveryState | None, Query(description="Only deliveries with this status.")] = None,
 ) -> Any:
     """Newest first, each with the result of every attempt."""
-    return list_page(webhooks.delivery_page(session, caller.project_id, endpoint_id, page, status), page.limit)
+    only = (WebhookDelivery.state == status,) if status is not None else ()
+    of_endpoint = WebhookDelivery.endpoint_id == endpoint.id
+    return list_page(resources.page(session, WebhookDelivery, *page, of_endpoint, only=only), page.limit)
 
 
 @router.get(
@@ -158,9 +168,10 @@ def list_deliveries(
     response_model=WebhookDeliveryBody,
     summary="Get a delivery of a webhook endpoint",
 )
-def get_delivery(endpoint_id: str, delivery_id: str, caller: CallerDep, session: SessionDep) -> Any:
+def get_delivery(delivery_id: str, endpoint: EndpointDep, session: SessionDep) -> Any:
     """A delivery with the result of every attempt. Deliveries are kept for 30 days."""
-    return webhooks.delivery(session, caller.project_id, endpoint_id, delivery_id)
+    of_endpoint = WebhookDelivery.endpoint_id == endpoint.id
+    return resources.get(session, WebhookDelivery, delivery_id, of_endpoint, param="delivery_id")
 
 
 @router.post(
@@ -168,9 +179,9 @@ def get_delivery(endpoint_id: str, delivery_id: str, caller: CallerDep, session:
     response_model=WebhookDeliveryBody,
     summary="Deliver an event again",
 )
-def redeliver(endpoint_id: str, delivery_id: str, caller: CallerDep, session: SessionDep) -> Any:
+def redeliver(delivery_id: str, endpoint: EndpointDep, session: SessionDep) -> Any:
     """Send the same event with the same `webhook-id` at once, then by the retry schedule, whatever its status is."""
-    return webhooks.redeliver(session, caller.project_id, endpoint_id, delivery_id)
+    return webhooks.redeliver(session, endpoint, get_delivery(delivery_id, endpoint, session))
 
 
 def _rules(app_state: AppState) -> EndpointRules:

@@ -430,7 +430,7 @@ class TestCrashes:
         announce(sessions, project)
         (held,) = claim(sessions)
         with transaction(sessions) as session:
-            webhooks.delete(session, project.id, endpoint.id)
+            session.delete(session.get_one(WebhookEndpoint, endpoint.id))
         sender.deliver(held)
         assert (outbox(sessions), log(sessions)) == ([], [])
 
