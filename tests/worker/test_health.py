@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import time
+
 import pytest
 
 from app.settings import Settings
@@ -18,3 +21,23 @@ def test_it_needs_no_setting_but_the_data_directory_and_names_that(
     assert f"has no heartbeat in {settings.data_dir.resolve()} (TUNERY_DATA_DIR)" in capsys.readouterr().err
     health.write_heartbeat(settings, "reconciler")
     assert health.main(["reconciler"]) == 0
+
+
+@pytest.mark.parametrize("step_seconds", [3600.0, -3600.0])
+def test_a_heartbeat_has_its_true_age_after_a_step_of_the_host_s_clock(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, step_seconds: float
+) -> None:
+    health.write_heartbeat(settings, "gpu")
+    real_time = time.time
+    monkeypatch.setattr(time, "time", lambda: real_time() + step_seconds)
+    age_seconds = health.heartbeat_age_seconds(settings, "gpu")
+    assert age_seconds is not None
+    assert 0 <= age_seconds < 60
+
+
+def test_a_heartbeat_of_an_earlier_boot_is_none(settings: Settings) -> None:
+    health.write_heartbeat(settings, "gpu")
+    [path] = (settings.data_dir / "run").iterdir()
+    later_than_now = time.monotonic() + 3600
+    os.utime(path, (later_than_now, later_than_now))
+    assert health.heartbeat_age_seconds(settings, "gpu") is None

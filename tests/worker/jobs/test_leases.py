@@ -333,10 +333,12 @@ def test_an_expired_lease_is_held_until_the_reaper_ends_its_attempt(work: Work) 
     assert work.row(row.id).lease_owner == OWNER
 
 
-def test_a_restarted_slot_ends_the_attempts_of_its_earlier_process_only(work: Work) -> None:
+@pytest.mark.parametrize("living", ["gpu0@test-too#1", None])
+def test_a_restarted_slot_ends_the_attempts_of_its_earlier_process_only(work: Work, living: str | None) -> None:
+    slot = Slot(work.harness.resources, "gpu", "gpu0@test", lambda _: lambda: False)
     _, dead = work.claimed("gpu0@test#old")
-    _, other = work.claimed("gpu0@test-too#1")
-    Slot(work.harness.resources, "gpu", "gpu0@test", lambda _: lambda: False)._reap_previous_incarnations()
+    _, other = work.claimed(living or slot.owner)
+    slot._reap_previous_incarnations()
     assert (work.row(dead.row_id).lease_owner, work.row(other.row_id).lease_owner) == (None, other.owner)
 
 
