@@ -87,4 +87,6 @@ class Service:
     def tunery(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a command of `tunery` against this service."""
         command = [sys.executable, "-m", "app.cli", *arguments, "--data-dir", str(self.data)]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done
