@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Row, case, func, select, text
+from sqlalchemy import Row, case, exists, func, null, select, text
 from sqlalchemy.orm import Session
 
 from app.db.base_models import models
@@ -88,18 +88,18 @@ def _running(session: Session, project_id: str | None) -> list[Row[Any]]:
 def _waiting(session: Session, project_id: str | None, limit: int) -> Sequence[Any]:
     """(job, forecast) of the waiting jobs of a project, or of all: in the order of the forecast, then those created
     since, which are last until the next forecast."""
-    after_last = select(func.coalesce(func.max(QueuePlace.position), 0) + 1).scalar_subquery()
-    position = func.coalesce(QueuePlace.position, after_last).label("position")
-    query = (
-        select(Job, position, QueuePlace.expected_start_at, QueuePlace.waiting_for)
-        .outerjoin(QueuePlace, QueuePlace.job_id == Job.id)
-        .where(Job.state == JobState.QUEUED, Job.desired == Desired.RUN)
-        .order_by(QueuePlace.position.nulls_last(), Job.seq)
-        .limit(limit)
-    )
-    if project_id is not None:
-        query = query.where(Job.project_id == project_id)
-    return session.execute(query).all()
+    waits = [Job.state == JobState.QUEUED, Job.desired == Desired.RUN]
+    waits += [Job.project_id == project_id] if project_id is not None else []
+    has_place = QueuePlace.job_id == Job.id
+    place = (QueuePlace.position, QueuePlace.expected_start_at, QueuePlace.waiting_for)
+    placed = select(Job, *place).join(QueuePlace, has_place).where(*waits).order_by(QueuePlace.position).limit(limit)
+    rows = list(session.execute(placed))  # of a long queue by the index of the positions
+    if len(rows) < limit:
+        last = select(func.coalesce(func.max(QueuePlace.position), 0) + 1).scalar_subquery()
+        since = select(Job, last.label("position"), null().label("expected_start_at"), null().label("waiting_for"))
+        since = since.where(*waits, ~exists().where(has_place)).order_by(Job.seq).limit(limit - len(rows))
+        rows += session.execute(since)
+    return rows
 
 
 def _lease_owners(session: Session, table: type[Job | Evaluation]) -> dict[str, tuple[str, str]]:
