@@ -33,7 +33,7 @@ def state(tones: Mapping[str, str], other: str = "wait") -> Show:
     return lambda name: {"text": name, "tone": tones.get(name, other)}
 
 
-class Column(NamedTuple):
+class TableColumn(NamedTuple):
     """What a column shows of an object: the value at a dotted path, or with the path "" the object itself.
 
     `sub` is the path of a text below it; `sort` is the key of a column that can be sorted.
@@ -52,10 +52,10 @@ class Column(NamedTuple):
         return {"text": shown, "sub": clean(_value(one, self.sub))} if self.sub else shown
 
 
-lead_column = partial(Column, "text", True)
-text_column = partial(Column, "text", False)
-number_column = partial(Column, "number", False)
-wide_column = partial(Column, "wide", False)
+lead_column = partial(TableColumn, "text", True)
+text_column = partial(TableColumn, "text", False)
+number_column = partial(TableColumn, "number", False)
+wide_column = partial(TableColumn, "wide", False)
 
 
 def _value(one: Any, path: str) -> Any:
@@ -70,7 +70,7 @@ class DataTable(Element, component="data_table.js"):
     def __init__(
         self,
         caption: str,
-        columns: Sequence[Column],
+        columns: Sequence[TableColumn],
         objects: Iterable[Any] = (),
         key: str = "id",
         label: Callable[[Any], str] | None = None,
@@ -129,7 +129,7 @@ def sparkline(values: Sequence[float], title: str) -> Cell:
 async def show_section(
     title: str,
     request: Awaitable[Sequence[Any]],
-    columns: Sequence[Column] | None,
+    columns: Sequence[TableColumn] | None,
     nothing: tuple[str, ...] | None = None,
 ) -> Sequence[Any]:
     """Show a title, and below it a table of the objects of a list, the note `nothing` in place of none, or why the
@@ -149,7 +149,14 @@ async def show_section(
 
 
 async def show_page(
-    api: ApiClient, path: str, after: str, title: str, columns: Sequence[Column], noun: str, listed: str, **params: Any
+    api: ApiClient,
+    path: str,
+    after: str,
+    title: str,
+    columns: Sequence[TableColumn],
+    noun: str,
+    listed: str,
+    **params: Any,
 ) -> bool:
     """Show the objects of the API's list `listed` that follow the id `after`, on the page `path` of the dashboard.
 

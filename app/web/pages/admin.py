@@ -7,8 +7,8 @@ import asyncio
 from app.web.api_client import ApiError, Json
 from app.web.components.data_table import (
     Cell,
-    Column,
     DataTable,
+    TableColumn,
     ago,
     brief,
     lead_column,
@@ -93,7 +93,7 @@ async def _projects(view: View) -> list[Json]:
     return sorted(found, key=lambda project: -int(project["usage"]["stored_bytes"]))
 
 
-def _failed_columns(projects: list[Json], own_project_id: str) -> tuple[Column, ...]:
+def _failed_columns(projects: list[Json], own_project_id: str) -> tuple[TableColumn, ...]:
     names = {project["id"]: project["name"] for project in projects}
 
     def name(job: Json) -> Cell:

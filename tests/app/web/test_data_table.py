@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from app.web.components.data_table import Column, lead_column, number_column, state, text_column
+from app.web.components.data_table import TableColumn, lead_column, number_column, state, text_column
 
 OBJECT: dict[str, Any] = {
     "id": "file-1",
@@ -31,5 +31,5 @@ OBJECT: dict[str, Any] = {
         (text_column("All", "", len), len(OBJECT)),
     ],
 )
-def test_a_cell_has_the_value_at_its_path(column: Column, cell: Any) -> None:
+def test_a_cell_has_the_value_at_its_path(column: TableColumn, cell: Any) -> None:
     assert column.cell(OBJECT) == cell

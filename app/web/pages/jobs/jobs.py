@@ -17,8 +17,8 @@ from app.domain.jobs.states import training_seconds
 from app.web.api_client import ApiClient, ApiError, Json
 from app.web.components.data_table import (
     Cell,
-    Column,
     DataTable,
+    TableColumn,
     ago,
     lead_column,
     number_column,
@@ -199,7 +199,7 @@ class JobsPage(View):
         )
 
 
-def _columns(curves: Curves) -> tuple[Column, ...]:
+def _columns(curves: Curves) -> tuple[TableColumn, ...]:
     """The keys of the sortable ones are those of ORDERS."""
 
     def spark(job: Json) -> Cell:

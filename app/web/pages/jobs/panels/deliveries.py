@@ -6,11 +6,19 @@ from collections.abc import Callable
 from functools import partial
 
 from app.web.api_client import Json
-from app.web.components.data_table import Cell, Column, DataTable, lead_column, number_column, text_column, wide_column
+from app.web.components.data_table import (
+    Cell,
+    DataTable,
+    TableColumn,
+    lead_column,
+    number_column,
+    text_column,
+    wide_column,
+)
 from app.web.components.elements import note, tag
 from app.web.components.forms import select_field
 from app.web.formatting import clean, count, moment
-from app.web.pages.jobs.panels.panel import Fields, Form, ResultsPanel
+from app.web.pages.jobs.panels.panel import Fields, FormTexts, ResultsPanel
 from app.web.pages.jobs.wording import ENGINES, TARGET_KINDS
 
 MAX_TARGETS = 100
@@ -30,7 +38,7 @@ VERDICTS = {
 class DeliveriesPanel(ResultsPanel):
     name, caption = "deliveries", "Deliveries"
     unfinished = UNFINISHED
-    form = Form("Deliver", "Deliver the adapter", "Deliver")
+    form = FormTexts("Deliver", "Deliver the adapter", "Deliver")
 
     def build(self) -> None:
         self.columns = delivery_columns(self.view.may("jobs:write"))
@@ -68,7 +76,7 @@ def _add_target(targets: dict[str, str]) -> Callable[[], Json]:
     return lambda: {"target": target.value}
 
 
-def delivery_columns(may_write: bool) -> tuple[Column, ...]:
+def delivery_columns(may_write: bool) -> tuple[TableColumn, ...]:
     def target(delivery: Json) -> Cell:
         is_withdrawn = delivery["status"] in WITHDRAWALS
         buttons = [{"name": "withdraw", "label": "Withdraw"}] if may_write and not is_withdrawn else []

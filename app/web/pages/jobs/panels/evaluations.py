@@ -13,7 +13,7 @@ from app.web.components.elements import box, button, facts, link, note, progress
 from app.web.components.forms import select_field, text_field
 from app.web.formatting import clean, count, counted, duration
 from app.web.pages.jobs import wording
-from app.web.pages.jobs.panels.panel import Fields, Form, ResultsPanel
+from app.web.pages.jobs.panels.panel import Fields, FormTexts, ResultsPanel
 
 MAX_FILES = 100
 INTRODUCTION = "Base model and adapter answer the rows; the grader compares each answer with that of the row."
@@ -44,7 +44,7 @@ NUMBERS = {name: field for name, field in EvaluationSettings.model_fields.items(
 
 class EvaluationsPanel(ResultsPanel):
     name, limit = "evaluations", 20
-    form = Form("New evaluation", "New evaluation", "Evaluate", INTRODUCTION)
+    form = FormTexts("New evaluation", "New evaluation", "Evaluate", INTRODUCTION)
 
     def build(self) -> None:
         super().build()

@@ -11,7 +11,7 @@ from app.web.components.data_table import DataTable
 from app.web.components.elements import box, busy, button, facts, tag
 from app.web.components.forms import select_field
 from app.web.formatting import moment, size
-from app.web.pages.jobs.panels.panel import FILE_COLUMNS, Fields, Form, ResultsPanel
+from app.web.pages.jobs.panels.panel import FILE_COLUMNS, Fields, FormTexts, ResultsPanel
 
 TYPES = {
     "merged": "Merged model (safetensors): vLLM, SGLang, Transformers",
@@ -30,7 +30,7 @@ PHASES = {
 
 class ExportsPanel(ResultsPanel):
     name = "exports"
-    form = Form("New export", "New export", "Export")
+    form = FormTexts("New export", "New export", "Export")
 
     def nothing(self) -> tuple[str, str]:
         return "No exports", "An export is the base model with the adapter merged into it, or a GGUF file."

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from nicegui import ui
 
 from app.web.api_client import Json
-from app.web.components.data_table import Column, DataTable, lead_column, number_column, wide_column
+from app.web.components.data_table import DataTable, TableColumn, lead_column, number_column, wide_column
 from app.web.components.elements import box, button, card, note, pill, refilled, tag
 from app.web.components.forms import ask, form_dialog, select_field
 from app.web.formatting import clean, count, loss, moment, size
@@ -51,7 +51,7 @@ class ListPanel(Panel):
     params: Json = {}  # noqa: RUF012
     unfinished: tuple[str, ...] = ()
     caption = ""  # of the table
-    columns: Sequence[Column] = ()
+    columns: Sequence[TableColumn] = ()
     key = "id"
 
     def build(self) -> None:
@@ -102,7 +102,7 @@ class ListPanel(Panel):
             await self.load()
 
 
-class Form(NamedTuple):
+class FormTexts(NamedTuple):
     button: str
     title: str
     submit: str
@@ -112,7 +112,7 @@ class Form(NamedTuple):
 class ResultsPanel(ListPanel):
     """What is made of a checkpoint on request. Its button is there while the key may write and a checkpoint is kept."""
 
-    form: Form
+    form: FormTexts
     unfinished = UNFINISHED
 
     def build(self) -> None:
