@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, case, func, null, select, update
+from sqlalchemy import ColumnElement, bindparam, case, func, null, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
@@ -30,6 +30,13 @@ from app.services.access import quotas
 from app.services.resources import Page
 
 MAX_TARGETS = 50
+# Compiled once: every creation of a job reads them.
+NAMES = (
+    select(DeliveryTarget.name)
+    .where(DeliveryTarget.project_id == bindparam("project_id"), DeliveryTarget.deleted_at.is_(None))
+    .order_by(DeliveryTarget.seq)
+)
+DEFAULT_NAMES = NAMES.where(DeliveryTarget.is_default)
 
 
 @dataclass(frozen=True)
@@ -118,10 +125,10 @@ def resolve_names(
     session: Session, project_id: str, names: Sequence[str] | None, param: str = "deliver_to"
 ) -> list[str]:
     """The targets of a job: those named, or those of its project that are a default. Raises BadRequest."""
-    query = select(DeliveryTarget.name).where(*_existing(project_id)).order_by(DeliveryTarget.seq)
+    values = {"project_id": project_id}
     if names is None:
-        return list(session.scalars(query.where(DeliveryTarget.is_default)))
-    existing = list(session.scalars(query)) if names else []
+        return list(session.scalars(DEFAULT_NAMES, values))
+    existing = list(session.scalars(NAMES, values)) if names else []
     if unknown := [name for name in names if name not in existing]:
         listed = ", ".join(existing) or "none yet"
         text = f"{param}: there is no delivery target {', '.join(map(as_json, unknown))}; there are: {listed}"

@@ -7,7 +7,9 @@ from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
+from pydantic_core import to_json
 from sqlalchemy.orm import Session
+from starlette.responses import Response
 
 from app.api.auth import Caller, CallerDep
 from app.api.dependencies import AppState, AppStateDep, SessionDep
@@ -35,13 +37,14 @@ router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["Fine-tuning"], route_cl
 @router.post("", response_model=JobBody, summary="Create a job")
 def create_job(body: CreateJobBody, caller: CallerDep, session: SessionDep, app_state: AppStateDep) -> Any:
     """Returns at once with the status `validating_files`. Errors in the data itself appear in the job later."""
-    return create(app_state, session, caller, body)
+    # As in a poll without validation by the response model, which takes another thread
+    return Response(to_json(create(app_state, session, caller, body)), media_type="application/json")
 
 
 @router.post("/plan", response_model=PlanBody, summary="Plan a job")
 async def plan_job(request: Request, body: CreateJobBody, caller: CallerDep, app_state: AppStateDep) -> Any:
     """Takes the body of a create call and creates nothing. Exact tokens and steps, memory and time on each device."""
-    question, answer = await app_state.check_limiter.run_query(
+    question, answer = await app_state.connection_limiter.run(
         caller.key_id, partial(_cached_plan, app_state, caller, body)
     )
     if answer is None:
