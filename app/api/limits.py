@@ -1,4 +1,4 @@
-"""Limiters of the API: fair shares of the keys in database connections and in checks, and event streams of a key."""
+"""Limiters of the API: concurrent checks, database connections, fair shares of the keys, event streams of a key."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from app.services.datasets.check_process import Check, CheckCancelledError
 Result = TypeVar("Result")
 Arguments = ParamSpec("Arguments")
 MAX_SHORT_CHECKS = 2  # beside the long ones, so that small files do not wait for large ones
+MAX_QUERY_THREADS = 4  # threads that read the rows of a plan from the database
 ACQUIRE_TIMEOUT_SECONDS = 10.0
 
 
@@ -107,6 +108,11 @@ class CheckLimiter:
     def __init__(self, processes: int) -> None:
         self._long = FairLimiter(processes, per_owner=max(1, processes - 1))
         self._short = FairLimiter(MAX_SHORT_CHECKS)
+        self._queries = FairLimiter(MAX_QUERY_THREADS)
+
+    async def run_query(self, owner: str, work: Callable[[], Result]) -> Result:
+        """Run what precedes a check in a thread: milliseconds of validation and database reads."""
+        return await self._queries.run(owner, work)
 
     async def run(self, request: Request, owner: str, is_long: bool, work: Callable[[Check], Result]) -> Result:
         """Run `work` in a thread once `owner`, an API key, has a permit. The request's body has been read.

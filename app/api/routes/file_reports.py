@@ -42,7 +42,7 @@ async def validate_file(
     The rules are those of a job's validation. Nothing is created.
     """
     profile_request = ProfileRequest(model, validation_file, method, context_length, rows)
-    inputs = await app_state.connection_limiter.run(
+    inputs = await app_state.check_limiter.run_query(
         caller.key_id, partial(_load_inputs, app_state, caller.project_id, file_id, profile_request)
     )
     work = partial(profile.make_profile, app_state.storage, inputs)
