@@ -55,7 +55,7 @@ IdempotentRequestDep = Annotated[IdempotentRequest, Depends(get_idempotent_reque
 
 
 async def acquire_key_lock(
-    request: Request, body: BodyBytesDep, idempotent_request: IdempotentRequestDep, caller: CallerDep
+    request: Request, body: BodyBytesDep, idempotent_request: IdempotentRequestDep
 ) -> AsyncIterator[str | None]:
     """Hold the lock of the key in this process, and yield the fingerprint of the request; None without a key.
 
@@ -67,7 +67,7 @@ async def acquire_key_lock(
         yield None
         return
     app_state = app_state_of(request)
-    fingerprint = await app_state.io_pools.parse(caller.key_id, len(body), _fingerprint, body)
+    fingerprint = await app_state.io_pools.parse(request.state.key_id, len(body), _fingerprint, body)
     lock = app_state.io_pools.key_lock(f"key {idempotent_request.project_id} {key}")
     has_duplicate = lock.locked()
     try:

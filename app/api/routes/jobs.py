@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
 from pydantic import AfterValidator, WithJsonSchema
+from pydantic_core import to_json
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
@@ -159,7 +160,8 @@ def create_job(body: CreateJobBody, caller: CallerDep, session: SessionDep, app_
     """Returns at once with the status `validating_files`. Errors in the data itself appear in the job later."""
     settings = app_state.settings
     job = jobs.create(session, app_state.worker_notifier, caller.project_id, caller.is_admin, body, settings)
-    return JobBody.of_row(job, settings.organization)
+    # As a poll, without validation by the response model, which takes another thread.
+    return Response(to_json(JobBody.of_row(job, settings.organization)), media_type="application/json")
 
 
 @router.post("/plan", response_model=PlanBody, summary="Plan a job")

@@ -31,20 +31,20 @@ async def read_body(request: Request, _caller: CallerDep) -> bytes:
 BodyBytesDep = Annotated[bytes, Depends(read_body)]
 
 
-async def read_json_object(request: Request, body: BodyBytesDep, caller: CallerDep) -> dict[str, Any]:
-    return await app_state_of(request).io_pools.parse(caller.key_id, len(body), parse_json_object, body)
+async def read_json_object(request: Request, body: BodyBytesDep) -> dict[str, Any]:
+    return await app_state_of(request).io_pools.parse(request.state.key_id, len(body), parse_json_object, body)
 
 
-async def read_optional_json_object(request: Request, body: BodyBytesDep, caller: CallerDep) -> dict[str, Any]:
+async def read_optional_json_object(request: Request, body: BodyBytesDep) -> dict[str, Any]:
     """The body of a call that does not require one; an absent body is an empty object."""
-    return await read_json_object(request, body, caller) if body else {}
+    return await read_json_object(request, body) if body else {}
 
 
-async def read_model(request: Request, body: BodyBytesDep, caller: CallerDep) -> Any:
+async def read_model(request: Request, body: BodyBytesDep) -> Any:
     """The body as the model that the route names. Raises BadRequest with all problems."""
     documented = request_body(request.scope["route"].endpoint)
     assert documented is not None
-    return await app_state_of(request).io_pools.parse(caller.key_id, len(body), _parse_model, documented, body)
+    return await app_state_of(request).io_pools.parse(request.state.key_id, len(body), _parse_model, documented, body)
 
 
 async def read_answer_body(request: Request, _caller: CallerDep) -> bytes:
@@ -85,9 +85,9 @@ def request_body(endpoint: Callable[..., Any]) -> RequestBody | None:
     return None
 
 
-async def refuse_parameters(request: Request, body: BodyBytesDep, caller: CallerDep) -> None:
+async def refuse_parameters(request: Request, body: BodyBytesDep) -> None:
     """Refuse parameters in a call without a body. `{}` is accepted: some clients send it with every POST."""
-    if names := await app_state_of(request).io_pools.parse(caller.key_id, len(body), _first_names, body):
+    if names := await app_state_of(request).io_pools.parse(request.state.key_id, len(body), _first_names, body):
         raise UnknownParameter(f"unknown parameters {', '.join(names)}; this call takes no body", names[0])
 
 

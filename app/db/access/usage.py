@@ -9,6 +9,7 @@ from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
 from app.db.tables import File, Job
+from app.db.tables.base import sql_string_list
 from app.domain.jobs.states import JobState
 
 QUEUED_STATES = (JobState.VALIDATING, JobState.QUEUED)
@@ -42,6 +43,20 @@ SELECT
 FROM month, attempt
 GROUP BY project_id
 """
+# Creations far from the limit share a lock and need not wait for each other's commits; those near it wait for that lock
+# before they count. A project that another creation has locked alone counts as near, so that no transaction waits here.
+LOCK_FAR_FROM_LIMIT = text(
+    f"""
+    WITH queued AS MATERIALIZED (
+      SELECT count(*) AS jobs FROM jobs
+      WHERE project_id = :project_id AND state IN ({sql_string_list(QUEUED_STATES)})
+    )
+    SELECT 1 FROM projects, queued
+    WHERE projects.id = :project_id AND max_gpu_seconds_per_month IS NULL
+      AND queued.jobs <= coalesce(max_queued_jobs, :default_max_queued_jobs) - :margin
+    FOR SHARE OF projects SKIP LOCKED
+    """
+)
 
 
 @dataclass(frozen=True)
@@ -94,7 +109,14 @@ def stored_bytes(session: Session, project_id: str) -> int:
 
 def queued_jobs(session: Session, project_id: str) -> int:
     """The number of jobs that wait for a worker or for the validation of their files."""
-    return _count_jobs(session, project_id, *QUEUED_STATES)
+    query = select(func.count()).select_from(Job).where(Job.project_id == project_id, Job.state.in_(QUEUED_STATES))
+    return session.scalar(query) or 0
+
+
+def lock_far_from_limit(session: Session, project_id: str, default_max_queued_jobs: int, margin: int) -> bool:
+    """Lock the project, shared, if it may queue `margin` more jobs and has no limit of GPU-seconds; else False."""
+    values = {"project_id": project_id, "default_max_queued_jobs": default_max_queued_jobs, "margin": margin}
+    return session.execute(LOCK_FAR_FROM_LIMIT, values).first() is not None
 
 
 def gpu_seconds(session: Session, project_id: str) -> tuple[float, float]:
@@ -105,8 +127,3 @@ def gpu_seconds(session: Session, project_id: str) -> tuple[float, float]:
 def _gpu_seconds(session: Session, project_ids: Sequence[str]) -> dict[str, tuple[float, float]]:
     rows = session.execute(text(GPU_SECONDS), {"project_ids": list(project_ids)})
     return {row.project_id: (row.used, row.held) for row in rows}
-
-
-def _count_jobs(session: Session, project_id: str, *states: JobState) -> int:
-    query = select(func.count()).select_from(Job).where(Job.project_id == project_id, Job.state.in_(states))
-    return session.scalar(query) or 0

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from types import SimpleNamespace
 from typing import Any, Literal, TypeVar, cast
 
 from sqlalchemy import (
@@ -22,6 +23,7 @@ from sqlalchemy import (
     case,
     exists,
     func,
+    inspect,
     literal,
     or_,
     select,
@@ -199,6 +201,14 @@ class JobFilter:
 def get(session: Session, job_id: str) -> Row[*tuple[Any, ...]]:
     """The row of JOB of a job that exists."""
     return session.execute(ONE_JOB, {"job_id": job_id}).one()
+
+
+def of_new(job: Job) -> Any:
+    """The row of JOB of a job that this transaction has inserted, without a query: nothing refers to it yet."""
+    mapper = inspect(Job)
+    values: dict[str, Any] = dict.fromkeys(JOB.selected_columns.keys())
+    values |= {column.key: getattr(job, mapper.get_property_by_column(column).key) for column in core_table(Job).c}
+    return SimpleNamespace(**values | {"training_seconds": 0.0})
 
 
 def find_last(session: Session, project_id: str | None, job_id: str) -> Job | None:

@@ -88,13 +88,12 @@ def ensure(session: Session, name: str) -> Project:
     return resources.store(session, Project(id=new_id("proj", "_"), name=name))
 
 
-def lock(session: Session, project_id: str, shared: bool = False) -> Project:
+def lock(session: Session, project_id: str) -> Project:
     """Lock the project's row and read it again, so that a count stays true until the commit.
 
-    Shared locks exclude only those that are not. Rows that only refer to the project are still written: their foreign
-    keys take a weaker lock.
+    Rows that only refer to the project are still written: their foreign keys take a weaker lock.
     """
-    query = select(Project).where(Project.id == project_id).with_for_update(read=shared, key_share=not shared)
+    query = select(Project).where(Project.id == project_id).with_for_update(key_share=True)
     return session.execute(query.execution_options(populate_existing=True)).scalar_one()
 
 

@@ -51,28 +51,16 @@ def require_storage(session: Session, project_id: str, size_bytes: int) -> None:
 def require_queue_quota(session: Session, project_id: str, default_max_queued_jobs: int) -> None:
     """Check that the project may queue another job, by its queued jobs and its GPU-seconds of this month.
 
-    Raises QuotaExceeded.
+    Far from the limit the check is one statement. Raises QuotaExceeded.
     """
+    if usage.lock_far_from_limit(session, project_id, default_max_queued_jobs, 2 * MAX_IN_FLIGHT):
+        return
     project = session.get_one(Project, project_id)
     maximum = default_max_queued_jobs if project.max_queued_jobs is None else project.max_queued_jobs
-    if project.max_gpu_seconds_per_month is None and _is_far_from(session, project_id, maximum):
-        return
     remedy = "try again when one of them runs, cancel one, or ask an admin for a higher limit"
     require_room(session, project_id, "max_queued_jobs", maximum, usage.queued_jobs, remedy)
     if project.max_gpu_seconds_per_month is not None:
         _refuse_spent_month(project, usage.gpu_seconds(session, project_id), project.max_gpu_seconds_per_month)
-
-
-def _is_far_from(session: Session, project_id: str, maximum: int) -> bool:
-    """Whether concurrent creations cannot reach `maximum`, so that they need not wait for each other's commits.
-
-    They share a lock, which creations near the limit wait for before they count. The first count avoids that two
-    transactions with the shared lock wait for each other.
-    """
-    if maximum <= 2 * MAX_IN_FLIGHT or usage.queued_jobs(session, project_id) > maximum - 2 * MAX_IN_FLIGHT:
-        return False
-    projects.lock(session, project_id, shared=True)
-    return usage.queued_jobs(session, project_id) <= maximum - MAX_IN_FLIGHT
 
 
 def _refuse_spent_month(project: Project, seconds: tuple[float, float], limit: int) -> None:

@@ -40,7 +40,8 @@ def create(
     job.request_id, job.traceparent = audit.request_id(), current_traceparent()
     jobs.insert(session, job)
     notifier.after_commit(session, "cpu")
-    return reads.get(session, job.id)
+    row: JobRow = reads.of_new(job)
+    return row
 
 
 def get(session: Session, project_id: str, job_id: str) -> Job:

@@ -30,6 +30,14 @@ class TestGetJob:
         assert answer.headers["content-type"] == "application/json"
         assert JobBody.model_validate(answer.json()).metadata == {"größe": "☃"}
 
+    def test_of_a_job_just_created_has_the_body_of_the_creation(
+        self, client: TestClient, base_model: str, training_file: str
+    ) -> None:
+        """A creation returns the job without a read."""
+        body = {"model": base_model, "training_file": training_file, "metadata": {"a": "b"}, "trainingType": "standard"}
+        created = client.post("/v1/fine_tuning/jobs", json=body).json()
+        assert created == client.get(f"/v1/fine_tuning/jobs/{created['id']}").json()
+
     def test_of_an_unknown_job_is_a_404(self, client: TestClient) -> None:
         answer = client.get(f"{JOBS}/ftjob-nothere")
         assert answer.status_code == 404
