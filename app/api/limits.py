@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect
 
 from app.api.transport.disconnect import wait_for_disconnect
 from app.errors import QuotaExceeded, Unavailable
-from app.services.datasets.check_process import Check, CheckCancelledError
+from app.services.datasets.check_process import CheckCancelledError, CheckProcess
 
 Result = TypeVar("Result")
 Arguments = ParamSpec("Arguments")
@@ -114,7 +114,7 @@ class CheckLimiter:
         """Run what precedes a check in a thread: milliseconds of validation and database reads."""
         return await self._queries.run(owner, work)
 
-    async def run(self, request: Request, owner: str, is_long: bool, work: Callable[[Check], Result]) -> Result:
+    async def run(self, request: Request, owner: str, is_long: bool, work: Callable[[CheckProcess], Result]) -> Result:
         """Run `work` in a thread once `owner`, an API key, has a permit. The request's body has been read.
 
         Raises ClientDisconnect as soon as the client disconnects; its place in the queue is released, and its process
@@ -124,7 +124,7 @@ class CheckLimiter:
         disconnect_task = asyncio.create_task(wait_for_disconnect(request))
         try:
             await _acquire(limiter, owner, disconnect_task)
-            check = Check()
+            check = CheckProcess()
             disconnect_task.add_done_callback(lambda _: check.cancel())
             try:
                 return await to_thread.run_sync(partial(work, check), limiter=limiter.threads)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import IntEnum
 
 
-class ExitCode(IntEnum):
+class CommandExit(IntEnum):
     """The exit codes of all commands."""
 
     FAILED = 1  # the job failed, or the server or the network did; also a check that found a problem
@@ -16,13 +16,13 @@ class ExitCode(IntEnum):
 
 
 class CliError(Exception):
-    exit_code = ExitCode.FAILED
+    exit_code = CommandExit.FAILED
     code: str | None = None  # of the server's error
     param: str | None = None
 
 
 class UsageError(CliError):
-    exit_code = ExitCode.USAGE
+    exit_code = CommandExit.USAGE
 
 
 class TooManyRequests(UsageError):
@@ -30,11 +30,11 @@ class TooManyRequests(UsageError):
 
 
 class NotFoundError(CliError):
-    exit_code = ExitCode.NOT_FOUND
+    exit_code = CommandExit.NOT_FOUND
 
 
 class AccessDenied(CliError):
-    exit_code = ExitCode.ACCESS_DENIED
+    exit_code = CommandExit.ACCESS_DENIED
 
 
 class ServiceUnreachable(CliError):

@@ -26,7 +26,7 @@ from app.cli.commands import (
     webhooks,
 )
 from app.cli.commands.jobs import adapters, evaluations, jobs, progress, results
-from app.cli.errors import CliError, ExitCode, NotFoundError, UsageError
+from app.cli.errors import CliError, CommandExit, NotFoundError, UsageError
 from app.cli.local_stack.machine import CannotStart
 from app.cli.options import DataDir
 from app.cli.output.console import print_checks, print_error, print_line
@@ -147,7 +147,7 @@ def _print_errors() -> Iterator[None]:
     except (typer.Exit, typer.Abort, typer.TyperException):
         raise
     except KeyboardInterrupt:
-        raise typer.Exit(ExitCode.INTERRUPTED) from None
+        raise typer.Exit(CommandExit.INTERRUPTED) from None
     except Exception as error:
         if os.environ.get("TUNERY_DEBUG") or _is_broken_pipe(error):
             raise

@@ -54,7 +54,7 @@ class BodyPace:
             )
 
 
-class RequestBody:
+class ReceivedBody:
     """`receive` of a request, with the limits of BodyPace until the body is complete.
 
     When the response has begun, a 408 is impossible: the handler receives a disconnect instead.

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.bootstrap_guard import BootstrapGuard
 from app.api.error_handlers import error_response
-from app.api.middleware.request_body import RequestBody
+from app.api.middleware.request_body import ReceivedBody
 from app.api.middleware.request_log import CLIENT_CLOSED_REQUEST, RequestRecord, end_request
 from app.db.access.audit import AuditContext, audited_as
 from app.errors import BadRequest, NotFound, TuneryError
@@ -50,7 +50,7 @@ class RequestContextMiddleware:
         headers = dict(scope["headers"])
         record = RequestRecord.of_scope(scope, headers)
         scope.setdefault("state", {})["record"] = record
-        body = RequestBody(scope, headers, receive, record)
+        body = ReceivedBody(scope, headers, receive, record)
         response = _ResponseSender(send, body, record)
         structlog.contextvars.bind_contextvars(request_id=record.request_id)
         trace.get_current_span().set_attribute("tunery.request_id", record.request_id)
@@ -63,7 +63,7 @@ class RequestContextMiddleware:
             structlog.contextvars.unbind_contextvars("request_id")
 
     async def _respond(
-        self, scope: Scope, headers: Mapping[bytes, bytes], body: RequestBody, response: _ResponseSender
+        self, scope: Scope, headers: Mapping[bytes, bytes], body: ReceivedBody, response: _ResponseSender
     ) -> None:
         respond = self.app
         if refusal := _framing_problem(scope, headers):
@@ -95,7 +95,7 @@ class _ResponseSender:
     The rest of a body that no handler has read is discarded before the response ends, and the connection is closed.
     """
 
-    def __init__(self, send: Send, body: RequestBody, record: RequestRecord) -> None:
+    def __init__(self, send: Send, body: ReceivedBody, record: RequestRecord) -> None:
         self.record = record
         self._send = send
         self._body = body

@@ -27,7 +27,7 @@ from app.domain.files import EXPIRES_SECONDS, PURPOSES, Purpose, clean_filename
 from app.errors import BadRequest
 from app.services.access.idempotency import fingerprint_of
 from app.services.datasets import profile
-from app.services.datasets.check_process import Check
+from app.services.datasets.check_process import CheckProcess
 from app.services.datasets.profile import ProfileInputs
 from app.services.files import files
 from app.services.files.files import NewFile, StagedFile, is_long
@@ -69,7 +69,7 @@ async def create_file(
         if is_long(new.purpose, staged.size_bytes):
             file = await app_state.check_limiter.run(request, caller.key_id, True, lambda check: accept(check=check))
         else:
-            file = await io_pools.finish(caller.key_id, staged.size_bytes, accept, check=Check())
+            file = await io_pools.finish(caller.key_id, staged.size_bytes, accept, check=CheckProcess())
     finally:
         staged.discard()
     return file

@@ -33,7 +33,7 @@ from app.domain.error_text.json_text import as_json
 from app.domain.jobs.create_job import MAX_METADATA_PAIRS, CreateJob
 from app.domain.jobs.states import JobState
 from app.errors import BadRequest
-from app.services.datasets.check_process import Check
+from app.services.datasets.check_process import CheckProcess
 from app.services.jobs import diffs, jobs, plan
 from app.services.jobs.jobs import JobRow
 from app.services.jobs.plan import NotCountedError
@@ -189,7 +189,7 @@ def _cached_plan(
         return question, None
 
 
-def _compute_plan(app_state: AppState, question: plan.PlanInputs, check: Check | None) -> plan.JobPlan:
+def _compute_plan(app_state: AppState, question: plan.PlanInputs, check: CheckProcess | None) -> plan.JobPlan:
     min_examples = app_state.settings.min_training_examples
     return plan.make_plan(app_state.storage, app_state.token_counter, question, min_examples, check)
 

@@ -22,7 +22,7 @@ from app.db.tables import Upload
 from app.domain.files import MAX_PART_BYTES, MAX_PARTS
 from app.errors import BadRequest
 from app.services.access.idempotency import fingerprint_of
-from app.services.datasets.check_process import Check
+from app.services.datasets.check_process import CheckProcess
 from app.services.files import upload_completion, uploads
 from app.services.files.files import StagedFile, is_long
 from app.services.files.upload_completion import part_digests
@@ -169,7 +169,7 @@ async def _complete(
         if upload.file_id is None and is_long(upload.purpose, upload.bytes):
             completed = await app_state.check_limiter.run(request, caller.key_id, True, complete)
         else:
-            completed = await io_pools.finish(caller.key_id, upload.bytes, complete, Check())
+            completed = await io_pools.finish(caller.key_id, upload.bytes, complete, CheckProcess())
     return completed
 
 

@@ -8,7 +8,7 @@ from datetime import datetime
 from functools import cache
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.schemas.common import Body, ListBody, Strict, WarningBody, unix_seconds
 from app.api.schemas.deliveries import DeliveryOfJob
@@ -248,7 +248,7 @@ class JobBody(Body):
             "organization_id": organization,
             "hyperparameters": _fields(LegacyHyperparameters, hyperparameters) if method == "supervised" else {},
             "method": {"type": method, method: {"hyperparameters": hyperparameters}},
-            "file_origins": _fields(FileOrigins, spec.get("file_origins")),
+            "file_origins": _origins(spec.get("file_origins")),
             "seed": spec["seed"],
             "error": _error(row),
             "integrations": [],
@@ -333,6 +333,11 @@ def _column(row: Any, name: str) -> Any:
     return unix_seconds(value) if isinstance(value, datetime) else value
 
 
-def _fields(body: type[Body], stored: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def _origins(stored: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The origin of each file with all its fields; what is stored has only those that were given."""
+    return {name: _fields(FileOrigin, stored.get(name)) for name in FileOrigins.model_fields} if stored else None
+
+
+def _fields(body: type[BaseModel], stored: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """The fields of a body, of a stored object that may have more or fewer; None if it is empty."""
     return {name: stored.get(name) for name in body.__pydantic_fields__} if stored else None

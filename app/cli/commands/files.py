@@ -14,7 +14,7 @@ from app.cli.client.transfers import (
     upload_with_progress,
     uploaded_files,
 )
-from app.cli.errors import ExitCode, UsageError
+from app.cli.errors import CommandExit, UsageError
 from app.cli.job_options import Model
 from app.cli.options import with_client
 from app.cli.output.console import print_line, print_note, size_text, time_text
@@ -136,7 +136,7 @@ def validate(
         query["validation_file"] = ids["validation_file"]
         query = {name: value for name, value in query.items() if value is not None}
         report = client.post(f"{file_path(ids['training_file'])}/validate", None, **query)
-    return Result(report, lambda: _print_report(report), None if report["valid"] else typer.Exit(ExitCode.FAILED))
+    return Result(report, lambda: _print_report(report), None if report["valid"] else typer.Exit(CommandExit.FAILED))
 
 
 def _print_report(report: dict[str, Any]) -> None:

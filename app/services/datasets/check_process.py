@@ -34,7 +34,7 @@ class CheckCancelledError(Exception):
     """The client has disconnected; the result is not needed any more."""
 
 
-class Check:
+class CheckProcess:
     """The reading of datasets for one request. `cancel` may be called from any thread, at any time."""
 
     def __init__(self) -> None:

@@ -20,7 +20,7 @@ from app.domain.datasets.profile import DatasetProfile, ProfileLimits, method_of
 from app.domain.error_text.json_text import as_json
 from app.domain.jobs.spec import DataParameters, Method
 from app.errors import BadRequest
-from app.services.datasets.check_process import Check, takes_long
+from app.services.datasets.check_process import CheckProcess, takes_long
 from app.services.files import files
 from app.services.files.files import open_content
 from app.services.jobs import requests
@@ -101,7 +101,7 @@ def is_long(inputs: ProfileInputs) -> bool:
     return takes_long(inputs.directory, inputs.file.bytes + validation_bytes)
 
 
-def make_profile(storage: Storage, inputs: ProfileInputs, check: Check) -> Profile:
+def make_profile(storage: Storage, inputs: ProfileInputs, check: CheckProcess) -> Profile:
     """Read the files and return their profile.
 
     Raises NotFound if a file was deleted meanwhile, BadRequest after the deadline, Unavailable, CheckCancelledError.
@@ -117,7 +117,9 @@ def make_profile(storage: Storage, inputs: ProfileInputs, check: Check) -> Profi
     return Profile(inputs, parameters, found)
 
 
-def _read(inputs: ProfileInputs, parameters: DataParameters, files: Sequence[BinaryIO], check: Check) -> DatasetProfile:
+def _read(
+    inputs: ProfileInputs, parameters: DataParameters, files: Sequence[BinaryIO], check: CheckProcess
+) -> DatasetProfile:
     seconds = inputs.limits.timeout_seconds + KILL_AFTER_SECONDS
     try:
         return check.run_with_renderer(

@@ -30,7 +30,7 @@ from app.errors import BadRequest, InvalidDataset, NotFound, TooLarge, Unavailab
 from app.log import get_logger
 from app.services import resources
 from app.services.access import quotas
-from app.services.datasets.check_process import Check
+from app.services.datasets.check_process import CheckProcess
 from app.services.resources import Page
 from app.storage import ArchiveMember, Storage, open_archive
 from app.system.files import begin_writeback
@@ -167,7 +167,7 @@ def ingest_file(
     new: NewFile,
     staged: StagedFile,
     max_line_bytes: int,
-    check: Check,
+    check: CheckProcess,
     before_insert: Callable[[Session], None] = lambda _session: None,
     after_insert: Callable[[Session, File], None] = lambda _session, _file: None,
 ) -> File:
@@ -250,7 +250,7 @@ def is_long(purpose: str, size_bytes: int) -> bool:
 
 
 def check_content(
-    purpose: str, open_file: Callable[[], BinaryIO], size_bytes: int, max_line_bytes: int, check: Check
+    purpose: str, open_file: Callable[[], BinaryIO], size_bytes: int, max_line_bytes: int, check: CheckProcess
 ) -> int | None:
     """Check a new file with one of CHECKED_PURPOSES; return the number of lines of one for fine-tuning.
 
@@ -267,7 +267,7 @@ def check_content(
     return None
 
 
-def count_lines(file: BinaryIO, size_bytes: int, max_line_bytes: int, check: Check) -> int:
+def count_lines(file: BinaryIO, size_bytes: int, max_line_bytes: int, check: CheckProcess) -> int:
     """Return the number of examples in `file`, which is read from its start.
 
     Raises InvalidDataset, Unavailable, CheckCancelledError.

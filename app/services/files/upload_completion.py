@@ -26,7 +26,7 @@ from app.db.ids import new_id
 from app.db.tables import File, Upload, UploadPart
 from app.domain.files import UploadStatus
 from app.errors import BadRequest
-from app.services.datasets.check_process import Check
+from app.services.datasets.check_process import CheckProcess
 from app.services.files import files, uploads
 from app.services.files.files import check_content, discard_object, inserting
 from app.storage import Storage
@@ -108,7 +108,7 @@ def complete(
     part_ids: Sequence[str] | None,
     md5: str | None,
     max_line_bytes: int,
-    check: Check,
+    check: CheckProcess,
 ) -> Upload:
     """Complete an upload; `part_ids` are in the order of the file, None for content sent as one stream.
 
@@ -167,7 +167,7 @@ def _compose(
     rolling: RollingDigest,
     md5: str | None,
     max_line_bytes: int,
-    check: Check,
+    check: CheckProcess,
 ) -> File:
     file_id = new_id("file")
     key = f"files/{file_id}"

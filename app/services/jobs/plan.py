@@ -31,7 +31,7 @@ from app.domain.planning.memory import DESCRIBED_ARCHITECTURES
 from app.domain.planning.packing import Workload
 from app.domain.scheduling.worker_capacity import missing_requirements, worker_capacity
 from app.errors import BadRequest, InvalidDataset, NotFound, Unavailable, combine_errors
-from app.services.datasets.check_process import Check, takes_long
+from app.services.datasets.check_process import CheckProcess, takes_long
 from app.services.jobs.requests import build_job
 from app.storage import Storage
 from app.system.model_files import read_catalog_entry
@@ -54,11 +54,13 @@ class TokenCounter:
         self._cached_reports: OrderedDict[Key, DatasetReport] = OrderedDict()
         self._lock = threading.Lock()
 
-    def count(self, key: Key, model_directory: Path, file: BinaryIO, param: str, check: Check | None) -> DatasetReport:
+    def count(
+        self, key: Key, model_directory: Path, file: BinaryIO, param: str, check: CheckProcess | None
+    ) -> DatasetReport:
         """Return the report on `file`; without a `check` only from the cache.
 
         Raises NotCountedError without a `check`, BadRequest for a file that takes longer than a request may, and as
-        Check.run_with_renderer.
+        CheckProcess.run_with_renderer.
         """
         with self._lock:
             if key in self._cached_reports:
@@ -73,7 +75,7 @@ class TokenCounter:
                 self._cached_reports.popitem(last=False)
         return report
 
-    def _count(self, key: Key, model_directory: Path, file: BinaryIO, param: str, check: Check) -> DatasetReport:
+    def _count(self, key: Key, model_directory: Path, file: BinaryIO, param: str, check: CheckProcess) -> DatasetReport:
         _, _, parameters = key
         try:
             return check.run_with_renderer(
@@ -185,7 +187,7 @@ def is_long(inputs: PlanInputs) -> bool:
 
 
 def make_plan(
-    storage: Storage, counter: TokenCounter, inputs: PlanInputs, least_examples: int, check: Check | None
+    storage: Storage, counter: TokenCounter, inputs: PlanInputs, least_examples: int, check: CheckProcess | None
 ) -> JobPlan:
     """Count tokens and estimate the job on each device.
 
@@ -205,7 +207,7 @@ def make_plan(
 
 
 def _count(
-    storage: Storage, counter: TokenCounter, inputs: PlanInputs, param: str, check: Check | None
+    storage: Storage, counter: TokenCounter, inputs: PlanInputs, param: str, check: CheckProcess | None
 ) -> DatasetReport:
     source, spec = inputs.files[param], inputs.spec
     key = (inputs.manifest_sha256, source.sha256, spec.data_parameters)

@@ -22,6 +22,7 @@ from app.db.tables import (
     Export,
     Job,
     WebhookDelivery,
+    WebhookEndpoint,
 )
 from app.db.tables.base import Leased
 from app.db.webhooks import deliveries as webhooks
@@ -29,7 +30,6 @@ from app.db.webhooks.deliveries import DeliveryOutcome
 from app.domain.artifacts.exports import ExportKind, ExportType
 from app.domain.evaluations.graders import EvaluationSettings
 from app.domain.jobs.states import Reason
-from app.services import webhooks as webhook_service
 from app.services.deliveries import targets
 from tests.factories import (
     expire_leases,
@@ -130,7 +130,7 @@ def delete_target(session: Session, harness: WorkerHarness, row_id: str) -> None
 
 
 def delete_endpoint(session: Session, harness: WorkerHarness, row_id: str) -> None:
-    webhook_service.delete(session, harness.project.id, session.get_one(WebhookDelivery, row_id).endpoint_id)
+    session.delete(session.get_one(WebhookEndpoint, session.get_one(WebhookDelivery, row_id).endpoint_id))
 
 
 def cancel_registration(session: Session, _: WorkerHarness, row_id: str) -> None:

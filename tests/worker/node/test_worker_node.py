@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
-import pytest
-
 from tests.deadline import until
 from tests.worker.worker_harness import WorkerHarness
 from worker.node.worker_node import WorkerNode
@@ -32,14 +28,3 @@ def test_it_empties_the_work_directories_of_killed_attempts_in_its_own_data_dire
         node.close()
     assert kept.exists()
     assert (left.parent / "trainer.log").exists()
-
-
-def test_a_clock_that_is_set_deletes_no_log(harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch) -> None:
-    log = harness.resources.settings.work_dir / "ftjob-gone" / "attempt-1" / "trainer.log"
-    log.parent.mkdir(parents=True)
-    log.touch()
-    node, real_time = WorkerNode(harness.resources.settings), time.time
-    node._clean_up(harness.resources)
-    monkeypatch.setattr(time, "time", lambda: real_time() + 30 * 86_400)
-    node._clean_up(harness.resources)
-    assert log.exists()

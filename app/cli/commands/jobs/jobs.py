@@ -10,7 +10,7 @@ from app.cli.client.references import JOB, REFERENCE_FORMS, JobId, job_path
 from app.cli.client.transfers import uploaded_files
 from app.cli.commands.files import lines_text, print_warnings
 from app.cli.commands.jobs.progress import raise_unless_succeeded, watch_or_detach
-from app.cli.errors import ExitCode
+from app.cli.errors import CommandExit
 from app.cli.job_options import Metadata, Priority, build_update_body, with_job_body
 from app.cli.options import AsJson, with_client
 from app.cli.output.console import duration_text, print_json, print_line, print_note, size_text, time_text
@@ -133,7 +133,7 @@ def plan(client: "Client", body: dict[str, Any]) -> Result:
     with uploaded_files(client, body, keep=False) as sent:
         estimate = client.post("fine_tuning/jobs/plan", sent)
     has_room = estimate["verdict"] != "no_device_fits"
-    return Result(estimate, lambda: _print_estimate(estimate), None if has_room else typer.Exit(ExitCode.FAILED))
+    return Result(estimate, lambda: _print_estimate(estimate), None if has_room else typer.Exit(CommandExit.FAILED))
 
 
 @commands.command("list")

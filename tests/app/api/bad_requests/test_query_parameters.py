@@ -188,10 +188,12 @@ class TestAKnownParameter:
         self, app: FastAPI, admin: TestClient, succeeded: Job
     ) -> None:
         seen = set()
+        hook = {"name": "jobs", "url": "https://example.com", "event_types": ["fine_tuning.job.failed"]}
+        endpoint = admin.post("/v1/webhook_endpoints", json=hook).json()
         for path, item in app.openapi()["paths"].items():
             for method, operation in item.items():
                 for name, allowed in choices(operation).items():
-                    url = with_ids(path, succeeded)
+                    url = with_ids(path, succeeded).replace("{endpoint_id}", endpoint["id"])
                     for value in ("zzz", "", str(allowed[0]).upper()):
                         error = error_of(admin.request(method, url, params={name: value}), f"{url}?{name}={value}")
                         assert error["param"] == name

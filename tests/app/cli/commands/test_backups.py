@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import select, text
 
 from app.db import migrate
 from app.db.engine import Sessions, make_engine, transaction
+from app.db.tables import AuditEntry
 from app.settings import Settings
 from app.storage import LocalStorage
 from tests.app.cli.conftest import Tunery
@@ -30,12 +31,15 @@ def stored_key(sessions: Sessions, storage: LocalStorage) -> str:
         return make_file(session, storage, make_project(session)).storage_key
 
 
-def test_a_backup_is_listed_and_is_in_the_audit_log(operator: Tunery, stored_key: str, tmp_path: Path) -> None:
+def test_a_backup_is_listed_and_is_in_the_audit_log(
+    operator: Tunery, stored_key: str, sessions: Sessions, tmp_path: Path
+) -> None:
     made = operator("backup", tmp_path / "backups", "--json").json
     assert (made["objects"], made["copied"], made["damaged"]) == (1, 1, {})
     assert operator("restore", tmp_path / "backups", "--list").out.strip() == made["name"]
-    (entry,) = operator("audit", "list", "--json").json
-    assert (entry["action"], entry["objects"]) == ("backups.create", [made["name"]])
+    with transaction(sessions) as session:
+        (entry,) = session.scalars(select(AuditEntry))
+    assert (entry.action, entry.object_ids) == ("backups.create", [made["name"]])
 
 
 def test_a_damaged_file_is_found_and_restored_from_the_backup(

@@ -106,19 +106,17 @@ def test_deliveries_are_due_until_they_are_claimed_and_fail_until_their_target_i
         assert status.has_delivery_targets(session)
         backlog = status.delivery_backlog(session)
         assert (backlog.deliveries, 300 <= backlog.oldest_seconds < 400) == (1, True)
-        deliveries.claim(session, 1, 60.0)
+        deliveries.claim(session, 1, "sender", 60.0)
     with transaction(sessions) as session:
         assert status.delivery_backlog(session) == (0, 0.0)
         assert status.deliveries_by_state(session) == {"pending": 1, "withdrawing": 0}
         assert status.retried_deliveries(session, 20) == []
-        session.execute(update(Delivery).values(error="away", lease_expires_at=None))
+        session.execute(update(Delivery).values(error="away", lease_owner=None, lease_expires_at=None))
     with transaction(sessions) as session:
         (retried,) = status.retried_deliveries(session, 20)
         assert (retried.target, retried.error, retried.next_attempt_at is None) == ("production", "away", False)
         assert status.failed_deliveries(session, day, 20) == []
-        session.execute(
-            update(Delivery).values(state="failed", error="away", next_attempt_at=None, lease_expires_at=None)
-        )
+        session.execute(update(Delivery).values(state="failed", error="away", next_attempt_at=None))
     with transaction(sessions) as session:
         (failed,) = status.failed_deliveries(session, day, 20)
         assert (failed.target, failed.job_id, failed.model, failed.error) == (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from app.services.datasets.check_process import Check, CheckCancelledError
+from app.services.datasets.check_process import CheckCancelledError, CheckProcess
 from app.services.files.files import check_lines
 from tests.deadline import until
 from tests.limited import limited_processes
@@ -15,7 +15,7 @@ from tests.limited import limited_processes
 ENDLESS = Path("/dev/zero")  # `check_lines` reads it without an end
 
 
-def run(check: Check, seconds: float | None = None) -> tuple[int, list[str]]:
+def run(check: CheckProcess, seconds: float | None = None) -> tuple[int, list[str]]:
     with ENDLESS.open("rb") as file:
         return check.run(check_lines, 1000, files=[file], deadline_seconds=seconds)
 
@@ -23,12 +23,12 @@ def run(check: Check, seconds: float | None = None) -> tuple[int, list[str]]:
 def test_ends_when_its_time_is_over() -> None:
     before = limited_processes()
     with pytest.raises(TimeoutError):
-        run(Check(), seconds=0.2)
+        run(CheckProcess(), seconds=0.2)
     assert limited_processes() <= before
 
 
 def test_a_cancel_ends_the_process() -> None:
-    check, raised, before = Check(), [], limited_processes()
+    check, raised, before = CheckProcess(), [], limited_processes()
 
     def work() -> None:
         try:
@@ -46,7 +46,7 @@ def test_a_cancel_ends_the_process() -> None:
 
 
 def test_a_cancel_before_its_start_lets_it_not_start() -> None:
-    check = Check()
+    check = CheckProcess()
     check.cancel()
     with pytest.raises(CheckCancelledError):
         run(check)

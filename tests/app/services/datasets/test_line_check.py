@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from app.errors import InvalidDataset, Unavailable
-from app.services.datasets.check_process import Check
+from app.services.datasets.check_process import CheckProcess
 from app.services.files import files
 from app.services.files.files import count_lines
 from tests.factories import chat_lines
@@ -25,8 +25,8 @@ def check(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[bytes], i
         if request.param == "in a child, from a file":
             (tmp_path / "lines").write_bytes(content)
             with (tmp_path / "lines").open("rb") as file:
-                return count_lines(file, size, 1000, Check())
-        return count_lines(io.BufferedReader(io.BytesIO(content)), size, 1000, Check())  # type: ignore[arg-type]
+                return count_lines(file, size, 1000, CheckProcess())
+        return count_lines(io.BufferedReader(io.BytesIO(content)), size, 1000, CheckProcess())  # type: ignore[arg-type]
 
     return run
 
@@ -52,4 +52,4 @@ def test_a_child_that_was_killed_is_no_verdict(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(files, "check_lines", os._exit)
     (tmp_path / "lines").write_bytes(chat_lines())
     with (tmp_path / "lines").open("rb") as file, pytest.raises(Unavailable, match="interrupted"):
-        count_lines(file, 1 << 20, 1 << 20, Check())
+        count_lines(file, 1 << 20, 1 << 20, CheckProcess())

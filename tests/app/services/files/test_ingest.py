@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from app.db.engine import Sessions, transaction
 from app.db.tables import File, Project
-from app.services.datasets.check_process import Check
+from app.services.datasets.check_process import CheckProcess
 from app.services.files import files
 from app.services.files.files import STALE_AFTER_SECONDS, NewFile, StagedFile, delete_stale_staged_files, ingest_file
 from app.storage import LocalStorage
@@ -60,7 +60,7 @@ class TestIngestFile:
 
         monkeypatch.setattr("app.services.files.files.transaction", losing_the_answer)
         with pytest.raises(OperationalError):
-            ingest_file(sessions, storage, project.id, FINE_TUNE, staged, 1 << 20, Check())
+            ingest_file(sessions, storage, project.id, FINE_TUNE, staged, 1 << 20, CheckProcess())
         with transaction(sessions) as session:
             file = session.scalars(select(File)).one()
         assert storage.stat(file.storage_key).size_bytes == file.bytes

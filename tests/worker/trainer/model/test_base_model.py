@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from app.domain.datasets.documents import Document
 from app.domain.jobs.spec import BaseSpec, QuantizationSpec, RunSpec
 from app.domain.jobs.states import Reason
-from app.system import artifact_directory
 from app.system.model_files import hash_directory, stat_signature
 from tests.tiny import make_tiny_base
 from tests.worker.trainer.helpers import CPU, FLOAT32, load_tiny_base
@@ -172,7 +171,7 @@ class TestOpenBase:
         assert emitted[6] - emitted[5] == 3600
 
     def test_a_large_file_is_hashed_with_signs_of_progress(self, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(artifact_directory, "HASHED_CHUNK_BYTES", 4096)
+        monkeypatch.setattr("app.system.files.CHUNK_BYTES", 4096)
         beats: list[str] = []
         spec = BaseSpec(name="tiny", directory=tiny, manifest_sha256=hash_directory(tiny)[1])
         open_base(spec, FLOAT32, torch.float32, CPU, keepalive=beats.append)

@@ -75,7 +75,7 @@ class AttentionCall:
 
 
 @dataclass(frozen=True)
-class Result:
+class AttentionOutput:
     """The output and the gradients of one call, each with the tokens in the third dimension."""
 
     out: torch.Tensor
@@ -83,10 +83,10 @@ class Result:
     dkey: torch.Tensor
     dvalue: torch.Tensor
 
-    def slice(self, tokens: slice) -> Result:
-        return Result(*(tensor[:, :, tokens] for tensor in vars(self).values()))
+    def slice(self, tokens: slice) -> AttentionOutput:
+        return AttentionOutput(*(tensor[:, :, tokens] for tensor in vars(self).values()))
 
-    def difference(self, other: Result) -> float:
+    def difference(self, other: AttentionOutput) -> float:
         """Return the largest difference in any tensor, relative to its largest value; inf if one is not finite."""
         pairs = zip(vars(self).values(), vars(other).values(), strict=True)
         parts = [float((one.float() - two.float()).abs().max() / one.float().abs().max()) for one, two in pairs]
@@ -168,15 +168,19 @@ def _random_inputs(call: AttentionCall, tokens: int, generator: torch.Generator)
     return [tensor.to(call.device, call.dtype) for tensor in tensors]
 
 
-def _run(call: AttentionCall, inputs: list[torch.Tensor], lengths: tuple[int, ...], window: int | None) -> Result:
+def _run(
+    call: AttentionCall, inputs: list[torch.Tensor], lengths: tuple[int, ...], window: int | None
+) -> AttentionOutput:
     options = {**call.options, "document_lengths": lengths, "sliding_window": window}
     heads = [tensor.detach().requires_grad_() for tensor in inputs[:3]]
     out_1_T_H_E, _ = call.function(call.module, *heads, None, **options)
     out_1_H_T_E = out_1_T_H_E.transpose(1, 2)
-    return Result(out_1_H_T_E.detach(), *torch.autograd.grad(out_1_H_T_E, heads, inputs[3]))
+    return AttentionOutput(out_1_H_T_E.detach(), *torch.autograd.grad(out_1_H_T_E, heads, inputs[3]))
 
 
-def _reference(call: AttentionCall, inputs: list[torch.Tensor], lengths: tuple[int, ...], window: int | None) -> Result:
+def _reference(
+    call: AttentionCall, inputs: list[torch.Tensor], lengths: tuple[int, ...], window: int | None
+) -> AttentionOutput:
     """The same attention as a softmax over the whole batch in float32, with a mask of T x T."""
     heads = [tensor.float().requires_grad_() for tensor in inputs[:3]]
     copies = call.query_heads // call.key_heads
@@ -190,7 +194,7 @@ def _reference(call: AttentionCall, inputs: list[torch.Tensor], lengths: tuple[i
         sinks_1_H_T_1 = sinks_H.float()[None, :, None, None].expand(*scores_1_H_T_T.shape[:3], 1)
         scores_1_H_T_T = torch.cat([scores_1_H_T_T, sinks_1_H_T_1], dim=3)
     out_1_H_T_E = scores_1_H_T_T.softmax(-1)[..., : value.shape[2]] @ value
-    return Result(out_1_H_T_E.detach(), *torch.autograd.grad(out_1_H_T_E, heads, inputs[3].float()))
+    return AttentionOutput(out_1_H_T_E.detach(), *torch.autograd.grad(out_1_H_T_E, heads, inputs[3].float()))
 
 
 def _is_visible(lengths: tuple[int, ...], window: int | None, device: torch.device) -> torch.Tensor:

@@ -197,7 +197,7 @@ class TestPauseAndResume:
             assert (answer["status"], answer["pause_requested"]) == ("running", True)
         assert client.get(f"{JOBS}/{job.id}").json()["pause_requested"] is True
         with transaction(sessions) as session:
-            assert claims.read_control(session, lease_of(job)).desired == Desired.PAUSE
+            assert leases.read_held(session, Job, lease_of(job), Job.desired).desired == Desired.PAUSE
             claims.finish_held_attempt(session, lease_of(job), Reason.PAUSED, "The job was paused")
         paused = client.get(f"{JOBS}/{job.id}").json()
         assert (paused["status"], paused["pause_requested"]) == ("paused", False)
