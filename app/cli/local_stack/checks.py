@@ -33,6 +33,7 @@ from app.cli.local_stack.machine import (
     check_reachable,
     free_port,
     http_get,
+    is_loopback,
     local_postgres_account,
     without_password,
 )
@@ -114,10 +115,15 @@ def machine_checks(data_dir: Path, host: str = "127.0.0.1", port: int = 8000) ->
     yield from _service(layout, host, port)
 
 
-def preflight(layout: Layout) -> Iterator[Check]:
+def preflight(layout: Layout, host: str) -> Iterator[Check]:
     """What `tunery up` needs before it creates anything."""
     yield data_directory(layout)
-    yield from bucket(layout, with_uploads=False)
+    checks = list(bucket(layout, with_uploads=False))
+    yield from checks
+    if not is_loopback(host) and all(check.name != "settings" for check in checks):
+        remedy = "put a proxy in front (docs/deploy.md#slow-clients) and set TUNERY_BEHIND_PROXY=true, or omit --host"
+        is_open = not layout.storage_settings().behind_proxy
+        yield judge("host", f"{host}, where headers of requests have no limit", (is_open, "problem", remedy))
 
 
 def upgrade_checks(data_dir: Path | None) -> list[Check]:

@@ -65,7 +65,7 @@ def run(data_dir: Path, host: str, port: int, web_port: int | None = None) -> in
     stop.listen()
     layout = Layout(data_dir.resolve())
     try:
-        if problems := [check for check in preflight(layout) if check.level == "problem"]:
+        if problems := [check for check in preflight(layout, host) if check.level == "problem"]:
             return print_checks(problems, print_note)
         with _private_files(), _locked(layout):
             _LocalStack(layout, stop, host).run(port, web_port)

@@ -70,11 +70,11 @@ class TestFindings:
             monkeypatch.setenv(name, value)
         found = find(machine_checks(place / "data"), "TUNERY_STORAGE_URL")
         assert (found.level, "can be written, read, listed and deleted" in found.observed) == ("ok", True)
-        assert {one.level for one in preflight(Layout(place / "data"))} == {"ok"}
+        assert {one.level for one in preflight(Layout(place / "data"), "127.0.0.1")} == {"ok"}
         monkeypatch.setenv("TUNERY_STORAGE_SECRET_ACCESS_KEY", "another")
         found = find(machine_checks(place / "data"), "TUNERY_STORAGE_URL")
         assert (found.level, "refuses the service's credentials" in found.remedy) == ("problem", True)
-        refused = find(preflight(Layout(place / "data")), "TUNERY_STORAGE_URL")
+        refused = find(preflight(Layout(place / "data"), "127.0.0.1"), "TUNERY_STORAGE_URL")
         assert (refused.level, "the bucket refuses" in refused.remedy) == ("problem", True)
         monkeypatch.setenv("TUNERY_STORAGE_URL", "tunery")
         assert "is no storage URL" in find(machine_checks(place / "data"), "settings").remedy
@@ -84,9 +84,15 @@ class TestFindings:
         self, place: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("TUNERY_LEASE_TTL_SECONDS", "soon")
-        found = find(preflight(Layout(place / "data")), "settings")
+        found = find(preflight(Layout(place / "data"), "127.0.0.1"), "settings")
         assert (found.level, "TUNERY_LEASE_TTL_SECONDS" in found.remedy) == ("problem", True)
         assert os.listdir(place) == []
+
+    def test_an_address_of_the_network_needs_a_proxy(self, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        levels = [find(preflight(Layout(place / "data"), "0.0.0.0"), "host").level]
+        monkeypatch.setenv("TUNERY_BEHIND_PROXY", "true")
+        levels.append(find(preflight(Layout(place / "data"), "0.0.0.0"), "host").level)
+        assert levels == ["problem", "ok"]
 
     @pytest.mark.parametrize("operation", ["delete_unfinished", "_abort"])
     def test_a_bucket_whose_uploads_cannot_be_listed_or_aborted_is_a_problem(
