@@ -41,8 +41,7 @@ ADVICE = {
     "XMinioStorageFull": "the bucket is full; free space there",
     "QuotaExceeded": "the bucket is full; free space there",
 }
-# The last one: botocore asks a server for the region of a bucket that it redirects, and is redirected again.
-FAILURES = (BotoCoreError, ClientError, OSError, RecursionError)
+FAILURES = (BotoCoreError, ClientError, OSError)
 REDIRECT = "a redirect, which is not followed: set `endpoint_url` and `region` of the target to the final ones"
 
 
@@ -110,7 +109,7 @@ class S3Target:
                 f"s3://{self.destination.bucket}: the target has no {names}, and those of the server are not used for "
                 "targets; set `credentials` of the target"
             )
-        return boto3.session.Session().client(
+        client = boto3.session.Session().client(
             "s3",
             endpoint_url=self.destination.endpoint_url,
             region_name=self.destination.region or DEFAULT_REGION,
@@ -126,6 +125,8 @@ class S3Target:
             aws_secret_access_key=self.credentials["secret_access_key"],
             aws_session_token=self.credentials.get("session_token"),
         )
+        client.meta.events.register("before-call.s3.HeadBucket", _end_redirects)
+        return client
 
     def _own(self, client: Any, prefix: str, delivery: Delivery) -> None:
         """Raises DeliveryError for a name of another target, or of something else."""
@@ -188,10 +189,13 @@ class S3Target:
             by_status = {403: ADVICE["AccessDenied"]} | dict.fromkeys((301, 302, 307, 308), REDIRECT)
             advice = ADVICE.get(code) or by_status.get(status, "it is tried again")
             return DeliveryError(f"{where} responded with {code} ({status}): {advice}")
-        if isinstance(error, RecursionError):
-            return DeliveryError(f"{where}: {REDIRECT}")
         text = "check `endpoint_url` and `region` of the target, and that the server runs"
         return DeliveryError(f"{where} is not reachable: {error}; {text}")
+
+
+def _end_redirects(context: dict[str, Any], **_: Any) -> None:
+    """Botocore asks a server that redirects for the region of the bucket, and asks again if that is redirected, too."""
+    context.get("s3_redirect", {})["redirected"] = True
 
 
 def _manifest(text: str | None) -> dict[str, Any]:
