@@ -14,7 +14,6 @@ from app.settings import REMOVED, Settings, WebSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-PAGES = [path for path in DOCS if path.name != "LOG.md"]  # which tells of earlier versions
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
 PYTHON = re.compile(r"```python\n(.*?)```", re.S)
 SHELL = re.compile(r"```sh\n(.*?)```", re.S)
@@ -73,12 +72,12 @@ def test_every_route_is_documented(tmp_path: Path) -> None:
 
 
 def test_every_relative_link_of_a_page_has_a_target() -> None:
-    links = [(path, link) for path in PAGES for link in LINK.findall(path.read_text(encoding="utf-8"))]
+    links = [(path, link) for path in DOCS for link in LINK.findall(path.read_text(encoding="utf-8"))]
     assert [(path, link) for path, link in links if not (path.parent / link).exists()] == []
 
 
 def test_every_source_file_that_a_page_names_with_its_directory_exists() -> None:
-    named = [(path, name) for path in PAGES for name in SOURCE.findall(path.read_text(encoding="utf-8"))]
+    named = [(path, name) for path in DOCS for name in SOURCE.findall(path.read_text(encoding="utf-8"))]
     assert [(path, name) for path, name in named if "/" in name and not (ROOT / name).exists()] == []
 
 
@@ -100,14 +99,14 @@ def test_every_curl_command_uses_the_variables_of_the_readme() -> None:
 
 def test_every_make_target_that_is_named_exists() -> None:
     targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
-    named = {name for path in PAGES for name in MAKE.findall(path.read_text(encoding="utf-8"))}
+    named = {name for path in DOCS for name in MAKE.findall(path.read_text(encoding="utf-8"))}
     assert named <= targets
 
 
 def test_nothing_installs_tunery_by_its_name_which_the_package_index_does_not_have() -> None:
     sources = [path for name in ("app", "worker") for path in (ROOT / name).rglob("*.py")]
     by_name = re.compile(r"pip install [^\n`]*\btunery(?![\w./-])")
-    pages = [path for path in DOCS if path.name not in ("CHANGELOG.md", "LOG.md")]  # these tell of earlier versions
+    pages = [path for path in DOCS if path.name != "CHANGELOG.md"]  # which tells of earlier versions
     assert [path for path in (*pages, *sources) if by_name.search(path.read_text(encoding="utf-8"))] == []
 
 

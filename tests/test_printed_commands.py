@@ -50,7 +50,7 @@ def of_the_dashboard() -> list[str]:
 
 
 def of_the_pages() -> list[str]:
-    pages = (path.read_text(encoding="utf-8") for path in DOCS if path.name != "LOG.md" and "log" not in path.parts)
+    pages = (path.read_text(encoding="utf-8") for path in DOCS)
     blocks = (re.sub(r"\s*\\\n\s*", " ", block) for page in pages for block in SHELL.findall(page))
     return sorted({words for block in blocks for words in IN_SHELL.findall(block)})
 

@@ -101,7 +101,7 @@ def run_here(check: Check, device: torch.device) -> Outcome:
 
 
 def table(results: dict[str, Any]) -> str:
-    """Return the results as Markdown tables for docs/LOG.md."""
+    """Return the results as Markdown tables for docs/measurements.md."""
     lines = [
         f"{results['device']}, torch {results['torch']}",
         "",

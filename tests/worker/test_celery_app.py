@@ -126,7 +126,8 @@ def test_a_suspended_worker_that_resumes_fenced_changes_nothing(
     sleeper = start(plan, lease_ttl_seconds=1.0, self_fence_seconds=0.6, self_fence_kill_seconds=0.8)
     trainer = step_log.pid()
     os.kill(sleeper.pid, signal.SIGSTOP)
-    until(lambda: harness.reap_expired(), "the end of the lease")
+    # A transaction in which the process was stopped keeps its row locked until PostgreSQL ends it, after 20 s.
+    until(lambda: harness.reap_expired(), "the end of the lease", 90)
     harness.claim("gpu1@elsewhere#1")
     event_count = len(harness.events(job))
     os.kill(sleeper.pid, signal.SIGCONT)

@@ -4,7 +4,7 @@ Those of LoRA are in lora_parameters.py. CONTRIBUTING.md shows how to add one. F
 reported, in this order.
 
 What "auto" means depends on the number of examples and the base model's entry. Where each rule comes from, and what was
-measured with it: docs/decisions/0017-auto.md.
+measured with it: docs/decisions/parameters.md.
 """
 
 from __future__ import annotations
@@ -223,7 +223,7 @@ def _early_stopping(value: Any) -> EarlyStopping | None:
 
 
 class EvaluationParameters(Parameters):
-    """What is measured on the validation file. Without early stopping the last adapter is the result (decision 13)."""
+    """What is measured on the validation file. Without early stopping the last adapter is the result."""
 
     early_stopping: Annotated[
         EarlyStopping,

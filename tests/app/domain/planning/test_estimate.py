@@ -117,7 +117,7 @@ class TestMemory:
 
 
 class TestMeasuredPeaks:
-    """Of runs of the bundled model on a CPU, in MB (docs/LOG.md): the formula is never below, and 15 % over at most.
+    """Of runs of the bundled model on a CPU, in MB: the formula is never below, and 15 % over at most.
 
     Runs of two steps stay some tenth below what longer ones take: the heap has no gaps yet.
     """
