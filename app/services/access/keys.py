@@ -108,13 +108,6 @@ def page(
     return resources.page(session, ApiKey, *page, *_scope(project_id), only=tuple(only))
 
 
-def find_by_secret(session: Session, secret: str) -> ApiKey | None:
-    """The usable key with this secret, or with this previous secret while a rotation overlaps."""
-    digest = hash_key(secret)
-    is_previous = and_(ApiKey.previous_secret_sha256 == digest, ApiKey.previous_expires_at > func.clock_timestamp())
-    return session.scalar(select(ApiKey).where(or_(ApiKey.secret_sha256 == digest, is_previous), _is_usable()))
-
-
 def was_issued(session: Session, secret: str) -> bool:
     """Whether the secret is or was a key's, revoked keys and earlier rotations included."""
     digest = hash_key(secret)

@@ -40,14 +40,6 @@ class CheckedNetwork(httpcore2.AnyIOBackend):
                 failed = error
         raise failed or httpcore2.ConnectError(f"the host {host} has no address")
 
-    async def connect_unix_socket(
-        self,
-        path: str,  # noqa: ARG002
-        timeout: float | None = None,  # noqa: ARG002
-        socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,  # noqa: ARG002
-    ) -> httpcore2.AsyncNetworkStream:
-        raise httpcore2.ConnectError("an engine has no Unix socket")
-
     async def _checked_addresses(self, host: str, port: int) -> list[str]:
         try:
             entries = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)

@@ -21,7 +21,7 @@ from app.db.tables import Job, Project
 from app.services.access import keys
 from app.storage import LocalStorage
 from tests.app.cli.trained import make_trained_job
-from tests.factories import chat_lines, make_base_model
+from tests.factories import chat_lines, find_key, make_base_model
 from tests.kept_engines import kept_engines
 from tests.serving import LiveServer
 
@@ -90,7 +90,7 @@ def tunery(
 def operator(tunery: Tunery, sessions: Sessions, api_key: str) -> Tunery:
     """The command with an admin key."""
     with transaction(sessions) as session:
-        key = keys.find_by_secret(session, api_key)
+        key = find_key(session, api_key)
         assert key is not None
         key.scopes = list(keys.ADMIN_SCOPES)
     return tunery

@@ -17,7 +17,7 @@ from app.db.tables import ApiKey, AuditEntry, Project
 from app.services.access import keys
 from app.settings import Settings
 from tests.app.cli.conftest import Tunery
-from tests.factories import make_webhook_endpoint
+from tests.factories import find_key, make_webhook_endpoint
 from tests.kept_engines import kept_engines
 
 NOWHERE = "postgresql://nobody:secret@127.0.0.1:1/nothing"
@@ -38,7 +38,7 @@ def on_database(bare_tunery: Tunery, database_url: str, monkeypatch: pytest.Monk
 
 def found(sessions: Sessions, secret: str) -> ApiKey | None:
     with transaction(sessions) as session:
-        return keys.find_by_secret(session, secret)
+        return find_key(session, secret)
 
 
 class TestKeys:

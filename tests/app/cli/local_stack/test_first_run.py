@@ -15,6 +15,7 @@ from app.db.base_models import models
 from app.db.engine import Sessions, transaction
 from app.db.tables import ApiKey, Project
 from app.services.access import keys
+from tests.factories import find_key
 from tests.tiny import make_tiny_base
 
 
@@ -38,7 +39,7 @@ class TestAdminKey:
         assert layout.admin_key.read_text().strip() == created
         assert layout.admin_key.stat().st_mode & 0o777 == 0o600
         with transaction(sessions) as session:
-            key = keys.find_by_secret(session, created)
+            key = find_key(session, created)
             assert key is not None
             assert key.is_admin
             assert session.scalars(select(Project.name)).all() == ["default"]
@@ -59,12 +60,12 @@ class TestAdminKey:
         created = first_run.ensure_admin_key(sessions, layout)
         assert created is not None
         with transaction(sessions) as session:
-            key = keys.find_by_secret(session, created)
+            key = find_key(session, created)
             assert key is not None
             keys.revoke(session, None, key.id)
         assert first_run.ensure_admin_key(sessions, layout) is None
         with transaction(sessions) as session:
-            assert keys.find_by_secret(session, created) is None
+            assert find_key(session, created) is None
 
     def test_a_secret_that_two_rotations_replaced_stays_invalid(self, sessions: Sessions, layout: Layout) -> None:
         created = first_run.ensure_admin_key(sessions, layout)
@@ -74,7 +75,7 @@ class TestAdminKey:
                 keys.rotate(session, None, session.scalars(select(ApiKey.id)).one(), overlap_seconds=60)
         assert first_run.ensure_admin_key(sessions, layout) is None
         with transaction(sessions) as session:
-            assert keys.find_by_secret(session, created) is None
+            assert find_key(session, created) is None
 
     def test_a_removed_key_file_is_not_replaced_by_another_key(self, sessions: Sessions, layout: Layout) -> None:
         first_run.ensure_admin_key(sessions, layout)

@@ -13,6 +13,7 @@ from app.services.access import keys, projects
 from app.services.access.keys import ensure_first_key
 from app.settings import Settings
 from app.storage import LocalStorage
+from tests.factories import find_key
 
 SECRET = "a-secret-of-the-operator-0123456789"
 
@@ -57,7 +58,7 @@ class TestEnsureFirstKey:
         ensure_first_key(sessions, key_file)
         assert len(key_rows(sessions)) == 1
         with transaction(sessions) as session:
-            assert keys.find_by_secret(session, SECRET) is None
+            assert find_key(session, SECRET) is None
 
     @pytest.mark.parametrize("content", ["", "short", "with spaces in it, and long", "nötig-nötig-nötig-nötig"])
     def test_refuses_an_invalid_secret(self, sessions: Sessions, key_file: Path, content: str) -> None:
