@@ -79,7 +79,7 @@ def test_a_clone_names_its_deleted_file(open_page: Open, world: World) -> None:
         project = make_project(session)
         file = make_file(session, world.storage, project)
         job_id = make_job(session, project, file, MODEL, suffix="without-its-file").id
-        jobs.cancel(session, project.id, job_id)
+        jobs.cancel(session, jobs.get(session, project.id, job_id))
         file_id = file.id
     with httpx2.Client(headers={"Authorization": f"Bearer {world.admin_key}"}, trust_env=False) as api:
         api.delete(f"{world.api_url}/v1/files/{file_id}").raise_for_status()

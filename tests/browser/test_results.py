@@ -48,7 +48,7 @@ def test_an_export_that_another_tab_has_deleted_leaves_the_list(open_page: Open,
         project = make_project(session)
         job = make_job(session, project, make_file(session, world.storage, project), MODEL, suffix="two-tabs")
         checkpoint = make_checkpoint(session, world.storage, project, job, 4)
-        jobs.cancel(session, project.id, job.id)
+        jobs.cancel(session, job)
         exports.insert(session, job, checkpoint, ExportKind(ExportType.MERGED, None), 1_000)
         path = f"/jobs/{job.id}?tab=exports"
     page = open_page(path)
@@ -120,7 +120,7 @@ def test_a_checkpoint_of_a_job_without_a_result_is_exported(open_page: Open, wor
         job = make_job(session, project, make_file(session, world.storage, project), MODEL, suffix="stopped-early")
         for step in (4, 8):
             make_checkpoint(session, world.storage, project, job, step)
-        jobs.cancel(session, project.id, job.id)
+        jobs.cancel(session, job)
         job_id = job.id
     page = open_page(f"/jobs/{job_id}?tab=exports")
     page.get_by_role("button", name="New export").click()

@@ -359,7 +359,7 @@ def _invalid(session: Session, project: Project, file: File) -> Job:
 def _paused(session: Session, project: Project, file: File) -> Job:
     job = _start(session, project, file, suffix="night-run")
     append_steps(session, job, 1, 25, 200, 1.8)
-    jobs.pause(session, project.id, job.id)
+    jobs.pause(session, job)
     return claims.finish_held_attempt(session, factories.lease_of(job), Reason.PAUSED, "The job was paused at step 25")
 
 
@@ -371,11 +371,11 @@ def _resumed(session: Session, storage: LocalStorage) -> Job:
     claims.finish_held_attempt(session, factories.lease_of(job), Reason.DRAINED, "The worker was shut down")
     assert factories.start_job(session) is job
     events.put_log(session, job.id, project.id, job.attempt, "the second training\n", 0)
-    jobs.cancel(session, project.id, job.id)
+    jobs.cancel(session, job)
     return job
 
 
 def _cancelled(session: Session, project: Project, file: File) -> Job:
     job = factories.make_job(session, project, file, MODEL, suffix="wrong-file")
-    jobs.cancel(session, project.id, job.id)
+    jobs.cancel(session, job)
     return job
