@@ -175,7 +175,7 @@ sbom: $(RUN) .venv-audit/.ready ## Write the bill of materials of .venv, sbom.js
 	@touch $@
 
 clean: ## Remove .venv, caches and the demo's data
-	rm -rf .venv .venv-peer .venv-release .venv-audit .venv-clients .venv-serving .compat .demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-peer .venv-release .venv-audit .venv-clients .venv-serving .earlier .demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 $(RUN): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit(f"Tunery needs Python 3.11 or newer; {sys.executable} is {sys.version.split()[0]}. Say: make PYTHON=python3.12")'

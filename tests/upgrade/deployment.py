@@ -18,10 +18,9 @@ import openai
 import pytest
 
 from tests.stack import open_directory, start_postgres, start_valkey
-from tests.upgrade.earlier import CHECKOUT, COMMIT
+from tests.upgrade.earlier import COMMIT
 from tools.checkout import HOW_TO_FETCH, is_in_history
 
-EARLIER = CHECKOUT / "project"
 KEY = "rolling-restart-admin-key-0123456789abcdef"
 SETTINGS = {
     "TUNERY_DEVICE": "cpu",
@@ -31,11 +30,10 @@ SETTINGS = {
     "TUNERY_POLL_SECONDS": "1",
     "TUNERY_RECONCILE_SECONDS": "1",
     "TUNERY_LOW_DISK_PERCENT": "0",
+    "TUNERY_BASE_MODEL_DIRECTORIES": "/",
 }
 WORKER = ("-m", "celery", "-A", "worker.celery_app", "worker", "-P", "threads", "-c", "1")
 QUIET = ("--without-gossip", "--without-mingle", "-l", "INFO")
-OLD_API = ("-m", "uvicorn", "--factory", "app.main:app_from_environment", "--timeout-graceful-shutdown", "5")
-NEW_API = ("-m", "app.serve")
 MARKS = (
     pytest.mark.e2e,
     pytest.mark.slow,
@@ -62,6 +60,12 @@ class Deployment:
             [sys.executable, *arguments], cwd=version, env=self._environment(version), check=True, timeout=120
         )
 
+    def register(self, version: Path, base: Path) -> None:
+        """Register a base model through an API and a GPU worker that run."""
+        environment = {"TUNERY_BASE_URL": f"{self.root_url}/v1", "TUNERY_API_KEY": KEY}
+        command = [sys.executable, "-m", "app.cli", "models", "add", "tiny", str(base)]
+        subprocess.run(command, cwd=version, env=self._environment(version) | environment, check=True, timeout=300)
+
     def start(self, name: str, version: Path, *arguments: str) -> None:
         with (self.directory / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
@@ -78,8 +82,8 @@ class Deployment:
             self.start(f"{prefix}-{queue}", version, *WORKER, "-Q", queue, "-n", f"{prefix}-{queue}@%h", *QUIET)
         self.start(f"{prefix}-reconciler", version, "-m", "worker.reconciler")
 
-    def start_api(self, name: str, version: Path, command: tuple[str, ...]) -> None:
-        self.start(name, version, *command, "--fd", str(self.listener.fileno()))
+    def start_api(self, name: str, version: Path) -> None:
+        self.start(name, version, "-m", "app.serve", "--fd", str(self.listener.fileno()))
 
     def stop(self, *names: str) -> None:
         """SIGTERM, as an orchestrator sends it; a worker saves its job first."""

@@ -17,10 +17,7 @@ import pytest
 from tests.deadline import until
 from tests.tiny import make_tiny_base, make_tiny_dataset
 from tests.upgrade.deployment import (
-    EARLIER,
     MARKS,
-    NEW_API,
-    OLD_API,
     Deployment,
     client_of,
     create,
@@ -28,7 +25,7 @@ from tests.upgrade.deployment import (
     is_alive,
     upload,
 )
-from tests.upgrade.earlier import check_out
+from tests.upgrade.earlier import EARLIER, check_out
 from tools.checkout import ROOT
 
 pytestmark = [*MARKS, pytest.mark.timeout(1800)]
@@ -107,10 +104,10 @@ def test_a_rolling_restart_under_load_loses_no_step_and_no_request() -> None:
     with deployment() as service:
         base = make_tiny_base(service.directory / "tiny")
         service.run(EARLIER, "-m", "app.db.migrate")
-        service.run(EARLIER, "-m", "app.cli", "models", "add", "tiny", str(base))
-        service.start_api("old-api", EARLIER, OLD_API)
+        service.start_api("old-api", EARLIER)
         service.start_workers("old", EARLIER)
         until(lambda: is_alive(service, "old-api"), "the earlier API answers", 60)
+        service.register(EARLIER, base)
         with client_of(service.root_url) as client:
             training_file = upload(client, make_tiny_dataset(service.directory / "short.jsonl", 10))
             long_file = upload(client, make_tiny_dataset(service.directory / "long.jsonl", EXAMPLES))
@@ -136,7 +133,7 @@ def roll(service: Deployment, client: openai.OpenAI, training_file: str, running
     stopped_at = step_of(client, running)
     assert stopped_at < EPOCHS * EXAMPLES, "the job ended before the restart: give it more steps"
     until(lambda: step_of(client, running) > stopped_at, "the running job goes on", 120)
-    service.start_api("new-api", ROOT, NEW_API)
+    service.start_api("new-api", ROOT)
     until(
         lambda: is_alive(service, "new-api") and service.has_answered("new-api", "GET", "/healthz"), "the new API", 120
     )
