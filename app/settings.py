@@ -6,7 +6,7 @@ They start with `TUNERY_`, except `DATABASE_URL` and `REDIS_URL`, which many pla
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Self, TypeVar
 
@@ -377,7 +377,7 @@ def load_settings() -> Settings:
     return settings
 
 
-def removed_settings(environment: Mapping[str, str]) -> list[str]:
+def removed_settings(environment: Collection[str]) -> list[str]:
     """A sentence for each variable in `environment` that has no effect any more."""
     return [f"{name} has no effect any more: {text}" for name, text in REMOVED.items() if name in environment]
 

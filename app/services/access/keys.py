@@ -29,6 +29,9 @@ ADMIN_SCOPES = (scopes.ALL, scopes.ADMIN)  # of the first key of a new service
 EXPIRY_RANGE_SECONDS = (60, 10 * 365 * 86_400)
 OVERLAP_RANGE_SECONDS = (0, 90 * 86_400)
 DEFAULT_OVERLAP_SECONDS = 86_400
+FIRST_KEY_NAME = "admin-key-file"
+
+log = get_logger(__name__)
 
 
 def create(
@@ -155,11 +158,6 @@ def _from_now(seconds: int | None) -> Any:
     return None if seconds is None else func.clock_timestamp() + timedelta(seconds=seconds)
 
 
-KEY_NAME = "admin-key-file"
-
-log = get_logger(__name__)
-
-
 def ensure_first_key(sessions: Sessions, path: Path) -> None:
     """Insert the content of `path` as an admin key of the project `default`, unless it is or was a key.
 
@@ -177,11 +175,11 @@ def ensure_first_key(sessions: Sessions, path: Path) -> None:
 
 
 def _issue_unless_known(sessions: Sessions, secret: str) -> None:
-    context = AuditContext(action="first", actor_type="system", actor_id="api")
+    context = AuditContext(action="keys.first", actor_type="system", actor_id="api")
     with audited_as(context), transaction(sessions) as session:
         if was_issued(session, secret):
             return
         project = projects.ensure(session, projects.DEFAULT_PROJECT)
         context.project_id = project.id
-        issue(session, project, KEY_NAME, ADMIN_SCOPES, secret=secret)
+        issue(session, project, FIRST_KEY_NAME, ADMIN_SCOPES, secret=secret)
     log.info("issued the first admin key", project=projects.DEFAULT_PROJECT)

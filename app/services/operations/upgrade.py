@@ -5,14 +5,14 @@ In plain SQL: the tables of the database may be those of an earlier release.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 
 from app.db import migrate
 from app.domain.operations.checks import Check, judge
-from app.settings import Settings, WebSettings
+from app.settings import Settings, WebSettings, removed_settings
 
 MAX_BACKUP_AGE_SECONDS = 86_400
 # Variables that other places read: the command line, `tunery up`, and images.
@@ -26,7 +26,9 @@ WORKERS = text(
 )
 
 
-def checks(connection: Connection, version: str, environment: Iterable[str], free_bytes: int | None) -> Iterator[Check]:
+def checks(
+    connection: Connection, version: str, environment: Collection[str], free_bytes: int | None
+) -> Iterator[Check]:
     """`version` is that of this release, `environment` has names of variables; `free_bytes` of the database's disk."""
     revision = migrate.revision_of(connection)
     pending = _pending_revisions(revision)
@@ -66,10 +68,11 @@ def checks(connection: Connection, version: str, environment: Iterable[str], fre
     else:
         yield Check("jobs", "ok", "none is running")
     unknown = unknown_settings(environment)
+    ignored = "this release ignores them: see docs/settings.md and CHANGELOG.md for what replaces them"
     yield judge(
         "settings",
         f"unknown: {', '.join(unknown)}" if unknown else "every TUNERY_ variable is known",
-        (unknown, "advice", "this release ignores them: see docs/settings.md and CHANGELOG.md for what replaces them"),
+        (unknown, "advice", "; ".join([*removed_settings(environment), ignored])),
     )
     releases = {row[0]: row[1] or "unknown" for row in connection.execute(WORKERS)}
     others = "; ".join(f"{name}: {release}" for name, release in sorted(releases.items()) if release != version)

@@ -7,7 +7,7 @@ from sqlalchemy import select
 from starlette.testclient import TestClient
 
 from app.db.engine import Sessions, transaction
-from app.db.tables import ApiKey
+from app.db.tables import ApiKey, AuditEntry
 from app.main import create_app
 from app.services.access import keys, projects
 from app.services.access.keys import ensure_first_key
@@ -67,7 +67,12 @@ class TestEnsureFirstKey:
             ensure_first_key(sessions, key_file)
         assert key_rows(sessions) == []
 
-    def test_runs_when_the_api_starts(self, settings: Settings, storage: LocalStorage, key_file: Path) -> None:
+    def test_runs_when_the_api_starts(
+        self, settings: Settings, storage: LocalStorage, sessions: Sessions, key_file: Path
+    ) -> None:
         started = settings.model_copy(update={"admin_key_file": key_file})
         with TestClient(create_app(started, storage=storage)) as client:
             assert client.get("/v1/files", headers={"Authorization": f"Bearer {SECRET}"}).status_code == 200
+        with transaction(sessions) as session:
+            (entry,) = session.scalars(select(AuditEntry))
+        assert (entry.action, entry.actor_type, entry.actor_id) == ("keys.first", "system", "api")
