@@ -74,10 +74,11 @@ def forecast(
             starts.append((job, None, reason))
             continue
         free, group = min((max([free_at[number] for number in group]), group) for group in groups)
-        start = max(free, allowed_at, job.pause_seconds)
-        if job.pause_seconds <= free:  # until the end of a pause, later jobs use the slot
+        may_start = max(allowed_at, job.pause_seconds)
+        start = max(free, may_start)
+        if may_start <= free:  # until the end of a pause, or at a project's limit, later jobs use the slot
             for number in group:
-                free_at[number] = max(free, allowed_at) + job.seconds
+                free_at[number] = free + job.seconds
         if limit is not None:
             heapq.heappush(limit.ends, start + job.seconds)
         starts.append((job, start, reason))

@@ -72,6 +72,14 @@ class TestLimits:
         forecasts = forecast([WorkerSlot(CARD), WorkerSlot(CARD, 30.0, "a")], [job("j1"), job("j2")], [limited])
         assert starts(forecasts) == [("j1", 30.0), ("j2", 130.0)]
 
+    def test_a_project_at_its_limit_leaves_an_idle_slot_to_the_next_one(self) -> None:
+        slots = [WorkerSlot(CARD), WorkerSlot(CARD, 30.0, "a")]
+        queued = [job("a1"), job("b1", "b")]
+        assert starts(forecast(slots, queued, [ProjectShare("a", running=1, max_running=1)])) == [
+            ("a1", 30.0),
+            ("b1", 0.0),
+        ]
+
     def test_a_project_that_may_run_no_job_has_no_start(self) -> None:
         assert starts(forecast([WorkerSlot(CARD)], [job("j1")], [ProjectShare("a", max_running=0)])) == [("j1", None)]
 
