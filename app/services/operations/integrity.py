@@ -57,15 +57,9 @@ def check(
     Repairs: an object without a row is deleted; a missing or damaged one is restored from `backups` if it is there with
     the digest of its row. Raises BackupError, StorageError.
     """
-
-    def consume(row: NamedObject, source: ReadableFile) -> ObjectDigest:
-        return (
-            copy_and_hash(source) if read_content else ObjectDigest(storage.stat(row.key).size_bytes, row.sha256 or "")
-        )
-
     with engine.connect() as connection:
         rows = list(named_objects(connection))
-    problems = {row: problem for row in rows if (problem := examine(storage, row, partial(consume, row))[1])}
+    problems = {row: problem for row in rows if (problem := _problem(storage, row, read_content))}
     moment = time.time() - MIN_ORPHAN_AGE_SECONDS
     old = {key for prefix in PREFIXES for key in storage.older_than(prefix, moment)}
     with Session(engine) as session:  # objects were stored meanwhile, or deleted with their rows
@@ -89,12 +83,30 @@ def check(
         )
     for key in orphans:
         finding = IntegrityFinding(key, "no row")
-        yield _repair(finding, "deleted", partial(storage.delete, key)) if is_repairing else finding
+        yield _repair(finding, "deleted", partial(storage.delete, key), StorageError) if is_repairing else finding
 
 
-def _repair(finding: IntegrityFinding, how: str, repair: Callable[[], None]) -> IntegrityFinding:
+def _problem(storage: Storage, row: NamedObject, read_content: bool) -> str | None:
+    """What is wrong with an object. One of another size is not read. Raises StorageError."""
+    try:
+        with _as_unreadable():
+            size = ObjectDigest(storage.stat(row.key).size_bytes, row.sha256 or "")
+    except FileNotFoundError:
+        return "missing"
+    except _UnreadableObject as error:
+        return f"cannot be read: {error}"
+    problem = row.difference(size)
+    return examine(storage, row)[1] if problem is None and read_content else problem
+
+
+def _repair(
+    finding: IntegrityFinding, how: str, repair: Callable[[], None], fatal: type[OSError] | tuple[()] = ()
+) -> IntegrityFinding:
+    """`fatal` is an error of the whole storage, not of this object; it is raised."""
     try:
         repair()
+    except fatal:
+        raise
     except BackupError as error:
         return replace(finding, failure=str(error))
     except OSError as error:
