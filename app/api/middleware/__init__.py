@@ -1,1 +1,1 @@
-"""ASGI middleware: request ids and timing, the request log, Azure's paths, absolute-form targets."""
+"""ASGI middleware: framing, request ids and timing, limits of bodies, the request log, Azure's paths."""

@@ -110,11 +110,13 @@ class _ResponseSender:
         elif message["type"] == "http.response.body":
             record.bytes_out += len(message.get("body", b""))
             if not message.get("more_body", False):
+                is_rest_coming = not self._body.is_complete
+                await self._send({**message, "more_body": is_rest_coming})
                 record.ended_at = time.perf_counter()
-                if not self._body.is_complete:
-                    await self._send({**message, "more_body": True})
+                if is_rest_coming:
                     await self._body.discard_rest()
-                    message = {"type": "http.response.body"}
+                    await self._send({"type": "http.response.body"})
+                return
         await self._send(message)
 
     def _headers(self, message: Message) -> list[tuple[bytes, bytes]]:
