@@ -161,7 +161,7 @@ def create_job(body: CreateJobBody, caller: CallerDep, session: SessionDep, app_
     settings = app_state.settings
     job = jobs.create(session, app_state.worker_notifier, caller.project_id, caller.is_admin, body, settings)
     # As a poll, without validation by the response model, which takes another thread.
-    return Response(to_json(JobBody.of_row(job, settings.organization)), media_type="application/json")
+    return Response(to_json(body_of(app_state, job)), media_type="application/json")
 
 
 @router.post("/plan", response_model=PlanBody, summary="Plan a job")
@@ -253,7 +253,7 @@ def clone_job(body: CloneJobBody, job: JobDep, caller: CallerDep, session: Sessi
     """A new job with the files, model, seed and all resolved values of the original. The body overrides them."""
     settings = app_state.settings
     clone = jobs.create(session, app_state.worker_notifier, caller.project_id, caller.is_admin, body, settings, job)
-    return JobBody.of_row(clone, settings.organization)
+    return body_of(app_state, clone)
 
 
 @router.get("/{job_id}/diff", response_model=DiffBody, summary="Compare two jobs")

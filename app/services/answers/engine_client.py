@@ -20,6 +20,13 @@ from app.settings import Settings
 
 
 class CheckedNetwork(httpcore2.AnyIOBackend):
+    """Connects only to addresses that the operator allows, as the delivery sender does.
+
+    A project chooses the URLs of its engines, so they must not give access to servers in the operator's network. The
+    host is resolved here, every address is checked, and the connection uses a checked address: a name that resolves
+    differently a moment later (DNS rebinding) has no effect.
+    """
+
     def __init__(self, networks: Sequence[Network]) -> None:
         self._networks = networks
 
@@ -39,6 +46,14 @@ class CheckedNetwork(httpcore2.AnyIOBackend):
             except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
                 failed = error
         raise failed or httpcore2.ConnectError(f"the host {host} has no address")
+
+    async def connect_unix_socket(
+        self,
+        path: str,  # noqa: ARG002
+        timeout: float | None = None,  # noqa: ARG002
+        socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,  # noqa: ARG002
+    ) -> httpcore2.AsyncNetworkStream:
+        raise httpcore2.ConnectError("an engine has no Unix socket")
 
     async def _checked_addresses(self, host: str, port: int) -> list[str]:
         try:

@@ -39,6 +39,13 @@ from app.system.limited_process import ProcessEnded, memory_bytes
 if TYPE_CHECKING:
     from hashlib import _Hash as Digest
 
+log = get_logger(__name__)
+
+STAGED_PREFIX = "upload-"
+# Without early writeback, concurrent uploads flush at the same moment and wait for each other.
+WRITEBACK_BYTES = 8 << 20
+STALE_AFTER_SECONDS = 24 * 3600  # so old a staged file belongs to a process that was killed
+
 
 def get(session: Session, project_id: str, file_id: str) -> File:
     file = files.get(session, project_id, file_id)
@@ -82,14 +89,6 @@ def open_content(storage: Storage, file: File) -> BinaryIO:
 
 def file_not_found(file_id: str) -> NotFound:
     return NotFound(f"No such File object: {unquoted(file_id)}", "id")
-
-
-log = get_logger(__name__)
-
-STAGED_PREFIX = "upload-"
-# Without early writeback, concurrent uploads flush at the same moment and wait for each other.
-WRITEBACK_BYTES = 8 << 20
-STALE_AFTER_SECONDS = 24 * 3600  # so old a staged file belongs to a process that was killed
 
 
 @dataclass(frozen=True)

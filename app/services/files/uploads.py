@@ -28,6 +28,8 @@ from app.services.files.files import StagedFile, discard_object, inserting
 from app.settings import Settings
 from app.storage import Storage
 
+TAKES_NO_CONTENT = "takes no more content"
+
 
 def create(session: Session, project_id: str, given: Mapping[str, Any], settings: Settings) -> Upload:
     """Create an upload of the fields of a request. Raises BadRequest, QuotaExceeded."""
@@ -180,9 +182,6 @@ def _total_of_pending(column: Any, session: Session, project_id: str) -> int:
     return int(session.scalar(select(column).where(Upload.project_id == project_id, *is_pending)) or 0)
 
 
-REFUSED_ACTION = "takes no more content"
-
-
 @dataclass(frozen=True)
 class UploadCursor:
     """A request that may add content from byte `start` on, up to `total_bytes`; `number` is its writer number."""
@@ -199,7 +198,7 @@ def progress(session: Session, project_id: str, upload_id: str) -> tuple[Upload,
     upload = get(session, project_id, upload_id)
     if upload.status == UploadStatus.COMPLETED:
         return upload, upload.bytes
-    require_pending(upload, REFUSED_ACTION)
+    require_pending(upload, TAKES_NO_CONTENT)
     return upload, _stored_bytes(session, upload)
 
 
@@ -210,7 +209,7 @@ def begin_writing(
     dropped: list[UploadPart] = []
     with transaction(sessions) as session:
         upload = get(session, project_id, upload_id, lock=True)
-        require_pending(upload, REFUSED_ACTION)
+        require_pending(upload, TAKES_NO_CONTENT)
         if start is None:
             dropped = stream_pieces(session, upload)
             delete_parts(session, dropped)
@@ -249,7 +248,7 @@ def _require_offset(upload: Upload, stored_bytes: int, start: int) -> None:
 def _require_latest_writer(upload: Upload, writer: UploadCursor) -> None:
     """Raises BadRequest for an outdated writer. An upload that expired after its request began counts as pending."""
     if upload.status != UploadStatus.PENDING:
-        require_pending(upload, REFUSED_ACTION)
+        require_pending(upload, TAKES_NO_CONTENT)
     if upload.writer != writer.number:
         text = (
             f"A later request sends the content of upload {upload.id} now; no more content of this request is stored."

@@ -66,7 +66,7 @@ def cancel(session: Session, job: Job) -> JobRow:
     if jobs.cancel(session, job.project_id, job.id) is None:
         session.refresh(job)
     if job.state != JobState.CANCELLED:
-        raise _wrong_state(session, job, "cancelled", "a job that has not ended")
+        raise _wrong_state(job, "cancelled", "a job that has not ended")
     return reads.get(session, job.id)
 
 
@@ -77,7 +77,8 @@ def pause(session: Session, job: Job) -> JobRow:
     """
     is_requested = job.state == JobState.RUNNING and job.desired == Desired.PAUSE
     if not is_requested and jobs.pause(session, job.project_id, job.id) is None:
-        raise _wrong_state(session, job, "paused", "a queued or running job")
+        session.refresh(job)
+        raise _wrong_state(job, "paused", "a queued or running job")
     return reads.get(session, job.id)
 
 
@@ -89,7 +90,8 @@ def resume(session: Session, notifier: WorkerNotifier, job: Job, default_max_que
     if job.state == JobState.PAUSED:
         quotas.require_queue_quota(session, job.project_id, default_max_queued_jobs)
     if jobs.resume(session, job.project_id, job.id) is None:
-        raise _wrong_state(session, job, "resumed", "a paused job")
+        session.refresh(job)
+        raise _wrong_state(job, "resumed", "a paused job")
     notifier.after_commit(session, "gpu")
     return reads.get(session, job.id)
 
@@ -107,7 +109,7 @@ def change(session: Session, job: Job, given: Mapping[str, Any]) -> JobRow:
     if columns and jobs.change(session, job.project_id, job.id, states, _change_message(columns), **columns) is None:
         session.refresh(job)  # it may have ended since it was read
     if job.state not in states:
-        raise _wrong_state(session, job, "given another priority", "a job that has not ended")
+        raise _wrong_state(job, "given another priority", "a job that has not ended")
     return reads.get(session, job.id)
 
 
@@ -121,6 +123,6 @@ def _change_message(columns: Mapping[str, Any]) -> str:
     return f"The priority was changed to {columns['priority']}" + (", and the metadata" if len(columns) > 1 else "")
 
 
-def _wrong_state(session: Session, job: Job, verb: str, allowed: str) -> BadRequest:
-    session.refresh(job)  # it may have changed since it was read
+def _wrong_state(job: Job, verb: str, allowed: str) -> BadRequest:
+    """The error for a job whose row was read again after the refused change."""
     return BadRequest(f"Job {job.id} is {job.state}; only {allowed} can be {verb}.", code="invalid_job_state")

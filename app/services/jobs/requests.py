@@ -24,6 +24,9 @@ from app.services import base_models
 from app.services.deliveries import targets
 from app.services.jobs.records import trained_base
 
+EVALUATION_PURPOSES = ("evals", "fine-tune")
+MAX_TEMPLATES_BYTES = 64_000  # of one evaluation together
+
 # The fields of a create body that a job stores, and their columns. A clone repeats them.
 COLUMNS = {
     "training_file": "training_file_id",
@@ -224,10 +227,6 @@ def _integration_problems(integrations: Sequence[Any]) -> list[BadRequest]:
     return [BadRequest(text, "integrations", "unsupported_value")]
 
 
-PURPOSES = ("evals", "fine-tune")
-MAX_TEMPLATES_BYTES = 64_000  # of one evaluation together
-
-
 def find_evaluation_file(
     session: Session, project_id: str, file_id: str, param: str, problems: list[BadRequest]
 ) -> File | None:
@@ -236,8 +235,8 @@ def find_evaluation_file(
     if file is None:
         text = f"invalid {param}: {unquoted(file_id)}. No such File object; upload one with purpose evals."
         problems.append(BadRequest(text, param))
-    elif file.purpose not in PURPOSES:
-        purpose, allowed = as_json(file.purpose), " or ".join(map(as_json, PURPOSES))
+    elif file.purpose not in EVALUATION_PURPOSES:
+        purpose, allowed = as_json(file.purpose), " or ".join(map(as_json, EVALUATION_PURPOSES))
         text = f"invalid {param}: {file.id}. Its purpose is {purpose}; an evaluation needs the purpose {allowed}"
         problems.append(BadRequest(text, param))
         return None
