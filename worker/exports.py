@@ -23,7 +23,7 @@ from app.domain.artifacts.exports import ExportErrorCode, ExportType
 from app.domain.base_models.catalog import ALTERED_REASON, unusable_model_message
 from app.domain.jobs.states import ExitCode
 from app.system.artifact_directory import MANIFEST, ManifestMismatch, read_manifest
-from worker.jobs import stored_files
+from worker.jobs import stored_files, workdir
 from worker.jobs.program_attempt import AttemptFailed, ProgramAttempt, ProgramRunner
 from worker.jobs.sanitize import clean
 from worker.node.resources import Resources
@@ -77,6 +77,7 @@ class Exporter(ProgramRunner[Export]):
         return exports.claim(session, self.owner, self.settings.lease_ttl_seconds, self._types)
 
     def work(self, attempt: ProgramAttempt[Export]) -> None:
+        workdir.create_empty(attempt.directory)
         try:
             base, adapter = self._fetch(attempt)
             attempt.check()

@@ -219,17 +219,17 @@ class Validator:
 def find_rejection(role: FileRole, report: DatasetReport, spec: JobSpec) -> AttemptOutcome | None:
     """The outcome that rejects the file, with OpenAI's messages where they exist; None if the file can be used."""
     begin = f"The job failed due to an invalid {role.name} file."
+    data = {"findings": [asdict(finding) for finding in report.findings], "total": report.finding_count}
     if report.finding_count:
-        data = {"findings": [asdict(finding) for finding in report.findings], "total": report.finding_count}
         return AttemptOutcome(role.reason, f"{begin} {report.findings_text}", role.param, data)
     if report.examples < role.min_examples:
         reason = Reason.INVALID_N_EXAMPLES if role.name == "training" else role.reason
         return AttemptOutcome(
-            reason, too_few_examples_message(role.name, report.examples, role.min_examples), role.param
+            reason, too_few_examples_message(role.name, report.examples, role.min_examples), role.param, data
         )
     if not report.labelled_tokens:
         text = no_trainable_tokens_message(spec.method, spec.hyperparameters.context_length)
-        return AttemptOutcome(role.reason, f"{begin} {text}", role.param)
+        return AttemptOutcome(role.reason, f"{begin} {text}", role.param, data)
     return None
 
 

@@ -198,7 +198,7 @@ class DeliverySender:
         if time.monotonic() - self._reported_at >= REPORT_SECONDS:
             with transaction(self.resources.sessions) as session:
                 status.report(session, "deliveries")
-            clean_work_directories(self.resources)
+            clean_work_directories(self.resources, "delivery_")
             self._reported_at = time.monotonic()
 
     def _attempt_and_release(self, claimed: Delivery) -> None:

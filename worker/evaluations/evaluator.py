@@ -36,6 +36,7 @@ from worker.evaluations import prepare
 from worker.evaluations.endpoints import ask_endpoints
 from worker.evaluations.prepare import EvaluationInputs, Loaded
 from worker.evaluations.report import summary_sentence
+from worker.jobs import workdir
 from worker.jobs.program_attempt import AttemptFailed, ProgramAttempt, ProgramLimits, ProgramRunner
 from worker.jobs.sanitize import clean_text
 from worker.node.resources import Resources
@@ -81,6 +82,7 @@ class Evaluator(ProgramRunner[Evaluation]):
     def work(self, attempt: ProgramAttempt[Evaluation]) -> None:
         """Read the rows, generate, grade, store."""
         directory = attempt.directory
+        workdir.create_empty(directory)
         loaded = prepare.load(attempt, attempt.row)
         inputs = prepare.read_file(self.resources, loaded, attempt.check_running)
         self._plan(attempt, loaded, inputs)

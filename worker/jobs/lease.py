@@ -240,7 +240,8 @@ class Claimer(Generic[Row]):
         try:
             with transaction(self._resources.sessions) as session:
                 row = self._recover_claim(session) or claim(session)
-                job = row if isinstance(row, Job) else session.get(Job, getattr(row, "job_id", ""))
+                job_id = getattr(row, "job_id", None)
+                job = row if isinstance(row, Job) else job_id and session.get(Job, job_id)
         except DATABASE_UNAVAILABLE:
             self._commit_unknown = True
             raise

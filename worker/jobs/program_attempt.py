@@ -253,7 +253,6 @@ class ProgramRunner(ABC, Generic[Row]):
         """End every attempt that `work` has not ended."""
         name = ID_NAMES[self.kind]
         try:
-            workdir.create_empty(attempt.directory)
             self.work(attempt)
             attempt.outcome = Reason.DONE
             log.info(f"{name} succeeded")

@@ -30,10 +30,10 @@ def remove_all_but_logs(directory: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
-def attempts(work_dir: Path) -> list[tuple[str, int, Path]]:
-    """(job id, attempt, directory) of every attempt that has a directory."""
+def attempts(work_dir: Path, prefix: str = "") -> list[tuple[str, int, Path]]:
+    """(id, attempt, directory) of every attempt that has a directory, of rows whose id begins with `prefix`."""
     result = []
-    for directory in work_dir.glob("*/attempt-*"):
+    for directory in work_dir.glob(f"{prefix}*/attempt-*"):
         number = directory.name.removeprefix("attempt-")
         if number.isdecimal() and directory.is_dir():
             result.append((directory.parent.name, int(number), directory))
@@ -43,9 +43,10 @@ def attempts(work_dir: Path) -> list[tuple[str, int, Path]]:
 def remove_old_logs(directory: Path) -> None:
     """Remove an attempt's directory a week after its log was last written; the job's directory goes with the last
     one."""
-    newest = max((path.stat().st_mtime for path in directory.iterdir()), default=0.0)
-    if time.time() - newest > LOG_RETENTION_SECONDS:
-        remove(directory)
+    with suppress(FileNotFoundError):  # another process removes it, too
+        newest = max((path.stat().st_mtime for path in directory.iterdir()), default=0.0)
+        if time.time() - newest > LOG_RETENTION_SECONDS:
+            remove(directory)
 
 
 def remove(directory: Path) -> None:

@@ -173,10 +173,12 @@ def delete_staged_files(staging: Path) -> None:
             log.error("staged file not removed", name=path.name, error=str(error))
 
 
-def clean_work_directories(resources: Resources) -> None:
+def clean_work_directories(resources: Resources, prefix: str = "") -> None:
     """Empty the directories of attempts that are no longer running, in this process's data directory. Logs are kept for
-    a week."""
-    attempts = workdir.attempts(resources.settings.work_dir)  # first: an attempt makes its directory after its claim
+    a week. `prefix` is that of the ids of one kind of work."""
+    attempts = workdir.attempts(
+        resources.settings.work_dir, prefix
+    )  # first: an attempt makes its directory after its claim
     with transaction(resources.sessions) as session:
         running = leases.active_attempts(session, list({row_id for row_id, _, _ in attempts}))
     for row_id, attempt, directory in attempts:

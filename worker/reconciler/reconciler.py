@@ -58,6 +58,7 @@ class Reconciler:
         self.resources = resources
         self.settings = resources.settings
         self.expiries = ExpiryObserver(self.settings)
+        metrics.begin(metrics.LEASES_REAPED, KINDS.values())
         self.scheduler = QueueScheduler(resources)
         self.service_metrics = ServiceMetrics(resources)
         self._cleaned_up_at = -float("inf")

@@ -1,7 +1,7 @@
 """The claim of jobs for validation and training, and what their holder writes under the lease (`leases`).
 
 Two modules change a job's state: this one for the holder and after a day of full disks, app.db.jobs.jobs for the user
-(cancel, pause, resume). The trigger of the migration 20261125_state_guard refuses transitions that
+(cancel, pause, resume). A trigger (migrations/initial_schema.sql) refuses transitions that
 app.domain.jobs.states does not allow. Never commits.
 """
 

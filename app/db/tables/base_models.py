@@ -94,7 +94,3 @@ class BaseModelRegistration(LeasedRow, Base):
     created_at: Mapped[Time]
 
     notes: Mapped[Strings]
-
-    @property
-    def error(self) -> dict[str, str] | None:
-        return None if self.error_code is None else {"code": self.error_code, "message": self.error_message or ""}

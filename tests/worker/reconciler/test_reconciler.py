@@ -1,4 +1,4 @@
-"""The reconciler: expired leases, mass expiry, hints, cleanup."""
+"""The reconciler: expired leases, hints, cleanup."""
 
 from __future__ import annotations
 
