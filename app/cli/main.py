@@ -52,7 +52,9 @@ app = typer.Typer(
     help="Fine-tune language models on your own GPUs through an OpenAI-compatible API.",
 )
 
-Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 accepts connections from the network.")]
+Host = Annotated[
+    str, typer.Option(help="Address to listen on; 0.0.0.0 accepts connections from the network, behind a proxy.")
+]
 WebPort = Annotated[
     int | None,
     typer.Option(

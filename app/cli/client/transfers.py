@@ -85,7 +85,7 @@ def _get_upload(client: Client, upload_id: str, size_bytes: int) -> Json:
 def _send_with_retries(
     client: Client, path: Path, upload_id: str, size_bytes: int, on_bytes: Callable[[int], None]
 ) -> Json:
-    """Send the rest of the file, again after each lost connection, up to MAX_ATTEMPTS without progress."""
+    """Send the rest of the file, again after each lost connection, up to UPLOAD_ATTEMPTS without progress."""
     counter = _ProgressCounter(on_bytes)
     failures, furthest = 0, -1
     while True:
@@ -169,7 +169,7 @@ class CorruptDownload(CliError):
 def download_with_resume(
     client: Client, path: str, partial_path: Path, size_bytes: int, on_bytes: Callable[[int], None]
 ) -> None:
-    """Append to `partial_path` until it has `size_bytes`. Raises ServiceUnreachable after MAX_ATTEMPTS."""
+    """Append to `partial_path` until it has `size_bytes`. Raises ServiceUnreachable after DOWNLOAD_ATTEMPTS."""
     for attempt in range(1, DOWNLOAD_ATTEMPTS + 1):
         if _size(partial_path) >= size_bytes:
             return

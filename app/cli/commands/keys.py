@@ -204,7 +204,7 @@ def _find_or_create(client: "Client", project: str, may_create: bool) -> "Json":
 
 
 def _create_in_database(data_dir: Path | None, project: str, body: "Json", may_create: bool) -> "Json":
-    """The key as the API returns it. The very first one also creates its project."""
+    """What was asked for, with the ids and the secret. The very first key also creates its project."""
     from app.services.access import keys, projects
 
     with open_database("keys.create", data_dir).transaction() as session:

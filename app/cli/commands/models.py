@@ -97,6 +97,8 @@ def pull(
 
     if problems := option_problems(name or source, learning_rate, source, revision or None):  # before the download
         raise combine_errors(problems)
+    if (name or source) in {alias["id"] for alias in client.get(ALIASES)["data"]}:
+        raise UsageError(f"{name or source} is an alias; remove it first (`tunery models unalias`), or give --name.")
     pulled = model_hub.pull(source, revision or None, directory.absolute(), print_note)
     return _register(client, about | {"directory": str(pulled.directory), "revision": pulled.commit})
 

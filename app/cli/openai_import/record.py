@@ -45,15 +45,15 @@ class ImportRecord:
             raise UsageError(
                 f"Another import uses {root}. Wait until it has ended, or choose another --directory."
             ) from None
+        record, earlier = root / "record.jsonl", root / "state.json"
+        if not record.exists() and earlier.exists():  # of an earlier release
+            kinds = json.loads(earlier.read_text(encoding="utf-8")).values()
+            _write(record, "".join(_line(each, facts) for by_id in kinds for each, facts in by_id.items()))
         self.facts: dict[str, Json] = {}
-        for line in complete_lines(root / "record.jsonl").splitlines():
+        for line in complete_lines(record).splitlines():
             row = json.loads(line)
             self.of(row.pop("id")).update(row)
-        self._out = (root / "record.jsonl").open("a", encoding="utf-8")
-        if not self.facts and (root / "state.json").exists():  # of an earlier release
-            for facts_by_id in json.loads((root / "state.json").read_text(encoding="utf-8")).values():
-                for openai_id, facts in facts_by_id.items():
-                    self.add(openai_id, **facts)
+        self._out = record.open("a", encoding="utf-8")
 
     def close(self) -> None:
         self._out.close()
@@ -64,7 +64,7 @@ class ImportRecord:
 
     def add(self, openai_id: str, **facts: Any) -> Json:
         """Record a step, on the disk before the next one; all facts of the id."""
-        self._out.write(json.dumps({"id": openai_id, **facts}, ensure_ascii=False) + "\n")
+        self._out.write(_line(openai_id, facts))
         self._out.flush()
         os.fsync(self._out.fileno())
         self.of(openai_id).update(facts)
@@ -111,6 +111,10 @@ class ImportRecord:
         if has_changed:
             _write(path, text)
         self.save_files(source, dict.fromkeys(job.get("result_files") or ()))
+
+
+def _line(openai_id: str, facts: Json) -> str:
+    return json.dumps({"id": openai_id, **facts}, ensure_ascii=False) + "\n"
 
 
 def complete_lines(path: Path) -> bytes:

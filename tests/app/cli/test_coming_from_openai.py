@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -21,13 +20,13 @@ from app.domain.planning.base_sizes import COMMON_BASES, least_memory_bytes, sma
 from app.settings import Settings
 from app.storage import LocalStorage
 from tests.app.cli.conftest import Result, Tunery
+from tests.app.cli.running_slot import running_slot
 from tests.app.cli.stand_in_openai import KEY, StandInOpenAI, chat_lines, stand_in_openai
 from tests.app.cli.trained import make_trained_job
 from tests.factories import make_base_model
 from tests.serving import LiveServer
 from tests.worker.evaluations.test_evaluator import fake, write_light_adapter
 from worker.evaluations.evaluator import Evaluator
-from worker.node.resources import open_resources
 from worker.node.slot import try_lock
 
 PAGE = (Path(__file__).parents[3] / "docs" / "coming-from-openai.md").read_text(encoding="utf-8")
@@ -66,20 +65,9 @@ def job(sessions: Sessions, storage: LocalStorage, project: Project, tmp_path: P
 @pytest.fixture
 def evaluating_worker(settings: Settings, tmp_path: Path) -> Iterator[None]:
     """A worker's slot that runs evaluations, with generated answers of the tests."""
-    resources = open_resources(settings)
-    lock = partial(try_lock, tmp_path / "trainer.lock")
-    evaluator = Evaluator(resources, "gpu0@test#1", lock, None, fake(tmp_path, ANSWERS))
-
-    def work() -> None:
-        while not resources.stop.wait(0.1):
-            evaluator.run_next()
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    yield
-    resources.stop.set()
-    thread.join()
-    resources.close()
+    lock, command = partial(try_lock, tmp_path / "trainer.lock"), fake(tmp_path, ANSWERS)
+    with running_slot(settings, lambda resources: Evaluator(resources, "gpu0@test#1", lock, None, command)):
+        yield
 
 
 def commands() -> list[list[str]]:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from app.cli.client.http import Json
+from app.cli.commands import models
+from app.cli.errors import CliError
 from app.settings import Settings
 from app.system import model_registration
 from tests.app.cli.conftest import Tunery
+from tests.app.cli.running_slot import running_slot
 from tests.app.test_model_hub import COMMIT, SOURCE, Hub, hub  # noqa: F401  a fixture
 from tests.tiny import make_tiny_base
 from worker.base_models import Registrar
-from worker.node.resources import open_resources
 
 
 @pytest.fixture
@@ -33,19 +36,8 @@ def registrar(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
     """A worker that runs registrations, without the trainer's check, which takes seconds."""
     monkeypatch.setattr(model_registration, "can_check", lambda: False)
     monkeypatch.setattr("app.cli.commands.models.POLL_SECONDS", 0.02)
-    resources = open_resources(settings)
-    registrar = Registrar(resources, "export.cpu0@test#1")
-
-    def work() -> None:
-        while not resources.stop.wait(0.02):
-            registrar.run_next()
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    yield
-    resources.stop.set()
-    thread.join()
-    resources.close()
+    with running_slot(settings, lambda resources: Registrar(resources, "export.cpu0@test#1")):
+        yield
 
 
 @pytest.mark.usefixtures("registrar")
@@ -97,6 +89,30 @@ def test_a_model_is_pulled_from_its_hub_and_registered_with_its_commit(
     assert (shown["source"], shown["revision"], shown["license"]) == (SOURCE, COMMIT, "mit")
     unknown = operator("models", "pull", f"{SOURCE}@v9", *directory)
     assert (unknown.exit_code, f"{SOURCE} has no revision v9" in unknown.err) == (2, True)
+
+
+def test_an_alias_is_refused_as_a_name_before_the_download(
+    operator: Tunery,
+    hub: Hub,  # noqa: F811
+    base_model: str,
+    tmp_path: Path,
+) -> None:
+    operator("models", "alias", "gpt-old", base_model)
+    refused = operator("models", "pull", SOURCE, tmp_path / "here", "--name", "gpt-old")
+    assert (refused.exit_code, "gpt-old is an alias" in refused.err, hub.requests) == (2, True, [])
+
+
+def test_a_model_that_another_operator_removes_at_once_is_named() -> None:
+    class ClientOfTheSecond:
+        def post(self, *_: object) -> Json:
+            return {"id": "reg_1", "status": "succeeded", "finished_at": 1, "notes": [], "error": None}
+
+        def get(self, _: str) -> Json:
+            return {"data": []}
+
+    client: Any = ClientOfTheSecond()
+    with pytest.raises(CliError, match="has been removed since"):
+        models._register(client, {"name": "Org/Tiny"})
 
 
 def test_an_alias_of_a_removed_model_says_so(operator: Tunery, base_model: str) -> None:

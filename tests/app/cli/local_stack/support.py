@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -50,11 +49,6 @@ def look_of(path: Path) -> dict[Path, tuple[int, int, int]]:
     """Mode and owner of everything that exists above a path."""
     found = {one: one.stat() for one in path.parents if one.exists()}
     return {one: (stat.st_mode, stat.st_uid, stat.st_gid) for one, stat in found.items()}
-
-
-def run_python(code: str, *arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, env=program_environment(), capture_output=True, text=True, timeout=120, **options)
 
 
 def start_python(code: str, *arguments: object, become: Sequence[str] = ()) -> subprocess.Popen[str]:
