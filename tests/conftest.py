@@ -35,6 +35,7 @@ from tests.lanes import (  # noqa: F401 (hooks of pytest, and a fixture)
     pytest_xdist_setupnodes,
     sampled,
 )
+from tests.sentences import reviewed  # noqa: F401 (a fixture)
 from tests.serving import LiveServer, serve
 from tests.stack import as_redis_py, start_postgres, start_valkey, temporary_database
 

@@ -37,6 +37,7 @@ FIELDS = (
 LAYOUT_TOKENS = {
     tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER,
 }  # fmt: skip
+NO_SUBJECT = ("test_of_", "test_that_", "test_is_", "test_are_", "test_in_", "test_has_", "test_with_", "test_for_")
 ALLOWED = ROOT / "tools" / "house.json"
 WRITE_FALLEN = "TUNERY_WRITE_SNAPSHOTS"
 
@@ -62,6 +63,7 @@ def counts(texts: Mapping[str, str]) -> dict[str, int]:
         ),
         "lines of typed examples": _lines(python, *HAND_TYPED),
         "lines of tests": _lines(python, "tests/"),
+        **_tests({name: text for name, text in python.items() if name.startswith("tests/")}),
     }
 
 
@@ -119,6 +121,26 @@ def import_cycle() -> list[str]:
 
 def _lines(texts: Mapping[str, str], *folders: str) -> int:
     return sum(text.count("\n") for name, text in texts.items() if name.startswith(folders))
+
+
+def _tests(texts: Mapping[str, str]) -> dict[str, int]:
+    """How many tests assert a sentence (it belongs to tests/sentences.json), and how many names need their class."""
+    functions = [node for tree in map(ast.parse, texts.values()) for node in ast.walk(tree)]
+    tests = [node for node in functions if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
+    return {
+        "tests that assert a sentence": sum(any(map(_asserts_sentence, ast.walk(test))) for test in tests),
+        "names of tests without a subject": sum(test.name.startswith(NO_SUBJECT) for test in tests),
+    }
+
+
+def _asserts_sentence(node: ast.AST) -> bool:
+    """Whether it is an `assert` or a `match=` with a text of at least four words."""
+    if isinstance(node, ast.Assert):
+        node = node.test
+    elif not (isinstance(node, ast.keyword) and node.arg == "match"):
+        return False
+    texts = [each.value for each in ast.walk(node) if isinstance(each, ast.Constant)]
+    return any(isinstance(text, str) and len(text.split()) >= 4 for text in texts)
 
 
 def _docstring(node: ast.AST) -> ast.stmt | None:

@@ -18,6 +18,14 @@ def size(path: Path) -> int:
     return 1  # a comment
 '''
 
+TESTS = """def test_is_refused():
+    assert "No job has this id." in seen()
+
+def test_a_job_is_refused():
+    assert "no_such_job" == code()
+    print("No job has this id.")
+"""
+
 
 def test_comments_docstrings_and_imports_are_no_code() -> None:
     assert code_tokens(MODULE) == 12  # def size ( path : Path ) -> int : return 1
@@ -28,7 +36,7 @@ def test_each_count_has_its_files() -> None:
         "app/jobs.py": "cloned_from = 1\n",
         "app/page.js": "row.cloned_from + row.is_urgent\n",
         "tools/x.py": "is_urgent = 2\n",
-        "tests/test_x.py": "a = 1\nb = 2\n",
+        "tests/test_x.py": TESTS,
         "app/api/openapi/examples/jobs.py": "a = 1\n",
     }
     assert counts(texts) == {
@@ -37,7 +45,9 @@ def test_each_count_has_its_files() -> None:
         "files of app and worker": 2,
         "places of ten fields": 3,
         "lines of typed examples": 1,
-        "lines of tests": 2,
+        "lines of tests": 6,
+        "tests that assert a sentence": 1,
+        "names of tests without a subject": 1,
     }
 
 
