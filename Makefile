@@ -71,8 +71,8 @@ test-upgrade: $(DEV) ## Data of commit 942affe under this code, with work of eve
 test-browser: $(DEV) ## The dashboard in Debian's Chromium (apt-get install chromium; SHORT=1: what CI runs)
 	$(BIN)/python -m pytest -q tests/browser $(if $(SHORT),-m "browser and not slow") $(ARGS)
 
-screenshots: $(DEV) ## Write docs/screenshots again: every screen of the dashboard, wide and narrow, light and dark
-	TUNERY_WRITE_SCREENSHOTS=1 $(BIN)/python -m pytest -q tests/browser/test_screens.py -k screenshot $(ARGS)
+screenshots: $(DEV) ## Write docs/screenshots again, from a real run (20 minutes), and every screen, wide and narrow, light and dark, into .screenshots
+	TUNERY_WRITE_SCREENSHOTS=1 $(BIN)/python -m pytest -q tests/browser -k "screenshot or pictures" $(ARGS)
 
 gpu-check: $(DEV) ## What only a GPU runs, checked on this machine: kernels, quantizations, out of memory, resume, plans, slots, NCCL; then its speed beside TRL and Unsloth (30 minutes at most; ARGS="--device cpu")
 	$(BIN)/python -m tests.gpu_check $(ARGS)

@@ -18,7 +18,7 @@ from tests.browser.conftest import Open
 from tests.browser.world import MODEL, World
 
 ROOT = Path(__file__).resolve().parents[2]
-SCREENSHOTS = ROOT / "docs" / "screenshots"
+SCREENSHOTS = ROOT / ".screenshots"
 HOSTILE_COLUMN = "<img src=x onerror=alert(1)>" + "x" * 300
 REPORTED = ("moderate", "serious", "critical")
 FADED = """Promise.allSettled(document.getAnimations()
@@ -208,7 +208,7 @@ def require_accessible(page: Page) -> None:
 
 
 WRITES = pytest.mark.skipif(
-    "TUNERY_WRITE_SCREENSHOTS" not in os.environ, reason="writes docs/screenshots: make screenshots"
+    "TUNERY_WRITE_SCREENSHOTS" not in os.environ, reason="writes pictures: make screenshots"
 )
 
 
