@@ -81,9 +81,9 @@ class DatasetPage(View):
         await self._build_choices()
         self._report = box("t-stack")
         ui.timer(0.05, self._load_report, once=True)  # after the page is shown: a large file takes a while
-        with card("Rows as chats") as rows:
+        with card("Rows as chats"):
             self._opened = tag("div", tabindex="-1")
-            await show_rows(self.api, self._file_id, rows)
+            await show_rows(self.api, self._file_id)
         if LINE_NUMBER.fullmatch(line := self.query("line")):
             ui.timer(0.05, lambda: self._open_line(int(line)), once=True)
 
