@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
+from operator import itemgetter
 from urllib.parse import quote
 
+from app.domain.jobs.create_job import settings_of
 from app.domain.jobs.states import training_seconds
 from app.web.api_client import Json
 from app.web.components.data_table import Cell, DataTable, lead_column, number_column, text_column
 from app.web.components.elements import card, link, note, tag
-from app.web.formatting import clean, duration, loss
+from app.web.formatting import duration, loss
 from app.web.frame import View, refresh_live, screen
 from app.web.pages.jobs import metrics, wording
 from app.web.pages.jobs.metrics import ChartedJob, CurvesCard
@@ -95,34 +97,20 @@ RESULT_COLUMNS = (
 
 
 def _show_differences(jobs: list[Json]) -> None:
-    settings = [flat_settings(job) for job in jobs]
+    settings = [job_settings(job) for job in jobs]
     names = list(dict.fromkeys(name for one in settings for name in one))
-    differing = [name for name in names if len({one.get(name, "–") for one in settings}) > 1]
+    rows = [{"name": name, "values": [one.get(name, "–") for one in settings]} for name in names]
+    differing = [row for row in rows if len(set(row["values"])) > 1]
     with card("Settings that differ"):
         if not differing:
             tag("p", "All settings are the same.", "t-muted")
             return
-        columns = [lead_column("Setting", "name", sub="unit")]
-        columns += [text_column(name, str(number)) for number, name in enumerate(distinct_names(jobs))]
-        rows = [
-            {"name": name, "unit": wording.UNITS.get(name.removeprefix("hyperparameters."))}
-            | {str(number): one.get(name, "–") for number, one in enumerate(settings)}
-            for name in differing
-        ]
-        DataTable("Settings that differ", columns, rows, key="name")
+        columns = [lead_column("Setting", "", lambda row: {"text": row["name"], "sub": wording.UNITS.get(row["name"])})]
+        columns += [text_column(name, "values", itemgetter(number)) for number, name in enumerate(distinct_names(jobs))]
+        DataTable("Settings that differ", columns, differing, key="name")
 
 
-def flat_settings(job: Json) -> dict[str, str]:
-    """Every setting by its dotted name, as text."""
-    method = job["method"]["type"]
-    tree = {
-        "model": job["model"],
-        "training_file": job["training_file"],
-        "validation_file": job["validation_file"],
-        "method": method,
-        "seed": job["seed"],
-        "hyperparameters": job["method"][method]["hyperparameters"],
-        "lora": job["lora"],
-        "quantization": job["quantization"] or "none",
-    }
-    return {name: clean(value, 200) for name, value in wording.flatten(tree)}
+def job_settings(job: Json) -> dict[str, str]:
+    """Every setting by its dotted name, as text. The evaluation of a job is its result."""
+    settings = settings_of(job | {"evaluation": None})
+    return {name: wording.setting_text(value) for name, value in settings.items()}

@@ -199,20 +199,14 @@ def _running_sentence(job: Json, now: float | None) -> str:
     return f"Training: step {steps(job)}.{rest}".replace("step step", "step")
 
 
-def flatten(tree: Json, prefix: str = "") -> list[tuple[str, str]]:
-    """Values as text, by their dotted names."""
-    found = []
-    for name, value in tree.items():
-        if isinstance(value, dict) and value:
-            found += flatten(value, f"{prefix}{name}.")
-        else:
-            found.append((f"{prefix}{name}", _value_text(value)))
-    return found
-
-
-def _value_text(value: Any) -> str:
+def setting_text(value: Any) -> str:
+    """The value of a setting in one line."""
+    if value in (None, [], {}):
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, list) and all(isinstance(one, str) for one in value):
-        return ", ".join(value) or "none"
-    return value if isinstance(value, str) else json.dumps(value)
+        value = ", ".join(value)
+    return clean(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), 400)
