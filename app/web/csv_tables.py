@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from app.domain.datasets.jsonl import delimiter_of, first_repeated
+from app.web.api_client import ApiError
 
 MAX_TABLE_BYTES = 2 << 30
 MAX_FIELD_CHARACTERS = 4 << 20  # the limit for one example
@@ -28,8 +29,11 @@ EXPIRED = "The upload of this file has expired. Drop the file again."
 csv.field_size_limit(MAX_FIELD_CHARACTERS)
 
 
-class TableError(Exception):
+class TableError(ApiError):
     """The file cannot be read as a table; the message says why and what to do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, 400)
 
 
 @dataclass(frozen=True)
@@ -141,9 +145,12 @@ class TableStore:
         self._tables[table_id] = table
         return table
 
-    def get(self, owner: str, table_id: str) -> CsvTable | None:
+    def get(self, owner: str, table_id: str) -> CsvTable:
+        """Raises TableError if the owner has no such table."""
         table = self._tables.get(table_id)
-        return table if table is not None and table.owner == owner else None
+        if table is None or table.owner != owner:
+            raise TableError(EXPIRED)
+        return table
 
     def discard(self, table: CsvTable) -> None:
         self._tables.pop(table.id, None)
