@@ -126,6 +126,12 @@ def sparkline(values: Sequence[float], title: str) -> Cell:
     return {"points": " ".join(points), "title": title}
 
 
+def titled_table(title: str, columns: Sequence[TableColumn], objects: Iterable[Any] = (), key: str = "id") -> DataTable:
+    """A table below its title."""
+    tag("h2", title)
+    return DataTable(title, columns, objects, key)
+
+
 async def show_section(
     title: str,
     request: Awaitable[Sequence[Any]],

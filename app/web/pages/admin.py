@@ -7,7 +7,6 @@ import asyncio
 from app.web.api_client import ApiError, Json
 from app.web.components.data_table import (
     Cell,
-    DataTable,
     TableColumn,
     ago,
     brief,
@@ -16,6 +15,7 @@ from app.web.components.data_table import (
     show_section,
     state,
     text_column,
+    titled_table,
     wide_column,
 )
 from app.web.components.elements import card, error_note, facts, note, tag
@@ -38,10 +38,9 @@ class AdminPage(View):
             return
         projects = await _projects(self)
         await _show_status(self, projects)
-        tag("h2", "Projects")
+        titled_table("Projects", PROJECT_COLUMNS, projects)
         if len(projects) == MAX_PROJECTS:
             tag("p", f"The {MAX_PROJECTS} newest projects; all: tunery projects list", "t-muted")
-        DataTable("Projects", PROJECT_COLUMNS, projects)
         await show_section("Base models", self.api.base_models(), MODEL_COLUMNS, NO_MODEL)
         failed = self.api.items("organization/jobs", MAX_FAILED, status="failed")
         await show_section("Failed jobs", failed, _failed_columns(projects, self.session.project["id"]))
@@ -79,11 +78,9 @@ async def _show_status(view: View, projects: list[Json]) -> None:
                 "Last backup": age(backup["finished_at"]) if backup else "none",
             }
         )
-    tag("h2", "Checks")
-    DataTable("Checks", CHECK_COLUMNS, status["checks"], key="name")
+    titled_table("Checks", CHECK_COLUMNS, status["checks"], key="name")
     if status["deliveries"]["failed"]:
-        tag("h2", "Failed deliveries")
-        DataTable("Failed deliveries", DELIVERY_COLUMNS, status["deliveries"]["failed"])
+        titled_table("Failed deliveries", DELIVERY_COLUMNS, status["deliveries"]["failed"])
 
 
 async def _projects(view: View) -> list[Json]:

@@ -8,14 +8,14 @@ from functools import partial
 from app.web.api_client import Json
 from app.web.components.data_table import (
     Cell,
-    DataTable,
     TableColumn,
     lead_column,
     number_column,
     text_column,
+    titled_table,
     wide_column,
 )
-from app.web.components.elements import note, tag
+from app.web.components.elements import note
 from app.web.components.forms import select_field
 from app.web.formatting import clean, count, moment
 from app.web.pages.jobs.panels.panel import Fields, FormTexts, ResultsPanel
@@ -44,8 +44,7 @@ class DeliveriesPanel(ResultsPanel):
         self.columns = delivery_columns(self.view.may("jobs:write"))
         super().build()
         self.table.on_event("press", self._ask_to_withdraw)
-        tag("h2", "Which engines serve the adapter")
-        self._engines = DataTable("Compatibility with engines", ENGINE_COLUMNS, key="name")
+        self._engines = titled_table("Which engines serve the adapter", ENGINE_COLUMNS, key="name")
 
     async def refresh(self, job: Json) -> None:
         self._engines.show({"name": name} | job["compatibility"][name] for name in ENGINES)
