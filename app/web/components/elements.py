@@ -130,23 +130,26 @@ def code_block(text: str) -> TextElement:
             return tag("code", text)
 
 
-def tabs(label: str, panels: Mapping[str, Callable[[], Any]]) -> None:
-    """A list of tabs with their panels, by name; a panel is built when its tab is selected, the first one at once."""
+def tabs(label: str, labels: Mapping[str, str], show: Callable[[str], Any], selected: str = "") -> Any:
+    """A list of tabs, by name, and the panel that `show` fills when one is selected; a coroutine that it returns is
+    awaited. The tab `selected`, or the first one, is shown at once, and what `show` returns for it is returned.
+    """
     with box("t-stack"):
         with box("t-tabs", role="tablist", aria_label=label):
-            buttons = {name: tag("button", name, type="button", role="tab") for name in panels}
+            buttons = {name: tag("button", text, type="button", role="tab") for name, text in labels.items()}
         panel = box("t-stack", role="tabpanel", tabindex="0")
 
-    def select(selected: str) -> None:
+    def select(selected: str) -> Any:
         for name, one in buttons.items():
             one.props["aria-selected"] = "true" if name == selected else "false"
-        panel.props["aria-label"] = selected
+        panel.client.run_javascript(f"showTab('{buttons[selected].html_id}')")
+        panel.props["aria-label"] = labels[selected]
         with refilled(panel):
-            panels[selected]()
+            return show(selected)
 
     for name, one in buttons.items():
         handle_press(one, partial(select, name))
-    select(next(iter(panels)))
+    return select(selected if selected in labels else next(iter(labels)))
 
 
 def chart(options: dict[str, Any], label: str) -> ui.echart:

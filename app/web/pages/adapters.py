@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-from functools import partial
 
 from nicegui import ui
 
@@ -103,32 +102,19 @@ def _show_provenance(job: Json, adapter: Json) -> None:
 
 
 def _show_engines(job: Json, adapter: Json, source: str | None) -> None:
-    compatibility = job.get("compatibility") or {}
-    engines = [name for name in wording.ENGINES if name in compatibility] or list(wording.ENGINES)
+    def show(engine: str) -> None:
+        verdict = job["compatibility"][engine]
+        is_served = verdict["ok"]
+        title = "Serves this adapter as it is" if is_served else "Does not serve this adapter as it is"
+        texts = "\n".join([*verdict["reasons"], *verdict["notes"]])
+        note(f"{title} ({clean(verdict['version'], 40)})", clean(texts, 2_000), "ok" if is_served else "warn")
+        code_block(snippet(engine, is_served, verdict["flags"], job["id"], adapter, source))
+
     with card("Use it"):
         if source is None:
             name = clean(adapter["base_model"], 80)
             tag("p", f"{BASE_DIRECTORY} is the directory of {name} on the machine that runs the engine.", "t-hint")
-        panels = {
-            wording.ENGINES[one]: partial(_show_engine, one, compatibility.get(one), job["id"], adapter, source)
-            for one in engines
-        }
-        tabs("Ways to use the adapter", panels)
-
-
-def _show_engine(engine: str, verdict: Json | None, job_id: str, adapter: Json, source: str | None) -> None:
-    if verdict is not None:
-        title = "Serves this adapter as it is" if verdict["ok"] else "Does not serve this adapter as it is"
-        texts = [*verdict.get("reasons", []), *verdict.get("notes", [])]
-        version = clean(str(verdict.get("version", "")), 40)
-        note(
-            f"{title} ({version})" if version else title,
-            clean("\n".join(texts), 2_000),
-            "ok" if verdict["ok"] else "warn",
-        )
-    is_served = verdict is None or verdict["ok"]
-    flags = [str(flag) for flag in (verdict or {}).get("flags", [])]
-    code_block(snippet(engine, is_served, flags, job_id, adapter, source))
+        tabs("Ways to use the adapter", wording.ENGINES, show)
 
 
 def snippet(engine: str, is_served: bool, flags: list[str], job_id: str, adapter: Json, source: str | None) -> str:

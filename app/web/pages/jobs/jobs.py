@@ -252,10 +252,8 @@ def _show_first_job(url: str, model: str) -> None:
             link("Upload a dataset", "/datasets", "t-button t-primary")
             link("New job", "/jobs/new", "t-button")
         texts = {"curl": CURL, "Python": PYTHON, "Command line": CLI}
-        tabs(
-            "The first job",
-            {name: partial(code_block, text.format(url=url, model=model)) for name, text in texts.items()},
-        )
+        labels = {name: name for name in texts}
+        tabs("The first job", labels, lambda name: code_block(texts[name].format(url=url, model=model)))
 
 
 @dataclass(frozen=True)

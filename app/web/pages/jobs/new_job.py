@@ -155,7 +155,7 @@ class NewJobPage(View):
         is_kept = checkbox("Keep the other settings of the original", "true", keep)
         dropped = note("The defaults apply instead of these settings", "", "warn", role="status")
         dropped.set_visibility(False)
-        facts({clean(name, 80): clean(value, 300) for name, value in wording.flatten(rest)})
+        facts({clean(name, 80): wording.setting_text(value) for name, value in rest.items()})
 
     def _add(self, *names: str, **hints: str) -> None:
         """Add the fields of settings, with the title and the help of their definitions."""
@@ -227,7 +227,7 @@ class NewJobPage(View):
         self._request_hint = tag("p", "The commands appear when the fields are complete.", "t-muted")
         self._commands = tag("div")
         with self._commands:
-            tabs("The same request", {name: partial(self._show_command, name) for name in COMMANDS})
+            tabs("The same request", {name: name for name in COMMANDS}, self._show_command)
 
     def _show_command(self, name: str) -> None:
         self._command = name
@@ -249,7 +249,6 @@ class NewJobPage(View):
             with self._result:
                 note("A field has a value that cannot be used", "It is marked above.", "bad", role="alert")
             return
-        self._create_button.props["disabled"] = True
         with self._result:
             busy("Creating the job ...")
         # Of this form with these values: pressed again after a lost response, it creates no second job.
@@ -260,8 +259,6 @@ class NewJobPage(View):
             with refilled(self._result):
                 error_note(error, "The job was not created")
             return
-        finally:
-            self._create_button.props["disabled"] = False
         ui.navigate.to(f"/jobs/{job['id']}")
 
 
