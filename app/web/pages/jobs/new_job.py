@@ -40,14 +40,11 @@ MAX_FILES = 200
 NOT_FOUND = 404
 FILES_HINT = f"The {MAX_FILES} newest; an older dataset has a button for a new job on its page."
 MORE_HINT = 'Other hyperparameters as JSON, such as {"warmup_ratio": 0.05}.'
-NO_VALIDATION = "Without one there is no validation loss: nothing shows overfitting."
-SHOWN_AT_FIELD = ("no_validation_file", "same_file")  # codes of warnings
-SAME_FILE = "It has the same rows as the training file: its loss cannot show overfitting."
 PLAN_SECONDS = 310.0  # the API stops counting tokens after 300 s, with what to do
 VERDICT_TONES = {"fits": "ok", "no_device_fits": "bad", "no_worker": "warn"}
 REFUSED, NO_PLAN = "This job would be refused", "There is no plan"
 METHODS = {"supervised": "Supervised: learn the answers", "dpo": "DPO: learn a preference between two answers"}
-HINTS = {"validation_file": NO_VALIDATION, "sample_prompts": f"{SETTINGS['sample_prompts'].help} One per line."}
+HINTS = {"sample_prompts": f"{SETTINGS['sample_prompts'].help} One per line."}
 QUANTIZATIONS = {"4": "QLoRA: base model in 4 bits", "16": "LoRA: base model in 16 bits"}
 
 COMMANDS = {"curl": job_form.curl, "Python": job_form.python, "Command line": job_form.command}
@@ -63,7 +60,7 @@ class NewJobPage(View):
             prefilled = job_form.repaired(job) if self.query("repair") else job_form.from_job(job)
         self._initial, self._kept = prefilled.values, prefilled.kept
         self._fields: dict[str, Field] = {}
-        self._texts: dict[str, str] = {}  # of the commands
+        self._request: Json = {}  # of the commands
         self._form_id = secrets.token_hex(16)
         self._planned = 0  # the number of the latest request of a plan
         tag("h1", "New job")
@@ -83,8 +80,8 @@ class NewJobPage(View):
                 self._build_fields(models, wording.file_options(self._files.values()))
                 self._build_kept()
                 with box("t-actions"):
-                    self._create_button = button("Create job", self._create, "t-primary")
-                self._create_button.set_visibility(self.may("jobs:write"))
+                    if self.may("jobs:write"):
+                        button("Create job", self._create, "t-primary")
                 self._result = tag("div")
             with box("t-stack"):
                 with card("Plan"):
@@ -107,9 +104,8 @@ class NewJobPage(View):
             note(f"The {name.replace('_', ' ')} was deleted", "Choose another one.", "warn")
 
     def _build_fields(self, models: list[Json], files: dict[str, str]) -> None:
-        model_names = {model["id"]: clean(model["id"], 80) for model in models}
-        if (current := self._initial.get("model", "")) and current not in model_names:
-            model_names[current] = clean(current, 80)
+        names = [*(model["id"] for model in models), self._initial.get("model", "")]
+        model_names = {name: clean(name, 80) for name in names if name}
         if not model_names:
             note("No base model", "An operator registers one: tunery models add NAME DIRECTORY", "warn")
         if not files:
@@ -117,15 +113,13 @@ class NewJobPage(View):
                 "No training file yet", "Upload a JSONL or CSV file first; its page leads back to this form.", "warn"
             ):
                 link("Upload a dataset", "/datasets", "t-button")
-        choose = {"": "Choose a file"} if files else {"": "No file yet"}
         quantizations = dict(QUANTIZATIONS)
-        if original := [
-            f"{name.partition('.')[2]} {self._kept[name]}" for name in self._kept if "quantization." in name
-        ]:
+        kept = [name for name in self._kept if name.startswith("quantization.")]
+        if original := [f"{name.partition('.')[2]} {self._kept[name]}" for name in kept]:
             quantizations[job_form.AS_ORIGINAL] = f"As in the original: {', '.join(original)}"
         self._choices = {
             "model": model_names,
-            "training_file": choose | files,
+            "training_file": {"": "Choose a file" if files else "No file yet"} | files,
             "validation_file": {"": "None"} | files,
             "method": METHODS,
             "quantization": quantizations,
@@ -183,15 +177,7 @@ class NewJobPage(View):
                 self._fields[name].set_error(message)
             return None
 
-    def _warn_of_validation_file(self) -> None:
-        training, validation = (self._fields[name].value for name in ("training_file", "validation_file"))
-        is_same = bool(validation and training) and self._files[validation]["sha256"] == self._files[training]["sha256"]
-        hint = self._fields["validation_file"].hint
-        assert hint is not None
-        hint.classes("t-warn").set_text(SAME_FILE if is_same else "" if validation else NO_VALIDATION)
-
     async def _update(self) -> None:
-        self._warn_of_validation_file()
         body = self._body(is_marked=self._planned > 0)  # a form that was just opened has no errors yet
         self._show_request(body)
         self._planned += 1
@@ -218,8 +204,7 @@ class NewJobPage(View):
             elif isinstance(plan, dict):
                 note(clean(plan["message"], 1_000), "", VERDICT_TONES.get(plan["verdict"], ""))
                 for warning in plan["warnings"]:
-                    if warning["code"] not in SHOWN_AT_FIELD:
-                        note("Warning", clean(warning["message"], 1_000), "warn")
+                    note("Warning", clean(warning["message"], 1_000), "warn")
                 with self._plan:
                     _show_plan(plan, queue if isinstance(queue, dict) else None)
 
@@ -230,26 +215,23 @@ class NewJobPage(View):
             tabs("The same request", {name: name for name in COMMANDS}, self._show_command)
 
     def _show_command(self, name: str) -> None:
-        self._command = name
-        self._code = code_block(self._texts.get(name, ""))
+        self._command = COMMANDS[name]
+        self._code = code_block(self._command(self._request, self.settings.public_api_url))
 
     def _show_request(self, body: Json | None) -> None:
         """Change the text in its place: the tabs stay, as one may be pressed at this moment."""
         self._request_hint.set_visibility(body is None)
         self._commands.set_visibility(body is not None)
         if body is not None:
-            url = self.settings.public_api_url
-            self._texts = {name: make(body, url) for name, make in COMMANDS.items()}
-            self._code.set_text(self._texts[self._command])
+            self._request = body
+            self._code.set_text(self._command(body, self.settings.public_api_url))
 
     async def _create(self) -> None:
         body = self._body()
-        self._result.clear()
-        if body is None:
-            with self._result:
+        with refilled(self._result):
+            if body is None:
                 note("A field has a value that cannot be used", "It is marked above.", "bad", role="alert")
-            return
-        with self._result:
+                return
             busy("Creating the job ...")
         # Of this form with these values: pressed again after a lost response, it creates no second job.
         key = hashlib.sha256(f"{self._form_id} {json.dumps(body)}".encode()).hexdigest()
