@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 from app.web.api_client import Json
 from app.web.components.data_table import (
@@ -18,7 +17,7 @@ from app.web.components.data_table import (
 from app.web.components.elements import note
 from app.web.components.forms import select_field
 from app.web.formatting import clean, count, moment
-from app.web.pages.jobs.panels.panel import Fields, FormTexts, ResultsPanel
+from app.web.pages.jobs.panels.panel import FormTexts, ResultsPanel
 from app.web.pages.jobs.wording import ENGINES, TARGET_KINDS
 
 MAX_TARGETS = 100
@@ -56,23 +55,21 @@ class DeliveriesPanel(ResultsPanel):
         is_expected = targets and not self.job["adapter"]
         return "No deliveries", f"The adapter will be delivered to {clean(targets, 1_000)}." if is_expected else text
 
-    async def fields(self) -> Fields | None:
+    async def choices(self) -> dict[str, str] | None:
         found = await self.api.items("delivery_targets", MAX_TARGETS)
         if not found:
             note("No delivery targets", "Create one first, see: tunery targets create --help", "warn", role="alert")
             return None
-        targets = {one["name"]: f"{clean(one['name'], 64)} ({TARGET_KINDS[one['kind']]})" for one in found}
-        return partial(_add_target, targets)
+        return {one["name"]: f"{clean(one['name'], 64)} ({TARGET_KINDS[one['kind']]})" for one in found}
+
+    def add_fields(self, choices: dict[str, str]) -> Callable[[], Json]:
+        target = select_field("Target", choices, hint="What was delivered there before is delivered again.")
+        return lambda: {"target": target.value}
 
     def _ask_to_withdraw(self, delivery_id: str, _: str) -> None:
         (target,) = (clean(one["target"], 64) for one in self.shown if one["id"] == delivery_id)
         question = f"Withdraw the adapter from {target}? Requests for it are refused there."
         self.ask(question, "Withdraw", self.api.delete, delivery_id)
-
-
-def _add_target(targets: dict[str, str]) -> Callable[[], Json]:
-    target = select_field("Target", targets, hint="What was delivered there before is delivered again.")
-    return lambda: {"target": target.value}
 
 
 def delivery_columns(may_write: bool) -> tuple[TableColumn, ...]:

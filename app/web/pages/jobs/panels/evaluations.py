@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 from app.domain.evaluations.graders import OUTPUT, REFERENCE, EvaluationSettings
 from app.domain.jobs.create_job import Setting
@@ -13,9 +12,10 @@ from app.web.components.elements import box, button, facts, link, note, progress
 from app.web.components.forms import select_field, text_field
 from app.web.formatting import clean, count, counted, duration
 from app.web.pages.jobs import wording
-from app.web.pages.jobs.panels.panel import Fields, FormTexts, ResultsPanel
+from app.web.pages.jobs.panels.panel import FormTexts, ResultsPanel
 
 MAX_FILES = 100
+PURPOSES = ("evals", "fine-tune")
 INTRODUCTION = "Base model and adapter answer the rows; the grader compares each answer with that of the row."
 FILE_HINT = "Rows that the training has not seen, such as those of the validation file."
 EXPECTED = {"input": OUTPUT, "reference": REFERENCE}
@@ -80,38 +80,32 @@ class EvaluationsPanel(ResultsPanel):
                 if one[key]:
                     link(label, f"/files/{one[key]}/content", download="")
 
-    async def fields(self) -> Fields:
-        items = self.api.items
-        files = [
-            *await items("files", MAX_FILES, purpose="evals"),
-            *await items("files", MAX_FILES, purpose="fine-tune"),
-        ]
-        options = {"": "Choose a file"}  # no file of its own accord: the first one may be the training file
-        options |= wording.file_options(files)
-        return partial(_add_fields, options, self.job["validation_file"] or "")
+    async def choices(self) -> dict[str, str]:
+        files = [one for purpose in PURPOSES for one in await self.api.items("files", MAX_FILES, purpose=purpose)]
+        # no file of its own accord: the first one may be the training file
+        return {"": "Choose a file"} | wording.file_options(files)
+
+    def add_fields(self, choices: dict[str, str]) -> Callable[[], Json]:
+        file = select_field("File with held-out rows", choices, self.job["validation_file"] or "", FILE_HINT)
+        labels = {name: label for name, (label, _) in GRADERS.items()}
+        grader = select_field("Grader", labels, hint="Further graders: tunery eval --help")
+        numbers = {
+            name: text_field(one.title, hint=f"{one.help} Empty: {field.default}.", kind="number", min="1")
+            for name, field in NUMBERS.items()
+            for one in [Setting.of(name, field)]
+        }
+
+        def body() -> Json:
+            given = {name: field.value for name, field in numbers.items() if field.value}
+            limits = {name: int(text) if text.isdecimal() else text for name, text in given.items()}
+            return {"file": file.value, "graders": GRADERS[grader.value][1]} | limits
+
+        return body
 
     def _ask_to_cancel(self) -> None:
         (evaluation, *_) = self.in_progress()
         question = "Cancel this evaluation? Its answers are lost."
         self.ask(question, "Cancel evaluation", self.api.post, f"{evaluation['id']}/cancel")
-
-
-def _add_fields(files: dict[str, str], chosen: str) -> Callable[[], Json]:
-    file = select_field("File with held-out rows", files, chosen, FILE_HINT)
-    labels = {name: label for name, (label, _) in GRADERS.items()}
-    grader = select_field("Grader", labels, hint="Further graders: tunery eval --help")
-    settings = {name: Setting.of(name, field) for name, field in NUMBERS.items()}
-    numbers = {
-        name: text_field(one.title, hint=f"{one.help} Empty: {NUMBERS[name].default}.", kind="number", min="1")
-        for name, one in settings.items()
-    }
-
-    def body() -> Json:
-        given = {name: field.value for name, field in numbers.items() if field.value}
-        limits = {name: int(text) if text.isdecimal() else text for name, text in given.items()}
-        return {"file": file.value, "graders": GRADERS[grader.value][1]} | limits
-
-    return body
 
 
 def _show_summary(summary: Json) -> None:

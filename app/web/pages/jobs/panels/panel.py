@@ -18,7 +18,6 @@ from app.web.pages.jobs import wording
 POLL_SECONDS = 2.0
 MAX_CHECKPOINTS = 100
 UNFINISHED = ("queued", "running")
-Fields = Callable[[], Callable[[], Json]]  # adds the fields of a form; the result returns the body that they make
 
 
 class Panel:
@@ -149,14 +148,18 @@ class ResultsPanel(ListPanel):
                 note("Why it failed", clean(one["error"]["message"], 2_000), "bad")
             self.content(one)
 
-    async def fields(self) -> Fields | None:
-        """What adds the fields of the form below that of the checkpoint; None after a note on why there is no form."""
+    async def choices(self) -> dict[str, str] | None:
+        """The options of the form's first field; None after a note on why there is no form."""
+        return {}
+
+    def add_fields(self, choices: dict[str, str]) -> Callable[[], Json]:
+        """Add the fields of the form below that of the checkpoint. The result returns the body that they make."""
         raise NotImplementedError
 
     async def _open_form(self) -> None:
         with refilled(self._dialogs):
-            add_fields = await self.fields()
-        if add_fields is None:
+            choices = await self.choices()
+        if choices is None:
             return
 
         async def send() -> None:
@@ -167,7 +170,7 @@ class ResultsPanel(ListPanel):
             if self.form.introduction:
                 tag("p", self.form.introduction)
             checkpoint = select_field("Checkpoint", self._checkpoints)
-            body = add_fields()
+            body = self.add_fields(choices)
 
     def ask(self, question: str, label: str, request: Callable[[str], Awaitable[Json]], path: str) -> None:
         """Ask before a request about one of the objects, whose path follows that of the list."""
