@@ -20,7 +20,6 @@ from app.settings import WebSettings
 from app.web.api_client import ApiError
 from app.web.components.elements import box, button, error_note, link, note, pill, refilled, tag
 from app.web.csv_tables import TableStore
-from app.web.formatting import clean
 from app.web.sessions import COOKIE, SessionStore, WebSession
 
 BUILD_SECONDS = 35.0  # longer than the timeout of a request to the API
@@ -37,7 +36,11 @@ SECTIONS = (
     ("project", "Project", "/project"),
 )
 ADMIN_SECTION = ("admin", "Admin", "/admin")
-LOGO = (("path", "M4 19V9m5 10V5m5 14v-7m5 7V3"),)
+LOGO = '<svg viewBox="0 0 24 24" aria-hidden="true"><path d="M4 19V9m5 10V5m5 14v-7m5 7V3"/></svg>'
+SUN = (
+    '<svg viewBox="0 0 24 24" aria-hidden="true"><circle cx="12" cy="12" r="4"/><path d="M12 2v2m0 16v2M4.9 4.9l1.4 1.4'
+    'm11.4 11.4 1.4 1.4M2 12h2m16 0h2M4.9 19.1l1.4-1.4m11.4-11.4 1.4-1.4"/></svg>'
+)
 
 log = get_logger(__name__)
 
@@ -200,13 +203,13 @@ def _header(session: WebSession, section: str, mode: ui.dark_mode) -> None:
     outer_main.props["role"] = "none"  # a page has one landmark `main`
     with tag("header", classes="t-header", role="banner"):
         with link("", "/jobs", "t-brand", aria_label="Tunery: jobs"):
-            _icon(*LOGO)
+            ui.html(LOGO, sanitize=False, tag="span")
             tag("span", "Tunery")
         with tag("nav", classes="t-nav", aria_label="Main"):
             for name, label, href in sections:
                 link(label, href, aria_current="page" if name == section else None)
         with box("t-account"):
-            tag("bdi", clean(session.project["name"], 60), title="The project of your API key")
+            tag("bdi", session.project["name"], title="The project of your API key")
             if not allows(session.project["api_key"]["scopes"], "jobs:write"):
                 pill("read only", "wait").props["title"] = "Your key lacks the scope jobs:write"
             _theme_button(mode)
@@ -217,13 +220,7 @@ def _header(session: WebSession, section: str, mode: ui.dark_mode) -> None:
 def _theme_button(mode: ui.dark_mode) -> None:
     """The browser switches at once; the server must have the mode, too, or its next update restores the old one."""
     with tag("button", classes="t-icon", type="button", aria_label="Switch between light and dark") as element:
-        _icon(
-            ("circle", "12 12 4"),
-            (
-                "path",
-                "M12 2v2m0 16v2M4.9 4.9l1.4 1.4m11.4 11.4 1.4 1.4M2 12h2m16 0h2M4.9 19.1l1.4-1.4m11.4-11.4 1.4-1.4",
-            ),
-        )
+        ui.html(SUN, sanitize=False, tag="span")
     element.on(
         "click",
         lambda event: mode.set_value(bool(event.args)),
@@ -234,15 +231,3 @@ def _theme_button(mode: ui.dark_mode) -> None:
             emit(dark);
         }""",
     )
-
-
-def _icon(*shapes: tuple[str, str]) -> None:
-    """A drawing of 24 by 24; a circle is "x y radius", a path its commands."""
-    stroke = {"fill": "none", "stroke": "currentColor", "stroke-width": "2", "stroke-linecap": "round"}
-    with tag("svg", viewBox="0 0 24 24", aria_hidden="true"):
-        for shape, geometry in shapes:
-            if shape == "circle":
-                x, y, radius = geometry.split()
-                tag("circle", cx=x, cy=y, r=radius, **stroke)
-            else:
-                tag("path", d=geometry, **stroke)

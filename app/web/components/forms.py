@@ -161,6 +161,6 @@ def form_dialog(title: str, label: str, send: Callable[[], Awaitable[None]]) -> 
 
 def _opened(name: str) -> ui.dialog:
     dialog = ui.dialog(value=True)
-    dialog.props["aria-label"] = name
+    dialog.props["aria-label"] = clean(name)
     dialog.on("hide", dialog.delete)
     return dialog

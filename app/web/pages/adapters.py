@@ -10,7 +10,7 @@ from nicegui import ui
 from app.web.api_client import ApiError, Json
 from app.web.components.data_table import Cell, DataTable, ago, lead_column, number_column, show_page, text_column
 from app.web.components.elements import box, card, code_block, error_note, facts, link, note, tabs, tag
-from app.web.formatting import clean, count, moment, size
+from app.web.formatting import count, moment, size
 from app.web.frame import View, screen
 from app.web.pages.answers import TryIt
 from app.web.pages.jobs import wording
@@ -22,7 +22,7 @@ BASE_DIRECTORY = "BASE_DIRECTORY"
 
 def _name(job: Json) -> Cell:
     name = wording.name(job)
-    return {"text": name, "href": f"/adapters/{job['id']}", "sub": clean(job["fine_tuned_model"])}
+    return {"text": name, "href": f"/adapters/{job['id']}", "sub": job["fine_tuned_model"]}
 
 
 def _archive(job: Json) -> Cell | str:
@@ -86,10 +86,10 @@ class AdapterPage(View):
 
 def _show_provenance(job: Json, adapter: Json) -> None:
     with card("Provenance"):
-        tag("bdi", clean(adapter["fine_tuned_model"], 160), "t-mono t-wrap")
+        tag("bdi", adapter["fine_tuned_model"], "t-mono t-wrap")
         facts(
             {
-                "Base model": clean(adapter["base_model"], 100),
+                "Base model": adapter["base_model"],
                 "Step": count(adapter["step_number"]),
                 "LoRA": f"rank {job['lora']['r']}, alpha {job['lora']['alpha']:g}",
                 "Trained with": "4-bit base (QLoRA)" if job["quantization"] else "16-bit base (LoRA)",
@@ -107,13 +107,13 @@ def _show_engines(job: Json, adapter: Json, source: str | None) -> None:
         is_served = verdict["ok"]
         title = "Serves this adapter as it is" if is_served else "Does not serve this adapter as it is"
         texts = "\n".join([*verdict["reasons"], *verdict["notes"]])
-        note(f"{title} ({clean(verdict['version'], 40)})", clean(texts, 2_000), "ok" if is_served else "warn")
+        note(f"{title} ({verdict['version']})", texts, "ok" if is_served else "warn")
         code_block(snippet(engine, is_served, verdict["flags"], job["id"], adapter, source))
 
     with card("Use it"):
         if source is None:
-            name = clean(adapter["base_model"], 80)
-            tag("p", f"{BASE_DIRECTORY} is the directory of {name} on the machine that runs the engine.", "t-hint")
+            hint = f"{BASE_DIRECTORY} is the directory of {adapter['base_model']} on the machine that runs the engine."
+            tag("p", hint, "t-hint")
         tabs("Ways to use the adapter", wording.ENGINES, show)
 
 

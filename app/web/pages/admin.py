@@ -19,7 +19,7 @@ from app.web.components.data_table import (
     wide_column,
 )
 from app.web.components.elements import card, error_note, facts, note, tag
-from app.web.formatting import age, clean, count, counted, duration, size
+from app.web.formatting import age, count, counted, duration, size
 from app.web.frame import View, screen
 from app.web.pages.jobs import wording
 from app.web.pages.project import show_audit
@@ -59,8 +59,8 @@ async def _show_status(view: View, projects: list[Json]) -> None:
         title = f"The service is healthy, with {counted(warnings, 'warning')}" if warnings else "The service is healthy"
         note(title, "Every required check of the last seconds passed.", "ok")
     for problem in status["problems"]:
-        text = clean(problem["message"], 1_000)
-        note(text, clean(problem["remedy"], 1_000).replace("`", ""), "bad" if problem["level"] == "problem" else "warn")
+        tone = "bad" if problem["level"] == "problem" else "warn"
+        note(problem["message"], problem["remedy"].replace("`", ""), tone)
     storage, backup = status["storage"], status["last_backup"]
     disk = storage["disk_bytes"]
     free = None if disk is None else f"{size(storage['disk_free_bytes'])} of {size(disk)}"
@@ -118,12 +118,12 @@ def _jobs(usage: Json) -> str:
 CHECK_COLUMNS = (
     lead_column("Check", "name", lambda name: name.replace("_", " ")),
     text_column("Result", "", _result),
-    wide_column("Observed", "observed", lambda observed: clean(observed, 300) or "–"),
+    wide_column("Observed", "observed"),
 )
 DELIVERY_COLUMNS = (
     lead_column("Target", "target", sub="model"),
     text_column("Project", "project"),
-    text_column("Cause", "error", lambda error: clean(error, 400) or "–"),
+    text_column("Cause", "error"),
     number_column("Time", "failed_at", ago),
 )
 PROJECT_COLUMNS = (

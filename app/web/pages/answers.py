@@ -13,7 +13,7 @@ from app.web.api_client import ApiClient, ApiError
 from app.web.api_streams import stream_answer
 from app.web.components.elements import box, button, card, error_note, tag
 from app.web.components.forms import text_area, text_field
-from app.web.formatting import clean, clean_lines, counted, duration
+from app.web.formatting import clean_lines, counted, duration
 from app.web.frame import View
 
 MAX_ANSWER_CHARACTERS = 20_000
@@ -84,7 +84,7 @@ class _AnswerPanel:
         self._model = model
         with tag("section", classes="t-stack", aria_label=f"Answer of the {label.lower()}"):
             tag("div", label, "t-label t-muted")
-            tag("bdi", clean(model, 160), "t-mono t-wrap")
+            tag("bdi", model, "t-mono t-wrap")
             self._text = tag("p", "", "t-answer", dir="auto", aria_live="polite")
             self._text.set_visibility(False)
             self._state: TextElement = box("t-hint", role="status")

@@ -7,11 +7,10 @@ from typing import Any
 
 from app.web.api_client import ApiClient, ApiError
 from app.web.components.elements import box, busy, button, refilled, tag
-from app.web.formatting import clean, clean_lines, size
+from app.web.formatting import size
 
 FIRST_BYTES = 512 << 10
 ROWS_SHOWN = 5
-MAX_MESSAGE_CHARACTERS = 3_000
 STYLED_ROLES = ("system", "user", "assistant", "tool")
 ROLES = {  # by the keys of the formats other than chat
     "prompt": "user",
@@ -27,7 +26,7 @@ async def show_rows(api: ApiClient, file_id: str) -> None:
     try:
         rows, is_whole = await _first_rows(api, file_id)
     except ApiError as error:
-        tag("p", clean(error.message, 500), "t-muted")
+        tag("p", error.message, "t-muted")
         return
     body = box("t-stack")
 
@@ -111,8 +110,8 @@ def _show_row(number: int, row: Any) -> None:
         tag("div", f"Line {number:,}", "t-label t-muted")
         for role, text in _messages(row):
             with box(f"t-message t-{role if role in STYLED_ROLES else 'user'}"):
-                tag("div", clean(role, 40), "t-role")
-                tag("p", clean_lines(text, MAX_MESSAGE_CHARACTERS), dir="auto")
+                tag("div", role, "t-role")
+                tag("p", text, dir="auto")
 
 
 def _messages(row: Any) -> list[tuple[str, str]]:

@@ -15,7 +15,7 @@ from app.web.api_client import ApiError, Json
 from app.web.components.elements import box, busy, button, card, error_note, link, note, refilled, tag
 from app.web.components.forms import Field, select_field, text_field
 from app.web.csv_tables import Columns, TableError, json_line
-from app.web.formatting import clean, clean_lines, counted, size
+from app.web.formatting import counted, size
 from app.web.frame import View, screen
 from app.web.transfers import create_upload, send_piece
 
@@ -38,7 +38,7 @@ class ConvertPage(View):
             link("Datasets", "/datasets", "t-button")
             return
         self._table, self._names = table, names
-        about = f"{clean(table.filename, 80)}: {counted(len(names), 'column')}, {size(table.size_bytes)}."
+        about = f"{table.filename}: {counted(len(names), 'column')}, {size(table.size_bytes)}."
         tag("p", about, "t-lede")
         with card("Columns"):
             text = "Each row becomes a chat: the user's message, and the assistant's answer that the model learns. "
@@ -60,7 +60,7 @@ class ConvertPage(View):
         """A select, or a text field where a select would be slow."""
         if len(self._names) > MAX_LISTED_COLUMNS:
             return text_field(label, value, "The name of a column.", self._show_preview)
-        options = {"": nothing} | {name: clean(name, 100) for name in self._names if name.strip()}
+        options = {"": nothing} | {name: name for name in self._names if name.strip()}
         return select_field(label, options, value, on_change=self._show_preview)
 
     def _columns(self, is_marked: bool = True) -> Columns | None:
@@ -95,7 +95,7 @@ class ConvertPage(View):
                 note("No row has both", "Every row has an empty question or an empty answer.", "warn")
             for example in examples:
                 line = json_line(example).decode()
-                tag("pre", clean_lines(line, 1_500), "t-code t-log", tabindex="0")
+                tag("pre", line, "t-code t-log", tabindex="0")
 
     async def _convert(self) -> None:
         columns = self._columns()

@@ -23,7 +23,7 @@ COLUMNS = (
     lead_column(
         "Dataset",
         "",
-        lambda file: {"text": clean(file["filename"]), "href": f"/datasets/{file['id']}", "sub": file["id"]},
+        lambda file: {"text": file["filename"], "href": f"/datasets/{file['id']}", "sub": file["id"]},
     ),
     number_column("Lines", "line_count", count),
     number_column("Size", "bytes", size),
@@ -61,7 +61,7 @@ class DatasetPage(View):
         ui.page_title(f"{clean(file['filename'], 60)} · Tunery")
         with box("t-title"):
             with tag("h1"):
-                tag("bdi", clean(file["filename"], 120))
+                tag("bdi", file["filename"])
             with box("t-actions"):
                 link("Download", f"/files/{self._file_id}/content", "t-button", download="")
                 if self.may("jobs:write"):
@@ -90,9 +90,9 @@ class DatasetPage(View):
     async def _build_choices(self) -> None:
         models = await self.api.base_models()
         others = await self.api.items("files", MAX_FILES, purpose="fine-tune")
-        files = {"": "None"} | {one["id"]: clean(one["filename"], 60) for one in others if one["id"] != self._file_id}
+        files = {"": "None"} | {one["id"]: one["filename"] for one in others if one["id"] != self._file_id}
         with card("Check for"), box("t-grid"):
-            names = {model["id"]: clean(model["id"], 80) for model in models} or {"": "No base model is registered"}
+            names = {model["id"]: model["id"] for model in models} or {"": "No base model is registered"}
             chosen = self.query("model", next(iter(names)))
             self._model = select_field(
                 "Base model", names, chosen, "Its tokenizer and chat template are used.", self._change

@@ -17,7 +17,7 @@ from app.web.components.data_table import (
     wide_column,
 )
 from app.web.components.elements import box, card, facts, note, refilled, tag
-from app.web.formatting import clean, count, counted, duration, size
+from app.web.formatting import count, counted, duration, size
 from app.web.frame import View, refresh_live, screen
 from app.web.pages.jobs import wording
 
@@ -35,7 +35,7 @@ class QueuePage(View):
         projects = [self.session.project]
         if self.session.is_admin:
             projects += await self.api.items("organization/projects", MAX_PROJECTS)
-        self._project_names = {project["id"]: clean(project["name"], 80) for project in projects}
+        self._project_names = {project["id"]: project["name"] for project in projects}
         tag("h1", "Queue and workers")
         self._head = box("t-stack")
         self._workers = titled_table(
@@ -118,7 +118,7 @@ class QueuePage(View):
                 )
 
     def _project(self, project_id: str) -> str:
-        return self._project_names.get(project_id, project_id)
+        return str(self._project_names.get(project_id, project_id))
 
     def _job(self, job_id: str, note: str = "") -> Json:
         """An own job has a link and, once known, its name; one of another project its short id and the project."""
@@ -169,7 +169,7 @@ def _both(queue: Json, state: str) -> str:
 
 
 def _worker_name(worker: Json) -> Json:
-    name = clean(worker["name"] or worker["id"])
+    name = worker["name"] or worker["id"]
     return {"text": name, "sub": "trains" if worker["queue"] == "gpu" else "checks files"}
 
 
@@ -179,9 +179,9 @@ def _device(device: Json) -> str:
 
 def _models(names: list[str]) -> Json:
     """The first ones; a table of many workers with many models has no room for all."""
-    shown = clean(", ".join(names[:MAX_MODELS]), 200) or "–"
+    shown = ", ".join(names[:MAX_MODELS]) or "–"
     more = f", and {len(names) - MAX_MODELS} more" if len(names) > MAX_MODELS else ""
-    return {"text": shown + more, "title": clean(", ".join(names), 4_000)}
+    return {"text": shown + more, "title": ", ".join(names)}
 
 
 def _notes(job: Json) -> str:
@@ -190,7 +190,7 @@ def _notes(job: Json) -> str:
         "urgent" if job["urgent"] else "",
         f"needs {', '.join(job['worker_labels'])}" if job["worker_labels"] else "",
     )
-    return clean(", ".join(filter(None, notes)))
+    return ", ".join(filter(None, notes))
 
 
 def _answers(evaluation: Json) -> str:

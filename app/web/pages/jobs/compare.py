@@ -34,7 +34,6 @@ class ComparePage(View):
         metrics.request_charts_early()
         self._job_ids = job_ids
         self._jobs: list[Json] = []
-        self._rows: dict[str, list[Json]] = {}  # of the metrics, by job
         self._results = DataTable("Results", RESULT_COLUMNS)
         self._empty = note("No metrics yet", "None of these jobs has trained a step.")
         self._curves = CurvesCard("Curves of the compared jobs", "compared-jobs.png", "Curves", "0.6")
@@ -43,20 +42,15 @@ class ComparePage(View):
         refresh_live(self, self._refresh, interval_seconds=REFRESH_SECONDS)
 
     async def _refresh(self) -> None:
-        """Request the metrics of the jobs that have moved on; a running one sends all points again, so not often."""
+        """A running job sends all points again, so not often; the client keeps those of others by their ETag."""
         jobs = await asyncio.gather(*(self.api.get(f"fine_tuning/jobs/{one}") for one in self._job_ids))
-        moved = [job for job in jobs if job not in self._jobs]
-        is_early = time.monotonic() - self._curves.drawn_at < REFRESH_SECONDS
-        if not moved or (is_early and any(job["status"] in wording.UNFINISHED for job in moved)):
+        if jobs == self._jobs or time.monotonic() - self._curves.drawn_at < REFRESH_SECONDS:
             return
-        metrics = await asyncio.gather(
-            *(self.api.get(f"fine_tuning/jobs/{job['id']}/metrics", max_points=MAX_POINTS) for job in moved)
-        )
-        self._rows |= {job["id"]: one["data"] for job, one in zip(moved, metrics, strict=True)}
+        paths = [f"fine_tuning/jobs/{one}/metrics" for one in self._job_ids]
+        metrics = await asyncio.gather(*(self.api.get(path, max_points=MAX_POINTS) for path in paths))
         self._jobs = jobs
-        charted = [
-            ChartedJob(name, self._rows[job["id"]]) for name, job in zip(distinct_names(jobs), jobs, strict=True)
-        ]
+        rows = [one["data"] for one in metrics]
+        charted = [ChartedJob(*pair) for pair in zip(distinct_names(jobs), rows, strict=True)]
         self._results.show(job | {"charted": one} for job, one in zip(jobs, charted, strict=True))
         drawn = [one for one in charted if one.rows]
         self._empty.set_visibility(not drawn)

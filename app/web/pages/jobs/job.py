@@ -28,7 +28,7 @@ from app.web.components.elements import (
     tag,
 )
 from app.web.components.forms import ask
-from app.web.formatting import clean, count, duration, moment, per_second
+from app.web.formatting import count, duration, moment, per_second
 from app.web.frame import View, refresh_live, screen, set_query
 from app.web.pages.jobs import job_form, wording
 from app.web.pages.jobs.metrics import MetricsPanel, request_charts_early
@@ -132,7 +132,7 @@ class JobPage(View):
         if job["status"] == "paused" or (job["status"] == "queued" and job["attempts"]):
             last = (await self.api.get(f"{self._path}/events", limit=1, type="message"))["data"]
             stopped = [one for one in last if one["data"].get("reason") not in (None, "paused")]
-            self._interruption = clean(stopped[0]["message"], 2_000) if stopped else None
+            self._interruption = stopped[0]["message"] if stopped else None
         self._show_head()
 
     def _show_head(self) -> None:
@@ -149,7 +149,7 @@ class JobPage(View):
             if self._interruption:
                 note("Why it was interrupted", self._interruption, "warn")
             for warning in self._job["warnings"]:
-                note("Warning", clean(warning["message"], 1_000), "warn")
+                note("Warning", warning["message"], "warn")
 
     def _show_title(self) -> None:
         """Build it only when it changes: a refresh must not take the focus from a button."""
@@ -182,9 +182,9 @@ class JobPage(View):
         job = self._job
         with box("t-row t-muted"):
             tag("span", job["id"], "t-mono t-wrap")
-            tag("bdi", clean(job["model"], 100))
+            tag("bdi", job["model"])
             if job["model_alias"]:
-                tag("bdi", f"requested as {clean(job['model_alias'], 130)}")
+                tag("bdi", f"requested as {job['model_alias']}")
             wording.link_files(job)
             if job["cloned_from"]:
                 link("Cloned from", f"/jobs/{job['cloned_from']}")
@@ -206,7 +206,7 @@ class JobPage(View):
         error = self._job["error"]
         if error is None:
             return
-        with note("Why it failed", clean(error["message"], 4_000), "bad", role="alert"):
+        with note("Why it failed", error["message"], "bad", role="alert"):
             if error["cause"]:
                 tag("p", error["cause"].replace("`", ""))
             if remedy := wording.remedy(error):

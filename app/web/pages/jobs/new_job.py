@@ -31,7 +31,7 @@ from app.web.components.elements import (
     tag,
 )
 from app.web.components.forms import Field, checkbox, select_field, text_area, text_field
-from app.web.formatting import clean, clean_lines, count, counted, duration, size
+from app.web.formatting import count, counted, duration, size
 from app.web.frame import View, screen
 from app.web.pages.jobs import job_form, wording
 from app.web.pages.jobs.job_form import FieldError, Prefilled
@@ -69,7 +69,7 @@ class NewJobPage(View):
         if prefilled.changes:
             note("Changed compared with the failed job", "\n".join(prefilled.changes), "warn")
         if prefilled.advice:
-            note("Nothing is changed yet compared with the failed job", clean_lines(prefilled.advice, 4_000), "warn")
+            note("Nothing is changed yet compared with the failed job", prefilled.advice, "warn")
         models = await self.api.base_models()
         files = await self.api.items("files", MAX_FILES, purpose="fine-tune")
         self._files: dict[str, Json] = {file["id"]: file for file in files}
@@ -105,7 +105,7 @@ class NewJobPage(View):
 
     def _build_fields(self, models: list[Json], files: dict[str, str]) -> None:
         names = [*(model["id"] for model in models), self._initial.get("model", "")]
-        model_names = {name: clean(name, 80) for name in names if name}
+        model_names = {name: name for name in names if name}
         if not model_names:
             note("No base model", "An operator registers one: tunery models add NAME DIRECTORY", "warn")
         if not files:
@@ -149,7 +149,7 @@ class NewJobPage(View):
         is_kept = checkbox("Keep the other settings of the original", "true", keep)
         dropped = note("The defaults apply instead of these settings", "", "warn", role="status")
         dropped.set_visibility(False)
-        facts({clean(name, 80): wording.setting_text(value) for name, value in rest.items()})
+        facts({name: wording.setting_text(value) for name, value in rest.items()})
 
     def _add(self, *names: str, **hints: str) -> None:
         """Add the fields of settings, with the title and the help of their definitions."""
@@ -202,9 +202,9 @@ class NewJobPage(View):
                 if plan.is_unreachable:
                     button("Plan again", self._update)
             elif isinstance(plan, dict):
-                note(clean(plan["message"], 1_000), "", VERDICT_TONES.get(plan["verdict"], ""))
+                note(plan["message"], "", VERDICT_TONES.get(plan["verdict"], ""))
                 for warning in plan["warnings"]:
-                    note("Warning", clean(warning["message"], 1_000), "warn")
+                    note("Warning", warning["message"], "warn")
                 with self._plan:
                     _show_plan(plan, queue if isinstance(queue, dict) else None)
 
@@ -282,7 +282,7 @@ def _show_device(device: Json) -> None:
     percent = min(100.0, 100 * peak / total) if total else 100.0
     with box("t-device"):
         with box("t-row"):
-            tag("span", clean(device["name"], 60), "t-strong")
+            tag("span", device["name"], "t-strong")
             pill("fits" if device["fits"] else "does not fit", "ok" if device["fits"] else "bad")
             tag("span", counted(device["workers"], "worker"), "t-muted")
         with box("t-bar", role="img", aria_label=f"Memory: {size(peak)} of {size(total)}"):

@@ -117,7 +117,7 @@ def remaining_seconds(job: Json, now: float | None = None) -> float | None:
 
 def reason(job: Json, other: str = "its turn") -> str:
     """What a queued job waits for in the queue."""
-    return clean(job["waiting_for"], 300) or ("disk space" if job["phase"] == "waiting_for_storage" else other)
+    return job["waiting_for"] or ("disk space" if job["phase"] == "waiting_for_storage" else other)
 
 
 def waiting(job: Json, now: float | None = None) -> str:
@@ -139,14 +139,14 @@ def waiting(job: Json, now: float | None = None) -> str:
 def failure(job: Json) -> str | None:
     """Why a job failed, in a few words."""
     error = job["error"]
-    return clean(error["code"].replace("_", " "), 80) if error and error.get("code") else None
+    return error["code"].replace("_", " ") if error and error.get("code") else None
 
 
 def remedy(error: Json) -> str | None:
     """What to do about the error of a failed job, in terms of the dashboard."""
     if not error["remedy"]:
         return None
-    parameter = clean(error["param"], 200) if error["param"] else "the parameter"
+    parameter = error["param"] or "the parameter"
     text = error["remedy"].replace("the parameter in `param`", parameter)
     plan = "the plan in the form of a new job"
     return str(text.replace("`POST /v1/fine_tuning/jobs/plan`", plan).replace("`", ""))
@@ -209,4 +209,4 @@ def setting_text(value: Any) -> str:
         return f"{value:g}"
     if isinstance(value, list) and all(isinstance(one, str) for one in value):
         value = ", ".join(value)
-    return clean(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), 400)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -8,7 +8,7 @@ from app.domain.jobs.request_parameters import METHOD_OF, collect
 from app.web.api_client import Json
 from app.web.components.data_table import lead_column, text_column, titled_table
 from app.web.components.elements import card, code_block, facts, note
-from app.web.formatting import clean, clean_lines
+from app.web.formatting import clean_lines
 from app.web.pages.jobs.panels.panel import Panel
 from app.web.pages.jobs.wording import UNITS, setting_text
 
@@ -30,7 +30,7 @@ class ConfigurationPanel(Panel):
             titled_table(title, COLUMNS, rows, key="name").classes("t-even")  # the same columns in each group
         if job["metadata"]:
             with card("Metadata"):
-                facts({clean(name, 80): clean(value, 600) for name, value in job["metadata"].items()})
+                facts(job["metadata"])
         if job["request"] is None:
             note("The request is not stored", "This job was created by a release that kept only the resolved values.")
             return

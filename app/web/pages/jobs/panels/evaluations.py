@@ -10,7 +10,7 @@ from app.web.api_client import Json
 from app.web.components.data_table import Cell, DataTable, lead_column, number_column
 from app.web.components.elements import box, button, facts, link, note, progress_bar, tag
 from app.web.components.forms import select_field, text_field
-from app.web.formatting import clean, count, counted, duration
+from app.web.formatting import count, counted, duration
 from app.web.pages.jobs import wording
 from app.web.pages.jobs.panels.panel import FormTexts, ResultsPanel
 
@@ -111,15 +111,15 @@ class EvaluationsPanel(ResultsPanel):
 def _show_summary(summary: Json) -> None:
     if promotion := summary["promotion"]:
         title = "The adapter may be delivered" if promotion["allowed"] else "The adapter is not delivered"
-        note(title, clean(promotion["reason"], 1_000), "ok" if promotion["allowed"] else "warn")
+        note(title, promotion["reason"], "ok" if promotion["allowed"] else "warn")
     for warning in summary["warnings"]:
-        note("Warning", clean(warning, 1_000), "warn")
+        note("Warning", warning, "warn")
     DataTable("Scores by grader", COLUMNS, summary["graders"], key="name")
     answers = summary["answers"]
     facts(
         {
             "Rows": f"{count(summary['rows'])} of {count(summary['rows_in_file'])}",
-            "Precision": clean(summary["precision"], 120),
+            "Precision": summary["precision"],
             "Duration": duration(summary["seconds"]),
             "Base model": _answers_text(answers["base"]),
             "Adapter": _answers_text(answers["adapter"]),

@@ -11,7 +11,7 @@ from app.web.api_client import Json
 from app.web.components.data_table import DataTable, TableColumn, lead_column, number_column, wide_column
 from app.web.components.elements import box, button, card, note, pill, refilled, tag
 from app.web.components.forms import ask, form_dialog, select_field
-from app.web.formatting import clean, count, loss, moment, size
+from app.web.formatting import count, loss, moment, size
 from app.web.frame import View
 from app.web.pages.jobs import wording
 
@@ -145,7 +145,7 @@ class ResultsPanel(ListPanel):
                 tag("span", moment(one["created_at"]), "t-muted")
                 self.add_actions(one)
             if one["error"]:
-                note("Why it failed", clean(one["error"]["message"], 2_000), "bad")
+                note("Why it failed", one["error"]["message"], "bad")
             self.content(one)
 
     async def choices(self) -> dict[str, str] | None:
@@ -202,7 +202,7 @@ async def checkpoint_options(view: View, job: Json) -> dict[str, str]:
 
 
 FILE_COLUMNS = (
-    lead_column("File", "", lambda file: {"text": clean(file["filename"], 120)} | download(file["id"])),
+    lead_column("File", "", lambda file: {"text": file["filename"]} | download(file["id"])),
     number_column("Size", "bytes", size),
     wide_column("SHA-256", "sha256"),
 )

@@ -9,7 +9,7 @@ from app.web.api_client import Json
 from app.web.components.data_table import lead_column, number_column, state, text_column
 from app.web.components.elements import box, button, card, link, refilled, tag
 from app.web.components.forms import filter_select, filter_text
-from app.web.formatting import clean, clean_lines, count, duration, exact_moment, loss, moment
+from app.web.formatting import clean_lines, count, duration, exact_moment, loss, moment
 from app.web.pages.jobs import wording
 from app.web.pages.jobs.panels.panel import ListPanel, Panel, download
 
@@ -30,7 +30,6 @@ REASONS = {
 }
 MAX_EVENTS = 200
 MAX_LOG_CHARACTERS = 200_000
-MAX_ANSWER_CHARACTERS = 4_000
 EMPTY_LOG = "The trainer has printed no warnings or errors. What happened to the job is in Events."
 LEVEL_TONES = {"info": "wait", "warn": "warn", "error": "bad"}
 
@@ -113,7 +112,7 @@ class CheckpointsPanel(ListPanel):
     columns = (
         number_column("Step", "step_number", count),
         lead_column(
-            "Model", "", lambda one: {"text": clean(one["fine_tuned_model_checkpoint"]), "sub": one["best"] and "best"}
+            "Model", "", lambda one: {"text": one["fine_tuned_model_checkpoint"], "sub": one["best"] and "best"}
         ),
         number_column("Train loss", "metrics.train_loss", loss),
         number_column("Validation loss", "metrics.full_valid_loss", loss),
@@ -137,7 +136,7 @@ class EventsPanel(ListPanel):
     columns = (
         text_column("Time", "created_at", exact_moment),
         text_column("Level", "level", state(LEVEL_TONES)),
-        lead_column("Event", "message", lambda message: clean(message, 2_000)),
+        lead_column("Event", "message"),
     )
 
     def build(self) -> None:
@@ -229,9 +228,9 @@ class SamplesPanel(ListPanel):
         with card():
             with box("t-row"):
                 tag("span", f"Step {one.get('step', '–')}", "t-pill t-wait")
-                tag("h2", clean(one["prompt"], 2_000))
+                tag("h2", one["prompt"])
             with box("t-grid"):
                 for label, key in (("Base model", "base"), ("Adapter", "tuned")):
                     with box("t-stack"):
                         tag("div", label, "t-label t-muted")
-                        tag("p", clean_lines(str(one[key]), MAX_ANSWER_CHARACTERS), "t-answer", dir="auto")
+                        tag("p", str(one[key]), "t-answer", dir="auto")
