@@ -127,16 +127,12 @@ class TableStore:
 
     def create(self, owner: str, filename: str, size_bytes: int) -> CsvTable:
         """Raises TableError, OSError."""
-        if size_bytes > MAX_TABLE_BYTES:
+        total = size_bytes + sum(table.size_bytes for table in self._tables.values() if table.owner == owner)
+        if total > MAX_TABLE_BYTES:
             raise TableError(
-                f"The file has {size_bytes:,} bytes; a CSV may have at most {MAX_TABLE_BYTES:,}. Split it, or convert "
-                "it to JSONL yourself: JSONL files may be larger."
-            )
-        own = sum(table.size_bytes for table in self._tables.values() if table.owner == owner)
-        if own + size_bytes > MAX_TABLE_BYTES:
-            raise TableError(
-                f"Your CSV files that wait for their conversion have {own:,} bytes; together they may have at most "
-                f"{MAX_TABLE_BYTES:,}. Convert them, cancel them, or drop this file in an hour, when they are deleted."
+                f"Your CSV files that wait for their conversion may have at most {MAX_TABLE_BYTES:,} bytes together; "
+                f"with this one they have {total:,}. Convert or cancel the others, split this one, or convert it to "
+                "JSONL yourself: JSONL files may be larger."
             )
         self._require_space(size_bytes)
         table_id = f"table-{secrets.token_hex(12)}"

@@ -71,6 +71,9 @@ def _value(one: Any, path: str) -> Any:
     return one
 
 
+CREATED = number_column("Created", "created_at", ago)
+
+
 class DataTable(Element, component="data_table.js"):
     """Objects as rows with the id at `key`. Screen readers name a row by its leading cell, or by `label`."""
 

@@ -13,7 +13,7 @@ from nicegui.element import Element
 from nicegui.elements.mixins.text_element import TextElement
 
 from app.web.api_client import ApiError
-from app.web.formatting import clean_lines
+from app.web.formatting import clean, clean_lines
 
 MAX_SEGMENT_CHARACTERS = 20_000
 MAX_TEXT_CHARACTERS = 4_000
@@ -65,6 +65,17 @@ def handle_press(element: TextElement, handler: Callable[[], Any]) -> None:
                 client.run_javascript(f"endPress('{html_id}')")
 
     element.on("click", pressed, js_handler="(event) => { if (beginPress(event.currentTarget)) emit(); }")
+
+
+@contextmanager
+def page_head(name: str, about: str = "") -> Iterator[None]:
+    """The heading of a page about one object, which names its tab as well, with the actions that the block makes."""
+    ui.page_title(f"{clean(name, 80)}{about} · Tunery")
+    with box("t-title"):
+        with tag("h1"):
+            tag("bdi", name)
+        with box("t-actions"):
+            yield
 
 
 def link(label: str, href: str, classes: str = "", **attributes: Any) -> TextElement:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import shlex
 
-from nicegui import ui
-
 from app.web.api_client import ApiError, Json
 from app.web.components.data_table import Cell, DataTable, ago, lead_column, number_column, show_page, text_column
-from app.web.components.elements import box, card, code_block, error_note, facts, link, note, tabs, tag
+from app.web.components.elements import box, card, code_block, error_note, facts, link, note, page_head, tabs, tag
 from app.web.formatting import count, moment, size
 from app.web.frame import View, screen
 from app.web.pages.answers import TryIt
@@ -21,8 +19,7 @@ BASE_DIRECTORY = "BASE_DIRECTORY"
 
 
 def _name(job: Json) -> Cell:
-    name = wording.name(job)
-    return {"text": name, "href": f"/adapters/{job['id']}", "sub": job["fine_tuned_model"]}
+    return wording.job_cell(job) | {"href": f"/adapters/{job['id']}", "sub": job["fine_tuned_model"]}
 
 
 def _archive(job: Json) -> Cell | str:
@@ -56,17 +53,13 @@ class AdapterPage(View):
     async def build(self) -> None:
         job_id = self.path("job_id")
         job = await self.api.get(f"fine_tuning/jobs/{job_id}")
-        ui.page_title(f"{wording.name(job)} · Adapter · Tunery")
-        with box("t-title"):
-            with tag("h1"):
-                tag("bdi", wording.name(job))
-            with box("t-actions"):
-                link("Job", f"/jobs/{job_id}", "t-button")
-                if job["adapter"]:
-                    if self.may("jobs:write"):
-                        link("Evaluate", f"/jobs/{job_id}?tab=evaluations", "t-button")
-                        link("Deliver", f"/jobs/{job_id}?tab=deliveries", "t-button")
-                    link("Download", f"/jobs/{job_id}/adapter.tar", "t-button t-primary", download="")
+        with page_head(wording.name(job), " · Adapter"):
+            link("Job", f"/jobs/{job_id}", "t-button")
+            if job["adapter"]:
+                if self.may("jobs:write"):
+                    link("Evaluate", f"/jobs/{job_id}?tab=evaluations", "t-button")
+                    link("Deliver", f"/jobs/{job_id}?tab=deliveries", "t-button")
+                link("Download", f"/jobs/{job_id}/adapter.tar", "t-button t-primary", download="")
         try:
             adapter = await self.api.get(f"fine_tuning/jobs/{job_id}/adapter")
         except ApiError as error:

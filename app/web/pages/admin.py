@@ -6,6 +6,7 @@ import asyncio
 
 from app.web.api_client import ApiError, Json
 from app.web.components.data_table import (
+    CREATED,
     Cell,
     TableColumn,
     ago,
@@ -133,7 +134,7 @@ PROJECT_COLUMNS = (
     number_column("Queued, running", "usage", _jobs),
     number_column("GPU time this month", "usage.gpu_seconds_this_month", duration),
     number_column("Weight", "share_weight", "{:g}".format),
-    number_column("Created", "created_at", ago),
+    CREATED,
 )
 MODEL_COLUMNS = (
     lead_column("Base model", "id"),

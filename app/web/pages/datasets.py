@@ -8,9 +8,22 @@ from nicegui import ui
 
 from app.web.api_client import ApiError, Json
 from app.web.components.data_table import ago, lead_column, number_column, show_page, text_column
-from app.web.components.elements import Dropzone, box, busy, button, card, error_note, facts, link, note, refilled, tag
+from app.web.components.elements import (
+    Dropzone,
+    box,
+    busy,
+    button,
+    card,
+    error_note,
+    facts,
+    link,
+    note,
+    page_head,
+    refilled,
+    tag,
+)
 from app.web.components.forms import select_field, text_field
-from app.web.formatting import clean, count, moment, size
+from app.web.formatting import count, moment, size
 from app.web.frame import View, screen, set_query
 from app.web.pages.chat_rows import show_line, show_rows
 from app.web.pages.dataset_report import show_report
@@ -56,16 +69,11 @@ class DatasetsPage(View):
 class DatasetPage(View):
     async def build(self) -> None:
         self._file_id = self.path("file_id")
-        self._requested = 0  # the number of the latest request of a report
         file = await self.api.get(f"files/{self._file_id}")
-        ui.page_title(f"{clean(file['filename'], 60)} · Tunery")
-        with box("t-title"):
-            with tag("h1"):
-                tag("bdi", file["filename"])
-            with box("t-actions"):
-                link("Download", f"/files/{self._file_id}/content", "t-button", download="")
-                if self.may("jobs:write"):
-                    link("New job", f"/jobs/new?file={self._file_id}", "t-button t-primary")
+        with page_head(file["filename"]):
+            link("Download", f"/files/{self._file_id}/content", "t-button", download="")
+            if self.may("jobs:write"):
+                link("New job", f"/jobs/new?file={self._file_id}", "t-button t-primary")
         with card():
             facts(
                 {
@@ -116,15 +124,11 @@ class DatasetPage(View):
         set_query(f"/datasets/{self._file_id}", model=self._model.value, context=self._context.value, line=line)
 
     async def _load_report(self) -> None:
-        self._requested += 1
-        number = self._requested
-        self._report.clear()
-        if not self._model.value:
-            with self._report:
+        with refilled(self._report):
+            if not self._model.value:
                 note("No base model", "An operator registers one: tunery models add NAME DIRECTORY", "warn")
-            return
-        with self._report:
-            busy("Checking the file ...")
+                return
+            waiting = busy("Checking the file ...")
         report: Json | ApiError
         try:
             report = await self.api.post(
@@ -137,7 +141,7 @@ class DatasetPage(View):
             )
         except ApiError as error:
             report = error
-        if number != self._requested:  # a later choice has its own report
+        if waiting.is_deleted:  # a later choice has its own report
             return
         with refilled(self._report):
             if isinstance(report, ApiError):

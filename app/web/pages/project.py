@@ -6,6 +6,7 @@ from typing import Any
 
 from app.web.api_client import Json
 from app.web.components.data_table import (
+    CREATED,
     DataTable,
     Show,
     ago,
@@ -148,7 +149,7 @@ WEBHOOK_COLUMNS = (
     text_column("Status", "status", state(STATE_TONES)),
     number_column("Attempts", "attempt_count", count),
     text_column("Last result", "attempts", _last_result),
-    number_column("Created", "created_at", ago),
+    CREATED,
 )
 AUDIT_COLUMNS = (
     lead_column("Action", "type"),

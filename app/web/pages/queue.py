@@ -7,6 +7,7 @@ import time
 
 from app.web.api_client import Json
 from app.web.components.data_table import (
+    CREATED,
     ago,
     brief,
     lead_column,
@@ -69,7 +70,7 @@ class QueuePage(View):
                 number_column("Expected start", "expected_start", _in),
                 number_column("Planned time", "planned_seconds", duration),
                 wide_column("Waits for", "", wording.reason),
-                number_column("Created", "created_at", ago),
+                CREATED,
             ),
         )
         self._rest = box("t-stack")
@@ -100,7 +101,7 @@ class QueuePage(View):
                         text_column("Status", "status", state({"running": "run"})),
                         number_column("Answers", "", _answers),
                         number_column("Estimated time", "estimated_seconds", duration),
-                        number_column("Created", "created_at", ago),
+                        CREATED,
                     ),
                     evaluations,
                 )

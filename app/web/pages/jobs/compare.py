@@ -10,7 +10,7 @@ from urllib.parse import quote
 from app.domain.jobs.create_job import settings_of
 from app.domain.jobs.states import training_seconds
 from app.web.api_client import Json
-from app.web.components.data_table import Cell, DataTable, lead_column, number_column, text_column
+from app.web.components.data_table import DataTable, lead_column, number_column, text_column
 from app.web.components.elements import card, link, note, tag
 from app.web.formatting import duration, loss
 from app.web.frame import View, refresh_live, screen
@@ -66,10 +66,6 @@ def distinct_names(jobs: list[Json]) -> list[str]:
     ]
 
 
-def _name(job: Json) -> Cell:
-    return {"text": job["charted"].name, "href": f"/jobs/{job['id']}", "sub": wording.short_id(job["id"])}
-
-
 def _last_loss(charted: ChartedJob) -> str:
     losses = [row["train_loss"] for row in charted.rows if row.get("train_loss") is not None]
     return loss(losses[-1] if losses else None)
@@ -81,7 +77,7 @@ def _best_loss(charted: ChartedJob) -> str:
 
 
 RESULT_COLUMNS = (
-    lead_column("Job", "", _name),
+    lead_column("Job", "", wording.job_cell),
     text_column("Status", "", wording.status),
     number_column("Train loss", "charted", _last_loss),
     number_column("Best valid. loss", "charted", _best_loss),

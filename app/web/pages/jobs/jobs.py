@@ -209,7 +209,7 @@ def _columns(curves: Curves) -> tuple[TableColumn, ...]:
         return {"text": job["model"], "sub": curves.filename(job)}
 
     return (
-        lead_column("Job", "", _name, sort="name"),
+        lead_column("Job", "", wording.job_cell, sort="name"),
         text_column("Status", "", _status, sort="status"),
         text_column("Base model and data", "", model, sort="model"),
         text_column("Progress", "", _progress, sort="progress"),
@@ -219,10 +219,6 @@ def _columns(curves: Curves) -> tuple[TableColumn, ...]:
         number_column("Time", "", _time, sort="time"),
         number_column("Created", "created_at", ago, sort="created"),
     )
-
-
-def _name(job: Json) -> Cell:
-    return {"text": wording.name(job), "href": f"/jobs/{job['id']}", "sub": wording.short_id(job["id"])}
 
 
 def _status(job: Json) -> Cell:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import json
 import re
@@ -15,7 +14,7 @@ import nicegui
 from nicegui import ui
 from nicegui.dependencies import esm_modules
 
-from app.web.api_client import ApiClient, Json
+from app.web.api_client import Json
 from app.web.components.elements import box, button, card, chart, facts, link, note, refilled, tag
 from app.web.components.forms import checkbox, filter_select
 from app.web.formatting import loss, short
@@ -23,7 +22,6 @@ from app.web.pages.jobs import wording
 from app.web.pages.jobs.panels.panel import Panel
 
 MAX_POINTS = 2_000
-PREVIEW_POINTS = 200  # read by index, where the metrics of a long job are selected out of all its steps
 HINT = "Ctrl and the mouse wheel, or the bar below, zoom."
 NO_METRICS_YET = "No metrics yet", "Curves appear after the first training step."
 NO_METRICS = "No step was trained", "So there are no curves."
@@ -112,32 +110,23 @@ class MetricsPanel(Panel):
         self._rows: list[Json] = []
         self._facts = box("")
         self._empty = box("")
-        job, self._name = self.job, wording.name(self.job)
-        self._curves = CurvesCard(f"Curves of {self._name}", f"{job['id']}.png", hint=HINT)
+        job = self.job
+        self._curves = CurvesCard(f"Curves of {wording.name(job)}", f"{job['id']}.png", hint=HINT)
         with self._curves.downloads:
             link("CSV", f"/jobs/{job['id']}/metrics.csv", "t-button", download="").move(target_index=0)
 
     async def load(self) -> None:
-        job, get = self.job, self.api.get
-        request = asyncio.ensure_future(get(f"{self.path}/metrics", max_points=MAX_POINTS))
-        is_long = not self._rows and (job["trained_steps"] or 0) > MAX_POINTS
-        if is_long and (preview := await preview_rows(self.api, job["id"], request)):
-            self._show(preview)
-            self._curves.drawn_at = 0.0
-        metrics = await request
-        is_unfinished = job["status"] in wording.UNFINISHED
+        metrics = await self.api.get(f"{self.path}/metrics", max_points=MAX_POINTS)
+        is_unfinished = self.job["status"] in wording.UNFINISHED
         is_early = is_unfinished and time.monotonic() - self._curves.drawn_at < CHART_PAUSE_SECONDS
         if not metrics["data"]:
             with refilled(self._empty):
                 note(*(NO_METRICS_YET if is_unfinished else NO_METRICS))
         elif metrics["data"] != self._rows and not is_early:
             self._empty.clear()
-            self._show(metrics["data"])
+            self._rows = metrics["data"]
+            self._curves.show([ChartedJob(wording.name(self.job), self._rows)])
             self._show_facts(metrics["total"])
-
-    def _show(self, rows: list[Json]) -> None:
-        self._rows = rows
-        self._curves.show([ChartedJob(self._name, rows)])
 
     def _show_facts(self, total: int) -> None:
         last, best = self._rows[-1], best_validation(self._rows)
@@ -154,18 +143,6 @@ class MetricsPanel(Panel):
                     "Shown": f"{len(self._rows):,} of {total:,} steps" if total > len(self._rows) else None,
                 }
             )
-
-
-async def preview_rows(api: ApiClient, job_id: str, metrics: asyncio.Future[Json]) -> list[Json]:
-    """A few points of the train loss to draw until the metrics arrive; none if these arrive first."""
-    request = asyncio.ensure_future(api.get("fine_tuning/loss_curves", jobs=job_id, max_points=PREVIEW_POINTS))
-    await asyncio.wait((request, metrics), return_when=asyncio.FIRST_COMPLETED)
-    if not request.done() or request.exception() is not None or metrics.done():
-        request.cancel()
-        return []
-    (curve,) = request.result()["data"]
-    points = zip(curve["steps"], curve["train_losses"], strict=True)
-    return [{"step": step, "train_loss": loss} for step, loss in points]
 
 
 def request_charts_early(is_needed_now: bool = True) -> None:

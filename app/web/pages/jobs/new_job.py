@@ -62,7 +62,6 @@ class NewJobPage(View):
         self._fields: dict[str, Field] = {}
         self._request: Json = {}  # of the commands
         self._form_id = secrets.token_hex(16)
-        self._planned = 0  # the number of the latest request of a plan
         tag("h1", "New job")
         if not self.may("jobs:write"):
             note("This key may not create jobs", "It lacks the scope jobs:write; it can plan one.", "warn")
@@ -89,7 +88,7 @@ class NewJobPage(View):
                     self._plan = box("t-stack")
                 with card("The same request"):
                     self._build_request()
-        ui.timer(0.05, self._update, once=True)
+        ui.timer(0.05, partial(self._update, is_marked=False), once=True)  # a form that was just opened has no errors
 
     async def _add_older_file(self, name: str) -> None:
         """Offer the file that the form begins with, also if it is none of the newest; name one that was deleted."""
@@ -177,23 +176,21 @@ class NewJobPage(View):
                 self._fields[name].set_error(message)
             return None
 
-    async def _update(self) -> None:
-        body = self._body(is_marked=self._planned > 0)  # a form that was just opened has no errors yet
+    async def _update(self, is_marked: bool = True) -> None:
+        body = self._body(is_marked)
         self._show_request(body)
-        self._planned += 1
-        number = self._planned
         self._plan.clear()
         with refilled(self._verdict):
             if body is None:
                 tag("p", "The plan appears when the fields are complete.", "t-muted")
                 return
-            busy("Counting tokens and memory ...")
+            waiting = busy("Counting tokens and memory ...")
         plan, queue = await asyncio.gather(
             self.api.post("fine_tuning/jobs/plan", body, timeout_seconds=PLAN_SECONDS),
             self.api.get("queue", limit=1),
             return_exceptions=True,
         )
-        if number != self._planned:  # a later change has its own plan
+        if waiting.is_deleted:  # a later change has its own plan
             return
         with refilled(self._verdict):
             if isinstance(plan, ApiError):

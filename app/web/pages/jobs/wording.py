@@ -78,6 +78,11 @@ def name(job: Json) -> str:
     return clean(job["user_provided_suffix"], 80) or short_id(job["id"])
 
 
+def job_cell(job: Json) -> Json:
+    """The name as a cell of a table."""
+    return {"text": name(job), "href": f"/jobs/{job['id']}", "sub": short_id(job["id"])}
+
+
 def short_id(job_id: str) -> str:
     return job_id[:14]
 
