@@ -37,7 +37,7 @@ COLUMNS = (
 )
 
 
-@screen("/adapters", "Adapters", "adapters")
+@screen("/adapters", "Adapters")
 class AdaptersPage(View):
     async def build(self) -> None:
         tag("h1", "Adapters")
@@ -48,7 +48,7 @@ class AdaptersPage(View):
                 link("New job", "/jobs/new", "t-button t-primary")
 
 
-@screen("/adapters/{job_id}", "Adapter", "adapters")
+@screen("/adapters/{job_id}", "Adapter")
 class AdapterPage(View):
     async def build(self) -> None:
         job_id = self.path("job_id")

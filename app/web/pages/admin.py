@@ -30,7 +30,7 @@ MAX_FAILED = 50
 NO_MODEL = "No base model", "Register one on the server: tunery models add NAME DIRECTORY", "warn"
 
 
-@screen("/admin", "Admin", "admin")
+@screen("/admin", "Admin")
 class AdminPage(View):
     async def build(self) -> None:
         tag("h1", "Admin")

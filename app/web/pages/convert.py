@@ -26,7 +26,7 @@ USER_NAMES = ("user", "prompt", "question", "input", "text", "instruction", "mes
 ASSISTANT_NAMES = ("assistant", "completion", "answer", "output", "label", "response", "target")
 
 
-@screen("/datasets/convert/{table_id}", "CSV to JSONL", "datasets")
+@screen("/datasets/convert/{table_id}", "CSV to JSONL")
 class ConvertPage(View):
     async def build(self) -> None:
         tag("h1", "CSV to JSONL")

@@ -49,7 +49,7 @@ HINT = (
 )
 
 
-@screen("/datasets", "Datasets", "datasets")
+@screen("/datasets", "Datasets")
 class DatasetsPage(View):
     async def build(self) -> None:
         with box("t-title"):
@@ -65,7 +65,7 @@ class DatasetsPage(View):
             note("No datasets yet", what_to_do if may_write else "This key may not upload any.")
 
 
-@screen("/datasets/{file_id}", "Dataset", "datasets")
+@screen("/datasets/{file_id}", "Dataset")
 class DatasetPage(View):
     async def build(self) -> None:
         self._file_id = self.path("file_id")

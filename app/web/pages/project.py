@@ -43,7 +43,7 @@ TARGET_STATES = {
 }
 
 
-@screen("/project", "Project", "project")
+@screen("/project", "Project")
 class ProjectPage(View):
     async def build(self) -> None:
         project = await self.api.get("project")

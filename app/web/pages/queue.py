@@ -29,7 +29,7 @@ MAX_MODELS = 3  # named in the row of a worker
 REFRESH_SECONDS = 5.0
 
 
-@screen("/queue", "Queue and workers", "queue")
+@screen("/queue", "Queue and workers")
 class QueuePage(View):
     async def build(self) -> None:
         self._names: dict[str, str] = {}  # of own jobs, which keep their names

@@ -22,7 +22,7 @@ MIN_JOBS, MAX_JOBS = 2, 5
 REFRESH_SECONDS = 3.0
 
 
-@screen("/jobs/compare", "Compare jobs", "jobs")
+@screen("/jobs/compare", "Compare jobs")
 class ComparePage(View):
     async def build(self) -> None:
         tag("h1", "Compare jobs")

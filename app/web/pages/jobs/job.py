@@ -80,7 +80,7 @@ ACTIONS = (
 )
 
 
-@screen("/jobs/{job_id}", "Job", "jobs")
+@screen("/jobs/{job_id}", "Job")
 class JobPage(View):
     async def build(self) -> None:
         self._job_id = self.path("job_id")

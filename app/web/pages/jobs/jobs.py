@@ -69,7 +69,7 @@ MAX_KEPT = 5_000  # curves; one takes about a kilobyte
 NO_CURVE: Json = {"train_losses": [], "best_valid_loss": None}
 
 
-@screen("/jobs", "Jobs", "jobs")
+@screen("/jobs", "Jobs")
 class JobsPage(View):
     async def build(self) -> None:
         self._curves: Curves = self.session.kept.setdefault("curves", Curves(self.api))

@@ -50,7 +50,7 @@ QUANTIZATIONS = {"4": "QLoRA: base model in 4 bits", "16": "LoRA: base model in 
 COMMANDS = {"curl": job_form.curl, "Python": job_form.python, "Command line": job_form.command}
 
 
-@screen("/jobs/new", "New job", "jobs")
+@screen("/jobs/new", "New job")
 class NewJobPage(View):
     async def build(self) -> None:
         source = quote(self.query("repair") or self.query("clone"), safe="")
