@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from app.domain.datasets.jsonl import delimiter_of, first_repeated
+from app.web.api_client import ApiError
 
 MAX_TABLE_BYTES = 2 << 30
 MAX_FIELD_CHARACTERS = 4 << 20  # the limit for one example
@@ -28,8 +29,11 @@ EXPIRED = "The upload of this file has expired. Drop the file again."
 csv.field_size_limit(MAX_FIELD_CHARACTERS)
 
 
-class TableError(Exception):
+class TableError(ApiError):
     """The file cannot be read as a table; the message says why and what to do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, 400)
 
 
 @dataclass(frozen=True)
@@ -123,16 +127,12 @@ class TableStore:
 
     def create(self, owner: str, filename: str, size_bytes: int) -> CsvTable:
         """Raises TableError, OSError."""
-        if size_bytes > MAX_TABLE_BYTES:
+        total = size_bytes + sum(table.size_bytes for table in self._tables.values() if table.owner == owner)
+        if total > MAX_TABLE_BYTES:
             raise TableError(
-                f"The file has {size_bytes:,} bytes; a CSV may have at most {MAX_TABLE_BYTES:,}. Split it, or convert "
-                "it to JSONL yourself: JSONL files may be larger."
-            )
-        own = sum(table.size_bytes for table in self._tables.values() if table.owner == owner)
-        if own + size_bytes > MAX_TABLE_BYTES:
-            raise TableError(
-                f"Your CSV files that wait for their conversion have {own:,} bytes; together they may have at most "
-                f"{MAX_TABLE_BYTES:,}. Convert them, cancel them, or drop this file in an hour, when they are deleted."
+                f"Your CSV files that wait for their conversion may have at most {MAX_TABLE_BYTES:,} bytes together; "
+                f"with this one they have {total:,}. Convert or cancel the others, split this one, or convert it to "
+                "JSONL yourself: JSONL files may be larger."
             )
         self._require_space(size_bytes)
         table_id = f"table-{secrets.token_hex(12)}"
@@ -141,9 +141,12 @@ class TableStore:
         self._tables[table_id] = table
         return table
 
-    def get(self, owner: str, table_id: str) -> CsvTable | None:
+    def get(self, owner: str, table_id: str) -> CsvTable:
+        """Raises TableError if the owner has no such table."""
         table = self._tables.get(table_id)
-        return table if table is not None and table.owner == owner else None
+        if table is None or table.owner != owner:
+            raise TableError(EXPIRED)
+        return table
 
     def discard(self, table: CsvTable) -> None:
         self._tables.pop(table.id, None)

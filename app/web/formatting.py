@@ -6,7 +6,7 @@ import time
 import unicodedata
 from datetime import UTC, datetime
 
-MAX_TEXT_CHARACTERS = 200
+MAX_LINE_CHARACTERS = 200
 BYTE_UNITS = ("B", "kB", "MB", "GB", "TB")
 HIDDEN_CATEGORIES = ("Cc", "Cf", "Co", "Cs")  # control and format characters, among them changes of direction
 JOINERS = "\u200c\u200d"  # between letters of Persian and of Indian scripts, and in emoji
@@ -14,7 +14,7 @@ MARK_CATEGORIES = ("Mn", "Me")
 MAX_MARKS = 6  # on one letter; more are drawn over the lines above and below it
 
 
-def clean(text: str | None, max_characters: int = MAX_TEXT_CHARACTERS) -> str:
+def clean(text: str | None, max_characters: int = MAX_LINE_CHARACTERS) -> str:
     """User text in one line: control and direction characters are shown as escapes, and a long text is cut."""
     text = text or ""
     shown = _visible_text(text[:max_characters], "")

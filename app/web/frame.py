@@ -20,7 +20,6 @@ from app.settings import WebSettings
 from app.web.api_client import ApiError
 from app.web.components.elements import box, button, error_note, link, note, pill, refilled, tag
 from app.web.csv_tables import TableStore
-from app.web.formatting import clean
 from app.web.sessions import COOKIE, SessionStore, WebSession
 
 BUILD_SECONDS = 35.0  # longer than the timeout of a request to the API
@@ -29,15 +28,12 @@ SLOW = f"The API needs more than {BUILD_SECONDS:.0f} s for this page. Try again 
 REFRESH_PAUSE_SECONDS = 1.0  # a page refreshes at most this often
 THEME_COOKIE = "tunery_theme"
 THEMES = {"dark": True, "light": False}
-SECTIONS = (
-    ("jobs", "Jobs", "/jobs"),
-    ("datasets", "Datasets", "/datasets"),
-    ("adapters", "Adapters", "/adapters"),
-    ("queue", "Queue", "/queue"),
-    ("project", "Project", "/project"),
+SECTIONS = ("jobs", "datasets", "adapters", "queue", "project")  # the first parts of addresses
+LOGO = '<svg viewBox="0 0 24 24" aria-hidden="true"><path d="M4 19V9m5 10V5m5 14v-7m5 7V3"/></svg>'
+SUN = (
+    '<svg viewBox="0 0 24 24" aria-hidden="true"><circle cx="12" cy="12" r="4"/><path d="M12 2v2m0 16v2M4.9 4.9l1.4 1.4'
+    'm11.4 11.4 1.4 1.4M2 12h2m16 0h2M4.9 19.1l1.4-1.4m11.4-11.4 1.4-1.4"/></svg>'
 )
-ADMIN_SECTION = ("admin", "Admin", "/admin")
-LOGO = (("path", "M4 19V9m5 10V5m5 14v-7m5 7V3"),)
 
 log = get_logger(__name__)
 
@@ -45,16 +41,10 @@ log = get_logger(__name__)
 class View:
     """One open page of a screen: its request, session and settings."""
 
-    def __init__(
-        self,
-        request: Request,
-        session: WebSession,
-        settings: WebSettings,
-        tables: TableStore,
-        banner: TextElement,  # of errors, in view wherever the page is scrolled to
-    ) -> None:
-        self.request, self.session, self.settings = request, session, settings
-        self.tables, self.banner = tables, banner
+    banner: TextElement  # of errors, in view wherever the page is scrolled to
+
+    def __init__(self, request: Request, session: WebSession, settings: WebSettings, tables: TableStore) -> None:
+        self.request, self.session, self.settings, self.tables = request, session, settings, tables
         self.api = session.api
 
     async def build(self) -> None:
@@ -74,18 +64,17 @@ class View:
 class Screen(NamedTuple):
     path: str
     title: str
-    section: str
     view: type[View]
 
 
 SCREENS: list[Screen] = []
 
 
-def screen(path: str, title: str, section: str) -> Callable[[type[View]], type[View]]:
+def screen(path: str, title: str) -> Callable[[type[View]], type[View]]:
     """Register a screen; `create_app` gives it its route."""
 
     def register(view: type[View]) -> type[View]:
-        SCREENS.append(Screen(path, title, section, view))
+        SCREENS.append(Screen(path, title, view))
         return view
 
     return register
@@ -101,9 +90,9 @@ def add_screen(one: Screen, sessions: SessionStore, settings: WebSettings, table
             reason = "&reason=expired" if COOKIE in request.cookies else ""
             return RedirectResponse(f"/sign-in?next={quote(target, safe='')}{reason}", 303)
         _follow_session(session)
-        mode = ui.dark_mode(THEMES.get(request.cookies.get(THEME_COOKIE, "")))
-        _header(session, one.section, mode)
-        view = one.view(request, session, settings, tables, box("t-banner"))
+        view = one.view(request, session, settings, tables)
+        _header(view, one.path)
+        view.banner = box("t-banner")
         ui.on_exception(partial(_show_in_banner, view.banner))
         with tag("main", classes="t-main", id="content", tabindex="-1") as main:
             await _build(one, view, main)
@@ -164,22 +153,18 @@ def refresh_live(
                 if client.is_deleted:
                     return
                 if job_id is None or not changed or changed & {None, job_id}:
-                    with slot:
-                        await _refresh(refresh, view.banner)
+                    try:
+                        with slot:
+                            await refresh()
+                        view.banner.clear()
+                    except ApiError as error:
+                        _show_in_banner(view.banner, error)
+                    except Exception:  # the next refresh may succeed, and the page stays as it was
+                        log.exception("refresh of a page failed")
                     await asyncio.sleep(REFRESH_PAUSE_SECONDS)
 
     task = background_tasks.create(follow(), name="refresh page")
     client.on_delete(lambda: task.cancel())
-
-
-async def _refresh(refresh: Callable[[], Awaitable[object]], banner: TextElement) -> None:
-    try:
-        await refresh()
-        banner.clear()
-    except ApiError as error:
-        _show_in_banner(banner, error)
-    except Exception:  # the next refresh may succeed, and the page stays as it was
-        log.exception("refresh of a page failed")
 
 
 def _follow_session(session: WebSession) -> None:
@@ -193,37 +178,32 @@ def _follow_session(session: WebSession) -> None:
     client.on_delete(lambda: session.on_end.discard(leave))
 
 
-def _header(session: WebSession, section: str, mode: ui.dark_mode) -> None:
-    sections = (*SECTIONS, ADMIN_SECTION) if session.is_admin else SECTIONS
+def _header(view: View, path: str) -> None:
+    sections = (*SECTIONS, "admin") if view.session.is_admin else SECTIONS
     link("Skip to content", "#content", "t-skip")
     (outer_main,) = (one for one in ui.context.client.elements.values() if one.tag == "q-page")
     outer_main.props["role"] = "none"  # a page has one landmark `main`
     with tag("header", classes="t-header", role="banner"):
         with link("", "/jobs", "t-brand", aria_label="Tunery: jobs"):
-            _icon(*LOGO)
+            ui.html(LOGO, sanitize=False, tag="span")
             tag("span", "Tunery")
         with tag("nav", classes="t-nav", aria_label="Main"):
-            for name, label, href in sections:
-                link(label, href, aria_current="page" if name == section else None)
+            for name in sections:
+                link(name.capitalize(), f"/{name}", aria_current="page" if path.startswith(f"/{name}") else None)
         with box("t-account"):
-            tag("bdi", clean(session.project["name"], 60), title="The project of your API key")
-            if not allows(session.project["api_key"]["scopes"], "jobs:write"):
+            tag("bdi", view.session.project["name"], title="The project of your API key")
+            if not view.may("jobs:write"):
                 pill("read only", "wait").props["title"] = "Your key lacks the scope jobs:write"
-            _theme_button(mode)
+            _theme_button(view.request.cookies.get(THEME_COOKIE, ""))
             with tag("form", method="post", action="/sign-out"):
                 tag("button", "Sign out", "t-small-button", type="submit")
 
 
-def _theme_button(mode: ui.dark_mode) -> None:
+def _theme_button(theme: str) -> None:
     """The browser switches at once; the server must have the mode, too, or its next update restores the old one."""
+    mode = ui.dark_mode(THEMES.get(theme))
     with tag("button", classes="t-icon", type="button", aria_label="Switch between light and dark") as element:
-        _icon(
-            ("circle", "12 12 4"),
-            (
-                "path",
-                "M12 2v2m0 16v2M4.9 4.9l1.4 1.4m11.4 11.4 1.4 1.4M2 12h2m16 0h2M4.9 19.1l1.4-1.4m11.4-11.4 1.4-1.4",
-            ),
-        )
+        ui.html(SUN, sanitize=False, tag="span")
     element.on(
         "click",
         lambda event: mode.set_value(bool(event.args)),
@@ -234,15 +214,3 @@ def _theme_button(mode: ui.dark_mode) -> None:
             emit(dark);
         }""",
     )
-
-
-def _icon(*shapes: tuple[str, str]) -> None:
-    """A drawing of 24 by 24; a circle is "x y radius", a path its commands."""
-    stroke = {"fill": "none", "stroke": "currentColor", "stroke-width": "2", "stroke-linecap": "round"}
-    with tag("svg", viewBox="0 0 24 24", aria_hidden="true"):
-        for shape, geometry in shapes:
-            if shape == "circle":
-                x, y, radius = geometry.split()
-                tag("circle", cx=x, cy=y, r=radius, **stroke)
-            else:
-                tag("path", d=geometry, **stroke)

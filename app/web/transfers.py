@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response, Stream
 from app.domain.error_text.validation_text import error_sentence
 from app.domain.files import completion_seconds
 from app.web.api_client import RESPONSE_SECONDS, ApiClient, ApiError, Json
-from app.web.csv_tables import EXPIRED, CsvTable, TableError, TableStore
+from app.web.csv_tables import CsvTable, TableError, TableStore
 from app.web.sessions import Sessions, SessionStore, WebSession
 from app.web.sign_in import is_same_origin
 
@@ -35,7 +35,7 @@ KEPT_HEADERS = ("content-length", "content-range", "etag", "content-digest", "ac
 CHUNK_BYTES = 1 << 18
 
 routes = APIRouter()
-REFUSALS = (ApiError, TableError, ValidationError, RequestValidationError, OSError)
+REFUSALS = (ApiError, ValidationError, RequestValidationError, OSError)
 
 ObjectId = Annotated[str, Path(pattern="^[A-Za-z0-9_-]{1,100}$")]
 
@@ -85,11 +85,8 @@ Uploader = Annotated[WebSession, Depends(_signed_in)]
 
 def _table_of(request: Request, session: WebSession, upload_id: str) -> CsvTable | None:
     """The CSV file of the upload; None for an upload of the API."""
-    if not upload_id.startswith("table-"):
-        return None
-    if (table := _tables(request).get(session.token, upload_id)) is None:
-        raise TableError(EXPIRED)
-    return table
+    is_table = upload_id.startswith("table-")
+    return _tables(request).get(session.token, upload_id) if is_table else None
 
 
 @routes.post("/uploads")

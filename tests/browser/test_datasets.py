@@ -218,7 +218,7 @@ def test_a_csv_above_two_gigabytes_is_refused_before_it_is_sent(open_page: Open,
         sparse.truncate((2 << 30) + 1)
     page = open_page("/datasets")
     drop(page, tmp_path / "huge.csv")
-    expect(page.get_by_text("a CSV may have at most 2,147,483,648")).to_be_visible()
+    expect(page.get_by_text("may have at most 2,147,483,648 bytes together")).to_be_visible()
     expect(page.get_by_text("0.0 MB of 2147.5 MB")).to_be_visible()
 
 

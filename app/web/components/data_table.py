@@ -13,14 +13,15 @@ from app.web.components.elements import box, error_note, link, note, tag
 from app.web.formatting import age, clean, counted, moment
 
 PAGE_OBJECTS = 100
+MAX_CELL_CHARACTERS = 2_000
 
 Cell = dict[str, Any]  # see data_table.js
 Show = Callable[[Any], Any]  # the cell of a value: a text or a Cell
 
 
 def brief(value: str | list[str] | None) -> str:
-    """Text of a user in one line; of a list, its items."""
-    return clean(", ".join(value) if isinstance(value, list) else value) or "–"
+    """A text; of a list, its items."""
+    return (", ".join(value) if isinstance(value, list) else value) or "–"
 
 
 def ago(unix_seconds: float | None) -> Cell:
@@ -49,7 +50,9 @@ class TableColumn(NamedTuple):
 
     def cell(self, one: Any) -> Any:
         shown = self.show(_value(one, self.path))
-        return {"text": shown, "sub": clean(_value(one, self.sub))} if self.sub else shown
+        if self.sub:
+            shown = {"text": shown, "sub": _value(one, self.sub)}
+        return {name: _visible(text) for name, text in shown.items()} if isinstance(shown, dict) else _visible(shown)
 
 
 lead_column = partial(TableColumn, "text", True)
@@ -58,10 +61,17 @@ number_column = partial(TableColumn, "number", False)
 wide_column = partial(TableColumn, "wide", False)
 
 
+def _visible(text: Any) -> Any:
+    return clean(text, MAX_CELL_CHARACTERS) if isinstance(text, str) else text
+
+
 def _value(one: Any, path: str) -> Any:
     for name in filter(None, path.split(".")):
         one = (one or {}).get(name)
     return one
+
+
+CREATED = number_column("Created", "created_at", ago)
 
 
 class DataTable(Element, component="data_table.js"):
@@ -78,7 +88,7 @@ class DataTable(Element, component="data_table.js"):
         super().__init__()
         self._columns = {column.sort or str(number): column for number, column in enumerate(columns)}
         self._key, self._label = key, label
-        self._props["caption"] = caption
+        self._props["caption"] = clean(caption)
         self._props["columns"] = [
             {"key": name, "label": one.label, "kind": one.kind, "sortable": bool(one.sort), "lead": one.is_lead}
             for name, one in self._columns.items()
@@ -124,6 +134,12 @@ def sparkline(values: Sequence[float], title: str) -> Cell:
         for index, value in enumerate(values)
     )
     return {"points": " ".join(points), "title": title}
+
+
+def titled_table(title: str, columns: Sequence[TableColumn], objects: Iterable[Any] = (), key: str = "id") -> DataTable:
+    """A table below its title."""
+    tag("h2", title)
+    return DataTable(title, columns, objects, key)
 
 
 async def show_section(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -16,13 +15,15 @@ from nicegui.elements.mixins.text_element import TextElement
 from app.web.api_client import ApiError
 from app.web.formatting import clean, clean_lines
 
-SPECIAL = re.compile(r"<\|[A-Za-z0-9_./-]{1,40}\|>|</?(?:s|bos|eos|pad|unk|start_of_turn|end_of_turn)>|\[/?INST\]")
 MAX_SEGMENT_CHARACTERS = 20_000
+MAX_TEXT_CHARACTERS = 4_000
 
 
 def tag(name: str, text: str | None = None, classes: str = "", **attributes: Any) -> TextElement:
-    """An element; an underscore in the name of an attribute is a dash, one at its end is dropped."""
-    element = TextElement(tag=name, text=text or "")
+    """An element, whose text may be that of a user; an underscore in the name of an attribute is a dash, one at its end
+    is dropped.
+    """
+    element = TextElement(tag=name, text=clean_lines(text or "", MAX_TEXT_CHARACTERS))
     if classes:
         element.classes(classes)
     for attribute, value in attributes.items():
@@ -66,6 +67,17 @@ def handle_press(element: TextElement, handler: Callable[[], Any]) -> None:
     element.on("click", pressed, js_handler="(event) => { if (beginPress(event.currentTarget)) emit(); }")
 
 
+@contextmanager
+def page_head(name: str, about: str = "") -> Iterator[None]:
+    """The heading of a page about one object, which names its tab as well, with the actions that the block makes."""
+    ui.page_title(f"{clean(name, 80)}{about} · Tunery")
+    with box("t-title"):
+        with tag("h1"):
+            tag("bdi", name)
+        with box("t-actions"):
+            yield
+
+
 def link(label: str, href: str, classes: str = "", **attributes: Any) -> TextElement:
     return tag("a", label, classes, href=href, **attributes)
 
@@ -101,7 +113,7 @@ def error_note(error: ApiError, title: str | None = None) -> TextElement:
     """What happened and what to do; the API's messages say both."""
     if title is None:
         title = "The API does not answer" if error.is_unreachable else "That did not work"
-    return note(title, clean(error.message, 2_000), "bad", role="alert")
+    return note(title, error.message, "bad", role="alert")
 
 
 def busy(text: str) -> TextElement:
@@ -127,26 +139,31 @@ def code_block(text: str) -> TextElement:
             "click", js_handler="(event) => copyText(event.currentTarget)"
         )
         with tag("pre", classes="t-code", tabindex="0"):
-            return tag("code", text)
+            code = tag("code")
+    code.set_text(text)
+    return code
 
 
-def tabs(label: str, panels: Mapping[str, Callable[[], Any]]) -> None:
-    """A list of tabs with their panels, by name; a panel is built when its tab is selected, the first one at once."""
+def tabs(label: str, labels: Mapping[str, str], show: Callable[[str], Any], selected: str = "") -> Any:
+    """A list of tabs, by name, and the panel that `show` fills when one is selected; a coroutine that it returns is
+    awaited. The tab `selected`, or the first one, is shown at once, and what `show` returns for it is returned.
+    """
     with box("t-stack"):
         with box("t-tabs", role="tablist", aria_label=label):
-            buttons = {name: tag("button", name, type="button", role="tab") for name in panels}
+            buttons = {name: tag("button", text, type="button", role="tab") for name, text in labels.items()}
         panel = box("t-stack", role="tabpanel", tabindex="0")
 
-    def select(selected: str) -> None:
+    def select(selected: str) -> Any:
         for name, one in buttons.items():
             one.props["aria-selected"] = "true" if name == selected else "false"
-        panel.props["aria-label"] = selected
+        panel.client.run_javascript(f"showTab('{buttons[selected].html_id}')")
+        panel.props["aria-label"] = labels[selected]
         with refilled(panel):
-            panels[selected]()
+            return show(selected)
 
     for name, one in buttons.items():
         handle_press(one, partial(select, name))
-    select(next(iter(panels)))
+    return select(selected if selected in labels else next(iter(labels)))
 
 
 def chart(options: dict[str, Any], label: str) -> ui.echart:
@@ -170,13 +187,8 @@ class Dropzone(Element, component="dropzone.js"):
 
 
 class TokenView(Element, component="token_view.js"):
-    """`segments` are those of a report's preview: text, and whether it is trained."""
+    """`segments` are those of a report's preview: text, whether it is trained, and whether it is truncated."""
 
     def __init__(self, segments: Sequence[dict[str, Any]]) -> None:
         super().__init__()
-        texts = [clean_lines(segment["text"], MAX_SEGMENT_CHARACTERS) for segment in segments]
-        self._props["segments"] = [
-            {"text": text, "trained": segment["trained"], "cut": segment.get("cut", False)}
-            for text, segment in zip(texts, segments, strict=True)
-        ]
-        self._props["special"] = sorted({match for text in texts for match in SPECIAL.findall(text)})
+        self._props["segments"] = [one | {"text": clean_lines(one["text"], MAX_SEGMENT_CHARACTERS)} for one in segments]

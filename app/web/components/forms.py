@@ -35,14 +35,12 @@ class Field:
     ) -> None:
         self.element = element
         self.value = value
-        self.hint: TextElement | None = None
         self._on_change = on_change
         self._error: TextElement | None = None
         if label is not None:
             element.props["id"] = label.props["for"] = element.html_id
             if hint:
-                self.hint = tag("div", hint, "t-hint", aria_live="polite")
-                element.props["aria-describedby"] = self.hint.html_id
+                element.props["aria-describedby"] = tag("div", hint, "t-hint").html_id
             self._error = tag("div", "", "t-hint t-error", aria_live="polite")
         script = CHECKED_OF_EVENT if element.props.get("type") == "checkbox" else VALUE_OF_EVENT
         element.on("change", self._changed, js_handler=script)  # when it is left, thus before a button is pressed
@@ -163,6 +161,6 @@ def form_dialog(title: str, label: str, send: Callable[[], Awaitable[None]]) -> 
 
 def _opened(name: str) -> ui.dialog:
     dialog = ui.dialog(value=True)
-    dialog.props["aria-label"] = name
+    dialog.props["aria-label"] = clean(name)
     dialog.on("hide", dialog.delete)
     return dialog

@@ -1,26 +1,12 @@
 // A document as the model sees it: trained tokens are tinted, masked ones grey, omitted ones struck through; special
 // tokens are framed. All text is interpolated.
+const SPECIAL = /(<\|[A-Za-z0-9_./-]{1,40}\|>|<\/?(?:s|bos|eos|pad|unk|start_of_turn|end_of_turn)>|\[\/?INST\])/;
+
 export default {
-  props: { segments: Array, special: Array },
+  props: { segments: Array },
   methods: {
     pieces(text) {
-      const found = [];
-      let rest = text;
-      while (rest) {
-        let first = null;
-        for (const token of this.special) {
-          const at = rest.indexOf(token);
-          if (at >= 0 && (first === null || at < first.at)) first = { at, token };
-        }
-        if (first === null) {
-          found.push({ text: rest, special: false });
-          break;
-        }
-        if (first.at) found.push({ text: rest.slice(0, first.at), special: false });
-        found.push({ text: first.token, special: true });
-        rest = rest.slice(first.at + first.token.length);
-      }
-      return found;
+      return text.split(SPECIAL).map((piece, number) => ({ text: piece, special: number % 2 === 1 }));
     },
   },
   template: `

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import shlex
-from functools import partial
-
-from nicegui import ui
 
 from app.web.api_client import ApiError, Json
 from app.web.components.data_table import Cell, DataTable, ago, lead_column, number_column, show_page, text_column
-from app.web.components.elements import box, card, code_block, error_note, facts, link, note, tabs, tag
-from app.web.formatting import clean, count, moment, size
+from app.web.components.elements import box, card, code_block, error_note, facts, link, note, page_head, tabs, tag
+from app.web.formatting import count, moment, size
 from app.web.frame import View, screen
 from app.web.pages.answers import TryIt
 from app.web.pages.jobs import wording
@@ -22,8 +19,7 @@ BASE_DIRECTORY = "BASE_DIRECTORY"
 
 
 def _name(job: Json) -> Cell:
-    name = wording.name(job)
-    return {"text": name, "href": f"/adapters/{job['id']}", "sub": clean(job["fine_tuned_model"])}
+    return wording.job_cell(job) | {"href": f"/adapters/{job['id']}", "sub": job["fine_tuned_model"]}
 
 
 def _archive(job: Json) -> Cell | str:
@@ -41,7 +37,7 @@ COLUMNS = (
 )
 
 
-@screen("/adapters", "Adapters", "adapters")
+@screen("/adapters", "Adapters")
 class AdaptersPage(View):
     async def build(self) -> None:
         tag("h1", "Adapters")
@@ -52,22 +48,18 @@ class AdaptersPage(View):
                 link("New job", "/jobs/new", "t-button t-primary")
 
 
-@screen("/adapters/{job_id}", "Adapter", "adapters")
+@screen("/adapters/{job_id}", "Adapter")
 class AdapterPage(View):
     async def build(self) -> None:
         job_id = self.path("job_id")
         job = await self.api.get(f"fine_tuning/jobs/{job_id}")
-        ui.page_title(f"{wording.name(job)} · Adapter · Tunery")
-        with box("t-title"):
-            with tag("h1"):
-                tag("bdi", wording.name(job))
-            with box("t-actions"):
-                link("Job", f"/jobs/{job_id}", "t-button")
-                if job["adapter"]:
-                    if self.may("jobs:write"):
-                        link("Evaluate", f"/jobs/{job_id}?tab=evaluations", "t-button")
-                        link("Deliver", f"/jobs/{job_id}?tab=deliveries", "t-button")
-                    link("Download", f"/jobs/{job_id}/adapter.tar", "t-button t-primary", download="")
+        with page_head(wording.name(job), " · Adapter"):
+            link("Job", f"/jobs/{job_id}", "t-button")
+            if job["adapter"]:
+                if self.may("jobs:write"):
+                    link("Evaluate", f"/jobs/{job_id}?tab=evaluations", "t-button")
+                    link("Deliver", f"/jobs/{job_id}?tab=deliveries", "t-button")
+                link("Download", f"/jobs/{job_id}/adapter.tar", "t-button t-primary", download="")
         try:
             adapter = await self.api.get(f"fine_tuning/jobs/{job_id}/adapter")
         except ApiError as error:
@@ -87,10 +79,10 @@ class AdapterPage(View):
 
 def _show_provenance(job: Json, adapter: Json) -> None:
     with card("Provenance"):
-        tag("bdi", clean(adapter["fine_tuned_model"], 160), "t-mono t-wrap")
+        tag("bdi", adapter["fine_tuned_model"], "t-mono t-wrap")
         facts(
             {
-                "Base model": clean(adapter["base_model"], 100),
+                "Base model": adapter["base_model"],
                 "Step": count(adapter["step_number"]),
                 "LoRA": f"rank {job['lora']['r']}, alpha {job['lora']['alpha']:g}",
                 "Trained with": "4-bit base (QLoRA)" if job["quantization"] else "16-bit base (LoRA)",
@@ -103,32 +95,19 @@ def _show_provenance(job: Json, adapter: Json) -> None:
 
 
 def _show_engines(job: Json, adapter: Json, source: str | None) -> None:
-    compatibility = job.get("compatibility") or {}
-    engines = [name for name in wording.ENGINES if name in compatibility] or list(wording.ENGINES)
+    def show(engine: str) -> None:
+        verdict = job["compatibility"][engine]
+        is_served = verdict["ok"]
+        title = "Serves this adapter as it is" if is_served else "Does not serve this adapter as it is"
+        texts = "\n".join([*verdict["reasons"], *verdict["notes"]])
+        note(f"{title} ({verdict['version']})", texts, "ok" if is_served else "warn")
+        code_block(snippet(engine, is_served, verdict["flags"], job["id"], adapter, source))
+
     with card("Use it"):
         if source is None:
-            name = clean(adapter["base_model"], 80)
-            tag("p", f"{BASE_DIRECTORY} is the directory of {name} on the machine that runs the engine.", "t-hint")
-        panels = {
-            wording.ENGINES[one]: partial(_show_engine, one, compatibility.get(one), job["id"], adapter, source)
-            for one in engines
-        }
-        tabs("Ways to use the adapter", panels)
-
-
-def _show_engine(engine: str, verdict: Json | None, job_id: str, adapter: Json, source: str | None) -> None:
-    if verdict is not None:
-        title = "Serves this adapter as it is" if verdict["ok"] else "Does not serve this adapter as it is"
-        texts = [*verdict.get("reasons", []), *verdict.get("notes", [])]
-        version = clean(str(verdict.get("version", "")), 40)
-        note(
-            f"{title} ({version})" if version else title,
-            clean("\n".join(texts), 2_000),
-            "ok" if verdict["ok"] else "warn",
-        )
-    is_served = verdict is None or verdict["ok"]
-    flags = [str(flag) for flag in (verdict or {}).get("flags", [])]
-    code_block(snippet(engine, is_served, flags, job_id, adapter, source))
+            hint = f"{BASE_DIRECTORY} is the directory of {adapter['base_model']} on the machine that runs the engine."
+            tag("p", hint, "t-hint")
+        tabs("Ways to use the adapter", wording.ENGINES, show)
 
 
 def snippet(engine: str, is_served: bool, flags: list[str], job_id: str, adapter: Json, source: str | None) -> str:

@@ -6,8 +6,8 @@ import asyncio
 
 from app.web.api_client import ApiError, Json
 from app.web.components.data_table import (
+    CREATED,
     Cell,
-    DataTable,
     TableColumn,
     ago,
     brief,
@@ -16,10 +16,11 @@ from app.web.components.data_table import (
     show_section,
     state,
     text_column,
+    titled_table,
     wide_column,
 )
 from app.web.components.elements import card, error_note, facts, note, tag
-from app.web.formatting import age, clean, count, counted, duration, size
+from app.web.formatting import age, count, counted, duration, size
 from app.web.frame import View, screen
 from app.web.pages.jobs import wording
 from app.web.pages.project import show_audit
@@ -29,7 +30,7 @@ MAX_FAILED = 50
 NO_MODEL = "No base model", "Register one on the server: tunery models add NAME DIRECTORY", "warn"
 
 
-@screen("/admin", "Admin", "admin")
+@screen("/admin", "Admin")
 class AdminPage(View):
     async def build(self) -> None:
         tag("h1", "Admin")
@@ -38,10 +39,9 @@ class AdminPage(View):
             return
         projects = await _projects(self)
         await _show_status(self, projects)
-        tag("h2", "Projects")
+        titled_table("Projects", PROJECT_COLUMNS, projects)
         if len(projects) == MAX_PROJECTS:
             tag("p", f"The {MAX_PROJECTS} newest projects; all: tunery projects list", "t-muted")
-        DataTable("Projects", PROJECT_COLUMNS, projects)
         await show_section("Base models", self.api.base_models(), MODEL_COLUMNS, NO_MODEL)
         failed = self.api.items("organization/jobs", MAX_FAILED, status="failed")
         await show_section("Failed jobs", failed, _failed_columns(projects, self.session.project["id"]))
@@ -60,8 +60,8 @@ async def _show_status(view: View, projects: list[Json]) -> None:
         title = f"The service is healthy, with {counted(warnings, 'warning')}" if warnings else "The service is healthy"
         note(title, "Every required check of the last seconds passed.", "ok")
     for problem in status["problems"]:
-        text = clean(problem["message"], 1_000)
-        note(text, clean(problem["remedy"], 1_000).replace("`", ""), "bad" if problem["level"] == "problem" else "warn")
+        tone = "bad" if problem["level"] == "problem" else "warn"
+        note(problem["message"], problem["remedy"].replace("`", ""), tone)
     storage, backup = status["storage"], status["last_backup"]
     disk = storage["disk_bytes"]
     free = None if disk is None else f"{size(storage['disk_free_bytes'])} of {size(disk)}"
@@ -79,11 +79,9 @@ async def _show_status(view: View, projects: list[Json]) -> None:
                 "Last backup": age(backup["finished_at"]) if backup else "none",
             }
         )
-    tag("h2", "Checks")
-    DataTable("Checks", CHECK_COLUMNS, status["checks"], key="name")
+    titled_table("Checks", CHECK_COLUMNS, status["checks"], key="name")
     if status["deliveries"]["failed"]:
-        tag("h2", "Failed deliveries")
-        DataTable("Failed deliveries", DELIVERY_COLUMNS, status["deliveries"]["failed"])
+        titled_table("Failed deliveries", DELIVERY_COLUMNS, status["deliveries"]["failed"])
 
 
 async def _projects(view: View) -> list[Json]:
@@ -121,12 +119,12 @@ def _jobs(usage: Json) -> str:
 CHECK_COLUMNS = (
     lead_column("Check", "name", lambda name: name.replace("_", " ")),
     text_column("Result", "", _result),
-    wide_column("Observed", "observed", lambda observed: clean(observed, 300) or "–"),
+    wide_column("Observed", "observed"),
 )
 DELIVERY_COLUMNS = (
     lead_column("Target", "target", sub="model"),
     text_column("Project", "project"),
-    text_column("Cause", "error", lambda error: clean(error, 400) or "–"),
+    text_column("Cause", "error"),
     number_column("Time", "failed_at", ago),
 )
 PROJECT_COLUMNS = (
@@ -136,7 +134,7 @@ PROJECT_COLUMNS = (
     number_column("Queued, running", "usage", _jobs),
     number_column("GPU time this month", "usage.gpu_seconds_this_month", duration),
     number_column("Weight", "share_weight", "{:g}".format),
-    number_column("Created", "created_at", ago),
+    CREATED,
 )
 MODEL_COLUMNS = (
     lead_column("Base model", "id"),

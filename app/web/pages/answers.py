@@ -13,14 +13,13 @@ from app.web.api_client import ApiClient, ApiError
 from app.web.api_streams import stream_answer
 from app.web.components.elements import box, button, card, error_note, tag
 from app.web.components.forms import text_area, text_field
-from app.web.formatting import clean, clean_lines, counted, duration
+from app.web.formatting import clean_lines, counted, duration
 from app.web.frame import View
 
 MAX_ANSWER_CHARACTERS = 20_000
-MAX_TOKENS, DEFAULT_TOKENS = 4_096, 256
+DEFAULT_TOKENS = 256
 UPDATE_SECONDS = 0.1  # a page gets the text at most this often
-BUSY_STATUS, BUSY_PAUSE_SECONDS, BUSY_SECONDS = 429, 2.0, 240.0  # a worker answers one question at a time
-NOTHING_ASKED = "Write a question first."
+BUSY, BUSY_PAUSE_SECONDS, BUSY_SECONDS = 429, 2.0, 240.0  # a worker answers one question at a time
 
 
 class TryIt:
@@ -52,13 +51,9 @@ class TryIt:
         if self._task is not None and not self._task.done():
             self._stop()
             return
-        for field in (self._prompt, self._tokens):
-            field.set_error("")
-        if not self._prompt.value.strip():
-            self._prompt.set_error(NOTHING_ASKED)
-        elif not self._tokens.value.isdecimal() or not 1 <= int(self._tokens.value) <= MAX_TOKENS:
-            self._tokens.set_error(f"A whole number from 1 to {MAX_TOKENS:,}.")
-        else:
+        is_empty = not self._prompt.value.strip()
+        self._prompt.set_error("Write a question first." if is_empty else "")
+        if not is_empty:
             self._task = background_tasks.create(self._ask(), name="answers of two models")
 
     def _stop(self) -> None:
@@ -69,7 +64,9 @@ class TryIt:
         system = self._system.value.strip()
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": self._prompt.value})
-        body = {"messages": messages, "max_tokens": int(self._tokens.value), "temperature": 0}
+        tokens = self._tokens.value  # the API refuses what is none of its numbers
+        limit = {"max_tokens": int(tokens) if tokens.isdecimal() else tokens}
+        body = {"messages": messages, "temperature": 0} | limit
         self._button.set_text("Stop")
         try:
             adapter = asyncio.create_task(self._adapter.show(self._api, body))
@@ -84,7 +81,7 @@ class _AnswerPanel:
         self._model = model
         with tag("section", classes="t-stack", aria_label=f"Answer of the {label.lower()}"):
             tag("div", label, "t-label t-muted")
-            tag("bdi", clean(model, 160), "t-mono t-wrap")
+            tag("bdi", model, "t-mono t-wrap")
             self._text = tag("p", "", "t-answer", dir="auto", aria_live="polite")
             self._text.set_visibility(False)
             self._state: TextElement = box("t-hint", role="status")
@@ -101,41 +98,38 @@ class _AnswerPanel:
                 self._state.set_text("Waits for the adapter's answer ...")
                 await asyncio.wait({after})
             deadline = time.monotonic() + BUSY_SECONDS
-            while not await self._is_answered(api, body, deadline):
+            while (error := await self._refusal(api, body)) and error.status == BUSY and time.monotonic() < deadline:
                 self._state.set_text("Every worker is busy: the question is asked again every 2 s ...")
                 await asyncio.sleep(BUSY_PAUSE_SECONDS)
-        except ApiError as error:
-            self._state.set_text("")
-            with self._state:
-                error_note(error, "No complete answer")
         except asyncio.CancelledError:
             self._state.set_text("Stopped.")
             raise
+        if error:
+            self._state.set_text("")
+            with self._state:
+                error_note(error, "No complete answer")
 
-    async def _is_answered(self, api: ApiClient, body: dict[str, Any], deadline: float) -> bool:
-        """Show the answer as it arrives; False if no worker is free before the deadline. Raises ApiError."""
+    async def _refusal(self, api: ApiClient, body: dict[str, Any]) -> ApiError | None:
+        """Show the answer as it arrives; why it is not complete."""
         text, started, shown_at = "", time.monotonic(), 0.0
         tokens: list[int] = []
         self._state.set_text("Waiting for the first token ...")
         try:
             async for piece in stream_answer(api, {"model": self._model, **body}, tokens.append):
-                if not text:
-                    self._state.set_text("Answering ...")
                 text += piece
                 if time.monotonic() - shown_at > UPDATE_SECONDS:
+                    self._state.set_text("Answering ...")
                     self._show_text(text)
                     shown_at = time.monotonic()
         except ApiError as error:
-            if error.status == BUSY_STATUS and time.monotonic() < deadline:
-                return False
-            raise
+            return error
         finally:
             self._show_text(text)
         if not text:
             self._show_text("(an empty answer)")
         size = counted(tokens[-1], "token") if tokens else "Complete"
         self._state.set_text(f"{size} in {duration(time.monotonic() - started)}")
-        return True
+        return None
 
     def _show_text(self, text: str) -> None:
         self._text.set_text(clean_lines(text, MAX_ANSWER_CHARACTERS))

@@ -7,38 +7,38 @@ from typing import Any
 
 from app.web.api_client import ApiClient, ApiError
 from app.web.components.elements import box, busy, button, refilled, tag
-from app.web.formatting import clean, clean_lines, size
+from app.web.formatting import size
 
 FIRST_BYTES = 512 << 10
 ROWS_SHOWN = 5
-MAX_MESSAGE_CHARACTERS = 3_000
+STYLED_ROLES = ("system", "user", "assistant", "tool")
+ROLES = {  # by the keys of the formats other than chat
+    "prompt": "user",
+    "completion": "assistant",
+    "preferred_output": "preferred",
+    "non_preferred_output": "other",
+    "text": "text",
+}
 
 
-async def show_rows(api: ApiClient, file_id: str, parent: Any) -> None:
+async def show_rows(api: ApiClient, file_id: str) -> None:
     """Read the beginning of the file and show its rows, a few at a time."""
     try:
         rows, is_whole = await _first_rows(api, file_id)
     except ApiError as error:
-        with parent:
-            tag("p", clean(error.message, 500), "t-muted")
+        tag("p", error.message, "t-muted")
         return
-    with parent:
-        body = box("t-stack")
-
-    shown = 0
+    body = box("t-stack")
 
     def show_more() -> None:
-        nonlocal shown
         with body:
-            for number, row in rows[shown : shown + ROWS_SHOWN]:
-                _show_row(number, row)
-        shown += ROWS_SHOWN
-        more.set_visibility(shown < len(rows))
-        end.set_visibility(shown >= len(rows) and not is_whole)
+            for _ in range(min(ROWS_SHOWN, len(rows))):
+                _show_row(*rows.pop(0))
+        more.set_visibility(bool(rows))
+        end.set_visibility(not rows and not is_whole)
 
-    with parent:
-        more = button("Show more rows", show_more)
-        end = tag("p", f"Rows beyond the first {size(FIRST_BYTES)} are not shown here; Download has all.", "t-muted")
+    more = button("Show more rows", show_more)
+    end = tag("p", f"Rows beyond the first {size(FIRST_BYTES)} are not shown here; Download has all.", "t-muted")
     show_more()
 
 
@@ -109,41 +109,28 @@ def _show_row(number: int, row: Any) -> None:
     with box("t-chat"):
         tag("div", f"Line {number:,}", "t-label t-muted")
         for role, text in _messages(row):
-            with tag(
-                "div", classes=f"t-message t-{role if role in ('system', 'user', 'assistant', 'tool') else 'user'}"
-            ):
-                tag("div", clean(role, 40), "t-role")
-                tag("p", clean_lines(text, MAX_MESSAGE_CHARACTERS), dir="auto")
+            with box(f"t-message t-{role if role in STYLED_ROLES else 'user'}"):
+                tag("div", role, "t-role")
+                tag("p", text, dir="auto")
 
 
 def _messages(row: Any) -> list[tuple[str, str]]:
-    """(role, text) of any of the formats; what is none of them is shown as it is."""
-    if not isinstance(row, dict):
-        return [("text", row if isinstance(row, str) else _json(row))]
-    if isinstance(row.get("messages"), list):
-        return [_message(one) for one in row["messages"]] or [("text", _json(row))]
-    if "prompt" in row and "completion" in row:
-        return [("user", _text(row["prompt"])), ("assistant", _text(row["completion"]))]
-    if isinstance(row.get("input"), dict) and isinstance(row["input"].get("messages"), list):
-        sides = (("preferred", "preferred_output"), ("other", "non_preferred_output"))
-        outputs = [(label, _text(row.get(key))) for label, key in sides]
-        return [*(_message(one) for one in row["input"]["messages"]), *outputs]
-    if isinstance(row.get("text"), str):
-        return [("text", row["text"])]
-    return [("text", _json(row))]
+    """(role, text) of a row in any of the formats; what is none of them is shown as it is."""
+    fields = row if isinstance(row, dict) else {}
+    source = fields if "messages" in fields else fields.get("input")
+    chat = source.get("messages") if isinstance(source, dict) else None
+    found = [_message(one) for one in chat] if isinstance(chat, list) else []
+    found += [(role, _text(fields[name])) for name, role in ROLES.items() if name in fields]
+    return found or [("text", _text(row))]
 
 
 def _message(message: Any) -> tuple[str, str]:
     if not isinstance(message, dict):
-        return "text", _json(message)
+        return "text", _text(message)
     rest = {name: value for name, value in message.items() if name not in ("role", "content")}
-    text = _text(message.get("content"))
-    return str(message.get("role", "no role")), f"{text}\n{_json(rest)}".strip() if rest else text
+    text = _text(message.get("content") or "")
+    return str(message.get("role", "no role")), f"{text}\n{_text(rest)}".strip() if rest else text
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else "" if value is None else _json(value)
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -15,7 +15,7 @@ from app.web.api_client import ApiError, Json
 from app.web.components.elements import box, busy, button, card, error_note, link, note, refilled, tag
 from app.web.components.forms import Field, select_field, text_field
 from app.web.csv_tables import Columns, TableError, json_line
-from app.web.formatting import clean, clean_lines, counted, size
+from app.web.formatting import counted, size
 from app.web.frame import View, screen
 from app.web.transfers import create_upload, send_piece
 
@@ -26,27 +26,20 @@ USER_NAMES = ("user", "prompt", "question", "input", "text", "instruction", "mes
 ASSISTANT_NAMES = ("assistant", "completion", "answer", "output", "label", "response", "target")
 
 
-@screen("/datasets/convert/{table_id}", "CSV to JSONL", "datasets")
+@screen("/datasets/convert/{table_id}", "CSV to JSONL")
 class ConvertPage(View):
     async def build(self) -> None:
-        table = self.tables.get(self.session.token, self.path("table_id"))
         tag("h1", "CSV to JSONL")
-        if table is None:
-            note("This upload has expired", "An uploaded CSV is kept for an hour. Drop the file again.", "warn")
-            link("Datasets", "/datasets", "t-button")
-            return
         try:
+            table = self.tables.get(self.session.token, self.path("table_id"))
             names = await asyncio.to_thread(table.header)
         except TableError as error:
-            note(f"{clean(table.filename, 80)} cannot be read", str(error), "bad", role="alert")
+            error_note(error, "The file cannot be read")
             link("Datasets", "/datasets", "t-button")
             return
         self._table, self._names = table, names
-        tag(
-            "p",
-            f"{clean(self._table.filename, 80)}: {counted(len(names), 'column')}, {size(self._table.size_bytes)}.",
-            "t-lede",
-        )
+        about = f"{table.filename}: {counted(len(names), 'column')}, {size(table.size_bytes)}."
+        tag("p", about, "t-lede")
         with card("Columns"):
             text = "Each row becomes a chat: the user's message, and the assistant's answer that the model learns. "
             tag("p", text + "For a classification the answer is the label.", "t-lede")
@@ -58,7 +51,7 @@ class ConvertPage(View):
         with card("Preview"):
             self._preview = box("t-stack")
         with box("t-actions"):
-            self._start = button("Convert and upload", self._convert, "t-primary")
+            button("Convert and upload", self._convert, "t-primary")
             link("Cancel", "/datasets", "t-button")
         self._result = tag("div")
         ui.timer(0.05, self._show_preview, once=True)
@@ -67,62 +60,53 @@ class ConvertPage(View):
         """A select, or a text field where a select would be slow."""
         if len(self._names) > MAX_LISTED_COLUMNS:
             return text_field(label, value, "The name of a column.", self._show_preview)
-        options = {"": nothing} | {name: clean(name, 100) for name in self._names if name.strip()}
+        options = {"": nothing} | {name: name for name in self._names if name.strip()}
         return select_field(label, options, value, on_change=self._show_preview)
 
     def _columns(self, is_marked: bool = True) -> Columns | None:
         """The chosen columns; None, with an error at the field if `is_marked`, if one does not exist."""
-        is_valid = True
-        for field, is_required in ((self._user, True), (self._assistant, True), (self._system, False)):
-            is_known = field.value in self._names if field.value else not is_required
-            error = "There is no column with this name." if field.value else "Choose a column."
-            field.set_error("" if is_known or not is_marked else error)
-            is_valid = is_valid and is_known
-        if is_valid and self._user.value == self._assistant.value:
-            self._assistant.set_error("The question and the answer are the same column. Choose two.")
-            is_valid = False
-        if not is_valid:
+        errors = {field: self._error(field) for field in (self._user, self._assistant, self._system)}
+        for field, error in errors.items():
+            field.set_error(error if is_marked else "")
+        if any(errors.values()):
             return None
         return Columns(self._user.value, self._assistant.value, self._system.value or None)
 
+    def _error(self, field: Field) -> str:
+        if not field.value:
+            return "" if field is self._system else "Choose a column."
+        if field.value not in self._names:
+            return "There is no column with this name."
+        is_twice = field is self._assistant and field.value == self._user.value
+        return "The question and the answer are the same column. Choose two." if is_twice else ""
+
     async def _show_preview(self) -> None:
         columns = self._columns(is_marked=bool(self._user.value and self._assistant.value))
-        self._preview.clear()
-        if columns is None:
-            with self._preview:
+        with refilled(self._preview):
+            if columns is None:
                 tag("p", "The first rows appear when the columns are chosen.", "t-muted")
-            return
-        try:
-            examples = await asyncio.to_thread(lambda: list(islice(self._table.examples(columns), PREVIEW_ROWS)))
-        except TableError as error:
-            with self._preview:
-                note("The table has a problem", str(error), "bad")
-            return
-        with self._preview:
+                return
+            try:
+                examples = await asyncio.to_thread(lambda: list(islice(self._table.examples(columns), PREVIEW_ROWS)))
+            except TableError as error:
+                error_note(error, "The table has a problem")
+                return
             if not examples:
                 note("No row has both", "Every row has an empty question or an empty answer.", "warn")
             for example in examples:
                 line = json_line(example).decode()
-                tag("pre", clean_lines(line, 1_500), "t-code t-log", tabindex="0")
+                tag("pre", line, "t-code t-log", tabindex="0")
 
     async def _convert(self) -> None:
         columns = self._columns()
         if columns is None:
             return
-        self._start.props["disabled"] = True
         with refilled(self._result):
             waiting = busy("Converting ...")
         try:
             file = await self._upload(columns, waiting.set_text)
-        except (TableError, ApiError) as error:
+        finally:
             self._result.clear()
-            self._start.props["disabled"] = False
-            self._start.update()
-            with self._result:
-                error_note(error) if isinstance(error, ApiError) else note(
-                    "Not converted", str(error), "bad", role="alert"
-                )
-            return
         self.tables.discard(self._table)
         ui.navigate.to(f"/datasets/{file['id']}")
 
@@ -141,7 +125,7 @@ class ConvertPage(View):
                 show("Checking every line ..." if is_last else f"Uploading: {size(offset)} of {size(total)}")
                 upload = await send_piece(api, upload, offset, piece)
                 offset += len(piece)
-        except (TableError, ApiError):
+        except ApiError:
             with suppress(ApiError):  # it expires within an hour
                 await api.post(f"uploads/{upload['id']}/cancel")
             raise

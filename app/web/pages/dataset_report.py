@@ -10,7 +10,7 @@ from nicegui import ui
 from app.web.api_client import Json
 from app.web.components.data_table import Cell, DataTable, lead_column, number_column
 from app.web.components.elements import TokenView, box, button, card, chart, facts, link, note, tag
-from app.web.formatting import clean, count, counted
+from app.web.formatting import count, counted
 
 MAX_LINES = 20  # of a warning
 HEIGHT_PX = 220
@@ -23,7 +23,7 @@ def show_report(report: Json, open_line: OpenLine) -> None:
     valid = "Valid" if is_complete else "Valid as far as it was checked"
     with note(
         valid if report["valid"] else "Not usable for training",
-        clean(message[:1].upper() + message[1:], 2_000),
+        message[:1].upper() + message[1:],
         ("ok" if is_complete else "warn") if report["valid"] else "bad",
     ):
         if report["findings"]["data"]:
@@ -47,7 +47,7 @@ def show_report(report: Json, open_line: OpenLine) -> None:
 
 def _show_warning(warning: Json, open_line: OpenLine) -> None:
     lines = warning.get("lines") or warning.get("first_lines") or []
-    with note(clean(warning["message"], 1_000), tone="warn"):
+    with note(warning["message"], tone="warn"):
         if isinstance(lines, list) and lines:
             with box("t-row"):
                 tag("span", "Lines")
@@ -69,7 +69,7 @@ def _line(number: int) -> Cell:
 
 FINDING_COLUMNS = (
     number_column("Line", "line", _line),
-    lead_column("Problem", "message", lambda message: clean(message, 600)),
+    lead_column("Problem", "message"),
 )
 
 

@@ -8,9 +8,22 @@ from nicegui import ui
 
 from app.web.api_client import ApiError, Json
 from app.web.components.data_table import ago, lead_column, number_column, show_page, text_column
-from app.web.components.elements import Dropzone, box, busy, button, card, error_note, facts, link, note, refilled, tag
+from app.web.components.elements import (
+    Dropzone,
+    box,
+    busy,
+    button,
+    card,
+    error_note,
+    facts,
+    link,
+    note,
+    page_head,
+    refilled,
+    tag,
+)
 from app.web.components.forms import select_field, text_field
-from app.web.formatting import clean, count, moment, size
+from app.web.formatting import count, moment, size
 from app.web.frame import View, screen, set_query
 from app.web.pages.chat_rows import show_line, show_rows
 from app.web.pages.dataset_report import show_report
@@ -23,7 +36,7 @@ COLUMNS = (
     lead_column(
         "Dataset",
         "",
-        lambda file: {"text": clean(file["filename"]), "href": f"/datasets/{file['id']}", "sub": file["id"]},
+        lambda file: {"text": file["filename"], "href": f"/datasets/{file['id']}", "sub": file["id"]},
     ),
     number_column("Lines", "line_count", count),
     number_column("Size", "bytes", size),
@@ -36,7 +49,7 @@ HINT = (
 )
 
 
-@screen("/datasets", "Datasets", "datasets")
+@screen("/datasets", "Datasets")
 class DatasetsPage(View):
     async def build(self) -> None:
         with box("t-title"):
@@ -52,20 +65,15 @@ class DatasetsPage(View):
             note("No datasets yet", what_to_do if may_write else "This key may not upload any.")
 
 
-@screen("/datasets/{file_id}", "Dataset", "datasets")
+@screen("/datasets/{file_id}", "Dataset")
 class DatasetPage(View):
     async def build(self) -> None:
         self._file_id = self.path("file_id")
-        self._requested = 0  # the number of the latest request of a report
         file = await self.api.get(f"files/{self._file_id}")
-        ui.page_title(f"{clean(file['filename'], 60)} · Tunery")
-        with box("t-title"):
-            with tag("h1"):
-                tag("bdi", clean(file["filename"], 120))
-            with box("t-actions"):
-                link("Download", f"/files/{self._file_id}/content", "t-button", download="")
-                if self.may("jobs:write"):
-                    link("New job", f"/jobs/new?file={self._file_id}", "t-button t-primary")
+        with page_head(file["filename"]):
+            link("Download", f"/files/{self._file_id}/content", "t-button", download="")
+            if self.may("jobs:write"):
+                link("New job", f"/jobs/new?file={self._file_id}", "t-button t-primary")
         with card():
             facts(
                 {
@@ -81,18 +89,18 @@ class DatasetPage(View):
         await self._build_choices()
         self._report = box("t-stack")
         ui.timer(0.05, self._load_report, once=True)  # after the page is shown: a large file takes a while
-        with card("Rows as chats") as rows:
+        with card("Rows as chats"):
             self._opened = tag("div", tabindex="-1")
-            await show_rows(self.api, self._file_id, rows)
+            await show_rows(self.api, self._file_id)
         if LINE_NUMBER.fullmatch(line := self.query("line")):
             ui.timer(0.05, lambda: self._open_line(int(line)), once=True)
 
     async def _build_choices(self) -> None:
         models = await self.api.base_models()
         others = await self.api.items("files", MAX_FILES, purpose="fine-tune")
-        files = {"": "None"} | {one["id"]: clean(one["filename"], 60) for one in others if one["id"] != self._file_id}
+        files = {"": "None"} | {one["id"]: one["filename"] for one in others if one["id"] != self._file_id}
         with card("Check for"), box("t-grid"):
-            names = {model["id"]: clean(model["id"], 80) for model in models} or {"": "No base model is registered"}
+            names = {model["id"]: model["id"] for model in models} or {"": "No base model is registered"}
             chosen = self.query("model", next(iter(names)))
             self._model = select_field(
                 "Base model", names, chosen, "Its tokenizer and chat template are used.", self._change
@@ -116,15 +124,11 @@ class DatasetPage(View):
         set_query(f"/datasets/{self._file_id}", model=self._model.value, context=self._context.value, line=line)
 
     async def _load_report(self) -> None:
-        self._requested += 1
-        number = self._requested
-        self._report.clear()
-        if not self._model.value:
-            with self._report:
+        with refilled(self._report):
+            if not self._model.value:
                 note("No base model", "An operator registers one: tunery models add NAME DIRECTORY", "warn")
-            return
-        with self._report:
-            busy("Checking the file ...")
+                return
+            waiting = busy("Checking the file ...")
         report: Json | ApiError
         try:
             report = await self.api.post(
@@ -137,7 +141,7 @@ class DatasetPage(View):
             )
         except ApiError as error:
             report = error
-        if number != self._requested:  # a later choice has its own report
+        if waiting.is_deleted:  # a later choice has its own report
             return
         with refilled(self._report):
             if isinstance(report, ApiError):

@@ -6,6 +6,7 @@ from typing import Any
 
 from app.web.api_client import Json
 from app.web.components.data_table import (
+    CREATED,
     DataTable,
     Show,
     ago,
@@ -17,7 +18,7 @@ from app.web.components.data_table import (
     text_column,
 )
 from app.web.components.elements import card, code_block, facts, note, tag
-from app.web.formatting import age, clean, count, duration, moment, size
+from app.web.formatting import age, count, duration, moment, size
 from app.web.frame import View, screen
 from app.web.pages.jobs.wording import TARGET_KINDS
 
@@ -42,13 +43,13 @@ TARGET_STATES = {
 }
 
 
-@screen("/project", "Project", "project")
+@screen("/project", "Project")
 class ProjectPage(View):
     async def build(self) -> None:
         project = await self.api.get("project")
         with tag("h1"):
             tag("span", "Project ")
-            tag("bdi", clean(project["name"], 100))
+            tag("bdi", project["name"])
         _show_usage(project)
         with card("Your key"):
             facts({"Id": project["api_key"]["id"], "Scopes": ", ".join(project["api_key"]["scopes"])})
@@ -91,13 +92,13 @@ def _of(used: str, limit: float | None, format_limit: Any) -> str:
 async def _show_webhooks(view: View) -> None:
     endpoints = view.api.items("webhook_endpoints", MAX_ROWS)
     for endpoint in await show_section("Webhooks", endpoints, None, NO_WEBHOOKS):
-        name = clean(endpoint["name"], 80)
+        name = endpoint["name"]
         deliveries = await view.api.items(f"webhook_endpoints/{endpoint['id']}/deliveries", MAX_DELIVERIES)
         with card(name):
-            tag("bdi", clean(endpoint["url"], 300), "t-mono t-wrap")
+            tag("bdi", endpoint["url"], "t-mono t-wrap")
             tag("p", f"Events: {', '.join(endpoint['event_types'])}", "t-muted t-wrap")
             if not endpoint["enabled"]:
-                note("Disabled", clean(endpoint["disabled_reason"] or "by its owner", 300), "warn")
+                note("Disabled", endpoint["disabled_reason"] or "by its owner", "warn")
             DataTable(f"Deliveries to {name}", WEBHOOK_COLUMNS, deliveries)
 
 
@@ -116,7 +117,7 @@ def _or_never(show: Show) -> Show:
 def _place(destination: Json) -> str:
     """The address of a target: its servers, directory, bucket or repository."""
     if "bucket" in destination:
-        return clean("/".join(filter(None, (destination["bucket"], destination.get("prefix")))))
+        return "/".join(filter(None, (destination["bucket"], destination.get("prefix"))))
     return brief(destination.get("urls") or destination.get("path") or destination.get("repo_id"))
 
 
@@ -124,7 +125,7 @@ def _last_result(attempts: list[Json]) -> str:
     if not attempts:
         return "–"
     last = attempts[0]
-    return clean(last["error"]) if last["error"] else f"status {last['status_code']} in {last['duration_ms']} ms"
+    return last["error"] or f"status {last['status_code']} in {last['duration_ms']} ms"
 
 
 KEY_COLUMNS = (
@@ -140,7 +141,7 @@ TARGET_COLUMNS = (
     text_column("Place", "destination", _place),
     text_column("Status", "status", TARGET_STATES.__getitem__),
     text_column("Gets every job", "default", lambda is_default: "yes" if is_default else "no"),
-    text_column("Credentials", "credentials", lambda names: clean(", ".join(names)) or "none"),
+    text_column("Credentials", "credentials", lambda names: ", ".join(names) or "none"),
     number_column("Changed", "updated_at", ago),
 )
 WEBHOOK_COLUMNS = (
@@ -148,7 +149,7 @@ WEBHOOK_COLUMNS = (
     text_column("Status", "status", state(STATE_TONES)),
     number_column("Attempts", "attempt_count", count),
     text_column("Last result", "attempts", _last_result),
-    number_column("Created", "created_at", ago),
+    CREATED,
 )
 AUDIT_COLUMNS = (
     lead_column("Action", "type"),

@@ -7,17 +7,18 @@ import time
 
 from app.web.api_client import Json
 from app.web.components.data_table import (
-    DataTable,
+    CREATED,
     ago,
     brief,
     lead_column,
     number_column,
     state,
     text_column,
+    titled_table,
     wide_column,
 )
 from app.web.components.elements import box, card, facts, note, refilled, tag
-from app.web.formatting import clean, count, counted, duration, size
+from app.web.formatting import count, counted, duration, size
 from app.web.frame import View, refresh_live, screen
 from app.web.pages.jobs import wording
 
@@ -28,19 +29,17 @@ MAX_MODELS = 3  # named in the row of a worker
 REFRESH_SECONDS = 5.0
 
 
-@screen("/queue", "Queue and workers", "queue")
+@screen("/queue", "Queue and workers")
 class QueuePage(View):
     async def build(self) -> None:
         self._names: dict[str, str] = {}  # of own jobs, which keep their names
-        project = self.session.project
-        self._project_names = {project["id"]: clean(project["name"], 80)}
+        projects = [self.session.project]
         if self.session.is_admin:
-            projects = await self.api.items("organization/projects", MAX_PROJECTS)
-            self._project_names |= {project["id"]: clean(project["name"], 80) for project in projects}
+            projects += await self.api.items("organization/projects", MAX_PROJECTS)
+        self._project_names = {project["id"]: project["name"] for project in projects}
         tag("h1", "Queue and workers")
         self._head = box("t-stack")
-        tag("h2", "Workers")
-        self._workers = DataTable(
+        self._workers = titled_table(
             "Workers",
             (
                 lead_column("Worker", "", _worker_name),
@@ -52,19 +51,17 @@ class QueuePage(View):
                 number_column("Last heartbeat", "seen_at", ago),
             ),
         )
-        tag("h2", "Running")
-        self._running = DataTable(
+        self._running = titled_table(
             "Running jobs",
             (
-                lead_column("Running job", "", lambda job: self._job(job["id"], "urgent" if job["urgent"] else None)),
+                lead_column("Running job", "", lambda job: self._job(job["id"], "urgent" if job["urgent"] else "")),
                 text_column("Base model", "model"),
                 text_column("Phase", "phase", lambda phase: wording.PHASES.get(phase, brief(phase))),
                 number_column("Started", "started_at", ago),
                 number_column("Expected end", "expected_finish", _in),
             ),
         )
-        tag("h2", "Waiting")
-        self._waiting = DataTable(
+        self._waiting = titled_table(
             "Waiting jobs",
             (
                 number_column("Position", "position", str),
@@ -73,7 +70,7 @@ class QueuePage(View):
                 number_column("Expected start", "expected_start", _in),
                 number_column("Planned time", "planned_seconds", duration),
                 wide_column("Waits for", "", wording.reason),
-                number_column("Created", "created_at", ago),
+                CREATED,
             ),
         )
         self._rest = box("t-stack")
@@ -83,8 +80,11 @@ class QueuePage(View):
     async def refresh(self) -> None:
         queue = await self.api.get("queue", limit=MAX_WAITING)
         workers = await self.api.get("workers")
-        await self._load_names(queue)
-        self._evaluated = {one["id"]: one["fine_tuning_job_id"] for one in queue["evaluations"]}
+        evaluations = queue["evaluations"]
+        listed = [(one["id"], one["project_id"]) for one in (*queue["running"], *queue["waiting"])]
+        self._project_ids = dict(listed + [(one["fine_tuning_job_id"], one["project_id"]) for one in evaluations])
+        await self._load_names()
+        self._evaluated = {one["id"]: one["fine_tuning_job_id"] for one in evaluations}
         self._show_head(queue)
         self._workers.show(workers["data"])
         self._running.show(queue["running"])
@@ -92,9 +92,8 @@ class QueuePage(View):
         with refilled(self._rest):
             if queue["has_more"]:
                 tag("p", f"The next {MAX_WAITING} jobs are shown; further ones wait behind them.", "t-muted")
-            if queue["evaluations"]:
-                tag("h2", "Evaluations")
-                DataTable(
+            if evaluations:
+                titled_table(
                     "Evaluations",
                     (
                         lead_column("Evaluation of", "fine_tuning_job_id", self._job),
@@ -102,18 +101,15 @@ class QueuePage(View):
                         text_column("Status", "status", state({"running": "run"})),
                         number_column("Answers", "", _answers),
                         number_column("Estimated time", "estimated_seconds", duration),
-                        number_column("Created", "created_at", ago),
+                        CREATED,
                     ),
-                    queue["evaluations"],
+                    evaluations,
                 )
             if len(queue["projects"]) > 1:
-                tag("h2", "Fair shares")
-                DataTable(
+                titled_table(
                     "Fair shares",
                     (
-                        lead_column(
-                            "Project (next first)", "project_id", lambda one: self._project_names.get(one, one)
-                        ),
+                        lead_column("Project (next first)", "project_id", self._project),
                         number_column("GPU time counted", "gpu_seconds", duration),
                         number_column("Weight", "share_weight", "{:g}".format),
                         number_column("Running jobs", "running_jobs", count),
@@ -122,13 +118,19 @@ class QueuePage(View):
                     key="project_id",
                 )
 
-    def _job(self, job_id: str, note: str | None = None) -> Json:
-        """An own job has its name and a link, another one its short id and its project."""
-        short_id = wording.short_id(job_id)
-        if job_id in self._names:
-            sub = " · ".join(filter(None, (short_id, note)))
-            return {"text": self._names[job_id], "href": f"/jobs/{job_id}", "sub": sub}
-        return {"text": short_id, "sub": " · ".join(filter(None, (self._owners.get(job_id), note)))}
+    def _project(self, project_id: str) -> str:
+        return str(self._project_names.get(project_id, project_id))
+
+    def _job(self, job_id: str, note: str = "") -> Json:
+        """An own job has a link and, once known, its name; one of another project its short id and the project."""
+        short_id, project_id = wording.short_id(job_id), self._project_ids.get(job_id)
+        is_own = project_id == self.session.project["id"]
+        owner = f"project {self._project(project_id)}" if project_id else ""
+        return {
+            "text": self._names.get(job_id, short_id),
+            "href": f"/jobs/{job_id}" if is_own else None,
+            "sub": " · ".join(filter(None, (short_id if is_own else owner, note))),
+        }
 
     def _work(self, worker: Json) -> Json | str:
         if worker["evaluation_id"]:
@@ -136,20 +138,15 @@ class QueuePage(View):
             return self._job(job_id, "evaluation") if job_id else "evaluation"
         return self._job(worker["job_id"]) if worker["job_id"] else "–"
 
-    async def _load_names(self, queue: Json) -> None:
-        """The projects of others' jobs, and the names of own ones; of many unknown, the oldest by one request."""
-        own_id, names = self.session.project["id"], self._names
-        shown = [(one["id"], one["project_id"]) for one in (*queue["running"], *queue["waiting"])]
-        shown += [(one["fine_tuning_job_id"], one["project_id"]) for one in queue["evaluations"]]
-        self._owners = {job: f"project {self._project_names.get(project, project)}" for job, project in shown}
-        own = {job_id for job_id, project_id in shown if project_id == own_id}
-        if len(own - names.keys()) > FEW:
+    async def _load_names(self) -> None:
+        """The names of own jobs: of the first unknown ones one by one, of many others by one request."""
+        own_id = self.session.project["id"]
+        unknown = [one for one, owner in self._project_ids.items() if owner == own_id and one not in self._names]
+        jobs = await asyncio.gather(*(self.api.get(f"fine_tuning/jobs/{one}") for one in unknown[:FEW]))
+        if len(unknown) > FEW:  # the oldest ones; the next refresh has the next few of the others
             states = ",".join(wording.UNFINISHED)
-            unfinished = await self.api.items("fine_tuning/jobs", MAX_WAITING, status=states, order="asc")
-            names |= {job["id"]: wording.name(job) for job in unfinished}
-        missing = sorted(own - names.keys())
-        jobs = await asyncio.gather(*(self.api.get(f"fine_tuning/jobs/{one}") for one in missing))
-        names |= {job["id"]: wording.name(job) for job in jobs}
+            jobs += await self.api.items("fine_tuning/jobs", MAX_WAITING, status=states, order="asc")
+        self._names |= {job["id"]: wording.name(job) for job in jobs}
 
     def _show_head(self, queue: Json) -> None:
         workers = queue["workers"]
@@ -173,7 +170,7 @@ def _both(queue: Json, state: str) -> str:
 
 
 def _worker_name(worker: Json) -> Json:
-    name = clean(worker["name"] or worker["id"])
+    name = worker["name"] or worker["id"]
     return {"text": name, "sub": "trains" if worker["queue"] == "gpu" else "checks files"}
 
 
@@ -183,9 +180,9 @@ def _device(device: Json) -> str:
 
 def _models(names: list[str]) -> Json:
     """The first ones; a table of many workers with many models has no room for all."""
-    shown = clean(", ".join(names[:MAX_MODELS]), 200) or "–"
+    shown = ", ".join(names[:MAX_MODELS]) or "–"
     more = f", and {len(names) - MAX_MODELS} more" if len(names) > MAX_MODELS else ""
-    return {"text": shown + more, "title": clean(", ".join(names), 4_000)}
+    return {"text": shown + more, "title": ", ".join(names)}
 
 
 def _notes(job: Json) -> str:
@@ -194,7 +191,7 @@ def _notes(job: Json) -> str:
         "urgent" if job["urgent"] else "",
         f"needs {', '.join(job['worker_labels'])}" if job["worker_labels"] else "",
     )
-    return clean(", ".join(filter(None, notes)))
+    return ", ".join(filter(None, notes))
 
 
 def _answers(evaluation: Json) -> str:

@@ -53,7 +53,7 @@ def test_a_pile_of_marks_does_not_cover_other_lines() -> None:
 
 
 def test_a_long_text_is_cut_with_an_ellipsis() -> None:
-    assert formatting.clean("x" * 10_000) == "x" * formatting.MAX_TEXT_CHARACTERS + "…"
+    assert formatting.clean("x" * 10_000) == "x" * formatting.MAX_LINE_CHARACTERS + "…"
 
 
 def test_a_moment_is_exact_to_the_minute_or_to_the_second() -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
+from operator import itemgetter
 from urllib.parse import quote
 
+from app.domain.jobs.create_job import settings_of
 from app.domain.jobs.states import training_seconds
 from app.web.api_client import Json
-from app.web.components.data_table import Cell, DataTable, lead_column, number_column, text_column
+from app.web.components.data_table import DataTable, lead_column, number_column, text_column
 from app.web.components.elements import card, link, note, tag
-from app.web.formatting import clean, duration, loss
+from app.web.formatting import duration, loss
 from app.web.frame import View, refresh_live, screen
 from app.web.pages.jobs import metrics, wording
 from app.web.pages.jobs.metrics import ChartedJob, CurvesCard
@@ -20,7 +22,7 @@ MIN_JOBS, MAX_JOBS = 2, 5
 REFRESH_SECONDS = 3.0
 
 
-@screen("/jobs/compare", "Compare jobs", "jobs")
+@screen("/jobs/compare", "Compare jobs")
 class ComparePage(View):
     async def build(self) -> None:
         tag("h1", "Compare jobs")
@@ -32,7 +34,6 @@ class ComparePage(View):
         metrics.request_charts_early()
         self._job_ids = job_ids
         self._jobs: list[Json] = []
-        self._rows: dict[str, list[Json]] = {}  # of the metrics, by job
         self._results = DataTable("Results", RESULT_COLUMNS)
         self._empty = note("No metrics yet", "None of these jobs has trained a step.")
         self._curves = CurvesCard("Curves of the compared jobs", "compared-jobs.png", "Curves", "0.6")
@@ -41,20 +42,15 @@ class ComparePage(View):
         refresh_live(self, self._refresh, interval_seconds=REFRESH_SECONDS)
 
     async def _refresh(self) -> None:
-        """Request the metrics of the jobs that have moved on; a running one sends all points again, so not often."""
+        """A running job sends all points again, so not often; the client keeps those of others by their ETag."""
         jobs = await asyncio.gather(*(self.api.get(f"fine_tuning/jobs/{one}") for one in self._job_ids))
-        moved = [job for job in jobs if job not in self._jobs]
-        is_early = time.monotonic() - self._curves.drawn_at < REFRESH_SECONDS
-        if not moved or (is_early and any(job["status"] in wording.UNFINISHED for job in moved)):
+        if jobs == self._jobs or time.monotonic() - self._curves.drawn_at < REFRESH_SECONDS:
             return
-        metrics = await asyncio.gather(
-            *(self.api.get(f"fine_tuning/jobs/{job['id']}/metrics", max_points=MAX_POINTS) for job in moved)
-        )
-        self._rows |= {job["id"]: one["data"] for job, one in zip(moved, metrics, strict=True)}
+        paths = [f"fine_tuning/jobs/{one}/metrics" for one in self._job_ids]
+        metrics = await asyncio.gather(*(self.api.get(path, max_points=MAX_POINTS) for path in paths))
         self._jobs = jobs
-        charted = [
-            ChartedJob(name, self._rows[job["id"]]) for name, job in zip(distinct_names(jobs), jobs, strict=True)
-        ]
+        rows = [one["data"] for one in metrics]
+        charted = [ChartedJob(*pair) for pair in zip(distinct_names(jobs), rows, strict=True)]
         self._results.show(job | {"charted": one} for job, one in zip(jobs, charted, strict=True))
         drawn = [one for one in charted if one.rows]
         self._empty.set_visibility(not drawn)
@@ -70,10 +66,6 @@ def distinct_names(jobs: list[Json]) -> list[str]:
     ]
 
 
-def _name(job: Json) -> Cell:
-    return {"text": job["charted"].name, "href": f"/jobs/{job['id']}", "sub": wording.short_id(job["id"])}
-
-
 def _last_loss(charted: ChartedJob) -> str:
     losses = [row["train_loss"] for row in charted.rows if row.get("train_loss") is not None]
     return loss(losses[-1] if losses else None)
@@ -85,7 +77,7 @@ def _best_loss(charted: ChartedJob) -> str:
 
 
 RESULT_COLUMNS = (
-    lead_column("Job", "", _name),
+    lead_column("Job", "", wording.job_cell),
     text_column("Status", "", wording.status),
     number_column("Train loss", "charted", _last_loss),
     number_column("Best valid. loss", "charted", _best_loss),
@@ -95,34 +87,20 @@ RESULT_COLUMNS = (
 
 
 def _show_differences(jobs: list[Json]) -> None:
-    settings = [flat_settings(job) for job in jobs]
+    settings = [job_settings(job) for job in jobs]
     names = list(dict.fromkeys(name for one in settings for name in one))
-    differing = [name for name in names if len({one.get(name, "–") for one in settings}) > 1]
+    rows = [{"name": name, "values": [one.get(name, "–") for one in settings]} for name in names]
+    differing = [row for row in rows if len(set(row["values"])) > 1]
     with card("Settings that differ"):
         if not differing:
             tag("p", "All settings are the same.", "t-muted")
             return
-        columns = [lead_column("Setting", "name", sub="unit")]
-        columns += [text_column(name, str(number)) for number, name in enumerate(distinct_names(jobs))]
-        rows = [
-            {"name": name, "unit": wording.UNITS.get(name.removeprefix("hyperparameters."))}
-            | {str(number): one.get(name, "–") for number, one in enumerate(settings)}
-            for name in differing
-        ]
-        DataTable("Settings that differ", columns, rows, key="name")
+        columns = [lead_column("Setting", "", lambda row: {"text": row["name"], "sub": wording.UNITS.get(row["name"])})]
+        columns += [text_column(name, "values", itemgetter(number)) for number, name in enumerate(distinct_names(jobs))]
+        DataTable("Settings that differ", columns, differing, key="name")
 
 
-def flat_settings(job: Json) -> dict[str, str]:
-    """Every setting by its dotted name, as text."""
-    method = job["method"]["type"]
-    tree = {
-        "model": job["model"],
-        "training_file": job["training_file"],
-        "validation_file": job["validation_file"],
-        "method": method,
-        "seed": job["seed"],
-        "hyperparameters": job["method"][method]["hyperparameters"],
-        "lora": job["lora"],
-        "quantization": job["quantization"] or "none",
-    }
-    return {name: clean(value, 200) for name, value in wording.flatten(tree)}
+def job_settings(job: Json) -> dict[str, str]:
+    """Every setting by its dotted name, as text. The evaluation of a job is its result."""
+    settings = settings_of(job | {"evaluation": None})
+    return {name: wording.setting_text(value) for name, value in settings.items()}

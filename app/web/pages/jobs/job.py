@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from functools import partial
 from typing import Any, NamedTuple
 
 from nicegui import background_tasks, ui
+from nicegui.elements.mixins.text_element import TextElement
 
 from app.domain.jobs.states import training_seconds
 from app.web.api_client import ApiError
@@ -17,16 +19,16 @@ from app.web.components.elements import (
     card,
     error_note,
     facts,
-    handle_press,
     link,
     note,
     pill,
     progress_bar,
     refilled,
+    tabs,
     tag,
 )
 from app.web.components.forms import ask
-from app.web.formatting import clean, count, duration, moment, per_second
+from app.web.formatting import count, duration, moment, per_second
 from app.web.frame import View, refresh_live, screen, set_query
 from app.web.pages.jobs import job_form, wording
 from app.web.pages.jobs.metrics import MetricsPanel, request_charts_early
@@ -78,52 +80,41 @@ ACTIONS = (
 )
 
 
-@screen("/jobs/{job_id}", "Job", "jobs")
+@screen("/jobs/{job_id}", "Job")
 class JobPage(View):
     async def build(self) -> None:
-        self._may_write = self.may("jobs:write")
         self._job_id = self.path("job_id")
         self._path = f"fine_tuning/jobs/{self._job_id}"
-        self._tab = self.query("tab", "metrics")
-        self._interruption: str | None = None  # the event that says why a job waits again
         self._title_state: object = None
-        self._job = await self.api.get(self._path)
-        await self._load_interruption()
-        ui.page_title(f"{wording.name(self._job)} · Tunery")
+        job = await self.api.get(self._path)
+        ui.page_title(f"{wording.name(job)} · Tunery")
         with box("t-stack") as self._head:
             self._title = box("t-stack")
             self._state = box("t-stack")
         self._announced = box("t-sr-only", role="status")  # each step would be announced else
-        self._show_head()
-        with box("t-tabs", role="tablist", aria_label="Details of the job"):
-            self._tabs = {name: tag("button", label, type="button", role="tab") for name, (label, _) in PANELS.items()}
-        self._body = box("t-stack", role="tabpanel", tabindex="0")
-        for name, element in self._tabs.items():
-            handle_press(element, partial(self._select, name))
-        if self._tab == "metrics":
+        await self._show_job(job)
+        asked = self.query("tab", "metrics")
+        if asked == "metrics":
             request_charts_early()
-        first = self._select(self._tab if self._tab in PANELS else "metrics", is_new=False)
+        first = tabs("Details of the job", {name: label for name, (label, _) in PANELS.items()}, self._open, asked)
         # What is there at once is a part of the page; else it follows while the browser loads the page.
         await asyncio.wait({background_tasks.create(first, name="first panel of a job")}, timeout=AT_ONCE_SECONDS)
         refresh_live(self, self._refresh, self._job_id)
 
-    async def _select(self, tab: str, is_new: bool = True) -> None:
-        self._tab = tab
-        for name, element in self._tabs.items():
-            element.props["aria-selected"] = "true" if name == tab else "false"
-        self._body.client.run_javascript(f"showTab('{self._tabs[tab].html_id}')")
-        self._body.props["aria-label"] = PANELS[tab][0]
-        with refilled(self._body):
+    def _open(self, tab: str) -> Awaitable[None]:
+        set_query(f"/jobs/{self._job_id}", tab="" if tab == "metrics" else tab)
+        with box("t-stack") as self._body:
             waiting = busy("Loading ...")
-            panel = self._panel = PANELS[tab][1](self, self._job)
-        if is_new:
-            set_query(f"/jobs/{self._job_id}", tab="" if tab == "metrics" else tab)
+            self._panel = PANELS[tab][1](self, self._job)
+        return self._fill(self._panel, self._body, waiting)
+
+    async def _fill(self, panel: Panel, body: TextElement, waiting: TextElement) -> None:
         try:
-            with self._body:
+            with body:
                 await panel.refresh(self._job)
         except ApiError as error:
             if panel is self._panel:
-                with self._body:
+                with body:
                     error_note(error)
         if not waiting.is_deleted:  # another tab was opened meanwhile
             waiting.delete()
@@ -131,19 +122,18 @@ class JobPage(View):
     async def _refresh(self) -> None:
         job = await self.api.get(self._path)
         if job != self._job:
-            self._job = job
-            await self._load_interruption()
-            self._show_head()
+            await self._show_job(job)
         with self._body:
             await self._panel.refresh(job)
 
-    async def _load_interruption(self) -> None:
+    async def _show_job(self, job: dict[str, Any]) -> None:
         """The last event of a job that is paused or queued again has the reason, unless a request stopped it."""
-        job, self._interruption = self._job, None
+        self._job, self._interruption = job, None
         if job["status"] == "paused" or (job["status"] == "queued" and job["attempts"]):
             last = (await self.api.get(f"{self._path}/events", limit=1, type="message"))["data"]
             stopped = [one for one in last if one["data"].get("reason") not in (None, "paused")]
-            self._interruption = clean(stopped[0]["message"], 2_000) if stopped else None
+            self._interruption = stopped[0]["message"] if stopped else None
+        self._show_head()
 
     def _show_head(self) -> None:
         self._show_title()
@@ -159,12 +149,12 @@ class JobPage(View):
             if self._interruption:
                 note("Why it was interrupted", self._interruption, "warn")
             for warning in self._job["warnings"]:
-                note("Warning", clean(warning["message"], 1_000), "warn")
+                note("Warning", warning["message"], "warn")
 
     def _show_title(self) -> None:
         """Build it only when it changes: a refresh must not take the focus from a button."""
         job = self._job
-        offered = [action for action in ACTIONS if action.is_offered(job)] if self._may_write else []
+        offered = [action for action in ACTIONS if action.is_offered(job) and self.may("jobs:write")]
         state = (wording.label(job), offered, bool(job["adapter"]))
         if state == self._title_state:
             return
@@ -179,11 +169,11 @@ class JobPage(View):
             with tag("h1"):
                 tag("bdi", wording.name(job))
                 tag("span", " ")
-                pill(wording.label(job), wording.TONES[job["status"]])
+                pill(**wording.status(job))
             with box("t-actions"):
                 for action in offered:
                     button(action.label, partial(self._press, action), action.classes)
-                if self._may_write:
+                if self.may("jobs:write"):
                     link("Clone", f"/jobs/new?clone={job['id']}", "t-button")
                 if job["adapter"]:
                     link("Adapter", f"/adapters/{job['id']}", "t-button t-primary")
@@ -192,9 +182,9 @@ class JobPage(View):
         job = self._job
         with box("t-row t-muted"):
             tag("span", job["id"], "t-mono t-wrap")
-            tag("bdi", clean(job["model"], 100))
+            tag("bdi", job["model"])
             if job["model_alias"]:
-                tag("bdi", f"requested as {clean(job['model_alias'], 130)}")
+                tag("bdi", f"requested as {job['model_alias']}")
             wording.link_files(job)
             if job["cloned_from"]:
                 link("Cloned from", f"/jobs/{job['cloned_from']}")
@@ -216,7 +206,7 @@ class JobPage(View):
         error = self._job["error"]
         if error is None:
             return
-        with note("Why it failed", clean(error["message"], 4_000), "bad", role="alert"):
+        with note("Why it failed", error["message"], "bad", role="alert"):
             if error["cause"]:
                 tag("p", error["cause"].replace("`", ""))
             if remedy := wording.remedy(error):
@@ -224,7 +214,7 @@ class JobPage(View):
                 tag("p", remedy)
             with box("t-actions"):
                 label = "Create a repaired job" if error["code"] in job_form.REPAIRED_ERRORS else "Create it again"
-                if self._may_write:
+                if self.may("jobs:write"):
                     link(label, f"/jobs/new?repair={self._job_id}", "t-button t-primary")
                 if error["param"] in ("training_file", "validation_file"):
                     link("Report on the file", f"/datasets/{self._job[error['param']]}", "t-button")
@@ -237,10 +227,4 @@ class JobPage(View):
                 ask(action.question, action.label, partial(self._perform, action))
 
     async def _perform(self, action: Action) -> None:
-        try:
-            self._job = await self.api.post(f"{self._path}/{action.name}")
-        except ApiError as error:
-            ui.notify(clean(error.message, 500), type="negative", timeout=10_000)
-            return
-        await self._load_interruption()
-        self._show_head()
+        await self._show_job(await self.api.post(f"{self._path}/{action.name}"))

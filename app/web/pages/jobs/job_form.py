@@ -166,7 +166,6 @@ def _more_hyperparameters(values: Mapping[str, str]) -> Json:
 
 
 OPENAI_KEYS = ("model", "training_file", "validation_file", "suffix", "seed", "method", "metadata")
-BY_NAME = ("sample_prompts", "evaluation")  # which have no option of their own
 
 
 def curl(body: Json, url: str) -> str:
@@ -194,20 +193,10 @@ def python(body: Json, url: str) -> str:
 def command(body: Json, url: str) -> str:
     words = ["tunery jobs create", f"--base-url {shlex.quote(url)}"]
     for name, value in settings_of(body).items():
-        option = f"--{name.replace('_', '-')}"
-        if name == "quantization":
-            words.append("--no-quantization")
-        elif name == "metadata":
-            words += [f"{option} {shlex.quote(f'{key}={text}')}" for key, text in value.items()]
-        elif name not in CreateJob.model_fields or name in BY_NAME or value == []:
-            text = value if isinstance(value, str) else json.dumps(value)
-            words.append(f"--set {shlex.quote(f'{name}={text}')}")
-        elif isinstance(value, list):
-            words += [f"{option.removesuffix('s')} {shlex.quote(one)}" for one in value]
-        elif name == "urgent":
-            words += [option] if value else []
-        elif (name, value) != ("method", "supervised"):
-            words.append(f"{option} {shlex.quote(str(value))}")
+        text = value if isinstance(value, str) else json.dumps(value)
+        is_option = name in CreateJob.model_fields and type(value) in (str, int)
+        option = f"--{name.replace('_', '-')} " if is_option else f"--set {name}="
+        words.append(f"{option}{shlex.quote(text)}")
     return " \\\n  ".join(words)
 
 

@@ -7,9 +7,9 @@ that a list that is opened again requests only what has changed.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
-from typing import Any
 
 from nicegui import ui
 
@@ -27,7 +27,7 @@ from app.web.components.data_table import (
 )
 from app.web.components.elements import box, busy, button, card, code_block, link, note, refilled, tabs, tag
 from app.web.components.forms import filter_select, filter_text
-from app.web.formatting import clean, counted, duration, loss
+from app.web.formatting import counted, duration, loss
 from app.web.frame import View, refresh_live, screen, set_query
 from app.web.pages.jobs import wording
 from app.web.pages.jobs.metrics import request_charts_early
@@ -64,12 +64,12 @@ CLI = """\
 export TUNERY_BASE_URL={url} TUNERY_API_KEY=tnry_...
 tunery jobs create --model {model} --training-file train.jsonl --watch"""
 POINTS = 40
-JOBS_PER_REQUEST = 25  # so that a request for long jobs stays short
-PARALLEL_REQUESTS = 6  # of curves and file names
-MAX_KEPT = 5_000  # curves and file names, each; a curve takes about a kilobyte
+PARALLEL_REQUESTS = 6  # of file names
+MAX_KEPT = 5_000  # curves; one takes about a kilobyte
+NO_CURVE: Json = {"train_losses": [], "best_valid_loss": None}
 
 
-@screen("/jobs", "Jobs", "jobs")
+@screen("/jobs", "Jobs")
 class JobsPage(View):
     async def build(self) -> None:
         self._curves: Curves = self.session.kept.setdefault("curves", Curves(self.api))
@@ -160,7 +160,7 @@ class JobsPage(View):
                 note("No job matches", "Change the search or the status filter.")
                 button("Show all jobs", lambda: ui.navigate.to("/jobs"))
             elif state == "first":
-                _show_first_job(self.settings.public_api_url, clean(models[0]["id"] if models else "MODEL"))
+                _show_first_job(self.settings.public_api_url, models[0]["id"] if models else "MODEL")
 
     async def _toggle_sort(self, column: str) -> None:
         self._sort = f"-{column}" if self._sort == column else column
@@ -203,26 +203,22 @@ def _columns(curves: Curves) -> tuple[TableColumn, ...]:
     """The keys of the sortable ones are those of ORDERS."""
 
     def spark(job: Json) -> Cell:
-        return sparkline(curves.of(job).train_losses, f"Train loss of {wording.name(job)}")
+        return sparkline(curves.of(job)["train_losses"], f"Train loss of {wording.name(job)}")
 
     def model(job: Json) -> Cell:
-        return {"text": clean(job["model"]), "sub": clean(curves.filename(job)) or "…"}
+        return {"text": job["model"], "sub": curves.filename(job)}
 
     return (
-        lead_column("Job", "", _name, sort="name"),
+        lead_column("Job", "", wording.job_cell, sort="name"),
         text_column("Status", "", _status, sort="status"),
         text_column("Base model and data", "", model, sort="model"),
         text_column("Progress", "", _progress, sort="progress"),
         text_column("Loss", "", spark),
-        number_column("Train loss", "", lambda job: loss(curves.of(job).last_train_loss), sort="train_loss"),
-        number_column("Best valid. loss", "", lambda job: loss(curves.of(job).best_valid_loss), sort="valid_loss"),
+        number_column("Train loss", "", curves.last_train_loss, sort="train_loss"),
+        number_column("Best valid. loss", "", lambda job: loss(curves.of(job)["best_valid_loss"]), sort="valid_loss"),
         number_column("Time", "", _time, sort="time"),
         number_column("Created", "created_at", ago, sort="created"),
     )
-
-
-def _name(job: Json) -> Cell:
-    return {"text": wording.name(job), "href": f"/jobs/{job['id']}", "sub": wording.short_id(job["id"])}
 
 
 def _status(job: Json) -> Cell:
@@ -252,75 +248,51 @@ def _show_first_job(url: str, model: str) -> None:
             link("Upload a dataset", "/datasets", "t-button t-primary")
             link("New job", "/jobs/new", "t-button")
         texts = {"curl": CURL, "Python": PYTHON, "Command line": CLI}
-        tabs(
-            "The first job",
-            {name: partial(code_block, text.format(url=url, model=model)) for name, text in texts.items()},
-        )
-
-
-@dataclass(frozen=True)
-class Curve:
-    train_losses: list[float]
-    best_valid_loss: float | None
-
-    @property
-    def last_train_loss(self) -> float | None:
-        return self.train_losses[-1] if self.train_losses else None
+        labels = {name: name for name in texts}
+        tabs("The first job", labels, lambda name: code_block(texts[name].format(url=url, model=model)))
 
 
 class Curves:
-    """The curves of jobs, and the names of their training files."""
+    """The loss curves of jobs, and the names of their training files."""
 
     def __init__(self, api: ApiClient) -> None:
         self._api = api
-        self._curves: dict[str, tuple[Any, Curve]] = {}  # by job: its state as of the request
+        self._curves: dict[str, tuple[object, Json]] = {}  # by job: its state as of the request
         self._filenames: dict[str, str] = {}
         self._limit = asyncio.Semaphore(PARALLEL_REQUESTS)
 
-    def of(self, job: Json) -> Curve:
+    def of(self, job: Json) -> Json:
         """An empty one until it is there."""
-        return self._curves.get(job["id"], (None, Curve([], None)))[1]
+        return self._curves.get(job["id"], (None, NO_CURVE))[1]
 
-    def filename(self, job: Json) -> str | None:
-        return self._filenames.get(job["training_file"])
+    def last_train_loss(self, job: Json) -> str:
+        return loss(next(reversed(self.of(job)["train_losses"]), None))
+
+    def filename(self, job: Json) -> str:
+        return self._filenames.get(job["training_file"], "…")
 
     async def load(self, jobs: list[Json]) -> None:
         """Request what is missing or outdated. A failed request leaves its value unknown."""
-        stale = [job for job in jobs if self._is_stale(job)]
+        if len(self._curves) > MAX_KEPT:
+            self._curves.clear()
+            self._filenames.clear()
+        states = {job["id"]: (job["status"], job["trained_steps"]) for job in jobs if job["trained_steps"]}
+        stale = {one: state for one, state in states.items() if self._curves.get(one, (None,))[0] != state}
         unnamed = {job["training_file"] for job in jobs} - self._filenames.keys()
-        groups = [stale[start : start + JOBS_PER_REQUEST] for start in range(0, len(stale), JOBS_PER_REQUEST)]
-        await asyncio.gather(*map(self._load_curves, groups), *map(self._load_filename, unnamed))
+        await asyncio.gather(self._load_curves(stale), *map(self._load_filename, unnamed))
 
-    def _is_stale(self, job: Json) -> bool:
-        known = self._curves.get(job["id"])
-        return bool(job["trained_steps"]) and (known is None or known[0] != _version(job))
-
-    async def _load_curves(self, jobs: list[Json]) -> None:
-        ids = ",".join(job["id"] for job in jobs)
-        async with self._limit:
-            try:
-                found = await self._api.get("fine_tuning/loss_curves", jobs=ids, max_points=POINTS)
-            except ApiError:
-                return
-        for job, curve in zip(jobs, found["data"], strict=True):
-            _keep(self._curves, job["id"], (_version(job), Curve(curve["train_losses"], curve["best_valid_loss"])))
+    async def _load_curves(self, states: Mapping[str, object]) -> None:
+        if not states:
+            return
+        with suppress(ApiError):
+            found = await self._api.get("fine_tuning/loss_curves", jobs=",".join(states), max_points=POINTS)
+            curves = zip(states.items(), found["data"], strict=True)
+            self._curves |= {job_id: (state, curve) for (job_id, state), curve in curves}
 
     async def _load_filename(self, file_id: str) -> None:
         async with self._limit:
             try:
-                file = await self._api.get(f"files/{file_id}")
-                _keep(self._filenames, file_id, str(file["filename"]))
+                self._filenames[file_id] = (await self._api.get(f"files/{file_id}"))["filename"]
             except ApiError as error:
                 if error.status == 404:
-                    _keep(self._filenames, file_id, "deleted file")
-
-
-def _keep(found: dict[str, Any], name: str, value: Any) -> None:
-    """Add a value; the oldest one makes room."""
-    while len(found) >= MAX_KEPT:
-        del found[next(iter(found))]
-    found[name] = value
-
-
-def _version(job: Json) -> tuple[Any, ...]:
-    return job["status"], job["trained_steps"]
+                    self._filenames[file_id] = "deleted file"

@@ -31,7 +31,7 @@ from app.web.components.elements import (
     tag,
 )
 from app.web.components.forms import Field, checkbox, select_field, text_area, text_field
-from app.web.formatting import clean, clean_lines, count, counted, duration, size
+from app.web.formatting import count, counted, duration, size
 from app.web.frame import View, screen
 from app.web.pages.jobs import job_form, wording
 from app.web.pages.jobs.job_form import FieldError, Prefilled
@@ -40,20 +40,17 @@ MAX_FILES = 200
 NOT_FOUND = 404
 FILES_HINT = f"The {MAX_FILES} newest; an older dataset has a button for a new job on its page."
 MORE_HINT = 'Other hyperparameters as JSON, such as {"warmup_ratio": 0.05}.'
-NO_VALIDATION = "Without one there is no validation loss: nothing shows overfitting."
-SHOWN_AT_FIELD = ("no_validation_file", "same_file")  # codes of warnings
-SAME_FILE = "It has the same rows as the training file: its loss cannot show overfitting."
 PLAN_SECONDS = 310.0  # the API stops counting tokens after 300 s, with what to do
 VERDICT_TONES = {"fits": "ok", "no_device_fits": "bad", "no_worker": "warn"}
 REFUSED, NO_PLAN = "This job would be refused", "There is no plan"
 METHODS = {"supervised": "Supervised: learn the answers", "dpo": "DPO: learn a preference between two answers"}
-HINTS = {"validation_file": NO_VALIDATION, "sample_prompts": f"{SETTINGS['sample_prompts'].help} One per line."}
+HINTS = {"sample_prompts": f"{SETTINGS['sample_prompts'].help} One per line."}
 QUANTIZATIONS = {"4": "QLoRA: base model in 4 bits", "16": "LoRA: base model in 16 bits"}
 
 COMMANDS = {"curl": job_form.curl, "Python": job_form.python, "Command line": job_form.command}
 
 
-@screen("/jobs/new", "New job", "jobs")
+@screen("/jobs/new", "New job")
 class NewJobPage(View):
     async def build(self) -> None:
         source = quote(self.query("repair") or self.query("clone"), safe="")
@@ -63,16 +60,15 @@ class NewJobPage(View):
             prefilled = job_form.repaired(job) if self.query("repair") else job_form.from_job(job)
         self._initial, self._kept = prefilled.values, prefilled.kept
         self._fields: dict[str, Field] = {}
-        self._texts: dict[str, str] = {}  # of the commands
+        self._request: Json = {}  # of the commands
         self._form_id = secrets.token_hex(16)
-        self._planned = 0  # the number of the latest request of a plan
         tag("h1", "New job")
         if not self.may("jobs:write"):
             note("This key may not create jobs", "It lacks the scope jobs:write; it can plan one.", "warn")
         if prefilled.changes:
             note("Changed compared with the failed job", "\n".join(prefilled.changes), "warn")
         if prefilled.advice:
-            note("Nothing is changed yet compared with the failed job", clean_lines(prefilled.advice, 4_000), "warn")
+            note("Nothing is changed yet compared with the failed job", prefilled.advice, "warn")
         models = await self.api.base_models()
         files = await self.api.items("files", MAX_FILES, purpose="fine-tune")
         self._files: dict[str, Json] = {file["id"]: file for file in files}
@@ -83,8 +79,8 @@ class NewJobPage(View):
                 self._build_fields(models, wording.file_options(self._files.values()))
                 self._build_kept()
                 with box("t-actions"):
-                    self._create_button = button("Create job", self._create, "t-primary")
-                self._create_button.set_visibility(self.may("jobs:write"))
+                    if self.may("jobs:write"):
+                        button("Create job", self._create, "t-primary")
                 self._result = tag("div")
             with box("t-stack"):
                 with card("Plan"):
@@ -92,7 +88,7 @@ class NewJobPage(View):
                     self._plan = box("t-stack")
                 with card("The same request"):
                     self._build_request()
-        ui.timer(0.05, self._update, once=True)
+        ui.timer(0.05, partial(self._update, is_marked=False), once=True)  # a form that was just opened has no errors
 
     async def _add_older_file(self, name: str) -> None:
         """Offer the file that the form begins with, also if it is none of the newest; name one that was deleted."""
@@ -107,9 +103,8 @@ class NewJobPage(View):
             note(f"The {name.replace('_', ' ')} was deleted", "Choose another one.", "warn")
 
     def _build_fields(self, models: list[Json], files: dict[str, str]) -> None:
-        model_names = {model["id"]: clean(model["id"], 80) for model in models}
-        if (current := self._initial.get("model", "")) and current not in model_names:
-            model_names[current] = clean(current, 80)
+        names = [*(model["id"] for model in models), self._initial.get("model", "")]
+        model_names = {name: name for name in names if name}
         if not model_names:
             note("No base model", "An operator registers one: tunery models add NAME DIRECTORY", "warn")
         if not files:
@@ -117,15 +112,13 @@ class NewJobPage(View):
                 "No training file yet", "Upload a JSONL or CSV file first; its page leads back to this form.", "warn"
             ):
                 link("Upload a dataset", "/datasets", "t-button")
-        choose = {"": "Choose a file"} if files else {"": "No file yet"}
         quantizations = dict(QUANTIZATIONS)
-        if original := [
-            f"{name.partition('.')[2]} {self._kept[name]}" for name in self._kept if "quantization." in name
-        ]:
+        kept = [name for name in self._kept if name.startswith("quantization.")]
+        if original := [f"{name.partition('.')[2]} {self._kept[name]}" for name in kept]:
             quantizations[job_form.AS_ORIGINAL] = f"As in the original: {', '.join(original)}"
         self._choices = {
             "model": model_names,
-            "training_file": choose | files,
+            "training_file": {"": "Choose a file" if files else "No file yet"} | files,
             "validation_file": {"": "None"} | files,
             "method": METHODS,
             "quantization": quantizations,
@@ -155,7 +148,7 @@ class NewJobPage(View):
         is_kept = checkbox("Keep the other settings of the original", "true", keep)
         dropped = note("The defaults apply instead of these settings", "", "warn", role="status")
         dropped.set_visibility(False)
-        facts({clean(name, 80): clean(value, 300) for name, value in wording.flatten(rest)})
+        facts({name: wording.setting_text(value) for name, value in rest.items()})
 
     def _add(self, *names: str, **hints: str) -> None:
         """Add the fields of settings, with the title and the help of their definitions."""
@@ -183,31 +176,21 @@ class NewJobPage(View):
                 self._fields[name].set_error(message)
             return None
 
-    def _warn_of_validation_file(self) -> None:
-        training, validation = (self._fields[name].value for name in ("training_file", "validation_file"))
-        is_same = bool(validation and training) and self._files[validation]["sha256"] == self._files[training]["sha256"]
-        hint = self._fields["validation_file"].hint
-        assert hint is not None
-        hint.classes("t-warn").set_text(SAME_FILE if is_same else "" if validation else NO_VALIDATION)
-
-    async def _update(self) -> None:
-        self._warn_of_validation_file()
-        body = self._body(is_marked=self._planned > 0)  # a form that was just opened has no errors yet
+    async def _update(self, is_marked: bool = True) -> None:
+        body = self._body(is_marked)
         self._show_request(body)
-        self._planned += 1
-        number = self._planned
         self._plan.clear()
         with refilled(self._verdict):
             if body is None:
                 tag("p", "The plan appears when the fields are complete.", "t-muted")
                 return
-            busy("Counting tokens and memory ...")
+            waiting = busy("Counting tokens and memory ...")
         plan, queue = await asyncio.gather(
             self.api.post("fine_tuning/jobs/plan", body, timeout_seconds=PLAN_SECONDS),
             self.api.get("queue", limit=1),
             return_exceptions=True,
         )
-        if number != self._planned:  # a later change has its own plan
+        if waiting.is_deleted:  # a later change has its own plan
             return
         with refilled(self._verdict):
             if isinstance(plan, ApiError):
@@ -216,10 +199,9 @@ class NewJobPage(View):
                 if plan.is_unreachable:
                     button("Plan again", self._update)
             elif isinstance(plan, dict):
-                note(clean(plan["message"], 1_000), "", VERDICT_TONES.get(plan["verdict"], ""))
+                note(plan["message"], "", VERDICT_TONES.get(plan["verdict"], ""))
                 for warning in plan["warnings"]:
-                    if warning["code"] not in SHOWN_AT_FIELD:
-                        note("Warning", clean(warning["message"], 1_000), "warn")
+                    note("Warning", warning["message"], "warn")
                 with self._plan:
                     _show_plan(plan, queue if isinstance(queue, dict) else None)
 
@@ -227,30 +209,26 @@ class NewJobPage(View):
         self._request_hint = tag("p", "The commands appear when the fields are complete.", "t-muted")
         self._commands = tag("div")
         with self._commands:
-            tabs("The same request", {name: partial(self._show_command, name) for name in COMMANDS})
+            tabs("The same request", {name: name for name in COMMANDS}, self._show_command)
 
     def _show_command(self, name: str) -> None:
-        self._command = name
-        self._code = code_block(self._texts.get(name, ""))
+        self._command = COMMANDS[name]
+        self._code = code_block(self._command(self._request, self.settings.public_api_url))
 
     def _show_request(self, body: Json | None) -> None:
         """Change the text in its place: the tabs stay, as one may be pressed at this moment."""
         self._request_hint.set_visibility(body is None)
         self._commands.set_visibility(body is not None)
         if body is not None:
-            url = self.settings.public_api_url
-            self._texts = {name: make(body, url) for name, make in COMMANDS.items()}
-            self._code.set_text(self._texts[self._command])
+            self._request = body
+            self._code.set_text(self._command(body, self.settings.public_api_url))
 
     async def _create(self) -> None:
         body = self._body()
-        self._result.clear()
-        if body is None:
-            with self._result:
+        with refilled(self._result):
+            if body is None:
                 note("A field has a value that cannot be used", "It is marked above.", "bad", role="alert")
-            return
-        self._create_button.props["disabled"] = True
-        with self._result:
+                return
             busy("Creating the job ...")
         # Of this form with these values: pressed again after a lost response, it creates no second job.
         key = hashlib.sha256(f"{self._form_id} {json.dumps(body)}".encode()).hexdigest()
@@ -260,8 +238,6 @@ class NewJobPage(View):
             with refilled(self._result):
                 error_note(error, "The job was not created")
             return
-        finally:
-            self._create_button.props["disabled"] = False
         ui.navigate.to(f"/jobs/{job['id']}")
 
 
@@ -303,7 +279,7 @@ def _show_device(device: Json) -> None:
     percent = min(100.0, 100 * peak / total) if total else 100.0
     with box("t-device"):
         with box("t-row"):
-            tag("span", clean(device["name"], 60), "t-strong")
+            tag("span", device["name"], "t-strong")
             pill("fits" if device["fits"] else "does not fit", "ok" if device["fits"] else "bad")
             tag("span", counted(device["workers"], "worker"), "t-muted")
         with box("t-bar", role="img", aria_label=f"Memory: {size(peak)} of {size(total)}"):

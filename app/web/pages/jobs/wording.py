@@ -78,6 +78,11 @@ def name(job: Json) -> str:
     return clean(job["user_provided_suffix"], 80) or short_id(job["id"])
 
 
+def job_cell(job: Json) -> Json:
+    """The name as a cell of a table."""
+    return {"text": name(job), "href": f"/jobs/{job['id']}", "sub": short_id(job["id"])}
+
+
 def short_id(job_id: str) -> str:
     return job_id[:14]
 
@@ -117,7 +122,7 @@ def remaining_seconds(job: Json, now: float | None = None) -> float | None:
 
 def reason(job: Json, other: str = "its turn") -> str:
     """What a queued job waits for in the queue."""
-    return clean(job["waiting_for"], 300) or ("disk space" if job["phase"] == "waiting_for_storage" else other)
+    return job["waiting_for"] or ("disk space" if job["phase"] == "waiting_for_storage" else other)
 
 
 def waiting(job: Json, now: float | None = None) -> str:
@@ -139,14 +144,14 @@ def waiting(job: Json, now: float | None = None) -> str:
 def failure(job: Json) -> str | None:
     """Why a job failed, in a few words."""
     error = job["error"]
-    return clean(error["code"].replace("_", " "), 80) if error and error.get("code") else None
+    return error["code"].replace("_", " ") if error and error.get("code") else None
 
 
 def remedy(error: Json) -> str | None:
     """What to do about the error of a failed job, in terms of the dashboard."""
     if not error["remedy"]:
         return None
-    parameter = clean(error["param"], 200) if error["param"] else "the parameter"
+    parameter = error["param"] or "the parameter"
     text = error["remedy"].replace("the parameter in `param`", parameter)
     plan = "the plan in the form of a new job"
     return str(text.replace("`POST /v1/fine_tuning/jobs/plan`", plan).replace("`", ""))
@@ -199,20 +204,14 @@ def _running_sentence(job: Json, now: float | None) -> str:
     return f"Training: step {steps(job)}.{rest}".replace("step step", "step")
 
 
-def flatten(tree: Json, prefix: str = "") -> list[tuple[str, str]]:
-    """Values as text, by their dotted names."""
-    found = []
-    for name, value in tree.items():
-        if isinstance(value, dict) and value:
-            found += flatten(value, f"{prefix}{name}.")
-        else:
-            found.append((f"{prefix}{name}", _value_text(value)))
-    return found
-
-
-def _value_text(value: Any) -> str:
+def setting_text(value: Any) -> str:
+    """The value of a setting in one line."""
+    if value in (None, [], {}):
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, list) and all(isinstance(one, str) for one in value):
-        return ", ".join(value) or "none"
-    return value if isinstance(value, str) else json.dumps(value)
+        value = ", ".join(value)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

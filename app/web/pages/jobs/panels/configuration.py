@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from app.domain.jobs.request_parameters import METHOD_OF, collect
 from app.web.api_client import Json
-from app.web.components.data_table import DataTable, lead_column, text_column
-from app.web.components.elements import card, code_block, facts, note, tag
-from app.web.formatting import clean, clean_lines
+from app.web.components.data_table import lead_column, text_column, titled_table
+from app.web.components.elements import card, code_block, facts, note
+from app.web.formatting import clean_lines
 from app.web.pages.jobs.panels.panel import Panel
-from app.web.pages.jobs.wording import UNITS
+from app.web.pages.jobs.wording import UNITS, setting_text
 
 MAX_REQUEST_CHARACTERS = 20_000
 
@@ -23,16 +22,15 @@ class ConfigurationPanel(Panel):
         job = self.job
         requested = asked_values(job)
         for title, values in _groups(job).items():
-            tag("h2", title)
             rows = [
                 {"name": name, "unit": UNITS.get(name), "value": values[name]}
                 | ({"requested": requested[name]} if name in requested else {})
                 for name in values
             ]
-            DataTable(title, COLUMNS, rows, key="name").classes("t-even")  # the same columns in each group
+            titled_table(title, COLUMNS, rows, key="name").classes("t-even")  # the same columns in each group
         if job["metadata"]:
             with card("Metadata"):
-                facts({clean(name, 80): clean(value, 600) for name, value in job["metadata"].items()})
+                facts(job["metadata"])
         if job["request"] is None:
             note("The request is not stored", "This job was created by a release that kept only the resolved values.")
             return
@@ -55,35 +53,19 @@ def asked_values(job: Json) -> Json:
 def _groups(job: Json) -> dict[str, Json]:
     """The resolved settings by title; their names are those of `asked_values`."""
     method = job["method"]["type"]
+    hyperparameters = job["method"][method]["hyperparameters"]  # those of the other method are null
     quantization = {f"quantization.{name}": value for name, value in (job["quantization"] or {}).items()}
     return {
         "Training": {"method": method, "seed": job["seed"]}
-        | _of_method(method, job["method"][method]["hyperparameters"]),
+        | {name: value for name, value in hyperparameters.items() if METHOD_OF.get(name, method) == method},
         "LoRA": {f"lora.{name}": value for name, value in job["lora"].items()},
         "Quantization": quantization or {"quantization": "none: the base model is trained in 16 bits"},
         "Queue": {name: job[name] for name in ("priority", "urgent", "worker_labels")},
     }
 
 
-def _of_method(method: str, hyperparameters: Json) -> Json:
-    """Without those of another method, which are null."""
-    return {name: value for name, value in hyperparameters.items() if METHOD_OF.get(name, method) == method}
-
-
-def _text(value: Any) -> str:
-    if value in (None, [], {}):
-        return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, list) and all(isinstance(one, str) for one in value):
-        return clean(", ".join(value), 400)
-    return clean(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), 400)
-
-
 COLUMNS = (
     lead_column("Setting", "name", sub="unit"),
-    text_column("As requested", "", lambda row: _text(row["requested"]) if "requested" in row else "–"),
-    text_column("As resolved", "value", _text),
+    text_column("As requested", "", lambda row: setting_text(row["requested"]) if "requested" in row else "–"),
+    text_column("As resolved", "value", setting_text),
 )

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 from app.web.api_client import Json
 from app.web.components.data_table import (
     Cell,
-    DataTable,
     TableColumn,
     lead_column,
     number_column,
     text_column,
+    titled_table,
     wide_column,
 )
-from app.web.components.elements import note, tag
+from app.web.components.elements import note
 from app.web.components.forms import select_field
-from app.web.formatting import clean, count, moment
-from app.web.pages.jobs.panels.panel import Fields, FormTexts, ResultsPanel
+from app.web.formatting import count, moment
+from app.web.pages.jobs.panels.panel import FormTexts, ResultsPanel
 from app.web.pages.jobs.wording import ENGINES, TARGET_KINDS
 
 MAX_TARGETS = 100
@@ -44,8 +43,7 @@ class DeliveriesPanel(ResultsPanel):
         self.columns = delivery_columns(self.view.may("jobs:write"))
         super().build()
         self.table.on_event("press", self._ask_to_withdraw)
-        tag("h2", "Which engines serve the adapter")
-        self._engines = DataTable("Compatibility with engines", ENGINE_COLUMNS, key="name")
+        self._engines = titled_table("Which engines serve the adapter", ENGINE_COLUMNS, key="name")
 
     async def refresh(self, job: Json) -> None:
         self._engines.show({"name": name} | job["compatibility"][name] for name in ENGINES)
@@ -55,33 +53,30 @@ class DeliveriesPanel(ResultsPanel):
         targets = ", ".join(self.job["deliver_to"])
         text = "A delivery brings the adapter to an inference server, a directory, a bucket or a hub."
         is_expected = targets and not self.job["adapter"]
-        return "No deliveries", f"The adapter will be delivered to {clean(targets, 1_000)}." if is_expected else text
+        return "No deliveries", f"The adapter will be delivered to {targets}." if is_expected else text
 
-    async def fields(self) -> Fields | None:
+    async def choices(self) -> dict[str, str] | None:
         found = await self.api.items("delivery_targets", MAX_TARGETS)
         if not found:
             note("No delivery targets", "Create one first, see: tunery targets create --help", "warn", role="alert")
             return None
-        targets = {one["name"]: f"{clean(one['name'], 64)} ({TARGET_KINDS[one['kind']]})" for one in found}
-        return partial(_add_target, targets)
+        return {one["name"]: f"{one['name']} ({TARGET_KINDS[one['kind']]})" for one in found}
+
+    def add_fields(self, choices: dict[str, str]) -> Callable[[], Json]:
+        target = select_field("Target", choices, hint="What was delivered there before is delivered again.")
+        return lambda: {"target": target.value}
 
     def _ask_to_withdraw(self, delivery_id: str, _: str) -> None:
-        (target,) = (clean(one["target"], 64) for one in self.shown if one["id"] == delivery_id)
+        (target,) = (one["target"] for one in self.shown if one["id"] == delivery_id)
         question = f"Withdraw the adapter from {target}? Requests for it are refused there."
         self.ask(question, "Withdraw", self.api.delete, delivery_id)
-
-
-def _add_target(targets: dict[str, str]) -> Callable[[], Json]:
-    target = select_field("Target", targets, hint="What was delivered there before is delivered again.")
-    return lambda: {"target": target.value}
 
 
 def delivery_columns(may_write: bool) -> tuple[TableColumn, ...]:
     def target(delivery: Json) -> Cell:
         is_withdrawn = delivery["status"] in WITHDRAWALS
         buttons = [{"name": "withdraw", "label": "Withdraw"}] if may_write and not is_withdrawn else []
-        name, served = clean(delivery["target"], 64), clean(delivery["served_model"], 160)
-        return {"text": name, "sub": f"as {served}", "buttons": buttons}
+        return {"text": delivery["target"], "sub": f"as {delivery['served_model']}", "buttons": buttons}
 
     return (
         lead_column("Target", "", target),
@@ -94,7 +89,7 @@ def delivery_columns(may_write: bool) -> tuple[TableColumn, ...]:
 
 def _status(delivery: Json) -> Cell:
     status, error = delivery["status"], delivery["error"]
-    return {"text": status.capitalize(), "tone": TONES[status], "sub": clean(error, 400) if error else None}
+    return {"text": status.capitalize(), "tone": TONES[status], "sub": error}
 
 
 def _check(check: Json | None) -> Cell:
@@ -105,7 +100,7 @@ def _check(check: Json | None) -> Cell:
         f"difference {check['difference']:.4f}, rounding {check['noise']:.4f}, effect {check['engine_effect']:.3f} of "
         f"{check['trainer_effect']:.3f} nats; {count(check['tokens'])} tokens"
     )
-    return {"text": text, "tone": tone, "sub": clean(check["reason"], 400) if check["reason"] else numbers}
+    return {"text": text, "tone": tone, "sub": check["reason"] or numbers}
 
 
 def _serves(is_served: bool) -> Cell:
@@ -114,7 +109,7 @@ def _serves(is_served: bool) -> Cell:
 
 def _why(verdict: Json) -> str:
     flags = [" ".join(map(str, verdict["flags"]))] if verdict["flags"] else []
-    return clean(" · ".join([*verdict["reasons"], *flags, *verdict["notes"]]).replace("`", ""), 1_000) or "–"
+    return " · ".join([*verdict["reasons"], *flags, *verdict["notes"]]).replace("`", "") or "–"
 
 
 ENGINE_COLUMNS = (

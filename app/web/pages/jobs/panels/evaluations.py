@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 from app.domain.evaluations.graders import OUTPUT, REFERENCE, EvaluationSettings
 from app.domain.jobs.create_job import Setting
@@ -11,11 +10,12 @@ from app.web.api_client import Json
 from app.web.components.data_table import Cell, DataTable, lead_column, number_column
 from app.web.components.elements import box, button, facts, link, note, progress_bar, tag
 from app.web.components.forms import select_field, text_field
-from app.web.formatting import clean, count, counted, duration
+from app.web.formatting import count, counted, duration
 from app.web.pages.jobs import wording
-from app.web.pages.jobs.panels.panel import Fields, FormTexts, ResultsPanel
+from app.web.pages.jobs.panels.panel import FormTexts, ResultsPanel
 
 MAX_FILES = 100
+PURPOSES = ("evals", "fine-tune")
 INTRODUCTION = "Base model and adapter answer the rows; the grader compares each answer with that of the row."
 FILE_HINT = "Rows that the training has not seen, such as those of the validation file."
 EXPECTED = {"input": OUTPUT, "reference": REFERENCE}
@@ -80,15 +80,27 @@ class EvaluationsPanel(ResultsPanel):
                 if one[key]:
                     link(label, f"/files/{one[key]}/content", download="")
 
-    async def fields(self) -> Fields:
-        items = self.api.items
-        files = [
-            *await items("files", MAX_FILES, purpose="evals"),
-            *await items("files", MAX_FILES, purpose="fine-tune"),
-        ]
-        options = {"": "Choose a file"}  # no file of its own accord: the first one may be the training file
-        options |= wording.file_options(files)
-        return partial(_add_fields, options, self.job["validation_file"] or "")
+    async def choices(self) -> dict[str, str]:
+        files = [one for purpose in PURPOSES for one in await self.api.items("files", MAX_FILES, purpose=purpose)]
+        # no file of its own accord: the first one may be the training file
+        return {"": "Choose a file"} | wording.file_options(files)
+
+    def add_fields(self, choices: dict[str, str]) -> Callable[[], Json]:
+        file = select_field("File with held-out rows", choices, self.job["validation_file"] or "", FILE_HINT)
+        labels = {name: label for name, (label, _) in GRADERS.items()}
+        grader = select_field("Grader", labels, hint="Further graders: tunery eval --help")
+        numbers = {
+            name: text_field(one.title, hint=f"{one.help} Empty: {field.default}.", kind="number", min="1")
+            for name, field in NUMBERS.items()
+            for one in [Setting.of(name, field)]
+        }
+
+        def body() -> Json:
+            given = {name: field.value for name, field in numbers.items() if field.value}
+            limits = {name: int(text) if text.isdecimal() else text for name, text in given.items()}
+            return {"file": file.value, "graders": GRADERS[grader.value][1]} | limits
+
+        return body
 
     def _ask_to_cancel(self) -> None:
         (evaluation, *_) = self.in_progress()
@@ -96,36 +108,18 @@ class EvaluationsPanel(ResultsPanel):
         self.ask(question, "Cancel evaluation", self.api.post, f"{evaluation['id']}/cancel")
 
 
-def _add_fields(files: dict[str, str], chosen: str) -> Callable[[], Json]:
-    file = select_field("File with held-out rows", files, chosen, FILE_HINT)
-    labels = {name: label for name, (label, _) in GRADERS.items()}
-    grader = select_field("Grader", labels, hint="Further graders: tunery eval --help")
-    settings = {name: Setting.of(name, field) for name, field in NUMBERS.items()}
-    numbers = {
-        name: text_field(one.title, hint=f"{one.help} Empty: {NUMBERS[name].default}.", kind="number", min="1")
-        for name, one in settings.items()
-    }
-
-    def body() -> Json:
-        given = {name: field.value for name, field in numbers.items() if field.value}
-        limits = {name: int(text) if text.isdecimal() else text for name, text in given.items()}
-        return {"file": file.value, "graders": GRADERS[grader.value][1]} | limits
-
-    return body
-
-
 def _show_summary(summary: Json) -> None:
     if promotion := summary["promotion"]:
         title = "The adapter may be delivered" if promotion["allowed"] else "The adapter is not delivered"
-        note(title, clean(promotion["reason"], 1_000), "ok" if promotion["allowed"] else "warn")
+        note(title, promotion["reason"], "ok" if promotion["allowed"] else "warn")
     for warning in summary["warnings"]:
-        note("Warning", clean(warning, 1_000), "warn")
+        note("Warning", warning, "warn")
     DataTable("Scores by grader", COLUMNS, summary["graders"], key="name")
     answers = summary["answers"]
     facts(
         {
             "Rows": f"{count(summary['rows'])} of {count(summary['rows_in_file'])}",
-            "Precision": clean(summary["precision"], 120),
+            "Precision": summary["precision"],
             "Duration": duration(summary["seconds"]),
             "Base model": _answers_text(answers["base"]),
             "Adapter": _answers_text(answers["adapter"]),

@@ -11,7 +11,7 @@ from app.web.components.data_table import DataTable
 from app.web.components.elements import box, busy, button, facts, tag
 from app.web.components.forms import select_field
 from app.web.formatting import moment, size
-from app.web.pages.jobs.panels.panel import FILE_COLUMNS, Fields, FormTexts, ResultsPanel
+from app.web.pages.jobs.panels.panel import FILE_COLUMNS, FormTexts, ResultsPanel
 
 TYPES = {
     "merged": "Merged model (safetensors): vLLM, SGLang, Transformers",
@@ -51,16 +51,12 @@ class ExportsPanel(ResultsPanel):
             facts({"Size": size(one["bytes"]), "Finished": moment(one["finished_at"])})
             DataTable(f"Files: {self.title(one)}", FILE_COLUMNS, one["files"])
 
-    async def fields(self) -> Fields:
-        return _add_fields
+    def add_fields(self, _: dict[str, str]) -> Callable[[], Json]:
+        def choose() -> None:
+            of_gguf.set_visibility(kind.value == ExportType.GGUF)
 
-
-def _add_fields() -> Callable[[], Json]:
-    def choose() -> None:
-        of_gguf.set_visibility(kind.value == ExportType.GGUF)
-
-    kind = select_field("Type", TYPES, on_change=choose)
-    with box("") as of_gguf:
-        weights = select_field("Quantization", QUANTIZATIONS, hint="Of the weights in the file.")
-    choose()
-    return lambda: {"type": kind.value} | ({"quantization": weights.value} if kind.value == ExportType.GGUF else {})
+        kind = select_field("Type", TYPES, on_change=choose)
+        with box("") as of_gguf:
+            weights = select_field("Quantization", QUANTIZATIONS, hint="Of the weights in the file.")
+        choose()
+        return lambda: {"type": kind.value} | ({"quantization": weights.value} if kind.value == ExportType.GGUF else {})

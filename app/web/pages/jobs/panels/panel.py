@@ -11,14 +11,13 @@ from app.web.api_client import Json
 from app.web.components.data_table import DataTable, TableColumn, lead_column, number_column, wide_column
 from app.web.components.elements import box, button, card, note, pill, refilled, tag
 from app.web.components.forms import ask, form_dialog, select_field
-from app.web.formatting import clean, count, loss, moment, size
+from app.web.formatting import count, loss, moment, size
 from app.web.frame import View
 from app.web.pages.jobs import wording
 
 POLL_SECONDS = 2.0
 MAX_CHECKPOINTS = 100
 UNFINISHED = ("queued", "running")
-Fields = Callable[[], Callable[[], Json]]  # adds the fields of a form; the result returns the body that they make
 
 
 class Panel:
@@ -146,17 +145,21 @@ class ResultsPanel(ListPanel):
                 tag("span", moment(one["created_at"]), "t-muted")
                 self.add_actions(one)
             if one["error"]:
-                note("Why it failed", clean(one["error"]["message"], 2_000), "bad")
+                note("Why it failed", one["error"]["message"], "bad")
             self.content(one)
 
-    async def fields(self) -> Fields | None:
-        """What adds the fields of the form below that of the checkpoint; None after a note on why there is no form."""
+    async def choices(self) -> dict[str, str] | None:
+        """The options of the form's first field; None after a note on why there is no form."""
+        return {}
+
+    def add_fields(self, choices: dict[str, str]) -> Callable[[], Json]:
+        """Add the fields of the form below that of the checkpoint. The result returns the body that they make."""
         raise NotImplementedError
 
     async def _open_form(self) -> None:
         with refilled(self._dialogs):
-            add_fields = await self.fields()
-        if add_fields is None:
+            choices = await self.choices()
+        if choices is None:
             return
 
         async def send() -> None:
@@ -167,7 +170,7 @@ class ResultsPanel(ListPanel):
             if self.form.introduction:
                 tag("p", self.form.introduction)
             checkpoint = select_field("Checkpoint", self._checkpoints)
-            body = add_fields()
+            body = self.add_fields(choices)
 
     def ask(self, question: str, label: str, request: Callable[[str], Awaitable[Json]], path: str) -> None:
         """Ask before a request about one of the objects, whose path follows that of the list."""
@@ -199,7 +202,7 @@ async def checkpoint_options(view: View, job: Json) -> dict[str, str]:
 
 
 FILE_COLUMNS = (
-    lead_column("File", "", lambda file: {"text": clean(file["filename"], 120)} | download(file["id"])),
+    lead_column("File", "", lambda file: {"text": file["filename"]} | download(file["id"])),
     number_column("Size", "bytes", size),
     wide_column("SHA-256", "sha256"),
 )

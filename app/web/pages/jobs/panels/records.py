@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from operator import itemgetter
 
 from app.web.api_client import Json
 from app.web.components.data_table import lead_column, number_column, state, text_column
 from app.web.components.elements import box, button, card, link, refilled, tag
 from app.web.components.forms import filter_select, filter_text
-from app.web.formatting import clean, clean_lines, count, duration, exact_moment, loss, moment
+from app.web.formatting import clean_lines, count, duration, exact_moment, loss, moment
 from app.web.pages.jobs import wording
 from app.web.pages.jobs.panels.panel import ListPanel, Panel, download
 
@@ -30,15 +31,14 @@ REASONS = {
 }
 MAX_EVENTS = 200
 MAX_LOG_CHARACTERS = 200_000
-MAX_ANSWER_CHARACTERS = 4_000
 EMPTY_LOG = "The trainer has printed no warnings or errors. What happened to the job is in Events."
 LEVEL_TONES = {"info": "wait", "warn": "warn", "error": "bad"}
 
 
-def training_numbers(attempts: Sequence[Json]) -> dict[int, str]:
-    """The number of each training attempt among those of its job, by the API's, which counts checks of files too."""
-    trainings = sorted(one["attempt"] for one in attempts if one["kind"] == "train")
-    return {attempt: str(number) for number, attempt in enumerate(trainings, 1)}
+def numbered(attempts: Sequence[Json]) -> list[Json]:
+    """The attempts, each training with its number among those of its job: the API's counts checks of files, too."""
+    numbers = itertools.count(1)
+    return [one | {"number": next(numbers) if one["kind"] == "train" else None} for one in attempts]
 
 
 def _result(attempt: Json) -> str:
@@ -47,7 +47,7 @@ def _result(attempt: Json) -> str:
     return REASONS.get(attempt["reason"], str(attempt["reason"])) if attempt["reason"] else "valid"
 
 
-def _time_line(attempts: list[Json], numbers: dict[int, str]) -> None:
+def _time_line(attempts: list[Json]) -> None:
     """A bar for each attempt, from the start of the first one to the end of the last one, or until now."""
     now = time.time()
     start = min(attempt["started_at"] for attempt in attempts)
@@ -57,7 +57,7 @@ def _time_line(attempts: list[Json], numbers: dict[int, str]) -> None:
         ended = attempt["ended_at"] or now
         left = min(100 * (attempt["started_at"] - start) / span, 99)
         width = min(max(100 * (ended - attempt["started_at"]) / span, 0.8), 100 - left)
-        number = numbers.get(attempt["attempt"])
+        number = attempt["number"]
         kind, title = ("train", f"Attempt {number}") if number else ("check", "Check of the files")
         result = f"{_result(attempt)}, {duration(ended - attempt['started_at'])}"
         with tag("div"):
@@ -74,36 +74,32 @@ class AttemptsPanel(ListPanel):
     """Each attempt of a worker, as a row and as a bar on the time line of the job."""
 
     name, caption, key = "attempts", "Attempts", "attempt"
+    columns = (
+        number_column("Attempt", "number", count),
+        lead_column("Task", "number", lambda number: "Training" if number else "Check of the files"),
+        text_column("Started", "started_at", exact_moment),
+        number_column(
+            "Duration", "", lambda one: duration(one["ended_at"] - one["started_at"]) if one["ended_at"] else "running"
+        ),
+        text_column("Worker", "worker_id"),
+        text_column("Result", "", _result),
+    )
 
     def build(self) -> None:
         self._line = box("")
-        self._numbers: dict[int, str] = {}
-        self.columns = (
-            number_column("Attempt", "attempt", lambda attempt: self._numbers.get(attempt, "–")),
-            lead_column("Task", "kind", lambda kind: "Training" if kind == "train" else "Check of the files"),
-            text_column("Started", "started_at", exact_moment),
-            number_column("Duration", "", _duration),
-            text_column("Worker", "worker_id"),
-            text_column("Result", "", _result),
-        )
         super().build()
 
     async def load(self) -> None:
         """Show also what has not changed: the bar of a running attempt grows."""
-        self.shown = (await self.api.get(self.path))["data"]
+        self.shown = numbered((await self.api.get(self.path))["data"])
         self.show()
 
     def show(self) -> None:
-        self._numbers = training_numbers(self.shown)
         super().show()
-        self._line.clear()
-        if self.shown:
-            with self._line, card("Time line"):
-                _time_line(self.shown, self._numbers)
-
-
-def _duration(attempt: Json) -> str:
-    return duration(attempt["ended_at"] - attempt["started_at"]) if attempt["ended_at"] else "running"
+        with refilled(self._line):
+            if self.shown:
+                with card("Time line"):
+                    _time_line(self.shown)
 
 
 class CheckpointsPanel(ListPanel):
@@ -113,7 +109,7 @@ class CheckpointsPanel(ListPanel):
     columns = (
         number_column("Step", "step_number", count),
         lead_column(
-            "Model", "", lambda one: {"text": clean(one["fine_tuned_model_checkpoint"]), "sub": one["best"] and "best"}
+            "Model", "", lambda one: {"text": one["fine_tuned_model_checkpoint"], "sub": one["best"] and "best"}
         ),
         number_column("Train loss", "metrics.train_loss", loss),
         number_column("Validation loss", "metrics.full_valid_loss", loss),
@@ -137,7 +133,7 @@ class EventsPanel(ListPanel):
     columns = (
         text_column("Time", "created_at", exact_moment),
         text_column("Level", "level", state(LEVEL_TONES)),
-        lead_column("Event", "message", lambda message: clean(message, 2_000)),
+        lead_column("Event", "message"),
     )
 
     def build(self) -> None:
@@ -156,7 +152,7 @@ class LogPanel(Panel):
     def build(self) -> None:
         self._text = ""
         self._href = f"/jobs/{self.job['id']}/log.txt"
-        self._numbers: dict[str, str] = {}  # of the trainings, by the API's number
+        self._numbers: dict[str, int] = {}  # of the trainings, by the API's number
         self._offered: object = None  # the number of trainings whose attempts the select has
         self._requested = 0
         with box("t-filters"):
@@ -178,8 +174,9 @@ class LogPanel(Panel):
 
     async def _offer_attempts(self, job: Json) -> None:
         """The attempts that trained, under the numbers of the tab Attempts: a check of the files has no log."""
-        numbers = training_numbers((await self.api.get(f"{self.path}/attempts"))["data"])
-        self._numbers = {str(attempt): numbers[attempt] for attempt in reversed(numbers)}
+        attempts = numbered((await self.api.get(f"{self.path}/attempts"))["data"])
+        trainings = sorted((one for one in attempts if one["number"]), key=itemgetter("number"), reverse=True)
+        self._numbers = {str(one["attempt"]): one["number"] for one in trainings}
         options = {"": "Last attempt"} | {each: f"Attempt {number}" for each, number in self._numbers.items()}
         self._offered = job["attempts"]
         with refilled(self._attempts):
@@ -229,9 +226,9 @@ class SamplesPanel(ListPanel):
         with card():
             with box("t-row"):
                 tag("span", f"Step {one.get('step', '–')}", "t-pill t-wait")
-                tag("h2", clean(one["prompt"], 2_000))
+                tag("h2", one["prompt"])
             with box("t-grid"):
                 for label, key in (("Base model", "base"), ("Adapter", "tuned")):
                     with box("t-stack"):
                         tag("div", label, "t-label t-muted")
-                        tag("p", clean_lines(str(one[key]), MAX_ANSWER_CHARACTERS), "t-answer", dir="auto")
+                        tag("p", str(one[key]), "t-answer", dir="auto")

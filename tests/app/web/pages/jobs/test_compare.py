@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from app.web.pages.jobs.compare import distinct_names, flat_settings
+from app.web.pages.jobs.compare import distinct_names, job_settings
 from tests.api_objects import FINISHED_JOB
 
 CLONE = FINISHED_JOB | {"id": "ftjob-0123456789ab", "cloned_from": FINISHED_JOB["id"]}
@@ -15,7 +15,7 @@ def test_jobs_of_the_same_name_have_their_short_ids() -> None:
 
 
 def test_settings_have_dotted_names() -> None:
-    settings = flat_settings(FINISHED_JOB | {"quantization": None})
+    settings = job_settings(FINISHED_JOB | {"quantization": None})
     assert settings["lora.r"] == "16"
-    assert settings["hyperparameters.n_epochs"] == "1"
+    assert settings["n_epochs"] == "1"
     assert settings["quantization"] == "none"

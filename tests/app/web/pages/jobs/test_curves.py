@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import httpx2
+import pytest
 
 from app.web.api_client import ApiClient
 from app.web.pages.jobs import jobs
@@ -38,20 +39,18 @@ def test_a_curve_is_requested_again_only_when_its_job_has_moved_on() -> None:
     asyncio.run(kept.load([JOB]))
     asyncio.run(kept.load([JOB]))
     assert sorted(answers.paths) == ["/v1/files/file-1", "/v1/fine_tuning/loss_curves"]
-    curve = kept.of(JOB)
-    assert curve is not None
-    assert (curve.last_train_loss, curve.best_valid_loss, kept.filename(JOB)) == (1.0, 1.5, "a.jsonl")
+    assert (kept.last_train_loss(JOB), kept.of(JOB)["best_valid_loss"], kept.filename(JOB)) == ("1.000", 1.5, "a.jsonl")
     asyncio.run(kept.load([JOB | {"trained_steps": 3}]))
     assert len(answers.paths) == 3
 
 
-def test_fifty_jobs_of_one_file_need_three_requests() -> None:
+def test_fifty_jobs_of_one_file_need_two_requests() -> None:
     answers = Answers()
     jobs = [JOB | {"id": f"ftjob-{number}"} for number in range(50)]
     kept = Curves(answers.client)
     asyncio.run(kept.load(jobs))
-    assert sorted(answers.paths) == ["/v1/files/file-1", *["/v1/fine_tuning/loss_curves"] * 2]
-    assert all(kept.of(job) for job in jobs)
+    assert sorted(answers.paths) == ["/v1/files/file-1", "/v1/fine_tuning/loss_curves"]
+    assert {kept.last_train_loss(job) for job in jobs} == {"1.000"}
 
 
 def test_a_job_without_a_step_has_no_curve_to_request() -> None:
@@ -60,9 +59,10 @@ def test_a_job_without_a_step_has_no_curve_to_request() -> None:
     assert answers.paths == ["/v1/files/file-1"]
 
 
-def test_the_oldest_curves_are_evicted() -> None:
-    kept: dict[str, int] = {str(number): number for number in range(jobs.MAX_KEPT)}
-    jobs._keep(kept, "new", 1)
-    assert len(kept) == jobs.MAX_KEPT
-    assert "0" not in kept
-    assert kept["new"] == 1
+def test_curves_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = Answers()
+    monkeypatch.setattr(jobs, "MAX_KEPT", 0)
+    kept = Curves(answers.client)
+    asyncio.run(kept.load([JOB]))
+    asyncio.run(kept.load([JOB | {"id": "ftjob-2"}]))
+    assert kept.of(JOB) == jobs.NO_CURVE

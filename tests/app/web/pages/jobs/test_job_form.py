@@ -144,25 +144,17 @@ def test_a_repair_of_an_evaluation_leaves_it_out() -> None:
     assert repaired.changes == ["evaluation: left out; request it on the job's page after the training"]
 
 
-def command_options(body: dict[str, Any], option: str) -> list[str]:
-    words = shlex.split(job_form.command(body, "http://api.test").replace("\\\n", ""))
-    return [words[index + 1] for index, word in enumerate(words) if word == option]
-
-
 def test_the_command_line_makes_the_same_body() -> None:
-    body = BODY | {"evaluation": {"file": "file-2"}, "sample_prompts": ["a 'b'"], "deliver_to": []}
-    given = {"model": "tiny", "training_file": "file-1"}
-    assert job_body(given, command_options(body, "--set")) == body
-
-
-def test_the_command_line_has_the_options_of_settings() -> None:
-    body = BODY | {"deliver_to": ["staging"], "worker_labels": ["h100"], "metadata": {"team": "a b"}, "urgent": True}
-    text = job_form.command(body, "http://api.test")
-    assert command_options(body, "--deliver-to") == ["staging"]
-    assert command_options(body, "--worker-label") == ["h100"]
-    assert command_options(body, "--metadata") == ["team=a b"]
-    assert "--urgent" in text.split()
-    assert "--urgent" not in job_form.command(body | {"urgent": False}, "http://api.test").split()
+    """Strings and numbers of the body have their option, other settings `--set`."""
+    body = BODY | {
+        "evaluation": {"file": "file-2"}, "sample_prompts": ["a 'b'"], "deliver_to": [], "worker_labels": ["h100"],
+        "metadata": {"team": "a b"}, "urgent": True, "seed": 7, "suffix": "2026", "quantization": None,
+    }  # fmt: skip
+    _, _, _, *words = shlex.split(job_form.command(body, "http://api.test").replace("\\\n", ""))
+    pairs = list(zip(words[2::2], words[3::2], strict=True))
+    given: dict[str, Any] = {name[2:].replace("-", "_"): value for name, value in pairs if name != "--set"}
+    sets = [value for name, value in pairs if name == "--set"]
+    assert job_body(given | {"seed": int(given["seed"])}, sets) == body
 
 
 def test_the_python_text_compiles_and_puts_extensions_into_extra_body() -> None:

@@ -1,24 +1,17 @@
-"""The metrics of a job: curves as ECharts options, and the first points of a long job, drawn before its metrics."""
+"""The metrics of a job: curves as ECharts options."""
 
 from __future__ import annotations
 
-import asyncio
 import json
-from typing import Any, cast
+from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from app.web.api_client import ApiClient, ApiError
 from app.web.pages.jobs.metrics import (
     MAX_SYMBOLS,
     ChartedJob,
-    Look,
     best_validation,
     options,
-    preview_rows,
-    smoothed,
     x_values,
 )
 
@@ -28,31 +21,38 @@ ROWS = [
     {"step": 3, "train_loss": 1.0, "num_tokens": 400, "tokens_per_second": 100.0, "full_valid_loss": 1.9},
 ]
 Json = dict[str, Any]
-finite = st.floats(-1e6, 1e6)
 
 
-def points_of(series: Json) -> Any:
-    """The points of a series, which are an expression in JavaScript."""
-    return json.loads(series[":data"].removeprefix("Object.freeze(JSON.parse('").removesuffix("'))"))
+def line_of(name: str, **look: Any) -> Json:
+    """The series of a job with this name, with its points as a list instead of an expression in JavaScript."""
+    line = next(one for one in options([ChartedJob("job", ROWS)], **look)["series"] if one["name"] == name)
+    points = line.pop(":data").removeprefix("Object.freeze(JSON.parse('").removesuffix("'))")
+    return line | {"points": json.loads(points)}
 
 
 def test_losses_share_their_axes_and_the_best_validation_is_marked() -> None:
-    series = options([ChartedJob("job", ROWS)], Look())["series"]
-    train, valid = (next(one for one in series if one["name"] == name) for name in ("Train loss", "Validation loss"))
+    train, valid = line_of("Train loss"), line_of("Validation loss")
     assert train["yAxisIndex"] == valid["yAxisIndex"] == 0
-    assert points_of(train) == [[1.0, 2.0], [2.0, None], [3.0, 1.0]]
-    assert valid["markPoint"]["data"][0]["coord"] == [2.0, 1.8]
+    assert (train["points"], valid["points"]) == ([[1.0, 2.0], [3.0, 1.0]], [[2.0, 1.8], [3.0, 1.9]])
+    assert valid["markPoint"]["data"][0]["type"] == "min"
+
+
+def test_a_smoothed_curve_has_the_raw_one_beside_it() -> None:
+    assert line_of("Train loss (raw)", smoothing=0.6)["points"] == [[1.0, 2.0], [3.0, 1.0]]
+    assert line_of("Train loss", smoothing=0.6)["points"] == [[1.0, 2.0], [3.0, 1.375]]
 
 
 def test_only_measured_metrics_have_a_grid() -> None:
-    made = options([ChartedJob("job", ROWS)], Look())
+    made = options([ChartedJob("job", ROWS)])
     assert [title["text"] for title in made["title"]] == ["Loss", "Gradient norm", "Tokens/s"]
+    assert len(made["grid"]) == 3
 
 
-def test_the_axis_is_steps_tokens_or_training_time() -> None:
-    assert x_values(ROWS, "step") == [1.0, 2.0, 3.0]
-    assert x_values(ROWS, "tokens") == [100.0, 300.0, 400.0]
-    assert x_values(ROWS, "time") == [2.0, 4.0, 5.0]
+@pytest.mark.parametrize(
+    ("axis", "positions"), [("step", [1.0, 2.0, 3.0]), ("num_tokens", [100.0, 300.0, 400.0]), ("time", [2.0, 4.0, 5.0])]
+)
+def test_the_axis_is_steps_tokens_or_training_time(axis: str, positions: list[float]) -> None:
+    assert x_values(ROWS, axis) == positions
 
 
 def test_the_best_validation_is_the_lowest() -> None:
@@ -60,56 +60,11 @@ def test_the_best_validation_is_the_lowest() -> None:
     assert best_validation(ROWS[:1]) is None
 
 
-@given(st.lists(st.one_of(st.none(), finite)), st.floats(0.1, 0.95))
-def test_smoothing_keeps_gaps_and_stays_within_the_values(values: list[float | None], weight: float) -> None:
-    found = smoothed(values, weight)
-    assert [one is None for one in found] == [one is None for one in values]
-    present = [one for one in values if one is not None]
-    assert all(min(present) - 1e-3 <= one <= max(present) + 1e-3 for one in found if one is not None)
-
-
 def test_many_validations_are_a_line_without_symbols() -> None:
     def shows_symbols(validations: int) -> bool:
         rows = [{"step": step, "train_loss": 1.0, "full_valid_loss": 1.0} for step in range(validations)]
-        series = options([ChartedJob("job", rows)], Look())["series"]
+        series = options([ChartedJob("job", rows)])["series"]
         return bool(next(one for one in series if one["name"] == "Validation loss")["showSymbol"])
 
     assert shows_symbols(MAX_SYMBOLS)
     assert not shows_symbols(MAX_SYMBOLS + 1)
-
-
-CURVE = {"data": [{"steps": [1, 9], "train_losses": [2.0, 0.5]}]}
-
-
-class StubApi:
-    def __init__(self, response: Json | Exception | None) -> None:
-        self._response = response
-
-    async def get(self, path: str, **_: Any) -> Json:
-        assert path == "fine_tuning/loss_curves"
-        if self._response is None:
-            await asyncio.Event().wait()
-        if isinstance(self._response, Exception):
-            raise self._response
-        return cast(Json, self._response)
-
-
-async def rows_with(response: Json | Exception | None, are_metrics_there: bool) -> list[Json]:
-    metrics: asyncio.Future[Json] = asyncio.get_running_loop().create_future()
-    if are_metrics_there:
-        metrics.set_result({})
-    return await preview_rows(cast(ApiClient, StubApi(response)), "ftjob-1", metrics)
-
-
-def test_they_are_rows_of_step_and_loss() -> None:
-    rows = asyncio.run(rows_with(CURVE, are_metrics_there=False))
-    assert rows == [{"step": 1, "train_loss": 2.0}, {"step": 9, "train_loss": 0.5}]
-
-
-@pytest.mark.parametrize(
-    ("response", "are_metrics_there"), [(None, True), (CURVE, True), (ApiError("the API is unreachable"), False)]
-)
-def test_there_are_none_if_the_metrics_are_first_or_the_request_fails(
-    response: Json | Exception | None, are_metrics_there: bool
-) -> None:
-    assert asyncio.run(rows_with(response, are_metrics_there)) == []

@@ -96,15 +96,12 @@ def test_the_remedy_of_an_error_names_what_the_page_has() -> None:
     assert wording.remedy({"remedy": None, "param": None}) is None
 
 
-def test_values_of_settings_have_no_needless_decimals() -> None:
-    assert wording.flatten({"alpha": 32.0, "rate": 2e-05, "n": 3}) == [("alpha", "32"), ("rate", "2e-05"), ("n", "3")]
-
-
-def test_lists_are_words() -> None:
-    assert wording.flatten({"modules": ["q_proj", "v_proj"], "deliver_to": []}) == [
-        ("modules", "q_proj, v_proj"),
-        ("deliver_to", "none"),
-    ]
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(32.0, "32"), (2e-05, "2e-05"), (3, "3"), (["q_proj", "v_proj"], "q_proj, v_proj"), ([], "none"), (True, "yes")],
+)
+def test_the_value_of_a_setting_is_one_line(value: Any, text: str) -> None:
+    assert wording.setting_text(value) == text
 
 
 def test_a_finished_job_has_steps_tokens_time_and_size() -> None:
