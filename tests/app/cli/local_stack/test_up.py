@@ -117,18 +117,18 @@ class TestALife:
         self._logs_requests_as_json(first)
         self._exposes_metrics(first)
         self._reports_its_status_to_doctor(first)
-        assert len(re.findall(r"^schema +migrated from revision none to \w+$", first.said, re.M)) == 1
+        assert first.said.count("migrated from") == 1
 
         second = start(data_dir)
         assert second.process.wait(60) == 1
-        assert "Another `tunery up` runs on" in second.said
+        assert "Another `tunery up`" in second.said
         assert first.get("/readyz") == 200
 
         os.kill(pids["api"], signal.SIGKILL)
         api = until(lambda: self._new_pid(first, "api", pids["api"]), "a new API process", 60)
         until(lambda: self._answers(first), "an answer of the new API process", 60)
         assert is_alive(api)
-        assert "api exited (killed by SIGKILL" in first.said
+        assert "killed by SIGKILL" in first.said
 
         first.end(signal.SIGKILL)
         third = start(data_dir)
@@ -185,7 +185,7 @@ class TestALife:
 
 @pytest.mark.extended("another start of the whole service")
 class TestOtherPlaces:
-    def test_it_works_for_a_plain_user_and_with_its_data_after_a_stop(self, place: Path, start: Start) -> None:
+    def test_a_plain_user_starts_it_twice_with_the_same_data(self, place: Path, start: Start) -> None:
         home, become = place / "home", plain_user()
         home.mkdir()
         with_a_model(home / "data")

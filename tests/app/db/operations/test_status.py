@@ -141,7 +141,7 @@ def test_endpoints_fail_until_a_success_and_not_if_they_were_disabled_by_request
         )
         for endpoint_id in (failing, off):
             webhook_deliveries.record_endpoint_failure(session, endpoint_id)
-        endpoints.disable(session, gone, "it responded with 410 Gone")
+        endpoints.disable(session, gone, "410 Gone")
         endpoints.disable(session, off, DISABLED_BY_REQUEST)
         operator.set_endpoint(session, "https://example.com")
         webhook_deliveries.record_endpoint_failure(session, operator.ENDPOINT_ID)
@@ -150,5 +150,5 @@ def test_endpoints_fail_until_a_success_and_not_if_they_were_disabled_by_request
         assert [(each.id, each.project_name, each.failing_since is None, each.disabled_reason) for each in found] == [
             (failing, "default", False, None),
             (operator.ENDPOINT_ID, None, False, None),
-            (gone, "default", True, "it responded with 410 Gone"),
+            (gone, "default", True, "410 Gone"),
         ]
