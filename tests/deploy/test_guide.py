@@ -7,7 +7,6 @@ from typing import Any
 
 import yaml
 
-from app.settings import Settings
 from tests.deploy import compose, guide
 
 SERVICES = compose.services()
@@ -24,11 +23,6 @@ def test_every_variable_of_the_compose_file_is_explained() -> None:
     table = guide.text().partition("## Variables and settings")[2].partition("\n## ")[0]
     explained = set(re.findall(r"`([A-Z0-9_]+)`", "".join(re.findall(r"^\| (`[^|]*) \|", table, re.MULTILINE))))
     assert explained == compose.variables() | {"COMPOSE_PROFILES"}
-
-
-def test_every_setting_it_names_exists() -> None:
-    named = set(re.findall(r"\bTUNERY_[A-Z_]*[A-Z]\b", guide.text()))
-    assert named <= {f"TUNERY_{name.upper()}" for name in Settings.model_fields}
 
 
 def test_the_secrets_are_those_of_the_compose_file() -> None:

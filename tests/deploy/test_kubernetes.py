@@ -10,7 +10,6 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from app.settings import Settings
 from tests.deploy import compose, dockerfile
 
 FILE = Path(__file__).parents[2] / "examples" / "kubernetes" / "tunery.yaml"
@@ -93,13 +92,6 @@ def test_the_backup_has_the_settings_and_the_image_of_the_api() -> None:
     assert container["args"][:2] == ["tunery", "backup"]
     assert (container["image"], container["envFrom"]) == (CONTAINERS["api"]["image"], CONTAINERS["api"]["envFrom"])
     assert {each["name"] for each in container["volumeMounts"]} == {each["name"] for each in pod["volumes"]}
-
-
-def test_every_setting_is_one_that_tunery_reads() -> None:
-    (settings,) = [each["data"] for each in OBJECTS if each["kind"] == "ConfigMap"]
-    named = {*settings, *re.findall(r"TUNERY_\w+", FILE.with_name("README.md").read_text(encoding="utf-8"))}
-    known = {f"TUNERY_{field.upper()}" for field in Settings.model_fields} | {"TUNERY_ADMIN_KEY_FILE"}
-    assert {name for name in named if name.startswith("TUNERY_")} <= known
 
 
 def test_a_gpu_worker_has_one_gpu() -> None:

@@ -21,7 +21,6 @@ from app.cli.local_stack.checks import machine_checks
 from app.cli.local_stack.data_directory import Layout
 from app.domain.operations.checks import Check
 from tests.app.cli.local_stack.support import (
-    AS_ROOT,
     give_away,
     look_of,
     plain_user,
@@ -217,15 +216,3 @@ class TestOtherPlaces:
             assert not layout.valkey.exists()
             assert layout.root.stat().st_mode & 0o777 == 0o700
         assert not any(map(is_alive, runtime["pids"].values()))
-
-
-class TestRefuse:
-    @AS_ROOT
-    def test_a_directory_out_of_reach_is_refused_creating_nothing(self, tmp_path: Path, start: Start) -> None:
-        (tmp_path / "closed").mkdir(mode=0o700)
-        before = look_of(tmp_path / "closed" / "data")
-        running = start(tmp_path / "closed" / "data")
-        assert running.process.wait(60) == 1
-        assert "such as /var/lib/tunery" in running.said
-        assert look_of(tmp_path / "closed" / "data") == before
-        assert [path.name for path in (tmp_path / "closed").iterdir()] == ["data.log"]

@@ -138,7 +138,7 @@ class TestBackUp:
             empty_disk.fill()
         else:
             monkeypatch.setattr(backup, "_dump", dump_and_fill)
-        with pytest.raises(BackupError, match=r"No space.*backups are whole"):
+        with pytest.raises(BackupError, match=r"No space.*are whole"):
             service.back_up()
         empty_disk.empty()
         assert service.backups.names() == [first.name]

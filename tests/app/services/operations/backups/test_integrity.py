@@ -31,13 +31,6 @@ class TestIntegrity:
         service.path(key).unlink()
         assert service.check(repair=True) == [(key, "missing", None)]
 
-    def test_damaged_objects_are_restored_from_a_backup(self, service: BackedUpService) -> None:
-        service.back_up()
-        key = service.a_key()
-        service.path(key).write_bytes(b"damaged")
-        assert service.check(repair=True, backups=True) == [(key, "wrong size", RESTORED)]
-        assert service.check() == []
-
     def test_a_damaged_object_is_kept_as_long_as_the_copy_in_the_backup_is_damaged_too(
         self, service: BackedUpService
     ) -> None:
