@@ -32,6 +32,7 @@ def get(port: int, path: str = "/metrics", method: str = "GET") -> httpx2.Respon
 @pytest.fixture
 def server(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[WSGIServer]:
     monkeypatch.setattr(exposition, "REGISTRY", CollectorRegistry())
+    settings.data_dir.mkdir(exist_ok=True)
     server = start_metrics_server(settings.model_copy(update={"metrics_port": free_port()}), "api")
     assert server is not None
     yield server
