@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import (
+    AfterValidator,
     AliasChoices,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
@@ -38,22 +40,49 @@ ENDPOINTS_EXAMPLE = (
 )
 
 
+def _split(text: Any) -> Any:
+    """Accept one comma-separated string as well as a list."""
+    return tuple(filter(None, map(str.strip, text.split(",")))) if isinstance(text, str) else text
+
+
+def _check_label(label: str) -> str:
+    if not LABEL.fullmatch(label):
+        raise ValueError(f"{label!r}: a label has {LABEL_RULE}")
+    return label
+
+
+def _check_path(path: str) -> str:
+    if not path.startswith("/"):
+        raise ValueError(f"{path!r}: give an absolute path")
+    return path
+
+
+def _check_url(url: str) -> str:
+    if not url.startswith(("http://", "https://")):
+        raise ValueError("must begin with https:// or http://")
+    return url
+
+
+def _check_networks(text: str) -> str:
+    parse_networks(text)
+    return text
+
+
+Labels = Annotated[tuple[Annotated[str, AfterValidator(_check_label)], ...], NoDecode, BeforeValidator(_split)]
+Directories = Annotated[tuple[Annotated[str, AfterValidator(_check_path)], ...], NoDecode, BeforeValidator(_split)]
+Networks = Annotated[str, AfterValidator(_check_networks)]
+ServerUrl = Annotated[str | None, AfterValidator(lambda url: _check_url(url) if url else None)]
+
+
 class Endpoint(BaseModel):
     """An OpenAI-compatible endpoint for evaluations. Its key stays in this process's environment."""
 
     model_config = ConfigDict(extra="forbid")
 
-    base_url: str  # with /v1
+    base_url: Annotated[str, AfterValidator(_check_url)]  # with /v1
     api_key: SecretStr = SecretStr("")
     timeout_seconds: float = Field(default=60, gt=0)  # of one answer
     concurrency: int = Field(default=4, ge=1, le=64)  # requests at once
-
-    @field_validator("base_url")
-    @classmethod
-    def _check_base_url(cls, url: str) -> str:
-        if not url.startswith(("http://", "https://")):
-            raise ValueError("must begin with https:// or http://")
-        return url
 
 
 class Settings(BaseSettings):
@@ -68,12 +97,12 @@ class Settings(BaseSettings):
 
     # --- storage: files, adapters and snapshots. All processes of a service need the same values.
     storage_url: str = ""  # file:///DIRECTORY or s3://BUCKET/PREFIX; default: the directory `storage` of `data_dir`
-    storage_endpoint: str | None = None  # of an S3 server other than Amazon's: https://s3.example.com
+    storage_endpoint: ServerUrl = None  # of an S3 server other than Amazon's: https://s3.example.com
     storage_region: str | None = None
     storage_access_key_id: str | None = None  # default: as every AWS client finds its credentials
     storage_secret_access_key: SecretStr | None = None
     storage_redirects: bool = False  # downloads come from the bucket, by an address that is signed for 15 minutes
-    storage_redirect_endpoint: str | None = None  # the bucket's server as clients reach it; default: storage_endpoint
+    storage_redirect_endpoint: ServerUrl = None  # the bucket's server as clients reach it; default: storage_endpoint
     storage_retry_seconds: float = Field(  # a worker waits so long for a bucket that fails, before training is repeated
         default=600, ge=0
     )
@@ -100,9 +129,11 @@ class Settings(BaseSettings):
     web_url: str | None = None  # the dashboard's address, to which `/` refers browsers
 
     # Where directories of base models may be that are registered over HTTP; all processes need the same values
-    base_model_directories: Annotated[tuple[str, ...], NoDecode] = ()
+    base_model_directories: Directories = ()
     # The directory of models that workers download at a request over HTTP; unset: none are
-    base_model_pull_directory: str | None = None
+    base_model_pull_directory: Annotated[
+        str | None, AfterValidator(lambda path: _check_path(path) if path else None)
+    ] = None
     hub_token: SecretStr | None = Field(
         default=None, validation_alias=AliasChoices("TUNERY_HUB_TOKEN", "HF_TOKEN", "hub_token")
     )  # of the model hub, for workers
@@ -136,7 +167,7 @@ class Settings(BaseSettings):
     )  # on a full disk: a day of retries, then the job is paused
 
     # --- the queue. All processes of a service need the same values.
-    labels: Annotated[tuple[str, ...], NoDecode] = ()  # of this worker: "a100,team=search"; jobs may ask for labels
+    labels: Labels = ()  # of this worker: "a100,team=search"; jobs may ask for labels
     fair_share_half_life_seconds: float = Field(default=86_400, ge=60)  # after a day GPU time counts half
     give_way: bool = False  # preemption: an urgent job without a free slot stops a long one at a step; it resumes later
     give_way_after_seconds: float = Field(default=600, ge=0)  # minimum run time of an attempt before preemption
@@ -164,7 +195,7 @@ class Settings(BaseSettings):
 
     # --- webhooks
     webhook_allow_http: bool = False  # https only, as a signature does not hide the ids in the body
-    webhook_allowed_networks: str = ""  # CIDRs, comma-separated: allowed private addresses of endpoints
+    webhook_allowed_networks: Networks = ""  # CIDRs, comma-separated: allowed private addresses of endpoints
     webhook_connect_seconds: float = 5  # without the resolution of the name
     webhook_timeout_seconds: float = 15  # of a complete attempt; Standard Webhooks recommends 15 to 30
     webhook_poll_seconds: float = 1  # how often the sender claims due deliveries
@@ -179,14 +210,14 @@ class Settings(BaseSettings):
     # --- metrics and traces
     metrics_port: int | None = Field(default=None, ge=1, le=65_535)  # of this process; None: no metrics
     metrics_host: str = "127.0.0.1"  # the port has no authentication
-    otlp_endpoint: str | None = None  # URL of an OpenTelemetry collector (OTLP over HTTP); None: no traces
+    otlp_endpoint: ServerUrl = None  # URL of an OpenTelemetry collector (OTLP over HTTP); None: no traces
 
     # --- deliveries of adapters
     # Fernet keys, comma-separated; the first one encrypts credentials of targets
     secret_keys: SecretStr = SecretStr("")
     delivery_allow_http: bool = False  # https only; inference engines in a private network often have http only
-    delivery_allowed_networks: str = ""  # CIDRs, comma-separated: allowed private addresses of targets
-    delivery_directories: Annotated[tuple[str, ...], NoDecode] = ()  # where targets may write on this server
+    delivery_allowed_networks: Networks = ""  # CIDRs, comma-separated: allowed private addresses of targets
+    delivery_directories: Directories = ()  # where targets may write on this server
     delivery_timeout_seconds: float = Field(default=300, gt=0)  # of one request: an engine loads, or answers
     delivery_attempt_seconds: float = Field(default=3600, gt=0)  # of all requests and uploads of one attempt
     # how often the sender claims due deliveries
@@ -210,19 +241,6 @@ class Settings(BaseSettings):
                 return "postgresql+psycopg://" + url.removeprefix(scheme)
         return url
 
-    @field_validator("labels", mode="before")
-    @classmethod
-    def _split_labels(cls, labels: object) -> object:
-        """Accept one comma-separated string as well as a list."""
-        return tuple(filter(None, map(str.strip, labels.split(",")))) if isinstance(labels, str) else labels
-
-    @field_validator("labels")
-    @classmethod
-    def _check_labels(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
-        if invalid := [label for label in labels if not LABEL.fullmatch(label)]:
-            raise ValueError(f"{', '.join(map(repr, invalid))}: a label has {LABEL_RULE}")
-        return labels
-
     @field_validator("endpoints", mode="before")
     @classmethod
     def _parse_endpoints(cls, endpoints: object) -> object:
@@ -243,51 +261,12 @@ class Settings(BaseSettings):
             )
         return self
 
-    @field_validator("otlp_endpoint")
-    @classmethod
-    def _check_otlp_endpoint(cls, url: str | None) -> str | None:
-        if url is not None and not url.startswith(("http://", "https://")):
-            raise ValueError(f"{url!r} is no URL of a collector; write it like http://127.0.0.1:4318")
-        return url
-
-    @field_validator("delivery_directories", "base_model_directories", mode="before")
-    @classmethod
-    def _split_directories(cls, paths: object) -> object:
-        return tuple(filter(None, map(str.strip, paths.split(",")))) if isinstance(paths, str) else paths
-
-    @field_validator("base_model_pull_directory")
-    @classmethod
-    def _check_directory(cls, path: str | None) -> str | None:
-        if path and not path.startswith("/"):
-            raise ValueError(f"{path!r}: give an absolute path")
-        return path or None
-
-    @field_validator("delivery_directories", "base_model_directories")
-    @classmethod
-    def _check_directories(cls, paths: tuple[str, ...]) -> tuple[str, ...]:
-        if relative := [path for path in paths if not path.startswith("/")]:
-            raise ValueError(f"{', '.join(map(repr, relative))}: give absolute paths")
-        return paths
-
-    @field_validator("webhook_allowed_networks", "delivery_allowed_networks")
-    @classmethod
-    def _check_networks(cls, text: str) -> str:
-        parse_networks(text)
-        return text
-
     @field_validator("storage_url")
     @classmethod
     def _check_storage_url(cls, url: str) -> str:
         if url:
             parse_storage_url(url)
         return url
-
-    @field_validator("storage_endpoint", "storage_redirect_endpoint")
-    @classmethod
-    def _check_endpoint(cls, url: str | None) -> str | None:
-        if url and not url.startswith(("http://", "https://")):
-            raise ValueError(f"{url!r} is no address of a server; it begins with https:// or http://")
-        return url or None
 
     @model_validator(mode="after")
     def _check_storage_key(self) -> Settings:
@@ -306,7 +285,7 @@ class Settings(BaseSettings):
     @property
     def encryption_keys(self) -> tuple[str, ...]:
         """The keys of `secret_keys`: the first one encrypts, each of them decrypts."""
-        return tuple(filter(None, map(str.strip, self.secret_keys.get_secret_value().split(","))))
+        return _split(self.secret_keys.get_secret_value())
 
     @property
     def storage_dir(self) -> Path:

@@ -7,17 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from app.cli.local_stack import first_run
 from app.domain.datasets.examples import Example, read_examples
-from app.domain.jobs.parameters import REFERENCE_LENGTH
 from app.settings import REMOVED, Settings, WebSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
 PYTHON = re.compile(r"```python\n(.*?)```", re.S)
-SHELL = re.compile(r"```sh\n(.*?)```", re.S)
-BUNDLED = re.compile(r"\bsmollm2-135m-instruct\b", re.I)
 MAKE = re.compile(r"`make ([a-z0-9-]+)")
 SOURCE = re.compile(r"`((?:[a-z]\w*/)*\w+\.py)`")
 
@@ -52,10 +48,6 @@ def test_the_settings_page_names_no_variable_that_is_not_read() -> None:
     assert set(re.findall(r"`(TUNERY_[A-Z_0-9]+)`", read("settings.md"))) <= read_variables
 
 
-def test_the_api_page_has_the_reference_length_of_the_learning_rate_rule() -> None:
-    assert f"the sixteenth root of {REFERENCE_LENGTH} / (steps x epochs);" in read("api.md")
-
-
 def test_every_route_is_documented(tmp_path: Path) -> None:
     from app.main import create_app
 
@@ -85,16 +77,6 @@ def test_every_python_block_of_a_page_compiles() -> None:
     for path in DOCS:
         for number, block in enumerate(PYTHON.findall(path.read_text(encoding="utf-8"))):
             compile(block, f"{path.relative_to(ROOT)}, block {number}", "exec")
-
-
-def test_the_bundled_model_has_the_same_name_on_every_page() -> None:
-    pages = [path.read_text(encoding="utf-8") for path in DOCS if "reference" not in path.parts]
-    assert {name for page in pages for name in BUNDLED.findall(page)} == {first_run.BUNDLED_MODEL}
-
-
-def test_every_curl_command_uses_the_variables_of_the_readme() -> None:
-    shell = "".join(block for path in DOCS for block in SHELL.findall(path.read_text(encoding="utf-8")))
-    assert re.findall(r"Bearer \$\w+|\$URL\b", shell) == []
 
 
 def test_every_make_target_that_is_named_exists() -> None:

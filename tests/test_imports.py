@@ -12,47 +12,28 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 TORCH = ("torch", "transformers", "peft", "bitsandbytes")
 WEB = ("fastapi", "starlette", "uvicorn")
-DATABASE = ("sqlalchemy", "psycopg", "celery", "redis")
 
-CONTRACTS = [
-    ("app.domain.jobs.resolve", (*TORCH, *WEB, *DATABASE, "worker", "app.system", "app.db", "app.settings")),
-    ("app.domain.datasets.render", (*TORCH, *WEB, *DATABASE, "worker", "app.system", "app.db", "app.settings")),
-    ("app.domain.planning.estimate", (*TORCH, *WEB, *DATABASE, "worker", "app.system", "app.db", "app.settings")),
-    ("app.system.model_files", (*TORCH, *WEB, *DATABASE, "worker", "app.db", "app.storage", "app.settings")),
-    ("app.system.tokenizer_files", (*TORCH, *WEB, *DATABASE, "worker", "app.db", "app.storage", "app.settings")),
-    ("app.db.jobs.jobs", (*TORCH, *WEB, "celery", "worker", "app.api", "app.storage", "app.job_queue")),
-    ("app.storage", (*TORCH, *WEB, *DATABASE, "worker", "app.api", "app.db", "app.job_queue")),
-    ("app.job_queue", (*TORCH, *WEB, "worker", "app.api", "app.db", "app.storage")),
-    ("app.telemetry.exposition", (*TORCH, *WEB, *DATABASE, "worker", "app.api", "app.db", "app.storage")),
-    ("app.main", (*TORCH, "worker")),
-    ("app.cli.main", (*TORCH, "worker", "nicegui")),
+# What each process must never load; import-linter has the contracts of all modules.
+CONTRACTS = {
+    "app.main": (*TORCH, "worker"),
+    "app.cli.main": (*TORCH, "worker", "nicegui"),
     # NiceGUI imports redis for a storage of its own if it is installed
-    (
-        "app.web.server",
-        (
-            *TORCH,
-            "sqlalchemy",
-            "psycopg",
-            "celery",
-            "worker",
-            "app.main",
-            "app.api",
-            "app.services",
-            "app.db",
-            "app.storage",
-        ),
+    "app.web.server": (
+        *TORCH,
+        "sqlalchemy",
+        "psycopg",
+        "celery",
+        "worker",
+        "app.main",
+        "app.api",
+        "app.services",
+        "app.db",
     ),
-    ("worker.tasks", (*TORCH, *WEB, "worker.trainer", "app.main", "app.api", "app.services", "app.cli")),
-    (
-        "worker.reconciler.reconciler",
-        (*TORCH, *WEB, "worker.trainer", "app.main", "app.api", "app.services", "app.cli"),
-    ),
+    "worker.tasks": (*TORCH, *WEB, "worker.trainer", "app.main", "app.api", "app.services", "app.cli"),
+    "worker.reconciler.reconciler": (*TORCH, *WEB, "worker.trainer", "app.main", "app.api", "app.services", "app.cli"),
     # torch's inductor imports redis for a remote cache of its own if it is installed, so redis is not listed here
-    (
-        "worker.trainer.training.run",
-        (*WEB, "sqlalchemy", "psycopg", "celery", "app.db", "app.storage", "app.job_queue", "app.log"),
-    ),
-]
+    "worker.trainer.training.run": (*WEB, "sqlalchemy", "psycopg", "celery", "app.db", "app.storage", "app.log"),
+}
 PROCESSES = ("app.main", "app.web.server", "worker.tasks")
 
 
@@ -60,7 +41,7 @@ def each_contract() -> list[Any]:
     rest = pytest.mark.extended("a fresh interpreter for each contract, which import-linter checks, too")
     return [
         pytest.param(module, forbidden, id=module, marks=[] if module in PROCESSES else rest)
-        for module, forbidden in CONTRACTS
+        for module, forbidden in CONTRACTS.items()
     ]
 
 

@@ -28,6 +28,9 @@ OWN_GROUP_FILE = Path("/proc/self/cgroup")
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 PARENT_PID_VARIABLE = "TUNERY_PARENT_PID"  # of a program of the trainer that ends with its parent
 
+# Loaded before a fork: between fork and exec, the child must not take the loader's lock.
+_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+
 
 def cpu_name() -> str:
     return _cpuinfo().get("model name") or platform.machine()
@@ -89,12 +92,12 @@ def boottime_seconds() -> float:
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
-def die_with_parent(parent_pid: int) -> bool:
-    """Have the kernel kill this process when its parent ends. False if it has ended already: then exit.
+def die_with_parent(parent_pid: int, death_signal: int = signal.SIGKILL) -> bool:
+    """Have the kernel signal this process when its parent ends. False if it has ended already: then exit.
 
     The signal is sent when the thread that started this process ends.
     """
-    if sys.platform != "linux":
+    if _libc is None:
         return True
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    _libc.prctl(PR_SET_PDEATHSIG, int(death_signal))
     return os.getppid() == parent_pid

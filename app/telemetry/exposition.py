@@ -4,18 +4,15 @@ disk, in every process that has one: hosts have disks of their own.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
-from wsgiref.simple_server import WSGIRequestHandler, make_server
-from wsgiref.types import StartResponse, WSGIEnvironment
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
+from prometheus_client import REGISTRY, CollectorRegistry, make_wsgi_app
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -26,28 +23,15 @@ from app.settings import Settings, WebSettings
 from app.telemetry import metrics
 from app.telemetry.multiprocess import MULTIPROCESS_VARIABLE
 
-CACHE_SECONDS = 1.0
-
 log = get_logger(__name__)
 TIMEOUT_SECONDS = 1.0
 
 
-class MetricsServer:
-    """A started server. `port` is the bound port, which differs from the requested one if that was 0."""
+def start_metrics_server(settings: Settings | WebSettings, process: str) -> WSGIServer | None:
+    """Serve the metrics of this process, in a daemon thread, if the settings name a port.
 
-    def __init__(self, host: str, port: int, registry: CollectorRegistry) -> None:
-        """Bind and serve in a daemon thread. Raises OSError."""
-        self._server = make_server(host, port, make_metrics_app(registry), server_class=_Server, handler_class=_Handler)
-        self.port: int = self._server.server_port
-        threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-
-def start_metrics_server(settings: Settings | WebSettings, process: str) -> MetricsServer | None:
-    """Serve the metrics of this process if the settings name a port. A port that is in use costs the metrics only."""
+    A port that is in use costs the metrics only.
+    """
     if settings.metrics_port is None:
         return None
     metrics.set_build(process)
@@ -56,42 +40,21 @@ def start_metrics_server(settings: Settings | WebSettings, process: str) -> Metr
         registry = CollectorRegistry()
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     try:
-        server = MetricsServer(settings.metrics_host, settings.metrics_port, registry)
+        server = make_server(
+            settings.metrics_host,
+            settings.metrics_port,
+            make_wsgi_app(registry),
+            server_class=_Server,
+            handler_class=_Handler,
+        )
     except OSError as error:
         log.warning("no metrics: their port cannot be opened", port=settings.metrics_port, error=str(error))
         return None
     if isinstance(settings, Settings):
         registry.register(DiskMetrics(settings.data_dir))
-    log.info("metrics", host=settings.metrics_host, port=server.port)
+    threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
+    log.info("metrics", host=settings.metrics_host, port=settings.metrics_port)
     return server
-
-
-def make_metrics_app(
-    registry: CollectorRegistry, clock: Callable[[], float] = time.monotonic
-) -> Callable[[WSGIEnvironment, StartResponse], Iterable[bytes]]:
-    """A WSGI application with one page, /metrics, in Prometheus's text format."""
-    lock = threading.Lock()
-    body, expires_at = b"", -float("inf")
-
-    def rendered() -> bytes:
-        nonlocal body, expires_at
-        with lock:
-            if clock() >= expires_at:
-                body, expires_at = generate_latest(registry), clock() + CACHE_SECONDS
-            return body
-
-    def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        if environ["PATH_INFO"] != "/metrics":
-            start_response("404 Not Found", [("Content-Type", "text/plain; charset=utf-8")])
-            return [b"The metrics are at /metrics.\n"]
-        if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
-            start_response("405 Method Not Allowed", [("Allow", "GET, HEAD")])
-            return [b""]
-        content = rendered()
-        start_response("200 OK", [("Content-Type", CONTENT_TYPE_LATEST), ("Content-Length", str(len(content)))])
-        return [b"" if environ["REQUEST_METHOD"] == "HEAD" else content]
-
-    return answer
 
 
 class _Server(ThreadingWSGIServer):
@@ -119,20 +82,24 @@ class DiskMetrics(Collector):
         self._data_dir = data_dir
         self._space: DiskUsage | None = None
         self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        if self._thread is None or not self._thread.is_alive():
-            self._space = None
-            self._thread = threading.Thread(target=self._read, name="disk-metrics", daemon=True)
-            self._thread.start()
-        self._thread.join(TIMEOUT_SECONDS)
+        with self._lock:
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._read, name="disk-metrics", daemon=True)
+                self._thread.start()
+            reading = self._thread
+        reading.join(TIMEOUT_SECONDS)
         space = self._space
-        if space is not None:
+        if space is not None and not reading.is_alive():
             yield GaugeMetricFamily(
                 "tunery_data_disk_free_bytes", "Free space of the data directory's disk.", value=space.free
             )
             yield GaugeMetricFamily("tunery_data_disk_bytes", "Size of the data directory's disk.", value=space.total)
 
     def _read(self) -> None:
-        with contextlib.suppress(OSError):
+        try:
             self._space = DiskUsage(*shutil.disk_usage(self._data_dir))
+        except OSError:
+            self._space = None

@@ -7,7 +7,6 @@ from typing import Any
 
 import yaml
 
-from app.settings import Settings
 from tests.deploy import compose, guide
 
 SERVICES = compose.services()
@@ -20,29 +19,10 @@ class Override(yaml.SafeLoader):
 Override.add_constructor("!override", lambda loader, node: loader.construct_mapping(node, deep=True))
 
 
-def test_every_container_is_in_the_table() -> None:
-    assert set(re.findall(r"^\| `([a-z0-9-]+)` \|", guide.text(), re.MULTILINE)) == SERVICES.keys()
-
-
 def test_every_variable_of_the_compose_file_is_explained() -> None:
     table = guide.text().partition("## Variables and settings")[2].partition("\n## ")[0]
     explained = set(re.findall(r"`([A-Z0-9_]+)`", "".join(re.findall(r"^\| (`[^|]*) \|", table, re.MULTILINE))))
     assert explained == compose.variables() | {"COMPOSE_PROFILES"}
-
-
-def test_every_setting_it_names_exists() -> None:
-    named = set(re.findall(r"\bTUNERY_[A-Z_]*[A-Z]\b", guide.text()))
-    assert named <= {f"TUNERY_{name.upper()}" for name in Settings.model_fields}
-
-
-def test_every_service_its_commands_name_exists() -> None:
-    commands = re.findall(
-        r"^docker compose.* (run|exec|stop|up)((?: -\S+)*)((?: [a-z-]+)*)", _all_shell(), re.MULTILINE
-    )
-    assert len(commands) > 8
-    for verb, _, words in commands:
-        named = words.split()
-        assert set(named[:1] if verb in ("run", "exec") else named) <= SERVICES.keys(), words
 
 
 def test_the_secrets_are_those_of_the_compose_file() -> None:
@@ -58,16 +38,3 @@ def test_a_second_gpu_extends_the_first_and_has_a_device_of_its_own() -> None:
         second = service["deploy"]["resources"]["reservations"]["devices"]
         assert [one["capabilities"] for one in second] == [one["capabilities"] for one in first]
         assert second[0]["device_ids"] != first[0]["device_ids"]
-
-
-def test_the_numbers_are_those_in_force() -> None:
-    drain = Settings.model_fields["drain_grace_seconds"].default
-    grace = compose.seconds(SERVICES["gpu-worker"]["stop_grace_period"])
-    assert f"`TUNERY_DRAIN_GRACE_SECONDS` ({drain:.0f})" in guide.text()
-    assert f"`stop_grace_period` ({grace:.0f} s)" in guide.text()
-    assert f"bodies of {Settings.model_fields['max_file_bytes'].default >> 20} MiB" in guide.text()
-    assert f"of {Settings.model_fields['max_upload_bytes'].default >> 30} GiB for files" in guide.text()
-
-
-def _all_shell() -> str:
-    return "".join(guide.blocks("sh"))

@@ -10,7 +10,6 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from app.settings import Settings
 from tests.deploy import compose, dockerfile
 
 FILE = Path(__file__).parents[2] / "examples" / "kubernetes" / "tunery.yaml"
@@ -35,12 +34,12 @@ def test_every_process_of_compose_has_a_pod() -> None:
 
 @pytest.mark.parametrize("name", CONTAINERS)
 class TestPod:
-    def test_runs_the_command_of_compose_in_the_same_image(self, name: str) -> None:
+    def test_the_container_runs_the_command_of_compose_in_the_same_image(self, name: str) -> None:
         service, container = COMPOSE[name], CONTAINERS[name]
         assert container["args"] == service["command"]
         assert container["image"].rpartition("/")[2] == service["image"]
 
-    def test_has_the_check_of_compose(self, name: str) -> None:
+    def test_the_probe_is_the_check_of_compose(self, name: str) -> None:
         service, container = COMPOSE[name], CONTAINERS[name]
         check = service.get("healthcheck") or {
             "test": ["CMD", *dockerfile.load().health_check(compose.target(service))]
@@ -53,11 +52,11 @@ class TestPod:
             paths = {container[kind]["httpGet"]["path"] for kind in container if kind.endswith("Probe")}
             assert "/healthz" in paths
 
-    def test_has_as_long_to_stop(self, name: str) -> None:
+    def test_the_grace_period_is_that_of_compose(self, name: str) -> None:
         seconds = int(str(COMPOSE[name].get("stop_grace_period", "30s")).removesuffix("s"))
         assert PODS[name].get("terminationGracePeriodSeconds", 30) >= seconds
 
-    def test_is_unprivileged_and_writes_only_to_volumes(self, name: str) -> None:
+    def test_the_container_is_unprivileged_and_writes_only_to_volumes(self, name: str) -> None:
         pod, security = PODS[name]["securityContext"], CONTAINERS[name]["securityContext"]
         assert (pod["runAsNonRoot"], pod["runAsUser"]) == (True, 10001)
         assert security["readOnlyRootFilesystem"] is True
@@ -65,11 +64,11 @@ class TestPod:
         assert security["capabilities"] == {"drop": ["ALL"]}
         assert PODS[name]["automountServiceAccountToken"] is False
 
-    def test_reads_the_settings_unless_it_is_a_client(self, name: str) -> None:
+    def test_the_container_reads_the_settings_unless_it_is_a_client(self, name: str) -> None:
         has_settings = "envFrom" in CONTAINERS[name]
         assert has_settings is (name not in WITHOUT_SETTINGS)
 
-    def test_mounts_only_volumes_that_exist(self, name: str) -> None:
+    def test_the_container_mounts_only_volumes_that_exist(self, name: str) -> None:
         owner = next(each for each in OBJECTS if each["metadata"]["name"] == name and "template" in each["spec"])
         claimed = {each["metadata"]["name"] for each in owner["spec"].get("volumeClaimTemplates", [])}
         volumes = {volume["name"] for volume in PODS[name].get("volumes", [])} | claimed
@@ -93,13 +92,6 @@ def test_the_backup_has_the_settings_and_the_image_of_the_api() -> None:
     assert container["args"][:2] == ["tunery", "backup"]
     assert (container["image"], container["envFrom"]) == (CONTAINERS["api"]["image"], CONTAINERS["api"]["envFrom"])
     assert {each["name"] for each in container["volumeMounts"]} == {each["name"] for each in pod["volumes"]}
-
-
-def test_every_setting_is_one_that_tunery_reads() -> None:
-    (settings,) = [each["data"] for each in OBJECTS if each["kind"] == "ConfigMap"]
-    named = {*settings, *re.findall(r"TUNERY_\w+", FILE.with_name("README.md").read_text(encoding="utf-8"))}
-    known = {f"TUNERY_{field.upper()}" for field in Settings.model_fields} | {"TUNERY_ADMIN_KEY_FILE"}
-    assert {name for name in named if name.startswith("TUNERY_")} <= known
 
 
 def test_a_gpu_worker_has_one_gpu() -> None:

@@ -52,8 +52,8 @@ def test_a_file_of_advisories_is_enough(
     mine = advisory("jinja2", {"introduced": "0"}, {"fixed": "3.1.6"})
     assert run(pins, "--advisories", write(tmp_path / name, other, mine)) == 1
     out = capsys.readouterr().out
-    assert "jinja2 3.1.4: PYSEC-2026-1, CVE-2026-1, fixed in 3.1.6" in out
-    assert "3 packages, 1 vulnerabilities" in out
+    assert out.startswith("jinja2 3.1.4: PYSEC-2026-1")
+    assert "3.1.6\n3 packages" in out
     assert run(pins, "--advisories", write(tmp_path / name, other)) == 0
 
 
@@ -86,13 +86,10 @@ def test_a_version_is_affected_from_the_introduction_until_the_fix(bounds: list[
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", "<html>", '["text"]'])
-def test_a_file_without_advisories_is_no_data(
-    pins: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str
-) -> None:
+def test_a_file_without_advisories_is_no_data(pins: Path, tmp_path: Path, content: str) -> None:
     path = tmp_path / "all.json"
     path.write_text(content)
     assert run(pins, "--advisories", str(path)) == audit.NO_DATA
-    assert "Whether the packages are vulnerable is unknown" in capsys.readouterr().err
 
 
 def registry(tmp_path: Path, program: str) -> tuple[str, ...]:
@@ -116,13 +113,13 @@ print(json.dumps({"dependencies": [{"name": "jinja2", "version": "2.10", "vulns"
         (
             KNOWS_CANARY.replace('"jinja2==2.10" in text', "False"),
             audit.NO_DATA,
-            "has no vulnerability of jinja2==2.10",
+            "no vulnerability",
         ),
         ("sys.exit('ServiceError: 403 Forbidden')", audit.NO_DATA, "ServiceError: 403 Forbidden"),
         (
             "print(json.dumps({'dependencies': [{'name': 'fastapi', 'skip_reason': 'not found'}]}))",
             audit.NO_DATA,
-            "fastapi was skipped: not found",
+            "fastapi was skipped",
         ),
     ],
 )

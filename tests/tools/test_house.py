@@ -39,16 +39,7 @@ def test_each_count_has_its_files() -> None:
         "tests/test_x.py": TESTS,
         "app/api/openapi/examples/jobs.py": "a = 1\n",
     }
-    assert counts(texts) == {
-        "code tokens": 9,
-        "lines of app and worker": 2,
-        "files of app and worker": 2,
-        "places of ten fields": 3,
-        "lines of typed examples": 1,
-        "lines of tests": 6,
-        "tests that assert a sentence": 1,
-        "names of tests without a subject": 1,
-    }
+    assert list(counts(texts).values()) == [9, 2, 2, 3, 1, 6, 1, 1]
 
 
 @pytest.mark.parametrize(("seen", "kept", "risen"), [(9, 9, 0), (10, 10, 0), (11, 10, 1)])

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import REGISTRY
 from sqlalchemy.orm import Session
@@ -22,7 +23,7 @@ from app.job_queue import Queue
 from app.log import get_logger
 from app.settings import Settings
 from app.telemetry import metrics
-from app.telemetry.exposition import MetricsServer, start_metrics_server
+from app.telemetry.exposition import start_metrics_server
 from app.telemetry.tracing import configure_tracing
 from worker.base_models import Registrar
 from worker.exports import Exporter, supported_types
@@ -62,7 +63,7 @@ class WorkerNode:
         self._heartbeat_thread: threading.Thread | None = None
         self._heartbeat_due = threading.Event()
         self._trial_answers: TrialAnswers | None = None
-        self._metrics_server: MetricsServer | None = None
+        self._metrics_server: WSGIServer | None = None
         self._tracer_provider: TracerProvider | None = None
 
     def open(self, node: str, queues: Iterable[Queue]) -> None:
@@ -127,7 +128,8 @@ class WorkerNode:
         if self._heartbeat_thread is not None:
             self._heartbeat_thread.join(timeout=SHUTDOWN_TIMEOUT_SECONDS)
         if self._metrics_server is not None:
-            self._metrics_server.close()
+            self._metrics_server.shutdown()
+            self._metrics_server.server_close()
         if self._tracer_provider is not None:
             self._tracer_provider.shutdown()
         self._resources.close()

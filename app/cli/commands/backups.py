@@ -61,7 +61,7 @@ def create_backup(
     repository = BackupRepository(root)
     with _as_cli_errors():
         files = [layout.root / name for name in DATA_FILES if (layout.root / name).exists()]
-        result = back_up(database_url, _storage(database_url, layout), repository, files, print_note)
+        result = back_up(database_url, _storage(layout), repository, files, print_note)
         _record(database_url, result.manifest.name, len(result.manifest.damaged))
         deleted = repository.delete_old(keep) if keep is not None else []
     manifest = result.manifest
@@ -112,7 +112,7 @@ def restore_backup(
         with repository.locked_for_reading(wait=False):
             manifest = restore.check_restorable(repository, name, migrate)
             if database_url:
-                restore.restore(database_url, _storage(database_url, layout), repository, manifest, print_note, copy)
+                restore.restore(database_url, _storage(layout), repository, manifest, print_note, copy)
             else:
                 _check_apart(repository.root, layout.root)
                 restore_data_directory(layout, repository, manifest, DATA_FILES, print_note, copy)
@@ -155,7 +155,7 @@ def check(
     engine = make_engine(database_url)
     try:
         with _as_cli_errors():
-            storage = _storage(database_url, layout)
+            storage = _storage(layout)
             findings = []
             for finding in integrity.check(engine, storage, not sizes_only, repair, repository):
                 findings.append(finding)
@@ -201,14 +201,12 @@ def _print_finding(finding: "IntegrityFinding") -> None:
     print_line(f"{finding.key}: {finding.problem}{owner}" + (f"; {outcome}" if outcome else ""))
 
 
-def _storage(database_url: str, layout: "Layout") -> "Storage":
-    """The storage that belongs to the database: of the running `tunery up`, or of the environment."""
-    from app.settings import Settings
+def _storage(layout: "Layout") -> "Storage":
+    """The storage of the running `tunery up`, or of the environment."""
     from app.storage import open_storage
 
     running = {} if os.environ.get("DATABASE_URL") else layout.read_runtime() or {}
-    place = running.get("storage", {})
-    settings = Settings(database_url=database_url, redis_url="", data_dir=layout.root, **place)
+    settings = layout.storage_settings(**running.get("storage", {}))
     return open_storage(settings.storage_dir, settings.s3_location)
 
 

@@ -22,10 +22,9 @@ from pathlib import Path
 import psutil
 import psycopg
 import redis
-from sqlalchemy.exc import OperationalError, ProgrammingError
 
+from app.cli.client.database import Database
 from app.cli.client.service_discovery import find_database, find_layout
-from app.cli.errors import CliError
 from app.cli.local_stack import first_run, machine
 from app.cli.local_stack.data_directory import Layout
 from app.cli.local_stack.machine import (
@@ -38,7 +37,6 @@ from app.cli.local_stack.machine import (
     without_password,
 )
 from app.cli.local_stack.servers import LocalPostgres, LocalValkey
-from app.db.engine import make_engine
 from app.domain.operations.checks import Check, checks_of_service, judge
 from app.services.operations import upgrade
 from app.storage import StorageError
@@ -134,19 +132,8 @@ def upgrade_checks(data_dir: Path | None) -> list[Check]:
     root = find_layout(data_dir).root
     is_local = not os.environ.get("DATABASE_URL")
     free_bytes = shutil.disk_usage(root).free if is_local and root.exists() else None
-    engine = make_engine(find_database(data_dir), pool_size=1)
-    try:
-        with engine.connect() as connection:
-            return [*upgrade.checks(connection, importlib.metadata.version("tunery"), os.environ, free_bytes)]
-    except (OperationalError, ProgrammingError) as error:
-        seen = (
-            "PostgreSQL does not answer"
-            if isinstance(error, OperationalError)
-            else "The database has no tables of Tunery"
-        )
-        raise CliError(f"{seen}: {str(error.orig).strip().splitlines()[0]}") from None
-    finally:
-        engine.dispose()
+    with Database(find_database(data_dir), "doctor").transaction() as session:
+        return [*upgrade.checks(session.connection(), importlib.metadata.version("tunery"), os.environ, free_bytes)]
 
 
 def data_directory(layout: Layout) -> Check:

@@ -50,14 +50,14 @@ class Layout:
     def log(self, name: str) -> Path:
         return self.logs / f"{name}.log"
 
-    def storage_settings(self) -> Settings:
-        """The settings of storage from the environment. Raises CannotStart for invalid settings."""
+    def storage_settings(self, **place: Any) -> Settings:
+        """The settings of storage from the environment, or at another `place`. Raises CannotStart."""
         from pydantic import ValidationError  # here, as every command imports this module
 
         from app.settings import Settings, invalid_settings
 
         try:
-            return Settings(database_url="", redis_url="", data_dir=self.root)
+            return Settings(database_url="", redis_url="", data_dir=self.root, **place)
         except ValidationError as error:
             raise CannotStart(invalid_settings(error)) from None
 

@@ -9,12 +9,10 @@ Two mechanisms, because neither covers all cases:
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,16 +21,13 @@ from pathlib import Path
 import psutil
 
 from app.cli.local_stack.machine import CannotStart
+from app.system.host import die_with_parent
 
 MARKER_VARIABLE = "TUNERY_STARTED_IN"
-PR_SET_PDEATHSIG = 1
 MAX_LOG_BYTES = 16 << 20
 TAIL_LINES = 12
 POLL_SECONDS = 0.02
 MIN_RESTART_DELAY_SECONDS = 1.0
-
-# Loaded before the fork: between fork and exec, the child must not take the loader's lock.
-_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
 @dataclass
@@ -152,6 +147,16 @@ def terminate(process: psutil.Process, signal_number: signal.Signals, grace_seco
 
 
 @contextlib.contextmanager
+def private_files() -> Iterator[None]:
+    """Create files for this account alone within the block."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+@contextlib.contextmanager
 def exclusive_lock(lock: Path, held_message: str) -> Iterator[None]:
     """Hold a file lock, which the kernel releases when the process dies. Raises CannotStart if it is held."""
     with open(os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "a") as file:
@@ -197,9 +202,7 @@ def _set_parent_death_signal(parent_death_signal: signal.Signals) -> Callable[[]
 
     def run_in_child() -> None:
         # Runs after setuid, because a change of credentials clears PDEATHSIG.
-        if _libc is not None:
-            _libc.prctl(PR_SET_PDEATHSIG, int(parent_death_signal))
-            if os.getppid() != parent:  # the parent died between fork and prctl, so no signal will come
-                os._exit(1)
+        if not die_with_parent(parent, parent_death_signal):  # it died before, so no signal will come
+            os._exit(1)
 
     return run_in_child

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from app.cli.local_stack.data_directory import IGNORED_NAMES, LOCK_NAME, RESTORE_LOCK, Layout, root_mode, write_secret
 from app.cli.local_stack.machine import CannotStart, local_postgres_account
-from app.cli.local_stack.processes import exclusive_lock
+from app.cli.local_stack.processes import exclusive_lock, private_files
 from app.cli.local_stack.servers import LocalPostgres
 from app.services.operations.backup_repository import BackupManifest, BackupRepository
 from app.services.operations.restore import restore
@@ -34,8 +34,7 @@ def restore_data_directory(
     _check_unused(layout.root)
     unfinished = Layout(layout.root / UNFINISHED)
     is_traversable = local_postgres_account() is not None
-    umask = os.umask(0o077)
-    try:
+    with private_files():
         layout.create_root(is_traversable)
         with exclusive_lock(layout.root / RESTORE_LOCK, f"Another restore uses {layout.root}."):
             _check_unused(layout.root)  # that another restore has not ended meanwhile
@@ -49,8 +48,6 @@ def restore_data_directory(
                 _move_up(unfinished)
             finally:
                 shutil.rmtree(unfinished.root, ignore_errors=True)
-    finally:
-        os.umask(umask)
 
 
 def _check_unused(root: Path) -> None:

@@ -33,7 +33,7 @@ from app.cli.local_stack.machine import (
     unused_gpus_text,
     without_password,
 )
-from app.cli.local_stack.processes import ChildProcess, exclusive_lock, terminate_leftovers
+from app.cli.local_stack.processes import ChildProcess, exclusive_lock, private_files, terminate_leftovers
 from app.cli.local_stack.servers import LocalPostgres, LocalServer, LocalValkey
 from app.cli.local_stack.services import (
     WORKER_GRACE_SECONDS,
@@ -67,7 +67,7 @@ def run(data_dir: Path, host: str, port: int, web_port: int | None = None) -> in
     try:
         if problems := [check for check in preflight(layout, host) if check.level == "problem"]:
             return print_checks(problems, print_note)
-        with _private_files(), _locked(layout):
+        with private_files(), _locked(layout):
             _LocalStack(layout, stop, host).run(port, web_port)
     except (CannotStart, OSError) as error:
         print(f"tunery up: {error}", file=sys.stderr, flush=True)
@@ -75,15 +75,6 @@ def run(data_dir: Path, host: str, port: int, web_port: int | None = None) -> in
     except StopRequested:
         pass
     return 0
-
-
-@contextmanager
-def _private_files() -> Iterator[None]:
-    before = os.umask(0o077)
-    try:
-        yield
-    finally:
-        os.umask(before)
 
 
 @contextmanager

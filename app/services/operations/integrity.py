@@ -31,17 +31,21 @@ class IntegrityFinding:
 
 
 def examine(
-    storage: Storage, row: NamedObject, consume: Callable[[ReadableFile], ObjectDigest] = copy_and_hash
+    storage: Storage, row: NamedObject, consume: Callable[[ReadableFile], ObjectDigest] | None = copy_and_hash
 ) -> tuple[ObjectDigest | None, str | None]:
-    """Read an object by `consume`: its digest, if it can be read, and what is wrong with it.
+    """Read an object by `consume`: its digest, if it can be read, and what is wrong with it. None looks at its size.
 
     Raises StorageError if the whole storage fails, and OSError of `consume`.
     """
     try:
-        with _as_unreadable():
-            source = storage.open(row.key)
-        with source:
-            digest = consume(_ObjectReader(source))
+        if consume is None:
+            with _as_unreadable():
+                digest = ObjectDigest(storage.stat(row.key).size_bytes, row.sha256 or "")
+        else:
+            with _as_unreadable():
+                source = storage.open(row.key)
+            with source:
+                digest = consume(_ObjectReader(source))
     except FileNotFoundError:
         return None, "missing"
     except _UnreadableObject as error:
@@ -88,14 +92,7 @@ def check(
 
 def _problem(storage: Storage, row: NamedObject, read_content: bool) -> str | None:
     """What is wrong with an object. One of another size is not read. Raises StorageError."""
-    try:
-        with _as_unreadable():
-            size = ObjectDigest(storage.stat(row.key).size_bytes, row.sha256 or "")
-    except FileNotFoundError:
-        return "missing"
-    except _UnreadableObject as error:
-        return f"cannot be read: {error}"
-    problem = row.difference(size)
+    problem = examine(storage, row, consume=None)[1]
     return examine(storage, row)[1] if problem is None and read_content else problem
 
 

@@ -44,7 +44,7 @@ class TestFilesOfOtherPrograms:
     """Their names begin with a dot: rsync, NFS and editors leave such files."""
 
     @pytest.mark.parametrize("stray", [".file-1.Xa3k9Q", ".nfs000000000001", ".DS_Store", ".000000.swp"])
-    def test_beside_objects_hide_none_and_delete_none(self, storage: LocalStorage, stray: str) -> None:
+    def test_files_beside_objects_hide_none_and_delete_none(self, storage: LocalStorage, stray: str) -> None:
         keys = ["files/file-1", "files/file-2"]
         for key in keys:
             storage.put(key, staged(storage))
@@ -55,7 +55,7 @@ class TestFilesOfOtherPrograms:
         with pytest.raises(FileNotFoundError):
             storage.open("files")
 
-    def test_beside_segments_are_no_part_of_the_object(self, storage: LocalStorage) -> None:
+    def test_files_beside_segments_are_no_part_of_the_object(self, storage: LocalStorage) -> None:
         for part in ("parts/1", "parts/2"):
             storage.put(part, staged(storage, b"part"))
         storage.compose("files/whole", ["parts/1", "parts/2"])

@@ -119,26 +119,28 @@ class TestAnswers:
 
 
 class TestReading:
-    def test_goes_on_where_a_response_broke_off(self, storage: S3Storage, proxy: FaultyProxy) -> None:
+    def test_a_read_goes_on_where_a_response_broke_off(self, storage: S3Storage, proxy: FaultyProxy) -> None:
         storage.put("k", staged(storage, LARGE))
         with storage.open("k") as file:
             proxy.fault = Fault(methods=("GET",), times=3, break_after_bytes=3 << 20)
             assert file.read() == LARGE
             assert proxy.fault.times == 0
 
-    def test_that_never_gets_on_is_an_error_and_not_an_early_end(self, storage: S3Storage, proxy: FaultyProxy) -> None:
+    def test_a_response_that_never_gets_on_is_an_error(self, storage: S3Storage, proxy: FaultyProxy) -> None:
         storage.put("k", staged(storage, LARGE))
         with storage.open("k") as file:
             file.read(1000)
             proxy.fault = Fault(methods=("GET",), break_after_bytes=0)
             file.seek(8 << 20)
-            with pytest.raises(StorageError, match="ends at byte 8,388,608 of"):
+            with pytest.raises(StorageError, match="byte 8,388,608 of"):
                 file.read()
 
 
 class TestWritingInParts:
     @pytest.mark.parametrize("skip", [0, 2, 3])
-    def test_that_fails_at_any_request_leaves_nothing(self, storage: S3Storage, proxy: FaultyProxy, skip: int) -> None:
+    def test_an_upload_that_fails_at_any_request_leaves_nothing(
+        self, storage: S3Storage, proxy: FaultyProxy, skip: int
+    ) -> None:
         source = staged(storage, LARGE)
         proxy.fault = Fault(methods=("PUT", "POST"), skip=skip, status=403, code="QuotaExceeded")
         with pytest.raises(StorageError, match="full"):
@@ -164,7 +166,7 @@ class TestKilledServer:
         with rclone_server(tmp_path) as server:
             yield server
 
-    def test_in_the_midst_of_a_write_and_of_a_read_loses_nothing(self, server: S3Server, tmp_path: Path) -> None:
+    def test_a_server_killed_in_a_write_and_in_a_read_loses_nothing(self, server: S3Server, tmp_path: Path) -> None:
         with FaultyProxy(server).running() as proxy:
             storage = S3Storage(proxy.location, tmp_path / "staging", attempts=1)
             storage.put("before", staged(storage, LARGE))
@@ -184,12 +186,12 @@ class TestKilledServer:
             with storage.open("k") as file:
                 assert file.read() == LARGE
 
-    def test_refuses_a_wrong_secret(self, server: S3Server, tmp_path: Path) -> None:
+    def test_a_wrong_secret_is_refused(self, server: S3Server, tmp_path: Path) -> None:
         location = server.location.__class__(**{**vars(server.location), "secret_access_key": "another"})
-        with pytest.raises(StorageError, match=r"refuses the service's credentials \(SignatureDoesNotMatch\)"):
+        with pytest.raises(StorageError, match="SignatureDoesNotMatch"):
             S3Storage(location, tmp_path / "staging").check()
 
-    def test_is_reported_quickly_by_the_check(self, server: S3Server, tmp_path: Path) -> None:
+    def test_the_check_reports_a_killed_server_quickly(self, server: S3Server, tmp_path: Path) -> None:
         storage = S3Storage(server.location, tmp_path / "staging")
         server.kill()
         with pytest.raises(StorageError, match="does not answer"):

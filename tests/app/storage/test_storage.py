@@ -14,7 +14,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.storage import DownloadHeaders, Storage
-from app.storage.base import check_key
 
 LARGE_BYTES = 18_000_000  # more than one part of a multipart upload
 
@@ -53,13 +52,8 @@ def test_deleting_twice_is_deleting_once(storage: Storage) -> None:
     "key", ["", "/etc/passwd", "../x", "a/../b", "a//b", "a/", ".hidden", "a/.x", "a\x00b", "a b", "ü"]
 )
 def test_a_key_that_could_leave_the_root_is_refused(storage: Storage, key: str) -> None:
-    with pytest.raises(ValueError, match="is not a storage key"):
+    with pytest.raises(ValueError, match="a storage key"):
         storage.open(key)
-
-
-@pytest.mark.parametrize("key", ["files/file-0a", "jobs/ftjob-1/attempts/2/snapshots/step-000010/adapter.safetensors"])
-def test_our_own_keys_are_accepted(key: str) -> None:
-    assert check_key(key) == key
 
 
 def test_an_empty_object_is_read_as_nothing(storage: Storage) -> None:
@@ -100,7 +94,7 @@ class TestCompose:
             storage.put(f"uploads/u/part-{number}", staged(storage, content))
         return [f"uploads/u/part-{number}" for number in range(len(self.PARTS))]
 
-    def test_makes_one_object_in_the_given_order_that_outlives_its_parts(
+    def test_an_object_has_its_parts_in_the_given_order_that_outlives_its_parts(
         self, storage: Storage, parts: list[str]
     ) -> None:
         order = [parts[3], parts[0], parts[1], parts[2]]
@@ -112,14 +106,14 @@ class TestCompose:
             assert file.read() == b"thirdfirst,second,"
 
     @pytest.mark.parametrize(("count", "content"), [(0, b""), (1, b"first,")])
-    def test_of_one_part_or_none_is_an_object_too(
+    def test_an_object_of_one_part_or_none_is_read(
         self, storage: Storage, parts: list[str], count: int, content: bytes
     ) -> None:
         storage.compose("files/f", parts[:count])
         with storage.open("files/f") as file:
             assert file.read() == content
 
-    def test_names_the_part_that_is_missing_and_leaves_nothing(self, storage: Storage, parts: list[str]) -> None:
+    def test_a_missing_part_is_named_and_leaves_nothing(self, storage: Storage, parts: list[str]) -> None:
         for keys in ([parts[0], "uploads/u/gone"], ["uploads/u/gone"]):
             with pytest.raises(FileNotFoundError, match="uploads/u/gone"):
                 storage.compose("files/f", keys)
@@ -127,7 +121,7 @@ class TestCompose:
             storage.stat("files/f")
         assert list(storage.staging.iterdir()) == []
 
-    def test_is_deleted_whole_and_twice(self, storage: Storage, parts: list[str]) -> None:
+    def test_a_composed_object_is_deleted_whole_and_twice(self, storage: Storage, parts: list[str]) -> None:
         storage.compose("files/f", parts)
         storage.delete("files/f")
         storage.delete("files/f")
@@ -136,7 +130,7 @@ class TestCompose:
                 verb("files/f")
         assert list(storage.staging.iterdir()) == []
 
-    def test_of_parts_above_and_below_the_minimum_of_s3(self, storage: Storage) -> None:
+    def test_parts_above_and_below_the_minimum_of_s3_are_composed(self, storage: Storage) -> None:
         large = [random.Random(seed).randbytes(6 << 20) for seed in (1, 2)]
         contents = {"a": b"small", "b": large[0], "c": b"", "d": large[1], "e": b"end"}
         for name, content in contents.items():
@@ -153,7 +147,7 @@ class TestCompose:
         reads=st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), max_size=6),
     )
     @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-    def test_reads_like_its_bytes_in_one_file(
+    def test_an_object_of_parts_reads_like_one_file(
         self, storage: Storage, contents: list[bytes], reads: list[tuple[int, int]]
     ) -> None:
         keys = [f"parts/{number}" for number in range(len(contents))]
@@ -169,7 +163,7 @@ class TestCompose:
 
 
 class TestOlderThan:
-    def test_lists_what_was_stored_before_a_moment_below_a_prefix(self, storage: Storage) -> None:
+    def test_the_list_has_what_was_stored_before_a_moment_below_a_prefix(self, storage: Storage) -> None:
         for key in ("files/a", "files/b", "jobs/j/snapshots/s", "uploads/u/p"):
             source = staged(storage)
             os.utime(source, (1, 1))  # written long ago: what counts is when it was stored

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,7 +69,7 @@ def test_damage_to_a_file_is_named(directory: Path, damage: Callable[[Path], Non
 
 def test_a_file_that_the_manifest_does_not_name_is_refused(directory: Path) -> None:
     (directory / "stray.bin").write_bytes(b"x")
-    with pytest.raises(artifact_directory.ManifestMismatch, match=r"stray\.bin is not in the manifest"):
+    with pytest.raises(artifact_directory.ManifestMismatch, match=r"stray\.bin is not"):
         artifact_directory.verify(directory)
 
 
@@ -82,7 +84,8 @@ def test_a_missing_manifest_is_an_error_without_the_path_of_the_machine(director
     (directory / artifact_directory.MANIFEST).unlink()
     with pytest.raises(artifact_directory.ManifestMismatch) as refused:
         artifact_directory.read_manifest(directory)
-    assert str(refused.value) == f"{directory.name}: MANIFEST.json is missing or unreadable (No such file or directory)"
+    assert os.strerror(errno.ENOENT) in str(refused.value)
+    assert str(directory.parent) not in str(refused.value)
 
 
 def test_publishing_renames_a_whole_directory(directory: Path, tmp_path: Path) -> None:
@@ -126,10 +129,10 @@ def open_one(name: str) -> str:
 
 
 class TestNewestValid:
-    def test_is_the_newest_that_opens_with_what_is_wrong_with_the_newer_ones(self) -> None:
+    def test_the_newest_that_opens_is_returned_with_the_problems_of_newer_ones(self) -> None:
         assert newest_valid(["bad4", "bad3", "good2", "good1"], open_one) == ("GOOD2", ["bad4 is cut", "bad3 is cut"])
 
-    def test_may_be_none(self) -> None:
+    def test_without_a_valid_one_the_problems_are_returned(self) -> None:
         assert newest_valid(["bad"], open_one) == (None, ["bad is cut"])
         assert newest_valid([], open_one) == (None, [])
 
@@ -139,7 +142,7 @@ class TestNewestValid:
 
 
 class TestCandidates:
-    def test_are_in_the_order_of_their_numbers(self, tmp_path: Path) -> None:
+    def test_snapshots_are_in_the_order_of_their_numbers(self, tmp_path: Path) -> None:
         for name in ("step-000009", "step-1000000", "step-000010", ".step-000011.staged"):
             (tmp_path / name).mkdir()
         assert [path.name for path in step_directories(tmp_path)] == ["step-000009", "step-000010", "step-1000000"]
@@ -154,8 +157,6 @@ class TestCandidates:
         (tmp_path / "one" / MANIFEST).touch()
         assert snapshot_directories(tmp_path / "one") is None
         assert snapshot_directories(tmp_path / "step-000003") is None
-
-    def test_a_directory_that_is_not_there_yet_has_none(self, tmp_path: Path) -> None:
         assert snapshot_directories(tmp_path / "snapshots") == []
 
 

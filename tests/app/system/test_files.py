@@ -44,7 +44,7 @@ KINDS: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_file_that_is_none_is_refused_by_name(
+def test_an_irregular_file_is_refused_by_name(
     base: Path, name: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(base)
@@ -55,25 +55,19 @@ def test_a_file_that_is_none_is_refused_by_name(
 
 
 @pytest.mark.parametrize("name", SMALL_FILES)
-def test_no_reader_opens_one(base: Path, name: str) -> None:
+def test_a_fifo_is_opened_by_no_reader(base: Path, name: str) -> None:
     (base / name).unlink()
     os.mkfifo(base / name)
     with pytest.raises(OSError, match=name) as refused:
         load_renderer(base)
-    assert refused.value.strerror == "it is not a regular file"
+    assert "not a regular" in str(refused.value.strerror)
 
 
-def test_a_file_without_an_end_is_read_to_its_limit(base: Path) -> None:
-    with (base / "config.json").open("r+b") as file:
-        file.truncate(1 << 40)  # takes no space
-    with pytest.raises(RefusedModel, match="more than"):
-        model_files.read_catalog_entry(base)
-
-
-def test_a_huge_text_that_nothing_reads_is_refused(base: Path) -> None:
-    with (base / "special_tokens_map.json").open("wb") as file:
-        file.truncate(1 << 42)
-    with pytest.raises(RefusedModel, match=r"special_tokens_map\.json has more than 268,435,456 bytes"):
+@pytest.mark.parametrize(("name", "size_bytes"), [("config.json", 1 << 40), ("special_tokens_map.json", 1 << 42)])
+def test_a_file_above_its_limit_is_refused_without_being_read(base: Path, name: str, size_bytes: int) -> None:
+    with (base / name).open("ab") as file:
+        file.truncate(size_bytes)  # takes no space
+    with pytest.raises(RefusedModel, match=f"{name} .*more than"):
         model_files.read_catalog_entry(base)
 
 
@@ -105,22 +99,18 @@ def test_links_inside_the_directory_are_followed_and_those_of_a_hubs_cache(base:
         model_files.read_catalog_entry(snapshot)
 
 
-def test_writeback_leaves_the_bytes_as_they_are(tmp_path: Path) -> None:
+def test_writeback_starts_for_the_range_and_changes_and_raises_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with (tmp_path / "file").open("w+b", buffering=0) as file:
         for number in range(4):
             file.write(bytes([number]) * 5000)
             begin_writeback(file.fileno(), 5000 * number, 5000)
         file.seek(0)
         assert file.read() == b"".join(bytes([number]) * 5000 for number in range(4))
-
-
-def test_starts_the_writeback_of_the_range_and_ignores_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
+    calls: list[tuple[int, ...]] = []
     monkeypatch.setattr(files, "_sync_file_range", lambda *arguments: (calls.append(arguments), -1)[1])
     begin_writeback(7, 4096, 8192)
     assert calls == [(7, 4096, 8192, files.SYNC_FILE_RANGE_WRITE)]
-
-
-def test_writeback_does_nothing_where_the_call_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "_sync_file_range", None)
+    monkeypatch.setattr(files, "_sync_file_range", None)  # where the call is missing
     begin_writeback(-1, 0, 1)

@@ -17,7 +17,7 @@ def base(tmp_path: Path) -> Path:
     return make_tiny_base(tmp_path / "base")
 
 
-def test_a_model_directory_is_described_without_loading_it(base: Path) -> None:
+def test_a_model_directory_is_described_without_loading_it(base: Path, tmp_path: Path) -> None:
     entry = model_files.read_catalog_entry(base)
     assert entry.context_length == 512
     assert entry.hidden_size == 64
@@ -27,11 +27,8 @@ def test_a_model_directory_is_described_without_loading_it(base: Path) -> None:
         "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
     }  # fmt: skip
     assert entry.target_modules["down_proj"] == (64, 128)
-
-
-def test_the_embedding_and_the_head_are_no_target_modules(tmp_path: Path) -> None:
-    entry = model_files.read_catalog_entry(make_tiny_base(tmp_path / "untied", tie_word_embeddings=False))
-    assert not {"embed_tokens", "lm_head"} & set(entry.target_modules)
+    untied = model_files.read_catalog_entry(make_tiny_base(tmp_path / "untied", tie_word_embeddings=False))
+    assert untied.target_modules.keys() == entry.target_modules.keys()
 
 
 def test_every_linear_layer_is_known_by_its_full_name_and_what_can_be_trained_whole_by_its_last(base: Path) -> None:
@@ -48,17 +45,10 @@ def test_thousands_of_layers_are_left_to_the_trainer(base: Path, monkeypatch: py
     assert len(entry.target_modules) == 7
 
 
-def test_the_architecture_decides_which_fit_a_described_model_gets(tmp_path: Path) -> None:
-    qwen = make_tiny_base(tmp_path / "qwen", architectures=["Qwen3ForCausalLM"])
-    assert (
-        model_files.read_catalog_entry(qwen).learning_rate
-        == catalog.default_learning_rate(64, "Qwen3ForCausalLM")
-        == 6.5e-4
-    )
-
-
-def test_an_operators_learning_rate_wins(base: Path) -> None:
+def test_the_learning_rate_is_the_operators_or_that_of_the_architecture(base: Path, tmp_path: Path) -> None:
     assert model_files.read_catalog_entry(base, learning_rate=1e-2).learning_rate == 1e-2
+    qwen = make_tiny_base(tmp_path / "qwen", architectures=["Qwen3ForCausalLM"])
+    assert model_files.read_catalog_entry(qwen).learning_rate == 6.5e-4
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "modeling_x.py", "training_args.pt", "x.pkl"])
@@ -86,7 +76,7 @@ def test_everything_that_is_missing_is_named_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"short", b"\xff" * 16, b"\x02\x00\x00\x00\x00\x00\x00\x00[}"])
 def test_a_broken_weight_file_is_refused(base: Path, content: bytes) -> None:
     (base / "model.safetensors").write_bytes(content)
-    with pytest.raises(catalog.RefusedModel, match="is not a safetensors file"):
+    with pytest.raises(catalog.RefusedModel, match="a safetensors file"):
         model_files.read_catalog_entry(base)
 
 
@@ -94,20 +84,20 @@ def test_weights_cut_short_are_refused(base: Path) -> None:
     path = base / "model.safetensors"
     size = path.stat().st_size
     path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(catalog.RefusedModel, match=f"has {size - 1000:,} bytes, but {size:,} according to its header"):
+    with pytest.raises(catalog.RefusedModel, match=f"{size - 1000:,} bytes, but {size:,} "):
         model_files.read_catalog_entry(base)
 
 
 def test_a_file_that_the_index_names_and_that_never_came_is_named(base: Path) -> None:
     (base / "model.safetensors").rename(base / "one.safetensors")
     (base / model_files.INDEX).write_text(json.dumps({"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}))
-    with pytest.raises(catalog.RefusedModel, match=r"cannot be a base model: two\.safetensors is missing$"):
+    with pytest.raises(catalog.RefusedModel, match=r": two\.safetensors is"):
         model_files.read_catalog_entry(base)
 
 
 def test_an_index_that_names_no_file_is_refused(base: Path) -> None:
     (base / model_files.INDEX).write_text("{}")
-    with pytest.raises(catalog.RefusedModel, match="lists no weight file"):
+    with pytest.raises(catalog.RefusedModel, match="no weight file"):
         model_files.read_catalog_entry(base)
 
 
@@ -118,12 +108,8 @@ def test_weights_in_another_form_beside_those_that_are_loaded_do_not_count(base:
     assert model_files.read_catalog_entry(base) == before
 
 
-def test_the_hash_of_a_directory_changes_with_any_file(base: Path) -> None:
-    _, before = model_files.hash_directory(base)
+def test_the_hash_of_a_directory_depends_on_its_files_and_not_on_its_place(base: Path, tmp_path: Path) -> None:
+    before = model_files.hash_directory(base)
+    assert model_files.hash_directory(make_tiny_base(tmp_path / "elsewhere")) == before
     (base / "tokenizer_config.json").write_text("{}")
-    assert model_files.hash_directory(base)[1] != before
-
-
-def test_the_hash_of_a_directory_does_not_depend_on_where_it_lies(base: Path, tmp_path: Path) -> None:
-    other = make_tiny_base(tmp_path / "elsewhere")
-    assert model_files.hash_directory(other) == model_files.hash_directory(base)
+    assert model_files.hash_directory(base)[1] != before[1]

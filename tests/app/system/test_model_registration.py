@@ -77,30 +77,30 @@ class TestBeforeTheConversion:
     ) -> None:
         weights = 2 * sum(tensor.numel() for tensor in load_file(fp8 / "model.safetensors").values())
         monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=weights - 1))
-        with pytest.raises(RefusedModel, match=r"needs 0\.00 GB in .*, but 0\.00 GB are free"):
+        with pytest.raises(RefusedModel, match=r"needs 0\.00 GB"):
             register(fp8)
         assert programs == []
 
 
 class TestConversion:
-    def test_runs_once_and_again_after_the_source_has_changed(self, fp8: Path, programs: list[str]) -> None:
+    def test_a_conversion_runs_once_and_again_after_the_source_has_changed(
+        self, fp8: Path, programs: list[str]
+    ) -> None:
         copy = fp8.with_name("tiny-bf16")
         assert register(fp8) == register(fp8) == copy
         assert programs == ["dequantize_checkpoint"]
         tensors = load_file(fp8 / "model.safetensors")
         save_file(tensors | {"model.norm.weight": torch.ones(64)}, fp8 / "model.safetensors")
-        with pytest.raises(RefusedModel, match="tiny-bf16 exists, but it was not converted from the files that"):
+        with pytest.raises(RefusedModel, match="was not converted"):
             register(fp8)
         assert register(copy) == copy
         shutil.rmtree(copy)
+        make_tiny_base(copy)  # of another origin
+        with pytest.raises(RefusedModel, match="was not converted"):
+            register(fp8)
+        shutil.rmtree(copy)
         assert register(fp8) == copy
         assert torch.equal(load_file(copy / "model.safetensors")["model.norm.weight"].float(), torch.ones(64))
-
-    def test_a_directory_of_another_origin_is_not_taken_for_the_copy(self, fp8: Path, programs: list[str]) -> None:
-        make_tiny_base(fp8.with_name("tiny-bf16"))
-        with pytest.raises(RefusedModel, match="tiny-bf16 exists"):
-            register(fp8)
-        assert programs == []
 
     def test_a_new_copy_that_the_check_refuses_is_removed_and_an_earlier_one_stays(
         self, fp8: Path, programs: list[str], monkeypatch: pytest.MonkeyPatch
@@ -173,7 +173,7 @@ def test_too_little_memory_is_no_reason_against_a_model(
 
 def test_another_exit_code_is_a_refusal_with_the_last_line(tmp_path: Path, program: Callable[[str], None]) -> None:
     program("echo first >&2; echo 'ValueError: last' >&2; exit 1")
-    with pytest.raises(RefusedModel, match=r"the trainer cannot load it \(ValueError: last\)"):
+    with pytest.raises(RefusedModel, match=r"\(ValueError: last\)"):
         model_registration.check_model(tmp_path, nothing)
 
 
@@ -182,7 +182,7 @@ def test_a_conversion_that_fails_is_a_refusal_with_its_reason(
     program: Callable[[str], None],
 ) -> None:
     program("echo 'No space left on device' >&2; exit 1")
-    with pytest.raises(RefusedModel, match="cannot be converted to 16 bits: No space left on device"):
+    with pytest.raises(RefusedModel, match="No space left"):
         model_registration.dequantize(fp8, fp8.with_name("copy"), nothing)
 
 
@@ -192,5 +192,4 @@ def test_an_fp8_checkpoint_is_converted_checked_and_hashed(fp8: Path) -> None:
     checked = check_and_hash(fp8, RegistrationOptions(), notes.append)
     assert checked.directory == fp8.with_name("tiny-bf16")
     assert checked.entry.activation_bytes
-    assert any("Copy it to the same path on every worker" in note for note in notes)
     assert not any("Not checked" in note for note in notes)

@@ -11,28 +11,17 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from wsgiref.simple_server import WSGIServer
 
 import httpx2
 import pytest
-from prometheus_client import CollectorRegistry, Counter
-from prometheus_client.core import CounterMetricFamily
-from prometheus_client.registry import Collector
+from prometheus_client import CollectorRegistry
 
 from app.settings import Settings
 from app.telemetry import exposition
-from app.telemetry.exposition import DiskMetrics, MetricsServer, make_metrics_app, start_metrics_server
+from app.telemetry.exposition import DiskMetrics, start_metrics_server
 from tests.deadline import until
 from tests.serving import api_process, free_port
-
-
-class CountedCollector(Collector):
-    """Counts how often its values were read."""
-
-    reads = 0
-
-    def collect(self) -> Iterator[CounterMetricFamily]:
-        self.reads += 1
-        yield CounterMetricFamily("reads", "Reads of this collector.", value=self.reads)
 
 
 def get(port: int, path: str = "/metrics", method: str = "GET") -> httpx2.Response:
@@ -41,63 +30,36 @@ def get(port: int, path: str = "/metrics", method: str = "GET") -> httpx2.Respon
 
 
 @pytest.fixture
-def registry() -> CollectorRegistry:
-    return CollectorRegistry()
-
-
-@pytest.fixture
-def server(registry: CollectorRegistry) -> Iterator[MetricsServer]:
-    server = MetricsServer("127.0.0.1", 0, registry)
+def server(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[WSGIServer]:
+    monkeypatch.setattr(exposition, "REGISTRY", CollectorRegistry())
+    settings.data_dir.mkdir(exist_ok=True)
+    server = start_metrics_server(settings.model_copy(update={"metrics_port": free_port()}), "api")
+    assert server is not None
     yield server
-    server.close()
+    server.shutdown()
+    server.server_close()
 
 
-def test_metrics_are_served_in_the_text_format_of_prometheus(
-    server: MetricsServer, registry: CollectorRegistry
-) -> None:
-    Counter("tunery_things", "Things.", registry=registry).inc(3)
-    answer = get(server.port)
+def test_metrics_are_served_in_the_text_format_of_prometheus(server: WSGIServer) -> None:
+    answer = get(server.server_port)
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/plain; version=")
-    assert "tunery_things_total 3.0" in answer.text.splitlines()
+    assert "tunery_data_disk_bytes " in answer.text
+    assert get(server.server_port, method="POST").status_code == 405
 
 
-def test_other_paths_and_methods_are_refused(server: MetricsServer) -> None:
-    assert get(server.port, "/").status_code == 404
-    assert get(server.port, method="POST").status_code == 405
-    assert get(server.port, method="HEAD").content == b""
-
-
-def test_a_hundred_scrapes_at_once_read_the_values_once(registry: CollectorRegistry) -> None:
-    collector = CountedCollector()
-    registry.register(collector)
-    reads_before, now = collector.reads, 0.0
-    page = make_metrics_app(registry, lambda: now)
-    environment = {"PATH_INFO": "/metrics", "REQUEST_METHOD": "GET"}
-
-    def scrape(_: int) -> bytes:
-        return b"".join(page(environment, lambda *_: lambda _: None))
-
-    with ThreadPoolExecutor(16) as pool:
-        assert len(set(pool.map(scrape, range(100)))) == 1
-    assert collector.reads == reads_before + 1
-    now = 1.0
-    scrape(0)
-    assert collector.reads == reads_before + 2
-
-
-def test_silent_clients_delay_no_other_scrape(server: MetricsServer) -> None:
-    address = ("127.0.0.1", server.port)
+def test_silent_clients_delay_no_other_scrape(server: WSGIServer) -> None:
+    address = ("127.0.0.1", server.server_port)
     with ExitStack() as stack:
         for _ in range(20):
             stack.enter_context(socket.create_connection(address))
         with ThreadPoolExecutor(8) as pool, httpx2.Client(trust_env=False) as client:
-            url = f"http://127.0.0.1:{server.port}/metrics"
+            url = f"http://127.0.0.1:{server.server_port}/metrics"
             assert {answer.status_code for answer in pool.map(lambda _: client.get(url), range(100))} == {200}
 
 
-def test_a_port_that_is_in_use_costs_the_metrics_and_not_the_process(settings: Settings, server: MetricsServer) -> None:
-    assert start_metrics_server(settings.model_copy(update={"metrics_port": server.port}), "api") is None
+def test_a_port_that_is_in_use_costs_the_metrics_and_not_the_process(settings: Settings, server: WSGIServer) -> None:
+    assert start_metrics_server(settings.model_copy(update={"metrics_port": server.server_port}), "api") is None
 
 
 def test_without_a_port_there_are_no_metrics(settings: Settings) -> None:

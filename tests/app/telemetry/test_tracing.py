@@ -155,7 +155,7 @@ def test_without_an_endpoint_nothing_is_traced(settings: Settings) -> None:
 
 
 def test_an_endpoint_that_is_no_url_is_refused(settings: Settings) -> None:
-    with pytest.raises(ValidationError, match="write it like http://127"):
+    with pytest.raises(ValidationError, match="begin with https:"):
         Settings(database_url="postgresql://x/x", redis_url="redis://x", otlp_endpoint="collector:4318")
 
 

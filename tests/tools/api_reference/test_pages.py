@@ -45,30 +45,14 @@ def test_the_committed_pages_are_what_the_code_makes() -> None:
     assert [name for name in made if (DOCS / name).read_text(encoding="utf-8") != made[name]] == [], AGAIN
 
 
-class TestAPage:
-    def test_describes_common_errors_once(self) -> None:
-        row = "| 401 | No API key, or an invalid one. |"
-        assert [name for name, text in reference().items() if row in text] == ["reference/README.md"]
-
-    def test_shows_the_scope_and_the_own_errors_of_an_operation(self) -> None:
-        page = reference()["reference/models.md"]
-        assert "`DELETE /v1/models/{model}` · scope `models:write`" in page
-        assert "| 403 | The model is a base model or belongs to another project" in page
-        assert "error-responses): 400, 401, 404, 429, 503." in page
-
-    def test_begins_with_operations_without_a_path_parameter(self) -> None:
-        page = reference()["reference/fine-tuning.md"]
-        assert page.index("## Create a job\n") < page.index("## List jobs\n") < page.index("## Get a job\n")
-
-
 class TestEveryOperation:
-    def test_has_a_summary_of_its_own_and_a_description(self) -> None:
+    def test_an_operation_has_a_summary_of_its_own_and_a_description(self) -> None:
         texts = [(each.get("summary"), each.get("description")) for each in operations().values()]
         named = dict(zip(operations(), texts, strict=True))
         assert [name for name, both in named.items() if not all(both)] == [], "give the route a summary and a docstring"
         assert len({summary for summary, _ in texts}) == len(texts), "two have one summary, and so one anchor"
 
-    def test_says_what_it_answers_with_and_shows_it(self) -> None:
+    def test_an_operation_has_a_schema_and_an_example_of_its_response(self) -> None:
         without_success = [
             name for name, each in operations().items() if not any(code[0] == "2" for code in each["responses"])
         ]
@@ -83,7 +67,7 @@ class TestEveryOperation:
         ]
         assert missing == [], "give the route a response_model, and its example into app/api/openapi/examples.json"
 
-    def test_shows_only_what_its_schema_allows(self) -> None:
+    def test_an_example_is_valid_by_its_schema(self) -> None:
         errors = {
             f"{name}: {what}": error.message
             for name, operation in operations().items()
@@ -93,7 +77,7 @@ class TestEveryOperation:
         }
         assert errors == {}
 
-    def test_says_what_every_parameter_and_field_means(self) -> None:
+    def test_a_parameter_and_a_field_have_a_description(self) -> None:
         silent = [f"{name}: {field}" for name, operation in operations().items() for field in unexplained(operation)]
         silent += [
             f"{name}: {row.path}"
@@ -103,11 +87,11 @@ class TestEveryOperation:
         ]
         assert silent == [], "give them a description (Field, Query), or a line in app/api/openapi/descriptions.py"
 
-    def test_takes_a_scope_that_a_key_can_have(self) -> None:
+    def test_the_scope_of_an_operation_is_one_of_keys(self) -> None:
         unknown = {each.get("x-scope") for each in operations().values()} - {None, *scopes.SCOPES}
         assert unknown == set(), "give the path an area in app/domain/access/scopes.py"
 
-    def test_can_be_sent_with_curl(self) -> None:
+    def test_the_example_of_an_operation_fills_its_path(self) -> None:
         for name, operation in operations().items():
             method, path = name.split(" ", 1)
             assert "{" not in request_examples.example_request(method, path, operation, document()).path, name

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import typer
 from openai.types.fine_tuning import FineTuningJobEvent
-from pydantic import Field
 
 import app.cli.main
 import app.settings
@@ -73,18 +72,12 @@ class TestDocument:
         after = documents.leaves(changed(DOCUMENT, path, new))
         assert new_lines(documents.leaves(DOCUMENT), after) == {line}
 
-    @pytest.mark.parametrize(
-        ("path", "new"),
-        [
-            (("paths", "/v1/jobs", "post", "operationId"), "other"),
-            (("schemas", "CreateJob", "properties", "model", "example"), "other"),
-            (("schemas", "CreateJob", "properties", "model", "title"), "Other"),
-            (("schemas", "CreateJob", "required"), ["file", "model"]),
-        ],
-    )
-    def test_examples_titles_and_order_are_no_facts(self, path: tuple[Any, ...], new: Any) -> None:
-        after = sorted(documents.leaves(changed(DOCUMENT, path, new)))
-        assert after == sorted(documents.leaves(DOCUMENT))
+    def test_examples_titles_and_order_are_no_facts(self) -> None:
+        after = changed(DOCUMENT, ("paths", "/v1/jobs", "post", "operationId"), "other")
+        for name in ("example", "title"):
+            after = changed(after, ("schemas", "CreateJob", "properties", "model", name), "other")
+        after = changed(after, ("schemas", "CreateJob", "required"), ["file", "model"])
+        assert sorted(documents.leaves(after)) == sorted(documents.leaves(DOCUMENT))
 
 
 class TestDefaults:
@@ -101,13 +94,6 @@ class TestDefaults:
         assert found.startswith("tunery --port <int>")
         assert "8001" in found
 
-    def test_a_default_of_a_setting_is_seen(self) -> None:
-        class Settings(app.settings.Settings):
-            poll_seconds: float = Field(default=6, gt=0)
-
-        found = new_lines(documents.setting_lines(app.settings.Settings), documents.setting_lines(Settings))
-        assert "TUNERY_.properties.poll_seconds.default 6" in found
-
     def test_every_name_of_a_variable_is_a_fact(self) -> None:
         (line,) = (each for each in documents.setting_lines(app.settings.Settings) if each.startswith("body_idle_"))
         assert "TUNERY_UPLOAD_IDLE_SECONDS" in line
@@ -117,13 +103,7 @@ class TestSchema:
     def test_columns_and_indexes_have_the_name_of_their_object(self) -> None:
         lines = set(story.schema_lines(SCHEMA))
         assert "jobs lease_owner text" in lines
-        assert any(
-            line.startswith("ix_exports_claim CREATE INDEX ix_exports_claim ON public.exports") for line in lines
-        )
-
-    def test_a_renamed_column_is_one_new_line(self) -> None:
-        other = SCHEMA.replace("    lease_owner text,", "    lease_holder text,", 1)
-        assert len(new_lines(story.schema_lines(SCHEMA), story.schema_lines(other))) == 1
+        assert any(line.startswith("ix_exports_claim CREATE INDEX") for line in lines)
 
     def test_what_pg_dump_says_of_itself_is_no_fact(self) -> None:
         other = SCHEMA.replace("-- Dumped by pg_dump version", "\\restrict abc\n-- Dumped by another version")
@@ -163,10 +143,10 @@ class TestComparison:
         command = [*DIFF, f"facts-{ROOT.name}", "facts-source"]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 1
-        found = [line.split(":")[0] for line in done.stdout.splitlines() if "8123" in line]
-        assert found == ["+tunery up --port <int range>", "+tunery doctor --port <int range>"]
+        found = [line.split()[1] for line in done.stdout.splitlines() if "8123" in line]
+        assert found == ["up", "doctor"]
         facts = {path.stem: path.read_text().splitlines() for path in (tmp_path / "facts-source").iterdir()}
-        assert "MissingScope 403 invalid_request_error insufficient_permissions" in facts["errors"]
+        assert any(line.startswith("MissingScope 403") for line in facts["errors"])
         assert any(line.startswith("| `invalid_job_state` |") for line in facts["errors"])
         assert any(line.startswith("| `tunery_http_requests_total` |") for line in facts["monitoring"])
         assert "      - alert: TuneryApiErrors" in facts["monitoring"]

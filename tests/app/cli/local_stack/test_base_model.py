@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import zlib
 from pathlib import Path
@@ -17,17 +16,6 @@ from tests.app.cli.local_stack.support import REPOSITORY
 
 pytestmark = pytest.mark.skipif(first_run.missing_dependency() is not None, reason=str(first_run.missing_dependency()))
 
-ASK = """
-import sys, torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-model, tokenizer = AutoModelForCausalLM.from_pretrained(sys.argv[1]), AutoTokenizer.from_pretrained(sys.argv[1])
-asked = tokenizer.apply_chat_template(
-    [{"role": "user", "content": "What is the capital of France?"}],
-    add_generation_prompt=True, return_tensors="pt", return_dict=True)
-answer = model.generate(**asked, max_new_tokens=12, do_sample=False)
-print(tokenizer.decode(answer[0][asked["input_ids"].shape[1]:], skip_special_tokens=True))
-"""
-
 
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -36,6 +24,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
         place / first_run.BUNDLED_MODEL, place / "log", place, {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     )
     child.start()
+    assert first_run.BUNDLED_PACKAGE not in sys.modules  # whose import fails without `llm`
     assert child.wait(120)
     assert child.exit_code == 0, (place / "log").read_text()
     assert sorted(path.name for path in place.iterdir()) == [first_run.BUNDLED_MODEL, "log"]
@@ -43,7 +32,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.extended("another load of the bundled base")
-def test_it_may_be_registered(converted: Path) -> None:
+def test_the_converted_model_may_be_registered(converted: Path) -> None:
     entry = model_files.read_catalog_entry(converted)
     assert (entry.parameters, entry.context_length, entry.has_chat_template) == (134_515_008, 8192, True)
     assert sorted(entry.target_modules) == [
@@ -51,24 +40,14 @@ def test_it_may_be_registered(converted: Path) -> None:
     ]  # fmt: skip
 
 
-def test_its_weights_are_bfloat16_and_the_same_in_every_conversion(converted: Path) -> None:
+def test_converted_weights_are_bfloat16_and_the_same_in_every_conversion(converted: Path) -> None:
     """The hash goes into each adapter's manifest, so a second machine must come to the same bytes."""
     weights = (converted / "model.safetensors").read_bytes()
     assert len(weights) == 269_060_552
     assert zlib.crc32(weights) == 1276029904
 
 
-def test_it_answers_a_question_sensibly(converted: Path) -> None:
-    answer = subprocess.run([sys.executable, "-c", ASK, str(converted)], capture_output=True, text=True, timeout=120)
-    assert "Paris" in answer.stdout, answer.stderr
-
-
-def test_its_tokenizer_loads_without_torch_and_splits_digits(converted: Path) -> None:
+def test_the_converted_tokenizer_loads_and_splits_digits(converted: Path) -> None:
     tokenizer = Tokenizer.from_file(str(converted / "tokenizer.json"))
     assert tokenizer.encode("Hello 123").tokens == ["Hello", "Ġ", "1", "2", "3"]
     assert tokenizer.encode("<|im_start|>user").ids[0] == 1
-
-
-def test_the_package_is_found_without_being_imported() -> None:
-    assert first_run.gguf_file() is not None
-    assert first_run.BUNDLED_PACKAGE not in sys.modules

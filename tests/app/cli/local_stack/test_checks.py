@@ -31,125 +31,120 @@ def find(found: Iterable[Check], subject: str) -> Check:
     return next(one for one in found if one.name == subject)
 
 
-def taken_port() -> socket.socket:
-    return socket.create_server(("127.0.0.1", 0))
+def test_the_machine_is_checked_with_a_remedy_for_all_that_is_not_ok_and_nothing_is_created(place: Path) -> None:
+    found = [*machine_checks(place / "data", port=0)]
+    assert {"python", "torch", "disk", "memory", "cpu", "gpu", "data directory", "port 0"} <= {
+        one.name for one in found
+    }
+    assert all(one.remedy for one in found if one.level != "ok")
+    assert os.listdir(place) == []
 
 
-class TestFindings:
-    def test_python_packages_disk_and_processors_are_checked(self, place: Path) -> None:
-        subjects = {one.name for one in machine_checks(place / "data", port=0)}
-        assert {"python", "torch", "disk", "memory", "cpu", "gpu", "data directory", "port 0"} <= subjects
-
-    def test_whatever_is_not_ok_comes_with_advice(self, place: Path) -> None:
-        assert all(one.remedy for one in machine_checks(place / "data") if one.level != "ok")
-
-    def test_nothing_is_created(self, place: Path) -> None:
-        list(machine_checks(place / "data"))
-        assert os.listdir(place) == []
-
-    def test_a_taken_port_is_a_problem(self, place: Path) -> None:
-        with taken_port() as taken:
-            port = taken.getsockname()[1]
-            found = find(machine_checks(place / "data", port=port), f"port {port}")
-        assert found.level == "problem"
-        assert "another --port" in found.remedy
-
-    def test_a_directory_that_tunery_up_would_refuse_is_a_problem(self, place: Path) -> None:
-        (place / "thesis.tex").touch()
-        found = find(machine_checks(place), "data directory")
-        assert (found.level, "neither empty" in found.remedy) == ("problem", True)
-
-    def test_a_start_in_progress_is_reported(self, place: Path) -> None:
-        with exclusive_lock(place / "up.lock", ""):
-            assert "is starting" in find(machine_checks(place), "tunery up").observed
-
-    def test_a_bucket_is_tried_and_its_problem_named(
-        self, place: Path, rclone: S3Server, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        for name, value in rclone.environment.items():
-            monkeypatch.setenv(name, value)
-        found = find(machine_checks(place / "data"), "TUNERY_STORAGE_URL")
-        assert (found.level, "can be written, read, listed and deleted" in found.observed) == ("ok", True)
-        assert {one.level for one in preflight(Layout(place / "data"), "127.0.0.1")} == {"ok"}
-        monkeypatch.setenv("TUNERY_STORAGE_SECRET_ACCESS_KEY", "another")
-        found = find(machine_checks(place / "data"), "TUNERY_STORAGE_URL")
-        assert (found.level, "refuses the service's credentials" in found.remedy) == ("problem", True)
-        refused = find(preflight(Layout(place / "data"), "127.0.0.1"), "TUNERY_STORAGE_URL")
-        assert (refused.level, "the bucket refuses" in refused.remedy) == ("problem", True)
-        monkeypatch.setenv("TUNERY_STORAGE_URL", "tunery")
-        assert "is no storage URL" in find(machine_checks(place / "data"), "settings").remedy
-        assert os.listdir(place) == []
-
-    def test_an_invalid_setting_is_a_problem_before_anything_is_created(
-        self, place: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("TUNERY_LEASE_TTL_SECONDS", "soon")
-        found = find(preflight(Layout(place / "data"), "127.0.0.1"), "settings")
-        assert (found.level, "TUNERY_LEASE_TTL_SECONDS" in found.remedy) == ("problem", True)
-        assert os.listdir(place) == []
-
-    def test_an_address_of_the_network_needs_a_proxy(self, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        levels = [find(preflight(Layout(place / "data"), "0.0.0.0"), "host").level]
-        monkeypatch.setenv("TUNERY_BEHIND_PROXY", "true")
-        levels.append(find(preflight(Layout(place / "data"), "0.0.0.0"), "host").level)
-        assert levels == ["problem", "ok"]
-
-    @pytest.mark.parametrize("operation", ["delete_unfinished", "_abort"])
-    def test_a_bucket_whose_uploads_cannot_be_listed_or_aborted_is_a_problem(
-        self, place: Path, rclone: S3Server, monkeypatch: pytest.MonkeyPatch, operation: str
-    ) -> None:
-        def refuse(*_: object) -> int:
-            raise StorageError(errno.EACCES, "the bucket refuses access (AccessDenied)")
-
-        for name, value in rclone.environment.items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setattr(S3Storage, operation, refuse)
-        found = find(machine_checks(place / "data"), "TUNERY_STORAGE_URL")
-        assert (found.level, found.remedy) == ("problem", "the bucket refuses access (AccessDenied)")
-
-    def test_a_database_that_is_down_is_a_problem_that_does_not_show_its_password(
-        self, place: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("DATABASE_URL", "postgresql://me:secret@127.0.0.1:1/x")
-        monkeypatch.setenv("REDIS_URL", "redis://:secret@127.0.0.1:1/0")
-        found = [*machine_checks(place / "data")]
-        assert find(found, "DATABASE_URL").level == find(found, "REDIS_URL").level == "problem"
-        assert not any("secret" in result.observed + result.remedy for result in found)
-
-    def test_servers_that_answer_are_ok(
-        self, place: Path, database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("DATABASE_URL", database_url)
-        monkeypatch.setenv("REDIS_URL", redis_url)
-        found = [*machine_checks(place / "data")]
-        assert find(found, "DATABASE_URL") == Check("DATABASE_URL", "ok", "PostgreSQL 18")
-        assert find(found, "REDIS_URL").level == "ok"
+def test_a_taken_port_is_a_problem(place: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        found = find(machine_checks(place / "data", port=port), f"port {port}")
+    assert (found.level, "another --port" in found.remedy) == ("problem", True)
 
 
-class TestGpu:
-    """With a program named nvidia-smi that says what a driver would."""
-
-    @pytest.mark.parametrize(
-        ("driver", "status", "level", "text"),
-        [
-            ("NVIDIA H100, 81559 MiB, 580.95", 0, "problem" if version("torch").endswith("+cpu") else "ok", "H100"),
-            ("NVIDIA T4, 15360 MiB, 535.10", 0, "problem" if version("torch").endswith("+cpu") else "advice", "T4"),
-            ("Driver/library version mismatch", 18, "problem", "nvidia-smi fails"),
-        ],
-    )
-    def test_the_driver_is_checked(
-        self, place: Path, monkeypatch: pytest.MonkeyPatch, driver: str, status: int, level: str, text: str
-    ) -> None:
-        program = place / "nvidia-smi"
-        program.write_text(f"#!/bin/sh\necho '{driver}'\nexit {status}\n")
-        program.chmod(0o755)
-        monkeypatch.setenv("PATH", str(place), prepend=os.pathsep)
-        found = find(machine_checks(place / "data"), "gpu")
-        assert (found.level, text in found.observed) == (level, True)
+def test_a_directory_that_tunery_up_would_refuse_is_a_problem(place: Path) -> None:
+    (place / "thesis.tex").touch()
+    found = find(machine_checks(place), "data directory")
+    assert (found.level, "neither empty" in found.remedy) == ("problem", True)
 
 
-class TestPrint:
-    def test_only_a_problem_fails(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert print_checks([Check("a", "ok", "fine"), Check("b", "advice", "so so", "do x")]) == 0
-        assert print_checks([Check("c", "problem", "bad", "do y")]) == 1
-        assert "-> do y" in capsys.readouterr().out
+def test_a_start_in_progress_is_reported(place: Path) -> None:
+    with exclusive_lock(place / "up.lock", ""):
+        assert "is starting" in find(machine_checks(place), "tunery up").observed
+
+
+def test_a_bucket_is_tried_and_its_problem_named(
+    place: Path, rclone: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in rclone.environment.items():
+        monkeypatch.setenv(name, value)
+    layout, bucket = Layout(place / "data"), "TUNERY_STORAGE_URL"
+    assert find(machine_checks(layout.root), bucket).level == "ok"
+    assert {one.level for one in preflight(layout, "127.0.0.1")} == {"ok"}
+    monkeypatch.setenv("TUNERY_STORAGE_SECRET_ACCESS_KEY", "another")
+    found = find(machine_checks(layout.root), bucket), find(preflight(layout, "127.0.0.1"), bucket)
+    assert [(one.level, "SignatureDoesNotMatch" in one.remedy) for one in found] == [("problem", True)] * 2
+    monkeypatch.setenv(bucket, "tunery")
+    assert find(machine_checks(layout.root), "settings").level == "problem"
+    assert os.listdir(place) == []
+
+
+@pytest.mark.parametrize("operation", ["delete_unfinished", "_abort"])
+def test_a_bucket_whose_uploads_cannot_be_listed_or_aborted_is_a_problem(
+    place: Path, rclone: S3Server, monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
+    def refuse(*_: object) -> int:
+        raise StorageError(errno.EACCES, "AccessDenied")
+
+    for name, value in rclone.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(S3Storage, operation, refuse)
+    found = find(machine_checks(place / "data"), "TUNERY_STORAGE_URL")
+    assert (found.level, found.remedy) == ("problem", "AccessDenied")
+
+
+def test_an_invalid_setting_is_a_problem_before_anything_is_created(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUNERY_LEASE_TTL_SECONDS", "soon")
+    found = find(preflight(Layout(place / "data"), "127.0.0.1"), "settings")
+    assert (found.level, "TUNERY_LEASE_TTL_SECONDS" in found.remedy) == ("problem", True)
+    assert os.listdir(place) == []
+
+
+@pytest.mark.parametrize(("behind_proxy", "level"), [("false", "problem"), ("true", "ok")])
+def test_an_address_of_the_network_needs_a_proxy(
+    place: Path, monkeypatch: pytest.MonkeyPatch, behind_proxy: str, level: str
+) -> None:
+    monkeypatch.setenv("TUNERY_BEHIND_PROXY", behind_proxy)
+    assert find(preflight(Layout(place / "data"), "0.0.0.0"), "host").level == level
+
+
+def test_servers_that_are_down_are_problems_that_do_not_show_their_passwords(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://me:secret@127.0.0.1:1/x")
+    monkeypatch.setenv("REDIS_URL", "redis://:secret@127.0.0.1:1/0")
+    found = [*machine_checks(place / "data")]
+    assert find(found, "DATABASE_URL").level == find(found, "REDIS_URL").level == "problem"
+    assert not any("secret" in result.observed + result.remedy for result in found)
+
+
+def test_servers_that_answer_are_ok(
+    place: Path, database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    monkeypatch.setenv("REDIS_URL", redis_url)
+    found = [*machine_checks(place / "data")]
+    assert find(found, "DATABASE_URL") == Check("DATABASE_URL", "ok", "PostgreSQL 18")
+    assert find(found, "REDIS_URL").level == "ok"
+
+
+@pytest.mark.parametrize(
+    ("driver", "status", "level", "text"),
+    [
+        ("NVIDIA H100, 81559 MiB, 580.95", 0, "problem" if version("torch").endswith("+cpu") else "ok", "H100"),
+        ("NVIDIA T4, 15360 MiB, 535.10", 0, "problem" if version("torch").endswith("+cpu") else "advice", "T4"),
+        ("Driver/library version mismatch", 18, "problem", "nvidia-smi fails"),
+    ],
+)
+def test_the_driver_of_the_gpu_is_checked(
+    place: Path, monkeypatch: pytest.MonkeyPatch, driver: str, status: int, level: str, text: str
+) -> None:
+    program = place / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\necho '{driver}'\nexit {status}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(place), prepend=os.pathsep)
+    found = find(machine_checks(place / "data"), "gpu")
+    assert (found.level, text in found.observed) == (level, True)
+
+
+def test_only_a_problem_is_an_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    assert print_checks([Check("a", "ok", "fine"), Check("b", "advice", "so so", "do x")]) == 0
+    assert print_checks([Check("c", "problem", "bad", "do y")]) == 1
+    assert "-> do y" in capsys.readouterr().out

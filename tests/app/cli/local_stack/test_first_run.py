@@ -43,12 +43,8 @@ class TestAdminKey:
             assert key is not None
             assert key.is_admin
             assert session.scalars(select(Project.name)).all() == ["default"]
-
-    def test_later_starts_create_and_show_nothing(self, sessions: Sessions, layout: Layout) -> None:
-        first_run.ensure_admin_key(sessions, layout)
-        kept = layout.admin_key.read_text()
         assert first_run.ensure_admin_key(sessions, layout) is None
-        assert layout.admin_key.read_text() == kept
+        assert layout.admin_key.read_text().strip() == created
 
     def test_a_start_cut_short_between_file_and_database_is_finished_by_the_next(
         self, sessions: Sessions, layout: Layout
@@ -56,23 +52,18 @@ class TestAdminKey:
         layout.admin_key.write_text("tnry_abc_0123456789012345678901234567890\n")
         assert first_run.ensure_admin_key(sessions, layout) == "tnry_abc_0123456789012345678901234567890"
 
-    def test_a_revoked_key_stays_revoked(self, sessions: Sessions, layout: Layout) -> None:
-        created = first_run.ensure_admin_key(sessions, layout)
-        assert created is not None
-        with transaction(sessions) as session:
-            key = find_key(session, created)
-            assert key is not None
-            keys.revoke(session, None, key.id)
-        assert first_run.ensure_admin_key(sessions, layout) is None
-        with transaction(sessions) as session:
-            assert find_key(session, created) is None
-
-    def test_a_secret_that_two_rotations_replaced_stays_invalid(self, sessions: Sessions, layout: Layout) -> None:
-        created = first_run.ensure_admin_key(sessions, layout)
-        assert created is not None
+    @pytest.mark.parametrize("is_rotated", [False, True])
+    def test_a_key_that_was_revoked_or_replaced_twice_stays_invalid(
+        self, sessions: Sessions, layout: Layout, is_rotated: bool
+    ) -> None:
+        created = str(first_run.ensure_admin_key(sessions, layout))
         for _ in range(2):
             with transaction(sessions) as session:
-                keys.rotate(session, None, session.scalars(select(ApiKey.id)).one(), overlap_seconds=60)
+                key_id = session.scalars(select(ApiKey.id)).one()
+                if is_rotated:
+                    keys.rotate(session, None, key_id, overlap_seconds=60)
+                else:
+                    keys.revoke(session, None, key_id)
         assert first_run.ensure_admin_key(sessions, layout) is None
         with transaction(sessions) as session:
             assert find_key(session, created) is None
@@ -107,28 +98,28 @@ class TestAdminKey:
 
 
 class TestPreparedDatabase:
-    def test_one_that_does_not_answer_is_an_error_in_one_sentence(self) -> None:
+    def test_a_database_that_does_not_answer_stops_the_start(self) -> None:
         with (
             pytest.raises(CannotStart, match=r"does not answer.*DATABASE_URL"),
             first_run.prepared_database("postgresql://me@127.0.0.1:1/x"),
         ):
             pass
 
-    def test_one_that_a_newer_tunery_has_migrated_is_an_error_in_one_sentence(
-        self, sessions: Sessions, database_url: str
-    ) -> None:
+    def test_a_database_of_a_newer_release_stops_the_start(self, sessions: Sessions, database_url: str) -> None:
         with transaction(sessions) as session:
             session.execute(text("UPDATE alembic_version SET version_num = 'tomorrow'"))
         with pytest.raises(CannotStart, match=r"newer Tunery"), first_run.prepared_database(database_url):
             pass
 
-    def test_one_that_is_current_is_left_as_it_is(self, database_url: str) -> None:
+    def test_a_current_database_gets_no_key(self, database_url: str) -> None:
         with first_run.prepared_database(database_url) as sessions, transaction(sessions) as session:
             assert not keys.has_usable_key(session)
 
 
 class TestBaseModel:
-    def test_it_is_offered_once_it_is_there(self, sessions: Sessions, tmp_path: Path) -> None:
+    def test_the_bundled_model_is_registered_once_its_directory_exists(
+        self, sessions: Sessions, tmp_path: Path
+    ) -> None:
         directory = tmp_path / BUNDLED_MODEL
         assert not first_run.register_base_model(sessions, directory)
         make_tiny_base(directory)
@@ -136,7 +127,7 @@ class TestBaseModel:
         with transaction(sessions) as session:
             assert [row.name for row in models.list_base(session)] == [BUNDLED_MODEL]
 
-    def test_another_directory_that_an_operator_put_behind_the_name_stays(
+    def test_a_directory_that_an_operator_registered_under_the_name_stays(
         self, sessions: Sessions, tmp_path: Path
     ) -> None:
         make_tiny_base(tmp_path / "theirs")
@@ -146,7 +137,7 @@ class TestBaseModel:
         with transaction(sessions) as session:
             assert [row.directory for row in models.list_base(session)] == [str(tmp_path / "theirs")]
 
-    def test_a_data_directory_that_has_moved_is_offered_where_it_is_now(
+    def test_a_model_whose_data_directory_has_moved_is_registered_at_its_new_place(
         self, sessions: Sessions, tmp_path: Path
     ) -> None:
         make_tiny_base(tmp_path / "before")

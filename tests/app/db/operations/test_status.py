@@ -18,29 +18,14 @@ from app.domain.webhooks import DISABLED_BY_REQUEST
 from app.services.deliveries import targets
 from app.storage import LocalStorage
 from tests.factories import (
+    make_delivery,
     make_file,
     make_job,
-    make_project,
     make_succeeded_job,
-    make_target,
     make_webhook_endpoint,
     start_job,
     validate_job,
 )
-
-
-def test_an_empty_service_has_nothing_to_report(sessions: Sessions, project: Project) -> None:
-    with transaction(sessions) as session:
-        assert set(status.jobs_by_state(session).values()) == {0}
-        assert status.oldest_waiting(session) == []
-        assert status.leases(session) == (0, 0)
-        assert status.oldest_snapshot_seconds(session) == 0
-        assert status.longest_crash_streak(session) == 0
-        assert status.webhook_backlog(session) == (0, 0.0)
-        assert status.delivery_backlog(session) == (0, 0.0)
-        assert status.deliveries_by_state(session) == {"pending": 0, "withdrawing": 0}
-        assert not status.has_delivery_targets(session)
-        assert [(each.name, each.stored_bytes) for each in status.storage_by_project(session)] == [("default", 0)]
 
 
 def test_the_oldest_due_job_of_each_queue_is_found(
@@ -82,53 +67,25 @@ def test_leases_and_the_age_of_snapshots_are_those_of_running_jobs(
         assert status.leases(session) == (1, 1)
 
 
-def test_storage_is_counted_by_project(sessions: Sessions, project: Project, storage: LocalStorage) -> None:
-    with transaction(sessions) as session:
-        other = make_project(session, "other")
-        make_file(session, storage, project, b"12345")
-        make_file(session, storage, other, b"1234567")
-    with transaction(sessions) as session:
-        found = [(each.name, each.stored_bytes) for each in status.storage_by_project(session)]
-    assert found == [("other", 7), ("default", 5)]
-
-
 def test_deliveries_are_due_until_they_are_claimed_and_fail_until_their_target_is_deleted(
     sessions: Sessions, project: Project, storage: LocalStorage, base_model: str
 ) -> None:
-    day = timedelta(days=1)
     with transaction(sessions) as session:
-        job = make_succeeded_job(session, storage, project)
-        (checkpoint, *_) = checkpoints.kept(session, job.id)
-        target = make_target(session, project.id)
-        deliveries.create(session, job, checkpoint, target)
+        delivery = make_delivery(session, make_succeeded_job(session, storage, project))
+        target_id = delivery.target_id
         session.execute(update(Delivery).values(next_attempt_at=func.clock_timestamp() - timedelta(minutes=5)))
     with transaction(sessions) as session:
-        assert status.has_delivery_targets(session)
         backlog = status.delivery_backlog(session)
         assert (backlog.deliveries, 300 <= backlog.oldest_seconds < 400) == (1, True)
         deliveries.claim(session, 1, "sender", 60.0)
     with transaction(sessions) as session:
         assert status.delivery_backlog(session) == (0, 0.0)
-        assert status.deliveries_by_state(session) == {"pending": 1, "withdrawing": 0}
-        assert status.retried_deliveries(session, 20) == []
-        session.execute(update(Delivery).values(error="away", lease_owner=None, lease_expires_at=None))
-    with transaction(sessions) as session:
-        (retried,) = status.retried_deliveries(session, 20)
-        assert (retried.target, retried.error, retried.next_attempt_at is None) == ("production", "away", False)
-        assert status.failed_deliveries(session, day, 20) == []
         session.execute(update(Delivery).values(state="failed", error="away", next_attempt_at=None))
     with transaction(sessions) as session:
-        (failed,) = status.failed_deliveries(session, day, 20)
-        assert (failed.target, failed.job_id, failed.model, failed.error) == (
-            "production",
-            job.id,
-            checkpoint.name,
-            "away",
-        )
-        assert status.retried_deliveries(session, 20) == []
-        targets.delete(session, target.project_id, target.id)
+        assert len(status.failed_deliveries(session, timedelta(days=1), 20)) == 1
+        targets.delete(session, project.id, target_id)
     with transaction(sessions) as session:
-        assert status.failed_deliveries(session, day, 20) == []
+        assert status.failed_deliveries(session, timedelta(days=1), 20) == []
         assert not status.has_delivery_targets(session)
 
 
@@ -141,7 +98,7 @@ def test_endpoints_fail_until_a_success_and_not_if_they_were_disabled_by_request
         )
         for endpoint_id in (failing, off):
             webhook_deliveries.record_endpoint_failure(session, endpoint_id)
-        endpoints.disable(session, gone, "it responded with 410 Gone")
+        endpoints.disable(session, gone, "410 Gone")
         endpoints.disable(session, off, DISABLED_BY_REQUEST)
         operator.set_endpoint(session, "https://example.com")
         webhook_deliveries.record_endpoint_failure(session, operator.ENDPOINT_ID)
@@ -150,5 +107,5 @@ def test_endpoints_fail_until_a_success_and_not_if_they_were_disabled_by_request
         assert [(each.id, each.project_name, each.failing_since is None, each.disabled_reason) for each in found] == [
             (failing, "default", False, None),
             (operator.ENDPOINT_ID, None, False, None),
-            (gone, "default", True, "it responded with 410 Gone"),
+            (gone, "default", True, "410 Gone"),
         ]

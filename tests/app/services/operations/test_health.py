@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import threading
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def test_a_check_that_hangs_fails_alone_and_is_not_started_again(
     for _ in range(2):
         results = {check.name: check for check in checks.run(timeout_seconds=2)}
         assert results["storage"].ok is False
-        assert results["storage"].detail == "no response within 2 s"
+        assert "2 s" in results["storage"].detail
         assert all(check.ok for name, check in results.items() if name != "storage")
     assert storage.calls == calls_before + 1
     storage.release.set()
@@ -67,7 +68,7 @@ def test_a_full_storage_is_reported_and_not_required_as_files_can_be_read(
         results = {check.name: check for check in HealthChecks(sessions, storage, notifier, disk.path, 0).run()}
         notifier.close()
     assert results["storage"].ok is False
-    assert results["storage"].detail == "not writable: No space left on device"
+    assert os.strerror(errno.ENOSPC) in results["storage"].detail
     assert all(check.ok for check in results.values() if check.required)
 
 
@@ -87,12 +88,9 @@ def test_a_storage_that_cannot_be_read_is_required(tmp_path: Path, error: int, i
 def test_low_disk_space_is_reported_and_not_required(tmp_path: Path) -> None:
     assert disk_check(tmp_path, 0).ok
     low = disk_check(tmp_path, 100)
-    assert (low.ok, low.required) == (False, False)
-    assert "are free: delete files" in low.detail
-
-
-def test_a_data_directory_that_cannot_be_read_is_reported(tmp_path: Path) -> None:
-    assert disk_check(tmp_path / "nowhere", 0).detail.startswith("the data directory cannot be read: ")
+    gone = disk_check(tmp_path / "nowhere", 0)
+    assert [(found.ok, found.required) for found in (low, gone)] == [(False, False)] * 2
+    assert os.strerror(errno.ENOENT) in gone.detail
 
 
 def test_processes_stay_ready_on_the_schema_of_a_later_release(

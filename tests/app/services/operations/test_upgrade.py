@@ -45,7 +45,7 @@ def test_an_earlier_schema_needs_migrations_a_backup_and_space(earliest: Engine)
             "jobs": "ok",
             "settings": "ok",
         }
-        assert "migrations to apply: 003" in found["schema"].observed
+        assert "to apply: 003" in found["schema"].observed
         assert found["schema"].observed.endswith(str(migrate.head()))
         full = checks(connection, free_bytes=1)["disk"]
         assert (full.level, bool(full.remedy)) == ("problem", True)
@@ -80,7 +80,7 @@ def test_backups_jobs_and_workers_of_the_present_are_read(
             "workers": "advice",
         }
         assert found["jobs"].observed == "1 running"
-        assert found["workers"].observed == "gpu0@a: 0.1.0; gpu0@b: unknown"
+        assert "gpu0@b: unknown" in found["workers"].observed
         session.execute(update(ServiceState).values(updated_at=func.now() - timedelta(days=2)))
         assert checks(session.connection())["backup"].level == "advice"  # without a migration
 

@@ -62,15 +62,15 @@ def contents(engine: Engine, storage: LocalStorage) -> dict[str, str]:
 
 
 class TestBackUp:
-    def test_has_every_object_that_a_row_names(self, service: BackedUpService) -> None:
+    def test_a_backup_has_every_object_that_a_row_names_and_a_second_one_copies_nothing(
+        self, service: BackedUpService
+    ) -> None:
+        (service.backups.root / "lost+found").mkdir(parents=True)  # of an empty file system
         result = service.back_up()
         assert result.manifest.objects.keys() == contents(service.engine, service.storage).keys()
         assert result.copied_count == len(result.manifest.objects) > 3
         assert not result.manifest.damaged
         assert not service.backups.unfinished.exists()
-
-    def test_of_the_same_objects_copies_nothing(self, service: BackedUpService) -> None:
-        service.back_up()
         second = service.back_up()
         assert (second.copied_count, second.copied_bytes) == (0, 0)
         assert len(service.backups.names()) == 2
@@ -93,14 +93,19 @@ class TestBackUp:
         assert not manifest.damaged
         assert key not in manifest.objects
 
-    def test_with_a_missing_object_is_made_and_names_it(self, service: BackedUpService) -> None:
+    @pytest.mark.parametrize("problem", ["missing", "cannot be read: Input/output"])
+    def test_a_backup_names_an_object_that_it_lacks(self, service: BackedUpService, problem: str) -> None:
         key = service.a_key()
-        service.path(key).unlink()
+        if problem == "missing":
+            service.path(key).unlink()
+        else:
+            service.fail_to_read(key)
         manifest = service.back_up().manifest
-        assert manifest.damaged[key].startswith("missing: file file-")
+        assert manifest.damaged[key].startswith(problem)
+        assert len(manifest.objects) > 2
         assert key not in manifest.objects
 
-    def test_keeps_the_newest_and_their_objects(self, service: BackedUpService) -> None:
+    def test_a_limit_keeps_the_newest_and_their_objects(self, service: BackedUpService) -> None:
         first, key = service.back_up().manifest, service.a_key()
         with transaction(service.sessions) as session:
             session.execute(update(File).where(File.storage_key == key).values(purged_at=text("now()")))
@@ -133,54 +138,42 @@ class TestBackUp:
             empty_disk.fill()
         else:
             monkeypatch.setattr(backup, "_dump", dump_and_fill)
-        with pytest.raises(BackupError, match=r"No space left on device.*The earlier backups are whole"):
+        with pytest.raises(BackupError, match=r"No space.*are whole"):
             service.back_up()
         empty_disk.empty()
         assert service.backups.names() == [first.name]
         assert restore.check_restorable(service.backups, None, may_migrate=False) == first
 
-    def test_into_a_read_only_directory_is_refused_with_the_way_out(
-        self, service: BackedUpService, empty_disk: SmallDisk
-    ) -> None:
+    def test_a_read_only_directory_of_backups_is_refused(self, service: BackedUpService, empty_disk: SmallDisk) -> None:
         service.backups = BackupRepository(empty_disk.path / "backups")
         first = service.back_up().manifest
         subprocess.run(["mount", "-o", "remount,ro", empty_disk.path], check=True)
-        with pytest.raises(BackupError, match=r"Read-only file system in .* or choose another directory"):
+        with pytest.raises(BackupError, match=r"Read-only.*choose another"):
             service.back_up()
         assert restore.check_restorable(service.backups, None, may_migrate=False) == first
 
-    def test_with_an_unreadable_object_is_made_and_names_it(self, service: BackedUpService) -> None:
-        key = service.a_key()
-        service.fail_to_read(key)
-        manifest = service.back_up().manifest
-        assert manifest.damaged[key].startswith("cannot be read: Input/output error: file file-")
-        assert len(manifest.objects) > 2
-        assert key not in manifest.objects
-
-    def test_of_a_data_directory_that_fails_names_the_file_and_does_not_blame_the_backups(
-        self, service: BackedUpService, tmp_path: Path
-    ) -> None:
+    def test_an_unreadable_file_of_the_data_directory_is_named(self, service: BackedUpService, tmp_path: Path) -> None:
         key = tmp_path / "admin-key"
         key.mkdir()  # its read fails
-        with pytest.raises(BackupError, match=r"admin-key cannot be read: Is a directory.* Repair or replace"):
+        with pytest.raises(BackupError, match=r"admin-key cannot be"):
             backup.back_up(service.url, service.storage, service.backups, [key], lambda _: None)
 
-    def test_of_a_bucket_that_does_not_answer_does_not_blame_the_backups(self, service: BackedUpService) -> None:
-        service.fail_to_read(service.a_key(), StorageError(errno.EIO, "the bucket does not answer"))
-        with pytest.raises(BackupError, match=r"^The storage cannot be read: the bucket does not answer\. The earlier"):
+    def test_a_bucket_without_an_answer_is_named_as_the_cause(self, service: BackedUpService) -> None:
+        service.fail_to_read(service.a_key(), StorageError(errno.EIO, "no answer"))
+        with pytest.raises(BackupError, match=r"^The storage cannot"):
             service.back_up()
 
-    def test_copies_an_object_again_that_was_damaged_and_is_repaired(self, service: BackedUpService) -> None:
+    def test_a_backup_copies_an_object_again_that_was_damaged_and_is_repaired(self, service: BackedUpService) -> None:
         key = service.a_key()
         good = service.path(key).read_bytes()
         service.path(key).write_bytes(good[:-1] + b"#")
         damaged = service.back_up().manifest
-        assert damaged.damaged[key].startswith("wrong content: file file-")
+        assert damaged.damaged[key].startswith("wrong content: file")
         service.path(key).write_bytes(good)
         assert not service.back_up().manifest.damaged
         assert service.backups.path(key).read_bytes() == good
 
-    def test_after_an_interruption_copies_only_what_is_missing(self, service: BackedUpService) -> None:
+    def test_a_backup_after_an_interruption_copies_only_what_is_missing(self, service: BackedUpService) -> None:
         first = service.back_up()
         for path in service.backups.backups.glob("*/*"):
             path.unlink()
@@ -192,7 +185,7 @@ class TestBackUp:
         assert again.copied_count == 1
         assert again.manifest.objects == first.manifest.objects
 
-    def test_made_by_a_clock_that_was_set_back_is_the_newest(
+    def test_a_backup_by_a_clock_that_was_set_back_is_the_newest(
         self, service: BackedUpService, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(backup, "datetime", FutureClock)
@@ -203,13 +196,15 @@ class TestBackUp:
         assert made.created_at < ahead.created_at
         assert service.backups.delete_old(keep=1) == [ahead.name]
 
-    def test_waits_for_no_reader(self, service: BackedUpService) -> None:
+    def test_backups_exclude_each_other_and_their_readers(self, service: BackedUpService) -> None:
         service.back_up()
         with service.backups.locked_for_reading(wait=False):
             with service.backups.locked_for_reading(wait=False):
                 pass
-            with pytest.raises(BackupError, match="Another backup or restore"):
+            with pytest.raises(BackupError, match="Another backup"):
                 service.backups.delete_old(keep=1)
+        with service.backups.locked(), pytest.raises(BackupError, match="Another backup"):
+            service.back_up()
         with (
             service.backups.locked(),
             pytest.raises(BackupError, match="is being made"),
@@ -217,23 +212,15 @@ class TestBackUp:
         ):
             pass
 
-    def test_into_an_empty_file_system_is_made(self, service: BackedUpService) -> None:
-        (service.backups.root / "lost+found").mkdir(parents=True)
-        assert service.back_up().manifest.objects
-
-    def test_two_at_once_are_refused(self, service: BackedUpService) -> None:
-        with service.backups.locked(), pytest.raises(BackupError, match="Another backup or restore"):
-            service.back_up()
-
-    def test_into_a_directory_with_other_files_is_refused(self, service: BackedUpService) -> None:
+    def test_a_directory_with_other_files_is_refused(self, service: BackedUpService) -> None:
         service.backups.root.mkdir()
         (service.backups.root / "thesis.tex").touch()
-        with pytest.raises(BackupError, match="neither empty nor a directory of backups"):
+        with pytest.raises(BackupError, match="neither empty nor"):
             service.back_up()
 
-    def test_of_a_database_without_tables_is_refused(self, service: BackedUpService, blank_database_url: str) -> None:
+    def test_a_database_without_tables_is_refused(self, service: BackedUpService, blank_database_url: str) -> None:
         service.url = blank_database_url
-        with pytest.raises(BackupError, match="nothing to back up"):
+        with pytest.raises(BackupError, match="nothing to back"):
             service.back_up()
 
 
@@ -242,7 +229,7 @@ class TestRestore:
     def target(self, tmp_path: Path) -> LocalStorage:
         return LocalStorage(tmp_path / "target")
 
-    def test_gives_the_same_rows_and_bytes(
+    def test_a_restore_gives_the_same_rows_and_bytes(
         self, service: BackedUpService, blank_database_url: str, target: LocalStorage
     ) -> None:
         manifest = service.back_up().manifest
@@ -256,20 +243,7 @@ class TestRestore:
                 assert [job.state for job in session.query(Job)] == ["succeeded"]
             engine.dispose()
 
-    def test_of_a_backup_of_a_restored_service_gives_the_same_again(
-        self, service: BackedUpService, blank_database_url: str, target: LocalStorage, tmp_path: Path
-    ) -> None:
-        restore.restore(blank_database_url, target, service.backups, service.back_up().manifest, lambda _: None)
-        engine, again = make_engine(blank_database_url), BackupRepository(tmp_path / "again")
-        manifest = backup.back_up(blank_database_url, target, again, [], lambda _: None).manifest
-        before = contents(engine, target)
-        with engine.begin() as connection:
-            connection.execute(text("DROP SCHEMA public CASCADE; CREATE SCHEMA public"))
-        restore.restore(blank_database_url, LocalStorage(tmp_path / "last"), again, manifest, lambda _: None)
-        assert contents(engine, LocalStorage(tmp_path / "last")) == before == contents(service.engine, service.storage)
-        engine.dispose()
-
-    def test_ends_the_attempts_of_the_workers_that_ran_then(
+    def test_a_restore_ends_the_attempts_of_the_workers_that_ran_then(
         self, service: BackedUpService, blank_database_url: str, target: LocalStorage
     ) -> None:
         with transaction(service.sessions) as session:
@@ -292,7 +266,7 @@ class TestRestore:
             assert session.scalars(select(Worker)).all() == []
         restored.dispose()
 
-    def test_of_a_copy_sends_and_delivers_nothing_until_it_is_restored_without_the_option(
+    def test_a_restored_copy_sends_and_delivers_nothing_until_its_backup_is_restored(
         self, service: BackedUpService, blank_database_url: str, target: LocalStorage, tmp_path: Path
     ) -> None:
         with transaction(service.sessions) as session:
@@ -317,30 +291,31 @@ class TestRestore:
             connection.execute(text("DROP SCHEMA public CASCADE; CREATE SCHEMA public"))
         restore.restore(blank_database_url, again, of_copy, manifest, lambda _: None)
         assert claimed() == (False, 1, 1)
+        assert contents(engine_of_copy, again) == contents(service.engine, service.storage)
         engine_of_copy.dispose()
 
-    def test_over_a_used_database_or_storage_is_refused(
+    def test_a_restore_over_a_used_database_or_storage_is_refused(
         self, service: BackedUpService, blank_database_url: str, target: LocalStorage
     ) -> None:
         manifest = service.back_up().manifest
-        with pytest.raises(BackupError, match="The database is not empty"):
+        with pytest.raises(BackupError, match="is not empty"):
             restore.restore(service.url, target, service.backups, manifest, lambda _: None)
         put_bytes(target, "files/foreign", b"x")
         with pytest.raises(BackupError, match="such as files/foreign"):
             restore.restore(blank_database_url, target, service.backups, manifest, lambda _: None)
 
-    def test_of_a_damaged_backup_is_refused(
+    def test_a_damaged_backup_is_refused(
         self, service: BackedUpService, blank_database_url: str, target: LocalStorage
     ) -> None:
         manifest, key = service.back_up().manifest, service.a_key()
         service.backups.path(key).write_bytes(b"other")
-        with pytest.raises(BackupError, match="has changed on disk"):
+        with pytest.raises(BackupError, match="has changed"):
             restore.restore(blank_database_url, target, service.backups, manifest, lambda _: None)
         (service.backups.backups / manifest.name / "database.dump").write_bytes(b"")
-        with pytest.raises(BackupError, match="has changed on disk"):
+        with pytest.raises(BackupError, match="has changed"):
             restore.check_restorable(service.backups, None, may_migrate=False)
 
-    def test_of_a_damaged_object_takes_the_copy_that_is_there(
+    def test_a_restore_of_a_damaged_object_takes_the_copy_that_is_there(
         self, service: BackedUpService, blank_database_url: str, target: LocalStorage
     ) -> None:
         key = service.a_key()
@@ -351,8 +326,3 @@ class TestRestore:
         service.back_up()
         restore.restore(blank_database_url, target, service.backups, damaged, lambda _: None)
         assert (target.objects / key).read_bytes() == good
-
-    def test_of_an_unknown_name_lists_those_that_exist(self, service: BackedUpService) -> None:
-        name = service.back_up().manifest.name
-        with pytest.raises(BackupError, match=name):
-            service.backups.manifest("yesterday")

@@ -23,15 +23,12 @@ def test_a_manifest_of_another_format_is_refused() -> None:
         BackupManifest.from_json(MANIFEST.to_json().replace('"format": 1', '"format": 2'))
 
 
-class TestSchema:
-    def test_of_this_release_is_accepted(self) -> None:
-        check_schema(MANIFEST, "b2", {"a1", "b2"}, may_migrate=False)
-
-    def test_of_a_newer_release_is_refused_with_the_release_to_install(self) -> None:
-        with pytest.raises(BackupError, match=r"Install Tunery 0\.2\.0 or newer"):
-            check_schema(MANIFEST, "a1", {"a1"}, may_migrate=True)
-
-    def test_of_an_earlier_release_needs_consent(self) -> None:
-        with pytest.raises(BackupError, match="give --migrate"):
-            check_schema(MANIFEST, "c3", {"a1", "b2", "c3"}, may_migrate=False)
-        check_schema(MANIFEST, "c3", {"a1", "b2", "c3"}, may_migrate=True)
+@pytest.mark.parametrize(
+    ("head", "known", "may_migrate", "advice"),
+    [("a1", {"a1"}, True, r"Install Tunery 0\.2\.0"), ("c3", {"a1", "b2", "c3"}, False, "--migrate")],
+)
+def test_another_release_restores_a_backup_only_if_it_can_migrate_it(
+    head: str, known: set[str], may_migrate: bool, advice: str
+) -> None:
+    with pytest.raises(BackupError, match=advice):
+        check_schema(MANIFEST, head, known, may_migrate)
