@@ -73,7 +73,7 @@ class TestClone:
     ) -> None:
         """By a key that may not: refused, with the key of the body that decides it."""
         with transaction(sessions) as session:
-            session.get_one(Job, original["id"]).is_urgent = True
+            session.get_one(Job, original["id"]).urgent = True
         refused = client.post(f"{JOBS}/{original['id']}/clone")
         assert (refused.status_code, refused.json()["error"]["param"]) == (403, "urgent")
         assert "send false" in refused.json()["error"]["message"]
