@@ -164,7 +164,7 @@ class TheService:
             self.session.add(
                 Job(
                     id=job_id, project_id=arrival.project, base_model="m", training_file_id=f"file-{arrival.project}",
-                    spec={}, state="queued", is_urgent=arrival.is_urgent, needed_cuda_bytes=arrival.needed_bytes,
+                    spec={}, state="queued", urgent=arrival.is_urgent, needed_cuda_bytes=arrival.needed_bytes,
                     planned_seconds=arrival.planned_seconds,
                 )
             )  # fmt: skip

@@ -8,13 +8,13 @@ from app.domain.error_text.json_text import counted
 from app.domain.evaluations.graders import EvaluationSettings
 from app.domain.evaluations.rows import REFERENCE_ANSWER
 from app.domain.evaluations.summary import ConfusionMatrix, Difference, EvaluationSummary, GraderSummary, Score
-from worker.evaluations.summarize import Outcome
+from worker.evaluations.summarize import ENDED_AT_LIMIT, Outcome
 
 MAX_EXAMPLES = 5  # rows in which base and adapter differ most
 MAX_CELL_CHARACTERS = 300
 ANSWERS = (
-    "answered: rows with an answer; failed: rows without one; empty: answers without text; cut: answers that ended at "
-    "max_new_tokens; tokens: those of all answers, if each has a count."
+    "answered: rows with an answer; failed: rows without one; empty: answers without text; cut: answers that "
+    f"{ENDED_AT_LIMIT}; tokens: those of all answers, if each has a count."
 )
 SCORES = "A score is the mean over the rows that have one; a difference, over the rows that have both."
 PASSED = "passed: the share of the scores that are at least the grader's pass_threshold."

@@ -34,6 +34,7 @@ RESAMPLES = 10_000
 SEED = 0
 MIN_ROWS = 2
 BASE, ADAPTER, REFERENCE = "base", "adapter", "reference"
+ENDED_AT_LIMIT = "ended at max_new_tokens"
 MAX_LISTED_LINES = 10
 
 
@@ -256,7 +257,7 @@ def _warnings(outcome: Outcome) -> list[str]:
         counts = _count(answers)
         if counts.cut:
             cut = counted(counts.cut, "answer")
-            warnings.append(f"{cut} of {model} ended at max_new_tokens; a larger one may change scores.")
+            warnings.append(f"{cut} of {model} {ENDED_AT_LIMIT}; a larger one may change scores.")
         if counts.failed:
             reason = next(answer.error for answer in answers if answer.text is None)
             warnings.append(f"{counts.failed} rows have no answer of {model}; the first reason: {reason}")

@@ -9,14 +9,13 @@ from fastapi import APIRouter
 from app.api.auth import CallerDep, JobDep
 from app.api.dependencies import AppState, AppStateDep, SessionDep
 from app.api.idempotency import IdempotentRoute
+from app.api.schemas.common import list_of
 from app.api.schemas.deliveries import (
     CreateDelivery,
     CreateDeliveryTarget,
     DeliveryBody,
-    DeliveryList,
     DeliveryTargetBody,
     DeliveryTargetDeleted,
-    DeliveryTargetList,
     UpdateDeliveryTarget,
 )
 from app.api.transport.json_body import JsonBody
@@ -39,7 +38,7 @@ def create_target(
     return targets.create(session, _operator(app_state), caller.project_id, dict(body))
 
 
-@router.get("/delivery_targets", response_model=DeliveryTargetList, summary="List delivery targets")
+@router.get("/delivery_targets", response_model=list_of(DeliveryTargetBody), summary="List delivery targets")
 def list_targets(caller: CallerDep, session: SessionDep, app_state: AppStateDep, page: PageDep) -> Any:
     """Newest first."""
     keys = app_state.settings.encryption_keys
@@ -92,7 +91,9 @@ def create_delivery(body: JsonBody[CreateDelivery], job: JobDep, session: Sessio
     return deliveries.create(session, job, body.target, body.checkpoint)
 
 
-@router.get("/fine_tuning/jobs/{job_id}/deliveries", response_model=DeliveryList, summary="List deliveries of a job")
+@router.get(
+    "/fine_tuning/jobs/{job_id}/deliveries", response_model=list_of(DeliveryBody), summary="List deliveries of a job"
+)
 def list_deliveries(job: JobDep, session: SessionDep, page: PageDep) -> Any:
     """Newest first."""
     return list_page(resources.page(session, Delivery, *page, Delivery.job_id == job.id), page.limit)

@@ -9,7 +9,8 @@ from fastapi import APIRouter
 from app.api.auth import JobDep
 from app.api.dependencies import AppStateDep, SessionDep
 from app.api.idempotency import IdempotentRoute
-from app.api.schemas.evaluations import EvaluationBody, EvaluationList
+from app.api.schemas.common import list_of
+from app.api.schemas.evaluations import EvaluationBody
 from app.api.transport.json_body import JsonBody
 from app.api.transport.pagination import PageDep, list_page
 from app.db.tables import Evaluation
@@ -30,7 +31,7 @@ def create_evaluation(
     return evaluations.create(session, app_state.worker_notifier, job, body, app_state.settings.endpoints)
 
 
-@router.get("", response_model=EvaluationList, summary="List evaluations of a job")
+@router.get("", response_model=list_of(EvaluationBody), summary="List evaluations of a job")
 def list_evaluations(job: JobDep, session: SessionDep, page: PageDep) -> Any:
     """Newest first."""
     return list_page(resources.page(session, Evaluation, *page, Evaluation.job_id == job.id), page.limit)

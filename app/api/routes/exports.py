@@ -11,8 +11,8 @@ from app.api.auth import JobDep
 from app.api.dependencies import AppStateDep, SessionDep
 from app.api.idempotency import IdempotentRoute
 from app.api.openapi import responses
-from app.api.schemas.common import Deleted
-from app.api.schemas.exports import CreateExport, ExportBody, ExportList
+from app.api.schemas.common import Deleted, deleted, list_of
+from app.api.schemas.exports import CreateExport, ExportBody
 from app.api.schemas.records import AdapterBody
 from app.api.transport.file_response import content_response
 from app.api.transport.json_body import OptionalJsonBodyDep, RequestBody
@@ -30,7 +30,7 @@ def create_export(body: CreateExportBody, job: JobDep, session: SessionDep, app_
     return exports.create(session, app_state.worker_notifier, job, body)
 
 
-@router.get("", response_model=ExportList, summary="List exports of a job")
+@router.get("", response_model=list_of(ExportBody), summary="List exports of a job")
 def list_exports(job: JobDep, session: SessionDep, page: PageDep) -> Any:
     """Newest first."""
     return list_page(exports.page(session, job, page), page.limit)
@@ -46,7 +46,7 @@ def get_export(export_id: str, job: JobDep, session: SessionDep) -> Any:
 def delete_export(export_id: str, job: JobDep, session: SessionDep) -> Any:
     """Deletes its files too. A running export is cancelled."""
     exports.delete(session, exports.get(session, job, export_id))
-    return Deleted(id=export_id, object="fine_tuning.job.export")
+    return deleted(ExportBody, export_id)
 
 
 adapters = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}/adapter", tags=["Adapters"])

@@ -13,14 +13,15 @@ from app.api.auth import CallerDep
 from app.api.dependencies import AppStateDep, SessionDep
 from app.api.idempotency import IdempotentRequestDep, IdempotentRoute
 from app.api.openapi import responses
-from app.api.schemas.common import Deleted
+from app.api.schemas.common import Deleted, deleted, list_of
 from app.api.schemas.file_reports import FileReportBody
-from app.api.schemas.files import FileBody, FileList, UpdateFile
+from app.api.schemas.files import FileBody, UpdateFile
 from app.api.transport.file_response import content_response
 from app.api.transport.json_body import NO_BODY, JsonBody
 from app.api.transport.pagination import list_page, paged
 from app.api.transport.request_bodies import MAX_FORM_OVERHEAD_BYTES, Form, limit_body, read_form
 from app.db.engine import transaction
+from app.db.tables import File
 from app.domain.error_text.json_text import as_json
 from app.domain.files import EXPIRES_SECONDS, PURPOSES, Purpose, clean_filename
 from app.errors import BadRequest
@@ -29,7 +30,7 @@ from app.services.datasets import profile
 from app.services.datasets.check_process import CheckProcess
 from app.services.datasets.profile import ProfileInputs
 from app.services.files import files
-from app.services.files.files import NewFile, StagedFile, is_long
+from app.services.files.files import StagedFile, is_long
 from app.services.resources import Page
 
 # Of files that clients upload and of files that a service creates.
@@ -51,13 +52,13 @@ async def create_file(
     staged = await io_pools.write(StagedFile, app_state.storage.staging, max_bytes)
     try:
         form = await read_form(io_pools, request.headers.get("content-type", ""), body, "file", FIELDS, staged.write)
-        new = _new_file(form)
+        file = _new_file(caller.project_id, form)
         accept = partial(
             files.ingest_file,
             app_state.sessions,
             app_state.storage,
-            caller.project_id,
-            new,
+            file,
+            _expires_after(form.fields),
             staged,
             settings.max_line_bytes,
             before_insert=lambda session: idempotent_request.reserve(session, _fingerprint(form, staged)),
@@ -65,7 +66,7 @@ async def create_file(
                 session, 200, FileBody.model_validate(created).model_dump_json()
             ),
         )
-        if is_long(new.purpose, staged.size_bytes):
+        if is_long(file.purpose, staged.size_bytes):
             file = await app_state.check_limiter.run(request, caller.key_id, True, lambda check: accept(check=check))
         else:
             file = await io_pools.finish(caller.key_id, staged.size_bytes, accept, check=CheckProcess())
@@ -74,7 +75,7 @@ async def create_file(
     return file
 
 
-@router.get("", response_model=FileList, summary="List files")
+@router.get("", response_model=list_of(FileBody), summary="List files")
 def list_files(
     caller: CallerDep,
     session: SessionDep,
@@ -102,7 +103,7 @@ def update_file(file_id: str, body: JsonBody[UpdateFile], caller: CallerDep, ses
 def delete_file(file_id: str, caller: CallerDep, session: SessionDep) -> Any:
     """The file disappears at once; its bytes are kept until no unfinished job needs them."""
     file = files.delete(session, caller.project_id, file_id)
-    return Deleted(id=file.id, object="file")
+    return deleted(FileBody, file.id)
 
 
 @router.get("/{file_id}/content", summary="Download a file", response_class=Response, responses=responses.CONTENT)
@@ -123,7 +124,7 @@ def _fingerprint(form: Form, staged: StagedFile) -> str:
     return fingerprint_of({"fields": form.fields, "filename": form.filename, "sha256": staged.sha256})
 
 
-def _new_file(form: Form) -> NewFile:
+def _new_file(project_id: str, form: Form) -> File:
     if not form.has_file:
         raise BadRequest(
             "you must provide file: a form field with the content of the file", "file", "missing_required_parameter"
@@ -137,7 +138,7 @@ def _new_file(form: Form) -> NewFile:
         raise BadRequest(
             f"purpose: {as_json(purpose)} is not a supported purpose; allowed: {', '.join(PURPOSES)}", "purpose"
         )
-    return NewFile(purpose, clean_filename(form.filename), _expires_after(form.fields))
+    return files.new_file(project_id, purpose, clean_filename(form.filename))
 
 
 def _expires_after(fields: dict[str, str]) -> timedelta | None:

@@ -18,8 +18,8 @@ from app.api.auth import AUTHENTICATED, Caller, CallerDep, JobDep
 from app.api.dependencies import AppState, AppStateDep, SessionDep
 from app.api.idempotency import IdempotentRoute
 from app.api.openapi import responses
-from app.api.schemas.common import UnixSeconds, utc_datetime
-from app.api.schemas.jobs import CloneJob, JobBody, JobList, OrganizationJob, OrganizationJobList, UpdateJob
+from app.api.schemas.common import UnixSeconds, list_of, utc_datetime
+from app.api.schemas.jobs import CloneJob, JobBody, OrganizationJob, UpdateJob
 from app.api.schemas.plans import DiffBody, PlanBody
 from app.api.transport.etags import jobs_etag, json_response, not_modified
 from app.api.transport.file_response import matches_etag
@@ -196,7 +196,7 @@ def _compute_plan(app_state: AppState, question: plan.PlanInputs, check: CheckPr
 
 @router.get(
     "",
-    response_model=JobList,
+    response_model=list_of(JobBody),
     responses=responses.NOT_MODIFIED,
     summary="List jobs",
     openapi_extra=responses.METADATA_FILTER,
@@ -275,7 +275,7 @@ organization = APIRouter(prefix="/v1/organization/jobs", tags=["Projects and key
 
 @organization.get(
     "",
-    response_model=OrganizationJobList,
+    response_model=list_of(OrganizationJob),
     responses=responses.NOT_MODIFIED,
     summary="List the jobs of every project",
     openapi_extra=responses.METADATA_FILTER,

@@ -12,19 +12,16 @@ from fastapi import APIRouter, Depends, HTTPException, Path, Query
 from app.api.auth import AUTHENTICATED, CallerDep
 from app.api.dependencies import AppStateDep, SessionDep
 from app.api.idempotency import IdempotentRoute
-from app.api.schemas.common import Deleted
+from app.api.schemas.common import Deleted, WholeList, deleted, list_of
 from app.api.schemas.models import (
     BaseModelRemoved,
     CreatePermissions,
     ModelAliasBody,
-    ModelAliasList,
     ModelBody,
-    ModelList,
-    OrganizationBaseModelList,
-    PermissionList,
+    OrganizationBaseModel,
+    PermissionBody,
     RegisterBaseModel,
     RegistrationBody,
-    RegistrationList,
     SetModelAlias,
 )
 from app.api.transport.json_body import JsonBody
@@ -42,11 +39,11 @@ from app.system.model_registration import RegistrationOptions
 router = APIRouter(prefix="/v1/models", tags=["Models"])
 
 
-@router.get("", response_model=ModelList, response_model_exclude_none=True, summary="List models")
+@router.get("", response_model=list_of(ModelBody, WholeList), response_model_exclude_none=True, summary="List models")
 def list_models(caller: CallerDep, session: SessionDep, app_state: AppStateDep) -> Any:
     """Base models, then the `ft:` models that the project has trained or that are shared with it."""
     rows = base_models.list_all(session, caller.project_id)
-    return ModelList(data=[ModelBody.of(model, app_state.settings.organization) for model in rows])
+    return {"data": [ModelBody.of(model, app_state.settings.organization) for model in rows]}
 
 
 @router.get("/{model:path}", response_model=ModelBody, response_model_exclude_none=True, summary="Get a model")
@@ -60,7 +57,7 @@ def get_model(model: str, caller: CallerDep, session: SessionDep, app_state: App
 def delete_model(model: str, caller: CallerDep, session: SessionDep) -> Any:
     """Base models belong to the operator: deleting one is a 403."""
     base_models.delete(session, caller.project_id, _require_name(model))
-    return Deleted(id=model, object="model")
+    return deleted(ModelBody, model)
 
 
 def _require_name(model: str) -> str:
@@ -85,7 +82,9 @@ aliases = APIRouter(
 
 
 @base_model_router.get(
-    "/base_models", response_model=OrganizationBaseModelList, summary="List base models with their directories"
+    "/base_models",
+    response_model=list_of(OrganizationBaseModel, WholeList),
+    summary="List base models with their directories",
 )
 def list_base_models(session: SessionDep) -> Any:
     """By name. `GET /v1/models` has what users may know."""
@@ -122,7 +121,9 @@ def register_base_model(body: JsonBody[RegisterBaseModel], session: SessionDep, 
 
 
 @base_model_router.get(
-    "/base_model_registrations", response_model=RegistrationList, summary="List the registrations of base models"
+    "/base_model_registrations",
+    response_model=list_of(RegistrationBody),
+    summary="List the registrations of base models",
 )
 def list_registrations(session: SessionDep, page: PageDep) -> Any:
     """Newest first."""
@@ -148,7 +149,7 @@ def set_model_alias(body: JsonBody[SetModelAlias], session: SessionDep) -> Any:
     return base_models.set_alias(session, body.name, body.model)
 
 
-@aliases.get("", response_model=ModelAliasList, summary="List model aliases")
+@aliases.get("", response_model=list_of(ModelAliasBody, WholeList), summary="List model aliases")
 def list_model_aliases(session: SessionDep) -> Any:
     """By name; also aliases whose base model was removed."""
     return {"data": base_models.list_aliases(session)}
@@ -158,7 +159,7 @@ def list_model_aliases(session: SessionDep) -> Any:
 def remove_model_alias(name: str, session: SessionDep) -> Any:
     """Jobs that were created by it are kept."""
     base_models.remove_alias(session, name)
-    return Deleted(id=name, object="organization.model_alias")
+    return deleted(ModelAliasBody, name)
 
 
 permission_router = APIRouter(
@@ -183,7 +184,7 @@ AdminModelDep = Annotated[TunedModel, Depends(find_model_as_admin)]
 
 @permission_router.post(
     "/{model:path}/permissions",
-    response_model=PermissionList,
+    response_model=list_of(PermissionBody),
     summary="Share a checkpoint",
 )
 def create_permissions(checkpoint: AdminModelDep, body: JsonBody[CreatePermissions], session: SessionDep) -> Any:
@@ -193,7 +194,7 @@ def create_permissions(checkpoint: AdminModelDep, body: JsonBody[CreatePermissio
 
 
 @permission_router.get(
-    "/{model:path}/permissions", response_model=PermissionList, summary="List the permissions of a checkpoint"
+    "/{model:path}/permissions", response_model=list_of(PermissionBody), summary="List the permissions of a checkpoint"
 )
 def list_permissions(
     checkpoint: ModelDep,
@@ -212,4 +213,4 @@ def list_permissions(
 def delete_permission(permission_id: str, checkpoint: AdminModelDep, session: SessionDep) -> Any:
     """Accepted jobs continue; new ones are refused. Requires an admin key."""
     permissions.withdraw(session, checkpoint, permission_id)
-    return Deleted(id=permission_id, object="checkpoint.permission")
+    return deleted(PermissionBody, permission_id)

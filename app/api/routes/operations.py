@@ -11,12 +11,12 @@ from pydantic import AfterValidator
 from app.api.auth import AUTHENTICATED, CallerDep
 from app.api.dependencies import AppStateDep, SessionDep
 from app.api.idempotency import IdempotentRoute
-from app.api.schemas.common import Body, UnixSeconds, utc_datetime
+from app.api.schemas.common import Body, UnixSeconds, WholeList, list_of, utc_datetime
 from app.api.schemas.operations import (
-    AuditList,
+    AuditBody,
     ChangeRetention,
     EncryptionKeyBody,
-    RetentionRuleList,
+    RetentionRuleBody,
     RotationBody,
     SecretList,
     StatusBody,
@@ -89,7 +89,9 @@ organization = APIRouter(
 )
 
 
-@organization.get("/retention_rules", response_model=RetentionRuleList, summary="List retention rules")
+@organization.get(
+    "/retention_rules", response_model=list_of(RetentionRuleBody, WholeList), summary="List retention rules"
+)
 def list_rules(
     session: SessionDep,
     project_id: Annotated[str | None, Query(description="Only rules of this project.")] = None,
@@ -101,7 +103,7 @@ def list_rules(
 
 @organization.post(
     "/projects/{project_id}/retention_rules",
-    response_model=RetentionRuleList,
+    response_model=list_of(RetentionRuleBody, WholeList),
     summary="Change the retention rules of a project",
 )
 def change_rules(project_id: str, body: JsonBody[ChangeRetention], session: SessionDep) -> Any:
@@ -157,7 +159,7 @@ Emails = Annotated[list[str], AfterValidator(_refuse_emails), Query(alias="actor
 TenantOnly = Annotated[bool, AfterValidator(_refuse_tenant_only), Query(alias="tenant_only", include_in_schema=False)]
 
 
-@organization.get("/audit_logs", response_model=AuditList, summary="List what was changed, and by whom")
+@organization.get("/audit_logs", response_model=list_of(AuditBody), summary="List what was changed, and by whom")
 def list_entries(
     session: SessionDep,
     after: After = None,

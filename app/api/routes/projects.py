@@ -9,12 +9,12 @@ from fastapi import APIRouter, Query
 from app.api.auth import AUTHENTICATED, CallerDep
 from app.api.dependencies import SessionDep
 from app.api.idempotency import IdempotentRoute
+from app.api.schemas.common import list_of
 from app.api.schemas.projects import (
     ArchiveProject,
     CreateKey,
     CreateProject,
     KeyBody,
-    KeyList,
     KeyRevoked,
     NewKey,
     OwnKey,
@@ -100,7 +100,7 @@ def unarchive_project(project_id: str, session: SessionDep) -> Any:
     return projects.unarchive(session, project_id)
 
 
-@router.get("/v1/organization/api_keys", response_model=KeyList, summary="List the API keys of every project")
+@router.get("/v1/organization/api_keys", response_model=list_of(KeyBody), summary="List the API keys of every project")
 def list_all_keys(session: SessionDep, page: PageDep, include_revoked: bool = False) -> Any:
     """Newest first, without their secrets."""
     return list_page(keys.page(session, None, page, include_revoked), page.limit)
@@ -113,7 +113,7 @@ def create_key(project_id: str, body: JsonBody[CreateKey], session: SessionDep) 
     return keys.create(session, project, body.name, body.scopes, body.expires_in_seconds)
 
 
-@router.get("/v1/organization/projects/{project_id}/api_keys", response_model=KeyList, summary="List API keys")
+@router.get("/v1/organization/projects/{project_id}/api_keys", response_model=list_of(KeyBody), summary="List API keys")
 def list_keys(
     project_id: str,
     session: SessionDep,

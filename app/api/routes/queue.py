@@ -8,7 +8,8 @@ from fastapi import APIRouter, Query
 
 from app.api.auth import CallerDep
 from app.api.dependencies import AppStateDep, SessionDep
-from app.api.schemas.queue import QueueBody, WorkerList, without_admin_fields
+from app.api.schemas.common import list_of
+from app.api.schemas.queue import QueueBody, WorkerBody, without_admin_fields
 from app.api.transport.pagination import list_page
 from app.services import queue
 
@@ -17,7 +18,7 @@ MAX_WAITING = 1_000
 router = APIRouter(prefix="/v1", tags=["Queue"])
 
 
-@router.get("/workers", response_model=WorkerList, summary="List workers")
+@router.get("/workers", response_model=list_of(WorkerBody), summary="List workers")
 def list_workers(caller: CallerDep, session: SessionDep) -> Any:
     """Workers with a heartbeat within the last minute. Names, hosts and other projects' jobs are for admin keys."""
     rows = queue.view_workers(session, caller.project_id, caller.is_admin)

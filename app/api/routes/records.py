@@ -14,7 +14,8 @@ from starlette.responses import Response
 from app.api.auth import CallerDep, JobDep
 from app.api.dependencies import SessionDep
 from app.api.openapi import responses
-from app.api.schemas.records import AttemptList, CheckpointList, EventList, LossCurveList, StepMetricsBody
+from app.api.schemas.common import list_of
+from app.api.schemas.records import AttemptList, CheckpointBody, EventBody, LossCurveList, StepMetricsBody
 from app.api.transport.etags import checkpoints_etag, etag_headers, events_etag, log_etag, not_modified
 from app.api.transport.file_response import matches_etag
 from app.api.transport.pagination import list_page, paged
@@ -60,7 +61,10 @@ router = APIRouter(prefix="/v1/fine_tuning", tags=["Fine-tuning"])
 
 
 @router.get(
-    "/jobs/{job_id}/events", response_model=EventList, responses=responses.NOT_MODIFIED, summary="List events of a job"
+    "/jobs/{job_id}/events",
+    response_model=list_of(EventBody),
+    responses=responses.NOT_MODIFIED,
+    summary="List events of a job",
 )
 def list_events(
     request: Request,
@@ -81,7 +85,7 @@ def list_events(
 
 @router.get(
     "/jobs/{job_id}/checkpoints",
-    response_model=CheckpointList,
+    response_model=list_of(CheckpointBody),
     responses=responses.NOT_MODIFIED,
     summary="List checkpoints of a job",
 )

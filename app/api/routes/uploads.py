@@ -12,7 +12,8 @@ from app.api.auth import Caller, CallerDep
 from app.api.dependencies import AppState, AppStateDep, SessionDep
 from app.api.idempotency import IdempotentRequestDep, IdempotentRoute
 from app.api.openapi import responses
-from app.api.schemas.files import CompleteUpload, CreateUpload, PartBody, PartList, UploadBody
+from app.api.schemas.common import list_of
+from app.api.schemas.files import CompleteUpload, CreateUpload, PartBody, UploadBody
 from app.api.transport.json_body import JsonBody
 from app.api.transport.pagination import list_page
 from app.api.transport.request_bodies import MAX_FORM_OVERHEAD_BYTES, limit_body, read_form
@@ -86,7 +87,7 @@ async def add_part(
     return part
 
 
-@router.get("/{upload_id}/parts", response_model=PartList, summary="List the parts of an upload")
+@router.get("/{upload_id}/parts", response_model=list_of(PartBody), summary="List the parts of an upload")
 def list_parts(upload_id: str, caller: CallerDep, session: SessionDep) -> Any:
     """All parts in one page, in order of arrival, so that a client can continue after an interruption. An extension."""
     return list_page(uploads.posted_parts(session, caller.project_id, upload_id), MAX_PARTS)

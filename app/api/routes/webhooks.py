@@ -12,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from app.api.auth import CallerDep
 from app.api.dependencies import AppState, AppStateDep, SessionDep
 from app.api.idempotency import IdempotentRoute
+from app.api.schemas.common import list_of
 from app.api.schemas.webhooks import (
     CreateWebhookEndpoint,
     DeliveryState,
@@ -19,10 +20,8 @@ from app.api.schemas.webhooks import (
     TestWebhookEndpoint,
     UpdateWebhookEndpoint,
     WebhookDeliveryBody,
-    WebhookDeliveryList,
     WebhookEndpointBody,
     WebhookEndpointDeleted,
-    WebhookEndpointList,
     WebhookEndpointTestResult,
     WebhookEndpointWithSecret,
     WebhookEventTypeList,
@@ -63,7 +62,7 @@ def create_endpoint(
     return webhooks.create(session, _rules(app_state), caller.project_id, **body.model_dump())
 
 
-@router.get("/webhook_endpoints", response_model=WebhookEndpointList, summary="List webhook endpoints")
+@router.get("/webhook_endpoints", response_model=list_of(WebhookEndpointBody), summary="List webhook endpoints")
 def list_endpoints(caller: CallerDep, session: SessionDep, page: PageDep) -> Any:
     """Newest first."""
     of_project = WebhookEndpoint.project_id == caller.project_id
@@ -148,7 +147,7 @@ async def send_test(
 
 @router.get(
     "/webhook_endpoints/{endpoint_id}/deliveries",
-    response_model=WebhookDeliveryList,
+    response_model=list_of(WebhookDeliveryBody),
     summary="List deliveries of a webhook endpoint",
 )
 def list_deliveries(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from functools import cache
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
 from app.domain.error_text.validation_text import Parsed, check_shape
 from app.errors import combine_errors
@@ -62,6 +63,12 @@ class ListBody(WholeList):
     last_id: str | None
 
 
+@cache
+def list_of(item: type[Body], base: type[WholeList] = ListBody) -> type[WholeList]:
+    """The list whose `data` are such bodies: `FileList` of FileBody."""
+    return create_model(f"{item.__name__.removesuffix('Body')}List", __base__=base, data=(list[item], ...))  # type: ignore[valid-type]
+
+
 class JobPart(Body):
     """What a job has several of."""
 
@@ -89,6 +96,11 @@ class Deleted(Body):
     id: str
     object: str
     deleted: Literal[True] = True
+
+
+def deleted(body: type[Body], id: str) -> Deleted:
+    """The response for a deleted object, whose type is that of `body`."""
+    return Deleted(id=id, object=get_args(body.model_fields["object"].annotation)[0])
 
 
 def unix_seconds(time: datetime) -> int:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AliasPath, Field
 
-from app.api.schemas.common import Body, Deleted, JobPart, ListBody, Strict, UnixTime
+from app.api.schemas.common import Body, Deleted, JobPart, Strict, UnixTime
 from app.domain.deliveries.served_check import ServedCheck
 from app.domain.deliveries.targets import MAX_CREDENTIAL_CHARACTERS, AnyDestination
 from app.domain.jobs.create_job import Id
@@ -91,10 +91,6 @@ class DeliveryTargetBody(Body):
     """Why the credentials cannot be used, and what to do; null: they can."""
 
 
-class DeliveryTargetList(ListBody):
-    data: list[DeliveryTargetBody]
-
-
 class DeliveryTargetDeleted(Deleted):
     object: Literal["delivery_target.deleted"] = "delivery_target.deleted"
 
@@ -137,7 +133,3 @@ class DeliveryBody(JobPart, DeliveryOfJob):
     """What the target has, as its kind reports it: a path, a revision, objects, with its `served_model`; `earlier` has
     the places before the target was changed; null: nothing.
     """
-
-
-class DeliveryList(ListBody):
-    data: list[DeliveryBody]

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from app.api.schemas.common import Body, JobPart, ListBody, UnixTime
+from app.api.schemas.common import Body, JobPart, UnixTime
 from app.domain.evaluations.graders import EvaluationPlan, EvaluationSettings
 from app.domain.evaluations.summary import EvaluationSummary
 
@@ -60,7 +60,3 @@ class EvaluationBody(JobPart):
     """The result; null until it has succeeded."""
     error: EvaluationError | None
     """Why it failed; null in every other state."""
-
-
-class EvaluationList(ListBody):
-    data: list[EvaluationBody]

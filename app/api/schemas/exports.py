@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from app.api.schemas.common import Body, JobPart, ListBody, UnixTime
+from app.api.schemas.common import Body, JobPart, UnixTime
 from app.api.schemas.records import AdapterFile
 
 
@@ -68,7 +68,3 @@ class ExportBody(JobPart):
     """All files, to download from `/v1/files/{file_id}/content`. Empty until it has succeeded."""
     error: ExportErrorBody | None
     """Why the export failed; null in every other state."""
-
-
-class ExportList(ListBody):
-    data: list[ExportBody]

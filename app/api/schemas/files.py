@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from app.api.schemas.common import Body, ListBody, Strict, UnixTime
+from app.api.schemas.common import Body, Strict, UnixTime
 from app.domain.files import EXPIRES_SECONDS, MAX_FILENAME, MAX_PARTS, FileOrigin, Purpose
 from app.domain.jobs.create_job import Id
 
@@ -35,10 +35,6 @@ class FileBody(Body):
 class UpdateFile(Strict):
     origin: FileOrigin | None
     """Where the file comes from; null removes it."""
-
-
-class FileList(ListBody):
-    data: list[FileBody]
 
 
 MAX_INT64 = (1 << 63) - 1
@@ -99,7 +95,3 @@ class PartBody(Body):
     """The upload of the part."""
     bytes: int
     sha256: str
-
-
-class PartList(ListBody):
-    data: list[PartBody]

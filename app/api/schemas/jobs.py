@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.api.schemas.common import Body, ListBody, Strict, WarningBody, unix_seconds
+from app.api.schemas.common import Body, Strict, WarningBody, unix_seconds
 from app.api.schemas.deliveries import DeliveryOfJob
 from app.api.schemas.evaluations import EvaluationError
+from app.api.schemas.queue import QueuedFields
 from app.domain.artifacts.engines import Compatibility, job_compatibility
 from app.domain.evaluations.summary import EvaluationSummary
 from app.domain.files import FileOrigin
@@ -137,11 +138,9 @@ class FileOrigins(Body):
     """The origin of the validation file; null: it was not imported, or there is none."""
 
 
-class JobBody(Body):
+class JobBody(QueuedFields):
     # `of_row` computes what no column has; `validation_alias` is the name of a column that differs.
-    id: str
     object: Literal["fine_tuning.job"]
-    created_at: int
     started_at: int | None
     """When training first started, in seconds since 1970; null until then."""
     finished_at: int | None
@@ -201,17 +200,6 @@ class JobBody(Body):
     """Whether a running job will be `paused` at its next step."""
     queue_position: int | None
     """The position over all projects, forecast every few seconds; 1 is next. Null unless the job is queued."""
-    expected_start: int | None = Field(validation_alias="expected_start_at")
-    """A forecast, in seconds since 1970; null unless the job is queued and a live worker can run it."""
-    waiting_for: str | None
-    """What no live worker offers (a model, labels, memory), or that the job is too large for a slot and waits for a
-    whole GPU, in a sentence; null if a worker can run the job."""
-    priority: int
-    """Order among the queued jobs of the project: higher runs first."""
-    urgent: bool = Field(validation_alias="is_urgent")
-    """Whether the job runs before all jobs that are not urgent, of every project."""
-    worker_labels: list[str]
-    """Only a worker with all of these labels runs the job."""
     attempts: int = Field(validation_alias="train_attempts")
     """How often training has started: more than once after a pause or a lost worker."""
     cloned_from: str | None
@@ -267,16 +255,8 @@ class JobBody(Body):
         return {name: computed[name] if name in computed else _column(row, column) for name, column in _columns(cls)}
 
 
-class JobList(ListBody):
-    data: list[JobBody]
-
-
 class OrganizationJob(JobBody):
     project_id: str
-
-
-class OrganizationJobList(ListBody):
-    data: list[OrganizationJob]
 
 
 def _estimated_finish(state: str, progress: Mapping[str, Any]) -> int | None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AliasPath, BeforeValidator, ConfigDict, Field
 
-from app.api.schemas.common import Body, Deleted, ListBody, Strict, UnixTime, WholeList
+from app.api.schemas.common import Body, Deleted, Strict, UnixTime
 from app.db.tables import ModelAlias, TunedModel
 from app.domain.base_models.catalog import MAX_RANK
 from app.domain.base_models.registrations import RegistrationState
@@ -79,10 +79,6 @@ class ModelBody(Body):
         )
 
 
-class ModelList(WholeList):
-    data: list[ModelBody]
-
-
 Text = Annotated[str, Field(min_length=1, max_length=4096)]
 
 
@@ -139,10 +135,6 @@ class OrganizationBaseModel(Body):
     """When it was registered first, in seconds since 1970."""
 
 
-class OrganizationBaseModelList(WholeList):
-    data: list[OrganizationBaseModel]
-
-
 class BaseModelRemoved(Deleted):
     object: Literal["organization.base_model.deleted"] = "organization.base_model.deleted"
 
@@ -186,10 +178,6 @@ class RegistrationBody(Body):
     """Why it failed; null: it did not."""
 
 
-class RegistrationList(ListBody):
-    data: list[RegistrationBody]
-
-
 class SetModelAlias(Strict):
     name: Annotated[str, Field(min_length=1, max_length=128)]
     """The name that clients send."""
@@ -208,10 +196,6 @@ class ModelAliasBody(Body):
     created_at: UnixTime
 
 
-class ModelAliasList(WholeList):
-    data: list[ModelAliasBody]
-
-
 MAX_PROJECTS = 100
 
 
@@ -226,7 +210,3 @@ class PermissionBody(Body):
     created_at: UnixTime
     project_id: str = Field(validation_alias="grantee_id")
     """The project that may use the checkpoint."""
-
-
-class PermissionList(ListBody):
-    data: list[PermissionBody]

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AliasPath, Field
 
-from app.api.schemas.common import Body, ListBody, Strict, UnixTime, WholeList
+from app.api.schemas.common import Body, Strict, UnixTime, WholeList
 from app.api.schemas.queue import WorkerBody
 from app.api.schemas.webhooks import EndpointHealth
 from app.db.encryption import Protection
@@ -227,10 +227,6 @@ class RetentionRuleBody(Body):
     """What the rule deletes now; null unless the request includes it."""
 
 
-class RetentionRuleList(WholeList):
-    data: list[RetentionRuleBody]
-
-
 def changes_of(body: ChangeRetention) -> dict[RetentionKind, int | None]:
     return {RetentionKind(kind): days for kind, days in body.rules.model_dump(exclude_unset=True).items()}
 
@@ -310,7 +306,3 @@ class AuditBody(Body):
     """The client's address; behind a proxy that is not trusted, the proxy's address. Null for a command."""
     request_id: str | None
     """The `x-request-id` of the response, which is also in the API's log; null for a command."""
-
-
-class AuditList(ListBody):
-    data: list[AuditBody]

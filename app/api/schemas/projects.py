@@ -203,9 +203,5 @@ class NewKey(KeyBody):
     """The whole key. No later response contains it."""
 
 
-class KeyList(ListBody):
-    data: list[KeyBody]
-
-
 class KeyRevoked(Deleted):
     object: Literal["organization.project.api_key.deleted"] = "organization.project.api_key.deleted"

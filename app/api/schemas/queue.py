@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from app.api.schemas.common import Body, ListBody, UnixTime
+from app.api.schemas.common import Body, UnixTime
 from app.db.tables import Evaluation, Worker
 from app.services.queue import public_worker_id
 
@@ -65,10 +65,6 @@ def without_admin_fields(worker: Worker) -> WorkerBody:
     return WorkerBody.model_validate(worker).model_copy(update=hidden)
 
 
-class WorkerList(ListBody):
-    data: list[WorkerBody]
-
-
 class JobCounts(Body):
     validating: int
     """Jobs whose files are being validated or wait for validation."""
@@ -107,29 +103,36 @@ class RunningBody(Body):
     """Whether it is being preempted: it stops at its next step for an urgent job and resumes later."""
 
 
-class WaitingBody(Body):
+class QueuedFields(Body):
+    """What a job shows as long as it waits for a worker."""
+
     id: str
+    created_at: UnixTime
+    expected_start: UnixTime | None = Field(validation_alias="expected_start_at")
+    """A forecast, in seconds since 1970; null: the job is not queued, no live worker can run it, or there is no
+    forecast yet."""
+    waiting_for: str | None
+    """What no live worker offers (a model, labels, memory), or that the job is too large for a slot and waits for a
+    whole GPU, in a sentence; null if a worker can run the job."""
+    priority: int
+    """Order among the queued jobs of the project: higher runs first."""
+    urgent: bool = Field(validation_alias="is_urgent")
+    """Whether the job runs before all jobs that are not urgent, of every project."""
+    worker_labels: list[str]
+    """Only a worker with all of these labels runs the job."""
+
+
+class WaitingBody(QueuedFields):
     project_id: str
     """The project of the job."""
     model: str = Field(validation_alias="base_model")
     """The base model."""
     position: int = Field(validation_alias="queue_position")
     """The position over all projects; 1 is next. A new job is last until the next forecast."""
-    expected_start: UnixTime | None = Field(validation_alias="expected_start_at")
-    """A forecast, in seconds since 1970; null: no worker can run it, or there is no forecast yet."""
-    waiting_for: str | None
-    """What no live worker offers, or that the job waits for a whole GPU, in a sentence; null if a worker can run it."""
     phase: str | None
     """`waiting_for_storage` after an attempt that found a full disk, with an automatic retry; else null."""
-    priority: int
-    """Order among the queued jobs of its project: higher runs first."""
-    urgent: bool = Field(validation_alias="is_urgent")
-    """Whether it runs before all jobs that are not urgent."""
-    worker_labels: list[str]
-    """Only a worker with all of these labels runs it."""
     planned_seconds: float | None
     """The estimated duration of training; null until it is known."""
-    created_at: UnixTime
 
 
 class QueuedEvaluation(Body):

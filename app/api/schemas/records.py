@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AliasPath, Field
 
-from app.api.schemas.common import Body, JobPart, ListBody, UnixTime, WholeList
+from app.api.schemas.common import Body, JobPart, UnixTime, WholeList
 from app.services.queue import public_worker_id
 
 
@@ -22,10 +22,6 @@ class EventBody(Body):
     """`metrics` for the metrics of a step, else `message`."""
     data: dict[str, Any]
     """For `metrics`: step, losses, accuracies, learning rate, speed."""
-
-
-class EventList(ListBody):
-    data: list[EventBody]
 
 
 class AttemptBody(Body):
@@ -101,10 +97,6 @@ class CheckpointBody(JobPart):
     """Ids of the files of the adapter."""
     adapter_archive_file_id: str = Field(validation_alias="archive_file_id")
     """The files of the adapter as one tar."""
-
-
-class CheckpointList(ListBody):
-    data: list[CheckpointBody]
 
 
 class AdapterFile(Body):

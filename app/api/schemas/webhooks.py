@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, WithJsonSchema
 
-from app.api.schemas.common import Body, Deleted, ListBody, Strict, UnixTime, WholeList
+from app.api.schemas.common import Body, Deleted, Strict, UnixTime, WholeList
 from app.domain import webhooks
 from app.domain.webhooks import EVENT_TYPES
 
@@ -88,10 +88,6 @@ class WebhookEndpointWithSecret(WebhookEndpointBody):
     """
 
 
-class WebhookEndpointList(ListBody):
-    data: list[WebhookEndpointBody]
-
-
 class WebhookEndpointDeleted(Deleted):
     object: Literal["webhook_endpoint.deleted"] = "webhook_endpoint.deleted"
 
@@ -156,7 +152,3 @@ class WebhookDeliveryBody(Body):
     """When it was delivered or finally failed, in seconds since 1970; null while it is pending."""
     attempts: list[WebhookAttemptBody]
     """The result of each attempt, latest first."""
-
-
-class WebhookDeliveryList(ListBody):
-    data: list[WebhookDeliveryBody]

@@ -109,7 +109,7 @@ class Job(Leased, Base):
     validation_file_id: Mapped[str | None] = mapped_column(ForeignKey("files.id"), index=True)
     spec: Mapped[dict[str, Any]]  # a spec.JobSpec
     suffix: Mapped[str | None]
-    is_urgent: Mapped[Flag]  # precedes all jobs that are not urgent, if the project may
+    urgent: Mapped[Flag] = mapped_column("is_urgent")  # precedes all jobs that are not urgent, if the project may
     worker_labels: Mapped[Strings]  # the worker must have all of them
     deliver_to: Mapped[Strings]  # names of delivery targets
     cloned_from: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))

@@ -114,6 +114,10 @@ class TrialQuestion(Frozen):
     presence_penalty: float = 0.0
     logit_bias: dict[int, float] = Field(default_factory=dict)  # by token
 
+    def new_tokens(self, free: int) -> int:
+        """How many tokens may be generated, of the `free` ones within the context length."""
+        return min(self.max_new_tokens, free)
+
 
 class AnswerSpec(Frozen):
     """WORKDIR/spec.json of the program that generates: one base model."""

@@ -10,9 +10,11 @@ SGLang `srt/lora/lora.py`, `srt/lora/lora_manager.py`; Ollama https://github.com
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterator, Mapping
 from enum import StrEnum
 from functools import lru_cache
+from string import Template
 from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
@@ -333,3 +335,23 @@ def _merged_export(job_id: str, engine: Engine) -> MergedExport:
     is_gguf = engine in (Engine.LLAMA_CPP, Engine.OLLAMA)
     body = {"type": "gguf", "quantization": "Q8_0"} if is_gguf else {"type": "merged"}
     return MergedExport(path=f"/v1/fine_tuning/jobs/{job_id}/exports", body=body)
+
+
+PEFT_CODE = Template("""\
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+base = AutoModelForCausalLM.from_pretrained($base, dtype=torch.bfloat16)
+model = PeftModel.from_pretrained(base, $adapter).eval()
+tokenizer = AutoTokenizer.from_pretrained($adapter)  # with the chat template of the training
+inputs = tokenizer.apply_chat_template(
+    [{"role": "user", "content": "QUESTION"}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+)
+tokens = model.generate(**inputs, max_new_tokens=64)
+print(tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))""")
+
+
+def peft_code(base: str, adapter: str) -> str:
+    """A program that loads the adapter with PEFT, and answers a question; `base` and `adapter` are what it loads."""
+    return PEFT_CODE.substitute(base=json.dumps(base), adapter=json.dumps(adapter))

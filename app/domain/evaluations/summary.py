@@ -79,7 +79,7 @@ class AnswerCounts(SummaryPart):
     failed: int
     """Rows without an answer; the results file has the reason of each."""
     cut: int
-    """Answers that ended at `max_new_tokens`."""
+    """Answers that ended at the limit of new tokens."""
     empty: int
     """Answers without any text."""
     tokens: int | None

@@ -12,7 +12,6 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -91,11 +90,10 @@ def file_not_found(file_id: str) -> NotFound:
     return NotFound(f"No such File object: {unquoted(file_id)}", "id")
 
 
-@dataclass(frozen=True)
-class NewFile:
-    purpose: str
-    filename: str
-    expires_after: timedelta | None = None
+def new_file(project_id: str, purpose: str, filename: str) -> File:
+    """The row of a file that is not stored yet, with the key of its object."""
+    file_id = new_id("file")
+    return File(id=file_id, storage_key=f"files/{file_id}", project_id=project_id, purpose=purpose, filename=filename)
 
 
 def file_too_large(max_bytes: int) -> TooLarge:
@@ -162,8 +160,8 @@ class StagedFile:
 def ingest_file(
     sessions: Sessions,
     storage: Storage,
-    project_id: str,
-    new: NewFile,
+    file: File,
+    expires_after: timedelta | None,
     staged: StagedFile,
     max_line_bytes: int,
     check: CheckProcess,
@@ -176,21 +174,12 @@ def ingest_file(
     Raises InvalidDataset with up to ten findings, and what `check_content` raises.
     """
     staged.close()
-    file_id = new_id("file")
-    file = File(
-        id=file_id,
-        project_id=project_id,
-        purpose=new.purpose,
-        filename=new.filename,
-        bytes=staged.size_bytes,
-        sha256=staged.sha256,
-        storage_key=f"files/{file_id}",
-        line_count=check_content(new.purpose, lambda: staged.path.open("rb"), staged.size_bytes, max_line_bytes, check),
-    )
+    file.bytes, file.sha256 = staged.size_bytes, staged.sha256
+    check_content(file, lambda: staged.path.open("rb"), max_line_bytes, check)
     storage.put(file.storage_key, staged.path)
     with inserting(sessions, storage, file.storage_key) as session:
         before_insert(session)
-        insert_file(session, file, new.expires_after)
+        insert_file(session, file, expires_after)
         after_insert(session, file)
     return file
 
@@ -240,7 +229,6 @@ def delete_stale_staged_files(storage: Storage) -> None:
 
 MAX_IN_PROCESS_BYTES = 256 << 10  # at most some 10 ms
 MAX_FINDINGS = 10
-CHECKED_PURPOSES = ("fine-tune", "evals")
 
 
 def is_long(purpose: str, size_bytes: int) -> bool:
@@ -248,22 +236,19 @@ def is_long(purpose: str, size_bytes: int) -> bool:
     return purpose == "fine-tune" and size_bytes > MAX_IN_PROCESS_BYTES
 
 
-def check_content(
-    purpose: str, open_file: Callable[[], BinaryIO], size_bytes: int, max_line_bytes: int, check: CheckProcess
-) -> int | None:
-    """Check a new file with one of CHECKED_PURPOSES; return the number of lines of one for fine-tuning.
+def check_content(file: File, open_reader: Callable[[], BinaryIO], max_line_bytes: int, check: CheckProcess) -> None:
+    """Check a new file by its purpose, and count the lines of one for fine-tuning.
 
     Raises what `count_lines` raises, and BadRequest for an evaluation file of another format than JSON lines.
     """
-    if purpose not in CHECKED_PURPOSES:
-        return None
-    with open_file() as file:
-        if purpose == "fine-tune":
-            return count_lines(file, size_bytes, max_line_bytes, check)
-        first = next(read_lines(file, max_line_bytes), None)
-    if isinstance(first, Finding) and first.code == OTHER_FORMAT:
-        raise BadRequest(f"The file is {first.message}.", "file")
-    return None
+    if file.purpose == "fine-tune":
+        with open_reader() as reader:
+            file.line_count = count_lines(reader, file.bytes, max_line_bytes, check)
+    elif file.purpose == "evals":
+        with open_reader() as reader:
+            first = next(read_lines(reader, max_line_bytes), None)
+        if isinstance(first, Finding) and first.code == OTHER_FORMAT:
+            raise BadRequest(f"The file is {first.message}.", "file")
 
 
 def count_lines(file: BinaryIO, size_bytes: int, max_line_bytes: int, check: CheckProcess) -> int:

@@ -22,13 +22,12 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.db.engine import Sessions, transaction
-from app.db.ids import new_id
 from app.db.tables import File, Upload, UploadPart
 from app.domain.files import UploadStatus
 from app.errors import BadRequest
 from app.services.datasets.check_process import CheckProcess
 from app.services.files import files, uploads
-from app.services.files.files import check_content, discard_object, inserting
+from app.services.files.files import check_content, discard_object, inserting, new_file
 from app.storage import Storage
 
 if TYPE_CHECKING:
@@ -169,8 +168,8 @@ def _compose(
     max_line_bytes: int,
     check: CheckProcess,
 ) -> File:
-    file_id = new_id("file")
-    key = f"files/{file_id}"
+    file = new_file(upload.project_id, upload.purpose, upload.filename)
+    key = file.storage_key
     try:
         stored = storage.compose(key, [part.storage_key for part in parts])
     except FileNotFoundError:  # the parts were deleted meanwhile; the status tells why
@@ -180,13 +179,13 @@ def _compose(
     try:
         if stored.size_bytes != upload.bytes:
             raise RuntimeError(f"stored parts of {upload.id} have {stored.size_bytes:,} bytes, not {upload.bytes:,}")
-        sha256 = parts[0].sha256 if len(parts) == 1 and md5 is None else _hash(storage, key, rolling, md5)
-        lines = check_content(upload.purpose, lambda: storage.open(key), upload.bytes, max_line_bytes, check)
+        file.bytes = upload.bytes
+        file.sha256 = parts[0].sha256 if len(parts) == 1 and md5 is None else _hash(storage, key, rolling, md5)
+        check_content(file, lambda: storage.open(key), max_line_bytes, check)
     except BaseException:
         discard_object(storage, key)
         raise
-    columns = {"project_id": upload.project_id, "purpose": upload.purpose, "filename": upload.filename}
-    return File(id=file_id, storage_key=key, bytes=upload.bytes, sha256=sha256, line_count=lines, **columns)
+    return file
 
 
 def _hash(storage: Storage, key: str, rolling: RollingDigest, md5: str | None) -> str:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy.orm import Session
+from sqlalchemy import and_, bindparam, select
+from sqlalchemy.orm import Session, aliased
 
 from app.db import files
 from app.db.base_models import models
-from app.db.jobs import checkpoints, jobs, references
-from app.db.tables import BaseModelRow, DeliveryTarget, File, Job
+from app.db.base_models.models import is_offered_to
+from app.db.files import is_visible_to
+from app.db.jobs import checkpoints, jobs
+from app.db.tables import BaseModelRow, DeliveryTarget, File, Job, Project
 from app.domain.datasets.warnings import SAME_FILE, request_warning
 from app.domain.error_text.json_text import as_json, unquoted
 from app.domain.evaluations.graders import EvaluationSettings, ScoreModel, templates_of
@@ -25,6 +28,7 @@ from app.services.deliveries import targets
 from app.services.jobs.records import trained_base
 
 EVALUATION_PURPOSES = ("evals", "fine-tune")
+FILES = ("training_file", "validation_file")
 MAX_TEMPLATES_BYTES = 64_000  # of one evaluation together
 
 # The fields of a create body that a job stores, and their columns. A clone repeats them.
@@ -34,10 +38,22 @@ COLUMNS = {
     "suffix": "suffix",
     "metadata": "user_metadata",
     "priority": "priority",
-    "urgent": "is_urgent",
+    "urgent": "urgent",
     "worker_labels": "worker_labels",
     "deliver_to": "deliver_to",
 }
+
+# The rows that a request refers to, in one statement, which is compiled once; NULL for one that does not exist or that
+# the project may not use. A statement for each row took three times the CPU, a fifth of the cost of creating a job.
+TRAINING, VALIDATION = aliased(File, name="training_file"), aliased(File, name="validation_file")
+REFERENCES = (
+    select(Project, BaseModelRow, TRAINING, VALIDATION)
+    .select_from(Project)
+    .outerjoin(BaseModelRow, and_(BaseModelRow.name == bindparam("model"), is_offered_to(Project.id)))
+    .outerjoin(TRAINING, and_(TRAINING.id == bindparam("training_file"), is_visible_to(Project.id, TRAINING)))
+    .outerjoin(VALIDATION, and_(VALIDATION.id == bindparam("validation_file"), is_visible_to(Project.id, VALIDATION)))
+    .where(Project.id == bindparam("project_id"))
+)
 
 
 def build_job(
@@ -59,12 +75,13 @@ def build_job(
         deliver_to = targets.resolve(session, project_id, request.deliver_to)
     except BadRequest as problem:
         problems.append(problem)
-    rows = references.load_job_references(
-        session, project_id, request.model, request.training_file, request.validation_file
-    )
+    named = {name: getattr(request, name) for name in ("model", *FILES)}
+    project, base, *found = session.execute(REFERENCES, {"project_id": project_id} | named).one()
     try:
-        base, parent = _find_base_and_parent(session, project_id, request.model, rows.base)
-        files_by_param = _files(request, rows)
+        base, parent = _find_base_and_parent(session, project_id, request.model, base)
+        files_by_param = {
+            name: _require_file(file, named[name], name) for name, file in zip(FILES, found, strict=True) if named[name]
+        }
     except NotFound:
         if problems:
             raise combine_errors(problems) from None
@@ -76,7 +93,7 @@ def build_job(
         problems += _purpose_problems(file, param)
     problems += _integration_problems(request.integrations or ())
     spec = _resolve_spec(request, base, parent, files_by_param, problems)
-    if request.urgent and not is_admin and not rows.project.may_be_urgent:
+    if request.urgent and not is_admin and not project.may_be_urgent:
         text = (
             "urgent: the jobs of this project may not precede those of other projects; send false, and use priority to"
         )
@@ -120,7 +137,7 @@ def _parse_clone(session: Session, original: Job, overrides: Mapping[str, Any]) 
     """As `parse_clone`. Raises BadRequest also for each deleted file that the clone takes from the original."""
     stored = {name: getattr(original, column) for name, column in COLUMNS.items()}
     parsed, problems = parse_clone(settings_of_spec(JobSpec.model_validate(original.spec), **stored), overrides)
-    files_of = {name: stored[name] for name in ("training_file", "validation_file") if stored[name]}
+    files_of = {name: stored[name] for name in FILES if stored[name]}
     inherited = {name: file_id for name, file_id in files_of.items() if getattr(parsed, name) == file_id}
     existing = files.get_visible(session, list(inherited.values()))
     deleted = [
@@ -173,12 +190,6 @@ def _find_parent_adapter(session: Session, project_id: str, name: str) -> tuple[
 
 def _cannot_continue(name: str, why: str) -> BadRequest:
     return BadRequest(f"model: {as_json(name)} cannot be continued: {why}. Name another model.", "model")
-
-
-def _files(request: CreateJob, rows: references.JobReferences) -> dict[str, File]:
-    """{parameter: file}. Raises NotFound."""
-    given = {name: getattr(request, name) for name in ("training_file", "validation_file")}
-    return {name: _require_file(getattr(rows, name), file_id, name) for name, file_id in given.items() if file_id}
 
 
 def _require_file(file: File | None, file_id: str, param: str) -> File:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 
+from app.domain.artifacts.engines import peft_code
 from app.web.api_client import ApiError, Json
 from app.web.components.data_table import Cell, DataTable, ago, lead_column, number_column, show_page, text_column
 from app.web.components.elements import box, card, code_block, error_note, facts, link, note, page_head, tabs, tag
@@ -117,7 +117,7 @@ def snippet(engine: str, is_served: bool, flags: list[str], job_id: str, adapter
     """
     download = f"tunery adapters download {job_id} -o adapter"
     if engine == "transformers":
-        return f"# {download}\n{_peft(source or BASE_DIRECTORY)}"
+        return f"# {download}\n{peft_code(source or BASE_DIRECTORY, 'adapter')}"
     if engine == "ollama" or (engine == "llama_cpp" and not is_served):
         export = f"tunery jobs export {job_id} --type gguf --quantization Q8_0 -o tuned"
         return f"{export}\n" + (
@@ -140,17 +140,3 @@ def snippet(engine: str, is_served: bool, flags: list[str], job_id: str, adapter
     name = shlex.quote(adapter["fine_tuned_model"])
     served = f"{serve} {shlex.quote(source or BASE_DIRECTORY)} {options} {modules} {name}=adapter"
     return f"{download}\n{served}"
-
-
-def _peft(base: str) -> str:
-    return (
-        "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f"base = AutoModelForCausalLM.from_pretrained({json.dumps(base)})\n"
-        'model = PeftModel.from_pretrained(base, "adapter")\n'
-        'tokenizer = AutoTokenizer.from_pretrained("adapter")\n\n'
-        'messages = [{"role": "user", "content": "..."}]\n'
-        "inputs = tokenizer.apply_chat_template(\n"
-        '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"\n)\n'
-        "output = model.generate(**inputs, max_new_tokens=200)\n"
-        'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))'
-    )

@@ -113,7 +113,7 @@ def test_the_request_is_immutable(
         other = make_file(session, storage, project)
         session.add(Project(id="proj_other", name="other"))
     values = {"spec": {"version": 2}, "project_id": "proj_other", "training_file_id": other.id}
-    with pytest.raises(IntegrityError, match="what was asked for never changes"), transaction(sessions) as session:
+    with pytest.raises(IntegrityError, match="never changes"), transaction(sessions) as session:
         change(session, job, **{column: values[column]})
 
 
@@ -121,7 +121,7 @@ def test_a_success_that_is_not_desired_any_more_is_refused(sessions: Sessions, j
     with transaction(sessions) as session:
         put(session, job, JobState.RUNNING)
         change(session, job, desired="pause")
-    with pytest.raises(IntegrityError, match="although pause was asked for"), transaction(sessions) as session:
+    with pytest.raises(IntegrityError, match="although pause"), transaction(sessions) as session:
         change(session, job, **columns_of(JobState.SUCCEEDED))
 
 

@@ -55,7 +55,7 @@ def test_a_preempted_job_gives_the_same_adapter_as_an_uninterrupted_one(service:
     validate_all(service)
     service.pause(urgent)  # it is resumed below
     with transaction(service.sessions) as session:
-        session.execute(update(Job).where(Job.id == urgent.id).values(is_urgent=True))
+        session.execute(update(Job).where(Job.id == urgent.id).values(urgent=True))
     until(lambda: service.has_reached(long, 3), "a third step", TIMEOUT_SECONDS)
     service.resume(urgent)
     jobs = (uninterrupted, long, urgent)

@@ -51,7 +51,7 @@ class TestPreemption:
         thread = harness.start_next_job(slow(step_log, steps=150, step_seconds=0.1, eta_seconds=3600.0))
         until(lambda: harness.has_reached(long, 3), "some steps")
         urgent = harness.create_queued_job()
-        update_job(harness, urgent, is_urgent=True)
+        update_job(harness, urgent, urgent=True)
         until(lambda: scheduler.refresh() or harness.job(long).state == "queued", "a preemption")
         thread.join(10)
 
@@ -115,7 +115,7 @@ class TestPreemption:
                 assert claims.claim(session, "train", f"gpu{number}", 60, worker_capacity(DESCRIPTION | about))
             update_job(harness, job, phase="training", planned_seconds=36_000.0)
         urgent = harness.create_queued_job()
-        update_job(harness, urgent, is_urgent=True, needed_cuda_bytes=needed_gb * 10**9)
+        update_job(harness, urgent, urgent=True, needed_cuda_bytes=needed_gb * 10**9)
         scheduler.refresh()
         requests = [harness.job(job).yield_requested_at for job in jobs]
         assert sum(request is not None for request in requests) == is_preempted
@@ -126,11 +126,11 @@ class TestPreemption:
     ) -> None:
         long = self.running(harness, priority=-1)
         with transaction(harness.sessions) as session:
-            session.execute(update(Job).where(Job.is_urgent).values(is_urgent=False))
+            session.execute(update(Job).where(Job.urgent).values(urgent=False))
             other = make_project(session, "other")
             job = make_job(session, other, make_file(session, harness.resources.storage, other))
             validate_job(session)
-            session.execute(update(Job).where(Job.id == job.id).values(is_urgent=True))
+            session.execute(update(Job).where(Job.id == job.id).values(urgent=True))
         scheduler.refresh()
         event = harness.events(long)[-1]
         assert event.message.startswith("An urgent job of another project preempts this job")
@@ -141,7 +141,7 @@ class TestPreemption:
         long = harness.create_queued_job()
         harness.claim()
         update_job(harness, long, phase="training", planned_seconds=36_000.0)
-        update_job(harness, harness.create_queued_job(), is_urgent=True, **of_urgent)
+        update_job(harness, harness.create_queued_job(), urgent=True, **of_urgent)
         register_worker(harness)
         return long
 

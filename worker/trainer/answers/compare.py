@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from app.system.artifact_directory import MANIFEST
 from app.system.limited_rendering import limited_renderer
+from worker.trainer.answers.generate import continue_prompts
 from worker.trainer.runtime.failures import is_out_of_memory
 
 MAX_NEW_TOKENS = 64
@@ -43,7 +44,7 @@ def main(arguments: list[str]) -> int:
 def sample(base: Path, adapter: Path, prompts: list[Messages]) -> list[dict[str, str]]:
     """Return {"prompt", "base", "tuned"} for each conversation; the prompt is its last message."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left")
+    tokenizer = AutoTokenizer.from_pretrained(base)
     model = PeftModel.from_pretrained(_load_base(base, device, _quantization(adapter)), adapter).eval()
     renderer = limited_renderer(base)
     texts = [renderer.text(prompt, prompt=True) for prompt in prompts]
@@ -96,12 +97,9 @@ def _answers(model: Any, tokenizer: Any, prompts: list[str], device: str) -> lis
 
 
 def _answer_batch(model: Any, tokenizer: Any, prompts: list[str], device: str) -> list[str]:
-    inputs = tokenizer(prompts, add_special_tokens=False, padding=True, return_tensors="pt").to(device)
-    tokens_B_T = model.generate(
-        **inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, pad_token_id=tokenizer.pad_token_id
-    )
-    answers_B_T = tokens_B_T[:, inputs["input_ids"].shape[1] :]
-    return [text.strip() for text in tokenizer.batch_decode(answers_B_T, skip_special_tokens=True)]
+    tokens = tokenizer(prompts, add_special_tokens=False)["input_ids"]
+    answers = continue_prompts(model, tokens, MAX_NEW_TOKENS, device, tokenizer.pad_token_id)
+    return [text.strip() for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]
 
 
 def _silence_libraries() -> None:

@@ -99,7 +99,7 @@ def _answer(spec: GenerationSpec, prompts: list[Prompt], workdir: Path) -> None:
 
 
 def _generate_all(
-    base: FrozenBase, adapter: LoraAdapter, prompts: list[Prompt], stop_ids: list[int], max_new_tokens: int
+    base: FrozenBase, adapter: LoraAdapter, prompts: list[Prompt], stop_ids: list[int], limit: int
 ) -> Iterator[tuple[ModelRole, list[Prompt], list[list[int]]]]:
     """Yield the answers batch by batch, the longest prompts first, so that memory runs out early if at all."""
     waiting = sorted(prompts, key=lambda prompt: -len(prompt.tokens))
@@ -109,7 +109,7 @@ def _generate_all(
         batch = waiting[:size]
         tokens = [prompt.tokens for prompt in batch]
         try:
-            both = [(role, generate(base, tokens, adapters[role], stop_ids, max_new_tokens)) for role in ROLES]
+            both = [(role, generate(base, tokens, adapters[role], stop_ids, limit)) for role in ROLES]
         except Exception as error:
             if size == 1 or not is_out_of_memory(error):
                 raise

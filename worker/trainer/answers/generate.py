@@ -1,4 +1,4 @@
-"""Greedy generation with the frozen base model and an adapter, for a batch of prompts at once.
+"""Generation for a batch of prompts at once, with the frozen base model and an adapter greedily.
 
 Letters: B prompts, T tokens.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
+from typing import Any
 
 import torch
 
@@ -22,27 +23,40 @@ def generate(
     prompts: Sequence[list[int]],
     adapter: LoraAdapter | None,
     stop_ids: Sequence[int],
-    max_new_tokens: int,
+    limit: int,
 ) -> list[list[int]]:
-    """Return the new tokens of each prompt without stop tokens; None as `adapter` stands for the base model.
+    """Return at most `limit` new tokens of each prompt without stop tokens; None as `adapter`: the base model."""
+    with without_packing(base), base.switch.on(adapter):
+        answers = continue_prompts(base.model, prompts, limit, base.device, **stopping_at(stop_ids))
+    return [list(takewhile(lambda token: token not in stop_ids, answer)) for answer in answers]
 
-    The batch is padded on the left: each weight is then dequantized once per new token.
+
+def stopping_at(stop_ids: Sequence[int]) -> dict[str, Any]:
+    """Options of `continue_prompts` for the stop tokens of a model."""
+    return {"eos_token_id": list(stop_ids) or None, "pad_token_id": stop_ids[0] if stop_ids else 0}
+
+
+def continue_prompts(
+    model: Any, prompts: Sequence[list[int]], limit: int, device: torch.device | str, pad_token_id: int, **options: Any
+) -> list[list[int]]:
+    """Return the new tokens of each prompt, at most `limit`, padded after the end of an answer.
+
+    `options` are those of transformers; without them the most likely tokens. The batch is padded on the left: each
+    weight is then dequantized once per new token.
     """
     longest = max(map(len, prompts))
-    pad_token = stop_ids[0] if stop_ids else 0
-    padding = [[pad_token] * (longest - len(prompt)) for prompt in prompts]
-    tokens_B_T = torch.tensor([pad + prompt for pad, prompt in zip(padding, prompts, strict=True)])
-    mask_B_T = torch.tensor([[0] * len(pad) + [1] * (longest - len(pad)) for pad in padding])
-    with without_packing(base), base.switch.on(adapter):
-        output_B_T = base.model.generate(
-            tokens_B_T.to(base.device),
-            attention_mask=mask_B_T.to(base.device),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            eos_token_id=list(stop_ids) or None,
-            pad_token_id=pad_token,
-        )
-    return [list(takewhile(lambda token: token not in stop_ids, row)) for row in output_B_T[:, longest:].tolist()]
+    padding = [longest - len(prompt) for prompt in prompts]
+    batch = [[pad_token_id] * pad + prompt for pad, prompt in zip(padding, prompts, strict=True)]
+    mask = [[0] * pad + [1] * (longest - pad) for pad in padding]
+    output_B_T = model.generate(
+        torch.tensor(batch, device=device),
+        attention_mask=torch.tensor(mask, device=device),
+        max_new_tokens=limit,
+        pad_token_id=pad_token_id,
+        **{"do_sample": False} | options,
+    )
+    answers: list[list[int]] = output_B_T[:, longest:].tolist()
+    return answers
 
 
 @contextmanager

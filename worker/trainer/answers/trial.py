@@ -38,7 +38,7 @@ from app.system.tokenizer_files import read_response_template
 from worker.trainer.adapter.initial_adapter import load_adapter
 from worker.trainer.adapter.lora import LoraAdapter
 from worker.trainer.answers.evaluation import cache_weights_if_they_fit
-from worker.trainer.answers.generate import without_packing
+from worker.trainer.answers.generate import continue_prompts, stopping_at, without_packing
 from worker.trainer.answers.response_format import (
     JsonGuide,
     JsonSchemas,
@@ -239,7 +239,7 @@ class TrialProgram:
         for choice in range(question.n):
             writer = AnswerWriter(question, choice, deadline, self._renderer, self._questions, parser)
             try:
-                self._generate(question, tokens, min(question.max_new_tokens, free), loaded, writer)
+                self._generate(question, tokens, question.new_tokens(free), loaded, writer)
             except SchemaRefused as error:
                 text = f"response_format: {error}; simplify it, or {INSTEAD}"
                 return TrialRecord(
@@ -274,15 +274,14 @@ class TrialProgram:
             processors.append(JsonGuide(self._json_schemas.matcher(question.json_schema), len(tokens)))
         samples = question.temperature > 0
         sampling = {"temperature": question.temperature, "top_p": question.top_p, "top_k": 0} if samples else {}
-        prompt_B_T = torch.tensor([tokens], device=self._base.device)
         with without_packing(self._base), self._base.switch.on(adapter):
-            self._base.model.generate(
-                prompt_B_T,
-                attention_mask=torch.ones_like(prompt_B_T),
-                max_new_tokens=new_tokens,
+            continue_prompts(
+                self._base.model,
+                [tokens],
+                new_tokens,
+                self._base.device,
+                **stopping_at(self._renderer.stop_ids),
                 do_sample=samples,
-                eos_token_id=self._renderer.stop_ids or None,
-                pad_token_id=(self._renderer.stop_ids or [0])[0],
                 streamer=writer,
                 stopping_criteria=StoppingCriteriaList([writer.must_end]),
                 logits_processor=LogitsProcessorList(processors),

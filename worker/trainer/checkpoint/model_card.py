@@ -13,6 +13,7 @@ from app.domain.artifacts.engines import (
     RELEASES,
     Engine,
     earlier_incompatibilities,
+    peft_code,
     vllm_max_lora_rank,
 )
 from app.domain.jobs.spec import LoraSpec
@@ -36,18 +37,7 @@ its directory.{alias}
 ## Use it with PEFT
 
 ```python
-import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-base = AutoModelForCausalLM.from_pretrained("BASE_DIRECTORY", dtype=torch.bfloat16)
-model = PeftModel.from_pretrained(base, "ADAPTER_DIRECTORY").eval()
-tokenizer = AutoTokenizer.from_pretrained("ADAPTER_DIRECTORY")  # with the chat template of the training
-inputs = tokenizer.apply_chat_template(
-    [{{"role": "user", "content": "QUESTION"}}], add_generation_prompt=True, return_tensors="pt", return_dict=True
-)
-tokens = model.generate(**inputs, max_new_tokens=64)
-print(tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+{peft}
 ```
 
 A base model without a chat template takes plain text: `inputs = tokenizer("TEXT", return_tensors="pt")`.
@@ -166,6 +156,7 @@ def model_card(manifest: Mapping[str, Any]) -> str:
     return CARD.format(
         base=json.dumps(name),
         name=name,
+        peft=peft_code("BASE_DIRECTORY", "ADAPTER_DIRECTORY"),
         alias=f" The job named it by its alias `{alias}`." if alias else "",
         step=manifest["step"],
         epoch=manifest["epoch"],

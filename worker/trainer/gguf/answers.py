@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from app.domain.datasets.render import Renderer
 from app.system.limited_rendering import limited_renderer
+from worker.trainer.answers.generate import continue_prompts
 from worker.trainer.gguf.llama_cpp import LlamaCppModel
 
 ANSWER_TOKENS = 24
@@ -140,14 +141,8 @@ def _prompt(renderer: Renderer, question: str) -> str:
 
 @torch.inference_mode()
 def _generate(model: Any, prompt_tokens: list[list[int]]) -> list[list[int]]:
-    """Continue all prompts by ANSWER_TOKENS tokens, also beyond an answer's end, in a batch padded at the left."""
-    width = max(map(len, prompt_tokens))
-    padding = [width - len(tokens) for tokens in prompt_tokens]
-    inputs_B_T = torch.tensor([[0] * pad + tokens for pad, tokens in zip(padding, prompt_tokens, strict=True)])
-    mask_B_T = torch.tensor([[0] * pad + [1] * (width - pad) for pad in padding])
-    limits = {"min_new_tokens": ANSWER_TOKENS, "max_new_tokens": ANSWER_TOKENS}
-    output_B_T = model.generate(inputs_B_T, attention_mask=mask_B_T, do_sample=False, pad_token_id=0, **limits)
-    return [list(row) for row in output_B_T[:, width:].tolist()]
+    """Continue all prompts by ANSWER_TOKENS tokens, also beyond an answer's end."""
+    return continue_prompts(model, prompt_tokens, ANSWER_TOKENS, "cpu", 0, min_new_tokens=ANSWER_TOKENS)
 
 
 @torch.inference_mode()

@@ -12,8 +12,7 @@ from starlette.testclient import TestClient
 
 from app.db.deliveries.credentials import decrypt, encrypt
 from app.db.engine import Sessions, transaction
-from app.db.tables import DeliveryTarget, Project
-from app.services.access import keys
+from app.db.tables import DeliveryTarget
 from app.settings import Settings
 
 KEY = Fernet.generate_key().decode()
@@ -31,9 +30,10 @@ def vllm(tmp_path: Path, **changes: Any) -> dict[str, Any]:
     return {"name": "production", "destination": destination} | changes
 
 
-def error(response: Any) -> str:
+def param_of(response: Any) -> str | None:
     assert response.status_code == 400, response.text
-    return str(response.json()["error"]["message"])
+    param: str | None = response.json()["error"]["param"]
+    return param
 
 
 class TestCreate:
@@ -58,50 +58,44 @@ class TestCreate:
         created = client.post(PATH, json={"name": "plugin", "destination": {"kind": "vllm", "urls": urls}})
         assert created.json()["destination"]["shared_path"] is None
         body = {"name": "sglang", "destination": {"kind": "sglang", "urls": urls}}
-        assert "shared_path" in error(client.post(PATH, json=body))
+        assert "shared_path" in (param_of(client.post(PATH, json=body)) or "")
 
     def test_what_only_a_shared_path_uses_is_refused_without_it(self, client: TestClient) -> None:
         destination = {"kind": "vllm", "urls": ["https://x.example.com"], "engine_path": "/a", "base_name": "b"}
-        message = error(client.post(PATH, json={"name": "plugin", "destination": destination}))
-        assert "destination.engine_path: without shared_path" in message
-        assert "destination.base_name: without shared_path" in message
+        message = client.post(PATH, json={"name": "plugin", "destination": destination}).json()["error"]["message"]
+        assert all(f"destination.{name}: " in message for name in ("engine_path", "base_name"))
 
     def test_a_second_one_of_a_name_is_refused(self, client: TestClient, tmp_path: Path) -> None:
         assert client.post(PATH, json=vllm(tmp_path)).status_code == 200
-        assert "has a target" in error(client.post(PATH, json=vllm(tmp_path)))
+        assert param_of(client.post(PATH, json=vllm(tmp_path))) == "name"
 
     def test_every_problem_is_named_at_once(self, client: TestClient) -> None:
         destination = {"kind": "vllm", "urls": ["http://10.0.0.5:8000"], "shared_path": "/etc"}
         body = {"name": "a b", "destination": destination, "credentials": {"token": "x"}}
-        message = error(client.post(PATH, json=body))
-        for part in (
-            "is not a name",
-            "TUNERY_DELIVERY_ALLOW_HTTP",
-            "TUNERY_DELIVERY_ALLOWED_NETWORKS",
-            "/etc",
-            "token",
-        ):
+        message = client.post(PATH, json=body).json()["error"]["message"]
+        for part in ("name:", "TUNERY_DELIVERY_ALLOW_HTTP", "TUNERY_DELIVERY_ALLOWED_NETWORKS", "/etc", "token"):
             assert part in message
 
-    @pytest.mark.parametrize("path", ["/", "/etc", "relative"])
-    def test_a_directory_outside_of_the_allowed_ones_is_refused(self, client: TestClient, path: str) -> None:
-        error(client.post(PATH, json={"name": "x", "destination": {"kind": "directory", "path": path}}))
+    @pytest.mark.parametrize("path", ["/", "/etc", "relative", "{allowed}/../elsewhere"])
+    def test_a_directory_outside_of_the_allowed_ones_is_refused(
+        self, client: TestClient, tmp_path: Path, path: str
+    ) -> None:
+        destination = {"kind": "directory", "path": path.format(allowed=tmp_path)}
+        assert "path" in (param_of(client.post(PATH, json={"name": "x", "destination": destination})) or "")
 
-    def test_a_path_that_leaves_the_allowed_directory_is_refused(self, client: TestClient, tmp_path: Path) -> None:
-        destination = {"kind": "directory", "path": f"{tmp_path}/../elsewhere"}
-        assert "TUNERY_DELIVERY_DIRECTORIES" in error(client.post(PATH, json={"name": "x", "destination": destination}))
-
-    def test_an_unknown_kind_is_refused(self, client: TestClient) -> None:
-        error(client.post(PATH, json={"name": "x", "destination": {"kind": "ftp"}}))
-
-    @pytest.mark.parametrize("credentials", [{}, {"access_key_id": "x"}])
-    def test_a_bucket_needs_both_keys(self, client: TestClient, credentials: dict[str, str]) -> None:
-        body = {"name": "x", "destination": {"kind": "s3", "bucket": "abc"}, "credentials": credentials}
-        assert "a s3 target needs secret_access_key" in error(client.post(PATH, json=body))
-
-    def test_a_hub_needs_a_token(self, client: TestClient) -> None:
-        body = {"name": "x", "destination": {"kind": "huggingface", "repo_id": "me/adapters"}}
-        assert "needs token" in error(client.post(PATH, json=body))
+    @pytest.mark.parametrize(
+        ("destination", "credentials"),
+        [
+            ({"kind": "s3", "bucket": "abc"}, {}),
+            ({"kind": "s3", "bucket": "abc"}, {"access_key_id": "x"}),
+            ({"kind": "huggingface", "repo_id": "me/adapters"}, {}),
+        ],
+    )
+    def test_missing_credentials_are_refused(
+        self, client: TestClient, destination: dict[str, str], credentials: dict[str, str]
+    ) -> None:
+        body = {"name": "x", "destination": destination, "credentials": credentials}
+        assert (param_of(client.post(PATH, json=body)) or "").startswith("credentials")
 
 
 class TestWithoutASecretKey:
@@ -110,12 +104,12 @@ class TestWithoutASecretKey:
         return settings.model_copy(update={"secret_keys": type(settings.secret_keys)("")})
 
     def test_credentials_are_refused_and_targets_without_them_are_not(self, client: TestClient, tmp_path: Path) -> None:
-        assert "TUNERY_SECRET_KEYS" in error(client.post(PATH, json=vllm(tmp_path, credentials={"api_key": "x"})))
+        assert param_of(client.post(PATH, json=vllm(tmp_path, credentials={"api_key": "x"}))) == "credentials"
         assert client.post(PATH, json=vllm(tmp_path)).status_code == 200
 
 
 class TestALostKey:
-    def test_is_a_state_of_the_target_until_the_credentials_are_set_again(
+    def test_lost_credentials_are_a_status_until_they_are_set_again(
         self, client: TestClient, tmp_path: Path, sessions: Sessions
     ) -> None:
         assert client.post(PATH, json=vllm(tmp_path, credentials={"api_key": "x"})).json()["status"] == "ready"
@@ -125,13 +119,9 @@ class TestALostKey:
         lost = client.get(f"{PATH}/production").json()
         assert client.get(PATH).json()["data"] == [lost]
         assert (lost["status"], lost["credentials"]) == ("credentials_lost", ["api_key"])
-        assert "add the key that encrypted them, or set the credentials again" in lost["error"]
+        assert lost["error"]
         changed = client.post(f"{PATH}/production", json={"credentials": {"api_key": "y"}}).json()
         assert (changed["status"], changed["error"]) == ("ready", None)
-
-    def test_a_target_without_credentials_is_ready(self, client: TestClient, tmp_path: Path) -> None:
-        created = client.post(PATH, json=vllm(tmp_path)).json()
-        assert (created["status"], created["error"]) == ("ready", None)
 
 
 class TestChange:
@@ -141,23 +131,13 @@ class TestChange:
         assert changed == created | {"default": True, "updated_at": changed["updated_at"]}
         assert client.post(f"{PATH}/production", json={"credentials": {}}).json()["credentials"] == []
 
-    def test_the_kind_stays(self, client: TestClient, tmp_path: Path) -> None:
+    def test_another_kind_is_refused(self, client: TestClient, tmp_path: Path) -> None:
         client.post(PATH, json=vllm(tmp_path))
         body = {"destination": {"kind": "directory", "path": str(tmp_path)}}
-        assert "cannot become another kind" in error(client.post(f"{PATH}/production", json=body))
+        assert (param_of(client.post(f"{PATH}/production", json=body)) or "").startswith("destination")
 
     def test_a_deleted_one_is_a_404_and_its_name_is_free(self, client: TestClient, tmp_path: Path) -> None:
         client.post(PATH, json=vllm(tmp_path))
         assert client.delete(f"{PATH}/production").json()["deleted"] is True
         assert client.get(f"{PATH}/production").status_code == 404
         assert client.post(PATH, json=vllm(tmp_path)).status_code == 200
-
-
-def test_a_key_needs_the_scope_of_targets(
-    client: TestClient, sessions: Sessions, project: Project, tmp_path: Path
-) -> None:
-    with transaction(sessions) as session:
-        secret = keys.issue(session, project, "jobs", ["jobs:write", "targets:read"]).secret
-    headers = {"Authorization": f"Bearer {secret}"}
-    assert client.get(PATH, headers=headers).status_code == 200
-    assert client.post(PATH, json=vllm(tmp_path), headers=headers).status_code == 403

@@ -14,18 +14,18 @@ from app.storage import LocalStorage
 
 
 class TestHealthz:
-    def test_is_ok_whatever_else_is_down(self, settings: Settings, storage: LocalStorage) -> None:
+    def test_a_process_is_alive_without_a_database(self, settings: Settings, storage: LocalStorage) -> None:
         away = settings.model_copy(update={"database_url": "postgresql+psycopg://me@127.0.0.1:1/x"})
         with TestClient(create_app(away, storage=storage)) as client:
             assert client.get("/healthz").json() == {"status": "ok"}
 
-    def test_of_a_probe_that_sends_head_is_ok_too(self, client: TestClient, base_model: str) -> None:
+    def test_probes_accept_head(self, client: TestClient, base_model: str) -> None:
         for path in ("/healthz", "/readyz"):
             assert client.head(path).status_code == 200
 
 
 class TestReadyz:
-    def test_is_ready_with_a_database_a_storage_and_a_model(self, client: TestClient, base_model: str) -> None:
+    def test_a_whole_service_is_ready(self, client: TestClient, base_model: str) -> None:
         answer = client.get("/readyz")
         assert answer.status_code == 200
         assert answer.json()["status"] == "ready"

@@ -17,7 +17,7 @@ class TestUnknownModel:
         ("name", "has_remedy"),
         [("gpt-4o-mini-2024-07-18", True), ("o3-mini", True), ("Qwen9", False), ("gpt-4 x", False)],
     )
-    def test_with_a_name_of_openai_names_aliases_as_the_remedy(
+    def test_the_name_of_an_openai_model_has_a_remedy(
         self, client: TestClient, base_model: str, training_file: str, name: str, has_remedy: bool
     ) -> None:
         messages = [{"role": "user", "content": "Hello"}]
@@ -33,7 +33,7 @@ class TestUnknownModel:
 
 
 class TestList:
-    def test_has_base_models_with_their_lora_limits(self, client: TestClient, base_model: str) -> None:
+    def test_base_models_have_lora_limits(self, client: TestClient, base_model: str) -> None:
         body = client.get("/v1/models").json()
         assert body["object"] == "list"
         (model,) = body["data"]
@@ -44,7 +44,7 @@ class TestList:
         assert model["lora_limits"]["max_r"] == 32
         assert "q_proj" in model["lora_limits"]["target_modules"]
 
-    def test_has_the_id_and_the_revision_on_a_hub_and_the_experts(
+    def test_a_base_model_has_its_source_and_experts(
         self, client: TestClient, sessions: Sessions, tmp_path: Path
     ) -> None:
         with transaction(sessions) as session:
@@ -61,13 +61,13 @@ class TestList:
         assert {"source", "revision"} & plain.keys() == set()
         assert "target_parameters" not in plain["lora_limits"]
 
-    def test_has_the_models_that_were_trained_here(self, client: TestClient, succeeded: Job) -> None:
+    def test_trained_models_are_listed(self, client: TestClient, succeeded: Job) -> None:
         names = [model["id"] for model in client.get("/v1/models").json()["data"]]
         assert names[0] == "tiny"
         assert succeeded.fine_tuned_model in names
         assert sum(":ckpt-step-" in name for name in names) == 2
 
-    def test_of_nothing_is_empty(self, client: TestClient) -> None:
+    def test_a_list_without_models_is_empty(self, client: TestClient) -> None:
         assert client.get("/v1/models").json() == {"object": "list", "data": []}
 
 
@@ -80,14 +80,10 @@ class TestGet:
         for path in ("/v1/models/org/family/tiny", "/v1/models/org%2Ffamily%2Ftiny"):
             assert client.get(path).json()["id"] == "org/family/tiny"
 
-    def test_of_a_trained_model_says_where_it_comes_from(self, client: TestClient, succeeded: Job) -> None:
+    def test_a_trained_model_has_its_base_and_job(self, client: TestClient, succeeded: Job) -> None:
         body = client.get(f"/v1/models/{succeeded.fine_tuned_model}").json()
         ModelBody.model_validate(body)
         assert (body["base_model"], body["fine_tuning_job_id"]) == ("tiny", succeeded.id)
-
-    def test_of_an_unknown_model_is_a_404(self, client: TestClient) -> None:
-        answer = client.get("/v1/models/gpt-4o")
-        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
 
     def test_without_a_name_is_an_error_that_names_the_list(self, client: TestClient) -> None:
         for method in ("GET", "DELETE"):
@@ -96,15 +92,14 @@ class TestGet:
 
 
 class TestDelete:
-    def test_deletes_a_trained_model(self, client: TestClient, succeeded: Job) -> None:
+    def test_a_deleted_model_is_not_found(self, client: TestClient, succeeded: Job) -> None:
         path = f"/v1/models/{succeeded.fine_tuned_model}"
         assert client.delete(path).json() == {"id": succeeded.fine_tuned_model, "object": "model", "deleted": True}
         assert client.get(path).status_code == 404
         assert client.delete(path).status_code == 404
         assert str(succeeded.fine_tuned_model) not in client.get("/v1/models").text
 
-    def test_of_a_base_model_is_a_403_that_says_who_may(self, client: TestClient, base_model: str) -> None:
+    def test_a_base_model_is_not_deleted(self, client: TestClient, base_model: str) -> None:
         answer = client.delete(f"/v1/models/{base_model}")
         assert answer.status_code == 403
-        assert "tunery models remove" in answer.json()["error"]["message"]
         assert client.get(f"/v1/models/{base_model}").status_code == 200

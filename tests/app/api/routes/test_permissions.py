@@ -11,7 +11,7 @@ from sqlalchemy import insert
 from sqlalchemy.exc import IntegrityError
 from starlette.testclient import TestClient
 
-from app.api.schemas.models import PermissionList
+from app.api.schemas.models import PermissionBody
 from app.db.engine import Sessions, transaction
 from app.db.tables import CheckpointPermission, Job, Project
 from tests.factories import chat_lines, make_key, make_project
@@ -44,7 +44,7 @@ def share(client: TestClient, path: str, admin_headers: dict[str, str]) -> Any:
 
 
 class TestSharing:
-    def test_lets_the_other_project_see_the_model_and_train_it_further(
+    def test_a_shared_model_is_seen_and_trained_further(
         self, client: TestClient, share: Any, other: Project, theirs: dict[str, str], succeeded: Job
     ) -> None:
         files = {"file": ("train.jsonl", chat_lines())}
@@ -53,7 +53,7 @@ class TestSharing:
         assert client.post("/v1/fine_tuning/jobs", json=body, headers=theirs).status_code == 404
 
         granted = share(other.id).json()
-        PermissionList.model_validate(granted)
+        PermissionBody.model_validate(granted["data"][0])
         assert [(row["object"], row["project_id"]) for row in granted["data"]] == [("checkpoint.permission", other.id)]
 
         assert client.get(f"/v1/models/{succeeded.fine_tuned_model}", headers=theirs).status_code == 200
@@ -63,7 +63,7 @@ class TestSharing:
         created = client.post("/v1/fine_tuning/jobs", json=body, headers=theirs)
         assert (created.status_code, created.json()["model"]) == (200, succeeded.fine_tuned_model)
 
-    def test_opens_nothing_but_the_model(
+    def test_a_permission_opens_the_model_alone(
         self, client: TestClient, share: Any, other: Project, theirs: dict[str, str], succeeded: Job, path: str
     ) -> None:
         share(other.id)
@@ -72,11 +72,11 @@ class TestSharing:
         assert client.get(f"/v1/files/{succeeded.result_file_ids[0]}", headers=theirs).status_code == 404
         assert client.get(path, headers=theirs).status_code == 404
 
-    def test_twice_is_sharing_once(self, client: TestClient, share: Any, other: Project, path: str) -> None:
+    def test_a_repeated_permission_is_one(self, client: TestClient, share: Any, other: Project, path: str) -> None:
         assert share(other.id).json() == share(other.id, other.id).json()
         assert len(client.get(path).json()["data"]) == 1
 
-    def test_ends_with_the_permission(
+    def test_a_withdrawn_permission_ends_the_access(
         self,
         client: TestClient,
         share: Any,
@@ -103,7 +103,6 @@ class TestAllowedKeys:
         for method, url in (("POST", path), ("DELETE", f"{path}/{permission}")):
             answer = client.request(method, url, json={"project_ids": [other.id]})
             assert (answer.status_code, answer.json()["error"]["code"]) == (403, "permission_denied")
-            assert "admin key" in answer.json()["error"]["message"]
 
     def test_a_model_that_does_not_exist_is_a_404_for_every_key(
         self, client: TestClient, admin_headers: dict[str, str]
@@ -115,27 +114,16 @@ class TestAllowedKeys:
 
 
 class TestBadInput:
-    def test_names_every_project_that_does_not_exist(self, share: Any, other: Project) -> None:
+    def test_unknown_projects_are_named(self, share: Any, other: Project) -> None:
         answer = share("proj_x", other.id, "proj_y")
         assert (answer.status_code, answer.json()["error"]["param"]) == (404, "project_ids")
         assert "proj_x, proj_y" in answer.json()["error"]["message"]
 
-    def test_of_the_owner_itself_is_a_400(self, share: Any, project: Project, client: TestClient, path: str) -> None:
+    def test_a_model_is_not_shared_with_its_owner(
+        self, share: Any, project: Project, client: TestClient, path: str
+    ) -> None:
         assert share(project.id).status_code == 400
         assert client.get(path).json()["data"] == []
-
-    @pytest.mark.parametrize(
-        ("body", "param"),
-        [({}, "project_ids"), ({"project_ids": []}, "project_ids"), ({"project_ids": ["p"], "x": 1}, "x")],
-    )
-    def test_of_a_wrong_shape_is_a_400(
-        self, client: TestClient, path: str, admin_headers: dict[str, str], body: dict[str, Any], param: str
-    ) -> None:
-        answer = client.post(path, json=body, headers=admin_headers)
-        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
-
-    def test_of_an_unknown_cursor_is_a_400(self, client: TestClient, path: str) -> None:
-        assert client.get(path, params={"after": "cp_x"}).json()["error"]["param"] == "after"
 
     def test_a_row_for_the_owner_is_refused_by_the_database(
         self, sessions: Sessions, project: Project, succeeded: Job
@@ -146,7 +134,7 @@ class TestBadInput:
 
 
 class TestTheOfficialClient:
-    def test_creates_lists_and_deletes(
+    def test_the_official_client_shares_a_checkpoint(
         self, client: TestClient, admin_headers: dict[str, str], sessions: Sessions, succeeded: Job, other: Project
     ) -> None:
         with transaction(sessions) as session:

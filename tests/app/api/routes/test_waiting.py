@@ -103,7 +103,7 @@ def frames(lines: Iterator[str]) -> Iterator[dict[str, str]]:
 
 
 class TestWait:
-    def test_answers_when_the_job_changes(
+    def test_a_wait_ends_at_a_change(
         self, http: httpx2.Client, running: Job, sessions: Sessions, aside: Callable[..., Any]
     ) -> None:
         waiting = aside(http.get, path_of(running), params={"wait": 60}, timeout=AT_ONCE)
@@ -119,16 +119,14 @@ class TestWait:
         answer = waiting.result()
         assert (answer.status_code, answer.json()["status"]) == (200, "running")
 
-    def test_returns_at_once_if_the_client_has_an_older_one(
-        self, http: httpx2.Client, job: Job, sessions: Sessions
-    ) -> None:
+    def test_an_older_etag_is_answered_at_once(self, http: httpx2.Client, job: Job, sessions: Sessions) -> None:
         etag = http.get(path_of(job)).headers["etag"]
         with transaction(sessions) as session:
             validate_job(session)
         answer = http.get(path_of(job), params={"wait": 60}, headers={"If-None-Match": etag}, timeout=AT_ONCE)
         assert answer.json()["status"] == "queued"
 
-    def test_is_a_304_at_the_timeout_and_a_200_without_an_etag(self, http: httpx2.Client, job: Job) -> None:
+    def test_a_timeout_is_a_304_for_a_known_etag(self, http: httpx2.Client, job: Job) -> None:
         first = http.get(path_of(job), params={"wait": 0.2})
         assert first.status_code == 200
         known = {"If-None-Match": first.headers["etag"]}
@@ -163,7 +161,7 @@ class TestWait:
             forecast_queue(session)
         assert waiting.result().json()["queue_position"] == 1
 
-    def test_sees_what_another_process_wrote(
+    def test_a_change_by_another_process_ends_a_wait(
         self, http: httpx2.Client, job: Job, settings: Settings, storage: LocalStorage, api_key: str,
         aside: Callable[..., Any], engine: Engine,
     ) -> None:  # fmt: skip
@@ -176,7 +174,7 @@ class TestWait:
             assert httpx2.post(url, headers=headers, trust_env=False).status_code == 200
         assert waiting.result().json()["status"] == "cancelled"
 
-    def test_fifty_hold_no_thread_and_no_connection(
+    def test_fifty_waits_hold_no_thread_and_no_connection(
         self, app: FastAPI, api_key: str, job: Job, engine: Engine, aside: Callable[..., Any]
     ) -> None:
         with serve(app) as server, client_of(server, api_key) as http:
@@ -207,7 +205,7 @@ class TestWait:
             assert {each.result().json()["status"] for each in waiting} == {"queued"}
         assert len(looks) < 50  # three each would be 150
 
-    def test_ends_when_the_client_disconnects(self, app: FastAPI, api_key: str, job: Job) -> None:
+    def test_a_disconnect_ends_a_wait(self, app: FastAPI, api_key: str, job: Job) -> None:
         with serve(app) as server, client_of(server, api_key) as http:
             changes = app.state.app_state.notifications
             for path in (f"{path_of(job)}?wait=60", path_of(job, "events", "stream"), "events/stream"):
@@ -215,7 +213,7 @@ class TestWait:
                     list(answer.iter_lines())
                 until(lambda: changes.subscription_count == 0, "nobody who waits")
 
-    def test_refuses_a_key_that_was_revoked_meanwhile(
+    def test_a_revoked_key_ends_a_wait(
         self, http: httpx2.Client, job: Job, sessions: Sessions, aside: Callable[..., Any], engine: Engine
     ) -> None:
         etag = http.get(path_of(job)).headers["etag"]
@@ -229,7 +227,7 @@ class TestWait:
 
 class TestLists:
     @pytest.mark.parametrize("rest", [("events",), ("checkpoints",), ("metrics",)])
-    def test_of_a_job_are_304_until_something_happens(
+    def test_lists_of_a_job_are_304_until_a_change(
         self, http: httpx2.Client, running: Job, sessions: Sessions, rest: tuple[str, ...]
     ) -> None:
         etag = http.get(path_of(running, *rest)).headers["etag"]
@@ -238,7 +236,7 @@ class TestLists:
         step(sessions, running, 1)
         assert http.get(path_of(running, *rest), headers={"If-None-Match": etag}).status_code == 200
 
-    def test_of_jobs_are_304_until_one_of_the_page_changes(
+    def test_a_page_of_jobs_is_a_304_until_a_change(
         self, http: httpx2.Client, running: Job, sessions: Sessions, storage: LocalStorage, project: Project
     ) -> None:
         etag = http.get("fine_tuning/jobs").headers["etag"]
@@ -253,7 +251,7 @@ class TestLists:
 
 
 class TestJobStream:
-    def test_replays_then_sends_each_event_once_in_order_and_ends_with_the_job(
+    def test_a_stream_has_each_event_once_and_ends_with_the_job(
         self, http: httpx2.Client, running: Job, sessions: Sessions, storage: LocalStorage, project: Project,
         aside: Callable[..., Any],
     ) -> None:  # fmt: skip
@@ -282,7 +280,7 @@ class TestJobStream:
             assert [int(frame["id"]) for frame in received] == list(range(1, len(events) + 1))
             assert [json.loads(frame["data"]) for frame in received] == events
 
-    def test_continues_after_the_last_event_id(self, http: httpx2.Client, job: Job, sessions: Sessions) -> None:
+    def test_a_stream_continues_after_the_last_event(self, http: httpx2.Client, job: Job, sessions: Sessions) -> None:
         with transaction(sessions) as session:
             jobs.cancel(session, job.project_id, job.id)
         stream = path_of(job, "events", "stream")
@@ -296,7 +294,7 @@ class TestJobStream:
             assert refused.status_code == 400
             assert refused.json()["error"]["param"] == "Last-Event-ID"
 
-    def test_is_kept_alive_and_ends_when_its_key_is_revoked(
+    def test_a_stream_ends_with_its_key(
         self, http: httpx2.Client, job: Job, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(streams, "KEEPALIVE_SECONDS", 0.1)
@@ -313,7 +311,7 @@ class TestJobStream:
                             keys.revoke(session, None, key.id)
             assert received[5] == {"": "ping"}
 
-    def test_loses_nothing_when_postgres_ends_every_connection(
+    def test_a_stream_outlives_its_database_connection(
         self, http: httpx2.Client, running: Job, sessions: Sessions, engine: Engine
     ) -> None:
         with http.stream("GET", path_of(running, "events", "stream")) as answer:
@@ -327,7 +325,7 @@ class TestJobStream:
 
 
 class TestProjectStream:
-    def test_names_the_changed_job_and_none_of_another_project(
+    def test_the_project_stream_names_changed_jobs(
         self, http: httpx2.Client, running: Job, sessions: Sessions, storage: LocalStorage, engine: Engine
     ) -> None:
         with transaction(sessions) as session:

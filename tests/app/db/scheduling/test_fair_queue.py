@@ -124,7 +124,7 @@ class TestOrder:
     def test_urgent_jobs_come_first(self, two: Sessions) -> None:
         with transaction(two) as session:
             add_job(session, "b0", "b", priority=100)
-            add_job(session, "a0", "a", is_urgent=True)
+            add_job(session, "a0", "a", urgent=True)
         assert take(two) == "a0"
 
     def test_validations_alternate_between_projects(self, two: Sessions) -> None:
@@ -231,7 +231,7 @@ def test_jobs_are_claimed_in_the_order_of_their_positions(
         for number, (project, priority, is_urgent, seconds) in enumerate(drawn):
             planned_seconds = seconds and seconds + 7 * number
             add_job(
-                session, f"j{number}", project, priority=priority, is_urgent=is_urgent, planned_seconds=planned_seconds
+                session, f"j{number}", project, priority=priority, urgent=is_urgent, planned_seconds=planned_seconds
             )
         expected = [each.job_id for each in fair_queue.waiting_jobs(session)]
         claimed = [claims.claim(session, "train", f"w{turn}", 60, CARD) for turn in range(len(drawn))]

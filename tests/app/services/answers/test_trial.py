@@ -54,7 +54,7 @@ def test_a_pause_in_the_middle_is_no_end_while_the_worker_is_alive(monkeypatch: 
 
 
 def test_a_worker_that_only_lives_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(EngineUnavailable, match="generated no text within 180 s"):
+    with pytest.raises(EngineUnavailable, match="within 180 s"):
         answer(monkeypatch, *[ALIVE] * 400)
 
 

@@ -42,7 +42,7 @@ class TestEveryWay:
         assert "Line 13" not in refused.value.message
 
     def test_refuses_a_line_that_is_too_long_and_a_file_without_any(self, check: Callable[[bytes], int]) -> None:
-        with pytest.raises(InvalidDataset, match="Line 1: longer than 1,000 bytes"):
+        with pytest.raises(InvalidDataset, match="longer than 1,000"):
             check(b'{"a": "' + b"x" * 2_000 + b'"}\n')
         with pytest.raises(InvalidDataset, match="empty"):
             check(b"\n\n")

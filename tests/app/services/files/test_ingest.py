@@ -15,11 +15,9 @@ from app.db.engine import Sessions, transaction
 from app.db.tables import File, Project
 from app.services.datasets.check_process import CheckProcess
 from app.services.files import files
-from app.services.files.files import STALE_AFTER_SECONDS, NewFile, StagedFile, delete_stale_staged_files, ingest_file
+from app.services.files.files import STALE_AFTER_SECONDS, StagedFile, delete_stale_staged_files, ingest_file, new_file
 from app.storage import LocalStorage
 from tests.factories import chat_lines
-
-FINE_TUNE = NewFile("fine-tune", "a.jsonl")
 
 
 @pytest.fixture
@@ -59,11 +57,12 @@ class TestIngestFile:
             raise OperationalError("COMMIT", {}, Exception("connection lost"))
 
         monkeypatch.setattr("app.services.files.files.transaction", losing_the_answer)
+        file = new_file(project.id, "fine-tune", "a.jsonl")
         with pytest.raises(OperationalError):
-            ingest_file(sessions, storage, project.id, FINE_TUNE, staged, 1 << 20, CheckProcess())
+            ingest_file(sessions, storage, file, None, staged, 1 << 20, CheckProcess())
         with transaction(sessions) as session:
-            file = session.scalars(select(File)).one()
-        assert storage.stat(file.storage_key).size_bytes == file.bytes
+            stored = session.scalars(select(File)).one()
+        assert storage.stat(stored.storage_key).size_bytes == stored.bytes
 
 
 class TestDeleteStaleStagedFiles:

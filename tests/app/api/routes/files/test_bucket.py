@@ -37,7 +37,7 @@ def upload(client: TestClient, content: bytes = CONTENT, purpose: str = "user_da
 
 
 class TestFiles:
-    def test_are_uploaded_and_downloaded_whole_and_by_range(self, client: TestClient) -> None:
+    def test_a_file_is_uploaded_and_downloaded_by_range(self, client: TestClient) -> None:
         file = upload(client).raise_for_status().json()
         path = f"/v1/files/{file['id']}/content"
         assert client.get(path).content == CONTENT
@@ -64,14 +64,14 @@ class TestFiles:
 
 class TestABucketThatFails:
     @pytest.mark.parametrize(
-        ("fault", "status", "code", "advice"),
+        ("fault", "status", "code"),
         [
-            (FULL, 507, "storage_full", "The storage of files cannot be used: the bucket is full"),
-            (DENIED, 503, "service_unavailable", "allow the service to read, write, delete and list its objects"),
-            (Fault(), 503, "service_unavailable", "the bucket's server does not answer"),
+            (FULL, 507, "storage_full"),
+            (DENIED, 503, "service_unavailable"),
+            (Fault(), 503, "service_unavailable"),
         ],
     )
-    def test_is_an_answer_with_the_reason_and_the_next_upload_succeeds(
+    def test_a_fault_is_an_error_and_the_next_upload_succeeds(
         self,
         client: TestClient,
         proxy: FaultyProxy,
@@ -79,20 +79,17 @@ class TestABucketThatFails:
         fault: Fault,
         status: int,
         code: str,
-        advice: str,
     ) -> None:
         proxy.fault = replace(fault)
         response = upload(client)
-        error = response.json()["error"]
-        assert (response.status_code, error["code"]) == (status, code)
-        assert advice in error["message"]
+        assert (response.status_code, response.json()["error"]["code"]) == (status, code)
         assert ("retry-after" in response.headers) == (status == 503)
         assert client.get("/v1/files").json()["data"] == []
         assert list(storage.staging.iterdir()) == []
         proxy.fault = None
         assert upload(client).status_code == 200
 
-    def test_keeps_what_a_stream_has_stored(self, client: TestClient, proxy: FaultyProxy) -> None:
+    def test_a_fault_keeps_the_stored_content(self, client: TestClient, proxy: FaultyProxy) -> None:
         body = {"filename": "a", "purpose": "user_data", "mime_type": "text/plain", "bytes": len(CONTENT)}
         path = f"/v1/uploads/{client.post('/v1/uploads', json=body).json()['id']}/content"
         first, total = 5_500_000, len(CONTENT)
@@ -120,11 +117,10 @@ class TestABucketThatFails:
         proxy.fault = None
         assert client.post(f"{path}/complete", json={"part_ids": ids}).json()["status"] == "completed"
 
-    def test_is_not_ready_with_the_reason(self, client: TestClient, proxy: FaultyProxy) -> None:
+    def test_a_failing_bucket_is_not_ready(self, client: TestClient, proxy: FaultyProxy) -> None:
         proxy.fault = Fault(status=403, code="RequestTimeTooSkewed")
         response = client.get("/readyz")
-        detail = response.json()["checks"]["storage"]["detail"]
-        assert (response.status_code, "its clock is wrong" in detail) == (503, True)
+        assert (response.status_code, response.json()["checks"]["storage"]["ok"]) == (503, False)
         proxy.fault = None
         assert client.get("/readyz").json()["checks"]["storage"] == {"ok": True, "required": True, "detail": "writable"}
 
@@ -135,7 +131,7 @@ class TestRedirects:
         location = with_prefix(rclone.location, secrets.token_hex(4))
         return S3Storage(replace(location, redirect_endpoint=rclone.endpoint), tmp_path / "staging")
 
-    def test_send_the_client_to_the_bucket_with_the_name_of_the_file(self, client: TestClient) -> None:
+    def test_a_download_redirects_to_the_bucket(self, client: TestClient) -> None:
         file = upload(client).json()
         path = f"/v1/files/{file['id']}/content"
         response = client.get(path, follow_redirects=False)
@@ -150,7 +146,7 @@ class TestRedirects:
         altered = str(url.copy_set_param("response-content-type", "text/html"))
         assert httpx2.get(altered, trust_env=False).status_code == 403
 
-    def test_are_not_used_for_what_only_the_api_knows(self, client: TestClient) -> None:
+    def test_conditional_requests_are_not_redirected(self, client: TestClient) -> None:
         """A head, our ETags, and a range that depends on one."""
         path = f"/v1/files/{upload(client).json()['id']}/content"
         head = client.head(path)
@@ -160,7 +156,7 @@ class TestRedirects:
         ranged = client.get(path, headers={"If-Range": etag, "Range": "bytes=0-9"})
         assert (ranged.status_code, ranged.content) == (206, CONTENT[:10])
 
-    def test_the_official_client_follows_them_without_its_key(
+    def test_the_official_client_follows_redirects_without_its_key(
         self, settings: Settings, storage: S3Storage, api_key: str
     ) -> None:
         with serve(create_app(settings, storage=storage)) as server:

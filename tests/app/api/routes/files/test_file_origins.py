@@ -17,7 +17,7 @@ def set_origin(client: TestClient, file_id: str, origin: Any) -> Any:
     return client.post(f"/v1/files/{file_id}", json={"origin": origin})
 
 
-def test_is_null_until_it_is_set_and_after_it_was_removed(client: TestClient, training_file: str) -> None:
+def test_an_origin_is_set_and_removed(client: TestClient, training_file: str) -> None:
     assert client.get(f"/v1/files/{training_file}").json()["origin"] is None
     changed = set_origin(client, training_file, ORIGIN).json()
     FileBody.model_validate(changed)
@@ -27,7 +27,7 @@ def test_is_null_until_it_is_set_and_after_it_was_removed(client: TestClient, tr
 
 
 @pytest.mark.usefixtures("base_model")
-def test_is_in_every_job_that_is_created_on_the_file(client: TestClient, training_file: str) -> None:
+def test_jobs_and_clones_show_the_origin_of_their_file(client: TestClient, training_file: str) -> None:
     request = {"model": "tiny", "training_file": training_file}
     assert client.post("/v1/fine_tuning/jobs", json=request).json()["file_origins"] is None
     set_origin(client, training_file, ORIGIN)
@@ -48,15 +48,8 @@ def test_is_in_every_job_that_is_created_on_the_file(client: TestClient, trainin
         ({}, "origin"),
     ],
 )
-def test_of_another_shape_is_refused_by_name(
+def test_an_origin_of_another_shape_is_refused(
     client: TestClient, training_file: str, body: dict[str, Any], param: str
 ) -> None:
     answer = client.post(f"/v1/files/{training_file}", json=body)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text
-
-
-def test_of_another_projects_file_is_a_404(
-    client: TestClient, training_file: str, foreign_headers: dict[str, str]
-) -> None:
-    answer = client.post(f"/v1/files/{training_file}", json={"origin": ORIGIN}, headers=foreign_headers)
-    assert answer.status_code == 404

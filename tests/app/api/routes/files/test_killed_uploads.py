@@ -100,7 +100,7 @@ def let_it_be_long_ago(directory: Path) -> None:
         os.utime(path, (moment, moment))
 
 
-def test_leaves_nothing_half_and_every_upload_can_go_on(
+def test_a_killed_api_leaves_uploads_that_continue(
     settings: Settings, storage: LocalStorage, sessions: Sessions, project: Project, api_key: str
 ) -> None:
     data = random.Random(1).randbytes(MAX_PART_BYTES + 2 * MORE_BYTES)
@@ -143,7 +143,7 @@ def test_leaves_nothing_half_and_every_upload_can_go_on(
 
 
 @pytest.mark.extended("kills the API once more, at the completion of an upload")
-def test_while_a_file_is_put_together_leaves_an_upload_that_can_be_completed(
+def test_a_kill_during_completion_leaves_a_pending_upload(
     settings: Settings, storage: LocalStorage, sessions: Sessions, api_key: str
 ) -> None:
     """Its lines are being checked by a child, which has nobody to tell of them any more and is stopped besides."""

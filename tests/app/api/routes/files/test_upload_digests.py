@@ -71,48 +71,41 @@ def put(client: Client, upload: str, start: int, end: int) -> Json:
 
 
 class TestParts:
-    def test_in_their_order_are_not_read_again(self, client: TestClient, begin: Begin, reads: list[int]) -> None:
+    @pytest.mark.parametrize(
+        ("sent", "chosen", "by_another", "read_bytes"),
+        [
+            ((0, 1, 2), (0, 1, 2), (), 0),
+            ((2, 0, 1), (1, 2, 0), (), len(DATA)),
+            ((0, 1, 1, 2), (0, 2, 3), (), len(DATA)),
+            ((0, 1, 2), (0, 1, 2), (2,), len(THIRDS[2])),
+            ((0, 1, 2), (0, 1, 2), (0, 1, 2), len(DATA)),
+        ],
+        ids=["in order", "in another order", "sent again", "the last by another process", "by another process"],
+    )
+    def test_only_parts_without_a_digest_are_read(
+        self,
+        client: TestClient,
+        elsewhere: Client,
+        begin: Begin,
+        reads: list[int],
+        sent: tuple[int, ...],
+        chosen: tuple[int, ...],
+        by_another: tuple[int, ...],
+        read_bytes: int,
+    ) -> None:
         upload = begin()
-        ids = [add(client, upload, third) for third in THIRDS]
-        assert complete(client, upload, ids)["file"]["sha256"] == SHA256
-        assert sum(reads) == 0
+        ids = [add(elsewhere if each in by_another else client, upload, THIRDS[each]) for each in sent]
+        assert complete(client, upload, [ids[each] for each in chosen])["file"]["sha256"] == SHA256
+        assert sum(reads) == read_bytes
 
-    def test_have_their_own_digest_each(self, client: TestClient, begin: Begin) -> None:
+    def test_each_part_has_a_digest(self, client: TestClient, begin: Begin) -> None:
         upload = begin()
         for third in THIRDS:
             add(client, upload, third)
         listed = client.get(f"{upload}/parts").json()["data"]
         assert [part["sha256"] for part in listed] == [hashlib.sha256(third).hexdigest() for third in THIRDS]
 
-    def test_in_another_order_are_read(self, client: TestClient, begin: Begin, reads: list[int]) -> None:
-        upload = begin()
-        last, first, middle = (add(client, upload, THIRDS[number]) for number in (2, 0, 1))
-        assert complete(client, upload, [first, middle, last])["file"]["sha256"] == SHA256
-        assert sum(reads) == len(DATA)
-
-    def test_that_were_sent_again_are_read(self, client: TestClient, begin: Begin, reads: list[int]) -> None:
-        upload = begin()
-        first, _lost, middle, last = (add(client, upload, THIRDS[number]) for number in (0, 1, 1, 2))
-        assert complete(client, upload, [first, middle, last])["file"]["sha256"] == SHA256
-        assert sum(reads) == len(DATA)
-
-    def test_are_read_from_the_first_that_another_process_took(
-        self, client: TestClient, elsewhere: Client, begin: Begin, reads: list[int]
-    ) -> None:
-        upload = begin()
-        ids = [add(client, upload, THIRDS[0]), add(client, upload, THIRDS[1]), add(elsewhere, upload, THIRDS[2])]
-        assert complete(client, upload, ids)["file"]["sha256"] == SHA256
-        assert sum(reads) == len(THIRDS[2])
-
-    def test_are_read_by_a_process_that_took_none(
-        self, client: TestClient, elsewhere: Client, begin: Begin, reads: list[int]
-    ) -> None:
-        upload = begin()
-        ids = [add(elsewhere, upload, third) for third in THIRDS]
-        assert complete(client, upload, ids)["file"]["sha256"] == SHA256
-        assert sum(reads) == len(DATA)
-
-    def test_are_read_for_an_md5_without_counting_twice(
+    def test_an_md5_reads_all_parts_once(
         self, client: TestClient, elsewhere: Client, begin: Begin, reads: list[int]
     ) -> None:
         upload = begin()
@@ -129,13 +122,13 @@ class TestAStream:
     def small_pieces(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(resumable_upload, "CHUNK_BYTES", 400_000)
 
-    def test_is_not_read_again_even_after_a_break(self, client: TestClient, begin: Begin, reads: list[int]) -> None:
+    def test_a_stream_is_not_read_again_after_a_break(self, client: TestClient, begin: Begin, reads: list[int]) -> None:
         upload = begin()
         assert put(client, upload, 0, 1_500_000)["status"] == "pending"
         assert put(client, upload, 1_500_000, len(DATA))["file"]["sha256"] == SHA256
         assert sum(reads) == 0
 
-    def test_that_another_process_began_is_read(
+    def test_a_stream_begun_by_another_process_is_read(
         self, client: TestClient, elsewhere: Client, begin: Begin, reads: list[int]
     ) -> None:
         upload = begin()
@@ -143,7 +136,7 @@ class TestAStream:
         assert put(client, upload, 1_500_000, len(DATA))["file"]["sha256"] == SHA256
         assert sum(reads) == len(DATA)
 
-    def test_whose_beginning_was_replaced_elsewhere_is_read(
+    def test_a_stream_with_a_replaced_beginning_is_read(
         self, client: TestClient, elsewhere: Client, begin: Begin, reads: list[int]
     ) -> None:
         """What is remembered here has the same length, and is of pieces that are gone."""

@@ -72,7 +72,7 @@ def objects(storage: LocalStorage, prefix: str) -> list[str]:
 
 
 class TestBegin:
-    def test_answers_openais_object_with_an_hour_to_go(self, begin: Begin) -> None:
+    def test_an_upload_begins_with_an_hour(self, begin: Begin) -> None:
         upload = begin()
         assert upload["id"].startswith("upload_")
         assert upload["expires_at"] == upload["created_at"] + 3600
@@ -85,32 +85,21 @@ class TestBegin:
         ("fields", "param"),
         [
             ({"bytes": -1}, "bytes"),
-            ({"bytes": "7"}, "bytes"),
-            ({"bytes": True}, "bytes"),
             ({"bytes": (8 << 30) + 1}, "bytes"),
             ({"bytes": 10**30}, None),
-            ({"bytes": None}, "bytes"),
             ({"purpose": "fine-tune-results"}, "purpose"),
-            ({"filename": ""}, "filename"),
             ({"filename": "a\x00b"}, "filename"),
-            ({"mime_type": 7}, "mime_type"),
             ({"expires_after": {"anchor": "created_at", "seconds": 10}}, "expires_after.seconds"),
-            ({"expires_after": {"anchor": "last_active_at", "seconds": 3600}}, "expires_after.anchor"),
             ({"part_size": 5}, "part_size"),
         ],
     )
-    def test_refuses_what_could_not_become_a_file(self, client: TestClient, fields: Json, param: str | None) -> None:
+    def test_an_upload_that_is_no_file_is_refused(self, client: TestClient, fields: Json, param: str | None) -> None:
         body = {"filename": "a", "purpose": "batch", "mime_type": "text/plain", "bytes": 5} | fields
         assert error_of(client.post("/v1/uploads", json=body))["param"] == param
 
-    def test_lists_all_that_is_missing_at_once(self, client: TestClient) -> None:
-        error = error_of(client.post("/v1/uploads", json={}))
-        assert error["code"] == "missing_required_parameter"
-        assert all(name in error["message"] for name in ("filename", "purpose", "bytes", "mime_type"))
-
 
 class TestParts:
-    def test_become_the_file_in_the_order_that_completing_names(
+    def test_parts_become_the_file_in_the_named_order(
         self, client: TestClient, begin: Begin, add: Add, complete: Complete, storage: LocalStorage
     ) -> None:
         upload_id = begin(expires_after={"anchor": "created_at", "seconds": 3600})["id"]
@@ -129,7 +118,7 @@ class TestParts:
         middle_of_it = client.get(f"/v1/files/{file['id']}/content", headers={"Range": "bytes=690-1510"})
         assert middle_of_it.content == CONTENT[690:1511]
 
-    def test_may_come_at_once(self, client: TestClient, begin: Begin, complete: Complete) -> None:
+    def test_parts_are_sent_concurrently(self, client: TestClient, begin: Begin, complete: Complete) -> None:
         size = 300_000
         bodies = [bytes([number]) * size for number in range(6)]
         upload_id = begin(6 * size, purpose="batch")["id"]
@@ -147,9 +136,7 @@ class TestParts:
         done = complete(upload_id, [answers[number]["id"] for number in range(6)]).json()
         assert done["file"]["sha256"] == hashlib.sha256(b"".join(bodies)).hexdigest()
 
-    def test_that_were_sent_again_and_are_not_named_are_left_out(
-        self, begin: Begin, add: Add, complete: Complete
-    ) -> None:
+    def test_parts_that_are_not_named_are_left_out(self, begin: Begin, add: Add, complete: Complete) -> None:
         upload_id = begin()["id"]
         parts = [add(upload_id, third).json() for third in THIRDS]
         again = add(upload_id, THIRDS[1]).json()
@@ -157,16 +144,14 @@ class TestParts:
         done = complete(upload_id, [parts[0]["id"], again["id"], parts[2]["id"]]).json()
         assert done["file"]["sha256"] == hashlib.sha256(CONTENT).hexdigest()
 
-    def test_are_listed_so_that_a_client_can_go_on(self, client: TestClient, begin: Begin, add: Add) -> None:
+    def test_parts_are_listed_in_order(self, client: TestClient, begin: Begin, add: Add) -> None:
         upload_id = begin()["id"]
         parts = [add(upload_id, third).json() for third in THIRDS[:2]]
         listed = client.get(f"/v1/uploads/{upload_id}/parts").json()
         assert (listed["data"], listed["has_more"]) == (parts, False)
         assert client.get(f"/v1/uploads/{upload_id}").json()["received_bytes"] == 1500
 
-    def test_of_64_mib_fit_and_larger_ones_do_not(
-        self, client: TestClient, begin: Begin, storage: LocalStorage
-    ) -> None:
+    def test_a_part_has_at_most_64_mib(self, client: TestClient, begin: Begin, storage: LocalStorage) -> None:
         upload_id = begin(MAX_PART_BYTES, purpose="batch")["id"]
         url = f"/v1/uploads/{upload_id}/parts"
         assert client.post(url, files={"data": ("upload", b"x" * MAX_PART_BYTES)}).status_code == 200
@@ -176,7 +161,7 @@ class TestParts:
         assert len(objects(storage, "uploads")) == 1
         assert list(storage.staging.iterdir()) == []
 
-    def test_may_not_take_more_than_retries_explain(self, begin: Begin, add: Add) -> None:
+    def test_parts_have_at_most_the_bytes_of_retries(self, begin: Begin, add: Add) -> None:
         upload_id = begin(10, purpose="batch")["id"]
         assert add(upload_id, b"x" * 60_000_000).status_code == 200
         assert "10 bytes" in error_of(add(upload_id, b"x" * 60_000_000))["message"]
@@ -190,7 +175,7 @@ class TestParts:
             ({"files": [("data", ("a", b"x")), ("data", ("b", b"y"))]}, "data", "invalid_value"),
         ],
     )
-    def test_come_in_one_form_field_named_data(
+    def test_a_part_is_the_form_field_data(
         self, client: TestClient, begin: Begin, storage: LocalStorage, request_body: Json, param: str, code: str
     ) -> None:
         error = error_of(client.post(f"/v1/uploads/{begin()['id']}/parts", **request_body))
@@ -204,7 +189,7 @@ class TestComplete:
         upload_id = begin()["id"]
         return upload_id, [add(upload_id, third).json()["id"] for third in THIRDS]
 
-    def test_again_answers_the_same_file(
+    def test_a_repeated_completion_returns_the_same_file(
         self, complete: Complete, part_ids: tuple[str, list[str]], storage: LocalStorage
     ) -> None:
         first = complete(*part_ids)
@@ -212,14 +197,16 @@ class TestComplete:
         assert (again.status_code, again.json()) == (200, first.json())
         assert len(objects(storage, "files")) == 1
 
-    def test_again_with_another_list_is_refused(self, complete: Complete, part_ids: tuple[str, list[str]]) -> None:
+    def test_a_completion_with_another_list_is_refused(
+        self, complete: Complete, part_ids: tuple[str, list[str]]
+    ) -> None:
         upload_id, ids = part_ids
         file_id = complete(upload_id, ids).json()["file"]["id"]
         error = error_of(complete(upload_id, ids[::-1]))
         assert error["code"] == "invalid_upload_state"
         assert file_id in error["message"]
 
-    def test_twice_at_once_makes_one_file(
+    def test_concurrent_completions_make_one_file(
         self, complete: Complete, part_ids: tuple[str, list[str]], storage: LocalStorage, sessions: Sessions
     ) -> None:
         answers: list[Json] = []
@@ -233,7 +220,7 @@ class TestComplete:
             assert session.scalar(select(func.count()).select_from(File)) == 1
         assert len(objects(storage, "files")) == 1
 
-    def test_refuses_a_wrong_md5_and_takes_the_right_one_after_it(
+    def test_a_wrong_md5_is_refused_and_the_right_one_completes(
         self, complete: Complete, part_ids: tuple[str, list[str]], storage: LocalStorage
     ) -> None:
         error = error_of(complete(*part_ids, md5="0" * 32))
@@ -243,7 +230,7 @@ class TestComplete:
         assert complete(*part_ids, md5=hashlib.md5(CONTENT).hexdigest()).json()["status"] == "completed"
 
     @pytest.mark.parametrize("chosen", [slice(0, 2), slice(0, 0)])
-    def test_refuses_a_total_that_is_not_the_declared_one(
+    def test_another_total_than_declared_is_refused(
         self, complete: Complete, part_ids: tuple[str, list[str]], chosen: slice
     ) -> None:
         upload_id, ids = part_ids
@@ -251,12 +238,12 @@ class TestComplete:
         assert (error["param"], error["code"]) == ("part_ids", "upload_size_mismatch")
         assert f"{len(CONTENT):,}" in error["message"]
 
-    def test_refuses_parts_that_are_unknown_or_stand_twice_or_belong_to_another_upload(
+    def test_unknown_repeated_and_foreign_parts_are_refused(
         self, begin: Begin, add: Add, complete: Complete, part_ids: tuple[str, list[str]]
     ) -> None:
         upload_id, ids = part_ids
         foreign = add(begin()["id"], THIRDS[0]).json()["id"]
-        for wrong in ([*ids[:2], "part_nothere"], [ids[0], ids[1], ids[1]], [foreign, *ids[1:]]):
+        for wrong in ([*ids[:2], "part_none"], [ids[0], ids[1], ids[1]], [foreign, *ids[1:]]):
             error = error_of(complete(upload_id, wrong))
             assert error["param"] == "part_ids"
             assert any(part_id in error["message"] for part_id in wrong)
@@ -265,32 +252,22 @@ class TestComplete:
         ("body", "param"),
         [
             ({}, "part_ids"),
-            ({"part_ids": None}, "part_ids"),
-            ({"part_ids": "part_1"}, "part_ids"),
             ({"part_ids": [7]}, "part_ids.0"),
             ({"part_ids": [], "md5": "abc"}, "md5"),
             ({"part_ids": [], "sha256": "abc"}, "sha256"),
         ],
     )
-    def test_refuses_a_body_of_another_shape(self, client: TestClient, begin: Begin, body: Json, param: str) -> None:
+    def test_a_completion_of_another_shape_is_refused(
+        self, client: TestClient, begin: Begin, body: Json, param: str
+    ) -> None:
         assert error_of(client.post(f"/v1/uploads/{begin()['id']}/complete", json=body))["param"] == param
 
-    def test_names_the_lines_of_a_data_set_that_are_not_json(
-        self, begin: Begin, add: Add, complete: Complete, storage: LocalStorage
-    ) -> None:
-        bad = CONTENT + b"nonsense\n"
-        upload_id = begin(len(bad))["id"]
-        ids = [add(upload_id, piece).json()["id"] for piece in (bad[:500], bad[500:])]
-        error = error_of(complete(upload_id, ids))
-        assert "Line 31: " in error["message"]
-        assert objects(storage, "files") == []
-
-    def test_of_nothing_is_an_empty_file_but_never_an_empty_data_set(self, begin: Begin, complete: Complete) -> None:
+    def test_an_upload_of_nothing_is_a_file_but_no_dataset(self, begin: Begin, complete: Complete) -> None:
         file = complete(begin(0, purpose="batch")["id"], []).json()["file"]
         assert (file["bytes"], file["sha256"]) == (0, hashlib.sha256().hexdigest())
         assert "empty" in error_of(complete(begin(0)["id"], []))["message"]
 
-    def test_checks_a_large_data_set_outside_of_this_process(
+    def test_a_large_dataset_is_checked_in_a_child(
         self, begin: Begin, add: Add, complete: Complete, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def here(*_: object) -> None:
@@ -314,41 +291,27 @@ class TestTheEnd:
         assert first.json()["status"] == "cancelled"
         assert second.json() == first.json()
 
-    def test_a_cancelled_upload_takes_nothing_more(
-        self, client: TestClient, begin: Begin, add: Add, complete: Complete, storage: LocalStorage
+    @pytest.mark.parametrize("ending", ["cancelled", "completed", "expired"])
+    def test_an_ended_upload_takes_nothing_more(
+        self, client: TestClient, begin: Begin, add: Add, complete: Complete, sessions: Sessions, ending: str
     ) -> None:
         upload_id = begin(5, purpose="batch")["id"]
-        part_id = add(upload_id, b"12345").json()["id"]
-        client.post(f"/v1/uploads/{upload_id}/cancel")
-        content = client.put(f"/v1/uploads/{upload_id}/content", content=b"12345")
-        for answer in (add(upload_id, b"12345"), complete(upload_id, [part_id]), content):
-            assert error_of(answer)["code"] == "invalid_upload_state"
-        assert objects(storage, "files") == []
-
-    def test_a_completed_upload_takes_nothing_more(
-        self, client: TestClient, begin: Begin, add: Add, complete: Complete
-    ) -> None:
-        upload_id = begin(5, purpose="batch")["id"]
-        complete(upload_id, [add(upload_id, b"12345").json()["id"]])
-        cancelled = client.post(f"/v1/uploads/{upload_id}/cancel")
-        content = client.put(f"/v1/uploads/{upload_id}/content", content=b"12345")
-        for answer in (add(upload_id, b"12345"), cancelled, content):
-            assert error_of(answer)["code"] == "invalid_upload_state"
-
-    def test_an_expired_upload_says_so_and_takes_nothing_more(
-        self, client: TestClient, begin: Begin, add: Add, complete: Complete, sessions: Sessions
-    ) -> None:
-        upload_id = begin(5, purpose="batch")["id"]
-        part_id = add(upload_id, b"12345").json()["id"]
-        expire(sessions, upload_id)
-        assert client.get(f"/v1/uploads/{upload_id}").json()["status"] == "expired"
-        cancelled = client.post(f"/v1/uploads/{upload_id}/cancel")
-        content = client.put(f"/v1/uploads/{upload_id}/content", content=b"12345")
-        for answer in (add(upload_id, b"12345"), complete(upload_id, [part_id]), cancelled, content):
-            assert error_of(answer)["code"] == "upload_expired"
+        path, part_id = f"/v1/uploads/{upload_id}", add(upload_id, b"12345").json()["id"]
+        calls = {
+            "part": lambda: add(upload_id, b"12345"),
+            "content": lambda: client.put(f"{path}/content", content=b"12345"),
+            "cancelled": lambda: client.post(f"{path}/cancel"),
+            "completed": lambda: complete(upload_id, [part_id]),
+            "expired": lambda: expire(sessions, upload_id),
+        }
+        calls.pop(ending)()
+        calls.pop("expired", None)
+        assert client.get(path).json()["status"] == ending
+        code = "upload_expired" if ending == "expired" else "invalid_upload_state"
+        assert {name: error_of(call())["code"] for name, call in calls.items()} == dict.fromkeys(calls, code)
 
     @pytest.mark.parametrize("ending", ["cancel", "expire"])
-    def test_that_comes_while_a_file_is_put_together_is_decided_by_the_row(
+    def test_an_end_during_a_completion_is_decided_by_the_row(
         self, client: TestClient, begin: Begin, add: Add, complete: Complete, sessions: Sessions,
         storage: LocalStorage, monkeypatch: pytest.MonkeyPatch, ending: str,
     ) -> None:  # fmt: skip
@@ -374,7 +337,7 @@ class TestTheEnd:
         with transaction(sessions) as session:
             assert session.scalar(select(func.count()).select_from(File)) == 0
 
-    def test_that_comes_while_a_part_is_sent_leaves_no_part(
+    def test_a_cancel_during_a_part_leaves_no_part(
         self, client: TestClient, begin: Begin, add: Add, storage: LocalStorage, sessions: Sessions,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:  # fmt: skip
@@ -397,7 +360,7 @@ class TestLimits:
     def settings(self, settings: Settings) -> Settings:
         return settings.model_copy(update={"max_upload_bytes": 1000, "upload_ttl_seconds": 7200, "max_file_bytes": 10})
 
-    def test_are_the_operators(self, client: TestClient, begin: Begin) -> None:
+    def test_the_operator_sets_the_limits(self, client: TestClient, begin: Begin) -> None:
         assert begin(1000, purpose="batch")["expires_at"] - begin(1000, purpose="batch")["created_at"] >= 7199
         body = {"filename": "a", "purpose": "batch", "mime_type": "text/plain", "bytes": 1001}
         error = error_of(client.post("/v1/uploads", json=body))

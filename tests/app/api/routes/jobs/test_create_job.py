@@ -40,7 +40,7 @@ def jobs_in(sessions: Sessions) -> int:
 
 
 class TestCreate:
-    def test_answers_at_once_with_everything_resolved(self, create: Any, training_file: str) -> None:
+    def test_a_new_job_has_resolved_parameters(self, create: Any, training_file: str) -> None:
         answer = create()
         assert answer.status_code == 200
         body = answer.json()
@@ -67,7 +67,7 @@ class TestCreate:
             assert body[empty] is None
         assert body["integrations"] == []
 
-    def test_takes_every_field(self, create: Any, upload: Upload) -> None:
+    def test_every_field_is_stored_and_shown(self, create: Any, upload: Upload) -> None:
         validation_file = upload().json()["id"]
         hyperparameters = {"n_epochs": 2, "batch_size": 4, "learning_rate": 0.001, "packing": False, "lora_r": 8}
         body = create(
@@ -89,7 +89,7 @@ class TestCreate:
         assert body["hyperparameters"] == {"n_epochs": 2, "batch_size": 4, "learning_rate_multiplier": None}
         assert body["method"]["supervised"]["hyperparameters"]["learning_rate"] == 0.001
 
-    def test_takes_how_to_measure(self, create: Any, upload: Upload) -> None:
+    def test_validation_parameters_are_shown(self, create: Any, upload: Upload) -> None:
         hyperparameters = {"eval_steps": 5, "early_stopping": {"patience": 2, "threshold": 0.01}}
         body = create(
             validation_file=upload().json()["id"],
@@ -111,7 +111,7 @@ class TestCreate:
             (["x" * 2001], "sample_prompts.0"),
         ],
     )
-    def test_refuses_sample_prompts_that_are_none(self, create: Any, prompts: Any, param: str) -> None:
+    def test_invalid_sample_prompts_are_refused(self, create: Any, prompts: Any, param: str) -> None:
         assert error_of(create(sample_prompts=prompts))["param"] == param
 
     def test_early_stopping_needs_a_validation_file(self, create: Any) -> None:
@@ -119,24 +119,11 @@ class TestCreate:
         assert error["param"] == "hyperparameters.early_stopping"
         assert "validation_file" in error["message"]
 
-    def test_takes_explicit_nulls_as_absent(self, create: Any) -> None:
-        optional = (
-            "validation_file",
-            "method",
-            "hyperparameters",
-            "suffix",
-            "seed",
-            "metadata",
-            "integrations",
-            "lora",
-        )
-        assert create(**dict.fromkeys(optional)).status_code == 200
-
-    def test_accepts_the_older_place_of_the_hyperparameters_and_auto(self, create: Any) -> None:
+    def test_hyperparameters_are_read_from_the_older_place(self, create: Any) -> None:
         body = create(hyperparameters={"n_epochs": 3, "batch_size": "auto"}).json()
         assert body["hyperparameters"]["n_epochs"] == 3
 
-    def test_echoes_dpo_in_openais_shape(self, create: Any, client: TestClient) -> None:
+    def test_a_dpo_method_is_shown_in_openais_shape(self, create: Any, client: TestClient) -> None:
         body = create(method={"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.2, "n_epochs": 2}}}).json()
         JobBody.model_validate(body)
         assert body["hyperparameters"] == {}
@@ -148,24 +135,23 @@ class TestCreate:
         (listed,) = client.get("/v1/fine_tuning/jobs").json()["data"]
         assert (listed["method"], listed["hyperparameters"]) == (body["method"], {})
 
-    def test_sends_a_hint_to_the_cpu_queue_after_the_commit(self, create: Any, redis_url: str) -> None:
+    def test_a_new_job_sends_a_hint(self, create: Any, redis_url: str) -> None:
         create()
         with redis.Redis.from_url(as_redis_py(redis_url)) as broker:
             _, message = broker.blpop(["tunery:cpu"], timeout=10)
         assert json.loads(message)["headers"]["task"] == "tunery.validate"
 
-    def test_writes_the_first_event(self, create: Any, client: TestClient) -> None:
+    def test_a_new_job_has_an_event(self, create: Any, client: TestClient) -> None:
         job_id = create().json()["id"]
         (event,) = client.get(f"/v1/fine_tuning/jobs/{job_id}/events").json()["data"]
         assert event["message"] == f"Created fine-tuning job: {job_id}"
 
-    def test_what_has_no_effect_stands_among_its_warnings(self, create: Any, client: TestClient) -> None:
+    def test_a_parameter_without_effect_is_a_warning(self, create: Any, client: TestClient) -> None:
         assert create().json()["warnings"] == []
         job = create(trainingType="Standard").json()
         (warning,) = client.get(f"/v1/fine_tuning/jobs/{job['id']}").json()["warnings"]
         assert job["warnings"] == [warning]
         assert (warning["code"], warning["file"], warning["first_lines"]) == ("without_effect", None, [])
-        assert warning["message"].startswith('trainingType "Standard" was ignored')
         events = client.get(f"/v1/fine_tuning/jobs/{job['id']}/events").json()["data"]
         assert [event["message"] for event in events if event["level"] == "warn"] == [warning["message"]]
 
@@ -175,28 +161,18 @@ class TestBadInput:
         ("field", "value"),
         [
             ("model", None),
-            ("model", 1),
             ("model", ""),
             ("training_file", None),
             ("training_file", ["a"]),
             ("suffix", "x" * 65),
-            ("suffix", ""),
-            ("suffix", 7),
             ("seed", -1),
             ("seed", 2_147_483_648),
-            ("seed", "7"),
-            ("seed", True),
             ("metadata", {str(n): "v" for n in range(17)}),
             ("metadata", {"k" * 65: "v"}),
             ("metadata", {"k": "v" * 513}),
-            ("metadata", {"k": 1}),
-            ("metadata", []),
-            ("method", "supervised"),
-            ("hyperparameters", []),
-            ("integrations", {}),
         ],
     )
-    def test_of_a_field_is_a_400_that_names_it(self, create: Any, sessions: Sessions, field: str, value: Any) -> None:
+    def test_an_invalid_field_is_refused(self, create: Any, sessions: Sessions, field: str, value: Any) -> None:
         error = error_of(create(**{field: value}))
         assert error["param"].split(".")[0] == field
         assert jobs_in(sessions) == 0
@@ -208,19 +184,11 @@ class TestBadInput:
             ({"lora": {"r": 257}}, "lora.r"),
             ({"lora": {"r": 33}}, "lora.r"),  # above the smallest target's dimension, which is 32 here
             ({"lora": {"dropout": 1}}, "lora.dropout"),
-            ({"lora": {"rnk": 8}}, "lora.rnk"),
             ({"lora": {"target_modules": ["q_proj", "c_attn"]}}, "lora.target_modules"),
-            ({"lora": False}, "lora"),
-            ({"lora": 8}, "lora"),
             ({"lora": {"r": 8, "rank": 9}}, "lora.rank"),
             ({"quantization": {"bits": 3}}, "quantization.bits"),
-            ({"quantization": "nf4"}, "quantization"),
-            ({"hyperparameters": {"n_epochs": 0}}, "hyperparameters.n_epochs"),
             ({"hyperparameters": {"n_epochs": 51}}, "hyperparameters.n_epochs"),
-            ({"hyperparameters": {"batch_size": 0}}, "hyperparameters.batch_size"),
-            ({"hyperparameters": {"batch_size": 257}}, "hyperparameters.batch_size"),
             ({"hyperparameters": {"context_length": 513}}, "hyperparameters.context_length"),
-            ({"hyperparameters": {"lora_rnk": 8}}, "hyperparameters.lora_rnk"),
             ({"hyperparameters": {"gradient_accumulation_steps": 2}}, "hyperparameters.gradient_accumulation_steps"),
             (
                 {"method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epoch": 2}}}},
@@ -231,41 +199,33 @@ class TestBadInput:
             ({"method": {"type": "supervised", "supervised": {"knobs": {}}}}, "method.supervised.knobs"),
             ({"method": {"supervised": {"hyperparameters": [1]}}}, "method.supervised.hyperparameters"),
             ({"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]}, "integrations"),
-            ({"sufix": "demo"}, "sufix"),
             ({"state": "succeeded"}, "state"),
-            ({"project_id": "proj_other"}, "project_id"),
         ],
     )
-    def test_of_a_hyperparameter_is_a_400_with_its_dotted_param(
+    def test_an_invalid_parameter_has_its_dotted_name(
         self, create: Any, sessions: Sessions, body: dict[str, Any], param: str
     ) -> None:
         assert error_of(create(**body))["param"] == param
         assert jobs_in(sessions) == 0
 
-    def test_of_target_modules_lists_those_there_are(self, create: Any) -> None:
-        message = error_of(create(lora={"target_modules": ["c_attn"]}))["message"]
-        assert '"c_attn"' in message
-        assert "q_proj, up_proj, v_proj" in message
-
     @pytest.mark.parametrize(
-        ("model", "lora", "said"),
+        ("model", "lora"),
         [
-            ("tiny", {"target_parameters": ["mlp.experts.down_proj"]}, "this model has no experts"),
-            ("moe", {"target_parameters": ["experts.up_proj"]}, "it has mlp.experts.down_proj"),
-            ("moe", {"target_parameters": ["experts.down_proj"], "dropout": 0.1}, "excludes dropout"),
+            ("tiny", {"target_parameters": ["mlp.experts.down_proj"]}),
+            ("moe", {"target_parameters": ["experts.up_proj"]}),
+            ("moe", {"target_parameters": ["experts.down_proj"], "dropout": 0.1}),
         ],
     )
-    def test_of_target_parameters_names_the_experts(
-        self, create: Any, sessions: Sessions, tmp_path: Path, model: str, lora: dict[str, Any], said: str
+    def test_unknown_experts_are_refused(
+        self, create: Any, sessions: Sessions, tmp_path: Path, model: str, lora: dict[str, Any]
     ) -> None:
         with transaction(sessions) as session:
             entry = make_base_model(session, tmp_path / "m", name="moe")
             experts = {"experts": {"model.layers.0.mlp.experts.down_proj": (4, 8, 8)}}
             models.register(session, "moe", tmp_path / "m", {}, "0" * 64, entry.model_copy(update=experts))
-        error = error_of(create(model=model, lora=lora))
-        assert (error["param"], said in error["message"]) == ("lora.target_parameters", True), error
+        assert error_of(create(model=model, lora=lora))["param"] == "lora.target_parameters"
 
-    def test_is_reported_all_at_once(self, create: Any) -> None:
+    def test_all_problems_are_reported_at_once(self, create: Any) -> None:
         error = error_of(
             create(
                 suffix="x" * 65,
@@ -279,64 +239,32 @@ class TestBadInput:
             assert word in error["message"]
 
     @pytest.mark.parametrize("parameter", ["n_epochs", "lora_r", "load_in_4bit"])
-    def test_of_a_hyperparameter_beside_the_model_says_where_it_belongs(self, create: Any, parameter: str) -> None:
+    def test_a_hyperparameter_beside_the_model_is_refused(self, create: Any, parameter: str) -> None:
         error = error_of(create(**{parameter: 1}))
         assert (error["code"], error["param"]) == ("unknown_parameter", parameter)
-        assert f"method.supervised.hyperparameters.{parameter}" in error["message"]
 
-    @pytest.mark.parametrize("field", ["method", "hyperparameters"])
-    def test_of_a_field_that_is_no_object_says_so_in_json_words(self, create: Any, field: str) -> None:
-        error = error_of(create(**{field: "x"}))
-        assert (error["code"], error["param"]) == ("invalid_type", field)
-        assert error["message"] == f'{field}: must be a JSON object, not "x"'
-
-    def test_names_the_unknown_code(self, create: Any) -> None:
-        for body in ({"sufix": "x"}, {"lora": {"rnk": 1}}):
-            assert error_of(create(**body))["code"] == "unknown_parameter"
-
-    @pytest.mark.parametrize(
-        "body",
-        [
-            b"",
-            b"{",
-            b"[]",
-            b'{"seed": NaN}',
-            b'{"model": "a", "model": "b"}',
-            b"\xff",
-            b'{"a":' * 100 + b"1" + b"}" * 100,
-        ],
-    )
-    def test_of_the_json_itself_is_a_400(self, client: TestClient, body: bytes) -> None:
-        assert error_of(client.post("/v1/fine_tuning/jobs", content=body))["code"] == "invalid_json"
-
-    def test_of_a_string_that_postgresql_refuses_names_its_place(self, client: TestClient) -> None:
+    def test_a_nul_is_refused_with_its_place(self, client: TestClient) -> None:
         answer = client.post("/v1/fine_tuning/jobs", content=b'{"metadata": {"team": "a\\u0000"}}')
         assert error_of(answer)["param"] == "metadata.team"
 
-    def test_of_a_huge_body_is_a_413(self, client: TestClient) -> None:
+    def test_a_huge_body_is_a_413(self, client: TestClient) -> None:
         answer = client.post("/v1/fine_tuning/jobs", content=b'{"suffix": "' + b"x" * (1 << 20) + b'"}')
         assert answer.status_code == 413
 
-    def test_of_a_model_that_is_not_there_is_a_404_that_lists_those_on_offer(
-        self, create: Any, sessions: Sessions
-    ) -> None:
+    def test_an_unknown_model_is_not_found(self, create: Any, sessions: Sessions) -> None:
         answer = create(model="gpt-4o")
         assert answer.status_code == 404
         assert answer.json()["error"]["param"] == "model"
-        assert "Available models: tiny" in answer.json()["error"]["message"]
         assert jobs_in(sessions) == 0
 
-    def test_of_a_file_that_is_not_there_is_a_404(self, create: Any, client: TestClient, training_file: str) -> None:
-        answer = create(validation_file="file-nothere")
+    def test_an_unknown_or_deleted_file_is_not_found(self, create: Any, client: TestClient, training_file: str) -> None:
+        answer = create(validation_file="file-none")
         assert (answer.status_code, answer.json()["error"]["param"]) == (404, "validation_file")
         client.delete(f"/v1/files/{training_file}")
         answer = create()
         assert (answer.status_code, answer.json()["error"]["param"]) == (404, "training_file")
-        assert f"invalid training_file: {training_file}" in answer.json()["error"]["message"]
 
-    def test_of_a_file_with_another_purpose_is_a_400(self, create: Any, upload: Upload) -> None:
+    def test_a_file_of_another_purpose_is_refused(self, create: Any, upload: Upload) -> None:
         file_id = upload(purpose="batch").json()["id"]
         for field in ("training_file", "validation_file"):
-            error = error_of(create(**{field: file_id}))
-            assert error["param"] == field
-            assert f"invalid {field}: {file_id}" in error["message"]
+            assert error_of(create(**{field: file_id}))["param"] == field

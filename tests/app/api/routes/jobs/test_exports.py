@@ -2,11 +2,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import openai
 import pytest
 from starlette.testclient import TestClient
 
-from app.api.schemas.exports import ExportBody, ExportList
+from app.api.schemas.exports import ExportBody
 from app.db.engine import Sessions, transaction
 from app.db.jobs import checkpoints, exports
 from app.db.jobs.leases import Lease
@@ -15,7 +14,6 @@ from app.db.tables import BaseModelRow, Export, Job, Project
 from app.domain.artifacts.exports import ExportErrorCode, ExportType
 from app.storage import LocalStorage
 from tests.factories import fail_attempt, make_file, make_job
-from tests.serving import LiveServer
 
 JOBS = "/v1/fine_tuning/jobs"
 
@@ -47,7 +45,9 @@ def finish(sessions: Sessions, storage: LocalStorage, project: Project, job: Job
 
 
 class TestAsking:
-    def test_waits_for_a_worker(self, client: TestClient, succeeded: Job, sessions: Sessions) -> None:
+    def test_a_repeated_request_returns_the_export(
+        self, client: TestClient, succeeded: Job, sessions: Sessions
+    ) -> None:
         export = ask(client, succeeded)
         assert (export["status"], export["files"], export["bytes"], export["error"]) == ("queued", [], None, None)
         assert (export["model"], export["base_model"]) == (succeeded.fine_tuned_model, "tiny")
@@ -56,7 +56,7 @@ class TestAsking:
         assert export["expected_bytes"] == sum(each["bytes"] for each in base.files.values())
         assert ask(client, succeeded)["id"] == export["id"]
 
-    def test_a_finished_one_has_files_with_digests_that_are_served(
+    def test_a_finished_export_has_files(
         self, client: TestClient, succeeded: Job, sessions: Sessions, storage: LocalStorage, project: Project
     ) -> None:
         export_id = ask(client, succeeded)["id"]
@@ -69,19 +69,6 @@ class TestAsking:
         listed = client.get("/v1/files", params={"purpose": "fine-tune-results"}).json()["data"]
         assert set(ids) <= {file["id"] for file in listed}
 
-    def test_the_official_client_asks_by_its_generic_calls(
-        self, live_server: LiveServer, api_key: str, succeeded: Job
-    ) -> None:
-        with openai.OpenAI(base_url=live_server.url, api_key=api_key, max_retries=0) as official:
-            url = f"/fine_tuning/jobs/{succeeded.id}/exports"
-            made: Any = official.post(url, body={"type": "merged"}, cast_to=object)
-            seen: Any = official.get(f"{url}/{made['id']}", cast_to=object)
-            assert seen["status"] == "queued"
-            with pytest.raises(openai.BadRequestError) as refused:
-                official.post(url, body={"type": "onnx"}, cast_to=object)
-            assert (refused.value.param, refused.value.code) == ("type", "unsupported_value")
-            assert '"onnx" is not offered here; there are: merged, gguf, gguf_adapter' in refused.value.message
-
     @pytest.mark.parametrize(
         ("body", "param", "code"),
         [
@@ -89,23 +76,13 @@ class TestAsking:
             ({"type": 3}, "type", "unsupported_value"),
             ({"type": "merged", "typ": "x"}, "typ", "unknown_parameter"),
             ({"type": "gguf", "quantization": "q8_0"}, "quantization", "unsupported_value"),
-            ({"type": "gguf", "quantization": 8}, "quantization", "unsupported_value"),
             ({"type": "merged", "quantization": "Q8_0"}, "quantization", "invalid_value"),
             ({"type": "merged", "checkpoint": 3}, "checkpoint", "invalid_type"),
             ({"type": "merged", "checkpoint": "ftckpt_none"}, "checkpoint", "invalid_value"),
         ],
-        ids=[
-            "nothing",
-            "number",
-            "typo",
-            "quantization",
-            "number of bits",
-            "of merged",
-            "checkpoint's type",
-            "unknown",
-        ],
+        ids=["nothing", "number", "typo", "quantization", "of merged", "checkpoint's type", "unknown"],
     )
-    def test_refusals_name_the_parameter(
+    def test_a_refusal_names_the_parameter(
         self, client: TestClient, succeeded: Job, body: dict[str, Any], param: str, code: str
     ) -> None:
         answer = client.post(path(succeeded), json=body)
@@ -125,7 +102,7 @@ class TestAsking:
         assert (adapter["quantization"], adapter["format"]) == (None, "gguf")
         assert ask(client, succeeded)["format"] == "safetensors"
 
-    def test_waits_visibly_until_a_worker_makes_gguf_files(
+    def test_a_gguf_export_waits_for_a_worker_that_makes_it(
         self, client: TestClient, succeeded: Job, sessions: Sessions
     ) -> None:
         export = ask(client, succeeded, type="gguf")
@@ -139,7 +116,7 @@ class TestAsking:
         assert client.get(path(succeeded, export["id"])).json()["phase"] is None
         assert ask(client, succeeded)["phase"] is None
 
-    def test_is_claimed_by_a_worker_that_makes_its_type(
+    def test_a_worker_claims_the_types_that_it_makes(
         self, client: TestClient, succeeded: Job, sessions: Sessions
     ) -> None:
         gguf, merged = ask(client, succeeded, type="gguf"), ask(client, succeeded)
@@ -151,17 +128,17 @@ class TestAsking:
             assert other.id == gguf["id"]
 
     @pytest.mark.parametrize(
-        ("lora", "reason"),
+        "lora",
         [
-            ({"use_rslora": True}, "alpha / sqrt(r)"),
-            ({"use_dora": True}, "has no DoRA"),
-            ({"alpha_pattern": {"q_proj": 4}}, "drops alpha_pattern"),
-            ({"modules_to_save": ["lm_head"]}, "refuses an embedding or a head"),
+            {"use_rslora": True},
+            {"use_dora": True},
+            {"alpha_pattern": {"q_proj": 4}},
+            {"modules_to_save": ["lm_head"]},
         ],
-        ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+        ids=lambda lora: next(iter(lora)),
     )
-    def test_an_adapter_that_llama_cpp_serves_wrongly_is_refused_with_the_reason(
-        self, client: TestClient, succeeded: Job, sessions: Sessions, lora: dict[str, Any], reason: str
+    def test_an_adapter_that_llama_cpp_serves_wrongly_is_refused(
+        self, client: TestClient, succeeded: Job, sessions: Sessions, lora: dict[str, Any]
     ) -> None:
         with transaction(sessions) as session:
             for checkpoint in checkpoints.kept(session, succeeded.id):
@@ -170,12 +147,10 @@ class TestAsking:
         answer = client.post(path(succeeded), json={"type": "gguf_adapter"})
         error = answer.json()["error"]
         assert (answer.status_code, error["param"], error["code"]) == (400, "type", "unsupported_value")
-        assert reason in error["message"]
-        assert '{"type": "gguf"}' in error["message"]
         assert ask(client, succeeded, type="gguf")["status"] == "queued"
 
     @pytest.mark.parametrize("kind", ["merged", "gguf", "gguf_adapter"])
-    def test_of_an_adapter_of_experts_is_refused_at_once(
+    def test_an_adapter_of_experts_is_not_exported(
         self, client: TestClient, succeeded: Job, sessions: Sessions, kind: str
     ) -> None:
         lora = {"r": 16, "alpha": 32, "target_modules": ["q_proj"], "target_parameters": ["experts.down_proj"]}
@@ -184,9 +159,8 @@ class TestAsking:
                 checkpoint.manifest = checkpoint.manifest | {"lora": lora}
         answer = client.post(path(succeeded), json={"type": kind})
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unsupported_value")
-        assert "merge_and_unload" in answer.json()["error"]["message"]
 
-    def test_of_a_job_without_a_result_is_refused(
+    def test_a_job_without_a_result_is_not_exported(
         self, client: TestClient, sessions: Sessions, storage: LocalStorage, project: Project, base_model: str
     ) -> None:
         with transaction(sessions) as session:
@@ -194,7 +168,7 @@ class TestAsking:
         answer = client.post(path(waiting), json={"type": "merged"})
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_job_state")
 
-    def test_of_a_deleted_adapter_or_base_is_refused_in_a_sentence(
+    def test_a_deleted_adapter_or_base_is_not_exported(
         self, client: TestClient, succeeded: Job, sessions: Sessions
     ) -> None:
         adapter = client.get(f"{JOBS}/{succeeded.id}/adapter").json()
@@ -208,36 +182,28 @@ class TestAsking:
 
 
 class TestReading:
-    def test_pages_are_newest_first_and_go_on_after_a_deleted_one(
-        self, client: TestClient, succeeded: Job, sessions: Sessions
-    ) -> None:
+    def test_a_page_follows_a_deleted_export(self, client: TestClient, succeeded: Job, sessions: Sessions) -> None:
         kept = client.get(f"{JOBS}/{succeeded.id}/checkpoints").json()["data"]
         made = [ask(client, succeeded, checkpoint=checkpoint["id"])["id"] for checkpoint in kept]
         first = client.get(path(succeeded), params={"limit": 2}).json()
-        ExportList.model_validate(first)
         assert ([each["id"] for each in first["data"]], first["has_more"]) == (made[:0:-1], True)
         client.delete(path(succeeded, first["last_id"]))
         rest = client.get(path(succeeded), params={"after": first["last_id"]}).json()
         assert [each["id"] for each in rest["data"]] == made[:1]
-        assert client.get(path(succeeded), params={"after": "ftexport-x"}).status_code == 400
 
-    def test_a_failed_one_says_why(self, client: TestClient, succeeded: Job, sessions: Sessions) -> None:
+    def test_a_failed_export_has_an_error(self, client: TestClient, succeeded: Job, sessions: Sessions) -> None:
         export_id = ask(client, succeeded)["id"]
         with transaction(sessions) as session:
             export = exports.claim(session, "a#1", 60)
             assert export is not None
-            fail_attempt(
-                session, Export, Lease(export.id, 1, "a#1"), ExportErrorCode.CANNOT_MERGE, "The files are others."
-            )
+            fail_attempt(session, Export, Lease(export.id, 1, "a#1"), ExportErrorCode.CANNOT_MERGE, "others")
         seen = client.get(path(succeeded, export_id)).json()
-        assert (seen["status"], seen["error"]) == (
-            "failed", {"code": "cannot_merge", "message": "The files are others."}
-        )  # fmt: skip
+        assert (seen["status"], seen["error"]) == ("failed", {"code": "cannot_merge", "message": "others"})
         assert ask(client, succeeded)["id"] != export_id
 
 
 class TestDeleting:
-    def test_takes_its_files_along(
+    def test_a_deleted_export_deletes_its_files(
         self, client: TestClient, succeeded: Job, sessions: Sessions, storage: LocalStorage, project: Project
     ) -> None:
         export_id = ask(client, succeeded)["id"]
@@ -249,9 +215,7 @@ class TestDeleting:
         assert client.delete(path(succeeded, export_id)).status_code == 404
         assert client.get(f"{JOBS}/{succeeded.id}/adapter").status_code == 200
 
-    def test_of_one_that_waits_leaves_nothing_for_a_worker(
-        self, client: TestClient, succeeded: Job, sessions: Sessions
-    ) -> None:
+    def test_a_deleted_export_is_not_claimed(self, client: TestClient, succeeded: Job, sessions: Sessions) -> None:
         client.delete(path(succeeded, ask(client, succeeded)["id"]))
         with transaction(sessions) as session:
             assert exports.claim(session, "a#1", 60) is None

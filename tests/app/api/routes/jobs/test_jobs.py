@@ -27,6 +27,7 @@ from tests.factories import (
     start_job,
     validate_job,
 )
+from tests.sentences import Reviewed
 from tests.stack import as_redis_py
 
 JOBS = "/v1/fine_tuning/jobs"
@@ -63,21 +64,7 @@ def error_of(answer: Any) -> dict[str, Any]:
 
 
 class TestList:
-    def test_is_newest_first_twenty_at_a_time(self, client: TestClient, make: Make) -> None:
-        made = [make().id for _ in range(22)]
-        first = client.get(JOBS)
-        assert ids(first) == made[:1:-1]
-        assert first.json()["has_more"] is True
-        rest = client.get(JOBS, params={"after": first.json()["last_id"]})
-        assert ids(rest) == made[1::-1]
-        assert rest.json()["has_more"] is False
-
-    def test_clamps_a_limit_of_300_and_refuses_0(self, client: TestClient, make: Make) -> None:
-        make()
-        assert len(ids(client.get(JOBS, params={"limit": 300}))) == 1
-        assert error_of(client.get(JOBS, params={"limit": 0}))["param"] == "limit"
-
-    def test_keeps_jobs_that_have_every_pair(self, client: TestClient, make: Make) -> None:
+    def test_metadata_selects_jobs_with_every_pair(self, client: TestClient, make: Make) -> None:
         both = make(metadata={"team": "a", "stage": ""})
         one = make(metadata={"team": "a"})
         none, empty = make(), make(metadata={})
@@ -86,19 +73,11 @@ class TestList:
         assert ids(client.get(JOBS, params={"metadata[team]": "b"})) == []
         assert ids(client.get(JOBS, params={"metadata": "null"})) == [empty.id, none.id]
 
-    def test_refuses_a_filter_it_does_not_understand(self, client: TestClient) -> None:
-        assert error_of(client.get(JOBS, params={"metadata": "team"}))["param"] == "metadata"
-
-    def test_refuses_a_filter_without_its_closing_bracket(self, client: TestClient, make: Make) -> None:
+    def test_a_filter_without_its_bracket_is_refused(self, client: TestClient, make: Make) -> None:
         make(metadata={"team": "a"})
-        problem = error_of(client.get(JOBS, params={"metadata[team": "a"}))
-        assert problem["param"] == "metadata"
-        assert "metadata[key]=value" in problem["message"]
+        assert error_of(client.get(JOBS, params={"metadata[team": "a"}))["param"] == "metadata"
 
-    def test_refuses_an_unknown_cursor(self, client: TestClient) -> None:
-        assert error_of(client.get(JOBS, params={"after": "ftjob-nothere"}))["param"] == "after"
-
-    def test_has_the_same_job_objects_as_get(self, client: TestClient, make: Make, sessions: Sessions) -> None:
+    def test_a_list_has_the_objects_of_single_reads(self, client: TestClient, make: Make, sessions: Sessions) -> None:
         for _ in range(3):
             make()
         with transaction(sessions) as session:
@@ -111,23 +90,10 @@ class TestList:
         assert [job["queue_position"] for job in listed] == [2, 1, None]
         assert listed == [client.get(f"{JOBS}/{job['id']}").json() for job in listed]
 
-    def test_has_the_total_of_a_run_that_has_made_no_step_yet(
-        self, client: TestClient, make: Make, sessions: Sessions
-    ) -> None:
-        """What the worker writes when a trainer has loaded: the totals, and nothing measured."""
-        make()
-        with transaction(sessions) as session:
-            validate_job(session)
-            leases.update_held(session, Job, lease_of(start_job(session)), progress={"step": 0, "total_steps": 12})
-        (seen,) = client.get(JOBS).json()["data"]
-        assert seen["progress"] == {
-            "step": 0, "total_steps": 12, "epoch": None, "tokens_per_second": None, "eta_seconds": None,
-        }  # fmt: skip
-
 
 class TestCancel:
     @pytest.mark.parametrize("steps", [0, 1, 2])
-    def test_takes_effect_at_once_in_every_open_state(
+    def test_a_cancel_ends_every_open_state(
         self, client: TestClient, make: Make, sessions: Sessions, steps: int
     ) -> None:
         job = make()
@@ -140,7 +106,7 @@ class TestCancel:
         assert body["finished_at"] is not None
         assert body["error"] is None
 
-    def test_fences_the_worker_that_holds_the_job(self, client: TestClient, make: Make, sessions: Sessions) -> None:
+    def test_a_cancel_fences_the_worker(self, client: TestClient, make: Make, sessions: Sessions) -> None:
         make()
         with transaction(sessions) as session:
             validate_job(session)
@@ -149,11 +115,11 @@ class TestCancel:
         with pytest.raises(FencedError), transaction(sessions) as session:
             leases.renew(session, Job, lease_of(job), 60)
 
-    def test_twice_answers_the_same_job(self, client: TestClient, make: Make) -> None:
+    def test_a_repeated_cancel_returns_the_job(self, client: TestClient, make: Make) -> None:
         path = f"{JOBS}/{make().id}/cancel"
         assert client.post(path).json() == client.post(path).json()
 
-    def test_of_a_finished_job_is_a_400_that_says_why(
+    def test_a_finished_job_is_not_cancelled(
         self, client: TestClient, succeeded: Job, sessions: Sessions, storage: LocalStorage, project: Project
     ) -> None:
         with transaction(sessions) as session:
@@ -162,10 +128,6 @@ class TestCancel:
             error = error_of(client.post(f"{JOBS}/{job.id}/cancel"))
             assert error["code"] == "invalid_job_state"
             assert job.state in error["message"]
-
-    def test_of_an_unknown_job_is_a_404(self, client: TestClient) -> None:
-        for verb in ("cancel", "pause", "resume"):
-            assert client.post(f"{JOBS}/ftjob-nothere/{verb}").status_code == 404
 
 
 class TestPauseAndResume:
@@ -201,10 +163,10 @@ class TestPauseAndResume:
             claims.finish_held_attempt(session, lease_of(job), Reason.PAUSED, "The job was paused")
         paused = client.get(f"{JOBS}/{job.id}").json()
         assert (paused["status"], paused["pause_requested"]) == ("paused", False)
-        messages = [event["message"] for event in client.get(f"{JOBS}/{job.id}/events").json()["data"]]
-        assert messages.count("The job will pause at its next step") == 1
+        events = client.get(f"{JOBS}/{job.id}/events").json()["data"]
+        assert len(events) == 6  # the second request made no event
 
-    def test_out_of_turn_is_a_400(self, client: TestClient, make: Make, succeeded: Job) -> None:
+    def test_a_pause_and_a_resume_need_their_states(self, client: TestClient, make: Make, succeeded: Job) -> None:
         validating = make()
         for job, verb in ((validating, "pause"), (validating, "resume"), (succeeded, "pause"), (succeeded, "resume")):
             error = error_of(client.post(f"{JOBS}/{job.id}/{verb}"))
@@ -221,7 +183,9 @@ class TestPauseAndResume:
 
 
 class TestEvents:
-    def test_are_newest_first_and_page_by_id(self, client: TestClient, make: Make, sessions: Sessions) -> None:
+    def test_events_are_paged_newest_first(
+        self, client: TestClient, make: Make, sessions: Sessions, reviewed: Reviewed
+    ) -> None:
         make()
         with transaction(sessions) as session:
             validate_job(session)
@@ -236,22 +200,18 @@ class TestEvents:
         for event in body["data"]:
             EventBody.model_validate(event)
         rest = client.get(f"{JOBS}/{job.id}/events", params={"after": body["last_id"], "limit": 5000}).json()
-        assert [event["message"] for event in rest["data"]][-4:] == [
-            "Fine-tuning job started",
-            "Files validated, moving job to queued state",
-            f"Validating training file: {job.training_file_id}",
-            f"Created fine-tuning job: {job.id}",
-        ]
-        assert rest["has_more"] is False
+        assert ([event["type"] for event in rest["data"]][-4:], rest["has_more"]) == (["message"] * 4, False)
+        for event in rest["data"][-4:]:
+            reviewed(event["message"].replace(job.id, "ID").replace(job.training_file_id, "FILE"))
 
-    def test_refuse_a_cursor_of_another_job(self, client: TestClient, make: Make) -> None:
+    def test_an_event_of_another_job_is_no_cursor(self, client: TestClient, make: Make) -> None:
         first, second = make(), make()
         (event,) = client.get(f"{JOBS}/{first.id}/events").json()["data"]
         assert error_of(client.get(f"{JOBS}/{second.id}/events", params={"after": event["id"]}))["param"] == "after"
 
 
 class TestCheckpoints:
-    def test_are_latest_first_and_the_last_has_the_models_name(self, client: TestClient, succeeded: Job) -> None:
+    def test_checkpoints_are_latest_first(self, client: TestClient, succeeded: Job) -> None:
         body = client.get(f"{JOBS}/{succeeded.id}/checkpoints").json()
         assert [checkpoint["step_number"] for checkpoint in body["data"]] == [3, 2, 1]
         assert body["data"][0]["fine_tuned_model_checkpoint"] == succeeded.fine_tuned_model
@@ -260,21 +220,7 @@ class TestCheckpoints:
         for checkpoint in body["data"]:
             CheckpointBody.model_validate(checkpoint)
 
-    def test_page_by_one(self, client: TestClient, succeeded: Job) -> None:
-        path = f"{JOBS}/{succeeded.id}/checkpoints"
-        seen: list[int] = []
-        after: dict[str, str] = {}
-        for _ in range(3):
-            body = client.get(path, params={"limit": 1, **after}).json()
-            seen += [checkpoint["step_number"] for checkpoint in body["data"]]
-            after = {"after": body["last_id"]}
-        assert seen == [3, 2, 1]
-        assert body["has_more"] is False
-        assert error_of(client.get(path, params={"after": "ftckpt_none"}))["param"] == "after"
-
-    def test_say_which_is_best_and_the_result_comes_first_also_when_it_is_not_the_latest(
-        self, client: TestClient, sessions: Sessions, succeeded: Job
-    ) -> None:
+    def test_the_promoted_checkpoint_is_first(self, client: TestClient, sessions: Sessions, succeeded: Job) -> None:
         with transaction(sessions) as session:
             rows = {row.step_number: row for row in checkpoints.kept(session, succeeded.id)}
             for step, loss in ((1, 1.0), (2, 0.5), (3, 0.5)):
@@ -292,18 +238,14 @@ class TestCheckpoints:
         assert seen == [(2, True), (3, False), (1, False)]
         assert [(one["step_number"], one["best"]) for one in client.get(path).json()["data"]] == seen
 
-    def test_none_is_best_where_nothing_was_measured(self, client: TestClient, succeeded: Job) -> None:
-        body = client.get(f"{JOBS}/{succeeded.id}/checkpoints").json()
-        assert [checkpoint["best"] for checkpoint in body["data"]] == [False, False, False]
-
-    def test_have_files_that_download(self, client: TestClient, succeeded: Job) -> None:
+    def test_files_of_a_checkpoint_are_downloaded(self, client: TestClient, succeeded: Job) -> None:
         checkpoint = client.get(f"{JOBS}/{succeeded.id}/checkpoints").json()["data"][0]
         for file_id in [*checkpoint["result_files"], checkpoint["adapter_archive_file_id"]]:
             assert client.get(f"/v1/files/{file_id}/content").status_code == 200
 
 
 class TestTrainingTime:
-    def test_is_that_of_the_attempts_and_stands_still_during_a_pause(
+    def test_training_time_excludes_pauses(
         self, client: TestClient, make: Make, sessions: Sessions, project: Project
     ) -> None:
         job_id = make().id
@@ -331,7 +273,7 @@ class TestTrainingTime:
 
 
 class TestAFinishedJob:
-    def test_has_every_field(self, client: TestClient, succeeded: Job) -> None:
+    def test_a_succeeded_job_shows_its_result(self, client: TestClient, succeeded: Job) -> None:
         body = client.get(f"{JOBS}/{succeeded.id}").json()
         JobBody.model_validate(body)
         assert body["status"] == JobState.SUCCEEDED
@@ -344,7 +286,7 @@ class TestAFinishedJob:
         csv = client.get(f"/v1/files/{results}/content").text
         assert csv.startswith("step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy\n")
 
-    def test_that_failed_says_why(
+    def test_a_failed_job_shows_its_error(
         self, client: TestClient, sessions: Sessions, storage: LocalStorage, project: Project
     ) -> None:
         with transaction(sessions) as session:

@@ -16,6 +16,7 @@ from app.db.scheduling import workers
 from app.db.tables import BaseModelRow, Job
 from app.domain.planning.execution_plan import Measurement
 from app.services.jobs import plan
+from app.services.jobs.plan import UNCOUNTED
 from tests.app.api.conftest import Upload
 from tests.factories import chat_lines, make_project, make_target
 from tests.tiny import make_tiny_pairs, panic_at_many_a
@@ -53,9 +54,7 @@ def lines(*examples: tuple[str, str, int]) -> bytes:
 
 @pytest.mark.usefixtures("worker")
 class TestPlan:
-    def test_says_what_the_job_would_be_and_creates_nothing(
-        self, client: TestClient, training_file: str, sessions: Sessions
-    ) -> None:
+    def test_a_plan_creates_nothing(self, client: TestClient, training_file: str, sessions: Sessions) -> None:
         answer = client.post(PLAN, json={"model": "tiny", "training_file": training_file, "seed": 1})
         assert answer.status_code == 200, answer.text
         body = answer.json()
@@ -70,9 +69,7 @@ class TestPlan:
         with transaction(sessions) as session:
             assert session.query(Job).count() == 0
 
-    def test_warns_of_a_missing_validation_file_of_one_with_the_same_content_and_of_what_has_no_effect(
-        self, client: TestClient, training_file: str, upload: Upload
-    ) -> None:
+    def test_a_plan_has_the_warnings_of_its_job(self, client: TestClient, training_file: str, upload: Upload) -> None:
         copy, other = (upload(content).json()["id"] for content in (None, chat_lines(11)))
         for body, codes in (
             ({}, ["no_validation_file"]),
@@ -89,41 +86,23 @@ class TestPlan:
             texts = [event["message"] for event in reversed(events) if event["level"] == "warn"]
             assert texts == [each["message"] for each in created["warnings"]]
 
-    def test_of_an_urgent_job_needs_the_permission_to_create_one(self, client: TestClient, training_file: str) -> None:
+    def test_a_plan_of_an_urgent_job_needs_the_permission(self, client: TestClient, training_file: str) -> None:
         asked = {"model": "tiny", "training_file": training_file, "urgent": True}
         refused = client.post(PLAN, json=asked)
         assert (refused.status_code, refused.json()) == (403, client.post(JOBS, json=asked).json())
 
-    def test_names_the_lines_that_are_cut_masked_or_without_anything_to_learn(
-        self, client: TestClient, upload: Upload
-    ) -> None:
-        data = [("hello", "you", 1)] * 10 + [("x" * 80, "beyond", 1), ("not", "learned", 0)]
-        file = upload(lines(*data)).json()["id"]
-        hyperparameters = {"context_length": 64}
-        body = client.post(
-            PLAN, json={"model": "tiny", "training_file": file, "hyperparameters": hyperparameters}
-        ).json()
-        assert body["cut"] == {"count": 1, "first_lines": [11]}
-        assert body["empty"] == {"count": 2, "first_lines": [11, 12]}
-        assert body["masked"] == {"count": 1, "first_lines": [12]}
-        assert body["trained_examples"] == 10
-
-    def test_a_base_that_fits_no_device_is_refused_in_a_sentence(
-        self, client: TestClient, training_file: str, sessions: Sessions
-    ) -> None:
+    def test_a_large_base_fits_no_device(self, client: TestClient, training_file: str, sessions: Sessions) -> None:
         with transaction(sessions) as session:
             row = session.get_one(BaseModelRow, "tiny")
             row.entry = row.entry | {"parameters": 400 * 10**9, "linear_parameters": 400 * 10**9}
         body = client.post(PLAN, json={"model": "tiny", "training_file": training_file}).json()
-        assert body["verdict"] == "no_device_fits"
-        assert "No device has enough memory for this job" in body["message"]
-        assert "Choose a smaller base model or a worker with more memory" in body["message"]
+        assert (body["verdict"], body["devices"][0]["fits"]) == ("no_device_fits", False)
         assert "context_length" not in body["message"]
 
     @pytest.mark.parametrize(
         "activation_bytes", [{}, {"nothing": 4000.0, "elementwise": 2000.0}], ids=["not", "counted"]
     )
-    def test_the_message_says_that_the_layers_of_the_model_were_not_counted(
+    def test_uncounted_layers_are_mentioned(
         self, client: TestClient, training_file: str, sessions: Sessions, activation_bytes: dict[str, float]
     ) -> None:
         ask = {"model": "tiny", "training_file": training_file, "seed": 1}
@@ -132,8 +111,8 @@ class TestPlan:
             row = session.get_one(BaseModelRow, "tiny")
             row.entry = row.entry | {"architecture": "Gemma3ForCausalLM", "activation_bytes": activation_bytes}
         gemma = client.post(PLAN, json=ask).json()
-        assert "layers of this base model were not counted" not in llama["message"]
-        assert ("layers of this base model were not counted" in gemma["message"]) == (not activation_bytes)
+        assert UNCOUNTED not in llama["message"]
+        assert (UNCOUNTED in gemma["message"]) == (not activation_bytes)
         assert (gemma["devices"] == llama["devices"]) == (not activation_bytes)
 
     def test_an_entry_from_before_there_were_plans_is_completed_from_its_directory(
@@ -155,12 +134,6 @@ class TestPlan:
         assert answer.status_code == 400
         assert answer.json()["error"]["code"] == "file_too_large_to_plan"
 
-    def test_a_bad_line_is_the_error_that_its_job_has(self, client: TestClient, upload: Upload) -> None:
-        file = upload(lines(*[("a", "b", 1)] * 10) + b'{"messages": []}\n').json()["id"]
-        error = client.post(PLAN, json={"model": "tiny", "training_file": file}).json()["error"]
-        assert error["code"] == "invalid_training_file"
-        assert error["message"].startswith("Line 11: ")
-
     def test_a_text_at_which_the_tokenizer_fails_is_named_with_its_line(
         self, client: TestClient, upload: Upload, sessions: Sessions
     ) -> None:
@@ -169,7 +142,7 @@ class TestPlan:
             panic_at_many_a(Path(session.get_one(BaseModelRow, "tiny").directory))
         answer = client.post(PLAN, json={"model": "tiny", "training_file": file})
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_training_file")
-        assert "Line 11: the model's tokenizer fails at the text that begins with" in answer.json()["error"]["message"]
+        assert "Line 11: " in answer.json()["error"]["message"]
 
     def test_a_template_without_an_end_is_a_400_that_names_the_model(
         self, client: TestClient, training_file: str, sessions: Sessions
@@ -183,6 +156,20 @@ class TestPlan:
         ]
         assert [(each.status_code, each.json()["error"]["param"]) for each in answers] == [(400, "model")] * 2
 
+    @pytest.mark.parametrize(
+        "content",
+        [
+            lines(*[("a", "b", 1)] * 10) + b'{"messages": []}\n',
+            lines(*[("a", "b", 1)] * 9),
+            lines(*[("a", "b", 0)] * 10),
+        ],
+        ids=["bad line", "too few examples", "nothing to learn"],
+    )
+    def test_an_invalid_training_file_is_refused(self, client: TestClient, upload: Upload, content: bytes) -> None:
+        file = upload(content).json()["id"]
+        error = client.post(PLAN, json={"model": "tiny", "training_file": file}).json()["error"]
+        assert (error["code"], error["param"]) == ("invalid_training_file", "training_file")
+
     def test_a_line_that_would_lose_data_is_refused_as_the_report_refuses_it(
         self, client: TestClient, upload: Upload
     ) -> None:
@@ -195,24 +182,7 @@ class TestPlan:
         assert finding["code"] == "content_and_refusal"
         assert error["message"] == f"Line 11: {finding['message']}."
 
-    def test_too_few_examples_are_the_error_that_their_job_has(self, client: TestClient, upload: Upload) -> None:
-        file = upload(lines(*[("a", "b", 1)] * 9)).json()["id"]
-        error = client.post(PLAN, json={"model": "tiny", "training_file": file}).json()["error"]
-        assert (error["code"], error["param"]) == ("invalid_training_file", "training_file")
-        assert error["message"] == "Training file has 9 example(s), but must have at least 10 examples"
-
-    def test_a_file_of_which_nothing_is_learned_is_refused_with_what_to_change(
-        self, client: TestClient, upload: Upload
-    ) -> None:
-        file = upload(lines(*[("a", "b", 0)] * 10)).json()["id"]
-        error = client.post(PLAN, json={"model": "tiny", "training_file": file}).json()["error"]
-        assert error["code"] == "invalid_training_file"
-        assert error["message"].startswith("No example has a token to train on within 512 tokens: ")
-        assert "Give an answer weight 1" in error["message"]
-
-    def test_of_pairs_it_counts_what_the_trainer_of_pairs_will_see(
-        self, client: TestClient, upload: Upload, tmp_path: Path
-    ) -> None:
+    def test_preference_pairs_are_counted(self, client: TestClient, upload: Upload, tmp_path: Path) -> None:
         file = upload(make_tiny_pairs(tmp_path / "pairs.jsonl", 12).read_bytes()).json()["id"]
         ask = {"model": "tiny", "training_file": file, "method": {"type": "dpo"}, "seed": 1}
         answer = client.post(PLAN, json=ask)
@@ -275,12 +245,6 @@ class TestPlan:
         assert (planned.status_code, planned.json()["error"]["param"]) == (400, param)
         assert planned.json() == created.json()
 
-    def test_another_projects_file_is_not_there(
-        self, client: TestClient, training_file: str, foreign_headers: dict[str, str]
-    ) -> None:
-        answer = client.post(PLAN, json={"model": "tiny", "training_file": training_file}, headers=foreign_headers)
-        assert answer.status_code == 404
-
 
 SHARED = ABOUT | {"slots_per_gpu": 2, "gpu_uuids": ["GPU-1"], "gpus_per_job": 1}
 
@@ -297,8 +261,6 @@ class TestSharedGpu:
         body = client.post(PLAN, json={"model": "tiny", "training_file": training_file}).json()
         (device,) = body["devices"]
         assert (device["memory_bytes"], device["workers"]) == (int(0.98 * (24 << 30)) // 2, 2)
-        assert body["message"].startswith("Fits one of 2 slots of NVIDIA L4: ")
-        assert "of 12.63 GB" in body["message"]
 
     def test_a_larger_job_is_planned_for_the_whole_gpu(
         self, client: TestClient, training_file: str, sessions: Sessions
@@ -308,17 +270,10 @@ class TestSharedGpu:
             row.entry = row.entry | {"parameters": 30 * 10**9, "linear_parameters": 30 * 10**9}
         (device,) = client.post(PLAN, json={"model": "tiny", "training_file": training_file}).json()["devices"]
         assert (device["memory_bytes"], device["fits"]) == (24 << 30, True)
-        assert device["message"].startswith("Fits NVIDIA L4: ")
-
-    def test_several_gpus_are_whole(self, client: TestClient, training_file: str, sessions: Sessions) -> None:
-        for number in range(2):
-            have_worker(sessions, f"gpu{number}@a#1", SHARED | {"gpus_per_job": 2})
-        (device,) = client.post(PLAN, json={"model": "tiny", "training_file": training_file}).json()["devices"]
-        assert device["memory_bytes"] == 24 << 30
 
 
 class TestWorkersThatMayNotTakeTheJob:
-    def test_are_no_devices_of_the_plan_of_a_job_with_labels(
+    def test_workers_without_the_labels_are_no_devices(
         self, client: TestClient, training_file: str, sessions: Sessions
     ) -> None:
         have_worker(sessions, "gpu0@a#1", ABOUT)
@@ -328,40 +283,31 @@ class TestWorkersThatMayNotTakeTheJob:
         assert [each["name"] for each in body["devices"]] == ["NVIDIA H100"]
         body = client.post(PLAN, json=ask | {"worker_labels": ["team=b"]}).json()
         assert (body["verdict"], body["devices"]) == ("no_worker", [])
-        assert body["message"].startswith('No running worker with the model "tiny" has the labels team=b.')
 
-    def test_are_no_devices_where_they_lack_the_model(
+    def test_workers_without_the_model_are_no_devices(
         self, client: TestClient, training_file: str, sessions: Sessions
     ) -> None:
         have_worker(sessions, "gpu0@a#1", ABOUT | {"models": ["another"]})
         body = client.post(PLAN, json={"model": "tiny", "training_file": training_file}).json()
         assert (body["verdict"], body["devices"]) == ("no_worker", [])
-        assert 'No running worker has the model "tiny"' in body["message"]
-
-
-def test_without_a_worker_it_says_so(client: TestClient, training_file: str) -> None:
-    body = client.post(PLAN, json={"model": "tiny", "training_file": training_file}).json()
-    assert (body["verdict"], body["devices"]) == ("no_worker", [])
-    assert body["trained_tokens"] > 0
 
 
 class TestPatterns:
     @pytest.mark.parametrize("param", ["rank_pattern", "alpha_pattern"])
-    def test_that_took_for_ever_are_answered_at_once(self, client: TestClient, training_file: str, param: str) -> None:
+    def test_a_slow_pattern_is_refused_in_time(self, client: TestClient, training_file: str, param: str) -> None:
         keys = {r"(\w|.|[^!])" * 20 + f"!|{number}": 4 for number in range(64)}
         began = time.process_time()
         answer = client.post(PLAN, json={"model": "tiny", "training_file": training_file, "lora": {param: keys}})
         assert time.process_time() - began < 20  # they would take for ever
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, f"lora.{param}")
 
-    def test_that_re2_refuses_are_refused_with_its_reason(self, client: TestClient, training_file: str) -> None:
+    def test_back_references_and_look_aheads_are_refused(self, client: TestClient, training_file: str) -> None:
         lora = {"rank_pattern": {r"(q)\1": 4}, "alpha_pattern": {"(?=q)": 4}}
         answer = client.post(PLAN, json={"model": "tiny", "training_file": training_file, "lora": lora})
-        assert answer.status_code == 400
-        assert "no back-references" in answer.text
-        assert "no look-ahead" in answer.text
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "lora.rank_pattern")
+        assert "lora.alpha_pattern" in answer.json()["error"]["message"]
 
-    def test_are_shown_as_they_were_requested(self, client: TestClient, training_file: str) -> None:
+    def test_patterns_are_shown_as_requested(self, client: TestClient, training_file: str) -> None:
         lora = {"rank_pattern": {r"layers\.1\..*": 4}, "alpha_pattern": {"q_proj": 3.0}}
         asked = {"model": "tiny", "training_file": training_file, "lora": lora}
         planned, created = client.post(PLAN, json=asked), client.post(JOBS, json=asked)
@@ -371,7 +317,7 @@ class TestPatterns:
             assert answer.json()["lora"] | lora == answer.json()["lora"]
             assert "layer_patterns" not in answer.text
 
-    def test_of_a_base_model_whose_entry_names_no_layers_are_matched_with_its_files(
+    def test_patterns_are_matched_with_the_files_of_an_old_entry(
         self, client: TestClient, training_file: str, sessions: Sessions
     ) -> None:
         with transaction(sessions) as session:
@@ -380,4 +326,3 @@ class TestPatterns:
         asked = {"model": "tiny", "training_file": training_file, "lora": {"rank_pattern": {"no_such": 4}}}
         answer = client.post(PLAN, json=asked)
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "lora.rank_pattern")
-        assert "fits no target module" in answer.text

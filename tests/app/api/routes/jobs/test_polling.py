@@ -25,30 +25,23 @@ def job(sessions: Sessions, storage: LocalStorage, project: Project, base_model:
 
 
 class TestGetJob:
-    def test_is_valid_json_of_the_documented_shape(self, client: TestClient, job: Job) -> None:
+    def test_a_job_has_the_documented_shape(self, client: TestClient, job: Job) -> None:
         answer = client.get(f"{JOBS}/{job.id}")
         assert answer.headers["content-type"] == "application/json"
         assert JobBody.model_validate(answer.json()).metadata == {"größe": "☃"}
 
-    def test_of_a_job_just_created_has_the_body_of_the_creation(
-        self, client: TestClient, base_model: str, training_file: str
-    ) -> None:
+    def test_a_new_job_is_read_as_it_was_created(self, client: TestClient, base_model: str, training_file: str) -> None:
         """A creation returns the job without a read."""
         body = {"model": base_model, "training_file": training_file, "metadata": {"a": "b"}, "trainingType": "standard"}
         created = client.post("/v1/fine_tuning/jobs", json=body).json()
         assert created == client.get(f"/v1/fine_tuning/jobs/{created['id']}").json()
 
-    def test_of_an_unknown_job_is_a_404(self, client: TestClient) -> None:
-        answer = client.get(f"{JOBS}/ftjob-nothere")
-        assert answer.status_code == 404
-        assert answer.json()["error"]["message"] == "No such fine-tuning job: ftjob-nothere"
-
-    def test_that_did_not_change_is_a_304_without_a_body(self, client: TestClient, job: Job) -> None:
+    def test_an_unchanged_job_is_a_304(self, client: TestClient, job: Job) -> None:
         etag = client.get(f"{JOBS}/{job.id}").headers["etag"]
         answer = client.get(f"{JOBS}/{job.id}", headers={"If-None-Match": etag})
         assert (answer.status_code, answer.content, answer.headers["etag"]) == (304, b"", etag)
 
-    def test_that_changed_has_another_etag(self, client: TestClient, job: Job, sessions: Sessions) -> None:
+    def test_each_change_has_another_etag(self, client: TestClient, job: Job, sessions: Sessions) -> None:
         seen = {client.get(f"{JOBS}/{job.id}").headers["etag"]}
         with transaction(sessions) as session:
             validate_job(session)
@@ -61,7 +54,7 @@ class TestGetJob:
         seen.add(client.get(f"{JOBS}/{job.id}").headers["etag"])
         assert len(seen) == 4
 
-    def test_moves_up_in_the_queue(
+    def test_a_job_moves_up_in_the_queue(
         self, client: TestClient, job: Job, sessions: Sessions, storage: LocalStorage, project: Project
     ) -> None:
         with transaction(sessions) as session:
@@ -76,7 +69,7 @@ class TestGetJob:
             forecast_queue(session)
         assert client.get(f"{JOBS}/{later.id}").json()["queue_position"] == 1
 
-    def test_of_a_running_job_has_its_progress_and_its_expected_end(
+    def test_a_running_job_has_progress_and_an_expected_end(
         self, client: TestClient, job: Job, sessions: Sessions
     ) -> None:
         with transaction(sessions) as session:
@@ -98,7 +91,7 @@ class TestGetJob:
 
 
 class TestAsyncConnections:
-    def test_never_opens_more_than_it_may(self, database_url: str) -> None:
+    def test_connections_are_limited(self, database_url: str) -> None:
         query = "SELECT count(*) AS n FROM pg_stat_activity WHERE application_name = 'counted'"
         engine = make_engine(f"{database_url}&application_name=counted")
 
@@ -110,18 +103,19 @@ class TestAsyncConnections:
 
         assert asyncio.run(ask_often()) <= 3
 
-    def test_survive_that_the_server_ends_them(self, database_url: str, sessions: Sessions) -> None:
+    def test_connections_that_the_server_ended_are_replaced(self, database_url: str, sessions: Sessions) -> None:
         async def ask_twice() -> None:
             connections = AsyncConnections(make_engine(database_url), limit=2)
             await asyncio.gather(*(connections.fetch_one("SELECT pg_sleep(0.01)", {}) for _ in range(2)))
             with ThreadPoolExecutor() as pool:
                 await asyncio.get_running_loop().run_in_executor(pool, self.end_all_others, sessions)
-            assert (await connections.fetch_one("SELECT 7 AS n", {})).n == 7
+            row = await connections.fetch_one("SELECT 7 AS n", {})
+            assert row.n == 7
             await connections.close()
 
         asyncio.run(ask_twice())
 
-    def test_are_unavailable_at_once_when_the_server_does_not_respond(self) -> None:
+    def test_an_absent_server_is_unavailable(self) -> None:
         async def ask() -> None:
             await AsyncConnections(make_engine("postgresql+psycopg://me@127.0.0.1:1/x"), limit=1).fetch_one("", {})
 

