@@ -48,7 +48,7 @@ def test_jobs_on_several_gpus_have_them_whole() -> None:
     [WHOLE, replace(HALF, slots_per_gpu=1), replace(HALF, gpu_uuids=()), replace(HALF, kind="cpu")],
     ids=["no slots", "one slot", "no UUID", "CPU"],
 )
-def test_without_sharing_a_job_has_everything(capacity: WorkerCapacity) -> None:
+def test_a_job_without_sharing_has_everything(capacity: WorkerCapacity) -> None:
     assert not capacity.shares_gpus
     assert not capacity.needs_whole_gpu(None)
     assert (capacity.budget_bytes(5 * GB), capacity.gpu_share(None)) == (24 * GB, 1.0)
