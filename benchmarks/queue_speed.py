@@ -18,7 +18,7 @@ from app.db.jobs import claims, reads
 from app.db.scheduling import fair_queue, queue_positions
 from app.db.tables import Job
 from app.domain.scheduling.fair_share import HALF_LIFE_SECONDS
-from app.domain.scheduling.forecast import WorkerSlot, forecast
+from app.domain.scheduling.forecast import forecast
 from app.domain.scheduling.worker_capacity import WorkerCapacity
 from app.services import queue
 from app.system.host import cpu_name
@@ -91,10 +91,10 @@ def measure(session: Session) -> None:
     print_times("usage counted", lambda: fair_queue.count_usage(session), 10)
     waiting = fair_queue.waiting_jobs(session)
     standings = fair_queue.project_shares(session)
-    slots = [WorkerSlot(OFFER, free_in_seconds=60.0 * n) for n in range(16)]
-    placed = forecast(slots, waiting, standings)
+    slots, running_seconds = [OFFER] * 16, [60.0 * number for number in range(16)]
+    placed = forecast(slots, running_seconds, waiting, standings)
     print_times("jobs read in their order", lambda: fair_queue.waiting_jobs(session), 3)
-    print_times("a forecast", lambda: forecast(slots, waiting, standings), 3)
+    print_times("a forecast", lambda: forecast(slots, running_seconds, waiting, standings), 3)
     print_times("its places written, all new", lambda: queue_positions.write_positions(session, placed), 1)
     print_times("its places written, unchanged", lambda: queue_positions.write_positions(session, placed), 3)
     session.commit()
@@ -102,7 +102,9 @@ def measure(session: Session) -> None:
     def round_after_a_claim() -> None:
         claim()
         jobs = fair_queue.waiting_jobs(session)
-        queue_positions.write_positions(session, forecast(slots, jobs, fair_queue.project_shares(session)))
+        queue_positions.write_positions(
+            session, forecast(slots, running_seconds, jobs, fair_queue.project_shares(session))
+        )
         session.commit()
 
     print_times("a claim and a whole round after it", round_after_a_claim, 5)

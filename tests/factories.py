@@ -46,7 +46,8 @@ from app.domain.base_models import catalog
 from app.domain.jobs.parameters import ParentAdapter
 from app.domain.jobs.resolve import resolve
 from app.domain.jobs.states import Reason
-from app.domain.scheduling.forecast import WorkerSlot, forecast
+from app.domain.scheduling.forecast import forecast
+from app.domain.scheduling.worker_capacity import WorkerCapacity
 from app.domain.webhooks import EVENT_TYPES, new_secret, secret_hint
 from app.services.access import keys, projects
 from app.storage import Storage
@@ -221,9 +222,10 @@ def fail_attempt(session: Session, table: type[Export | Evaluation], lease: Leas
     end(session, row, code, message, None)  # type: ignore[arg-type]
 
 
-def forecast_queue(session: Session, *slots: WorkerSlot) -> None:
+def forecast_queue(session: Session, *slots: WorkerCapacity, running_seconds: Sequence[float] = ()) -> None:
     """Write the queue positions, as the reconciler does every few seconds."""
-    positions = forecast(slots, fair_queue.waiting_jobs(session), fair_queue.project_shares(session))
+    waiting, shares = fair_queue.waiting_jobs(session), fair_queue.project_shares(session)
+    positions = forecast(slots, running_seconds, waiting, shares)
     queue_positions.write_positions(session, positions)
 
 

@@ -27,7 +27,6 @@ from app.db.tables import Evaluation, Export, File, Job, Project, WebhookEndpoin
 from app.db.webhooks import deliveries as webhook_deliveries
 from app.domain.artifacts.exports import ExportErrorCode, ExportKind, ExportType, Quantization
 from app.domain.jobs.states import Reason
-from app.domain.scheduling.forecast import WorkerSlot
 from app.domain.scheduling.worker_capacity import worker_capacity
 from app.main import create_app
 from app.services.access import keys
@@ -163,7 +162,7 @@ def _fill(
         queued = factories.make_job(session, project, tickets, MODEL, suffix=f"sweep-lr-{number + 1}")
         factories.validate_job(session)
         made[f"queued-{number}"] = queued
-    factories.forecast_queue(session, WorkerSlot(worker_capacity(ABOUT_WORKER), 3_200.0, project.id))
+    factories.forecast_queue(session, worker_capacity(ABOUT_WORKER), running_seconds=[3_200.0])
     made["cancelled"] = _cancelled(session, project, tickets)
     _add_results(session, made["succeeded"], held_out, engine)
     _add_exports(session, storage, project, made["succeeded"])

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from app.db.engine import transaction
 from app.db.scheduling import fair_queue, queue_positions, workers
-from app.domain.scheduling.forecast import JobForecast, WorkerSlot, forecast
+from app.domain.scheduling.forecast import JobForecast, forecast
 from app.domain.scheduling.preemption import PreemptionPolicy, select_preemptions
 from app.domain.scheduling.worker_capacity import WorkerCapacity, worker_capacity
 from app.log import get_logger
@@ -42,7 +42,8 @@ class QueueScheduler:
             fair_queue.count_usage(session, half_life_seconds)
         with transaction(self.resources.sessions) as session:
             queue = _QueueSnapshot(session, half_life_seconds)
-        forecasts = forecast(queue.slots, queue.waiting, queue.shares)
+        running_seconds = [job.seconds_left for job in queue.running]
+        forecasts = forecast(list(queue.capacities.values()), running_seconds, queue.waiting, queue.shares)
         with transaction(self.resources.sessions) as session:
             queue_positions.write_positions(session, forecasts)
         with transaction(self.resources.sessions) as session:
@@ -72,14 +73,6 @@ class _QueueSnapshot:
         shares = {each.project_id: each.share for each in self.shares}
         self.running = queue_positions.running_jobs(session, self.capacities, shares)
         self.waiting = fair_queue.waiting_jobs(session, half_life_seconds)
-
-    @property
-    def slots(self) -> list[WorkerSlot]:
-        slots = {owner: WorkerSlot(capacity) for owner, capacity in self.capacities.items()}
-        for job in self.running:
-            capacity = self.capacities[job.lease_owner]
-            slots[job.lease_owner] = WorkerSlot(capacity, job.seconds_left, job.project_id, job.reserved_bytes)
-        return list(slots.values())
 
     @property
     def free_capacities(self) -> list[WorkerCapacity]:

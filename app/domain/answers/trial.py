@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from app.domain.answers.engine_answers import to_json
-from app.domain.datasets.messages import StrictModel, check_key_count, message_findings, tool_findings
+from app.domain.datasets.messages import StrictModel, check_key_count, message_problems, tool_problems
 from app.domain.error_text.json_text import as_json
 from app.domain.jobs.spec import BaseSpec, Frozen, LoraSpec, QuantizationSpec
 from app.errors import BadRequest, combine_errors
@@ -236,8 +236,8 @@ def question_of(request: TrialRequest, id: str, project_id: str, model: str, is_
 
 def _tools(request: TrialRequest) -> tuple[dict[str, Any], ...]:
     """The tools that the prompt describes: none if the model may not call them. Raises BadRequest."""
-    findings = islice(tool_findings(0, {"tools": request.tools}), MAX_PROBLEMS)
-    problems = [BadRequest(finding.message, "tools") for finding in findings]
+    found = islice(tool_problems({"tools": request.tools}), MAX_PROBLEMS)
+    problems = [BadRequest(text, "tools") for text, _ in found]
     if request.tool_choice is not None and request.tool_choice not in NEUTRAL["tool_choice"]:
         text = (
             f"tool_choice: a trial answer cannot force the model to call a tool, so {as_json(request.tool_choice, 60)} "
@@ -296,7 +296,6 @@ def _top_logprobs(request: TrialRequest, is_chat: bool) -> int | None:
 def _check_messages(messages: list[Any] | None) -> None:
     if not messages:
         raise BadRequest("you must provide messages", "messages", "missing_required_parameter")
-    findings = islice(message_findings(0, messages), MAX_PROBLEMS)
-    problems = [BadRequest(finding.message, "messages") for finding in findings]
-    if problems:
+    found = islice(message_problems(messages), MAX_PROBLEMS)
+    if problems := [BadRequest(text, "messages") for text, _ in found]:
         raise combine_errors(problems)

@@ -100,9 +100,12 @@ class Feature(StrEnum):
 
 
 class LoadResult(StrEnum):
-    REFUSED = "refused"  # loading or converting fails with an error
-    WRONG = "wrong"  # it loads without an error, but the outputs differ from those of PEFT
-    UNKNOWN = "unknown"  # not tried
+    REFUSED = "Refused"  # loading or converting fails with an error
+    WRONG = "Wrong answers without an error"  # it loads, but the outputs differ from those of PEFT
+    UNKNOWN = "Not known"  # not tried
+
+
+REFUSED, WRONG, UNKNOWN = LoadResult
 
 
 class Rule(NamedTuple):
@@ -113,12 +116,7 @@ class Rule(NamedTuple):
     @property
     def sentence(self) -> str:
         """The result with its reason and evidence, as in "Refused: vLLM has no DoRA (run)"."""
-        words = {
-            LoadResult.REFUSED: "Refused",
-            LoadResult.WRONG: "Wrong answers without an error",
-            LoadResult.UNKNOWN: "Not known",
-        }
-        return f"{words[self.result]}: {self.reason} ({self.evidence})"
+        return f"{self.result}: {self.reason} ({self.evidence})"
 
 
 class Incompatibility(NamedTuple):
@@ -131,56 +129,52 @@ OTHER_NAMES = "it serves the class that config.json names, whose layers may have
 
 RULES: Mapping[Engine, Mapping[Feature, Rule]] = {
     Engine.VLLM: {
-        Feature.RANK_ABOVE_512: Rule(LoadResult.REFUSED, "vLLM accepts ranks up to 512", "run"),
-        Feature.DORA: Rule(LoadResult.REFUSED, "vLLM has no DoRA", "run"),
-        Feature.MODULES_TO_SAVE: Rule(LoadResult.REFUSED, "vLLM has no modules_to_save", "run"),
-        Feature.OTHER_CLASS: Rule(LoadResult.UNKNOWN, OTHER_NAMES, "read"),
-        Feature.CLASS_WITHOUT_LORA: Rule(
-            LoadResult.REFUSED, "vLLM serves this base model's class without LoRA", "read"
-        ),
+        Feature.RANK_ABOVE_512: Rule(REFUSED, "vLLM accepts ranks up to 512", "run"),
+        Feature.DORA: Rule(REFUSED, "vLLM has no DoRA", "run"),
+        Feature.MODULES_TO_SAVE: Rule(REFUSED, "vLLM has no modules_to_save", "run"),
+        Feature.OTHER_CLASS: Rule(UNKNOWN, OTHER_NAMES, "read"),
+        Feature.CLASS_WITHOUT_LORA: Rule(REFUSED, "vLLM serves this base model's class without LoRA", "read"),
         Feature.REFUSED_TARGET: Rule(
-            LoadResult.REFUSED,
+            REFUSED,
             "vLLM refuses an adapter of the layers gate_up_proj of this base model's class, and serves one whose "
             "target_modules leave them out",
             "run",
         ),
         Feature.IGNORED_TARGET: Rule(
-            LoadResult.WRONG,
+            WRONG,
             "vLLM ignores the adapter of the fused layers (c_attn, input_linear) of this base model's class, and "
             "serves one whose target_modules leave them out",
             "run",
         ),
-        Feature.TARGET_PARAMETERS: Rule(LoadResult.UNKNOWN, "adapters of experts were not tried with vLLM", "read"),
+        Feature.TARGET_PARAMETERS: Rule(UNKNOWN, "adapters of experts were not tried with vLLM", "read"),
     },
     Engine.LLAMA_CPP: {
-        Feature.RSLORA: Rule(LoadResult.WRONG, "llama.cpp scales by alpha / r instead of alpha / sqrt(r)", "run"),
-        Feature.ALPHA_PATTERN: Rule(LoadResult.WRONG, "the converter drops alpha_pattern without an error", "run"),
-        Feature.DORA: Rule(LoadResult.REFUSED, "the converter has no DoRA", "read"),
+        Feature.RSLORA: Rule(WRONG, "llama.cpp scales by alpha / r instead of alpha / sqrt(r)", "run"),
+        Feature.ALPHA_PATTERN: Rule(WRONG, "the converter drops alpha_pattern without an error", "run"),
+        Feature.DORA: Rule(REFUSED, "the converter has no DoRA", "read"),
         Feature.MODULES_TO_SAVE: Rule(
-            LoadResult.WRONG, "the converter refuses an embedding or a head, and llama.cpp ignores norms", "read"
+            WRONG, "the converter refuses an embedding or a head, and llama.cpp ignores norms", "read"
         ),
-        Feature.TARGET_PARAMETERS: Rule(
-            LoadResult.UNKNOWN, "adapters of experts were not tried with llama.cpp", "read"
-        ),
+        Feature.TARGET_PARAMETERS: Rule(UNKNOWN, "adapters of experts were not tried with llama.cpp", "read"),
     },
     Engine.OLLAMA: {
-        Feature.ANY: Rule(LoadResult.REFUSED, "`ollama create` takes no adapter since 0.34.1", "reported"),
+        Feature.ANY: Rule(REFUSED, "`ollama create` takes no adapter since 0.34.1", "reported"),
     },
     Engine.SGLANG: {
-        Feature.RSLORA: Rule(LoadResult.WRONG, "SGLang scales by alpha / r instead of alpha / sqrt(r)", "read"),
-        Feature.RANK_PATTERN: Rule(LoadResult.WRONG, "SGLang scales every layer by one alpha / r", "read"),
-        Feature.ALPHA_PATTERN: Rule(LoadResult.WRONG, "SGLang scales every layer by one alpha / r", "read"),
-        Feature.DORA: Rule(LoadResult.REFUSED, "SGLang has no DoRA", "read"),
-        Feature.MODULES_TO_SAVE: Rule(LoadResult.UNKNOWN, "modules_to_save was not tried with SGLang", "read"),
-        Feature.OTHER_CLASS: Rule(LoadResult.UNKNOWN, OTHER_NAMES, "read"),
-        Feature.TARGET_PARAMETERS: Rule(LoadResult.UNKNOWN, "adapters of experts were not tried with SGLang", "read"),
+        Feature.RSLORA: Rule(WRONG, "SGLang scales by alpha / r instead of alpha / sqrt(r)", "read"),
+        Feature.RANK_PATTERN: Rule(WRONG, "SGLang scales every layer by one alpha / r", "read"),
+        Feature.ALPHA_PATTERN: Rule(WRONG, "SGLang scales every layer by one alpha / r", "read"),
+        Feature.DORA: Rule(REFUSED, "SGLang has no DoRA", "read"),
+        Feature.MODULES_TO_SAVE: Rule(UNKNOWN, "modules_to_save was not tried with SGLang", "read"),
+        Feature.OTHER_CLASS: Rule(UNKNOWN, OTHER_NAMES, "read"),
+        Feature.TARGET_PARAMETERS: Rule(UNKNOWN, "adapters of experts were not tried with SGLang", "read"),
     },
 }
 # Problems of earlier releases that the releases in RELEASES do not have.
 EARLIER_RULES: Mapping[Engine, Mapping[Feature, Rule]] = {
     Engine.VLLM: {
-        Feature.RANK_PATTERN: Rule(LoadResult.WRONG, "vLLM 0.16.0 ignores rank_pattern in the scale", "read"),
-        Feature.ALPHA_PATTERN: Rule(LoadResult.WRONG, "vLLM 0.16.0 ignores alpha_pattern", "read"),
+        Feature.RANK_PATTERN: Rule(WRONG, "vLLM 0.16.0 ignores rank_pattern in the scale", "read"),
+        Feature.ALPHA_PATTERN: Rule(WRONG, "vLLM 0.16.0 ignores alpha_pattern", "read"),
     },
 }
 

@@ -7,9 +7,16 @@ from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
 from app.domain.datasets.jsonl import MAX_LINE_BYTES, WHITESPACE, Finding, Line, json_type, quote_all, read_lines
-from app.domain.datasets.messages import conversation_findings, message_findings, parallel_findings, tool_findings
+from app.domain.datasets.messages import (
+    Problem,
+    conversation_problems,
+    message_problems,
+    parallel_problems,
+    tool_problems,
+)
 from app.domain.jobs.spec import DataParameters, LineRules, Method
 
+Json = Mapping[str, Any]
 MAX_FINDINGS = 10
 CHAT_KEYS = frozenset({"messages", "tools", "parallel_tool_calls", "functions"})
 COMPLETION_KEYS = frozenset({"prompt", "completion"})
@@ -55,12 +62,13 @@ class Format:
     noun: str
     method: Method
     template: str
-    findings: Callable[[Line], Iterator[Finding]]
+    problems: Callable[[Json], Iterator[Problem]]
     example: Callable[[Line], Example]
-    contradictions: Callable[[Line], Iterator[Finding]] = lambda _: iter(())
+    contradictions: Callable[[Json], Iterator[Problem]] = lambda _: iter(())
 
     def refusals(self, line: Line, rules: LineRules) -> list[Finding]:
-        return list(self.findings(line)) or (list(self.contradictions(line)) if rules > 1 else [])
+        problems = list(self.problems(line.value)) or (list(self.contradictions(line.value)) if rules > 1 else [])
+        return [Finding(line.number, *problem) for problem in problems]
 
 
 def read_examples(
@@ -70,9 +78,8 @@ def read_examples(
 ) -> Iterator[Example | Finding]:
     """Yield each example of a dataset for the method of `parameters`, or the findings of an invalid line."""
     method, rules = parameters.method, parameters.line_rules
-    first: tuple[int, Format] | None = (
-        None  # plain text is trained completely, so it must not be mixed with other formats
-    )
+    # Plain text is trained completely, so it must not be mixed with other formats.
+    first: tuple[int, Format] | None = None
     for line in read_lines(file, max_line_bytes, whitespace=WHITESPACE if rules > 1 else None):
         if isinstance(line, Finding):
             yield line
@@ -88,7 +95,7 @@ def read_examples(
         yield from line_format.refusals(line, rules) or (replace(line_format.example(line), parameters=parameters),)
 
 
-def detect_format(value: Mapping[str, Any]) -> Format | None:
+def detect_format(value: Json) -> Format | None:
     if "messages" in value:
         return CHAT
     if value.keys() & COMPLETION_KEYS:
@@ -118,22 +125,22 @@ def _mixed_formats(line: Line, line_format: Format, first_line: int, first: Form
 # --- chat -------------------------------------------------------------------------------------------------------------
 
 
-def _chat_findings(line: Line) -> Iterator[Finding]:
-    yield from _extra_keys(line.number, line.value, CHAT_KEYS)
-    yield from _tool_findings(line.number, line.value, ("tools", "functions"))
-    messages = line.value["messages"]
-    found = list(_list_findings(line.number, messages, '"messages"'))
+def _chat_problems(value: Json) -> Iterator[Problem]:
+    yield from _extra_keys(value, CHAT_KEYS)
+    yield from tool_list_problems(value, ("tools", "functions"))
+    messages = value["messages"]
+    found = list(list_problems(messages, '"messages"'))
     yield from found
     if not found and messages[-1]["role"] != "assistant":
         text = f'the last message is from "{messages[-1]["role"]}", but it must be from "assistant", which is trained'
-        yield Finding(line.number, text, "last_message_not_assistant")
+        yield text, "last_message_not_assistant"
 
 
-def _chat_contradictions(line: Line) -> Iterator[Finding]:
-    value = line.value
-    yield from tool_findings(line.number, value)
-    yield from parallel_findings(line.number, value)
-    yield from conversation_findings(line.number, value["messages"])
+def _chat_contradictions(value: Json, where: str = "") -> Iterator[Problem]:
+    """`where` is "input" for that of a pair."""
+    yield from tool_problems(value, where and f"{where}.")
+    yield from parallel_problems(value, where and f"{where}.")
+    yield from conversation_problems(value["messages"], where and f"{where}, ")
 
 
 def _chat_example(line: Line) -> Example:
@@ -146,80 +153,76 @@ def _chat_example(line: Line) -> Example:
 # --- prompt and completion, plain text --------------------------------------------------------------------------------
 
 
-def _completion_findings(line: Line) -> Iterator[Finding]:
-    yield from _extra_keys(line.number, line.value, COMPLETION_KEYS)
+def _completion_problems(value: Json) -> Iterator[Problem]:
+    yield from _extra_keys(value, COMPLETION_KEYS)
     for key in sorted(COMPLETION_KEYS, reverse=True):
-        yield from _string_findings(line, key, "invalid_completion")
+        yield from string_problems(value, key, "invalid_completion")
 
 
-def _text_findings(line: Line) -> Iterator[Finding]:
-    yield from _extra_keys(line.number, line.value, TEXT_KEYS)
-    yield from _string_findings(line, "text", "invalid_text")
+def _text_problems(value: Json) -> Iterator[Problem]:
+    yield from _extra_keys(value, TEXT_KEYS)
+    yield from string_problems(value, "text", "invalid_text")
 
 
 # --- preference pairs -------------------------------------------------------------------------------------------------
 
 
-def _pair_findings(line: Line) -> Iterator[Finding]:
-    value = line.value
+def _pair_problems(value: Json) -> Iterator[Problem]:
     spelling = _output_keys(value)
-    yield from _extra_keys(line.number, value, frozenset({"input", *spelling}))
-    yield from _input_findings(line.number, value.get("input"))
+    yield from _extra_keys(value, frozenset({"input", *spelling}))
+    yield from _input_problems(value.get("input"))
     for key in spelling:
-        yield from _answer_findings(line.number, key, value.get(key))
+        yield from _answer_problems(key, value.get(key))
 
 
-def _pair_contradictions(line: Line) -> Iterator[Finding]:
-    prompt = line.value["input"]
-    yield from tool_findings(line.number, prompt, "input.")
-    yield from parallel_findings(line.number, prompt, "input.")
-    yield from conversation_findings(line.number, prompt["messages"], "input, ")
-    for key in _output_keys(line.value):
-        yield from conversation_findings(line.number, line.value[key], f"{key}, ", before=prompt["messages"])
+def _pair_contradictions(value: Json) -> Iterator[Problem]:
+    yield from _chat_contradictions(value["input"], "input")
+    for key in _output_keys(value):
+        yield from conversation_problems(value[key], f"{key}, ", before=value["input"]["messages"])
 
 
-def _output_keys(value: Mapping[str, Any]) -> tuple[str, str]:
+def _output_keys(value: Json) -> tuple[str, str]:
     """The spelling of the output keys that the line uses; keys of the other spelling are extra keys."""
     return next(spelling for spelling in PAIR_SPELLINGS if value.keys() & set(spelling))
 
 
-def _input_findings(line: int, value: Any) -> Iterator[Finding]:
+def _input_problems(value: Any) -> Iterator[Problem]:
     if not isinstance(value, dict):
         seen = "is missing" if value is None else f"is a JSON {json_type(value)}"
-        yield Finding(line, f'"input" {seen}, but it must be an object like {{"messages": [...]}}', "invalid_input")
+        yield f'"input" {seen}, but it must be an object like {{"messages": [...]}}', "invalid_input"
         return
-    yield from _extra_keys(line, value, INPUT_KEYS, '"input" ')
-    yield from _tool_findings(line, value, ("tools",))
+    yield from _extra_keys(value, INPUT_KEYS, '"input" ')
+    yield from tool_list_problems(value)
     messages: Any = value.get("messages")
-    found = list(_list_findings(line, messages, '"messages" of "input"', "input, "))
-    yield from found or _weight_findings(line, messages, "input, ")
+    found = list(list_problems(messages, '"messages" of "input"', "input, "))
+    yield from found or _weight_problems(messages, "input, ")
     if not found and messages[-1]["role"] == "assistant":
         text = (
             'the last message of "input" is from "assistant"; it must be from another role, because each output '
             'continues "input" with the assistant\'s answer: move it to the start of both outputs, or remove it'
         )
-        yield Finding(line, text, "last_message_assistant")
+        yield text, "last_message_assistant"
 
 
-def _answer_findings(line: int, key: str, messages: Any) -> Iterator[Finding]:
-    found = list(_list_findings(line, messages, f'"{key}"', f"{key}, "))
-    yield from found or _weight_findings(line, messages, f"{key}, ")
+def _answer_problems(key: str, messages: Any) -> Iterator[Problem]:
+    found = list(list_problems(messages, f'"{key}"', f"{key}, "))
+    yield from found or _weight_problems(messages, f"{key}, ")
     if found:
         return
     roles = [message["role"] for message in messages]
     if roles[0] != "assistant" or roles[-1] != "assistant" or not ANSWER_ROLES.issuperset(roles):
         text = f'"{key}" has messages from {quote_all(set(roles))}; it must begin and end with one from "assistant"'
-        yield Finding(line, f'{text}, with none but "tool" between', "invalid_output")
+        yield f'{text}, with none but "tool" between', "invalid_output"
 
 
-def _weight_findings(line: int, messages: list[dict[str, Any]], where: str) -> Iterator[Finding]:
+def _weight_problems(messages: list[dict[str, Any]], where: str) -> Iterator[Problem]:
     for number, message in enumerate(messages, 1):
         if "weight" in message:
             text = (
                 f'{where}message {number} has the key "weight", which a preference pair does not take: both outputs '
                 'are trained completely, and "input" is not; remove the key'
             )
-            yield Finding(line, text, "extra_key")
+            yield text, "extra_key"
 
 
 def _pair_example(line: Line) -> Example:
@@ -237,59 +240,56 @@ def _pair_example(line: Line) -> Example:
 # --- checks that several formats share --------------------------------------------------------------------------------
 
 
-def _extra_keys(line: int, value: Mapping[str, Any], allowed: frozenset[str], where: str = "") -> Iterator[Finding]:
+def _extra_keys(value: Json, allowed: frozenset[str], where: str = "") -> Iterator[Problem]:
     if extra := value.keys() - allowed:
-        text = f"{where}contains an extra key {quote_all(extra)}; allowed are {quote_all(allowed)}"
-        yield Finding(line, text, "extra_key")
+        yield f"{where}contains an extra key {quote_all(extra)}; allowed are {quote_all(allowed)}", "extra_key"
 
 
-def _tool_findings(line: int, value: Mapping[str, Any], keys: tuple[str, ...]) -> Iterator[Finding]:
+def tool_list_problems(value: Json, keys: tuple[str, ...] = ("tools",)) -> Iterator[Problem]:
     for key in keys:
         tools = value.get(key)
         if tools is not None and not isinstance(tools, list):
-            yield Finding(
-                line, f'"{key}" is a JSON {json_type(tools)}, but it must be a list of objects', "invalid_tools"
-            )
+            yield f'"{key}" is a JSON {json_type(tools)}, but it must be a list of objects', "invalid_tools"
         for number, tool in enumerate(tools if isinstance(tools, list) else ()):
             if not isinstance(tool, dict):
                 text = f'"{key}" must be a list of objects, but {key}[{number}] is a JSON {json_type(tool)}'
-                yield Finding(line, text, "invalid_tools")
+                yield text, "invalid_tools"
 
 
-def _list_findings(line: int, messages: Any, name: str, where: str = "") -> Iterator[Finding]:
+def list_problems(messages: Any, name: str, where: str = "") -> Iterator[Problem]:
     if not isinstance(messages, list) or not messages:
         seen = "missing or null" if messages is None else "empty" if messages == [] else f"a JSON {json_type(messages)}"
-        yield Finding(line, f"{name} is {seen}, but it must be a list with at least one message", "invalid_messages")
+        yield f"{name} is {seen}, but it must be a list with at least one message", "invalid_messages"
     else:
-        yield from message_findings(line, messages, where)
+        yield from message_problems(messages, where)
 
 
-def _string_findings(line: Line, key: str, code: str) -> Iterator[Finding]:
-    if not isinstance(line.value.get(key), str):
-        seen = "is missing" if key not in line.value else f"is a JSON {json_type(line.value[key])}"
-        yield Finding(line.number, f'"{key}" {seen}, but it must be a string', code)
+def string_problems(value: Json, key: str, code: str) -> Iterator[Problem]:
+    if not isinstance(value.get(key), str):
+        seen = "is missing" if key not in value else f"is a JSON {json_type(value[key])}"
+        yield f'"{key}" {seen}, but it must be a string', code
 
 
-CHAT = Format("chat messages", "supervised", '{"messages": [...]}', _chat_findings, _chat_example, _chat_contradictions)
+CHAT = Format("chat messages", "supervised", '{"messages": [...]}', _chat_problems, _chat_example, _chat_contradictions)
 COMPLETION = Format(
     "a prompt/completion pair",
     "supervised",
     '{"prompt": "...", "completion": "..."}',
-    _completion_findings,
+    _completion_problems,
     lambda line: Example(line.number, prompt=line.value["prompt"], completion=line.value["completion"]),
 )
 TEXT = Format(
     "plain text",
     "supervised",
     '{"text": "..."}',
-    _text_findings,
+    _text_problems,
     lambda line: Example(line.number, text=line.value["text"]),
 )
 PAIR = Format(
     "a preference pair",
     "dpo",
     '{"input": {"messages": [...]}, "preferred_output": [...], "non_preferred_output": [...]}',
-    _pair_findings,
+    _pair_problems,
     _pair_example,
     _pair_contradictions,
 )

@@ -14,8 +14,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from app.domain.datasets.jsonl import Finding, LineError, json_type, parse_value, quote_all
+from app.domain.datasets.jsonl import LineError, json_type, parse_value, quote_all
 from app.domain.error_text.json_text import quoted
+from app.domain.error_text.validation_text import error_sentence
 
 OR_TEXT_PARTS = (
     ' or a list of parts such as {"type": "text", "text": "..."}, as trainings, evaluations and trial answers '
@@ -106,41 +107,33 @@ MESSAGE_BY_ROLE: dict[str, type[StrictModel]] = {
     "tool": ToolMessage,
     "function": FunctionMessage,
 }
-# pydantic's error types, and the expected JSON type.
-EXPECTED_TYPES = {
-    "string_type": "a string",
-    "list_type": "a list",
-    "model_type": "an object",
-    "none_required": "null",
-    "too_long": "empty",
-    "too_short": "a list with at least one item, or null",
-}
+Problem = tuple[str, str]  # the message and the code of a finding
 
 
-def message_findings(line: int, messages: Sequence[Any], where: str = "") -> Iterator[Finding]:
+def message_problems(messages: Sequence[Any], where: str = "") -> Iterator[Problem]:
     """The problems of each message by itself; `where` names their list in the line."""
     for number, message in enumerate(messages, 1):
-        yield from _message_findings(line, f"{where}message {number}", message)
+        yield from _message_problems(f"{where}message {number}", message)
 
 
-def _message_findings(line: int, name: str, message: Any) -> Iterator[Finding]:
+def _message_problems(name: str, message: Any) -> Iterator[Problem]:
     if not isinstance(message, dict):
-        yield Finding(line, f"{name} is a JSON {json_type(message)}, not an object", "invalid_message")
+        yield f"{name} is a JSON {json_type(message)}, not an object", "invalid_message"
         return
     role = message.get("role")
     if not isinstance(role, str) or role not in MESSAGE_BY_ROLE:
-        yield Finding(line, f"{name} {_role_problem(role)}; allowed are {quote_all(MESSAGE_BY_ROLE)}", "invalid_role")
+        yield f"{name} {_role_problem(role)}; allowed are {quote_all(MESSAGE_BY_ROLE)}", "invalid_role"
         return
     try:
         MESSAGE_BY_ROLE[role].model_validate(message)
     except ValidationError as error:
         problems = error.errors(include_url=False)
         for text in dict.fromkeys(_problem_text(problem, message) for problem in problems):
-            yield Finding(line, f"{name} ({role}): {text}", "invalid_message")
+            yield f"{name} ({role}): {text}", "invalid_message"
 
 
 def _problem_text(problem: ErrorDetails, message: Mapping[str, Any]) -> str:
-    path, kind, value = _path(problem["loc"]), problem["type"], problem["input"]
+    path, kind = _path(problem["loc"]), problem["type"]
     if problem["loc"][0:1] == ("content",) and path != "content":
         return f"content {_content_problem(message['content'])}; it must be a string{OR_TEXT_PARTS}"
     if kind == "extra_forbidden":
@@ -149,23 +142,11 @@ def _problem_text(problem: ErrorDetails, message: Mapping[str, Any]) -> str:
         return f"contains an extra key {quoted(path)}{more}"
     if kind == "missing":
         return f"{path} is missing"
-    if kind == "literal_error":
-        allowed_values = problem["ctx"]["expected"].replace("'", '"')
-        return f"{path} is {_value_text(value)}; allowed: {allowed_values}"
-    if kind in EXPECTED_TYPES:
-        return f"{path} is {_value_text(value)}, but it must be {EXPECTED_TYPES[kind]}"
-    return problem["msg"].removeprefix("Value error, ")
+    return f"{path} {error_sentence(problem)}" if path else problem["msg"].removeprefix("Value error, ")
 
 
 def _path(steps: Iterable[int | str]) -> str:
     return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).removeprefix(".")
-
-
-def _value_text(value: Any) -> str:
-    """A string or number as JSON, and only the type of an array or object."""
-    if isinstance(value, str):
-        return quoted(value)
-    return f"a JSON {json_type(value)}" if isinstance(value, dict | list) else json.dumps(value)
 
 
 def _content_problem(content: Any) -> str:
@@ -188,9 +169,9 @@ SHOWN_IDS = 8  # the first ones: sorting all for each finding would take quadrat
 EXAMPLE_ARGUMENTS = json.dumps('{"city": "Bern"}')
 
 
-def conversation_findings(
-    line: int, messages: Sequence[Mapping[str, Any]], where: str = "", before: Sequence[Mapping[str, Any]] = ()
-) -> Iterator[Finding]:
+def conversation_problems(
+    messages: Sequence[Mapping[str, Any]], where: str = "", before: Sequence[Mapping[str, Any]] = ()
+) -> Iterator[Problem]:
     """Problems between valid messages: fields that exclude each other, arguments of calls, ids of calls and results.
 
     `before` are the messages that precede these.
@@ -199,20 +180,20 @@ def conversation_findings(
     for number, message in enumerate(messages, 1):
         name = f"{where}message {number} ({message['role']})"
         if message["role"] == "assistant":
-            yield from _exclusive_field_findings(line, name, message)
-            yield from _call_findings(line, name, message, ids)
+            yield from _exclusive_field_problems(name, message)
+            yield from _call_problems(name, message, ids)
         elif message["role"] == "tool" and message["tool_call_id"] not in ids:
             text = (
                 f"{name}: tool_call_id is {quoted(message['tool_call_id'])}, but the calls before it have the ids "
                 f"{quote_all(islice(ids, SHOWN_IDS))}; give the id of the call that it answers, or remove the message"
             )
-            yield Finding(line, text, "unknown_tool_call_id")
+            yield text, "unknown_tool_call_id"
 
 
-def tool_findings(line: int, value: Mapping[str, Any], where: str = "") -> Iterator[Finding]:
+def tool_problems(value: Mapping[str, Any], where: str = "") -> Iterator[Problem]:
     if value.get("tools") and value.get("functions"):
         text = 'has both "tools" and "functions", of which only "tools" is used; move every function into "tools"'
-        yield Finding(line, text, "tools_and_functions")
+        yield text, "tools_and_functions"
     for key, path, shown in (
         ("tools", ".function.name", '{"type": "function", "function": {"name": "...", "parameters": {...}}}'),
         ("functions", ".name", '{"name": "...", "parameters": {...}}'),
@@ -225,43 +206,43 @@ def tool_findings(line: int, value: Mapping[str, Any], where: str = "") -> Itera
                     f"{where}{key}[{number}]{path} must be a string that is not empty; found an object with the keys "
                     f"{quote_all(tool)}; write it as {shown}"
                 )
-                yield Finding(line, text, "invalid_tools")
+                yield text, "invalid_tools"
 
 
-def parallel_findings(line: int, value: Mapping[str, Any], where: str = "") -> Iterator[Finding]:
+def parallel_problems(value: Mapping[str, Any], where: str = "") -> Iterator[Problem]:
     found = value.get("parallel_tool_calls")
     if found is not None and not isinstance(found, bool):
         text = f"{where}parallel_tool_calls is a JSON {json_type(found)}; it must be true, false or null"
-        yield Finding(line, text, "invalid_parallel_tool_calls")
+        yield text, "invalid_parallel_tool_calls"
 
 
 # --- one message ------------------------------------------------------------------------------------------------------
 
 
-def _exclusive_field_findings(line: int, name: str, message: Mapping[str, Any]) -> Iterator[Finding]:
+def _exclusive_field_problems(name: str, message: Mapping[str, Any]) -> Iterator[Problem]:
     if message.get("tool_calls") and message.get("function_call"):
         text = (
             f"{name}: has both tool_calls and function_call, of which only one is trained; put every call into "
             "tool_calls and remove function_call"
         )
-        yield Finding(line, text, "tool_calls_and_function_call")
+        yield text, "tool_calls_and_function_call"
     if message.get("refusal") and message.get("content") is not None:
         text = f"{name}: has both content and refusal, of which only one is trained; remove one of them"
-        yield Finding(line, text, "content_and_refusal")
+        yield text, "content_and_refusal"
 
 
-def _call_findings(line: int, name: str, message: Mapping[str, Any], ids: dict[str, None]) -> Iterator[Finding]:
+def _call_problems(name: str, message: Mapping[str, Any], ids: dict[str, None]) -> Iterator[Problem]:
     """Adds the ids of the calls to `ids`."""
     for number, call in enumerate(message.get("tool_calls") or ()):
         path = f"{name}: tool_calls[{number}]"
         if problem := _arguments_problem(call["function"]["arguments"]):
-            yield Finding(line, f"{path}.function.arguments {problem}", "invalid_arguments")
+            yield f"{path}.function.arguments {problem}", "invalid_arguments"
         if call["id"] in ids:
             text = f"{path}.id is {quoted(call['id'])}, which an earlier call of this line has; give each its own id"
-            yield Finding(line, text, "duplicate_call_id")
+            yield text, "duplicate_call_id"
         ids[call["id"]] = None
     if (call := message.get("function_call")) and (problem := _arguments_problem(call["arguments"])):
-        yield Finding(line, f"{name}: function_call.arguments {problem}", "invalid_arguments")
+        yield f"{name}: function_call.arguments {problem}", "invalid_arguments"
 
 
 def _arguments_problem(arguments: str) -> str | None:

@@ -73,15 +73,6 @@ EXPECTED = {
     "Expecting property name enclosed in double quotes": "a key in double quotes",
     "Extra data": "the end of the text",
 }
-SHORT_ESCAPES = {"\b": r"\b", "\t": r"\t", "\n": r"\n", "\f": r"\f", "\r": r"\r"}  # RFC 8259, section 7
-CONTROL_CHARACTER_NAMES = {
-    "\x00": "NUL",
-    "\b": "backspace",
-    "\t": "tab",
-    "\n": "line feed",
-    "\f": "form feed",
-    "\r": "carriage return",
-}
 
 
 def syntax_error_text(error: JSONDecodeError) -> str:
@@ -92,7 +83,9 @@ def syntax_error_text(error: JSONDecodeError) -> str:
         found = quoted(character) if character else "the end of the text"
         return f"expected {EXPECTED[error.msg]}, found {found} at {where}"
     if error.msg.startswith("Invalid control character"):
-        return f"{_control_character(character)} inside a string at {where}; {_remedy(character)}"
+        # the escape \\u0000 is refused too: PostgreSQL's text type cannot store it
+        remedy = "remove it" if character == "\x00" else f"write it as {json.dumps(character)[1:-1]}"
+        return f"the control character U+{ord(character):04X} inside a string at {where}; {remedy}"
     if error.msg.startswith("Unterminated string"):
         return f"the string that begins at {where} has no closing quote"
     if error.msg.startswith("Invalid \\uXXXX"):
@@ -100,17 +93,6 @@ def syntax_error_text(error: JSONDecodeError) -> str:
     if error.msg.startswith("Invalid \\escape"):
         return f'a backslash at {where}; only " \\ / b f n r t and u may follow one, and \\\\ is the backslash itself'
     return f"{error.msg.removesuffix(' at')} at {where}"
-
-
-def _control_character(character: str) -> str:
-    name = CONTROL_CHARACTER_NAMES.get(character)
-    return f"the control character U+{ord(character):04X}" + (f" ({name})" if name else "")
-
-
-def _remedy(character: str) -> str:
-    if character == "\x00":
-        return "remove it"  # the escape \u0000 is refused too: PostgreSQL's text type cannot store it
-    return f"write it as {SHORT_ESCAPES.get(character, f'{chr(92)}u{ord(character):04x}')}"
 
 
 MAX_SUGGESTIONS = 10  # in one request: a body may have a hundred thousand unknown keys

@@ -38,6 +38,7 @@ RULES: dict[str, str | Callable[[Mapping[str, Any]], str]] = {
     "dict_type": OBJECT,
     "model_type": OBJECT,
     "model_attributes_type": OBJECT,
+    "none_required": "must be null",
     "literal_error": lambda context: f"must be {_in_json(context['expected'])}",
     "string_pattern_mismatch": lambda context: f"must match the pattern {context['pattern']}",
     "greater_than_equal": lambda context: f"must be at least {_bound(context['ge'])}",

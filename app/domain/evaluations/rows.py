@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
 from app.domain.datasets.chat_template import content_text
-from app.domain.datasets.jsonl import Finding, json_type, quote_all, read_lines
-from app.domain.datasets.messages import message_findings
+from app.domain.datasets.examples import COMPLETION_KEYS, list_problems, string_problems, tool_list_problems
+from app.domain.datasets.jsonl import Finding, quote_all, read_lines
+from app.domain.datasets.messages import Problem
 from app.domain.error_text.json_text import as_json
 from app.domain.evaluations.graders import (
     EvaluationSettings,
@@ -75,8 +76,15 @@ def read_rows(file: BinaryIO, max_line_bytes: int) -> Iterator[EvaluationRow | F
         wrapped = value.get("item")
         if isinstance(wrapped, dict) and not value.keys() & {"messages", "prompt"}:
             value = wrapped
-        for row in _rows(line.number, value):
-            yield replace(row, size_bytes=line.size_bytes) if isinstance(row, EvaluationRow) else row
+        row = EvaluationRow(line.number, dict(value), size_bytes=line.size_bytes)
+        if problems := list(_row_problems(value)):
+            yield from (Finding(line.number, *problem) for problem in problems)
+        elif "messages" in value:
+            yield _chat_row(row)
+        else:
+            if "completion" in value:
+                row.item.setdefault(REFERENCE_ANSWER, value["completion"].strip())
+            yield replace(row, prompt=value["prompt"])
 
 
 def selected_indices(row_count: int, max_rows: int) -> range | frozenset[int]:
@@ -121,50 +129,28 @@ def parse_json_object(text: str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _rows(line: int, value: dict[str, Any]) -> Iterator[EvaluationRow | Finding]:
-    if "messages" in value:
-        yield from _chat_row(line, value)
-    elif "prompt" in value:
-        yield from _prompt_row(line, value)
+def _row_problems(value: Mapping[str, Any]) -> Iterator[Problem]:
+    if "messages" not in value and "prompt" not in value:
+        yield f'expected "messages" or "prompt"; found the keys {quote_all(value)}', "wrong_format"
+    elif "messages" not in value:
+        for key in sorted(value.keys() & COMPLETION_KEYS):
+            yield from string_problems(value, key, "invalid_completion")
     else:
-        text = f'expected "messages" or "prompt"; found the keys {quote_all(value)}'
-        yield Finding(line, text, "wrong_format")
+        found = [*list_problems(value["messages"], '"messages"'), *tool_list_problems(value)]
+        yield from found
+        roles = [message["role"] for message in value["messages"]] if not found else []
+        if roles and roles[-1] == "assistant":
+            roles.pop()
+        if not found and (not roles or roles[-1] == "assistant"):
+            text = "before the expected answer there must be a message that is not from the assistant"
+            yield text, "invalid_messages"
 
 
-def _chat_row(line: int, value: dict[str, Any]) -> Iterator[EvaluationRow | Finding]:
-    messages = value["messages"]
-    if not isinstance(messages, list) or not messages:
-        yield Finding(line, '"messages" must be a list with at least one message', "invalid_messages")
-        return
-    if findings := list(message_findings(line, messages)):
-        yield from findings
-        return
-    tools = value.get("tools") or []
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        yield Finding(line, '"tools" must be a list of objects', "invalid_tools")
-        return
-    item, prompt = dict(value), list(messages)
-    if prompt[-1]["role"] == "assistant":
-        answer = prompt.pop()
-        if answer.get("content") is not None:
-            item.setdefault(REFERENCE_ANSWER, content_text(answer).strip())
-    if not prompt or prompt[-1]["role"] == "assistant":
-        text = "before the expected answer there must be a message that is not from the assistant"
-        yield Finding(line, text, "invalid_messages")
-        return
-    yield EvaluationRow(line, item, tuple(prompt), tuple(tools))
-
-
-def _prompt_row(line: int, value: dict[str, Any]) -> Iterator[EvaluationRow | Finding]:
-    for key in ("prompt", "completion"):
-        if key in value and not isinstance(value[key], str):
-            text = f'"{key}" is a JSON {json_type(value[key])}, but it must be a string'
-            yield Finding(line, text, "invalid_completion")
-            return
-    item = dict(value)
-    if "completion" in value:
-        item.setdefault(REFERENCE_ANSWER, value["completion"].strip())
-    yield EvaluationRow(line, item, prompt=value["prompt"])
+def _chat_row(row: EvaluationRow) -> EvaluationRow:
+    messages = list(row.item["messages"])
+    if messages[-1]["role"] == "assistant" and (answer := messages.pop()).get("content") is not None:
+        row.item.setdefault(REFERENCE_ANSWER, content_text(answer).strip())
+    return replace(row, messages=tuple(messages), tools=tuple(row.item.get("tools") or ()))
 
 
 def _check_templates(row: EvaluationRow, grader: Grader) -> None:

@@ -27,16 +27,6 @@ MAX_PROGRAM_BYTES = 1 << 16  # RE2's max_mem: some 2,000 instructions, at most 0
 # takes seconds.
 MAX_WORK = 40_000_000
 SYNTAX = "https://github.com/google/re2/wiki/Syntax"
-# RE2's messages -> messages for users; others are passed on.
-REASONS = {
-    "invalid perl operator": "RE2 has no look-ahead, look-behind or other special group {}",
-    "invalid escape sequence": "RE2 has no back-references and does not know {}",
-    "pattern too large - compile failed": "it is too large; repeat less",
-    "invalid repetition size": "it repeats too often: {}",
-    "no argument for repetition operator": "there is nothing before {} to repeat",
-    "bad repetition operator": "{} repeats a repetition",
-    "trailing \\": "nothing follows the last \\",
-}
 Number = TypeVar("Number", int, float)
 Sizes = Mapping[str, tuple[int, int]]  # [out, in] of layers, by full name
 
@@ -89,7 +79,8 @@ def key_problem(key: str) -> str | None:
     try:
         _compile(key)
     except re2.error as error:
-        return f"{as_json(key)} is no regular expression that RE2 accepts: {_error_text(error)} ({SYNTAX})"
+        reason = error.args[0].decode(errors="replace")
+        return f"{as_json(key)} is no regular expression that RE2 accepts: {reason} ({SYNTAX})"
     return None
 
 
@@ -195,9 +186,3 @@ def _compile(key: str) -> Any:
     options.log_errors = False
     re2.compile(key, options)  # by itself first: an error is about the key alone, and a key cannot close the group
     return re2.compile(rf"(?:.*\.)?(?:{key})", options)
-
-
-def _error_text(error: re2.error) -> str:
-    text: str = error.args[0].decode(errors="replace")
-    reason, _, what = text.partition(": ")
-    return REASONS.get(reason, text).replace("{}", what)

@@ -11,11 +11,13 @@ from app.domain.base_models.catalog import MAX_RANK, CatalogEntry
 from app.domain.error_text.json_text import as_json
 from app.domain.jobs.layer_patterns import MAX_KEYS, key_problem
 from app.domain.jobs.parameters import Auto, CommaSeparated, Info, ParameterError, Parameters
-from app.domain.jobs.spec import ALPHA
+from app.domain.jobs.spec import ALPHA, Bounds
 
 ALL_LINEAR = "all-linear"
 DEFAULT_RANK = 16
 MAX_SAVED_MODULES = 16
+MAX_EXPERT_NAMES = 1024
+NAMES_SCHEMA = WithJsonSchema({"anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "string"}]})
 # The shape and the meaning of the parent adapter's tensors depend on these; dropout acts in training alone.
 FIXED_BY_PARENT = (
     "r",
@@ -62,7 +64,12 @@ def _within_targets(given: int | None, info: Info) -> int:
     return r
 
 
-def _pattern(is_valid: Callable[[Any], bool], allowed: str) -> PlainValidator:
+def _pattern(kind: Any, bounds: Bounds) -> PlainValidator:
+    allowed = f"{'whole ' if kind is int else ''}numbers {bounds}"
+
+    def is_valid(number: Any) -> bool:
+        return isinstance(number, kind) and not isinstance(number, bool) and number in bounds
+
     def validate(value: Any) -> dict[str, Any]:
         if not isinstance(value, Mapping) or len(value) > MAX_KEYS:
             text = f'must be an object of up to {MAX_KEYS} entries such as {{"q_proj": 8}}, not {as_json(value)}'
@@ -79,44 +86,40 @@ def _pattern(is_valid: Callable[[Any], bool], allowed: str) -> PlainValidator:
     return PlainValidator(validate)
 
 
-def _is_rank(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_RANK
+def _names(problems: Callable[[list[str], Info], list[str]], example: str, limit: int) -> PlainValidator:
+    """A list of names; `problems` are those of a list of strings."""
+
+    def validate(value: Any, info: Info) -> tuple[str, ...]:
+        is_list = isinstance(value, list) and all(isinstance(name, str) and name for name in value)
+        if not is_list or len(value) > limit:
+            text = f"must be a list of up to {limit} names such as {example}, not {as_json(value)}"
+            raise ParameterError(text, code="invalid_type")
+        if found := problems(value, info):
+            raise ParameterError(*found)
+        return tuple(sorted(set(value)))
+
+    return PlainValidator(validate)
 
 
-def _is_alpha(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value in ALPHA
-
-
-def _modules_to_save(value: Any, info: Info) -> tuple[str, ...]:
+def _saved_problems(names: list[str], info: Info) -> list[str]:
     """The trainer matches names as PEFT does; here the last part of each must be that of a module."""
-    is_list = isinstance(value, list) and all(isinstance(name, str) and name for name in value)
-    if not is_list or len(value) > MAX_SAVED_MODULES:
-        text = f'must be a list of up to {MAX_SAVED_MODULES} names such as ["lm_head", "norm"], not {as_json(value)}'
-        raise ParameterError(text, code="invalid_type")
-    problems = [problem for name in value if (problem := _module_problem(name, info.context.entry))]
-    if problems:
-        raise ParameterError(*problems)
-    return tuple(sorted(set(value)))
+    return [problem for name in names if (problem := _module_problem(name, info.context.entry))]
 
 
-def _target_parameters(value: Any, info: Info) -> tuple[str, ...]:
+def _expert_problems(names: list[str], info: Info) -> list[str]:
     """Names of stacked expert weights: like PEFT, the end of a full name from a dot on matches."""
-    if not isinstance(value, list) or not all(isinstance(name, str) and name for name in value):
-        text = f'must be a list of names such as ["mlp.experts.down_proj"], not {as_json(value)}'
-        raise ParameterError(text, code="invalid_type")
-    experts = info.context.entry.experts
-    unknown = [as_json(name) for name in value if not any(f".{full}".endswith(f".{name}") for full in experts)]
-    if unknown and not experts and info.context.entry.expert_parameters:
+    entry = info.context.entry
+    unknown = [as_json(name) for name in names if not any(f".{full}".endswith(f".{name}") for full in entry.experts)]
+    if not entry.experts and entry.expert_parameters:
         unknown = []  # registered on a host without torch, which does not know them: the trainer checks the names
-    if unknown and not experts:
-        raise ParameterError("this model has no experts; leave it out")
+    if unknown and not entry.experts:
+        return ["this model has no experts; leave it out"]
     if unknown:
-        available = ", ".join(info.context.entry.expert_names)
-        raise ParameterError(f"this model does not have {', '.join(unknown)}; it has {available}")
+        return [f"this model does not have {', '.join(unknown)}; it has {', '.join(entry.expert_names)}"]
     excluded = [name for name in ("dropout", "use_dora") if info.data.get(name)]
-    if value and excluded:
-        raise ParameterError(f"excludes {' and '.join(excluded)}: PEFT adapts experts without them")
-    return tuple(sorted(set(value)))
+    if names and excluded:
+        return [f"excludes {' and '.join(excluded)}: PEFT adapts experts without them"]
+    return []
 
 
 def _module_problem(name: str, entry: CatalogEntry) -> str | None:
@@ -203,7 +206,7 @@ class LoraParameters(Parameters):
     rank_pattern: Annotated[
         dict[str, int],
         Field(examples=[{"q_proj": 8}]),
-        _pattern(_is_rank, f"whole numbers from 1 to {MAX_RANK}"),
+        _pattern(int, Bounds(1, MAX_RANK)),
         WithJsonSchema(
             {"type": "object", "additionalProperties": {"type": "integer", "minimum": 1, "maximum": MAX_RANK}}
         ),
@@ -213,7 +216,7 @@ class LoraParameters(Parameters):
     alpha_pattern: Annotated[
         dict[str, float],
         Field(examples=[{"q_proj": 16}]),
-        _pattern(_is_alpha, f"numbers {ALPHA}"),
+        _pattern(int | float, ALPHA),
         WithJsonSchema(
             {
                 "type": "object",
@@ -227,8 +230,8 @@ class LoraParameters(Parameters):
         tuple[str, ...],
         Field(examples=[["norm"]]),
         CommaSeparated(),
-        PlainValidator(_modules_to_save),
-        WithJsonSchema({"anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "string"}]}),
+        _names(_saved_problems, '["lm_head", "norm"]', MAX_SAVED_MODULES),
+        NAMES_SCHEMA,
         Auto(()),
     ]
     """Modules to train whole and save beside the adapter: norms, embed_tokens, lm_head."""
@@ -236,8 +239,8 @@ class LoraParameters(Parameters):
         tuple[str, ...],
         Field(examples=[["mlp.experts.down_proj"]]),
         CommaSeparated(),
-        PlainValidator(_target_parameters),
-        WithJsonSchema({"anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "string"}]}),
+        _names(_expert_problems, '["mlp.experts.down_proj"]', MAX_EXPERT_NAMES),
+        NAMES_SCHEMA,
         Auto(()),
     ]
     """Stacked weights of the experts of a mixture of experts to adapt, as in PEFT; none by default."""

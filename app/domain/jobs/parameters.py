@@ -24,7 +24,6 @@ from pydantic import (
     PlainValidator,
     ValidationInfo,
     WithJsonSchema,
-    WrapValidator,
 )
 from pydantic_core import CoreSchema, PydanticKnownError, core_schema
 
@@ -202,9 +201,9 @@ class EarlyStoppingParameters(BaseModel):
         float,
         Field(
             ge=EARLY_STOPPING_THRESHOLD.minimum,
+            le=EARLY_STOPPING_THRESHOLD.maximum,
             allow_inf_nan=False,
             examples=[0.01],
-            json_schema_extra={"maximum": EARLY_STOPPING_THRESHOLD.maximum},
         ),
     ] = 0
     """The decrease of the loss, in nats, that counts as an improvement."""
@@ -216,10 +215,7 @@ def _early_stopping(value: Any) -> EarlyStopping | None:
     if value is not True and not isinstance(value, Mapping):
         text = f'{as_json(value)} is not true, false or {{"patience": 3, "threshold": 0}}'
         raise ParameterError(text, code="invalid_type")
-    parameters = EarlyStoppingParameters.model_validate({} if value is True else dict(value))
-    if parameters.threshold not in EARLY_STOPPING_THRESHOLD:
-        raise ParameterError(f"threshold: {as_json(parameters.threshold)} is not a number {EARLY_STOPPING_THRESHOLD}")
-    return EarlyStopping(**vars(parameters))
+    return EarlyStopping(**vars(EarlyStoppingParameters.model_validate({} if value is True else dict(value))))
 
 
 class EvaluationParameters(Parameters):
@@ -263,11 +259,6 @@ class DpoParameters(Parameters):
     """Of the method dpo alone: the strength of the penalty for moving away from the base model; 0.1 by default."""
 
 
-def _ignore_at_8_bits(value: Any, validate: Callable[[Any], Any], info: Info) -> Any:
-    """`resolve` refuses it at 8 bits, whatever its value."""
-    return None if info.data.get("bits") == 8 else validate(value)
-
-
 class QuantizationParameters(Parameters):
     """How the frozen base is held. Absent means QLoRA (4-bit NF4, double quantization, bf16 compute); an explicit
     null means 16-bit LoRA.
@@ -280,7 +271,7 @@ class QuantizationParameters(Parameters):
     type: Annotated[
         Literal["nf4", "fp4"],
         Field(examples=["nf4"]),
-        Auto(rule=lambda _, values: None if values["bits"] == 8 else "nf4"),
+        Auto(),
     ]
     """Of 4 bits; NF4 by default."""
     compute_dtype: Annotated[Literal["bfloat16", "float16", "float32"], Field(examples=["bfloat16"]), Auto("bfloat16")]
@@ -288,8 +279,7 @@ class QuantizationParameters(Parameters):
     double_quant: Annotated[
         bool,
         Field(examples=[True]),
-        WrapValidator(_ignore_at_8_bits),
-        Auto(rule=lambda _, values: None if values["bits"] == 8 else True),
+        Auto(),
     ]
     """Of 4 bits: quantize the block scales too; true by default."""
 

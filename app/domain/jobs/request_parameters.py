@@ -7,9 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
-from annotated_types import Ge, Le
 from pydantic import AliasChoices, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
@@ -21,7 +20,6 @@ from app.domain.jobs.parameters import (
     AUTO,
     HYPERPARAMETERS,
     METHOD_HYPERPARAMETERS,
-    AtMost,
     Auto,
     AutoRule,
     CommaSeparated,
@@ -30,10 +28,11 @@ from app.domain.jobs.parameters import (
     QuantizationParameters,
     ResolutionContext,
 )
-from app.domain.jobs.spec import Bounds, Method
+from app.domain.jobs.spec import Method
 from app.errors import BadRequest, UnknownParameter
 
 METHODS: tuple[Method, ...] = ("supervised", "dpo")
+CODES = {"bool_type": "invalid_type", "literal_error": "unsupported_value"}  # of other errors: invalid_value
 OPENAI_METHODS = (*METHODS, "reinforcement")  # its client sends those that the request does not use as null
 
 
@@ -218,7 +217,7 @@ class RequestParameters:
             values = vars(model.model_validate(values, context=context))
         except ValidationError as error:
             for problem in error.errors(include_url=False):
-                self._add_problems(model, context, problem)
+                self._add_problems(model, problem)
             return None
         for key, _, _, value, rule in fields:
             if values[key] is None:
@@ -230,7 +229,7 @@ class RequestParameters:
         value = self.value(name)
         return int(value) if is_integer and isinstance(value, float) and value.is_integer() else value
 
-    def _add_problems(self, model: type[Parameters], context: ResolutionContext, problem: ErrorDetails) -> None:
+    def _add_problems(self, model: type[Parameters], problem: ErrorDetails) -> None:
         field_name, *inner = problem["loc"]
         name, definition = f"{model.prefix}{field_name}", model.model_fields[str(field_name)]
         error = problem.get("ctx", {}).get("error")
@@ -246,8 +245,7 @@ class RequestParameters:
             for text in error.texts:
                 self.refuse(name, text, error.code)
         else:
-            allowed, code = _allowed_values(definition, context)
-            self.refuse(name, f"{as_json(self.value(name))} is not {allowed}", code)
+            self.refuse(name, error_sentence(problem), CODES.get(problem["type"], "invalid_value"))
 
 
 @cache
@@ -261,24 +259,3 @@ def _fields(model: type[Parameters]) -> tuple[tuple[str, str, bool, Any, AutoRul
         (key, model.prefix + key, model.model_fields[key].annotation is int, auto.value, auto.rule)
         for key, auto in autos.items()
     )
-
-
-def _allowed_values(definition: FieldInfo, context: ResolutionContext) -> tuple[str, str]:
-    """Return a text with the allowed values of a parameter, and the error code of other values.
-
-    Every number must be defined with `ge`, and with `le` or `AtMost`: a missing bound is an error of the definition.
-    """
-    kind = definition.annotation
-    if kind is bool:
-        return "true or false", "invalid_type"
-    if kind not in (int, float):
-        return f"offered; allowed: {', '.join(map(str, get_args(kind)))}", "unsupported_value"
-    minimums: list[Any] = [item.ge for item in definition.metadata if isinstance(item, Ge)]
-    maximums: list[Any] = [
-        item.limit(context) if isinstance(item, AtMost) else item.le
-        for item in definition.metadata
-        if isinstance(item, AtMost | Le)
-    ]
-    if not (minimums and maximums):
-        raise TypeError(f"a number needs a minimum (ge) and a maximum (le or AtMost), but has {definition!r}")
-    return f"a {'whole ' if kind is int else ''}number {Bounds(minimums[0], maximums[0])}", "invalid_value"

@@ -90,15 +90,13 @@ class QuantizationSpec(Frozen):
     def _fill_in(cls, values: Any) -> Any:
         if not isinstance(values, dict) or values.get("bits", 4) != 4:
             return values
-        return {"type": "nf4", "double_quant": True} | values
+        given = {name: value for name, value in values.items() if value is not None}
+        return {"type": "nf4", "double_quant": True} | given
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        given = [name for name in ("type", "double_quant") if getattr(self, name) is not None]
-        if self.bits == 8 and given:
-            raise ValueError(f"{' and '.join(given)} belong to 4 bits; 8 bits have one scale a row, no choice")
-        if self.bits == 4 and len(given) < 2:
-            raise ValueError("4 bits need a type and a double_quant")
+        if self.bits == 8 and (self.type is not None or self.double_quant is not None):
+            raise ValueError("type and double_quant belong to 4 bits; 8 bits have one scale a row, no choice")
         return self
 
 

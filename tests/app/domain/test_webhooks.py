@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from app.domain import webhooks
 from app.domain.access.outbound_networks import parse_networks
 from app.errors import BadRequest
+from tests.sentences import Reviewed
 
 TEXT = st.characters(exclude_categories=["Cs"])
 NOW = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
+IN_A_MINUTE = "Wed, 25 Nov 2026 12:01:00 GMT"
 
 
 @pytest.fixture(scope="module")
@@ -29,14 +31,14 @@ def official() -> Iterator[openai.OpenAI]:
 class TestSignatures:
     @settings(deadline=None, max_examples=30)
     @given(data=st.dictionaries(st.text(TEXT), st.text(TEXT), max_size=5))
-    def test_are_those_of_the_official_client(self, official: openai.OpenAI, data: dict[str, str]) -> None:
+    def test_signatures_are_those_of_the_official_client(self, official: openai.OpenAI, data: dict[str, str]) -> None:
         secret, content = webhooks.new_secret(), webhooks.event_body("evt_1", "fine_tuning.job.failed", 1, data)
         headers = webhooks.delivery_headers("evt_1", int(time.time()), content, [secret])
         official.webhooks.verify_signature(content, headers, secret=secret)
         with pytest.raises(openai.InvalidWebhookSignatureError):
             official.webhooks.verify_signature(content + b" ", headers, secret=secret)
 
-    def test_of_two_secrets_satisfy_the_holder_of_either(self, official: openai.OpenAI) -> None:
+    def test_signatures_of_two_secrets_satisfy_the_holder_of_either(self, official: openai.OpenAI) -> None:
         old, new, other = (webhooks.new_secret() for _ in range(3))
         headers = webhooks.delivery_headers("evt_1", int(time.time()), b"{}", [new, old])
         for secret in (old, new):
@@ -44,7 +46,7 @@ class TestSignatures:
         with pytest.raises(openai.InvalidWebhookSignatureError):
             official.webhooks.verify_signature("{}", headers, secret=other)
 
-    def test_are_of_the_known_example(self) -> None:
+    def test_the_signature_of_the_known_example_is_made(self) -> None:
         """The test vector of Standard Webhooks."""
         secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
         signed = webhooks.sign(secret, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b'{"test": 2432232314}')
@@ -69,7 +71,7 @@ def test_a_body_is_openais_event() -> None:
 
 
 class TestSchedule:
-    def test_is_ten_tries_over_three_days_and_a_quarter(self) -> None:
+    def test_a_delivery_is_tried_ten_times_over_three_days_and_a_quarter(self) -> None:
         delays = [webhooks.retry_delay_seconds(tries, 0.0) for tries in range(1, 11)]
         assert delays == [5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400, None]
 
@@ -94,7 +96,7 @@ class TestSchedule:
         [
             ("120", 120),
             (" 7 ", 7),
-            ("Wed, 25 Nov 2026 12:01:00 GMT", 60),
+            (IN_A_MINUTE, 60),
             ("Wed, 25 Nov 2026 11:00:00 GMT", 0),
             ("soon", None),
             ("-5", None),
@@ -115,8 +117,8 @@ class TestSchedule:
         assert webhooks.parse_retry_after("7", server_date, NOW) == 7
 
     @pytest.mark.parametrize("server_date", ["now", "", "Wed, 25 Nov 2026 13:00:00"])
-    def test_without_a_valid_date_of_the_response_it_counts_from_now(self, server_date: str) -> None:
-        assert webhooks.parse_retry_after("Wed, 25 Nov 2026 12:01:00 GMT", server_date, NOW) == 60
+    def test_a_retry_without_a_valid_date_counts_from_now(self, server_date: str) -> None:
+        assert webhooks.parse_retry_after(IN_A_MINUTE, server_date, NOW) == 60
 
 
 def refused(url: str, allow_http: bool = False, networks: str = "") -> str:
@@ -139,7 +141,7 @@ class TestUrls:
             "https://hooks.example.com:/",
         ],
     )
-    def test_of_the_public_internet_are_taken(self, url: str) -> None:
+    def test_urls_of_the_public_internet_are_taken(self, url: str) -> None:
         assert webhooks.check_url(url, False, ()) == url
 
     @pytest.mark.parametrize(
@@ -151,7 +153,7 @@ class TestUrls:
             ("https://[2606:4700:4700::ABCD]/X", "https://[2606:4700:4700::abcd]/X"),
         ],
     )
-    def test_have_their_scheme_and_host_in_lower_case_and_nothing_else(self, url: str, stored: str) -> None:
+    def test_a_url_has_its_scheme_and_host_in_lower_case_and_nothing_else(self, url: str, stored: str) -> None:
         assert webhooks.check_url(url, False, ()) == stored
 
     @pytest.mark.parametrize(
@@ -164,47 +166,27 @@ class TestUrls:
             "[::]", "0.0.0.0", "[64:ff9b::a9fe:a9fe]", "intranet", "db",
         ],
     )  # fmt: skip
-    def test_of_this_machine_and_its_neighbours_are_refused(self, host: str) -> None:
-        assert "not a public address" in refused(f"https://{host}/hook")
+    def test_urls_of_this_machine_and_its_neighbours_are_refused(self, host: str) -> None:
+        assert "TUNERY_WEBHOOK_ALLOWED_NETWORKS" in refused(f"https://{host}/hook")
 
-    @pytest.mark.parametrize(
-        ("url", "because"),
-        [
-            ("http://hooks.example.com/", "does not begin with https://"),
-            ("ftp://hooks.example.com/", "does not begin with https://"),
-            ("file:///etc/passwd", "does not begin with https://"),
-            ("hooks.example.com", "does not begin with https://"),
-            ("https://", '"https://" has no host; write it like https://hooks.example.com/'),
-            ("https:///x", '"https:///x" has no host'),
-            ("https://:8443/x", '"https://:8443/x" has no host'),
-            ("https:/hooks.example.com/", "has no host"),
-            ("https://hooks.example.com:0/", 'has the port "0"; give a number from 1 to 65535, or no port'),
-            ("https://hooks.example.com:abc/", 'has the port "abc"; give a number'),
-            ("https://hooks.example.com:-1/", 'has the port "-1"'),
-            ("https://user:secret@/", "user name or password"),
-            ("https://user:secret@hooks.example.com/", "user name or password"),
-            ("https://user@hooks.example.com/", "user name or password"),
-            ("https://@hooks.example.com/", "user name or password"),
-            ("https://hooks.example.com/#top", "fragment"),
-            ("https://hooks.example.com:99999/", 'has the port "99999"'),
-            ("https://[::1/", "brackets without an IPv6 address"),
-            ("https://[2606::1]x/", "brackets without an IPv6 address"),
-            ("https://[v1.x]/", "brackets without an IPv6 address"),
-            ("https://[8.8.8.8]/", "brackets without an IPv6 address"),
-            ("https://hooks..example.com/", "at most 253 characters, with 1 to 63 between dots"),
-            ("https://./", "with 1 to 63 between dots"),
-            (f"https://{'a' * 64}.example.com/", "with 1 to 63 between dots"),
-            (f"https://{'a.' * 126}com./", "at most 253 characters"),
-            ("https://hooks.example.com/a b", "printable ASCII"),
-            ("https://hooks.example.com/\r\nX: y", "printable ASCII"),
-            ("https://hooks.example.com/\x7f", "printable ASCII"),
-            ("https://bücher.example/", "printable ASCII"),
-            ("https://hooks.example.com\\@127.0.0.1/", "printable ASCII"),
-            ("https://hooks.example.com/" + "x" * 2048, "2,048"),
-        ],
-    )
-    def test_that_are_none_or_too_clever_are_refused(self, url: str, because: str) -> None:
-        assert because in refused(url)
+    def test_ambiguous_urls_are_refused(self, reviewed: Reviewed) -> None:
+        host = "https://hooks.example.com"
+        for url in (
+            *("http://hooks.example.com/", "ftp://hooks.example.com/", "file:///etc/passwd", "hooks.example.com"),
+            *("https://", "https:///x", "https://:8443/x", "https:/hooks.example.com/", f"{host}:0/", f"{host}:abc/"),
+            *(f"{host}:-1/", f"{host}:99999/", "https://user:secret@/", "https://user@hooks.example.com/"),
+            *("https://@hooks.example.com/", f"{host}/#top", "https://[::1/", "https://[2606::1]x/", "https://[v1.x]/"),
+            *("https://[8.8.8.8]/", "https://hooks..example.com/", "https://./", f"https://{'a' * 64}.example.com/"),
+            *(
+                f"https://{'a.' * 126}com./",
+                f"{host}/a b",
+                f"{host}/\r\nX: y",
+                f"{host}/\x7f",
+                "https://bücher.example/",
+            ),
+            *(f"{host}\\@127.0.0.1/", f"{host}/{'x' * 2048}"),
+        ):
+            reviewed(refused(url))
 
     def test_both_switches_of_the_operator_are_named_at_once(self) -> None:
         said = refused("http://127.0.0.1:5000/tunery")
@@ -220,11 +202,11 @@ class TestUrls:
         ours = parse_networks("10.0.0.0/8,127.0.0.0/8")
         for url in ("http://10.1.2.3/hook", "http://127.0.0.1:9000/", "http://intranet/hook", "http://localhost/"):
             assert webhooks.check_url(url, True, ours) == url
-        assert "not a public address" in refused("http://192.168.0.1/", allow_http=True, networks="10.0.0.0/8")
+        assert "ALLOWED_NETWORKS" in refused("http://192.168.0.1/", allow_http=True, networks="10.0.0.0/8")
 
 
 class TestEventTypes:
-    def test_are_openais_three_and_ours(self) -> None:
+    def test_event_types_are_openais_three_and_ours(self) -> None:
         assert set(webhooks.EVENT_TYPES) == {
             *(
                 f"fine_tuning.job.{state}"
@@ -233,11 +215,11 @@ class TestEventTypes:
             "webhook_endpoint.disabled",
         }
 
-    def test_are_kept_once_each(self) -> None:
+    def test_event_types_are_kept_once_each(self) -> None:
         name = webhooks.EVENT_TYPES[0]
         assert webhooks.check_event_types([name, name]) == [name]
 
     @pytest.mark.parametrize("types", [[], ["batch.completed"], ["fine_tuning.job.succeeded", "*"]])
-    def test_of_which_there_are_none_are_refused_with_those_there_are(self, types: list[str]) -> None:
+    def test_unknown_event_types_are_refused_with_those_there_are(self, types: list[str]) -> None:
         with pytest.raises(BadRequest, match=r"fine_tuning\.job\.paused"):
             webhooks.check_event_types(types)

@@ -11,7 +11,6 @@ from app.api.schemas.queue import QueueBody, WorkerBody
 from app.db.engine import Sessions, transaction
 from app.db.scheduling import workers
 from app.db.tables import Job, Project
-from app.domain.scheduling.forecast import WorkerSlot
 from app.domain.scheduling.worker_capacity import worker_capacity
 from app.services.access import keys
 from app.storage import LocalStorage
@@ -33,7 +32,7 @@ def scene(sessions: Sessions, storage: LocalStorage, project: Project, base_mode
         workers.heartbeat(session, "cpu0@host7#1", "cpu", "host7", 4712, {})
         running = start_job(session)
         assert running.id == jobs[0].id
-        forecast_queue(session, WorkerSlot(worker_capacity(ABOUT), 60.0, project.id))
+        forecast_queue(session, worker_capacity(ABOUT), running_seconds=[60.0])
     return jobs
 
 

@@ -49,12 +49,10 @@ def test_an_event_that_is_not_complete_is_not_passed_on() -> None:
 
 def test_an_error_of_the_engine_has_the_shape_of_openai() -> None:
     translator = EventTranslator("bot", "ft:x")
-    sent = translated(
-        translator, b'data: {"error": {"message": "bot ran out of memory", "type": "X", "code": 500}}\n\n'
-    )
+    sent = translated(translator, b'data: {"error": {"message": "bot is full", "type": "X", "code": 500}}\n\n')
     error = json.loads(sent.removeprefix(b"data: "))["error"]
     assert error == {
-        "message": "ft:x ran out of memory",
+        "message": "ft:x is full",
         "type": "server_error",
         "param": None,
         "code": "engine_failed",

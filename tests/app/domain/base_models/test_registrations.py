@@ -10,7 +10,7 @@ from app.domain.base_models.registrations import directory_problem
 PATHS = st.lists(st.sampled_from(["srv", "models", "models2", "..", ".", "", "etc", "a b"]), max_size=7).map("/".join)
 
 
-def test_without_an_allowed_directory_every_one_is_refused_with_the_setting() -> None:
+def test_every_directory_is_refused_if_none_is_allowed() -> None:
     problem = directory_problem("/srv/models/new", ())
     assert problem is not None
     assert "TUNERY_BASE_MODEL_DIRECTORIES" in str(problem)

@@ -26,6 +26,7 @@ from tests.app.domain.datasets.families import (
     make_tokenizer,
     write_family,
 )
+from tests.sentences import Reviewed
 
 NUMBERED = (  # the text of a message says how many came before it
     "{% for m in messages %}{{ '<|im_start|>' + m.role + loop.index|string + '\\n' + m.content + '<|im_end|>' }}"
@@ -162,21 +163,25 @@ class TestByParts:
 
 
 class TestWhatIsRefused:
-    def test_is_named_by_its_place_in_the_conversation(self, tmp_path: Path) -> None:
+    def test_a_refused_message_is_named_by_its_place_in_the_conversation(
+        self, tmp_path: Path, reviewed: Reviewed
+    ) -> None:
         messages = chat(100)
         messages[151] |= {"content": "<|im_end|>", "weight": 1}
-        with pytest.raises(TemplateRefused, match=r'message 152 contains "<\|im_end\|>"'):
+        with pytest.raises(TemplateRefused) as caught:
             renderer_of(tmp_path, CHATML).documents(Example(1, messages=tuple(messages)))
+        reviewed(str(caught.value))
 
-    def test_a_result_that_is_not_printed_is_found_in_every_part(self, tmp_path: Path) -> None:
+    def test_a_result_that_is_not_printed_is_found_in_every_part(self, tmp_path: Path, reviewed: Reviewed) -> None:
         messages = chat(60)
         call = {"id": "c", "type": "function", "function": {"name": "yes", "arguments": "{}"}}
         messages[101:101] = [
             {"role": "assistant", "content": "yes", "tool_calls": [call]},
             {"role": "tool", "content": "no", "tool_call_id": "c"},
         ]
-        with pytest.raises(TemplateRefused, match="message 103 would be left out"):
+        with pytest.raises(TemplateRefused) as caught:
             renderer_of(tmp_path, MUTE, "</s>").documents(Example(1, messages=tuple(messages)))
+        reviewed(str(caught.value))
 
     @pytest.mark.parametrize("more", [{"weight": 1}, {"weight": 0}])
     def test_reasoning_that_is_not_printed_is_found_in_every_part(self, tmp_path: Path, more: Message) -> None:
@@ -187,29 +192,34 @@ class TestWhatIsRefused:
             with pytest.raises(TemplateRefused, match=refusal):
                 renderer_of(tmp_path, CHATML).documents(Example(1, messages=tuple(messages)))
 
-    def test_a_second_call_that_is_not_printed_is_found_in_every_part(self, tmp_path: Path) -> None:
+    def test_a_second_call_that_is_not_printed_is_found_in_every_part(self, tmp_path: Path, reviewed: Reviewed) -> None:
         """By the second line rules; a job of the first ones keeps what it was told is valid."""
         messages = agent(80)
         first = messages[91]["tool_calls"][0]
         messages[91] |= {"tool_calls": [first, first | {"id": "more"}], "weight": 1}
         renderer = renderer_of(tmp_path, FIRST_CALL)
-        with pytest.raises(TemplateRefused, match=r'message 92: .* does not print tool calls, so "look" would not be'):
+        with pytest.raises(TemplateRefused) as caught:
             renderer.documents(Example(1, messages=tuple(messages), tools=(TOOL,)))
+        reviewed(str(caught.value))
         assert renderer.documents(
             Example(1, messages=tuple(messages), tools=(TOOL,), parameters=DataParameters(line_rules=1))
         )
 
-    def test_a_call_that_is_not_learned_is_found_in_every_part(self, tmp_path: Path) -> None:
+    def test_a_call_that_is_not_learned_is_found_in_every_part(self, tmp_path: Path, reviewed: Reviewed) -> None:
         messages = chat(60)
         call = {"id": "c", "type": "function", "function": {"name": "yes", "arguments": "{}"}}
         messages[101] |= {"tool_calls": [call], "weight": 0}
-        with pytest.raises(TemplateRefused, match="the call of message 102 would be left out"):
+        with pytest.raises(TemplateRefused) as caught:
             renderer_of(tmp_path, CHATML).documents(Example(1, messages=tuple(messages)))
+        reviewed(str(caught.value))
 
-    def test_a_very_long_one_whose_template_rewrites_the_past(self, tmp_path: Path) -> None:
-        with pytest.raises(TemplateRefused, match=r"1,002 messages.* at most 1,000"):
+    def test_a_very_long_conversation_is_refused_if_the_template_rewrites_the_past(
+        self, tmp_path: Path, reviewed: Reviewed
+    ) -> None:
+        with pytest.raises(TemplateRefused) as caught:
             renderer_of(tmp_path, FORGETFUL).documents(Example(1, messages=tuple(chat(501))))
+        reviewed(str(caught.value))
 
-    def test_is_not_a_very_long_one_of_the_others(self, tmp_path: Path) -> None:
+    def test_a_very_long_conversation_of_another_template_is_rendered(self, tmp_path: Path) -> None:
         (document,) = renderer_of(tmp_path, CHATML).documents(Example(1, messages=tuple(chat(1_500))))
         assert document.labelled_count

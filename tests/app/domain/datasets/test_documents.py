@@ -20,23 +20,25 @@ def answer(side: int, *tokens: int, prompt: int = 2) -> Document:
 
 class TestPlainText:
     @given(st.integers(2, 60), st.integers(2, 20))
-    def test_is_split_so_that_every_token_but_the_first_is_learned_once(self, length: int, context_length: int) -> None:
+    def test_a_plain_text_is_split_so_that_every_token_but_the_first_is_learned_once(
+        self, length: int, context_length: int
+    ) -> None:
         pieces = truncate([text_of(length)], DataParameters(context_length=context_length))
         assert all(2 <= len(piece) <= context_length for piece in pieces)
         learned = [t for piece in pieces for t, labelled in zip(piece.tokens, piece.labelled, strict=True) if labelled]
         assert learned == list(range(1, length))
         assert all(len(piece) == context_length for piece in pieces[:-1])
 
-    def test_is_never_cut(self) -> None:
+    def test_a_plain_text_never_exceeds_the_context(self) -> None:
         assert not exceeds_context(text_of(30), 10)
         assert exceeds_context(answer(0, *range(30)), 10)
 
-    def test_without_a_second_token_teaches_nothing(self) -> None:
+    def test_a_plain_text_of_one_token_teaches_nothing(self) -> None:
         assert truncate([text_of(1)], DataParameters(context_length=10)) == []
 
 
 class TestPairs:
-    def test_counts_with_both_sides(self) -> None:
+    def test_a_pair_counts_with_both_sides(self) -> None:
         pair = [answer(PREFERRED, 1, 2), answer(NON_PREFERRED, 3)]
         assert truncate(pair, DataParameters(context_length=10)) == pair
 
@@ -51,5 +53,5 @@ class TestPairs:
         ],
         ids=["nothing rejected", "nothing preferred", "one beyond the cut", "the same", "the same up to the cut"],
     )
-    def test_contributes_nothing_where_there_is_nothing_to_compare(self, pair: list[Document]) -> None:
+    def test_a_pair_without_two_answers_to_compare_contributes_nothing(self, pair: list[Document]) -> None:
         assert truncate(pair, DataParameters(context_length=8)) == []

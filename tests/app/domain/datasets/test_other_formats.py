@@ -26,7 +26,7 @@ ROWS = b'{"prompt": "a"},\n' * 20
         (b"[" + ROWS.replace(b"\n", b"") * 100, "a JSON array of all examples"),
     ],
 )
-def test_it_is_named_once(content: bytes, seen: str) -> None:
+def test_a_file_of_another_format_is_named_once(content: bytes, seen: str) -> None:
     [found] = read_lines(io.BytesIO(content), max_line_bytes=5_000)
     assert isinstance(found, Finding)
     assert (found.line, found.code, seen in found.message) == (1, OTHER_FORMAT, True), found

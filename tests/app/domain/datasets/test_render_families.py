@@ -32,6 +32,7 @@ from tests.app.domain.datasets.families import (
     write_family,
 )
 from tests.app.domain.datasets.rendered import trained_texts
+from tests.sentences import Reviewed
 
 ALPHABET = st.sampled_from("ab \n\té🌍.'{") | st.characters(exclude_categories=["Cs"], exclude_characters="\x00<|>[]")
 TEXT = st.text(ALPHABET, max_size=8)
@@ -122,7 +123,7 @@ def test_turns_of_weight_zero_are_read_and_not_learned(
 
 @given(turns=TURNS, answers=st.tuples(TEXT, TEXT))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=20)
-def test_of_a_pair_the_last_answers_are_learned_and_no_earlier_one(
+def test_the_last_answers_of_a_pair_are_learned_and_no_earlier_one(
     family: Family, renderer: Renderer, turns: list[tuple[str, str]], answers: tuple[str, str]
 ) -> None:
     prompt = tuple(conversation(turns, None)[:-1])
@@ -149,8 +150,9 @@ class TestTools:
                     {"role": "assistant", "content": "ah"})  # fmt: skip
         renderer = renderer_of(MISTRAL, "</s>", bos="<s>")
         documents = renderer.documents(Example(1, messages=messages, tools=(TOOL,)))
+        call = json.dumps([CALL["function"] | {"arguments": {"city": "Łódź"}}], ensure_ascii=False)
         assert [list(trained_texts(renderer, document)) for document in documents] == [
-            ['[TOOL_CALLS] [{"name": "weather", "arguments": {"city": "Łódź"}}]</s>'],
+            [f"[TOOL_CALLS] {call}</s>"],
             [" ah</s>"],
         ]
         assert all("[AVAILABLE_TOOLS]" in renderer.decode(document.tokens) for document in documents)
@@ -173,50 +175,60 @@ class TestTools:
         renderings = [renderer.documents(Example(1, messages=messages, tools=(TOOL,))) for messages in (new, old)]
         assert renderings[0] == renderings[1]
 
-    def test_calls_that_the_template_does_not_print_are_refused(self, renderer_of: Any) -> None:
-        with pytest.raises(TemplateRefused, match="message 2: the model's chat template does not print tool calls"):
+    def test_calls_that_the_template_does_not_print_are_refused(self, renderer_of: Any, reviewed: Reviewed) -> None:
+        with pytest.raises(TemplateRefused) as caught:
             learned_by(renderer_of(CHATML), QUESTION, {"role": "assistant", "content": "", "tool_calls": [CALL]})
+        reviewed(str(caught.value))
 
-    def test_tools_that_the_template_does_not_print_are_refused(self, renderer_of: Any) -> None:
-        with pytest.raises(TemplateRefused, match="does not print tools, so the tools of this line would be left out"):
+    def test_tools_that_the_template_does_not_print_are_refused(self, renderer_of: Any, reviewed: Reviewed) -> None:
+        with pytest.raises(TemplateRefused) as caught:
             learned_by(renderer_of(CHATML), QUESTION, {"role": "assistant", "content": "no idea"}, tools=(TOOL,))
+        reviewed(str(caught.value))
 
     @pytest.mark.parametrize("is_pair", [False, True])
-    def test_so_are_calls_that_are_read_and_not_learned(self, renderer_of: Any, is_pair: bool) -> None:
+    def test_calls_that_are_read_and_not_printed_are_refused(
+        self, renderer_of: Any, is_pair: bool, reviewed: Reviewed
+    ) -> None:
         call = {"role": "assistant", "content": "", "tool_calls": [CALL]} | ({} if is_pair else {"weight": 0})
         asked, answer = (QUESTION, call, QUESTION), {"role": "assistant", "content": "It is cold."}
         more = {"preferred": (answer,), "non_preferred": (answer,)} if is_pair else {}
         example = Example(1, messages=asked if is_pair else (*asked, answer), **more)
-        with pytest.raises(TemplateRefused, match="print tool calls, so the call of message 2 would be left out"):
+        with pytest.raises(TemplateRefused) as caught:
             renderer_of(CHATML).documents(example)
+        reviewed(str(caught.value))
         assert renderer_of(HERMES).documents(example)
 
-    def test_so_are_results(self, renderer_of: Any) -> None:
+    def test_results_that_the_template_does_not_print_are_refused(self, renderer_of: Any, reviewed: Reviewed) -> None:
         messages = (
             QUESTION,
             {"role": "assistant", "content": "I will look."},
             {"role": "tool", "tool_call_id": "abcdefghi", "content": "cold"},
             {"role": "assistant", "content": "It is cold."},
         )
-        with pytest.raises(TemplateRefused, match="the results of tools, so message 3 would be left out"):
+        with pytest.raises(TemplateRefused) as caught:
             learned_by(renderer_of(DEEPSEEK, "<｜end▁of▁sentence｜>"), *messages)
+        reviewed(str(caught.value))
         assert learned_by(renderer_of(HERMES), *messages)
 
-    def test_a_call_is_not_printed_because_the_content_names_its_function(self, renderer_of: Any) -> None:
+    def test_a_call_is_not_printed_because_the_content_names_its_function(
+        self, renderer_of: Any, reviewed: Reviewed
+    ) -> None:
         answer = {"role": "assistant", "content": "I ask weather.", "tool_calls": [CALL]}
-        with pytest.raises(TemplateRefused, match=r'2: .* does not print tool calls, so "weather" would not'):
+        with pytest.raises(TemplateRefused) as caught:
             learned_by(renderer_of(CHATML), QUESTION, answer)
+        reviewed(str(caught.value))
         earlier = Example(
             1, messages=(QUESTION, answer), parameters=DataParameters(line_rules=1)
         )  # of a job that was validated before this was seen
         assert renderer_of(CHATML).documents(earlier)
         assert learned_by(renderer_of(HERMES), QUESTION, answer)
 
-    def test_of_several_calls_each_must_be_printed(self, renderer_of: Any) -> None:
+    def test_each_of_several_calls_must_be_printed(self, renderer_of: Any, reviewed: Reviewed) -> None:
         first_only = HERMES.replace("in m.tool_calls or [] %}", "in (m.tool_calls or [])[:1] %}")
         answer = {"role": "assistant", "content": "", "tool_calls": [CALL, CALL | {"id": "bcdefghij"}]}
-        with pytest.raises(TemplateRefused, match="does not print tool calls"):
+        with pytest.raises(TemplateRefused) as caught:
             learned_by(renderer_of(first_only), QUESTION, answer)
+        reviewed(str(caught.value))
         assert learned_by(renderer_of(HERMES), QUESTION, answer)
 
     def test_tools_that_a_template_insists_on_are_printed(self, renderer_of: Any) -> None:
@@ -231,10 +243,11 @@ class TestTools:
 
 
 class TestEnds:
-    def test_an_answer_that_contains_an_end_of_turn_is_refused(self, renderer_of: Any) -> None:
+    def test_an_answer_that_contains_an_end_of_turn_is_refused(self, renderer_of: Any, reviewed: Reviewed) -> None:
         renderer = renderer_of(PHI_3, "<|endoftext|>", stops=("<|endoftext|>", "<|end|>"))
-        with pytest.raises(TemplateRefused, match=r'message 2 contains "<\|end\|>", which ends the model\'s turn'):
+        with pytest.raises(TemplateRefused) as caught:
             learned_by(renderer, QUESTION, {"role": "assistant", "content": "a<|end|>b"})
+        reviewed(str(caught.value))
 
     def test_every_stop_of_the_models_files_ends_generation(self, renderer_of: Any) -> None:
         renderer = renderer_of(PHI_3, "<|endoftext|>", stops=("<|end|>", "<|endoftext|>"))
@@ -247,9 +260,10 @@ class TestEnds:
         (directory / "config.json").write_text(json.dumps({"eos_token_id": tokenizer.token_to_id("<|im_end|>")}))
         assert load_renderer(directory).stops == ("<|endoftext|>", "<|im_end|>")
 
-    def test_a_generation_prompt_that_begins_a_thought_is_refused(self, renderer_of: Any) -> None:
-        with pytest.raises(TemplateRefused, match="does not start an answer with its generation prompt"):
+    def test_a_generation_prompt_that_begins_a_thought_is_refused(self, renderer_of: Any, reviewed: Reviewed) -> None:
+        with pytest.raises(TemplateRefused) as caught:
             learned_by(renderer_of(DEEPSEEK_R1), QUESTION, {"role": "assistant", "content": "ah"})
+        reviewed(str(caught.value))
 
     def test_a_thought_is_learned_where_it_is_printed(self, tmp_path: Path) -> None:
         qwen = next(family for family in FAMILIES if family.name == "qwen-3")
@@ -294,7 +308,7 @@ class TestWithoutATemplate:
 
     @given(text=st.text(ALPHABET, max_size=30))
     @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
-    def test_of_plain_text_every_token_but_the_first_is_learned(
+    def test_every_token_of_a_plain_text_but_the_first_is_learned(
         self, tmp_path_factory: pytest.TempPathFactory, text: str
     ) -> None:
         for bos in (None, "<s>"):
@@ -305,54 +319,63 @@ class TestWithoutATemplate:
             assert document.is_text
 
 
+def thought(reasoning: str, answer: str) -> str:
+    return f"<think>\n{reasoning}\n</think>\n\n{answer}<|im_end|>"
+
+
 class TestReasoning:
     """`reasoning_content` or `thinking` beside the content of an answer."""
 
     @pytest.mark.parametrize(("template", "key"), [(REASONING, "reasoning_content"), (THINKING, "thinking")])
-    def test_is_learned_where_the_template_prints_it(self, renderer_of: Any, template: str, key: str) -> None:
-        answer = {"role": "assistant", "content": "no", key: "\nWhy not?\n"}
-        assert learned_by(renderer_of(template), QUESTION, answer) == ["<think>\nWhy not?\n</think>\n\nno<|im_end|>"]
+    def test_reasoning_is_learned_where_the_template_prints_it(self, renderer_of: Any, template: str, key: str) -> None:
+        answer = {"role": "assistant", "content": "no", key: "\nWhy?\n"}
+        assert learned_by(renderer_of(template), QUESTION, answer) == [thought("Why?", "no")]
 
-    def test_of_earlier_turns_is_learned_when_they_are_the_newest(self, renderer_of: Any) -> None:
+    def test_reasoning_of_earlier_turns_is_learned_when_they_are_the_newest(self, renderer_of: Any) -> None:
         turns = [QUESTION, {"role": "assistant", "content": "a", "reasoning_content": "x"}] * 2
-        assert learned_by(renderer_of(REASONING), *turns) == ["<think>\nx\n</think>\n\na<|im_end|>"] * 2
+        assert learned_by(renderer_of(REASONING), *turns) == [thought("x", "a")] * 2
 
     @pytest.mark.parametrize("key", ["reasoning_content", "thinking"])
     @pytest.mark.parametrize("more", [{}, {"weight": 0}])
-    def test_is_refused_with_the_remedy_where_it_does_not(self, renderer_of: Any, key: str, more: Message) -> None:
+    def test_reasoning_that_the_template_does_not_print_is_refused(
+        self, renderer_of: Any, key: str, more: Message, reviewed: Reviewed
+    ) -> None:
         seen = {"role": "assistant", "content": "Why not?", key: "Why not?"} | more
-        said = f"message 2: the model's chat template does not print {key}, so it would be left out; write it into the "
-        with pytest.raises(TemplateRefused, match=said + "content as the template writes it, or choose a model whose"):
+        with pytest.raises(TemplateRefused) as caught:
             learned_by(renderer_of(CHATML), QUESTION, seen, QUESTION, {"role": "assistant", "content": "no"})
+        reviewed(str(caught.value))
 
-    def test_of_a_pair_is_refused_too(self, renderer_of: Any) -> None:
+    def test_reasoning_of_a_pair_that_is_not_printed_is_refused(self, renderer_of: Any, reviewed: Reviewed) -> None:
         answer = {"role": "assistant", "content": "no"}
         pair = Example(1, messages=(QUESTION,), preferred=(answer,), non_preferred=(answer | {"thinking": "hm"},))
-        with pytest.raises(TemplateRefused, match="does not print thinking"):
+        with pytest.raises(TemplateRefused) as caught:
             renderer_of(CHATML).documents(pair)
+        reviewed(str(caught.value))
         assert renderer_of(THINKING).documents(pair)
 
     @pytest.mark.parametrize(
         ("template", "given"), [(THINKING, "reasoning_content"), (REASONING, "thinking")], ids=["thinking", "reasoning"]
     )
     @pytest.mark.parametrize("unused", [{}, {"reasoning_content": "", "thinking": None}], ids=["absent", "empty"])
-    def test_is_rendered_in_the_place_that_the_template_has(
+    def test_reasoning_is_rendered_in_the_place_that_the_template_has(
         self, renderer_of: Any, template: str, given: str, unused: Message
     ) -> None:
         answer = {"role": "assistant", "content": "a"} | unused | {given: "x"}
-        assert learned_by(renderer_of(template), QUESTION, answer) == ["<think>\nx\n</think>\n\na<|im_end|>"]
+        assert learned_by(renderer_of(template), QUESTION, answer) == [thought("x", "a")]
 
-    def test_of_two_kinds_in_one_answer_one_is_refused(self, renderer_of: Any) -> None:
+    def test_two_kinds_of_reasoning_in_one_answer_are_refused(self, renderer_of: Any, reviewed: Reviewed) -> None:
         answer = {"role": "assistant", "content": "a", "reasoning_content": "x", "thinking": "y"}
-        with pytest.raises(TemplateRefused, match="does not print reasoning_content"):
+        with pytest.raises(TemplateRefused) as caught:
             learned_by(renderer_of(THINKING), QUESTION, answer)
+        reviewed(str(caught.value))
 
     @pytest.mark.parametrize("nothing", [None, "", " \n"])
-    def test_that_is_empty_is_no_loss(self, renderer_of: Any, nothing: str | None) -> None:
+    def test_empty_reasoning_is_no_loss(self, renderer_of: Any, nothing: str | None) -> None:
         answer = {"role": "assistant", "content": "no", "reasoning_content": nothing}
         assert learned_by(renderer_of(CHATML), QUESTION, answer) == ["no<|im_end|>"]
 
-    def test_that_ends_the_turn_is_refused(self, renderer_of: Any) -> None:
+    def test_reasoning_that_ends_the_turn_is_refused(self, renderer_of: Any, reviewed: Reviewed) -> None:
         answer = {"role": "assistant", "content": "no", "reasoning_content": "a<|im_end|>"}
-        with pytest.raises(TemplateRefused, match=r'message 2 contains "<\|im_end\|>"'):
+        with pytest.raises(TemplateRefused) as caught:
             learned_by(renderer_of(REASONING), QUESTION, answer)
+        reviewed(str(caught.value))

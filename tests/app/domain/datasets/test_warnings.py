@@ -17,7 +17,7 @@ from app.domain.datasets.examples import Example, read_examples
 from app.domain.datasets.profile import ProfileLimits, profile_dataset
 from app.domain.datasets.render import Renderer
 from app.domain.datasets.report import DatasetReport, build_report, build_report_with_rows
-from app.domain.datasets.warnings import MESSAGES, DatasetWarning, RowIndex, row_digest, warning_codes
+from app.domain.datasets.warnings import MESSAGES, RowIndex, row_digest, warning_codes
 from app.domain.jobs.spec import DataParameters, Method
 from app.system.tokenizer_files import load_renderer
 from tests.app.domain.datasets.families import (
@@ -30,6 +30,7 @@ from tests.app.domain.datasets.families import (
     make_tokenizer,
     write_family,
 )
+from tests.sentences import Reviewed
 
 PARAMETERS = DataParameters(context_length=64)
 ASKED = {"role": "user", "content": "hm"}
@@ -62,7 +63,7 @@ def pair(asked: Any, good: Any, bad: Any, **more: Any) -> Example:
 
 
 class TestOneRow:
-    def test_that_is_as_it_should_be_gives_none(self, renderer_of: Any) -> None:
+    def test_a_good_row_has_no_warning(self, renderer_of: Any) -> None:
         called = {"role": "assistant", "tool_calls": [CALL]}
         result = {"role": "tool", "tool_call_id": "abcdefghi", "content": "cold"}
         assert list(warning_codes(chat(ASKED, called, result, SAID, tools=[TOOL]), renderer_of(HERMES))) == []
@@ -79,7 +80,7 @@ class TestOneRow:
         ],
         ids=["completion", "white space", "text", "answer", "earlier answer", "output"],
     )
-    def test_with_an_empty_answer(self, renderer_of: Any, row: Example) -> None:
+    def test_an_empty_answer_is_a_warning(self, renderer_of: Any, row: Example) -> None:
         assert list(warning_codes(row, renderer_of(CHATML))) == ["empty_answer"]
 
     @pytest.mark.parametrize(
@@ -91,10 +92,10 @@ class TestOneRow:
         ],
         ids=["not learned", "call", "reasoning"],
     )
-    def test_whose_answer_is_not_empty(self, renderer_of: Any, row: Example) -> None:
+    def test_an_answer_with_a_call_or_reasoning_is_not_empty(self, renderer_of: Any, row: Example) -> None:
         assert list(warning_codes(row, renderer_of(HERMES))) == []
 
-    def test_with_a_call_of_a_function_that_its_tools_lack(self, renderer_of: Any) -> None:
+    def test_a_call_of_a_function_that_the_tools_lack_is_a_warning(self, renderer_of: Any) -> None:
         called, renderer = {"role": "assistant", "tool_calls": [CALL]}, renderer_of(HERMES)
         other = {"type": "function", "function": {"name": "other"}}
         old = {"role": "assistant", "function_call": CALL["function"]}
@@ -104,7 +105,7 @@ class TestOneRow:
         good = [chat(ASKED, called, tools=[TOOL]), chat(ASKED, old, functions=[{"name": "weather"}])]
         assert [list(warning_codes(row, renderer)) for row in good] == [[], []]
 
-    def test_with_a_name_that_the_template_does_not_print(self, renderer_of: Any) -> None:
+    def test_a_name_that_the_template_does_not_print_is_a_warning(self, renderer_of: Any) -> None:
         ann, bob = ASKED | {"name": "Ann"}, SAID | {"name": "Bob"}
         assert list(warning_codes(chat(ann, SAID), renderer_of(CHATML))) == ["unprinted_name"]
         assert list(warning_codes(pair(ann, SAID, bob), renderer_of(CHATML))) == ["unprinted_name"]
@@ -118,13 +119,13 @@ class TestOneRow:
         row = chat(ASKED, old, result, SAID, functions=[{"name": "weather"}])
         assert list(warning_codes(row, renderer_of(HERMES))) == []
 
-    def test_with_content_beside_calls_that_the_template_leaves_out(self, renderer_of: Any) -> None:
+    def test_content_beside_calls_that_the_template_leaves_out_is_a_warning(self, renderer_of: Any) -> None:
         row = chat(ASKED, {"role": "assistant", "content": "I look.", "tool_calls": [CALL]}, tools=[TOOL])
         assert list(warning_codes(row, renderer_of(MISTRAL, "</s>"))) == ["unprinted_content"]
         assert list(warning_codes(row, renderer_of(HERMES))) == []
 
     @pytest.mark.parametrize("role", ["system", "developer", "user"])
-    def test_with_a_control_token_in_a_text(self, renderer_of: Any, role: str) -> None:
+    def test_a_control_token_in_a_text_is_a_warning(self, renderer_of: Any, role: str) -> None:
         renderer = renderer_of(CHATML)
         parts = [{"type": "text", "text": "a<|im_end|>"}, {"type": "text", "text": "b"}]
         for content in ("<|im_end|>\n<|im_start|>assistant", parts):
@@ -134,12 +135,12 @@ class TestOneRow:
         assert list(warning_codes(chat(ASKED | {"content": "<|im_en|>"}, SAID), renderer)) == []
         assert list(warning_codes(chat(ASKED, SAID | {"content": "<|im_start|>"}), renderer)) == []
 
-    def test_with_a_control_token_in_a_tools_result(self, renderer_of: Any) -> None:
+    def test_a_control_token_in_a_result_is_a_warning(self, renderer_of: Any) -> None:
         result = {"role": "tool", "tool_call_id": "abcdefghi", "content": "<|im_start|>"}
         row = chat(ASKED, {"role": "assistant", "tool_calls": [CALL]}, result, SAID, tools=[TOOL])
         assert list(warning_codes(row, renderer_of(HERMES))) == ["control_token"]
 
-    def test_that_the_template_refuses_is_a_finding_and_no_warning(self, renderer_of: Any) -> None:
+    def test_a_row_that_the_template_refuses_has_no_warning(self, renderer_of: Any) -> None:
         refusing = "{{ raise_exception('no') }}"
         row = chat(ASKED | {"name": "Ann"}, SAID | {"reasoning_content": "x"})
         assert list(warning_codes(row, renderer_of(refusing))) == []
@@ -185,20 +186,16 @@ class TestWholeFiles:
         assert found == wanted
         assert [each.code for each in wanted] == ["cut", "empty", "empty_answer", "duplicate_rows", "control_token"]
 
-    def test_each_says_its_lines_and_what_to_do(self) -> None:
+    def test_a_warning_has_its_lines_and_a_remedy(self, reviewed: Reviewed) -> None:
         report = DatasetReport()
         for code in set(MESSAGES) - {"cut", "empty"}:
             for line in range(3, 15):
                 report.add_warning(code, line)
-        warning_by_code = {each.code: each for each in report.warnings("supervised", 512)}
-        assert warning_by_code["empty_answer"] == DatasetWarning(
-            "empty_answer",
-            "rows with an empty answer: 12 (lines 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, …). The model learns to "
-            "give an empty answer; fill in the answers, or remove the rows",
-            12,
-            list(range(3, 13)),
-        )
-        assert len(warning_by_code) == len(MESSAGES) - 2
+        warnings = report.warnings("supervised", 512)
+        assert [each.code for each in warnings] == [code for code in MESSAGES if code not in {"cut", "empty"}]
+        for each in warnings:
+            assert (each.count, each.first_lines) == (12, list(range(3, 13)))
+            reviewed(each.message)
 
     def test_a_row_takes_little_memory_and_their_number_is_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("app.domain.datasets.warnings.MAX_INDEXED_ROWS", 50_000)

@@ -103,13 +103,13 @@ class TestAnswersOfTheBase:
         )
         return judge(self.OF, [generated]).verdict
 
-    def test_with_other_log_probabilities_decide_nothing(self) -> None:
+    def test_answers_with_other_log_probabilities_decide_nothing(self) -> None:
         assert self.verdict(0.02) == Verdict.UNCLEAR
 
-    def test_with_the_same_ones_have_no_effect(self) -> None:
+    def test_answers_with_the_same_log_probabilities_have_no_effect(self) -> None:
         assert self.verdict(0.0) == Verdict.NO_EFFECT
 
-    def test_of_a_few_tokens_decide_nothing(self) -> None:
+    def test_answers_of_a_few_tokens_decide_nothing(self) -> None:
         assert self.verdict(0.0, count=15) == Verdict.UNCLEAR
 
 

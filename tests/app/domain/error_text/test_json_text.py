@@ -37,11 +37,11 @@ class TestShown:
             ("a\nb\x7f\u202e\u2028\ud800\U000e0001", '"a\\nb\\u007f\\u202e\\u2028\\ud800\\udb40\\udc01"'),
         ],
     )
-    def test_is_json_and_short(self, value: Any, text: str) -> None:
+    def test_a_value_in_a_message_is_json_and_short(self, value: Any, text: str) -> None:
         assert as_json(value) == text
 
     @given(JSON)
-    def test_is_printable_short_and_where_it_is_whole_the_same_value(self, value: Any) -> None:
+    def test_a_value_in_a_message_is_printable_and_the_same_value_if_whole(self, value: Any) -> None:
         text = as_json(value)
         assert text.isprintable()
         assert len(text) < 500

@@ -27,6 +27,12 @@ HOSTILE: tuple[Any, ...] = (
 )  # fmt: skip
 
 
+class OnlyNull(BaseModel):
+    """As `audio` of an answer in a dataset."""
+
+    audio: None = None
+
+
 def request_models(model: type[BaseModel] = Strict) -> Iterator[type[BaseModel]]:
     for one in model.__subclasses__():
         yield one
@@ -45,19 +51,21 @@ def errors_of(model: type[BaseModel]) -> Iterator[ErrorDetails]:
 @pytest.fixture(scope="module")
 def errors() -> list[tuple[type[BaseModel], ErrorDetails]]:
     assert create_app  # which imports every module that has a body
-    models = [*request_models(), CreateJob, Method, Supervised, Dpo, CreateEvaluation, EarlyStopping]
+    models = [*request_models(), CreateJob, Method, Supervised, Dpo, CreateEvaluation, EarlyStopping, OnlyNull]
     return [(model, error) for model in models for error in errors_of(model)]
 
 
 class TestSentence:
-    def test_is_there_for_every_type_of_error_and_there_is_none_too_many(
+    def test_the_table_has_every_type_of_error_and_no_other(
         self, errors: list[tuple[type[BaseModel], ErrorDetails]]
     ) -> None:
         seen = {error["type"] for _, error in errors} - {"missing", "extra_forbidden"}
         of_a_query = {"bool_parsing", "int_parsing", "int_parsing_size", "float_parsing"}  # in test_messages.py
         assert seen | of_a_query == {*RULES, *LENGTHS}
 
-    def test_uses_json_terms_and_names_its_field(self, errors: list[tuple[type[BaseModel], ErrorDetails]]) -> None:
+    def test_a_problem_uses_json_terms_and_names_its_field(
+        self, errors: list[tuple[type[BaseModel], ErrorDetails]]
+    ) -> None:
         assert len(errors) > 1_000
         for model, error in errors:
             (problem,) = as_problems([error], model)
@@ -69,7 +77,7 @@ class TestSentence:
             assert problem.message.count('"') % 2 == 0 or '\\"' in problem.message, problem.message
 
     @pytest.mark.parametrize("kind", ["missing", "frozen_instance", "url_parsing"])
-    def test_never_repeats_what_pydantic_says(self, kind: str) -> None:
+    def test_a_problem_never_repeats_what_pydantic_says(self, kind: str) -> None:
         error = {"type": kind, "msg": "Input should be a Python thing", "input": None}
         assert error_sentence(error) == f"{DEFAULT_RULE}, not null"
 
@@ -96,7 +104,7 @@ class TestSentence:
             ),
         ],
     )
-    def test_says_what_was_seen_and_what_is_allowed(self, body: dict[str, Any], message: str) -> None:
+    def test_a_problem_has_what_was_seen_and_what_is_allowed(self, body: dict[str, Any], message: str) -> None:
         with pytest.raises(ValidationError) as caught:
             CreateJob.model_validate({"model": "tiny", "training_file": "file-1"} | body)
         assert [problem.message for problem in as_problems(caught.value.errors(), CreateJob)] == [message]

@@ -32,6 +32,6 @@ class TestScoreModel:
         with pytest.raises(ValidationError, match="valid string"):
             score_model(content)
 
-    def test_its_template_is_checked(self) -> None:
+    def test_the_template_of_a_message_is_checked(self) -> None:
         with pytest.raises(ValidationError, match="item"):
             score_model({"type": "input_text", "text": "{{ items.a }}"})

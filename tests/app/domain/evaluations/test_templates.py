@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from app.domain.evaluations.templates import MissingField, TextRefused, compared_text, parts_of, paths_of, render
 from benchmarks.linear import cpu_seconds
+from tests.sentences import Reviewed
 
 TEXT = st.text(max_size=8)
 JSON = st.recursive(
@@ -21,16 +22,17 @@ JSON = st.recursive(
 )
 
 
-def test_values_of_the_row_and_the_answer_take_the_place_of_placeholders() -> None:
+def test_values_of_the_row_and_the_answer_take_the_place_of_placeholders(reviewed: Reviewed) -> None:
     item = {"answer": "Lima", "nested": {"list": [{"x": 1.5}]}}
     text = "{{ item.answer }}={{sample.output_text}}, {{ item.nested.list[0].x }}, {{ item.nested.list }}"
-    assert render(text, item, "Cusco") == 'Lima=Cusco, 1.5, [{"x": 1.5}]'
+    reviewed(render(text, item, "Cusco"))
 
 
-def test_output_json_is_the_answer_as_json() -> None:
+def test_output_json_is_the_answer_as_json(reviewed: Reviewed) -> None:
     assert render("{{ sample.output_json.city }}", {}, '{"city": "Lima"}') == "Lima"
-    with pytest.raises(MissingField, match=re.escape("there is no {{ sample.output_json.city }}")):
+    with pytest.raises(MissingField) as caught:
         render("{{ sample.output_json.city }}", {}, "no JSON")
+    reviewed(str(caught.value))
 
 
 @pytest.mark.parametrize(
@@ -47,10 +49,10 @@ def test_other_placeholders_are_refused(template: str, text: str) -> None:
         paths_of(template)
 
 
-def test_a_missing_field_is_named_with_those_that_exist() -> None:
+def test_a_missing_field_is_named_with_those_that_exist(reviewed: Reviewed) -> None:
     with pytest.raises(MissingField) as missing:
         render("{{ item.nested.y }}", {"nested": {"x": 1, "z": 2}}, "")
-    assert str(missing.value) == "there is no {{ item.nested.y }}; item.nested has: x, z"
+    reviewed(str(missing.value))
 
 
 @settings(max_examples=50)
@@ -74,10 +76,11 @@ class TestLimits:
         with pytest.raises(TextRefused):
             render("{{ item.a }}", {"a": "字" * 400_000}, "")
 
-    def test_a_compared_text_is_at_most_100_000_characters(self) -> None:
+    def test_a_compared_text_is_at_most_100_000_characters(self, reviewed: Reviewed) -> None:
         assert len(compared_text("{{ item.a }}", {"a": "字" * 100_000})) == 100_000
-        with pytest.raises(TextRefused, match="100,001 characters; at most 100,000"):
+        with pytest.raises(TextRefused) as caught:
             compared_text("{{ item.a }}x", {"a": "a" * 100_000})
+        reviewed(str(caught.value))
 
     def test_a_value_of_the_answer_that_is_nested_too_deeply_is_refused(self) -> None:
         value: list[Any] = []

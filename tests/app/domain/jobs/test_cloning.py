@@ -14,6 +14,7 @@ from app.domain.jobs.resolve import resolve
 from app.domain.jobs.spec import JobSpec
 from app.errors import BadRequest
 from app.system import model_files
+from tests.sentences import Reviewed
 from tests.tiny import make_tiny_base
 
 
@@ -103,7 +104,7 @@ class TestOverrides:
         ],
         ids=["lora.r", "lora.rank", "lora_r", "inside hyperparameters"],
     )
-    def test_in_every_place_take_the_originals_place(
+    def test_overrides_in_every_place_replace_the_original(
         self, entry: catalog.CatalogEntry, overrides: dict[str, Any]
     ) -> None:
         spec = spec_of(entry, BODY)
@@ -132,7 +133,7 @@ class TestOverrides:
         ],
         ids=["to 16", "load_in_4bit false", "load_in_4bit true", "4 to 8", "8 to 4", "16 stays"],
     )
-    def test_of_the_quantization(
+    def test_overrides_of_the_quantization_replace_it(
         self, entry: catalog.CatalogEntry, before: Any, overrides: dict[str, Any], after: int | None
     ) -> None:
         again = cloned(entry, spec_of(entry, BODY | {"quantization": before}), overrides, None)
@@ -158,12 +159,13 @@ class TestOverrides:
 
 
 def test_a_stored_job_keeps_a_number_that_is_refused_today_and_its_clone_must_change_it(
-    entry: catalog.CatalogEntry,
+    entry: catalog.CatalogEntry, reviewed: Reviewed
 ) -> None:
     stored = spec_of(entry, BODY).model_dump(mode="json")
     stored["hyperparameters"] |= {"learning_rate": 1e300, "learning_rate_multiplier": 1e303}
     spec = JobSpec.model_validate(stored)
     assert spec.hyperparameters.learning_rate == 1e300
-    with pytest.raises(BadRequest, match=r"learning_rate: 1e\+300 is not a number from 1e-12 to 10"):
+    with pytest.raises(BadRequest) as caught:
         cloned(entry, spec, {}, None)
+    reviewed(str(caught.value))
     assert cloned(entry, spec, {"hyperparameters": {"learning_rate": 1e-4}}, None).hyperparameters.learning_rate == 1e-4

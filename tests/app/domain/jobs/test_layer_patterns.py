@@ -20,6 +20,7 @@ from app.domain.jobs.layer_patterns import (
     scale_of,
 )
 from app.domain.jobs.spec import LayerPatterns, LoraSpec
+from tests.sentences import Reviewed
 
 LAYERS = {
     f"model.layers.{number}.{name}": size
@@ -78,9 +79,9 @@ class TestMatching:
         assert matched(rank_pattern={key: 2}).rank_pattern == {re.escape(layer): 2 for layer in fitting}
 
     @pytest.mark.parametrize("key", ["proj", "odel.layers.0.self_attn.q_proj", "Q_PROJ", "q_proj.weight"])
-    def test_finds_nothing_in_the_middle_of_a_name_as_peft_does(self, key: str) -> None:
+    def test_finds_nothing_in_the_middle_of_a_name_as_peft_does(self, key: str, reviewed: Reviewed) -> None:
         assert all(get_pattern_key([key], layer) == layer for layer in LAYERS)
-        assert "fits no target module" in problems(rank_pattern={key: 2})[0]
+        reviewed(problems(rank_pattern={key: 2})[0])
 
     def test_gives_peft_keys_that_select_the_requested_layers(self) -> None:
         asked = lora(
@@ -100,10 +101,10 @@ class TestMatching:
             re.escape(layer) for layer in LAYERS if layer.endswith("q_proj")
         }
 
-    def test_without_patterns_there_is_nothing_to_match(self) -> None:
+    def test_no_patterns_need_no_match(self) -> None:
         assert match_patterns(lora(), LAYERS) is None
 
-    def test_is_done_once(self) -> None:
+    def test_patterns_are_matched_once(self) -> None:
         once = expand_patterns(lora(rank_pattern={r"layers\.\d\..*": 2}, alpha_pattern={"q_proj": 3}), LAYERS)
         assert expand_patterns(once, LAYERS) is once
 
@@ -138,55 +139,45 @@ class TestNumbers:
 
 
 class TestProblems:
-    def test_of_good_patterns_there_are_none(self) -> None:
+    def test_good_patterns_have_no_problems(self) -> None:
         assert problems(rank_pattern={"q_proj": 64, "k_proj": 32}, alpha_pattern={r".*\.(q|k)_proj": 3}) == []
 
-    def test_a_pattern_without_a_target_is_named_with_what_there_is(self) -> None:
+    def test_a_pattern_without_a_target_is_named_with_what_there_is(self, reviewed: Reviewed) -> None:
         (text,) = problems(alpha_pattern={"gate_proj": 3})
-        assert '"gate_proj" fits no target module; targets are k_proj, q_proj, up_proj' in text
+        reviewed(text)
         assert "model.layers.0.self_attn.q_proj" in text
 
-    def test_a_rank_above_a_layers_smaller_side_is_named_with_the_layer(self) -> None:
+    def test_a_rank_above_a_layers_smaller_side_is_named_with_the_layer(self, reviewed: Reviewed) -> None:
         (text,) = problems(rank_pattern={"k_proj": 33})
-        assert text == '"k_proj" gives the layer model.layers.0.self_attn.k_proj the rank 33, but it is only 32 wide'
+        reviewed(text)
 
-    def test_two_that_differ_on_one_layer_are_refused_as_json_keeps_no_order(self) -> None:
+    def test_two_that_differ_on_one_layer_are_refused_as_json_keeps_no_order(self, reviewed: Reviewed) -> None:
         (text,) = problems(rank_pattern={"q_proj": 2, "self_attn.*": 3})
-        assert '"q_proj" and "self_attn.*" fit the layer model.layers.0.self_attn.q_proj and differ' in text
+        reviewed(text)
         assert problems(rank_pattern={"q_proj": 2, "self_attn.q_proj": 2}) == []
 
     def test_all_of_both_kinds_are_named_at_once(self) -> None:
         found = problems(rank_pattern={"(": 2, "[": 3}, alpha_pattern={"gate_proj": 3})
         assert [text.split(" ")[0] for text in found] == ['"("', '"["', '"gate_proj"']
 
-    @pytest.mark.parametrize(
-        ("key", "why"),
-        [
-            ("", "1 to 256 letters"),
-            ("x" * 257, "1 to 256 letters"),
-            ("(", "missing )"),
-            ("[", "missing ]"),
-            (")(", "unexpected )"),
-            ("q)|(k", "unexpected )"),
-            ("*", "there is nothing before * to repeat"),
-            ("a**", "** repeats a repetition"),
-            ("a*+", "*+ repeats a repetition"),
-            (r"(q)\1", r"no back-references and does not know \1"),
-            (r"q_proj\Z", r"does not know \Z"),
-            ("(?=q)q", "no look-ahead, look-behind or other special group (?="),
-            ("(?<!k)_proj", "special group (?<!"),
-            ("(?>a)", "special group (?>"),
-            ("a{1001}", "it repeats too often: {1001}"),
-            ("(.{30}){30}", "it is too large"),
-            (r"\pL" * 85, "it is too large"),
-            ("q{,3}", "write {0,n} instead of {,n}"),
-            ("q\\", "nothing follows the last \\"),
-        ],
-    )
-    def test_what_re2_refuses_is_refused_with_its_reason(self, key: str, why: str) -> None:
-        problem = key_problem(key)
-        assert problem is not None
-        assert why in problem
+    def test_what_re2_refuses_is_refused_with_its_reason(self, reviewed: Reviewed) -> None:
+        keys = [
+            "",
+            "x" * 257,
+            "(",
+            "[",
+            ")(",
+            "q)|(k",
+            "*",
+            "a**",
+            "a*+",
+            r"(q)\1",
+            r"q_proj\Z",
+            "(?=q)q",
+            "(?<!k)_proj",
+        ]
+        for key in [*keys, "(?>a)", "a{1001}", "(.{30}){30}", r"\pL" * 85, "q{,3}", "q\\"]:
+            reviewed(str(key_problem(key)))
 
     @given(st.text(max_size=20))
     def test_any_text_is_matched_or_refused(self, key: str) -> None:
@@ -247,6 +238,6 @@ class TestTime:
         hostile = {f"{key}|{number:02}": 2 for number in range(64)}
         assert cpu_seconds(hostile) < 10 * benign_seconds
 
-    def test_the_work_of_all_keys_together_is_limited(self) -> None:
+    def test_the_work_of_all_keys_together_is_limited(self, reviewed: Reviewed) -> None:
         (problem,) = problems_of_many({"(.?.?.?){60}!" + str(number): 2 for number in range(64)})
-        assert problem.startswith("64 keys of this size are too many to match with the 4,096 target layers")
+        reviewed(problem)

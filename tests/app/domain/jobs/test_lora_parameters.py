@@ -12,6 +12,7 @@ from app.domain.jobs.parameters import ParentAdapter
 from app.domain.jobs.resolve import resolve
 from app.domain.jobs.spec import JobSpec, LoraSpec, QuantizationSpec
 from app.errors import BadRequest
+from tests.sentences import Reviewed
 
 LAYERS = {
     f"model.layers.{number}.{name}": size
@@ -81,39 +82,37 @@ class TestVariants:
     def test_names_of_modules_may_be_one_text(self) -> None:
         assert spec_of(lora={"modules_to_save": "norm, lm_head"}).lora.modules_to_save == ("lm_head", "norm")
 
-    @pytest.mark.parametrize(
-        ("lora", "param", "said"),
-        [
-            ({"rank_pattern": ["q_proj"]}, "lora.rank_pattern", "must be an object"),
-            ({"rank_pattern": {"q_proj": 0}}, "lora.rank_pattern", "whole numbers from 1 to 256"),
-            ({"rank_pattern": {"q_proj": 257}}, "lora.rank_pattern", "whole numbers from 1 to 256"),
-            ({"rank_pattern": {"q_proj": True}}, "lora.rank_pattern", "whole numbers"),
-            ({"rank_pattern": {"q_proj": 2.5}}, "lora.rank_pattern", "whole numbers"),
-            ({"rank_pattern": {"v_proj": 33}}, "lora.rank_pattern", "only 32 wide"),
-            ({"rank_pattern": {"k_proj": 2}}, "lora.rank_pattern", "fits no target module"),
-            ({"rank_pattern": {"v_proj": 2}, "target_modules": ["q_proj"]}, "lora.rank_pattern", "targets are q_proj"),
-            ({"rank_pattern": {"(": 2}}, "lora.rank_pattern", "no regular expression"),
-            ({"rank_pattern": {r"(q)\1": 2}}, "lora.rank_pattern", "no back-references"),
-            ({"alpha_pattern": {r"(\w|.|[^!])" * 20 + "!": 2}}, "lora.alpha_pattern", "fits no target module"),
-            ({"rank_pattern": {"q_proj": 2, "self_attn.*": 3}}, "lora.rank_pattern", "differ"),
-            ({"alpha_pattern": {"q_proj": 0}}, "lora.alpha_pattern", "numbers from 0.001 to 100000"),
-            ({"alpha_pattern": {"q_proj": float("inf")}}, "lora.alpha_pattern", "numbers from 0.001 to 100000"),
-            ({"alpha_pattern": {"q_proj": "2"}}, "lora.alpha_pattern", "numbers from 0.001 to 100000"),
-            ({"modules_to_save": [1]}, "lora.modules_to_save", "must be a list"),
-            ({"modules_to_save": ["q_proj"]}, "lora.modules_to_save", "linear layer of the frozen base"),
-            ({"modules_to_save": ["wte"]}, "lora.modules_to_save", "it has embed_tokens, input_layernorm, lm_head"),
-            ({"use_dora": 1}, "lora.use_dora", "true or false"),
-            ({"bias": "all"}, "lora.bias", "not offered"),
-            ({"init": "pissa"}, "lora.init", "PiSSA, LoftQ"),
-            ({"init": "loftq"}, "lora.init", "PiSSA, LoftQ"),
-            ({"init_lora_weights": "pissa"}, "lora.init_lora_weights", "PiSSA, LoftQ"),
-            ({"loftq_config": {"loftq_bits": 4}}, "lora.loftq_config", "PiSSA, LoftQ"),
-        ],
-    )  # fmt: skip
-    def test_what_cannot_be_is_refused_by_name(self, lora: dict[str, Any], param: str, said: str) -> None:
-        error = refusal(lora=lora)
-        assert error.param == param
-        assert said in error.message
+    def test_an_invalid_parameter_is_refused_by_name(self, reviewed: Reviewed) -> None:
+        refused: list[tuple[str, Any]] = [
+            ("lora.rank_pattern", {"rank_pattern": ["q_proj"]}),
+            ("lora.rank_pattern", {"rank_pattern": {"q_proj": 0}}),
+            ("lora.rank_pattern", {"rank_pattern": {"q_proj": 257}}),
+            ("lora.rank_pattern", {"rank_pattern": {"q_proj": True}}),
+            ("lora.rank_pattern", {"rank_pattern": {"q_proj": 2.5}}),
+            ("lora.rank_pattern", {"rank_pattern": {"v_proj": 33}}),
+            ("lora.rank_pattern", {"rank_pattern": {"k_proj": 2}}),
+            ("lora.rank_pattern", {"rank_pattern": {"v_proj": 2}, "target_modules": ["q_proj"]}),
+            ("lora.rank_pattern", {"rank_pattern": {"(": 2}}),
+            ("lora.rank_pattern", {"rank_pattern": {r"(q)\1": 2}}),
+            ("lora.alpha_pattern", {"alpha_pattern": {r"(\w|.|[^!])" * 20 + "!": 2}}),
+            ("lora.rank_pattern", {"rank_pattern": {"q_proj": 2, "self_attn.*": 3}}),
+            ("lora.alpha_pattern", {"alpha_pattern": {"q_proj": 0}}),
+            ("lora.alpha_pattern", {"alpha_pattern": {"q_proj": float("inf")}}),
+            ("lora.alpha_pattern", {"alpha_pattern": {"q_proj": "2"}}),
+            ("lora.modules_to_save", {"modules_to_save": [1]}),
+            ("lora.modules_to_save", {"modules_to_save": ["q_proj"]}),
+            ("lora.modules_to_save", {"modules_to_save": ["wte"]}),
+            ("lora.use_dora", {"use_dora": 1}),
+            ("lora.bias", {"bias": "all"}),
+            ("lora.init", {"init": "pissa"}),
+            ("lora.init", {"init": "loftq"}),
+            ("lora.init_lora_weights", {"init_lora_weights": "pissa"}),
+            ("lora.loftq_config", {"loftq_config": {"loftq_bits": 4}}),
+        ]
+        for param, lora in refused:
+            error = refusal(lora=lora)
+            assert error.param == param
+            reviewed(error.message)
 
     def test_a_base_model_registered_before_its_layers_were_kept_leaves_the_check_to_the_worker(self) -> None:
         assert spec_of(OLDER_ENTRY, lora={"rank_pattern": {"no_such": 2}, "modules_to_save": ["no_such"]})
@@ -125,20 +124,19 @@ class TestTargetParameters:
     def test_a_name_may_begin_at_any_dot(self, name: str) -> None:
         assert spec_of(MIXTURE, lora={"target_parameters": [name]}).lora.target_parameters == (name,)
 
-    @pytest.mark.parametrize(
-        ("entry", "lora", "said"),
-        [
-            (ENTRY, {"target_parameters": ["mlp.experts.down_proj"]}, "this model has no experts; leave it out"),
-            (MIXTURE, {"target_parameters": ["experts.up_proj"]}, "it has mlp.experts.down_proj, mlp.experts.gate_up"),
-            (MIXTURE, {"target_parameters": ["wn_proj"]}, 'does not have "wn_proj"'),
-            (MIXTURE, {"target_parameters": {"a": 1}}, "must be a list of names"),
-            (MIXTURE, {"target_parameters": EXPERT_NAMES, "dropout": 0.1}, "excludes dropout"),
-            (MIXTURE, {"target_parameters": EXPERT_NAMES, "use_dora": True}, "excludes use_dora"),
-        ],
-    )
-    def test_what_cannot_be_is_refused_by_name(self, entry: CatalogEntry, lora: dict[str, Any], said: str) -> None:
-        error = refusal(entry, lora=lora)
-        assert (error.param, said in error.message) == ("lora.target_parameters", True), error.message
+    def test_an_invalid_target_is_refused(self, reviewed: Reviewed) -> None:
+        refused: list[tuple[CatalogEntry, Any]] = [
+            (ENTRY, {"target_parameters": ["mlp.experts.down_proj"]}),
+            (MIXTURE, {"target_parameters": ["experts.up_proj"]}),
+            (MIXTURE, {"target_parameters": ["wn_proj"]}),
+            (MIXTURE, {"target_parameters": {"a": 1}}),
+            (MIXTURE, {"target_parameters": EXPERT_NAMES, "dropout": 0.1}),
+            (MIXTURE, {"target_parameters": EXPERT_NAMES, "use_dora": True}),
+        ]
+        for entry, lora in refused:
+            error = refusal(entry, lora=lora)
+            assert error.param == "lora.target_parameters"
+            reviewed(error.message)
 
     def test_a_mixture_registered_without_torch_leaves_the_names_to_the_trainer(self) -> None:
         unchecked = MIXTURE.model_copy(update={"experts": {}})
@@ -146,7 +144,7 @@ class TestTargetParameters:
 
 
 class TestLayerPatterns:
-    def test_are_the_layers_that_the_patterns_match(self) -> None:
+    def test_layer_patterns_are_the_layers_that_the_patterns_match(self) -> None:
         spec = spec_of(lora={"rank_pattern": {r"layers\.1\..*up_proj": 8}})
         (name,) = (name for name in LAYERS if "layers.1." in name and "up_proj" in name)
         assert spec.lora.rank_pattern == {r"layers\.1\..*up_proj": 8}
@@ -155,17 +153,17 @@ class TestLayerPatterns:
             update={"rank_pattern": {}}
         )
 
-    def test_of_an_earlier_adapter_are_matched_again(self) -> None:
+    def test_patterns_of_an_earlier_adapter_are_matched_again(self) -> None:
         spec = spec_of(parent=PARENT)
         assert spec.lora == EARLIER
         assert spec.layer_lora.rank_pattern == {re.escape(name): 2 for name in LAYERS if name.endswith("v_proj")}
 
-    def test_of_an_earlier_adapter_that_cannot_be_matched_are_refused(self) -> None:
+    def test_patterns_of_an_earlier_adapter_that_match_nothing_are_refused(self) -> None:
         older = PARENT._replace(lora=EARLIER.model_copy(update={"rank_pattern": {r"v_proj\Z": 2}}))
         error = refusal(parent=older)
-        assert (error.param, "does not know" in error.message) == ("lora.rank_pattern", True)
+        assert error.param == "lora.rank_pattern"
 
-    def test_are_none_where_there_are_no_patterns_or_the_layers_are_not_known(self) -> None:
+    def test_layer_patterns_are_absent_without_patterns_or_known_layers(self) -> None:
         assert spec_of().layer_patterns is None
         assert spec_of(OLDER_ENTRY, lora={"rank_pattern": {"q_proj": 2}}).layer_patterns is None
 
@@ -186,7 +184,7 @@ class TestEightBits:
 
 
 class TestParentAdapter:
-    def test_its_adapter_gives_the_values_that_the_request_omits(self) -> None:
+    def test_the_parent_adapter_gives_the_values_that_the_request_omits(self) -> None:
         spec = spec_of(parent=PARENT)
         assert spec.lora == EARLIER
         assert (spec.base_model, spec.continued_from) == ("base", PARENT.model)

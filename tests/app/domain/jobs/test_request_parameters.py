@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from annotated_types import Ge, Le
 
 from app.domain.base_models.catalog import CatalogEntry
 from app.domain.jobs.lora_parameters import LoraParameters
@@ -10,6 +11,7 @@ from app.domain.jobs.parameters import (
     HYPERPARAMETERS,
     METHOD_HYPERPARAMETERS,
     NEED_VALIDATION_FILE,
+    AtMost,
     EvaluationParameters,
     Parameters,
     QuantizationParameters,
@@ -28,7 +30,7 @@ def context(entry: CatalogEntry = ENTRY) -> ResolutionContext:
 
 
 class TestDefinitions:
-    def test_have_the_fields_of_the_stored_spec(self) -> None:
+    def test_parameters_have_the_fields_of_the_stored_spec(self) -> None:
         hyperparameters = {
             key for model in (*HYPERPARAMETERS, *METHOD_HYPERPARAMETERS.values()) for key in model.model_fields
         }
@@ -37,7 +39,7 @@ class TestDefinitions:
         assert QuantizationParameters.model_fields.keys() == QuantizationSpec.model_fields.keys()
 
     @pytest.mark.parametrize(("model", "key"), FIELDS, ids=lambda value: getattr(value, "__name__", value))
-    def test_have_a_description_and_an_example_that_is_accepted(self, model: type[Parameters], key: str) -> None:
+    def test_a_parameter_has_a_description_and_a_valid_example(self, model: type[Parameters], key: str) -> None:
         field = model.model_fields[key]
         assert field.description
         assert field.examples
@@ -47,6 +49,12 @@ class TestDefinitions:
             request = RequestParameters()
             request.add(model.prefix + key, example, key)
             assert request.resolved(model, context(entry)) is not None, request.problems
+
+    @pytest.mark.parametrize(("model", "key"), FIELDS, ids=lambda value: getattr(value, "__name__", value))
+    def test_every_number_has_both_bounds(self, model: type[Parameters], key: str) -> None:
+        field = model.model_fields[key]
+        kinds = {type(item) for item in field.metadata}
+        assert field.annotation not in (int, float) or ({Ge} <= kinds and kinds & {Le, AtMost})
 
     def test_all_evaluation_parameters_need_a_validation_file(self) -> None:
         assert EvaluationParameters.model_fields.keys() == set(NEED_VALIDATION_FILE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from app.domain.jobs.parameters import auto_learning_rate
 from app.domain.jobs.resolve import resolve
 from app.domain.jobs.spec import JobSpec, QuantizationSpec
 from app.errors import BadRequest, UnknownParameter
+from tests.sentences import Reviewed
 
 ENTRY = CatalogEntry(
     architecture="LlamaForCausalLM",
@@ -103,8 +103,8 @@ class TestDefaults:
         assert strong.hyperparameters.learning_rate < plain.hyperparameters.learning_rate
 
     @pytest.mark.parametrize("parameter", ["lora_r", "lora_alpha", "lora_dropout"])
-    def test_a_number_that_came_as_text_is_quoted_as_it_came(self, parameter: str) -> None:
-        assert ': "8" is not ' in refusal(**hyper(**{parameter: "8"})).message
+    def test_a_number_that_came_as_text_is_quoted_as_it_came(self, parameter: str, reviewed: Reviewed) -> None:
+        reviewed(refusal(**hyper(**{parameter: "8"})).message)
 
     @pytest.mark.parametrize("kind", ["supervised", "dpo"])
     def test_what_a_job_shows_may_be_requested_again(self, kind: str) -> None:
@@ -156,63 +156,58 @@ class TestAliases:
         assert refusal(quantization={"bits": 4}, **hyper(load_in_4bit=False)).code == "conflicting_parameters"
 
 
+BAD_HYPERPARAMETERS: dict[str, list[Any]] = {
+    "n_epochs": [0, 51, 1.5, True, "3"],
+    "learning_rate": [0, float("nan"), float("inf")],
+    "warmup_ratio": [1.1],
+    "weight_decay": [-1],
+    "context_length": [2049, 1],  # of one token there is nothing to predict
+    "lr_scheduler_type": ["polynomial"],
+    "packing": ["yes"],
+}
+BAD_LORA: dict[str, list[Any]] = {
+    "r": [0, 257, 193],
+    "alpha": [0],
+    "dropout": [1, -0.1],
+    "target_modules": [[], [1], ["c_attn"]],
+    "use_dora": ["yes"],
+    "init": ["pissa"],
+    "bias": ["all"],
+}
+
+
 class TestRefusals:
     @pytest.mark.parametrize(
-        ("body", "param"),
+        ("path", "bodies"),
         [
-            (hyper(n_epochs=0), "method.supervised.hyperparameters.n_epochs"),
-            (hyper(n_epochs=51), "method.supervised.hyperparameters.n_epochs"),
-            (hyper(n_epochs=1.5), "method.supervised.hyperparameters.n_epochs"),
-            (hyper(n_epochs=True), "method.supervised.hyperparameters.n_epochs"),
-            (hyper(n_epochs="3"), "method.supervised.hyperparameters.n_epochs"),
-            ({"hyperparameters": {"batch_size": 0}}, "hyperparameters.batch_size"),
-            ({"hyperparameters": {"batch_size": 257}}, "hyperparameters.batch_size"),
-            (hyper(learning_rate=0), "method.supervised.hyperparameters.learning_rate"),
-            (hyper(learning_rate=float("nan")), "method.supervised.hyperparameters.learning_rate"),
-            (hyper(learning_rate=float("inf")), "method.supervised.hyperparameters.learning_rate"),
-            (hyper(warmup_ratio=1.1), "method.supervised.hyperparameters.warmup_ratio"),
-            (hyper(weight_decay=-1), "method.supervised.hyperparameters.weight_decay"),
-            (hyper(context_length=2049), "method.supervised.hyperparameters.context_length"),
-            (hyper(context_length=1), "method.supervised.hyperparameters.context_length"),  # nothing to predict
-            (hyper(lr_scheduler_type="polynomial"), "method.supervised.hyperparameters.lr_scheduler_type"),
-            (hyper(packing="yes"), "method.supervised.hyperparameters.packing"),
-            (hyper(learning_rate=1e-3, learning_rate_multiplier=2), "method.supervised.hyperparameters.learning_rate"),
-            ({"lora": {"r": 0}}, "lora.r"),
-            ({"lora": {"r": 257}}, "lora.r"),
-            ({"lora": {"r": 193}}, "lora.r"),
-            ({"lora": {"alpha": 0}}, "lora.alpha"),
-            ({"lora": {"dropout": 1}}, "lora.dropout"),
-            ({"lora": {"dropout": -0.1}}, "lora.dropout"),
-            ({"lora": {"target_modules": []}}, "lora.target_modules"),
-            ({"lora": {"target_modules": [1]}}, "lora.target_modules"),
-            ({"lora": {"target_modules": ["c_attn"]}}, "lora.target_modules"),
-            ({"lora": {"use_dora": "yes"}}, "lora.use_dora"),
-            ({"lora": {"init": "pissa"}}, "lora.init"),
-            ({"quantization": {"bits": 8, "type": "fp4"}}, "quantization.type"),
-            ({"quantization": {"bits": 8, "double_quant": True}}, "quantization.double_quant"),
-            ({"lora": {"bias": "all"}}, "lora.bias"),
-            ({"lora": False}, "lora"),
-            ({"lora": "yes"}, "lora"),
-            ({"quantization": "nf4"}, "quantization"),
-            ({"quantization": {"bits": 3}}, "quantization.bits"),
-            ({"quantization": {"type": "int4"}}, "quantization.type"),
-            ({"quantization": {"double_quant": 1}}, "quantization.double_quant"),
-            ({"method": {"type": "reinforcement"}}, "method.type"),
-            (dpo(beta=0), "method.dpo.hyperparameters.beta"),
-            (dpo(beta=2.1), "method.dpo.hyperparameters.beta"),
-            (dpo(beta="high"), "method.dpo.hyperparameters.beta"),
-            (hyper(beta=0.1), "method.supervised.hyperparameters.beta"),
-            (hyper(beta="auto"), "method.supervised.hyperparameters.beta"),
-            ({"hyperparameters": {"beta": 0.1}}, "hyperparameters.beta"),
-            (dpo(n_epochs=0), "method.dpo.hyperparameters.n_epochs"),
+            *(
+                (f"method.supervised.hyperparameters.{name}", [hyper(**{name: value}) for value in values])
+                for name, values in BAD_HYPERPARAMETERS.items()
+            ),
+            *((f"lora.{name}", [{"lora": {name: value}} for value in values]) for name, values in BAD_LORA.items()),
+            ("hyperparameters.batch_size", [{"hyperparameters": {"batch_size": value}} for value in (0, 257)]),
+            ("method.supervised.hyperparameters.learning_rate", [hyper(learning_rate=1, learning_rate_multiplier=2)]),
+            ("lora", [{"lora": False}, {"lora": "yes"}]),
+            ("quantization", [{"quantization": "nf4"}]),
+            ("quantization.bits", [{"quantization": {"bits": 3}}]),
+            ("quantization.type", [{"quantization": {"bits": 8, "type": "fp4"}}, {"quantization": {"type": "int4"}}]),
+            (
+                "quantization.double_quant",
+                [{"quantization": {"bits": 8, "double_quant": True}}, {"quantization": {"double_quant": 1}}],
+            ),
+            ("method.type", [{"method": {"type": "reinforcement"}}]),
+            ("method.dpo.hyperparameters.beta", [dpo(beta=value) for value in (0, 2.1, "high")]),
+            ("method.dpo.hyperparameters.n_epochs", [dpo(n_epochs=0)]),
+            ("method.supervised.hyperparameters.beta", [hyper(beta=0.1), hyper(beta="auto")]),
+            ("hyperparameters.beta", [{"hyperparameters": {"beta": 0.1}}]),
         ],
     )
-    def test_a_value_out_of_bounds_is_refused_by_its_path(self, body: dict[str, Any], param: str) -> None:
-        error = refusal(**body)
-        assert error.param == param
-        assert param in error.message
+    def test_a_bad_value_is_refused_by_its_path(self, path: str, bodies: list[dict[str, Any]]) -> None:
+        for body in bodies:
+            error = refusal(**body)
+            assert error.param == path
+            assert path in error.message
 
-    @pytest.mark.parametrize("value", [1e308, 5e-324, 1e300, -1e308, 2**62, -(2**62)])
     @pytest.mark.parametrize(
         "parameter",
         [
@@ -220,21 +215,23 @@ class TestRefusals:
             "lora_dropout", "beta", "n_epochs", "batch_size", "context_length", "max_steps", "eval_steps", "lora_r",
         ],
     )  # fmt: skip
-    def test_an_absurd_number_is_refused_with_the_bounds(self, parameter: str, value: float) -> None:
-        if value == 5e-324 and parameter in ("warmup_ratio", "weight_decay", "lora_dropout"):
-            pytest.skip("as good as 0, which is allowed")
-        error = refusal(validation_file="file-1", **dpo(**{parameter: value}))
-        assert re.search(r"is not a (whole )?number from [0-9.e-]+ to [0-9.e+]+$", error.message)
+    def test_an_absurd_number_is_refused(self, parameter: str) -> None:
+        as_good_as_0 = {5e-324} if parameter in ("warmup_ratio", "weight_decay", "lora_dropout") else set()
+        for value in {1e308, 5e-324, -1e308, 2**62} - as_good_as_0:
+            error = refusal(validation_file="file-1", **dpo(**{parameter: value}))
+            assert (error.param, error.code) == (f"method.dpo.hyperparameters.{parameter}", "invalid_value")
 
     @pytest.mark.parametrize("value", [1e308, 5e-324])
-    def test_an_absurd_alpha_of_single_layers_is_refused_with_the_bounds(self, value: float) -> None:
-        assert "numbers from 0.001 to 100000" in refusal(lora={"alpha_pattern": {"q_proj": value}}).message
+    def test_an_absurd_alpha_of_single_layers_is_refused_with_the_bounds(
+        self, value: float, reviewed: Reviewed
+    ) -> None:
+        reviewed(refusal(lora={"alpha_pattern": {"q_proj": value}}).message)
 
-    def test_a_multiplier_whose_product_is_absurd_is_refused_with_the_rate_it_makes(self) -> None:
+    def test_a_multiplier_whose_product_is_absurd_is_refused_with_the_rate_it_makes(self, reviewed: Reviewed) -> None:
         error = refusal(lora={"alpha": 100_000, "use_rslora": True}, **dpo(learning_rate_multiplier=1e-6))
         assert error.param == "method.dpo.hyperparameters.learning_rate_multiplier"
-        assert "makes the learning rate" in error.message
-        assert "allowed are from 1e-12 to 10" in error.message
+        reviewed(error.message)
+        reviewed(error.message)
 
     def test_the_bounds_themselves_and_what_people_use_are_taken(self) -> None:
         hyperparameters = {
@@ -273,8 +270,8 @@ class TestRefusals:
         for name in ("lora.dropout", "lora.target_modules", "lora.rnk", "n_epochs", "batch_size", "epochs", "bits"):
             assert name in error.message
 
-    def test_unknown_target_modules_are_answered_with_those_there_are(self) -> None:
-        assert "it has k_proj, q_proj, up_proj, v_proj" in refusal(lora={"target_modules": ["c_attn"]}).message
+    def test_unknown_target_modules_are_answered_with_those_there_are(self, reviewed: Reviewed) -> None:
+        reviewed(refusal(lora={"target_modules": ["c_attn"]}).message)
 
     def test_a_rank_may_be_as_large_as_the_smallest_dimension_of_its_targets(self) -> None:
         assert spec_of(lora={"r": 192}).lora.r == 192
@@ -297,7 +294,7 @@ class TestDpo:
         body = {"method": {"type": "dpo"}, "hyperparameters": {"beta": 0.3, "n_epochs": 2}}
         assert spec_of(**body).hyperparameters.beta == 0.3
 
-    def test_its_rate_is_a_tenth_of_the_models_unless_one_is_given(self) -> None:
+    def test_the_rate_of_dpo_is_a_tenth_of_the_models_unless_one_is_given(self) -> None:
         supervised = spec_of().hyperparameters.learning_rate
         assert spec_of(**dpo()).hyperparameters.learning_rate == pytest.approx(supervised / 10)
         assert spec_of(**dpo(learning_rate_multiplier=2)).hyperparameters.learning_rate == pytest.approx(supervised / 5)

@@ -13,7 +13,7 @@ def points(losses: list[tuple[float, bool]]) -> list[Point]:
 
 
 @given(LOSSES, st.integers(2, 120))
-def test_at_most_so_many_true_points_in_order_with_both_ends(losses: list[tuple[float, bool]], most: int) -> None:
+def test_a_chart_has_true_points_in_order_with_both_ends(losses: list[tuple[float, bool]], most: int) -> None:
     all_of_them = points(losses)
     chosen = downsample(all_of_them, most)
     assert len(chosen) == min(most, len(all_of_them))

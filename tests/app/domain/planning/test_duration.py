@@ -36,7 +36,7 @@ def flop(work: Workload, row_tokens: float = 1e9, job: JobSpec | None = None) ->
 
 
 class TestStepFlop:
-    def test_is_four_for_a_frozen_weight_and_six_for_a_trained_one(self) -> None:
+    def test_a_token_takes_four_flop_of_a_frozen_weight_and_six_of_a_trained_one(self) -> None:
         """Everything labelled; attention over 4,096 x 200 numbers a layer, forwards and twice backwards."""
         job = spec(hyperparameters=HYPERPARAMETERS | {"batch_size": 64})
         frozen = 4 * (LLAMA_8B.linear_parameters + LLAMA_8B.vocab_size * 4096)
@@ -125,11 +125,11 @@ class TestSeconds:
         assert with_one > without
         assert with_two - without == pytest.approx(2 * (with_one - without))
 
-    def test_before_measurements_it_is_estimated_from_the_data_sheet_or_the_cpu_flags(self) -> None:
-        assert estimated_flops("cuda", "NVIDIA H100 80GB HBM3", 1, 2e11) == pytest.approx(0.4 * 9.9e14)
+    def test_unmeasured_flops_are_those_of_the_data_sheet_or_the_cpu_flags(self) -> None:
+        assert estimated_flops("cuda", "NVIDIA H100 NVL", 1, 2e11) == pytest.approx(0.4 * 8.35e14)
         assert estimated_flops("cuda", "Another", 1, 2e11) == pytest.approx(0.4 * 1e14)
         assert estimated_flops("cuda", "Another", 1, 2e11, 3e14) == pytest.approx(0.55 * 3e14)
-        assert estimated_flops("cuda", "NVIDIA H100 80GB HBM3", 1, 2e11, 3e14) == pytest.approx(0.4 * 9.9e14)
+        assert estimated_flops("cuda", "NVIDIA H100 NVL", 1, 2e11, 3e14) == pytest.approx(0.4 * 8.35e14)
         assert estimated_flops("cpu", "EPYC", 4, 5e11) == pytest.approx(4 * 0.6 * 5e11)
 
 
@@ -158,7 +158,7 @@ class TestGpuPeakFlops:
             ("Tesla T4", 65),
         ],
     )
-    def test_is_that_of_the_exact_name(self, name: str, teraflops: float) -> None:
+    def test_the_peak_of_a_gpu_is_that_of_its_exact_name(self, name: str, teraflops: float) -> None:
         assert gpu_peak_flops(name) == pytest.approx(teraflops * 1e12)
 
     @pytest.mark.parametrize(

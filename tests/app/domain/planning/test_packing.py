@@ -41,14 +41,14 @@ def lengths(*examples: tuple[int, ...]) -> SequenceLengths:
 
 
 class TestPermutation:
-    def test_is_a_function_of_seed_and_epoch_alone(self) -> None:
+    def test_the_order_is_a_function_of_seed_and_epoch_alone(self) -> None:
         first = list(permutation(50, 3, 0))
         permutation.cache_clear()
         assert list(permutation(50, 3, 0)) == first
         assert list(permutation(50, 3, 1)) != first
         assert list(permutation(50, 4, 0)) != first
 
-    def test_has_every_example_once(self) -> None:
+    def test_the_order_has_every_example_once(self) -> None:
         assert sorted(permutation(50, 3, 2)) == list(range(50))
 
 
@@ -62,12 +62,12 @@ class TestPack:
             slice(0, 1), slice(1, 2), slice(2, 4)
         ]  # fmt: skip
 
-    def test_without_documents_there_is_no_batch(self) -> None:
+    def test_no_documents_make_no_batch(self) -> None:
         assert list(pack([], 8)) == []
 
 
 class TestTrainedTokens:
-    def test_is_every_token_times_the_epochs(self) -> None:
+    def test_the_trained_tokens_are_every_token_times_the_epochs(self) -> None:
         assert trained_tokens(lengths((3,), (4, 5), (6,)), hyperparameters(n_epochs=3), seed=1) == 3 * 18
 
     def test_counts_exactly_the_examples_of_a_run_with_max_steps(self) -> None:
@@ -79,7 +79,7 @@ class TestTrainedTokens:
 
 
 class TestLargestBatch:
-    def test_is_the_largest_of_all_steps_of_all_epochs(self) -> None:
+    def test_the_largest_batch_is_that_of_all_steps_of_all_epochs(self) -> None:
         data = lengths((30,), (20,), (10,), (40,))
         found = set()
         for seed in range(20):
@@ -95,7 +95,7 @@ class TestLargestBatch:
         assert largest_batch(lengths((30,), (30,)), hyperparameters(), 1, row_tokens=40)[1] == 30
         assert largest_batch(lengths((30,), (90,)), hyperparameters(), 1, row_tokens=40)[1] == 90
 
-    def test_of_a_long_run_the_first_steps_are_searched(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_first_steps_of_a_long_run_are_searched(self, monkeypatch: pytest.MonkeyPatch) -> None:
         data, seed = lengths((30,), (40,), (50,), (60,)), 1
         last = largest_batch(data, hyperparameters(batch_size=1, n_epochs=1), seed, row_tokens=100)
         assert last[1] == 60
@@ -107,7 +107,7 @@ class TestLargestBatch:
 
 
 class TestMeanPackedLength:
-    def test_is_the_mean_over_the_batches_of_the_steps(self) -> None:
+    def test_the_mean_length_is_that_of_the_batches_of_the_steps(self) -> None:
         """Each step is one of two examples: 70 tokens in one row where they fit, else 30 and 40."""
         data = lengths((30,), (40,))
         assert mean_packed_length(data, hyperparameters(), 1, row_tokens=70) == 70
@@ -118,7 +118,7 @@ class TestMeanPackedLength:
         data = lengths(*[(10,)] * 2000)
         assert mean_packed_length(data, hyperparameters(n_epochs=50), 1, row_tokens=20) == 20
 
-    def test_is_nothing_without_examples(self) -> None:
+    def test_no_examples_have_no_mean_length(self) -> None:
         assert mean_packed_length(lengths(), hyperparameters(), 1, 100) == 0
 
 
@@ -139,7 +139,7 @@ class TestSequenceLengths:
 
 
 class TestMaxAttentionCost:
-    def test_is_that_of_the_batch_with_the_largest_sum(self) -> None:
+    def test_the_attention_cost_is_that_of_the_batch_with_the_largest_sum(self) -> None:
         of = lengths((100,), (300,), (50,), (50,))
         assert (
             max_attention_cost(of, hyperparameters(batch_size=4), 1, row_tokens=1000, max_document_tokens=512)

@@ -15,6 +15,7 @@ from app.domain.scheduling.worker_capacity import (
     whole_gpu_reason,
     worker_capacity,
 )
+from tests.sentences import Reviewed
 
 GB = 10**9
 WHOLE = WorkerCapacity("cuda", 24 * GB)
@@ -47,7 +48,7 @@ def test_jobs_on_several_gpus_have_them_whole() -> None:
     [WHOLE, replace(HALF, slots_per_gpu=1), replace(HALF, gpu_uuids=()), replace(HALF, kind="cpu")],
     ids=["no slots", "one slot", "no UUID", "CPU"],
 )
-def test_without_sharing_a_job_has_everything(capacity: WorkerCapacity) -> None:
+def test_a_job_without_sharing_has_everything(capacity: WorkerCapacity) -> None:
     assert not capacity.shares_gpus
     assert not capacity.needs_whole_gpu(None)
     assert (capacity.budget_bytes(5 * GB), capacity.gpu_share(None)) == (24 * GB, 1.0)
@@ -63,17 +64,14 @@ def test_the_budgets_of_all_slots_fit_the_gpu(memory_bytes: int, slots: int) -> 
         reserved += capacity.slot_bytes
 
 
-def test_a_job_that_fits_no_slot_has_a_reason() -> None:
+def test_a_job_that_fits_no_slot_has_a_reason(reviewed: Reviewed) -> None:
     large = JobRequirements("m", cuda_bytes=15 * GB)
     assert fits(HALF, large)
-    assert whole_gpu_reason([HALF], large) == (
-        "The job needs 15.00 GB, and the largest slot of a GPU has 11.76 GB: it starts when a whole GPU is free."
-    )
+    reviewed(str(whole_gpu_reason([HALF], large)))
+    reviewed(str(whole_gpu_reason([replace(HALF, gpus=2)], large)))
     assert whole_gpu_reason([HALF, WHOLE], large) is None
     assert whole_gpu_reason([HALF], JobRequirements("m", cuda_bytes=5 * GB)) is None
     assert whole_gpu_reason([HALF], JobRequirements("m", cuda_bytes=50 * GB)) is None
-    pair = replace(HALF, gpus=2)
-    assert whole_gpu_reason([pair], large) == ("The job runs on several GPUs: it starts when they are free as a whole.")
 
 
 def test_a_worker_describes_its_slots() -> None:
