@@ -199,7 +199,7 @@ class Watchdog(Background):
         self.self_fenced = False  # the drain was requested because no renewal of the lease was confirmed
         self.pause_requested = False
         self.preempt_requested = False
-        self._program = process
+        self._program = program
         self._keeper = keeper
         self._stop = stop
         self._settings = settings
