@@ -23,7 +23,6 @@ from typing import IO
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
-from app.db import files
 from app.db.base_models import models
 from app.db.engine import DATABASE_UNAVAILABLE, first_line, transaction
 from app.db.tables import BaseModelRow, Checkpoint, File, Job
@@ -39,14 +38,19 @@ from app.domain.answers.trial import (
     TrialQuestion,
     TrialRecord,
 )
-from app.domain.jobs.layer_patterns import PatternError
-from app.domain.jobs.spec import BaseSpec, JobSpec, QuantizationSpec
+from app.domain.jobs.spec import JobSpec, QuantizationSpec
 from app.log import get_logger
-from app.system.artifact_directory import ManifestMismatch
 from app.trial_queue import QUEUE_UNAVAILABLE, TrialSlot
-from worker.jobs import stored_files
+from worker.jobs.base_and_adapter import (
+    AttemptFailed,
+    fetch_adapter,
+    layer_lora,
+    load_base,
+    load_files,
+    read_adapter,
+    verify_base,
+)
 from worker.jobs.child_program import LOG_NAME, ChildProgram, launch
-from worker.jobs.prepare import PreparationError, verify_base_model
 from worker.node.resources import Resources
 from worker.node.slot import try_lock
 
@@ -69,10 +73,6 @@ SUSPENDED_TEXT = (
 log = get_logger(__name__)
 
 
-class CannotAnswer(Exception):
-    """The message is the client's."""
-
-
 @dataclass(frozen=True)
 class Prepared:
     spec: AnswerSpec
@@ -90,25 +90,16 @@ class Prepared:
 
 
 def prepare(resources: Resources, question: TrialQuestion, directory: Path) -> Prepared:
-    """Fetch the adapter into `directory`, once. Raises CannotAnswer, OSError, and what PostgreSQL raises."""
+    """Fetch the adapter into `directory`, once. Raises AttemptFailed, OSError, and what PostgreSQL raises."""
     with transaction(resources.sessions) as session:
         base, job, checkpoint, rows = _load(session, question)
-    try:
-        signature = verify_base_model(base)
-    except PreparationError as error:
-        raise CannotAnswer(f"The base model {base.name} cannot be used on this worker: {error}") from error
-    entry, settings = base.catalog_entry, resources.settings
+    settings = resources.settings
     job_spec = JobSpec.model_validate(job.spec) if job else None
     spec = AnswerSpec(
-        base=BaseSpec(
-            name=base.name,
-            directory=Path(base.directory).absolute(),
-            manifest_sha256=base.manifest_sha256,
-            signature=signature,
-        ),
+        base=verify_base(base),
         quantization=job_spec.quantization if job_spec else QuantizationSpec(),
         dtype_is_free=job_spec.dtype_is_free if job_spec else True,
-        context_length=entry.context_length,
+        context_length=base.catalog_entry.context_length,
         device=settings.device,
         threads=settings.threads,
     )
@@ -123,13 +114,10 @@ def _load(session: Session, question: TrialQuestion) -> tuple[BaseModelRow, Job 
         return base, None, None, []
     tuned = models.get_usable(session, question.project_id, question.model)
     if tuned is None:
-        raise CannotAnswer(f"The model {question.model} was deleted.")
+        raise AttemptFailed("not_found", f"The model {question.model} was deleted.")
     job, checkpoint = session.get_one(Job, tuned.job_id), session.get_one(Checkpoint, tuned.checkpoint_id)
-    base = models.get_base(session, tuned.project_id, job.base_model)
-    if base is None:
-        raise CannotAnswer(f"The base model {job.base_model} is no longer registered.")
-    rows = [files.get_even_deleted(session, file_id) for file_id in checkpoint.file_ids]
-    return base, job, checkpoint, [row for row in rows if row is not None]
+    base = load_base(session, tuned.project_id, job.base_model)
+    return base, job, checkpoint, load_files(session, checkpoint.file_ids)
 
 
 def _make_room(directory: Path) -> None:
@@ -142,23 +130,15 @@ def _make_room(directory: Path) -> None:
 
 
 def _adapter(resources: Resources, base: BaseModelRow, rows: list[File], directory: Path) -> AdapterOfAnswer:
-    try:
-        if not directory.exists():  # a checkpoint never changes
-            _make_room(directory.parent)
-            partial = directory.with_suffix(".part")
-            partial.mkdir(parents=True)
-            stored_files.fetch_adapter(resources, rows, partial)
-            partial.rename(directory)
-        os.utime(directory)  # for `_make_room`
-        fetched = stored_files.read_adapter(directory)
-    except ManifestMismatch as error:
-        raise CannotAnswer(f"The adapter is incomplete or altered: {error}") from error
-    if fetched.base_manifest_sha256 != base.manifest_sha256:
-        raise CannotAnswer(f"The files registered as {base.name} are not those that the adapter was trained on.")
-    try:
-        lora = stored_files.layer_lora(fetched, base)
-    except PatternError as error:
-        raise CannotAnswer(f"The adapter cannot be used: {error}.") from error
+    if not directory.exists():  # a checkpoint never changes
+        _make_room(directory.parent)
+        partial = directory.with_suffix(".part")
+        partial.mkdir(parents=True)
+        fetch_adapter(resources.storage, rows, base, partial)
+        partial.rename(directory)
+    os.utime(directory)  # for `_make_room`
+    fetched = read_adapter(base, directory)
+    lora = layer_lora(fetched, base)
     return AdapterOfAnswer(directory=fetched.directory, manifest_sha256=fetched.manifest_sha256, lora=lora)
 
 
@@ -259,8 +239,8 @@ class TrialAnswers:
         self._slot.send(TrialRecord(id=question.id, type="alive"))
         try:
             self._answer(question)
-        except CannotAnswer as error:
-            self._slot.send(TrialRecord(id=question.id, type="error", message=str(error)))
+        except AttemptFailed as error:
+            self._slot.send(TrialRecord(id=question.id, type="error", message=error.message))
         except (OSError, *DATABASE_UNAVAILABLE) as error:
             if isinstance(error, QUEUE_UNAVAILABLE[0]):
                 raise
@@ -329,7 +309,7 @@ class TrialAnswers:
                 return
 
     def _loaded(self, prepared: Prepared) -> AnswerProcess | None:
-        """The program with the base model; None if the slot has claimed a job meanwhile. Raises CannotAnswer."""
+        """The program with the base model; None if the slot has claimed a job meanwhile. Raises AttemptFailed."""
         process = self._process
         if process is not None and process.program == prepared.program and process.is_running:
             return process
@@ -338,7 +318,7 @@ class TrialAnswers:
         (self._directory / SPEC).write_text(prepared.spec.model_dump_json(), encoding="utf-8")
         with try_lock(self._lock_path) as lock:
             if lock is None:
-                raise CannotAnswer("An earlier program of trial answers still runs on this worker.")
+                raise AttemptFailed("busy", "An earlier program of trial answers still runs on this worker.")
             with self._guard:
                 if self._suspensions:
                     return None

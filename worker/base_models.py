@@ -16,7 +16,8 @@ from app.domain.base_models.registrations import MAX_NOTES, RegistrationErrorCod
 from app.errors import Unavailable
 from app.model_hub import PulledModel, pull
 from app.system.model_registration import CheckedModel, RegistrationOptions, check_and_hash
-from worker.jobs.program_attempt import AttemptFailed, ProgramAttempt, ProgramRunner
+from worker.jobs.base_and_adapter import AttemptFailed
+from worker.jobs.program_attempt import ProgramAttempt, ProgramRunner
 from worker.jobs.sanitize import clean_text
 
 

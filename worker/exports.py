@@ -14,8 +14,6 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from app.db import files
-from app.db.base_models import models
 from app.db.jobs import exports
 from app.db.jobs.leases import Retries
 from app.db.tables import Export, File
@@ -23,8 +21,9 @@ from app.domain.artifacts.exports import ExportErrorCode, ExportType
 from app.domain.base_models.catalog import ALTERED_REASON, unusable_model_message
 from app.domain.jobs.states import ExitCode
 from app.system.artifact_directory import MANIFEST, ManifestMismatch, read_manifest
-from worker.jobs import stored_files, workdir
-from worker.jobs.program_attempt import AttemptFailed, ProgramAttempt, ProgramRunner
+from worker.jobs import workdir
+from worker.jobs.base_and_adapter import AttemptFailed, fetch_adapter, load_base_and_adapter, unusable_base
+from worker.jobs.program_attempt import ProgramAttempt, ProgramRunner
 from worker.jobs.sanitize import clean
 from worker.node.resources import Resources
 from worker.node.slot import try_lock
@@ -94,24 +93,11 @@ class Exporter(ProgramRunner[Export]):
 
     def _fetch(self, attempt: ProgramAttempt[Export]) -> tuple[Path, Path]:
         """The base model's directory, and the directory into which the adapter's files were fetched."""
-        export = attempt.row
-
-        def load(session: Session) -> tuple[Path | None, list[File]]:
-            row = models.get_base(session, export.project_id, export.base_model)
-            adapter_files = [files.get_even_deleted(session, file_id) for file_id in export.adapter_file_ids]
-            directory = Path(row.directory).absolute() if row else None
-            return directory, [file for file in adapter_files if file is not None]
-
-        base, adapter_files = attempt.transact(load)
-        if base is None or not (base / "config.json").is_file():
-            why = "is no longer registered" if base is None else "cannot be read on this worker"
-            text = f"The base model {export.base_model!r} {why}; ask its operator to register it again"
-            raise AttemptFailed(ExportErrorCode.MODEL_UNAVAILABLE, text, is_final=base is None)
-        try:
-            return base, stored_files.fetch_adapter(self.resources, adapter_files, attempt.directory).directory
-        except ManifestMismatch as error:
-            text = f"The adapter of {export.model} is incomplete or altered: {error}"
-            raise AttemptFailed(ExportErrorCode.ADAPTER_DELETED, text, is_final=True) from error
+        base, rows = attempt.transact(lambda session: load_base_and_adapter(session, attempt.row))
+        directory = Path(base.directory).absolute()
+        if not (directory / "config.json").is_file():
+            raise unusable_base(base.name, "it cannot be read on this worker")
+        return directory, fetch_adapter(self.resources.storage, rows, base, attempt.directory).directory
 
     def _make(self, attempt: ProgramAttempt[Export], base: Path, adapter: Path) -> None:
         """Run the export's program, which writes the result."""

@@ -37,9 +37,10 @@ from app.domain.planning.packing import Workload
 from app.log import get_logger
 from app.system.limited_rendering import UnreadableTokenizer, read_in_process
 from worker.evaluations.prepare import InvalidEvaluationFile, read_checked_inputs
+from worker.jobs.base_and_adapter import AttemptFailed, unusable_base
 from worker.jobs.exit_classification import AttemptOutcome, storage_outcome
 from worker.jobs.lease import Claimer, JobAttempt, observed_attempt
-from worker.jobs.prepare import Inputs, PreparationError, base_model_error, load_inputs, lost_file_error
+from worker.jobs.prepare import Inputs, PreparationError, load_inputs, lost_file_error, model_outcome
 from worker.jobs.sanitize import clean_text
 from worker.node import disk_space
 from worker.node.resources import Resources
@@ -97,6 +98,8 @@ class Validator:
             raise
         except PreparationError as error:
             return error.outcome
+        except AttemptFailed as error:
+            return model_outcome(error)
         except OSError as error:
             log.exception("storage failed")
             if is_disk_full(error):
@@ -108,14 +111,15 @@ class Validator:
             return AttemptOutcome(Reason.TRAINER_CRASHED, text)
 
     def _read(self, attempt: JobAttempt) -> tuple[Inputs, dict[str, DatasetReport]]:
-        """Read both files. Raises PreparationError for the first one that cannot be used, FencedError, OSError."""
+        """Read both files. Raises PreparationError for the first one that cannot be used, AttemptFailed, FencedError,
+        OSError."""
         inputs = attempt.transact(lambda session: load_inputs(session, attempt.row))
         try:
             return inputs, self._read_files(attempt, inputs)
         except UnreadableTokenizer as error:
-            raise base_model_error(inputs.base.name, "its tokenizer cannot be read on this worker") from error
+            raise unusable_base(inputs.base.name, "its tokenizer cannot be read on this worker") from error
         except UnusableTemplate as error:
-            raise base_model_error(inputs.base.name, str(error).replace("the model's", "its")) from error
+            raise unusable_base(inputs.base.name, str(error).replace("the model's", "its")) from error
 
     def _read_files(self, attempt: JobAttempt, inputs: Inputs) -> dict[str, DatasetReport]:
         spec = JobSpec.model_validate(attempt.row.spec)

@@ -10,8 +10,9 @@ import random
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any, TypeVar
 
 import httpx2
@@ -123,21 +124,13 @@ class ChatEndpoint:
 
 def _pause(attempt: int, response: httpx2.Response | None) -> float:
     """Seconds until the next attempt: what the endpoint asks for, else 2, 4, 8, ... with jitter."""
-    requested_seconds = _retry_after_seconds(response) if response is not None else None
-    pause = (
-        FIRST_PAUSE_SECONDS * 2.0**attempt * random.uniform(1.0, 1.25)
-        if requested_seconds is None
-        else requested_seconds
-    )
+    pause = None
+    if response is not None:
+        headers = response.headers
+        pause = parse_retry_after(headers.get("retry-after"), headers.get("date"), datetime.now(UTC))
+    if pause is None:
+        pause = FIRST_PAUSE_SECONDS * 2.0**attempt * random.uniform(1.0, 1.25)
     return min(MAX_PAUSE_SECONDS, max(0.0, pause))
-
-
-def _retry_after_seconds(response: httpx2.Response) -> float | None:
-    text = response.headers.get("retry-after", "")
-    try:
-        return float(text)
-    except ValueError:
-        return parse_retry_after(text, response.headers.get("date"), datetime.now(UTC))
 
 
 def _error_text(response: httpx2.Response) -> str:
@@ -148,15 +141,13 @@ def _error_text(response: httpx2.Response) -> str:
 
 
 def ask_reference(
-    endpoint: ChatEndpoint, evaluation: EvaluationSettings, rows: Sequence[EvaluationRow]
+    endpoint: ChatEndpoint | str, evaluation: EvaluationSettings, rows: Sequence[EvaluationRow]
 ) -> list[ModelAnswer]:
-    """The answer of the evaluation's reference model to each row."""
-    reference, max_tokens = evaluation.reference, evaluation.max_new_tokens
-    assert reference is not None
-    assert reference.model is not None
-    model = reference.model
+    """The answer of the evaluation's reference model to each row. A text as `endpoint` says why there is none."""
+    model = (evaluation.reference and evaluation.reference.model) or ""
 
-    def ask(row: EvaluationRow) -> ModelAnswer:
+    def ask(endpoint: ChatEndpoint, row: EvaluationRow) -> ModelAnswer:
+        max_tokens = evaluation.max_new_tokens
         tools = {"tools": list(row.tools)} if row.tools else {}
         try:
             text, tokens = endpoint.answer(model, _messages(row), temperature=0, max_tokens=max_tokens, **tools)
@@ -168,11 +159,11 @@ def ask_reference(
 
 
 def ask_scores(
-    endpoint: ChatEndpoint, grader: ScoreModel, pairs: Sequence[tuple[EvaluationRow, str | None]]
+    endpoint: ChatEndpoint | str, grader: ScoreModel, pairs: Sequence[tuple[EvaluationRow, str | None]]
 ) -> list[Scored]:
     """The score of each (row, answer) by the grader's model."""
 
-    def ask(pair: tuple[EvaluationRow, str | None]) -> Scored:
+    def ask(endpoint: ChatEndpoint, pair: tuple[EvaluationRow, str | None]) -> Scored:
         row, output = pair
         if output is None:
             return Scored(None, "there is no answer to score")
@@ -223,15 +214,17 @@ def _parameters(grader: ScoreModel) -> dict[str, Any]:
 
 
 def _ask_all(
-    endpoint: ChatEndpoint,
+    endpoint: ChatEndpoint | str,
     items: Iterable[Item],
-    ask: Callable[[Item], Result],
+    ask: Callable[[ChatEndpoint, Item], Result],
     failed: Callable[[str], Result],
 ) -> list[Result]:
     """Ask for each item, several at once. After MAX_FAILURES failures in a row the rest gets no request.
 
     Raises what the endpoint's `wait` raises after a cancel or at a shutdown; the other items get no request then.
     """
+    if isinstance(endpoint, str):
+        return [failed(endpoint) for _ in items]
     lock = threading.Lock()
     failures = 0
 
@@ -241,7 +234,7 @@ def _ask_all(
         if failures >= MAX_FAILURES:
             return failed(f"not asked: the endpoint {endpoint.name} failed {MAX_FAILURES} times in a row")
         try:
-            result = ask(item)
+            result = ask(endpoint, item)
         except EndpointError as error:
             with lock:
                 failures += 1
@@ -259,13 +252,12 @@ def _ask_all(
 
 def recorded_answers(rows: Sequence[EvaluationRow], field: str) -> list[ModelAnswer]:
     """The answers that a field of the rows has."""
-    return [_recorded_answer(row, str(row.item[field]).strip()) for row in rows]
-
-
-def _recorded_answer(row: EvaluationRow, text: str) -> ModelAnswer:
-    if not text and row.item.get(TOOL_CALLS):
-        return ModelAnswer(None, error="the recorded answer has calls of tools and no text to compare")
-    return ModelAnswer(text)
+    return [
+        ModelAnswer(None, error="the recorded answer has calls of tools and no text to compare")
+        if not (text := str(row.item[field]).strip()) and row.item.get(TOOL_CALLS)
+        else ModelAnswer(text)
+        for row in rows
+    ]
 
 
 def ask_endpoints(
@@ -280,63 +272,29 @@ def ask_endpoints(
     `answers` are those of base and adapter. `wait` waits between retries, and raises if the work has to end.
     """
     with ExitStack() as stack:
-        endpoints = _Endpoints(settings, wait, stack)
+
+        @cache
+        def client(name: str | None) -> ChatEndpoint | str:
+            """The client, or the reason why there is none: the workers' settings may differ from the API's."""
+            named = settings.endpoints
+            if name is None and len(named) == 1:
+                (name,) = named
+            if name is None or name not in named:
+                return f"the endpoint {name or '(default)'} is not configured on this worker (TUNERY_ENDPOINTS)"
+            return stack.enter_context(closing(ChatEndpoint(name, named[name], wait)))
+
         by_model = dict(answers)
-        if evaluation.reference is not None:
-            by_model[REFERENCE] = _reference_answers(evaluation, rows, endpoints)
+        if (reference := evaluation.reference) is not None and reference.field is not None:
+            by_model[REFERENCE] = recorded_answers(rows, reference.field)
+        elif reference is not None:
+            by_model[REFERENCE] = ask_reference(client(reference.endpoint), evaluation, rows)
+        texts = {model: [answer.text for answer in of_rows] for model, of_rows in by_model.items()}
         scores = {
-            grader.name: _model_scores(grader, rows, by_model, endpoints)
+            grader.name: {
+                model: ask_scores(client(grader.endpoint), grader, list(zip(rows, outputs, strict=True)))
+                for model, outputs in texts.items()
+            }
             for grader in evaluation.graders
             if isinstance(grader, ScoreModel)
         }
     return by_model, scores
-
-
-class _Endpoints:
-    """The clients of the endpoints, each created when it is first used."""
-
-    def __init__(self, settings: Settings, wait: Callable[[float], None], stack: ExitStack) -> None:
-        self._settings = settings
-        self._wait = wait
-        self._stack = stack
-        self._clients: dict[str, ChatEndpoint] = {}
-
-    def get(self, name: str | None) -> ChatEndpoint | str:
-        """The client, or the reason why there is none: the workers' settings may differ from the API's."""
-        named = self._settings.endpoints
-        if name is None and len(named) == 1:
-            (name,) = named
-        if name is None or name not in named:
-            return f"the endpoint {name or '(default)'} is not configured on this worker (TUNERY_ENDPOINTS)"
-        if name not in self._clients:
-            self._clients[name] = ChatEndpoint(name, named[name], self._wait)
-            self._stack.callback(self._clients[name].close)
-        return self._clients[name]
-
-
-def _reference_answers(
-    evaluation: EvaluationSettings, rows: Sequence[EvaluationRow], endpoints: _Endpoints
-) -> list[ModelAnswer]:
-    reference = evaluation.reference
-    assert reference is not None
-    if reference.field is not None:
-        return recorded_answers(rows, reference.field)
-    endpoint = endpoints.get(reference.endpoint)
-    if isinstance(endpoint, str):
-        return [ModelAnswer(None, error=endpoint)] * len(rows)
-    return ask_reference(endpoint, evaluation, rows)
-
-
-def _model_scores(
-    grader: ScoreModel,
-    rows: Sequence[EvaluationRow],
-    by_model: Mapping[str, Sequence[ModelAnswer]],
-    endpoints: _Endpoints,
-) -> dict[str, list[Scored]]:
-    endpoint = endpoints.get(grader.endpoint)
-    if isinstance(endpoint, str):
-        return {model: [Scored(None, endpoint)] * len(rows) for model in by_model}
-    return {
-        model: ask_scores(endpoint, grader, [(row, each.text) for row, each in zip(rows, answers, strict=True)])
-        for model, answers in by_model.items()
-    }

@@ -37,7 +37,8 @@ from worker.evaluations.endpoints import ask_endpoints
 from worker.evaluations.prepare import EvaluationInputs, Loaded
 from worker.evaluations.report import summary_sentence
 from worker.jobs import workdir
-from worker.jobs.program_attempt import AttemptFailed, ProgramAttempt, ProgramLimits, ProgramRunner
+from worker.jobs.base_and_adapter import AttemptFailed
+from worker.jobs.program_attempt import ProgramAttempt, ProgramLimits, ProgramRunner
 from worker.jobs.sanitize import clean_text
 from worker.node.resources import Resources
 

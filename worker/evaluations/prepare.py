@@ -13,10 +13,7 @@ from typing import BinaryIO
 
 from sqlalchemy.orm import Session
 
-from app.db import files
-from app.db.base_models import models
 from app.db.tables import BaseModelRow, Evaluation, File, Job
-from app.domain.base_models.catalog import StatSignature
 from app.domain.datasets.chat_template import UnusableTemplate
 from app.domain.datasets.jsonl import Finding, format_findings
 from app.domain.datasets.render import Renderer, TemplateRefused
@@ -45,16 +42,19 @@ from app.domain.evaluations.spec import (
     precision_text,
 )
 from app.domain.evaluations.templates import compared_text
-from app.domain.jobs.layer_patterns import PatternError
 from app.domain.jobs.spec import BaseSpec, JobSpec
 from app.settings import Settings
-from app.system.artifact_directory import ManifestMismatch
 from app.system.limited_rendering import UnreadableTokenizer, read_in_process
-from worker.jobs import stored_files
+from worker.jobs.base_and_adapter import (
+    Adapter,
+    AttemptFailed,
+    fetch_adapter,
+    layer_lora,
+    load_base_and_adapter,
+    unusable_base,
+    verify_base,
+)
 from worker.jobs.lease import LeaseKeeper
-from worker.jobs.prepare import PreparationError, verify_base_model
-from worker.jobs.program_attempt import AttemptFailed
-from worker.jobs.stored_files import FetchedParentAdapter
 from worker.node.device import training_device
 from worker.node.resources import Resources
 
@@ -221,7 +221,7 @@ class Loaded:
     evaluation: Evaluation
     job: Job
     base: BaseModelRow
-    signature: StatSignature  # of the base model's files
+    base_spec: BaseSpec
     file: File
     adapter_files: list[File]
 
@@ -241,26 +241,13 @@ class Loaded:
 
 def load(keeper: LeaseKeeper[Evaluation], evaluation: Evaluation) -> Loaded:
     """Load the rows, and verify the base model's files. Raises AttemptFailed, FencedError."""
-    loaded = keeper.transact(lambda session: _load_rows(session, evaluation))
-    assert loaded is not None
-    job, base, file, adapter_files = loaded
-    if base is None:
-        name = evaluation.base_model
-        text = f"The base model {name!r} is no longer registered; ask its operator to register it again"
-        raise AttemptFailed(EvaluationErrorCode.MODEL_UNAVAILABLE, text, is_final=True)
-    try:
-        return Loaded(evaluation, job, base, verify_base_model(base), file, adapter_files)
-    except PreparationError as error:
-        raise AttemptFailed(EvaluationErrorCode.MODEL_UNAVAILABLE, str(error)) from error
 
+    def read(session: Session) -> tuple[Job, File, BaseModelRow, list[File]]:
+        job, file = session.get_one(Job, evaluation.job_id), session.get_one(File, evaluation.file_id)
+        return job, file, *load_base_and_adapter(session, evaluation)
 
-def _load_rows(session: Session, evaluation: Evaluation) -> tuple[Job, BaseModelRow | None, File, list[File]]:
-    base = models.get_base(session, evaluation.project_id, evaluation.base_model)
-    adapter_files = [files.get_even_deleted(session, file_id) for file_id in evaluation.adapter_file_ids]
-    file = files.get_even_deleted(session, evaluation.file_id)
-    assert file is not None, "a foreign key protects it"
-    job = session.get_one(Job, evaluation.job_id)
-    return job, base, file, [row for row in adapter_files if row is not None]
+    job, file, base, adapter_files = keeper.transact(read)
+    return Loaded(evaluation, job, base, verify_base(base), file, adapter_files)
 
 
 def read_file(resources: Resources, loaded: Loaded, check: Callable[[], None]) -> EvaluationInputs:
@@ -277,8 +264,7 @@ def read_file(resources: Resources, loaded: Loaded, check: Callable[[], None]) -
     except InvalidEvaluationFile as error:
         raise AttemptFailed(EvaluationErrorCode.INVALID_FILE, str(error), is_final=True) from error
     except (UnreadableTokenizer, UnusableTemplate) as error:
-        text = f"The base model {loaded.base.name!r} cannot be used: {error}"
-        raise AttemptFailed(EvaluationErrorCode.MODEL_UNAVAILABLE, text) from error
+        raise unusable_base(loaded.base.name, str(error)) from error
     except FileNotFoundError as error:
         text = f"The content of {loaded.file.id} is missing in storage"
         raise AttemptFailed(EvaluationErrorCode.SERVER_ERROR, text) from error
@@ -286,7 +272,7 @@ def read_file(resources: Resources, loaded: Loaded, check: Callable[[], None]) -
 
 def write_spec(resources: Resources, loaded: Loaded, inputs: EvaluationInputs, directory: Path) -> None:
     """Fetch the adapter into `directory` and write the files of the generation. Raises AttemptFailed, OSError."""
-    adapter = _fetch_adapter(resources, loaded, directory)
+    adapter = fetch_adapter(resources.storage, loaded.adapter_files, loaded.base, directory)
     spec = _spec(resources.settings, loaded, adapter)
     (directory / SPEC).write_text(spec.model_dump_json(), encoding="utf-8")
     with (directory / PROMPTS).open("w", encoding="utf-8") as file:
@@ -331,35 +317,13 @@ def write_grading(
             file.write(json.dumps(graded) + "\n")
 
 
-def _fetch_adapter(resources: Resources, loaded: Loaded, directory: Path) -> FetchedParentAdapter:
-    try:
-        adapter = stored_files.fetch_adapter(resources, loaded.adapter_files, directory)
-    except ManifestMismatch as error:
-        text = f"The adapter of {loaded.evaluation.model} is incomplete or altered: {error}"
-        raise AttemptFailed(EvaluationErrorCode.ADAPTER_DELETED, text, is_final=True) from error
-    if adapter.base_manifest_sha256 != loaded.base.manifest_sha256:
-        text = f"The files registered as {loaded.base.name!r} are not those that the adapter was trained on"
-        raise AttemptFailed(EvaluationErrorCode.MODEL_UNAVAILABLE, text, is_final=True)
-    return adapter
-
-
-def _spec(settings: Settings, loaded: Loaded, adapter: FetchedParentAdapter) -> GenerationSpec:
-    base, spec = loaded.base, JobSpec.model_validate(loaded.job.spec)
-    try:
-        lora = stored_files.layer_lora(adapter, base)
-    except PatternError as error:
-        raise AttemptFailed(EvaluationErrorCode.SERVER_ERROR, f"{error}.", is_final=True) from error
-    budget = loaded.evaluation.budget_bytes
+def _spec(settings: Settings, loaded: Loaded, adapter: Adapter) -> GenerationSpec:
+    spec, budget = JobSpec.model_validate(loaded.job.spec), loaded.evaluation.budget_bytes
     return GenerationSpec(
-        base=BaseSpec(
-            name=base.name,
-            directory=Path(base.directory).absolute(),
-            manifest_sha256=base.manifest_sha256,
-            signature=loaded.signature,
-        ),
+        base=loaded.base_spec,
         quantization=spec.quantization if loaded.is_quantized else None,
         dtype_is_free=spec.dtype_is_free,
-        lora=lora,
+        lora=layer_lora(adapter, loaded.base),
         adapter=adapter.directory,
         adapter_manifest_sha256=adapter.manifest_sha256,
         settings=loaded.settings,

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import worker
 from app.domain.jobs.events import Command
@@ -55,7 +55,9 @@ log = get_logger(__name__)
 
 
 class ChildProgram:
-    """One running program in a session of its own. Threads read its output and its log."""
+    """One running program in a session of its own. Threads read its output and its log; a watchdog may stop it."""
+
+    final_at: float | None = None  # when it sent its last record, after which it only exits
 
     def __init__(
         self, process: subprocess.Popen[bytes], log_path: Path, read_output: Callable[[IO[bytes]], object]
@@ -76,6 +78,18 @@ class ChildProgram:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def silent_seconds(self) -> float:
+        """Time since its last sign of progress."""
+        return 0.0
+
+    @property
+    def median_step_seconds(self) -> float:
+        return 0.0
+
+    def send_command(self, command: Command) -> None:
+        """Send a command to a trainer; other programs have none."""
 
     def send_line(self, line: str) -> None:
         """Write a line to its input. A program that has closed its input is about to exit: the error is ignored."""
@@ -170,34 +184,22 @@ def clean_environment(parent: Mapping[str, str], temporary: Path, threads: int |
     }
 
 
-class Stoppable(Protocol):
-    """A child process that a watchdog can stop."""
-
-    @property
-    def silent_seconds(self) -> float: ...
-    @property
-    def median_step_seconds(self) -> float: ...
-    @property
-    def final_at(self) -> float | None: ...
-    def send(self, command: Command) -> None: ...
-    def drain(self) -> None: ...
-    def kill(self) -> None: ...
-
-
 class Watchdog(Background):
     """Stops one child process when it must stop; the attributes record what was requested of it.
 
     As a context manager it runs its thread while the block lasts.
     """
 
-    def __init__(self, process: Stoppable, keeper: LeaseKeeper[Any], stop: threading.Event, settings: Settings) -> None:
+    def __init__(
+        self, program: ChildProgram, keeper: LeaseKeeper[Any], stop: threading.Event, settings: Settings
+    ) -> None:
         super().__init__("watchdog")
         self.stalled = False
         self.drain_requested_at: float | None = None
         self.self_fenced = False  # the drain was requested because no renewal of the lease was confirmed
         self.pause_requested = False
         self.preempt_requested = False
-        self._process = process
+        self._program = program
         self._keeper = keeper
         self._stop = stop
         self._settings = settings
@@ -209,40 +211,40 @@ class Watchdog(Background):
                 self.check()
             except Exception:  # a trainer must not run without a watchdog
                 log.exception("watchdog failed; killing the trainer")
-                self._process.kill()
+                self._program.kill()
 
     def check(self) -> None:
         """Check every reason to stop, the most urgent first."""
         unconfirmed_seconds = self._keeper.unconfirmed_seconds
-        stall_limit_seconds = max(self._settings.stall_seconds, STALL_STEPS * self._process.median_step_seconds)
+        stall_limit_seconds = max(self._settings.stall_seconds, STALL_STEPS * self._program.median_step_seconds)
         if self._keeper.fenced:
-            self._process.kill()
+            self._program.kill()
         elif unconfirmed_seconds > self._settings.self_fence_kill_seconds:
             self._keeper.mark_lost(f"no renewal was confirmed for {unconfirmed_seconds:.0f} s", "self_fenced")
-            self._process.kill()
-        elif self._process.silent_seconds > stall_limit_seconds:
+            self._program.kill()
+        elif self._program.silent_seconds > stall_limit_seconds:
             self.stalled = True
-            self._process.kill()
+            self._program.kill()
         elif self._is_overdue():
-            self._process.kill()
+            self._program.kill()
         elif self._stop.is_set() or unconfirmed_seconds > self._settings.self_fence_seconds:
             if self.drain_requested_at is None:
                 self.drain_requested_at = time.monotonic()
                 self.self_fenced = not self._stop.is_set()
-                self._process.drain()
+                self._program.drain()
         # Pause and preemption have no deadline: a step may be long, and losing it costs more than a late stop.
         elif self._keeper.desired == Desired.PAUSE:
             if not self.pause_requested:
                 self.pause_requested = True
-                self._process.send(Command.PAUSE)
+                self._program.send_command(Command.PAUSE)
         elif self._keeper.preempt_requested and not self.preempt_requested:
             self.preempt_requested = True
-            self._process.send(Command.DRAIN)
+            self._program.send_command(Command.DRAIN)
 
     def _is_overdue(self) -> bool:
         """Whether it still runs after the grace period of a drain, or long after its final record."""
         now = time.monotonic()
         if self.drain_requested_at is not None and now - self.drain_requested_at > self._settings.drain_grace_seconds:
             return True
-        final_at = self._process.final_at
+        final_at = self._program.final_at
         return final_at is not None and now - final_at > self._settings.stop_grace_seconds

@@ -3,34 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 from sqlalchemy.orm import Session
 
 from app.db import files
-from app.db.base_models import models
 from app.db.jobs import checkpoints, measurements
 from app.db.scheduling import gpu_reservations
 from app.db.tables import BaseModelRow, File, Job, Snapshot
 from app.domain.artifacts.full_disk import DiskSpace, is_disk_full
-from app.domain.base_models.catalog import (
-    ALTERED_REASON,
-    RefusedModel,
-    StatSignature,
-    unusable_model_message,
-)
+from app.domain.base_models.catalog import RefusedModel
 from app.domain.jobs.layer_patterns import PatternError, match_spec
 from app.domain.jobs.spec import BaseSpec, JobSpec, LoraSpec, RunSpec, TrainerSpec
 from app.domain.jobs.states import Reason
 from app.domain.planning.execution_plan import Measurement
 from app.settings import Settings
-from app.system.artifact_directory import ManifestMismatch
-from app.system.model_files import hash_directory, stat_signature
 from worker.jobs import stored_files
+from worker.jobs.base_and_adapter import (
+    Adapter,
+    AttemptFailed,
+    fetch_adapter,
+    layers_of,
+    load_base,
+    load_files,
+    unusable_base,
+    verify_base,
+)
 from worker.jobs.exit_classification import AttemptOutcome
 from worker.jobs.lease import JobAttempt
-from worker.jobs.stored_files import FetchedParentAdapter
 from worker.node import disk_space
 from worker.node.device import training_device
 from worker.node.resources import Resources
@@ -42,6 +42,12 @@ class PreparationError(Exception):
     def __init__(self, outcome: AttemptOutcome) -> None:
         super().__init__(outcome.message)
         self.outcome = outcome
+
+
+def model_outcome(error: AttemptFailed) -> AttemptOutcome:
+    """The outcome of a job whose base model or parent adapter cannot be used."""
+    reason = Reason.MODEL_UNAVAILABLE if error.code == Reason.MODEL_UNAVAILABLE else Reason.SERVER_ERROR
+    return AttemptOutcome(reason, error.message, "model")
 
 
 @dataclass(frozen=True)
@@ -61,12 +67,12 @@ class Inputs:
 def prepare(attempt: JobAttempt) -> DiskSpace:
     """Fill the directory, write its spec.json and reserve space for the last snapshot. Returns the space the job needs.
 
-    Raises PreparationError, FencedError, OSError.
+    Raises PreparationError, AttemptFailed, FencedError, OSError.
     """
     resources, job, directory = attempt.resources, attempt.row, attempt.directory
     device = training_device(resources.settings.device)
     inputs = attempt.transact(lambda session: load_inputs(session, job, device.name))
-    signature = verify_base_model(inputs.base)
+    base = verify_base(inputs.base)
     needed = reserve_space(attempt, inputs.base)
     attempt.check()
     training_file = fetch_dataset(resources, inputs.training_file, directory / "training.jsonl")
@@ -76,25 +82,23 @@ def prepare(attempt: JobAttempt) -> DiskSpace:
     attempt.check()
     adapter = None
     if inputs.parent_adapter_files is not None:
-        adapter = fetch_parent_adapter(resources, inputs.parent_adapter_files, inputs.base, directory)
+        adapter = fetch_adapter(resources.storage, inputs.parent_adapter_files, inputs.base, directory)
     attempt.check()
     resume_from = stored_files.restore_snapshot(attempt, inputs.snapshots)
-    spec = trainer_spec(
-        resources.settings, job, inputs, signature, training_file, validation_file, resume_from, adapter
-    )
+    spec = trainer_spec(resources.settings, job, inputs, base, training_file, validation_file, resume_from, adapter)
     (directory / "spec.json").write_text(spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return needed
 
 
 def reserve_space(attempt: JobAttempt, base: BaseModelRow) -> DiskSpace:
     """Reserve the space of the last snapshot. After a full disk the result must have space, too, because otherwise the
-    training would be lost. Raises PreparationError."""
+    training would be lost. Raises PreparationError, AttemptFailed."""
     resources, job, directory = attempt.resources, attempt.row, attempt.directory
     entry, spec = base.catalog_entry, JobSpec.model_validate(job.spec)
     try:
         needed = disk_space.required_space(entry, Path(base.directory), spec)
     except RefusedModel as error:
-        raise base_model_error(base.name, str(error)) from error
+        raise unusable_base(base.name, str(error)) from error
     if job.storage_full_since is not None:
         outcome = disk_space.shortage_outcome(resources, directory, needed.next_attempt_bytes)
         if outcome is not None:
@@ -113,41 +117,24 @@ def reserve_space(attempt: JobAttempt, base: BaseModelRow) -> DiskSpace:
 
 
 def load_inputs(session: Session, job: Job, device_name: str = "") -> Inputs:
-    """Load the rows. Raises PreparationError if an operator has removed the base model in the meantime."""
-    base = models.get_base(session, job.project_id, job.base_model)
-    if base is None:
-        raise base_model_error(job.base_model, "it is no longer registered")
+    """Load the rows. Raises AttemptFailed if an operator has removed the base model in the meantime."""
+    base = load_base(session, job.project_id, job.base_model)
     training_file = files.get_even_deleted(session, job.training_file_id)
     assert training_file is not None, "a foreign key protects it"
     validation_file = files.get_even_deleted(session, job.validation_file_id) if job.validation_file_id else None
-    spec = JobSpec.model_validate(job.spec)
+    spec, parent_adapter_files = JobSpec.model_validate(job.spec), None
+    if (parent := spec.continued_from) is not None:  # checkpoints are retired, never deleted
+        parent_adapter_files = load_files(session, checkpoints.by_names(session, [parent])[parent].file_ids)
     return Inputs(
         base=base,
         training_file=training_file,
         validation_file=validation_file,
         snapshots=checkpoints.snapshots(session, job.id),
-        parent_adapter_files=stored_files.load_adapter(session, job),
+        parent_adapter_files=parent_adapter_files,
         measurements=measurements.similar(session, device_name, base.manifest_sha256, spec.quantization, spec.method),
         memory_kills=measurements.count_memory_kills(session, job.id),
         slot_bytes=gpu_reservations.slot_bytes(session, job.id, job.attempt),
     )
-
-
-def verify_base_model(base: BaseModelRow) -> StatSignature:
-    """Check that the base model's files are byte for byte those that were registered. Raises PreparationError."""
-    directory = Path(base.directory)
-    try:
-        signature = stat_signature(directory)  # before the hash: after a change during it the trainer hashes again
-        sha256 = _hash_unchanged(directory, signature)
-    except OSError as error:
-        raise base_model_error(base.name, f"its files cannot be read on this worker ({error.strerror})") from error
-    if sha256 != base.manifest_sha256:
-        raise base_model_error(base.name, ALTERED_REASON)
-    return signature
-
-
-def base_model_error(name: str, why: str) -> PreparationError:
-    return PreparationError(AttemptOutcome(Reason.MODEL_UNAVAILABLE, unusable_model_message(name, why), "model"))
 
 
 def fetch_dataset(resources: Resources, file: File, destination: Path) -> Path:
@@ -166,30 +153,15 @@ def lost_file_error(file: File) -> PreparationError:
     return PreparationError(AttemptOutcome(Reason.SERVER_ERROR, f"The content of {file.id} is missing in storage"))
 
 
-def fetch_parent_adapter(
-    resources: Resources, rows: list[File], base: BaseModelRow, directory: Path
-) -> FetchedParentAdapter:
-    """Fetch the parent adapter. Raises PreparationError if it was altered or belongs to another base model."""
-    try:
-        adapter = stored_files.fetch_adapter(resources, rows, directory)
-    except ManifestMismatch as error:
-        text = f"The parent adapter is incomplete or altered: {error}"
-        raise PreparationError(AttemptOutcome(Reason.SERVER_ERROR, text, "model")) from error
-    if adapter.base_manifest_sha256 != base.manifest_sha256:
-        text = f"The parent adapter was trained with other base model files than those registered as {base.name!r}"
-        raise PreparationError(AttemptOutcome(Reason.MODEL_UNAVAILABLE, text, "model"))
-    return adapter
-
-
 def trainer_spec(
     settings: Settings,
     job: Job,
     inputs: Inputs,
-    signature: StatSignature,
+    base: BaseSpec,
     training_file: Path,
     validation_file: Path | None,
     resume_from: Path | None,
-    adapter: FetchedParentAdapter | None = None,
+    adapter: Adapter | None = None,
 ) -> TrainerSpec:
     """The spec of the job's trainer, with one run that has the job's id. Raises PreparationError."""
     spec = JobSpec.model_validate(job.spec)
@@ -212,19 +184,15 @@ def trainer_spec(
         start_adapter_name=spec.continued_from,
     )
     entry = inputs.base.catalog_entry
-    base = BaseSpec(
-        name=inputs.base.name,
-        alias=spec.model_alias,
-        directory=Path(inputs.base.directory).absolute(),
-        manifest_sha256=inputs.base.manifest_sha256,
-        signature=signature,
-        source=entry.source,
-        revision=entry.revision,
-        entry=entry if entry.decoder_layers else None,  # entries of older releases lack what plans need
-    )
+    described = {
+        "alias": spec.model_alias,
+        "source": entry.source,
+        "revision": entry.revision,
+        "entry": entry if entry.decoder_layers else None,  # entries of older releases lack what plans need
+    }
     return TrainerSpec.model_validate(
         {
-            "base": base,
+            "base": base.model_copy(update=described),
             "quantization": spec.quantization,
             "runs": (run,),
             "snapshot_interval_seconds": settings.snapshot_interval_seconds,
@@ -250,12 +218,6 @@ def _layer_lora(spec: JobSpec, base: BaseModelRow) -> LoraSpec:
     if not (spec.lora.rank_pattern or spec.lora.alpha_pattern):
         return spec.lora
     try:
-        return match_spec(spec, stored_files.layers_of(base)).layer_lora
+        return match_spec(spec, layers_of(base)).layer_lora
     except PatternError as error:
         raise PreparationError(AttemptOutcome(Reason.INVALID_SPEC, f"{error}.", error.problems[0].param)) from error
-
-
-@lru_cache(maxsize=64)
-def _hash_unchanged(directory: Path, signature: StatSignature) -> str:
-    del signature  # part of the cache key only
-    return hash_directory(directory)[1]

@@ -29,14 +29,13 @@ from app.db.jobs.leases import FencedError, Retries
 from app.db.tables import BaseModelRegistration, Evaluation, Export, File
 from app.domain.artifacts.exports import ExportErrorCode
 from app.domain.artifacts.full_disk import is_disk_full
-from app.domain.jobs.events import Command
 from app.domain.jobs.states import ExitCode, Reason
 from app.log import get_logger
 from app.storage import StorageError
 from worker.jobs import stored_files, workdir
+from worker.jobs.base_and_adapter import AttemptFailed
 from worker.jobs.child_program import LOG_NAME, ChildProgram, Watchdog, launch
 from worker.jobs.lease import ID_NAMES, AttemptKind, Claimer, LeaseKeeper, observed_attempt
-from worker.jobs.sanitize import clean_text
 from worker.node.device import oom_kill_count
 from worker.node.resources import Resources
 
@@ -44,17 +43,6 @@ RETRIED_EXIT_CODES = (ExitCode.DISK_FULL, ExitCode.STORAGE)
 Row = TypeVar("Row", bound=Evaluation | Export | BaseModelRegistration)
 
 log = get_logger(__name__)
-
-
-class AttemptFailed(Exception):
-    """The attempt failed; `is_final`: another attempt would fail in the same way. `code` is of the row's error codes,
-    which share `server_error`."""
-
-    def __init__(self, code: str, message: str, is_final: bool = False) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = clean_text(message)
-        self.is_final = is_final
 
 
 class AttemptInterrupted(Exception):
@@ -72,9 +60,6 @@ class ProgramLimits:
 class ProgramProcess(ChildProgram):
     """One running program. It writes no records, so its progress is that it computes, reads or writes."""
 
-    median_step_seconds = 0.0
-    final_at: float | None = None
-
     def __init__(self, process: subprocess.Popen[bytes], log_path: Path, limits: ProgramLimits | None) -> None:
         self.deadline = time.monotonic() + limits.seconds if limits else math.inf
         self._work_done = 0.0
@@ -88,9 +73,6 @@ class ProgramProcess(ChildProgram):
         if work_done != self._work_done:
             self._work_done, self._progress_at = work_done, time.monotonic()
         return time.monotonic() - self._progress_at
-
-    def send(self, command: Command) -> None:
-        """Do nothing: the program has no commands."""
 
 
 @dataclass(frozen=True)

@@ -34,22 +34,6 @@ from worker.jobs.sanitize import clean, clean_text
 from worker.node import disk_space
 from worker.node.device import training_device
 
-# Keys of a metrics event that OpenAI's API has, under the names of our record; the optional ones only if measured.
-METRIC_KEYS = ("step", "total_steps", "train_loss", "train_mean_token_accuracy")
-OPTIONAL_METRIC_KEYS = (
-    "valid_loss",
-    "valid_mean_token_accuracy",
-    "full_valid_loss",
-    "full_valid_mean_token_accuracy",
-    "train_reward_accuracy",
-    "train_reward_margin",
-    "valid_reward_accuracy",
-    "valid_reward_margin",
-    "full_valid_reward_accuracy",
-    "full_valid_reward_margin",
-    "peak_memory_bytes",
-)
-OWN_METRIC_KEYS = ("learning_rate", "grad_norm", "epoch", "labelled_tokens", "tokens_per_second", "eta_seconds")
 PROGRESS_KEYS = ("step", "total_steps", "epoch", "tokens_per_second", "eta_seconds")
 
 log = get_logger(__name__)
@@ -241,9 +225,11 @@ def metric_message(metric: Metric) -> str:
 
 
 def metric_data(metric: Metric) -> dict[str, Any]:
-    values = clean(metric.model_dump())
-    data = {key: values[key] for key in (*METRIC_KEYS, *OWN_METRIC_KEYS)}
-    data |= {key: values[key] for key in OPTIONAL_METRIC_KEYS if values[key] is not None}
+    """The data of a metrics event: under the names of OpenAI's API, and optional metrics only if they were measured."""
+    values = clean(metric.model_dump(exclude={"kind", "run_id", "trained_tokens"}))
+    required = {name for name, field in Metric.model_fields.items() if field.is_required()}
+    always = required | {"train_mean_token_accuracy"}
+    data = {name: value for name, value in values.items() if value is not None or name in always}
     return data | {"num_tokens": metric.trained_tokens}
 
 

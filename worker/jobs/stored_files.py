@@ -1,7 +1,6 @@
 """Copy files between storage and a work directory, verified against their manifests.
 
-Snapshots, from which a later attempt resumes: store the trainer's, keep two, verify one before it is used. Published
-adapters that a job continues or that answer: fetch the files, verify each, read the spec.
+Snapshots, from which a later attempt resumes: store the trainer's, keep two, verify one before it is used.
 """
 
 from __future__ import annotations
@@ -18,13 +17,10 @@ from typing import Any
 from sqlalchemy import null
 from sqlalchemy.orm import Session
 
-from app.db import files
 from app.db.engine import DATABASE_UNAVAILABLE, first_line, transaction
 from app.db.jobs import checkpoints, leases
-from app.db.tables import BaseModelRow, File, Job, Snapshot
+from app.db.tables import File, Job, Snapshot
 from app.domain.jobs.events import SnapshotSaved, resume_message
-from app.domain.jobs.layer_patterns import expand_patterns
-from app.domain.jobs.spec import LoraSpec
 from app.log import get_logger
 from app.storage import Storage
 from app.system.artifact_directory import (
@@ -36,7 +32,6 @@ from app.system.artifact_directory import (
     verify,
 )
 from app.system.files import copy_and_hash
-from app.system.model_files import linear_layers
 from worker.jobs.lease import JobAttempt, LeaseKeeper, LeaseUncertain
 from worker.node.resources import Resources
 
@@ -44,7 +39,6 @@ ARCHIVE = "adapter.tar"
 PURPOSE = "fine-tune-results"
 
 log = get_logger(__name__)
-START_ADAPTER = "start-adapter"
 
 
 @dataclass(frozen=True)
@@ -274,64 +268,3 @@ def _fetch_snapshot(resources: Resources, row: Snapshot, parent: Path) -> Path:
     except ManifestMismatch as error:
         raise ManifestMismatch(f"step {row.step} of attempt {row.attempt}: {error}") from error
     return destination
-
-
-@dataclass(frozen=True)
-class FetchedParentAdapter:
-    directory: Path
-    manifest_sha256: str
-    base_manifest_sha256: str  # of the base model that it was trained with
-
-
-def load_adapter(session: Session, job: Job) -> list[File] | None:
-    """The rows of the parent adapter's files; None for a job without a parent.
-
-    Deleted files are included: their objects are kept while a job needs them.
-    """
-    name = job.spec.get("continued_from")
-    if name is None:
-        return None
-    checkpoint = checkpoints.by_names(session, [name])[name]  # checkpoints are retired, never deleted
-    rows = [files.get_even_deleted(session, file_id) for file_id in checkpoint.file_ids]
-    return [row for row in rows if row is not None]
-
-
-def fetch_adapter(resources: Resources, rows: list[File], directory: Path) -> FetchedParentAdapter:
-    """Fetch and verify the adapter's files.
-
-    Raises ManifestMismatch for an incomplete or altered adapter; OSError while storage is unavailable.
-    """
-    destination = directory / START_ADAPTER
-    for row in rows:
-        try:
-            sha256 = fetch(resources.storage, row.storage_key, destination / row.filename)
-        except FileNotFoundError as error:
-            raise ManifestMismatch(f"{row.filename} ({row.id}) is missing in storage") from error
-        if sha256 != row.sha256:
-            raise ManifestMismatch(f"{row.filename} ({row.id}) differs from the file that was published")
-    verify(destination)
-    return read_adapter(directory)
-
-
-def read_adapter(directory: Path) -> FetchedParentAdapter:
-    """An adapter that was fetched into `directory`. Raises ManifestMismatch."""
-    destination = directory / START_ADAPTER
-    manifest = read_manifest(destination)
-    base_manifest_sha256 = manifest.get("base_model", {}).get("manifest_sha256", "")
-    return FetchedParentAdapter(destination, sha256_file(destination / MANIFEST), base_manifest_sha256)
-
-
-def layer_lora(adapter: FetchedParentAdapter, base: BaseModelRow) -> LoraSpec:
-    """The adapter's LoRA spec, with rank and alpha patterns resolved to single layers.
-
-    Older manifests have the patterns of the request. Raises PatternError.
-    """
-    lora = LoraSpec.model_validate(read_manifest(adapter.directory)["lora"])
-    if lora.rank_pattern or lora.alpha_pattern:
-        return expand_patterns(lora, layers_of(base))
-    return lora
-
-
-def layers_of(base: BaseModelRow) -> dict[str, tuple[int, int]]:
-    """The shapes [out, in] of the linear layers by name, from the files where the registration did not store them."""
-    return base.catalog_entry.layers or linear_layers(Path(base.directory))

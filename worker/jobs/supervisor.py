@@ -26,6 +26,7 @@ from app.log import get_logger
 from app.system.artifact_directory import ManifestMismatch
 from app.telemetry import metrics
 from worker.jobs import stored_files, workdir
+from worker.jobs.base_and_adapter import AttemptFailed
 from worker.jobs.child_program import Watchdog
 from worker.jobs.exit_classification import (
     AttemptOutcome,
@@ -34,7 +35,7 @@ from worker.jobs.exit_classification import (
     storage_outcome,
 )
 from worker.jobs.lease import Claimer, JobAttempt, observed_attempt
-from worker.jobs.prepare import PreparationError, prepare
+from worker.jobs.prepare import PreparationError, model_outcome, prepare
 from worker.jobs.record_writer import JobRecordWriter
 from worker.jobs.sanitize import clean_text
 from worker.jobs.trainer_log import LogPublisher
@@ -133,6 +134,8 @@ class JobSupervisor:
             raise
         except PreparationError as error:
             return error.outcome
+        except AttemptFailed as error:
+            return model_outcome(error)
         except NoLongerDesiredError:
             return AttemptOutcome(Reason.PAUSED, "The job was paused while its result was being published")
         except ManifestMismatch as error:

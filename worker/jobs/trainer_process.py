@@ -54,7 +54,6 @@ class TrainerProcess(ChildProgram):
         self.run_id = run_id
         self.bad_lines = 0
         self.final: Done | Stopped | Failed | None = None  # the final record: after it the trainer only exits
-        self.final_at: float | None = None
         self._last_record_at = time.monotonic()  # not CLOCK_BOOTTIME: the trainer, too, stops while the machine sleeps
         self._is_queue_full = False  # the trainer waits for this process, so its silence does not count
         self._closed = threading.Event()
@@ -77,7 +76,7 @@ class TrainerProcess(ChildProgram):
     def median_step_seconds(self) -> float:
         return statistics.median(self._step_seconds or [0.0])
 
-    def send(self, command: Command) -> None:
+    def send_command(self, command: Command) -> None:
         self.send_line(Control(command=command, run_id=self.run_id).model_dump_json())
 
     def close(self, timeout_seconds: float = 30.0) -> int | None:

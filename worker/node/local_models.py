@@ -15,7 +15,7 @@ from app.db.engine import DATABASE_UNAVAILABLE, first_line, transaction
 from app.db.tables import BaseModelRow
 from app.domain.scheduling.worker_capacity import WorkerCapacity
 from app.log import get_logger
-from worker.jobs.prepare import PreparationError, verify_base_model
+from worker.jobs.base_and_adapter import AttemptFailed, verify_base
 from worker.node.device import training_device, training_gpu_uuids
 from worker.node.resources import Resources
 
@@ -91,8 +91,8 @@ class ModelInventory:
 
 def _is_intact(row: BaseModelRow) -> bool:
     try:
-        verify_base_model(row)
-    except PreparationError as error:
+        verify_base(row)
+    except AttemptFailed as error:
         log.debug("base model not available", model=row.name, why=str(error))
         return False
     return True

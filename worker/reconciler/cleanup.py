@@ -180,7 +180,7 @@ def clean_work_directories(resources: Resources, prefix: str = "") -> None:
         resources.settings.work_dir, prefix
     )  # first: an attempt makes its directory after its claim
     with transaction(resources.sessions) as session:
-        running = leases.active_attempts(session, list({row_id for row_id, _, _ in attempts}))
+        running = {(each.lease.row_id, each.lease.attempt) for each in leases.held(session)} if attempts else set()
     for row_id, attempt, directory in attempts:
         if (row_id, attempt) not in running:
             workdir.remove_all_but_logs(directory)

@@ -6,9 +6,8 @@ They are read by the reconciler's own loop and not by a scrape, so scrapers caus
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections import Counter
+from collections.abc import Iterator, Mapping
 
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
@@ -25,30 +24,14 @@ READ_STORAGE_SECONDS = 60.0  # the sum over all files
 WORKER_QUEUES = ("cpu", "gpu")
 
 
-@dataclass(frozen=True)
-class ServiceGauges:
-    jobs: dict[str, int]
-    oldest: Sequence[Any]  # rows of `status.oldest_waiting`
-    exports: int
-    held_leases: int
-    expired_leases: int
-    workers: dict[tuple[str, bool], int]  # (queue, is busy) -> living workers
-    snapshot_age_seconds: float
-    crash_streak: int
-    backlog: Any  # the row of `status.webhook_backlog`
-    deliveries: dict[str, int]  # unfinished ones by state
-    delivery_backlog: Any
-    read_at: float
-
-
 class ServiceMetrics(Collector):
     """A collector with the values of the last read. While the database is unavailable, `tunery_database_up` is 0 and
     the values that come from it are absent."""
 
     def __init__(self, resources: Resources) -> None:
         self._resources = resources
-        self._gauges: ServiceGauges | None = None
-        self._storage: Sequence[Any] = []
+        self._families: list[GaugeMetricFamily] = []
+        self._stored_bytes: GaugeMetricFamily | None = None
         self._read_at = self._storage_read_at = -float("inf")
 
     def read_if_due(self) -> None:
@@ -58,88 +41,74 @@ class ServiceMetrics(Collector):
             return
         self._read_at = now
         with transaction(self._resources.sessions) as session:
-            if now - self._storage_read_at >= READ_STORAGE_SECONDS:
-                self._storage, self._storage_read_at = status.storage_by_project(session), now
-            self._gauges = read_gauges(session)
+            if self._stored_bytes is None or now - self._storage_read_at >= READ_STORAGE_SECONDS:
+                self._stored_bytes, self._storage_read_at = _stored_bytes(session), now
+            self._families = [*_families(session), self._stored_bytes]
 
     def clear(self) -> None:
         """Forget the values, as the database is unavailable; they are read again in the next round that works."""
-        self._gauges, self._read_at = None, -float("inf")
+        self._families, self._read_at = [], -float("inf")
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        gauges = self._gauges
-        yield _gauge("database_up", "Whether the last read of the service's state succeeded.", gauges is not None)
-        if gauges is not None:
-            yield from _families(gauges)
-            yield self._stored_bytes()
-
-    def _stored_bytes(self) -> GaugeMetricFamily:
-        family = GaugeMetricFamily(
-            "tunery_stored_bytes", "Bytes of a project's files in storage.", labels=["project_id", "project"]
-        )
-        for each in self._storage:
-            family.add_metric([each.project_id, each.name], each.stored_bytes)
-        return family
+        is_up = bool(self._families)
+        yield _gauge("database_up", "Whether the last read of the service's state succeeded.", is_up)
+        yield from self._families
 
 
-def read_gauges(session: Session) -> ServiceGauges:
+def _stored_bytes(session: Session) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(
+        "tunery_stored_bytes", "Bytes of a project's files in storage.", labels=["project_id", "project"]
+    )
+    for each in status.storage_by_project(session):
+        family.add_metric([each.project_id, each.name], each.stored_bytes)
+    return family
+
+
+def _families(session: Session) -> Iterator[GaugeMetricFamily]:
+    yield _by_label("jobs", "Unfinished jobs by state.", "state", status.jobs_by_state(session))
+    oldest = dict.fromkeys((JobState.VALIDATING.value, JobState.QUEUED.value), 0.0)
+    oldest |= {each.state: each.age_seconds for each in status.oldest_waiting(session)}
+    yield _by_label("queue_oldest_age_seconds", "How long the oldest due job of a state has waited.", "state", oldest)
     busy = {worker.id for worker in workers.busy(session)}
-    counts = {(queue, is_busy): 0 for queue in WORKER_QUEUES for is_busy in (False, True)}
-    for worker in workers.alive(session):
-        key = (worker.queue, worker.id in busy)
-        counts[key] = counts.get(key, 0) + 1
-    held, expired = status.leases(session)
-    return ServiceGauges(
-        jobs=status.jobs_by_state(session),
-        oldest=status.oldest_waiting(session),
-        exports=status.unfinished_exports(session),
-        held_leases=held,
-        expired_leases=expired,
-        workers=counts,
-        snapshot_age_seconds=status.oldest_snapshot_seconds(session),
-        crash_streak=status.longest_crash_streak(session),
-        backlog=status.webhook_backlog(session),
-        deliveries=status.deliveries_by_state(session),
-        delivery_backlog=status.delivery_backlog(session),
-        read_at=time.time(),
-    )
-
-
-def _families(gauges: ServiceGauges) -> Iterator[GaugeMetricFamily]:
-    jobs = GaugeMetricFamily("tunery_jobs", "Unfinished jobs by state.", labels=["state"])
-    for name, count in gauges.jobs.items():
-        jobs.add_metric([name], count)
-    yield jobs
-    oldest = GaugeMetricFamily(
-        "tunery_queue_oldest_age_seconds", "How long the oldest due job of a state has waited.", labels=["state"]
-    )
-    ages = {each.state: each.age_seconds for each in gauges.oldest}
-    for name in (JobState.VALIDATING, JobState.QUEUED):
-        oldest.add_metric([name.value], ages.get(name, 0))
-    yield oldest
+    counts = Counter({(queue, name): 0 for queue in WORKER_QUEUES for name in ("idle", "busy")})
+    counts.update((each.queue, "busy" if each.id in busy else "idle") for each in workers.alive(session))
     living = GaugeMetricFamily("tunery_workers", "Workers with a recent heartbeat.", labels=["queue", "status"])
-    for (queue, is_busy), count in gauges.workers.items():
-        living.add_metric([queue, "busy" if is_busy else "idle"], count)
+    for labels, count in counts.items():
+        living.add_metric(labels, count)
     yield living
-    yield _gauge("exports_unfinished", "Queued and running exports.", gauges.exports)
-    yield _gauge("leases_held", "Leases of jobs that workers hold.", gauges.held_leases)
-    yield _gauge("leases_expired", "Held leases that have expired: their workers are lost.", gauges.expired_leases)
-    yield _gauge("snapshot_age_seconds", "The training time that a crash would cost now.", gauges.snapshot_age_seconds)
-    yield _gauge("crash_streak_max", "The most consecutive crashed attempts of an unfinished job.", gauges.crash_streak)
-    yield _gauge("webhook_backlog", "Due webhook deliveries.", gauges.backlog.deliveries)
-    yield _gauge("webhook_backlog_age_seconds", "How long the oldest has been due.", gauges.backlog.oldest_seconds)
-    deliveries = GaugeMetricFamily(
-        "tunery_deliveries", "Deliveries of adapters that have not ended, by state.", labels=["state"]
-    )
-    for name, count in gauges.deliveries.items():
-        deliveries.add_metric([name], count)
-    yield deliveries
-    yield _gauge("delivery_backlog", "Due deliveries of adapters.", gauges.delivery_backlog.deliveries)
-    yield _gauge(
-        "delivery_backlog_age_seconds", "How long the oldest has been due.", gauges.delivery_backlog.oldest_seconds
-    )
-    yield _gauge("service_state_timestamp_seconds", "When these values were read.", gauges.read_at)
+    held, expired = status.leases(session)
+    backlog, waiting = status.webhook_backlog(session), status.delivery_backlog(session)
+    for name, documentation, value in (
+        ("exports_unfinished", "Queued and running exports.", status.unfinished_exports(session)),
+        ("leases_held", "Leases of jobs that workers hold.", held),
+        ("leases_expired", "Held leases that have expired: their workers are lost.", expired),
+        (
+            "snapshot_age_seconds",
+            "The training time that a crash would cost now.",
+            status.oldest_snapshot_seconds(session),
+        ),
+        (
+            "crash_streak_max",
+            "The most consecutive crashed attempts of an unfinished job.",
+            status.longest_crash_streak(session),
+        ),
+        ("webhook_backlog", "Due webhook deliveries.", backlog.deliveries),
+        ("webhook_backlog_age_seconds", "How long the oldest has been due.", backlog.oldest_seconds),
+        ("delivery_backlog", "Due deliveries of adapters.", waiting.deliveries),
+        ("delivery_backlog_age_seconds", "How long the oldest has been due.", waiting.oldest_seconds),
+        ("service_state_timestamp_seconds", "When these values were read.", time.time()),
+    ):
+        yield _gauge(name, documentation, value)
+    unfinished = status.deliveries_by_state(session)
+    yield _by_label("deliveries", "Deliveries of adapters that have not ended, by state.", "state", unfinished)
 
 
 def _gauge(name: str, documentation: str, value: float) -> GaugeMetricFamily:
     return GaugeMetricFamily(f"tunery_{name}", documentation, value=value)
+
+
+def _by_label(name: str, documentation: str, label: str, values: Mapping[str, float]) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(f"tunery_{name}", documentation, labels=[label])
+    for each, value in values.items():
+        family.add_metric([each], value)
+    return family

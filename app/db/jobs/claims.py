@@ -16,7 +16,8 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
 from app.db.jobs import events, leases
-from app.db.jobs.leases import Lease
+from app.db.jobs.jobs import close_attempt
+from app.db.jobs.leases import FencedError, Lease
 from app.db.scheduling import fair_queue, gpu_reservations
 from app.db.scheduling.fair_queue import Kind
 from app.db.tables import Attempt, Job
@@ -98,8 +99,10 @@ def append_event(
     **columns: Any,
 ) -> Job:
     """Append an event to the held job and update columns of its row. Raises FencedError."""
-    job = leases.update_held(session, Job, lease, **events.next_event_seq(), **columns)
-    events.append_event(session, job, message, level, type, data, event_id)
+    is_held = leases.held_by(Job, lease)
+    job = events.update_job(session, is_held, message, level, type, data, event_id, **columns)
+    if job is None:
+        raise FencedError(lease.row_id)
     return job
 
 
@@ -137,14 +140,9 @@ def finish_validation(
     session: Session, lease: Lease, message: str, data: Mapping[str, Any] | None = None, **columns: Any
 ) -> Job:
     """End a successful validation (`validating_files` -> `queued`), and update columns. Raises FencedError."""
-    ended: dict[str, Any] = {
-        "state": JobState.QUEUED,
-        "phase": null(),
-        "crash_streak": 0,
-    }
-    job = leases.update_held(session, Job, lease, **leases.RELEASED | ended | columns, **events.next_event_seq())
-    _close_attempt(session, job, Reason.DONE)
-    events.append_event(session, job, message, data=data)
+    ended: dict[str, Any] = {"state": JobState.QUEUED, "phase": null(), "crash_streak": 0}
+    job = append_event(session, lease, message, data=data, **leases.RELEASED | ended | columns)
+    close_attempt(session, job.id, Reason.DONE)
     return job
 
 
@@ -213,7 +211,6 @@ def finish_attempt(
         "run_after": leases.expiry(delay_seconds * 2 ** max(0, streak - 1)),
         **leases.RELEASED,
         **columns,
-        **events.next_event_seq(),
     }
     if outcome == Reason.STORAGE_FULL:
         values["state"], waiting, sentence = _state_on_full_disk(session, job, state, storage_wait_seconds)
@@ -223,10 +220,10 @@ def finish_attempt(
     if state == JobState.FAILED:
         values |= {"error_code": outcome, "error_message": message, "error_param": param}
         level = "error"
-    ended = leases.update_where(session, Job, Job.id == job.id, values)
+    event = {"reason": outcome, **(data or {})}
+    ended = events.update_job(session, Job.id == job.id, message, level, data=event, **values)
     assert ended is not None, "the caller has locked it"
-    _close_attempt(session, ended, reason)
-    events.append_event(session, ended, message, level, data={"reason": outcome, **(data or {})})
+    close_attempt(session, job.id, reason)
     return ended
 
 
@@ -297,14 +294,6 @@ def _is_claimable(kind: Kind) -> ColumnElement[bool]:
         Job.lease_owner.is_(None),
         Job.desired == Desired.RUN,
         Job.run_after <= func.clock_timestamp(),
-    )
-
-
-def _close_attempt(session: Session, job: Job, reason: Reason) -> None:
-    session.execute(
-        update(Attempt)
-        .where(Attempt.job_id == job.id, Attempt.ended_at.is_(None))
-        .values(ended_at=func.clock_timestamp(), reason=reason)
     )
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, case, func, literal, null, select, update
+from sqlalchemy import ColumnElement, and_, case, func, literal, null, select
 from sqlalchemy.orm import Session
 
 from app.db.ids import new_id
@@ -194,15 +194,8 @@ def _report(session: Session, evaluation: Evaluation, message: str, level: str =
     }
     is_newest = func.coalesce(Job.evaluation["seq"].as_integer(), 0) <= evaluation.seq
     newest = case((is_newest, literal(shown, Job.__table__.c.evaluation.type)), else_=Job.evaluation)
-    job = session.execute(
-        update(Job)
-        .where(Job.id == evaluation.job_id)
-        .values(evaluation=newest, **events.next_event_seq())
-        .returning(Job)
-        .execution_options(populate_existing=True)
-    ).scalar_one()
     data = {"evaluation": evaluation.id} | ({"summary": evaluation.summary} if evaluation.summary else {})
-    events.append_event(session, job, message, level, data=data)
+    events.update_job(session, Job.id == evaluation.job_id, message, level, data=data, evaluation=newest)
 
 
 def _fits(capacity: WorkerCapacity | None, is_reserved: bool = False) -> list[ColumnElement[bool]]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import delete, func, insert, select, text
+from sqlalchemy import ColumnElement, delete, func, insert, select, text
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import Session
 
 from app.db.ids import new_id
+from app.db.jobs import leases
 from app.db.tables import Job, JobEvent, JobLog
 from app.db.tables.base import core_table
 from app.domain.jobs.events import Point
@@ -99,6 +100,27 @@ class LossCurve:
 def next_event_seq() -> dict[str, Any]:
     """The part of an UPDATE's `values` that takes the next event number; the row lock makes the numbers gap-free."""
     return {"event_seq": Job.event_seq + 1}
+
+
+def update_job(
+    session: Session,
+    condition: ColumnElement[bool],
+    message: str | Callable[[Job], str],
+    level: str = "info",
+    type: str = "message",
+    data: Mapping[str, Any] | None = None,
+    event_id: str | None = None,
+    **columns: Any,
+) -> Job | None:
+    """Update the one job of the condition, and append an event; None without a write if there is none.
+
+    A message that depends on the updated job is a function of it.
+    """
+    job = leases.update_where(session, Job, condition, columns | next_event_seq())
+    if job is not None:
+        text = message if isinstance(message, str) else message(job)
+        append_event(session, job, text, level, type, data, event_id)
+    return job
 
 
 def append_event(

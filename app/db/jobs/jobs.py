@@ -5,15 +5,15 @@ Two modules change a job's state: this one for the user, app.db.jobs.claims for 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from sqlalchemy import case, func, null, select, update
+from sqlalchemy import and_, case, func, null, select, update
 from sqlalchemy.orm import Session
 
 from app.db.ids import new_id
 from app.db.jobs import leases
-from app.db.jobs.events import append_event, next_event_seq
+from app.db.jobs.events import append_event, update_job
 from app.db.tables import Attempt, Job
 from app.domain.jobs.states import TERMINAL, Desired, JobState, Reason
 
@@ -40,13 +40,16 @@ def get(session: Session, project_id: str, job_id: str) -> Job | None:
 
 
 def change(
-    session: Session, project_id: str, job_id: str, states: Sequence[str], message: str, **columns: Any
+    session: Session,
+    project_id: str,
+    job_id: str,
+    states: Sequence[str],
+    message: str | Callable[[Job], str],
+    **columns: Any,
 ) -> Job | None:
-    """Update columns that the user may change, with an event. None if the job is in none of `states`."""
-    job = _update_by_user(session, project_id, job_id, states, **columns)
-    if job is not None:
-        append_event(session, job, message)
-    return job
+    """Update columns for the user, with an event. None if the job is in none of `states`."""
+    is_allowed = and_(Job.project_id == project_id, Job.id == job_id, Job.state.in_(states))
+    return update_job(session, is_allowed, message, **columns)
 
 
 def unfinished_ids(session: Session, project_id: str) -> list[str]:
@@ -60,11 +63,12 @@ def unfinished_ids(session: Session, project_id: str) -> list[str]:
 
 def cancel(session: Session, project_id: str, job_id: str) -> Job | None:
     """Cancel an unfinished job at once, also while a worker holds it: the holder is fenced. None if it has ended."""
-    job = _update_by_user(
+    job = change(
         session,
         project_id,
         job_id,
         ACTIVE_STATES,
+        "The job was cancelled",
         state=JobState.CANCELLED,
         desired=Desired.CANCEL,
         reason=Reason.CANCELLED,
@@ -73,10 +77,8 @@ def cancel(session: Session, project_id: str, job_id: str) -> Job | None:
         yield_requested_at=null(),
         finished_at=func.clock_timestamp(),
     )
-    if job is None:
-        return None
-    _close_attempt(session, job.id)
-    append_event(session, job, "The job was cancelled")
+    if job is not None:
+        close_attempt(session, job_id, Reason.CANCELLED)
     return job
 
 
@@ -85,55 +87,43 @@ def pause(session: Session, project_id: str, job_id: str) -> Job | None:
 
     None if the job is neither queued nor running.
     """
+
+    def message(job: Job) -> str:
+        return "The job was paused" if job.state == JobState.PAUSED else "The job will pause at its next step"
+
     is_queued = Job.state == JobState.QUEUED
-    job = _update_by_user(
+    return change(
         session,
         project_id,
         job_id,
         [JobState.QUEUED, JobState.RUNNING],
+        message,
         state=case((is_queued, JobState.PAUSED.value), else_=Job.state),
         reason=case((is_queued, Reason.PAUSED.value), else_=Job.reason),
         phase=case((is_queued, null()), else_=Job.phase),
         storage_full_since=case((is_queued, null()), else_=Job.storage_full_since),
         desired=Desired.PAUSE,
     )
-    if job is not None:
-        is_paused = job.state == JobState.PAUSED
-        append_event(session, job, "The job was paused" if is_paused else "The job will pause at its next step")
-    return job
 
 
 def resume(session: Session, project_id: str, job_id: str) -> Job | None:
     """`paused` -> `queued`. None if the job is not paused."""
-    job = _update_by_user(
+    return change(
         session,
         project_id,
         job_id,
         [JobState.PAUSED],
+        "The job was resumed, moving it to queued state",
         state=JobState.QUEUED,
         desired=Desired.RUN,
         run_after=func.clock_timestamp(),
         storage_full_since=null(),
     )
-    if job is not None:
-        append_event(session, job, "The job was resumed, moving it to queued state")
-    return job
 
 
-def _update_by_user(session: Session, project_id: str, job_id: str, states: Sequence[str], **values: Any) -> Job | None:
-    """Update the job and take the number of its next event; None if the job is in none of `states`."""
-    return session.execute(
-        update(Job)
-        .where(Job.project_id == project_id, Job.id == job_id, Job.state.in_(states))
-        .values(**values, **next_event_seq())
-        .returning(Job)
-        .execution_options(populate_existing=True)
-    ).scalar_one_or_none()
-
-
-def _close_attempt(session: Session, job_id: str) -> None:
+def close_attempt(session: Session, job_id: str, reason: Reason) -> None:
     session.execute(
         update(Attempt)
         .where(Attempt.job_id == job_id, Attempt.ended_at.is_(None))
-        .values(ended_at=func.clock_timestamp(), reason=Reason.CANCELLED)
+        .values(ended_at=func.clock_timestamp(), reason=reason)
     )

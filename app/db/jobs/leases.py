@@ -112,7 +112,7 @@ def renew(session: Session, table: type[Leased], lease: Lease, ttl_seconds: floa
 
 def read_held(session: Session, table: type[Leased], lease: Lease, *columns: Any) -> Any:
     """Columns of the held row. Raises FencedError."""
-    row = session.execute(select(table.id, *columns).where(_held_by(table, lease))).one_or_none()
+    row = session.execute(select(table.id, *columns).where(held_by(table, lease))).one_or_none()
     if row is None:
         raise FencedError(lease.row_id)
     return row
@@ -120,7 +120,7 @@ def read_held(session: Session, table: type[Leased], lease: Lease, *columns: Any
 
 def lock_held(session: Session, table: type[Row], lease: Lease) -> Row:
     """Lock and return the held row. Raises FencedError."""
-    row = session.scalar(select(table).where(_held_by(table, lease)).with_for_update())
+    row = session.scalar(select(table).where(held_by(table, lease)).with_for_update())
     if row is None:
         raise FencedError(lease.row_id)
     return row
@@ -130,10 +130,15 @@ def update_held(
     session: Session, table: type[Row], lease: Lease, *conditions: ColumnElement[bool], **columns: Any
 ) -> Row:
     """Update columns of the held row, under further conditions. Raises FencedError."""
-    row = update_where(session, table, and_(_held_by(table, lease), *conditions), columns)
+    row = update_where(session, table, and_(held_by(table, lease), *conditions), columns)
     if row is None:
         raise FencedError(lease.row_id)
     return row
+
+
+def held_by(table: type[Leased], lease: Lease) -> ColumnElement[bool]:
+    """A row that has ended has no owner: a constraint of each table."""
+    return and_(table.id == lease.row_id, table.attempt == lease.attempt, table.lease_owner == lease.owner)
 
 
 def update_where(
@@ -201,7 +206,7 @@ def held(session: Session) -> list[HeldLease]:
 def lock_unrenewed(session: Session, found: HeldLease) -> Leased | None:
     """Lock and return the row of a lease; None if it was renewed or ended since, or another transaction has the row."""
     table = found.table
-    query = select(table).where(_held_by(table, found.lease), table.lease_expires_at == found.expires_at)
+    query = select(table).where(held_by(table, found.lease), table.lease_expires_at == found.expires_at)
     return session.scalar(query.with_for_update(skip_locked=True))
 
 
@@ -217,19 +222,6 @@ def lock_all(session: Session, *, slot: str = "", owner: str = "") -> Sequence[L
     return rows
 
 
-def active_attempts(session: Session, ids: Sequence[str]) -> set[tuple[str, int]]:
-    """(id, attempt) of the rows among `ids` that are held."""
-    if not ids:
-        return set()
-    return {
-        (row.id, row.attempt)
-        for table in LEASED_TABLES
-        for row in session.execute(
-            select(table.id, table.attempt).where(table.id.in_(ids), table.lease_owner.is_not(None))
-        )
-    }
-
-
 def expiry(seconds: float) -> ColumnElement[Any]:
     """The time in so many seconds, by PostgreSQL's clock."""
     return func.clock_timestamp() + timedelta(seconds=seconds)
@@ -240,8 +232,3 @@ def _update(
 ) -> Sequence[Row]:
     statement = update(table).where(condition).values(**columns).returning(table)
     return session.scalars(statement.execution_options(populate_existing=True)).all()
-
-
-def _held_by(table: type[Leased], lease: Lease) -> ColumnElement[bool]:
-    """A row that has ended has no owner: a constraint of each table."""
-    return and_(table.id == lease.row_id, table.attempt == lease.attempt, table.lease_owner == lease.owner)

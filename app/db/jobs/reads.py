@@ -7,11 +7,11 @@ all, with filters.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import SimpleNamespace
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar
 
 from sqlalchemy import (
     ColumnElement,
@@ -41,12 +41,47 @@ from app.domain.jobs.states import JobState
 
 JobColumn = Literal["created_at", "name", "status", "model", "progress", "train_loss", "valid_loss", "duration"]
 
-Key = ColumnElement[Any]
+# Of the last step.
+TRAIN_LOSS = (
+    select(JobEvent.data["train_loss"].as_float())
+    .where(JobEvent.job_id == Job.id, JobEvent.type == "metrics")
+    .order_by(JobEvent.seq.desc())
+    .limit(1)
+    .scalar_subquery()
+)
+# Of the best checkpoint.
+VALID_LOSS = (
+    select(func.min(Checkpoint.metrics["full_valid_loss"].as_float()))
+    .where(Checkpoint.job_id == Job.id)
+    .scalar_subquery()
+)
+# Of the training attempts, of a running one until now; NULL before the first one.
+DURATION_SECONDS = (
+    select(
+        func.extract("epoch", func.sum(func.coalesce(Attempt.ended_at, func.now()) - Attempt.started_at)).cast(Float)
+    )
+    .where(Attempt.job_id == Job.id, Attempt.kind == "train")
+    .scalar_subquery()
+)
+TEXT_KEYS: dict[str, ColumnElement[Any]] = {
+    "name": func.lower(func.coalesce(Job.suffix, Job.id)),
+    "status": Job.state.expression,
+    "model": Job.base_model.expression,
+}
+NUMBER_KEYS: dict[str, ColumnElement[Any]] = {
+    "progress": case(
+        (Job.state == JobState.SUCCEEDED, 1.0),
+        else_=Job.progress["step"].as_float() / func.nullif(Job.progress["total_steps"].as_float(), 0),
+    ),
+    "train_loss": TRAIN_LOSS,
+    "valid_loss": VALID_LOSS,
+    "duration": DURATION_SECONDS,
+}
 
 
 def order_by(column: JobColumn, is_ascending: bool) -> list[ColumnElement[Any]]:
     """Jobs without the value are last in both directions."""
-    keys = [Job.seq] if column == "created_at" else [_key(Job, column, is_ascending), Job.seq]
+    keys = [Job.seq] if column == "created_at" else [_key(column, is_ascending), Job.seq]
     return [key.asc() if is_ascending else key.desc() for key in keys]
 
 
@@ -54,54 +89,15 @@ def is_after(column: JobColumn, is_ascending: bool, last: Job) -> ColumnElement[
     """Whether a job follows `last` in this order."""
     if column == "created_at":
         return Job.seq > last.seq if is_ascending else Job.seq < last.seq
-    row = tuple_(_key(Job, column, is_ascending), Job.seq)
-    cursor = aliased(Job)
-    key_of_last = select(_key(cursor, column, is_ascending)).where(cursor.id == last.id).scalar_subquery()
-    place_of_last = tuple_(key_of_last, literal(last.seq))
+    row = tuple_(_key(column, is_ascending), Job.seq)
+    place_of_last = select(*row.clauses).where(Job.id == last.id).correlate(None).scalar_subquery()
     return row > place_of_last if is_ascending else row < place_of_last
 
 
-def _key(job: type[Job], column: JobColumn, is_ascending: bool) -> Key:
-    if column in ("name", "status", "model"):
-        return cast(Key, TEXT_KEYS[column](job))
-    return func.coalesce(NUMBER_KEYS[column](job), literal(math.inf if is_ascending else -math.inf, Float))
-
-
-def _progress(job: type[Job]) -> Key:
-    done, total = (job.progress[name].as_float() for name in ("step", "total_steps"))
-    return case((job.state == JobState.SUCCEEDED, 1.0), else_=done / func.nullif(total, 0))
-
-
-def _train_loss(job: type[Job]) -> Key:
-    """Of the last step."""
-    loss = select(JobEvent.data["train_loss"].as_float()).where(JobEvent.job_id == job.id, JobEvent.type == "metrics")
-    return loss.order_by(JobEvent.seq.desc()).limit(1).correlate(job).scalar_subquery()
-
-
-def _valid_loss(job: type[Job]) -> Key:
-    """Of the best checkpoint."""
-    loss = func.min(Checkpoint.metrics["full_valid_loss"].as_float())
-    return select(loss).where(Checkpoint.job_id == job.id).correlate(job).scalar_subquery()
-
-
-def _seconds(job: type[Job]) -> Key:
-    """Of the training attempts, of a running one until now; NULL before the first one."""
-    seconds = func.extract("epoch", func.sum(func.coalesce(Attempt.ended_at, func.now()) - Attempt.started_at))
-    of_trainings = select(seconds.cast(Float)).where(Attempt.job_id == job.id, Attempt.kind == "train")
-    return of_trainings.correlate(job).scalar_subquery()
-
-
-TEXT_KEYS: dict[str, Callable[[type[Job]], Any]] = {
-    "name": lambda job: func.lower(func.coalesce(job.suffix, job.id)),
-    "status": lambda job: job.state,
-    "model": lambda job: job.base_model,
-}
-NUMBER_KEYS: dict[str, Callable[[type[Job]], Key]] = {
-    "progress": _progress,
-    "train_loss": _train_loss,
-    "valid_loss": _valid_loss,
-    "duration": _seconds,
-}
+def _key(column: JobColumn, is_ascending: bool) -> ColumnElement[Any]:
+    if column in TEXT_KEYS:
+        return TEXT_KEYS[column]
+    return func.coalesce(NUMBER_KEYS[column], literal(math.inf if is_ascending else -math.inf, Float))
 
 
 Query = TypeVar("Query", bound=Select[*tuple[Any, ...]])

@@ -23,7 +23,6 @@ from tests.worker.answers.conftest import BASE, CHAT, SAY, Start, ask
 from tests.worker.exports.test_exporter import write_real_adapter
 from tests.worker.worker_harness import OWNER, WorkerHarness
 from worker.answers import TrialAnswers, prepare
-from worker.jobs import stored_files
 
 Waiting = tuple[tuple[str, str], Path]
 # A program that reads nothing until the file `go` exists, and obeys no stop: a schema names the signal that ends it.
@@ -184,7 +183,7 @@ def test_an_adapter_is_fetched_once(harness: WorkerHarness, tmp_path: Path, monk
         job = make_trained_job(session, storage, harness.project, tmp_path / "made", write)
     asked = question("q", job.fine_tuned_model or "", harness.project.id)
     first = prepare(harness.resources, asked, tmp_path / "adapters")
-    monkeypatch.setattr(stored_files, "fetch_adapter", None)
+    monkeypatch.setattr("worker.answers.fetch_adapter", None)
     assert prepare(harness.resources, asked, tmp_path / "adapters") == first
 
 

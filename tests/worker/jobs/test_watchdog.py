@@ -31,7 +31,7 @@ class FakeProcess:
     final_at: float | None = None
     actions: list[str] = field(default_factory=list)
 
-    def send(self, command: Command) -> None:
+    def send_command(self, command: Command) -> None:
         self.actions.append(command.value)
 
     def drain(self) -> None:
