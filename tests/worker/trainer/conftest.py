@@ -9,6 +9,7 @@ import torch
 
 from app.domain.jobs.spec import TrainerSpec
 from tests.tiny import make_tiny_base, make_tiny_dataset, make_tiny_pairs
+from tests.worker.trainer.helpers import Trainings
 from worker.trainer.checkpoint import provenance
 from worker.trainer.model.base_model import FrozenBase
 from worker.trainer.training import run as program
@@ -64,3 +65,8 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve preference pairs of uneven length."""
     return make_tiny_pairs(tmp_path_factory.mktemp("tiny-data") / "pairs.jsonl", 12)
+
+
+@pytest.fixture
+def train(tiny: Path, examples: Path, tmp_path: Path) -> Trainings:
+    return Trainings(tiny, examples, tmp_path)

@@ -14,10 +14,11 @@ import torch
 from _pytest.mark import ParameterSet
 from safetensors.torch import load_file
 
-from app.domain.jobs.events import Command, Done, Failed, Metric, Record
+from app.domain.jobs.events import Command, Done, Failed, Message, Metric, Record, SnapshotSaved
 from app.domain.jobs.layer_patterns import expand_patterns
 from app.domain.jobs.spec import Frozen, Hyperparameters, LoraSpec, QuantizationSpec, RunSpec, TrainerSpec
 from app.domain.planning.estimate import Placement
+from app.system.artifact_directory import MANIFEST
 from app.system.model_files import hash_directory, linear_layers
 from app.system.tokenizer_files import load_renderer
 from worker.trainer.data.batch import PackedBatch, pack_batches
@@ -121,22 +122,93 @@ class RecordLog:
         return self.records[-1]
 
 
-def run_trainer(
-    spec: TrainerSpec, workdir: Path, *, stop_at: tuple[int, Command] | None = None
-) -> tuple[int, RecordLog]:
-    """Train in the test's process; return the exit code and the records.
+class Attempt(RecordLog):
+    """The records of a run that has ended, with its exit code and its directory."""
 
-    `stop_at` (step, command) requests a stop when that step is reported.
+    def __init__(self, workdir: Path, on_record: Callable[[Record], None] | None = None) -> None:
+        super().__init__(on_record)
+        self.workdir = workdir
+        self.code: int | None = None
+
+    @property
+    def failure(self) -> Failed:
+        return failure(self)
+
+    @property
+    def warnings(self) -> list[Message]:
+        return [message for message in self.of(Message) if message.level == "warn"]
+
+    @property
+    def snapshot(self) -> Path:
+        """The directory of the last snapshot."""
+        return self.workdir / str(self.of(SnapshotSaved)[-1].directory)
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """The execution plan of the last snapshot."""
+        choices: dict[str, Any] = json.loads((self.snapshot / MANIFEST).read_text())["choices"]
+        return choices
+
+    @property
+    def result(self) -> Path:
+        """The directory of the final adapter."""
+        assert isinstance(self.last, Done), self.last
+        return self.workdir / self.last.directory
+
+    def adapter(self) -> dict[str, torch.Tensor]:
+        return load_file(self.result / "adapter_model.safetensors")
+
+
+def assert_same_adapter(one: Attempt, other: Attempt) -> None:
+    """To the bit."""
+    mine, theirs = one.adapter(), other.adapter()
+    assert mine.keys() == theirs.keys()
+    assert [name for name in mine if not torch.equal(mine[name], theirs[name])] == []
+
+
+class Trainings:
+    """`train(**changes)`: train in the test's process, by default the tiny base in float32 with twelve examples.
+
+    `changes` are those of `make_spec`; each attempt has a directory of its own. `stop_at` (step, command) requests a
+    stop when that step is reported; with step 0, before the first one.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
-    stops = StopRequests(spec.run.run_id)
 
-    def on_record(record: Record) -> None:
-        if stop_at and isinstance(record, Metric) and record.step == stop_at[0]:
+    def __init__(self, base: Path, training_file: Path, directory: Path) -> None:
+        self.base, self.training_file, self.directory = base, training_file, directory
+        self.attempts = 0
+
+    def spec(self, base: Path | None = None, training_file: Path | None = None, **changes: Any) -> TrainerSpec:
+        return float32_spec(base or self.base, training_file or self.training_file, **changes)
+
+    def __call__(
+        self, workdir: Path | None = None, stop_at: tuple[int, Command] | None = None, **changes: Any
+    ) -> Attempt:
+        return self.run(self.spec(**changes), workdir, stop_at)
+
+    def run(
+        self, spec: TrainerSpec, workdir: Path | None = None, stop_at: tuple[int, Command] | None = None
+    ) -> Attempt:
+        self.attempts += 1
+        directory = workdir or self.directory / f"attempt-{self.attempts}"
+        directory.mkdir(parents=True, exist_ok=True)
+        stops = StopRequests(spec.run.run_id)
+        if stop_at and stop_at[0] == 0:
             stops.add(stop_at[1])
 
-    log = RecordLog(on_record)
-    return program.run(spec, workdir, log, stops), log
+        def on_record(record: Record) -> None:
+            if stop_at and isinstance(record, Metric) and record.step == stop_at[0]:
+                stops.add(stop_at[1])
+
+        attempt = Attempt(directory, on_record)
+        attempt.code = program.run(spec, directory, attempt, stops)
+        return attempt
+
+
+def run_trainer(spec: TrainerSpec, workdir: Path, *, stop_at: tuple[int, Command] | None = None) -> tuple[int, Attempt]:
+    """Train in the test's process; return the exit code and the records."""
+    attempt = Trainings(spec.base.directory, spec.run.training_file, workdir).run(spec, workdir, stop_at)
+    assert attempt.code is not None
+    return attempt.code, attempt
 
 
 def final_adapter(log: RecordLog, workdir: Path) -> dict[str, torch.Tensor]:

@@ -112,7 +112,7 @@ class TestAdaptedLinear:
         assert torch.equal(*states)
         assert kept_masks == [False, False]
 
-    def test_in_float16_a_gradient_above_its_largest_number_is_finite(self) -> None:
+    def test_a_gradient_above_the_largest_float16_is_finite(self) -> None:
         """One channel of 150 and 8,192 gradients of 0.1: the sum over tokens is 122,880 times a factor of B."""
         tokens = 8192
         adapted = layer()
@@ -205,17 +205,17 @@ class TestMakeAdapter:
         ]
 
     def test_an_unknown_target_module_is_refused_and_the_available_ones_are_named(self) -> None:
-        with pytest.raises(Failure, match=r"no linear layer named w1; it has q_proj") as caught:
+        with pytest.raises(Failure, match=r"named w1; .*q_proj") as caught:
             make_adapter(lora(target_modules=["q_proj", "w1"]), 1, {"q_proj": layer()}, CPU)
         assert (caught.value.reason, caught.value.param) == (Reason.INVALID_SPEC, "lora.target_modules")
 
     @pytest.mark.parametrize(
         ("changes", "said"),
         [
-            ({"target_parameters": ["experts.up_proj"]}, "is named experts.up_proj; it has experts.down_proj"),
-            ({"target_parameters": ["wn_proj"]}, "is named wn_proj; it has experts.down_proj"),
-            ({"target_parameters": ["down_proj"], "dropout": 0.1}, "without dropout and without DoRA"),
-            ({"target_parameters": ["down_proj"], "use_dora": True}, "without dropout and without DoRA"),
+            ({"target_parameters": ["experts.up_proj"]}, "experts.down_proj"),
+            ({"target_parameters": ["wn_proj"]}, "experts.down_proj"),
+            ({"target_parameters": ["down_proj"], "dropout": 0.1}, "without DoRA"),
+            ({"target_parameters": ["down_proj"], "use_dora": True}, "without DoRA"),
         ],
     )
     def test_experts_that_cannot_be_adapted_are_refused(self, changes: dict[str, object], said: str) -> None:
@@ -225,7 +225,7 @@ class TestMakeAdapter:
         assert (caught.value.reason, caught.value.param) == (Reason.INVALID_SPEC, "lora.target_parameters")
 
     def test_a_rank_above_the_layers_smaller_dimension_is_refused(self) -> None:
-        with pytest.raises(Failure, match="choose a rank up to 12") as caught:
+        with pytest.raises(Failure, match="up to 12") as caught:
             make_adapter(lora(r=13), 1, {"q_proj": layer()}, CPU)
         assert caught.value.param == "lora.r"
 
@@ -239,13 +239,10 @@ class TestMakeAdapter:
     @pytest.mark.parametrize(
         ("changes", "said"),
         [
-            (
-                {"rank_pattern": {"v_proj": 2}},
-                "'v_proj' is not the escaped full name of a target layer, such as q_proj",
-            ),
-            ({"rank_pattern": {".*": 2}}, "'.*' is not the escaped full name of a target layer, such as q_proj"),
-            ({"rank_pattern": {"q_proj": 13}}, "lora.rank_pattern is 13, but the smaller dimension of q_proj is 12"),
-            ({"alpha_pattern": {"(": 13}}, "'(' is not the escaped full name"),
+            ({"rank_pattern": {"v_proj": 2}}, "'v_proj'"),
+            ({"rank_pattern": {".*": 2}}, "'.*'"),
+            ({"rank_pattern": {"q_proj": 13}}, "q_proj is 12"),
+            ({"alpha_pattern": {"(": 13}}, "'('"),
         ],
     )
     def test_an_invalid_pattern_is_refused(self, changes: dict[str, object], said: str) -> None:

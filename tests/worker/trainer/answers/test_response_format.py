@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -104,7 +105,7 @@ def test_every_complete_answer_parses_and_obeys_its_schema(schema: dict[str, Any
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_any_object(seed: int) -> None:
+def test_an_answer_of_any_fields_is_an_object(seed: int) -> None:
     text = answer({"type": "object", "maxProperties": 2, "additionalProperties": {"type": "boolean"}}, seed)
     assert isinstance(json.loads(text or "{}"), dict)
 
@@ -131,13 +132,12 @@ def test_fields_come_in_the_order_of_the_schema_in_the_style_of_json_dumps() -> 
     ],
 )
 def test_a_schema_that_cannot_be_kept_is_refused_with_the_reason(schema: dict[str, Any], said: str) -> None:
-    with pytest.raises(SchemaRefused, match="cannot obey this schema") as refused:
+    with pytest.raises(SchemaRefused, match=re.escape(said)) as refused:
         schemas().matcher(schema)
-    assert said in str(refused.value)
     assert "<state>" not in str(refused.value)
 
 
 @pytest.mark.parametrize("stops", [(), ("<|gone|>",)])
 def test_a_model_without_a_stop_token_is_refused(stops: Sequence[str]) -> None:
-    with pytest.raises(SchemaRefused, match="no token that ends an answer"):
+    with pytest.raises(SchemaRefused, match="ends an answer"):
         JsonSchemas(renderer(tuple(stops)), 300)

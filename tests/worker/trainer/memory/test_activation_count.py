@@ -59,7 +59,7 @@ class TestCountActivations:
         ("model_type", "ratio"),
         [("llama", 1.0), ("mistral", 1.0), ("qwen3", 1.1), ("phi3", 1.2), ("glm4", 1.33), ("gemma3_text", 1.75)],
     )
-    def test_is_what_the_architecture_keeps_beside_a_llama_layer(
+    def test_the_count_is_what_the_architecture_keeps_beside_a_llama_layer(
         self, load: Callable[..., Any], model_type: str, ratio: float
     ) -> None:
         base, adapter, recomputation = load(model_type)
@@ -71,7 +71,7 @@ class TestCountActivations:
         plain = count_without_adapter(base, recomputation)
         assert plain == {mode: pytest.approx(count - adapter_bytes) for mode, count in counts.items()}
 
-    def test_it_changes_nothing(self, load: Callable[..., Any]) -> None:
+    def test_a_count_changes_nothing(self, load: Callable[..., Any]) -> None:
         base, adapter, recomputation = load("gemma3_text")
         adapter.dropout = 0.5
         state = adapter.generator.get_state()

@@ -45,7 +45,7 @@ def test_a_budget_limits_the_allocator_and_replaces_the_free_memory(fractions: l
 
 
 def test_a_budget_without_space_beside_the_context_is_refused(fractions: list[float]) -> None:
-    with pytest.raises(Failure, match="The operator can lower TUNERY_SLOTS_PER_GPU") as caught:
+    with pytest.raises(Failure, match="TUNERY_SLOTS_PER_GPU") as caught:
         device_memory.set_budget(GPU, CONTEXT)
     assert caught.value.reason == Reason.OUT_OF_MEMORY
     assert fractions == [1.0]

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,11 +7,19 @@ from typing import Any
 import pytest
 import torch
 
-from app.domain.jobs.events import Command, Done, Failed, Message, Metric, Planned, Probed, SnapshotSaved
+from app.domain.jobs.events import Command, Message, Metric, Planned, Probed, SnapshotSaved
 from app.domain.jobs.states import ExitCode, Reason
 from app.domain.planning.execution_plan import ExecutionPlan
 from app.domain.planning.memory import DeviceKind
-from tests.worker.trainer.helpers import final_adapter, load_tiny_base, make_one_step, make_spec, prepare, run_trainer
+from tests.sentences import Reviewed
+from tests.worker.trainer.helpers import (
+    Attempt,
+    Trainings,
+    assert_same_adapter,
+    load_tiny_base,
+    make_one_step,
+    prepare,
+)
 from worker.trainer.distributed import parallel
 from worker.trainer.memory import device_memory, placement
 from worker.trainer.memory.device_memory import DeviceMemory
@@ -39,8 +46,11 @@ class Shortage:
         return hidden_T_D
 
 
+Short = Callable[[Callable[[int, int], bool]], Shortage]
+
+
 @pytest.fixture
-def short(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int, int], bool]], Shortage]:
+def short(monkeypatch: pytest.MonkeyPatch) -> Short:
     def make(is_short: Callable[[int, int], bool]) -> Shortage:
         shortage = Shortage(is_short)
         monkeypatch.setattr(objective, "hidden_states", shortage)
@@ -49,35 +59,34 @@ def short(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int, int], boo
     return make
 
 
-@pytest.mark.parametrize("times", [1, 2, 4])
+@pytest.fixture(scope="module")
+def plain(tiny: Path, examples: Path, tmp_path_factory: pytest.TempPathFactory) -> Attempt:
+    """A run with enough memory."""
+    return Trainings(tiny, examples, tmp_path_factory.mktemp("plain"))(dropout=0.2)
+
+
+@pytest.mark.parametrize("times", [1, 4])
 def test_a_step_that_ran_out_of_memory_is_repeated_unchanged_and_then_with_one_degree_less_each_time(
-    tiny: Path, examples: Path, tmp_path: Path, short: Callable[..., Shortage], times: int
+    train: Trainings, plain: Attempt, short: Short, reviewed: Reviewed, times: int
 ) -> None:
     """The third batch belongs to the second step, which restores the dropout generator."""
-    spec = make_spec(tiny, examples, dropout=0.2, quantization={"compute_dtype": "float32"})
-    code, plain = run_trainer(spec, tmp_path / "plain")
-    assert code == ExitCode.DONE
     short(lambda tokens, rows: 3 <= rows < 3 + times)
-    code, log = run_trainer(spec, tmp_path / "short")
-    assert code == ExitCode.DONE
-    unchanged, *reductions = [message for message in log.of(Message) if message.level == "warn"]
-    assert unchanged.message.startswith("Out of memory in step 2 with packed batches of 1,024 tokens, norms and")
-    assert unchanged.message.endswith("Cached memory is freed; the step is repeated unchanged.")
+    log = train(dropout=0.2)
+    assert log.code == ExitCode.DONE
+    unchanged, *reductions = log.warnings
+    reviewed(unchanged.message)
     assert len(reductions) == times - 1
     for event in reductions:
         before, after = event.data["before"], event.data["after"]
         changed = {name.removesuffix("_layers") for name in before if before[name] != after[name]}
         assert len(changed) == 1, changed
     assert log.losses == pytest.approx(plain.losses, rel=1e-6)
-    mine, theirs = final_adapter(log, tmp_path / "short"), final_adapter(plain, tmp_path / "plain")
-    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)  # each step is still one row here
+    assert_same_adapter(log, plain)  # each step is still one row here
 
 
 def test_moments_exist_before_the_first_step_and_a_failed_update_is_repeated(
-    tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train: Trainings, plain: Attempt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = make_spec(tiny, examples, quantization={"compute_dtype": "float32"})
-    _, plain = run_trainer(spec, tmp_path / "plain")
     step, calls = torch.optim.AdamW.step, []
 
     def first_time_short(optimizer: torch.optim.AdamW) -> None:
@@ -89,14 +98,13 @@ def test_moments_exist_before_the_first_step_and_a_failed_update_is_repeated(
         step(optimizer)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", first_time_short)
-    code, log = run_trainer(spec, tmp_path / "short")
-    assert code == ExitCode.DONE
+    log = train(dropout=0.2)
+    assert (log.code, log.warnings) == (ExitCode.DONE, [])
     assert log.losses == pytest.approx(plain.losses, rel=1e-6)
-    assert not [message for message in log.of(Message) if message.level == "warn"]
 
 
 def test_moments_that_do_not_fit_are_allocated_again(
-    tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train: Trainings, plain: Attempt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     zeros_like, calls = torch.zeros_like, []
 
@@ -106,130 +114,93 @@ def test_moments_that_do_not_fit_are_allocated_again(
             raise RuntimeError(SENTENCE)
         return zeros_like(tensor, **options)
 
-    spec = make_spec(tiny, examples, quantization={"compute_dtype": "float32"})
-    _, plain = run_trainer(spec, tmp_path / "plain")
     monkeypatch.setattr(torch, "zeros_like", sixth_time_short)
-    code, log = run_trainer(spec, tmp_path / "short")
-    assert code == ExitCode.DONE
+    log = train(dropout=0.2)
+    assert log.code == ExitCode.DONE
     assert len(calls) > 6
     assert log.losses == pytest.approx(plain.losses, rel=1e-6)
 
 
 def test_the_heap_is_trimmed_before_the_memory_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        device_memory,
-        "_cpu_memories",
-        lambda: [DeviceMemory(700, 600), DeviceMemory(9_000, 100)],
-    )
+    memories = [DeviceMemory(700, 600), DeviceMemory(9_000, 100)]
+    monkeypatch.setattr(device_memory, "_cpu_memories", lambda: memories)
     assert device_memory.trim_threshold_bytes(torch.device("cpu")) == 665
     assert device_memory.trim_threshold_bytes(torch.device("cuda")) > 1 << 60
 
 
-def test_batches_are_halved_until_they_fit(
-    tiny: Path, examples: Path, tmp_path: Path, short: Callable[..., Shortage]
-) -> None:
+def test_batches_are_halved_until_they_fit(train: Trainings, short: Short, reviewed: Reviewed) -> None:
     shortage = short(lambda tokens, rows: tokens > 200)
-    code, log = run_trainer(make_spec(tiny, examples, batch_size=6), tmp_path)
-    assert code == ExitCode.DONE
+    log = train(batch_size=6)
+    assert (log.code, log.last.step) == (ExitCode.DONE, 4)
     assert max(shortage.rows[-8:]) <= 200
-    assert log.last.step == 4
     (probed,) = log.of(Probed)
     assert probed.row_tokens <= 200
-    warnings = [message.message for message in log.of(Message) if message.level == "warn"]
-    assert warnings.pop(0).endswith("the step is repeated unchanged.")
-    assert all(text.endswith("; its examples and the result stay the same, within rounding.") for text in warnings)
-    assert not [message for message in log.of(Message) if message.level == "error"]
+    reviewed(log.warnings[-1].message)
+    assert {message.level for message in log.of(Message)} == {"warn"}
 
 
-def test_the_next_attempt_keeps_the_reduced_plan_without_a_probe(
-    tiny: Path, examples: Path, tmp_path: Path, short: Callable[..., Shortage]
-) -> None:
+def test_the_next_attempt_keeps_the_reduced_plan_without_a_probe(train: Trainings, short: Short) -> None:
     short(lambda tokens, rows: rows in (2, 3))
-    spec = make_spec(tiny, examples)
-    _, log = run_trainer(spec, tmp_path, stop_at=(1, Command.DRAIN))
-    snapshot = tmp_path / log.of(SnapshotSaved)[-1].directory
-    choices = json.loads((snapshot / "MANIFEST.json").read_text())["choices"]
+    log = train(stop_at=(1, Command.DRAIN), quantization={})
     assert log.of(Planned)[0].mode.cache_weights
-    assert not choices["cache_weights"]
-    resumed = spec.run.model_copy(update={"resume_from": snapshot})
-    code, log = run_trainer(spec.model_copy(update={"runs": (resumed,)}), tmp_path / "again")
-    assert code == ExitCode.DONE
-    assert not log.of(Planned)
-    assert not log.of(Probed)
+    assert not log.choices["cache_weights"]
+    again = train(resume_from=log.snapshot, quantization={})
+    assert (again.code, again.of(Planned), again.of(Probed)) == (ExitCode.DONE, [], [])
 
 
-def test_a_reduced_plan_is_saved_before_the_next_step_for_any_interval(
-    tiny: Path, examples: Path, tmp_path: Path, short: Callable[..., Shortage]
-) -> None:
+def test_a_reduced_plan_is_saved_before_the_next_step_for_any_interval(train: Trainings, short: Short) -> None:
     short(lambda tokens, rows: rows in (3, 4))  # the second step's
-    _, log = run_trainer(make_spec(tiny, examples, snapshot_interval_seconds=1e9), tmp_path)
+    log = train(snapshot_interval_seconds=1e9)
     assert [saved.step for saved in log.of(SnapshotSaved)] == [0, 2]
 
 
 def test_if_the_smallest_plan_does_not_fit_the_job_fails_and_names_the_parameter_to_change(
-    tiny: Path, examples: Path, tmp_path: Path, short: Callable[..., Shortage]
+    train: Trainings, short: Short
 ) -> None:
     short(lambda tokens, rows: True)
-    code, log = run_trainer(make_spec(tiny, examples), tmp_path)
-    assert code == ExitCode.OUT_OF_MEMORY
-    assert isinstance(log.last, Failed)
-    assert (log.last.reason, log.last.param) == (Reason.OUT_OF_MEMORY, "hyperparameters.context_length")
+    log = train()
+    assert (log.code, log.failure.reason) == (ExitCode.OUT_OF_MEMORY, Reason.OUT_OF_MEMORY)
+    assert log.failure.param == "hyperparameters.context_length"
     assert not log.of(Metric)
 
 
-def test_another_error_does_not_count_as_out_of_memory(
-    tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_error_does_not_count_as_out_of_memory(train: Trainings, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any, **__: Any) -> torch.Tensor:
         raise RuntimeError("shapes do not match")
 
     monkeypatch.setattr(objective, "hidden_states", broken)
-    code, log = run_trainer(make_spec(tiny, examples), tmp_path)
-    assert code == ExitCode.INTERNAL
-    assert log.last.reason == Reason.TRAINER_CRASHED
+    log = train()
+    assert (log.code, log.failure.reason) == (ExitCode.INTERNAL, Reason.TRAINER_CRASHED)
 
 
-def test_an_attempt_after_a_kill_plans_with_less_memory(tiny: Path, examples: Path, tmp_path: Path) -> None:
-    spec = make_spec(tiny, examples)
-    _, first = run_trainer(spec, tmp_path / "first")
-    _, second = run_trainer(spec.model_copy(update={"out_of_memory_kills": 2}), tmp_path / "second")
-    (before,), (after,) = first.of(Planned), second.of(Planned)
-    assert after.memory_bytes < 0.8 * before.memory_bytes
-    assert isinstance(second.last, Done)
-
-
-def test_the_attempts_after_that_one_keep_its_plan(tiny: Path, examples: Path, tmp_path: Path) -> None:
-    killed_once = {"out_of_memory_kills": 1}
-    _, first = run_trainer(make_spec(tiny, examples), tmp_path / "0", stop_at=(1, Command.DRAIN))
-    attempts = [(tmp_path / "0", first)]
+def test_attempts_after_a_kill_plan_once_with_less_memory(train: Trainings) -> None:
+    attempts = [train(stop_at=(1, Command.DRAIN))]
     for number in (1, 2):
-        snapshot = attempts[-1][0] / attempts[-1][1].of(SnapshotSaved)[-1].directory
-        workdir, spec = tmp_path / str(number), make_spec(tiny, examples, resume_from=snapshot, **killed_once)
-        attempts.append((workdir, run_trainer(spec, workdir, stop_at=(number + 1, Command.DRAIN))[1]))
-    assert [len(log.of(Planned)) for _, log in attempts] == [1, 1, 0]
-    assert [saved.step for saved in attempts[1][1].of(SnapshotSaved)] == [1, 2]  # the new plan before its first step
+        changes = {"resume_from": attempts[-1].snapshot, "out_of_memory_kills": 1}
+        attempts.append(train(stop_at=(number + 1, Command.DRAIN), **changes))
+    assert [len(log.of(Planned)) for log in attempts] == [1, 1, 0]
+    before, after = (log.of(Planned)[0].memory_bytes for log in attempts[:2])
+    assert after < 0.8 * before
+    assert [saved.step for saved in attempts[1].of(SnapshotSaved)] == [1, 2]  # the new plan before its first step
 
 
 def test_each_process_of_a_machine_plans_with_its_share_of_the_memory(
-    tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train: Trainings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base = load_tiny_base(tiny)
-    spec = make_spec(tiny, examples)
+    base, spec = load_tiny_base(train.base), train.spec()
     run = prepare(spec, base, tmp_path)
-    monkeypatch.setattr(device_memory, "measure", lambda device: DeviceMemory(10_000_000_000, 1_000_000_000))
-    alone = placement.place(spec, base, run).device.memory_bytes
+    space = DeviceMemory(10_000_000_000, 1_000_000_000)
+    monkeypatch.setattr(device_memory, "measure", lambda device: space)
+    assert placement.place(spec, base, run).device.memory_bytes == space.used_bytes + space.free_bytes
     monkeypatch.setattr(parallel, "world_size", lambda: 2)
-    space = device_memory.measure(base.device)
-    assert alone == space.used_bytes + space.free_bytes
     assert placement.place(spec, base, run).device.memory_bytes == space.used_bytes + space.free_bytes // 2
 
 
 def test_a_gpu_without_a_known_peak_is_planned_with_a_measured_product(
-    tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train: Trainings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The facts of the GPU are faked: the base is on the CPU, and only its device says cuda."""
-    base = load_tiny_base(tiny)
-    spec = make_spec(tiny, examples)
+    base, spec = load_tiny_base(train.base), train.spec()
     run = prepare(spec, base, tmp_path)
     base.device = torch.device("cuda", 0)
     monkeypatch.setattr(device_memory, "measure", lambda device: DeviceMemory(10_000_000_000, 1_000_000_000))
@@ -245,22 +216,18 @@ def test_a_gpu_without_a_known_peak_is_planned_with_a_measured_product(
     }
 
 
-def test_all_processes_use_the_smallest_plan(
-    tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_processes_use_the_smallest_plan(train: Trainings, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = ExecutionPlan(row_tokens=256, recompute="everything")
     monkeypatch.setattr(parallel, "gather", lambda mine: [mine, theirs])  # the time of the start, too
-    _, log = run_trainer(make_spec(tiny, examples), tmp_path)
-    saved = tmp_path / log.of(SnapshotSaved)[0].directory
-    assert isinstance(log.last, Done)
-    choices = json.loads((saved / "MANIFEST.json").read_text())["choices"]
-    assert {name: choices[name] for name in theirs.layout} == theirs.layout
+    log = train()
+    assert log.code == ExitCode.DONE
+    assert {name: log.choices[name] for name in theirs.layout} == theirs.layout
 
 
 class TestUnallocatedBytes:
-    def test_restored_moments_do_not_count(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
-        base = load_tiny_base(tiny)
-        run = prepare(make_spec(tiny, examples), base, tmp_path)
+    def test_restored_moments_do_not_count(self, train: Trainings, tmp_path: Path) -> None:
+        base = load_tiny_base(train.base)
+        run = prepare(train.spec(), base, tmp_path)
         trained = sum(parameter.numel() for parameter in run.parameters)
         assert placement.unallocated_bytes(run) == 12 * trained
         make_one_step(base, run)
@@ -287,25 +254,22 @@ class TestReducePlan:
             plans.append(after)
         return plans[1:]
 
-    def test_each_reduction_changes_one_thing_and_the_cheapest_is_first(self) -> None:
+    def test_each_reduction_changes_one_thing_and_the_cheapest_is_first(self, reviewed: Reviewed) -> None:
         plans = self.plans_below(ExecutionPlan(row_tokens=8192, cache_weights=True))
-        assert [str(plan) for plan in plans[:4]] == [
-            "packed batches of 8,192 tokens, no recomputation",
-            "packed batches of 8,192 tokens, norms and activations recomputed",
-            "packed batches of 4,096 tokens, norms and activations recomputed",
-            "packed batches of 4,096 tokens, the first 8 layers recomputed",
-        ]
+        assert [(plan.row_tokens, plan.recompute, plan.recompute_layers, plan.cache_weights) for plan in plans[:4]] == [
+            (8192, "nothing", 0, False), (8192, "elementwise", 0, False), (4096, "elementwise", 0, False),
+            (4096, "layers", 8, False),
+        ]  # fmt: skip
+        for plan in plans[:4]:
+            reviewed(str(plan))
         assert plans[-1] == ExecutionPlan(row_tokens=300, recompute="everything")
 
-    def test_with_cuda_kernels_the_inputs_of_the_layers_leave_the_gpu_last(self) -> None:
+    def test_the_inputs_of_the_layers_leave_the_gpu_last_if_kernels_are_cudas(self) -> None:
         plans = self.plans_below(ExecutionPlan(row_tokens=300, recompute="everything", cuda_kernels=True))
-        assert [str(plan) for plan in plans] == [
-            "packed batches of 300 tokens, every layer recomputed, layer inputs in host memory"
-        ]
-        assert plans[0].layout["offload"]
+        assert [(plan.row_tokens, plan.layout["offload"]) for plan in plans] == [(300, True)]
         assert self.plans_below(ExecutionPlan(row_tokens=300, recompute="everything")) == []
 
-    def test_without_host_memory_they_stay(self) -> None:
+    def test_the_inputs_of_the_layers_stay_without_host_memory(self) -> None:
         plan = ExecutionPlan(row_tokens=300, recompute="everything", cuda_kernels=True)
         assert reduce_plan(plan, 300, 300, 32, "cuda", can_offload=False) is None
 

@@ -25,7 +25,7 @@ class TestCheckBase:
             return whole(replace(heads, lengths=(sum(heads.lengths),)))
 
         monkeypatch.setattr(attention, "_document_by_document", leaky)
-        with pytest.raises(Failure, match="mixes the documents of a packed batch"):
+        with pytest.raises(Failure, match="mixes the documents"):
             check_base(load_tiny_base(tiny))
 
     def test_a_head_with_more_than_one_product_is_refused(self, tiny: Path) -> None:
@@ -44,7 +44,7 @@ class TestCheckBase:
         """Otherwise the loss would not be a number and the error would name the training file."""
         base = load_tiny_base(tiny, QuantizationSpec(compute_dtype="float16"))
         base.model.base_model.norm.weight.data.fill_(65_000)
-        with pytest.raises(Failure, match="not finite in float16"):
+        with pytest.raises(Failure, match="in float16"):
             check_base(base)
 
     def test_weights_and_random_state_stay_unchanged(self, tiny: Path) -> None:

@@ -46,12 +46,12 @@ def transformers_logits(directory: Path, dtype: torch.dtype, **how: object) -> t
 
 class TestLoadBase:
     @pytest.mark.parametrize("tied", [True, False])
-    def test_has_the_logits_of_transformers_own_loader(self, tmp_path: Path, tied: bool) -> None:
+    def test_a_base_has_the_logits_of_transformers_own_loader(self, tmp_path: Path, tied: bool) -> None:
         directory = make_tiny_base(tmp_path / "base", tie_word_embeddings=tied)
         want = transformers_logits(directory, torch.float32)
         torch.testing.assert_close(logits(load_tiny_base(directory, None)), want)
 
-    def test_in_4_bits_it_has_the_logits_of_transformers_with_bitsandbytes(self, tiny: Path) -> None:
+    def test_a_base_in_4_bits_has_the_logits_of_transformers_with_bitsandbytes(self, tiny: Path) -> None:
         config = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
@@ -76,7 +76,7 @@ class TestLoadBase:
         assert base.head_V_D.dtype == torch.bfloat16
         assert base.head_V_D is base.model.get_input_embeddings().weight
 
-    def test_counts_parameters_and_bytes_once(self, tiny: Path) -> None:
+    def test_parameters_and_bytes_are_counted_once(self, tiny: Path) -> None:
         base = load_base("tiny", tiny, None, torch.bfloat16, CPU)
         assert base.frozen_parameters == 90_624
         assert base.stored_bytes == 2 * 90_624
@@ -95,7 +95,7 @@ class TestLoadBase:
     def test_a_missing_weight_is_refused_by_name(self, tmp_path: Path) -> None:
         directory = make_tiny_base(tmp_path / "base")
         change_tensors(directory, lambda tensors: tensors.pop("model.norm.weight"))
-        with pytest.raises(Failure, match=r"lack 1 of the weights that .* such as model\.norm\.weight"):
+        with pytest.raises(Failure, match=r"lack 1 .*model\.norm\.weight"):
             load_tiny_base(directory)
 
     def test_an_unknown_weight_is_refused_by_name(self, tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ class TestLoadBase:
     def test_a_weight_of_another_shape_than_in_the_config_is_refused_by_name(self, tmp_path: Path) -> None:
         directory = make_tiny_base(tmp_path / "base")
         change_tensors(directory, lambda tensors: tensors.update({"model.norm.weight": torch.ones(65)}))
-        with pytest.raises(Failure, match=r"model\.norm\.weight has the shape \[65\], .* makes it \[64\]"):
+        with pytest.raises(Failure, match=r"model\.norm\.weight .*\[65\].*\[64\]"):
             load_tiny_base(directory)
 
     def test_an_unknown_architecture_is_refused(self, tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ class TestOpenBase:
         weights = bytearray((directory / "model.safetensors").read_bytes())
         weights[-1] ^= 1
         (directory / "model.safetensors").write_bytes(weights)
-        with pytest.raises(Failure, match="has changed since it was registered") as caught:
+        with pytest.raises(Failure, match="has changed") as caught:
             self.open(directory, sha256)
         assert caught.value.reason is Reason.MODEL_UNAVAILABLE
 
@@ -175,7 +175,11 @@ class TestOpenBase:
         beats: list[str] = []
         spec = BaseSpec(name="tiny", directory=tiny, manifest_sha256=hash_directory(tiny)[1])
         open_base(spec, FLOAT32, torch.float32, CPU, keepalive=beats.append)
-        assert beats.count("hashing the base model") >= (tiny / "model.safetensors").stat().st_size // 4096 > 10
+        assert (
+            sum(beat.startswith("hashing") for beat in beats)
+            >= (tiny / "model.safetensors").stat().st_size // 4096
+            > 10
+        )
 
     def test_a_missing_directory_is_refused_without_its_path(self, tmp_path: Path) -> None:
         with pytest.raises(Failure, match="cannot be read") as caught:
@@ -184,7 +188,7 @@ class TestOpenBase:
 
 
 class TestContexts:
-    def test_in_float32_uses_the_same_weights_and_restores_them(self, tiny: Path) -> None:
+    def test_float32_uses_the_same_weights_and_restores_them(self, tiny: Path) -> None:
         base = load_base("tiny", tiny, QuantizationSpec(), torch.bfloat16, CPU)
         before = [parameter.data.clone() for parameter in base.model.parameters()]
         with torch.no_grad(), in_float32(base):
@@ -195,7 +199,7 @@ class TestContexts:
         after = [parameter.data for parameter in base.model.parameters()]
         assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
 
-    def test_unwrapped_has_the_frozen_layers_and_restores_the_adapted_ones(self, tiny: Path) -> None:
+    def test_an_unwrapped_base_has_the_frozen_layers_and_restores_the_adapted_ones(self, tiny: Path) -> None:
         base = load_tiny_base(tiny)
         with unwrapped(base) as model:
             assert not any(layer in list(model.modules()) for layer in base.layers.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,7 @@ def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
     save_file({UP: tensors[UP]}, directory / "more.safetensors")
     index = {"weight_map": dict.fromkeys(tensors, "model.safetensors") | {UP: "more.safetensors"}}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert f"more than one file: {UP}" in check_model(directory).problems[0]
+    assert UP in check_model(directory).problems[0]
 
 
 def test_a_tokenizer_whose_words_have_no_row_in_the_embedding_is_refused(tmp_path: Path) -> None:
@@ -106,7 +107,7 @@ def test_a_tokenizer_whose_words_have_no_row_in_the_embedding_is_refused(tmp_pat
     tokenizer = json.loads(path.read_text())
     tokenizer["model"]["vocab"]["ab"] = 259
     path.write_text(json.dumps(tokenizer))
-    assert "260 tokens, but its embedding only 259 rows" in check_model(directory).problems[0]
+    assert "259 rows" in check_model(directory).problems[0]
 
 
 def test_an_added_token_without_a_row_is_noted_and_one_that_ends_texts_is_refused(tmp_path: Path) -> None:
@@ -117,10 +118,10 @@ def test_an_added_token_without_a_row_is_noted_and_one_that_ends_texts_is_refuse
     tokenizer.save(str(directory / "tokenizer.json"))
     report = check_model(directory)
     assert report.problems == ()
-    assert 'no rows for "<|extra|>": examples with these tokens are refused' in report.notes[0]
+    assert '"<|extra|>"' in report.notes[0]
     path = directory / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token": "<|extra|>"}))
-    assert 'no row for the token "<|extra|>", which ends a text' in check_model(directory).problems[0]
+    assert '"<|extra|>"' in check_model(directory).problems[0]
 
 
 @pytest.mark.parametrize(
@@ -171,7 +172,7 @@ def test_a_window_of_0_that_is_not_used_is_as_none(tmp_path: Path) -> None:
 def test_an_index_without_file_names_is_refused(tmp_path: Path, weight_map: object) -> None:
     directory = make_tiny_base(tmp_path / "base")
     (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    with pytest.raises(RefusedModel, match="does not give a file name for each tensor"):
+    with pytest.raises(RefusedModel, match="a file name"):
         read_catalog_entry(directory)
 
 
@@ -199,15 +200,14 @@ def test_a_template_without_an_end_is_refused(tmp_path: Path) -> None:
     directory = make_tiny_base(tmp_path / "base")
     (directory / "chat_template.jinja").write_text("{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3)
     (problem,) = check_model(directory).problems
-    assert "chat template takes more than" in problem
+    assert "chat template" in problem
 
 
 def test_another_class_in_config_json_is_noted(tmp_path: Path) -> None:
     directory = make_tiny_base(tmp_path / "base")
     change_config(directory, architectures=["MistralForCausalLM"])
-    assert (
-        "names MistralForCausalLM, but its model_type is trained as LlamaForCausalLM" in check_model(directory).notes[0]
-    )
+    (note,) = check_model(directory).notes
+    assert re.findall(r"\w+ForCausalLM", note) == ["MistralForCausalLM", "LlamaForCausalLM"]
 
 
 def test_a_refusal_of_transformers_is_shown(tmp_path: Path) -> None:
@@ -233,11 +233,9 @@ def test_a_template_without_a_generation_prompt_is_noted(tmp_path: Path) -> None
     template.write_text(template.read_text().partition("{% if add_generation_prompt")[0])
     report = check_model(directory)
     assert report.problems == ()
-    assert "no generation prompt: the words that begin an answer are trained and generated" in report.notes[0]
+    assert "no generation prompt" in report.notes[0]
     template.write_text(CHAT_TEMPLATE.replace("<|im_start|>assistant", "<|im_start|>bot"))
-    assert (
-        "does not start an answer with its generation prompt: conversations will be" in check_model(directory).notes[0]
-    )
+    assert "its generation prompt" in check_model(directory).notes[0]
 
 
 @pytest.mark.parametrize("name", UNSUPPORTED)
@@ -297,7 +295,7 @@ def test_a_config_with_the_names_of_gpt_is_read(tmp_path: Path) -> None:
 def test_a_checkpoint_of_another_quantization_is_refused_with_what_to_use(tmp_path: Path, method: str) -> None:
     directory = make_tiny_base(tmp_path / "base")
     change_config(directory, quantization_config={"quant_method": method})
-    with pytest.raises(RefusedModel, match="Register the original checkpoint in 16 bits"):
+    with pytest.raises(RefusedModel, match="in 16 bits"):
         read_catalog_entry(directory)
 
 

@@ -106,7 +106,7 @@ class TestReplacement:
         monkeypatch.setattr(sys.modules["liger_kernel.ops"], name, failing("Failed to find\nC compiler"))
         base = load("llama")
         assert base.fused_modules == {}
-        assert base.fused_problem == "a kernel of liger-kernel failed (RuntimeError: Failed to find C compiler)"
+        assert "C compiler" in base.fused_problem
         assert not isinstance(base.decoder.layers[0].input_layernorm, FusedRMSNorm)
         modeling = sys.modules[type(base.model).__module__]
         assert not isinstance(modeling.apply_rotary_pos_emb, FusedRotary)  # type: ignore[attr-defined]
@@ -221,13 +221,13 @@ def gradient(base: FrozenBase, mode: str) -> torch.Tensor:
     return embedded.grad
 
 
-def test_without_the_package_nothing_is_replaced_and_the_reason_is_known(
+def test_a_missing_package_replaces_nothing_and_the_reason_is_known(
     load: Callable[[str], FrozenBase], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "liger_kernel", None)
     base = load("llama")
     assert base.fused_modules == {}
-    assert base.fused_problem.startswith("liger-kernel cannot be imported")
+    assert "liger-kernel" in base.fused_problem
 
 
 def test_a_run_ignores_the_setting_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -160,7 +160,7 @@ class TestFlashLinearAttention:
         ("computes", "problem"),
         [("one document", "another's loss"), ("chunks", "another's loss"), ("nothing", "not supported")],
     )
-    def test_is_switched_off_where_it_fails_the_check(
+    def test_a_package_that_fails_the_check_is_switched_off(
         self, install: Callable[[str], tuple[FrozenBase, FlashLinearAttention]], computes: str, problem: str
     ) -> None:
         base, package = install(computes)

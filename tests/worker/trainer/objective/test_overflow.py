@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +11,8 @@ import torch
 
 from app.domain.jobs.events import Message, Metric, SnapshotSaved
 from app.domain.jobs.states import ExitCode, Reason
-from tests.worker.trainer.helpers import RecordLog, failure, final_adapter, make_spec, run_trainer
+from tests.sentences import Reviewed
+from tests.worker.trainer.helpers import RecordLog, Trainings
 from worker.trainer.objective import objective
 from worker.trainer.training import loop
 
@@ -48,48 +48,45 @@ def plant_loss_that_is_no_number(monkeypatch: pytest.MonkeyPatch, is_planted: Ca
 
 
 class TestGradient:
-    def test_the_step_is_repeated_with_a_smaller_scale_and_the_same_result(
-        self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    def test_a_step_that_overflows_is_repeated_with_a_smaller_scale_and_the_same_result(
+        self, train: Trainings, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        spec = make_spec(tiny, examples, quantization=FLOAT16)
-        _, plain = run_trainer(spec, tmp_path / "plain")
+        plain = train(quantization=FLOAT16)
         plant_overflow(monkeypatch, lambda call: call in (1, 2))
-        code, log = run_trainer(spec, tmp_path / "overflow")
-        assert code == ExitCode.DONE
+        log = train(quantization=FLOAT16)
+        assert log.code == ExitCode.DONE
         assert [warning.data["loss_scale"] for warning in warnings_of(log)] == [2**-4, 2**-8]
-        assert warnings_of(log)[1].message.endswith("the loss scaled by 1/256, which does not change the result.")
         assert log.losses == pytest.approx(plain.losses, rel=2e-3)
-        mine, theirs = final_adapter(log, tmp_path / "overflow"), final_adapter(plain, tmp_path / "plain")
-        for name, tensor in theirs.items():
+        mine = log.adapter()
+        for name, tensor in plain.adapter().items():
             assert (mine[name] - tensor).norm() <= 0.05 * tensor.norm(), name
         assert log.of(SnapshotSaved)[-1].step == 1  # saved at once: a later attempt continues with the scale
 
-    def test_in_a_dtype_with_the_range_of_float32_it_ends_the_run(
-        self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    def test_an_overflow_in_a_dtype_with_the_range_of_float32_ends_the_run(
+        self, train: Trainings, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         plant_overflow(monkeypatch, lambda call: call == 1)
-        code, log = run_trainer(make_spec(tiny, examples), tmp_path)
-        assert (code, failure(log).reason) == (ExitCode.BAD_SPEC, Reason.NON_FINITE_LOSS)
+        log = train(quantization={})
+        assert (log.code, log.failure.reason) == (ExitCode.BAD_SPEC, Reason.NON_FINITE_LOSS)
 
 
 class TestLoss:
-    def test_the_step_is_skipped_and_the_event_names_its_lines(
-        self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    def test_a_step_without_a_loss_is_skipped_and_the_event_names_its_lines(
+        self, train: Trainings, monkeypatch: pytest.MonkeyPatch, reviewed: Reviewed
     ) -> None:
         plant_loss_that_is_no_number(monkeypatch, lambda call: call == 2)
-        code, log = run_trainer(make_spec(tiny, examples, quantization=FLOAT16), tmp_path)
-        assert code == ExitCode.DONE
+        log = train(quantization=FLOAT16)
+        assert log.code == ExitCode.DONE
         (warning,) = warnings_of(log)
-        assert warning.message.startswith("Step 2 has the loss nan")
-        assert warning.message.endswith("It is skipped: its examples are not trained.")
+        reviewed(warning.message)
         assert len(warning.data["lines"]) == 4
         assert [metric.step for metric in log.of(Metric)] == [1, 3, 4, 5, 6]
 
     def test_the_number_of_skipped_steps_in_a_row_is_bounded(
-        self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, train: Trainings, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         plant_loss_that_is_no_number(monkeypatch, lambda call: call >= 2)
-        code, log = run_trainer(make_spec(tiny, examples, quantization=FLOAT16), tmp_path)
-        assert (code, failure(log).reason) == (ExitCode.BAD_SPEC, Reason.NON_FINITE_LOSS)
+        log = train(quantization=FLOAT16)
+        assert (log.code, log.failure.reason) == (ExitCode.BAD_SPEC, Reason.NON_FINITE_LOSS)
         assert len(warnings_of(log)) == 3
-        assert failure(log).message.startswith("Step 5 has the loss nan")
+        assert "Step 5" in log.failure.message

@@ -47,18 +47,18 @@ class TestChooseThreads:
 
 class TestChooseComputeDtype:
     @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
-    def test_is_the_requested_one(self, dtype: str) -> None:
+    def test_a_requested_dtype_is_chosen(self, dtype: str) -> None:
         requested = QuantizationSpec.model_validate({"compute_dtype": dtype})
         assert choose_compute_dtype(requested, CPU) is getattr(torch, dtype)
 
-    def test_is_bfloat16_for_16_bit_lora(self) -> None:
+    def test_16_bit_lora_computes_in_bfloat16(self) -> None:
         assert choose_compute_dtype(None, CPU) is torch.bfloat16
 
-    def test_is_bfloat16_on_a_cpu_by_default(self) -> None:
+    def test_a_cpu_computes_in_bfloat16_by_default(self) -> None:
         assert choose_compute_dtype(QuantizationSpec(), CPU, True) is torch.bfloat16
 
     @pytest.mark.parametrize("quantization", [QuantizationSpec(), None])
-    def test_is_float16_on_a_gpu_without_bfloat16_by_default(
+    def test_a_gpu_without_bfloat16_computes_in_float16_by_default(
         self, monkeypatch: pytest.MonkeyPatch, quantization: QuantizationSpec | None
     ) -> None:
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
@@ -82,7 +82,7 @@ def test_the_request_for_float32_changes_nothing_else(values: dict[str, Any]) ->
 
 
 def test_the_request_for_float32_of_a_16_bit_job_says_what_else_it_changes() -> None:
-    assert "4 bits instead of 16" in float32_request(None)
+    assert "4 bits" in float32_request(None)
 
 
 class TestTimesFloat32:
@@ -103,7 +103,7 @@ class TestTimesFloat32:
         assert times_float32(torch.bfloat16) == times
         assert measured == sizes
 
-    def test_is_one_for_float32_itself_and_leaves_the_threads(self) -> None:
+    def test_the_ratio_of_float32_itself_is_one_and_leaves_the_threads(self) -> None:
         threads = torch.get_num_threads()
         assert 0.1 < times_float32(torch.float32) < 10
         assert torch.get_num_threads() == threads
@@ -191,7 +191,7 @@ class TestOthersShare:
     @pytest.mark.parametrize(
         ("busy_seconds", "own_seconds", "expected"), [(8, 8, 0), (8, 2, 0.75), (8, 0, 1), (7, 8, 0)]
     )
-    def test_is_what_other_programs_used_of_the_cores(
+    def test_the_share_of_others_is_what_other_programs_used_of_the_cores(
         self, busy_seconds: float, own_seconds: float, expected: float
     ) -> None:
         before, after = CpuSample(0.0, 100.0, 10.0), CpuSample(4.0, 100.0 + busy_seconds, 10.0 + own_seconds)

@@ -19,11 +19,12 @@ def writer(emitted: list[object]) -> RecordWriter:
 class TestRecordStream:
     def test_a_record_is_one_line_of_json_that_the_parent_can_read(self) -> None:
         reading, writing = os.pipe()
-        RecordStream(writing)(Message(run_id="a", message="two\nlines, 1 % of ü"))
+        record = Message(run_id="a", message="two\nlines, 1 % of ü")
+        RecordStream(writing)(record)
         os.close(writing)
         with os.fdopen(reading, "rb") as file:
             (line,) = file.readlines()
-        assert parse_record(line) == Message(run_id="a", message="two\nlines, 1 % of ü")
+        assert parse_record(line) == record
 
 
 class TestKeepalive:
@@ -46,7 +47,7 @@ class TestRecordWriter:
             (Failed(run_id="a", reason=Reason.OUT_OF_MEMORY, message="m"), Reason.OUT_OF_MEMORY),
         ],
     )
-    def test_has_the_reason_of_the_last_record(self, record: Done | Stopped | Failed, reason: Reason) -> None:
+    def test_the_ending_is_the_reason_of_the_last_record(self, record: Done | Stopped | Failed, reason: Reason) -> None:
         said: list[object] = []
         writes = writer(said)
         writes(Message(run_id="a", message="m"))

@@ -57,8 +57,7 @@ def test_a_run_has_the_losses_of_a_plain_one(
     plain = train(files, tmp_path / "plain")
     request.getfixturevalue("with_kernels")
     log = train(files, tmp_path / "fused")
-    messages = [message.message for message in log.of(Message)]
-    assert any(text.startswith("TUNERY_CUDA_KERNELS: fused kernels for ") for text in messages), messages
+    assert any("TUNERY_CUDA_KERNELS" in message.message for message in log.of(Message))
     assert log.losses == pytest.approx(plain.losses, rel=1e-4)
 
 

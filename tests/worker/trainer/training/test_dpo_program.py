@@ -74,7 +74,7 @@ class TestRun:
     def test_beta_is_required_with_dpo_and_refused_without(
         self, tiny: Path, pairs: Path, method: str, beta: float | None
     ) -> None:
-        with pytest.raises(ValidationError, match="dpo needs a beta"):
+        with pytest.raises(ValidationError, match="beta"):
             make_spec(tiny, pairs, method=method, beta=beta)
 
     @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ class TestAgainstPlainPeft:
 
     @settings(max_examples=8, deadline=None)
     @given(row_tokens=st.integers(1, 1200), packing=st.booleans())
-    def test_with_every_batch_length(
+    def test_every_batch_length_has_the_same_result(
         self,
         tiny: Path,
         conversations: Path,

@@ -5,25 +5,27 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from app.domain.artifacts.engines import compatibility
-from app.domain.jobs.events import CheckpointSaved, Done, Message, Metric
+from app.domain.jobs.events import CheckpointSaved, Message, Metric
 from app.system import artifact_directory
 from app.system.tokenizer_files import load_renderer
+from tests.sentences import Reviewed
 from tests.worker.trainer.helpers import (
+    Attempt,
     RecordLog,
-    float32_spec,
+    Trainings,
+    assert_same_adapter,
     load_tiny_base,
     make_one_step,
     no_keepalive,
     prepare,
-    run_trainer,
     write_answers,
 )
 from worker.trainer.checkpoint.verify import verify_adapter
@@ -60,141 +62,108 @@ def checkpoints(log: RecordLog) -> list[tuple[int, bool]]:
     return [(record.step, record.final) for record in log.of(CheckpointSaved)]
 
 
-def texts(log: RecordLog) -> list[str]:
-    return [message.message for message in log.of(Message)]
-
-
 class TestSchedule:
     @pytest.mark.parametrize(
         ("changes", "steps"),
         [
             ({}, [3, 6]),
             ({"eval_steps": 1}, [1, 2, 3, 4, 5, 6]),
-            ({"eval_steps": 2}, [2, 4, 6]),
             ({"eval_steps": 4}, [4, 6]),
-            ({"eval_steps": 100}, [6]),
             ({"eval_steps": 2, "max_steps": 5}, [2, 4, 5]),
             ({"max_steps": 4}, [3, 4]),
         ],
     )
-    def test_validation_every_eval_steps_else_each_epoch_and_at_the_end(
-        self, tiny: Path, examples: Path, tmp_path: Path, changes: dict[str, Any], steps: list[int]
+    def test_the_validation_file_is_evaluated_every_eval_steps_else_each_epoch_and_at_the_end(
+        self, train: Trainings, scripted: list[float], changes: dict[str, Any], steps: list[int]
     ) -> None:
-        _, log = run_trainer(float32_spec(tiny, examples, validation_file=examples, **changes), tmp_path)
+        scripted += [1.0] * len(steps)
+        log = train(validation_file=train.training_file, **changes)
         assert measured(log) == steps
+        assert checkpoints(log) == [(3, False), (log.last.step, True)]  # validation adds none
 
-    def test_validation_by_steps_adds_no_checkpoints_if_the_last_adapter_is_the_result(
-        self, tiny: Path, examples: Path, tmp_path: Path
-    ) -> None:
-        _, log = run_trainer(float32_spec(tiny, examples, validation_file=examples, eval_steps=1), tmp_path)
-        assert checkpoints(log) == [(3, False), (6, True)]
+
+@pytest.fixture
+def validated(train: Trainings, scripted: list[float]) -> Callable[..., Attempt]:
+    """`validated(losses, **changes)`: train with a validation after each step, which has the next of these losses."""
+
+    def run(losses: list[float], **changes: Any) -> Attempt:
+        scripted[:] = losses
+        return train(**{"validation_file": train.training_file, "eval_steps": 1} | changes)
+
+    return run
 
 
 class TestEarlyStopping:
     def test_the_run_ends_at_that_step_with_an_event(
-        self, tiny: Path, examples: Path, tmp_path: Path, scripted: list[float]
+        self, validated: Callable[..., Attempt], reviewed: Reviewed
     ) -> None:
-        scripted += [3.0, 2.0, 2.1, 2.2, 9.0, 9.0]
-        changes = {"eval_steps": 1, "early_stopping": {"patience": 2}}
-        code, log = run_trainer(float32_spec(tiny, examples, validation_file=examples, **changes), tmp_path)
-        assert (code, log.last.step) == (0, 4)
+        log = validated([3.0, 2.0, 2.1, 2.2, 9.0, 9.0], early_stopping={"patience": 2})
+        assert (log.code, log.last.step) == (0, 4)
         assert [metric.step for metric in log.of(Metric)] == [1, 2, 3, 4]
         assert {metric.total_steps for metric in log.of(Metric)} == {6}
         assert checkpoints(log) == [(3, False), (4, True)]
-        assert texts(log) == [
-            "Stopped early after step 4 of 6: the full validation loss did not fall in 2 validation(s) in a row. "
-            "The lowest was 2.0000 after step 2.",
-            "The result is the last adapter, of step 4. The full validation loss was lower after step 2: 2.0000. "
-            "Set hyperparameters.promote_best to get the adapter with the lowest loss.",
-        ]
+        for message in log.of(Message):
+            reviewed(message.message)
 
-    def test_patience_that_ends_with_the_last_step_does_not_stop_early(
-        self, tiny: Path, examples: Path, tmp_path: Path, scripted: list[float]
-    ) -> None:
-        scripted += [3.0, 2.8, 2.5, 2.0, 2.1, 2.2]
-        changes = {"eval_steps": 1, "early_stopping": {"patience": 2}, "promote_best": True}
-        _, log = run_trainer(float32_spec(tiny, examples, validation_file=examples, **changes), tmp_path)
-        assert log.of(Metric)[-1].step == 6
-        assert texts(log) == ["The result is the adapter of step 4, with the lowest full validation loss, 2.0000."]
+    def test_patience_that_ends_with_the_last_step_does_not_stop_early(self, validated: Callable[..., Attempt]) -> None:
+        log = validated([3.0, 2.8, 2.5, 2.0, 2.1, 2.2], early_stopping={"patience": 2}, promote_best=True)
+        assert (log.of(Metric)[-1].step, log.last.step, len(log.of(Message))) == (6, 4, 1)
 
-    def test_a_fall_by_less_than_the_threshold_does_not_count(
-        self, tiny: Path, examples: Path, tmp_path: Path, scripted: list[float]
-    ) -> None:
-        scripted += [3.0, 2.95, 2.94, 1.0, 1.0, 1.0]
-        changes = {"eval_steps": 1, "early_stopping": {"patience": 2, "threshold": 0.1}}
-        _, log = run_trainer(float32_spec(tiny, examples, validation_file=examples, **changes), tmp_path)
+    def test_a_fall_by_less_than_the_threshold_does_not_count(self, validated: Callable[..., Attempt]) -> None:
+        log = validated([3.0, 2.95, 2.94, 1.0, 1.0, 1.0], early_stopping={"patience": 2, "threshold": 0.1})
         assert log.last.step == 3
 
 
 class TestPromotion:
     def test_the_result_is_the_adapter_of_the_lowest_loss(
-        self, tiny: Path, examples: Path, tmp_path: Path, scripted: list[float]
+        self, train: Trainings, validated: Callable[..., Attempt], reviewed: Reviewed
     ) -> None:
-        scripted += [3.0, 1.0, 2.0, 2.0, 2.0, 2.0]
-        changes = {"validation_file": examples, "eval_steps": 1, "promote_best": True}
-        _, log = run_trainer(float32_spec(tiny, examples, **changes), tmp_path / "best")
+        changes = {"promote_best": True, "lr_scheduler_type": "constant"}
+        log = validated([3.0, 1.0, 2.0, 2.0, 2.0, 2.0], **changes)
         assert checkpoints(log) == [(1, False), (2, False), (3, False), (6, False), (2, True)]
-        assert isinstance(log.last, Done)
         assert (log.last.step, log.last.directory) == (2, "runs/run-a/checkpoints/step-000002")
         assert log.last.trained_tokens == log.of(Metric)[-1].trained_tokens
         assert log.of(CheckpointSaved)[-1].metrics["full_valid_loss"] == 1.0
-        assert texts(log) == ["The result is the adapter of step 2, with the lowest full validation loss, 1.0000."]
+        (message,) = log.of(Message)
+        reviewed(message.message)
 
-        manifest = artifact_directory.verify(tmp_path / "best" / log.last.directory)
+        manifest = artifact_directory.verify(log.result)
         assert (manifest["step"], manifest["metrics"]["full_valid_loss"]) == (2, 1.0)
         assert manifest["trained_tokens"] == log.of(Metric)[1].trained_tokens
-        _, short = run_trainer(
-            float32_spec(tiny, examples, max_steps=2, lr_scheduler_type="constant"), tmp_path / "short"
-        )
-        scripted += [3.0, 1.0, 2.0, 2.0, 2.0, 2.0]
-        spec = float32_spec(tiny, examples, lr_scheduler_type="constant", **changes)
-        _, long = run_trainer(spec, tmp_path / "long")
-        mine, theirs = (
-            load_file(tmp_path / name / each.last.directory / "adapter_model.safetensors")
-            for name, each in (("long", long), ("short", short))
-        )
-        assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+        assert_same_adapter(log, train(max_steps=2, lr_scheduler_type="constant"))
 
-    def test_the_best_checkpoint_is_kept_in_addition_to_the_last_three(
-        self, tiny: Path, examples: Path, tmp_path: Path, scripted: list[float]
-    ) -> None:
-        scripted += [1.0, 2.0, 3.0, 4.0, 5.0]
-        _, log = run_trainer(float32_spec(tiny, examples, validation_file=examples, n_epochs=5), tmp_path)
-        kept = sorted(path.name for path in (tmp_path / "runs" / "run-a" / "checkpoints").iterdir())
+    def test_the_best_checkpoint_is_kept_in_addition_to_the_last_three(self, validated: Callable[..., Attempt]) -> None:
+        log = validated([1.0, 2.0, 3.0, 4.0, 5.0], n_epochs=5, eval_steps=None)
+        kept = sorted(path.name for path in (log.workdir / "runs" / "run-a" / "checkpoints").iterdir())
         assert kept == ["step-000003", "step-000009", "step-000012", "step-000015"]
         assert log.last.step == 15
 
-    def test_by_default_the_last_adapter_is_the_result_and_the_better_one_is_named(
-        self, tiny: Path, examples: Path, tmp_path: Path, scripted: list[float]
+    def test_the_last_adapter_is_the_result_by_default_and_the_better_one_is_named(
+        self, validated: Callable[..., Attempt]
     ) -> None:
-        scripted += [1.0, 2.0]
-        _, log = run_trainer(float32_spec(tiny, examples, validation_file=examples), tmp_path)
+        log = validated([1.0, 2.0], eval_steps=None)
         assert checkpoints(log) == [(3, False), (6, True)]
         assert log.last.step == 6
-        assert "lower after step 3: 1.0000. Set hyperparameters.promote_best" in texts(log)[0]
+        assert "hyperparameters.promote_best" in log.of(Message)[0].message
 
-    def test_with_losses_that_are_not_numbers_the_last_adapter_is_the_result(
-        self, tiny: Path, examples: Path, tmp_path: Path, scripted: list[float]
+    def test_the_last_adapter_is_the_result_of_losses_that_are_not_numbers(
+        self, validated: Callable[..., Attempt]
     ) -> None:
-        scripted += [float("nan"), float("nan")]
-        code, log = run_trainer(float32_spec(tiny, examples, validation_file=examples, promote_best=True), tmp_path)
-        assert (code, log.last.step) == (0, 6)
-        assert texts(log) == [
-            f"The full validation loss after step {step} is nan; it counts as an increase." for step in (3, 6)
-        ]
-        manifest = (tmp_path / log.last.directory / artifact_directory.MANIFEST).read_text()
+        log = validated([float("nan"), float("nan")], eval_steps=None, promote_best=True)
+        assert (log.code, log.last.step) == (0, 6)
+        assert ["nan" in message.message for message in log.of(Message)] == [True, True]
+        manifest = (log.result / artifact_directory.MANIFEST).read_text()
         assert json.loads(manifest, parse_constant=pytest.fail)["metrics"]["full_valid_loss"] is None
 
 
 class TestSamples:
     def test_the_last_samples_are_of_the_result(
-        self, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, train: Trainings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(sampling, "MAX_NEW_TOKENS", 6)
-        train, valid = (write_answers(tmp_path / say, 16, say) for say in ("yes", "no"))
+        yes, no = (write_answers(tmp_path / say, 16, say) for say in ("yes", "no"))
         changes = {"n_epochs": 4, "eval_steps": 2, "early_stopping": {"patience": 2}, "promote_best": True}
-        spec = float32_spec(tiny, train, validation_file=valid, sample_prompts=("1: red",), **changes)
-        _, log = run_trainer(spec, tmp_path)
+        log = train(training_file=yes, validation_file=no, sample_prompts=("1: red",), **changes)
         samples = [message.data for message in log.of(Message) if "prompt" in message.data]
         assert [sample["step"] for sample in samples] == [2, 4, 6, 4]
         assert log.last.step == 4
@@ -204,10 +173,9 @@ class TestSamples:
 class TestSideEffects:
     """A probe, a validation, samples and the last check change no weight and no random state."""
 
-    def test_weights_and_random_states_stay_unchanged(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
+    def test_weights_and_random_states_stay_unchanged(self, tiny: Path, train: Trainings, tmp_path: Path) -> None:
         base = load_tiny_base(tiny)
-        spec = float32_spec(tiny, examples, dropout=0.2, sample_prompts=("1: red",))
-        run = prepare(spec, base, tmp_path)
+        run = prepare(train.spec(dropout=0.2, sample_prompts=("1: red",)), base, tmp_path)
         make_one_step(base, run)
         directory = step_actions.save_checkpoint(with_facts(run), base)
         before = fingerprint(base, run)

@@ -71,9 +71,9 @@ class TestCheckAttention:
     @pytest.mark.parametrize(
         ("fault", "seen"),
         [
-            (leaking, "mixes the documents of a packed batch"),
-            (with_doubled_scale, "computes another result than a softmax in float32"),
-            (with_leaking_gradient, "mixes the documents of a packed batch"),
+            (leaking, "mixes the documents"),
+            (with_doubled_scale, "softmax in float32"),
+            (with_leaking_gradient, "mixes the documents"),
         ],
     )
     def test_a_fault_is_refused_with_the_name_of_the_kernel(
@@ -83,7 +83,7 @@ class TestCheckAttention:
         with pytest.raises(Failure, match=seen) as caught:
             check_attention("tiny", [a_call()])
         assert KERNELS[kernel] in caught.value.message
-        assert "bfloat16, 4 query and 2 key heads of size 16" in caught.value.message
+        assert "4 query" in caught.value.message
         assert caught.value.reason is Reason.MODEL_UNAVAILABLE
 
     def test_a_window_that_is_one_token_too_wide_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
