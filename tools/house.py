@@ -89,12 +89,12 @@ def main() -> int:
     texts = source_texts()
     seen, allowed = counts(texts), json.loads(ALLOWED.read_text(encoding="utf-8"))
     for name, count in seen.items():
-        print(f"{name:<25}{count:,}" + (f" ({count - allowed[name]:+,})" if count != allowed[name] else ""))
+        print(f"{name:<34}{count:,}" + (f" ({count - allowed[name]:+,})" if count != allowed[name] else ""))
     modules = {name: text for name, text in texts.items() if name.startswith(SERVICE) and name.endswith(".py")}
     folder, entries = widest_folder(modules)
-    print(f"{'widest folder':<25}{folder}: {entries} entries")
-    print(f"{'import cycle':<25}{' -> '.join(import_cycle()) or 'none'}")
-    print(f"{'functions':<25}{_functions_text(modules)}")
+    print(f"{'widest folder':<34}{folder}: {entries} entries")
+    print(f"{'import cycle':<34}{' -> '.join(import_cycle()) or 'none'}")
+    print(f"{'functions':<34}{_functions_text(modules)}")
     fallen, risen = compare(seen, allowed)
     if os.environ.get(WRITE_FALLEN):
         ALLOWED.write_text(json.dumps(fallen, indent=2) + "\n", encoding="utf-8")
