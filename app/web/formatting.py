@@ -70,12 +70,20 @@ def duration(seconds: float | None) -> str:
     return f"{days} d {hours} h" if hours else f"{days} d"
 
 
-def age(unix_seconds: float | None, now: float | None = None) -> str:
+def age(unix_seconds: float | None) -> str:
     """The time since then: "12 min ago"."""
     if unix_seconds is None:
         return "–"
-    seconds = (now or time.time()) - unix_seconds
+    seconds = time.time() - unix_seconds
     return "just now" if seconds < 5 else f"{_one_unit(seconds)} ago"
+
+
+def until(unix_seconds: float | None) -> str:
+    """The time until then: "in 12 min"."""
+    if unix_seconds is None:
+        return "–"
+    seconds = unix_seconds - time.time()
+    return f"in {duration(seconds)}" if seconds > 5 else "soon"
 
 
 def _one_unit(seconds: float) -> str:

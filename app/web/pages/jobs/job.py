@@ -64,7 +64,7 @@ class Action(NamedTuple):
     question: str | None = None  # asked first
 
     def is_offered(self, job: dict[str, Any]) -> bool:
-        return job["status"] in self.statuses and not (self.name == "pause" and job.get("pause_requested"))
+        return job["status"] in self.statuses and not (self.name == "pause" and job["pause_requested"])
 
 
 ACTIONS = (
