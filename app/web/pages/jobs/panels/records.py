@@ -160,10 +160,10 @@ class LogPanel(Panel):
             self._search = filter_text("Search the log", "", self._show)
             with tag("div") as self._attempts:
                 self._attempt = filter_select("Attempt", {"": "Last attempt"}, "", self.load)
-            self._follow_button = button("Following", self._toggle)
-            self._follow_button.props["aria-pressed"] = "true"
+            self._follow_button = button("", self._toggle)
             self._download = link("Download", self._href, "t-button", download="")
-        self._is_following = self._may_grow = True
+        self._is_following, self._may_grow = False, True
+        self._toggle()
         self._output = tag("pre", classes="t-code t-log", tabindex="0", aria_label="Log of the trainer")
 
     async def refresh(self, job: Json) -> None:
