@@ -103,7 +103,6 @@ def test_a_clone_has_the_settings_of_its_original(open_page: Open, world: World)
     page.get_by_label("Keep the other settings of the original").uncheck()
     expect(page.get_by_text('"r": 8')).to_be_visible()
     expect(page.get_by_text('"target_modules": [')).to_have_count(0)
-    expect(page.get_by_text("The defaults apply instead of these settings")).to_be_visible()
 
 
 def test_the_quantization_of_the_original_has_its_own_field(open_page: Open, world: World) -> None:
@@ -112,7 +111,6 @@ def test_the_quantization_of_the_original_has_its_own_field(open_page: Open, wor
     page = open_page(f"/jobs/new?clone={job_id}")
     expect(page.get_by_text('"type": "fp4"')).to_be_visible()
     page.get_by_label("Keep the other settings of the original").uncheck()
-    expect(page.get_by_text("The defaults apply instead of these settings")).to_be_visible()
     expect(page.get_by_text('"deliver_to"')).to_have_count(0)
     expect(page.get_by_text('"type": "fp4"')).to_be_visible()
 

@@ -179,9 +179,8 @@ def _device(device: Json) -> str:
 
 def _models(names: list[str]) -> Json:
     """The first ones; a table of many workers with many models has no room for all."""
-    shown = ", ".join(names[:MAX_MODELS]) or "–"
-    more = f", and {len(names) - MAX_MODELS} more" if len(names) > MAX_MODELS else ""
-    return {"text": shown + more, "title": ", ".join(names)}
+    more = ", …" if len(names) > MAX_MODELS else ""
+    return {"text": brief(names[:MAX_MODELS]) + more, "title": ", ".join(names)}
 
 
 def _notes(job: Json) -> str:

@@ -141,12 +141,9 @@ class NewJobPage(View):
 
         def keep() -> Any:
             self._kept = kept if is_kept.value else only_quantization
-            dropped.set_visibility(not is_kept.value)
             return self._update()
 
-        is_kept = checkbox("Keep the other settings of the original", "true", keep)
-        dropped = note("The defaults apply instead of these settings", "", "warn", role="status")
-        dropped.set_visibility(False)
+        is_kept = checkbox("Keep the other settings of the original; else the defaults apply", "true", keep)
         facts({name: wording.setting_text(value) for name, value in rest.items()})
 
     def _add(self, *names: str, **hints: str) -> None:

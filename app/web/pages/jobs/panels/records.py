@@ -18,10 +18,6 @@ REASONS = {
     "done": "finished",
     "drained": "stopped by its worker; progress saved",
     "gave_way": "preempted by an urgent job; progress saved",
-    "paused": "paused",
-    "cancelled": "cancelled",
-    "worker_lost": "worker lost",
-    "trainer_crashed": "trainer crashed",
     "device_lost": "GPU lost",
     "killed_for_memory": "out of memory; the next attempt uses less",
     "stalled": "no progress; stopped by the watchdog",
@@ -44,7 +40,7 @@ def numbered(attempts: Sequence[Json]) -> list[Json]:
 def _result(attempt: Json) -> str:
     if attempt["ended_at"] is None:
         return "running"
-    return REASONS.get(attempt["reason"], str(attempt["reason"])) if attempt["reason"] else "valid"
+    return REASONS.get(reason, reason.replace("_", " ")) if (reason := attempt["reason"]) else "valid"
 
 
 def _time_line(attempts: list[Json]) -> None:
